@@ -1,0 +1,1 @@
+//! Process settings; the only reader of the environment (and of `.env`).

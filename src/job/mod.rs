@@ -1,0 +1,215 @@
+//! Jobs: `jobs/*.toml` read into validated [`Job`]s.
+//!
+//! A [`Job`] that exists is valid: its key pattern round-trips, its templates parse and name only what they may, its
+//! durations are in order. Everything that can be wrong is found when the files are read and reported at once
+//! ([`Faults`]); nothing here touches Redis or the network.
+
+mod fault;
+mod file;
+mod pattern;
+mod schedule;
+mod template;
+mod upstream;
+
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use fault::{Fault, Faults};
+pub use pattern::KeyPattern;
+pub use schedule::Schedule;
+pub use template::{Shape, Template};
+pub use upstream::{Rate, TokenBudget, Upstream, UpstreamName};
+
+/// A job's name: the stem of its file. Letters, digits, `_` and `-`; it is part of Redis key names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobName(Arc<str>);
+
+/// The Redis key of one entry, exactly as the API reads it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryKey(Arc<str>);
+
+macro_rules! text_newtype {
+    ($name:ident) => {
+        impl $name {
+            /// Takes the text as it is.
+            pub fn new(text: impl Into<Arc<str>>) -> Self {
+                Self(text.into())
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+pub(crate) use text_newtype;
+text_newtype!(JobName);
+text_newtype!(EntryKey);
+
+/// The values of a key pattern's placeholders, by name.
+pub type Params = BTreeMap<String, String>;
+
+/// All jobs of a folder and the upstreams they use, valid together.
+#[derive(Clone, Debug, Default)]
+pub struct Jobs {
+    /// By name.
+    pub jobs: BTreeMap<JobName, Arc<Job>>,
+    /// By name; a source that gives an absolute `url` below none of them has one of its own, named after its origin.
+    pub upstreams: BTreeMap<UpstreamName, Arc<Upstream>>,
+    /// The environment variables that the files name, set or not.
+    pub env: BTreeSet<String>,
+}
+
+/// A kind of content and how it is kept warm: one file in `jobs/`.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The file's stem.
+    pub name: JobName,
+    /// What people are told about it.
+    pub description: Option<String>,
+    /// Which keys it owns, read both ways.
+    pub key: KeyPattern,
+    /// How long a value lives.
+    pub ttl: Duration,
+    /// Rendered after each fetch with the placeholders, the inputs and `value`.
+    pub tags: Vec<Template>,
+    /// Entries this one is made from, by the name that templates use.
+    pub inputs: BTreeMap<String, KeyPattern>,
+    /// Where values come from, in the order they are tried: the source, then its fallbacks. Never empty.
+    pub sources: Vec<Source>,
+    /// What is kept warm.
+    pub entries: Entries,
+    /// When and how.
+    pub warm: Warm,
+    /// Changes whenever the file does; a new digest is warmed up at once.
+    pub digest: String,
+}
+
+/// Where values come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// An HTTP service that answers with JSON.
+    Http(Box<HttpSource>),
+    /// An OpenAI-compatible chat completions server.
+    Ai(Box<AiSource>),
+}
+
+/// One HTTP request and what is made of its answer.
+#[derive(Clone, Debug)]
+pub struct HttpSource {
+    /// The server asked, with its limits.
+    pub upstream: UpstreamName,
+    /// The absolute URL; what templates insert is percent-encoded as one path segment or query value.
+    pub url: Template,
+    /// Sent besides the upstream's headers.
+    pub headers: BTreeMap<String, Template>,
+    /// Sent as a JSON body with POST; GET where absent.
+    pub body: Option<Shape>,
+    /// JSON Pointer (RFC 6901) into the answer; empty for all of it.
+    pub select: jsonptr::PointerBuf,
+    /// What a usable answer satisfies, an expression over `value`.
+    pub accept: Option<Template>,
+    /// The value stored, built from `value`, the selected part; as it is where absent.
+    pub value: Option<Shape>,
+}
+
+/// One chat completion and what is made of it.
+#[derive(Clone, Debug)]
+pub struct AiSource {
+    /// The server asked, with its limits and the token budget.
+    pub upstream: UpstreamName,
+    /// The absolute URL of `…/chat/completions`.
+    pub url: Template,
+    /// The model's name.
+    pub model: String,
+    /// The system message.
+    pub system: Option<Template>,
+    /// The user message.
+    pub prompt: Template,
+    /// Sampling temperature; the server's default where absent.
+    pub temperature: Option<f64>,
+    /// The longest answer asked for.
+    pub max_tokens: Option<u32>,
+    /// How the answer is stored.
+    pub format: AiFormat,
+}
+
+/// How an AI answer is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AiFormat {
+    /// As a JSON string.
+    Text,
+    /// As the JSON document that the answer must be.
+    Json,
+}
+
+/// What a job keeps warm.
+#[derive(Clone, Debug, Default)]
+pub struct Entries {
+    /// Named in the file; each complete for the key pattern.
+    pub list: Vec<Params>,
+    /// Asked for at each warmup.
+    pub feed: Option<Feed>,
+    /// How many of the most read entries.
+    pub popular: usize,
+}
+
+/// A list of entries that an upstream knows.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    /// The server asked.
+    pub upstream: UpstreamName,
+    /// The absolute URL.
+    pub url: Template,
+    /// JSON Pointer to an array of strings (for a single placeholder) or of objects.
+    pub select: jsonptr::PointerBuf,
+}
+
+/// When and how a job is kept warm.
+#[derive(Clone, Debug)]
+pub struct Warm {
+    /// When warmups run; without one only at the start, after a change of the file, and after a flush.
+    pub schedule: Option<Schedule>,
+    /// Whether a warmup fetches what is still good, too.
+    pub refetch: bool,
+    /// How long before expiry an entry is refreshed; zero for never. Default: a tenth of the TTL.
+    pub ahead: Duration,
+    /// How long a value may outlive its TTL while the source fails.
+    pub stale_if_error: Duration,
+    /// How long after an invalidation the entry is looked at once more.
+    pub settle: Duration,
+    /// Fetches that fail in a row before an entry goes to the dead letters.
+    pub attempts: u32,
+}
+
+impl Jobs {
+    /// Reads a folder of job files; `env` looks up environment variables.
+    ///
+    /// # Errors
+    /// All faults of all files.
+    pub fn load(folder: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Faults> {
+        file::load(folder, env)
+    }
+
+    /// The job that owns a key, and the placeholders' values in it.
+    pub fn owner(&self, key: &str) -> Option<(&Arc<Job>, Params)> {
+        self.jobs.values().find_map(|job| job.key.read(key).map(|params| (job, params)))
+    }
+}
