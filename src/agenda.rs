@@ -1,1 +1,407 @@
-//! To come.
+//! The agenda: what is due when.
+//!
+//! One sorted set per job, member = entry key, score = [`Due`]. An entry is on it once, however many triggers and
+//! workers name it. Claiming moves the score, it does not remove: a worker that dies leaves its entries due again. Every
+//! later step compares the score it left behind ([`Agenda::take`], [`Agenda::finish`]), so whoever comes too late, or was
+//! overtaken by an invalidation, changes nothing.
+
+use std::fmt;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{RedisResult, Script, aio::ConnectionManager};
+
+use crate::job::{EntryKey, JobName};
+use crate::redis::Keys;
+use crate::warmer::Outcome;
+
+/// Dead letters kept for each job; the oldest go first.
+const DEAD_LETTERS: usize = 10_000;
+/// Entries handed to one script call, so that none holds Redis up.
+const BATCH: usize = 250;
+
+static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/due.lua")));
+static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/claim.lua")));
+static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/take.lua")));
+static FINISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/finish.lua")));
+
+/// Why an entry became due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trigger {
+    /// A warmup.
+    Cron = 0,
+    /// Somebody said that it is no longer true.
+    Invalidation = 1,
+    /// Its TTL comes to an end.
+    Expiry = 2,
+    /// Somebody wants it and it is not there.
+    Demand = 3,
+    /// A person asked.
+    Manual = 4,
+}
+
+impl Trigger {
+    const ALL: [Self; 5] = [Self::Cron, Self::Invalidation, Self::Expiry, Self::Demand, Self::Manual];
+
+    /// As in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cron => "cron",
+            Self::Invalidation => "invalidation",
+            Self::Expiry => "expiry",
+            Self::Demand => "demand",
+            Self::Manual => "manual",
+        }
+    }
+}
+
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How near an entry is to being warmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Due before all else, since `at`.
+    Urgent,
+    /// Due at `at`.
+    Scheduled,
+    /// On the queue; due again at `at`.
+    Claimed,
+    /// Being warmed; due again at `at`.
+    Taken,
+}
+
+/// A score, read.
+///
+/// A score is a time in milliseconds whose band tells the state (urgent ones lie below all times) and whose fraction, in
+/// 32nds, holds the trigger (3 bits), whether it was urgent when claimed, and whether it is taken. Doubles are exact for
+/// all of it, so that scripts can compare and swap.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Due {
+    /// Redis time, ms.
+    pub at: i64,
+    /// Claimed or not.
+    pub state: State,
+    /// Why.
+    pub trigger: Trigger,
+    /// Whether it goes before what is merely due.
+    pub urgent: bool,
+}
+
+/// Distance between the bands; more than any time, and small enough for 32nds to be exact.
+const BAND: f64 = 1e13;
+
+impl Due {
+    /// Reads a score.
+    pub fn from_score(score: f64) -> Self {
+        let floor = score.floor();
+        #[expect(clippy::cast_possible_truncation, reason = "scores are below 2^45")]
+        let (floor, bits) = (floor as i64, ((score - floor) * 32.0) as usize);
+        let trigger = Trigger::ALL.get(bits % 8).copied().unwrap_or(Trigger::Manual);
+        let (at, state, urgent) = if score < -2.5 * BAND {
+            (floor + 30_000_000_000_000, State::Urgent, true)
+        } else if score < -BAND {
+            let state = if bits >= 16 { State::Taken } else { State::Claimed };
+            (floor + 20_000_000_000_000, state, bits % 16 >= 8)
+        } else {
+            (floor, State::Scheduled, false)
+        };
+        Self { at, state, trigger, urgent }
+    }
+
+    /// Writes it.
+    #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
+    pub fn score(self) -> f64 {
+        let bits = self.trigger as u8;
+        let (band, bits) = match self.state {
+            State::Urgent => (3.0, bits),
+            State::Scheduled => (0.0, bits),
+            State::Claimed => (2.0, bits + 8 * u8::from(self.urgent)),
+            State::Taken => (2.0, bits + 8 * u8::from(self.urgent) + 16),
+        };
+        self.at as f64 - band * BAND + f64::from(bits) / 32.0
+    }
+}
+
+/// How to put entries on the agenda.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Before all else.
+    Urgent,
+    /// At this Redis time (ms; 0 is now), unless earlier already.
+    Due(i64),
+    /// At this Redis time (ms), unless on the agenda already.
+    Keep(i64),
+    /// Now, but only if it is on the agenda.
+    IfThere,
+}
+
+/// An entry claimed for a task: its score compares and swaps.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Claimed {
+    /// The entry.
+    #[serde(rename = "k")]
+    pub key: String,
+    /// Its score while claimed.
+    #[serde(rename = "c")]
+    pub score: String,
+    /// Since when it was due (Redis time, ms).
+    #[serde(rename = "d")]
+    pub since: i64,
+}
+
+impl Claimed {
+    /// The score, read.
+    pub fn due(&self) -> Due {
+        Due::from_score(self.score.parse().unwrap_or_default())
+    }
+}
+
+/// What one claim brought.
+#[derive(Debug)]
+pub struct Claims {
+    /// The entries, the most urgent first.
+    pub entries: Vec<Claimed>,
+    /// How long until something more may be due; `None` if nothing is.
+    pub next: Option<Duration>,
+}
+
+/// What becomes of an entry after it was warmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Due at this Redis time (ms) as its TTL comes to an end.
+    At(i64),
+    /// The same, but only if the job's feed names it; otherwise it leaves.
+    IfFed(i64),
+    /// Due after this time for the same trigger; after zero, as urgent as before.
+    In(Duration),
+    /// It leaves.
+    Out,
+    /// It leaves for the dead letters, for this reason.
+    Dead(String),
+    /// Somebody else has it: the agenda is not touched.
+    Leave,
+}
+
+/// One entry's end.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// The entry.
+    pub key: String,
+    /// The score by which we hold it.
+    pub score: String,
+    /// What becomes of it.
+    pub next: Next,
+    /// How its warming ended; `None` where it was only handed back.
+    pub outcome: Option<Outcome>,
+}
+
+/// The agendas of all jobs.
+#[derive(Clone, Debug)]
+pub struct Agenda {
+    redis: ConnectionManager,
+    keys: Keys,
+}
+
+/// What a signal says that makes dispatchers look at a job's agenda.
+pub fn due_signal(job: &JobName) -> String {
+    format!("due {job}")
+}
+
+impl Agenda {
+    /// The agendas under these keys.
+    pub fn new(redis: ConnectionManager, keys: Keys) -> Self {
+        Self { redis, keys }
+    }
+
+    /// Makes entries due; returns how many moved. An invalidation also overtakes what a worker has taken.
+    ///
+    /// # Errors
+    /// Redis's; what was sent before may have moved.
+    pub async fn put<'a, I>(&self, job: &JobName, entries: I, when: When, trigger: Trigger) -> RedisResult<u64>
+    where
+        I: IntoIterator<Item = &'a EntryKey>,
+    {
+        let (how, at) = match when {
+            When::Urgent => ("urgent", 0),
+            When::Due(at) => ("due", at),
+            When::Keep(at) => ("keep", at),
+            When::IfThere => ("there", 0),
+        };
+        let agenda = self.keys.agenda(job);
+        let signal = if how == "keep" { String::new() } else { due_signal(job) };
+        let entries: Vec<&str> = entries.into_iter().map(EntryKey::as_str).collect();
+        let mut moved = 0;
+        for batch in entries.chunks(BATCH) {
+            moved += DUE
+                .key(&agenda)
+                .arg(how)
+                .arg(trigger as u8)
+                .arg(at)
+                .arg(u8::from(trigger == Trigger::Invalidation))
+                .arg(self.keys.signal_channel())
+                .arg(&signal)
+                .arg(batch)
+                .invoke_async::<u64>(&mut self.redis.clone())
+                .await?;
+        }
+        Ok(moved)
+    }
+
+    /// Claims at most `most` due entries, as long as at most `cap` are claimed or taken at once (urgent ones are not held
+    /// up), for `claim`.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn claim(&self, job: &JobName, most: usize, cap: usize, claim: Duration) -> RedisResult<Claims> {
+        let reply: Vec<String> = CLAIM
+            .key(self.keys.agenda(job))
+            .arg(most.min(1_000))
+            .arg(cap)
+            .arg(millis(claim))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        let number = |i: usize| reply.get(i).and_then(|text| text.parse::<i64>().ok()).unwrap_or(-1);
+        let (now, next) = (number(0), number(1));
+        let entries = reply[2.min(reply.len())..]
+            .chunks_exact(3)
+            .map(|entry| Claimed {
+                key: entry[0].clone(),
+                score: entry[1].clone(),
+                since: Due::from_score(entry[2].parse().unwrap_or_default()).at,
+            })
+            .collect();
+        let next = (next >= 0).then(|| Duration::from_millis(u64::try_from(next - now).unwrap_or(0)));
+        Ok(Claims { entries, next })
+    }
+
+    /// Takes claimed entries for at most `time`; returns the score by which each is held, in order, `None` where it is
+    /// not ours any more.
+    ///
+    /// # Errors
+    /// Redis's; the entries are due again when their claims run out.
+    pub async fn take(&self, job: &JobName, entries: &[Claimed], time: Duration) -> RedisResult<Vec<Option<String>>> {
+        let mut taken = Vec::with_capacity(entries.len());
+        for batch in entries.chunks(BATCH) {
+            let mut call = TAKE.key(self.keys.agenda(job));
+            call.arg(millis(time));
+            for entry in batch {
+                call.arg(&entry.key).arg(&entry.score);
+            }
+            let scores: Vec<String> = call.invoke_async(&mut self.redis.clone()).await?;
+            taken.extend(scores.into_iter().map(|score| (!score.is_empty()).then_some(score)));
+        }
+        Ok(taken)
+    }
+
+    /// Ends the warming of entries, counts outcomes, and keeps `last` for people.
+    ///
+    /// # Errors
+    /// Redis's; the entries are due again when their time runs out.
+    pub async fn finish(&self, job: &JobName, entries: &[Finished], last: &str) -> RedisResult<()> {
+        for batch in entries.chunks(BATCH) {
+            let mut counts: Vec<(Outcome, u64)> = Vec::new();
+            for outcome in batch.iter().filter_map(|entry| entry.outcome) {
+                match counts.iter_mut().find(|(of, _)| *of == outcome) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((outcome, 1)),
+                }
+            }
+            let mut call = FINISH.key(self.keys.agenda(job));
+            call.key(self.keys.fed(job))
+                .key(self.keys.dead(job))
+                .key(self.keys.dead_reasons(job))
+                .key(self.keys.stats(job))
+                .arg(DEAD_LETTERS)
+                .arg(last)
+                .arg(self.keys.signal_channel())
+                .arg(due_signal(job))
+                .arg(counts.len());
+            for (outcome, count) in counts {
+                call.arg(outcome.as_str()).arg(count);
+            }
+            for Finished { key, score, next, .. } in batch {
+                let (what, argument) = match next {
+                    Next::At(at) => ("at", at.to_string()),
+                    Next::IfFed(at) => ("fed", at.to_string()),
+                    Next::In(wait) => ("in", millis(*wait).to_string()),
+                    Next::Out => ("out", String::new()),
+                    Next::Dead(reason) => ("dead", reason.clone()),
+                    Next::Leave => continue,
+                };
+                call.arg(key).arg(score).arg(what).arg(argument);
+            }
+            call.invoke_async::<u64>(&mut self.redis.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes an entry off the agenda, whatever its state.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn remove(&self, job: &JobName, entries: &[EntryKey]) -> RedisResult<()> {
+        for batch in entries.chunks(BATCH) {
+            let keys: Vec<&str> = batch.iter().map(EntryKey::as_str).collect();
+            let () = redis::cmd("ZREM")
+                .arg(self.keys.agenda(job))
+                .arg(keys)
+                .query_async(&mut self.redis.clone())
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_due() -> impl Strategy<Value = Due> {
+        let states = prop_oneof![
+            Just(State::Urgent),
+            Just(State::Scheduled),
+            Just(State::Claimed),
+            Just(State::Taken)
+        ];
+        (0_i64..9_000_000_000_000, states, 0_usize..5, any::<bool>()).prop_map(|(at, state, trigger, urgent)| Due {
+            at,
+            state,
+            trigger: Trigger::ALL[trigger],
+            urgent: match state {
+                State::Urgent => true,
+                State::Scheduled => false,
+                State::Claimed | State::Taken => urgent,
+            },
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_score_reads_back_as_what_was_written(due in any_due()) {
+            prop_assert_eq!(Due::from_score(due.score()), due);
+        }
+
+        #[test]
+        fn a_score_survives_text_with_five_decimals(due in any_due()) {
+            prop_assert_eq!(format!("{:.5}", due.score()).parse::<f64>().unwrap(), due.score());
+        }
+
+        #[test]
+        fn urgent_comes_before_all_times(a in any_due(), b in any_due()) {
+            if a.state == State::Urgent && b.state != State::Urgent {
+                prop_assert!(a.score() < b.score());
+            }
+        }
+    }
+}

@@ -1,1 +1,182 @@
-//! To come.
+//! The dispatcher: from the agendas to the queue, with backpressure.
+//!
+//! It claims what is due, job by job, in chunks that the job's upstream admits within a fraction of the claim time, and
+//! only as many entries as a job may have in hand, so that neither a backlog of millions nor a sick upstream fills the
+//! queue. Every worker runs one; claiming is atomic, so they need not know of each other.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::RedisResult;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::agenda::{Agenda, Claimed, Finished, Next};
+use crate::job::{Job, JobName, Jobs, UpstreamName};
+use crate::queue::{Chunk, Queue};
+use crate::redis::Patience;
+use crate::source::Gate;
+
+/// Entries in one task at most: few enough to be spread, many enough for the queue not to cost.
+const CHUNK: usize = 32;
+/// Entries claimed in one call.
+const CLAIM: usize = 256;
+/// Entries of a job in hand, for each fetch that a worker may have under way: enough to hide the way through the queue.
+const DEPTH: usize = 6;
+/// How often the agendas are looked at when nobody says that something is due.
+const IDLE: Duration = Duration::from_secs(5);
+/// How often they are looked at while a job has all it may have in hand, or its upstream is closed.
+const BUSY: Duration = Duration::from_millis(50);
+
+/// Wakes dispatchers: for one job, or for all.
+#[derive(Debug, Default)]
+pub struct Bell {
+    rung: Mutex<Vec<JobName>>,
+    all: Notify,
+}
+
+impl Bell {
+    /// Something of this job is due.
+    pub fn ring(&self, job: &JobName) {
+        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rung.contains(job) {
+            rung.push(job.clone());
+        }
+        self.all.notify_one();
+    }
+
+    fn answer(&self) -> Vec<JobName> {
+        std::mem::take(&mut *self.rung.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Claims what is due and puts it on the queue.
+#[derive(Debug)]
+pub struct Dispatcher {
+    /// The jobs.
+    pub jobs: Arc<Jobs>,
+    /// What is due.
+    pub agenda: Agenda,
+    /// Where it goes.
+    pub queue: Queue,
+    /// The ways to upstreams: nothing is claimed for one that is closed.
+    pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
+    /// What wakes it.
+    pub bell: Arc<Bell>,
+    /// Workers that live, as the last beat counted them.
+    pub workers: Arc<AtomicUsize>,
+    /// Fetches that a worker may have under way to one upstream.
+    pub concurrency: usize,
+    /// How long a claim holds.
+    pub claim: Duration,
+}
+
+impl Dispatcher {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut patience = Patience::new("the dispatcher");
+        // When each job is looked at next.
+        let mut looks: BTreeMap<&JobName, Instant> = self.jobs.jobs.keys().map(|job| (job, Instant::now())).collect();
+        while !stop.is_cancelled() {
+            for job in self.bell.answer() {
+                if let Some(look) = looks.get_mut(&job) {
+                    *look = Instant::now();
+                }
+            }
+            let due: Vec<&JobName> =
+                looks.iter().filter(|(_, look)| **look <= Instant::now()).map(|(job, _)| *job).collect();
+            for name in due {
+                match self.dispatch(&self.jobs.jobs[name]).await {
+                    Ok(wait) => {
+                        patience.well();
+                        looks.insert(name, Instant::now() + wait);
+                    }
+                    Err(e) => {
+                        patience.ill(&e, &stop).await;
+                        break;
+                    }
+                }
+            }
+            let next = looks.values().min().copied().unwrap_or_else(|| Instant::now() + IDLE);
+            tokio::select! {
+                () = self.bell.all.notified() => {}
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Moves what is due of one job to the queue, as far as there is room; returns when to look again.
+    ///
+    /// # Errors
+    /// Redis's; what was claimed comes due again.
+    pub async fn dispatch(&self, job: &Job) -> RedisResult<Duration> {
+        if let Some(wait) = self.closed_for(job) {
+            debug!(job = %job.name, "its upstream admits nothing for {wait:?}");
+            return Ok(wait.clamp(BUSY, IDLE));
+        }
+        let (chunk, cap) = self.bounds(job);
+        let claims = self.agenda.claim(&job.name, CLAIM.min(cap.max(1)), cap, self.claim).await?;
+        if claims.entries.is_empty() {
+            let wait = claims.next.unwrap_or(IDLE);
+            // Due, but not to be had: the job has in hand what it may have.
+            return Ok(if wait.is_zero() { BUSY } else { wait.min(IDLE) });
+        }
+        let (urgent, rest): (Vec<Claimed>, Vec<Claimed>) =
+            claims.entries.into_iter().partition(|entry| entry.due().urgent);
+        self.push(job, urgent, chunk, true).await?;
+        self.push(job, rest, chunk, false).await?;
+        Ok(Duration::ZERO)
+    }
+
+    async fn push(&self, job: &Job, entries: Vec<Claimed>, chunk: usize, front: bool) -> RedisResult<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let name = job.name.as_str();
+        let chunks: Vec<Chunk> =
+            entries.chunks(chunk).map(|part| Chunk { job: name.to_owned(), entries: part.to_vec() }).collect();
+        let taken = self.queue.push(&chunks, front).await?;
+        let back: Vec<Finished> = chunks
+            .into_iter()
+            .skip(taken)
+            .flat_map(|chunk| chunk.entries)
+            .map(|Claimed { key, score, .. }| Finished { key, score, next: Next::In(IDLE), outcome: None })
+            .collect();
+        if back.is_empty() { Ok(()) } else { self.agenda.finish(&job.name, &back, "").await }
+    }
+
+    /// How long nothing can be asked for this job: all its sources' upstreams are closed.
+    fn closed_for(&self, job: &Job) -> Option<Duration> {
+        let mut shortest = None;
+        for source in &job.sources {
+            let wait = self.gates.get(source.upstream())?.closed_for()?;
+            shortest = Some(shortest.map_or(wait, |other: Duration| other.min(wait)));
+        }
+        shortest
+    }
+
+    /// Entries in one task, and entries of a job in hand in the whole fleet.
+    fn bounds(&self, job: &Job) -> (usize, usize) {
+        let workers = self.workers.load(Ordering::Relaxed).max(1);
+        let mut cap = self.concurrency.saturating_mul(DEPTH).saturating_mul(workers);
+        if let Some(upstream) = job.sources.first().and_then(|source| self.jobs.upstreams.get(source.upstream())) {
+            let share = self.claim / 4;
+            if let Some(rate) = upstream.rate {
+                let admitted = share.as_secs_f64() / rate.per.as_secs_f64() * f64::from(rate.count);
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive and bounded")]
+                let admitted = admitted.min(1e6) as usize;
+                cap = cap.min(admitted.max(1));
+            }
+            if let Some(concurrency) = upstream.concurrency {
+                cap = cap.min((concurrency as usize).saturating_mul(DEPTH));
+            }
+        }
+        // All workers get a share of what there is.
+        let chunk = (cap / (workers * 2)).clamp(1, CHUNK);
+        (chunk, cap)
+    }
+}

@@ -1,1 +1,310 @@
-//! To come.
+//! The queue: spreads tasks, which are chunks of claimed entries, over the fleet. The only file that names apalis.
+//!
+//! apalis's worker runtime drives the tasks; the data lies in apalis-redis's layout. Between the two stand our own pull,
+//! acknowledge and beat, because the shipped ones end the worker for good at the first error of Redis, trust the workers'
+//! clocks, and never delete. Here an error is waited out: the runtime only ever sees tasks.
+//!
+//! Losing a task, or all of them, loses no work: its entries are on the agenda, due again when their claims run out.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use apalis_core::backend::finalize::Ephemeral;
+use apalis_core::backend::{Backend, BackendConfig};
+use apalis_core::task::Task;
+use apalis_core::task::builder::TaskBuilder;
+use apalis_core::task::task_id::TaskId;
+use apalis_core::worker::builder::WorkerBuilder;
+use apalis_core::worker::context::WorkerContext;
+use redis::{RedisResult, Script, aio::ConnectionManager};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tower_layer::Identity;
+use tracing::warn;
+use ulid::Ulid;
+
+use crate::agenda::Claimed;
+use crate::redis::{Keys, Patience};
+
+/// Tasks that may wait on the queue. The dispatcher claims less than this; it only bounds what a fault could pile up.
+const WAITING: usize = 10_000;
+/// Tasks a worker has in hand at once. Each holds at most a chunk of entries, most of them waiting for their upstream.
+const IN_HAND: usize = 256;
+/// Tasks locked in one call.
+const PULL: usize = 8;
+/// How often a worker looks at the queue when nobody wakes it.
+const IDLE: Duration = Duration::from_secs(1);
+/// What a signal says that makes workers look at the queue.
+pub const QUEUED_SIGNAL: &str = "queued";
+
+static PUSH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("queue/lua/push.lua")));
+static PULL_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("queue/lua/pull.lua")));
+static ACK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("queue/lua/ack.lua")));
+static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("queue/lua/beat.lua")));
+
+/// A task: entries of one job that were claimed together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// The job's name.
+    pub job: String,
+    /// The entries.
+    pub entries: Vec<Claimed>,
+}
+
+/// One worker's end of the queue.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    redis: ConnectionManager,
+    layout: apalis_redis::Config,
+    signals: String,
+    worker: Arc<str>,
+    wake: Arc<Notify>,
+}
+
+impl Queue {
+    /// The queue under these keys, for a worker of this name (unique: a host and a ULID).
+    pub fn new(redis: ConnectionManager, keys: &Keys, worker: &str) -> Self {
+        let layout = apalis_redis::Config::default().queue(keys.queue());
+        Self { redis, layout, signals: keys.signal_channel(), worker: worker.into(), wake: Arc::default() }
+    }
+
+    /// Puts tasks on the queue, before all others if `front`; returns how many found room.
+    ///
+    /// # Errors
+    /// Redis's; some may have been taken.
+    pub async fn push(&self, chunks: &[Chunk], front: bool) -> RedisResult<usize> {
+        let mut taken = 0;
+        for batch in chunks.chunks(50) {
+            let mut call = PUSH.key(self.layout.active_jobs_list());
+            call.key(self.layout.job_data_hash())
+                .arg(self.meta_prefix())
+                .arg(WAITING)
+                .arg(u8::from(front))
+                .arg(&self.signals)
+                .arg(QUEUED_SIGNAL);
+            for chunk in batch {
+                let payload = serde_json::to_string(chunk).map_err(std::io::Error::other)?;
+                call.arg(Ulid::generate().to_string()).arg(payload);
+            }
+            taken += call.invoke_async::<usize>(&mut self.redis.clone()).await?;
+        }
+        self.wake.notify_one();
+        Ok(taken)
+    }
+
+    /// Looks at the queue now.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Tells that this worker lives, and clears up after those that do not; returns how many live.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn beat(&self, dead_after: Duration) -> RedisResult<usize> {
+        self.beat_script(&self.worker, dead_after, false).await
+    }
+
+    /// How many workers live, asked by somebody who is none.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn workers(&self, dead_after: Duration) -> RedisResult<usize> {
+        self.beat_script("", dead_after, false).await
+    }
+
+    /// Takes leave.
+    ///
+    /// # Errors
+    /// Redis's; the worker then counts as living until its last beat is old.
+    pub async fn leave(&self, dead_after: Duration) -> RedisResult<()> {
+        self.beat_script(&self.worker, dead_after, true).await.map(|_| ())
+    }
+
+    async fn beat_script(&self, worker: &str, dead_after: Duration, leave: bool) -> RedisResult<usize> {
+        BEAT.key(self.layout.workers_set())
+            .key(self.layout.job_data_hash())
+            .arg(self.meta_prefix())
+            .arg(format!("{}:", self.layout.inflight_jobs_set()))
+            .arg(worker)
+            .arg(dead_after.as_secs().max(1))
+            .arg(u8::from(leave))
+            .invoke_async(&mut self.redis.clone())
+            .await
+    }
+
+    /// Pulls tasks and runs `handle` on them until `stop`; then waits for those in hand.
+    ///
+    /// A task that is done, or not readable, is acknowledged; `handle` itself sees to its entries.
+    ///
+    /// # Errors
+    /// apalis's runtime ended by itself, which it should not.
+    pub async fn run<F, Fut>(&self, handle: F, stop: CancellationToken) -> anyhow::Result<()>
+    where
+        F: Fn(Chunk) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let (tasks, pulled) = mpsc::channel(IN_HAND);
+        let (done, acks) = mpsc::unbounded_channel::<String>();
+        let service = move |task: InHand| {
+            let (handle, done) = (handle.clone(), done.clone());
+            async move {
+                let InHand { id, payload, room } = task;
+                match serde_json::from_str(&payload) {
+                    Ok(chunk) => handle(chunk).await,
+                    Err(e) => warn!(task = id, "dropping a task that cannot be read: {e}"),
+                }
+                drop(room);
+                // The receiver lives until all senders are gone.
+                let _ = done.send(id);
+            }
+        };
+        let worker = WorkerBuilder::new(&*self.worker).backend(Pulled { tasks: pulled }).build(service);
+        let (ran, (), ()) = tokio::join!(worker.run(), self.pull(tasks, stop.clone()), self.acknowledge(acks, &stop));
+        if let Err(e) = ran {
+            anyhow::bail!("the queue's worker runtime ended: {e}");
+        }
+        anyhow::ensure!(stop.is_cancelled(), "the queue's worker runtime ended by itself");
+        Ok(())
+    }
+
+    /// Locks tasks for this worker as long as it has hands free.
+    async fn pull(&self, tasks: mpsc::Sender<Task<InHand>>, stop: CancellationToken) {
+        let hands = Arc::new(Semaphore::new(IN_HAND));
+        let mut patience = Patience::new("the queue");
+        while !stop.is_cancelled() {
+            let Ok(first) = hands.clone().acquire_owned().await else { return };
+            let mut rooms = vec![first];
+            while rooms.len() < PULL
+                && let Ok(room) = hands.clone().try_acquire_owned()
+            {
+                rooms.push(room);
+            }
+            let reply = self.pull_once(rooms.len()).await;
+            let found = match reply {
+                Ok(found) => {
+                    patience.well();
+                    found
+                }
+                Err(e) => {
+                    patience.ill(&e, &stop).await;
+                    continue;
+                }
+            };
+            let full = found.len() == rooms.len();
+            for ((id, payload), room) in found.into_iter().zip(rooms) {
+                let task = TaskBuilder::new(InHand { id: id.clone(), payload, room })
+                    .task_id(TaskId::from_string(id))
+                    .build();
+                if tasks.send(task).await.is_err() {
+                    return;
+                }
+            }
+            if !full {
+                tokio::select! {
+                    () = self.wake.notified() => {}
+                    () = tokio::time::sleep(IDLE) => {}
+                    () = stop.cancelled() => return,
+                }
+            }
+        }
+    }
+
+    async fn pull_once(&self, most: usize) -> RedisResult<Vec<(String, String)>> {
+        PULL_SCRIPT
+            .key(self.layout.active_jobs_list())
+            .key(self.layout.job_data_hash())
+            .key(self.in_flight())
+            .key(self.layout.workers_set())
+            .arg(self.meta_prefix())
+            .arg(&*self.worker)
+            .arg(most)
+            .invoke_async::<Vec<String>>(&mut self.redis.clone())
+            .await
+            .map(|reply| reply.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
+    }
+
+    /// Acknowledges what is done, as many as there are at a time, until all who could say so are gone.
+    async fn acknowledge(&self, mut acks: mpsc::UnboundedReceiver<String>, stop: &CancellationToken) {
+        let mut ids = Vec::new();
+        let mut patience = Patience::new("acknowledging tasks");
+        while acks.recv_many(&mut ids, 500).await > 0 {
+            loop {
+                let sent = ACK
+                    .key(self.in_flight())
+                    .key(self.layout.job_data_hash())
+                    .arg(self.meta_prefix())
+                    .arg(&ids)
+                    .invoke_async::<usize>(&mut self.redis.clone())
+                    .await;
+                match sent {
+                    Ok(_) => {
+                        patience.well();
+                        break;
+                    }
+                    // Another worker's beat clears up what is left behind.
+                    Err(_) if stop.is_cancelled() => break,
+                    Err(e) => patience.ill(&e, stop).await,
+                }
+            }
+            ids.clear();
+        }
+    }
+
+    fn meta_prefix(&self) -> String {
+        format!("{}:", self.layout.job_meta_hash())
+    }
+
+    fn in_flight(&self) -> String {
+        format!("{}:{}", self.layout.inflight_jobs_set(), self.worker)
+    }
+}
+
+/// A task that this worker has locked, and the hand it is in.
+struct InHand {
+    id: String,
+    payload: String,
+    room: OwnedSemaphorePermit,
+}
+
+/// What apalis's runtime sees: tasks as they are pulled, then the end. Never an error.
+struct Pulled {
+    tasks: mpsc::Receiver<Task<InHand>>,
+}
+
+impl Backend for Pulled {
+    type Task = Task<InHand>;
+    type Error = Infallible;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>, _: &WorkerContext) -> Poll<Option<Result<Self::Task, Infallible>>> {
+        self.tasks.poll_recv(cx).map(|task| task.map(Ok))
+    }
+
+    fn poll_close(&mut self, _: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl BackendConfig for Pulled {
+    type Args = InHand;
+    type Id = Ulid;
+    type Kind = Ephemeral;
+    type Config = ();
+    type Layer = Identity;
+
+    fn config(&self) -> &() {
+        &()
+    }
+
+    fn middleware(&mut self, _: &mut WorkerContext) -> Identity {
+        Identity::new()
+    }
+}

@@ -1,1 +1,587 @@
-//! To come.
+//! The warmer: one entry from lease over fetch to commit, and what becomes of it.
+//!
+//! A task is a [`Chunk`] of claimed entries; each is taken (compare and swap on the agenda) and warmed on its own, so a
+//! panic or a slow answer concerns one entry. Waiting for an upstream comes before the lease; the fetch gives itself up at
+//! the lease's deadline. Every end is an [`Outcome`] and a [`Next`]; what is lost on the way, to a crash or to Redis, is due
+//! again when the agenda says so.
+
+mod finisher;
+mod inputs;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::RedisResult;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, debug_span, warn};
+
+pub use finisher::Finisher;
+
+use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger};
+use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
+use crate::queue::Chunk;
+use crate::source::{Answer, Ask, Ended, FetchError, Fetched, Gate, Permit, Sources, Validators};
+use crate::store::{Fresh, Lease, Leased, Meta, Note, Removal, Store, Written};
+use crate::telemetry::Telemetry;
+
+/// What a lease allows for beside the fetch itself: the way to Redis and back, and its commit.
+const LEASE_MARGIN: Duration = Duration::from_secs(5);
+/// Times that one lease is begun anew because invalidations keep coming; then the entry waits its turn again.
+const ROUNDS: usize = 5;
+/// How soon an entry comes back that found Redis away or lost its lease.
+const SHORTLY: Duration = Duration::from_secs(1);
+/// How soon an entry comes back that waits for an input; the input's commit brings it back sooner.
+const INPUT_WAIT: Duration = Duration::from_secs(15);
+/// The first retry comes within this time, each later one within twice the one before.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// No retry waits longer.
+const RETRY_LONGEST: Duration = Duration::from_secs(300);
+/// Longest reason kept, in characters.
+const REASON: usize = 300;
+
+/// How warming one entry ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// A fetched value is readable.
+    Warmed,
+    /// The value there still holds: 304, the same prompt, or warmed by somebody else since it became due.
+    Unchanged,
+    /// Somebody else fetches it.
+    Busy,
+    /// An invalidation or a lost lease came between; the answer was dropped.
+    Fenced,
+    /// Not now: a limit, an open breaker, a missing input, a worker that ends.
+    Deferred,
+    /// The upstream no longer has it; nor has the cache.
+    Gone,
+    /// Nobody reads it: it is left to expire.
+    Unread,
+    /// No usable answer; the old value stays.
+    Failed,
+}
+
+impl Outcome {
+    /// All of them, in the order people are told.
+    pub const ALL: [Self; 8] = [
+        Self::Warmed,
+        Self::Unchanged,
+        Self::Busy,
+        Self::Fenced,
+        Self::Deferred,
+        Self::Gone,
+        Self::Unread,
+        Self::Failed,
+    ];
+
+    /// As in logs, metrics and Redis.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Warmed => "warmed",
+            Self::Unchanged => "unchanged",
+            Self::Busy => "busy",
+            Self::Fenced => "fenced",
+            Self::Deferred => "deferred",
+            Self::Gone => "gone",
+            Self::Unread => "unread",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How an entry's warming ended, why, and what becomes of it.
+#[derive(Debug)]
+struct Ending {
+    outcome: Outcome,
+    next: Next,
+    reason: Option<String>,
+}
+
+impl Ending {
+    fn new(outcome: Outcome, next: Next) -> Self {
+        Self { outcome, next, reason: None }
+    }
+
+    fn because(outcome: Outcome, next: Next, reason: impl Into<String>) -> Self {
+        Self { outcome, next, reason: Some(reason.into()) }
+    }
+}
+
+/// An entry that this worker has taken.
+#[derive(Clone, Debug)]
+struct Taken {
+    key: EntryKey,
+    /// The score by which the agenda knows that it is ours.
+    score: String,
+    trigger: Trigger,
+    urgent: bool,
+    /// Since when it was due (Redis time, ms).
+    since: i64,
+}
+
+/// Warms entries for one worker process.
+#[derive(Debug)]
+pub struct Warmer {
+    jobs: Arc<Jobs>,
+    store: Store,
+    agenda: Agenda,
+    sources: Sources,
+    gates: BTreeMap<UpstreamName, Arc<Gate>>,
+    telemetry: Telemetry,
+    finished: mpsc::UnboundedSender<(JobName, Finished, String)>,
+    /// How long an entry may wait for its upstream before it makes room for others.
+    patience: Duration,
+    /// Set when the worker ends: nothing is begun any more.
+    drain: CancellationToken,
+    /// What is in hand: for handing back. The token is there while a fetch is under way.
+    held: Mutex<HashMap<(JobName, EntryKey), (String, Option<String>)>>,
+}
+
+impl Warmer {
+    /// A warmer, and the loop that ends its entries on the agenda. `claim` is the claim time.
+    #[expect(clippy::too_many_arguments, reason = "it is where the parts meet")]
+    pub fn new(
+        jobs: Arc<Jobs>,
+        store: Store,
+        agenda: Agenda,
+        sources: Sources,
+        gates: BTreeMap<UpstreamName, Arc<Gate>>,
+        telemetry: Telemetry,
+        claim: Duration,
+        drain: CancellationToken,
+    ) -> (Arc<Self>, Finisher) {
+        let (finished, ends) = mpsc::unbounded_channel();
+        let finisher = Finisher::new(agenda.clone(), ends);
+        let patience = claim / 2;
+        let held = Mutex::default();
+        let warmer = Self { jobs, store, agenda, sources, gates, telemetry, finished, patience, drain, held };
+        (Arc::new(warmer), finisher)
+    }
+
+    /// Warms the entries of a task; each ends by itself.
+    pub async fn warm_chunk(self: Arc<Self>, chunk: Chunk) {
+        let Some((name, job)) = self.jobs.jobs.get_key_value(chunk.job.as_str()) else {
+            debug!(job = chunk.job, "no such job here: its entries stay on the agenda");
+            return;
+        };
+        if self.drain.is_cancelled() {
+            for Claimed { key, score, .. } in chunk.entries {
+                self.end(name, Finished { key, score, next: Next::In(Duration::ZERO), outcome: None }, String::new());
+            }
+            return;
+        }
+        let time = self.patience + self.lease_time(job);
+        let scores = match self.agenda.take(name, &chunk.entries, time).await {
+            Ok(scores) => scores,
+            Err(e) => {
+                debug!(job = %name, "could not take a task's entries, they come due again: {e}");
+                return;
+            }
+        };
+        let mut warming = JoinSet::new();
+        for (claimed, score) in chunk.entries.into_iter().zip(scores) {
+            let Some(score) = score else { continue };
+            let due = claimed.due();
+            let taken = Taken {
+                key: EntryKey::new(claimed.key),
+                score,
+                trigger: due.trigger,
+                urgent: due.urgent,
+                since: claimed.since,
+            };
+            self.hold(name, &taken.key, Some((taken.score.clone(), None)));
+            let span = debug_span!("warm", job = %name, key = %taken.key, trigger = %taken.trigger);
+            let (warmer, job) = (Arc::clone(&self), Arc::clone(job));
+            warming.spawn(async move { warmer.warm_taken(&job, taken).await }.instrument(span));
+        }
+        while let Some(ended) = warming.join_next().await {
+            if let Err(e) = ended
+                && e.is_panic()
+            {
+                // The entry comes due again when its time runs out.
+                tracing::error!(job = %name, "warming an entry panicked: {e}");
+            }
+        }
+    }
+
+    async fn warm_taken(&self, job: &Arc<Job>, taken: Taken) {
+        let begun = Instant::now();
+        let ending = match self.warm(job, &taken).await {
+            Ok(ending) => ending,
+            Err(e) => {
+                Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}"))
+            }
+        };
+        let Ending { outcome, next, reason } = ending;
+        self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), begun.elapsed());
+        let last = serde_json::json!({
+            "key": taken.key.as_str(), "outcome": outcome, "trigger": taken.trigger, "reason": reason,
+        });
+        let finished =
+            Finished { key: taken.key.as_str().to_owned(), score: taken.score, next, outcome: Some(outcome) };
+        self.end(&job.name, finished, last.to_string());
+    }
+
+    /// One entry, from its inputs to its end.
+    async fn warm(&self, job: &Arc<Job>, taken: &Taken) -> RedisResult<Ending> {
+        let key = &taken.key;
+        let Some(params) = job.key.read(key.as_str()) else {
+            return Ok(Ending::because(Outcome::Gone, Next::Out, "the job's key pattern is another by now"));
+        };
+        let mut inputs = match self.inputs(job, &params, taken.urgent).await? {
+            Ok(inputs) => inputs,
+            Err(missing) => {
+                let reason = format!("waits for its input {missing}");
+                return Ok(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason));
+            }
+        };
+        let mut permit = None;
+        if !self.still_made_from(job, key, &params, &inputs).await? {
+            permit = match self.admit(job, 0, taken.urgent, Instant::now() + self.patience).await {
+                Ok(permit) => Some(permit),
+                Err(ending) => return Ok(ending),
+            };
+        }
+        let mut lease = match self.store.lease(key, self.lease_time(job), fresh(job, taken)).await? {
+            Leased::Yes(lease) => lease,
+            Leased::Busy(_) => {
+                settle(permit, Ended::Ok).await;
+                return Ok(Ending::new(Outcome::Busy, Next::Leave));
+            }
+            Leased::Fresh(expires) => {
+                settle(permit, Ended::Ok).await;
+                return Ok(Ending::new(Outcome::Unchanged, keep(job, key, expires, &params)));
+            }
+        };
+        self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
+        let mut use_known = true;
+        for _ in 0..ROUNDS {
+            let known = if use_known { known(job, &lease, &inputs) } else { None };
+            let asked = self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgent, permit.take()).await;
+            let note = |outcome| Note {
+                outcome: Some(outcome),
+                trigger: Some(taken.trigger),
+                attempted: lease.start,
+                ..Note::default()
+            };
+            let (written, outcome) = match asked {
+                Ok((Answer::Value(fetched), basis)) => {
+                    let note = Note { validators: fetched.validators.clone(), basis, ..note(Outcome::Warmed) };
+                    (self.commit(job, key, &lease, &fetched, &note).await?, Outcome::Warmed)
+                }
+                Ok((Answer::Unchanged, basis)) => {
+                    let validators = known.unwrap_or_default();
+                    let note = Note { validators, basis, ..note(Outcome::Unchanged) };
+                    (self.store.extend(key, &lease, job.ttl, &note).await?, Outcome::Unchanged)
+                }
+                Ok((Answer::Gone, _)) => {
+                    (self.store.gone(key, &lease, &note(Outcome::Gone)).await?, Outcome::Gone)
+                }
+                Err(Ending { outcome, next, reason }) => {
+                    return self.give_up(job, taken, &lease, outcome, next, reason).await;
+                }
+            };
+            match written {
+                Written::Done { .. } if outcome == Outcome::Gone => {
+                    return Ok(Ending::because(Outcome::Gone, Next::Out, "the upstream no longer has it"));
+                }
+                Written::Done { expires, changed } => {
+                    if changed {
+                        self.wake_dependants(key, taken.urgent).await?;
+                    }
+                    return Ok(Ending::new(outcome, keep(job, key, expires, &params)));
+                }
+                Written::Again(start) => {
+                    lease.start = start;
+                    lease.deadline = Instant::now() + lease.time.mul_f32(0.9);
+                    inputs = match self.inputs(job, &params, taken.urgent).await? {
+                        Ok(inputs) => inputs,
+                        Err(_) => break,
+                    };
+                    // What it was made from may be the same; that it was invalidated says that it is not enough.
+                    use_known &= !matches!(job.sources[0], Source::Ai(_));
+                }
+                Written::Foreign => use_known = false,
+                Written::Evicted => return Ok(Ending::because(Outcome::Fenced, Next::Out, "evicted meanwhile")),
+                Written::Lost => {
+                    let next = Next::In(SHORTLY);
+                    return Ok(Ending::because(Outcome::Fenced, next, "the lease ran out before the answer came"));
+                }
+            }
+        }
+        self.store.release(key, &lease.token, None).await?;
+        let next = Next::In(Duration::ZERO);
+        Ok(Ending::because(Outcome::Fenced, next, "invalidated again and again while it was fetched"))
+    }
+
+    /// Asks the sources in order until one answers.
+    #[expect(clippy::too_many_arguments, reason = "all of it is one request")]
+    async fn ask(
+        &self,
+        job: &Arc<Job>,
+        key: &EntryKey,
+        params: &Params,
+        inputs: &serde_json::Map<String, serde_json::Value>,
+        known: Option<&Validators>,
+        lease: &Lease,
+        urgent: bool,
+        mut permit: Option<Permit>,
+    ) -> Result<(Answer, Option<String>), Ending> {
+        let mut failure = Ending::because(Outcome::Failed, Next::Out, "no source");
+        let basis = basis(job, inputs);
+        for source in 0..job.sources.len() {
+            let known = if source == 0 { known } else { None };
+            let ask = Ask { job, source, key, params, inputs, known, deadline: lease.deadline };
+            if self.sources.unchanged_without_asking(&self.jobs, &ask) {
+                settle(permit.take(), Ended::Ok).await;
+                return Ok((Answer::Unchanged, basis));
+            }
+            let mut allowed = match permit.take() {
+                Some(permit) => permit,
+                None => match self.admit(job, source, urgent, lease.deadline).await {
+                    Ok(permit) => permit,
+                    Err(ending) => {
+                        failure = ending;
+                        continue;
+                    }
+                },
+            };
+            let answer = self.sources.fetch(&self.jobs, &ask).await;
+            if let Ok(Answer::Value(Fetched { tokens, .. })) = &answer {
+                allowed.spend(*tokens);
+            }
+            allowed.done(Ended::of(&answer)).await;
+            match answer {
+                Ok(answer) => return Ok((answer, basis)),
+                Err(FetchError::Busy(wait)) => {
+                    let reason = format!("the upstream asks to wait {} s", wait.as_secs());
+                    failure = Ending::because(Outcome::Deferred, Next::In(jitter(wait)), reason);
+                }
+                Err(e @ (FetchError::Upstream(_) | FetchError::Answer(_))) => {
+                    failure = Ending::because(Outcome::Failed, Next::Out, e.to_string());
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn commit(
+        &self,
+        job: &Job,
+        key: &EntryKey,
+        lease: &Lease,
+        fetched: &Fetched,
+        note: &Note,
+    ) -> RedisResult<Written> {
+        self.store.commit(key, lease, &fetched.json, job.ttl, note).await
+    }
+
+    /// Ends a fetch without a value: notes the failure, and decides when to try again, or never.
+    async fn give_up(
+        &self,
+        job: &Job,
+        taken: &Taken,
+        lease: &Lease,
+        outcome: Outcome,
+        next: Next,
+        reason: Option<String>,
+    ) -> RedisResult<Ending> {
+        let reason = reason.map(|reason| reason.chars().take(REASON).collect::<String>());
+        let mut note = lease.meta.as_ref().map(|meta| meta.note.clone()).unwrap_or_default();
+        if taken.trigger == Trigger::Manual && outcome == Outcome::Failed && note.failures >= job.warm.attempts {
+            note.failures = 0;
+        }
+        note.outcome = Some(outcome);
+        note.trigger = Some(taken.trigger);
+        note.attempted = lease.start;
+        note.reason.clone_from(&reason);
+        if outcome == Outcome::Failed {
+            note.failures = note.failures.saturating_add(1);
+        }
+        let mark = self.store.release(&taken.key, &lease.token, Some(&note)).await?;
+        let next = match (mark, outcome) {
+            (Some(Removal::Evict), _) => Next::Out,
+            (_, Outcome::Failed) if note.failures >= job.warm.attempts => {
+                Next::Dead(format!("failed {} times, last: {}", note.failures, reason.as_deref().unwrap_or("?")))
+            }
+            (_, Outcome::Failed) => Next::In(retry_after(note.failures)),
+            _ => next,
+        };
+        Ok(Ending { outcome, next, reason })
+    }
+
+    /// Waits for an upstream, or says how the entry ends that cannot.
+    async fn admit(&self, job: &Job, source: usize, urgent: bool, until: Instant) -> Result<Permit, Ending> {
+        let upstream = job.sources[source].upstream();
+        let Some(gate) = self.gates.get(upstream) else {
+            let reason = format!("upstream {upstream} is not known here");
+            return Err(Ending::because(Outcome::Deferred, Next::In(SHORTLY), reason));
+        };
+        tokio::select! {
+            admitted = gate.admit(urgent, until) => admitted.map_err(|refusal| {
+                let reason = format!("{upstream}: {}", refusal.reason);
+                Ending::because(Outcome::Deferred, Next::In(jitter(refusal.wait)), reason)
+            }),
+            () = self.drain.cancelled() => {
+                Err(Ending::because(Outcome::Deferred, Next::In(Duration::ZERO), "drained"))
+            }
+        }
+    }
+
+    /// Longer than all sources of a job may take together.
+    fn lease_time(&self, job: &Job) -> Duration {
+        let timeouts = job.sources.iter().map(|source| {
+            self.jobs.upstreams.get(source.upstream()).map_or(Duration::from_secs(10), |upstream| upstream.timeout)
+        });
+        // The deadline is at nine tenths.
+        (timeouts.sum::<Duration>() + LEASE_MARGIN).mul_f32(1.12)
+    }
+
+    fn hold(&self, job: &JobName, key: &EntryKey, what: Option<(String, Option<String>)>) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = (job.clone(), key.clone());
+        match what {
+            Some(what) => held.insert(place, what),
+            None => held.remove(&place),
+        };
+    }
+
+    fn end(&self, job: &JobName, finished: Finished, last: String) {
+        self.hold(job, &EntryKey::new(finished.key.as_str()), None);
+        // The finisher outlives the warmer; without it the entries come due again by themselves.
+        let _ = self.finished.send((job.clone(), finished, last));
+    }
+
+    /// Entries in hand.
+    pub fn in_hand(&self) -> usize {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Hands back what is still in hand, so that another worker takes it at once. Call it when nothing is warmed any more.
+    pub async fn hand_back(&self) {
+        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
+        for ((job, key), (score, token)) in held {
+            if let Some(token) = token
+                && let Err(e) = self.store.release(&key, &token, None).await
+            {
+                warn!(%key, "could not give back a lease, it ends by itself: {e}");
+            }
+            let finished =
+                Finished { key: key.as_str().to_owned(), score, next: Next::In(Duration::ZERO), outcome: None };
+            let _ = self.finished.send((job, finished, String::new()));
+        }
+    }
+
+    /// Whether an AI value is made from the same as now, so that nobody need be asked.
+    async fn still_made_from(
+        &self,
+        job: &Arc<Job>,
+        key: &EntryKey,
+        params: &Params,
+        inputs: &serde_json::Map<String, serde_json::Value>,
+    ) -> RedisResult<bool> {
+        if !matches!(job.sources[0], Source::Ai(_)) {
+            return Ok(false);
+        }
+        let looked = self.store.look(std::slice::from_ref(key)).await?;
+        let Some((expires, Some(meta))) = looked.into_iter().next() else { return Ok(false) };
+        if !meta.is_of(expires) || meta.invalidated > 0 {
+            return Ok(false);
+        }
+        let known = Some(&meta.note.validators);
+        let ask = Ask { job, source: 0, key, params, inputs, known, deadline: Instant::now() };
+        Ok(self.sources.unchanged_without_asking(&self.jobs, &ask))
+    }
+}
+
+/// What makes this fetch unnecessary, by why it is made.
+fn fresh(job: &Job, taken: &Taken) -> Fresh {
+    let since = Fresh { since: Some(taken.since), ..Fresh::default() };
+    match taken.trigger {
+        // An invalidation is answered by whatever was fetched after it, which clears its mark; a changed input leaves none.
+        Trigger::Invalidation if job.inputs.is_empty() => Fresh { since: Some(1), ..Fresh::default() },
+        Trigger::Invalidation | Trigger::Manual => since,
+        Trigger::Cron if job.warm.refetch => since,
+        Trigger::Cron => filled(job, taken.since),
+        // What was refreshed since then lives longer than that; see [`keep`].
+        Trigger::Expiry => Fresh { until: Some(taken.since + millis(job.warm.ahead.mul_f32(1.3))), ..Fresh::default() },
+        Trigger::Demand => Fresh { any: true, ..Fresh::default() },
+    }
+}
+
+/// What a warmup at `tick` (Redis time, ms) that only fills leaves alone: what lives until the next one.
+pub(crate) fn filled(job: &Job, tick: i64) -> Fresh {
+    let next = job.warm.schedule.as_ref().zip(chrono::DateTime::from_timestamp_millis(tick));
+    let next = next.and_then(|(schedule, tick)| schedule.next(tick)).map(|next| next.timestamp_millis());
+    match next {
+        Some(next) => Fresh { until: Some(next), ..Fresh::default() },
+        None => Fresh { since: Some(1), ..Fresh::default() },
+    }
+}
+
+/// When an entry that lives until `expires` is refreshed, if it is kept warm.
+pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64, params: &Params) -> Next {
+    if job.warm.ahead.is_zero() || expires <= 0 {
+        return Next::Out;
+    }
+    // Spread by a quarter, so that what was warmed together does not expire together; never more than the TTL allows.
+    let ahead = job.warm.ahead.mul_f64(rand::random_range(1.0..=1.25)).min(job.ttl.mul_f32(0.95));
+    let at = expires - millis(ahead);
+    debug!(%key, at, "due again");
+    if job.entries.lists(params) { Next::At(at) } else { Next::IfFed(at) }
+}
+
+/// What the present value came with, if it may be kept when unchanged.
+fn known(job: &Job, lease: &Lease, inputs: &serde_json::Map<String, serde_json::Value>) -> Option<Validators> {
+    let meta: &Meta = lease.meta.as_ref()?;
+    if !meta.is_of(lease.pexpiretime) {
+        return None;
+    }
+    let holds = match &job.sources[0] {
+        Source::Http(_) => meta.note.basis == basis(job, inputs),
+        Source::Ai(_) => meta.invalidated == 0,
+    };
+    holds.then(|| meta.note.validators.clone())
+}
+
+/// What an HTTP value was made by beside the answer: the job file and the inputs. A 304 only holds for the same.
+fn basis(job: &Job, inputs: &serde_json::Map<String, serde_json::Value>) -> Option<String> {
+    let Source::Http(_) = &job.sources[0] else { return None };
+    let mut text = job.digest.clone();
+    if !inputs.is_empty() {
+        text.push_str(&serde_json::to_string(inputs).unwrap_or_default());
+    }
+    Some(format!("{:016x}", twox_hash::XxHash3_128::oneshot(text.as_bytes()) as u64))
+}
+
+/// Full jitter under an exponential ceiling (AWS Architecture Blog, "Exponential Backoff And Jitter").
+fn retry_after(failures: u32) -> Duration {
+    let ceiling = RETRY_FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
+    ceiling.min(RETRY_LONGEST).mul_f64(rand::random_range(0.1..=1.0))
+}
+
+/// A little more than `wait`, so that those who wait for the same do not come together.
+fn jitter(wait: Duration) -> Duration {
+    wait.mul_f64(rand::random_range(1.0..=1.25)) + Duration::from_millis(rand::random_range(0..50))
+}
+
+async fn settle(permit: Option<Permit>, ended: Ended) {
+    if let Some(permit) = permit {
+        permit.done(ended).await;
+    }
+}
+
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,5 +1,208 @@
 //! Every key and channel name that Samovar uses.
+//!
+//! Each script touches keys of one hash slot. What belongs to an entry K carries a short tag of K's own slot
+//! (`samovar:lease:{tag}:K`), so that it lives beside K on a cluster whatever K looks like; what belongs to a job
+//! carries the job's name as its tag.
+
+use std::sync::{Arc, LazyLock};
+
+use crate::job::{EntryKey, JobName, UpstreamName};
+
+/// Slots of a Redis Cluster.
+const SLOTS: u16 = 16_384;
 
 /// Builds key and channel names under one prefix.
 #[derive(Clone, Debug)]
-pub struct Keys {}
+pub struct Keys {
+    prefix: Arc<str>,
+    channel: Arc<str>,
+}
+
+impl Keys {
+    /// Names under `prefix` (no braces in it); bare invalidations are heard on `channel`.
+    pub fn new(prefix: &str, channel: &str) -> Self {
+        Self { prefix: prefix.into(), channel: channel.into() }
+    }
+
+    /// What all names begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The lock and fence of one entry while it is fetched: `token start dirty`.
+    pub fn lease(&self, key: &EntryKey) -> String {
+        format!("{}:lease:{{{}}}:{key}", self.prefix, tag_of(key.as_str()))
+    }
+
+    /// What is known of one entry's value: see [`crate::store::Meta`].
+    pub fn meta(&self, key: &EntryKey) -> String {
+        format!("{}:meta:{{{}}}:{key}", self.prefix, tag_of(key.as_str()))
+    }
+
+    /// A glob over the leases of entries whose keys match `glob`.
+    pub fn lease_glob(&self, glob: &str) -> String {
+        format!("{}:lease:{{*}}:{glob}", crate::job::glob_escape(&self.prefix))
+    }
+
+    /// The entry key within the name of a lease.
+    pub fn entry_of_lease<'a>(&self, lease: &'a str) -> Option<&'a str> {
+        let rest = lease.strip_prefix(&*self.prefix)?.strip_prefix(":lease:{")?;
+        rest.split_once("}:").map(|(_, key)| key)
+    }
+
+    /// Whether a key is one of Samovar's own.
+    pub fn is_own(&self, key: &str) -> bool {
+        key.strip_prefix(&*self.prefix).is_some_and(|rest| rest.starts_with(':'))
+            || key.strip_prefix('{').and_then(|rest| rest.strip_prefix(&*self.prefix)).is_some_and(|r| r.starts_with(':'))
+    }
+
+    /// A job's agenda: a sorted set, member = entry key, score = [`crate::agenda::Due`].
+    pub fn agenda(&self, job: &JobName) -> String {
+        format!("{}:agenda:{{{job}}}", self.prefix)
+    }
+
+    /// The entries that a job's feed named: a sorted set, score = the warmup that saw them last (ms).
+    pub fn fed(&self, job: &JobName) -> String {
+        format!("{}:fed:{{{job}}}", self.prefix)
+    }
+
+    /// A job's dead letters: a sorted set, score = when (ms).
+    pub fn dead(&self, job: &JobName) -> String {
+        format!("{}:dead:{{{job}}}", self.prefix)
+    }
+
+    /// Why they died: a hash, entry key to reason.
+    pub fn dead_reasons(&self, job: &JobName) -> String {
+        format!("{}:dead-reasons:{{{job}}}", self.prefix)
+    }
+
+    /// A job's counters for the whole fleet: a hash, outcome to count, and `last`.
+    pub fn stats(&self, job: &JobName) -> String {
+        format!("{}:stats:{{{job}}}", self.prefix)
+    }
+
+    /// When each job is warmed up next: a sorted set, member = job, score = the tick (ms) or, while it is expanded,
+    /// when that is tried again.
+    pub fn schedules(&self) -> String {
+        format!("{}:{{schedules}}", self.prefix)
+    }
+
+    /// The tick that is being expanded: a hash, job to tick (ms).
+    pub fn ticks(&self) -> String {
+        format!("{}:{{schedules}}:ticks", self.prefix)
+    }
+
+    /// The digest of each job's file when its schedule was last set: a hash.
+    pub fn digests(&self) -> String {
+        format!("{}:{{schedules}}:digests", self.prefix)
+    }
+
+    /// The queue's name for apalis; one slot.
+    pub fn queue(&self) -> String {
+        format!("{{{}:queue}}", self.prefix)
+    }
+
+    /// The `run_id` of the Redis that holds our data; a missing or different one means flush, restart or failover.
+    pub fn marker(&self) -> String {
+        format!("{}:marker", self.prefix)
+    }
+
+    /// The stream of invalidations that cannot be lost.
+    pub fn inbox(&self) -> String {
+        format!("{}:inbox", self.prefix)
+    }
+
+    /// Limits of an upstream are kept under this and a suffix.
+    pub fn limit(&self, upstream: &UpstreamName) -> String {
+        format!("{}:limit:{{{upstream}}}", self.prefix)
+    }
+
+    /// The channel where anybody may publish an invalidation.
+    pub fn invalidate_channel(&self) -> &str {
+        &self.channel
+    }
+
+    /// The channel where every change of a value is announced.
+    pub fn changed_channel(&self) -> String {
+        format!("{}:changed", self.prefix)
+    }
+
+    /// The channel by which workers wake one another.
+    pub fn signal_channel(&self) -> String {
+        format!("{}:signal", self.prefix)
+    }
+}
+
+/// The hash slot of a key, as Redis Cluster computes it.
+pub fn slot(key: &str) -> u16 {
+    let hashed = key
+        .split_once('{')
+        .and_then(|(_, rest)| rest.split_once('}'))
+        .map(|(tag, _)| tag)
+        .filter(|tag| !tag.is_empty())
+        .unwrap_or(key);
+    crc16::State::<crc16::XMODEM>::calculate(hashed.as_bytes()) % SLOTS
+}
+
+/// A tag of at most four characters that hashes to the same slot as `key`.
+fn tag_of(key: &str) -> &'static str {
+    static TAGS: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let mut tags = vec![String::new(); usize::from(SLOTS)];
+        let mut missing = tags.len();
+        let mut n = 0_u32;
+        while missing > 0 {
+            let tag = base36(n);
+            let place = &mut tags[usize::from(slot(&tag))];
+            if place.is_empty() {
+                *place = tag;
+                missing -= 1;
+            }
+            n += 1;
+        }
+        tags
+    });
+    &TAGS[usize::from(slot(key))]
+}
+
+fn base36(mut n: u32) -> String {
+    let mut text = Vec::new();
+    loop {
+        text.push(b"0123456789abcdefghijklmnopqrstuvwxyz"[(n % 36) as usize]);
+        n /= 36;
+        if n == 0 {
+            break;
+        }
+    }
+    text.iter().rev().map(|&b| char::from(b)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_redis() {
+        assert_eq!(slot("123456789"), 12_739);
+        assert_eq!(slot("{user1000}.following"), slot("{user1000}.followers"));
+        assert_eq!(slot("foo{}{bar}"), crc16::State::<crc16::XMODEM>::calculate(b"foo{}{bar}") % SLOTS);
+        assert_eq!(slot("foo{{bar}}zap"), slot("{{bar}"));
+    }
+
+    #[test]
+    fn tags_are_short() {
+        assert!((0..10_000).all(|n| (1..=4).contains(&tag_of(&format!("artwork_info:{n}")).len())));
+    }
+
+    proptest! {
+        #[test]
+        fn what_belongs_to_an_entry_lives_in_its_slot(key in "\\PC{1,40}") {
+            let keys = Keys::new("samovar", "samovar:invalidate");
+            let entry = EntryKey::new(key.as_str());
+            prop_assert_eq!(slot(&keys.lease(&entry)), slot(&key));
+            prop_assert_eq!(slot(&keys.meta(&entry)), slot(&key));
+            prop_assert_eq!(keys.entry_of_lease(&keys.lease(&entry)), Some(key.as_str()));
+        }
+    }
+}

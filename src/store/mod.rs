@@ -1,1 +1,356 @@
-//! To come.
+//! Entries in Redis: lease, commit, invalidate.
+//!
+//! The lease is the lock and the fence. [`Store::lease`] begins a fetch; an invalidation marks leases begun at or before
+//! its time; [`Store::commit`] writes only under a lease that is ours and unmarked. That is the whole correctness
+//! argument, and each step is one script in one slot.
+
+mod meta;
+
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use redis::{RedisResult, Script, aio::ConnectionManager};
+use serde_json::json;
+use ulid::Ulid;
+
+pub use meta::{Meta, Note};
+
+use crate::job::EntryKey;
+use crate::redis::Keys;
+
+/// How long metadata outlives its value: validators are of no use without one, but people ask why it went.
+const META_OUTLIVES: Duration = Duration::from_secs(3_600);
+
+static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lease.lua")));
+static COMMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/commit.lua")));
+static EXTEND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/extend.lua")));
+static GONE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/gone.lua")));
+static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/release.lua")));
+static INVALIDATE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/invalidate.lua")));
+
+/// Entries and their leases and metadata.
+#[derive(Clone, Debug)]
+pub struct Store {
+    redis: ConnectionManager,
+    keys: Keys,
+}
+
+/// What makes a fetch unnecessary. An invalidated value is never fresh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fresh {
+    /// Our value was fetched at or after this (Redis time, ms).
+    pub since: Option<i64>,
+    /// Our value lives at least until this (Redis time, ms).
+    pub until: Option<i64>,
+    /// There is a value, whoever wrote it.
+    pub any: bool,
+}
+
+/// A fetch that has begun: nobody else fetches this entry, and nothing fetched before an invalidation is written.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// Ours alone.
+    pub token: String,
+    /// When it began (Redis time, ms).
+    pub start: i64,
+    /// When the answer must be there, on our clock; somewhat before the lease ends.
+    pub deadline: Instant,
+    /// How long it holds.
+    pub time: Duration,
+    /// `PEXPIRETIME` of the present value: -2 where there is none, -1 where it has no TTL.
+    pub pexpiretime: i64,
+    /// What is known of it.
+    pub meta: Option<Meta>,
+}
+
+/// How taking a lease went.
+#[derive(Debug)]
+pub enum Leased {
+    /// Fetch now.
+    Yes(Lease),
+    /// Somebody else does, for at most this long.
+    Busy(Duration),
+    /// There is nothing to do; the value expires at this time (Redis time, ms).
+    Fresh(i64),
+}
+
+/// How writing went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is readable, until this time (Redis time, ms; negative for no value).
+    Done {
+        /// `PEXPIRETIME` of the value.
+        expires: i64,
+        /// Whether its content is another than before.
+        changed: bool,
+    },
+    /// An invalidation came: the lease was begun anew, at this Redis time; fetch again.
+    Again(i64),
+    /// The entry was evicted meanwhile: the answer is dropped.
+    Evicted,
+    /// The lease ran out or was lost: the answer is dropped.
+    Lost,
+    /// The value is gone or somebody else's and cannot be extended: fetch again without validators.
+    Foreign,
+}
+
+/// What an invalidation asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// The old value stays readable until the new one lands.
+    Refresh,
+    /// The old value goes at once.
+    Evict,
+}
+
+/// What an invalidation of one entry did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalidated {
+    /// A fetch in flight will not be written; its worker fetches again (refresh) or drops it (evict).
+    pub fenced: bool,
+    /// The entry is to be fetched anew, and nobody does yet.
+    pub due: bool,
+    /// Nothing is known of the entry: no value, no fetch, no metadata.
+    pub unknown: bool,
+    /// A value was removed.
+    pub removed: bool,
+}
+
+impl Store {
+    /// Entries under these keys.
+    pub fn new(redis: ConnectionManager, keys: Keys) -> Self {
+        Self { redis, keys }
+    }
+
+    fn call<'a>(&self, script: &'a Script, key: &EntryKey) -> redis::ScriptInvocation<'a> {
+        let mut call = script.key(key.as_str());
+        call.key(self.keys.lease(key)).key(self.keys.meta(key));
+        call
+    }
+
+    /// Begins a fetch of `key` that is given up after `time`, unless nothing is to be done.
+    ///
+    /// # Errors
+    /// Redis's. If the answer was lost the lease may be there: nobody fetches until it ends.
+    pub async fn lease(&self, key: &EntryKey, time: Duration, fresh: Fresh) -> RedisResult<Leased> {
+        let token = Ulid::generate().to_string();
+        let begun = Instant::now();
+        let (what, now, expires, meta): (String, i64, Option<i64>, Option<String>) = self
+            .call(&LEASE, key)
+            .arg(&token)
+            .arg(millis(time))
+            .arg(fresh.since.unwrap_or(-1))
+            .arg(fresh.until.unwrap_or(-1))
+            .arg(u8::from(fresh.any))
+            .invoke_async::<redis::Value>(&mut self.redis.clone())
+            .await
+            .and_then(lease_reply)?;
+        let expires = expires.unwrap_or(-2);
+        Ok(match what.as_str() {
+            "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
+            "fresh" => Leased::Fresh(expires),
+            _ => Leased::Yes(Lease {
+                token,
+                start: now,
+                deadline: begun + time.mul_f32(0.9),
+                time,
+                pexpiretime: expires,
+                meta: meta.as_deref().and_then(Meta::parse),
+            }),
+        })
+    }
+
+    /// Writes a value for `ttl`.
+    ///
+    /// # Errors
+    /// Redis's; the value may or may not have been written, as a whole.
+    pub async fn commit(
+        &self,
+        key: &EntryKey,
+        lease: &Lease,
+        json: &str,
+        ttl: Duration,
+        note: &Note,
+    ) -> RedisResult<Written> {
+        let reply = self
+            .call(&COMMIT, key)
+            .arg(&lease.token)
+            .arg(json)
+            .arg(millis(ttl))
+            .arg(hash(json))
+            .arg(note.to_json())
+            .arg(millis(META_OUTLIVES))
+            .arg(millis(lease.time))
+            .arg(self.keys.changed_channel())
+            .arg(change(key, "warmed"))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        written(reply)
+    }
+
+    /// Lets the present value live on for `ttl`.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn extend(&self, key: &EntryKey, lease: &Lease, ttl: Duration, note: &Note) -> RedisResult<Written> {
+        let reply = self
+            .call(&EXTEND, key)
+            .arg(&lease.token)
+            .arg(millis(ttl))
+            .arg(lease.pexpiretime)
+            .arg(note.to_json())
+            .arg(millis(META_OUTLIVES))
+            .arg(millis(lease.time))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        written(reply)
+    }
+
+    /// Removes the value of what the upstream no longer has.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn gone(&self, key: &EntryKey, lease: &Lease, note: &Note) -> RedisResult<Written> {
+        let reply = self
+            .call(&GONE, key)
+            .arg(&lease.token)
+            .arg(note.to_json())
+            .arg(millis(META_OUTLIVES))
+            .arg(millis(lease.time))
+            .arg(self.keys.changed_channel())
+            .arg(change(key, "gone"))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        written(reply)
+    }
+
+    /// Ends a fetch that brought no value; the old one stays. Without a note the last one stays too.
+    ///
+    /// # Errors
+    /// Redis's; the lease then ends by itself.
+    pub async fn release(&self, key: &EntryKey, token: &str, note: Option<&Note>) -> RedisResult<Option<Removal>> {
+        let (_, mark): (String, Option<String>) = self
+            .call(&RELEASE, key)
+            .arg(token)
+            .arg(note.map(Note::to_json).unwrap_or_default())
+            .arg(millis(META_OUTLIVES))
+            .invoke_async::<Vec<String>>(&mut self.redis.clone())
+            .await
+            .map(|reply| {
+                let mut reply = reply.into_iter();
+                (reply.next().unwrap_or_default(), reply.next())
+            })?;
+        Ok(match mark.as_deref() {
+            Some("r") => Some(Removal::Refresh),
+            Some("e") => Some(Removal::Evict),
+            _ => None,
+        })
+    }
+
+    /// Handles an invalidation with time `at` (Redis time, ms) of one entry.
+    ///
+    /// # Errors
+    /// Redis's; handling it again does no harm.
+    pub async fn invalidate(&self, key: &EntryKey, at: i64, removal: Removal) -> RedisResult<Invalidated> {
+        let (what, event) = match removal {
+            Removal::Refresh => ("r", "invalidated"),
+            Removal::Evict => ("e", "evicted"),
+        };
+        let (fenced, due, removed): (u8, u8, u8) = self
+            .call(&INVALIDATE, key)
+            .arg(at)
+            .arg(what)
+            .arg(millis(META_OUTLIVES))
+            .arg(self.keys.changed_channel())
+            .arg(change(key, event))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        Ok(Invalidated { fenced: fenced == 1, due: due == 1, unknown: due == 2, removed: removed == 1 })
+    }
+
+    /// `PEXPIRETIME` and metadata of many entries in one round trip.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn look(&self, entries: &[EntryKey]) -> RedisResult<Vec<(i64, Option<Meta>)>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("PEXPIRETIME").arg(key.as_str());
+            pipe.cmd("GET").arg(self.keys.meta(key));
+        }
+        let reply: Vec<redis::Value> = pipe.query_async(&mut self.redis.clone()).await?;
+        reply
+            .chunks_exact(2)
+            .map(|pair| {
+                let expires = redis::from_redis_value_ref::<i64>(&pair[0])?;
+                let meta = redis::from_redis_value_ref::<Option<String>>(&pair[1])?;
+                Ok((expires, meta.as_deref().and_then(Meta::parse)))
+            })
+            .collect::<Result<_, redis::ParsingError>>()
+            .map_err(Into::into)
+    }
+
+    /// The values of entries, `None` where there is none.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn values(&self, entries: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("GET").arg(key.as_str());
+        }
+        pipe.query_async(&mut self.redis.clone()).await
+    }
+
+    /// Redis's clock, ms.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn now(&self) -> RedisResult<i64> {
+        let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut self.redis.clone()).await?;
+        Ok(seconds * 1_000 + micros / 1_000)
+    }
+}
+
+/// What a value is known by: equal hashes, equal content.
+fn hash(json: &str) -> String {
+    format!("{:x}", twox_hash::XxHash3_128::oneshot(json.as_bytes()))
+}
+
+/// The announcement of a change, as in docs/protocol.md.
+fn change(key: &EntryKey, event: &str) -> String {
+    json!({ "key": key.as_str(), "event": event }).to_string()
+}
+
+fn lease_reply(reply: redis::Value) -> RedisResult<(String, i64, Option<i64>, Option<String>)> {
+    let parts: Vec<redis::Value> = redis::from_redis_value(reply)?;
+    let what = parts.first().map(redis::from_redis_value_ref).transpose()?.unwrap_or_default();
+    let number = parts.get(1).map(redis::from_redis_value_ref).transpose()?.unwrap_or_default();
+    let expires = parts.get(2).map(redis::from_redis_value_ref).transpose()?;
+    let meta = parts.get(3).map(redis::from_redis_value_ref).transpose()?;
+    Ok((what, number, expires, meta))
+}
+
+fn written(reply: Vec<redis::Value>) -> RedisResult<Written> {
+    let what: String = reply.first().map(redis::from_redis_value_ref).transpose()?.unwrap_or_default();
+    let number = |i: usize| -> RedisResult<i64> {
+        Ok(reply.get(i).map(redis::from_redis_value_ref).transpose()?.unwrap_or_default())
+    };
+    Ok(match what.as_str() {
+        "done" => Written::Done { expires: number(2)?, changed: number(3)? == 1 },
+        "again" => Written::Again(number(1)?),
+        "evicted" => Written::Evicted,
+        "foreign" => Written::Foreign,
+        _ => Written::Lost,
+    })
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,60 @@
+-- End the warming of entries: each gets its next due time or leaves the agenda, unless it was made due meanwhile.
+-- KEYS  1 agenda  2 fed  3 dead letters  4 their reasons  5 the job's counters
+-- ARGV  1 dead letters kept at most  2 the last outcome, for people ('' leaves it)
+--       3 channel of signals  4 the signal to send if something is due at once
+--       5 how many outcomes are counted, then so many pairs: outcome, count
+--       then for each entry (500 at most): entry, score while claimed or taken, what, argument
+--         'at'   ms: due at that time, as `expiry`
+--         'fed'  ms: the same if the feed names the entry, else it leaves
+--         'in'   ms: due after that time, for the same trigger and as urgent as before
+--         'out'  '': it leaves
+--         'dead' reason: it leaves for the dead letters
+-- Returns how many were as the caller thought
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local at = 5
+local outcomes = tonumber(ARGV[at])
+for _ = 1, outcomes do
+  redis.call('HINCRBY', KEYS[5], ARGV[at + 1], ARGV[at + 2])
+  at = at + 2
+end
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[5], 'last', ARGV[2]) end
+local buried = redis.call('EXISTS', KEYS[3]) == 1
+local done, again = 0, false
+for i = at + 1, #ARGV, 4 do
+  local entry, held, what, arg = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
+  local score = redis.call('ZSCORE', KEYS[1], entry)
+  if score and tonumber(score) == held then
+    done = done + 1
+    if what == 'fed' then
+      what = redis.call('ZSCORE', KEYS[2], entry) and 'at' or 'out'
+    end
+    if buried and (what == 'at' or what == 'out') then
+      redis.call('ZREM', KEYS[3], entry)
+      redis.call('HDEL', KEYS[4], entry)
+    end
+    if what == 'at' then
+      redis.call('ZADD', KEYS[1], string.format('%.5f', tonumber(arg) + 2 / 32), entry)
+    elseif what == 'in' then
+      local bits = math.floor((held - math.floor(held)) * 32) % 16
+      local due = now + tonumber(arg) + bits % 8 / 32
+      if bits >= 8 then due = due - 3e13 end
+      redis.call('ZADD', KEYS[1], string.format('%.5f', due), entry)
+      again = again or tonumber(arg) == 0
+    else
+      redis.call('ZREM', KEYS[1], entry)
+      if what == 'dead' then
+        redis.call('ZADD', KEYS[3], string.format('%.0f', now), entry)
+        redis.call('HSET', KEYS[4], entry, arg)
+        buried = true
+      end
+    end
+  end
+end
+local spare = buried and redis.call('ZCARD', KEYS[3]) - tonumber(ARGV[1]) or 0
+if spare > 0 then
+  local oldest = redis.call('ZPOPMIN', KEYS[3], math.min(spare, 500))
+  for i = 1, #oldest, 2 do redis.call('HDEL', KEYS[4], oldest[i]) end
+end
+if again then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+return done

@@ -1,0 +1,11 @@
+-- Tasks are done: nothing of them is kept.
+-- KEYS  1 the worker's tasks in flight (set)  2 data of tasks (hash)
+-- ARGV  1 prefix of metadata keys (same slot)  2… ids (500 at most)
+-- Returns how many there were
+local count = 0
+for i = 2, #ARGV do
+  redis.call('SREM', KEYS[1], ARGV[i])
+  redis.call('HDEL', KEYS[2], ARGV[i])
+  count = count + redis.call('DEL', ARGV[1] .. ARGV[i])
+end
+return count

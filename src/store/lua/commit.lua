@@ -1,0 +1,31 @@
+-- Write a fetched value, if the lease under which it was fetched is still ours and no invalidation came.
+-- KEYS  1 value  2 lease  3 meta
+-- ARGV  1 token  2 value (JSON)  3 TTL (ms)  4 hash of the value  5 rest of the metadata (JSON)
+--       6 how long metadata outlives the value (ms)  7 how long a renewed lease holds (ms)
+--       8 channel of changes  9 the change, as announced
+-- Returns {'lost'} | {'evicted'}, lease dropped | {'again', now}, lease renewed, begun anew
+--       | {'done', now, PEXPIRETIME, 1 if the content is another than before}
+local token, start, dirty = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+) (%S)$')
+if token ~= ARGV[1] then return {'lost'} end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if dirty == 'e' then
+  redis.call('DEL', KEYS[2])
+  return {'evicted'}
+elseif dirty == 'r' then
+  redis.call('SET', KEYS[2], token .. ' ' .. string.format('%.0f', now) .. ' -', 'PX', ARGV[7])
+  return {'again', now}
+end
+local before = redis.call('GET', KEYS[1])
+local changed = before ~= ARGV[2]
+if changed then redis.call('PUBLISH', ARGV[8], ARGV[9]) end
+if not before then
+  local meta = redis.call('GET', KEYS[3]) or ''
+  changed = string.match(meta, '^%d+ %d+ %d+ (%S+)') ~= ARGV[4]
+end
+local pxat = now + tonumber(ARGV[3])
+redis.call('SET', KEYS[1], ARGV[2], 'PXAT', string.format('%.0f', pxat))
+redis.call('SET', KEYS[3], string.format('%s %.0f 0 %s %s', start, pxat, ARGV[4], ARGV[5]),
+  'PXAT', string.format('%.0f', pxat + tonumber(ARGV[6])))
+redis.call('DEL', KEYS[2])
+return {'done', now, pxat, changed and 1 or 0}

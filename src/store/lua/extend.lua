@@ -1,0 +1,28 @@
+-- Let an unchanged value live on, if it is still the one we wrote and no invalidation came.
+-- KEYS  1 value  2 lease  3 meta
+-- ARGV  1 token  2 TTL (ms)  3 PEXPIRETIME of the value we wrote  4 rest of the metadata (JSON)
+--       5 how long metadata outlives the value (ms)  6 how long a renewed lease holds (ms)
+-- Returns {'lost'} | {'evicted'}, lease dropped | {'again', now}, lease renewed, begun anew
+--       | {'foreign'}, lease kept: the value is gone or somebody else's | {'done', now, PEXPIRETIME, 0}
+local token, start, dirty = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+) (%S)$')
+if token ~= ARGV[1] then return {'lost'} end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if dirty == 'e' then
+  redis.call('DEL', KEYS[2])
+  return {'evicted'}
+elseif dirty == 'r' then
+  redis.call('SET', KEYS[2], token .. ' ' .. string.format('%.0f', now) .. ' -', 'PX', ARGV[6])
+  return {'again', now}
+end
+local meta = redis.call('GET', KEYS[3]) or ''
+local written, hash = string.match(meta, '^%d+ (%d+) %d+ (%S+)')
+if written ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3]) then
+  return {'foreign'}
+end
+local pxat = now + tonumber(ARGV[2])
+redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', pxat))
+redis.call('SET', KEYS[3], string.format('%s %.0f 0 %s %s', start, pxat, hash, ARGV[4]),
+  'PXAT', string.format('%.0f', pxat + tonumber(ARGV[5])))
+redis.call('DEL', KEYS[2])
+return {'done', now, pxat, 0}

@@ -1,0 +1,26 @@
+-- Begin to fetch an entry, unless somebody does already or nothing is to be done.
+-- KEYS  1 value  2 lease  3 meta
+-- ARGV  1 token  2 how long the lease holds (ms)
+--       3 fresh if our value was fetched at or after this (ms; -1: does not matter)
+--       4 fresh if our value lives at least until this (ms; -1: does not matter)
+--       5 '1': any value that was not invalidated is fresh, whoever wrote it
+-- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta} | {'leased', now = start, PEXPIRETIME, meta}
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  return {'busy', redis.call('PTTL', KEYS[2])}
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local pxat = redis.call('PEXPIRETIME', KEYS[1])
+local meta = redis.call('GET', KEYS[3]) or ''
+local start, written, invalid = string.match(meta, '^(%d+) (%d+) (%d+) ')
+if pxat ~= -2 and (invalid or '0') == '0' then
+  local ours = tonumber(written) == pxat
+  local since, till = tonumber(ARGV[3]), tonumber(ARGV[4])
+  if ARGV[5] == '1'
+    or (ours and since >= 0 and tonumber(start) >= since)
+    or (ours and till >= 0 and pxat >= till) then
+    return {'fresh', now, pxat, meta}
+  end
+end
+redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. string.format('%.0f', now) .. ' -', 'PX', ARGV[2])
+return {'leased', now, pxat, meta}

@@ -1,0 +1,107 @@
+//! What is known of one entry's value, in one packed string beside it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::agenda::Trigger;
+use crate::source::Validators;
+use crate::warmer::Outcome;
+
+/// Metadata of an entry: `start written invalidated hash {note}`.
+///
+/// Scripts read and write the head without parsing JSON; only we read the note.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// When the fetch of the present value began (Redis time, ms); 0 if we fetched none.
+    pub start: i64,
+    /// The `PEXPIRETIME` we gave the value; another one on the key means that somebody else wrote it.
+    pub written: i64,
+    /// The time of an invalidation that is not yet answered (ms); 0 for none.
+    pub invalidated: i64,
+    /// Hash of the value; `-` for none.
+    pub hash: String,
+    /// The rest.
+    pub note: Note,
+}
+
+/// How the last attempt ended, and what the value came with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// What tells that the value is unchanged.
+    #[serde(flatten)]
+    pub validators: Validators,
+    /// What it was made by beside the answer: the job file and the inputs, hashed.
+    #[serde(rename = "b", default, skip_serializing_if = "Option::is_none")]
+    pub basis: Option<String>,
+    /// How the last attempt ended.
+    #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// Why it was made.
+    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<Trigger>,
+    /// When it began (Redis time, ms).
+    #[serde(rename = "a", default)]
+    pub attempted: i64,
+    /// How many have failed in a row.
+    #[serde(rename = "n", default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
+    /// Why the last one failed, for people; bounded.
+    #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+impl Meta {
+    /// Reads the packed form; `None` where it is none.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(5, ' ');
+        let mut number = || parts.next()?.parse().ok();
+        let (start, written, invalidated) = (number()?, number()?, number()?);
+        let hash = parts.next()?.to_owned();
+        let note = serde_json::from_str(parts.next()?).unwrap_or_default();
+        Some(Self { start, written, invalidated, hash, note })
+    }
+
+    /// Whether the value that expires at `pexpiretime` (as Redis says it) is the one this speaks of.
+    pub fn is_of(&self, pexpiretime: i64) -> bool {
+        self.start > 0 && self.written == pexpiretime
+    }
+}
+
+impl Note {
+    /// The packed form.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_without_a_readable_note_still_tells_whose_value_it_is() {
+        let meta = Meta::parse("1732270000123 1732277200123 0 abc {broken").unwrap();
+        assert!(meta.is_of(1_732_277_200_123));
+        assert_eq!(meta.note, Note::default());
+        assert_eq!(Meta::parse("garbage"), None);
+    }
+
+    #[test]
+    fn a_note_round_trips() {
+        let note = Note {
+            validators: Validators { etag: Some("\"v1\"".into()), ..Validators::default() },
+            basis: None,
+            outcome: Some(Outcome::Failed),
+            trigger: Some(Trigger::Invalidation),
+            attempted: 17,
+            failures: 3,
+            reason: Some("503 Service Unavailable".into()),
+        };
+        let packed = format!("1 2 3 h {}", note.to_json());
+        assert_eq!(Meta::parse(&packed).unwrap().note, note);
+    }
+}

@@ -1,0 +1,244 @@
+//! Warmups: once per tick in the whole fleet, caught up once after an outage.
+//!
+//! The schedules are a sorted set with the next tick as score. Whoever claims a tick expands it into agenda entries and
+//! then moves the job to its next tick, later than Redis's now. A worker that dies in between leaves the claim to run out;
+//! expanding twice does no harm, because an entry that is good by the tick's measure is left alone.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use chrono::DateTime;
+use redis::{RedisResult, Script, aio::ConnectionManager};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::agenda::{Agenda, Next, Trigger, When};
+use crate::job::{EntryKey, Job, Jobs, Params};
+use crate::redis::{Keys, Patience};
+use crate::source::Sources;
+use crate::store::{Fresh, Meta, Store};
+use crate::warmer::{filled, keep};
+
+/// Entries looked at in one round trip.
+const BATCH: usize = 500;
+/// How often the schedules are looked at when nothing is due; a change of schedules rings.
+const IDLE: Duration = Duration::from_secs(15);
+
+static TICK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tick.lua")));
+static TOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tock.lua")));
+static ENSURE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ensure.lua")));
+
+/// What a warmup found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expanded {
+    /// Entries the job keeps warm.
+    pub entries: usize,
+    /// Of these, to be fetched.
+    pub due: usize,
+}
+
+/// Runs warmups.
+#[derive(Clone, Debug)]
+pub struct Cron {
+    /// The connection.
+    pub redis: ConnectionManager,
+    /// The names.
+    pub keys: Keys,
+    /// The jobs.
+    pub jobs: Arc<Jobs>,
+    /// Where entries become due.
+    pub agenda: Agenda,
+    /// Where is seen what is good still.
+    pub store: Store,
+    /// Who is asked for feeds.
+    pub sources: Sources,
+    /// How long a claimed tick is left to its worker.
+    pub claim: Duration,
+    /// Rung when schedules have changed.
+    pub bell: Arc<Notify>,
+}
+
+impl Cron {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut patience = Patience::new("cron");
+        while !stop.is_cancelled() {
+            let wait = match self.tick().await {
+                Ok(wait) => {
+                    patience.well();
+                    wait
+                }
+                Err(e) => {
+                    patience.ill(&e, &stop).await;
+                    continue;
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait.min(IDLE)) => {}
+                () = self.bell.notified() => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Sees that every job is scheduled; `anew` warms all up at once, for when Redis has forgotten.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn ensure(&self, anew: bool) -> RedisResult<()> {
+        let now = self.store.now().await?;
+        for job in self.jobs.jobs.values() {
+            let _: u8 = ENSURE
+                .key(self.keys.schedules())
+                .key(self.keys.ticks())
+                .key(self.keys.digests())
+                .arg(job.name.as_str())
+                .arg(&job.digest)
+                .arg(next_tick(job, now).map(|next| next.to_string()).unwrap_or_default())
+                .arg(u8::from(anew))
+                .invoke_async(&mut self.redis.clone())
+                .await?;
+        }
+        self.bell.notify_one();
+        Ok(())
+    }
+
+    /// Claims and expands one warmup if one is due; returns when to look again.
+    ///
+    /// # Errors
+    /// Redis's; the tick is tried again when its claim runs out.
+    pub async fn tick(&self) -> RedisResult<Duration> {
+        let (now, name, tick): (i64, String, i64) = TICK
+            .key(self.keys.schedules())
+            .key(self.keys.ticks())
+            .arg(self.claim.as_millis().to_string())
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        if name.is_empty() {
+            let wait = if tick < 0 { IDLE } else { Duration::from_millis(u64::try_from(tick - now).unwrap_or(0)) };
+            return Ok(wait);
+        }
+        let Some(job) = self.jobs.jobs.get(name.as_str()) else {
+            // Another worker may know it: the claim runs out and is tried again.
+            return Ok(Duration::ZERO);
+        };
+        let begun = std::time::Instant::now();
+        let Expanded { entries, due } = self.expand(job, tick).await?;
+        let next = next_tick(job, self.store.now().await?);
+        let _: u8 = TOCK
+            .key(self.keys.schedules())
+            .key(self.keys.ticks())
+            .arg(&name)
+            .arg(tick.to_string())
+            .arg(next.map(|next| next.to_string()).unwrap_or_default())
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        info!(job = name, entries, due, seconds = begun.elapsed().as_secs_f32(), "warmup");
+        Ok(Duration::ZERO)
+    }
+
+    /// Puts on the agenda what the warmup at `tick` (Redis time, ms) is to fetch.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn expand(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Expanded> {
+        let fed = self.fed(job, tick).await?;
+        let listed = job.entries.list.iter().cloned();
+        let mut total = Expanded::default();
+        let all: Vec<Params> = listed.chain(fed.into_iter().filter(|params| !job.entries.lists(params))).collect();
+        for batch in all.chunks(BATCH) {
+            let entries: Vec<(EntryKey, &Params)> =
+                batch.iter().filter_map(|params| Some((job.key.write(params)?, params))).collect();
+            let keys: Vec<EntryKey> = entries.iter().map(|(key, _)| key.clone()).collect();
+            let looked = self.store.look(&keys).await?;
+            let wanted = if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, tick) };
+            let mut due = Vec::new();
+            for ((key, params), (expires, meta)) in entries.into_iter().zip(looked) {
+                if !is_fresh(wanted, expires, meta.as_ref()) {
+                    due.push(key);
+                } else if let Next::At(at) | Next::IfFed(at) = keep(job, &key, expires, params) {
+                    self.agenda.put(&job.name, [&key], When::Keep(at), Trigger::Expiry).await?;
+                }
+            }
+            self.agenda.put(&job.name, &due, When::Due(tick), Trigger::Cron).await?;
+            total.entries += keys.len();
+            total.due += due.len();
+            // A long warmup stays ours.
+            let () = redis::cmd("ZADD")
+                .arg(self.keys.schedules())
+                .arg("XX")
+                .arg("GT")
+                .arg(self.store.now().await? + i64::try_from(self.claim.as_millis()).unwrap_or(i64::MAX))
+                .arg(job.name.as_str())
+                .query_async(&mut self.redis.clone())
+                .await?;
+        }
+        Ok(total)
+    }
+
+    /// The entries that the job's feed names now; where it does not answer, those it named last.
+    async fn fed(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Vec<Params>> {
+        if job.entries.feed.is_none() {
+            return Ok(Vec::new());
+        }
+        let set = self.keys.fed(&job.name);
+        match self.sources.feed(&self.jobs, job).await {
+            Ok(entries) => {
+                for batch in entries.chunks(BATCH) {
+                    let mut add = redis::cmd("ZADD");
+                    add.arg(&set);
+                    let keys: Vec<EntryKey> = batch.iter().filter_map(|params| job.key.write(params)).collect();
+                    if keys.is_empty() {
+                        continue;
+                    }
+                    for key in &keys {
+                        add.arg(tick).arg(key.as_str());
+                    }
+                    let () = add.query_async(&mut self.redis.clone()).await?;
+                }
+                let () = redis::cmd("ZREMRANGEBYSCORE")
+                    .arg(&set)
+                    .arg("-inf")
+                    .arg(format!("({tick}"))
+                    .query_async(&mut self.redis.clone())
+                    .await?;
+                Ok(entries)
+            }
+            Err(e) => {
+                warn!(job = %job.name, "its feed does not answer, what it named last is kept warm: {e}");
+                let mut fed = Vec::new();
+                let mut cursor = 0_usize;
+                loop {
+                    let page: Vec<String> = redis::cmd("ZRANGE")
+                        .arg(&set)
+                        .arg(cursor)
+                        .arg(cursor + BATCH - 1)
+                        .query_async(&mut self.redis.clone())
+                        .await?;
+                    cursor += page.len();
+                    let last = page.len() < BATCH;
+                    fed.extend(page.iter().filter_map(|key| job.key.read(key)));
+                    if last {
+                        return Ok(fed);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The same judgement as lease.lua's.
+fn is_fresh(wanted: Fresh, expires: i64, meta: Option<&Meta>) -> bool {
+    meta.is_some_and(|meta| {
+        meta.is_of(expires)
+            && meta.invalidated == 0
+            && (wanted.since.is_some_and(|since| meta.start >= since)
+                || wanted.until.is_some_and(|until| expires >= until))
+    })
+}
+
+fn next_tick(job: &Job, now: i64) -> Option<i64> {
+    let schedule = job.warm.schedule.as_ref()?;
+    schedule.next(DateTime::from_timestamp_millis(now)?).map(|next| next.timestamp_millis().max(now + 1))
+}

@@ -1,0 +1,57 @@
+//! Ends entries on the agenda, as many at a time as have ended meanwhile.
+
+use std::collections::HashMap;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::agenda::{Agenda, Finished};
+use crate::job::JobName;
+use crate::redis::Patience;
+
+/// Entries ended in one round.
+const MOST: usize = 500;
+
+/// The loop that carries what the warmer says to the agenda.
+///
+/// While Redis is away it waits: the entries it holds are bounded by what the worker has in hand. What it never gets to
+/// say is due again when its time runs out.
+#[derive(Debug)]
+pub struct Finisher {
+    agenda: Agenda,
+    ends: mpsc::UnboundedReceiver<(JobName, Finished, String)>,
+}
+
+impl Finisher {
+    pub(super) fn new(agenda: Agenda, ends: mpsc::UnboundedReceiver<(JobName, Finished, String)>) -> Self {
+        Self { agenda, ends }
+    }
+
+    /// Runs until the warmer is gone and all is said, or until `stop`, then without patience.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut ended = Vec::new();
+        let mut patience = Patience::new("ending entries");
+        while self.ends.recv_many(&mut ended, MOST).await > 0 {
+            let mut by_job: HashMap<JobName, (Vec<Finished>, String)> = HashMap::new();
+            for (job, finished, last) in ended.drain(..) {
+                let place = by_job.entry(job).or_default();
+                place.0.push(finished);
+                if !last.is_empty() {
+                    place.1 = last;
+                }
+            }
+            for (job, (entries, last)) in by_job {
+                loop {
+                    match self.agenda.finish(&job, &entries, &last).await {
+                        Ok(()) => {
+                            patience.well();
+                            break;
+                        }
+                        Err(_) if stop.is_cancelled() => break,
+                        Err(e) => patience.ill(&e, &stop).await,
+                    }
+                }
+            }
+        }
+    }
+}
