@@ -1,7 +1,9 @@
 //! Connections to Redis, and every key and channel name.
 
+mod connection;
 pub mod keys;
 mod url;
 
+pub use connection::Connection;
 pub use keys::Keys;
 pub use url::{RedisUrl, UrlError};
