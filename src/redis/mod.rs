@@ -1,9 +1,11 @@
 //! Connections to Redis, and every key and channel name.
 
+mod connection;
 pub mod keys;
 mod patience;
 mod url;
 
+pub use connection::Connection;
 pub use keys::Keys;
 pub use patience::Patience;
 pub use url::{RedisUrl, UrlError};

@@ -1,0 +1,103 @@
+//! A connection that comes back by itself and never makes a caller wait longer than its patience.
+//!
+//! The crate's [`ConnectionManager`] has two habits that a process meant to run for years cannot have. While it
+//! reconnects, commands wait without limit, whatever its response time-out. And once its attempts are used up by anything
+//! but an I/O error (a refused password, too many clients), it answers every later command with that error and never
+//! tries again. So it is told never to give up, and each command waits for it no longer than `patience`.
+
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisFuture, RedisResult, Value};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// For one attempt: name resolution, TCP, TLS and authentication together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Before the second attempt; each later delay doubles, plus as much again at random.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+
+/// No delay grows beyond this (and its random part), so a fleet is back within two seconds of Redis.
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
+
+/// A multiplexed connection that comes back by itself. Cheap to clone; clones share the socket.
+///
+/// A command that fails was perhaps carried out: the connection may have died after Redis read it. Blocking commands
+/// hold up everybody who shares the socket; give them a connection of their own.
+#[derive(Clone)]
+pub struct Connection {
+    manager: ConnectionManager,
+    server: Arc<str>,
+    patience: Duration,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("server", &self.server).field("patience", &self.patience).finish()
+    }
+}
+
+impl Connection {
+    /// Connects, once: what is wrong now (no server, wrong password, still loading) is returned at once, so that the
+    /// caller can say so and decide whether to try again. What goes wrong later mends itself.
+    pub(super) async fn open(client: Client, server: Arc<str>, patience: Duration) -> RedisResult<Self> {
+        let first_try = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(patience));
+        let mut probe = client.get_multiplexed_async_connection_with_config(&first_try).await?;
+        ping(&mut probe).await?;
+        drop(probe);
+
+        let for_good = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(patience))
+            .set_number_of_retries(usize::MAX)
+            .set_exponent_base(2.0)
+            .set_min_delay(FIRST_DELAY)
+            .set_max_delay(LONGEST_DELAY);
+        let manager = ConnectionManager::new_lazy_with_config(client, for_good)?;
+        let mut connection = Self { manager, server, patience };
+        ping(&mut connection).await?;
+        Ok(connection)
+    }
+
+    fn out_of_patience(&self) -> redis::RedisError {
+        let Self { server, patience, .. } = self;
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {server} within {patience:?}")).into()
+    }
+}
+
+async fn ping(connection: &mut impl ConnectionLike) -> RedisResult<()> {
+    redis::cmd("PING").exec_async(connection).await
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async move {
+            match timeout(self.patience, self.manager.send_packed_command(cmd)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(self.out_of_patience()),
+            }
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        Box::pin(async move {
+            match timeout(self.patience, self.manager.send_packed_commands(pipeline, offset, count)).await {
+                Ok(answers) => answers,
+                Err(_) => Err(self.out_of_patience()),
+            }
+        })
+    }
+
+    fn get_db(&self) -> i64 {
+        self.manager.get_db()
+    }
+}

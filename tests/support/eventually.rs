@@ -1,0 +1,71 @@
+//! Waiting on a state.
+
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+const POLL: Duration = Duration::from_millis(10);
+
+/// Long enough for a busy machine; only a failing test waits this long.
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What a probe saw: either what was waited for, or something to say about what is there instead.
+pub trait State {
+    /// What is waited for.
+    type Reached;
+
+    /// # Errors
+    /// What the panic message shows, if this is the last state seen.
+    fn reached(self) -> Result<Self::Reached, String>;
+}
+
+impl State for bool {
+    type Reached = ();
+
+    fn reached(self) -> Result<(), String> {
+        if self { Ok(()) } else { Err("false".into()) }
+    }
+}
+
+impl<T> State for Option<T> {
+    type Reached = T;
+
+    fn reached(self) -> Result<T, String> {
+        self.ok_or_else(|| "None".into())
+    }
+}
+
+impl<T, E: Debug> State for Result<T, E> {
+    type Reached = T;
+
+    fn reached(self) -> Result<T, String> {
+        self.map_err(|state| format!("{state:?}"))
+    }
+}
+
+/// Looks again and again until the state is reached, and returns what was found.
+///
+/// # Panics
+/// After [`DEADLINE`], naming `what` was waited for and the last state seen.
+#[track_caller]
+pub fn eventually<S: State>(what: &str, probe: impl AsyncFnMut() -> S) -> impl Future<Output = S::Reached> {
+    let caller = std::panic::Location::caller();
+    poll(what, probe, caller)
+}
+
+async fn poll<S: State>(
+    what: &str,
+    mut probe: impl AsyncFnMut() -> S,
+    caller: &'static std::panic::Location<'static>,
+) -> S::Reached {
+    let start = Instant::now();
+    let mut last = "nothing: the probe never returned".to_owned();
+    while start.elapsed() < DEADLINE {
+        match tokio::time::timeout(DEADLINE.saturating_sub(start.elapsed()), probe()).await.map(State::reached) {
+            Ok(Ok(reached)) => return reached,
+            Ok(Err(state)) => last = state,
+            Err(_) => break,
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    panic!("{caller}: never came to pass within {DEADLINE:?}: {what}; last seen: {last}");
+}

@@ -1,0 +1,23 @@
+//! The harness: real Redis servers, a programmable upstream, and Samovar as the process that users run.
+//!
+//! Everything starts on a free port or in a temporary folder and ends when its handle is dropped. Nothing here sleeps to
+//! let something happen: [`eventually`] waits for a state, [`Gate`] for an event.
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "each test file is a crate of its own and uses a part of the harness"
+)]
+
+mod eventually;
+mod jobs;
+mod process;
+mod redis;
+mod upstream;
+
+pub use eventually::{State, eventually};
+pub use jobs::JobsFolder;
+pub use process::{Finished, Samovar, WorkerProcess, samovar};
+pub use redis::{RedisOptions, TestRedis};
+pub use upstream::{Call, Gate, Reply, Upstream};

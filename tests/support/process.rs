@@ -1,0 +1,228 @@
+//! Samovar as the process that users run.
+
+use super::eventually::DEADLINE;
+use super::{JobsFolder, TestRedis};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const POLL: Duration = Duration::from_millis(10);
+
+/// How much of a worker's log a failing test prints.
+const SHOWN_LINES: usize = 200;
+
+/// A command line to be run: `samovar(["jobs", "--json"]).redis(&redis).jobs(&folder).run().await`.
+pub fn samovar<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Samovar {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_samovar"));
+    command.args(args).env_clear().current_dir(&folder);
+    #[allow(clippy::disallowed_methods, reason = "a clean environment still needs to find programs")]
+    for name in ["PATH", "HOME", "LLVM_PROFILE_FILE"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    Samovar { command, folder }
+}
+
+/// A command line, in an environment and a working directory that hold nothing else.
+#[derive(Debug)]
+pub struct Samovar {
+    command: Command,
+    folder: TempDir,
+}
+
+/// How a one-shot command ended.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Samovar {
+    /// On this Redis.
+    pub fn redis(mut self, redis: &TestRedis) -> Self {
+        if let Some(ca) = redis.ca() {
+            self.command.env("SAMOVAR_REDIS_CA", ca);
+        }
+        self.env("REDIS_URL", &redis.url())
+    }
+
+    /// With these jobs.
+    pub fn jobs(mut self, jobs: &JobsFolder) -> Self {
+        self.command.env("SAMOVAR_JOBS", jobs.path());
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// With this `.env` in its working directory.
+    pub fn dot_env(self, text: &str) -> Self {
+        std::fs::write(self.folder.path().join(".env"), text).unwrap();
+        self
+    }
+
+    /// Runs it to its end.
+    pub async fn run(self) -> Finished {
+        let mut process = self.spawn();
+        let status = process.wait().await;
+        let (stdout, stderr) = process.take_output();
+        Finished { code: status.code(), stdout, stderr }
+    }
+
+    /// Starts it.
+    pub fn spawn(mut self) -> WorkerProcess {
+        let streams = self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = streams.spawn().expect("the samovar binary starts");
+        let stdout = Lines::drain(child.stdout.take().unwrap());
+        let stderr = Lines::drain(child.stderr.take().unwrap());
+        WorkerProcess { child, stdout, stderr, _folder: self.folder }
+    }
+}
+
+/// A running Samovar. It is killed when this is dropped; its log is printed if the test failed.
+#[derive(Debug)]
+pub struct WorkerProcess {
+    child: Child,
+    stdout: Lines,
+    stderr: Lines,
+    _folder: TempDir,
+}
+
+impl WorkerProcess {
+    /// `samovar worker` on this Redis with these jobs; for more, see [`samovar`].
+    pub fn spawn(redis: &TestRedis, jobs: &JobsFolder) -> Self {
+        samovar(["worker"]).redis(redis).jobs(jobs).spawn()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill9(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to stop (SIGTERM).
+    pub fn term(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// It hangs, with its sockets open.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// It goes on where it was.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + 3 * DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "samovar (pid {}) does not end", self.pid());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> Vec<String> {
+        self.stderr.so_far()
+    }
+
+    /// Waits for a log line that holds all these texts, and returns it.
+    ///
+    /// # Panics
+    /// If the process ends without having written it, or does not write it in time.
+    pub async fn wait_for_log(&mut self, texts: &[&str]) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let running = self.is_running();
+            if !running {
+                self.stderr.finish();
+            }
+            if let Some(line) = self.log().into_iter().find(|line| texts.iter().all(|text| line.contains(text))) {
+                return line;
+            }
+            assert!(running, "samovar ended and never logged {texts:?}");
+            assert!(Instant::now() < deadline, "samovar never logged {texts:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn take_output(&mut self) -> (String, String) {
+        (self.stdout.finish(), self.stderr.finish())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid().cast_signed()), signal).unwrap();
+    }
+}
+
+impl Drop for WorkerProcess {
+    fn drop(&mut self) {
+        if self.is_running() {
+            self.kill9();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            eprintln!("--- samovar, pid {}, last lines of its log:", self.pid());
+            for line in &log[log.len().saturating_sub(SHOWN_LINES)..] {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// The lines of a pipe, read as they come, so that the writer never waits.
+#[derive(Debug)]
+struct Lines {
+    read: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Lines {
+    fn drain(pipe: impl Read + Send + 'static) -> Self {
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&read);
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                lines.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
+            }
+        });
+        Self { read, reader: Some(reader) }
+    }
+
+    fn so_far(&self) -> Vec<String> {
+        self.read.lock().unwrap().clone()
+    }
+
+    /// All of it, once the writer has ended.
+    fn finish(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        self.so_far().iter().map(|line| format!("{line}\n")).collect()
+    }
+}
