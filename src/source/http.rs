@@ -1,1 +1,209 @@
+//! HTTP sources: one bounded exchange with an upstream, and JSON out of what it answers.
+//!
+//! What is stored is the upstream's own text wherever nothing was asked to be made of it: the whole answer, or with
+//! `select` that part of it, byte for byte, so that numbers too long for 64 bits stay as they are. Only `value` builds
+//! anew; there such numbers become floating-point, as with any JSON reader. Everything is checked by a full parse, which
+//! also refuses raw NUL bytes, invalid UTF-8, unpaired surrogates, numbers beyond a double and nesting beyond 128. A byte
+//! order mark is dropped.
 
+use super::exchange::{Client, Received, Request, answer_error};
+use super::{Answer, Ask, FetchError, Fetched, Validators, context};
+use crate::job::{Feed, HttpSource, Job, KeyPattern, Params};
+use jsonptr::Pointer;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::time::Instant;
+use tracing::warn;
+use twox_hash::XxHash3_128;
+
+/// The most entries that a feed may name; more are refused, for nobody means that.
+const FEED_LONGEST: usize = 1_000_000;
+/// Validators longer than this are not kept; they live in Redis with every entry.
+const VALIDATOR_LONGEST: usize = 512;
+
+/// Asks an HTTP source once.
+pub(super) async fn fetch(client: &Client, source: &HttpSource, ask: &Ask<'_>) -> Result<Answer, FetchError> {
+    let mut context = context(ask.params, ask.inputs, None);
+    let url = source.url.render_url(&context).map_err(|reason| FetchError::Answer(format!("url: {reason}")))?;
+    let mut headers = Vec::new();
+    for (name, template) in &source.headers {
+        let text = template
+            .render(&context)
+            .map_err(|reason| FetchError::Answer(format!("header `{name}`: {reason}")))?;
+        headers.push((name.as_str(), text));
+    }
+    let body = match &source.body {
+        Some(shape) => Some(shape.render(&context).map_err(|reason| FetchError::Answer(format!("body: {reason}")))?),
+        None => None,
+    };
+    // A 304 says that the upstream's answer is the same. The value is only if it would be made of it in the same way.
+    let made_from = body.is_none().then(|| fingerprint(ask, &url, &headers, &context));
+    let known = ask.known.filter(|known| made_from.is_some() && known.prompt == made_from);
+    let request = Request { url: &url, headers: &headers, body: body.as_ref(), known, deadline: ask.deadline };
+    let answer = match client.exchange(request).await? {
+        Received::Unchanged => return Ok(Answer::Unchanged),
+        Received::Gone => return Ok(Answer::Gone),
+        Received::Body(answer) => answer,
+    };
+    let text = answer.text()?;
+    let validators = match made_from {
+        Some(_) => Validators {
+            etag: answer.header("etag"),
+            last_modified: answer.header("last-modified"),
+            prompt: made_from,
+        }
+        .worth_keeping(),
+        None => Validators::default(),
+    };
+
+    let (selected, value) = select(text, &source.select).map_err(|reason| answer.error(&reason))?;
+    if value.is_null() && source.value.is_none() {
+        return Err(answer.error("is null: there is nothing to store"));
+    }
+    let mut json = Cow::Borrowed(selected);
+    context["value"] = value;
+    if let Some(accept) = &source.accept {
+        match accept.test(&context) {
+            Ok(true) => {}
+            Ok(false) => return Err(answer.error("is refused by `accept`")),
+            Err(reason) => return Err(answer.error(&format!("cannot be judged: `accept`: {reason}"))),
+        }
+    }
+    let value = match &source.value {
+        Some(shape) => {
+            let built = shape
+                .render(&context)
+                .map_err(|reason| answer.error(&format!("does not make a value: `value`: {reason}")))?;
+            if built.is_null() {
+                return Err(answer.error("makes null: `value` has nothing to store"));
+            }
+            json = Cow::Owned(built.to_string());
+            if json.len() as u64 > client.max_bytes() {
+                return Err(answer.error("makes a value longer than the upstream's `max_bytes`"));
+            }
+            built
+        }
+        None => context["value"].take(),
+    };
+    Ok(Answer::Value(Fetched { json: json.into_owned(), value, validators, tokens: 0 }))
+}
+
+/// Asks a feed for a job's entries, in the upstream's order; one that is named twice comes twice. One bad name does not keep
+/// the others cold: names that make no key are left out, which is logged.
+pub(super) async fn feed(client: &Client, feed: &Feed, job: &Job) -> Result<Vec<Params>, FetchError> {
+    let url = feed.url.render_url(&context(&Params::new(), &Map::new(), None)).map_err(|reason| FetchError::Answer(format!("url: {reason}")))?;
+    let deadline = Instant::now() + client.timeout();
+    let request = Request { url: &url, headers: &[], body: None, known: None, deadline };
+    let answer = match client.exchange(request).await? {
+        Received::Body(answer) => answer,
+        Received::Gone => return Err(answer_error(&url, "says that there is no such feed (404 or 410)")),
+        Received::Unchanged => return Err(answer_error(&url, "answers 304 without having been asked")),
+    };
+    let (_, value) = select(answer.text()?, &feed.select).map_err(|reason| answer.error(&reason))?;
+    let Value::Array(items) = value else {
+        return Err(answer.error(&format!("is {}, but a feed is an array: see `select`", kind(&value))));
+    };
+    if items.len() > FEED_LONGEST {
+        return Err(answer.error(&format!("names {} entries, more than {FEED_LONGEST}", items.len())));
+    }
+    let (mut entries, mut refused) = (Vec::with_capacity(items.len()), Vec::new());
+    for (index, item) in items.into_iter().enumerate() {
+        let params = entry(&job.key, item).map_err(|reason| answer.error(&format!("item {index} {reason}")))?;
+        match job.key.write(&params) {
+            Some(_) => entries.push(params),
+            None => refused.push(params),
+        }
+    }
+    if let Some(first) = refused.first() {
+        warn!(job = %job.name, refused = refused.len(), ?first, "the feed names entries that make no key");
+    }
+    Ok(entries)
+}
+
+fn entry(key: &KeyPattern, item: Value) -> Result<Params, String> {
+    let names = key.names();
+    let params = match item {
+        Value::String(text) if names.len() == 1 => Params::from([(names[0].clone(), text)]),
+        Value::Object(mut fields) => {
+            let mut params = Params::new();
+            for name in names {
+                match fields.remove(name) {
+                    Some(Value::String(text)) => params.insert(name.clone(), text),
+                    Some(other) => return Err(format!("has {} as `{name}`, which must be a string", kind(&other))),
+                    None => return Err(format!("has no `{name}`")),
+                };
+            }
+            params
+        }
+        other if names.len() == 1 => return Err(format!("is {}, but must be a string", kind(&other))),
+        other => return Err(format!("is {}, but must be an object with {}", kind(&other), names.join(", "))),
+    };
+    Ok(params)
+}
+
+/// The part of a JSON text that a pointer names: as it is written, and parsed. The last of several equal keys counts, as
+/// everywhere.
+pub(super) fn select<'a>(text: &'a str, pointer: &Pointer) -> Result<(&'a str, Value), String> {
+    let not_json = |error: serde_json::Error| {
+        let start = text.trim_start();
+        if start.is_empty() {
+            "is empty".to_owned()
+        } else if start.starts_with('<') {
+            "is HTML or XML, not JSON".to_owned()
+        } else {
+            format!("is not JSON: {error}")
+        }
+    };
+    // All of it, so that nothing is taken out of half an answer.
+    let whole: Value = serde_json::from_str(text).map_err(not_json)?;
+    if pointer.is_root() {
+        return Ok((text.trim_ascii(), whole));
+    }
+    let nowhere = || format!("has nothing at `{pointer}`: see `select`");
+    let mut raw: &'a RawValue = serde_json::from_str(text).map_err(not_json)?;
+    for token in pointer.tokens() {
+        let token = token.decoded();
+        raw = if raw.get().starts_with('{') {
+            let mut fields: BTreeMap<Cow<'_, str>, &'a RawValue> =
+                serde_json::from_str(raw.get()).map_err(not_json)?;
+            fields.remove(&*token).ok_or_else(nowhere)?
+        } else if raw.get().starts_with('[') {
+            let items: Vec<&'a RawValue> = serde_json::from_str(raw.get()).map_err(not_json)?;
+            // RFC 6901: no leading zeros.
+            let index = token.parse::<usize>().ok().filter(|index| index.to_string() == *token);
+            index.and_then(|index| items.get(index).copied()).ok_or_else(nowhere)?
+        } else {
+            return Err(nowhere());
+        };
+    }
+    let value = serde_json::from_str(raw.get()).map_err(not_json)?;
+    Ok((raw.get(), value))
+}
+
+/// What a value is made from besides the upstream's answer.
+fn fingerprint(ask: &Ask<'_>, url: &str, headers: &[(&str, String)], context: &Value) -> String {
+    let made_from = serde_json::json!([ask.job.digest, ask.source, url, headers, context]).to_string();
+    format!("{:032x}", XxHash3_128::oneshot(made_from.as_bytes()))
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+impl Validators {
+    /// Nothing where the upstream gave nothing; nothing unreasonably long.
+    fn worth_keeping(mut self) -> Self {
+        self.etag = self.etag.filter(|text| text.len() <= VALIDATOR_LONGEST);
+        self.last_modified = self.last_modified.filter(|text| text.len() <= VALIDATOR_LONGEST);
+        if self.etag.is_none() && self.last_modified.is_none() { Self::default() } else { self }
+    }
+}

@@ -1,36 +1,477 @@
-//! Upstream limits for the whole fleet: rate, concurrency, `Retry-After`, circuit breaker.
+//! Upstream limits for the whole fleet: rate, concurrency, `Retry-After`, circuit breaker, token budget.
+//!
+//! Authority: one small state for each upstream in Redis, changed only by the scripts in `lua/`, in Redis's time. A
+//! [`Gate`] is one worker's way there. It remembers why nothing is admitted, so that it can say so without asking; where
+//! an upstream has no limits and is well, it asks nothing at all. What one gate finds out, the others hear over the
+//! signal channel ([`Gate::refresh`]).
+//!
+//! On failure: a dead worker's permits come back by themselves, the upstream's timeout and [`GRACE`] after they were
+//! given. Without Redis nothing is admitted where limits are to be kept (reason `redis`), for nothing could be committed
+//! either. After a flush the limits begin anew: what is in flight then is not counted.
+
+use super::{Answer, FetchError};
 use crate::job::Upstream;
-use std::sync::Arc;
+use redis::Script;
+use redis::aio::ConnectionManager;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::{Mutex as Line, Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout_at;
+use tracing::debug;
+
+/// How much longer than the upstream's timeout a permit is believed to be in use; later a dead worker's come back.
+const GRACE: Duration = Duration::from_secs(5);
+/// Consecutive failures of the fleet that open the breaker.
+const FAILURES: u32 = 10;
+/// For how long the breaker opens first; twice as long each time that its probe fails.
+const OPEN_FIRST: Duration = Duration::from_secs(5);
+/// For how long the breaker opens at most, and so how long a recovered upstream may go unnoticed.
+const OPEN_LONGEST: Duration = Duration::from_secs(120);
+/// How far into the rate limit's future a gate may take a place: so long may urgent requests have to wait for others.
+const AHEAD: Duration = Duration::from_secs(1);
+/// How soon a gate asks again for a permit when all are in use, at first and at most.
+const POLL: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(200));
+/// When a caller that was refused for want of a permit, of a place in the line, or of Redis, should ask again.
+const SOON: Duration = Duration::from_millis(500);
+/// Permits handed back in one call.
+const HANDED_BACK: usize = 100;
+/// Permits that wait to be handed back; more of them come back by expiry.
+const ABANDONED: usize = 10_000;
+
+static ADMIT: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("lua/state.lua"), include_str!("lua/admit.lua"))));
+static SETTLE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("lua/state.lua"), include_str!("lua/settle.lua"))));
+static LOOK: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("lua/state.lua"), include_str!("lua/look.lua"))));
+
+/// What the scripts answer: reason, microseconds, whether this request is the breaker's probe, health.
+type Verdict = (String, u64, u8, u8);
 
 /// The way to one upstream: admits a request or says how long to wait.
-#[derive(Debug)]
-pub struct Gate {}
+pub struct Gate {
+    upstream: Arc<Upstream>,
+    redis: ConnectionManager,
+    /// State, permits, tokens spent.
+    keys: [String; 3],
+    signal: String,
+    id: String,
+    serial: AtomicU64,
+    slots: Arc<Semaphore>,
+    local_concurrency: usize,
+    /// Only the head of each line asks; so no request of one kind overtakes another.
+    normal: Line<()>,
+    urgent: Line<()>,
+    urgents: AtomicUsize,
+    /// Something changed for the better, perhaps.
+    news: Notify,
+    known: Mutex<Known>,
+    abandoned: Mutex<Vec<String>>,
+}
+
+/// What a gate was told last.
+#[derive(Default)]
+struct Known {
+    closed: Option<(Instant, &'static str)>,
+    health: Health,
+    /// The reason of the last refusal, for those who did not even come to ask.
+    refused: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Health {
+    #[default]
+    Well,
+    /// Failures were counted just now; successes must be told.
+    Shaky,
+    /// The breaker is not closed: only Redis knows who may probe.
+    Broken,
+}
 
 /// Permission for one request; give it back with [`Permit::done`].
-#[derive(Debug)]
-pub struct Permit {}
+///
+/// One that is dropped goes back with the gate's next call to Redis, at the latest with the next [`Gate::refresh`]; if the
+/// worker dies, by expiry.
+pub struct Permit {
+    gate: Arc<Gate>,
+    id: String,
+    /// Whether Redis may know of it.
+    registered: bool,
+    tokens: u64,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// How a request ended, as far as its upstream is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With an answer that is of use.
+    Ok,
+    /// With an answer that is of no use, but the upstream is alive.
+    Answer,
+    /// Without a whole answer, or with one that says the upstream is ill. Counts against the breaker.
+    UpstreamFailed,
+    /// The upstream asks to be left alone for so long; all gates obey.
+    Busy(Duration),
+}
+
+impl From<&Result<Answer, FetchError>> for Ended {
+    fn from(result: &Result<Answer, FetchError>) -> Self {
+        match result {
+            Ok(_) => Self::Ok,
+            Err(FetchError::Answer(_)) => Self::Answer,
+            Err(FetchError::Upstream(_)) => Self::UpstreamFailed,
+            Err(FetchError::Busy(wait)) => Self::Busy(*wait),
+        }
+    }
+}
 
 /// Why a request is not admitted, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// When to ask again.
     pub wait: Duration,
-    /// `rate`, `concurrency`, `retry-after`, `breaker`, `tokens`.
+    /// `rate`, `concurrency`, `retry-after`, `breaker`, `tokens`; `redis` where the limits cannot be asked for.
     pub reason: &'static str,
 }
 
 impl Gate {
-    /// Waits for admission until `deadline`; urgent requests go first.
-    pub async fn admit(self: &Arc<Self>, _urgent: bool, _deadline: Instant) -> Result<Permit, Refusal> {
-        todo!()
+    /// A worker's gate to an upstream; keys and the signal channel begin with `prefix`, and `local_concurrency` is the most
+    /// this worker has in flight there, whatever the fleet may (at least 1).
+    pub fn new(upstream: Arc<Upstream>, redis: ConnectionManager, prefix: &str, local_concurrency: usize) -> Self {
+        let local_concurrency = local_concurrency.clamp(1, Semaphore::MAX_PERMITS);
+        let keys = ["limit", "permits", "spent"].map(|kind| format!("{prefix}:{kind}:{{{}}}", upstream.name));
+        Self {
+            upstream,
+            redis,
+            keys,
+            signal: format!("{prefix}:signal"),
+            id: ulid::Ulid::generate().to_string(),
+            serial: AtomicU64::new(0),
+            slots: Arc::new(Semaphore::new(local_concurrency)),
+            local_concurrency,
+            normal: Line::new(()),
+            urgent: Line::new(()),
+            urgents: AtomicUsize::new(0),
+            news: Notify::new(),
+            known: Mutex::default(),
+            abandoned: Mutex::default(),
+        }
     }
-    /// How long the upstream is known to admit nothing (breaker, `Retry-After`), without asking Redis.
+
+    /// Waits for admission until `deadline`; urgent requests go first, before all but one of the others.
+    ///
+    /// # Errors
+    /// A refusal with the time after which to ask again: at once where admission is known to come too late, otherwise at
+    /// the deadline. Reason `redis` where Redis does not answer.
+    pub async fn admit(self: &Arc<Self>, urgent: bool, deadline: Instant) -> Result<Permit, Refusal> {
+        if let Some(refusal) = self.closed().filter(|refusal| Instant::now() + refusal.wait > deadline) {
+            return Err(refusal);
+        }
+        match timeout_at(deadline.into(), self.pass(urgent, deadline)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let reason = self.known().refused.unwrap_or("concurrency");
+                Err(self.closed().unwrap_or(Refusal { wait: SOON, reason }))
+            }
+        }
+    }
+
+    /// How long the upstream is known to admit nothing (breaker, `Retry-After`, tokens spent), without asking Redis.
     pub fn closed_for(&self) -> Option<Duration> {
-        todo!()
+        self.closed().map(|refusal| refusal.wait)
     }
+
     /// The upstream behind it.
     pub fn upstream(&self) -> &Upstream {
-        todo!()
+        &self.upstream
+    }
+
+    /// How many requests this worker has in flight there.
+    pub fn in_flight(&self) -> usize {
+        self.local_concurrency - self.slots.available_permits()
+    }
+
+    /// Asks Redis how the upstream is, and hands back dropped permits. To be called when the signal channel says
+    /// `upstream <name>`, and regularly, for what pub/sub loses. Without Redis everything stays as it was.
+    pub async fn refresh(&self) {
+        let returned = self.returned();
+        let mut call = self.call(&LOOK);
+        call.arg(self.budget()).arg(&returned);
+        match call.invoke_async::<Verdict>(&mut self.redis.clone()).await {
+            Ok(verdict) => self.learn(&verdict),
+            Err(error) => {
+                debug!(upstream = %self.upstream.name, %error, "cannot ask for the upstream's state");
+                self.abandon(returned);
+            }
+        }
+        self.news.notify_waiters();
+    }
+
+    async fn pass(self: &Arc<Self>, urgent: bool, deadline: Instant) -> Result<Permit, Refusal> {
+        let began = Instant::now();
+        let _priority = urgent.then(|| Priority::of(self));
+        let _line = if urgent { self.urgent.lock().await } else { self.normal.lock().await };
+        let mut poll = POLL.0;
+        loop {
+            if !urgent {
+                self.let_urgent_pass().await;
+            }
+            let Ok(slot) = self.slots.clone().acquire_owned().await else {
+                return Err(Refusal { wait: SOON, reason: "concurrency" });
+            };
+            let refusal = match self.ask(slot, began, deadline).await {
+                Ok(permit) => return Ok(permit),
+                Err(refusal) => refusal,
+            };
+            self.known().refused = Some(refusal.reason);
+            let pause = match refusal.reason {
+                "redis" => return Err(refusal),
+                "concurrency" => {
+                    poll = (poll * 2).min(POLL.1);
+                    poll.mul_f64(rand::random_range(0.5..1.0))
+                }
+                _ if Instant::now() + refusal.wait > deadline => return Err(refusal),
+                // Early enough to take a place.
+                "rate" => refusal.wait.saturating_sub(AHEAD / 2),
+                _ => refusal.wait,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause.max(Duration::from_millis(1))) => {}
+                () = self.news.notified() => {}
+            }
+        }
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        slot: OwnedSemaphorePermit,
+        began: Instant,
+        deadline: Instant,
+    ) -> Result<Permit, Refusal> {
+        if let Some(refusal) = self.closed() {
+            return Err(refusal);
+        }
+        let upstream = &self.upstream;
+        let broken = self.known().health == Health::Broken;
+        let mut permit = Permit {
+            id: format!("{}-{}", self.id, self.serial.fetch_add(1, Ordering::Relaxed)),
+            gate: self.clone(),
+            registered: false,
+            tokens: 0,
+            _slot: slot,
+        };
+        if upstream.rate.is_none() && upstream.concurrency.is_none() && upstream.tokens.is_none() && !broken {
+            return Ok(permit);
+        }
+        // From here on Redis may know it, even if the answer never comes.
+        permit.registered = upstream.concurrency.is_some() || broken;
+        let (interval, early) = upstream.rate.map_or((0, 0), |rate| pace(rate.count, rate.per));
+        let ahead = deadline.saturating_duration_since(Instant::now()).min(AHEAD);
+        let returned = self.returned();
+        let mut call = self.call(&ADMIT);
+        call.arg(&permit.id)
+            .arg(millis(upstream.timeout + GRACE))
+            .arg(upstream.concurrency.unwrap_or(0))
+            .arg(interval)
+            .arg(early)
+            .arg(millis(ahead))
+            .arg(self.budget())
+            .arg(&self.id)
+            .arg(millis(began.elapsed()))
+            .arg(&returned);
+        let verdict = match call.invoke_async::<Verdict>(&mut self.redis.clone()).await {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                debug!(upstream = %upstream.name, %error, "cannot ask for admission");
+                self.abandon(returned);
+                return Err(Refusal { wait: SOON, reason: "redis" });
+            }
+        };
+        self.learn(&verdict);
+        let (reason, wait) = (reason(&verdict.0), Duration::from_micros(verdict.1));
+        if let Some(reason) = reason {
+            permit.registered = false;
+            return Err(Refusal { wait, reason });
+        }
+        permit.registered |= verdict.2 == 1;
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+            // The upstream may have asked to be left alone meanwhile.
+            if let Some(refusal) = self.closed() {
+                return Err(refusal);
+            }
+        }
+        Ok(permit)
+    }
+
+    /// Waits while urgent requests wait.
+    async fn let_urgent_pass(&self) {
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            news.as_mut().enable();
+            if self.urgents.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            news.await;
+        }
+    }
+
+    fn call(&self, script: &'static Script) -> redis::ScriptInvocation<'static> {
+        let mut call = script.prepare_invoke();
+        for key in &self.keys {
+            call.key(key);
+        }
+        call
+    }
+
+    fn budget(&self) -> u64 {
+        self.upstream.tokens.map_or(0, |budget| budget.tokens)
+    }
+
+    fn learn(&self, (why, wait, _, health): &Verdict) {
+        let mut known = self.known();
+        known.health = match health {
+            0 => Health::Well,
+            1 => Health::Shaky,
+            _ => Health::Broken,
+        };
+        // The rate limit and the permits' end concern one request; the others close the gate.
+        known.closed = reason(why)
+            .filter(|reason| !matches!(*reason, "rate" | "concurrency"))
+            .map(|reason| (Instant::now() + Duration::from_micros(*wait), reason));
+    }
+
+    fn closed(&self) -> Option<Refusal> {
+        let (until, reason) = self.known().closed?;
+        let wait = until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())?;
+        Some(Refusal { wait, reason })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn returned(&self) -> Vec<String> {
+        let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        let keep = abandoned.len().saturating_sub(HANDED_BACK);
+        abandoned.split_off(keep)
+    }
+
+    fn abandon(&self, ids: Vec<String>) {
+        let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = ABANDONED.saturating_sub(abandoned.len());
+        abandoned.extend(ids.into_iter().take(room));
     }
 }
+
+impl Permit {
+    /// Notes AI tokens spent by this request, wanted or not; they are counted by [`Permit::done`].
+    pub fn spend(&mut self, tokens: u64) {
+        self.tokens += tokens;
+    }
+
+    /// Gives the permit back and says how the request ended. Where Redis does not answer, a permit comes back later and a
+    /// failure goes uncounted.
+    pub async fn done(mut self, ended: Ended) {
+        let gate = self.gate.clone();
+        let (word, busy) = match ended {
+            Ended::Ok | Ended::Answer => ("answered", Duration::ZERO),
+            Ended::UpstreamFailed => ("failed", Duration::ZERO),
+            Ended::Busy(wait) => ("busy", wait),
+        };
+        let spent = self.tokens > 0 && gate.upstream.tokens.is_some();
+        if word == "answered" && !self.registered && !spent && gate.known().health == Health::Well {
+            return;
+        }
+        let returned = gate.returned();
+        let budget = gate.upstream.tokens;
+        let mut call = gate.call(&SETTLE);
+        call.arg(&self.id)
+            .arg(word)
+            .arg(millis(busy))
+            .arg(self.tokens)
+            .arg(budget.map_or(0, |budget| millis(budget.per)))
+            .arg(gate.budget())
+            .arg(FAILURES)
+            .arg(millis(OPEN_FIRST))
+            .arg(millis(OPEN_LONGEST))
+            .arg(&gate.signal)
+            .arg(format!("upstream {}", gate.upstream.name))
+            .arg(&returned);
+        match call.invoke_async::<Verdict>(&mut gate.redis.clone()).await {
+            Ok(verdict) => {
+                self.registered = false;
+                gate.learn(&verdict);
+            }
+            Err(error) => {
+                debug!(upstream = %gate.upstream.name, %error, "cannot give a permit back; it expires");
+                gate.abandon(returned);
+                if !busy.is_zero() {
+                    gate.known().closed = Some((Instant::now() + busy, "retry-after"));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.registered {
+            self.gate.abandon(vec![std::mem::take(&mut self.id)]);
+        }
+        self.gate.news.notify_waiters();
+    }
+}
+
+/// An urgent request that waits: others let it pass.
+struct Priority<'a>(&'a Gate);
+
+impl<'a> Priority<'a> {
+    fn of(gate: &'a Gate) -> Self {
+        gate.urgents.fetch_add(1, Ordering::AcqRel);
+        Self(gate)
+    }
+}
+
+impl Drop for Priority<'_> {
+    fn drop(&mut self) {
+        self.0.urgents.fetch_sub(1, Ordering::AcqRel);
+        self.0.news.notify_waiters();
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("upstream", &self.upstream.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").field("upstream", &self.gate.upstream.name).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// The time between two requests and how early one may come, in microseconds (GCRA, as in ITU-T I.371), such that never
+/// more than `count` begin in any `per`: a burst of a tenth, and the rest evenly.
+fn pace(count: u32, per: Duration) -> (u64, u64) {
+    let count = u64::from(count.max(1));
+    let burst = (count / 10).max(1);
+    let per = u64::try_from(per.as_micros()).unwrap_or(u64::MAX);
+    let interval = per.div_ceil(count - burst + 1).max(1);
+    (interval, interval * (burst - 1))
+}
+
+fn reason(word: &str) -> Option<&'static str> {
+    ["rate", "concurrency", "retry-after", "breaker", "tokens"].into_iter().find(|known| *known == word)
+}
+
+/// Whole milliseconds, rounded up: nothing ends before its time.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,15 +4,18 @@
 //! committed, or a reason. Bodies are bounded while they are read; the whole answer has one deadline.
 
 mod ai;
+mod exchange;
 mod http;
 mod limit;
 
-use crate::job::{EntryKey, Job, Jobs, Params};
-use serde_json::Value;
+use crate::job::{EntryKey, Job, Jobs, Params, Source, UpstreamName};
+use exchange::Client;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use limit::{Gate, Permit, Refusal};
+pub use limit::{Ended, Gate, Permit, Refusal};
 
 /// What is asked for, once.
 #[derive(Debug)]
@@ -26,7 +29,7 @@ pub struct Ask<'a> {
     /// The placeholders' values.
     pub params: &'a Params,
     /// The inputs' values by name.
-    pub inputs: &'a serde_json::Map<String, Value>,
+    pub inputs: &'a Map<String, Value>,
     /// What the present value came with, where it may be kept if unchanged.
     pub known: Option<&'a Validators>,
     /// When the answer is of no use any more.
@@ -42,7 +45,8 @@ pub struct Validators {
     /// The answer's `Last-Modified`.
     #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
     pub last_modified: Option<String>,
-    /// For AI: what the value was made from (model, messages, settings), hashed.
+    /// What the value was made from, hashed. For AI the model, messages and settings: the same again need not be generated
+    /// again. For HTTP the request, the inputs and the job file: the other two hold only together with it.
     #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
 }
@@ -88,20 +92,88 @@ pub enum FetchError {
 /// The clients for all upstreams.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    // one reqwest client for each upstream
+    clients: Arc<BTreeMap<UpstreamName, Client>>,
 }
 
 impl Sources {
-    /// Clients for the upstreams of these jobs.
-    pub fn new(_jobs: &Jobs) -> anyhow::Result<Self> {
-        todo!()
+    /// Clients for the upstreams of these jobs. Connections are kept open, so make them once for each set of job files.
+    ///
+    /// # Errors
+    /// An upstream's header that cannot be sent, or a TLS library without roots.
+    pub fn new(jobs: &Jobs) -> anyhow::Result<Self> {
+        let client = |(name, upstream): (&UpstreamName, &Arc<_>)| anyhow::Ok((name.clone(), Client::new(upstream)?));
+        Ok(Self { clients: Arc::new(jobs.upstreams.iter().map(client).collect::<Result<_, _>>()?) })
     }
-    /// Asks one source once.
-    pub async fn fetch(&self, _jobs: &Jobs, _ask: &Ask<'_>) -> Result<Answer, FetchError> {
-        todo!()
+
+    /// Asks one source once. The tokens of an AI answer that cannot be used are lost to the count; [`Sources::fetch_with`]
+    /// counts them.
+    ///
+    /// # Errors
+    /// Why there is no answer; never shows a secret.
+    pub async fn fetch(&self, _jobs: &Jobs, ask: &Ask<'_>) -> Result<Answer, FetchError> {
+        self.fetch_counting(ask).await.0
     }
-    /// Asks a job's feed for its entries.
-    pub async fn feed(&self, _jobs: &Jobs, _job: &Arc<Job>) -> Result<Vec<Params>, FetchError> {
-        todo!()
+
+    /// Asks one source once under a permit of its upstream's gate, and gives it back: reports how the request ended and what
+    /// tokens it spent, wanted or not.
+    ///
+    /// # Errors
+    /// As [`Sources::fetch`].
+    pub async fn fetch_with(&self, _jobs: &Jobs, ask: &Ask<'_>, mut permit: Permit) -> Result<Answer, FetchError> {
+        let (result, tokens) = self.fetch_counting(ask).await;
+        permit.spend(tokens);
+        permit.done(Ended::from(&result)).await;
+        result
+    }
+
+    /// Whether the present value is known to hold without asking the upstream, so that no permit is needed: an AI value made
+    /// from the same model, messages and settings. False where it must be asked.
+    pub fn unchanged_without_asking(&self, _jobs: &Jobs, ask: &Ask<'_>) -> bool {
+        match ask.job.sources.get(ask.source) {
+            Some(Source::Ai(source)) => ai::unchanged(source, ask),
+            Some(Source::Http(_)) | None => false,
+        }
+    }
+
+    /// Asks a job's feed for its entries, at most 1,000,000; none where the job has no feed.
+    ///
+    /// # Errors
+    /// As [`Sources::fetch`]; an item of the wrong type refuses the whole feed.
+    pub async fn feed(&self, _jobs: &Jobs, job: &Arc<Job>) -> Result<Vec<Params>, FetchError> {
+        let Some(feed) = &job.entries.feed else { return Ok(Vec::new()) };
+        let client = self.client(&feed.upstream)?;
+        http::feed(client, feed, job).await
+    }
+
+    async fn fetch_counting(&self, ask: &Ask<'_>) -> (Result<Answer, FetchError>, u64) {
+        let result = match ask.job.sources.get(ask.source) {
+            Some(Source::Http(source)) => match self.client(&source.upstream) {
+                Ok(client) => http::fetch(client, source, ask).await,
+                Err(error) => Err(error),
+            },
+            Some(Source::Ai(source)) => match self.client(&source.upstream) {
+                Ok(client) => return ai::fetch(client, source, ask).await,
+                Err(error) => Err(error),
+            },
+            None => Err(FetchError::Answer(format!("job `{}` has no source {}", ask.job.name, ask.source))),
+        };
+        (result, 0)
+    }
+
+    fn client(&self, upstream: &UpstreamName) -> Result<&Client, FetchError> {
+        let unknown = || FetchError::Answer(format!("no client for upstream `{upstream}`: the job files changed"));
+        self.clients.get(upstream).ok_or_else(unknown)
     }
 }
+
+/// What templates see: the placeholders' values, the inputs by name, and `value` where there is one.
+pub fn context(params: &Params, inputs: &Map<String, Value>, value: Option<Value>) -> Value {
+    let mut context: Map<String, Value> =
+        params.iter().map(|(name, text)| (name.clone(), Value::String(text.clone()))).collect();
+    context.extend(inputs.iter().map(|(name, input)| (name.clone(), input.clone())));
+    context.extend(value.map(|value| ("value".to_owned(), value)));
+    Value::Object(context)
+}
+
+#[cfg(test)]
+mod tests;

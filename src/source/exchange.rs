@@ -1,0 +1,381 @@
+//! One exchange with an upstream: a request, its redirects, a bounded body, and what the status means.
+//!
+//! Secrets go to the upstream's host only: a redirect to another one is not followed, or, where the upstream allows it,
+//! followed without the headers of the upstream and the source. Messages name an upstream by its URL without user, query
+//! and fragment, and show a body's first characters with the upstream's headers' values blotted out.
+
+use super::{FetchError, Validators};
+use crate::job::Upstream;
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
+use reqwest::redirect::Policy;
+use reqwest::{Method, Response, StatusCode, Url};
+use serde_json::Value;
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::timeout_at;
+
+/// How many redirects are followed.
+const HOPS: usize = 5;
+/// How long a busy upstream is left alone that does not say how long, at least, and at most.
+const BUSY: Duration = Duration::from_secs(5);
+const BUSY_LEAST: Duration = Duration::from_secs(1);
+const BUSY_MOST: Duration = Duration::from_secs(3600);
+/// How much of a body messages show, in characters, and how much of a refusal's is read for that, in bytes.
+const EXCERPT: usize = 200;
+const EXCERPT_READ: u64 = 4096;
+
+/// The client for one upstream.
+#[derive(Clone)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    upstream: Arc<Upstream>,
+    headers: HeaderMap,
+    /// What must not be seen in messages.
+    secrets: Vec<String>,
+}
+
+/// One request.
+pub(super) struct Request<'a> {
+    pub(super) url: &'a str,
+    pub(super) headers: &'a [(&'a str, String)],
+    /// Sent with POST; GET where absent.
+    pub(super) body: Option<&'a Value>,
+    /// Makes a GET conditional.
+    pub(super) known: Option<&'a Validators>,
+    pub(super) deadline: Instant,
+}
+
+/// What came back, if it is of use.
+pub(super) enum Received {
+    Body(Body),
+    Unchanged,
+    Gone,
+}
+
+/// A whole answer with status 2xx.
+pub(super) struct Body {
+    shown_url: String,
+    status: StatusCode,
+    headers: HeaderMap,
+    bytes: Vec<u8>,
+    secrets: Vec<String>,
+}
+
+impl Client {
+    /// A client that keeps connections to the upstream open between exchanges.
+    pub(super) fn new(upstream: &Arc<Upstream>) -> anyhow::Result<Self> {
+        let name = &upstream.name;
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("samovar/", env!("CARGO_PKG_VERSION")))
+            .redirect(Policy::none())
+            .referer(false)
+            .timeout(upstream.timeout)
+            .connect_timeout(upstream.timeout)
+            .build()
+            .with_context(|| format!("upstream `{name}`: no HTTP client"))?;
+        let mut headers = HeaderMap::new();
+        let mut secrets = Vec::new();
+        for (key, text) in &upstream.headers {
+            let (key, mut value) = header_line(key, text).map_err(|reason| anyhow::anyhow!("upstream `{name}`: {reason}"))?;
+            value.set_sensitive(true);
+            headers.insert(key, value);
+            // `Bearer abc` is shown by some servers as `abc`.
+            secrets.extend(std::iter::once(text.as_str()).chain(text.split_whitespace()).filter(|text| text.len() >= 6).map(str::to_owned));
+        }
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        Ok(Self { http, upstream: upstream.clone(), headers, secrets })
+    }
+
+    /// The longest body read.
+    pub(super) fn max_bytes(&self) -> u64 {
+        self.upstream.max_bytes
+    }
+
+    /// How long a whole answer may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.upstream.timeout
+    }
+
+    /// Sends a request and reads the whole answer, within the upstream's timeout and before the deadline.
+    pub(super) async fn exchange(&self, request: Request<'_>) -> Result<Received, FetchError> {
+        let now = Instant::now();
+        let until = request.deadline.min(now + self.upstream.timeout);
+        let shown_url = shown(request.url);
+        match timeout_at(until.into(), self.send(request)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let patience = until.saturating_duration_since(now).as_secs_f32();
+                Err(FetchError::Upstream(format!("{shown_url} gave no whole answer within {patience:.1} s")))
+            }
+        }
+    }
+
+    async fn send(&self, request: Request<'_>) -> Result<Received, FetchError> {
+        let mut url = whole(request.url)?;
+        let origin = url.clone();
+        let mut body = match request.body {
+            Some(body) => Some(serde_json::to_vec(body).map_err(|error| FetchError::Answer(format!("body: {error}")))?),
+            None => None,
+        };
+        let mut own = self.headers.clone();
+        for (key, text) in request.headers {
+            let (key, value) = header_line(key, text).map_err(FetchError::Answer)?;
+            own.insert(key, value);
+        }
+        let conditions = conditions(request.known.filter(|_| body.is_none()));
+        let mut hops = 0;
+        loop {
+            let method = if body.is_some() { Method::POST } else { Method::GET };
+            let mut asked = self.http.request(method, url.clone()).header(header::ACCEPT, "application/json");
+            if let Some(body) = &body {
+                asked = asked.header(header::CONTENT_TYPE, "application/json").body(body.clone());
+            }
+            let response = asked
+                .headers(own.clone())
+                .headers(conditions.clone())
+                .send()
+                .await
+                .map_err(|error| {
+                    let built = !error.is_builder();
+                    let reason = format!("{} cannot be asked: {}", shown(url.as_str()), chain(error));
+                    if built { FetchError::Upstream(reason) } else { FetchError::Answer(reason) }
+                })?;
+            let status = response.status();
+            if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return self.receive(&url, response, !conditions.is_empty()).await;
+            }
+            let next = response.headers().get(header::LOCATION).and_then(|to| std::str::from_utf8(to.as_bytes()).ok());
+            let next = next.and_then(|to| url.join(to).ok()).filter(|to| to.has_host());
+            let Some(next) = next else {
+                return Err(answer_error(url.as_str(), &format!("redirects nowhere (status {})", status.as_u16())));
+            };
+            if !same_host(&origin, &next) {
+                if !self.upstream.cross_host_redirects {
+                    let to = shown(next.as_str());
+                    let reason = format!("redirects to another host: {to}; ask there, or set `cross_host_redirects`");
+                    return Err(answer_error(url.as_str(), &reason));
+                }
+                own.clear();
+            }
+            hops += 1;
+            if hops > HOPS {
+                return Err(answer_error(origin.as_str(), &format!("redirects more than {HOPS} times")));
+            }
+            if matches!(status.as_u16(), 301..=303) {
+                body = None;
+            }
+            url = next;
+        }
+    }
+
+    async fn receive(&self, url: &Url, response: Response, conditional: bool) -> Result<Received, FetchError> {
+        let status = response.status();
+        let mut body = Body {
+            shown_url: shown(url.as_str()),
+            status,
+            headers: response.headers().clone(),
+            bytes: Vec::new(),
+            secrets: self.secrets.clone(),
+        };
+        match status.as_u16() {
+            304 if conditional => return Ok(Received::Unchanged),
+            304 => return Err(body.error("comes without having been asked for")),
+            404 | 410 => return Ok(Received::Gone),
+            204..=206 => return Err(body.error("is not a whole answer with a body")),
+            200..=299 => {}
+            code => {
+                let wait = retry_after(&body.headers, Utc::now());
+                if code == 429 || (code == 503 && wait.is_some()) {
+                    return Err(FetchError::Busy(wait.unwrap_or(BUSY)));
+                }
+                let cut = body.read(response, EXCERPT_READ).await.is_err();
+                return Err(match code {
+                    408 | 500..=599 => FetchError::Upstream(body.describe("comes instead of an answer")),
+                    401 | 403 => body.error("refuses us: see the upstream's `headers`"),
+                    _ if cut => body.error("comes instead of an answer, cut short"),
+                    _ => body.error("comes instead of an answer"),
+                });
+            }
+        }
+        let most = self.upstream.max_bytes;
+        if response.content_length().is_some_and(|length| length > most) {
+            return Err(body.error(&format!("announces more than `max_bytes` ({})", bytesize::ByteSize(most))));
+        }
+        match body.read(response, most).await {
+            Ok(true) => Ok(Received::Body(body)),
+            Ok(false) => Err(body.error(&format!("is longer than `max_bytes` ({})", bytesize::ByteSize(most)))),
+            Err(error) => {
+                let read = body.bytes.len();
+                Err(FetchError::Upstream(format!("{} was cut off after {read} bytes: {}", body.shown_url, chain(error))))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("upstream", &self.upstream.name).finish_non_exhaustive()
+    }
+}
+
+impl Body {
+    /// Reads up to so many bytes, decompressed; false where there are more.
+    async fn read(&mut self, mut response: Response, most: u64) -> reqwest::Result<bool> {
+        while let Some(chunk) = response.chunk().await? {
+            let room = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(self.bytes.len());
+            self.bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            if chunk.len() > room {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The body without a byte order mark.
+    pub(super) fn text(&self) -> Result<&str, FetchError> {
+        let bytes = self.bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&self.bytes);
+        std::str::from_utf8(bytes).map_err(|error| self.error(&format!("is not UTF-8 from byte {} on", error.valid_up_to())))
+    }
+
+    /// A header, if it is text.
+    pub(super) fn header(&self, name: &str) -> Option<String> {
+        self.headers.get(name)?.to_str().ok().filter(|text| !text.is_empty()).map(str::to_owned)
+    }
+
+    /// Why the answer cannot be used, in one line.
+    pub(super) fn error(&self, reason: &str) -> FetchError {
+        FetchError::Answer(self.describe(reason))
+    }
+
+    fn describe(&self, reason: &str) -> String {
+        let Self { shown_url, status, .. } = self;
+        let reason = blot(reason, &self.secrets);
+        let excerpt = blot(&String::from_utf8_lossy(&self.bytes[..self.bytes.len().min(4 * EXCERPT)]), &self.secrets);
+        let excerpt = one_line(&excerpt, EXCERPT);
+        if excerpt.is_empty() {
+            format!("answer of {shown_url} (status {}) {reason}", status.as_u16())
+        } else {
+            format!("answer of {shown_url} (status {}) {reason}; it begins: {excerpt}", status.as_u16())
+        }
+    }
+}
+
+/// An answer, known by its URL only, that cannot be used.
+pub(super) fn answer_error(url: &str, reason: &str) -> FetchError {
+    FetchError::Answer(format!("{} {reason}", shown(url)))
+}
+
+/// A URL as it was rendered. URL parsers resolve a segment `..` even if it is percent-encoded (RFC 3986, section 5.2.4; the
+/// WHATWG's standard takes `%2e` for a dot), so what would be asked is another resource: an entry with such a name is
+/// refused rather than taken for its neighbour.
+fn whole(text: &str) -> Result<Url, FetchError> {
+    let path = text.split(['?', '#']).next().unwrap_or_default();
+    let path = path.split_once("://").map_or(path, |(_, rest)| rest);
+    for segment in path.split('/').skip(1) {
+        let dots = segment.replace("%2e", ".").replace("%2E", ".");
+        if dots == "." || dots == ".." {
+            let reason = format!("cannot be asked: `{dots}` as a whole path segment is resolved on the way; put it into the query instead");
+            return Err(answer_error(text, &reason));
+        }
+    }
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host()).ok_or_else(|| {
+        answer_error(text, "is not a URL that can be asked: it must begin with http:// or https:// and a host")
+    })
+}
+
+/// Whether what is secret between us and one may be told the other: the same host and port, or the same host's TLS.
+fn same_host(one: &Url, other: &Url) -> bool {
+    let port = one.port_or_known_default() == other.port_or_known_default();
+    let same = one.scheme() == other.scheme() && port;
+    let upgraded = one.scheme() == "http" && other.scheme() == "https" && one.port().is_none() && other.port().is_none();
+    one.host() == other.host() && (same || upgraded)
+}
+
+fn header_line(name: &str, text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("`{name}` is not a header's name"))?;
+    let value = HeaderValue::from_bytes(text.as_bytes())
+        .map_err(|_| format!("header `{name}` holds a line break or another control character"))?;
+    Ok((key, value))
+}
+
+fn conditions(known: Option<&Validators>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let Some(known) = known else { return headers };
+    let texts = [(header::IF_NONE_MATCH, &known.etag), (header::IF_MODIFIED_SINCE, &known.last_modified)];
+    for (name, text) in texts {
+        if let Some(value) = text.as_ref().and_then(|text| HeaderValue::from_str(text).ok()) {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}
+
+/// RFC 9110, section 10.2.3: seconds, or a date; the latter by the upstream's own clock where it tells.
+fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date = |text: &str| Some(DateTime::parse_from_rfc2822(text).ok()?.with_timezone(&Utc));
+            let now = headers.get(header::DATE).and_then(|text| date(text.to_str().ok()?)).unwrap_or(now);
+            (date(text)? - now).to_std().unwrap_or_default()
+        }
+    };
+    Some(wait.clamp(BUSY_LEAST, BUSY_MOST))
+}
+
+/// A URL for messages: without user, password, query and fragment.
+pub(super) fn shown(url: &str) -> String {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    let (base, rest) = url.split_at(end);
+    let base = match base.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let host = host.rsplit('@').next().unwrap_or_default();
+            format!("{scheme}://{host}{path}")
+        }
+        None => base.to_owned(),
+    };
+    let query = if rest.starts_with('?') { "?…" } else { "" };
+    format!("{}{query}", one_line(&base, 300))
+}
+
+fn one_line(text: &str, longest: usize) -> String {
+    let mut line = String::new();
+    let mut length = 0;
+    for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        for c in (!line.is_empty()).then_some(' ').into_iter().chain(word.chars()) {
+            if length == longest {
+                line.push('…');
+                return line;
+            }
+            line.push(c);
+            length += 1;
+        }
+    }
+    line
+}
+
+fn blot(text: &str, secrets: &[String]) -> String {
+    secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
+}
+
+/// An error and its causes; reqwest's own message for most is only `error sending request`.
+fn chain(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    one_line(&text, 300)
+}

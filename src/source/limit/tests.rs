@@ -1,0 +1,342 @@
+use super::*;
+use crate::job::{Rate, TokenBudget, UpstreamName};
+use std::collections::BTreeMap;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicU32;
+
+/// A redis-server of one test; dies with it.
+struct Server {
+    process: Child,
+    url: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("redis.sock");
+        let process = Command::new("redis-server")
+            .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
+            .arg(&socket)
+            .arg("--dir")
+            .arg(folder.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("these tests need redis-server: apt-get install redis-server, or brew install redis");
+        let url = format!("redis+unix://{}", socket.display());
+        let server = Self { process, url, _folder: folder };
+        for _ in 0..400 {
+            if redis::Client::open(server.url.as_str()).unwrap().get_multiplexed_async_connection().await.is_ok() {
+                return server;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("redis-server does not answer");
+    }
+
+    async fn connect(&self) -> ConnectionManager {
+        redis::Client::open(self.url.as_str()).unwrap().get_connection_manager().await.unwrap()
+    }
+
+    /// One worker's gate.
+    async fn gate(&self, upstream: &Upstream) -> Arc<Gate> {
+        Arc::new(Gate::new(Arc::new(upstream.clone()), self.connect().await, "test", 64))
+    }
+
+    async fn commands(&self) -> u64 {
+        let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut self.connect().await).await.unwrap();
+        let calls = |line: &str| line.split("calls=").nth(1)?.split(',').next()?.parse::<u64>().ok();
+        info.lines().filter(|line| line.starts_with("cmdstat_eval")).filter_map(calls).sum()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn upstream() -> Upstream {
+    Upstream {
+        name: UpstreamName::new("museum"),
+        url: "http://museum.test".into(),
+        headers: BTreeMap::new(),
+        rate: None,
+        concurrency: None,
+        timeout: Duration::from_secs(10),
+        max_bytes: 1 << 20,
+        tokens: None,
+        cross_host_redirects: false,
+    }
+}
+
+fn within(ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(ms)
+}
+
+#[test]
+fn pace_admits_no_more_than_the_rate_in_any_window() {
+    for (count, seconds) in [(1, 1), (5, 7200), (9, 1), (10, 1), (20, 1), (33, 2), (200, 1), (1000, 60)] {
+        let per = Duration::from_secs(seconds);
+        let (interval, early) = pace(count, per);
+        // The greediest client: takes each place as soon as there is one.
+        let (mut tat, mut now, mut begun) = (1 << 40, 1 << 40, Vec::new());
+        for _ in 0..3 * count {
+            now = now.max(tat - early);
+            begun.push(now);
+            tat = tat.max(now) + interval;
+        }
+        let window = u64::try_from(per.as_micros()).unwrap();
+        let most = (0..begun.len()).map(|i| begun[i..].iter().filter(|at| **at < begun[i] + window).count()).max();
+        assert!(most.unwrap() <= count as usize, "{count} per {seconds} s: {most:?}");
+        assert!(most.unwrap() * 10 >= count as usize * 9, "{count} per {seconds} s wastes: {most:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fleet_never_has_more_in_flight_than_allowed() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(3), ..upstream() };
+    let (now, most, all) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let gate = server.gate(&limited).await;
+        for i in 0..15 {
+            let (gate, now, most, all) = (gate.clone(), now.clone(), most.clone(), all.clone());
+            tasks.spawn(async move {
+                let permit = gate.admit(i % 5 == 0, within(30_000)).await.unwrap();
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                now.fetch_sub(1, Ordering::SeqCst);
+                all.fetch_add(1, Ordering::SeqCst);
+                permit.done(Ended::Ok).await;
+            });
+        }
+    }
+    while let Some(task) = tasks.join_next().await {
+        task.unwrap();
+    }
+    assert_eq!(all.load(Ordering::SeqCst), 60);
+    assert_eq!(most.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fleet_never_begins_more_than_the_rate() {
+    let server = Server::start().await;
+    let per = Duration::from_millis(500);
+    let limited = Upstream { rate: Some(Rate { count: 20, per }), ..upstream() };
+    let begun = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let gate = server.gate(&limited).await;
+        for _ in 0..20 {
+            let (gate, begun) = (gate.clone(), begun.clone());
+            tasks.spawn(async move {
+                let permit = gate.admit(false, within(30_000)).await.unwrap();
+                begun.lock().unwrap().push(Instant::now());
+                permit.done(Ended::Ok).await;
+            });
+        }
+    }
+    while let Some(task) = tasks.join_next().await {
+        task.unwrap();
+    }
+    let mut begun = begun.lock().unwrap().clone();
+    begun.sort();
+    assert_eq!(begun.len(), 60);
+    // A place is given in Redis's time and taken a little later, so two windows' edges may blur by one.
+    let most = (0..60).map(|i| begun[i..].iter().filter(|at| **at < begun[i] + per).count()).max().unwrap();
+    assert!(most <= 21, "{most} in {per:?}");
+}
+
+#[tokio::test]
+async fn refusal_comes_at_once_where_admission_would_be_too_late() {
+    let server = Server::start().await;
+    let limited = Upstream { rate: Some(Rate { count: 1, per: Duration::from_secs(3600) }), ..upstream() };
+    let gate = server.gate(&limited).await;
+    gate.admit(false, within(1000)).await.unwrap().done(Ended::Ok).await;
+    let refusal = gate.admit(false, within(600_000)).await.unwrap_err();
+    assert_eq!(refusal.reason, "rate");
+    assert!(refusal.wait > Duration::from_secs(3500) && refusal.wait <= Duration::from_secs(3600), "{refusal:?}");
+}
+
+#[tokio::test]
+async fn permits_of_a_dead_worker_come_back() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(1), timeout: Duration::ZERO, ..upstream() };
+    let dead = server.gate(&limited).await;
+    let permit = dead.admit(false, within(1000)).await.unwrap();
+    let other = server.gate(&limited).await;
+    assert_eq!(other.admit(false, within(200)).await.unwrap_err().reason, "concurrency");
+    std::mem::forget(permit);
+    other.admit(false, within(30_000)).await.expect("comes back after the grace").done(Ended::Ok).await;
+}
+
+#[tokio::test]
+async fn dropped_permits_come_back_with_the_next_call() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(1), ..upstream() };
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    drop(gate.admit(false, within(1000)).await.unwrap());
+    drop(gate.admit(false, within(1000)).await.expect("the gate itself knows"));
+    assert_eq!(other.admit(false, within(100)).await.unwrap_err().reason, "concurrency");
+    gate.refresh().await;
+    other.admit(false, within(1000)).await.expect("handed back").done(Ended::Ok).await;
+}
+
+#[tokio::test]
+async fn cancelled_waiting_leaves_nothing_taken() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(2), ..upstream() };
+    let gate = server.gate(&limited).await;
+    for _ in 0..50 {
+        let mut admission = Box::pin(gate.admit(false, within(10_000)));
+        tokio::select! {
+            biased;
+            _ = &mut admission => {}
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    let first = gate.admit(false, within(2000)).await.unwrap();
+    let second = gate.admit(false, within(2000)).await.unwrap();
+    assert_eq!(gate.in_flight(), 2);
+    first.done(Ended::Ok).await;
+    second.done(Ended::Ok).await;
+    assert_eq!(gate.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn busy_upstream_is_left_alone_by_all() {
+    let server = Server::start().await;
+    let mut listener = redis::Client::open(server.url.as_str()).unwrap().get_async_pubsub().await.unwrap();
+    listener.subscribe("test:signal").await.unwrap();
+    let (gate, other) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
+    gate.admit(false, within(1000)).await.unwrap().done(Ended::Busy(Duration::from_secs(2))).await;
+    assert!(gate.closed_for().is_some());
+    let message = futures_util::StreamExt::next(&mut listener.on_message()).await.unwrap();
+    assert_eq!(message.get_payload::<String>().unwrap(), "upstream museum");
+    other.refresh().await;
+    let refusal = other.admit(true, within(500)).await.unwrap_err();
+    assert_eq!(refusal.reason, "retry-after");
+    let asked = Instant::now();
+    other.admit(false, within(20_000)).await.expect("after the time asked for").done(Ended::Ok).await;
+    assert!(asked.elapsed() >= refusal.wait - Duration::from_millis(100));
+}
+
+#[tokio::test]
+async fn breaker_opens_probes_once_and_closes() {
+    let server = Server::start().await;
+    let (gate, other) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
+    for _ in 0..FAILURES {
+        assert_eq!(gate.closed_for(), None);
+        gate.admit(false, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
+    }
+    other.refresh().await;
+    assert!(other.closed_for().unwrap() > Duration::from_secs(4));
+    assert_eq!(other.admit(true, within(1000)).await.unwrap_err().reason, "breaker");
+
+    let probe = gate.admit(false, within(20_000)).await.unwrap();
+    let refusal = other.admit(false, within(100)).await.unwrap_err();
+    assert_eq!(refusal.reason, "breaker", "one probe at a time");
+    probe.done(Ended::UpstreamFailed).await;
+    other.refresh().await;
+    assert!(other.closed_for().unwrap() > Duration::from_secs(9), "twice as long");
+
+    let _: () = redis::cmd("HSET")
+        .arg("test:limit:{museum}")
+        .arg("open")
+        .arg(1)
+        .query_async(&mut server.connect().await)
+        .await
+        .unwrap();
+    gate.refresh().await;
+    other.refresh().await;
+    drop(other.admit(false, within(1000)).await.unwrap());
+    other.refresh().await;
+    let probe = gate.admit(false, within(1000)).await.expect("a dropped probe lets another one go");
+    probe.done(Ended::Answer).await;
+    other.refresh().await;
+    assert_eq!(other.closed_for(), None);
+    let (one, two) = (other.admit(false, within(1000)).await.unwrap(), other.admit(false, within(1000)).await.unwrap());
+    one.done(Ended::Ok).await;
+    two.done(Ended::Ok).await;
+}
+
+#[tokio::test]
+async fn failures_of_one_worker_do_not_close_a_healthy_upstream() {
+    let server = Server::start().await;
+    let (ill, well) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
+    for _ in 0..3 * FAILURES {
+        ill.admit(false, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
+        well.refresh().await;
+        well.admit(false, within(1000)).await.unwrap().done(Ended::Ok).await;
+    }
+    assert_eq!(ill.closed_for(), None);
+}
+
+#[tokio::test]
+async fn well_upstream_without_limits_costs_no_round_trip() {
+    let server = Server::start().await;
+    let gate = server.gate(&upstream()).await;
+    let before = server.commands().await;
+    for _ in 0..100 {
+        gate.admit(false, within(1000)).await.unwrap().done(Ended::Ok).await;
+    }
+    assert_eq!(server.commands().await, before);
+}
+
+#[tokio::test]
+async fn spent_tokens_close_the_gate_until_the_window_ends() {
+    let server = Server::start().await;
+    let budget = TokenBudget { tokens: 1000, per: Duration::from_secs(2) };
+    let limited = Upstream { tokens: Some(budget), ..upstream() };
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    for _ in 0..2 {
+        let mut permit = gate.admit(false, within(1000)).await.unwrap();
+        permit.spend(600);
+        permit.done(Ended::Answer).await;
+    }
+    let refusal = other.admit(true, within(10)).await.unwrap_err();
+    assert_eq!(refusal.reason, "tokens");
+    assert!(refusal.wait <= budget.per);
+    other.admit(false, within(20_000)).await.expect("a new window").done(Ended::Ok).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn urgent_requests_overtake_a_long_line() {
+    let server = Server::start().await;
+    for limited in [upstream(), Upstream { concurrency: Some(1), ..upstream() }] {
+        let gate = Arc::new(Gate::new(Arc::new(limited), server.connect().await, "urgent", 1));
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let first = gate.admit(false, within(10_000)).await.unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        for urgent in [false, false, false, false, true, true] {
+            let (gate, order) = (gate.clone(), order.clone());
+            tasks.spawn(async move {
+                let permit = gate.admit(urgent, within(30_000)).await.unwrap();
+                order.lock().unwrap().push(urgent);
+                permit.done(Ended::Ok).await;
+            });
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        first.done(Ended::Ok).await;
+        while let Some(task) = tasks.join_next().await {
+            task.unwrap();
+        }
+        let order = order.lock().unwrap().clone();
+        assert!(order[..3].iter().filter(|urgent| **urgent).count() == 2, "{order:?}");
+    }
+}
+
+#[tokio::test]
+async fn without_redis_limited_requests_are_refused_and_others_go() {
+    let server = Server::start().await;
+    let limited = server.gate(&Upstream { concurrency: Some(1), ..upstream() }).await;
+    let free = server.gate(&upstream()).await;
+    drop(server);
+    let refusal = limited.admit(false, within(60_000)).await.unwrap_err();
+    assert_eq!(refusal.reason, "redis");
+    free.admit(false, within(1000)).await.unwrap().done(Ended::Ok).await;
+    limited.refresh().await;
+}

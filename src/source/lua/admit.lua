@@ -1,0 +1,67 @@
+-- Admits one request to an upstream, at once or in a moment; or says why not, and for how long. One that is refused leaves
+-- nothing behind but its gate's turn.
+--
+-- KEYS    as in state.lua
+-- ARGV[1] the permit's id
+-- ARGV[2] milliseconds after which the permit comes back by itself; longer than any request
+-- ARGV[3] permits at once, 0 for no limit
+-- ARGV[4] rate limit: microseconds between two requests, 0 for no limit
+-- ARGV[5] rate limit: microseconds by which requests may come early (the burst)
+-- ARGV[6] milliseconds for which a place in the rate limit's future may be taken
+-- ARGV[7] tokens that may be spent in a window, 0 for no limit
+-- ARGV[8] the gate's id
+-- ARGV[9] milliseconds that this gate has waited already
+-- ARGV[10], … permits handed back, a hundred at most
+-- returns { reason, microseconds, probe, health }: reason '' is admission after so many microseconds, any other a refusal for
+--         so many; probe 1 where this request tells whether the breaker closes; health as in state.lua
+-- Work: what has expired of at most ARGV[3] permits.
+
+local id, hold, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local interval, early, ahead = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local gate, waited = ARGV[8], tonumber(ARGV[9])
+
+take_back(10)
+
+local reason, wait = closed(tonumber(ARGV[7]))
+if wait > 0 then return { reason, wait * 1000, 0, health() } end
+
+if most > 0 then
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+  local free = most - redis.call('ZCARD', KEYS[2])
+  local turn = redis.call('HGET', KEYS[1], 'turn')
+  local others = turn and turn ~= gate and get('turn_until') > now
+  if free <= 0 or (others and free == 1) then
+    -- Who has waited long gets the next permit, so that a busy gate that takes again what it gave back starves nobody.
+    if waited >= 500 and not others then
+      redis.call('HSET', KEYS[1], 'turn', gate)
+      set('turn_until', now + 600)
+      keep(0)
+    end
+    return { 'concurrency', 0, 0, health() }
+  end
+  if turn == gate then redis.call('HDEL', KEYS[1], 'turn', 'turn_until') end
+end
+
+local start = 0
+if interval > 0 then
+  local tat = get('tat')
+  start = math.max(0, tat - early - now_us)
+  if start > ahead * 1000 then return { 'rate', start, 0, health() } end
+  set('tat', math.max(tat, now_us) + interval)
+  keep(math.ceil((math.max(tat, now_us) + interval - now_us) / 1000) + 1000)
+end
+
+local back = now + hold + math.ceil(start / 1000)
+if most > 0 then
+  redis.call('ZADD', KEYS[2], string.format('%.0f', back), id)
+  redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', now + 2 * hold + ahead))
+end
+
+local probe = 0
+if get('open') > 0 then
+  probe = 1
+  redis.call('HSET', KEYS[1], 'probe', id)
+  set('probe_until', back)
+  keep(0)
+end
+return { '', start, probe, health() }

@@ -1,0 +1,76 @@
+-- Takes a permit back and notes how its request ended: counts failures, opens and closes the breaker, blocks the upstream for
+-- as long as it asked, counts tokens. Tells the other gates where that changes what they may do.
+--
+-- KEYS    as in state.lua
+-- ARGV[1] the permit's id
+-- ARGV[2] 'answered' (well enough to close the breaker), 'failed', 'busy', or 'dropped' (nothing is known)
+-- ARGV[3] for 'busy': milliseconds to leave the upstream alone
+-- ARGV[4] tokens spent
+-- ARGV[5] the token window in milliseconds
+-- ARGV[6] tokens that may be spent in a window, 0 for no limit
+-- ARGV[7] consecutive failures that open the breaker
+-- ARGV[8] milliseconds for which it opens first
+-- ARGV[9] milliseconds for which it opens at most
+-- ARGV[10] the channel on which the others are told
+-- ARGV[11] and what
+-- ARGV[12], … more permits handed back, a hundred at most
+-- returns { reason, microseconds, 0, health } as of now: why nothing is admitted, and for how long
+-- Work: constant.
+
+local id, ended = ARGV[1], ARGV[2]
+local budget, limit = tonumber(ARGV[6]), tonumber(ARGV[7])
+local changed = false
+
+redis.call('ZREM', KEYS[2], id)
+take_back(12)
+
+local tokens = tonumber(ARGV[4])
+if tokens > 0 and budget > 0 then
+  local spent = redis.call('INCRBY', KEYS[3], ARGV[4])
+  if redis.call('PTTL', KEYS[3]) < 0 then redis.call('PEXPIRE', KEYS[3], ARGV[5]) end
+  if spent >= budget and spent - tokens < budget then changed = true end
+end
+
+-- While the breaker is open, only its probe is heard: what began before tells nothing new.
+local open = get('open')
+local probe = open > 0 and redis.call('HGET', KEYS[1], 'probe') == id
+if ended == 'busy' then
+  local blocked = now + tonumber(ARGV[3])
+  if blocked > get('blocked') then
+    set('blocked', blocked)
+    changed = true
+  end
+end
+if ended == 'answered' or ended == 'busy' then
+  if probe then
+    redis.call('HDEL', KEYS[1], 'open', 'open_for', 'probe', 'probe_until', 'failures')
+    changed = true
+  elseif open == 0 then
+    redis.call('HDEL', KEYS[1], 'failures')
+  end
+elseif ended == 'failed' then
+  if probe then
+    local long = math.min(get('open_for') * 2, tonumber(ARGV[9]))
+    set('open_for', long)
+    set('open', now + long)
+    redis.call('HDEL', KEYS[1], 'probe', 'probe_until')
+    changed = true
+  elseif open == 0 then
+    local failures = redis.call('HINCRBY', KEYS[1], 'failures', 1)
+    if failures >= limit then
+      set('open_for', tonumber(ARGV[8]))
+      set('open', now + tonumber(ARGV[8]))
+      changed = true
+    elseif failures == 3 then
+      -- From here on the others report their successes, too: failures of one worker alone are not the upstream's.
+      changed = true
+    end
+  end
+elseif probe then
+  redis.call('HDEL', KEYS[1], 'probe', 'probe_until')
+end
+
+if redis.call('EXISTS', KEYS[1]) == 1 then keep(0) end
+if changed then redis.call('PUBLISH', ARGV[10], ARGV[11]) end
+local reason, wait = closed(budget)
+return { reason, wait * 1000, 0, health() }

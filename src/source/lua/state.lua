@@ -1,0 +1,66 @@
+-- What the scripts on an upstream's limits share; it stands before each of them.
+--
+-- KEYS[1] hash: the state. tat: theoretical arrival time of the rate limit (GCRA), in microseconds; blocked: the upstream
+--         asked to be left alone until then; failures: consecutive; open: the breaker's next probe is due then; open_for:
+--         how long it was opened for; probe, probe_until: the permit that probes, and until when it is waited for; turn,
+--         turn_until: the gate that has waited longest for a free permit, and until when it is believed to be there.
+--         In milliseconds where nothing else is said.
+-- KEYS[2] sorted set: the permits in use, score = when they come back by themselves, in milliseconds.
+-- KEYS[3] string: the tokens spent in the present window; it expires with the window.
+-- All in one slot: the upstream's name is the hash tag. Times are Redis's.
+
+local time = redis.call('TIME')
+local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local now = math.floor(now_us / 1000)
+
+local function get(field)
+  return tonumber(redis.call('HGET', KEYS[1], field) or '0') or 0
+end
+
+-- Numbers are written whole: Lua itself would shorten them to 14 digits.
+local function set(field, number)
+  redis.call('HSET', KEYS[1], field, string.format('%.0f', number))
+end
+
+-- The state outlives what it says, and disappears when nobody asks the upstream any more.
+local function keep(ms)
+  local wanted = math.max(7200000, ms)
+  if redis.call('PTTL', KEYS[1]) < wanted then
+    redis.call('PEXPIRE', KEYS[1], string.format('%.0f', wanted))
+  end
+end
+
+-- Why nothing at all is admitted now, and for how many more milliseconds; '' and 0 where it is not so.
+local function closed(budget)
+  local reason, wait = '', 0
+  local blocked = get('blocked') - now
+  if blocked > wait then reason, wait = 'retry-after', blocked end
+  local open = get('open')
+  if open > 0 then
+    if open - now > wait then reason, wait = 'breaker', open - now end
+    local probing = get('probe_until') - now
+    if open <= now and probing > wait then reason, wait = 'breaker', math.min(probing, 1000) end
+  end
+  if budget > 0 and tonumber(redis.call('GET', KEYS[3]) or '0') >= budget then
+    local left = redis.call('PTTL', KEYS[3])
+    if left > wait then reason, wait = 'tokens', left end
+  end
+  return reason, wait
+end
+
+-- 0: all is well; 1: there were failures just now; 2: the breaker is not closed.
+local function health()
+  if get('open') > 0 then return 2 end
+  if get('failures') > 0 then return 1 end
+  return 0
+end
+
+-- Takes back permits that nobody uses any more: the ids in ARGV from `first` on.
+local function take_back(first)
+  if #ARGV < first then return end
+  redis.call('ZREM', KEYS[2], unpack(ARGV, first))
+  local probe = redis.call('HGET', KEYS[1], 'probe')
+  for i = first, #ARGV do
+    if ARGV[i] == probe then redis.call('HDEL', KEYS[1], 'probe', 'probe_until') end
+  end
+end
