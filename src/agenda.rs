@@ -9,10 +9,10 @@ use std::fmt;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::{RedisResult, Script, aio::ConnectionManager};
+use redis::{RedisResult, Script};
 
 use crate::job::{EntryKey, JobName};
-use crate::redis::Keys;
+use crate::redis::{Connection, Keys};
 use crate::warmer::Outcome;
 
 /// Dead letters kept for each job; the oldest go first.
@@ -203,7 +203,7 @@ pub struct Finished {
 /// The agendas of all jobs.
 #[derive(Clone, Debug)]
 pub struct Agenda {
-    redis: ConnectionManager,
+    redis: Connection,
     keys: Keys,
 }
 
@@ -214,7 +214,7 @@ pub fn due_signal(job: &JobName) -> String {
 
 impl Agenda {
     /// The agendas under these keys.
-    pub fn new(redis: ConnectionManager, keys: Keys) -> Self {
+    pub fn new(redis: Connection, keys: Keys) -> Self {
         Self { redis, keys }
     }
 

@@ -19,7 +19,7 @@ use apalis_core::task::builder::TaskBuilder;
 use apalis_core::task::task_id::TaskId;
 use apalis_core::worker::builder::WorkerBuilder;
 use apalis_core::worker::context::WorkerContext;
-use redis::{RedisResult, Script, aio::ConnectionManager};
+use redis::{RedisResult, Script};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ use tracing::warn;
 use ulid::Ulid;
 
 use crate::agenda::Claimed;
-use crate::redis::{Keys, Patience};
+use crate::redis::{Connection, Keys, Patience};
 
 /// Tasks that may wait on the queue. The dispatcher claims less than this; it only bounds what a fault could pile up.
 const WAITING: usize = 10_000;
@@ -58,7 +58,7 @@ pub struct Chunk {
 /// One worker's end of the queue.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    redis: ConnectionManager,
+    redis: Connection,
     layout: apalis_redis::Config,
     signals: String,
     worker: Arc<str>,
@@ -67,7 +67,7 @@ pub struct Queue {
 
 impl Queue {
     /// The queue under these keys, for a worker of this name (unique: a host and a ULID).
-    pub fn new(redis: ConnectionManager, keys: &Keys, worker: &str) -> Self {
+    pub fn new(redis: Connection, keys: &Keys, worker: &str) -> Self {
         let layout = apalis_redis::Config::default().queue(keys.queue());
         Self { redis, layout, signals: keys.signal_channel(), worker: worker.into(), wake: Arc::default() }
     }

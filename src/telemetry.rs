@@ -2,12 +2,16 @@
 //!
 //! Standard output stays free for what commands print.
 
+mod outcomes;
+
 use std::fmt;
 use std::io::{self, IsTerminal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+pub use outcomes::Telemetry;
 
 /// Which log lines are written: levels by module (`samovar::warmer=debug,warn`).
 #[derive(Clone, Debug, PartialEq, Eq)]

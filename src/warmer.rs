@@ -347,7 +347,7 @@ impl Warmer {
                 settle(permit.take(), Ended::Ok).await;
                 return Ok((Answer::Unchanged, basis));
             }
-            let mut allowed = match permit.take() {
+            let allowed = match permit.take() {
                 Some(permit) => permit,
                 None => match self.admit(job, source, urgent, lease.deadline).await {
                     Ok(permit) => permit,
@@ -357,12 +357,7 @@ impl Warmer {
                     }
                 },
             };
-            let answer = self.sources.fetch(&self.jobs, &ask).await;
-            if let Ok(Answer::Value(Fetched { tokens, .. })) = &answer {
-                allowed.spend(*tokens);
-            }
-            allowed.done(Ended::of(&answer)).await;
-            match answer {
+            match self.sources.fetch_with(&self.jobs, &ask, allowed).await {
                 Ok(answer) => return Ok((answer, basis)),
                 Err(FetchError::Busy(wait)) => {
                     let reason = format!("the upstream asks to wait {} s", wait.as_secs());

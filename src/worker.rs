@@ -1,1 +1,332 @@
-//! To come.
+//! One worker process: builds the parts, supervises their loops, and ends in order.
+//!
+//! A loop that ends when it should not takes the process down with the reason; none lives on as a ghost. Redis going away
+//! ends no loop: each waits for it. When told to stop, nothing is claimed any more, what is in flight is finished within
+//! the drain time, and the rest is handed back.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use ulid::Ulid;
+
+use crate::agenda::Agenda;
+use crate::config::Settings;
+use crate::dispatcher::{Bell, Dispatcher};
+use crate::job::{Jobs, UpstreamName};
+use crate::queue::Queue;
+use crate::redis::{Connection, Keys, Patience};
+use crate::source::{Gate, Sources};
+use crate::store::Store;
+use crate::telemetry::Telemetry;
+use crate::trigger::{Cron, Inbox, Invalidator, Listener};
+use crate::warmer::Warmer;
+
+/// How long a command may take before Redis counts as away. Longer than its longest pauses (a fork, a slow disk).
+const COMMAND: Duration = Duration::from_secs(5);
+/// For the connection on which reads wait for messages.
+const BLOCKING: Duration = Duration::from_secs(10);
+/// How often a worker says that it lives, and looks whether Redis still is who it was.
+const BEAT: Duration = Duration::from_secs(1);
+/// How often upstream limits are looked at beside the signals.
+const GATES: Duration = Duration::from_secs(5);
+/// How long the last words to Redis may take when ending.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Connects, and waits for Redis if it is not there yet.
+///
+/// # Errors
+/// `stop` came first.
+pub async fn connect(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Connection> {
+    let mut told: Option<Instant> = None;
+    loop {
+        let error = match settings.redis.manager(COMMAND).await {
+            Ok(redis) => return Ok(redis),
+            Err(e) => e,
+        };
+        if told.is_none_or(|told| told.elapsed() > Duration::from_secs(30)) {
+            warn!("waiting for Redis at {}: {error}", settings.redis);
+            told = Some(Instant::now());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            () = stop.cancelled() => bail!("stopped while waiting for Redis at {}", settings.redis),
+        }
+    }
+}
+
+/// The ways to all upstreams.
+pub fn gates(jobs: &Jobs, redis: &Connection, settings: &Settings) -> BTreeMap<UpstreamName, Arc<Gate>> {
+    jobs.upstreams
+        .iter()
+        .map(|(name, upstream)| {
+            let gate = Gate::new(Arc::clone(upstream), redis.clone(), &settings.prefix, settings.concurrency);
+            (name.clone(), Arc::new(gate))
+        })
+        .collect()
+}
+
+/// Runs a worker until `stop`, then drains; until `cut` if that comes first.
+///
+/// # Errors
+/// A loop ended by itself, or the worker could not begin.
+pub async fn run(
+    settings: &Settings,
+    jobs: Arc<Jobs>,
+    stop: CancellationToken,
+    cut: CancellationToken,
+) -> anyhow::Result<()> {
+    let redis = match connect(settings, &stop).await {
+        Ok(redis) => redis,
+        Err(e) if stop.is_cancelled() => {
+            info!("{e}");
+            return Ok(());
+        }
+        Err(e) => return Err(e),
+    };
+    let name: Arc<str> = format!("{}-{}", host(), Ulid::generate()).into();
+    info!(worker = &*name, redis = %settings.redis, jobs = jobs.jobs.len(), "samovar {}", env!("CARGO_PKG_VERSION"));
+
+    let keys = Keys::new(&settings.prefix, &settings.channel);
+    let telemetry = Telemetry::default();
+    let store = Store::new(redis.clone(), keys.clone());
+    let agenda = Agenda::new(redis.clone(), keys.clone());
+    let queue = Queue::new(redis.clone(), &keys, &name);
+    let sources = Sources::new(&jobs).context("cannot make HTTP clients")?;
+    let gates = gates(&jobs, &redis, settings);
+    let bell = Arc::new(Bell::default());
+    let workers = Arc::new(AtomicUsize::new(1));
+    let invalidator =
+        Invalidator::new(redis.clone(), keys.clone(), Arc::clone(&jobs), store.clone(), agenda.clone());
+    let (warmer, finisher) = Warmer::new(
+        Arc::clone(&jobs),
+        store.clone(),
+        agenda.clone(),
+        sources.clone(),
+        gates.clone(),
+        telemetry.clone(),
+        settings.claim,
+        stop.clone(),
+    );
+    let cron = Cron {
+        redis: redis.clone(),
+        keys: keys.clone(),
+        jobs: Arc::clone(&jobs),
+        agenda: agenda.clone(),
+        store: store.clone(),
+        sources,
+        claim: settings.claim,
+        bell: Arc::new(Notify::new()),
+    };
+    let dispatcher = Dispatcher {
+        jobs: Arc::clone(&jobs),
+        agenda: agenda.clone(),
+        queue: queue.clone(),
+        gates: gates.clone(),
+        bell: Arc::clone(&bell),
+        workers: Arc::clone(&workers),
+        concurrency: settings.concurrency,
+        claim: settings.claim,
+    };
+    let listener = Listener {
+        client: settings.redis.client()?,
+        keys: keys.clone(),
+        invalidator: invalidator.clone(),
+        bell,
+        queue: queue.clone(),
+        gates: gates.clone(),
+        telemetry: telemetry.clone(),
+        subscribed: Arc::new(AtomicBool::new(false)),
+    };
+    let pulse = Pulse {
+        redis: redis.clone(),
+        client: settings.redis.clone(),
+        keys: keys.clone(),
+        queue: queue.clone(),
+        cron: cron.clone(),
+        gates,
+        workers,
+        dead_after: dead_after(settings.claim),
+    };
+    let inbox = Inbox {
+        redis: reading(settings, &stop).await?,
+        control: redis.clone(),
+        keys,
+        invalidator,
+        telemetry: telemetry.clone(),
+        worker: Arc::clone(&name),
+        claim: settings.claim,
+    };
+
+    let mut loops = Supervisor::new(stop.clone());
+    loops.run("cron", cron.run(stop.clone()));
+    loops.run("the dispatcher", dispatcher.run(stop.clone()));
+    loops.run("the listener", listener.run(stop.clone()));
+    loops.run("the inbox", inbox.run(stop.clone()));
+    loops.run("the pulse", pulse.run(stop.clone()));
+    loops.run("the report", telemetry.clone().run(stop.clone()));
+    let ends = finisher.run(cut.clone());
+    tokio::pin!(ends);
+
+    let result = {
+        let warming = Arc::clone(&warmer);
+        let tasks = queue.run(move |chunk| Arc::clone(&warming).warm_chunk(chunk), stop.clone());
+        tokio::pin!(tasks);
+        let drained = async {
+            stop.cancelled().await;
+            tokio::select! {
+                () = tokio::time::sleep(settings.drain) => warn!(entries = warmer.in_hand(), "drain time is over"),
+                () = cut.cancelled() => {}
+            }
+        };
+        tokio::select! {
+            ended = &mut tasks => ended,
+            () = drained => Ok(()),
+            ended = loops.wait() => Err(ended),
+            () = &mut ends => Err(anyhow!("the finisher ended by itself")),
+        }
+        // What is still being warmed ends here.
+    };
+    stop.cancel();
+    let farewell = async {
+        warmer.hand_back().await;
+        drop(warmer);
+        ends.await;
+        if let Err(e) = queue.leave(dead_after(settings.claim)).await {
+            warn!("could not take leave, the fleet will notice: {e}");
+        }
+    };
+    if !cut.is_cancelled() && tokio::time::timeout(LAST_WORDS, farewell).await.is_err() {
+        warn!("Redis does not answer: what is in hand comes due again when its claims run out");
+    }
+    loops.end(LAST_WORDS).await;
+    if result.is_ok() {
+        info!(worker = &*name, "ended");
+    }
+    result
+}
+
+async fn reading(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Connection> {
+    loop {
+        match settings.redis.manager(BLOCKING).await {
+            Ok(redis) => return Ok(redis),
+            Err(e) if stop.is_cancelled() => return Err(e.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+        }
+    }
+}
+
+/// After how long without a beat a worker counts as dead.
+pub fn dead_after(claim: Duration) -> Duration {
+    claim.max(BEAT * 5)
+}
+
+fn host() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "worker".to_owned())
+}
+
+/// Says that the worker lives, and sees whether Redis forgot.
+#[derive(Debug)]
+struct Pulse {
+    redis: Connection,
+    client: crate::redis::RedisUrl,
+    keys: Keys,
+    queue: Queue,
+    cron: Cron,
+    gates: BTreeMap<UpstreamName, Arc<Gate>>,
+    workers: Arc<AtomicUsize>,
+    dead_after: Duration,
+}
+
+impl Pulse {
+    async fn run(self, stop: CancellationToken) {
+        let mut patience = Patience::new("the pulse");
+        let mut ensured = false;
+        let mut gates_seen = Instant::now();
+        while !stop.is_cancelled() {
+            match self.beat(&mut ensured).await {
+                Ok(()) => patience.well(),
+                Err(e) => {
+                    patience.ill(&e, &stop).await;
+                    continue;
+                }
+            }
+            if gates_seen.elapsed() >= GATES {
+                for gate in self.gates.values() {
+                    gate.refresh().await;
+                }
+                gates_seen = Instant::now();
+            }
+            tokio::select! {
+                () = tokio::time::sleep(BEAT) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    async fn beat(&self, ensured: &mut bool) -> redis::RedisResult<()> {
+        let living = self.queue.beat(self.dead_after).await?;
+        self.workers.store(living.max(1), std::sync::atomic::Ordering::Relaxed);
+        let mut redis = self.redis.clone();
+        let (known, info): (Option<String>, String) =
+            redis::pipe().get(self.keys.marker()).cmd("INFO").arg("server").query_async(&mut redis).await?;
+        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
+        if known.as_deref() != Some(run_id) {
+            // First the repair, then the mark: a crash in between only repeats it.
+            if known.is_some() {
+                info!(redis = %self.client, "Redis was restarted: everything is looked at anew");
+            } else {
+                info!(redis = %self.client, "Redis knows nothing of us: everything is warmed up");
+            }
+            self.cron.ensure(true).await?;
+            let () = redis::cmd("SET").arg(self.keys.marker()).arg(run_id).query_async(&mut redis).await?;
+        } else if !*ensured {
+            self.cron.ensure(false).await?;
+        }
+        *ensured = true;
+        Ok(())
+    }
+}
+
+/// Keeps the loops of a process: the only place that starts any.
+struct Supervisor {
+    loops: JoinSet<&'static str>,
+    stop: CancellationToken,
+}
+
+impl Supervisor {
+    fn new(stop: CancellationToken) -> Self {
+        Self { loops: JoinSet::new(), stop }
+    }
+
+    fn run(&mut self, name: &'static str, body: impl Future<Output = ()> + Send + 'static) {
+        self.loops.spawn(async move {
+            body.await;
+            name
+        });
+    }
+
+    /// Waits until a loop ends that should not have; says which and why.
+    async fn wait(&mut self) -> anyhow::Error {
+        while let Some(ended) = self.loops.join_next().await {
+            match ended {
+                Ok(_) if self.stop.is_cancelled() => {}
+                Ok(name) => return anyhow!("{name} ended by itself"),
+                Err(e) => return anyhow!("a loop was lost: {e}"),
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn end(mut self, time: Duration) {
+        let all = async { while self.loops.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(time, all).await;
+    }
+}

@@ -111,6 +111,16 @@ pub enum Source {
     Ai(Box<AiSource>),
 }
 
+impl Source {
+    /// The server asked.
+    pub fn upstream(&self) -> &UpstreamName {
+        match self {
+            Self::Http(source) => &source.upstream,
+            Self::Ai(source) => &source.upstream,
+        }
+    }
+}
+
 /// One HTTP request and what is made of its answer.
 #[derive(Clone, Debug)]
 pub struct HttpSource {
@@ -163,12 +173,19 @@ pub enum AiFormat {
 /// What a job keeps warm.
 #[derive(Clone, Debug, Default)]
 pub struct Entries {
-    /// Named in the file; each complete for the key pattern.
+    /// Named in the file; each complete for the key pattern. Sorted.
     pub list: Vec<Params>,
     /// Asked for at each warmup.
     pub feed: Option<Feed>,
     /// How many of the most read entries.
     pub popular: usize,
+}
+
+impl Entries {
+    /// Whether the file names this entry.
+    pub fn lists(&self, params: &Params) -> bool {
+        self.list.binary_search(params).is_ok()
+    }
 }
 
 /// A list of entries that an upstream knows.

@@ -41,7 +41,7 @@ impl Keys {
 
     /// A glob over the leases of entries whose keys match `glob`.
     pub fn lease_glob(&self, glob: &str) -> String {
-        format!("{}:lease:{{*}}:{glob}", crate::job::glob_escape(&self.prefix))
+        format!("{}:lease:{{*}}:{glob}", self.prefix)
     }
 
     /// The entry key within the name of a lease.

@@ -12,7 +12,7 @@
 use super::{Answer, FetchError};
 use crate::job::Upstream;
 use redis::Script;
-use redis::aio::ConnectionManager;
+use crate::redis::Connection;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -53,7 +53,7 @@ type Verdict = (String, u64, u8, u8);
 /// The way to one upstream: admits a request or says how long to wait.
 pub struct Gate {
     upstream: Arc<Upstream>,
-    redis: ConnectionManager,
+    redis: Connection,
     /// State, permits, tokens spent.
     keys: [String; 3],
     signal: String,
@@ -139,7 +139,7 @@ pub struct Refusal {
 impl Gate {
     /// A worker's gate to an upstream; keys and the signal channel begin with `prefix`, and `local_concurrency` is the most
     /// this worker has in flight there, whatever the fleet may (at least 1).
-    pub fn new(upstream: Arc<Upstream>, redis: ConnectionManager, prefix: &str, local_concurrency: usize) -> Self {
+    pub fn new(upstream: Arc<Upstream>, redis: Connection, prefix: &str, local_concurrency: usize) -> Self {
         let local_concurrency = local_concurrency.clamp(1, Semaphore::MAX_PERMITS);
         let keys = ["limit", "permits", "spent"].map(|kind| format!("{prefix}:{kind}:{{{}}}", upstream.name));
         Self {

@@ -9,14 +9,14 @@ mod meta;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use redis::{RedisResult, Script, aio::ConnectionManager};
+use redis::{RedisResult, Script};
 use serde_json::json;
 use ulid::Ulid;
 
 pub use meta::{Meta, Note};
 
 use crate::job::EntryKey;
-use crate::redis::Keys;
+use crate::redis::{Connection, Keys};
 
 /// How long metadata outlives its value: validators are of no use without one, but people ask why it went.
 const META_OUTLIVES: Duration = Duration::from_secs(3_600);
@@ -31,7 +31,7 @@ static INVALIDATE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!(
 /// Entries and their leases and metadata.
 #[derive(Clone, Debug)]
 pub struct Store {
-    redis: ConnectionManager,
+    redis: Connection,
     keys: Keys,
 }
 
@@ -118,7 +118,7 @@ pub struct Invalidated {
 
 impl Store {
     /// Entries under these keys.
-    pub fn new(redis: ConnectionManager, keys: Keys) -> Self {
+    pub fn new(redis: Connection, keys: Keys) -> Self {
         Self { redis, keys }
     }
 

@@ -8,14 +8,14 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use chrono::DateTime;
-use redis::{RedisResult, Script, aio::ConnectionManager};
+use redis::{RedisResult, Script};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::agenda::{Agenda, Next, Trigger, When};
 use crate::job::{EntryKey, Job, Jobs, Params};
-use crate::redis::{Keys, Patience};
+use crate::redis::{Connection, Keys, Patience};
 use crate::source::Sources;
 use crate::store::{Fresh, Meta, Store};
 use crate::warmer::{filled, keep};
@@ -42,7 +42,7 @@ pub struct Expanded {
 #[derive(Clone, Debug)]
 pub struct Cron {
     /// The connection.
-    pub redis: ConnectionManager,
+    pub redis: Connection,
     /// The names.
     pub keys: Keys,
     /// The jobs.

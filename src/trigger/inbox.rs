@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::streams::{StreamAutoClaimReply, StreamId, StreamReadReply};
-use redis::{RedisResult, aio::ConnectionManager};
+use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{Invalidator, Message};
-use crate::redis::{Keys, Patience};
+use crate::redis::{Connection, Keys, Patience};
 use crate::telemetry::Telemetry;
 
 /// The consumer group of all workers.
@@ -30,7 +30,9 @@ const WAIT: Duration = Duration::from_millis(2_000);
 #[derive(Debug)]
 pub struct Inbox {
     /// A connection of its own, since reads block it.
-    pub redis: ConnectionManager,
+    pub redis: Connection,
+    /// For all else.
+    pub control: Connection,
     /// The names.
     pub keys: Keys,
     /// Who handles what is read.
@@ -47,7 +49,7 @@ pub struct Inbox {
 ///
 /// # Errors
 /// Redis's; then it is unknown whether the message is there. Publishing it again does no harm.
-pub async fn publish(redis: &mut ConnectionManager, keys: &Keys, message: &Message) -> RedisResult<String> {
+pub async fn publish(redis: &mut Connection, keys: &Keys, message: &Message) -> RedisResult<String> {
     let text = serde_json::to_string(message).map_err(std::io::Error::other)?;
     redis::cmd("XADD")
         .arg(keys.inbox())
@@ -169,7 +171,7 @@ impl Inbox {
             .arg(self.keys.inbox())
             .arg(&id.id)
             .ignore()
-            .query_async(&mut self.redis)
+            .query_async(&mut self.control)
             .await?;
         Ok(())
     }
@@ -189,7 +191,7 @@ impl Inbox {
             .arg("+")
             .arg(1)
             .arg(&*self.worker)
-            .query_async(&mut self.redis)
+            .query_async(&mut self.control)
             .await?;
         if pending.is_empty() {
             let () = redis::cmd("XGROUP")
@@ -197,7 +199,7 @@ impl Inbox {
                 .arg(self.keys.inbox())
                 .arg(GROUP)
                 .arg(&*self.worker)
-                .query_async(&mut self.redis)
+                .query_async(&mut self.control)
                 .await?;
         }
         Ok(())

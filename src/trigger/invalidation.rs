@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use redis::{RedisResult, aio::ConnectionManager};
+use redis::RedisResult;
 use serde::{Deserialize, Serialize};
 
 use crate::agenda::{Agenda, Trigger, When};
 use crate::job::{EntryKey, Job, JobName, Jobs};
-use crate::redis::Keys;
+use crate::redis::{Connection, Keys};
 use crate::store::{Removal, Store};
 
 /// Longest message read, in bytes.
@@ -118,7 +118,7 @@ pub struct Handled {
 /// Does what invalidations ask for.
 #[derive(Clone, Debug)]
 pub struct Invalidator {
-    redis: ConnectionManager,
+    redis: Connection,
     keys: Keys,
     jobs: Arc<Jobs>,
     store: Store,
@@ -127,7 +127,7 @@ pub struct Invalidator {
 
 impl Invalidator {
     /// Over these jobs.
-    pub fn new(redis: ConnectionManager, keys: Keys, jobs: Arc<Jobs>, store: Store, agenda: Agenda) -> Self {
+    pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>, store: Store, agenda: Agenda) -> Self {
         Self { redis, keys, jobs, store, agenda }
     }
 

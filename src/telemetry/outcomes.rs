@@ -1,0 +1,98 @@
+//! Outcomes, counted and told: each at debug level, and from time to time what came together.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::agenda::Trigger;
+use crate::job::{EntryKey, Job, JobName};
+use crate::trigger::Handled;
+use crate::warmer::Outcome;
+
+/// How often the log tells what was done.
+const TELL: Duration = Duration::from_secs(10);
+
+/// Counts what one worker does. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Telemetry(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    jobs: Mutex<BTreeMap<JobName, Tally>>,
+    invalidations: AtomicU64,
+    malformed: AtomicU64,
+}
+
+/// What one job's entries came to since it was last told.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    outcomes: BTreeMap<&'static str, u64>,
+    slowest: Duration,
+    failure: Option<String>,
+}
+
+impl Telemetry {
+    /// An entry's end.
+    pub fn record(
+        &self,
+        job: &Job,
+        key: &EntryKey,
+        trigger: Trigger,
+        outcome: Outcome,
+        reason: Option<&str>,
+        took: Duration,
+    ) {
+        debug!(%outcome, reason, ms = took.as_millis(), "ended");
+        let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let tally = jobs.entry(job.name.clone()).or_default();
+        *tally.outcomes.entry(outcome.as_str()).or_default() += 1;
+        if outcome == Outcome::Warmed {
+            tally.slowest = tally.slowest.max(took);
+        }
+        if outcome == Outcome::Failed {
+            tally.failure = Some(format!("{key} ({trigger}): {}", reason.unwrap_or("no reason")));
+        }
+    }
+
+    /// An invalidation was handled; `way` is `channel` or `inbox`.
+    pub fn invalidation(&self, way: &'static str, handled: &Handled) {
+        self.0.invalidations.fetch_add(1, Ordering::Relaxed);
+        let Handled { entries, due, removed, fenced, foreign } = *handled;
+        debug!(way, entries, due, removed, fenced, foreign, "invalidation");
+    }
+
+    /// A message could not be followed.
+    pub fn malformed(&self) {
+        self.0.malformed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells what was done, regularly, until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(TELL) => {}
+                () = stop.cancelled() => {}
+            }
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        let tallies = std::mem::take(&mut *self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner));
+        for (job, tally) in tallies {
+            let counts: Vec<String> = tally.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
+            info!(%job, slowest_ms = tally.slowest.as_millis(), "{}", counts.join(", "));
+            if let Some(failure) = tally.failure {
+                warn!(%job, "the last failure: {failure}");
+            }
+        }
+        let invalidations = self.0.invalidations.swap(0, Ordering::Relaxed);
+        if invalidations > 0 {
+            info!("{invalidations} invalidations handled");
+        }
+    }
+}
