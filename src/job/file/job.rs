@@ -192,6 +192,7 @@ fn listed(field: &Field<'_>, key: Option<&KeyPattern>) -> Vec<Params> {
             ),
         }
     }
+    list.sort_unstable();
     list
 }
 

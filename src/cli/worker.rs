@@ -1,0 +1,52 @@
+//! `samovar worker`.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{exit, session};
+use crate::config::{Environment, Settings};
+use crate::worker;
+
+pub(super) async fn run(settings: &Settings, env: &Environment) -> u8 {
+    let jobs = match session::jobs(settings, env) {
+        Ok(jobs) => jobs,
+        Err(code) => return code,
+    };
+    let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+    let signals = signals(stop.clone(), cut.clone(), settings.drain);
+    tokio::select! {
+        ended = worker::run(settings, jobs, stop, cut) => match ended {
+            Ok(()) => exit::OK,
+            Err(e) => {
+                error!("the worker ended: {e:#}");
+                exit::FAILED
+            }
+        },
+        code = signals => code,
+    }
+}
+
+/// The first signal drains, the second ends at once. Only resolves in the second case.
+async fn signals(stop: CancellationToken, cut: CancellationToken, drain: std::time::Duration) -> u8 {
+    let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(term), Ok(int)) => (term, int),
+        (Err(e), _) | (_, Err(e)) => {
+            error!("cannot listen to signals: {e}");
+            return exit::FAILED;
+        }
+    };
+    let mut next = async || {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    };
+    next().await;
+    info!("told to stop: finishing what is in flight, for at most {drain:?}; once more to end at once");
+    stop.cancel();
+    next().await;
+    warn!("told again: ending at once");
+    cut.cancel();
+    exit::FAILED
+}
