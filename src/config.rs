@@ -192,6 +192,7 @@ impl Environment {
     ///
     /// # Errors
     /// A file that cannot be read, and every malformed line of it; a variable of ours that is not UTF-8.
+    #[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
     pub fn read() -> Result<Self, ConfigError> {
         Self::gather(std::env::vars_os(), Path::new(".env"))
     }

@@ -1,4 +1,5 @@
 //! Connections to Redis in good times and bad.
+#![cfg(test)]
 
 mod support;
 
