@@ -18,7 +18,7 @@ build: ## Build for production: target/release/samovar
 	$(CARGO) build --release --locked
 
 demo: setup ## Watch it work for a minute, with a Redis of its own: make demo ARGS=--stay
-	$(CARGO) run --locked --profile $(DEMO_PROFILE) -- demo $(ARGS)
+	$(CARGO) run --release --locked -- demo $(ARGS)
 
 test: setup ## Run all tests, on Redis servers that they start themselves
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
