@@ -1,7 +1,281 @@
-//! The file format: TOML to [`Jobs`](super::Jobs).
-use super::{Faults, Jobs};
-use std::path::Path;
+//! The file format: TOML to [`Jobs`].
+//!
+//! Reading never stops at a fault: every file is read to its end, then what only all of them together show (keys that
+//! two jobs claim, inputs that nobody warms, circles), and either there is no fault at all or there are no jobs.
 
-pub(super) fn load(_folder: &Path, _env: &dyn Fn(&str) -> Option<String>) -> Result<Jobs, Faults> {
-    todo!()
+mod document;
+mod job;
+mod scope;
+mod source;
+mod upstreams;
+
+use super::{Fault, Faults, JobName, Jobs, KeyPattern, Params};
+use document::{Document, Findings, Table, variables};
+use job::ReadJob;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use toml::de::DeTable;
+use upstreams::Upstreams;
+
+pub use document::EnvUse;
+
+/// The one file that is not a job.
+const UPSTREAMS: &str = "upstreams.toml";
+/// What all of Samovar's own keys begin with.
+const OWN_KEYS: &str = "samovar:";
+const MOST_FILE_BYTES: u64 = 8 << 20;
+const LONGEST_NAME: usize = 64;
+
+/// What reading job files gave: the jobs or all faults, and in either case the environment variables they name.
+#[derive(Debug)]
+pub struct Reading {
+    /// The jobs, if there is no fault.
+    pub jobs: Result<Jobs, Faults>,
+    /// In the order of names, files and lines.
+    pub env: Vec<EnvUse>,
 }
+
+pub(super) fn read_folder(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<String>) -> Reading {
+    let mut files = Vec::new();
+    let mut faults = Vec::new();
+    let shown = folder.display().to_string();
+    match std::fs::read_dir(folder) {
+        Ok(entries) => {
+            for entry in entries {
+                match entry {
+                    Ok(entry) => match read_file(&entry.path()) {
+                        Ok(file) => files.extend(file),
+                        Err(message) => faults.push(Fault::whole(&entry.path().display().to_string(), message, None)),
+                    },
+                    Err(error) => faults.push(Fault::whole(&shown, error.to_string(), None)),
+                }
+            }
+        }
+        Err(error) => {
+            let help = "job files are looked for here; name another folder or create this one";
+            faults.push(Fault::whole(&shown, format!("the folder cannot be read: {error}"), Some(help.to_owned())));
+        }
+    }
+    files.sort();
+    read(&shown, &files, faults, default_ttl, env)
+}
+
+/// The path and text of a job file; `None` for what is none.
+fn read_file(path: &Path) -> Result<Option<(String, String)>, String> {
+    let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    if hidden || path.extension().is_none_or(|extension| extension != "toml") {
+        return Ok(None);
+    }
+    let metadata = std::fs::metadata(path).map_err(|error| format!("the file cannot be read: {error}"))?;
+    if metadata.is_dir() {
+        return Ok(None);
+    }
+    if metadata.len() > MOST_FILE_BYTES {
+        return Err(format!("the file is {} bytes long; the most is {MOST_FILE_BYTES}", metadata.len()));
+    }
+    let bytes = std::fs::read(path).map_err(|error| format!("the file cannot be read: {error}"))?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Some((path.display().to_string(), text))),
+        Err(_) => Err("the file is not UTF-8; save it as such".to_owned()),
+    }
+}
+
+/// Reads files given as path and text. `place` is what a fault of all of them is reported for.
+pub(super) fn read(
+    place: &str,
+    files: &[(String, String)],
+    faults: Vec<Fault>,
+    default_ttl: Duration,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Reading {
+    let findings = Findings { env, faults: RefCell::new(faults), uses: RefCell::default() };
+    let file_name = |path: &str| Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
+    let mut parsed = Vec::new();
+    for (path, text) in files {
+        let Some(name) = file_name(path).filter(|name| name.ends_with(".toml")) else { continue };
+        let doc = Document { findings: &findings, file: path, text };
+        let (table, errors) = DeTable::parse_recoverable(text);
+        for error in &errors {
+            let at = error.span().unwrap_or(0..0);
+            doc.fault(at, format!("not TOML: {}", error.message().trim()));
+        }
+        parsed.push((doc, name, table, errors.is_empty()));
+    }
+    let upstreams = match parsed.iter().find(|(_, name, ..)| name == UPSTREAMS) {
+        Some((doc, _, table, true)) => Upstreams::read(&Table::root(*doc, table.get_ref())),
+        Some((.., false)) => Upstreams::unreadable(),
+        None => Upstreams::default(),
+    };
+    let mut jobs: BTreeMap<JobName, ReadJob<'_>> = BTreeMap::new();
+    // Whether every job's key is known, without which nobody can say which keys have no job.
+    let mut complete = true;
+    let mut any = false;
+    for (doc, file, table, sound) in parsed.iter().filter(|(_, name, ..)| name != UPSTREAMS) {
+        any = true;
+        let name = file.trim_end_matches(".toml");
+        if let Err(message) = check_file_name(name) {
+            doc.findings.faults.borrow_mut().push(Fault::whole(
+                doc.file,
+                format!("a job is named after its file, and {message}"),
+                Some("rename the file".to_owned()),
+            ));
+        }
+        let name = JobName::new(name);
+        let read = sound.then(|| job::read(*doc, table.get_ref(), name.clone(), default_ttl, &upstreams)).flatten();
+        complete &= read.is_some();
+        if let Some(read) = read
+            && let Some(other) = jobs.insert(name.clone(), read)
+        {
+            doc.fault(0..0, format!("there are two files for the job `{name}`: {} and {}", other.doc.file, doc.file));
+        }
+    }
+    if !any && findings.faults.borrow().is_empty() {
+        findings.faults.borrow_mut().push(Fault::whole(
+            place,
+            "there is no job file",
+            Some(
+                "write one for each kind of content, such as artwork_info.toml; `samovar init` writes examples".into(),
+            ),
+        ));
+    }
+    check_keys(&jobs);
+    if complete {
+        check_inputs(&jobs);
+    }
+    let mut faults = findings.faults.take();
+    faults.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    faults.dedup();
+    let mut uses = findings.uses.take();
+    uses.sort();
+    uses.dedup();
+    let jobs = if faults.is_empty() {
+        Ok(Jobs {
+            jobs: jobs.into_iter().map(|(name, read)| (name, Arc::new(read.job))).collect(),
+            upstreams: upstreams.into_all(),
+            env: variables(&uses),
+        })
+    } else {
+        Err(Faults(faults))
+    };
+    Reading { jobs, env: uses }
+}
+
+/// Names of jobs and upstreams are parts of Redis keys.
+fn check_file_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
+        return Err(format!("`{name}` is no name; use letters, digits, `_` and `-`"));
+    }
+    if name.len() > LONGEST_NAME {
+        return Err(format!("`{name}` is too long; the most is {LONGEST_NAME} characters"));
+    }
+    Ok(())
+}
+
+/// No key may have two owners.
+fn check_keys(jobs: &BTreeMap<JobName, ReadJob<'_>>) {
+    let own = KeyPattern::parse(&format!("{OWN_KEYS}{{key}}"));
+    let all: Vec<&ReadJob<'_>> = jobs.values().collect();
+    for (index, read) in all.iter().enumerate() {
+        let key = &read.job.key;
+        if own.as_ref().is_ok_and(|own| own.overlaps(key)) {
+            read.doc.fault_with_help(
+                read.key_at.clone(),
+                format!("keys of `{key}` could be Samovar's own, which begin with `{OWN_KEYS}`"),
+                Some("begin the key with something else".to_owned()),
+            );
+        }
+        for other in all.iter().take(index).filter(|other| other.job.key.overlaps(key)) {
+            read.doc.fault_with_help(
+                read.key_at.clone(),
+                format!(
+                    "the jobs `{}` and `{}` claim the same keys: `{}` and `{key}` overlap",
+                    other.job.name, read.job.name, other.job.key
+                ),
+                Some("let each key begin with text of its own".to_owned()),
+            );
+        }
+    }
+}
+
+/// Every input must be some job's entry, and nothing may wait for itself.
+fn check_inputs(jobs: &BTreeMap<JobName, ReadJob<'_>>) {
+    let mut needs: BTreeMap<&JobName, Vec<(&JobName, &str)>> = BTreeMap::new();
+    for (name, read) in jobs {
+        for (input, pattern) in &read.job.inputs {
+            let at = read.inputs_at.get(input).cloned().unwrap_or(0..0);
+            match jobs.iter().find(|(_, other)| owns(&other.job.key, pattern)) {
+                Some((owner, _)) => needs.entry(name).or_default().push((owner, input)),
+                None => {
+                    let near = jobs.values().find(|other| other.job.key.overlaps(pattern));
+                    let help = near.map(|other| {
+                        format!("`{}` of the job `{}` covers only some of them", other.job.key, other.job.name)
+                    });
+                    read.doc.fault_with_help(
+                        at,
+                        format!("no job warms `{pattern}`, which the input `{input}` asks for"),
+                        Some(help.unwrap_or_else(|| "write a job file with that key, or correct the input".to_owned())),
+                    );
+                }
+            }
+        }
+    }
+    let mut done = BTreeSet::new();
+    for name in jobs.keys() {
+        let mut path = Vec::new();
+        if let Some((job, input)) = circle(name, &needs, &mut path, &mut done)
+            && let Some(read) = jobs.get(job)
+        {
+            let start = path.iter().position(|one| *one == job).unwrap_or(0);
+            let names: Vec<&str> = path.iter().skip(start).chain([&job]).map(|one| one.as_str()).collect();
+            read.doc.fault_with_help(
+                read.inputs_at.get(input).cloned().unwrap_or(0..0),
+                format!("jobs wait for each other: {}", names.join(" → ")),
+                Some("remove one of these inputs".to_owned()),
+            );
+        }
+    }
+}
+
+/// Whether all keys that an input can ask for are of a job's pattern, tried with values of several kinds.
+fn owns(key: &KeyPattern, input: &KeyPattern) -> bool {
+    let values = ["x", "Mona Lisa", "Kaplumbağa Terbiyecisi", "1234567890"];
+    values.iter().all(|value| {
+        let params: Params = input.names().iter().map(|name| (name.clone(), (*value).to_owned())).collect();
+        input.write(&params).is_some_and(|written| key.read(written.as_str()).is_some())
+    })
+}
+
+/// The job and the input at which a circle closes, with the path to there.
+fn circle<'j>(
+    name: &'j JobName,
+    needs: &BTreeMap<&'j JobName, Vec<(&'j JobName, &'j str)>>,
+    path: &mut Vec<&'j JobName>,
+    done: &mut BTreeSet<&'j JobName>,
+) -> Option<(&'j JobName, &'j str)> {
+    if done.contains(name) {
+        return None;
+    }
+    path.push(name);
+    for (next, input) in needs.get(name).into_iter().flatten() {
+        if path.contains(next) {
+            let first = needs.get(next).into_iter().flatten();
+            let start = path.iter().position(|one| one == next).unwrap_or(0);
+            let after = path.get(start + 1).copied().unwrap_or(next);
+            let input = first.into_iter().find(|(to, _)| *to == after).map_or(*input, |(_, input)| *input);
+            done.extend(path.iter().copied());
+            return Some((next, input));
+        }
+        if let Some(found) = circle(next, needs, path, done) {
+            return Some(found);
+        }
+    }
+    path.pop();
+    done.insert(name);
+    None
+}
+
+#[cfg(test)]
+mod tests;

@@ -19,9 +19,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use fault::{Fault, Faults};
+pub use file::{EnvUse, Reading};
 pub use pattern::KeyPattern;
 pub use schedule::Schedule;
-pub use template::{Shape, Template};
+pub use template::{Shape, Template, TemplateError};
 pub use upstream::{Rate, TokenBudget, Upstream, UpstreamName};
 
 /// A job's name: the stem of its file. Letters, digits, `_` and `-`; it is part of Redis key names.
@@ -200,12 +201,29 @@ pub struct Warm {
 }
 
 impl Jobs {
-    /// Reads a folder of job files; `env` looks up environment variables.
+    /// Reads a folder of job files; `env` looks up environment variables, and `default_ttl` is for jobs that give none.
     ///
     /// # Errors
     /// All faults of all files.
-    pub fn load(folder: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Faults> {
-        file::load(folder, env)
+    pub fn load(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Faults> {
+        Self::read(folder, default_ttl, env).jobs
+    }
+
+    /// As [`Jobs::load`], for files in memory, given as name (or path) and text.
+    ///
+    /// # Errors
+    /// All faults of all files.
+    pub fn parse(
+        files: &[(String, String)],
+        default_ttl: Duration,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Faults> {
+        file::read("jobs", files, Vec::new(), default_ttl, env).jobs
+    }
+
+    /// As [`Jobs::load`], with the environment variables that the files name even where there are faults.
+    pub fn read(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<String>) -> Reading {
+        file::read_folder(folder, default_ttl, env)
     }
 
     /// The job that owns a key, and the placeholders' values in it.

@@ -1,33 +1,263 @@
 //! Key patterns: `artwork_info:{artwork_name}`, read both ways.
+//!
+//! A key is of a pattern if and only if [`KeyPattern::read`] takes it apart, and then [`KeyPattern::write`] puts the same
+//! key together again. Parameters that would read back as others (a `:` in a placeholder that a `:` ends) have no key.
+
 use super::{EntryKey, Params};
+use std::collections::HashSet;
+use std::fmt;
+
+/// The longest pattern; keys themselves may be longer.
+const MAX_PATTERN: usize = 512;
+
+/// Names that templates use for something else, or that minijinja reads as words of its language.
+const RESERVED: [&str; 20] = [
+    "and",
+    "caller",
+    "dict",
+    "else",
+    "env",
+    "false",
+    "if",
+    "in",
+    "is",
+    "loop",
+    "namespace",
+    "none",
+    "not",
+    "null",
+    "or",
+    "range",
+    "self",
+    "super",
+    "true",
+    "value",
+];
 
 /// A pattern that writes an entry's key from its parameters and reads them back.
-#[derive(Clone, Debug)]
-pub struct KeyPattern {}
+#[derive(Clone)]
+pub struct KeyPattern {
+    source: String,
+    /// One more than there are names: before, between and after the placeholders. Only the last may be empty.
+    literals: Vec<String>,
+    names: Vec<String>,
+}
+
+impl fmt::Debug for KeyPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KeyPattern").field(&self.source).finish()
+    }
+}
+
+impl fmt::Display for KeyPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)
+    }
+}
+
+impl PartialEq for KeyPattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.literals == other.literals && self.names == other.names
+    }
+}
+
+impl Eq for KeyPattern {}
 
 impl KeyPattern {
     /// Reads a pattern; `{{` and `}}` are literal braces.
-    pub fn parse(_text: &str) -> Result<Self, String> {
-        todo!()
+    ///
+    /// A pattern begins with literal text, so that jobs can be told apart and scanned for, and has literal text between
+    /// its placeholders. Without a placeholder it is one key.
+    ///
+    /// # Errors
+    /// What is wrong, and the remedy.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.len() > MAX_PATTERN {
+            return Err(format!("key pattern is {} bytes long; the most is {MAX_PATTERN}", text.len()));
+        }
+        let mut literals = vec![String::new()];
+        let mut names: Vec<String> = Vec::new();
+        let mut literal = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find(['{', '}']) {
+            literal.push_str(&rest[..at]);
+            let brace = &rest[at..=at];
+            rest = &rest[at + 1..];
+            if let Some(after) = rest.strip_prefix(brace) {
+                literal.push_str(brace);
+                rest = after;
+                continue;
+            }
+            if brace == "}" {
+                return Err(format!("`}}` in `{text}` closes nothing; write `}}}}` for a literal brace"));
+            }
+            let Some((name, after)) = rest.split_once('}') else {
+                return Err(format!(
+                    "`{{` in `{text}` is never closed; write `{{name}}`, or `{{{{` for a literal brace"
+                ));
+            };
+            check_name(name)?;
+            if names.iter().any(|known| known == name) {
+                return Err(format!("placeholder `{{{name}}}` stands twice in `{text}`"));
+            }
+            if literal.is_empty() {
+                return Err(match names.last() {
+                    None => format!("key pattern `{text}` must begin with literal text, such as `{name}:{{{name}}}`"),
+                    Some(before) => format!(
+                        "`{{{before}}}{{{name}}}`: nothing tells where `{before}` ends; put literal text between them, \
+                         such as `{{{before}}}:{{{name}}}`"
+                    ),
+                });
+            }
+            *literals.last_mut().unwrap_or(&mut String::new()) = std::mem::take(&mut literal);
+            literals.push(String::new());
+            names.push(name.to_owned());
+            rest = after;
+        }
+        literal.push_str(rest);
+        if literal.is_empty() && names.is_empty() {
+            return Err("key pattern is empty; write one such as `artwork_info:{artwork_name}`".to_owned());
+        }
+        if let Some(last) = literals.last_mut() {
+            *last = literal;
+        }
+        Ok(Self { source: text.to_owned(), literals, names })
     }
+
     /// The key for these parameters; `None` where one is missing, or where reading the key back would not give the same.
-    pub fn write(&self, _params: &Params) -> Option<EntryKey> {
-        todo!()
+    ///
+    /// Parameters that the pattern does not name are ignored, so that an input's key can be written from its job's.
+    pub fn write(&self, params: &Params) -> Option<EntryKey> {
+        let mut key = self.literals.first()?.clone();
+        for (name, literal) in self.names.iter().zip(self.literals.iter().skip(1)) {
+            key.push_str(params.get(name)?);
+            key.push_str(literal);
+        }
+        let back = self.read(&key)?;
+        back.iter().all(|(name, value)| params.get(name) == Some(value)).then(|| EntryKey::new(key))
     }
+
     /// The parameters in a key; `None` where the key is not of this pattern.
-    pub fn read(&self, _key: &str) -> Option<Params> {
-        todo!()
+    ///
+    /// Every value has at least one character. The last placeholder takes the rest of the key (less the pattern's end);
+    /// each earlier one ends where the literal after it first occurs.
+    pub fn read(&self, key: &str) -> Option<Params> {
+        let (first, literals) = self.literals.split_first()?;
+        let mut rest = key.strip_prefix(first.as_str())?;
+        let mut params = Params::new();
+        let Some((last_name, names)) = self.names.split_last() else {
+            return rest.is_empty().then_some(params);
+        };
+        for (name, literal) in names.iter().zip(literals) {
+            let one = rest.chars().next()?.len_utf8();
+            let end = one + rest[one..].find(literal.as_str())?;
+            params.insert(name.clone(), rest[..end].to_owned());
+            rest = &rest[end + literal.len()..];
+        }
+        let value = rest.strip_suffix(literals.last()?.as_str())?;
+        if value.is_empty() {
+            return None;
+        }
+        params.insert(last_name.clone(), value.to_owned());
+        Some(params)
     }
+
     /// A Redis glob (`SCAN MATCH`) that matches at least this pattern's keys.
     pub fn glob(&self) -> String {
-        todo!()
+        let mut glob = String::with_capacity(self.source.len() + 4);
+        for (at, literal) in self.literals.iter().enumerate() {
+            if at > 0 {
+                glob.push('*');
+            }
+            for c in literal.chars() {
+                if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+                    glob.push('\\');
+                }
+                glob.push(c);
+            }
+        }
+        glob
     }
+
     /// The placeholders' names in order.
     pub fn names(&self) -> &[String] {
-        todo!()
+        &self.names
     }
+
+    /// As written in the file.
+    pub fn as_str(&self) -> &str {
+        &self.source
+    }
+
+    /// What all keys of this pattern begin with; never empty.
+    pub fn literal_prefix(&self) -> &str {
+        self.literals.first().map_or("", String::as_str)
+    }
+
     /// Whether some key could be of both patterns.
-    pub fn overlaps(&self, _other: &Self) -> bool {
-        todo!()
+    ///
+    /// Exact: both patterns are walked side by side over all keys at once, character by character.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (a, b) = (self.steps(), other.steps());
+        let mut seen = HashSet::new();
+        let mut open = vec![(0, 0)];
+        while let Some((i, j)) = open.pop() {
+            if !seen.insert((i, j)) {
+                continue;
+            }
+            if i == a.len() && j == b.len() {
+                return true;
+            }
+            if a.get(i) == Some(&Step::Any) {
+                open.push((i + 1, j));
+            }
+            if b.get(j) == Some(&Step::Any) {
+                open.push((i, j + 1));
+            }
+            let (Some(x), Some(y)) = (a.get(i), b.get(j)) else { continue };
+            if let (Step::Char(x), Step::Char(y)) = (x, y)
+                && x != y
+            {
+                continue;
+            }
+            let after = |step: &Step, at: usize| if *step == Step::Any { at } else { at + 1 };
+            open.push((after(x, i), after(y, j)));
+        }
+        false
     }
+
+    fn steps(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for (at, literal) in self.literals.iter().enumerate() {
+            if at > 0 {
+                steps.extend([Step::One, Step::Any]);
+            }
+            steps.extend(literal.chars().map(Step::Char));
+        }
+        steps
+    }
+}
+
+/// What a pattern asks of a key's next character.
+#[derive(Clone, Copy, PartialEq)]
+enum Step {
+    Char(char),
+    /// Whatever it is.
+    One,
+    /// Any number of whatever.
+    Any,
+}
+
+/// Refuses names that templates could not use.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    let mut chars = name.chars();
+    let valid = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if !valid {
+        return Err(format!("`{name}` is no name; use letters, digits and `_`, beginning with a letter"));
+    }
+    if RESERVED.contains(&name.to_ascii_lowercase().as_str()) {
+        return Err(format!("the name `{name}` means something else in templates; choose another"));
+    }
+    Ok(())
 }

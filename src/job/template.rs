@@ -1,31 +1,455 @@
 //! Templates: strict minijinja, checked when the file is loaded.
+//!
+//! A template reads nothing but its context and the environment variables bound to it: no files, no includes. What it
+//! may cost is bounded ([`FUEL`], [`MAX_OUTPUT`]). Strings are inserted as they are and everything else as JSON, so that
+//! `{{ artwork }}` in a prompt is a JSON document.
+
+mod scan;
+
+use minijinja::value::{Kwargs, Serde, Value as Jinja, ValueKind};
+use minijinja::{Environment, ErrorKind, Output, State, UndefinedBehavior};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use scan::Role;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fmt::Write as _;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+/// How many instructions a rendering may take; a loop over 100,000 items fits.
+const FUEL: u64 = 2_000_000;
+/// The longest text a rendering may give, in bytes.
+const MAX_OUTPUT: usize = 8 << 20;
+/// How deep a JSON document may be nested.
+const MAX_DEPTH: usize = 100;
+
+const TEXT: &str = "text";
+const URL: &str = "url";
+/// Stands for an inserted value without characters, until it is known whether it is a whole path segment.
+const NOTHING: char = '\u{1}';
+
+/// All but RFC 3986's unreserved characters (section 2.3).
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// One text template, or one expression.
-#[derive(Clone, Debug)]
-pub struct Template {}
+#[derive(Clone)]
+pub struct Template(Arc<Compiled>);
+
+struct Compiled {
+    source: String,
+    /// The same source twice, under [`TEXT`] and under [`URL`]: its name tells how it is rendered.
+    engine: Environment<'static>,
+    /// What stands between the braces, where nothing stands outside of them.
+    expression: Option<String>,
+}
+
+/// Why a text is no template.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct TemplateError {
+    /// What is wrong.
+    pub message: String,
+    /// Bytes in the template.
+    pub at: Option<Range<usize>>,
+}
+
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Template").field(&self.0.source).finish()
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.source)
+    }
+}
 
 impl Template {
+    /// Compiles a template; filters and tests must be known, and other templates cannot be included.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn parse(source: &str) -> Result<Self, TemplateError> {
+        let mut engine = engine().clone();
+        for name in [TEXT, URL] {
+            engine.add_template_owned(name, source.to_owned()).map_err(|error| TemplateError {
+                message: explain(&error, None),
+                at: error.range().filter(|at| source.get(at.clone()).is_some()),
+            })?;
+        }
+        check_words(source, &engine)?;
+        let expression = sole_expression(source, &engine);
+        Ok(Self(Arc::new(Compiled { source: source.to_owned(), engine, expression })))
+    }
+
+    /// The same template with values for `{{ env.NAME }}`; they show in what it renders, but not in its `Debug`.
+    pub fn with_env(&self, values: &BTreeMap<String, String>) -> Self {
+        let Compiled { source, engine, expression } = &*self.0;
+        let mut engine = engine.clone();
+        engine.add_global("env", Jinja::from(Serde(values)));
+        Self(Arc::new(Compiled { source: source.clone(), engine, expression: expression.clone() }))
+    }
+
+    /// As written in the file.
+    pub fn source(&self) -> &str {
+        &self.0.source
+    }
+
+    /// Whether it inserts anything.
+    pub fn is_literal(&self) -> bool {
+        !["{{", "{%", "{#"].iter().any(|mark| self.0.source.contains(mark))
+    }
+
+    /// The names that must come from outside, with the attributes asked of them: `value.artist.name`.
+    pub fn names(&self) -> BTreeSet<String> {
+        let Ok(template) = self.0.engine.get_template(TEXT) else { return BTreeSet::new() };
+        let mut names: BTreeSet<String> = template.undeclared_variables(true).into_iter().collect();
+        for global in ["range", "dict", "namespace"] {
+            names.remove(global);
+        }
+        names
+    }
+
+    /// Where a name, as in [`Template::names`], first stands: bytes in the source.
+    pub fn locate(&self, name: &str) -> Option<Range<usize>> {
+        let mut parts = name.split('.');
+        let top = parts.next()?;
+        let attributes: Vec<&str> = parts.collect();
+        let words = scan::words(&self.0.source);
+        let whole = words.iter().enumerate().find_map(|(index, word)| {
+            let rest = words.get(index + 1..index + 1 + attributes.len())?;
+            let same = word.role == Role::Name
+                && word.text == top
+                && rest.iter().zip(&attributes).all(|(word, name)| word.role == Role::Attribute && word.text == *name);
+            same.then(|| word.at.start..rest.last().unwrap_or(word).at.end)
+        });
+        whole.or_else(|| Some(words.iter().find(|word| word.role == Role::Name && word.text == top)?.at.clone()))
+    }
+
     /// The text, with every inserted value as it is.
-    pub fn render(&self, _context: &serde_json::Value) -> Result<String, String> {
-        todo!()
+    ///
+    /// # Errors
+    /// What is undefined, or why it cannot be rendered.
+    pub fn render(&self, context: &Value) -> Result<String, String> {
+        self.render_as(TEXT, context)
     }
+
     /// The text, with every inserted value percent-encoded (all but RFC 3986's unreserved characters).
-    pub fn render_url(&self, _context: &serde_json::Value) -> Result<String, String> {
-        todo!()
+    ///
+    /// Literal text is kept as it is; nothing escapes the encoding of what is inserted, so a value is always one path
+    /// segment or one query value. (A block caught with `{% set x %}…{% endset %}` is encoded again where `x` is
+    /// inserted.) Numbers and booleans are inserted as in JSON.
+    ///
+    /// # Errors
+    /// Besides those of [`Template::render`]: for `null`, lists and objects, which are no part of a URL; for an empty
+    /// value that is a whole path segment, since `/artworks/` is another resource; and where a path segment would be `.`
+    /// or `..`: URL parsers (WHATWG URL, section 4.4) take `%2E%2E` for `..` too and cut the path short, so there is
+    /// no way to send such a name whole.
+    pub fn render_url(&self, context: &Value) -> Result<String, String> {
+        let text = self.render_as(URL, context)?;
+        let path_end = text.find(['?', '#']).unwrap_or(text.len());
+        let path = text.get(..path_end).unwrap_or_default();
+        let path = path.split_once("://").map_or(path, |(_, rest)| rest.find('/').map_or("", |at| &rest[at..]));
+        for segment in path.split('/') {
+            if is_dot_segment(segment) {
+                return Err(format!("a path segment would be `{segment}`, which URLs cannot carry"));
+            }
+            if !segment.is_empty() && segment.chars().all(|c| c == NOTHING) {
+                return Err(format!("an inserted value is empty, and so is a path segment of `{}`", self.0.source));
+            }
+        }
+        Ok(text.replace(NOTHING, ""))
     }
-    /// Whether the template's single expression is true, or its text says so.
-    pub fn test(&self, _context: &serde_json::Value) -> Result<bool, String> {
-        todo!()
+
+    /// Whether the template's single expression is true (as minijinja has it: not false, zero, empty or null), or its
+    /// text says so: `true` or `false`.
+    ///
+    /// # Errors
+    /// What is undefined, or a text that says neither.
+    pub fn test(&self, context: &Value) -> Result<bool, String> {
+        if let Some(expression) = &self.0.expression {
+            return Ok(self.evaluate(expression, context)?.is_true());
+        }
+        let text = self.render(context)?;
+        match text.trim().to_ascii_lowercase().as_str() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(format!("`{}` gives neither true nor false", self.0.source)),
+        }
+    }
+
+    /// The single expression's value with its JSON type, or else the text.
+    ///
+    /// # Errors
+    /// As [`Template::render`], and for what is not JSON (NaN, functions).
+    pub fn value(&self, context: &Value) -> Result<Value, String> {
+        match &self.0.expression {
+            Some(expression) => to_json(&self.evaluate(expression, context)?),
+            None => self.render(context).map(Value::String),
+        }
+    }
+
+    fn evaluate(&self, expression: &str, context: &Value) -> Result<Jinja, String> {
+        let value = self
+            .0
+            .engine
+            .compile_expression(expression)
+            .and_then(|compiled| compiled.eval(Jinja::from(Serde(context))))
+            .map_err(|error| explain(&error, Some(expression)))?;
+        if value.is_undefined() {
+            return Err(format!("`{}` is undefined", expression.trim()));
+        }
+        Ok(value)
+    }
+
+    fn render_as(&self, name: &str, context: &Value) -> Result<String, String> {
+        let mut text = Bounded(Vec::new());
+        let fail = |error: minijinja::Error| explain(&error, Some(&self.0.source));
+        let template = self.0.engine.get_template(name).map_err(fail)?;
+        template.render_captured_to(Jinja::from(Serde(context)), &mut text).map_err(fail)?;
+        String::from_utf8(text.0).map_err(|error| error.to_string())
+    }
+}
+
+/// Whether a URL parser would take a path segment for `.` or `..` and drop it.
+pub(super) fn is_dot_segment(segment: &str) -> bool {
+    matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..")
+}
+
+fn engine() -> &'static Environment<'static> {
+    static ENGINE: OnceLock<Environment<'static>> = OnceLock::new();
+    ENGINE.get_or_init(|| {
+        let mut engine = Environment::new();
+        engine.set_undefined_behavior(UndefinedBehavior::Strict);
+        engine.set_fuel(Some(FUEL));
+        // Its errors quote the context, which holds secrets and bodies.
+        engine.set_debug(false);
+        engine.remove_global("debug");
+        engine.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        engine.set_formatter(insert);
+        engine.add_filter("tojson", tojson);
+        for markup in ["safe", "escape", "e"] {
+            engine.remove_filter(markup);
+        }
+        engine
+    })
+}
+
+fn insert(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Jinja) -> Result<(), minijinja::Error> {
+    let full = |_| minijinja::Error::from(ErrorKind::WriteFailure);
+    if value.is_undefined() {
+        return Ok(());
+    }
+    if state.name() == URL {
+        let text = match value.kind() {
+            ValueKind::String | ValueKind::Number | ValueKind::Bool => value.to_string(),
+            kind => {
+                let message = format!("{kind} is no part of a URL; only text, numbers and booleans are");
+                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+            }
+        };
+        if text.is_empty() {
+            return out.write_char(NOTHING).map_err(full);
+        }
+        return write!(out, "{}", utf8_percent_encode(&text, ENCODED)).map_err(full);
+    }
+    match value.as_str() {
+        Some(text) => out.write_str(text).map_err(full),
+        None => match to_json(value) {
+            Ok(json) => write!(out, "{json}").map_err(full),
+            Err(message) => Err(minijinja::Error::new(ErrorKind::InvalidOperation, message)),
+        },
+    }
+}
+
+/// Plain JSON: nothing is escaped for HTML, and letters of any script stay readable. `tojson(2)` or `tojson(indent=2)`
+/// spreads it over lines.
+fn tojson(value: &Jinja, indent: Option<usize>, named: Kwargs) -> Result<String, minijinja::Error> {
+    let indent = match indent {
+        Some(indent) => Some(indent),
+        None => named.get::<Option<usize>>("indent")?,
+    };
+    named.assert_all_used()?;
+    let fail = |message: String| minijinja::Error::new(ErrorKind::BadSerialization, message);
+    let json = to_json(value).map_err(fail)?;
+    let Some(indent) = indent else { return Ok(json.to_string()) };
+    let spaces = " ".repeat(indent.min(16));
+    let mut bytes = Vec::new();
+    let format = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+    serde::Serialize::serialize(&json, &mut serde_json::Serializer::with_formatter(&mut bytes, format))
+        .map_err(|error| fail(error.to_string()))?;
+    String::from_utf8(bytes).map_err(|error| fail(error.to_string()))
+}
+
+fn to_json(value: &Jinja) -> Result<Value, String> {
+    let mut room = MAX_OUTPUT;
+    bounded_json(value, MAX_DEPTH, &mut room)
+}
+
+fn bounded_json(value: &Jinja, depth: usize, room: &mut usize) -> Result<Value, String> {
+    let too_large = || format!("the document would be longer than {MAX_OUTPUT} bytes");
+    let deeper = depth.checked_sub(1).ok_or_else(|| format!("nested deeper than {MAX_DEPTH}"))?;
+    let mut take = |size: usize| -> Result<(), String> {
+        *room = room.checked_sub(size).ok_or_else(too_large)?;
+        Ok(())
+    };
+    take(2)?;
+    match value.kind() {
+        ValueKind::Undefined => Err("a part of it is undefined".to_owned()),
+        ValueKind::None => Ok(Value::Null),
+        ValueKind::Bool => Ok(Value::Bool(value.is_true())),
+        ValueKind::Number => match serde_json::to_value(value) {
+            Ok(number @ Value::Number(_)) => Ok(number),
+            _ => Err(format!("{value} is no JSON number")),
+        },
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            take(text.len())?;
+            Ok(Value::String(text.to_owned()))
+        }
+        ValueKind::Seq | ValueKind::Iterable => {
+            let items = value.try_iter().map_err(|error| error.to_string())?;
+            items.map(|item| bounded_json(&item, deeper, room)).collect()
+        }
+        ValueKind::Map => {
+            let mut object = serde_json::Map::new();
+            for key in value.try_iter().map_err(|error| error.to_string())? {
+                let item = value.get_item(&key).map_err(|error| error.to_string())?;
+                let name = key.to_string();
+                *room = room.checked_sub(name.len()).ok_or_else(too_large)?;
+                object.insert(name, bounded_json(&item, deeper, room)?);
+            }
+            Ok(Value::Object(object))
+        }
+        kind => Err(format!("{kind} is not JSON")),
+    }
+}
+
+/// What stands between the braces if the text is nothing but one `{{ expression }}`.
+fn sole_expression(source: &str, engine: &Environment<'_>) -> Option<String> {
+    let inner = source.trim().strip_prefix("{{")?.strip_suffix("}}")?;
+    let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
+    let inner = inner.strip_suffix(['-', '+']).unwrap_or(inner);
+    engine.compile_expression(inner).ok()?;
+    Some(inner.to_owned())
+}
+
+fn check_words(source: &str, engine: &Environment<'_>) -> Result<(), TemplateError> {
+    let mut state = engine.empty_state();
+    for word in scan::words(source) {
+        let name = word.text;
+        let wrong = match word.role {
+            Role::Filter => unknown(&state.apply_filter(name, &[]), ErrorKind::UnknownFilter).then(|| match name {
+                "safe" | "escape" | "e" => format!("there is no filter `{name}`: nothing here is HTML"),
+                "urlencode" => "there is no filter `urlencode`: what enters a URL is encoded anyway".to_owned(),
+                _ => format!("unknown filter `{name}`"),
+            }),
+            Role::Test => unknown(&state.perform_test(name, &[]), ErrorKind::UnknownTest)
+                .then(|| format!("unknown test `is {name}`")),
+            Role::Statement => matches!(name, "include" | "import" | "from" | "extends" | "block")
+                .then(|| format!("`{{% {name} %}}` needs other templates, and there are none; write the text here")),
+            Role::Name | Role::Attribute => None,
+        };
+        if let Some(message) = wrong {
+            return Err(TemplateError { message, at: Some(word.at) });
+        }
+    }
+    Ok(())
+}
+
+fn unknown<T>(result: &Result<T, minijinja::Error>, kind: ErrorKind) -> bool {
+    result.as_ref().err().is_some_and(|error| error.kind() == kind)
+}
+
+/// The error in a sentence, with the piece of the template it is about.
+fn explain(error: &minijinja::Error, source: Option<&str>) -> String {
+    let piece = error.range().and_then(|at| source?.get(at)).map(|piece| shorten(piece.trim()));
+    match (error.kind(), piece) {
+        (ErrorKind::OutOfFuel, _) => "the template takes too long; it may loop over less".to_owned(),
+        (ErrorKind::WriteFailure, _) => format!("the text would be longer than {MAX_OUTPUT} bytes"),
+        (ErrorKind::UndefinedError, Some(piece)) => format!("`{piece}` is undefined"),
+        (kind, piece) => {
+            let mut message = match error.detail() {
+                Some(detail) if kind == ErrorKind::InvalidOperation => detail.to_owned(),
+                Some(detail) => format!("{kind}: {detail}"),
+                None => kind.to_string(),
+            };
+            if let Some(piece) = piece.filter(|_| kind != ErrorKind::SyntaxError) {
+                message.push_str(&format!(" (in `{piece}`)"));
+            }
+            message
+        }
+    }
+}
+
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// Refuses to grow beyond [`MAX_OUTPUT`].
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT {
+            return Err(io::Error::other("too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
 /// A JSON document whose strings are templates; one that is a single `{{ expression }}` keeps the expression's type.
 #[derive(Clone, Debug)]
-pub struct Shape {}
+pub struct Shape(Arc<Node>);
+
+/// A part of a [`Shape`].
+#[derive(Debug)]
+pub(super) enum Node {
+    Plain(Value),
+    Template(Template),
+    Array(Vec<Node>),
+    Object(Vec<(String, Node)>),
+}
 
 impl Shape {
+    pub(super) fn new(root: Node) -> Self {
+        Self(Arc::new(root))
+    }
+
     /// The document.
-    pub fn render(&self, _context: &serde_json::Value) -> Result<serde_json::Value, String> {
-        todo!()
+    ///
+    /// # Errors
+    /// What is undefined and where in the document, or why it cannot be rendered.
+    pub fn render(&self, context: &Value) -> Result<Value, String> {
+        self.0.render(context)
+    }
+}
+
+impl Node {
+    fn render(&self, context: &Value) -> Result<Value, String> {
+        match self {
+            Self::Plain(value) => Ok(value.clone()),
+            Self::Template(template) => template.value(context),
+            Self::Array(items) => items.iter().map(|item| item.render(context)).collect(),
+            Self::Object(fields) => {
+                let mut object = serde_json::Map::new();
+                for (name, node) in fields {
+                    let value = node.render(context).map_err(|error| format!("{name}: {error}"))?;
+                    object.insert(name.clone(), value);
+                }
+                Ok(Value::Object(object))
+            }
+        }
     }
 }

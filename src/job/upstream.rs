@@ -6,6 +6,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Windows are kept in Redis for as long.
+const MAX_RATE_PERIOD: Duration = Duration::from_secs(24 * 3600);
+/// A year, and a day for leap years.
+const MAX_BUDGET_PERIOD: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// An upstream's name: its table in `upstreams.toml`, or the origin of an absolute URL.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UpstreamName(Arc<str>);
@@ -56,4 +61,66 @@ pub struct TokenBudget {
     pub tokens: u64,
     /// In what time.
     pub per: Duration,
+}
+
+impl Rate {
+    /// Reads `20/second`, `100/10s`, `10 per minute` or `5 per 2 hours`.
+    ///
+    /// # Errors
+    /// What is wrong, and the forms that serve.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (count, per) = amount_per_time(text, "20/second", MAX_RATE_PERIOD)?;
+        let count = u32::try_from(count).map_err(|_| format!("`{text}`: at most {} at a time", u32::MAX))?;
+        Ok(Self { count, per })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} per {}", self.count, humantime::format_duration(self.per))
+    }
+}
+
+impl TokenBudget {
+    /// Reads `200000/day`, `5_000_000 per 30 days`, in the forms of [`Rate::parse`].
+    ///
+    /// # Errors
+    /// What is wrong, and the forms that serve.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (tokens, per) = amount_per_time(text, "200000/day", MAX_BUDGET_PERIOD)?;
+        Ok(Self { tokens, per })
+    }
+}
+
+impl fmt::Display for TokenBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tokens per {}", self.tokens, humantime::format_duration(self.per))
+    }
+}
+
+fn amount_per_time(text: &str, example: &str, longest: Duration) -> Result<(u64, Duration), String> {
+    let no =
+        |why: &str| format!("`{text}` {why}; write an amount and a time, such as \"{example}\" or \"5 per 2 hours\"");
+    let (amount, per) = match text.split_once('/') {
+        Some(halves) => halves,
+        None => text.split_once(" per ").ok_or_else(|| no("does not say in what time"))?,
+    };
+    let digits: String = amount.trim().chars().filter(|&c| c != '_').collect();
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(no("does not begin with a whole number"));
+    }
+    let count: u64 = digits.parse().map_err(|_| no("is too much"))?;
+    if count == 0 {
+        return Err(no("admits nothing"));
+    }
+    let per = per.trim();
+    let per = if per.starts_with(|c: char| c.is_ascii_digit()) { per.to_owned() } else { format!("1{per}") };
+    let per = humantime::parse_duration(&per).map_err(|_| no("has no time that can be read"))?;
+    if per < Duration::from_millis(1) {
+        return Err(no("has a time shorter than a millisecond"));
+    }
+    if per > longest {
+        return Err(no(&format!("has a time longer than {}", humantime::format_duration(longest))));
+    }
+    Ok((count, per))
 }

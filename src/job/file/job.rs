@@ -1,0 +1,345 @@
+//! One job file: TOML to a [`Job`].
+
+use super::document::{Document, Field, Table, closest, short};
+use super::scope::Scope;
+use super::source::{feed, sources};
+use super::upstreams::Upstreams;
+use crate::job::pattern::check_name;
+use crate::job::{Entries, Job, JobName, KeyPattern, Params, Schedule, Warm};
+use chrono_tz::{TZ_VARIANTS, Tz};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
+use toml::de::DeTable;
+use twox_hash::XxHash3_128;
+
+const TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(10 * 365 * 24 * 3600);
+const MOST_SETTLE: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_SETTLE: Duration = Duration::from_secs(3);
+const DEFAULT_ATTEMPTS: u32 = 8;
+const MOST_LISTED: usize = 100_000;
+const MOST_TAGS: usize = 100;
+const MOST_INPUTS: usize = 20;
+
+/// A job and where its parts stand, for faults that only all files together show.
+pub(super) struct ReadJob<'a> {
+    pub(super) doc: Document<'a>,
+    pub(super) job: Job,
+    pub(super) key_at: Range<usize>,
+    /// By the input's name.
+    pub(super) inputs_at: BTreeMap<String, Range<usize>>,
+}
+
+/// Reads a file; `None` where it has no key.
+pub(super) fn read<'a>(
+    doc: Document<'a>,
+    root: &'a DeTable<'a>,
+    name: JobName,
+    default_ttl: Duration,
+    upstreams: &Upstreams,
+) -> Option<ReadJob<'a>> {
+    let table = Table::root(doc, root);
+    let description = table.field("description").and_then(|field| field.text()).map(|text| text.value);
+    let key_field = table.required("key", "key = \"artwork_info:{artwork_name}\"");
+    let key = key_field.as_ref().and_then(pattern);
+    let ttl_field = table.field("ttl");
+    let ttl = ttl_field.as_ref().and_then(|field| field.duration(TTL));
+    let (inputs, inputs_at) = table.field("inputs").map(|field| inputs(&field, key.as_ref())).unwrap_or_default();
+    let scope = match &key {
+        Some(key) => Scope::new(key.names(), inputs_at.keys()),
+        None => Scope::any(),
+    };
+    let tags = table.field("tags").and_then(|field| {
+        let items = field.items()?;
+        if items.len() > MOST_TAGS {
+            field.fault(format!("{} tags are too many; the most is {MOST_TAGS}", items.len()));
+        }
+        let answered = scope.with_value();
+        Some(items.iter().filter_map(|item| item.template(&answered)).collect())
+    });
+    let sources = table
+        .required("source", "[source] with kind = \"http\", upstream and path")
+        .map(|field| sources(&field, &scope, upstreams))
+        .unwrap_or_default();
+    let entries = match table.field("entries") {
+        Some(field) => entries(&field, key.as_ref(), upstreams),
+        None => Entries::default(),
+    };
+    let ttl_known = ttl_field.is_none() || ttl.is_some();
+    let life = ttl.unwrap_or(default_ttl);
+    let warm = warm(table.field("warm"), life, ttl_known);
+    table.finish();
+    let key = key?;
+    let entries = if key.names().is_empty() { Entries { list: vec![Params::new()], ..entries } } else { entries };
+    let digest = match ttl_field {
+        Some(_) => doc.text.to_owned(),
+        None => format!("{}\0{}", default_ttl.as_millis(), doc.text),
+    };
+    Some(ReadJob {
+        doc,
+        job: Job {
+            name,
+            description,
+            key,
+            ttl: life,
+            tags: tags.unwrap_or_default(),
+            inputs,
+            sources,
+            entries,
+            warm,
+            digest: format!("{:032x}", XxHash3_128::oneshot(digest.as_bytes())),
+        },
+        key_at: key_field.map_or(0..0, |field| field.at()),
+        inputs_at,
+    })
+}
+
+fn pattern(field: &Field<'_>) -> Option<KeyPattern> {
+    let text = field.text()?;
+    match KeyPattern::parse(&text.value) {
+        Ok(pattern) => Some(pattern),
+        Err(message) => {
+            text.fault(message);
+            None
+        }
+    }
+}
+
+type Inputs = (BTreeMap<String, KeyPattern>, BTreeMap<String, Range<usize>>);
+
+fn inputs(field: &Field<'_>, key: Option<&KeyPattern>) -> Inputs {
+    let mut read = Inputs::default();
+    let Some(table) = field.table("[inputs]") else { return read };
+    let fields = table.all();
+    if fields.len() > MOST_INPUTS {
+        field.doc.fault(field.key.clone(), format!("{} inputs are too many; the most is {MOST_INPUTS}", fields.len()));
+    }
+    for input in fields {
+        let name = input.name.clone();
+        if let Err(message) = check_name(&name) {
+            input.doc.fault(input.key.clone(), message);
+        }
+        if key.is_some_and(|key| key.names().contains(&name)) {
+            input.doc.fault(input.key.clone(), format!("input `{name}` has the name of a placeholder in `key`"));
+        }
+        read.1.insert(name.clone(), input.at());
+        let Some(pattern) = pattern(&input) else { continue };
+        for placeholder in pattern.names() {
+            let Some(key) = key.filter(|key| !key.names().contains(placeholder)) else { continue };
+            let help = match key.names() {
+                [] => "the key has none".to_owned(),
+                names => match closest(placeholder, names.iter().map(String::as_str)) {
+                    Some(close) => format!("did you mean `{{{close}}}`?"),
+                    None => format!("the key has {}", names.join(", ")),
+                },
+            };
+            input.fault_with_help(format!("`{{{placeholder}}}` is no placeholder of the key `{key}`"), help);
+        }
+        read.0.insert(name, pattern);
+    }
+    read
+}
+
+fn entries(field: &Field<'_>, key: Option<&KeyPattern>, upstreams: &Upstreams) -> Entries {
+    let Some(table) = field.table("[entries]") else { return Entries::default() };
+    let (list, feed_field, popular) = (table.field("list"), table.field("feed"), table.field("popular"));
+    if let Some(key) = key.filter(|key| key.names().is_empty()) {
+        for field in [&list, &feed_field, &popular].into_iter().flatten() {
+            field.doc.fault_with_help(
+                field.key.clone(),
+                format!("`{}`: the key `{key}` has no placeholder, so there is only one entry", field.name),
+                Some("remove it; the one entry is always kept warm".to_owned()),
+            );
+        }
+    }
+    let entries = Entries {
+        list: list.map(|field| listed(&field, key)).unwrap_or_default(),
+        feed: feed_field.and_then(|field| feed(&field, upstreams)),
+        popular: popular
+            .and_then(|field| field.integer(0..=1_000_000))
+            .and_then(|number| usize::try_from(number).ok())
+            .unwrap_or(0),
+    };
+    table.finish();
+    entries
+}
+
+/// Entries named in the file. One that is named twice is kept once.
+fn listed(field: &Field<'_>, key: Option<&KeyPattern>) -> Vec<Params> {
+    let Some(items) = field.items() else { return Vec::new() };
+    if items.len() > MOST_LISTED {
+        field.doc.fault_with_help(
+            field.key.clone(),
+            format!("{} entries are too many to list; the most is {MOST_LISTED}", items.len()),
+            Some("serve them from a `feed`".to_owned()),
+        );
+        return Vec::new();
+    }
+    let Some(key) = key.filter(|key| !key.names().is_empty()) else { return Vec::new() };
+    let mut seen = BTreeSet::new();
+    let mut list = Vec::with_capacity(items.len());
+    for item in items {
+        let Some(params) = entry(&item, key) else { continue };
+        match key.write(&params) {
+            Some(_) => {
+                if seen.insert(params.clone()) {
+                    list.push(params);
+                }
+            }
+            None => item.fault_with_help(
+                format!("{params:?} has no key: in `{key}` it would be read back as something else"),
+                "every placeholder but the last ends where the text after it first occurs",
+            ),
+        }
+    }
+    list
+}
+
+fn entry(item: &Field<'_>, key: &KeyPattern) -> Option<Params> {
+    let mut params = Params::new();
+    if item.is_text() {
+        let text = item.text()?;
+        let [name] = key.names() else {
+            let example: Vec<String> = key.names().iter().map(|name| format!("{name} = \"…\"")).collect();
+            text.fault_with_help(
+                format!("`{}`: the key `{key}` has {} placeholders", short(&text.value), key.names().len()),
+                &format!("write a table, such as {{ {} }}", example.join(", ")),
+            );
+            return None;
+        };
+        if text.value.is_empty() {
+            text.fault("an entry's name is empty");
+            return None;
+        }
+        params.insert(name.clone(), text.value);
+        return Some(params);
+    }
+    if !item.is_table() {
+        item.fault("an entry is a string, or a table with a string for each placeholder");
+        return None;
+    }
+    let mut sound = true;
+    for field in item.table("an entry")?.all() {
+        if !key.names().contains(&field.name) {
+            let names = key.names().join(", ");
+            field.doc.fault_with_help(
+                field.key.clone(),
+                format!("`{}` is no placeholder of the key `{key}`", field.name),
+                Some(format!("the key has {names}")),
+            );
+            sound = false;
+            continue;
+        }
+        match field.text() {
+            Some(text) if text.value.is_empty() => {
+                text.fault(format!("`{}` is empty", field.name));
+                sound = false;
+            }
+            Some(text) => {
+                params.insert(field.name.clone(), text.value);
+            }
+            None => sound = false,
+        }
+    }
+    let missing: Vec<String> =
+        key.names().iter().filter(|name| !params.contains_key(*name)).map(|name| format!("`{name}`")).collect();
+    if sound && !missing.is_empty() {
+        item.fault(format!("the entry has no {}", missing.join(", ")));
+        sound = false;
+    }
+    sound.then_some(params)
+}
+
+fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
+    let mut warm = Warm {
+        schedule: None,
+        refetch: false,
+        ahead: ttl / 10,
+        stale_if_error: Duration::ZERO,
+        settle: DEFAULT_SETTLE,
+        attempts: DEFAULT_ATTEMPTS,
+    };
+    let Some(table) = field.and_then(|field| field.table("[warm]")) else { return warm };
+    let long = Duration::ZERO..=*TTL.end();
+    warm.schedule = schedule(&table);
+    if let Some(refetch) = table.field("refetch").and_then(|field| field.boolean()) {
+        warm.refetch = refetch;
+    }
+    if let Some(field) = table.field("ahead")
+        && let Some(ahead) = field.duration(long.clone())
+    {
+        if ttl_known && ahead >= ttl {
+            let shown = humantime::format_duration;
+            field.fault_with_help(
+                format!("`ahead` ({}) must be shorter than `ttl` ({})", shown(ahead), shown(ttl)),
+                format!("a tenth of the TTL is usual: {}", shown(ttl / 10)),
+            );
+        }
+        warm.ahead = ahead;
+    }
+    if let Some(stale) = table.field("stale_if_error").and_then(|field| field.duration(long)) {
+        warm.stale_if_error = stale;
+    }
+    if let Some(settle) = table.field("settle").and_then(|field| field.duration(Duration::ZERO..=MOST_SETTLE)) {
+        warm.settle = settle;
+    }
+    if let Some(attempts) = table.field("attempts").and_then(|field| field.integer(1..=1000)) {
+        warm.attempts = u32::try_from(attempts).unwrap_or(DEFAULT_ATTEMPTS);
+    }
+    table.finish();
+    warm
+}
+
+fn schedule(table: &Table<'_>) -> Option<Schedule> {
+    let (cron, every, zone) = (table.field("schedule"), table.field("every"), table.field("timezone"));
+    let timezone = zone.as_ref().map(timezone);
+    match (cron, every) {
+        (Some(_), Some(every)) => {
+            every.doc.fault_with_help(
+                every.key.clone(),
+                "`schedule` and `every` both say when warmups run",
+                Some("keep one of them".to_owned()),
+            );
+            None
+        }
+        (Some(cron), None) => {
+            let timezone = timezone.map_or(Some(Tz::UTC), |zone| zone);
+            let schedule = cron.parsed(|text| Schedule::cron(text, timezone.unwrap_or(Tz::UTC)));
+            timezone.and(schedule)
+        }
+        (None, every) => {
+            if let Some(zone) = zone {
+                zone.doc.fault_with_help(
+                    zone.key.clone(),
+                    "`timezone` has no effect without a `schedule`",
+                    Some("add a `schedule` such as \"0 3 * * *\", or remove it".to_owned()),
+                );
+            }
+            let field = every?;
+            let interval = field.duration(Duration::ZERO..=*TTL.end())?;
+            match Schedule::every(interval) {
+                Ok(schedule) => Some(schedule),
+                Err(message) => {
+                    field.fault(message);
+                    None
+                }
+            }
+        }
+    }
+}
+
+fn timezone(field: &Field<'_>) -> Option<Tz> {
+    let text = field.filled()?;
+    let name = text.value.trim();
+    match name.parse() {
+        Ok(zone) => Some(zone),
+        Err(_) => {
+            let help = match closest(name, TZ_VARIANTS.iter().map(|zone| zone.name())) {
+                Some(close) => format!("did you mean \"{close}\"?"),
+                None => "write a name from the IANA time zone database, such as \"Europe/Istanbul\"".to_owned(),
+            };
+            text.fault_with_help(format!("there is no time zone `{name}`"), &help);
+            None
+        }
+    }
+}
