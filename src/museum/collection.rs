@@ -207,9 +207,18 @@ impl Collection {
             ],
             3,
         );
+        let fifth = sort(
+            [
+                "The room is kept at nineteen degrees and half in the dark, for the sake of the paper next to it; after a minute the eyes have grown used to that, and find more than they came for.",
+                "Its back is as interesting as its front: seven labels, two seals, a pencilled sum and the name of a carter, from which its travels have been worked out almost to the day.",
+                "When it was last photographed for the catalogue, in very strong light, a second hand came to light, perhaps a pupil's; the discussion about that fills a shelf of the library.",
+                "Children are asked here to count the colours. Most say seven, some say thirty; the chemists say eleven, and that two of them should not yet have existed.",
+            ],
+            4,
+        );
         format!(
             "{title} was made by {artist} around {year} ({medium}) and is to be seen here by courtesy of: {museum}. {first} {second} \
-             {third} {fourth} The curators have gone over this text; what you read is its version {version}."
+             {third} {fourth} {fifth} The curators have gone over this text; what you read is its version {version}."
         )
     }
 }

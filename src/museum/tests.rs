@@ -53,9 +53,8 @@ async fn an_artwork_has_a_page_of_about_a_kilobyte_and_a_half() {
 #[tokio::test]
 async fn unknown_names_are_not_found() {
     let (museum, client) = open(Options::instant()).await;
-    for name in ["Nobody's Work", "..", "Mona Lisa ", "Mona%20Lisa"] {
-        let name = name.replace("..", "...");
-        let response = client.get(path(&museum, "artworks", &name, "")).send().await.unwrap();
+    for name in ["Nobody's Work", "...", "Mona Lisa ", "Mona%20Lisa"] {
+        let response = client.get(path(&museum, "artworks", name, "")).send().await.unwrap();
         assert_eq!(response.status(), 404, "{name}");
     }
     assert_eq!(museum.edit("Nobody's Work"), None);
