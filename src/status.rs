@@ -72,12 +72,25 @@ pub async fn of_job(redis: &Connection, keys: &Keys, job: &Arc<Job>) -> RedisRes
     let urgent_now = format!("{}", now - 30_000_000_000_000 + 1);
     let (due, urgent, in_hand, dead, next, stats): (u64, u64, u64, u64, Option<f64>, BTreeMap<String, String>) =
         redis::pipe()
-            .cmd("ZCOUNT").arg(&agenda).arg(0).arg(now)
-            .cmd("ZCOUNT").arg(&agenda).arg("-inf").arg(urgent_now)
-            .cmd("ZCOUNT").arg(&agenda).arg("-2.5e13").arg("(-1e13")
-            .cmd("ZCARD").arg(keys.dead(&job.name))
-            .cmd("ZSCORE").arg(keys.schedules()).arg(job.name.as_str())
-            .cmd("HGETALL").arg(keys.stats(&job.name))
+            .cmd("ZCOUNT")
+            .arg(&agenda)
+            .arg(0)
+            .arg(now)
+            .cmd("ZCOUNT")
+            .arg(&agenda)
+            .arg("-inf")
+            .arg(urgent_now)
+            .cmd("ZCOUNT")
+            .arg(&agenda)
+            .arg("-2.5e13")
+            .arg("(-1e13")
+            .cmd("ZCARD")
+            .arg(keys.dead(&job.name))
+            .cmd("ZSCORE")
+            .arg(keys.schedules())
+            .arg(job.name.as_str())
+            .cmd("HGETALL")
+            .arg(keys.stats(&job.name))
             .query_async(&mut redis)
             .await?;
     let mut warm = 0;
@@ -91,7 +104,8 @@ pub async fn of_job(redis: &Connection, keys: &Keys, job: &Arc<Job>) -> RedisRes
             .arg(STEP)
             .query_async(&mut redis)
             .await?;
-        warm += found.iter().filter(|key| str::from_utf8(key).is_ok_and(|key| job.key.read(key).is_some())).count() as u64;
+        warm +=
+            found.iter().filter(|key| str::from_utf8(key).is_ok_and(|key| job.key.read(key).is_some())).count() as u64;
         cursor = next;
         if cursor == 0 {
             break;

@@ -33,10 +33,9 @@ async fn listed_entries_are_readable_as_plain_json_with_a_ttl() {
     upstream.otherwise(|call, _| Reply::json(json!({"data": {"path": call.path()}})));
     let jobs = artworks(&upstream, "");
     let _worker = WorkerProcess::spawn(&redis, &jobs);
-    for (name, path) in [
-        ("Mona Lisa", "/artworks/Mona%20Lisa"),
-        ("Kaplumbağa Terbiyecisi", "/artworks/Kaplumba%C4%9Fa%20Terbiyecisi"),
-    ] {
+    for (name, path) in
+        [("Mona Lisa", "/artworks/Mona%20Lisa"), ("Kaplumbağa Terbiyecisi", "/artworks/Kaplumba%C4%9Fa%20Terbiyecisi")]
+    {
         let key = format!("artwork_info:{name}");
         let value = eventually(&key, async || redis.json(&key).await).await;
         assert_eq!(value, json!({"path": path}));

@@ -49,15 +49,24 @@ pub(super) async fn run(args: &DeadArgs, settings: &Settings, env: &Environment)
     }
     if args.retry {
         for job in jobs.jobs.values() {
-            let keys: Vec<EntryKey> =
-                dead.iter().filter(|dead| dead.job == job.name.as_str()).map(|dead| EntryKey::new(&*dead.key)).collect();
+            let keys: Vec<EntryKey> = dead
+                .iter()
+                .filter(|dead| dead.job == job.name.as_str())
+                .map(|dead| EntryKey::new(&*dead.key))
+                .collect();
             // First due again, then no longer dead: a crash in between only leaves a letter too many.
             session.agenda.put(&job.name, &keys, When::Due(0), Trigger::Manual).await?;
             for page in keys.chunks(PAGE) {
                 let keys: Vec<&str> = page.iter().map(EntryKey::as_str).collect();
                 let () = redis::pipe()
-                    .cmd("ZREM").arg(session.keys.dead(&job.name)).arg(&keys).ignore()
-                    .cmd("HDEL").arg(session.keys.dead_reasons(&job.name)).arg(&keys).ignore()
+                    .cmd("ZREM")
+                    .arg(session.keys.dead(&job.name))
+                    .arg(&keys)
+                    .ignore()
+                    .cmd("HDEL")
+                    .arg(session.keys.dead_reasons(&job.name))
+                    .arg(&keys)
+                    .ignore()
                     .query_async(&mut session.redis.clone())
                     .await?;
             }

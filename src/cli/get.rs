@@ -66,7 +66,10 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         }
         println!();
         let say = |what: &str, text: String| println!("{what:<14}{text}");
-        say("job", owner.as_ref().map_or("none: no job's key pattern fits".to_owned(), |(job, _)| job.name.to_string()));
+        say(
+            "job",
+            owner.as_ref().map_or("none: no job's key pattern fits".to_owned(), |(job, _)| job.name.to_string()),
+        );
         match expires {
             -2 => {}
             -1 => say("expires", "never: it has no TTL, so somebody else wrote it".to_owned()),
@@ -91,7 +94,9 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
             if note.failures > 0 {
                 say("failures", format!("{} in a row", note.failures));
             }
-            for (what, validator) in [("etag", &note.validators.etag), ("last modified", &note.validators.last_modified)] {
+            for (what, validator) in
+                [("etag", &note.validators.etag), ("last modified", &note.validators.last_modified)]
+            {
                 if let Some(validator) = validator {
                     say(what, validator.clone());
                 }

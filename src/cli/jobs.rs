@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::session::{Failed, Session, jobs, print_json, relative, span, table};
 use super::exit;
+use super::session::{Failed, Session, jobs, print_json, relative, span, table};
 use crate::config::{Environment, Settings};
 use crate::status;
 

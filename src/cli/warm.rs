@@ -127,7 +127,8 @@ async fn dry_run(
     job: &Arc<Job>,
     entries: &[(EntryKey, Params)],
 ) -> Result<u8, Failed> {
-    let mut plan = Plan { job: job.name.to_string(), entries: entries.len(), fetches: 0, ai_calls: 0, inputs_missing: 0 };
+    let mut plan =
+        Plan { job: job.name.to_string(), entries: entries.len(), fetches: 0, ai_calls: 0, inputs_missing: 0 };
     match &job.sources[0] {
         Source::Http(_) => plan.fetches = entries.len(),
         Source::Ai(_) => {

@@ -11,8 +11,8 @@
 
 use super::{Answer, FetchError};
 use crate::job::Upstream;
-use redis::Script;
 use crate::redis::Connection;
+use redis::Script;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -450,7 +450,10 @@ impl fmt::Debug for Gate {
 
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit").field("upstream", &self.gate.upstream.name).field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Permit")
+            .field("upstream", &self.gate.upstream.name)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
