@@ -9,7 +9,6 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -120,12 +119,7 @@ pub fn check(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<
     check_at(folder, default_ttl, env, Utc::now())
 }
 
-fn check_at(
-    folder: &Path,
-    default_ttl: Duration,
-    env: &dyn Fn(&str) -> Option<String>,
-    now: DateTime<Utc>,
-) -> Report {
+fn check_at(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<String>, now: DateTime<Utc>) -> Report {
     let reading = Jobs::read(folder, default_ttl, env);
     let env_report = variables(&reading.env);
     let jobs = match reading.jobs {
@@ -424,7 +418,10 @@ mod tests {
     #[test]
     fn variables_are_listed_even_where_there_are_faults() {
         let report = report(&[
-            ("a.toml", "key = \"a:{x}\"\nttl = \"{{ env.LIFE }}\"\n[source]\nkind = \"http\"\nurl = \"{{ env.LOST }}/\"\n"),
+            (
+                "a.toml",
+                "key = \"a:{x}\"\nttl = \"{{ env.LIFE }}\"\n[source]\nkind = \"http\"\nurl = \"{{ env.LOST }}/\"\n",
+            ),
             ("upstreams.toml", "[m]\nurl = \"{{ env.MUSEUM_URL }}\"\nrate = \"fast\"\n"),
         ]);
         assert!(!report.is_sound());

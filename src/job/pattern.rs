@@ -75,7 +75,7 @@ impl KeyPattern {
         if text.len() > MAX_PATTERN {
             return Err(format!("key pattern is {} bytes long; the most is {MAX_PATTERN}", text.len()));
         }
-        let mut literals = vec![String::new()];
+        let mut literals = Vec::new();
         let mut names: Vec<String> = Vec::new();
         let mut literal = String::new();
         let mut rest = text;
@@ -109,8 +109,7 @@ impl KeyPattern {
                     ),
                 });
             }
-            *literals.last_mut().unwrap_or(&mut String::new()) = std::mem::take(&mut literal);
-            literals.push(String::new());
+            literals.push(std::mem::take(&mut literal));
             names.push(name.to_owned());
             rest = after;
         }
@@ -118,9 +117,7 @@ impl KeyPattern {
         if literal.is_empty() && names.is_empty() {
             return Err("key pattern is empty; write one such as `artwork_info:{artwork_name}`".to_owned());
         }
-        if let Some(last) = literals.last_mut() {
-            *last = literal;
-        }
+        literals.push(literal);
         Ok(Self { source: text.to_owned(), literals, names })
     }
 
@@ -390,9 +387,8 @@ mod tests {
     }
 
     fn any_params() -> impl Strategy<Value = Params> {
-        prop::collection::vec("[ab:ğ ]{0,4}", 4).prop_map(|values| {
-            ["p0", "p1", "p2", "last"].into_iter().map(str::to_owned).zip(values).collect()
-        })
+        prop::collection::vec("[ab:ğ ]{0,4}", 4)
+            .prop_map(|values| ["p0", "p1", "p2", "last"].into_iter().map(str::to_owned).zip(values).collect())
     }
 
     proptest! {

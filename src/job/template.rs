@@ -396,9 +396,9 @@ fn whole_path(source: &str, at: Range<usize>) -> Option<&str> {
         return Some(piece);
     }
     let before = source.get(..at.start)?;
-    let start = before.rfind(|c: char| !(c.is_ascii_alphanumeric() || "_.[]'\"".contains(c))).map_or(0, |found| {
-        found + before.get(found..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8)
-    });
+    let start = before
+        .rfind(|c: char| !(c.is_ascii_alphanumeric() || "_.[]'\"".contains(c)))
+        .map_or(0, |found| found + before.get(found..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8));
     source.get(start..at.end)
 }
 

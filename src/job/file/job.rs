@@ -1,8 +1,9 @@
 //! One job file: TOML to a [`Job`].
 
-use super::document::{Document, Field, Table, closest, short};
+use super::document::{Document, Field, Table, short};
 use super::scope::Scope;
 use super::source::{feed, sources};
+use super::spelling::closest;
 use super::upstreams::Upstreams;
 use crate::job::pattern::check_name;
 use crate::job::{Entries, Job, JobName, KeyPattern, Params, Schedule, Warm};

@@ -55,7 +55,7 @@ impl Upstreams {
             return upstream.clone();
         }
         if !self.unreadable {
-            let help = match super::document::closest(name, self.named.keys().map(String::as_str)) {
+            let help = match super::spelling::closest(name, self.named.keys().map(String::as_str)) {
                 Some(close) => format!("did you mean `{close}`?"),
                 None if self.named.is_empty() => format!("add [{name}] with its `url` to upstreams.toml"),
                 None => {
@@ -191,7 +191,7 @@ pub(super) fn header_value_fault(value: &str) -> Option<&'static str> {
     value
         .chars()
         .any(|c| c.is_control() && c != '\t')
-        .then_some("has a line break or another control character in its value; is there one in the variable?")
+        .then_some("has a line break or another control character in its value")
 }
 
 fn size(text: &str) -> Result<u64, String> {

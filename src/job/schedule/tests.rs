@@ -115,10 +115,7 @@ fn a_named_hour_runs_once_a_day_through_daylight_saving() {
 #[test]
 fn a_starred_hour_runs_through_daylight_saving() {
     let berlin = Tz::Europe__Berlin;
-    assert_eq!(
-        ticks("30 * * * *", berlin, "2026-03-29 01:00:00", 3),
-        ["29 00:30:00", "29 01:30:00", "29 02:30:00"]
-    );
+    assert_eq!(ticks("30 * * * *", berlin, "2026-03-29 01:00:00", 3), ["29 00:30:00", "29 01:30:00", "29 02:30:00"]);
     assert_eq!(
         ticks("0 * * * *", berlin, "2026-10-25 00:30:00", 5),
         ["24 23:00:00", "25 00:00:00", "25 01:00:00", "25 02:00:00", "25 03:00:00"]
@@ -140,7 +137,10 @@ fn a_starred_hour_runs_through_daylight_saving() {
         ["04 14:15:00", "04 15:45:00", "04 16:45:00"]
     );
     // A whole day is missing: Apia had no 2011-12-30.
-    assert_eq!(ticks("0 12 * * *", Tz::Pacific__Apia, "2011-12-29 00:00:00", 3), ["29 22:00:00", "30 10:00:00", "30 22:00:00"]);
+    assert_eq!(
+        ticks("0 12 * * *", Tz::Pacific__Apia, "2011-12-29 00:00:00", 3),
+        ["29 22:00:00", "30 10:00:00", "30 22:00:00"]
+    );
 }
 
 #[test]
@@ -168,7 +168,10 @@ fn what_is_no_crontab_line_is_refused_with_the_remedy() {
     for (text, message) in [
         ("", "`` has 0 fields; cron has 5 (minute hour day month weekday) or 6 (second first)"),
         ("* * * *", "`* * * *` has 4 fields; cron has 5 (minute hour day month weekday) or 6 (second first)"),
-        ("0 0 0 1 1 * 2026", "`0 0 0 1 1 * 2026` has 7 fields; cron has 5 (minute hour day month weekday) or 6 (second first)"),
+        (
+            "0 0 0 1 1 * 2026",
+            "`0 0 0 1 1 * 2026` has 7 fields; cron has 5 (minute hour day month weekday) or 6 (second first)",
+        ),
         ("60 * * * *", "`60` is no minute; it goes from 0 to 59"),
         ("60 * * * * *", "`60` is no second; it goes from 0 to 59"),
         ("* 24 * * *", "`24` is no hour; it goes from 0 to 23"),

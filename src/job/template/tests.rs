@@ -51,7 +51,10 @@ fn what_is_undefined_is_an_error_that_names_it() {
 fn what_enters_a_url_is_percent_encoded() {
     let context = json!({"name": "Mona Lisa/x?", "tr": "Kaplumbağa", "n": 5, "b": true, "plus": "a+b&c=d#%2F~-._"});
     assert_eq!(url("/a/{{ name }}", &context).unwrap(), "/a/Mona%20Lisa%2Fx%3F");
-    assert_eq!(url("http://h/é/{{ tr }}?q={{ plus }}", &context).unwrap(), "http://h/é/Kaplumba%C4%9Fa?q=a%2Bb%26c%3Dd%23%252F~-._");
+    assert_eq!(
+        url("http://h/é/{{ tr }}?q={{ plus }}", &context).unwrap(),
+        "http://h/é/Kaplumba%C4%9Fa?q=a%2Bb%26c%3Dd%23%252F~-._"
+    );
     assert_eq!(url("/{{ n }}/{{ b }}/{{ n + 0.5 }}", &context).unwrap(), "/5/true/5.5");
     assert_eq!(url("/{% for c in ['ü', '/'] %}{{ c }},{% endfor %}", &context).unwrap(), "/%C3%BC,%2F,");
     assert_eq!(text("/a/{{ name }}", &context), "/a/Mona Lisa/x?");
@@ -202,8 +205,16 @@ fn faults_are_found_when_a_template_is_parsed() {
         ("{{ a is loud }}", "unknown test `is loud`", "loud"),
         ("{% if a is not loud %}{% endif %}", "unknown test `is loud`", "loud"),
         ("{{ a | urlencode }}", "there is no filter `urlencode`: what enters a URL is encoded anyway", "urlencode"),
-        ("{% include 'x' %}", "`{% include %}` needs other templates, and there are none; write the text here", "include"),
-        ("{% extends 'x' %}", "`{% extends %}` needs other templates, and there are none; write the text here", "extends"),
+        (
+            "{% include 'x' %}",
+            "`{% include %}` needs other templates, and there are none; write the text here",
+            "include",
+        ),
+        (
+            "{% extends 'x' %}",
+            "`{% extends %}` needs other templates, and there are none; write the text here",
+            "extends",
+        ),
     ] {
         let error = Template::parse(source).unwrap_err();
         assert_eq!(error.message, message);
@@ -213,11 +224,12 @@ fn faults_are_found_when_a_template_is_parsed() {
 
 #[test]
 fn names_from_outside_are_known_and_found() {
-    let template = template("{% set a = b.c %}{{ a.x }}{{ 'd' }}{% for e in f %}{{ e }}{{ range(2) }}{% endfor %}{{ env.X }}");
+    let template =
+        template("{% set a = b.c %}{{ a.x }}{{ 'd' }}{% for e in f %}{{ e }}{{ range(2) }}{% endfor %}{{ env.X }}");
     assert_eq!(template.names(), ["b.c", "env.X", "f"].map(str::to_owned).into());
     let source = template.source();
     assert_eq!(&source[template.locate("b.c").unwrap()], "b.c");
-    assert_eq!(template.locate("f"), source.find("f %}"). map(|at| at..at + 1));
+    assert_eq!(template.locate("f"), source.find("f %}").map(|at| at..at + 1));
     assert_eq!(template.locate("nowhere"), None);
 }
 
