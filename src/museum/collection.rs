@@ -54,7 +54,8 @@ impl Collection {
             .lines()
             .map(|line| {
                 let [name, born, died, country, movement] = columns(line);
-                let works = artworks.iter().enumerate().filter(|(_, work)| work.artist == name).map(|(i, _)| i).collect();
+                let works =
+                    artworks.iter().enumerate().filter(|(_, work)| work.artist == name).map(|(i, _)| i).collect();
                 Artist { name, born: born.parse().ok(), died: died.parse().ok(), country, movement, works }
             })
             .collect();
@@ -170,7 +171,8 @@ impl Collection {
 
     fn description(&self, work: &Artwork, version: u64) -> String {
         let Artwork { title, artist, year, medium, museum, .. } = work;
-        let sort = |texts: [&'static str; 4], salt: u64| texts[((seed(title) >> (8 * salt)) + version) as usize % texts.len()];
+        let sort =
+            |texts: [&'static str; 4], salt: u64| texts[((seed(title) >> (8 * salt)) + version) as usize % texts.len()];
         let first = sort(
             [
                 "At first sight it is quieter than one remembers it from reproductions.",

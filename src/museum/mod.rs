@@ -23,8 +23,8 @@ mod collection;
 mod ledger;
 mod story;
 
-use anyhow::Context as _;
 use answers::Hall;
+use anyhow::Context as _;
 use collection::Collection;
 use rand_distr::{Distribution as _, LogNormal};
 use std::future::Future;
@@ -73,7 +73,7 @@ impl Options {
     }
 }
 
-/// A running museum; dropped, it closes at once.
+/// A running museum; dropped, it lets nobody in any more.
 #[derive(Debug)]
 pub struct Museum {
     address: SocketAddr,
@@ -89,7 +89,8 @@ impl Museum {
     /// The address cannot be listened on, or an option makes no sense.
     pub async fn start(address: SocketAddr, options: Options) -> anyhow::Result<Self> {
         let hall = Arc::new(Hall::new(Collection::new(), options)?);
-        let listener = TcpListener::bind(address).await.with_context(|| format!("the museum cannot listen on {address}"))?;
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("the museum cannot listen on {address}"))?;
         let address = listener.local_addr()?;
         let closing = CancellationToken::new();
         let server = axum::serve(listener, answers::routes(hall.clone()))
@@ -173,7 +174,10 @@ struct Latency {
 impl Latency {
     fn new(range: (Duration, Duration), factor: f64) -> anyhow::Result<Self> {
         let (from, to) = (range.0.as_secs_f64() * factor, range.1.as_secs_f64() * factor);
-        anyhow::ensure!(factor.is_finite() && from >= 0.0 && to >= from, "latencies must go from less to more, not below 0");
+        anyhow::ensure!(
+            factor.is_finite() && from >= 0.0 && to >= from,
+            "latencies must go from less to more, not below 0"
+        );
         if from <= 0.0 || to <= 0.0 {
             return Ok(Self { range: (from, to), curve: None });
         }
@@ -184,9 +188,8 @@ impl Latency {
 
     fn draw(&self) -> Duration {
         let (from, to) = self.range;
-        self.curve.map_or(Duration::ZERO, |curve| {
-            Duration::from_secs_f64(curve.sample(&mut rand::rng()).clamp(from, to))
-        })
+        self.curve
+            .map_or(Duration::ZERO, |curve| Duration::from_secs_f64(curve.sample(&mut rand::rng()).clamp(from, to)))
     }
 }
 

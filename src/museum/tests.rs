@@ -31,7 +31,8 @@ async fn every_name_on_the_lists_has_its_pages() {
         let similar = json(&client, &path(&museum, "artworks", name, "/similar")).await;
         assert_eq!(similar["data"].as_array().unwrap().len(), 6);
     }
-    let artists = json(&client, &format!("{}/artists/popular", museum.url())).await["names"].as_array().unwrap().clone();
+    let artists =
+        json(&client, &format!("{}/artists/popular", museum.url())).await["names"].as_array().unwrap().clone();
     assert!(artists.len() >= 60);
     for name in &artists {
         let answer = json(&client, &path(&museum, "artists", name.as_str().unwrap(), "")).await;
@@ -93,8 +94,17 @@ async fn an_edit_shows_everywhere_and_only_there() {
 async fn a_completion_depends_on_the_prompt_and_is_paid() {
     let (museum, client) = open(Options::instant()).await;
     let tell = async |prompt: &str, most: u64| -> Value {
-        let body = json!({ "model": "gpt-4o-mini", "messages": [{ "role": "user", "content": prompt }], "max_tokens": most });
-        client.post(format!("{}/v1/chat/completions", museum.url())).json(&body).send().await.unwrap().json().await.unwrap()
+        let body =
+            json!({ "model": "gpt-4o-mini", "messages": [{ "role": "user", "content": prompt }], "max_tokens": most });
+        client
+            .post(format!("{}/v1/chat/completions", museum.url()))
+            .json(&body)
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap()
     };
     let one = tell("Kaplumbağa Terbiyecisi hakkında bir hikâye yaz.", 300).await;
     let text = |answer: &Value| answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
@@ -108,7 +118,8 @@ async fn a_completion_depends_on_the_prompt_and_is_paid() {
     assert_eq!(serde_json::from_str::<Value>(&document).unwrap()["title"], "The Scream");
     let stats = json(&client, &format!("{}/stats", museum.url())).await;
     assert_eq!(stats["ai"]["calls"], 5);
-    let (tokens_in, tokens_out) = (stats["ai"]["tokens_in"].as_f64().unwrap(), stats["ai"]["tokens_out"].as_f64().unwrap());
+    let (tokens_in, tokens_out) =
+        (stats["ai"]["tokens_in"].as_f64().unwrap(), stats["ai"]["tokens_out"].as_f64().unwrap());
     assert!(tokens_out > 100.0);
     let dollars = tokens_in * 0.15 / 1e6 + tokens_out * 0.60 / 1e6;
     assert!((stats["ai"]["dollars"].as_f64().unwrap() - dollars).abs() < 1e-12);

@@ -80,7 +80,8 @@ impl Client {
         let mut headers = HeaderMap::new();
         let mut secrets = Vec::new();
         for (key, text) in &upstream.headers {
-            let (key, mut value) = header_line(key, text).map_err(|reason| anyhow::anyhow!("upstream `{name}`: {reason}"))?;
+            let (key, mut value) =
+                header_line(key, text).map_err(|reason| anyhow::anyhow!("upstream `{name}`: {reason}"))?;
             value.set_sensitive(true);
             headers.insert(key, value);
             secrets.extend(words(text));
@@ -127,6 +128,8 @@ impl Client {
             own.insert(key, value);
             secrets.extend(words(text));
         }
+        // Keys are also sent as `?key=…`, and errors like to repeat what was asked.
+        secrets.extend(url.query_pairs().flat_map(|(_, text)| words(&text)));
         let conditions = conditions(request.known.filter(|_| body.is_none()));
         let mut hops = 0;
         loop {
@@ -135,16 +138,11 @@ impl Client {
             if let Some(body) = &body {
                 asked = asked.header(header::CONTENT_TYPE, "application/json").body(body.clone());
             }
-            let response = asked
-                .headers(own.clone())
-                .headers(conditions.clone())
-                .send()
-                .await
-                .map_err(|error| {
-                    let built = !error.is_builder();
-                    let reason = format!("{} cannot be asked: {}", shown(url.as_str()), chain(error));
-                    if built { FetchError::Upstream(reason) } else { FetchError::Answer(reason) }
-                })?;
+            let response = asked.headers(own.clone()).headers(conditions.clone()).send().await.map_err(|error| {
+                let built = !error.is_builder();
+                let reason = format!("{} cannot be asked: {}", shown(url.as_str()), chain(error));
+                if built { FetchError::Upstream(reason) } else { FetchError::Answer(reason) }
+            })?;
             let status = response.status();
             if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return self.receive(&url, response, !conditions.is_empty(), secrets).await;
@@ -157,7 +155,7 @@ impl Client {
             if !same_host(&origin, &next) {
                 if !self.upstream.cross_host_redirects {
                     let to = shown(next.as_str());
-                    let reason = format!("redirects to another host: {to}; ask there, or set `cross_host_redirects`");
+                    let reason = format!("redirects to another host: {to}; ask there, or set `redirects = \"any\"`");
                     return Err(answer_error(url.as_str(), &reason));
                 }
                 own.clear();
@@ -217,7 +215,11 @@ impl Client {
             Ok(false) => Err(body.error(&format!("is longer than `max_bytes` ({})", bytesize::ByteSize(most)))),
             Err(error) => {
                 let read = body.bytes.len();
-                Err(FetchError::Upstream(format!("{} was cut off after {read} bytes: {}", body.shown_url, chain(error))))
+                Err(FetchError::Upstream(format!(
+                    "{} was cut off after {read} bytes: {}",
+                    body.shown_url,
+                    chain(error)
+                )))
             }
         }
     }
@@ -245,7 +247,8 @@ impl Body {
     /// The body without a byte order mark.
     pub(super) fn text(&self) -> Result<&str, FetchError> {
         let bytes = self.bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&self.bytes);
-        std::str::from_utf8(bytes).map_err(|error| self.error(&format!("is not UTF-8 from byte {} on", error.valid_up_to())))
+        std::str::from_utf8(bytes)
+            .map_err(|error| self.error(&format!("is not UTF-8 from byte {} on", error.valid_up_to())))
     }
 
     /// A header, if it is text.
@@ -288,7 +291,8 @@ fn whole(text: &str) -> Result<Url, FetchError> {
 fn same_host(one: &Url, other: &Url) -> bool {
     let port = one.port_or_known_default() == other.port_or_known_default();
     let same = one.scheme() == other.scheme() && port;
-    let upgraded = one.scheme() == "http" && other.scheme() == "https" && one.port().is_none() && other.port().is_none();
+    let upgraded =
+        one.scheme() == "http" && other.scheme() == "https" && one.port().is_none() && other.port().is_none();
     one.host() == other.host() && (same || upgraded)
 }
 

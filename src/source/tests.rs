@@ -95,14 +95,18 @@ impl Bench {
             ("upstreams.toml".to_owned(), format!("[up]\nurl = \"{}\"\n{upstream}\n", server.url)),
             ("thing.toml".to_owned(), format!("key = \"thing:{{name}}\"\nttl = \"1h\"\n{job}\n")),
         ];
-        let jobs = Jobs::parse(&files, Duration::from_secs(3600), &env)
-            .unwrap_or_else(|faults| panic!("{:#?}", faults.0));
+        let jobs =
+            Jobs::parse(&files, Duration::from_secs(3600), &env).unwrap_or_else(|faults| panic!("{:#?}", faults.0));
         let sources = Sources::new(&jobs).unwrap();
         Self { jobs, sources, name: "x".into(), inputs: Map::new(), known: None, deadline: Duration::from_secs(30) }
     }
 
     fn http(server: &Server, source: &str) -> Self {
-        Self::new(server, &format!("[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"/t/{{{{ name }}}}\"\n{source}"), "")
+        Self::new(
+            server,
+            &format!("[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"/t/{{{{ name }}}}\"\n{source}"),
+            "",
+        )
     }
 
     fn ai(server: &Server, source: &str) -> Self {
@@ -183,7 +187,8 @@ async fn json_is_stored_as_it_was_written() {
 #[tokio::test]
 async fn value_is_reshaped_and_judged() {
     let answer = r#"{"data": {"title": "T \"q\"", "id": 7, "error": null}}"#;
-    let shape = "select = \"/data\"\nvalue = { title = \"{{ value.title }}\", id = \"{{ value.id }}\", who = \"{{ name }}\" }";
+    let shape =
+        "select = \"/data\"\nvalue = { title = \"{{ value.title }}\", id = \"{{ value.id }}\", who = \"{{ name }}\" }";
     let (_server, bench) = http(answer, shape).await;
     assert_eq!(bench.value().await.json, r#"{"title":"T \"q\"","id":7,"who":"x"}"#);
     let (_server, bench) = http(answer, "accept = \"{{ value.error is defined }}\"").await;
@@ -198,8 +203,30 @@ async fn value_is_reshaped_and_judged() {
 async fn names_reach_the_upstream_whole() {
     let server = answering("{}").await;
     let names = [
-        "Mona Lisa", "a/b", "../../etc", "100%", "%2F", "what?", "#1", "a&b=c", "1+1", "\"quoted\" 'twice'", "a:b", "{x} {{y}}",
-        "...", "a\\b", "a;b,c", "Kaplumbağa Terbiyecisi", "神奈川沖浪裏", "🫖", "a\tb", "\u{202e}rtl", "~-_.", "[*]", "a@b", " x ",
+        "Mona Lisa",
+        "a/b",
+        "../../etc",
+        "100%",
+        "%2F",
+        "what?",
+        "#1",
+        "a&b=c",
+        "1+1",
+        "\"quoted\" 'twice'",
+        "a:b",
+        "{x} {{y}}",
+        "...",
+        "a\\b",
+        "a;b,c",
+        "Kaplumbağa Terbiyecisi",
+        "神奈川沖浪裏",
+        "🫖",
+        "a\tb",
+        "\u{202e}rtl",
+        "~-_.",
+        "[*]",
+        "a@b",
+        " x ",
     ];
     for (path, prefix) in [("/t/{{ name }}/end", "/t/"), ("/t?q={{ name }}&z=1", "/t?q=")] {
         let source = format!("[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"{path}\"");
@@ -362,7 +389,9 @@ async fn what_is_not_json_is_refused() {
     let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
     let (_server, bench) = http(deep, "").await;
     assert!(bench.refused().await.len() < 500);
-    for (pointer, text) in [("/data", "{}"), ("/data/x", "{\"data\": 1}"), ("/0", "[]"), ("/01", "[1,2]"), ("/-", "[1]")] {
+    for (pointer, text) in
+        [("/data", "{}"), ("/data/x", "{\"data\": 1}"), ("/0", "[]"), ("/01", "[1,2]"), ("/-", "[1]")]
+    {
         let (_server, bench) = http(text, &format!("select = \"{pointer}\"")).await;
         assert!(bench.refused().await.contains("has nothing at"), "{pointer} {text}");
     }
@@ -374,7 +403,7 @@ async fn what_is_not_json_is_refused() {
 async fn messages_show_little_and_no_secret() {
     let server = Server::start(|seen| {
         let told = seen.headers["authorization"].to_str().unwrap().to_owned();
-        (StatusCode::BAD_REQUEST, format!("you sent {told} {}", "é".repeat(5000))).into_response()
+        (StatusCode::BAD_REQUEST, format!("you sent {told} to {} {}", seen.target, "é".repeat(5000))).into_response()
     })
     .await;
     let job = "[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"/t?key=hunter22&n={{ name }}\"";
@@ -456,7 +485,7 @@ async fn sick_upstreams_are_told_from_bad_answers() {
     let gone = { answering("{}").await.url };
     let nobody = Server { url: gone, seen: Arc::default(), _tasks: JoinSet::new() };
     let reason = Bench::new(&nobody, job, quick).upstream_failed().await;
-    assert!(reason.contains("efused") || reason.contains("no whole answer"), "{reason}");
+    assert!(reason.contains("cannot be asked") || reason.contains("no whole answer"), "{reason}");
 }
 
 #[tokio::test]
@@ -493,7 +522,7 @@ async fn redirects_keep_secrets_at_home() {
         assert!(refused.contains(reason), "{refused}");
     }
     assert_eq!(other.calls(), 0);
-    let mut bench = Bench::new(&server, job, &format!("{secret}\ncross_host_redirects = true"));
+    let mut bench = Bench::new(&server, job, &format!("{secret}\nredirects = \"any\""));
     bench.name = "far".into();
     assert_eq!(bench.value().await.json, "{\"other\": true}");
     let seen = other.last();
@@ -555,7 +584,8 @@ fn completion(text: &str, finish: &str) -> String {
 #[tokio::test]
 async fn completions_are_asked_for_and_stored_as_json() {
     let server = answering(completion(" Bir \"hikâye\"\n", "stop")).await;
-    let mut bench = Bench::ai(&server, "system = \"Kısa yaz.\"\ntemperature = 0.8\nmax_tokens = 200\nformat = \"text\"");
+    let mut bench =
+        Bench::ai(&server, "system = \"Kısa yaz.\"\ntemperature = 0.8\nmax_tokens = 200\nformat = \"text\"");
     bench.name = "神奈川沖浪裏".into();
     let fetched = bench.value().await;
     assert_eq!(fetched.json, r#""Bir \"hikâye\"""#);
@@ -578,9 +608,8 @@ async fn completions_are_asked_for_and_stored_as_json() {
 async fn same_prompt_is_not_paid_twice() {
     let server = answering(completion("text", "stop")).await;
     let mut bench = Bench::ai(&server, "");
-    let unchanged = async |bench: &Bench| {
-        bench.with(async |ask| bench.sources.unchanged_without_asking(&bench.jobs, &ask)).await
-    };
+    let unchanged =
+        async |bench: &Bench| bench.with(async |ask| bench.sources.unchanged_without_asking(&bench.jobs, &ask)).await;
     assert!(!unchanged(&bench).await);
     bench.known = Some(bench.value().await.validators);
     assert!(unchanged(&bench).await);
@@ -623,11 +652,9 @@ async fn unfinished_or_empty_completions_are_refused_but_counted() {
 #[tokio::test]
 async fn json_completions_must_be_json() {
     let format = "format = \"json\"";
-    for (text, stored) in [
-        ("{\"a\": 1.0}", "{\"a\": 1.0}"),
-        ("```json\n{\"a\": 1}\n```", "{\"a\": 1}"),
-        ("```\n[1]\n```", "[1]"),
-    ] {
+    for (text, stored) in
+        [("{\"a\": 1.0}", "{\"a\": 1.0}"), ("```json\n{\"a\": 1}\n```", "{\"a\": 1}"), ("```\n[1]\n```", "[1]")]
+    {
         let server = answering(completion(text, "stop")).await;
         assert_eq!(Bench::ai(&server, format).value().await.json, stored);
     }
@@ -640,7 +667,8 @@ async fn json_completions_must_be_json() {
 
 #[tokio::test]
 async fn museum_answers_the_shipped_way() {
-    let museum = crate::museum::Museum::start(([127, 0, 0, 1], 0).into(), crate::museum::Options::instant()).await.unwrap();
+    let museum =
+        crate::museum::Museum::start(([127, 0, 0, 1], 0).into(), crate::museum::Options::instant()).await.unwrap();
     let server = Server { url: museum.url(), seen: Arc::default(), _tasks: JoinSet::new() };
     let job = "[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"/artworks/{{ name }}\"\nselect = \"/data\"";
     let mut bench = Bench::new(&server, job, "");

@@ -340,3 +340,58 @@ async fn without_redis_limited_requests_are_refused_and_others_go() {
     free.admit(false, within(1000)).await.unwrap().done(Ended::Ok).await;
     limited.refresh().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_worker_does_not_starve_another() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(1), ..upstream() };
+    let (busy, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let busy = busy.clone();
+        tasks.spawn(async move {
+            loop {
+                if let Ok(permit) = busy.admit(false, within(60_000)).await {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    permit.done(Ended::Ok).await;
+                }
+            }
+        });
+    }
+    for _ in 0..3 {
+        other.admit(false, within(20_000)).await.expect("its turn comes").done(Ended::Ok).await;
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_answers_of_no_use_are_counted() {
+    let server = Server::start().await;
+    let museum =
+        crate::museum::Museum::start(([127, 0, 0, 1], 0).into(), crate::museum::Options::instant()).await.unwrap();
+    let files = [
+        ("upstreams.toml".to_owned(), format!("[ai]\nurl = \"{}/v1\"\ntokens = \"10/hour\"\n", museum.url())),
+        (
+            "story.toml".to_owned(),
+            "key = \"story:{name}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nupstream = \"ai\"\nmodel = \"m\"\n\
+             prompt = \"Tell of {{ name }}\"\nmax_tokens = 5\n"
+                .to_owned(),
+        ),
+    ];
+    let jobs = crate::job::Jobs::parse(&files, Duration::from_secs(3600), &|_| None).unwrap();
+    let sources = crate::source::Sources::new(&jobs).unwrap();
+    let gate = server.gate(jobs.upstreams.values().next().unwrap()).await;
+    let permit = gate.admit(false, within(5000)).await.unwrap();
+    let ask = crate::source::Ask {
+        job: jobs.jobs.values().next().unwrap(),
+        source: 0,
+        key: &crate::job::EntryKey::new("story:Mona Lisa"),
+        params: &[("name".to_owned(), "Mona Lisa".to_owned())].into(),
+        inputs: &serde_json::Map::new(),
+        known: None,
+        deadline: within(5000),
+    };
+    let refused = sources.fetch_with(&jobs, &ask, permit).await.unwrap_err();
+    assert!(matches!(refused, FetchError::Answer(_)), "{refused}");
+    assert_eq!(gate.admit(false, within(5000)).await.unwrap_err().reason, "tokens");
+    assert_eq!(gate.in_flight(), 0);
+}
