@@ -128,7 +128,7 @@ impl Faults {
         files.dedup();
         let plural = |count: usize| if count == 1 { "" } else { "s" };
         let (faults, files) = (self.0.len(), files.len());
-        write!(f, "{faults} fault{} in {files} place{}; no job was loaded", plural(faults), plural(files))
+        write!(f, "{faults} fault{} in {files} file{}; no job was loaded", plural(faults), plural(files))
     }
 }
 

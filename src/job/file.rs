@@ -137,7 +137,7 @@ pub(super) fn read(
             place,
             "there is no job file",
             Some(
-                "write one for each kind of content, such as artwork_info.toml; `samovar init` writes examples".into(),
+                "write one for each kind of content, such as artwork_info.toml".to_owned(),
             ),
         ));
     }
