@@ -7,7 +7,8 @@
 //!
 //! On failure: a dead worker's permits come back by themselves, the upstream's timeout and [`GRACE`] after they were
 //! given. Without Redis nothing is admitted where limits are to be kept (reason `redis`), for nothing could be committed
-//! either. After a flush the limits begin anew: what is in flight then is not counted.
+//! either. After a flush the limits begin anew: what is in flight then is not counted. Tokens are counted when they are
+//! spent, so what is in flight when a budget ends is still paid.
 
 use super::{Answer, FetchError};
 use crate::job::Upstream;

@@ -688,6 +688,37 @@ async fn museum_answers_the_shipped_way() {
     assert!(bench.value().await.value.as_str().unwrap().starts_with("Mona Lisa: "));
 }
 
+#[tokio::test]
+async fn shipped_jobs_are_answered_by_the_museum() {
+    let museum =
+        crate::museum::Museum::start(([127, 0, 0, 1], 0).into(), crate::museum::Options::instant()).await.unwrap();
+    let env = |name: &str| match name {
+        "MUSEUM_URL" => Some(museum.url()),
+        "OPENAI_BASE_URL" => Some(format!("{}/v1", museum.url())),
+        _ => Some("sk-none".to_owned()),
+    };
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs");
+    let jobs = Jobs::load(&folder, Duration::from_secs(3600), &env).unwrap_or_else(|faults| panic!("{:#?}", faults.0));
+    let sources = Sources::new(&jobs).unwrap();
+    assert!(jobs.jobs.len() >= 5);
+    for job in jobs.jobs.values() {
+        let mut entries = job.entries.list.clone();
+        entries.extend(sources.feed(&jobs, job).await.unwrap());
+        assert!(job.entries.feed.is_none() || entries.len() > 60, "{}", job.name);
+        for params in entries {
+            let inputs = job.inputs.keys().map(|name| (name.clone(), json!({ "title": "x" }))).collect();
+            let key = job.key.write(&params).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let ask = Ask { job, source: 0, key: &key, params: &params, inputs: &inputs, known: None, deadline };
+            let Answer::Value(fetched) = sources.fetch(&jobs, &ask).await.unwrap() else { panic!("{key}") };
+            let context = context(&params, &inputs, Some(fetched.value));
+            for tag in &job.tags {
+                assert!(!tag.render(&context).unwrap().is_empty());
+            }
+        }
+    }
+}
+
 /// A gzip file with the data as it is.
 fn gzip(data: &[u8]) -> Vec<u8> {
     let length = u16::try_from(data.len()).unwrap();
