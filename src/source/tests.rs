@@ -459,15 +459,15 @@ async fn sick_upstreams_are_told_from_bad_answers() {
     let job = "[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"/t/{{ name }}\"";
     let quick = "timeout = \"300ms\"";
     let half = Server::raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"a\": 1}", true).await;
-    assert!(Bench::new(&half, job, quick).upstream_failed().await.contains("was cut off after 8 bytes"));
+    assert!(Bench::new(&half, job, "").upstream_failed().await.contains("was cut off after 8 bytes"));
     let hanging = Server::raw(b"", false).await;
     assert!(Bench::new(&hanging, job, quick).upstream_failed().await.contains("no whole answer within 0.3 s"));
     let closing = Server::raw(b"", true).await;
-    Bench::new(&closing, job, quick).upstream_failed().await;
+    Bench::new(&closing, job, "").upstream_failed().await;
     let hanging = Server::raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"a\"", false).await;
     Bench::new(&hanging, job, quick).upstream_failed().await;
     let garbage = Server::raw(b"SSH-2.0-OpenSSH_9.9\r\n", true).await;
-    Bench::new(&garbage, job, quick).upstream_failed().await;
+    Bench::new(&garbage, job, "").upstream_failed().await;
 
     let trickle = Server::start(|_| {
         let drops = stream::unfold((), async |()| {
