@@ -205,7 +205,8 @@ mod tests {
             let entry = EntryKey::new(key.as_str());
             prop_assert_eq!(slot(&keys.lease(&entry)), slot(&key));
             prop_assert_eq!(slot(&keys.meta(&entry)), slot(&key));
-            prop_assert_eq!(keys.entry_of_lease(&keys.lease(&entry)), Some(key.as_str()));
+            let lease = keys.lease(&entry);
+            prop_assert_eq!(keys.entry_of_lease(&lease), Some(key.as_str()));
         }
     }
 }

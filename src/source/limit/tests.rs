@@ -1,5 +1,6 @@
 use super::*;
 use crate::job::{Rate, TokenBudget, UpstreamName};
+use crate::redis::RedisUrl;
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicU32;
@@ -23,7 +24,7 @@ impl Server {
             .stdout(Stdio::null())
             .spawn()
             .expect("these tests need redis-server: apt-get install redis-server, or brew install redis");
-        let url = format!("redis+unix://{}", socket.display());
+        let url = format!("unix://{}", socket.display());
         let server = Self { process, url, _folder: folder };
         for _ in 0..400 {
             if redis::Client::open(server.url.as_str()).unwrap().get_multiplexed_async_connection().await.is_ok() {
@@ -34,8 +35,8 @@ impl Server {
         panic!("redis-server does not answer");
     }
 
-    async fn connect(&self) -> ConnectionManager {
-        redis::Client::open(self.url.as_str()).unwrap().get_connection_manager().await.unwrap()
+    async fn connect(&self) -> Connection {
+        RedisUrl::parse(&self.url, None).unwrap().manager(Duration::from_secs(5)).await.unwrap()
     }
 
     /// One worker's gate.
