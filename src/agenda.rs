@@ -347,11 +347,8 @@ impl Agenda {
     pub async fn remove(&self, job: &JobName, entries: &[EntryKey]) -> RedisResult<()> {
         for batch in entries.chunks(BATCH) {
             let keys: Vec<&str> = batch.iter().map(EntryKey::as_str).collect();
-            let () = redis::cmd("ZREM")
-                .arg(self.keys.agenda(job))
-                .arg(keys)
-                .query_async(&mut self.redis.clone())
-                .await?;
+            let () =
+                redis::cmd("ZREM").arg(self.keys.agenda(job)).arg(keys).query_async(&mut self.redis.clone()).await?;
         }
         Ok(())
     }
@@ -368,12 +365,7 @@ mod tests {
     use super::*;
 
     fn any_due() -> impl Strategy<Value = Due> {
-        let states = prop_oneof![
-            Just(State::Urgent),
-            Just(State::Scheduled),
-            Just(State::Claimed),
-            Just(State::Taken)
-        ];
+        let states = prop_oneof![Just(State::Urgent), Just(State::Scheduled), Just(State::Claimed), Just(State::Taken)];
         (0_i64..9_000_000_000_000, states, 0_usize..5, any::<bool>()).prop_map(|(at, state, trigger, urgent)| Due {
             at,
             state,

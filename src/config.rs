@@ -37,7 +37,7 @@ const LONGEST_PREFIX: usize = 64;
 /// Flags that every command knows.
 #[derive(Args, Clone, Default)]
 pub struct CommonArgs {
-    /// Where Redis is: redis://[[user]:password@]host[:port][/db], or rediss:// for TLS
+    /// Where Redis is: redis://user:password@host:port/db, of which only the host is needed; rediss:// for TLS
     /// [env: REDIS_URL, else REDIS_HOST, REDIS_PORT, REDIS_DB, REDIS_PASSWORD] [default: redis://127.0.0.1:6379/0]
     #[arg(long, global = true, value_name = "URL", help_heading = "Settings")]
     pub redis_url: Option<String>,
@@ -192,6 +192,7 @@ impl Environment {
     ///
     /// # Errors
     /// A file that cannot be read, and every malformed line of it; a variable of ours that is not UTF-8.
+    #[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
     pub fn read() -> Result<Self, ConfigError> {
         Self::gather(std::env::vars_os(), Path::new(".env"))
     }

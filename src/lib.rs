@@ -12,6 +12,7 @@ pub mod museum;
 pub mod queue;
 pub mod redis;
 pub mod source;
+pub mod status;
 pub mod store;
 pub mod telemetry;
 pub mod trigger;

@@ -197,9 +197,8 @@ impl Queue {
             };
             let full = found.len() == rooms.len();
             for ((id, payload), room) in found.into_iter().zip(rooms) {
-                let task = TaskBuilder::new(InHand { id: id.clone(), payload, room })
-                    .task_id(TaskId::from_string(id))
-                    .build();
+                let task =
+                    TaskBuilder::new(InHand { id: id.clone(), payload, room }).task_id(TaskId::from_string(id)).build();
                 if tasks.send(task).await.is_err() {
                     return;
                 }

@@ -221,9 +221,7 @@ impl Warmer {
         let begun = Instant::now();
         let ending = match self.warm(job, &taken).await {
             Ok(ending) => ending,
-            Err(e) => {
-                Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}"))
-            }
+            Err(e) => Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}")),
         };
         let Ending { outcome, next, reason } = ending;
         self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), begun.elapsed());
@@ -287,9 +285,7 @@ impl Warmer {
                     let note = Note { validators, basis, ..note(Outcome::Unchanged) };
                     (self.store.extend(key, &lease, job.ttl, &note).await?, Outcome::Unchanged)
                 }
-                Ok((Answer::Gone, _)) => {
-                    (self.store.gone(key, &lease, &note(Outcome::Gone)).await?, Outcome::Gone)
-                }
+                Ok((Answer::Gone, _)) => (self.store.gone(key, &lease, &note(Outcome::Gone)).await?, Outcome::Gone),
                 Err(Ending { outcome, next, reason }) => {
                     return self.give_up(job, taken, &lease, outcome, next, reason).await;
                 }

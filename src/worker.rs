@@ -103,8 +103,7 @@ pub async fn run(
     let gates = gates(&jobs, &redis, settings);
     let bell = Arc::new(Bell::default());
     let workers = Arc::new(AtomicUsize::new(1));
-    let invalidator =
-        Invalidator::new(redis.clone(), keys.clone(), Arc::clone(&jobs), store.clone(), agenda.clone());
+    let invalidator = Invalidator::new(redis.clone(), keys.clone(), Arc::clone(&jobs), store.clone(), agenda.clone());
     let (warmer, finisher) = Warmer::new(
         Arc::clone(&jobs),
         store.clone(),

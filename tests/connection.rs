@@ -1,4 +1,5 @@
 //! Connections to Redis in good times and bad.
+#![cfg(test)]
 
 mod support;
 
@@ -72,6 +73,26 @@ async fn the_database_of_the_url_is_the_one_that_is_used() {
     fifth.set::<_, _, ()>("key", 1).await.unwrap();
     assert_eq!(redis.get("key").await, None);
     assert!(redis.ask::<String>(&["INFO", "keyspace"]).await.contains("db5:keys=1"));
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_as_well() {
+    let redis = TestRedis::options().arg("--unixsocket", "redis.sock").start().await;
+    let folder = &redis.ask::<Vec<String>>(&["CONFIG", "GET", "dir"]).await[1];
+    let url = RedisUrl::parse(&format!("unix://{folder}/redis.sock?db=5"), None).unwrap();
+    url.manager(PATIENCE).await.unwrap().set::<_, _, ()>("key", 1).await.unwrap();
+    assert!(redis.ask::<String>(&["INFO", "keyspace"]).await.contains("db5:keys=1"));
+}
+
+#[tokio::test]
+async fn a_user_of_the_url_is_who_logs_in() {
+    let redis = TestRedis::start().await;
+    redis.ask::<()>(&["ACL", "SETUSER", "reader", "on", ">pass/word", "~*", "+@all", "-set"]).await;
+    let url = format!("redis://reader:pass%2Fword@127.0.0.1:{}", redis.port());
+    let mut reader = RedisUrl::parse(&url, None).unwrap().manager(PATIENCE).await.unwrap();
+    assert_eq!(reader.get::<_, Option<String>>("key").await.unwrap(), None);
+    let error = reader.set::<_, _, ()>("key", 1).await.unwrap_err();
+    assert!(error.to_string().contains("no permissions"), "{error}");
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 //! The harness itself.
+#![cfg(test)]
 
 mod support;
 

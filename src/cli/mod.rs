@@ -1,7 +1,16 @@
 //! The command line: one file a subcommand.
+#![expect(clippy::print_stdout, reason = "commands print what was asked for")]
 
+pub mod check;
 pub mod exit;
+
+mod dead;
+mod get;
+mod invalidate;
+mod jobs;
+mod museum;
 mod session;
+mod warm;
 mod worker;
 
 use std::process::ExitCode;
@@ -34,43 +43,79 @@ struct Cli {
 enum Command {
     /// Keep caches warm, until told to stop
     Worker(WorkerArgs),
+    /// Show what is kept warm and how it goes
+    Jobs(jobs::JobsArgs),
+    /// Fetch all entries of a job, or one entry, now
+    Warm(warm::WarmArgs),
+    /// Say that values are no longer true
+    Invalidate(invalidate::InvalidateArgs),
+    /// Show one entry's value and what is known of it
+    Get(get::GetArgs),
+    /// List entries whose warming was given up, or put them back
+    Dead(dead::DeadArgs),
+    /// Open the bundled museum, an upstream to try things on
+    Museum(museum::MuseumArgs),
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let failed = |faults: &dyn std::fmt::Display, code: u8| {
-        eprintln!("samovar: {faults}");
-        ExitCode::from(code)
-    };
-    let env = match Environment::read() {
-        Ok(env) => env,
-        Err(e) => return failed(&e, exit::CONFIG),
-    };
-    let defaults = WorkerArgs::default();
-    let worker = match &cli.command {
-        Command::Worker(args) => args,
-        #[expect(unreachable_patterns, reason = "to be")]
-        _ => &defaults,
-    };
-    let settings = match Settings::resolve(&cli.common, worker, &env) {
-        Ok(settings) => settings,
-        Err(e) => return failed(&e, exit::CONFIG),
-    };
-    let logs = match &cli.command {
-        Command::Worker(_) => settings.log.clone(),
-    };
-    telemetry::init(&logs, settings.log_format);
+    match prepare(&cli) {
+        Ok((settings, env)) => start(cli.command, &settings, &env),
+        Err(faults) => {
+            eprintln!("samovar: {faults}");
+            ExitCode::from(exit::CONFIG)
+        }
+    }
+}
+
+fn prepare(cli: &Cli) -> Result<(Settings, Environment), crate::config::ConfigError> {
+    let env = Environment::read()?;
+    let none = WorkerArgs::default();
+    let worker = if let Command::Worker(args) = &cli.command { args } else { &none };
+    let settings = Settings::resolve(&cli.common, worker, &env)?;
+    Ok((settings, env))
+}
+
+fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
+    telemetry::init(&settings.log, settings.log_format);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(e) => return failed(&e, exit::FAILED),
+        Err(e) => {
+            eprintln!("samovar: cannot start threads: {e}");
+            return ExitCode::from(exit::FAILED);
+        }
     };
     let code = runtime.block_on(async {
-        match cli.command {
-            Command::Worker(_) => worker::run(&settings, &env).await,
-        }
+        let ended = match command {
+            Command::Worker(_) => worker::run(settings, env).await,
+            Command::Jobs(args) => jobs::run(&args, settings, env).await,
+            Command::Warm(args) => warm::run(&args, settings, env).await,
+            Command::Invalidate(args) => invalidate::run(&args, settings).await,
+            Command::Get(args) => get::run(&args, settings, env).await,
+            Command::Dead(args) => dead::run(&args, settings, env).await,
+            Command::Museum(args) => Ok(museum::run(&args).await),
+        };
+        ended.unwrap_or_else(|session::Failed(code)| code)
     });
     // What still blocks a thread, such as a name look-up, does not hold the end up.
     runtime.shutdown_background();
     ExitCode::from(code)
+}
+
+/// Ends with the first SIGTERM or SIGINT.
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut term), Ok(mut int)) => {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        }
+        (Err(e), _) | (_, Err(e)) => {
+            tracing::error!("cannot listen to signals, only SIGKILL ends this: {e}");
+            std::future::pending::<()>().await;
+        }
+    }
 }

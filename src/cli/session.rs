@@ -1,18 +1,101 @@
-//! What one-shot commands share: the jobs, and a connection that is there or not.
+//! What one-shot commands share: the jobs, a connection that is there or not, and how people read times.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::exit;
+use crate::agenda::Agenda;
 use crate::config::{Environment, Settings};
 use crate::job::Jobs;
+use crate::queue::Queue;
+use crate::redis::{Connection, Keys};
+use crate::store::Store;
+use crate::worker::dead_after;
+
+/// How long a one-shot command waits for Redis.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How a subcommand fails: its exit code, after it has said why.
+pub(super) struct Failed(pub(super) u8);
+
+impl From<redis::RedisError> for Failed {
+    fn from(error: redis::RedisError) -> Self {
+        eprintln!("samovar: Redis: {error}");
+        Self(exit::UNAVAILABLE)
+    }
+}
 
 /// Reads the jobs folder, or prints all its faults.
-pub(super) fn jobs(settings: &Settings, env: &Environment) -> Result<Arc<Jobs>, u8> {
+pub(super) fn jobs(settings: &Settings, env: &Environment) -> Result<Arc<Jobs>, Failed> {
     match Jobs::load(&settings.jobs, settings.default_ttl, &|name| env.get(name)) {
         Ok(jobs) => Ok(Arc::new(jobs)),
         Err(faults) => {
-            eprint!("{}", faults.render(std::io::IsTerminal::is_terminal(&std::io::stderr())));
-            Err(exit::CONFIG)
+            eprint!("{}", faults.render(std::io::stderr().is_terminal()));
+            Err(Failed(exit::CONFIG))
         }
     }
+}
+
+/// Redis, as a one-shot command sees it.
+pub(super) struct Session {
+    pub(super) redis: Connection,
+    pub(super) keys: Keys,
+    pub(super) store: Store,
+    pub(super) agenda: Agenda,
+    claim: Duration,
+}
+
+impl Session {
+    /// Connects once; says in one line what was tried if that fails.
+    pub(super) async fn open(settings: &Settings) -> Result<Self, Failed> {
+        let redis = settings.redis.manager(PATIENCE).await.map_err(|e| {
+            eprintln!("samovar: cannot reach Redis at {}: {e}; is it running, and is REDIS_URL right?", settings.redis);
+            Failed(exit::UNAVAILABLE)
+        })?;
+        let keys = Keys::new(&settings.prefix, &settings.channel);
+        let store = Store::new(redis.clone(), keys.clone());
+        let agenda = Agenda::new(redis.clone(), keys.clone());
+        Ok(Self { redis, keys, store, agenda, claim: settings.claim })
+    }
+
+    /// How many workers live.
+    pub(super) async fn workers(&self) -> Result<usize, Failed> {
+        Ok(Queue::new(self.redis.clone(), &self.keys, "").workers(dead_after(self.claim)).await?)
+    }
+}
+
+/// `1h 2m`, without what is too small to matter beside it.
+pub(super) fn span(time: Duration) -> String {
+    let seconds = match time.as_secs() {
+        s @ 0..=119 => s,
+        s @ 120..=7_199 => s / 60 * 60,
+        s => s / 3_600 * 3_600 + s % 3_600 / 60 * 60,
+    };
+    match seconds {
+        0 => format!("{}ms", time.as_millis()),
+        _ => humantime::format_duration(Duration::from_secs(seconds)).to_string(),
+    }
+}
+
+/// How long ago, or how long until, a Redis time (ms) is, seen from `now`.
+pub(super) fn relative(at: i64, now: i64) -> String {
+    let distance = span(Duration::from_millis(at.abs_diff(now)));
+    if at > now { format!("in {distance}") } else { format!("{distance} ago") }
+}
+
+/// Prints a document for programs.
+pub(super) fn print_json(document: &impl serde::Serialize) {
+    match serde_json::to_string_pretty(document) {
+        Ok(text) => println!("{text}"),
+        Err(e) => eprintln!("samovar: cannot be written as JSON: {e}"),
+    }
+}
+
+/// An empty table in the house style.
+pub(super) fn table(header: &[&str]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(header.iter().copied());
+    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    table
 }

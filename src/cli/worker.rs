@@ -8,14 +8,11 @@ use super::{exit, session};
 use crate::config::{Environment, Settings};
 use crate::worker;
 
-pub(super) async fn run(settings: &Settings, env: &Environment) -> u8 {
-    let jobs = match session::jobs(settings, env) {
-        Ok(jobs) => jobs,
-        Err(code) => return code,
-    };
+pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, session::Failed> {
+    let jobs = session::jobs(settings, env)?;
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let signals = signals(stop.clone(), cut.clone(), settings.drain);
-    tokio::select! {
+    let code = tokio::select! {
         ended = worker::run(settings, jobs, stop, cut) => match ended {
             Ok(()) => exit::OK,
             Err(e) => {
@@ -24,7 +21,8 @@ pub(super) async fn run(settings: &Settings, env: &Environment) -> u8 {
             }
         },
         code = signals => code,
-    }
+    };
+    Ok(code)
 }
 
 /// The first signal drains, the second ends at once. Only resolves in the second case.

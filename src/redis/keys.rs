@@ -53,7 +53,10 @@ impl Keys {
     /// Whether a key is one of Samovar's own.
     pub fn is_own(&self, key: &str) -> bool {
         key.strip_prefix(&*self.prefix).is_some_and(|rest| rest.starts_with(':'))
-            || key.strip_prefix('{').and_then(|rest| rest.strip_prefix(&*self.prefix)).is_some_and(|r| r.starts_with(':'))
+            || key
+                .strip_prefix('{')
+                .and_then(|rest| rest.strip_prefix(&*self.prefix))
+                .is_some_and(|r| r.starts_with(':'))
     }
 
     /// A job's agenda: a sorted set, member = entry key, score = [`crate::agenda::Due`].
@@ -202,7 +205,8 @@ mod tests {
             let entry = EntryKey::new(key.as_str());
             prop_assert_eq!(slot(&keys.lease(&entry)), slot(&key));
             prop_assert_eq!(slot(&keys.meta(&entry)), slot(&key));
-            prop_assert_eq!(keys.entry_of_lease(&keys.lease(&entry)), Some(key.as_str()));
+            let lease = keys.lease(&entry);
+            prop_assert_eq!(keys.entry_of_lease(&lease), Some(key.as_str()));
         }
     }
 }

@@ -145,12 +145,15 @@ impl Completion {
         match choice.finish_reason.as_deref() {
             Some("stop") => {}
             Some("length") => {
-                let most = source.max_tokens.map_or("the server's limit".into(), |most| format!("`max_tokens` ({most})"));
+                let most =
+                    source.max_tokens.map_or("the server's limit".into(), |most| format!("`max_tokens` ({most})"));
                 return Err(answer.error(&format!("was cut short at {most}: raise it, or ask for less")));
             }
             other => {
                 let reason = other.unwrap_or("none");
-                return Err(answer.error(&format!("did not come to its end: finish_reason is {reason:?}, not \"stop\"")));
+                return Err(
+                    answer.error(&format!("did not come to its end: finish_reason is {reason:?}, not \"stop\""))
+                );
             }
         }
         let text = message.and_then(|message| message.content.as_deref()).unwrap_or_default().trim();

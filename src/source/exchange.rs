@@ -73,20 +73,19 @@ impl Client {
             .user_agent(concat!("samovar/", env!("CARGO_PKG_VERSION")))
             .redirect(Policy::none())
             .referer(false)
-            .timeout(upstream.timeout)
-            .connect_timeout(upstream.timeout)
+            // A backstop only: `exchange` ends a request in time, and says so better.
+            .timeout(upstream.timeout * 2)
             .build()
             .with_context(|| format!("upstream `{name}`: no HTTP client"))?;
         let mut headers = HeaderMap::new();
         let mut secrets = Vec::new();
         for (key, text) in &upstream.headers {
-            let (key, mut value) = header_line(key, text).map_err(|reason| anyhow::anyhow!("upstream `{name}`: {reason}"))?;
+            let (key, mut value) =
+                header_line(key, text).map_err(|reason| anyhow::anyhow!("upstream `{name}`: {reason}"))?;
             value.set_sensitive(true);
             headers.insert(key, value);
-            // `Bearer abc` is shown by some servers as `abc`.
-            secrets.extend(std::iter::once(text.as_str()).chain(text.split_whitespace()).filter(|text| text.len() >= 6).map(str::to_owned));
+            secrets.extend(words(text));
         }
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         Ok(Self { http, upstream: upstream.clone(), headers, secrets })
     }
 
@@ -122,10 +121,15 @@ impl Client {
             None => None,
         };
         let mut own = self.headers.clone();
-        for (key, text) in request.headers {
-            let (key, value) = header_line(key, text).map_err(FetchError::Answer)?;
+        let mut secrets = self.secrets.clone();
+        for (name, text) in request.headers {
+            let (key, mut value) = header_line(name, text).map_err(FetchError::Answer)?;
+            value.set_sensitive(true);
             own.insert(key, value);
+            secrets.extend(words(text));
         }
+        // Keys are also sent as `?key=…`, and errors like to repeat what was asked.
+        secrets.extend(url.query_pairs().flat_map(|(_, text)| words(&text)));
         let conditions = conditions(request.known.filter(|_| body.is_none()));
         let mut hops = 0;
         loop {
@@ -134,19 +138,14 @@ impl Client {
             if let Some(body) = &body {
                 asked = asked.header(header::CONTENT_TYPE, "application/json").body(body.clone());
             }
-            let response = asked
-                .headers(own.clone())
-                .headers(conditions.clone())
-                .send()
-                .await
-                .map_err(|error| {
-                    let built = !error.is_builder();
-                    let reason = format!("{} cannot be asked: {}", shown(url.as_str()), chain(error));
-                    if built { FetchError::Upstream(reason) } else { FetchError::Answer(reason) }
-                })?;
+            let response = asked.headers(own.clone()).headers(conditions.clone()).send().await.map_err(|error| {
+                let built = !error.is_builder();
+                let reason = format!("{} cannot be asked: {}", shown(url.as_str()), chain(error));
+                if built { FetchError::Upstream(reason) } else { FetchError::Answer(reason) }
+            })?;
             let status = response.status();
             if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return self.receive(&url, response, !conditions.is_empty()).await;
+                return self.receive(&url, response, !conditions.is_empty(), secrets).await;
             }
             let next = response.headers().get(header::LOCATION).and_then(|to| std::str::from_utf8(to.as_bytes()).ok());
             let next = next.and_then(|to| url.join(to).ok()).filter(|to| to.has_host());
@@ -156,7 +155,7 @@ impl Client {
             if !same_host(&origin, &next) {
                 if !self.upstream.cross_host_redirects {
                     let to = shown(next.as_str());
-                    let reason = format!("redirects to another host: {to}; ask there, or set `cross_host_redirects`");
+                    let reason = format!("redirects to another host: {to}; ask there, or set `redirects = \"any\"`");
                     return Err(answer_error(url.as_str(), &reason));
                 }
                 own.clear();
@@ -172,14 +171,20 @@ impl Client {
         }
     }
 
-    async fn receive(&self, url: &Url, response: Response, conditional: bool) -> Result<Received, FetchError> {
+    async fn receive(
+        &self,
+        url: &Url,
+        response: Response,
+        conditional: bool,
+        secrets: Vec<String>,
+    ) -> Result<Received, FetchError> {
         let status = response.status();
         let mut body = Body {
             shown_url: shown(url.as_str()),
             status,
             headers: response.headers().clone(),
             bytes: Vec::new(),
-            secrets: self.secrets.clone(),
+            secrets,
         };
         match status.as_u16() {
             304 if conditional => return Ok(Received::Unchanged),
@@ -210,7 +215,11 @@ impl Client {
             Ok(false) => Err(body.error(&format!("is longer than `max_bytes` ({})", bytesize::ByteSize(most)))),
             Err(error) => {
                 let read = body.bytes.len();
-                Err(FetchError::Upstream(format!("{} was cut off after {read} bytes: {}", body.shown_url, chain(error))))
+                Err(FetchError::Upstream(format!(
+                    "{} was cut off after {read} bytes: {}",
+                    body.shown_url,
+                    chain(error)
+                )))
             }
         }
     }
@@ -238,7 +247,8 @@ impl Body {
     /// The body without a byte order mark.
     pub(super) fn text(&self) -> Result<&str, FetchError> {
         let bytes = self.bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&self.bytes);
-        std::str::from_utf8(bytes).map_err(|error| self.error(&format!("is not UTF-8 from byte {} on", error.valid_up_to())))
+        std::str::from_utf8(bytes)
+            .map_err(|error| self.error(&format!("is not UTF-8 from byte {} on", error.valid_up_to())))
     }
 
     /// A header, if it is text.
@@ -269,19 +279,9 @@ pub(super) fn answer_error(url: &str, reason: &str) -> FetchError {
     FetchError::Answer(format!("{} {reason}", shown(url)))
 }
 
-/// A URL as it was rendered. URL parsers resolve a segment `..` even if it is percent-encoded (RFC 3986, section 5.2.4; the
-/// WHATWG's standard takes `%2e` for a dot), so what would be asked is another resource: an entry with such a name is
-/// refused rather than taken for its neighbour.
+/// A URL as it was rendered. Rendering has refused segments that are only dots, which the parser would resolve; anything else
+/// that it was given it keeps.
 fn whole(text: &str) -> Result<Url, FetchError> {
-    let path = text.split(['?', '#']).next().unwrap_or_default();
-    let path = path.split_once("://").map_or(path, |(_, rest)| rest);
-    for segment in path.split('/').skip(1) {
-        let dots = segment.replace("%2e", ".").replace("%2E", ".");
-        if dots == "." || dots == ".." {
-            let reason = format!("cannot be asked: `{dots}` as a whole path segment is resolved on the way; put it into the query instead");
-            return Err(answer_error(text, &reason));
-        }
-    }
     Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host()).ok_or_else(|| {
         answer_error(text, "is not a URL that can be asked: it must begin with http:// or https:// and a host")
     })
@@ -291,7 +291,8 @@ fn whole(text: &str) -> Result<Url, FetchError> {
 fn same_host(one: &Url, other: &Url) -> bool {
     let port = one.port_or_known_default() == other.port_or_known_default();
     let same = one.scheme() == other.scheme() && port;
-    let upgraded = one.scheme() == "http" && other.scheme() == "https" && one.port().is_none() && other.port().is_none();
+    let upgraded =
+        one.scheme() == "http" && other.scheme() == "https" && one.port().is_none() && other.port().is_none();
     one.host() == other.host() && (same || upgraded)
 }
 
@@ -300,6 +301,15 @@ fn header_line(name: &str, text: &str) -> Result<(HeaderName, HeaderValue), Stri
     let value = HeaderValue::from_bytes(text.as_bytes())
         .map_err(|_| format!("header `{name}` holds a line break or another control character"))?;
     Ok((key, value))
+}
+
+/// What must not be seen of a header: all of it, and its words (`Bearer abc` is shown by some servers as `abc`); the longest
+/// first.
+fn words(text: &str) -> Vec<String> {
+    let words = text.split_whitespace().chain(std::iter::once(text)).filter(|word| word.len() >= 6);
+    let mut words: Vec<String> = words.map(str::to_owned).collect();
+    words.sort_by_key(|word| std::cmp::Reverse(word.len()));
+    words
 }
 
 fn conditions(known: Option<&Validators>) -> HeaderMap {

@@ -29,9 +29,8 @@ pub(super) async fn fetch(client: &Client, source: &HttpSource, ask: &Ask<'_>) -
     let url = source.url.render_url(&context).map_err(|reason| FetchError::Answer(format!("url: {reason}")))?;
     let mut headers = Vec::new();
     for (name, template) in &source.headers {
-        let text = template
-            .render(&context)
-            .map_err(|reason| FetchError::Answer(format!("header `{name}`: {reason}")))?;
+        let text =
+            template.render(&context).map_err(|reason| FetchError::Answer(format!("header `{name}`: {reason}")))?;
         headers.push((name.as_str(), text));
     }
     let body = match &source.body {
@@ -49,12 +48,10 @@ pub(super) async fn fetch(client: &Client, source: &HttpSource, ask: &Ask<'_>) -
     };
     let text = answer.text()?;
     let validators = match made_from {
-        Some(_) => Validators {
-            etag: answer.header("etag"),
-            last_modified: answer.header("last-modified"),
-            prompt: made_from,
+        Some(_) => {
+            Validators { etag: answer.header("etag"), last_modified: answer.header("last-modified"), prompt: made_from }
+                .worth_keeping()
         }
-        .worth_keeping(),
         None => Validators::default(),
     };
 
@@ -93,7 +90,10 @@ pub(super) async fn fetch(client: &Client, source: &HttpSource, ask: &Ask<'_>) -
 /// Asks a feed for a job's entries, in the upstream's order; one that is named twice comes twice. One bad name does not keep
 /// the others cold: names that make no key are left out, which is logged.
 pub(super) async fn feed(client: &Client, feed: &Feed, job: &Job) -> Result<Vec<Params>, FetchError> {
-    let url = feed.url.render_url(&context(&Params::new(), &Map::new(), None)).map_err(|reason| FetchError::Answer(format!("url: {reason}")))?;
+    let url = feed
+        .url
+        .render_url(&context(&Params::new(), &Map::new(), None))
+        .map_err(|reason| FetchError::Answer(format!("url: {reason}")))?;
     let deadline = Instant::now() + client.timeout();
     let request = Request { url: &url, headers: &[], body: None, known: None, deadline };
     let answer = match client.exchange(request).await? {
@@ -166,8 +166,7 @@ pub(super) fn select<'a>(text: &'a str, pointer: &Pointer) -> Result<(&'a str, V
     for token in pointer.tokens() {
         let token = token.decoded();
         raw = if raw.get().starts_with('{') {
-            let mut fields: BTreeMap<Cow<'_, str>, &'a RawValue> =
-                serde_json::from_str(raw.get()).map_err(not_json)?;
+            let mut fields: BTreeMap<Cow<'_, str>, &'a RawValue> = serde_json::from_str(raw.get()).map_err(not_json)?;
             fields.remove(&*token).ok_or_else(nowhere)?
         } else if raw.get().starts_with('[') {
             let items: Vec<&'a RawValue> = serde_json::from_str(raw.get()).map_err(not_json)?;

@@ -84,7 +84,8 @@ impl Telemetry {
     fn tell(&self) {
         let tallies = std::mem::take(&mut *self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner));
         for (job, tally) in tallies {
-            let counts: Vec<String> = tally.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
+            let counts: Vec<String> =
+                tally.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
             info!(%job, slowest_ms = tally.slowest.as_millis(), "{}", counts.join(", "));
             if let Some(failure) = tally.failure {
                 warn!(%job, "the last failure: {failure}");

@@ -152,7 +152,8 @@ impl Cron {
                 batch.iter().filter_map(|params| Some((job.key.write(params)?, params))).collect();
             let keys: Vec<EntryKey> = entries.iter().map(|(key, _)| key.clone()).collect();
             let looked = self.store.look(&keys).await?;
-            let wanted = if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, tick) };
+            let wanted =
+                if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, tick) };
             let mut due = Vec::new();
             for ((key, params), (expires, meta)) in entries.into_iter().zip(looked) {
                 if !is_fresh(wanted, expires, meta.as_ref()) {

@@ -67,7 +67,10 @@ impl Message {
     /// It is empty, too long, or an object that says nothing we know.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         if text.len() > LONGEST {
-            return Err(Malformed(format!("{} bytes are more than {LONGEST}: name a pattern or send several", text.len())));
+            return Err(Malformed(format!(
+                "{} bytes are more than {LONGEST}: name a pattern or send several",
+                text.len()
+            )));
         }
         if text.trim().is_empty() {
             return Err(Malformed("it is empty: name a key".to_owned()));

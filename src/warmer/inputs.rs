@@ -41,11 +41,8 @@ impl Warmer {
     /// Makes due what is made from an entry that has changed: what has a value, and what waits on the agenda.
     pub(super) async fn wake_dependants(&self, changed: &EntryKey, urgent: bool) -> RedisResult<()> {
         for job in self.jobs.jobs.values() {
-            let dependants: Vec<EntryKey> = job
-                .inputs
-                .values()
-                .filter_map(|pattern| job.key.write(&pattern.read(changed.as_str())?))
-                .collect();
+            let dependants: Vec<EntryKey> =
+                job.inputs.values().filter_map(|pattern| job.key.write(&pattern.read(changed.as_str())?)).collect();
             if dependants.is_empty() {
                 continue;
             }

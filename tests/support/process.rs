@@ -76,7 +76,7 @@ impl Samovar {
     pub async fn run(self) -> Finished {
         let mut process = self.spawn();
         let status = process.wait().await;
-        let (stdout, stderr) = process.take_output();
+        let (stdout, stderr) = (process.stdout.finish().await, process.stderr.finish().await);
         Finished { code: status.code(), stdout, stderr }
     }
 
@@ -160,7 +160,7 @@ impl WorkerProcess {
         loop {
             let running = self.is_running();
             if !running {
-                self.stderr.finish();
+                self.stderr.finish().await;
             }
             if let Some(line) = self.log().into_iter().find(|line| texts.iter().all(|text| line.contains(text))) {
                 return line;
@@ -169,10 +169,6 @@ impl WorkerProcess {
             assert!(Instant::now() < deadline, "samovar never logged {texts:?}");
             tokio::time::sleep(POLL).await;
         }
-    }
-
-    fn take_output(&mut self) -> (String, String) {
-        (self.stdout.finish(), self.stderr.finish())
     }
 
     fn signal(&self, signal: Signal) {
@@ -199,7 +195,7 @@ impl Drop for WorkerProcess {
 #[derive(Debug)]
 struct Lines {
     read: Arc<Mutex<Vec<String>>>,
-    reader: Option<JoinHandle<()>>,
+    reader: JoinHandle<()>,
 }
 
 impl Lines {
@@ -211,17 +207,19 @@ impl Lines {
                 lines.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
             }
         });
-        Self { read, reader: Some(reader) }
+        Self { read, reader }
     }
 
     fn so_far(&self) -> Vec<String> {
         self.read.lock().unwrap().clone()
     }
 
-    /// All of it, once the writer has ended.
-    fn finish(&mut self) -> String {
-        if let Some(reader) = self.reader.take() {
-            reader.join().unwrap();
+    /// All of it, once the writer has ended. A child that it left behind may hold the pipe open for ever; it is not
+    /// waited for.
+    async fn finish(&mut self) -> String {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while !self.reader.is_finished() && Instant::now() < deadline {
+            tokio::time::sleep(POLL).await;
         }
         self.so_far().iter().map(|line| format!("{line}\n")).collect()
     }

@@ -1,0 +1,41 @@
+# Every target does all of its own set-up.
+
+CARGO ?= cargo
+# Handed on: make demo ARGS=--stay, make test ARGS=fence
+ARGS ?=
+
+.PHONY: help setup build demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## Say what there is
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install redis-server, if there is neither it nor valkey-server, and look for Rust
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: see https://rustup.rs" >&2; exit 1; }
+	@./scripts/install-redis.sh
+
+build: ## Build for production: target/release/samovar
+	$(CARGO) build --release --locked
+
+demo: setup ## Watch it work for a minute, with a Redis of its own: make demo ARGS=--stay
+	$(CARGO) run --release --locked -- demo $(ARGS)
+
+test: setup ## Run all tests, on Redis servers that they start themselves
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		set -x; $(CARGO) nextest run --locked --no-fail-fast $(ARGS) && $(CARGO) test --locked --doc; \
+	else \
+		set -x; $(CARGO) test --locked --no-fail-fast $(ARGS); \
+	fi
+
+lint: ## Check formatting, lints and documentation; warnings are errors here
+	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 \
+		|| rustup component add rustfmt clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+bench: setup ## Measure throughput against a bare loop, in one run
+	$(CARGO) bench --locked --benches -- $(ARGS)
+
+clean: ## Remove what was built
+	$(CARGO) clean

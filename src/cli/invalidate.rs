@@ -1,0 +1,65 @@
+//! `samovar invalidate`: says that values are no longer true, through the inbox, where it cannot be lost.
+
+use clap::Args;
+
+use super::exit;
+use super::session::{Failed, Session, print_json};
+use crate::config::Settings;
+use crate::trigger::{Action, Message, inbox};
+
+/// Arguments of `samovar invalidate`.
+#[derive(Args)]
+pub(super) struct InvalidateArgs {
+    /// Literal keys; nothing in them is a wildcard
+    #[arg(value_name = "KEY", required_unless_present_any = ["patterns", "tags", "jobs"])]
+    keys: Vec<String>,
+    /// Keys that match a glob, such as 'ai_content:*'; only keys of jobs are touched
+    #[arg(long = "pattern", value_name = "GLOB")]
+    patterns: Vec<String>,
+    /// Entries with a tag
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// All entries of a job
+    #[arg(long = "job", value_name = "JOB")]
+    jobs: Vec<String>,
+    /// Remove the values at once; they come back with the next warmup or demand
+    #[arg(long, conflicts_with = "warm")]
+    evict: bool,
+    /// Fetch the keys that are absent, and leave the others alone
+    #[arg(long)]
+    warm: bool,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: &InvalidateArgs, settings: &Settings) -> Result<u8, Failed> {
+    let action = match (args.evict, args.warm) {
+        (true, _) => Action::Evict,
+        (_, true) => Action::Warm,
+        _ => Action::Refresh,
+    };
+    let message = Message {
+        keys: args.keys.clone(),
+        patterns: args.patterns.clone(),
+        tags: args.tags.clone(),
+        jobs: args.jobs.clone(),
+        action,
+    };
+    let message = message.checked().map_err(|e| {
+        eprintln!("samovar: {e}");
+        Failed(exit::USAGE)
+    })?;
+    let mut session = Session::open(settings).await?;
+    let id = inbox::publish(&mut session.redis, &session.keys, &message).await?;
+    let workers = session.workers().await?;
+    if args.json {
+        print_json(&serde_json::json!({ "id": id, "message": message, "workers": workers }));
+    } else {
+        println!("published as {id}");
+        if workers == 0 {
+            eprintln!("No worker is running: it waits in the inbox until one does.");
+        }
+    }
+    Ok(exit::OK)
+}

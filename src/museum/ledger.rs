@@ -1,0 +1,116 @@
+//! What the museum was asked, and what that would have cost.
+
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// US dollars for a million prompt tokens.
+pub const DOLLARS_PER_MILLION_IN: f64 = 0.15;
+/// US dollars for a million completion tokens.
+pub const DOLLARS_PER_MILLION_OUT: f64 = 0.60;
+/// Whose prices these are.
+pub const PRICES_FROM: &str = "list price of gpt-4o-mini, https://openai.com/api/pricing";
+
+/// What is counted by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Artwork,
+    Image,
+    Similar,
+    Popular,
+    Artist,
+    PopularArtists,
+    Completion,
+}
+
+impl Endpoint {
+    const ALL: [(Self, &'static str); 7] = [
+        (Self::Artwork, "artwork"),
+        (Self::Image, "image"),
+        (Self::Similar, "similar"),
+        (Self::Popular, "popular"),
+        (Self::Artist, "artist"),
+        (Self::PopularArtists, "popular_artists"),
+        (Self::Completion, "completion"),
+    ];
+}
+
+/// Counters since the start.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    endpoints: [Counters; Endpoint::ALL.len()],
+    tokens_in: AtomicU64,
+    tokens_out: AtomicU64,
+    edits: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    calls: AtomicU64,
+    unchanged: AtomicU64,
+    unknown: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// How a request was answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answered {
+    Fully,
+    Unchanged,
+    Unknown,
+    Failed,
+}
+
+impl Ledger {
+    pub(super) fn count(&self, endpoint: Endpoint, answered: Answered) {
+        let counters = &self.endpoints[endpoint as usize];
+        counters.calls.fetch_add(1, Relaxed);
+        match answered {
+            Answered::Fully => {}
+            Answered::Unchanged => _ = counters.unchanged.fetch_add(1, Relaxed),
+            Answered::Unknown => _ = counters.unknown.fetch_add(1, Relaxed),
+            Answered::Failed => _ = counters.failed.fetch_add(1, Relaxed),
+        }
+    }
+
+    pub(super) fn count_tokens(&self, tokens_in: u64, tokens_out: u64) {
+        self.tokens_in.fetch_add(tokens_in, Relaxed);
+        self.tokens_out.fetch_add(tokens_out, Relaxed);
+    }
+
+    pub(super) fn count_edit(&self) {
+        self.edits.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let endpoints: serde_json::Map<String, Value> = Endpoint::ALL
+            .iter()
+            .map(|(endpoint, name)| {
+                let counters = &self.endpoints[*endpoint as usize];
+                let counted = json!({
+                    "calls": counters.calls.load(Relaxed),
+                    "not_modified": counters.unchanged.load(Relaxed),
+                    "not_found": counters.unknown.load(Relaxed),
+                    "failed": counters.failed.load(Relaxed),
+                });
+                ((*name).to_owned(), counted)
+            })
+            .collect();
+        let (tokens_in, tokens_out) = (self.tokens_in.load(Relaxed), self.tokens_out.load(Relaxed));
+        let dollars =
+            tokens_in as f64 / 1e6 * DOLLARS_PER_MILLION_IN + tokens_out as f64 / 1e6 * DOLLARS_PER_MILLION_OUT;
+        json!({
+            "calls": self.endpoints.iter().map(|counters| counters.calls.load(Relaxed)).sum::<u64>(),
+            "endpoints": endpoints,
+            "ai": {
+                "calls": self.endpoints[Endpoint::Completion as usize].calls.load(Relaxed),
+                "tokens_in": tokens_in,
+                "tokens_out": tokens_out,
+                "dollars": dollars,
+                "dollars_per_million_in": DOLLARS_PER_MILLION_IN,
+                "dollars_per_million_out": DOLLARS_PER_MILLION_OUT,
+                "prices_from": PRICES_FROM,
+            },
+            "edits": self.edits.load(Relaxed),
+        })
+    }
+}

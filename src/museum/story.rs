@@ -1,0 +1,111 @@
+//! The museum's language model: a handful of sentences, chosen by what the prompt says.
+
+use super::collection::{Artist, Collection, seed};
+use serde_json::json;
+
+/// A text, and whether it came to its end.
+pub(super) struct Story {
+    pub(super) text: String,
+    pub(super) whole: bool,
+}
+
+/// Roughly what such a text counts for: a token for four characters.
+pub(super) fn tokens(text: &str) -> u64 {
+    text.chars().count().div_ceil(4) as u64
+}
+
+/// Answers a prompt with at most so many tokens. The same prompt gives the same text; one that speaks Turkish is answered in
+/// Turkish, one that wants JSON in JSON.
+pub(super) fn tell(collection: &Collection, prompt: &str, most: Option<u64>) -> Story {
+    let titles = collection.artworks.iter().map(|work| work.title);
+    let names = collection.artists.iter().map(|artist| artist.name);
+    // Titles are said before facts, and the longest is the one that was meant.
+    let subject = titles
+        .chain(names)
+        .filter(|name| prompt.contains(name))
+        .min_by_key(|name| (prompt.find(name).unwrap_or(usize::MAX), usize::MAX - name.len()));
+    let subject = subject.map_or_else(|| prompt.chars().take(40).collect(), str::to_owned);
+    let number = seed(prompt);
+    let lower = prompt.to_lowercase();
+    let turkish =
+        lower.chars().any(|c| "ğşıç".contains(c)) || ["hikâye", " yaz", "hakkında"].iter().any(|w| lower.contains(w));
+    let pick = |texts: &[&'static str], salt: u32| texts[number.rotate_right(salt) as usize % texts.len()];
+    let (opening, middle, ending) = if turkish {
+        (
+            pick(
+                &[
+                    "Bir sabah müzenin kapıları açıldığında, içeri ilk giren bir çocuktu.",
+                    "Gece bekçisi, o salondan geçerken adımlarını hep yavaşlatırdı.",
+                    "Yağmurlu bir İstanbul gününde, eski bir bavuldan bir mektup çıktı.",
+                    "Ressam fırçasını bıraktı ve uzun süre pencereden dışarı baktı.",
+                ],
+                3,
+            ),
+            pick(
+                &[
+                    "Renkler kuruduktan sonra bile değişmeye devam eder, dedi usta; çünkü onlara bakan gözler değişir.",
+                    "Herkes aynı yere bakıyordu, ama herkes başka bir şey görüyordu.",
+                    "Köşedeki küçük gölgeyi fark eden pek azdı; o gölge, bütün sırrı saklıyordu.",
+                    "Bir zamanlar kimsenin beğenmediği bu eser, şimdi önünde kuyruklar oluşan bir sessizlikti.",
+                ],
+                17,
+            ),
+            pick(
+                &[
+                    "Işıklar söndüğünde, resim kendi hikâyesini anlatmayı sürdürdü.",
+                    "Ve çocuk, büyüdüğünde aynı salona kendi çocuğuyla döndü.",
+                    "O günden sonra kimse o duvarın önünden aceleyle geçmedi.",
+                    "Geriye bir fincan çayın buğusu ve bir soru kaldı: gerçekte kim kime bakıyor?",
+                ],
+                31,
+            ),
+        )
+    } else {
+        (
+            pick(
+                &[
+                    "When the doors opened that morning, a child was the first to come in.",
+                    "The night guard always walked more slowly through that room.",
+                    "On a rainy afternoon a letter fell out of an old suitcase.",
+                    "The painter put down the brush and looked out of the window for a long time.",
+                ],
+                3,
+            ),
+            pick(
+                &[
+                    "Colours go on changing after they have dried, the master said, because the eyes that see them do.",
+                    "Everybody looked at the same spot, and everybody saw something else.",
+                    "Few noticed the small shadow in the corner, and it kept the whole secret.",
+                    "What nobody had liked once was now a silence with a queue before it.",
+                ],
+                17,
+            ),
+            pick(
+                &[
+                    "When the lights went out, the picture went on telling its story.",
+                    "And the child, grown up, came back to the same room with a child.",
+                    "From that day on nobody hurried past that wall.",
+                    "What remained was the steam of a cup of tea, and a question: who is looking at whom?",
+                ],
+                31,
+            ),
+        )
+    };
+    let text = if prompt.contains("JSON") || prompt.contains("json") {
+        let mut document = json!({ "title": subject, "text": format!("{opening} {middle} {ending}") });
+        if let Some((born, died)) = collection.artist(&subject).map(Artist::life) {
+            document["born"] = json!(born);
+            document["died"] = json!(died);
+        }
+        document.to_string()
+    } else {
+        format!("{subject}: {opening} {middle} {ending}")
+    };
+    match most {
+        Some(most) if tokens(&text) > most => {
+            let length = usize::try_from(most.saturating_mul(4)).unwrap_or(usize::MAX);
+            Story { text: text.chars().take(length).collect(), whole: false }
+        }
+        Some(_) | None => Story { text, whole: true },
+    }
+}
