@@ -95,7 +95,7 @@ impl Keys {
         format!("{}:{{schedules}}:ticks", self.prefix)
     }
 
-    /// The digest of each job's file when its schedule was last set: a hash.
+    /// The digest of each job's file when its schedule was last set, and the `run_id` of Redis then: a hash.
     pub fn digests(&self) -> String {
         format!("{}:{{schedules}}:digests", self.prefix)
     }
