@@ -5,6 +5,7 @@ pub mod check;
 pub mod exit;
 
 mod dead;
+mod demo;
 mod get;
 mod invalidate;
 mod jobs;
@@ -57,6 +58,11 @@ enum Command {
     Get(get::GetArgs),
     /// List entries whose warming was given up, or put them back
     Dead(dead::DeadArgs),
+    /// Watch Samovar at work for a minute, on a Redis of its own, against two ways of doing without it
+    Demo(demo::DemoArgs),
+    /// End what a demo has started, if it is killed
+    #[command(hide = true)]
+    DemoMinder(demo::minder::MinderArgs),
     /// Open the bundled museum, an upstream to try things on
     Museum(museum::MuseumArgs),
 }
@@ -113,6 +119,8 @@ fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
             Command::Invalidate(args) => invalidate::run(&args, settings).await,
             Command::Get(args) => get::run(&args, settings, env).await,
             Command::Dead(args) => dead::run(&args, settings, env).await,
+            Command::Demo(args) => Ok(demo::run(&args).await),
+            Command::DemoMinder(args) => Ok(demo::minder::run(&args)),
             Command::Museum(args) => Ok(museum::run(&args).await),
         };
         ended.unwrap_or_else(|session::Failed(code)| code)
