@@ -255,9 +255,10 @@ impl Warmer {
         }
         let mut lease = match self.store.lease(key, self.lease_time(job), fresh(job, taken)).await? {
             Leased::Yes(lease) => lease,
-            Leased::Busy(_) => {
+            Leased::Busy(left) => {
                 settle(admitted, Ended::Ok).await;
-                return Ok(Ending::new(Outcome::Busy, Next::Leave));
+                // Its holder cannot end it on the agenda any more, where we hold it now.
+                return Ok(Ending::new(Outcome::Busy, Next::In(left.min(SHORTLY))));
             }
             Leased::Fresh(expires) => {
                 settle(admitted, Ended::Ok).await;
