@@ -126,6 +126,19 @@ async fn a_flush_while_an_answer_is_awaited_fences_the_answer() {
     version(&redis, "a", 2).await;
 }
 
+/// The drain time is longer than any test waits.
+#[tokio::test]
+async fn a_worker_that_has_nothing_in_hand_ends_at_once() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_DRAIN", "10m").spawn();
+    version(&redis, "a", 1).await;
+    at_rest(&redis).await;
+    worker.term();
+    assert_eq!(worker.wait().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn a_redis_with_aof_that_is_killed_comes_back_with_all_and_the_work_goes_on() {
     let (mut redis, upstream) = tokio::join!(
@@ -190,7 +203,7 @@ async fn told_to_stop_a_worker_finishes_what_is_in_flight_and_hands_back_the_res
     let names: Vec<String> = (0..10).map(|n| n.to_string()).collect();
     let jobs = Art::of(&upstream).limits("concurrency = 1").list(&names).folder();
     let gates: Vec<_> = names.iter().map(|name| upstream.gate(&format!("/art/{name}"))).collect();
-    let mut first = worker(&redis, &jobs);
+    let mut first = talkative(&redis, &jobs).env("SAMOVAR_DRAIN", "10m").spawn();
     eventually("one is being fetched", async || upstream.in_flight() == 1).await;
     let fetched = upstream.all_requests().remove(0).path().strip_prefix("/art/").unwrap().to_owned();
     first.term();
