@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 use support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, hasty_worker, samovar, talkative, worker};
 
@@ -147,7 +145,8 @@ async fn a_redis_with_aof_that_is_killed_comes_back_with_all_and_the_work_goes_o
     );
     upstream.edit("/art/a");
     upstream.edit("/art/b");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
+    // What Redis remembers of the fetch it interrupted ends with its lease, which is as long as the timeout asks for.
+    let jobs = Art::of(&upstream).limits("timeout = \"1s\"").list(["a"]).folder();
     let mut worker = hasty_worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     let gate = upstream.gate("/art/b");
@@ -441,12 +440,10 @@ async fn a_worker_that_was_frozen_writes_nothing_old_when_it_wakes() {
     upstream.edit("/art/a");
     let _second = hasty_worker(&redis, &jobs);
     version(&redis, "a", 2).await;
-    let frozen = Instant::now();
     first.thaw();
     first.wait_for_log(&["ended outcome="]).await;
     at_rest(&redis).await;
-    assert_eq!(redis.json("art:a").await.unwrap()["version"], 2, "{:?}", frozen.elapsed());
+    assert_eq!(redis.json("art:a").await.unwrap()["version"], 2);
     works(&redis, &upstream, "b").await;
     assert!(first.is_running());
-    assert!(Duration::from_secs(0) < frozen.elapsed());
 }
