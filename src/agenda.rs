@@ -233,7 +233,7 @@ impl Agenda {
             When::IfThere => ("there", 0),
         };
         let agenda = self.keys.agenda(job);
-        let signal = if how == "keep" { String::new() } else { due_signal(job) };
+        let signal = due_signal(job);
         let entries: Vec<&str> = entries.into_iter().map(EntryKey::as_str).collect();
         let mut moved = 0;
         for batch in entries.chunks(BATCH) {

@@ -41,6 +41,8 @@ const INPUT_WAIT: Duration = Duration::from_secs(15);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// No retry waits longer.
 const RETRY_LONGEST: Duration = Duration::from_secs(300);
+/// How often somebody who waits for an upstream, and has a fallback, looks whether it was closed meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
 /// Longest reason kept, in characters.
 const REASON: usize = 300;
 
@@ -244,21 +246,21 @@ impl Warmer {
                 return Ok(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason));
             }
         };
-        let mut permit = None;
+        let mut admitted = None;
         if !self.still_made_from(job, key, &params, &inputs).await? {
-            permit = match self.admit(job, 0, taken.urgent, Instant::now() + self.patience).await {
-                Ok(permit) => Some(permit),
+            admitted = match self.admit_any(job, taken.urgent, Instant::now() + self.patience).await {
+                Ok(admitted) => Some(admitted),
                 Err(ending) => return Ok(ending),
             };
         }
         let mut lease = match self.store.lease(key, self.lease_time(job), fresh(job, taken)).await? {
             Leased::Yes(lease) => lease,
             Leased::Busy(_) => {
-                settle(permit, Ended::Ok).await;
+                settle(admitted, Ended::Ok).await;
                 return Ok(Ending::new(Outcome::Busy, Next::Leave));
             }
             Leased::Fresh(expires) => {
-                settle(permit, Ended::Ok).await;
+                settle(admitted, Ended::Ok).await;
                 return Ok(Ending::new(Outcome::Unchanged, keep(job, key, expires, &params)));
             }
         };
@@ -266,7 +268,7 @@ impl Warmer {
         let mut use_known = true;
         for _ in 0..ROUNDS {
             let known = if use_known { known(job, &lease, &inputs) } else { None };
-            let asked = self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgent, permit.take()).await;
+            let asked = self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgent, admitted.take()).await;
             let note = |outcome| Note {
                 outcome: Some(outcome),
                 trigger: Some(taken.trigger),
@@ -321,7 +323,7 @@ impl Warmer {
         Ok(Ending::because(Outcome::Fenced, next, "invalidated again and again while it was fetched"))
     }
 
-    /// Asks the sources in order until one answers.
+    /// Asks the sources in order until one answers, from the one on that is admitted already.
     #[expect(clippy::too_many_arguments, reason = "all of it is one request")]
     async fn ask(
         &self,
@@ -332,19 +334,20 @@ impl Warmer {
         known: Option<&Validators>,
         lease: &Lease,
         urgent: bool,
-        mut permit: Option<Permit>,
+        mut admitted: Option<(usize, Permit)>,
     ) -> Result<(Answer, Option<String>), Ending> {
         let mut failure = Ending::because(Outcome::Failed, Next::Out, "no source");
         let basis = basis(job, inputs);
-        for source in 0..job.sources.len() {
+        let first = admitted.as_ref().map_or(0, |(source, _)| *source);
+        for source in first..job.sources.len() {
             let known = if source == 0 { known } else { None };
             let ask = Ask { job, source, key, params, inputs, known, deadline: lease.deadline };
             if self.sources.unchanged_without_asking(&self.jobs, &ask) {
-                settle(permit.take(), Ended::Ok).await;
+                settle(admitted.take(), Ended::Ok).await;
                 return Ok((Answer::Unchanged, basis));
             }
-            let allowed = match permit.take() {
-                Some(permit) => permit,
+            let allowed = match admitted.take() {
+                Some((_, permit)) => permit,
                 None => match self.admit(job, source, urgent, lease.deadline).await {
                     Ok(permit) => permit,
                     Err(ending) => {
@@ -412,18 +415,42 @@ impl Warmer {
         Ok(Ending { outcome, next, reason })
     }
 
-    /// Waits for an upstream, or says how the entry ends that cannot.
+    /// Waits for the first source that admits a request.
+    async fn admit_any(&self, job: &Job, urgent: bool, until: Instant) -> Result<(usize, Permit), Ending> {
+        let mut source = 0;
+        loop {
+            match self.admit(job, source, urgent, until).await {
+                Ok(permit) => return Ok((source, permit)),
+                Err(ending) if source + 1 == job.sources.len() || self.drain.is_cancelled() => return Err(ending),
+                Err(_) => source += 1,
+            }
+        }
+    }
+
+    /// Waits for an upstream, or says how the entry ends that cannot. Nobody waits for a closed one who has a fallback.
     async fn admit(&self, job: &Job, source: usize, urgent: bool, until: Instant) -> Result<Permit, Ending> {
         let upstream = job.sources[source].upstream();
         let Some(gate) = self.gates.get(upstream) else {
             let reason = format!("upstream {upstream} is not known here");
             return Err(Ending::because(Outcome::Deferred, Next::In(SHORTLY), reason));
         };
+        let refused = |wait, reason| {
+            Ending::because(Outcome::Deferred, Next::In(jitter(wait)), format!("{upstream}: {reason}"))
+        };
+        let closed = async {
+            if source + 1 == job.sources.len() {
+                return std::future::pending().await;
+            }
+            loop {
+                match gate.closed_for() {
+                    Some(wait) => return wait,
+                    None => tokio::time::sleep(LOOK).await,
+                }
+            }
+        };
         tokio::select! {
-            admitted = gate.admit(urgent, until) => admitted.map_err(|refusal| {
-                let reason = format!("{upstream}: {}", refusal.reason);
-                Ending::because(Outcome::Deferred, Next::In(jitter(refusal.wait)), reason)
-            }),
+            admitted = gate.admit(urgent, until) => admitted.map_err(|refusal| refused(refusal.wait, refusal.reason)),
+            wait = closed => Err(refused(wait, "closed")),
             () = self.drain.cancelled() => {
                 Err(Ending::because(Outcome::Deferred, Next::In(Duration::ZERO), "drained"))
             }
@@ -567,8 +594,8 @@ fn jitter(wait: Duration) -> Duration {
     wait.mul_f64(rand::random_range(1.0..=1.25)) + Duration::from_millis(rand::random_range(0..50))
 }
 
-async fn settle(permit: Option<Permit>, ended: Ended) {
-    if let Some(permit) = permit {
+async fn settle(admitted: Option<(usize, Permit)>, ended: Ended) {
+    if let Some((_, permit)) = admitted {
         permit.done(ended).await;
     }
 }

@@ -284,10 +284,10 @@ impl Pulse {
             } else {
                 info!(redis = %self.client, "Redis knows nothing of us: everything is warmed up");
             }
-            self.cron.ensure(true).await?;
+            self.cron.ensure(run_id).await?;
             let () = redis::cmd("SET").arg(self.keys.marker()).arg(run_id).query_async(&mut redis).await?;
         } else if !*ensured {
-            self.cron.ensure(false).await?;
+            self.cron.ensure(run_id).await?;
         }
         *ensured = true;
         Ok(())

@@ -1,46 +1,467 @@
-//! The whole path: job files, a worker process, an upstream, and what the API then reads.
+//! The whole path: job files, worker processes, an upstream, and what the API then reads.
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use serde_json::json;
-use support::{JobsFolder, Reply, TestRedis, Upstream, WorkerProcess, eventually};
+use samovar::warmer::Outcome;
+use serde_json::{Value, json};
+use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, talkative, worker};
 
-fn artworks(upstream: &Upstream, more: &str) -> JobsFolder {
-    JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job(
-        "artwork_info",
-        &format!(
-            r#"
-            key = "artwork_info:{{artwork_name}}"
-            ttl = "1h"
-            {more}
-            [source]
-            kind = "http"
-            upstream = "museum"
-            path = "/artworks/{{{{ artwork_name }}}}"
-            select = "/data"
-            [entries]
-            list = ["Mona Lisa", "Kaplumbağa Terbiyecisi"]
-            "#
-        ),
-    )
+async fn both() -> (TestRedis, Upstream) {
+    tokio::join!(TestRedis::start(), Upstream::start())
+}
+
+/// Answers everything with its path.
+fn obliging(upstream: &Upstream) {
+    upstream.otherwise(|call, _| Reply::json(json!({"data": {"path": call.path()}})));
+}
+
+async fn readable(redis: &TestRedis, key: &str) -> Value {
+    eventually(&format!("{key} is readable"), async || redis.json(key).await).await
+}
+
+async fn version(redis: &TestRedis, key: &str, version: u64) {
+    eventually(&format!("version {version} of {key} is readable"), async || match redis.json(key).await {
+        Some(value) if value["version"] == version => Ok(()),
+        other => Err(other),
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn listed_entries_are_readable_as_plain_json_with_a_ttl() {
-    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
-    upstream.otherwise(|call, _| Reply::json(json!({"data": {"path": call.path()}})));
-    let jobs = artworks(&upstream, "");
-    let _worker = WorkerProcess::spawn(&redis, &jobs);
-    for (name, path) in
-        [("Mona Lisa", "/artworks/Mona%20Lisa"), ("Kaplumbağa Terbiyecisi", "/artworks/Kaplumba%C4%9Fa%20Terbiyecisi")]
-    {
-        let key = format!("artwork_info:{name}");
-        let value = eventually(&key, async || redis.json(&key).await).await;
-        assert_eq!(value, json!({"path": path}));
+    let (redis, upstream) = both().await;
+    obliging(&upstream);
+    let jobs = Art::of(&upstream).source("select = \"/data\"").list(["Mona Lisa", "Kaplumbağa Terbiyecisi"]).folder();
+    let _worker = worker(&redis, &jobs);
+    for (name, path) in [
+        ("Mona Lisa", "/art/Mona%20Lisa"),
+        ("Kaplumbağa Terbiyecisi", "/art/Kaplumba%C4%9Fa%20Terbiyecisi"),
+    ] {
+        let key = format!("art:{name}");
+        assert_eq!(readable(&redis, &key).await, json!({"path": path}));
         let ttl = redis.ttl(&key).await.expect("a value has a TTL");
         assert!(ttl > Duration::from_secs(3_500) && ttl <= Duration::from_secs(3_600), "{ttl:?}");
-        assert_eq!(upstream.calls(&format!("/artworks/{name}")), 1);
+        assert_eq!(upstream.calls(&format!("/art/{name}")), 1);
     }
+}
+
+#[tokio::test]
+async fn what_one_worker_warmed_no_second_one_fetches_again() {
+    let (redis, upstream) = both().await;
+    obliging(&upstream);
+    let names: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    let jobs = Art::of(&upstream).list(&names).folder();
+    let _first = worker(&redis, &jobs);
+    for name in &names {
+        readable(&redis, &format!("art:{name}")).await;
+    }
+    let mut second = worker(&redis, &jobs);
+    second.wait_for_log(&["samovar"]).await;
+    // A new entry goes through both workers' hands or either's: by then both are at work.
+    let parts = Parts::of(&redis).await;
+    parts.invalidate(r#"{"keys": ["art:new"], "action": "warm"}"#).await;
+    readable(&redis, "art:new").await;
+    assert_eq!(upstream.all_requests().len(), 21);
+}
+
+#[tokio::test]
+async fn workers_that_start_together_fetch_each_entry_once() {
+    let (redis, upstream) = both().await;
+    obliging(&upstream);
+    let names: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+    let jobs = Art::of(&upstream).list(&names).folder();
+    let _workers: Vec<WorkerProcess> = (0..3).map(|_| worker(&redis, &jobs)).collect();
+    for name in &names {
+        readable(&redis, &format!("art:{name}")).await;
+    }
+    assert_eq!((upstream.all_requests().len(), upstream.most_in_flight_for_any()), (100, 1));
+}
+
+#[tokio::test]
+async fn two_workers_share_the_work() {
+    let (redis, upstream) = both().await;
+    obliging(&upstream);
+    let jobs = Art::of(&upstream).folder();
+    let mut workers: Vec<WorkerProcess> = (0..2).map(|_| worker(&redis, &jobs)).collect();
+    for worker in &mut workers {
+        worker.wait_for_log(&["samovar"]).await;
+    }
+    eventually("both are at work", async || {
+        redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", "samovar:signal"]).await.1 == 2
+            && redis.ask::<usize>(&["ZCARD", "{samovar:queue}:workers"]).await == 2
+    })
+    .await;
+    upstream.otherwise(|_, _| Reply::json(json!({})).after(Duration::from_millis(20)));
+    let keys: Vec<String> = (0..600).map(|n| format!("art:{n}")).collect();
+    let message = json!({"keys": keys, "action": "warm"}).to_string();
+    Parts::of(&redis).await.publish(&message).await;
+    for key in &keys {
+        readable(&redis, key).await;
+    }
+    let shares: Vec<usize> = workers
+        .iter()
+        .map(|worker| worker.log().iter().filter(|line| line.contains("outcome=warmed")).count())
+        .collect();
+    assert_eq!(shares.iter().sum::<usize>(), 600, "{shares:?}");
+    assert!(shares.iter().all(|share| *share > 60), "{shares:?}");
+}
+
+#[tokio::test]
+async fn a_get_hits_always_while_an_entry_is_refreshed_before_it_expires() {
+    let (redis, upstream) = both().await;
+    upstream.answer("/art/a", |_, call| Reply::json(json!({"version": call})));
+    let jobs = Art::of(&upstream).ttl("2s").list(["a"]).warm("ahead = \"1s\"").folder();
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "art:a").await;
+    // Three refreshes are more than one life of the first value.
+    let mut seen = 0;
+    while seen < 4 {
+        let value = redis.json("art:a").await.expect("a GET hits always");
+        seen = value["version"].as_u64().unwrap();
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_304_extends_the_ttl_without_a_new_body() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).ttl("3s").list(["a"]).warm("ahead = \"2s\"").folder();
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "art:a").await;
+    let parts = Parts::of(&redis).await;
+    let first = parts.meta("a").await.unwrap();
+    upstream.called("/art/a", 3).await;
+    let meta = eventually("it was extended", async || {
+        parts.meta("a").await.filter(|meta| meta.note.outcome == Some(Outcome::Unchanged))
+    })
+    .await;
+    assert!(meta.written > first.written);
+    assert_eq!(meta.hash, first.hash);
+    assert_eq!(meta.written, redis.ask::<i64>(&["PEXPIRETIME", "art:a"]).await);
+    let asked = upstream.requests("/art/a");
+    assert_eq!(asked[0].headers.get("if-none-match"), None);
+    assert!(asked[1..].iter().all(|call| call.headers["if-none-match"] == "\"v1\""));
+    // The validators live on, too.
+    upstream.edit("/art/a");
+    version(&redis, "art:a", 2).await;
+}
+
+#[tokio::test]
+async fn what_the_upstream_no_longer_has_is_removed_and_left_alone_until_the_next_warmup() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    readable(&redis, "art:a").await;
+    let parts = Parts::of(&redis).await;
+    upstream.on("/art/a", Reply::status(410));
+    parts.invalidate("art:a").await;
+    eventually("it is gone", async || redis.get("art:a").await.is_none()).await;
+    eventually("it is off the agenda", async || parts.score("a").await.is_none()).await;
+    assert_eq!((upstream.calls("/art/a"), parts.stat("gone").await), (2, 1));
+    assert_eq!(parts.meta("a").await.unwrap().note.outcome, Some(Outcome::Gone));
+    // A changed job file is a warmup.
+    first.kill9();
+    upstream.edit("/art/a");
+    jobs.write("art.toml", &format!("description = \"changed\"\n{}", Art::of(&upstream).list(["a"]).toml()));
+    let _second = worker(&redis, &jobs);
+    version(&redis, "art:a", 2).await;
+}
+
+#[tokio::test]
+async fn whatever_the_upstream_does_wrong_leaves_the_old_value_and_says_why() {
+    let json = || Reply::json(json!({"data": {"version": 9}, "pad": "x".repeat(400)}));
+    let wrong = [
+        ("500", Reply::status(500), "500"),
+        ("400", Reply::status(400), "400"),
+        ("silence", Reply::silence(), "time"),
+        ("stalled", json().stall_after(20), ""),
+        ("half", json().cut_after(20), ""),
+        ("huge", Reply::json(json!({"data": "x".repeat(100_000)})), "1"),
+        ("endless", Reply::endless(), ""),
+        ("html", Reply::text("<html>Sorry</html>").header("Content-Type", "text/html"), "JSON"),
+        ("invalid", Reply::text("{\"data\": {\"version\": 9}"), "JSON"),
+        ("empty", Reply::text(""), ""),
+        ("elsewhere", Reply::json(json!({"other": 1})), "/data"),
+        ("refused", Reply::json(json!({"data": {"version": 9, "error": "no"}})), "accept"),
+        ("redirect", Reply::status(302).header("Location", "http://localhost:1/"), ""),
+    ];
+    let (redis, upstream) = both().await;
+    let names: Vec<&str> = wrong.iter().map(|(name, ..)| *name).collect();
+    for name in &names {
+        upstream.on(&format!("/art/{name}"), Reply::json(json!({"data": {"version": 1}})));
+    }
+    let jobs = Art::of(&upstream)
+        .limits("timeout = \"300ms\"\nmax_bytes = \"10KiB\"")
+        .source("select = \"/data\"\naccept = \"{{ value.error is undefined }}\"")
+        .list(&names)
+        .warm("attempts = 1")
+        .folder();
+    let _worker = worker(&redis, &jobs);
+    for name in &names {
+        version(&redis, &format!("art:{name}"), 1).await;
+    }
+    let parts = Parts::of(&redis).await;
+    for (n, (name, reply, reason)) in wrong.into_iter().enumerate() {
+        upstream.on(&format!("/art/{name}"), reply);
+        parts.invalidate(&format!("art:{name}")).await;
+        let said = eventually(&format!("{name} has failed"), async || {
+            let note = parts.meta(name).await.unwrap().note;
+            if note.outcome == Some(Outcome::Failed) { Ok(note.reason.unwrap()) } else { Err(note) }
+        })
+        .await;
+        assert!(!said.is_empty() && said.contains(reason), "{name}: {said}");
+        assert!(said.len() < 1_000 && !said.contains('\n'), "{name}: {said}");
+        assert_eq!(redis.json(&format!("art:{name}")).await.unwrap(), json!({"version": 1}), "{name}");
+        eventually("it is counted", async || parts.stat("failed").await == n as u64 + 1).await;
+        let last: String = redis.ask(&["HGET", "samovar:stats:{art}", "last"]).await;
+        let last: Value = serde_json::from_str(&last).unwrap();
+        assert_eq!((&last["outcome"], &last["key"]), (&json!("failed"), &json!(format!("art:{name}"))));
+        // A breaker that opens is another test's claim.
+        redis.ask::<u64>(&["DEL", "samovar:limit:{museum}"]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_fetch_that_fails_is_tried_again() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", [Reply::status(500), Reply::status(503), Reply::json(json!({"version": 1}))]);
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "art:a", 1).await;
+    let parts = Parts::of(&redis).await;
+    assert_eq!((upstream.calls("/art/a"), parts.stat("failed").await), (3, 2));
+    assert_eq!(parts.meta("a").await.unwrap().note.failures, 0);
+}
+
+#[tokio::test]
+async fn after_the_last_attempt_an_entry_is_a_dead_letter_with_its_reason() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::status(500));
+    let jobs = Art::of(&upstream).list(["a"]).warm("attempts = 3").folder();
+    let _worker = worker(&redis, &jobs);
+    let parts = Parts::of(&redis).await;
+    let dead = async || redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{art}", "art:a"]).await;
+    let reason = eventually("it is a dead letter", dead).await;
+    assert!(reason.contains("3 times") && reason.contains("500"), "{reason}");
+    assert_eq!((upstream.calls("/art/a"), parts.score("a").await), (3, None));
+    // Somebody says that it is well again.
+    upstream.edit("/art/a");
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "warm"}"#).await;
+    version(&redis, "art:a", 1).await;
+    eventually("it is a dead letter no more", async || dead().await.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_fallback_answers_when_the_source_does_not() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::status(500));
+    upstream.on("/other/a", Reply::json(json!({"from": "the other"})));
+    let source = "fallback = [{ kind = \"http\", upstream = \"museum\", path = \"/other/{{ name }}\" }]";
+    let jobs = Art::of(&upstream).source(source).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    assert_eq!(readable(&redis, "art:a").await, json!({"from": "the other"}));
+    assert_eq!((upstream.calls("/art/a"), upstream.calls("/other/a")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_fallback_answers_also_while_the_breaker_of_the_source_is_open() {
+    let (redis, upstream) = both().await;
+    let other = Upstream::start().await;
+    upstream.otherwise(|_, _| Reply::status(500));
+    other.otherwise(|_, _| Reply::json(json!({"from": "the other"})));
+    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    let source = "fallback = [{ kind = \"http\", upstream = \"other\", path = \"/{{ name }}\" }]";
+    let limits = format!("concurrency = 2\n[other]\nurl = \"{}\"", other.url());
+    let jobs = Art::of(&upstream).source(source).limits(&limits).list(&names).folder();
+    let _worker = worker(&redis, &jobs);
+    for name in &names {
+        assert_eq!(readable(&redis, &format!("art:{name}")).await, json!({"from": "the other"}));
+    }
+    let asked = upstream.all_requests().len();
+    assert!(asked < 20, "the breaker spares the source: {asked}");
+}
+
+#[tokio::test]
+async fn two_workers_together_respect_an_upstreams_concurrency() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})).after(Duration::from_millis(15)));
+    let names: Vec<String> = (0..60).map(|n| n.to_string()).collect();
+    let jobs = Art::of(&upstream).limits("concurrency = 3").list(&names).folder();
+    let _workers = [worker(&redis, &jobs), worker(&redis, &jobs)];
+    for name in &names {
+        readable(&redis, &format!("art:{name}")).await;
+    }
+    assert_eq!(upstream.most_at_once(), 3);
+}
+
+#[tokio::test]
+async fn names_reach_the_upstream_whole_and_the_key_is_unchanged() {
+    let names = [
+        "Mona Lisa", "a/b", "//", "100%", "%2F", "why?", "#1", "a&b=c", "a+b", "\"quoted\"", "it's", "a:b:c", "{brace}",
+        "a..b", "...", "../../etc/passwd", "back\\slash", "a;b", "[x]*", "Kaplumbağa Terbiyecisi", "İIıi", "神奈川沖浪裏", "🖼️",
+        "~", "<b>", "tab\there", "e\u{301}", "a,b@c$d!",
+    ];
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| Reply::json(json!(call.target)));
+    let jobs = Art::of(&upstream).list(names).folder();
+    let _worker = worker(&redis, &jobs);
+    for name in names {
+        let target = readable(&redis, &format!("art:{name}")).await;
+        let segment = target.as_str().unwrap().strip_prefix("/art/").unwrap().to_owned();
+        let decoded = percent_encoding::percent_decode_str(&segment).decode_utf8().unwrap();
+        assert_eq!(decoded, name, "{target}");
+        assert!(!segment.contains(['/', '?', '#', '&', '+']), "{target}");
+    }
+    let expected: BTreeSet<String> = names.iter().map(|name| format!("art:{name}")).collect();
+    assert_eq!(redis.keys("art:*").await.into_iter().collect::<BTreeSet<_>>(), expected);
+}
+
+/// Whoever normalises a URL takes such a segment for a step up, percent-encoded or not.
+#[tokio::test]
+async fn a_name_that_no_url_can_carry_fails_with_the_reason_and_asks_for_nothing_else() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| Reply::json(json!(call.target)));
+    let jobs = Art::of(&upstream).list(["..", "."]).warm("attempts = 1").folder();
+    let _worker = worker(&redis, &jobs);
+    for name in ["..", "."] {
+        let key = format!("art:{name}");
+        let reason = eventually(&format!("{key} is a dead letter"), async || {
+            redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{art}", &key]).await
+        })
+        .await;
+        assert!(reason.contains("URLs cannot carry"), "{reason}");
+    }
+    assert_eq!(upstream.all_requests().len(), 0);
+}
+
+/// A museum and an AI behind one upstream server; `story:a` is made from `art:a`.
+fn stories(upstream: &Upstream, art: &Art) -> JobsFolder {
+    upstream.answer("/v1/chat/completions", |call, count| {
+        let prompt = call.json()["messages"].as_array().unwrap().last().unwrap()["content"].clone();
+        Reply::json(json!({
+            "choices": [{
+                "message": {"role": "assistant", "content": format!("Story {count} of {}", prompt.as_str().unwrap())},
+                "finish_reason": "stop",
+            }],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+        }))
+    });
+    let ai = format!("[openai]\nurl = \"{}/v1\"\nconcurrency = 2", upstream.url());
+    art.clone().limits(&ai).folder().job(
+        "story",
+        r#"
+        key = "story:{name}"
+        ttl = "1h"
+        [inputs]
+        artwork = "art:{name}"
+        [source]
+        kind = "ai"
+        upstream = "openai"
+        model = "tiny"
+        prompt = "{{ name }}: {{ artwork | tojson }}"
+        [entries]
+        list = ["a"]
+        "#,
+    )
+}
+
+#[tokio::test]
+async fn an_entry_made_from_another_is_warmed_after_it_and_again_when_it_changes() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let gate = upstream.gate("/art/a");
+    let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
+    let _worker = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 0);
+    gate.open();
+    assert_eq!(readable(&redis, "story:a").await, json!(r#"Story 1 of a: {"title":"one"}"#));
+    upstream.on("/art/a", Reply::json(json!({"title": "two"})));
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("art:a").await;
+    eventually("the story is told anew", async || {
+        redis.json("story:a").await == Some(json!(r#"Story 2 of a: {"title":"two"}"#))
+    })
+    .await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 2);
+}
+
+/// The input is not listed anywhere: it is fetched because it is wanted.
+#[tokio::test]
+async fn a_missing_input_is_fetched_although_nobody_listed_it() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream, &Art::of(&upstream));
+    let _worker = worker(&redis, &jobs);
+    assert_eq!(readable(&redis, "story:a").await, json!(r#"Story 1 of a: {"title":"one"}"#));
+    assert_eq!(upstream.calls("/art/a"), 1);
+}
+
+#[tokio::test]
+async fn nobody_pays_for_a_prompt_that_is_unchanged() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
+    let text = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
+    jobs.write("story.toml", &format!("{}\n[warm]\nahead = \"2s\"", text.replace("\"1h\"", "\"3s\"")));
+    let _worker = worker(&redis, &jobs);
+    let first = readable(&redis, "story:a").await;
+    let expires: i64 = redis.ask(&["PEXPIRETIME", "story:a"]).await;
+    let unchanged = async || redis.ask::<Option<u64>>(&["HGET", "samovar:stats:{story}", "unchanged"]).await;
+    eventually("it was kept twice", async || unchanged().await.unwrap_or_default() >= 2).await;
+    assert!(redis.ask::<i64>(&["PEXPIRETIME", "story:a"]).await > expires);
+    assert_eq!((redis.json("story:a").await, upstream.calls("/v1/chat/completions")), (Some(first), 1));
+}
+
+#[tokio::test]
+async fn a_story_that_is_invalidated_is_told_anew_although_its_prompt_is_unchanged() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "story:a").await;
+    Parts::of(&redis).await.invalidate("story:a").await;
+    eventually("the story is told anew", async || {
+        redis.json("story:a").await == Some(json!(r#"Story 2 of a: {"title":"one"}"#))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_ai_answer_that_was_cut_short_is_a_failed_one() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
+    upstream.on("/v1/chat/completions", Reply::json(json!({
+        "choices": [{"message": {"content": "Once upon"}, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    })));
+    let _worker = worker(&redis, &jobs);
+    eventually("it has failed", async || {
+        redis.ask::<Option<u64>>(&["HGET", "samovar:stats:{story}", "failed"]).await.is_some()
+    })
+    .await;
+    assert_eq!(redis.get("story:a").await, None);
+}
+
+#[tokio::test]
+async fn all_names_follow_the_prefix_and_the_channel() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let set_up = talkative(&redis, &jobs).env("SAMOVAR_PREFIX", "tea").env("SAMOVAR_CHANNEL", "news");
+    let _worker = set_up.spawn();
+    version(&redis, "art:a", 1).await;
+    upstream.edit("/art/a");
+    eventually("it is heard", async || redis.publish("news", "art:a").await > 0).await;
+    version(&redis, "art:a", 2).await;
+    let strangers: Vec<String> = redis.keys("*").await;
+    let strangers: Vec<&String> =
+        strangers.iter().filter(|key| !key.starts_with("tea:") && !key.starts_with("{tea:") && *key != "art:a").collect();
+    assert_eq!(strangers, Vec::<&String>::new());
 }

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 #![expect(clippy::print_stdout, reason = "commands print what was asked for")]
 
+pub mod check;
 pub mod exit;
 
 mod dead;
@@ -9,13 +10,15 @@ mod get;
 mod invalidate;
 mod jobs;
 mod museum;
+mod probe;
 mod session;
 mod warm;
 mod worker;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::config::{CommonArgs, Environment, Settings, WorkerArgs};
 use crate::telemetry;
@@ -43,6 +46,8 @@ struct Cli {
 enum Command {
     /// Keep caches warm, until told to stop
     Worker(WorkerArgs),
+    /// Read the job files and say what they come to, or all that is wrong with them
+    Check(CheckArgs),
     /// Show what is kept warm and how it goes
     Jobs(jobs::JobsArgs),
     /// Fetch all entries of a job, or one entry, now
@@ -60,6 +65,20 @@ enum Command {
     DemoMinder(demo::minder::MinderArgs),
     /// Open the bundled museum, an upstream to try things on
     Museum(museum::MuseumArgs),
+}
+
+/// Arguments of `samovar check`.
+#[derive(Args)]
+struct CheckArgs {
+    /// The folder of job files, instead of the one in the settings
+    #[arg(value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Also fetch one entry of each job, without storing it
+    #[arg(long)]
+    fetch: bool,
+    /// For programs
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command line of this process.
@@ -94,6 +113,7 @@ fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
     let code = runtime.block_on(async {
         let ended = match command {
             Command::Worker(_) => worker::run(settings, env).await,
+            Command::Check(args) => Ok(probe::run(&args, settings, env).await),
             Command::Jobs(args) => jobs::run(&args, settings, env).await,
             Command::Warm(args) => warm::run(&args, settings, env).await,
             Command::Invalidate(args) => invalidate::run(&args, settings).await,

@@ -128,7 +128,7 @@ impl Faults {
         files.dedup();
         let plural = |count: usize| if count == 1 { "" } else { "s" };
         let (faults, files) = (self.0.len(), files.len());
-        write!(f, "{faults} fault{} in {files} place{}; no job was loaded", plural(faults), plural(files))
+        write!(f, "{faults} fault{} in {files} file{}; no job was loaded", plural(faults), plural(files))
     }
 }
 
@@ -158,4 +158,60 @@ fn floor(text: &str, at: usize) -> usize {
         at -= 1;
     }
     at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two() -> Faults {
+        let text = "ttl = \"1h\"\n\tahead = \"çok\" # é\n";
+        let at = text.find("\"çok").unwrap();
+        let help = Some("write a time".to_owned());
+        Faults(vec![
+            Fault::at("jobs/a.toml", text, at..at + 6, "`ahead` is no time", help),
+            Fault::whole("jobs/b c.toml", "no name", None),
+        ])
+    }
+
+    #[test]
+    fn a_fault_is_shown_with_its_line_and_a_caret() {
+        assert_eq!(
+            two().to_string(),
+            "jobs/a.toml:2:10: `ahead` is no time\n  |\n2 |  ahead = \"çok\" # é\n  |          ^^^^^\n  help: write a time\n\n\
+             jobs/b c.toml: no name\n\n2 faults in 2 files; no job was loaded"
+        );
+        assert_eq!(two().0[0].to_string(), "jobs/a.toml:2:10: `ahead` is no time");
+        assert_eq!(two().render(false), two().to_string());
+    }
+
+    #[test]
+    fn colours_change_nothing_but_the_colours() {
+        let mut plain = two().render(true);
+        assert!(plain.contains("\x1b[31m"));
+        for code in ["\x1b[1m", "\x1b[31m", "\x1b[36m", "\x1b[0m"] {
+            plain = plain.replace(code, "");
+        }
+        assert_eq!(plain, two().to_string());
+    }
+
+    #[test]
+    fn a_long_line_is_cut_around_the_fault() {
+        let text = format!("a = \"{}WRONG{}\"", "x".repeat(300), "y".repeat(300));
+        let faults = Faults(vec![Fault::at("a.toml", &text, 305..310, "wrong", None)]).to_string();
+        let lines: Vec<&str> = faults.lines().collect();
+        assert_eq!(lines[2], format!("1 | …{}WRONG{}…", "x".repeat(50), "y".repeat(45)));
+        assert_eq!(lines[3], format!("  | {}^^^^^", " ".repeat(51)));
+    }
+
+    #[test]
+    fn spans_beyond_the_text_or_within_a_character_are_tolerated() {
+        let text = "é\nü";
+        for start in 0..8 {
+            for end in 0..8 {
+                let fault = Fault::at("a.toml", text, start..end, "wrong", None);
+                assert!(fault.line <= 2 && !Faults(vec![fault]).to_string().is_empty());
+            }
+        }
+    }
 }

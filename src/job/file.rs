@@ -5,8 +5,10 @@
 
 mod document;
 mod job;
+mod literal;
 mod scope;
 mod source;
+mod spelling;
 mod upstreams;
 
 use super::{Fault, Faults, JobName, Jobs, KeyPattern, Params};
@@ -115,7 +117,7 @@ pub(super) fn read(
     let mut any = false;
     for (doc, file, table, sound) in parsed.iter().filter(|(_, name, ..)| name != UPSTREAMS) {
         any = true;
-        let name = file.trim_end_matches(".toml");
+        let name = file.strip_suffix(".toml").unwrap_or(file);
         if let Err(message) = check_file_name(name) {
             doc.findings.faults.borrow_mut().push(Fault::whole(
                 doc.file,
@@ -136,9 +138,7 @@ pub(super) fn read(
         findings.faults.borrow_mut().push(Fault::whole(
             place,
             "there is no job file",
-            Some(
-                "write one for each kind of content, such as artwork_info.toml; `samovar init` writes examples".into(),
-            ),
+            Some("write one for each kind of content, such as artwork_info.toml".to_owned()),
         ));
     }
     check_keys(&jobs);

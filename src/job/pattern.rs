@@ -75,7 +75,7 @@ impl KeyPattern {
         if text.len() > MAX_PATTERN {
             return Err(format!("key pattern is {} bytes long; the most is {MAX_PATTERN}", text.len()));
         }
-        let mut literals = vec![String::new()];
+        let mut literals = Vec::new();
         let mut names: Vec<String> = Vec::new();
         let mut literal = String::new();
         let mut rest = text;
@@ -109,8 +109,7 @@ impl KeyPattern {
                     ),
                 });
             }
-            *literals.last_mut().unwrap_or(&mut String::new()) = std::mem::take(&mut literal);
-            literals.push(String::new());
+            literals.push(std::mem::take(&mut literal));
             names.push(name.to_owned());
             rest = after;
         }
@@ -118,9 +117,7 @@ impl KeyPattern {
         if literal.is_empty() && names.is_empty() {
             return Err("key pattern is empty; write one such as `artwork_info:{artwork_name}`".to_owned());
         }
-        if let Some(last) = literals.last_mut() {
-            *last = literal;
-        }
+        literals.push(literal);
         Ok(Self { source: text.to_owned(), literals, names })
     }
 
@@ -260,4 +257,186 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
         return Err(format!("the name `{name}` means something else in templates; choose another"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pattern(text: &str) -> KeyPattern {
+        KeyPattern::parse(text).unwrap()
+    }
+
+    fn params(pairs: &[(&str, &str)]) -> Params {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_last_placeholder_takes_the_rest() {
+        let story = pattern("ai_content:{kind}:{key}");
+        assert_eq!(story.read("ai_content:story:a:b: c"), Some(params(&[("kind", "story"), ("key", "a:b: c")])));
+        assert_eq!(story.read("ai_content::b"), None);
+        assert_eq!(story.read("ai_content::::b"), Some(params(&[("kind", ":"), ("key", ":b")])));
+        assert_eq!(story.read("ai_content:story:"), None);
+        assert_eq!(story.read("ai_content:story"), None);
+        assert_eq!(story.read("artwork_info:story:x"), None);
+    }
+
+    #[test]
+    fn a_pattern_may_end_in_text_or_have_no_placeholder() {
+        let sized = pattern("img:{name}:{size}.jpg");
+        assert_eq!(sized.read("img:a:b:c.jpg.jpg"), Some(params(&[("name", "a"), ("size", "b:c.jpg")])));
+        assert_eq!(sized.read("img:a:.jpg"), None);
+        let one = pattern("homepage");
+        assert_eq!(one.read("homepage"), Some(Params::new()));
+        assert_eq!(one.read("homepages"), None);
+        assert_eq!(one.write(&Params::new()).unwrap().as_str(), "homepage");
+    }
+
+    #[test]
+    fn doubled_braces_are_literal() {
+        let tagged = pattern("{{tag}}:{name}");
+        assert_eq!(tagged.write(&params(&[("name", "{x}")])).unwrap().as_str(), "{tag}:{x}");
+        assert_eq!(tagged.read("{tag}:{x}"), Some(params(&[("name", "{x}")])));
+        assert_eq!(tagged.names(), ["name"]);
+    }
+
+    #[test]
+    fn what_would_read_back_as_something_else_has_no_key() {
+        let two = pattern("a:{x}:{y}");
+        assert_eq!(two.write(&params(&[("x", "1:2"), ("y", "3")])), None);
+        assert_eq!(two.write(&params(&[("x", "1"), ("y", "")])), None);
+        assert_eq!(two.write(&params(&[("x", "1")])), None);
+        assert_eq!(two.write(&params(&[("x", "1"), ("y", "2:3"), ("z", "4")])).unwrap().as_str(), "a:1:2:3");
+    }
+
+    #[test]
+    fn patterns_that_cannot_be_read_back_are_refused() {
+        for (text, message) in [
+            ("", "key pattern is empty; write one such as `artwork_info:{artwork_name}`"),
+            ("{x}", "key pattern `{x}` must begin with literal text, such as `x:{x}`"),
+            ("a:{x}{y}", "`{x}{y}`: nothing tells where `x` ends; put literal text between them, such as `{x}:{y}`"),
+            ("a:{x}:{x}", "placeholder `{x}` stands twice in `a:{x}:{x}`"),
+            ("a:{x", "`{` in `a:{x` is never closed; write `{name}`, or `{{` for a literal brace"),
+            ("a:x}", "`}` in `a:x}` closes nothing; write `}}` for a literal brace"),
+            ("a:{}", "`` is no name; use letters, digits and `_`, beginning with a letter"),
+            ("a:{9}", "`9` is no name; use letters, digits and `_`, beginning with a letter"),
+            ("a:{ x }", "` x ` is no name; use letters, digits and `_`, beginning with a letter"),
+            ("a:{value}", "the name `value` means something else in templates; choose another"),
+        ] {
+            assert_eq!(KeyPattern::parse(text).unwrap_err(), message);
+        }
+        assert!(KeyPattern::parse(&"a".repeat(MAX_PATTERN + 1)).is_err());
+    }
+
+    #[test]
+    fn overlap_is_a_key_of_both() {
+        for (a, b, overlap) in [
+            ("ai_content:story:{x}", "ai_content:{content_type}:{key}", true),
+            ("artwork_info:{x}", "artwork_image:{x}", false),
+            ("artwork_info:{x}", "artwork_info:{y}", true),
+            ("artwork:{x}", "artwork:{x}:image", true),
+            ("artwork:{x}:info", "artwork:{x}:image", false),
+            ("a:{x}b", "a{x}:b", true),
+            ("homepage", "home{x}", true),
+            ("homepage", "homepage:{x}", false),
+            ("homepage", "homepage", true),
+            ("a:{x}", "a:", false),
+            ("a:{x}", "ab:{x}", false),
+            ("a:{x}:1", "a:b:{y}:2", false),
+            ("{{a}}:{x}", "{{a}}:{y}", true),
+        ] {
+            assert_eq!(pattern(a).overlaps(&pattern(b)), overlap, "{a} {b}");
+            assert_eq!(pattern(b).overlaps(&pattern(a)), overlap, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn glob_specials_are_literal() {
+        assert_eq!(pattern("a[1]*?\\:{x}:{y}-z").glob(), "a\\[1\\]\\*\\?\\\\:*:*-z");
+    }
+
+    /// Redis's glob without classes, which a pattern never writes unescaped.
+    fn glob_matches(glob: &[char], text: &[char]) -> bool {
+        match (glob, text) {
+            ([], _) => text.is_empty(),
+            (['*', rest @ ..], _) => (0..=text.len()).any(|at| glob_matches(rest, &text[at..])),
+            (['?', rest @ ..], [_, after @ ..]) => glob_matches(rest, after),
+            (['\\', c, rest @ ..], [d, after @ ..]) => c == d && glob_matches(rest, after),
+            ([c, rest @ ..], [d, after @ ..]) => c == d && glob_matches(rest, after),
+            (_, []) => false,
+        }
+    }
+
+    fn any_pattern() -> impl Strategy<Value = KeyPattern> {
+        let literal = "[ab:*?ğ{}\\[\\]]{1,3}";
+        (literal, prop::collection::vec(literal, 0..3), prop::option::of("[ab:]{0,2}")).prop_map(
+            |(first, between, last)| {
+                let brace = |text: &str| text.replace('{', "{{").replace('}', "}}");
+                let mut text = brace(&first);
+                for (index, literal) in between.iter().enumerate() {
+                    text.push_str(&format!("{{p{index}}}{}", brace(literal)));
+                }
+                if let Some(last) = last {
+                    text.push_str(&format!("{{last}}{}", brace(&last)));
+                }
+                pattern(&text)
+            },
+        )
+    }
+
+    fn any_params() -> impl Strategy<Value = Params> {
+        prop::collection::vec("[ab:ğ ]{0,4}", 4)
+            .prop_map(|values| ["p0", "p1", "p2", "last"].into_iter().map(str::to_owned).zip(values).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(pattern in any_pattern(), params in any_params()) {
+            if let Some(key) = pattern.write(&params) {
+                let back = pattern.read(key.as_str()).unwrap();
+                prop_assert_eq!(back.len(), pattern.names().len());
+                for (name, value) in back {
+                    prop_assert_eq!(&params[&name], &value);
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_read_writes_the_same_key(pattern in any_pattern(), key in "[ab:*?ğ{}\\[\\]]{0,12}") {
+            if let Some(params) = pattern.read(&key) {
+                let written = pattern.write(&params).unwrap();
+                prop_assert_eq!(written.as_str(), key);
+            }
+        }
+
+        #[test]
+        fn the_glob_matches_every_key(pattern in any_pattern(), params in any_params()) {
+            if let Some(key) = pattern.write(&params) {
+                let glob: Vec<char> = pattern.glob().chars().collect();
+                let key: Vec<char> = key.as_str().chars().collect();
+                prop_assert!(glob_matches(&glob, &key));
+            }
+        }
+
+        #[test]
+        fn overlap_is_symmetric_and_never_misses_a_common_key(
+            a in any_pattern(), b in any_pattern(), params in any_params(), key in "[ab:]{0,8}",
+        ) {
+            prop_assert_eq!(a.overlaps(&b), b.overlaps(&a));
+            prop_assert!(a.overlaps(&a));
+            let written = a.write(&params).map(|key| key.as_str().to_owned());
+            for key in written.into_iter().chain([key]) {
+                if a.read(&key).is_some() && b.read(&key).is_some() {
+                    prop_assert!(a.overlaps(&b));
+                }
+            }
+        }
+
+        #[test]
+        fn parsing_never_panics(text in ".{0,40}") {
+            let _ = KeyPattern::parse(&text);
+        }
+    }
 }

@@ -333,3 +333,6 @@ impl Field {
 fn plain_number(text: &str) -> Option<u32> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
+
+#[cfg(test)]
+mod tests;

@@ -245,7 +245,11 @@ fn insert(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Jinja) -> Res
     }
     if state.name() == URL {
         let text = match value.kind() {
-            ValueKind::String | ValueKind::Number | ValueKind::Bool => value.to_string(),
+            ValueKind::String => value.to_string(),
+            ValueKind::Number | ValueKind::Bool => match to_json(value) {
+                Ok(json) => json.to_string(),
+                Err(message) => return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message)),
+            },
             kind => {
                 let message = format!("{kind} is no part of a URL; only text, numbers and booleans are");
                 return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
@@ -366,7 +370,7 @@ fn unknown<T>(result: &Result<T, minijinja::Error>, kind: ErrorKind) -> bool {
 
 /// The error in a sentence, with the piece of the template it is about.
 fn explain(error: &minijinja::Error, source: Option<&str>) -> String {
-    let piece = error.range().and_then(|at| source?.get(at)).map(|piece| shorten(piece.trim()));
+    let piece = error.range().and_then(|at| whole_path(source?, at)).map(|piece| shorten(piece.trim()));
     match (error.kind(), piece) {
         (ErrorKind::OutOfFuel, _) => "the template takes too long; it may loop over less".to_owned(),
         (ErrorKind::WriteFailure, _) => format!("the text would be longer than {MAX_OUTPUT} bytes"),
@@ -383,6 +387,19 @@ fn explain(error: &minijinja::Error, source: Option<&str>) -> String {
             message
         }
     }
+}
+
+/// The piece of a template, from the name on where it is only the end of a path (`.name` of `value.artist.name`).
+fn whole_path(source: &str, at: Range<usize>) -> Option<&str> {
+    let piece = source.get(at.clone())?;
+    if !piece.starts_with(['.', '[']) {
+        return Some(piece);
+    }
+    let before = source.get(..at.start)?;
+    let start = before
+        .rfind(|c: char| !(c.is_ascii_alphanumeric() || "_.[]'\"".contains(c)))
+        .map_or(0, |found| found + before.get(found..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8));
+    source.get(start..at.end)
 }
 
 fn shorten(text: &str) -> String {
@@ -453,3 +470,6 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

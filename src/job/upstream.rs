@@ -124,3 +124,56 @@ fn amount_per_time(text: &str, example: &str, longest: Duration) -> Result<(u64,
     }
     Ok((count, per))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn rates_are_read_in_every_form() {
+        for (text, count, seconds) in [
+            ("20/second", 20, 1),
+            ("10/minute", 10, 60),
+            ("5 per 2 hours", 5, 7200),
+            ("100/10s", 100, 10),
+            ("1_000 / day", 1000, 86_400),
+            ("3 per minute", 3, 60),
+        ] {
+            assert_eq!(Rate::parse(text), Ok(Rate { count, per: Duration::from_secs(seconds) }), "{text}");
+        }
+        assert_eq!(Rate::parse("5 per 2 hours").unwrap().to_string(), "5 per 2h");
+        let budget = TokenBudget::parse("200_000/day").unwrap();
+        assert_eq!((budget.tokens, budget.per), (200_000, Duration::from_secs(86_400)));
+        assert_eq!(TokenBudget::parse("5000000000 per 30 days").unwrap().tokens, 5_000_000_000);
+    }
+
+    #[test]
+    fn what_is_no_rate_is_refused_with_an_example() {
+        let remedy = "; write an amount and a time, such as \"20/second\" or \"5 per 2 hours\"";
+        for (text, message) in [
+            ("", "does not say in what time"),
+            ("20", "does not say in what time"),
+            ("/second", "does not begin with a whole number"),
+            ("-1/second", "does not begin with a whole number"),
+            ("1.5/second", "does not begin with a whole number"),
+            ("0/second", "admits nothing"),
+            ("5/fortnight", "has no time that can be read"),
+            ("5/", "has no time that can be read"),
+            ("5/10us", "has a time shorter than a millisecond"),
+            ("5/2 days", "has a time longer than 1day"),
+            ("99999999999999999999/day", "is too much"),
+        ] {
+            assert_eq!(Rate::parse(text), Err(format!("`{text}` {message}{remedy}")));
+        }
+        assert!(Rate::parse("5000000000/day").unwrap_err().contains("at most 4294967295"));
+        assert!(TokenBudget::parse("1/2 years").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(text in ".{0,30}") {
+            let _ = Rate::parse(&text);
+        }
+    }
+}

@@ -231,6 +231,13 @@ impl Artwork {
     }
 }
 
+impl Artist {
+    /// The years of birth and death.
+    pub(super) fn life(&self) -> (Option<u32>, Option<u32>) {
+        (self.born, self.died)
+    }
+}
+
 /// The columns of a line; empty where they are missing.
 fn columns(line: &'static str) -> [&'static str; 5] {
     let mut columns = line.split('|');

@@ -73,7 +73,7 @@ impl Options {
     }
 }
 
-/// A running museum; dropped, it closes at once.
+/// A running museum; dropped, it lets nobody in any more.
 #[derive(Debug)]
 pub struct Museum {
     address: SocketAddr,

@@ -1,6 +1,6 @@
 //! The museum's language model: a handful of sentences, chosen by what the prompt says.
 
-use super::collection::{Collection, seed};
+use super::collection::{Artist, Collection, seed};
 use serde_json::json;
 
 /// A text, and whether it came to its end.
@@ -92,7 +92,12 @@ pub(super) fn tell(collection: &Collection, prompt: &str, most: Option<u64>) -> 
         )
     };
     let text = if prompt.contains("JSON") || prompt.contains("json") {
-        json!({ "title": subject, "text": format!("{opening} {middle} {ending}"), "number": number % 1000 }).to_string()
+        let mut document = json!({ "title": subject, "text": format!("{opening} {middle} {ending}") });
+        if let Some((born, died)) = collection.artist(&subject).map(Artist::life) {
+            document["born"] = json!(born);
+            document["died"] = json!(died);
+        }
+        document.to_string()
     } else {
         format!("{subject}: {opening} {middle} {ending}")
     };

@@ -95,7 +95,7 @@ impl Keys {
         format!("{}:{{schedules}}:ticks", self.prefix)
     }
 
-    /// The digest of each job's file when its schedule was last set: a hash.
+    /// The digest of each job's file when its schedule was last set, and the `run_id` of Redis then: a hash.
     pub fn digests(&self) -> String {
         format!("{}:{{schedules}}:digests", self.prefix)
     }
@@ -205,7 +205,8 @@ mod tests {
             let entry = EntryKey::new(key.as_str());
             prop_assert_eq!(slot(&keys.lease(&entry)), slot(&key));
             prop_assert_eq!(slot(&keys.meta(&entry)), slot(&key));
-            prop_assert_eq!(keys.entry_of_lease(&keys.lease(&entry)), Some(key.as_str()));
+            let lease = keys.lease(&entry);
+            prop_assert_eq!(keys.entry_of_lease(&lease), Some(key.as_str()));
         }
     }
 }

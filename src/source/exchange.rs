@@ -128,6 +128,8 @@ impl Client {
             own.insert(key, value);
             secrets.extend(words(text));
         }
+        // Keys are also sent as `?key=…`, and errors like to repeat what was asked.
+        secrets.extend(url.query_pairs().flat_map(|(_, text)| words(&text)));
         let conditions = conditions(request.known.filter(|_| body.is_none()));
         let mut hops = 0;
         loop {
@@ -153,7 +155,7 @@ impl Client {
             if !same_host(&origin, &next) {
                 if !self.upstream.cross_host_redirects {
                     let to = shown(next.as_str());
-                    let reason = format!("redirects to another host: {to}; ask there, or set `cross_host_redirects`");
+                    let reason = format!("redirects to another host: {to}; ask there, or set `redirects = \"any\"`");
                     return Err(answer_error(url.as_str(), &reason));
                 }
                 own.clear();

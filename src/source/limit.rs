@@ -7,7 +7,8 @@
 //!
 //! On failure: a dead worker's permits come back by themselves, the upstream's timeout and [`GRACE`] after they were
 //! given. Without Redis nothing is admitted where limits are to be kept (reason `redis`), for nothing could be committed
-//! either. After a flush the limits begin anew: what is in flight then is not counted.
+//! either. After a flush the limits begin anew: what is in flight then is not counted. Tokens are counted when they are
+//! spent, so what is in flight when a budget ends is still paid.
 
 use super::{Answer, FetchError};
 use crate::job::Upstream;
@@ -76,6 +77,8 @@ pub struct Gate {
 struct Known {
     closed: Option<(Instant, &'static str)>,
     health: Health,
+    /// When this gate last got what it wanted: the fleet's turns go by that.
+    admitted: Option<Instant>,
     /// The reason of the last refusal, for those who did not even come to ask.
     refused: Option<&'static str>,
 }
@@ -254,7 +257,11 @@ impl Gate {
             return Err(refusal);
         }
         let upstream = &self.upstream;
-        let broken = self.known().health == Health::Broken;
+        let (broken, admitted) = {
+            let known = self.known();
+            (known.health == Health::Broken, known.admitted)
+        };
+        let waited = admitted.map_or(began, |admitted| admitted.max(began)).elapsed();
         let mut permit = Permit {
             id: format!("{}-{}", self.id, self.serial.fetch_add(1, Ordering::Relaxed)),
             gate: self.clone(),
@@ -279,7 +286,7 @@ impl Gate {
             .arg(millis(ahead))
             .arg(self.budget())
             .arg(&self.id)
-            .arg(millis(began.elapsed()))
+            .arg(millis(waited))
             .arg(&returned);
         let verdict = match call.invoke_async::<Verdict>(&mut self.redis.clone()).await {
             Ok(verdict) => verdict,
@@ -295,6 +302,7 @@ impl Gate {
             permit.registered = false;
             return Err(Refusal { wait, reason });
         }
+        self.known().admitted = Some(Instant::now());
         permit.registered |= verdict.2 == 1;
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;

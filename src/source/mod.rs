@@ -32,7 +32,8 @@ pub struct Ask<'a> {
     pub inputs: &'a Map<String, Value>,
     /// What the present value came with, where it may be kept if unchanged.
     pub known: Option<&'a Validators>,
-    /// When the answer is of no use any more.
+    /// When the answer is of no use any more. It should leave the upstream its timeout: a request cut off by it counts as
+    /// the upstream's failure.
     pub deadline: Instant,
 }
 

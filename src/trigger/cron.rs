@@ -82,11 +82,12 @@ impl Cron {
         }
     }
 
-    /// Sees that every job is scheduled; `anew` warms all up at once, for when Redis has forgotten.
+    /// Sees that every job is scheduled, at once if its file is another than before or Redis was started anew: `run_id` is
+    /// the server's. However many workers see that, the jobs are warmed up once.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn ensure(&self, anew: bool) -> RedisResult<()> {
+    pub async fn ensure(&self, run_id: &str) -> RedisResult<()> {
         let now = self.store.now().await?;
         for job in self.jobs.jobs.values() {
             let _: u8 = ENSURE
@@ -94,9 +95,8 @@ impl Cron {
                 .key(self.keys.ticks())
                 .key(self.keys.digests())
                 .arg(job.name.as_str())
-                .arg(&job.digest)
+                .arg(format!("{} {run_id}", job.digest))
                 .arg(next_tick(job, now).map(|next| next.to_string()).unwrap_or_default())
-                .arg(u8::from(anew))
                 .invoke_async(&mut self.redis.clone())
                 .await?;
         }

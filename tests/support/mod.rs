@@ -10,14 +10,18 @@
     reason = "each test file is a crate of its own and uses a part of the harness"
 )]
 
+mod art;
 mod eventually;
 mod jobs;
+mod parts;
 mod process;
 mod redis;
 mod upstream;
 
+pub use art::{Art, hasty_worker, talkative, worker};
 pub use eventually::{State, eventually};
 pub use jobs::JobsFolder;
+pub use parts::{Parts, art, job};
 pub use process::{Finished, Samovar, WorkerProcess, samovar};
 pub use redis::{RedisOptions, TestRedis};
 pub use upstream::{Call, Gate, Reply, Upstream};

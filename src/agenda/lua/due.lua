@@ -6,7 +6,8 @@
 --             'there' as 'due', but only if it is on the agenda
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
 --       4 '1': an invalidation: what a worker has taken is made due again (what is only claimed is fetched later anyway)
---       5 channel of signals  6 the signal to send if anything moved  7… entries (at most 1,000)
+--       5 channel of signals  6 the signal to send if anything is due soon: before dispatchers would look by themselves
+--       7… entries (at most 1,000)
 -- Returns how many moved
 local how, trigger, override = ARGV[1], tonumber(ARGV[2]), ARGV[4] == '1'
 local time = redis.call('TIME')
@@ -38,5 +39,5 @@ for i = 7, #ARGV do
     moved = moved + 1
   end
 end
-if moved > 0 and ARGV[6] ~= '' then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
+if moved > 0 and (how == 'urgent' or at < now + 5000) then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
 return moved

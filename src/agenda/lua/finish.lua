@@ -1,7 +1,7 @@
 -- End the warming of entries: each gets its next due time or leaves the agenda, unless it was made due meanwhile.
 -- KEYS  1 agenda  2 fed  3 dead letters  4 their reasons  5 the job's counters
 -- ARGV  1 dead letters kept at most  2 the last outcome, for people ('' leaves it)
---       3 channel of signals  4 the signal to send if something is due at once
+--       3 channel of signals  4 the signal to send if something is due soon: before dispatchers would look by themselves
 --       5 how many outcomes are counted, then so many pairs: outcome, count
 --       then for each entry (500 at most): entry, score while claimed or taken, what, argument
 --         'at'   ms: due at that time, as `expiry`
@@ -20,7 +20,7 @@ for _ = 1, outcomes do
 end
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[5], 'last', ARGV[2]) end
 local buried = redis.call('EXISTS', KEYS[3]) == 1
-local done, again = 0, false
+local done, soonest = 0, math.huge
 for i = at + 1, #ARGV, 4 do
   local entry, held, what, arg = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
   local score = redis.call('ZSCORE', KEYS[1], entry)
@@ -35,12 +35,13 @@ for i = at + 1, #ARGV, 4 do
     end
     if what == 'at' then
       redis.call('ZADD', KEYS[1], string.format('%.5f', tonumber(arg) + 2 / 32), entry)
+      soonest = math.min(soonest, tonumber(arg))
     elseif what == 'in' then
       local bits = math.floor((held - math.floor(held)) * 32) % 16
       local due = now + tonumber(arg) + bits % 8 / 32
       if bits >= 8 then due = due - 3e13 end
       redis.call('ZADD', KEYS[1], string.format('%.5f', due), entry)
-      again = again or tonumber(arg) == 0
+      soonest = math.min(soonest, now + tonumber(arg))
     else
       redis.call('ZREM', KEYS[1], entry)
       if what == 'dead' then
@@ -56,5 +57,5 @@ if spare > 0 then
   local oldest = redis.call('ZPOPMIN', KEYS[3], math.min(spare, 500))
   for i = 1, #oldest, 2 do redis.call('HDEL', KEYS[4], oldest[i]) end
 end
-if again then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+if soonest < now + 5000 then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
 return done

@@ -1,7 +1,9 @@
 //! A TOML document read field by field: what is missing, misspelt or of the wrong kind becomes a fault with its place,
 //! and reading goes on.
 
+use super::literal::raw_offset;
 use super::scope::Scope;
+use super::spelling::closest;
 use crate::job::template::Node;
 use crate::job::{Fault, Shape, Template};
 use serde_json::Value;
@@ -375,7 +377,7 @@ impl<'a> Field<'a> {
     pub(super) fn table(&self, title: &str) -> Option<Table<'a>> {
         match self.value.get_ref().as_table() {
             Some(table) => {
-                // A table under a heading spans its whole body where it was never opened by itself.
+                // A table that only has tables below it was never opened by itself.
                 let at = if self.at().is_empty() { self.key.clone() } else { self.at() };
                 Some(Table { doc: self.doc, table, title: title.to_owned(), at, known: RefCell::default() })
             }
@@ -447,88 +449,12 @@ impl<'a> Field<'a> {
     }
 }
 
-/// The known name that somebody most likely meant.
-pub(super) fn closest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    let name = name.to_lowercase();
-    let best = known.map(|candidate| (distance(&name, &candidate.to_lowercase()), candidate)).min()?;
-    let tolerance = (name.chars().count() / 3).clamp(1, 4);
-    (best.0 <= tolerance).then_some(best.1)
-}
-
-/// How many characters must be changed, added, left out or swapped with their neighbour (optimal string alignment).
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    if a.len().max(b.len()) > 100 {
-        return usize::MAX;
-    }
-    let mut before: Vec<usize> = Vec::new();
-    let mut above: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, y) in b.iter().enumerate() {
-            let at = |line: &[usize], column: usize| line.get(column).copied().unwrap_or(usize::MAX / 2);
-            let mut least = (at(&above, j) + usize::from(x != y)).min(at(&above, j + 1) + 1).min(at(&row, j) + 1);
-            let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(y) && b.get(j - 1) == Some(x);
-            if swapped {
-                least = least.min(at(&before, j - 1) + 1);
-            }
-            row.push(least);
-        }
-        before = std::mem::replace(&mut above, row);
-    }
-    above.last().copied().unwrap_or(usize::MAX)
-}
-
 /// The first words of a text, for messages.
 pub(super) fn short(text: &str) -> String {
     let line = text.trim().lines().next().unwrap_or_default();
     match line.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line.to_owned(),
-    }
-}
-
-/// Where in a string literal, quotes and escapes included, the byte `offset` of its value stands.
-fn raw_offset(raw: &str, offset: usize) -> usize {
-    let (quote, basic) = match raw {
-        _ if raw.starts_with("\"\"\"") => ("\"\"\"", true),
-        _ if raw.starts_with("'''") => ("'''", false),
-        _ if raw.starts_with('"') => ("\"", true),
-        _ => ("'", false),
-    };
-    let mut at = quote.len();
-    if quote.len() == 3 {
-        let rest = raw.get(at..).unwrap_or_default();
-        at += if rest.starts_with("\r\n") { 2 } else { usize::from(rest.starts_with('\n')) };
-    }
-    let mut decoded = 0;
-    while decoded < offset {
-        let Some(rest) = raw.get(at..).filter(|rest| !rest.is_empty()) else { return raw.len() };
-        let (length, value) = match rest.strip_prefix('\\').filter(|_| basic) {
-            Some(escape) => escaped(escape),
-            None => {
-                let size = rest.chars().next().map_or(1, char::len_utf8);
-                (size, size)
-            }
-        };
-        at += length;
-        decoded += value;
-    }
-    at.min(raw.len())
-}
-
-/// How long an escape is in the file, backslash included, and how long its value.
-fn escaped(after: &str) -> (usize, usize) {
-    let hex = |digits: usize| {
-        let code = after.get(1..=digits).and_then(|hex| u32::from_str_radix(hex, 16).ok());
-        (2 + digits, code.and_then(char::from_u32).map_or(1, char::len_utf8))
-    };
-    match after.bytes().next() {
-        Some(b'u') => hex(4),
-        Some(b'U') => hex(8),
-        Some(b'x') => hex(2),
-        Some(b'\n' | b'\r' | b' ' | b'\t') => (1 + after.len() - after.trim_start().len(), 0),
-        _ => (2, 1),
     }
 }
 

@@ -1,8 +1,9 @@
 //! One job file: TOML to a [`Job`].
 
-use super::document::{Document, Field, Table, closest, short};
+use super::document::{Document, Field, Table, short};
 use super::scope::Scope;
 use super::source::{feed, sources};
+use super::spelling::closest;
 use super::upstreams::Upstreams;
 use crate::job::pattern::check_name;
 use crate::job::{Entries, Job, JobName, KeyPattern, Params, Schedule, Warm};
@@ -13,7 +14,9 @@ use std::time::Duration;
 use toml::de::DeTable;
 use twox_hash::XxHash3_128;
 
-const TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(10 * 365 * 24 * 3600);
+/// As long as ten of the years in which durations are written.
+const TEN_YEARS: Duration = Duration::from_secs(315_576_000);
+const TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=TEN_YEARS;
 const MOST_SETTLE: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_SETTLE: Duration = Duration::from_secs(3);
 const DEFAULT_ATTEMPTS: u32 = 8;
@@ -130,7 +133,7 @@ fn inputs(field: &Field<'_>, key: Option<&KeyPattern>) -> Inputs {
                 [] => "the key has none".to_owned(),
                 names => match closest(placeholder, names.iter().map(String::as_str)) {
                     Some(close) => format!("did you mean `{{{close}}}`?"),
-                    None => format!("the key has {}", names.join(", ")),
+                    None => has_names(key),
                 },
             };
             input.fault_with_help(format!("`{{{placeholder}}}` is no placeholder of the key `{key}`"), help);
@@ -162,6 +165,11 @@ fn entries(field: &Field<'_>, key: Option<&KeyPattern>, upstreams: &Upstreams) -
     };
     table.finish();
     entries
+}
+
+fn has_names(key: &KeyPattern) -> String {
+    let names: Vec<String> = key.names().iter().map(|name| format!("`{name}`")).collect();
+    format!("the key has {}", names.join(", "))
 }
 
 /// Entries named in the file. One that is named twice is kept once.
@@ -222,11 +230,10 @@ fn entry(item: &Field<'_>, key: &KeyPattern) -> Option<Params> {
     let mut sound = true;
     for field in item.table("an entry")?.all() {
         if !key.names().contains(&field.name) {
-            let names = key.names().join(", ");
             field.doc.fault_with_help(
                 field.key.clone(),
                 format!("`{}` is no placeholder of the key `{key}`", field.name),
-                Some(format!("the key has {names}")),
+                Some(has_names(key)),
             );
             sound = false;
             continue;

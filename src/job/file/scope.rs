@@ -1,6 +1,6 @@
 //! Which names a template may use where it stands.
 
-use super::document::closest;
+use super::spelling::closest;
 use std::collections::BTreeSet;
 
 /// The names that a template finds in its context.

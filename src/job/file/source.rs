@@ -30,7 +30,7 @@ pub(super) fn sources(field: &Field<'_>, scope: &Scope, upstreams: &Upstreams) -
         fallbacks.fault(format!("{} fallbacks are too many; the most is {MOST_FALLBACKS}", items.len()));
     }
     for item in items {
-        if let Some(table) = item.table("`fallback`") {
+        if let Some(table) = item.table("a fallback") {
             sources.extend(source(table, scope, upstreams));
         }
     }
@@ -274,6 +274,13 @@ fn origin(text: &Text<'_>) -> Option<(String, usize)> {
         let length = inner.map_or(tag.len(), |inner| inner.len() + 4);
         let at = text.place(skip..skip + length);
         let Some(variable) = variable else {
+            if !before.is_empty() && !before.contains("://") {
+                text.fault_with_help(
+                    format!("`{}` is no absolute URL", short(&text.value)),
+                    "begin it with http:// or https://",
+                );
+                return None;
+            }
             text.doc.fault_with_help(
                 at,
                 "the scheme and host of a URL must be known when the file is loaded",

@@ -1,5 +1,6 @@
 use super::*;
 use crate::job::{AiFormat, Source};
+use proptest::prelude::*;
 use serde_json::json;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -41,4 +42,670 @@ fn the_shipped_jobs_are_without_fault() {
     );
     assert_eq!(source.format, AiFormat::Text);
     assert_eq!(jobs.upstreams["openai"].headers["Authorization"], "Bearer sk-secret");
+}
+
+/// A job file without fault, with its lines; tests add to it or change it.
+const GOOD: &str = r#"key = "art:{name}"
+ttl = "1h"
+[source]
+kind = "http"
+url = "http://museum.test/{{ name }}"
+"#;
+
+const UPSTREAM: &str = "[museum]\nurl = \"http://museum.test/api\"\n";
+
+fn parse(files: &[(&str, &str)]) -> Result<Jobs, Faults> {
+    let files: Vec<_> = files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+    Jobs::parse(&files, HOUR, &environment)
+}
+
+/// All faults, each as its first line and its help.
+fn faults(files: &[(&str, &str)]) -> Vec<String> {
+    match parse(files) {
+        Ok(_) => Vec::new(),
+        Err(faults) => faults
+            .0
+            .iter()
+            .map(|fault| match &fault.help {
+                Some(help) => format!("{fault} | {help}"),
+                None => fault.to_string(),
+            })
+            .collect(),
+    }
+}
+
+/// How a file differs from [`GOOD`].
+enum Change {
+    Whole(&'static str),
+    Append(&'static str),
+    Replace(&'static str, &'static str),
+}
+use Change::{Append, Replace, Whole};
+
+impl Change {
+    fn text(&self) -> String {
+        match self {
+            Whole(text) => (*text).to_owned(),
+            Append(text) => format!("{GOOD}{text}"),
+            Replace(from, to) => {
+                assert!(GOOD.contains(from), "{from}");
+                GOOD.replace(from, to)
+            }
+        }
+    }
+}
+
+#[test]
+fn every_fault_has_its_place_and_its_remedy() {
+    let cases: &[(Change, &[&str])] = &[
+        (Whole("key = "), &["1:7: not TOML: string values must be quoted, expected literal string"]),
+        (Whole("a = 1\na = 2\n[b\n"), &["2:1: not TOML: duplicate key", "3:3: not TOML: unclosed table, expected `]`"]),
+        (
+            Whole("ttl = \"1h\"\n"),
+            &[
+                r#"1:1: this file has no `key` | add one, such as key = "artwork_info:{artwork_name}""#,
+                r#"1:1: this file has no `source` | add one, such as [source] with kind = "http", upstream and path"#,
+            ],
+        ),
+        (
+            Replace("art:{name}", "art:{na"),
+            &["1:7: `{` in `art:{na` is never closed; write `{name}`, or `{{` for a literal brace"],
+        ),
+        (
+            Replace("art:{name}", "{name}"),
+            &["1:7: key pattern `{name}` must begin with literal text, such as `name:{name}`"],
+        ),
+        (
+            Replace("art:{name}", "samovar:{name}"),
+            &[
+                "1:7: keys of `samovar:{name}` could be Samovar's own, which begin with `samovar:` | begin the key with something else",
+            ],
+        ),
+        (Replace(r#""art:{name}""#, "7"), &["1:7: `key` must be a string, not an integer"]),
+        (Replace("ttl =", "tll ="), &["2:1: unknown field `tll` in this file | did you mean `ttl`?"]),
+        (
+            Replace("1h", "1 hour ago"),
+            &[
+                r#"2:7: `ttl` is no time that can be read: expected number at 7 | write a number and a unit, such as "90s", "30m", "2h" or "1h 30m""#,
+            ],
+        ),
+        (
+            Replace(r#""1h""#, "3600"),
+            &[r#"2:7: `ttl` has no unit | write "3600s" for seconds, or "3600m", "3600h", "3600d""#],
+        ),
+        (Replace("1h", "10ms"), &["2:7: `ttl` (10ms) must be at least 1s"]),
+        (Replace("1h", "11 years"), &["2:7: `ttl` (11 years) must be at most 10years"]),
+        (Replace(r#""1h""#, "true"), &[r#"2:7: `ttl` must be a time with its unit, such as "30m", not a boolean"#]),
+        (
+            Replace(r#""1h""#, r#""{{ env.NOPE }}""#),
+            &["2:11: environment variable `NOPE` is not set | set NOPE in the environment or in `.env`"],
+        ),
+        (Replace(r#""1h""#, r#""{{ name }}""#), &["2:11: `name` is not defined | only `env.NAME` may be used here"]),
+        (Replace(r#""1h""#, "\"1h\"\ntags = \"x\""), &["3:8: `tags` must be an array, not a string"]),
+        (
+            Replace(r#""1h""#, "\"1h\"\ntags = [\"a:{{ value.x \"]"),
+            &["3:21: `a:{{ value.x`: syntax error: unexpected end of input, expected end of variable block"],
+        ),
+        (
+            Replace(r#""1h""#, "\"1h\"\ntags = [\"a:{{ vale.x }}\"]"),
+            &["3:15: `vale` is not defined | did you mean `value`? known here: name, value and env.NAME"],
+        ),
+        (
+            Replace("{{ name }}", "{{ nam }}"),
+            &["5:30: `nam` is not defined | did you mean `name`? known here: name and env.NAME"],
+        ),
+        (
+            Replace("{{ name }}", "{{ name.first }}"),
+            &["5:30: `name.first`: the placeholder `name` is text and has no `first` | write `{{ name }}`"],
+        ),
+        (
+            Replace("{{ name }}", "{{ value }}"),
+            &["5:30: `value` is not defined | there is no answer yet where this stands; known here: name and env.NAME"],
+        ),
+        (
+            Replace("{{ name }}", "{{ env }}"),
+            &["5:30: `env` must be followed by the name of one variable | write `{{ env.NAME }}`"],
+        ),
+        (
+            Replace("{{ name }}", "{{ env['X'] }}"),
+            &["5:30: `env` must be followed by the name of one variable | write `{{ env.NAME }}`"],
+        ),
+        (
+            Replace("{{ name }}", "{{ name | safe }}"),
+            &["5:37: `http://museum.test/{{ name | safe }}`: there is no filter `safe`: nothing here is HTML"],
+        ),
+        (
+            Replace("{{ name }}", "{{ name | shout }}"),
+            &["5:37: `http://museum.test/{{ name | shout }}`: unknown filter `shout`"],
+        ),
+        (
+            Replace("{{ name }}", "{% include 'x' %}"),
+            &[
+                "5:30: `http://museum.test/{% include 'x' %}`: `{% include %}` needs other templates, and there are none; write the text here",
+            ],
+        ),
+        (
+            Replace("{{ name }}", r"\u00e9{{ name "),
+            &[
+                "5:36: `http://museum.test/é{{ name`: syntax error: unexpected end of input, expected end of variable block",
+            ],
+        ),
+        (
+            Replace("{{ name }}", r"\u00e9{{ nome }}"),
+            &["5:36: `nome` is not defined | did you mean `name`? known here: name and env.NAME"],
+        ),
+        (
+            Replace("{{ name }}", "../{{ name }}#x"),
+            &[
+                "5:7: what follows `#` in a URL is never sent | write `%23` for the character itself",
+                "5:7: URL parsers cut the path segment `..` out; write the path without it",
+            ],
+        ),
+        (
+            Replace("museum.test", "{{ name }}.test"),
+            &[
+                "5:15: the scheme and host of a URL must be known when the file is loaded | write them out, or as `{{ env.NAME }}`",
+            ],
+        ),
+        (
+            Replace("museum.test", "user:pw@museum.test"),
+            &[
+                r#"5:7: a URL must not hold a user or password, since URLs are logged; send them in `headers`, such as Authorization = "Basic …""#,
+            ],
+        ),
+        (
+            Replace("http://museum.test", "{{ env.NOPE }}"),
+            &["5:8: environment variable `NOPE` is not set | set NOPE in the environment or in `.env`"],
+        ),
+        (Replace("http://museum.test", "ftp://museum.test"), &["5:7: only http and https are spoken, not ftp"]),
+        (
+            Replace("http://museum.test", "museum.test"),
+            &["5:7: `museum.test/{{ name }}` is no absolute URL | begin it with http:// or https://"],
+        ),
+        (Replace(r#""http""#, r#""htpp""#), &[r#"4:8: there is no source of kind `htpp`; it is "http" or "ai""#]),
+        (Replace("kind = \"http\"\n", ""), &[r#"3:1: [source] has no `kind` | add one, such as kind = "http""#]),
+        (
+            Replace("[source]\nkind", "source"),
+            &[
+                "3:10: `source` must be a table, not a string",
+                "4:1: unknown field `url` in this file | known here: description, key, ttl, inputs, tags, source, entries, warm",
+            ],
+        ),
+        (
+            Replace(r#"url = "http://museum.test/{{ name }}""#, ""),
+            &[
+                "3:1: nothing says which server is asked | add `upstream`, a name from upstreams.toml, and `path`; or an absolute `url`",
+            ],
+        ),
+        (
+            Replace(r#"url = "http://museum.test/{{ name }}""#, "upstream = \"museun\"\npath = \"x\""),
+            &[
+                "5:12: there is no upstream `museun` | did you mean `museum`?",
+                r#"6:8: `path` must begin with `/`: `x` | write "/x""#,
+            ],
+        ),
+        (
+            Replace(r#"url = "http://museum.test/{{ name }}""#, r#"upstream = "museum""#),
+            &[r#"3:1: [source] has no `path` | add one, such as path = "/artworks/{{ artwork_name }}""#],
+        ),
+        (
+            Replace("url =", "upstream = \"museum\"\nurl ="),
+            &["5:1: `url` and `upstream` both say which server is asked | keep `url`, or `upstream` and `path`"],
+        ),
+        (
+            Replace("url =", "path = \"/x\"\nurl ="),
+            &[
+                "5:1: `path` beside `url`: an absolute URL has its path already | write both into `url`, or give the `upstream` instead of the `url`",
+            ],
+        ),
+        (
+            Append("select = \"$.data.x\"\naccept = \"value.ok\"\nprompt = \"x\"\n"),
+            &[
+                r#"6:10: `$.data.x` is no JSON Pointer: it does not begin with `/` | write "/data/x""#,
+                r#"7:10: `accept` inserts nothing, so that it says the same of every answer: `value.ok` | write an expression in braces, such as "{{ value.error is undefined }}""#,
+                "8:1: unknown field `prompt` in [source] | known here: fallback, kind, url, upstream, path, headers, body, select, accept, value",
+            ],
+        ),
+        (
+            Append(
+                "select = \"/a~b\"\nheaders = { \"A B\" = \"x\", a = \"1\", A = \"{{ x }}\", Connection = \"close\", b = \"1\\n2\" }\n",
+            ),
+            &[
+                "6:10: `/a~b` is no JSON Pointer: `~` stands alone | write `~0` for `~` and `~1` for `/` in a name (RFC 6901)",
+                "7:13: `A B` is no header name",
+                "7:35: header `A` stands twice; upper and lower case are the same",
+                "7:43: `x` is not defined | known here: name and env.NAME",
+                "7:50: header `Connection` is set by the HTTP client and cannot be given",
+                "7:76: header `b` has a line break or another control character in its value",
+            ],
+        ),
+        (
+            Append("body = { a = [\"{{ value }}\"] }\nvalue = { a = [\"{{ valu.x }}\", nan] }\n"),
+            &[
+                "6:19: `value` is not defined | there is no answer yet where this stands; known here: name and env.NAME",
+                "7:20: `valu` is not defined | did you mean `value`? known here: name, value and env.NAME",
+                "7:32: nan is no JSON number",
+            ],
+        ),
+        (
+            Append("fallback = [{ kind = \"ai\" }, { kind = \"http\", url = \"http://x/\", fallback = [] }, 1]\n"),
+            &[
+                "6:13: nothing says which server is asked | add `upstream`, a name from upstreams.toml, and `path`; or an absolute `url`",
+                r#"6:13: a fallback has no `model` | add one, such as model = "gpt-4o-mini""#,
+                r#"6:13: a fallback has no `prompt` | add one, such as prompt = "…""#,
+                "6:66: unknown field `fallback` in a fallback | known here: kind, url, upstream, path, headers, body, select, accept, value",
+                "6:83: `fallback` must be a table, not an integer",
+            ],
+        ),
+        (
+            Replace(
+                "kind = \"http\"\nurl = \"http://museum.test/{{ name }}\"",
+                "kind = \"ai\"\nupstream = \"museum\"\nmodel = \"\"\nprompt = \" \"\ntemperature = 3\nmax_tokens = 0\nformat = \"xml\"\npompt = \"x\"",
+            ),
+            &[
+                "6:9: `model` is empty",
+                "7:10: `prompt` is empty",
+                "8:15: `temperature` must be from 0 to 2",
+                "9:14: `max_tokens` (0) must be from 1 to 1000000",
+                r#"10:10: `format` is "text" or "json", not "xml""#,
+                "11:1: unknown field `pompt` in [source] | did you mean `prompt`?",
+            ],
+        ),
+        (
+            Append(
+                "[entries]\nlist = [\"a\", \"\", 5, { nme = \"x\" }, {}, { name = \"\" }, \"a\"]\npopular = -1\nfeed = { url = \"http://x/{{ name }}\" }\nfed = 1\n",
+            ),
+            &[
+                "7:14: an entry's name is empty",
+                "7:18: an entry is a string, or a table with a string for each placeholder",
+                "7:23: `nme` is no placeholder of the key `art:{name}` | the key has `name`",
+                "7:36: the entry has no `name`",
+                "7:49: `name` is empty",
+                "8:11: `popular` (-1) must be from 0 to 1000000",
+                "9:29: `name` is not defined | only `env.NAME` may be used here",
+                "10:1: unknown field `fed` in [entries] | did you mean `feed`?",
+            ],
+        ),
+        (
+            Replace(
+                r#"art:{name}""#,
+                "art:{size}:{name}\"\nentries = { list = [\"x\", { size = \"a:b\", name = \"c\" }, { size = \"a\" }] }",
+            ),
+            &[
+                r#"2:21: `x`: the key `art:{size}:{name}` has 2 placeholders | write a table, such as { size = "…", name = "…" }"#,
+                r#"2:26: {"name": "c", "size": "a:b"} has no key: in `art:{size}:{name}` it would be read back as something else | every placeholder but the last ends where the text after it first occurs"#,
+                "2:56: the entry has no `name`",
+            ],
+        ),
+        (
+            Replace(r#"art:{name}""#, "art\"\nentries = { list = [\"x\"], popular = 5 }"),
+            &[
+                "2:13: `list`: the key `art` has no placeholder, so there is only one entry | remove it; the one entry is always kept warm",
+                "2:27: `popular`: the key `art` has no placeholder, so there is only one entry | remove it; the one entry is always kept warm",
+                "6:30: `name` is not defined | only `env.NAME` may be used here",
+            ],
+        ),
+        (
+            Append(
+                "[warm]\nschedule = \"61 * * * *\"\ntimezone = \"Europe/Instanbul\"\nahead = \"90m\"\nattempts = 0\nrefetch = \"yes\"\nsettle = \"2 days\"\nstale_if_error = \"x\"\n",
+            ),
+            &[
+                "7:12: `61` is no minute; it goes from 0 to 59",
+                r#"8:12: there is no time zone `Europe/Instanbul` | did you mean "Europe/Istanbul"?"#,
+                "9:9: `ahead` (1h 30m) must be shorter than `ttl` (1h) | a tenth of the TTL is usual: 6m",
+                "10:12: `attempts` (0) must be from 1 to 1000",
+                "11:11: `refetch` must be true or false, not a string",
+                "12:10: `settle` (2 days) must be at most 1day",
+                r#"13:18: `stale_if_error` is no time that can be read: expected number at 0 | write a number and a unit, such as "90s", "30m", "2h" or "1h 30m""#,
+            ],
+        ),
+        (
+            Append("[warm]\nschedule = \"* * * * *\"\nevery = \"5m\"\n"),
+            &["8:1: `schedule` and `every` both say when warmups run | keep one of them"],
+        ),
+        (
+            Append("[warm]\nevery = \"5ms\"\ntimezone = \"UTC\"\n"),
+            &[
+                "7:9: an interval of 5ms is too short; the least is 1s",
+                r#"8:1: `timezone` has no effect without a `schedule` | add a `schedule` such as "0 3 * * *", or remove it"#,
+            ],
+        ),
+        (
+            Append("[warm]\nschedule = \"0 0 30 2 *\"\n"),
+            &["7:12: `0 0 30 2 *` never comes: no month it names has such a day"],
+        ),
+        (
+            Append(
+                "[inputs]\nname = \"art:{name}\"\nother = \"art:{nam}\"\nenv = \"x{name}\"\nlost = \"lost:{name}\"\nbad = \"{x}\"\n",
+            ),
+            &[
+                "7:1: input `name` has the name of a placeholder in `key`",
+                "7:8: jobs wait for each other: a → a | remove one of these inputs",
+                "8:9: `{nam}` is no placeholder of the key `art:{name}` | did you mean `{name}`?",
+                "9:1: the name `env` means something else in templates; choose another",
+                "9:7: no job warms `x{name}`, which the input `env` asks for | write a job file with that key, or correct the input",
+                "10:8: no job warms `lost:{name}`, which the input `lost` asks for | write a job file with that key, or correct the input",
+                "11:7: key pattern `{x}` must begin with literal text, such as `x:{x}`",
+            ],
+        ),
+        (
+            Append("[inputs]\nme = \"art:{name}\"\n"),
+            &["7:6: jobs wait for each other: a → a | remove one of these inputs"],
+        ),
+    ];
+    for (change, expected) in cases {
+        let text = change.text();
+        let found = faults(&[("jobs/a.toml", &text), ("jobs/upstreams.toml", UPSTREAM)]);
+        let expected: Vec<String> = expected.iter().map(|line| format!("jobs/a.toml:{line}")).collect();
+        assert_eq!(found, expected, "{text}");
+    }
+}
+
+#[test]
+fn upstreams_have_faults_of_their_own() {
+    let text = r#"
+top = 1
+[a]
+rate = "fast"
+[b]
+url = "http://u:p@h"
+concurrency = 0
+timeout = "0s"
+max_bytes = "1GiB"
+tokens = "0/day"
+redirects = "some"
+colour = "red"
+headers = { X = "{{ env.NOPE }}", Y = 1 }
+[c]
+url = "http://h/../x"
+max_bytes = "much"
+[d]
+url = "http://h/?q"
+[e]
+url = "{{ name }}"
+[f]
+url = "not a url"
+["g h"]
+url = "http://h"
+"#;
+    let rate = r#"write an amount and a time, such as "20/second" or "5 per 2 hours""#;
+    let expected = [
+        "2:1: `top` is no upstream | begin an upstream with its name in brackets, such as [top], and write `url` below it".to_owned(),
+        r#"3:1: [a] has no `url` | add one, such as url = "https://museum.example""#.to_owned(),
+        format!("4:8: `fast` does not say in what time; {rate}"),
+        "6:7: a URL must not hold a user or password, since URLs are logged; send them in `headers`, such as Authorization = \"Basic …\"".to_owned(),
+        "7:15: `concurrency` (0) must be from 1 to 10000".to_owned(),
+        "8:11: `timeout` (0s) must be at least 1ms".to_owned(),
+        "9:13: `max_bytes` (1GiB) must be at most 512MiB".to_owned(),
+        format!("10:10: `0/day` admits nothing; {}", rate.replace("20/second", "200000/day")),
+        r#"11:13: `redirects` is "same-host" or "any", not "some""#.to_owned(),
+        "12:1: unknown field `colour` in [b] | known here: url, headers, rate, concurrency, timeout, max_bytes, tokens, redirects".to_owned(),
+        "13:21: environment variable `NOPE` is not set | set NOPE in the environment or in `.env`".to_owned(),
+        "13:39: `Y` must be a string, not an integer".to_owned(),
+        "15:7: URL parsers cut the path segment `..` out; write the URL without it".to_owned(),
+        r#"16:13: `much` is no size; write one such as "1MiB" or "200KB""#.to_owned(),
+        "18:7: an upstream's URL has no `?` or `#`; they belong in a source's `path`".to_owned(),
+        "20:11: `name` is not defined | only `env.NAME` may be used here".to_owned(),
+        "22:7: no absolute URL: relative URL without a base".to_owned(),
+        "23:2: `g h` is no name; use letters, digits, `_` and `-`".to_owned(),
+    ];
+    let found = faults(&[("jobs/upstreams.toml", text), ("jobs/a.toml", GOOD)]);
+    assert_eq!(found, expected.map(|line| format!("jobs/upstreams.toml:{line}")));
+}
+
+#[test]
+fn all_files_are_read_to_their_end() {
+    let other = GOOD.replace("art:{name}", "art:{kind}:{name}");
+    assert_eq!(
+        faults(&[
+            ("jobs/b.toml", &other),
+            ("jobs/a.toml", GOOD),
+            ("jobs/c d.toml", "key ="),
+            ("jobs/note.txt", "key =")
+        ]),
+        [
+            "jobs/b.toml:1:7: the jobs `a` and `b` claim the same keys: `art:{name}` and `art:{kind}:{name}` overlap | let each key begin with text of its own",
+            "jobs/c d.toml: a job is named after its file, and `c d` is no name; use letters, digits, `_` and `-` | rename the file",
+            "jobs/c d.toml:1:6: not TOML: string values must be quoted, expected literal string",
+        ]
+    );
+}
+
+#[test]
+fn jobs_that_wait_for_each_other_are_named_in_a_row() {
+    let job = |key: &str, input: &str| {
+        GOOD.replace("art:{name}", &format!("{key}:{{name}}")) + &format!("[inputs]\nneeded = \"{input}:{{name}}\"\n")
+    };
+    assert_eq!(
+        faults(&[("a.toml", &job("a", "b")), ("b.toml", &job("b", "c")), ("c.toml", &job("c", "b"))]),
+        ["b.toml:7:10: jobs wait for each other: b → c → b | remove one of these inputs"]
+    );
+}
+
+#[test]
+fn an_input_that_a_job_covers_only_in_part_is_a_fault() {
+    let narrow = GOOD.replace("art:{name}", "art:{name}:small");
+    let wide = GOOD.replace("art:{name}", "b:{name}") + "[inputs]\nart = \"art:{name}\"\n";
+    assert_eq!(
+        faults(&[("a.toml", &narrow), ("b.toml", &wide)]),
+        [
+            "b.toml:7:7: no job warms `art:{name}`, which the input `art` asks for | `art:{name}:small` of the job `a` covers only some of them"
+        ]
+    );
+}
+
+#[test]
+fn one_broken_file_does_not_accuse_the_others() {
+    let wide = GOOD.replace("art:{name}", "b:{name}") + "[inputs]\nart = \"art:{name}\"\n";
+    let asks = GOOD.replace("url = \"http://museum.test/{{ name }}\"", "upstream = \"museum\"\npath = \"/\"");
+    let found =
+        faults(&[("a.toml", &asks.replace("key =", "kee =")), ("b.toml", &wide), ("upstreams.toml", "[museum\n")]);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].contains("this file has no `key`") && found[1].contains("unknown field `kee`"), "{found:?}");
+    assert!(found[2].starts_with("upstreams.toml:1:8: not TOML"), "{found:?}");
+}
+
+#[test]
+fn a_folder_without_job_files_is_one_fault() {
+    assert_eq!(
+        faults(&[("jobs/upstreams.toml", UPSTREAM)]),
+        ["jobs: there is no job file | write one for each kind of content, such as artwork_info.toml"]
+    );
+    let missing = Jobs::load(Path::new("/nowhere/jobs"), HOUR, &environment).unwrap_err();
+    assert_eq!(missing.0.len(), 1);
+    assert!(missing.to_string().starts_with("/nowhere/jobs: the folder cannot be read: "), "{missing}");
+}
+
+#[test]
+fn other_files_in_the_folder_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
+    write("a.toml", GOOD.as_bytes());
+    write(".a.toml", b"no");
+    write("a.toml.orig", b"no");
+    write("README.md", b"no");
+    std::fs::create_dir(folder.path().join("old.toml")).unwrap();
+    assert_eq!(Jobs::load(folder.path(), HOUR, &environment).unwrap().jobs.len(), 1);
+    write("b.toml", b"key = \"\xff\"");
+    let faults = Jobs::load(folder.path(), HOUR, &environment).unwrap_err().to_string();
+    assert!(faults.contains("b.toml: the file is not UTF-8; save it as such"), "{faults}");
+}
+
+#[test]
+fn a_job_with_everything_is_read() {
+    let text = r#"
+description = "All there is"
+key = "art:{size}:{name}"
+ttl = "{{ env.LIFE }}"
+tags = ["a:{{ value.artist }}", "b:{{ size }}"]
+[inputs]
+base = "base"
+[source]
+kind = "http"
+url = "http://other.test/{{ size }}/{{ name }}?from={{ base.from }}&k={{ env.KEY }}"
+headers = { X-Key = "{{ env.KEY }}-{{ name }}" }
+select = "/data/0"
+accept = "{{ value.ok }}"
+body = { q = "{{ name }}", n = 5, l = [true, 1.5, 2026-01-01], all = "{{ base }}" }
+value = ["{{ value.n }}", { t = "n={{ value.n }}" }]
+[[source.fallback]]
+kind = "http"
+upstream = "museum"
+path = "/x/{{ name }}"
+[[source.fallback]]
+kind = "ai"
+url = "https://ai.test/v1/chat/completions"
+model = "{{ env.MODEL }}"
+prompt = "{{ name }}"
+format = "json"
+[entries]
+list = [{ size = "s", name = "x" }, { name = "x", size = "s" }]
+popular = 0x10
+[entries.feed]
+upstream = "museum"
+path = "/popular?k={{ env.KEY }}"
+[warm]
+every = "30m"
+refetch = true
+ahead = "0s"
+stale_if_error = "1d"
+settle = "0s"
+attempts = 2
+"#;
+    let base = GOOD.replace("art:{name}", "base").replace("{{ name }}", "").replace("ttl = \"1h\"", "");
+    let upstreams =
+        "[museum]\nurl = \"http://museum.test/api/\"\nredirects = \"any\"\nmax_bytes = \"2MB\"\ntokens = \"5/day\"\n";
+    let files = [("all.toml", text), ("base.toml", &base), ("upstreams.toml", upstreams)];
+    let files: Vec<_> = files.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+    let env = |name: &str| match name {
+        "LIFE" => Some("2h".to_owned()),
+        "KEY" => Some("k/y".to_owned()),
+        "MODEL" => Some("m1".to_owned()),
+        _ => None,
+    };
+    let jobs = match Jobs::parse(&files, HOUR, &env) {
+        Ok(jobs) => jobs,
+        Err(faults) => panic!("{faults}"),
+    };
+    let job = &jobs.jobs["all"];
+    assert_eq!((job.ttl, job.tags.len(), job.inputs["base"].as_str()), (2 * HOUR, 2, "base"));
+    assert_eq!((job.entries.list.len(), job.entries.popular), (1, 16));
+    let warm = &job.warm;
+    assert_eq!((warm.refetch, warm.ahead, warm.stale_if_error), (true, Duration::ZERO, 24 * HOUR));
+    assert_eq!((warm.settle, warm.attempts), (Duration::ZERO, 2));
+    assert_eq!(warm.schedule.as_ref().unwrap().as_str(), "every 30m");
+    let [Source::Http(first), Source::Http(second), Source::Ai(third)] = job.sources.as_slice() else {
+        panic!("{job:?}")
+    };
+    let context = json!({"size": "s", "name": "x y", "base": {"from": "ü"}, "value": {"n": 7, "ok": true}});
+    assert_eq!(first.upstream.as_str(), "http://other.test");
+    assert_eq!(first.url.render_url(&context).unwrap(), "http://other.test/s/x%20y?from=%C3%BC&k=k%2Fy");
+    assert_eq!(first.headers["X-Key"].render(&context).unwrap(), "k/y-x y");
+    assert_eq!(first.select.as_str(), "/data/0");
+    assert!(first.accept.as_ref().unwrap().test(&context).unwrap());
+    assert_eq!(
+        first.body.as_ref().unwrap().render(&context).unwrap().to_string(),
+        r#"{"q":"x y","n":5,"l":[true,1.5,"2026-01-01"],"all":{"from":"ü"}}"#
+    );
+    assert_eq!(first.value.as_ref().unwrap().render(&context).unwrap(), json!([7, {"t": "n=7"}]));
+    assert_eq!(second.url.render_url(&context).unwrap(), "http://museum.test/api/x/x%20y");
+    assert_eq!(
+        (third.upstream.as_str(), third.model.as_str(), third.format),
+        ("https://ai.test", "m1", AiFormat::Json)
+    );
+    let feed = job.entries.feed.as_ref().unwrap();
+    assert_eq!(feed.url.render_url(&json!({})).unwrap(), "http://museum.test/api/popular?k=k%2Fy");
+    let museum = &jobs.upstreams["museum"];
+    assert_eq!((museum.max_bytes, museum.cross_host_redirects), (2_000_000, true));
+    assert_eq!(jobs.upstreams.len(), 4);
+
+    let base = &jobs.jobs["base"];
+    assert_eq!((base.ttl, base.entries.list.clone()), (HOUR, vec![Params::new()]));
+    assert_eq!((base.warm.ahead, base.warm.settle), (HOUR / 10, Duration::from_secs(3)));
+    let longer = Jobs::parse(&files, 2 * HOUR, &env).unwrap();
+    assert_ne!(longer.jobs["base"].digest, base.digest);
+    assert_eq!(longer.jobs["all"].digest, job.digest);
+}
+
+#[test]
+fn an_absolute_url_belongs_to_the_upstream_it_lies_below() {
+    let upstreams = "[all]\nurl = \"http://Museum.test:80/\"\n[api]\nurl = \"http://museum.test/api\"\n\
+                     [twin]\nurl = \"http://twin.test\"\n[twin2]\nurl = \"http://twin.test/\"\n";
+    for (url, upstream) in [
+        ("http://museum.test/api/x", "api"),
+        ("http://museum.test/api", "api"),
+        ("http://museum.test/api?x={{ name }}", "api"),
+        ("http://museum.test/api/{{ name }}", "api"),
+        ("http://museum.test/api{{ name }}", "all"),
+        ("http://museum.test/apis", "all"),
+        ("http://museum.test/{{ name }}", "all"),
+        ("HTTP://MUSEUM.test:80/x", "all"),
+        ("https://museum.test/api/x", "https://museum.test"),
+        ("http://museum.test:8080/api/x", "http://museum.test:8080"),
+        ("{{ env.MUSEUM_URL }}/x/{{ name }}", "http://127.0.0.1:8600"),
+        ("http://{{ env.HOST }}:81/", "http://h.test:81"),
+    ] {
+        let job = GOOD.replace("http://museum.test/{{ name }}", url);
+        let files = [("a.toml".to_owned(), job), ("upstreams.toml".to_owned(), upstreams.to_owned())];
+        let env = |name: &str| if name == "HOST" { Some("h.test".to_owned()) } else { environment(name) };
+        let jobs = Jobs::parse(&files, HOUR, &env).unwrap();
+        let Source::Http(source) = &jobs.jobs["a"].sources[0] else { panic!() };
+        assert_eq!(source.upstream.as_str(), upstream, "{url}");
+        assert!(jobs.upstreams.contains_key(upstream));
+    }
+    assert_eq!(
+        faults(&[("a.toml", &GOOD.replace("museum.test", "twin.test")), ("upstreams.toml", upstreams)]),
+        ["a.toml:5:7: the upstreams `twin` and `twin2` both hold for this URL; choose one with `upstream` and `path`"]
+    );
+}
+
+#[test]
+fn a_fault_in_a_text_of_many_lines_is_shown_where_it_is() {
+    let job = GOOD.replace("url =", "body = \"\"\"\nBir \\\"ilk\\\" satır\n  ve {{ nme }}\"\"\"\nurl =");
+    assert_eq!(
+        faults(&[("a.toml", &job)]),
+        ["a.toml:7:9: `nme` is not defined | did you mean `name`? known here: name and env.NAME"]
+    );
+}
+
+#[test]
+fn tables_may_be_written_with_dots() {
+    let dotted = "key = \"a:{x}\"\nsource.kind = \"http\"\nsource.url = \"http://h/{{ x }}\"\nwarm.every = \"5m\"\n";
+    assert_eq!(faults(&[("a.toml", dotted)]), [""; 0]);
+    let incomplete = "key = \"a:{x}\"\n[source.value]\nx = \"1\"\n";
+    assert_eq!(
+        faults(&[("a.toml", incomplete)]),
+        ["a.toml:2:2: [source] has no `kind` | add one, such as kind = \"http\""]
+    );
+}
+
+proptest! {
+    #[test]
+    fn reading_any_text_never_panics(text in any::<String>()) {
+        let _ = faults(&[("a.toml", &text), ("upstreams.toml", &text)]);
+    }
+
+    #[test]
+    fn reading_a_damaged_file_never_panics(at in 0_usize..1200, length in 0_usize..40, with in "[\"'\\[\\]{}=.#\\\\\n a-f0-9é%|:]{0,6}") {
+        let good = include_str!("../../../jobs/artwork_info.toml");
+        let good: String = good.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+        let chars: Vec<char> = good.chars().collect();
+        let start = at.min(chars.len());
+        let end = (start + length).min(chars.len());
+        let damaged: String = chars[..start].iter().copied().chain(with.chars()).chain(chars[end..].iter().copied()).collect();
+        let upstreams = damaged.replace("[source]", "[museum]");
+        if let Err(faults) = parse(&[("a.toml", &damaged), ("upstreams.toml", &upstreams)]) {
+            prop_assert!(!faults.to_string().is_empty() && !faults.render(true).is_empty());
+        }
+    }
+}
+
+#[test]
+fn deep_nesting_is_refused_and_not_followed() {
+    let deep = format!("{GOOD}value = {}1{}\n", "[".repeat(60), "]".repeat(60));
+    assert_eq!(faults(&[("a.toml", &deep)]), ["a.toml:6:59: `value` is nested deeper than 50"]);
+    let deeper = format!("{GOOD}value = {}1{}\n", "[".repeat(100_000), "]".repeat(100_000));
+    assert!(!faults(&[("a.toml", &deeper)]).is_empty());
+    let template = GOOD.replace("{{ name }}", &format!("{{{{ {}name{} }}}}", "(".repeat(100_000), ")".repeat(100_000)));
+    assert!(!faults(&[("a.toml", &template)]).is_empty());
 }

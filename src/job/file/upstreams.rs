@@ -55,7 +55,7 @@ impl Upstreams {
             return upstream.clone();
         }
         if !self.unreadable {
-            let help = match super::document::closest(name, self.named.keys().map(String::as_str)) {
+            let help = match super::spelling::closest(name, self.named.keys().map(String::as_str)) {
                 Some(close) => format!("did you mean `{close}`?"),
                 None if self.named.is_empty() => format!("add [{name}] with its `url` to upstreams.toml"),
                 None => {
@@ -191,7 +191,7 @@ pub(super) fn header_value_fault(value: &str) -> Option<&'static str> {
     value
         .chars()
         .any(|c| c.is_control() && c != '\t')
-        .then_some("has a line break or another control character in its value; is there one in the variable?")
+        .then_some("has a line break or another control character in its value")
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -216,16 +216,21 @@ fn redirects(text: &str) -> Result<bool, String> {
 fn base_url(text: &str) -> Result<String, String> {
     let url = checked_url(text)?;
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(format!("`{text}`: an upstream's URL has no `?` or `#`; they belong in a source's `path`"));
+        return Err("an upstream's URL has no `?` or `#`; they belong in a source's `path`".to_owned());
+    }
+    if let Some(segment) = text.split('/').find(|segment| is_dot_segment(segment)) {
+        return Err(format!("URL parsers cut the path segment `{segment}` out; write the URL without it"));
     }
     Ok(text.trim_end_matches('/').to_owned())
 }
 
 /// An absolute http or https URL that holds no secret and reaches its server as it is written.
+///
+/// The messages do not quote it, since it may come from the environment.
 pub(super) fn checked_url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| format!("`{text}` is no absolute URL: {error}"))?;
+    let url = Url::parse(text).map_err(|error| format!("no absolute URL: {error}"))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(format!("`{text}`: only http and https are spoken, not {}", url.scheme()));
+        return Err(format!("only http and https are spoken, not {}", url.scheme()));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err("a URL must not hold a user or password, since URLs are logged; send them in `headers`, \
@@ -233,13 +238,7 @@ pub(super) fn checked_url(text: &str) -> Result<Url, String> {
             .to_owned());
     }
     if text.contains(['{', '}', '\\']) || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err(format!("`{}` has a brace, a backslash or white space in it; percent-encode them", text.trim()));
-    }
-    let path = text.split(['?', '#']).next().unwrap_or_default();
-    if let Some(segment) = path.split('/').find(|segment| is_dot_segment(segment)) {
-        return Err(format!(
-            "`{text}` has the path segment `{segment}`, which URL parsers cut out; write the path without"
-        ));
+        return Err("the URL has a brace, a backslash or white space in it; percent-encode them".to_owned());
     }
     Ok(url)
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::job::{Rate, TokenBudget, UpstreamName};
+use crate::redis::RedisUrl;
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicU32;
@@ -23,7 +24,7 @@ impl Server {
             .stdout(Stdio::null())
             .spawn()
             .expect("these tests need redis-server: apt-get install redis-server, or brew install redis");
-        let url = format!("redis+unix://{}", socket.display());
+        let url = format!("unix://{}", socket.display());
         let server = Self { process, url, _folder: folder };
         for _ in 0..400 {
             if redis::Client::open(server.url.as_str()).unwrap().get_multiplexed_async_connection().await.is_ok() {
@@ -34,8 +35,8 @@ impl Server {
         panic!("redis-server does not answer");
     }
 
-    async fn connect(&self) -> ConnectionManager {
-        redis::Client::open(self.url.as_str()).unwrap().get_connection_manager().await.unwrap()
+    async fn connect(&self) -> Connection {
+        RedisUrl::parse(&self.url, None).unwrap().manager(Duration::from_secs(5)).await.unwrap()
     }
 
     /// One worker's gate.
@@ -127,6 +128,7 @@ async fn fleet_never_begins_more_than_the_rate() {
     let per = Duration::from_millis(500);
     let limited = Upstream { rate: Some(Rate { count: 20, per }), ..upstream() };
     let begun = Arc::new(Mutex::new(Vec::new()));
+    let start = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..3 {
         let gate = server.gate(&limited).await;
@@ -145,9 +147,10 @@ async fn fleet_never_begins_more_than_the_rate() {
     let mut begun = begun.lock().unwrap().clone();
     begun.sort();
     assert_eq!(begun.len(), 60);
-    // A place is given in Redis's time and taken a little later, so two windows' edges may blur by one.
-    let most = (0..60).map(|i| begun[i..].iter().filter(|at| **at < begun[i] + per).count()).max().unwrap();
-    assert!(most <= 21, "{most} in {per:?}");
+    // Lateness only helps; 20 in each time from the beginning is what a machine under load keeps, too.
+    for (index, at) in (0_u32..).zip(&begun) {
+        assert!(*at + Duration::from_millis(2) >= start + per * (index / 20), "{index} after {:?}", *at - start);
+    }
 }
 
 #[tokio::test]
@@ -339,4 +342,63 @@ async fn without_redis_limited_requests_are_refused_and_others_go() {
     assert_eq!(refusal.reason, "redis");
     free.admit(false, within(1000)).await.unwrap().done(Ended::Ok).await;
     limited.refresh().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_worker_does_not_starve_another() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(1), ..upstream() };
+    let (busy, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let busy = busy.clone();
+        tasks.spawn(async move {
+            loop {
+                if let Ok(permit) = busy.admit(false, within(60_000)).await {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    permit.done(Ended::Ok).await;
+                }
+            }
+        });
+    }
+    let mut redis = server.connect().await;
+    for _ in 0..3 {
+        while redis::cmd("ZCARD").arg("test:permits:{museum}").query_async::<u32>(&mut redis).await.unwrap() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        other.admit(false, within(6000)).await.expect("its turn comes").done(Ended::Ok).await;
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_answers_of_no_use_are_counted() {
+    let server = Server::start().await;
+    let museum =
+        crate::museum::Museum::start(([127, 0, 0, 1], 0).into(), crate::museum::Options::instant()).await.unwrap();
+    let files = [
+        ("upstreams.toml".to_owned(), format!("[ai]\nurl = \"{}/v1\"\ntokens = \"10/hour\"\n", museum.url())),
+        (
+            "story.toml".to_owned(),
+            "key = \"story:{name}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nupstream = \"ai\"\nmodel = \"m\"\n\
+             prompt = \"Tell of {{ name }}\"\nmax_tokens = 5\n"
+                .to_owned(),
+        ),
+    ];
+    let jobs = crate::job::Jobs::parse(&files, Duration::from_secs(3600), &|_| None).unwrap();
+    let sources = crate::source::Sources::new(&jobs).unwrap();
+    let gate = server.gate(jobs.upstreams.values().next().unwrap()).await;
+    let permit = gate.admit(false, within(5000)).await.unwrap();
+    let ask = crate::source::Ask {
+        job: jobs.jobs.values().next().unwrap(),
+        source: 0,
+        key: &crate::job::EntryKey::new("story:Mona Lisa"),
+        params: &[("name".to_owned(), "Mona Lisa".to_owned())].into(),
+        inputs: &serde_json::Map::new(),
+        known: None,
+        deadline: within(5000),
+    };
+    let refused = sources.fetch_with(&jobs, &ask, permit).await.unwrap_err();
+    assert!(matches!(refused, FetchError::Answer(_)), "{refused}");
+    assert_eq!(gate.admit(false, within(5000)).await.unwrap_err().reason, "tokens");
+    assert_eq!(gate.in_flight(), 0);
 }

@@ -10,7 +10,7 @@
 -- ARGV[6] milliseconds for which a place in the rate limit's future may be taken
 -- ARGV[7] tokens that may be spent in a window, 0 for no limit
 -- ARGV[8] the gate's id
--- ARGV[9] milliseconds that this gate has waited already
+-- ARGV[9] milliseconds that this gate has waited since it was admitted last
 -- ARGV[10], … permits handed back, a hundred at most
 -- returns { reason, microseconds, probe, health }: reason '' is admission after so many microseconds, any other a refusal for
 --         so many; probe 1 where this request tells whether the breaker closes; health as in state.lua

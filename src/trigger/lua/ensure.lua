@@ -1,10 +1,11 @@
--- See that a job is scheduled: at once if its file is new or changed (or all was forgotten), else as it is.
+-- See that a job is scheduled: at once if its file is new or changed, or if Redis was started anew; else as it is.
+-- Of workers that find the same change, only the first brings the warmup on.
 -- KEYS  1 schedules (sorted set)  2 ticks under way (hash)  3 digests of job files (hash)
--- ARGV  1 job  2 digest  3 the next tick (ms; '' for a job without a schedule)  4 '1': at once in any case
+-- ARGV  1 job  2 digest and the server's run id  3 the next tick (ms; '' for a job without a schedule)
 -- Returns 1 if it is warmed up at once
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if ARGV[4] == '1' or redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then
+if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then
   redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
   redis.call('HDEL', KEYS[2], ARGV[1])
   redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])

@@ -1,0 +1,450 @@
+//! `samovar check`: reads job files and says what they come to, without asking Redis or any upstream.
+//!
+//! Nothing from the environment shows but where the upstreams are: in all else `***` stands for it, and in the
+//! upstreams' URLs, too, where a variable's name says that it is a secret.
+
+use crate::job::{EnvUse, Fault, Faults, Job, Jobs, KeyPattern, Params, Schedule, Source, Template};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+const MASK: &str = "***";
+/// What names of secrets have in them.
+const SECRET_WORDS: [&str; 8] = ["TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASS", "CREDENTIAL", "AUTH"];
+/// Prompts are cut to so many characters.
+const SHOWN_PROMPT: usize = 300;
+
+/// What a folder of job files comes to.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What is wrong; with any, there are no jobs.
+    pub faults: Vec<FaultReport>,
+    /// In the order of names.
+    pub jobs: Vec<JobReport>,
+    /// The environment variables that the files name, even where there are faults.
+    pub env: Vec<EnvReport>,
+    #[serde(skip)]
+    found: Option<Faults>,
+}
+
+/// One fault.
+#[derive(Debug, Serialize)]
+pub struct FaultReport {
+    /// The file's path.
+    pub file: String,
+    /// Counted from 1; 0 for the whole file.
+    pub line: usize,
+    /// In characters, counted from 1.
+    pub column: usize,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+/// One job.
+#[derive(Debug, Serialize)]
+pub struct JobReport {
+    /// Its name.
+    pub name: String,
+    /// What people are told about it.
+    pub description: Option<String>,
+    /// The key pattern.
+    pub key: String,
+    /// How long a value lives, in seconds.
+    pub ttl: f64,
+    /// How long before expiry an entry is refreshed, in seconds; 0 for never.
+    pub ahead: f64,
+    /// How long a value may outlive its TTL while the source fails, in seconds.
+    pub stale_if_error: f64,
+    /// When warmups run, as written.
+    pub schedule: Option<String>,
+    /// Whose clock the schedule follows.
+    pub timezone: Option<String>,
+    /// The next warmup, in RFC 3339.
+    pub next: Option<String>,
+    /// The inputs' key patterns by name.
+    pub inputs: BTreeMap<String, String>,
+    /// How many entries the file lists.
+    pub listed: usize,
+    /// The URL of the feed.
+    pub feed: Option<String>,
+    /// How many of the most read entries are kept warm.
+    pub popular: usize,
+    /// What one entry's fetch would be.
+    pub example: Example,
+}
+
+/// One entry and what would be asked for it.
+#[derive(Debug, Serialize)]
+pub struct Example {
+    /// Its key.
+    pub key: Option<String>,
+    /// The source and its fallbacks, in order.
+    pub requests: Vec<Request>,
+}
+
+/// What one source would ask.
+#[derive(Debug, Serialize)]
+pub struct Request {
+    /// `GET` or `POST`.
+    pub method: &'static str,
+    /// The URL; the template itself where it needs inputs.
+    pub url: String,
+    /// The model, for AI.
+    pub model: Option<String>,
+    /// The system message, for AI.
+    pub system: Option<String>,
+    /// The user message, for AI.
+    pub prompt: Option<String>,
+}
+
+/// An environment variable; its value is nobody's business here.
+#[derive(Debug, Serialize)]
+pub struct EnvReport {
+    /// Its name.
+    pub name: String,
+    /// Whether it is set to something.
+    pub set: bool,
+    /// Where it is named: `file:line:column`.
+    pub used: Vec<String>,
+}
+
+/// Reads the job files of a folder as [`Jobs::read`] does, and reports.
+pub fn check(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<String>) -> Report {
+    check_at(folder, default_ttl, env, Utc::now())
+}
+
+fn check_at(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<String>, now: DateTime<Utc>) -> Report {
+    let reading = Jobs::read(folder, default_ttl, env);
+    let env_report = variables(&reading.env);
+    let jobs = match reading.jobs {
+        Ok(jobs) => jobs,
+        Err(faults) => {
+            return Report {
+                faults: faults.0.iter().map(FaultReport::of).collect(),
+                jobs: Vec::new(),
+                env: env_report,
+                found: Some(faults),
+            };
+        }
+    };
+    // What begins a URL is no template any more when the files have been read, so that secrets are looked for in it.
+    let secrets = jobs.env.iter().filter(|name| is_secret(name)).filter_map(|name| env(name));
+    let secrets: Vec<String> = secrets.map(|value| value.trim().trim_end_matches('/').to_owned()).collect();
+    let reports = jobs.jobs.values().map(|job| job_report(job, &jobs.env, &secrets, now)).collect();
+    Report { faults: Vec::new(), jobs: reports, env: env_report, found: None }
+}
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    SECRET_WORDS.iter().any(|word| name.contains(word))
+}
+
+fn variables(uses: &[EnvUse]) -> Vec<EnvReport> {
+    let mut found: Vec<EnvReport> = Vec::new();
+    for one in uses {
+        let place = format!("{}:{}:{}", one.file, one.line, one.column);
+        match found.last_mut().filter(|last| last.name == one.name) {
+            Some(last) => last.used.push(place),
+            None => found.push(EnvReport { name: one.name.clone(), set: one.set, used: vec![place] }),
+        }
+    }
+    found
+}
+
+fn job_report(job: &Job, env: &BTreeSet<String>, secrets: &[String], now: DateTime<Utc>) -> JobReport {
+    let schedule = job.warm.schedule.as_ref();
+    let timezone = schedule.and_then(Schedule::timezone);
+    let next = schedule.and_then(|schedule| schedule.next(now));
+    let masks: serde_json::Map<String, Value> = env.iter().map(|name| (name.clone(), json!(MASK))).collect();
+    let params = job.entries.list.first().cloned().unwrap_or_else(|| sample(&job.key));
+    let mut context: serde_json::Map<String, Value> =
+        params.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    context.insert("env".to_owned(), Value::Object(masks));
+    let view = View { job, context: Value::Object(context), secrets };
+    JobReport {
+        name: job.name.to_string(),
+        description: job.description.clone(),
+        key: job.key.to_string(),
+        ttl: job.ttl.as_secs_f64(),
+        ahead: job.warm.ahead.as_secs_f64(),
+        stale_if_error: job.warm.stale_if_error.as_secs_f64(),
+        schedule: schedule.map(|schedule| schedule.as_str().to_owned()),
+        timezone: timezone.map(|zone| zone.name().to_owned()),
+        next: next.map(|at| match timezone {
+            Some(zone) => at.with_timezone(&zone).to_rfc3339(),
+            None => at.to_rfc3339(),
+        }),
+        inputs: job.inputs.iter().map(|(name, pattern)| (name.clone(), pattern.to_string())).collect(),
+        listed: job.entries.list.len(),
+        feed: job.entries.feed.as_ref().map(|feed| view.url(&feed.url)),
+        popular: job.entries.popular,
+        example: Example {
+            key: job.key.write(&params).map(|key| key.to_string()),
+            requests: job.sources.iter().map(|source| view.request(source)).collect(),
+        },
+    }
+}
+
+/// Values that show what is meant: a placeholder's name for its value.
+fn sample(key: &KeyPattern) -> Params {
+    key.names().iter().map(|name| (name.clone(), name.clone())).collect()
+}
+
+/// One entry's templates, rendered for people.
+struct View<'j> {
+    job: &'j Job,
+    context: Value,
+    secrets: &'j [String],
+}
+
+impl View<'_> {
+    fn request(&self, source: &Source) -> Request {
+        match source {
+            Source::Http(http) => Request {
+                method: if http.body.is_some() { "POST" } else { "GET" },
+                url: self.url(&http.url),
+                model: None,
+                system: None,
+                prompt: None,
+            },
+            Source::Ai(ai) => Request {
+                method: "POST",
+                url: self.url(&ai.url),
+                model: Some(self.masked(ai.model.clone())),
+                system: ai.system.as_ref().map(|system| self.text(system)),
+                prompt: Some(self.text(&ai.prompt)),
+            },
+        }
+    }
+
+    fn url(&self, template: &Template) -> String {
+        let source = || self.masked(template.source().to_owned());
+        if self.needs_inputs(template) {
+            return source();
+        }
+        match template.render_url(&self.context) {
+            Ok(url) => self.masked(url.replace("%2A%2A%2A", MASK)),
+            Err(message) => format!("{} ({message})", source()),
+        }
+    }
+
+    fn text(&self, template: &Template) -> String {
+        let text = if self.needs_inputs(template) { None } else { template.render(&self.context).ok() };
+        let text = self.masked(text.unwrap_or_else(|| template.source().to_owned()));
+        match text.char_indices().nth(SHOWN_PROMPT) {
+            Some((end, _)) => format!("{}…", &text[..end]),
+            None => text,
+        }
+    }
+
+    fn masked(&self, text: String) -> String {
+        self.secrets.iter().filter(|secret| !secret.is_empty()).fold(text, |text, secret| text.replace(secret, MASK))
+    }
+
+    fn needs_inputs(&self, template: &Template) -> bool {
+        template.names().iter().any(|name| {
+            let top = name.split_once('.').map_or(name.as_str(), |(top, _)| top);
+            self.job.inputs.contains_key(top)
+        })
+    }
+}
+
+impl FaultReport {
+    fn of(fault: &Fault) -> Self {
+        Self {
+            file: fault.file.clone(),
+            line: fault.line,
+            column: fault.column,
+            message: fault.message.clone(),
+            help: fault.help.clone(),
+        }
+    }
+}
+
+impl Report {
+    /// Whether the jobs can run.
+    pub fn is_sound(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    /// For people; with colours for a terminal.
+    pub fn render(&self, colours: bool) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write(&mut text, colours);
+        text
+    }
+
+    fn write(&self, f: &mut impl fmt::Write, colours: bool) -> fmt::Result {
+        let (strong, end) = if colours { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+        for job in &self.jobs {
+            writeln!(f, "{strong}{}{end}  {}", job.name, job.description.as_deref().unwrap_or_default())?;
+            job.write(f)?;
+            writeln!(f)?;
+        }
+        if !self.env.is_empty() {
+            writeln!(f, "{strong}environment{end}")?;
+            let width = self.env.iter().map(|one| one.name.len()).max().unwrap_or(0);
+            for one in &self.env {
+                let set = if one.set { "set" } else { "NOT SET" };
+                writeln!(f, "  {:width$}  {set:7}  {}", one.name, one.used.join(", "))?;
+            }
+            writeln!(f)?;
+        }
+        match &self.found {
+            Some(faults) => writeln!(f, "{}", faults.render(colours)),
+            None => {
+                let plural = if self.jobs.len() == 1 { "" } else { "s" };
+                writeln!(f, "{} job{plural}, no fault", self.jobs.len())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, false)
+    }
+}
+
+impl JobReport {
+    fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
+        let time = |seconds: f64| humantime::format_duration(Duration::from_secs_f64(seconds)).to_string();
+        writeln!(f, "  key       {}", self.key)?;
+        write!(f, "  ttl       {}", time(self.ttl))?;
+        if self.ahead > 0.0 {
+            write!(f, ", refreshed {} before it ends", time(self.ahead))?;
+        }
+        if self.stale_if_error > 0.0 {
+            write!(f, ", kept {} longer while the source fails", time(self.stale_if_error))?;
+        }
+        writeln!(f)?;
+        match (&self.schedule, &self.next) {
+            (Some(schedule), Some(next)) => {
+                let zone = self.timezone.as_deref().map(|zone| format!(" {zone}")).unwrap_or_default();
+                writeln!(f, "  warmup    {schedule}{zone}, next {next}")?;
+            }
+            _ => writeln!(f, "  warmup    at the start, after a change of the file, and after a flush")?,
+        }
+        let mut kept = vec![format!("{} listed", self.listed)];
+        if self.popular > 0 {
+            kept.push(format!("the {} most read", self.popular));
+        }
+        kept.extend(self.feed.as_ref().map(|feed| format!("those of {feed}")));
+        writeln!(f, "  entries   {}", kept.join(", "))?;
+        for (name, pattern) in &self.inputs {
+            writeln!(f, "  input     {name} = {pattern}")?;
+        }
+        let key = self.example.key.as_deref().unwrap_or("none");
+        writeln!(f, "  example   {key}")?;
+        for request in &self.example.requests {
+            let model = request.model.as_deref().map(|model| format!("  model {model}")).unwrap_or_default();
+            writeln!(f, "            {} {}{model}", request.method, request.url)?;
+            for (name, text) in [("system", &request.system), ("prompt", &request.prompt)] {
+                if let Some(text) = text {
+                    writeln!(f, "            {name}: {}", text.trim().replace('\n', "\n                    "))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(name: &str) -> Option<String> {
+        Some(match name {
+            "MUSEUM_URL" => "http://127.0.0.1:8600".to_owned(),
+            "OPENAI_BASE_URL" => "http://127.0.0.1:8600/v1".to_owned(),
+            "OPENAI_API_KEY" => "sk-very-secret".to_owned(),
+            "PATH_TOKEN" => "hunter2".to_owned(),
+            _ => return None,
+        })
+    }
+
+    fn report(files: &[(&str, &str)]) -> Report {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let now = DateTime::parse_from_rfc3339("2026-01-01T00:10:00Z").unwrap().to_utc();
+        check_at(folder.path(), Duration::from_secs(3600), &environment, now)
+    }
+
+    #[test]
+    fn the_shipped_jobs_are_shown_without_their_secrets() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs");
+        let now = DateTime::parse_from_rfc3339("2026-01-01T00:10:00Z").unwrap().to_utc();
+        let report = check_at(&folder, Duration::from_secs(3600), &environment, now);
+        let text = report.render(false);
+        assert!(report.is_sound(), "{text}");
+        for line in [
+            "artwork_info  What the API shows about an artwork\n  key       artwork_info:{artwork_name}\n",
+            "  ttl       2h, refreshed 10m before it ends, kept 6h longer while the source fails\n",
+            "  warmup    */30 * * * * Europe/Istanbul, next 2026-01-01T03:30:00+03:00\n",
+            "  entries   2 listed, the 200 most read, those of http://127.0.0.1:8600/popular\n",
+            "  input     artwork = artwork_info:{artwork_name}\n",
+            "  example   artwork_info:Mona Lisa\n            GET http://127.0.0.1:8600/artworks/Mona%20Lisa\n",
+            "            POST http://127.0.0.1:8600/v1/chat/completions  model gpt-4o-mini\n",
+            "            prompt: {{ artwork_name }} hakkında bir hikâye yaz. Bilinenler: {{ artwork | tojson }}\n",
+            "            prompt: Leonardo da Vinci adlı sanatçının hayatını en çok üç cümleyle anlat.\n",
+            "  OPENAI_API_KEY   set      ",
+            "5 jobs, no fault\n",
+        ] {
+            assert!(text.contains(line), "{line}\n----\n{text}");
+        }
+        let json = serde_json::to_string(&report).unwrap();
+        assert!(!text.contains("very-secret") && !json.contains("very-secret"));
+    }
+
+    #[test]
+    fn what_comes_from_the_environment_is_masked() {
+        let report = report(&[(
+            "a.toml",
+            "key = \"a:{x}\"\n[source]\nkind = \"http\"\nurl = \"{{ env.MUSEUM_URL }}/{{ x }}?k={{ env.PATH_TOKEN }}\"\n\
+             [[source.fallback]]\nkind = \"http\"\nurl = \"http://h{{ env.PATH_TOKEN }}/\"\n",
+        )]);
+        let urls: Vec<&str> = report.jobs[0].example.requests.iter().map(|request| request.url.as_str()).collect();
+        assert_eq!(urls[0], "http://127.0.0.1:8600/x?k=***");
+        assert_eq!(urls[1], "http://h***/");
+        assert!(!report.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn variables_are_listed_even_where_there_are_faults() {
+        let report = report(&[
+            (
+                "a.toml",
+                "key = \"a:{x}\"\nttl = \"{{ env.LIFE }}\"\n[source]\nkind = \"http\"\nurl = \"{{ env.LOST }}/\"\n",
+            ),
+            ("upstreams.toml", "[m]\nurl = \"{{ env.MUSEUM_URL }}\"\nrate = \"fast\"\n"),
+        ]);
+        assert!(!report.is_sound());
+        let names: Vec<(&str, bool)> = report.env.iter().map(|one| (one.name.as_str(), one.set)).collect();
+        assert_eq!(names, [("LIFE", false), ("LOST", false), ("MUSEUM_URL", true)]);
+        assert!(report.env[0].used[0].ends_with("a.toml:2:11"), "{:?}", report.env[0].used);
+        let text = report.to_string();
+        assert!(text.contains("LOST        NOT SET"), "{text}");
+        assert!(text.ends_with("3 faults in 2 files; no job was loaded\n"), "{text}");
+        assert_eq!(report.faults[0].line, 2);
+    }
+
+    #[test]
+    fn an_entry_is_made_up_where_none_is_listed() {
+        let report = report(&[(
+            "a.toml",
+            "key = \"a:{size}:{name}\"\n[source]\nkind = \"http\"\nurl = \"http://h/{{ name }}\"\nbody = { q = \"x\" }\n",
+        )]);
+        assert_eq!(report.jobs[0].example.key.as_deref(), Some("a:size:name"));
+        assert_eq!(report.jobs[0].example.requests[0].method, "POST");
+        assert!(report.to_string().contains("1 job, no fault"));
+    }
+}

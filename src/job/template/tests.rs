@@ -1,0 +1,243 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::json;
+
+fn template(source: &str) -> Template {
+    Template::parse(source).unwrap()
+}
+
+fn text(source: &str, context: &Value) -> String {
+    template(source).render(context).unwrap()
+}
+
+fn url(source: &str, context: &Value) -> Result<String, String> {
+    template(source).render_url(context)
+}
+
+#[test]
+fn strings_are_inserted_as_they_are_and_the_rest_as_json() {
+    let context = json!({"s": "<Çınar & \"Kuğu\">", "n": 1.0, "b": true, "nil": null, "o": {"z": [1, "ş"], "a": {}}});
+    assert_eq!(text("{{ s }}", &context), "<Çınar & \"Kuğu\">");
+    assert_eq!(text("{{ n }} {{ b }} {{ nil }} {{ o }}", &context), r#"1.0 true null {"z":[1,"ş"],"a":{}}"#);
+}
+
+#[test]
+fn tojson_is_plain_json() {
+    let context = json!({"artwork": {"title": "Kaplumbağa <Terbiyecisi> & 'Kuğu'", "year": 1906}});
+    assert_eq!(
+        text("{{ artwork | tojson }}", &context),
+        r#"{"title":"Kaplumbağa <Terbiyecisi> & 'Kuğu'","year":1906}"#
+    );
+    assert_eq!(text("{{ artwork.title | tojson }}", &context), r#""Kaplumbağa <Terbiyecisi> & 'Kuğu'""#);
+    assert_eq!(text("{{ {'a': [1]} | tojson(indent=1) }}", &context), "{\n \"a\": [\n  1\n ]\n}");
+    assert_eq!(text("{{ {'a': 1} | tojson(1) }}", &context), "{\n \"a\": 1\n}");
+    assert_eq!(
+        template("{{ artwork.artist | tojson }}").render(&context).unwrap_err(),
+        "could not serialize to value: a part of it is undefined (in `tojson`)"
+    );
+}
+
+#[test]
+fn what_is_undefined_is_an_error_that_names_it() {
+    let context = json!({"value": {"title": "x"}});
+    assert_eq!(template("a {{ value.artist }}").render(&context).unwrap_err(), "`value.artist` is undefined");
+    assert_eq!(template("{{ value.artist.name }}").render(&context).unwrap_err(), "`value.artist.name` is undefined");
+    assert_eq!(template("{{ value.artist }}").value(&context).unwrap_err(), "`value.artist` is undefined");
+    assert_eq!(template("{{ value.artist }}").test(&context).unwrap_err(), "`value.artist` is undefined");
+    assert_eq!(text("{{ value.artist | default('?') }}", &context), "?");
+}
+
+#[test]
+fn what_enters_a_url_is_percent_encoded() {
+    let context = json!({"name": "Mona Lisa/x?", "tr": "Kaplumbağa", "n": 5, "b": true, "plus": "a+b&c=d#%2F~-._"});
+    assert_eq!(url("/a/{{ name }}", &context).unwrap(), "/a/Mona%20Lisa%2Fx%3F");
+    assert_eq!(
+        url("http://h/é/{{ tr }}?q={{ plus }}", &context).unwrap(),
+        "http://h/é/Kaplumba%C4%9Fa?q=a%2Bb%26c%3Dd%23%252F~-._"
+    );
+    assert_eq!(url("/{{ n }}/{{ b }}/{{ n + 0.5 }}", &context).unwrap(), "/5/true/5.5");
+    assert_eq!(url("/{% for c in ['ü', '/'] %}{{ c }},{% endfor %}", &context).unwrap(), "/%C3%BC,%2F,");
+    assert_eq!(text("/a/{{ name }}", &context), "/a/Mona Lisa/x?");
+}
+
+#[test]
+fn nothing_escapes_the_encoding() {
+    let context = json!({"name": "a/b"});
+    assert_eq!(url("/{% set x %}{{ name }}{% endset %}{{ x }}", &context).unwrap(), "/a%252Fb");
+    assert_eq!(url("/{% autoescape false %}{{ name }}{% endautoescape %}", &context).unwrap(), "/a%2Fb");
+    assert_eq!(url("/{{ '/' ~ name }}", &context).unwrap(), "/%2Fa%2Fb");
+    assert_eq!(url("/{% macro m(x) %}{{ x }}{% endmacro %}{{ m(name) }}", &context).unwrap(), "/a%252Fb");
+    for source in ["{{ name | safe }}", "{{ name | escape }}", "{{ name | e }}"] {
+        assert!(Template::parse(source).unwrap_err().message.contains("nothing here is HTML"));
+    }
+}
+
+#[test]
+fn a_path_that_would_be_cut_short_is_refused() {
+    for dots in [".", "..", "%2e", "%2E."] {
+        let message = url("/a/{{ name }}/b", &json!({"name": dots}));
+        if dots.starts_with('%') {
+            assert!(message.is_ok(), "its percent sign is encoded: {message:?}");
+        } else {
+            assert_eq!(message.unwrap_err(), format!("a path segment would be `{dots}`, which URLs cannot carry"));
+        }
+    }
+    assert!(url("/a/%2e{{ name }}", &json!({"name": "."})).is_err());
+    assert_eq!(url("/a?x={{ name }}", &json!({"name": ".."})).unwrap(), "/a?x=..");
+    assert_eq!(url("/a/v{{ name }}", &json!({"name": ".."})).unwrap(), "/a/v..");
+    assert!(url("http://h/{{ name }}", &json!({"name": ".."})).is_err());
+}
+
+#[test]
+fn an_empty_path_segment_is_refused_where_a_value_was_meant() {
+    let empty = json!({"name": ""});
+    assert_eq!(
+        url("/artworks/{{ name }}", &empty).unwrap_err(),
+        "an inserted value is empty, and so is a path segment of `/artworks/{{ name }}`"
+    );
+    assert_eq!(url("/artworks/a{{ name }}/?q={{ name }}", &empty).unwrap(), "/artworks/a/?q=");
+}
+
+#[test]
+fn null_lists_and_objects_are_no_part_of_a_url() {
+    for (value, kind) in [(json!(null), "none"), (json!([1]), "sequence"), (json!({}), "map")] {
+        assert_eq!(
+            url("/{{ x }}", &json!({"x": value})).unwrap_err(),
+            format!("{kind} is no part of a URL; only text, numbers and booleans are (in `x`)")
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_inserted_arrives_whole(name in "[^\u{0}]{1,12}") {
+        prop_assume!(name != "." && name != "..");
+        let rendered = url("http://h/a/{{ name }}/b?q={{ name }}", &json!({"name": name})).unwrap();
+        let parsed = url::Url::parse(&rendered).unwrap();
+        let segments: Vec<&str> = parsed.path_segments().unwrap().collect();
+        prop_assert_eq!(segments.len(), 3);
+        let decoded = percent_encoding::percent_decode_str(segments[1]).decode_utf8().unwrap();
+        prop_assert_eq!(decoded, name.as_str());
+        let query = parsed.query_pairs().next().unwrap().1.into_owned();
+        prop_assert_eq!(query, name);
+    }
+
+    #[test]
+    fn parsing_and_rendering_never_panic(source in "[{}%#a-z0-9 .|'\"()~+*/=!,\\[\\]ğ-]{0,40}") {
+        if let Ok(template) = Template::parse(&source) {
+            let context = json!({"a": "x", "value": {"b": [1, 2.5, null]}});
+            let _ = (template.render(&context), template.render_url(&context));
+            let _ = (template.test(&context), template.value(&context));
+            for name in template.names() {
+                let _ = template.locate(&name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_test_is_an_expression_or_a_text_that_says_so() {
+    let context = json!({"value": {"error": "no", "n": 0, "flag": "false"}});
+    let says = |source: &str| template(source).test(&context);
+    assert_eq!(says("{{ value.error is undefined }}"), Ok(false));
+    assert_eq!(says("{{ value.other is undefined }}"), Ok(true));
+    assert_eq!(says(" {{- value.n == 0 -}} "), Ok(true));
+    assert_eq!(says("{{ value.n }}"), Ok(false));
+    assert_eq!(says("{% if value.n == 0 %}true{% else %}false{% endif %}"), Ok(true));
+    assert_eq!(says(" {% if value.n %}true{% else %}False{% endif %} "), Ok(false));
+    assert_eq!(says("x{{ value.n }}").unwrap_err(), "`x{{ value.n }}` gives neither true nor false");
+}
+
+fn shape(value: Value) -> Shape {
+    fn node(value: Value) -> Node {
+        match value {
+            Value::String(source) => Node::Template(template(&source)),
+            Value::Array(items) => Node::Array(items.into_iter().map(node).collect()),
+            Value::Object(fields) => Node::Object(fields.into_iter().map(|(name, item)| (name, node(item))).collect()),
+            plain => Node::Plain(plain),
+        }
+    }
+    Shape::new(node(value))
+}
+
+#[test]
+fn a_sole_expression_keeps_its_type_in_a_shape() {
+    let context = json!({"value": {"n": 3, "f": 1.5, "l": [1, {"a": null}], "t": "metin", "big": 18_446_744_073_709_551_615_u64}});
+    let document = json!({
+        "z": "{{ value.n }}", "a": "{{- value.l -}}", "text": "n={{ value.n }}", "list": ["{{ value.f }}", 7, true],
+        "two": "{{ value.n }}{{ value.n }}", "literal": "x", "none": "{{ none }}", "big": "{{ value.big }}",
+        "map": "{{ {'k': value.t, 'braces': '}}'} }}",
+    });
+    let rendered = shape(document).render(&context).unwrap();
+    assert_eq!(
+        rendered.to_string(),
+        r#"{"z":3,"a":[1,{"a":null}],"text":"n=3","list":[1.5,7,true],"two":"33","literal":"x","none":null,"big":18446744073709551615,"map":{"k":"metin","braces":"}}"}}"#
+    );
+}
+
+#[test]
+fn a_shape_with_an_undefined_part_is_an_error_that_says_where() {
+    let context = json!({"value": {}});
+    let fails = |document: Value| shape(document).render(&context).unwrap_err();
+    assert_eq!(fails(json!({"a": {"b": "{{ value.x }}"}})), "a: b: `value.x` is undefined");
+    assert_eq!(fails(json!("{{ {'k': value.x} }}")), "a part of it is undefined");
+    assert_eq!(fails(json!("{{ range }}")), "plain object is not JSON");
+}
+
+#[test]
+fn time_and_size_are_bounded() {
+    let loops = "{% for a in range(10000) %}{% for b in range(10000) %}{{ a }}{% endfor %}{% endfor %}";
+    assert_eq!(template(loops).render(&json!({})).unwrap_err(), "the template takes too long; it may loop over less");
+    let long = "{{ 'x' * 5000000 }}{{ 'x' * 5000000 }}";
+    assert_eq!(template(long).render(&json!({})).unwrap_err(), "the text would be longer than 8388608 bytes");
+    let document = "{{ ['x' * 5000000, 'x' * 5000000] }}";
+    assert_eq!(template(document).value(&json!({})).unwrap_err(), "the document would be longer than 8388608 bytes");
+    let recursion = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
+    assert!(template(recursion).render(&json!({})).is_err());
+}
+
+#[test]
+fn faults_are_found_when_a_template_is_parsed() {
+    for (source, message, piece) in [
+        ("a {{ b", "syntax error: unexpected end of input, expected end of variable block", "b"),
+        ("{% for %}", "syntax error: unexpected end of block, expected in", "%}"),
+        ("{{ a | shout }}", "unknown filter `shout`", "shout"),
+        ("{{ a is loud }}", "unknown test `is loud`", "loud"),
+        ("{% if a is not loud %}{% endif %}", "unknown test `is loud`", "loud"),
+        ("{{ a | urlencode }}", "there is no filter `urlencode`: what enters a URL is encoded anyway", "urlencode"),
+        (
+            "{% include 'x' %}",
+            "`{% include %}` needs other templates, and there are none; write the text here",
+            "include",
+        ),
+        (
+            "{% extends 'x' %}",
+            "`{% extends %}` needs other templates, and there are none; write the text here",
+            "extends",
+        ),
+    ] {
+        let error = Template::parse(source).unwrap_err();
+        assert_eq!(error.message, message);
+        assert_eq!(&source[error.at.unwrap()], piece, "{source}");
+    }
+}
+
+#[test]
+fn names_from_outside_are_known_and_found() {
+    let template =
+        template("{% set a = b.c %}{{ a.x }}{{ 'd' }}{% for e in f %}{{ e }}{{ range(2) }}{% endfor %}{{ env.X }}");
+    assert_eq!(template.names(), ["b.c", "env.X", "f"].map(str::to_owned).into());
+    let source = template.source();
+    assert_eq!(&source[template.locate("b.c").unwrap()], "b.c");
+    assert_eq!(template.locate("f"), source.find("f %}").map(|at| at..at + 1));
+    assert_eq!(template.locate("nowhere"), None);
+}
+
+#[test]
+fn the_environment_is_bound_and_does_not_show() {
+    let bound = template("Bearer {{ env.TOKEN }}").with_env(&[("TOKEN".to_owned(), "s3cret/".to_owned())].into());
+    assert_eq!(bound.render(&json!({})).unwrap(), "Bearer s3cret/");
+    assert_eq!(bound.render_url(&json!({})).unwrap(), "Bearer s3cret%2F");
+    assert_eq!(bound.render(&json!({"env": {"TOKEN": "***"}})).unwrap(), "Bearer ***");
+    assert_eq!(format!("{bound:?} {bound}"), r#"Template("Bearer {{ env.TOKEN }}") Bearer {{ env.TOKEN }}"#);
+}

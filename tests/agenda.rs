@@ -1,0 +1,279 @@
+//! What is due when: claims, the order they come in, and what overtakes them.
+
+mod support;
+
+use std::time::Duration;
+
+use samovar::agenda::{Claimed, Due, Finished, Next, State, Trigger, When};
+use samovar::job::EntryKey;
+use samovar::warmer::Outcome;
+use support::{Parts, TestRedis, art, eventually, job};
+
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(50);
+const MANY: usize = 1_000;
+
+async fn parts() -> (TestRedis, Parts) {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    (redis, parts)
+}
+
+async fn put(parts: &Parts, names: &[&str], when: When, trigger: Trigger) -> u64 {
+    let keys: Vec<EntryKey> = names.iter().map(|name| art(name)).collect();
+    parts.agenda.put(&job(), &keys, when, trigger).await.unwrap()
+}
+
+async fn claim(parts: &Parts, most: usize, cap: usize, time: Duration) -> Vec<Claimed> {
+    parts.agenda.claim(&job(), most, cap, time).await.unwrap().entries
+}
+
+async fn take(parts: &Parts, claimed: &[Claimed]) -> Vec<Option<String>> {
+    parts.agenda.take(&job(), claimed, LONG).await.unwrap()
+}
+
+async fn finish(parts: &Parts, name: &str, score: &str, next: Next) {
+    let key = art(name).as_str().to_owned();
+    let finished = Finished { key, score: score.to_owned(), next, outcome: Some(Outcome::Warmed) };
+    parts.agenda.finish(&job(), &[finished], "").await.unwrap();
+}
+
+async fn state(parts: &Parts, name: &str) -> Option<(State, Trigger)> {
+    parts.score(name).await.map(Due::from_score).map(|due| (due.state, due.trigger))
+}
+
+fn names(claimed: &[Claimed]) -> Vec<&str> {
+    claimed.iter().map(|entry| entry.key.strip_prefix("art:").unwrap()).collect()
+}
+
+#[tokio::test]
+async fn an_entry_is_on_the_agenda_once_however_often_it_is_named() {
+    let (redis, parts) = parts().await;
+    for trigger in [Trigger::Cron, Trigger::Demand, Trigger::Manual] {
+        put(&parts, &["a", "a"], When::Due(0), trigger).await;
+        put(&parts, &["a"], When::Urgent, trigger).await;
+    }
+    assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:agenda:{art}"]).await, 1);
+    assert_eq!(claim(&parts, MANY, MANY, LONG).await.len(), 1);
+    put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
+    assert_eq!(claim(&parts, MANY, MANY, LONG).await.len(), 0, "it is claimed already");
+}
+
+#[tokio::test]
+async fn what_is_due_earlier_already_is_not_put_off() {
+    let (_redis, parts) = parts().await;
+    let now = parts.now().await;
+    put(&parts, &["a"], When::Due(now + 1_000), Trigger::Cron).await;
+    assert_eq!(put(&parts, &["a"], When::Due(now + 9_000), Trigger::Cron).await, 0);
+    assert_eq!(put(&parts, &["a"], When::Keep(now + 500), Trigger::Cron).await, 0);
+    assert_eq!(Due::from_score(parts.score("a").await.unwrap()).at, now + 1_000);
+    assert_eq!(put(&parts, &["a"], When::Due(now + 500), Trigger::Cron).await, 1);
+    assert_eq!(put(&parts, &["b"], When::IfThere, Trigger::Cron).await, 0);
+    assert_eq!(parts.score("b").await, None);
+}
+
+#[tokio::test]
+async fn claimed_entries_come_due_again_when_the_claim_runs_out() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["a"], When::Due(0), Trigger::Expiry).await;
+    let first = claim(&parts, MANY, MANY, SHORT).await;
+    let again = eventually("it is claimed again", async || claim(&parts, MANY, MANY, LONG).await.pop()).await;
+    assert_eq!(again.due().trigger, Trigger::Expiry);
+    assert_eq!(take(&parts, &first).await, [None], "the first claim has run out");
+    assert!(take(&parts, &[again]).await[0].is_some());
+}
+
+#[tokio::test]
+async fn taken_entries_come_due_again_when_their_worker_is_gone() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
+    let claimed = claim(&parts, MANY, MANY, LONG).await;
+    let score = parts.agenda.take(&job(), &claimed, SHORT).await.unwrap().remove(0).unwrap();
+    let again = eventually("it is claimed again", async || claim(&parts, MANY, MANY, LONG).await.pop()).await;
+    assert!(again.due().urgent, "it is as urgent as before");
+    finish(&parts, "a", &score, Next::Out).await;
+    assert_eq!(state(&parts, "a").await, Some((State::Claimed, Trigger::Demand)), "the first worker came too late");
+}
+
+#[tokio::test]
+async fn only_one_of_two_that_hold_the_same_claim_takes_it() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["a", "b"], When::Due(0), Trigger::Cron).await;
+    let claimed = claim(&parts, MANY, MANY, LONG).await;
+    let first = take(&parts, &claimed[..1]).await;
+    let second = take(&parts, &claimed).await;
+    assert!(first[0].is_some());
+    assert_eq!((second[0].as_ref(), second[1].is_some()), (None, true));
+}
+
+#[tokio::test]
+async fn two_dispatchers_never_claim_the_same_entry() {
+    let (_redis, parts) = parts().await;
+    let all: Vec<String> = (0..400).map(|n| n.to_string()).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    put(&parts, &all, When::Due(0), Trigger::Cron).await;
+    let claims = futures_util::future::join_all((0..10).map(|_| claim(&parts, 50, MANY, LONG))).await;
+    let mut claimed: Vec<String> = claims.into_iter().flatten().map(|entry| entry.key).collect();
+    assert_eq!(claimed.len(), 400);
+    claimed.sort();
+    claimed.dedup();
+    assert_eq!(claimed.len(), 400);
+}
+
+#[tokio::test]
+async fn urgent_work_goes_before_a_backlog_of_ten_thousand() {
+    let (_redis, parts) = parts().await;
+    let backlog: Vec<String> = (0..10_000).map(|n| format!("backlog {n}")).collect();
+    let backlog: Vec<&str> = backlog.iter().map(String::as_str).collect();
+    put(&parts, &backlog, When::Due(1), Trigger::Cron).await;
+    put(&parts, &["now"], When::Urgent, Trigger::Invalidation).await;
+    let claimed = claim(&parts, 3, MANY, LONG).await;
+    assert_eq!(names(&claimed)[0], "now");
+    assert_eq!(claimed.iter().map(|entry| entry.due().urgent).collect::<Vec<_>>(), [true, false, false]);
+}
+
+#[tokio::test]
+async fn the_cap_holds_back_what_is_scheduled_but_not_what_is_urgent() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["a", "b", "c", "d"], When::Due(0), Trigger::Cron).await;
+    assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 2);
+    let held_back = parts.agenda.claim(&job(), MANY, 2, LONG).await.unwrap();
+    assert!(held_back.entries.is_empty());
+    assert_eq!(held_back.next, Some(Duration::ZERO), "there is more, only no room");
+    put(&parts, &["now"], When::Urgent, Trigger::Demand).await;
+    assert_eq!(names(&claim(&parts, MANY, 2, LONG).await), ["now"]);
+}
+
+#[tokio::test]
+async fn an_entry_that_ends_makes_room_under_the_cap() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["a", "b"], When::Due(0), Trigger::Cron).await;
+    let claimed = claim(&parts, MANY, 1, LONG).await;
+    assert_eq!(names(&claimed), ["a"]);
+    let score = take(&parts, &claimed).await.remove(0).unwrap();
+    assert_eq!(claim(&parts, MANY, 1, LONG).await.len(), 0, "taken counts as well");
+    finish(&parts, "a", &score, Next::At(parts.now().await + 60_000)).await;
+    assert_eq!(names(&claim(&parts, MANY, 1, LONG).await), ["b"]);
+}
+
+#[tokio::test]
+async fn who_asks_is_told_when_something_is_due_next() {
+    let (_redis, parts) = parts().await;
+    assert_eq!(parts.agenda.claim(&job(), MANY, MANY, LONG).await.unwrap().next, None);
+    put(&parts, &["a"], When::Due(parts.now().await + 30_000), Trigger::Expiry).await;
+    let next = parts.agenda.claim(&job(), MANY, MANY, LONG).await.unwrap().next.unwrap();
+    assert!(next > Duration::from_secs(20) && next <= Duration::from_secs(30), "{next:?}");
+    put(&parts, &["b"], When::Due(0), Trigger::Cron).await;
+    let next = parts.agenda.claim(&job(), MANY, MANY, Duration::from_secs(10)).await.unwrap().next.unwrap();
+    assert!(next <= Duration::from_secs(10), "the claim that runs out comes first: {next:?}");
+}
+
+#[tokio::test]
+async fn an_invalidation_makes_a_taken_entry_due_and_its_finish_changes_nothing() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["a"], When::Due(0), Trigger::Cron).await;
+    let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
+    assert_eq!(put(&parts, &["a"], When::Urgent, Trigger::Demand).await, 0, "nobody else overtakes");
+    assert_eq!(put(&parts, &["a"], When::Urgent, Trigger::Invalidation).await, 1);
+    for next in [Next::At(i64::MAX >> 20), Next::Out, Next::In(LONG), Next::Dead("too late".to_owned())] {
+        finish(&parts, "a", &score, next).await;
+        assert_eq!(state(&parts, "a").await, Some((State::Urgent, Trigger::Invalidation)));
+    }
+    assert_eq!(names(&claim(&parts, MANY, MANY, LONG).await), ["a"]);
+}
+
+#[tokio::test]
+async fn each_end_leads_where_it_says() {
+    let (redis, parts) = parts().await;
+    redis.ask::<()>(&["ZADD", "samovar:fed:{art}", "1", "art:fed"]).await;
+    let all = ["at", "fed", "unfed", "in", "again", "out", "dead"];
+    put(&parts, &all, When::Urgent, Trigger::Demand).await;
+    let claimed = claim(&parts, MANY, MANY, LONG).await;
+    let scores = take(&parts, &claimed).await;
+    let then = parts.now().await + 60_000;
+    for (entry, score) in claimed.iter().zip(scores) {
+        let name = entry.key.strip_prefix("art:").unwrap();
+        let next = match name {
+            "at" => Next::At(then),
+            "fed" | "unfed" => Next::IfFed(then),
+            "in" => Next::In(LONG),
+            "again" => Next::In(Duration::ZERO),
+            "out" => Next::Out,
+            _ => Next::Dead("no answer".to_owned()),
+        };
+        finish(&parts, name, &score.unwrap(), next).await;
+    }
+    let due = async |name: &str| parts.score(name).await.map(Due::from_score);
+    let at = Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, urgent: false };
+    assert_eq!((due("at").await, due("fed").await), (Some(at), Some(at)));
+    assert_eq!((due("unfed").await, due("out").await, due("dead").await), (None, None, None));
+    assert_eq!(state(&parts, "in").await, Some((State::Urgent, Trigger::Demand)));
+    assert!(due("in").await.unwrap().at >= then - 1_000);
+    assert_eq!(names(&claim(&parts, MANY, MANY, LONG).await), ["again"]);
+    assert_eq!(redis.ask::<String>(&["HGET", "samovar:dead-reasons:{art}", "art:dead"]).await, "no answer");
+    assert_eq!(redis.ask::<Vec<String>>(&["ZRANGE", "samovar:dead:{art}", "0", "-1"]).await, ["art:dead"]);
+}
+
+#[tokio::test]
+async fn dead_letters_are_bounded_and_the_oldest_go_first() {
+    let (redis, parts) = parts().await;
+    let mut fill = redis::pipe();
+    for n in 0..10_000 {
+        fill.cmd("ZADD").arg("samovar:dead:{art}").arg(n).arg(format!("art:old {n}")).ignore();
+        fill.cmd("HSET").arg("samovar:dead-reasons:{art}").arg(format!("art:old {n}")).arg("long ago").ignore();
+    }
+    fill.query_async::<()>(&mut redis.connection().await).await.unwrap();
+    put(&parts, &["new"], When::Due(0), Trigger::Cron).await;
+    let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
+    finish(&parts, "new", &score, Next::Dead("just now".to_owned())).await;
+    assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:dead:{art}"]).await, 10_000);
+    assert_eq!(redis.ask::<u64>(&["HLEN", "samovar:dead-reasons:{art}"]).await, 10_000);
+    assert_eq!(redis.ask::<Option<f64>>(&["ZSCORE", "samovar:dead:{art}", "art:old 0"]).await, None);
+    assert!(redis.ask::<Option<f64>>(&["ZSCORE", "samovar:dead:{art}", "art:new"]).await.is_some());
+}
+
+#[tokio::test]
+async fn an_entry_that_is_warm_again_is_no_dead_letter_any_more() {
+    let (redis, parts) = parts().await;
+    for next in [Next::Dead("down".to_owned()), Next::At(parts.now().await + 60_000)] {
+        put(&parts, &["a"], When::Due(0), Trigger::Cron).await;
+        let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
+        finish(&parts, "a", &score, next).await;
+    }
+    assert_eq!(redis.keys("samovar:dead*").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn scores_come_back_from_redis_exactly() {
+    let (_redis, parts) = parts().await;
+    for trigger in [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Manual] {
+        for when in [When::Urgent, When::Due(1_732_270_000_123)] {
+            let name = format!("{trigger} {when:?}");
+            put(&parts, &[&name], when, trigger).await;
+            let put = Due::from_score(parts.score(&name).await.unwrap());
+            assert_eq!((put.trigger, put.urgent), (trigger, when == When::Urgent), "{name}");
+            let claimed = claim(&parts, MANY, MANY, LONG).await.remove(0);
+            assert_eq!(claimed.since, put.at, "{name}");
+            assert_eq!(parts.score(&name).await, Some(claimed.score.parse().unwrap()), "{name}");
+            assert_eq!(claimed.due().urgent, when == When::Urgent, "{name}");
+            let taken = take(&parts, &[claimed]).await.remove(0).unwrap();
+            assert_eq!(parts.score(&name).await, Some(taken.parse().unwrap()), "{name}");
+            let taken = Due::from_score(taken.parse().unwrap());
+            let as_put = (State::Taken, trigger, when == When::Urgent);
+            assert_eq!((taken.state, taken.trigger, taken.urgent), as_put, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn odd_names_pass_through_the_agenda_unharmed() {
+    let (_redis, parts) = parts().await;
+    let odd = ["", " ", "a\nb", "\"quoted\"", "{brace}", "[x]?*", "Kaplumbağa 🐢", "100%"];
+    put(&parts, &odd, When::Due(0), Trigger::Cron).await;
+    let mut claimed = claim(&parts, MANY, MANY, LONG).await;
+    assert!(take(&parts, &claimed).await.iter().all(Option::is_some));
+    claimed.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut odd = odd.to_vec();
+    odd.sort_unstable();
+    assert_eq!(names(&claimed), odd);
+}

@@ -1,0 +1,226 @@
+//! Warmups: once per tick in the whole fleet, and what they keep warm.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, hasty_worker, worker};
+
+async fn both() -> (TestRedis, Upstream) {
+    tokio::join!(TestRedis::start(), Upstream::start())
+}
+
+async fn readable(redis: &TestRedis, name: &str) -> Value {
+    eventually(&format!("art:{name} is readable"), async || redis.json(&format!("art:{name}")).await).await
+}
+
+/// Waits until no warmup is under way and nothing is being warmed.
+async fn at_rest(redis: &TestRedis) {
+    eventually("nothing is under way", async || {
+        redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0
+            && redis.ask::<usize>(&["ZCOUNT", "samovar:agenda:{art}", "-inf", "(0"]).await == 0
+    })
+    .await;
+}
+
+const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
+
+/// The feed is asked at each warmup, so its calls count them.
+#[tokio::test]
+async fn a_tick_is_expanded_once_by_several_workers() {
+    let (redis, upstream) = both().await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    upstream.on("/art/a", Reply::json(json!({})));
+    let jobs = Art::of(&upstream).entries(FEED).warm("every = \"1s\"\nrefetch = true").folder();
+    let _workers: Vec<WorkerProcess> = (0..3).map(|_| worker(&redis, &jobs)).collect();
+    readable(&redis, "a").await;
+    let (started, from) = (upstream.calls("/popular"), std::time::Instant::now());
+    upstream.called("/popular", started + 3).await;
+    // Ticks lie on full seconds: no more of them than seconds were begun.
+    let most = from.elapsed().as_secs() as usize + 2;
+    let asked = upstream.calls("/popular") - started;
+    assert!(asked <= most, "{asked} in {:?}", from.elapsed());
+    let warmed = upstream.calls("/art/a");
+    assert!(warmed <= upstream.calls("/popular"), "{warmed} fetches");
+}
+
+#[tokio::test]
+async fn workers_that_start_together_warm_up_once() {
+    let (redis, upstream) = both().await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a", "b", "c"]})));
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let jobs = Art::of(&upstream).entries(FEED).warm("every = \"1h\"\nrefetch = true").folder();
+    let _workers: Vec<WorkerProcess> = (0..4).map(|_| worker(&redis, &jobs)).collect();
+    for name in ["a", "b", "c"] {
+        readable(&redis, name).await;
+    }
+    eventually("all workers are at work", async || redis.ask::<usize>(&["ZCARD", "{samovar:queue}:workers"]).await == 4)
+        .await;
+    at_rest(&redis).await;
+    assert_eq!((upstream.calls("/popular"), upstream.calls("/art/a")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_warmup_leaves_alone_what_lives_until_the_next_one() {
+    let (redis, upstream) = both().await;
+    upstream.on("/popular", Reply::json(json!({"names": []})));
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let jobs = Art::of(&upstream).list(["a"]).entries(FEED).warm("every = \"1s\"").folder();
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    let started = upstream.calls("/popular");
+    upstream.called("/popular", started + 2).await;
+    assert_eq!(upstream.calls("/art/a"), 1);
+    // What somebody deleted is filled in.
+    redis.ask::<u64>(&["DEL", "art:a"]).await;
+    readable(&redis, "a").await;
+    assert_eq!(upstream.calls("/art/a"), 2);
+}
+
+#[tokio::test]
+async fn a_missed_tick_is_caught_up_once_at_start() {
+    let (redis, upstream) = both().await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let jobs = Art::of(&upstream).entries(FEED).warm("every = \"1h\"\nrefetch = true").folder();
+    let mut first = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    at_rest(&redis).await;
+    first.kill9();
+    let next: i64 = redis.ask(&["ZSCORE", "samovar:{schedules}", "art"]).await;
+    let parts = Parts::of(&redis).await;
+    let now = parts.now().await;
+    assert!(next > now && next <= now + 3_600_000, "{next}");
+    // Three of them passed while nobody was there.
+    let missed = (now - 3 * 3_600_000).to_string();
+    redis.ask::<i64>(&["ZADD", "samovar:{schedules}", &missed, "art"]).await;
+    redis.ask::<u64>(&["DEL", "art:a"]).await;
+    let _second = worker(&redis, &jobs);
+    let _third = worker(&redis, &jobs);
+    upstream.called("/art/a", 2).await;
+    eventually("the next tick lies ahead", async || {
+        redis.ask::<i64>(&["ZSCORE", "samovar:{schedules}", "art"]).await >= next
+            && redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0
+    })
+    .await;
+    eventually("both are at work", async || {
+        redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", "samovar:signal"]).await.1 == 2
+    })
+    .await;
+    assert_eq!((upstream.calls("/popular"), upstream.calls("/art/a")), (2, 2));
+}
+
+#[tokio::test]
+async fn a_tick_whose_worker_died_is_expanded_by_another() {
+    let (redis, upstream) = both().await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let gate = upstream.gate("/popular");
+    let jobs = Art::of(&upstream).entries(FEED).folder();
+    let mut first = hasty_worker(&redis, &jobs);
+    gate.arrived(1).await;
+    first.kill9();
+    gate.open();
+    let _second = hasty_worker(&redis, &jobs);
+    readable(&redis, "a").await;
+}
+
+#[tokio::test]
+async fn a_job_file_that_changed_is_warmed_up_at_once_and_one_that_did_not_is_not() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
+    let art = Art::of(&upstream).list(["a"]).warm("every = \"1h\"");
+    let jobs = art.folder().job(
+        "other",
+        "key = \"other:x\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/other\"\n[warm]\nrefetch = true",
+    );
+    let mut first = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    eventually("the other is readable", async || redis.json("other:x").await).await;
+    first.kill9();
+    jobs.write("art.toml", &art.clone().list(["a", "b"]).source("value = { new = \"{{ value.path }}\" }").toml());
+    let _second = worker(&redis, &jobs);
+    assert_eq!(readable(&redis, "b").await, json!({"new": "/art/b"}));
+    assert_eq!(upstream.calls("/other"), 1);
+}
+
+#[tokio::test]
+async fn what_the_feed_names_is_kept_warm_and_what_it_drops_is_left_to_expire() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    upstream.on("/popular", Reply::json(json!({"names": ["stays", "goes"]})));
+    let jobs = Art::of(&upstream).ttl("3s").entries(FEED).warm("every = \"1s\"\nahead = \"1s\"").folder();
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "stays").await;
+    readable(&redis, "goes").await;
+    upstream.on("/popular", Reply::json(json!({"names": ["stays"]})));
+    let dropped = upstream.calls("/popular");
+    upstream.called("/popular", dropped + 1).await;
+    eventually("it is no longer named", async || {
+        redis.ask::<Vec<String>>(&["ZRANGE", "samovar:fed:{art}", "0", "-1"]).await == ["art:stays"]
+    })
+    .await;
+    eventually("what was dropped has expired", async || redis.get("art:goes").await.is_none()).await;
+    let parts = Parts::of(&redis).await;
+    assert_eq!(parts.score("goes").await, None, "nobody thinks of it any more");
+    let asked = upstream.calls("/popular");
+    upstream.called("/popular", asked + 2).await;
+    assert_eq!(redis.get("art:goes").await, None);
+    assert!(redis.get("art:stays").await.is_some());
+}
+
+#[tokio::test]
+async fn a_feed_that_fails_keeps_warm_what_it_named_last() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    upstream.on("/popular", Reply::json(json!({"names": ["a", "b"]})));
+    let jobs = Art::of(&upstream).ttl("3s").entries(FEED).warm("every = \"1s\"").folder();
+    let mut worker = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    for (bad, path) in [
+        (Reply::status(500), "500"),
+        (Reply::json(json!({"names": [1, 2]})), "wrong type"),
+        (Reply::text("<html>"), "HTML"),
+    ] {
+        upstream.on("/popular", bad);
+        let calls = (upstream.calls("/popular"), upstream.calls("/art/b"));
+        upstream.called("/popular", calls.0 + 1).await;
+        upstream.called("/art/b", calls.1 + 1).await;
+        assert!(redis.get("art:b").await.is_some(), "{path}");
+        assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:fed:{art}"]).await, 2, "{path}");
+    }
+    worker.wait_for_log(&["its feed does not answer"]).await;
+}
+
+#[tokio::test]
+async fn a_large_feed_is_warmed_whole() {
+    let (redis, upstream) = both().await;
+    let names: Vec<String> = (0..1_200).map(|n| format!("n {n}")).collect();
+    upstream.on("/popular", Reply::json(json!({"names": names})));
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let jobs = Art::of(&upstream).entries(FEED).folder();
+    let _worker = worker(&redis, &jobs);
+    eventually("all are readable", async || {
+        let count = redis.keys("art:*").await.len();
+        if count == 1_200 { Ok(()) } else { Err(count) }
+    })
+    .await;
+    assert_eq!((upstream.most_in_flight_for_any(), upstream.all_requests().len()), (1, 1_201));
+}
+
+#[tokio::test]
+async fn a_schedule_without_entries_does_nothing_and_does_not_mind() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).warm("every = \"1s\"").folder();
+    let mut worker = worker(&redis, &jobs);
+    worker.wait_for_log(&["warmup", "entries=0"]).await;
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while worker.log().iter().filter(|line| line.contains("entries=0")).count() < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("it goes on");
+    assert!(worker.is_running());
+}

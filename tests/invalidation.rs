@@ -1,0 +1,549 @@
+//! Invalidations: once one is handled, nothing fetched before it can be read anew.
+
+mod support;
+
+use std::time::Duration;
+
+use samovar::agenda::{Due, State, Trigger, When};
+use samovar::store::{Fresh, Leased, Meta, Note, Removal, Written};
+use samovar::trigger::Message;
+use serde_json::json;
+use support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, worker,
+};
+
+const CHANNEL: &str = "samovar:invalidate";
+const LONG: Duration = Duration::from_secs(60);
+const TTL: Duration = Duration::from_secs(600);
+
+/// Redis, an upstream and a worker on the job `art`.
+async fn warmed(names: &[&str]) -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    for name in names {
+        upstream.edit(&format!("/art/{name}"));
+    }
+    let jobs = Art::of(&upstream).list(names).folder();
+    let worker = worker(&redis, &jobs);
+    for name in names {
+        version(&redis, name, 1).await;
+    }
+    at_rest(&redis).await;
+    (redis, upstream, jobs, worker)
+}
+
+/// Waits until this version is readable.
+async fn version(redis: &TestRedis, name: &str, version: u64) {
+    let key = format!("art:{name}");
+    eventually(&format!("version {version} of {key} is readable"), async || match redis.json(&key).await {
+        Some(value) if value["version"] == version => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
+/// Waits until nothing is being warmed.
+async fn at_rest(redis: &TestRedis) {
+    eventually("nothing is urgent, claimed or taken any more", async || {
+        let busy: Vec<String> = redis.ask(&["ZRANGEBYSCORE", "samovar:agenda:{art}", "-inf", "(0"]).await;
+        if busy.is_empty() { Ok(()) } else { Err(busy) }
+    })
+    .await;
+}
+
+/// Publishes as an API does, once somebody hears it.
+async fn publish(redis: &TestRedis, message: &str) {
+    eventually("a worker hears the channel", async || {
+        redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", CHANNEL]).await.1 > 0
+    })
+    .await;
+    assert!(redis.publish(CHANNEL, message).await > 0);
+}
+
+#[tokio::test]
+async fn late_writer_is_fenced_out() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+    let gate = upstream.gate("/art/a");
+    publish(&redis, "art:a").await;
+    gate.arrived(1).await;
+    assert_eq!(upstream.edit("/art/a"), 2);
+    // The answer at the gate is that of version 1.
+    Parts::of(&redis).await.invalidate("art:a").await;
+    let lease = redis.keys("samovar:lease:*").await.remove(0);
+    assert!(redis.get(&lease).await.unwrap().ends_with(" r"), "the fetch is marked");
+    let seen = redis.json("art:a").await.unwrap();
+    assert_eq!(seen["version"], 1, "a refresh serves the old value meanwhile");
+    gate.let_one_out();
+    gate.arrived(2).await;
+    assert_eq!(redis.json("art:a").await.unwrap()["version"], 1);
+    gate.open();
+    version(&redis, "a", 2).await;
+    assert_eq!(upstream.most_in_flight("/art/a"), 1);
+}
+
+/// Nothing is readable before, so that whatever the late writer wrote would show.
+#[tokio::test]
+async fn late_writer_of_a_key_that_is_being_born_is_fenced_out() {
+    for message in ["art:new", r#"{"patterns": ["art:n*"]}"#, r#"{"jobs": ["art"]}"#, r#"{"keys": ["art:new"]}"#] {
+        let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+        upstream.edit("/art/new");
+        let gate = upstream.gate("/art/new");
+        let jobs = Art::of(&upstream).list(["new"]).folder();
+        let _worker = worker(&redis, &jobs);
+        gate.arrived(1).await;
+        upstream.edit("/art/new");
+        Parts::of(&redis).await.invalidate(message).await;
+        gate.let_one_out();
+        gate.arrived(2).await;
+        assert_eq!(redis.get("art:new").await, None, "{message}");
+        gate.open();
+        version(&redis, "new", 2).await;
+    }
+}
+
+#[tokio::test]
+async fn refresh_serves_the_old_value_until_the_new_one_lands() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+    upstream.edit("/art/a");
+    let gate = upstream.gate("/art/a");
+    publish(&redis, "art:a").await;
+    gate.arrived(1).await;
+    assert_eq!(redis.json("art:a").await.unwrap()["version"], 1);
+    gate.open();
+    version(&redis, "a", 2).await;
+}
+
+#[tokio::test]
+async fn evict_removes_at_once_and_nothing_fetches_before_the_next_warmup() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a", "b"]).await;
+    let parts = Parts::of(&redis).await;
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
+    assert_eq!(redis.get("art:a").await, None);
+    assert_eq!(parts.score("a").await, None, "it is not on the agenda");
+    // Whatever else is due is warmed, and this is not.
+    upstream.edit("/art/b");
+    parts.invalidate("art:b").await;
+    version(&redis, "b", 2).await;
+    at_rest(&redis).await;
+    assert_eq!((redis.get("art:a").await, upstream.calls("/art/a")), (None, 1));
+}
+
+#[tokio::test]
+async fn a_fetch_in_flight_does_not_resurrect_what_was_evicted() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+    let parts = Parts::of(&redis).await;
+    let gate = upstream.gate("/art/a");
+    parts.invalidate("art:a").await;
+    gate.arrived(1).await;
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
+    assert_eq!(redis.get("art:a").await, None);
+    gate.open();
+    eventually("the fetch has ended", async || parts.stat("fenced").await == 1).await;
+    at_rest(&redis).await;
+    assert_eq!((redis.get("art:a").await, upstream.calls("/art/a")), (None, 2));
+    assert_eq!(parts.score("a").await, None);
+}
+
+#[tokio::test]
+async fn warm_fetches_what_is_absent_and_nothing_else() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["there"]).await;
+    upstream.edit("/art/absent");
+    upstream.edit("/art/last");
+    publish(&redis, r#"{"keys": ["art:there", "art:absent", "foreign:absent"], "action": "warm"}"#).await;
+    version(&redis, "absent", 1).await;
+    publish(&redis, r#"{"keys": ["art:last", "art:there"], "action": "warm"}"#).await;
+    version(&redis, "last", 1).await;
+    at_rest(&redis).await;
+    assert_eq!(upstream.calls("/art/there"), 1);
+    assert_eq!(upstream.all_requests().len(), 3);
+}
+
+#[tokio::test]
+async fn warm_leaves_alone_what_the_api_wrote_itself() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["there"]).await;
+    redis.set("art:theirs", r#"{"version": 0}"#, TTL).await;
+    upstream.edit("/art/theirs");
+    upstream.edit("/art/absent");
+    let parts = Parts::of(&redis).await;
+    parts.invalidate(r#"{"keys": ["art:theirs"], "action": "warm"}"#).await;
+    parts.invalidate(r#"{"keys": ["art:absent"], "action": "warm"}"#).await;
+    version(&redis, "absent", 1).await;
+    at_rest(&redis).await;
+    assert_eq!((redis.json("art:theirs").await.unwrap()["version"].clone(), upstream.calls("/art/theirs")), (json!(0), 0));
+}
+
+#[tokio::test]
+async fn what_the_api_wrote_itself_is_refreshed_when_it_is_invalidated() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+    upstream.edit("/art/theirs");
+    redis.set("art:theirs", r#"{"version": 0}"#, TTL).await;
+    publish(&redis, "art:theirs").await;
+    version(&redis, "theirs", 1).await;
+    redis.set("art:a", r#"{"version": 0}"#, TTL).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 1).await;
+}
+
+#[tokio::test]
+async fn a_pattern_touches_only_keys_of_jobs_and_never_samovars_own() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a", "b"]).await;
+    redis.set("session:1", "theirs", TTL).await;
+    redis.ask::<u64>(&["HSET", "art", "field", "theirs"]).await;
+    let parts = Parts::of(&redis).await;
+    parts.invalidate(r#"{"patterns": ["*"], "action": "evict"}"#).await;
+    assert_eq!((redis.get("art:a").await, redis.get("art:b").await), (None, None));
+    assert_eq!(redis.get("session:1").await.as_deref(), Some("theirs"));
+    assert_eq!(redis.ask::<u64>(&["EXISTS", "art", "samovar:inbox", "samovar:marker", "samovar:{schedules}:digests"]).await, 4);
+    // And the worker is as well as before.
+    upstream.edit("/art/c");
+    parts.invalidate(r#"{"keys": ["art:c"], "action": "warm"}"#).await;
+    version(&redis, "c", 1).await;
+}
+
+#[tokio::test]
+async fn a_pattern_refreshes_what_it_matches_and_nothing_else() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["cat 1", "cat 2", "dog"]).await;
+    for name in ["cat 1", "cat 2", "dog"] {
+        upstream.edit(&format!("/art/{name}"));
+    }
+    publish(&redis, r#"{"patterns": ["art:cat*"]}"#).await;
+    version(&redis, "cat 1", 2).await;
+    version(&redis, "cat 2", 2).await;
+    at_rest(&redis).await;
+    assert_eq!((redis.json("art:dog").await.unwrap()["version"].clone(), upstream.calls("/art/dog")), (json!(1), 1));
+}
+
+#[tokio::test]
+async fn a_pattern_reaches_more_entries_than_one_step_of_a_scan() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    let mut fill = redis::pipe();
+    for n in 0..3_000 {
+        fill.cmd("SET").arg(format!("art:{n}")).arg("0").arg("EX").arg(600).ignore();
+    }
+    fill.query_async::<()>(&mut redis.connection().await).await.unwrap();
+    let message = Message::parse(r#"{"patterns": ["art:*"], "action": "evict"}"#).unwrap();
+    let handled = parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
+    assert_eq!((handled.removed, redis.keys("art:*").await.len()), (3_000, 0));
+}
+
+#[tokio::test]
+async fn a_whole_job_is_invalidated_by_its_name() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a", "b"]).await;
+    upstream.edit("/art/a");
+    upstream.edit("/art/b");
+    Parts::of(&redis).await.invalidate(r#"{"jobs": ["art"]}"#).await;
+    version(&redis, "a", 2).await;
+    version(&redis, "b", 2).await;
+}
+
+#[tokio::test]
+async fn bare_text_is_one_literal_key_whatever_is_in_it() {
+    let odd = ["*", "a[bc]?", "\\*", "{x}", "\"q\"", "x y:z", "İstanbul 🎨"];
+    let (redis, upstream, _jobs, _worker) = warmed(&["a*", "ab", "a[bc]?", "*", "\\*", "{x}", "\"q\"", "x y:z", "İstanbul 🎨"]).await;
+    for name in odd {
+        upstream.edit(&format!("/art/{name}"));
+        publish(&redis, &format!("art:{name}")).await;
+        version(&redis, name, 2).await;
+    }
+    at_rest(&redis).await;
+    assert_eq!((upstream.calls("/art/a*"), upstream.calls("/art/ab")), (1, 1), "no key was read as a glob");
+}
+
+#[tokio::test]
+async fn malformed_messages_are_survived_and_told() {
+    let (redis, upstream, _jobs, mut worker) = warmed(&["a"]).await;
+    for bad in ["", "{}", r#"{"keys": 7}"#, r#"{"keys": ["art:a"], "action": "explode"}"#, r#"{"patterns": ["*"], "action": "warm"}"#] {
+        publish(&redis, bad).await;
+        redis.ask::<String>(&["XADD", "samovar:inbox", "*", "message", bad]).await;
+    }
+    let binary = redis::cmd("PUBLISH").arg(CHANNEL).arg(&b"\xff\xfe{"[..]).to_owned();
+    binary.exec_async(&mut redis.connection().await).await.unwrap();
+    redis.ask::<String>(&["XADD", "samovar:inbox", "*", "other", "field"]).await;
+    let long = "x".repeat((1 << 20) + 1);
+    publish(&redis, &long).await;
+    Parts::of(&redis).await.inbox_is_empty().await;
+    upstream.edit("/art/a");
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    worker.wait_for_log(&["cannot follow a message", "it is empty"]).await;
+    let told = worker.log().iter().filter(|line| line.contains("cannot follow a message")).count();
+    assert_eq!(told, 1, "once a minute at most");
+    assert!(worker.log().iter().all(|line| line.len() < 2_000), "excerpts are bounded");
+}
+
+#[tokio::test]
+async fn an_invalidation_that_is_older_than_the_value_changes_nothing() {
+    let (redis, upstream, jobs, _worker) = warmed(&["a"]).await;
+    let parts = Parts::of(&redis).await;
+    let invalidator = parts.invalidator(&jobs);
+    let before = (redis.get("art:a").await, parts.meta("a").await, parts.score("a").await);
+    let late = parts.meta("a").await.unwrap().start - 1;
+    for action in ["refresh", "evict"] {
+        for what in [r#""keys": ["art:a"]"#, r#""patterns": ["art:*"]"#, r#""jobs": ["art"]"#] {
+            let message = Message::parse(&format!("{{{what}, \"action\": \"{action}\"}}")).unwrap();
+            let handled = invalidator.handle(&message, late).await.unwrap();
+            assert_eq!((handled.due, handled.removed, handled.fenced), (0, 0, 0), "{action} {what}");
+        }
+    }
+    let after = (redis.get("art:a").await, parts.meta("a").await, parts.score("a").await);
+    assert_eq!((after, upstream.calls("/art/a")), (before, 1));
+}
+
+#[tokio::test]
+async fn an_invalidation_that_is_handled_twice_is_answered_once() {
+    let (redis, upstream, jobs, _worker) = warmed(&["a"]).await;
+    let parts = Parts::of(&redis).await;
+    upstream.edit("/art/a");
+    let (message, at) = (Message::parse("art:a").unwrap(), parts.now().await);
+    parts.next_instant().await;
+    let invalidator = parts.invalidator(&jobs);
+    assert_eq!(invalidator.handle(&message, at).await.unwrap().due, 1);
+    version(&redis, "a", 2).await;
+    at_rest(&redis).await;
+    for _ in 0..3 {
+        let handled = invalidator.handle(&message, at).await.unwrap();
+        assert_eq!((handled.due, handled.removed, handled.fenced), (0, 0, 0));
+    }
+    at_rest(&redis).await;
+    assert_eq!(upstream.calls("/art/a"), 2);
+}
+
+#[tokio::test]
+async fn a_fetch_that_began_after_the_invalidation_is_left_alone() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let late = parts.now().await;
+    parts.next_instant().await;
+    let lease = parts.lease("a", LONG).await;
+    for removal in [Removal::Refresh, Removal::Evict] {
+        assert!(!parts.store.invalidate(&art("a"), late, removal).await.unwrap().fenced);
+    }
+    let written = parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    assert!(matches!(written, Written::Done { changed: true, .. }), "{written:?}");
+}
+
+#[tokio::test]
+async fn a_message_that_is_published_while_no_worker_runs_is_handled_once_one_starts() {
+    let (redis, upstream, jobs, mut first) = warmed(&["a"]).await;
+    first.kill9();
+    upstream.edit("/art/a");
+    let parts = Parts::of(&redis).await;
+    parts.publish("art:a").await;
+    let _second = worker(&redis, &jobs);
+    version(&redis, "a", 2).await;
+    parts.inbox_is_empty().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_published_before_any_worker_ever_ran_is_handled() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    redis.set("art:old", "0", TTL).await;
+    let parts = Parts::of(&redis).await;
+    parts.publish(r#"{"keys": ["art:old"], "action": "evict"}"#).await;
+    let jobs = Art::of(&upstream).folder();
+    let _worker = worker(&redis, &jobs);
+    eventually("it is evicted", async || redis.get("art:old").await.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_message_that_a_crashed_worker_held_is_taken_over() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = hasty_worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    upstream.edit("/art/a");
+    // Whoever gets the message: a consumer that reads it and is never heard of again, or the worker; tried until the former.
+    let parts = Parts::of(&redis).await;
+    let mut connection = redis.connection().await;
+    let mut read = redis::cmd("XREADGROUP");
+    read.arg(&["GROUP", "samovar", "crashed", "COUNT", "1", "STREAMS", "samovar:inbox", ">"]);
+    loop {
+        let mut both = redis::pipe();
+        both.atomic();
+        both.cmd("XADD").arg(&["samovar:inbox", "*", "message", "art:a"]).ignore();
+        both.add_command(read.clone());
+        let (reply,): (redis::Value,) = both.query_async(&mut connection).await.unwrap();
+        if reply != redis::Value::Nil {
+            break;
+        }
+    }
+    version(&redis, "a", 2).await;
+    parts.inbox_is_empty().await;
+    let pending: redis::Value = redis.ask(&["XPENDING", "samovar:inbox", "samovar", "-", "+", "10"]).await;
+    assert_eq!(pending, redis::Value::Array(vec![]));
+}
+
+#[tokio::test]
+async fn an_inbox_that_was_deleted_is_made_anew() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+    redis.ask::<u64>(&["DEL", "samovar:inbox"]).await;
+    upstream.edit("/art/a");
+    Parts::of(&redis).await.invalidate("art:a").await;
+    version(&redis, "a", 2).await;
+}
+
+#[tokio::test]
+async fn changes_are_announced_and_what_stays_the_same_is_not() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+    let mut heard = redis.redis_url().client().unwrap().get_async_pubsub().await.unwrap();
+    heard.subscribe("samovar:changed").await.unwrap();
+    let mut heard = heard.into_on_message();
+    let mut next = async || {
+        let message = tokio::time::timeout(Duration::from_secs(20), futures_util::StreamExt::next(&mut heard));
+        let text: String = message.await.expect("an announcement").unwrap().get_payload().unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("art:a").await;
+    at_rest(&redis).await;
+    assert_eq!(parts.stat("unchanged").await, 1);
+    upstream.edit("/art/a");
+    parts.invalidate("art:a").await;
+    assert_eq!(next().await, json!({"key": "art:a", "event": "warmed"}));
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
+    assert_eq!(next().await, json!({"key": "art:a", "event": "evicted"}));
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "warm"}"#).await;
+    assert_eq!(next().await, json!({"key": "art:a", "event": "warmed"}));
+    upstream.on("/art/a", Reply::status(404));
+    parts.invalidate("art:a").await;
+    assert_eq!(next().await, json!({"key": "art:a", "event": "gone"}));
+}
+
+#[tokio::test]
+async fn an_invalidation_between_take_and_lease_leaves_the_entry_due() {
+    let redis = TestRedis::start().await;
+    let (upstream, parts) = (Upstream::start().await, Parts::of(&redis).await);
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
+    let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
+    let held = parts.agenda.take(&job(), &claimed, LONG).await.unwrap().remove(0).unwrap();
+    parts.next_instant().await;
+    let message = Message::parse("art:a").unwrap();
+    parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
+    let next = samovar::agenda::Next::At(parts.now().await + 60_000);
+    let finished = samovar::agenda::Finished { key: "art:a".into(), score: held, next, outcome: None };
+    parts.agenda.finish(&job(), &[finished], "").await.unwrap();
+    let due = Due::from_score(parts.score("a").await.unwrap());
+    assert_eq!((due.state, due.trigger), (State::Urgent, Trigger::Invalidation));
+    // And the value counts as fresh to nobody, until it was fetched anew.
+    for fresh in [Fresh { since: Some(1), ..Fresh::default() }, Fresh { any: true, ..Fresh::default() }] {
+        let leased = parts.store.lease(&art("a"), Duration::from_millis(1), fresh).await.unwrap();
+        assert!(matches!(leased, Leased::Yes(_)), "{leased:?}");
+        eventually("the lease is over", async || redis.keys("samovar:lease:*").await.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_ran_out_cannot_commit() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let late = parts.lease("a", Duration::from_millis(20)).await;
+    eventually("the lease is over", async || redis.keys("samovar:lease:*").await.is_empty()).await;
+    let (key, note) = (art("a"), Note::default());
+    assert_eq!(parts.store.commit(&key, &late, "1", TTL, &note).await.unwrap(), Written::Lost);
+    let present = parts.lease("a", LONG).await;
+    assert_eq!(parts.store.commit(&key, &late, "1", TTL, &note).await.unwrap(), Written::Lost);
+    assert_eq!(parts.store.gone(&key, &late, &note).await.unwrap(), Written::Lost);
+    assert_eq!(parts.store.extend(&key, &late, TTL, &note).await.unwrap(), Written::Lost);
+    assert_eq!(parts.store.release(&key, &late.token, Some(&note)).await.unwrap(), None);
+    assert_eq!(redis.get("art:a").await, None);
+    let written = parts.store.commit(&key, &present, "2", TTL, &note).await.unwrap();
+    assert!(matches!(written, Written::Done { changed: true, .. }), "the present lease is unharmed: {written:?}");
+}
+
+#[tokio::test]
+async fn an_entry_is_leased_once_at_a_time() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let lease = parts.lease("a", LONG).await;
+    let other = parts.store.lease(&art("a"), LONG, Fresh::default()).await.unwrap();
+    assert!(matches!(other, Leased::Busy(left) if left > Duration::from_secs(50)), "{other:?}");
+    parts.store.release(&art("a"), &lease.token, None).await.unwrap();
+    parts.lease("a", LONG).await;
+}
+
+#[tokio::test]
+async fn a_fenced_commit_keeps_the_lease_and_begins_anew() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let (key, note) = (art("a"), Note::default());
+    let lease = parts.lease("a", LONG).await;
+    assert!(parts.store.invalidate(&key, parts.now().await, Removal::Refresh).await.unwrap().fenced);
+    let written = parts.store.commit(&key, &lease, "1", TTL, &note).await.unwrap();
+    assert!(matches!(written, Written::Again(start) if start >= lease.start), "{written:?}");
+    assert_eq!(redis.get("art:a").await, None);
+    let other = parts.store.lease(&key, LONG, Fresh::default()).await.unwrap();
+    assert!(matches!(other, Leased::Busy(_)), "nobody gets in between: {other:?}");
+    let written = parts.store.commit(&key, &lease, "2", TTL, &note).await.unwrap();
+    assert!(matches!(written, Written::Done { .. }), "{written:?}");
+    assert_eq!(redis.get("art:a").await.as_deref(), Some("2"));
+}
+
+#[tokio::test]
+async fn no_second_message_lifts_the_fence_of_the_first() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let (key, note) = (art("a"), Note::default());
+    for (first, second) in [(Removal::Evict, Removal::Refresh), (Removal::Refresh, Removal::Evict)] {
+        let lease = parts.lease("a", LONG).await;
+        let at = parts.now().await;
+        assert!(parts.store.invalidate(&key, at, first).await.unwrap().fenced);
+        assert!(!parts.store.invalidate(&key, lease.start - 1, second).await.unwrap().fenced);
+        assert!(parts.store.invalidate(&key, at, second).await.unwrap().fenced);
+        let written = parts.store.commit(&key, &lease, "1", TTL, &note).await.unwrap();
+        assert!(matches!(written, Written::Again(_) | Written::Evicted), "{written:?}");
+        assert_eq!(redis.get("art:a").await, None);
+        parts.store.release(&key, &lease.token, None).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_somebody_else_wrote_is_not_extended() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let (key, note) = (art("a"), Note::default());
+    let first = parts.lease("a", LONG).await;
+    parts.store.commit(&key, &first, "1", TTL, &note).await.unwrap();
+    let second = parts.lease("a", LONG).await;
+    redis.set("art:a", "\"theirs\"", TTL / 2).await;
+    assert_eq!(parts.store.extend(&key, &second, TTL, &note).await.unwrap(), Written::Foreign);
+    assert!(redis.ttl("art:a").await.unwrap() <= TTL / 2);
+    redis.ask::<u64>(&["DEL", "art:a"]).await;
+    assert_eq!(parts.store.extend(&key, &second, TTL, &note).await.unwrap(), Written::Foreign);
+    let written = parts.store.commit(&key, &second, "2", TTL, &note).await.unwrap();
+    assert!(matches!(written, Written::Done { .. }), "the lease is kept for a whole answer: {written:?}");
+}
+
+/// The API wrote its own value while the upstream was being asked with the validators of ours.
+#[tokio::test]
+async fn a_304_does_not_bless_what_somebody_else_wrote() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+    let gate = upstream.gate("/art/a");
+    publish(&redis, "art:a").await;
+    gate.arrived(1).await;
+    redis.set("art:a", r#"{"version": 0}"#, TTL).await;
+    gate.open();
+    version(&redis, "a", 1).await;
+    let asked = upstream.requests("/art/a");
+    let conditional: Vec<bool> = asked.iter().map(|call| call.headers.contains_key("if-none-match")).collect();
+    assert_eq!(conditional, [false, true, false]);
+}
+
+#[tokio::test]
+async fn a_failed_fetch_keeps_the_invalidation_open() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+    let parts = Parts::of(&redis).await;
+    upstream.on("/art/a", Reply::status(500));
+    parts.invalidate("art:a").await;
+    eventually("the fetch has failed", async || parts.stat("failed").await > 0).await;
+    let meta: Meta = parts.meta("a").await.unwrap();
+    assert!(meta.invalidated > 0, "{meta:?}");
+    assert_eq!(redis.json("art:a").await.unwrap()["version"], 1);
+    upstream.edit("/art/a");
+    version(&redis, "a", 2).await;
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, 0);
+}

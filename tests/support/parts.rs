@@ -1,0 +1,107 @@
+//! Samovar's parts over a test's Redis, for what must be forced step by step.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use samovar::agenda::Agenda;
+use samovar::job::{EntryKey, JobName, Jobs};
+use samovar::redis::{Connection, Keys};
+use samovar::store::{Fresh, Lease, Leased, Meta, Store};
+use samovar::trigger::{Invalidator, Message, inbox};
+
+use super::{JobsFolder, TestRedis, eventually};
+
+/// The parts.
+#[derive(Debug)]
+pub struct Parts {
+    pub redis: Connection,
+    pub keys: Keys,
+    pub store: Store,
+    pub agenda: Agenda,
+}
+
+impl Parts {
+    pub async fn of(redis: &TestRedis) -> Self {
+        let redis = redis.redis_url().manager(Duration::from_secs(5)).await.unwrap();
+        let keys = Keys::new("samovar", "samovar:invalidate");
+        let store = Store::new(redis.clone(), keys.clone());
+        let agenda = Agenda::new(redis.clone(), keys.clone());
+        Self { redis, keys, store, agenda }
+    }
+
+    /// What handles invalidations of these jobs.
+    pub fn invalidator(&self, jobs: &JobsFolder) -> Invalidator {
+        let jobs = Jobs::load(jobs.path(), Duration::from_secs(3_600), &|_| None).unwrap();
+        Invalidator::new(self.redis.clone(), self.keys.clone(), Arc::new(jobs), self.store.clone(), self.agenda.clone())
+    }
+
+    /// Begins a fetch, which nothing makes unnecessary.
+    pub async fn lease(&self, name: &str, time: Duration) -> Lease {
+        match self.store.lease(&art(name), time, Fresh::default()).await.unwrap() {
+            Leased::Yes(lease) => lease,
+            other => panic!("no lease: {other:?}"),
+        }
+    }
+
+    /// Publishes through the inbox, where nothing is lost; returns the message's id.
+    pub async fn publish(&self, message: &str) -> String {
+        let message = Message::parse(message).unwrap();
+        inbox::publish(&mut self.redis.clone(), &self.keys, &message).await.unwrap()
+    }
+
+    /// The same, and waits until it is handled.
+    pub async fn invalidate(&self, message: &str) {
+        self.publish(message).await;
+        self.inbox_is_empty().await;
+    }
+
+    pub async fn inbox_is_empty(&self) {
+        eventually("all messages in the inbox are handled", async || {
+            let length: usize =
+                redis::cmd("XLEN").arg(self.keys.inbox()).query_async(&mut self.redis.clone()).await.unwrap();
+            if length == 0 { Ok(()) } else { Err(length) }
+        })
+        .await;
+    }
+
+    /// What is known of an entry of the job `art`.
+    pub async fn meta(&self, name: &str) -> Option<Meta> {
+        let (_, meta) = self.store.look(&[art(name)]).await.unwrap().remove(0);
+        meta
+    }
+
+    /// An entry's score on the agenda of the job `art`, if it is there.
+    pub async fn score(&self, name: &str) -> Option<f64> {
+        let agenda = self.keys.agenda(&job());
+        redis::cmd("ZSCORE").arg(agenda).arg(art(name).as_str()).query_async(&mut self.redis.clone()).await.unwrap()
+    }
+
+    /// A counter of the job `art`.
+    pub async fn stat(&self, outcome: &str) -> u64 {
+        let stats = self.keys.stats(&job());
+        let count: Option<u64> =
+            redis::cmd("HGET").arg(stats).arg(outcome).query_async(&mut self.redis.clone()).await.unwrap();
+        count.unwrap_or_default()
+    }
+
+    /// Redis's clock, ms.
+    pub async fn now(&self) -> i64 {
+        self.store.now().await.unwrap()
+    }
+
+    /// Waits until Redis's clock has moved on, so that what comes next is later than all before.
+    pub async fn next_instant(&self) {
+        let now = self.now().await;
+        eventually("Redis's clock moves on", async || self.now().await > now).await;
+    }
+}
+
+/// The key of an entry of the job `art`.
+pub fn art(name: &str) -> EntryKey {
+    EntryKey::new(format!("art:{name}"))
+}
+
+/// The job `art`.
+pub fn job() -> JobName {
+    JobName::new("art")
+}
