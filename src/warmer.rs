@@ -261,6 +261,10 @@ impl Warmer {
             }
             Leased::Fresh(expires) => {
                 settle(admitted, Ended::Ok).await;
+                if taken.trigger == Trigger::Demand {
+                    // Somebody else wrote what an entry waits for that is made from it.
+                    self.wake_waiting(key).await?;
+                }
                 return Ok(Ending::new(Outcome::Unchanged, keep(job, key, expires, &params)));
             }
         };
@@ -268,7 +272,8 @@ impl Warmer {
         let mut use_known = true;
         for _ in 0..ROUNDS {
             let known = if use_known { known(job, &lease, &inputs) } else { None };
-            let asked = self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgent, admitted.take()).await;
+            let asked =
+                self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgent, admitted.take()).await;
             let note = |outcome| Note {
                 outcome: Some(outcome),
                 trigger: Some(taken.trigger),
@@ -434,9 +439,8 @@ impl Warmer {
             let reason = format!("upstream {upstream} is not known here");
             return Err(Ending::because(Outcome::Deferred, Next::In(SHORTLY), reason));
         };
-        let refused = |wait, reason| {
-            Ending::because(Outcome::Deferred, Next::In(jitter(wait)), format!("{upstream}: {reason}"))
-        };
+        let refused =
+            |wait, reason| Ending::because(Outcome::Deferred, Next::In(jitter(wait)), format!("{upstream}: {reason}"));
         let closed = async {
             if source + 1 == job.sources.len() {
                 return std::future::pending().await;

@@ -124,7 +124,9 @@ impl Probe<'_> {
             return Ok(params.clone());
         }
         let fed = self.sources.feed(self.jobs, job).await.map_err(|e| format!("its feed: {e}"))?;
-        fed.into_iter().next().ok_or_else(|| "it lists no entry and its feed names none, so there is nothing to try".to_owned())
+        fed.into_iter()
+            .next()
+            .ok_or_else(|| "it lists no entry and its feed names none, so there is nothing to try".to_owned())
     }
 
     /// An entry's value, with its inputs fetched first.
@@ -136,7 +138,8 @@ impl Probe<'_> {
         Box::pin(async move {
             let mut inputs = Map::new();
             for (name, pattern) in &job.inputs {
-                let key = pattern.write(params).ok_or_else(|| format!("its input `{name}` has no key for {params:?}"))?;
+                let key =
+                    pattern.write(params).ok_or_else(|| format!("its input `{name}` has no key for {params:?}"))?;
                 let (owner, of) =
                     self.jobs.owner(key.as_str()).ok_or_else(|| format!("no job owns its input {key}"))?;
                 let value = self.value(owner, &of).await.map_err(|e| format!("its input {key}: {e}"))?;
