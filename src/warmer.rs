@@ -262,6 +262,10 @@ impl Warmer {
             }
             Leased::Fresh(expires) => {
                 settle(admitted, Ended::Ok).await;
+                if taken.trigger == Trigger::Demand {
+                    // Somebody else wrote what an entry waits for that is made from it.
+                    self.wake_waiting(key).await?;
+                }
                 return Ok(Ending::new(Outcome::Unchanged, keep(job, key, expires, &params)));
             }
         };

@@ -426,6 +426,27 @@ async fn a_missing_input_is_fetched_although_nobody_listed_it() {
     assert_eq!(upstream.calls("/art/a"), 1);
 }
 
+/// An API that helps itself on a miss may be faster than the worker, and write the same.
+#[tokio::test]
+async fn what_waits_for_an_input_goes_on_when_it_is_there_whoever_wrote_it_first() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let gate = upstream.gate("/art/a");
+    let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
+    let _worker = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    let story = async |field: &str| redis.ask::<Option<String>>(&["HGET", "samovar:stats:{story}", field]).await;
+    eventually("the story waits", async || story("deferred").await).await;
+    redis.set("art:a", r#"{"title":"one"}"#, Duration::from_secs(3_600)).await;
+    gate.open();
+    assert_eq!(readable(&redis, "story:a").await, json!(r#"Story 1 of a: {"title":"one"}"#));
+    // Not by the wait having run out.
+    let last =
+        eventually("the story's end is told", async || story("last").await.filter(|last| last.contains("warmed")))
+            .await;
+    assert!(last.contains(r#""trigger":"invalidation""#), "{last}");
+}
+
 #[tokio::test]
 async fn nobody_pays_for_a_prompt_that_is_unchanged() {
     let (redis, upstream) = both().await;

@@ -40,21 +40,37 @@ impl Warmer {
 
     /// Makes due what is made from an entry that has changed: what has a value, and what waits on the agenda.
     pub(super) async fn wake_dependants(&self, changed: &EntryKey, urgent: bool) -> RedisResult<()> {
+        let when = if urgent { When::Urgent } else { When::Due(0) };
+        for (job, there, absent) in self.dependants(changed).await? {
+            self.agenda.put(&job.name, &there, when, Trigger::Invalidation).await?;
+            self.agenda.put(&job.name, &absent, When::IfThere, Trigger::Invalidation).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes due what waits for an entry that turned out to be there.
+    pub(super) async fn wake_waiting(&self, found: &EntryKey) -> RedisResult<()> {
+        for (job, _, absent) in self.dependants(found).await? {
+            self.agenda.put(&job.name, &absent, When::IfThere, Trigger::Invalidation).await?;
+        }
+        Ok(())
+    }
+
+    /// What is made from an entry, by job: what has a value, and what has none.
+    async fn dependants(&self, input: &EntryKey) -> RedisResult<Vec<(&Job, Vec<EntryKey>, Vec<EntryKey>)>> {
+        let mut found = Vec::new();
         for job in self.jobs.jobs.values() {
             let dependants: Vec<EntryKey> =
-                job.inputs.values().filter_map(|pattern| job.key.write(&pattern.read(changed.as_str())?)).collect();
+                job.inputs.values().filter_map(|pattern| job.key.write(&pattern.read(input.as_str())?)).collect();
             if dependants.is_empty() {
                 continue;
             }
             let looked = self.store.look(&dependants).await?;
             let (there, absent): (Vec<_>, Vec<_>) =
                 dependants.into_iter().zip(looked).partition(|(_, (expires, _))| *expires != -2);
-            let when = if urgent { When::Urgent } else { When::Due(0) };
-            let there: Vec<EntryKey> = there.into_iter().map(|(key, _)| key).collect();
-            let absent: Vec<EntryKey> = absent.into_iter().map(|(key, _)| key).collect();
-            self.agenda.put(&job.name, &there, when, Trigger::Invalidation).await?;
-            self.agenda.put(&job.name, &absent, When::IfThere, Trigger::Invalidation).await?;
+            let keys = |found: Vec<(EntryKey, _)>| found.into_iter().map(|(key, _)| key).collect();
+            found.push((&**job, keys(there), keys(absent)));
         }
-        Ok(())
+        Ok(found)
     }
 }

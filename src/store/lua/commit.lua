@@ -4,7 +4,7 @@
 --       6 how long metadata outlives the value (ms)  7 how long a renewed lease holds (ms)
 --       8 channel of changes  9 the change, as announced
 -- Returns {'lost'} | {'evicted'}, lease dropped | {'again', now}, lease renewed, begun anew
---       | {'done', now, PEXPIRETIME, 1 if the content is another than before}
+--       | {'done', now, PEXPIRETIME, 1 if the content is another than before, or than we knew of}
 local token, start, dirty = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+) (%S)$')
 if token ~= ARGV[1] then return {'lost'} end
 local time = redis.call('TIME')
@@ -19,10 +19,9 @@ end
 local before = redis.call('GET', KEYS[1])
 local changed = before ~= ARGV[2]
 if changed then redis.call('PUBLISH', ARGV[8], ARGV[9]) end
-if not before then
-  local meta = redis.call('GET', KEYS[3]) or ''
-  changed = string.match(meta, '^%d+ %d+ %d+ (%S+)') ~= ARGV[4]
-end
+-- Somebody else may have written the same meanwhile: to whoever waits for us it is news nevertheless.
+local known = string.match(redis.call('GET', KEYS[3]) or '', '^%d+ %d+ %d+ (%S+)') == ARGV[4]
+changed = not known or (before and changed)
 local pxat = now + tonumber(ARGV[3])
 redis.call('SET', KEYS[1], ARGV[2], 'PXAT', string.format('%.0f', pxat))
 redis.call('SET', KEYS[3], string.format('%s %.0f 0 %s %s', start, pxat, ARGV[4], ARGV[5]),
