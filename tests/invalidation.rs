@@ -227,6 +227,37 @@ async fn a_pattern_reaches_more_entries_than_one_step_of_a_scan() {
     assert_eq!((handled.removed, redis.keys("art:*").await.len()), (3_000, 0));
 }
 
+/// Its fetch began before the invalidation and is committed at every moment of the handling in turn: before, during and
+/// after the scans for leases and for values.
+#[tokio::test]
+async fn a_key_that_is_born_during_the_invalidation_of_a_pattern_does_not_slip_through() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    let mut fill = redis::pipe();
+    for n in 0..10_000 {
+        fill.cmd("SET").arg(format!("foreign:{n}")).arg("0").ignore();
+    }
+    fill.query_async::<()>(&mut redis.connection().await).await.unwrap();
+    let invalidator = parts.invalidator(&jobs);
+    let message = Message::parse(r#"{"patterns": ["art:*"], "action": "evict"}"#).unwrap();
+    let from = std::time::Instant::now();
+    invalidator.handle(&message, parts.now().await).await.unwrap();
+    let whole = from.elapsed();
+    for n in 0..60 {
+        let name = format!("born {n}");
+        let lease = parts.lease(&name, LONG).await;
+        let (at, moment) = (parts.now().await, whole.mul_f32(n as f32 / 50.0));
+        let commit = async {
+            tokio::time::sleep(moment).await;
+            parts.store.commit(&art(&name), &lease, "1", TTL, &Note::default()).await.unwrap()
+        };
+        let (handled, written) = tokio::join!(invalidator.handle(&message, at), commit);
+        handled.unwrap();
+        assert_eq!(redis.get(&format!("art:{name}")).await, None, "{written:?} after {moment:?} of {whole:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_whole_job_is_invalidated_by_its_name() {
     let (redis, upstream, _jobs, _worker) = warmed(&["a", "b"]).await;

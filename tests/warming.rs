@@ -178,8 +178,8 @@ async fn whatever_the_upstream_does_wrong_leaves_the_old_value_and_says_why() {
     let wrong = [
         ("500", Reply::status(500), "500"),
         ("400", Reply::status(400), "400"),
-        ("silence", Reply::silence(), "time"),
-        ("stalled", json().stall_after(20), ""),
+        ("silence", Reply::silence(), "timed out|within"),
+        ("stalled", json().stall_after(20), "timed out|within"),
         ("half", json().cut_after(20), ""),
         ("huge", Reply::json(json!({"data": "x".repeat(100_000)})), "1"),
         ("endless", Reply::endless(), ""),
@@ -214,7 +214,7 @@ async fn whatever_the_upstream_does_wrong_leaves_the_old_value_and_says_why() {
             if note.outcome == Some(Outcome::Failed) { Ok(note.reason.unwrap()) } else { Err(note) }
         })
         .await;
-        assert!(!said.is_empty() && said.contains(reason), "{name}: {said}");
+        assert!(!said.is_empty() && reason.split('|').any(|reason| said.contains(reason)), "{name}: {said}");
         assert!(said.len() < 1_000 && !said.contains('\n'), "{name}: {said}");
         assert_eq!(redis.json(&format!("art:{name}")).await.unwrap(), json!({"version": 1}), "{name}");
         eventually("it is counted", async || parts.stat("failed").await == n as u64 + 1).await;
