@@ -183,8 +183,6 @@ pub enum Next {
     Out,
     /// It leaves for the dead letters, for this reason.
     Dead(String),
-    /// Somebody else has it: the agenda is not touched.
-    Leave,
 }
 
 /// One entry's end.
@@ -331,7 +329,6 @@ impl Agenda {
                     Next::In(wait) => ("in", millis(*wait).to_string()),
                     Next::Out => ("out", String::new()),
                     Next::Dead(reason) => ("dead", reason.clone()),
-                    Next::Leave => continue,
                 };
                 call.arg(key).arg(score).arg(what).arg(argument);
             }

@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+// Warming is many small pieces of memory for a short time, which this allocator is good at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     samovar::cli::main()
 }

@@ -55,8 +55,10 @@ async fn workers_that_start_together_warm_up_once() {
     for name in ["a", "b", "c"] {
         readable(&redis, name).await;
     }
-    eventually("all workers are at work", async || redis.ask::<usize>(&["ZCARD", "{samovar:queue}:workers"]).await == 4)
-        .await;
+    eventually("all workers are at work", async || {
+        redis.ask::<usize>(&["ZCARD", "{samovar:queue}:workers"]).await == 4
+    })
+    .await;
     at_rest(&redis).await;
     assert_eq!((upstream.calls("/popular"), upstream.calls("/art/a")), (1, 1));
 }

@@ -184,7 +184,10 @@ async fn warm_leaves_alone_what_the_api_wrote_itself() {
     parts.invalidate(r#"{"keys": ["art:absent"], "action": "warm"}"#).await;
     version(&redis, "absent", 1).await;
     at_rest(&redis).await;
-    assert_eq!((redis.json("art:theirs").await.unwrap()["version"].clone(), upstream.calls("/art/theirs")), (json!(0), 0));
+    assert_eq!(
+        (redis.json("art:theirs").await.unwrap()["version"].clone(), upstream.calls("/art/theirs")),
+        (json!(0), 0)
+    );
 }
 
 #[tokio::test]
@@ -208,7 +211,10 @@ async fn a_pattern_touches_only_keys_of_jobs_and_never_samovars_own() {
     parts.invalidate(r#"{"patterns": ["*"], "action": "evict"}"#).await;
     assert_eq!((redis.get("art:a").await, redis.get("art:b").await), (None, None));
     assert_eq!(redis.get("session:1").await.as_deref(), Some("theirs"));
-    assert_eq!(redis.ask::<u64>(&["EXISTS", "art", "samovar:inbox", "samovar:marker", "samovar:{schedules}:digests"]).await, 4);
+    assert_eq!(
+        redis.ask::<u64>(&["EXISTS", "art", "samovar:inbox", "samovar:marker", "samovar:{schedules}:digests"]).await,
+        4
+    );
     // And the worker is as well as before.
     upstream.edit("/art/c");
     parts.invalidate(r#"{"keys": ["art:c"], "action": "warm"}"#).await;
@@ -287,7 +293,8 @@ async fn a_whole_job_is_invalidated_by_its_name() {
 #[tokio::test]
 async fn bare_text_is_one_literal_key_whatever_is_in_it() {
     let odd = ["*", "a[bc]?", "\\*", "{x}", "\"q\"", "x y:z", "İstanbul 🎨"];
-    let (redis, upstream, _jobs, _worker) = warmed(&["a*", "ab", "a[bc]?", "*", "\\*", "{x}", "\"q\"", "x y:z", "İstanbul 🎨"]).await;
+    let (redis, upstream, _jobs, _worker) =
+        warmed(&["a*", "ab", "a[bc]?", "*", "\\*", "{x}", "\"q\"", "x y:z", "İstanbul 🎨"]).await;
     for name in odd {
         upstream.edit(&format!("/art/{name}"));
         publish(&redis, &format!("art:{name}")).await;
@@ -300,7 +307,13 @@ async fn bare_text_is_one_literal_key_whatever_is_in_it() {
 #[tokio::test]
 async fn malformed_messages_are_survived_and_told() {
     let (redis, upstream, _jobs, mut worker) = warmed(&["a"]).await;
-    for bad in ["", "{}", r#"{"keys": 7}"#, r#"{"keys": ["art:a"], "action": "explode"}"#, r#"{"patterns": ["*"], "action": "warm"}"#] {
+    for bad in [
+        "",
+        "{}",
+        r#"{"keys": 7}"#,
+        r#"{"keys": ["art:a"], "action": "explode"}"#,
+        r#"{"patterns": ["*"], "action": "warm"}"#,
+    ] {
         publish(&redis, bad).await;
         redis.ask::<String>(&["XADD", "samovar:inbox", "*", "message", bad]).await;
     }

@@ -3,7 +3,9 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, hasty_worker, samovar, talkative, worker};
+use support::{
+    Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, hasty_worker, samovar, talkative, worker,
+};
 
 async fn both() -> (TestRedis, Upstream) {
     tokio::join!(TestRedis::start(), Upstream::start())
@@ -39,10 +41,8 @@ async fn works(redis: &TestRedis, upstream: &Upstream, name: &str) {
     parts.invalidate(&json!({"keys": [format!("art:{name}")], "action": "warm"}).to_string()).await;
     version(redis, name, first).await;
     let second = upstream.edit(&path);
-    eventually("the channel is heard", async || {
-        redis.publish("samovar:invalidate", &format!("art:{name}")).await > 0
-    })
-    .await;
+    eventually("the channel is heard", async || redis.publish("samovar:invalidate", &format!("art:{name}")).await > 0)
+        .await;
     version(redis, name, second).await;
 }
 
@@ -139,10 +139,8 @@ async fn a_worker_that_has_nothing_in_hand_ends_at_once() {
 
 #[tokio::test]
 async fn a_redis_with_aof_that_is_killed_comes_back_with_all_and_the_work_goes_on() {
-    let (mut redis, upstream) = tokio::join!(
-        TestRedis::options().append_only().arg("--appendfsync", "always").start(),
-        Upstream::start()
-    );
+    let (mut redis, upstream) =
+        tokio::join!(TestRedis::options().append_only().arg("--appendfsync", "always").start(), Upstream::start());
     upstream.edit("/art/a");
     upstream.edit("/art/b");
     // What Redis remembers of the fetch it interrupted ends with its lease, which is as long as the timeout asks for.
@@ -319,7 +317,10 @@ async fn connections_that_are_killed_again_and_again_come_back() {
         }
         let name = n.to_string();
         upstream.edit(&format!("/art/{name}"));
-        Parts::of(&redis).await.invalidate(&json!({"keys": [format!("art:{name}")], "action": "warm"}).to_string()).await;
+        Parts::of(&redis)
+            .await
+            .invalidate(&json!({"keys": [format!("art:{name}")], "action": "warm"}).to_string())
+            .await;
         version(&redis, &name, 1).await;
     }
     works(&redis, &upstream, "last").await;

@@ -5,17 +5,20 @@ pub mod check;
 pub mod exit;
 
 mod dead;
+mod demo;
 mod get;
 mod invalidate;
 mod jobs;
 mod museum;
+mod probe;
 mod session;
 mod warm;
 mod worker;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::config::{CommonArgs, Environment, Settings, WorkerArgs};
 use crate::telemetry;
@@ -43,6 +46,8 @@ struct Cli {
 enum Command {
     /// Keep caches warm, until told to stop
     Worker(WorkerArgs),
+    /// Read the job files and say what they come to, or all that is wrong with them
+    Check(CheckArgs),
     /// Show what is kept warm and how it goes
     Jobs(jobs::JobsArgs),
     /// Fetch all entries of a job, or one entry, now
@@ -53,8 +58,27 @@ enum Command {
     Get(get::GetArgs),
     /// List entries whose warming was given up, or put them back
     Dead(dead::DeadArgs),
+    /// Watch Samovar at work for a minute, on a Redis of its own, against two ways of doing without it
+    Demo(demo::DemoArgs),
+    /// End what a demo has started, if it is killed
+    #[command(hide = true)]
+    DemoMinder(demo::minder::MinderArgs),
     /// Open the bundled museum, an upstream to try things on
     Museum(museum::MuseumArgs),
+}
+
+/// Arguments of `samovar check`.
+#[derive(Args)]
+struct CheckArgs {
+    /// The folder of job files, instead of the one in the settings
+    #[arg(value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Also fetch one entry of each job, without storing it
+    #[arg(long)]
+    fetch: bool,
+    /// For programs
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command line of this process.
@@ -89,11 +113,14 @@ fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
     let code = runtime.block_on(async {
         let ended = match command {
             Command::Worker(_) => worker::run(settings, env).await,
+            Command::Check(args) => Ok(probe::run(&args, settings, env).await),
             Command::Jobs(args) => jobs::run(&args, settings, env).await,
             Command::Warm(args) => warm::run(&args, settings, env).await,
             Command::Invalidate(args) => invalidate::run(&args, settings).await,
             Command::Get(args) => get::run(&args, settings, env).await,
             Command::Dead(args) => dead::run(&args, settings, env).await,
+            Command::Demo(args) => Ok(demo::run(&args).await),
+            Command::DemoMinder(args) => Ok(demo::minder::run(&args)),
             Command::Museum(args) => Ok(museum::run(&args).await),
         };
         ended.unwrap_or_else(|session::Failed(code)| code)

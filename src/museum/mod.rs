@@ -120,6 +120,12 @@ impl Museum {
         self.hall.collection.version(name)
     }
 
+    /// Where an artwork's picture is in one of its versions, as `GET /artworks/{name}/image` says; `None` for an unknown name.
+    pub fn image_url(&self, name: &str, version: u64) -> Option<String> {
+        let work = self.hall.collection.artwork(name)?;
+        Collection::image(work, version)["url"].as_str().map(str::to_owned)
+    }
+
     /// The artworks' names, the most popular first.
     pub fn names(&self) -> Vec<String> {
         self.hall.collection.artworks.iter().map(|work| work.title.to_owned()).collect()

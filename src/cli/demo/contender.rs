@@ -1,0 +1,249 @@
+//! A contender: a Redis, a museum of its own, and an API that reads the cache and helps itself where it misses.
+//!
+//! The API is the same for all three: `GET`; on a miss it asks the museum and does `SET … EX ttl`. It asks exactly as the
+//! jobs do, so that requests and values are the same whoever makes them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use redis::RedisResult;
+use serde_json::{Map, Value};
+
+use super::catalogue::{Catalogue, Entry, Kind, Shelf};
+use super::scale;
+use crate::job::{EntryKey, Job, Jobs, Params};
+use crate::museum::Museum;
+use crate::redis::{Connection, RedisUrl};
+use crate::source::{Answer, Ask, Sources};
+
+/// An API that waits longer for its cache has none.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Latencies are kept to three digits, in microseconds, up to a minute.
+const DIGITS: u8 = 3;
+const LONGEST: u64 = 60_000_000;
+
+/// One way of keeping a cache.
+pub(super) struct Contender {
+    /// What people call it.
+    pub(super) name: &'static str,
+    /// Where its values come from.
+    pub(super) museum: Museum,
+    /// How they are asked for.
+    pub(super) jobs: Jobs,
+    /// The same, with open connections.
+    pub(super) sources: Sources,
+    /// Its cache.
+    pub(super) redis: Connection,
+    /// What its readers met.
+    pub(super) tally: Tally,
+    /// Whether its Redis was killed and does not answer yet.
+    pub(super) away: AtomicBool,
+    /// The version of each artwork that was published last: what is read after that should not be older.
+    published: Vec<AtomicU64>,
+    /// Which version a picture's address belongs to; its entry says no more.
+    pictures: RwLock<HashMap<String, u64>>,
+}
+
+/// What readers met while measuring.
+pub(super) struct Tally {
+    pub(super) reads: AtomicU64,
+    pub(super) hits: AtomicU64,
+    pub(super) misses: AtomicU64,
+    /// The museum did not give what was missing.
+    pub(super) failed: AtomicU64,
+    /// Redis was away: neither hit nor miss, and the same for all.
+    pub(super) away: AtomicU64,
+    /// Of the hits and misses: older than what was published before the read began.
+    pub(super) stale: AtomicU64,
+    /// Microseconds.
+    pub(super) latency: Mutex<Histogram<u64>>,
+}
+
+/// What a reader met.
+enum Met {
+    Hit(String),
+    Miss(String),
+    Failed,
+    Away,
+}
+
+impl Contender {
+    /// A cache at `redis`, filled from `museum`.
+    pub(super) async fn new(
+        name: &'static str,
+        museum: Museum,
+        redis: &RedisUrl,
+        files: &[(String, String)],
+        catalogue: &Catalogue,
+    ) -> anyhow::Result<Self> {
+        let jobs = scale::read(files, &museum.url())?;
+        let pictures = catalogue.artworks.iter().filter_map(|work| Some((museum.image_url(work, 1)?, 1))).collect();
+        Ok(Self {
+            name,
+            sources: Sources::new(&jobs)?,
+            jobs,
+            redis: redis.manager(PATIENCE).await?,
+            tally: Tally::new()?,
+            away: AtomicBool::new(false),
+            published: catalogue.artworks.iter().map(|_| AtomicU64::new(1)).collect(),
+            pictures: RwLock::new(pictures),
+            museum,
+        })
+    }
+
+    /// One visitor's read; counted if `counts`.
+    pub(super) async fn read(&self, shelf: &Shelf, entry: &Entry, counts: bool) {
+        let expected =
+            entry.artwork.and_then(|artwork| self.published.get(artwork)).map(|version| version.load(Relaxed));
+        let expected = expected.filter(|_| shelf.kind.has_version());
+        let begun = Instant::now();
+        let met = if self.away.load(Relaxed) { Met::Away } else { self.get(&shelf.job.name, entry).await };
+        let took = begun.elapsed();
+        if !counts {
+            return;
+        }
+        let tally = &self.tally;
+        tally.reads.fetch_add(1, Relaxed);
+        let text = match met {
+            Met::Hit(text) => {
+                tally.hits.fetch_add(1, Relaxed);
+                text
+            }
+            Met::Miss(text) => {
+                tally.misses.fetch_add(1, Relaxed);
+                text
+            }
+            Met::Failed => {
+                tally.failed.fetch_add(1, Relaxed);
+                return;
+            }
+            Met::Away => {
+                tally.away.fetch_add(1, Relaxed);
+                return;
+            }
+        };
+        let micros = u64::try_from(took.as_micros()).unwrap_or(LONGEST);
+        tally.latency.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(micros);
+        if let Some(expected) = expected
+            && self.version(shelf.kind, &text).is_none_or(|version| version < expected)
+        {
+            tally.stale.fetch_add(1, Relaxed);
+        }
+    }
+
+    async fn get(&self, name: &crate::job::JobName, entry: &Entry) -> Met {
+        let Some(job) = self.jobs.jobs.get(name) else { return Met::Failed };
+        match self.value(&entry.key).await {
+            Ok(Some(text)) => Met::Hit(text),
+            Ok(None) => match self.fill(job, &entry.key, &entry.params).await {
+                Ok(Some(text)) => Met::Miss(text),
+                Ok(None) => Met::Failed,
+                Err(_) => Met::Away,
+            },
+            Err(_) => Met::Away,
+        }
+    }
+
+    /// What the cache holds.
+    pub(super) async fn value(&self, key: &EntryKey) -> RedisResult<Option<String>> {
+        redis::cmd("GET").arg(key.as_str()).query_async(&mut self.redis.clone()).await
+    }
+
+    /// Asks the museum and writes what it says, as anybody would: `SET key value EX ttl`. `None` where it says nothing
+    /// of use.
+    pub(super) async fn fill(&self, job: &Arc<Job>, key: &EntryKey, params: &Params) -> RedisResult<Option<String>> {
+        let mut inputs = Map::new();
+        for (name, pattern) in &job.inputs {
+            let Some(input) = pattern.write(params) else { return Ok(None) };
+            let Some((owner, params)) = self.jobs.owner(input.as_str()) else { return Ok(None) };
+            let text = match self.value(&input).await? {
+                Some(text) => text,
+                None => match Box::pin(self.fill(owner, &input, &params)).await? {
+                    Some(text) => text,
+                    None => return Ok(None),
+                },
+            };
+            let Ok(value) = serde_json::from_str(&text) else { return Ok(None) };
+            inputs.insert(name.clone(), value);
+        }
+        let timeout = job.sources.first().and_then(|source| self.jobs.upstreams.get(source.upstream()));
+        let deadline = Instant::now() + timeout.map_or(PATIENCE, |upstream| upstream.timeout);
+        let ask = Ask { job, source: 0, key, params, inputs: &inputs, known: None, deadline };
+        let Ok(Answer::Value(fetched)) = self.sources.fetch(&self.jobs, &ask).await else { return Ok(None) };
+        let ttl = u64::try_from(job.ttl.as_millis()).unwrap_or(u64::MAX);
+        let () = redis::cmd("SET")
+            .arg(key.as_str())
+            .arg(&fetched.json)
+            .arg("PX")
+            .arg(ttl)
+            .query_async(&mut self.redis.clone())
+            .await?;
+        Ok(Some(fetched.json))
+    }
+
+    /// Edits an artwork in this contender's museum; its version then.
+    pub(super) fn edit(&self, artwork: &str) -> Option<u64> {
+        let version = self.museum.edit(artwork)?;
+        let picture = self.museum.image_url(artwork, version)?;
+        self.pictures.write().unwrap_or_else(PoisonError::into_inner).insert(picture, version);
+        Some(version)
+    }
+
+    /// From now on readers expect this version at least.
+    pub(super) fn expect(&self, artwork: usize, version: u64) {
+        if let Some(published) = self.published.get(artwork) {
+            published.fetch_max(version, Relaxed);
+        }
+    }
+
+    /// Of which version a value is.
+    pub(super) fn version(&self, kind: Kind, text: &str) -> Option<u64> {
+        let value: Value = serde_json::from_str(text).ok()?;
+        match kind {
+            Kind::Info => value["version"].as_u64(),
+            Kind::Similar => value[0]["version"].as_u64(),
+            Kind::Image => {
+                let pictures = self.pictures.read().unwrap_or_else(PoisonError::into_inner);
+                pictures.get(value["url"].as_str()?).copied()
+            }
+            Kind::Story | Kind::Biography => None,
+        }
+    }
+
+    /// Waits until its Redis answers again.
+    pub(super) async fn back(&self) {
+        while redis::cmd("PING").query_async::<String>(&mut self.redis.clone()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.away.store(false, Relaxed);
+    }
+
+    /// What its Redis holds, in bytes.
+    pub(super) async fn memory(&self) -> RedisResult<Option<u64>> {
+        let info: String = redis::cmd("INFO").arg("memory").query_async(&mut self.redis.clone()).await?;
+        Ok(info.lines().find_map(|line| line.strip_prefix("used_memory:")).and_then(|bytes| bytes.parse().ok()))
+    }
+}
+
+impl Tally {
+    fn new() -> anyhow::Result<Self> {
+        let [reads, hits, misses, failed, away, stale] = [(); 6].map(|()| AtomicU64::new(0));
+        let latency = Mutex::new(Histogram::new_with_max(LONGEST, DIGITS)?);
+        Ok(Self { reads, hits, misses, failed, away, stale, latency })
+    }
+
+    /// Hits among what was answered, from 0 to 1; `None` before the first.
+    pub(super) fn hit_rate(&self) -> Option<f64> {
+        let (hits, others) = (self.hits.load(Relaxed), self.misses.load(Relaxed) + self.failed.load(Relaxed));
+        (hits + others > 0).then(|| hits as f64 / (hits + others) as f64)
+    }
+
+    /// A latency that this share of the reads stayed below.
+    pub(super) fn latency(&self, share: f64) -> Duration {
+        let latency = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
+        Duration::from_micros(latency.value_at_quantile(share))
+    }
+}

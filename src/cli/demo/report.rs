@@ -1,0 +1,272 @@
+//! The summary: one row for each contender, all of it measured in this run, and what it says in plain words.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::stage::Stage;
+use crate::cli::session::table;
+use crate::museum::PRICES_FROM;
+
+/// All that was measured.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    /// What an hour took.
+    hour_seconds: f64,
+    /// What multiplied upstream latencies.
+    latency_factor: f64,
+    /// For how long reads were counted.
+    seconds: f64,
+    /// Edits, each of three entries.
+    edits: u64,
+    /// Entries that Samovar keeps warm.
+    entries: usize,
+    /// From the start to the last entry warm.
+    warmup_seconds: f64,
+    /// Whose prices were reckoned with.
+    prices_from: &'static str,
+    /// In the order of the table.
+    contenders: Vec<Row>,
+}
+
+/// A contender.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: &'static str,
+    reads: u64,
+    hits: u64,
+    misses: u64,
+    /// Misses that the museum did not fill.
+    failed: u64,
+    /// While Redis was away: neither hits nor misses.
+    away: u64,
+    hit_rate: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    stale_reads: u64,
+    /// Entries published as changed and watched.
+    published: usize,
+    lag_p50_ms: f64,
+    lag_p99_ms: f64,
+    /// Of the museum's pages, from the start on; answers of 304 are among them.
+    upstream_calls: u64,
+    not_modified: u64,
+    ai_calls: u64,
+    ai_dollars: f64,
+    redis_bytes: Option<u64>,
+    worker_bytes: Option<u64>,
+}
+
+impl Report {
+    /// Looks at everything; `counted` is for how long reads were.
+    pub(super) async fn of(stage: &Stage, warmup: Duration, counted: Duration) -> anyhow::Result<Self> {
+        let mut contenders = Vec::new();
+        for (contender, freshness) in stage.contenders.iter().zip(&stage.freshness) {
+            let (tally, stats) = (&contender.tally, contender.museum.stats());
+            let ai_calls = stats["ai"]["calls"].as_u64().unwrap_or(0);
+            let pages = stats["endpoints"].as_object().into_iter().flatten();
+            contenders.push(Row {
+                name: contender.name,
+                reads: tally.reads.load(Relaxed),
+                hits: tally.hits.load(Relaxed),
+                misses: tally.misses.load(Relaxed),
+                failed: tally.failed.load(Relaxed),
+                away: tally.away.load(Relaxed),
+                hit_rate: tally.hit_rate().unwrap_or(0.0),
+                p50_ms: millis(tally.latency(0.5)),
+                p99_ms: millis(tally.latency(0.99)),
+                stale_reads: tally.stale.load(Relaxed),
+                published: freshness.watched(),
+                lag_p50_ms: millis(freshness.lag(0.5).unwrap_or_default()),
+                lag_p99_ms: millis(freshness.lag(0.99).unwrap_or_default()),
+                upstream_calls: stats["calls"].as_u64().unwrap_or(0).saturating_sub(ai_calls),
+                not_modified: pages.filter_map(|(_, page)| page["not_modified"].as_u64()).sum(),
+                ai_calls,
+                ai_dollars: stats["ai"]["dollars"].as_f64().unwrap_or(0.0),
+                redis_bytes: contender.memory().await?,
+                worker_bytes: if contenders.is_empty() { stage.fleet.memory() } else { None },
+            });
+        }
+        Ok(Self {
+            hour_seconds: stage.scale.hour.as_secs_f64(),
+            latency_factor: stage.scale.latency,
+            seconds: counted.as_secs_f64(),
+            edits: stage.edits.load(Relaxed),
+            entries: stage.catalogue.len(),
+            warmup_seconds: warmup.as_secs_f64(),
+            prices_from: PRICES_FROM,
+            contenders,
+        })
+    }
+
+    /// The table, and what it says.
+    pub(super) fn print(&self, hours: f64) {
+        let mut rows = table(&[
+            "",
+            "HIT RATE",
+            "READ p50 / p99",
+            "STALE READS",
+            "OLD FOR p50 / p99",
+            "UPSTREAM CALLS",
+            "AI CALLS",
+            "AI COST",
+            "REDIS",
+            "WORKERS",
+        ]);
+        for row in &self.contenders {
+            rows.add_row([
+                row.name.to_owned(),
+                percent(row.hit_rate),
+                format!("{} / {}", time(row.p50_ms), time(row.p99_ms)),
+                count(row.stale_reads),
+                format!("{} / {}", time(row.lag_p50_ms), time(row.lag_p99_ms)),
+                count(row.upstream_calls),
+                count(row.ai_calls),
+                format!("${:.4}", row.ai_dollars),
+                row.redis_bytes.map_or_else(|| "–".to_owned(), bytes),
+                row.worker_bytes.map_or_else(|| "–".to_owned(), bytes),
+            ]);
+        }
+        println!("{rows}\n");
+        let reads = self.contenders.first().map_or(0, |row| row.reads);
+        let away = self.contenders.iter().map(|row| row.away).max().unwrap_or(0);
+        println!(
+            "{} reads each in {:.0} s ({:.1} hours of life), {} edits of 3 entries each; {} reads came while Redis was away \
+             and are left out.",
+            count(reads),
+            self.seconds,
+            self.seconds / self.hour_seconds,
+            self.edits,
+            count(away)
+        );
+        println!(
+            "Calls and cost are from the start on, warmup included ({hours:.1} hours of life); prices: {}.",
+            self.prices_from
+        );
+        println!(
+            "Stale reads began after the publish and were given an older value; old for: from the publish until that stopped.\n\
+             Stories and biographies show no version and are not judged by it.\n"
+        );
+        for line in self.says() {
+            println!("{line}");
+        }
+    }
+
+    /// What the figures say, whichever way they fall.
+    fn says(&self) -> Vec<String> {
+        let [ours, hundred, aside] = self.contenders.as_slice() else { return Vec::new() };
+        let missed = |row: &Row| count(row.misses + row.failed);
+        let mut lines = vec![format!(
+            "Readers had to wait for the museum {} times with Samovar, {} times with the hundred lines, {} times with \
+             cache-aside.",
+            missed(ours),
+            missed(hundred),
+            missed(aside)
+        )];
+        lines.push(format!(
+            "After an edit, Samovar gave the old value for {} at worst (p99), the hundred lines for {}, cache-aside for {}: \
+             {} stale reads against {} and {}.",
+            time(ours.lag_p99_ms),
+            time(hundred.lag_p99_ms),
+            time(aside.lag_p99_ms),
+            count(ours.stale_reads),
+            count(hundred.stale_reads),
+            count(aside.stale_reads)
+        ));
+        if hundred.lag_p50_ms < ours.lag_p50_ms {
+            lines.push(format!(
+                "In the middle the hundred lines forget the old value sooner ({} against {}): they delete it and let the next \
+                 reader wait, Samovar serves it until the new one is there (`evict` would delete it).",
+                time(hundred.lag_p50_ms),
+                time(ours.lag_p50_ms)
+            ));
+        }
+        lines.push(compare("AI calls", ours.ai_calls, hundred.ai_calls, aside.ai_calls));
+        lines.push(compare(
+            "calls to the museum's pages",
+            ours.upstream_calls,
+            hundred.upstream_calls,
+            aside.upstream_calls,
+        ));
+        if ours.not_modified > 0
+            && let Some(line) = lines.last_mut()
+        {
+            line.push_str(&format!(" Of Samovar's, {} were answered 304, unchanged.", count(ours.not_modified)));
+        }
+        let more =
+            |other: &Row| Some(ours.redis_bytes? as f64 / other.redis_bytes? as f64).filter(|ratio| *ratio > 1.05);
+        if let (Some(ratio), Some(workers)) = (more(hundred), ours.worker_bytes) {
+            lines.push(format!(
+                "It costs {ratio:.1} times the memory in Redis (mostly what it knows of each entry), and {} for the workers.",
+                bytes(workers)
+            ));
+        }
+        lines
+    }
+}
+
+fn compare(what: &str, ours: u64, hundred: u64, aside: u64) -> String {
+    let against = |other: u64, name: &str| match ours.cmp(&other) {
+        std::cmp::Ordering::Less => format!("{} fewer than {name}", count(other - ours)),
+        std::cmp::Ordering::Equal => format!("as many as {name}"),
+        std::cmp::Ordering::Greater => format!("{} more than {name}", count(ours - other)),
+    };
+    format!(
+        "Samovar made {} {what}: {}, {}.",
+        count(ours),
+        against(hundred, "the hundred lines"),
+        against(aside, "cache-aside")
+    )
+}
+
+/// 1,234,567.
+pub(super) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Never rounded up to a hundred.
+pub(super) fn percent(share: f64) -> String {
+    if share >= 1.0 { "100 %".to_owned() } else { format!("{:.2} %", (share * 10_000.0).floor() / 100.0) }
+}
+
+/// Milliseconds, for people.
+pub(super) fn time(millis: f64) -> String {
+    match millis {
+        ms if ms < 10.0 => format!("{ms:.1} ms"),
+        ms if ms < 1_000.0 => format!("{ms:.0} ms"),
+        ms => format!("{:.1} s", ms / 1_000.0),
+    }
+}
+
+fn bytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_miss_is_not_a_hundred_per_cent() {
+        assert_eq!(percent(1.0), "100 %");
+        assert_eq!(percent(0.999_99), "99.99 %");
+    }
+
+    #[test]
+    fn thousands_are_set_off() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

@@ -1,0 +1,210 @@
+//! Scaled time: copies of the shipped job files in which an hour takes some seconds.
+//!
+//! Everything that a job file says in terms of time is scaled alike, so that an entry lives through as many warmups and
+//! refreshes as in life. Upstreams are not made as much faster as time is, or nobody would see that they are slow; limits on
+//! requests in flight stay as they are.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use toml::{Table, Value};
+
+use crate::job::{Jobs, Rate, TokenBudget};
+use crate::museum;
+
+/// The job files as shipped.
+const SHIPPED: [(&str, &str); 6] = [
+    ("upstreams.toml", include_str!("../../../jobs/upstreams.toml")),
+    ("artwork_info.toml", include_str!("../../../jobs/artwork_info.toml")),
+    ("artwork_image.toml", include_str!("../../../jobs/artwork_image.toml")),
+    ("similar_artworks.toml", include_str!("../../../jobs/similar_artworks.toml")),
+    ("ai_story.toml", include_str!("../../../jobs/ai_story.toml")),
+    ("ai_artist_bio.toml", include_str!("../../../jobs/ai_artist_bio.toml")),
+];
+/// The shipped stories are few because each costs; here so many of the most popular artworks have one.
+pub(super) const STORIES: usize = 60;
+/// An upstream that has not answered after so long is given up, however short time is.
+const LEAST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Warmups and TTLs cannot come faster.
+const LEAST_TIME: Duration = Duration::from_secs(1);
+
+/// How much faster than life the demo is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scale {
+    /// What an hour takes.
+    pub(super) hour: Duration,
+    /// What multiplies upstream latencies.
+    pub(super) latency: f64,
+}
+
+impl Scale {
+    /// How long something takes here that takes `life` in life.
+    pub(super) fn time(&self, life: Duration) -> Duration {
+        life.mul_f64(self.hour.as_secs_f64() / 3600.0)
+    }
+
+    /// How many hours of life `here` stands for.
+    pub(super) fn hours(&self, here: Duration) -> f64 {
+        here.as_secs_f64() / self.hour.as_secs_f64()
+    }
+
+    /// How a museum answers: (from, to), for its pages and for its language model.
+    pub(super) fn latencies(&self) -> [(Duration, Duration); 2] {
+        let museum::Options { latency, ai_latency, .. } = museum::Options::default();
+        [latency, ai_latency].map(|(from, to)| (from.mul_f64(self.latency), to.mul_f64(self.latency)))
+    }
+
+    /// The job files with scaled times, by file name.
+    pub(super) fn files(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let as_shipped: Vec<(String, String)> =
+            SHIPPED.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let shipped = read(&as_shipped, "http://127.0.0.1:1")?;
+        let mut files = Vec::new();
+        for (name, text) in as_shipped {
+            let mut table: Table = text.parse().with_context(|| name.clone())?;
+            if name == "upstreams.toml" {
+                for upstream in table.iter_mut().filter_map(|(_, value)| value.as_table_mut()) {
+                    self.upstream(upstream);
+                }
+            } else {
+                let stem = name.trim_end_matches(".toml");
+                let schedule = shipped.jobs.get(stem).and_then(|job| job.warm.schedule.as_ref());
+                let period = schedule.and_then(|schedule| {
+                    let first = schedule.next(DateTime::<Utc>::UNIX_EPOCH)?;
+                    (schedule.next(first)? - first).to_std().ok()
+                });
+                self.job(&mut table, period);
+                if stem == "ai_story" {
+                    feed_stories(&mut table);
+                }
+            }
+            files.push((name, toml::to_string(&table)?));
+        }
+        Ok(files)
+    }
+
+    fn job(&self, table: &mut Table, period: Option<Duration>) {
+        self.duration(table, "ttl");
+        let Some(warm) = table.get_mut("warm").and_then(Value::as_table_mut) else { return };
+        for name in ["ahead", "stale_if_error", "settle"] {
+            self.duration(warm, name);
+        }
+        if let Some(period) = period {
+            for name in ["schedule", "timezone", "every"] {
+                warm.remove(name);
+            }
+            let every = self.time(period).max(LEAST_TIME);
+            warm.insert("every".to_owned(), text(humantime::format_duration(every)));
+        }
+    }
+
+    fn upstream(&self, table: &mut Table) {
+        let timeout = table.get("timeout").and_then(duration).unwrap_or(Duration::from_secs(10));
+        let timeout = timeout.mul_f64(self.latency).max(LEAST_TIMEOUT);
+        table.insert("timeout".to_owned(), text(humantime::format_duration(timeout)));
+        if let Some(rate) = table.get("rate").and_then(Value::as_str).and_then(|text| Rate::parse(text).ok()) {
+            let (count, per) = self.amount(u64::from(rate.count), rate.per);
+            table.insert("rate".to_owned(), text(format_args!("{count}/{}", humantime::format_duration(per))));
+        }
+        let tokens = table.get("tokens").and_then(Value::as_str).and_then(|text| TokenBudget::parse(text).ok());
+        if let Some(budget) = tokens {
+            let (count, per) = self.amount(budget.tokens, budget.per);
+            table.insert("tokens".to_owned(), text(format_args!("{count}/{}", humantime::format_duration(per))));
+        }
+    }
+
+    /// So much per time: in a shorter time, or where that would be too short, more of it.
+    fn amount(&self, count: u64, per: Duration) -> (u64, Duration) {
+        let scaled = self.time(per);
+        if scaled >= LEAST_TIME {
+            return (count, Duration::from_millis(u64::try_from(scaled.as_millis()).unwrap_or(u64::MAX)));
+        }
+        let more = per.as_secs_f64() / scaled.as_secs_f64();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive count")]
+        let count = (count as f64 * more).round() as u64;
+        (count, per)
+    }
+
+    fn duration(&self, table: &mut Table, name: &str) {
+        if let Some(value) = table.get_mut(name)
+            && let Some(life) = duration(value)
+        {
+            let millis = u64::try_from(self.time(life).as_millis()).unwrap_or(u64::MAX);
+            *value = text(humantime::format_duration(Duration::from_millis(millis)));
+        }
+    }
+}
+
+/// The jobs in these files, with a museum at `url` for both upstreams.
+pub(super) fn read(files: &[(String, String)], url: &str) -> anyhow::Result<Jobs> {
+    let env = environment(url);
+    let lookup = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
+    Jobs::parse(files, Duration::from_secs(3600), &lookup)
+        .map_err(|faults| anyhow::anyhow!("the shipped jobs have faults:\n{}", faults.render(false)))
+}
+
+/// The environment variables that the shipped jobs name, for a museum at `url`.
+pub(super) fn environment(url: &str) -> [(&'static str, String); 3] {
+    [("MUSEUM_URL", url.to_owned()), ("OPENAI_BASE_URL", format!("{url}/v1")), ("OPENAI_API_KEY", "none".to_owned())]
+}
+
+fn feed_stories(table: &mut Table) {
+    let feed: Table = [
+        ("upstream".to_owned(), text("museum")),
+        ("path".to_owned(), text(format_args!("/popular?limit={STORIES}"))),
+        ("select".to_owned(), text("/names")),
+    ]
+    .into_iter()
+    .collect();
+    if let Some(entries) = table.get_mut("entries").and_then(Value::as_table_mut) {
+        entries.insert("feed".to_owned(), Value::Table(feed));
+    }
+}
+
+fn duration(value: &Value) -> Option<Duration> {
+    humantime::parse_duration(value.as_str()?).ok()
+}
+
+fn text(value: impl std::fmt::Display) -> Value {
+    Value::String(value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCALE: Scale = Scale { hour: Duration::from_secs(10), latency: 0.05 };
+
+    #[test]
+    fn every_shipped_file_is_there() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs");
+        let mut found: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".toml"))
+            .collect();
+        found.sort();
+        let mut embedded = SHIPPED.map(|(name, _)| name);
+        embedded.sort_unstable();
+        assert_eq!(found, embedded);
+    }
+
+    #[test]
+    fn all_times_are_scaled_alike() {
+        let jobs = read(&SCALE.files().unwrap(), "http://127.0.0.1:1").unwrap();
+        let info = &jobs.jobs["artwork_info"];
+        assert_eq!(info.ttl, Duration::from_secs(20));
+        assert_eq!(info.warm.ahead, Duration::from_millis(1_666));
+        assert_eq!(info.warm.stale_if_error, Duration::from_secs(60));
+        assert_eq!(info.warm.schedule.as_ref().unwrap().as_str(), "every 5s");
+        let story = &jobs.jobs["ai_story"];
+        assert_eq!(story.warm.schedule.as_ref().unwrap().as_str(), "every 4m");
+        assert!(story.entries.feed.is_some());
+        let museum = &jobs.upstreams["museum"];
+        assert_eq!(museum.rate.unwrap().to_string(), "7200 per 1s");
+        assert_eq!(museum.concurrency, Some(8));
+        let budget = jobs.upstreams["openai"].tokens.unwrap();
+        assert_eq!(budget.to_string(), "200000 tokens per 4m");
+    }
+}

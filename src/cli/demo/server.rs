@@ -1,0 +1,120 @@
+//! A private Redis: on a free port of the loopback, with its data in a temporary folder.
+
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use rand::RngExt as _;
+use redis::RedisResult;
+
+use super::minder::{Minder, Ward};
+use crate::redis::RedisUrl;
+
+/// Either will do; the first that is on the PATH is used.
+const PROGRAMS: [&str; 2] = ["redis-server", "valkey-server"];
+/// Below the range from which the kernel takes ports for outgoing connections, so that a restart finds its port free.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+/// How long a server may take to answer.
+const START: Duration = Duration::from_secs(10);
+/// How often a starting server is asked.
+const POLL: Duration = Duration::from_millis(5);
+
+/// A running server; dropped, it is killed.
+pub(super) struct Server {
+    process: Option<Ward>,
+    program: &'static str,
+    folder: PathBuf,
+    port: u16,
+    minder: Minder,
+}
+
+/// The Redis program on the PATH, if there is one.
+pub(super) fn program() -> Option<&'static str> {
+    PROGRAMS.into_iter().find(|program| {
+        let asked = Command::new(program).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
+        !matches!(asked, Err(e) if e.kind() == ErrorKind::NotFound)
+    })
+}
+
+impl Server {
+    /// Starts one in `folder`, which must exist and be empty.
+    pub(super) async fn start(program: &'static str, folder: &Path, minder: &Minder) -> anyhow::Result<Self> {
+        let mut server = Self { process: None, program, folder: folder.to_owned(), port: 0, minder: minder.clone() };
+        for _ in 0..10 {
+            server.port = free_port()?;
+            if server.launch().await? {
+                return Ok(server);
+            }
+        }
+        bail!("{program} does not start: {}", server.last_words())
+    }
+
+    /// Where it listens.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The same, as Samovar's parts read it.
+    pub(super) fn url(&self) -> RedisUrl {
+        RedisUrl::at("127.0.0.1", self.port, 0, None)
+    }
+
+    /// Ends it at once, as a power cut would.
+    pub(super) fn kill9(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it again on what it had written.
+    pub(super) async fn start_again(&mut self) -> anyhow::Result<()> {
+        if !self.launch().await? {
+            bail!("{} does not start again: {}", self.program, self.last_words());
+        }
+        Ok(())
+    }
+
+    /// Starts it; whether it is this one that answers.
+    async fn launch(&mut self) -> anyhow::Result<bool> {
+        let mut command = Command::new(self.program);
+        command
+            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
+            .args(["--save", "", "--appendonly", "yes", "--logfile", "redis.log"])
+            .args(["--maxmemory", "256mb", "--maxmemory-policy", "volatile-lru"])
+            .current_dir(&self.folder)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut process = self.minder.spawn(&mut command).with_context(|| format!("cannot start {}", self.program))?;
+        let begun = Instant::now();
+        while process.is_running() && begun.elapsed() < START {
+            if self.answers(process.pid()).await.unwrap_or(false) {
+                self.process = Some(process);
+                return Ok(true);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(false)
+    }
+
+    async fn answers(&self, pid: Option<u32>) -> RedisResult<bool> {
+        let mut redis = self.url().client()?.get_multiplexed_async_connection().await?;
+        // While it reads its file it answers nothing but this.
+        let info: String = redis::cmd("INFO").query_async(&mut redis).await?;
+        let says = |line: &str| info.lines().any(|said| said == line);
+        Ok(pid.is_some_and(|pid| says(&format!("process_id:{pid}"))) && says("loading:0"))
+    }
+
+    fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.folder.join("redis.log")).unwrap_or_default();
+        log.lines().last().unwrap_or("it left no log").to_owned()
+    }
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    let mut random = rand::rng();
+    (0..1_000)
+        .map(|_| random.random_range(PORTS))
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .context("no port between 10000 and 32000 is free")
+}

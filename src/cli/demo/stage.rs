@@ -1,0 +1,234 @@
+//! The stage: everything that is started for the demo, and what can be seen of it. Dropped, all of it ends.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use redis::RedisResult;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::catalogue::Catalogue;
+use super::contender::Contender;
+use super::editors::{self, Desk, Freshness};
+use super::fleet::Fleet;
+use super::hundred_lines;
+use super::minder::Minder;
+use super::readers::{self, Window};
+use super::scale::{self, Scale};
+use super::server::Server;
+use crate::museum::{Museum, Options};
+use crate::redis::{Keys, RedisUrl};
+
+/// Who takes part, in this order everywhere.
+pub(super) const NAMES: [&str; 3] = ["Samovar", "hundred lines", "cache-aside"];
+/// Readers a second, for each contender: what two cores carry beside everything else.
+pub(super) const READS: f64 = 300.0;
+/// Edits a second.
+pub(super) const EDITS: f64 = 1.5;
+/// So much later than decided a window begins or ends, so that no reader is behind it.
+const AHEAD: Duration = Duration::from_millis(200);
+
+/// Everything that runs. The order of the fields is the order in which it ends.
+pub(super) struct Stage {
+    loops: JoinSet<anyhow::Result<()>>,
+    /// Loops that end with the window.
+    crowd: JoinSet<anyhow::Result<()>>,
+    /// Samovar's workers.
+    pub(super) fleet: Fleet,
+    servers: Vec<Server>,
+    /// In the order of [`NAMES`].
+    pub(super) contenders: Vec<Arc<Contender>>,
+    /// What came of the edits, in the same order.
+    pub(super) freshness: Vec<Arc<Freshness>>,
+    /// What is kept warm.
+    pub(super) catalogue: Arc<Catalogue>,
+    /// How many edits there were.
+    pub(super) edits: Arc<AtomicU64>,
+    /// How fast time is.
+    pub(super) scale: Scale,
+    /// When readers began.
+    pub(super) begin: Instant,
+    keys: Keys,
+    window: Arc<Window>,
+    closing: Arc<AtomicBool>,
+    prefetched: Vec<Arc<AtomicBool>>,
+    seed: u64,
+    _minder: Minder,
+    folder: TempDir,
+}
+
+impl Stage {
+    /// Starts servers, museums, workers and readers.
+    pub(super) async fn set(program: &'static str, scale: Scale, seed: u64) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("samovar-demo-").tempdir().context("no temporary folder")?;
+        let minder = Minder::start(folder.path())?;
+        let files = scale.files()?;
+        let jobs = folder.path().join("jobs");
+        std::fs::create_dir(&jobs)?;
+        for (name, text) in &files {
+            std::fs::write(jobs.join(name), text)?;
+        }
+        let catalogue = {
+            let museum = Museum::start(([127, 0, 0, 1], 0).into(), Options::instant()).await?;
+            Arc::new(Catalogue::read(&scale::read(&files, &museum.url())?, &museum).await?)
+        };
+        let (mut servers, mut contenders) = (Vec::new(), Vec::new());
+        for name in NAMES {
+            let place = folder.path().join(name.replace(' ', "-"));
+            std::fs::create_dir(&place)?;
+            let server = Server::start(program, &place, &minder).await?;
+            let options = Options { latency_factor: scale.latency, ..Options::default() };
+            let museum = Museum::start(([127, 0, 0, 1], 0).into(), options).await?;
+            contenders.push(Arc::new(Contender::new(name, museum, &server.url(), &files, &catalogue).await?));
+            servers.push(server);
+        }
+        let redis = servers.first().map(|server| server.url().to_string()).unwrap_or_default();
+        let museum = contenders.first().map(|contender| contender.museum.url()).unwrap_or_default();
+        let mut stage = Self {
+            loops: JoinSet::new(),
+            crowd: JoinSet::new(),
+            fleet: Fleet::new(&jobs, folder.path(), redis, museum, &minder),
+            servers,
+            freshness: contenders.iter().map(|_| Arc::default()).collect(),
+            contenders,
+            catalogue,
+            edits: Arc::default(),
+            scale,
+            begin: Instant::now(),
+            keys: Keys::new("samovar", "samovar:invalidate"),
+            window: Arc::default(),
+            closing: Arc::default(),
+            prefetched: Vec::new(),
+            seed,
+            _minder: minder,
+            folder,
+        };
+        stage.open()?;
+        Ok(stage)
+    }
+
+    fn open(&mut self) -> anyhow::Result<()> {
+        self.begin = Instant::now();
+        for number in [1, 2] {
+            self.fleet.start(number)?;
+        }
+        let hundred = self.contenders[1].clone();
+        for place in 0..self.catalogue.shelves.len() {
+            let (contender, catalogue, once) =
+                (hundred.clone(), self.catalogue.clone(), Arc::new(AtomicBool::new(false)));
+            self.prefetched.push(once.clone());
+            self.loops.spawn(async move {
+                if let Some(shelf) = catalogue.shelves.get(place) {
+                    hundred_lines::prefetch(&contender, shelf, &once).await;
+                }
+                Ok(())
+            });
+        }
+        let (url, channel) = (self.servers[1].url(), self.keys.invalidate_channel().to_owned());
+        self.loops.spawn(async move {
+            hundred_lines::delete_on_publish(&hundred, &url, &channel).await;
+            Ok(())
+        });
+        for contender in &self.contenders {
+            let trace = (READS, self.seed);
+            let (contender, catalogue) = (contender.clone(), self.catalogue.clone());
+            self.crowd.spawn(readers::run(contender, catalogue, trace, self.begin, self.window.clone()));
+        }
+        Ok(())
+    }
+
+    /// Counts reads from now on, and lets editors in.
+    pub(super) fn count(&mut self) {
+        let _ = self.window.from.set(self.begin.elapsed() + AHEAD);
+        let desks = self.contenders.iter().zip(&self.freshness).map(|(contender, freshness)| Desk {
+            contender: contender.clone(),
+            channel: self.keys.invalidate_channel().to_owned(),
+            heard: contender.name != "cache-aside",
+            freshness: freshness.clone(),
+        });
+        let trace = (EDITS, self.seed);
+        let (catalogue, edits, closing) = (self.catalogue.clone(), self.edits.clone(), self.closing.clone());
+        self.crowd.spawn(editors::run(desks.collect(), catalogue, trace, edits, closing));
+    }
+
+    /// Lets nobody in any more and waits until all have gone; for how long reads were counted.
+    pub(super) async fn close(&mut self) -> anyhow::Result<Duration> {
+        let to = self.begin.elapsed() + AHEAD;
+        let _ = self.window.to.set(to);
+        self.closing.store(true, Relaxed);
+        while let Some(ended) = self.crowd.join_next().await {
+            ended??;
+        }
+        Ok(to.saturating_sub(self.window.from.get().copied().unwrap_or(to)))
+    }
+
+    /// Sees that all that should run does.
+    ///
+    /// # Errors
+    /// What ended, and why.
+    pub(super) fn look(&mut self) -> anyhow::Result<()> {
+        self.fleet.look()?;
+        for ended in [self.loops.try_join_next(), self.crowd.try_join_next()].into_iter().flatten() {
+            ended??;
+            anyhow::bail!("something ended before the end");
+        }
+        Ok(())
+    }
+
+    /// How many entries Samovar has warmed and not lost.
+    pub(super) async fn warm(&self) -> RedisResult<usize> {
+        let mut command = redis::cmd("EXISTS");
+        for entry in self.catalogue.shelves.iter().flat_map(|shelf| &shelf.entries) {
+            command.arg(self.keys.meta(&entry.key));
+        }
+        command.query_async(&mut self.contenders[0].redis.clone()).await
+    }
+
+    /// How many entries Samovar's workers have fetched, or found unchanged, since the beginning.
+    pub(super) async fn refreshed(&self) -> RedisResult<u64> {
+        let mut pipe = redis::pipe();
+        for shelf in &self.catalogue.shelves {
+            pipe.cmd("HMGET").arg(self.keys.stats(&shelf.job.name)).arg("warmed").arg("unchanged");
+        }
+        let counts: Vec<Vec<Option<u64>>> = pipe.query_async(&mut self.contenders[0].redis.clone()).await?;
+        Ok(counts.into_iter().flatten().flatten().sum())
+    }
+
+    /// Whether the hundred lines have fetched everything once, too.
+    pub(super) fn prefetched(&self) -> bool {
+        self.prefetched.iter().all(|once| once.load(Relaxed))
+    }
+
+    /// Kills all three Redis servers and starts them again; how long it took until each answered.
+    pub(super) async fn restart(&mut self) -> anyhow::Result<Vec<Duration>> {
+        let begun = Instant::now();
+        for (server, contender) in self.servers.iter_mut().zip(&self.contenders) {
+            contender.away.store(true, Relaxed);
+            server.kill9();
+        }
+        let back = self.servers.iter_mut().zip(&self.contenders).map(async |(server, contender)| {
+            server.start_again().await?;
+            contender.back().await;
+            anyhow::Ok(begun.elapsed())
+        });
+        futures_util::future::try_join_all(back).await
+    }
+
+    /// Where each contender's Redis listens.
+    pub(super) fn redis(&self) -> Vec<(RedisUrl, u16)> {
+        self.servers.iter().map(|server| (server.url(), server.port())).collect()
+    }
+
+    /// The folder of scaled jobs.
+    pub(super) fn jobs(&self) -> std::path::PathBuf {
+        self.folder().join("jobs")
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}

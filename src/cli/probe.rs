@@ -1,0 +1,163 @@
+//! `samovar check`, with `--fetch`: one entry of each job is fetched, to see whether its upstream answers as the file
+//! says. Nothing is stored; Redis is not asked.
+
+use std::future::Future;
+use std::io::IsTerminal;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::check::check;
+use super::session::print_json;
+use super::{CheckArgs, exit};
+use crate::config::{Environment, Settings};
+use crate::job::{Job, Jobs, Params};
+use crate::source::{Answer, Ask, Sources};
+
+/// For one answer; upstreams' own time-outs are shorter as a rule.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How much of a value is shown, in characters.
+const SHOWN: usize = 200;
+
+pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment) -> u8 {
+    let folder = args.folder.as_deref().unwrap_or(&settings.jobs);
+    let lookup = |name: &str| env.get(name);
+    let report = check(folder, settings.default_ttl, &lookup);
+    if !args.json {
+        println!("{}", report.render(std::io::stdout().is_terminal()).trim_end());
+    }
+    let mut code = if report.is_sound() { exit::OK } else { exit::CONFIG };
+    let mut fetched = Vec::new();
+    if args.fetch && report.is_sound() {
+        fetched = fetch(folder, settings, &lookup).await;
+        if fetched.iter().any(|fetched| fetched.error.is_some()) {
+            code = exit::FAILED;
+        }
+        if !args.json {
+            println!();
+            fetched.iter().for_each(Fetched::print);
+        }
+    }
+    if args.json {
+        let mut document = serde_json::to_value(&report).unwrap_or_default();
+        if args.fetch {
+            document["fetched"] = serde_json::to_value(&fetched).unwrap_or_default();
+        }
+        print_json(&document);
+    }
+    code
+}
+
+/// What one job's upstream answered.
+#[derive(Serialize)]
+struct Fetched {
+    job: String,
+    key: Option<String>,
+    milliseconds: u128,
+    bytes: usize,
+    value: Option<Value>,
+    error: Option<String>,
+}
+
+impl Fetched {
+    fn print(&self) {
+        let Self { job, key, milliseconds, bytes, value, error } = self;
+        let key = key.as_deref().unwrap_or("?");
+        match (error, value) {
+            (Some(error), _) => println!("✗ {job}: {key}: {error}"),
+            (None, value) => {
+                let text = value.as_ref().map(Value::to_string).unwrap_or_default();
+                let shown: String = text.chars().take(SHOWN).collect();
+                let more = if shown.len() < text.len() { "…" } else { "" };
+                println!("✓ {job}: {key}: {bytes} bytes in {milliseconds} ms\n  {shown}{more}");
+            }
+        }
+    }
+}
+
+async fn fetch(folder: &std::path::Path, settings: &Settings, env: &dyn Fn(&str) -> Option<String>) -> Vec<Fetched> {
+    // The report was sound a moment ago; if it is not any more, there is nothing to fetch.
+    let Ok(jobs) = Jobs::load(folder, settings.default_ttl, env) else { return Vec::new() };
+    let sources = match Sources::new(&jobs) {
+        Ok(sources) => sources,
+        Err(e) => {
+            eprintln!("samovar: {e:#}");
+            return Vec::new();
+        }
+    };
+    let probe = Probe { jobs: &jobs, sources: &sources };
+    let mut all = Vec::new();
+    for job in jobs.jobs.values() {
+        let begun = Instant::now();
+        let mut key = None;
+        let result = match probe.example(job).await {
+            Ok(params) => {
+                key = job.key.write(&params).map(|key| key.to_string());
+                probe.value(job, &params).await
+            }
+            Err(e) => Err(e),
+        };
+        let milliseconds = begun.elapsed().as_millis();
+        let job = job.name.to_string();
+        all.push(match result {
+            Ok(value) => {
+                let bytes = value.to_string().len();
+                Fetched { job, key, milliseconds, bytes, value: Some(value), error: None }
+            }
+            Err(error) => Fetched { job, key, milliseconds, bytes: 0, value: None, error: Some(error) },
+        });
+    }
+    all
+}
+
+struct Probe<'a> {
+    jobs: &'a Jobs,
+    sources: &'a Sources,
+}
+
+impl Probe<'_> {
+    /// An entry of a job: the first that is listed, or that the feed names.
+    async fn example(&self, job: &std::sync::Arc<Job>) -> Result<Params, String> {
+        if let Some(params) = job.entries.list.first() {
+            return Ok(params.clone());
+        }
+        let fed = self.sources.feed(self.jobs, job).await.map_err(|e| format!("its feed: {e}"))?;
+        fed.into_iter()
+            .next()
+            .ok_or_else(|| "it lists no entry and its feed names none, so there is nothing to try".to_owned())
+    }
+
+    /// An entry's value, with its inputs fetched first.
+    fn value<'b>(
+        &'b self,
+        job: &'b Job,
+        params: &'b Params,
+    ) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send + 'b>> {
+        Box::pin(async move {
+            let mut inputs = Map::new();
+            for (name, pattern) in &job.inputs {
+                let key =
+                    pattern.write(params).ok_or_else(|| format!("its input `{name}` has no key for {params:?}"))?;
+                let (owner, of) =
+                    self.jobs.owner(key.as_str()).ok_or_else(|| format!("no job owns its input {key}"))?;
+                let value = self.value(owner, &of).await.map_err(|e| format!("its input {key}: {e}"))?;
+                inputs.insert(name.clone(), value);
+            }
+            let key = job.key.write(params).ok_or_else(|| format!("no key for {params:?}"))?;
+            let mut errors = Vec::new();
+            for source in 0..job.sources.len() {
+                let deadline = Instant::now() + PATIENCE;
+                let ask = Ask { job, source, key: &key, params, inputs: &inputs, known: None, deadline };
+                match self.sources.fetch(self.jobs, &ask).await {
+                    Ok(Answer::Value(fetched)) => return Ok(fetched.value),
+                    Ok(Answer::Unchanged) => errors.push("answered 304 to a request without validators".to_owned()),
+                    Ok(Answer::Gone) => errors.push(format!("{key} is not there (404 or 410)")),
+                    Err(e) => errors.push(e.to_string()),
+                }
+            }
+            Err(errors.join("; then "))
+        })
+    }
+}
