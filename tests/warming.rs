@@ -36,9 +36,10 @@ async fn listed_entries_are_readable_as_plain_json_with_a_ttl() {
     obliging(&upstream);
     let jobs = Art::of(&upstream).source("select = \"/data\"").list(["Mona Lisa", "Kaplumbağa Terbiyecisi"]).folder();
     let _worker = worker(&redis, &jobs);
-    for (name, path) in
-        [("Mona Lisa", "/art/Mona%20Lisa"), ("Kaplumbağa Terbiyecisi", "/art/Kaplumba%C4%9Fa%20Terbiyecisi")]
-    {
+    for (name, path) in [
+        ("Mona Lisa", "/art/Mona%20Lisa"),
+        ("Kaplumbağa Terbiyecisi", "/art/Kaplumba%C4%9Fa%20Terbiyecisi"),
+    ] {
         let key = format!("art:{name}");
         assert_eq!(readable(&redis, &key).await, json!({"path": path}));
         let ttl = redis.ttl(&key).await.expect("a value has a TTL");
@@ -177,8 +178,8 @@ async fn whatever_the_upstream_does_wrong_leaves_the_old_value_and_says_why() {
     let wrong = [
         ("500", Reply::status(500), "500"),
         ("400", Reply::status(400), "400"),
-        ("silence", Reply::silence(), "0.3 s"),
-        ("stalled", json().stall_after(20), ""),
+        ("silence", Reply::silence(), "timed out|within"),
+        ("stalled", json().stall_after(20), "timed out|within"),
         ("half", json().cut_after(20), ""),
         ("huge", Reply::json(json!({"data": "x".repeat(100_000)})), "1"),
         ("endless", Reply::endless(), ""),
@@ -213,7 +214,7 @@ async fn whatever_the_upstream_does_wrong_leaves_the_old_value_and_says_why() {
             if note.outcome == Some(Outcome::Failed) { Ok(note.reason.unwrap()) } else { Err(note) }
         })
         .await;
-        assert!(!said.is_empty() && said.contains(reason), "{name}: {said}");
+        assert!(!said.is_empty() && reason.split('|').any(|reason| said.contains(reason)), "{name}: {said}");
         assert!(said.len() < 1_000 && !said.contains('\n'), "{name}: {said}");
         assert_eq!(redis.json(&format!("art:{name}")).await.unwrap(), json!({"version": 1}), "{name}");
         eventually("it is counted", async || parts.stat("failed").await == n as u64 + 1).await;
@@ -301,34 +302,9 @@ async fn two_workers_together_respect_an_upstreams_concurrency() {
 #[tokio::test]
 async fn names_reach_the_upstream_whole_and_the_key_is_unchanged() {
     let names = [
-        "Mona Lisa",
-        "a/b",
-        "//",
-        "100%",
-        "%2F",
-        "why?",
-        "#1",
-        "a&b=c",
-        "a+b",
-        "\"quoted\"",
-        "it's",
-        "a:b:c",
-        "{brace}",
-        "a..b",
-        "...",
-        "../../etc/passwd",
-        "back\\slash",
-        "a;b",
-        "[x]*",
-        "Kaplumbağa Terbiyecisi",
-        "İIıi",
-        "神奈川沖浪裏",
-        "🖼️",
-        "~",
-        "<b>",
-        "tab\there",
-        "e\u{301}",
-        "a,b@c$d!",
+        "Mona Lisa", "a/b", "//", "100%", "%2F", "why?", "#1", "a&b=c", "a+b", "\"quoted\"", "it's", "a:b:c", "{brace}",
+        "a..b", "...", "../../etc/passwd", "back\\slash", "a;b", "[x]*", "Kaplumbağa Terbiyecisi", "İIıi", "神奈川沖浪裏", "🖼️",
+        "~", "<b>", "tab\there", "e\u{301}", "a,b@c$d!",
     ];
     let (redis, upstream) = both().await;
     upstream.otherwise(|call, _| Reply::json(json!(call.target)));
@@ -482,13 +458,10 @@ async fn an_ai_answer_that_was_cut_short_is_a_failed_one() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
-    upstream.on(
-        "/v1/chat/completions",
-        Reply::json(json!({
-            "choices": [{"message": {"content": "Once upon"}, "finish_reason": "length"}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-        })),
-    );
+    upstream.on("/v1/chat/completions", Reply::json(json!({
+        "choices": [{"message": {"content": "Once upon"}, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    })));
     let _worker = worker(&redis, &jobs);
     eventually("it has failed", async || {
         redis.ask::<Option<u64>>(&["HGET", "samovar:stats:{story}", "failed"]).await.is_some()
@@ -509,9 +482,7 @@ async fn all_names_follow_the_prefix_and_the_channel() {
     eventually("it is heard", async || redis.publish("news", "art:a").await > 0).await;
     version(&redis, "art:a", 2).await;
     let strangers: Vec<String> = redis.keys("*").await;
-    let strangers: Vec<&String> = strangers
-        .iter()
-        .filter(|key| !key.starts_with("tea:") && !key.starts_with("{tea:") && *key != "art:a")
-        .collect();
+    let strangers: Vec<&String> =
+        strangers.iter().filter(|key| !key.starts_with("tea:") && !key.starts_with("{tea:") && *key != "art:a").collect();
     assert_eq!(strangers, Vec::<&String>::new());
 }
