@@ -283,8 +283,14 @@ impl Backend for Pulled {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>, _: &WorkerContext) -> Poll<Option<Result<Self::Task, Infallible>>> {
-        self.tasks.poll_recv(cx).map(|task| task.map(Ok))
+    fn poll_next(&mut self, cx: &mut Context<'_>, worker: &WorkerContext) -> Poll<Option<Result<Self::Task, Infallible>>> {
+        let pulled = self.tasks.poll_recv(cx);
+        if let Poll::Ready(None) = pulled {
+            // The end of the tasks alone does not end the runtime: it goes on to wait until it is told to stop. It refuses
+            // only before it has begun, and then it would not poll.
+            let _ = worker.stop();
+        }
+        pulled.map(|task| task.map(Ok))
     }
 
     fn poll_close(&mut self, _: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Infallible>> {

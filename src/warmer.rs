@@ -255,9 +255,10 @@ impl Warmer {
         }
         let mut lease = match self.store.lease(key, self.lease_time(job), fresh(job, taken)).await? {
             Leased::Yes(lease) => lease,
-            Leased::Busy(_) => {
+            Leased::Busy(left) => {
                 settle(admitted, Ended::Ok).await;
-                return Ok(Ending::new(Outcome::Busy, Next::Leave));
+                // Its holder cannot end it on the agenda any more, where we hold it now.
+                return Ok(Ending::new(Outcome::Busy, Next::In(left.min(SHORTLY))));
             }
             Leased::Fresh(expires) => {
                 settle(admitted, Ended::Ok).await;
@@ -271,7 +272,7 @@ impl Warmer {
         self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
         let mut use_known = true;
         for _ in 0..ROUNDS {
-            let known = if use_known { known(job, &lease, &inputs) } else { None };
+            let known = if use_known { known(job, &lease) } else { None };
             let asked =
                 self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgent, admitted.take()).await;
             let note = |outcome| Note {
@@ -281,16 +282,16 @@ impl Warmer {
                 ..Note::default()
             };
             let (written, outcome) = match asked {
-                Ok((Answer::Value(fetched), basis)) => {
-                    let note = Note { validators: fetched.validators.clone(), basis, ..note(Outcome::Warmed) };
+                Ok(Answer::Value(fetched)) => {
+                    let note = Note { validators: fetched.validators.clone(), ..note(Outcome::Warmed) };
                     (self.commit(job, key, &lease, &fetched, &note).await?, Outcome::Warmed)
                 }
-                Ok((Answer::Unchanged, basis)) => {
+                Ok(Answer::Unchanged) => {
                     let validators = known.unwrap_or_default();
-                    let note = Note { validators, basis, ..note(Outcome::Unchanged) };
+                    let note = Note { validators, ..note(Outcome::Unchanged) };
                     (self.store.extend(key, &lease, job.ttl, &note).await?, Outcome::Unchanged)
                 }
-                Ok((Answer::Gone, _)) => (self.store.gone(key, &lease, &note(Outcome::Gone)).await?, Outcome::Gone),
+                Ok(Answer::Gone) => (self.store.gone(key, &lease, &note(Outcome::Gone)).await?, Outcome::Gone),
                 Err(Ending { outcome, next, reason }) => {
                     return self.give_up(job, taken, &lease, outcome, next, reason).await;
                 }
@@ -340,16 +341,15 @@ impl Warmer {
         lease: &Lease,
         urgent: bool,
         mut admitted: Option<(usize, Permit)>,
-    ) -> Result<(Answer, Option<String>), Ending> {
+    ) -> Result<Answer, Ending> {
         let mut failure = Ending::because(Outcome::Failed, Next::Out, "no source");
-        let basis = basis(job, inputs);
         let first = admitted.as_ref().map_or(0, |(source, _)| *source);
         for source in first..job.sources.len() {
             let known = if source == 0 { known } else { None };
             let ask = Ask { job, source, key, params, inputs, known, deadline: lease.deadline };
             if self.sources.unchanged_without_asking(&self.jobs, &ask) {
                 settle(admitted.take(), Ended::Ok).await;
-                return Ok((Answer::Unchanged, basis));
+                return Ok(Answer::Unchanged);
             }
             let allowed = match admitted.take() {
                 Some((_, permit)) => permit,
@@ -362,7 +362,7 @@ impl Warmer {
                 },
             };
             match self.sources.fetch_with(&self.jobs, &ask, allowed).await {
-                Ok(answer) => return Ok((answer, basis)),
+                Ok(answer) => return Ok(answer),
                 Err(FetchError::Busy(wait)) => {
                     let reason = format!("the upstream asks to wait {} s", wait.as_secs());
                     failure = Ending::because(Outcome::Deferred, Next::In(jitter(wait)), reason);
@@ -565,26 +565,16 @@ pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64, params: &Params) -> 
 }
 
 /// What the present value came with, if it may be kept when unchanged.
-fn known(job: &Job, lease: &Lease, inputs: &serde_json::Map<String, serde_json::Value>) -> Option<Validators> {
+fn known(job: &Job, lease: &Lease) -> Option<Validators> {
     let meta: &Meta = lease.meta.as_ref()?;
     if !meta.is_of(lease.pexpiretime) {
         return None;
     }
     let holds = match &job.sources[0] {
-        Source::Http(_) => meta.note.basis == basis(job, inputs),
+        Source::Http(_) => true,
         Source::Ai(_) => meta.invalidated == 0,
     };
     holds.then(|| meta.note.validators.clone())
-}
-
-/// What an HTTP value was made by beside the answer: the job file and the inputs. A 304 only holds for the same.
-fn basis(job: &Job, inputs: &serde_json::Map<String, serde_json::Value>) -> Option<String> {
-    let Source::Http(_) = &job.sources[0] else { return None };
-    let mut text = job.digest.clone();
-    if !inputs.is_empty() {
-        text.push_str(&serde_json::to_string(inputs).unwrap_or_default());
-    }
-    Some(format!("{:016x}", twox_hash::XxHash3_128::oneshot(text.as_bytes()) as u64))
 }
 
 /// Full jitter under an exponential ceiling (AWS Architecture Blog, "Exponential Backoff And Jitter").

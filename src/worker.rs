@@ -150,7 +150,7 @@ pub async fn run(
         keys: keys.clone(),
         queue: queue.clone(),
         cron: cron.clone(),
-        gates,
+        gates: gates.clone(),
         workers,
         dead_after: dead_after(settings.claim),
     };
@@ -198,6 +198,8 @@ pub async fn run(
         warmer.hand_back().await;
         drop(warmer);
         ends.await;
+        // The permits of fetches that were cut off.
+        futures_util::future::join_all(gates.values().map(|gate| gate.refresh())).await;
         if let Err(e) = queue.leave(dead_after(settings.claim)).await {
             warn!("could not take leave, the fleet will notice: {e}");
         }

@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 use support::{
     Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, hasty_worker, samovar, talkative, worker,
@@ -126,13 +124,27 @@ async fn a_flush_while_an_answer_is_awaited_fences_the_answer() {
     version(&redis, "a", 2).await;
 }
 
+/// The drain time is longer than any test waits.
+#[tokio::test]
+async fn a_worker_that_has_nothing_in_hand_ends_at_once() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_DRAIN", "10m").spawn();
+    version(&redis, "a", 1).await;
+    at_rest(&redis).await;
+    worker.term();
+    assert_eq!(worker.wait().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn a_redis_with_aof_that_is_killed_comes_back_with_all_and_the_work_goes_on() {
     let (mut redis, upstream) =
         tokio::join!(TestRedis::options().append_only().arg("--appendfsync", "always").start(), Upstream::start());
     upstream.edit("/art/a");
     upstream.edit("/art/b");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
+    // What Redis remembers of the fetch it interrupted ends with its lease, which is as long as the timeout asks for.
+    let jobs = Art::of(&upstream).limits("timeout = \"1s\"").list(["a"]).folder();
     let mut worker = hasty_worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     let gate = upstream.gate("/art/b");
@@ -188,7 +200,7 @@ async fn told_to_stop_a_worker_finishes_what_is_in_flight_and_hands_back_the_res
     let names: Vec<String> = (0..10).map(|n| n.to_string()).collect();
     let jobs = Art::of(&upstream).limits("concurrency = 1").list(&names).folder();
     let gates: Vec<_> = names.iter().map(|name| upstream.gate(&format!("/art/{name}"))).collect();
-    let mut first = worker(&redis, &jobs);
+    let mut first = talkative(&redis, &jobs).env("SAMOVAR_DRAIN", "10m").spawn();
     eventually("one is being fetched", async || upstream.in_flight() == 1).await;
     let fetched = upstream.all_requests().remove(0).path().strip_prefix("/art/").unwrap().to_owned();
     first.term();
@@ -429,12 +441,10 @@ async fn a_worker_that_was_frozen_writes_nothing_old_when_it_wakes() {
     upstream.edit("/art/a");
     let _second = hasty_worker(&redis, &jobs);
     version(&redis, "a", 2).await;
-    let frozen = Instant::now();
     first.thaw();
     first.wait_for_log(&["ended outcome="]).await;
     at_rest(&redis).await;
-    assert_eq!(redis.json("art:a").await.unwrap()["version"], 2, "{:?}", frozen.elapsed());
+    assert_eq!(redis.json("art:a").await.unwrap()["version"], 2);
     works(&redis, &upstream, "b").await;
     assert!(first.is_running());
-    assert!(Duration::from_secs(0) < frozen.elapsed());
 }

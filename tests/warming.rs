@@ -177,7 +177,7 @@ async fn whatever_the_upstream_does_wrong_leaves_the_old_value_and_says_why() {
     let wrong = [
         ("500", Reply::status(500), "500"),
         ("400", Reply::status(400), "400"),
-        ("silence", Reply::silence(), "time"),
+        ("silence", Reply::silence(), "0.3 s"),
         ("stalled", json().stall_after(20), ""),
         ("half", json().cut_after(20), ""),
         ("huge", Reply::json(json!({"data": "x".repeat(100_000)})), "1"),

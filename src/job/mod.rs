@@ -12,7 +12,7 @@ mod template;
 mod upstream;
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -174,18 +174,26 @@ pub enum AiFormat {
 /// What a job keeps warm.
 #[derive(Clone, Debug, Default)]
 pub struct Entries {
-    /// Named in the file; each complete for the key pattern. Sorted.
+    /// Named in the file; each complete for the key pattern. In the file's order, which is the order they are warmed in.
     pub list: Vec<Params>,
     /// Asked for at each warmup.
     pub feed: Option<Feed>,
     /// How many of the most read entries.
     pub popular: usize,
+    listed: HashSet<Params>,
 }
 
 impl Entries {
+    /// With this list.
+    pub(crate) fn listing(mut self, list: Vec<Params>) -> Self {
+        self.listed = list.iter().cloned().collect();
+        self.list = list;
+        self
+    }
+
     /// Whether the file names this entry.
     pub fn lists(&self, params: &Params) -> bool {
-        self.list.binary_search(params).is_ok()
+        self.listed.contains(params)
     }
 }
 

@@ -29,9 +29,6 @@ pub struct Note {
     /// What tells that the value is unchanged.
     #[serde(flatten)]
     pub validators: Validators,
-    /// What it was made by beside the answer: the job file and the inputs, hashed.
-    #[serde(rename = "b", default, skip_serializing_if = "Option::is_none")]
-    pub basis: Option<String>,
     /// How the last attempt ended.
     #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
@@ -94,7 +91,6 @@ mod tests {
     fn a_note_round_trips() {
         let note = Note {
             validators: Validators { etag: Some("\"v1\"".into()), ..Validators::default() },
-            basis: None,
             outcome: Some(Outcome::Failed),
             trigger: Some(Trigger::Invalidation),
             attempted: 17,

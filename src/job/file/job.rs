@@ -73,11 +73,12 @@ pub(super) fn read<'a>(
     let warm = warm(table.field("warm"), life, ttl_known);
     table.finish();
     let key = key?;
-    let entries = if key.names().is_empty() { Entries { list: vec![Params::new()], ..entries } } else { entries };
+    let entries = if key.names().is_empty() { entries.listing(vec![Params::new()]) } else { entries };
     let digest = match ttl_field {
         Some(_) => doc.text.to_owned(),
         None => format!("{}\0{}", default_ttl.as_millis(), doc.text),
     };
+    let digest = format!("{:x}", twox_hash::XxHash3_128::oneshot(digest.as_bytes()));
     Some(ReadJob {
         doc,
         job: Job {
@@ -155,16 +156,17 @@ fn entries(field: &Field<'_>, key: Option<&KeyPattern>, upstreams: &Upstreams) -
             );
         }
     }
+    let list = list.map(|field| listed(&field, key)).unwrap_or_default();
     let entries = Entries {
-        list: list.map(|field| listed(&field, key)).unwrap_or_default(),
         feed: feed_field.and_then(|field| feed(&field, upstreams)),
         popular: popular
             .and_then(|field| field.integer(0..=1_000_000))
             .and_then(|number| usize::try_from(number).ok())
             .unwrap_or(0),
+        ..Entries::default()
     };
     table.finish();
-    entries
+    entries.listing(list)
 }
 
 fn has_names(key: &KeyPattern) -> String {
@@ -200,7 +202,6 @@ fn listed(field: &Field<'_>, key: Option<&KeyPattern>) -> Vec<Params> {
             ),
         }
     }
-    list.sort_unstable();
     list
 }
 
