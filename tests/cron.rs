@@ -80,6 +80,28 @@ async fn a_warmup_leaves_alone_what_lives_until_the_next_one() {
     assert_eq!(upstream.calls("/art/a"), 2);
 }
 
+/// It would expire before the next warmup, but is refreshed before it does.
+#[tokio::test]
+async fn a_warmup_does_not_fetch_at_once_what_is_refreshed_in_time() {
+    let (redis, upstream) = both().await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let jobs = Art::of(&upstream).ttl("1h").entries(FEED).warm("every = \"366d\"\nahead = \"10m\"").folder();
+    let _first = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    at_rest(&redis).await;
+    let before = Parts::of(&redis).await.now().await - 1_000;
+    redis.ask::<i64>(&["ZADD", "samovar:{schedules}", &before.to_string(), "art"]).await;
+    let _second = worker(&redis, &jobs);
+    eventually("the warmup is over", async || {
+        redis.ask::<i64>(&["ZSCORE", "samovar:{schedules}", "art"]).await > before
+            && redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0
+    })
+    .await;
+    at_rest(&redis).await;
+    assert_eq!((upstream.calls("/popular"), upstream.calls("/art/a")), (2, 1));
+}
+
 #[tokio::test]
 async fn a_missed_tick_is_caught_up_once_at_start() {
     let (redis, upstream) = both().await;

@@ -154,11 +154,19 @@ impl Cron {
             let looked = self.store.look(&keys).await?;
             let wanted =
                 if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, tick) };
+            let now = self.store.now().await?;
             let mut due = Vec::new();
             for ((key, params), (expires, meta)) in entries.into_iter().zip(looked) {
-                if !is_fresh(wanted, expires, meta.as_ref()) {
+                let ahead = match keep(job, &key, expires, params) {
+                    Next::At(at) | Next::IfFed(at) => Some(at),
+                    _ => None,
+                };
+                // What is refreshed before it expires need not be fetched now, all at once and sooner than its TTL asks.
+                let any = Fresh { since: Some(1), ..Fresh::default() };
+                let in_time = !job.warm.refetch && ahead > Some(now) && is_fresh(any, expires, meta.as_ref());
+                if !in_time && !is_fresh(wanted, expires, meta.as_ref()) {
                     due.push(key);
-                } else if let Next::At(at) | Next::IfFed(at) = keep(job, &key, expires, params) {
+                } else if let Some(at) = ahead {
                     self.agenda.put(&job.name, [&key], When::Keep(at), Trigger::Expiry).await?;
                 }
             }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use redis::RedisResult;
 use serde_json::{Map, Value};
+use tracing::debug;
 
 use super::catalogue::{Catalogue, Entry, Kind, Shelf};
 use super::scale;
@@ -113,6 +114,7 @@ impl Contender {
                 text
             }
             Met::Miss(text) => {
+                debug!(name = self.name, key = %entry.key, ms = took.as_millis(), "missed");
                 tally.misses.fetch_add(1, Relaxed);
                 text
             }

@@ -31,7 +31,7 @@ use self::stage::{EDITS, READS, Stage};
 use super::{exit, session};
 
 /// How fast time is: see [`Scale`].
-const SCALE: Scale = Scale { hour: Duration::from_secs(10), latency: 0.05 };
+const SCALE: Scale = Scale { hour: Duration::from_secs(12), latency: 0.04 };
 /// How long a warmup may take before the demo goes on without its end.
 const WARMUP: Duration = Duration::from_secs(30);
 /// How often the screen changes.
