@@ -132,6 +132,9 @@ struct Taken {
     since: i64,
 }
 
+/// What hands an entry back: the score by which we have it, and the token of its lease while a fetch is under way.
+type Held = (String, Option<String>);
+
 /// Warms entries for one worker process.
 #[derive(Debug)]
 pub struct Warmer {
@@ -147,7 +150,7 @@ pub struct Warmer {
     /// Set when the worker ends: nothing is begun any more.
     drain: CancellationToken,
     /// What is in hand: for handing back. The token is there while a fetch is under way.
-    held: Mutex<HashMap<(JobName, EntryKey), (String, Option<String>)>>,
+    held: Mutex<HashMap<(JobName, EntryKey), Held>>,
 }
 
 impl Warmer {
@@ -470,7 +473,7 @@ impl Warmer {
         (timeouts.sum::<Duration>() + LEASE_MARGIN).mul_f32(1.12)
     }
 
-    fn hold(&self, job: &JobName, key: &EntryKey, what: Option<(String, Option<String>)>) {
+    fn hold(&self, job: &JobName, key: &EntryKey, what: Option<Held>) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let place = (job.clone(), key.clone());
         match what {

@@ -44,11 +44,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// `stop` came first.
-pub async fn connect(
-    settings: &Settings,
-    patience: Duration,
-    stop: &CancellationToken,
-) -> anyhow::Result<Connection> {
+pub async fn connect(settings: &Settings, patience: Duration, stop: &CancellationToken) -> anyhow::Result<Connection> {
     let mut told: Option<Instant> = None;
     loop {
         let error = match settings.redis.manager(patience).await {
