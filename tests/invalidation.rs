@@ -1,4 +1,5 @@
 //! Invalidations: once one is handled, nothing fetched before it can be read anew.
+#![cfg(test)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Redis goes away, workers die, people stop them: nothing is lost and nothing lives on as a ghost.
+#![cfg(test)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The whole path: job files, worker processes, an upstream, and what the API then reads.
+#![cfg(test)]
 
 mod support;
 
