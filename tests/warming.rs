@@ -36,10 +36,9 @@ async fn listed_entries_are_readable_as_plain_json_with_a_ttl() {
     obliging(&upstream);
     let jobs = Art::of(&upstream).source("select = \"/data\"").list(["Mona Lisa", "Kaplumbağa Terbiyecisi"]).folder();
     let _worker = worker(&redis, &jobs);
-    for (name, path) in [
-        ("Mona Lisa", "/art/Mona%20Lisa"),
-        ("Kaplumbağa Terbiyecisi", "/art/Kaplumba%C4%9Fa%20Terbiyecisi"),
-    ] {
+    for (name, path) in
+        [("Mona Lisa", "/art/Mona%20Lisa"), ("Kaplumbağa Terbiyecisi", "/art/Kaplumba%C4%9Fa%20Terbiyecisi")]
+    {
         let key = format!("art:{name}");
         assert_eq!(readable(&redis, &key).await, json!({"path": path}));
         let ttl = redis.ttl(&key).await.expect("a value has a TTL");
@@ -302,9 +301,34 @@ async fn two_workers_together_respect_an_upstreams_concurrency() {
 #[tokio::test]
 async fn names_reach_the_upstream_whole_and_the_key_is_unchanged() {
     let names = [
-        "Mona Lisa", "a/b", "//", "100%", "%2F", "why?", "#1", "a&b=c", "a+b", "\"quoted\"", "it's", "a:b:c", "{brace}",
-        "a..b", "...", "../../etc/passwd", "back\\slash", "a;b", "[x]*", "Kaplumbağa Terbiyecisi", "İIıi", "神奈川沖浪裏", "🖼️",
-        "~", "<b>", "tab\there", "e\u{301}", "a,b@c$d!",
+        "Mona Lisa",
+        "a/b",
+        "//",
+        "100%",
+        "%2F",
+        "why?",
+        "#1",
+        "a&b=c",
+        "a+b",
+        "\"quoted\"",
+        "it's",
+        "a:b:c",
+        "{brace}",
+        "a..b",
+        "...",
+        "../../etc/passwd",
+        "back\\slash",
+        "a;b",
+        "[x]*",
+        "Kaplumbağa Terbiyecisi",
+        "İIıi",
+        "神奈川沖浪裏",
+        "🖼️",
+        "~",
+        "<b>",
+        "tab\there",
+        "e\u{301}",
+        "a,b@c$d!",
     ];
     let (redis, upstream) = both().await;
     upstream.otherwise(|call, _| Reply::json(json!(call.target)));
@@ -437,10 +461,13 @@ async fn an_ai_answer_that_was_cut_short_is_a_failed_one() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
-    upstream.on("/v1/chat/completions", Reply::json(json!({
-        "choices": [{"message": {"content": "Once upon"}, "finish_reason": "length"}],
-        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-    })));
+    upstream.on(
+        "/v1/chat/completions",
+        Reply::json(json!({
+            "choices": [{"message": {"content": "Once upon"}, "finish_reason": "length"}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        })),
+    );
     let _worker = worker(&redis, &jobs);
     eventually("it has failed", async || {
         redis.ask::<Option<u64>>(&["HGET", "samovar:stats:{story}", "failed"]).await.is_some()
@@ -461,7 +488,9 @@ async fn all_names_follow_the_prefix_and_the_channel() {
     eventually("it is heard", async || redis.publish("news", "art:a").await > 0).await;
     version(&redis, "art:a", 2).await;
     let strangers: Vec<String> = redis.keys("*").await;
-    let strangers: Vec<&String> =
-        strangers.iter().filter(|key| !key.starts_with("tea:") && !key.starts_with("{tea:") && *key != "art:a").collect();
+    let strangers: Vec<&String> = strangers
+        .iter()
+        .filter(|key| !key.starts_with("tea:") && !key.starts_with("{tea:") && *key != "art:a")
+        .collect();
     assert_eq!(strangers, Vec::<&String>::new());
 }
