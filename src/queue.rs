@@ -283,7 +283,11 @@ impl Backend for Pulled {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>, worker: &WorkerContext) -> Poll<Option<Result<Self::Task, Infallible>>> {
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &WorkerContext,
+    ) -> Poll<Option<Result<Self::Task, Infallible>>> {
         let pulled = self.tasks.poll_recv(cx);
         if let Poll::Ready(None) = pulled {
             // The end of the tasks alone does not end the runtime: it goes on to wait until it is told to stop. It refuses
