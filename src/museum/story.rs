@@ -91,6 +91,14 @@ pub(super) fn tell(collection: &Collection, prompt: &str, most: Option<u64>) -> 
             ),
         )
     };
+    // Whoever gives the model a version is told of which it tells.
+    let version = prompt.split_once("\"version\":").map(|(_, rest)| rest.trim_start());
+    let version: String = version.unwrap_or_default().chars().take_while(char::is_ascii_digit).collect();
+    let source = match (version.as_str(), turkish) {
+        ("", _) => String::new(),
+        (version, true) => format!(" (Kataloğun {version}. metninden.)"),
+        (version, false) => format!(" (After text {version} of the catalogue.)"),
+    };
     let text = if prompt.contains("JSON") || prompt.contains("json") {
         let mut document = json!({ "title": subject, "text": format!("{opening} {middle} {ending}") });
         if let Some((born, died)) = collection.artist(&subject).map(Artist::life) {
@@ -99,7 +107,7 @@ pub(super) fn tell(collection: &Collection, prompt: &str, most: Option<u64>) -> 
         }
         document.to_string()
     } else {
-        format!("{subject}: {opening} {middle} {ending}")
+        format!("{subject}: {opening} {middle} {ending}{source}")
     };
     match most {
         Some(most) if tokens(&text) > most => {

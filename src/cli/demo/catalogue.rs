@@ -44,8 +44,9 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Whether an edit of the artwork changes it, and one can see of which version it is.
-    pub(super) fn has_version(self) -> bool {
+    /// Whether it is published when its artwork is edited. A story is not, although it is made from what was edited: who
+    /// edits does not know of it.
+    pub(super) fn is_published(self) -> bool {
         matches!(self, Self::Info | Self::Image | Self::Similar)
     }
 }
@@ -115,9 +116,9 @@ impl Catalogue {
         self.shelves.iter().map(|shelf| shelf.entries.len()).sum()
     }
 
-    /// The entries that an edit of an artwork makes old.
+    /// The entries that are published when an artwork is edited.
     pub(super) fn about(&self, artwork: usize) -> impl Iterator<Item = (Kind, &EntryKey)> {
-        let told = self.shelves.iter().filter(|shelf| shelf.kind.has_version());
+        let told = self.shelves.iter().filter(|shelf| shelf.kind.is_published());
         told.filter_map(move |shelf| {
             let entry = shelf.entries.iter().find(|entry| entry.artwork == Some(artwork))?;
             Some((shelf.kind, &entry.key))

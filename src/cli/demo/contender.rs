@@ -59,6 +59,10 @@ pub(super) struct Tally {
     pub(super) away: AtomicU64,
     /// Of the hits and misses: older than what was published before the read began.
     pub(super) stale: AtomicU64,
+    /// Stories told of something older; nobody publishes those.
+    pub(super) stale_stories: AtomicU64,
+    /// Stories read.
+    pub(super) stories: AtomicU64,
     /// Microseconds.
     pub(super) latency: Mutex<Histogram<u64>>,
 }
@@ -99,7 +103,6 @@ impl Contender {
     pub(super) async fn read(&self, shelf: &Shelf, entry: &Entry, counts: bool) {
         let expected =
             entry.artwork.and_then(|artwork| self.published.get(artwork)).map(|version| version.load(Relaxed));
-        let expected = expected.filter(|_| shelf.kind.has_version());
         let begun = Instant::now();
         let met = if self.away.load(Relaxed) { Met::Away } else { self.get(&shelf.job.name, entry).await };
         let took = begun.elapsed();
@@ -129,10 +132,14 @@ impl Contender {
         };
         let micros = u64::try_from(took.as_micros()).unwrap_or(LONGEST);
         tally.latency.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(micros);
-        if let Some(expected) = expected
-            && self.version(shelf.kind, &text).is_none_or(|version| version < expected)
-        {
-            tally.stale.fetch_add(1, Relaxed);
+        // A biography is of no artwork.
+        let Some(expected) = expected else { return };
+        let stale = u64::from(self.version(shelf.kind, &text).is_none_or(|version| version < expected));
+        if shelf.kind == Kind::Story {
+            tally.stories.fetch_add(1, Relaxed);
+            tally.stale_stories.fetch_add(stale, Relaxed);
+        } else {
+            tally.stale.fetch_add(stale, Relaxed);
         }
     }
 
@@ -211,7 +218,13 @@ impl Contender {
                 let pictures = self.pictures.read().unwrap_or_else(PoisonError::into_inner);
                 pictures.get(value["url"].as_str()?).copied()
             }
-            Kind::Story | Kind::Biography => None,
+            Kind::Story => {
+                // The museum's model ends with the version it was told of.
+                let text = value.as_str()?.trim_end_matches(|c: char| !c.is_ascii_digit());
+                let digits = text.rsplit(|c: char| !c.is_ascii_digit()).next()?;
+                digits.parse().ok()
+            }
+            Kind::Biography => None,
         }
     }
 
@@ -232,9 +245,9 @@ impl Contender {
 
 impl Tally {
     fn new() -> anyhow::Result<Self> {
-        let [reads, hits, misses, failed, away, stale] = [(); 6].map(|()| AtomicU64::new(0));
+        let [reads, hits, misses, failed, away, stale, stale_stories, stories] = [(); 8].map(|()| AtomicU64::new(0));
         let latency = Mutex::new(Histogram::new_with_max(LONGEST, DIGITS)?);
-        Ok(Self { reads, hits, misses, failed, away, stale, latency })
+        Ok(Self { reads, hits, misses, failed, away, stale, stale_stories, stories, latency })
     }
 
     /// Hits among what was answered, from 0 to 1; `None` before the first.

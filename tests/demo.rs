@@ -1,0 +1,36 @@
+//! `samovar demo`, shortened: it runs to its end, and its figures agree with one another.
+
+mod support;
+
+use serde_json::Value;
+use support::samovar;
+
+fn number(row: &Value, field: &str) -> u64 {
+    row[field].as_u64().unwrap_or_else(|| panic!("`{field}` is no number in {row}"))
+}
+
+#[tokio::test]
+async fn its_figures_add_up_and_samovar_misses_least() {
+    let finished = samovar(["demo", "--seconds", "4", "--json"]).run().await;
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+    let rows = report["contenders"].as_array().unwrap();
+    let names: Vec<&Value> = rows.iter().map(|row| &row["name"]).collect();
+    assert_eq!(names, ["Samovar", "hundred lines", "cache-aside"]);
+    let edits = report["edits"].as_u64().unwrap();
+    for row in rows {
+        let [reads, hits, misses, failed, away] =
+            ["reads", "hits", "misses", "failed", "away"].map(|field| number(row, field));
+        assert!(reads > 0, "{row}");
+        assert_eq!(reads, hits + misses + failed + away, "{row}");
+        assert_eq!(reads, number(&rows[0], "reads"), "all meet the same reads: {row}");
+        assert_eq!(number(row, "published"), 3 * edits, "each edit is published as three entries: {row}");
+        assert!(number(row, "stale_stories") <= number(row, "stories"), "{row}");
+        assert!(number(row, "stale_reads") <= hits + misses, "{row}");
+        assert!(number(row, "upstream_calls") >= number(row, "not_modified"), "{row}");
+        assert!(number(row, "ai_calls") > 0 && row["ai_dollars"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["p50_ms"].as_f64().unwrap() <= row["p99_ms"].as_f64().unwrap(), "{row}");
+        assert!(row["hit_rate"].as_f64().unwrap() <= rows[0]["hit_rate"].as_f64().unwrap(), "{row}");
+        assert!(number(row, "redis_bytes") > 0, "{row}");
+    }
+}
