@@ -163,6 +163,7 @@ pub async fn run(
         telemetry: telemetry.clone(),
         worker: Arc::clone(&name),
         claim: settings.claim,
+        told: None,
     };
 
     let mut loops = Supervisor::new(stop.clone());
