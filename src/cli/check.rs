@@ -13,6 +13,8 @@ use std::path::Path;
 use std::time::Duration;
 
 const MASK: &str = "***";
+/// Shorter ones would blot out letters of every word; templates do not get to see secrets in any case.
+const SHORTEST_SECRET: usize = 4;
 /// What names of secrets have in them.
 const SECRET_WORDS: [&str; 8] = ["TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASS", "CREDENTIAL", "AUTH"];
 /// Prompts are cut to so many characters.
@@ -244,7 +246,7 @@ impl View<'_> {
     }
 
     fn masked(&self, text: String) -> String {
-        self.secrets.iter().filter(|secret| !secret.is_empty()).fold(text, |text, secret| text.replace(secret, MASK))
+        self.secrets.iter().filter(|secret| secret.len() >= SHORTEST_SECRET).fold(text, |text, secret| text.replace(secret, MASK))
     }
 
     fn needs_inputs(&self, template: &Template) -> bool {
@@ -322,7 +324,7 @@ impl JobReport {
             write!(f, ", refreshed {} before it ends", time(self.ahead))?;
         }
         if self.stale_if_error > 0.0 {
-            write!(f, ", kept {} longer while the source fails", time(self.stale_if_error))?;
+            write!(f, ", kept {} longer while the source fails (not in effect yet)", time(self.stale_if_error))?;
         }
         writeln!(f)?;
         match (&self.schedule, &self.next) {
@@ -334,7 +336,7 @@ impl JobReport {
         }
         let mut kept = vec![format!("{} listed", self.listed)];
         if self.popular > 0 {
-            kept.push(format!("the {} most read", self.popular));
+            kept.push(format!("the {} most read (not in effect yet)", self.popular));
         }
         kept.extend(self.feed.as_ref().map(|feed| format!("those of {feed}")));
         writeln!(f, "  entries   {}", kept.join(", "))?;
@@ -388,9 +390,9 @@ mod tests {
         assert!(report.is_sound(), "{text}");
         for line in [
             "artwork_info  What the API shows about an artwork\n  key       artwork_info:{artwork_name}\n",
-            "  ttl       2h, refreshed 10m before it ends, kept 6h longer while the source fails\n",
+            "  ttl       2h, refreshed 10m before it ends, kept 6h longer while the source fails (not in effect yet)\n",
             "  warmup    */30 * * * * Europe/Istanbul, next 2026-01-01T03:30:00+03:00\n",
-            "  entries   2 listed, the 200 most read, those of http://127.0.0.1:8600/popular\n",
+            "  entries   2 listed, the 200 most read (not in effect yet), those of http://127.0.0.1:8600/popular\n",
             "  input     artwork = artwork_info:{artwork_name}\n",
             "  example   artwork_info:Mona Lisa\n            GET http://127.0.0.1:8600/artworks/Mona%20Lisa\n",
             "            POST http://127.0.0.1:8600/v1/chat/completions  model gpt-4o-mini\n",
