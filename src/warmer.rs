@@ -25,7 +25,7 @@ pub use finisher::Finisher;
 use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
 use crate::queue::Chunk;
-use crate::source::{Answer, Ask, Ended, FetchError, Fetched, Gate, Permit, Sources, Validators};
+use crate::source::{Answer, Ask, Ended, FetchError, Gate, Permit, Sources, Validators};
 use crate::store::{Fresh, Lease, Leased, Meta, Note, Removal, Store, Written};
 use crate::telemetry::Telemetry;
 
@@ -43,6 +43,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(300);
 /// How often somebody who waits for an upstream, and has a fallback, looks whether it was closed meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
+/// How soon a write is tried again that Redis did not answer.
+const INSIST: Duration = Duration::from_millis(100);
 /// Longest reason kept, in characters.
 const REASON: usize = 300;
 
@@ -132,6 +134,9 @@ struct Taken {
     since: i64,
 }
 
+/// What hands an entry back: the score by which we have it, and the token of its lease while a fetch is under way.
+type Held = (String, Option<String>);
+
 /// Warms entries for one worker process.
 #[derive(Debug)]
 pub struct Warmer {
@@ -147,7 +152,7 @@ pub struct Warmer {
     /// Set when the worker ends: nothing is begun any more.
     drain: CancellationToken,
     /// What is in hand: for handing back. The token is there while a fetch is under way.
-    held: Mutex<HashMap<(JobName, EntryKey), (String, Option<String>)>>,
+    held: Mutex<HashMap<(JobName, EntryKey), Held>>,
 }
 
 impl Warmer {
@@ -275,27 +280,25 @@ impl Warmer {
             let known = if use_known { known(job, &lease) } else { None };
             let asked =
                 self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgent, admitted.take()).await;
-            let note = |outcome| Note {
+            let answer = match asked {
+                Ok(answer) => answer,
+                Err(Ending { outcome, next, reason }) => {
+                    return self.give_up(job, taken, &lease, outcome, next, reason).await;
+                }
+            };
+            let (outcome, validators) = match &answer {
+                Answer::Value(fetched) => (Outcome::Warmed, fetched.validators.clone()),
+                Answer::Unchanged => (Outcome::Unchanged, known.unwrap_or_default()),
+                Answer::Gone => (Outcome::Gone, Validators::default()),
+            };
+            let note = Note {
+                validators,
                 outcome: Some(outcome),
                 trigger: Some(taken.trigger),
                 attempted: lease.start,
                 ..Note::default()
             };
-            let (written, outcome) = match asked {
-                Ok(Answer::Value(fetched)) => {
-                    let note = Note { validators: fetched.validators.clone(), ..note(Outcome::Warmed) };
-                    (self.commit(job, key, &lease, &fetched, &note).await?, Outcome::Warmed)
-                }
-                Ok(Answer::Unchanged) => {
-                    let validators = known.unwrap_or_default();
-                    let note = Note { validators, ..note(Outcome::Unchanged) };
-                    (self.store.extend(key, &lease, job.ttl, &note).await?, Outcome::Unchanged)
-                }
-                Ok(Answer::Gone) => (self.store.gone(key, &lease, &note(Outcome::Gone)).await?, Outcome::Gone),
-                Err(Ending { outcome, next, reason }) => {
-                    return self.give_up(job, taken, &lease, outcome, next, reason).await;
-                }
-            };
+            let written = self.write(job, key, &lease, &answer, &note).await?;
             match written {
                 Written::Done { .. } if outcome == Outcome::Gone => {
                     return Ok(Ending::because(Outcome::Gone, Next::Out, "the upstream no longer has it"));
@@ -375,15 +378,28 @@ impl Warmer {
         Err(failure)
     }
 
-    async fn commit(
+    /// Writes an answer, and tries until the lease's deadline: what was fetched, and perhaps paid for, is not dropped because
+    /// Redis was away for a moment. Where a try was carried out and only its reply was lost, the next one finds the lease
+    /// gone, and the entry turns out to be fresh.
+    async fn write(
         &self,
         job: &Job,
         key: &EntryKey,
         lease: &Lease,
-        fetched: &Fetched,
+        answer: &Answer,
         note: &Note,
     ) -> RedisResult<Written> {
-        self.store.commit(key, lease, &fetched.json, job.ttl, note).await
+        loop {
+            let tried = match answer {
+                Answer::Value(fetched) => self.store.commit(key, lease, &fetched.json, job.ttl, note).await,
+                Answer::Unchanged => self.store.extend(key, lease, job.ttl, note).await,
+                Answer::Gone => self.store.gone(key, lease, note).await,
+            };
+            match tried {
+                Err(_) if Instant::now() + INSIST < lease.deadline => tokio::time::sleep(INSIST).await,
+                done => return done,
+            }
+        }
     }
 
     /// Ends a fetch without a value: notes the failure, and decides when to try again, or never.
@@ -470,7 +486,7 @@ impl Warmer {
         (timeouts.sum::<Duration>() + LEASE_MARGIN).mul_f32(1.12)
     }
 
-    fn hold(&self, job: &JobName, key: &EntryKey, what: Option<(String, Option<String>)>) {
+    fn hold(&self, job: &JobName, key: &EntryKey, what: Option<Held>) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let place = (job.clone(), key.clone());
         match what {

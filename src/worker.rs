@@ -40,19 +40,19 @@ const GATES: Duration = Duration::from_secs(5);
 /// How long the last words to Redis may take when ending.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Connects, and waits for Redis if it is not there yet.
+/// Connects, and waits for Redis if it is not there yet; its commands then fail after `patience`.
 ///
 /// # Errors
 /// `stop` came first.
-pub async fn connect(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Connection> {
+pub async fn connect(settings: &Settings, patience: Duration, stop: &CancellationToken) -> anyhow::Result<Connection> {
     let mut told: Option<Instant> = None;
     loop {
-        let error = match settings.redis.manager(COMMAND).await {
+        let error = match settings.redis.manager(patience).await {
             Ok(redis) => return Ok(redis),
             Err(e) => e,
         };
         if told.is_none_or(|told| told.elapsed() > Duration::from_secs(30)) {
-            warn!("waiting for Redis at {}: {error}", settings.redis);
+            warn!("waits for Redis at {}: {error}", settings.redis);
             told = Some(Instant::now());
         }
         tokio::select! {
@@ -83,8 +83,9 @@ pub async fn run(
     stop: CancellationToken,
     cut: CancellationToken,
 ) -> anyhow::Result<()> {
-    let redis = match connect(settings, &stop).await {
-        Ok(redis) => redis,
+    let both = async { Ok((connect(settings, COMMAND, &stop).await?, connect(settings, BLOCKING, &stop).await?)) };
+    let (redis, reading) = match both.await {
+        Ok(both) => both,
         Err(e) if stop.is_cancelled() => {
             info!("{e}");
             return Ok(());
@@ -155,13 +156,14 @@ pub async fn run(
         dead_after: dead_after(settings.claim),
     };
     let inbox = Inbox {
-        redis: reading(settings, &stop).await?,
+        redis: reading,
         control: redis.clone(),
         keys,
         invalidator,
         telemetry: telemetry.clone(),
         worker: Arc::clone(&name),
         claim: settings.claim,
+        told: None,
     };
 
     let mut loops = Supervisor::new(stop.clone());
@@ -212,16 +214,6 @@ pub async fn run(
         info!(worker = &*name, "ended");
     }
     result
-}
-
-async fn reading(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Connection> {
-    loop {
-        match settings.redis.manager(BLOCKING).await {
-            Ok(redis) => return Ok(redis),
-            Err(e) if stop.is_cancelled() => return Err(e.into()),
-            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
-        }
-    }
 }
 
 /// After how long without a beat a worker counts as dead.

@@ -1,4 +1,5 @@
 //! What is due when: claims, the order they come in, and what overtakes them.
+#![cfg(test)]
 
 mod support;
 

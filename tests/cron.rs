@@ -1,4 +1,5 @@
 //! Warmups: once per tick in the whole fleet, and what they keep warm.
+#![cfg(test)]
 
 mod support;
 

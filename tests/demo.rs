@@ -1,4 +1,5 @@
 //! `samovar demo`, shortened: it runs to its end, and its figures agree with one another.
+#![cfg(test)]
 
 mod support;
 

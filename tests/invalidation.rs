@@ -1,4 +1,5 @@
 //! Invalidations: once one is handled, nothing fetched before it can be read anew.
+#![cfg(test)]
 
 mod support;
 
@@ -62,22 +63,38 @@ async fn publish(redis: &TestRedis, message: &str) {
 #[tokio::test]
 async fn late_writer_is_fenced_out() {
     let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+    let parts = Parts::of(&redis).await;
+    let gate = upstream.gate("/art/a");
+    assert_eq!(upstream.edit("/art/a"), 2);
+    publish(&redis, "art:a").await;
+    gate.arrived(1).await;
+    // The answer at the gate is that of version 2, and an old one from here on.
+    assert_eq!(upstream.edit("/art/a"), 3);
+    parts.invalidate("art:a").await;
+    gate.let_one_out();
+    gate.arrived(2).await;
+    assert_eq!(redis.json("art:a").await.unwrap()["version"], 1, "a refresh serves the old value meanwhile");
+    gate.open();
+    version(&redis, "a", 3).await;
+    assert_eq!((upstream.most_in_flight("/art/a"), upstream.calls("/art/a")), (1, 3));
+}
+
+#[tokio::test]
+async fn late_304_is_fenced_out() {
+    let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+    let parts = Parts::of(&redis).await;
     let gate = upstream.gate("/art/a");
     publish(&redis, "art:a").await;
     gate.arrived(1).await;
+    // The answer at the gate says that version 1 still holds.
     assert_eq!(upstream.edit("/art/a"), 2);
-    // The answer at the gate is that of version 1.
-    Parts::of(&redis).await.invalidate("art:a").await;
-    let lease = redis.keys("samovar:lease:*").await.remove(0);
-    assert!(redis.get(&lease).await.unwrap().ends_with(" r"), "the fetch is marked");
-    let seen = redis.json("art:a").await.unwrap();
-    assert_eq!(seen["version"], 1, "a refresh serves the old value meanwhile");
+    parts.invalidate("art:a").await;
+    let expires: i64 = redis.ask(&["PEXPIRETIME", "art:a"]).await;
     gate.let_one_out();
     gate.arrived(2).await;
-    assert_eq!(redis.json("art:a").await.unwrap()["version"], 1);
+    assert_eq!(redis.ask::<i64>(&["PEXPIRETIME", "art:a"]).await, expires, "nothing was extended");
     gate.open();
     version(&redis, "a", 2).await;
-    assert_eq!(upstream.most_in_flight("/art/a"), 1);
 }
 
 /// Nothing is readable before, so that whatever the late writer wrote would show.
@@ -231,6 +248,37 @@ async fn a_pattern_reaches_more_entries_than_one_step_of_a_scan() {
     let message = Message::parse(r#"{"patterns": ["art:*"], "action": "evict"}"#).unwrap();
     let handled = parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
     assert_eq!((handled.removed, redis.keys("art:*").await.len()), (3_000, 0));
+}
+
+/// Its fetch began before the invalidation and is committed at every moment of the handling in turn: before, during and
+/// after the scans for leases and for values.
+#[tokio::test]
+async fn a_key_that_is_born_during_the_invalidation_of_a_pattern_does_not_slip_through() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    let mut fill = redis::pipe();
+    for n in 0..10_000 {
+        fill.cmd("SET").arg(format!("foreign:{n}")).arg("0").ignore();
+    }
+    fill.query_async::<()>(&mut redis.connection().await).await.unwrap();
+    let invalidator = parts.invalidator(&jobs);
+    let message = Message::parse(r#"{"patterns": ["art:*"], "action": "evict"}"#).unwrap();
+    let from = std::time::Instant::now();
+    invalidator.handle(&message, parts.now().await).await.unwrap();
+    let whole = from.elapsed();
+    for n in 0..60 {
+        let name = format!("born {n}");
+        let lease = parts.lease(&name, LONG).await;
+        let (at, moment) = (parts.now().await, whole.mul_f32(n as f32 / 50.0));
+        let commit = async {
+            tokio::time::sleep(moment).await;
+            parts.store.commit(&art(&name), &lease, "1", TTL, &Note::default()).await.unwrap()
+        };
+        let (handled, written) = tokio::join!(invalidator.handle(&message, at), commit);
+        handled.unwrap();
+        assert_eq!(redis.get(&format!("art:{name}")).await, None, "{written:?} after {moment:?} of {whole:?}");
+    }
 }
 
 #[tokio::test]
@@ -559,4 +607,41 @@ async fn a_failed_fetch_keeps_the_invalidation_open() {
     upstream.edit("/art/a");
     version(&redis, "a", 2).await;
     assert_eq!(parts.meta("a").await.unwrap().invalidated, 0);
+}
+
+/// All of them hear it, and one may make the entry due again while another fetches it already.
+#[tokio::test]
+async fn an_invalidation_that_four_workers_hear_leaves_no_entry_waiting_for_a_lease_to_end() {
+    let (redis, upstream, jobs, _worker) = warmed(&["a"]).await;
+    let _more: Vec<WorkerProcess> = (0..3).map(|_| worker(&redis, &jobs)).collect();
+    eventually("four workers hear the channel", async || {
+        redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", CHANNEL]).await.1 == 4
+    })
+    .await;
+    for _ in 0..20 {
+        let edited = upstream.edit("/art/a");
+        publish(&redis, "art:a").await;
+        version(&redis, "a", edited).await;
+        at_rest(&redis).await;
+    }
+    let score = Parts::of(&redis).await.score("a").await.expect("it is on the agenda");
+    assert_eq!(Due::from_score(score).trigger, Trigger::Expiry);
+    assert_eq!(upstream.most_in_flight("/art/a"), 1);
+}
+
+/// Step by step: while the holder of the lease fetches, the entry is made due, claimed and taken by another worker.
+#[tokio::test]
+async fn who_finds_an_entry_being_fetched_sees_to_what_the_fetch_leaves_behind() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    let lease = parts.lease("a", LONG).await;
+    let _worker = worker(&redis, &jobs);
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "warm"}"#).await;
+    eventually("the worker has found it busy", async || parts.stat("busy").await > 0).await;
+    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    // The lease would have held for longer than this test waits.
+    at_rest(&redis).await;
+    assert_eq!((redis.get("art:a").await.as_deref(), upstream.calls("/art/a")), (Some("1"), 0));
 }

@@ -1,4 +1,5 @@
 //! Redis goes away, workers die, people stop them: nothing is lost and nothing lives on as a ghost.
+#![cfg(test)]
 
 mod support;
 
@@ -53,7 +54,7 @@ async fn a_worker_that_starts_before_redis_waits_for_it_and_says_so() {
     let jobs = Art::of(&upstream).list(["a"]).folder();
     redis.kill9();
     let mut worker = worker(&redis, &jobs);
-    worker.wait_for_log(&["waiting for Redis", &redis.port().to_string()]).await;
+    worker.wait_for_log(&["waits for Redis", &redis.port().to_string()]).await;
     redis.start_again().await;
     version(&redis, "a", 1).await;
     assert!(worker.is_running());
@@ -65,7 +66,7 @@ async fn a_worker_that_waits_for_redis_ends_when_it_is_told_to() {
     let jobs = Art::of(&upstream).folder();
     redis.kill9();
     let mut worker = worker(&redis, &jobs);
-    worker.wait_for_log(&["waiting for Redis"]).await;
+    worker.wait_for_log(&["waits for Redis"]).await;
     worker.term();
     assert_eq!(worker.wait().await.code(), Some(0));
 }
@@ -355,7 +356,7 @@ async fn a_password_is_never_logged() {
     let url = format!("redis://:wrong-secret@127.0.0.1:{}/0", redis.port());
     let mut wrong =
         samovar(["worker"]).redis(&redis).jobs(&jobs).env("REDIS_URL", &url).env("SAMOVAR_LOG", "trace").spawn();
-    wrong.wait_for_log(&["waiting for Redis"]).await;
+    wrong.wait_for_log(&["waits for Redis"]).await;
     redis.kill9();
     right.wait_for_log(&["waits for Redis"]).await;
     for worker in [&right, &wrong] {

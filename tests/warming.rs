@@ -1,10 +1,12 @@
 //! The whole path: job files, worker processes, an upstream, and what the API then reads.
+#![cfg(test)]
 
 mod support;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use samovar::job::EntryKey;
 use samovar::warmer::Outcome;
 use serde_json::{Value, json};
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, talkative, worker};
@@ -135,12 +137,13 @@ async fn a_304_extends_the_ttl_without_a_new_body() {
     let first = parts.meta("a").await.unwrap();
     upstream.called("/art/a", 3).await;
     let meta = eventually("it was extended", async || {
-        parts.meta("a").await.filter(|meta| meta.note.outcome == Some(Outcome::Unchanged))
+        // Both at once: it may be extended again at any moment.
+        let (expires, meta) = parts.store.look(&[EntryKey::new("art:a")]).await.unwrap().remove(0);
+        meta.filter(|meta| meta.note.outcome == Some(Outcome::Unchanged) && meta.is_of(expires))
     })
     .await;
     assert!(meta.written > first.written);
     assert_eq!(meta.hash, first.hash);
-    assert_eq!(meta.written, redis.ask::<i64>(&["PEXPIRETIME", "art:a"]).await);
     let asked = upstream.requests("/art/a");
     assert_eq!(asked[0].headers.get("if-none-match"), None);
     assert!(asked[1..].iter().all(|call| call.headers["if-none-match"] == "\"v1\""));
@@ -177,8 +180,8 @@ async fn whatever_the_upstream_does_wrong_leaves_the_old_value_and_says_why() {
     let wrong = [
         ("500", Reply::status(500), "500"),
         ("400", Reply::status(400), "400"),
-        ("silence", Reply::silence(), "0.3 s"),
-        ("stalled", json().stall_after(20), ""),
+        ("silence", Reply::silence(), "timed out|within"),
+        ("stalled", json().stall_after(20), "timed out|within"),
         ("half", json().cut_after(20), ""),
         ("huge", Reply::json(json!({"data": "x".repeat(100_000)})), "1"),
         ("endless", Reply::endless(), ""),
@@ -213,7 +216,7 @@ async fn whatever_the_upstream_does_wrong_leaves_the_old_value_and_says_why() {
             if note.outcome == Some(Outcome::Failed) { Ok(note.reason.unwrap()) } else { Err(note) }
         })
         .await;
-        assert!(!said.is_empty() && said.contains(reason), "{name}: {said}");
+        assert!(!said.is_empty() && reason.split('|').any(|reason| said.contains(reason)), "{name}: {said}");
         assert!(said.len() < 1_000 && !said.contains('\n'), "{name}: {said}");
         assert_eq!(redis.json(&format!("art:{name}")).await.unwrap(), json!({"version": 1}), "{name}");
         eventually("it is counted", async || parts.stat("failed").await == n as u64 + 1).await;

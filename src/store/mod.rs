@@ -67,7 +67,7 @@ pub struct Lease {
 #[derive(Debug)]
 pub enum Leased {
     /// Fetch now.
-    Yes(Lease),
+    Yes(Box<Lease>),
     /// Somebody else does, for at most this long.
     Busy(Duration),
     /// There is nothing to do; the value expires at this time (Redis time, ms).
@@ -149,14 +149,14 @@ impl Store {
         Ok(match what.as_str() {
             "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
             "fresh" => Leased::Fresh(expires),
-            _ => Leased::Yes(Lease {
+            _ => Leased::Yes(Box::new(Lease {
                 token,
                 start: now,
                 deadline: begun + time.mul_f32(0.9),
                 time,
                 pexpiretime: expires,
                 meta: meta.as_deref().and_then(Meta::parse),
-            }),
+            })),
         })
     }
 

@@ -4,10 +4,10 @@
 //! was given is taken over. Its time S is the id that Redis gave it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::RedisResult;
-use redis::streams::{StreamAutoClaimReply, StreamId, StreamReadReply};
+use redis::streams::{StreamAutoClaimReply, StreamId, StreamInfoConsumersReply, StreamReadReply};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -21,6 +21,10 @@ const GROUP: &str = "samovar";
 const FIELD: &str = "message";
 /// Messages kept that nobody has read: only a fleet that is away for long loses any, the oldest first.
 const LONGEST: usize = 1_000_000;
+/// How often readers that are gone are looked for, and how long one must have been silent.
+const SWEEP: Duration = Duration::from_secs(600);
+/// How often messages that cannot be followed are told of.
+const TELL: Duration = Duration::from_secs(60);
 /// Messages read at once.
 const MOST: usize = 100;
 /// How long one read waits for messages. Also how long ending takes at most.
@@ -43,6 +47,8 @@ pub struct Inbox {
     pub worker: Arc<str>,
     /// How long a message may be in a worker's hands before another takes it over.
     pub claim: Duration,
+    /// When a message that cannot be followed was told of last.
+    pub told: Option<Instant>,
 }
 
 /// Puts a message into the inbox; returns its id.
@@ -68,7 +74,11 @@ impl Inbox {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut patience = Patience::new("the inbox");
         let mut taken_over: Option<tokio::time::Instant> = None;
+        let mut swept: Option<tokio::time::Instant> = None;
         while !stop.is_cancelled() {
+            if swept.is_none_or(|last| last.elapsed() >= SWEEP) && self.sweep().await.is_ok() {
+                swept = Some(tokio::time::Instant::now());
+            }
             let overdue = taken_over.is_none_or(|last| last.elapsed() >= self.claim);
             let read = if overdue { self.take_over().await } else { self.read(&stop).await };
             let messages = match read {
@@ -112,6 +122,32 @@ impl Inbox {
             Err(e) if e.code() == Some("BUSYGROUP") => Ok(()),
             other => other,
         }
+    }
+
+    /// Takes readers out of the group that are long gone: crashed workers do not take their leave.
+    async fn sweep(&mut self) -> RedisResult<()> {
+        let readers: StreamInfoConsumersReply = redis::cmd("XINFO")
+            .arg("CONSUMERS")
+            .arg(self.keys.inbox())
+            .arg(GROUP)
+            .query_async(&mut self.control)
+            .await?;
+        for reader in readers.consumers {
+            if reader.pending == 0 && reader.idle > usize::try_from(SWEEP.as_millis()).unwrap_or(usize::MAX) {
+                self.remove(&reader.name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(&mut self, reader: &str) -> RedisResult<()> {
+        redis::cmd("XGROUP")
+            .arg("DELCONSUMER")
+            .arg(self.keys.inbox())
+            .arg(GROUP)
+            .arg(reader)
+            .exec_async(&mut self.control)
+            .await
     }
 
     /// What others were given and did not finish within the claim time.
@@ -176,9 +212,12 @@ impl Inbox {
         Ok(())
     }
 
-    fn complain(&self, id: &str, reason: &str) {
+    fn complain(&mut self, id: &str, reason: &str) {
         self.telemetry.malformed();
-        warn!(id, "dropping a message from the inbox: {reason}");
+        if self.told.is_none_or(|told| told.elapsed() >= TELL) {
+            warn!(id, "dropping a message from the inbox: {reason}");
+            self.told = Some(Instant::now());
+        }
     }
 
     async fn leave(&mut self) -> RedisResult<()> {
@@ -194,13 +233,7 @@ impl Inbox {
             .query_async(&mut self.control)
             .await?;
         if pending.is_empty() {
-            let () = redis::cmd("XGROUP")
-                .arg("DELCONSUMER")
-                .arg(self.keys.inbox())
-                .arg(GROUP)
-                .arg(&*self.worker)
-                .query_async(&mut self.control)
-                .await?;
+            self.remove(&Arc::clone(&self.worker)).await?;
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ impl Parts {
     /// Begins a fetch, which nothing makes unnecessary.
     pub async fn lease(&self, name: &str, time: Duration) -> Lease {
         match self.store.lease(&art(name), time, Fresh::default()).await.unwrap() {
-            Leased::Yes(lease) => lease,
+            Leased::Yes(lease) => *lease,
             other => panic!("no lease: {other:?}"),
         }
     }

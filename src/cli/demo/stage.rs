@@ -177,7 +177,7 @@ impl Stage {
     /// What ended, and why.
     pub(super) fn look(&mut self) -> anyhow::Result<()> {
         self.fleet.look()?;
-        for ended in [self.loops.try_join_next(), self.crowd.try_join_next()].into_iter().flatten() {
+        if let Some(ended) = self.loops.try_join_next().or_else(|| self.crowd.try_join_next()) {
             ended??;
             anyhow::bail!("something ended before the end");
         }
