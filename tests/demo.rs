@@ -12,7 +12,7 @@ fn number(row: &Value, field: &str) -> u64 {
 
 #[tokio::test]
 async fn its_figures_add_up_and_samovar_misses_least() {
-    let finished = samovar(["demo", "--seconds", "4", "--json"]).run().await;
+    let finished = samovar(["demo", "--seconds", "3", "--json"]).run().await;
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let report: Value = serde_json::from_str(&finished.stdout).unwrap();
     let rows = report["contenders"].as_array().unwrap();
@@ -34,4 +34,13 @@ async fn its_figures_add_up_and_samovar_misses_least() {
         assert!(row["hit_rate"].as_f64().unwrap() <= rows[0]["hit_rate"].as_f64().unwrap(), "{row}");
         assert!(number(row, "redis_bytes") > 0, "{row}");
     }
+}
+
+#[tokio::test]
+async fn without_a_redis_program_it_says_in_a_line_how_to_get_one() {
+    let finished = samovar(["demo"]).env("PATH", "/nonexistent").run().await;
+    assert_eq!(finished.code, Some(69));
+    assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+    assert!(finished.stderr.contains("make setup"), "{}", finished.stderr);
+    assert_eq!(finished.stdout, "");
 }
