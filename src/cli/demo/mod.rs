@@ -62,6 +62,8 @@ pub(super) async fn run(args: &DemoArgs) -> u8 {
         return exit::UNAVAILABLE;
     };
     tokio::select! {
+        // First, so that Ctrl-C at the end of `--stay` is its good end.
+        biased;
         ended = play(args, program) => match ended {
             Ok(()) => exit::OK,
             Err(e) => {
