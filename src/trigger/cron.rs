@@ -22,6 +22,8 @@ use crate::warmer::{filled, keep};
 
 /// Entries looked at in one round trip.
 const BATCH: usize = 500;
+/// Scripts under way at once.
+const ABREAST: usize = 64;
 /// How often the schedules are looked at when nothing is due; a change of schedules rings.
 const IDLE: Duration = Duration::from_secs(15);
 
@@ -155,7 +157,7 @@ impl Cron {
             let wanted =
                 if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, tick) };
             let now = self.store.now().await?;
-            let mut due = Vec::new();
+            let (mut due, mut kept) = (Vec::new(), Vec::new());
             for ((key, params), (expires, meta)) in entries.into_iter().zip(looked) {
                 let ahead = match keep(job, &key, expires, params) {
                     Next::At(at) | Next::IfFed(at) => Some(at),
@@ -167,8 +169,14 @@ impl Cron {
                 if !in_time && !is_fresh(wanted, expires, meta.as_ref()) {
                     due.push(key);
                 } else if let Some(at) = ahead {
-                    self.agenda.put(&job.name, [&key], When::Keep(at), Trigger::Expiry).await?;
+                    kept.push((key, at));
                 }
+            }
+            for abreast in kept.chunks(ABREAST) {
+                let puts = abreast.iter().map(async |(key, at)| {
+                    self.agenda.put(&job.name, [key], When::Keep(*at), Trigger::Expiry).await
+                });
+                futures_util::future::try_join_all(puts).await?;
             }
             self.agenda.put(&job.name, &due, When::Due(tick), Trigger::Cron).await?;
             total.entries += keys.len();
