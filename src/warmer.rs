@@ -26,6 +26,7 @@ use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
 use crate::queue::Chunk;
 use crate::source::{Answer, Ask, Ended, FetchError, Gate, Permit, Sources, Validators};
+use crate::status::Last;
 use crate::store::{Fresh, Lease, Leased, Meta, Note, Removal, Store, Written};
 use crate::telemetry::Telemetry;
 
@@ -146,7 +147,7 @@ pub struct Warmer {
     sources: Sources,
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
     telemetry: Telemetry,
-    finished: mpsc::UnboundedSender<(JobName, Finished, String)>,
+    finished: mpsc::UnboundedSender<(JobName, Finished, Option<Last>)>,
     /// How long an entry may wait for its upstream before it makes room for others.
     patience: Duration,
     /// Set when the worker ends: nothing is begun any more.
@@ -184,7 +185,7 @@ impl Warmer {
         };
         if self.drain.is_cancelled() {
             for Claimed { key, score, .. } in chunk.entries {
-                self.end(name, Finished { key, score, next: Next::In(Duration::ZERO), outcome: None }, String::new());
+                self.end(name, Finished { key, score, next: Next::In(Duration::ZERO), outcome: None }, None);
             }
             return;
         }
@@ -230,12 +231,10 @@ impl Warmer {
         };
         let Ending { outcome, next, reason } = ending;
         self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), begun.elapsed());
-        let last = serde_json::json!({
-            "key": taken.key.as_str(), "outcome": outcome, "trigger": taken.trigger, "reason": reason,
-        });
+        let last = Last { key: taken.key.as_str().to_owned(), outcome, trigger: taken.trigger, reason };
         let finished =
             Finished { key: taken.key.as_str().to_owned(), score: taken.score, next, outcome: Some(outcome) };
-        self.end(&job.name, finished, last.to_string());
+        self.end(&job.name, finished, Some(last));
     }
 
     /// One entry, from its inputs to its end.
@@ -495,7 +494,7 @@ impl Warmer {
         };
     }
 
-    fn end(&self, job: &JobName, finished: Finished, last: String) {
+    fn end(&self, job: &JobName, finished: Finished, last: Option<Last>) {
         self.hold(job, &EntryKey::new(finished.key.as_str()), None);
         // The finisher outlives the warmer; without it the entries come due again by themselves.
         let _ = self.finished.send((job.clone(), finished, last));
@@ -517,7 +516,7 @@ impl Warmer {
             }
             let finished =
                 Finished { key: key.as_str().to_owned(), score, next: Next::In(Duration::ZERO), outcome: None };
-            let _ = self.finished.send((job, finished, String::new()));
+            let _ = self.finished.send((job, finished, None));
         }
     }
 

@@ -246,7 +246,10 @@ impl View<'_> {
     }
 
     fn masked(&self, text: String) -> String {
-        self.secrets.iter().filter(|secret| secret.len() >= SHORTEST_SECRET).fold(text, |text, secret| text.replace(secret, MASK))
+        self.secrets
+            .iter()
+            .filter(|secret| secret.len() >= SHORTEST_SECRET)
+            .fold(text, |text, secret| text.replace(secret, MASK))
     }
 
     fn needs_inputs(&self, template: &Template) -> bool {

@@ -58,7 +58,7 @@ pub(super) enum Received {
 
 /// A whole answer with status 2xx.
 pub(super) struct Body {
-    shown_url: String,
+    url: Url,
     status: StatusCode,
     headers: HeaderMap,
     bytes: Vec<u8>,
@@ -103,12 +103,12 @@ impl Client {
     pub(super) async fn exchange(&self, request: Request<'_>) -> Result<Received, FetchError> {
         let now = Instant::now();
         let until = request.deadline.min(now + self.upstream.timeout);
-        let shown_url = shown(request.url);
+        let url = request.url;
         match timeout_at(until.into(), self.send(request)).await {
             Ok(answer) => answer,
             Err(_) => {
                 let patience = until.saturating_duration_since(now).as_secs_f32();
-                Err(FetchError::Upstream(format!("{shown_url} gave no whole answer within {patience:.1} s")))
+                Err(FetchError::Upstream(format!("{} gave no whole answer within {patience:.1} s", shown(url))))
             }
         }
     }
@@ -179,13 +179,8 @@ impl Client {
         secrets: Vec<String>,
     ) -> Result<Received, FetchError> {
         let status = response.status();
-        let mut body = Body {
-            shown_url: shown(url.as_str()),
-            status,
-            headers: response.headers().clone(),
-            bytes: Vec::new(),
-            secrets,
-        };
+        let mut body =
+            Body { url: url.clone(), status, headers: response.headers().clone(), bytes: Vec::new(), secrets };
         match status.as_u16() {
             304 if conditional => return Ok(Received::Unchanged),
             304 => return Err(body.error("comes without having been asked for")),
@@ -217,7 +212,7 @@ impl Client {
                 let read = body.bytes.len();
                 Err(FetchError::Upstream(format!(
                     "{} was cut off after {read} bytes: {}",
-                    body.shown_url,
+                    shown(body.url.as_str()),
                     chain(error)
                 )))
             }
@@ -262,7 +257,7 @@ impl Body {
     }
 
     fn describe(&self, reason: &str) -> String {
-        let Self { shown_url, status, .. } = self;
+        let (shown_url, status) = (shown(self.url.as_str()), self.status);
         let reason = blot(reason, &self.secrets);
         let excerpt = blot(&String::from_utf8_lossy(&self.bytes[..self.bytes.len().min(4 * EXCERPT)]), &self.secrets);
         let excerpt = one_line(&excerpt, EXCERPT);

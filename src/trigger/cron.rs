@@ -173,9 +173,9 @@ impl Cron {
                 }
             }
             for abreast in kept.chunks(ABREAST) {
-                let puts = abreast.iter().map(async |(key, at)| {
-                    self.agenda.put(&job.name, [key], When::Keep(*at), Trigger::Expiry).await
-                });
+                let puts = abreast
+                    .iter()
+                    .map(async |(key, at)| self.agenda.put(&job.name, [key], When::Keep(*at), Trigger::Expiry).await);
                 futures_util::future::try_join_all(puts).await?;
             }
             self.agenda.put(&job.name, &due, When::Due(tick), Trigger::Cron).await?;

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agenda::{Agenda, Finished};
 use crate::job::JobName;
 use crate::redis::Patience;
+use crate::status::Last;
 
 /// Entries ended in one round.
 const MOST: usize = 500;
@@ -19,11 +20,11 @@ const MOST: usize = 500;
 #[derive(Debug)]
 pub struct Finisher {
     agenda: Agenda,
-    ends: mpsc::UnboundedReceiver<(JobName, Finished, String)>,
+    ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
 }
 
 impl Finisher {
-    pub(super) fn new(agenda: Agenda, ends: mpsc::UnboundedReceiver<(JobName, Finished, String)>) -> Self {
+    pub(super) fn new(agenda: Agenda, ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>) -> Self {
         Self { agenda, ends }
     }
 
@@ -32,15 +33,16 @@ impl Finisher {
         let mut ended = Vec::new();
         let mut patience = Patience::new("ending entries");
         while self.ends.recv_many(&mut ended, MOST).await > 0 {
-            let mut by_job: HashMap<JobName, (Vec<Finished>, String)> = HashMap::new();
+            let mut by_job: HashMap<JobName, (Vec<Finished>, Option<Last>)> = HashMap::new();
             for (job, finished, last) in ended.drain(..) {
                 let place = by_job.entry(job).or_default();
                 place.0.push(finished);
-                if !last.is_empty() {
+                if last.is_some() {
                     place.1 = last;
                 }
             }
             for (job, (entries, last)) in by_job {
+                let last = last.and_then(|last| serde_json::to_string(&last).ok()).unwrap_or_default();
                 loop {
                     match self.agenda.finish(&job, &entries, &last).await {
                         Ok(()) => {

@@ -5,7 +5,9 @@
 --       8 channel of changes  9 the change, as announced
 -- Returns {'lost'} | {'evicted'}, lease dropped | {'again', now}, lease renewed, begun anew
 --       | {'done', now, PEXPIRETIME, 1 if the content is another than before, or than we knew of}
-local token, start, dirty = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+) (%S)$')
+local there = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3])
+local before, meta = there[1], there[3] or ''
+local token, start, dirty = string.match(there[2] or '', '^(%S+) (%d+) (%S)$')
 if token ~= ARGV[1] then return {'lost'} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -16,11 +18,10 @@ elseif dirty == 'r' then
   redis.call('SET', KEYS[2], token .. ' ' .. string.format('%.0f', now) .. ' -', 'PX', ARGV[7])
   return {'again', now}
 end
-local before = redis.call('GET', KEYS[1])
 local changed = before ~= ARGV[2]
 if changed then redis.call('PUBLISH', ARGV[8], ARGV[9]) end
 -- Somebody else may have written the same meanwhile: to whoever waits for us it is news nevertheless.
-local known = string.match(redis.call('GET', KEYS[3]) or '', '^%d+ %d+ %d+ (%S+)') == ARGV[4]
+local known = string.match(meta, '^%d+ %d+ %d+ (%S+)') == ARGV[4]
 changed = not known or (before and changed)
 local pxat = now + tonumber(ARGV[3])
 redis.call('SET', KEYS[1], ARGV[2], 'PXAT', string.format('%.0f', pxat))

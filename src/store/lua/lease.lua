@@ -5,13 +5,12 @@
 --       4 fresh if our value lives at least until this (ms; -1: does not matter)
 --       5 '1': any value that was not invalidated is fresh, whoever wrote it
 -- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta} | {'leased', now = start, PEXPIRETIME, meta}
-if redis.call('EXISTS', KEYS[2]) == 1 then
-  return {'busy', redis.call('PTTL', KEYS[2])}
-end
+local known = redis.call('MGET', KEYS[2], KEYS[3])
+if known[1] then return {'busy', redis.call('PTTL', KEYS[2])} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
-local meta = redis.call('GET', KEYS[3]) or ''
+local meta = known[2] or ''
 local start, written, invalid = string.match(meta, '^(%d+) (%d+) (%d+) ')
 if pxat ~= -2 and (invalid or '0') == '0' then
   local ours = tonumber(written) == pxat
