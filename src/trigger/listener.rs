@@ -63,7 +63,7 @@ impl Listener {
         tokio::join!(self.listen(heard, &stop), handler.run(messages, &stop));
     }
 
-    async fn listen(&self, heard: mpsc::Sender<String>, stop: &CancellationToken) {
+    async fn listen(&self, heard: mpsc::Sender<(String, Instant)>, stop: &CancellationToken) {
         let mut patience = Patience::new("the subscription");
         let mut deaf_since: Option<Instant> = None;
         while !stop.is_cancelled() {
@@ -79,7 +79,7 @@ impl Listener {
 
     async fn subscribe(
         &self,
-        heard: &mpsc::Sender<String>,
+        heard: &mpsc::Sender<(String, Instant)>,
         stop: &CancellationToken,
         deaf_since: Option<Instant>,
         patience: &mut Patience,
@@ -111,8 +111,11 @@ impl Listener {
             let bytes = message.get_payload_bytes();
             if message.get_channel_name() == signals {
                 self.signal(&String::from_utf8_lossy(bytes)).await;
-            } else if heard.send(String::from_utf8_lossy(bytes).into_owned()).await.is_err() {
-                return Ok(());
+            } else {
+                let received = Instant::now();
+                if heard.send((String::from_utf8_lossy(bytes).into_owned(), received)).await.is_err() {
+                    return Ok(());
+                }
             }
         }
     }
@@ -140,14 +143,14 @@ struct Handler {
 }
 
 impl Handler {
-    async fn run(mut self, mut messages: mpsc::Receiver<String>, stop: &CancellationToken) {
+    async fn run(mut self, mut messages: mpsc::Receiver<(String, Instant)>, stop: &CancellationToken) {
         let mut patience = Patience::new("invalidating");
         loop {
-            let text = tokio::select! {
-                text = messages.recv() => text,
+            let next = tokio::select! {
+                next = messages.recv() => next,
                 () = stop.cancelled() => return,
             };
-            let Some(text) = text else { return };
+            let Some((text, received)) = next else { return };
             let message = match Message::parse(&text) {
                 Ok(message) => message,
                 Err(e) => {
@@ -157,12 +160,13 @@ impl Handler {
             };
             let mut at = None;
             while !stop.is_cancelled() {
-                // The time stays that of the receipt however often the handling is tried.
+                // The time is that of the receipt, by Redis's clock, however long the message waited and however often its
+                // handling is tried: what was fetched since need not be fetched again.
                 let handled = match at {
-                    None => match self.invalidator.now().await {
-                        Ok(now) => {
-                            at = Some(now);
-                            self.invalidator.handle(&message, now).await
+                    None => match self.received_at(received).await {
+                        Ok(then) => {
+                            at = Some(then);
+                            self.invalidator.handle(&message, then).await
                         }
                         Err(e) => Err(e),
                     },
@@ -178,6 +182,14 @@ impl Handler {
                 }
             }
         }
+    }
+
+    /// Redis's time (ms) when a message was received; never earlier than it was.
+    async fn received_at(&self, received: Instant) -> redis::RedisResult<i64> {
+        // Taken before Redis is asked, so that the way there counts as later.
+        let waited = received.elapsed();
+        let now = self.invalidator.now().await?;
+        Ok(now - i64::try_from(waited.as_millis()).unwrap_or(0))
     }
 
     fn complain(&mut self, text: &str, reason: &str) {
