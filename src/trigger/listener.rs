@@ -63,11 +63,11 @@ impl Listener {
         tokio::join!(self.listen(heard, &stop), handler.run(messages, &stop));
     }
 
-    async fn listen(&self, heard: mpsc::Sender<String>, stop: &CancellationToken) {
+    async fn listen(&self, heard: mpsc::Sender<Heard>, stop: &CancellationToken) {
         let mut patience = Patience::new("the subscription");
         let mut deaf_since: Option<Instant> = None;
         while !stop.is_cancelled() {
-            match self.subscribe(&heard, stop, deaf_since, &mut patience).await {
+            match self.subscribe(&heard, stop, &mut deaf_since, &mut patience).await {
                 // The connection ended.
                 Ok(()) => {}
                 Err(e) => patience.ill(&e, stop).await,
@@ -79,9 +79,9 @@ impl Listener {
 
     async fn subscribe(
         &self,
-        heard: &mpsc::Sender<String>,
+        heard: &mpsc::Sender<Heard>,
         stop: &CancellationToken,
-        deaf_since: Option<Instant>,
+        deaf_since: &mut Option<Instant>,
         patience: &mut Patience,
     ) -> redis::RedisResult<()> {
         let connect = self.client.get_async_pubsub();
@@ -92,7 +92,7 @@ impl Listener {
         pubsub.subscribe(&[self.keys.invalidate_channel(), &signals]).await?;
         patience.well();
         self.subscribed.store(true, Ordering::Relaxed);
-        if let Some(since) = deaf_since {
+        if let Some(since) = deaf_since.take() {
             info!(
                 channel = self.keys.invalidate_channel(),
                 "subscribed again; what was published bare in the last {:.1} s was not heard",
@@ -111,7 +111,7 @@ impl Listener {
             let bytes = message.get_payload_bytes();
             if message.get_channel_name() == signals {
                 self.signal(&String::from_utf8_lossy(bytes)).await;
-            } else if heard.send(String::from_utf8_lossy(bytes).into_owned()).await.is_err() {
+            } else if heard.send((Instant::now(), String::from_utf8_lossy(bytes).into_owned())).await.is_err() {
                 return Ok(());
             }
         }
@@ -131,6 +131,9 @@ impl Listener {
     }
 }
 
+/// A message and when it was received.
+type Heard = (Instant, String);
+
 /// Handles what was heard, apart from hearing, so that a slow pattern does not make the subscription overflow.
 struct Handler {
     invalidator: Invalidator,
@@ -140,14 +143,14 @@ struct Handler {
 }
 
 impl Handler {
-    async fn run(mut self, mut messages: mpsc::Receiver<String>, stop: &CancellationToken) {
+    async fn run(mut self, mut messages: mpsc::Receiver<Heard>, stop: &CancellationToken) {
         let mut patience = Patience::new("invalidating");
         loop {
-            let text = tokio::select! {
-                text = messages.recv() => text,
+            let heard = tokio::select! {
+                heard = messages.recv() => heard,
                 () = stop.cancelled() => return,
             };
-            let Some(text) = text else { return };
+            let Some((received, text)) = heard else { return };
             let message = match Message::parse(&text) {
                 Ok(message) => message,
                 Err(e) => {
@@ -159,13 +162,17 @@ impl Handler {
             while !stop.is_cancelled() {
                 // The time stays that of the receipt however often the handling is tried.
                 let handled = match at {
-                    None => match self.invalidator.now().await {
-                        Ok(now) => {
-                            at = Some(now);
-                            self.invalidator.handle(&message, now).await
+                    None => {
+                        // Measured before Redis is asked, so that the time is not before the receipt.
+                        let waited = i64::try_from(received.elapsed().as_millis()).unwrap_or(0);
+                        match self.invalidator.now().await {
+                            Ok(now) => {
+                                at = Some(now - waited);
+                                self.invalidator.handle(&message, now - waited).await
+                            }
+                            Err(e) => Err(e),
                         }
-                        Err(e) => Err(e),
-                    },
+                    }
                     Some(at) => self.invalidator.handle(&message, at).await,
                 };
                 match handled {
