@@ -5,9 +5,12 @@
 --       4 fresh if our value lives at least until this (ms; -1: does not matter)
 --       5 '1': any value that was not invalidated is fresh, whoever wrote it
 -- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta} | {'leased', now = start, PEXPIRETIME, meta}
+--       | {'taboo', 0, -2, type}: the key holds no string, so it is no value of ours to replace
 if redis.call('EXISTS', KEYS[2]) == 1 then
   return {'busy', redis.call('PTTL', KEYS[2])}
 end
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'none' and kind ~= 'string' then return {'taboo', 0, -2, kind} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
