@@ -250,8 +250,8 @@ impl Agenda {
         Ok(moved)
     }
 
-    /// Claims at most `most` due entries, as long as at most `cap` are claimed or taken at once (urgent ones are not held
-    /// up), for `claim`.
+    /// Claims at most `most` due entries, as long as at most `cap` are claimed or taken at once (twice as many for the sake
+    /// of urgent ones), for `claim`.
     ///
     /// # Errors
     /// Redis's.

@@ -86,15 +86,19 @@ impl Dispatcher {
                     *look = Instant::now();
                 }
             }
-            let due: Vec<&JobName> =
-                looks.iter().filter(|(_, look)| **look <= Instant::now()).map(|(job, _)| *job).collect();
-            for name in due {
+            // Who has waited longest comes first, so that a job whose turn ends in an error does not keep the others from
+            // theirs.
+            let mut due: Vec<(Instant, &JobName)> =
+                looks.iter().filter(|(_, look)| **look <= Instant::now()).map(|(job, look)| (*look, *job)).collect();
+            due.sort_unstable();
+            for (_, name) in due {
                 match self.dispatch(&self.jobs.jobs[name]).await {
                     Ok(wait) => {
                         patience.well();
                         looks.insert(name, Instant::now() + wait);
                     }
                     Err(e) => {
+                        looks.insert(name, Instant::now());
                         patience.ill(&e, &stop).await;
                         break;
                     }
@@ -127,14 +131,15 @@ impl Dispatcher {
         }
         let (urgent, rest): (Vec<Claimed>, Vec<Claimed>) =
             claims.entries.into_iter().partition(|entry| entry.due().urgent);
-        self.push(job, urgent, chunk, true).await?;
-        self.push(job, rest, chunk, false).await?;
-        Ok(Duration::ZERO)
+        let urgent = self.push(job, urgent, chunk, true).await?;
+        let rest = self.push(job, rest, chunk, false).await?;
+        Ok(if urgent && rest { Duration::ZERO } else { IDLE })
     }
 
-    async fn push(&self, job: &Job, entries: Vec<Claimed>, chunk: usize, front: bool) -> RedisResult<()> {
+    /// Puts entries on the queue, and back on the agenda where it is full; returns whether all found room.
+    async fn push(&self, job: &Job, entries: Vec<Claimed>, chunk: usize, front: bool) -> RedisResult<bool> {
         if entries.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let name = job.name.as_str();
         let chunks: Vec<Chunk> =
@@ -146,7 +151,10 @@ impl Dispatcher {
             .flat_map(|chunk| chunk.entries)
             .map(|Claimed { key, score, .. }| Finished { key, score, next: Next::In(IDLE), outcome: None })
             .collect();
-        if back.is_empty() { Ok(()) } else { self.agenda.finish(&job.name, &back, "").await }
+        if !back.is_empty() {
+            self.agenda.finish(&job.name, &back, "").await?;
+        }
+        Ok(back.is_empty())
     }
 
     /// How long nothing can be asked for this job: all its sources' upstreams are closed.

@@ -90,7 +90,11 @@ impl Queue {
                 let payload = serde_json::to_string(chunk).map_err(std::io::Error::other)?;
                 call.arg(Ulid::generate().to_string()).arg(payload);
             }
-            taken += call.invoke_async::<usize>(&mut self.redis.clone()).await?;
+            let found_room = call.invoke_async::<usize>(&mut self.redis.clone()).await?;
+            taken += found_room;
+            if found_room < batch.len() {
+                break;
+            }
         }
         self.wake.notify_one();
         Ok(taken)

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, warn};
 
 pub use finisher::Finisher;
+use inputs::Missing;
 
 use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
@@ -243,11 +244,21 @@ impl Warmer {
         let Some(params) = job.key.read(key.as_str()) else {
             return Ok(Ending::because(Outcome::Gone, Next::Out, "the job's key pattern is another by now"));
         };
-        let mut inputs = match self.inputs(job, &params, taken.urgent).await? {
+        let mut inputs = match self.inputs(job, &params, taken.urgent, taken.since).await? {
             Ok(inputs) => inputs,
-            Err(missing) => {
-                let reason = format!("waits for its input {missing}");
+            Err(Missing { key: input, hopeless: None }) => {
+                let reason = format!("waits for its input {input}");
                 return Ok(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason));
+            }
+            Err(Missing { key: input, hopeless: Some(why) }) => {
+                // A failure like any other, so that it does not wait for ever.
+                let reason = Some(format!("its input {input} is missing: {why}"));
+                return match self.store.lease(key, self.lease_time(job), Fresh::default()).await? {
+                    Leased::Yes(lease) => self.give_up(job, taken, &lease, Outcome::Failed, Next::Out, reason).await,
+                    Leased::Busy(_) | Leased::Fresh { .. } | Leased::Taboo(_) => {
+                        Ok(Ending { outcome: Outcome::Deferred, next: Next::In(INPUT_WAIT), reason })
+                    }
+                };
             }
         };
         let mut admitted = None;
@@ -264,8 +275,18 @@ impl Warmer {
                 // Its holder cannot end it on the agenda any more, where we hold it now.
                 return Ok(Ending::new(Outcome::Busy, Next::In(left.min(SHORTLY))));
             }
-            Leased::Fresh(expires) => {
+            Leased::Taboo(kind) => {
                 settle(admitted, Ended::Ok).await;
+                let reason = format!(
+                    "the key holds a {kind}, which somebody else wrote: delete it, or name the job's key otherwise"
+                );
+                return Ok(Ending { outcome: Outcome::Failed, next: Next::Dead(reason.clone()), reason: Some(reason) });
+            }
+            Leased::Fresh { expires, start } => {
+                settle(admitted, Ended::Ok).await;
+                if let Some(start) = start {
+                    self.wake_outdated(key, start).await?;
+                }
                 if taken.trigger == Trigger::Demand {
                     // Somebody else wrote what an entry waits for that is made from it.
                     self.wake_waiting(key).await?;
@@ -300,18 +321,22 @@ impl Warmer {
             let written = self.write(job, key, &lease, &answer, &note).await?;
             match written {
                 Written::Done { .. } if outcome == Outcome::Gone => {
+                    self.wake_waiting(key).await?;
                     return Ok(Ending::because(Outcome::Gone, Next::Out, "the upstream no longer has it"));
                 }
                 Written::Done { expires, changed } => {
                     if changed {
                         self.wake_dependants(key, taken.urgent).await?;
+                    } else if taken.trigger == Trigger::Demand {
+                        // It had expired, and is what it was.
+                        self.wake_waiting(key).await?;
                     }
                     return Ok(Ending::new(outcome, keep(job, key, expires, &params)));
                 }
                 Written::Again(start) => {
                     lease.start = start;
                     lease.deadline = Instant::now() + lease.time.mul_f32(0.9);
-                    inputs = match self.inputs(job, &params, taken.urgent).await? {
+                    inputs = match self.inputs(job, &params, taken.urgent, taken.since).await? {
                         Ok(inputs) => inputs,
                         Err(_) => break,
                     };
@@ -355,7 +380,8 @@ impl Warmer {
             }
             let allowed = match admitted.take() {
                 Some((_, permit)) => permit,
-                None => match self.admit(job, source, urgent, lease.deadline).await {
+                // What is left must suffice for the answer: the upstream is not to blame if it does not.
+                None => match self.admit(job, source, urgent, lease.deadline - self.timeout(job, source)).await {
                     Ok(permit) => permit,
                     Err(ending) => {
                         failure = ending;
@@ -478,11 +504,15 @@ impl Warmer {
 
     /// Longer than all sources of a job may take together.
     fn lease_time(&self, job: &Job) -> Duration {
-        let timeouts = job.sources.iter().map(|source| {
-            self.jobs.upstreams.get(source.upstream()).map_or(Duration::from_secs(10), |upstream| upstream.timeout)
-        });
+        let timeouts = (0..job.sources.len()).map(|source| self.timeout(job, source));
         // The deadline is at nine tenths.
         (timeouts.sum::<Duration>() + LEASE_MARGIN).mul_f32(1.12)
+    }
+
+    /// How long a source's answer may take.
+    fn timeout(&self, job: &Job, source: usize) -> Duration {
+        let upstream = self.jobs.upstreams.get(job.sources[source].upstream());
+        upstream.map_or(Duration::from_secs(10), |upstream| upstream.timeout)
     }
 
     fn hold(&self, job: &JobName, key: &EntryKey, what: Option<Held>) {

@@ -146,6 +146,22 @@ async fn the_cap_holds_back_what_is_scheduled_but_not_what_is_urgent() {
 }
 
 #[tokio::test]
+async fn a_storm_of_urgent_work_has_no_more_in_hand_than_twice_the_cap() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["a", "b", "c", "d"], When::Due(0), Trigger::Cron).await;
+    assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 2);
+    put(&parts, &["1", "2", "3", "4", "5", "6"], When::Urgent, Trigger::Invalidation).await;
+    assert_eq!(claim(&parts, MANY, 2, SHORT).await.len(), 2);
+    assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 0);
+    let lapsed = eventually("two claims have run out", async || {
+        let claimed = claim(&parts, MANY, 2, LONG).await;
+        if claimed.is_empty() { Err(0) } else { Ok(claimed) }
+    })
+    .await;
+    assert_eq!(lapsed.len(), 2);
+}
+
+#[tokio::test]
 async fn an_entry_that_ends_makes_room_under_the_cap() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a", "b"], When::Due(0), Trigger::Cron).await;

@@ -563,6 +563,22 @@ async fn no_second_message_lifts_the_fence_of_the_first() {
 }
 
 #[tokio::test]
+async fn a_redis_that_is_full_still_evicts_and_fences() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    let lease = parts.lease("a", LONG).await;
+    parts.next_instant().await;
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let handled = parts.store.invalidate(&art("a"), parts.now().await, Removal::Evict).await.unwrap();
+    assert!(handled.fenced && handled.removed);
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let written = parts.store.commit(&art("a"), &lease, "2", TTL, &Note::default()).await.unwrap();
+    assert_eq!((written, redis.get("art:a").await), (Written::Evicted, None));
+}
+
+#[tokio::test]
 async fn a_value_that_somebody_else_wrote_is_not_extended() {
     let redis = TestRedis::start().await;
     let parts = Parts::of(&redis).await;

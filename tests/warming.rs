@@ -6,7 +6,9 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use samovar::agenda::{Trigger, When};
 use samovar::job::EntryKey;
+use samovar::store::Note;
 use samovar::warmer::Outcome;
 use serde_json::{Value, json};
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, talkative, worker};
@@ -517,4 +519,70 @@ async fn all_names_follow_the_prefix_and_the_channel() {
         .filter(|key| !key.starts_with("tea:") && !key.starts_with("{tea:") && *key != "art:a")
         .collect();
     assert_eq!(strangers, Vec::<&String>::new());
+}
+
+#[tokio::test]
+async fn an_input_that_cannot_be_read_is_fetched_anew() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    redis.set("art:a", "no JSON", Duration::from_secs(3_600)).await;
+    let jobs = stories(&upstream, &Art::of(&upstream));
+    let _worker = worker(&redis, &jobs);
+    assert_eq!(readable(&redis, "story:a").await, json!(r#"Story 1 of a: {"title":"one"}"#));
+    let deferred: u64 = redis.ask(&["HGET", "samovar:stats:{story}", "deferred"]).await;
+    assert!(deferred <= 3, "it waited {deferred} times");
+}
+
+#[tokio::test]
+async fn who_waits_for_an_input_that_is_gone_gives_up_in_the_end() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, &Art::of(&upstream));
+    let text = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
+    jobs.write("story.toml", &format!("{text}\n[warm]\nattempts = 2"));
+    let _worker = worker(&redis, &jobs);
+    let reason = eventually("it is a dead letter", async || {
+        redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{story}", "story:a"]).await
+    })
+    .await;
+    assert!(reason.contains("art:a"), "{reason}");
+    assert_eq!(upstream.calls("/art/a"), 1);
+}
+
+/// A worker dies, or Redis's reply is lost, after the commit and before those are woken that are made from the entry.
+#[tokio::test]
+async fn what_is_made_from_an_entry_follows_it_also_when_a_worker_died_after_the_commit() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
+    let mut first = worker(&redis, &jobs);
+    assert_eq!(readable(&redis, "story:a").await, json!(r#"Story 1 of a: {"title":"one"}"#));
+    first.kill9();
+    let parts = Parts::of(&redis).await;
+    parts.next_instant().await;
+    let lease = parts.lease("a", Duration::from_secs(60)).await;
+    let (two, hour) = (r#"{"title":"two"}"#, Duration::from_secs(3_600));
+    parts.store.commit(&support::art("a"), &lease, two, hour, &Note::default()).await.unwrap();
+    parts.agenda.put(&support::job(), &[support::art("a")], When::Due(0), Trigger::Expiry).await.unwrap();
+    let _second = worker(&redis, &jobs);
+    eventually("the story is told anew", async || {
+        redis.json("story:a").await == Some(json!(r#"Story 2 of a: {"title":"two"}"#))
+    })
+    .await;
+    assert_eq!(upstream.calls("/art/a"), 1);
+}
+
+#[tokio::test]
+async fn a_key_that_holds_no_string_is_left_to_its_owner_and_told() {
+    let (redis, upstream) = both().await;
+    obliging(&upstream);
+    redis.ask::<u64>(&["HSET", "art:a", "field", "1"]).await;
+    let jobs = Art::of(&upstream).list(["a", "b"]).folder();
+    let _worker = worker(&redis, &jobs);
+    let reason = eventually("it is a dead letter", async || {
+        redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{art}", "art:a"]).await
+    })
+    .await;
+    assert!(reason.contains("hash"), "{reason}");
+    readable(&redis, "art:b").await;
+    assert_eq!((redis.ask::<String>(&["TYPE", "art:a"]).await.as_str(), upstream.calls("/art/a")), ("hash", 0));
 }

@@ -70,8 +70,15 @@ pub enum Leased {
     Yes(Box<Lease>),
     /// Somebody else does, for at most this long.
     Busy(Duration),
-    /// There is nothing to do; the value expires at this time (Redis time, ms).
-    Fresh(i64),
+    /// There is nothing to do.
+    Fresh {
+        /// When the value expires (Redis time, ms).
+        expires: i64,
+        /// When its fetch began (Redis time, ms); `None` where somebody else wrote it.
+        start: Option<i64>,
+    },
+    /// The key holds something else than a string, of this type. It is somebody else's and stays.
+    Taboo(String),
 }
 
 /// How writing went.
@@ -148,7 +155,11 @@ impl Store {
         let expires = expires.unwrap_or(-2);
         Ok(match what.as_str() {
             "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
-            "fresh" => Leased::Fresh(expires),
+            "fresh" => {
+                let meta = meta.as_deref().and_then(Meta::parse).filter(|meta| meta.is_of(expires));
+                Leased::Fresh { expires, start: meta.map(|meta| meta.start) }
+            }
+            "taboo" => Leased::Taboo(meta.unwrap_or_default()),
             _ => Leased::Yes(Box::new(Lease {
                 token,
                 start: now,
@@ -293,7 +304,7 @@ impl Store {
             .map_err(Into::into)
     }
 
-    /// The values of entries, `None` where there is none.
+    /// The values of entries, `None` where there is none. What is no text is made one; a key that holds no string has none.
     ///
     /// # Errors
     /// Redis's.
@@ -305,7 +316,16 @@ impl Store {
         for key in entries {
             pipe.cmd("GET").arg(key.as_str());
         }
-        pipe.query_async(&mut self.redis.clone()).await
+        let replies: Vec<RedisResult<Option<Vec<u8>>>> =
+            pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
+        replies
+            .into_iter()
+            .map(|reply| match reply {
+                Ok(bytes) => Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())),
+                Err(e) if e.code() == Some("WRONGTYPE") => Ok(None),
+                Err(e) => Err(e),
+            })
+            .collect()
     }
 
     /// Redis's clock, ms.

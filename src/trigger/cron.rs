@@ -154,9 +154,10 @@ impl Cron {
                 batch.iter().filter_map(|params| Some((job.key.write(params)?, params))).collect();
             let keys: Vec<EntryKey> = entries.iter().map(|(key, _)| key.clone()).collect();
             let looked = self.store.look(&keys).await?;
-            let wanted =
-                if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, tick) };
             let now = self.store.now().await?;
+            // Of a tick that is caught up, what counts is whether a value lives until the next one from now on.
+            let wanted =
+                if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, now) };
             let (mut due, mut kept) = (Vec::new(), Vec::new());
             for ((key, params), (expires, meta)) in entries.into_iter().zip(looked) {
                 let ahead = match keep(job, &key, expires, params) {
@@ -178,7 +179,8 @@ impl Cron {
                     .map(async |(key, at)| self.agenda.put(&job.name, [key], When::Keep(*at), Trigger::Expiry).await);
                 futures_util::future::try_join_all(puts).await?;
             }
-            self.agenda.put(&job.name, &due, When::Due(tick), Trigger::Cron).await?;
+            let at = if job.warm.refetch { tick } else { now };
+            self.agenda.put(&job.name, &due, When::Due(at), Trigger::Cron).await?;
             total.entries += keys.len();
             total.due += due.len();
             // A long warmup stays ours.

@@ -98,11 +98,13 @@ impl Inbox {
                 taken_over = messages.is_empty().then(tokio::time::Instant::now);
             }
             for message in messages {
-                if let Err(e) = self.handle(&message).await {
-                    // It stays pending and is taken over after the claim time, by us or another.
+                let begun = Instant::now();
+                while let Err(e) = self.handle(&message).await {
                     patience.ill(&e, &stop).await;
-                    taken_over = None;
-                    break;
+                    // It stays pending and is taken over, by us or another.
+                    if stop.is_cancelled() || begun.elapsed() >= self.claim {
+                        break;
+                    }
                 }
             }
         }

@@ -63,11 +63,11 @@ impl Listener {
         tokio::join!(self.listen(heard, &stop), handler.run(messages, &stop));
     }
 
-    async fn listen(&self, heard: mpsc::Sender<(String, Instant)>, stop: &CancellationToken) {
+    async fn listen(&self, heard: mpsc::Sender<Heard>, stop: &CancellationToken) {
         let mut patience = Patience::new("the subscription");
         let mut deaf_since: Option<Instant> = None;
         while !stop.is_cancelled() {
-            match self.subscribe(&heard, stop, deaf_since, &mut patience).await {
+            match self.subscribe(&heard, stop, &mut deaf_since, &mut patience).await {
                 // The connection ended.
                 Ok(()) => {}
                 Err(e) => patience.ill(&e, stop).await,
@@ -79,9 +79,9 @@ impl Listener {
 
     async fn subscribe(
         &self,
-        heard: &mpsc::Sender<(String, Instant)>,
+        heard: &mpsc::Sender<Heard>,
         stop: &CancellationToken,
-        deaf_since: Option<Instant>,
+        deaf_since: &mut Option<Instant>,
         patience: &mut Patience,
     ) -> redis::RedisResult<()> {
         let connect = self.client.get_async_pubsub();
@@ -92,7 +92,7 @@ impl Listener {
         pubsub.subscribe(&[self.keys.invalidate_channel(), &signals]).await?;
         patience.well();
         self.subscribed.store(true, Ordering::Relaxed);
-        if let Some(since) = deaf_since {
+        if let Some(since) = deaf_since.take() {
             info!(
                 channel = self.keys.invalidate_channel(),
                 "subscribed again; what was published bare in the last {:.1} s was not heard",
@@ -111,11 +111,8 @@ impl Listener {
             let bytes = message.get_payload_bytes();
             if message.get_channel_name() == signals {
                 self.signal(&String::from_utf8_lossy(bytes)).await;
-            } else {
-                let received = Instant::now();
-                if heard.send((String::from_utf8_lossy(bytes).into_owned(), received)).await.is_err() {
-                    return Ok(());
-                }
+            } else if heard.send((Instant::now(), String::from_utf8_lossy(bytes).into_owned())).await.is_err() {
+                return Ok(());
             }
         }
     }
@@ -134,6 +131,9 @@ impl Listener {
     }
 }
 
+/// A message and when it was received.
+type Heard = (Instant, String);
+
 /// Handles what was heard, apart from hearing, so that a slow pattern does not make the subscription overflow.
 struct Handler {
     invalidator: Invalidator,
@@ -143,14 +143,14 @@ struct Handler {
 }
 
 impl Handler {
-    async fn run(mut self, mut messages: mpsc::Receiver<(String, Instant)>, stop: &CancellationToken) {
+    async fn run(mut self, mut messages: mpsc::Receiver<Heard>, stop: &CancellationToken) {
         let mut patience = Patience::new("invalidating");
         loop {
-            let next = tokio::select! {
-                next = messages.recv() => next,
+            let heard = tokio::select! {
+                heard = messages.recv() => heard,
                 () = stop.cancelled() => return,
             };
-            let Some((text, received)) = next else { return };
+            let Some((received, text)) = heard else { return };
             let message = match Message::parse(&text) {
                 Ok(message) => message,
                 Err(e) => {
@@ -160,16 +160,19 @@ impl Handler {
             };
             let mut at = None;
             while !stop.is_cancelled() {
-                // The time is that of the receipt, by Redis's clock, however long the message waited and however often its
-                // handling is tried: what was fetched since need not be fetched again.
+                // The time stays that of the receipt however often the handling is tried.
                 let handled = match at {
-                    None => match self.received_at(received).await {
-                        Ok(then) => {
-                            at = Some(then);
-                            self.invalidator.handle(&message, then).await
+                    None => {
+                        // Measured before Redis is asked, so that the time is not before the receipt.
+                        let waited = i64::try_from(received.elapsed().as_millis()).unwrap_or(0);
+                        match self.invalidator.now().await {
+                            Ok(now) => {
+                                at = Some(now - waited);
+                                self.invalidator.handle(&message, now - waited).await
+                            }
+                            Err(e) => Err(e),
                         }
-                        Err(e) => Err(e),
-                    },
+                    }
                     Some(at) => self.invalidator.handle(&message, at).await,
                 };
                 match handled {
@@ -182,14 +185,6 @@ impl Handler {
                 }
             }
         }
-    }
-
-    /// Redis's time (ms) when a message was received; never earlier than it was.
-    async fn received_at(&self, received: Instant) -> redis::RedisResult<i64> {
-        // Taken before Redis is asked, so that the way there counts as later.
-        let waited = received.elapsed();
-        let now = self.invalidator.now().await?;
-        Ok(now - i64::try_from(waited.as_millis()).unwrap_or(0))
     }
 
     fn complain(&mut self, text: &str, reason: &str) {

@@ -3,18 +3,30 @@
 use redis::RedisResult;
 use serde_json::{Map, Value};
 
-use super::Warmer;
+use super::{INPUT_WAIT, Outcome, Warmer, millis};
 use crate::agenda::{Trigger, When};
 use crate::job::{EntryKey, Job, Params};
 
+/// An entry, and when the fetch of its value began (Redis time, ms) where that is ours.
+type Made = (EntryKey, Option<i64>);
+
+/// An input that is not there.
+#[derive(Debug)]
+pub(super) struct Missing {
+    pub(super) key: EntryKey,
+    /// Why it will not be there soon either: its own warming was just given up, or its upstream has no such thing.
+    pub(super) hopeless: Option<String>,
+}
+
 impl Warmer {
-    /// The inputs of an entry by name; or the key of one that is missing, which is then due.
+    /// The inputs of an entry that is due since `since` (Redis time, ms) by name; or one that is missing, which is then due.
     pub(super) async fn inputs(
         &self,
         job: &Job,
         params: &Params,
         urgent: bool,
-    ) -> RedisResult<Result<Map<String, Value>, EntryKey>> {
+        since: i64,
+    ) -> RedisResult<Result<Map<String, Value>, Missing>> {
         let mut inputs = Map::new();
         let wanted: Vec<(&String, EntryKey)> =
             job.inputs.iter().filter_map(|(name, pattern)| Some((name, pattern.write(params)?))).collect();
@@ -26,29 +38,63 @@ impl Warmer {
                 Some(Ok(value)) => {
                     inputs.insert(name.clone(), value);
                 }
-                Some(Err(_)) | None => {
-                    if let Some((owner, _)) = self.jobs.owner(key.as_str()) {
-                        let when = if urgent { When::Urgent } else { When::Due(0) };
-                        self.agenda.put(&owner.name, [&key], when, Trigger::Demand).await?;
-                    }
-                    missing = Some(key);
+                unreadable => {
+                    let hopeless = self.want(&key, unreadable.is_some(), urgent, since).await?;
+                    missing = Some(Missing { key, hopeless });
                 }
             }
         }
         Ok(missing.map_or(Ok(inputs), Err))
     }
 
+    /// Makes an input due; says why not, where that was of no use just now.
+    async fn want(&self, key: &EntryKey, unreadable: bool, urgent: bool, since: i64) -> RedisResult<Option<String>> {
+        let Some((owner, _)) = self.jobs.owner(key.as_str()) else { return Ok(None) };
+        let when = if urgent { When::Urgent } else { When::Due(0) };
+        if unreadable {
+            // Who wrote that has no claim to be left alone, as a demand would.
+            self.agenda.put(&owner.name, [key], when, Trigger::Invalidation).await?;
+            return Ok(None);
+        }
+        let note = self.store.look(std::slice::from_ref(key)).await?.pop().and_then(|(_, meta)| Some(meta?.note));
+        let when = match note {
+            Some(note) if note.outcome == Some(Outcome::Gone) || note.failures >= owner.warm.attempts => {
+                if note.attempted + 2 * millis(INPUT_WAIT) >= since {
+                    return Ok(Some(note.reason.unwrap_or_else(|| "its upstream does not have it".to_owned())));
+                }
+                when
+            }
+            // It comes when its retry comes, however many wait for it.
+            Some(note) if note.failures > 0 => When::Keep(0),
+            _ => when,
+        };
+        self.agenda.put(&owner.name, [key], when, Trigger::Demand).await?;
+        Ok(None)
+    }
+
     /// Makes due what is made from an entry that has changed: what has a value, and what waits on the agenda.
     pub(super) async fn wake_dependants(&self, changed: &EntryKey, urgent: bool) -> RedisResult<()> {
         let when = if urgent { When::Urgent } else { When::Due(0) };
         for (job, there, absent) in self.dependants(changed).await? {
+            let there: Vec<EntryKey> = there.into_iter().map(|(key, _)| key).collect();
             self.agenda.put(&job.name, &there, when, Trigger::Invalidation).await?;
             self.agenda.put(&job.name, &absent, When::IfThere, Trigger::Invalidation).await?;
         }
         Ok(())
     }
 
-    /// Makes due what waits for an entry that turned out to be there.
+    /// Makes due what was made from an entry before its present value was fetched, at `start` (Redis time, ms): whoever wrote
+    /// that may have died before it said so.
+    pub(super) async fn wake_outdated(&self, found: &EntryKey, start: i64) -> RedisResult<()> {
+        for (job, there, _) in self.dependants(found).await? {
+            let outdated = there.into_iter().filter(|(_, made)| made.is_some_and(|made| made < start));
+            let outdated: Vec<EntryKey> = outdated.map(|(key, _)| key).collect();
+            self.agenda.put(&job.name, &outdated, When::Due(0), Trigger::Invalidation).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes due what waits for an entry that turned out to be there, or never to come.
     pub(super) async fn wake_waiting(&self, found: &EntryKey) -> RedisResult<()> {
         for (job, _, absent) in self.dependants(found).await? {
             self.agenda.put(&job.name, &absent, When::IfThere, Trigger::Invalidation).await?;
@@ -56,8 +102,9 @@ impl Warmer {
         Ok(())
     }
 
-    /// What is made from an entry, by job: what has a value, and what has none.
-    async fn dependants(&self, input: &EntryKey) -> RedisResult<Vec<(&Job, Vec<EntryKey>, Vec<EntryKey>)>> {
+    /// What is made from an entry, by job: what has a value, with the time its fetch began where we wrote it, and what has
+    /// none.
+    async fn dependants(&self, input: &EntryKey) -> RedisResult<Vec<(&Job, Vec<Made>, Vec<EntryKey>)>> {
         let mut found = Vec::new();
         for job in self.jobs.jobs.values() {
             let dependants: Vec<EntryKey> =
@@ -66,10 +113,15 @@ impl Warmer {
                 continue;
             }
             let looked = self.store.look(&dependants).await?;
-            let (there, absent): (Vec<_>, Vec<_>) =
-                dependants.into_iter().zip(looked).partition(|(_, (expires, _))| *expires != -2);
-            let keys = |found: Vec<(EntryKey, _)>| found.into_iter().map(|(key, _)| key).collect();
-            found.push((&**job, keys(there), keys(absent)));
+            let (mut there, mut absent) = (Vec::new(), Vec::new());
+            for (key, (expires, meta)) in dependants.into_iter().zip(looked) {
+                if expires == -2 {
+                    absent.push(key);
+                } else {
+                    there.push((key, meta.filter(|meta| meta.is_of(expires)).map(|meta| meta.start)));
+                }
+            }
+            found.push((&**job, there, absent));
         }
         Ok(found)
     }

@@ -1,7 +1,8 @@
 -- Claim what is due: urgent entries first, then those whose claim ran out, then the rest, oldest first.
 -- A claimed entry stays on the agenda, due again when its claim runs out.
 -- KEYS  1 agenda
--- ARGV  1 at most so many (1,000 at most)  2 at most so many claimed or taken at once; urgent ones are not held up
+-- ARGV  1 at most so many (1,000 at most)  2 at most so many claimed or taken at once; twice as many where what is new is
+--         urgent, which a backlog in hand therefore does not hold up, while a storm of it is held back all the same
 --       3 how long the claim holds (ms)
 -- Returns {now, when something is due next (ms; -1 never; at most now: there is more), then for each entry:
 --          entry, score while claimed, score before}
@@ -26,9 +27,11 @@ local function claim(from, to, urgent, most)
   return #found / 2
 end
 local lapsed = string.format('%.0f', now + 1 - 2e13)
+local held = redis.call('ZCOUNT', KEYS[1], lapsed, '(-1e13')
+room = math.min(room, 2 * tonumber(ARGV[2]) - held)
 room = room - claim('-inf', string.format('%.0f', now + 1 - 3e13), true, room)
 room = room - claim('-2.5e13', '(' .. lapsed, false, room)
-local held = redis.call('ZCOUNT', KEYS[1], lapsed, '(-1e13')
+held = redis.call('ZCOUNT', KEYS[1], lapsed, '(-1e13')
 claim('0', '(' .. string.format('%.0f', now + 1), false, math.min(room, tonumber(ARGV[2]) - held))
 local lapse = redis.call('ZRANGEBYSCORE', KEYS[1], '-2.5e13', '(-1e13', 'WITHSCORES', 'LIMIT', 0, 1)
 local later = redis.call('ZRANGEBYSCORE', KEYS[1], '0', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)

@@ -18,13 +18,12 @@ elseif dirty == 'r' then
   redis.call('SET', KEYS[2], token .. ' ' .. string.format('%.0f', now) .. ' -', 'PX', ARGV[7])
   return {'again', now}
 end
-local changed = before ~= ARGV[2]
-if changed then redis.call('PUBLISH', ARGV[8], ARGV[9]) end
 -- Somebody else may have written the same meanwhile: to whoever waits for us it is news nevertheless.
 local known = string.match(meta, '^%d+ %d+ %d+ (%S+)') == ARGV[4]
-changed = not known or (before and changed)
+local changed = not known or (before and before ~= ARGV[2])
 local pxat = now + tonumber(ARGV[3])
 redis.call('SET', KEYS[1], ARGV[2], 'PXAT', string.format('%.0f', pxat))
+if before ~= ARGV[2] then redis.call('PUBLISH', ARGV[8], ARGV[9]) end
 redis.call('SET', KEYS[3], string.format('%s %.0f 0 %s %s', start, pxat, ARGV[4], ARGV[5]),
   'PXAT', string.format('%.0f', pxat + tonumber(ARGV[6])))
 redis.call('DEL', KEYS[2])

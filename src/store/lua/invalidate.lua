@@ -1,5 +1,7 @@
+#!lua flags=allow-oom
 -- Handle an invalidation of one entry: what was fetched at or before its time S is refused, removed or made due.
 -- What was fetched after S is left alone, so that handling twice, late, or by every worker does no harm.
+-- A full Redis does it, too: it may write a mark, and what an eviction frees is more.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 S (ms)  2 'r' refresh or 'e' evict  3 how long the note on a value without a TTL is kept (ms)
 --       4 channel of changes  5 the change, as announced

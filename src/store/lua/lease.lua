@@ -5,11 +5,16 @@
 --       4 fresh if our value lives at least until this (ms; -1: does not matter)
 --       5 '1': any value that was not invalidated is fresh, whoever wrote it
 -- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta} | {'leased', now = start, PEXPIRETIME, meta}
+--       | {'taboo', 0, -2, type}: the key holds no string, so it is no value of ours to replace
 local known = redis.call('MGET', KEYS[2], KEYS[3])
 if known[1] then return {'busy', redis.call('PTTL', KEYS[2])} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
+if pxat ~= -2 then
+  local kind = redis.call('TYPE', KEYS[1]).ok
+  if kind ~= 'string' then return {'taboo', 0, -2, kind} end
+end
 local meta = known[2] or ''
 local start, written, invalid = string.match(meta, '^(%d+) (%d+) (%d+) ')
 if pxat ~= -2 and (invalid or '0') == '0' then
