@@ -14,16 +14,18 @@ local reply = {string.format('%.0f', now), '-1'}
 local function claim(from, to, urgent, most)
   if most <= 0 then return 0 end
   local found = redis.call('ZRANGEBYSCORE', KEYS[1], from, to, 'WITHSCORES', 'LIMIT', 0, most)
+  local moves = {}
   for i = 1, #found, 2 do
     local old = tonumber(found[i + 1])
     local bits = math.floor((old - math.floor(old)) * 32) % 16
     if urgent then bits = bits % 8 + 8 end
     local score = string.format('%.5f', till - 2e13 + bits / 32)
-    redis.call('ZADD', KEYS[1], score, found[i])
+    moves[i], moves[i + 1] = score, found[i]
     reply[#reply + 1] = found[i]
     reply[#reply + 1] = score
     reply[#reply + 1] = found[i + 1]
   end
+  if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end
   return #found / 2
 end
 local lapsed = string.format('%.0f', now + 1 - 2e13)

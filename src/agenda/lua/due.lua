@@ -17,10 +17,12 @@ if at == 0 then at = now end
 local score = at + trigger / 32
 if how == 'urgent' then score = now - 3e13 + trigger / 32 end
 local text = string.format('%.5f', score)
-local moved = 0
-for i = 7, #ARGV do
-  local old = redis.call('ZSCORE', KEYS[1], ARGV[i])
-  old = old and tonumber(old)
+local entries, moves = {}, {}
+for i = 7, #ARGV do entries[i - 6] = ARGV[i] end
+if not entries[1] then return 0 end
+local scores = redis.call('ZMSCORE', KEYS[1], unpack(entries))
+for i, entry in ipairs(entries) do
+  local old = scores[i] and tonumber(scores[i])
   local move
   if not old then
     move = how ~= 'there'
@@ -35,9 +37,11 @@ for i = 7, #ARGV do
     move = score < old
   end
   if move then
-    redis.call('ZADD', KEYS[1], text, ARGV[i])
-    moved = moved + 1
+    moves[#moves + 1] = text
+    moves[#moves + 1] = entry
   end
 end
-if moved > 0 and (how == 'urgent' or at < now + 5000) then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
-return moved
+if not moves[1] then return 0 end
+redis.call('ZADD', KEYS[1], unpack(moves))
+if how == 'urgent' or at < now + 5000 then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
+return #moves / 2

@@ -21,29 +21,40 @@ end
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[5], 'last', ARGV[2]) end
 local buried = redis.call('EXISTS', KEYS[3]) == 1
 local done, soonest = 0, math.huge
+local entries, fed, moves, out = {}, {}, {}, {}
 for i = at + 1, #ARGV, 4 do
-  local entry, held, what, arg = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
-  local score = redis.call('ZSCORE', KEYS[1], entry)
-  if score and tonumber(score) == held then
+  entries[#entries + 1] = ARGV[i]
+  if ARGV[i + 2] == 'fed' then fed[#fed + 1] = ARGV[i] end
+end
+local scores = entries[1] and redis.call('ZMSCORE', KEYS[1], unpack(entries))
+if fed[1] then
+  for i, score in ipairs(redis.call('ZMSCORE', KEYS[2], unpack(fed))) do fed[fed[i]] = score end
+end
+for n, entry in ipairs(entries) do
+  local i = at + 4 * n - 3
+  local held, what, arg = tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
+  if scores[n] and tonumber(scores[n]) == held then
     done = done + 1
-    if what == 'fed' then
-      what = redis.call('ZSCORE', KEYS[2], entry) and 'at' or 'out'
-    end
+    if what == 'fed' then what = fed[entry] and 'at' or 'out' end
     if buried and (what == 'at' or what == 'out') then
       redis.call('ZREM', KEYS[3], entry)
       redis.call('HDEL', KEYS[4], entry)
     end
+    local due
     if what == 'at' then
-      redis.call('ZADD', KEYS[1], string.format('%.5f', tonumber(arg) + 2 / 32), entry)
+      due = tonumber(arg) + 2 / 32
       soonest = math.min(soonest, tonumber(arg))
     elseif what == 'in' then
       local bits = math.floor((held - math.floor(held)) * 32) % 16
-      local due = now + tonumber(arg) + bits % 8 / 32
+      due = now + tonumber(arg) + bits % 8 / 32
       if bits >= 8 then due = due - 3e13 end
-      redis.call('ZADD', KEYS[1], string.format('%.5f', due), entry)
       soonest = math.min(soonest, now + tonumber(arg))
+    end
+    if due then
+      moves[#moves + 1] = string.format('%.5f', due)
+      moves[#moves + 1] = entry
     else
-      redis.call('ZREM', KEYS[1], entry)
+      out[#out + 1] = entry
       if what == 'dead' then
         redis.call('ZADD', KEYS[3], string.format('%.0f', now), entry)
         redis.call('HSET', KEYS[4], entry, arg)
@@ -52,6 +63,8 @@ for i = at + 1, #ARGV, 4 do
     end
   end
 end
+if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end
+if out[1] then redis.call('ZREM', KEYS[1], unpack(out)) end
 local spare = buried and redis.call('ZCARD', KEYS[3]) - tonumber(ARGV[1]) or 0
 if spare > 0 then
   local oldest = redis.call('ZPOPMIN', KEYS[3], math.min(spare, 500))

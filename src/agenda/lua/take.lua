@@ -4,17 +4,20 @@
 -- Returns for each pair the score while taken, or '' where somebody else has the entry or it left the agenda
 local time = redis.call('TIME')
 local till = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[1])
-local reply = {}
-for i = 2, #ARGV, 2 do
-  local now = redis.call('ZSCORE', KEYS[1], ARGV[i])
-  local claimed = tonumber(ARGV[i + 1])
-  if now and tonumber(now) == claimed then
+local entries, moves, reply = {}, {}, {}
+for i = 2, #ARGV, 2 do entries[#entries + 1] = ARGV[i] end
+if not entries[1] then return reply end
+local scores = redis.call('ZMSCORE', KEYS[1], unpack(entries))
+for i, entry in ipairs(entries) do
+  local claimed = tonumber(ARGV[2 * i + 1])
+  if scores[i] and tonumber(scores[i]) == claimed then
     local bits = math.floor((claimed - math.floor(claimed)) * 32) % 16 + 16
-    local score = string.format('%.5f', till - 2e13 + bits / 32)
-    redis.call('ZADD', KEYS[1], score, ARGV[i])
-    reply[#reply + 1] = score
+    reply[i] = string.format('%.5f', till - 2e13 + bits / 32)
+    moves[#moves + 1] = reply[i]
+    moves[#moves + 1] = entry
   else
-    reply[#reply + 1] = ''
+    reply[i] = ''
   end
 end
+if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end
 return reply
