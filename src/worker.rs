@@ -122,6 +122,7 @@ pub async fn run(
         agenda: agenda.clone(),
         store: store.clone(),
         sources,
+        gates: gates.clone(),
         claim: settings.claim,
         bell: Arc::new(Notify::new()),
     };
