@@ -10,15 +10,17 @@ mod inputs;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use redis::RedisResult;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, debug_span, warn};
+use tracing::{Instrument, debug, debug_span, error, warn};
 
 pub use finisher::Finisher;
 use inputs::Missing;
@@ -214,21 +216,19 @@ impl Warmer {
             let (warmer, job) = (Arc::clone(&self), Arc::clone(job));
             warming.spawn(async move { warmer.warm_taken(&job, taken).await }.instrument(span));
         }
-        while let Some(ended) = warming.join_next().await {
-            if let Err(e) = ended
-                && e.is_panic()
-            {
-                // The entry comes due again when its time runs out.
-                tracing::error!(job = %name, "warming an entry panicked: {e}");
-            }
-        }
+        while warming.join_next().await.is_some() {}
     }
 
     async fn warm_taken(&self, job: &Arc<Job>, taken: Taken) {
         let begun = Instant::now();
-        let ending = match self.warm(job, &taken).await {
-            Ok(ending) => ending,
-            Err(e) => Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}")),
+        let ending = match AssertUnwindSafe(self.warm(job, &taken)).catch_unwind().await {
+            Ok(Ok(ending)) => ending,
+            Ok(Err(e)) => Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}")),
+            Err(_) => {
+                error!(job = %job.name, key = %taken.key, "warming it panicked, it is not tried again: please report this");
+                let reason = "warming it panicked".to_owned();
+                Ending { outcome: Outcome::Failed, next: Next::Dead(reason.clone()), reason: Some(reason) }
+            }
         };
         let Ending { outcome, next, reason } = ending;
         self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), begun.elapsed());
@@ -295,6 +295,18 @@ impl Warmer {
             }
         };
         self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
+        if !job.inputs.is_empty() {
+            // They may have changed while it waited for its upstream. The value counts as made when the lease began, so what it
+            // is made from must not be older.
+            inputs = match self.inputs(job, &params, taken.urgent, taken.since).await? {
+                Ok(inputs) => inputs,
+                Err(Missing { key: input, .. }) => {
+                    settle(admitted, Ended::Ok).await;
+                    let reason = Some(format!("waits for its input {input}"));
+                    return self.give_up(job, taken, &lease, Outcome::Deferred, Next::In(INPUT_WAIT), reason).await;
+                }
+            };
+        }
         let mut use_known = true;
         for _ in 0..ROUNDS {
             let known = if use_known { known(job, &lease) } else { None };

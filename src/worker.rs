@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -122,6 +122,7 @@ pub async fn run(
         agenda: agenda.clone(),
         store: store.clone(),
         sources,
+        gates: gates.clone(),
         claim: settings.claim,
         bell: Arc::new(Notify::new()),
     };
@@ -143,7 +144,6 @@ pub async fn run(
         queue: queue.clone(),
         gates: gates.clone(),
         telemetry: telemetry.clone(),
-        subscribed: Arc::new(AtomicBool::new(false)),
     };
     let pulse = Pulse {
         redis: redis.clone(),

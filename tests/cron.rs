@@ -249,3 +249,26 @@ async fn a_schedule_without_entries_does_nothing_and_does_not_mind() {
     .expect("it goes on");
     assert!(worker.is_running());
 }
+
+/// Another worker may have files that this one has not, or somebody has removed one.
+#[tokio::test]
+async fn a_warmup_of_a_job_that_a_worker_does_not_know_is_left_to_others() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    redis.ask::<u64>(&["ZADD", "samovar:{schedules}", "1", "other"]).await;
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    assert_eq!(redis.ask::<i64>(&["ZSCORE", "samovar:{schedules}", "other"]).await, 1);
+}
+
+#[tokio::test]
+async fn a_feed_is_not_asked_while_its_upstream_wants_to_be_left_alone() {
+    let (redis, upstream) = both().await;
+    upstream.on("/popular", Reply::status(429).header("Retry-After", "60"));
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let jobs = Art::of(&upstream).entries(FEED).warm("every = \"1s\"").folder();
+    let mut worker = worker(&redis, &jobs);
+    worker.wait_for_log(&["its feed does not answer", "retry-after"]).await;
+    assert_eq!(upstream.calls("/popular"), 1);
+}

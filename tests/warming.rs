@@ -6,8 +6,8 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use samovar::agenda::{Trigger, When};
-use samovar::job::EntryKey;
+use samovar::agenda::{Due, State, Trigger, When};
+use samovar::job::{EntryKey, JobName};
 use samovar::store::Note;
 use samovar::warmer::Outcome;
 use serde_json::{Value, json};
@@ -585,4 +585,42 @@ async fn a_key_that_holds_no_string_is_left_to_its_owner_and_told() {
     assert!(reason.contains("hash"), "{reason}");
     readable(&redis, "art:b").await;
     assert_eq!((redis.ask::<String>(&["TYPE", "art:a"]).await.as_str(), upstream.calls("/art/a")), ("hash", 0));
+}
+
+/// What is made from an input that changes while it waits for its upstream is not made from the old one for good.
+#[tokio::test]
+async fn an_input_that_changes_while_its_entry_waits_for_a_permit_is_heeded() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream, &Art::of(&upstream).list(["a", "b"]));
+    for (file, old, new) in [("story.toml", r#"["a"]"#, r#"["a", "b"]"#), ("upstreams.toml", "cy = 2", "cy = 1")] {
+        let text = std::fs::read_to_string(jobs.path().join(file)).unwrap();
+        jobs.write(file, &text.replace(old, new));
+    }
+    let gate = upstream.gate("/v1/chat/completions");
+    let _worker = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    let first = upstream.requests("/v1/chat/completions").remove(0).json();
+    let waits = if first["messages"].to_string().contains("a: ") { "b" } else { "a" };
+    let (story, key) = (JobName::new("story"), EntryKey::new(format!("story:{waits}")));
+    eventually("it has been taken", async || {
+        let score: Option<f64> = redis.ask(&["ZSCORE", "samovar:agenda:{story}", key.as_str()]).await;
+        score.map(Due::from_score).is_some_and(|due| due.state == State::Taken)
+    })
+    .await;
+    let parts = Parts::of(&redis).await;
+    let lease = parts.lease(waits, Duration::from_secs(60)).await;
+    let (two, hour) = (r#"{"title":"two"}"#, Duration::from_secs(3_600));
+    parts.store.commit(&support::art(waits), &lease, two, hour, &Note::default()).await.unwrap();
+    parts.agenda.put(&story, [&key], When::Due(0), Trigger::Invalidation).await.unwrap();
+    eventually("another has taken it, too", async || {
+        let score: Option<f64> = redis.ask(&["ZSCORE", "samovar:agenda:{story}", key.as_str()]).await;
+        score.map(Due::from_score).is_some_and(|due| due.state == State::Taken)
+    })
+    .await;
+    gate.open();
+    eventually("the story is of what is there now", async || {
+        redis.get(key.as_str()).await.filter(|story| story.contains("two"))
+    })
+    .await;
 }

@@ -109,7 +109,6 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
                 State::Claimed => "on the queue",
                 State::Taken => "being warmed",
                 State::Urgent => "due before all else",
-                State::Scheduled if due.at <= now => "due",
                 State::Scheduled => "due",
             };
             let when = match due.state {

@@ -4,8 +4,9 @@
 //! then moves the job to its next tick, later than Redis's now. A worker that dies in between leaves the claim to run out;
 //! expanding twice does no harm, because an entry that is good by the tick's measure is left alone.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use redis::{RedisResult, Script};
@@ -14,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::agenda::{Agenda, Next, Trigger, When};
-use crate::job::{EntryKey, Job, Jobs, Params};
+use crate::job::{EntryKey, Job, JobName, Jobs, Params, UpstreamName};
 use crate::redis::{Connection, Keys, Patience};
-use crate::source::Sources;
+use crate::source::{Ended, FetchError, Gate, Refusal, Sources};
 use crate::store::{Fresh, Meta, Store};
 use crate::warmer::{filled, keep};
 
@@ -29,6 +30,7 @@ const IDLE: Duration = Duration::from_secs(15);
 
 static TICK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tick.lua")));
 static TOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tock.lua")));
+static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/hold.lua")));
 static ENSURE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ensure.lua")));
 
 /// What a warmup found.
@@ -55,6 +57,8 @@ pub struct Cron {
     pub store: Store,
     /// Who is asked for feeds.
     pub sources: Sources,
+    /// The ways to upstreams: feeds keep their limits, too.
+    pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
     /// How long a claimed tick is left to its worker.
     pub claim: Duration,
     /// Rung when schedules have changed.
@@ -115,17 +119,15 @@ impl Cron {
             .key(self.keys.schedules())
             .key(self.keys.ticks())
             .arg(self.claim.as_millis().to_string())
+            .arg(self.jobs.jobs.keys().map(JobName::as_str).collect::<Vec<_>>())
             .invoke_async(&mut self.redis.clone())
             .await?;
         if name.is_empty() {
             let wait = if tick < 0 { IDLE } else { Duration::from_millis(u64::try_from(tick - now).unwrap_or(0)) };
             return Ok(wait);
         }
-        let Some(job) = self.jobs.jobs.get(name.as_str()) else {
-            // Another worker may know it: the claim runs out and is tried again.
-            return Ok(Duration::ZERO);
-        };
-        let begun = std::time::Instant::now();
+        let Some(job) = self.jobs.jobs.get(name.as_str()) else { return Ok(IDLE) };
+        let begun = Instant::now();
         let Expanded { entries, due } = self.expand(job, tick).await?;
         let next = next_tick(job, self.store.now().await?);
         let _: u8 = TOCK
@@ -184,25 +186,30 @@ impl Cron {
             total.entries += keys.len();
             total.due += due.len();
             // A long warmup stays ours.
-            let () = redis::cmd("ZADD")
-                .arg(self.keys.schedules())
-                .arg("XX")
-                .arg("GT")
-                .arg(self.store.now().await? + i64::try_from(self.claim.as_millis()).unwrap_or(i64::MAX))
-                .arg(job.name.as_str())
-                .query_async(&mut self.redis.clone())
-                .await?;
+            self.hold(job, tick).await?;
         }
         Ok(total)
     }
 
+    async fn hold(&self, job: &Job, tick: i64) -> RedisResult<()> {
+        let _: u8 = HOLD
+            .key(self.keys.schedules())
+            .key(self.keys.ticks())
+            .arg(job.name.as_str())
+            .arg(tick.to_string())
+            .arg(self.claim.as_millis().to_string())
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        Ok(())
+    }
+
     /// The entries that the job's feed names now; where it does not answer, those it named last.
     async fn fed(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Vec<Params>> {
-        if job.entries.feed.is_none() {
-            return Ok(Vec::new());
-        }
+        let Some(feed) = &job.entries.feed else { return Ok(Vec::new()) };
         let set = self.keys.fed(&job.name);
-        match self.sources.feed(&self.jobs, job).await {
+        let named = self.ask_feed(job, &feed.upstream).await;
+        self.hold(job, tick).await?;
+        match named {
             Ok(entries) => {
                 for batch in entries.chunks(BATCH) {
                     let mut add = redis::cmd("ZADD");
@@ -244,6 +251,27 @@ impl Cron {
                 }
             }
         }
+    }
+
+    /// Asks a job's feed, within its upstream's limits; before what waits there, since all of it hangs on that one answer.
+    async fn ask_feed(&self, job: &Arc<Job>, upstream: &UpstreamName) -> Result<Vec<Params>, String> {
+        let permit = match self.gates.get(upstream) {
+            Some(gate) => Some(gate.admit(true, Instant::now() + self.claim / 2).await),
+            None => None,
+        };
+        let permit =
+            permit.transpose().map_err(|Refusal { reason, .. }| format!("{upstream} admits nothing: {reason}"))?;
+        let named = self.sources.feed(&self.jobs, job).await;
+        if let Some(permit) = permit {
+            let ended = match &named {
+                Ok(_) => Ended::Ok,
+                Err(FetchError::Answer(_)) => Ended::Answer,
+                Err(FetchError::Upstream(_)) => Ended::UpstreamFailed,
+                Err(FetchError::Busy(wait)) => Ended::Busy(*wait),
+            };
+            permit.done(ended).await;
+        }
+        named.map_err(|e| e.to_string())
     }
 }
 

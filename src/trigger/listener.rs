@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -46,8 +45,6 @@ pub struct Listener {
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
     /// Where malformed messages are counted.
     pub telemetry: Telemetry,
-    /// Whether it is subscribed now.
-    pub subscribed: Arc<AtomicBool>,
 }
 
 impl Listener {
@@ -72,7 +69,6 @@ impl Listener {
                 Ok(()) => {}
                 Err(e) => patience.ill(&e, stop).await,
             }
-            self.subscribed.store(false, Ordering::Relaxed);
             deaf_since.get_or_insert_with(Instant::now);
         }
     }
@@ -91,7 +87,6 @@ impl Listener {
         let signals = self.keys.signal_channel();
         pubsub.subscribe(&[self.keys.invalidate_channel(), &signals]).await?;
         patience.well();
-        self.subscribed.store(true, Ordering::Relaxed);
         if let Some(since) = deaf_since.take() {
             info!(
                 channel = self.keys.invalidate_channel(),
