@@ -22,7 +22,8 @@ pub(super) struct Failed(pub(super) u8);
 impl From<redis::RedisError> for Failed {
     fn from(error: redis::RedisError) -> Self {
         eprintln!("samovar: Redis: {error}");
-        Self(exit::UNAVAILABLE)
+        // What Redis itself refuses (rights, memory, a key of another type) is no matter of reaching it.
+        Self(if error.code().is_some() { exit::FAILED } else { exit::UNAVAILABLE })
     }
 }
 

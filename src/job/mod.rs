@@ -174,7 +174,7 @@ pub enum AiFormat {
 /// What a job keeps warm.
 #[derive(Clone, Debug, Default)]
 pub struct Entries {
-    /// Named in the file; each complete for the key pattern. In the file's order, which is the order they are warmed in.
+    /// Named in the file; each complete for the key pattern. In the file's order.
     pub list: Vec<Params>,
     /// Asked for at each warmup.
     pub feed: Option<Feed>,

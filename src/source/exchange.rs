@@ -58,7 +58,7 @@ pub(super) enum Received {
 
 /// A whole answer with status 2xx.
 pub(super) struct Body {
-    url: Url,
+    url: Box<Url>,
     status: StatusCode,
     headers: HeaderMap,
     bytes: Vec<u8>,
@@ -179,8 +179,13 @@ impl Client {
         secrets: Vec<String>,
     ) -> Result<Received, FetchError> {
         let status = response.status();
-        let mut body =
-            Body { url: url.clone(), status, headers: response.headers().clone(), bytes: Vec::new(), secrets };
+        let mut body = Body {
+            url: Box::new(url.clone()),
+            status,
+            headers: response.headers().clone(),
+            bytes: Vec::new(),
+            secrets,
+        };
         match status.as_u16() {
             304 if conditional => return Ok(Received::Unchanged),
             304 => return Err(body.error("comes without having been asked for")),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use crate::agenda::{Agenda, Finished};
 use crate::job::JobName;
@@ -50,6 +51,11 @@ impl Finisher {
                             break;
                         }
                         Err(_) if stop.is_cancelled() => break,
+                        // Somebody else's key stands where ours should: waiting does not mend that, and others wait behind.
+                        Err(e) if e.code() == Some("WRONGTYPE") => {
+                            error!(%job, "cannot end {} entries, they come due again: {e}", entries.len());
+                            break;
+                        }
                         Err(e) => patience.ill(&e, &stop).await,
                     }
                 }
