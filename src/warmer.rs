@@ -7,16 +7,16 @@
 
 mod finisher;
 mod inputs;
+mod outcome;
+mod timing;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use redis::RedisResult;
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,13 +24,16 @@ use tracing::{Instrument, debug, debug_span, error, warn};
 
 pub use finisher::Finisher;
 use inputs::Missing;
+pub use outcome::Outcome;
+pub(crate) use timing::{filled, keep};
+use timing::{fresh, jitter, known, retry_after};
 
 use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
 use crate::queue::Chunk;
 use crate::source::{Answer, Ask, Ended, FetchError, Gate, Permit, Sources, Validators};
 use crate::status::Last;
-use crate::store::{Fresh, Lease, Leased, Meta, Note, Removal, Store, Written};
+use crate::store::{Fresh, Lease, Leased, Note, Removal, Store, Written};
 use crate::telemetry::Telemetry;
 
 /// What a lease allows for beside the fetch itself: the way to Redis and back, and its commit.
@@ -41,72 +44,12 @@ const ROUNDS: usize = 5;
 const SHORTLY: Duration = Duration::from_secs(1);
 /// How soon an entry comes back that waits for an input; the input's commit brings it back sooner.
 const INPUT_WAIT: Duration = Duration::from_secs(15);
-/// The first retry comes within this time, each later one within twice the one before.
-const RETRY_FIRST: Duration = Duration::from_millis(500);
-/// No retry waits longer.
-const RETRY_LONGEST: Duration = Duration::from_secs(300);
 /// How often somebody who waits for an upstream, and has a fallback, looks whether it was closed meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
 /// How soon a write is tried again that Redis did not answer.
 const INSIST: Duration = Duration::from_millis(100);
 /// Longest reason kept, in characters.
 const REASON: usize = 300;
-
-/// How warming one entry ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// A fetched value is readable.
-    Warmed,
-    /// The value there still holds: 304, the same prompt, or warmed by somebody else since it became due.
-    Unchanged,
-    /// Somebody else fetches it.
-    Busy,
-    /// An invalidation or a lost lease came between; the answer was dropped.
-    Fenced,
-    /// Not now: a limit, an open breaker, a missing input, a worker that ends.
-    Deferred,
-    /// The upstream no longer has it; nor has the cache.
-    Gone,
-    /// Nobody reads it: it is left to expire.
-    Unread,
-    /// No usable answer; the old value stays.
-    Failed,
-}
-
-impl Outcome {
-    /// All of them, in the order people are told.
-    pub const ALL: [Self; 8] = [
-        Self::Warmed,
-        Self::Unchanged,
-        Self::Busy,
-        Self::Fenced,
-        Self::Deferred,
-        Self::Gone,
-        Self::Unread,
-        Self::Failed,
-    ];
-
-    /// As in logs, metrics and Redis.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Warmed => "warmed",
-            Self::Unchanged => "unchanged",
-            Self::Busy => "busy",
-            Self::Fenced => "fenced",
-            Self::Deferred => "deferred",
-            Self::Gone => "gone",
-            Self::Unread => "unread",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// How an entry's warming ended, why, and what becomes of it.
 #[derive(Debug)]
@@ -584,73 +527,8 @@ impl Warmer {
     }
 }
 
-/// What makes this fetch unnecessary, by why it is made.
-fn fresh(job: &Job, taken: &Taken) -> Fresh {
-    let since = Fresh { since: Some(taken.since), ..Fresh::default() };
-    match taken.trigger {
-        // An invalidation is answered by whatever was fetched after it, which clears its mark; a changed input leaves none.
-        Trigger::Invalidation if job.inputs.is_empty() => Fresh { since: Some(1), ..Fresh::default() },
-        Trigger::Invalidation | Trigger::Manual => since,
-        Trigger::Cron if job.warm.refetch => since,
-        Trigger::Cron => filled(job, taken.since),
-        // What was refreshed since then lives longer than that; see [`keep`].
-        Trigger::Expiry => Fresh { until: Some(taken.since + millis(job.warm.ahead.mul_f32(1.3))), ..Fresh::default() },
-        Trigger::Demand => Fresh { any: true, ..Fresh::default() },
-    }
-}
-
-/// What a warmup at `tick` (Redis time, ms) that only fills leaves alone: what lives until the next one.
-pub(crate) fn filled(job: &Job, tick: i64) -> Fresh {
-    let next = job.warm.schedule.as_ref().zip(chrono::DateTime::from_timestamp_millis(tick));
-    let next = next.and_then(|(schedule, tick)| schedule.next(tick)).map(|next| next.timestamp_millis());
-    match next {
-        Some(next) => Fresh { until: Some(next), ..Fresh::default() },
-        None => Fresh { since: Some(1), ..Fresh::default() },
-    }
-}
-
-/// When an entry that lives until `expires` is refreshed, if it is kept warm.
-pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64, params: &Params) -> Next {
-    if job.warm.ahead.is_zero() || expires <= 0 {
-        return Next::Out;
-    }
-    // Spread by a quarter, so that what was warmed together does not expire together; never more than the TTL allows.
-    let ahead = job.warm.ahead.mul_f64(rand::random_range(1.0..=1.25)).min(job.ttl.mul_f32(0.95));
-    let at = expires - millis(ahead);
-    debug!(%key, at, "due again");
-    if job.entries.lists(params) { Next::At(at) } else { Next::IfFed(at) }
-}
-
-/// What the present value came with, if it may be kept when unchanged.
-fn known(job: &Job, lease: &Lease) -> Option<Validators> {
-    let meta: &Meta = lease.meta.as_ref()?;
-    if !meta.is_of(lease.pexpiretime) {
-        return None;
-    }
-    let holds = match &job.sources[0] {
-        Source::Http(_) => true,
-        Source::Ai(_) => meta.invalidated == 0,
-    };
-    holds.then(|| meta.note.validators.clone())
-}
-
-/// Full jitter under an exponential ceiling (AWS Architecture Blog, "Exponential Backoff And Jitter").
-fn retry_after(failures: u32) -> Duration {
-    let ceiling = RETRY_FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
-    ceiling.min(RETRY_LONGEST).mul_f64(rand::random_range(0.1..=1.0))
-}
-
-/// A little more than `wait`, so that those who wait for the same do not come together.
-fn jitter(wait: Duration) -> Duration {
-    wait.mul_f64(rand::random_range(1.0..=1.25)) + Duration::from_millis(rand::random_range(0..50))
-}
-
 async fn settle(admitted: Option<(usize, Permit)>, ended: Ended) {
     if let Some((_, permit)) = admitted {
         permit.done(ended).await;
     }
-}
-
-fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

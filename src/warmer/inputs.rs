@@ -3,7 +3,8 @@
 use redis::RedisResult;
 use serde_json::{Map, Value};
 
-use super::{INPUT_WAIT, Outcome, Warmer, millis};
+use super::timing::millis;
+use super::{INPUT_WAIT, Outcome, Warmer};
 use crate::agenda::{Trigger, When};
 use crate::job::{EntryKey, Job, Params};
 

@@ -1,0 +1,81 @@
+//! When an entry is good enough, when it is due again, and how long who failed waits.
+
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::Taken;
+use crate::agenda::{Next, Trigger};
+use crate::job::{EntryKey, Job, Params, Source};
+use crate::source::Validators;
+use crate::store::{Fresh, Lease, Meta};
+
+/// The first retry comes within this time, each later one within twice the one before.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// No retry waits longer.
+const RETRY_LONGEST: Duration = Duration::from_secs(300);
+
+/// What makes this fetch unnecessary, by why it is made.
+pub(super) fn fresh(job: &Job, taken: &Taken) -> Fresh {
+    let since = Fresh { since: Some(taken.since), ..Fresh::default() };
+    match taken.trigger {
+        // An invalidation is answered by whatever was fetched after it, which clears its mark; a changed input leaves none.
+        Trigger::Invalidation if job.inputs.is_empty() => Fresh { since: Some(1), ..Fresh::default() },
+        Trigger::Invalidation | Trigger::Manual => since,
+        Trigger::Cron if job.warm.refetch => since,
+        Trigger::Cron => filled(job, taken.since),
+        // What was refreshed since then lives longer than that; see [`keep`].
+        Trigger::Expiry => Fresh { until: Some(taken.since + millis(job.warm.ahead.mul_f32(1.3))), ..Fresh::default() },
+        Trigger::Demand => Fresh { any: true, ..Fresh::default() },
+    }
+}
+
+/// What a warmup at `tick` (Redis time, ms) that only fills leaves alone: what lives until the next one.
+pub(crate) fn filled(job: &Job, tick: i64) -> Fresh {
+    let next = job.warm.schedule.as_ref().zip(chrono::DateTime::from_timestamp_millis(tick));
+    let next = next.and_then(|(schedule, tick)| schedule.next(tick)).map(|next| next.timestamp_millis());
+    match next {
+        Some(next) => Fresh { until: Some(next), ..Fresh::default() },
+        None => Fresh { since: Some(1), ..Fresh::default() },
+    }
+}
+
+/// When an entry that lives until `expires` is refreshed, if it is kept warm.
+pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64, params: &Params) -> Next {
+    if job.warm.ahead.is_zero() || expires <= 0 {
+        return Next::Out;
+    }
+    // Spread by a quarter, so that what was warmed together does not expire together; never more than the TTL allows.
+    let ahead = job.warm.ahead.mul_f64(rand::random_range(1.0..=1.25)).min(job.ttl.mul_f32(0.95));
+    let at = expires - millis(ahead);
+    debug!(%key, at, "due again");
+    if job.entries.lists(params) { Next::At(at) } else { Next::IfFed(at) }
+}
+
+/// What the present value came with, if it may be kept when unchanged.
+pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
+    let meta: &Meta = lease.meta.as_ref()?;
+    if !meta.is_of(lease.pexpiretime) {
+        return None;
+    }
+    let holds = match &job.sources[0] {
+        Source::Http(_) => true,
+        Source::Ai(_) => meta.invalidated == 0,
+    };
+    holds.then(|| meta.note.validators.clone())
+}
+
+/// Full jitter under an exponential ceiling (AWS Architecture Blog, "Exponential Backoff And Jitter").
+pub(super) fn retry_after(failures: u32) -> Duration {
+    let ceiling = RETRY_FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
+    ceiling.min(RETRY_LONGEST).mul_f64(rand::random_range(0.1..=1.0))
+}
+
+/// A little more than `wait`, so that those who wait for the same do not come together.
+pub(super) fn jitter(wait: Duration) -> Duration {
+    wait.mul_f64(rand::random_range(1.0..=1.25)) + Duration::from_millis(rand::random_range(0..50))
+}
+
+pub(super) fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
