@@ -25,7 +25,7 @@ use tracing::{Instrument, debug, debug_span, error, warn};
 pub use finisher::Finisher;
 use inputs::Missing;
 pub use outcome::Outcome;
-pub(crate) use timing::{filled, keep};
+pub(crate) use timing::keep;
 use timing::{fresh, jitter, known, retry_after};
 
 use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger};

@@ -19,7 +19,7 @@ use crate::job::{EntryKey, Job, JobName, Jobs, Params, UpstreamName};
 use crate::redis::{Connection, Keys, Patience};
 use crate::source::{Ended, FetchError, Gate, Refusal, Sources};
 use crate::store::{Fresh, Meta, Store};
-use crate::warmer::{filled, keep};
+use crate::warmer::keep;
 
 /// Entries looked at in one round trip.
 const BATCH: usize = 500;
@@ -272,6 +272,16 @@ impl Cron {
             permit.done(ended).await;
         }
         named.map_err(|e| e.to_string())
+    }
+}
+
+/// What a warmup at `tick` (Redis time, ms) that only fills leaves alone: what lives until the next one.
+fn filled(job: &Job, tick: i64) -> Fresh {
+    let next = job.warm.schedule.as_ref().zip(DateTime::from_timestamp_millis(tick));
+    let next = next.and_then(|(schedule, tick)| schedule.next(tick)).map(|next| next.timestamp_millis());
+    match next {
+        Some(next) => Fresh { until: Some(next), ..Fresh::default() },
+        None => Fresh { since: Some(1), ..Fresh::default() },
     }
 }
 

@@ -21,22 +21,10 @@ pub(super) fn fresh(job: &Job, taken: &Taken) -> Fresh {
     match taken.trigger {
         // An invalidation is answered by whatever was fetched after it, which clears its mark; a changed input leaves none.
         Trigger::Invalidation if job.inputs.is_empty() => Fresh { since: Some(1), ..Fresh::default() },
-        Trigger::Invalidation | Trigger::Manual => since,
-        Trigger::Cron if job.warm.refetch => since,
-        Trigger::Cron => filled(job, taken.since),
+        Trigger::Cron | Trigger::Invalidation | Trigger::Manual => since,
         // What was refreshed since then lives longer than that; see [`keep`].
         Trigger::Expiry => Fresh { until: Some(taken.since + millis(job.warm.ahead.mul_f32(1.3))), ..Fresh::default() },
         Trigger::Demand => Fresh { any: true, ..Fresh::default() },
-    }
-}
-
-/// What a warmup at `tick` (Redis time, ms) that only fills leaves alone: what lives until the next one.
-pub(crate) fn filled(job: &Job, tick: i64) -> Fresh {
-    let next = job.warm.schedule.as_ref().zip(chrono::DateTime::from_timestamp_millis(tick));
-    let next = next.and_then(|(schedule, tick)| schedule.next(tick)).map(|next| next.timestamp_millis());
-    match next {
-        Some(next) => Fresh { until: Some(next), ..Fresh::default() },
-        None => Fresh { since: Some(1), ..Fresh::default() },
     }
 }
 
