@@ -81,8 +81,20 @@ struct CheckArgs {
     json: bool,
 }
 
+/// A reader that has seen enough (`samovar jobs | head`) is no fault: what cannot be printed any more ends the command.
+fn end_quietly_when_nobody_reads() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str().is_some_and(|text| text.starts_with("failed printing to stdout")) {
+            std::process::exit(exit::OK.into());
+        }
+        tell(panic);
+    }));
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    end_quietly_when_nobody_reads();
     let cli = Cli::parse();
     match prepare(&cli) {
         Ok((settings, env)) => start(cli.command, &settings, &env),
