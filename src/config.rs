@@ -79,7 +79,7 @@ impl fmt::Debug for CommonArgs {
 /// Flags that only workers know.
 #[derive(Args, Clone, Debug, Default)]
 pub struct WorkerArgs {
-    /// Entries this process warms at once, 1 to 4096 [env: SAMOVAR_CONCURRENCY] [default: 64]
+    /// Fetches under way at once from this process to one upstream, 1 to 4096 [env: SAMOVAR_CONCURRENCY] [default: 64]
     #[arg(long, value_name = "N")]
     pub concurrency: Option<String>,
 

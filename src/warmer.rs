@@ -175,6 +175,9 @@ impl Warmer {
         };
         let Ending { outcome, next, reason } = ending;
         self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), begun.elapsed());
+        if let Next::Dead(_) = next {
+            self.telemetry.buried(job);
+        }
         let last = Last { key: taken.key.as_str().to_owned(), outcome, trigger: taken.trigger, reason };
         let finished =
             Finished { key: taken.key.as_str().to_owned(), score: taken.score, next, outcome: Some(outcome) };
@@ -435,8 +438,9 @@ impl Warmer {
             let reason = format!("upstream {upstream} is not known here");
             return Err(Ending::because(Outcome::Deferred, Next::In(SHORTLY), reason));
         };
-        let refused =
-            |wait, reason| Ending::because(Outcome::Deferred, Next::In(jitter(wait)), format!("{upstream}: {reason}"));
+        let refused = |wait, says| {
+            Ending::because(Outcome::Deferred, Next::In(jitter(wait)), format!("upstream {upstream} {says}"))
+        };
         let closed = async {
             if source + 1 == job.sources.len() {
                 return std::future::pending().await;
@@ -449,8 +453,8 @@ impl Warmer {
             }
         };
         tokio::select! {
-            admitted = gate.admit(urgent, until) => admitted.map_err(|refusal| refused(refusal.wait, refusal.reason)),
-            wait = closed => Err(refused(wait, "closed")),
+            admitted = gate.admit(urgent, until) => admitted.map_err(|refusal| refused(refusal.wait, refusal.says())),
+            wait = closed => Err(refused(wait, "is left alone for a while")),
             () = self.drain.cancelled() => {
                 Err(Ending::because(Outcome::Deferred, Next::In(Duration::ZERO), "drained"))
             }

@@ -38,6 +38,12 @@ struct Dead {
 
 pub(super) async fn run(args: &DeadArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let jobs = jobs(settings, env)?;
+    if let Some(unknown) =
+        args.only.iter().find(|only| !jobs.jobs.contains_key(only.as_str()) && jobs.owner(only).is_none())
+    {
+        eprintln!("samovar: `{unknown}` is no job, and no job's key");
+        return Ok(exit::USAGE);
+    }
     let session = Session::open(settings).await?;
     let mut dead = Vec::new();
     for job in jobs.jobs.values() {

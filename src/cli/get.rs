@@ -104,6 +104,18 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         } else if expires != -2 {
             say("written by", "somebody else".to_owned());
         }
+        if due.is_none()
+            && let Some((job, _)) = &owner
+        {
+            let reason: Option<String> = redis::cmd("HGET")
+                .arg(session.keys.dead_reasons(&job.name))
+                .arg(&args.key)
+                .query_async(&mut session.redis.clone())
+                .await?;
+            if let Some(reason) = reason {
+                say("agenda", format!("given up ({reason}); `samovar dead --retry` puts it back"));
+            }
+        }
         if let Some(due) = due {
             let state = match due.state {
                 State::Claimed => "on the queue",

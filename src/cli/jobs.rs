@@ -7,6 +7,9 @@ use super::session::{Failed, Session, jobs, print_json, relative, span, table};
 use crate::config::{Environment, Settings};
 use crate::status;
 
+/// Longest last outcome in the table, in characters.
+const LAST: usize = 80;
+
 /// Arguments of `samovar jobs`.
 #[derive(Args)]
 pub(super) struct JobsArgs {
@@ -43,7 +46,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
             status.due.to_string(),
             status.in_hand.to_string(),
             status.dead.to_string(),
-            last.unwrap_or_else(|| "–".to_owned()),
+            last.map_or_else(|| "–".to_owned(), |last| shortened(&last)),
         ]);
     }
     println!("{rows}");
@@ -53,4 +56,12 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         n => println!("\n{n} workers are running."),
     }
     Ok(exit::OK)
+}
+
+/// `get` and `dead` tell it whole.
+fn shortened(text: &str) -> String {
+    if text.chars().count() <= LAST {
+        return text.to_owned();
+    }
+    text.chars().take(LAST).chain(['…']).collect()
 }

@@ -85,6 +85,16 @@ pub(super) fn relative(at: i64, now: i64) -> String {
     if at > now { format!("in {distance}") } else { format!("{distance} ago") }
 }
 
+/// How wide lines may be: the terminal's width, within reason.
+pub(super) fn width() -> usize {
+    textwrap::termwidth().clamp(40, 110)
+}
+
+/// Prose, broken at words so that it fits; later lines are indented as told.
+pub(super) fn wrapped(text: &str, indent: &str) -> String {
+    textwrap::fill(text, textwrap::Options::new(width()).subsequent_indent(indent))
+}
+
 /// Prints a document for programs.
 pub(super) fn print_json(document: &impl serde::Serialize) {
     match serde_json::to_string_pretty(document) {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::exit;
-use super::session::{Failed, Session, jobs, print_json};
+use super::session::{Failed, Session, jobs, print_json, span};
 use crate::agenda::{Due, State, Trigger, When};
 use crate::config::{Environment, Settings};
 use crate::job::{EntryKey, Job, Jobs, Params, Source};
@@ -33,6 +33,9 @@ pub(super) struct WarmArgs {
     /// Wait until each has been fetched; the exit code is 1 if any failed
     #[arg(long)]
     wait: bool,
+    /// With --wait: for how long at most; what is not fetched by then has failed
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
     /// Only count what would be fetched
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
@@ -71,7 +74,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         }
         return Ok(exit::OK);
     }
-    let done = wait(&session, job, keys, asked).await?;
+    let done = wait(&session, job, keys, asked, args.timeout).await?;
     if args.json {
         print_json(&done);
     } else {
@@ -217,7 +220,13 @@ impl Done {
 }
 
 /// Waits until each entry has been attempted since `asked`.
-async fn wait(session: &Session, job: &Job, keys: Vec<EntryKey>, asked: i64) -> Result<Done, Failed> {
+async fn wait(
+    session: &Session,
+    job: &Job,
+    keys: Vec<EntryKey>,
+    asked: i64,
+    timeout: Duration,
+) -> Result<Done, Failed> {
     let begun = Instant::now();
     let bar = if std::io::stderr().is_terminal() {
         let style = "{job} [{bar:40}] {pos}/{len}  {per_sec}  {eta} left".replace("{job}", job.name.as_str());
@@ -261,6 +270,11 @@ async fn wait(session: &Session, job: &Job, keys: Vec<EntryKey>, asked: i64) -> 
         }
         bar.set_position(bar.length().unwrap_or(0).saturating_sub(still.len() as u64));
         waiting = still;
+        if begun.elapsed() >= timeout {
+            let reason = format!("not fetched within {}; `samovar jobs` says what holds it up", span(timeout));
+            let late = waiting.drain(..).map(|key| Failure { key: key.to_string(), reason: reason.clone() });
+            done.failed.extend(late);
+        }
         if !waiting.is_empty() {
             tokio::time::sleep(LOOK).await;
         }

@@ -20,7 +20,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex as Line, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 /// How much longer than the upstream's timeout a permit is believed to be in use; later a dead worker's come back.
 const GRACE: Duration = Duration::from_secs(5);
@@ -137,6 +137,19 @@ pub struct Refusal {
     pub wait: Duration,
     /// `rate`, `concurrency`, `retry-after`, `breaker`, `tokens`; `redis` where the limits cannot be asked for.
     pub reason: &'static str,
+}
+
+impl Refusal {
+    /// The reason as a sentence about the upstream.
+    pub fn says(&self) -> &'static str {
+        match self.reason {
+            "breaker" => "failed too often and is left alone for a while (breaker)",
+            "retry-after" => "asked to be left alone (Retry-After)",
+            "tokens" => "has its token budget spent",
+            "rate" | "concurrency" => "is asked as much as its limits allow",
+            _ => "cannot be asked without Redis, which keeps its limits",
+        }
+    }
 }
 
 impl Gate {
@@ -340,11 +353,20 @@ impl Gate {
 
     fn learn(&self, (why, wait, _, health): &Verdict) {
         let mut known = self.known();
+        let before = known.health;
         known.health = match health {
             0 => Health::Well,
             1 => Health::Shaky,
             _ => Health::Broken,
         };
+        match (before == Health::Broken, known.health == Health::Broken) {
+            (false, true) => warn!(
+                upstream = %self.upstream.name,
+                "{FAILURES} failures in a row: its breaker is open, and only a probe is sent from time to time"
+            ),
+            (true, false) => info!(upstream = %self.upstream.name, "it answers again: its breaker is closed"),
+            (true, true) | (false, false) => {}
+        }
         // The rate limit and the permits' end concern one request; the others close the gate.
         known.closed = reason(why)
             .filter(|reason| !matches!(*reason, "rate" | "concurrency"))

@@ -25,6 +25,7 @@ struct Inner {
     jobs: Mutex<BTreeMap<JobName, Tally>>,
     invalidations: AtomicU64,
     malformed: AtomicU64,
+    foreign: AtomicU64,
 }
 
 /// What one job's entries came to since it was last told.
@@ -33,6 +34,7 @@ struct Tally {
     outcomes: BTreeMap<&'static str, u64>,
     slowest: Duration,
     failure: Option<String>,
+    dead: u64,
 }
 
 impl Telemetry {
@@ -58,11 +60,18 @@ impl Telemetry {
         }
     }
 
+    /// An entry was given up.
+    pub fn buried(&self, job: &Job) {
+        let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.entry(job.name.clone()).or_default().dead += 1;
+    }
+
     /// An invalidation was handled; `way` is `channel` or `inbox`.
     pub fn invalidation(&self, way: &'static str, handled: &Handled) {
         self.0.invalidations.fetch_add(1, Ordering::Relaxed);
         let Handled { entries, due, removed, fenced, foreign } = *handled;
         debug!(way, entries, due, removed, fenced, foreign, "invalidation");
+        self.0.foreign.fetch_add(foreign, Ordering::Relaxed);
     }
 
     /// A message could not be followed.
@@ -87,13 +96,20 @@ impl Telemetry {
             let counts: Vec<String> =
                 tally.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
             info!(%job, slowest_ms = tally.slowest.as_millis(), "{}", counts.join(", "));
+            if tally.dead > 0 {
+                warn!(%job, given_up = tally.dead, "entries went to the dead letters; see `samovar dead`");
+            }
             if let Some(failure) = tally.failure {
                 warn!(%job, "the last failure: {failure}");
             }
         }
         let invalidations = self.0.invalidations.swap(0, Ordering::Relaxed);
         if invalidations > 0 {
-            info!("{invalidations} invalidations handled");
+            info!(invalidations, "invalidations handled");
+        }
+        let foreign = self.0.foreign.swap(0, Ordering::Relaxed);
+        if foreign > 0 {
+            warn!(foreign, "invalidations named keys or jobs that no job file here knows");
         }
     }
 }

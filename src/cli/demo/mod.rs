@@ -28,6 +28,7 @@ use self::report::{Report, count, percent, time};
 use self::scale::Scale;
 use self::screen::Screen;
 use self::stage::{EDITS, READS, Stage};
+use super::session::wrapped;
 use super::{exit, session};
 
 /// How fast time is: see [`Scale`].
@@ -115,16 +116,16 @@ async fn play(args: &DemoArgs, program: &'static str) -> anyhow::Result<()> {
 fn introduce() {
     let [pages, model] = SCALE.latencies();
     let hour = SCALE.hour.as_secs_f64();
-    println!(
+    let paragraphs = format!(
         "Samovar against two ways of doing without it, each with a Redis and a museum of its own:\n\
          \x20 hundred lines   a cron job that prefetches what is popular each half TTL, and DEL when an edit is published\n\
          \x20 cache-aside     GET; on a miss ask the museum and SET with a TTL; nobody tells it of edits\n\
-         All three serve the same {READS:.0} reads a second (Zipf) and meet the same {EDITS} edits a second. An API that misses\n\
-         helps itself in the same way in all three, Samovar's too.\n\n\
-         An hour takes {hour:.0} s here: TTLs, warmups and limits are those of jobs/*.toml, {faster:.0} times faster. Upstreams are\n\
-         not: pages take {} to {} ms, AI answers {} to {} ms, {slower:.0} times faster than in life, so that relative to TTLs\n\
-         they are slow. Reads stand for {visits:.0} a minute: on a busier site, fewer would miss in all three. The shipped stories are\n\
-         two; here the {stories} most popular artworks have one.\n",
+         All three serve the same {READS:.0} reads a second (Zipf) and meet the same {EDITS} edits a second. An API that \
+         misses helps itself in the same way in all three, Samovar's too.\n\n\
+         An hour takes {hour:.0} s here: TTLs, warmups and limits are those of jobs/*.toml, {faster:.0} times faster. \
+         Upstreams are not: pages take {} to {} ms, AI answers {} to {} ms, {slower:.0} times faster than in life, so that \
+         relative to TTLs they are slow. Reads stand for {visits:.0} a minute: on a busier site, fewer would miss in all \
+         three. The shipped stories are two; here the {stories} most popular artworks have one.\n",
         pages.0.as_millis(),
         pages.1.as_millis(),
         model.0.as_millis(),
@@ -134,6 +135,9 @@ fn introduce() {
         visits = READS * hour / 60.0,
         stories = scale::STORIES,
     );
+    for paragraph in paragraphs.lines() {
+        println!("{}", wrapped(paragraph, if paragraph.starts_with(' ') { "                  " } else { "" }));
+    }
 }
 
 /// Waits until all that is kept warm is; how long it took.

@@ -1,13 +1,17 @@
 //! The summary: one row for each contender, all of it measured in this run, and what it says in plain words.
 
+use std::io::IsTerminal as _;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::stage::Stage;
-use crate::cli::session::table;
+use crate::cli::session::{table, wrapped};
 use crate::museum::PRICES_FROM;
+
+/// Columns that the table takes when it lies.
+const WIDE: usize = 118;
 
 /// All that was measured.
 #[derive(Debug, Serialize)]
@@ -108,7 +112,7 @@ impl Report {
 
     /// The table, and what it says.
     pub(super) fn print(&self, hours: f64) {
-        let mut rows = table(&[
+        let columns = [
             "",
             "HIT\nRATE",
             "READS\np50 / p99",
@@ -120,9 +124,9 @@ impl Report {
             "AI\nCOST",
             "REDIS\nMEMORY",
             "WORKERS'\nMEMORY",
-        ]);
-        for row in &self.contenders {
-            rows.add_row([
+        ];
+        let cells = self.contenders.iter().map(|row| {
+            [
                 row.name.to_owned(),
                 percent(row.hit_rate),
                 format!("{} / {}", time(row.p50_ms), time(row.p99_ms)),
@@ -134,17 +138,33 @@ impl Report {
                 format!("${:.4}", row.ai_dollars),
                 row.redis_bytes.map_or_else(|| "–".to_owned(), bytes),
                 row.worker_bytes.map_or_else(|| "–".to_owned(), bytes),
-            ]);
+            ]
+        });
+        if std::io::stdout().is_terminal() && textwrap::termwidth() < WIDE {
+            // On its side it fits everywhere.
+            let cells: Vec<_> = cells.collect();
+            let names: Vec<&str> = cells.iter().map(|row| row[0].as_str()).collect();
+            let mut rows = table(&[&[""], names.as_slice()].concat());
+            for (column, name) in columns.iter().enumerate().skip(1) {
+                let figures = cells.iter().map(|row| row[column].clone());
+                rows.add_row(std::iter::once(name.replace('\n', " ")).chain(figures));
+            }
+            println!("{rows}\n");
+        } else {
+            let mut rows = table(&columns);
+            for row in cells {
+                rows.add_row(row);
+            }
+            println!("{rows}\n");
         }
-        println!("{rows}\n");
         let reads = self.contenders.first().map_or(0, |row| row.reads);
         let away = self.contenders.iter().map(|row| row.away).max().unwrap_or(0);
-        println!(
-            "{} reads each in {:.0} s ({:.1} hours of life), of which {} came while Redis was away and are left out; {} edits,\n\
-             each published as three entries. Calls and costs are from the start on, warmup included ({hours:.1} hours of life);\n\
-             prices: {}.\n\
-             Stale: read after the publish, and older. Old for: from the publish until the old value was given for the last\n\
-             time. Stories are made from what was edited, but nobody publishes them. Biographies are of no artwork.\n",
+        let facts = format!(
+            "{} reads each in {:.0} s ({:.1} hours of life), of which {} came while Redis was away and are left out; {} \
+             edits, each published as three entries. Calls and costs are from the start on, warmup included ({hours:.1} \
+             hours of life); prices: {}.\n\
+             Stale: read after the publish, and older. Old for: from the publish until the old value was given for the \
+             last time. Stories are made from what was edited, but nobody publishes them; biographies are of no artwork.",
             count(reads),
             self.seconds,
             self.seconds / self.hour_seconds,
@@ -152,8 +172,12 @@ impl Report {
             self.edits,
             self.prices_from
         );
+        for paragraph in facts.lines() {
+            println!("{}", wrapped(paragraph, ""));
+        }
+        println!();
         for line in self.says() {
-            println!("· {line}");
+            println!("{}", wrapped(&format!("· {line}"), "  "));
         }
     }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
+use crate::cli::session::wrapped;
+
 /// How often a status is printed where there is no terminal.
 const PLAIN: Duration = Duration::from_secs(5);
 
@@ -29,7 +31,7 @@ impl Screen {
         } else if std::io::stdout().is_terminal() {
             let all = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
             let phase = all.add(ProgressBar::new(1).with_style(style("\n{prefix:.bold} [{bar:40.green}] {msg}")));
-            let lines = (0..lines).map(|_| all.add(ProgressBar::new(1).with_style(style("{msg}")))).collect();
+            let lines = (0..lines).map(|_| all.add(ProgressBar::new(1).with_style(style("{wide_msg}")))).collect();
             Mode::Live { all, phase, lines }
         } else {
             Mode::Plain { told: None }
@@ -50,7 +52,7 @@ impl Screen {
     pub(super) fn say(&self, text: &str) {
         let seconds = self.begun.elapsed().as_secs_f64();
         match &self.mode {
-            Mode::Live { all, .. } => _ = all.println(format!("{seconds:>5.1} s  {text}")),
+            Mode::Live { all, .. } => _ = all.println(wrapped(&format!("{seconds:>5.1} s  {text}"), "         ")),
             Mode::Plain { .. } => println!("{seconds:>5.1} s  {text}"),
             Mode::Silent => {}
         }
