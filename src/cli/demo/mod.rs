@@ -258,9 +258,9 @@ async fn restart_redis(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result
 fn invite(stage: &Stage, stay: bool) {
     let Some((url, port)) = stage.redis().into_iter().next() else { return };
     if !stay {
-        println!(
-            "\nTry it yourself: `samovar demo --stay` (or `make demo ARGS=--stay`) keeps it all running and says how."
-        );
+        let how =
+            "Try it yourself: `samovar demo --stay` (or `make demo ARGS=--stay`) keeps it all running and says how.";
+        println!("\n{}", wrapped(how, ""));
         return;
     }
     let museum = stage.contenders.first().map(|contender| contender.museum.url()).unwrap_or_default();
