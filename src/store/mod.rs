@@ -22,11 +22,16 @@ use crate::redis::{Connection, Keys};
 const META_OUTLIVES: Duration = Duration::from_secs(3_600);
 
 static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lease.lua")));
-static COMMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/commit.lua")));
-static EXTEND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/extend.lua")));
-static GONE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/gone.lua")));
+static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/commit.lua")));
+static EXTEND: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/extend.lua")));
+static GONE: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/gone.lua")));
 static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/release.lua")));
 static INVALIDATE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/invalidate.lua")));
+
+/// A script that writes only where the fence lets it.
+fn fenced(script: &str) -> Script {
+    Script::new(&format!("{}{script}", include_str!("lua/fence.lua")))
+}
 
 /// Entries and their leases and metadata.
 #[derive(Clone, Debug)]

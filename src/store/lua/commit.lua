@@ -3,21 +3,12 @@
 -- ARGV  1 token  2 value (JSON)  3 TTL (ms)  4 hash of the value  5 rest of the metadata (JSON)
 --       6 how long metadata outlives the value (ms)  7 how long a renewed lease holds (ms)
 --       8 channel of changes  9 the change, as announced
--- Returns {'lost'} | {'evicted'}, lease dropped | {'again', now}, lease renewed, begun anew
+-- Returns the fence's objection (fence.lua)
 --       | {'done', now, PEXPIRETIME, 1 if the content is another than before, or than we knew of}
 local there = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3])
 local before, meta = there[1], there[3] or ''
-local token, start, dirty = string.match(there[2] or '', '^(%S+) (%d+) (%S)$')
-if token ~= ARGV[1] then return {'lost'} end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if dirty == 'e' then
-  redis.call('DEL', KEYS[2])
-  return {'evicted'}
-elseif dirty == 'r' then
-  redis.call('SET', KEYS[2], token .. ' ' .. string.format('%.0f', now) .. ' -', 'PX', ARGV[7])
-  return {'again', now}
-end
+local objection, now, start = fence(KEYS[2], there[2], ARGV[1], ARGV[7])
+if objection then return objection end
 -- Somebody else may have written the same meanwhile: to whoever waits for us it is news nevertheless.
 local known = string.match(meta, '^%d+ %d+ %d+ (%S+)') == ARGV[4]
 local changed = not known or (before and before ~= ARGV[2])

@@ -2,19 +2,10 @@
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 token  2 TTL (ms)  3 PEXPIRETIME of the value we wrote  4 rest of the metadata (JSON)
 --       5 how long metadata outlives the value (ms)  6 how long a renewed lease holds (ms)
--- Returns {'lost'} | {'evicted'}, lease dropped | {'again', now}, lease renewed, begun anew
+-- Returns the fence's objection (fence.lua)
 --       | {'foreign'}, lease kept: the value is gone or somebody else's | {'done', now, PEXPIRETIME, 0}
-local token, start, dirty = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+) (%S)$')
-if token ~= ARGV[1] then return {'lost'} end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if dirty == 'e' then
-  redis.call('DEL', KEYS[2])
-  return {'evicted'}
-elseif dirty == 'r' then
-  redis.call('SET', KEYS[2], token .. ' ' .. string.format('%.0f', now) .. ' -', 'PX', ARGV[6])
-  return {'again', now}
-end
+local objection, now, start = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[6])
+if objection then return objection end
 local meta = redis.call('GET', KEYS[3]) or ''
 local written, hash = string.match(meta, '^%d+ (%d+) %d+ (%S+)')
 if written ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3]) then
