@@ -63,11 +63,11 @@ pub async fn connect(settings: &Settings, patience: Duration, stop: &Cancellatio
 }
 
 /// The ways to all upstreams.
-pub fn gates(jobs: &Jobs, redis: &Connection, settings: &Settings) -> BTreeMap<UpstreamName, Arc<Gate>> {
+pub fn gates(jobs: &Jobs, redis: &Connection, keys: &Keys, concurrency: usize) -> BTreeMap<UpstreamName, Arc<Gate>> {
     jobs.upstreams
         .iter()
         .map(|(name, upstream)| {
-            let gate = Gate::new(Arc::clone(upstream), redis.clone(), &settings.prefix, settings.concurrency);
+            let gate = Gate::new(Arc::clone(upstream), redis.clone(), keys, concurrency);
             (name.clone(), Arc::new(gate))
         })
         .collect()
@@ -101,7 +101,7 @@ pub async fn run(
     let agenda = Agenda::new(redis.clone(), keys.clone());
     let queue = Queue::new(redis.clone(), &keys, &name);
     let sources = Sources::new(&jobs).context("cannot make HTTP clients")?;
-    let gates = gates(&jobs, &redis, settings);
+    let gates = gates(&jobs, &redis, &keys, settings.concurrency);
     let bell = Arc::new(Bell::default());
     let workers = Arc::new(AtomicUsize::new(1));
     let invalidator = Invalidator::new(redis.clone(), keys.clone(), Arc::clone(&jobs), store.clone(), agenda.clone());

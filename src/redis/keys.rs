@@ -115,9 +115,10 @@ impl Keys {
         format!("{}:inbox", self.prefix)
     }
 
-    /// Limits of an upstream are kept under this and a suffix.
-    pub fn limit(&self, upstream: &UpstreamName) -> String {
-        format!("{}:limit:{{{upstream}}}", self.prefix)
+    /// What is kept of an upstream: its state (pace, breaker; a hash), the permits in use (a sorted set, score = when they
+    /// expire), and the tokens spent.
+    pub fn upstream(&self, upstream: &UpstreamName) -> [String; 3] {
+        ["limit", "permits", "spent"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
     }
 
     /// The channel where anybody may publish an invalidation.

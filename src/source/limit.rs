@@ -12,7 +12,7 @@
 
 use super::{Answer, FetchError};
 use crate::job::Upstream;
-use crate::redis::Connection;
+use crate::redis::{Connection, Keys};
 use redis::Script;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -153,16 +153,16 @@ impl Refusal {
 }
 
 impl Gate {
-    /// A worker's gate to an upstream; keys and the signal channel begin with `prefix`, and `local_concurrency` is the most
-    /// this worker has in flight there, whatever the fleet may (at least 1).
-    pub fn new(upstream: Arc<Upstream>, redis: Connection, prefix: &str, local_concurrency: usize) -> Self {
+    /// A worker's gate to an upstream; `local_concurrency` is the most this worker has in flight there, whatever the fleet
+    /// may (at least 1).
+    pub fn new(upstream: Arc<Upstream>, redis: Connection, names: &Keys, local_concurrency: usize) -> Self {
         let local_concurrency = local_concurrency.clamp(1, Semaphore::MAX_PERMITS);
-        let keys = ["limit", "permits", "spent"].map(|kind| format!("{prefix}:{kind}:{{{}}}", upstream.name));
+        let keys = names.upstream(&upstream.name);
         Self {
             upstream,
             redis,
             keys,
-            signal: format!("{prefix}:signal"),
+            signal: names.signal_channel(),
             id: ulid::Ulid::generate().to_string(),
             serial: AtomicU64::new(0),
             slots: Arc::new(Semaphore::new(local_concurrency)),

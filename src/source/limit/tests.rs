@@ -41,7 +41,7 @@ impl Server {
 
     /// One worker's gate.
     async fn gate(&self, upstream: &Upstream) -> Arc<Gate> {
-        Arc::new(Gate::new(Arc::new(upstream.clone()), self.connect().await, "test", 64))
+        Arc::new(Gate::new(Arc::new(upstream.clone()), self.connect().await, &Keys::new("test", "test:invalidate"), 64))
     }
 
     async fn commands(&self) -> u64 {
@@ -310,7 +310,12 @@ async fn spent_tokens_close_the_gate_until_the_window_ends() {
 async fn urgent_requests_overtake_a_long_line() {
     let server = Server::start().await;
     for limited in [upstream(), Upstream { concurrency: Some(1), ..upstream() }] {
-        let gate = Arc::new(Gate::new(Arc::new(limited), server.connect().await, "urgent", 1));
+        let gate = Arc::new(Gate::new(
+            Arc::new(limited),
+            server.connect().await,
+            &Keys::new("urgent", "urgent:invalidate"),
+            1,
+        ));
         let order = Arc::new(Mutex::new(Vec::new()));
         let first = gate.admit(false, within(10_000)).await.unwrap();
         let mut tasks = tokio::task::JoinSet::new();
