@@ -39,16 +39,19 @@ pub enum Trigger {
     Demand = 3,
     /// A person asked.
     Manual = 4,
+    /// An invalidation, looked at once more: whether somebody else wrote a value since.
+    #[serde(rename(serialize = "invalidation", deserialize = "settle"))]
+    Settle = 5,
 }
 
 impl Trigger {
-    const ALL: [Self; 5] = [Self::Cron, Self::Invalidation, Self::Expiry, Self::Demand, Self::Manual];
+    const ALL: [Self; 6] = [Self::Cron, Self::Invalidation, Self::Expiry, Self::Demand, Self::Manual, Self::Settle];
 
     /// As in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cron => "cron",
-            Self::Invalidation => "invalidation",
+            Self::Invalidation | Self::Settle => "invalidation",
             Self::Expiry => "expiry",
             Self::Demand => "demand",
             Self::Manual => "manual",
@@ -62,10 +65,22 @@ impl fmt::Display for Trigger {
     }
 }
 
+/// What goes before what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// In its time.
+    #[default]
+    Usual,
+    /// Before all that is merely due: one of many that were named together.
+    Mass,
+    /// Before all else: it was named by itself.
+    Single,
+}
+
 /// How near an entry is to being warmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Due before all else, since `at`.
+    /// Due before all that is scheduled, since `at`.
     Urgent,
     /// Due at `at`.
     Scheduled,
@@ -78,8 +93,8 @@ pub enum State {
 /// A score, read.
 ///
 /// A score is a time in milliseconds whose band tells the state (urgent ones lie below all times) and whose fraction, in
-/// 32nds, holds the trigger (3 bits), whether it was urgent when claimed, and whether it is taken. Doubles are exact for
-/// all of it, so that scripts can compare and swap.
+/// 64ths, holds the trigger (3 bits), how urgent it was when claimed (2 bits), and whether it is taken. Doubles are exact
+/// for all of it, so that scripts can compare and swap.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Due {
     /// Redis time, ms.
@@ -88,42 +103,49 @@ pub struct Due {
     pub state: State,
     /// Why.
     pub trigger: Trigger,
-    /// Whether it goes before what is merely due.
-    pub urgent: bool,
+    /// What it goes before.
+    pub urgency: Urgency,
 }
 
-/// Distance between the bands; more than twice any time until 2128, and small enough for 32nds to be exact.
+/// Distance between the bands; more than twice any time until 2128, and small enough for 64ths to be exact.
 const BAND: f64 = 1e13;
 
 impl Due {
     /// Reads a score.
     pub fn from_score(score: f64) -> Self {
         let floor = score.floor();
-        #[expect(clippy::cast_possible_truncation, reason = "scores are below 2^45")]
-        let (floor, bits) = (floor as i64, ((score - floor) * 32.0) as usize);
+        #[expect(clippy::cast_possible_truncation, reason = "scores are below 2^46")]
+        let (floor, bits) = (floor as i64, ((score - floor) * 64.0) as usize);
         let trigger = Trigger::ALL.get(bits % 8).copied().unwrap_or(Trigger::Manual);
-        let (at, state, urgent) = if score < -2.5 * BAND {
-            (floor + 30_000_000_000_000, State::Urgent, true)
+        let (at, state, urgency) = if score < -3.5 * BAND {
+            (floor + 40_000_000_000_000, State::Urgent, Urgency::Single)
+        } else if score < -2.5 * BAND {
+            (floor + 30_000_000_000_000, State::Urgent, Urgency::Mass)
         } else if score < -BAND {
-            let state = if bits >= 16 { State::Taken } else { State::Claimed };
-            (floor + 20_000_000_000_000, state, bits % 16 >= 8)
+            let state = if bits >= 32 { State::Taken } else { State::Claimed };
+            let urgency = match bits / 8 % 4 {
+                0 => Urgency::Usual,
+                1 => Urgency::Mass,
+                _ => Urgency::Single,
+            };
+            (floor + 20_000_000_000_000, state, urgency)
         } else {
-            (floor, State::Scheduled, false)
+            (floor, State::Scheduled, Urgency::Usual)
         };
-        Self { at, state, trigger, urgent }
+        Self { at, state, trigger, urgency }
     }
 
     /// Writes it.
-    #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
+    #[expect(clippy::cast_precision_loss, reason = "times are below 2^46")]
     pub fn score(self) -> f64 {
-        let bits = self.trigger as u8;
+        let (trigger, urgency) = (self.trigger as u8, self.urgency as u8);
         let (band, bits) = match self.state {
-            State::Urgent => (3.0, bits),
-            State::Scheduled => (0.0, bits),
-            State::Claimed => (2.0, bits + 8 * u8::from(self.urgent)),
-            State::Taken => (2.0, bits + 8 * u8::from(self.urgent) + 16),
+            State::Urgent => (if self.urgency == Urgency::Single { 4.0 } else { 3.0 }, trigger),
+            State::Scheduled => (0.0, trigger),
+            State::Claimed => (2.0, trigger + 8 * urgency),
+            State::Taken => (2.0, trigger + 8 * urgency + 32),
         };
-        self.at as f64 - band * BAND + f64::from(bits) / 32.0
+        self.at as f64 - band * BAND + f64::from(bits) / 64.0
     }
 }
 
@@ -132,12 +154,16 @@ impl Due {
 pub enum When {
     /// Before all else.
     Urgent,
+    /// Before all that is merely due, one of many; in order of this Redis time (ms; 0 is now).
+    Mass(i64),
     /// At this Redis time (ms; 0 is now), unless earlier already.
     Due(i64),
     /// At this Redis time (ms), unless on the agenda already.
     Keep(i64),
     /// Now, but only if it is on the agenda.
     IfThere,
+    /// At this Redis time (ms) and not before, whatever the agenda says.
+    Only(i64),
 }
 
 /// An entry claimed for a task: its score compares and swaps.
@@ -177,6 +203,8 @@ pub enum Next {
     At(i64),
     /// The same, but only if the job's feed names it; otherwise it leaves.
     IfFed(i64),
+    /// Looked at once more at this Redis time (ms), as [`Trigger::Settle`].
+    Settle(i64),
     /// Due after this time for the same trigger; after zero, as urgent as before.
     In(Duration),
     /// It leaves.
@@ -226,9 +254,11 @@ impl Agenda {
     {
         let (how, at) = match when {
             When::Urgent => ("urgent", 0),
+            When::Mass(at) => ("mass", at),
             When::Due(at) => ("due", at),
             When::Keep(at) => ("keep", at),
             When::IfThere => ("there", 0),
+            When::Only(at) => ("only", at),
         };
         let agenda = self.keys.agenda(job);
         let signal = due_signal(job);
@@ -326,6 +356,7 @@ impl Agenda {
                 let (what, argument) = match next {
                     Next::At(at) => ("at", at.to_string()),
                     Next::IfFed(at) => ("fed", at.to_string()),
+                    Next::Settle(at) => ("settle", at.to_string()),
                     Next::In(wait) => ("in", millis(*wait).to_string()),
                     Next::Out => ("out", String::new()),
                     Next::Dead(reason) => ("dead", reason.clone()),
@@ -363,14 +394,15 @@ mod tests {
 
     fn any_due() -> impl Strategy<Value = Due> {
         let states = prop_oneof![Just(State::Urgent), Just(State::Scheduled), Just(State::Claimed), Just(State::Taken)];
-        (0_i64..5_000_000_000_000, states, 0_usize..5, any::<bool>()).prop_map(|(at, state, trigger, urgent)| Due {
+        let urgencies = prop_oneof![Just(Urgency::Usual), Just(Urgency::Mass), Just(Urgency::Single)];
+        (0_i64..5_000_000_000_000, states, 0_usize..6, urgencies).prop_map(|(at, state, trigger, urgency)| Due {
             at,
             state,
             trigger: Trigger::ALL[trigger],
-            urgent: match state {
-                State::Urgent => true,
-                State::Scheduled => false,
-                State::Claimed | State::Taken => urgent,
+            urgency: match state {
+                State::Urgent => urgency.max(Urgency::Mass),
+                State::Scheduled => Urgency::Usual,
+                State::Claimed | State::Taken => urgency,
             },
         })
     }
@@ -382,13 +414,14 @@ mod tests {
         }
 
         #[test]
-        fn a_score_survives_text_with_five_decimals(due in any_due()) {
-            prop_assert_eq!(format!("{:.5}", due.score()).parse::<f64>().unwrap(), due.score());
+        fn a_score_survives_text_with_six_decimals(due in any_due()) {
+            prop_assert_eq!(format!("{:.6}", due.score()).parse::<f64>().unwrap(), due.score());
         }
 
         #[test]
         fn urgent_comes_before_all_times(a in any_due(), b in any_due()) {
-            if a.state == State::Urgent && b.state != State::Urgent {
+            let rank = |due: Due| if due.state == State::Urgent { due.urgency } else { Urgency::Usual };
+            if rank(a) > rank(b) {
                 prop_assert!(a.score() < b.score());
             }
         }

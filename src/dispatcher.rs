@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::agenda::{Agenda, Claimed, Finished, Next};
+use crate::agenda::{Agenda, Claimed, Finished, Next, Urgency};
 use crate::job::{Job, JobName, Jobs, UpstreamName};
 use crate::queue::{Chunk, Queue};
 use crate::redis::Patience;
@@ -130,7 +130,7 @@ impl Dispatcher {
             return Ok(if wait.is_zero() { BUSY } else { wait.min(IDLE) });
         }
         let (urgent, rest): (Vec<Claimed>, Vec<Claimed>) =
-            claims.entries.into_iter().partition(|entry| entry.due().urgent);
+            claims.entries.into_iter().partition(|entry| entry.due().urgency > Urgency::Usual);
         let urgent = self.push(job, urgent, chunk, true).await?;
         let rest = self.push(job, rest, chunk, false).await?;
         Ok(if urgent && rest { Duration::ZERO } else { IDLE })

@@ -69,30 +69,41 @@ pub async fn of_job(redis: &Connection, keys: &Keys, job: &Arc<Job>) -> RedisRes
     let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut redis).await?;
     let now = seconds * 1_000 + micros / 1_000;
     let agenda = keys.agenda(&job.name);
-    let urgent_now = format!("{}", now - 30_000_000_000_000 + 1);
-    let (due, urgent, in_hand, dead, next, stats): (u64, u64, u64, u64, Option<f64>, BTreeMap<String, String>) =
-        redis::pipe()
-            .cmd("ZCOUNT")
-            .arg(&agenda)
-            .arg(0)
-            .arg(now)
-            .cmd("ZCOUNT")
-            .arg(&agenda)
-            .arg("-inf")
-            .arg(urgent_now)
-            .cmd("ZCOUNT")
-            .arg(&agenda)
-            .arg("-2.5e13")
-            .arg("(-1e13")
-            .cmd("ZCARD")
-            .arg(keys.dead(&job.name))
-            .cmd("ZSCORE")
-            .arg(keys.schedules())
-            .arg(job.name.as_str())
-            .cmd("HGETALL")
-            .arg(keys.stats(&job.name))
-            .query_async(&mut redis)
-            .await?;
+    let (single_now, mass_now) = (now - 40_000_000_000_000 + 1, now - 30_000_000_000_000 + 1);
+    let (due, single, mass, in_hand, dead, next, stats): (
+        u64,
+        u64,
+        u64,
+        u64,
+        u64,
+        Option<f64>,
+        BTreeMap<String, String>,
+    ) = redis::pipe()
+        .cmd("ZCOUNT")
+        .arg(&agenda)
+        .arg(0)
+        .arg(now)
+        .cmd("ZCOUNT")
+        .arg(&agenda)
+        .arg("-inf")
+        .arg(single_now)
+        .cmd("ZCOUNT")
+        .arg(&agenda)
+        .arg("-3.5e13")
+        .arg(mass_now)
+        .cmd("ZCOUNT")
+        .arg(&agenda)
+        .arg("-2.5e13")
+        .arg("(-1e13")
+        .cmd("ZCARD")
+        .arg(keys.dead(&job.name))
+        .cmd("ZSCORE")
+        .arg(keys.schedules())
+        .arg(job.name.as_str())
+        .cmd("HGETALL")
+        .arg(keys.stats(&job.name))
+        .query_async(&mut redis)
+        .await?;
     let mut warm = 0;
     let mut cursor = 0_u64;
     loop {
@@ -123,7 +134,7 @@ pub async fn of_job(redis: &Connection, keys: &Keys, job: &Arc<Job>) -> RedisRes
         schedule: job.warm.schedule.as_ref().map(|schedule| schedule.as_str().to_owned()),
         next_warmup_ms,
         warm,
-        due: due + urgent,
+        due: [due, single, mass].into_iter().sum(),
         in_hand,
         dead,
         outcomes,

@@ -7,6 +7,7 @@
 
 mod finisher;
 mod inputs;
+mod old;
 mod outcome;
 mod timing;
 
@@ -26,9 +27,9 @@ pub use finisher::Finisher;
 use inputs::Missing;
 pub use outcome::Outcome;
 pub(crate) use timing::keep;
-use timing::{fresh, jitter, known, retry_after};
+use timing::{fresh, jitter, known, millis, retry_after, settled};
 
-use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger};
+use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger, Urgency};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
 use crate::queue::Chunk;
 use crate::source::{Answer, Ask, Ended, FetchError, Gate, Permit, Sources, Validators};
@@ -76,7 +77,7 @@ struct Taken {
     /// The score by which the agenda knows that it is ours.
     score: String,
     trigger: Trigger,
-    urgent: bool,
+    urgency: Urgency,
     /// Since when it was due (Redis time, ms).
     since: i64,
 }
@@ -151,7 +152,7 @@ impl Warmer {
                 key: EntryKey::new(claimed.key),
                 score,
                 trigger: due.trigger,
-                urgent: due.urgent,
+                urgency: due.urgency,
                 since: claimed.since,
             };
             self.hold(name, &taken.key, Some((taken.score.clone(), None)));
@@ -165,7 +166,7 @@ impl Warmer {
     async fn warm_taken(&self, job: &Arc<Job>, taken: Taken) {
         let begun = Instant::now();
         let ending = match AssertUnwindSafe(self.warm(job, &taken)).catch_unwind().await {
-            Ok(Ok(ending)) => ending,
+            Ok(Ok(ending)) => self.keep_old(job, &taken, ending).await,
             Ok(Err(e)) => Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}")),
             Err(_) => {
                 error!(job = %job.name, key = %taken.key, "warming it panicked, it is not tried again: please report this");
@@ -190,7 +191,7 @@ impl Warmer {
         let Some(params) = job.key.read(key.as_str()) else {
             return Ok(Ending::because(Outcome::Gone, Next::Out, "the job's key pattern is another by now"));
         };
-        let mut inputs = match self.inputs(job, &params, taken.urgent, taken.since).await? {
+        let mut inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
             Ok(inputs) => inputs,
             Err(Missing { key: input, hopeless: None }) => {
                 let reason = format!("waits for its input {input}");
@@ -201,7 +202,7 @@ impl Warmer {
                 let reason = Some(format!("its input {input} is missing: {why}"));
                 return match self.store.lease(key, self.lease_time(job), Fresh::default()).await? {
                     Leased::Yes(lease) => self.give_up(job, taken, &lease, Outcome::Failed, Next::Out, reason).await,
-                    Leased::Busy(_) | Leased::Fresh { .. } | Leased::Taboo(_) => {
+                    Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::Taboo(_) => {
                         Ok(Ending { outcome: Outcome::Deferred, next: Next::In(INPUT_WAIT), reason })
                     }
                 };
@@ -209,7 +210,7 @@ impl Warmer {
         };
         let mut admitted = None;
         if !self.still_made_from(job, key, &params, &inputs).await? {
-            admitted = match self.admit_any(job, taken.urgent, Instant::now() + self.patience).await {
+            admitted = match self.admit_any(job, taken.urgency, Instant::now() + self.patience).await {
                 Ok(admitted) => Some(admitted),
                 Err(ending) => return Ok(ending),
             };
@@ -228,7 +229,11 @@ impl Warmer {
                 );
                 return Ok(Ending { outcome: Outcome::Failed, next: Next::Dead(reason.clone()), reason: Some(reason) });
             }
-            Leased::Fresh { expires, start } => {
+            Leased::Absent => {
+                settle(admitted, Ended::Ok).await;
+                return Ok(Ending::new(Outcome::Unchanged, Next::Out));
+            }
+            Leased::Fresh { now, expires, start } => {
                 settle(admitted, Ended::Ok).await;
                 if let Some(start) = start {
                     self.wake_outdated(key, start).await?;
@@ -237,14 +242,20 @@ impl Warmer {
                     // Somebody else wrote what an entry waits for that is made from it.
                     self.wake_waiting(key).await?;
                 }
-                return Ok(Ending::new(Outcome::Unchanged, keep(job, key, expires, &params)));
+                let next = keep(job, key, expires, &params);
+                return Ok(Ending::new(Outcome::Unchanged, settled(job, taken.trigger, now, next)));
             }
+        };
+        // Whatever made it due, its fetch answers an invalidation, and what a foreign writer does about that is looked at.
+        let mut trigger = match &lease.meta {
+            Some(meta) if meta.invalidated > 0 => Trigger::Invalidation,
+            _ => taken.trigger,
         };
         self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
         if !job.inputs.is_empty() {
             // They may have changed while it waited for its upstream. The value counts as made when the lease began, so what it
             // is made from must not be older.
-            inputs = match self.inputs(job, &params, taken.urgent, taken.since).await? {
+            inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
                 Ok(inputs) => inputs,
                 Err(Missing { key: input, .. }) => {
                     settle(admitted, Ended::Ok).await;
@@ -257,25 +268,38 @@ impl Warmer {
         for _ in 0..ROUNDS {
             let known = if use_known { known(job, &lease) } else { None };
             let asked =
-                self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgent, admitted.take()).await;
+                self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgency, admitted.take()).await;
             let answer = match asked {
                 Ok(answer) => answer,
                 Err(Ending { outcome, next, reason }) => {
                     return self.give_up(job, taken, &lease, outcome, next, reason).await;
                 }
             };
-            let (outcome, validators) = match &answer {
-                Answer::Value(fetched) => (Outcome::Warmed, fetched.validators.clone()),
-                Answer::Unchanged => (Outcome::Unchanged, known.unwrap_or_default()),
-                Answer::Gone => (Outcome::Gone, Validators::default()),
+            let before = lease.meta.as_ref().map(|meta| &meta.note);
+            let note = Note { trigger: Some(trigger), attempted: lease.start, ..Note::default() };
+            let note = match &answer {
+                Answer::Value(fetched) => match old::tags(job, &params, &inputs, fetched) {
+                    Ok(tags) => Note {
+                        validators: fetched.validators.clone(),
+                        tags,
+                        tokens: fetched.tokens,
+                        outcome: Some(Outcome::Warmed),
+                        ..note
+                    },
+                    Err(reason) => {
+                        return self.give_up(job, taken, &lease, Outcome::Failed, Next::Out, Some(reason)).await;
+                    }
+                },
+                Answer::Unchanged => Note {
+                    validators: known.unwrap_or_default(),
+                    tags: before.map(|note| note.tags.clone()).unwrap_or_default(),
+                    tokens: before.map(|note| note.tokens).unwrap_or_default(),
+                    outcome: Some(Outcome::Unchanged),
+                    ..note
+                },
+                Answer::Gone => Note { outcome: Some(Outcome::Gone), ..note },
             };
-            let note = Note {
-                validators,
-                outcome: Some(outcome),
-                trigger: Some(taken.trigger),
-                attempted: lease.start,
-                ..Note::default()
-            };
+            let outcome = note.outcome.unwrap_or(Outcome::Warmed);
             let written = self.write(job, key, &lease, &answer, &note).await?;
             match written {
                 Written::Done { .. } if outcome == Outcome::Gone => {
@@ -283,18 +307,24 @@ impl Warmer {
                     return Ok(Ending::because(Outcome::Gone, Next::Out, "the upstream no longer has it"));
                 }
                 Written::Done { expires, changed } => {
+                    let gone: Vec<String> = before
+                        .map(|before| before.tags.iter().filter(|tag| !note.tags.contains(tag)).cloned().collect())
+                        .unwrap_or_default();
+                    self.store.untag(key, &gone).await?;
                     if changed {
-                        self.wake_dependants(key, taken.urgent).await?;
+                        self.wake_dependants(key, taken.urgency).await?;
                     } else if taken.trigger == Trigger::Demand {
                         // It had expired, and is what it was.
                         self.wake_waiting(key).await?;
                     }
-                    return Ok(Ending::new(outcome, keep(job, key, expires, &params)));
+                    let next = settled(job, trigger, expires - millis(job.ttl), keep(job, key, expires, &params));
+                    return Ok(Ending::new(outcome, next));
                 }
                 Written::Again(start) => {
+                    trigger = Trigger::Invalidation;
                     lease.start = start;
                     lease.deadline = Instant::now() + lease.time.mul_f32(0.9);
-                    inputs = match self.inputs(job, &params, taken.urgent, taken.since).await? {
+                    inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
                         Ok(inputs) => inputs,
                         Err(_) => break,
                     };
@@ -324,7 +354,7 @@ impl Warmer {
         inputs: &serde_json::Map<String, serde_json::Value>,
         known: Option<&Validators>,
         lease: &Lease,
-        urgent: bool,
+        urgency: Urgency,
         mut admitted: Option<(usize, Permit)>,
     ) -> Result<Answer, Ending> {
         let mut failure = Ending::because(Outcome::Failed, Next::Out, "no source");
@@ -339,7 +369,7 @@ impl Warmer {
             let allowed = match admitted.take() {
                 Some((_, permit)) => permit,
                 // What is left must suffice for the answer: the upstream is not to blame if it does not.
-                None => match self.admit(job, source, urgent, lease.deadline - self.timeout(job, source)).await {
+                None => match self.admit(job, source, urgency, lease.deadline - self.timeout(job, source)).await {
                     Ok(permit) => permit,
                     Err(ending) => {
                         failure = ending;
@@ -373,7 +403,10 @@ impl Warmer {
         note: &Note,
     ) -> RedisResult<Written> {
         loop {
+            // Its tags first: an invalidation by one of them then finds the entry, or left its stamp before.
+            let tagged = self.tag(job, key, lease, &note.tags).await;
             let tried = match answer {
+                _ if tagged.is_err() => tagged.map(|()| Written::Lost),
                 Answer::Value(fetched) => self.store.commit(key, lease, &fetched.json, job.ttl, note).await,
                 Answer::Unchanged => self.store.extend(key, lease, job.ttl, note).await,
                 Answer::Gone => self.store.gone(key, lease, note).await,
@@ -382,6 +415,18 @@ impl Warmer {
                 Err(_) if Instant::now() + INSIST < lease.deadline => tokio::time::sleep(INSIST).await,
                 done => return done,
             }
+        }
+    }
+
+    /// Puts an entry under its tags; where an invalidation by one of them came since its fetch began, marks the lease.
+    async fn tag(&self, job: &Job, key: &EntryKey, lease: &Lease, tags: &[String]) -> RedisResult<()> {
+        if tags.is_empty() {
+            return Ok(());
+        }
+        let life = job.ttl + job.warm.stale_if_error + lease.time;
+        match self.store.tag(key, tags, life).await? {
+            Some(stamp) if stamp.at >= lease.start => self.store.fence(key, stamp).await,
+            _ => Ok(()),
         }
     }
 
@@ -420,10 +465,10 @@ impl Warmer {
     }
 
     /// Waits for the first source that admits a request.
-    async fn admit_any(&self, job: &Job, urgent: bool, until: Instant) -> Result<(usize, Permit), Ending> {
+    async fn admit_any(&self, job: &Job, urgency: Urgency, until: Instant) -> Result<(usize, Permit), Ending> {
         let mut source = 0;
         loop {
-            match self.admit(job, source, urgent, until).await {
+            match self.admit(job, source, urgency, until).await {
                 Ok(permit) => return Ok((source, permit)),
                 Err(ending) if source + 1 == job.sources.len() || self.drain.is_cancelled() => return Err(ending),
                 Err(_) => source += 1,
@@ -432,7 +477,7 @@ impl Warmer {
     }
 
     /// Waits for an upstream, or says how the entry ends that cannot. Nobody waits for a closed one who has a fallback.
-    async fn admit(&self, job: &Job, source: usize, urgent: bool, until: Instant) -> Result<Permit, Ending> {
+    async fn admit(&self, job: &Job, source: usize, urgency: Urgency, until: Instant) -> Result<Permit, Ending> {
         let upstream = job.sources[source].upstream();
         let Some(gate) = self.gates.get(upstream) else {
             let reason = format!("upstream {upstream} is not known here");
@@ -453,7 +498,7 @@ impl Warmer {
             }
         };
         tokio::select! {
-            admitted = gate.admit(urgent, until) => admitted.map_err(|refusal| refused(refusal.wait, refusal.says())),
+            admitted = gate.admit(urgency, until) => admitted.map_err(|refusal| refused(refusal.wait, refusal.says())),
             wait = closed => Err(refused(wait, "is left alone for a while")),
             () = self.drain.cancelled() => {
                 Err(Ending::because(Outcome::Deferred, Next::In(Duration::ZERO), "drained"))

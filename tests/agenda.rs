@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use samovar::agenda::{Claimed, Due, Finished, Next, State, Trigger, When};
+use samovar::agenda::{Claimed, Due, Finished, Next, State, Trigger, Urgency, When};
 use samovar::job::EntryKey;
 use samovar::warmer::Outcome;
 use support::{Parts, TestRedis, art, eventually, job};
@@ -91,7 +91,7 @@ async fn taken_entries_come_due_again_when_their_worker_is_gone() {
     let claimed = claim(&parts, MANY, MANY, LONG).await;
     let score = parts.agenda.take(&job(), &claimed, SHORT).await.unwrap().remove(0).unwrap();
     let again = eventually("it is claimed again", async || claim(&parts, MANY, MANY, LONG).await.pop()).await;
-    assert!(again.due().urgent, "it is as urgent as before");
+    assert_eq!(again.due().urgency, Urgency::Single, "it is as urgent as before");
     finish(&parts, "a", &score, Next::Out).await;
     assert_eq!(state(&parts, "a").await, Some((State::Claimed, Trigger::Demand)), "the first worker came too late");
 }
@@ -130,7 +130,10 @@ async fn urgent_work_goes_before_a_backlog_of_ten_thousand() {
     put(&parts, &["now"], When::Urgent, Trigger::Invalidation).await;
     let claimed = claim(&parts, 3, MANY, LONG).await;
     assert_eq!(names(&claimed)[0], "now");
-    assert_eq!(claimed.iter().map(|entry| entry.due().urgent).collect::<Vec<_>>(), [true, false, false]);
+    assert_eq!(
+        claimed.iter().map(|entry| entry.due().urgency).collect::<Vec<_>>(),
+        [Urgency::Single, Urgency::Usual, Urgency::Usual]
+    );
 }
 
 #[tokio::test]
@@ -146,13 +149,18 @@ async fn the_cap_holds_back_what_is_scheduled_but_not_what_is_urgent() {
 }
 
 #[tokio::test]
-async fn a_storm_of_urgent_work_has_no_more_in_hand_than_twice_the_cap() {
+async fn a_mass_of_urgent_work_has_no_more_in_hand_than_twice_the_cap_and_leaves_room_for_single_entries() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a", "b", "c", "d"], When::Due(0), Trigger::Cron).await;
     assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 2);
-    put(&parts, &["1", "2", "3", "4", "5", "6"], When::Urgent, Trigger::Invalidation).await;
+    put(&parts, &["1", "2", "3", "4", "5", "6"], When::Mass(0), Trigger::Invalidation).await;
     assert_eq!(claim(&parts, MANY, 2, SHORT).await.len(), 2);
     assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 0);
+    put(&parts, &["named"], When::Urgent, Trigger::Invalidation).await;
+    let named = claim(&parts, MANY, 2, LONG).await;
+    assert_eq!(names(&named), ["named"]);
+    let score = take(&parts, &named).await.remove(0).unwrap();
+    finish(&parts, "named", &score, Next::Out).await;
     let lapsed = eventually("two claims have run out", async || {
         let claimed = claim(&parts, MANY, 2, LONG).await;
         if claimed.is_empty() { Err(0) } else { Ok(claimed) }
@@ -221,7 +229,7 @@ async fn each_end_leads_where_it_says() {
         finish(&parts, name, &score.unwrap(), next).await;
     }
     let due = async |name: &str| parts.score(name).await.map(Due::from_score);
-    let at = Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, urgent: false };
+    let at = Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, urgency: Urgency::Usual };
     assert_eq!((due("at").await, due("fed").await), (Some(at), Some(at)));
     assert_eq!((due("unfed").await, due("out").await, due("dead").await), (None, None, None));
     assert_eq!(state(&parts, "in").await, Some((State::Urgent, Trigger::Demand)));
@@ -263,21 +271,27 @@ async fn an_entry_that_is_warm_again_is_no_dead_letter_any_more() {
 #[tokio::test]
 async fn scores_come_back_from_redis_exactly() {
     let (_redis, parts) = parts().await;
-    for trigger in [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Manual] {
-        for when in [When::Urgent, When::Due(1_732_270_000_123)] {
-            let name = format!("{trigger} {when:?}");
+    for trigger in
+        [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Manual, Trigger::Settle]
+    {
+        for (when, urgency) in [
+            (When::Urgent, Urgency::Single),
+            (When::Mass(1_732_270_000_123), Urgency::Mass),
+            (When::Due(1_732_270_000_123), Urgency::Usual),
+        ] {
+            let name = format!("{trigger:?} {when:?}");
             put(&parts, &[&name], when, trigger).await;
             let put = Due::from_score(parts.score(&name).await.unwrap());
-            assert_eq!((put.trigger, put.urgent), (trigger, when == When::Urgent), "{name}");
+            assert_eq!((put.trigger, put.urgency), (trigger, urgency), "{name}");
             let claimed = claim(&parts, MANY, MANY, LONG).await.remove(0);
             assert_eq!(claimed.since, put.at, "{name}");
             assert_eq!(parts.score(&name).await, Some(claimed.score.parse().unwrap()), "{name}");
-            assert_eq!(claimed.due().urgent, when == When::Urgent, "{name}");
+            assert_eq!(claimed.due().urgency, urgency, "{name}");
             let taken = take(&parts, &[claimed]).await.remove(0).unwrap();
             assert_eq!(parts.score(&name).await, Some(taken.parse().unwrap()), "{name}");
             let taken = Due::from_score(taken.parse().unwrap());
-            let as_put = (State::Taken, trigger, when == When::Urgent);
-            assert_eq!((taken.state, taken.trigger, taken.urgent), as_put, "{name}");
+            let as_put = (State::Taken, trigger, urgency);
+            assert_eq!((taken.state, taken.trigger, taken.urgency), as_put, "{name}");
         }
     }
 }
@@ -293,4 +307,48 @@ async fn odd_names_pass_through_the_agenda_unharmed() {
     let mut odd = odd.to_vec();
     odd.sort_unstable();
     assert_eq!(names(&claimed), odd);
+}
+
+#[tokio::test]
+async fn what_is_named_by_itself_goes_before_what_was_named_with_many() {
+    let (_redis, parts) = parts().await;
+    let mass: Vec<String> = (0..300).map(|n| format!("mass {n}")).collect();
+    put(&parts, &mass.iter().map(String::as_str).collect::<Vec<_>>(), When::Mass(0), Trigger::Invalidation).await;
+    put(&parts, &["named", "mass 250"], When::Urgent, Trigger::Invalidation).await;
+    let mut first: Vec<String> = claim(&parts, 2, MANY, LONG).await.into_iter().map(|entry| entry.key).collect();
+    first.sort();
+    assert_eq!(first, ["art:mass 250", "art:named"]);
+    assert_eq!(claim(&parts, MANY, MANY, LONG).await.len(), 299);
+}
+
+#[tokio::test]
+async fn a_stronger_reason_takes_the_place_of_a_weaker_one_and_not_the_other_way_round() {
+    let (_redis, parts) = parts().await;
+    for when in [When::Urgent, When::Mass(0), When::Due(0)] {
+        put(&parts, &["a"], when, Trigger::Demand).await;
+        put(&parts, &["a"], when, Trigger::Invalidation).await;
+        put(&parts, &["a"], when, Trigger::Cron).await;
+        let claimed = claim(&parts, MANY, MANY, LONG).await;
+        assert_eq!(claimed[0].due().trigger, Trigger::Invalidation, "{when:?}");
+        let score = take(&parts, &claimed).await.remove(0).unwrap();
+        finish(&parts, "a", &score, Next::Out).await;
+    }
+    // A demand on the queue would leave the old value alone: the invalidation takes it back.
+    put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
+    let overtaken = claim(&parts, MANY, MANY, LONG).await;
+    put(&parts, &["a"], When::Urgent, Trigger::Invalidation).await;
+    assert_eq!(take(&parts, &overtaken).await, [None]);
+    assert_eq!(claim(&parts, MANY, MANY, LONG).await[0].due().trigger, Trigger::Invalidation);
+}
+
+#[tokio::test]
+async fn only_puts_an_entry_off_whatever_it_was() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["a"], When::Due(0), Trigger::Cron).await;
+    let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
+    let then = parts.now().await + 60_000;
+    put(&parts, &["a"], When::Only(then), Trigger::Settle).await;
+    finish(&parts, "a", &score, Next::Out).await;
+    let due = Due::from_score(parts.score("a").await.unwrap());
+    assert_eq!((due.at, due.state, due.trigger), (then, State::Scheduled, Trigger::Settle));
 }

@@ -59,6 +59,16 @@ impl Keys {
                 .is_some_and(|r| r.starts_with(':'))
     }
 
+    /// The entries under a tag: see [`crate::store::Stamp`].
+    pub fn tag(&self, tag: &str) -> String {
+        format!("{}:tag:{{{}}}:{tag}", self.prefix, tag_of(tag))
+    }
+
+    /// A glob over all tags.
+    pub fn tag_glob(&self) -> String {
+        format!("{}:tag:{{*}}:*", self.prefix)
+    }
+
     /// A job's agenda: a sorted set, member = entry key, score = [`crate::agenda::Due`].
     pub fn agenda(&self, job: &JobName) -> String {
         format!("{}:agenda:{{{job}}}", self.prefix)

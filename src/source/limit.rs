@@ -11,6 +11,7 @@
 //! spent, so what is in flight when a budget ends is still paid.
 
 use super::{Answer, FetchError};
+use crate::agenda::Urgency;
 use crate::job::Upstream;
 use crate::redis::{Connection, Keys};
 use redis::Script;
@@ -62,10 +63,10 @@ pub struct Gate {
     serial: AtomicU64,
     slots: Arc<Semaphore>,
     local_concurrency: usize,
-    /// Only the head of each line asks; so no request of one kind overtakes another.
-    normal: Line<()>,
-    urgent: Line<()>,
-    urgents: AtomicUsize,
+    /// One for each urgency. Only the head of a line asks; so no request overtakes another of its kind.
+    lines: [Line<()>; 3],
+    /// How many wait in each.
+    waiting: [AtomicUsize; 3],
     /// Something changed for the better, perhaps.
     news: Notify,
     known: Mutex<Known>,
@@ -167,25 +168,24 @@ impl Gate {
             serial: AtomicU64::new(0),
             slots: Arc::new(Semaphore::new(local_concurrency)),
             local_concurrency,
-            normal: Line::new(()),
-            urgent: Line::new(()),
-            urgents: AtomicUsize::new(0),
+            lines: Default::default(),
+            waiting: Default::default(),
             news: Notify::new(),
             known: Mutex::default(),
             abandoned: Mutex::default(),
         }
     }
 
-    /// Waits for admission until `deadline`; urgent requests go first, before all but one of the others.
+    /// Waits for admission until `deadline`; more urgent requests go first, before all but one of the others.
     ///
     /// # Errors
     /// A refusal with the time after which to ask again: at once where admission is known to come too late, otherwise at
     /// the deadline. Reason `redis` where Redis does not answer.
-    pub async fn admit(self: &Arc<Self>, urgent: bool, deadline: Instant) -> Result<Permit, Refusal> {
+    pub async fn admit(self: &Arc<Self>, urgency: Urgency, deadline: Instant) -> Result<Permit, Refusal> {
         if let Some(refusal) = self.closed().filter(|refusal| Instant::now() + refusal.wait > deadline) {
             return Err(refusal);
         }
-        match timeout_at(deadline.into(), self.pass(urgent, deadline)).await {
+        match timeout_at(deadline.into(), self.pass(urgency, deadline)).await {
             Ok(answer) => answer,
             Err(_) => {
                 let reason = self.known().refused.unwrap_or("concurrency");
@@ -225,15 +225,13 @@ impl Gate {
         self.news.notify_waiters();
     }
 
-    async fn pass(self: &Arc<Self>, urgent: bool, deadline: Instant) -> Result<Permit, Refusal> {
+    async fn pass(self: &Arc<Self>, urgency: Urgency, deadline: Instant) -> Result<Permit, Refusal> {
         let began = Instant::now();
-        let _priority = urgent.then(|| Priority::of(self));
-        let _line = if urgent { self.urgent.lock().await } else { self.normal.lock().await };
+        let _place = Place::of(self, urgency);
+        let _line = self.lines[urgency as usize].lock().await;
         let mut poll = POLL.0;
         loop {
-            if !urgent {
-                self.let_urgent_pass().await;
-            }
+            self.let_more_urgent_pass(urgency).await;
             let Ok(slot) = self.slots.clone().acquire_owned().await else {
                 return Err(Refusal { wait: SOON, reason: "concurrency" });
             };
@@ -327,12 +325,12 @@ impl Gate {
         Ok(permit)
     }
 
-    /// Waits while urgent requests wait.
-    async fn let_urgent_pass(&self) {
+    /// Waits while more urgent requests wait.
+    async fn let_more_urgent_pass(&self, urgency: Urgency) {
         loop {
             let mut news = std::pin::pin!(self.news.notified());
             news.as_mut().enable();
-            if self.urgents.load(Ordering::Acquire) == 0 {
+            if self.waiting[urgency as usize + 1..].iter().all(|waiting| waiting.load(Ordering::Acquire) == 0) {
                 return;
             }
             news.await;
@@ -455,20 +453,22 @@ impl Drop for Permit {
     }
 }
 
-/// An urgent request that waits: others let it pass.
-struct Priority<'a>(&'a Gate);
+/// A request that waits: less urgent ones let it pass.
+struct Place<'a>(&'a Gate, Urgency);
 
-impl<'a> Priority<'a> {
-    fn of(gate: &'a Gate) -> Self {
-        gate.urgents.fetch_add(1, Ordering::AcqRel);
-        Self(gate)
+impl<'a> Place<'a> {
+    fn of(gate: &'a Gate, urgency: Urgency) -> Self {
+        gate.waiting[urgency as usize].fetch_add(1, Ordering::AcqRel);
+        Self(gate, urgency)
     }
 }
 
-impl Drop for Priority<'_> {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.urgents.fetch_sub(1, Ordering::AcqRel);
-        self.0.news.notify_waiters();
+        self.0.waiting[self.1 as usize].fetch_sub(1, Ordering::AcqRel);
+        if self.1 > Urgency::Usual {
+            self.0.news.notify_waiters();
+        }
     }
 }
 

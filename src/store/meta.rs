@@ -6,7 +6,7 @@ use crate::agenda::Trigger;
 use crate::source::Validators;
 use crate::warmer::Outcome;
 
-/// Metadata of an entry: `start written invalidated hash {note}`.
+/// Metadata of an entry: `start written invalidated outlived hash {note}`.
 ///
 /// Scripts read and write the head without parsing JSON; only we read the note.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Meta {
     pub written: i64,
     /// The time of an invalidation that is not yet answered (ms); 0 for none.
     pub invalidated: i64,
+    /// By how much it was let outlive its TTL (ms), because its source fails; 0 for not at all.
+    pub outlived: i64,
     /// Hash of the value; `-` for none.
     pub hash: String,
     /// The rest.
@@ -29,6 +31,12 @@ pub struct Note {
     /// What tells that the value is unchanged.
     #[serde(flatten)]
     pub validators: Validators,
+    /// The value's tags.
+    #[serde(rename = "g", default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// AI tokens that the value cost.
+    #[serde(rename = "c", default, skip_serializing_if = "is_none")]
+    pub tokens: u64,
     /// How the last attempt ended.
     #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
@@ -47,6 +55,11 @@ pub struct Note {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_none(n: &u64) -> bool {
+    *n == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(n: &u32) -> bool {
     *n == 0
 }
@@ -54,12 +67,12 @@ fn is_zero(n: &u32) -> bool {
 impl Meta {
     /// Reads the packed form; `None` where it is none.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.splitn(5, ' ');
+        let mut parts = text.splitn(6, ' ');
         let mut number = || parts.next()?.parse().ok();
-        let (start, written, invalidated) = (number()?, number()?, number()?);
+        let (start, written, invalidated, outlived) = (number()?, number()?, number()?, number()?);
         let hash = parts.next()?.to_owned();
         let note = serde_json::from_str(parts.next()?).unwrap_or_default();
-        Some(Self { start, written, invalidated, hash, note })
+        Some(Self { start, written, invalidated, outlived, hash, note })
     }
 
     /// Whether the value that expires at `pexpiretime` (as Redis says it) is the one this speaks of.
@@ -81,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_head_without_a_readable_note_still_tells_whose_value_it_is() {
-        let meta = Meta::parse("1732270000123 1732277200123 0 abc {broken").unwrap();
+        let meta = Meta::parse("1732270000123 1732277200123 0 0 abc {broken").unwrap();
         assert!(meta.is_of(1_732_277_200_123));
         assert_eq!(meta.note, Note::default());
         assert_eq!(Meta::parse("garbage"), None);
@@ -91,13 +104,15 @@ mod tests {
     fn a_note_round_trips() {
         let note = Note {
             validators: Validators { etag: Some("\"v1\"".into()), ..Validators::default() },
+            tags: vec!["artist:Frida".into()],
+            tokens: 1_200,
             outcome: Some(Outcome::Failed),
             trigger: Some(Trigger::Invalidation),
             attempted: 17,
             failures: 3,
             reason: Some("503 Service Unavailable".into()),
         };
-        let packed = format!("1 2 3 h {}", note.to_json());
+        let packed = format!("1 2 3 0 h {}", note.to_json());
         assert_eq!(Meta::parse(&packed).unwrap().note, note);
     }
 }

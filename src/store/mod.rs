@@ -5,6 +5,7 @@
 //! argument, and each step is one script in one slot.
 
 mod meta;
+mod tags;
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -14,9 +15,16 @@ use serde_json::json;
 use ulid::Ulid;
 
 pub use meta::{Meta, Note};
+pub use tags::Stamp;
 
 use crate::job::EntryKey;
 use crate::redis::{Connection, Keys};
+
+/// After a fetch for an invalidation began, how long the next refresh of that entry is held off: so a storm of invalidations
+/// costs a few fetches a second, and each of them lands.
+const STORM: Duration = Duration::from_millis(250);
+/// How long one invalidation makes a storm of the next.
+const STORM_LASTS: Duration = Duration::from_secs(1);
 
 /// How long metadata outlives its value: validators are of no use without one, but people ask why it went.
 const META_OUTLIVES: Duration = Duration::from_secs(3_600);
@@ -26,6 +34,7 @@ static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/comm
 static EXTEND: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/extend.lua")));
 static GONE: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/gone.lua")));
 static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/release.lua")));
+static OUTLIVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/outlive.lua")));
 static INVALIDATE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/invalidate.lua")));
 
 /// A script that writes only where the fence lets it.
@@ -49,6 +58,8 @@ pub struct Fresh {
     pub until: Option<i64>,
     /// There is a value, whoever wrote it.
     pub any: bool,
+    /// There is no value.
+    pub absent: bool,
 }
 
 /// A fetch that has begun: nobody else fetches this entry, and nothing fetched before an invalidation is written.
@@ -77,11 +88,15 @@ pub enum Leased {
     Busy(Duration),
     /// There is nothing to do.
     Fresh {
+        /// Redis time, ms.
+        now: i64,
         /// When the value expires (Redis time, ms).
         expires: i64,
         /// When its fetch began (Redis time, ms); `None` where somebody else wrote it.
         start: Option<i64>,
     },
+    /// There is no value, and none is wanted.
+    Absent,
     /// The key holds something else than a string, of this type. It is somebody else's and stays.
     Taboo(String),
 }
@@ -115,6 +130,24 @@ pub enum Removal {
     Evict,
 }
 
+impl Removal {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Refresh => "r",
+            Self::Evict => "e",
+        }
+    }
+}
+
+/// An old value that may outlive its TTL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outlived {
+    /// Until when it lives now (Redis time, ms).
+    pub expires: i64,
+    /// When its TTL ends, or ended.
+    pub ends: i64,
+}
+
 /// What an invalidation of one entry did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalidated {
@@ -126,6 +159,8 @@ pub struct Invalidated {
     pub unknown: bool,
     /// A value was removed.
     pub removed: bool,
+    /// Nothing was done: a storm is on, and a fetch for the last invalidation is under way. Come again after this time.
+    pub held_off: Option<Duration>,
 }
 
 impl Store {
@@ -154,6 +189,8 @@ impl Store {
             .arg(fresh.since.unwrap_or(-1))
             .arg(fresh.until.unwrap_or(-1))
             .arg(u8::from(fresh.any))
+            .arg(u8::from(fresh.absent))
+            .arg(millis(STORM_LASTS))
             .invoke_async::<redis::Value>(&mut self.redis.clone())
             .await
             .and_then(lease_reply)?;
@@ -162,8 +199,9 @@ impl Store {
             "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
             "fresh" => {
                 let meta = meta.as_deref().and_then(Meta::parse).filter(|meta| meta.is_of(expires));
-                Leased::Fresh { expires, start: meta.map(|meta| meta.start) }
+                Leased::Fresh { now, expires, start: meta.map(|meta| meta.start) }
             }
+            "absent" => Leased::Absent,
             "taboo" => Leased::Taboo(meta.unwrap_or_default()),
             _ => Leased::Yes(Box::new(Lease {
                 token,
@@ -263,25 +301,57 @@ impl Store {
         })
     }
 
-    /// Handles an invalidation with time `at` (Redis time, ms) of one entry.
+    /// Handles an invalidation with time `at` (Redis time, ms) of one entry. In a storm of them a refresh is held off.
     ///
     /// # Errors
     /// Redis's; handling it again does no harm.
     pub async fn invalidate(&self, key: &EntryKey, at: i64, removal: Removal) -> RedisResult<Invalidated> {
-        let (what, event) = match removal {
-            Removal::Refresh => ("r", "invalidated"),
-            Removal::Evict => ("e", "evicted"),
-        };
-        let (fenced, due, removed): (u8, u8, u8) = self
+        self.invalidated(key, at, removal, STORM).await
+    }
+
+    /// Marks the caller's own lease with an invalidation that a tag told of; storm or not.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn fence(&self, key: &EntryKey, stamp: Stamp) -> RedisResult<()> {
+        self.invalidated(key, stamp.at, stamp.removal, Duration::ZERO).await.map(|_| ())
+    }
+
+    async fn invalidated(
+        &self,
+        key: &EntryKey,
+        at: i64,
+        removal: Removal,
+        storm: Duration,
+    ) -> RedisResult<Invalidated> {
+        let (fenced, due, removed, wait): (u8, u8, u8, u64) = self
             .call(&INVALIDATE, key)
             .arg(at)
-            .arg(what)
+            .arg(removal.as_str())
             .arg(millis(META_OUTLIVES))
             .arg(self.keys.changed_channel())
-            .arg(change(key, event))
+            .arg(change(key, "evicted"))
+            .arg(millis(storm))
             .invoke_async(&mut self.redis.clone())
             .await?;
-        Ok(Invalidated { fenced: fenced == 1, due: due == 1, unknown: due == 2, removed: removed == 1 })
+        let held_off = (wait > 0).then(|| Duration::from_millis(wait));
+        Ok(Invalidated { fenced: fenced == 1, due: due == 1, unknown: due == 2, removed: removed == 1, held_off })
+    }
+
+    /// Lets an old value live for `time` from now on, at most `longest` beyond its TTL; `None` where there is none, or it is
+    /// not ours, or was invalidated.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn outlive(&self, key: &EntryKey, time: Duration, longest: Duration) -> RedisResult<Option<Outlived>> {
+        let (expires, ends): (i64, i64) = self
+            .call(&OUTLIVE, key)
+            .arg(millis(time))
+            .arg(millis(longest))
+            .arg(millis(META_OUTLIVES))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        Ok((expires > 0).then_some(Outlived { expires, ends }))
     }
 
     /// `PEXPIRETIME` and metadata of many entries in one round trip.

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::agenda::{Agenda, Next, Trigger, When};
+use crate::agenda::{Agenda, Next, Trigger, Urgency, When};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, UpstreamName};
 use crate::redis::{Connection, Keys, Patience};
 use crate::source::{Ended, FetchError, Gate, Refusal, Sources};
@@ -256,7 +256,7 @@ impl Cron {
     /// Asks a job's feed, within its upstream's limits; before what waits there, since all of it hangs on that one answer.
     async fn ask_feed(&self, job: &Arc<Job>, upstream: &UpstreamName) -> Result<Vec<Params>, String> {
         let permit = match self.gates.get(upstream) {
-            Some(gate) => Some(gate.admit(true, Instant::now() + self.claim / 2).await),
+            Some(gate) => Some(gate.admit(Urgency::Single, Instant::now() + self.claim / 2).await),
             None => None,
         };
         let permit =
@@ -290,6 +290,7 @@ fn is_fresh(wanted: Fresh, expires: i64, meta: Option<&Meta>) -> bool {
     meta.is_some_and(|meta| {
         meta.is_of(expires)
             && meta.invalidated == 0
+            && meta.outlived == 0
             && (wanted.since.is_some_and(|since| meta.start >= since)
                 || wanted.until.is_some_and(|until| expires >= until))
     })

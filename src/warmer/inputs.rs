@@ -5,11 +5,20 @@ use serde_json::{Map, Value};
 
 use super::timing::millis;
 use super::{INPUT_WAIT, Outcome, Warmer};
-use crate::agenda::{Trigger, When};
+use crate::agenda::{Trigger, Urgency, When};
 use crate::job::{EntryKey, Job, Params};
 
 /// An entry, and when the fetch of its value began (Redis time, ms) where that is ours.
 type Made = (EntryKey, Option<i64>);
+
+/// As urgent as what it is for.
+fn when(urgency: Urgency) -> When {
+    match urgency {
+        Urgency::Usual => When::Due(0),
+        Urgency::Mass => When::Mass(0),
+        Urgency::Single => When::Urgent,
+    }
+}
 
 /// An input that is not there.
 #[derive(Debug)]
@@ -25,7 +34,7 @@ impl Warmer {
         &self,
         job: &Job,
         params: &Params,
-        urgent: bool,
+        urgency: Urgency,
         since: i64,
     ) -> RedisResult<Result<Map<String, Value>, Missing>> {
         let mut inputs = Map::new();
@@ -40,7 +49,7 @@ impl Warmer {
                     inputs.insert(name.clone(), value);
                 }
                 unreadable => {
-                    let hopeless = self.want(&key, unreadable.is_some(), urgent, since).await?;
+                    let hopeless = self.want(&key, unreadable.is_some(), urgency, since).await?;
                     missing = Some(Missing { key, hopeless });
                 }
             }
@@ -49,9 +58,15 @@ impl Warmer {
     }
 
     /// Makes an input due; says why not, where that was of no use just now.
-    async fn want(&self, key: &EntryKey, unreadable: bool, urgent: bool, since: i64) -> RedisResult<Option<String>> {
+    async fn want(
+        &self,
+        key: &EntryKey,
+        unreadable: bool,
+        urgency: Urgency,
+        since: i64,
+    ) -> RedisResult<Option<String>> {
         let Some((owner, _)) = self.jobs.owner(key.as_str()) else { return Ok(None) };
-        let when = if urgent { When::Urgent } else { When::Due(0) };
+        let when = when(urgency);
         if unreadable {
             // Who wrote that has no claim to be left alone, as a demand would.
             self.agenda.put(&owner.name, [key], when, Trigger::Invalidation).await?;
@@ -74,8 +89,8 @@ impl Warmer {
     }
 
     /// Makes due what is made from an entry that has changed: what has a value, and what waits on the agenda.
-    pub(super) async fn wake_dependants(&self, changed: &EntryKey, urgent: bool) -> RedisResult<()> {
-        let when = if urgent { When::Urgent } else { When::Due(0) };
+    pub(super) async fn wake_dependants(&self, changed: &EntryKey, urgency: Urgency) -> RedisResult<()> {
+        let when = when(urgency);
         for (job, there, absent) in self.dependants(changed).await? {
             let there: Vec<EntryKey> = there.into_iter().map(|(key, _)| key).collect();
             self.agenda.put(&job.name, &there, when, Trigger::Invalidation).await?;

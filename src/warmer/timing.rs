@@ -13,7 +13,7 @@ use crate::store::{Fresh, Lease, Meta};
 /// The first retry comes within this time, each later one within twice the one before.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// No retry waits longer.
-const RETRY_LONGEST: Duration = Duration::from_secs(300);
+pub(super) const RETRY_LONGEST: Duration = Duration::from_secs(300);
 
 /// What makes this fetch unnecessary, by why it is made.
 pub(super) fn fresh(job: &Job, taken: &Taken) -> Fresh {
@@ -25,7 +25,21 @@ pub(super) fn fresh(job: &Job, taken: &Taken) -> Fresh {
         // What was refreshed since then lives longer than that; see [`keep`].
         Trigger::Expiry => Fresh { until: Some(taken.since + millis(job.warm.ahead.mul_f32(1.3))), ..Fresh::default() },
         Trigger::Demand => Fresh { any: true, ..Fresh::default() },
+        // What somebody else wrote since the invalidation may be older than it. What is ours is not.
+        Trigger::Settle => Fresh { since: Some(1), absent: true, ..Fresh::default() },
     }
+}
+
+/// An entry that was invalidated, or that somebody missed, is looked at once more: whoever fills misses by himself may write
+/// an old value just after.
+pub(super) fn settled(job: &Job, trigger: Trigger, now: i64, next: Next) -> Next {
+    let at = now + millis(job.warm.settle);
+    let sooner = match next {
+        Next::At(other) | Next::IfFed(other) => other <= at,
+        _ => false,
+    };
+    let asked = matches!(trigger, Trigger::Invalidation | Trigger::Demand);
+    if asked && !sooner && !job.warm.settle.is_zero() { Next::Settle(at) } else { next }
 }
 
 /// When an entry that lives until `expires` is refreshed, if it is kept warm.

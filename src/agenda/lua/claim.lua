@@ -1,8 +1,10 @@
--- Claim what is due: urgent entries first, then those whose claim ran out, then the rest, oldest first.
+-- Claim what is due: entries that were named by themselves first, then those that were named with many, then those whose
+-- claim ran out, then the rest; the oldest first.
 -- A claimed entry stays on the agenda, due again when its claim runs out.
 -- KEYS  1 agenda
 -- ARGV  1 at most so many (1,000 at most)  2 at most so many claimed or taken at once; twice as many where what is new is
 --         urgent, which a backlog in hand therefore does not hold up, while a storm of it is held back all the same
+--         where it was named by itself, three times as many
 --       3 how long the claim holds (ms)
 -- Returns {now, when something is due next (ms; -1 never; at most now: there is more), then for each entry:
 --          entry, score while claimed, score before}
@@ -11,15 +13,15 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local room = tonumber(ARGV[1])
 local till = now + tonumber(ARGV[3])
 local reply = {string.format('%.0f', now), '-1'}
-local function claim(from, to, urgent, most)
+local function claim(from, to, urgency, most)
   if most <= 0 then return 0 end
   local found = redis.call('ZRANGEBYSCORE', KEYS[1], from, to, 'WITHSCORES', 'LIMIT', 0, most)
   local moves = {}
   for i = 1, #found, 2 do
     local old = tonumber(found[i + 1])
-    local bits = math.floor((old - math.floor(old)) * 32) % 16
-    if urgent then bits = bits % 8 + 8 end
-    local score = string.format('%.5f', till - 2e13 + bits / 32)
+    local bits = math.floor((old - math.floor(old)) * 64) % 32
+    if urgency then bits = bits % 8 + 8 * urgency end
+    local score = string.format('%.6f', till - 2e13 + bits / 64)
     moves[i], moves[i + 1] = score, found[i]
     reply[#reply + 1] = found[i]
     reply[#reply + 1] = score
@@ -29,18 +31,20 @@ local function claim(from, to, urgent, most)
   return #found / 2
 end
 local lapsed = string.format('%.0f', now + 1 - 2e13)
+local cap = tonumber(ARGV[2])
 local held = redis.call('ZCOUNT', KEYS[1], lapsed, '(-1e13')
-room = math.min(room, 2 * tonumber(ARGV[2]) - held)
-room = room - claim('-inf', string.format('%.0f', now + 1 - 3e13), true, room)
-room = room - claim('-2.5e13', '(' .. lapsed, false, room)
-held = redis.call('ZCOUNT', KEYS[1], lapsed, '(-1e13')
-claim('0', '(' .. string.format('%.0f', now + 1), false, math.min(room, tonumber(ARGV[2]) - held))
-local lapse = redis.call('ZRANGEBYSCORE', KEYS[1], '-2.5e13', '(-1e13', 'WITHSCORES', 'LIMIT', 0, 1)
-local later = redis.call('ZRANGEBYSCORE', KEYS[1], '0', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-local urgent = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(-2.5e13', 'WITHSCORES', 'LIMIT', 0, 1)
+local function claimed(from, to, urgency, times)
+  local count = claim(from, to, urgency, math.min(room, times * cap - held))
+  room, held = room - count, held + count
+end
+claimed('-inf', string.format('%.0f', now + 1 - 4e13), 2, 3)
+claimed('-3.5e13', string.format('%.0f', now + 1 - 3e13), 1, 2)
+claimed('-2.5e13', '(' .. lapsed, nil, 2)
+claimed('0', '(' .. string.format('%.0f', now + 1), nil, 1)
 local nearest = math.huge
-if lapse[2] then nearest = math.min(nearest, math.floor(tonumber(lapse[2])) + 2e13) end
-if later[2] then nearest = math.min(nearest, math.floor(tonumber(later[2]))) end
-if urgent[2] then nearest = math.min(nearest, math.floor(tonumber(urgent[2])) + 3e13) end
+for _, band in ipairs({{'-inf', '(-3.5e13', 4e13}, {'-3.5e13', '(-2.5e13', 3e13}, {'-2.5e13', '(-1e13', 2e13}, {'0', '+inf', 0}}) do
+  local first = redis.call('ZRANGEBYSCORE', KEYS[1], band[1], band[2], 'WITHSCORES', 'LIMIT', 0, 1)
+  if first[2] then nearest = math.min(nearest, math.floor(tonumber(first[2])) + band[3]) end
+end
 if nearest < math.huge then reply[2] = string.format('%.0f', nearest) end
 return reply

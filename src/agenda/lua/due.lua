@@ -1,47 +1,67 @@
 -- Put entries on a job's agenda, or move them forward. Scores: see src/agenda.rs.
+-- A weaker reason gives way to a stronger one: what a demand would leave alone, an invalidation does not.
 -- KEYS  1 agenda
 -- ARGV  1 how: 'urgent' now, before all else
+--             'mass' before all that is merely due; in order of ARGV 3
 --             'due' at ARGV 3, unless it is due earlier, claimed or taken
 --             'keep' at ARGV 3, unless it is on the agenda already
 --             'there' as 'due', but only if it is on the agenda
+--             'only' at ARGV 3 and not before, whatever the agenda says
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
 --       4 '1': an invalidation: what a worker has taken is made due again (what is only claimed is fetched later anyway)
 --       5 channel of signals  6 the signal to send if anything is due soon: before dispatchers would look by themselves
 --       7… entries (at most 1,000)
 -- Returns how many moved
 local how, trigger, override = ARGV[1], tonumber(ARGV[2]), ARGV[4] == '1'
+-- cron, invalidation, expiry, demand, manual, settle
+local strength = {[0] = 3, 4, 2, 1, 5, 0}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = tonumber(ARGV[3])
 if at == 0 then at = now end
-local score = at + trigger / 32
-if how == 'urgent' then score = now - 3e13 + trigger / 32 end
-local text = string.format('%.5f', score)
+local pressing = how == 'urgent' or how == 'mass'
+-- What was named by itself stays before those that were named together.
+local function score(single, of)
+  if single then return string.format('%.6f', now - 4e13 + of / 64) end
+  return string.format('%.6f', at - (how == 'mass' and 3e13 or 0) + of / 64)
+end
+local text = score(how == 'urgent', trigger)
 local entries, moves = {}, {}
 for i = 7, #ARGV do entries[i - 6] = ARGV[i] end
 if not entries[1] then return 0 end
 local scores = redis.call('ZMSCORE', KEYS[1], unpack(entries))
 for i, entry in ipairs(entries) do
   local old = scores[i] and tonumber(scores[i])
-  local move
+  local move, as = nil, text
   if not old then
     move = how ~= 'there'
+  elseif how == 'only' then
+    move = true
   elseif how == 'keep' then
     move = false
-  elseif old < -2.5e13 then
-    move = how == 'urgent' and score < math.floor(old)
-  elseif old < -1e13 then
-    local taken = math.floor((old - math.floor(old)) * 32) >= 16
-    move = override and taken
   else
-    move = score < old
+    local bits = math.floor((old - math.floor(old)) * 64)
+    local before = bits % 8
+    local stronger = strength[trigger] > (strength[before] or 0)
+    local of = strength[trigger] < (strength[before] or 0) and before or trigger
+    if old < -2.5e13 then
+      local single = how == 'urgent' or old < -3.5e13
+      move = pressing and (stronger or (how == 'urgent' and old > -3.5e13) or tonumber(text) < math.floor(old))
+      as = score(single, of)
+    elseif old < -1e13 then
+      -- Claimed by a weaker reason, its fetch may turn out to be unnecessary by that reason's measure.
+      move = override and (bits >= 32 or stronger)
+    else
+      move = pressing or at < math.floor(old) or (stronger and at <= now)
+      as = score(how == 'urgent', of)
+    end
   end
   if move then
-    moves[#moves + 1] = text
+    moves[#moves + 1] = as
     moves[#moves + 1] = entry
   end
 end
 if not moves[1] then return 0 end
 redis.call('ZADD', KEYS[1], unpack(moves))
-if how == 'urgent' or at < now + 5000 then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
+if pressing or at < now + 5000 then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
 return #moves / 2

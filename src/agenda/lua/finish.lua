@@ -6,6 +6,7 @@
 --       then for each entry (500 at most): entry, score while claimed or taken, what, argument
 --         'at'   ms: due at that time, as `expiry`
 --         'fed'  ms: the same if the feed names the entry, else it leaves
+--         'settle' ms: due at that time, as an invalidation that is looked at once more
 --         'in'   ms: due after that time, for the same trigger and as urgent as before
 --         'out'  '': it leaves
 --         'dead' reason: it leaves for the dead letters
@@ -36,22 +37,26 @@ for n, entry in ipairs(entries) do
   if scores[n] and tonumber(scores[n]) == held then
     done = done + 1
     if what == 'fed' then what = fed[entry] and 'at' or 'out' end
-    if buried and (what == 'at' or what == 'out') then
+    if buried and (what == 'at' or what == 'settle' or what == 'out') then
       redis.call('ZREM', KEYS[3], entry)
       redis.call('HDEL', KEYS[4], entry)
     end
     local due
     if what == 'at' then
-      due = tonumber(arg) + 2 / 32
+      due = tonumber(arg) + 2 / 64
+      soonest = math.min(soonest, tonumber(arg))
+    elseif what == 'settle' then
+      due = tonumber(arg) + 5 / 64
       soonest = math.min(soonest, tonumber(arg))
     elseif what == 'in' then
-      local bits = math.floor((held - math.floor(held)) * 32) % 16
-      due = now + tonumber(arg) + bits % 8 / 32
-      if bits >= 8 then due = due - 3e13 end
+      local bits = math.floor((held - math.floor(held)) * 64) % 32
+      local urgency = math.floor(bits / 8)
+      due = now + tonumber(arg) + bits % 8 / 64
+      if urgency > 0 then due = due - (2 + urgency) * 1e13 end
       soonest = math.min(soonest, now + tonumber(arg))
     end
     if due then
-      moves[#moves + 1] = string.format('%.5f', due)
+      moves[#moves + 1] = string.format('%.6f', due)
       moves[#moves + 1] = entry
     else
       out[#out + 1] = entry

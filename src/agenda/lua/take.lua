@@ -11,8 +11,8 @@ local scores = redis.call('ZMSCORE', KEYS[1], unpack(entries))
 for i, entry in ipairs(entries) do
   local claimed = tonumber(ARGV[2 * i + 1])
   if scores[i] and tonumber(scores[i]) == claimed then
-    local bits = math.floor((claimed - math.floor(claimed)) * 32) % 16 + 16
-    reply[i] = string.format('%.5f', till - 2e13 + bits / 32)
+    local bits = math.floor((claimed - math.floor(claimed)) * 64) % 32 + 32
+    reply[i] = string.format('%.6f', till - 2e13 + bits / 64)
     moves[#moves + 1] = reply[i]
     moves[#moves + 1] = entry
   else

@@ -7,13 +7,13 @@
 local objection, now, start = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[6])
 if objection then return objection end
 local meta = redis.call('GET', KEYS[3]) or ''
-local written, hash = string.match(meta, '^%d+ (%d+) %d+ (%S+)')
+local written, hash = string.match(meta, '^%d+ (%d+) %d+ %d+ (%S+)')
 if written ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3]) then
   return {'foreign'}
 end
 local pxat = now + tonumber(ARGV[2])
 redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', pxat))
-redis.call('SET', KEYS[3], string.format('%s %.0f 0 %s %s', start, pxat, hash, ARGV[4]),
+redis.call('SET', KEYS[3], string.format('%s %.0f 0 0 %s %s', start, pxat, hash, ARGV[4]),
   'PXAT', string.format('%.0f', pxat + tonumber(ARGV[5])))
 redis.call('DEL', KEYS[2])
 return {'done', now, pxat, 0}

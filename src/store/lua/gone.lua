@@ -7,6 +7,6 @@ local objection, now, start = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1]
 if objection then return objection end
 local went = redis.call('DEL', KEYS[1])
 if went == 1 then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
-redis.call('SET', KEYS[3], string.format('%s 0 0 - %s', start, ARGV[2]), 'PX', ARGV[3])
+redis.call('SET', KEYS[3], string.format('%s 0 0 0 - %s', start, ARGV[2]), 'PX', ARGV[3])
 redis.call('DEL', KEYS[2])
 return {'done', now, -2, went}

@@ -1,40 +1,69 @@
 #!lua flags=allow-oom
 -- Handle an invalidation of one entry: what was fetched at or before its time S is refused, removed or made due.
--- What was fetched after S is left alone, so that handling twice, late, or by every worker does no harm.
+-- What was fetched after S is left alone, so that handling twice, late, or by every worker does no harm; what claims to be
+-- fetched in the future was so by another clock, and is not.
+-- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (its lease is
+-- marked '+'), or shortly after one began. Then nothing is done, and the caller comes again; so that one fetch answers many.
 -- A full Redis does it, too: it may write a mark, and what an eviction frees is more.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 S (ms)  2 'r' refresh or 'e' evict  3 how long the note on a value without a TTL is kept (ms)
---       4 channel of changes  5 the change, as announced
+--       4 channel of changes  5 the removal of a value, as announced
+--       6 how long after a fetch for an invalidation began the next is held off (ms; 0: nothing is held off)
 -- Returns {1 if a fetch in flight was fenced,
 --          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it,
---          1 if a value was removed}
+--          1 if a value was removed,
+--          ms after which to come again: held off; else 0}
 local S = tonumber(ARGV[1])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function before(start) return start <= S or start > now end
 local fenced, due, removed = 0, 0, 0
-local token, begun = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+) %S$')
-if token and tonumber(begun) <= S then
+local refresh = ARGV[2] == 'r'
+local token, begun, busy = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+) (%S)$')
+local pxat = redis.call('PEXPIRETIME', KEYS[1])
+local start, written, invalid, outlived, rest =
+  string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
+local ours = start and tonumber(written) == pxat
+local storm = tonumber(ARGV[6])
+if refresh and storm > 0 and token and busy == '+' and before(tonumber(begun)) then
+  return {0, 0, 0, 50}
+elseif refresh and storm > 0 and not token and ours and invalid == '0' and before(tonumber(start))
+  and string.find(rest, '"t":"invalidation"', 1, true) then
+  local wait = math.min(tonumber(start), now) + storm - now
+  if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
+end
+if token and before(tonumber(begun)) then
   redis.call('SET', KEYS[2], token .. ' ' .. begun .. ' ' .. ARGV[2], 'KEEPTTL')
   fenced = 1
 end
 local later = token and fenced == 0
-local pxat = redis.call('PEXPIRETIME', KEYS[1])
-local meta = redis.call('GET', KEYS[3])
-local start, written, rest = string.match(meta or '', '^(%d+) (%d+) %d+ (.*)$')
-local old = not start or tonumber(start) <= S or (pxat ~= -2 and tonumber(written) ~= pxat)
-if old and ARGV[2] == 'e' then
+local old = not start or before(tonumber(start)) or (pxat ~= -2 and not ours)
+if old and not refresh then
   removed = redis.call('DEL', KEYS[1])
   redis.call('DEL', KEYS[3])
   if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
+  if removed == 0 and not token then due = 2 end
 elseif old and (pxat ~= -2 or start) then
   if not later then due = 1 end
   local mark = string.format('%.0f', S)
+  if ours and outlived ~= '0' then
+    -- Invalidated, it lives no longer than its TTL.
+    local ends = string.format('%.0f', pxat - tonumber(outlived))
+    redis.call('PEXPIREAT', KEYS[1], ends)
+    if redis.call('EXISTS', KEYS[1]) == 0 then
+      removed = 1
+      redis.call('PUBLISH', ARGV[4], ARGV[5])
+    end
+    written, outlived = ends, '0'
+  end
   if start then
-    redis.call('SET', KEYS[3], start .. ' ' .. written .. ' ' .. mark .. ' ' .. rest, 'KEEPTTL')
+    redis.call('SET', KEYS[3], table.concat({start, written, mark, outlived, rest}, ' '), 'KEEPTTL')
   else
     local left = redis.call('PTTL', KEYS[1])
     if left < 0 then left = tonumber(ARGV[3]) end
-    redis.call('SET', KEYS[3], '0 0 ' .. mark .. ' - {}', 'PX', string.format('%.0f', math.max(left, 1)))
+    redis.call('SET', KEYS[3], '0 0 ' .. mark .. ' 0 - {}', 'PX', string.format('%.0f', math.max(left, 1)))
   end
 elseif old and not token then
   due = 2
 end
-return {fenced, due, removed}
+return {fenced, due, removed, 0}

@@ -4,7 +4,9 @@
 --       3 fresh if our value was fetched at or after this (ms; -1: does not matter)
 --       4 fresh if our value lives at least until this (ms; -1: does not matter)
 --       5 '1': any value that was not invalidated is fresh, whoever wrote it
--- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta} | {'leased', now = start, PEXPIRETIME, meta}
+--       6 '1': where there is no value, there is nothing to do
+--       7 a fetch for an invalidation that follows another one within this (ms) holds off a third: see invalidate.lua
+-- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta} | {'leased', now = start, PEXPIRETIME, meta} | {'absent'}
 --       | {'taboo', 0, -2, type}: the key holds no string, so it is no value of ours to replace
 local known = redis.call('MGET', KEYS[2], KEYS[3])
 if known[1] then return {'busy', redis.call('PTTL', KEYS[2])} end
@@ -14,11 +16,14 @@ local pxat = redis.call('PEXPIRETIME', KEYS[1])
 if pxat ~= -2 then
   local kind = redis.call('TYPE', KEYS[1]).ok
   if kind ~= 'string' then return {'taboo', 0, -2, kind} end
+elseif ARGV[6] == '1' then
+  return {'absent'}
 end
 local meta = known[2] or ''
-local start, written, invalid = string.match(meta, '^(%d+) (%d+) (%d+) ')
+local start, written, invalid, old = string.match(meta, '^(%d+) (%d+) (%d+) (%d+) ')
 if pxat ~= -2 and (invalid or '0') == '0' then
-  local ours = tonumber(written) == pxat
+  -- What outlives its TTL is not fresh.
+  local ours = tonumber(written) == pxat and old == '0'
   local since, till = tonumber(ARGV[3]), tonumber(ARGV[4])
   if ARGV[5] == '1'
     or (ours and since >= 0 and tonumber(start) >= since)
@@ -26,5 +31,7 @@ if pxat ~= -2 and (invalid or '0') == '0' then
     return {'fresh', now, pxat, meta}
   end
 end
-redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. string.format('%.0f', now) .. ' -', 'PX', ARGV[2])
+local again = start and tonumber(start) > now - tonumber(ARGV[7]) and string.find(meta, '"t":"invalidation"', 1, true)
+local mark = again and ' +' or ' -'
+redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. string.format('%.0f', now) .. mark, 'PX', ARGV[2])
 return {'leased', now, pxat, meta}

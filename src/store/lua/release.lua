@@ -7,7 +7,7 @@ if token ~= ARGV[1] then return {'lost'} end
 redis.call('DEL', KEYS[2])
 if ARGV[2] ~= '' then
   local meta = redis.call('GET', KEYS[3]) or ''
-  local head = string.match(meta, '^%d+ %d+ %d+ %S+') or '0 0 0 -'
+  local head = string.match(meta, '^%d+ %d+ %d+ %d+ %S+') or '0 0 0 0 -'
   local left = math.max(redis.call('PTTL', KEYS[3]), tonumber(ARGV[3]))
   redis.call('SET', KEYS[3], head .. ' ' .. ARGV[2], 'PX', string.format('%.0f', left))
 end

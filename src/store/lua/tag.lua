@@ -1,0 +1,11 @@
+-- Put an entry under a tag, before its value is written; what has died meanwhile goes, a little at a time.
+-- KEYS  1 tag: a sorted set, member = entry, score = until when its value may live (ms); the member '' is the stamp:
+--         minus the time of the last invalidation by this tag (ms), less a half where it was an eviction
+-- ARGV  1 entry  2 for how long its value may live (ms)  3 dead entries dropped at most
+-- Returns the stamp's score, or '0' where there is none
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '0', string.format('%.0f', now), 'LIMIT', 0, ARGV[3])
+if dead[1] then redis.call('ZREM', KEYS[1], unpack(dead)) end
+redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', now + tonumber(ARGV[2])), ARGV[1])
+return redis.call('ZSCORE', KEYS[1], '') or '0'

@@ -1,0 +1,150 @@
+//! Tags: which entries are invalidated together.
+//!
+//! A tag is a sorted set of entries beside a stamp, the time of its last invalidation. An invalidation stamps first and then
+//! reads the entries; a fetch puts its entry under the tag first and then looks at the stamp. So whichever comes second sees
+//! the other. Tags have no TTL, since a policy such as `volatile-lru` would evict them; what has died is dropped when the tag
+//! is used, and swept from time to time.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{RedisResult, Script};
+
+use super::{Removal, Store, millis};
+use crate::job::EntryKey;
+
+/// Dead entries dropped when an entry is put under a tag.
+const DROPPED: usize = 100;
+/// Dead entries dropped in one step of a sweep.
+const SWEPT: usize = 1_000;
+/// How long a stamp is kept: no fetch takes as long.
+const STAMPED: Duration = Duration::from_secs(24 * 3_600);
+/// Entries, or keys, that Redis looks at in one step of a scan.
+const STEP: usize = 500;
+
+static TAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tag.lua")));
+static STAMP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stamp.lua")));
+static SWEEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/sweep.lua")));
+
+/// The last invalidation by a tag.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stamp {
+    /// Its time (Redis time, ms).
+    pub at: i64,
+    /// What it asked for.
+    pub removal: Removal,
+}
+
+impl Stamp {
+    fn read(score: &str) -> Option<Self> {
+        let score = score.parse::<f64>().ok().filter(|score| *score < 0.0)?;
+        #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
+        let at = -score.ceil() as i64;
+        let removal = if score.fract() == 0.0 { Removal::Refresh } else { Removal::Evict };
+        Some(Self { at, removal })
+    }
+}
+
+impl Store {
+    /// Puts an entry, whose value may live for `life` from now on, under its tags; returns their latest stamp.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn tag(&self, key: &EntryKey, tags: &[String], life: Duration) -> RedisResult<Option<Stamp>> {
+        let scripts = tags.iter().map(async |tag| {
+            let mut call = TAG.key(self.keys.tag(tag));
+            call.arg(key.as_str()).arg(millis(life)).arg(DROPPED);
+            call.invoke_async::<String>(&mut self.redis.clone()).await
+        });
+        let stamps = futures_util::future::try_join_all(scripts).await?;
+        Ok(stamps.iter().filter_map(|score| Stamp::read(score)).max_by_key(|stamp| stamp.at))
+    }
+
+    /// Takes an entry away from tags that it no longer has.
+    ///
+    /// # Errors
+    /// Redis's; it then stays there until its value would have ended.
+    pub async fn untag(&self, key: &EntryKey, tags: &[String]) -> RedisResult<()> {
+        for tag in tags {
+            let () = redis::cmd("ZREM")
+                .arg(self.keys.tag(tag))
+                .arg(key.as_str())
+                .query_async(&mut self.redis.clone())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Stamps a tag with an invalidation of this time (Redis time, ms). Then read its entries.
+    ///
+    /// # Errors
+    /// Redis's; stamping again does no harm.
+    pub async fn stamp(&self, tag: &str, at: i64, removal: Removal) -> RedisResult<()> {
+        let mut call = STAMP.key(self.keys.tag(tag));
+        call.arg(at).arg(removal.as_str());
+        call.invoke_async(&mut self.redis.clone()).await
+    }
+
+    /// Some of a tag's entries, and the cursor for more; it begins and ends with 0. Whatever is there from the first call to
+    /// the last comes, once or more.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn tagged(&self, tag: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
+        let (next, found): (u64, Vec<(String, f64)>) = redis::cmd("ZSCAN")
+            .arg(self.keys.tag(tag))
+            .arg(cursor)
+            .arg("COUNT")
+            .arg(STEP)
+            .query_async(&mut self.redis.clone())
+            .await?;
+        Ok((next, found.into_iter().filter(|(key, _)| !key.is_empty()).map(|(key, _)| EntryKey::new(key)).collect()))
+    }
+
+    /// Drops from all tags what has died; returns how many entries that were.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn sweep_tags(&self) -> RedisResult<usize> {
+        let mut dropped = 0;
+        let mut cursor = 0_u64;
+        loop {
+            let (next, tags): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
+                .arg(cursor)
+                .arg("MATCH")
+                .arg(self.keys.tag_glob())
+                .arg("COUNT")
+                .arg(STEP)
+                .query_async(&mut self.redis.clone())
+                .await?;
+            for tag in tags {
+                loop {
+                    let mut call = SWEEP.key(&tag);
+                    call.arg(SWEPT).arg(millis(STAMPED));
+                    let count: usize = call.invoke_async(&mut self.redis.clone()).await?;
+                    dropped += count;
+                    if count < SWEPT {
+                        break;
+                    }
+                }
+            }
+            cursor = next;
+            if cursor == 0 {
+                return Ok(dropped);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_reads_back() {
+        let stamp = |at, removal| Some(Stamp { at, removal });
+        assert_eq!(Stamp::read("-1732277200123"), stamp(1_732_277_200_123, Removal::Refresh));
+        assert_eq!(Stamp::read("-1732277200123.5"), stamp(1_732_277_200_123, Removal::Evict));
+        assert_eq!(Stamp::read("0"), None);
+    }
+}

@@ -1,0 +1,71 @@
+//! Old values: how long one lives on while its source fails, and which tags a new one has.
+
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::timing::{RETRY_LONGEST, jitter, millis};
+use super::{Ending, Outcome, Taken, Warmer};
+use crate::agenda::Next;
+use crate::job::{Job, Params};
+use crate::source::{Fetched, context};
+
+/// Longest tag, in bytes.
+const LONGEST_TAG: usize = 512;
+
+impl Warmer {
+    /// Lets the old value of an entry that could not be fetched live on until it is tried again, as long as its job allows.
+    pub(super) async fn keep_old(&self, job: &Job, taken: &Taken, mut ending: Ending) -> Ending {
+        if job.warm.stale_if_error.is_zero() || !matches!(ending.outcome, Outcome::Failed | Outcome::Deferred) {
+            return ending;
+        }
+        let wait = match &ending.next {
+            Next::In(wait) => *wait,
+            Next::Dead(_) => RETRY_LONGEST,
+            _ => return ending,
+        };
+        // Until then it has waited for its upstream and got an answer, or has come here again.
+        let time = wait + self.patience + self.lease_time(job);
+        match self.store.outlive(&taken.key, time, job.warm.stale_if_error).await {
+            Ok(Some(lives)) if lives.expires > lives.ends => {
+                let longer = Duration::from_millis(u64::try_from(lives.expires - lives.ends).unwrap_or(0));
+                let reason = ending.reason.take().unwrap_or_default();
+                let longer = humantime::format_duration(Duration::from_secs(longer.as_secs()));
+                ending.reason = Some(format!("{reason}; the old value outlives its TTL, by {longer} so far"));
+                if matches!(ending.next, Next::Dead(_)) && lives.ends + millis(job.warm.stale_if_error) > lives.expires
+                {
+                    // Given up is what nobody is served any more.
+                    ending.next = Next::In(jitter(RETRY_LONGEST.mul_f32(0.8)));
+                }
+            }
+            Ok(_) => {}
+            Err(e) => debug!(key = %taken.key, "could not let the old value live on: {e}"),
+        }
+        ending
+    }
+}
+
+/// The tags of a fetched value, each once.
+pub(super) fn tags(
+    job: &Job,
+    params: &Params,
+    inputs: &serde_json::Map<String, serde_json::Value>,
+    fetched: &Fetched,
+) -> Result<Vec<String>, String> {
+    if job.tags.is_empty() {
+        return Ok(Vec::new());
+    }
+    let context = context(params, inputs, Some(fetched.value.clone()));
+    let mut tags = Vec::new();
+    for template in &job.tags {
+        let tag = template.render(&context).map_err(|e| format!("the tag `{}`: {e}", template.source()))?;
+        let tag = tag.trim();
+        if tag.len() > LONGEST_TAG {
+            return Err(format!("the tag `{}` is longer than {LONGEST_TAG} bytes", template.source()));
+        }
+        if !tag.is_empty() && !tags.iter().any(|known| known == tag) {
+            tags.push(tag.to_owned());
+        }
+    }
+    Ok(tags)
+}
