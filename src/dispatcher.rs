@@ -15,10 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::agenda::{Agenda, Claimed, Finished, Next, Urgency};
-use crate::job::{Job, JobName, Jobs, UpstreamName};
+use crate::job::{EntryKey, Job, JobName, Jobs, UpstreamName};
 use crate::queue::{Chunk, Queue};
 use crate::redis::Patience;
 use crate::source::Gate;
+use crate::store::Store;
+use crate::warmer::Outcome;
 
 /// Entries in one task at most: few enough to be spread, many enough for the queue not to cost.
 const CHUNK: usize = 32;
@@ -26,6 +28,8 @@ const CHUNK: usize = 32;
 const CLAIM: usize = 256;
 /// Entries of a job in hand, for each fetch that a worker may have under way: enough to hide the way through the queue.
 const DEPTH: usize = 6;
+/// Entries put off in one step, whose upstream is closed.
+const PUT_OFF: usize = 64;
 /// How often the agendas are looked at when nobody says that something is due.
 const IDLE: Duration = Duration::from_secs(5);
 /// How often they are looked at while a job has all it may have in hand, or its upstream is closed.
@@ -60,6 +64,8 @@ pub struct Dispatcher {
     pub jobs: Arc<Jobs>,
     /// What is due.
     pub agenda: Agenda,
+    /// Where old values live on while an upstream is closed.
+    pub store: Store,
     /// Where it goes.
     pub queue: Queue,
     /// The ways to upstreams: nothing is claimed for one that is closed.
@@ -120,7 +126,11 @@ impl Dispatcher {
     pub async fn dispatch(&self, job: &Job) -> RedisResult<Duration> {
         if let Some(wait) = self.closed_for(job) {
             debug!(job = %job.name, "its upstream admits nothing for {wait:?}");
-            return Ok(wait.clamp(BUSY, IDLE));
+            return if job.warm.stale_if_error.is_zero() {
+                Ok(wait.clamp(BUSY, IDLE))
+            } else {
+                self.put_off(job, wait).await
+            };
         }
         let (chunk, cap) = self.bounds(job);
         let claims = self.agenda.claim(&job.name, CLAIM.min(cap.max(1)), cap, self.claim).await?;
@@ -134,6 +144,31 @@ impl Dispatcher {
         let urgent = self.push(job, urgent, chunk, true).await?;
         let rest = self.push(job, rest, chunk, false).await?;
         Ok(if urgent && rest { Duration::ZERO } else { IDLE })
+    }
+
+    /// Puts off what is due of a job whose upstream is closed for `wait`, and lets old values live on until then; returns when
+    /// to look again.
+    async fn put_off(&self, job: &Job, wait: Duration) -> RedisResult<Duration> {
+        let claims = self.agenda.claim(&job.name, PUT_OFF, PUT_OFF, self.claim).await?;
+        let more = claims.next.unwrap_or(IDLE);
+        let keys: Vec<EntryKey> = claims.entries.iter().map(|entry| EntryKey::new(entry.key.as_str())).collect();
+        // Then it waits for its upstream, is fetched, or comes here again.
+        let time = wait.mul_f32(1.25) + self.claim + self.jobs.fetch_time(job);
+        let lives = keys.iter().map(|key| self.store.outlive(key, time, job.warm.stale_if_error));
+        futures_util::future::try_join_all(lives).await?;
+        let back: Vec<Finished> = claims
+            .entries
+            .into_iter()
+            .map(|Claimed { key, score, .. }| {
+                let wait = wait.mul_f64(rand::random_range(1.0..=1.25));
+                Finished { key, score, next: Next::In(wait), outcome: Some(Outcome::Deferred) }
+            })
+            .collect();
+        if back.is_empty() {
+            return Ok(wait.min(more).clamp(BUSY, IDLE));
+        }
+        self.agenda.finish(&job.name, &back, "").await?;
+        Ok(BUSY)
     }
 
     /// Puts entries on the queue, and back on the agenda where it is full; returns whether all found room.

@@ -508,15 +508,13 @@ impl Warmer {
 
     /// Longer than all sources of a job may take together.
     fn lease_time(&self, job: &Job) -> Duration {
-        let timeouts = (0..job.sources.len()).map(|source| self.timeout(job, source));
         // The deadline is at nine tenths.
-        (timeouts.sum::<Duration>() + LEASE_MARGIN).mul_f32(1.12)
+        (self.jobs.fetch_time(job) + LEASE_MARGIN).mul_f32(1.12)
     }
 
     /// How long a source's answer may take.
     fn timeout(&self, job: &Job, source: usize) -> Duration {
-        let upstream = self.jobs.upstreams.get(job.sources[source].upstream());
-        upstream.map_or(Duration::from_secs(10), |upstream| upstream.timeout)
+        self.jobs.timeout(job.sources[source].upstream())
     }
 
     fn hold(&self, job: &JobName, key: &EntryKey, what: Option<Held>) {

@@ -14,7 +14,7 @@ use anyhow::{Context as _, anyhow, bail};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use ulid::Ulid;
 
 use crate::agenda::Agenda;
@@ -26,7 +26,7 @@ use crate::redis::{Connection, Keys, Patience};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
-use crate::trigger::{Cron, Inbox, Invalidator, Listener};
+use crate::trigger::{Cron, Doubt, Ear, Inbox, Intake, Invalidator, Listener, Suspicion};
 use crate::warmer::Warmer;
 
 /// How long a command may take before Redis counts as away. Longer than its longest pauses (a fork, a slow disk).
@@ -37,6 +37,8 @@ const BLOCKING: Duration = Duration::from_secs(10);
 const BEAT: Duration = Duration::from_secs(1);
 /// How often upstream limits are looked at beside the signals.
 const GATES: Duration = Duration::from_secs(5);
+/// How often what has died is swept out of tags, by one worker of the fleet.
+const SWEEP: Duration = Duration::from_secs(600);
 /// How long the last words to Redis may take when ending.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -126,9 +128,22 @@ pub async fn run(
         claim: settings.claim,
         bell: Arc::new(Notify::new()),
     };
+    let suspicion = Suspicion {
+        redis: redis.clone(),
+        keys: keys.clone(),
+        jobs: Arc::clone(&jobs),
+        agenda: agenda.clone(),
+        store: store.clone(),
+        invalidator: invalidator.clone(),
+        worker: Arc::clone(&name),
+        claim: settings.claim,
+        bell: Arc::new(Notify::new()),
+    };
+    let (intake, intaking) = Intake::new(invalidator, telemetry.clone());
     let dispatcher = Dispatcher {
         jobs: Arc::clone(&jobs),
         agenda: agenda.clone(),
+        store: store.clone(),
         queue: queue.clone(),
         gates: gates.clone(),
         bell: Arc::clone(&bell),
@@ -139,7 +154,9 @@ pub async fn run(
     let listener = Listener {
         client: settings.redis.client()?,
         keys: keys.clone(),
-        invalidator: invalidator.clone(),
+        intake: intake.clone(),
+        ear: Ear::new(redis.clone(), keys.clone(), Arc::clone(&name), suspicion.clone()),
+        suspicion: Arc::clone(&suspicion.bell),
         bell,
         queue: queue.clone(),
         gates: gates.clone(),
@@ -151,6 +168,8 @@ pub async fn run(
         keys: keys.clone(),
         queue: queue.clone(),
         cron: cron.clone(),
+        store: store.clone(),
+        suspicion: suspicion.clone(),
         gates: gates.clone(),
         workers,
         dead_after: dead_after(settings.claim),
@@ -159,7 +178,8 @@ pub async fn run(
         redis: reading,
         control: redis.clone(),
         keys,
-        invalidator,
+        intake,
+        suspicion: suspicion.clone(),
         telemetry: telemetry.clone(),
         worker: Arc::clone(&name),
         claim: settings.claim,
@@ -171,6 +191,8 @@ pub async fn run(
     loops.run("the dispatcher", dispatcher.run(stop.clone()));
     loops.run("the listener", listener.run(stop.clone()));
     loops.run("the inbox", inbox.run(stop.clone()));
+    loops.run("the intake", intaking.run(stop.clone()));
+    loops.run("the suspicion", suspicion.run(stop.clone()));
     loops.run("the pulse", pulse.run(stop.clone()));
     loops.run("the report", telemetry.clone().run(stop.clone()));
     let ends = finisher.run(cut.clone());
@@ -233,6 +255,8 @@ struct Pulse {
     keys: Keys,
     queue: Queue,
     cron: Cron,
+    store: Store,
+    suspicion: Suspicion,
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
     workers: Arc<AtomicUsize>,
     dead_after: Duration,
@@ -243,6 +267,7 @@ impl Pulse {
         let mut patience = Patience::new("the pulse");
         let mut ensured = false;
         let mut gates_seen = Instant::now();
+        let mut swept = Instant::now();
         while !stop.is_cancelled() {
             match self.beat(&mut ensured).await {
                 Ok(()) => patience.well(),
@@ -257,11 +282,33 @@ impl Pulse {
                 }
                 gates_seen = Instant::now();
             }
+            if swept.elapsed() >= SWEEP {
+                swept = Instant::now();
+                if let Err(e) = self.sweep().await {
+                    debug!("could not sweep: {e}");
+                }
+            }
             tokio::select! {
                 () = tokio::time::sleep(BEAT) => {}
                 () = stop.cancelled() => {}
             }
         }
+    }
+
+    async fn sweep(&self) -> redis::RedisResult<()> {
+        let locked: Option<String> = redis::cmd("SET")
+            .arg(self.keys.sweep_lock())
+            .arg("1")
+            .arg("NX")
+            .arg("PX")
+            .arg(SWEEP.as_millis().to_string())
+            .query_async(&mut self.redis.clone())
+            .await?;
+        if locked.is_some() {
+            let dropped = self.store.sweep_tags().await?;
+            debug!(dropped, "swept tags");
+        }
+        Ok(())
     }
 
     async fn beat(&self, ensured: &mut bool) -> redis::RedisResult<()> {
@@ -274,7 +321,9 @@ impl Pulse {
         if known.as_deref() != Some(run_id) {
             // First the repair, then the mark: a crash in between only repeats it.
             if known.is_some() {
+                // It may have forgotten what it had acknowledged.
                 info!(redis = %self.client, "Redis was restarted: everything is looked at anew");
+                self.suspicion.raise(self.store.now().await?, Doubt::Missed).await?;
             } else {
                 info!(redis = %self.client, "Redis knows nothing of us: everything is warmed up");
             }

@@ -251,6 +251,16 @@ impl Jobs {
         file::read_folder(folder, default_ttl, env)
     }
 
+    /// How long an upstream's answer may take.
+    pub fn timeout(&self, upstream: &UpstreamName) -> Duration {
+        self.upstreams.get(upstream).map_or(Duration::from_secs(10), |upstream| upstream.timeout)
+    }
+
+    /// How long all sources of a job may take together.
+    pub fn fetch_time(&self, job: &Job) -> Duration {
+        job.sources.iter().map(|source| self.timeout(source.upstream())).sum()
+    }
+
     /// The job that owns a key, and the placeholders' values in it.
     pub fn owner(&self, key: &str) -> Option<(&Arc<Job>, Params)> {
         self.jobs.values().find_map(|job| job.key.read(key).map(|params| (job, params)))

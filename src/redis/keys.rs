@@ -120,6 +120,21 @@ impl Keys {
         format!("{}:marker", self.prefix)
     }
 
+    /// Up to when everything is suspect (`time doubt`), and the lock of the worker that deals with it; one slot.
+    pub fn suspicion(&self) -> [String; 2] {
+        ["", ":lock"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
+    }
+
+    /// Between which times each worker has heard all that was published: a hash, worker to `since last` (ms).
+    pub fn ears(&self) -> String {
+        format!("{}:ears", self.prefix)
+    }
+
+    /// The lock of the worker that sweeps.
+    pub fn sweep_lock(&self) -> String {
+        format!("{}:sweep", self.prefix)
+    }
+
     /// The stream of invalidations that cannot be lost.
     pub fn inbox(&self) -> String {
         format!("{}:inbox", self.prefix)

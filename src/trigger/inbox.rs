@@ -1,26 +1,34 @@
 //! The inbox: invalidations that cannot be lost.
 //!
 //! A stream read by one consumer group. A message is acknowledged, and deleted, after all its steps; what a crashed worker
-//! was given is taken over. Its time S is the id that Redis gave it.
+//! was given is taken over. Its time S is the id that Redis gave it. What is trimmed for want of room leaves a note in the
+//! stream (a gap), and everything fetched before is then suspect.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use redis::RedisResult;
+use redis::{RedisResult, Script};
 use redis::streams::{StreamAutoClaimReply, StreamId, StreamInfoConsumersReply, StreamReadReply};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Invalidator, Message};
+use super::{At, Doubt, Intake, Message, Receipt, Suspicion};
 use crate::redis::{Connection, Keys, Patience};
 use crate::telemetry::Telemetry;
 
 /// The consumer group of all workers.
 const GROUP: &str = "samovar";
-/// The stream's one field: the message.
+/// The field of a message.
 const FIELD: &str = "message";
+/// The field of a gap: how many messages were lost.
+const GAP: &str = "gap";
 /// Messages kept that nobody has read: only a fleet that is away for long loses any, the oldest first.
 const LONGEST: usize = 1_000_000;
+/// Messages lost at once, where there are too many.
+const TRIMMED: usize = 1_000;
+/// Messages acknowledged in one round trip.
+const ACKNOWLEDGED: usize = 500;
 /// How often readers that are gone are looked for, and how long one must have been silent.
 const SWEEP: Duration = Duration::from_secs(600);
 /// How often messages that cannot be followed are told of.
@@ -40,7 +48,9 @@ pub struct Inbox {
     /// The names.
     pub keys: Keys,
     /// Who handles what is read.
-    pub invalidator: Invalidator,
+    pub intake: Intake,
+    /// Who is told of gaps.
+    pub suspicion: Suspicion,
     /// Where it is counted.
     pub telemetry: Telemetry,
     /// The worker's name, unique.
@@ -51,27 +61,45 @@ pub struct Inbox {
     pub told: Option<Instant>,
 }
 
+static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/publish.lua")));
+
 /// Puts a message into the inbox; returns its id.
 ///
 /// # Errors
 /// Redis's; then it is unknown whether the message is there. Publishing it again does no harm.
 pub async fn publish(redis: &mut Connection, keys: &Keys, message: &Message) -> RedisResult<String> {
     let text = serde_json::to_string(message).map_err(std::io::Error::other)?;
-    redis::cmd("XADD")
-        .arg(keys.inbox())
-        .arg("MAXLEN")
-        .arg("~")
-        .arg(LONGEST)
-        .arg("*")
-        .arg(FIELD)
-        .arg(text)
-        .query_async(redis)
-        .await
+    bounded(redis, keys, &text, LONGEST).await
+}
+
+/// Sees that the inbox is no longer than `longest`.
+///
+/// # Errors
+/// Redis's.
+pub async fn bound(redis: &mut Connection, keys: &Keys, longest: usize) -> RedisResult<()> {
+    bounded(redis, keys, "", longest).await.map(|_| ())
+}
+
+async fn bounded(redis: &mut Connection, keys: &Keys, text: &str, longest: usize) -> RedisResult<String> {
+    let mut call = PUBLISH.key(keys.inbox());
+    call.arg(text).arg(longest).arg(TRIMMED);
+    call.invoke_async(redis).await
 }
 
 impl Inbox {
     /// Runs until `stop`; then gives up its place in the group if nothing of it is pending.
     pub async fn run(mut self, stop: CancellationToken) {
+        let (done, acks) = mpsc::unbounded_channel();
+        let acknowledging = acknowledge(self.control.clone(), self.keys.inbox(), acks, stop.clone());
+        let reading = async {
+            self.read_all(done, &stop).await;
+            self
+        };
+        let (mut inbox, ()) = tokio::join!(reading, acknowledging);
+        let _ = inbox.leave().await;
+    }
+
+    async fn read_all(&mut self, done: mpsc::UnboundedSender<String>, stop: &CancellationToken) {
         let mut patience = Patience::new("the inbox");
         let mut taken_over: Option<tokio::time::Instant> = None;
         let mut swept: Option<tokio::time::Instant> = None;
@@ -80,7 +108,7 @@ impl Inbox {
                 swept = Some(tokio::time::Instant::now());
             }
             let overdue = taken_over.is_none_or(|last| last.elapsed() >= self.claim);
-            let read = if overdue { self.take_over().await } else { self.read(&stop).await };
+            let read = if overdue { self.take_over().await } else { self.read(stop).await };
             let messages = match read {
                 Ok(messages) => messages,
                 Err(e) => {
@@ -88,7 +116,7 @@ impl Inbox {
                     if lost_group && self.create_group().await.is_ok() {
                         continue;
                     }
-                    patience.ill(&e, &stop).await;
+                    patience.ill(&e, stop).await;
                     continue;
                 }
             };
@@ -98,17 +126,13 @@ impl Inbox {
                 taken_over = messages.is_empty().then(tokio::time::Instant::now);
             }
             for message in messages {
-                let begun = Instant::now();
-                while let Err(e) = self.handle(&message).await {
-                    patience.ill(&e, &stop).await;
-                    // It stays pending and is taken over, by us or another.
-                    if stop.is_cancelled() || begun.elapsed() >= self.claim {
-                        break;
-                    }
+                let receipt = Receipt::new(message.id.clone(), done.clone());
+                tokio::select! {
+                    () = self.take(&message, receipt, stop) => {}
+                    () = stop.cancelled() => return,
                 }
             }
         }
-        let _ = self.leave().await;
     }
 
     async fn create_group(&mut self) -> RedisResult<()> {
@@ -154,6 +178,7 @@ impl Inbox {
 
     /// What others were given and did not finish within the claim time.
     async fn take_over(&mut self) -> RedisResult<Vec<StreamId>> {
+        bound(&mut self.control, &self.keys, LONGEST).await?;
         let reply: StreamAutoClaimReply = redis::cmd("XAUTOCLAIM")
             .arg(self.keys.inbox())
             .arg(GROUP)
@@ -188,30 +213,29 @@ impl Inbox {
         Ok(reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids).collect())
     }
 
-    async fn handle(&mut self, id: &StreamId) -> RedisResult<()> {
-        let at = id.id.split_once('-').and_then(|(ms, _)| ms.parse::<i64>().ok());
-        let text = id.map.get(FIELD).map(redis::from_redis_value_ref::<String>).and_then(Result::ok);
-        match (at, text.as_deref().map(Message::parse)) {
-            (Some(at), Some(Ok(message))) => {
-                let handled = self.invalidator.handle(&message, at).await?;
-                self.telemetry.invalidation("inbox", &handled);
+    /// Hands a message on; it is acknowledged when it is handled.
+    async fn take(&mut self, id: &StreamId, receipt: Receipt, stop: &CancellationToken) {
+        let at = id.id.split_once('-').and_then(|(ms, _)| ms.parse::<i64>().ok()).unwrap_or_default();
+        if let Some(lost) = id.map.get(GAP) {
+            let lost: u64 = redis::from_redis_value_ref(lost).unwrap_or_default();
+            warn!(lost, "invalidations were dropped from the inbox, which nobody had read for too long");
+            let mut patience = Patience::new("the inbox");
+            while let Err(e) = self.suspicion.raise(at, Doubt::Lost).await {
+                patience.ill(&e, stop).await;
+                if stop.is_cancelled() {
+                    return;
+                }
             }
-            (_, Some(Err(e))) => self.complain(&id.id, &e.to_string()),
-            _ => self.complain(&id.id, "it has no field `message` with text"),
+            receipt.done();
+            return;
         }
-        let () = redis::pipe()
-            .cmd("XACK")
-            .arg(self.keys.inbox())
-            .arg(GROUP)
-            .arg(&id.id)
-            .ignore()
-            .cmd("XDEL")
-            .arg(self.keys.inbox())
-            .arg(&id.id)
-            .ignore()
-            .query_async(&mut self.control)
-            .await?;
-        Ok(())
+        let text = id.map.get(FIELD).map(redis::from_redis_value_ref::<String>).and_then(Result::ok);
+        match text.as_deref().map(Message::parse) {
+            Some(Ok(message)) => return self.intake.take(message, At::Redis(at), "inbox", Some(receipt)).await,
+            Some(Err(e)) => self.complain(&id.id, &e.to_string()),
+            None => self.complain(&id.id, "it has no field `message` with text"),
+        }
+        receipt.done();
     }
 
     fn complain(&mut self, id: &str, reason: &str) {
@@ -238,5 +262,36 @@ impl Inbox {
             self.remove(&Arc::clone(&self.worker)).await?;
         }
         Ok(())
+    }
+}
+
+/// Acknowledges messages, and deletes them, as many at a time as are done.
+async fn acknowledge(
+    mut redis: Connection,
+    inbox: String,
+    mut done: mpsc::UnboundedReceiver<String>,
+    stop: CancellationToken,
+) {
+    let mut patience = Patience::new("acknowledging");
+    let mut ids = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            count = done.recv_many(&mut ids, ACKNOWLEDGED) => if count == 0 { return },
+            () = stop.cancelled() => return,
+        }
+        loop {
+            let mut steps = redis::pipe();
+            steps.cmd("XACK").arg(&inbox).arg(GROUP).arg(&ids).ignore();
+            steps.cmd("XDEL").arg(&inbox).arg(&ids).ignore();
+            match steps.query_async::<()>(&mut redis).await {
+                Ok(()) => break,
+                // They stay pending and are taken over.
+                Err(_) if stop.is_cancelled() => return,
+                Err(e) => patience.ill(&e, &stop).await,
+            }
+        }
+        patience.well();
+        ids.clear();
     }
 }

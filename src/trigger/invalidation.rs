@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::RedisResult;
 use serde::{Deserialize, Serialize};
@@ -96,12 +97,33 @@ impl Message {
         if self.action == Action::Warm && !(self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty()) {
             return Err(Malformed("`warm` takes keys only: what is absent matches no pattern".to_owned()));
         }
-        if !self.tags.is_empty() {
-            return Err(Malformed("tags cannot be invalidated yet: name keys, patterns or jobs".to_owned()));
+        if self.tags.iter().any(String::is_empty) {
+            return Err(Malformed("a tag is empty".to_owned()));
         }
         Ok(self)
     }
+
+    /// Whether it is soon done, and goes before those that name many: a few keys.
+    pub fn is_narrow(&self) -> bool {
+        self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty() && self.keys.len() <= ABREAST
+    }
 }
+
+/// An entry whose refresh waits for the end of a fetch, or for a storm to calm: see [`Store::invalidate`].
+#[derive(Clone, Debug)]
+pub struct HeldOff {
+    /// Its job.
+    pub job: Arc<Job>,
+    /// The entry.
+    pub key: EntryKey,
+    /// The time of the invalidation (Redis time, ms).
+    pub at: i64,
+    /// How long to wait.
+    pub wait: Duration,
+}
+
+/// An entry to be invalidated.
+type Named = (Arc<Job>, EntryKey, i64);
 
 /// What an invalidation touched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,30 +164,88 @@ impl Invalidator {
         self.store.now().await
     }
 
-    /// Handles a message whose time is `at` (Redis time, ms).
+    /// Handles a message whose time is `at` (Redis time, ms), to its end.
     ///
     /// # Errors
     /// Redis's; handle it again.
     pub async fn handle(&self, message: &Message, at: i64) -> RedisResult<Handled> {
-        let mut handled = Handled::default();
+        let (mut handled, mut held) = self.begin(message, at).await?;
+        while let Some(wait) = held.iter().map(|held| held.wait).min() {
+            tokio::time::sleep(wait).await;
+            held = self.again(held, When::Urgent, &mut handled).await?;
+        }
+        Ok(handled)
+    }
+
+    /// Handles a message but for what is held off: of that it says when to come [again](Self::again).
+    ///
+    /// # Errors
+    /// Redis's; handle it again.
+    pub async fn begin(&self, message: &Message, at: i64) -> RedisResult<(Handled, Vec<HeldOff>)> {
+        let (mut handled, mut held) = (Handled::default(), Vec::new());
         let mut named = Vec::new();
         for key in &message.keys {
             match self.jobs.owner(key) {
-                Some((job, _)) => named.push((Arc::clone(job), EntryKey::new(key.as_str()))),
+                Some((job, _)) => named.push((Arc::clone(job), EntryKey::new(key.as_str()), at)),
                 None => handled.foreign += 1,
             }
         }
-        self.entries(&named, message.action, at, &mut handled).await?;
+        let when = if message.is_narrow() { When::Urgent } else { When::Mass(0) };
+        self.entries(&named, message.action, when, &mut handled, &mut held).await?;
+        for tag in &message.tags {
+            self.tagged(tag, message.action, at, &mut handled, &mut held).await?;
+        }
         for pattern in &message.patterns {
-            self.matching(pattern, None, message.action, at, &mut handled).await?;
+            self.matching(pattern, None, message.action, at, &mut handled, &mut held).await?;
         }
         for name in &message.jobs {
             match self.jobs.jobs.get(name.as_str()) {
-                Some(job) => self.matching(&job.key.glob(), Some(job), message.action, at, &mut handled).await?,
+                Some(job) => {
+                    self.matching(&job.key.glob(), Some(job), message.action, at, &mut handled, &mut held).await?;
+                }
                 None => handled.foreign += 1,
             }
         }
-        Ok(handled)
+        Ok((handled, held))
+    }
+
+    /// Handles what was held off, to be fetched `when`; returns what still is.
+    ///
+    /// # Errors
+    /// Redis's; handle it again.
+    pub async fn again(&self, held: Vec<HeldOff>, when: When, handled: &mut Handled) -> RedisResult<Vec<HeldOff>> {
+        let entries: Vec<Named> = held.into_iter().map(|held| (held.job, held.key, held.at)).collect();
+        handled.entries = handled.entries.saturating_sub(entries.len() as u64);
+        let mut still = Vec::new();
+        self.entries(&entries, Action::Refresh, when, handled, &mut still).await?;
+        Ok(still)
+    }
+
+    /// Handles the entries under a tag: the stamp first, which fetches under way look at before they write, then those that
+    /// are there.
+    async fn tagged(
+        &self,
+        tag: &str,
+        action: Action,
+        at: i64,
+        handled: &mut Handled,
+        held: &mut Vec<HeldOff>,
+    ) -> RedisResult<()> {
+        let removal = if action == Action::Evict { Removal::Evict } else { Removal::Refresh };
+        self.store.stamp(tag, at, removal).await?;
+        let mut cursor = 0;
+        loop {
+            let (next, entries) = self.store.tagged(tag, cursor).await?;
+            let named: Vec<Named> = entries
+                .into_iter()
+                .filter_map(|key| Some((Arc::clone(self.jobs.owner(key.as_str())?.0), key, at)))
+                .collect();
+            self.entries(&named, action, When::Mass(0), handled, held).await?;
+            cursor = next;
+            if cursor == 0 {
+                return Ok(());
+            }
+        }
     }
 
     /// Handles entries whose keys match a glob. Leases are scanned to the end first, then values: a key that is being
@@ -177,6 +257,7 @@ impl Invalidator {
         action: Action,
         at: i64,
         handled: &mut Handled,
+        held: &mut Vec<HeldOff>,
     ) -> RedisResult<()> {
         for leases in [true, false] {
             let match_glob = if leases { self.keys.lease_glob(glob) } else { glob.to_owned() };
@@ -201,10 +282,10 @@ impl Invalidator {
                         None => self.jobs.owner(key).map(|(job, _)| job),
                     };
                     if let Some(job) = owner {
-                        named.push((Arc::clone(job), EntryKey::new(key)));
+                        named.push((Arc::clone(job), EntryKey::new(key), at));
                     }
                 }
-                self.entries(&named, action, at, handled).await?;
+                self.entries(&named, action, When::Mass(0), handled, held).await?;
                 cursor = next;
                 if cursor == 0 {
                     break;
@@ -217,48 +298,65 @@ impl Invalidator {
     /// Entry scripts first, then the agenda.
     async fn entries(
         &self,
-        named: &[(Arc<Job>, EntryKey)],
+        named: &[Named],
         action: Action,
-        at: i64,
+        when: When,
         handled: &mut Handled,
+        held: &mut Vec<HeldOff>,
     ) -> RedisResult<()> {
         let mut due: BTreeMap<&JobName, Vec<EntryKey>> = BTreeMap::new();
-        let mut out: BTreeMap<&JobName, Vec<EntryKey>> = BTreeMap::new();
+        // What was evicted is looked at once more: whether it was gone already says whether it may be put off for that.
+        let mut out: BTreeMap<(&JobName, bool), (&Arc<Job>, Vec<EntryKey>, i64)> = BTreeMap::new();
         for batch in named.chunks(ABREAST) {
             handled.entries += batch.len() as u64;
             let removal = match action {
                 Action::Refresh => Removal::Refresh,
                 Action::Evict => Removal::Evict,
                 Action::Warm => {
-                    for (job, key) in batch {
+                    for (job, key, _) in batch {
                         due.entry(&job.name).or_default().push(key.clone());
                     }
                     continue;
                 }
             };
-            let scripts = batch.iter().map(|(_, key)| self.store.invalidate(key, at, removal));
+            let scripts = batch.iter().map(|(_, key, at)| self.store.invalidate(key, *at, removal));
             let results = futures_util::future::try_join_all(scripts).await?;
-            for ((job, key), result) in batch.iter().zip(results) {
+            for ((job, key, at), result) in batch.iter().zip(results) {
                 handled.fenced += u64::from(result.fenced);
                 handled.removed += u64::from(result.removed);
                 let lists = || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params));
-                let onto = match removal {
+                if let Some(wait) = result.held_off {
+                    held.push(HeldOff { job: Arc::clone(job), key: key.clone(), at: *at, wait });
+                    continue;
+                }
+                match removal {
                     // A fenced fetch is begun anew by its own worker.
-                    Removal::Refresh if result.fenced => continue,
-                    Removal::Refresh if result.due || (result.unknown && lists()) => &mut due,
-                    Removal::Evict if result.removed || result.fenced => &mut out,
-                    Removal::Refresh | Removal::Evict => continue,
-                };
-                onto.entry(&job.name).or_default().push(key.clone());
+                    Removal::Refresh if result.fenced => {}
+                    Removal::Refresh if result.due || (result.unknown && lists()) => {
+                        due.entry(&job.name).or_default().push(key.clone());
+                    }
+                    Removal::Evict if result.removed || result.fenced || result.unknown => {
+                        let place = (&job.name, result.unknown);
+                        let (_, keys, _) = out.entry(place).or_insert_with(|| (job, Vec::new(), *at));
+                        keys.push(key.clone());
+                    }
+                    Removal::Refresh | Removal::Evict => {}
+                }
             }
         }
         let trigger = if action == Action::Warm { Trigger::Demand } else { Trigger::Invalidation };
         for (job, entries) in due {
             handled.due += entries.len() as u64;
-            self.agenda.put(job, &entries, When::Urgent, trigger).await?;
+            self.agenda.put(job, &entries, when, trigger).await?;
         }
-        for (job, entries) in out {
-            self.agenda.remove(job, &entries).await?;
+        for ((name, unknown), (job, entries, at)) in out {
+            let settle = i64::try_from(job.warm.settle.as_millis()).unwrap_or(0);
+            match (unknown, settle) {
+                (true, 0) => {}
+                (true, _) => _ = self.agenda.put(name, &entries, When::Keep(at + settle), Trigger::Settle).await?,
+                (false, 0) => self.agenda.remove(name, &entries).await?,
+                (false, _) => _ = self.agenda.put(name, &entries, When::Only(at + settle), Trigger::Settle).await?,
+            }
         }
         Ok(())
     }
@@ -293,6 +391,7 @@ mod tests {
             (r#"{"keys": ["a:1"], "action": "explode"}"#, "explode"),
             (r#"{"key": ["a:1"]}"#, "unknown field"),
             (r#"{"patterns": ["a:*"], "action": "warm"}"#, "keys only"),
+            (r#"{"tags": [""]}"#, "tag is empty"),
         ] {
             let Malformed(said) = Message::parse(text).unwrap_err();
             assert!(said.contains(reason), "{text}: {said}");

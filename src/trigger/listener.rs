@@ -1,7 +1,7 @@
 //! The ear: bare invalidations on the channel, and the signals by which workers wake one another.
 //!
-//! A bare `PUBLISH` is honoured at pub/sub's own at-most-once: what is published while nobody is subscribed is lost, and
-//! the listener says when that may have been.
+//! A bare `PUBLISH` is honoured at pub/sub's own at-most-once: what is published while nobody is subscribed is not heard.
+//! The [`Ear`] finds out when that may have been.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use redis::Client;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Invalidator, Message};
+use super::suspicion::SUSPECT_SIGNAL;
+use super::{At, Ear, Intake, Message};
 use crate::dispatcher::Bell;
 use crate::job::{JobName, UpstreamName};
 use crate::queue::{QUEUED_SIGNAL, Queue};
@@ -21,7 +22,7 @@ use crate::redis::{Keys, Patience};
 use crate::source::Gate;
 use crate::telemetry::Telemetry;
 
-/// Messages that wait to be handled; a faster publisher makes Redis wait, and in the end drop the subscriber.
+/// Messages that wait to be handed on; a faster publisher makes Redis wait, and in the end drop the subscriber.
 const WAITING: usize = 10_000;
 /// How often malformed messages are told of.
 const TELL: Duration = Duration::from_secs(60);
@@ -36,7 +37,11 @@ pub struct Listener {
     /// The names.
     pub keys: Keys,
     /// Who handles invalidations.
-    pub invalidator: Invalidator,
+    pub intake: Intake,
+    /// Who knows whether it hears.
+    pub ear: Ear,
+    /// Who is woken when something is suspect.
+    pub suspicion: Arc<Notify>,
     /// Who is woken when something is due.
     pub bell: Arc<Bell>,
     /// Who is woken when something is queued.
@@ -51,13 +56,7 @@ impl Listener {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let (heard, messages) = mpsc::channel(WAITING);
-        let handler = Handler {
-            invalidator: self.invalidator.clone(),
-            telemetry: self.telemetry.clone(),
-            malformed: 0,
-            told: None,
-        };
-        tokio::join!(self.listen(heard, &stop), handler.run(messages, &stop));
+        tokio::join!(self.listen(heard, &stop), self.ear.run(&stop), self.hand_on(messages, &stop));
     }
 
     async fn listen(&self, heard: mpsc::Sender<Heard>, stop: &CancellationToken) {
@@ -69,6 +68,7 @@ impl Listener {
                 Ok(()) => {}
                 Err(e) => patience.ill(&e, stop).await,
             }
+            self.ear.lost();
             deaf_since.get_or_insert_with(Instant::now);
         }
     }
@@ -81,33 +81,61 @@ impl Listener {
         patience: &mut Patience,
     ) -> redis::RedisResult<()> {
         let connect = self.client.get_async_pubsub();
-        let mut pubsub = tokio::time::timeout(Duration::from_secs(5), connect)
+        let signals = self.keys.signal_channel();
+        let subscribed = async {
+            let mut pubsub = connect.await?;
+            pubsub.subscribe(&[self.keys.invalidate_channel(), &signals]).await?;
+            Ok::<_, redis::RedisError>(pubsub)
+        };
+        let pubsub = tokio::time::timeout(Duration::from_secs(5), subscribed)
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
-        let signals = self.keys.signal_channel();
-        pubsub.subscribe(&[self.keys.invalidate_channel(), &signals]).await?;
         patience.well();
         if let Some(since) = deaf_since.take() {
             info!(
                 channel = self.keys.invalidate_channel(),
-                "subscribed again; what was published bare in the last {:.1} s was not heard",
+                "subscribed again after {:.1} s",
                 since.elapsed().as_secs_f32()
             );
         }
         // Whatever was signalled meanwhile.
         self.queue.wake();
+        self.suspicion.notify_one();
         let mut messages = pubsub.into_on_message();
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
+                () = self.ear.is_deaf() => return Ok(()),
                 () = stop.cancelled() => return Ok(()),
             };
             let Some(message) = message else { return Ok(()) };
-            let bytes = message.get_payload_bytes();
+            let text = String::from_utf8_lossy(message.get_payload_bytes());
             if message.get_channel_name() == signals {
-                self.signal(&String::from_utf8_lossy(bytes)).await;
-            } else if heard.send((Instant::now(), String::from_utf8_lossy(bytes).into_owned())).await.is_err() {
+                self.signal(&text).await;
+            } else if heard.send((Instant::now(), text.into_owned())).await.is_err() {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Hands on what was heard, apart from hearing, so that nothing makes the subscription overflow.
+    async fn hand_on(&self, mut messages: mpsc::Receiver<Heard>, stop: &CancellationToken) {
+        let mut complaints = Complaints::default();
+        loop {
+            let heard = tokio::select! {
+                heard = messages.recv() => heard,
+                () = stop.cancelled() => return,
+            };
+            let Some((received, text)) = heard else { return };
+            match Message::parse(&text) {
+                Ok(message) => tokio::select! {
+                    () = self.intake.take(message, At::Received(received), "channel", None) => {}
+                    () = stop.cancelled() => return,
+                },
+                Err(e) => {
+                    self.telemetry.malformed();
+                    complaints.complain(&text, &e.to_string());
+                }
             }
         }
     }
@@ -120,7 +148,9 @@ impl Listener {
                     gate.refresh().await;
                 }
             }
+            Some(("canary", canary)) => self.ear.heard(canary),
             _ if text == QUEUED_SIGNAL => self.queue.wake(),
+            _ if text == SUSPECT_SIGNAL => self.suspicion.notify_one(),
             _ => {}
         }
     }
@@ -129,67 +159,20 @@ impl Listener {
 /// A message and when it was received.
 type Heard = (Instant, String);
 
-/// Handles what was heard, apart from hearing, so that a slow pattern does not make the subscription overflow.
-struct Handler {
-    invalidator: Invalidator,
-    telemetry: Telemetry,
-    malformed: u64,
+/// Malformed messages, told of from time to time.
+#[derive(Debug, Default)]
+struct Complaints {
+    count: u64,
     told: Option<Instant>,
 }
 
-impl Handler {
-    async fn run(mut self, mut messages: mpsc::Receiver<Heard>, stop: &CancellationToken) {
-        let mut patience = Patience::new("invalidating");
-        loop {
-            let heard = tokio::select! {
-                heard = messages.recv() => heard,
-                () = stop.cancelled() => return,
-            };
-            let Some((received, text)) = heard else { return };
-            let message = match Message::parse(&text) {
-                Ok(message) => message,
-                Err(e) => {
-                    self.complain(&text, &e.to_string());
-                    continue;
-                }
-            };
-            let mut at = None;
-            while !stop.is_cancelled() {
-                // The time stays that of the receipt however often the handling is tried.
-                let handled = match at {
-                    None => {
-                        // Measured before Redis is asked, so that the time is not before the receipt.
-                        let waited = i64::try_from(received.elapsed().as_millis()).unwrap_or(0);
-                        match self.invalidator.now().await {
-                            Ok(now) => {
-                                at = Some(now - waited);
-                                self.invalidator.handle(&message, now - waited).await
-                            }
-                            Err(e) => Err(e),
-                        }
-                    }
-                    Some(at) => self.invalidator.handle(&message, at).await,
-                };
-                match handled {
-                    Ok(handled) => {
-                        patience.well();
-                        self.telemetry.invalidation("channel", &handled);
-                        break;
-                    }
-                    Err(e) => patience.ill(&e, stop).await,
-                }
-            }
-        }
-    }
-
+impl Complaints {
     fn complain(&mut self, text: &str, reason: &str) {
-        self.malformed += 1;
-        self.telemetry.malformed();
+        self.count += 1;
         if self.told.is_none_or(|told| told.elapsed() >= TELL) {
             let excerpt: String = text.chars().take(EXCERPT).collect();
-            warn!(count = self.malformed, excerpt, "cannot follow a message on the invalidation channel: {reason}");
-            self.told = Some(Instant::now());
-            self.malformed = 0;
+            warn!(count = self.count, excerpt, "cannot follow a message on the invalidation channel: {reason}");
+            *self = Self { count: 0, told: Some(Instant::now()) };
         }
     }
 }

@@ -2,10 +2,16 @@
 
 pub mod cron;
 pub mod inbox;
+pub mod intake;
 pub mod invalidation;
+pub mod ear;
 pub mod listener;
+pub mod suspicion;
 
 pub use cron::Cron;
 pub use inbox::Inbox;
+pub use intake::{At, Intake, Receipt};
 pub use invalidation::{Action, Handled, Invalidator, Message};
+pub use ear::Ear;
 pub use listener::Listener;
+pub use suspicion::{Doubt, Suspicion};

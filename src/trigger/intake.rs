@@ -1,0 +1,328 @@
+//! The intake: sees invalidations through, whichever way they came.
+//!
+//! A few named keys are handled as they come; what names many has a line of its own, so that it holds nobody up. Refreshes
+//! that are held off in a storm wait here, one for each entry however many messages named it, and are handled with the time of
+//! the last. A message from the inbox is acknowledged by its [`Receipt`] when all of it is done.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::invalidation::HeldOff;
+use super::{Action, Handled, Invalidator, Message};
+use crate::agenda::When;
+use crate::job::{EntryKey, Job};
+use crate::redis::Patience;
+use crate::telemetry::Telemetry;
+
+/// Messages that wait to be handled; a faster publisher makes Redis wait, and in the end drop the subscriber.
+const WAITING: usize = 10_000;
+/// Messages that name many and wait to be handled.
+const WIDE: usize = 1_000;
+/// Messages handled at once.
+const ABREAST: usize = 64;
+/// Receipts that may wait for entries that are held off, before no more are taken in.
+const RECEIPTS: usize = 100_000;
+/// How soon it is tried again what Redis did not answer.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// When a message was published.
+#[derive(Clone, Copy, Debug)]
+pub enum At {
+    /// Redis's own time, ms.
+    Redis(i64),
+    /// It was received just then, on our clock.
+    Received(Instant),
+}
+
+/// What acknowledges a message when all its parts are done; one that is dropped does not.
+#[derive(Debug)]
+pub struct Receipt(Arc<Slip>);
+
+#[derive(Debug)]
+struct Slip {
+    id: String,
+    parts: AtomicUsize,
+    done: mpsc::UnboundedSender<String>,
+}
+
+impl Receipt {
+    /// For the message `id`, which is sent to `done` in the end.
+    pub fn new(id: String, done: mpsc::UnboundedSender<String>) -> Self {
+        Self(Arc::new(Slip { id, parts: AtomicUsize::new(1), done }))
+    }
+
+    fn part(&self) -> Self {
+        self.0.parts.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(&self.0))
+    }
+
+    /// This part is done.
+    pub fn done(self) {
+        if self.0.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _ = self.0.done.send(self.0.id.clone());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Work {
+    message: Message,
+    at: At,
+    way: &'static str,
+    receipt: Option<Receipt>,
+}
+
+/// Where messages go. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    narrow: mpsc::Sender<Work>,
+    wide: mpsc::Sender<Work>,
+    held: Arc<Held>,
+}
+
+/// The loops that see them through.
+#[derive(Debug)]
+pub struct Intaking {
+    invalidator: Invalidator,
+    telemetry: Telemetry,
+    narrow: mpsc::Receiver<Work>,
+    wide: mpsc::Receiver<Work>,
+    held: Arc<Held>,
+}
+
+/// Refreshes that are held off.
+#[derive(Debug, Default)]
+struct Held {
+    entries: Mutex<HashMap<EntryKey, Waiting>>,
+    receipts: AtomicUsize,
+    more: Notify,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    job: Arc<Job>,
+    /// The time of the last invalidation (Redis time, ms).
+    at: i64,
+    until: Instant,
+    receipts: Vec<Receipt>,
+}
+
+impl Intake {
+    /// An intake, and the loops behind it.
+    pub fn new(invalidator: Invalidator, telemetry: Telemetry) -> (Self, Intaking) {
+        let (narrow, narrow_end) = mpsc::channel(WAITING);
+        let (wide, wide_end) = mpsc::channel(WIDE);
+        let held = Arc::<Held>::default();
+        let intake = Self { narrow, wide, held: Arc::clone(&held) };
+        (intake, Intaking { invalidator, telemetry, narrow: narrow_end, wide: wide_end, held })
+    }
+
+    /// Takes a message in; waits while there are too many. `way` is `channel` or `inbox`.
+    pub async fn take(&self, message: Message, at: At, way: &'static str, receipt: Option<Receipt>) {
+        while self.held.receipts.load(Ordering::Relaxed) > RECEIPTS {
+            tokio::time::sleep(AGAIN).await;
+        }
+        let line = if message.is_narrow() { &self.narrow } else { &self.wide };
+        // Without the loops the process ends.
+        let _ = line.send(Work { message, at, way, receipt }).await;
+    }
+}
+
+impl Intaking {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { invalidator, telemetry, narrow, wide, held } = self;
+        let line = |work, most, name| {
+            let (invalidator, telemetry) = (invalidator.clone(), telemetry.clone());
+            Line { invalidator, telemetry, held: &held, work, most, patience: Patience::new(name) }.run(&stop)
+        };
+        tokio::join!(
+            line(narrow, ABREAST, "invalidating"),
+            line(wide, 1, "invalidating many"),
+            held.run(&invalidator, &stop)
+        );
+    }
+}
+
+/// Handles what comes in one line.
+struct Line<'a> {
+    invalidator: Invalidator,
+    telemetry: Telemetry,
+    held: &'a Held,
+    work: mpsc::Receiver<Work>,
+    most: usize,
+    patience: Patience,
+}
+
+impl Line<'_> {
+    async fn run(mut self, stop: &CancellationToken) {
+        let mut round: Vec<Work> = Vec::new();
+        loop {
+            if round.is_empty() {
+                tokio::select! {
+                    count = self.work.recv_many(&mut round, self.most) => if count == 0 { return },
+                    () = stop.cancelled() => return,
+                }
+            }
+            if stop.is_cancelled() {
+                return;
+            }
+            match self.round(round).await {
+                (left, None) => {
+                    self.patience.well();
+                    round = left;
+                }
+                (left, Some(e)) => {
+                    self.patience.ill(&e, stop).await;
+                    round = left;
+                }
+            }
+        }
+    }
+
+    /// Handles a round of messages; returns those that are to be tried again, and why.
+    async fn round(&self, mut round: Vec<Work>) -> (Vec<Work>, Option<redis::RedisError>) {
+        if round.iter().any(|work| matches!(work.at, At::Received(_))) {
+            // Before Redis is asked, so that the time is not before the receipt; and it stays the same however often it is tried.
+            let waited: Vec<i64> = round
+                .iter()
+                .map(|work| match work.at {
+                    At::Received(then) => i64::try_from(then.elapsed().as_millis()).unwrap_or(0),
+                    At::Redis(_) => 0,
+                })
+                .collect();
+            match self.invalidator.now().await {
+                Ok(now) => {
+                    for (work, waited) in round.iter_mut().zip(waited) {
+                        if let At::Received(_) = work.at {
+                            work.at = At::Redis(now - waited);
+                        }
+                    }
+                }
+                Err(e) => return (round, Some(e)),
+            }
+        }
+        let results = join_all(round.iter_mut().map(|work| self.handle(work))).await;
+        let (mut left, mut error) = (Vec::new(), None);
+        for (work, result) in round.into_iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    if let Some(receipt) = work.receipt {
+                        receipt.done();
+                    }
+                }
+                Err(e) => {
+                    error = Some(e);
+                    left.push(work);
+                }
+            }
+        }
+        (left, error)
+    }
+
+    async fn handle(&self, work: &mut Work) -> redis::RedisResult<()> {
+        let At::Redis(at) = work.at else { return Ok(()) };
+        let receipt = work.receipt.as_ref();
+        if work.message.action == Action::Refresh && work.message.is_narrow() {
+            work.message.keys.retain(|key| !self.held.joins(key, at, receipt));
+            if work.message.keys.is_empty() {
+                self.telemetry.invalidation(work.way, &Handled { entries: 1, ..Handled::default() });
+                return Ok(());
+            }
+        }
+        let (handled, held) = self.invalidator.begin(&work.message, at).await?;
+        self.telemetry.invalidation(work.way, &handled);
+        for held in held {
+            self.held.add(held, receipt.map(Receipt::part).into_iter().collect());
+        }
+        Ok(())
+    }
+}
+
+impl Held {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<EntryKey, Waiting>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an entry waits already, and so for this invalidation as well.
+    fn joins(&self, key: &str, at: i64, receipt: Option<&Receipt>) -> bool {
+        let mut entries = self.lock();
+        let Some(waiting) = entries.get_mut(key) else { return false };
+        waiting.at = waiting.at.max(at);
+        if let Some(receipt) = receipt {
+            waiting.receipts.push(receipt.part());
+            self.receipts.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    fn add(&self, held: HeldOff, receipts: Vec<Receipt>) {
+        self.receipts.fetch_add(receipts.len(), Ordering::Relaxed);
+        let until = Instant::now() + held.wait;
+        match self.lock().entry(held.key) {
+            Entry::Occupied(mut there) => {
+                let there = there.get_mut();
+                there.at = there.at.max(held.at);
+                there.until = there.until.max(until);
+                there.receipts.extend(receipts);
+            }
+            Entry::Vacant(place) => {
+                place.insert(Waiting { job: held.job, at: held.at, until, receipts });
+            }
+        }
+        self.more.notify_one();
+    }
+
+    /// What has waited long enough.
+    fn due(&self) -> Vec<(EntryKey, Waiting)> {
+        let now = Instant::now();
+        self.lock().extract_if(|_, waiting| waiting.until <= now).collect()
+    }
+
+    async fn run(&self, invalidator: &Invalidator, stop: &CancellationToken) {
+        let mut patience = Patience::new("invalidating what was held off");
+        while !stop.is_cancelled() {
+            let next = self.lock().values().map(|waiting| waiting.until).min();
+            tokio::select! {
+                () = tokio::time::sleep_until(next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3_600)).into()) => {}
+                () = self.more.notified() => continue,
+                () = stop.cancelled() => return,
+            }
+            let due = self.due();
+            if due.is_empty() {
+                continue;
+            }
+            let entries = due.iter().map(|(key, waiting)| HeldOff {
+                job: Arc::clone(&waiting.job),
+                key: key.clone(),
+                at: waiting.at,
+                wait: Duration::ZERO,
+            });
+            let entries: Vec<HeldOff> = entries.collect();
+            let mut receipts: HashMap<EntryKey, Vec<Receipt>> =
+                due.into_iter().map(|(key, waiting)| (key, waiting.receipts)).collect();
+            let count = receipts.values().map(Vec::len).sum();
+            self.receipts.fetch_sub(count, Ordering::Relaxed);
+            let (still, error) = match invalidator.again(entries.clone(), When::Urgent, &mut Handled::default()).await {
+                Ok(still) => (still, None),
+                Err(e) => (entries.into_iter().map(|held| HeldOff { wait: AGAIN, ..held }).collect(), Some(e)),
+            };
+            for held in still {
+                let receipts = receipts.remove(&held.key).unwrap_or_default();
+                self.add(held, receipts);
+            }
+            receipts.into_values().flatten().for_each(Receipt::done);
+            match error {
+                Some(e) => patience.ill(&e, stop).await,
+                None => patience.well(),
+            }
+        }
+    }
+}

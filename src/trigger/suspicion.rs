@@ -1,0 +1,228 @@
+//! Suspicion: after a gap in what was heard, a restart or a failover, nothing fetched before is trusted.
+//!
+//! A note in Redis says up to which time everything is suspect, so that it outlives whoever wrote it; one worker at a time
+//! deals with it. Leases begun before are void; values fetched before are made due, the most read first, and are served until
+//! the new ones land. What somebody else wrote is left to them.
+
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use redis::{RedisResult, Script};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::invalidation::{Handled, HeldOff, Invalidator};
+use crate::agenda::{Agenda, Trigger, When};
+use crate::job::{EntryKey, Job, Jobs, Source};
+use crate::redis::{Connection, Keys, Patience};
+use crate::store::Store;
+
+/// Keys that Redis looks at in one step of a scan.
+const STEP: usize = 500;
+/// How often the note is looked for when nobody says that there is one.
+const IDLE: Duration = Duration::from_secs(5);
+
+static SUSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/suspect.lua")));
+static ABSOLVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/absolve.lua")));
+
+/// What a signal says that makes workers look for a suspicion.
+pub const SUSPECT_SIGNAL: &str = "suspect";
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doubt {
+    /// Invalidations may have been missed: what is generated is looked at, but not generated again from the same.
+    Missed = 1,
+    /// Invalidations were lost: everything is made anew.
+    Lost = 2,
+}
+
+/// Raises suspicions and deals with them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Suspicion {
+    /// The connection.
+    pub redis: Connection,
+    /// The names.
+    pub keys: Keys,
+    /// The jobs.
+    pub jobs: Arc<Jobs>,
+    /// Where entries become due.
+    pub agenda: Agenda,
+    /// Where is seen whose values are ours.
+    pub store: Store,
+    /// Who voids leases and marks values.
+    pub invalidator: Invalidator,
+    /// This worker.
+    pub worker: Arc<str>,
+    /// How long one worker is left to it.
+    pub claim: Duration,
+    /// Rung when there is something to do.
+    pub bell: Arc<Notify>,
+}
+
+impl Suspicion {
+    /// Everything fetched at or before `at` (Redis time, ms) is suspect from now on.
+    ///
+    /// # Errors
+    /// Redis's; raising it again does no harm.
+    pub async fn raise(&self, at: i64, doubt: Doubt) -> RedisResult<()> {
+        let [note, _] = self.keys.suspicion();
+        let mut call = SUSPECT.key(note);
+        call.arg(at).arg(doubt as u8).arg(self.keys.signal_channel()).arg(SUSPECT_SIGNAL);
+        call.invoke_async(&mut self.redis.clone()).await
+    }
+
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut patience = Patience::new("looking at what is suspect");
+        while !stop.is_cancelled() {
+            match self.look().await {
+                Ok(()) => patience.well(),
+                Err(e) => {
+                    patience.ill(&e, &stop).await;
+                    continue;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(IDLE) => {}
+                () = self.bell.notified() => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Deals with a suspicion if there is one and nobody does yet.
+    ///
+    /// # Errors
+    /// Redis's; it is dealt with again, by whoever comes first when the lock has run out.
+    pub async fn look(&self) -> RedisResult<()> {
+        let [note, lock] = self.keys.suspicion();
+        let mut redis = self.redis.clone();
+        loop {
+            let known: Option<String> = redis::cmd("GET").arg(&note).query_async(&mut redis).await?;
+            let Some(known) = known else { return Ok(()) };
+            let locked: Option<String> = redis::cmd("SET")
+                .arg(&lock)
+                .arg(&*self.worker)
+                .arg("NX")
+                .arg("PX")
+                .arg(self.claim.as_millis().to_string())
+                .query_async(&mut redis)
+                .await?;
+            if locked.is_none() {
+                return Ok(());
+            }
+            if let Some((at, doubt)) = read(&known) {
+                let begun = Instant::now();
+                warn!("invalidations may have been missed: all values fetched before now are looked at anew");
+                let (leases, values) = self.examine(at, doubt).await?;
+                info!(leases, values, seconds = begun.elapsed().as_secs_f32(), "what was suspect is due");
+            }
+            let mut call = ABSOLVE.key(&note);
+            call.key(&lock).arg(&known).arg(&*self.worker);
+            let clear: u8 = call.invoke_async(&mut redis).await?;
+            if clear == 1 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Voids leases and makes values due; returns how many of each.
+    async fn examine(&self, at: i64, doubt: Doubt) -> RedisResult<(usize, usize)> {
+        let (mut leases, mut values) = (0, 0);
+        let mut cursor = 0;
+        loop {
+            let (next, found) = self.scan(cursor, &self.keys.lease_glob("*")).await?;
+            let keys = found.iter().filter_map(|lease| self.keys.entry_of_lease(lease)).map(EntryKey::new);
+            let keys: Vec<EntryKey> = keys.collect();
+            leases += keys.len();
+            self.invalidate(keys, at, When::Mass(0)).await?;
+            self.hold().await?;
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        let mut jobs: Vec<&Arc<Job>> = self.jobs.jobs.values().collect();
+        jobs.sort_by_key(|job| is_generated(job));
+        for job in jobs {
+            let mut cursor = 0;
+            loop {
+                let (next, found) = self.scan(cursor, &job.key.glob()).await?;
+                let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
+                let keys = self.suspects(found.map(EntryKey::new).collect(), at).await?;
+                values += keys.len();
+                if !is_generated(job) {
+                    self.invalidate(keys, at, When::Mass(0)).await?;
+                } else if doubt == Doubt::Lost {
+                    self.invalidate(keys, at, When::Due(0)).await?;
+                } else {
+                    self.agenda.put(&job.name, &keys, When::Due(0), Trigger::Invalidation).await?;
+                }
+                self.hold().await?;
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        Ok((leases, values))
+    }
+
+    async fn scan(&self, cursor: u64, glob: &str) -> RedisResult<(u64, Vec<String>)> {
+        let (next, found): (u64, Vec<redis::Value>) = redis::cmd("SCAN")
+            .arg(cursor)
+            .arg("MATCH")
+            .arg(glob)
+            .arg("COUNT")
+            .arg(STEP)
+            .query_async(&mut self.redis.clone())
+            .await?;
+        Ok((next, found.into_iter().filter_map(|key| redis::from_redis_value(key).ok()).collect()))
+    }
+
+    /// Of these entries, those with a value of ours that was fetched at or before `at`, or in the future.
+    async fn suspects(&self, keys: Vec<EntryKey>, at: i64) -> RedisResult<Vec<EntryKey>> {
+        let looked = self.store.look(&keys).await?;
+        let now = self.store.now().await?;
+        let suspect = |(expires, meta): (i64, Option<crate::store::Meta>)| {
+            meta.is_some_and(|meta| meta.is_of(expires) && (meta.start <= at || meta.start > now))
+        };
+        Ok(keys.into_iter().zip(looked).filter(|(_, looked)| suspect(looked.clone())).map(|(key, _)| key).collect())
+    }
+
+    async fn invalidate(&self, keys: Vec<EntryKey>, at: i64, when: When) -> RedisResult<()> {
+        let held = |key: EntryKey| {
+            let job = Arc::clone(self.jobs.owner(key.as_str())?.0);
+            Some(HeldOff { job, key, at, wait: Duration::ZERO })
+        };
+        let mut held: Vec<HeldOff> = keys.into_iter().filter_map(held).collect();
+        while !held.is_empty() {
+            held = self.invalidator.again(held, when, &mut Handled::default()).await?;
+            if let Some(wait) = held.iter().map(|held| held.wait).min() {
+                tokio::time::sleep(wait).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the lock while it takes long.
+    async fn hold(&self) -> RedisResult<()> {
+        let [_, lock] = self.keys.suspicion();
+        redis::cmd("PEXPIRE")
+            .arg(lock)
+            .arg(self.claim.as_millis().to_string())
+            .exec_async(&mut self.redis.clone())
+            .await
+    }
+}
+
+fn is_generated(job: &Job) -> bool {
+    matches!(job.sources.first(), Some(Source::Ai(_)))
+}
+
+fn read(note: &str) -> Option<(i64, Doubt)> {
+    let (at, doubt) = note.split_once(' ')?;
+    Some((at.parse().ok()?, if doubt == "1" { Doubt::Missed } else { Doubt::Lost }))
+}
