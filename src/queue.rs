@@ -34,8 +34,8 @@ use crate::redis::{Connection, Keys, Patience};
 const WAITING: usize = 10_000;
 /// Tasks a worker has in hand at once. Each holds at most a chunk of entries, most of them waiting for their upstream.
 const IN_HAND: usize = 256;
-/// Tasks locked in one call.
-const PULL: usize = 8;
+/// Tasks locked in one call: few, so that workers share what there is.
+const PULL: usize = 2;
 /// How often a worker looks at the queue when nobody wakes it.
 const IDLE: Duration = Duration::from_secs(1);
 /// What a signal says that makes workers look at the queue.

@@ -122,6 +122,9 @@ pub struct HeldOff {
     pub wait: Duration,
 }
 
+/// Evicted entries of one job, and the time of the eviction.
+type Evicted<'a> = (&'a Arc<Job>, Vec<EntryKey>, i64);
+
 /// An entry to be invalidated.
 type Named = (Arc<Job>, EntryKey, i64);
 
@@ -306,7 +309,7 @@ impl Invalidator {
     ) -> RedisResult<()> {
         let mut due: BTreeMap<&JobName, Vec<EntryKey>> = BTreeMap::new();
         // What was evicted is looked at once more: whether it was gone already says whether it may be put off for that.
-        let mut out: BTreeMap<(&JobName, bool), (&Arc<Job>, Vec<EntryKey>, i64)> = BTreeMap::new();
+        let mut out: BTreeMap<(&JobName, bool), Evicted<'_>> = BTreeMap::new();
         for batch in named.chunks(ABREAST) {
             handled.entries += batch.len() as u64;
             let removal = match action {
