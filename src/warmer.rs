@@ -214,7 +214,9 @@ impl Warmer {
                 Err(ending) => return Ok(ending),
             };
         }
-        let mut lease = match self.store.lease(key, self.lease_time(job), fresh(job, taken)).await? {
+        let outdated = self.is_outdated(job, key, &params).await?;
+        let fresh = if outdated { Fresh::default() } else { fresh(job, taken) };
+        let mut lease = match self.store.lease(key, self.lease_time(job), fresh).await? {
             Leased::Yes(lease) => lease,
             Leased::Busy(left) => {
                 settle(admitted, Ended::Ok).await;
@@ -228,10 +230,10 @@ impl Warmer {
                 );
                 return Ok(Ending { outcome: Outcome::Failed, next: Next::Dead(reason.clone()), reason: Some(reason) });
             }
-            Leased::Fresh { expires, start } => {
+            Leased::Fresh { expires, born } => {
                 settle(admitted, Ended::Ok).await;
-                if let Some(start) = start {
-                    self.wake_outdated(key, start).await?;
+                if let Some(born) = born {
+                    self.wake_outdated(key, born).await?;
                 }
                 if taken.trigger == Trigger::Demand {
                     // Somebody else wrote what an entry waits for that is made from it.
@@ -285,9 +287,14 @@ impl Warmer {
                 Written::Done { expires, changed } => {
                     if changed {
                         self.wake_dependants(key, taken.urgent).await?;
-                    } else if taken.trigger == Trigger::Demand {
-                        // It had expired, and is what it was.
-                        self.wake_waiting(key).await?;
+                    } else {
+                        if let Some(before) = &lease.meta {
+                            self.wake_outdated(key, before.born).await?;
+                        }
+                        if taken.trigger == Trigger::Demand {
+                            // It had expired, and is what it was.
+                            self.wake_waiting(key).await?;
+                        }
                     }
                     return Ok(Ending::new(outcome, keep(job, key, expires, &params)));
                 }

@@ -79,8 +79,8 @@ pub enum Leased {
     Fresh {
         /// When the value expires (Redis time, ms).
         expires: i64,
-        /// When its fetch began (Redis time, ms); `None` where somebody else wrote it.
-        start: Option<i64>,
+        /// Since when its content is readable (Redis time, ms); `None` where somebody else wrote it.
+        born: Option<i64>,
     },
     /// The key holds something else than a string, of this type. It is somebody else's and stays.
     Taboo(String),
@@ -162,7 +162,7 @@ impl Store {
             "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
             "fresh" => {
                 let meta = meta.as_deref().and_then(Meta::parse).filter(|meta| meta.is_of(expires));
-                Leased::Fresh { expires, start: meta.map(|meta| meta.start) }
+                Leased::Fresh { expires, born: meta.map(|meta| meta.born) }
             }
             "taboo" => Leased::Taboo(meta.unwrap_or_default()),
             _ => Leased::Yes(Box::new(Lease {
