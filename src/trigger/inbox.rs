@@ -3,11 +3,11 @@
 //! A stream read by one consumer group. A message is acknowledged, and deleted, after all its steps; what a crashed worker
 //! was given is taken over. Its time S is the id that Redis gave it.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use redis::RedisResult;
 use redis::streams::{StreamAutoClaimReply, StreamId, StreamInfoConsumersReply, StreamReadReply};
+use redis::{RedisResult, Script};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -29,6 +29,8 @@ const TELL: Duration = Duration::from_secs(60);
 const MOST: usize = 100;
 /// How long one read waits for messages. Also how long ending takes at most.
 const WAIT: Duration = Duration::from_millis(2_000);
+
+static LEAVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave.lua")));
 
 /// One worker's end of the inbox.
 #[derive(Debug)]
@@ -108,7 +110,8 @@ impl Inbox {
                 }
             }
         }
-        let _ = self.leave().await;
+        let worker = Arc::clone(&self.worker);
+        let _ = self.remove(&worker).await;
     }
 
     async fn create_group(&mut self) -> RedisResult<()> {
@@ -142,14 +145,10 @@ impl Inbox {
         Ok(())
     }
 
+    /// Takes a reader out of the group that has nothing in hand.
     async fn remove(&mut self, reader: &str) -> RedisResult<()> {
-        redis::cmd("XGROUP")
-            .arg("DELCONSUMER")
-            .arg(self.keys.inbox())
-            .arg(GROUP)
-            .arg(reader)
-            .exec_async(&mut self.control)
-            .await
+        let _: u8 = LEAVE.key(self.keys.inbox()).arg(GROUP).arg(reader).invoke_async(&mut self.control).await?;
+        Ok(())
     }
 
     /// What others were given and did not finish within the claim time.
@@ -220,23 +219,5 @@ impl Inbox {
             warn!(id, "dropping a message from the inbox: {reason}");
             self.told = Some(Instant::now());
         }
-    }
-
-    async fn leave(&mut self) -> RedisResult<()> {
-        // A consumer that leaves takes its pending messages with it; so only one without any does.
-        let (pending,): (Vec<redis::Value>,) = redis::pipe()
-            .cmd("XPENDING")
-            .arg(self.keys.inbox())
-            .arg(GROUP)
-            .arg("-")
-            .arg("+")
-            .arg(1)
-            .arg(&*self.worker)
-            .query_async(&mut self.control)
-            .await?;
-        if pending.is_empty() {
-            self.remove(&Arc::clone(&self.worker)).await?;
-        }
-        Ok(())
     }
 }
