@@ -258,7 +258,7 @@ impl Invalidator {
             self.agenda.put(job, &entries, When::Urgent, trigger).await?;
         }
         for (job, entries) in out {
-            self.agenda.remove(job, &entries).await?;
+            self.agenda.cancel(job, &entries, at).await?;
         }
         Ok(())
     }

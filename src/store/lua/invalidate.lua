@@ -10,12 +10,13 @@
 --          1 if a value was removed}
 local S = tonumber(ARGV[1])
 local fenced, due, removed = 0, 0, 0
-local token, begun = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+) %S$')
-if token and tonumber(begun) <= S then
+local token, begun, marked = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+) (%S)$')
+local later = token and tonumber(begun) > S
+-- An eviction is told once, and not by each worker that hears it: what was asked for since would leave the agenda.
+if token and not later and not (marked == 'e' and ARGV[2] == 'e') then
   redis.call('SET', KEYS[2], token .. ' ' .. begun .. ' ' .. ARGV[2], 'KEEPTTL')
   fenced = 1
 end
-local later = token and fenced == 0
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
 local meta = redis.call('GET', KEYS[3])
 local start, written, rest = string.match(meta or '', '^(%d+) (%d+) %d+ (.*)$')
