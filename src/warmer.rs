@@ -382,6 +382,9 @@ impl Warmer {
         loop {
             let tried = match answer {
                 Answer::Value(fetched) => self.store.commit(key, lease, &fetched.json, job.ttl, note).await,
+                Answer::Unchanged if matches!(job.sources[0], Source::Ai(_)) => {
+                    self.store.extend_unasked(key, lease, job.ttl, note).await
+                }
                 Answer::Unchanged => self.store.extend(key, lease, job.ttl, note).await,
                 Answer::Gone => self.store.gone(key, lease, note).await,
             };

@@ -102,7 +102,7 @@ pub enum Written {
     Evicted,
     /// The lease ran out or was lost: the answer is dropped.
     Lost,
-    /// The value is gone or somebody else's and cannot be extended: fetch again without validators.
+    /// The value is gone, somebody else's, or invalidated, and cannot be extended: fetch again without validators.
     Foreign,
 }
 
@@ -204,11 +204,36 @@ impl Store {
         written(reply)
     }
 
-    /// Lets the present value live on for `ttl`.
+    /// Lets the present value live on for `ttl`, since its upstream says that it is unchanged.
     ///
     /// # Errors
     /// Redis's.
     pub async fn extend(&self, key: &EntryKey, lease: &Lease, ttl: Duration, note: &Note) -> RedisResult<Written> {
+        self.extend_script(key, lease, ttl, note, true).await
+    }
+
+    /// The same without having asked anybody: only if it was not invalidated, either.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn extend_unasked(
+        &self,
+        key: &EntryKey,
+        lease: &Lease,
+        ttl: Duration,
+        note: &Note,
+    ) -> RedisResult<Written> {
+        self.extend_script(key, lease, ttl, note, false).await
+    }
+
+    async fn extend_script(
+        &self,
+        key: &EntryKey,
+        lease: &Lease,
+        ttl: Duration,
+        note: &Note,
+        asked: bool,
+    ) -> RedisResult<Written> {
         let reply = self
             .call(&EXTEND, key)
             .arg(&lease.token)
@@ -217,6 +242,7 @@ impl Store {
             .arg(note.to_json())
             .arg(millis(META_OUTLIVES))
             .arg(millis(lease.time))
+            .arg(u8::from(!asked))
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
