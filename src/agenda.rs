@@ -23,6 +23,7 @@ const BATCH: usize = 250;
 static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/due.lua")));
 static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/claim.lua")));
 static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/take.lua")));
+static CANCEL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/cancel.lua")));
 static FINISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/finish.lua")));
 
 /// Why an entry became due.
@@ -162,8 +163,6 @@ pub enum When {
     Keep(i64),
     /// Now, but only if it is on the agenda.
     IfThere,
-    /// At this Redis time (ms) and not before, whatever the agenda says.
-    Only(i64),
 }
 
 /// An entry claimed for a task: its score compares and swaps.
@@ -258,7 +257,6 @@ impl Agenda {
             When::Due(at) => ("due", at),
             When::Keep(at) => ("keep", at),
             When::IfThere => ("there", 0),
-            When::Only(at) => ("only", at),
         };
         let agenda = self.keys.agenda(job);
         let signal = due_signal(job);
@@ -368,15 +366,15 @@ impl Agenda {
         Ok(())
     }
 
-    /// Takes an entry off the agenda, whatever its state.
+    /// Takes entries off the agenda that were evicted at `at` (Redis time, ms), unless somebody asked for them since.
     ///
     /// # Errors
-    /// Redis's.
-    pub async fn remove(&self, job: &JobName, entries: &[EntryKey]) -> RedisResult<()> {
+    /// Redis's; some may have left.
+    pub async fn cancel(&self, job: &JobName, entries: &[EntryKey], at: i64) -> RedisResult<()> {
         for batch in entries.chunks(BATCH) {
             let keys: Vec<&str> = batch.iter().map(EntryKey::as_str).collect();
-            let () =
-                redis::cmd("ZREM").arg(self.keys.agenda(job)).arg(keys).query_async(&mut self.redis.clone()).await?;
+            let _: u64 =
+                CANCEL.key(self.keys.agenda(job)).arg(at).arg(keys).invoke_async(&mut self.redis.clone()).await?;
         }
         Ok(())
     }

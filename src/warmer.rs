@@ -215,7 +215,9 @@ impl Warmer {
                 Err(ending) => return Ok(ending),
             };
         }
-        let mut lease = match self.store.lease(key, self.lease_time(job), fresh(job, taken)).await? {
+        let outdated = self.is_outdated(job, key, &params).await?;
+        let fresh = if outdated { Fresh::default() } else { fresh(job, taken) };
+        let mut lease = match self.store.lease(key, self.lease_time(job), fresh).await? {
             Leased::Yes(lease) => lease,
             Leased::Busy(left) => {
                 settle(admitted, Ended::Ok).await;
@@ -233,10 +235,10 @@ impl Warmer {
                 settle(admitted, Ended::Ok).await;
                 return Ok(Ending::new(Outcome::Unchanged, Next::Out));
             }
-            Leased::Fresh { now, expires, start } => {
+            Leased::Fresh { now, expires, born } => {
                 settle(admitted, Ended::Ok).await;
-                if let Some(start) = start {
-                    self.wake_outdated(key, start).await?;
+                if let Some(born) = born {
+                    self.wake_outdated(key, born).await?;
                 }
                 if taken.trigger == Trigger::Demand {
                     // Somebody else wrote what an entry waits for that is made from it.
@@ -313,9 +315,14 @@ impl Warmer {
                     self.store.untag(key, &gone).await?;
                     if changed {
                         self.wake_dependants(key, taken.urgency).await?;
-                    } else if taken.trigger == Trigger::Demand {
-                        // It had expired, and is what it was.
-                        self.wake_waiting(key).await?;
+                    } else {
+                        if let Some(before) = &lease.meta {
+                            self.wake_outdated(key, before.born).await?;
+                        }
+                        if taken.trigger == Trigger::Demand {
+                            // It had expired, and is what it was.
+                            self.wake_waiting(key).await?;
+                        }
                     }
                     let next = settled(job, trigger, expires - millis(job.ttl), keep(job, key, expires, &params));
                     return Ok(Ending::new(outcome, next));
@@ -408,6 +415,9 @@ impl Warmer {
             let tried = match answer {
                 _ if tagged.is_err() => tagged.map(|()| Written::Lost),
                 Answer::Value(fetched) => self.store.commit(key, lease, &fetched.json, job.ttl, note).await,
+                Answer::Unchanged if matches!(job.sources[0], Source::Ai(_)) => {
+                    self.store.extend_unasked(key, lease, job.ttl, note).await
+                }
                 Answer::Unchanged => self.store.extend(key, lease, job.ttl, note).await,
                 Answer::Gone => self.store.gone(key, lease, note).await,
             };

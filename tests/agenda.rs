@@ -333,22 +333,14 @@ async fn a_stronger_reason_takes_the_place_of_a_weaker_one_and_not_the_other_way
         let score = take(&parts, &claimed).await.remove(0).unwrap();
         finish(&parts, "a", &score, Next::Out).await;
     }
-    // A demand on the queue would leave the old value alone: the invalidation takes it back.
-    put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
-    let overtaken = claim(&parts, MANY, MANY, LONG).await;
-    put(&parts, &["a"], When::Urgent, Trigger::Invalidation).await;
-    assert_eq!(take(&parts, &overtaken).await, [None]);
-    assert_eq!(claim(&parts, MANY, MANY, LONG).await[0].due().trigger, Trigger::Invalidation);
 }
 
 #[tokio::test]
-async fn only_puts_an_entry_off_whatever_it_was() {
+async fn what_is_only_looked_at_once_more_gives_way_to_a_demand() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a"], When::Due(0), Trigger::Cron).await;
+    put(&parts, &["a"], When::Due(0), Trigger::Settle).await;
     let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
-    let then = parts.now().await + 60_000;
-    put(&parts, &["a"], When::Only(then), Trigger::Settle).await;
+    put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
     finish(&parts, "a", &score, Next::Out).await;
-    let due = Due::from_score(parts.score("a").await.unwrap());
-    assert_eq!((due.at, due.state, due.trigger), (then, State::Scheduled, Trigger::Settle));
+    assert_eq!(claim(&parts, MANY, MANY, LONG).await[0].due().trigger, Trigger::Demand);
 }

@@ -6,7 +6,7 @@ use crate::agenda::Trigger;
 use crate::source::Validators;
 use crate::warmer::Outcome;
 
-/// Metadata of an entry: `start written invalidated outlived hash {note}`.
+/// Metadata of an entry: `start written invalidated outlived hash@born {note}`.
 ///
 /// Scripts read and write the head without parsing JSON; only we read the note.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,9 @@ pub struct Meta {
     pub outlived: i64,
     /// Hash of the value; `-` for none.
     pub hash: String,
+    /// Since when this content is readable (Redis time, ms), however often it was fetched since; 0 if that is not known.
+    /// What was made from the entry before may be made from another.
+    pub born: i64,
     /// The rest.
     pub note: Note,
 }
@@ -70,9 +73,11 @@ impl Meta {
         let mut parts = text.splitn(6, ' ');
         let mut number = || parts.next()?.parse().ok();
         let (start, written, invalidated, outlived) = (number()?, number()?, number()?, number()?);
-        let hash = parts.next()?.to_owned();
+        let hash = parts.next()?;
+        let (hash, born) = hash.split_once('@').unwrap_or((hash, "0"));
+        let (hash, born) = (hash.to_owned(), born.parse().ok()?);
         let note = serde_json::from_str(parts.next()?).unwrap_or_default();
-        Some(Self { start, written, invalidated, outlived, hash, note })
+        Some(Self { start, written, invalidated, outlived, hash, born, note })
     }
 
     /// Whether the value that expires at `pexpiretime` (as Redis says it) is the one this speaks of.

@@ -92,8 +92,8 @@ pub enum Leased {
         now: i64,
         /// When the value expires (Redis time, ms).
         expires: i64,
-        /// When its fetch began (Redis time, ms); `None` where somebody else wrote it.
-        start: Option<i64>,
+        /// Since when its content is readable (Redis time, ms); `None` where somebody else wrote it.
+        born: Option<i64>,
     },
     /// There is no value, and none is wanted.
     Absent,
@@ -117,7 +117,7 @@ pub enum Written {
     Evicted,
     /// The lease ran out or was lost: the answer is dropped.
     Lost,
-    /// The value is gone or somebody else's and cannot be extended: fetch again without validators.
+    /// The value is gone, somebody else's, or invalidated, and cannot be extended: fetch again without validators.
     Foreign,
 }
 
@@ -199,7 +199,7 @@ impl Store {
             "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
             "fresh" => {
                 let meta = meta.as_deref().and_then(Meta::parse).filter(|meta| meta.is_of(expires));
-                Leased::Fresh { now, expires, start: meta.map(|meta| meta.start) }
+                Leased::Fresh { now, expires, born: meta.map(|meta| meta.born) }
             }
             "absent" => Leased::Absent,
             "taboo" => Leased::Taboo(meta.unwrap_or_default()),
@@ -242,11 +242,36 @@ impl Store {
         written(reply)
     }
 
-    /// Lets the present value live on for `ttl`.
+    /// Lets the present value live on for `ttl`, since its upstream says that it is unchanged.
     ///
     /// # Errors
     /// Redis's.
     pub async fn extend(&self, key: &EntryKey, lease: &Lease, ttl: Duration, note: &Note) -> RedisResult<Written> {
+        self.extend_script(key, lease, ttl, note, true).await
+    }
+
+    /// The same without having asked anybody: only if it was not invalidated, either.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn extend_unasked(
+        &self,
+        key: &EntryKey,
+        lease: &Lease,
+        ttl: Duration,
+        note: &Note,
+    ) -> RedisResult<Written> {
+        self.extend_script(key, lease, ttl, note, false).await
+    }
+
+    async fn extend_script(
+        &self,
+        key: &EntryKey,
+        lease: &Lease,
+        ttl: Duration,
+        note: &Note,
+        asked: bool,
+    ) -> RedisResult<Written> {
         let reply = self
             .call(&EXTEND, key)
             .arg(&lease.token)
@@ -255,6 +280,7 @@ impl Store {
             .arg(note.to_json())
             .arg(millis(META_OUTLIVES))
             .arg(millis(lease.time))
+            .arg(u8::from(!asked))
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)

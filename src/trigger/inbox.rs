@@ -7,8 +7,8 @@
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use redis::{RedisResult, Script};
 use redis::streams::{StreamAutoClaimReply, StreamId, StreamInfoConsumersReply, StreamReadReply};
+use redis::{RedisResult, Script};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -37,6 +37,8 @@ const TELL: Duration = Duration::from_secs(60);
 const MOST: usize = 100;
 /// How long one read waits for messages. Also how long ending takes at most.
 const WAIT: Duration = Duration::from_millis(2_000);
+
+static LEAVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave.lua")));
 
 /// One worker's end of the inbox.
 #[derive(Debug)]
@@ -96,7 +98,8 @@ impl Inbox {
             self
         };
         let (mut inbox, ()) = tokio::join!(reading, acknowledging);
-        let _ = inbox.leave().await;
+        let worker = Arc::clone(&inbox.worker);
+        let _ = inbox.remove(&worker).await;
     }
 
     async fn read_all(&mut self, done: mpsc::UnboundedSender<String>, stop: &CancellationToken) {
@@ -166,14 +169,10 @@ impl Inbox {
         Ok(())
     }
 
+    /// Takes a reader out of the group that has nothing in hand.
     async fn remove(&mut self, reader: &str) -> RedisResult<()> {
-        redis::cmd("XGROUP")
-            .arg("DELCONSUMER")
-            .arg(self.keys.inbox())
-            .arg(GROUP)
-            .arg(reader)
-            .exec_async(&mut self.control)
-            .await
+        let _: u8 = LEAVE.key(self.keys.inbox()).arg(GROUP).arg(reader).invoke_async(&mut self.control).await?;
+        Ok(())
     }
 
     /// What others were given and did not finish within the claim time.
@@ -244,24 +243,6 @@ impl Inbox {
             warn!(id, "dropping a message from the inbox: {reason}");
             self.told = Some(Instant::now());
         }
-    }
-
-    async fn leave(&mut self) -> RedisResult<()> {
-        // A consumer that leaves takes its pending messages with it; so only one without any does.
-        let (pending,): (Vec<redis::Value>,) = redis::pipe()
-            .cmd("XPENDING")
-            .arg(self.keys.inbox())
-            .arg(GROUP)
-            .arg("-")
-            .arg("+")
-            .arg(1)
-            .arg(&*self.worker)
-            .query_async(&mut self.control)
-            .await?;
-        if pending.is_empty() {
-            self.remove(&Arc::clone(&self.worker)).await?;
-        }
-        Ok(())
     }
 }
 

@@ -308,7 +308,7 @@ impl Invalidator {
         held: &mut Vec<HeldOff>,
     ) -> RedisResult<()> {
         let mut due: BTreeMap<&JobName, Vec<EntryKey>> = BTreeMap::new();
-        // What was evicted is looked at once more: whether it was gone already says whether it may be put off for that.
+        // Of an eviction: whether nothing was known of them, and the entries.
         let mut out: BTreeMap<(&JobName, bool), Evicted<'_>> = BTreeMap::new();
         for batch in named.chunks(ABREAST) {
             handled.entries += batch.len() as u64;
@@ -353,12 +353,13 @@ impl Invalidator {
             self.agenda.put(job, &entries, when, trigger).await?;
         }
         for ((name, unknown), (job, entries, at)) in out {
-            let settle = i64::try_from(job.warm.settle.as_millis()).unwrap_or(0);
-            match (unknown, settle) {
-                (true, 0) => {}
-                (true, _) => _ = self.agenda.put(name, &entries, When::Keep(at + settle), Trigger::Settle).await?,
-                (false, 0) => self.agenda.remove(name, &entries).await?,
-                (false, _) => _ = self.agenda.put(name, &entries, When::Only(at + settle), Trigger::Settle).await?,
+            if !unknown {
+                self.agenda.cancel(name, &entries, at).await?;
+            }
+            // Whoever fills misses by himself may write an old value just after.
+            if !job.warm.settle.is_zero() {
+                let settle = i64::try_from(job.warm.settle.as_millis()).unwrap_or(0);
+                self.agenda.put(name, &entries, When::Keep(at + settle), Trigger::Settle).await?;
             }
         }
         Ok(())

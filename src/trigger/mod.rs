@@ -1,17 +1,17 @@
 //! Triggers: what makes entries due. All of them end on the agenda.
 
 pub mod cron;
+pub mod ear;
 pub mod inbox;
 pub mod intake;
 pub mod invalidation;
-pub mod ear;
 pub mod listener;
 pub mod suspicion;
 
 pub use cron::Cron;
+pub use ear::Ear;
 pub use inbox::Inbox;
 pub use intake::{At, Intake, Receipt};
 pub use invalidation::{Action, Handled, Invalidator, Message};
-pub use ear::Ear;
 pub use listener::Listener;
 pub use suspicion::{Doubt, Suspicion};

@@ -7,6 +7,7 @@ use super::timing::millis;
 use super::{INPUT_WAIT, Outcome, Warmer};
 use crate::agenda::{Trigger, Urgency, When};
 use crate::job::{EntryKey, Job, Params};
+use crate::store::Meta;
 
 /// An entry, and when the fetch of its value began (Redis time, ms) where that is ours.
 type Made = (EntryKey, Option<i64>);
@@ -99,11 +100,25 @@ impl Warmer {
         Ok(())
     }
 
-    /// Makes due what was made from an entry before its present value was fetched, at `start` (Redis time, ms): whoever wrote
-    /// that may have died before it said so.
-    pub(super) async fn wake_outdated(&self, found: &EntryKey, start: i64) -> RedisResult<()> {
+    /// Whether an entry was made before the present content of one of its inputs was born. Whoever said so may have found it
+    /// due already, since before it was made: then no trigger tells.
+    pub(super) async fn is_outdated(&self, job: &Job, key: &EntryKey, params: &Params) -> RedisResult<bool> {
+        let mut looked: Vec<EntryKey> = job.inputs.values().filter_map(|pattern| pattern.write(params)).collect();
+        if looked.is_empty() {
+            return Ok(false);
+        }
+        looked.push(key.clone());
+        let mut found = self.store.look(&looked).await?;
+        let known = |(expires, meta): (i64, Option<Meta>)| meta.filter(|meta| meta.is_of(expires));
+        let Some(made) = found.pop().and_then(known) else { return Ok(false) };
+        Ok(found.into_iter().filter_map(known).any(|input| made.start <= input.born))
+    }
+
+    /// Makes due what was made from an entry before its present content was `born` (Redis time, ms): whoever wrote that may
+    /// have died before it said so.
+    pub(super) async fn wake_outdated(&self, found: &EntryKey, born: i64) -> RedisResult<()> {
         for (job, there, _) in self.dependants(found).await? {
-            let outdated = there.into_iter().filter(|(_, made)| made.is_some_and(|made| made < start));
+            let outdated = there.into_iter().filter(|(_, made)| made.is_some_and(|made| made <= born));
             let outdated: Vec<EntryKey> = outdated.map(|(key, _)| key).collect();
             self.agenda.put(&job.name, &outdated, When::Due(0), Trigger::Invalidation).await?;
         }

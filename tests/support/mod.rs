@@ -17,11 +17,13 @@ mod parts;
 mod process;
 mod redis;
 mod upstream;
+mod versions;
 
 pub use art::{Art, hasty_worker, talkative, worker};
 pub use eventually::{State, eventually};
 pub use jobs::JobsFolder;
 pub use parts::{Parts, art, job};
-pub use process::{Finished, Samovar, WorkerProcess, samovar};
+pub use process::{Finished, Samovar, WorkerProcess, number_from_environment, samovar};
 pub use redis::{RedisOptions, TestRedis};
 pub use upstream::{Call, Gate, Reply, Upstream};
+pub use versions::Versions;

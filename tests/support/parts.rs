@@ -7,7 +7,7 @@ use samovar::agenda::Agenda;
 use samovar::job::{EntryKey, JobName, Jobs};
 use samovar::redis::{Connection, Keys};
 use samovar::store::{Fresh, Lease, Leased, Meta, Store};
-use samovar::trigger::{Invalidator, Message, inbox};
+use samovar::trigger::{Invalidator, Message, Suspicion, inbox};
 
 use super::{JobsFolder, TestRedis, eventually};
 
@@ -33,6 +33,21 @@ impl Parts {
     pub fn invalidator(&self, jobs: &JobsFolder) -> Invalidator {
         let jobs = Jobs::load(jobs.path(), Duration::from_secs(3_600), &|_| None).unwrap();
         Invalidator::new(self.redis.clone(), self.keys.clone(), Arc::new(jobs), self.store.clone(), self.agenda.clone())
+    }
+
+    /// What deals with suspicions about these jobs.
+    pub fn suspicion(&self, jobs: &JobsFolder) -> Suspicion {
+        Suspicion {
+            redis: self.redis.clone(),
+            keys: self.keys.clone(),
+            jobs: Arc::new(Jobs::load(jobs.path(), Duration::from_secs(3_600), &|_| None).unwrap()),
+            agenda: self.agenda.clone(),
+            store: self.store.clone(),
+            invalidator: self.invalidator(jobs),
+            worker: Arc::from("a test"),
+            claim: Duration::from_secs(60),
+            bell: Arc::default(),
+        }
     }
 
     /// Begins a fetch, which nothing makes unnecessary.

@@ -31,6 +31,13 @@ pub fn samovar<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Samovar {
     Samovar { command, folder }
 }
 
+/// A number that whoever runs the tests may set in the environment.
+#[allow(clippy::disallowed_methods, reason = "settings of a test are none of Samovar's")]
+pub fn number_from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
 /// A command line, in an environment and a working directory that hold nothing else.
 #[derive(Debug)]
 pub struct Samovar {

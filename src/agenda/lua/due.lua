@@ -6,7 +6,6 @@
 --             'due' at ARGV 3, unless it is due earlier, claimed or taken
 --             'keep' at ARGV 3, unless it is on the agenda already
 --             'there' as 'due', but only if it is on the agenda
---             'only' at ARGV 3 and not before, whatever the agenda says
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
 --       4 '1': an invalidation: what a worker has taken is made due again (what is only claimed is fetched later anyway)
 --       5 channel of signals  6 the signal to send if anything is due soon: before dispatchers would look by themselves
@@ -35,8 +34,6 @@ for i, entry in ipairs(entries) do
   local move, as = nil, text
   if not old then
     move = how ~= 'there'
-  elseif how == 'only' then
-    move = true
   elseif how == 'keep' then
     move = false
   else
@@ -49,8 +46,8 @@ for i, entry in ipairs(entries) do
       move = pressing and (stronger or (how == 'urgent' and old > -3.5e13) or tonumber(text) < math.floor(old))
       as = score(single, of)
     elseif old < -1e13 then
-      -- Claimed by a weaker reason, its fetch may turn out to be unnecessary by that reason's measure.
-      move = override and (bits >= 32 or stronger)
+      -- Who looks at an entry once more (settle) may find that there is nothing to fetch.
+      move = (override and bits >= 32) or (before == 5 and trigger ~= 5)
     else
       move = pressing or at < math.floor(old) or (stronger and at <= now)
       as = score(how == 'urgent', of)

@@ -10,12 +10,14 @@ local before, meta = there[1], there[3] or ''
 local objection, now, start = fence(KEYS[2], there[2], ARGV[1], ARGV[7])
 if objection then return objection end
 -- Somebody else may have written the same meanwhile: to whoever waits for us it is news nevertheless.
-local known = string.match(meta, '^%d+ %d+ %d+ %d+ (%S+)') == ARGV[4]
-local changed = not known or (before and before ~= ARGV[2])
+local hash, born = string.match(meta, '^%d+ %d+ %d+ %d+ ([^ @]+)@?(%d*)')
+local changed = hash ~= ARGV[4] or (before and before ~= ARGV[2])
+-- What was made from this entry before its content was born was made from another.
+if changed or born == '' then born = string.format('%.0f', now) end
 local pxat = now + tonumber(ARGV[3])
 redis.call('SET', KEYS[1], ARGV[2], 'PXAT', string.format('%.0f', pxat))
 if before ~= ARGV[2] then redis.call('PUBLISH', ARGV[8], ARGV[9]) end
-redis.call('SET', KEYS[3], string.format('%s %.0f 0 0 %s %s', start, pxat, ARGV[4], ARGV[5]),
+redis.call('SET', KEYS[3], string.format('%s %.0f 0 0 %s@%s %s', start, pxat, ARGV[4], born, ARGV[5]),
   'PXAT', string.format('%.0f', pxat + tonumber(ARGV[6])))
 redis.call('DEL', KEYS[2])
 return {'done', now, pxat, changed and 1 or 0}

@@ -2,13 +2,15 @@
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 token  2 TTL (ms)  3 PEXPIRETIME of the value we wrote  4 rest of the metadata (JSON)
 --       5 how long metadata outlives the value (ms)  6 how long a renewed lease holds (ms)
+--       7 '1': nobody was asked, so it answers no invalidation that came since, not even one older than the lease
 -- Returns the fence's objection (fence.lua)
---       | {'foreign'}, lease kept: the value is gone or somebody else's | {'done', now, PEXPIRETIME, 0}
+--       | {'foreign'}, lease kept: the value is gone, somebody else's, or invalidated | {'done', now, PEXPIRETIME, 0}
 local objection, now, start = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[6])
 if objection then return objection end
 local meta = redis.call('GET', KEYS[3]) or ''
-local written, hash = string.match(meta, '^%d+ (%d+) %d+ %d+ (%S+)')
-if written ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3]) then
+local written, mark, hash = string.match(meta, '^%d+ (%d+) (%d+) %d+ (%S+)')
+if written ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3])
+  or (ARGV[7] == '1' and mark ~= '0') then
   return {'foreign'}
 end
 local pxat = now + tonumber(ARGV[2])

@@ -32,11 +32,12 @@ elseif refresh and storm > 0 and not token and ours and invalid == '0' and befor
   local wait = math.min(tonumber(start), now) + storm - now
   if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
 end
-if token and before(tonumber(begun)) then
+local later = token and not before(tonumber(begun))
+-- An eviction is told once, and not by each worker that hears it: what was asked for since would leave the agenda.
+if token and not later and (refresh or busy ~= 'e') then
   redis.call('SET', KEYS[2], token .. ' ' .. begun .. ' ' .. ARGV[2], 'KEEPTTL')
   fenced = 1
 end
-local later = token and fenced == 0
 local old = not start or before(tonumber(start)) or (pxat ~= -2 and not ours)
 if old and not refresh then
   removed = redis.call('DEL', KEYS[1])

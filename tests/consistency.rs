@@ -1,0 +1,580 @@
+//! The whole fleet under fire: editors, readers and workers that die, with an upstream that answers late and out of order.
+//!
+//! Whatever happens, no reader sees a key go back to an older version, nothing older is readable once an eviction is
+//! handled, each key is fetched once at a time, and when the dust has settled no key is older than its last published
+//! version. `SAMOVAR_TEST_SEED` repeats a run's choices (not its timing), `SAMOVAR_TEST_SECONDS` sets how long it goes on.
+#![cfg(test)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::rc::Rc;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use redis::AsyncTypedCommands;
+use redis::streams::{StreamInfoGroupsReply, StreamPendingCountReply};
+use samovar::job::EntryKey;
+use samovar::redis::Connection;
+use samovar::trigger::{Message, inbox};
+use serde_json::{Value, json};
+use support::{JobsFolder, Parts, TestRedis, Versions, WorkerProcess, number_from_environment, samovar};
+use tokio::sync::RwLock;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+const CHANNEL: &str = "samovar:invalidate";
+const WORKERS: usize = 3;
+const READERS: u64 = 3;
+const EDITORS: u64 = 4;
+/// A job and how many entries of it there are: `art` lives long, `brief` expires again and again, a `story` is made of an
+/// `art`.
+const SHELVES: [(&str, u64); 3] = [("art", 90), ("brief", 60), ("story", 50)];
+/// Only a failing test waits so long. More than a lease, an entry in a dead worker's hands and a wait for an input together.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn jobs(upstream: &Versions) -> JobsFolder {
+    let listed = |of: u64| json!((0..of * 3 / 4).map(|n| n.to_string()).collect::<Vec<_>>()).to_string();
+    let mut folder = JobsFolder::new()
+        .upstreams(&format!("[museum]\nurl = \"{}\"\ntimeout = \"2s\"\nconcurrency = 48\n", upstream.url()));
+    for (job, of) in SHELVES {
+        let (ttl, more, path, inputs) = match job {
+            "art" => ("1h", "", "/art/{{ name }}", ""),
+            "brief" => ("5s", "ahead = \"1s\"\nschedule = \"*/2 * * * * *\"", "/brief/{{ name }}", ""),
+            _ => ("1h", "", "/story/{{ name }}/{{ art.v }}", "[inputs]\nart = \"art:{name}\""),
+        };
+        folder = folder.job(
+            job,
+            &format!(
+                "key = \"{job}:{{name}}\"\nttl = \"{ttl}\"\n{inputs}\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+                 path = \"{path}\"\n[entries]\nlist = {}\n[warm]\nattempts = 1000\n{more}\n",
+                listed(of)
+            ),
+        );
+    }
+    // What editors evict to see that a bare message was handled.
+    folder.job("probe", "key = \"probe:{name}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/probe/{{ name }}\"\n")
+}
+
+fn all_keys() -> Vec<String> {
+    SHELVES.iter().flat_map(|(job, of)| (0..*of).map(move |n| format!("{job}:{n}"))).collect()
+}
+
+/// What the readers must not see any more, what was published, and what was seen that must not be.
+#[derive(Debug, Default)]
+struct Ledger {
+    floors: HashMap<String, (u64, String)>,
+    published: BTreeMap<String, (u64, String)>,
+    faults: Vec<String>,
+    counts: BTreeMap<&'static str, u64>,
+    /// Whose lease was lost: these may be fetched by two at once, and only these.
+    unleased: BTreeSet<String>,
+}
+
+impl Ledger {
+    fn floor(&self, key: &str) -> (u64, String) {
+        self.floors.get(key).cloned().unwrap_or_default()
+    }
+
+    fn raise(&mut self, key: &str, version: u64, why: &str) {
+        let floor = self.floors.entry(key.to_owned()).or_default();
+        if version > floor.0 {
+            *floor = (version, why.to_owned());
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+}
+
+/// What everybody shares.
+struct World {
+    seed: u64,
+    begun: Instant,
+    redis: TestRedis,
+    upstream: Versions,
+    parts: Parts,
+    ledger: Mutex<Ledger>,
+    /// Whoever publishes bare holds it, so that subscribers stay connected; whoever disturbs them has it alone.
+    air: RwLock<()>,
+    stop: CancellationToken,
+    /// Readers ask for what they miss.
+    demand: CancellationToken,
+}
+
+/// An invalidation: what it says, whom it concerns, and what is not to be read once it is handled.
+#[derive(Debug)]
+struct Edit {
+    message: Value,
+    concerned: Vec<(String, u64)>,
+    evicts: bool,
+}
+
+impl World {
+    fn note<T>(&self, with: impl FnOnce(&mut Ledger) -> T) -> T {
+        with(&mut self.ledger.lock().unwrap())
+    }
+
+    fn fault(&self, what: String) {
+        let at = self.begun.elapsed().as_secs_f32();
+        eprintln!("FAULT at {at:.3} s: {what}");
+        self.note(|ledger| ledger.faults.push(format!("at {at:.3} s: {what}")));
+    }
+
+    /// Until Redis says so: connections are cut all the time.
+    async fn insist<T>(&self, mut command: impl AsyncFnMut(Connection) -> redis::RedisResult<T>) -> T {
+        let begun = Instant::now();
+        loop {
+            match command(self.parts.redis.clone()).await {
+                Ok(done) => return done,
+                Err(e) => assert!(begun.elapsed() < PATIENCE, "Redis does not answer: {e}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits for a state, longer than the other tests do.
+    async fn until<T, E: Debug>(&self, what: &str, mut probe: impl AsyncFnMut() -> Result<T, E>) -> T {
+        let begun = Instant::now();
+        loop {
+            match probe().await {
+                Ok(reached) => return reached,
+                Err(e) => assert!(begun.elapsed() < PATIENCE, "seed {}: never came to pass: {what}: {e:?}", self.seed),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    // Readers
+
+    async fn read(&self, random: &mut StdRng, keys: &[String]) {
+        let key = keys.choose(random).unwrap();
+        let below = [self.note(|ledger| ledger.floor(key)), self.note(|ledger| ledger.floor(&of(key)))];
+        let mut both = redis::pipe();
+        both.atomic().cmd("GET").arg(key).cmd("PTTL").arg(key);
+        let (value, ttl): (Option<String>, i64) = match both.query_async(&mut self.parts.redis.clone()).await {
+            Ok(both) => both,
+            Err(_) => return,
+        };
+        let Some(text) = value else {
+            self.note(|ledger| ledger.count("misses"));
+            if random.random_bool(0.2) && !self.demand.is_cancelled() {
+                self.publish_into_inbox(&json!({ "keys": [key], "action": "warm" })).await;
+            }
+            return;
+        };
+        self.note(|ledger| ledger.count("hits"));
+        if ttl < 0 {
+            self.fault(format!("{key} has no TTL ({ttl})"));
+        }
+        let Ok(value) = serde_json::from_str::<Value>(&text) else {
+            return self.fault(format!("{key} is no JSON: {text}"));
+        };
+        for ((least, why), field, name) in [(&below[0], "v", key.clone()), (&below[1], "of", of(key))]
+            .map(|(floor, field, name)| (floor.clone(), field, name))
+        {
+            match value[field].as_u64() {
+                Some(seen) if seen < least => {
+                    self.fault(format!("{name} went back: {seen} was read where {least} was readable before ({why})"));
+                }
+                Some(seen) => self.note(|ledger| ledger.raise(&name, seen, "read")),
+                None => {}
+            }
+        }
+    }
+
+    // Editors
+
+    fn compose(&self, random: &mut StdRng, keys: &[String]) -> Edit {
+        let evicts = random.random_bool(0.3);
+        let action = if evicts { "evict" } else { "refresh" };
+        let (message, concerned, share) = match random.random_range(0..100) {
+            0..70 => {
+                let key = keys.choose(random).unwrap();
+                (json!({ "keys": [key], "action": action }), vec![key.clone()], 1.0)
+            }
+            70..85 => {
+                let some: Vec<String> = keys.sample(random, 4).cloned().collect();
+                (json!({ "keys": some, "action": action }), some, 0.7)
+            }
+            85..97 => {
+                let (job, _) = SHELVES.choose(random).unwrap();
+                let from = format!("{job}:{}", random.random_range(1..9));
+                let matching = keys.iter().filter(|key| key.starts_with(&from)).cloned().collect();
+                (json!({ "patterns": [format!("{from}*")], "action": action }), matching, 0.5)
+            }
+            _ => {
+                let (job, _) = SHELVES.choose(random).unwrap();
+                let matching = keys.iter().filter(|key| key.starts_with(&format!("{job}:"))).cloned().collect();
+                (json!({ "jobs": [job], "action": action }), matching, 0.2)
+            }
+        };
+        for key in &concerned {
+            if random.random_bool(share) {
+                self.upstream.edit(key);
+            }
+        }
+        let concerned = concerned.into_iter().map(|key| (key.clone(), self.upstream.version(&key))).collect();
+        Edit { message, concerned, evicts }
+    }
+
+    async fn edit(&self, random: &mut StdRng, keys: &[String], me: u64) {
+        let edit = self.compose(random, keys);
+        // What a story is made of must not go back, either: what was readable when it was evicted is the least.
+        let of_stories: Vec<(String, u64)> = edit
+            .concerned
+            .iter()
+            .filter_map(|(key, _)| {
+                let art = format!("art:{}", key.strip_prefix("story:")?);
+                Some((of(key), self.note(|ledger| ledger.floor(&art)).0))
+            })
+            .collect();
+        let way = match random.random_range(0..100) {
+            0..50 => self.publish_bare(&edit.message, me).await,
+            50..97 => {
+                let id = self.publish_into_inbox(&edit.message).await;
+                if edit.evicts {
+                    self.acknowledged(&id).await;
+                }
+                format!("inbox {id}")
+            }
+            _ => {
+                let id = self.publish_by_hand(&edit.message).await;
+                if edit.evicts {
+                    self.acknowledged(&id).await;
+                }
+                format!("by hand {id}")
+            }
+        };
+        let why = format!("{} {way} at {:.3} s", edit.message, self.begun.elapsed().as_secs_f32());
+        self.note(|ledger| {
+            ledger.count(if edit.evicts { "evictions" } else { "refreshes" });
+            for (key, version) in &edit.concerned {
+                let last = ledger.published.entry(key.clone()).or_default();
+                if *version >= last.0 {
+                    *last = (*version, why.clone());
+                }
+            }
+            if edit.evicts {
+                for (key, version) in edit.concerned.iter().chain(&of_stories) {
+                    ledger.raise(key, *version, &why);
+                }
+            }
+        });
+    }
+
+    /// Returns once a worker has handled it: messages are handled in order, and the last one evicts a probe.
+    async fn publish_bare(&self, message: &Value, me: u64) -> String {
+        let _quiet = self.air.read().await;
+        // A new one each time: a slow worker may evict the last one only now.
+        let probe = format!("probe:{me} {}", self.begun.elapsed().as_nanos());
+        self.insist(async |mut redis| redis.set_ex(&probe, "0", 600).await).await;
+        let heard = self.insist(async |mut redis| redis.publish(CHANNEL, message.to_string()).await).await;
+        assert!(heard > 0, "no worker hears the channel");
+        let evict = json!({ "keys": [&probe], "action": "evict" }).to_string();
+        self.insist(async |mut redis| redis.publish(CHANNEL, &evict).await).await;
+        self.until("a worker handles what was published bare", async || {
+            let there = self.insist(async |mut redis| redis.exists(&probe).await).await;
+            if there { Err(message) } else { Ok(()) }
+        })
+        .await;
+        format!("bare, heard by {heard}")
+    }
+
+    async fn publish_into_inbox(&self, message: &Value) -> String {
+        let message = Message::parse(&message.to_string()).unwrap();
+        self.insist(async |mut redis| inbox::publish(&mut redis, &self.parts.keys, &message).await).await
+    }
+
+    async fn publish_by_hand(&self, message: &Value) -> String {
+        let mut args = vec!["invalidate".to_owned(), "--json".to_owned()];
+        let strings = |field: &str| -> Vec<String> {
+            let list = message[field].as_array().into_iter().flatten();
+            list.map(|item| item.as_str().unwrap().to_owned()).collect()
+        };
+        args.extend(strings("patterns").into_iter().flat_map(|glob| ["--pattern".to_owned(), glob]));
+        args.extend(strings("jobs").into_iter().flat_map(|job| ["--job".to_owned(), job]));
+        args.extend((message["action"] == "evict").then(|| "--evict".to_owned()));
+        args.extend(strings("keys"));
+        self.until("`samovar invalidate` goes through", async || {
+            let done = samovar(&args).redis(&self.redis).run().await;
+            let said: Value = serde_json::from_str(&done.stdout).map_err(|_| done.stderr)?;
+            said["id"].as_str().map(str::to_owned).ok_or_else(|| said.to_string())
+        })
+        .await
+    }
+
+    /// Waits until a message in the inbox has been handled.
+    async fn acknowledged(&self, id: &str) {
+        let inbox = self.parts.keys.inbox();
+        self.until("a message in the inbox is acknowledged", async || {
+            let groups: StreamInfoGroupsReply = self.insist(async |mut redis| redis.xinfo_groups(&inbox).await).await;
+            let read = groups.groups.iter().any(|group| moment(&group.last_delivered_id) >= moment(id));
+            let pending: StreamPendingCountReply =
+                self.insist(async |mut redis| redis.xpending_count(&inbox, "samovar", id, id, 1).await).await;
+            if read && pending.ids.is_empty() { Ok(()) } else { Err((id.to_owned(), read)) }
+        })
+        .await;
+    }
+
+    // Disturbances
+
+    /// Client ids of those who hear the channel.
+    async fn ears(&self) -> BTreeSet<u64> {
+        let list: String = self
+            .insist(async |mut redis| {
+                redis::cmd("CLIENT").arg(&["LIST", "TYPE", "pubsub"]).query_async(&mut redis).await
+            })
+            .await;
+        let ids = list.lines().filter_map(|line| line.split_once("id=")?.1.split(' ').next()?.parse().ok());
+        ids.collect()
+    }
+
+    /// Waits until all workers hear the channel, so many of them by new connections.
+    async fn all_ears(&self, before: &BTreeSet<u64>, new: usize) {
+        self.until("all workers hear the channel", async || {
+            let now = self.ears().await;
+            if now.len() == WORKERS && now.difference(before).count() >= new { Ok(()) } else { Err(now) }
+        })
+        .await;
+    }
+
+    /// One disturbance; says which worker it left frozen.
+    async fn disturb(&self, random: &mut StdRng, workers: &mut [WorkerProcess], jobs: &JobsFolder) -> Option<usize> {
+        let _alone = self.air.write().await;
+        let before = self.ears().await;
+        let what = random.random_range(0..100);
+        let victim = random.random_range(0..workers.len());
+        match what {
+            0..20 => {
+                self.note(|ledger| ledger.count("kills"));
+                workers[victim].kill9();
+                workers[victim] = worker(&self.redis, jobs);
+                self.all_ears(&before, 1).await;
+            }
+            20..35 => {
+                self.note(|ledger| ledger.count("stops"));
+                workers[victim].term();
+                assert!(workers[victim].wait().await.success(), "a worker that is told to stop ends well");
+                workers[victim] = worker(&self.redis, jobs);
+                self.all_ears(&before, 1).await;
+            }
+            35..48 => {
+                self.command("cuts", &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
+            }
+            48..60 => {
+                self.command("cuts of ears", &["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+                self.all_ears(&before, WORKERS).await;
+            }
+            60..72 => {
+                let time = random.random_range(100..700_u32).to_string();
+                let mode = ["WRITE", "ALL"].choose(random).unwrap();
+                self.command("pauses", &["CLIENT", "PAUSE", &time, mode]).await;
+            }
+            72..76 => self.command("forgotten scripts", &["SCRIPT", "FLUSH"]).await,
+            76..88 => self.lose_leases(random).await,
+            _ => {
+                // Until the next disturbance.
+                self.note(|ledger| ledger.count("freezes"));
+                workers[victim].freeze();
+                return Some(victim);
+            }
+        }
+        None
+    }
+
+    /// As a Redis does that is full: leases expire, so it may evict them.
+    async fn lose_leases(&self, random: &mut StdRng) {
+        self.note(|ledger| ledger.count("lost leases"));
+        let mut leases = self.redis.keys("samovar:lease:*").await;
+        leases.retain(|_| random.random_bool(0.3));
+        for lease in leases {
+            let key = self.parts.keys.entry_of_lease(&lease).expect("it is a lease").to_owned();
+            self.note(|ledger| ledger.unleased.insert(key));
+            self.insist(async |mut redis| redis.del(&lease).await).await;
+        }
+    }
+
+    async fn command(&self, what: &'static str, words: &[&str]) {
+        self.note(|ledger| ledger.count(what));
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        self.insist(async |mut redis| command.query_async::<redis::Value>(&mut redis).await).await;
+    }
+
+    // The end
+
+    /// Waits until nothing is in the inbox, urgent, in hand, or due.
+    async fn settled(&self) {
+        let inbox = self.parts.keys.inbox();
+        self.until("the dust settles", async || {
+            let entries = self.redis.ask::<usize>(&["XLEN", &inbox]).await;
+            let groups: StreamInfoGroupsReply = self.redis.connection().await.xinfo_groups(&inbox).await.unwrap();
+            let pending: usize = groups.groups.iter().map(|group| group.pending).sum();
+            let behind = groups.groups.iter().map(|group| group.entries_read).max().flatten();
+            let mut left = Vec::new();
+            let now = self.parts.now().await.to_string();
+            for (job, _) in SHELVES {
+                let agenda = format!("samovar:agenda:{{{job}}}");
+                let till = if job == "brief" { "(0" } else { &now };
+                left.extend(
+                    self.redis
+                        .ask::<Vec<String>>(&["ZRANGEBYSCORE", &agenda, "-inf", till, "WITHSCORES", "LIMIT", "0", "3"])
+                        .await,
+                );
+            }
+            if pending == 0 && left.is_empty() && self.all_read(&groups).await {
+                Ok(())
+            } else {
+                Err((entries, pending, behind, left))
+            }
+        })
+        .await;
+    }
+
+    async fn all_read(&self, groups: &StreamInfoGroupsReply) -> bool {
+        let last: redis::streams::StreamInfoStreamReply =
+            self.redis.connection().await.xinfo_stream(self.parts.keys.inbox()).await.unwrap();
+        groups.groups.iter().all(|group| moment(&group.last_delivered_id) >= moment(&last.last_generated_id))
+    }
+
+    /// No key is older than its last published version, and no story is of another `art` than what is readable.
+    async fn judge(&self) {
+        let published = self.note(|ledger| ledger.published.clone());
+        for (key, (version, why)) in published {
+            match self.redis.json(&key).await.and_then(|value| value["v"].as_u64()) {
+                Some(seen) if seen >= version => {}
+                // What lives for seconds only may be gone just now.
+                None if key.starts_with("brief:") => {}
+                other => {
+                    let known = self.known(&key).await;
+                    self.fault(format!("{key} is {other:?} at last, where {version} was published: {why}; {known}"));
+                }
+            }
+        }
+        for n in 0..SHELVES[2].1 {
+            let (story, art) = (format!("story:{n}"), format!("art:{n}"));
+            let of = self.redis.json(&story).await.map(|story| story["of"].clone());
+            let readable = self.redis.json(&art).await.map(|art| art["v"].clone());
+            if of != readable {
+                let known = format!("{}; {}", self.known(&story).await, self.known(&art).await);
+                self.fault(format!("{story} is of {of:?} at last, where {art} is {readable:?}; {known}"));
+            }
+        }
+    }
+
+    /// What Samovar knows of a key, for people.
+    async fn known(&self, key: &str) -> String {
+        let meta = self.redis.get(&self.parts.keys.meta(&EntryKey::new(key))).await;
+        let expires: i64 = self.redis.ask(&["PEXPIRETIME", key]).await;
+        format!("{key} expires {expires}, meta {meta:?}")
+    }
+}
+
+/// The name under which it is kept what a story is made of.
+fn of(key: &str) -> String {
+    format!("{key}#of")
+}
+
+/// A stream id, to compare.
+fn moment(id: &str) -> (u64, u64) {
+    let (ms, number) = id.split_once('-').unwrap_or((id, "0"));
+    (ms.parse().unwrap(), number.parse().unwrap())
+}
+
+fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
+    samovar(["worker"])
+        .redis(redis)
+        .jobs(jobs)
+        .env("SAMOVAR_CLAIM", "1s")
+        .env("SAMOVAR_DRAIN", "5s")
+        .env("SAMOVAR_CONCURRENCY", "24")
+        .spawn()
+}
+
+#[tokio::test]
+async fn a_fleet_under_fire_never_serves_what_it_should_not() {
+    tokio::task::LocalSet::new().run_until(under_fire()).await;
+}
+
+async fn under_fire() {
+    let seed = number_from_environment("SAMOVAR_TEST_SEED").unwrap_or_else(|| rand::rng().random());
+    let time = Duration::from_secs(number_from_environment("SAMOVAR_TEST_SECONDS").unwrap_or(20));
+    eprintln!("SAMOVAR_TEST_SEED={seed} for {time:?}");
+    let redis = TestRedis::start().await;
+    let (upstream, parts) = (Versions::start(seed).await, Parts::of(&redis).await);
+    let jobs = jobs(&upstream);
+    let mut workers: Vec<WorkerProcess> = (0..WORKERS).map(|_| worker(&redis, &jobs)).collect();
+    let (stop, demand) = (CancellationToken::new(), CancellationToken::new());
+    let (ledger, air) = (Mutex::default(), RwLock::default());
+    let world = Rc::new(World { seed, begun: Instant::now(), redis, upstream, parts, ledger, air, stop, demand });
+    world.all_ears(&BTreeSet::new(), WORKERS).await;
+
+    let (mut editors, mut readers) = (JoinSet::new(), JoinSet::new());
+    let end = CancellationToken::new();
+    for n in 0..READERS {
+        let (world, end, keys) = (Rc::clone(&world), end.clone(), all_keys());
+        let mut random = StdRng::seed_from_u64(seed ^ (100 + n));
+        readers.spawn_local(async move {
+            while !end.is_cancelled() {
+                world.read(&mut random, &keys).await;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+    }
+    for n in 0..EDITORS {
+        let (world, keys) = (Rc::clone(&world), all_keys());
+        let mut random = StdRng::seed_from_u64(seed ^ (200 + n));
+        editors.spawn_local(async move {
+            while !world.stop.is_cancelled() {
+                world.edit(&mut random, &keys, n).await;
+                let pause = Duration::from_millis(random.random_range(0..200));
+                tokio::time::sleep(pause).await;
+            }
+        });
+    }
+    let mut random = StdRng::seed_from_u64(seed ^ 300);
+    let mut frozen: Option<usize> = None;
+    while world.begun.elapsed() < time && world.note(|ledger| ledger.faults.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(random.random_range(100..900))).await;
+        if let Some(frozen) = frozen.take() {
+            workers[frozen].thaw();
+        }
+        frozen = world.disturb(&mut random, &mut workers, &jobs).await;
+    }
+    if let Some(frozen) = frozen {
+        workers[frozen].thaw();
+    }
+
+    world.stop.cancel();
+    while let Some(ended) = editors.join_next().await {
+        ended.unwrap();
+    }
+    world.upstream.calm_down();
+    world.demand.cancel();
+    // What was evicted and asked for by nobody since.
+    world.publish_into_inbox(&json!({ "keys": all_keys(), "action": "warm" })).await;
+    world.settled().await;
+    world.judge().await;
+    end.cancel();
+    while let Some(ended) = readers.join_next().await {
+        ended.unwrap();
+    }
+
+    let (counts, asked) = (world.note(|ledger| ledger.counts.clone()), world.upstream.asked());
+    eprintln!("seed {seed}: {counts:?}, {asked:?}, {:.1} s in all", world.begun.elapsed().as_secs_f32());
+    let unleased = world.note(|ledger| ledger.unleased.clone());
+    let crowded: BTreeMap<String, usize> =
+        world.upstream.crowded().into_iter().filter(|(key, _)| !unleased.contains(key)).collect();
+    assert!(crowded.is_empty(), "seed {seed}: fetched more than once at a time: {crowded:?}");
+    let faults = world.note(|ledger| ledger.faults.clone());
+    assert!(faults.is_empty(), "seed {seed}: {} faults:\n{}", faults.len(), faults.join("\n"));
+    for what in ["hits", "evictions", "refreshes"] {
+        assert!(counts.get(what).is_some_and(|count| *count > 0), "seed {seed}: nothing was tried: {counts:?}");
+    }
+}

@@ -1,0 +1,385 @@
+//! The ways in which other caches lost an invalidation, or served what they should not, each tried here.
+//!
+//! Those that concern one fetch and one invalidation are in `invalidation.rs`; the whole fleet at once is in
+//! `consistency.rs`.
+#![cfg(test)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use samovar::agenda::{Claimed, Due, Finished, Next, State, Trigger, When};
+use samovar::job::{EntryKey, JobName};
+use samovar::store::{Fresh, Leased, Note, Removal, Written};
+use samovar::telemetry::Telemetry;
+use samovar::trigger::{Inbox, Intake, Message};
+use serde_json::{Value, json};
+use support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, art, eventually, hasty_worker, job, number_from_environment,
+    worker,
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+const LONG: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+async fn both() -> (TestRedis, Upstream) {
+    tokio::join!(TestRedis::start(), Upstream::start())
+}
+
+async fn version(redis: &TestRedis, name: &str, version: u64) {
+    let key = format!("art:{name}");
+    eventually(&format!("version {version} of {key} is readable"), async || match redis.json(&key).await {
+        Some(value) if value["version"] == version => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
+/// `story:a` is made from `art:a` by an AI that repeats what it was told; both are listed.
+fn stories(upstream: &Upstream) -> JobsFolder {
+    upstream.answer("/v1/chat/completions", |call, _| {
+        let prompt = call.json()["messages"].as_array().unwrap().last().unwrap()["content"].clone();
+        let message = json!({"role": "assistant", "content": prompt});
+        Reply::json(json!({
+            "choices": [{"message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        }))
+    });
+    let ai = format!("[openai]\nurl = \"{}/v1\"", upstream.url());
+    Art::of(upstream).limits(&ai).list(["a"]).folder().job(
+        "story",
+        r#"
+        key = "story:{name}"
+        ttl = "1h"
+        [inputs]
+        artwork = "art:{name}"
+        [source]
+        kind = "ai"
+        upstream = "openai"
+        model = "tiny"
+        prompt = "{{ artwork.title }}"
+        [entries]
+        list = ["a"]
+        "#,
+    )
+}
+
+fn story() -> EntryKey {
+    EntryKey::new("story:a")
+}
+
+async fn story_is(redis: &TestRedis, title: &str) {
+    eventually(&format!("the story is of {title}"), async || match redis.json("story:a").await {
+        Some(Value::String(told)) if told == title => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
+/// Commits by hand, as a worker does that then dies before it tells anybody.
+async fn commit(parts: &Parts, key: &EntryKey, value: &Value) {
+    let Leased::Yes(lease) = parts.store.lease(key, LONG, Fresh::default()).await.unwrap() else {
+        panic!("somebody fetches {key}");
+    };
+    let written = parts.store.commit(key, &lease, &value.to_string(), HOUR, &Note::default()).await.unwrap();
+    assert!(matches!(written, Written::Done { .. }), "{written:?}");
+}
+
+async fn claim_and_take(parts: &Parts) -> (Claimed, String) {
+    let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries.remove(0);
+    let held = parts.agenda.take(&job(), std::slice::from_ref(&claimed), LONG).await.unwrap().remove(0).unwrap();
+    (claimed, held)
+}
+
+// Messages
+
+#[tokio::test]
+async fn no_message_in_the_inbox_is_lost_with_connections_that_are_cut() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = hasty_worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let parts = Parts::of(&redis).await;
+    for round in 0..15 {
+        let edited = upstream.edit("/art/a");
+        // Whoever publishes is not cut off before Redis has said that the message is there.
+        let add = ["XADD", "samovar:inbox", "*", "message", "art:a"];
+        redis.ask::<String>(&add).await;
+        redis.ask::<u64>(&["CLIENT", "KILL", "TYPE", if round % 2 == 0 { "normal" } else { "pubsub" }]).await;
+        version(&redis, "a", edited).await;
+    }
+    eventually("nothing is in anybody's hands", async || {
+        let pending: redis::RedisResult<redis::streams::StreamPendingReply> =
+            redis::cmd("XPENDING").arg(parts.keys.inbox()).arg("samovar").query_async(&mut parts.redis.clone()).await;
+        pending.is_ok_and(|pending| pending.count() == 0)
+    })
+    .await;
+}
+
+/// Readers come and go while messages are published without a pause, each of which evicts a key of its own.
+#[tokio::test]
+async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    let control = redis.redis_url().manager(Duration::from_secs(5)).await.unwrap();
+    let reader = async |worker: &str, stop: &CancellationToken| {
+        let (intake, intaking) = Intake::new(parts.invalidator(&jobs), Telemetry::default());
+        let inbox = Inbox {
+            redis: redis.redis_url().manager(Duration::from_secs(10)).await.unwrap(),
+            control: control.clone(),
+            keys: parts.keys.clone(),
+            intake,
+            suspicion: parts.suspicion(&jobs),
+            telemetry: Telemetry::default(),
+            worker: Arc::from(worker),
+            claim: Duration::from_millis(500),
+            told: None,
+        };
+        let stop = stop.clone();
+        async move { tokio::join!(inbox.run(stop.clone()), intaking.run(stop)) }
+    };
+    let mut published = 0;
+    for round in 0..number_from_environment("SAMOVAR_TEST_ROUNDS").unwrap_or(60) {
+        let (stop, mut ended) = (CancellationToken::new(), JoinSet::new());
+        ended.spawn(reader(&format!("reader {round}"), &stop).await);
+        for n in 0..40 {
+            redis::pipe()
+                .cmd("SET")
+                .arg(format!("art:{published}"))
+                .arg("0")
+                .cmd("XADD")
+                .arg(&["samovar:inbox", "*", "message"])
+                .arg(format!("{{\"keys\": [\"art:{published}\"], \"action\": \"evict\"}}"))
+                .exec_async(&mut parts.redis.clone())
+                .await
+                .unwrap();
+            published += 1;
+            if n == 20 {
+                stop.cancel();
+            }
+        }
+        ended.join_next().await.unwrap().unwrap();
+    }
+    let (stop, mut last) = (CancellationToken::new(), JoinSet::new());
+    last.spawn(reader("the last", &stop).await);
+    eventually("all that was published is handled", async || {
+        let left = redis.keys("art:*").await;
+        if left.is_empty() { Ok(()) } else { Err((left.len(), published)) }
+    })
+    .await;
+    stop.cancel();
+    last.join_next().await.unwrap().unwrap();
+}
+
+/// The stream is told to give it an id from then.
+#[tokio::test]
+async fn a_message_that_is_handled_ten_minutes_late_changes_nothing() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let parts = Parts::of(&redis).await;
+    let (before, late) = (parts.meta("a").await, parts.now().await - 600_000);
+    for (n, message) in [
+        r#"{"keys": ["art:a"]}"#,
+        r#"{"keys": ["art:a"], "action": "evict"}"#,
+        r#"{"patterns": ["art:*"], "action": "evict"}"#,
+        r#"{"jobs": ["art"], "action": "evict"}"#,
+    ]
+    .iter()
+    .enumerate()
+    {
+        redis.ask::<String>(&["XADD", "samovar:inbox", &format!("{late}-{n}"), "message", message]).await;
+    }
+    parts.inbox_is_empty().await;
+    assert_eq!(redis.json("art:a").await.unwrap()["version"], 1);
+    assert_eq!((parts.meta("a").await, upstream.calls("/art/a")), (before, 1));
+}
+
+// Between the steps
+
+#[tokio::test]
+async fn an_invalidation_between_claim_and_take_is_answered_by_that_claim() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    commit(&parts, &art("a"), &json!(1)).await;
+    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
+    let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
+    parts.next_instant().await;
+    let at = parts.now().await;
+    parts.invalidator(&jobs).handle(&Message::parse("art:a").unwrap(), at).await.unwrap();
+    assert!(parts.agenda.take(&job(), &claimed, LONG).await.unwrap()[0].is_some(), "the claim holds");
+    parts.next_instant().await;
+    for fresh in [
+        Fresh { since: Some(1), ..Fresh::default() },
+        Fresh { any: true, ..Fresh::default() },
+        Fresh { until: Some(1), ..Fresh::default() },
+    ] {
+        let Leased::Yes(lease) = parts.store.lease(&art("a"), LONG, fresh).await.unwrap() else {
+            panic!("an invalidated value counts as fresh: {fresh:?}");
+        };
+        assert!(lease.start > at, "its fetch begins after the invalidation");
+        parts.store.release(&art("a"), &lease.token, None).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_invalidation_between_commit_and_finish_leaves_the_entry_due() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
+    let (claimed, held) = claim_and_take(&parts).await;
+    commit(&parts, &art("a"), &json!(1)).await;
+    parts.next_instant().await;
+    parts.invalidator(&jobs).handle(&Message::parse("art:a").unwrap(), parts.now().await).await.unwrap();
+    let next = Next::At(parts.now().await + 60_000);
+    let finished = Finished { key: claimed.key, score: held, next, outcome: None };
+    parts.agenda.finish(&job(), &[finished], "").await.unwrap();
+    let due = Due::from_score(parts.score("a").await.unwrap());
+    assert_eq!((due.state, due.trigger), (State::Urgent, Trigger::Invalidation));
+}
+
+/// An API that misses what was just evicted asks for it, and only then a slow worker comes to the eviction.
+#[tokio::test]
+async fn an_eviction_that_one_worker_handles_late_does_not_undo_what_was_asked_for_since() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let invalidator = parts.invalidator(&jobs);
+    let evict = Message::parse(r#"{"keys": ["art:a"], "action": "evict"}"#).unwrap();
+    let warm = Message::parse(r#"{"keys": ["art:a"], "action": "warm"}"#).unwrap();
+    // While a fetch is under way that began before.
+    let lease = parts.lease("a", LONG).await;
+    let at = parts.now().await;
+    assert_eq!(invalidator.handle(&evict, at).await.unwrap().fenced, 1);
+    invalidator.handle(&warm, parts.now().await).await.unwrap();
+    invalidator.handle(&evict, at).await.unwrap();
+    let due = Due::from_score(parts.score("a").await.expect("it is asked for"));
+    assert_eq!((due.state, due.trigger), (State::Urgent, Trigger::Demand));
+    let written = parts.store.commit(&art("a"), &lease, "1", HOUR, &Note::default()).await.unwrap();
+    assert_eq!(written, Written::Evicted);
+}
+
+/// The same, where the late step is the last one of the same handling.
+#[tokio::test]
+async fn what_became_urgent_since_an_eviction_stays_on_the_agenda() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let names = ["before", "scheduled", "taken", "claimed", "asked for", "since"];
+    let [before, scheduled, taken, claimed, asked_for, since] = names.map(art);
+    let put = async |key: &EntryKey, when, trigger| {
+        parts.agenda.put(&job(), [key], when, trigger).await.unwrap();
+    };
+    put(&taken, When::Due(0), Trigger::Cron).await;
+    claim_and_take(&parts).await;
+    for (key, trigger) in [(&claimed, Trigger::Expiry), (&asked_for, Trigger::Demand)] {
+        put(key, When::Due(0), trigger).await;
+    }
+    assert_eq!(parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries.len(), 2);
+    put(&before, When::Urgent, Trigger::Invalidation).await;
+    put(&scheduled, When::Due(parts.now().await + 60_000), Trigger::Expiry).await;
+    parts.next_instant().await;
+    let at = parts.now().await;
+    parts.next_instant().await;
+    put(&since, When::Urgent, Trigger::Invalidation).await;
+    parts.agenda.cancel(&job(), &names.map(art), at).await.unwrap();
+    let mut left: Vec<String> = redis.ask(&["ZRANGE", "samovar:agenda:{art}", "0", "-1"]).await;
+    left.sort();
+    assert_eq!(left, ["art:asked for", "art:since"]);
+}
+
+// Inputs
+
+#[tokio::test]
+async fn an_input_that_changes_while_its_dependant_is_being_made_is_heeded() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream);
+    let gate = upstream.gate("/v1/chat/completions");
+    let _worker = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    upstream.on("/art/a", Reply::json(json!({"title": "two"})));
+    Parts::of(&redis).await.invalidate("art:a").await;
+    eventually("the input has changed", async || redis.json("art:a").await == Some(json!({"title": "two"}))).await;
+    gate.open();
+    story_is(&redis, "two").await;
+}
+
+/// The fetch of the input began before its dependant was made, and ended after; then the worker died.
+#[tokio::test]
+async fn what_was_made_while_its_input_was_being_fetched_follows_it_although_nobody_was_told() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, stories(&upstream));
+    commit(&parts, &art("a"), &json!({"title": "one"})).await;
+    let lease = parts.lease("a", LONG).await;
+    parts.next_instant().await;
+    commit(&parts, &story(), &json!("one")).await;
+    parts.next_instant().await;
+    let two = json!({"title": "two"}).to_string();
+    parts.store.commit(&art("a"), &lease, &two, HOUR, &Note::default()).await.unwrap();
+    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Expiry).await.unwrap();
+    let _worker = worker(&redis, &jobs);
+    story_is(&redis, "two").await;
+    assert_eq!(upstream.calls("/art/a"), 0);
+}
+
+/// The next who fetches the input finds it unchanged.
+#[tokio::test]
+async fn a_change_that_a_dead_worker_told_nobody_is_told_when_the_input_is_invalidated_again() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream);
+    let mut first = worker(&redis, &jobs);
+    story_is(&redis, "one").await;
+    first.kill9();
+    let parts = Parts::of(&redis).await;
+    parts.next_instant().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "two"})));
+    commit(&parts, &art("a"), &json!({"title": "two"})).await;
+    parts.next_instant().await;
+    parts.publish("art:a").await;
+    let _second = worker(&redis, &jobs);
+    story_is(&redis, "two").await;
+}
+
+/// It was due since before it was made the last time, so that nothing on the agenda tells of the change.
+#[tokio::test]
+async fn an_input_that_changed_since_is_heeded_whatever_its_dependant_was_due_for() {
+    for trigger in [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand] {
+        let (redis, upstream) = both().await;
+        let (parts, jobs) = (Parts::of(&redis).await, stories(&upstream));
+        commit(&parts, &art("a"), &json!({"title": "one"})).await;
+        parts.agenda.put(&JobName::new("story"), &[story()], When::Urgent, trigger).await.unwrap();
+        parts.next_instant().await;
+        commit(&parts, &story(), &json!("one")).await;
+        parts.next_instant().await;
+        commit(&parts, &art("a"), &json!({"title": "two"})).await;
+        let _worker = worker(&redis, &jobs);
+        story_is(&redis, "two").await;
+    }
+}
+
+/// The invalidation is older than the lease, and is handled only while the lease holds.
+#[tokio::test]
+async fn an_invalidation_that_is_handled_late_is_not_answered_without_asking() {
+    let redis = TestRedis::start().await;
+    let (parts, note) = (Parts::of(&redis).await, Note::default());
+    commit(&parts, &art("a"), &json!("told")).await;
+    parts.next_instant().await;
+    let at = parts.now().await;
+    parts.next_instant().await;
+    let lease = parts.lease("a", LONG).await;
+    let handled = parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap();
+    assert!(!handled.fenced && !handled.due, "{handled:?}");
+    assert_eq!(parts.store.extend_unasked(&art("a"), &lease, HOUR, &note).await.unwrap(), Written::Foreign);
+    assert!(parts.meta("a").await.unwrap().invalidated > 0);
+    // Whoever asked has asked after the invalidation.
+    let written = parts.store.extend(&art("a"), &lease, HOUR, &note).await.unwrap();
+    assert!(matches!(written, Written::Done { changed: false, .. }), "{written:?}");
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, 0);
+}
