@@ -7,6 +7,7 @@ use super::{JobsFolder, Samovar, TestRedis, Upstream, WorkerProcess, samovar};
 pub struct Art {
     url: String,
     ttl: String,
+    top: String,
     limits: String,
     source: String,
     list: Vec<String>,
@@ -20,6 +21,7 @@ impl Art {
         Self {
             url: upstream.url().to_owned(),
             ttl: "1h".to_owned(),
+            top: String::new(),
             limits: String::new(),
             source: String::new(),
             list: Vec::new(),
@@ -30,6 +32,12 @@ impl Art {
 
     pub fn ttl(mut self, ttl: &str) -> Self {
         self.ttl = ttl.to_owned();
+        self
+    }
+
+    /// More lines before the tables.
+    pub fn top(mut self, toml: &str) -> Self {
+        self.top = toml.to_owned();
         self
     }
 
@@ -65,10 +73,10 @@ impl Art {
 
     /// The job's file.
     pub fn toml(&self) -> String {
-        let Self { ttl, source, list, entries, warm, .. } = self;
+        let Self { ttl, top, source, list, entries, warm, .. } = self;
         let list = serde_json::to_string(list).unwrap();
         format!(
-            "key = \"art:{{name}}\"\nttl = \"{ttl}\"\n\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+            "key = \"art:{{name}}\"\nttl = \"{ttl}\"\n{top}\n\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
              path = \"/art/{{{{ name }}}}\"\n{source}\n\n[entries]\nlist = {list}\n{entries}\n\n[warm]\n{warm}\n"
         )
     }

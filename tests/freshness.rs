@@ -1,0 +1,515 @@
+//! Always fresh, never stale: tags, storms, foreign writers, failing sources, and what nobody heard.
+#![cfg(test)]
+
+mod support;
+
+use std::time::Duration;
+
+use samovar::agenda::{Due, Trigger};
+use samovar::job::EntryKey;
+use samovar::store::{Leased, Note, Removal, Written};
+use samovar::trigger::inbox;
+use serde_json::{Value, json};
+use support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, samovar, worker,
+};
+
+const CHANNEL: &str = "samovar:invalidate";
+const LONG: Duration = Duration::from_secs(60);
+const TTL: Duration = Duration::from_secs(600);
+
+async fn both() -> (TestRedis, Upstream) {
+    tokio::join!(TestRedis::start(), Upstream::start())
+}
+
+/// Waits until a value satisfies a condition.
+async fn value(redis: &TestRedis, name: &str, what: &str, good: impl Fn(&Value) -> bool) {
+    let key = format!("art:{name}");
+    eventually(&format!("{key} {what}"), async || match redis.json(&key).await {
+        Some(value) if good(&value) => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
+async fn version(redis: &TestRedis, name: &str, version: u64) {
+    value(redis, name, &format!("is version {version}"), |value| value["version"] == version).await;
+}
+
+async fn publish(redis: &TestRedis, message: &str) {
+    eventually("a worker hears the channel", async || redis.publish(CHANNEL, message).await > 0).await;
+}
+
+async fn evicted(redis: &TestRedis, name: &str) {
+    eventually(&format!("{name} is gone"), async || redis.get(&format!("art:{name}")).await.is_none()).await;
+}
+
+// Tags
+
+/// Two artists, three works each, tagged by artist.
+async fn gallery() -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
+    let (redis, upstream) = both().await;
+    let names = ["f1", "f2", "f3", "d1", "d2", "d3"];
+    for name in names {
+        let artist = if name.starts_with('f') { "Frida {Kahlo}" } else { "Dürer" };
+        upstream.publish(&format!("/art/{name}"), json!({"artist": artist, "version": 1}));
+    }
+    let jobs = Art::of(&upstream).list(names).top("tags = [\"artist:{{ value.artist }}\", \"all\"]").folder();
+    let worker = worker(&redis, &jobs);
+    for name in names {
+        version(&redis, name, 1).await;
+    }
+    (redis, upstream, jobs, worker)
+}
+
+#[tokio::test]
+async fn a_tag_invalidates_what_has_it_and_nothing_else() {
+    let (redis, upstream, _jobs, _worker) = gallery().await;
+    for name in ["f1", "f2", "f3", "d1"] {
+        upstream.publish(&format!("/art/{name}"), json!({"artist": "Frida {Kahlo}", "version": 2}));
+    }
+    publish(&redis, r#"{"tags": ["artist:Frida {Kahlo}"]}"#).await;
+    for name in ["f1", "f2", "f3"] {
+        version(&redis, name, 2).await;
+    }
+    version(&redis, "d1", 1).await;
+    let parts = Parts::of(&redis).await;
+    parts.invalidate(r#"{"tags": ["artist:Dürer"], "action": "evict"}"#).await;
+    for name in ["d1", "d2", "d3"] {
+        assert_eq!(redis.get(&format!("art:{name}")).await, None);
+    }
+    version(&redis, "f1", 2).await;
+}
+
+#[tokio::test]
+async fn an_entry_leaves_the_tags_that_its_new_value_does_not_have() {
+    let (redis, upstream, _jobs, _worker) = gallery().await;
+    let parts = Parts::of(&redis).await;
+    upstream.publish("/art/d1", json!({"artist": "Frida {Kahlo}", "version": 2}));
+    publish(&redis, "art:d1").await;
+    version(&redis, "d1", 2).await;
+    let tagged = async |tag: &str| -> Vec<String> {
+        let (_, mut keys) = parts.store.tagged(tag, 0).await.unwrap();
+        keys.sort();
+        keys.iter().map(ToString::to_string).collect()
+    };
+    eventually("it has changed its tags", async || {
+        (tagged("artist:Dürer").await, tagged("artist:Frida {Kahlo}").await.len())
+            == (vec!["art:d2".to_owned(), "art:d3".to_owned()], 4)
+    })
+    .await;
+}
+
+/// While its value is fetched for the first time, nothing is known of its tags: the stamp fences it.
+#[tokio::test]
+async fn a_tag_fences_what_is_being_fetched_for_the_first_time() {
+    for action in ["refresh", "evict"] {
+        let (redis, upstream) = both().await;
+        upstream.publish("/art/a", json!({"artist": "x", "version": 1}));
+        let gate = upstream.gate("/art/a");
+        let jobs = Art::of(&upstream).list(["a"]).top("tags = [\"artist:{{ value.artist }}\"]").folder();
+        let _worker = worker(&redis, &jobs);
+        gate.arrived(1).await;
+        upstream.publish("/art/a", json!({"artist": "x", "version": 2}));
+        let parts = Parts::of(&redis).await;
+        parts.invalidate(&json!({"tags": ["artist:x"], "action": action}).to_string()).await;
+        gate.let_one_out();
+        if action == "refresh" {
+            gate.arrived(2).await;
+            assert_eq!(redis.get("art:a").await, None, "the old answer was not written");
+            gate.open();
+            version(&redis, "a", 2).await;
+        } else {
+            eventually("the old answer was dropped", async || parts.stat("fenced").await == 1).await;
+            assert_eq!((redis.get("art:a").await, upstream.calls("/art/a")), (None, 1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_tag_keeps_what_is_extended_and_drops_what_has_died() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let short = Duration::from_millis(1);
+    for n in 0..3_000 {
+        parts.store.tag(&EntryKey::new(format!("art:{n}")), &["t".to_owned()], short).await.unwrap();
+    }
+    parts.next_instant().await;
+    parts.store.tag(&art("kept"), &["t".to_owned()], LONG).await.unwrap();
+    parts.store.stamp("t", parts.now().await, Removal::Refresh).await.unwrap();
+    parts.store.sweep_tags().await.unwrap();
+    let (_, left) = parts.store.tagged("t", 0).await.unwrap();
+    assert_eq!(left, [art("kept")]);
+    assert_eq!(redis.keys("samovar:tag:*").await.len(), 1);
+}
+
+/// The members of a tag are read in pages while entries are put under it.
+#[tokio::test]
+async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).top("tags = [\"t\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let tag = ["t".to_owned()];
+    let invalidator = parts.invalidator(&jobs);
+    for n in 0..2_000 {
+        parts.store.tag(&art(&n.to_string()), &tag, LONG).await.unwrap();
+    }
+    for round in 0..20 {
+        let name = format!("born {round}");
+        let lease = parts.lease(&name, LONG).await;
+        parts.next_instant().await;
+        let at = parts.now().await;
+        let message = samovar::trigger::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
+        let commit = async {
+            let stamp = parts.store.tag(&art(&name), &tag, LONG).await.unwrap();
+            if let Some(stamp) = stamp.filter(|stamp| stamp.at >= lease.start) {
+                parts.store.fence(&art(&name), stamp).await.unwrap();
+            }
+            parts.store.commit(&art(&name), &lease, "1", TTL, &Note::default()).await.unwrap()
+        };
+        let (handled, written) = tokio::join!(invalidator.handle(&message, at), commit);
+        handled.unwrap();
+        let due = parts.meta(&name).await.is_some_and(|meta| meta.invalidated > 0);
+        assert!(matches!(written, Written::Again(_)) || due, "{round}: {written:?}");
+        parts.store.release(&art(&name), &lease.token, None).await.unwrap();
+    }
+}
+
+// Storms
+
+#[tokio::test]
+async fn a_storm_of_invalidations_costs_a_handful_of_fetches_and_the_entry_stays_fresh() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    publish(&redis, "art:a").await;
+    let calls = upstream.calls("/art/a");
+    let began = std::time::Instant::now();
+    let mut connection = redis.connection().await;
+    let (mut last, mut landed) = (1, 0);
+    let mut seen = 1;
+    while began.elapsed() < Duration::from_secs(2) {
+        last = upstream.edit("/art/a");
+        let mut storm = redis::pipe();
+        for _ in 0..50 {
+            storm.cmd("PUBLISH").arg(CHANNEL).arg("art:a").ignore();
+            storm.cmd("XADD").arg("samovar:inbox").arg("*").arg("message").arg("art:a").ignore();
+        }
+        storm.query_async::<()>(&mut connection).await.unwrap();
+        let version = redis.json("art:a").await.unwrap()["version"].as_u64().unwrap();
+        assert!(version >= seen, "it never goes back");
+        landed += u64::from(version > seen);
+        seen = version;
+    }
+    version(&redis, "a", last).await;
+    let fetches = upstream.calls("/art/a") - calls;
+    let seconds = began.elapsed().as_secs() + 1;
+    assert!(landed >= 2, "new versions land while it goes on: {landed}");
+    assert!(fetches as u64 <= 8 * seconds, "{fetches} fetches in {seconds} s for {last} edits");
+    Parts::of(&redis).await.inbox_is_empty().await;
+}
+
+#[tokio::test]
+async fn what_names_many_does_not_hold_up_what_is_named_by_itself() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/single");
+    let jobs = Art::of(&upstream).limits("concurrency = 2").folder();
+    let parts = Parts::of(&redis).await;
+    let worker = worker(&redis, &jobs);
+    parts.invalidate(r#"{"keys": ["art:single"], "action": "warm"}"#).await;
+    version(&redis, "single", 1).await;
+    upstream.otherwise(|_, _| Reply::json(json!({})).after(Duration::from_millis(50)));
+    let mut connection = redis.connection().await;
+    let mut fill = redis::pipe();
+    for n in 0..5_000 {
+        fill.cmd("SET").arg(format!("art:{n}")).arg("{}").arg("EX").arg(600).ignore();
+    }
+    fill.query_async::<()>(&mut connection).await.unwrap();
+    publish(&redis, r#"{"patterns": ["art:[0-9]*"]}"#).await;
+    eventually("the mass is under way", async || upstream.in_flight() == 2).await;
+    let edited = upstream.edit("/art/single");
+    publish(&redis, "art:single").await;
+    version(&redis, "single", edited).await;
+    let before = upstream.all_requests().len();
+    assert!(before < 1_000, "{before} of 5,000 went before");
+    drop(worker);
+}
+
+// Foreign writers
+
+#[tokio::test]
+async fn what_a_cache_aside_writer_writes_after_a_refresh_is_found_and_replaced() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).warm("settle = \"500ms\"").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let edited = upstream.edit("/art/a");
+    publish(&redis, "art:a").await;
+    version(&redis, "a", edited).await;
+    // It had read this before the edit.
+    redis.set("art:a", r#"{"version": 1}"#, TTL).await;
+    version(&redis, "a", edited).await;
+}
+
+#[tokio::test]
+async fn what_a_cache_aside_writer_writes_after_an_eviction_is_found_and_replaced() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).warm("settle = \"500ms\"").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let edited = upstream.edit("/art/a");
+    Parts::of(&redis).await.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
+    redis.set("art:a", r#"{"version": 1}"#, TTL).await;
+    version(&redis, "a", edited).await;
+    // Where nothing is written, nothing is fetched.
+    let calls = upstream.calls("/art/a");
+    let parts = Parts::of(&redis).await;
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
+    eventually("it was looked at once more", async || parts.score("a").await.is_none()).await;
+    assert_eq!((redis.get("art:a").await, upstream.calls("/art/a")), (None, calls));
+}
+
+// Failing sources
+
+#[tokio::test]
+async fn an_old_value_outlives_its_ttl_while_its_source_fails() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream)
+        .ttl("2s")
+        .list(["a"])
+        .warm("ahead = \"1s\"\nstale_if_error = \"1h\"\nattempts = 2")
+        .folder();
+    let mut worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let given: i64 = redis.ask(&["PEXPIRETIME", "art:a"]).await;
+    upstream.on("/art/a", Reply::status(500));
+    let parts = Parts::of(&redis).await;
+    eventually("its TTL is over", async || parts.now().await > given + 500).await;
+    version(&redis, "a", 1).await;
+    let meta = parts.meta("a").await.unwrap();
+    assert!(meta.outlived > 0, "{meta:?}");
+    worker.wait_for_log(&["outlives its TTL"]).await;
+    let shown = samovar(["get", "art:a"]).redis(&redis).jobs(&jobs).run().await;
+    assert!(format!("{shown:?}").contains("outlives its TTL"), "{shown:?}");
+    // Given up is only what nobody is served any more.
+    assert_eq!(redis.keys("samovar:dead:*").await, Vec::<String>::new());
+    upstream.edit("/art/a");
+    version(&redis, "a", 2).await;
+    assert_eq!(parts.meta("a").await.unwrap().outlived, 0);
+}
+
+#[tokio::test]
+async fn an_old_value_that_was_invalidated_does_not_outlive_its_ttl() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).ttl("3s").list(["a"]).warm("ahead = \"1s\"\nstale_if_error = \"1h\"").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    upstream.on("/art/a", Reply::status(500));
+    publish(&redis, "art:a").await;
+    evicted(&redis, "a").await;
+}
+
+#[tokio::test]
+async fn an_invalidation_ends_what_outlives_its_ttl() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).ttl("1s").list(["a"]).warm("ahead = \"500ms\"\nstale_if_error = \"1h\"").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let given: i64 = redis.ask(&["PEXPIRETIME", "art:a"]).await;
+    upstream.on("/art/a", Reply::status(500));
+    let parts = Parts::of(&redis).await;
+    eventually("its TTL is over", async || parts.now().await > given).await;
+    version(&redis, "a", 1).await;
+    parts.invalidate("art:a").await;
+    assert_eq!(redis.get("art:a").await, None);
+}
+
+/// The breaker opens, so nobody even asks.
+#[tokio::test]
+async fn old_values_outlive_their_ttl_while_the_upstream_is_left_alone() {
+    let (redis, upstream) = both().await;
+    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    for name in &names {
+        upstream.edit(&format!("/art/{name}"));
+    }
+    let jobs =
+        Art::of(&upstream).ttl("3s").list(&names).warm("ahead = \"1500ms\"\nstale_if_error = \"1h\"").folder();
+    let _worker = hasty_worker(&redis, &jobs);
+    for name in &names {
+        version(&redis, name, 1).await;
+    }
+    for name in &names {
+        upstream.on(&format!("/art/{name}"), Reply::status(500));
+    }
+    let parts = Parts::of(&redis).await;
+    let then = parts.now().await + 5_000;
+    eventually("their TTLs are over", async || parts.now().await > then).await;
+    for name in &names {
+        assert!(redis.get(&format!("art:{name}")).await.is_some(), "art:{name}");
+    }
+    assert!(redis.ask::<Option<String>>(&["HGET", "samovar:limit:{museum}", "open"]).await.is_some());
+}
+
+#[tokio::test]
+async fn what_outlives_its_ttl_is_fresh_to_nobody() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", Duration::from_secs(1), &Note::default()).await.unwrap();
+    let fresh = samovar::store::Fresh { since: Some(1), ..Default::default() };
+    assert!(matches!(parts.store.lease(&art("a"), LONG, fresh).await.unwrap(), Leased::Fresh { .. }));
+    let lives = parts.store.outlive(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
+    assert_eq!(lives.expires - lives.ends, 30_000, "as long as its job allows");
+    let again = parts.store.outlive(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
+    assert_eq!(again, lives);
+    assert!(matches!(parts.store.lease(&art("a"), LONG, fresh).await.unwrap(), Leased::Yes(_)));
+    // What somebody else wrote is theirs.
+    redis.set("art:a", "2", TTL).await;
+    assert_eq!(parts.store.outlive(&art("a"), LONG, LONG).await.unwrap(), None);
+}
+
+// What nobody heard
+
+#[tokio::test]
+async fn what_is_published_bare_while_nobody_listens_is_made_good() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    first.kill9();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    redis.publish(CHANNEL, "art:a").await;
+    let _second = worker(&redis, &jobs);
+    version(&redis, "a", edited).await;
+}
+
+/// Somebody else has heard it all: nothing is suspect.
+#[tokio::test]
+async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    let _second = worker(&redis, &jobs);
+    let ears = async || -> Vec<(i64, i64)> {
+        let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
+        ears.iter().filter_map(|ear| ear.split_once(' ')).map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap())).collect()
+    };
+    eventually("both have listened for a while", async || {
+        let ears = ears().await;
+        ears.len() == 2 && ears.iter().all(|(since, last)| last - since > 4_500)
+    })
+    .await;
+    assert_eq!(upstream.calls("/art/a"), 1);
+}
+
+#[tokio::test]
+async fn a_cut_subscription_of_the_only_worker_makes_everything_suspect() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    let edited = upstream.edit("/art/a");
+    // In one step, so that it cannot be subscribed again in between.
+    let mut connection = redis.connection().await;
+    let heard: Vec<usize> = redis::pipe()
+        .atomic()
+        .cmd("CLIENT")
+        .arg(&["KILL", "TYPE", "pubsub"])
+        .cmd("PUBLISH")
+        .arg(CHANNEL)
+        .arg("art:a")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(heard, [1, 0]);
+    version(&redis, "a", edited).await;
+}
+
+#[tokio::test]
+async fn a_trimmed_inbox_says_so_and_everything_is_made_anew() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    first.kill9();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    let parts = Parts::of(&redis).await;
+    parts.publish("art:a").await;
+    for n in 0..50 {
+        parts.publish(&format!("art:other {n}")).await;
+    }
+    inbox::bound(&mut parts.redis.clone(), &parts.keys, 10).await.unwrap();
+    let left: usize = redis.ask(&["XLEN", "samovar:inbox"]).await;
+    assert!(left < 15, "{left} are left");
+    // Whoever else is bound to hear of it is not asked here: its own canaries would do that.
+    redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
+    let mut second = worker(&redis, &jobs);
+    second.wait_for_log(&["dropped from the inbox"]).await;
+    version(&redis, "a", edited).await;
+    parts.inbox_is_empty().await;
+    eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn an_inbox_within_its_bound_loses_nothing() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    for n in 0..9 {
+        parts.publish(&format!("art:{n}")).await;
+    }
+    inbox::bound(&mut parts.redis.clone(), &parts.keys, 10).await.unwrap();
+    assert_eq!(redis.ask::<usize>(&["XLEN", "samovar:inbox"]).await, 9);
+}
+
+/// A master whose clock ran ahead wrote it; after the failover, its time lies in the future.
+#[tokio::test]
+async fn what_was_fetched_in_the_future_is_not_safe_from_invalidations() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let future = parts.now().await + 3_600_000;
+    let expires = future + 3_600_000;
+    redis.ask::<String>(&["SET", "art:a", "1", "PXAT", &expires.to_string()]).await;
+    let meta = format!("{future} {expires} 0 0 abc {{}}");
+    redis.ask::<String>(&["SET", &parts.keys.meta(&art("a")), &meta]).await;
+    let handled = parts.store.invalidate(&art("a"), parts.now().await, Removal::Refresh).await.unwrap();
+    assert!(handled.due);
+    let token = format!("somebody {future} -");
+    redis.ask::<String>(&["SET", &parts.keys.lease(&art("b")), &token]).await;
+    let handled = parts.store.invalidate(&art("b"), parts.now().await, Removal::Refresh).await.unwrap();
+    assert!(handled.fenced);
+}
+
+#[tokio::test]
+async fn a_restarted_redis_is_not_believed() {
+    let mut redis = TestRedis::options().append_only().start().await;
+    let upstream = Upstream::start().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let edited = upstream.edit("/art/a");
+    redis.restart().await;
+    version(&redis, "a", edited).await;
+    let parts = Parts::of(&redis).await;
+    eventually("it waits for its expiry again", async || {
+        parts.score("a").await.map(|score| Due::from_score(score).trigger) == Some(Trigger::Expiry)
+    })
+    .await;
+}
