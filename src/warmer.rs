@@ -30,6 +30,7 @@ use timing::{fresh, jitter, known, retry_after};
 
 use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
+use crate::popularity::Popularity;
 use crate::queue::Chunk;
 use crate::source::{Answer, Ask, Ended, FetchError, Gate, Permit, Sources, Validators};
 use crate::status::Last;
@@ -93,6 +94,7 @@ pub struct Warmer {
     sources: Sources,
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
     telemetry: Telemetry,
+    popularity: Popularity,
     finished: mpsc::UnboundedSender<(JobName, Finished, Option<Last>)>,
     /// How long an entry may wait for its upstream before it makes room for others.
     patience: Duration,
@@ -112,6 +114,7 @@ impl Warmer {
         sources: Sources,
         gates: BTreeMap<UpstreamName, Arc<Gate>>,
         telemetry: Telemetry,
+        popularity: Popularity,
         claim: Duration,
         drain: CancellationToken,
     ) -> (Arc<Self>, Finisher) {
@@ -119,7 +122,8 @@ impl Warmer {
         let finisher = Finisher::new(agenda.clone(), ends);
         let patience = claim / 2;
         let held = Mutex::default();
-        let warmer = Self { jobs, store, agenda, sources, gates, telemetry, finished, patience, drain, held };
+        let warmer =
+            Self { jobs, store, agenda, sources, gates, telemetry, popularity, finished, patience, drain, held };
         (Arc::new(warmer), finisher)
     }
 
@@ -190,6 +194,9 @@ impl Warmer {
         let Some(params) = job.key.read(key.as_str()) else {
             return Ok(Ending::because(Outcome::Gone, Next::Out, "the job's key pattern is another by now"));
         };
+        if taken.trigger == Trigger::Expiry && !job.entries.lists(&params) && !self.popularity.wanted(job, key).await? {
+            return Ok(Ending::because(Outcome::Unread, Next::Out, "nobody reads it: it is left to expire"));
+        }
         let mut inputs = match self.inputs(job, &params, taken.urgent, taken.since).await? {
             Ok(inputs) => inputs,
             Err(Missing { key: input, hopeless: None }) => {
@@ -237,7 +244,7 @@ impl Warmer {
                     // Somebody else wrote what an entry waits for that is made from it.
                     self.wake_waiting(key).await?;
                 }
-                return Ok(Ending::new(Outcome::Unchanged, keep(job, key, expires, &params)));
+                return Ok(Ending::new(Outcome::Unchanged, keep(job, key, expires)));
             }
         };
         self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
@@ -289,7 +296,7 @@ impl Warmer {
                         // It had expired, and is what it was.
                         self.wake_waiting(key).await?;
                     }
-                    return Ok(Ending::new(outcome, keep(job, key, expires, &params)));
+                    return Ok(Ending::new(outcome, keep(job, key, expires)));
                 }
                 Written::Again(start) => {
                     lease.start = start;

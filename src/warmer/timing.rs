@@ -6,7 +6,7 @@ use tracing::debug;
 
 use super::Taken;
 use crate::agenda::{Next, Trigger};
-use crate::job::{EntryKey, Job, Params, Source};
+use crate::job::{EntryKey, Job, Source};
 use crate::source::Validators;
 use crate::store::{Fresh, Lease, Meta};
 
@@ -28,8 +28,8 @@ pub(super) fn fresh(job: &Job, taken: &Taken) -> Fresh {
     }
 }
 
-/// When an entry that lives until `expires` is refreshed, if it is kept warm.
-pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64, params: &Params) -> Next {
+/// When an entry that lives until `expires` (Redis time, ms) is looked at again, to be refreshed if it is kept warm or read.
+pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64) -> Next {
     if job.warm.ahead.is_zero() || expires <= 0 {
         return Next::Out;
     }
@@ -37,7 +37,7 @@ pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64, params: &Params) -> 
     let ahead = job.warm.ahead.mul_f64(rand::random_range(1.0..=1.25)).min(job.ttl.mul_f32(0.95));
     let at = expires - millis(ahead);
     debug!(%key, at, "due again");
-    if job.entries.lists(params) { Next::At(at) } else { Next::IfFed(at) }
+    Next::At(at)
 }
 
 /// What the present value came with, if it may be kept when unchanged.
