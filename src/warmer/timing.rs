@@ -6,12 +6,10 @@ use tracing::debug;
 
 use super::Taken;
 use crate::agenda::{Next, Trigger};
-use crate::job::{EntryKey, Job, Source};
+use crate::job::{EntryKey, FIRST_RETRY, Job, Source};
 use crate::source::Validators;
 use crate::store::{Fresh, Lease, Meta};
 
-/// The first retry comes within this time, each later one within twice the one before.
-const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// No retry waits longer.
 const RETRY_LONGEST: Duration = Duration::from_secs(300);
 
@@ -53,9 +51,9 @@ pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
     holds.then(|| meta.note.validators.clone())
 }
 
-/// Full jitter under an exponential ceiling (AWS Architecture Blog, "Exponential Backoff And Jitter").
+/// The first retry comes within [`FIRST_RETRY`], each later one within twice the time of the one before. Full jitter under an exponential ceiling (AWS Architecture Blog, "Exponential Backoff And Jitter").
 pub(super) fn retry_after(failures: u32) -> Duration {
-    let ceiling = RETRY_FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
+    let ceiling = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
     ceiling.min(RETRY_LONGEST).mul_f64(rand::random_range(0.1..=1.0))
 }
 
