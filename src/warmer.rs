@@ -195,7 +195,7 @@ impl Warmer {
             return Ok(Ending::because(Outcome::Gone, Next::Out, "the job's key pattern is another by now"));
         };
         if taken.trigger == Trigger::Expiry && !job.entries.lists(&params) && !self.popularity.wanted(job, key).await? {
-            return Ok(Ending::because(Outcome::Unread, Next::Out, "nobody reads it: it is left to expire"));
+            return Ok(Ending::because(Outcome::Unread, Next::Out, "hardly anybody reads it: it is left to expire"));
         }
         let mut inputs = match self.inputs(job, &params, taken.urgent, taken.since).await? {
             Ok(inputs) => inputs,

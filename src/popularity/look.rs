@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 
-use super::decay::{count, expected, half_life, once};
+use super::decay::{count, expected, half_life};
 use super::{Popularity, millis};
 use crate::job::{EntryKey, Job};
 use crate::redis::Keys;
@@ -24,6 +24,13 @@ const SHARED: i64 = 2_147_483_647;
 const COMMITS: i64 = 600_000;
 /// How long after a fetch's start its commit is taken to be where the metadata do not tell (ms).
 const COMMITS_SOON: i64 = 2_000;
+/// Reads in the next TTL for which a refresh is worth its fetch. Below it, whoever reads fetches no more often than we would; on
+/// Zipf traces the calls are then those of plain cache-aside, with more hits (`benches/freshness.rs`).
+const OFTEN: f64 = 3.0;
+/// What was read in this last part of a TTL, or in the last two seconds, is read often, too: a count takes time to grow.
+const JUST_NOW: u64 = 20;
+/// A sample sees at most one read in this time.
+const GRAIN: Duration = Duration::from_secs(1);
 /// `OBJECT FREQ` of a new key.
 pub(super) const NEW: u32 = 5;
 
@@ -103,6 +110,12 @@ impl Look {
     }
 }
 
+/// The decayed count's expectation by which [`OFTEN`] is known, of so many samples in a TTL: a sample sees one read of many.
+fn threshold(samples: f64, ttl: Duration) -> f64 {
+    let samples = samples.min(ttl.as_secs_f64() / GRAIN.as_secs_f64()).max(0.1);
+    samples * (1.0 - (-OFTEN / samples).exp())
+}
+
 /// A reply, if it is one.
 pub(super) fn reply<T: FromRedisValue>(reply: &RedisResult<Value>) -> Option<T> {
     reply.as_ref().ok().and_then(|value| redis::from_redis_value_ref(value).ok())
@@ -115,9 +128,8 @@ pub(super) fn is_shared(refcount: &RedisResult<Value>) -> bool {
 
 impl Popularity {
     /// Whether an entry that is about to expire is to be refreshed although its job does not list it: the feed names it, it
-    /// is one of the most read that the job keeps, or it was read since its value was written.
-    ///
-    /// Where Redis cannot tell (see above), the decayed count decides: at least one read within the last TTL.
+    /// is one of the most read that the job keeps, or it is still read: since its value was written, and as often as [`OFTEN`]
+    /// says or [`JUST_NOW`]. Where Redis cannot tell, the decayed count decides alone.
     ///
     /// # Errors
     /// Redis's.
@@ -130,7 +142,7 @@ impl Popularity {
         pipe.cmd("ZSCORE").arg(self.keys.fed(&job.name)).arg(key.as_str());
         pipe.cmd("ZREVRANK").arg(&popular).arg(key.as_str());
         pipe.cmd("ZSCORE").arg(&popular).arg(key.as_str());
-        pipe.cmd("HMGET").arg(&sample).arg(&["at", "passed", "half", "reported"]);
+        pipe.cmd("HMGET").arg(&sample).arg(&["at", "passed", "half", "reported", "every"]);
         Look::ask(&mut pipe, &self.keys, key, lfu);
         pipe.cmd("OBJECT").arg("REFCOUNT").arg(key.as_str());
         let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
@@ -155,28 +167,28 @@ impl Popularity {
         let passed = field(0).zip(field(1)).zip(field(2)).map(|((at, passed), half)| passed + (now as f64 - at) / half);
         let count =
             reply::<Option<f64>>(score).flatten().zip(passed).map_or(0.0, |(score, passed)| count(score, passed));
-        let counted_once = count >= once(job.ttl, half_life(job));
+        #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
+        let (reported, ttl) =
+            (field(3).is_some_and(|at| at + millis(job.ttl) as f64 > now as f64), millis(job.ttl) as f64);
+        let often = expected(count, job.ttl, half_life(job)) >= threshold(ttl / field(4).unwrap_or(1.0), job.ttl);
         if look.expires == -2 {
-            return Ok(counted_once);
+            return Ok(often);
         }
         if let Some(frequency) = look.frequency {
-            return Ok(counted_once && frequency > 0);
+            return Ok(often && frequency > 0);
         }
+        let just_now = look.idle.is_some_and(|idle| idle.unsigned_abs() <= (job.ttl.as_secs() / JUST_NOW).max(1));
         if !look.is_ours() {
             // Its being written was a read, too, and says nothing about the next.
-            return Ok(count >= 1.0);
+            return Ok(often || (just_now && count >= 1.0));
         }
         let shared = shared.first().is_some_and(is_shared);
         match look.read_by_others(job.ttl) {
-            Some(read) if !shared => {
-                #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
-                let reported = field(3).is_some_and(|at| at + millis(job.ttl) as f64 > now as f64);
-                Ok(read
-                    || (reported && expected(count, job.ttl, half_life(job)) >= 1.0)
-                    || (look.is_hidden(job.ttl) && counted_once)
-                    || self.was_saving(now, look.written(job.ttl).unwrap_or(now)).await?)
+            Some(true) if !shared => Ok(often || just_now),
+            Some(false) if !shared && !look.is_hidden(job.ttl) && !(reported && often) => {
+                self.was_saving(now, look.written(job.ttl).unwrap_or(now)).await
             }
-            _ => Ok(counted_once),
+            _ => Ok(often),
         }
     }
 

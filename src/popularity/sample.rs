@@ -129,6 +129,8 @@ impl Sampler {
             .arg(now)
             .arg("next")
             .arg(now + millis(pause))
+            .arg("every")
+            .arg(millis(pause))
             .query_async(&mut self.redis.clone())
             .await?;
         let Sampled { entries, read, adopted } = sampled;

@@ -1,5 +1,5 @@
 -- Claim a job's sample if it is due: one worker of the fleet at a time.
--- KEYS  1 the job's samples (hash: last, when the last whole one began; next, when the next is due; ms)
+-- KEYS  1 the job's samples (hash: last, when the last whole one began; next, when the next is due; every, how far apart; ms)
 -- ARGV  1 how long the claim holds (ms)
 -- Returns {now, how long until it is due (ms; 0: it is yours), when the last whole one began (ms; -1: never)}
 local time = redis.call('TIME')
