@@ -10,6 +10,7 @@ mod look;
 mod sample;
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -24,8 +25,8 @@ use crate::redis::{Connection, Keys};
 
 /// Entries whose reads are counted, for each job; more where its file wants more kept warm.
 const COUNTED: usize = 10_000;
-/// The most read that each worker remembers of each job, for when Redis forgets; more where more are kept warm.
-const REMEMBERED: usize = 1_000;
+/// The most read that each worker remembers of each job, for when Redis forgets; as many as are kept warm, within these.
+const REMEMBERED: RangeInclusive<usize> = 1_000..=10_000;
 /// Entries handed to one script call, so that none holds Redis up.
 const BATCH: usize = 250;
 /// Entries that one call of `lua/top.lua` answers.
@@ -145,7 +146,7 @@ impl Popularity {
     /// # Errors
     /// Redis's.
     async fn remember(&self, job: &Job) -> RedisResult<()> {
-        let top = self.top(job, job.entries.popular.max(REMEMBERED)).await?;
+        let top = self.top(job, job.entries.popular.clamp(*REMEMBERED.start(), *REMEMBERED.end())).await?;
         // Looked at afterwards: what was flushed meanwhile must not pass for nothing read.
         let marked: bool = redis::cmd("EXISTS").arg(self.keys.marker()).query_async(&mut self.redis.clone()).await?;
         if marked {

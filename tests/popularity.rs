@@ -174,6 +174,11 @@ async fn what_was_read_more_of_late_comes_first_and_entries_are_ranked_by_it() {
     let _worker = talkative(&redis, &jobs).env("SAMOVAR_SAMPLE", "100ms").spawn();
     eventually("reports are counted", async || redis.ask::<u64>(&["EXISTS", "samovar:reads"]).await == 0).await;
     eventually("all three are", async || learnt.top().await == ["most", "some", "least"]).await;
+    let counts: Vec<f64> =
+        learnt.popularity.top(&learnt.job, 10).await.unwrap().into_iter().map(|(_, count)| count).collect();
+    for (count, reported) in counts.into_iter().zip([9.0, 3.0, 1.0]) {
+        assert!((0.9 * reported..=reported).contains(&count), "{count} of {reported}");
+    }
     let entries = ["unknown", "least", "most"].map(art).to_vec();
     let ranked = learnt.popularity.ranked(&learnt.job, entries).await.unwrap();
     assert_eq!(ranked, ["most", "least", "unknown"].map(art));
@@ -363,4 +368,48 @@ async fn where_config_is_forbidden_misses_are_not_heard_and_somebody_is_told() {
     let mut worker = talkative(&redis, &jobs).env("SAMOVAR_MISSES", "on").spawn();
     worker.wait_for_log(&["notify-keyspace-events", "in its configuration"]).await;
     eventually("it works nevertheless", async || exists(&redis, "a").await).await;
+}
+
+#[tokio::test]
+async fn counts_outlive_a_change_of_the_ttl_and_go_on_for_a_century() {
+    let redis = TestRedis::start().await;
+    let upstream = Upstream::start().await;
+    let (short, long) = (Art::of(&upstream).ttl("5s").folder(), Art::of(&upstream).ttl("30d").folder());
+    let (short, long) = (Learnt::of(&redis, &short).await, Learnt::of(&redis, &long).await);
+    // As if half-lives of ten seconds had passed since 1970 until 2128.
+    let now = short.parts.now().await.to_string();
+    let clock = ["HSET", "samovar:sample:{art}", "at", now.as_str(), "passed", "498614400", "half", "10000"];
+    redis.ask::<u64>(&clock).await;
+    for (name, reads) in [("a", 40), ("b", 2), ("a", 60), ("c", 1)] {
+        redis.ask::<u64>(&["ZADD", "samovar:reads", &reads.to_string(), &format!("art:{name}")]).await;
+        short.sampler.take_reports().await.unwrap();
+    }
+    let counts = async |learnt: &Learnt| -> Vec<f64> {
+        learnt.popularity.top(&learnt.job, 10).await.unwrap().into_iter().map(|(_, count)| count).collect()
+    };
+    let before = counts(&short).await;
+    assert_eq!(short.top().await, ["a", "b", "c"]);
+    assert!((70.0..=100.0).contains(&before[0]) && (0.7..=1.0).contains(&before[2]), "{before:?}");
+    let after = counts(&long).await;
+    assert!(
+        after.iter().zip(&before).all(|(after, before)| (0.7..=1.0).contains(&(after / before))),
+        "{after:?} {before:?}"
+    );
+    assert_eq!(counts(&long).await, after, "a long half-life: nothing fades meanwhile");
+}
+
+/// Redis notes no reads while it saves, so it cannot say that there were none.
+#[tokio::test]
+async fn nothing_is_taken_for_unread_while_redis_saves() {
+    let redis = policy("volatile-lru").arg("--rdb-key-save-delay", "5000000").start().await;
+    let upstream = Upstream::start().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let jobs = Art::of(&upstream).ttl("6s").warm("ahead = \"1s\"").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = sampling(&redis, &jobs);
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "warm"}"#).await;
+    eventually("it is there", async || exists(&redis, "a").await).await;
+    redis.ask::<()>(&["BGSAVE"]).await;
+    upstream.called("/art/a", 2).await;
+    assert_eq!(parts.stat("unread").await, 0);
 }

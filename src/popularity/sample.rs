@@ -325,7 +325,10 @@ impl Sampler {
 
     /// Counts the reads that APIs report. A report is taken out before it is counted, so a crash in between loses some and
     /// counts none twice.
-    async fn take_reports(&self) -> RedisResult<()> {
+    ///
+    /// # Errors
+    /// Redis's; at most one step's reports are lost.
+    pub async fn take_reports(&self) -> RedisResult<()> {
         let set = self.keys.reads();
         for _ in 0..ROUNDS {
             let popped = redis::cmd("ZPOPMAX").arg(&set).arg(REPORTS).query_async(&mut self.redis.clone()).await;
