@@ -200,8 +200,6 @@ pub struct Claims {
 pub enum Next {
     /// Due at this Redis time (ms) as its TTL comes to an end.
     At(i64),
-    /// The same, but only if the job's feed names it; otherwise it leaves.
-    IfFed(i64),
     /// Looked at once more at this Redis time (ms), as [`Trigger::Settle`].
     Settle(i64),
     /// Due after this time for the same trigger; after zero, as urgent as before.
@@ -338,8 +336,7 @@ impl Agenda {
                 }
             }
             let mut call = FINISH.key(self.keys.agenda(job));
-            call.key(self.keys.fed(job))
-                .key(self.keys.dead(job))
+            call.key(self.keys.dead(job))
                 .key(self.keys.dead_reasons(job))
                 .key(self.keys.stats(job))
                 .arg(DEAD_LETTERS)
@@ -353,7 +350,6 @@ impl Agenda {
             for Finished { key, score, next, .. } in batch {
                 let (what, argument) = match next {
                     Next::At(at) => ("at", at.to_string()),
-                    Next::IfFed(at) => ("fed", at.to_string()),
                     Next::Settle(at) => ("settle", at.to_string()),
                     Next::In(wait) => ("in", millis(*wait).to_string()),
                     Next::Out => ("out", String::new()),

@@ -23,6 +23,8 @@ const REDIS_PARTS: [&str; 4] = ["REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_P
 
 /// A claim shorter than this would lapse while a healthy worker fetches; one longer than a day is a typing error.
 const CLAIM: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
+/// The lower end is for trying things out: idle times are whole seconds.
+const SAMPLE: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(24 * 60 * 60);
 const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 60 * 60);
 
 /// Beyond this, one process waits for itself more than for upstreams; start another.
@@ -91,6 +93,15 @@ pub struct WorkerArgs {
     /// How long work in flight may take to finish after SIGTERM [env: SAMOVAR_DRAIN] [default: 20s]
     #[arg(long, value_name = "TIME")]
     pub drain: Option<String>,
+
+    /// How often Redis is asked which entries were read, at most [env: SAMOVAR_SAMPLE] [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub sample: Option<String>,
+
+    /// Whether keys that are asked for in vain are fetched, as Redis's keyspace events tell: on or off; sets
+    /// notify-keyspace-events [env: SAMOVAR_MISSES] [default: off]
+    #[arg(long, value_name = "SWITCH")]
+    pub misses: Option<String>,
 }
 
 /// The settings of one process, valid together.
@@ -112,6 +123,10 @@ pub struct Settings {
     pub default_ttl: Duration,
     /// How long work in flight may take to finish once the process is told to stop.
     pub drain: Duration,
+    /// How often Redis is asked which entries were read, at most.
+    pub sample: Duration,
+    /// Whether keys that are asked for in vain are fetched, as keyspace events tell.
+    pub misses: bool,
     /// Which log lines are written.
     pub log: LogFilter,
     /// Their shape.
@@ -136,6 +151,10 @@ impl Settings {
         let drain = lookup
             .setting("--drain", &worker.drain, "SAMOVAR_DRAIN", |text| duration(text, &DRAIN))
             .unwrap_or(Duration::from_secs(20));
+        let sample = lookup
+            .setting("--sample", &worker.sample, "SAMOVAR_SAMPLE", |text| duration(text, &SAMPLE))
+            .unwrap_or(Duration::from_secs(10));
+        let misses = lookup.setting("--misses", &worker.misses, "SAMOVAR_MISSES", switch).unwrap_or(false);
         let prefix = lookup
             .setting("--prefix", &common.prefix, "SAMOVAR_PREFIX", prefix)
             .unwrap_or_else(|| "samovar".to_owned());
@@ -157,9 +176,20 @@ impl Settings {
         let log_format =
             lookup.setting("--log-format", &common.log_format, "SAMOVAR_LOG_FORMAT", log_format).unwrap_or_default();
         match redis {
-            Some(redis) if lookup.faults.is_empty() => {
-                Ok(Self { redis, jobs, concurrency, claim, prefix, channel, default_ttl, drain, log, log_format })
-            }
+            Some(redis) if lookup.faults.is_empty() => Ok(Self {
+                redis,
+                jobs,
+                concurrency,
+                claim,
+                prefix,
+                channel,
+                default_ttl,
+                drain,
+                sample,
+                misses,
+                log,
+                log_format,
+            }),
             _ => Err(ConfigError { faults: lookup.faults }),
         }
     }
@@ -402,6 +432,14 @@ fn channel(text: &str, prefix: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "true" | "1" => Ok(true),
+        "off" | "false" | "0" => Ok(false),
+        _ => Err("must be `on` or `off`".into()),
+    }
+}
+
 fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),
@@ -444,6 +482,7 @@ mod tests {
         assert_eq!(settings.concurrency, 64);
         assert_eq!(settings.claim, Duration::from_secs(30));
         assert_eq!(settings.drain, Duration::from_secs(20));
+        assert_eq!((settings.sample, settings.misses), (Duration::from_secs(10), false));
         assert_eq!(settings.prefix, "samovar");
         assert_eq!(settings.channel, "samovar:invalidate");
         assert_eq!(settings.default_ttl, Duration::from_secs(3600));
@@ -497,6 +536,7 @@ mod tests {
             ("SAMOVAR_CONCURRENCY", "0"),
             ("SAMOVAR_CLAIM", "30"),
             ("SAMOVAR_DRAIN", "soon"),
+            ("SAMOVAR_MISSES", "maybe"),
             ("SAMOVAR_PREFIX", "{app}"),
             ("SAMOVAR_CHANNEL", "samovar:changed"),
             ("REDIS_CACHE_TTL", "0"),
@@ -508,6 +548,7 @@ mod tests {
             "SAMOVAR_CONCURRENCY: `0` must be a whole number from 1 to 4096",
             "SAMOVAR_CLAIM: `30` has no unit; write `30s` for seconds",
             "SAMOVAR_DRAIN: `soon` is not a time; write `30s`, `5m` or `1h 30m`",
+            "SAMOVAR_MISSES: `maybe` must be `on` or `off`",
             "SAMOVAR_PREFIX: `{app}` may hold only letters, digits, `_`, `-`, `:` and `.`",
             "SAMOVAR_CHANNEL: `samovar:changed` is where changes are announced; invalidations need a channel of their own",
             "REDIS_CACHE_TTL: `0` must be a whole number from 1 to 315360000",

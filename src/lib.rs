@@ -9,6 +9,7 @@ pub mod config;
 pub mod dispatcher;
 pub mod job;
 pub mod museum;
+pub mod popularity;
 pub mod queue;
 pub mod redis;
 pub mod source;

@@ -31,6 +31,7 @@ use timing::{fresh, jitter, known, millis, retry_after, settled};
 
 use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger, Urgency};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
+use crate::popularity::Popularity;
 use crate::queue::Chunk;
 use crate::source::{Answer, Ask, Ended, FetchError, Gate, Permit, Sources, Validators};
 use crate::status::Last;
@@ -94,6 +95,7 @@ pub struct Warmer {
     sources: Sources,
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
     telemetry: Telemetry,
+    popularity: Popularity,
     finished: mpsc::UnboundedSender<(JobName, Finished, Option<Last>)>,
     /// How long an entry may wait for its upstream before it makes room for others.
     patience: Duration,
@@ -113,6 +115,7 @@ impl Warmer {
         sources: Sources,
         gates: BTreeMap<UpstreamName, Arc<Gate>>,
         telemetry: Telemetry,
+        popularity: Popularity,
         claim: Duration,
         drain: CancellationToken,
     ) -> (Arc<Self>, Finisher) {
@@ -120,7 +123,8 @@ impl Warmer {
         let finisher = Finisher::new(agenda.clone(), ends);
         let patience = claim / 2;
         let held = Mutex::default();
-        let warmer = Self { jobs, store, agenda, sources, gates, telemetry, finished, patience, drain, held };
+        let warmer =
+            Self { jobs, store, agenda, sources, gates, telemetry, popularity, finished, patience, drain, held };
         (Arc::new(warmer), finisher)
     }
 
@@ -191,6 +195,9 @@ impl Warmer {
         let Some(params) = job.key.read(key.as_str()) else {
             return Ok(Ending::because(Outcome::Gone, Next::Out, "the job's key pattern is another by now"));
         };
+        if taken.trigger == Trigger::Expiry && !job.entries.lists(&params) && !self.popularity.wanted(job, key).await? {
+            return Ok(Ending::because(Outcome::Unread, Next::Out, "hardly anybody reads it: it is left to expire"));
+        }
         let mut inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
             Ok(inputs) => inputs,
             Err(Missing { key: input, hopeless: None }) => {
@@ -244,7 +251,7 @@ impl Warmer {
                     // Somebody else wrote what an entry waits for that is made from it.
                     self.wake_waiting(key).await?;
                 }
-                let next = keep(job, key, expires, &params);
+                let next = keep(job, key, expires);
                 return Ok(Ending::new(Outcome::Unchanged, settled(job, taken.trigger, now, next)));
             }
         };
@@ -324,7 +331,7 @@ impl Warmer {
                             self.wake_waiting(key).await?;
                         }
                     }
-                    let next = settled(job, trigger, expires - millis(job.ttl), keep(job, key, expires, &params));
+                    let next = settled(job, trigger, expires - millis(job.ttl), keep(job, key, expires));
                     return Ok(Ending::new(outcome, next));
                 }
                 Written::Again(start) => {

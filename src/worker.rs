@@ -21,12 +21,13 @@ use crate::agenda::Agenda;
 use crate::config::Settings;
 use crate::dispatcher::{Bell, Dispatcher};
 use crate::job::{Jobs, UpstreamName};
+use crate::popularity::{Popularity, Sampler};
 use crate::queue::Queue;
 use crate::redis::{Connection, Keys, Patience};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
-use crate::trigger::{Cron, Doubt, Ear, Inbox, Intake, Invalidator, Listener, Suspicion};
+use crate::trigger::{Cron, Doubt, Ear, Inbox, Intake, Invalidator, Listener, Misses, Suspicion};
 use crate::warmer::Warmer;
 
 /// How long a command may take before Redis counts as away. Longer than its longest pauses (a fork, a slow disk).
@@ -104,6 +105,7 @@ pub async fn run(
     let queue = Queue::new(redis.clone(), &keys, &name);
     let sources = Sources::new(&jobs).context("cannot make HTTP clients")?;
     let gates = gates(&jobs, &redis, &keys, settings.concurrency);
+    let popularity = Popularity::new(redis.clone(), keys.clone());
     let bell = Arc::new(Bell::default());
     let workers = Arc::new(AtomicUsize::new(1));
     let invalidator = Invalidator::new(redis.clone(), keys.clone(), Arc::clone(&jobs), store.clone(), agenda.clone());
@@ -114,10 +116,21 @@ pub async fn run(
         sources.clone(),
         gates.clone(),
         telemetry.clone(),
+        popularity.clone(),
         settings.claim,
         stop.clone(),
     );
+    let sampler = Sampler {
+        redis: redis.clone(),
+        keys: keys.clone(),
+        jobs: Arc::clone(&jobs),
+        agenda: agenda.clone(),
+        popularity: popularity.clone(),
+        every: settings.sample,
+        claim: settings.claim,
+    };
     let cron = Cron {
+        popularity: popularity.clone(),
         redis: redis.clone(),
         keys: keys.clone(),
         jobs: Arc::clone(&jobs),
@@ -162,6 +175,15 @@ pub async fn run(
         gates: gates.clone(),
         telemetry: telemetry.clone(),
     };
+    let misses = Misses {
+        client: settings.redis.client()?,
+        redis: redis.clone(),
+        keys: keys.clone(),
+        jobs: Arc::clone(&jobs),
+        agenda: agenda.clone(),
+        worker: Arc::clone(&name),
+    };
+    let misses = settings.misses.then_some(misses);
     let pulse = Pulse {
         redis: redis.clone(),
         client: settings.redis.clone(),
@@ -188,6 +210,10 @@ pub async fn run(
 
     let mut loops = Supervisor::new(stop.clone());
     loops.run("cron", cron.run(stop.clone()));
+    if let Some(misses) = misses {
+        loops.run("hearing misses", misses.run(stop.clone()));
+    }
+    loops.run("the sampler", sampler.run(stop.clone()));
     loops.run("the dispatcher", dispatcher.run(stop.clone()));
     loops.run("the listener", listener.run(stop.clone()));
     loops.run("the inbox", inbox.run(stop.clone()));

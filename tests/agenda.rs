@@ -210,8 +210,7 @@ async fn an_invalidation_makes_a_taken_entry_due_and_its_finish_changes_nothing(
 #[tokio::test]
 async fn each_end_leads_where_it_says() {
     let (redis, parts) = parts().await;
-    redis.ask::<()>(&["ZADD", "samovar:fed:{art}", "1", "art:fed"]).await;
-    let all = ["at", "fed", "unfed", "in", "again", "out", "dead"];
+    let all = ["at", "in", "again", "out", "dead"];
     put(&parts, &all, When::Urgent, Trigger::Demand).await;
     let claimed = claim(&parts, MANY, MANY, LONG).await;
     let scores = take(&parts, &claimed).await;
@@ -220,7 +219,6 @@ async fn each_end_leads_where_it_says() {
         let name = entry.key.strip_prefix("art:").unwrap();
         let next = match name {
             "at" => Next::At(then),
-            "fed" | "unfed" => Next::IfFed(then),
             "in" => Next::In(LONG),
             "again" => Next::In(Duration::ZERO),
             "out" => Next::Out,
@@ -230,8 +228,7 @@ async fn each_end_leads_where_it_says() {
     }
     let due = async |name: &str| parts.score(name).await.map(Due::from_score);
     let at = Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, urgency: Urgency::Usual };
-    assert_eq!((due("at").await, due("fed").await), (Some(at), Some(at)));
-    assert_eq!((due("unfed").await, due("out").await, due("dead").await), (None, None, None));
+    assert_eq!((due("at").await, due("out").await, due("dead").await), (Some(at), None, None));
     assert_eq!(state(&parts, "in").await, Some((State::Urgent, Trigger::Demand)));
     assert!(due("in").await.unwrap().at >= then - 1_000);
     assert_eq!(names(&claim(&parts, MANY, MANY, LONG).await), ["again"]);

@@ -7,7 +7,7 @@ use crate::job::{EnvUse, Fault, Faults, Job, Jobs, KeyPattern, Params, Schedule,
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
@@ -77,6 +77,8 @@ pub struct JobReport {
     pub feed: Option<String>,
     /// How many of the most read entries are kept warm.
     pub popular: usize,
+    /// What is no fault and yet may surprise.
+    pub warnings: Vec<String>,
     /// What one entry's fetch would be.
     pub example: Example,
 }
@@ -138,7 +140,7 @@ fn check_at(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<S
     // What begins a URL is no template any more when the files have been read, so that secrets are looked for in it.
     let secrets = jobs.env.iter().filter(|name| is_secret(name)).filter_map(|name| env(name));
     let secrets: Vec<String> = secrets.map(|value| value.trim().trim_end_matches('/').to_owned()).collect();
-    let reports = jobs.jobs.values().map(|job| job_report(job, &jobs.env, &secrets, now)).collect();
+    let reports = jobs.jobs.values().map(|job| job_report(job, &jobs, &secrets, now)).collect();
     Report { faults: Vec::new(), jobs: reports, env: env_report, found: None }
 }
 
@@ -159,7 +161,8 @@ fn variables(uses: &[EnvUse]) -> Vec<EnvReport> {
     found
 }
 
-fn job_report(job: &Job, env: &BTreeSet<String>, secrets: &[String], now: DateTime<Utc>) -> JobReport {
+fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) -> JobReport {
+    let env = &jobs.env;
     let schedule = job.warm.schedule.as_ref();
     let timezone = schedule.and_then(Schedule::timezone);
     let next = schedule.and_then(|schedule| schedule.next(now));
@@ -186,11 +189,25 @@ fn job_report(job: &Job, env: &BTreeSet<String>, secrets: &[String], now: DateTi
         listed: job.entries.list.len(),
         feed: job.entries.feed.as_ref().map(|feed| view.url(&feed.url)),
         popular: job.entries.popular,
+        warnings: too_late(job, jobs).into_iter().collect(),
         example: Example {
             key: job.key.write(&params).map(|key| key.to_string()),
             requests: job.sources.iter().map(|source| view.request(source)).collect(),
         },
     }
+}
+
+/// Says so if an entry may expire while it is refreshed.
+fn too_late(job: &Job, jobs: &Jobs) -> Option<String> {
+    let least = job.least_ahead(&jobs.upstreams);
+    if job.warm.ahead.is_zero() || job.warm.ahead >= least {
+        return None;
+    }
+    let [ahead, least] = [job.warm.ahead, least].map(humantime::format_duration);
+    Some(format!(
+        "refreshed {ahead} ahead, an entry may expire while a slow answer is awaited: with these time-outs and one retry \
+         it takes up to {least}; raise `ttl` and `ahead`, or lower `timeout` of the upstream"
+    ))
 }
 
 /// Values that show what is meant: a placeholder's name for its value.
@@ -339,12 +356,15 @@ impl JobReport {
         }
         let mut kept = vec![format!("{} listed", self.listed)];
         if self.popular > 0 {
-            kept.push(format!("the {} most read (not in effect yet)", self.popular));
+            kept.push(format!("the {} most read", self.popular));
         }
         kept.extend(self.feed.as_ref().map(|feed| format!("those of {feed}")));
         writeln!(f, "  entries   {}", kept.join(", "))?;
         for (name, pattern) in &self.inputs {
             writeln!(f, "  input     {name} = {pattern}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "  warning   {warning}")?;
         }
         let key = self.example.key.as_deref().unwrap_or("none");
         writeln!(f, "  example   {key}")?;
@@ -395,7 +415,7 @@ mod tests {
             "artwork_info  What the API shows about an artwork\n  key       artwork_info:{artwork_name}\n",
             "  ttl       2h, refreshed 10m before it ends, kept 6h longer while the source fails (not in effect yet)\n",
             "  warmup    */30 * * * * Europe/Istanbul, next 2026-01-01T03:30:00+03:00\n",
-            "  entries   2 listed, the 200 most read (not in effect yet), those of http://127.0.0.1:8600/popular\n",
+            "  entries   2 listed, the 200 most read, those of http://127.0.0.1:8600/popular\n",
             "  input     artwork = artwork_info:{artwork_name}\n",
             "  example   artwork_info:Mona Lisa\n            GET http://127.0.0.1:8600/artworks/Mona%20Lisa\n",
             "            POST http://127.0.0.1:8600/v1/chat/completions  model gpt-4o-mini\n",
@@ -440,6 +460,22 @@ mod tests {
         assert!(text.contains("LOST        NOT SET"), "{text}");
         assert!(text.ends_with("3 faults in 2 files; no job was loaded\n"), "{text}");
         assert_eq!(report.faults[0].line, 2);
+    }
+
+    #[test]
+    fn who_refreshes_too_late_is_warned() {
+        let job = |ttl: &str, timeout: &str| {
+            let job = format!(
+                "key = \"a:{{x}}\"\nttl = \"{ttl}\"\n[source]\nkind = \"http\"\nupstream = \"m\"\npath = \"/\"\n"
+            );
+            let upstreams = format!("[m]\nurl = \"http://h\"\ntimeout = \"{timeout}\"\n");
+            report(&[("a.toml", &job), ("upstreams.toml", &upstreams)]).jobs.remove(0)
+        };
+        assert!(job("1m", "10s").warnings[0].contains("up to 20s 500ms"));
+        let raised = job("3m", "10s");
+        assert!(raised.warnings.is_empty());
+        assert!((raised.ahead - 20.5).abs() < 1e-9, "not 18 s: {}", raised.ahead);
+        assert!((job("2h", "10s").ahead - 720.0).abs() < 1e-9);
     }
 
     #[test]

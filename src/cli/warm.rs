@@ -14,6 +14,7 @@ use super::session::{Failed, Session, jobs, print_json, span};
 use crate::agenda::{Due, State, Trigger, When};
 use crate::config::{Environment, Settings};
 use crate::job::{EntryKey, Job, Jobs, Params, Source};
+use crate::popularity::Popularity;
 use crate::source::{Ask, Sources};
 use crate::warmer::Outcome;
 
@@ -83,7 +84,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     Ok(if done.failed.is_empty() { exit::OK } else { exit::FAILED })
 }
 
-/// What a job keeps warm: what its file lists, and what its feed names now.
+/// What a job keeps warm: what its file lists, what its feed names now, and what is most read.
 async fn entries(session: &Session, jobs: &Jobs, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, Failed> {
     let mut all = job.entries.list.clone();
     if job.entries.feed.is_some() {
@@ -105,6 +106,8 @@ async fn entries(session: &Session, jobs: &Jobs, job: &Arc<Job>) -> Result<Vec<(
             }
         }
     }
+    let popular = Popularity::new(session.redis.clone(), session.keys.clone()).top(job, job.entries.popular).await?;
+    all.extend(popular.iter().filter_map(|(key, _)| job.key.read(key.as_str())));
     all.sort_unstable();
     all.dedup();
     Ok(all.into_iter().filter_map(|params| Some((job.key.write(&params)?, params))).collect())

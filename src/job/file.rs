@@ -11,7 +11,7 @@ mod source;
 mod spelling;
 mod upstreams;
 
-use super::{Fault, Faults, JobName, Jobs, KeyPattern, Params};
+use super::{Fault, Faults, Job, JobName, Jobs, KeyPattern, Params};
 use document::{Document, Findings, Table, variables};
 use job::ReadJob;
 use std::cell::RefCell;
@@ -152,9 +152,17 @@ pub(super) fn read(
     uses.sort();
     uses.dedup();
     let jobs = if faults.is_empty() {
+        let upstreams = upstreams.into_all();
+        let refreshed_in_time = |mut job: Job| {
+            let least = job.least_ahead(&upstreams);
+            if !job.warm.ahead.is_zero() && least <= job.ttl / 6 {
+                job.warm.ahead = job.warm.ahead.max(least);
+            }
+            Arc::new(job)
+        };
         Ok(Jobs {
-            jobs: jobs.into_iter().map(|(name, read)| (name, Arc::new(read.job))).collect(),
-            upstreams: upstreams.into_all(),
+            jobs: jobs.into_iter().map(|(name, read)| (name, refreshed_in_time(read.job))).collect(),
+            upstreams,
             env: variables(&uses),
         })
     } else {

@@ -25,6 +25,9 @@ pub use schedule::Schedule;
 pub use template::{Shape, Template, TemplateError};
 pub use upstream::{Rate, TokenBudget, Upstream, UpstreamName};
 
+/// A fetch that failed is tried again within this time; later ones wait longer.
+pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(500);
+
 /// A job's name: the stem of its file. Letters, digits, `_` and `-`; it is part of Redis key names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobName(Arc<str>);
@@ -101,6 +104,15 @@ pub struct Job {
     pub warm: Warm,
     /// Changes whenever the file does; a new digest is warmed up at once.
     pub digest: String,
+}
+
+impl Job {
+    /// How long before its expiry an entry's refresh must begin so that it may time out once and be tried again: an expired
+    /// value cannot be extended.
+    pub fn least_ahead(&self, upstreams: &BTreeMap<UpstreamName, Arc<Upstream>>) -> Duration {
+        let timeouts = self.sources.iter().filter_map(|source| Some(upstreams.get(source.upstream())?.timeout));
+        timeouts.sum::<Duration>() * 2 + FIRST_RETRY
+    }
 }
 
 /// Where values come from.
@@ -215,7 +227,8 @@ pub struct Warm {
     pub schedule: Option<Schedule>,
     /// Whether a warmup fetches what is still good, too.
     pub refetch: bool,
-    /// How long before expiry an entry is refreshed; zero for never. Default: a tenth of the TTL.
+    /// How long before expiry an entry is refreshed; zero for never. Default: a tenth of the TTL. Never less than
+    /// [`Job::least_ahead`], if that is no more than a sixth of the TTL.
     pub ahead: Duration,
     /// How long a value may outlive its TTL while the source fails.
     pub stale_if_error: Duration,

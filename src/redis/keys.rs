@@ -79,6 +79,36 @@ impl Keys {
         format!("{}:fed:{{{job}}}", self.prefix)
     }
 
+    /// What is read of a job, and how much: a sorted set, score = the decayed count of reads, see [`crate::popularity`].
+    pub fn popular(&self, job: &JobName) -> String {
+        format!("{}:popular:{{{job}}}", self.prefix)
+    }
+
+    /// The clock of a job's decayed counts, and when it was sampled: a hash.
+    pub fn sample(&self, job: &JobName) -> String {
+        format!("{}:sample:{{{job}}}", self.prefix)
+    }
+
+    /// `OBJECT FREQ` of a job's entries at the last sample, and at the one under way: two hashes, under LFU policies only.
+    pub fn frequencies(&self, job: &JobName) -> [String; 2] {
+        ["frequencies", "frequencies-next"].map(|kind| format!("{}:{kind}:{{{job}}}", self.prefix))
+    }
+
+    /// Lives for an hour after Samovar itself read an entry's value, where Redis cannot keep that from looking like a read.
+    pub fn touched(&self, key: &EntryKey) -> String {
+        format!("{}:touched:{{{}}}:{key}", self.prefix, tag_of(key.as_str()))
+    }
+
+    /// Where an API may report reads: a sorted set, member = entry key, score = how many.
+    pub fn reads(&self) -> String {
+        format!("{}:reads", self.prefix)
+    }
+
+    /// The worker that hears misses; expires by itself.
+    pub fn misses(&self) -> String {
+        format!("{}:misses", self.prefix)
+    }
+
     /// A job's dead letters: a sorted set, score = when (ms).
     pub fn dead(&self, job: &JobName) -> String {
         format!("{}:dead:{{{job}}}", self.prefix)
@@ -231,6 +261,7 @@ mod tests {
             let entry = EntryKey::new(key.as_str());
             prop_assert_eq!(slot(&keys.lease(&entry)), slot(&key));
             prop_assert_eq!(slot(&keys.meta(&entry)), slot(&key));
+            prop_assert_eq!(slot(&keys.touched(&entry)), slot(&key));
             let lease = keys.lease(&entry);
             prop_assert_eq!(keys.entry_of_lease(&lease), Some(key.as_str()));
         }

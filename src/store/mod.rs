@@ -28,6 +28,8 @@ const STORM_LASTS: Duration = Duration::from_secs(1);
 
 /// How long metadata outlives its value: validators are of no use without one, but people ask why it went.
 const META_OUTLIVES: Duration = Duration::from_secs(3_600);
+/// How long it is remembered that we read a value ourselves, where Redis takes that for a read like any other.
+pub(crate) const TOUCHED: Duration = Duration::from_secs(3_600);
 
 static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lease.lua")));
 static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/commit.lua")));
@@ -414,11 +416,16 @@ impl Store {
             return Ok(Vec::new());
         }
         let mut pipe = redis::pipe();
+        // Said anew each time, since connections come back without it.
+        pipe.cmd("CLIENT").arg("NO-TOUCH").arg("ON");
         for key in entries {
             pipe.cmd("GET").arg(key.as_str());
         }
-        let replies: Vec<RedisResult<Option<Vec<u8>>>> =
+        let mut replies: Vec<RedisResult<Option<Vec<u8>>>> =
             pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
+        if replies.remove(0).is_err() {
+            self.touched(entries).await?;
+        }
         replies
             .into_iter()
             .map(|reply| match reply {
@@ -427,6 +434,15 @@ impl Store {
                 Err(e) => Err(e),
             })
             .collect()
+    }
+
+    /// Remembers that we read these values: a Redis before 7.2 takes that for a read by the API.
+    async fn touched(&self, entries: &[EntryKey]) -> RedisResult<()> {
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("SET").arg(self.keys.touched(key)).arg("").arg("PX").arg(millis(TOUCHED)).ignore();
+        }
+        pipe.exec_async(&mut self.redis.clone()).await
     }
 
     /// Redis's clock, ms.

@@ -4,7 +4,7 @@
 //! then moves the job to its next tick, later than Redis's now. A worker that dies in between leaves the claim to run out;
 //! expanding twice does no harm, because an entry that is good by the tick's measure is left alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::agenda::{Agenda, Next, Trigger, Urgency, When};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, UpstreamName};
+use crate::popularity::Popularity;
 use crate::redis::{Connection, Keys, Patience};
 use crate::source::{Ended, FetchError, Gate, Refusal, Sources};
 use crate::store::{Fresh, Meta, Store};
@@ -59,6 +60,8 @@ pub struct Cron {
     pub sources: Sources,
     /// The ways to upstreams: feeds keep their limits, too.
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
+    /// What is most read.
+    pub popularity: Popularity,
     /// How long a claimed tick is left to its worker.
     pub claim: Duration,
     /// Rung when schedules have changed.
@@ -96,6 +99,8 @@ impl Cron {
     pub async fn ensure(&self, run_id: &str) -> RedisResult<()> {
         let now = self.store.now().await?;
         for job in self.jobs.jobs.values() {
+            // Before the warmup that goes by it.
+            self.popularity.restore(job).await?;
             let _: u8 = ENSURE
                 .key(self.keys.schedules())
                 .key(self.keys.ticks())
@@ -148,22 +153,24 @@ impl Cron {
     /// Redis's.
     pub async fn expand(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Expanded> {
         let fed = self.fed(job, tick).await?;
-        let listed = job.entries.list.iter().cloned();
         let mut total = Expanded::default();
-        let all: Vec<Params> = listed.chain(fed.into_iter().filter(|params| !job.entries.lists(params))).collect();
-        for batch in all.chunks(BATCH) {
-            let entries: Vec<(EntryKey, &Params)> =
-                batch.iter().filter_map(|params| Some((job.key.write(params)?, params))).collect();
-            let keys: Vec<EntryKey> = entries.iter().map(|(key, _)| key.clone()).collect();
-            let looked = self.store.look(&keys).await?;
+        let named = job.entries.list.iter().chain(&fed).filter_map(|params| job.key.write(params));
+        let popular = self.popularity.top(job, job.entries.popular).await?;
+        let popular = popular.into_iter().map(|(key, _)| key).filter(|key| job.key.read(key.as_str()).is_some());
+        let mut seen = HashSet::new();
+        let all: Vec<EntryKey> = named.chain(popular).filter(|key| seen.insert(key.clone())).collect();
+        let all = self.popularity.ranked(job, all).await?;
+        // The most read come a moment sooner.
+        for (moment, keys) in (0..).zip(all.chunks(BATCH)) {
+            let looked = self.store.look(keys).await?;
             let now = self.store.now().await?;
             // Of a tick that is caught up, what counts is whether a value lives until the next one from now on.
             let wanted =
                 if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, now) };
             let (mut due, mut kept) = (Vec::new(), Vec::new());
-            for ((key, params), (expires, meta)) in entries.into_iter().zip(looked) {
-                let ahead = match keep(job, &key, expires, params) {
-                    Next::At(at) | Next::IfFed(at) => Some(at),
+            for (key, (expires, meta)) in keys.iter().zip(looked) {
+                let ahead = match keep(job, key, expires) {
+                    Next::At(at) => Some(at),
                     _ => None,
                 };
                 // What is refreshed before it expires need not be fetched now, all at once and sooner than its TTL asks.
@@ -178,11 +185,11 @@ impl Cron {
             for abreast in kept.chunks(ABREAST) {
                 let puts = abreast
                     .iter()
-                    .map(async |(key, at)| self.agenda.put(&job.name, [key], When::Keep(*at), Trigger::Expiry).await);
+                    .map(async |(key, at)| self.agenda.put(&job.name, [*key], When::Keep(*at), Trigger::Expiry).await);
                 futures_util::future::try_join_all(puts).await?;
             }
             let at = if job.warm.refetch { tick } else { now };
-            self.agenda.put(&job.name, &due, When::Due(at), Trigger::Cron).await?;
+            self.agenda.put(&job.name, due.iter().copied(), When::Due(at + moment), Trigger::Cron).await?;
             total.entries += keys.len();
             total.due += due.len();
             // A long warmup stays ours.

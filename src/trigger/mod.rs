@@ -7,6 +7,7 @@ pub mod intake;
 pub mod invalidation;
 pub mod listener;
 pub mod suspicion;
+pub mod misses;
 
 pub use cron::Cron;
 pub use ear::Ear;
@@ -15,3 +16,4 @@ pub use intake::{At, Intake, Receipt};
 pub use invalidation::{Action, Handled, Invalidator, Message};
 pub use listener::Listener;
 pub use suspicion::{Doubt, Suspicion};
+pub use misses::Misses;

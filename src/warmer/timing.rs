@@ -6,12 +6,10 @@ use tracing::debug;
 
 use super::Taken;
 use crate::agenda::{Next, Trigger};
-use crate::job::{EntryKey, Job, Params, Source};
+use crate::job::{EntryKey, FIRST_RETRY, Job, Source};
 use crate::source::Validators;
 use crate::store::{Fresh, Lease, Meta};
 
-/// The first retry comes within this time, each later one within twice the one before.
-const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// No retry waits longer.
 pub(super) const RETRY_LONGEST: Duration = Duration::from_secs(300);
 
@@ -34,16 +32,13 @@ pub(super) fn fresh(job: &Job, taken: &Taken) -> Fresh {
 /// an old value just after.
 pub(super) fn settled(job: &Job, trigger: Trigger, now: i64, next: Next) -> Next {
     let at = now + millis(job.warm.settle);
-    let sooner = match next {
-        Next::At(other) | Next::IfFed(other) => other <= at,
-        _ => false,
-    };
+    let sooner = matches!(next, Next::At(other) if other <= at);
     let asked = matches!(trigger, Trigger::Invalidation | Trigger::Demand);
     if asked && !sooner && !job.warm.settle.is_zero() { Next::Settle(at) } else { next }
 }
 
-/// When an entry that lives until `expires` is refreshed, if it is kept warm.
-pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64, params: &Params) -> Next {
+/// When an entry that lives until `expires` (Redis time, ms) is looked at again, to be refreshed if it is kept warm or read.
+pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64) -> Next {
     if job.warm.ahead.is_zero() || expires <= 0 {
         return Next::Out;
     }
@@ -51,7 +46,7 @@ pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64, params: &Params) -> 
     let ahead = job.warm.ahead.mul_f64(rand::random_range(1.0..=1.25)).min(job.ttl.mul_f32(0.95));
     let at = expires - millis(ahead);
     debug!(%key, at, "due again");
-    if job.entries.lists(params) { Next::At(at) } else { Next::IfFed(at) }
+    Next::At(at)
 }
 
 /// What the present value came with, if it may be kept when unchanged.
@@ -67,9 +62,9 @@ pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
     holds.then(|| meta.note.validators.clone())
 }
 
-/// Full jitter under an exponential ceiling (AWS Architecture Blog, "Exponential Backoff And Jitter").
+/// The first retry comes within [`FIRST_RETRY`], each later one within twice the time of the one before. Full jitter under an exponential ceiling (AWS Architecture Blog, "Exponential Backoff And Jitter").
 pub(super) fn retry_after(failures: u32) -> Duration {
-    let ceiling = RETRY_FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
+    let ceiling = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
     ceiling.min(RETRY_LONGEST).mul_f64(rand::random_range(0.1..=1.0))
 }
 

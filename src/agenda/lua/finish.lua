@@ -1,11 +1,10 @@
 -- End the warming of entries: each gets its next due time or leaves the agenda, unless it was made due meanwhile.
--- KEYS  1 agenda  2 fed  3 dead letters  4 their reasons  5 the job's counters
+-- KEYS  1 agenda  2 dead letters  3 their reasons  4 the job's counters
 -- ARGV  1 dead letters kept at most  2 the last outcome, for people ('' leaves it)
 --       3 channel of signals  4 the signal to send if something is due soon: before dispatchers would look by themselves
 --       5 how many outcomes are counted, then so many pairs: outcome, count
 --       then for each entry (500 at most): entry, score while claimed or taken, what, argument
 --         'at'   ms: due at that time, as `expiry`
---         'fed'  ms: the same if the feed names the entry, else it leaves
 --         'settle' ms: due at that time, as an invalidation that is looked at once more
 --         'in'   ms: due after that time, for the same trigger and as urgent as before
 --         'out'  '': it leaves
@@ -16,30 +15,25 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = 5
 local outcomes = tonumber(ARGV[at])
 for _ = 1, outcomes do
-  redis.call('HINCRBY', KEYS[5], ARGV[at + 1], ARGV[at + 2])
+  redis.call('HINCRBY', KEYS[4], ARGV[at + 1], ARGV[at + 2])
   at = at + 2
 end
-if ARGV[2] ~= '' then redis.call('HSET', KEYS[5], 'last', ARGV[2]) end
-local buried = redis.call('EXISTS', KEYS[3]) == 1
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[4], 'last', ARGV[2]) end
+local buried = redis.call('EXISTS', KEYS[2]) == 1
 local done, soonest = 0, math.huge
-local entries, fed, moves, out = {}, {}, {}, {}
+local entries, moves, out = {}, {}, {}
 for i = at + 1, #ARGV, 4 do
   entries[#entries + 1] = ARGV[i]
-  if ARGV[i + 2] == 'fed' then fed[#fed + 1] = ARGV[i] end
 end
 local scores = entries[1] and redis.call('ZMSCORE', KEYS[1], unpack(entries))
-if fed[1] then
-  for i, score in ipairs(redis.call('ZMSCORE', KEYS[2], unpack(fed))) do fed[fed[i]] = score end
-end
 for n, entry in ipairs(entries) do
   local i = at + 4 * n - 3
   local held, what, arg = tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
   if scores[n] and tonumber(scores[n]) == held then
     done = done + 1
-    if what == 'fed' then what = fed[entry] and 'at' or 'out' end
     if buried and (what == 'at' or what == 'settle' or what == 'out') then
-      redis.call('ZREM', KEYS[3], entry)
-      redis.call('HDEL', KEYS[4], entry)
+      redis.call('ZREM', KEYS[2], entry)
+      redis.call('HDEL', KEYS[3], entry)
     end
     local due
     if what == 'at' then
@@ -61,8 +55,8 @@ for n, entry in ipairs(entries) do
     else
       out[#out + 1] = entry
       if what == 'dead' then
-        redis.call('ZADD', KEYS[3], string.format('%.0f', now), entry)
-        redis.call('HSET', KEYS[4], entry, arg)
+        redis.call('ZADD', KEYS[2], string.format('%.0f', now), entry)
+        redis.call('HSET', KEYS[3], entry, arg)
         buried = true
       end
     end
@@ -70,10 +64,10 @@ for n, entry in ipairs(entries) do
 end
 if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end
 if out[1] then redis.call('ZREM', KEYS[1], unpack(out)) end
-local spare = buried and redis.call('ZCARD', KEYS[3]) - tonumber(ARGV[1]) or 0
+local spare = buried and redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[1]) or 0
 if spare > 0 then
-  local oldest = redis.call('ZPOPMIN', KEYS[3], math.min(spare, 500))
-  for i = 1, #oldest, 2 do redis.call('HDEL', KEYS[4], oldest[i]) end
+  local oldest = redis.call('ZPOPMIN', KEYS[2], math.min(spare, 500))
+  for i = 1, #oldest, 2 do redis.call('HDEL', KEYS[3], oldest[i]) end
 end
 if soonest < now + 5000 then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
 return done

@@ -1,0 +1,207 @@
+//! What Redis tells of one entry: whether it was read, and whether somebody still wants it.
+//!
+//! `OBJECT IDLETIME` knows the last touch to a second, under all policies but LFU. It is compared with our own last touch, so
+//! that neither our writes nor our reads of inputs pass for reads. Three things it does not know: reads while Redis
+//! saves (touches are not noted then), reads before a touch of our own, and anything of an integer from 0 to 9,999 where Redis shares
+//! those among keys. `OBJECT FREQ`, under LFU policies, is a logarithmic count that fades by one a minute.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use redis::{FromRedisValue, Pipeline, RedisResult, Value};
+
+use super::decay::{count, expected, half_life};
+use super::{Popularity, millis};
+use crate::job::{EntryKey, Job};
+use crate::redis::Keys;
+use crate::store::{Meta, TOUCHED};
+
+/// The server's clock of touches lags behind its `TIME` by at most so much (ms): it is set ten times a second.
+const LAG: i64 = 150;
+/// The reference count of an object that keys share.
+const SHARED: i64 = 2_147_483_647;
+/// A commit comes within this time of its fetch's start (ms); if the metadata say otherwise, the TTL is another by now.
+const COMMITS: i64 = 600_000;
+/// How long after a fetch's start its commit is taken to be where the metadata do not tell (ms).
+const COMMITS_SOON: i64 = 2_000;
+/// Reads in the next TTL for which a refresh is worth its fetch. Below it, whoever reads fetches no more often than we would; on
+/// Zipf traces the calls are then those of plain cache-aside, with more hits (`benches/freshness.rs`).
+const OFTEN: f64 = 3.0;
+/// What was read in this last part of a TTL, or in the last two seconds, is read often, too: a count takes time to grow.
+const JUST_NOW: u64 = 20;
+/// A sample sees at most one read in this time.
+const GRAIN: Duration = Duration::from_secs(1);
+/// `OBJECT FREQ` of a new key.
+pub(super) const NEW: u32 = 5;
+
+/// What Redis tells of an entry's value.
+#[derive(Clone, Debug)]
+pub(super) struct Look {
+    /// Redis's clock, ms.
+    pub(super) now: i64,
+    /// `OBJECT IDLETIME`, in seconds; `None` under LFU policies and where there is no value.
+    idle: Option<i64>,
+    /// `OBJECT FREQ`; `None` under other policies and where there is no value.
+    pub(super) frequency: Option<u32>,
+    /// `PEXPIRETIME` of the value: -2 where there is none, -1 where it has no TTL.
+    pub(super) expires: i64,
+    /// What we know of it.
+    pub(super) meta: Option<Meta>,
+    /// When we last read it ourselves (Redis time, ms), where that looks like a read.
+    touched: Option<i64>,
+}
+
+impl Look {
+    /// Commands in one look.
+    pub(super) const COMMANDS: usize = 4;
+
+    /// Asks for one entry; `replies` are then read by [`Look::read`]. None of it is a touch, nor a miss that others hear of
+    /// where there is a value.
+    pub(super) fn ask(pipe: &mut Pipeline, keys: &Keys, key: &EntryKey, lfu: bool) {
+        pipe.cmd("OBJECT").arg(if lfu { "FREQ" } else { "IDLETIME" }).arg(key.as_str());
+        pipe.cmd("PEXPIRETIME").arg(key.as_str());
+        pipe.cmd("GET").arg(keys.meta(key));
+        pipe.cmd("PEXPIRETIME").arg(keys.touched(key));
+    }
+
+    /// Reads the replies to [`Look::ask`].
+    pub(super) fn read(now: i64, lfu: bool, replies: &[RedisResult<Value>]) -> Option<Self> {
+        let [object, expires, meta, touched] = replies else { return None };
+        // An error here means that the policy was changed since it was looked at.
+        let object: Option<i64> = reply(object).flatten();
+        Some(Self {
+            now,
+            idle: object.filter(|_| !lfu),
+            frequency: object.filter(|_| lfu).and_then(|frequency| u32::try_from(frequency).ok()),
+            expires: reply(expires)?,
+            meta: reply::<Option<String>>(meta)?.as_deref().and_then(Meta::parse),
+            touched: reply(touched).filter(|at| *at > 0).map(|at: i64| at - millis(TOUCHED)),
+        })
+    }
+
+    /// The second of the last touch by anybody; at most one too early, never too late.
+    pub(super) fn touched_in(&self) -> Option<i64> {
+        Some((self.now - LAG).div_euclid(1_000) - self.idle?)
+    }
+
+    /// Whether we wrote the value.
+    pub(super) fn is_ours(&self) -> bool {
+        self.meta.as_ref().is_some_and(|meta| meta.is_of(self.expires))
+    }
+
+    /// When we wrote the value or extended its life (Redis time, ms), if we did.
+    pub(super) fn written(&self, ttl: Duration) -> Option<i64> {
+        let meta = self.meta.as_ref().filter(|meta| meta.is_of(self.expires))?;
+        let committed = meta.written - millis(ttl);
+        let plausible = (meta.start..=meta.start + COMMITS).contains(&committed);
+        Some(if plausible { committed } else { meta.start + COMMITS_SOON })
+    }
+
+    /// Whether the last touch was no touch of ours, as far as idle times tell.
+    pub(super) fn read_by_others(&self, ttl: Duration) -> Option<bool> {
+        let last = self.touched_in()?;
+        let later = |own: Option<i64>| own.is_none_or(|own| last > own.div_euclid(1_000));
+        Some(later(self.written(ttl)) && later(self.touched))
+    }
+
+    /// Whether a touch of our own, which was no write, hides what was before it.
+    fn is_hidden(&self, ttl: Duration) -> bool {
+        self.touched.is_some_and(|touched| self.written(ttl).is_none_or(|written| touched > written))
+    }
+}
+
+/// The decayed count's expectation by which [`OFTEN`] is known, of so many samples in a TTL: a sample sees one read of many.
+fn threshold(samples: f64, ttl: Duration) -> f64 {
+    let samples = samples.min(ttl.as_secs_f64() / GRAIN.as_secs_f64()).max(0.1);
+    samples * (1.0 - (-OFTEN / samples).exp())
+}
+
+/// A reply, if it is one.
+pub(super) fn reply<T: FromRedisValue>(reply: &RedisResult<Value>) -> Option<T> {
+    reply.as_ref().ok().and_then(|value| redis::from_redis_value_ref(value).ok())
+}
+
+/// Whether an object is one that keys share, so that nobody knows which of them was read.
+pub(super) fn is_shared(refcount: &RedisResult<Value>) -> bool {
+    reply::<Option<i64>>(refcount).flatten() == Some(SHARED)
+}
+
+impl Popularity {
+    /// Whether an entry that is about to expire is to be refreshed although its job does not list it: the feed names it, it
+    /// is one of the most read that the job keeps, or it is still read: since its value was written, and as often as [`OFTEN`]
+    /// says or [`JUST_NOW`]. Where Redis cannot tell, the decayed count decides alone.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn wanted(&self, job: &Job, key: &EntryKey) -> RedisResult<bool> {
+        const BEFORE: usize = 5;
+        let lfu = self.lfu.load(Ordering::Relaxed);
+        let (popular, sample) = (self.keys.popular(&job.name), self.keys.sample(&job.name));
+        let mut pipe = redis::pipe();
+        pipe.cmd("TIME");
+        pipe.cmd("ZSCORE").arg(self.keys.fed(&job.name)).arg(key.as_str());
+        pipe.cmd("ZREVRANK").arg(&popular).arg(key.as_str());
+        pipe.cmd("ZSCORE").arg(&popular).arg(key.as_str());
+        pipe.cmd("HMGET").arg(&sample).arg(&["at", "passed", "half", "reported", "every"]);
+        Look::ask(&mut pipe, &self.keys, key, lfu);
+        pipe.cmd("OBJECT").arg("REFCOUNT").arg(key.as_str());
+        let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
+        let [time, fed, rank, score, clock, rest @ ..] = replies.as_slice() else { return Ok(true) };
+        debug_assert_eq!(replies.len(), BEFORE + Look::COMMANDS + 1);
+        let Some((look, shared)) = rest.split_at_checked(Look::COMMANDS) else { return Ok(true) };
+        let Some((seconds, micros)) = reply::<(i64, i64)>(time) else { return Ok(true) };
+        let now = seconds * 1_000 + micros / 1_000;
+        if reply::<Option<f64>>(fed).flatten().is_some()
+            || reply::<Option<usize>>(rank).flatten().is_some_and(|rank| rank < job.entries.popular)
+        {
+            return Ok(true);
+        }
+        let Some(look) = Look::read(now, lfu, look) else { return Ok(true) };
+        if look.expires == -1 {
+            // Nothing expires, and it is not ours.
+            return Ok(false);
+        }
+        let clock: Vec<Option<f64>> = reply(clock).unwrap_or_default();
+        let field = |n: usize| clock.get(n).copied().flatten();
+        #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
+        let passed = field(0).zip(field(1)).zip(field(2)).map(|((at, passed), half)| passed + (now as f64 - at) / half);
+        let count =
+            reply::<Option<f64>>(score).flatten().zip(passed).map_or(0.0, |(score, passed)| count(score, passed));
+        #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
+        let (reported, ttl) =
+            (field(3).is_some_and(|at| at + millis(job.ttl) as f64 > now as f64), millis(job.ttl) as f64);
+        let often = expected(count, job.ttl, half_life(job)) >= threshold(ttl / field(4).unwrap_or(1.0), job.ttl);
+        if look.expires == -2 {
+            return Ok(often);
+        }
+        if let Some(frequency) = look.frequency {
+            return Ok(often && frequency > 0);
+        }
+        let just_now = look.idle.is_some_and(|idle| idle.unsigned_abs() <= (job.ttl.as_secs() / JUST_NOW).max(1));
+        if !look.is_ours() {
+            // Its being written was a read, too, and says nothing about the next.
+            return Ok(often || (just_now && count >= 1.0));
+        }
+        let shared = shared.first().is_some_and(is_shared);
+        match look.read_by_others(job.ttl) {
+            Some(true) if !shared => Ok(often || just_now),
+            Some(false) if !shared && !look.is_hidden(job.ttl) && !(reported && often) => {
+                self.was_saving(now, look.written(job.ttl).unwrap_or(now)).await
+            }
+            _ => Ok(often),
+        }
+    }
+
+    /// Whether Redis saved for more than half of the time since `since` (Redis time, ms), so that reads went unnoticed.
+    async fn was_saving(&self, now: i64, since: i64) -> RedisResult<bool> {
+        let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut self.redis.clone()).await?;
+        let field = |name: &str| -> i64 {
+            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.and_then(|value| value.trim().parse().ok()).unwrap_or(-1)
+        };
+        let long = |seconds: i64| seconds >= 0 && seconds * 2_000 + 1_000 >= now - since;
+        Ok(long(field("rdb_current_bgsave_time_sec"))
+            || long(field("aof_current_rewrite_time_sec"))
+            || (field("rdb_last_save_time") * 1_000 >= since && long(field("rdb_last_bgsave_time_sec"))))
+    }
+}
