@@ -18,7 +18,8 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use redis::AsyncTypedCommands;
 use redis::streams::{StreamInfoGroupsReply, StreamPendingCountReply};
-use samovar::job::EntryKey;
+use samovar::agenda::{Due, State, Trigger};
+use samovar::job::{EntryKey, JobName};
 use samovar::redis::Connection;
 use samovar::trigger::{Message, inbox};
 use serde_json::{Value, json};
@@ -435,16 +436,16 @@ impl World {
             let pending: usize = groups.groups.iter().map(|group| group.pending).sum();
             let behind = groups.groups.iter().map(|group| group.entries_read).max().flatten();
             let mut left = Vec::new();
-            let now = self.parts.now().await.to_string();
+            let now = self.parts.now().await;
             for (job, _) in SHELVES {
-                let agenda = format!("samovar:agenda:{{{job}}}");
-                let till = if job == "brief" { "(0" } else { &now };
-                left.extend(
-                    self.redis
-                        .ask::<Vec<String>>(&["ZRANGEBYSCORE", &agenda, "-inf", till, "WITHSCORES", "LIMIT", "0", "3"])
-                        .await,
-                );
+                let agenda = self.parts.keys.agenda(&JobName::new(job));
+                let scores: Vec<(String, f64)> = self.redis.ask(&["ZRANGE", &agenda, "0", "-1", "WITHSCORES"]).await;
+                // Only what is refreshed in time before it expires may wait; what is brief does so all the time.
+                left.extend(scores.into_iter().map(|(key, score)| (key, Due::from_score(score))).filter(|(_, due)| {
+                    due.state != State::Scheduled || due.trigger != Trigger::Expiry || (due.at <= now && job != "brief")
+                }));
             }
+            left.truncate(5);
             if pending == 0 && left.is_empty() && self.all_read(&groups).await {
                 Ok(())
             } else {
