@@ -18,7 +18,8 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use redis::AsyncTypedCommands;
 use redis::streams::{StreamInfoGroupsReply, StreamPendingCountReply};
-use samovar::job::EntryKey;
+use samovar::agenda::{Due, State, Trigger};
+use samovar::job::{EntryKey, JobName};
 use samovar::redis::Connection;
 use samovar::trigger::{Message, inbox};
 use serde_json::{Value, json};
@@ -163,7 +164,7 @@ impl World {
         };
         let Some(text) = value else {
             self.note(|ledger| ledger.count("misses"));
-            if random.random_bool(0.2) && !self.demand.is_cancelled() {
+            if random.random_bool(0.5) && !self.demand.is_cancelled() {
                 self.publish_into_inbox(&json!({ "keys": [key], "action": "warm" })).await;
             }
             return;
@@ -202,7 +203,7 @@ impl World {
                 let some: Vec<String> = keys.sample(random, 4).cloned().collect();
                 (json!({ "keys": some, "action": action }), some, 0.7)
             }
-            85..97 => {
+            85..98 => {
                 let (job, _) = SHELVES.choose(random).unwrap();
                 let from = format!("{job}:{}", random.random_range(1..9));
                 let matching = keys.iter().filter(|key| key.starts_with(&from)).cloned().collect();
@@ -225,32 +226,23 @@ impl World {
 
     async fn edit(&self, random: &mut StdRng, keys: &[String], me: u64) {
         let edit = self.compose(random, keys);
-        // What a story is made of must not go back, either: what was readable when it was evicted is the least.
-        let of_stories: Vec<(String, u64)> = edit
-            .concerned
-            .iter()
-            .filter_map(|(key, _)| {
-                let art = format!("art:{}", key.strip_prefix("story:")?);
-                Some((of(key), self.note(|ledger| ledger.floor(&art)).0))
-            })
-            .collect();
+        let of_stories = self.of_stories(&edit);
         let way = match random.random_range(0..100) {
-            0..50 => self.publish_bare(&edit.message, me).await,
-            50..97 => {
-                let id = self.publish_into_inbox(&edit.message).await;
-                if edit.evicts {
-                    self.acknowledged(&id).await;
-                }
-                format!("inbox {id}")
-            }
-            _ => {
-                let id = self.publish_by_hand(&edit.message).await;
-                if edit.evicts {
-                    self.acknowledged(&id).await;
-                }
-                format!("by hand {id}")
-            }
+            0..45 => self.publish_bare(&edit.message, me).await,
+            45..97 => format!("inbox {}", self.publish_into_inbox(&edit.message).await),
+            _ => format!("inbox {}", self.publish_by_hand(&edit.message).await),
         };
+        self.record(edit, &of_stories, &way).await;
+    }
+
+    /// What a story is made of must not go back, either: what was readable when it was evicted is the least.
+    fn of_stories(&self, edit: &Edit) -> Vec<(String, u64)> {
+        let stories = edit.concerned.iter().filter_map(|(key, _)| Some((key, key.strip_prefix("story:")?)));
+        stories.map(|(key, n)| (of(key), self.note(|ledger| ledger.floor(&format!("art:{n}")).0))).collect()
+    }
+
+    /// Notes what was published, and once it is handled, what must not be readable any more.
+    async fn record(&self, edit: Edit, of_stories: &[(String, u64)], way: &str) {
         let why = format!("{} {way} at {:.3} s", edit.message, self.begun.elapsed().as_secs_f32());
         self.note(|ledger| {
             ledger.count(if edit.evicts { "evictions" } else { "refreshes" });
@@ -260,10 +252,16 @@ impl World {
                     *last = (*version, why.clone());
                 }
             }
-            if edit.evicts {
-                for (key, version) in edit.concerned.iter().chain(&of_stories) {
-                    ledger.raise(key, *version, &why);
-                }
+        });
+        if !edit.evicts {
+            return;
+        }
+        if let Some(id) = way.strip_prefix("inbox ") {
+            self.acknowledged(id).await;
+        }
+        self.note(|ledger| {
+            for (key, version) in edit.concerned.iter().chain(of_stories) {
+                ledger.raise(key, *version, &why);
             }
         });
     }
@@ -320,6 +318,15 @@ impl World {
             if read && pending.ids.is_empty() { Ok(()) } else { Err((id.to_owned(), read)) }
         })
         .await;
+    }
+
+    /// Keys of others, so that a scan takes a while.
+    async fn crowd(&self) {
+        let mut fill = redis::pipe();
+        for n in 0..15_000 {
+            fill.cmd("SET").arg(format!("session:{n}")).arg("0").ignore();
+        }
+        fill.exec_async(&mut self.redis.connection().await).await.unwrap();
     }
 
     // Disturbances
@@ -388,16 +395,27 @@ impl World {
         None
     }
 
-    /// As a Redis does that is full: leases expire, so it may evict them.
+    /// As a Redis does that is full: leases expire, so it may evict them. Just then, what is being fetched changes.
     async fn lose_leases(&self, random: &mut StdRng) {
         self.note(|ledger| ledger.count("lost leases"));
         let mut leases = self.redis.keys("samovar:lease:*").await;
         leases.retain(|_| random.random_bool(0.3));
+        let mut concerned = Vec::new();
         for lease in leases {
             let key = self.parts.keys.entry_of_lease(&lease).expect("it is a lease").to_owned();
-            self.note(|ledger| ledger.unleased.insert(key));
+            self.note(|ledger| ledger.unleased.insert(key.clone()));
             self.insist(async |mut redis| redis.del(&lease).await).await;
+            self.upstream.edit(&key);
+            concerned.push((key.clone(), self.upstream.version(&key)));
         }
+        if concerned.is_empty() {
+            return;
+        }
+        let keys: Vec<&String> = concerned.iter().map(|(key, _)| key).collect();
+        let edit = Edit { message: json!({ "keys": keys, "action": "evict" }), concerned, evicts: true };
+        let of_stories = self.of_stories(&edit);
+        let id = self.publish_into_inbox(&edit.message).await;
+        self.record(edit, &of_stories, &format!("inbox {id}")).await;
     }
 
     async fn command(&self, what: &'static str, words: &[&str]) {
@@ -418,20 +436,40 @@ impl World {
             let pending: usize = groups.groups.iter().map(|group| group.pending).sum();
             let behind = groups.groups.iter().map(|group| group.entries_read).max().flatten();
             let mut left = Vec::new();
-            let now = self.parts.now().await.to_string();
+            let now = self.parts.now().await;
             for (job, _) in SHELVES {
-                let agenda = format!("samovar:agenda:{{{job}}}");
-                let till = if job == "brief" { "(0" } else { &now };
-                left.extend(
-                    self.redis
-                        .ask::<Vec<String>>(&["ZRANGEBYSCORE", &agenda, "-inf", till, "WITHSCORES", "LIMIT", "0", "3"])
-                        .await,
-                );
+                let agenda = self.parts.keys.agenda(&JobName::new(job));
+                let scores: Vec<(String, f64)> = self.redis.ask(&["ZRANGE", &agenda, "0", "-1", "WITHSCORES"]).await;
+                // Only what is refreshed in time before it expires may wait; what is brief does so all the time.
+                left.extend(scores.into_iter().map(|(key, score)| (key, Due::from_score(score))).filter(|(_, due)| {
+                    due.state != State::Scheduled || due.trigger != Trigger::Expiry || (due.at <= now && job != "brief")
+                }));
             }
+            left.truncate(5);
             if pending == 0 && left.is_empty() && self.all_read(&groups).await {
                 Ok(())
             } else {
                 Err((entries, pending, behind, left))
+            }
+        })
+        .await;
+    }
+
+    /// Has fetched what was evicted and asked for by nobody since, until all is there: a slow worker may evict something only
+    /// now.
+    async fn fill(&self) {
+        self.until("everything is there", async || {
+            self.publish_into_inbox(&json!({ "keys": all_keys(), "action": "warm" })).await;
+            self.settled().await;
+            let keys: Vec<EntryKey> = all_keys().into_iter().map(EntryKey::new).collect();
+            let found = self.parts.store.look(&keys).await.map_err(|e| e.to_string())?;
+            let absent: Vec<EntryKey> =
+                keys.into_iter().zip(found).filter(|(_, (expires, _))| *expires < 0).map(|(key, _)| key).collect();
+            // What lives for seconds only may be gone just now.
+            if absent.iter().all(|key| key.as_str().starts_with("brief:")) {
+                Ok(())
+            } else {
+                Err(format!("{absent:?}"))
             }
         })
         .await;
@@ -449,7 +487,6 @@ impl World {
         for (key, (version, why)) in published {
             match self.redis.json(&key).await.and_then(|value| value["v"].as_u64()) {
                 Some(seen) if seen >= version => {}
-                // What lives for seconds only may be gone just now.
                 None if key.starts_with("brief:") => {}
                 other => {
                     let known = self.known(&key).await;
@@ -514,6 +551,7 @@ async fn under_fire() {
     let (ledger, air) = (Mutex::default(), RwLock::default());
     let world = Rc::new(World { seed, begun: Instant::now(), redis, upstream, parts, ledger, air, stop, demand });
     world.all_ears(&BTreeSet::new(), WORKERS).await;
+    world.crowd().await;
 
     let (mut editors, mut readers) = (JoinSet::new(), JoinSet::new());
     let end = CancellationToken::new();
@@ -557,9 +595,7 @@ async fn under_fire() {
     }
     world.upstream.calm_down();
     world.demand.cancel();
-    // What was evicted and asked for by nobody since.
-    world.publish_into_inbox(&json!({ "keys": all_keys(), "action": "warm" })).await;
-    world.settled().await;
+    world.fill().await;
     world.judge().await;
     end.cancel();
     while let Some(ended) = readers.join_next().await {

@@ -185,7 +185,7 @@ impl Popularity {
         let shared = shared.first().is_some_and(is_shared);
         match look.read_by_others(job.ttl) {
             Some(true) if !shared => Ok(often || just_now),
-            Some(false) if !shared && !look.is_hidden(job.ttl) && !(reported && often) => {
+            Some(false) if !(shared || look.is_hidden(job.ttl) || reported && often) => {
                 self.was_saving(now, look.written(job.ttl).unwrap_or(now)).await
             }
             _ => Ok(often),
