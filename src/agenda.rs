@@ -168,6 +168,8 @@ pub struct Claims {
     pub entries: Vec<Claimed>,
     /// How long until something more may be due; `None` if nothing is.
     pub next: Option<Duration>,
+    /// The job is paused: nothing of it is claimed.
+    pub paused: bool,
 }
 
 /// What becomes of an entry after it was warmed.
@@ -258,6 +260,7 @@ impl Agenda {
     pub async fn claim(&self, job: &JobName, most: usize, cap: usize, claim: Duration) -> RedisResult<Claims> {
         let reply: Vec<String> = CLAIM
             .key(self.keys.agenda(job))
+            .key(self.keys.paused(job))
             .arg(most.min(1_000))
             .arg(cap)
             .arg(millis(claim))
@@ -274,7 +277,7 @@ impl Agenda {
             })
             .collect();
         let next = (next >= 0).then(|| Duration::from_millis(u64::try_from(next - now).unwrap_or(0)));
-        Ok(Claims { entries, next })
+        Ok(Claims { entries, next, paused: number(1) == -2 })
     }
 
     /// Takes claimed entries for at most `time`; returns the score by which each is held, in order, `None` where it is

@@ -28,7 +28,7 @@ pub use outcome::Outcome;
 pub(crate) use timing::keep;
 use timing::{fresh, jitter, known, retry_after};
 
-use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger};
+use crate::agenda::{Agenda, Claimed, Due, Finished, Next, Trigger};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
 use crate::queue::Chunk;
 use crate::source::{Answer, Ask, Ended, FetchError, Gate, Permit, Sources, Validators};
@@ -79,6 +79,8 @@ struct Taken {
     urgent: bool,
     /// Since when it was due (Redis time, ms).
     since: i64,
+    /// How long it had been due when it was taken.
+    late: Duration,
 }
 
 /// What hands an entry back: the score by which we have it, and the token of its lease while a fetch is under way.
@@ -147,12 +149,15 @@ impl Warmer {
         for (claimed, score) in chunk.entries.into_iter().zip(scores) {
             let Some(score) = score else { continue };
             let due = claimed.due();
+            // Its score says when it is due again, in Redis's time.
+            let taken_at = Due::from_score(score.parse().unwrap_or_default()).at - timing::millis(time);
             let taken = Taken {
                 key: EntryKey::new(claimed.key),
                 score,
                 trigger: due.trigger,
                 urgent: due.urgent,
                 since: claimed.since,
+                late: Duration::from_millis(u64::try_from(taken_at - claimed.since).unwrap_or(0)),
             };
             self.hold(name, &taken.key, Some((taken.score.clone(), None)));
             let span = debug_span!("warm", job = %name, key = %taken.key, trigger = %taken.trigger);
@@ -174,7 +179,7 @@ impl Warmer {
             }
         };
         let Ending { outcome, next, reason } = ending;
-        self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), begun.elapsed());
+        self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), taken.late, begun.elapsed());
         if let Next::Dead(_) = next {
             self.telemetry.buried(job);
         }

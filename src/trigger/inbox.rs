@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{Invalidator, Message};
+use crate::health::Sign;
 use crate::redis::{Connection, Keys, Patience};
 use crate::telemetry::Telemetry;
 
@@ -49,6 +50,8 @@ pub struct Inbox {
     pub claim: Duration,
     /// When a message that cannot be followed was told of last.
     pub told: Option<Instant>,
+    /// Whether it is read.
+    pub sign: Sign,
 }
 
 /// Puts a message into the inbox; returns its id.
@@ -72,7 +75,7 @@ pub async fn publish(redis: &mut Connection, keys: &Keys, message: &Message) -> 
 impl Inbox {
     /// Runs until `stop`; then gives up its place in the group if nothing of it is pending.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut patience = Patience::new("the inbox");
+        let mut patience = Patience::new("the inbox").showing(&self.sign);
         let mut taken_over: Option<tokio::time::Instant> = None;
         let mut swept: Option<tokio::time::Instant> = None;
         while !stop.is_cancelled() {
