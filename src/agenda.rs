@@ -340,6 +340,19 @@ impl Agenda {
         Ok(())
     }
 
+    /// Whether an entry is on the agenda, in whatever state.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn has(&self, job: &JobName, key: &EntryKey) -> RedisResult<bool> {
+        let score: Option<f64> = redis::cmd("ZSCORE")
+            .arg(self.keys.agenda(job))
+            .arg(key.as_str())
+            .query_async(&mut self.redis.clone())
+            .await?;
+        Ok(score.is_some())
+    }
+
     /// Takes an entry off the agenda, whatever its state.
     ///
     /// # Errors

@@ -46,6 +46,8 @@ const SHORTLY: Duration = Duration::from_secs(1);
 const INPUT_WAIT: Duration = Duration::from_secs(15);
 /// How often somebody who waits for an upstream, and has a fallback, looks whether it was closed meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
+/// Who has waited this long for an upstream looks whether the entry was evicted meanwhile.
+const LONG: Duration = Duration::from_millis(5);
 /// How soon a write is tried again that Redis did not answer.
 const INSIST: Duration = Duration::from_millis(100);
 /// Longest reason kept, in characters.
@@ -213,6 +215,7 @@ impl Warmer {
             }
         };
         let mut admitted = None;
+        let asked = Instant::now();
         if !self.still_made_from(job, key, &params, &inputs).await? {
             admitted = match self.admit_any(job, taken.urgent, Instant::now() + self.patience).await {
                 Ok(admitted) => Some(admitted),
@@ -246,6 +249,12 @@ impl Warmer {
             }
         };
         self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
+        if asked.elapsed() > LONG && !self.agenda.has(&job.name, key).await? {
+            // It had no lease that could be marked; fetched now, it would come back before the next warmup or demand.
+            settle(admitted, Ended::Ok).await;
+            self.store.release(key, &lease.token, None).await?;
+            return Ok(Ending::because(Outcome::Fenced, Next::Out, "evicted while it waited for its upstream"));
+        }
         if !job.inputs.is_empty() {
             // They may have changed while it waited for its upstream. The value counts as made when the lease began, so what it
             // is made from must not be older.

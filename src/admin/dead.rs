@@ -57,10 +57,14 @@ pub(super) async fn dead(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Jso
     if let Some(job) = which.job.as_ref().filter(|job| !parts.ops.jobs.jobs.contains_key(job.as_str())) {
         return Err(Problem::new(StatusCode::NOT_FOUND, format!("`{job}` is no job; GET /jobs lists them")));
     }
+    let limit = which.limit.unwrap_or(SHOWN);
+    if limit > MOST {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, format!("`limit` may be {MOST} at most")));
+    }
     let only: Vec<String> = which.job.into_iter().collect();
     let mut dead = parts.ops.dead(&only).await?;
     let total = dead.len();
-    dead.truncate(which.limit.unwrap_or(SHOWN).min(MOST));
+    dead.truncate(limit);
     Ok(Json(Letters { total, dead }))
 }
 
@@ -76,7 +80,7 @@ pub(super) async fn retry(fleet: Fleet, Body(Retry { only }): Body<Retry>) -> Re
     let parts = fleet.parts()?;
     if let Some(unknown) = parts.ops.unknown(&only) {
         let detail = format!("`{unknown}` is no job, and no job's key");
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     }
     let dead = parts.ops.dead(&only).await?;
     parts.ops.retry(&dead).await?;

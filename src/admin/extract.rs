@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 use super::problem::Problem;
 use super::{Admin, Parts};
@@ -90,7 +91,7 @@ fn is_json(headers: &HeaderMap) -> bool {
         .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// A JSON body; where it is empty, the default.
+/// A JSON body; where it is empty or null, the default.
 pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
@@ -101,9 +102,10 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
         if text.is_empty() {
             return Ok(Self(T::default()));
         }
-        serde_json::from_str(&text).map(Self).map_err(|e| {
-            let status = if e.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
-            Problem::new(status, e)
-        })
+        let object: Option<Map<String, Value>> = serde_json::from_str(&text)
+            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("no JSON object: {e}")))?;
+        serde_json::from_value(Value::Object(object.unwrap_or_default()))
+            .map(Self)
+            .map_err(|e| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, e))
     }
 }

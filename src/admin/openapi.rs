@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, middleware};
+use serde_json::{Value, json};
 use utoipa::OpenApi;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
@@ -67,8 +68,26 @@ pub(super) fn router(admin: &Arc<Admin>) -> (Router<Arc<Admin>>, String) {
     let bearer =
         HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("The worker's SAMOVAR_TOKEN")).build();
     api.components.get_or_insert_default().add_security_scheme(TOKEN, SecurityScheme::Http(bearer));
+    let mut api = serde_json::to_value(&api).unwrap_or_default();
+    name_something(&mut api);
     let text = serde_json::to_string_pretty(&api).unwrap_or_default();
     (router.fallback(unknown).method_not_allowed_fallback(not_allowed), text)
+}
+
+/// Adds to the bodies' schemas what derived ones cannot say: which fields go together.
+fn name_something(api: &mut Value) {
+    let named = |field: &str| json!({ "required": [field], "properties": { field: { "minItems": 1 } } });
+    let schemas = &mut api["components"]["schemas"];
+    for (body, fields) in [("Invalidation", &["keys", "patterns", "jobs"][..]), ("Wanted", &["keys", "jobs"])] {
+        schemas[body]["anyOf"] = fields.iter().map(|field| named(field)).collect();
+        schemas[body]["additionalProperties"] = json!(false);
+    }
+    // To fetch what is absent, only keys can be named.
+    let none = json!({ "maxItems": 0 });
+    let only_keys = json!({ "properties": { "patterns": none, "jobs": none } });
+    let warm = json!({ "required": ["action"], "properties": { "action": { "const": "warm" } } });
+    schemas["Invalidation"]["if"] = warm;
+    schemas["Invalidation"]["then"] = only_keys;
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {

@@ -119,6 +119,7 @@ pub(super) async fn warm(
 /// The entries that are wanted, by job.
 async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Vec<EntryKey>>, Problem> {
     let refuse = |detail: String| Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    let unknown = |detail: String| Err(Problem::new(StatusCode::NOT_FOUND, detail));
     if wanted.keys.is_empty() && wanted.jobs.is_empty() {
         return refuse("it names nothing: give keys or jobs".to_owned());
     }
@@ -128,11 +129,11 @@ async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Vec
     let ops = &parts.ops;
     let mut entries: BTreeMap<JobName, Vec<EntryKey>> = BTreeMap::new();
     for key in &wanted.keys {
-        let Some((job, _)) = ops.jobs.owner(key) else { return refuse(format!("`{key}` is no job's key")) };
+        let Some((job, _)) = ops.jobs.owner(key) else { return unknown(format!("`{key}` is no job's key")) };
         entries.entry(job.name.clone()).or_default().push(EntryKey::new(key.as_str()));
     }
     for name in &wanted.jobs {
-        let Some(job) = ops.jobs.jobs.get(name.as_str()) else { return refuse(format!("`{name}` is no job")) };
+        let Some(job) = ops.jobs.jobs.get(name.as_str()) else { return unknown(format!("`{name}` is no job")) };
         let fed = match job.entries.feed {
             Some(_) => Some(parts.cron.fed(job, ops.store.now().await?).await?),
             None => None,
