@@ -1,7 +1,7 @@
 //! HTTP: health, statistics, metrics, and what people and programs ask of the fleet. docs/http.md lists it all.
 //!
 //! It begins before Redis is there and ends last, so that whoever asks hears why the worker is not ready. What changes or
-//! fetches something, or shows values, stands behind [`guard::owner`]; every error is a [`problem::Problem`].
+//! fetches something, or shows values, stands behind `guard::owner`; every error is a `Problem`.
 
 mod clear;
 mod dead;
