@@ -193,6 +193,8 @@ pub struct Claims {
     pub entries: Vec<Claimed>,
     /// How long until something more may be due; `None` if nothing is.
     pub next: Option<Duration>,
+    /// The job is paused: nothing of it is claimed.
+    pub paused: bool,
 }
 
 /// What becomes of an entry after it was warmed.
@@ -284,6 +286,7 @@ impl Agenda {
     pub async fn claim(&self, job: &JobName, most: usize, cap: usize, claim: Duration) -> RedisResult<Claims> {
         let reply: Vec<String> = CLAIM
             .key(self.keys.agenda(job))
+            .key(self.keys.paused(job))
             .arg(most.min(1_000))
             .arg(cap)
             .arg(millis(claim))
@@ -300,7 +303,7 @@ impl Agenda {
             })
             .collect();
         let next = (next >= 0).then(|| Duration::from_millis(u64::try_from(next - now).unwrap_or(0)));
-        Ok(Claims { entries, next })
+        Ok(Claims { entries, next, paused: number(1) == -2 })
     }
 
     /// Takes claimed entries for at most `time`; returns the score by which each is held, in order, `None` where it is
@@ -358,6 +361,32 @@ impl Agenda {
                 call.arg(key).arg(score).arg(what).arg(argument);
             }
             call.invoke_async::<u64>(&mut self.redis.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether an entry is on the agenda to be fetched, in whatever state, and not only to be looked at once more.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn has(&self, job: &JobName, key: &EntryKey) -> RedisResult<bool> {
+        let score: Option<f64> = redis::cmd("ZSCORE")
+            .arg(self.keys.agenda(job))
+            .arg(key.as_str())
+            .query_async(&mut self.redis.clone())
+            .await?;
+        Ok(score.is_some_and(|score| Due::from_score(score).trigger != Trigger::Settle))
+    }
+
+    /// Takes entries off the agenda, whatever their state.
+    ///
+    /// # Errors
+    /// Redis's; some may have left.
+    pub async fn remove(&self, job: &JobName, entries: &[EntryKey]) -> RedisResult<()> {
+        for batch in entries.chunks(BATCH) {
+            let keys: Vec<&str> = batch.iter().map(EntryKey::as_str).collect();
+            let () =
+                redis::cmd("ZREM").arg(self.keys.agenda(job)).arg(keys).query_async(&mut self.redis.clone()).await?;
         }
         Ok(())
     }

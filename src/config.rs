@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -102,6 +103,43 @@ pub struct WorkerArgs {
     /// notify-keyspace-events [env: SAMOVAR_MISSES] [default: off]
     #[arg(long, value_name = "SWITCH")]
     pub misses: Option<String>,
+    /// Where HTTP is answered (health, statistics, metrics, and what changes things): ADDRESS:PORT, port 0 for any that is
+    /// free, or `off`; SAMOVAR_TOKEN in the environment protects what changes things
+    /// [env: SAMOVAR_LISTEN] [default: 127.0.0.1:7070, or the next port that is free]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+}
+
+/// Where HTTP is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Listen {
+    /// On the loopback interface, at [`DEFAULT_PORT`] or the next port that is free.
+    #[default]
+    Anywhere,
+    /// Here and nowhere else.
+    At(SocketAddr),
+    /// Nowhere.
+    Off,
+}
+
+/// Where HTTP is answered if nobody says otherwise.
+pub const DEFAULT_PORT: u16 = 7070;
+
+/// What only its owner may know: it is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret itself; not for logs.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
 }
 
 /// The settings of one process, valid together.
@@ -127,6 +165,10 @@ pub struct Settings {
     pub sample: Duration,
     /// Whether keys that are asked for in vain are fetched, as keyspace events tell.
     pub misses: bool,
+    /// Where HTTP is answered.
+    pub listen: Listen,
+    /// What whoever changes things over HTTP must show.
+    pub token: Option<Secret>,
     /// Which log lines are written.
     pub log: LogFilter,
     /// Their shape.
@@ -164,6 +206,8 @@ impl Settings {
         let default_ttl = lookup
             .setting("", &None, "REDIS_CACHE_TTL", |text| within(text, &DEFAULT_TTL))
             .map_or(Duration::from_secs(3600), Duration::from_secs);
+        let listen = lookup.setting("--listen", &worker.listen, "SAMOVAR_LISTEN", listen).unwrap_or_default();
+        let token = lookup.token();
         let log = lookup
             .setting("--log", &common.log, "SAMOVAR_LOG", |text| {
                 LogFilter::parse(text).map_err(|_| {
@@ -176,20 +220,25 @@ impl Settings {
         let log_format =
             lookup.setting("--log-format", &common.log_format, "SAMOVAR_LOG_FORMAT", log_format).unwrap_or_default();
         match redis {
-            Some(redis) if lookup.faults.is_empty() => Ok(Self {
-                redis,
-                jobs,
-                concurrency,
-                claim,
-                prefix,
-                channel,
-                default_ttl,
-                drain,
-                sample,
-                misses,
-                log,
-                log_format,
-            }),
+            Some(redis) if lookup.faults.is_empty() => {
+                let rest = Self {
+                    redis,
+                    jobs,
+                    concurrency,
+                    claim,
+                    prefix,
+                    channel,
+                    default_ttl,
+                    drain,
+                    sample,
+                    misses,
+                    listen,
+                    token,
+                    log,
+                    log_format,
+                };
+                Ok(rest)
+            }
             _ => Err(ConfigError { faults: lookup.faults }),
         }
     }
@@ -354,6 +403,17 @@ impl Lookup<'_> {
         read(value.trim()).map_err(|what| self.faults.push(format!("{origin}: `{value}` {what}"))).ok()
     }
 
+    fn token(&mut self) -> Option<Secret> {
+        let token = self.env.get("SAMOVAR_TOKEN")?;
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let fault =
+                "SAMOVAR_TOKEN: may hold only letters, digits and signs of ASCII, as HTTP headers can carry them";
+            self.faults.push(fault.into());
+            return None;
+        }
+        Some(Secret(token))
+    }
+
     fn redis(&mut self, common: &CommonArgs) -> Option<RedisUrl> {
         let ca = self.text("--redis-ca", &common.redis_ca, "SAMOVAR_REDIS_CA").map(Found::into_path);
         if let Some(Found { origin, value }) = self.text("--redis-url", &common.redis_url, "REDIS_URL") {
@@ -440,6 +500,16 @@ fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
+fn listen(text: &str) -> Result<Listen, String> {
+    if text == "off" {
+        return Ok(Listen::Off);
+    }
+    let address = text.strip_prefix("localhost:").map_or_else(|| text.to_owned(), |port| format!("127.0.0.1:{port}"));
+    address.parse().map(Listen::At).map_err(|_| {
+        "is no address; write `127.0.0.1:7070`, `0.0.0.0:7070` for all interfaces, `[::1]:7070`, or `off`".to_owned()
+    })
+}
+
 fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),
@@ -486,6 +556,7 @@ mod tests {
         assert_eq!(settings.prefix, "samovar");
         assert_eq!(settings.channel, "samovar:invalidate");
         assert_eq!(settings.default_ttl, Duration::from_secs(3600));
+        assert_eq!((settings.listen, settings.token), (Listen::Anywhere, None));
         assert_eq!(settings.log, LogFilter::default());
         assert_eq!(settings.log_format, LogFormat::Text);
     }
@@ -542,7 +613,10 @@ mod tests {
             ("REDIS_CACHE_TTL", "0"),
             ("SAMOVAR_LOG", "samovar=loud"),
             ("SAMOVAR_LOG_FORMAT", "xml"),
+            ("SAMOVAR_LISTEN", "7070"),
+            ("SAMOVAR_TOKEN", "hunter 2"),
         ]);
+        assert!(!faults.concat().contains("hunter"), "{faults:?}");
         let expected = [
             "REDIS_URL: `http://cache` is of an unknown kind; write redis://, rediss:// or unix://",
             "SAMOVAR_CONCURRENCY: `0` must be a whole number from 1 to 4096",
@@ -552,6 +626,9 @@ mod tests {
             "SAMOVAR_PREFIX: `{app}` may hold only letters, digits, `_`, `-`, `:` and `.`",
             "SAMOVAR_CHANNEL: `samovar:changed` is where changes are announced; invalidations need a channel of their own",
             "REDIS_CACHE_TTL: `0` must be a whole number from 1 to 315360000",
+            "SAMOVAR_LISTEN: `7070` is no address; write `127.0.0.1:7070`, `0.0.0.0:7070` for all interfaces, `[::1]:7070`, or \
+             `off`",
+            "SAMOVAR_TOKEN: may hold only letters, digits and signs of ASCII, as HTTP headers can carry them",
             "SAMOVAR_LOG: `samovar=loud` is no log filter; write a level such as `info`, or `module=level`, separated by \
              commas",
             "SAMOVAR_LOG_FORMAT: `xml` must be `text` or `json`",
@@ -563,6 +640,15 @@ mod tests {
     fn a_claim_is_never_shorter_than_a_second() {
         assert_eq!(faults(&[("SAMOVAR_CLAIM", "900ms")]), ["SAMOVAR_CLAIM: `900ms` must be between 1s and 1day"]);
         assert_eq!(settings(&[("SAMOVAR_DRAIN", "0")]).drain, Duration::ZERO);
+    }
+
+    #[test]
+    fn an_address_to_listen_on_may_be_named_or_refused() {
+        let listen = |text| settings(&[("SAMOVAR_LISTEN", text)]).listen;
+        assert_eq!(listen("off"), Listen::Off);
+        assert_eq!(listen("localhost:0"), Listen::At(([127, 0, 0, 1], 0).into()));
+        assert_eq!(listen("0.0.0.0:80"), Listen::At(([0, 0, 0, 0], 80).into()));
+        assert_eq!(listen("[::1]:80").clone(), Listen::At("[::1]:80".parse().unwrap()));
     }
 
     #[test]
@@ -599,7 +685,9 @@ mod tests {
     #[test]
     fn nothing_that_is_printed_holds_a_secret() {
         let env: Environment =
-            [("REDIS_URL", "redis://:hunter2@cache"), ("OPENAI_API_KEY", "hunter2")].into_iter().collect();
+            [("REDIS_URL", "redis://:hunter2@cache"), ("OPENAI_API_KEY", "hunter2"), ("SAMOVAR_TOKEN", "hunter2")]
+                .into_iter()
+                .collect();
         let common = CommonArgs { redis_url: Some("redis://:hunter2@cache/x".into()), ..CommonArgs::default() };
         let settings = Settings::resolve(&CommonArgs::default(), &WorkerArgs::default(), &env).unwrap();
         let error = Settings::resolve(&common, &WorkerArgs::default(), &env).unwrap_err();

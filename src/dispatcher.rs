@@ -15,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::agenda::{Agenda, Claimed, Finished, Next, Urgency};
+use crate::health::Sign;
 use crate::job::{EntryKey, Job, JobName, Jobs, UpstreamName};
 use crate::queue::{Chunk, Queue};
 use crate::redis::Patience;
 use crate::source::Gate;
 use crate::store::Store;
+use crate::telemetry::Telemetry;
 use crate::warmer::Outcome;
 
 /// Entries in one task at most: few enough to be spread, many enough for the queue not to cost.
@@ -78,12 +80,16 @@ pub struct Dispatcher {
     pub concurrency: usize,
     /// How long a claim holds.
     pub claim: Duration,
+    /// Whether the agenda moves.
+    pub sign: Sign,
+    /// Who is told of paused jobs.
+    pub telemetry: Telemetry,
 }
 
 impl Dispatcher {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut patience = Patience::new("the dispatcher");
+        let mut patience = Patience::new("the dispatcher").showing(&self.sign);
         // When each job is looked at next.
         let mut looks: BTreeMap<&JobName, Instant> = self.jobs.jobs.keys().map(|job| (job, Instant::now())).collect();
         while !stop.is_cancelled() {
@@ -97,6 +103,9 @@ impl Dispatcher {
             let mut due: Vec<(Instant, &JobName)> =
                 looks.iter().filter(|(_, look)| **look <= Instant::now()).map(|(job, look)| (*look, *job)).collect();
             due.sort_unstable();
+            if due.is_empty() {
+                patience.well();
+            }
             for (_, name) in due {
                 match self.dispatch(&self.jobs.jobs[name]).await {
                     Ok(wait) => {
@@ -134,6 +143,7 @@ impl Dispatcher {
         }
         let (chunk, cap) = self.bounds(job);
         let claims = self.agenda.claim(&job.name, CLAIM.min(cap.max(1)), cap, self.claim).await?;
+        self.telemetry.paused(&job.name, claims.paused);
         if claims.entries.is_empty() {
             let wait = claims.next.unwrap_or(IDLE);
             // Due, but not to be had: the job has in hand what it may have.

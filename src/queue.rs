@@ -28,6 +28,7 @@ use tracing::warn;
 use ulid::Ulid;
 
 use crate::agenda::Claimed;
+use crate::health::Sign;
 use crate::redis::{Connection, Keys, Patience};
 
 /// Tasks that may wait on the queue. The dispatcher claims less than this; it only bounds what a fault could pile up.
@@ -63,13 +64,21 @@ pub struct Queue {
     signals: String,
     worker: Arc<str>,
     wake: Arc<Notify>,
+    sign: Sign,
 }
 
 impl Queue {
     /// The queue under these keys, for a worker of this name (unique: a host and a ULID).
     pub fn new(redis: Connection, keys: &Keys, worker: &str) -> Self {
         let layout = apalis_redis::Config::default().queue(keys.queue());
-        Self { redis, layout, signals: keys.signal_channel(), worker: worker.into(), wake: Arc::default() }
+        Self {
+            redis,
+            layout,
+            signals: keys.signal_channel(),
+            worker: worker.into(),
+            wake: Arc::default(),
+            sign: Sign::default(),
+        }
     }
 
     /// Puts tasks on the queue, before all others if `front`; returns how many found room.
@@ -103,6 +112,13 @@ impl Queue {
     /// Looks at the queue now.
     pub fn wake(&self) {
         self.wake.notify_one();
+    }
+
+    /// Showing on this sign whether tasks can be pulled.
+    #[must_use]
+    pub fn showing(mut self, sign: &Sign) -> Self {
+        self.sign = sign.clone();
+        self
     }
 
     /// Tells that this worker lives, and clears up after those that do not; returns how many live.
@@ -179,7 +195,7 @@ impl Queue {
     /// Locks tasks for this worker as long as it has hands free.
     async fn pull(&self, tasks: mpsc::Sender<Task<InHand>>, stop: CancellationToken) {
         let hands = Arc::new(Semaphore::new(IN_HAND));
-        let mut patience = Patience::new("the queue");
+        let mut patience = Patience::new("the queue").showing(&self.sign);
         while !stop.is_cancelled() {
             let Ok(first) = hands.clone().acquire_owned().await else { return };
             let mut rooms = vec![first];

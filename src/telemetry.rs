@@ -2,6 +2,7 @@
 //!
 //! Standard output stays free for what commands print.
 
+pub mod metrics;
 mod outcomes;
 
 use std::fmt;

@@ -29,7 +29,7 @@ pub use outcome::Outcome;
 pub(crate) use timing::keep;
 use timing::{fresh, jitter, known, millis, retry_after, settled};
 
-use crate::agenda::{Agenda, Claimed, Finished, Next, Trigger, Urgency};
+use crate::agenda::{Agenda, Claimed, Due, Finished, Next, Trigger, Urgency};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
 use crate::popularity::Popularity;
 use crate::queue::Chunk;
@@ -48,6 +48,8 @@ const SHORTLY: Duration = Duration::from_secs(1);
 const INPUT_WAIT: Duration = Duration::from_secs(15);
 /// How often somebody who waits for an upstream, and has a fallback, looks whether it was closed meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
+/// Who has waited this long for an upstream looks whether the entry was evicted meanwhile.
+const LONG: Duration = Duration::from_millis(5);
 /// How soon a write is tried again that Redis did not answer.
 const INSIST: Duration = Duration::from_millis(100);
 /// Longest reason kept, in characters.
@@ -81,6 +83,8 @@ struct Taken {
     urgency: Urgency,
     /// Since when it was due (Redis time, ms).
     since: i64,
+    /// How long it had been due when it was taken.
+    late: Duration,
 }
 
 /// What hands an entry back: the score by which we have it, and the token of its lease while a fetch is under way.
@@ -152,12 +156,15 @@ impl Warmer {
         for (claimed, score) in chunk.entries.into_iter().zip(scores) {
             let Some(score) = score else { continue };
             let due = claimed.due();
+            // Its score says when it is due again, in Redis's time.
+            let taken_at = Due::from_score(score.parse().unwrap_or_default()).at - timing::millis(time);
             let taken = Taken {
                 key: EntryKey::new(claimed.key),
                 score,
                 trigger: due.trigger,
                 urgency: due.urgency,
                 since: claimed.since,
+                late: Duration::from_millis(u64::try_from(taken_at - claimed.since).unwrap_or(0)),
             };
             self.hold(name, &taken.key, Some((taken.score.clone(), None)));
             let span = debug_span!("warm", job = %name, key = %taken.key, trigger = %taken.trigger);
@@ -179,7 +186,7 @@ impl Warmer {
             }
         };
         let Ending { outcome, next, reason } = ending;
-        self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), begun.elapsed());
+        self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), taken.late, begun.elapsed());
         if let Next::Dead(_) = next {
             self.telemetry.buried(job);
         }
@@ -216,6 +223,7 @@ impl Warmer {
             }
         };
         let mut admitted = None;
+        let asked = Instant::now();
         if !self.still_made_from(job, key, &params, &inputs).await? {
             admitted = match self.admit_any(job, taken.urgency, Instant::now() + self.patience).await {
                 Ok(admitted) => Some(admitted),
@@ -261,6 +269,12 @@ impl Warmer {
             _ => taken.trigger,
         };
         self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
+        if asked.elapsed() > LONG && !self.agenda.has(&job.name, key).await? {
+            // It had no lease that could be marked; fetched now, it would come back before the next warmup or demand.
+            settle(admitted, Ended::Ok).await;
+            self.store.release(key, &lease.token, None).await?;
+            return Ok(Ending::because(Outcome::Fenced, Next::Out, "evicted while it waited for its upstream"));
+        }
         if !job.inputs.is_empty() {
             // They may have changed while it waited for its upstream. The value counts as made when the lease began, so what it
             // is made from must not be older.

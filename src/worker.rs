@@ -17,16 +17,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use ulid::Ulid;
 
+use crate::admin::{self, Admin, Parts};
 use crate::agenda::Agenda;
 use crate::config::Settings;
 use crate::dispatcher::{Bell, Dispatcher};
+use crate::health::{Health, Sign};
 use crate::job::{Jobs, UpstreamName};
+use crate::ops::Ops;
 use crate::popularity::{Popularity, Sampler};
 use crate::queue::Queue;
 use crate::redis::{Connection, Keys, Patience};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, metrics};
 use crate::trigger::{Cron, Doubt, Ear, Inbox, Intake, Invalidator, Listener, Misses, Suspicion};
 use crate::warmer::Warmer;
 
@@ -86,11 +89,24 @@ pub async fn run(
     stop: CancellationToken,
     cut: CancellationToken,
 ) -> anyhow::Result<()> {
+    metrics::install();
+    let health = Health::default();
+    let mut loops = Supervisor::new(stop.clone());
+    // It answers before Redis is there, and until all else has ended.
+    let over = CancellationToken::new();
+    let listening = admin::listen(settings.listen).await?;
+    let local = listening.as_ref().is_none_or(|listening| listening.address().ip().is_loopback());
+    let admin = Admin::new(health.clone(), settings.redis.to_string(), settings.token.clone(), local, stop.clone());
+    if let Some(listening) = listening {
+        loops.run("HTTP", listening.run(Arc::clone(&admin), over.clone()));
+    }
     let both = async { Ok((connect(settings, COMMAND, &stop).await?, connect(settings, BLOCKING, &stop).await?)) };
     let (redis, reading) = match both.await {
         Ok(both) => both,
         Err(e) if stop.is_cancelled() => {
             info!("{e}");
+            over.cancel();
+            loops.end(LAST_WORDS).await;
             return Ok(());
         }
         Err(e) => return Err(e),
@@ -102,7 +118,7 @@ pub async fn run(
     let telemetry = Telemetry::default();
     let store = Store::new(redis.clone(), keys.clone());
     let agenda = Agenda::new(redis.clone(), keys.clone());
-    let queue = Queue::new(redis.clone(), &keys, &name);
+    let queue = Queue::new(redis.clone(), &keys, &name).showing(&health.queue);
     let sources = Sources::new(&jobs).context("cannot make HTTP clients")?;
     let gates = gates(&jobs, &redis, &keys, settings.concurrency);
     let popularity = Popularity::new(redis.clone(), keys.clone());
@@ -152,7 +168,7 @@ pub async fn run(
         claim: settings.claim,
         bell: Arc::new(Notify::new()),
     };
-    let (intake, intaking) = Intake::new(invalidator, telemetry.clone());
+    let (intake, intaking) = Intake::new(invalidator.clone(), telemetry.clone());
     let dispatcher = Dispatcher {
         jobs: Arc::clone(&jobs),
         agenda: agenda.clone(),
@@ -163,6 +179,8 @@ pub async fn run(
         workers: Arc::clone(&workers),
         concurrency: settings.concurrency,
         claim: settings.claim,
+        sign: health.agenda.clone(),
+        telemetry: telemetry.clone(),
     };
     let listener = Listener {
         client: settings.redis.client()?,
@@ -174,6 +192,7 @@ pub async fn run(
         queue: queue.clone(),
         gates: gates.clone(),
         telemetry: telemetry.clone(),
+        sign: health.subscription.clone(),
     };
     let misses = Misses {
         client: settings.redis.client()?,
@@ -193,9 +212,19 @@ pub async fn run(
         store: store.clone(),
         suspicion: suspicion.clone(),
         gates: gates.clone(),
-        workers,
+        workers: Arc::clone(&workers),
         dead_after: dead_after(settings.claim),
+        sign: health.beat.clone(),
     };
+    admin.ready(Parts {
+        ops: Ops { redis: redis.clone(), keys: keys.clone(), store, agenda, jobs },
+        invalidator: invalidator.clone(),
+        cron: cron.clone(),
+        gates: gates.clone(),
+        warmer: Arc::downgrade(&warmer),
+        workers,
+        worker: Arc::clone(&name),
+    });
     let inbox = Inbox {
         redis: reading,
         control: redis.clone(),
@@ -206,9 +235,9 @@ pub async fn run(
         worker: Arc::clone(&name),
         claim: settings.claim,
         told: None,
+        sign: health.inbox,
     };
 
-    let mut loops = Supervisor::new(stop.clone());
     loops.run("cron", cron.run(stop.clone()));
     if let Some(misses) = misses {
         loops.run("hearing misses", misses.run(stop.clone()));
@@ -257,6 +286,7 @@ pub async fn run(
     if !cut.is_cancelled() && tokio::time::timeout(LAST_WORDS, farewell).await.is_err() {
         warn!("Redis does not answer: what is in hand comes due again when its claims run out");
     }
+    over.cancel();
     loops.end(LAST_WORDS).await;
     if result.is_ok() {
         info!(worker = &*name, "ended");
@@ -286,11 +316,12 @@ struct Pulse {
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
     workers: Arc<AtomicUsize>,
     dead_after: Duration,
+    sign: Sign,
 }
 
 impl Pulse {
     async fn run(self, stop: CancellationToken) {
-        let mut patience = Patience::new("the pulse");
+        let mut patience = Patience::new("the pulse").showing(&self.sign);
         let mut ensured = false;
         let mut gates_seen = Instant::now();
         let mut swept = Instant::now();

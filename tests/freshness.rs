@@ -279,11 +279,8 @@ async fn what_a_cache_aside_writer_writes_after_an_eviction_is_found_and_replace
 async fn an_old_value_outlives_its_ttl_while_its_source_fails() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
-    let jobs = Art::of(&upstream)
-        .ttl("2s")
-        .list(["a"])
-        .warm("ahead = \"1s\"\nstale_if_error = \"1h\"\nattempts = 2")
-        .folder();
+    let jobs =
+        Art::of(&upstream).ttl("2s").list(["a"]).warm("ahead = \"1s\"\nstale_if_error = \"1h\"\nattempts = 2").folder();
     let mut worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     let given: i64 = redis.ask(&["PEXPIRETIME", "art:a"]).await;
@@ -339,8 +336,7 @@ async fn old_values_outlive_their_ttl_while_the_upstream_is_left_alone() {
     for name in &names {
         upstream.edit(&format!("/art/{name}"));
     }
-    let jobs =
-        Art::of(&upstream).ttl("3s").list(&names).warm("ahead = \"1500ms\"\nstale_if_error = \"1h\"").folder();
+    let jobs = Art::of(&upstream).ttl("3s").list(&names).warm("ahead = \"1500ms\"\nstale_if_error = \"1h\"").folder();
     let _worker = hasty_worker(&redis, &jobs);
     for name in &names {
         version(&redis, name, 1).await;
@@ -405,7 +401,10 @@ async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
     let _second = worker(&redis, &jobs);
     let ears = async || -> Vec<(i64, i64)> {
         let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
-        ears.iter().filter_map(|ear| ear.split_once(' ')).map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap())).collect()
+        ears.iter()
+            .filter_map(|ear| ear.split_once(' '))
+            .map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap()))
+            .collect()
     };
     eventually("both have listened for a while", async || {
         let ears = ears().await;

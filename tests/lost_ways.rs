@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use samovar::agenda::{Claimed, Due, Finished, Next, State, Trigger, When};
+use samovar::health::Sign;
 use samovar::job::{EntryKey, JobName};
 use samovar::store::{Fresh, Leased, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
@@ -117,6 +118,9 @@ async fn no_message_in_the_inbox_is_lost_with_connections_that_are_cut() {
     .await;
 }
 
+/// A reader of the inbox at work.
+type Reading = futures_util::future::BoxFuture<'static, ()>;
+
 /// Readers leave at the moment when a message is given to them, which evicts a key of its own.
 #[tokio::test]
 async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
@@ -124,7 +128,7 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
     let jobs = Art::of(&upstream).folder();
     let parts = Parts::of(&redis).await;
     let control = redis.redis_url().manager(Duration::from_secs(5)).await.unwrap();
-    let reader = async |worker: &str, stop: &CancellationToken| -> futures_util::future::BoxFuture<'static, ()> {
+    let reader = async |worker: &str, stop: &CancellationToken| {
         let (intake, intaking) = Intake::new(parts.invalidator(&jobs), Telemetry::default());
         let inbox = Inbox {
             redis: redis.redis_url().manager(Duration::from_secs(10)).await.unwrap(),
@@ -136,9 +140,10 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
             worker: Arc::from(worker),
             claim: Duration::from_millis(500),
             told: None,
+            sign: Sign::default(),
         };
         let stop = stop.clone();
-        Box::pin(async move { _ = tokio::join!(inbox.run(stop.clone()), intaking.run(stop)) })
+        Box::pin(async move { _ = tokio::join!(inbox.run(stop.clone()), intaking.run(stop)) }) as Reading
     };
     for round in 0..40 {
         let (stop, mut ended) = (CancellationToken::new(), JoinSet::new());

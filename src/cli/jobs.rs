@@ -22,16 +22,21 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     let jobs = jobs(settings, env)?;
     let session = Session::open(settings).await?;
     let now = session.store.now().await?;
+    let census = session.ops(&jobs).count().await?;
     let mut all = Vec::new();
     for job in jobs.jobs.values() {
-        all.push(status::of_job(&session.redis, &session.keys, job).await?);
+        all.push(status::of_job(&session.redis, &session.keys, job, Some(&census)).await?);
     }
     if args.json {
         print_json(&all);
         return Ok(exit::OK);
     }
     let mut rows = table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "DUE", "IN HAND", "DEAD", "LAST"]);
+    let mut paused = Vec::new();
     for status in all {
+        if let Some(since) = status.paused_ms {
+            paused.push(format!("{} ({})", status.job, relative(since, now)));
+        }
         let last = status.last.map(|last| match last.reason {
             Some(reason) => format!("{} {} ({}): {reason}", last.outcome, last.key, last.trigger),
             None => format!("{} {} ({})", last.outcome, last.key, last.trigger),
@@ -42,7 +47,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
             span(std::time::Duration::from_secs(status.ttl_seconds)),
             status.schedule.unwrap_or_else(|| "–".to_owned()),
             status.next_warmup_ms.map_or_else(|| "–".to_owned(), |next| relative(next, now)),
-            status.warm.to_string(),
+            status.warm.unwrap_or_default().to_string(),
             status.due.to_string(),
             status.in_hand.to_string(),
             status.dead.to_string(),
@@ -50,6 +55,12 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         ]);
     }
     println!("{rows}");
+    if !paused.is_empty() {
+        println!(
+            "\nPaused, so that nothing of it is fetched: {}. `samovar resume JOB` lets it go on.",
+            paused.join(", ")
+        );
+    }
     match session.workers().await? {
         0 => println!("\nNo worker is running: start one with `samovar worker`."),
         1 => println!("\n1 worker is running."),

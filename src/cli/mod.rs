@@ -10,7 +10,9 @@ mod get;
 mod invalidate;
 mod jobs;
 mod museum;
+mod pause;
 mod probe;
+mod resume;
 mod session;
 mod warm;
 mod worker;
@@ -54,6 +56,10 @@ enum Command {
     Warm(warm::WarmArgs),
     /// Say that values are no longer true
     Invalidate(invalidate::InvalidateArgs),
+    /// Fetch nothing of a job any more, in the whole fleet, until it is resumed; what is there stays until its TTL ends
+    Pause(pause::PauseArgs),
+    /// Let a paused job go on
+    Resume(pause::PauseArgs),
     /// Show one entry's value and what is known of it
     Get(get::GetArgs),
     /// List entries whose warming was given up, or put them back
@@ -129,6 +135,8 @@ fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
             Command::Jobs(args) => jobs::run(&args, settings, env).await,
             Command::Warm(args) => warm::run(&args, settings, env).await,
             Command::Invalidate(args) => invalidate::run(&args, settings).await,
+            Command::Pause(args) => pause::run(&args, settings, env).await,
+            Command::Resume(args) => resume::run(&args, settings, env).await,
             Command::Get(args) => get::run(&args, settings, env).await,
             Command::Dead(args) => dead::run(&args, settings, env).await,
             Command::Demo(args) => Ok(demo::run(&args).await),

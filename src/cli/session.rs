@@ -8,6 +8,7 @@ use super::exit;
 use crate::agenda::Agenda;
 use crate::config::{Environment, Settings};
 use crate::job::Jobs;
+use crate::ops::Ops;
 use crate::queue::Queue;
 use crate::redis::{Connection, Keys};
 use crate::store::Store;
@@ -58,6 +59,17 @@ impl Session {
         let store = Store::new(redis.clone(), keys.clone());
         let agenda = Agenda::new(redis.clone(), keys.clone());
         Ok(Self { redis, keys, store, agenda, claim: settings.claim })
+    }
+
+    /// What can be asked of the fleet.
+    pub(super) fn ops(&self, jobs: &Arc<Jobs>) -> Ops {
+        Ops {
+            redis: self.redis.clone(),
+            keys: self.keys.clone(),
+            store: self.store.clone(),
+            agenda: self.agenda.clone(),
+            jobs: Arc::clone(jobs),
+        }
     }
 
     /// How many workers live.

@@ -10,18 +10,15 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::exit;
-use super::session::{Failed, Session, jobs, print_json, span};
-use crate::agenda::{Due, State, Trigger, When};
+use super::session::{Failed, Session, jobs, print_json, relative};
+use crate::agenda::{Trigger, When};
 use crate::config::{Environment, Settings};
 use crate::job::{EntryKey, Job, Jobs, Params, Source};
-use crate::popularity::Popularity;
+use crate::ops::{Done, Failure, Ops};
 use crate::source::{Ask, Sources};
-use crate::warmer::Outcome;
 
 /// Entries looked at in one round trip.
 const PAGE: usize = 500;
-/// How often `--wait` looks.
-const LOOK: Duration = Duration::from_millis(100);
 /// Failures shown.
 const SHOWN: usize = 20;
 
@@ -48,8 +45,9 @@ pub(super) struct WarmArgs {
 pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let jobs = jobs(settings, env)?;
     let session = Session::open(settings).await?;
+    let ops = session.ops(&jobs);
     let (job, entries, when) = match (jobs.jobs.get(args.what.as_str()), jobs.owner(&args.what)) {
-        (Some(job), _) => (job, entries(&session, &jobs, job).await?, When::Due(0)),
+        (Some(job), _) => (job, entries(&ops, job).await?, When::Due(0)),
         (None, Some((job, params))) => (job, vec![(EntryKey::new(args.what.as_str()), params)], When::Urgent),
         (None, None) => {
             let known: Vec<&str> = jobs.jobs.keys().map(crate::job::JobName::as_str).collect();
@@ -64,6 +62,14 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     let asked = session.store.now().await?;
     session.agenda.put(&job.name, &keys, when, Trigger::Manual).await?;
     let workers = session.workers().await?;
+    if let Some(since) = ops.paused(&job.name).await? {
+        eprintln!(
+            "{} is paused since {}: `samovar resume {}` lets it go on.",
+            job.name,
+            relative(since, asked),
+            job.name
+        );
+    }
     if workers == 0 {
         eprintln!("No worker is running: what is due is fetched when one is started with `samovar worker`.");
     }
@@ -75,42 +81,34 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         }
         return Ok(exit::OK);
     }
-    let done = wait(&session, job, keys, asked, args.timeout).await?;
+    let (bar, all) = (bar(job, keys.len()), keys.len());
+    let progress = |still| bar.set_position((all - still) as u64);
+    let done = ops.wait(job, keys, Trigger::Manual, asked, args.timeout, progress).await?;
+    bar.finish_and_clear();
     if args.json {
         print_json(&done);
     } else {
-        done.print();
+        print(&done);
     }
     Ok(if done.failed.is_empty() { exit::OK } else { exit::FAILED })
 }
 
-/// What a job keeps warm: what its file lists, what its feed names now, and what is most read.
-async fn entries(session: &Session, jobs: &Jobs, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, Failed> {
-    let mut all = job.entries.list.clone();
+/// What a job keeps warm: what its file lists, and what its feed names now.
+async fn entries(ops: &Ops, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, Failed> {
+    let mut named = None;
     if job.entries.feed.is_some() {
-        let fed = match Sources::new(jobs) {
-            Ok(sources) => sources.feed(jobs, job).await.map_err(|e| e.to_string()),
+        let fed = match Sources::new(&ops.jobs) {
+            Ok(sources) => sources.feed(&ops.jobs, job).await.map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
         match fed {
-            Ok(fed) => all.extend(fed),
+            Ok(fed) => named = Some(fed),
             Err(e) => {
                 eprintln!("samovar: the feed of {} does not answer, taking what it named last: {e}", job.name);
-                let named: Vec<String> = redis::cmd("ZRANGE")
-                    .arg(session.keys.fed(&job.name))
-                    .arg(0)
-                    .arg(-1)
-                    .query_async(&mut session.redis.clone())
-                    .await?;
-                all.extend(named.iter().filter_map(|key| job.key.read(key)));
             }
         }
     }
-    let popular = Popularity::new(session.redis.clone(), session.keys.clone()).top(job, job.entries.popular).await?;
-    all.extend(popular.iter().filter_map(|(key, _)| job.key.read(key.as_str())));
-    all.sort_unstable();
-    all.dedup();
-    Ok(all.into_iter().filter_map(|params| Some((job.key.write(&params)?, params))).collect())
+    Ok(ops.entries(job, named).await?)
 }
 
 /// How many requests a warming would make at most.
@@ -190,101 +188,27 @@ async fn dry_run(
     Ok(exit::OK)
 }
 
-/// How a warming went.
-#[derive(Debug, Default, Serialize)]
-struct Done {
-    warmed: usize,
-    unchanged: usize,
-    gone: usize,
-    failed: Vec<Failure>,
-    seconds: f32,
-}
-
-#[derive(Debug, Serialize)]
-struct Failure {
-    key: String,
-    reason: String,
-}
-
-impl Done {
-    fn print(&self) {
-        let Self { warmed, unchanged, gone, failed, seconds } = self;
-        println!("{warmed} warmed, {unchanged} unchanged, {gone} gone, {} failed in {seconds:.1} s", failed.len());
-        for Failure { key, reason } in failed.iter().take(SHOWN) {
-            eprintln!("  {key}: {reason}");
-        }
-        if failed.len() > SHOWN {
-            eprintln!("  … and {} more", failed.len() - SHOWN);
-        }
-        if !failed.is_empty() {
-            eprintln!("What failed is tried again by the workers; `samovar dead` lists what was given up.");
-        }
+fn print(done: &Done) {
+    let Done { warmed, unchanged, gone, failed, seconds } = done;
+    println!("{warmed} warmed, {unchanged} unchanged, {gone} gone, {} failed in {seconds:.1} s", failed.len());
+    for Failure { key, reason } in failed.iter().take(SHOWN) {
+        eprintln!("  {key}: {reason}");
+    }
+    if failed.len() > SHOWN {
+        eprintln!("  … and {} more", failed.len() - SHOWN);
+    }
+    if !failed.is_empty() {
+        eprintln!("What failed is tried again by the workers; `samovar dead` lists what was given up.");
     }
 }
 
-/// Waits until each entry has been attempted since `asked`.
-async fn wait(
-    session: &Session,
-    job: &Job,
-    keys: Vec<EntryKey>,
-    asked: i64,
-    timeout: Duration,
-) -> Result<Done, Failed> {
-    let begun = Instant::now();
-    let bar = if std::io::stderr().is_terminal() {
-        let style = "{job} [{bar:40}] {pos}/{len}  {per_sec}  {eta} left".replace("{job}", job.name.as_str());
-        let style = ProgressStyle::with_template(&style).unwrap_or_else(|_| ProgressStyle::default_bar());
-        ProgressBar::new(keys.len() as u64).with_style(style)
-    } else {
-        ProgressBar::hidden()
-    };
-    let mut done = Done::default();
-    let mut waiting = keys;
-    while !waiting.is_empty() {
-        let mut still = Vec::with_capacity(waiting.len());
-        for page in waiting.chunks(PAGE) {
-            let looked = session.store.look(page).await?;
-            let names: Vec<&str> = page.iter().map(EntryKey::as_str).collect();
-            let scores: Vec<Option<f64>> = redis::cmd("ZMSCORE")
-                .arg(session.keys.agenda(&job.name))
-                .arg(&names)
-                .query_async(&mut session.redis.clone())
-                .await?;
-            for ((key, (_, meta)), score) in page.iter().zip(looked).zip(scores) {
-                let note = meta.map(|meta| meta.note).unwrap_or_default();
-                let attempted = note.attempted >= asked;
-                let pending = score.map(Due::from_score).is_some_and(|due| match due.state {
-                    State::Claimed | State::Taken | State::Urgent => true,
-                    State::Scheduled => due.at <= asked,
-                });
-                match note.outcome {
-                    Some(Outcome::Failed) if attempted => {
-                        let reason = note.reason.unwrap_or_default();
-                        done.failed.push(Failure { key: key.to_string(), reason });
-                    }
-                    Some(Outcome::Warmed) if attempted && !pending => done.warmed += 1,
-                    Some(Outcome::Gone) if attempted && !pending => done.gone += 1,
-                    _ if pending || score.is_some_and(|score| Due::from_score(score).trigger == Trigger::Manual) => {
-                        still.push(key.clone());
-                    }
-                    _ => done.unchanged += 1,
-                }
-            }
-        }
-        bar.set_position(bar.length().unwrap_or(0).saturating_sub(still.len() as u64));
-        waiting = still;
-        if begun.elapsed() >= timeout {
-            let reason = format!("not fetched within {}; `samovar jobs` says what holds it up", span(timeout));
-            let late = waiting.drain(..).map(|key| Failure { key: key.to_string(), reason: reason.clone() });
-            done.failed.extend(late);
-        }
-        if !waiting.is_empty() {
-            tokio::time::sleep(LOOK).await;
-        }
+fn bar(job: &Job, entries: usize) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
     }
-    bar.finish_and_clear();
-    done.seconds = begun.elapsed().as_secs_f32();
-    Ok(done)
+    let style = "{job} [{bar:40}] {pos}/{len}  {per_sec}  {eta} left".replace("{job}", job.name.as_str());
+    let style = ProgressStyle::with_template(&style).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(entries as u64).with_style(style)
 }
 
 fn count(entries: usize) -> String {

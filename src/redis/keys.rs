@@ -74,6 +74,16 @@ impl Keys {
         format!("{}:agenda:{{{job}}}", self.prefix)
     }
 
+    /// Since when a job is paused (ms); absent while it is not.
+    pub fn paused(&self, job: &JobName) -> String {
+        format!("{}:paused:{{{job}}}", self.prefix)
+    }
+
+    /// What the last count of all jobs' entries found: see [`crate::ops::Census`].
+    pub fn census(&self) -> String {
+        format!("{}:census", self.prefix)
+    }
+
     /// The entries that a job's feed named: a sorted set, score = the warmup that saw them last (ms).
     pub fn fed(&self, job: &JobName) -> String {
         format!("{}:fed:{{{job}}}", self.prefix)

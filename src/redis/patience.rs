@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::health::Sign;
+
 /// The longest wait between two tries.
 const LONGEST: Duration = Duration::from_secs(2);
 /// How often the same trouble is told again.
@@ -17,12 +19,20 @@ pub struct Patience {
     tries: u32,
     since: Option<Instant>,
     told: Option<Instant>,
+    sign: Sign,
 }
 
 impl Patience {
     /// For a loop that people know as `what`.
     pub fn new(what: &'static str) -> Self {
-        Self { what, tries: 0, since: None, told: None }
+        Self { what, tries: 0, since: None, told: None, sign: Sign::default() }
+    }
+
+    /// The same for a loop whose health is looked at.
+    #[must_use]
+    pub fn showing(mut self, sign: &Sign) -> Self {
+        self.sign = sign.clone();
+        self
     }
 
     /// It works.
@@ -34,10 +44,12 @@ impl Patience {
         }
         self.tries = 0;
         self.told = None;
+        self.sign.well();
     }
 
     /// It failed: waits before the next try, or until `stop`.
     pub async fn ill(&mut self, error: &redis::RedisError, stop: &CancellationToken) {
+        self.sign.ill(error);
         let since = *self.since.get_or_insert_with(Instant::now);
         // A single dropped connection is mended silently.
         if self.tries > 0 && self.told.is_none_or(|told| told.elapsed() > AGAIN) {

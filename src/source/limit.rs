@@ -12,9 +12,11 @@
 
 use super::{Answer, FetchError};
 use crate::agenda::Urgency;
-use crate::job::Upstream;
+use crate::job::{JobName, Upstream};
 use crate::redis::{Connection, Keys};
+use crate::telemetry::metrics;
 use redis::Script;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -71,6 +73,20 @@ pub struct Gate {
     news: Notify,
     known: Mutex<Known>,
     abandoned: Mutex<Vec<String>>,
+    fetches: Mutex<Fetches>,
+}
+
+/// What one worker has fetched from an upstream since it began.
+#[derive(Clone, Debug, Default)]
+pub struct Fetches {
+    /// How many requests ended, however they did.
+    pub count: u64,
+    /// How long they took together.
+    pub took: Duration,
+    /// How long the slowest took.
+    pub slowest: Duration,
+    /// AI tokens spent, by job.
+    pub tokens: BTreeMap<JobName, u64>,
 }
 
 /// What a gate was told last.
@@ -173,6 +189,7 @@ impl Gate {
             news: Notify::new(),
             known: Mutex::default(),
             abandoned: Mutex::default(),
+            fetches: Mutex::default(),
         }
     }
 
@@ -197,6 +214,21 @@ impl Gate {
     /// How long the upstream is known to admit nothing (breaker, `Retry-After`, tokens spent), without asking Redis.
     pub fn closed_for(&self) -> Option<Duration> {
         self.closed().map(|refusal| refusal.wait)
+    }
+
+    /// Whether the upstream's breaker is open.
+    pub fn is_broken(&self) -> bool {
+        self.known().health == Health::Broken
+    }
+
+    /// Why nothing is admitted for now, and for how long, without asking Redis.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.closed()
+    }
+
+    /// What this worker has fetched there.
+    pub fn fetches(&self) -> Fetches {
+        self.fetches.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The upstream behind it.
@@ -398,6 +430,24 @@ impl Permit {
     /// Notes AI tokens spent by this request, wanted or not; they are counted by [`Permit::done`].
     pub fn spend(&mut self, tokens: u64) {
         self.tokens += tokens;
+    }
+
+    /// Counts the request: for which job it was made, how it ended, and how long it took.
+    pub(super) fn fetched(&self, job: &JobName, ended: Ended, took: Duration) {
+        let result = match ended {
+            Ended::Ok => "answer",
+            Ended::Answer => "unusable",
+            Ended::UpstreamFailed => "failed",
+            Ended::Busy(_) => "busy",
+        };
+        metrics::fetched(&self.gate.upstream.name, job, result, took, self.tokens);
+        let mut fetches = self.gate.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        fetches.count += 1;
+        fetches.took += took;
+        fetches.slowest = fetches.slowest.max(took);
+        if self.tokens > 0 {
+            *fetches.tokens.entry(job.clone()).or_default() += self.tokens;
+        }
     }
 
     /// Gives the permit back and says how the request ended. Where Redis does not answer, a permit comes back later and a

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use limit::{Ended, Gate, Permit, Refusal};
+pub use limit::{Ended, Fetches, Gate, Permit, Refusal};
 
 /// What is asked for, once.
 #[derive(Debug)]
@@ -121,8 +121,10 @@ impl Sources {
     /// # Errors
     /// As [`Sources::fetch`].
     pub async fn fetch_with(&self, _jobs: &Jobs, ask: &Ask<'_>, mut permit: Permit) -> Result<Answer, FetchError> {
+        let began = Instant::now();
         let (result, tokens) = self.fetch_counting(ask).await;
         permit.spend(tokens);
+        permit.fetched(&ask.job.name, Ended::from(&result), began.elapsed());
         permit.done(Ended::from(&result)).await;
         result
     }

@@ -1,6 +1,6 @@
 //! Outcomes, counted and told: each at debug level, and from time to time what came together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::metrics;
 use crate::agenda::Trigger;
 use crate::job::{EntryKey, Job, JobName};
 use crate::trigger::Handled;
@@ -23,6 +24,7 @@ pub struct Telemetry(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     jobs: Mutex<BTreeMap<JobName, Tally>>,
+    paused: Mutex<BTreeSet<JobName>>,
     invalidations: AtomicU64,
     malformed: AtomicU64,
     foreign: AtomicU64,
@@ -38,7 +40,8 @@ struct Tally {
 }
 
 impl Telemetry {
-    /// An entry's end.
+    /// An entry's end. `late` is how long it had been due when its warming began, and `took` how long that took.
+    #[expect(clippy::too_many_arguments, reason = "all of it is one line of the log")]
     pub fn record(
         &self,
         job: &Job,
@@ -46,8 +49,13 @@ impl Telemetry {
         trigger: Trigger,
         outcome: Outcome,
         reason: Option<&str>,
+        late: Duration,
         took: Duration,
     ) {
+        metrics::entry(&job.name, outcome, trigger);
+        if matches!(outcome, Outcome::Warmed | Outcome::Unchanged) {
+            metrics::lag(&job.name, late + took);
+        }
         debug!(%outcome, reason, ms = took.as_millis(), "ended");
         let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let tally = jobs.entry(job.name.clone()).or_default();
@@ -62,6 +70,7 @@ impl Telemetry {
 
     /// An entry was given up.
     pub fn buried(&self, job: &Job) {
+        metrics::dead_letter(&job.name);
         let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.entry(job.name.clone()).or_default().dead += 1;
     }
@@ -69,6 +78,7 @@ impl Telemetry {
     /// An invalidation was handled; `way` is `channel` or `inbox`.
     pub fn invalidation(&self, way: &'static str, handled: &Handled) {
         self.0.invalidations.fetch_add(1, Ordering::Relaxed);
+        metrics::invalidation(way, handled.foreign);
         let Handled { entries, due, removed, fenced, foreign } = *handled;
         debug!(way, entries, due, removed, fenced, foreign, "invalidation");
         self.0.foreign.fetch_add(foreign, Ordering::Relaxed);
@@ -76,7 +86,21 @@ impl Telemetry {
 
     /// A message could not be followed.
     pub fn malformed(&self) {
+        metrics::malformed();
         self.0.malformed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A job was seen to be paused, or not; tells when that changes.
+    pub fn paused(&self, job: &JobName, is: bool) {
+        let mut paused = self.0.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        if is && paused.insert(job.clone()) {
+            warn!(%job, "it is paused: nothing of it is fetched until `samovar resume {job}`");
+        } else if !is && paused.remove(job) {
+            info!(%job, "it goes on");
+        } else {
+            return;
+        }
+        metrics::paused(job, is);
     }
 
     /// Tells what was done, regularly, until `stop`.
@@ -87,6 +111,7 @@ impl Telemetry {
                 () = stop.cancelled() => {}
             }
             self.tell();
+            metrics::upkeep();
         }
     }
 

@@ -211,7 +211,7 @@ impl Cron {
     }
 
     /// The entries that the job's feed names now; where it does not answer, those it named last.
-    async fn fed(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Vec<Params>> {
+    pub(crate) async fn fed(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Vec<Params>> {
         let Some(feed) = &job.entries.feed else { return Ok(Vec::new()) };
         let set = self.keys.fed(&job.name);
         let named = self.ask_feed(job, &feed.upstream).await;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{At, Doubt, Intake, Message, Receipt, Suspicion};
+use crate::health::Sign;
 use crate::redis::{Connection, Keys, Patience};
 use crate::telemetry::Telemetry;
 
@@ -61,6 +62,8 @@ pub struct Inbox {
     pub claim: Duration,
     /// When a message that cannot be followed was told of last.
     pub told: Option<Instant>,
+    /// Whether it is read.
+    pub sign: Sign,
 }
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/publish.lua")));
@@ -103,7 +106,7 @@ impl Inbox {
     }
 
     async fn read_all(&mut self, done: mpsc::UnboundedSender<String>, stop: &CancellationToken) {
-        let mut patience = Patience::new("the inbox");
+        let mut patience = Patience::new("the inbox").showing(&self.sign);
         let mut taken_over: Option<tokio::time::Instant> = None;
         let mut swept: Option<tokio::time::Instant> = None;
         while !stop.is_cancelled() {

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::suspicion::SUSPECT_SIGNAL;
 use super::{At, Ear, Intake, Message};
 use crate::dispatcher::Bell;
+use crate::health::Sign;
 use crate::job::{JobName, UpstreamName};
 use crate::queue::{QUEUED_SIGNAL, Queue};
 use crate::redis::{Keys, Patience};
@@ -50,6 +51,8 @@ pub struct Listener {
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
     /// Where malformed messages are counted.
     pub telemetry: Telemetry,
+    /// Whether it is subscribed.
+    pub sign: Sign,
 }
 
 impl Listener {
@@ -60,12 +63,12 @@ impl Listener {
     }
 
     async fn listen(&self, heard: mpsc::Sender<Heard>, stop: &CancellationToken) {
-        let mut patience = Patience::new("the subscription");
+        let mut patience = Patience::new("the subscription").showing(&self.sign);
         let mut deaf_since: Option<Instant> = None;
         while !stop.is_cancelled() {
             match self.subscribe(&heard, stop, &mut deaf_since, &mut patience).await {
                 // The connection ended.
-                Ok(()) => {}
+                Ok(()) => self.sign.ill("the connection ended"),
                 Err(e) => patience.ill(&e, stop).await,
             }
             self.ear.lost();

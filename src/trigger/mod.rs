@@ -6,8 +6,8 @@ pub mod inbox;
 pub mod intake;
 pub mod invalidation;
 pub mod listener;
-pub mod suspicion;
 pub mod misses;
+pub mod suspicion;
 
 pub use cron::Cron;
 pub use ear::Ear;
@@ -15,5 +15,5 @@ pub use inbox::Inbox;
 pub use intake::{At, Intake, Receipt};
 pub use invalidation::{Action, Handled, Invalidator, Message};
 pub use listener::Listener;
-pub use suspicion::{Doubt, Suspicion};
 pub use misses::Misses;
+pub use suspicion::{Doubt, Suspicion};

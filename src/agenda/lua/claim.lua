@@ -1,15 +1,16 @@
 -- Claim what is due: entries that were named by themselves first, then those that were named with many, then those whose
 -- claim ran out, then the rest; the oldest first.
 -- A claimed entry stays on the agenda, due again when its claim runs out.
--- KEYS  1 agenda
+-- KEYS  1 agenda  2 since when the job is paused: then nothing is claimed
 -- ARGV  1 at most so many (1,000 at most)  2 at most so many claimed or taken at once; twice as many where what is new is
 --         urgent, which a backlog in hand therefore does not hold up, while a storm of it is held back all the same
 --         where it was named by itself, three times as many
 --       3 how long the claim holds (ms)
--- Returns {now, when something is due next (ms; -1 never; at most now: there is more), then for each entry:
+-- Returns {now, when something is due next (ms; -1 never; at most now: there is more; -2 the job is paused), then for each entry:
 --          entry, score while claimed, score before}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if redis.call('EXISTS', KEYS[2]) == 1 then return {string.format('%.0f', now), '-2'} end
 local room = tonumber(ARGV[1])
 local till = now + tonumber(ARGV[3])
 local reply = {string.format('%.0f', now), '-1'}

@@ -44,7 +44,7 @@ impl Fleet {
         let mut command = Command::new(std::env::current_exe()?);
         // Nothing of the user's own settings, nor a `.env`, gets in.
         command
-            .args(["worker", "--claim", CLAIM])
+            .args(["worker", "--claim", CLAIM, "--listen", "off"])
             .env_clear()
             .envs(scale::environment(&self.museum))
             .env("REDIS_URL", &self.redis)

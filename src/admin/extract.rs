@@ -1,0 +1,111 @@
+//! What is read out of requests, so that every fault is told as a [`Problem`].
+
+use std::sync::Arc;
+
+use axum::body::to_bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request;
+use axum::http::{HeaderMap, StatusCode, header};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::problem::Problem;
+use super::{Admin, Parts};
+
+/// Longest body, in bytes.
+pub(super) const BODY: usize = 1 << 20;
+
+/// What the worker has handed over; until Redis was reached, an error.
+pub(super) struct Fleet(pub(super) Arc<Admin>);
+
+impl Fleet {
+    /// What the worker has handed over.
+    pub(super) fn parts(&self) -> Result<&Parts, Problem> {
+        parts(&self.0)
+    }
+}
+
+fn parts(admin: &Admin) -> Result<&Parts, Problem> {
+    let reason = || format!("the worker still waits for Redis at {}", admin.redis);
+    admin.parts.get().ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason()))
+}
+
+impl FromRequestParts<Arc<Admin>> for Fleet {
+    type Rejection = Problem;
+
+    async fn from_request_parts(_: &mut request::Parts, admin: &Arc<Admin>) -> Result<Self, Problem> {
+        parts(admin)?;
+        Ok(Self(Arc::clone(admin)))
+    }
+}
+
+/// The query.
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let query = Query::<T>::from_request_parts(parts, state).await;
+        query.map(|Query(query)| Self(query)).map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))
+    }
+}
+
+/// The part of the path that is a name.
+pub(super) struct Named(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        path.map(|Path(name)| Self(name)).map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))
+    }
+}
+
+/// A JSON body, as text.
+pub(super) struct Text(pub(super) String);
+
+impl<S: Send + Sync> FromRequest<S> for Text {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let json = is_json(request.headers());
+        let too_large = || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {BODY} bytes"));
+        let told = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        if told.is_some_and(|length: usize| length > BODY) {
+            return Err(too_large());
+        }
+        let bytes = to_bytes(request.into_body(), BODY).await.map_err(|_| too_large())?;
+        if !json && !bytes.is_empty() {
+            let remedy = "send the body as JSON, with the header `Content-Type: application/json`";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, remedy));
+        }
+        String::from_utf8(bytes.into()).map(Self).map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "not UTF-8"))
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.and_then(|kind| kind.split(';').next())
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// A JSON body; where it is empty or null, the default.
+pub(super) struct Body<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let Text(text) = Text::from_request(request, state).await?;
+        if text.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        let object: Option<Map<String, Value>> = serde_json::from_str(&text)
+            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("no JSON object: {e}")))?;
+        serde_json::from_value(Value::Object(object.unwrap_or_default()))
+            .map(Self)
+            .map_err(|e| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, e))
+    }
+}

@@ -1,0 +1,124 @@
+//! Who may ask for what.
+//!
+//! Three kinds of askers are kept out: other machines without the token, pages in a browser of this machine (by `Origin`,
+//! and, as a name may be made to point here, by `Host`), and more requests at once than can be answered.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use subtle::ConstantTimeEq;
+use tracing::info;
+
+use super::Admin;
+use super::problem::Problem;
+use crate::config::Secret;
+
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long one may take that is worked for: clearing, and waiting for entries.
+const WORK: Duration = Duration::from_secs(660);
+
+/// What holds for every request.
+pub(super) async fn everybody(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    if let Err(problem) = own_page(&admin, &request) {
+        return problem.into_response();
+    }
+    let path = request.uri().path();
+    let probe = path.starts_with("/health") || path == "/redis/health";
+    let time = if path == "/warm" || path.starts_with("/redis/clear") { WORK } else { ANSWER };
+    let room = admin.room.try_acquire();
+    if room.is_err() && !probe {
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once; try again").into_response();
+    }
+    tokio::time::timeout(time, next.run(request)).await.unwrap_or_else(|_| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("no answer within {} s", time.as_secs())).into_response()
+    })
+}
+
+/// What holds for requests that change or fetch something, or show values.
+pub(super) async fn owner(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    if let Err(problem) = entitled(&admin, request.headers()) {
+        return problem.into_response();
+    }
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    if method != Method::GET && method != Method::HEAD {
+        info!(%method, path, status = response.status().as_u16(), "asked over HTTP");
+    }
+    response
+}
+
+fn entitled(admin: &Admin, headers: &HeaderMap) -> Result<(), Problem> {
+    let Some(token) = &admin.token else {
+        let remedy = "this changes or fetches something, or shows values, and other machines can ask: set SAMOVAR_TOKEN for \
+                      the worker, or let it listen on 127.0.0.1";
+        return if admin.local { Ok(()) } else { Err(Problem::new(StatusCode::FORBIDDEN, remedy)) };
+    };
+    let shown = headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+    let detail = match shown.map(|shown| is_token(shown, token)) {
+        Some(true) => return Ok(()),
+        Some(false) => "the token is not the worker's SAMOVAR_TOKEN",
+        None => "send the worker's SAMOVAR_TOKEN in a header `Authorization: Bearer …`",
+    };
+    Err(Problem::new(StatusCode::UNAUTHORIZED, detail))
+}
+
+/// Compares in a time that tells nothing but the length.
+fn is_token(header: &[u8], token: &Secret) -> bool {
+    let Some((scheme, shown)) = header.split_at_checked(7) else { return false };
+    scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(shown.ct_eq(token.expose().as_bytes()))
+}
+
+/// A page in a browser asks only if it came from here.
+fn own_page(admin: &Admin, request: &Request) -> Result<(), Problem> {
+    let headers = request.headers();
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}"));
+    let host = text(header::HOST);
+    if admin.local && admin.token.is_none() {
+        for named in host.into_iter().chain(request.uri().authority().map(Authority::as_str)) {
+            if !is_loopback(named) {
+                let detail = "without a token, only requests to a loopback name (127.0.0.1, ::1, localhost) are answered; set \
+                              SAMOVAR_TOKEN to use another";
+                return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+            }
+        }
+    }
+    if let Some(origin) = text(header::ORIGIN) {
+        let page = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        if page.is_none() || page != host {
+            return Err(Problem::new(StatusCode::FORBIDDEN, "pages of other origins may not ask"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a `Host` names this machine, whoever asks.
+fn is_loopback(authority: &str) -> bool {
+    let Ok(authority) = authority.parse::<Authority>() else { return false };
+    let host = authority.host();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_are_loopback_names() {
+        for name in ["localhost", "LOCALHOST:7070", "127.0.0.1:7070", "127.8.8.8", "[::1]:7070"] {
+            assert!(is_loopback(name), "{name}");
+        }
+        for name in
+            ["evil.example", "localhost.evil.example:7070", "10.0.0.1", "127.0.0.1.evil.example", "", "\u{fffd}"]
+        {
+            assert!(!is_loopback(name), "{name}");
+        }
+    }
+}

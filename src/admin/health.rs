@@ -1,0 +1,130 @@
+//! Is it alive, is it ready, is Redis there?
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Serialize;
+
+use super::Admin;
+
+/// How long Redis may take to answer a probe.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How the worker is.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Readiness {
+    /// `healthy` or `unhealthy`.
+    status: &'static str,
+    /// `connected` or `disconnected`.
+    redis: &'static str,
+    /// What is wrong; empty if nothing is.
+    reasons: Vec<String>,
+    /// The worker's name; absent until Redis was reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<String>,
+    /// Samovar's version.
+    version: &'static str,
+}
+
+/// How Redis is.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct RedisState {
+    /// `healthy` or `unhealthy`.
+    status: &'static str,
+    /// `connected` or `disconnected`.
+    redis: &'static str,
+    /// How long it took to answer, ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ms: Option<f64>,
+    /// Why it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// That the process answers.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Alive {
+    /// `healthy`.
+    status: &'static str,
+}
+
+/// Asks Redis; how long it took, or why it did not answer.
+async fn ping(admin: &Admin) -> Result<Duration, String> {
+    let Some(parts) = admin.parts.get() else { return Err(format!("Redis at {} was not reached yet", admin.redis)) };
+    let begun = Instant::now();
+    let mut redis = parts.ops.redis.clone();
+    let asked = redis::cmd("PING");
+    match tokio::time::timeout(PATIENCE, asked.exec_async(&mut redis)).await {
+        Ok(Ok(())) => Ok(begun.elapsed()),
+        Ok(Err(e)) => Err(format!("Redis at {}: {e}", admin.redis)),
+        Err(_) => Err(format!("Redis at {} does not answer within {} s", admin.redis, PATIENCE.as_secs())),
+    }
+}
+
+fn code(healthy: bool) -> StatusCode {
+    if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+fn word(healthy: bool) -> &'static str {
+    if healthy { "healthy" } else { "unhealthy" }
+}
+
+async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
+    let asked = ping(admin).await;
+    let redis = if asked.is_ok() { "connected" } else { "disconnected" };
+    let mut reasons: Vec<String> = asked.err().into_iter().collect();
+    if admin.parts.get().is_some() {
+        reasons.extend(admin.health.faults());
+    }
+    if admin.stop.is_cancelled() {
+        reasons.push("the worker was told to stop".to_owned());
+    }
+    let healthy = reasons.is_empty();
+    let worker = admin.parts.get().map(|parts| parts.worker.to_string());
+    let state = Readiness { status: word(healthy), redis, reasons, worker, version: env!("CARGO_PKG_VERSION") };
+    (code(healthy), Json(state))
+}
+
+/// Is the worker ready: the agenda moves, the worker beats, it is subscribed, Redis answers
+#[utoipa::path(get, path = "/health", tag = "health", responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
+pub(super) async fn health(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>) {
+    state(&admin).await
+}
+
+/// The same as `/health`
+#[utoipa::path(get, path = "/health/ready", tag = "health", responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
+pub(super) async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>) {
+    state(&admin).await
+}
+
+/// Does the process answer; says nothing of Redis
+#[utoipa::path(get, path = "/health/live", tag = "health", responses((status = 200, body = Alive)))]
+pub(super) async fn live() -> Json<Alive> {
+    Json(Alive { status: word(true) })
+}
+
+async fn redis_state(admin: &Admin) -> (StatusCode, Json<RedisState>) {
+    let asked = ping(admin).await;
+    let state = RedisState {
+        status: word(asked.is_ok()),
+        redis: if asked.is_ok() { "connected" } else { "disconnected" },
+        latency_ms: asked.as_ref().ok().map(|took| took.as_secs_f64() * 1_000.0),
+        reason: asked.as_ref().err().cloned(),
+    };
+    (code(asked.is_ok()), Json(state))
+}
+
+/// Does Redis answer
+#[utoipa::path(get, path = "/health/redis", tag = "health", responses((status = 200, body = RedisState), (status = 503, body = RedisState)))]
+pub(super) async fn health_redis(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<RedisState>) {
+    redis_state(&admin).await
+}
+
+/// The same as `/health/redis`
+#[utoipa::path(get, path = "/redis/health", tag = "health", responses((status = 200, body = RedisState), (status = 503, body = RedisState)))]
+pub(super) async fn redis_health(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<RedisState>) {
+    redis_state(&admin).await
+}

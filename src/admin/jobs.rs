@@ -1,0 +1,93 @@
+//! Jobs: how they fare, and pausing them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::StatusCode;
+use serde::Serialize;
+
+use super::Parts;
+use super::extract::{Fleet, Named};
+use super::problem::Problem;
+use crate::job::Job;
+use crate::status::{self, JobStatus};
+
+/// How long is waited for a first count of entries.
+const CENSUS: Duration = Duration::from_secs(2);
+
+/// Whether a job is paused.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Pause {
+    /// The job.
+    job: String,
+    /// Whether it is paused now.
+    paused: bool,
+    /// Whether it was otherwise before.
+    changed: bool,
+}
+
+fn find<'a>(parts: &'a Parts, name: &str) -> Result<&'a Arc<Job>, Problem> {
+    let unknown = || Problem::new(StatusCode::NOT_FOUND, format!("`{name}` is no job; GET /jobs lists them"));
+    parts.ops.jobs.jobs.get(name).ok_or_else(unknown)
+}
+
+/// All jobs as they are now.
+pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
+    let parts = fleet.parts()?;
+    let census = fleet.0.census(CENSUS).await;
+    let mut all = Vec::new();
+    for job in parts.ops.jobs.jobs.values() {
+        all.push(status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?);
+    }
+    Ok(all)
+}
+
+/// All jobs as they are now
+#[utoipa::path(get, path = "/jobs", tag = "jobs", responses((status = 200, body = Vec<JobStatus>)))]
+pub(super) async fn jobs(fleet: Fleet) -> Result<Json<Vec<JobStatus>>, Problem> {
+    statuses(&fleet).await.map(Json)
+}
+
+/// One job as it is now
+#[utoipa::path(
+    get,
+    path = "/jobs/{job}",
+    tag = "jobs",
+    params(("job" = String, Path, description = "The job's name")),
+    responses((status = 200, body = JobStatus))
+)]
+pub(super) async fn job(fleet: Fleet, Named(name): Named) -> Result<Json<JobStatus>, Problem> {
+    let parts = fleet.parts()?;
+    let job = find(parts, &name)?;
+    let census = fleet.0.census(CENSUS).await;
+    Ok(Json(status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?))
+}
+
+/// Fetch nothing of a job any more, in the whole fleet, until it is resumed
+#[utoipa::path(
+    post,
+    path = "/jobs/{job}/pause",
+    tag = "changes",
+    params(("job" = String, Path, description = "The job's name")),
+    responses((status = 200, body = Pause))
+)]
+pub(super) async fn pause(fleet: Fleet, Named(name): Named) -> Result<Json<Pause>, Problem> {
+    let parts = fleet.parts()?;
+    let changed = parts.ops.pause(find(parts, &name)?).await?;
+    Ok(Json(Pause { job: name, paused: true, changed }))
+}
+
+/// Let a paused job go on
+#[utoipa::path(
+    post,
+    path = "/jobs/{job}/resume",
+    tag = "changes",
+    params(("job" = String, Path, description = "The job's name")),
+    responses((status = 200, body = Pause))
+)]
+pub(super) async fn resume(fleet: Fleet, Named(name): Named) -> Result<Json<Pause>, Problem> {
+    let parts = fleet.parts()?;
+    let changed = parts.ops.resume(find(parts, &name)?).await?;
+    Ok(Json(Pause { job: name, paused: false, changed }))
+}

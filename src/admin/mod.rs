@@ -1,0 +1,116 @@
+//! HTTP: health, statistics, metrics, and what people and programs ask of the fleet. docs/http.md lists it all.
+//!
+//! It begins before Redis is there and ends last, so that whoever asks hears why the worker is not ready. What changes or
+//! fetches something, or shows values, stands behind `guard::owner`; every error is a `Problem`.
+
+mod clear;
+mod dead;
+mod entries;
+mod extract;
+mod guard;
+mod health;
+mod invalidate;
+mod jobs;
+mod metrics;
+mod openapi;
+mod problem;
+mod server;
+mod stats;
+mod warm;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use server::{Listening, listen};
+
+use crate::config::Secret;
+use crate::health::Health;
+use crate::job::UpstreamName;
+use crate::ops::{Census, Ops};
+use crate::source::Gate;
+use crate::trigger::{Cron, Invalidator};
+use crate::warmer::Warmer;
+
+/// Requests answered at once; more are told to come again. Probes of health are not counted.
+const AT_ONCE: usize = 256;
+
+/// What a worker hands over once Redis has been reached.
+#[derive(Debug)]
+pub struct Parts {
+    /// What can be asked of the fleet.
+    pub ops: Ops,
+    /// Who evicts.
+    pub invalidator: Invalidator,
+    /// Who asks feeds, within their upstreams' limits.
+    pub cron: Cron,
+    /// The ways to upstreams.
+    pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
+    /// What this worker has in hand; gone when it ends.
+    pub warmer: Weak<Warmer>,
+    /// Workers that live, as the last beat counted them.
+    pub workers: Arc<AtomicUsize>,
+    /// The worker's name.
+    pub worker: Arc<str>,
+}
+
+/// What all requests share.
+#[derive(Debug)]
+pub struct Admin {
+    health: Health,
+    /// Where Redis is, without secrets.
+    redis: String,
+    token: Option<Secret>,
+    /// Only this machine can ask.
+    local: bool,
+    /// Set when the worker is told to stop.
+    stop: CancellationToken,
+    parts: OnceLock<Parts>,
+    document: OnceLock<String>,
+    room: Semaphore,
+    census: watch::Sender<Option<Arc<Census>>>,
+    census_wanted: tokio::sync::Notify,
+}
+
+impl Admin {
+    /// For a worker that shows this `health`, keeps its data in Redis at `redis` (no secrets in it), and is told to end by
+    /// `stop`; `local` says that nobody else than this machine can ask.
+    pub fn new(
+        health: Health,
+        redis: String,
+        token: Option<Secret>,
+        local: bool,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            health,
+            redis,
+            token,
+            local,
+            stop,
+            parts: OnceLock::new(),
+            document: OnceLock::new(),
+            room: Semaphore::new(AT_ONCE),
+            census: watch::Sender::new(None),
+            census_wanted: tokio::sync::Notify::new(),
+        })
+    }
+
+    /// Redis was reached: from now on everything is answered.
+    pub fn ready(&self, parts: Parts) {
+        // A worker is made once.
+        let _ = self.parts.set(parts);
+    }
+
+    /// The last count, whoever made it; a newer one is asked for if it is old, and waited for a moment.
+    async fn census(&self, patience: Duration) -> Option<Arc<Census>> {
+        let mut counted = self.census.subscribe();
+        self.census_wanted.notify_one();
+        let _ = tokio::time::timeout(patience, counted.wait_for(Option::is_some)).await;
+        self.census.borrow().clone()
+    }
+}

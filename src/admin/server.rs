@@ -1,0 +1,188 @@
+//! The listener: connections, their limits, and their end.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{Admin, guard, openapi};
+use crate::config::{DEFAULT_PORT, Listen};
+use crate::redis::Patience;
+
+/// Ports tried after the default one before any free one is taken.
+const NEXT_PORTS: u16 = 100;
+/// Connections held at once; more wait in the kernel.
+const CONNECTIONS: usize = 1_024;
+/// How long a client may take for its headers, and how long an idle connection is kept.
+const HEADERS: Duration = Duration::from_secs(30);
+/// Headers of a request, in bytes.
+const HEADER_BYTES: usize = 64 * 1024;
+/// How long answers under way may take when the server ends.
+const DRAIN: Duration = Duration::from_secs(1);
+/// After an error of the system (no file handles left, for instance).
+const AFTER_ERROR: Duration = Duration::from_millis(200);
+/// A count of all entries is old after this.
+const CENSUS: Duration = Duration::from_secs(30);
+/// Counting may take this part of the time.
+const CENSUS_SHARE: u32 = 10;
+
+/// An address that is listened on.
+#[derive(Debug)]
+pub struct Listening {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Binds where HTTP is to be answered; `None` where it is not.
+///
+/// # Errors
+/// The address cannot be had, with the remedy.
+pub async fn listen(listen: Listen) -> anyhow::Result<Option<Listening>> {
+    let listener = match listen {
+        Listen::Off => return Ok(None),
+        Listen::At(address) => TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}: choose another address with --listen or SAMOVAR_LISTEN, or `off`")
+        })?,
+        Listen::Anywhere => next_free(DEFAULT_PORT).await.with_context(|| {
+            format!("cannot listen on {}: choose an address with --listen, or `off`", local(DEFAULT_PORT))
+        })?,
+    };
+    let address = listener.local_addr()?;
+    Ok(Some(Listening { listener, address }))
+}
+
+async fn next_free(first: u16) -> io::Result<TcpListener> {
+    for port in (first..first + NEXT_PORTS).chain([0]) {
+        match TcpListener::bind(local(port)).await {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
+}
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+impl Listening {
+    /// Where.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until `over`; what is under way then has a moment to end.
+    pub async fn run(self, admin: Arc<Admin>, over: CancellationToken) {
+        self.announce(&admin);
+        let (router, document) = openapi::router(&admin);
+        // The router is built once.
+        let _ = admin.document.set(document);
+        let router = router
+            .layer(axum::middleware::from_fn_with_state(Arc::clone(&admin), guard::everybody))
+            .with_state(Arc::clone(&admin));
+        tokio::join!(self.accept(router, &over), count(&admin, &over));
+    }
+
+    fn announce(&self, admin: &Admin) {
+        let address = self.address;
+        let default = local(DEFAULT_PORT);
+        if address.ip() == default.ip() && address.port() > DEFAULT_PORT && address.port() - DEFAULT_PORT < NEXT_PORTS {
+            info!("http://{address} answers health, statistics and metrics ({default} may be taken)");
+        } else {
+            info!("http://{address} answers health, statistics and metrics");
+        }
+        if !admin.local && admin.token.is_none() {
+            warn!("HTTP is open to other machines and SAMOVAR_TOKEN is not set: only what reads is answered");
+        }
+    }
+
+    async fn accept(self, router: Router, over: &CancellationToken) {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(HEADER_BYTES);
+        let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.next(&room) => accepted,
+                _ = connections.join_next(), if !connections.is_empty() => continue,
+                () = over.cancelled() => break,
+            };
+            let (stream, permit) = match accepted {
+                Ok(accepted) => accepted,
+                Err(e) => {
+                    debug!("cannot accept a connection: {e}");
+                    tokio::time::sleep(AFTER_ERROR).await;
+                    continue;
+                }
+            };
+            let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+            let connection = graceful.watch(connection);
+            connections.spawn(async move {
+                if let Err(e) = connection.await {
+                    debug!("a connection broke: {e}");
+                }
+                drop(permit);
+            });
+        }
+        drop(self.listener);
+        if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
+            debug!("answers were cut off");
+        }
+    }
+
+    async fn next(&self, room: &Arc<Semaphore>) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+        let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, _) = self.listener.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((stream, permit))
+    }
+}
+
+/// Counts the entries of all jobs when somebody wants to know and the last count is old. What another worker counted will
+/// do, too.
+async fn count(admin: &Admin, over: &CancellationToken) {
+    let mut patience = Patience::new("counting entries");
+    loop {
+        tokio::select! {
+            () = admin.census_wanted.notified() => {}
+            () = over.cancelled() => return,
+        }
+        let Some(parts) = admin.parts.get() else { continue };
+        let counted = async {
+            if let Some(last) = parts.ops.last_count().await? {
+                let age = parts.ops.store.now().await? - last.at_ms;
+                let took = Duration::from_millis(u64::try_from(last.took_ms).unwrap_or(0));
+                let kept = i64::try_from((took * CENSUS_SHARE).max(CENSUS).as_millis()).unwrap_or(i64::MAX);
+                if (0..kept).contains(&age) {
+                    return Ok(last);
+                }
+            }
+            let census = parts.ops.count().await?;
+            parts.ops.tell_count(&census).await?;
+            redis::RedisResult::Ok(census)
+        };
+        let counted = tokio::select! {
+            counted = counted => counted,
+            () = over.cancelled() => return,
+        };
+        match counted {
+            Ok(census) => {
+                patience.well();
+                admin.census.send_replace(Some(Arc::new(census)));
+            }
+            Err(e) => patience.ill(&e, over).await,
+        }
+    }
+}

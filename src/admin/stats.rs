@@ -1,0 +1,210 @@
+//! What Redis and the jobs come to.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use serde::Serialize;
+
+use super::extract::Fleet;
+use super::jobs::statuses;
+use super::problem::Problem;
+use crate::job::{Job, UpstreamName};
+use crate::status::JobStatus;
+
+/// What Redis says of itself, and how the jobs fare.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Stats {
+    /// Clients connected to Redis.
+    connected_clients: u64,
+    /// Memory that Redis uses, for people.
+    used_memory_human: String,
+    /// The same, bytes.
+    used_memory_bytes: u64,
+    /// The most it may use, bytes; 0 for no limit.
+    maxmemory_bytes: u64,
+    /// What it does when it has used that.
+    maxmemory_policy: String,
+    /// Keys in the database that Samovar uses, whoever wrote them.
+    total_keys: u64,
+    /// Reads by anybody that found a key, since Redis was started.
+    hits: u64,
+    /// Reads by anybody that found none.
+    misses: u64,
+    /// hits / (hits + misses), from 0 to 1; 0 when there were none.
+    hit_rate: f64,
+    /// Keys by database.
+    databases: BTreeMap<String, Database>,
+    /// How long Redis has been running.
+    uptime_seconds: u64,
+    /// Redis's version.
+    redis_version: String,
+    /// Each job.
+    jobs: Vec<JobStats>,
+}
+
+/// One database of Redis.
+#[derive(Debug, Default, Serialize, utoipa::ToSchema)]
+pub(super) struct Database {
+    /// Keys.
+    keys: u64,
+    /// Of these, with a TTL.
+    expires: u64,
+}
+
+/// How one job fares.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct JobStats {
+    #[serde(flatten)]
+    status: JobStatus,
+    /// Entries fetched, or found unchanged, since the counters began.
+    refreshes: u64,
+    /// Attempts that failed since then.
+    failures: u64,
+    /// The share of reads of its keys that found one; absent, since Redis does not tell it by key.
+    hit_rate: Option<f64>,
+    /// The upstream that is asked first.
+    upstream: Upstream,
+}
+
+/// An upstream, as this worker has found it since it began, and what the fleet has spent there.
+#[derive(Debug, Default, Serialize, utoipa::ToSchema)]
+pub(super) struct Upstream {
+    /// Its name.
+    name: String,
+    /// Requests of this worker that ended, for whichever job.
+    requests: u64,
+    /// How long they took on average, ms.
+    latency_ms: Option<f64>,
+    /// How long the slowest took, ms.
+    slowest_ms: Option<f64>,
+    /// Why it is asked nothing for now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    closed: Option<&'static str>,
+    /// AI tokens that this worker has spent on this job.
+    tokens_of_job: u64,
+    /// AI tokens that the fleet has spent in the present window; absent without a budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_spent: Option<u64>,
+    /// AI tokens that may be spent in a window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_budget: Option<u64>,
+}
+
+/// What Redis says of itself, and how the jobs fare
+#[utoipa::path(get, path = "/redis/stats", tag = "stats", responses((status = 200, body = Stats)))]
+pub(super) async fn redis_stats(fleet: Fleet) -> Result<Json<Stats>, Problem> {
+    stats(&fleet).await.map(Json)
+}
+
+/// The same as `/redis/stats`
+#[utoipa::path(get, path = "/api/v1/cache/stats", tag = "stats", responses((status = 200, body = Stats)))]
+pub(super) async fn cache_stats(fleet: Fleet) -> Result<Json<Stats>, Problem> {
+    stats(&fleet).await.map(Json)
+}
+
+async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
+    let parts = fleet.parts()?;
+    let (info, total_keys): (String, u64) =
+        redis::pipe().cmd("INFO").cmd("DBSIZE").query_async(&mut parts.ops.redis.clone()).await?;
+    let info: BTreeMap<&str, &str> = info.lines().filter_map(|line| line.split_once(':')).collect();
+    let text = |name| info.get(name).copied().unwrap_or_default().to_owned();
+    let number = |name| info.get(name).and_then(|number| number.parse().ok()).unwrap_or_default();
+    let mut jobs = Vec::new();
+    for status in statuses(fleet).await? {
+        let Some(job) = parts.ops.jobs.jobs.get(status.job.as_str()) else { continue };
+        jobs.push(of_job(fleet, job, status).await?);
+    }
+    let (hits, misses) = (number("keyspace_hits"), number("keyspace_misses"));
+    Ok(Stats {
+        connected_clients: number("connected_clients"),
+        used_memory_human: text("used_memory_human"),
+        used_memory_bytes: number("used_memory"),
+        maxmemory_bytes: number("maxmemory"),
+        maxmemory_policy: text("maxmemory_policy"),
+        total_keys,
+        hits,
+        misses,
+        hit_rate: rate(hits, misses),
+        databases: databases(&info),
+        uptime_seconds: number("uptime_in_seconds"),
+        redis_version: text("redis_version"),
+        jobs,
+    })
+}
+
+async fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats, Problem> {
+    let parts = fleet.parts()?;
+    let count = |outcome: &str| status.outcomes.get(outcome).copied().unwrap_or_default();
+    let (refreshes, failures) = (count("warmed") + count("unchanged"), count("failed"));
+    let mut upstream = Upstream::default();
+    if let Some(gate) = job.sources.first().and_then(|source| parts.gates.get(source.upstream())) {
+        let fetches = gate.fetches();
+        #[expect(clippy::cast_precision_loss, reason = "nobody makes 2^53 requests")]
+        let mean = (fetches.count > 0).then(|| fetches.took.as_secs_f64() * 1_000.0 / fetches.count as f64);
+        upstream = Upstream {
+            name: gate.upstream().name.to_string(),
+            requests: fetches.count,
+            latency_ms: mean,
+            slowest_ms: mean.map(|_| fetches.slowest.as_secs_f64() * 1_000.0),
+            closed: gate.refusal().map(|refusal| refusal.says()),
+            tokens_of_job: fetches.tokens.get(&job.name).copied().unwrap_or_default(),
+            tokens_spent: None,
+            tokens_budget: gate.upstream().tokens.map(|budget| budget.tokens),
+        };
+        if upstream.tokens_budget.is_some() {
+            upstream.tokens_spent = Some(spent(fleet, &gate.upstream().name).await?);
+        }
+    }
+    Ok(JobStats { status, refreshes, failures, hit_rate: None, upstream })
+}
+
+async fn spent(fleet: &Fleet, upstream: &UpstreamName) -> Result<u64, Problem> {
+    let ops = &fleet.parts()?.ops;
+    let [_, _, spent] = ops.keys.upstream(upstream);
+    let tokens: Option<u64> = redis::cmd("GET").arg(spent).query_async(&mut ops.redis.clone()).await?;
+    Ok(tokens.unwrap_or_default())
+}
+
+fn rate(hits: u64, misses: u64) -> f64 {
+    let all = hits.saturating_add(misses);
+    #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
+    let rate = if all == 0 { 0.0 } else { hits as f64 / all as f64 };
+    rate
+}
+
+/// `db0:keys=3,expires=1,avg_ttl=0`
+fn databases(info: &BTreeMap<&str, &str>) -> BTreeMap<String, Database> {
+    let is_database = |name: &str| name.strip_prefix("db").is_some_and(|n| n.parse::<u32>().is_ok());
+    let databases = info.iter().filter(|(name, _)| is_database(name));
+    databases
+        .map(|(name, fields)| {
+            let mut database = Database::default();
+            for (field, number) in fields.split(',').filter_map(|field| field.split_once('=')) {
+                match field {
+                    "keys" => database.keys = number.parse().unwrap_or_default(),
+                    "expires" => database.expires = number.parse().unwrap_or_default(),
+                    _ => {}
+                }
+            }
+            ((*name).to_owned(), database)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hit_rate_without_reads_is_0() {
+        assert!(rate(0, 0).abs() < f64::EPSILON);
+        assert!((rate(3, 1) - 0.75).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn databases_are_read_as_redis_lists_them() {
+        let info = BTreeMap::from([("db0", "keys=3,expires=1,avg_ttl=0"), ("dbsize", "9")]);
+        let databases = databases(&info);
+        assert_eq!((databases.len(), databases["db0"].keys, databases["db0"].expires), (1, 3, 1));
+    }
+}

@@ -1,0 +1,160 @@
+//! Having what is absent fetched, and waiting for it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::Parts;
+use super::extract::{Asked, Body, Fleet};
+use super::problem::Problem;
+use crate::agenda::{Trigger, When};
+use crate::job::{EntryKey, JobName};
+use crate::ops::Done;
+
+/// How long is waited if nobody says.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long is waited at most.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// What is to be there. At least one of both names something.
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Wanted {
+    /// Entries; each key is a job's.
+    #[schema(required = false)]
+    keys: Vec<String>,
+    /// Jobs by name: what they list, and what their feeds name now.
+    #[schema(required = false)]
+    jobs: Vec<String>,
+    /// `warm`, as in the message for the inbox; it may be left out.
+    #[schema(required = false, pattern = "^warm$")]
+    action: Option<String>,
+}
+
+/// Whether to wait.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Patience {
+    /// Answer when it is there.
+    wait: bool,
+    /// Wait for so many seconds at most, 30 where absent.
+    #[param(minimum = 1, maximum = 600)]
+    timeout: Option<u64>,
+}
+
+/// What was put on the agenda.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Due {
+    /// Entries that are fetched if they are absent.
+    due: usize,
+    /// Workers that live.
+    workers: usize,
+}
+
+/// Fetch what is absent, before all other work
+#[utoipa::path(
+    post,
+    path = "/warm",
+    tag = "changes",
+    params(Patience),
+    request_body = Wanted,
+    responses(
+        (status = 200, body = Done, description = "All of it is there, or is known to be gone"),
+        (status = 202, body = Due, description = "It is on the agenda")
+    )
+)]
+pub(super) async fn warm(
+    fleet: Fleet,
+    Asked(patience): Asked<Patience>,
+    Body(wanted): Body<Wanted>,
+) -> Result<Response, Problem> {
+    let parts = fleet.parts()?;
+    let ops = &parts.ops;
+    let timeout = patience.timeout.map_or(TIMEOUT, Duration::from_secs);
+    if timeout.is_zero() || timeout > LONGEST {
+        let detail = format!("`timeout` must be from 1 to {} seconds", LONGEST.as_secs());
+        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+    }
+    let entries = entries(parts, &wanted).await?;
+    if patience.wait {
+        for job in entries.keys() {
+            if ops.paused(job).await?.is_some() {
+                let detail = format!("{job} is paused, it would never be there: POST /jobs/{job}/resume");
+                return Err(Problem::new(StatusCode::CONFLICT, detail));
+            }
+        }
+    }
+    let asked = ops.store.now().await?;
+    for (job, keys) in &entries {
+        ops.agenda.put(job, keys, When::Urgent, Trigger::Demand).await?;
+    }
+    if !patience.wait {
+        let due = entries.values().map(Vec::len).sum();
+        let workers = parts.workers.load(std::sync::atomic::Ordering::Relaxed);
+        return Ok((StatusCode::ACCEPTED, Json(Due { due, workers })).into_response());
+    }
+    let waits = entries
+        .into_iter()
+        .filter_map(|(name, keys)| Some((ops.jobs.jobs.get(&name)?, keys)))
+        .map(async |(job, keys)| ops.wait(job, keys, Trigger::Demand, asked, timeout, |_| {}).await);
+    let done = tokio::select! {
+        done = futures_util::future::try_join_all(waits) => sum(done?),
+        () = fleet.0.stop.cancelled() => {
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the worker ends; it is fetched by another"));
+        }
+    };
+    if done.failed.is_empty() {
+        return Ok(Json(done).into_response());
+    }
+    let late = done.seconds >= timeout.as_secs_f32();
+    let status = if late { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
+    Err(Problem::new(status, format!("{} entries were not fetched", done.failed.len())).with("result", done))
+}
+
+/// The entries that are wanted, by job.
+async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Vec<EntryKey>>, Problem> {
+    let refuse = |detail: String| Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    let unknown = |detail: String| Err(Problem::new(StatusCode::NOT_FOUND, detail));
+    if wanted.keys.is_empty() && wanted.jobs.is_empty() {
+        return refuse("it names nothing: give keys or jobs".to_owned());
+    }
+    if let Some(action) = wanted.action.as_ref().filter(|action| *action != "warm") {
+        return refuse(format!("`{action}` is not done here; POST /invalidate does"));
+    }
+    let ops = &parts.ops;
+    let mut entries: BTreeMap<JobName, Vec<EntryKey>> = BTreeMap::new();
+    for key in &wanted.keys {
+        let Some((job, _)) = ops.jobs.owner(key) else { return unknown(format!("`{key}` is no job's key")) };
+        entries.entry(job.name.clone()).or_default().push(EntryKey::new(key.as_str()));
+    }
+    for name in &wanted.jobs {
+        let Some(job) = ops.jobs.jobs.get(name.as_str()) else { return unknown(format!("`{name}` is no job")) };
+        let fed = match job.entries.feed {
+            Some(_) => Some(parts.cron.fed(job, ops.store.now().await?).await?),
+            None => None,
+        };
+        let listed = ops.entries(job, fed).await?;
+        entries.entry(job.name.clone()).or_default().extend(listed.into_iter().map(|(key, _)| key));
+    }
+    for keys in entries.values_mut() {
+        keys.sort_unstable();
+        keys.dedup();
+    }
+    Ok(entries)
+}
+
+fn sum(parts: Vec<Done>) -> Done {
+    parts.into_iter().fold(Done::default(), |mut all, part| {
+        all.warmed += part.warmed;
+        all.unchanged += part.unchanged;
+        all.gone += part.gone;
+        all.failed.extend(part.failed);
+        all.seconds = all.seconds.max(part.seconds);
+        all
+    })
+}

@@ -1,0 +1,18 @@
+//! `samovar resume`: a paused job goes on.
+
+use super::exit;
+use super::pause::PauseArgs;
+use super::session::{Failed, Session, jobs};
+use crate::config::{Environment, Settings};
+
+pub(super) async fn run(args: &PauseArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
+    let jobs = jobs(settings, env)?;
+    let job = args.job(&jobs)?;
+    let session = Session::open(settings).await?;
+    if session.ops(&jobs).resume(job).await? {
+        println!("{} goes on", job.name);
+    } else {
+        println!("{} was not paused", job.name);
+    }
+    Ok(exit::OK)
+}

@@ -1,0 +1,93 @@
+//! How many entries of each job are there: the one question that needs a look at every key.
+
+use std::collections::BTreeMap;
+
+use redis::RedisResult;
+use serde::{Deserialize, Serialize};
+
+use super::{Ops, STEP};
+use crate::job::EntryKey;
+
+/// What was counted, and when.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Census {
+    /// When the count began (Redis time, ms).
+    pub at_ms: i64,
+    /// How long it took, ms.
+    pub took_ms: i64,
+    /// By job.
+    pub jobs: BTreeMap<String, Counted>,
+}
+
+/// What was counted of one job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// Keys that are there.
+    pub warm: u64,
+    /// When the fetch of the oldest of Samovar's values among them began (Redis time, ms).
+    pub oldest_ms: Option<i64>,
+}
+
+/// A count is kept for this long; whoever wants a younger one counts anew.
+const KEPT_S: u64 = 3_600;
+
+impl Ops {
+    /// Counts the entries of all jobs, which scans the whole of Redis once, in steps.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn count(&self) -> RedisResult<Census> {
+        let at_ms = self.store.now().await?;
+        let mut jobs: BTreeMap<String, Counted> =
+            self.jobs.jobs.keys().map(|job| (job.to_string(), Counted::default())).collect();
+        let mut cursor = 0_u64;
+        loop {
+            let (next, found): (u64, Vec<Vec<u8>>) =
+                redis::cmd("SCAN").arg(cursor).arg("COUNT").arg(STEP).query_async(&mut self.redis.clone()).await?;
+            let owned: Vec<(&str, EntryKey)> = found
+                .iter()
+                .filter_map(|key| str::from_utf8(key).ok())
+                .filter(|key| !self.keys.is_own(key))
+                .filter_map(|key| Some((self.jobs.owner(key)?.0.name.as_str(), EntryKey::new(key))))
+                .collect();
+            let keys: Vec<EntryKey> = owned.iter().map(|(_, key)| key.clone()).collect();
+            for ((job, _), (expires, meta)) in owned.iter().zip(self.store.look(&keys).await?) {
+                let Some(counted) = jobs.get_mut(*job).filter(|_| expires != -2) else { continue };
+                counted.warm += 1;
+                let start = meta.filter(|meta| meta.is_of(expires)).map(|meta| meta.start);
+                counted.oldest_ms = counted.oldest_ms.into_iter().chain(start).min();
+            }
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        let took_ms = self.store.now().await? - at_ms;
+        Ok(Census { at_ms, took_ms, jobs })
+    }
+
+    /// What was counted last, by whomever.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn last_count(&self) -> RedisResult<Option<Census>> {
+        let text: Option<String> =
+            redis::cmd("GET").arg(self.keys.census()).query_async(&mut self.redis.clone()).await?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    /// Lets the fleet know what was counted.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn tell_count(&self, census: &Census) -> RedisResult<()> {
+        let text = serde_json::to_string(census).map_err(std::io::Error::other)?;
+        redis::cmd("SET")
+            .arg(self.keys.census())
+            .arg(text)
+            .arg("EX")
+            .arg(KEPT_S)
+            .query_async(&mut self.redis.clone())
+            .await
+    }
+}

@@ -1,0 +1,143 @@
+//! Clearing: entries are evicted, as many as match.
+
+use std::fmt;
+
+use redis::RedisResult;
+
+use super::{Ops, STEP};
+use crate::job::EntryKey;
+use crate::trigger::{Action, Invalidator, Message};
+
+/// What the keys of the `samovar` library's caches begin with; they are cleared beside the jobs' entries.
+pub const LIBRARY_PREFIXES: [&str; 3] = ["session:", "user:", "rate_limit:"];
+/// Longest pattern, in bytes: matching takes Redis time that grows with it.
+const LONGEST: usize = 1_024;
+
+/// Which keys are cleared: a glob as Redis matches it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(String);
+
+impl Pattern {
+    /// All that may be cleared.
+    pub fn all() -> Self {
+        Self("*".to_owned())
+    }
+
+    /// Reads a glob.
+    ///
+    /// # Errors
+    /// It is empty, or longer than any key's should be.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.len() {
+            0 => Err("the pattern is empty; `*` matches everything".to_owned()),
+            1..=LONGEST => Ok(Self(text.to_owned())),
+            long => Err(format!("the pattern has {long} bytes; {LONGEST} are allowed")),
+        }
+    }
+
+    /// What every key that matches begins with.
+    fn literal(&self) -> &str {
+        self.0.split(['*', '?', '[', '\\']).next().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Ops {
+    /// Evicts what matches: entries of jobs, and keys of the library's caches; never Samovar's own keys nor foreign ones.
+    /// Fetches in flight are dropped, and what is due is forgotten until the next warmup or demand. Returns how many keys
+    /// went.
+    ///
+    /// # Errors
+    /// Redis's; some may be gone, and clearing again does no harm.
+    pub async fn clear(&self, invalidator: &Invalidator, pattern: &Pattern) -> RedisResult<u64> {
+        // First off the agenda, so that nothing is begun any more; then, with a later time, whatever was fetched or is in
+        // flight; then again what was put there meanwhile by what was in flight.
+        self.forget(pattern).await?;
+        let at = self.store.now().await?;
+        let patterns = vec![pattern.0.clone()];
+        let message = Message { patterns, action: Action::Evict, ..Message::default() };
+        let evicted = invalidator.handle(&message, at).await?.removed;
+        self.forget(pattern).await?;
+        Ok(evicted + self.clear_library(pattern).await?)
+    }
+
+    /// Takes what matches off all agendas.
+    async fn forget(&self, pattern: &Pattern) -> RedisResult<()> {
+        for job in self.jobs.jobs.keys() {
+            let mut cursor = 0_u64;
+            loop {
+                let (next, found): (u64, Vec<(String, f64)>) = redis::cmd("ZSCAN")
+                    .arg(self.keys.agenda(job))
+                    .arg(cursor)
+                    .arg("MATCH")
+                    .arg(&pattern.0)
+                    .arg("COUNT")
+                    .arg(STEP)
+                    .query_async(&mut self.redis.clone())
+                    .await?;
+                let keys: Vec<EntryKey> = found.into_iter().map(|(key, _)| EntryKey::new(key)).collect();
+                self.agenda.remove(job, &keys).await?;
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn clear_library(&self, pattern: &Pattern) -> RedisResult<u64> {
+        let literal = pattern.literal();
+        let mut deleted = 0;
+        if !LIBRARY_PREFIXES.iter().any(|prefix| prefix.starts_with(literal) || literal.starts_with(prefix)) {
+            return Ok(deleted);
+        }
+        let mut redis = self.redis.clone();
+        let mut cursor = 0_u64;
+        loop {
+            let (next, found): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
+                .arg(cursor)
+                .arg("MATCH")
+                .arg(&pattern.0)
+                .arg("COUNT")
+                .arg(STEP)
+                .query_async(&mut redis)
+                .await?;
+            let ours = |key: &[u8]| {
+                LIBRARY_PREFIXES.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
+                    && str::from_utf8(key).is_ok_and(|key| !self.keys.is_own(key) && self.jobs.owner(key).is_none())
+            };
+            // One command a key, so that each keeps to its slot.
+            let mut pipe = redis::pipe();
+            for key in found.iter().filter(|key| ours(key)) {
+                pipe.cmd("UNLINK").arg(key);
+            }
+            if !pipe.is_empty() {
+                let went: Vec<u64> = pipe.query_async(&mut redis).await?;
+                deleted += went.iter().sum::<u64>();
+            }
+            cursor = next;
+            if cursor == 0 {
+                return Ok(deleted);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_neither_empty_nor_endless() {
+        assert!(Pattern::parse("").is_err());
+        assert!(Pattern::parse(&"*".repeat(LONGEST + 1)).is_err());
+        assert_eq!(Pattern::parse("*").unwrap(), Pattern::all());
+        assert_eq!(Pattern::parse("art:[a-z]*").unwrap().literal(), "art:");
+    }
+}

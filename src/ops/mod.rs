@@ -1,0 +1,43 @@
+//! What people and programs ask of a fleet, from outside: the same for the command line and for HTTP.
+//!
+//! Nothing here needs a worker in the same process; all of it goes through Redis.
+
+mod census;
+mod clear;
+mod dead;
+mod entry;
+mod pause;
+mod warm;
+
+use std::sync::Arc;
+
+pub use census::{Census, Counted};
+pub use clear::{LIBRARY_PREFIXES, Pattern};
+pub use dead::Dead;
+pub use entry::Entry;
+pub use warm::{Done, Failure};
+
+use crate::agenda::Agenda;
+use crate::job::Jobs;
+use crate::redis::{Connection, Keys};
+use crate::store::Store;
+
+/// Entries looked at in one round trip.
+const PAGE: usize = 500;
+/// Keys that Redis looks at in one step of a scan.
+const STEP: usize = 1_000;
+
+/// A fleet, seen from outside.
+#[derive(Clone, Debug)]
+pub struct Ops {
+    /// The connection.
+    pub redis: Connection,
+    /// The names.
+    pub keys: Keys,
+    /// Entries.
+    pub store: Store,
+    /// What is due when.
+    pub agenda: Agenda,
+    /// The jobs.
+    pub jobs: Arc<Jobs>,
+}

@@ -1,0 +1,48 @@
+//! Pausing a job in the whole fleet.
+
+use redis::RedisResult;
+
+use super::Ops;
+use crate::agenda::due_signal;
+use crate::job::{Job, JobName};
+
+impl Ops {
+    /// Pauses a job: no worker claims anything of it any more until it is resumed. What is in hand is finished. Returns
+    /// whether it was not paused before.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn pause(&self, job: &Job) -> RedisResult<bool> {
+        let now = self.store.now().await?;
+        let set: Option<String> = redis::cmd("SET")
+            .arg(self.keys.paused(&job.name))
+            .arg(now)
+            .arg("NX")
+            .query_async(&mut self.redis.clone())
+            .await?;
+        Ok(set.is_some())
+    }
+
+    /// Lets a job go on; returns whether it was paused.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn resume(&self, job: &Job) -> RedisResult<bool> {
+        let mut redis = self.redis.clone();
+        let deleted: u64 = redis::cmd("DEL").arg(self.keys.paused(&job.name)).query_async(&mut redis).await?;
+        let () = redis::cmd("PUBLISH")
+            .arg(self.keys.signal_channel())
+            .arg(due_signal(&job.name))
+            .query_async(&mut redis)
+            .await?;
+        Ok(deleted > 0)
+    }
+
+    /// Since when a job is paused (Redis time, ms); `None` if it is not.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn paused(&self, job: &JobName) -> RedisResult<Option<i64>> {
+        redis::cmd("GET").arg(self.keys.paused(job)).query_async(&mut self.redis.clone()).await
+    }
+}

@@ -1,0 +1,132 @@
+//! Having entries fetched now, and waiting until they are.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::RedisResult;
+use serde::Serialize;
+
+use super::{Ops, PAGE};
+use crate::agenda::{Due, State, Trigger};
+use crate::job::{EntryKey, Job, Params};
+use crate::popularity::Popularity;
+use crate::warmer::Outcome;
+
+/// How often is looked while waiting.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How a warming went.
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct Done {
+    /// Entries with a new value.
+    pub warmed: usize,
+    /// Entries whose value still holds.
+    pub unchanged: usize,
+    /// Entries that the upstream does not have.
+    pub gone: usize,
+    /// Entries that were not fetched.
+    pub failed: Vec<Failure>,
+    /// How long it took.
+    pub seconds: f32,
+}
+
+/// An entry that was not fetched.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Failure {
+    /// The entry.
+    pub key: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl Ops {
+    /// What a job keeps warm: what its file lists, what its feed has named, and what is most read, in order. Where the feed
+    /// gave no answer, what it named last.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn entries(&self, job: &Arc<Job>, fed: Option<Vec<Params>>) -> RedisResult<Vec<(EntryKey, Params)>> {
+        let mut all = job.entries.list.clone();
+        match fed {
+            Some(fed) => all.extend(fed),
+            None if job.entries.feed.is_some() => {
+                let named: Vec<String> = redis::cmd("ZRANGE")
+                    .arg(self.keys.fed(&job.name))
+                    .arg(0)
+                    .arg(-1)
+                    .query_async(&mut self.redis.clone())
+                    .await?;
+                all.extend(named.iter().filter_map(|key| job.key.read(key)));
+            }
+            None => {}
+        }
+        let popular = Popularity::new(self.redis.clone(), self.keys.clone()).top(job, job.entries.popular).await?;
+        all.extend(popular.iter().filter_map(|(key, _)| job.key.read(key.as_str())));
+        all.sort_unstable();
+        all.dedup();
+        Ok(all.into_iter().filter_map(|params| Some((job.key.write(&params)?, params))).collect())
+    }
+
+    /// Waits until each of these entries, put on the agenda for `trigger` at `asked` (Redis time, ms), has been attempted, or
+    /// else failed after `timeout`. `progress` hears how many are still waited for.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn wait(
+        &self,
+        job: &Job,
+        keys: Vec<EntryKey>,
+        trigger: Trigger,
+        asked: i64,
+        timeout: Duration,
+        progress: impl Fn(usize) + Send,
+    ) -> RedisResult<Done> {
+        let begun = Instant::now();
+        let mut done = Done::default();
+        let mut waiting = keys;
+        while !waiting.is_empty() {
+            let mut still = Vec::with_capacity(waiting.len());
+            for page in waiting.chunks(PAGE) {
+                let looked = self.store.look(page).await?;
+                let names: Vec<&str> = page.iter().map(EntryKey::as_str).collect();
+                let scores: Vec<Option<f64>> = redis::cmd("ZMSCORE")
+                    .arg(self.keys.agenda(&job.name))
+                    .arg(&names)
+                    .query_async(&mut self.redis.clone())
+                    .await?;
+                for ((key, (_, meta)), score) in page.iter().zip(looked).zip(scores) {
+                    let note = meta.map(|meta| meta.note).unwrap_or_default();
+                    let attempted = note.attempted >= asked;
+                    let due = score.map(Due::from_score);
+                    let pending = due.is_some_and(|due| match due.state {
+                        State::Claimed | State::Taken | State::Urgent => true,
+                        State::Scheduled => due.at <= asked,
+                    });
+                    match note.outcome {
+                        Some(Outcome::Failed) if attempted => {
+                            let reason = note.reason.unwrap_or_default();
+                            done.failed.push(Failure { key: key.to_string(), reason });
+                        }
+                        Some(Outcome::Warmed) if attempted && !pending => done.warmed += 1,
+                        Some(Outcome::Gone) if attempted && !pending => done.gone += 1,
+                        _ if pending || due.is_some_and(|due| due.trigger == trigger) => still.push(key.clone()),
+                        _ => done.unchanged += 1,
+                    }
+                }
+            }
+            progress(still.len());
+            waiting = still;
+            if begun.elapsed() >= timeout {
+                let within = humantime::format_duration(timeout);
+                let reason = format!("not fetched within {within}; `samovar jobs` says what holds it up");
+                let late = waiting.drain(..).map(|key| Failure { key: key.to_string(), reason: reason.clone() });
+                done.failed.extend(late);
+            }
+            if !waiting.is_empty() {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        done.seconds = begun.elapsed().as_secs_f32();
+        Ok(done)
+    }
+}

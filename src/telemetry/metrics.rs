@@ -1,0 +1,206 @@
+//! Metrics: their names, all of them, and what they mean.
+//!
+//! Label values are jobs and upstreams from the job files and words of closed sets; never keys, so that the number of
+//! series is bounded. Counters and histograms are of this process; gauges named as the fleet's are the same from each worker.
+
+use std::sync::{LazyLock, OnceLock};
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
+use tracing::debug;
+
+use crate::agenda::Trigger;
+use crate::job::{JobName, UpstreamName};
+use crate::warmer::Outcome;
+
+const ENTRIES: &str = "samovar_entries_total";
+const LAG: &str = "samovar_lag_seconds";
+const FETCH: &str = "samovar_fetch_duration_seconds";
+const TOKENS: &str = "samovar_tokens_total";
+const INVALIDATIONS: &str = "samovar_invalidations_total";
+const MALFORMED: &str = "samovar_invalidations_malformed_total";
+const FOREIGN: &str = "samovar_invalidations_foreign_total";
+const DEAD_TOTAL: &str = "samovar_dead_letters_total";
+
+const AGENDA_DUE: &str = "samovar_agenda_due";
+const AGENDA_IN_HAND: &str = "samovar_agenda_in_hand";
+const DEAD: &str = "samovar_dead_letters";
+const WARM: &str = "samovar_warm_entries";
+const OLDEST: &str = "samovar_oldest_value_age_seconds";
+const PAUSED: &str = "samovar_job_paused";
+const IN_HAND: &str = "samovar_in_hand";
+const WORKERS: &str = "samovar_workers";
+const IN_FLIGHT: &str = "samovar_upstream_in_flight";
+const OPEN: &str = "samovar_upstream_open";
+const SPENT: &str = "samovar_tokens_spent";
+const BUDGET: &str = "samovar_tokens_budget";
+const REDIS_UP: &str = "samovar_redis_up";
+const BUILD: &str = "samovar_build_info";
+
+/// From a cached answer next door to a slow model's time-out.
+const FETCH_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+/// From an invalidation answered at once to a backlog of hours.
+const LAG_SECONDS: [f64; 11] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0];
+
+static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+static PROCESS: LazyLock<Collector> = LazyLock::new(Collector::default);
+
+/// Begins to record in this process; only the first call counts. What is counted before is lost.
+pub fn install() {
+    RECORDER.get_or_init(|| {
+        let buckets = |builder: PrometheusBuilder, name: &str, bounds: &[f64]| {
+            builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds)
+        };
+        let builder = buckets(PrometheusBuilder::new(), FETCH, &FETCH_SECONDS)
+            .and_then(|builder| buckets(builder, LAG, &LAG_SECONDS))
+            .unwrap_or_default();
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        if metrics::set_global_recorder(recorder).is_err() {
+            debug!("somebody else records this process's metrics: `GET /metrics` shows none");
+        }
+        describe();
+        handle
+    });
+}
+
+fn describe() {
+    describe_counter!(ENTRIES, "Entries whose warming ended, by outcome and by why they were due.");
+    describe_counter!(DEAD_TOTAL, "Entries that were given up.");
+    describe_counter!(TOKENS, "AI tokens spent, wanted or not.");
+    describe_counter!(INVALIDATIONS, "Invalidations handled, by the way they came.");
+    describe_counter!(MALFORMED, "Messages that could not be followed.");
+    describe_counter!(FOREIGN, "Keys and jobs in invalidations that no job file here knows.");
+    describe_histogram!(LAG, Unit::Seconds, "From when an entry was due until it was warm.");
+    describe_histogram!(FETCH, Unit::Seconds, "Requests to upstreams, by how they ended.");
+    describe_gauge!(AGENDA_DUE, "Entries due and not yet in hand, in the fleet.");
+    describe_gauge!(AGENDA_IN_HAND, "Entries in the hands of workers, in the fleet.");
+    describe_gauge!(DEAD, "Dead letters, in the fleet.");
+    describe_gauge!(WARM, "Entries that were there at the last count, in the fleet.");
+    describe_gauge!(OLDEST, Unit::Seconds, "Age of the oldest value as of the last count, in the fleet.");
+    describe_gauge!(PAUSED, "1 while the job is paused.");
+    describe_gauge!(IN_HAND, "Entries in the hands of this worker.");
+    describe_gauge!(WORKERS, "Workers that live.");
+    describe_gauge!(IN_FLIGHT, "Requests of this worker under way.");
+    describe_gauge!(OPEN, "1 while the upstream's breaker is open: then only a probe is sent from time to time.");
+    describe_gauge!(SPENT, "AI tokens spent in the present window, by the fleet.");
+    describe_gauge!(BUDGET, "AI tokens that may be spent in a window, by the fleet.");
+    describe_gauge!(REDIS_UP, "1 while Redis answers.");
+    describe_gauge!(BUILD, "Always 1; the label tells the version.");
+    PROCESS.describe();
+    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    counter!(MALFORMED).absolute(0);
+    counter!(FOREIGN).absolute(0);
+    for way in ["channel", "inbox"] {
+        counter!(INVALIDATIONS, "way" => way).absolute(0);
+    }
+}
+
+/// All of it in Prometheus's text format; what was set last where nothing newer is known.
+pub fn render() -> String {
+    PROCESS.collect();
+    RECORDER.get().map(PrometheusHandle::render).unwrap_or_default()
+}
+
+/// Sums up what was recorded, so that it takes no memory while nobody asks for it.
+pub(super) fn upkeep() {
+    if let Some(recorder) = RECORDER.get() {
+        recorder.run_upkeep();
+    }
+}
+
+pub(super) fn entry(job: &JobName, outcome: Outcome, trigger: Trigger) {
+    let job = job.to_string();
+    counter!(ENTRIES, "job" => job, "outcome" => outcome.as_str(), "trigger" => trigger.as_str()).increment(1);
+}
+
+pub(super) fn lag(job: &JobName, lag: Duration) {
+    histogram!(LAG, "job" => job.to_string()).record(lag);
+}
+
+pub(super) fn dead_letter(job: &JobName) {
+    counter!(DEAD_TOTAL, "job" => job.to_string()).increment(1);
+}
+
+pub(super) fn invalidation(way: &'static str, foreign: u64) {
+    counter!(INVALIDATIONS, "way" => way).increment(1);
+    counter!(FOREIGN).increment(foreign);
+}
+
+pub(super) fn malformed() {
+    counter!(MALFORMED).increment(1);
+}
+
+pub(super) fn paused(job: &JobName, paused: bool) {
+    gauge!(PAUSED, "job" => job.to_string()).set(f64::from(u8::from(paused)));
+}
+
+/// A request to an upstream ended: with an `answer`, with an `unusable` one, `failed`, or told to wait (`busy`).
+pub(crate) fn fetched(upstream: &UpstreamName, job: &JobName, result: &'static str, took: Duration, tokens: u64) {
+    histogram!(FETCH, "upstream" => upstream.to_string(), "result" => result).record(took);
+    if tokens > 0 {
+        counter!(TOKENS, "job" => job.to_string(), "upstream" => upstream.to_string()).increment(tokens);
+    }
+}
+
+/// A job as the fleet knows it; `None` where Redis does not say.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct JobGauges {
+    /// Entries due and not yet in hand.
+    pub due: Option<u64>,
+    /// Entries in hand.
+    pub in_hand: Option<u64>,
+    /// Dead letters.
+    pub dead: Option<u64>,
+    /// Entries that are there.
+    pub warm: Option<u64>,
+    /// Age of the oldest value, ms.
+    pub oldest_age_ms: Option<i64>,
+    /// Whether it is paused.
+    pub paused: Option<bool>,
+}
+
+/// Sets the gauges of a job.
+pub fn set_job(job: &JobName, gauges: JobGauges) {
+    #[expect(clippy::cast_precision_loss, reason = "nobody has 2^53 entries")]
+    let set = |name: &'static str, value: Option<u64>| {
+        gauge!(name, "job" => job.to_string()).set(value.map_or(f64::NAN, |value| value as f64));
+    };
+    set(AGENDA_DUE, gauges.due);
+    set(AGENDA_IN_HAND, gauges.in_hand);
+    set(DEAD, gauges.dead);
+    set(WARM, gauges.warm);
+    set(PAUSED, gauges.paused.map(u64::from));
+    let age = gauges.oldest_age_ms.map_or(f64::NAN, |ms| {
+        #[expect(clippy::cast_precision_loss, reason = "an age in ms")]
+        let seconds = ms.max(0) as f64 / 1_000.0;
+        seconds
+    });
+    gauge!(OLDEST, "job" => job.to_string()).set(age);
+}
+
+/// Sets the gauges of an upstream: requests of this worker in flight, whether its breaker is open, and, where tokens are
+/// limited, those spent and those allowed.
+pub fn set_upstream(upstream: &UpstreamName, in_flight: usize, open: bool, tokens: Option<(Option<u64>, u64)>) {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    let set = |name: &'static str, value: Option<u64>| {
+        gauge!(name, "upstream" => upstream.to_string()).set(value.map_or(f64::NAN, |value| value as f64));
+    };
+    set(IN_FLIGHT, Some(in_flight as u64));
+    set(OPEN, Some(u64::from(open)));
+    if let Some((spent, budget)) = tokens {
+        set(SPENT, spent);
+        set(BUDGET, Some(budget));
+    }
+}
+
+/// Sets the gauges of this process and of the fleet.
+pub fn set_process(redis_up: bool, in_hand: usize, workers: usize) {
+    gauge!(REDIS_UP).set(f64::from(u8::from(redis_up)));
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    let counts = (in_hand as f64, workers as f64);
+    gauge!(IN_HAND).set(counts.0);
+    gauge!(WORKERS).set(counts.1);
+}
