@@ -57,8 +57,7 @@ impl Error {
             Self::Unavailable(_) => true,
             // Full, a replica since a failover, or unable to persist: nothing that the caller can mend.
             Self::Redis(e) => {
-                e.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
-                    || matches!(e.code(), Some("OOM" | "MISCONF" | "NOREPLICAS"))
+                e.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) || says(e, &["OOM", "MISCONF", "NOREPLICAS"])
             }
             _ => false,
         }
@@ -78,4 +77,10 @@ pub(super) fn is_absence(error: &RedisError) -> bool {
         ),
         _ => error.is_timeout() || error.is_connection_dropped() || error.is_connection_refusal(),
     }
+}
+
+/// Whether Redis's answer, or one of its answers to a pipeline, begins with one of these codes.
+fn says(error: &RedisError, codes: &[&str]) -> bool {
+    error.code().is_some_and(|code| codes.contains(&code))
+        || error.clone().into_server_errors().is_some_and(|all| all.iter().any(|(_, e)| codes.contains(&e.code())))
 }

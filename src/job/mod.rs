@@ -11,9 +11,7 @@ mod schedule;
 mod template;
 mod upstream;
 
-use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,7 +2,6 @@
 use crate::names::UpstreamName;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Windows are kept in Redis for as long.
