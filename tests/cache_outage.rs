@@ -203,7 +203,8 @@ async fn a_lock_outlives_an_outage_shorter_than_its_ttl() {
     tokio::time::sleep(Duration::from_millis(4_500)).await;
     redis.thaw();
     let [name, _] = Keys::new("samovar", "").lock("l");
-    eventually("it is extended", async || redis.ttl(&name).await.is_some_and(|ttl| ttl > Duration::from_secs(10))).await;
+    eventually("it is extended", async || redis.ttl(&name).await.is_some_and(|ttl| ttl > Duration::from_secs(10)))
+        .await;
     assert!(held.is_held());
 }
 

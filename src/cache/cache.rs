@@ -196,8 +196,7 @@ impl Cache {
         let answer = match &ticket {
             None => {
                 let get = redis::Cmd::get(key);
-                let answer = self.link().ask(async |mut redis| get.query_async(&mut redis).await).await;
-                answer.map(|json: Option<Vec<u8>>| (json, None))
+                self.link().ask_one(&get).await.and_then(|value| text(value).map(|json| (json, None)))
             }
             Some(_) => {
                 let mut both = redis::pipe();
@@ -261,20 +260,19 @@ impl Cache {
         for (_, whole) in &asked {
             mget.arg(whole);
         }
-        let answers: Vec<Option<Vec<u8>>> =
-            match self.link().ask(async |mut redis| mget.query_async(&mut redis).await).await {
-                Ok(answers) => answers,
-                Err(e) if e.is_unavailable() => {
-                    counts.degraded_reads.add(asked.len());
-                    for (short, whole) in asked {
-                        if let Some(json) = near.and_then(|near| near.get_deaf(&whole)) {
-                            found.insert(short, decode(&whole, &json)?);
-                        }
+        let answers: Vec<Option<Vec<u8>>> = match self.link().ask_one(&mget).await {
+            Ok(answers) => answers,
+            Err(e) if e.is_unavailable() => {
+                counts.degraded_reads.add(asked.len());
+                for (short, whole) in asked {
+                    if let Some(json) = near.and_then(|near| near.get_deaf(&whole)) {
+                        found.insert(short, decode(&whole, &json)?);
                     }
-                    return Ok(found);
                 }
-                Err(e) => return Err(e),
-            };
+                return Ok(found);
+            }
+            Err(e) => return Err(e),
+        };
         let mut missing = Vec::new();
         for ((short, whole), json) in asked.into_iter().zip(answers) {
             match json {
@@ -385,7 +383,7 @@ impl Cache {
     /// What Redis has against it.
     pub async fn exists(&self, key: &str) -> Result<bool, Error> {
         let exists = redis::Cmd::exists(self.key(key));
-        self.read_or_default(self.link().ask(async |mut redis| exists.query_async(&mut redis).await).await)
+        self.read_or_default(self.link().ask_one(&exists).await)
     }
 
     /// How long a value still lives; `None` where there is none. Without Redis: `None`.
@@ -444,7 +442,7 @@ impl Cache {
     /// [`Error::Encode`]; [`Error::Unavailable`]; what Redis has against it.
     pub async fn publish<T: Serialize + ?Sized>(&self, channel: &str, message: &T) -> Result<u64, Error> {
         let publish = redis::Cmd::publish(channel, encode(channel, message)?);
-        self.link().ask(async |mut redis| publish.query_async(&mut redis).await).await
+        self.link().ask_one(&publish).await
     }
 
     /// Subscribes to JSON messages on a channel, over a connection of its own.
@@ -513,7 +511,7 @@ impl Cache {
         }
         let message = json!({ "keys": keys, "action": "warm" }).to_string();
         let publish = redis::Cmd::publish(self.link().names.invalidate_channel(), message);
-        if self.link().ask(async |mut redis| publish.query_async::<u64>(&mut redis).await).await.is_ok() {
+        if self.link().ask_one::<u64>(&publish).await.is_ok() {
             for key in keys {
                 demanded.insert(key, ());
             }
@@ -527,4 +525,13 @@ pub(super) fn encode<T: Serialize + ?Sized>(key: &str, value: &T) -> Result<Stri
 
 pub(super) fn decode<T: DeserializeOwned>(key: &str, json: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(json).map_err(|source| Error::Decode { key: key.to_owned(), source })
+}
+
+/// A value's bytes, as they are.
+fn text(value: redis::Value) -> Result<Option<Vec<u8>>, Error> {
+    match value {
+        redis::Value::BulkString(json) => Ok(Some(json)),
+        redis::Value::Nil => Ok(None),
+        other => redis::from_redis_value(other).map_err(|e| Error::Redis(e.into())),
+    }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use redis::RedisResult;
+use redis::{Cmd, FromRedisValue, RedisResult};
 use tokio::time::timeout;
 
 use super::Error;
-use super::breaker::Breaker;
+use super::breaker::{Breaker, Pass};
 use super::error::is_absence;
 use super::stats::Counts;
 use crate::redis::{Connection, Keys};
@@ -20,11 +20,14 @@ pub(super) struct Link {
     pub(super) breaker: Breaker,
     /// For a whole call; one of a script that Redis forgot is three commands.
     bound: Duration,
+    /// Whether the connection's own patience bounds a single command.
+    bounded: bool,
 }
 
 impl Link {
     pub(super) fn new(redis: Connection, names: Keys, bound: Duration) -> Self {
-        Self { redis, names, counts: Counts::default(), breaker: Breaker::default(), bound }
+        let bounded = redis.patience() <= bound;
+        Self { redis, names, counts: Counts::default(), breaker: Breaker::default(), bound, bounded }
     }
 
     /// Calls Redis, unless it is known to be away.
@@ -32,10 +35,24 @@ impl Link {
     where
         F: Future<Output = RedisResult<T>>,
     {
-        let Some(pass) = self.breaker.pass() else {
-            return Err(Error::Unavailable("it did not answer lately".to_owned()));
-        };
-        match self.within_bound(call(self.redis.clone())).await {
+        let pass = self.pass()?;
+        Self::judge(pass, self.within_bound(call(self.redis.clone())).await)
+    }
+
+    /// The same for one command, without a timer of its own where the connection has one.
+    pub(super) async fn ask_one<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        let pass = self.pass()?;
+        let mut redis = self.redis.clone();
+        let call = command.query_async(&mut redis);
+        Self::judge(pass, if self.bounded { call.await } else { self.within_bound(call).await })
+    }
+
+    fn pass(&self) -> Result<Pass<'_>, Error> {
+        self.breaker.pass().ok_or_else(|| Error::Unavailable("it did not answer lately".to_owned()))
+    }
+
+    fn judge<T>(pass: Pass<'_>, answer: RedisResult<T>) -> Result<T, Error> {
+        match answer {
             Err(e) if is_absence(&e) => {
                 let why = e.to_string();
                 pass.ill(&why);
