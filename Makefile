@@ -32,9 +32,10 @@ lint: ## Check formatting, lints and documentation; warnings are errors here
 		|| rustup component add rustfmt clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-bench: setup ## Measure throughput against a bare loop, in one run
+bench: setup ## Measure the worker and the cache library against bare loops, in one run
 	$(CARGO) bench --locked --benches -- $(ARGS)
 
 clean: ## Remove what was built

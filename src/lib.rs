@@ -2,23 +2,44 @@
 //!
 //! Modules stand in the order of the flow: triggers put entries on the agenda, the dispatcher claims what is due into
 //! the queue, the warmer leases, fetches and commits, and the store keeps it so that no stale value is ever written.
+//!
+//! Services that read and write the same Redis use [`cache`]; with `default-features = false` there is nothing else.
 
+#[cfg(feature = "worker")]
 pub mod admin;
+#[cfg(feature = "worker")]
 pub mod agenda;
+pub mod cache;
+#[cfg(feature = "worker")]
 pub mod cli;
+#[cfg(feature = "worker")]
 pub mod config;
+#[cfg(feature = "worker")]
 pub mod dispatcher;
 pub mod health;
+#[cfg(feature = "worker")]
 pub mod job;
+#[cfg(feature = "worker")]
 pub mod museum;
+pub mod names;
+#[cfg(feature = "worker")]
 pub mod ops;
+#[cfg(feature = "worker")]
 pub mod popularity;
+#[cfg(feature = "worker")]
 pub mod queue;
 pub mod redis;
+#[cfg(feature = "worker")]
 pub mod source;
+#[cfg(feature = "worker")]
 pub mod status;
+#[cfg(feature = "worker")]
 pub mod store;
+#[cfg(feature = "worker")]
 pub mod telemetry;
+#[cfg(feature = "worker")]
 pub mod trigger;
+#[cfg(feature = "worker")]
 pub mod warmer;
+#[cfg(feature = "worker")]
 pub mod worker;

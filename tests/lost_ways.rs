@@ -118,9 +118,6 @@ async fn no_message_in_the_inbox_is_lost_with_connections_that_are_cut() {
     .await;
 }
 
-/// A reader of the inbox at work.
-type Reading = futures_util::future::BoxFuture<'static, ()>;
-
 /// Readers leave at the moment when a message is given to them, which evicts a key of its own.
 #[tokio::test]
 async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
@@ -128,7 +125,7 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
     let jobs = Art::of(&upstream).folder();
     let parts = Parts::of(&redis).await;
     let control = redis.redis_url().manager(Duration::from_secs(5)).await.unwrap();
-    let reader = async |worker: &str, stop: &CancellationToken| {
+    let read = async |readers: &mut JoinSet<()>, worker: &str, stop: &CancellationToken| {
         let (intake, intaking) = Intake::new(parts.invalidator(&jobs), Telemetry::default());
         let inbox = Inbox {
             redis: redis.redis_url().manager(Duration::from_secs(10)).await.unwrap(),
@@ -143,12 +140,11 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
             sign: Sign::default(),
         };
         let stop = stop.clone();
-        Box::pin(async move { _ = tokio::join!(inbox.run(stop.clone()), intaking.run(stop)) }) as Reading
+        readers.spawn(async move { _ = tokio::join!(inbox.run(stop.clone()), intaking.run(stop)) });
     };
     for round in 0..40 {
         let (stop, mut ended) = (CancellationToken::new(), JoinSet::new());
-        let reading = reader(&format!("reader {round}"), &stop).await;
-        ended.spawn(reading);
+        read(&mut ended, &format!("reader {round}"), &stop).await;
         eventually("it waits for messages", async || {
             redis.ask::<String>(&["INFO", "clients"]).await.contains("blocked_clients:1")
         })
@@ -170,8 +166,7 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
         ended.join_next().await.unwrap().unwrap();
     }
     let (stop, mut last) = (CancellationToken::new(), JoinSet::new());
-    let reading = reader("the last", &stop).await;
-    last.spawn(reading);
+    read(&mut last, "the last", &stop).await;
     eventually("all that was published is handled", async || {
         let left = redis.keys("art:*").await;
         if left.is_empty() { Ok(()) } else { Err(left) }

@@ -11,9 +11,7 @@ mod schedule;
 mod template;
 mod upstream;
 
-use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,49 +21,12 @@ pub use file::{EnvUse, Reading};
 pub use pattern::KeyPattern;
 pub use schedule::Schedule;
 pub use template::{Shape, Template, TemplateError};
-pub use upstream::{Rate, TokenBudget, Upstream, UpstreamName};
+pub use upstream::{Rate, TokenBudget, Upstream};
+
+pub use crate::names::{EntryKey, JobName, UpstreamName};
 
 /// A fetch that failed is tried again within this time; later ones wait longer.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(500);
-
-/// A job's name: the stem of its file. Letters, digits, `_` and `-`; it is part of Redis key names.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct JobName(Arc<str>);
-
-/// The Redis key of one entry, exactly as the API reads it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EntryKey(Arc<str>);
-
-macro_rules! text_newtype {
-    ($name:ident) => {
-        impl $name {
-            /// Takes the text as it is.
-            pub fn new(text: impl Into<Arc<str>>) -> Self {
-                Self(text.into())
-            }
-
-            /// The text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl Borrow<str> for $name {
-            fn borrow(&self) -> &str {
-                &self.0
-            }
-        }
-    };
-}
-pub(crate) use text_newtype;
-text_newtype!(JobName);
-text_newtype!(EntryKey);
 
 /// The values of a key pattern's placeholders, by name.
 pub type Params = BTreeMap<String, String>;

@@ -1,20 +1,13 @@
 //! Upstreams: servers, their secrets and limits.
-use super::text_newtype;
-use std::borrow::Borrow;
+use crate::names::UpstreamName;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Windows are kept in Redis for as long.
 const MAX_RATE_PERIOD: Duration = Duration::from_secs(24 * 3600);
 /// A year, and a day for leap years.
 const MAX_BUDGET_PERIOD: Duration = Duration::from_secs(366 * 24 * 3600);
-
-/// An upstream's name: its table in `upstreams.toml`, or the origin of an absolute URL.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UpstreamName(Arc<str>);
-text_newtype!(UpstreamName);
 
 /// A server that sources ask, with its limits, which hold for the whole fleet and all jobs.
 #[derive(Clone)]

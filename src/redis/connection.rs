@@ -29,6 +29,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Connection {
     manager: ConnectionManager,
+    client: Arc<Client>,
     server: Arc<str>,
     patience: Duration,
 }
@@ -50,17 +51,33 @@ impl Connection {
         ping(&mut probe).await?;
         drop(probe);
 
+        let mut connection = Self::lazy(client, server, patience)?;
+        ping(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Connects in its own time, with the first command at the latest; that fails as any later one would.
+    pub(super) fn lazy(client: Client, server: Arc<str>, patience: Duration) -> RedisResult<Self> {
         let for_good = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(patience))
+            // Each command has its timer here already.
+            .set_response_timeout(None)
             .set_number_of_retries(usize::MAX)
             .set_exponent_base(2.0)
             .set_min_delay(FIRST_DELAY)
             .set_max_delay(LONGEST_DELAY);
-        let manager = ConnectionManager::new_lazy_with_config(client, for_good)?;
-        let mut connection = Self { manager, server, patience };
-        ping(&mut connection).await?;
-        Ok(connection)
+        let manager = ConnectionManager::new_lazy_with_config(client.clone(), for_good)?;
+        Ok(Self { manager, client: client.into(), server, patience })
+    }
+
+    /// For connections of one's own to the same server: subscriptions and blocking commands.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// How long a command waits at most.
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     fn out_of_patience(&self) -> redis::RedisError {

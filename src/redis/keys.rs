@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use crate::job::{EntryKey, JobName, UpstreamName};
+use crate::names::{EntryKey, JobName, UpstreamName};
 
 /// Slots of a Redis Cluster.
 const SLOTS: u16 = 16_384;
@@ -59,7 +59,7 @@ impl Keys {
                 .is_some_and(|r| r.starts_with(':'))
     }
 
-    /// The entries under a tag: see [`crate::store::Stamp`].
+    /// The entries under a tag, and its stamp: a sorted set.
     pub fn tag(&self, tag: &str) -> String {
         format!("{}:tag:{{{}}}:{tag}", self.prefix, tag_of(tag))
     }
@@ -69,7 +69,7 @@ impl Keys {
         format!("{}:tag:{{*}}:*", self.prefix)
     }
 
-    /// A job's agenda: a sorted set, member = entry key, score = [`crate::agenda::Due`].
+    /// A job's agenda: a sorted set, member = entry key, score = when it is due, in the bands of `agenda`.
     pub fn agenda(&self, job: &JobName) -> String {
         format!("{}:agenda:{{{job}}}", self.prefix)
     }
@@ -184,6 +184,12 @@ impl Keys {
     /// expire), and the tokens spent.
     pub fn upstream(&self, upstream: &UpstreamName) -> [String; 3] {
         ["limit", "permits", "spent"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
+    }
+
+    /// A lock of a service's, and the last number given with it, in one slot.
+    pub fn lock(&self, name: &str) -> [String; 2] {
+        let tag = tag_of(name);
+        ["lock", "number"].map(|kind| format!("{}:{kind}:{{{tag}}}:{name}", self.prefix))
     }
 
     /// The channel where anybody may publish an invalidation.

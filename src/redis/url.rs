@@ -210,6 +210,14 @@ impl RedisUrl {
     pub async fn manager(&self, patience: Duration) -> redis::RedisResult<Connection> {
         Connection::open(self.client()?, self.to_string().into(), patience).await
     }
+
+    /// The same without a first attempt: for whoever gets by while Redis is away.
+    ///
+    /// # Errors
+    /// Roots that are no certificates.
+    pub fn lazy_manager(&self, patience: Duration) -> redis::RedisResult<Connection> {
+        Connection::lazy(self.client()?, self.to_string().into(), patience)
+    }
 }
 
 /// What a URL's query may say.

@@ -1,0 +1,155 @@
+//! A breaker: after a few failures in a row nobody waits for Redis any more, but one caller at a time who looks.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+/// Failures in a row that open it: one may be a hiccup.
+const FAILURES: u32 = 3;
+/// How long it is open before somebody looks again. So long, too, a Redis that came back may go unnoticed.
+const OPEN: Duration = Duration::from_millis(500);
+
+/// The state that all callers share.
+#[derive(Debug, Default)]
+pub(super) struct Breaker {
+    /// Whether there is anything in `state`; spares callers the lock while all is well.
+    troubled: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failures: u32,
+    since: Option<Instant>,
+    /// Open until then; after that, one caller looks.
+    until: Option<Instant>,
+    looking: bool,
+}
+
+/// Leave to call Redis. To be ended with [`Pass::well`] or [`Pass::ill`]; dropped, it counts as neither.
+#[derive(Debug)]
+pub(super) struct Pass<'a> {
+    breaker: &'a Breaker,
+    looks: bool,
+}
+
+impl Breaker {
+    /// Leave to call Redis; `None` while it is open.
+    pub(super) fn pass(&self) -> Option<Pass<'_>> {
+        if !self.troubled.load(Ordering::Acquire) {
+            return Some(Pass { breaker: self, looks: false });
+        }
+        let mut state = self.state();
+        match state.until {
+            None => Some(Pass { breaker: self, looks: false }),
+            Some(until) if !state.looking && Instant::now() >= until => {
+                state.looking = true;
+                Some(Pass { breaker: self, looks: true })
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// Whether calls are answered without Redis.
+    pub(super) fn is_open(&self) -> bool {
+        self.troubled.load(Ordering::Acquire) && self.state().until.is_some()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pass<'_> {
+    /// Redis answered.
+    pub(super) fn well(self) {
+        if !self.breaker.troubled.load(Ordering::Acquire) {
+            return;
+        }
+        let mut state = self.breaker.state();
+        if let (Some(_), Some(since)) = (state.until, state.since) {
+            info!("the cache's Redis answers again after {:.1} s", since.elapsed().as_secs_f32());
+        }
+        *state = State::default();
+        self.breaker.troubled.store(false, Ordering::Release);
+    }
+
+    /// Redis did not answer.
+    pub(super) fn ill(self, why: &str) {
+        let mut state = self.breaker.state();
+        self.breaker.troubled.store(true, Ordering::Release);
+        state.failures = state.failures.saturating_add(1);
+        state.since.get_or_insert_with(Instant::now);
+        if state.failures >= FAILURES && (self.looks || state.until.is_none()) {
+            if state.until.is_none() {
+                warn!("the cache does without Redis until it answers again: {why}");
+            }
+            state.until = Some(Instant::now() + OPEN);
+        }
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if self.looks {
+            self.breaker.state().looking = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened() -> Breaker {
+        let breaker = Breaker::default();
+        for _ in 0..FAILURES {
+            breaker.pass().unwrap().ill("gone");
+        }
+        breaker
+    }
+
+    #[test]
+    fn a_few_failures_in_a_row_open_it_and_fewer_do_not() {
+        let breaker = Breaker::default();
+        for _ in 0..FAILURES - 1 {
+            breaker.pass().unwrap().ill("gone");
+        }
+        breaker.pass().unwrap().well();
+        for _ in 0..FAILURES - 1 {
+            breaker.pass().unwrap().ill("gone");
+        }
+        assert!(!breaker.is_open());
+        breaker.pass().unwrap().ill("gone");
+        assert!(breaker.is_open() && breaker.pass().is_none());
+    }
+
+    #[test]
+    fn one_caller_at_a_time_looks_and_success_closes_it() {
+        let breaker = opened();
+        breaker.state().until = Some(Instant::now());
+        let looks = breaker.pass().unwrap();
+        assert!(breaker.pass().is_none(), "others are answered at once");
+        // Its caller went away: somebody else looks.
+        drop(looks);
+        breaker.pass().unwrap().ill("still gone");
+        assert!(breaker.pass().is_none());
+        breaker.state().until = Some(Instant::now());
+        breaker.pass().unwrap().well();
+        assert!(!breaker.is_open() && breaker.pass().is_some());
+    }
+
+    #[test]
+    fn a_late_failure_does_not_put_off_the_next_look() {
+        let breaker = Breaker::default();
+        let late = breaker.pass().unwrap();
+        for _ in 0..FAILURES {
+            breaker.pass().unwrap().ill("gone");
+        }
+        let until = breaker.state().until;
+        late.ill("gone");
+        assert_eq!(breaker.state().until, until);
+    }
+}

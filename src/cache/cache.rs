@@ -1,0 +1,537 @@
+//! The cache itself.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use redis::{Script, ScriptInvocation};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use super::builder::{Source, check_prefix};
+use super::link::Link;
+use super::load::Flights;
+use super::near::Near;
+use super::{Builder, Change, Error, Stats, Subscription, Ttl};
+use crate::names::EntryKey;
+use crate::redis::Connection;
+
+pub(super) static SET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/set.lua")));
+pub(super) static DELETE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/delete.lua")));
+static INCREMENT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/increment.lua")));
+
+/// JSON values in Redis under one prefix. Cheap to clone; clones share everything.
+///
+/// A key here is what follows the prefix: with the prefix `art`, `get("Mona Lisa")` reads the Redis key `art:Mona Lisa`.
+/// The value is plain JSON without an envelope, so that it can be read and written by others, Samovar's workers among
+/// them: what a job with `key = "artwork_info:{artwork_name}"` keeps warm is a cache with the prefix `artwork_info`.
+///
+/// ```no_run
+/// use samovar::cache::Cache;
+/// use std::time::Duration;
+///
+/// # async fn example() -> Result<(), samovar::cache::Error> {
+/// let cache = Cache::builder("redis://127.0.0.1:6379")
+///     .prefix("art")
+///     .default_ttl(Duration::from_secs(600))
+///     .build()
+///     .await?;
+/// cache.set("Mona Lisa", &vec!["Leonardo", "1503"]).await?;
+/// let facts: Option<Vec<String>> = cache.get("Mona Lisa").await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Cache {
+    inner: Arc<Inner>,
+}
+
+/// What is one prefix's.
+#[derive(Clone)]
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
+    /// With its colon.
+    pub(super) prefix: String,
+    /// Whether a key that begins with the prefix is taken as it is.
+    pub(super) lenient: bool,
+    pub(super) ttl: Ttl,
+    pub(super) announce: bool,
+    pub(super) demand: bool,
+    pub(super) near: Option<Arc<Near>>,
+}
+
+/// What all prefixes share.
+pub(super) struct Shared {
+    pub(super) link: Arc<Link>,
+    pub(super) flights: Flights,
+    /// Keys that workers were asked for just now.
+    pub(super) demanded: moka::sync::Cache<String, ()>,
+    pub(super) lease: Duration,
+    pub(super) patience: Duration,
+    /// They end with the last clone.
+    pub(super) _tasks: Mutex<JoinSet<()>>,
+}
+
+/// What was read.
+pub(super) enum Read {
+    /// A value.
+    There(Json),
+    /// There is none.
+    Missing,
+    /// Redis does not answer.
+    Away,
+}
+
+/// A value's text.
+pub(super) enum Json {
+    Owned(Vec<u8>),
+    Shared(Arc<[u8]>),
+}
+
+impl Deref for Json {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Owned(json) => json,
+            Self::Shared(json) => json,
+        }
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { prefix, ttl, near, .. } = &*self.inner;
+        f.debug_struct("Cache").field("prefix", prefix).field("ttl", ttl).field("near", near).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// Sets one up over a URL or a connection.
+    pub fn builder(source: impl Into<Source>) -> Builder {
+        Builder::new(source.into())
+    }
+
+    pub(super) fn from_inner(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The same cache under another prefix.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: the prefix is empty or Samovar's own.
+    pub fn with_prefix(&self, prefix: &str) -> Result<Self, Error> {
+        check_prefix(prefix, &self.link().names)?;
+        Ok(Self::from_inner(Inner { prefix: format!("{prefix}:"), lenient: false, ..(*self.inner).clone() }))
+    }
+
+    /// One of those with a prefix that everybody knows.
+    pub(super) fn known(&self, prefix: &str) -> Self {
+        Self::from_inner(Inner {
+            prefix: format!("{prefix}:"),
+            lenient: true,
+            announce: false,
+            demand: false,
+            near: None,
+            ..(*self.inner).clone()
+        })
+    }
+
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.inner.shared.link
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    /// The connection, for whatever Redis can do that this library does not. It has the bound of the builder and no
+    /// breaker.
+    pub fn connection(&self) -> Connection {
+        self.link().redis.clone()
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> Stats {
+        self.link().counts.stats(self.link().breaker.is_open())
+    }
+
+    /// The Redis key of a key.
+    pub fn key(&self, key: &str) -> String {
+        let Inner { prefix, lenient, .. } = &*self.inner;
+        if *lenient && key.starts_with(prefix.as_str()) { key.to_owned() } else { format!("{prefix}{key}") }
+    }
+
+    /// The value; `None` where there is none. Without Redis: from the near cache, or `None`.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] where it is not a `T`; [`Error::Redis`] where the key holds no string.
+    pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
+        let key = self.key(key);
+        match self.read(&key).await? {
+            Read::There(json) => decode(&key, &json).map(Some),
+            Read::Missing => {
+                if self.inner.demand {
+                    self.ask_workers(vec![key]).await;
+                }
+                Ok(None)
+            }
+            Read::Away => Ok(None),
+        }
+    }
+
+    /// Reads a whole key.
+    pub(super) async fn read(&self, key: &str) -> Result<Read, Error> {
+        let counts = &self.link().counts;
+        let near = self.inner.near.as_deref();
+        if let Some(json) = near.and_then(|near| near.get(key)) {
+            counts.near_hits.add(1);
+            return Ok(Read::There(Json::Shared(json)));
+        }
+        let ticket = near.and_then(|near| near.ticket(key));
+        let answer = match &ticket {
+            None => {
+                let get = redis::Cmd::get(key);
+                self.link().ask_one(&get).await.and_then(|value| text(value).map(|json| (json, None)))
+            }
+            Some(_) => {
+                let mut both = redis::pipe();
+                both.get(key).pttl(key);
+                self.link().ask(async |mut redis| both.query_async(&mut redis).await).await
+            }
+        };
+        match answer {
+            Ok((Some(json), left)) => {
+                counts.hits.add(1);
+                if let (Some(near), Some(ticket)) = (near, &ticket) {
+                    near.insert(
+                        key,
+                        ticket,
+                        &json,
+                        left.and_then(|left: i64| u64::try_from(left).ok()).map(Duration::from_millis),
+                    );
+                }
+                Ok(Read::There(Json::Owned(json)))
+            }
+            Ok((None, _)) => {
+                counts.misses.add(1);
+                Ok(Read::Missing)
+            }
+            Err(e) if e.is_unavailable() => {
+                counts.degraded_reads.add(1);
+                let kept = near.and_then(|near| near.get_deaf(key));
+                Ok(kept.map_or(Read::Away, |json| Read::There(Json::Shared(json))))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The values of those keys that have one, in one round trip. Without Redis: those that the near cache has.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] where one is not a `T`. Keys that hold no string have no value here.
+    pub async fn get_many<T: DeserializeOwned, K: AsRef<str>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<HashMap<String, T>, Error> {
+        let counts = &self.link().counts;
+        let near = self.inner.near.as_deref();
+        let mut found = HashMap::new();
+        let mut asked: Vec<(String, String)> = Vec::new();
+        for key in keys {
+            let short = key.as_ref();
+            let whole = self.key(short);
+            match near.and_then(|near| near.get(&whole)) {
+                Some(json) => {
+                    counts.near_hits.add(1);
+                    found.insert(short.to_owned(), decode(&whole, &json)?);
+                }
+                None => asked.push((short.to_owned(), whole)),
+            }
+        }
+        if asked.is_empty() {
+            return Ok(found);
+        }
+        let mut mget = redis::cmd("MGET");
+        for (_, whole) in &asked {
+            mget.arg(whole);
+        }
+        let answers: Vec<Option<Vec<u8>>> = match self.link().ask_one(&mget).await {
+            Ok(answers) => answers,
+            Err(e) if e.is_unavailable() => {
+                counts.degraded_reads.add(asked.len());
+                for (short, whole) in asked {
+                    if let Some(json) = near.and_then(|near| near.get_deaf(&whole)) {
+                        found.insert(short, decode(&whole, &json)?);
+                    }
+                }
+                return Ok(found);
+            }
+            Err(e) => return Err(e),
+        };
+        let mut missing = Vec::new();
+        for ((short, whole), json) in asked.into_iter().zip(answers) {
+            match json {
+                Some(json) => {
+                    counts.hits.add(1);
+                    found.insert(short, decode(&whole, &json)?);
+                }
+                None => missing.push(whole),
+            }
+        }
+        counts.misses.add(missing.len());
+        if self.inner.demand && !missing.is_empty() {
+            self.ask_workers(missing).await;
+        }
+        Ok(found)
+    }
+
+    /// Writes a value with the default TTL. Without Redis: dropped and counted.
+    ///
+    /// # Errors
+    /// [`Error::Encode`]; what Redis has against it.
+    pub async fn set<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<(), Error> {
+        self.set_with(key, value, self.inner.ttl).await
+    }
+
+    /// Writes a value with this TTL. Without Redis: dropped and counted.
+    ///
+    /// # Errors
+    /// [`Error::Encode`]; what Redis has against it.
+    pub async fn set_with<T: Serialize + ?Sized>(
+        &self,
+        key: &str,
+        value: &T,
+        ttl: impl Into<Ttl>,
+    ) -> Result<(), Error> {
+        let key = self.key(key);
+        let set = self.setting(&key, value, ttl.into())?;
+        let answer = self.link().ask(async |mut redis| set.invoke_async::<()>(&mut redis).await).await;
+        self.wrote(&[key], answer)
+    }
+
+    /// Writes many values with the default TTL in one round trip; each is written whole, but not all of them or none.
+    /// Without Redis: dropped and counted.
+    ///
+    /// # Errors
+    /// [`Error::Encode`], and then nothing is written; what Redis has against it.
+    pub async fn set_many<K: AsRef<str>, T: Serialize>(
+        &self,
+        entries: impl IntoIterator<Item = (K, T)>,
+    ) -> Result<(), Error> {
+        self.set_many_with(entries, self.inner.ttl).await
+    }
+
+    /// The same with this TTL for all.
+    ///
+    /// # Errors
+    /// As [`Cache::set_many`].
+    pub async fn set_many_with<K: AsRef<str>, T: Serialize>(
+        &self,
+        entries: impl IntoIterator<Item = (K, T)>,
+        ttl: impl Into<Ttl>,
+    ) -> Result<(), Error> {
+        let ttl = ttl.into();
+        let mut pipe = redis::pipe();
+        pipe.load_script(&SET).ignore();
+        let mut keys = Vec::new();
+        for (key, value) in entries {
+            let key = self.key(key.as_ref());
+            pipe.invoke_script(&self.setting(&key, &value, ttl)?).ignore();
+            keys.push(key);
+        }
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let answer = self.link().ask(async |mut redis| pipe.query_async::<()>(&mut redis).await).await;
+        self.wrote(&keys, answer)
+    }
+
+    fn setting<T: Serialize + ?Sized>(&self, key: &str, value: &T, ttl: Ttl) -> Result<ScriptInvocation<'_>, Error> {
+        let json = encode(key, value)?;
+        let mut set = self.on(&SET, key);
+        set.arg(json).arg(ttl.to_arg());
+        self.announce(&mut set, key, "warmed");
+        Ok(set)
+    }
+
+    /// Removes a value; says whether there was one. What is being loaded or fetched for the key is not written any more.
+    /// Without Redis: dropped and counted, `false`.
+    ///
+    /// # Errors
+    /// What Redis has against it.
+    pub async fn delete(&self, key: &str) -> Result<bool, Error> {
+        let key = self.key(key);
+        let delete = self.deleting(&key);
+        let answer = self.link().ask(async |mut redis| delete.invoke_async(&mut redis).await).await;
+        self.wrote(&[key], answer)
+    }
+
+    pub(super) fn deleting(&self, key: &str) -> ScriptInvocation<'_> {
+        let mut delete = self.on(&DELETE, key);
+        self.announce(&mut delete, key, "evicted");
+        delete
+    }
+
+    /// Whether there is a value. Without Redis: `false`.
+    ///
+    /// # Errors
+    /// What Redis has against it.
+    pub async fn exists(&self, key: &str) -> Result<bool, Error> {
+        let exists = redis::Cmd::exists(self.key(key));
+        self.read_or_default(self.link().ask_one(&exists).await)
+    }
+
+    /// How long a value still lives; `None` where there is none. Without Redis: `None`.
+    ///
+    /// # Errors
+    /// What Redis has against it.
+    pub async fn ttl(&self, key: &str) -> Result<Option<Ttl>, Error> {
+        let pttl = redis::Cmd::pttl(self.key(key));
+        let answer = self.link().ask(async |mut redis| pttl.query_async(&mut redis).await.map(Ttl::from_pttl)).await;
+        self.read_or_default(answer)
+    }
+
+    /// Gives a value another TTL from now on; says whether there is one. Near caches of other processes may keep it for
+    /// as long as they would have. Without Redis: dropped and counted, `false`.
+    ///
+    /// # Errors
+    /// What Redis has against it.
+    pub async fn expire(&self, key: &str, ttl: impl Into<Ttl>) -> Result<bool, Error> {
+        let key = self.key(key);
+        let expire = match ttl.into() {
+            Ttl::For(time) => redis::Cmd::pexpire(&key, super::link::millis(time).cast_signed()),
+            // Says 0 also where there was no TTL to take away; so existence is asked for.
+            Ttl::Forever => redis::Cmd::persist(&key),
+        };
+        let mut both = redis::pipe();
+        both.add_command(expire).ignore().exists(&key);
+        let answer = self.link().ask(async |mut redis| both.query_async(&mut redis).await).await;
+        self.wrote(&[key], answer.map(|(there,): (bool,)| there))
+    }
+
+    /// Adds `by` to a counter and returns the count. A counter that this creates gets the default TTL.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], for there is no count to answer; what Redis has against it, where there is no whole number.
+    pub async fn increment(&self, key: &str, by: i64) -> Result<i64, Error> {
+        self.increment_with(key, by, self.inner.ttl).await
+    }
+
+    /// The same with this TTL, should it be created. Creation, TTL and count are one step.
+    ///
+    /// # Errors
+    /// As [`Cache::increment`].
+    pub async fn increment_with(&self, key: &str, by: i64, ttl: impl Into<Ttl>) -> Result<i64, Error> {
+        let key = self.key(key);
+        let mut increment = self.on(&INCREMENT, &key);
+        increment.arg(by).arg(ttl.into().to_arg());
+        self.announce(&mut increment, &key, "warmed");
+        let answer = self.link().ask(async |mut redis| increment.invoke_async(&mut redis).await).await;
+        self.forget(&key);
+        answer
+    }
+
+    /// Sends a value as JSON over a channel; says how many subscribers there were.
+    ///
+    /// # Errors
+    /// [`Error::Encode`]; [`Error::Unavailable`]; what Redis has against it.
+    pub async fn publish<T: Serialize + ?Sized>(&self, channel: &str, message: &T) -> Result<u64, Error> {
+        let publish = redis::Cmd::publish(channel, encode(channel, message)?);
+        self.link().ask_one(&publish).await
+    }
+
+    /// Subscribes to JSON messages on a channel, over a connection of its own.
+    pub async fn subscribe<T: DeserializeOwned>(&self, channel: &str) -> Subscription<T> {
+        Subscription::open(self.link().redis.client().clone(), channel.to_owned()).await
+    }
+
+    /// Subscribes to the changes of values that Samovar and this library announce, of all prefixes.
+    pub async fn changes(&self) -> Subscription<Change> {
+        self.subscribe(&self.link().names.changed_channel()).await
+    }
+
+    /// A script on an entry and its lease.
+    pub(super) fn on<'a>(&self, script: &'a Script, key: &str) -> ScriptInvocation<'a> {
+        let mut call = script.key(key);
+        call.key(self.link().names.lease(&EntryKey::new(key)));
+        call
+    }
+
+    pub(super) fn announce(&self, call: &mut ScriptInvocation<'_>, key: &str, event: &str) {
+        if self.inner.announce {
+            call.arg(self.link().names.changed_channel()).arg(json!({ "key": key, "event": event }).to_string());
+        } else {
+            call.arg("").arg("");
+        }
+    }
+
+    /// In this process nothing from before a write is answered after it.
+    pub(super) fn forget(&self, key: &str) {
+        if let Some(near) = &self.inner.near {
+            near.drop_one(key);
+        }
+        self.inner.shared.flights.forget(key);
+    }
+
+    /// The end of a write that is dropped without Redis.
+    fn wrote<T: Default>(&self, keys: &[String], answer: Result<T, Error>) -> Result<T, Error> {
+        for key in keys {
+            self.forget(key);
+        }
+        match answer {
+            Err(e) if e.drops_writes() => {
+                self.link().counts.dropped_writes.add(keys.len());
+                Ok(T::default())
+            }
+            answer => answer,
+        }
+    }
+
+    fn read_or_default<T: Default>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        match answer {
+            Err(e) if e.is_unavailable() => {
+                self.link().counts.degraded_reads.add(1);
+                Ok(T::default())
+            }
+            answer => answer,
+        }
+    }
+
+    /// Demand: workers fetch what is absent. Where that cannot be said, the next miss says it.
+    async fn ask_workers(&self, mut keys: Vec<String>) {
+        let demanded = &self.inner.shared.demanded;
+        keys.retain(|key| !demanded.contains_key(key));
+        if keys.is_empty() {
+            return;
+        }
+        let message = json!({ "keys": keys, "action": "warm" }).to_string();
+        let publish = redis::Cmd::publish(self.link().names.invalidate_channel(), message);
+        if self.link().ask_one::<u64>(&publish).await.is_ok() {
+            for key in keys {
+                demanded.insert(key, ());
+            }
+        }
+    }
+}
+
+pub(super) fn encode<T: Serialize + ?Sized>(key: &str, value: &T) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|source| Error::Encode { key: key.to_owned(), source })
+}
+
+pub(super) fn decode<T: DeserializeOwned>(key: &str, json: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(json).map_err(|source| Error::Decode { key: key.to_owned(), source })
+}
+
+/// A value's bytes, as they are.
+fn text(value: redis::Value) -> Result<Option<Vec<u8>>, Error> {
+    match value {
+        redis::Value::BulkString(json) => Ok(Some(json)),
+        redis::Value::Nil => Ok(None),
+        other => redis::from_redis_value(other).map_err(|e| Error::Redis(e.into())),
+    }
+}

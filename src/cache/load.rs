@@ -1,0 +1,326 @@
+//! Loading what is not there, once: single flight.
+//!
+//! In the process, calls for one key form a flight: the first loads, the others get what it loaded. Across the fleet the
+//! leader takes the lease that Samovar's workers fetch under, too; so neither two services nor a service and a worker
+//! load the same, and what is invalidated, deleted or written meanwhile marks the lease: the loaded value is then
+//! answered to its caller, and neither written nor shared.
+//!
+//! On failure: a leader that is cancelled leaves its place to the next; one that dies leaves a lease that ends by itself,
+//! and others wait for it no longer than their patience. Without Redis everybody loads, once in each process.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use redis::Script;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use super::cache::{Read, decode, encode};
+use super::link::{Link, afterwards, millis, token};
+use super::{Cache, Error, Ttl};
+use crate::names::EntryKey;
+
+/// How often it is looked whether another process is done, at first and at most.
+const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+
+static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/begin.lua")));
+static LAND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/land.lua")));
+static DROP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/drop.lua")));
+
+/// Flights under way in this process, by whole key.
+#[derive(Debug, Default)]
+pub(super) struct Flights(Mutex<HashMap<String, Arc<Flight>>>);
+
+/// Whoever holds the lock loads.
+type Flight = tokio::sync::Mutex<Option<Outcome>>;
+
+/// What those who waited get.
+#[derive(Clone, Debug)]
+enum Outcome {
+    /// The value.
+    Loaded(Arc<str>),
+    /// The loader's error, an `Arc<E>`.
+    Failed(Arc<dyn Any + Send + Sync>),
+}
+
+impl Flights {
+    fn join(self: &Flights, key: &str) -> Seat<'_> {
+        let flight = Arc::clone(self.map().entry(key.to_owned()).or_default());
+        Seat { flights: self, key: key.to_owned(), flight }
+    }
+
+    /// Those who come from now on form a new flight.
+    pub(super) fn forget(&self, key: &str) {
+        self.map().remove(key);
+    }
+
+    /// The same for all keys with this prefix.
+    pub(super) fn forget_all(&self, prefix: &str) {
+        self.map().retain(|key, _| !key.starts_with(prefix));
+    }
+
+    fn map(&self) -> MutexGuard<'_, HashMap<String, Arc<Flight>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in a flight; the last one to leave takes it off the map.
+struct Seat<'a> {
+    flights: &'a Flights,
+    key: String,
+    flight: Arc<Flight>,
+}
+
+impl Seat<'_> {
+    /// Whether nothing was written or deleted in this process since the flight began.
+    fn is_current(&self) -> bool {
+        self.flights.map().get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight))
+    }
+
+    /// The flight is over: those who come from now on form a new one.
+    fn over(&self) {
+        let mut map = self.flights.map();
+        if map.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+            map.remove(&self.key);
+        }
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let mut map = self.flights.map();
+        let mine = map.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight));
+        // The map's and this one.
+        if mine && Arc::strong_count(&self.flight) == 2 {
+            map.remove(&self.key);
+        }
+    }
+}
+
+/// A lease in this process's hands; dropped, it is given back.
+struct Lease {
+    link: Arc<Link>,
+    name: String,
+    token: String,
+    held: bool,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.held {
+            return;
+        }
+        let (link, name, token) =
+            (Arc::clone(&self.link), std::mem::take(&mut self.name), std::mem::take(&mut self.token));
+        afterwards(async move {
+            let mut give_back = DROP.key(name);
+            give_back.arg(token);
+            // Else it ends by itself.
+            let _ = link.ask(async |mut redis| give_back.invoke_async::<()>(&mut redis).await).await;
+        });
+    }
+}
+
+/// What a leader found before it loads.
+enum Begun {
+    /// It is there meanwhile.
+    There(Vec<u8>),
+    /// Nobody else loads, and the value is to be written.
+    Leased(Lease),
+    /// The value is not to be written: Redis is away, or somebody else is slow.
+    Unwritten,
+}
+
+impl Cache {
+    /// The value; where there is none, what `load` answers, written with the default TTL. However many ask at once, in
+    /// this process and in others, one of them loads.
+    ///
+    /// A value that is deleted, written or invalidated while it is loaded is not overwritten. A value that is not a `T`
+    /// is left as it is, and what is loaded is answered without being written. Without Redis: loads, once at a time in
+    /// this process.
+    ///
+    /// ```no_run
+    /// # async fn example(cache: samovar::cache::Cache) -> Result<(), Box<dyn std::error::Error>> {
+    /// let title: String = cache.get_or_load("42", async || {
+    ///     std::fs::read_to_string("title.txt")
+    /// }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// What `load` answers, shared by those who waited for it. Redis's own errors are logged, not returned.
+    pub async fn get_or_load<T, E, F>(&self, key: &str, load: impl FnOnce() -> F) -> Result<T, Arc<E>>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Send + Sync + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        self.get_or_load_with(key, self.inner().ttl, load).await
+    }
+
+    /// The same with this TTL.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`].
+    pub async fn get_or_load_with<T, E, F>(
+        &self,
+        key: &str,
+        ttl: impl Into<Ttl>,
+        load: impl FnOnce() -> F,
+    ) -> Result<T, Arc<E>>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Send + Sync + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        let key = self.key(key);
+        let away = match self.read(&key).await {
+            Ok(Read::There(json)) => match decode(&key, &json) {
+                Ok(value) => return Ok(value),
+                Err(e) => return self.load_unwritten(&e, load).await,
+            },
+            Ok(Read::Missing) => false,
+            Ok(Read::Away) => true,
+            Err(e) => return self.load_unwritten(&e, load).await,
+        };
+        let counts = &self.link().counts;
+        let flights = &self.inner().shared.flights;
+        let mut seat = flights.join(&key);
+        let mut outcome = seat.flight.clone().lock_owned().await;
+        loop {
+            match &*outcome {
+                Some(Outcome::Loaded(json)) => {
+                    if let Ok(value) = decode(&key, json.as_bytes()) {
+                        counts.shared_loads.add(1);
+                        return Ok(value);
+                    }
+                }
+                Some(Outcome::Failed(error)) => {
+                    if let Ok(error) = Arc::clone(error).downcast::<E>() {
+                        counts.shared_loads.add(1);
+                        return Err(error);
+                    }
+                }
+                None => {}
+            }
+            if seat.is_current() {
+                break;
+            }
+            // Something was written, deleted or invalidated while we waited: with those who came since.
+            seat = flights.join(&key);
+            outcome = seat.flight.clone().lock_owned().await;
+        }
+        let lease = match if away { Begun::Unwritten } else { self.begin(&key).await } {
+            Begun::There(json) => match decode(&key, &json) {
+                Ok(value) => {
+                    *outcome = String::from_utf8(json).ok().map(|json| Outcome::Loaded(json.into()));
+                    seat.over();
+                    return Ok(value);
+                }
+                Err(e) => return self.load_unwritten(&e, load).await,
+            },
+            Begun::Leased(lease) => Some(lease),
+            Begun::Unwritten => None,
+        };
+        counts.loads.add(1);
+        match load().await {
+            Ok(value) => {
+                match encode(&key, &value) {
+                    Ok(json) if self.land(&key, lease, &json, ttl.into(), &seat).await => {
+                        *outcome = Some(Outcome::Loaded(json.into()));
+                    }
+                    // Somebody wrote or invalidated meanwhile: those who wait look again.
+                    Ok(_) => counts.fenced_loads.add(1),
+                    Err(e) => warn!("a loaded value is not cached: {e}"),
+                }
+                seat.over();
+                Ok(value)
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                *outcome = Some(Outcome::Failed(Arc::clone(&error) as Arc<dyn Any + Send + Sync>));
+                seat.over();
+                Err(error)
+            }
+        }
+    }
+
+    /// For what cannot be read, but must not keep the service from its work.
+    async fn load_unwritten<T, E, F>(&self, why: &Error, load: impl FnOnce() -> F) -> Result<T, Arc<E>>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        warn!("loading past the cache: {why}");
+        self.link().counts.loads.add(1);
+        load().await.map_err(Arc::new)
+    }
+
+    /// Takes the lease, or waits for whoever has it.
+    async fn begin(&self, key: &str) -> Begun {
+        let shared = &self.inner().shared;
+        let until = Instant::now() + shared.patience;
+        let name = self.link().names.lease(&EntryKey::new(key));
+        let mut wait = LOOK.0;
+        // Given back also if the answer is lost or nobody waits for it any more.
+        let mut lease = Lease { link: Arc::clone(self.link()), name, token: token(), held: true };
+        loop {
+            let mut begin = self.on(&BEGIN, key);
+            begin.arg(&lease.token).arg(millis(shared.lease));
+            let answer: Result<(String, Option<Vec<u8>>), Error> =
+                self.link().ask(async |mut redis| begin.invoke_async(&mut redis).await.and_then(begin_reply)).await;
+            match answer {
+                Ok((what, _)) if what == "leased" => return Begun::Leased(lease),
+                Ok((_, Some(json))) => {
+                    lease.held = false;
+                    return Begun::There(json);
+                }
+                Ok(_) if Instant::now() < until => {
+                    sleep(wait.mul_f64(rand::random_range(0.5..=1.0))).await;
+                    wait = LOOK.1.min(wait * 2);
+                }
+                Ok(_) => {
+                    lease.held = false;
+                    debug!(key, "somebody else loads it and is slow");
+                    return Begun::Unwritten;
+                }
+                Err(e) => {
+                    debug!(key, "loading without a lease: {e}");
+                    return Begun::Unwritten;
+                }
+            }
+        }
+    }
+
+    /// Writes a loaded value; `false` where it must not be shared, either.
+    async fn land(&self, key: &str, lease: Option<Lease>, json: &str, ttl: Ttl, seat: &Seat<'_>) -> bool {
+        let current = seat.is_current();
+        let Some(mut lease) = lease.filter(|_| current) else { return current };
+        let mut land = self.on(&LAND, key);
+        land.arg(&lease.token).arg(json).arg(ttl.to_arg());
+        self.announce(&mut land, key, "warmed");
+        let written = self.link().ask(async |mut redis| land.invoke_async::<bool>(&mut redis).await).await;
+        match written {
+            Ok(written) => {
+                lease.held = false;
+                written
+            }
+            Err(e) => {
+                self.link().counts.dropped_writes.add(1);
+                debug!(key, "a loaded value was not written: {e}");
+                true
+            }
+        }
+    }
+}
+
+fn begin_reply(reply: Vec<redis::Value>) -> redis::RedisResult<(String, Option<Vec<u8>>)> {
+    let mut parts = reply.into_iter();
+    let what = parts.next().map(redis::from_redis_value).transpose()?.unwrap_or_default();
+    let value = parts.next().map(redis::from_redis_value).transpose()?;
+    Ok((what, value))
+}

@@ -1,0 +1,35 @@
+-- Admit a request if fewer than the limit were admitted within the period that ends now: a sliding window, exact.
+-- The log holds when each was admitted, in Redis's time, oldest first, and never more than the limit.
+-- KEYS  1 log (list)
+-- ARGV  1 limit  2 period (µs)
+-- Returns {1 if admitted, how many more would be, µs until one is (0: now), µs until all are}
+local limit, period = tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local count = redis.call('LLEN', KEYS[1])
+if count > 0 then
+  -- A clock that was set back changes no order.
+  now = math.max(now, tonumber(redis.call('LINDEX', KEYS[1], -1)))
+  local past = now - period
+  if tonumber(redis.call('LINDEX', KEYS[1], 0)) <= past then
+    -- The first one still within the period, by halving.
+    local low, high = 0, count
+    while low + 1 < high do
+      local middle = math.floor((low + high) / 2)
+      if tonumber(redis.call('LINDEX', KEYS[1], middle)) <= past then low = middle else high = middle end
+    end
+    redis.call('LPOP', KEYS[1], high)
+    count = count - high
+  end
+end
+local admitted = 0
+if count < limit then
+  redis.call('RPUSH', KEYS[1], string.format('%.0f', now))
+  redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.ceil(period / 1000) + 1))
+  count = count + 1
+  admitted = 1
+end
+local wait = 0
+if count >= limit then wait = tonumber(redis.call('LINDEX', KEYS[1], 0)) + period - now end
+local all = tonumber(redis.call('LINDEX', KEYS[1], -1)) + period - now
+return {admitted, limit - count, wait, all}

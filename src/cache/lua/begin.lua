@@ -1,0 +1,12 @@
+-- Begin to load an absent value, unless it is there meanwhile or somebody loads or fetches it already.
+-- A lease that an eviction marked is taken over: whoever holds it will write nothing.
+-- KEYS  1 value  2 lease
+-- ARGV  1 token  2 how long the lease holds (ms)
+-- Returns {'there', value} | {'busy'} | {'leased'}
+if redis.call('EXISTS', KEYS[1]) == 1 then return {'there', redis.call('GET', KEYS[1])} end
+local mark = string.match(redis.call('GET', KEYS[2]) or '', '^%S+ %d+ (%S)$')
+if mark and mark ~= 'e' then return {'busy'} end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. string.format('%.0f', now) .. ' -', 'PX', ARGV[2])
+return {'leased'}

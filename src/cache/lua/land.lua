@@ -1,0 +1,18 @@
+-- Write a loaded value, if the lease under which it was loaded is still ours and nothing was written or invalidated since.
+-- KEYS  1 value  2 lease
+-- ARGV  1 token  2 value (JSON)  3 TTL (ms; '' for ever)  4 channel of changes ('' says nothing)
+--       5 the change, as announced
+-- Returns 1 if it was written
+local token, mark = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) %d+ (%S)$')
+if token ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[2])
+if mark ~= '-' then return 0 end
+local written
+if ARGV[3] == '' then
+  written = redis.call('SET', KEYS[1], ARGV[2], 'NX')
+else
+  written = redis.call('SET', KEYS[1], ARGV[2], 'NX', 'PX', ARGV[3])
+end
+if not written then return 0 end
+if ARGV[4] ~= '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
+return 1

@@ -1,0 +1,15 @@
+-- Take a lock, if nobody has it, and number the taking. Taking it again with the same token is no second taking.
+-- Numbers grow: they are Redis's time, or one more than the last where its clock stood still or was set back.
+-- KEYS  1 lock  2 the last number
+-- ARGV  1 token  2 how long it holds (ms)  3 how long the number is remembered (ms)
+-- Returns {number, as text} | {'', ms until it ends}
+local holder, number = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%d+)$')
+if holder and holder ~= ARGV[1] then return {'', redis.call('PTTL', KEYS[1])} end
+if not holder then
+  local time = redis.call('TIME')
+  local last = tonumber(redis.call('GET', KEYS[2]) or 0)
+  number = string.format('%.0f', math.max(time[1] * 1000000 + time[2], last + 1))
+  redis.call('SET', KEYS[2], number, 'PX', ARGV[3])
+end
+redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. number, 'PX', ARGV[2])
+return {number}

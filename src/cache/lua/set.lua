@@ -1,0 +1,13 @@
+-- Write a value. What is being fetched or loaded for this key was begun before, and is not to overwrite it.
+-- KEYS  1 value  2 lease
+-- ARGV  1 value (JSON)  2 TTL (ms; '' for ever)  3 channel of changes ('' says nothing)  4 the change, as announced
+-- Returns 1
+if ARGV[2] == '' then
+  redis.call('SET', KEYS[1], ARGV[1])
+else
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+end
+local head = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+ %d+) %S$')
+if head then redis.call('SET', KEYS[2], head .. ' e', 'KEEPTTL') end
+if ARGV[3] ~= '' then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+return 1

@@ -1,0 +1,71 @@
+//! What a Rust service expects of a Redis cache, beside Samovar's workers or without any.
+//!
+//! ```no_run
+//! use samovar::cache::Cache;
+//! use std::time::Duration;
+//!
+//! #[derive(serde::Serialize, serde::Deserialize)]
+//! struct Artwork {
+//!     title: String,
+//!     year: i32,
+//! }
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let cache = Cache::builder("redis://127.0.0.1:6379").prefix("artwork").near(8 << 20, Duration::from_secs(2)).build().await?;
+//! let artwork: Artwork = cache.get_or_load("42", async || ask_the_museum(42).await).await?;
+//! # Ok(())
+//! # }
+//! # async fn ask_the_museum(_: u32) -> Result<Artwork, std::io::Error> { unimplemented!() }
+//! ```
+//!
+//! [`Cache`] is the heart; what else there is is made from one and shares its connection: [`SessionCache`], [`UserCache`],
+//! [`RateLimiter`], [`RateLimitCache`], [`Lock`], [`InvalidationPublisher`], [`Subscription`].
+//!
+//! # Without Redis
+//!
+//! A call waits for Redis for 250 ms at most ([`Builder::bound`]; `get_or_load` and `clear_pattern` are several). After
+//! three failures in a row none waits, but one at a time who looks, every half second. When Redis is back, so is everything.
+//!
+//! | call | without Redis |
+//! |---|---|
+//! | `get`, `get_many` | from the near cache, else as a miss |
+//! | `exists`, `ttl` | `false`, `None` |
+//! | `set`, `set_many`, `delete`, `expire` | dropped and counted ([`Cache::stats`]) |
+//! | `get_or_load` | loads, once at a time in this process; the value is not written |
+//! | `RateLimiter::check` | this process keeps the limit by itself |
+//! | `Builder::build` | builds; connects when it can |
+//! | `Subscription::next` | waits, then says that there was a gap |
+//! | `increment`, `clear_pattern`, `publish` | [`Error::Unavailable`] |
+//! | `InvalidationPublisher::publish` | [`Error::Unavailable`] |
+//! | `Lock::acquire`, `Held::release` | [`Error::Unavailable`]; who holds one is told when it is lost |
+//!
+//! A full or read-only Redis that refuses a write is treated likewise: the write is dropped and counted, and a limiter
+//! decides by itself. Whatever else Redis objects to is an error.
+
+mod breaker;
+mod builder;
+#[expect(clippy::module_inception, reason = "the file is named for its type")]
+mod cache;
+mod error;
+mod link;
+mod load;
+mod lock;
+mod near;
+mod pattern;
+mod publisher;
+mod rate_limit;
+mod session;
+mod stats;
+mod subscriber;
+mod ttl;
+
+pub use builder::{Builder, Source};
+pub use cache::Cache;
+pub use error::Error;
+pub use lock::{Held, Lock};
+pub use publisher::{Invalidation, InvalidationPublisher};
+pub use rate_limit::{Decision, Limit, RateLimitCache, RateLimiter};
+pub use session::{SessionCache, UserCache};
+pub use stats::Stats;
+pub use subscriber::{Change, ChangeEvent, Heard, Subscription};
+pub use ttl::Ttl;

@@ -1,0 +1,82 @@
+//! Clearing what matches a pattern.
+
+use redis::RedisResult;
+
+use super::cache::DELETE;
+use super::{Cache, Error};
+
+/// Keys that Redis looks at in one step, and that are removed in one round trip.
+const STEP: usize = 500;
+
+impl Cache {
+    /// Removes the values of keys that match a glob (`*`, `?`, `[ab]`, `\` before what is meant literally), and returns
+    /// how many. The glob is of what follows the prefix, and nothing outside the prefix is touched whatever it is.
+    ///
+    /// Keys that are there throughout are found; what is being loaded at the time is not written afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], for who clears wants to know; what Redis has against it. Some may have been removed then.
+    pub async fn clear_pattern(&self, pattern: &str) -> Result<u64, Error> {
+        let prefix = &self.inner().prefix;
+        let glob = format!("{}{pattern}", literally(prefix));
+        let cleared = self.clear_glob(&glob).await;
+        if let Some(near) = &self.inner().near {
+            near.drop_all();
+        }
+        self.inner().shared.flights.forget_all(prefix);
+        cleared
+    }
+
+    async fn clear_glob(&self, glob: &str) -> Result<u64, Error> {
+        let mut removed = 0;
+        let names = &self.link().names;
+        // Leases to the end first, then values: what is being born has a lease before it has a value.
+        for leases in [true, false] {
+            let matching = if leases { names.lease_glob(glob) } else { glob.to_owned() };
+            let mut cursor = 0_u64;
+            loop {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(&matching).arg("COUNT").arg(STEP);
+                let (next, found): (u64, Vec<redis::Value>) =
+                    self.link().ask(async |mut redis| scan.query_async(&mut redis).await).await?;
+                // A key that is not text was not written through this library.
+                let found = found.into_iter().filter_map(|key| redis::from_redis_value::<String>(key).ok());
+                let keys: Vec<String> = match leases {
+                    true => found.filter_map(|lease| names.entry_of_lease(&lease).map(str::to_owned)).collect(),
+                    false => found.collect(),
+                };
+                for step in keys.chunks(STEP) {
+                    removed += self.delete_all(step).await?;
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    async fn delete_all(&self, keys: &[String]) -> Result<u64, Error> {
+        let mut pipe = redis::pipe();
+        pipe.load_script(&DELETE).ignore();
+        for key in keys.iter().filter(|key| key.starts_with(&self.inner().prefix)) {
+            pipe.invoke_script(&self.deleting(key));
+        }
+        let removed: Vec<u64> =
+            self.link().ask(async |mut redis| -> RedisResult<_> { pipe.query_async(&mut redis).await }).await?;
+        Ok(removed.iter().sum())
+    }
+}
+
+/// A glob that matches this text and no other.
+fn literally(text: &str) -> String {
+    let mut glob = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+            glob.push('\\');
+        }
+        glob.push(c);
+    }
+    glob
+}

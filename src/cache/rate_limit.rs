@@ -1,0 +1,354 @@
+//! Limits of requests for the whole fleet.
+//!
+//! Authority: a log of admissions in Redis for each thing that is limited, changed only by `lua/admit.lua`, in Redis's
+//! time. Within any period that long, never more than the limit are admitted, and of a burst exactly as many.
+//!
+//! Without Redis each process keeps the limit by its own memory (GCRA, by `governor`): a fleet of M then admits up to M
+//! times as many.
+
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::middleware::StateInformationMiddleware;
+use governor::state::keyed::DefaultKeyedStateStore;
+use governor::{Quota, RateLimiter as Governor};
+use redis::Script;
+
+use super::link::Link;
+use super::{Cache, Error, Ttl};
+
+/// The largest limit: its log takes about ten bytes for each request admitted within the period.
+const MOST: u32 = 100_000;
+/// The longest period.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3_600);
+/// After so many local decisions what is forgotten anyway is cleaned up.
+const CLEAN: u32 = 1_000;
+
+static ADMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/admit.lua")));
+
+/// So many requests within so long a time; read from text such as `10/minute`, `100 per second` or `5 per 2 hours`.
+///
+/// ```
+/// use samovar::cache::Limit;
+/// use std::time::Duration;
+///
+/// let limit: Limit = "5 per 2 hours".parse()?;
+/// assert_eq!((limit.requests(), limit.period()), (5, Duration::from_secs(7_200)));
+/// # Ok::<(), samovar::cache::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    requests: NonZeroU32,
+    period: Duration,
+}
+
+impl Limit {
+    /// So many (1 to 100,000) within so long (1 ms to a year).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] outside of that.
+    pub fn new(requests: u32, period: Duration) -> Result<Self, Error> {
+        let Some(requests) = NonZeroU32::new(requests).filter(|requests| requests.get() <= MOST) else {
+            let remedy = "for more, give a shorter period";
+            return Err(Error::Invalid(format!("a limit of {requests} requests: write 1 to {MOST}; {remedy}")));
+        };
+        if period < Duration::from_millis(1) || period > LONGEST {
+            return Err(Error::Invalid(format!("a limit within {period:?}: write 1 ms to 366 days")));
+        }
+        Ok(Self { requests, period })
+    }
+
+    /// How many.
+    pub fn requests(&self) -> u32 {
+        self.requests.get()
+    }
+
+    /// Within how long.
+    pub fn period(&self) -> Duration {
+        self.period
+    }
+}
+
+impl FromStr for Limit {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let fault = |why: &str| {
+            let form = "write it as `10/minute`, `100 per second` or `5 per 2 hours` (second, minute, hour, day)";
+            Error::Invalid(format!("the rate limit `{text}` {why}; {form}"))
+        };
+        let lower = text.trim().to_ascii_lowercase();
+        let (requests, within) = lower
+            .split_once('/')
+            .or_else(|| lower.split_once(" per "))
+            .ok_or_else(|| fault("has no `/` or `per` between number and time"))?;
+        let requests = requests.trim().parse::<u32>().map_err(|_| fault("does not begin with a whole number"))?;
+        let within = within.trim();
+        let unit_at = within.find(|c: char| !c.is_ascii_digit()).ok_or_else(|| fault("names no unit of time"))?;
+        let (many, unit) = within.split_at(unit_at);
+        let many = match many {
+            "" => 1,
+            many => many.parse::<u64>().map_err(|_| fault("has too long a time"))?,
+        };
+        let seconds = match unit.trim() {
+            "s" | "sec" | "second" | "seconds" => 1,
+            "m" | "min" | "minute" | "minutes" => 60,
+            "h" | "hour" | "hours" => 3_600,
+            "d" | "day" | "days" => 24 * 3_600,
+            _ => return Err(fault("has an unknown unit of time")),
+        };
+        Self::new(requests, Duration::from_secs(many.saturating_mul(seconds)))
+    }
+}
+
+/// Whether a request is admitted, and what to tell its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether it is.
+    pub allowed: bool,
+    /// The limit's number.
+    pub limit: u32,
+    /// How many more would be admitted at this moment.
+    pub remaining: u32,
+    /// After how long, if nothing more is asked for, as many as the limit are admitted again.
+    pub reset_after: Duration,
+    /// After how long one would be admitted; zero where one would now.
+    pub retry_after: Duration,
+    /// Whether this process alone decided, since Redis was away.
+    pub local: bool,
+}
+
+impl Decision {
+    /// `X-RateLimit-Limit`, `-Remaining`, `-Reset` (seconds from now, rounded up), and where the request is refused
+    /// `Retry-After`.
+    pub fn headers(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let seconds = |time: Duration| (time.as_secs() + u64::from(time.subsec_nanos() > 0)).to_string();
+        let retry = (!self.allowed).then(|| ("retry-after", seconds(self.retry_after)));
+        [
+            ("x-ratelimit-limit", self.limit.to_string()),
+            ("x-ratelimit-remaining", self.remaining.to_string()),
+            ("x-ratelimit-reset", seconds(self.reset_after)),
+        ]
+        .into_iter()
+        .chain(retry)
+    }
+}
+
+type Local = Governor<String, DefaultKeyedStateStore<String>, DefaultClock, StateInformationMiddleware>;
+
+/// Admits so many requests of each sender within a time, whatever instance they come to. Cheap to clone.
+///
+/// ```no_run
+/// # async fn example(cache: samovar::cache::Cache) -> Result<(), samovar::cache::Error> {
+/// use samovar::cache::RateLimiter;
+///
+/// let limiter = RateLimiter::new(&cache, "10/minute")?;
+/// let decision = limiter.check("login:203.0.113.7").await?;
+/// if !decision.allowed {
+///     println!("try again in {:?}", decision.retry_after);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RateLimiter {
+    link: Arc<Link>,
+    limit: Limit,
+    local: Arc<Local>,
+    /// Local decisions since the last cleaning.
+    decided: Arc<AtomicU32>,
+}
+
+impl std::fmt::Debug for RateLimiter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RateLimiter").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+impl RateLimiter {
+    /// Over the cache's connection; for the text see [`Limit`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], with a remedy.
+    pub fn new(cache: &Cache, limit: &str) -> Result<Self, Error> {
+        Ok(Self::with_limit(cache, limit.parse()?))
+    }
+
+    /// The same with a limit that was read already.
+    pub fn with_limit(cache: &Cache, limit: Limit) -> Self {
+        let each = (limit.period / limit.requests()).max(Duration::from_nanos(1));
+        // `with_period` refuses zero only.
+        let quota = Quota::with_period(each).unwrap_or_else(|| Quota::per_second(limit.requests));
+        let quota = quota.allow_burst(limit.requests);
+        let local = Governor::keyed(quota).with_middleware::<StateInformationMiddleware>();
+        Self { link: Arc::clone(cache.link()), limit, local: Arc::new(local), decided: Arc::default() }
+    }
+
+    /// The limit.
+    pub fn limit(&self) -> Limit {
+        self.limit
+    }
+
+    /// The Redis key of the log for a sender: `rate_limit:REQUESTS/MILLISECONDS:ID`. So one sender under two limits is
+    /// counted for each.
+    pub fn key(&self, id: &str) -> String {
+        format!("rate_limit:{}/{}:{id}", self.limit.requests(), self.limit.period.as_millis())
+    }
+
+    /// Admits a request of this sender, or does not. Without Redis this process decides alone.
+    ///
+    /// # Errors
+    /// What Redis has against it (no permission, for one); never its absence.
+    pub async fn check(&self, id: &str) -> Result<Decision, Error> {
+        let period = self.limit.period.as_micros();
+        let mut admit = ADMIT.key(self.key(id));
+        admit.arg(self.limit.requests()).arg(period.to_string());
+        let answer =
+            self.link.ask(async |mut redis| admit.invoke_async::<(bool, u32, u64, u64)>(&mut redis).await).await;
+        match answer {
+            Ok((allowed, remaining, wait, all)) => Ok(Decision {
+                allowed,
+                limit: self.limit.requests(),
+                remaining,
+                reset_after: Duration::from_micros(all),
+                retry_after: Duration::from_micros(wait),
+                local: false,
+            }),
+            Err(e) if e.drops_writes() => Ok(self.check_locally(id)),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn check_locally(&self, id: &str) -> Decision {
+        self.link.counts.local_limits.add(1);
+        if self.decided.fetch_add(1, Ordering::Relaxed) >= CLEAN {
+            self.decided.store(0, Ordering::Relaxed);
+            self.local.retain_recent();
+        }
+        let limit = self.limit.requests();
+        let each = self.limit.period / limit;
+        match self.local.check_key(&id.to_owned()) {
+            Ok(state) => {
+                let remaining = state.remaining_burst_capacity();
+                Decision {
+                    allowed: true,
+                    limit,
+                    remaining,
+                    reset_after: each * (limit - remaining),
+                    retry_after: if remaining > 0 { Duration::ZERO } else { each },
+                    local: true,
+                }
+            }
+            Err(refused) => Decision {
+                allowed: false,
+                limit,
+                remaining: 0,
+                reset_after: self.limit.period,
+                retry_after: refused.wait_time_from(DefaultClock::default().now()),
+                local: true,
+            },
+        }
+    }
+}
+
+/// Counters under `rate_limit:`, for those who keep limits their own way. A key that begins with that is taken as it is.
+#[derive(Clone, Debug)]
+pub struct RateLimitCache(Cache);
+
+impl RateLimitCache {
+    /// With the connection of another cache.
+    pub fn new(cache: &Cache) -> Self {
+        Self(cache.known("rate_limit"))
+    }
+
+    /// Counts one more and returns how many there were since the counter began; `ttl` after its first it begins anew.
+    ///
+    /// # Errors
+    /// As [`Cache::increment`].
+    pub async fn increment(&self, key: &str, ttl: impl Into<Ttl>) -> Result<i64, Error> {
+        self.0.increment_with(key, 1, ttl).await
+    }
+
+    /// How many; 0 where there is no counter. Without Redis: 0.
+    ///
+    /// # Errors
+    /// As [`Cache::get`].
+    pub async fn count(&self, key: &str) -> Result<i64, Error> {
+        Ok(self.0.get(key).await?.unwrap_or(0))
+    }
+
+    /// Begins anew.
+    ///
+    /// # Errors
+    /// As [`Cache::delete`].
+    pub async fn reset(&self, key: &str) -> Result<bool, Error> {
+        self.0.delete(key).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(text: &str) -> (u32, u64) {
+        let limit: Limit = text.parse().unwrap();
+        (limit.requests(), limit.period().as_secs())
+    }
+
+    #[test]
+    fn the_usual_spellings_are_read() {
+        for (text, expected) in [
+            ("10/minute", (10, 60)),
+            ("10 / Minute", (10, 60)),
+            ("100 per second", (100, 1)),
+            ("5 per 2 hours", (5, 7_200)),
+            ("5/2h", (5, 7_200)),
+            ("1000/day", (1_000, 86_400)),
+            (" 3 PER 30 seconds ", (3, 30)),
+            ("7/15min", (7, 900)),
+        ] {
+            assert_eq!(seconds(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_with_the_value_and_a_remedy() {
+        for (text, why) in [
+            ("", "no `/` or `per`"),
+            ("ten/minute", "whole number"),
+            ("10", "no `/` or `per`"),
+            ("10/", "no unit"),
+            ("10/60", "no unit"),
+            ("10/fortnight", "unknown unit"),
+            ("-1/second", "whole number"),
+            ("0/second", "1 to 100000"),
+            ("1000000/day", "shorter period"),
+            ("10/0 seconds", "1 ms"),
+            ("10/99999999999999999999 days", "too long"),
+        ] {
+            let said = text.parse::<Limit>().unwrap_err().to_string();
+            assert!(said.contains(why), "{text}: {said}");
+        }
+        assert!("x/minute".parse::<Limit>().unwrap_err().to_string().contains("`x/minute`"));
+    }
+
+    #[test]
+    fn headers_are_whole_seconds_rounded_up() {
+        let mut decision = Decision {
+            allowed: false,
+            limit: 10,
+            remaining: 0,
+            reset_after: Duration::from_millis(1_001),
+            retry_after: Duration::from_secs(1),
+            local: false,
+        };
+        let headers: Vec<_> = decision.headers().collect();
+        assert_eq!(headers[2..], [("x-ratelimit-reset", "2".into()), ("retry-after", "1".into())]);
+        decision.allowed = true;
+        assert_eq!(decision.headers().count(), 3);
+    }
+}

@@ -1,0 +1,54 @@
+//! Caches with a prefix that everybody knows.
+
+use std::ops::Deref;
+
+use super::Cache;
+
+macro_rules! known_cache {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $name(Cache);
+
+        impl $name {
+            /// With the connection and settings of another cache.
+            pub fn new(cache: &Cache) -> Self {
+                Self(cache.known($prefix))
+            }
+        }
+
+        impl Deref for $name {
+            type Target = Cache;
+
+            fn deref(&self) -> &Cache {
+                &self.0
+            }
+        }
+    };
+}
+
+known_cache! {
+    /// Sessions: a [`Cache`] of keys `session:ID`. A key that begins with `session:` already is taken as it is.
+    ///
+    /// Its changes are not announced, so that no session's id goes over a channel; and none is kept in a near cache.
+    ///
+    /// ```no_run
+    /// # async fn example(cache: samovar::cache::Cache) -> Result<(), samovar::cache::Error> {
+    /// use samovar::cache::SessionCache;
+    /// use std::time::Duration;
+    ///
+    /// let sessions = SessionCache::new(&cache);
+    /// sessions.set_with("5f2c", &serde_json::json!({ "user": 7 }), Duration::from_secs(1_800)).await?;
+    /// let same: Option<serde_json::Value> = sessions.get("session:5f2c").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    SessionCache, "session"
+}
+
+known_cache! {
+    /// What is known of users: a [`Cache`] of keys `user:ID`. A key that begins with `user:` already is taken as it is.
+    ///
+    /// Like a [`SessionCache`], it announces nothing and keeps nothing near.
+    UserCache, "user"
+}
