@@ -331,7 +331,7 @@ async fn keys_that_are_missed_are_fetched_if_that_is_switched_on() {
     drop(off);
     let flags = async || redis.ask::<(String, String)>(&["CONFIG", "GET", "notify-keyspace-events"]).await.1;
     assert!(!flags().await.contains('m'));
-    let _workers: Vec<_> = (0..2).map(|_| talkative(&redis, &jobs).env("SAMOVAR_MISSES", "on").spawn()).collect();
+    let workers: Vec<_> = (0..2).map(|_| talkative(&redis, &jobs).env("SAMOVAR_MISSES", "on").spawn()).collect();
     eventually("Redis tells of misses besides what it told", async || {
         let flags = flags().await;
         if "KgEm".chars().all(|flag| flags.contains(flag)) { Ok(()) } else { Err(flags) }
@@ -339,8 +339,8 @@ async fn keys_that_are_missed_are_fetched_if_that_is_switched_on() {
     .await;
     eventually("what is missed is fetched", async || redis.get("art:wanted").await).await;
     assert_eq!(upstream.calls("/art/wanted"), 1);
-    let listening = redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", "__keyevent@0__:keymiss"]).await.1;
-    assert_eq!(listening, 1, "one of the fleet");
+    let listening = async || redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", "__keyevent@0__:keymiss"]).await.1;
+    assert_eq!(listening().await, 1, "one of the fleet");
     // Asked for again and again, and the upstream has none.
     let parts = Parts::of(&redis).await;
     eventually("it is found to be gone", async || {
@@ -348,6 +348,12 @@ async fn keys_that_are_missed_are_fetched_if_that_is_switched_on() {
         parts.stat("gone").await >= 1
     })
     .await;
+    // Another listener, which remembers nothing.
+    drop(workers);
+    redis.ask::<u64>(&["DEL", "samovar:misses"]).await;
+    eventually("nobody listens", async || listening().await == 0).await;
+    let _worker = talkative(&redis, &jobs).env("SAMOVAR_MISSES", "on").spawn();
+    eventually("somebody listens again", async || listening().await == 1).await;
     redis.get("art:nothing").await;
     redis.get("nobody's").await;
     eventually("another one is fetched meanwhile", async || {

@@ -24,8 +24,8 @@ const SHARED: i64 = 2_147_483_647;
 const COMMITS: i64 = 600_000;
 /// How long after a fetch's start its commit is taken to be where the metadata do not tell (ms).
 const COMMITS_SOON: i64 = 2_000;
-/// Reads in the next TTL for which a refresh is worth its fetch. Below it, whoever reads fetches no more often than we would; on
-/// Zipf traces the calls are then those of plain cache-aside, with more hits (`benches/freshness.rs`).
+/// Reads in the next TTL for which a refresh is worth its fetch: below, readers who fetch what they miss fetch less than we would. On
+/// Zipf traces the calls are then no more than plain cache-aside makes, with more hits (`benches/freshness.rs`).
 const OFTEN: f64 = 3.0;
 /// What was read in this last part of a TTL, or in the last two seconds, is read often, too: a count takes time to grow.
 const JUST_NOW: u64 = 20;
@@ -183,11 +183,10 @@ impl Popularity {
             return Ok(often || (just_now && count >= 1.0));
         }
         let shared = shared.first().is_some_and(is_shared);
+        let blind = shared || look.is_hidden(job.ttl) || (reported && often);
         match look.read_by_others(job.ttl) {
             Some(true) if !shared => Ok(often || just_now),
-            Some(false) if !shared && !look.is_hidden(job.ttl) && !(reported && often) => {
-                self.was_saving(now, look.written(job.ttl).unwrap_or(now)).await
-            }
+            Some(false) if !blind => self.was_saving(now, look.written(job.ttl).unwrap_or(now)).await,
             _ => Ok(often),
         }
     }

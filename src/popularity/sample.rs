@@ -94,6 +94,8 @@ impl Sampler {
 
     /// Takes in what APIs report, samples what is due, and now and then looks what is most read; returns when to look again.
     async fn round(&self, remembered: &mut Option<Instant>) -> RedisResult<Duration> {
+        // Also for those who never get to sample: it says how to look at an entry.
+        self.is_lfu().await?;
         self.take_reports().await?;
         let mut wait = self.every;
         for job in self.jobs.jobs.values() {
