@@ -82,10 +82,10 @@ async fn main() {
         std::env::args().skip(1).filter(|argument| argument != "--bench").map(|n| n.parse().unwrap()).collect();
     let number = |at: usize, default: f64| numbers.get(at).copied().unwrap_or(default);
     let setting = Arc::new(Setting {
-        ttl: Duration::from_secs_f64(number(0, 10.0)),
-        ttls: number(1, 7.0) as u32,
-        rate: number(2, 400.0),
-        latency: Duration::from_secs_f64(number(3, 150.0) / 1_000.0),
+        ttl: Duration::from_secs_f64(number(0, 30.0)),
+        ttls: number(1, 6.0) as u32,
+        rate: number(2, 150.0),
+        latency: Duration::from_secs_f64(number(3, 450.0) / 1_000.0),
     });
     let seed: u64 = rand::random();
     let trace = Arc::new(trace(&setting, seed));

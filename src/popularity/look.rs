@@ -26,7 +26,7 @@ const COMMITS: i64 = 600_000;
 const COMMITS_SOON: i64 = 2_000;
 /// Reads in the next TTL for which a refresh is worth its fetch: below, readers who fetch what they miss fetch less than we would. On
 /// Zipf traces the calls are then no more than plain cache-aside makes, with more hits (`benches/freshness.rs`).
-const OFTEN: f64 = 3.0;
+const OFTEN: f64 = 4.0;
 /// What was read in this last part of a TTL, or in the last two seconds, is read often, too: a count takes time to grow.
 const JUST_NOW: u64 = 20;
 /// A sample sees at most one read in this time.
