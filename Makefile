@@ -34,7 +34,7 @@ lint: ## Check formatting, lints and documentation; warnings are errors here
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-bench: setup ## Measure throughput against a bare loop, in one run
+bench: setup ## Measure throughput against a bare loop, and calls and hits against cache-aside
 	$(CARGO) bench --locked --benches -- $(ARGS)
 
 clean: ## Remove what was built

@@ -104,6 +104,11 @@ impl Look {
         Some(later(self.written(ttl)) && later(self.touched))
     }
 
+    /// Whether we wrote or read the value at or after `since` (Redis time, ms), so that touches of ours are among those seen.
+    pub(super) fn is_touched_by_us(&self, ttl: Duration, since: i64) -> bool {
+        self.written(ttl).max(self.touched).is_some_and(|touched| touched >= since)
+    }
+
     /// Whether a touch of our own, which was no write, hides what was before it.
     fn is_hidden(&self, ttl: Duration) -> bool {
         self.touched.is_some_and(|touched| self.written(ttl).is_none_or(|written| touched > written))
