@@ -133,8 +133,8 @@ pub(super) fn is_shared(refcount: &RedisResult<Value>) -> bool {
 
 impl Popularity {
     /// Whether an entry that is about to expire is to be refreshed although its job does not list it: the feed names it, it
-    /// is one of the most read that the job keeps, or it is still read: since its value was written, and as often as [`OFTEN`]
-    /// says or [`JUST_NOW`]. Where Redis cannot tell, the decayed count decides alone.
+    /// is one of the most read that the job keeps, or it is still read: since its value was written, and either often of late
+    /// or just now. Where Redis cannot tell, the decayed count decides alone.
     ///
     /// # Errors
     /// Redis's.
