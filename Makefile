@@ -35,7 +35,7 @@ lint: ## Check formatting, lints and documentation; warnings are errors here
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-bench: setup ## Measure the worker and the cache library against bare loops, in one run
+bench: setup ## Measure the worker and the cache library against bare loops and plain cache-aside, in one run
 	$(CARGO) bench --locked --benches -- $(ARGS)
 
 clean: ## Remove what was built

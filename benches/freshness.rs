@@ -19,7 +19,7 @@ use samovar::redis::Connection;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use support::{Art, Reply, TestRedis, Upstream, eventually, samovar};
+use support::{JobsFolder, TestRedis, eventually, samovar};
 
 /// Entries there are, and how steeply popularity falls among them (Breslau et al., "Web Caching and Zipf-like
 /// Distributions", INFOCOM 1999, found 0.64 to 0.83 for web proxies; single sites are steeper).
@@ -38,6 +38,36 @@ struct Setting {
     latency: Duration,
 }
 
+/// Answers everything after its latency, and counts.
+struct Upstream {
+    url: String,
+    calls: Arc<AtomicUsize>,
+    _server: JoinSet<()>,
+}
+
+impl Upstream {
+    async fn start(latency: Duration) -> Self {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let answer = move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                tokio::time::sleep(latency).await;
+                axum::Json(json!({"title": "Mona Lisa"}))
+            }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await.unwrap() });
+        Self { url, calls, _server: server }
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+}
+
 #[derive(Default)]
 struct Tally {
     reads: AtomicUsize,
@@ -52,10 +82,10 @@ async fn main() {
         std::env::args().skip(1).filter(|argument| argument != "--bench").map(|n| n.parse().unwrap()).collect();
     let number = |at: usize, default: f64| numbers.get(at).copied().unwrap_or(default);
     let setting = Arc::new(Setting {
-        ttl: Duration::from_secs_f64(number(0, 10.0)),
-        ttls: number(1, 7.0) as u32,
-        rate: number(2, 400.0),
-        latency: Duration::from_secs_f64(number(3, 150.0) / 1_000.0),
+        ttl: Duration::from_secs_f64(number(0, 30.0)),
+        ttls: number(1, 6.0) as u32,
+        rate: number(2, 150.0),
+        latency: Duration::from_secs_f64(number(3, 450.0) / 1_000.0),
     });
     let seed: u64 = rand::random();
     let trace = Arc::new(trace(&setting, seed));
@@ -89,14 +119,17 @@ fn trace(setting: &Setting, seed: u64) -> Vec<(Duration, usize)> {
 
 /// Reads the trace; returns the upstream calls once it is no longer cold.
 async fn run(name: &str, setting: &Arc<Setting>, trace: &Arc<Vec<(Duration, usize)>>, samovar: bool) -> f64 {
-    let (redis, upstream) = tokio::join!(
-        TestRedis::options().arg("--maxmemory", "200mb").arg("--maxmemory-policy", "volatile-lru").start(),
-        Upstream::start()
+    let redis =
+        TestRedis::options().arg("--maxmemory", "200mb").arg("--maxmemory-policy", "volatile-lru").start().await;
+    let upstream = Upstream::start(setting.latency).await;
+    let jobs = JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url)).job(
+        "art",
+        &format!(
+            "key = \"art:{{name}}\"\nttl = \"{}\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+             path = \"/art/{{{{ name }}}}\"\n[entries]\npopular = {POPULAR}\n",
+            humantime::format_duration(setting.ttl)
+        ),
     );
-    let latency = setting.latency;
-    upstream.otherwise(move |call, _| Reply::json(json!({"of": call.target})).after(latency));
-    let ttl = humantime::format_duration(setting.ttl).to_string();
-    let jobs = Art::of(&upstream).ttl(&ttl).entries(&format!("popular = {POPULAR}")).folder();
     let _worker = samovar.then(|| samovar_worker(&redis, &jobs));
     if samovar {
         eventually("the worker is at work", async || redis.ask::<u8>(&["EXISTS", "samovar:marker"]).await == 1).await;
@@ -109,10 +142,10 @@ async fn run(name: &str, setting: &Arc<Setting>, trace: &Arc<Vec<(Duration, usiz
         tokio::time::sleep_until((begun + at).into()).await;
         let counted = at >= setting.ttl * COLD;
         if counted && before.is_none() {
-            before = Some(upstream.all_requests().len());
+            before = Some(upstream.calls());
         }
         let (tally, redis, http) = (Arc::clone(&tally), connection.clone(), http.clone());
-        let (url, ttl) = (format!("{}/art/{rank}", upstream.url()), setting.ttl);
+        let (url, ttl) = (format!("{}/art/{rank}", upstream.url), setting.ttl);
         reads.spawn(async move {
             let hit = read(redis, &http, &url, rank, ttl).await;
             if counted {
@@ -124,7 +157,7 @@ async fn run(name: &str, setting: &Arc<Setting>, trace: &Arc<Vec<(Duration, usiz
     while let Some(read) = reads.join_next().await {
         read.unwrap();
     }
-    let calls = upstream.all_requests().len() - before.unwrap_or(0);
+    let calls = upstream.calls() - before.unwrap_or(0);
     let share = |hits: &AtomicUsize, reads: &AtomicUsize| {
         100.0 * hits.load(Ordering::Relaxed) as f64 / reads.load(Ordering::Relaxed).max(1) as f64
     };
@@ -149,7 +182,7 @@ async fn run(name: &str, setting: &Arc<Setting>, trace: &Arc<Vec<(Duration, usiz
     calls as f64
 }
 
-fn samovar_worker(redis: &TestRedis, jobs: &support::JobsFolder) -> support::WorkerProcess {
+fn samovar_worker(redis: &TestRedis, jobs: &JobsFolder) -> support::WorkerProcess {
     samovar(["worker"]).redis(redis).jobs(jobs).env("SAMOVAR_SAMPLE", "1s").spawn()
 }
 

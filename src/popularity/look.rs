@@ -24,9 +24,9 @@ const SHARED: i64 = 2_147_483_647;
 const COMMITS: i64 = 600_000;
 /// How long after a fetch's start its commit is taken to be where the metadata do not tell (ms).
 const COMMITS_SOON: i64 = 2_000;
-/// Reads in the next TTL for which a refresh is worth its fetch. Below it, whoever reads fetches no more often than we would; on
-/// Zipf traces the calls are then those of plain cache-aside, with more hits (`benches/freshness.rs`).
-const OFTEN: f64 = 3.0;
+/// Reads in the next TTL for which a refresh is worth its fetch: below, readers who fetch what they miss fetch less than we would. On
+/// Zipf traces the calls are then no more than plain cache-aside makes, with more hits (`benches/freshness.rs`).
+const OFTEN: f64 = 4.0;
 /// What was read in this last part of a TTL, or in the last two seconds, is read often, too: a count takes time to grow.
 const JUST_NOW: u64 = 20;
 /// A sample sees at most one read in this time.
@@ -92,7 +92,7 @@ impl Look {
     /// When we wrote the value or extended its life (Redis time, ms), if we did.
     pub(super) fn written(&self, ttl: Duration) -> Option<i64> {
         let meta = self.meta.as_ref().filter(|meta| meta.is_of(self.expires))?;
-        let committed = meta.written - millis(ttl);
+        let committed = meta.written - meta.outlived - millis(ttl);
         let plausible = (meta.start..=meta.start + COMMITS).contains(&committed);
         Some(if plausible { committed } else { meta.start + COMMITS_SOON })
     }
@@ -102,6 +102,11 @@ impl Look {
         let last = self.touched_in()?;
         let later = |own: Option<i64>| own.is_none_or(|own| last > own.div_euclid(1_000));
         Some(later(self.written(ttl)) && later(self.touched))
+    }
+
+    /// Whether we wrote or read the value at or after `since` (Redis time, ms), so that touches of ours are among those seen.
+    pub(super) fn is_touched_by_us(&self, ttl: Duration, since: i64) -> bool {
+        self.written(ttl).max(self.touched).is_some_and(|touched| touched >= since)
     }
 
     /// Whether a touch of our own, which was no write, hides what was before it.
@@ -128,8 +133,8 @@ pub(super) fn is_shared(refcount: &RedisResult<Value>) -> bool {
 
 impl Popularity {
     /// Whether an entry that is about to expire is to be refreshed although its job does not list it: the feed names it, it
-    /// is one of the most read that the job keeps, or it is still read: since its value was written, and as often as [`OFTEN`]
-    /// says or [`JUST_NOW`]. Where Redis cannot tell, the decayed count decides alone.
+    /// is one of the most read that the job keeps, or it is still read: since its value was written, and either often of late
+    /// or just now. Where Redis cannot tell, the decayed count decides alone.
     ///
     /// # Errors
     /// Redis's.
@@ -183,11 +188,10 @@ impl Popularity {
             return Ok(often || (just_now && count >= 1.0));
         }
         let shared = shared.first().is_some_and(is_shared);
+        let blind = shared || look.is_hidden(job.ttl) || (reported && often);
         match look.read_by_others(job.ttl) {
             Some(true) if !shared => Ok(often || just_now),
-            Some(false) if !(shared || look.is_hidden(job.ttl) || reported && often) => {
-                self.was_saving(now, look.written(job.ttl).unwrap_or(now)).await
-            }
+            Some(false) if !blind => self.was_saving(now, look.written(job.ttl).unwrap_or(now)).await,
             _ => Ok(often),
         }
     }

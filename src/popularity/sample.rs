@@ -94,6 +94,8 @@ impl Sampler {
 
     /// Takes in what APIs report, samples what is due, and now and then looks what is most read; returns when to look again.
     async fn round(&self, remembered: &mut Option<Instant>) -> RedisResult<Duration> {
+        // Also for those who never get to sample: it says how to look at an entry.
+        self.is_lfu().await?;
         self.take_reports().await?;
         let mut wait = self.every;
         for job in self.jobs.jobs.values() {
@@ -271,8 +273,7 @@ impl Sampler {
                 set.arg(key.as_str()).arg(frequency);
                 (room, any) = (room - 1, true);
             }
-            let written = look.written(job.ttl).is_some_and(|written| written >= since);
-            let reads = reads_between(before.unwrap_or(NEW), frequency, written);
+            let reads = reads_between(before.unwrap_or(NEW), frequency, look.is_touched_by_us(job.ttl, since));
             if reads > 0.0 {
                 read.push((*key, look, reads));
             }
@@ -395,13 +396,13 @@ fn recent<'a>(job: &Job, looks: &'a [(&'a EntryKey, Look)], since: i64) -> Vec<(
 
 /// About how many reads raise `OBJECT FREQ` so far (Redis's `LFULogIncr` with the usual `lfu-log-factor` of 10): each of the
 /// first counts, and of those above 5 one in (n − 5) · 10 + 1.
-fn reads_between(before: u32, now: u32, written: bool) -> f64 {
+fn reads_between(before: u32, now: u32, touched: bool) -> f64 {
     let reads = |frequency: u32| {
         let above = f64::from(frequency.saturating_sub(NEW));
         f64::from(frequency) + 10.0 * above * (above - 1.0).max(0.0) / 2.0
     };
     // A refresh of ours is two touches, which above 7 hardly ever count.
-    let before = if written { before.max((before + 2).min(NEW + 2)) } else { before };
+    let before = if touched { before.max((before + 2).min(NEW + 2)) } else { before };
     (reads(now) - reads(before)).max(0.0)
 }
 

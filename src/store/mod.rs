@@ -424,7 +424,7 @@ impl Store {
         let mut replies: Vec<RedisResult<Option<Vec<u8>>>> =
             pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
         if replies.remove(0).is_err() {
-            self.touched(entries).await?;
+            self.touched(entries).await;
         }
         replies
             .into_iter()
@@ -436,13 +436,13 @@ impl Store {
             .collect()
     }
 
-    /// Remembers that we read these values: a Redis before 7.2 takes that for a read by the API.
-    async fn touched(&self, entries: &[EntryKey]) -> RedisResult<()> {
+    /// Remembers that we read these values: a Redis before 7.2 takes that for a read by the API. Where that fails, it does.
+    async fn touched(&self, entries: &[EntryKey]) {
         let mut pipe = redis::pipe();
         for key in entries {
             pipe.cmd("SET").arg(self.keys.touched(key)).arg("").arg("PX").arg(millis(TOUCHED)).ignore();
         }
-        pipe.exec_async(&mut self.redis.clone()).await
+        let _: RedisResult<()> = pipe.exec_async(&mut self.redis.clone()).await;
     }
 
     /// Redis's clock, ms.
