@@ -331,6 +331,12 @@ async fn after_a_gap_nothing_from_before_it_is_believed() {
     assert_eq!(cache.get::<i32>("k").await.unwrap(), Some(1), "nobody announced it");
     redis.ask::<i64>(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
     eventually("the old value is gone", async || cache.get::<i32>("k").await.unwrap() == Some(2)).await;
+    let hits = cache.stats().near_hits;
+    eventually("values are kept near again", async || {
+        assert_eq!(cache.get::<i32>("k").await.unwrap(), Some(2));
+        cache.stats().near_hits > hits
+    })
+    .await;
 }
 
 #[tokio::test]
