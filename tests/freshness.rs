@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use samovar::agenda::{Due, Trigger};
 use samovar::job::EntryKey;
+use samovar::redis::inbox;
 use samovar::store::{Leased, Note, Removal, Written};
-use samovar::trigger::inbox;
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, samovar, worker,

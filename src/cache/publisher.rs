@@ -6,9 +6,7 @@ use serde::Serialize;
 
 use super::link::Link;
 use super::{Cache, Error};
-
-/// Messages kept in the inbox that no worker has read; as `samovar invalidate` has it.
-const LONGEST: usize = 1_000_000;
+use crate::redis::inbox;
 
 /// What is no longer true, and what is to be done about it: the message of `docs/protocol.md`.
 ///
@@ -26,6 +24,8 @@ pub struct Invalidation {
     keys: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     patterns: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     jobs: Vec<String>,
     action: Action,
@@ -51,6 +51,11 @@ impl Invalidation {
         Self::default().and_pattern(glob)
     }
 
+    /// The same for entries with a tag.
+    pub fn tag(tag: impl Into<String>) -> Self {
+        Self::default().and_tag(tag)
+    }
+
     /// The same for all entries of a job.
     pub fn job(name: impl Into<String>) -> Self {
         Self::default().and_job(name)
@@ -64,6 +69,12 @@ impl Invalidation {
     /// And keys of jobs that match a glob.
     pub fn and_pattern(mut self, glob: impl Into<String>) -> Self {
         self.patterns.push(glob.into());
+        self
+    }
+
+    /// And entries with a tag.
+    pub fn and_tag(mut self, tag: impl Into<String>) -> Self {
+        self.tags.push(tag.into());
         self
     }
 
@@ -81,10 +92,14 @@ impl Invalidation {
 
     fn checked(&self) -> Result<String, Error> {
         let invalid = |why: &str| Err(Error::Invalid(why.to_owned()));
-        if self.keys.is_empty() && self.patterns.is_empty() && self.jobs.is_empty() {
-            return invalid("the invalidation names nothing: give keys, patterns or jobs");
+        let only_keys = self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty();
+        if self.keys.is_empty() && only_keys {
+            return invalid("the invalidation names nothing: give keys, patterns, tags or jobs");
         }
-        if self.action == Action::Warm && !(self.patterns.is_empty() && self.jobs.is_empty()) {
+        if self.tags.iter().any(String::is_empty) {
+            return invalid("a tag is empty");
+        }
+        if self.action == Action::Warm && !only_keys {
             return invalid("`warm` takes keys only: what is absent matches no pattern");
         }
         serde_json::to_string(self).map_err(|source| Error::Encode { key: String::new(), source })
@@ -120,8 +135,6 @@ impl InvalidationPublisher {
     /// message is there, and publishing it again does no harm.
     pub async fn publish(&self, invalidation: &Invalidation) -> Result<String, Error> {
         let message = invalidation.checked()?;
-        let mut add = redis::cmd("XADD");
-        add.arg(self.link.names.inbox()).arg("MAXLEN").arg("~").arg(LONGEST).arg("*").arg("message").arg(message);
-        self.link.ask(async |mut redis| add.query_async(&mut redis).await).await
+        self.link.ask(async |mut redis| inbox::publish(&mut redis, &self.link.names, &message).await).await
     }
 }

@@ -1,6 +1,7 @@
 //! Connections to Redis, and every key and channel name.
 
 mod connection;
+pub mod inbox;
 pub mod keys;
 mod patience;
 mod url;

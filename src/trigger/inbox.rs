@@ -15,7 +15,7 @@ use tracing::warn;
 
 use super::{At, Doubt, Intake, Message, Receipt, Suspicion};
 use crate::health::Sign;
-use crate::redis::{Connection, Keys, Patience};
+use crate::redis::{Connection, Keys, Patience, inbox};
 use crate::telemetry::Telemetry;
 
 /// The consumer group of all workers.
@@ -24,10 +24,6 @@ const GROUP: &str = "samovar";
 const FIELD: &str = "message";
 /// The field of a gap: how many messages were lost.
 const GAP: &str = "gap";
-/// Messages kept that nobody has read: only a fleet that is away for long loses any, the oldest first.
-const LONGEST: usize = 1_000_000;
-/// Messages lost at once, where there are too many.
-const TRIMMED: usize = 1_000;
 /// Messages acknowledged in one round trip.
 const ACKNOWLEDGED: usize = 500;
 /// How often readers that are gone are looked for, and how long one must have been silent.
@@ -66,29 +62,13 @@ pub struct Inbox {
     pub sign: Sign,
 }
 
-static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/publish.lua")));
-
 /// Puts a message into the inbox; returns its id.
 ///
 /// # Errors
 /// Redis's; then it is unknown whether the message is there. Publishing it again does no harm.
 pub async fn publish(redis: &mut Connection, keys: &Keys, message: &Message) -> RedisResult<String> {
     let text = serde_json::to_string(message).map_err(std::io::Error::other)?;
-    bounded(redis, keys, &text, LONGEST).await
-}
-
-/// Sees that the inbox is no longer than `longest`.
-///
-/// # Errors
-/// Redis's.
-pub async fn bound(redis: &mut Connection, keys: &Keys, longest: usize) -> RedisResult<()> {
-    bounded(redis, keys, "", longest).await.map(|_| ())
-}
-
-async fn bounded(redis: &mut Connection, keys: &Keys, text: &str, longest: usize) -> RedisResult<String> {
-    let mut call = PUBLISH.key(keys.inbox());
-    call.arg(text).arg(longest).arg(TRIMMED);
-    call.invoke_async(redis).await
+    inbox::publish(redis, keys, &text).await
 }
 
 impl Inbox {
@@ -180,7 +160,7 @@ impl Inbox {
 
     /// What others were given and did not finish within the claim time.
     async fn take_over(&mut self) -> RedisResult<Vec<StreamId>> {
-        bound(&mut self.control, &self.keys, LONGEST).await?;
+        inbox::bound(&mut self.control, &self.keys, inbox::LONGEST).await?;
         let reply: StreamAutoClaimReply = redis::cmd("XAUTOCLAIM")
             .arg(self.keys.inbox())
             .arg(GROUP)
