@@ -61,15 +61,17 @@ struct Ending {
     outcome: Outcome,
     next: Next,
     reason: Option<String>,
+    /// Fetches that have failed in a row, this one included.
+    failures: u32,
 }
 
 impl Ending {
     fn new(outcome: Outcome, next: Next) -> Self {
-        Self { outcome, next, reason: None }
+        Self { outcome, next, reason: None, failures: 0 }
     }
 
     fn because(outcome: Outcome, next: Next, reason: impl Into<String>) -> Self {
-        Self { outcome, next, reason: Some(reason.into()) }
+        Self { outcome, next, reason: Some(reason.into()), failures: 0 }
     }
 }
 
@@ -182,10 +184,10 @@ impl Warmer {
             Err(_) => {
                 error!(job = %job.name, key = %taken.key, "warming it panicked, it is not tried again: please report this");
                 let reason = "warming it panicked".to_owned();
-                Ending { outcome: Outcome::Failed, next: Next::Dead(reason.clone()), reason: Some(reason) }
+                Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason)
             }
         };
-        let Ending { outcome, next, reason } = ending;
+        let Ending { outcome, next, reason, .. } = ending;
         self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), taken.late, begun.elapsed());
         if let Next::Dead(_) = next {
             self.telemetry.buried(job);
@@ -217,7 +219,7 @@ impl Warmer {
                 return match self.store.lease(key, self.lease_time(job), Fresh::default()).await? {
                     Leased::Yes(lease) => self.give_up(job, taken, &lease, Outcome::Failed, Next::Out, reason).await,
                     Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::Taboo(_) => {
-                        Ok(Ending { outcome: Outcome::Deferred, next: Next::In(INPUT_WAIT), reason })
+                        Ok(Ending { reason, ..Ending::new(Outcome::Deferred, Next::In(INPUT_WAIT)) })
                     }
                 };
             }
@@ -244,7 +246,7 @@ impl Warmer {
                 let reason = format!(
                     "the key holds a {kind}, which somebody else wrote: delete it, or name the job's key otherwise"
                 );
-                return Ok(Ending { outcome: Outcome::Failed, next: Next::Dead(reason.clone()), reason: Some(reason) });
+                return Ok(Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason));
             }
             Leased::Absent => {
                 settle(admitted, Ended::Ok).await;
@@ -294,7 +296,7 @@ impl Warmer {
                 self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgency, admitted.take()).await;
             let answer = match asked {
                 Ok(answer) => answer,
-                Err(Ending { outcome, next, reason }) => {
+                Err(Ending { outcome, next, reason, .. }) => {
                     return self.give_up(job, taken, &lease, outcome, next, reason).await;
                 }
             };
@@ -492,7 +494,7 @@ impl Warmer {
             (_, Outcome::Failed) => Next::In(retry_after(note.failures)),
             _ => next,
         };
-        Ok(Ending { outcome, next, reason })
+        Ok(Ending { outcome, next, reason, failures: note.failures })
     }
 
     /// Waits for the first source that admits a request.

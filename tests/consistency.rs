@@ -51,7 +51,7 @@ fn jobs(upstream: &Versions) -> JobsFolder {
         folder = folder.job(
             job,
             &format!(
-                "key = \"{job}:{{name}}\"\nttl = \"{ttl}\"\n{inputs}\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+                "key = \"{job}:{{name}}\"\nttl = \"{ttl}\"\ntags = [\"{job} row {{{{ name[-1:] }}}}\"]\n{inputs}\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
                  path = \"{path}\"\n[entries]\nlist = {}\n[warm]\nattempts = 1000\n{more}\n",
                 listed(of)
             ),
@@ -203,7 +203,14 @@ impl World {
                 let some: Vec<String> = keys.sample(random, 4).cloned().collect();
                 (json!({ "keys": some, "action": action }), some, 0.7)
             }
-            85..98 => {
+            85..91 => {
+                let (job, _) = SHELVES.choose(random).unwrap();
+                let row = random.random_range(0..10).to_string();
+                let tagged = |key: &&String| key.starts_with(&format!("{job}:")) && key.ends_with(&row);
+                let tagged = keys.iter().filter(tagged).cloned().collect();
+                (json!({ "tags": [format!("{job} row {row}")], "action": action }), tagged, 0.6)
+            }
+            91..98 => {
                 let (job, _) = SHELVES.choose(random).unwrap();
                 let from = format!("{job}:{}", random.random_range(1..9));
                 let matching = keys.iter().filter(|key| key.starts_with(&from)).cloned().collect();
@@ -274,7 +281,9 @@ impl World {
         self.insist(async |mut redis| redis.set_ex(&probe, "0", 600).await).await;
         let heard = self.insist(async |mut redis| redis.publish(CHANNEL, message.to_string()).await).await;
         assert!(heard > 0, "no worker hears the channel");
-        let evict = json!({ "keys": [&probe], "action": "evict" }).to_string();
+        // What names many has a line of its own.
+        let many = message["patterns"].is_array() || message["jobs"].is_array() || message["tags"].is_array();
+        let evict = json!({ if many { "patterns" } else { "keys" }: [&probe], "action": "evict" }).to_string();
         self.insist(async |mut redis| redis.publish(CHANNEL, &evict).await).await;
         self.until("a worker handles what was published bare", async || {
             let there = self.insist(async |mut redis| redis.exists(&probe).await).await;
@@ -296,6 +305,7 @@ impl World {
             list.map(|item| item.as_str().unwrap().to_owned()).collect()
         };
         args.extend(strings("patterns").into_iter().flat_map(|glob| ["--pattern".to_owned(), glob]));
+        args.extend(strings("tags").into_iter().flat_map(|tag| ["--tag".to_owned(), tag]));
         args.extend(strings("jobs").into_iter().flat_map(|job| ["--job".to_owned(), job]));
         args.extend((message["action"] == "evict").then(|| "--evict".to_owned()));
         args.extend(strings("keys"));

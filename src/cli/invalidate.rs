@@ -16,7 +16,7 @@ pub(super) struct InvalidateArgs {
     /// Keys that match a glob, such as 'ai_content:*'; only keys of jobs are touched
     #[arg(long = "pattern", value_name = "GLOB")]
     patterns: Vec<String>,
-    /// Entries with a tag (not built yet: refused)
+    /// Entries with a tag, such as 'artist:Frida Kahlo'
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
     /// All entries of a job

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::timing::{RETRY_LONGEST, jitter, millis};
+use super::timing::{millis, retry_after};
 use super::{Ending, Outcome, Taken, Warmer};
 use crate::agenda::Next;
 use crate::job::{Job, Params};
@@ -21,7 +21,7 @@ impl Warmer {
         }
         let wait = match &ending.next {
             Next::In(wait) => *wait,
-            Next::Dead(_) => RETRY_LONGEST,
+            Next::Dead(_) => retry_after(ending.failures),
             _ => return ending,
         };
         // Until then it has waited for its upstream and got an answer, or has come here again.
@@ -35,7 +35,7 @@ impl Warmer {
                 if matches!(ending.next, Next::Dead(_)) && lives.ends + millis(job.warm.stale_if_error) > lives.expires
                 {
                     // Given up is what nobody is served any more.
-                    ending.next = Next::In(jitter(RETRY_LONGEST.mul_f32(0.8)));
+                    ending.next = Next::In(wait);
                 }
             }
             Ok(_) => {}

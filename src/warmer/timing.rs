@@ -11,7 +11,7 @@ use crate::source::Validators;
 use crate::store::{Fresh, Lease, Meta};
 
 /// No retry waits longer.
-pub(super) const RETRY_LONGEST: Duration = Duration::from_secs(300);
+const RETRY_LONGEST: Duration = Duration::from_secs(300);
 
 /// What makes this fetch unnecessary, by why it is made.
 pub(super) fn fresh(job: &Job, taken: &Taken) -> Fresh {
