@@ -19,6 +19,8 @@ use crate::warmer::Outcome;
 const DEAD_LETTERS: usize = 10_000;
 /// Entries handed to one script call, so that none holds Redis up.
 const BATCH: usize = 250;
+/// Entries that Redis looks at in one step of a scan.
+const STEP: usize = 500;
 
 static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/due.lua")));
 static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("agenda/lua/claim.lua")));
@@ -363,6 +365,31 @@ impl Agenda {
             call.invoke_async::<u64>(&mut self.redis.clone()).await?;
         }
         Ok(())
+    }
+
+    /// The entries on a job's agenda that match a glob, in whatever state; each once or more. It is scanned in steps.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn matching(&self, job: &JobName, glob: &str) -> RedisResult<Vec<EntryKey>> {
+        let mut entries = Vec::new();
+        let mut cursor = 0_u64;
+        loop {
+            let (next, found): (u64, Vec<(String, f64)>) = redis::cmd("ZSCAN")
+                .arg(self.keys.agenda(job))
+                .arg(cursor)
+                .arg("MATCH")
+                .arg(glob)
+                .arg("COUNT")
+                .arg(STEP)
+                .query_async(&mut self.redis.clone())
+                .await?;
+            entries.extend(found.into_iter().map(|(key, _)| EntryKey::new(key)));
+            cursor = next;
+            if cursor == 0 {
+                return Ok(entries);
+            }
+        }
     }
 
     /// Whether an entry is on the agenda to be fetched, in whatever state, and not only to be looked at once more.

@@ -512,3 +512,85 @@ async fn a_restarted_redis_is_not_believed() {
     })
     .await;
 }
+
+// Jobs that not everybody knows
+
+/// While workers with new job files replace old ones, a message may be read by one that does not know the job.
+#[tokio::test]
+async fn a_message_read_by_a_worker_that_does_not_know_the_job_is_not_lost() {
+    for message in [
+        r#"{"keys": ["new:a"]}"#,
+        r#"{"patterns": ["new:*"]}"#,
+        r#"{"jobs": ["new"]}"#,
+        r#"{"tags": ["t"]}"#,
+        r#"{"keys": ["new:a"], "action": "evict"}"#,
+    ] {
+        let (redis, upstream) = both().await;
+        upstream.edit("/new/a");
+        let job = "key = \"new:{name}\"\nttl = \"1h\"\ntags = [\"t\"]\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+                   path = \"/new/{{ name }}\"\n[entries]\nlist = [\"a\"]\n";
+        let new = Art::of(&upstream).folder().job("new", job);
+        let mut knowing = worker(&redis, &new);
+        eventually("it is warm", async || redis.get("new:a").await.is_some()).await;
+        knowing.term();
+        knowing.wait().await;
+        let _unknowing = worker(&redis, &Art::of(&upstream).folder());
+        redis.set("new:foreign", "{}", TTL).await;
+        Parts::of(&redis).await.invalidate(message).await;
+        assert_eq!(redis.get("new:a").await, None, "{message}");
+        assert!(redis.get("new:foreign").await.is_some(), "what is not ours stays: {message}");
+    }
+}
+
+/// One artwork, and stories about it in several languages: the input's key says less than theirs.
+#[tokio::test]
+async fn an_input_of_many_wakes_them_all() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let job = "key = \"story:{lang}:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"http\"\n\
+               upstream = \"museum\"\npath = \"/story/{{ lang }}/{{ art.version }}\"\n[entries]\n\
+               list = [{ lang = \"tr\", name = \"a\" }, { lang = \"en\", name = \"a\" }]\n";
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
+    let jobs = Art::of(&upstream).list(["a"]).folder().job("story", job);
+    let _worker = worker(&redis, &jobs);
+    let told = async |version: u64| {
+        for lang in ["tr", "en"] {
+            let key = format!("story:{lang}:a");
+            eventually(&format!("{key} tells of version {version}"), async || {
+                let story = redis.json(&key).await;
+                if story == Some(json!({"path": format!("/story/{lang}/{version}")})) { Ok(()) } else { Err(story) }
+            })
+            .await;
+        }
+    };
+    told(1).await;
+    upstream.edit("/art/a");
+    publish(&redis, "art:a").await;
+    told(2).await;
+}
+
+#[tokio::test]
+async fn what_was_heard_before_the_end_is_handled() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    let mut worker = worker(&redis, &jobs);
+    let names: Vec<String> = (0..2_000).map(|n| format!("art:{n}")).collect();
+    let mut connection = redis.connection().await;
+    let mut fill = redis::pipe();
+    for name in &names {
+        fill.cmd("SET").arg(name).arg("{}").arg("EX").arg(600).ignore();
+    }
+    fill.query_async::<()>(&mut connection).await.unwrap();
+    publish(&redis, r#"{"keys": ["art:none"], "action": "evict"}"#).await;
+    let mut evict = redis::pipe();
+    for name in &names {
+        evict.cmd("PUBLISH").arg(CHANNEL).arg(json!({"keys": [name], "action": "evict"}).to_string());
+    }
+    let heard: Vec<usize> = evict.query_async(&mut connection).await.unwrap();
+    assert!(heard.iter().all(|heard| *heard == 1));
+    // The first of them is handled: they have come.
+    eventually("the first is handled", async || redis.get("art:0").await.is_none()).await;
+    worker.term();
+    worker.wait().await;
+    assert_eq!(redis.keys("art:*").await, Vec::<String>::new());
+}

@@ -214,6 +214,10 @@ async fn an_invalidation_between_claim_and_take_is_answered_by_that_claim() {
     parts.next_instant().await;
     let at = parts.now().await;
     parts.invalidator(&jobs).handle(&Message::parse("art:a").unwrap(), at).await.unwrap();
+    // It goes before what it was claimed with.
+    assert_eq!(parts.agenda.take(&job(), &claimed, LONG).await.unwrap(), [None]);
+    let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
+    parts.invalidator(&jobs).handle(&Message::parse("art:a").unwrap(), at).await.unwrap();
     assert!(parts.agenda.take(&job(), &claimed, LONG).await.unwrap()[0].is_some(), "the claim holds");
     parts.next_instant().await;
     for fresh in [

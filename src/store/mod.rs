@@ -407,6 +407,21 @@ impl Store {
             .map_err(Into::into)
     }
 
+    /// Whether somebody fetches each of these entries.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn leased(&self, entries: &[EntryKey]) -> RedisResult<Vec<bool>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("EXISTS").arg(self.keys.lease(key));
+        }
+        pipe.query_async(&mut self.redis.clone()).await
+    }
+
     /// The values of entries, `None` where there is none. What is no text is made one; a key that holds no string has none.
     ///
     /// # Errors

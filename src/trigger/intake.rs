@@ -166,19 +166,17 @@ impl Line<'_> {
         let mut round: Vec<Work> = Vec::new();
         loop {
             if round.is_empty() {
-                tokio::select! {
-                    count = self.work.recv_many(&mut round, self.most) => if count == 0 { return },
-                    () = stop.cancelled() => return,
+                // What was heard before the end is handled: the senders go when they have stopped hearing.
+                if self.work.recv_many(&mut round, self.most).await == 0 {
+                    return;
                 }
-            }
-            if stop.is_cancelled() {
-                return;
             }
             match self.round(round).await {
                 (left, None) => {
                     self.patience.well();
                     round = left;
                 }
+                (_, Some(_)) if stop.is_cancelled() => return,
                 (left, Some(e)) => {
                     self.patience.ill(&e, stop).await;
                     round = left;
@@ -237,7 +235,8 @@ impl Line<'_> {
                 return Ok(());
             }
         }
-        let (handled, held) = self.invalidator.begin(&work.message, at).await?;
+        let alone = work.receipt.is_some();
+        let (handled, held) = self.invalidator.begin(&work.message, at, alone).await?;
         self.telemetry.invalidation(work.way, &handled);
         for held in held {
             self.held.add(held, receipt.map(Receipt::part).into_iter().collect());

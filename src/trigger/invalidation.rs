@@ -122,6 +122,16 @@ pub struct HeldOff {
     pub wait: Duration,
 }
 
+/// What a message asks for, of whatever it names.
+#[derive(Clone, Copy)]
+struct Order {
+    action: Action,
+    /// Its time (Redis time, ms).
+    at: i64,
+    /// Nobody else hears of it.
+    alone: bool,
+}
+
 /// Evicted entries of one job, and the time of the eviction.
 type Evicted<'a> = (&'a Arc<Job>, Vec<EntryKey>, i64);
 
@@ -172,7 +182,7 @@ impl Invalidator {
     /// # Errors
     /// Redis's; handle it again.
     pub async fn handle(&self, message: &Message, at: i64) -> RedisResult<Handled> {
-        let (mut handled, mut held) = self.begin(message, at).await?;
+        let (mut handled, mut held) = self.begin(message, at, true).await?;
         while let Some(wait) = held.iter().map(|held| held.wait).min() {
             tokio::time::sleep(wait).await;
             held = self.again(held, When::Urgent, &mut handled).await?;
@@ -182,31 +192,45 @@ impl Invalidator {
 
     /// Handles a message but for what is held off: of that it says when to come [again](Self::again).
     ///
+    /// Where nobody else hears of it (`alone`), what Samovar keeps for a job that is not known here is removed.
+    ///
     /// # Errors
     /// Redis's; handle it again.
-    pub async fn begin(&self, message: &Message, at: i64) -> RedisResult<(Handled, Vec<HeldOff>)> {
+    pub async fn begin(&self, message: &Message, at: i64, alone: bool) -> RedisResult<(Handled, Vec<HeldOff>)> {
         let (mut handled, mut held) = (Handled::default(), Vec::new());
-        let mut named = Vec::new();
+        let (mut named, mut foreign) = (Vec::new(), Vec::new());
+        let order = Order { action: message.action, at, alone };
         for key in &message.keys {
             match self.jobs.owner(key) {
                 Some((job, _)) => named.push((Arc::clone(job), EntryKey::new(key.as_str()), at)),
-                None => handled.foreign += 1,
+                None => foreign.push(EntryKey::new(key.as_str())),
             }
+        }
+        handled.foreign += foreign.len() as u64;
+        if alone && message.action != Action::Warm {
+            self.remove_foreign(foreign, at, &mut handled).await?;
         }
         let when = if message.is_narrow() { When::Urgent } else { When::Mass(0) };
         self.entries(&named, message.action, when, &mut handled, &mut held).await?;
         for tag in &message.tags {
-            self.tagged(tag, message.action, at, &mut handled, &mut held).await?;
+            self.tagged(tag, order, &mut handled, &mut held).await?;
         }
         for pattern in &message.patterns {
-            self.matching(pattern, None, message.action, at, &mut handled, &mut held).await?;
+            self.matching(pattern, None, order, &mut handled, &mut held).await?;
         }
         for name in &message.jobs {
             match self.jobs.jobs.get(name.as_str()) {
                 Some(job) => {
-                    self.matching(&job.key.glob(), Some(job), message.action, at, &mut handled, &mut held).await?;
+                    let glob = job.key.glob();
+                    self.matching(&glob, Some(job), Order { alone: false, ..order }, &mut handled, &mut held).await?;
                 }
-                None => handled.foreign += 1,
+                None => {
+                    handled.foreign += 1;
+                    if alone {
+                        let kept = self.agenda.matching(&JobName::new(name.as_str()), "*").await?;
+                        self.remove_foreign(kept, at, &mut handled).await?;
+                    }
+                }
             }
         }
         Ok((handled, held))
@@ -229,8 +253,7 @@ impl Invalidator {
     async fn tagged(
         &self,
         tag: &str,
-        action: Action,
-        at: i64,
+        Order { action, at, alone }: Order,
         handled: &mut Handled,
         held: &mut Vec<HeldOff>,
     ) -> RedisResult<()> {
@@ -239,10 +262,16 @@ impl Invalidator {
         let mut cursor = 0;
         loop {
             let (next, entries) = self.store.tagged(tag, cursor).await?;
-            let named: Vec<Named> = entries
-                .into_iter()
-                .filter_map(|key| Some((Arc::clone(self.jobs.owner(key.as_str())?.0), key, at)))
-                .collect();
+            let (mut named, mut foreign) = (Vec::new(), Vec::new());
+            for key in entries {
+                match self.jobs.owner(key.as_str()) {
+                    Some((job, _)) => named.push((Arc::clone(job), key, at)),
+                    None => foreign.push(key),
+                }
+            }
+            if alone {
+                self.remove_foreign(foreign, at, handled).await?;
+            }
             self.entries(&named, action, When::Mass(0), handled, held).await?;
             cursor = next;
             if cursor == 0 {
@@ -257,8 +286,7 @@ impl Invalidator {
         &self,
         glob: &str,
         only: Option<&Arc<Job>>,
-        action: Action,
-        at: i64,
+        Order { action, at, alone }: Order,
         handled: &mut Handled,
         held: &mut Vec<HeldOff>,
     ) -> RedisResult<()> {
@@ -274,7 +302,7 @@ impl Invalidator {
                     .arg(STEP)
                     .query_async(&mut self.redis.clone())
                     .await?;
-                let mut named = Vec::new();
+                let (mut named, mut foreign) = (Vec::new(), Vec::new());
                 for found in found {
                     // A key that is not text is nobody's entry.
                     let Ok(found) = redis::from_redis_value::<String>(found) else { continue };
@@ -284,16 +312,37 @@ impl Invalidator {
                         Some(job) => job.key.read(key).map(|_| job),
                         None => self.jobs.owner(key).map(|(job, _)| job),
                     };
-                    if let Some(job) = owner {
-                        named.push((Arc::clone(job), EntryKey::new(key), at));
+                    match owner {
+                        Some(job) => named.push((Arc::clone(job), EntryKey::new(key), at)),
+                        None if alone => foreign.push(EntryKey::new(key)),
+                        None => {}
                     }
                 }
+                self.remove_foreign(foreign, at, handled).await?;
                 self.entries(&named, action, When::Mass(0), handled, held).await?;
                 cursor = next;
                 if cursor == 0 {
                     break;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Removes values that Samovar keeps for jobs that are not known here, as while workers with new job files replace old
+    /// ones: nobody else is told, and to have none is better than to keep what is not true any more.
+    async fn remove_foreign(&self, keys: Vec<EntryKey>, at: i64, handled: &mut Handled) -> RedisResult<()> {
+        for batch in keys.chunks(ABREAST) {
+            let looked = self.store.look(batch).await?;
+            let leased = self.store.leased(batch).await?;
+            let ours = batch.iter().zip(looked).zip(leased);
+            let ours = ours.filter(|((_, (expires, meta)), leased)| {
+                *leased || meta.as_ref().is_some_and(|meta| meta.is_of(*expires))
+            });
+            let scripts = ours.map(|((key, _), _)| self.store.invalidate(key, at, Removal::Evict));
+            let results = futures_util::future::try_join_all(scripts).await?;
+            handled.removed += results.iter().filter(|result| result.removed).count() as u64;
+            handled.fenced += results.iter().filter(|result| result.fenced).count() as u64;
         }
         Ok(())
     }

@@ -138,8 +138,15 @@ impl Warmer {
     async fn dependants(&self, input: &EntryKey) -> RedisResult<Vec<(&Job, Vec<Made>, Vec<EntryKey>)>> {
         let mut found = Vec::new();
         for job in self.jobs.jobs.values() {
-            let dependants: Vec<EntryKey> =
-                job.inputs.values().filter_map(|pattern| job.key.write(&pattern.read(input.as_str())?)).collect();
+            let mut dependants = Vec::new();
+            for params in job.inputs.values().filter_map(|pattern| pattern.read(input.as_str())) {
+                if job.key.names().iter().all(|name| params.contains_key(name)) {
+                    dependants.extend(job.key.write(&params));
+                } else {
+                    // The input says less than the key: it is an input of many.
+                    dependants.extend(self.agenda.matching(&job.name, &job.key.glob_with(&params)).await?);
+                }
+            }
             if dependants.is_empty() {
                 continue;
             }

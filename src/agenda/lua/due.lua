@@ -7,7 +7,8 @@
 --             'keep' at ARGV 3, unless it is on the agenda already
 --             'there' as 'due', but only if it is on the agenda
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
---       4 '1': an invalidation: what a worker has taken is made due again (what is only claimed is fetched later anyway)
+--       4 '1': an invalidation: what a worker has taken is made due again; so is what is only claimed (and will be fetched
+--         anyway), if less urgently
 --       5 channel of signals  6 the signal to send if anything is due soon: before dispatchers would look by themselves
 --       7… entries (at most 1,000)
 -- Returns how many moved
@@ -47,7 +48,8 @@ for i, entry in ipairs(entries) do
       as = score(single, of)
     elseif old < -1e13 then
       -- Who looks at an entry once more (settle) may find that there is nothing to fetch.
-      move = (override and bits >= 32) or (before == 5 and trigger ~= 5)
+      local urgency = how == 'urgent' and 2 or how == 'mass' and 1 or 0
+      move = (override and (bits >= 32 or math.floor(bits / 8) < urgency)) or (before == 5 and trigger ~= 5)
     else
       move = pressing or at < math.floor(old) or (stronger and at <= now)
       as = score(how == 'urgent', of)
