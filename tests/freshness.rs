@@ -534,7 +534,8 @@ async fn a_message_read_by_a_worker_that_does_not_know_the_job_is_not_lost() {
         eventually("it is warm", async || redis.get("new:a").await.is_some()).await;
         knowing.term();
         knowing.wait().await;
-        let _unknowing = worker(&redis, &Art::of(&upstream).folder());
+        let old = Art::of(&upstream).folder();
+        let _unknowing = worker(&redis, &old);
         redis.set("new:foreign", "{}", TTL).await;
         Parts::of(&redis).await.invalidate(message).await;
         assert_eq!(redis.get("new:a").await, None, "{message}");

@@ -25,6 +25,10 @@ use crate::telemetry::Telemetry;
 
 /// Messages that wait to be handed on; a faster publisher makes Redis wait, and in the end drop the subscriber.
 const WAITING: usize = 10_000;
+/// How long unsubscribing may take, when ending.
+const LAST: Duration = Duration::from_secs(1);
+/// After so long without a message, all that was heard has been read.
+const QUIET: Duration = Duration::from_millis(20);
 /// How often malformed messages are told of.
 const TELL: Duration = Duration::from_secs(60);
 /// Longest excerpt of a malformed message in the log, in characters.
@@ -104,12 +108,20 @@ impl Listener {
         // Whatever was signalled meanwhile.
         self.queue.wake();
         self.suspicion.notify_one();
-        let mut messages = pubsub.into_on_message();
+        let (mut sink, mut messages) = pubsub.split();
+        let channels = [self.keys.invalidate_channel(), &*signals];
+        let mut ending = false;
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
                 () = self.ear.is_deaf() => return Ok(()),
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled(), if !ending => {
+                    // Nothing more is to come; what came before is handled.
+                    ending = true;
+                    let _ = tokio::time::timeout(LAST, sink.unsubscribe(&channels)).await;
+                    continue;
+                }
+                () = tokio::time::sleep(QUIET), if ending => return Ok(()),
             };
             let Some(message) = message else { return Ok(()) };
             let text = String::from_utf8_lossy(message.get_payload_bytes());
