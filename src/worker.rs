@@ -164,6 +164,7 @@ pub async fn run(
         agenda: agenda.clone(),
         store: store.clone(),
         invalidator: invalidator.clone(),
+        popularity: popularity.clone(),
         worker: Arc::clone(&name),
         claim: settings.claim,
         bell: Arc::new(Notify::new()),

@@ -9,9 +9,11 @@ use samovar::agenda::{Due, Trigger};
 use samovar::job::EntryKey;
 use samovar::redis::inbox;
 use samovar::store::{Leased, Note, Removal, Written};
+use samovar::trigger::Doubt;
 use serde_json::{Value, json};
 use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, samovar, worker,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, samovar,
+    talkative, worker,
 };
 
 const CHANNEL: &str = "samovar:invalidate";
@@ -475,6 +477,57 @@ async fn an_inbox_within_its_bound_loses_nothing() {
     }
     inbox::bound(&mut parts.redis.clone(), &parts.keys, 10).await.unwrap();
     assert_eq!(redis.ask::<usize>(&["XLEN", "samovar:inbox"]).await, 9);
+}
+
+#[tokio::test]
+async fn what_is_suspect_is_looked_at_most_read_first_and_what_ai_made_is_not_paid_for_again() {
+    let (redis, upstream) = both().await;
+    let names: Vec<String> = (0..60).map(|n| n.to_string()).collect();
+    for name in &names {
+        upstream.edit(&format!("/art/{name}"));
+    }
+    upstream.on(
+        "/v1/chat/completions",
+        Reply::json(json!({"choices": [{"message": {"content": "Once"}, "finish_reason": "stop"}],
+            "usage": {"total_tokens": 7}})),
+    );
+    let ai = format!(
+        "key = \"tale:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nurl = \"{}/v1/chat/completions\"\nmodel = \"m\"\n\
+         prompt = \"Tell of {{{{ name }}}}\"\n[entries]\nlist = [\"a\"]\n",
+        upstream.url()
+    );
+    let jobs = Art::of(&upstream).limits("concurrency = 1").list(&names).folder().job("tale", &ai);
+    let _worker = talkative(&redis, &jobs).env("SAMOVAR_SAMPLE", "1s").spawn();
+    for name in &names {
+        version(&redis, name, 1).await;
+    }
+    eventually("the tale is told", async || redis.get("tale:a").await.is_some()).await;
+    redis.ask::<f64>(&["ZINCRBY", "samovar:reads", "100", "art:37"]).await;
+    eventually("its reads are counted", async || {
+        redis.ask::<Option<f64>>(&["ZSCORE", "samovar:popular:{art}", "art:37"]).await.is_some()
+    })
+    .await;
+    let parts = Parts::of(&redis).await;
+    for (doubt, calls) in [(Doubt::Missed, 1), (Doubt::Lost, 2)] {
+        let before = upstream.all_requests().len();
+        parts.next_instant().await;
+        parts.suspicion(&jobs).raise(parts.now().await, doubt).await.unwrap();
+        eventually("everything was asked for again", async || {
+            let mut asked: Vec<String> =
+                upstream.all_requests()[before..].iter().map(|call| call.path().to_owned()).collect();
+            asked.retain(|path| path.starts_with("/art/"));
+            if asked.len() < names.len() { Err(asked.len()) } else { Ok(()) }
+        })
+        .await;
+        let first = upstream.all_requests()[before..].iter().find(|call| call.path().starts_with("/art/")).cloned();
+        assert_eq!(first.unwrap().path(), "/art/37");
+        eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+        eventually("the tale is at rest", async || {
+            redis.ask::<Vec<String>>(&["ZRANGEBYSCORE", "samovar:agenda:{tale}", "-inf", "(0"]).await.is_empty()
+                && upstream.calls("/v1/chat/completions") == calls
+        })
+        .await;
+    }
 }
 
 /// A master whose clock ran ahead wrote it; after the failover, its time lies in the future.

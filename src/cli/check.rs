@@ -344,7 +344,7 @@ impl JobReport {
             write!(f, ", refreshed {} before it ends", time(self.ahead))?;
         }
         if self.stale_if_error > 0.0 {
-            write!(f, ", kept {} longer while the source fails (not in effect yet)", time(self.stale_if_error))?;
+            write!(f, ", kept {} longer while the source fails", time(self.stale_if_error))?;
         }
         writeln!(f)?;
         match (&self.schedule, &self.next) {
@@ -413,7 +413,7 @@ mod tests {
         assert!(report.is_sound(), "{text}");
         for line in [
             "artwork_info  What the API shows about an artwork\n  key       artwork_info:{artwork_name}\n",
-            "  ttl       2h, refreshed 10m before it ends, kept 6h longer while the source fails (not in effect yet)\n",
+            "  ttl       2h, refreshed 10m before it ends, kept 6h longer while the source fails\n",
             "  warmup    */30 * * * * Europe/Istanbul, next 2026-01-01T03:30:00+03:00\n",
             "  entries   2 listed, the 200 most read, those of http://127.0.0.1:8600/popular\n",
             "  input     artwork = artwork_info:{artwork_name}\n",

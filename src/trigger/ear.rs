@@ -75,6 +75,7 @@ impl Ear {
     /// Sends canaries until `stop`.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut unheard = 0;
+        let mut sent = 0;
         // The hearing that was checked for a gap before it, and canaries since it began.
         let mut checked = 0;
         let mut waited = 0;
@@ -84,8 +85,10 @@ impl Ear {
             call.arg(&*self.worker).arg(since).arg(last).arg(self.keys.signal_channel());
             call.arg(format!("canary {}", self.worker));
             match call.invoke_async::<i64>(&mut self.redis.clone()).await {
-                Ok(_) => {
-                    unheard = if self.last.load(Ordering::Acquire) > last { 0 } else { unheard + 1 };
+                Ok(now) => {
+                    // The one before has had its time to come.
+                    unheard = if last >= sent { 0 } else { unheard + 1 };
+                    sent = now;
                     if unheard > DEAF {
                         warn!("nothing is heard on the subscription any more: it is made anew");
                         self.deaf.notify_waiters();

@@ -15,11 +15,14 @@ use tracing::{info, warn};
 use super::invalidation::{Handled, HeldOff, Invalidator};
 use crate::agenda::{Agenda, Trigger, When};
 use crate::job::{EntryKey, Job, Jobs, Source};
+use crate::popularity::Popularity;
 use crate::redis::{Connection, Keys, Patience};
 use crate::store::Store;
 
 /// Keys that Redis looks at in one step of a scan.
 const STEP: usize = 500;
+/// Entries of a job that are looked at in the order in which they are read.
+const MOST_READ: usize = 10_000;
 /// How often the note is looked for when nobody says that there is one.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -53,6 +56,8 @@ pub struct Suspicion {
     pub store: Store,
     /// Who voids leases and marks values.
     pub invalidator: Invalidator,
+    /// What is looked at first.
+    pub popularity: Popularity,
     /// This worker.
     pub worker: Arc<str>,
     /// How long one worker is left to it.
@@ -147,20 +152,20 @@ impl Suspicion {
         let mut jobs: Vec<&Arc<Job>> = self.jobs.jobs.values().collect();
         jobs.sort_by_key(|job| is_generated(job));
         for job in jobs {
+            // What comes first is due a moment sooner.
+            let mut due = self.store.now().await?;
+            let top = self.popularity.top(job, MOST_READ).await?;
+            for page in top.chunks(STEP) {
+                due += 1;
+                let keys = page.iter().map(|(key, _)| key.clone()).filter(|key| job.key.read(key.as_str()).is_some());
+                values += self.doubt(job, keys.collect(), at, doubt, due).await?;
+            }
             let mut cursor = 0;
             loop {
                 let (next, found) = self.scan(cursor, &job.key.glob()).await?;
                 let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
-                let keys = self.suspects(found.map(EntryKey::new).collect(), at).await?;
-                values += keys.len();
-                if !is_generated(job) {
-                    self.invalidate(keys, at, When::Mass(0)).await?;
-                } else if doubt == Doubt::Lost {
-                    self.invalidate(keys, at, When::Due(0)).await?;
-                } else {
-                    self.agenda.put(&job.name, &keys, When::Due(0), Trigger::Invalidation).await?;
-                }
-                self.hold().await?;
+                due += 1;
+                values += self.doubt(job, found.map(EntryKey::new).collect(), at, doubt, due).await?;
                 cursor = next;
                 if cursor == 0 {
                     break;
@@ -168,6 +173,21 @@ impl Suspicion {
             }
         }
         Ok((leases, values))
+    }
+
+    /// Makes those of these entries due that are suspect, in the order of `due` (Redis time, ms); returns how many.
+    async fn doubt(&self, job: &Job, keys: Vec<EntryKey>, at: i64, doubt: Doubt, due: i64) -> RedisResult<usize> {
+        let keys = self.suspects(keys, at).await?;
+        let count = keys.len();
+        if !is_generated(job) {
+            self.invalidate(keys, at, When::Mass(due)).await?;
+        } else if doubt == Doubt::Lost {
+            self.invalidate(keys, at, When::Due(due)).await?;
+        } else {
+            self.agenda.put(&job.name, &keys, When::Due(due), Trigger::Invalidation).await?;
+        }
+        self.hold().await?;
+        Ok(count)
     }
 
     async fn scan(&self, cursor: u64, glob: &str) -> RedisResult<(u64, Vec<String>)> {
@@ -182,12 +202,15 @@ impl Suspicion {
         Ok((next, found.into_iter().filter_map(|key| redis::from_redis_value(key).ok()).collect()))
     }
 
-    /// Of these entries, those with a value of ours that was fetched at or before `at`, or in the future.
+    /// Of these entries, those with a value of ours that was fetched at or before `at`, or in the future, and that nobody has
+    /// doubted since.
     async fn suspects(&self, keys: Vec<EntryKey>, at: i64) -> RedisResult<Vec<EntryKey>> {
         let looked = self.store.look(&keys).await?;
         let now = self.store.now().await?;
         let suspect = |(expires, meta): (i64, Option<crate::store::Meta>)| {
-            meta.is_some_and(|meta| meta.is_of(expires) && (meta.start <= at || meta.start > now))
+            meta.is_some_and(|meta| {
+                meta.is_of(expires) && meta.invalidated < at && (meta.start <= at || meta.start > now)
+            })
         };
         Ok(keys.into_iter().zip(looked).filter(|(_, looked)| suspect(looked.clone())).map(|(key, _)| key).collect())
     }

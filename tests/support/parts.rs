@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use samovar::agenda::Agenda;
 use samovar::job::{EntryKey, JobName, Jobs};
+use samovar::popularity::Popularity;
 use samovar::redis::{Connection, Keys};
 use samovar::store::{Fresh, Lease, Leased, Meta, Store};
 use samovar::trigger::{Invalidator, Message, Suspicion, inbox};
@@ -44,6 +45,7 @@ impl Parts {
             agenda: self.agenda.clone(),
             store: self.store.clone(),
             invalidator: self.invalidator(jobs),
+            popularity: Popularity::new(self.redis.clone(), self.keys.clone()),
             worker: Arc::from("a test"),
             claim: Duration::from_secs(60),
             bell: Arc::default(),
