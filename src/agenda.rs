@@ -332,12 +332,27 @@ impl Agenda {
     /// # Errors
     /// Redis's; the entries are due again when their time runs out.
     pub async fn finish(&self, job: &JobName, entries: &[Finished], last: &str) -> RedisResult<()> {
+        self.finish_counting(job, entries, last, &[]).await
+    }
+
+    /// The same, and adds to more of the job's counters.
+    ///
+    /// # Errors
+    /// Redis's; some may have been counted.
+    pub async fn finish_counting(
+        &self,
+        job: &JobName,
+        entries: &[Finished],
+        last: &str,
+        more: &[(&'static str, u64)],
+    ) -> RedisResult<()> {
+        let mut more = more.to_vec();
         for batch in entries.chunks(BATCH) {
-            let mut counts: Vec<(Outcome, u64)> = Vec::new();
+            let mut counts = std::mem::take(&mut more);
             for outcome in batch.iter().filter_map(|entry| entry.outcome) {
-                match counts.iter_mut().find(|(of, _)| *of == outcome) {
+                match counts.iter_mut().find(|(of, _)| *of == outcome.as_str()) {
                     Some((_, count)) => *count += 1,
-                    None => counts.push((outcome, 1)),
+                    None => counts.push((outcome.as_str(), 1)),
                 }
             }
             let mut call = FINISH.key(self.keys.agenda(job));
@@ -349,8 +364,8 @@ impl Agenda {
                 .arg(self.keys.signal_channel())
                 .arg(due_signal(job))
                 .arg(counts.len());
-            for (outcome, count) in counts {
-                call.arg(outcome.as_str()).arg(count);
+            for (name, count) in counts {
+                call.arg(name).arg(count);
             }
             for Finished { key, score, next, .. } in batch {
                 let (what, argument) = match next {

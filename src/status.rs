@@ -7,10 +7,10 @@ use redis::RedisResult;
 use serde::Serialize;
 
 use crate::agenda::Trigger;
-use crate::job::Job;
+use crate::job::{Job, Jobs};
 use crate::ops::Census;
 use crate::redis::{Connection, Keys};
-use crate::warmer::Outcome;
+use crate::warmer::{Outcome, Spending};
 
 /// One job.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -47,6 +47,10 @@ pub struct JobStatus {
     pub dead: u64,
     /// How entries have ended since the counters began, by outcome.
     pub outcomes: BTreeMap<String, u64>,
+    /// What was spent and saved since then.
+    pub spending: Spending,
+    /// The upstreams that it asks, the first choice first.
+    pub upstreams: Vec<UpstreamStatus>,
     /// The last end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<Last>,
@@ -67,7 +71,79 @@ pub struct Last {
     pub reason: Option<String>,
 }
 
-/// Looks at one job; its keys are those of the last count.
+/// An upstream, as the fleet sees it.
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct UpstreamStatus {
+    /// Its name.
+    pub upstream: String,
+    /// Why it is asked nothing for now: `breaker`, `retry-after`, `tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed: Option<&'static str>,
+    /// Until when (Redis time, ms since the epoch); for the breaker, when it is tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_until_ms: Option<i64>,
+    /// AI tokens spent in the present window; absent without a budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_spent: Option<u64>,
+    /// AI tokens that may be spent in a window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_budget: Option<u64>,
+    /// When the window ends (Redis time, ms since the epoch); absent while nothing is spent in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_window_ends_ms: Option<i64>,
+}
+
+/// Looks at all upstreams, in the order of their names.
+///
+/// # Errors
+/// Redis's.
+pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisResult<Vec<UpstreamStatus>> {
+    let mut all = Vec::new();
+    for upstream in jobs.upstreams.values() {
+        let [limit, _, spent] = keys.upstream(&upstream.name);
+        let mut ask = redis::pipe();
+        ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open");
+        ask.cmd("GET").arg(&spent).cmd("PEXPIRETIME").arg(&spent);
+        type Reply = ((i64, i64), (Option<i64>, Option<i64>), Option<u64>, i64);
+        let ((seconds, micros), (blocked, open), spent, ends): Reply = ask.query_async(&mut redis.clone()).await?;
+        let now = seconds * 1_000 + micros / 1_000;
+        let budget = upstream.tokens.map(|budget| budget.tokens);
+        let spent = spent.unwrap_or_default();
+        let mut status = UpstreamStatus {
+            upstream: upstream.name.to_string(),
+            tokens_spent: budget.map(|_| spent),
+            tokens_budget: budget,
+            tokens_window_ends_ms: budget.and((ends > 0).then_some(ends)),
+            ..UpstreamStatus::default()
+        };
+        let out_of_tokens = budget.filter(|budget| spent >= *budget).map(|_| ends);
+        // A breaker is open until a probe succeeds, whenever that is sent.
+        let open = open.filter(|open| *open > 0).map(|open| open.max(now + 1));
+        let closed = [("tokens", out_of_tokens), ("breaker", open), ("retry-after", blocked)];
+        let closed = closed.into_iter().filter_map(|(why, until)| Some((why, until.filter(|until| *until > now)?)));
+        if let Some((why, until)) = closed.max_by_key(|(_, until)| *until) {
+            status.closed = Some(why);
+            status.closed_until_ms = Some(until);
+        }
+        all.push(status);
+    }
+    Ok(all)
+}
+
+/// Gives each job the upstreams that it asks.
+pub fn assign(statuses: &mut [JobStatus], jobs: &Jobs, upstreams: &[UpstreamStatus]) {
+    for status in statuses {
+        let Some(job) = jobs.jobs.get(status.job.as_str()) else { continue };
+        for source in &job.sources {
+            let name = source.upstream().as_str();
+            if status.upstreams.iter().all(|known| known.upstream != name) {
+                status.upstreams.extend(upstreams.iter().find(|upstream| upstream.upstream == name).cloned());
+            }
+        }
+    }
+}
+
+/// Looks at one job; its keys are those of the last count. Its upstreams are left to [`assign`].
 ///
 /// # Errors
 /// Redis's.
@@ -113,7 +189,10 @@ pub async fn of_job(
         .await?;
     let counted = census.and_then(|census| census.jobs.get(job.name.as_str()));
     let last = stats.get("last").and_then(|last| serde_json::from_str(last).ok());
-    let outcomes = stats.into_iter().filter_map(|(name, count)| Some((name, count.parse().ok()?))).collect();
+    let spending = Spending::of(&stats);
+    let is_outcome = |name: &str| Outcome::ALL.iter().any(|outcome| outcome.as_str() == name);
+    let outcomes = stats.into_iter().filter(|(name, _)| is_outcome(name));
+    let outcomes = outcomes.filter_map(|(name, count)| Some((name, count.parse().ok()?))).collect();
     #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
     let next_warmup_ms = next.map(|next| next as i64);
     Ok(JobStatus {
@@ -131,6 +210,8 @@ pub async fn of_job(
         in_hand,
         dead,
         outcomes,
+        spending,
+        upstreams: Vec::new(),
         last,
     })
 }

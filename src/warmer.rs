@@ -9,6 +9,7 @@ mod finisher;
 mod inputs;
 mod old;
 mod outcome;
+mod spending;
 mod timing;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,6 +27,8 @@ use tracing::{Instrument, debug, debug_span, error, warn};
 pub use finisher::Finisher;
 use inputs::Missing;
 pub use outcome::Outcome;
+pub use spending::Spending;
+use spending::Tab;
 pub(crate) use timing::keep;
 use timing::{fresh, jitter, known, millis, retry_after, settled};
 
@@ -109,6 +112,7 @@ pub struct Warmer {
     drain: CancellationToken,
     /// What is in hand: for handing back. The token is there while a fetch is under way.
     held: Mutex<HashMap<(JobName, EntryKey), Held>>,
+    tab: Tab,
 }
 
 impl Warmer {
@@ -126,11 +130,12 @@ impl Warmer {
         drain: CancellationToken,
     ) -> (Arc<Self>, Finisher) {
         let (finished, ends) = mpsc::unbounded_channel();
-        let finisher = Finisher::new(agenda.clone(), ends);
+        let tab = Tab::default();
+        let finisher = Finisher::new(agenda.clone(), ends, tab.clone());
         let patience = claim / 2;
         let held = Mutex::default();
         let warmer =
-            Self { jobs, store, agenda, sources, gates, telemetry, popularity, finished, patience, drain, held };
+            Self { jobs, store, agenda, sources, gates, telemetry, popularity, finished, patience, drain, held, tab };
         (Arc::new(warmer), finisher)
     }
 
@@ -332,6 +337,7 @@ impl Warmer {
                     return Ok(Ending::because(Outcome::Gone, Next::Out, "the upstream no longer has it"));
                 }
                 Written::Done { expires, changed } => {
+                    self.note_saved(job, &answer, &note);
                     let gone: Vec<String> = before
                         .map(|before| before.tags.iter().filter(|tag| !note.tags.contains(tag)).cloned().collect())
                         .unwrap_or_default();
@@ -407,7 +413,9 @@ impl Warmer {
                     }
                 },
             };
-            match self.sources.fetch_with(&self.jobs, &ask, allowed).await {
+            let (answer, tokens_spent) = self.sources.fetch_with(&self.jobs, &ask, allowed).await;
+            self.tab.note(&job.name, Spending { tokens_spent, ..Spending::default() });
+            match answer {
                 Ok(answer) => return Ok(answer),
                 Err(FetchError::Busy(wait)) => {
                     let reason = format!("the upstream asks to wait {} s", wait.as_secs());
@@ -583,6 +591,18 @@ impl Warmer {
                 Finished { key: key.as_str().to_owned(), score, next: Next::In(Duration::ZERO), outcome: None };
             let _ = self.finished.send((job, finished, None));
         }
+    }
+
+    /// Notes what an unchanged value saved.
+    fn note_saved(&self, job: &Job, answer: &Answer, note: &Note) {
+        if !matches!(answer, Answer::Unchanged) {
+            return;
+        }
+        let saved = match job.sources[0] {
+            Source::Ai(_) => Spending { tokens_saved: note.tokens, calls_saved: 1, ..Spending::default() },
+            Source::Http(_) => Spending { not_modified: 1, ..Spending::default() },
+        };
+        self.tab.note(&job.name, saved);
     }
 
     /// Whether an AI value is made from the same as now, so that nobody need be asked.

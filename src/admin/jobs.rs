@@ -40,6 +40,8 @@ pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
     for job in parts.ops.jobs.jobs.values() {
         all.push(status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?);
     }
+    let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
+    status::assign(&mut all, &parts.ops.jobs, &upstreams);
     Ok(all)
 }
 
@@ -61,7 +63,10 @@ pub(super) async fn job(fleet: Fleet, Named(name): Named) -> Result<Json<JobStat
     let parts = fleet.parts()?;
     let job = find(parts, &name)?;
     let census = fleet.0.census(CENSUS).await;
-    Ok(Json(status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?))
+    let mut status = status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?;
+    let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
+    status::assign(std::slice::from_mut(&mut status), &parts.ops.jobs, &upstreams);
+    Ok(Json(status))
 }
 
 /// Fetch nothing of a job any more, in the whole fleet, until it is resumed

@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::{Admin, Parts};
 use crate::ops::Census;
-use crate::status;
-use crate::telemetry::metrics::{self, JobGauges};
+use crate::status::{self, UpstreamStatus};
+use crate::telemetry::metrics::{self, Budget, JobGauges};
 
 /// How long Redis may take; whoever scrapes does not wait for ever.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -40,13 +40,8 @@ async fn look(parts: &Parts, census: Option<&Census>) {
         for job in parts.ops.jobs.jobs.values() {
             jobs.push((job, status::of_job(&parts.ops.redis, &parts.ops.keys, job, census).await?));
         }
-        let mut spent = Vec::new();
-        for name in parts.gates.keys() {
-            let [_, _, key] = parts.ops.keys.upstream(name);
-            let tokens: Option<u64> = redis::cmd("GET").arg(key).query_async(&mut parts.ops.redis.clone()).await?;
-            spent.push(tokens.unwrap_or_default());
-        }
-        redis::RedisResult::Ok((now, jobs, spent))
+        let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
+        redis::RedisResult::Ok((now, jobs, upstreams))
     };
     let asked = tokio::time::timeout(PATIENCE, asked).await.ok().and_then(Result::ok);
     let in_hand = parts.warmer.upgrade().map_or(0, |warmer| warmer.in_hand());
@@ -61,6 +56,7 @@ async fn look(parts: &Parts, census: Option<&Census>) {
                     warm: status.warm,
                     oldest_age_ms: status.oldest_ms.map(|oldest| now - oldest),
                     paused: Some(status.paused_ms.is_some()),
+                    spending: Some(status.spending),
                 };
                 metrics::set_job(&job.name, gauges);
             }
@@ -72,9 +68,15 @@ async fn look(parts: &Parts, census: Option<&Census>) {
             }
         }
     }
-    for (place, (name, gate)) in parts.gates.iter().enumerate() {
-        let spent = asked.as_ref().and_then(|(_, _, spent)| spent.get(place).copied());
-        let tokens = gate.upstream().tokens.map(|budget| (spent, budget.tokens));
+    for (name, gate) in &parts.gates {
+        let known =
+            |(_, _, all): &(_, _, Vec<UpstreamStatus>)| all.iter().find(|u| u.upstream == name.as_str()).cloned();
+        let known = asked.as_ref().and_then(known);
+        let tokens = gate.upstream().tokens.map(|budget| Budget {
+            budget: budget.tokens,
+            spent: known.as_ref().and_then(|known| known.tokens_spent),
+            ends_ms: known.as_ref().and_then(|known| known.tokens_window_ends_ms),
+        });
         metrics::set_upstream(name, gate.in_flight(), gate.is_broken(), tokens);
     }
 }

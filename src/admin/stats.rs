@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::extract::Fleet;
 use super::jobs::statuses;
 use super::problem::Problem;
-use crate::job::{Job, UpstreamName};
+use crate::job::Job;
 use crate::status::JobStatus;
 
 /// What Redis says of itself, and how the jobs fare.
@@ -88,6 +88,9 @@ pub(super) struct Upstream {
     /// AI tokens that may be spent in a window.
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens_budget: Option<u64>,
+    /// When that window ends (Redis time, ms since the epoch); absent while nothing is spent in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_window_ends_ms: Option<i64>,
 }
 
 /// What Redis says of itself, and how the jobs fare
@@ -112,7 +115,7 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
     let mut jobs = Vec::new();
     for status in statuses(fleet).await? {
         let Some(job) = parts.ops.jobs.jobs.get(status.job.as_str()) else { continue };
-        jobs.push(of_job(fleet, job, status).await?);
+        jobs.push(of_job(fleet, job, status)?);
     }
     let (hits, misses) = (number("keyspace_hits"), number("keyspace_misses"));
     Ok(Stats {
@@ -132,7 +135,7 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
     })
 }
 
-async fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats, Problem> {
+fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats, Problem> {
     let parts = fleet.parts()?;
     let count = |outcome: &str| status.outcomes.get(outcome).copied().unwrap_or_default();
     let (refreshes, failures) = (count("warmed") + count("unchanged"), count("failed"));
@@ -148,21 +151,15 @@ async fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats,
             slowest_ms: mean.map(|_| fetches.slowest.as_secs_f64() * 1_000.0),
             closed: gate.refusal().map(|refusal| refusal.says()),
             tokens_of_job: fetches.tokens.get(&job.name).copied().unwrap_or_default(),
-            tokens_spent: None,
-            tokens_budget: gate.upstream().tokens.map(|budget| budget.tokens),
+            ..Upstream::default()
         };
-        if upstream.tokens_budget.is_some() {
-            upstream.tokens_spent = Some(spent(fleet, &gate.upstream().name).await?);
+        if let Some(known) = status.upstreams.iter().find(|known| known.upstream == upstream.name) {
+            upstream.tokens_spent = known.tokens_spent;
+            upstream.tokens_budget = known.tokens_budget;
+            upstream.tokens_window_ends_ms = known.tokens_window_ends_ms;
         }
     }
     Ok(JobStats { status, refreshes, failures, hit_rate: None, upstream })
-}
-
-async fn spent(fleet: &Fleet, upstream: &UpstreamName) -> Result<u64, Problem> {
-    let ops = &fleet.parts()?.ops;
-    let [_, _, spent] = ops.keys.upstream(upstream);
-    let tokens: Option<u64> = redis::cmd("GET").arg(spent).query_async(&mut ops.redis.clone()).await?;
-    Ok(tokens.unwrap_or_default())
 }
 
 fn rate(hits: u64, misses: u64) -> f64 {

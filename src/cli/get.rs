@@ -42,6 +42,15 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         } else if entry.expires != -2 {
             say("written by", "somebody else".to_owned());
         }
+        if let Some(ends) = entry.outlives_ms {
+            let since = if ends > now {
+                format!("from {} on", relative(ends, now))
+            } else {
+                format!("since {}", relative(ends, now))
+            };
+            let reason = entry.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
+            say("old", format!("it outlives its TTL, {since}, because its source fails{reason}"));
+        }
         if let Some(at) = entry.invalidated_ms {
             say("invalidated", format!("{}, not yet answered", relative(at, now)));
         }
@@ -50,7 +59,7 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         {
             say("last attempt", format!("{outcome}, {}, for {trigger}", relative(at, now)));
         }
-        if let Some(reason) = &entry.reason {
+        if let Some(reason) = entry.reason.as_ref().filter(|_| entry.outlives_ms.is_none()) {
             say("reason", reason.clone());
         }
         if let Some(failures) = entry.failures.filter(|failures| *failures > 0) {
@@ -60,6 +69,9 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
             if let Some(validator) = validator {
                 say(what, validator.clone());
             }
+        }
+        if !entry.tags.is_empty() {
+            say("tags", entry.tags.join(", "));
         }
         if let Some(reason) = &entry.given_up {
             say("agenda", format!("given up ({reason}); `samovar dead --retry` puts it back"));

@@ -1,11 +1,12 @@
 //! `samovar jobs`: what is kept warm, and how it goes.
 
 use clap::Args;
+use comfy_table::Table;
 
 use super::exit;
 use super::session::{Failed, Session, jobs, print_json, relative, span, table};
 use crate::config::{Environment, Settings};
-use crate::status;
+use crate::status::{self, JobStatus, UpstreamStatus};
 
 /// Longest last outcome in the table, in characters.
 const LAST: usize = 80;
@@ -27,11 +28,14 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     for job in jobs.jobs.values() {
         all.push(status::of_job(&session.redis, &session.keys, job, Some(&census)).await?);
     }
+    let upstreams = status::upstreams(&session.redis, &session.keys, &jobs).await?;
+    status::assign(&mut all, &jobs, &upstreams);
     if args.json {
         print_json(&all);
         return Ok(exit::OK);
     }
     let mut rows = table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "DUE", "IN HAND", "DEAD", "LAST"]);
+    let spending = spending(&all, now);
     let mut paused = Vec::new();
     for status in all {
         if let Some(since) = status.paused_ms {
@@ -55,6 +59,12 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         ]);
     }
     println!("{rows}");
+    if let Some(spending) = spending {
+        println!("\n{spending}");
+    }
+    if let Some(budgets) = budgets(&upstreams, now) {
+        println!("\n{budgets}");
+    }
     if !paused.is_empty() {
         println!(
             "\nPaused, so that nothing of it is fetched: {}. `samovar resume JOB` lets it go on.",
@@ -67,6 +77,49 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         n => println!("\n{n} workers are running."),
     }
     Ok(exit::OK)
+}
+
+/// What jobs have spent and saved, those that have.
+fn spending(all: &[JobStatus], now: i64) -> Option<Table> {
+    let mut rows =
+        table(&["JOB", "TOKENS SPENT", "TOKENS SAVED", "AI CALLS SAVED", "NOT MODIFIED (304)", "COUNTED SINCE"]);
+    let mut some = false;
+    for JobStatus { job, spending, .. } in all {
+        let counts = [spending.tokens_spent, spending.tokens_saved, spending.calls_saved, spending.not_modified];
+        if counts.iter().any(|count| *count > 0) {
+            some = true;
+            let since = spending.since_ms.map_or_else(|| "–".to_owned(), |since| relative(since, now));
+            rows.add_row([job.clone()].into_iter().chain(counts.map(grouped)).chain([since]));
+        }
+    }
+    some.then_some(rows)
+}
+
+/// What upstreams with a budget may still spend.
+fn budgets(upstreams: &[UpstreamStatus], now: i64) -> Option<Table> {
+    let mut rows = table(&["UPSTREAM", "TOKENS SPENT IN THIS WINDOW", "BUDGET", "WINDOW ENDS"]);
+    let mut some = false;
+    for upstream in upstreams {
+        let (Some(spent), Some(budget)) = (upstream.tokens_spent, upstream.tokens_budget) else { continue };
+        some = true;
+        let ends = upstream.tokens_window_ends_ms.map_or_else(|| "–".to_owned(), |ends| relative(ends, now));
+        let share = u128::from(spent) * 100 / u128::from(budget.max(1));
+        rows.add_row([upstream.upstream.clone(), format!("{} ({share} %)", grouped(spent)), grouped(budget), ends]);
+    }
+    some.then_some(rows)
+}
+
+/// `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// `get` and `dead` tell it whole.

@@ -42,6 +42,10 @@ pub struct Entry {
     pub failures: Option<u32>,
     /// Why the last one failed.
     pub reason: Option<String>,
+    /// When its TTL ends or ended, where the value lives on beyond that because its source fails.
+    pub outlives_ms: Option<i64>,
+    /// Its tags.
+    pub tags: Vec<String>,
     /// When it is due; while it is in hand, when it would be due again.
     pub due_ms: Option<i64>,
     /// Why it is due.
@@ -101,7 +105,9 @@ impl Ops {
             last_trigger: note.as_ref().and_then(|note| note.trigger),
             last_attempt_ms: note.as_ref().map(|note| note.attempted),
             failures: note.as_ref().map(|note| note.failures),
-            reason: note.and_then(|note| note.reason),
+            reason: note.as_ref().and_then(|note| note.reason.clone()),
+            outlives_ms: meta.filter(|meta| ours && meta.outlived > 0).map(|meta| expires - meta.outlived),
+            tags: note.filter(|_| ours).map(|note| note.tags).unwrap_or_default(),
             due_ms: due.map(|due| due.at),
             due_for: due.map(|due| due.trigger),
             given_up: given_up.filter(|_| due.is_none()),

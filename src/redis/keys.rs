@@ -129,7 +129,7 @@ impl Keys {
         format!("{}:dead-reasons:{{{job}}}", self.prefix)
     }
 
-    /// A job's counters for the whole fleet: a hash, outcome to count, and `last`.
+    /// A job's counters for the whole fleet: a hash, outcome to count, what was spent and saved, `since`, and `last`.
     pub fn stats(&self, job: &JobName) -> String {
         format!("{}:stats:{{{job}}}", self.prefix)
     }
@@ -184,6 +184,11 @@ impl Keys {
     /// expire), and the tokens spent.
     pub fn upstream(&self, upstream: &UpstreamName) -> [String; 3] {
         ["limit", "permits", "spent"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
+    }
+
+    /// What share of an upstream's token budget the log was told to be spent, in percent; lives as long as the window.
+    pub fn budget_told(&self, upstream: &UpstreamName) -> String {
+        format!("{}:told:{{{upstream}}}", self.prefix)
     }
 
     /// A lock of a service's, and the last number given with it, in one slot.

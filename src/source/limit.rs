@@ -51,7 +51,8 @@ static SETTLE: LazyLock<Script> =
 static LOOK: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("lua/state.lua"), include_str!("lua/look.lua"))));
 
-/// What the scripts answer: reason, microseconds, whether this request is the breaker's probe, health.
+/// What the scripts answer: reason, microseconds, whether this request is the breaker's probe (of a request that ended: what
+/// share of the budget is to be told, in percent), health.
 type Verdict = (String, u64, u8, u8);
 
 /// The way to one upstream: admits a request or says how long to wait.
@@ -60,6 +61,7 @@ pub struct Gate {
     redis: Connection,
     /// State, permits, tokens spent.
     keys: [String; 3],
+    budget_told: String,
     signal: String,
     id: String,
     serial: AtomicU64,
@@ -175,10 +177,12 @@ impl Gate {
     pub fn new(upstream: Arc<Upstream>, redis: Connection, names: &Keys, local_concurrency: usize) -> Self {
         let local_concurrency = local_concurrency.clamp(1, Semaphore::MAX_PERMITS);
         let keys = names.upstream(&upstream.name);
+        let budget_told = names.budget_told(&upstream.name);
         Self {
             upstream,
             redis,
             keys,
+            budget_told,
             signal: names.signal_channel(),
             id: ulid::Ulid::generate().to_string(),
             serial: AtomicU64::new(0),
@@ -403,6 +407,20 @@ impl Gate {
             .map(|reason| (Instant::now() + Duration::from_micros(*wait), reason));
     }
 
+    /// Says that a budget comes to its end: one worker of the fleet, once in a window.
+    fn tell_spent(&self, (_, wait, share, _): &Verdict) {
+        let Some(budget) = self.upstream.tokens else { return };
+        let upstream = &self.upstream.name;
+        match share {
+            80 => warn!(%upstream, "80 % of its budget of {budget} is spent; at 100 % its entries are deferred"),
+            100 => {
+                let wait = humantime::format_duration(Duration::from_secs(Duration::from_micros(*wait).as_secs()));
+                warn!(%upstream, "its budget of {budget} is spent: its entries are deferred for {wait}, and old values stay as long as they may");
+            }
+            _ => {}
+        }
+    }
+
     fn closed(&self) -> Option<Refusal> {
         let (until, reason) = self.known().closed?;
         let wait = until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())?;
@@ -466,7 +484,8 @@ impl Permit {
         let returned = gate.returned();
         let budget = gate.upstream.tokens;
         let mut call = gate.call(&SETTLE);
-        call.arg(&self.id)
+        call.key(&gate.budget_told)
+            .arg(&self.id)
             .arg(word)
             .arg(millis(busy))
             .arg(self.tokens)
@@ -482,6 +501,7 @@ impl Permit {
             Ok(verdict) => {
                 self.registered = false;
                 gate.learn(&verdict);
+                gate.tell_spent(&verdict);
             }
             Err(error) => {
                 debug!(upstream = %gate.upstream.name, %error, "cannot give a permit back; it expires");

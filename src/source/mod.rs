@@ -116,17 +116,19 @@ impl Sources {
     }
 
     /// Asks one source once under a permit of its upstream's gate, and gives it back: reports how the request ended and what
-    /// tokens it spent, wanted or not.
-    ///
-    /// # Errors
-    /// As [`Sources::fetch`].
-    pub async fn fetch_with(&self, _jobs: &Jobs, ask: &Ask<'_>, mut permit: Permit) -> Result<Answer, FetchError> {
+    /// tokens it spent, wanted or not; those it returns as well.
+    pub async fn fetch_with(
+        &self,
+        _jobs: &Jobs,
+        ask: &Ask<'_>,
+        mut permit: Permit,
+    ) -> (Result<Answer, FetchError>, u64) {
         let began = Instant::now();
         let (result, tokens) = self.fetch_counting(ask).await;
         permit.spend(tokens);
         permit.fetched(&ask.job.name, Ended::from(&result), began.elapsed());
         permit.done(Ended::from(&result)).await;
-        result
+        (result, tokens)
     }
 
     /// Whether the present value is known to hold without asking the upstream, so that no permit is needed: an AI value made

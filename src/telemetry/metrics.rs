@@ -13,7 +13,7 @@ use tracing::debug;
 
 use crate::agenda::Trigger;
 use crate::job::{JobName, UpstreamName};
-use crate::warmer::Outcome;
+use crate::warmer::{Outcome, Spending};
 
 const ENTRIES: &str = "samovar_entries_total";
 const LAG: &str = "samovar_lag_seconds";
@@ -36,6 +36,11 @@ const IN_FLIGHT: &str = "samovar_upstream_in_flight";
 const OPEN: &str = "samovar_upstream_open";
 const SPENT: &str = "samovar_tokens_spent";
 const BUDGET: &str = "samovar_tokens_budget";
+const WINDOW_ENDS: &str = "samovar_tokens_window_ends_timestamp_seconds";
+const JOB_SPENT: &str = "samovar_job_tokens_spent";
+const JOB_SAVED: &str = "samovar_job_tokens_saved";
+const CALLS_SAVED: &str = "samovar_job_calls_saved";
+const NOT_MODIFIED: &str = "samovar_job_not_modified";
 const REDIS_UP: &str = "samovar_redis_up";
 const BUILD: &str = "samovar_build_info";
 
@@ -87,6 +92,15 @@ fn describe() {
     describe_gauge!(OPEN, "1 while the upstream's breaker is open: then only a probe is sent from time to time.");
     describe_gauge!(SPENT, "AI tokens spent in the present window, by the fleet.");
     describe_gauge!(BUDGET, "AI tokens that may be spent in a window, by the fleet.");
+    describe_gauge!(
+        WINDOW_ENDS,
+        Unit::Seconds,
+        "When the present window ends (Unix time); not a number while nothing is spent in it."
+    );
+    describe_gauge!(JOB_SPENT, "AI tokens spent since the job's counters began, by the fleet.");
+    describe_gauge!(JOB_SAVED, "AI tokens saved by not asking since then, by the fleet.");
+    describe_gauge!(CALLS_SAVED, "AI calls saved by not asking since then, by the fleet.");
+    describe_gauge!(NOT_MODIFIED, "HTTP answers 304 since then, in the fleet.");
     describe_gauge!(REDIS_UP, "1 while Redis answers.");
     describe_gauge!(BUILD, "Always 1; the label tells the version.");
     PROCESS.describe();
@@ -160,6 +174,8 @@ pub struct JobGauges {
     pub oldest_age_ms: Option<i64>,
     /// Whether it is paused.
     pub paused: Option<bool>,
+    /// What was spent and saved.
+    pub spending: Option<Spending>,
 }
 
 /// Sets the gauges of a job.
@@ -173,6 +189,10 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
     set(DEAD, gauges.dead);
     set(WARM, gauges.warm);
     set(PAUSED, gauges.paused.map(u64::from));
+    set(JOB_SPENT, gauges.spending.map(|spending| spending.tokens_spent));
+    set(JOB_SAVED, gauges.spending.map(|spending| spending.tokens_saved));
+    set(CALLS_SAVED, gauges.spending.map(|spending| spending.calls_saved));
+    set(NOT_MODIFIED, gauges.spending.map(|spending| spending.not_modified));
     let age = gauges.oldest_age_ms.map_or(f64::NAN, |ms| {
         #[expect(clippy::cast_precision_loss, reason = "an age in ms")]
         let seconds = ms.max(0) as f64 / 1_000.0;
@@ -181,18 +201,30 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
     gauge!(OLDEST, "job" => job.to_string()).set(age);
 }
 
+/// An upstream's token budget.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Tokens that may be spent in a window.
+    pub budget: u64,
+    /// Those spent in the present one; `None` where Redis does not say.
+    pub spent: Option<u64>,
+    /// When that ends (Redis time, ms); `None` while nothing is spent in it.
+    pub ends_ms: Option<i64>,
+}
+
 /// Sets the gauges of an upstream: requests of this worker in flight, whether its breaker is open, and, where tokens are
-/// limited, those spent and those allowed.
-pub fn set_upstream(upstream: &UpstreamName, in_flight: usize, open: bool, tokens: Option<(Option<u64>, u64)>) {
+/// limited, how many.
+pub fn set_upstream(upstream: &UpstreamName, in_flight: usize, open: bool, tokens: Option<Budget>) {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     let set = |name: &'static str, value: Option<u64>| {
         gauge!(name, "upstream" => upstream.to_string()).set(value.map_or(f64::NAN, |value| value as f64));
     };
     set(IN_FLIGHT, Some(in_flight as u64));
     set(OPEN, Some(u64::from(open)));
-    if let Some((spent, budget)) = tokens {
+    if let Some(Budget { budget, spent, ends_ms }) = tokens {
         set(SPENT, spent);
         set(BUDGET, Some(budget));
+        set(WINDOW_ENDS, ends_ms.and_then(|ms| u64::try_from(ms / 1_000).ok()));
     }
 }
 

@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use super::spending::Tab;
 use crate::agenda::{Agenda, Finished};
 use crate::job::JobName;
 use crate::redis::Patience;
@@ -22,11 +23,16 @@ const MOST: usize = 500;
 pub struct Finisher {
     agenda: Agenda,
     ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
+    tab: Tab,
 }
 
 impl Finisher {
-    pub(super) fn new(agenda: Agenda, ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>) -> Self {
-        Self { agenda, ends }
+    pub(super) fn new(
+        agenda: Agenda,
+        ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
+        tab: Tab,
+    ) -> Self {
+        Self { agenda, ends, tab }
     }
 
     /// Runs until the warmer is gone and all is said, or until `stop`, then without patience.
@@ -44,8 +50,10 @@ impl Finisher {
             }
             for (job, (entries, last)) in by_job {
                 let last = last.and_then(|last| serde_json::to_string(&last).ok()).unwrap_or_default();
+                // What an entry cost was noted before it ended.
+                let spent = self.tab.take(&job);
                 loop {
-                    match self.agenda.finish(&job, &entries, &last).await {
+                    match self.agenda.finish_counting(&job, &entries, &last, &spent).await {
                         Ok(()) => {
                             patience.well();
                             break;

@@ -2,7 +2,7 @@
 -- KEYS  1 agenda  2 dead letters  3 their reasons  4 the job's counters
 -- ARGV  1 dead letters kept at most  2 the last outcome, for people ('' leaves it)
 --       3 channel of signals  4 the signal to send if something is due soon: before dispatchers would look by themselves
---       5 how many outcomes are counted, then so many pairs: outcome, count
+--       5 how many counters grow (20 at most), then so many pairs: name, by how much; the first of all notes when (`since`, ms)
 --       then for each entry (500 at most): entry, score while claimed or taken, what, argument
 --         'at'   ms: due at that time, as `expiry`
 --         'settle' ms: due at that time, as an invalidation that is looked at once more
@@ -13,9 +13,11 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = 5
-local outcomes = tonumber(ARGV[at])
-for _ = 1, outcomes do
-  redis.call('HINCRBY', KEYS[4], ARGV[at + 1], ARGV[at + 2])
+local counters = tonumber(ARGV[at])
+for _ = 1, counters do
+  if redis.call('HINCRBY', KEYS[4], ARGV[at + 1], ARGV[at + 2]) == tonumber(ARGV[at + 2]) then
+    redis.call('HSETNX', KEYS[4], 'since', string.format('%.0f', now))
+  end
   at = at + 2
 end
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[4], 'last', ARGV[2]) end

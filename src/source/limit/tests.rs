@@ -411,7 +411,9 @@ async fn tokens_of_answers_of_no_use_are_counted() {
         known: None,
         deadline: within(5000),
     };
-    let refused = sources.fetch_with(&jobs, &ask, permit).await.unwrap_err();
+    let (refused, tokens) = sources.fetch_with(&jobs, &ask, permit).await;
+    let refused = refused.unwrap_err();
+    assert!(tokens > 0, "{refused}");
     assert!(matches!(refused, FetchError::Answer(_)), "{refused}");
     assert_eq!(gate.admit(Urgency::Usual, within(5000)).await.unwrap_err().reason, "tokens");
     assert_eq!(gate.in_flight(), 0);

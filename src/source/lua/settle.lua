@@ -1,7 +1,8 @@
 -- Takes a permit back and notes how its request ended: counts failures, opens and closes the breaker, blocks the upstream for
 -- as long as it asked, counts tokens. Tells the other gates where that changes what they may do.
 --
--- KEYS    as in state.lua
+-- KEYS    as in state.lua, and
+-- KEYS[4] string: the share of the token budget that the log was told of, in percent; it expires with the window
 -- ARGV[1] the permit's id
 -- ARGV[2] 'answered' (well enough to close the breaker), 'failed', 'busy', or 'dropped' (nothing is known)
 -- ARGV[3] for 'busy': milliseconds to leave the upstream alone
@@ -14,7 +15,8 @@
 -- ARGV[10] the channel on which the others are told
 -- ARGV[11] and what
 -- ARGV[12], … more permits handed back, a hundred at most
--- returns { reason, microseconds, 0, health } as of now: why nothing is admitted, and for how long
+-- returns { reason, microseconds, told, health } as of now: why nothing is admitted, and for how long; told is 80 or 100 where so
+--         much of the budget is spent, in percent, and nobody said so in this window, else 0: the caller says it
 -- Work: constant.
 
 local id, ended = ARGV[1], ARGV[2]
@@ -24,11 +26,16 @@ local changed = false
 redis.call('ZREM', KEYS[2], id)
 take_back(12)
 
-local tokens = tonumber(ARGV[4])
+local tokens, told = tonumber(ARGV[4]), 0
 if tokens > 0 and budget > 0 then
   local spent = redis.call('INCRBY', KEYS[3], ARGV[4])
   if redis.call('PTTL', KEYS[3]) < 0 then redis.call('PEXPIRE', KEYS[3], ARGV[5]) end
   if spent >= budget and spent - tokens < budget then changed = true end
+  local share = spent >= budget and 100 or spent >= budget * 0.8 and 80 or 0
+  if share > tonumber(redis.call('GET', KEYS[4]) or '0') then
+    redis.call('SET', KEYS[4], share, 'PX', math.max(1, redis.call('PTTL', KEYS[3])))
+    told = share
+  end
 end
 
 -- While the breaker is open, only its probe is heard: what began before tells nothing new.
@@ -73,4 +80,4 @@ end
 if redis.call('EXISTS', KEYS[1]) == 1 then keep(0) end
 if changed then redis.call('PUBLISH', ARGV[10], ARGV[11]) end
 local reason, wait = closed(budget)
-return { reason, wait * 1000, 0, health() }
+return { reason, wait * 1000, told, health() }

@@ -1,0 +1,152 @@
+//! What AI costs, what is saved by not asking, and where spending stops.
+#![cfg(test)]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Art, JobsFolder, Reply, TestRedis, Upstream, WorkerProcess, eventually, samovar, talkative, worker};
+
+const ASKED: &str = "/v1/chat/completions";
+
+async fn both() -> (TestRedis, Upstream) {
+    tokio::join!(TestRedis::start(), Upstream::start())
+}
+
+/// A job `story` whose answers cost 15 tokens each, and the job `art`.
+fn stories(upstream: &Upstream, names: &[&str], budget: &str) -> JobsFolder {
+    upstream.answer(ASKED, |_, count| {
+        Reply::json(json!({
+            "choices": [{"message": {"content": format!("Story {count}")}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+        }))
+    });
+    let ai = format!("[openai]\nurl = \"{}/v1\"\nconcurrency = 1\n{budget}", upstream.url());
+    let story = format!(
+        "key = \"story:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nupstream = \"openai\"\nmodel = \"tiny\"\n\
+         prompt = \"Tell of {{{{ name }}}}\"\n[entries]\nlist = {}\n",
+        json!(names)
+    );
+    Art::of(upstream).list(["a"]).limits(&ai).folder().job("story", &story)
+}
+
+async fn warm(redis: &TestRedis, jobs: &JobsFolder, what: &str) {
+    let done = samovar(["warm", what, "--wait"]).redis(redis).jobs(jobs).run().await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
+/// A job, as `samovar jobs --json` shows it.
+async fn job(redis: &TestRedis, jobs: &JobsFolder, name: &str) -> Value {
+    let shown = samovar(["jobs", "--json"]).redis(redis).jobs(jobs).run().await;
+    let all: Vec<Value> = serde_json::from_str(&shown.stdout).unwrap_or_else(|e| panic!("{e}: {shown:?}"));
+    all.into_iter().find(|job| job["job"] == name).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_spent_and_saved_is_counted_for_the_fleet_and_survives_its_workers() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"title": "one"}));
+    let jobs = stories(&upstream, &["a", "b"], "tokens = \"1000/hour\"");
+    let mut first = worker(&redis, &jobs);
+    eventually("both stories are there", async || redis.keys("story:*").await.len() == 2).await;
+    eventually("the artwork is there", async || redis.get("art:a").await).await;
+    eventually("it is counted", async || job(&redis, &jobs, "story").await["spending"]["tokens_spent"] == 30).await;
+    first.kill9();
+    let _second = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").env("SAMOVAR_CLAIM", "1s").spawn();
+    warm(&redis, &jobs, "story").await;
+    warm(&redis, &jobs, "art").await;
+    assert_eq!(upstream.calls(ASKED), 2, "nothing was generated again");
+    eventually("what was saved is counted", async || {
+        let story = job(&redis, &jobs, "story").await["spending"].clone();
+        let counts = (&story["tokens_spent"], &story["tokens_saved"], &story["calls_saved"]);
+        if counts == (&json!(30), &json!(30), &json!(2)) { Ok(()) } else { Err(story) }
+    })
+    .await;
+    let art = job(&redis, &jobs, "art").await;
+    assert_eq!((&art["spending"]["not_modified"], &art["spending"]["tokens_spent"]), (&json!(1), &json!(0)));
+    // Counters of spending are no outcomes.
+    let story = job(&redis, &jobs, "story").await;
+    assert_eq!(story["outcomes"], json!({"warmed": 2, "unchanged": 2}));
+    assert!(story["spending"]["since_ms"].is_i64(), "{story}");
+    let openai = &story["upstreams"][0];
+    assert_eq!((&openai["upstream"], &openai["tokens_spent"]), (&json!("openai"), &json!(30)));
+    assert_eq!(openai["tokens_budget"], 1000);
+    let now = redis.ask::<(i64, i64)>(&["TIME"]).await.0 * 1_000;
+    let ends = openai["tokens_window_ends_ms"].as_i64().unwrap();
+    assert!((now..=now + 3_601_000).contains(&ends), "{ends}");
+    let shown = samovar(["jobs"]).redis(&redis).jobs(&jobs).run().await.stdout;
+    for text in ["TOKENS SAVED", "30 (3 %)", "1,000", "WINDOW ENDS"] {
+        assert!(shown.contains(text), "`{text}` in {shown}");
+    }
+}
+
+#[tokio::test]
+async fn http_and_metrics_show_what_is_spent_and_saved() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"title": "one"}));
+    let jobs = stories(&upstream, &["a"], "tokens = \"1000/hour\"");
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    eventually("the story is there", async || redis.get("story:a").await).await;
+    let base = address(&mut worker).await;
+    warm(&redis, &jobs, "story").await;
+    let expected = [
+        "samovar_job_tokens_spent{job=\"story\"} 15",
+        "samovar_job_tokens_saved{job=\"story\"} 15",
+        "samovar_job_calls_saved{job=\"story\"} 1",
+        "samovar_job_not_modified{job=\"story\"} 0",
+        "samovar_tokens_spent{upstream=\"openai\"} 15",
+        "samovar_tokens_budget{upstream=\"openai\"} 1000",
+        "samovar_tokens_window_ends_timestamp_seconds{upstream=\"openai\"} 1",
+    ];
+    eventually("the metrics tell", async || {
+        let text = get(&format!("{base}/metrics")).await;
+        let missing: Vec<&str> = expected.into_iter().filter(|line| !text.contains(line)).collect();
+        if missing.is_empty() { Ok(()) } else { Err((missing.join("\n"), text)) }
+    })
+    .await;
+    let all: Value = serde_json::from_str(&get(&format!("{base}/jobs")).await).unwrap();
+    let story = all.as_array().unwrap().iter().find(|job| job["job"] == "story").unwrap();
+    assert_eq!(story["spending"]["tokens_saved"], 15);
+    assert_eq!(story["upstreams"][0]["tokens_budget"], 1000);
+    let one: Value = serde_json::from_str(&get(&format!("{base}/jobs/story")).await).unwrap();
+    assert_eq!(one["upstreams"], story["upstreams"]);
+    let stats: Value = serde_json::from_str(&get(&format!("{base}/redis/stats")).await).unwrap();
+    let story = stats["jobs"].as_array().unwrap().iter().find(|job| job["job"] == "story").unwrap();
+    assert_eq!(story["upstream"]["tokens_spent"], 15);
+    assert!(story["upstream"]["tokens_window_ends_ms"].is_i64(), "{story}");
+}
+
+#[tokio::test]
+async fn a_budget_that_comes_to_its_end_is_told_of_once_in_a_window_by_the_whole_fleet() {
+    let (redis, upstream) = both().await;
+    // The first story makes 83 %, the second more than all of it.
+    let jobs = stories(&upstream, &["a", "b", "c", "d"], "tokens = \"18/hour\"");
+    let mut fleet = [worker(&redis, &jobs), worker(&redis, &jobs)];
+    eventually("the others are deferred", async || {
+        redis.ask::<Option<u64>>(&["HGET", "samovar:stats:{story}", "deferred"]).await.unwrap_or_default() >= 2
+    })
+    .await;
+    assert_eq!(upstream.calls(ASKED), 2);
+    let ttl: i64 = redis.ask(&["PTTL", "samovar:told:{openai}"]).await;
+    assert!((1..=3_600_000).contains(&ttl), "it ends with the window: {ttl}");
+    let shown = job(&redis, &jobs, "story").await;
+    assert_eq!(shown["upstreams"][0]["closed"], "tokens", "{shown}");
+    for worker in &mut fleet {
+        worker.term();
+        worker.wait().await;
+    }
+    let told = |text: &str| -> usize {
+        fleet.iter().map(|worker| worker.log().iter().filter(|line| line.contains(text)).count()).sum()
+    };
+    assert_eq!((told("80 % of its budget"), told("is spent: its entries are deferred")), (1, 1));
+}
+
+async fn address(worker: &mut WorkerProcess) -> String {
+    let line = worker.wait_for_log(&["http://127.0.0.1:"]).await;
+    let rest = &line[line.find("http://").unwrap()..];
+    rest.split(|c: char| c.is_whitespace() || c == '"').next().unwrap().trim_end_matches('/').to_owned()
+}
+
+async fn get(url: &str) -> String {
+    let client = reqwest::Client::builder().timeout(std::time::Duration::from_secs(20)).build().unwrap();
+    client.get(url).send().await.unwrap().text().await.unwrap()
+}
