@@ -23,6 +23,8 @@ use crate::store::Store;
 const STEP: usize = 500;
 /// Entries of a job that are looked at in the order in which they are read.
 const MOST_READ: usize = 10_000;
+/// Of these, how many are due at the same moment.
+const FINE: usize = 32;
 /// How often the note is looked for when nobody says that there is one.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -155,7 +157,7 @@ impl Suspicion {
             // What comes first is due a moment sooner.
             let mut due = self.store.now().await?;
             let top = self.popularity.top(job, MOST_READ).await?;
-            for page in top.chunks(STEP) {
+            for page in top.chunks(FINE) {
                 due += 1;
                 let keys = page.iter().map(|(key, _)| key.clone()).filter(|key| job.key.read(key.as_str()).is_some());
                 values += self.doubt(job, keys.collect(), at, doubt, due).await?;
