@@ -2,6 +2,7 @@
 //!
 //! Standard output stays free for what commands print.
 
+mod feed;
 pub mod metrics;
 mod outcomes;
 
@@ -12,6 +13,7 @@ use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub use feed::{Ended, Event, Invalidation, Told};
 pub use outcomes::Telemetry;
 
 /// Which log lines are written: levels by module (`samovar::warmer=debug,warn`).

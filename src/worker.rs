@@ -116,6 +116,8 @@ pub async fn run(
 
     let keys = Keys::new(&settings.prefix, &settings.channel);
     let telemetry = Telemetry::default();
+    let feed = telemetry.clone().feed(redis.clone(), keys.clone(), Arc::clone(&name), over.clone());
+    loops.run("the feed", feed);
     let store = Store::new(redis.clone(), keys.clone());
     let agenda = Agenda::new(redis.clone(), keys.clone());
     let queue = Queue::new(redis.clone(), &keys, &name).showing(&health.queue);

@@ -15,6 +15,7 @@ mod probe;
 mod resume;
 mod session;
 mod warm;
+mod watch;
 mod worker;
 
 use std::path::PathBuf;
@@ -60,6 +61,8 @@ enum Command {
     Pause(pause::PauseArgs),
     /// Let a paused job go on
     Resume(pause::PauseArgs),
+    /// Watch what is being warmed, why, and how it ends, as it happens
+    Watch(watch::WatchArgs),
     /// Show one entry's value and what is known of it
     Get(get::GetArgs),
     /// List entries whose warming was given up, or put them back
@@ -137,6 +140,7 @@ fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
             Command::Invalidate(args) => invalidate::run(&args, settings).await,
             Command::Pause(args) => pause::run(&args, settings, env).await,
             Command::Resume(args) => resume::run(&args, settings, env).await,
+            Command::Watch(args) => watch::run(&args, settings, env).await,
             Command::Get(args) => get::run(&args, settings, env).await,
             Command::Dead(args) => dead::run(&args, settings, env).await,
             Command::Demo(args) => Ok(demo::run(&args).await),

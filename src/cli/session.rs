@@ -74,7 +74,12 @@ impl Session {
 
     /// How many workers live.
     pub(super) async fn workers(&self) -> Result<usize, Failed> {
-        Ok(Queue::new(self.redis.clone(), &self.keys, "").workers(dead_after(self.claim)).await?)
+        Ok(self.count_workers().await?)
+    }
+
+    /// The same, for who goes on without an answer.
+    pub(super) async fn count_workers(&self) -> redis::RedisResult<usize> {
+        Queue::new(self.redis.clone(), &self.keys, "").workers(dead_after(self.claim)).await
     }
 }
 

@@ -207,6 +207,11 @@ impl Keys {
         format!("{}:changed", self.prefix)
     }
 
+    /// The channel where workers tell what they do, while somebody is subscribed.
+    pub fn watched_channel(&self) -> String {
+        format!("{}:watched", self.prefix)
+    }
+
     /// The channel by which workers wake one another.
     pub fn signal_channel(&self) -> String {
         format!("{}:signal", self.prefix)

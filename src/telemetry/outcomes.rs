@@ -8,10 +8,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::feed::{Event, Feed};
 use super::metrics;
 use crate::agenda::Trigger;
 use crate::job::{EntryKey, Job, JobName};
-use crate::trigger::Handled;
+use crate::redis::{Connection, Keys};
+use crate::trigger::{Handled, Message};
 use crate::warmer::Outcome;
 
 /// How often the log tells what was done.
@@ -28,6 +30,7 @@ struct Inner {
     invalidations: AtomicU64,
     malformed: AtomicU64,
     foreign: AtomicU64,
+    feed: Feed,
 }
 
 /// What one job's entries came to since it was last told.
@@ -57,6 +60,7 @@ impl Telemetry {
             metrics::lag(&job.name, late + took);
         }
         debug!(%outcome, reason, ms = took.as_millis(), "ended");
+        self.0.feed.tell(|| Event::ended(job.name.as_str(), key.as_str(), trigger, outcome, reason, late, took));
         let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let tally = jobs.entry(job.name.clone()).or_default();
         *tally.outcomes.entry(outcome.as_str()).or_default() += 1;
@@ -76,7 +80,8 @@ impl Telemetry {
     }
 
     /// An invalidation was handled; `way` is `channel` or `inbox`.
-    pub fn invalidation(&self, way: &'static str, handled: &Handled) {
+    pub fn invalidation(&self, way: &'static str, message: &Message, handled: &Handled) {
+        self.0.feed.tell(|| Event::invalidation(way, message, handled));
         self.0.invalidations.fetch_add(1, Ordering::Relaxed);
         metrics::invalidation(way, handled.foreign);
         let Handled { entries, due, removed, fenced, foreign } = *handled;
@@ -113,6 +118,11 @@ impl Telemetry {
             self.tell();
             metrics::upkeep();
         }
+    }
+
+    /// Tells whoever watches what this worker does, until `over`.
+    pub async fn feed(self, redis: Connection, keys: Keys, worker: Arc<str>, over: CancellationToken) {
+        self.0.feed.run(redis, &keys.watched_channel(), &worker, over).await;
     }
 
     fn tell(&self) {

@@ -229,15 +229,17 @@ impl Line<'_> {
         let At::Redis(at) = work.at else { return Ok(()) };
         let receipt = work.receipt.as_ref();
         if work.message.action == Action::Refresh && work.message.is_narrow() {
-            work.message.keys.retain(|key| !self.held.joins(key, at, receipt));
+            let joined = |key: &mut String| self.held.joins(key, at, receipt);
+            let joined: Vec<String> = work.message.keys.extract_if(.., joined).collect();
             if work.message.keys.is_empty() {
-                self.telemetry.invalidation(work.way, &Handled { entries: 1, ..Handled::default() });
+                work.message.keys = joined;
+                self.telemetry.invalidation(work.way, &work.message, &Handled { entries: 1, ..Handled::default() });
                 return Ok(());
             }
         }
         let alone = work.receipt.is_some();
         let (handled, held) = self.invalidator.begin(&work.message, at, alone).await?;
-        self.telemetry.invalidation(work.way, &handled);
+        self.telemetry.invalidation(work.way, &work.message, &handled);
         for held in held {
             self.held.add(held, receipt.map(Receipt::part).into_iter().collect());
         }

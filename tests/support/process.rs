@@ -155,6 +155,11 @@ impl WorkerProcess {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// What it has printed so far.
+    pub fn printed(&self) -> Vec<String> {
+        self.stdout.so_far()
+    }
+
     /// The log so far.
     pub fn log(&self) -> Vec<String> {
         self.stderr.so_far()

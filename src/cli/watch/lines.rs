@@ -1,0 +1,181 @@
+//! Lines: one for each event, for people or for programs.
+
+use chrono::{DateTime, Local};
+use serde::Serialize;
+use serde_json::json;
+
+use super::news::News;
+use super::view::{View, ms};
+use crate::telemetry::{Ended, Event, Invalidation};
+use crate::trigger::Action;
+
+/// Writes lines to standard output; what fails goes to standard error.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lines {
+    json: bool,
+}
+
+/// An event, and who told of it.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    event: &'a Event,
+    worker: &'a str,
+}
+
+impl Lines {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Shows what an event says.
+    pub(super) fn show(self, news: &News) {
+        match news {
+            News::Told(told) => {
+                for event in &told.events {
+                    if self.json {
+                        print_line(&Line { event, worker: &told.worker });
+                    } else {
+                        println!("{}", line(event));
+                    }
+                }
+                if self.json && told.dropped > 0 {
+                    print_line(&json!({ "event": "dropped", "count": told.dropped, "worker": told.worker }));
+                }
+            }
+            News::Deaf(why) => eprintln!("samovar: workers are not heard for now: {}", clean(why)),
+            News::Blind(why) => eprintln!("samovar: Redis does not answer for now: {}", clean(why)),
+            News::Hears if self.json => print_line(&json!({ "event": "watching" })),
+            News::Hears | News::Look(_) => {}
+        }
+    }
+
+    /// Shows how things stand.
+    pub(super) fn sum_up(self, view: &mut View) {
+        let summary = view.sum_up();
+        if self.json {
+            print_line(&summary);
+        } else {
+            println!("{}", clean(&summary.line()));
+        }
+    }
+}
+
+fn print_line(document: &impl Serialize) {
+    match serde_json::to_string(document) {
+        Ok(text) => println!("{text}"),
+        Err(e) => eprintln!("samovar: cannot be written as JSON: {e}"),
+    }
+}
+
+/// An event as people read it, in one line.
+fn line(event: &Event) -> String {
+    let (what, why) = (what(event), why(event));
+    let times = match event {
+        Event::Ended(ended) => format!("took {:>8}  lag {:>8}", ms(ended.took_ms), ms(ended.lag_ms)),
+        Event::Invalidation(_) => String::new(),
+    };
+    format!("{} {what:<12} {why:<12} {times:<28} {}", clock(event), subject(event))
+}
+
+/// The time of day of an event.
+pub(super) fn clock(event: &Event) -> String {
+    let at = match event {
+        Event::Ended(ended) => ended.at_ms,
+        Event::Invalidation(invalidation) => invalidation.at_ms,
+    };
+    let time = DateTime::from_timestamp_millis(at).unwrap_or_default();
+    time.with_timezone(&Local).format("%H:%M:%S%.3f").to_string()
+}
+
+/// What happened, in a word.
+pub(super) fn what(event: &Event) -> &'static str {
+    match event {
+        Event::Ended(ended) => ended.outcome.as_str(),
+        Event::Invalidation(_) => "invalidation",
+    }
+}
+
+/// Why, in a word: the trigger, or the way that an invalidation came.
+pub(super) fn why(event: &Event) -> String {
+    match event {
+        Event::Ended(ended) => ended.trigger.to_string(),
+        Event::Invalidation(invalidation) => clean(&invalidation.way),
+    }
+}
+
+/// What it happened to, and what there is to say about that.
+pub(super) fn subject(event: &Event) -> String {
+    let text = match event {
+        Event::Ended(Ended { key, reason: Some(reason), .. }) => format!("{key}: {reason}"),
+        Event::Ended(Ended { key, reason: None, .. }) => key.clone(),
+        Event::Invalidation(invalidation) => named(invalidation),
+    };
+    clean(&text)
+}
+
+fn named(invalidation: &Invalidation) -> String {
+    let Invalidation { action, keys, patterns, tags, jobs, entries, due, removed, fenced, foreign, .. } = invalidation;
+    let action = match action {
+        Action::Refresh => "refresh",
+        Action::Evict => "evict",
+        Action::Warm => "warm",
+    };
+    let mut names: Vec<String> = keys.clone();
+    for (kind, list) in [("pattern", patterns), ("tag", tags), ("job", jobs)] {
+        names.extend(list.iter().map(|name| format!("{kind} {name}")));
+    }
+    let counts = [("entries", entries), ("due", due), ("removed", removed), ("fenced", fenced), ("foreign", foreign)];
+    let counts: Vec<String> =
+        counts.into_iter().filter(|(_, count)| **count > 0).map(|(what, count)| format!("{count} {what}")).collect();
+    let counts = if counts.is_empty() { String::new() } else { format!(" ({})", counts.join(", ")) };
+    format!("{action} {}{counts}", names.join(", "))
+}
+
+/// Keys and reasons come from anybody: nothing in them commands the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '·' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agenda::Trigger;
+    use crate::warmer::Outcome;
+
+    #[test]
+    fn a_line_is_one_line_and_commands_no_terminal() {
+        let event = Event::Ended(Ended {
+            at_ms: 1_732_270_000_123,
+            job: "art".into(),
+            key: "art:\u{1b}[2Ja".into(),
+            trigger: Trigger::Invalidation,
+            outcome: Outcome::Failed,
+            reason: Some("503\nService".into()),
+            took_ms: 35,
+            lag_ms: 12_000,
+        });
+        let line = line(&event);
+        assert!(line.contains("failed       invalidation took    35 ms  lag      12s"), "{line}");
+        assert!(line.ends_with("art:·[2Ja: 503·Service"), "{line}");
+    }
+
+    #[test]
+    fn an_invalidation_says_what_it_named_and_touched() {
+        let event = Event::Invalidation(Invalidation {
+            at_ms: 0,
+            way: "inbox".into(),
+            action: Action::Evict,
+            keys: vec!["art:a".into()],
+            patterns: vec!["story:*".into()],
+            tags: vec![],
+            jobs: vec![],
+            entries: 3,
+            due: 0,
+            removed: 2,
+            fenced: 0,
+            foreign: 0,
+        });
+        assert_eq!(subject(&event), "evict art:a, pattern story:* (3 entries, 2 removed)");
+    }
+}

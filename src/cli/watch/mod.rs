@@ -1,0 +1,142 @@
+//! `samovar watch`: what the fleet does, as it happens.
+//!
+//! In a terminal it is a screen; elsewhere a line for each event, and a summary every few seconds. Redis may go away meanwhile:
+//! it says so, and goes on when Redis is back.
+
+mod filter;
+mod lines;
+mod news;
+mod screen;
+mod view;
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use clap::Args;
+use crossterm::event::{Event as Pressed, EventStream, KeyCode, KeyEventKind, KeyModifiers};
+use futures_util::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+
+use self::filter::Filter;
+use self::lines::Lines;
+use self::screen::Screen;
+use self::view::View;
+use super::session::{Failed, Session, jobs};
+use super::{asked_to_stop, exit};
+use crate::config::{Environment, Settings};
+
+/// How often the screen is drawn, at most.
+const DRAW: Duration = Duration::from_millis(100);
+/// How often lines are summed up.
+const SUM_UP: Duration = Duration::from_secs(5);
+/// Messages that may wait to be shown; then Redis waits, and in the end drops who does not read.
+const WAITING: usize = 1_000;
+
+/// Arguments of `samovar watch`.
+#[derive(Args)]
+pub(super) struct WatchArgs {
+    /// Only these jobs
+    #[arg(long, value_name = "JOB")]
+    job: Vec<String>,
+    /// Only keys that match one of these globs (`*`, `?`, `[a-z]`, `\` before what is meant literally)
+    #[arg(long, value_name = "GLOB")]
+    key: Vec<String>,
+    /// One JSON object a line, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
+    let jobs = jobs(settings, env)?;
+    if let Some(unknown) = args.job.iter().find(|name| !jobs.jobs.contains_key(name.as_str())) {
+        eprintln!("samovar: `{unknown}` is no job; `samovar jobs` lists them");
+        return Ok(exit::USAGE);
+    }
+    let filter = Filter::new(args.job.clone(), args.key.clone(), &jobs);
+    let session = Session::open(settings).await?;
+    let (tell, mut news) = mpsc::channel(WAITING);
+    let hearing = news::hear(session.redis.client().clone(), session.keys.watched_channel(), tell.clone());
+    let looking = news::look(&session, &jobs, &filter, tell);
+    let mut view = View::new(settings.redis.to_string(), filter.to_string());
+    let mut shown = if args.json || !std::io::stdout().is_terminal() {
+        Shown::Lines(Lines::new(args.json))
+    } else {
+        let screen = Screen::open().map_err(|e| {
+            eprintln!("samovar: cannot draw in this terminal: {e}; `samovar watch | cat` prints lines");
+            Failed(exit::FAILED)
+        })?;
+        Shown::Screen(Box::new(screen), EventStream::new())
+    };
+    let (mut draw, mut sum_up) = (interval(DRAW), interval(SUM_UP));
+    for ticks in [&mut draw, &mut sum_up] {
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    sum_up.tick().await;
+    let (mut changed, mut summed_up) = (true, false);
+    let stop = asked_to_stop();
+    tokio::pin!(hearing, looking, stop);
+    loop {
+        tokio::select! {
+            () = &mut hearing => return Ok(exit::FAILED),
+            () = &mut looking => return Ok(exit::FAILED),
+            () = &mut stop => return Ok(exit::OK),
+            Some(news) = news.recv() => {
+                let news = filter.pass(news);
+                if let Shown::Lines(lines) = &shown {
+                    lines.show(&news);
+                }
+                view.take(news);
+                changed = true;
+                // Whoever reads lines need not wait for the first summary.
+                if let (Shown::Lines(lines), false, true) = (&shown, summed_up, view.is_complete()) {
+                    lines.sum_up(&mut view);
+                    summed_up = true;
+                }
+            }
+            _ = sum_up.tick() => if let Shown::Lines(lines) = &shown {
+                lines.sum_up(&mut view);
+            },
+            _ = draw.tick() => if let (Shown::Screen(screen, _), true) = (&mut shown, changed) {
+                changed = false;
+                if let Err(e) = screen.draw(&view) {
+                    drop(shown);
+                    eprintln!("samovar: cannot draw any more: {e}");
+                    return Ok(exit::FAILED);
+                }
+            },
+            pressed = shown.pressed() => match pressed {
+                Pressing::Quit => return Ok(exit::OK),
+                Pressing::Other => changed = true,
+            },
+        }
+    }
+}
+
+/// Where it is shown.
+enum Shown {
+    Screen(Box<Screen>, EventStream),
+    Lines(Lines),
+}
+
+/// What somebody did at the terminal.
+enum Pressing {
+    Quit,
+    Other,
+}
+
+impl Shown {
+    async fn pressed(&mut self) -> Pressing {
+        let Self::Screen(_, keys) = self else { return std::future::pending().await };
+        match keys.next().await {
+            Some(Ok(Pressed::Key(key))) if key.kind == KeyEventKind::Press => match key.code {
+                KeyCode::Char('q') | KeyCode::Esc => Pressing::Quit,
+                KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Pressing::Quit,
+                _ => Pressing::Other,
+            },
+            Some(Ok(_)) => Pressing::Other,
+            // The terminal is gone.
+            Some(Err(_)) | None => Pressing::Quit,
+        }
+    }
+}

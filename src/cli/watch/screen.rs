@@ -1,0 +1,273 @@
+//! The screen: how jobs stand, what is closed, and the last events.
+//!
+//! Whatever ends the command, a panic included, the terminal is given back as it was.
+
+use std::io;
+
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style, Stylize as _};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Paragraph, Row, Table};
+use ratatui::{DefaultTerminal, Frame};
+
+use super::lines::{clock, subject, what, why};
+use super::view::{Tally, View, hit_rate, ms};
+use crate::status::JobStatus;
+use crate::telemetry::Event;
+use crate::warmer::Outcome;
+
+/// A terminal that is ours for the time being.
+pub(super) struct Screen(DefaultTerminal);
+
+impl Screen {
+    pub(super) fn open() -> io::Result<Self> {
+        ratatui::try_init().map(Self)
+    }
+
+    pub(super) fn draw(&mut self, view: &View) -> io::Result<()> {
+        self.0.draw(|frame| draw(frame, view)).map(|_| ())
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        ratatui::restore();
+    }
+}
+
+/// All of it, in whatever room there is.
+fn draw(frame: &mut Frame<'_>, view: &View) {
+    let jobs = view.look.as_ref().map(|look| look.jobs.as_slice()).unwrap_or_default();
+    let upstreams = view.upstreams();
+    let height = |lines: usize| u16::try_from(lines).unwrap_or(u16::MAX);
+    let half = frame.area().height / 2;
+    let rows = [
+        Constraint::Length(2),
+        Constraint::Length(height(jobs.len() + 2).min(half)),
+        Constraint::Length(height(upstreams.len() + usize::from(!upstreams.is_empty())).min(6)),
+        Constraint::Min(2),
+    ];
+    let [head, jobs_area, upstreams_area, events] = Layout::vertical(rows).areas(frame.area());
+    frame.render_widget(Paragraph::new(header(view)), head);
+    frame.render_widget(of_jobs(jobs, view), jobs_area);
+    let said = upstreams.into_iter().map(|(closed, text)| if closed { Line::from(text).red() } else { text.into() });
+    frame.render_widget(Paragraph::new(said.collect::<Vec<_>>()), upstreams_area);
+    frame.render_widget(of_events(view, events), events);
+}
+
+fn header(view: &View) -> Vec<Line<'_>> {
+    let only = if view.only.is_empty() { String::new() } else { format!("  only {}", view.only) };
+    let title = Line::from(vec![
+        Span::from("samovar watch").bold(),
+        Span::from(format!("  {}{only}", view.server)),
+        Span::from("  q ends").dim(),
+    ]);
+    let stands = match (&view.blind, &view.deaf, &view.look) {
+        (Some(why), _, _) => Line::from(format!("Redis does not answer: {why}")).red(),
+        (None, Some(why), _) => Line::from(format!("workers are not heard: {why}")).red(),
+        (None, None, None) => Line::from("…"),
+        (None, None, Some(look)) => {
+            let workers = match look.workers {
+                0 => Span::from("no worker is running: start one with `samovar worker`").red(),
+                1 => Span::from("1 worker"),
+                n => Span::from(format!("{n} workers")),
+            };
+            let mut spans = vec![workers, Span::from(format!("  {}", hit_rate(view.reads())))];
+            spans.push(Span::from(format!("  {} invalidations", view.invalidations)));
+            if view.dropped > 0 {
+                spans.push(Span::from(format!("  {} more events than can be told", view.dropped)).yellow());
+            }
+            Line::from(spans)
+        }
+    };
+    vec![title, stands]
+}
+
+fn of_jobs<'a>(jobs: &'a [JobStatus], view: &View) -> Table<'a> {
+    let names =
+        ["JOB", "DUE", "IN HAND", "DEAD", "WARMED", "UNCHANGED", "FAILED", "OTHER", "LAG p50/p99", "TOOK p50/p99"];
+    let none = Tally::default();
+    let rows = jobs.iter().map(|status| {
+        let tally = view.tallies.get(&status.job).unwrap_or(&none);
+        let [warmed, unchanged, failed] =
+            [Outcome::Warmed, Outcome::Unchanged, Outcome::Failed].map(|o| tally.count(o));
+        let all: u64 = Outcome::ALL.into_iter().map(|outcome| tally.count(outcome)).sum();
+        let name = if status.paused_ms.is_some() { format!("{} (paused)", status.job) } else { status.job.clone() };
+        let row = Row::new([
+            name,
+            status.due.to_string(),
+            status.in_hand.to_string(),
+            status.dead.to_string(),
+            warmed.to_string(),
+            unchanged.to_string(),
+            failed.to_string(),
+            (all - warmed - unchanged - failed).to_string(),
+            both(tally.lag()),
+            both(tally.took()),
+        ]);
+        if status.paused_ms.is_some() { row.yellow() } else { row }
+    });
+    let widths = [
+        Constraint::Fill(1),
+        Constraint::Length(7),
+        Constraint::Length(7),
+        Constraint::Length(6),
+        Constraint::Length(7),
+        Constraint::Length(9),
+        Constraint::Length(6),
+        Constraint::Length(6),
+        Constraint::Length(17),
+        Constraint::Length(17),
+    ];
+    Table::new(rows, widths).header(Row::new(names).style(heading()))
+}
+
+/// The newest on top.
+fn of_events<'a>(view: &View, area: Rect) -> Table<'a> {
+    let room = usize::from(area.height.saturating_sub(1));
+    let rows = view.recent.iter().rev().take(room).map(|(_, event)| {
+        let (took, lag) = match event {
+            Event::Ended(ended) => (ms(ended.took_ms), ms(ended.lag_ms)),
+            Event::Invalidation(_) => (String::new(), String::new()),
+        };
+        Row::new([clock(event), what(event).to_owned(), why(event), took, lag, subject(event)]).style(style(event))
+    });
+    let widths = [
+        Constraint::Length(12),
+        Constraint::Length(12),
+        Constraint::Length(12),
+        Constraint::Length(8),
+        Constraint::Length(8),
+        Constraint::Fill(1),
+    ];
+    let names = ["AT", "WHAT", "WHY", "TOOK", "LAG", "KEY"];
+    Table::new(rows, widths).header(Row::new(names).style(heading()))
+}
+
+fn both(times: Option<(u64, u64)>) -> String {
+    times.map_or_else(|| "–".to_owned(), |(half, most)| format!("{}/{}", ms(half), ms(most)))
+}
+
+fn heading() -> Style {
+    Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED)
+}
+
+fn style(event: &Event) -> Style {
+    let colour = match event {
+        Event::Invalidation(_) => Color::Magenta,
+        Event::Ended(ended) => match ended.outcome {
+            Outcome::Warmed => Color::Green,
+            Outcome::Unchanged => Color::Cyan,
+            Outcome::Failed => Color::Red,
+            Outcome::Busy | Outcome::Fenced | Outcome::Deferred => Color::Yellow,
+            Outcome::Gone | Outcome::Unread => Color::DarkGray,
+        },
+    };
+    Style::new().fg(colour)
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::super::news::{Look, News, Reads};
+    use super::*;
+    use crate::agenda::Trigger;
+    use crate::status::UpstreamStatus;
+    use crate::telemetry::{Ended, Told};
+
+    fn drawn(view: &View, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, view)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    fn ended(n: u64, outcome: Outcome, reason: Option<&str>) -> Event {
+        Event::Ended(Ended {
+            at_ms: 1_732_270_000_123,
+            job: "art".into(),
+            key: format!("art:Kaplumbağa {n}"),
+            trigger: Trigger::Cron,
+            outcome,
+            reason: reason.map(str::to_owned),
+            took_ms: 35,
+            lag_ms: 120,
+        })
+    }
+
+    fn view() -> View {
+        let mut view = View::new("redis://cache:6379/0".into(), String::new());
+        let job = JobStatus {
+            job: "art".into(),
+            description: None,
+            key: "art:{name}".into(),
+            ttl_seconds: 60,
+            schedule: None,
+            next_warmup_ms: None,
+            paused_ms: None,
+            warm: None,
+            warm_counted_ms: None,
+            oldest_ms: None,
+            due: 4_321,
+            in_hand: 17,
+            dead: 2,
+            outcomes: std::collections::BTreeMap::default(),
+            spending: crate::warmer::Spending::default(),
+            upstreams: Vec::new(),
+            last: None,
+        };
+        let closed = UpstreamStatus {
+            upstream: "openai".into(),
+            closed: Some("tokens"),
+            closed_until_ms: Some(61_000),
+            tokens_spent: Some(30),
+            tokens_budget: Some(18),
+            tokens_window_ends_ms: Some(61_000),
+        };
+        let look = |before, after| {
+            let (jobs, upstreams) = (vec![job.clone()], vec![closed.clone()]);
+            News::Look(Box::new(Look { now_ms: 1_000, workers: 2, jobs, upstreams, before, after }))
+        };
+        view.take(News::Hears);
+        view.take(look(Reads::default(), Reads::default()));
+        view.take(look(Reads { hits: 999, misses: 1 }, Reads { hits: 999, misses: 1 }));
+        let events = vec![ended(1, Outcome::Warmed, None), ended(2, Outcome::Failed, Some("503"))];
+        view.take(News::Told(Told { worker: "w".into(), dropped: 9, events }));
+        view
+    }
+
+    #[test]
+    fn the_screen_shows_jobs_upstreams_hits_and_the_last_events() {
+        let shown = drawn(&view(), 140, 20);
+        for text in [
+            "redis://cache:6379/0",
+            "2 workers",
+            "Redis hits 99.9 % of 1000 reads",
+            "9 more events than can be told",
+            "4321    17      2      1       0         1      0      120 ms/120 ms      35 ms/35 ms",
+            "openai: is asked nothing for 1m (tokens), 30 of 18 tokens spent",
+            "failed       cron         35 ms    120 ms   art:Kaplumbağa 2: 503",
+        ] {
+            assert!(shown.contains(text), "`{text}` in\n{shown}");
+        }
+        let place = |text: &str| shown.find(text).unwrap();
+        assert!(place("art:Kaplumbağa 2") < place("art:Kaplumbağa 1"), "the newest on top\n{shown}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let mut view = view();
+        view.take(News::Deaf("gone".into()));
+        assert!(drawn(&view, 100, 20).contains("workers are not heard: gone"));
+        view.take(News::Blind("refused".into()));
+        assert!(drawn(&view, 100, 20).contains("Redis does not answer: refused"));
+    }
+
+    #[test]
+    fn no_room_is_no_reason_to_fail() {
+        for (width, height) in [(1, 1), (5, 3), (20, 4), (80, 6), (300, 100)] {
+            drawn(&view(), width, height);
+        }
+    }
+}

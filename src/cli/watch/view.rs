@@ -1,0 +1,345 @@
+//! What is known so far: counts of what was heard, the last events, and the last look.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::super::session::span;
+use super::news::{Look, News, Reads};
+use crate::status::UpstreamStatus;
+use crate::telemetry::{Event, Told};
+use crate::warmer::Outcome;
+
+/// Events that are remembered.
+const RECENT: usize = 500;
+/// Times of a job that its percentiles are of.
+const TIMES: usize = 500;
+/// Looks over which reads are summed up.
+const LOOKS: usize = 10;
+
+/// All that is shown.
+#[derive(Debug)]
+pub(super) struct View {
+    /// Where Redis is.
+    pub(super) server: String,
+    /// What is shown only; empty for all.
+    pub(super) only: String,
+    /// Why workers are not heard.
+    pub(super) deaf: Option<String>,
+    /// Why Redis is not seen.
+    pub(super) blind: Option<String>,
+    /// How things stood last.
+    pub(super) look: Option<Look>,
+    /// What was heard of each job since it was watched.
+    pub(super) tallies: BTreeMap<String, Tally>,
+    /// The last events, the newest last.
+    pub(super) recent: VecDeque<(String, Event)>,
+    /// Events that workers left out.
+    pub(super) dropped: u64,
+    /// Invalidations since it was watched.
+    pub(super) invalidations: u64,
+    reads: VecDeque<Reads>,
+    summed_up: Instant,
+    since_summary: Tally,
+    before: (u64, u64),
+}
+
+/// How entries ended, and how long that took.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally {
+    outcomes: BTreeMap<&'static str, u64>,
+    lags: VecDeque<u64>,
+    took: VecDeque<u64>,
+}
+
+impl Tally {
+    fn add(&mut self, outcome: Outcome, lag_ms: u64, took_ms: u64) {
+        *self.outcomes.entry(outcome.as_str()).or_default() += 1;
+        // How late what was not warmed would be says nothing.
+        if matches!(outcome, Outcome::Warmed | Outcome::Unchanged) {
+            push(&mut self.lags, lag_ms, TIMES);
+            push(&mut self.took, took_ms, TIMES);
+        }
+    }
+
+    /// How many ended so.
+    pub(super) fn count(&self, outcome: Outcome) -> u64 {
+        self.outcomes.get(outcome.as_str()).copied().unwrap_or_default()
+    }
+
+    /// From when entries were due until they were warm: half of them, and 99 % of them, at most so long (ms).
+    pub(super) fn lag(&self) -> Option<(u64, u64)> {
+        percentiles(&self.lags)
+    }
+
+    /// How long it took to warm them, likewise.
+    pub(super) fn took(&self) -> Option<(u64, u64)> {
+        percentiles(&self.took)
+    }
+}
+
+/// How things went since the last summary, and how they stand.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Summary {
+    event: &'static str,
+    /// Redis time, ms since the epoch.
+    at_ms: i64,
+    /// Since the last summary, or since it was watched.
+    seconds: f64,
+    workers: usize,
+    due: u64,
+    in_hand: u64,
+    dead: u64,
+    outcomes: BTreeMap<&'static str, u64>,
+    invalidations: u64,
+    dropped: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_p50_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_p99_ms: Option<u64>,
+    /// Of Redis's last ten seconds.
+    hits: u64,
+    misses: u64,
+    hit_rate: Option<f64>,
+    jobs: Vec<JobSummary>,
+    /// Those that are asked nothing, or have a budget.
+    upstreams: Vec<UpstreamStatus>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct JobSummary {
+    job: String,
+    due: u64,
+    in_hand: u64,
+    dead: u64,
+    paused: bool,
+}
+
+impl View {
+    pub(super) fn new(server: String, only: String) -> Self {
+        Self {
+            server,
+            only,
+            deaf: Some("connecting".to_owned()),
+            blind: None,
+            look: None,
+            tallies: BTreeMap::new(),
+            recent: VecDeque::new(),
+            dropped: 0,
+            invalidations: 0,
+            reads: VecDeque::new(),
+            summed_up: Instant::now(),
+            since_summary: Tally::default(),
+            before: (0, 0),
+        }
+    }
+
+    /// Takes news in.
+    pub(super) fn take(&mut self, news: News) {
+        match news {
+            News::Hears => self.deaf = None,
+            News::Deaf(why) => self.deaf = Some(why),
+            News::Blind(why) => self.blind = Some(why),
+            News::Told(told) => self.hear(told),
+            News::Look(look) => self.see(*look),
+        }
+    }
+
+    /// Whether workers are heard and Redis is seen.
+    pub(super) fn is_complete(&self) -> bool {
+        self.deaf.is_none() && self.look.is_some()
+    }
+
+    fn hear(&mut self, Told { worker, dropped, events }: Told) {
+        self.dropped += dropped;
+        for event in events {
+            match &event {
+                Event::Ended(ended) => {
+                    let tally = self.tallies.entry(ended.job.clone()).or_default();
+                    tally.add(ended.outcome, ended.lag_ms, ended.took_ms);
+                    self.since_summary.add(ended.outcome, ended.lag_ms, ended.took_ms);
+                }
+                Event::Invalidation(_) => self.invalidations += 1,
+            }
+            push(&mut self.recent, (worker.clone(), event), RECENT);
+        }
+    }
+
+    /// Our own looks are no reads of anybody's: what counts is from after one to before the next.
+    fn see(&mut self, look: Look) {
+        self.blind = None;
+        if let Some(last) = &self.look {
+            let hits = look.before.hits.checked_sub(last.after.hits);
+            let misses = look.before.misses.checked_sub(last.after.misses);
+            match (hits, misses) {
+                (Some(hits), Some(misses)) => push(&mut self.reads, Reads { hits, misses }, LOOKS),
+                // Redis was restarted.
+                _ => self.reads.clear(),
+            }
+        }
+        self.look = Some(look);
+    }
+
+    /// Reads of Redis in the last ten seconds, by anybody.
+    pub(super) fn reads(&self) -> Reads {
+        let add = |sum: Reads, more: &Reads| Reads { hits: sum.hits + more.hits, misses: sum.misses + more.misses };
+        self.reads.iter().fold(Reads::default(), add)
+    }
+
+    /// Upstreams that are asked nothing for now, or have a budget: what is to be said of each.
+    pub(super) fn upstreams(&self) -> Vec<(bool, String)> {
+        let Some(look) = &self.look else { return Vec::new() };
+        look.upstreams.iter().filter_map(|upstream| about(upstream, look.now_ms)).collect()
+    }
+
+    /// How things went since this was last asked, and how they stand.
+    pub(super) fn sum_up(&mut self) -> Summary {
+        let tally = std::mem::take(&mut self.since_summary);
+        let before = std::mem::replace(&mut self.before, (self.invalidations, self.dropped));
+        let seconds = std::mem::replace(&mut self.summed_up, Instant::now()).elapsed().as_secs_f64();
+        let look = self.look.as_ref();
+        let jobs: Vec<JobSummary> = look.map(|look| &look.jobs).into_iter().flatten().map(of_job).collect();
+        let sum = |what: fn(&JobSummary) -> u64| jobs.iter().map(what).sum();
+        let reads = self.reads();
+        let upstreams = look.map(|look| &look.upstreams).into_iter().flatten();
+        let upstreams = upstreams.filter(|upstream| upstream.closed.is_some() || upstream.tokens_budget.is_some());
+        Summary {
+            event: "summary",
+            at_ms: look.map(|look| look.now_ms).unwrap_or_default(),
+            seconds: (seconds * 10.0).round() / 10.0,
+            workers: look.map(|look| look.workers).unwrap_or_default(),
+            due: sum(|job| job.due),
+            in_hand: sum(|job| job.in_hand),
+            dead: sum(|job| job.dead),
+            lag_p50_ms: tally.lag().map(|(half, _)| half),
+            lag_p99_ms: tally.lag().map(|(_, most)| most),
+            outcomes: tally.outcomes,
+            invalidations: self.invalidations - before.0,
+            dropped: self.dropped - before.1,
+            hits: reads.hits,
+            misses: reads.misses,
+            hit_rate: rate(reads),
+            upstreams: upstreams.cloned().collect(),
+            jobs,
+        }
+    }
+}
+
+impl Summary {
+    /// For people.
+    pub(super) fn line(&self) -> String {
+        let mut parts = vec![match self.workers {
+            0 => "no worker is running".to_owned(),
+            1 => "1 worker".to_owned(),
+            n => format!("{n} workers"),
+        }];
+        parts.push(format!("{} due, {} in hand, {} dead", self.due, self.in_hand, self.dead));
+        let ended: Vec<String> = self.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
+        let ended = if ended.is_empty() { "nothing".to_owned() } else { ended.join(", ") };
+        parts.push(format!("in {} s {ended}", self.seconds));
+        if self.invalidations > 0 {
+            parts.push(format!("{} invalidations", self.invalidations));
+        }
+        if let (Some(half), Some(most)) = (self.lag_p50_ms, self.lag_p99_ms) {
+            parts.push(format!("lag p50 {}, p99 {}", ms(half), ms(most)));
+        }
+        parts.push(hit_rate(Reads { hits: self.hits, misses: self.misses }));
+        if self.dropped > 0 {
+            parts.push(format!("{} more events than can be told", self.dropped));
+        }
+        parts.extend(self.upstreams.iter().filter_map(|upstream| Some(about(upstream, self.at_ms)?.1)));
+        format!("-- {}", parts.join("; "))
+    }
+}
+
+fn of_job(status: &crate::status::JobStatus) -> JobSummary {
+    JobSummary {
+        job: status.job.clone(),
+        due: status.due,
+        in_hand: status.in_hand,
+        dead: status.dead,
+        paused: status.paused_ms.is_some(),
+    }
+}
+
+/// Whether an upstream is closed, and what is to be said of it.
+fn about(upstream: &UpstreamStatus, now: i64) -> Option<(bool, String)> {
+    let mut words = Vec::new();
+    if let Some(why) = upstream.closed {
+        let left = upstream.closed_until_ms.unwrap_or(now) - now;
+        let left = span(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
+        words.push(format!("is asked nothing for {left} ({why})"));
+    }
+    if let (Some(spent), Some(budget)) = (upstream.tokens_spent, upstream.tokens_budget) {
+        words.push(format!("{spent} of {budget} tokens spent"));
+    }
+    let said = format!("{}: {}", upstream.upstream, words.join(", "));
+    (!words.is_empty()).then_some((upstream.closed.is_some(), said))
+}
+
+/// Hits of all reads, for people.
+pub(super) fn hit_rate(reads: Reads) -> String {
+    match rate(reads) {
+        Some(rate) => format!("Redis hits {:.1} % of {} reads", rate * 100.0, reads.hits + reads.misses),
+        None => "no reads".to_owned(),
+    }
+}
+
+fn rate(Reads { hits, misses }: Reads) -> Option<f64> {
+    let all = hits + misses;
+    #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
+    let rate = (all > 0).then(|| hits as f64 / all as f64);
+    rate
+}
+
+/// A time in ms, for people.
+pub(super) fn ms(time: u64) -> String {
+    match time {
+        0..=9_999 => format!("{time} ms"),
+        _ => span(Duration::from_millis(time)),
+    }
+}
+
+fn percentiles(times: &VecDeque<u64>) -> Option<(u64, u64)> {
+    let mut sorted: Vec<u64> = times.iter().copied().collect();
+    sorted.sort_unstable();
+    let last = sorted.len().checked_sub(1)?;
+    Some((sorted[last / 2], sorted[last * 99 / 100]))
+}
+
+fn push<T>(queue: &mut VecDeque<T>, item: T, most: usize) {
+    if queue.len() == most {
+        queue.pop_front();
+    }
+    queue.push_back(item);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(before: (u64, u64), after: (u64, u64)) -> News {
+        let reads = |(hits, misses)| Reads { hits, misses };
+        News::Look(Box::new(Look { before: reads(before), after: reads(after), ..Look::default() }))
+    }
+
+    #[test]
+    fn our_own_looks_are_no_reads_and_a_restart_begins_anew() {
+        let mut view = View::new(String::new(), String::new());
+        view.take(look((100, 10), (150, 60)));
+        assert_eq!(hit_rate(view.reads()), "no reads");
+        view.take(look((159, 61), (200, 100)));
+        assert_eq!(view.reads(), Reads { hits: 9, misses: 1 });
+        assert_eq!(hit_rate(view.reads()), "Redis hits 90.0 % of 10 reads");
+        view.take(look((1, 1), (2, 2)));
+        assert_eq!(view.reads(), Reads::default());
+    }
+
+    #[test]
+    fn percentiles_are_of_what_was_seen() {
+        assert_eq!(percentiles(&VecDeque::new()), None);
+        assert_eq!(percentiles(&VecDeque::from([7])), Some((7, 7)));
+        assert_eq!(percentiles(&(1..=101).rev().collect()), Some((51, 100)));
+    }
+}

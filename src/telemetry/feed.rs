@@ -1,0 +1,339 @@
+//! The feed: what a worker does, told to whoever watches. docs/protocol.md describes its messages.
+//!
+//! Mostly nobody watches: then an event costs a look at a flag, and the loop one command a second. While somebody does, events
+//! go out ten times a second, in batches, a thousand a second at most; how many more there were is told instead. An event is
+//! told once or, where Redis does not answer, not at all: nothing waits for a watcher.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::RedisResult;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::agenda::Trigger;
+use crate::redis::Connection;
+use crate::trigger::{Action, Handled, Message};
+use crate::warmer::Outcome;
+
+/// How often is looked whether somebody watches.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long events wait to be told together.
+const BATCH: Duration = Duration::from_millis(100);
+/// Events told in a second, at most.
+const MOST: usize = 1_000;
+/// Events in one message.
+const TOGETHER: usize = 250;
+/// Names of each kind that an invalidation shows.
+const NAMES: usize = 16;
+/// Longest text shown of a key, a name or a reason, in characters.
+const LONGEST: usize = 500;
+
+/// One message on the channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Who tells.
+    pub worker: String,
+    /// Events that were left out since the last message because there were too many.
+    #[serde(default)]
+    pub dropped: u64,
+    /// What happened, in order.
+    pub events: Vec<Event>,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event {
+    /// The warming of an entry ended.
+    Ended(Ended),
+    /// An invalidation was handled.
+    Invalidation(Invalidation),
+}
+
+/// How the warming of an entry ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// When (Redis time, ms since the epoch).
+    pub at_ms: i64,
+    /// Its job.
+    pub job: String,
+    /// Its key.
+    pub key: String,
+    /// Why it was warmed.
+    pub trigger: Trigger,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why so, where there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How long the warming took, ms.
+    pub took_ms: u64,
+    /// From when it was due until this end, ms.
+    pub lag_ms: u64,
+}
+
+/// What an invalidation named, at most 16 of each kind, and what it touched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invalidation {
+    /// When it had been handled (Redis time, ms since the epoch).
+    pub at_ms: i64,
+    /// `channel` or `inbox`.
+    pub way: String,
+    /// What was asked for.
+    pub action: Action,
+    /// Keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
+    /// Globs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patterns: Vec<String>,
+    /// Tags.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Jobs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<String>,
+    /// Entries of jobs that were looked at.
+    pub entries: u64,
+    /// Of these, made due.
+    pub due: u64,
+    /// Values removed.
+    pub removed: u64,
+    /// Fetches in flight that will not be written.
+    pub fenced: u64,
+    /// Names that no job knows.
+    pub foreign: u64,
+}
+
+impl Event {
+    pub(super) fn ended(
+        job: &str,
+        key: &str,
+        trigger: Trigger,
+        outcome: Outcome,
+        reason: Option<&str>,
+        late: Duration,
+        took: Duration,
+    ) -> Self {
+        Self::Ended(Ended {
+            at_ms: 0,
+            job: job.to_owned(),
+            key: short(key),
+            trigger,
+            outcome,
+            reason: reason.map(short),
+            took_ms: millis(took),
+            lag_ms: millis(late + took),
+        })
+    }
+
+    pub(super) fn invalidation(way: &str, message: &Message, handled: &Handled) -> Self {
+        let names = |names: &[String]| names.iter().take(NAMES).map(|name| short(name)).collect();
+        let Handled { entries, due, removed, fenced, foreign } = *handled;
+        Self::Invalidation(Invalidation {
+            at_ms: 0,
+            way: way.to_owned(),
+            action: message.action,
+            keys: names(&message.keys),
+            patterns: names(&message.patterns),
+            tags: names(&message.tags),
+            jobs: names(&message.jobs),
+            entries,
+            due,
+            removed,
+            fenced,
+            foreign,
+        })
+    }
+
+    fn at(mut self, at_ms: i64) -> Self {
+        match &mut self {
+            Self::Ended(ended) => ended.at_ms = at_ms,
+            Self::Invalidation(invalidation) => invalidation.at_ms = at_ms,
+        }
+        self
+    }
+}
+
+/// What is to be told.
+#[derive(Debug, Default)]
+pub(super) struct Feed {
+    watched: AtomicBool,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    events: Vec<(Instant, Event)>,
+    /// How many were taken in since somebody was last looked for.
+    taken: usize,
+    dropped: u64,
+}
+
+/// Redis's clock (ms), as it was at an instant of ours.
+type Clock = (Instant, i64);
+
+impl Feed {
+    /// Tells of something, if somebody watches.
+    pub(super) fn tell(&self, event: impl FnOnce() -> Event) {
+        if !self.watched.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.taken < MOST {
+            waiting.taken += 1;
+            waiting.events.push((Instant::now(), event()));
+        } else {
+            waiting.dropped += 1;
+        }
+    }
+
+    /// Tells on `channel` what happens, until `over`, and at last what is still waiting.
+    pub(super) async fn run(&self, mut redis: Connection, channel: &str, worker: &str, over: CancellationToken) {
+        let mut clock: Option<Clock> = None;
+        while !over.is_cancelled() {
+            if clock.is_none_or(|(looked, _)| looked.elapsed() >= LOOK) {
+                clock = match look(&mut redis, channel).await {
+                    Ok((watchers, clock)) => {
+                        self.set_watched(watchers > 0);
+                        Some(clock)
+                    }
+                    Err(e) => {
+                        debug!("cannot see whether somebody watches: {e}");
+                        self.set_watched(false);
+                        None
+                    }
+                };
+            }
+            let pause = if self.watched.load(Ordering::Relaxed) { BATCH } else { LOOK };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = over.cancelled() => {}
+            }
+            if let Some(clock) = clock
+                && let Err(e) = self.publish(&mut redis, channel, worker, clock).await
+            {
+                debug!("events were not told: {e}");
+            }
+        }
+    }
+
+    fn set_watched(&self, watched: bool) {
+        self.watched.store(watched, Ordering::Relaxed);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.taken = 0;
+        if !watched {
+            *waiting = Waiting::default();
+        }
+    }
+
+    async fn publish(
+        &self,
+        redis: &mut Connection,
+        channel: &str,
+        worker: &str,
+        (then, then_ms): Clock,
+    ) -> RedisResult<()> {
+        let (events, mut dropped) = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            (std::mem::take(&mut waiting.events), std::mem::take(&mut waiting.dropped))
+        };
+        if events.is_empty() && dropped == 0 {
+            return Ok(());
+        }
+        let at = |instant: Instant| {
+            let after = i64::try_from(instant.saturating_duration_since(then).as_millis()).unwrap_or(0);
+            let before = i64::try_from(then.saturating_duration_since(instant).as_millis()).unwrap_or(0);
+            then_ms + after - before
+        };
+        let mut events = events.into_iter().map(|(instant, event)| event.at(at(instant)));
+        loop {
+            let batch: Vec<Event> = events.by_ref().take(TOGETHER).collect();
+            if batch.is_empty() && dropped == 0 {
+                return Ok(());
+            }
+            let told = Told { worker: worker.to_owned(), dropped: std::mem::take(&mut dropped), events: batch };
+            let text = serde_json::to_string(&told).map_err(std::io::Error::other)?;
+            let () = redis::cmd("PUBLISH").arg(channel).arg(text).query_async(redis).await?;
+        }
+    }
+}
+
+/// How many watch, and Redis's clock.
+async fn look(redis: &mut Connection, channel: &str) -> RedisResult<(u64, Clock)> {
+    let ((_, watchers), (seconds, micros)): ((String, u64), (i64, i64)) =
+        redis::pipe().cmd("PUBSUB").arg("NUMSUB").arg(channel).cmd("TIME").query_async(redis).await?;
+    Ok((watchers, (Instant::now(), seconds * 1_000 + micros / 1_000)))
+}
+
+fn short(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event() -> Event {
+        Event::ended(
+            "art",
+            "art:a",
+            Trigger::Cron,
+            Outcome::Warmed,
+            None,
+            Duration::from_millis(2),
+            Duration::from_millis(5),
+        )
+    }
+
+    #[test]
+    fn what_nobody_watches_is_not_even_made() {
+        let feed = Feed::default();
+        feed.tell(|| panic!("nobody watches"));
+    }
+
+    #[test]
+    fn more_than_a_thousand_in_a_second_are_only_counted() {
+        let feed = Feed::default();
+        feed.set_watched(true);
+        for _ in 0..MOST + 7 {
+            feed.tell(event);
+        }
+        let counts = || {
+            let waiting = feed.waiting.lock().unwrap();
+            (waiting.events.len(), waiting.dropped)
+        };
+        assert_eq!(counts(), (MOST, 7));
+        feed.set_watched(false);
+        assert_eq!(counts(), (0, 0), "nothing is kept for who no longer watches");
+    }
+
+    #[test]
+    fn messages_read_back_as_they_were_written() {
+        let message = Message::parse(r#"{"keys": ["art:a"], "jobs": ["art"], "action": "evict"}"#).unwrap();
+        let events = vec![event().at(17), Event::invalidation("inbox", &message, &Handled::default())];
+        let told = Told { worker: "host-1".into(), dropped: 3, events };
+        let text = serde_json::to_string(&told).unwrap();
+        assert_eq!(serde_json::from_str::<Told>(&text).unwrap(), told);
+        assert!(text.contains(r#"{"event":"ended","at_ms":17,"job":"art","key":"art:a","trigger":"cron""#), "{text}");
+    }
+
+    #[test]
+    fn what_is_told_is_bounded() {
+        assert_eq!(short(&"ş".repeat(LONGEST + 1)).chars().count(), LONGEST + 1);
+        assert_eq!(short(&"ş".repeat(LONGEST)), "ş".repeat(LONGEST));
+        let message = Message { keys: vec!["k".into(); 100], ..Message::default() };
+        let Event::Invalidation(told) = Event::invalidation("inbox", &message, &Handled::default()) else { panic!() };
+        assert_eq!(told.keys.len(), NAMES);
+    }
+}
