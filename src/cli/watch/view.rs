@@ -237,7 +237,9 @@ impl Summary {
         parts.push(format!("{} due, {} in hand, {} dead", self.due, self.in_hand, self.dead));
         let ended: Vec<String> = self.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
         let ended = if ended.is_empty() { "nothing".to_owned() } else { ended.join(", ") };
-        parts.push(format!("in {} s {ended}", self.seconds));
+        if self.seconds >= 1.0 || !self.outcomes.is_empty() {
+            parts.push(format!("in {} s {ended}", self.seconds));
+        }
         if self.invalidations > 0 {
             parts.push(format!("{} invalidations", self.invalidations));
         }
@@ -278,10 +280,13 @@ fn about(upstream: &UpstreamStatus, now: i64) -> Option<(bool, String)> {
     (!words.is_empty()).then_some((upstream.closed.is_some(), said))
 }
 
-/// Hits of all reads, for people.
+/// Hits of all reads, for people. Redis does not tell whose they are.
 pub(super) fn hit_rate(reads: Reads) -> String {
     match rate(reads) {
-        Some(rate) => format!("Redis hits {:.1} % of {} reads", rate * 100.0, reads.hits + reads.misses),
+        Some(rate) => {
+            let all = reads.hits + reads.misses;
+            format!("Redis hits {:.1} % of {all} reads (anybody's, workers' included)", rate * 100.0)
+        }
         None => "no reads".to_owned(),
     }
 }
@@ -296,7 +301,8 @@ fn rate(Reads { hits, misses }: Reads) -> Option<f64> {
 /// A time in ms, for people.
 pub(super) fn ms(time: u64) -> String {
     match time {
-        0..=9_999 => format!("{time} ms"),
+        0..=999 => format!("{time} ms"),
+        1_000..=9_999 => format!("{}.{} s", time / 1_000, time % 1_000 / 100),
         _ => span(Duration::from_millis(time)),
     }
 }
@@ -331,7 +337,7 @@ mod tests {
         assert_eq!(hit_rate(view.reads()), "no reads");
         view.take(look((159, 61), (200, 100)));
         assert_eq!(view.reads(), Reads { hits: 9, misses: 1 });
-        assert_eq!(hit_rate(view.reads()), "Redis hits 90.0 % of 10 reads");
+        assert_eq!(hit_rate(view.reads()), "Redis hits 90.0 % of 10 reads (anybody's, workers' included)");
         view.take(look((1, 1), (2, 2)));
         assert_eq!(view.reads(), Reads::default());
     }
