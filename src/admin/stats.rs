@@ -103,7 +103,7 @@ pub(super) async fn cache_stats(fleet: Fleet) -> Result<Json<Stats>, Problem> {
 }
 
 async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     let (info, total_keys): (String, u64) =
         redis::pipe().cmd("INFO").cmd("DBSIZE").query_async(&mut parts.ops.redis.clone()).await?;
     let info: BTreeMap<&str, &str> = info.lines().filter_map(|line| line.split_once(':')).collect();
@@ -133,7 +133,7 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
 }
 
 async fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats, Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     let count = |outcome: &str| status.outcomes.get(outcome).copied().unwrap_or_default();
     let (refreshes, failures) = (count("warmed") + count("unchanged"), count("failed"));
     let mut upstream = Upstream::default();
@@ -159,7 +159,7 @@ async fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats,
 }
 
 async fn spent(fleet: &Fleet, upstream: &UpstreamName) -> Result<u64, Problem> {
-    let ops = &fleet.parts()?.ops;
+    let ops = &fleet.parts.ops;
     let [_, _, spent] = ops.keys.upstream(upstream);
     let tokens: Option<u64> = redis::cmd("GET").arg(spent).query_async(&mut ops.redis.clone()).await?;
     Ok(tokens.unwrap_or_default())

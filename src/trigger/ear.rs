@@ -43,13 +43,22 @@ pub struct Ear {
     before: AtomicI64,
     /// Rung when the present connection is found to be deaf.
     deaf: Notify,
+    /// Set when it hears, and it is known whether anything was missed before.
+    settled: CancellationToken,
 }
 
 impl Ear {
     /// The ear of `worker`.
     pub fn new(redis: Connection, keys: Keys, worker: Arc<str>, suspicion: Suspicion) -> Self {
         let zero = AtomicI64::default;
-        Self { redis, keys, worker, suspicion, since: zero(), last: zero(), before: zero(), deaf: Notify::new() }
+        let settled = CancellationToken::new();
+        let (since, last, before) = (zero(), zero(), zero());
+        Self { redis, keys, worker, suspicion, since, last, before, deaf: Notify::new(), settled }
+    }
+
+    /// Set once it hears, and once it is known that nothing was missed before, or that all is suspect.
+    pub fn settled(&self) -> CancellationToken {
+        self.settled.clone()
     }
 
     /// A canary came: its text.
@@ -74,7 +83,8 @@ impl Ear {
 
     /// Sends canaries until `stop`.
     pub async fn run(&self, stop: &CancellationToken) {
-        let mut unheard = 0;
+        // Canaries in a row that did not come back, and the last one that had when that was looked at before.
+        let (mut unheard, mut known) = (0, 0);
         // The hearing that was checked for a gap before it, and canaries since it began.
         let mut checked = 0;
         let mut waited = 0;
@@ -85,7 +95,10 @@ impl Ear {
             call.arg(format!("canary {}", self.worker));
             match call.invoke_async::<i64>(&mut self.redis.clone()).await {
                 Ok(_) => {
-                    unheard = if self.last.load(Ordering::Acquire) > last { 0 } else { unheard + 1 };
+                    // One that is heard only after the call has ended counts the next time.
+                    let heard = self.last.load(Ordering::Acquire);
+                    unheard = if heard > known { 0 } else { unheard + 1 };
+                    known = heard;
                     if unheard > DEAF {
                         warn!("nothing is heard on the subscription any more: it is made anew");
                         self.deaf.notify_waiters();
@@ -94,7 +107,10 @@ impl Ear {
                     waited = if since != 0 && since != checked { waited + 1 } else { 0 };
                     if waited >= SETTLED {
                         match self.check(since).await {
-                            Ok(Some(())) => (checked, waited) = (since, 0),
+                            Ok(Some(())) => {
+                                (checked, waited) = (since, 0);
+                                self.settled.cancel();
+                            }
                             // Somebody who may have heard it all has yet to say so.
                             Ok(None) => {}
                             Err(e) => debug!("cannot see what the others heard: {e}"),

@@ -56,10 +56,10 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Runs until `stop`.
+    /// Runs until `stop`, and until what was heard by then is handed on.
     pub async fn run(self, stop: CancellationToken) {
         let (heard, messages) = mpsc::channel(WAITING);
-        tokio::join!(self.listen(heard, &stop), self.ear.run(&stop), self.hand_on(messages, &stop));
+        tokio::join!(self.listen(heard, &stop), self.ear.run(&stop), self.hand_on(messages));
     }
 
     async fn listen(&self, heard: mpsc::Sender<Heard>, stop: &CancellationToken) {
@@ -121,20 +121,12 @@ impl Listener {
         }
     }
 
-    /// Hands on what was heard, apart from hearing, so that nothing makes the subscription overflow.
-    async fn hand_on(&self, mut messages: mpsc::Receiver<Heard>, stop: &CancellationToken) {
+    /// Hands on what was heard, apart from hearing, so that nothing makes the subscription overflow; to the last message.
+    async fn hand_on(&self, mut messages: mpsc::Receiver<Heard>) {
         let mut complaints = Complaints::default();
-        loop {
-            let heard = tokio::select! {
-                heard = messages.recv() => heard,
-                () = stop.cancelled() => return,
-            };
-            let Some((received, text)) = heard else { return };
+        while let Some((received, text)) = messages.recv().await {
             match Message::parse(&text) {
-                Ok(message) => tokio::select! {
-                    () = self.intake.take(message, At::Received(received), "channel", None) => {}
-                    () = stop.cancelled() => return,
-                },
+                Ok(message) => self.intake.take(message, At::Received(received), "channel", None).await,
                 Err(e) => {
                     self.telemetry.malformed();
                     complaints.complain(&text, &e.to_string());
