@@ -6,7 +6,7 @@ ARGS ?=
 # Where the Python example and what it needs are tried.
 VENV := target/venv
 
-.PHONY: help setup build demo test lint bench clean
+.PHONY: help setup build demo test lint deny bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -45,6 +45,13 @@ lint: ## Check formatting, lints and documentation; warnings are errors here
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+deny: ## Check licences, known vulnerabilities, and where crates come from; needs cargo-deny
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		set -x; $(CARGO) deny --locked check; \
+	else \
+		echo "cargo-deny is not installed: known vulnerabilities are not looked for (cargo install --locked cargo-deny)" >&2; \
+	fi
 
 bench: setup ## Measure the worker and the cache library against bare loops and plain cache-aside, in one run
 	$(CARGO) bench --locked --benches -- $(ARGS)
