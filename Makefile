@@ -3,8 +3,10 @@
 CARGO ?= cargo
 # Handed on: make demo ARGS=--stay, make test ARGS=fence
 ARGS ?=
+# Where the Python example and what it needs are tried.
+VENV := target/venv
 
-.PHONY: help setup build demo test lint bench clean
+.PHONY: help setup build demo test lint deny bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -20,11 +22,20 @@ build: ## Build for production: target/release/samovar
 demo: setup ## Watch it work for a minute, with a Redis of its own: make demo ARGS=--stay
 	$(CARGO) run --release --locked -- demo $(ARGS)
 
-test: setup ## Run all tests, on Redis servers that they start themselves
+test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start themselves
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		set -x; $(CARGO) nextest run --locked --no-fail-fast $(ARGS) && $(CARGO) test --locked --doc; \
 	else \
 		set -x; $(CARGO) test --locked --no-fail-fast $(ARGS); \
+	fi
+
+# Without Python there is no such file, and the test of that example passes it over.
+$(VENV)/installed: examples/api/requirements.txt
+	@if python3 -c 'import ensurepip, venv' 2>/dev/null; then \
+		set -ex; python3 -m venv --clear $(VENV); \
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<; touch $@; \
+	else \
+		echo "python3 or its module venv is missing: the example in Python is not tried" >&2; \
 	fi
 
 lint: ## Check formatting, lints and documentation; warnings are errors here
@@ -34,6 +45,13 @@ lint: ## Check formatting, lints and documentation; warnings are errors here
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+deny: ## Check licences, known vulnerabilities, and where crates come from; needs cargo-deny
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		set -x; $(CARGO) deny --locked check; \
+	else \
+		echo "cargo-deny is not installed: known vulnerabilities are not looked for (cargo install --locked cargo-deny)" >&2; \
+	fi
 
 bench: setup ## Measure the worker and the cache library against bare loops and plain cache-aside, in one run
 	$(CARGO) bench --locked --benches -- $(ARGS)

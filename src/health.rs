@@ -74,6 +74,11 @@ pub struct Health {
 }
 
 impl Health {
+    /// Whether the fleet knows of the worker, and invalidations reach it, whichever way they come.
+    pub fn is_heard_and_hears(&self) -> bool {
+        [&self.beat, &self.subscription, &self.inbox].iter().all(|sign| sign.judge(None).is_ok())
+    }
+
     /// What keeps the worker from being ready, a sentence each; empty if it is.
     pub fn faults(&self) -> Vec<String> {
         [

@@ -1,8 +1,13 @@
 //! One worker process: builds the parts, supervises their loops, and ends in order.
 //!
+//! Parts and loops over one reading of the jobs folder are a generation, which is a worker of its own in the fleet. A reload
+//! ([`Reload`]) sets the next one beside it; [`generations`] says how one follows the other.
+//!
 //! A loop that ends when it should not takes the process down with the reason; none lives on as a ghost. Redis going away
 //! ends no loop: each waits for it. When told to stop, nothing is claimed any more, what is in flight is finished within
 //! the drain time, and the rest is handed back.
+
+mod generations;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -16,6 +21,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use ulid::Ulid;
+
+pub use generations::Reload;
+use generations::{Life, Process};
 
 use crate::admin::{self, Admin, Parts};
 use crate::agenda::Agenda;
@@ -35,6 +43,8 @@ use crate::warmer::Warmer;
 
 /// How long a command may take before Redis counts as away. Longer than its longest pauses (a fork, a slow disk).
 const COMMAND: Duration = Duration::from_secs(5);
+/// For whoever asks over HTTP: sooner told that Redis is away than kept waiting.
+const ASKED: Duration = Duration::from_secs(2);
 /// For the connection on which reads wait for messages.
 const BLOCKING: Duration = Duration::from_secs(10);
 /// How often a worker says that it lives, and looks whether Redis still is who it was.
@@ -79,34 +89,68 @@ pub fn gates(jobs: &Jobs, redis: &Connection, keys: &Keys, concurrency: usize) -
         .collect()
 }
 
-/// Runs a worker until `stop`, then drains; until `cut` if that comes first.
+/// Runs a worker until `stop`, then drains; until `cut` if that comes first. Whenever it is asked to, it reloads the jobs.
 ///
 /// # Errors
 /// A loop ended by itself, or the worker could not begin.
 pub async fn run(
     settings: &Settings,
     jobs: Arc<Jobs>,
+    reload: Arc<Reload>,
     stop: CancellationToken,
     cut: CancellationToken,
 ) -> anyhow::Result<()> {
     metrics::install();
-    let health = Health::default();
     let mut loops = Supervisor::new(stop.clone());
     // It answers before Redis is there, and until all else has ended.
     let over = CancellationToken::new();
     let listening = admin::listen(settings.listen).await?;
     let local = listening.as_ref().is_none_or(|listening| listening.address().ip().is_loopback());
-    let admin = Admin::new(health.clone(), settings.redis.to_string(), settings.token.clone(), local, stop.clone());
+    let (server, token) = (settings.redis.to_string(), settings.token.clone());
+    let admin = Admin::new(server, token, local, Arc::clone(&reload), stop.clone());
     if let Some(listening) = listening {
         loops.run("HTTP", listening.run(Arc::clone(&admin), over.clone()));
     }
-    let both = async { Ok((connect(settings, COMMAND, &stop).await?, connect(settings, BLOCKING, &stop).await?)) };
-    let (redis, reading) = match both.await {
-        Ok(both) => both,
+    let telemetry = Telemetry::default();
+    loops.run("the report", telemetry.clone().run(stop.clone()));
+    let result = match connect(settings, COMMAND, &stop).await {
+        Ok(redis) => {
+            let keys = Keys::new(&settings.prefix, &settings.channel);
+            let name = format!("{}-{}", host(), std::process::id());
+            loops.run("the feed", telemetry.clone().feed(redis.clone(), keys, name.into(), over.clone()));
+            let process = Process { settings, redis, admin, telemetry, stop: stop.clone(), cut };
+            let mut all = Box::pin(generations::run(&process, jobs, &reload));
+            tokio::select! {
+                ended = &mut all => ended,
+                ended = loops.wait() => {
+                    stop.cancel();
+                    all.await.and(Err(ended))
+                }
+            }
+        }
         Err(e) if stop.is_cancelled() => {
             info!("{e}");
-            over.cancel();
-            loops.end(LAST_WORDS).await;
+            Ok(())
+        }
+        Err(e) => Err(e),
+    };
+    stop.cancel();
+    over.cancel();
+    loops.end(LAST_WORDS).await;
+    result
+}
+
+/// Runs one generation until it is told to stop, then drains; until the process is cut off if that comes first. Before its turn
+/// it only listens: what it hears is heard by the one before, too, and no invalidation falls between the two.
+async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyhow::Result<()> {
+    let Process { settings, redis, admin, telemetry, cut, .. } = process;
+    let (redis, telemetry, stop) = (redis.clone(), telemetry.clone(), life.stop.clone());
+    let health = Health::default();
+    let mut loops = Supervisor::new(stop.clone());
+    let reading = match connect(settings, BLOCKING, &stop).await {
+        Ok(reading) => reading,
+        Err(e) if stop.is_cancelled() => {
+            info!("{e}");
             return Ok(());
         }
         Err(e) => return Err(e),
@@ -115,9 +159,6 @@ pub async fn run(
     info!(worker = &*name, redis = %settings.redis, jobs = jobs.jobs.len(), "samovar {}", env!("CARGO_PKG_VERSION"));
 
     let keys = Keys::new(&settings.prefix, &settings.channel);
-    let telemetry = Telemetry::default();
-    let feed = telemetry.clone().feed(redis.clone(), keys.clone(), Arc::clone(&name), over.clone());
-    loops.run("the feed", feed);
     let store = Store::new(redis.clone(), keys.clone());
     let agenda = Agenda::new(redis.clone(), keys.clone());
     let queue = Queue::new(redis.clone(), &keys, &name).showing(&health.queue);
@@ -185,11 +226,13 @@ pub async fn run(
         sign: health.agenda.clone(),
         telemetry: telemetry.clone(),
     };
+    let ear = Ear::new(redis.clone(), keys.clone(), Arc::clone(&name), suspicion.clone());
+    let settled = ear.settled();
     let listener = Listener {
         client: settings.redis.client()?,
         keys: keys.clone(),
         intake: intake.clone(),
-        ear: Ear::new(redis.clone(), keys.clone(), Arc::clone(&name), suspicion.clone()),
+        ear,
         suspicion: Arc::clone(&suspicion.bell),
         bell,
         queue: queue.clone(),
@@ -218,28 +261,53 @@ pub async fn run(
         workers: Arc::clone(&workers),
         dead_after: dead_after(settings.claim),
         sign: health.beat.clone(),
+        turn: life.turn.clone(),
     };
-    admin.ready(Parts {
-        ops: Ops { redis: redis.clone(), keys: keys.clone(), store, agenda, jobs },
+    let parts = Parts {
+        health: health.clone(),
+        ops: Ops::new(redis.clone().with_patience(ASKED), keys.clone(), jobs),
         invalidator: invalidator.clone(),
         cron: cron.clone(),
         gates: gates.clone(),
         warmer: Arc::downgrade(&warmer),
         workers,
         worker: Arc::clone(&name),
-    });
+    };
     let inbox = Inbox {
         redis: reading,
         control: redis.clone(),
-        keys,
+        keys: keys.clone(),
         intake,
         suspicion: suspicion.clone(),
-        telemetry: telemetry.clone(),
+        telemetry,
         worker: Arc::clone(&name),
         claim: settings.claim,
         told: None,
-        sign: health.inbox,
+        sign: health.inbox.clone(),
     };
+
+    // It goes on for what was heard until all else has stopped.
+    let (handled, hush) = (CancellationToken::new(), CancellationToken::new());
+    let (told, hushed) = (handled.clone(), hush.clone());
+    loops.run("the listener", listener.run(stop.clone()));
+    loops.run("the inbox", inbox.run_until(stop.clone(), process.stop.clone()));
+    loops.run("the intake", async move {
+        intaking.run(hushed).await;
+        told.cancel();
+    });
+    loops.run("the suspicion", suspicion.run(stop.clone()));
+    loops.run("the pulse", pulse.run(stop.clone()));
+    let begun = tokio::select! {
+        biased;
+        () = life.turn.cancelled() => Ok(()),
+        () = stop.cancelled() => Ok(()),
+        ended = loops.wait() => Err(ended),
+        () = life.hears(&settled, &health) => Ok(()),
+    };
+    if life.turn.is_cancelled() {
+        life.take_over(&health);
+        admin.ready(parts);
+    }
 
     loops.run("cron", cron.run(stop.clone()));
     if let Some(misses) = misses {
@@ -247,19 +315,20 @@ pub async fn run(
     }
     loops.run("the sampler", sampler.run(stop.clone()));
     loops.run("the dispatcher", dispatcher.run(stop.clone()));
-    loops.run("the listener", listener.run(stop.clone()));
-    loops.run("the inbox", inbox.run(stop.clone()));
-    loops.run("the intake", intaking.run(stop.clone()));
-    loops.run("the suspicion", suspicion.run(stop.clone()));
-    loops.run("the pulse", pulse.run(stop.clone()));
-    loops.run("the report", telemetry.clone().run(stop.clone()));
     let ends = finisher.run(cut.clone());
     tokio::pin!(ends);
 
     let result = {
         let warming = Arc::clone(&warmer);
         let tasks = queue.run(move |chunk| Arc::clone(&warming).warm_chunk(chunk), stop.clone());
-        tokio::pin!(tasks);
+        let all = async {
+            let ended = tasks.await;
+            if ended.is_ok() {
+                handled.cancelled().await;
+            }
+            ended
+        };
+        tokio::pin!(all);
         let drained = async {
             stop.cancelled().await;
             tokio::select! {
@@ -268,7 +337,9 @@ pub async fn run(
             }
         };
         tokio::select! {
-            ended = &mut tasks => ended,
+            biased;
+            () = std::future::ready(()), if begun.is_err() => begun,
+            ended = &mut all => ended,
             () = drained => Ok(()),
             ended = loops.wait() => Err(ended),
             () = &mut ends => Err(anyhow!("the finisher ended by itself")),
@@ -276,6 +347,7 @@ pub async fn run(
         // What is still being warmed ends here.
     };
     stop.cancel();
+    hush.cancel();
     let farewell = async {
         warmer.hand_back().await;
         drop(warmer);
@@ -289,8 +361,12 @@ pub async fn run(
     if !cut.is_cancelled() && tokio::time::timeout(LAST_WORDS, farewell).await.is_err() {
         warn!("Redis does not answer: what is in hand comes due again when its claims run out");
     }
-    over.cancel();
     loops.end(LAST_WORDS).await;
+    if result.is_ok() && !process.stop.is_cancelled() {
+        // Another generation has heard all the while: nobody asks any more what this one heard.
+        let _: redis::RedisResult<()> =
+            redis::cmd("HDEL").arg(keys.ears()).arg(&*name).query_async(&mut redis.clone()).await;
+    }
     if result.is_ok() {
         info!(worker = &*name, "ended");
     }
@@ -320,6 +396,8 @@ struct Pulse {
     workers: Arc<AtomicUsize>,
     dead_after: Duration,
     sign: Sign,
+    /// Set when it is this generation that sees to the jobs.
+    turn: CancellationToken,
 }
 
 impl Pulse {
@@ -374,6 +452,9 @@ impl Pulse {
     async fn beat(&self, ensured: &mut bool) -> redis::RedisResult<()> {
         let living = self.queue.beat(self.dead_after).await?;
         self.workers.store(living.max(1), std::sync::atomic::Ordering::Relaxed);
+        if !self.turn.is_cancelled() {
+            return Ok(());
+        }
         let mut redis = self.redis.clone();
         let (known, info): (Option<String>, String) =
             redis::pipe().get(self.keys.marker()).cmd("INFO").arg("server").query_async(&mut redis).await?;

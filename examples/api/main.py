@@ -3,8 +3,8 @@
     curl 'http://127.0.0.1:8000/artworks/Mona%20Lisa'
     curl -X POST 'http://127.0.0.1:8000/artworks/Mona%20Lisa/changed'
 
-Reading is a plain GET: what is there is JSON, whole and fresh. This API never writes to the cache itself; so it cannot
-put an old value there just after an invalidation.
+Reading is a plain GET: what is there is JSON, whole and fresh, and is handed on as it is. This API never writes to the
+cache itself; so it cannot put an old value there just after an invalidation. Without Redis it asks the museum.
 """
 
 import json
@@ -15,10 +15,19 @@ from urllib.parse import quote
 import httpx
 from fastapi import FastAPI, HTTPException, Response
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 CHANNEL = os.environ.get("SAMOVAR_CHANNEL") or "samovar:invalidate"
 
-redis = Redis.from_url(os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0")
+# A cache that is away must not hold anybody up: half a second, and one more try on a fresh connection.
+redis = Redis.from_url(
+    os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
+    socket_timeout=0.5,
+    socket_connect_timeout=0.5,
+    retry=Retry(NoBackoff(), 1),
+)
 museum = httpx.AsyncClient(base_url=os.environ.get("MUSEUM_URL") or "http://127.0.0.1:8080", timeout=10)
 
 
@@ -32,14 +41,22 @@ async def lifespan(_: FastAPI):
 app = FastAPI(lifespan=lifespan)
 
 
+async def warm_value(key: str) -> bytes | None:
+    """What is there; where nothing is, Samovar is asked to warm it for those who come next."""
+    try:
+        cached = await redis.get(key)
+        if cached is None:
+            await redis.publish(CHANNEL, json.dumps({"keys": [key], "action": "warm"}))
+        return cached
+    except RedisError:
+        return None
+
+
 @app.get("/artworks/{name:path}")
 async def artwork(name: str) -> Response:
-    key = f"artwork_info:{name}"
-    cached = await redis.get(key)
+    cached = await warm_value(f"artwork_info:{name}")
     if cached is not None:
         return Response(cached, media_type="application/json", headers={"X-Cache": "hit"})
-    # A miss: ask Samovar to warm the entry for those who come next, and the museum for this one answer.
-    await redis.publish(CHANNEL, json.dumps({"keys": [key], "action": "warm"}))
     answer = await museum.get(f"/artworks/{quote(name, safe='')}")
     if answer.status_code != 200:
         raise HTTPException(404 if answer.status_code in (404, 410) else 502, f"the museum said {answer.status_code}")
@@ -49,4 +66,7 @@ async def artwork(name: str) -> Response:
 @app.post("/artworks/{name:path}/changed", status_code=202)
 async def changed(name: str) -> dict[str, int]:
     """What an editor's save does: the old value is served until the new one lands."""
-    return {"workers": await redis.publish(CHANNEL, f"artwork_info:{name}")}
+    try:
+        return {"workers": await redis.publish(CHANNEL, f"artwork_info:{name}")}
+    except RedisError as error:
+        raise HTTPException(503, "nobody was told; try again") from error

@@ -3,7 +3,7 @@
 use axum::Json;
 use serde::{Deserialize, Serialize};
 
-use super::extract::{Asked, Fleet, Named};
+use super::extract::{Asked, Fleet, Named, Nothing};
 use super::problem::Problem;
 use crate::ops::Pattern;
 
@@ -23,11 +23,6 @@ pub(super) struct Which {
     #[param(min_length = 1, max_length = 1024)]
     pattern: Option<String>,
 }
-
-/// Nothing else may be asked.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Nothing {}
 
 /// Evict all entries of jobs and all keys of the library's caches, or those that match
 #[utoipa::path(delete, path = "/redis/clear", tag = "changes", params(Which), responses((status = 200, body = Cleared)))]
@@ -57,7 +52,7 @@ fn parse(pattern: &str) -> Result<Pattern, Problem> {
 }
 
 async fn evict(fleet: &Fleet, pattern: &Pattern) -> Result<Json<Cleared>, Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     let deleted = parts.ops.clear(&parts.invalidator, pattern).await?;
     Ok(Json(Cleared { deleted }))
 }

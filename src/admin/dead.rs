@@ -53,7 +53,7 @@ pub(super) struct Retried {
 /// Entries whose warming was given up, and why
 #[utoipa::path(get, path = "/dead", tag = "jobs", params(Which), responses((status = 200, body = Letters)))]
 pub(super) async fn dead(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Json<Letters>, Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     if let Some(job) = which.job.as_ref().filter(|job| !parts.ops.jobs.jobs.contains_key(job.as_str())) {
         return Err(Problem::new(StatusCode::NOT_FOUND, format!("`{job}` is no job; GET /jobs lists them")));
     }
@@ -77,7 +77,7 @@ pub(super) async fn dead(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Jso
     responses((status = 200, body = Retried))
 )]
 pub(super) async fn retry(fleet: Fleet, Body(Retry { only }): Body<Retry>) -> Result<Json<Retried>, Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     if let Some(unknown) = parts.ops.unknown(&only) {
         let detail = format!("`{unknown}` is no job, and no job's key");
         return Err(Problem::new(StatusCode::NOT_FOUND, detail));

@@ -15,27 +15,19 @@ use super::{Admin, Parts};
 /// Longest body, in bytes.
 pub(super) const BODY: usize = 1 << 20;
 
-/// What the worker has handed over; until Redis was reached, an error.
-pub(super) struct Fleet(pub(super) Arc<Admin>);
-
-impl Fleet {
-    /// What the worker has handed over.
-    pub(super) fn parts(&self) -> Result<&Parts, Problem> {
-        parts(&self.0)
-    }
-}
-
-fn parts(admin: &Admin) -> Result<&Parts, Problem> {
-    let reason = || format!("the worker still waits for Redis at {}", admin.redis);
-    admin.parts.get().ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason()))
+/// What the worker has handed over; until Redis was reached, an error. A request sees the same parts to its end.
+pub(super) struct Fleet {
+    pub(super) admin: Arc<Admin>,
+    pub(super) parts: Arc<Parts>,
 }
 
 impl FromRequestParts<Arc<Admin>> for Fleet {
     type Rejection = Problem;
 
     async fn from_request_parts(_: &mut request::Parts, admin: &Arc<Admin>) -> Result<Self, Problem> {
-        parts(admin)?;
-        Ok(Self(Arc::clone(admin)))
+        let reason = || format!("the worker still waits for Redis at {}", admin.redis);
+        let parts = admin.parts().ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason()))?;
+        Ok(Self { admin: Arc::clone(admin), parts })
     }
 }
 
@@ -50,6 +42,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
         query.map(|Query(query)| Self(query)).map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))
     }
 }
+
+/// No query.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
 
 /// The part of the path that is a name.
 pub(super) struct Named(pub(super) String);

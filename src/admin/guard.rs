@@ -80,11 +80,12 @@ fn own_page(admin: &Admin, request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}"));
     let host = text(header::HOST);
-    if admin.local && admin.token.is_none() {
+    // Who shows the token is no page that had its name pointed here.
+    if admin.local && (admin.token.is_none() || entitled(admin, headers).is_err()) {
         for named in host.into_iter().chain(request.uri().authority().map(Authority::as_str)) {
             if !is_loopback(named) {
                 let detail = "without a token, only requests to a loopback name (127.0.0.1, ::1, localhost) are answered; set \
-                              SAMOVAR_TOKEN to use another";
+                              SAMOVAR_TOKEN and show it to use another, or have the proxy send `Host: localhost`";
                 return Err(Problem::new(StatusCode::FORBIDDEN, detail));
             }
         }

@@ -53,7 +53,7 @@ pub(super) struct Alive {
 
 /// Asks Redis; how long it took, or why it did not answer.
 async fn ping(admin: &Admin) -> Result<Duration, String> {
-    let Some(parts) = admin.parts.get() else { return Err(format!("Redis at {} was not reached yet", admin.redis)) };
+    let Some(parts) = admin.parts() else { return Err(format!("Redis at {} was not reached yet", admin.redis)) };
     let begun = Instant::now();
     let mut redis = parts.ops.redis.clone();
     let asked = redis::cmd("PING");
@@ -76,14 +76,13 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     let asked = ping(admin).await;
     let redis = if asked.is_ok() { "connected" } else { "disconnected" };
     let mut reasons: Vec<String> = asked.err().into_iter().collect();
-    if admin.parts.get().is_some() {
-        reasons.extend(admin.health.faults());
-    }
+    let parts = admin.parts();
+    reasons.extend(parts.iter().flat_map(|parts| parts.health.faults()));
     if admin.stop.is_cancelled() {
         reasons.push("the worker was told to stop".to_owned());
     }
     let healthy = reasons.is_empty();
-    let worker = admin.parts.get().map(|parts| parts.worker.to_string());
+    let worker = parts.map(|parts| parts.worker.to_string());
     let state = Readiness { status: word(healthy), redis, reasons, worker, version: env!("CARGO_PKG_VERSION") };
     (code(healthy), Json(state))
 }

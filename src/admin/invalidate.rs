@@ -8,7 +8,7 @@ use super::extract::{Fleet, Text};
 use super::problem::Problem;
 use crate::trigger::{Message, inbox};
 
-/// An invalidation, as docs/protocol.md has it. At least one of the first three names something.
+/// An invalidation, as docs/protocol.md has it. At least one of the first four names something.
 #[derive(utoipa::ToSchema)]
 #[schema(as = Invalidation)]
 #[expect(dead_code, reason = "it documents what `Message` reads")]
@@ -19,6 +19,9 @@ pub(super) struct Invalidation {
     /// Globs as Redis's `KEYS` has them; they touch only keys of jobs.
     #[schema(required = false)]
     patterns: Vec<String>,
+    /// Tags, as the jobs' files give them.
+    #[schema(required = false)]
+    tags: Vec<String>,
     /// Jobs by name, with all their entries.
     #[schema(required = false)]
     jobs: Vec<String>,
@@ -45,7 +48,7 @@ pub(super) struct Published {
     responses((status = 202, body = Published))
 )]
 pub(super) async fn invalidate(fleet: Fleet, Text(text): Text) -> Result<(StatusCode, Json<Published>), Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     let message = read(&text)?;
     let id = inbox::publish(&mut parts.ops.redis.clone(), &parts.ops.keys, &message).await?;
     let workers = parts.workers.load(std::sync::atomic::Ordering::Relaxed);

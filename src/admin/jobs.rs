@@ -11,6 +11,7 @@ use super::Parts;
 use super::extract::{Fleet, Named};
 use super::problem::Problem;
 use crate::job::Job;
+use crate::ops::Census;
 use crate::status::{self, JobStatus};
 
 /// How long is waited for a first count of entries.
@@ -32,10 +33,17 @@ fn find<'a>(parts: &'a Parts, name: &str) -> Result<&'a Arc<Job>, Problem> {
     parts.ops.jobs.jobs.get(name).ok_or_else(unknown)
 }
 
+/// The last count of entries; waits for the first one, unless Redis does not answer.
+async fn census(fleet: &Fleet) -> Result<Option<Arc<Census>>, Problem> {
+    let (census, there) = tokio::join!(fleet.admin.census(CENSUS), fleet.parts.ops.store.now());
+    there?;
+    Ok(census)
+}
+
 /// All jobs as they are now.
 pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
-    let parts = fleet.parts()?;
-    let census = fleet.0.census(CENSUS).await;
+    let parts = &fleet.parts;
+    let census = census(fleet).await?;
     let mut all = Vec::new();
     for job in parts.ops.jobs.jobs.values() {
         all.push(status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?);
@@ -60,9 +68,9 @@ pub(super) async fn jobs(fleet: Fleet) -> Result<Json<Vec<JobStatus>>, Problem> 
     responses((status = 200, body = JobStatus))
 )]
 pub(super) async fn job(fleet: Fleet, Named(name): Named) -> Result<Json<JobStatus>, Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     let job = find(parts, &name)?;
-    let census = fleet.0.census(CENSUS).await;
+    let census = census(&fleet).await?;
     let mut status = status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?;
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(std::slice::from_mut(&mut status), &parts.ops.jobs, &upstreams);
@@ -78,7 +86,7 @@ pub(super) async fn job(fleet: Fleet, Named(name): Named) -> Result<Json<JobStat
     responses((status = 200, body = Pause))
 )]
 pub(super) async fn pause(fleet: Fleet, Named(name): Named) -> Result<Json<Pause>, Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     let changed = parts.ops.pause(find(parts, &name)?).await?;
     Ok(Json(Pause { job: name, paused: true, changed }))
 }
@@ -92,7 +100,7 @@ pub(super) async fn pause(fleet: Fleet, Named(name): Named) -> Result<Json<Pause
     responses((status = 200, body = Pause))
 )]
 pub(super) async fn resume(fleet: Fleet, Named(name): Named) -> Result<Json<Pause>, Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     let changed = parts.ops.resume(find(parts, &name)?).await?;
     Ok(Json(Pause { job: name, paused: false, changed }))
 }

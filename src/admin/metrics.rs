@@ -24,9 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
     responses((status = 200, body = String, content_type = "text/plain; version=0.0.4; charset=utf-8"))
 )]
 pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    if let Some(parts) = admin.parts.get() {
+    if let Some(parts) = admin.parts() {
         let census = admin.census(Duration::ZERO).await;
-        look(parts, census.as_deref()).await;
+        look(&parts, census.as_deref()).await;
     } else {
         metrics::set_process(false, 0, 0);
     }

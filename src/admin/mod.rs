@@ -14,13 +14,14 @@ mod jobs;
 mod metrics;
 mod openapi;
 mod problem;
+mod reload;
 mod server;
 mod stats;
 mod warm;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -33,15 +34,19 @@ use crate::health::Health;
 use crate::job::UpstreamName;
 use crate::ops::{Census, Ops};
 use crate::source::Gate;
+use crate::telemetry::metrics as gauges;
 use crate::trigger::{Cron, Invalidator};
 use crate::warmer::Warmer;
+use crate::worker::Reload;
 
 /// Requests answered at once; more are told to come again. Probes of health are not counted.
 const AT_ONCE: usize = 256;
 
-/// What a worker hands over once Redis has been reached.
+/// What a worker hands over once Redis has been reached, and again when it has reloaded its jobs.
 #[derive(Debug)]
 pub struct Parts {
+    /// How its loops fare.
+    pub health: Health,
     /// What can be asked of the fleet.
     pub ops: Ops,
     /// Who evicts.
@@ -61,7 +66,6 @@ pub struct Parts {
 /// What all requests share.
 #[derive(Debug)]
 pub struct Admin {
-    health: Health,
     /// Where Redis is, without secrets.
     redis: String,
     token: Option<Secret>,
@@ -69,7 +73,8 @@ pub struct Admin {
     local: bool,
     /// Set when the worker is told to stop.
     stop: CancellationToken,
-    parts: OnceLock<Parts>,
+    parts: RwLock<Option<Arc<Parts>>>,
+    reload: Arc<Reload>,
     document: OnceLock<String>,
     room: Semaphore,
     census: watch::Sender<Option<Arc<Census>>>,
@@ -77,22 +82,22 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// For a worker that shows this `health`, keeps its data in Redis at `redis` (no secrets in it), and is told to end by
-    /// `stop`; `local` says that nobody else than this machine can ask.
+    /// For a worker that keeps its data in Redis at `redis` (no secrets in it), reloads its jobs by `reload`, and is told to
+    /// end by `stop`; `local` says that nobody else than this machine can ask.
     pub fn new(
-        health: Health,
         redis: String,
         token: Option<Secret>,
         local: bool,
+        reload: Arc<Reload>,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
-            health,
             redis,
             token,
             local,
             stop,
-            parts: OnceLock::new(),
+            parts: RwLock::new(None),
+            reload,
             document: OnceLock::new(),
             room: Semaphore::new(AT_ONCE),
             census: watch::Sender::new(None),
@@ -100,10 +105,23 @@ impl Admin {
         })
     }
 
-    /// Redis was reached: from now on everything is answered.
+    /// From now on everything is answered, and out of these parts.
     pub fn ready(&self, parts: Parts) {
-        // A worker is made once.
-        let _ = self.parts.set(parts);
+        let parts = Arc::new(parts);
+        let before = self.parts.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&parts));
+        // Of what is no longer known, nothing is said.
+        let Some(before) = before else { return };
+        for job in before.ops.jobs.jobs.keys().filter(|job| !parts.ops.jobs.jobs.contains_key(*job)) {
+            gauges::set_job(job, gauges::JobGauges::default());
+        }
+        for upstream in before.gates.keys().filter(|upstream| !parts.gates.contains_key(*upstream)) {
+            gauges::forget_upstream(upstream);
+        }
+    }
+
+    /// What the worker has handed over; `None` until Redis was reached.
+    fn parts(&self) -> Option<Arc<Parts>> {
+        self.parts.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The last count, whoever made it; a newer one is asked for if it is old, and waited for a moment.

@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::problem::Problem;
-use super::{Admin, clear, dead, entries, guard, health, invalidate, jobs, metrics, stats, warm};
+use super::{Admin, clear, dead, entries, guard, health, invalidate, jobs, metrics, reload, stats, warm};
 
 /// The name of the token in the document.
 const TOKEN: &str = "token";
@@ -50,7 +50,8 @@ pub(super) fn router(admin: &Arc<Admin>) -> (Router<Arc<Admin>>, String) {
         .routes(routes!(jobs::pause))
         .routes(routes!(jobs::resume))
         .routes(routes!(entries::entry))
-        .routes(routes!(dead::retry));
+        .routes(routes!(dead::retry))
+        .routes(routes!(reload::reload));
     for operation in owners.get_openapi_mut().paths.paths.values_mut().flat_map(operations) {
         operation.security =
             Some(vec![SecurityRequirement::default(), SecurityRequirement::new::<_, [&str; 0], &str>(TOKEN, [])]);
@@ -78,14 +79,15 @@ pub(super) fn router(admin: &Arc<Admin>) -> (Router<Arc<Admin>>, String) {
 fn name_something(api: &mut Value) {
     let named = |field: &str| json!({ "required": [field], "properties": { field: { "minItems": 1 } } });
     let schemas = &mut api["components"]["schemas"];
-    for (body, fields) in [("Invalidation", &["keys", "patterns", "jobs"][..]), ("Wanted", &["keys", "jobs"])] {
+    for (body, fields) in [("Invalidation", &["keys", "patterns", "tags", "jobs"][..]), ("Wanted", &["keys", "jobs"])] {
         schemas[body]["anyOf"] = fields.iter().map(|field| named(field)).collect();
         schemas[body]["additionalProperties"] = json!(false);
     }
     // To fetch what is absent, only keys can be named.
     let none = json!({ "maxItems": 0 });
-    let only_keys = json!({ "properties": { "patterns": none, "jobs": none } });
+    let only_keys = json!({ "properties": { "patterns": none, "tags": none, "jobs": none } });
     let warm = json!({ "required": ["action"], "properties": { "action": { "const": "warm" } } });
+    schemas["Invalidation"]["properties"]["tags"]["items"]["minLength"] = json!(1);
     schemas["Invalidation"]["if"] = warm;
     schemas["Invalidation"]["then"] = only_keys;
 }

@@ -159,7 +159,7 @@ async fn count(admin: &Admin, over: &CancellationToken) {
             () = admin.census_wanted.notified() => {}
             () = over.cancelled() => return,
         }
-        let Some(parts) = admin.parts.get() else { continue };
+        let Some(parts) = admin.parts() else { continue };
         let counted = async {
             if let Some(last) = parts.ops.last_count().await? {
                 let age = parts.ops.store.now().await? - last.at_ms;

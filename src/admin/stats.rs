@@ -106,7 +106,7 @@ pub(super) async fn cache_stats(fleet: Fleet) -> Result<Json<Stats>, Problem> {
 }
 
 async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     let (info, total_keys): (String, u64) =
         redis::pipe().cmd("INFO").cmd("DBSIZE").query_async(&mut parts.ops.redis.clone()).await?;
     let info: BTreeMap<&str, &str> = info.lines().filter_map(|line| line.split_once(':')).collect();
@@ -115,7 +115,7 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
     let mut jobs = Vec::new();
     for status in statuses(fleet).await? {
         let Some(job) = parts.ops.jobs.jobs.get(status.job.as_str()) else { continue };
-        jobs.push(of_job(fleet, job, status)?);
+        jobs.push(of_job(fleet, job, status).await?);
     }
     let (hits, misses) = (number("keyspace_hits"), number("keyspace_misses"));
     Ok(Stats {
@@ -135,8 +135,8 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
     })
 }
 
-fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats, Problem> {
-    let parts = fleet.parts()?;
+async fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats, Problem> {
+    let parts = &fleet.parts;
     let count = |outcome: &str| status.outcomes.get(outcome).copied().unwrap_or_default();
     let (refreshes, failures) = (count("warmed") + count("unchanged"), count("failed"));
     let mut upstream = Upstream::default();

@@ -73,7 +73,7 @@ pub(super) async fn warm(
     Asked(patience): Asked<Patience>,
     Body(wanted): Body<Wanted>,
 ) -> Result<Response, Problem> {
-    let parts = fleet.parts()?;
+    let parts = &fleet.parts;
     let ops = &parts.ops;
     let timeout = patience.timeout.map_or(TIMEOUT, Duration::from_secs);
     if timeout.is_zero() || timeout > LONGEST {
@@ -104,7 +104,7 @@ pub(super) async fn warm(
         .map(async |(job, keys)| ops.wait(job, keys, Trigger::Demand, asked, timeout, |_| {}).await);
     let done = tokio::select! {
         done = futures_util::future::try_join_all(waits) => sum(done?),
-        () = fleet.0.stop.cancelled() => {
+        () = fleet.admin.stop.cancelled() => {
             return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the worker ends; it is fetched by another"));
         }
     };

@@ -65,7 +65,7 @@ pub use error::Error;
 pub use lock::{Held, Lock};
 pub use publisher::{Invalidation, InvalidationPublisher};
 pub use rate_limit::{Decision, Limit, RateLimitCache, RateLimiter};
-pub use session::{SessionCache, UserCache};
+pub use session::{KNOWN_PREFIXES, SessionCache, UserCache};
 pub use stats::Stats;
 pub use subscriber::{Change, ChangeEvent, Heard, Subscription};
 pub use ttl::Ttl;

@@ -19,6 +19,7 @@ use governor::{Quota, RateLimiter as Governor};
 use redis::Script;
 
 use super::link::Link;
+use super::session::RATE_LIMIT;
 use super::{Cache, Error, Ttl};
 
 /// The largest limit: its log takes about ten bytes for each request admitted within the period.
@@ -196,7 +197,7 @@ impl RateLimiter {
     /// The Redis key of the log for a sender: `rate_limit:REQUESTS/MILLISECONDS:ID`. So one sender under two limits is
     /// counted for each.
     pub fn key(&self, id: &str) -> String {
-        format!("rate_limit:{}/{}:{id}", self.limit.requests(), self.limit.period.as_millis())
+        format!("{RATE_LIMIT}:{}/{}:{id}", self.limit.requests(), self.limit.period.as_millis())
     }
 
     /// Admits a request of this sender, or does not. Without Redis this process decides alone.
@@ -262,7 +263,7 @@ pub struct RateLimitCache(Cache);
 impl RateLimitCache {
     /// With the connection of another cache.
     pub fn new(cache: &Cache) -> Self {
-        Self(cache.known("rate_limit"))
+        Self(cache.known(RATE_LIMIT))
     }
 
     /// Counts one more and returns how many there were since the counter began; `ttl` after its first it begins anew.

@@ -4,8 +4,15 @@ use std::ops::Deref;
 
 use super::Cache;
 
+const SESSION: &str = "session";
+const USER: &str = "user";
+pub(super) const RATE_LIMIT: &str = "rate_limit";
+
+/// The prefixes of caches whose prefix everybody knows; their keys begin with one of them and a colon.
+pub const KNOWN_PREFIXES: [&str; 3] = [SESSION, USER, RATE_LIMIT];
+
 macro_rules! known_cache {
-    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+    ($(#[$doc:meta])* $name:ident, $prefix:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug)]
         pub struct $name(Cache);
@@ -43,12 +50,12 @@ known_cache! {
     /// # Ok(())
     /// # }
     /// ```
-    SessionCache, "session"
+    SessionCache, SESSION
 }
 
 known_cache! {
     /// What is known of users: a [`Cache`] of keys `user:ID`. A key that begins with `user:` already is taken as it is.
     ///
     /// Like a [`SessionCache`], it announces nothing and keeps nothing near.
-    UserCache, "user"
+    UserCache, USER
 }

@@ -1,19 +1,24 @@
 //! `samovar worker`.
 
+use std::io::IsTerminal;
+use std::sync::Arc;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{exit, session};
 use crate::config::{Environment, Settings};
-use crate::worker;
+use crate::job::{Fault, Faults, Jobs};
+use crate::worker::{self, Reload};
 
 pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, session::Failed> {
     let jobs = session::jobs(settings, env)?;
+    let reload = reload(settings);
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
-    let signals = signals(stop.clone(), cut.clone(), settings.drain);
+    let signals = signals(stop.clone(), cut.clone(), Arc::clone(&reload), settings.drain);
     let code = tokio::select! {
-        ended = worker::run(settings, jobs, stop, cut) => match ended {
+        ended = Box::pin(worker::run(settings, jobs, reload, stop, cut)) => match ended {
             Ok(()) => exit::OK,
             Err(e) => {
                 error!("the worker ended: {e:#}");
@@ -25,19 +30,41 @@ pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, se
     Ok(code)
 }
 
-/// The first signal drains, the second ends at once. Only resolves in the second case.
-async fn signals(stop: CancellationToken, cut: CancellationToken, drain: std::time::Duration) -> u8 {
-    let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(term), Ok(int)) => (term, int),
-        (Err(e), _) | (_, Err(e)) => {
-            error!("cannot listen to signals: {e}");
-            return exit::FAILED;
-        }
+/// Reads the jobs folder anew, and the secrets in `.env` that it names.
+fn reload(settings: &Settings) -> Arc<Reload> {
+    let (folder, ttl) = (settings.jobs.clone(), settings.default_ttl);
+    Reload::new(move || {
+        let env = Environment::read().map_err(|e| Faults(vec![Fault::whole(".env", e.to_string(), None)]))?;
+        Jobs::load(&folder, ttl, &|name| env.get(name))
+    })
+}
+
+/// SIGHUP reloads the jobs. The first other signal drains, the second ends at once. Only resolves in that case.
+async fn signals(
+    stop: CancellationToken,
+    cut: CancellationToken,
+    reload: Arc<Reload>,
+    drain: std::time::Duration,
+) -> u8 {
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+    let [Ok(mut term), Ok(mut int), Ok(mut hangup)] = kinds.map(signal) else {
+        error!("cannot listen to signals");
+        return exit::FAILED;
     };
+    let on_terminal = std::io::stderr().is_terminal();
     let mut next = async || {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+        loop {
+            tokio::select! {
+                _ = term.recv() => return,
+                _ = int.recv() => return,
+                _ = hangup.recv() => {
+                    // The same signal says that the terminal was closed.
+                    if on_terminal && !std::io::stderr().is_terminal() {
+                        return;
+                    }
+                    reload.ask();
+                }
+            }
         }
     };
     next().await;

@@ -5,11 +5,10 @@ use std::fmt;
 use redis::RedisResult;
 
 use super::{Ops, STEP};
+use crate::cache::KNOWN_PREFIXES;
 use crate::job::EntryKey;
 use crate::trigger::{Action, Invalidator, Message};
 
-/// What the keys of the `samovar` library's caches begin with; they are cleared beside the jobs' entries.
-pub const LIBRARY_PREFIXES: [&str; 3] = ["session:", "user:", "rate_limit:"];
 /// Longest pattern, in bytes: matching takes Redis time that grows with it.
 const LONGEST: usize = 1_024;
 
@@ -94,7 +93,9 @@ impl Ops {
     async fn clear_library(&self, pattern: &Pattern) -> RedisResult<u64> {
         let literal = pattern.literal();
         let mut deleted = 0;
-        if !LIBRARY_PREFIXES.iter().any(|prefix| prefix.starts_with(literal) || literal.starts_with(prefix)) {
+        // Beside the jobs' entries, what the library's caches keep.
+        let prefixes = KNOWN_PREFIXES.map(|prefix| format!("{prefix}:"));
+        if !prefixes.iter().any(|prefix| prefix.starts_with(literal) || literal.starts_with(prefix.as_str())) {
             return Ok(deleted);
         }
         let mut redis = self.redis.clone();
@@ -109,7 +110,7 @@ impl Ops {
                 .query_async(&mut redis)
                 .await?;
             let ours = |key: &[u8]| {
-                LIBRARY_PREFIXES.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
+                prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
                     && str::from_utf8(key).is_ok_and(|key| !self.keys.is_own(key) && self.jobs.owner(key).is_none())
             };
             // One command a key, so that each keeps to its slot.

@@ -12,7 +12,7 @@ mod warm;
 use std::sync::Arc;
 
 pub use census::{Census, Counted};
-pub use clear::{LIBRARY_PREFIXES, Pattern};
+pub use clear::Pattern;
 pub use dead::Dead;
 pub use entry::Entry;
 pub use warm::{Done, Failure};
@@ -40,4 +40,13 @@ pub struct Ops {
     pub agenda: Agenda,
     /// The jobs.
     pub jobs: Arc<Jobs>,
+}
+
+impl Ops {
+    /// A fleet that keeps these jobs warm.
+    pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
+        let store = Store::new(redis.clone(), keys.clone());
+        let agenda = Agenda::new(redis.clone(), keys.clone());
+        Self { redis, keys, store, agenda, jobs }
+    }
 }

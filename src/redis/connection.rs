@@ -80,6 +80,13 @@ impl Connection {
         self.patience
     }
 
+    /// The same connection for somebody with another patience.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     fn out_of_patience(&self) -> redis::RedisError {
         let Self { server, patience, .. } = self;
         io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {server} within {patience:?}")).into()

@@ -228,6 +228,13 @@ pub fn set_upstream(upstream: &UpstreamName, in_flight: usize, open: bool, token
     }
 }
 
+/// Sets the gauges of an upstream that no job names any more.
+pub fn forget_upstream(upstream: &UpstreamName) {
+    for name in [IN_FLIGHT, OPEN, SPENT, BUDGET] {
+        gauge!(name, "upstream" => upstream.to_string()).set(f64::NAN);
+    }
+}
+
 /// Sets the gauges of this process and of the fleet.
 pub fn set_process(redis_up: bool, in_hand: usize, workers: usize) {
     gauge!(REDIS_UP).set(f64::from(u8::from(redis_up)));

@@ -43,13 +43,22 @@ pub struct Ear {
     before: AtomicI64,
     /// Rung when the present connection is found to be deaf.
     deaf: Notify,
+    /// Set when it hears, and it is known whether anything was missed before.
+    settled: CancellationToken,
 }
 
 impl Ear {
     /// The ear of `worker`.
     pub fn new(redis: Connection, keys: Keys, worker: Arc<str>, suspicion: Suspicion) -> Self {
         let zero = AtomicI64::default;
-        Self { redis, keys, worker, suspicion, since: zero(), last: zero(), before: zero(), deaf: Notify::new() }
+        let settled = CancellationToken::new();
+        let (since, last, before) = (zero(), zero(), zero());
+        Self { redis, keys, worker, suspicion, since, last, before, deaf: Notify::new(), settled }
+    }
+
+    /// Set once it hears, and once it is known that nothing was missed before, or that all is suspect.
+    pub fn settled(&self) -> CancellationToken {
+        self.settled.clone()
     }
 
     /// A canary came: its text.
@@ -97,7 +106,10 @@ impl Ear {
                     waited = if since != 0 && since != checked { waited + 1 } else { 0 };
                     if waited >= SETTLED {
                         match self.check(since).await {
-                            Ok(Some(())) => (checked, waited) = (since, 0),
+                            Ok(Some(())) => {
+                                (checked, waited) = (since, 0);
+                                self.settled.cancel();
+                            }
                             // Somebody who may have heard it all has yet to say so.
                             Ok(None) => {}
                             Err(e) => debug!("cannot see what the others heard: {e}"),

@@ -72,20 +72,33 @@ pub async fn publish(redis: &mut Connection, keys: &Keys, message: &Message) -> 
 }
 
 impl Inbox {
-    /// Runs until `stop`; then gives up its place in the group if nothing of it is pending.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let (done, acks) = mpsc::unbounded_channel();
-        let acknowledging = acknowledge(self.control.clone(), self.keys.inbox(), acks, stop.clone());
-        let reading = async {
-            self.read_all(done, &stop).await;
-            self
-        };
-        let (mut inbox, ()) = tokio::join!(reading, acknowledging);
-        let worker = Arc::clone(&inbox.worker);
-        let _ = inbox.remove(&worker).await;
+    /// Runs until `stop`, and until what was read by then is handled or dropped; then gives up its place in the group if
+    /// nothing of it is pending.
+    pub async fn run(self, stop: CancellationToken) {
+        self.run_until(stop.clone(), stop).await;
     }
 
-    async fn read_all(&mut self, done: mpsc::UnboundedSender<String>, stop: &CancellationToken) {
+    /// The same, but a read that waits at Redis when `stop` comes is given up only when `hurry` does: what Redis gives to a
+    /// reader that is gone waits for the claim time.
+    pub async fn run_until(mut self, stop: CancellationToken, hurry: CancellationToken) {
+        let (done, acks) = mpsc::unbounded_channel();
+        let (mut control, keys, worker) = (self.control.clone(), self.keys.clone(), Arc::clone(&self.worker));
+        let acknowledging = acknowledge(control.clone(), keys.inbox(), acks, stop.clone());
+        let reading = async {
+            self.read_all(done, &stop, &hurry).await;
+            // The intake ends when nobody can put anything into it.
+            drop(self);
+        };
+        tokio::join!(reading, acknowledging);
+        let _ = remove(&mut control, &keys, &worker).await;
+    }
+
+    async fn read_all(
+        &mut self,
+        done: mpsc::UnboundedSender<String>,
+        stop: &CancellationToken,
+        hurry: &CancellationToken,
+    ) {
         let mut patience = Patience::new("the inbox").showing(&self.sign);
         let mut taken_over: Option<tokio::time::Instant> = None;
         let mut swept: Option<tokio::time::Instant> = None;
@@ -94,7 +107,7 @@ impl Inbox {
                 swept = Some(tokio::time::Instant::now());
             }
             let overdue = taken_over.is_none_or(|last| last.elapsed() >= self.claim);
-            let read = if overdue { self.take_over().await } else { self.read(stop).await };
+            let read = if overdue { self.take_over().await } else { self.read(hurry).await };
             let messages = match read {
                 Ok(messages) => messages,
                 Err(e) => {
@@ -113,10 +126,7 @@ impl Inbox {
             }
             for message in messages {
                 let receipt = Receipt::new(message.id.clone(), done.clone());
-                tokio::select! {
-                    () = self.take(&message, receipt, stop) => {}
-                    () = stop.cancelled() => return,
-                }
+                self.take(&message, receipt, stop).await;
             }
         }
     }
@@ -146,15 +156,9 @@ impl Inbox {
             .await?;
         for reader in readers.consumers {
             if reader.pending == 0 && reader.idle > usize::try_from(SWEEP.as_millis()).unwrap_or(usize::MAX) {
-                self.remove(&reader.name).await?;
+                remove(&mut self.control, &self.keys, &reader.name).await?;
             }
         }
-        Ok(())
-    }
-
-    /// Takes a reader out of the group that has nothing in hand.
-    async fn remove(&mut self, reader: &str) -> RedisResult<()> {
-        let _: u8 = LEAVE.key(self.keys.inbox()).arg(GROUP).arg(reader).invoke_async(&mut self.control).await?;
         Ok(())
     }
 
@@ -174,7 +178,7 @@ impl Inbox {
         Ok(reply.claimed)
     }
 
-    async fn read(&mut self, stop: &CancellationToken) -> RedisResult<Vec<StreamId>> {
+    async fn read(&mut self, hurry: &CancellationToken) -> RedisResult<Vec<StreamId>> {
         let mut command = redis::cmd("XREADGROUP");
         command
             .arg("GROUP")
@@ -190,7 +194,7 @@ impl Inbox {
         let reply: Option<StreamReadReply> = tokio::select! {
             reply = command.query_async(&mut self.redis) => reply?,
             // What Redis gives out to a reader that is gone stays pending and is taken over.
-            () = stop.cancelled() => None,
+            () = hurry.cancelled() => None,
         };
         Ok(reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids).collect())
     }
@@ -229,7 +233,13 @@ impl Inbox {
     }
 }
 
-/// Acknowledges messages, and deletes them, as many at a time as are done.
+/// Takes a reader out of the group that has nothing in hand.
+async fn remove(redis: &mut Connection, keys: &Keys, reader: &str) -> RedisResult<()> {
+    let _: u8 = LEAVE.key(keys.inbox()).arg(GROUP).arg(reader).invoke_async(redis).await?;
+    Ok(())
+}
+
+/// Acknowledges messages, and deletes them, as many at a time as are done, until nobody has a receipt any more.
 async fn acknowledge(
     mut redis: Connection,
     inbox: String,
@@ -238,12 +248,7 @@ async fn acknowledge(
 ) {
     let mut patience = Patience::new("acknowledging");
     let mut ids = Vec::new();
-    loop {
-        tokio::select! {
-            biased;
-            count = done.recv_many(&mut ids, ACKNOWLEDGED) => if count == 0 { return },
-            () = stop.cancelled() => return,
-        }
+    while done.recv_many(&mut ids, ACKNOWLEDGED).await > 0 {
         loop {
             let mut steps = redis::pipe();
             steps.cmd("XACK").arg(&inbox).arg(GROUP).arg(&ids).ignore();

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -103,6 +103,8 @@ struct Held {
     entries: Mutex<HashMap<EntryKey, Waiting>>,
     receipts: AtomicUsize,
     more: Notify,
+    /// Nothing is added any more.
+    closed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -130,24 +132,25 @@ impl Intake {
             tokio::time::sleep(AGAIN).await;
         }
         let line = if message.is_narrow() { &self.narrow } else { &self.wide };
-        // Without the loops the process ends.
+        // Without the loops the worker ends.
         let _ = line.send(Work { message, at, way, receipt }).await;
     }
 }
 
 impl Intaking {
-    /// Runs until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Runs until nobody is there who takes messages in and all of them are done, or until `cut`.
+    pub async fn run(self, cut: CancellationToken) {
         let Self { invalidator, telemetry, narrow, wide, held } = self;
         let line = |work, most, name| {
             let (invalidator, telemetry) = (invalidator.clone(), telemetry.clone());
-            Line { invalidator, telemetry, held: &held, work, most, patience: Patience::new(name) }.run(&stop)
+            Line { invalidator, telemetry, held: &held, work, most, patience: Patience::new(name) }.run(&cut)
         };
-        tokio::join!(
-            line(narrow, ABREAST, "invalidating"),
-            line(wide, 1, "invalidating many"),
-            held.run(&invalidator, &stop)
-        );
+        let lines = async {
+            tokio::join!(line(narrow, ABREAST, "invalidating"), line(wide, 1, "invalidating many"));
+            held.close();
+        };
+        tokio::join!(lines, held.run(&invalidator, &cut));
+        held.drop_all();
     }
 }
 
@@ -162,23 +165,25 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
-    async fn run(mut self, stop: &CancellationToken) {
+    async fn run(mut self, cut: &CancellationToken) {
         let mut round: Vec<Work> = Vec::new();
         loop {
             if round.is_empty() {
-                // What was heard before the end is handled: the senders go when they have stopped hearing.
-                if self.work.recv_many(&mut round, self.most).await == 0 {
-                    return;
+                tokio::select! {
+                    count = self.work.recv_many(&mut round, self.most) => if count == 0 { return },
+                    () = cut.cancelled() => return,
                 }
+            }
+            if cut.is_cancelled() {
+                return;
             }
             match self.round(round).await {
                 (left, None) => {
                     self.patience.well();
                     round = left;
                 }
-                (_, Some(_)) if stop.is_cancelled() => return,
                 (left, Some(e)) => {
-                    self.patience.ill(&e, stop).await;
+                    self.patience.ill(&e, cut).await;
                     round = left;
                 }
             }
@@ -287,14 +292,29 @@ impl Held {
         self.lock().extract_if(|_, waiting| waiting.until <= now).collect()
     }
 
-    async fn run(&self, invalidator: &Invalidator, stop: &CancellationToken) {
+    /// Nothing is added any more.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.more.notify_one();
+    }
+
+    /// Drops what is left, with its receipts.
+    fn drop_all(&self) {
+        self.lock().clear();
+        self.receipts.store(0, Ordering::Relaxed);
+    }
+
+    async fn run(&self, invalidator: &Invalidator, cut: &CancellationToken) {
         let mut patience = Patience::new("invalidating what was held off");
-        while !stop.is_cancelled() {
+        while !cut.is_cancelled() {
             let next = self.lock().values().map(|waiting| waiting.until).min();
+            if next.is_none() && self.closed.load(Ordering::Acquire) {
+                return;
+            }
             tokio::select! {
                 () = tokio::time::sleep_until(next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3_600)).into()) => {}
                 () = self.more.notified() => continue,
-                () = stop.cancelled() => return,
+                () = cut.cancelled() => return,
             }
             let due = self.due();
             if due.is_empty() {
@@ -321,7 +341,7 @@ impl Held {
             }
             receipts.into_values().flatten().for_each(Receipt::done);
             match error {
-                Some(e) => patience.ill(&e, stop).await,
+                Some(e) => patience.ill(&e, cut).await,
                 None => patience.well(),
             }
         }

@@ -60,7 +60,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Runs until `stop`.
+    /// Runs until `stop`, and until what was heard by then is handed on.
     pub async fn run(self, stop: CancellationToken) {
         let (heard, messages) = mpsc::channel(WAITING);
         tokio::join!(self.listen(heard, &stop), self.ear.run(&stop), self.hand_on(messages));
@@ -133,12 +133,10 @@ impl Listener {
         }
     }
 
-    /// Hands on what was heard, apart from hearing, so that nothing makes the subscription overflow.
+    /// Hands on what was heard, apart from hearing, so that nothing makes the subscription overflow; to the last message.
     async fn hand_on(&self, mut messages: mpsc::Receiver<Heard>) {
         let mut complaints = Complaints::default();
-        loop {
-            // To the end of what was heard, also when told to stop.
-            let Some((received, text)) = messages.recv().await else { return };
+        while let Some((received, text)) = messages.recv().await {
             match Message::parse(&text) {
                 Ok(message) => self.intake.take(message, At::Received(received), "channel", None).await,
                 Err(e) => {

@@ -129,6 +129,11 @@ impl WorkerProcess {
         self.signal(Signal::SIGTERM);
     }
 
+    /// Asks it to reload its jobs (SIGHUP).
+    pub fn hangup(&self) {
+        self.signal(Signal::SIGHUP);
+    }
+
     /// It hangs, with its sockets open.
     pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);

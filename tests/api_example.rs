@@ -1,0 +1,125 @@
+//! The example API in Python as the process that users run, on a Redis that is stopped and started under it.
+//!
+//! `make test` installs what it needs into `target/venv`; where there is no Python, this says so and tries nothing.
+#![cfg(test)]
+
+mod support;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use support::{JobsFolder, Reply, TestRedis, Upstream, eventually, worker};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, Command};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+struct Api {
+    url: String,
+    http: reqwest::Client,
+    _child: Child,
+    _log: Lines<BufReader<ChildStderr>>,
+}
+
+impl Api {
+    async fn start(python: &Path, redis: &TestRedis, museum: &Upstream) -> Self {
+        let mut command = Command::new(python);
+        command.args(["-B", "-m", "uvicorn", "main:app", "--port", "0", "--no-access-log"]);
+        command.current_dir(Path::new(ROOT).join("examples/api"));
+        command.env("REDIS_URL", redis.url()).env("MUSEUM_URL", museum.url()).env_remove("SAMOVAR_CHANNEL");
+        let mut child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let url = loop {
+            let line = log.next_line().await.unwrap().expect("it says where it listens");
+            if let Some(url) = line.split(' ').find(|word| word.starts_with("http://")) {
+                break url.to_owned();
+            }
+        };
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().unwrap();
+        Self { url, http, _child: child, _log: log }
+    }
+
+    /// The status, `X-Cache`, and the body as it came.
+    async fn ask(&self, method: Method, path: &str) -> (StatusCode, String, String) {
+        let answer = self.http.request(method, format!("{}{path}", self.url)).send().await.unwrap();
+        let cache = answer.headers().get("x-cache").map(|cache| cache.to_str().unwrap().to_owned());
+        (answer.status(), cache.unwrap_or_default(), answer.text().await.unwrap())
+    }
+
+    async fn artwork(&self, name: &str) -> (String, Value) {
+        let (status, cache, text) = self.ask(Method::GET, &format!("/artworks/{name}")).await;
+        assert_eq!(status, StatusCode::OK, "{text}");
+        (cache, serde_json::from_str(&text).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn the_python_api_reads_what_is_warm_says_what_changed_and_does_without_redis() {
+    let venv = Path::new(ROOT).join("target/venv");
+    if !venv.join("installed").exists() {
+        eprintln!("NOT TRIED: there is no {}; `make test` makes it where python3 and its venv are", venv.display());
+        return;
+    }
+    let (mut redis, museum) = tokio::join!(TestRedis::start(), Upstream::start());
+    let data = |title: &str| Reply::json(json!({"data": {"title": title}}));
+    museum.on("/artworks/Mona Lisa", data("Mona Lisa"));
+    museum.on("/artworks/Kaplumbağa Terbiyecisi", data("Kaplumbağa Terbiyecisi"));
+    let jobs = JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"", museum.url())).job(
+        "artwork_info",
+        r#"
+        key = "artwork_info:{name}"
+        ttl = "1h"
+        [source]
+        kind = "http"
+        upstream = "museum"
+        path = "/artworks/{{ name }}"
+        select = "/data"
+        [entries]
+        list = ["Mona Lisa"]
+        "#,
+    );
+    let mut worker = worker(&redis, &jobs);
+    eventually("it is warm", async || redis.json("artwork_info:Mona Lisa").await).await;
+    eventually("it is subscribed", async || redis.publish("samovar:invalidate", "nothing").await == 1).await;
+    let api = Api::start(&venv.join("bin/python"), &redis, &museum).await;
+
+    // As it is in Redis, without an envelope, and without asking the museum.
+    let (_, cache, text) = api.ask(Method::GET, "/artworks/Mona%20Lisa").await;
+    assert_eq!((cache.as_str(), Some(text)), ("hit", redis.get("artwork_info:Mona Lisa").await));
+    assert_eq!(museum.calls("/artworks/Mona Lisa"), 1);
+
+    // A miss is answered, and warm for the next.
+    let turtles = "Kaplumba%C4%9Fa%20Terbiyecisi";
+    assert_eq!(api.artwork(turtles).await, ("miss".to_owned(), json!({"title": "Kaplumbağa Terbiyecisi"})));
+    eventually("it is a hit", async || api.artwork(turtles).await.0 == "hit").await;
+    assert_eq!(api.ask(Method::GET, "/artworks/nobody").await.0, StatusCode::NOT_FOUND);
+
+    // An editor saves.
+    museum.on("/artworks/Mona Lisa", data("La Gioconda"));
+    let said = api.ask(Method::POST, "/artworks/Mona%20Lisa/changed").await;
+    assert_eq!((said.0, said.2.as_str()), (StatusCode::ACCEPTED, r#"{"workers":1}"#));
+    let new = ("hit".to_owned(), json!({"title": "La Gioconda"}));
+    eventually("the new title is warm", async || api.artwork("Mona%20Lisa").await == new).await;
+
+    for frozen in [true, false] {
+        if frozen {
+            redis.freeze();
+        } else {
+            redis.kill9();
+        }
+        museum.on("/artworks/Mona Lisa", data("Monna Lisa"));
+        assert_eq!(api.artwork("Mona%20Lisa").await, ("miss".to_owned(), json!({"title": "Monna Lisa"})));
+        let said = api.ask(Method::POST, "/artworks/Mona%20Lisa/changed").await;
+        assert_eq!(said.0, StatusCode::SERVICE_UNAVAILABLE, "what is lost is told: {}", said.2);
+        if frozen {
+            redis.thaw();
+        } else {
+            redis.start_again().await;
+        }
+        eventually("it is a hit again", async || api.artwork("Mona%20Lisa").await.0 == "hit" && worker.is_running())
+            .await;
+    }
+}

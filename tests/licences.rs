@@ -1,0 +1,47 @@
+//! Licences of all that is built in: those that `deny.toml` allows, and no others.
+//!
+//! cargo-deny checks this as well, and more (`make deny`); but it has to be installed.
+#![cfg(test)]
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use spdx::{Expression, LicenseReq, ParseMode};
+
+/// What cargo says, in this crate's folder.
+fn cargo(args: &[&str]) -> Vec<u8> {
+    let ran = Command::new(env!("CARGO")).args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    ran.stdout
+}
+
+fn allowed() -> Vec<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deny.toml");
+    let deny: toml::Table = toml::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    deny["licenses"]["allow"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn everything_built_in_is_under_a_licence_that_is_allowed() {
+    let version = String::from_utf8(cargo(&["version", "--verbose"])).unwrap();
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+    // Only what this platform builds: all of that is here already.
+    let metadata = cargo(&["metadata", "--locked", "--format-version", "1", "--filter-platform", host]);
+    let metadata: Value = serde_json::from_slice(&metadata).unwrap();
+    let allowed = allowed();
+    let is_allowed = |licence: &str| {
+        let is_listed =
+            |req: &LicenseReq| req.license.id().is_some_and(|id| allowed.iter().any(|name| name == id.name));
+        Expression::parse_mode(licence, ParseMode::LAX).is_ok_and(|expression| expression.evaluate(is_listed))
+    };
+    assert!(is_allowed("MIT/Apache-2.0") && !is_allowed("GPL-3.0-only") && !is_allowed("MIT AND GPL-3.0-only"));
+    let packages = metadata["packages"].as_array().unwrap();
+    let refused: Vec<String> = packages
+        .iter()
+        .filter(|package| !package["license"].as_str().is_some_and(is_allowed))
+        .map(|package| format!("{} {}: {}", package["name"], package["version"], package["license"]))
+        .collect();
+    assert!(packages.len() > 100, "{} packages", packages.len());
+    assert_eq!(refused, Vec::<String>::new(), "deny.toml does not allow these");
+}
