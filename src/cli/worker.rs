@@ -1,5 +1,7 @@
 //! `samovar worker`.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -13,7 +15,8 @@ pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, se
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let signals = signals(stop.clone(), cut.clone(), settings.drain);
     let code = tokio::select! {
-        ended = worker::run(settings, jobs, stop, cut) => match ended {
+        ended = worker::run(settings, jobs, stop, cut.clone()) => match ended {
+            Ok(()) if cut.is_cancelled() => exit::FAILED,
             Ok(()) => exit::OK,
             Err(e) => {
                 error!("the worker ended: {e:#}");
@@ -25,8 +28,11 @@ pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, se
     Ok(code)
 }
 
-/// The first signal drains, the second ends at once. Only resolves in the second case.
-async fn signals(stop: CancellationToken, cut: CancellationToken, drain: std::time::Duration) -> u8 {
+/// How long the worker may take its leave from the fleet when it is to end at once.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// The first signal drains, the second ends at once. Only resolves in the second case, if the worker has not ended by then.
+async fn signals(stop: CancellationToken, cut: CancellationToken, drain: Duration) -> u8 {
     let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(term), Ok(int)) => (term, int),
         (Err(e), _) | (_, Err(e)) => {
@@ -46,5 +52,6 @@ async fn signals(stop: CancellationToken, cut: CancellationToken, drain: std::ti
     next().await;
     warn!("told again: ending at once");
     cut.cancel();
+    tokio::time::sleep(LEAVE).await;
     exit::FAILED
 }
