@@ -274,7 +274,9 @@ impl World {
         self.insist(async |mut redis| redis.set_ex(&probe, "0", 600).await).await;
         let heard = self.insist(async |mut redis| redis.publish(CHANNEL, message.to_string()).await).await;
         assert!(heard > 0, "no worker hears the channel");
-        let evict = json!({ "keys": [&probe], "action": "evict" }).to_string();
+        // What names many has a line of its own.
+        let names = if message["keys"].is_array() { "keys" } else { "patterns" };
+        let evict = json!({ names: [&probe], "action": "evict" }).to_string();
         self.insist(async |mut redis| redis.publish(CHANNEL, &evict).await).await;
         self.until("a worker handles what was published bare", async || {
             let there = self.insist(async |mut redis| redis.exists(&probe).await).await;
