@@ -140,11 +140,17 @@ impl Queue {
         self.beat_script("", dead_after, false).await.map(|(living, _)| living)
     }
 
-    /// Takes leave.
+    /// Takes leave, and drops the tasks in hand: their entries were handed back.
     ///
     /// # Errors
     /// Redis's; the worker then counts as living until its last beat is old.
     pub async fn leave(&self, dead_after: Duration) -> RedisResult<()> {
+        loop {
+            let ids: Vec<String> = self.in_hand_of(&self.worker).await?.into_iter().map(|(id, _)| id).collect();
+            if ids.is_empty() || self.forget(&self.worker, &ids, dead_after).await? == 0 {
+                break;
+            }
+        }
         self.beat_script(&self.worker, dead_after, true).await.map(|_| ())
     }
 

@@ -47,6 +47,8 @@ const SWEEP: Duration = Duration::from_secs(600);
 /// How long the last words to Redis may take when ending, and when ending at once.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const LAST_WORD: Duration = Duration::from_millis(300);
+/// How often is looked whether fetches that were cut off have ended.
+const LET_GO: Duration = Duration::from_millis(1);
 /// Beats further apart than this are a break: who was kept waiting cannot tell who is dead.
 const BREAK: Duration = Duration::from_secs(3);
 
@@ -298,7 +300,10 @@ pub async fn run(
         warmer.hand_back().await;
         drop(warmer);
         ends.await;
-        // The permits of fetches that were cut off.
+        // The permits of fetches that were cut off, once they have let go of them.
+        while gates.values().any(|gate| gate.in_flight() > 0) {
+            tokio::time::sleep(LET_GO).await;
+        }
         futures_util::future::join_all(gates.values().map(|gate| gate.refresh())).await;
         if let Err(e) = queue.leave(dead_after(settings.claim)).await {
             warn!("could not take leave, the fleet will notice: {e}");

@@ -5,8 +5,9 @@
 //! but an I/O error (a refused password, too many clients), it answers every later command with that error and never
 //! tries again. So it is told never to give up, and each command waits for it no longer than `patience`.
 //!
-//! A server that became a replica keeps its connections and refuses every write. Whoever is told so connects anew: by then
-//! the name, or what stands before the servers, leads to another.
+//! Two things are not seen by it at all. A server that became a replica keeps its connections and refuses every write; and a
+//! path that swallows what is sent (a firewall that forgot the connection) takes TCP a quarter of an hour to give up. So who is
+//! refused for that, or is not answered in time, connects anew: by then the name may lead elsewhere, and the path is another.
 
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisFuture, RedisResult, Value};
@@ -81,10 +82,10 @@ impl Connection {
         self.line.lock().unwrap_or_else(PoisonError::into_inner).manager.clone()
     }
 
-    /// Connects anew, for all clones; not more often than once in [`RENEW`].
-    fn renew(&self) {
+    /// Connects anew, for all clones, unless the connection is younger than `age`.
+    fn renew(&self, age: Duration) {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        if line.since.elapsed() >= RENEW
+        if line.since.elapsed() >= age
             && let Ok(manager) = manager(&self.client)
         {
             *line = Line { manager, since: Instant::now() };
@@ -102,6 +103,7 @@ impl Connection {
     }
 
     fn out_of_patience(&self) -> redis::RedisError {
+        self.renew(self.patience);
         let Self { server, patience, .. } = self;
         io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {server} within {patience:?}")).into()
     }
@@ -134,7 +136,7 @@ impl ConnectionLike for Connection {
             match timeout(self.patience, self.manager().send_packed_command(cmd)).await {
                 Ok(answer) => {
                     if answer.as_ref().map_or_else(|e| e.code() == Some(READONLY), is_replica) {
-                        self.renew();
+                        self.renew(RENEW);
                     }
                     answer
                 }
@@ -153,7 +155,7 @@ impl ConnectionLike for Connection {
             match timeout(self.patience, self.manager().send_packed_commands(pipeline, offset, count)).await {
                 Ok(answers) => {
                     if answers.as_ref().map_or_else(|e| e.code() == Some(READONLY), |all| all.iter().any(is_replica)) {
-                        self.renew();
+                        self.renew(RENEW);
                     }
                     answers
                 }

@@ -2,7 +2,7 @@
 -- KEYS  1 workers (sorted set, score = last beat in s)
 -- ARGV  1 prefix of in-flight sets (same slot)  2 the worker's name ('' for none)
 --       3 dead after so many seconds without a beat  4 '1': the worker takes its leave
--- Returns how many workers live, then the names of dead ones (4 at most). Who leaves with tasks in hand counts as dead at once.
+-- Returns how many workers live, then the names of dead ones (100 at most). Who leaves with tasks in hand counts as dead at once.
 local now = tonumber(redis.call('TIME')[1])
 if ARGV[2] ~= '' then
   if ARGV[4] == '1' then
@@ -13,5 +13,5 @@ if ARGV[2] ~= '' then
   end
 end
 local since = now - tonumber(ARGV[3])
-local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. since, 'LIMIT', 0, 4)
+local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. since, 'LIMIT', 0, 100)
 return {tostring(redis.call('ZCOUNT', KEYS[1], since, '+inf')), unpack(dead)}
