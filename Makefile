@@ -5,12 +5,15 @@ CARGO ?= cargo
 ARGS ?=
 # Where the Python example and what it needs are tried.
 VENV := target/venv
+# How many times as much as in the tests, and for how long
+TIMES ?= 50
+SECONDS ?= 600
 
-.PHONY: help setup build demo test lint deny bench clean
+.PHONY: help setup build demo test torture lint deny bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-7s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install redis-server, if there is neither it nor valkey-server, and look for Rust
 	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: see https://rustup.rs" >&2; exit 1; }
@@ -23,6 +26,7 @@ demo: setup ## Watch it work for a minute, with a Redis of its own: make demo AR
 	$(CARGO) run --release --locked -- demo $(ARGS)
 
 test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start themselves
+	@./scripts/install-faketime.sh
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		set -x; $(CARGO) nextest run --locked --no-fail-fast $(ARGS) && $(CARGO) test --locked --doc; \
 	else \
@@ -37,6 +41,10 @@ $(VENV)/installed: examples/api/requirements.txt
 	else \
 		echo "python3 or its module venv is missing: the example in Python is not tried" >&2; \
 	fi
+torture: setup ## Kill, cut, starve and flood it for long: make torture TIMES=50 SEED=7 SECONDS=600
+	@./scripts/install-faketime.sh
+	SAMOVAR_TORTURE=$(TIMES) SAMOVAR_TEST_SECONDS=$(SECONDS) $(if $(SEED),SAMOVAR_TEST_SEED=$(SEED)) \
+		$(CARGO) test --release --locked --test faults --test consistency -- --nocapture --test-threads 2 $(ARGS)
 
 lint: ## Check formatting, lints and documentation; warnings are errors here
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 \

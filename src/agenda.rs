@@ -420,6 +420,18 @@ impl Agenda {
         Ok(score.is_some_and(|score| Due::from_score(score).trigger != Trigger::Settle))
     }
 
+    /// The scores of entries, as they compare and swap; `None` for what is not on the agenda.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn scores(&self, job: &JobName, entries: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys: Vec<&str> = entries.iter().map(EntryKey::as_str).collect();
+        redis::cmd("ZMSCORE").arg(self.keys.agenda(job)).arg(keys).query_async(&mut self.redis.clone()).await
+    }
+
     /// Takes entries off the agenda, whatever their state.
     ///
     /// # Errors

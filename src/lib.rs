@@ -40,6 +40,8 @@ pub mod telemetry;
 #[cfg(feature = "worker")]
 pub mod trigger;
 #[cfg(feature = "worker")]
+pub mod undertaker;
+#[cfg(feature = "worker")]
 pub mod warmer;
 #[cfg(feature = "worker")]
 pub mod worker;

@@ -39,12 +39,15 @@ const IN_HAND: usize = 256;
 const PULL: usize = 2;
 /// How often a worker looks at the queue when nobody wakes it.
 const IDLE: Duration = Duration::from_secs(1);
+/// Tasks of a dead worker that are looked at in one step.
+const LEFT: usize = 50;
 /// What a signal says that makes workers look at the queue.
 pub const QUEUED_SIGNAL: &str = "queued";
 
 static PUSH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("queue/lua/push.lua")));
 static PULL_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("queue/lua/pull.lua")));
 static ACK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("queue/lua/ack.lua")));
+static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("queue/lua/forget.lua")));
 static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("queue/lua/beat.lua")));
 
 /// A task: entries of one job that were claimed together.
@@ -121,11 +124,11 @@ impl Queue {
         self
     }
 
-    /// Tells that this worker lives, and clears up after those that do not; returns how many live.
+    /// Tells that this worker lives; returns how many do, and the names of some that do not.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn beat(&self, dead_after: Duration) -> RedisResult<usize> {
+    pub async fn beat(&self, dead_after: Duration) -> RedisResult<(usize, Vec<String>)> {
         self.beat_script(&self.worker, dead_after, false).await
     }
 
@@ -134,25 +137,66 @@ impl Queue {
     /// # Errors
     /// Redis's.
     pub async fn workers(&self, dead_after: Duration) -> RedisResult<usize> {
-        self.beat_script("", dead_after, false).await
+        self.beat_script("", dead_after, false).await.map(|(living, _)| living)
     }
 
-    /// Takes leave.
+    /// Takes leave, and drops the tasks in hand: their entries were handed back.
     ///
     /// # Errors
     /// Redis's; the worker then counts as living until its last beat is old.
     pub async fn leave(&self, dead_after: Duration) -> RedisResult<()> {
+        loop {
+            let ids: Vec<String> = self.in_hand_of(&self.worker).await?.into_iter().map(|(id, _)| id).collect();
+            if ids.is_empty() || self.forget(&self.worker, &ids, dead_after).await? == 0 {
+                break;
+            }
+        }
         self.beat_script(&self.worker, dead_after, true).await.map(|_| ())
     }
 
-    async fn beat_script(&self, worker: &str, dead_after: Duration, leave: bool) -> RedisResult<usize> {
-        BEAT.key(self.layout.workers_set())
-            .key(self.layout.job_data_hash())
-            .arg(self.meta_prefix())
+    async fn beat_script(&self, worker: &str, dead_after: Duration, leave: bool) -> RedisResult<(usize, Vec<String>)> {
+        let mut reply: Vec<String> = BEAT
+            .key(self.layout.workers_set())
             .arg(format!("{}:", self.layout.inflight_jobs_set()))
             .arg(worker)
             .arg(dead_after.as_secs().max(1))
             .arg(u8::from(leave))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        let dead = reply.split_off(1.min(reply.len()));
+        Ok((reply.first().and_then(|living| living.parse().ok()).unwrap_or_default(), dead))
+    }
+
+    /// Some tasks that a worker has in hand: id, and what is in it if that can be read.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn in_hand_of(&self, worker: &str) -> RedisResult<Vec<(String, Option<Chunk>)>> {
+        let mut redis = self.redis.clone();
+        let in_flight = self.in_flight(worker);
+        let ids: Vec<String> = redis::cmd("SRANDMEMBER").arg(in_flight).arg(LEFT).query_async(&mut redis).await?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let payloads: Vec<Option<String>> =
+            redis::cmd("HMGET").arg(self.layout.job_data_hash()).arg(&ids).query_async(&mut redis).await?;
+        let read = |payload: Option<String>| payload.and_then(|payload| serde_json::from_str(&payload).ok());
+        Ok(ids.into_iter().zip(payloads.into_iter().map(read)).collect())
+    }
+
+    /// Drops these tasks of a dead worker, and the worker with its last one; returns how many it has left.
+    ///
+    /// # Errors
+    /// Redis's; doing it again does no harm.
+    pub async fn forget(&self, worker: &str, ids: &[String], dead_after: Duration) -> RedisResult<usize> {
+        FORGET
+            .key(self.layout.workers_set())
+            .key(self.in_flight(worker))
+            .key(self.layout.job_data_hash())
+            .arg(self.meta_prefix())
+            .arg(worker)
+            .arg(dead_after.as_secs().max(1))
+            .arg(ids)
             .invoke_async(&mut self.redis.clone())
             .await
     }
@@ -237,7 +281,7 @@ impl Queue {
         PULL_SCRIPT
             .key(self.layout.active_jobs_list())
             .key(self.layout.job_data_hash())
-            .key(self.in_flight())
+            .key(self.in_flight(&self.worker))
             .key(self.layout.workers_set())
             .arg(self.meta_prefix())
             .arg(&*self.worker)
@@ -254,7 +298,7 @@ impl Queue {
         while acks.recv_many(&mut ids, 500).await > 0 {
             loop {
                 let sent = ACK
-                    .key(self.in_flight())
+                    .key(self.in_flight(&self.worker))
                     .key(self.layout.job_data_hash())
                     .arg(self.meta_prefix())
                     .arg(&ids)
@@ -265,7 +309,7 @@ impl Queue {
                         patience.well();
                         break;
                     }
-                    // Another worker's beat clears up what is left behind.
+                    // Another worker clears up what is left behind.
                     Err(_) if stop.is_cancelled() => break,
                     Err(e) => patience.ill(&e, stop).await,
                 }
@@ -278,8 +322,8 @@ impl Queue {
         format!("{}:", self.layout.job_meta_hash())
     }
 
-    fn in_flight(&self) -> String {
-        format!("{}:{}", self.layout.inflight_jobs_set(), self.worker)
+    fn in_flight(&self, worker: &str) -> String {
+        format!("{}:{worker}", self.layout.inflight_jobs_set())
     }
 }
 

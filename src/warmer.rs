@@ -40,6 +40,7 @@ use crate::source::{Answer, Ask, Ended, FetchError, Gate, Permit, Sources, Valid
 use crate::status::Last;
 use crate::store::{Fresh, Lease, Leased, Note, Removal, Store, Written};
 use crate::telemetry::Telemetry;
+use crate::undertaker::{self, DEATHS, SUSPECT};
 
 /// What a lease allows for beside the fetch itself: the way to Redis and back, and its commit.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
@@ -110,6 +111,8 @@ pub struct Warmer {
     patience: Duration,
     /// Set when the worker ends: nothing is begun any more.
     drain: CancellationToken,
+    /// Held by the one entry under way that may kill its worker.
+    alone: tokio::sync::Mutex<()>,
     /// What is in hand: for handing back. The token is there while a fetch is under way.
     held: Mutex<HashMap<(JobName, EntryKey), Held>>,
     tab: Tab,
@@ -133,9 +136,22 @@ impl Warmer {
         let tab = Tab::default();
         let finisher = Finisher::new(agenda.clone(), ends, tab.clone());
         let patience = claim / 2;
-        let held = Mutex::default();
-        let warmer =
-            Self { jobs, store, agenda, sources, gates, telemetry, popularity, finished, patience, drain, held, tab };
+        let (alone, held) = (tokio::sync::Mutex::default(), Mutex::default());
+        let warmer = Self {
+            jobs,
+            store,
+            agenda,
+            sources,
+            gates,
+            telemetry,
+            popularity,
+            finished,
+            patience,
+            drain,
+            alone,
+            held,
+            tab,
+        };
         (Arc::new(warmer), finisher)
     }
 
@@ -270,6 +286,18 @@ impl Warmer {
                 return Ok(Ending::new(Outcome::Unchanged, settled(job, taken.trigger, now, next)));
             }
         };
+        let deaths = lease.meta.as_ref().map_or(0, |meta| meta.note.deaths);
+        let alone = if deaths < SUSPECT { None } else { self.alone.try_lock().ok() };
+        let hopeless = deaths >= DEATHS && taken.trigger != Trigger::Manual;
+        if hopeless || (deaths >= SUSPECT && alone.is_none()) {
+            settle(admitted, Ended::Ok).await;
+            self.store.release(key, &lease.token, None).await?;
+            if hopeless {
+                let reason = undertaker::deadly(deaths);
+                return Ok(Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason));
+            }
+            return Ok(Ending::because(Outcome::Deferred, Next::In(SHORTLY), "its worker died: it is fetched alone"));
+        }
         // Whatever made it due, its fetch answers an invalidation, and what a foreign writer does about that is looked at.
         let mut trigger = match &lease.meta {
             Some(meta) if meta.invalidated > 0 => Trigger::Invalidation,
@@ -486,6 +514,7 @@ impl Warmer {
         if taken.trigger == Trigger::Manual && outcome == Outcome::Failed && note.failures >= job.warm.attempts {
             note.failures = 0;
         }
+        note.deaths = 0;
         note.outcome = Some(outcome);
         note.trigger = Some(taken.trigger);
         note.attempted = lease.start;

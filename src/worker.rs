@@ -38,7 +38,8 @@ use crate::redis::{Connection, Keys, Patience};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
 use crate::telemetry::{Telemetry, metrics};
-use crate::trigger::{Cron, Doubt, Ear, Inbox, Intake, Invalidator, Listener, Misses, Suspicion};
+use crate::trigger::{Cron, Doubt, Ear, Evictions, Inbox, Intake, Invalidator, Listener, Misses, Suspicion};
+use crate::undertaker::{self, Undertaker};
 use crate::warmer::Warmer;
 
 /// How long a command may take before Redis counts as away. Longer than its longest pauses (a fork, a slow disk).
@@ -53,8 +54,13 @@ const BEAT: Duration = Duration::from_secs(1);
 const GATES: Duration = Duration::from_secs(5);
 /// How often what has died is swept out of tags, by one worker of the fleet.
 const SWEEP: Duration = Duration::from_secs(600);
-/// How long the last words to Redis may take when ending.
+/// How long the last words to Redis may take when ending, and when ending at once.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORD: Duration = Duration::from_millis(300);
+/// How often is looked whether fetches that were cut off have ended.
+const LET_GO: Duration = Duration::from_millis(1);
+/// Beats further apart than this are a break: who was kept waiting cannot tell who is dead.
+const BREAK: Duration = Duration::from_secs(3);
 
 /// Connects, and waits for Redis if it is not there yet; its commands then fail after `patience`.
 ///
@@ -78,12 +84,18 @@ pub async fn connect(settings: &Settings, patience: Duration, stop: &Cancellatio
     }
 }
 
-/// The ways to all upstreams.
-pub fn gates(jobs: &Jobs, redis: &Connection, keys: &Keys, concurrency: usize) -> BTreeMap<UpstreamName, Arc<Gate>> {
+/// The ways to all upstreams, for the worker of this id.
+pub fn gates(
+    jobs: &Jobs,
+    redis: &Connection,
+    keys: &Keys,
+    concurrency: usize,
+    worker: &str,
+) -> BTreeMap<UpstreamName, Arc<Gate>> {
     jobs.upstreams
         .iter()
         .map(|(name, upstream)| {
-            let gate = Gate::new(Arc::clone(upstream), redis.clone(), keys, concurrency);
+            let gate = Gate::new(Arc::clone(upstream), redis.clone(), keys, concurrency).held_by(worker);
             (name.clone(), Arc::new(gate))
         })
         .collect()
@@ -159,11 +171,12 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     info!(worker = &*name, redis = %settings.redis, jobs = jobs.jobs.len(), "samovar {}", env!("CARGO_PKG_VERSION"));
 
     let keys = Keys::new(&settings.prefix, &settings.channel);
-    let store = Store::new(redis.clone(), keys.clone());
+    let id = undertaker::id(&name);
+    let store = Store::new(redis.clone(), keys.clone()).held_by(id);
     let agenda = Agenda::new(redis.clone(), keys.clone());
     let queue = Queue::new(redis.clone(), &keys, &name).showing(&health.queue);
     let sources = Sources::new(&jobs).context("cannot make HTTP clients")?;
-    let gates = gates(&jobs, &redis, &keys, settings.concurrency);
+    let gates = gates(&jobs, &redis, &keys, settings.concurrency, id);
     let popularity = Popularity::new(redis.clone(), keys.clone());
     let bell = Arc::new(Bell::default());
     let workers = Arc::new(AtomicUsize::new(1));
@@ -249,7 +262,17 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         worker: Arc::clone(&name),
     };
     let misses = settings.misses.then_some(misses);
+    let undertaker = Undertaker {
+        jobs: Arc::clone(&jobs),
+        queue: queue.clone(),
+        agenda: agenda.clone(),
+        store: store.clone(),
+        gates: gates.clone(),
+        dead_after: dead_after(settings.claim),
+    };
     let pulse = Pulse {
+        evictions: Evictions::new(redis.clone(), keys.clone(), Arc::clone(&jobs)),
+        undertaker,
         redis: redis.clone(),
         client: settings.redis.clone(),
         keys: keys.clone(),
@@ -352,16 +375,20 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         warmer.hand_back().await;
         drop(warmer);
         ends.await;
-        // The permits of fetches that were cut off.
+        // The permits of fetches that were cut off, once they have let go of them.
+        while gates.values().any(|gate| gate.in_flight() > 0) {
+            tokio::time::sleep(LET_GO).await;
+        }
         futures_util::future::join_all(gates.values().map(|gate| gate.refresh())).await;
         if let Err(e) = queue.leave(dead_after(settings.claim)).await {
             warn!("could not take leave, the fleet will notice: {e}");
         }
     };
-    if !cut.is_cancelled() && tokio::time::timeout(LAST_WORDS, farewell).await.is_err() {
-        warn!("Redis does not answer: what is in hand comes due again when its claims run out");
+    let time = if cut.is_cancelled() { LAST_WORD } else { LAST_WORDS };
+    if tokio::time::timeout(time, farewell).await.is_err() {
+        warn!("Redis does not answer: what is in hand comes due again when the fleet notices, or its claims run out");
     }
-    loops.end(LAST_WORDS).await;
+    loops.end(time).await;
     if result.is_ok() && !process.stop.is_cancelled() {
         // Another generation has heard all the while: nobody asks any more what this one heard.
         let _: redis::RedisResult<()> =
@@ -373,9 +400,9 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     result
 }
 
-/// After how long without a beat a worker counts as dead.
+/// After how long without a beat a worker counts as dead: soon enough for what it held to be warm within the claim time.
 pub fn dead_after(claim: Duration) -> Duration {
-    claim.max(BEAT * 5)
+    (claim / 2).clamp(BEAT * 5, BEAT * 15)
 }
 
 fn host() -> String {
@@ -393,6 +420,8 @@ struct Pulse {
     store: Store,
     suspicion: Suspicion,
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
+    undertaker: Undertaker,
+    evictions: Evictions,
     workers: Arc<AtomicUsize>,
     dead_after: Duration,
     sign: Sign,
@@ -401,20 +430,39 @@ struct Pulse {
 }
 
 impl Pulse {
-    async fn run(self, stop: CancellationToken) {
+    async fn run(mut self, stop: CancellationToken) {
         let mut patience = Patience::new("the pulse").showing(&self.sign);
         let mut ensured = false;
         let mut gates_seen = Instant::now();
         let mut swept = Instant::now();
+        let (mut last, mut steady) = (Instant::now(), Instant::now());
         while !stop.is_cancelled() {
-            match self.beat(&mut ensured).await {
-                Ok(()) => patience.well(),
+            let dead = match self.beat(&mut ensured).await {
+                Ok(dead) => dead,
                 Err(e) => {
                     patience.ill(&e, &stop).await;
                     continue;
                 }
+            };
+            patience.well();
+            if last.elapsed() > BREAK {
+                steady = Instant::now();
+            }
+            last = Instant::now();
+            // After an outage of Redis all beats are old, and some come a little later than others.
+            if steady.elapsed() >= self.dead_after {
+                for worker in dead {
+                    if let Err(e) = self.undertaker.bury(&worker).await {
+                        debug!(worker, "could not bury it, once more with the next beat: {e}");
+                    }
+                }
             }
             if gates_seen.elapsed() >= GATES {
+                match self.evictions.look().await {
+                    // The next beat sets up what is missing.
+                    Ok(lost) => ensured &= !lost,
+                    Err(e) => debug!("cannot see what Redis evicts: {e}"),
+                }
                 for gate in self.gates.values() {
                     gate.refresh().await;
                 }
@@ -449,15 +497,23 @@ impl Pulse {
         Ok(())
     }
 
-    async fn beat(&self, ensured: &mut bool) -> redis::RedisResult<()> {
-        let living = self.queue.beat(self.dead_after).await?;
+    /// Returns who is dead.
+    async fn beat(&self, ensured: &mut bool) -> redis::RedisResult<Vec<String>> {
+        let (living, dead) = self.queue.beat(self.dead_after).await?;
         self.workers.store(living.max(1), std::sync::atomic::Ordering::Relaxed);
         if !self.turn.is_cancelled() {
-            return Ok(());
+            return Ok(dead);
         }
         let mut redis = self.redis.clone();
-        let (known, info): (Option<String>, String) =
-            redis::pipe().get(self.keys.marker()).cmd("INFO").arg("server").query_async(&mut redis).await?;
+        let (known, info, scheduled): (Option<String>, String, bool) = redis::pipe()
+            .get(self.keys.marker())
+            .cmd("INFO")
+            .arg("server")
+            .exists(self.keys.schedules())
+            .query_async(&mut redis)
+            .await?;
+        // Redis may have evicted only them.
+        let lost = !scheduled && self.cron.jobs.jobs.values().any(|job| job.warm.schedule.is_some());
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
         if known.as_deref() != Some(run_id) {
             // First the repair, then the mark: a crash in between only repeats it.
@@ -470,11 +526,11 @@ impl Pulse {
             }
             self.cron.ensure(run_id).await?;
             let () = redis::cmd("SET").arg(self.keys.marker()).arg(run_id).query_async(&mut redis).await?;
-        } else if !*ensured {
+        } else if lost || !*ensured {
             self.cron.ensure(run_id).await?;
         }
         *ensured = true;
-        Ok(())
+        Ok(dead)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,8 @@ pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, se
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let signals = signals(stop.clone(), cut.clone(), Arc::clone(&reload), settings.drain);
     let code = tokio::select! {
-        ended = Box::pin(worker::run(settings, jobs, reload, stop, cut)) => match ended {
+        ended = Box::pin(worker::run(settings, jobs, reload, stop, cut.clone())) => match ended {
+            Ok(()) if cut.is_cancelled() => exit::FAILED,
             Ok(()) => exit::OK,
             Err(e) => {
                 error!("the worker ended: {e:#}");
@@ -30,6 +32,9 @@ pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, se
     Ok(code)
 }
 
+/// How long the worker may take its leave from the fleet when it is to end at once.
+const LEAVE: Duration = Duration::from_secs(1);
+
 /// Reads the jobs folder anew, and the secrets in `.env` that it names.
 fn reload(settings: &Settings) -> Arc<Reload> {
     let (folder, ttl) = (settings.jobs.clone(), settings.default_ttl);
@@ -39,13 +44,9 @@ fn reload(settings: &Settings) -> Arc<Reload> {
     })
 }
 
-/// SIGHUP reloads the jobs. The first other signal drains, the second ends at once. Only resolves in that case.
-async fn signals(
-    stop: CancellationToken,
-    cut: CancellationToken,
-    reload: Arc<Reload>,
-    drain: std::time::Duration,
-) -> u8 {
+/// SIGHUP reloads the jobs. The first other signal drains, the second ends at once. Only resolves in the second case, if the
+/// worker has not ended by then.
+async fn signals(stop: CancellationToken, cut: CancellationToken, reload: Arc<Reload>, drain: Duration) -> u8 {
     let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
     let [Ok(mut term), Ok(mut int), Ok(mut hangup)] = kinds.map(signal) else {
         error!("cannot listen to signals");
@@ -73,5 +74,6 @@ async fn signals(
     next().await;
     warn!("told again: ending at once");
     cut.cancel();
+    tokio::time::sleep(LEAVE).await;
     exit::FAILED
 }

@@ -4,13 +4,17 @@
 //! reconnects, commands wait without limit, whatever its response time-out. And once its attempts are used up by anything
 //! but an I/O error (a refused password, too many clients), it answers every later command with that error and never
 //! tries again. So it is told never to give up, and each command waits for it no longer than `patience`.
+//!
+//! Two things are not seen by it at all. A server that became a replica keeps its connections and refuses every write; and a
+//! path that swallows what is sent (a firewall that forgot the connection) takes TCP a quarter of an hour to give up. So who is
+//! refused for that, or is not answered in time, connects anew: by then the name may lead elsewhere, and the path is another.
 
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisFuture, RedisResult, Value};
 use std::fmt;
 use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 /// For one attempt: name resolution, TCP, TLS and authentication together.
@@ -22,16 +26,28 @@ const FIRST_DELAY: Duration = Duration::from_millis(50);
 /// No delay grows beyond this (and its random part), so a fleet is back within two seconds of Redis.
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
 
+/// How often a replica is left for another connection, which may end at the same one.
+const RENEW: Duration = Duration::from_secs(1);
+
+/// What a replica answers to a write.
+const READONLY: &str = "READONLY";
+
 /// A multiplexed connection that comes back by itself. Cheap to clone; clones share the socket.
 ///
 /// A command that fails was perhaps carried out: the connection may have died after Redis read it. Blocking commands
 /// hold up everybody who shares the socket; give them a connection of their own.
 #[derive(Clone)]
 pub struct Connection {
-    manager: ConnectionManager,
+    line: Arc<Mutex<Line>>,
     client: Arc<Client>,
     server: Arc<str>,
     patience: Duration,
+}
+
+/// The present connection, and since when it is.
+struct Line {
+    manager: ConnectionManager,
+    since: Instant,
 }
 
 impl fmt::Debug for Connection {
@@ -58,16 +74,22 @@ impl Connection {
 
     /// Connects in its own time, with the first command at the latest; that fails as any later one would.
     pub(super) fn lazy(client: Client, server: Arc<str>, patience: Duration) -> RedisResult<Self> {
-        let for_good = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            // Each command has its timer here already.
-            .set_response_timeout(None)
-            .set_number_of_retries(usize::MAX)
-            .set_exponent_base(2.0)
-            .set_min_delay(FIRST_DELAY)
-            .set_max_delay(LONGEST_DELAY);
-        let manager = ConnectionManager::new_lazy_with_config(client.clone(), for_good)?;
-        Ok(Self { manager, client: client.into(), server, patience })
+        let line = Line { manager: manager(&client)?, since: Instant::now() };
+        Ok(Self { line: Arc::new(Mutex::new(line)), client: client.into(), server, patience })
+    }
+
+    fn manager(&self) -> ConnectionManager {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).manager.clone()
+    }
+
+    /// Connects anew, for all clones, unless the connection is younger than `age`.
+    fn renew(&self, age: Duration) {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        if line.since.elapsed() >= age
+            && let Ok(manager) = manager(&self.client)
+        {
+            *line = Line { manager, since: Instant::now() };
+        }
     }
 
     /// For connections of one's own to the same server: subscriptions and blocking commands.
@@ -88,9 +110,27 @@ impl Connection {
     }
 
     fn out_of_patience(&self) -> redis::RedisError {
+        self.renew(self.patience);
         let Self { server, patience, .. } = self;
         io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {server} within {patience:?}")).into()
     }
+}
+
+fn manager(client: &Client) -> RedisResult<ConnectionManager> {
+    let for_good = ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        // Each command has its timer here already.
+        .set_response_timeout(None)
+        .set_number_of_retries(usize::MAX)
+        .set_exponent_base(2.0)
+        .set_min_delay(FIRST_DELAY)
+        .set_max_delay(LONGEST_DELAY);
+    ConnectionManager::new_lazy_with_config(client.clone(), for_good)
+}
+
+/// Whether a server answers that it takes no writes.
+fn is_replica(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(e) if e.code() == READONLY)
 }
 
 async fn ping(connection: &mut impl ConnectionLike) -> RedisResult<()> {
@@ -100,8 +140,13 @@ async fn ping(connection: &mut impl ConnectionLike) -> RedisResult<()> {
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            match timeout(self.patience, self.manager.send_packed_command(cmd)).await {
-                Ok(answer) => answer,
+            match timeout(self.patience, self.manager().send_packed_command(cmd)).await {
+                Ok(answer) => {
+                    if answer.as_ref().map_or_else(|e| e.code() == Some(READONLY), is_replica) {
+                        self.renew(RENEW);
+                    }
+                    answer
+                }
                 Err(_) => Err(self.out_of_patience()),
             }
         })
@@ -114,14 +159,19 @@ impl ConnectionLike for Connection {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
-            match timeout(self.patience, self.manager.send_packed_commands(pipeline, offset, count)).await {
-                Ok(answers) => answers,
+            match timeout(self.patience, self.manager().send_packed_commands(pipeline, offset, count)).await {
+                Ok(answers) => {
+                    if answers.as_ref().map_or_else(|e| e.code() == Some(READONLY), |all| all.iter().any(is_replica)) {
+                        self.renew(RENEW);
+                    }
+                    answers
+                }
                 Err(_) => Err(self.out_of_patience()),
             }
         })
     }
 
     fn get_db(&self) -> i64 {
-        self.manager.get_db()
+        self.client.get_connection_info().redis_settings().db()
     }
 }

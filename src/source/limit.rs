@@ -5,8 +5,8 @@
 //! an upstream has no limits and is well, it asks nothing at all. What one gate finds out, the others hear over the
 //! signal channel ([`Gate::refresh`]).
 //!
-//! On failure: a dead worker's permits come back by themselves, the upstream's timeout and [`GRACE`] after they were
-//! given. Without Redis nothing is admitted where limits are to be kept (reason `redis`), for nothing could be committed
+//! On failure: a dead worker's permits are taken back ([`Gate::bury`]) by whoever finds it dead; if nobody does, they come
+//! back by themselves, the upstream's timeout and [`GRACE`] after they were given. Without Redis nothing is admitted where limits are to be kept (reason `redis`), for nothing could be committed
 //! either. After a flush the limits begin anew: what is in flight then is not counted. Tokens are counted when they are
 //! spent, so what is in flight when a budget ends is still paid.
 
@@ -195,6 +195,38 @@ impl Gate {
             abandoned: Mutex::default(),
             fetches: Mutex::default(),
         }
+    }
+
+    /// The same for the permits of this worker, a word without dashes: see [`Gate::bury`].
+    #[must_use]
+    pub fn held_by(mut self, worker: &str) -> Self {
+        self.id = format!("{worker}-{}", self.id);
+        self
+    }
+
+    /// Takes back the permits of a worker that is dead.
+    ///
+    /// # Errors
+    /// Redis's; they come back by expiry.
+    pub async fn bury(&self, worker: &str) -> redis::RedisResult<()> {
+        let [state, permits, _] = &self.keys;
+        let (ids, probe): (Vec<String>, Option<String>) = redis::pipe()
+            .cmd("ZRANGE")
+            .arg(permits)
+            .arg(0)
+            .arg(-1)
+            .cmd("HGET")
+            .arg(state)
+            .arg("probe")
+            .query_async(&mut self.redis.clone())
+            .await?;
+        let its = |id: &String| id.strip_prefix(worker).is_some_and(|rest| rest.starts_with('-'));
+        let ids: Vec<String> = ids.into_iter().chain(probe).filter(its).collect();
+        for some in ids.chunks(HANDED_BACK) {
+            self.abandon(some.to_vec());
+            self.refresh().await;
+        }
+        Ok(())
     }
 
     /// Waits for admission until `deadline`; more urgent requests go first, before all but one of the others.

@@ -52,6 +52,9 @@ pub struct Note {
     /// How many have failed in a row.
     #[serde(rename = "n", default, skip_serializing_if = "is_zero")]
     pub failures: u32,
+    /// How many workers in a row died while they fetched it.
+    #[serde(rename = "d", default, skip_serializing_if = "is_zero")]
+    pub deaths: u32,
     /// Why the last one failed, for people; bounded.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -115,6 +118,7 @@ mod tests {
             trigger: Some(Trigger::Invalidation),
             attempted: 17,
             failures: 3,
+            deaths: 1,
             reason: Some("503 Service Unavailable".into()),
         };
         let packed = format!("1 2 3 0 h {}", note.to_json());

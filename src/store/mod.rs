@@ -7,7 +7,7 @@
 mod meta;
 mod tags;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use redis::{RedisResult, Script};
@@ -49,6 +49,8 @@ fn fenced(script: &str) -> Script {
 pub struct Store {
     redis: Connection,
     keys: Keys,
+    /// Whose leases: their tokens begin with it.
+    holder: Arc<str>,
 }
 
 /// What makes a fetch unnecessary. An invalidated value is never fresh.
@@ -168,7 +170,14 @@ pub struct Invalidated {
 impl Store {
     /// Entries under these keys.
     pub fn new(redis: Connection, keys: Keys) -> Self {
-        Self { redis, keys }
+        Self { redis, keys, holder: Ulid::generate().to_string().into() }
+    }
+
+    /// The same for the leases of this holder, a word without dashes: [`Store::holders`] tells whose a lease is.
+    #[must_use]
+    pub fn held_by(mut self, holder: &str) -> Self {
+        self.holder = holder.into();
+        self
     }
 
     fn call<'a>(&self, script: &'a Script, key: &EntryKey) -> redis::ScriptInvocation<'a> {
@@ -182,7 +191,7 @@ impl Store {
     /// # Errors
     /// Redis's. If the answer was lost the lease may be there: nobody fetches until it ends.
     pub async fn lease(&self, key: &EntryKey, time: Duration, fresh: Fresh) -> RedisResult<Leased> {
-        let token = Ulid::generate().to_string();
+        let token = format!("{}-{}", self.holder, Ulid::generate());
         let begun = Instant::now();
         let (what, now, expires, meta): (String, i64, Option<i64>, Option<String>) = self
             .call(&LEASE, key)
@@ -311,22 +320,50 @@ impl Store {
     /// # Errors
     /// Redis's; the lease then ends by itself.
     pub async fn release(&self, key: &EntryKey, token: &str, note: Option<&Note>) -> RedisResult<Option<Removal>> {
-        let (_, mark): (String, Option<String>) = self
+        Ok(self.released(key, token, note).await?.flatten())
+    }
+
+    /// Ends the fetch of a holder that is dead; `None` if the lease is no longer there.
+    ///
+    /// # Errors
+    /// Redis's; the lease then ends by itself.
+    pub async fn bury(&self, key: &EntryKey, token: &str, note: &Note) -> RedisResult<Option<Option<Removal>>> {
+        self.released(key, token, Some(note)).await
+    }
+
+    async fn released(&self, key: &EntryKey, token: &str, note: Option<&Note>) -> RedisResult<Option<Option<Removal>>> {
+        let reply: Vec<String> = self
             .call(&RELEASE, key)
             .arg(token)
             .arg(note.map(Note::to_json).unwrap_or_default())
             .arg(millis(META_OUTLIVES))
-            .invoke_async::<Vec<String>>(&mut self.redis.clone())
-            .await
-            .map(|reply| {
-                let mut reply = reply.into_iter();
-                (reply.next().unwrap_or_default(), reply.next())
-            })?;
-        Ok(match mark.as_deref() {
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        Ok((reply.first().map(String::as_str) == Some("done")).then(|| match reply.get(1).map(String::as_str) {
             Some("r") => Some(Removal::Refresh),
             Some("e") => Some(Removal::Evict),
             _ => None,
-        })
+        }))
+    }
+
+    /// Who fetches these entries now: holder and token of each lease, in order.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn holders(&self, entries: &[EntryKey]) -> RedisResult<Vec<Option<(String, String)>>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("GET").arg(self.keys.lease(key));
+        }
+        let leases: Vec<Option<String>> = pipe.query_async(&mut self.redis.clone()).await?;
+        let holder = |lease: String| {
+            let token = lease.split(' ').next()?;
+            Some((token.split('-').next()?.to_owned(), token.to_owned()))
+        };
+        Ok(leases.into_iter().map(|lease| lease.and_then(holder)).collect())
     }
 
     /// Handles an invalidation with time `at` (Redis time, ms) of one entry. In a storm of them a refresh is held off.

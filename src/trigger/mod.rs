@@ -2,6 +2,7 @@
 
 pub mod cron;
 pub mod ear;
+pub mod evictions;
 pub mod inbox;
 pub mod intake;
 pub mod invalidation;
@@ -11,6 +12,7 @@ pub mod suspicion;
 
 pub use cron::Cron;
 pub use ear::Ear;
+pub use evictions::Evictions;
 pub use inbox::Inbox;
 pub use intake::{At, Intake, Receipt};
 pub use invalidation::{Action, Handled, Invalidator, Message};

@@ -70,6 +70,21 @@ impl Samovar {
         self
     }
 
+    /// On the Redis at this URL.
+    pub fn redis_at(self, url: &str) -> Self {
+        self.env("REDIS_URL", url)
+    }
+
+    /// Run by this program: `through(&["faketime", "+1h"])`.
+    pub fn through(mut self, program: &[&str]) -> Self {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(self.command.get_program()).args(self.command.get_args());
+        command.env_clear().current_dir(&self.folder);
+        command.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        self.command = command;
+        self
+    }
+
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
         self
@@ -188,6 +203,28 @@ impl WorkerProcess {
             assert!(Instant::now() < deadline, "samovar never logged {texts:?}");
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Where it answers over HTTP, for whoever set `SAMOVAR_LISTEN` to `127.0.0.1:0`.
+    pub async fn http(&mut self) -> String {
+        let line = self.wait_for_log(&["answers health"]).await;
+        let port = line.split(' ').find_map(|word| word.strip_prefix("http://")?.rsplit(':').next()).unwrap();
+        format!("http://127.0.0.1:{port}")
+    }
+
+    /// Time that it has kept a core busy.
+    pub fn busy(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// Memory that it has in RAM, bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
     fn signal(&self, signal: Signal) {

@@ -159,7 +159,12 @@ impl TestRedis {
 
     /// A connection that does not come back by itself.
     pub async fn connection(&self) -> MultiplexedConnection {
-        self.try_connection().await.expect("the test's Redis answers")
+        // A busy machine takes its time, and so does a Redis that a test told to.
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(DEADLINE))
+            .set_response_timeout(Some(DEADLINE));
+        let client = self.redis_url().client().expect("the URL is one");
+        client.get_multiplexed_async_connection_with_config(&patient).await.expect("the test's Redis answers")
     }
 
     /// One command: `redis.ask::<u64>(&["DBSIZE"])`.

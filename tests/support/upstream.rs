@@ -54,6 +54,7 @@ enum Ending {
     Whole,
     CutAfter(usize),
     StallAfter(usize),
+    Trickle(Duration),
     Endless,
     Silence,
 }
@@ -282,6 +283,12 @@ impl Reply {
         self
     }
 
+    /// The body comes a byte at a time, so far apart.
+    pub fn trickling(mut self, pause: Duration) -> Self {
+        self.ending = Ending::Trickle(pause);
+        self
+    }
+
     fn body(status: u16, body: String) -> Self {
         Self { status, headers: Vec::new(), body: body.into(), after: Duration::ZERO, ending: Ending::Whole }
     }
@@ -298,6 +305,16 @@ impl Reply {
             }
             Ending::StallAfter(bytes) => {
                 Body::from_stream(stream::iter([io::Result::Ok(part(bytes))]).chain(stream::pending()))
+            }
+            Ending::Trickle(pause) => {
+                let bytes = self.body.clone();
+                Body::from_stream(stream::iter(0..bytes.len()).then(move |n| {
+                    let byte = bytes.slice(n..=n);
+                    async move {
+                        tokio::time::sleep(pause).await;
+                        io::Result::Ok(byte)
+                    }
+                }))
             }
             Ending::Endless => {
                 length = None;

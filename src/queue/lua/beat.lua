@@ -1,23 +1,17 @@
--- A worker lives; clear up after those that do not. Their tasks are dropped, not queued again: the entries in them are
--- on the agenda and come due when their claims run out, so a task that kills its worker does not come back as such.
--- KEYS  1 workers (sorted set, score = last beat in s)  2 data of tasks (hash)
--- ARGV  1 prefix of metadata keys  2 prefix of in-flight sets (both in the same slot)  3 the worker's name ('' for none)
---       4 dead after so many seconds without a beat  5 '1': the worker takes its leave
--- Returns how many workers live
+-- A worker lives; find those that do not.
+-- KEYS  1 workers (sorted set, score = last beat in s)
+-- ARGV  1 prefix of in-flight sets (same slot)  2 the worker's name ('' for none)
+--       3 dead after so many seconds without a beat  4 '1': the worker takes its leave
+-- Returns how many workers live, then the names of dead ones (100 at most). Who leaves with tasks in hand counts as dead at once.
 local now = tonumber(redis.call('TIME')[1])
-if ARGV[3] ~= '' then
-  if ARGV[5] == '1' then
-    redis.call('ZREM', KEYS[1], ARGV[3])
-    if redis.call('SCARD', ARGV[2] .. ARGV[3]) > 0 then redis.call('ZADD', KEYS[1], 0, ARGV[3]) end
+if ARGV[2] ~= '' then
+  if ARGV[4] == '1' then
+    redis.call('ZREM', KEYS[1], ARGV[2])
+    if redis.call('SCARD', ARGV[1] .. ARGV[2]) > 0 then redis.call('ZADD', KEYS[1], 0, ARGV[2]) end
   else
-    redis.call('ZADD', KEYS[1], now, ARGV[3])
+    redis.call('ZADD', KEYS[1], now, ARGV[2])
   end
 end
-for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[4]), 'LIMIT', 0, 4)) do
-  for _, id in ipairs(redis.call('SPOP', ARGV[2] .. worker, 200)) do
-    redis.call('HDEL', KEYS[2], id)
-    redis.call('DEL', ARGV[1] .. id)
-  end
-  if redis.call('SCARD', ARGV[2] .. worker) == 0 then redis.call('ZREM', KEYS[1], worker) end
-end
-return redis.call('ZCOUNT', KEYS[1], now - tonumber(ARGV[4]), '+inf')
+local since = now - tonumber(ARGV[3])
+local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. since, 'LIMIT', 0, 100)
+return {tostring(redis.call('ZCOUNT', KEYS[1], since, '+inf')), unpack(dead)}

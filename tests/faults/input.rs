@@ -1,0 +1,289 @@
+//! Bad input: no panic, no unbounded time, and nothing gets through to Redis or an upstream that it should not.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use samovar::job::{EntryKey, Jobs, KeyPattern, Template};
+use samovar::redis::keys::slot;
+use samovar::redis::{Keys, RedisUrl};
+use samovar::trigger::Message;
+use serde_json::json;
+
+use super::support::{Art, JobsFolder, Reply, eventually, talkative};
+use super::{both, factor, readable};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn cases(count: usize) -> ProptestConfig {
+    let cases = u32::try_from(count * factor()).unwrap();
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// Text with what means something to somebody.
+fn nasty() -> impl Strategy<Value = String> {
+    let token = prop_oneof![
+        "[a-z]{1,5}",
+        "\\PC{0,8}",
+        any::<String>(),
+        prop::sample::select(vec![
+            "{",
+            "}",
+            "{{",
+            "}}",
+            "{name}",
+            "{{ name }}",
+            "{% for",
+            "%}",
+            "[",
+            "]",
+            "*",
+            "?",
+            "\\",
+            "\"",
+            "'''",
+            "\r\n",
+            "\0",
+            "..",
+            "/",
+            "~1",
+            "%2e%2e",
+            "\n",
+            "=",
+            "[source]",
+            "key",
+            ":",
+            ",",
+            "1e999",
+            "-1",
+            "🖼",
+            "\u{202e}",
+            "samovar:",
+            "{samovar:queue}",
+            "env.",
+            "@",
+            "redis://",
+            "#",
+            "unix:",
+            "[::1]",
+            "NaN",
+            "//",
+            " ",
+            "/second",
+            "99999999999999999999",
+        ])
+        .prop_map(str::to_owned),
+    ];
+    prop::collection::vec(token, 0..12).prop_map(|tokens| tokens.concat())
+}
+
+/// What the shipped and the test's job files are made of, with something changed.
+fn job_file() -> impl Strategy<Value = String> {
+    let lines = vec![
+        "key = \"art:{name}\"",
+        "ttl = \"1h\"",
+        "description = \"x\"",
+        "tags = [\"a:{{ value.b }}\"]",
+        "[source]",
+        "kind = \"http\"",
+        "kind = \"ai\"",
+        "upstream = \"museum\"",
+        "path = \"/art/{{ name }}\"",
+        "select = \"/a/0\"",
+        "accept = \"{{ value.x is undefined }}\"",
+        "value = { a = \"{{ value.b }}\" }",
+        "[entries]",
+        "list = [\"a\", \"b\"]",
+        "feed = { upstream = \"museum\", path = \"/p\", select = \"/n\" }",
+        "popular = 200",
+        "[warm]",
+        "schedule = \"*/30 * * * *\"",
+        "timezone = \"Europe/Istanbul\"",
+        "every = \"30m\"",
+        "ahead = \"10m\"",
+        "[inputs]",
+        "art = \"art:{name}\"",
+        "prompt = \"{{ name }}\"",
+        "model = \"m\"",
+        "fallback = []",
+        "rate = \"20/second\"",
+    ];
+    let line = (prop::sample::select(lines), nasty(), 0..4_u8, any::<prop::sample::Index>());
+    let changed = line.prop_map(|(line, with, how, at)| {
+        let places: Vec<usize> = line.char_indices().map(|(place, _)| place).collect();
+        let place = places[at.index(places.len())];
+        match how {
+            0 => line.to_owned(),
+            1 => format!("{}{with}{}", &line[..place], &line[place..]),
+            2 => line[..place].to_owned(),
+            _ => format!("{} = {with}", line.split(' ').next().unwrap()),
+        }
+    });
+    prop::collection::vec(changed, 0..16).prop_map(|lines| lines.join("\n"))
+}
+
+proptest! {
+    #![proptest_config(cases(60))]
+
+    #[test]
+    fn a_job_file_is_taken_or_refused_with_reasons(text in job_file(), upstreams in nasty()) {
+        let good = "[museum]\nurl = \"http://localhost\"\nrate = \"20/second\"\n";
+        for upstreams in [good.to_owned(), format!("{good}{upstreams}")] {
+            let folder = JobsFolder::new().upstreams(&upstreams).job("art", &text);
+            match Jobs::load(folder.path(), HOUR, &|_| None) {
+                Ok(_) => {}
+                Err(faults) => prop_assert!(!faults.to_string().is_empty()),
+            }
+        }
+    }
+
+    /// A file may name what it reads, and nothing else is read: `env.` gives what it is asked for by name.
+    #[test]
+    fn rates_and_pointers_and_times_are_taken_or_refused(text in nasty()) {
+        let quoted = json!(text);
+        let folder = JobsFolder::new()
+            .upstreams(&format!("[museum]\nurl = \"http://localhost\"\nrate = {quoted}\ntokens = {quoted}\ntimeout = {quoted}\n"))
+            .job("art", &format!(
+                "key = \"art:{{name}}\"\nttl = {quoted}\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = {quoted}\n\
+                 select = {quoted}\n[warm]\nschedule = {quoted}\ntimezone = {quoted}\nahead = {quoted}\n"));
+        let _ = Jobs::load(folder.path(), HOUR, &|_| None);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(400))]
+
+    #[test]
+    fn a_key_pattern_that_is_written_and_read_is_the_same(pattern in nasty(), values in prop::collection::vec(nasty(), 8)) {
+        let Ok(pattern) = KeyPattern::parse(&pattern) else { return Ok(()) };
+        let params: BTreeMap<String, String> = pattern.names().iter().cloned().zip(values).collect();
+        let Some(key) = pattern.write(&params.clone().into_iter().collect()) else { return Ok(()) };
+        let read = pattern.read(key.as_str());
+        prop_assert!(read.is_some(), "{key} is of its own pattern");
+        let read = read.unwrap();
+        prop_assert_eq!(pattern.write(&read), Some(key.clone()));
+        prop_assert_eq!(read, params.into_iter().collect(), "{}", key);
+    }
+
+    #[test]
+    fn what_belongs_to_a_key_lives_in_its_slot(key in nasty()) {
+        let keys = Keys::new("samovar", "samovar:invalidate");
+        let entry = EntryKey::new(key.as_str());
+        let lease = keys.lease(&entry);
+        prop_assert_eq!(slot(&lease), slot(&key));
+        prop_assert_eq!(slot(&keys.meta(&entry)), slot(&key));
+        prop_assert_eq!(keys.entry_of_lease(&lease), Some(key.as_str()));
+    }
+
+    #[test]
+    fn an_invalidation_is_taken_or_refused(text in nasty()) {
+        let _ = Message::parse(&text);
+        let _ = Message::parse(&json!({"keys": [text], "patterns": [text], "action": text}).to_string());
+    }
+
+    #[test]
+    fn a_redis_url_is_taken_or_refused_and_never_shown_with_its_password(text in nasty(), secret in "[a-zA-Z0-9]{12,20}") {
+        let _ = RedisUrl::parse(&text, None);
+        let text = format!("redis://:{secret}@{text}");
+        let shown = match RedisUrl::parse(&text, None) {
+            Ok(url) => format!("{url} {url:?}"),
+            Err(e) => format!("{e} {e:?}"),
+        };
+        prop_assert!(!shown.contains(&secret), "{}", shown);
+    }
+
+    #[test]
+    fn a_template_is_taken_or_refused_and_ends(text in nasty(), value in nasty()) {
+        let Ok(template) = Template::parse(&text) else { return Ok(()) };
+        let context = json!({"name": value, "value": {"a": [1, value], "b": {}}});
+        let _ = template.render(&context);
+        if let Ok(url) = template.render_url(&context) {
+            prop_assert!(template.is_literal() || !url.contains("/../"), "{}", url);
+        }
+    }
+}
+
+/// Names that mean something to Redis, to HTTP, to a file system or to a shell.
+const NASTY: [&str; 14] = [
+    "*",
+    "?",
+    "[a-z]",
+    "a\r\nX-Evil: 1",
+    "a\r\nDEL art:good\r\n",
+    "nul\0nul",
+    "../../etc/passwd",
+    "a/../b",
+    "%2e%2e/b",
+    "{samovar:queue}",
+    "samovar:marker",
+    "a?b=c#d",
+    "🖼\u{202e}",
+    "\\x00\"'`$(id)",
+];
+
+#[tokio::test]
+async fn keys_reach_an_upstream_as_one_segment_and_redis_as_they_are() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.target, "version": 1})));
+    let jobs = Art::of(&upstream).list(["good"]).folder();
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    let http = worker.http().await;
+    readable(&redis, "good").await;
+    redis.set("other", "1", HOUR).await;
+    let client = reqwest::Client::builder().timeout(HOUR).build().unwrap();
+    let keys: Vec<String> = NASTY.iter().map(|name| format!("art:{name}")).collect();
+    for key in &keys {
+        let message = json!({"keys": [key], "action": "warm"});
+        let answer = client.post(format!("{http}/invalidate")).json(&message).send().await.unwrap();
+        assert!(answer.status().is_success(), "{key}: {} {}", answer.status(), answer.text().await.unwrap());
+    }
+    for (name, key) in NASTY.iter().zip(&keys) {
+        let value = eventually(&format!("{key:?} is readable"), async || redis.json(key).await).await;
+        let target = value["path"].as_str().unwrap();
+        let segment = target.strip_prefix("/art/").unwrap_or_else(|| panic!("{key:?} left its place: {target}"));
+        assert!(segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%".contains(&b)), "{target}");
+        assert_eq!(percent_encoding::percent_decode_str(segment).decode_utf8().unwrap(), *name);
+    }
+    assert!(upstream.all_requests().iter().all(|call| call.headers.get("x-evil").is_none()));
+    // What is a glob to Redis is a key to us.
+    for (name, key) in NASTY.iter().zip(&keys) {
+        let message = json!({"keys": [key], "action": "evict"});
+        client.post(format!("{http}/invalidate")).json(&message).send().await.unwrap();
+        eventually(&format!("{name:?} is gone"), async || redis.get(key).await.is_none()).await;
+        assert!(redis.get("art:good").await.is_some(), "{name:?} took more than itself");
+    }
+    assert_eq!(redis.get("other").await.as_deref(), Some("1"));
+    assert!(worker.is_running());
+}
+
+/// Dots alone would be resolved away: such an entry is refused, and nothing is asked for.
+#[tokio::test]
+async fn a_name_of_dots_is_never_asked_for() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.target})));
+    let jobs = Art::of(&upstream).list([".", "..", "good"]).warm("attempts = 1").folder();
+    let _worker = talkative(&redis, &jobs).spawn();
+    readable(&redis, "good").await;
+    eventually("the others are given up", async || redis.ask::<usize>(&["ZCARD", "samovar:dead:{art}"]).await == 2)
+        .await;
+    assert_eq!(upstream.all_requests().len(), 1);
+}
+
+/// Each would take all memory or all time, if it were let.
+#[test]
+fn templates_that_explode_are_refused() {
+    let bombs = [
+        "{{ 'x' * 100000000000 }}",
+        "{{ range(0, 99999)|list|string * 9999 }}",
+        "{% for i in range(99999) %}{% for j in range(10000) %}{{ j }}{% endfor %}{% endfor %}",
+        "{% set a = 'xxxxxxxxxxxxxxxx' %}{% for i in range(60) %}{% set a = a ~ a %}{% endfor %}{{ a }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ [range(99999)]|tojson * 99999 }}",
+    ];
+    for bomb in bombs {
+        let begun = std::time::Instant::now();
+        let outcome = Template::parse(bomb).map(|template| template.render(&json!({})).map(|text| text.len()));
+        eprintln!("{bomb}: {:?} after {:?}", outcome, begun.elapsed());
+        assert!(!matches!(outcome, Ok(Ok(8_388_609..))), "{bomb}");
+    }
+}

@@ -1,0 +1,126 @@
+//! Workers are killed: what they held is freed as soon as the fleet notices, and is nobody's loss.
+//!
+//! Leases, permits and taken entries would hold for minutes here, longer than a test waits.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use serde_json::json;
+
+use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, Versions, WorkerProcess, eventually, talkative};
+use super::{both, choices, factor, readable, version, works};
+
+/// The shortest claim time at which a worker counts as dead within half of it.
+const CLAIM: &str = "10s";
+
+fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
+    talkative(redis, jobs).env("SAMOVAR_CLAIM", CLAIM).spawn()
+}
+
+/// Nothing of a dead worker's is left.
+async fn nothing_is_held(redis: &TestRedis, workers: usize) {
+    eventually("leases, permits and tasks are gone", async || {
+        let mut left = redis.keys("samovar:lease:*").await;
+        left.extend(redis.keys("samovar:permits:*").await);
+        left.extend(redis.keys("{samovar:queue}*").await);
+        left.retain(|key| key != "{samovar:queue}:workers");
+        let living = redis.ask::<usize>(&["ZCARD", "{samovar:queue}:workers"]).await;
+        if left.is_empty() && living == workers { Ok(()) } else { Err((left, living)) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn lease_permit_and_entries_of_a_dead_worker_are_freed() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    let jobs = Art::of(&upstream).limits("timeout = \"120s\"\nconcurrency = 1").list(&names).folder();
+    let gates: Vec<_> = names.iter().map(|name| upstream.gate(&format!("/art/{name}"))).collect();
+    let mut first = worker(&redis, &jobs);
+    eventually("one is being fetched", async || upstream.in_flight() == 1).await;
+    let _second = worker(&redis, &jobs);
+    eventually("both live", async || redis.ask::<usize>(&["ZCARD", "{samovar:queue}:workers"]).await == 2).await;
+    first.kill9();
+    assert_eq!(redis.keys("samovar:lease:*").await.len(), 1, "its lease is still there");
+    assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:permits:{museum}"]).await, 1, "and its permit");
+    gates.iter().for_each(|gate| gate.open());
+    for name in &names {
+        readable(&redis, name).await;
+    }
+    nothing_is_held(&redis, 1).await;
+    assert!(upstream.most_in_flight_for_any() <= 1);
+}
+
+/// It was taken for dead while it hung, and what it had in hand is somebody else's.
+#[tokio::test]
+async fn who_was_taken_for_dead_writes_nothing_when_it_wakes() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let gate = upstream.gate("/art/a");
+    let jobs = Art::of(&upstream).limits("timeout = \"120s\"\nconcurrency = 1").list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    first.freeze();
+    upstream.edit("/art/a");
+    let _second = worker(&redis, &jobs);
+    gate.arrived(2).await;
+    gate.open();
+    version(&redis, "a", 2).await;
+    let before = Parts::of(&redis).await.meta("a").await;
+    first.thaw();
+    first.wait_for_log(&["ended outcome=", "fenced"]).await;
+    assert_eq!(redis.json("art:a").await.unwrap()["version"], 2);
+    assert_eq!(Parts::of(&redis).await.meta("a").await, before);
+    works(&redis, &upstream, "b").await;
+    assert!(first.is_running());
+}
+
+#[tokio::test]
+async fn workers_that_are_killed_again_and_again_lose_nothing() {
+    const FLEET: usize = 3;
+    let mut random = choices("killed");
+    let (redis, upstream) = tokio::join!(TestRedis::start(), Versions::start(random.random()));
+    let keys: Vec<String> = (0..60).map(|n| format!("art:{n}")).collect();
+    let names: Vec<&str> = keys.iter().map(|key| key.strip_prefix("art:").unwrap()).collect();
+    let folder = JobsFolder::new()
+        .upstreams(&format!("[museum]\nurl = \"{}\"\ntimeout = \"120s\"\nconcurrency = 12\n", upstream.url()))
+        .job(
+            "art",
+            &format!(
+                "key = \"art:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+                 path = \"/art/{{{{ name }}}}\"\n[entries]\nlist = {}\n[warm]\nattempts = 1000\n",
+                json!(names)
+            ),
+        );
+    let parts = Parts::of(&redis).await;
+    let mut fleet: Vec<WorkerProcess> = (0..FLEET).map(|_| worker(&redis, &folder)).collect();
+    for _ in 0..6 * factor() {
+        for key in keys.sample(&mut random, 20) {
+            upstream.edit(key);
+            let action = if random.random_bool(0.3) { "evict" } else { "refresh" };
+            parts.publish(&json!({"keys": [key], "action": action}).to_string()).await;
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..900))).await;
+        let victim = random.random_range(0..FLEET);
+        fleet[victim].kill9();
+        fleet[victim] = worker(&redis, &folder);
+    }
+    upstream.calm_down();
+    parts.inbox_is_empty().await;
+    // What was evicted and asked for by nobody since.
+    parts.publish(&json!({"keys": &keys, "action": "warm"}).to_string()).await;
+    for key in &keys {
+        let newest = upstream.version(key);
+        eventually(&format!("version {newest} of {key} is readable"), async || match redis.json(key).await {
+            Some(value) if value["v"] == newest => Ok(()),
+            other => Err(other),
+        })
+        .await;
+    }
+    nothing_is_held(&redis, FLEET).await;
+    assert!(upstream.crowded().is_empty(), "fetched by two at once: {:?}", upstream.crowded());
+    assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:dead:{art}"]).await, 0);
+    assert!(fleet.iter_mut().all(WorkerProcess::is_running));
+}

@@ -1,0 +1,66 @@
+//! Staying alive: what goes wrong with workers, Redis, upstreams and clocks, with real processes and a real Redis.
+//!
+//! In CI each runs once, short. `make torture` runs them long: `SAMOVAR_TORTURE` says how many times as much is done (1 where
+//! it is absent), `SAMOVAR_TEST_SEED` repeats a run's choices, though not its timing.
+#![cfg(test)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod clocks;
+mod endings;
+mod input;
+mod killed;
+mod load;
+mod outage;
+mod poison;
+mod sources;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Value, json};
+use support::{Parts, TestRedis, Upstream, eventually, number_from_environment};
+
+/// How many times as much is done as in CI.
+fn factor() -> usize {
+    usize::try_from(number_from_environment("SAMOVAR_TORTURE").unwrap_or(1)).unwrap().max(1)
+}
+
+/// The choices of one test; says which.
+fn choices(test: &str) -> StdRng {
+    let seed = number_from_environment("SAMOVAR_TEST_SEED").unwrap_or_else(|| rand::rng().random());
+    eprintln!("{test}: SAMOVAR_TEST_SEED={seed} SAMOVAR_TORTURE={}", factor());
+    StdRng::seed_from_u64(seed)
+}
+
+async fn both() -> (TestRedis, Upstream) {
+    tokio::join!(TestRedis::start(), Upstream::start())
+}
+
+/// Waits until an entry of the job `art` is readable in this version.
+async fn version(redis: &TestRedis, name: &str, version: u64) {
+    let key = format!("art:{name}");
+    eventually(&format!("version {version} of {key} is readable"), async || match redis.json(&key).await {
+        Some(value) if value["version"] == version => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
+/// Waits until an entry of the job `art` is readable.
+async fn readable(redis: &TestRedis, name: &str) -> Value {
+    eventually(&format!("art:{name} is readable"), async || redis.json(&format!("art:{name}")).await).await
+}
+
+/// Everything a worker does still works: the inbox, the channel, the agenda, the queue.
+async fn works(redis: &TestRedis, upstream: &Upstream, name: &str) {
+    let parts = Parts::of(redis).await;
+    let path = format!("/art/{name}");
+    let first = upstream.edit(&path);
+    parts.invalidate(&json!({"keys": [format!("art:{name}")], "action": "warm"}).to_string()).await;
+    version(redis, name, first).await;
+    let second = upstream.edit(&path);
+    eventually("the channel is heard", async || redis.publish("samovar:invalidate", &format!("art:{name}")).await > 0)
+        .await;
+    version(redis, name, second).await;
+}

@@ -1,0 +1,116 @@
+//! Entries that bring their worker down: contained, counted for that entry alone, and given up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, eventually, samovar, talkative};
+use super::{both, readable};
+
+/// So many workers die of an entry before it is given up.
+const DEATHS: usize = 3;
+
+fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
+    talkative(redis, jobs).env("SAMOVAR_CLAIM", "10s").spawn()
+}
+
+/// A worker dies while it fetches an entry, each time; whoever minds it starts another.
+#[tokio::test]
+async fn an_entry_that_kills_its_worker_each_time_is_given_up_and_its_neighbours_are_warmed() {
+    let (redis, upstream) = both().await;
+    let victim = Arc::new(AtomicI32::new(0));
+    let deaths = Arc::new(AtomicUsize::new(0));
+    upstream.otherwise(|_, _| Reply::json(json!({"version": 1})).after(Duration::from_millis(50)));
+    let (pid, count) = (Arc::clone(&victim), Arc::clone(&deaths));
+    upstream.answer("/art/poison", move |_, _| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let _ = kill(Pid::from_raw(pid.load(Ordering::Relaxed)), Signal::SIGKILL);
+        Reply::silence()
+    });
+    let mut names: Vec<String> = (0..99).map(|n| n.to_string()).collect();
+    names.insert(50, "poison".to_owned());
+    let jobs = Art::of(&upstream).limits("timeout = \"120s\"").list(&names).folder();
+    let mut minded = worker(&redis, &jobs);
+    let give_up = eventually_long("it is given up", async || {
+        victim.store(minded.pid().cast_signed(), Ordering::Relaxed);
+        if !minded.is_running() {
+            minded = worker(&redis, &jobs);
+            victim.store(minded.pid().cast_signed(), Ordering::Relaxed);
+        }
+        let dead: Vec<String> = redis.ask(&["ZRANGE", "samovar:dead:{art}", "0", "-1"]).await;
+        if dead == ["art:poison"] { Ok(()) } else { Err(format!("{dead:?}, {deaths:?}")) }
+    });
+    give_up.await;
+    assert_eq!(deaths.load(Ordering::Relaxed), DEATHS);
+    for name in names.iter().filter(|name| *name != "poison") {
+        readable(&redis, name).await;
+    }
+    let reason: String = redis.ask(&["HGET", "samovar:dead-reasons:{art}", "art:poison"]).await;
+    assert!(reason.contains("workers in a row died"), "{reason}");
+    assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:dead:{art}"]).await, 1, "its neighbours are not counted");
+    // Who only wants it does not get it tried, a person does.
+    let parts = Parts::of(&redis).await;
+    parts.invalidate(r#"{"keys": ["art:poison"], "action": "warm"}"#).await;
+    eventually("it is off the agenda again", async || parts.score("poison").await.is_none()).await;
+    assert_eq!(deaths.load(Ordering::Relaxed), DEATHS);
+    upstream.on("/art/poison", Reply::json(json!({"version": 2})));
+    assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:dead:{art}"]).await, 1);
+    let retried = samovar(["dead", "--retry"]).redis(&redis).jobs(&jobs).run().await;
+    assert_eq!(retried.code, Some(0), "{retried:?}");
+    readable(&redis, "poison").await;
+    assert!(minded.is_running());
+}
+
+/// Waits as long as several deaths take.
+async fn eventually_long(what: &str, mut probe: impl AsyncFnMut() -> Result<(), String>) {
+    let begun = std::time::Instant::now();
+    loop {
+        match probe().await {
+            Ok(()) => return,
+            Err(seen) => assert!(begun.elapsed() < Duration::from_secs(90), "never: {what}; last seen: {seen}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Without end, deeper than anything, longer than allowed: each is a failed answer of that entry alone.
+#[tokio::test]
+async fn templates_and_answers_that_explode_are_contained() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({"n": 1, "version": 1})));
+    upstream.on("/art/deep", Reply::text(&format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000))));
+    upstream.on("/art/loop", Reply::json(json!({"n": 100_000_000})));
+    upstream.on("/art/long", Reply::json(json!({"n": -1})));
+    upstream.on("/art/huge", Reply::json(json!({"n": -2})));
+    let template = "{% if value.n == -1 %}{{ 'x' * 100000000000 }}{% elif value.n == -2 %}{{ range(0, 99999)|list|string * 9999 }}{% else %}\
+                    {% for i in range(value.n) %}{% for j in range(10000) %}{{ j }}{% endfor %}{% endfor %}{% endif %}";
+    let bad = ["deep", "loop", "long", "huge"];
+    let good: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = bad.into_iter().chain(good.iter().map(String::as_str)).collect();
+    let jobs = Art::of(&upstream)
+        .source(&format!("value = {{ text = {} }}", json!(template)))
+        .warm("attempts = 1")
+        .list(&names)
+        .folder();
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "10s").spawn();
+    eventually_long("the others are readable", async || {
+        let there = redis.keys("art:*").await.len();
+        if there == good.len() { Ok(()) } else { Err(format!("{there}")) }
+    })
+    .await;
+    eventually_long("all that explodes is given up", async || {
+        assert!(worker.is_running(), "it brought the worker down");
+        let mut dead: Vec<String> = redis.ask(&["ZRANGE", "samovar:dead:{art}", "0", "-1"]).await;
+        dead.sort();
+        let mut all: Vec<String> = bad.iter().map(|name| format!("art:{name}")).collect();
+        all.sort();
+        if dead == all { Ok(()) } else { Err(format!("{dead:?}")) }
+    })
+    .await;
+    assert!(worker.resident() < 1 << 30, "{} bytes in RAM", worker.resident());
+    eventually("it is at rest", async || redis.keys("samovar:lease:*").await.is_empty()).await;
+}

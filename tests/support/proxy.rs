@@ -1,0 +1,165 @@
+//! What may happen between a worker and its Redis.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Longest piece handed on at once.
+const PIECE: usize = 4096;
+
+/// What befalls the connections through a [`Proxy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// Present connections end, new ones are closed at once.
+    Refuse,
+    /// Everything comes so much later.
+    Delay(Duration),
+    /// Each connection ends in the middle of a reply, after so many of its bytes from now on.
+    CutReplies(usize),
+    /// What Redis says is lost; it hears everything. A connection that has lost something loses all that follows, too, for
+    /// good, and nobody is told.
+    Deaf,
+    /// The same for subscriptions only.
+    DeafSubscriptions,
+    /// What Redis is told is lost, likewise; everything that it says arrives.
+    Mute,
+}
+
+/// A TCP proxy on a free port; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    fault: watch::Sender<Fault>,
+    target: Arc<Mutex<u16>>,
+    accepted: Arc<AtomicUsize>,
+    _server: JoinSet<()>,
+}
+
+impl Proxy {
+    /// Before the server on this port.
+    pub async fn before(port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let (fault, _) = watch::channel(Fault::None);
+        let (target, accepted) = (Arc::new(Mutex::new(port)), Arc::new(AtomicUsize::new(0)));
+        let mut server = JoinSet::new();
+        server.spawn(serve(listener, fault.clone(), Arc::clone(&target), Arc::clone(&accepted)));
+        Self { port: own, fault, target, accepted, _server: server }
+    }
+
+    /// Where a worker finds Redis.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// From now on, for present connections and new ones.
+    pub fn set(&self, fault: Fault) {
+        self.fault.send_replace(fault);
+    }
+
+    /// New connections lead to another server; the present ones stay, as after a failover.
+    pub fn lead_to(&self, port: u16) {
+        *self.target.lock().unwrap() = port;
+    }
+
+    /// Connections accepted so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    fault: watch::Sender<Fault>,
+    target: Arc<Mutex<u16>>,
+    accepted: Arc<AtomicUsize>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok((client, _)) = listener.accept().await else { continue };
+        accepted.fetch_add(1, Ordering::Relaxed);
+        let (fault, port) = (fault.subscribe(), *target.lock().unwrap());
+        connections.spawn(async move {
+            if *fault.borrow() == Fault::Refuse {
+                return;
+            }
+            let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+            let subscribed = watch::Sender::new(false);
+            let (from_client, to_client) = client.into_split();
+            let (from_server, to_server) = server.into_split();
+            let refused = async {
+                let mut fault = fault.clone();
+                let _ = fault.wait_for(|fault| *fault == Fault::Refuse).await;
+            };
+            // Whatever ends first ends both ways.
+            tokio::select! {
+                () = tell(from_client, to_server, fault.clone(), &subscribed) => {}
+                () = answer(from_server, to_client, fault.clone(), &subscribed) => {}
+                () = refused => {}
+            }
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn tell(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    fault: watch::Receiver<Fault>,
+    subscribed: &watch::Sender<bool>,
+) {
+    let mut piece = [0; PIECE];
+    let mut lost = false;
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        let said = &piece[..length];
+        if said.windows(9).any(|word| word.eq_ignore_ascii_case(b"SUBSCRIBE")) {
+            subscribed.send_replace(true);
+        }
+        let fault = *fault.borrow();
+        lost |= fault == Fault::Mute;
+        match fault {
+            _ if lost => continue,
+            Fault::Delay(time) => tokio::time::sleep(time).await,
+            _ => {}
+        }
+        if to.write_all(said).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answer(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    fault: watch::Receiver<Fault>,
+    subscribed: &watch::Sender<bool>,
+) {
+    let mut piece = [0; PIECE];
+    let (mut cut, mut lost) = (0, false);
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        let mut said = &piece[..length];
+        let fault = *fault.borrow();
+        lost |= fault == Fault::Deaf || (fault == Fault::DeafSubscriptions && *subscribed.borrow());
+        match fault {
+            _ if lost => continue,
+            Fault::Delay(time) => tokio::time::sleep(time).await,
+            Fault::CutReplies(after) if cut + length > after => {
+                said = &said[..(after - cut).min(length / 2)];
+                let _ = to.write_all(said).await;
+                return;
+            }
+            Fault::CutReplies(_) => cut += length,
+            _ => {}
+        }
+        if to.write_all(said).await.is_err() {
+            return;
+        }
+    }
+}
