@@ -32,6 +32,8 @@ const CLAIM: usize = 256;
 const DEPTH: usize = 6;
 /// Entries put off in one step, whose upstream is closed.
 const PUT_OFF: usize = 64;
+/// How long they are put off, at least and at most.
+const PUT_OFF_TIME: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 /// How often the agendas are looked at when nobody says that something is due.
 const IDLE: Duration = Duration::from_secs(5);
 /// How often they are looked at while a job has all it may have in hand, or its upstream is closed.
@@ -159,6 +161,8 @@ impl Dispatcher {
     /// Puts off what is due of a job whose upstream is closed for `wait`, and lets old values live on until then; returns when
     /// to look again.
     async fn put_off(&self, job: &Job, wait: Duration) -> RedisResult<Duration> {
+        // Not for so long that a raised budget goes unnoticed.
+        let wait = wait.clamp(PUT_OFF_TIME.0, PUT_OFF_TIME.1);
         let claims = self.agenda.claim(&job.name, PUT_OFF, PUT_OFF, self.claim).await?;
         let more = claims.next.unwrap_or(IDLE);
         let keys: Vec<EntryKey> = claims.entries.iter().map(|entry| EntryKey::new(entry.key.as_str())).collect();

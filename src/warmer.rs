@@ -225,8 +225,17 @@ impl Warmer {
         let Some(params) = job.key.read(key.as_str()) else {
             return Ok(Ending::because(Outcome::Gone, Next::Out, "the job's key pattern is another by now"));
         };
-        if taken.trigger == Trigger::Expiry && !job.entries.lists(&params) && !self.popularity.wanted(job, key).await? {
+        if taken.trigger == Trigger::Expiry
+            && !job.entries.lists(&params)
+            && !self.popularity.wanted(job, key).await?
+            && !self.is_invalidated(key).await?
+        {
             return Ok(Ending::because(Outcome::Unread, Next::Out, "hardly anybody reads it: it is left to expire"));
+        }
+        if taken.trigger == Trigger::Settle
+            && let Some(ending) = self.is_settled(job, key).await?
+        {
+            return Ok(ending);
         }
         let mut inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
             Ok(inputs) => inputs,
@@ -258,23 +267,23 @@ impl Warmer {
         let mut lease = match self.store.lease(key, self.lease_time(job), fresh).await? {
             Leased::Yes(lease) => lease,
             Leased::Busy(left) => {
-                settle(admitted, Ended::Ok).await;
+                unused(admitted).await;
                 // Its holder cannot end it on the agenda any more, where we hold it now.
                 return Ok(Ending::new(Outcome::Busy, Next::In(left.min(SHORTLY))));
             }
             Leased::Taboo(kind) => {
-                settle(admitted, Ended::Ok).await;
+                unused(admitted).await;
                 let reason = format!(
                     "the key holds a {kind}, which somebody else wrote: delete it, or name the job's key otherwise"
                 );
                 return Ok(Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason));
             }
             Leased::Absent => {
-                settle(admitted, Ended::Ok).await;
+                unused(admitted).await;
                 return Ok(Ending::new(Outcome::Unchanged, Next::Out));
             }
             Leased::Fresh { now, expires, born } => {
-                settle(admitted, Ended::Ok).await;
+                unused(admitted).await;
                 if let Some(born) = born {
                     self.wake_outdated(key, born).await?;
                 }
@@ -290,7 +299,7 @@ impl Warmer {
         let alone = if deaths < SUSPECT { None } else { self.alone.try_lock().ok() };
         let hopeless = deaths >= DEATHS && taken.trigger != Trigger::Manual;
         if hopeless || (deaths >= SUSPECT && alone.is_none()) {
-            settle(admitted, Ended::Ok).await;
+            unused(admitted).await;
             self.store.release(key, &lease.token, None).await?;
             if hopeless {
                 let reason = undertaker::deadly(deaths);
@@ -304,9 +313,9 @@ impl Warmer {
             _ => taken.trigger,
         };
         self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
-        if asked.elapsed() > LONG && !self.agenda.has(&job.name, key).await? {
+        if taken.trigger != Trigger::Settle && asked.elapsed() > LONG && !self.agenda.has(&job.name, key).await? {
             // It had no lease that could be marked; fetched now, it would come back before the next warmup or demand.
-            settle(admitted, Ended::Ok).await;
+            unused(admitted).await;
             self.store.release(key, &lease.token, None).await?;
             return Ok(Ending::because(Outcome::Fenced, Next::Out, "evicted while it waited for its upstream"));
         }
@@ -316,7 +325,7 @@ impl Warmer {
             inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
                 Ok(inputs) => inputs,
                 Err(Missing { key: input, .. }) => {
-                    settle(admitted, Ended::Ok).await;
+                    unused(admitted).await;
                     let reason = Some(format!("waits for its input {input}"));
                     return self.give_up(job, taken, &lease, Outcome::Deferred, Next::In(INPUT_WAIT), reason).await;
                 }
@@ -362,14 +371,15 @@ impl Warmer {
             match written {
                 Written::Done { .. } if outcome == Outcome::Gone => {
                     self.wake_waiting(key).await?;
-                    return Ok(Ending::because(Outcome::Gone, Next::Out, "the upstream no longer has it"));
+                    let next = settled(job, trigger, lease.start, Next::Out);
+                    return Ok(Ending::because(Outcome::Gone, next, "the upstream no longer has it"));
                 }
                 Written::Done { expires, changed } => {
                     self.note_saved(job, &answer, &note);
                     let gone: Vec<String> = before
                         .map(|before| before.tags.iter().filter(|tag| !note.tags.contains(tag)).cloned().collect())
                         .unwrap_or_default();
-                    self.store.untag(key, &gone).await?;
+                    self.store.untag(key, &gone, lease.start + millis(self.tagged_for(job, &lease))).await?;
                     if changed {
                         self.wake_dependants(key, taken.urgency).await?;
                     } else {
@@ -427,7 +437,7 @@ impl Warmer {
             let known = if source == 0 { known } else { None };
             let ask = Ask { job, source, key, params, inputs, known, deadline: lease.deadline };
             if self.sources.unchanged_without_asking(&self.jobs, &ask) {
-                settle(admitted.take(), Ended::Ok).await;
+                unused(admitted.take()).await;
                 return Ok(Answer::Unchanged);
             }
             let allowed = match admitted.take() {
@@ -492,11 +502,40 @@ impl Warmer {
         if tags.is_empty() {
             return Ok(());
         }
-        let life = job.ttl + job.warm.stale_if_error + lease.time;
-        match self.store.tag(key, tags, life).await? {
-            Some(stamp) if stamp.at >= lease.start => self.store.fence(key, stamp).await,
-            _ => Ok(()),
+        // An invalidation finds what had the tag before by itself; in a storm it is held off while this fetch lands.
+        let had = lease.meta.as_ref().filter(|meta| meta.is_of(lease.pexpiretime));
+        let finds = |tag: &String| had.is_some_and(|meta| meta.note.tags.contains(tag));
+        let stamps = self.store.tag(key, tags, self.tagged_for(job, lease)).await?;
+        let stamps = tags.iter().zip(stamps).filter_map(|(tag, stamp)| {
+            stamp.filter(|stamp| stamp.at >= lease.start && (stamp.removal == Removal::Evict || !finds(tag)))
+        });
+        match stamps.max_by_key(|stamp| stamp.at) {
+            Some(stamp) => self.store.fence(key, stamp).await,
+            None => Ok(()),
         }
+    }
+
+    /// For how long an entry is found under its tags: longer than its value lives.
+    fn tagged_for(&self, job: &Job, lease: &Lease) -> Duration {
+        job.ttl + job.warm.stale_if_error + lease.time
+    }
+
+    /// How an entry ends that is only looked at once more, if that is all: there is no value, or one of ours that holds.
+    async fn is_settled(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Ending>> {
+        let looked = self.store.look(std::slice::from_ref(key)).await?.pop();
+        Ok(match looked {
+            Some((-2, _)) => Some(Ending::new(Outcome::Unchanged, Next::Out)),
+            Some((expires, Some(meta))) if meta.is_of(expires) && meta.invalidated == 0 && meta.outlived == 0 => {
+                Some(Ending::new(Outcome::Unchanged, keep(job, key, expires)))
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether an invalidation of the entry is not yet answered.
+    async fn is_invalidated(&self, key: &EntryKey) -> RedisResult<bool> {
+        let looked = self.store.look(std::slice::from_ref(key)).await?.pop();
+        Ok(looked.and_then(|(_, meta)| meta).is_some_and(|meta| meta.invalidated > 0))
     }
 
     /// Ends a fetch without a value: notes the failure, and decides when to try again, or never.
@@ -656,8 +695,9 @@ impl Warmer {
     }
 }
 
-async fn settle(admitted: Option<(usize, Permit)>, ended: Ended) {
+/// Gives a permit back for which nothing was asked: it says nothing about the upstream.
+async fn unused(admitted: Option<(usize, Permit)>) {
     if let Some((_, permit)) = admitted {
-        permit.done(ended).await;
+        permit.done(Ended::Unused).await;
     }
 }

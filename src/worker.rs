@@ -270,6 +270,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         gates: gates.clone(),
         dead_after: dead_after(settings.claim),
     };
+    let sweeping = store.clone();
     let pulse = Pulse {
         evictions: Evictions::new(redis.clone(), keys.clone(), Arc::clone(&jobs)),
         undertaker,
@@ -318,6 +319,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         intaking.run(hushed).await;
         told.cancel();
     });
+    loops.run("the sweep", sweep(redis.clone(), keys.clone(), sweeping, stop.clone()));
     loops.run("the suspicion", suspicion.run(stop.clone()));
     loops.run("the pulse", pulse.run(stop.clone()));
     let begun = tokio::select! {
@@ -434,7 +436,6 @@ impl Pulse {
         let mut patience = Patience::new("the pulse").showing(&self.sign);
         let mut ensured = false;
         let mut gates_seen = Instant::now();
-        let mut swept = Instant::now();
         let (mut last, mut steady) = (Instant::now(), Instant::now());
         while !stop.is_cancelled() {
             let dead = match self.beat(&mut ensured).await {
@@ -468,33 +469,11 @@ impl Pulse {
                 }
                 gates_seen = Instant::now();
             }
-            if swept.elapsed() >= SWEEP {
-                swept = Instant::now();
-                if let Err(e) = self.sweep().await {
-                    debug!("could not sweep: {e}");
-                }
-            }
             tokio::select! {
                 () = tokio::time::sleep(BEAT) => {}
                 () = stop.cancelled() => {}
             }
         }
-    }
-
-    async fn sweep(&self) -> redis::RedisResult<()> {
-        let locked: Option<String> = redis::cmd("SET")
-            .arg(self.keys.sweep_lock())
-            .arg("1")
-            .arg("NX")
-            .arg("PX")
-            .arg(SWEEP.as_millis().to_string())
-            .query_async(&mut self.redis.clone())
-            .await?;
-        if locked.is_some() {
-            let dropped = self.store.sweep_tags().await?;
-            debug!(dropped, "swept tags");
-        }
-        Ok(())
     }
 
     /// Returns who is dead.
@@ -517,10 +496,10 @@ impl Pulse {
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
         if known.as_deref() != Some(run_id) {
             // First the repair, then the mark: a crash in between only repeats it.
+            // It may have forgotten what it had acknowledged.
+            self.suspicion.raise(self.store.now().await?, Doubt::Missed).await?;
             if known.is_some() {
-                // It may have forgotten what it had acknowledged.
                 info!(redis = %self.client, "Redis was restarted: everything is looked at anew");
-                self.suspicion.raise(self.store.now().await?, Doubt::Missed).await?;
             } else {
                 info!(redis = %self.client, "Redis knows nothing of us: everything is warmed up");
             }
@@ -531,6 +510,32 @@ impl Pulse {
         }
         *ensured = true;
         Ok(dead)
+    }
+}
+
+/// Sweeps what has died out of tags, one worker of the fleet at a time, until `stop`.
+async fn sweep(redis: Connection, keys: Keys, store: Store, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => {}
+            () = stop.cancelled() => return,
+        }
+        let locked: redis::RedisResult<Option<String>> = redis::cmd("SET")
+            .arg(keys.sweep_lock())
+            .arg("1")
+            .arg("NX")
+            .arg("PX")
+            .arg(SWEEP.as_millis().to_string())
+            .query_async(&mut redis.clone())
+            .await;
+        match locked {
+            Ok(None) => {}
+            Ok(Some(_)) => match store.sweep_tags().await {
+                Ok(dropped) => debug!(dropped, "swept tags"),
+                Err(e) => debug!("could not sweep: {e}"),
+            },
+            Err(e) => debug!("could not sweep: {e}"),
+        }
     }
 }
 

@@ -171,8 +171,8 @@ async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
         let at = parts.now().await;
         let message = samovar::trigger::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
         let commit = async {
-            let stamp = parts.store.tag(&art(&name), &tag, LONG).await.unwrap();
-            if let Some(stamp) = stamp.filter(|stamp| stamp.at >= lease.start) {
+            let stamps = parts.store.tag(&art(&name), &tag, LONG).await.unwrap();
+            if let Some(stamp) = stamps[0].filter(|stamp| stamp.at >= lease.start) {
                 parts.store.fence(&art(&name), stamp).await.unwrap();
             }
             parts.store.commit(&art(&name), &lease, "1", TTL, &Note::default()).await.unwrap()
@@ -661,4 +661,82 @@ async fn what_was_heard_before_the_end_is_handled() {
     worker.term();
     worker.wait().await;
     assert_eq!(redis.keys("art:*").await, Vec::<String>::new());
+}
+
+// Replies that are lost
+
+/// The fence renews the lease and says so, and nobody hears it: the same answer is offered again.
+#[tokio::test]
+async fn an_answer_that_was_refused_is_refused_again() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let lease = parts.lease("a", LONG).await;
+    parts.next_instant().await;
+    assert!(parts.store.invalidate(&art("a"), parts.now().await, Removal::Refresh).await.unwrap().fenced);
+    parts.next_instant().await;
+    for _ in 0..3 {
+        let written = parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+        assert!(matches!(written, Written::Again(start) if start > lease.start), "{written:?}");
+    }
+    assert_eq!(redis.get("art:a").await, None);
+    let Written::Again(start) = parts.store.gone(&art("a"), &lease, &Note::default()).await.unwrap() else {
+        panic!("what was fetched before removes nothing, either");
+    };
+    let renewed = samovar::store::Lease { start, ..lease };
+    let written = parts.store.commit(&art("a"), &renewed, "2", TTL, &Note::default()).await.unwrap();
+    assert!(matches!(written, Written::Done { .. }), "{written:?}");
+}
+
+/// Two begin at once where there was nobody: neither vouches for the other.
+#[tokio::test]
+async fn workers_that_begin_together_after_a_time_without_any_suspect_everything() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    first.kill9();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    redis.publish(CHANNEL, "art:a").await;
+    let _others = [worker(&redis, &jobs), worker(&redis, &jobs)];
+    version(&redis, "a", edited).await;
+}
+
+/// What is only looked at once more asks for nothing where there is no value: neither upstreams nor inputs.
+#[tokio::test]
+async fn looking_once_more_brings_back_nothing_that_was_evicted() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let job = "key = \"story:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"http\"\n\
+               upstream = \"museum\"\npath = \"/story/{{ art.version }}\"\n[entries]\nlist = [\"a\"]\n[warm]\nsettle = \"300ms\"\n";
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
+    let jobs = Art::of(&upstream).list(["a"]).warm("settle = \"300ms\"").folder().job("story", job);
+    let _worker = worker(&redis, &jobs);
+    eventually("the story is there", async || redis.get("story:a").await.is_some()).await;
+    let parts = Parts::of(&redis).await;
+    parts.invalidate(r#"{"keys": ["story:a", "art:a"], "action": "evict"}"#).await;
+    let calls = upstream.all_requests().len();
+    eventually("both were looked at once more", async || {
+        redis.ask::<usize>(&["ZCARD", "samovar:agenda:{art}"]).await
+            + redis.ask::<usize>(&["ZCARD", "samovar:agenda:{story}"]).await
+            == 0
+    })
+    .await;
+    assert_eq!((redis.get("story:a").await, redis.get("art:a").await), (None, None));
+    assert_eq!(upstream.all_requests().len(), calls);
+}
+
+/// An API had read the old row before the edit, and writes it after the invalidation of a key that nobody knew.
+#[tokio::test]
+async fn what_a_cache_aside_writer_writes_where_nothing_was_known_is_found_and_replaced() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).warm("settle = \"500ms\"").folder();
+    let _worker = worker(&redis, &jobs);
+    let edited = upstream.edit("/art/a");
+    Parts::of(&redis).await.invalidate("art:a").await;
+    redis.set("art:a", r#"{"version": 1}"#, TTL).await;
+    version(&redis, "a", edited).await;
 }

@@ -136,6 +136,8 @@ pub enum Ended {
     UpstreamFailed,
     /// The upstream asks to be left alone for so long; all gates obey.
     Busy(Duration),
+    /// Nothing was asked.
+    Unused,
 }
 
 impl From<&Result<Answer, FetchError>> for Ended {
@@ -489,6 +491,7 @@ impl Permit {
             Ended::Answer => "unusable",
             Ended::UpstreamFailed => "failed",
             Ended::Busy(_) => "busy",
+            Ended::Unused => return,
         };
         metrics::fetched(&self.gate.upstream.name, job, result, took, self.tokens);
         let mut fetches = self.gate.fetches.lock().unwrap_or_else(PoisonError::into_inner);
@@ -508,9 +511,15 @@ impl Permit {
             Ended::Ok | Ended::Answer => ("answered", Duration::ZERO),
             Ended::UpstreamFailed => ("failed", Duration::ZERO),
             Ended::Busy(wait) => ("busy", wait),
+            Ended::Unused => ("dropped", Duration::ZERO),
         };
         let spent = self.tokens > 0 && gate.upstream.tokens.is_some();
-        if word == "answered" && !self.registered && !spent && gate.known().health == Health::Well {
+        let nothing_to_tell = match word {
+            "answered" => gate.known().health == Health::Well,
+            "dropped" => true,
+            _ => false,
+        };
+        if nothing_to_tell && !self.registered && !spent {
             return;
         }
         let returned = gate.returned();

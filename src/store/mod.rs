@@ -248,6 +248,7 @@ impl Store {
             .arg(millis(lease.time))
             .arg(self.keys.changed_channel())
             .arg(change(key, "warmed"))
+            .arg(lease.start)
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -292,6 +293,7 @@ impl Store {
             .arg(millis(META_OUTLIVES))
             .arg(millis(lease.time))
             .arg(u8::from(!asked))
+            .arg(lease.start)
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -310,6 +312,7 @@ impl Store {
             .arg(millis(lease.time))
             .arg(self.keys.changed_channel())
             .arg(change(key, "gone"))
+            .arg(lease.start)
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)

@@ -23,6 +23,7 @@ const STAMPED: Duration = Duration::from_secs(24 * 3_600);
 const STEP: usize = 500;
 
 static TAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tag.lua")));
+static UNTAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/untag.lua")));
 static STAMP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stamp.lua")));
 static SWEEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/sweep.lua")));
 
@@ -46,31 +47,29 @@ impl Stamp {
 }
 
 impl Store {
-    /// Puts an entry, whose value may live for `life` from now on, under its tags; returns their latest stamp.
+    /// Puts an entry, whose value may live for `life` from now on, under its tags; returns their stamps, in order.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn tag(&self, key: &EntryKey, tags: &[String], life: Duration) -> RedisResult<Option<Stamp>> {
+    pub async fn tag(&self, key: &EntryKey, tags: &[String], life: Duration) -> RedisResult<Vec<Option<Stamp>>> {
         let scripts = tags.iter().map(async |tag| {
             let mut call = TAG.key(self.keys.tag(tag));
             call.arg(key.as_str()).arg(millis(life)).arg(DROPPED);
             call.invoke_async::<String>(&mut self.redis.clone()).await
         });
         let stamps = futures_util::future::try_join_all(scripts).await?;
-        Ok(stamps.iter().filter_map(|score| Stamp::read(score)).max_by_key(|stamp| stamp.at))
+        Ok(stamps.iter().map(|score| Stamp::read(score)).collect())
     }
 
-    /// Takes an entry away from tags that it no longer has.
+    /// Takes an entry away from tags that it no longer has, unless it was put there anew, for later than `until` (Redis time, ms).
     ///
     /// # Errors
     /// Redis's; it then stays there until its value would have ended.
-    pub async fn untag(&self, key: &EntryKey, tags: &[String]) -> RedisResult<()> {
+    pub async fn untag(&self, key: &EntryKey, tags: &[String], until: i64) -> RedisResult<()> {
         for tag in tags {
-            let () = redis::cmd("ZREM")
-                .arg(self.keys.tag(tag))
-                .arg(key.as_str())
-                .query_async(&mut self.redis.clone())
-                .await?;
+            let mut call = UNTAG.key(self.keys.tag(tag));
+            call.arg(key.as_str()).arg(until);
+            let _: u8 = call.invoke_async(&mut self.redis.clone()).await?;
         }
         Ok(())
     }

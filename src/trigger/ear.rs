@@ -140,11 +140,15 @@ impl Ear {
             .collect();
         let now = self.last.load(Ordering::Acquire);
         let newest = others.iter().map(|(_, _, last)| *last).max().unwrap_or(0);
-        let before = match self.before.load(Ordering::Acquire) {
-            0 => newest,
-            before => before,
-        };
-        let covers = others.iter().filter(|(_, from, _)| *from <= before);
+        let before = self.before.load(Ordering::Acquire);
+        let fresh = before == 0;
+        // Of those that begin together, each goes by who began before: so the first sees that there was nobody.
+        let heard: Vec<&(String, i64, i64)> = others
+            .iter()
+            .filter(|(worker, from, _)| !fresh || (*from, worker.as_str()) < (since, &*self.worker))
+            .collect();
+        let before = if fresh { heard.iter().map(|(_, _, last)| *last).max().unwrap_or(0) } else { before };
+        let covers = heard.iter().filter(|(_, from, _)| *from <= before);
         let covered = covers.clone().any(|(_, _, last)| *last >= since);
         let in_question = covers.clone().any(|(_, _, last)| *last + 3 * DEAF * 1_000 > now);
         if before > 0 && !covered {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::invalidation::HeldOff;
 use super::{Action, Handled, Invalidator, Message};
@@ -76,7 +77,31 @@ struct Work {
     message: Message,
     at: At,
     way: &'static str,
-    receipt: Option<Receipt>,
+    /// Of all messages that are one with it.
+    receipts: Vec<Receipt>,
+}
+
+/// Makes one of messages that ask for the same: the last time counts.
+fn merge(round: &mut Vec<Work>) {
+    let mut merged: Vec<Work> = Vec::new();
+    for work in round.drain(..) {
+        let same = merged.iter_mut().find(|other| {
+            other.message == work.message
+                && matches!((other.at, work.at), (At::Redis(_), At::Redis(_)) | (At::Received(_), At::Received(_)))
+        });
+        match same {
+            Some(other) => {
+                other.at = match (other.at, work.at) {
+                    (At::Redis(a), At::Redis(b)) => At::Redis(a.max(b)),
+                    (At::Received(a), At::Received(b)) => At::Received(a.max(b)),
+                    (at, _) => at,
+                };
+                other.receipts.extend(work.receipts);
+            }
+            None => merged.push(work),
+        }
+    }
+    *round = merged;
 }
 
 /// Where messages go. Cheap to clone.
@@ -133,7 +158,7 @@ impl Intake {
         }
         let line = if message.is_narrow() { &self.narrow } else { &self.wide };
         // Without the loops the worker ends.
-        let _ = line.send(Work { message, at, way, receipt }).await;
+        let _ = line.send(Work { message, at, way, receipts: receipt.into_iter().collect() }).await;
     }
 }
 
@@ -174,17 +199,29 @@ impl Line<'_> {
                     () = cut.cancelled() => return,
                 }
             }
+            // What cannot be done just now holds up nobody else.
+            while round.len() < WIDE
+                && let Ok(work) = self.work.try_recv()
+            {
+                round.push(work);
+            }
+            if self.most == 1 {
+                merge(&mut round);
+            }
+            let later = round.split_off(round.len().min(self.most));
             if cut.is_cancelled() {
                 return;
             }
             match self.round(round).await {
                 (left, None) => {
                     self.patience.well();
-                    round = left;
+                    round = later;
+                    round.extend(left);
                 }
                 (left, Some(e)) => {
                     self.patience.ill(&e, cut).await;
-                    round = left;
+                    round = later;
+                    round.extend(left);
                 }
             }
         }
@@ -216,10 +253,11 @@ impl Line<'_> {
         let (mut left, mut error) = (Vec::new(), None);
         for (work, result) in round.into_iter().zip(results) {
             match result {
-                Ok(()) => {
-                    if let Some(receipt) = work.receipt {
-                        receipt.done();
-                    }
+                Ok(()) => work.receipts.into_iter().for_each(Receipt::done),
+                // Somebody else's key stands where ours should: waiting does not mend that, and others wait behind.
+                Err(e) if e.code() == Some("WRONGTYPE") => {
+                    warn!("cannot handle an invalidation to its end: {e}");
+                    work.receipts.into_iter().for_each(Receipt::done);
                 }
                 Err(e) => {
                     error = Some(e);
@@ -232,9 +270,8 @@ impl Line<'_> {
 
     async fn handle(&self, work: &mut Work) -> redis::RedisResult<()> {
         let At::Redis(at) = work.at else { return Ok(()) };
-        let receipt = work.receipt.as_ref();
         if work.message.action == Action::Refresh && work.message.is_narrow() {
-            let joined = |key: &mut String| self.held.joins(key, at, receipt);
+            let joined = |key: &mut String| self.held.joins(key, at, &work.receipts);
             let joined: Vec<String> = work.message.keys.extract_if(.., joined).collect();
             if work.message.keys.is_empty() {
                 work.message.keys = joined;
@@ -242,11 +279,11 @@ impl Line<'_> {
                 return Ok(());
             }
         }
-        let alone = work.receipt.is_some();
+        let alone = !work.receipts.is_empty();
         let (handled, held) = self.invalidator.begin(&work.message, at, alone).await?;
         self.telemetry.invalidation(work.way, &work.message, &handled);
         for held in held {
-            self.held.add(held, receipt.map(Receipt::part).into_iter().collect());
+            self.held.add(held, work.receipts.iter().map(Receipt::part).collect());
         }
         Ok(())
     }
@@ -258,14 +295,12 @@ impl Held {
     }
 
     /// Whether an entry waits already, and so for this invalidation as well.
-    fn joins(&self, key: &str, at: i64, receipt: Option<&Receipt>) -> bool {
+    fn joins(&self, key: &str, at: i64, receipts: &[Receipt]) -> bool {
         let mut entries = self.lock();
         let Some(waiting) = entries.get_mut(key) else { return false };
         waiting.at = waiting.at.max(at);
-        if let Some(receipt) = receipt {
-            waiting.receipts.push(receipt.part());
-            self.receipts.fetch_add(1, Ordering::Relaxed);
-        }
+        waiting.receipts.extend(receipts.iter().map(Receipt::part));
+        self.receipts.fetch_add(receipts.len(), Ordering::Relaxed);
         true
     }
 

@@ -387,6 +387,11 @@ impl Invalidator {
                     Removal::Refresh if result.due || (result.unknown && lists()) => {
                         due.entry(&job.name).or_default().push(key.clone());
                     }
+                    // Somebody may be about to write an old value where there is none.
+                    Removal::Refresh if result.unknown => {
+                        let (_, keys, _) = out.entry((&job.name, true)).or_insert_with(|| (job, Vec::new(), *at));
+                        keys.push(key.clone());
+                    }
                     Removal::Evict if result.removed || result.fenced || result.unknown => {
                         let place = (&job.name, result.unknown);
                         let (_, keys, _) = out.entry(place).or_insert_with(|| (job, Vec::new(), *at));

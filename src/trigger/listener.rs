@@ -63,14 +63,25 @@ impl Listener {
     /// Runs until `stop`, and until what was heard by then is handed on.
     pub async fn run(self, stop: CancellationToken) {
         let (heard, messages) = mpsc::channel(WAITING);
-        tokio::join!(self.listen(heard, &stop), self.ear.run(&stop), self.hand_on(messages));
+        let (news, changed) = mpsc::channel(self.gates.len().max(1) * 4);
+        let listening = self.listen(heard, news, &stop);
+        tokio::join!(listening, self.ear.run(&stop), self.hand_on(messages), self.look_at_gates(changed));
     }
 
-    async fn listen(&self, heard: mpsc::Sender<Heard>, stop: &CancellationToken) {
+    /// Looks at upstreams that have changed, apart from hearing.
+    async fn look_at_gates(&self, mut changed: mpsc::Receiver<UpstreamName>) {
+        while let Some(name) = changed.recv().await {
+            if let Some(gate) = self.gates.get(&name) {
+                gate.refresh().await;
+            }
+        }
+    }
+
+    async fn listen(&self, heard: mpsc::Sender<Heard>, news: mpsc::Sender<UpstreamName>, stop: &CancellationToken) {
         let mut patience = Patience::new("the subscription").showing(&self.sign);
         let mut deaf_since: Option<Instant> = None;
         while !stop.is_cancelled() {
-            match self.subscribe(&heard, stop, &mut deaf_since, &mut patience).await {
+            match self.subscribe(&heard, &news, stop, &mut deaf_since, &mut patience).await {
                 // The connection ended.
                 Ok(()) => self.sign.ill("the connection ended"),
                 Err(e) => patience.ill(&e, stop).await,
@@ -83,6 +94,7 @@ impl Listener {
     async fn subscribe(
         &self,
         heard: &mpsc::Sender<Heard>,
+        news: &mpsc::Sender<UpstreamName>,
         stop: &CancellationToken,
         deaf_since: &mut Option<Instant>,
         patience: &mut Patience,
@@ -126,7 +138,7 @@ impl Listener {
             let Some(message) = message else { return Ok(()) };
             let text = String::from_utf8_lossy(message.get_payload_bytes());
             if message.get_channel_name() == signals {
-                self.signal(&text).await;
+                self.signal(&text, news);
             } else if heard.send((Instant::now(), text.into_owned())).await.is_err() {
                 return Ok(());
             }
@@ -147,12 +159,13 @@ impl Listener {
         }
     }
 
-    async fn signal(&self, text: &str) {
+    fn signal(&self, text: &str, news: &mpsc::Sender<UpstreamName>) {
         match text.split_once(' ') {
             Some(("due", job)) => self.bell.ring(&JobName::new(job)),
             Some(("upstream", name)) => {
-                if let Some(gate) = self.gates.get(name) {
-                    gate.refresh().await;
+                if let Some((name, _)) = self.gates.get_key_value(name) {
+                    // With so many waiting, it is among them.
+                    let _ = news.try_send(name.clone());
                 }
             }
             Some(("canary", canary)) => self.ear.heard(canary),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use redis::{RedisResult, Script};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::invalidation::{Handled, HeldOff, Invalidator};
 use crate::agenda::{Agenda, Trigger, When};
@@ -122,9 +122,11 @@ impl Suspicion {
             }
             if let Some((at, doubt)) = read(&known) {
                 let begun = Instant::now();
-                warn!("invalidations may have been missed: all values fetched before now are looked at anew");
                 let (leases, values) = self.examine(at, doubt).await?;
-                info!(leases, values, seconds = begun.elapsed().as_secs_f32(), "what was suspect is due");
+                if leases + values > 0 {
+                    let seconds = begun.elapsed().as_secs_f32();
+                    warn!(leases, values, seconds, "invalidations may have been missed: all is looked at anew");
+                }
             }
             let mut call = ABSOLVE.key(&note);
             call.key(&lock).arg(&known).arg(&*self.worker);
@@ -211,7 +213,7 @@ impl Suspicion {
         let now = self.store.now().await?;
         let suspect = |(expires, meta): (i64, Option<crate::store::Meta>)| {
             meta.is_some_and(|meta| {
-                meta.is_of(expires) && meta.invalidated < at && (meta.start <= at || meta.start > now)
+                meta.is_of(expires) && meta.invalidated <= at && (meta.start <= at || meta.start > now)
             })
         };
         Ok(keys.into_iter().zip(looked).filter(|(_, looked)| suspect(looked.clone())).map(|(key, _)| key).collect())
@@ -227,6 +229,7 @@ impl Suspicion {
             held = self.invalidator.again(held, when, &mut Handled::default()).await?;
             if let Some(wait) = held.iter().map(|held| held.wait).min() {
                 tokio::time::sleep(wait).await;
+                self.hold().await?;
             }
         }
         Ok(())

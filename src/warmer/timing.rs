@@ -70,7 +70,8 @@ pub(super) fn retry_after(failures: u32) -> Duration {
 
 /// A little more than `wait`, so that those who wait for the same do not come together.
 pub(super) fn jitter(wait: Duration) -> Duration {
-    wait.mul_f64(rand::random_range(1.0..=1.25)) + Duration::from_millis(rand::random_range(0..50))
+    let spread = wait.min(Duration::from_secs(120)).mul_f64(rand::random_range(0.0..=0.25));
+    wait + spread + Duration::from_millis(rand::random_range(0..50))
 }
 
 pub(super) fn millis(time: Duration) -> i64 {

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Put entries on a job's agenda, or move them forward. Scores: see src/agenda.rs.
 -- A weaker reason gives way to a stronger one: what a demand would leave alone, an invalidation does not.
 -- KEYS  1 agenda
@@ -47,9 +48,9 @@ for i, entry in ipairs(entries) do
       move = pressing and (stronger or (how == 'urgent' and old > -3.5e13) or tonumber(text) < math.floor(old))
       as = score(single, of)
     elseif old < -1e13 then
-      -- Who looks at an entry once more (settle) may find that there is nothing to fetch.
+      -- Who looks at an entry once more (settle), or whether it is read still (expiry), may fetch nothing.
       local urgency = how == 'urgent' and 2 or how == 'mass' and 1 or 0
-      move = (override and (bits >= 32 or math.floor(bits / 8) < urgency)) or (before == 5 and trigger ~= 5)
+      move = (override and (bits >= 32 or math.floor(bits / 8) < urgency)) or (before == 5 and trigger ~= 5) or (before == 2 and pressing)
     else
       move = pressing or at < math.floor(old) or (stronger and at <= now)
       as = score(how == 'urgent', of)

@@ -3,9 +3,10 @@
 -- ARGV  1 token  2 TTL (ms)  3 PEXPIRETIME of the value we wrote  4 rest of the metadata (JSON)
 --       5 how long metadata outlives the value (ms)  6 how long a renewed lease holds (ms)
 --       7 '1': nobody was asked, so it answers no invalidation that came since, not even one older than the lease
+--       8 when the fetch began (ms)
 -- Returns the fence's objection (fence.lua)
 --       | {'foreign'}, lease kept: the value is gone, somebody else's, or invalidated | {'done', now, PEXPIRETIME, 0}
-local objection, now, start = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[6])
+local objection, now, start = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[6], ARGV[8])
 if objection then return objection end
 local meta = redis.call('GET', KEYS[3]) or ''
 local written, mark, hash = string.match(meta, '^%d+ (%d+) (%d+) %d+ (%S+)')

@@ -1,9 +1,9 @@
 -- Remove the value of what the upstream no longer has, if the lease is ours and no invalidation came.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 token  2 rest of the metadata (JSON)  3 how long metadata is kept (ms)
---       4 how long a renewed lease holds (ms)  5 channel of changes  6 the change, as announced
+--       4 how long a renewed lease holds (ms)  5 channel of changes  6 the change, as announced  7 when the fetch began (ms)
 -- Returns the fence's objection (fence.lua) | {'done', now, -2, 1 if a value went}
-local objection, now, start = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[4])
+local objection, now, start = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[4], ARGV[7])
 if objection then return objection end
 local went = redis.call('DEL', KEYS[1])
 if went == 1 then redis.call('PUBLISH', ARGV[5], ARGV[6]) end

@@ -8,4 +8,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '0', string.format('%.0f', now), 'LIMIT', 0, ARGV[3])
 if dead[1] then redis.call('ZREM', KEYS[1], unpack(dead)) end
 redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', now + tonumber(ARGV[2])), ARGV[1])
-return redis.call('ZSCORE', KEYS[1], '') or '0'
+local stamp = redis.call('ZSCORE', KEYS[1], '') or '0'
+-- From a clock that ran ahead: it would fence everything until then.
+if -tonumber(stamp) > now + 1000 then return '0' end
+return stamp
