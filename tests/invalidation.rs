@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use samovar::agenda::{Due, State, Trigger, When};
-use samovar::store::{Fresh, Leased, Meta, Note, Removal, Written};
+use samovar::store::{Fresh, Lease, Leased, Meta, Note, Removal, Written};
 use samovar::trigger::Message;
 use serde_json::json;
 use support::{
@@ -540,7 +540,9 @@ async fn a_fenced_commit_keeps_the_lease_and_begins_anew() {
     assert_eq!(redis.get("art:a").await, None);
     let other = parts.store.lease(&key, LONG, Fresh::default()).await.unwrap();
     assert!(matches!(other, Leased::Busy(_)), "nobody gets in between: {other:?}");
-    let written = parts.store.commit(&key, &lease, "2", TTL, &note).await.unwrap();
+    let Written::Again(start) = written else { unreachable!() };
+    let renewed = Lease { start, ..lease };
+    let written = parts.store.commit(&key, &renewed, "2", TTL, &note).await.unwrap();
     assert!(matches!(written, Written::Done { .. }), "{written:?}");
     assert_eq!(redis.get("art:a").await.as_deref(), Some("2"));
 }
@@ -656,6 +658,7 @@ async fn who_finds_an_entry_being_fetched_sees_to_what_the_fetch_leaves_behind()
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).folder();
     let parts = Parts::of(&redis).await;
+    parts.mark().await;
     let lease = parts.lease("a", LONG).await;
     let _worker = worker(&redis, &jobs);
     parts.invalidate(r#"{"keys": ["art:a"], "action": "warm"}"#).await;

@@ -330,6 +330,7 @@ async fn what_was_made_while_its_input_was_being_fetched_follows_it_although_nob
     let two = json!({"title": "two"}).to_string();
     parts.store.commit(&art("a"), &lease, &two, HOUR, &Note::default()).await.unwrap();
     parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Expiry).await.unwrap();
+    parts.mark().await;
     let _worker = worker(&redis, &jobs);
     story_is(&redis, "two").await;
     assert_eq!(upstream.calls("/art/a"), 0);
