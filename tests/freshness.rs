@@ -544,6 +544,17 @@ async fn what_is_suspect_is_looked_at_most_read_first_and_what_ai_made_is_not_pa
     }
 }
 
+/// Whoever publishes more than workers read is told, and not left to believe that it cannot be lost.
+#[tokio::test]
+async fn a_message_too_long_to_be_read_is_refused() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let long = json!({"keys": ["a".repeat(inbox::LARGEST)]}).to_string();
+    let refused = inbox::publish(&mut parts.redis.clone(), &parts.keys, &long).await.unwrap_err();
+    assert!(refused.to_string().contains("publish several"), "{refused}");
+    assert_eq!(redis.ask::<usize>(&["XLEN", "samovar:inbox"]).await, 0);
+}
+
 /// A master whose clock ran ahead wrote it; after the failover, its time lies in the future.
 #[tokio::test]
 async fn what_was_fetched_in_the_future_is_not_safe_from_invalidations() {

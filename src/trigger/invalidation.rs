@@ -12,11 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::agenda::{Agenda, Trigger, When};
 use crate::job::{EntryKey, Job, JobName, Jobs};
-use crate::redis::{Connection, Keys};
+use crate::redis::{Connection, Keys, inbox};
 use crate::store::{Removal, Store};
 
-/// Longest message read, in bytes.
-const LONGEST: usize = 1 << 20;
 /// Keys that Redis looks at in one step of a scan.
 const STEP: usize = 500;
 /// Entries whose scripts are under way at once.
@@ -67,10 +65,11 @@ impl Message {
     /// # Errors
     /// It is empty, too long, or an object that says nothing we know.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        if text.len() > LONGEST {
+        if text.len() > inbox::LARGEST {
             return Err(Malformed(format!(
-                "{} bytes are more than {LONGEST}: name a pattern or send several",
-                text.len()
+                "{} bytes are more than {}: name a pattern or send several",
+                text.len(),
+                inbox::LARGEST
             )));
         }
         if text.trim().is_empty() {
