@@ -2,7 +2,7 @@
 //!
 //! Each says what it measured; `SAMOVAR_TORTURE=50` makes a backlog of a million, and a million tasks' entries.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use redis::Value;
 use samovar::agenda::{Due, State, Trigger, Urgency};
@@ -60,8 +60,9 @@ async fn backlog(parts: &Parts, count: usize, at: impl Fn(usize) -> i64) {
 }
 
 async fn waiting(redis: &TestRedis) -> usize {
-    let time: Vec<String> = redis.ask(&["TIME"]).await;
-    redis.ask(&["ZCOUNT", "samovar:agenda:{art}", "0", &format!("{}000", time[0])]).await
+    let (seconds, micros): (i64, i64) = redis.ask(&["TIME"]).await;
+    let now = (seconds * 1_000 + micros / 1_000 + 1).to_string();
+    redis.ask(&["ZCOUNT", "samovar:agenda:{art}", "0", &now]).await
 }
 
 /// The oldest go first, what is urgent before all; and what comes due in the same second does no more harm.
@@ -70,7 +71,8 @@ async fn a_backlog_is_worked_off_in_order_and_holds_up_nothing_urgent() {
     for (what, spread) in [("a backlog", 1_000_i64), ("retries of one second", 0)] {
         let count = 20_000 * factor();
         let (redis, upstream) = both().await;
-        upstream.otherwise(|_, _| Reply::json(json!({"version": 1})));
+        // So slow that there is a backlog still when the urgent ones have been answered.
+        upstream.otherwise(|_, _| Reply::json(json!({"version": 1})).after(Duration::from_millis(20)));
         let jobs = Art::of(&upstream).limits("concurrency = 16").folder();
         let parts = Parts::of(&redis).await;
         let now = parts.now().await;
