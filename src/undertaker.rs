@@ -5,7 +5,7 @@
 //! changes nothing when it wakes: its tokens are gone. Where a step fails, claims, leases and permits run out by themselves.
 //!
 //! Whoever was being fetched when a worker died is counted for that, entry by entry, since it may be what killed it: see
-//! [`DEATHS`].
+//! `DEATHS`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
