@@ -4,8 +4,8 @@
 //! begin with its id. Every step compares and swaps, so that all workers may bury the same one, and one that was only frozen
 //! changes nothing when it wakes: its tokens are gone. Where a step fails, claims, leases and permits run out by themselves.
 //!
-//! Whoever was being fetched when a worker died is counted for that, entry by entry, since it may be what killed it: see
-//! [`DEATHS`].
+//! What was being fetched when a worker died is counted for that, entry by entry, since it may be what killed it; after three
+//! such deaths in a row it is a dead letter.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
