@@ -39,8 +39,8 @@ const IN_HAND: usize = 256;
 const PULL: usize = 2;
 /// How often a worker looks at the queue when nobody wakes it.
 const IDLE: Duration = Duration::from_secs(1);
-/// Tasks of a dead worker that are looked at in one step.
-const LEFT: usize = 50;
+/// Tasks of a dead worker that are looked at in one step: few, so that each is short.
+const LEFT: usize = 10;
 /// What a signal says that makes workers look at the queue.
 pub const QUEUED_SIGNAL: &str = "queued";
 

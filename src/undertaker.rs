@@ -18,7 +18,7 @@ use crate::agenda::{Agenda, Due, Finished, Next, State};
 use crate::job::{EntryKey, JobName, Jobs, UpstreamName};
 use crate::queue::{Chunk, Queue};
 use crate::source::Gate;
-use crate::store::{Note, Removal, Store};
+use crate::store::{Note, Store};
 use crate::warmer::Outcome;
 
 /// So many workers in a row that died while they fetched an entry make it a dead letter.
@@ -115,11 +115,11 @@ impl Undertaker {
         let reason = deadly(deaths);
         let note = Note { deaths, outcome: Some(Outcome::Failed), reason: Some(reason.clone()), ..note };
         Ok(match self.store.bury(key, token, &note).await? {
-            Some(Some(Removal::Evict)) => Next::Out,
             Some(_) if deaths >= DEATHS => {
                 error!(%job, %key, "{reason}: it is not tried again before somebody asks for it");
                 Next::Dead(reason)
             }
+            // Whatever its mark said: an eviction takes the entry off the agenda, so who is there was asked for since.
             Some(_) | None => Next::In(Duration::ZERO),
         })
     }

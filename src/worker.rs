@@ -452,11 +452,15 @@ impl Pulse {
             last = Instant::now();
             // After an outage of Redis all beats are old, and some come a little later than others.
             if steady.elapsed() >= self.dead_after {
-                for worker in dead {
-                    if let Err(e) = self.undertaker.bury(&worker).await {
-                        debug!(worker, "could not bury it, once more with the next beat: {e}");
+                let burying = async {
+                    for worker in dead {
+                        if let Err(e) = self.undertaker.bury(&worker).await {
+                            debug!(worker, "could not bury it, once more with the next beat: {e}");
+                        }
                     }
-                }
+                };
+                // The next beat must not wait for it; what is left then is buried after that.
+                let _ = tokio::time::timeout(BEAT, burying).await;
             }
             if gates_seen.elapsed() >= GATES {
                 match self.evictions.look().await {

@@ -8,7 +8,9 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 use serde_json::json;
 
-use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, Versions, WorkerProcess, eventually, talkative};
+use super::support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Versions, WorkerProcess, eventually, hasty_worker, talkative,
+};
 use super::{both, choices, factor, readable, version, works};
 
 /// The shortest claim time at which a worker counts as dead within half of it.
@@ -75,6 +77,27 @@ async fn who_was_taken_for_dead_writes_nothing_when_it_wakes() {
     assert_eq!(Parts::of(&redis).await.meta("a").await, before);
     works(&redis, &upstream, "b").await;
     assert!(first.is_running());
+}
+
+/// All of it, again and again, while there is much to do.
+#[tokio::test]
+async fn a_queue_that_is_lost_loses_no_work() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})).after(Duration::from_millis(20)));
+    let names: Vec<String> = (0..150).map(|n| n.to_string()).collect();
+    let jobs = Art::of(&upstream).limits("timeout = \"2s\"\nconcurrency = 4").list(&names).folder();
+    let mut fleet = [hasty_worker(&redis, &jobs), hasty_worker(&redis, &jobs)];
+    for so_many in [10, 40, 70] {
+        eventually("some are warm", async || redis.keys("art:*").await.len() >= so_many).await;
+        let mut delete = vec!["DEL".to_owned()];
+        delete.extend(redis.keys("{samovar:queue}*").await);
+        redis.ask::<u64>(&delete.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    for name in &names {
+        readable(&redis, name).await;
+    }
+    assert!(upstream.most_in_flight_for_any() <= 1);
+    assert!(fleet.iter_mut().all(WorkerProcess::is_running));
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 
-use super::support::{Art, Fault, JobsFolder, Proxy, TestRedis, Upstream, WorkerProcess, eventually, samovar};
+use super::support::{
+    Art, Fault, JobsFolder, Parts, Proxy, TestRedis, Upstream, WorkerProcess, eventually, samovar, talkative,
+};
 use super::{choices, factor, version, works};
 
 /// How long a fault lasts.
@@ -287,33 +289,36 @@ async fn schedules_that_redis_evicted_are_set_up_again() {
     .await;
 }
 
+/// Redis evicts what was used least of late, which is not ours; the test does as if it were.
 #[tokio::test]
 async fn an_agenda_that_redis_evicted_is_written_again() {
     let (redis, upstream) = super::both().await;
+    for n in 0..2_000 {
+        redis.set(&format!("other:{n}"), &"x".repeat(1_000), Duration::from_secs(600)).await;
+    }
+    let parts = Parts::of(&redis).await;
+    let written = parts.now().await;
+    eventually("it is not used of late", async || parts.now().await > written + 2_000).await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
-    let mut worker = super::support::worker(&redis, &jobs);
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_SAMPLE", "1h").spawn();
     version(&redis, "a", 1).await;
     let on_agenda = async || redis.ask::<usize>(&["EXISTS", "samovar:agenda:{art}"]).await == 1;
     eventually("it is to be refreshed", on_agenda).await;
-    redis.ask::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
-    // Two looks at what is there.
-    worker.wait_for_log(&["looked at evictions"]).await;
-    let evict = async || {
-        let used = redis.ask::<String>(&["INFO", "memory"]).await;
-        let used: u64 =
-            used.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap();
-        redis.ask::<()>(&["CONFIG", "SET", "maxmemory", &(used + 300_000).to_string()]).await;
-        for n in 0..1_000 {
-            redis.set(&format!("other:{n}"), &"x".repeat(1_000), Duration::from_secs(600)).await;
-        }
-        redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
-    };
-    evict().await;
+    worker.wait_for_log(&["looked at evictions", "there=1"]).await;
+    let used = redis.ask::<String>(&["INFO", "memory"]).await;
+    let used: u64 = used.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap();
+    let less = (used - 500_000).to_string();
+    for (name, value) in [("maxmemory-policy", "allkeys-lru"), ("maxmemory-samples", "64"), ("maxmemory", &less)] {
+        redis.ask::<()>(&["CONFIG", "SET", name, value]).await;
+    }
+    redis.set("one more", "1", Duration::from_secs(600)).await;
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
     assert!(!redis.ask::<String>(&["INFO", "stats"]).await.contains("evicted_keys:0"));
+    assert!(redis.get("samovar:marker").await.is_some(), "nothing else tells that something is missing");
     redis.ask::<()>(&["DEL", "samovar:agenda:{art}"]).await;
     eventually("it is to be refreshed again", on_agenda).await;
-    version(&redis, "a", 1).await;
+    assert_eq!(upstream.calls("/art/a"), 1, "what was there is not fetched again");
 }
 
 /// One after the other, in any order, and two at a time.
