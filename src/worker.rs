@@ -348,8 +348,12 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         warmer.hand_back().await;
         drop(warmer);
         ends.await;
-        // The permits of fetches that were cut off.
-        futures_util::future::join_all(gates.values().map(|gate| gate.refresh())).await;
+        // The permits of fetches that were cut off, and what requests took.
+        let gates = gates.values().map(async |gate| {
+            gate.refresh().await;
+            gate.tell().await
+        });
+        futures_util::future::join_all(gates).await;
         if let Err(e) = queue.leave(dead_after(settings.claim)).await {
             warn!("could not take leave, the fleet will notice: {e}");
         }
@@ -413,6 +417,9 @@ impl Pulse {
             if gates_seen.elapsed() >= GATES {
                 for gate in self.gates.values() {
                     gate.refresh().await;
+                    if let Err(e) = gate.tell().await {
+                        debug!("could not tell what requests took: {e}");
+                    }
                 }
                 gates_seen = Instant::now();
             }
