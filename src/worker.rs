@@ -1,7 +1,7 @@
 //! One worker process: builds the parts, supervises their loops, and ends in order.
 //!
 //! Parts and loops over one reading of the jobs folder are a generation, which is a worker of its own in the fleet. A reload
-//! ([`Reload`]) sets the next one beside it; [`generations`] says how one follows the other.
+//! ([`Reload`]) sets the next one beside it; `worker/generations.rs` says how one follows the other.
 //!
 //! A loop that ends when it should not takes the process down with the reason; none lives on as a ghost. Redis going away
 //! ends no loop: each waits for it. When told to stop, nothing is claimed any more, what is in flight is finished within
