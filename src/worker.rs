@@ -377,11 +377,15 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         warmer.hand_back().await;
         drop(warmer);
         ends.await;
-        // The permits of fetches that were cut off, once they have let go of them.
+        // The permits of fetches that were cut off, once they have let go of them, and what requests took.
         while gates.values().any(|gate| gate.in_flight() > 0) {
             tokio::time::sleep(LET_GO).await;
         }
-        futures_util::future::join_all(gates.values().map(|gate| gate.refresh())).await;
+        let gates = gates.values().map(async |gate| {
+            gate.refresh().await;
+            gate.tell().await
+        });
+        futures_util::future::join_all(gates).await;
         if let Err(e) = queue.leave(dead_after(settings.claim)).await {
             warn!("could not take leave, the fleet will notice: {e}");
         }
@@ -470,6 +474,9 @@ impl Pulse {
                 }
                 for gate in self.gates.values() {
                     gate.refresh().await;
+                    if let Err(e) = gate.tell().await {
+                        debug!("could not tell what requests took: {e}");
+                    }
                 }
                 gates_seen = Instant::now();
             }

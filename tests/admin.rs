@@ -189,6 +189,15 @@ async fn statistics_tell_of_redis_and_of_each_job() {
         assert_eq!((&job["upstream"]["name"], &job["upstream"]["requests"]), (&json!("museum"), &json!(2)), "{job}");
         assert!(job["upstream"]["latency_ms"].as_f64().unwrap() > 0.0);
     }
+    // Of the whole fleet, whichever worker is asked; also when it has ended that made the requests.
+    let mut server = server;
+    server.worker.term();
+    server.worker.wait().await;
+    let other = Server::start(&redis, &jobs).await.ready().await;
+    let stats = other.get("/redis/stats").await.ok();
+    let upstream = &stats["jobs"][0]["upstream"];
+    assert_eq!((&upstream["requests"], &upstream["slowest_ms"]), (&json!(2), &Value::Null), "{stats}");
+    assert!(upstream["latency_ms"].as_f64().unwrap() > 0.0);
 }
 
 /// Counting looks at all of Redis, so a count is kept; what is told says when it was made.

@@ -60,22 +60,22 @@ pub(super) struct JobStats {
     refreshes: u64,
     /// Attempts that failed since then.
     failures: u64,
-    /// The share of reads of its keys that found one; absent, since Redis does not tell it by key.
+    /// The share of reads of its keys that found one; null, since that cannot be known: see docs/http.md.
     hit_rate: Option<f64>,
     /// The upstream that is asked first.
     upstream: Upstream,
 }
 
-/// An upstream, as this worker has found it since it began, and what the fleet has spent there.
+/// An upstream, as the fleet has found it lately (in this hour of Redis's clock and the one before it), and what was spent there.
 #[derive(Debug, Default, Serialize, utoipa::ToSchema)]
 pub(super) struct Upstream {
     /// Its name.
     name: String,
-    /// Requests of this worker that ended, for whichever job.
+    /// Requests of the fleet that ended, for whichever job.
     requests: u64,
     /// How long they took on average, ms.
     latency_ms: Option<f64>,
-    /// How long the slowest took, ms.
+    /// How long the slowest of this worker's took since it began, ms.
     slowest_ms: Option<f64>,
     /// Why it is asked nothing for now.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,13 +142,15 @@ async fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats,
     let mut upstream = Upstream::default();
     if let Some(gate) = job.sources.first().and_then(|source| parts.gates.get(source.upstream())) {
         let fetches = gate.fetches();
+        gate.tell().await?;
+        let lately = gate.lately().await?;
         #[expect(clippy::cast_precision_loss, reason = "nobody makes 2^53 requests")]
-        let mean = (fetches.count > 0).then(|| fetches.took.as_secs_f64() * 1_000.0 / fetches.count as f64);
+        let mean = (lately.requests > 0).then(|| lately.took.as_secs_f64() * 1_000.0 / lately.requests as f64);
         upstream = Upstream {
             name: gate.upstream().name.to_string(),
-            requests: fetches.count,
+            requests: lately.requests,
             latency_ms: mean,
-            slowest_ms: mean.map(|_| fetches.slowest.as_secs_f64() * 1_000.0),
+            slowest_ms: (fetches.count > 0).then_some(fetches.slowest.as_secs_f64() * 1_000.0),
             closed: gate.refusal().map(|refusal| refusal.says()),
             tokens_of_job: fetches.tokens.get(&job.name).copied().unwrap_or_default(),
             ..Upstream::default()

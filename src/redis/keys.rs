@@ -191,6 +191,11 @@ impl Keys {
         format!("{}:told:{{{upstream}}}", self.prefix)
     }
 
+    /// What the fleet's requests to an upstream took: a hash.
+    pub fn fetched(&self, upstream: &UpstreamName) -> String {
+        format!("{}:fetched:{upstream}", self.prefix)
+    }
+
     /// A lock of a service's, and the last number given with it, in one slot.
     pub fn lock(&self, name: &str) -> [String; 2] {
         let tag = tag_of(name);

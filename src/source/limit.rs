@@ -11,11 +11,15 @@
 //! spent, so what is in flight when a budget ends is still paid.
 
 use super::{Answer, FetchError};
+pub use lately::Lately;
+
 use crate::agenda::Urgency;
 use crate::job::{JobName, Upstream};
 use crate::redis::{Connection, Keys};
 use crate::telemetry::metrics;
 use redis::Script;
+mod lately;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -76,6 +80,9 @@ pub struct Gate {
     known: Mutex<Known>,
     abandoned: Mutex<Vec<String>>,
     fetches: Mutex<Fetches>,
+    /// Where the fleet adds up what its requests took, and what of it this worker has told.
+    fetched: String,
+    told: Mutex<Lately>,
 }
 
 /// What one worker has fetched from an upstream since it began.
@@ -179,7 +186,7 @@ impl Gate {
     pub fn new(upstream: Arc<Upstream>, redis: Connection, names: &Keys, local_concurrency: usize) -> Self {
         let local_concurrency = local_concurrency.clamp(1, Semaphore::MAX_PERMITS);
         let keys = names.upstream(&upstream.name);
-        let budget_told = names.budget_told(&upstream.name);
+        let (budget_told, fetched) = (names.budget_told(&upstream.name), names.fetched(&upstream.name));
         Self {
             upstream,
             redis,
@@ -196,6 +203,8 @@ impl Gate {
             known: Mutex::default(),
             abandoned: Mutex::default(),
             fetches: Mutex::default(),
+            fetched,
+            told: Mutex::default(),
         }
     }
 

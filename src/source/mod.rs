@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use limit::{Ended, Fetches, Gate, Permit, Refusal};
+pub use limit::{Ended, Fetches, Gate, Lately, Permit, Refusal};
 
 /// What is asked for, once.
 #[derive(Debug)]
