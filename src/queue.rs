@@ -38,7 +38,7 @@ const IN_HAND: usize = 256;
 /// Tasks locked in one call: few, so that workers share what there is.
 const PULL: usize = 2;
 /// How often a worker looks at the queue when nobody wakes it.
-const IDLE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(2);
 /// What a signal says that makes workers look at the queue.
 pub const QUEUED_SIGNAL: &str = "queued";
 

@@ -373,7 +373,9 @@ impl Pulse {
         self.workers.store(living.max(1), std::sync::atomic::Ordering::Relaxed);
         let mut redis = self.redis.clone();
         let (known, info): (Option<String>, String) =
-            redis::pipe().get(self.keys.marker()).cmd("INFO").arg("server").query_async(&mut redis).await?;
+            redis::pipe().getrange(self.keys.marker(), 0, -1).cmd("INFO").arg("server").query_async(&mut redis).await?;
+        // It is read as nobody reads values; see [`Sampler`].
+        let known = known.filter(|known| !known.is_empty());
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
         if known.as_deref() != Some(run_id) {
             // First the repair, then the mark: a crash in between only repeats it.
