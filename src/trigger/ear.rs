@@ -75,6 +75,8 @@ impl Ear {
     /// Sends canaries until `stop`.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut unheard = 0;
+        // The last canary that was heard when the one before was sent.
+        let mut known = 0;
         // The hearing that was checked for a gap before it, and canaries since it began.
         let mut checked = 0;
         let mut waited = 0;
@@ -85,7 +87,9 @@ impl Ear {
             call.arg(format!("canary {}", self.worker));
             match call.invoke_async::<i64>(&mut self.redis.clone()).await {
                 Ok(_) => {
-                    unheard = if self.last.load(Ordering::Acquire) > last { 0 } else { unheard + 1 };
+                    // That which was sent just now may come later than the reply; the one before has had its time.
+                    unheard = if last > known { 0 } else { unheard + 1 };
+                    known = last;
                     if unheard > DEAF {
                         warn!("nothing is heard on the subscription any more: it is made anew");
                         self.deaf.notify_waiters();
