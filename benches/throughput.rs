@@ -1,76 +1,125 @@
-//! Entries warmed per second through the whole path, against the same fetches and `SET`s in a bare loop.
+//! Entries warmed per second through the whole path, against bare loops, and what each entry costs.
 //!
-//! Redis, the upstream and what is measured are processes of their own; both runs ask the same upstream on the same
-//! machine one after the other, and the upstream itself tells how long it was asked. Read the ratio, not the figures.
+//! Redis, the upstream and what is measured are processes of their own. In each round all runs ask the same upstream on the same
+//! machine one after the other, and the upstream itself tells how long it was asked. Read the ratios, not the figures.
+//!
+//! - *plain*: fetch, parse, `SET`. *fenced*: fetch, parse, and around it a lease and a write that compares it.
+//! - *whole*: a worker's first warmup. *unchanged*: the same entries again, answered 304.
+//!
+//! Arguments: rounds; runs to leave out all others (`fenced,whole`).
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and stops at the first surprise")]
 
+mod measure;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::process::Stdio;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{Path, State};
-use axum::response::IntoResponse;
-use axum::routing::get;
 use futures_util::StreamExt;
-use std::sync::Arc;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use redis::Script;
+use samovar::agenda::{Agenda, Trigger, When};
+use samovar::job::{EntryKey, JobName};
+use samovar::redis::Keys;
 
+use measure::{Upstream, info, median, memory, myself, redis_cpu};
 use support::{JobsFolder, TestRedis, eventually, samovar};
 
 const ENTRIES: usize = 20_000;
-const BYTES: usize = 1_700;
 const CONCURRENCY: usize = 64;
 const ROUNDS: usize = 3;
 
+/// What one run came to.
+struct Run {
+    name: &'static str,
+    /// Entries per second.
+    rate: f64,
+    /// CPU time per entry, µs: of who fetches, of Redis, of the upstream.
+    cost: [f64; 3],
+    /// Bytes in Redis per entry.
+    bytes: f64,
+    /// The most memory that who fetches ever had, MB.
+    memory: f64,
+}
+
 #[tokio::main]
 async fn main() {
-    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
-        (Some("upstream"), ..) => upstream().await,
-        (Some("bare"), Some(upstream), Some(redis)) => bare(&upstream, &redis).await,
-        _ => compare().await,
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if measure::serve(&arguments).await {
+        return;
+    }
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [loops @ ("plain" | "fenced"), upstream, redis] => bare(loops == "fenced", upstream, redis).await,
+        ref settings => {
+            let rounds = settings.first().map_or(ROUNDS, |rounds| rounds.parse().unwrap());
+            compare(rounds, settings.get(1).copied().unwrap_or("plain,fenced,whole,unchanged")).await;
+        }
     }
 }
 
-/// Runs both, in turn, and prints what they reach.
-async fn compare() {
-    let (_upstream, url) = start_upstream().await;
-    println!("{ENTRIES} entries of {BYTES} bytes, concurrency {CONCURRENCY}, {ROUNDS} rounds each");
-    let (mut bare, mut whole) = (Vec::new(), Vec::new());
-    for round in 1..=ROUNDS {
-        bare.push(run_bare(&url).await);
-        whole.push(run_whole(&url).await);
-        let (bare, whole) = (bare.last().unwrap(), whole.last().unwrap());
-        println!("round {round}: bare loop {bare:8.0}/s   whole path {whole:8.0}/s   ratio {:.2}", whole / bare);
+/// Runs all, in turn, and prints what they reach.
+async fn compare(rounds: usize, names: &str) {
+    let upstream = Upstream::start(ENTRIES, Duration::ZERO).await;
+    println!("{ENTRIES} entries of {} bytes, concurrency {CONCURRENCY}, {rounds} rounds", measure::BYTES);
+    println!("{:>21} {:>10} {:>33} {:>15} {:>9}", "", "", "µs of CPU per entry", "", "");
+    println!(
+        "{:>21} {:>10} {:>10} {:>10} {:>10} {:>15} {:>9}",
+        "run", "entries/s", "itself", "redis", "upstream", "bytes per entry", "MB most"
+    );
+    let mut runs: Vec<Run> = Vec::new();
+    for round in 1..=rounds {
+        let from = runs.len();
+        for loops in ["plain", "fenced"].into_iter().filter(|loops| names.contains(loops)) {
+            runs.push(run_bare(loops, &upstream).await);
+        }
+        if names.contains("whole") {
+            runs.extend(run_whole(&upstream, names.contains("unchanged")).await);
+        }
+        for Run { name, rate, cost: [itself, redis, asked], bytes, memory } in &runs[from..] {
+            println!(
+                "{round:>8}. {name:>11} {rate:>10.0} {itself:>10.1} {redis:>10.1} {asked:>10.1} {bytes:>15.0} {memory:>9.1}"
+            );
+        }
     }
-    let (bare, whole) = (median(bare), median(whole));
-    println!("median:  bare loop {bare:8.0}/s   whole path {whole:8.0}/s   ratio {:.2}", whole / bare);
+    let of =
+        |name: &str, figure: fn(&Run) -> f64| median(runs.iter().filter(|run| run.name == name).map(figure).collect());
+    let ratio = |of_one: f64, to: f64| if to > 0.0 { of_one / to } else { f64::NAN };
+    println!("\nmedians:");
+    for (one, other) in [("whole", "plain"), ("whole", "fenced"), ("unchanged", "whole")] {
+        println!("{one} to {other}: {:.2}", ratio(of(one, |run| run.rate), of(other, |run| run.rate)));
+    }
+    println!("bytes of an entry beyond its value: {:.0}", of("whole", |run| run.bytes) - of("plain", |run| run.bytes));
 }
 
-fn median(mut rates: Vec<f64>) -> f64 {
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
-}
-
-async fn run_bare(url: &str) -> f64 {
+async fn run_bare(name: &'static str, upstream: &Upstream) -> Run {
     let redis = TestRedis::start().await;
-    reset(url).await;
-    let status = myself().args(["bare", url, &redis.url()]).status().await.unwrap();
-    assert!(status.success(), "the bare loop failed: {status}");
+    let before = info(&redis, "memory", "used_memory").await;
+    upstream.ask("reset").await;
+    let (redis_before, upstream_before) = (redis_cpu(&redis).await, upstream.cpu());
+    let output = myself().args([name, &upstream.url, &redis.url()]).output().await.unwrap();
+    assert!(output.status.success(), "the bare loop failed: {}", String::from_utf8_lossy(&output.stderr));
+    let itself: f64 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
     assert_eq!(redis.ask::<usize>(&["DBSIZE"]).await, ENTRIES);
-    rate(url).await
+    let cost =
+        [Duration::from_secs_f64(itself), redis_cpu(&redis).await - redis_before, upstream.cpu() - upstream_before];
+    let bytes = info(&redis, "memory", "used_memory").await - before;
+    run(name, upstream, cost, bytes, f64::NAN).await
 }
 
-async fn run_whole(url: &str) -> f64 {
+async fn run(name: &'static str, upstream: &Upstream, cost: [Duration; 3], bytes: f64, memory: f64) -> Run {
+    let (count, took) = upstream.asked().await;
+    assert_eq!(count, ENTRIES, "each entry is to be asked for once");
+    #[expect(clippy::cast_precision_loss, reason = "a count")]
+    let entries = ENTRIES as f64;
+    let cost = cost.map(|cost| cost.as_secs_f64() * 1e6 / entries);
+    Run { name, rate: entries / took.as_secs_f64(), cost, bytes: bytes / entries, memory }
+}
+
+/// A worker's first warmup, and another one in which nothing has changed.
+async fn run_whole(upstream: &Upstream, unchanged: bool) -> Vec<Run> {
     let redis = TestRedis::start().await;
-    reset(url).await;
-    let jobs = JobsFolder::new().upstreams(&format!("[upstream]\nurl = \"{url}\"\n")).job(
+    let before = info(&redis, "memory", "used_memory").await;
+    upstream.ask("reset").await;
+    let jobs = JobsFolder::new().upstreams(&format!("[upstream]\nurl = \"{}\"\n", upstream.url)).job(
         "entry",
         r#"
         key = "entry:{id}"
@@ -84,40 +133,69 @@ async fn run_whole(url: &str) -> f64 {
         "#,
     );
     let concurrency = CONCURRENCY.to_string();
-    let _worker = samovar(["worker", "--concurrency", &concurrency]).redis(&redis).jobs(&jobs).spawn();
-    eventually("all entries are warm", async || {
-        let warmed: Option<usize> = redis.ask(&["HGET", "samovar:stats:{entry}", "warmed"]).await;
+    let (redis_before, upstream_before) = (redis_cpu(&redis).await, upstream.cpu());
+    let worker = samovar(["worker", "--concurrency", &concurrency]).redis(&redis).jobs(&jobs).spawn();
+    all(&redis, "warmed").await;
+    let cost = [measure::cpu(worker.pid()), redis_cpu(&redis).await - redis_before, upstream.cpu() - upstream_before];
+    let bytes = info(&redis, "memory", "used_memory").await - before;
+    let mut runs = vec![run("whole", upstream, cost, bytes, memory(worker.pid(), "VmHWM")).await];
+    if unchanged {
+        upstream.ask("reset").await;
+        let agenda = Agenda::new(
+            redis.redis_url().manager(Duration::from_secs(30)).await.unwrap(),
+            Keys::new("samovar", "samovar:invalidate"),
+        );
+        let keys: Vec<EntryKey> = (0..ENTRIES).map(|id| EntryKey::new(format!("entry:{id}"))).collect();
+        let before = (measure::cpu(worker.pid()), redis_cpu(&redis).await, upstream.cpu());
+        agenda.put(&JobName::new("entry"), &keys, When::Due(0), Trigger::Manual).await.unwrap();
+        all(&redis, "unchanged").await;
+        let cost =
+            [measure::cpu(worker.pid()) - before.0, redis_cpu(&redis).await - before.1, upstream.cpu() - before.2];
+        runs.push(run("unchanged", upstream, cost, f64::NAN, memory(worker.pid(), "VmHWM")).await);
+    }
+    runs
+}
+
+async fn all(redis: &TestRedis, outcome: &str) {
+    eventually("all entries have ended", async || {
+        let ended: Option<usize> = redis.ask(&["HGET", "samovar:stats:{entry}", outcome]).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
-        if warmed == Some(ENTRIES) { Ok(()) } else { Err(format!("{warmed:?} are")) }
+        if ended == Some(ENTRIES) { Ok(()) } else { Err(format!("{ended:?} are {outcome}")) }
     })
     .await;
-    rate(url).await
 }
 
-fn myself() -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.kill_on_drop(true);
-    command
-}
-
-/// What somebody would write who needs no queue, no lock, no schedule and no invalidation.
-async fn bare(upstream: &str, redis: &str) {
+/// What somebody would write who needs no queue, no schedule and no invalidation; prints the seconds of CPU it took.
+async fn bare(fenced: bool, upstream: &str, redis: &str) {
     let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();
     let redis = redis::Client::open(redis).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let commit = Script::new(
+        "if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end\n\
+         redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])\n\
+         return redis.call('DEL', KEYS[2])",
+    );
     let workers = futures_util::stream::iter(0..ENTRIES).map(|id| {
-        let (http, mut redis, url) = (http.clone(), redis.clone(), format!("{upstream}/entries/{id}"));
+        let (http, mut redis, url, commit) =
+            (http.clone(), redis.clone(), format!("{upstream}/entries/{id}"), commit.clone());
+        let (key, lease) = (format!("entry:{id}"), format!("lease:entry:{id}"));
         async move {
             let warm = async move {
+                if fenced {
+                    let mut take = redis::cmd("SET");
+                    take.arg(&lease).arg(id).arg("NX").arg("EX").arg(30);
+                    assert!(take.query_async::<bool>(&mut redis).await.unwrap());
+                }
                 let body = http.get(url).send().await.unwrap().text().await.unwrap();
                 serde_json::from_str::<serde_json::Value>(&body).unwrap();
-                let () = redis::cmd("SET")
-                    .arg(format!("entry:{id}"))
-                    .arg(body)
-                    .arg("EX")
-                    .arg(3_600)
-                    .query_async(&mut redis)
-                    .await
-                    .unwrap();
+                if fenced {
+                    let mut write = commit.key(&key);
+                    write.key(&lease).arg(id).arg(body).arg(3_600);
+                    assert_eq!(write.invoke_async::<u8>(&mut redis).await.unwrap(), 1);
+                } else {
+                    let mut write = redis::cmd("SET");
+                    write.arg(&key).arg(body).arg("EX").arg(3_600);
+                    let () = write.query_async(&mut redis).await.unwrap();
+                }
             };
             // On all cores, as the worker does.
             let mut set = tokio::task::JoinSet::new();
@@ -126,69 +204,5 @@ async fn bare(upstream: &str, redis: &str) {
         }
     });
     workers.buffer_unordered(CONCURRENCY).collect::<Vec<()>>().await;
-}
-
-#[derive(Default)]
-struct Asked {
-    count: AtomicUsize,
-    span: Mutex<Option<(Instant, Instant)>>,
-}
-
-/// Answers at once; remembers from when to when it was asked.
-async fn upstream() {
-    let asked = Arc::new(Asked::default());
-    let routes = Router::new()
-        .route("/entries/{id}", get(entry))
-        .route("/ids", get(|| async { axum::Json((0..ENTRIES).map(|id| id.to_string()).collect::<Vec<_>>()) }))
-        .route("/reset", get(reset_asked))
-        .route("/seconds", get(seconds))
-        .with_state(asked);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    println!("http://{}", listener.local_addr().unwrap());
-    axum::serve(listener, routes).await.unwrap();
-}
-
-async fn entry(State(asked): State<Arc<Asked>>, Path(id): Path<String>) -> impl IntoResponse {
-    asked.count.fetch_add(1, Ordering::Relaxed);
-    let now = Instant::now();
-    let mut span = asked.span.lock().unwrap();
-    *span = Some((span.map_or(now, |(first, _)| first), now));
-    drop(span);
-    let mut body = format!(r#"{{"id":"{id}","text":""#);
-    body.extend(std::iter::repeat_n('x', BYTES - body.len() - 2));
-    body.push_str("\"}");
-    ([("content-type", "application/json")], body)
-}
-
-async fn reset_asked(State(asked): State<Arc<Asked>>) {
-    asked.count.store(0, Ordering::Relaxed);
-    *asked.span.lock().unwrap() = None;
-}
-
-async fn seconds(State(asked): State<Arc<Asked>>) -> String {
-    assert_eq!(asked.count.load(Ordering::Relaxed), ENTRIES, "each entry is to be asked for once");
-    let (first, last) = asked.span.lock().unwrap().unwrap();
-    (last - first).as_secs_f64().to_string()
-}
-
-async fn start_upstream() -> (Child, String) {
-    let mut child = myself().arg("upstream").stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let url = lines.next_line().await.unwrap().unwrap();
-    (child, url)
-}
-
-async fn reset(url: &str) {
-    ask(url, "reset").await;
-}
-
-async fn rate(url: &str) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let entries = ENTRIES as f64;
-    entries / ask(url, "seconds").await.parse::<f64>().unwrap()
-}
-
-async fn ask(url: &str, what: &str) -> String {
-    let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();
-    http.get(format!("{url}/{what}")).send().await.unwrap().error_for_status().unwrap().text().await.unwrap()
+    println!("{}", measure::cpu(std::process::id()).as_secs_f64());
 }

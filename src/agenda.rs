@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::{RedisResult, Script};
+use redis::{Cmd, RedisResult, Script};
 
 use crate::job::{EntryKey, JobName};
 use crate::redis::{Connection, Keys};
@@ -407,17 +407,11 @@ impl Agenda {
         }
     }
 
-    /// Whether an entry is on the agenda to be fetched, in whatever state, and not only to be looked at once more.
-    ///
-    /// # Errors
-    /// Redis's.
-    pub async fn has(&self, job: &JobName, key: &EntryKey) -> RedisResult<bool> {
-        let score: Option<f64> = redis::cmd("ZSCORE")
-            .arg(self.keys.agenda(job))
-            .arg(key.as_str())
-            .query_async(&mut self.redis.clone())
-            .await?;
-        Ok(score.is_some_and(|score| Due::from_score(score).trigger != Trigger::Settle))
+    /// Asks for an entry's score.
+    pub(crate) fn ask_score(&self, job: &JobName, key: &EntryKey) -> Cmd {
+        let mut ask = redis::cmd("ZSCORE");
+        ask.arg(self.keys.agenda(job)).arg(key.as_str());
+        ask
     }
 
     /// The scores of entries, as they compare and swap; `None` for what is not on the agenda.

@@ -12,7 +12,7 @@ mod sample;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use redis::{RedisResult, Script};
 use tracing::debug;
@@ -66,12 +66,18 @@ pub struct Popularity {
     lfu: Arc<AtomicBool>,
     /// The most read of each job with their counts, in order.
     remembered: Arc<Mutex<HashMap<JobName, Vec<Read>>>>,
+    /// What [`Sampler`] knew of the commands that touch values when it last sampled each job.
+    touches: Arc<Mutex<HashMap<JobName, u64>>>,
 }
 
 impl Popularity {
     /// The counts under these keys.
     pub fn new(redis: Connection, keys: Keys) -> Self {
-        Self { redis, keys, lfu: Arc::default(), remembered: Arc::default() }
+        Self { redis, keys, lfu: Arc::default(), remembered: Arc::default(), touches: Arc::default() }
+    }
+
+    fn touches(&self) -> MutexGuard<'_, HashMap<JobName, u64>> {
+        self.touches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The `most` most read entries of a job with their decayed counts, the most read first.

@@ -38,7 +38,7 @@ const IN_HAND: usize = 256;
 /// Tasks locked in one call: few, so that workers share what there is.
 const PULL: usize = 2;
 /// How often a worker looks at the queue when nobody wakes it.
-const IDLE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(2);
 /// Tasks of a dead worker that are looked at in one step: few, so that each is short.
 const LEFT: usize = 10;
 /// What a signal says that makes workers look at the queue.

@@ -17,10 +17,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use redis::RedisResult;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, error, warn};
 
@@ -52,8 +52,6 @@ const SHORTLY: Duration = Duration::from_secs(1);
 const INPUT_WAIT: Duration = Duration::from_secs(15);
 /// How often somebody who waits for an upstream, and has a fallback, looks whether it was closed meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
-/// Who has waited this long for an upstream looks whether the entry was evicted meanwhile.
-const LONG: Duration = Duration::from_millis(5);
 /// How soon a write is tried again that Redis did not answer.
 const INSIST: Duration = Duration::from_millis(100);
 /// Longest reason kept, in characters.
@@ -91,6 +89,15 @@ struct Taken {
     since: i64,
     /// How long it had been due when it was taken.
     late: Duration,
+}
+
+impl Taken {
+    /// Whether the entry's present score on the agenda says that it is to be fetched, in whatever state, and not only to be
+    /// looked at once more; unless that is what it was taken for.
+    fn is_wanted(&self, score: Option<f64>) -> bool {
+        let ours = self.score.parse::<f64>().ok();
+        score.is_some_and(|now| Some(now) == ours || Due::from_score(now).trigger != Trigger::Settle)
+    }
 }
 
 /// What hands an entry back: the score by which we have it, and the token of its lease while a fetch is under way.
@@ -175,7 +182,8 @@ impl Warmer {
                 return;
             }
         };
-        let mut warming = JoinSet::new();
+        // As one task, so that they cost one; a panic is caught where an entry is warmed.
+        let mut warming = FuturesUnordered::new();
         for (claimed, score) in chunk.entries.into_iter().zip(scores) {
             let Some(score) = score else { continue };
             let due = claimed.due();
@@ -191,16 +199,16 @@ impl Warmer {
             };
             self.hold(name, &taken.key, Some((taken.score.clone(), None)));
             let span = debug_span!("warm", job = %name, key = %taken.key, trigger = %taken.trigger);
-            let (warmer, job) = (Arc::clone(&self), Arc::clone(job));
-            warming.spawn(async move { warmer.warm_taken(&job, taken).await }.instrument(span));
+            warming.push(self.warm_taken(job, taken).instrument(span));
         }
-        while warming.join_next().await.is_some() {}
+        while warming.next().await.is_some() {}
     }
 
     async fn warm_taken(&self, job: &Arc<Job>, taken: Taken) {
         let begun = Instant::now();
-        let ending = match AssertUnwindSafe(self.warm(job, &taken)).catch_unwind().await {
-            Ok(Ok(ending)) => self.keep_old(job, &taken, ending).await,
+        let warming = async { RedisResult::Ok(self.keep_old(job, &taken, self.warm(job, &taken).await?).await) };
+        let ending = match AssertUnwindSafe(warming).catch_unwind().await {
+            Ok(Ok(ending)) => ending,
             Ok(Err(e)) => Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}")),
             Err(_) => {
                 error!(job = %job.name, key = %taken.key, "warming it panicked, it is not tried again: please report this");
@@ -255,7 +263,6 @@ impl Warmer {
             }
         };
         let mut admitted = None;
-        let asked = Instant::now();
         if !self.still_made_from(job, key, &params, &inputs).await? {
             admitted = match self.admit_any(job, taken.urgency, Instant::now() + self.patience).await {
                 Ok(admitted) => Some(admitted),
@@ -264,7 +271,9 @@ impl Warmer {
         }
         let outdated = self.is_outdated(job, key, &params).await?;
         let fresh = if outdated { Fresh::default() } else { fresh(job, taken) };
-        let mut lease = match self.store.lease(key, self.lease_time(job), fresh).await? {
+        let score = self.agenda.ask_score(&job.name, key);
+        let (leased, score) = self.store.lease_and(key, self.lease_time(job), fresh, &score).await?;
+        let mut lease = match leased {
             Leased::Yes(lease) => lease,
             Leased::Busy(left) => {
                 unused(admitted).await;
@@ -313,7 +322,7 @@ impl Warmer {
             _ => taken.trigger,
         };
         self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
-        if taken.trigger != Trigger::Settle && asked.elapsed() > LONG && !self.agenda.has(&job.name, key).await? {
+        if !taken.is_wanted(score) {
             // It had no lease that could be marked; fetched now, it would come back before the next warmup or demand.
             unused(admitted).await;
             self.store.release(key, &lease.token, None).await?;
@@ -343,7 +352,7 @@ impl Warmer {
                 }
             };
             let before = lease.meta.as_ref().map(|meta| &meta.note);
-            let note = Note { trigger: Some(trigger), attempted: lease.start, ..Note::default() };
+            let note = Note { trigger: Some(trigger), ..Note::default() };
             let note = match &answer {
                 Answer::Value(fetched) => match old::tags(job, &params, &inputs, fetched) {
                     Ok(tags) => Note {

@@ -496,12 +496,14 @@ impl Pulse {
         }
         let mut redis = self.redis.clone();
         let (known, info, scheduled): (Option<String>, String, bool) = redis::pipe()
-            .get(self.keys.marker())
+            .getrange(self.keys.marker(), 0, -1)
             .cmd("INFO")
             .arg("server")
             .exists(self.keys.schedules())
             .query_async(&mut redis)
             .await?;
+        // It is read as nobody reads values; see [`Sampler`].
+        let known = known.filter(|known| !known.is_empty());
         // Redis may have evicted only them.
         let lost = !scheduled && self.cron.jobs.jobs.values().any(|job| job.warm.schedule.is_some());
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();

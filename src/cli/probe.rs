@@ -151,7 +151,7 @@ impl Probe<'_> {
                 let deadline = Instant::now() + PATIENCE;
                 let ask = Ask { job, source, key: &key, params, inputs: &inputs, known: None, deadline };
                 match self.sources.fetch(self.jobs, &ask).await {
-                    Ok(Answer::Value(fetched)) => return Ok(fetched.value),
+                    Ok(Answer::Value(fetched)) => return Ok(fetched.value()),
                     Ok(Answer::Unchanged) => errors.push("answered 304 to a request without validators".to_owned()),
                     Ok(Answer::Gone) => errors.push(format!("{key} is not there (404 or 410)")),
                     Err(e) => errors.push(e.to_string()),

@@ -22,6 +22,8 @@ use std::sync::{Arc, OnceLock};
 const FUEL: u64 = 2_000_000;
 /// The longest text a rendering may give, in bytes.
 const MAX_OUTPUT: usize = 8 << 20;
+/// The longest value that is inserted without the engine, in bytes.
+const MAX_PLAIN: usize = 1 << 16;
 /// How deep a JSON document may be nested.
 const MAX_DEPTH: usize = 100;
 
@@ -43,6 +45,15 @@ struct Compiled {
     engine: Environment<'static>,
     /// What stands between the braces, where nothing stands outside of them.
     expression: Option<String>,
+    /// Literal text and names, where it has nothing else: such a template is rendered by itself, as the engine would.
+    plain: Option<Vec<Piece>>,
+}
+
+/// A piece of a template that needs no engine.
+#[derive(Clone, Debug)]
+enum Piece {
+    Literal(String),
+    Name(String),
 }
 
 /// Why a text is no template.
@@ -82,15 +93,16 @@ impl Template {
         }
         check_words(source, &engine)?;
         let expression = sole_expression(source, &engine);
-        Ok(Self(Arc::new(Compiled { source: source.to_owned(), engine, expression })))
+        Ok(Self(Arc::new(Compiled { source: source.to_owned(), engine, expression, plain: plain(source) })))
     }
 
     /// The same template with values for `{{ env.NAME }}`; they show in what it renders, but not in its `Debug`.
     pub fn with_env(&self, values: &BTreeMap<String, String>) -> Self {
-        let Compiled { source, engine, expression } = &*self.0;
+        let Compiled { source, engine, expression, plain } = &*self.0;
         let mut engine = engine.clone();
         engine.add_global("env", Jinja::from(Serde(values)));
-        Self(Arc::new(Compiled { source: source.clone(), engine, expression: expression.clone() }))
+        let (expression, plain) = (expression.clone(), plain.clone());
+        Self(Arc::new(Compiled { source: source.clone(), engine, expression, plain }))
     }
 
     /// As written in the file.
@@ -149,7 +161,10 @@ impl Template {
     /// or `..`: URL parsers (WHATWG URL, section 4.4) take `%2E%2E` for `..` too and cut the path short, so there is
     /// no way to send such a name whole.
     pub fn render_url(&self, context: &Value) -> Result<String, String> {
-        let text = self.render_as(URL, context)?;
+        let text = match self.plain_url(context) {
+            Some(text) => text,
+            None => self.render_as(URL, context)?,
+        };
         let path_end = text.find(['?', '#']).unwrap_or(text.len());
         let path = text.get(..path_end).unwrap_or_default();
         let path = path.split_once("://").map_or(path, |(_, rest)| rest.find('/').map_or("", |at| &rest[at..]));
@@ -162,6 +177,22 @@ impl Template {
             }
         }
         Ok(text.replace(NOTHING, ""))
+    }
+
+    /// The same as [`Template::render_as`] makes for a URL, where the template is plain and all it names is short text.
+    fn plain_url(&self, context: &Value) -> Option<String> {
+        let mut text = String::with_capacity(self.0.source.len() + 32);
+        for piece in self.0.plain.as_ref()? {
+            match piece {
+                Piece::Literal(literal) => text.push_str(literal),
+                Piece::Name(name) => match context.get(name)?.as_str()? {
+                    "" => text.push(NOTHING),
+                    value if value.len() <= MAX_PLAIN => text.extend(utf8_percent_encode(value, ENCODED)),
+                    _ => return None,
+                },
+            }
+        }
+        Some(text)
     }
 
     /// Whether the template's single expression is true (as minijinja has it: not false, zero, empty or null), or its
@@ -330,6 +361,28 @@ fn bounded_json(value: &Jinja, depth: usize, room: &mut usize) -> Result<Value, 
         }
         kind => Err(format!("{kind} is not JSON")),
     }
+}
+
+/// The pieces of a template that has nothing but literal text and `{{ name }}`.
+fn plain(source: &str) -> Option<Vec<Piece>> {
+    // A line break at the end, comments and statements are the engine's.
+    if source.contains('\n') || source.contains("{%") || source.contains("{#") {
+        return None;
+    }
+    let (mut pieces, mut rest) = (Vec::new(), source);
+    while let Some((literal, after)) = rest.split_once("{{") {
+        let (name, after) = after.split_once("}}")?;
+        let name = name.trim_matches(' ');
+        let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        if !begins || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return None;
+        }
+        pieces.push(Piece::Literal(literal.to_owned()));
+        pieces.push(Piece::Name(name.to_owned()));
+        rest = after;
+    }
+    pieces.push(Piece::Literal(rest.to_owned()));
+    Some(pieces)
 }
 
 /// What stands between the braces if the text is nothing but one `{{ expression }}`.

@@ -60,7 +60,8 @@ impl Look {
     pub(super) fn ask(pipe: &mut Pipeline, keys: &Keys, key: &EntryKey, lfu: bool) {
         pipe.cmd("OBJECT").arg(if lfu { "FREQ" } else { "IDLETIME" }).arg(key.as_str());
         pipe.cmd("PEXPIRETIME").arg(key.as_str());
-        pipe.cmd("GET").arg(keys.meta(key));
+        // Not with `GET`, by which APIs read: see [`super::Sampler`].
+        pipe.cmd("GETRANGE").arg(keys.meta(key)).arg(0).arg(-1);
         pipe.cmd("PEXPIRETIME").arg(keys.touched(key));
     }
 

@@ -2,8 +2,9 @@
 //!
 //! One worker of the fleet at a time samples a job: it claims the sample as a tick of cron is claimed, and whoever takes
 //! over after a crash only counts some reads twice. A sample is a scan in bounded steps that rests four times as long as each
-//! step took, and the next one waits ten times as long as the whole, so that even millions of keys cost Redis little. On its way
-//! it adopts what is read and not on the agenda: what the API wrote itself, above all.
+//! step took, and the next one waits ten times as long as the whole, so that even millions of keys cost Redis little. While
+//! nobody has used a command that touches values since the last sample, none is taken; our own reads that go on while nothing
+//! happens use `GETRANGE`. On its way it adopts what is read and not on the agenda: what the API wrote itself, above all.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,6 +39,38 @@ const ROUNDS: usize = 100;
 const MOST_REPORTS: usize = 1_000_000;
 /// How many samples pass before a worker looks again at what is most read.
 const REMEMBER_EACH: u32 = 6;
+/// The commands by which values are read or written, and which no worker uses while it has nothing to do: while nobody uses
+/// them, a sample would find what the last one found.
+const TOUCHING: [&str; 28] = [
+    "append",
+    "bitcount",
+    "bitfield",
+    "bitfield_ro",
+    "bitpos",
+    "copy",
+    "decr",
+    "decrby",
+    "get",
+    "getbit",
+    "getdel",
+    "getex",
+    "getset",
+    "incr",
+    "incrby",
+    "incrbyfloat",
+    "lcs",
+    "mget",
+    "mset",
+    "msetnx",
+    "psetex",
+    "rename",
+    "restore",
+    "set",
+    "setex",
+    "setnx",
+    "strlen",
+    "touch",
+];
 
 /// Samples all jobs.
 #[derive(Clone, Debug)]
@@ -122,8 +155,24 @@ impl Sampler {
         }
         let begun = Instant::now();
         let since = if last < 0 { now - millis(job.ttl) } else { last };
-        let sampled = self.sample(job, since).await?;
         let every = self.every.min((job.ttl / 4).max(SHORTEST));
+        let touches = self.touches().await?;
+        if touches.is_some() && self.popularity.touches().insert(job.name.clone(), touches.unwrap_or(0)) == touches {
+            let () = redis::cmd("HSET")
+                .arg(self.keys.sample(&job.name))
+                .arg("next")
+                .arg(now + millis(every))
+                .query_async(&mut self.redis.clone())
+                .await?;
+            return Ok(every);
+        }
+        let sampled = match self.sample(job, since).await {
+            Ok(sampled) => sampled,
+            Err(e) => {
+                self.popularity.touches().remove(&job.name);
+                return Err(e);
+            }
+        };
         let pause = every.max(begun.elapsed() * PAUSE);
         let () = redis::cmd("HSET")
             .arg(self.keys.sample(&job.name))
@@ -207,6 +256,27 @@ impl Sampler {
         let lfu = policy.is_some_and(|policy| policy.trim().ends_with("-lfu"));
         self.popularity.lfu.store(lfu, Ordering::Relaxed);
         Ok(lfu)
+    }
+
+    /// How often values were touched since Redis was started, by whatever command; `None` where Redis does not say, and
+    /// under LFU policies, where they change by themselves.
+    async fn touches(&self) -> RedisResult<Option<u64>> {
+        if self.popularity.lfu.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let info: RedisResult<String> =
+            redis::cmd("INFO").arg("commandstats").query_async(&mut self.redis.clone()).await;
+        let info = match info {
+            Ok(info) => info,
+            Err(e) if e.is_io_error() => return Err(e),
+            Err(_) => return Ok(None),
+        };
+        let calls = info.lines().filter_map(|line| {
+            let (command, figures) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            let (calls, _) = figures.split_once(',')?;
+            TOUCHING.contains(&command).then(|| calls.parse::<u64>().ok())?
+        });
+        Ok(info.contains("cmdstat_").then(|| calls.sum()))
     }
 
     /// A long sample stays ours.

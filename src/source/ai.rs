@@ -77,7 +77,7 @@ pub(super) async fn fetch(client: &Client, source: &AiSource, ask: &Ask<'_>) -> 
     let value = completion.content(&answer, source).and_then(|text| stored(text, source.format, &answer));
     let fetched = value.map(|(json, value)| {
         let validators = Validators { prompt: Some(made_from), ..Validators::default() };
-        Answer::Value(Fetched { json, value, validators, tokens })
+        Answer::Value(Fetched { json, parsed: Some(value), validators, tokens })
     });
     (fetched, tokens)
 }

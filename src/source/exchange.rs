@@ -73,8 +73,7 @@ impl Client {
             .user_agent(concat!("samovar/", env!("CARGO_PKG_VERSION")))
             .redirect(Policy::none())
             .referer(false)
-            // A backstop only: `exchange` ends a request in time, and says so better.
-            .timeout(upstream.timeout * 2)
+            // It has no time-out of its own, which would cost a timer each time: `exchange` ends a request in time.
             .build()
             .with_context(|| format!("upstream `{name}`: no HTTP client"))?;
         let mut headers = HeaderMap::new();
@@ -174,7 +173,7 @@ impl Client {
     async fn receive(
         &self,
         url: &Url,
-        response: Response,
+        mut response: Response,
         conditional: bool,
         secrets: Vec<String>,
     ) -> Result<Received, FetchError> {
@@ -182,7 +181,7 @@ impl Client {
         let mut body = Body {
             url: Box::new(url.clone()),
             status,
-            headers: response.headers().clone(),
+            headers: std::mem::take(response.headers_mut()),
             bytes: Vec::new(),
             secrets,
         };

@@ -10,10 +10,13 @@ use super::exchange::{Client, Received, Request, answer_error};
 use super::{Answer, Ask, FetchError, Fetched, Validators, context};
 use crate::job::{Feed, HttpSource, Job, KeyPattern, Params};
 use jsonptr::Pointer;
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Instant;
 use tracing::warn;
 use twox_hash::XxHash3_128;
@@ -55,6 +58,15 @@ pub(super) async fn fetch(client: &Client, source: &HttpSource, ask: &Ask<'_>) -
         None => Validators::default(),
     };
 
+    if source.accept.is_none() && source.value.is_none() {
+        // Nobody looks into it.
+        let selected = select_text(text, &source.select).map_err(|reason| answer.error(&reason))?;
+        if selected == "null" {
+            return Err(answer.error("is null: there is nothing to store"));
+        }
+        let json = selected.to_owned();
+        return Ok(Answer::Value(Fetched { json, parsed: None, validators, tokens: 0 }));
+    }
     let (selected, value) = select(text, &source.select).map_err(|reason| answer.error(&reason))?;
     if value.is_null() && source.value.is_none() {
         return Err(answer.error("is null: there is nothing to store"));
@@ -84,7 +96,7 @@ pub(super) async fn fetch(client: &Client, source: &HttpSource, ask: &Ask<'_>) -
         }
         None => context["value"].take(),
     };
-    Ok(Answer::Value(Fetched { json: json.into_owned(), value, validators, tokens: 0 }))
+    Ok(Answer::Value(Fetched { json: json.into_owned(), parsed: Some(value), validators, tokens: 0 }))
 }
 
 /// Asks a feed for a job's entries, in the upstream's order; one that is named twice comes twice. One bad name does not keep
@@ -146,20 +158,34 @@ fn entry(key: &KeyPattern, item: Value) -> Result<Params, String> {
 /// The part of a JSON text that a pointer names: as it is written, and parsed. The last of several equal keys counts, as
 /// everywhere.
 pub(super) fn select<'a>(text: &'a str, pointer: &Pointer) -> Result<(&'a str, Value), String> {
-    let not_json = |error: serde_json::Error| {
-        let start = text.trim_start();
-        if start.is_empty() {
-            "is empty".to_owned()
-        } else if start.starts_with('<') {
-            "is HTML or XML, not JSON".to_owned()
-        } else {
-            format!("is not JSON: {error}")
-        }
-    };
-    // All of it, so that nothing is taken out of half an answer.
-    let whole: Value = serde_json::from_str(text).map_err(not_json)?;
     if pointer.is_root() {
+        let whole = serde_json::from_str(text).map_err(|error| not_json(text, &error))?;
         return Ok((text.trim_ascii(), whole));
+    }
+    let selected = select_text(text, pointer)?;
+    let value = serde_json::from_str(selected).map_err(|error| not_json(text, &error))?;
+    Ok((selected, value))
+}
+
+fn not_json(text: &str, error: &serde_json::Error) -> String {
+    let start = text.trim_start();
+    if start.is_empty() {
+        "is empty".to_owned()
+    } else if start.starts_with('<') {
+        "is HTML or XML, not JSON".to_owned()
+    } else {
+        format!("is not JSON: {error}")
+    }
+}
+
+/// The same as it is written; checked, not parsed.
+fn select_text<'a>(text: &'a str, pointer: &Pointer) -> Result<&'a str, String> {
+    let not_json = |error: serde_json::Error| not_json(text, &error);
+    // All of it, so that nothing is taken out of half an answer.
+    let mut whole = serde_json::Deserializer::from_str(text);
+    Checked.deserialize(&mut whole).and_then(|()| whole.end()).map_err(not_json)?;
+    if pointer.is_root() {
+        return Ok(text.trim_ascii());
     }
     let nowhere = || format!("has nothing at `{pointer}`: see `select`");
     let mut raw: &'a RawValue = serde_json::from_str(text).map_err(not_json)?;
@@ -177,14 +203,68 @@ pub(super) fn select<'a>(text: &'a str, pointer: &Pointer) -> Result<(&'a str, V
             return Err(nowhere());
         };
     }
-    let value = serde_json::from_str(raw.get()).map_err(not_json)?;
-    Ok((raw.get(), value))
+    Ok(raw.get())
+}
+
+/// Reads JSON as closely as [`Value`] does, and keeps nothing of it.
+struct Checked;
+
+impl<'de> DeserializeSeed<'de> for Checked {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Checked {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element_seed(Self)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        while fields.next_key_seed(Self)?.is_some() {
+            fields.next_value_seed(Self)?;
+        }
+        Ok(())
+    }
 }
 
 /// What a value is made from besides the upstream's answer.
 fn fingerprint(ask: &Ask<'_>, url: &str, headers: &[(&str, String)], context: &Value) -> String {
-    let made_from = serde_json::json!([ask.job.digest, ask.source, url, headers, context]).to_string();
-    format!("{:032x}", XxHash3_128::oneshot(made_from.as_bytes()))
+    let made_from = serde_json::to_vec(&(&ask.job.digest, ask.source, url, headers, context)).unwrap_or_default();
+    crate::store::compact(XxHash3_128::oneshot(&made_from))
 }
 
 fn kind(value: &Value) -> &'static str {

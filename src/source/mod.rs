@@ -68,12 +68,22 @@ pub enum Answer {
 pub struct Fetched {
     /// Complete, valid JSON.
     pub json: String,
-    /// The same, parsed, for tags.
-    pub value: Value,
+    /// The same, parsed, where it had to be; see [`Fetched::value`].
+    parsed: Option<Value>,
     /// What tells next time that it is unchanged.
     pub validators: Validators,
     /// AI tokens spent (prompt + completion).
     pub tokens: u64,
+}
+
+impl Fetched {
+    /// The JSON, parsed.
+    pub fn value(&self) -> Value {
+        match &self.parsed {
+            Some(value) => value.clone(),
+            None => serde_json::from_str(&self.json).unwrap_or_default(),
+        }
+    }
 }
 
 /// Why there is no answer.

@@ -140,7 +140,7 @@ impl Bench {
     async fn value(&self) -> Fetched {
         match self.fetch().await {
             Ok(Answer::Value(fetched)) => {
-                assert_eq!(serde_json::from_str::<Value>(&fetched.json).unwrap(), fetched.value);
+                assert_eq!(serde_json::from_str::<Value>(&fetched.json).unwrap(), fetched.value());
                 fetched
             }
             other => panic!("{other:?}"),
@@ -674,18 +674,18 @@ async fn museum_answers_the_shipped_way() {
     let mut bench = Bench::new(&server, job, "");
     for name in museum.names() {
         bench.name = name;
-        assert_eq!(bench.value().await.value["title"], bench.name.as_str());
+        assert_eq!(bench.value().await.value()["title"], bench.name.as_str());
     }
     bench.known = Some(bench.value().await.validators);
     assert!(matches!(bench.fetch().await, Ok(Answer::Unchanged)));
     museum.edit(&bench.name).unwrap();
-    assert_eq!(bench.value().await.value["version"], 2);
+    assert_eq!(bench.value().await.value()["version"], 2);
     bench.name = "nobody knows".into();
     assert!(matches!(bench.fetch().await, Ok(Answer::Gone)));
     let ai = "[source]\nkind = \"ai\"\nurl = \"URL/v1/chat/completions\"\nmodel = \"m\"\nprompt = \"{{ name }}\"";
     let mut bench = Bench::new(&server, &ai.replace("URL", &server.url), "");
     bench.name = "Mona Lisa".into();
-    assert!(bench.value().await.value.as_str().unwrap().starts_with("Mona Lisa: "));
+    assert!(bench.value().await.value().as_str().unwrap().starts_with("Mona Lisa: "));
 }
 
 #[tokio::test]
@@ -711,7 +711,7 @@ async fn shipped_jobs_are_answered_by_the_museum() {
             let deadline = Instant::now() + Duration::from_secs(10);
             let ask = Ask { job, source: 0, key: &key, params: &params, inputs: &inputs, known: None, deadline };
             let Answer::Value(fetched) = sources.fetch(&jobs, &ask).await.unwrap() else { panic!("{key}") };
-            let context = context(&params, &inputs, Some(fetched.value));
+            let context = context(&params, &inputs, Some(fetched.value()));
             for tag in &job.tags {
                 assert!(!tag.render(&context).unwrap().is_empty());
             }

@@ -46,8 +46,8 @@ pub struct Note {
     /// Why it was made.
     #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
     pub trigger: Option<Trigger>,
-    /// When it began (Redis time, ms).
-    #[serde(rename = "a", default)]
+    /// When it began (Redis time, ms). Not packed where it is 0; read, it is then when the fetch of the present value began.
+    #[serde(rename = "a", default, skip_serializing_if = "is_never")]
     pub attempted: i64,
     /// How many have failed in a row.
     #[serde(rename = "n", default, skip_serializing_if = "is_zero")]
@@ -66,6 +66,11 @@ fn is_none(n: &u64) -> bool {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_never(n: &i64) -> bool {
+    *n == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(n: &u32) -> bool {
     *n == 0
 }
@@ -79,7 +84,10 @@ impl Meta {
         let hash = parts.next()?;
         let (hash, born) = hash.split_once('@').unwrap_or((hash, "0"));
         let (hash, born) = (hash.to_owned(), born.parse().ok()?);
-        let note = serde_json::from_str(parts.next()?).unwrap_or_default();
+        let mut note: Note = serde_json::from_str(parts.next()?).unwrap_or_default();
+        if note.attempted == 0 {
+            note.attempted = start;
+        }
         Some(Self { start, written, invalidated, outlived, hash, born, note })
     }
 
@@ -104,7 +112,7 @@ mod tests {
     fn a_head_without_a_readable_note_still_tells_whose_value_it_is() {
         let meta = Meta::parse("1732270000123 1732277200123 0 0 abc {broken").unwrap();
         assert!(meta.is_of(1_732_277_200_123));
-        assert_eq!(meta.note, Note::default());
+        assert_eq!(meta.note, Note { attempted: meta.start, ..Note::default() });
         assert_eq!(Meta::parse("garbage"), None);
     }
 

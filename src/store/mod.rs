@@ -7,10 +7,11 @@
 mod meta;
 mod tags;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use redis::{RedisResult, Script};
+use redis::{Cmd, FromRedisValue, RedisResult, Script};
 use serde_json::json;
 use ulid::Ulid;
 
@@ -191,38 +192,61 @@ impl Store {
     /// # Errors
     /// Redis's. If the answer was lost the lease may be there: nobody fetches until it ends.
     pub async fn lease(&self, key: &EntryKey, time: Duration, fresh: Fresh) -> RedisResult<Leased> {
-        let token = format!("{}-{}", self.holder, Ulid::generate());
+        let token = self.token();
         let begun = Instant::now();
-        let (what, now, expires, meta): (String, i64, Option<i64>, Option<String>) = self
-            .call(&LEASE, key)
-            .arg(&token)
+        let reply = self.lease_call(key, &token, time, fresh).invoke_async(&mut self.redis.clone()).await?;
+        leased(reply, token, begun, time)
+    }
+
+    /// The same, and in the same round trip what `then` asks for once the lease is taken.
+    ///
+    /// # Errors
+    /// As [`Store::lease`].
+    pub async fn lease_and<T: FromRedisValue>(
+        &self,
+        key: &EntryKey,
+        time: Duration,
+        fresh: Fresh,
+        then: &Cmd,
+    ) -> RedisResult<(Leased, T)> {
+        let token = self.token();
+        let begun = Instant::now();
+        let redis = &mut self.redis.clone();
+        let mut pipe = redis::pipe();
+        pipe.invoke_script(&self.lease_call(key, &token, time, fresh)).add_command(then.clone()).ignore_errors();
+        let (reply, found): (RedisResult<redis::Value>, RedisResult<T>) = pipe.query_async(redis).await?;
+        match reply {
+            // A Redis that was started anew has to be told the script; nothing was done.
+            Err(e) if e.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
+                let leased = self.lease(key, time, fresh).await?;
+                Ok((leased, then.query_async(redis).await?))
+            }
+            reply => Ok((leased(reply?, token, begun, time)?, found?)),
+        }
+    }
+
+    /// Of a new lease: whose it is, and which.
+    fn token(&self) -> String {
+        static LEASES: AtomicU64 = AtomicU64::new(0);
+        format!("{}-{}", self.holder, LEASES.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn lease_call(
+        &self,
+        key: &EntryKey,
+        token: &str,
+        time: Duration,
+        fresh: Fresh,
+    ) -> redis::ScriptInvocation<'static> {
+        let mut call = self.call(&LEASE, key);
+        call.arg(token)
             .arg(millis(time))
             .arg(fresh.since.unwrap_or(-1))
             .arg(fresh.until.unwrap_or(-1))
             .arg(u8::from(fresh.any))
             .arg(u8::from(fresh.absent))
-            .arg(millis(STORM_LASTS))
-            .invoke_async::<redis::Value>(&mut self.redis.clone())
-            .await
-            .and_then(lease_reply)?;
-        let expires = expires.unwrap_or(-2);
-        Ok(match what.as_str() {
-            "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
-            "fresh" => {
-                let meta = meta.as_deref().and_then(Meta::parse).filter(|meta| meta.is_of(expires));
-                Leased::Fresh { now, expires, born: meta.map(|meta| meta.born) }
-            }
-            "absent" => Leased::Absent,
-            "taboo" => Leased::Taboo(meta.unwrap_or_default()),
-            _ => Leased::Yes(Box::new(Lease {
-                token,
-                start: now,
-                deadline: begun + time.mul_f32(0.9),
-                time,
-                pexpiretime: expires,
-                meta: meta.as_deref().and_then(Meta::parse),
-            })),
-        })
+            .arg(millis(STORM_LASTS));
+        call
     }
 
     /// Writes a value for `ttl`.
@@ -510,14 +534,47 @@ impl Store {
     }
 }
 
+/// A hash as text, of at most 22 letters and digits: it is kept with every entry.
+pub(crate) fn compact(mut hash: u128) -> String {
+    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut text = String::with_capacity(22);
+    while hash > 0 || text.is_empty() {
+        text.push(char::from(DIGITS[usize::try_from(hash % 62).unwrap_or(0)]));
+        hash /= 62;
+    }
+    text
+}
+
 /// What a value is known by: equal hashes, equal content.
 fn hash(json: &str) -> String {
-    format!("{:x}", twox_hash::XxHash3_128::oneshot(json.as_bytes()))
+    compact(twox_hash::XxHash3_128::oneshot(json.as_bytes()))
 }
 
 /// The announcement of a change, as in docs/protocol.md.
 fn change(key: &EntryKey, event: &str) -> String {
-    json!({ "key": key.as_str(), "event": event }).to_string()
+    format!(r#"{{"key":{},"event":"{event}"}}"#, json!(key.as_str()))
+}
+
+fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) -> RedisResult<Leased> {
+    let (what, now, expires, meta) = lease_reply(reply)?;
+    let expires = expires.unwrap_or(-2);
+    Ok(match what.as_str() {
+        "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
+        "fresh" => {
+            let meta = meta.as_deref().and_then(Meta::parse).filter(|meta| meta.is_of(expires));
+            Leased::Fresh { now, expires, born: meta.map(|meta| meta.born) }
+        }
+        "absent" => Leased::Absent,
+        "taboo" => Leased::Taboo(meta.unwrap_or_default()),
+        _ => Leased::Yes(Box::new(Lease {
+            token,
+            start: now,
+            deadline: begun + time.mul_f32(0.9),
+            time,
+            pexpiretime: expires,
+            meta: meta.as_deref().and_then(Meta::parse),
+        })),
+    })
 }
 
 fn lease_reply(reply: redis::Value) -> RedisResult<(String, i64, Option<i64>, Option<String>)> {

@@ -3,7 +3,7 @@
 //! Label values are jobs and upstreams from the job files and words of closed sets; never keys, so that the number of
 //! series is bounded. Counters and histograms are of this process; gauges named as the fleet's are the same from each worker.
 
-use std::sync::{LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
@@ -126,12 +126,12 @@ pub(super) fn upkeep() {
 }
 
 pub(super) fn entry(job: &JobName, outcome: Outcome, trigger: Trigger) {
-    let job = job.to_string();
-    counter!(ENTRIES, "job" => job, "outcome" => outcome.as_str(), "trigger" => trigger.as_str()).increment(1);
+    counter!(ENTRIES, "job" => Arc::<str>::from(job), "outcome" => outcome.as_str(), "trigger" => trigger.as_str())
+        .increment(1);
 }
 
 pub(super) fn lag(job: &JobName, lag: Duration) {
-    histogram!(LAG, "job" => job.to_string()).record(lag);
+    histogram!(LAG, "job" => Arc::<str>::from(job)).record(lag);
 }
 
 pub(super) fn dead_letter(job: &JobName) {
@@ -153,7 +153,7 @@ pub(super) fn paused(job: &JobName, paused: bool) {
 
 /// A request to an upstream ended: with an `answer`, with an `unusable` one, `failed`, or told to wait (`busy`).
 pub(crate) fn fetched(upstream: &UpstreamName, job: &JobName, result: &'static str, took: Duration, tokens: u64) {
-    histogram!(FETCH, "upstream" => upstream.to_string(), "result" => result).record(took);
+    histogram!(FETCH, "upstream" => Arc::<str>::from(upstream), "result" => result).record(took);
     if tokens > 0 {
         counter!(TOKENS, "job" => job.to_string(), "upstream" => upstream.to_string()).increment(tokens);
     }

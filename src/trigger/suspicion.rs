@@ -107,8 +107,11 @@ impl Suspicion {
         let [note, lock] = self.keys.suspicion();
         let mut redis = self.redis.clone();
         loop {
-            let known: Option<String> = redis::cmd("GET").arg(&note).query_async(&mut redis).await?;
-            let Some(known) = known else { return Ok(()) };
+            // Not with `GET`, by which APIs read: see [`crate::popularity::Sampler`].
+            let known: String = redis::cmd("GETRANGE").arg(&note).arg(0).arg(-1).query_async(&mut redis).await?;
+            if known.is_empty() {
+                return Ok(());
+            }
             let locked: Option<String> = redis::cmd("SET")
                 .arg(&lock)
                 .arg(&*self.worker)

@@ -55,7 +55,7 @@ pub(super) fn tags(
     if job.tags.is_empty() {
         return Ok(Vec::new());
     }
-    let context = context(params, inputs, Some(fetched.value.clone()));
+    let context = context(params, inputs, Some(fetched.value()));
     let mut tags = Vec::new();
     for template in &job.tags {
         let tag = template.render(&context).map_err(|e| format!("the tag `{}`: {e}", template.source()))?;

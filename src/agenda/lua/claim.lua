@@ -11,6 +11,11 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('EXISTS', KEYS[2]) == 1 then return {string.format('%.0f', now), '-2'} end
+local lowest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+if not lowest[1] then return {string.format('%.0f', now), '-1'} end
+local soonest = math.floor(tonumber(lowest[2]))
+-- Nothing is urgent, claimed or taken: what lies lowest is due next.
+if soonest > now then return {string.format('%.0f', now), string.format('%.0f', soonest)} end
 local room = tonumber(ARGV[1])
 local till = now + tonumber(ARGV[3])
 local reply = {string.format('%.0f', now), '-1'}

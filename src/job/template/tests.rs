@@ -241,3 +241,29 @@ fn the_environment_is_bound_and_does_not_show() {
     assert_eq!(bound.render(&json!({"env": {"TOKEN": "***"}})).unwrap(), "Bearer ***");
     assert_eq!(format!("{bound:?} {bound}"), r#"Template("Bearer {{ env.TOKEN }}") Bearer {{ env.TOKEN }}"#);
 }
+
+#[test]
+fn a_plain_url_is_what_the_engine_makes() {
+    let context = json!({"a": "Mona Lisa/?é", "b": "", "n": 7, "_c": "x"});
+    for source in [
+        "http://h/{{ a }}",
+        "http://h/{{a}}/{{  _c }}?q={{ b }}&r={{ a }}",
+        "http://h/x{{ b }}y",
+        "http://h/{{ n }}",
+        "http://h/}} {{ a }} }",
+        "http://h/{ {{ a }} {",
+        "http://h/{{ a | upper }}",
+        "http://h/{{- a -}} x",
+        "http://h/{{ missing }}",
+        "http://h/{{ 'x' }}",
+        "http://h/{# c #}{{ a }}",
+        "http://h/{{ a }}\n",
+    ] {
+        let template = Template::parse(source).unwrap();
+        let (plain, engine) = (template.plain_url(&context), template.render_as(URL, &context));
+        if let Some(plain) = plain {
+            assert_eq!(Ok(plain), engine, "{source}");
+        }
+    }
+    assert!(Template::parse("http://h/{{ a }}").unwrap().plain_url(&context).is_some());
+}

@@ -41,7 +41,7 @@ local function closed(budget)
     local probing = get('probe_until') - now
     if open <= now and probing > wait then reason, wait = 'breaker', math.min(probing, 1000) end
   end
-  if budget > 0 and tonumber(redis.call('GET', KEYS[3]) or '0') >= budget then
+  if budget > 0 and (tonumber(redis.call('GETRANGE', KEYS[3], 0, -1)) or 0) >= budget then
     local left = redis.call('PTTL', KEYS[3])
     if left > wait then reason, wait = 'tokens', left end
   end

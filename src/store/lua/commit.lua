@@ -13,11 +13,11 @@ if objection then return objection end
 local hash, born = string.match(meta, '^%d+ %d+ %d+ %d+ ([^ @]+)@?(%d*)')
 local changed = hash ~= ARGV[4] or (before and before ~= ARGV[2])
 -- What was made from this entry before its content was born was made from another.
-if changed or born == '' then born = string.format('%.0f', now) end
+if changed or born == '' then born = string.format('%d', now) end
 local pxat = now + tonumber(ARGV[3])
-redis.call('SET', KEYS[1], ARGV[2], 'PXAT', string.format('%.0f', pxat))
+redis.call('SET', KEYS[1], ARGV[2], 'PXAT', string.format('%d', pxat))
 if before ~= ARGV[2] then redis.call('PUBLISH', ARGV[8], ARGV[9]) end
-redis.call('SET', KEYS[3], string.format('%s %.0f 0 0 %s@%s %s', start, pxat, ARGV[4], born, ARGV[5]),
-  'PXAT', string.format('%.0f', pxat + tonumber(ARGV[6])))
+redis.call('SET', KEYS[3], string.format('%s %d 0 0 %s@%s %s', start, pxat, ARGV[4], born, ARGV[5]),
+  'PXAT', string.format('%d', pxat + tonumber(ARGV[6])))
 redis.call('DEL', KEYS[2])
 return {'done', now, pxat, changed and 1 or 0}

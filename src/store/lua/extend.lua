@@ -15,8 +15,8 @@ if written ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3])
   return {'foreign'}
 end
 local pxat = now + tonumber(ARGV[2])
-redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', pxat))
-redis.call('SET', KEYS[3], string.format('%s %.0f 0 0 %s %s', start, pxat, hash, ARGV[4]),
-  'PXAT', string.format('%.0f', pxat + tonumber(ARGV[5])))
+redis.call('PEXPIREAT', KEYS[1], string.format('%d', pxat))
+redis.call('SET', KEYS[3], string.format('%s %d 0 0 %s %s', start, pxat, hash, ARGV[4]),
+  'PXAT', string.format('%d', pxat + tonumber(ARGV[5])))
 redis.call('DEL', KEYS[2])
 return {'done', now, pxat, 0}

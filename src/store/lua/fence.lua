@@ -13,7 +13,7 @@ local function fence(key, lease, token, renewed_ms, begun)
     redis.call('DEL', key)
     return {'evicted'}
   elseif mark == 'r' then
-    redis.call('SET', key, token .. ' ' .. string.format('%.0f', now) .. ' +', 'PX', renewed_ms)
+    redis.call('SET', key, token .. ' ' .. string.format('%d', now) .. ' +', 'PX', renewed_ms)
     return {'again', now}
   end
   return nil, now, start

@@ -34,5 +34,5 @@ end
 local again = start and (tonumber(start) > now - tonumber(ARGV[7]) or invalid ~= '0')
   and string.find(meta, '"t":"invalidation"', 1, true)
 local mark = again and ' +' or ' -'
-redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. string.format('%.0f', now) .. mark, 'PX', ARGV[2])
+redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. string.format('%d', now) .. mark, 'PX', ARGV[2])
 return {'leased', now, pxat, meta}
