@@ -19,7 +19,8 @@ use anyhow::{Context as _, anyhow, bail};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::{debug, error, info, warn};
 use ulid::Ulid;
 
 pub use generations::Reload;
@@ -343,9 +344,21 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     let ends = finisher.run(cut.clone());
     tokio::pin!(ends);
 
+    let chunks = TaskTracker::new();
     let result = {
-        let warming = Arc::clone(&warmer);
-        let tasks = queue.run(move |chunk| Arc::clone(&warming).warm_chunk(chunk), stop.clone());
+        let (warming, chunks) = (Arc::clone(&warmer), chunks.clone());
+        // Each chunk is a task of the executor's own, so that all cores warm, and ends with this.
+        let handle = move |chunk| {
+            let task = AbortOnDropHandle::new(chunks.spawn(Arc::clone(&warming).warm_chunk(chunk)));
+            async move {
+                if let Err(e) = task.await
+                    && e.is_panic()
+                {
+                    error!("warming a task panicked, its entries come due again: please report this: {e}");
+                }
+            }
+        };
+        let tasks = queue.run(handle, stop.clone());
         let all = async {
             let ended = tasks.await;
             if ended.is_ok() {
@@ -373,7 +386,10 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     };
     stop.cancel();
     hush.cancel();
+    chunks.close();
     let farewell = async {
+        // A task that is told to end does so where it next waits.
+        chunks.wait().await;
         warmer.hand_back().await;
         drop(warmer);
         ends.await;
