@@ -300,6 +300,50 @@ async fn what_became_urgent_since_an_eviction_stays_on_the_agenda() {
     assert_eq!(left, ["art:asked for", "art:since"]);
 }
 
+// Tags
+
+/// An entry whose tags were put for as short a life as its job gave it then; by now it gives a longer one.
+async fn tagged_for_a_short_life(parts: &Parts) -> i64 {
+    let lease = parts.lease("a", LONG).await;
+    let tags = vec!["t".to_owned()];
+    parts.store.tag(&art("a"), &tags, Duration::from_millis(1)).await.unwrap();
+    let note = Note { tags, ..Note::default() };
+    parts.store.commit(&art("a"), &lease, "1", LONG, &note).await.unwrap();
+    parts.next_instant().await;
+    parts.next_instant().await;
+    parts.store.sweep_tags().await.unwrap();
+    assert_eq!(parts.store.tagged("t", 0).await.unwrap().1, []);
+    lease.start
+}
+
+#[tokio::test]
+async fn a_tag_finds_what_outlives_the_life_that_it_was_put_there_for() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let jobs = Art::of(&upstream).top("tags = [\"t\"]").folder();
+    tagged_for_a_short_life(&parts).await;
+    let lives = parts.store.outlive(&art("a"), HOUR, HOUR).await.unwrap().expect("there is an old value");
+    assert!(lives.expires > lives.ends);
+    parts.next_instant().await;
+    let message = Message::parse(r#"{"tags": ["t"]}"#).unwrap();
+    parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
+    let meta = parts.meta("a").await.unwrap();
+    assert!(meta.invalidated > 0 && meta.outlived == 0, "{meta:?}");
+}
+
+#[tokio::test]
+async fn what_a_tag_did_not_find_any_more_does_not_outlive_its_ttl() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let jobs = Art::of(&upstream).top("tags = [\"t\"]").folder();
+    let start = tagged_for_a_short_life(&parts).await;
+    let at = parts.now().await;
+    assert!(at > start);
+    parts.invalidator(&jobs).handle(&Message::parse(r#"{"tags": ["t"]}"#).unwrap(), at).await.unwrap();
+    assert_eq!(parts.store.outlive(&art("a"), HOUR, HOUR).await.unwrap(), None);
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
+}
+
 // Inputs
 
 #[tokio::test]

@@ -431,11 +431,12 @@ impl Store {
     }
 
     /// Lets an old value live for `time` from now on, at most `longest` beyond its TTL; `None` where there is none, or it is
-    /// not ours, or was invalidated.
+    /// not ours, or was invalidated. Until then it is found under its tags, whatever life its job gave it when it was made.
     ///
     /// # Errors
     /// Redis's.
     pub async fn outlive(&self, key: &EntryKey, time: Duration, longest: Duration) -> RedisResult<Option<Outlived>> {
+        self.tag_again(key, time).await?;
         let (expires, ends): (i64, i64) = self
             .call(&OUTLIVE, key)
             .arg(millis(time))

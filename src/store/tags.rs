@@ -19,6 +19,8 @@ const DROPPED: usize = 100;
 const SWEPT: usize = 1_000;
 /// How long a stamp is kept: no fetch takes as long.
 const STAMPED: Duration = Duration::from_secs(24 * 3_600);
+/// By how much longer an entry stays under its tags than its value was to live from then on: the value's time begins later.
+const SLACK: Duration = Duration::from_secs(60);
 /// Entries, or keys, that Redis looks at in one step of a scan.
 const STEP: usize = 500;
 
@@ -59,6 +61,23 @@ impl Store {
         });
         let stamps = futures_util::future::try_join_all(scripts).await?;
         Ok(stamps.iter().map(|score| Stamp::read(score)).collect())
+    }
+
+    /// Puts an entry, whose value is to live for `life` from now on, under the tags that it came with, and marks it where an
+    /// invalidation by one of them came meanwhile that did not find it there any more.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub(super) async fn tag_again(&self, key: &EntryKey, life: Duration) -> RedisResult<()> {
+        let Some((expires, Some(meta))) = self.look(std::slice::from_ref(key)).await?.pop() else { return Ok(()) };
+        if !meta.is_of(expires) || meta.note.tags.is_empty() {
+            return Ok(());
+        }
+        let stamps = self.tag(key, &meta.note.tags, life + SLACK).await?;
+        for stamp in stamps.into_iter().flatten().filter(|stamp| stamp.at >= meta.start) {
+            self.fence(key, stamp).await?;
+        }
+        Ok(())
     }
 
     /// Takes an entry away from tags that it no longer has, unless it was put there anew, for later than `until` (Redis time, ms).
