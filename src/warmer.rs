@@ -245,6 +245,7 @@ impl Warmer {
         {
             return Ok(ending);
         }
+        self.remember(job, key, &params).await?;
         let mut inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
             Ok(inputs) => inputs,
             Err(Missing { key: input, hopeless: None }) => {

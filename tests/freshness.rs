@@ -648,6 +648,33 @@ async fn an_input_of_many_wakes_them_all() {
     told(2).await;
 }
 
+/// The dependant is readable, and nobody keeps it warm: no agenda names it.
+#[tokio::test]
+async fn an_input_of_many_wakes_what_is_off_the_agenda_too() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let job = "key = \"story:{lang}:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"http\"\n\
+               upstream = \"museum\"\npath = \"/story/{{ lang }}/{{ art.version }}\"\n[warm]\nahead = \"0s\"\nsettle = \"0s\"\n";
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
+    let jobs = Art::of(&upstream).list(["a"]).folder().job("story", job);
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let told = async |version: u64| {
+        eventually(&format!("it tells of version {version}"), async || {
+            let story = redis.json("story:tr:a").await;
+            if story == Some(json!({"path": format!("/story/tr/{version}")})) { Ok(()) } else { Err(story) }
+        })
+        .await;
+    };
+    publish(&redis, r#"{"keys": ["story:tr:a"], "action": "warm"}"#).await;
+    told(1).await;
+    eventually("it is off the agenda", async || redis.ask::<usize>(&["ZCARD", "samovar:agenda:{story}"]).await == 0)
+        .await;
+    upstream.edit("/art/a");
+    publish(&redis, "art:a").await;
+    told(2).await;
+}
+
 #[tokio::test]
 async fn what_was_heard_before_the_end_is_handled() {
     let (redis, upstream) = both().await;

@@ -69,6 +69,16 @@ impl Keys {
         format!("{}:tag:{{*}}:*", self.prefix)
     }
 
+    /// What is made from an entry, where its own key does not tell: a sorted set as of a tag.
+    pub fn made_from(&self, input: &EntryKey) -> String {
+        format!("{}:made-from:{{{}}}:{input}", self.prefix, tag_of(input.as_str()))
+    }
+
+    /// A glob over all of those.
+    pub fn made_from_glob(&self) -> String {
+        format!("{}:made-from:{{*}}:*", self.prefix)
+    }
+
     /// A job's agenda: a sorted set, member = entry key, score = when it is due, in the bands of `agenda`.
     pub fn agenda(&self, job: &JobName) -> String {
         format!("{}:agenda:{{{job}}}", self.prefix)
@@ -293,6 +303,7 @@ mod tests {
             prop_assert_eq!(slot(&keys.lease(&entry)), slot(&key));
             prop_assert_eq!(slot(&keys.meta(&entry)), slot(&key));
             prop_assert_eq!(slot(&keys.touched(&entry)), slot(&key));
+            prop_assert_eq!(slot(&keys.made_from(&entry)), slot(&key));
             let lease = keys.lease(&entry);
             prop_assert_eq!(keys.entry_of_lease(&lease), Some(key.as_str()));
         }

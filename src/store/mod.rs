@@ -4,6 +4,7 @@
 //! its time; [`Store::commit`] writes only under a lease that is ours and unmarked. That is the whole correctness
 //! argument, and each step is one script in one slot.
 
+mod made;
 mod meta;
 mod tags;
 

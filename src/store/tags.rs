@@ -54,13 +54,18 @@ impl Store {
     /// # Errors
     /// Redis's.
     pub async fn tag(&self, key: &EntryKey, tags: &[String], life: Duration) -> RedisResult<Vec<Option<Stamp>>> {
-        let scripts = tags.iter().map(async |tag| {
-            let mut call = TAG.key(self.keys.tag(tag));
+        let sets: Vec<String> = tags.iter().map(|tag| self.keys.tag(tag)).collect();
+        Ok(self.put_into(&sets, key, life).await?.iter().map(|score| Stamp::read(score)).collect())
+    }
+
+    /// Puts an entry into these sets for `life` from now on; returns the score of each one's stamp.
+    pub(super) async fn put_into(&self, sets: &[String], key: &EntryKey, life: Duration) -> RedisResult<Vec<String>> {
+        let scripts = sets.iter().map(async |set| {
+            let mut call = TAG.key(set);
             call.arg(key.as_str()).arg(millis(life)).arg(DROPPED);
-            call.invoke_async::<String>(&mut self.redis.clone()).await
+            call.invoke_async(&mut self.redis.clone()).await
         });
-        let stamps = futures_util::future::try_join_all(scripts).await?;
-        Ok(stamps.iter().map(|score| Stamp::read(score)).collect())
+        futures_util::future::try_join_all(scripts).await
     }
 
     /// Puts an entry, whose value is to live for `life` from now on, under the tags that it came with, and marks it where an
@@ -109,8 +114,13 @@ impl Store {
     /// # Errors
     /// Redis's.
     pub async fn tagged(&self, tag: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
+        self.members(&self.keys.tag(tag), cursor).await
+    }
+
+    /// Some of a set's entries, and the cursor for more.
+    pub(super) async fn members(&self, set: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
         let (next, found): (u64, Vec<(String, f64)>) = redis::cmd("ZSCAN")
-            .arg(self.keys.tag(tag))
+            .arg(set)
             .arg(cursor)
             .arg("COUNT")
             .arg(STEP)
@@ -119,35 +129,44 @@ impl Store {
         Ok((next, found.into_iter().filter(|(key, _)| !key.is_empty()).map(|(key, _)| EntryKey::new(key)).collect()))
     }
 
-    /// Drops from all tags what has died; returns how many entries that were.
+    /// Drops from all tags, and from what is remembered to be made from entries, what has died; returns how many entries that
+    /// were.
     ///
     /// # Errors
     /// Redis's.
     pub async fn sweep_tags(&self) -> RedisResult<usize> {
         let mut dropped = 0;
-        let mut cursor = 0_u64;
-        loop {
-            let (next, tags): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(self.keys.tag_glob())
-                .arg("COUNT")
-                .arg(STEP)
-                .query_async(&mut self.redis.clone())
-                .await?;
-            for tag in tags {
-                loop {
-                    let mut call = SWEEP.key(&tag);
-                    call.arg(SWEPT).arg(millis(STAMPED));
-                    let count: usize = call.invoke_async(&mut self.redis.clone()).await?;
-                    dropped += count;
-                    if count < SWEPT {
-                        break;
-                    }
+        for glob in [self.keys.tag_glob(), self.keys.made_from_glob()] {
+            let mut cursor = 0_u64;
+            loop {
+                let (next, sets): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
+                    .arg(cursor)
+                    .arg("MATCH")
+                    .arg(&glob)
+                    .arg("COUNT")
+                    .arg(STEP)
+                    .query_async(&mut self.redis.clone())
+                    .await?;
+                for set in sets {
+                    dropped += self.sweep_set(&set).await?;
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
                 }
             }
-            cursor = next;
-            if cursor == 0 {
+        }
+        Ok(dropped)
+    }
+
+    async fn sweep_set(&self, set: &[u8]) -> RedisResult<usize> {
+        let mut dropped = 0;
+        loop {
+            let mut call = SWEEP.key(set);
+            call.arg(SWEPT).arg(millis(STAMPED));
+            let count: usize = call.invoke_async(&mut self.redis.clone()).await?;
+            dropped += count;
+            if count < SWEPT {
                 return Ok(dropped);
             }
         }
