@@ -5,11 +5,12 @@ mod support;
 
 use std::time::Duration;
 
-use samovar::agenda::{Due, Trigger};
+use samovar::agenda::{Due, Trigger, Urgency};
 use samovar::job::EntryKey;
 use samovar::redis::inbox;
 use samovar::store::{Leased, Note, Removal, Written};
-use samovar::trigger::Doubt;
+use samovar::telemetry::Telemetry;
+use samovar::trigger::{At, Doubt, Intake, Receipt};
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, samovar,
@@ -245,6 +246,63 @@ async fn what_names_many_does_not_hold_up_what_is_named_by_itself() {
     let before = upstream.all_requests().len();
     assert!(before < 1_000, "{before} of 5,000 went before");
     drop(worker);
+}
+
+/// A fetch for an invalidation is under way that followed another: refreshes are held off.
+async fn held_off(redis: &TestRedis, parts: &Parts, name: &str) {
+    let lease = format!("somebody {} +", parts.now().await - 1);
+    redis.ask::<String>(&["SET", &parts.keys.lease(&art(name)), &lease]).await;
+}
+
+#[tokio::test]
+async fn what_was_named_with_many_and_held_off_stays_behind_what_is_named_by_itself() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let invalidator = parts.invalidator(&jobs);
+    let named = [("a", "art:a", Urgency::Single), ("b", r#"{"patterns": ["art:b"]}"#, Urgency::Mass)];
+    for (name, message, urgency) in named {
+        redis.set(&format!("art:{name}"), "1", TTL).await;
+        held_off(&redis, &parts, name).await;
+        let message = samovar::trigger::Message::parse(message).unwrap();
+        let (mut handled, held) = invalidator.begin(&message, parts.now().await, true).await.unwrap();
+        assert_eq!((held.is_empty(), parts.score(name).await), (false, None));
+        redis.ask::<usize>(&["DEL", &parts.keys.lease(&art(name))]).await;
+        assert!(invalidator.again(held, &mut handled).await.unwrap().is_empty());
+        assert_eq!(Due::from_score(parts.score(name).await.unwrap()).urgency, urgency);
+    }
+}
+
+/// The same where the intake waits; what is named by itself meanwhile does not wait behind the many.
+#[tokio::test]
+async fn the_intake_sees_to_what_was_held_off_as_urgently_as_it_was_named() {
+    for (messages, urgency) in [
+        (&[r#"{"patterns": ["art:a"]}"#][..], Urgency::Mass),
+        (&[r#"{"patterns": ["art:a"]}"#, "art:a"][..], Urgency::Single),
+    ] {
+        let (redis, upstream) = both().await;
+        let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+        redis.set("art:a", "1", TTL).await;
+        held_off(&redis, &parts, "a").await;
+        let (intake, intaking) = Intake::new(parts.invalidator(&jobs), Telemetry::default());
+        let published = async {
+            let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
+            for message in messages {
+                let receipt = Receipt::new((*message).to_owned(), done.clone());
+                let message = samovar::trigger::Message::parse(message).unwrap();
+                intake.take(message, At::Redis(parts.now().await), "inbox", Some(receipt)).await;
+            }
+            // It sees the lease some times.
+            let _ = tokio::time::timeout(Duration::from_millis(300), handled.recv()).await;
+            assert_eq!(parts.score("a").await, None);
+            redis.ask::<usize>(&["DEL", &parts.keys.lease(&art("a"))]).await;
+            for _ in messages {
+                handled.recv().await.unwrap();
+            }
+            drop(intake);
+        };
+        tokio::join!(intaking.run(tokio_util::sync::CancellationToken::new()), published);
+        assert_eq!(Due::from_score(parts.score("a").await.unwrap()).urgency, urgency);
+    }
 }
 
 // Foreign writers

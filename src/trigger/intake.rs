@@ -137,8 +137,20 @@ struct Waiting {
     job: Arc<Job>,
     /// The time of the last invalidation (Redis time, ms).
     at: i64,
+    /// As urgent as the most urgent of them.
+    when: When,
     until: Instant,
     receipts: Vec<Receipt>,
+}
+
+impl Waiting {
+    fn join(&mut self, at: i64, when: When, receipts: impl IntoIterator<Item = Receipt>) {
+        self.at = self.at.max(at);
+        if when == When::Urgent {
+            self.when = when;
+        }
+        self.receipts.extend(receipts);
+    }
 }
 
 impl Intake {
@@ -298,8 +310,8 @@ impl Held {
     fn joins(&self, key: &str, at: i64, receipts: &[Receipt]) -> bool {
         let mut entries = self.lock();
         let Some(waiting) = entries.get_mut(key) else { return false };
-        waiting.at = waiting.at.max(at);
-        waiting.receipts.extend(receipts.iter().map(Receipt::part));
+        // Only a narrow message asks.
+        waiting.join(at, When::Urgent, receipts.iter().map(Receipt::part));
         self.receipts.fetch_add(receipts.len(), Ordering::Relaxed);
         true
     }
@@ -310,12 +322,11 @@ impl Held {
         match self.lock().entry(held.key) {
             Entry::Occupied(mut there) => {
                 let there = there.get_mut();
-                there.at = there.at.max(held.at);
                 there.until = there.until.max(until);
-                there.receipts.extend(receipts);
+                there.join(held.at, held.when, receipts);
             }
             Entry::Vacant(place) => {
-                place.insert(Waiting { job: held.job, at: held.at, until, receipts });
+                place.insert(Waiting { job: held.job, at: held.at, when: held.when, until, receipts });
             }
         }
         self.more.notify_one();
@@ -359,6 +370,7 @@ impl Held {
                 job: Arc::clone(&waiting.job),
                 key: key.clone(),
                 at: waiting.at,
+                when: waiting.when,
                 wait: Duration::ZERO,
             });
             let entries: Vec<HeldOff> = entries.collect();
@@ -366,7 +378,7 @@ impl Held {
                 due.into_iter().map(|(key, waiting)| (key, waiting.receipts)).collect();
             let count = receipts.values().map(Vec::len).sum();
             self.receipts.fetch_sub(count, Ordering::Relaxed);
-            let (still, error) = match invalidator.again(entries.clone(), When::Urgent, &mut Handled::default()).await {
+            let (still, error) = match invalidator.again(entries.clone(), &mut Handled::default()).await {
                 Ok(still) => (still, None),
                 Err(e) => (entries.into_iter().map(|held| HeldOff { wait: AGAIN, ..held }).collect(), Some(e)),
             };

@@ -117,6 +117,8 @@ pub struct HeldOff {
     pub key: EntryKey,
     /// The time of the invalidation (Redis time, ms).
     pub at: i64,
+    /// When it is to be fetched then.
+    pub when: When,
     /// How long to wait.
     pub wait: Duration,
 }
@@ -184,7 +186,7 @@ impl Invalidator {
         let (mut handled, mut held) = self.begin(message, at, true).await?;
         while let Some(wait) = held.iter().map(|held| held.wait).min() {
             tokio::time::sleep(wait).await;
-            held = self.again(held, When::Urgent, &mut handled).await?;
+            held = self.again(held, &mut handled).await?;
         }
         Ok(handled)
     }
@@ -235,15 +237,18 @@ impl Invalidator {
         Ok((handled, held))
     }
 
-    /// Handles what was held off, to be fetched `when`; returns what still is.
+    /// Handles what was held off, each to be fetched as urgently as it was named; returns what still is.
     ///
     /// # Errors
     /// Redis's; handle it again.
-    pub async fn again(&self, held: Vec<HeldOff>, when: When, handled: &mut Handled) -> RedisResult<Vec<HeldOff>> {
-        let entries: Vec<Named> = held.into_iter().map(|held| (held.job, held.key, held.at)).collect();
-        handled.entries = handled.entries.saturating_sub(entries.len() as u64);
+    pub async fn again(&self, mut held: Vec<HeldOff>, handled: &mut Handled) -> RedisResult<Vec<HeldOff>> {
         let mut still = Vec::new();
-        self.entries(&entries, Action::Refresh, when, handled, &mut still).await?;
+        while let Some(when) = held.first().map(|held| held.when) {
+            let same = held.extract_if(.., |held| held.when == when);
+            let entries: Vec<Named> = same.map(|held| (held.job, held.key, held.at)).collect();
+            handled.entries = handled.entries.saturating_sub(entries.len() as u64);
+            self.entries(&entries, Action::Refresh, when, handled, &mut still).await?;
+        }
         Ok(still)
     }
 
@@ -377,7 +382,7 @@ impl Invalidator {
                 handled.removed += u64::from(result.removed);
                 let lists = || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params));
                 if let Some(wait) = result.held_off {
-                    held.push(HeldOff { job: Arc::clone(job), key: key.clone(), at: *at, wait });
+                    held.push(HeldOff { job: Arc::clone(job), key: key.clone(), at: *at, when, wait });
                     continue;
                 }
                 match removal {

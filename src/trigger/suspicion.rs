@@ -225,11 +225,11 @@ impl Suspicion {
     async fn invalidate(&self, keys: Vec<EntryKey>, at: i64, when: When) -> RedisResult<()> {
         let held = |key: EntryKey| {
             let job = Arc::clone(self.jobs.owner(key.as_str())?.0);
-            Some(HeldOff { job, key, at, wait: Duration::ZERO })
+            Some(HeldOff { job, key, at, when, wait: Duration::ZERO })
         };
         let mut held: Vec<HeldOff> = keys.into_iter().filter_map(held).collect();
         while !held.is_empty() {
-            held = self.invalidator.again(held, when, &mut Handled::default()).await?;
+            held = self.invalidator.again(held, &mut Handled::default()).await?;
             if let Some(wait) = held.iter().map(|held| held.wait).min() {
                 tokio::time::sleep(wait).await;
                 self.hold().await?;
