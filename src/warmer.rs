@@ -209,8 +209,12 @@ impl Warmer {
         let warming = async { RedisResult::Ok(self.keep_old(job, &taken, self.warm(job, &taken).await?).await) };
         let ending = match AssertUnwindSafe(warming).catch_unwind().await {
             Ok(Ok(ending)) => ending,
-            Ok(Err(e)) => Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}")),
+            Ok(Err(e)) => {
+                self.let_go(job, &taken).await;
+                Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}"))
+            }
             Err(_) => {
+                self.let_go(job, &taken).await;
                 error!(job = %job.name, key = %taken.key, "warming it panicked, it is not tried again: please report this");
                 let reason = "warming it panicked".to_owned();
                 Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason)
@@ -225,6 +229,18 @@ impl Warmer {
         let finished =
             Finished { key: taken.key.as_str().to_owned(), score: taken.score, next, outcome: Some(outcome) };
         self.end(&job.name, finished, Some(last));
+    }
+
+    /// Gives back the lease of an entry whose warming broke off, so that the next try need not wait for its end. An
+    /// invalidation that marked it has put its own mark on the value, or taken the entry off the agenda.
+    async fn let_go(&self, job: &Job, taken: &Taken) {
+        let place = (job.name.clone(), taken.key.clone());
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
+        if let Some((_, Some(token))) = held
+            && let Err(e) = self.store.release(&taken.key, &token, None).await
+        {
+            debug!(key = %taken.key, "could not give back a lease, it ends by itself: {e}");
+        }
     }
 
     /// One entry, from its inputs to its end.
@@ -305,6 +321,7 @@ impl Warmer {
                 return Ok(Ending::new(Outcome::Unchanged, settled(job, taken.trigger, now, next)));
             }
         };
+        self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
         let deaths = lease.meta.as_ref().map_or(0, |meta| meta.note.deaths);
         let alone = if deaths < SUSPECT { None } else { self.alone.try_lock().ok() };
         let hopeless = deaths >= DEATHS && taken.trigger != Trigger::Manual;
@@ -322,7 +339,6 @@ impl Warmer {
             Some(meta) if meta.invalidated > 0 => Trigger::Invalidation,
             _ => taken.trigger,
         };
-        self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
         if !taken.is_wanted(score) {
             // It had no lease that could be marked; fetched now, it would come back before the next warmup or demand.
             unused(admitted).await;

@@ -46,7 +46,7 @@ fn stories(upstream: &Upstream) -> JobsFolder {
             "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
         }))
     });
-    let ai = format!("[openai]\nurl = \"{}/v1\"", upstream.url());
+    let ai = format!("[openai]\nurl = \"{}/v1\"\ntimeout = \"60s\"", upstream.url());
     Art::of(upstream).limits(&ai).list(["a"]).folder().job(
         "story",
         r#"
@@ -414,6 +414,27 @@ async fn an_input_that_changed_since_is_heeded_whatever_its_dependant_was_due_fo
         let _worker = worker(&redis, &jobs);
         story_is(&redis, "two").await;
     }
+}
+
+/// Its input goes while it is fetched, and a stranger's key stands where the input's agenda should.
+#[tokio::test]
+async fn a_fetch_that_redis_broke_off_leaves_no_lease() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    // For longer than this test waits, if nobody gave it back.
+    let jobs = stories(&upstream);
+    let gate = upstream.gate("/v1/chat/completions");
+    let _worker = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    let parts = Parts::of(&redis).await;
+    let leased = async || parts.store.leased(&[story()]).await.unwrap()[0];
+    assert!(leased().await);
+    parts.invalidate("story:a").await;
+    redis.ask::<usize>(&["DEL", "art:a", "samovar:agenda:{art}"]).await;
+    redis.set("samovar:agenda:{art}", "a stranger's", HOUR).await;
+    gate.let_one_out();
+    eventually("the lease is given back", async || !leased().await).await;
+    assert_eq!(redis.get("story:a").await, None);
 }
 
 /// The invalidation is older than the lease, and is handled only while the lease holds.

@@ -222,7 +222,14 @@ impl Store {
                 let leased = self.lease(key, time, fresh).await?;
                 Ok((leased, then.query_async(redis).await?))
             }
-            reply => Ok((leased(reply?, token, begun, time)?, found?)),
+            reply => {
+                let leased = leased(reply?, token, begun, time)?;
+                if let (Leased::Yes(lease), Err(_)) = (&leased, &found) {
+                    // Nobody would know of it.
+                    self.release(key, &lease.token, None).await?;
+                }
+                Ok((leased, found?))
+            }
         }
     }
 
