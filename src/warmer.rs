@@ -85,6 +85,8 @@ struct Taken {
     score: String,
     trigger: Trigger,
     urgency: Urgency,
+    /// It took the place of a look, which is still owed.
+    look: bool,
     /// Since when it was due (Redis time, ms).
     since: i64,
     /// How long it had been due when it was taken.
@@ -194,6 +196,7 @@ impl Warmer {
                 score,
                 trigger: due.trigger,
                 urgency: due.urgency,
+                look: due.look,
                 since: claimed.since,
                 late: Duration::from_millis(u64::try_from(taken_at - claimed.since).unwrap_or(0)),
             };
@@ -318,7 +321,7 @@ impl Warmer {
                     self.wake_waiting(key).await?;
                 }
                 let next = keep(job, key, expires);
-                return Ok(Ending::new(Outcome::Unchanged, settled(job, taken.trigger, now, next)));
+                return Ok(Ending::new(Outcome::Unchanged, settled(job, taken, taken.trigger, now, next)));
             }
         };
         self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
@@ -397,7 +400,7 @@ impl Warmer {
             match written {
                 Written::Done { .. } if outcome == Outcome::Gone => {
                     self.wake_waiting(key).await?;
-                    let next = settled(job, trigger, lease.start, Next::Out);
+                    let next = settled(job, taken, trigger, lease.start, Next::Out);
                     return Ok(Ending::because(Outcome::Gone, next, "the upstream no longer has it"));
                 }
                 Written::Done { expires, changed } => {
@@ -417,7 +420,7 @@ impl Warmer {
                             self.wake_waiting(key).await?;
                         }
                     }
-                    let next = settled(job, trigger, expires - millis(job.ttl), keep(job, key, expires));
+                    let next = settled(job, taken, trigger, expires - millis(job.ttl), keep(job, key, expires));
                     return Ok(Ending::new(outcome, next));
                 }
                 Written::Again(start) => {

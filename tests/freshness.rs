@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use samovar::agenda::{Due, Trigger, Urgency};
+use samovar::agenda::{Due, Trigger, Urgency, When};
 use samovar::job::EntryKey;
 use samovar::redis::inbox;
 use samovar::store::{Leased, Note, Removal, Written};
@@ -13,7 +13,7 @@ use samovar::telemetry::Telemetry;
 use samovar::trigger::{At, Doubt, Intake, Receipt};
 use serde_json::{Value, json};
 use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, samovar,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, samovar,
     talkative, worker,
 };
 
@@ -339,6 +339,27 @@ async fn what_a_cache_aside_writer_writes_after_an_eviction_is_found_and_replace
     parts.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
     eventually("it was looked at once more", async || parts.score("a").await.is_none()).await;
     assert_eq!((redis.get("art:a").await, upstream.calls("/art/a")), (None, calls));
+}
+
+/// A warmup, or a person, comes between an invalidation and its look.
+#[tokio::test]
+async fn a_fetch_in_the_place_of_a_look_is_itself_looked_at_once_more() {
+    for (trigger, when) in [(Trigger::Cron, When::Due(0)), (Trigger::Manual, When::Urgent)] {
+        let (redis, upstream) = both().await;
+        upstream.edit("/art/a");
+        let jobs = Art::of(&upstream).warm("settle = \"3s\"").folder();
+        let parts = Parts::of(&redis).await;
+        parts.mark().await;
+        let look = When::Keep(parts.now().await + 600_000);
+        parts.agenda.put(&job(), &[art("a")], look, Trigger::Settle).await.unwrap();
+        parts.agenda.put(&job(), &[art("a")], when, trigger).await.unwrap();
+        let due = Due::from_score(parts.score("a").await.unwrap());
+        assert_eq!((due.trigger, due.look), (trigger, true));
+        let _worker = worker(&redis, &jobs);
+        version(&redis, "a", 1).await;
+        redis.set("art:a", r#"{"version": 0}"#, TTL).await;
+        version(&redis, "a", 1).await;
+    }
 }
 
 // Failing sources
