@@ -587,8 +587,17 @@ impl Warmer {
         note.trigger = Some(taken.trigger);
         note.attempted = lease.start;
         note.reason.clone_from(&reason);
+        let mut wait = Duration::ZERO;
         if outcome == Outcome::Failed {
-            note.failures = note.failures.saturating_add(1);
+            // An invalidation is answered at once, and changes nothing about the tries: neither does it use them up.
+            let early = note.failures > 0 && lease.start < note.retry;
+            note.failures = note.failures.saturating_add(u32::from(!early));
+            if early {
+                wait = Duration::from_millis(u64::try_from(note.retry - lease.start).unwrap_or(0));
+            } else {
+                wait = retry_after(note.failures);
+                note.retry = lease.start + millis(wait);
+            }
         }
         let mark = self.store.release(&taken.key, &lease.token, Some(&note)).await?;
         let next = match (mark, outcome) {
@@ -596,7 +605,7 @@ impl Warmer {
             (_, Outcome::Failed) if note.failures >= job.warm.attempts => {
                 Next::Dead(format!("failed {} times, last: {}", note.failures, reason.as_deref().unwrap_or("?")))
             }
-            (_, Outcome::Failed) => Next::In(retry_after(note.failures)),
+            (_, Outcome::Failed) => Next::In(wait),
             _ => next,
         };
         Ok(Ending { outcome, next, reason, failures: note.failures })

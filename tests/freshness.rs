@@ -670,6 +670,68 @@ async fn a_restarted_redis_is_not_believed() {
     .await;
 }
 
+/// A fetch of an entry failed just now, or long ago, and is tried again then.
+async fn failed(parts: &Parts, name: &str, attempted: i64, retry: i64) {
+    let lease = parts.lease(name, LONG).await;
+    let written = parts.store.commit(&art(name), &lease, "1", TTL, &Note::default()).await.unwrap();
+    assert!(matches!(written, Written::Done { .. }));
+    parts.next_instant().await;
+    assert!(parts.store.invalidate(&art(name), parts.now().await, Removal::Refresh).await.unwrap().due);
+    let lease = parts.lease(name, LONG).await;
+    let outcome = Some(samovar::warmer::Outcome::Failed);
+    let note = Note { attempted, retry, outcome, failures: 3, ..Note::default() };
+    parts.store.release(&art(name), &lease.token, Some(&note)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_storm_does_not_hit_a_failing_source_with_each_invalidation() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let now = parts.now().await;
+    // As long ahead as this test may take counts as just now.
+    for (name, attempted) in [("just now", now + 600_000), ("before", now - 5_000)] {
+        failed(&parts, name, attempted, now + 600_000).await;
+        parts.next_instant().await;
+        let handled = parts.store.invalidate(&art(name), parts.now().await, Removal::Refresh).await.unwrap();
+        assert_eq!((handled.held_off.is_some(), handled.due), (name == "just now", name == "before"), "{handled:?}");
+    }
+    // What is still served beyond its TTL is not, once it is invalidated.
+    failed(&parts, "unmarked", now + 600_000, 0).await;
+    let meta = redis.ask::<String>(&["GET", &parts.keys.meta(&art("unmarked"))]).await;
+    let mut head: Vec<&str> = meta.splitn(4, ' ').collect();
+    head[2] = "0";
+    redis.ask::<String>(&["SET", &parts.keys.meta(&art("unmarked")), &head.join(" ")]).await;
+    let handled = parts.store.invalidate(&art("unmarked"), parts.now().await, Removal::Refresh).await.unwrap();
+    assert!(handled.due && handled.held_off.is_none(), "{handled:?}");
+}
+
+#[tokio::test]
+async fn a_fetch_that_an_invalidation_brings_on_uses_up_no_try_and_the_next_comes_when_it_would_have() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::status(500));
+    let jobs = Art::of(&upstream).warm("attempts = 4").folder();
+    let parts = Parts::of(&redis).await;
+    parts.mark().await;
+    let retry = parts.now().await + 600_000;
+    failed(&parts, "a", parts.now().await - 5_000, retry).await;
+    let _worker = worker(&redis, &jobs);
+    publish(&redis, "art:a").await;
+    upstream.called("/art/a", 1).await;
+    at_rest_until(&parts, "a", retry - 60_000).await;
+    let note = parts.meta("a").await.unwrap().note;
+    assert_eq!((note.failures, note.retry), (3, retry));
+    assert_eq!(redis.keys("samovar:dead:*").await, Vec::<String>::new());
+}
+
+/// Waits until an entry is due no sooner than then (Redis time, ms).
+async fn at_rest_until(parts: &Parts, name: &str, then: i64) {
+    eventually("it waits for its retry", async || match parts.score(name).await.map(Due::from_score) {
+        Some(due) if due.at >= then => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
 // Jobs that not everybody knows
 
 /// While workers with new job files replace old ones, a message may be read by one that does not know the job.
