@@ -4,8 +4,8 @@
 //! that are held off in a storm wait here, one for each entry however many messages named it, and are handled with the time of
 //! the last. A message from the inbox is acknowledged by its [`Receipt`] when all of it is done.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -125,11 +125,18 @@ pub struct Intaking {
 /// Refreshes that are held off.
 #[derive(Debug, Default)]
 struct Held {
-    entries: Mutex<HashMap<EntryKey, Waiting>>,
+    waiting: Mutex<Waitings>,
     receipts: AtomicUsize,
     more: Notify,
     /// Nothing is added any more.
     closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Waitings {
+    entries: HashMap<EntryKey, Waiting>,
+    /// When each of them has waited long enough.
+    line: BTreeSet<(Instant, EntryKey)>,
 }
 
 #[derive(Debug)]
@@ -302,14 +309,14 @@ impl Line<'_> {
 }
 
 impl Held {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<EntryKey, Waiting>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waitings> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an entry waits already, and so for this invalidation as well.
     fn joins(&self, key: &str, at: i64, receipts: &[Receipt]) -> bool {
-        let mut entries = self.lock();
-        let Some(waiting) = entries.get_mut(key) else { return false };
+        let mut all = self.lock();
+        let Some(waiting) = all.entries.get_mut(key) else { return false };
         // Only a narrow message asks.
         waiting.join(at, When::Urgent, receipts.iter().map(Receipt::part));
         self.receipts.fetch_add(receipts.len(), Ordering::Relaxed);
@@ -319,23 +326,43 @@ impl Held {
     fn add(&self, held: HeldOff, receipts: Vec<Receipt>) {
         self.receipts.fetch_add(receipts.len(), Ordering::Relaxed);
         let until = Instant::now() + held.wait;
-        match self.lock().entry(held.key) {
+        let mut all = self.lock();
+        let Waitings { entries, line } = &mut *all;
+        match entries.entry(held.key.clone()) {
             Entry::Occupied(mut there) => {
                 let there = there.get_mut();
-                there.until = there.until.max(until);
                 there.join(held.at, held.when, receipts);
+                if until > there.until {
+                    line.remove(&(there.until, held.key.clone()));
+                    line.insert((until, held.key));
+                    there.until = until;
+                }
             }
             Entry::Vacant(place) => {
                 place.insert(Waiting { job: held.job, at: held.at, when: held.when, until, receipts });
+                line.insert((until, held.key));
             }
         }
+        drop(all);
         self.more.notify_one();
+    }
+
+    /// When the first has waited long enough.
+    fn next(&self) -> Option<Instant> {
+        self.lock().line.first().map(|(until, _)| *until)
     }
 
     /// What has waited long enough.
     fn due(&self) -> Vec<(EntryKey, Waiting)> {
         let now = Instant::now();
-        self.lock().extract_if(|_, waiting| waiting.until <= now).collect()
+        let mut all = self.lock();
+        let mut due = Vec::new();
+        while all.line.first().is_some_and(|(until, _)| *until <= now)
+            && let Some((_, key)) = all.line.pop_first()
+        {
+            due.extend(all.entries.remove_entry(&key));
+        }
+        due
     }
 
     /// Nothing is added any more.
@@ -346,14 +373,14 @@ impl Held {
 
     /// Drops what is left, with its receipts.
     fn drop_all(&self) {
-        self.lock().clear();
+        *self.lock() = Waitings::default();
         self.receipts.store(0, Ordering::Relaxed);
     }
 
     async fn run(&self, invalidator: &Invalidator, cut: &CancellationToken) {
         let mut patience = Patience::new("invalidating what was held off");
         while !cut.is_cancelled() {
-            let next = self.lock().values().map(|waiting| waiting.until).min();
+            let next = self.next();
             if next.is_none() && self.closed.load(Ordering::Acquire) {
                 return;
             }
