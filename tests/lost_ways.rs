@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use samovar::agenda::{Claimed, Due, Finished, Next, State, Trigger, When};
 use samovar::health::Sign;
-use samovar::job::{EntryKey, JobName};
+use samovar::job::{EntryKey, JobName, Jobs};
+use samovar::retired::Retired;
 use samovar::store::{Fresh, Leased, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
 use samovar::trigger::{Inbox, Intake, Message};
@@ -455,4 +456,52 @@ async fn an_invalidation_that_is_handled_late_is_not_answered_without_asking() {
     let written = parts.store.extend(&art("a"), &lease, HOUR, &note).await.unwrap();
     assert!(matches!(written, Written::Done { changed: false, .. }), "{written:?}");
     assert_eq!(parts.meta("a").await.unwrap().invalidated, 0);
+}
+
+// Jobs that are no more
+
+/// Two workers, of which one does not know the job `story`, and some rounds without the other.
+#[tokio::test]
+async fn what_is_kept_of_a_job_goes_when_no_worker_has_known_it_for_long_and_not_before() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let jobs = |folder: &JobsFolder| Arc::new(Jobs::load(folder.path(), HOUR, &|_| None).unwrap());
+    let (without, with) = (jobs(&Art::of(&upstream).folder()), jobs(&stories(&upstream)));
+    let retired = |jobs: &Arc<Jobs>| Retired::new(parts.redis.clone(), parts.keys.clone(), Arc::clone(jobs));
+    let (without, with) = (retired(&without), retired(&with));
+    let name = JobName::new("story");
+    parts.agenda.put(&name, &[story()], When::Due(0), Trigger::Cron).await.unwrap();
+    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
+    redis.ask::<usize>(&["ZADD", &parts.keys.schedules(), "1", "story", "1", "art"]).await;
+    redis.ask::<usize>(&["HSET", &parts.keys.digests(), "story", "x", "art", "x"]).await;
+    for key in &parts.keys.all_of(&name)[2..] {
+        redis.set(key, "kept", HOUR).await;
+    }
+    let kept = async || redis.keys("samovar:*:{story}").await.len();
+    // What no worker ever said to know was left by one that did not say so.
+    assert_eq!((without.round(0).await.unwrap(), kept().await), (0, 10));
+    for _ in 0..3 {
+        with.know().await.unwrap();
+        for _ in 0..2 {
+            assert_eq!((without.round(2).await.unwrap(), kept().await), (0, 11));
+        }
+    }
+    assert_eq!((without.round(2).await.unwrap(), kept().await), (1, 0));
+    assert_eq!(redis.ask::<Vec<String>>(&["ZRANGE", &parts.keys.schedules(), "0", "-1"]).await, ["art"]);
+    assert_eq!(redis.ask::<Vec<String>>(&["HKEYS", &parts.keys.digests()]).await, ["art"]);
+    assert!(parts.score("a").await.is_some());
+}
+
+/// Somebody dropped it who did not know the job, at the moment when this worker took it up.
+#[tokio::test]
+async fn a_schedule_that_is_missing_is_set_up_again() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a"]).warm("schedule = \"0 0 1 1 *\"").folder();
+    let _worker = worker(&redis, &jobs);
+    let scheduled = async || redis.ask::<Option<f64>>(&["ZSCORE", "samovar:{schedules}", "art"]).await.is_some();
+    eventually("it is scheduled", scheduled).await;
+    redis.ask::<usize>(&["ZADD", "samovar:{schedules}", "9e15", "another"]).await;
+    redis.ask::<usize>(&["ZREM", "samovar:{schedules}", "art"]).await;
+    redis.ask::<usize>(&["HDEL", "samovar:{schedules}:digests", "art"]).await;
+    eventually("it is scheduled again", scheduled).await;
 }

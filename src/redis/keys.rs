@@ -89,6 +89,39 @@ impl Keys {
         format!("{}:paused:{{{job}}}", self.prefix)
     }
 
+    /// Rounds since a worker last said that it knows a job: see [`crate::retired`].
+    pub fn unknown(&self, job: &JobName) -> String {
+        format!("{}:unknown:{{{job}}}", self.prefix)
+    }
+
+    /// A glob over those of all jobs.
+    pub fn unknown_glob(&self) -> String {
+        format!("{}:unknown:{{*}}", self.prefix)
+    }
+
+    /// The job that such a key is of.
+    pub fn job_of_unknown<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&*self.prefix)?.strip_prefix(":unknown:{")?.strip_suffix('}')
+    }
+
+    /// All keys of a job in its own slot, [`Keys::unknown`] first.
+    pub fn all_of(&self, job: &JobName) -> [String; 11] {
+        let [frequencies, next_frequencies] = self.frequencies(job);
+        [
+            self.unknown(job),
+            self.agenda(job),
+            self.paused(job),
+            self.fed(job),
+            self.popular(job),
+            self.sample(job),
+            frequencies,
+            next_frequencies,
+            self.dead(job),
+            self.dead_reasons(job),
+            self.stats(job),
+        ]
+    }
+
     /// What the last count of all jobs' entries found: see [`crate::ops::Census`].
     pub fn census(&self) -> String {
         format!("{}:census", self.prefix)
