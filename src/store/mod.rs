@@ -161,6 +161,8 @@ pub struct Invalidated {
     pub fenced: bool,
     /// The entry is to be fetched anew, and nobody does yet.
     pub due: bool,
+    /// The fetch that was fenced is a service's load, which is not begun anew.
+    pub loading: bool,
     /// Nothing is known of the entry: no value, no fetch, no metadata.
     pub unknown: bool,
     /// A value was removed.
@@ -434,8 +436,10 @@ impl Store {
             .arg(millis(storm))
             .invoke_async(&mut self.redis.clone())
             .await?;
+        let unknown = due == 2;
         let held_off = (wait > 0).then(|| Duration::from_millis(wait));
-        Ok(Invalidated { fenced: fenced == 1, due: due == 1, unknown: due == 2, removed: removed == 1, held_off })
+        let (loading, due) = (due == 3, due == 1 || due == 3);
+        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, held_off })
     }
 
     /// Lets an old value live for `time` from now on, at most `longest` beyond its TTL; `None` where there is none, or it is

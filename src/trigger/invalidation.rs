@@ -386,8 +386,8 @@ impl Invalidator {
                     continue;
                 }
                 match removal {
-                    // A fenced fetch is begun anew by its own worker.
-                    Removal::Refresh if result.fenced => {}
+                    // A fenced fetch is begun anew by its own worker; a service's load is not.
+                    Removal::Refresh if result.fenced && !result.loading => {}
                     Removal::Refresh if result.due || (result.unknown && lists()) => {
                         due.entry(&job.name).or_default().push(key.clone());
                     }

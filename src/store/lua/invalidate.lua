@@ -10,7 +10,8 @@
 --       4 channel of changes  5 the removal of a value, as announced
 --       6 how long after a fetch for an invalidation began the next is held off (ms; 0: nothing is held off)
 -- Returns {1 if a fetch in flight was fenced,
---          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it,
+--          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
+--            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
 --          1 if a value was removed,
 --          ms after which to come again: held off; else 0}
 local S = tonumber(ARGV[1])
@@ -72,4 +73,5 @@ elseif old and (pxat ~= -2 or start) then
 elseif old and not token then
   due = 2
 end
+if refresh and fenced == 1 and busy == '=' then due = 3 end
 return {fenced, due, removed, 0}
