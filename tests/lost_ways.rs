@@ -15,7 +15,7 @@ use samovar::job::{EntryKey, JobName, Jobs};
 use samovar::retired::Retired;
 use samovar::store::{Fresh, Leased, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
-use samovar::trigger::{Inbox, Intake, Message};
+use samovar::trigger::{Doubt, Inbox, Intake, Message};
 use serde_json::{Value, json};
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, art, eventually, hasty_worker, job, worker};
 use tokio::task::JoinSet;
@@ -456,6 +456,31 @@ async fn an_invalidation_that_is_handled_late_is_not_answered_without_asking() {
     let written = parts.store.extend(&art("a"), &lease, HOUR, &note).await.unwrap();
     assert!(matches!(written, Written::Done { changed: false, .. }), "{written:?}");
     assert_eq!(parts.meta("a").await.unwrap().invalidated, 0);
+}
+
+// Jobs that not everybody knows
+
+#[tokio::test]
+async fn a_worker_does_not_absolve_what_it_does_not_know() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let (art_only, both) = (Art::of(&upstream).folder(), stories(&upstream));
+    redis.ask::<usize>(&["HSET", &parts.keys.digests(), "story", "x", "art", "x"]).await;
+    for key in [story(), art("a")] {
+        commit(&parts, &key, &json!("one")).await;
+    }
+    parts.next_instant().await;
+    let (unknowing, knowing) = (parts.suspicion(&art_only), parts.suspicion(&both));
+    unknowing.raise(parts.now().await, Doubt::Lost).await.unwrap();
+    let suspected = async |key| parts.store.look(&[key]).await.unwrap()[0].1.as_ref().unwrap().invalidated > 0;
+    for _ in 0..2 {
+        unknowing.look().await.unwrap();
+        assert_eq!((suspected(art("a")).await, suspected(story()).await), (true, false));
+        assert_eq!(redis.keys("samovar:{suspect}*").await, ["samovar:{suspect}", "samovar:{suspect}:dealt"]);
+    }
+    knowing.look().await.unwrap();
+    assert!(suspected(story()).await);
+    assert_eq!(redis.keys("samovar:{suspect}*").await, Vec::<String>::new());
 }
 
 // Jobs that are no more

@@ -203,9 +203,10 @@ impl Keys {
         format!("{}:marker", self.prefix)
     }
 
-    /// Up to when everything is suspect (`time doubt`), and the lock of the worker that deals with it; one slot.
-    pub fn suspicion(&self) -> [String; 2] {
-        ["", ":lock"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
+    /// Up to when everything is suspect (`time doubt`), the lock of the worker that deals with it, and for which jobs that was done
+    /// (a hash, job to the note); one slot.
+    pub fn suspicion(&self) -> [String; 3] {
+        ["", ":lock", ":dealt"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
     }
 
     /// Between which times each worker has heard all that was published: a hash, worker to `since last` (ms).
