@@ -289,7 +289,7 @@ async fn the_intake_sees_to_what_was_held_off_as_urgently_as_it_was_named() {
             for message in messages {
                 let receipt = Receipt::new((*message).to_owned(), done.clone());
                 let message = samovar::trigger::Message::parse(message).unwrap();
-                intake.take(message, At::Redis(parts.now().await), "inbox", Some(receipt)).await;
+                intake.take(message, At::Redis(parts.now().await), "inbox", receipt).await;
             }
             // It sees the lease some times.
             let _ = tokio::time::timeout(Duration::from_millis(300), handled.recv()).await;
@@ -493,13 +493,13 @@ async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
     let ears = async || -> Vec<(i64, i64)> {
         let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
         ears.iter()
-            .filter_map(|ear| ear.split_once(' '))
-            .map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap()))
+            .map(|ear| ear.split(' ').map(|time| time.parse().unwrap()).collect::<Vec<i64>>())
+            .map(|times| (times[0], times[2]))
             .collect()
     };
     eventually("both have listened for a while", async || {
         let ears = ears().await;
-        ears.len() == 2 && ears.iter().all(|(since, last)| last - since > 4_500)
+        ears.len() == 2 && ears.iter().all(|(since, handled)| handled - since > 4_500)
     })
     .await;
     assert_eq!(upstream.calls("/art/a"), 1);
@@ -527,6 +527,26 @@ async fn a_cut_subscription_of_the_only_worker_makes_everything_suspect() {
         .await
         .unwrap();
     assert_eq!(heard, [1, 0]);
+    version(&redis, "a", edited).await;
+}
+
+/// Another worker heard all the while, and died a moment later with what it had heard.
+#[tokio::test]
+async fn what_a_dead_worker_heard_and_did_not_handle_is_not_taken_for_handled() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    first.kill9();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    let now = Parts::of(&redis).await.now().await;
+    redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
+    let heard = format!("{} {} {}", now - 60_000, now + 3_000, now - 1_000);
+    redis.ask::<usize>(&["HSET", "samovar:ears", "dead", &heard]).await;
+    let mut second = worker(&redis, &jobs);
+    second.wait_for_log(&["nobody was listening"]).await;
     version(&redis, "a", edited).await;
 }
 

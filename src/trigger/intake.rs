@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::ear::Unhandled;
 use super::invalidation::HeldOff;
 use super::{Action, Handled, Invalidator, Message};
 use crate::agenda::When;
@@ -48,15 +49,39 @@ pub struct Receipt(Arc<Slip>);
 
 #[derive(Debug)]
 struct Slip {
-    id: String,
     parts: AtomicUsize,
-    done: mpsc::UnboundedSender<String>,
+    whose: Whose,
+}
+
+#[derive(Debug)]
+enum Whose {
+    /// Of a message from the inbox: its id, and who is told it.
+    Inbox(String, mpsc::UnboundedSender<String>),
+    /// Of one that was heard: its number.
+    Heard(u64, Arc<Unhandled>),
 }
 
 impl Receipt {
     /// For the message `id`, which is sent to `done` in the end.
     pub fn new(id: String, done: mpsc::UnboundedSender<String>) -> Self {
-        Self(Arc::new(Slip { id, parts: AtomicUsize::new(1), done }))
+        Self::of(Whose::Inbox(id, done))
+    }
+
+    /// For a message that was heard on the channel, by its number.
+    pub fn heard(number: u64, unhandled: Arc<Unhandled>) -> Self {
+        Self::of(Whose::Heard(number, unhandled))
+    }
+
+    fn of(whose: Whose) -> Self {
+        Self(Arc::new(Slip { parts: AtomicUsize::new(1), whose }))
+    }
+
+    /// The number of a message that was heard.
+    fn number(&self) -> Option<u64> {
+        match &self.0.whose {
+            Whose::Heard(number, _) => Some(*number),
+            Whose::Inbox(..) => None,
+        }
     }
 
     fn part(&self) -> Self {
@@ -67,7 +92,10 @@ impl Receipt {
     /// This part is done.
     pub fn done(self) {
         if self.0.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _ = self.0.done.send(self.0.id.clone());
+            match &self.0.whose {
+                Whose::Inbox(id, done) => _ = done.send(id.clone()),
+                Whose::Heard(number, unhandled) => unhandled.done(*number),
+            }
         }
     }
 }
@@ -148,15 +176,32 @@ struct Waiting {
     when: When,
     until: Instant,
     receipts: Vec<Receipt>,
+    /// The oldest of those that were heard: it stands for all of them, since they are done together.
+    oldest: Option<u64>,
 }
 
 impl Waiting {
-    fn join(&mut self, at: i64, when: When, receipts: impl IntoIterator<Item = Receipt>) {
+    fn new(held: HeldOff, until: Instant) -> Self {
+        Self { job: held.job, at: held.at, when: held.when, until, receipts: Vec::new(), oldest: None }
+    }
+
+    /// Returns how many receipts more it keeps.
+    fn join(&mut self, at: i64, when: When, receipts: impl IntoIterator<Item = Receipt>) -> usize {
         self.at = self.at.max(at);
         if when == When::Urgent {
             self.when = when;
         }
-        self.receipts.extend(receipts);
+        let before = self.receipts.len();
+        for receipt in receipts {
+            match receipt.number() {
+                Some(number) if self.oldest.is_some_and(|oldest| oldest <= number) => receipt.done(),
+                number => {
+                    self.oldest = number.or(self.oldest);
+                    self.receipts.push(receipt);
+                }
+            }
+        }
+        self.receipts.len() - before
     }
 }
 
@@ -171,13 +216,13 @@ impl Intake {
     }
 
     /// Takes a message in; waits while there are too many. `way` is `channel` or `inbox`.
-    pub async fn take(&self, message: Message, at: At, way: &'static str, receipt: Option<Receipt>) {
+    pub async fn take(&self, message: Message, at: At, way: &'static str, receipt: Receipt) {
         while self.held.receipts.load(Ordering::Relaxed) > RECEIPTS {
             tokio::time::sleep(AGAIN).await;
         }
         let line = if message.is_narrow() { &self.narrow } else { &self.wide };
         // Without the loops the worker ends.
-        let _ = line.send(Work { message, at, way, receipts: receipt.into_iter().collect() }).await;
+        let _ = line.send(Work { message, at, way, receipts: vec![receipt] }).await;
     }
 }
 
@@ -298,7 +343,7 @@ impl Line<'_> {
                 return Ok(());
             }
         }
-        let alone = !work.receipts.is_empty();
+        let alone = work.receipts.iter().any(|receipt| receipt.number().is_none());
         let (handled, held) = self.invalidator.begin(&work.message, at, alone).await?;
         self.telemetry.invalidation(work.way, &work.message, &handled);
         for held in held {
@@ -318,31 +363,33 @@ impl Held {
         let mut all = self.lock();
         let Some(waiting) = all.entries.get_mut(key) else { return false };
         // Only a narrow message asks.
-        waiting.join(at, When::Urgent, receipts.iter().map(Receipt::part));
-        self.receipts.fetch_add(receipts.len(), Ordering::Relaxed);
+        let more = waiting.join(at, When::Urgent, receipts.iter().map(Receipt::part));
+        self.receipts.fetch_add(more, Ordering::Relaxed);
         true
     }
 
     fn add(&self, held: HeldOff, receipts: Vec<Receipt>) {
-        self.receipts.fetch_add(receipts.len(), Ordering::Relaxed);
         let until = Instant::now() + held.wait;
         let mut all = self.lock();
         let Waitings { entries, line } = &mut *all;
-        match entries.entry(held.key.clone()) {
+        let key = held.key.clone();
+        let more = match entries.entry(key.clone()) {
             Entry::Occupied(mut there) => {
                 let there = there.get_mut();
-                there.join(held.at, held.when, receipts);
                 if until > there.until {
-                    line.remove(&(there.until, held.key.clone()));
-                    line.insert((until, held.key));
+                    line.remove(&(there.until, key.clone()));
+                    line.insert((until, key));
                     there.until = until;
                 }
+                there.join(held.at, held.when, receipts)
             }
             Entry::Vacant(place) => {
-                place.insert(Waiting { job: held.job, at: held.at, when: held.when, until, receipts });
-                line.insert((until, held.key));
+                line.insert((until, key));
+                let (at, when) = (held.at, held.when);
+                place.insert(Waiting::new(held, until)).join(at, when, receipts)
             }
-        }
+        };
+        self.receipts.fetch_add(more, Ordering::Relaxed);
         drop(all);
         self.more.notify_one();
     }
