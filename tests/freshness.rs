@@ -186,6 +186,55 @@ async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
     }
 }
 
+/// Redis evicted the index, and since then one entry was put under the tag anew; of another, what was known went as well.
+#[tokio::test]
+async fn a_tag_whose_index_redis_evicted_is_sought_in_all_that_may_have_it() {
+    let redis = TestRedis::options().arg("--maxmemory-policy", "allkeys-random").start().await;
+    let upstream = Upstream::start().await;
+    let parts = Parts::of(&redis).await;
+    let jobs = Art::of(&upstream).top("tags = [\"t\"]").folder();
+    let invalidator = parts.invalidator(&jobs);
+    let commit = async |name: &str, tag: &str| {
+        let lease = parts.lease(name, LONG).await;
+        let note = Note { tags: vec![tag.to_owned()], ..Note::default() };
+        parts.store.commit(&art(name), &lease, "1", TTL, &note).await.unwrap();
+    };
+    let tagged = async || {
+        parts.next_instant().await;
+        let message = samovar::trigger::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
+        invalidator.handle(&message, parts.now().await).await.unwrap()
+    };
+    // Nothing was evicted, so an index names all, and nothing is looked for.
+    commit("a", "t").await;
+    assert_eq!(tagged().await.entries, 0);
+    redis.ask::<String>(&["CONFIG", "SET", "maxmemory", "20mb"]).await;
+    let mut n = 0;
+    eventually("something is evicted", async || {
+        n += 1;
+        redis.set(&format!("junk {n}"), &"x".repeat(1 << 20), TTL).await;
+        !redis.ask::<String>(&["INFO", "stats"]).await.contains("evicted_keys:0\r")
+    })
+    .await;
+    redis.ask::<String>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    redis.flush().await;
+    for (name, tag) in [("a", "t"), ("b", "t"), ("c", "t"), ("other", "o")] {
+        commit(name, tag).await;
+    }
+    redis.ask::<usize>(&["DEL", &parts.keys.meta(&art("c"))]).await;
+    parts.store.tag(&art("b"), &["t".to_owned()], LONG).await.unwrap();
+    assert!(tagged().await.due >= 3);
+    for name in ["a", "b", "c"] {
+        assert!(parts.meta(name).await.unwrap().invalidated > 0, "{name}");
+    }
+    assert_eq!(parts.meta("other").await.unwrap().invalidated, 0);
+    // From now on the index is believed.
+    let (_, mut named) = parts.store.tagged("t", 0).await.unwrap();
+    named.sort();
+    assert_eq!(named, [art("a"), art("b")]);
+    assert!(!parts.store.may_lack("t").await.unwrap());
+    assert!(parts.store.may_lack("o").await.unwrap());
+}
+
 // Storms
 
 #[tokio::test]

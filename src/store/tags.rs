@@ -3,7 +3,8 @@
 //! A tag is a sorted set of entries beside a stamp, the time of its last invalidation. An invalidation stamps first and then
 //! reads the entries; a fetch puts its entry under the tag first and then looks at the stamp. So whichever comes second sees
 //! the other. Tags have no TTL, since a policy such as `volatile-lru` would evict them; what has died is dropped when the tag
-//! is used, and swept from time to time.
+//! is used, and swept from time to time. Under an `allkeys-*` policy Redis may evict an index all the same, and one that begins anew
+//! names only what was put there since: there an index counts for whole only once all values were looked at for the tag.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -19,6 +20,11 @@ const DROPPED: usize = 100;
 const SWEPT: usize = 1_000;
 /// How long a stamp is kept: no fetch takes as long.
 const STAMPED: Duration = Duration::from_secs(24 * 3_600);
+/// The member that says of an index that it names all that is there, whatever Redis evicted before. No entry's key is that.
+const WHOLE: &str = "\0";
+/// Its scores: below those of entries, above those of stamps.
+const SEEKING: f64 = -2.0;
+const SOUGHT: f64 = -1.0;
 /// By how much longer an entry stays under its tags than its value was to live from then on: the value's time begins later.
 const SLACK: Duration = Duration::from_secs(60);
 /// Entries, or keys, that Redis looks at in one step of a scan.
@@ -108,6 +114,67 @@ impl Store {
         call.invoke_async(&mut self.redis.clone()).await
     }
 
+    /// Whether the index of a tag may lack entries, because Redis evicted it before: it evicts whatever it likes, and since it
+    /// began to, nobody has seen to it that the index names all.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn may_lack(&self, tag: &str) -> RedisResult<bool> {
+        let (stats, memory, whole): (String, String, Option<f64>) = redis::pipe()
+            .cmd("INFO")
+            .arg("stats")
+            .cmd("INFO")
+            .arg("memory")
+            .zscore(self.keys.tag(tag), WHOLE)
+            .query_async(&mut self.redis.clone())
+            .await?;
+        let field = |info: &str, name: &str| {
+            info.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()))
+        };
+        let evicts = field(&memory, "maxmemory_policy").is_some_and(|policy| policy.starts_with("allkeys"))
+            && field(&stats, "evicted_keys").is_some_and(|count| count != "0");
+        Ok(evicts && whole != Some(SOUGHT))
+    }
+
+    /// Of these entries, those whose present value has a tag, or may have it, since nothing is known of it any more; the index
+    /// names the former again.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn with_tag(&self, tag: &str, entries: Vec<EntryKey>) -> RedisResult<Vec<EntryKey>> {
+        let looked = self.look(&entries).await?;
+        let now = self.now().await?;
+        let mut found = Vec::new();
+        for (key, (expires, meta)) in entries.into_iter().zip(looked) {
+            let has = meta.as_ref().is_some_and(|meta| meta.note.tags.iter().any(|other| other == tag));
+            if has {
+                let life = Duration::from_millis(u64::try_from(expires - now).unwrap_or(0)) + SLACK;
+                self.put_into(&[self.keys.tag(tag)], &key, life).await?;
+            }
+            // A value without a TTL was never ours.
+            if has || (meta.is_none() && expires > 0) {
+                found.push(key);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Notes that what has a tag is sought from now on, or has been: then the index names all that is there, unless Redis evicted
+    /// it meanwhile, and that note with it.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn sought(&self, tag: &str, to_its_end: bool) -> RedisResult<()> {
+        let mut note = redis::cmd("ZADD");
+        note.arg(self.keys.tag(tag));
+        if to_its_end {
+            note.arg("XX").arg(SOUGHT);
+        } else {
+            note.arg(SEEKING);
+        }
+        note.arg(WHOLE).exec_async(&mut self.redis.clone()).await
+    }
+
     /// Some of a tag's entries, and the cursor for more; it begins and ends with 0. Whatever is there from the first call to
     /// the last comes, once or more.
     ///
@@ -126,7 +193,14 @@ impl Store {
             .arg(STEP)
             .query_async(&mut self.redis.clone())
             .await?;
-        Ok((next, found.into_iter().filter(|(key, _)| !key.is_empty()).map(|(key, _)| EntryKey::new(key)).collect()))
+        Ok((
+            next,
+            found
+                .into_iter()
+                .filter(|(key, _)| !key.is_empty() && key != WHOLE)
+                .map(|(key, _)| EntryKey::new(key))
+                .collect(),
+        ))
     }
 
     /// Drops from all tags, and from what is remembered to be made from entries, what has died; returns how many entries that

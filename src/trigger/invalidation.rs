@@ -262,7 +262,11 @@ impl Invalidator {
         held: &mut Vec<HeldOff>,
     ) -> RedisResult<()> {
         let removal = if action == Action::Evict { Removal::Evict } else { Removal::Refresh };
+        let may_lack = self.store.may_lack(tag).await?;
         self.store.stamp(tag, at, removal).await?;
+        if may_lack {
+            self.seek_tagged(tag, Order { action, at, alone }, handled, held).await?;
+        }
         let mut cursor = 0;
         loop {
             let (next, entries) = self.store.tagged(tag, cursor).await?;
@@ -282,6 +286,41 @@ impl Invalidator {
                 return Ok(());
             }
         }
+    }
+
+    /// Handles entries that have a tag whose index Redis may have evicted: all values of jobs with tags are looked at. What is
+    /// being fetched sees the stamp.
+    async fn seek_tagged(
+        &self,
+        tag: &str,
+        Order { action, at, .. }: Order,
+        handled: &mut Handled,
+        held: &mut Vec<HeldOff>,
+    ) -> RedisResult<()> {
+        self.store.sought(tag, false).await?;
+        for job in self.jobs.jobs.values().filter(|job| !job.tags.is_empty()) {
+            let mut cursor = 0_u64;
+            loop {
+                let (next, found): (u64, Vec<redis::Value>) = redis::cmd("SCAN")
+                    .arg(cursor)
+                    .arg("MATCH")
+                    .arg(job.key.glob())
+                    .arg("COUNT")
+                    .arg(STEP)
+                    .query_async(&mut self.redis.clone())
+                    .await?;
+                let found = found.into_iter().filter_map(|key| redis::from_redis_value::<String>(key).ok());
+                let found = found.filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
+                let found = self.store.with_tag(tag, found.map(EntryKey::new).collect()).await?;
+                let named: Vec<Named> = found.into_iter().map(|key| (Arc::clone(job), key, at)).collect();
+                self.entries(&named, action, When::Mass(0), handled, held).await?;
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        self.store.sought(tag, true).await
     }
 
     /// Handles entries whose keys match a glob. Leases are scanned to the end first, then values: a key that is being
