@@ -50,6 +50,15 @@ pub enum Trigger {
 impl Trigger {
     const ALL: [Self; 6] = [Self::Cron, Self::Invalidation, Self::Expiry, Self::Demand, Self::Manual, Self::Settle];
 
+    /// Its number in scores. `look`: see [`Due::look`].
+    fn number(self, look: bool) -> u8 {
+        match self {
+            Self::Cron if look => 6,
+            Self::Manual if look => 7,
+            other => other as u8,
+        }
+    }
+
     /// As in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -108,6 +117,9 @@ pub struct Due {
     pub trigger: Trigger,
     /// What it goes before.
     pub urgency: Urgency,
+    /// It took the place of a look ([`Trigger::Settle`]), which is still owed. Only for [`Trigger::Cron`] and
+    /// [`Trigger::Manual`]: what others fetch is looked at once more in any case.
+    pub look: bool,
 }
 
 /// Distance between the bands; more than twice any time until 2128, and small enough for 64ths to be exact.
@@ -119,7 +131,9 @@ impl Due {
         let floor = score.floor();
         #[expect(clippy::cast_possible_truncation, reason = "scores are below 2^46")]
         let (floor, bits) = (floor as i64, ((score - floor) * 64.0) as usize);
-        let trigger = Trigger::ALL.get(bits % 8).copied().unwrap_or(Trigger::Manual);
+        let look = bits % 8 >= Trigger::ALL.len();
+        let trigger = Trigger::ALL.get(bits % 8).copied();
+        let trigger = trigger.unwrap_or(if bits % 8 == 6 { Trigger::Cron } else { Trigger::Manual });
         let (at, state, urgency) = if score < -3.5 * BAND {
             (floor + 40_000_000_000_000, State::Urgent, Urgency::Single)
         } else if score < -2.5 * BAND {
@@ -135,13 +149,13 @@ impl Due {
         } else {
             (floor, State::Scheduled, Urgency::Usual)
         };
-        Self { at, state, trigger, urgency }
+        Self { at, state, trigger, urgency, look }
     }
 
     /// Writes it.
     #[expect(clippy::cast_precision_loss, reason = "times are below 2^46")]
     pub fn score(self) -> f64 {
-        let (trigger, urgency) = (self.trigger as u8, self.urgency as u8);
+        let (trigger, urgency) = (self.trigger.number(self.look), self.urgency as u8);
         let (band, bits) = match self.state {
             State::Urgent => (if self.urgency == Urgency::Single { 4.0 } else { 3.0 }, trigger),
             State::Scheduled => (0.0, trigger),
@@ -466,10 +480,11 @@ mod tests {
     fn any_due() -> impl Strategy<Value = Due> {
         let states = prop_oneof![Just(State::Urgent), Just(State::Scheduled), Just(State::Claimed), Just(State::Taken)];
         let urgencies = prop_oneof![Just(Urgency::Usual), Just(Urgency::Mass), Just(Urgency::Single)];
-        (0_i64..5_000_000_000_000, states, 0_usize..6, urgencies).prop_map(|(at, state, trigger, urgency)| Due {
+        (0_i64..5_000_000_000_000, states, 0_usize..8, urgencies).prop_map(|(at, state, trigger, urgency)| Due {
             at,
             state,
-            trigger: Trigger::ALL[trigger],
+            trigger: Trigger::ALL.get(trigger).copied().unwrap_or([Trigger::Cron, Trigger::Manual][trigger % 2]),
+            look: trigger >= Trigger::ALL.len(),
             urgency: match state {
                 State::Urgent => urgency.max(Urgency::Mass),
                 State::Scheduled => Urgency::Usual,

@@ -30,6 +30,8 @@ pub mod popularity;
 pub mod queue;
 pub mod redis;
 #[cfg(feature = "worker")]
+pub mod retired;
+#[cfg(feature = "worker")]
 pub mod source;
 #[cfg(feature = "worker")]
 pub mod status;

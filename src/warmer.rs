@@ -85,6 +85,8 @@ struct Taken {
     score: String,
     trigger: Trigger,
     urgency: Urgency,
+    /// It took the place of a look, which is still owed.
+    look: bool,
     /// Since when it was due (Redis time, ms).
     since: i64,
     /// How long it had been due when it was taken.
@@ -194,6 +196,7 @@ impl Warmer {
                 score,
                 trigger: due.trigger,
                 urgency: due.urgency,
+                look: due.look,
                 since: claimed.since,
                 late: Duration::from_millis(u64::try_from(taken_at - claimed.since).unwrap_or(0)),
             };
@@ -209,8 +212,12 @@ impl Warmer {
         let warming = async { RedisResult::Ok(self.keep_old(job, &taken, self.warm(job, &taken).await?).await) };
         let ending = match AssertUnwindSafe(warming).catch_unwind().await {
             Ok(Ok(ending)) => ending,
-            Ok(Err(e)) => Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}")),
+            Ok(Err(e)) => {
+                self.let_go(job, &taken).await;
+                Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}"))
+            }
             Err(_) => {
+                self.let_go(job, &taken).await;
                 error!(job = %job.name, key = %taken.key, "warming it panicked, it is not tried again: please report this");
                 let reason = "warming it panicked".to_owned();
                 Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason)
@@ -225,6 +232,18 @@ impl Warmer {
         let finished =
             Finished { key: taken.key.as_str().to_owned(), score: taken.score, next, outcome: Some(outcome) };
         self.end(&job.name, finished, Some(last));
+    }
+
+    /// Gives back the lease of an entry whose warming broke off, so that the next try need not wait for its end. An
+    /// invalidation that marked it has put its own mark on the value, or taken the entry off the agenda.
+    async fn let_go(&self, job: &Job, taken: &Taken) {
+        let place = (job.name.clone(), taken.key.clone());
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
+        if let Some((_, Some(token))) = held
+            && let Err(e) = self.store.release(&taken.key, &token, None).await
+        {
+            debug!(key = %taken.key, "could not give back a lease, it ends by itself: {e}");
+        }
     }
 
     /// One entry, from its inputs to its end.
@@ -245,6 +264,7 @@ impl Warmer {
         {
             return Ok(ending);
         }
+        self.remember(job, key, &params).await?;
         let mut inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
             Ok(inputs) => inputs,
             Err(Missing { key: input, hopeless: None }) => {
@@ -301,9 +321,10 @@ impl Warmer {
                     self.wake_waiting(key).await?;
                 }
                 let next = keep(job, key, expires);
-                return Ok(Ending::new(Outcome::Unchanged, settled(job, taken.trigger, now, next)));
+                return Ok(Ending::new(Outcome::Unchanged, settled(job, taken, taken.trigger, now, next)));
             }
         };
+        self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
         let deaths = lease.meta.as_ref().map_or(0, |meta| meta.note.deaths);
         let alone = if deaths < SUSPECT { None } else { self.alone.try_lock().ok() };
         let hopeless = deaths >= DEATHS && taken.trigger != Trigger::Manual;
@@ -321,7 +342,6 @@ impl Warmer {
             Some(meta) if meta.invalidated > 0 => Trigger::Invalidation,
             _ => taken.trigger,
         };
-        self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
         if !taken.is_wanted(score) {
             // It had no lease that could be marked; fetched now, it would come back before the next warmup or demand.
             unused(admitted).await;
@@ -380,7 +400,7 @@ impl Warmer {
             match written {
                 Written::Done { .. } if outcome == Outcome::Gone => {
                     self.wake_waiting(key).await?;
-                    let next = settled(job, trigger, lease.start, Next::Out);
+                    let next = settled(job, taken, trigger, lease.start, Next::Out);
                     return Ok(Ending::because(Outcome::Gone, next, "the upstream no longer has it"));
                 }
                 Written::Done { expires, changed } => {
@@ -400,7 +420,7 @@ impl Warmer {
                             self.wake_waiting(key).await?;
                         }
                     }
-                    let next = settled(job, trigger, expires - millis(job.ttl), keep(job, key, expires));
+                    let next = settled(job, taken, trigger, expires - millis(job.ttl), keep(job, key, expires));
                     return Ok(Ending::new(outcome, next));
                 }
                 Written::Again(start) => {
@@ -567,8 +587,17 @@ impl Warmer {
         note.trigger = Some(taken.trigger);
         note.attempted = lease.start;
         note.reason.clone_from(&reason);
+        let mut wait = Duration::ZERO;
         if outcome == Outcome::Failed {
-            note.failures = note.failures.saturating_add(1);
+            // An invalidation is answered at once, and changes nothing about the tries: neither does it use them up.
+            let early = note.failures > 0 && lease.start < note.retry;
+            note.failures = note.failures.saturating_add(u32::from(!early));
+            if early {
+                wait = Duration::from_millis(u64::try_from(note.retry - lease.start).unwrap_or(0));
+            } else {
+                wait = retry_after(note.failures);
+                note.retry = lease.start + millis(wait);
+            }
         }
         let mark = self.store.release(&taken.key, &lease.token, Some(&note)).await?;
         let next = match (mark, outcome) {
@@ -576,7 +605,7 @@ impl Warmer {
             (_, Outcome::Failed) if note.failures >= job.warm.attempts => {
                 Next::Dead(format!("failed {} times, last: {}", note.failures, reason.as_deref().unwrap_or("?")))
             }
-            (_, Outcome::Failed) => Next::In(retry_after(note.failures)),
+            (_, Outcome::Failed) => Next::In(wait),
             _ => next,
         };
         Ok(Ending { outcome, next, reason, failures: note.failures })

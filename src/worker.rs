@@ -9,7 +9,7 @@
 
 mod generations;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -36,6 +36,7 @@ use crate::ops::Ops;
 use crate::popularity::{Popularity, Sampler};
 use crate::queue::Queue;
 use crate::redis::{Connection, Keys, Patience};
+use crate::retired::{self, Retired};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
 use crate::telemetry::{Telemetry, metrics};
@@ -53,7 +54,7 @@ const BLOCKING: Duration = Duration::from_secs(10);
 const BEAT: Duration = Duration::from_secs(1);
 /// How often upstream limits are looked at beside the signals.
 const GATES: Duration = Duration::from_secs(5);
-/// How often what has died is swept out of tags, by one worker of the fleet.
+/// How often what has died is swept out of tags, and jobs that are no more are looked for, by one worker of the fleet.
 const SWEEP: Duration = Duration::from_secs(600);
 /// How long the last words to Redis may take when ending, and when ending at once.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -272,6 +273,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         dead_after: dead_after(settings.claim),
     };
     let sweeping = store.clone();
+    let retired = Retired::new(redis.clone(), keys.clone(), Arc::clone(&jobs));
     let pulse = Pulse {
         evictions: Evictions::new(redis.clone(), keys.clone(), Arc::clone(&jobs)),
         undertaker,
@@ -280,6 +282,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         keys: keys.clone(),
         queue: queue.clone(),
         cron: cron.clone(),
+        retired: retired.clone(),
         store: store.clone(),
         suspicion: suspicion.clone(),
         gates: gates.clone(),
@@ -320,7 +323,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         intaking.run(hushed).await;
         told.cancel();
     });
-    loops.run("the sweep", sweep(redis.clone(), keys.clone(), sweeping, stop.clone()));
+    loops.run("the sweep", sweep(redis.clone(), keys.clone(), sweeping, retired, stop.clone()));
     loops.run("the suspicion", suspicion.run(stop.clone()));
     loops.run("the pulse", pulse.run(stop.clone()));
     let begun = tokio::select! {
@@ -439,6 +442,7 @@ struct Pulse {
     keys: Keys,
     queue: Queue,
     cron: Cron,
+    retired: Retired,
     store: Store,
     suspicion: Suspicion,
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
@@ -511,17 +515,22 @@ impl Pulse {
             return Ok(dead);
         }
         let mut redis = self.redis.clone();
-        let (known, info, scheduled): (Option<String>, String, bool) = redis::pipe()
+        let (known, info, scheduled, digests): (Option<String>, String, bool, HashSet<String>) = redis::pipe()
             .getrange(self.keys.marker(), 0, -1)
             .cmd("INFO")
             .arg("server")
             .exists(self.keys.schedules())
+            .hkeys(self.keys.digests())
             .query_async(&mut redis)
             .await?;
         // It is read as nobody reads values; see [`Sampler`].
         let known = known.filter(|known| !known.is_empty());
-        // Redis may have evicted only them.
-        let lost = !scheduled && self.cron.jobs.jobs.values().any(|job| job.warm.schedule.is_some());
+        // Redis may have evicted only them, or a worker that does not know a job have dropped them just now.
+        let lost = (!scheduled && self.cron.jobs.jobs.values().any(|job| job.warm.schedule.is_some()))
+            || !self.cron.jobs.jobs.keys().all(|job| digests.contains(job.as_str()));
+        if !*ensured {
+            self.retired.know().await?;
+        }
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
         if known.as_deref() != Some(run_id) {
             // First the repair, then the mark: a crash in between only repeats it.
@@ -542,12 +551,15 @@ impl Pulse {
     }
 }
 
-/// Sweeps what has died out of tags, one worker of the fleet at a time, until `stop`.
-async fn sweep(redis: Connection, keys: Keys, store: Store, stop: CancellationToken) {
+/// Sweeps what has died out of tags, and what is kept of jobs that are no more, one worker of the fleet at a time, until `stop`.
+async fn sweep(redis: Connection, keys: Keys, store: Store, retired: Retired, stop: CancellationToken) {
     while !stop.is_cancelled() {
         tokio::select! {
             () = tokio::time::sleep(SWEEP) => {}
             () = stop.cancelled() => return,
+        }
+        if let Err(e) = retired.know().await {
+            debug!("could not say which jobs are known: {e}");
         }
         let locked: redis::RedisResult<Option<String>> = redis::cmd("SET")
             .arg(keys.sweep_lock())
@@ -559,9 +571,9 @@ async fn sweep(redis: Connection, keys: Keys, store: Store, stop: CancellationTo
             .await;
         match locked {
             Ok(None) => {}
-            Ok(Some(_)) => match store.sweep_tags().await {
-                Ok(dropped) => debug!(dropped, "swept tags"),
-                Err(e) => debug!("could not sweep: {e}"),
+            Ok(Some(_)) => match tokio::join!(store.sweep_tags(), retired.round(retired::ROUNDS)) {
+                (Ok(dropped), Ok(_)) => debug!(dropped, "swept tags"),
+                (Err(e), _) | (_, Err(e)) => debug!("could not sweep: {e}"),
             },
             Err(e) => debug!("could not sweep: {e}"),
         }

@@ -227,7 +227,7 @@ async fn each_end_leads_where_it_says() {
         finish(&parts, name, &score.unwrap(), next).await;
     }
     let due = async |name: &str| parts.score(name).await.map(Due::from_score);
-    let at = Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, urgency: Urgency::Usual };
+    let at = Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, urgency: Urgency::Usual, look: false };
     assert_eq!((due("at").await, due("out").await, due("dead").await), (Some(at), None, None));
     assert_eq!(state(&parts, "in").await, Some((State::Urgent, Trigger::Demand)));
     assert!(due("in").await.unwrap().at >= then - 1_000);

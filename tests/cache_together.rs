@@ -13,7 +13,7 @@ use samovar::cache::{Builder, Cache, Error, Lock, RateLimiter};
 use samovar::names::EntryKey;
 use samovar::redis::Keys;
 use samovar::store::{Fresh, Leased, Note, Removal, Store, Written};
-use support::{TestRedis, eventually};
+use support::{Art, Parts, TestRedis, Upstream, eventually, worker};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -188,6 +188,23 @@ async fn what_is_cleared_while_it_is_loaded_is_not_brought_back() {
         assert_eq!(clearing.clear_pattern("*").await.unwrap(), 0);
     });
     assert_eq!(left.await, None);
+}
+
+/// What it loaded is not written, and the service does not load again: a worker fetches it.
+#[tokio::test]
+async fn what_is_invalidated_while_a_service_loads_it_is_fetched_by_a_worker() {
+    let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
+    upstream.edit("/art/k");
+    let jobs = Art::of(&upstream).folder();
+    let _worker = worker(&redis, &jobs);
+    let mut loading = load(&instance(&redis).await, 0);
+    loading.begun().await;
+    Parts::of(&redis).await.invalidate("art:k").await;
+    assert_eq!(loading.ends().await, 0);
+    eventually("a worker has fetched it", async || {
+        redis.json("art:k").await.is_some_and(|value| value["version"] == 1)
+    })
+    .await;
 }
 
 #[tokio::test]

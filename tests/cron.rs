@@ -226,6 +226,12 @@ async fn a_large_feed_is_warmed_whole() {
     upstream.on("/popular", Reply::json(json!({"names": names})));
     upstream.otherwise(|_, _| Reply::json(json!({})));
     let jobs = Art::of(&upstream).entries(FEED).folder();
+    let mut named_before = redis::cmd("ZADD");
+    named_before.arg("samovar:fed:{art}");
+    for n in 0..1_200 {
+        named_before.arg(n).arg(format!("art:old {n}"));
+    }
+    named_before.exec_async(&mut redis.connection().await).await.unwrap();
     let _worker = worker(&redis, &jobs);
     eventually("all are readable", async || {
         let count = redis.keys("art:*").await.len();
@@ -233,6 +239,7 @@ async fn a_large_feed_is_warmed_whole() {
     })
     .await;
     assert_eq!((upstream.most_in_flight_for_any(), upstream.all_requests().len()), (1, 1_201));
+    assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:fed:{art}"]).await, 1_200, "what it named before is forgotten");
 }
 
 #[tokio::test]

@@ -5,14 +5,15 @@ mod support;
 
 use std::time::Duration;
 
-use samovar::agenda::{Due, Trigger};
+use samovar::agenda::{Due, Trigger, Urgency, When};
 use samovar::job::EntryKey;
 use samovar::redis::inbox;
 use samovar::store::{Leased, Note, Removal, Written};
-use samovar::trigger::Doubt;
+use samovar::telemetry::Telemetry;
+use samovar::trigger::{At, Doubt, Intake, Receipt};
 use serde_json::{Value, json};
 use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, samovar,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, samovar,
     talkative, worker,
 };
 
@@ -185,6 +186,55 @@ async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
     }
 }
 
+/// Redis evicted the index, and since then one entry was put under the tag anew; of another, what was known went as well.
+#[tokio::test]
+async fn a_tag_whose_index_redis_evicted_is_sought_in_all_that_may_have_it() {
+    let redis = TestRedis::options().arg("--maxmemory-policy", "allkeys-random").start().await;
+    let upstream = Upstream::start().await;
+    let parts = Parts::of(&redis).await;
+    let jobs = Art::of(&upstream).top("tags = [\"t\"]").folder();
+    let invalidator = parts.invalidator(&jobs);
+    let commit = async |name: &str, tag: &str| {
+        let lease = parts.lease(name, LONG).await;
+        let note = Note { tags: vec![tag.to_owned()], ..Note::default() };
+        parts.store.commit(&art(name), &lease, "1", TTL, &note).await.unwrap();
+    };
+    let tagged = async || {
+        parts.next_instant().await;
+        let message = samovar::trigger::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
+        invalidator.handle(&message, parts.now().await).await.unwrap()
+    };
+    // Nothing was evicted, so an index names all, and nothing is looked for.
+    commit("a", "t").await;
+    assert_eq!(tagged().await.entries, 0);
+    redis.ask::<String>(&["CONFIG", "SET", "maxmemory", "20mb"]).await;
+    let mut n = 0;
+    eventually("something is evicted", async || {
+        n += 1;
+        redis.set(&format!("junk {n}"), &"x".repeat(1 << 20), TTL).await;
+        !redis.ask::<String>(&["INFO", "stats"]).await.contains("evicted_keys:0\r")
+    })
+    .await;
+    redis.ask::<String>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    redis.flush().await;
+    for (name, tag) in [("a", "t"), ("b", "t"), ("c", "t"), ("other", "o")] {
+        commit(name, tag).await;
+    }
+    redis.ask::<usize>(&["DEL", &parts.keys.meta(&art("c"))]).await;
+    parts.store.tag(&art("b"), &["t".to_owned()], LONG).await.unwrap();
+    assert!(tagged().await.due >= 3);
+    for name in ["a", "b", "c"] {
+        assert!(parts.meta(name).await.unwrap().invalidated > 0, "{name}");
+    }
+    assert_eq!(parts.meta("other").await.unwrap().invalidated, 0);
+    // From now on the index is believed.
+    let (_, mut named) = parts.store.tagged("t", 0).await.unwrap();
+    named.sort();
+    assert_eq!(named, [art("a"), art("b")]);
+    assert!(!parts.store.may_lack("t").await.unwrap());
+    assert!(parts.store.may_lack("o").await.unwrap());
+}
+
 // Storms
 
 #[tokio::test]
@@ -247,6 +297,63 @@ async fn what_names_many_does_not_hold_up_what_is_named_by_itself() {
     drop(worker);
 }
 
+/// A fetch for an invalidation is under way that followed another: refreshes are held off.
+async fn held_off(redis: &TestRedis, parts: &Parts, name: &str) {
+    let lease = format!("somebody {} +", parts.now().await - 1);
+    redis.ask::<String>(&["SET", &parts.keys.lease(&art(name)), &lease]).await;
+}
+
+#[tokio::test]
+async fn what_was_named_with_many_and_held_off_stays_behind_what_is_named_by_itself() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let invalidator = parts.invalidator(&jobs);
+    let named = [("a", "art:a", Urgency::Single), ("b", r#"{"patterns": ["art:b"]}"#, Urgency::Mass)];
+    for (name, message, urgency) in named {
+        redis.set(&format!("art:{name}"), "1", TTL).await;
+        held_off(&redis, &parts, name).await;
+        let message = samovar::trigger::Message::parse(message).unwrap();
+        let (mut handled, held) = invalidator.begin(&message, parts.now().await, true).await.unwrap();
+        assert_eq!((held.is_empty(), parts.score(name).await), (false, None));
+        redis.ask::<usize>(&["DEL", &parts.keys.lease(&art(name))]).await;
+        assert!(invalidator.again(held, &mut handled).await.unwrap().is_empty());
+        assert_eq!(Due::from_score(parts.score(name).await.unwrap()).urgency, urgency);
+    }
+}
+
+/// The same where the intake waits; what is named by itself meanwhile does not wait behind the many.
+#[tokio::test]
+async fn the_intake_sees_to_what_was_held_off_as_urgently_as_it_was_named() {
+    for (messages, urgency) in [
+        (&[r#"{"patterns": ["art:a"]}"#][..], Urgency::Mass),
+        (&[r#"{"patterns": ["art:a"]}"#, "art:a"][..], Urgency::Single),
+    ] {
+        let (redis, upstream) = both().await;
+        let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+        redis.set("art:a", "1", TTL).await;
+        held_off(&redis, &parts, "a").await;
+        let (intake, intaking) = Intake::new(parts.invalidator(&jobs), Telemetry::default());
+        let published = async {
+            let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
+            for message in messages {
+                let receipt = Receipt::new((*message).to_owned(), done.clone());
+                let message = samovar::trigger::Message::parse(message).unwrap();
+                intake.take(message, At::Redis(parts.now().await), "inbox", receipt).await;
+            }
+            // It sees the lease some times.
+            let _ = tokio::time::timeout(Duration::from_millis(300), handled.recv()).await;
+            assert_eq!(parts.score("a").await, None);
+            redis.ask::<usize>(&["DEL", &parts.keys.lease(&art("a"))]).await;
+            for _ in messages {
+                handled.recv().await.unwrap();
+            }
+            drop(intake);
+        };
+        tokio::join!(intaking.run(tokio_util::sync::CancellationToken::new()), published);
+        assert_eq!(Due::from_score(parts.score("a").await.unwrap()).urgency, urgency);
+    }
+}
+
 // Foreign writers
 
 #[tokio::test]
@@ -281,6 +388,27 @@ async fn what_a_cache_aside_writer_writes_after_an_eviction_is_found_and_replace
     parts.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
     eventually("it was looked at once more", async || parts.score("a").await.is_none()).await;
     assert_eq!((redis.get("art:a").await, upstream.calls("/art/a")), (None, calls));
+}
+
+/// A warmup, or a person, comes between an invalidation and its look.
+#[tokio::test]
+async fn a_fetch_in_the_place_of_a_look_is_itself_looked_at_once_more() {
+    for (trigger, when) in [(Trigger::Cron, When::Due(0)), (Trigger::Manual, When::Urgent)] {
+        let (redis, upstream) = both().await;
+        upstream.edit("/art/a");
+        let jobs = Art::of(&upstream).warm("settle = \"3s\"").folder();
+        let parts = Parts::of(&redis).await;
+        parts.mark().await;
+        let look = When::Keep(parts.now().await + 600_000);
+        parts.agenda.put(&job(), &[art("a")], look, Trigger::Settle).await.unwrap();
+        parts.agenda.put(&job(), &[art("a")], when, trigger).await.unwrap();
+        let due = Due::from_score(parts.score("a").await.unwrap());
+        assert_eq!((due.trigger, due.look), (trigger, true));
+        let _worker = worker(&redis, &jobs);
+        version(&redis, "a", 1).await;
+        redis.set("art:a", r#"{"version": 0}"#, TTL).await;
+        version(&redis, "a", 1).await;
+    }
 }
 
 // Failing sources
@@ -414,13 +542,13 @@ async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
     let ears = async || -> Vec<(i64, i64)> {
         let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
         ears.iter()
-            .filter_map(|ear| ear.split_once(' '))
-            .map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap()))
+            .map(|ear| ear.split(' ').map(|time| time.parse().unwrap()).collect::<Vec<i64>>())
+            .map(|times| (times[0], times[2]))
             .collect()
     };
     eventually("both have listened for a while", async || {
         let ears = ears().await;
-        ears.len() == 2 && ears.iter().all(|(since, last)| last - since > 4_500)
+        ears.len() == 2 && ears.iter().all(|(since, handled)| handled - since > 4_500)
     })
     .await;
     assert_eq!(upstream.calls("/art/a"), 1);
@@ -448,6 +576,26 @@ async fn a_cut_subscription_of_the_only_worker_makes_everything_suspect() {
         .await
         .unwrap();
     assert_eq!(heard, [1, 0]);
+    version(&redis, "a", edited).await;
+}
+
+/// Another worker heard all the while, and died a moment later with what it had heard.
+#[tokio::test]
+async fn what_a_dead_worker_heard_and_did_not_handle_is_not_taken_for_handled() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    first.kill9();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    let now = Parts::of(&redis).await.now().await;
+    redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
+    let heard = format!("{} {} {}", now - 60_000, now + 3_000, now - 1_000);
+    redis.ask::<usize>(&["HSET", "samovar:ears", "dead", &heard]).await;
+    let mut second = worker(&redis, &jobs);
+    second.wait_for_log(&["nobody was listening"]).await;
     version(&redis, "a", edited).await;
 }
 
@@ -591,6 +739,68 @@ async fn a_restarted_redis_is_not_believed() {
     .await;
 }
 
+/// A fetch of an entry failed just now, or long ago, and is tried again then.
+async fn failed(parts: &Parts, name: &str, attempted: i64, retry: i64) {
+    let lease = parts.lease(name, LONG).await;
+    let written = parts.store.commit(&art(name), &lease, "1", TTL, &Note::default()).await.unwrap();
+    assert!(matches!(written, Written::Done { .. }));
+    parts.next_instant().await;
+    assert!(parts.store.invalidate(&art(name), parts.now().await, Removal::Refresh).await.unwrap().due);
+    let lease = parts.lease(name, LONG).await;
+    let outcome = Some(samovar::warmer::Outcome::Failed);
+    let note = Note { attempted, retry, outcome, failures: 3, ..Note::default() };
+    parts.store.release(&art(name), &lease.token, Some(&note)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_storm_does_not_hit_a_failing_source_with_each_invalidation() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let now = parts.now().await;
+    // As long ahead as this test may take counts as just now.
+    for (name, attempted) in [("just now", now + 600_000), ("before", now - 5_000)] {
+        failed(&parts, name, attempted, now + 600_000).await;
+        parts.next_instant().await;
+        let handled = parts.store.invalidate(&art(name), parts.now().await, Removal::Refresh).await.unwrap();
+        assert_eq!((handled.held_off.is_some(), handled.due), (name == "just now", name == "before"), "{handled:?}");
+    }
+    // What is still served beyond its TTL is not, once it is invalidated.
+    failed(&parts, "unmarked", now + 600_000, 0).await;
+    let meta = redis.ask::<String>(&["GET", &parts.keys.meta(&art("unmarked"))]).await;
+    let mut head: Vec<&str> = meta.splitn(4, ' ').collect();
+    head[2] = "0";
+    redis.ask::<String>(&["SET", &parts.keys.meta(&art("unmarked")), &head.join(" ")]).await;
+    let handled = parts.store.invalidate(&art("unmarked"), parts.now().await, Removal::Refresh).await.unwrap();
+    assert!(handled.due && handled.held_off.is_none(), "{handled:?}");
+}
+
+#[tokio::test]
+async fn a_fetch_that_an_invalidation_brings_on_uses_up_no_try_and_the_next_comes_when_it_would_have() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::status(500));
+    let jobs = Art::of(&upstream).warm("attempts = 4").folder();
+    let parts = Parts::of(&redis).await;
+    parts.mark().await;
+    let retry = parts.now().await + 600_000;
+    failed(&parts, "a", parts.now().await - 5_000, retry).await;
+    let _worker = worker(&redis, &jobs);
+    publish(&redis, "art:a").await;
+    upstream.called("/art/a", 1).await;
+    at_rest_until(&parts, "a", retry - 60_000).await;
+    let note = parts.meta("a").await.unwrap().note;
+    assert_eq!((note.failures, note.retry), (3, retry));
+    assert_eq!(redis.keys("samovar:dead:*").await, Vec::<String>::new());
+}
+
+/// Waits until an entry is due no sooner than then (Redis time, ms).
+async fn at_rest_until(parts: &Parts, name: &str, then: i64) {
+    eventually("it waits for its retry", async || match parts.score(name).await.map(Due::from_score) {
+        Some(due) if due.at >= then => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
 // Jobs that not everybody knows
 
 /// While workers with new job files replace old ones, a message may be read by one that does not know the job.
@@ -643,6 +853,33 @@ async fn an_input_of_many_wakes_them_all() {
         }
     };
     told(1).await;
+    upstream.edit("/art/a");
+    publish(&redis, "art:a").await;
+    told(2).await;
+}
+
+/// The dependant is readable, and nobody keeps it warm: no agenda names it.
+#[tokio::test]
+async fn an_input_of_many_wakes_what_is_off_the_agenda_too() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let job = "key = \"story:{lang}:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"http\"\n\
+               upstream = \"museum\"\npath = \"/story/{{ lang }}/{{ art.version }}\"\n[warm]\nahead = \"0s\"\nsettle = \"0s\"\n";
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
+    let jobs = Art::of(&upstream).list(["a"]).folder().job("story", job);
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let told = async |version: u64| {
+        eventually(&format!("it tells of version {version}"), async || {
+            let story = redis.json("story:tr:a").await;
+            if story == Some(json!({"path": format!("/story/tr/{version}")})) { Ok(()) } else { Err(story) }
+        })
+        .await;
+    };
+    publish(&redis, r#"{"keys": ["story:tr:a"], "action": "warm"}"#).await;
+    told(1).await;
+    eventually("it is off the agenda", async || redis.ask::<usize>(&["ZCARD", "samovar:agenda:{story}"]).await == 0)
+        .await;
     upstream.edit("/art/a");
     publish(&redis, "art:a").await;
     told(2).await;

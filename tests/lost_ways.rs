@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use samovar::agenda::{Claimed, Due, Finished, Next, State, Trigger, When};
 use samovar::health::Sign;
-use samovar::job::{EntryKey, JobName};
+use samovar::job::{EntryKey, JobName, Jobs};
+use samovar::retired::Retired;
 use samovar::store::{Fresh, Leased, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
-use samovar::trigger::{Inbox, Intake, Message};
+use samovar::trigger::{Doubt, Inbox, Intake, Message};
 use serde_json::{Value, json};
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, art, eventually, hasty_worker, job, worker};
 use tokio::task::JoinSet;
@@ -46,7 +47,7 @@ fn stories(upstream: &Upstream) -> JobsFolder {
             "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
         }))
     });
-    let ai = format!("[openai]\nurl = \"{}/v1\"", upstream.url());
+    let ai = format!("[openai]\nurl = \"{}/v1\"\ntimeout = \"60s\"", upstream.url());
     Art::of(upstream).limits(&ai).list(["a"]).folder().job(
         "story",
         r#"
@@ -300,6 +301,50 @@ async fn what_became_urgent_since_an_eviction_stays_on_the_agenda() {
     assert_eq!(left, ["art:asked for", "art:since"]);
 }
 
+// Tags
+
+/// An entry whose tags were put for as short a life as its job gave it then; by now it gives a longer one.
+async fn tagged_for_a_short_life(parts: &Parts) -> i64 {
+    let lease = parts.lease("a", LONG).await;
+    let tags = vec!["t".to_owned()];
+    parts.store.tag(&art("a"), &tags, Duration::from_millis(1)).await.unwrap();
+    let note = Note { tags, ..Note::default() };
+    parts.store.commit(&art("a"), &lease, "1", LONG, &note).await.unwrap();
+    parts.next_instant().await;
+    parts.next_instant().await;
+    parts.store.sweep_tags().await.unwrap();
+    assert_eq!(parts.store.tagged("t", 0).await.unwrap().1, []);
+    lease.start
+}
+
+#[tokio::test]
+async fn a_tag_finds_what_outlives_the_life_that_it_was_put_there_for() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let jobs = Art::of(&upstream).top("tags = [\"t\"]").folder();
+    tagged_for_a_short_life(&parts).await;
+    let lives = parts.store.outlive(&art("a"), HOUR, HOUR).await.unwrap().expect("there is an old value");
+    assert!(lives.expires > lives.ends);
+    parts.next_instant().await;
+    let message = Message::parse(r#"{"tags": ["t"]}"#).unwrap();
+    parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
+    let meta = parts.meta("a").await.unwrap();
+    assert!(meta.invalidated > 0 && meta.outlived == 0, "{meta:?}");
+}
+
+#[tokio::test]
+async fn what_a_tag_did_not_find_any_more_does_not_outlive_its_ttl() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let jobs = Art::of(&upstream).top("tags = [\"t\"]").folder();
+    let start = tagged_for_a_short_life(&parts).await;
+    let at = parts.now().await;
+    assert!(at > start);
+    parts.invalidator(&jobs).handle(&Message::parse(r#"{"tags": ["t"]}"#).unwrap(), at).await.unwrap();
+    assert_eq!(parts.store.outlive(&art("a"), HOUR, HOUR).await.unwrap(), None);
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
+}
+
 // Inputs
 
 #[tokio::test]
@@ -372,6 +417,27 @@ async fn an_input_that_changed_since_is_heeded_whatever_its_dependant_was_due_fo
     }
 }
 
+/// Its input goes while it is fetched, and a stranger's key stands where the input's agenda should.
+#[tokio::test]
+async fn a_fetch_that_redis_broke_off_leaves_no_lease() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    // For longer than this test waits, if nobody gave it back.
+    let jobs = stories(&upstream);
+    let gate = upstream.gate("/v1/chat/completions");
+    let _worker = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    let parts = Parts::of(&redis).await;
+    let leased = async || parts.store.leased(&[story()]).await.unwrap()[0];
+    assert!(leased().await);
+    parts.invalidate("story:a").await;
+    redis.ask::<usize>(&["DEL", "art:a", "samovar:agenda:{art}"]).await;
+    redis.set("samovar:agenda:{art}", "a stranger's", HOUR).await;
+    gate.let_one_out();
+    eventually("the lease is given back", async || !leased().await).await;
+    assert_eq!(redis.get("story:a").await, None);
+}
+
 /// The invalidation is older than the lease, and is handled only while the lease holds.
 #[tokio::test]
 async fn an_invalidation_that_is_handled_late_is_not_answered_without_asking() {
@@ -390,4 +456,78 @@ async fn an_invalidation_that_is_handled_late_is_not_answered_without_asking() {
     let written = parts.store.extend(&art("a"), &lease, HOUR, &note).await.unwrap();
     assert!(matches!(written, Written::Done { changed: false, .. }), "{written:?}");
     assert_eq!(parts.meta("a").await.unwrap().invalidated, 0);
+}
+
+// Jobs that not everybody knows
+
+#[tokio::test]
+async fn a_worker_does_not_absolve_what_it_does_not_know() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let (art_only, both) = (Art::of(&upstream).folder(), stories(&upstream));
+    redis.ask::<usize>(&["HSET", &parts.keys.digests(), "story", "x", "art", "x"]).await;
+    for key in [story(), art("a")] {
+        commit(&parts, &key, &json!("one")).await;
+    }
+    parts.next_instant().await;
+    let (unknowing, knowing) = (parts.suspicion(&art_only), parts.suspicion(&both));
+    unknowing.raise(parts.now().await, Doubt::Lost).await.unwrap();
+    let suspected =
+        async |key: EntryKey| parts.store.look(&[key]).await.unwrap()[0].1.as_ref().unwrap().invalidated > 0;
+    for _ in 0..2 {
+        unknowing.look().await.unwrap();
+        assert_eq!((suspected(art("a")).await, suspected(story()).await), (true, false));
+        assert_eq!(redis.keys("samovar:{suspect}*").await, ["samovar:{suspect}", "samovar:{suspect}:dealt"]);
+    }
+    knowing.look().await.unwrap();
+    assert!(suspected(story()).await);
+    assert_eq!(redis.keys("samovar:{suspect}*").await, Vec::<String>::new());
+}
+
+// Jobs that are no more
+
+/// Two workers, of which one does not know the job `story`, and some rounds without the other.
+#[tokio::test]
+async fn what_is_kept_of_a_job_goes_when_no_worker_has_known_it_for_long_and_not_before() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let jobs = |folder: &JobsFolder| Arc::new(Jobs::load(folder.path(), HOUR, &|_| None).unwrap());
+    let (without, with) = (jobs(&Art::of(&upstream).folder()), jobs(&stories(&upstream)));
+    let retired = |jobs: &Arc<Jobs>| Retired::new(parts.redis.clone(), parts.keys.clone(), Arc::clone(jobs));
+    let (without, with) = (retired(&without), retired(&with));
+    let name = JobName::new("story");
+    parts.agenda.put(&name, &[story()], When::Due(0), Trigger::Cron).await.unwrap();
+    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
+    redis.ask::<usize>(&["ZADD", &parts.keys.schedules(), "1", "story", "1", "art"]).await;
+    redis.ask::<usize>(&["HSET", &parts.keys.digests(), "story", "x", "art", "x"]).await;
+    for key in &parts.keys.all_of(&name)[2..] {
+        redis.set(key, "kept", HOUR).await;
+    }
+    let kept = async || redis.keys("samovar:*:{story}").await.len();
+    // What no worker ever said to know was left by one that did not say so.
+    assert_eq!((without.round(0).await.unwrap(), kept().await), (0, 10));
+    for _ in 0..3 {
+        with.know().await.unwrap();
+        for _ in 0..2 {
+            assert_eq!((without.round(2).await.unwrap(), kept().await), (0, 11));
+        }
+    }
+    assert_eq!((without.round(2).await.unwrap(), kept().await), (1, 0));
+    assert_eq!(redis.ask::<Vec<String>>(&["ZRANGE", &parts.keys.schedules(), "0", "-1"]).await, ["art"]);
+    assert_eq!(redis.ask::<Vec<String>>(&["HKEYS", &parts.keys.digests()]).await, ["art"]);
+    assert!(parts.score("a").await.is_some());
+}
+
+/// Somebody dropped it who did not know the job, at the moment when this worker took it up.
+#[tokio::test]
+async fn a_schedule_that_is_missing_is_set_up_again() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a"]).warm("schedule = \"0 0 1 1 *\"").folder();
+    let _worker = worker(&redis, &jobs);
+    let scheduled = async || redis.ask::<Option<f64>>(&["ZSCORE", "samovar:{schedules}", "art"]).await.is_some();
+    eventually("it is scheduled", scheduled).await;
+    redis.ask::<usize>(&["ZADD", "samovar:{schedules}", "9e15", "another"]).await;
+    redis.ask::<usize>(&["ZREM", "samovar:{schedules}", "art"]).await;
+    redis.ask::<usize>(&["HDEL", "samovar:{schedules}:digests", "art"]).await;
+    eventually("it is scheduled again", scheduled).await;
 }

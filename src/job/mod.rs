@@ -74,6 +74,17 @@ impl Job {
         let timeouts = self.sources.iter().filter_map(|source| Some(upstreams.get(source.upstream())?.timeout));
         timeouts.sum::<Duration>() * 2 + FIRST_RETRY
     }
+
+    /// Those inputs of an entry from whose keys its own cannot be told: each is an input of many.
+    pub fn inputs_of_many(&self, params: &Params) -> Vec<EntryKey> {
+        let of_many = self.inputs.values().filter(|input| !self.is_told_by(input));
+        of_many.filter_map(|input| input.write(params)).collect()
+    }
+
+    /// Whether an input's key says all that an entry's does.
+    pub fn is_told_by(&self, input: &KeyPattern) -> bool {
+        self.key.names().iter().all(|name| input.names().contains(name))
+    }
 }
 
 /// Where values come from.

@@ -161,27 +161,17 @@ impl KeyPattern {
 
     /// A Redis glob (`SCAN MATCH`) that matches at least this pattern's keys.
     pub fn glob(&self) -> String {
-        self.glob_with(&Params::new())
-    }
-
-    /// The same for those of its keys in which the placeholders have these values; others may have any.
-    pub fn glob_with(&self, params: &Params) -> String {
         let mut glob = String::with_capacity(self.source.len() + 4);
-        let mut literally = |text: &str, wild: bool| {
-            for c in text.chars() {
+        for (at, literal) in self.literals.iter().enumerate() {
+            for c in literal.chars() {
                 if matches!(c, '*' | '?' | '[' | ']' | '\\') {
                     glob.push('\\');
                 }
                 glob.push(c);
             }
-            if wild {
+            if at < self.names.len() {
                 glob.push('*');
             }
-        };
-        for (at, literal) in self.literals.iter().enumerate() {
-            let next = self.names.get(at).map(|name| params.get(name));
-            literally(literal, next == Some(None));
-            literally(next.flatten().map_or("", String::as_str), false);
         }
         glob
     }
@@ -448,17 +438,5 @@ mod tests {
         fn parsing_never_panics(text in ".{0,40}") {
             let _ = KeyPattern::parse(&text);
         }
-    }
-
-    #[test]
-    fn a_glob_with_parameters_takes_them_literally() {
-        let pattern = KeyPattern::parse("story:{lang}:{name}!").unwrap();
-        let with = |pairs: &[(&str, &str)]| {
-            pattern.glob_with(&pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
-        };
-        assert_eq!(with(&[]), "story:*:*!");
-        assert_eq!(with(&[]), pattern.glob());
-        assert_eq!(with(&[("name", "a*[b]?\\")]), "story:*:a\\*\\[b\\]\\?\\\\!");
-        assert_eq!(with(&[("lang", "tr"), ("name", "x")]), "story:tr:x!");
     }
 }

@@ -10,6 +10,7 @@ use super::{Ops, PAGE};
 use crate::agenda::{Due, State, Trigger};
 use crate::job::{EntryKey, Job, Params};
 use crate::popularity::Popularity;
+use crate::trigger::cron::fed_last;
 use crate::warmer::Outcome;
 
 /// How often is looked while waiting.
@@ -50,13 +51,7 @@ impl Ops {
         match fed {
             Some(fed) => all.extend(fed),
             None if job.entries.feed.is_some() => {
-                let named: Vec<String> = redis::cmd("ZRANGE")
-                    .arg(self.keys.fed(&job.name))
-                    .arg(0)
-                    .arg(-1)
-                    .query_async(&mut self.redis.clone())
-                    .await?;
-                all.extend(named.iter().filter_map(|key| job.key.read(key)));
+                all.extend(fed_last(&mut self.redis.clone(), &self.keys, job).await?);
             }
             None => {}
         }

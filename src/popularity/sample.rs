@@ -19,6 +19,7 @@ use super::{BATCH, CLAIM, Fold, Popularity, Read, counted, half_life, millis};
 use crate::agenda::{Agenda, Next, Trigger, When};
 use crate::job::{EntryKey, Job, Jobs};
 use crate::redis::{Connection, Keys, Patience};
+use crate::store::Store;
 use crate::warmer::keep;
 
 /// Keys that Redis looks at in one step of a scan.
@@ -381,17 +382,31 @@ impl Sampler {
                 && !given_up
                 && let Next::At(at) = keep(job, key, look.expires)
             {
-                orphans.push((*key, at.max(look.now)));
+                orphans.push((*key, at.max(look.now), look.expires - look.now));
             }
         }
         self.popularity.fold(job, &reads, Fold::Sampled).await?;
         for abreast in orphans.chunks(ABREAST) {
             let puts = abreast
                 .iter()
-                .map(async |(key, at)| self.agenda.put(&job.name, [*key], When::Keep(*at), Trigger::Expiry).await);
+                .map(async |(key, at, _)| self.agenda.put(&job.name, [*key], When::Keep(*at), Trigger::Expiry).await);
             futures_util::future::try_join_all(puts).await?;
         }
+        self.remember(job, &orphans).await?;
         Ok(orphans.len())
+    }
+
+    /// Remembers what was adopted beside the inputs that it is made from, as the warmer does.
+    async fn remember(&self, job: &Job, adopted: &[(&EntryKey, i64, i64)]) -> RedisResult<()> {
+        let store = Store::new(self.redis.clone(), self.keys.clone());
+        for (key, _, life) in adopted {
+            let inputs = job.key.read(key.as_str()).map(|params| job.inputs_of_many(&params)).unwrap_or_default();
+            if !inputs.is_empty() {
+                let life = Duration::from_millis(u64::try_from(*life).unwrap_or(0));
+                store.make_from(key, &inputs, life).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Counts the reads that APIs report. A report is taken out before it is counted, so a crash in between loses some and

@@ -69,6 +69,16 @@ impl Keys {
         format!("{}:tag:{{*}}:*", self.prefix)
     }
 
+    /// What is made from an entry, where its own key does not tell: a sorted set as of a tag.
+    pub fn made_from(&self, input: &EntryKey) -> String {
+        format!("{}:made-from:{{{}}}:{input}", self.prefix, tag_of(input.as_str()))
+    }
+
+    /// A glob over all of those.
+    pub fn made_from_glob(&self) -> String {
+        format!("{}:made-from:{{*}}:*", self.prefix)
+    }
+
     /// A job's agenda: a sorted set, member = entry key, score = when it is due, in the bands of `agenda`.
     pub fn agenda(&self, job: &JobName) -> String {
         format!("{}:agenda:{{{job}}}", self.prefix)
@@ -77,6 +87,39 @@ impl Keys {
     /// Since when a job is paused (ms); absent while it is not.
     pub fn paused(&self, job: &JobName) -> String {
         format!("{}:paused:{{{job}}}", self.prefix)
+    }
+
+    /// Rounds since a worker last said that it knows a job: see [`crate::retired`].
+    pub fn unknown(&self, job: &JobName) -> String {
+        format!("{}:unknown:{{{job}}}", self.prefix)
+    }
+
+    /// A glob over those of all jobs.
+    pub fn unknown_glob(&self) -> String {
+        format!("{}:unknown:{{*}}", self.prefix)
+    }
+
+    /// The job that such a key is of.
+    pub fn job_of_unknown<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&*self.prefix)?.strip_prefix(":unknown:{")?.strip_suffix('}')
+    }
+
+    /// All keys of a job in its own slot, [`Keys::unknown`] first.
+    pub fn all_of(&self, job: &JobName) -> [String; 11] {
+        let [frequencies, next_frequencies] = self.frequencies(job);
+        [
+            self.unknown(job),
+            self.agenda(job),
+            self.paused(job),
+            self.fed(job),
+            self.popular(job),
+            self.sample(job),
+            frequencies,
+            next_frequencies,
+            self.dead(job),
+            self.dead_reasons(job),
+            self.stats(job),
+        ]
     }
 
     /// What the last count of all jobs' entries found: see [`crate::ops::Census`].
@@ -160,9 +203,10 @@ impl Keys {
         format!("{}:marker", self.prefix)
     }
 
-    /// Up to when everything is suspect (`time doubt`), and the lock of the worker that deals with it; one slot.
-    pub fn suspicion(&self) -> [String; 2] {
-        ["", ":lock"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
+    /// Up to when everything is suspect (`time doubt`), the lock of the worker that deals with it, and for which jobs that was done
+    /// (a hash, job to the note); one slot.
+    pub fn suspicion(&self) -> [String; 3] {
+        ["", ":lock", ":dealt"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
     }
 
     /// Between which times each worker has heard all that was published: a hash, worker to `since last` (ms).
@@ -293,6 +337,7 @@ mod tests {
             prop_assert_eq!(slot(&keys.lease(&entry)), slot(&key));
             prop_assert_eq!(slot(&keys.meta(&entry)), slot(&key));
             prop_assert_eq!(slot(&keys.touched(&entry)), slot(&key));
+            prop_assert_eq!(slot(&keys.made_from(&entry)), slot(&key));
             let lease = keys.lease(&entry);
             prop_assert_eq!(keys.entry_of_lease(&lease), Some(key.as_str()));
         }

@@ -52,6 +52,9 @@ pub struct Note {
     /// How many have failed in a row.
     #[serde(rename = "n", default, skip_serializing_if = "is_zero")]
     pub failures: u32,
+    /// When it is tried again after the last of them (Redis time, ms), whatever brings it on before; 0 for none.
+    #[serde(rename = "w", default, skip_serializing_if = "is_never")]
+    pub retry: i64,
     /// How many workers in a row died while they fetched it.
     #[serde(rename = "d", default, skip_serializing_if = "is_zero")]
     pub deaths: u32,
@@ -126,6 +129,7 @@ mod tests {
             trigger: Some(Trigger::Invalidation),
             attempted: 17,
             failures: 3,
+            retry: 18,
             deaths: 1,
             reason: Some("503 Service Unavailable".into()),
         };

@@ -4,6 +4,7 @@
 //! its time; [`Store::commit`] writes only under a lease that is ours and unmarked. That is the whole correctness
 //! argument, and each step is one script in one slot.
 
+mod made;
 mod meta;
 mod tags;
 
@@ -160,6 +161,8 @@ pub struct Invalidated {
     pub fenced: bool,
     /// The entry is to be fetched anew, and nobody does yet.
     pub due: bool,
+    /// The fetch that was fenced is a service's load, which is not begun anew.
+    pub loading: bool,
     /// Nothing is known of the entry: no value, no fetch, no metadata.
     pub unknown: bool,
     /// A value was removed.
@@ -221,7 +224,14 @@ impl Store {
                 let leased = self.lease(key, time, fresh).await?;
                 Ok((leased, then.query_async(redis).await?))
             }
-            reply => Ok((leased(reply?, token, begun, time)?, found?)),
+            reply => {
+                let leased = leased(reply?, token, begun, time)?;
+                if let (Leased::Yes(lease), Err(_)) = (&leased, &found) {
+                    // Nobody would know of it.
+                    self.release(key, &lease.token, None).await?;
+                }
+                Ok((leased, found?))
+            }
         }
     }
 
@@ -426,16 +436,19 @@ impl Store {
             .arg(millis(storm))
             .invoke_async(&mut self.redis.clone())
             .await?;
+        let unknown = due == 2;
         let held_off = (wait > 0).then(|| Duration::from_millis(wait));
-        Ok(Invalidated { fenced: fenced == 1, due: due == 1, unknown: due == 2, removed: removed == 1, held_off })
+        let (loading, due) = (due == 3, due == 1 || due == 3);
+        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, held_off })
     }
 
     /// Lets an old value live for `time` from now on, at most `longest` beyond its TTL; `None` where there is none, or it is
-    /// not ours, or was invalidated.
+    /// not ours, or was invalidated. Until then it is found under its tags, whatever life its job gave it when it was made.
     ///
     /// # Errors
     /// Redis's.
     pub async fn outlive(&self, key: &EntryKey, time: Duration, longest: Duration) -> RedisResult<Option<Outlived>> {
+        self.tag_again(key, time).await?;
         let (expires, ends): (i64, i64) = self
             .call(&OUTLIVE, key)
             .arg(millis(time))

@@ -3,7 +3,8 @@
 //! A tag is a sorted set of entries beside a stamp, the time of its last invalidation. An invalidation stamps first and then
 //! reads the entries; a fetch puts its entry under the tag first and then looks at the stamp. So whichever comes second sees
 //! the other. Tags have no TTL, since a policy such as `volatile-lru` would evict them; what has died is dropped when the tag
-//! is used, and swept from time to time.
+//! is used, and swept from time to time. Under an `allkeys-*` policy Redis may evict an index all the same, and one that begins anew
+//! names only what was put there since: there an index counts for whole only once all values were looked at for the tag.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -19,6 +20,13 @@ const DROPPED: usize = 100;
 const SWEPT: usize = 1_000;
 /// How long a stamp is kept: no fetch takes as long.
 const STAMPED: Duration = Duration::from_secs(24 * 3_600);
+/// The member that says of an index that it names all that is there, whatever Redis evicted before. No entry's key is that.
+const WHOLE: &str = "\0";
+/// Its scores: below those of entries, above those of stamps.
+const SEEKING: f64 = -2.0;
+const SOUGHT: f64 = -1.0;
+/// By how much longer an entry stays under its tags than its value was to live from then on: the value's time begins later.
+const SLACK: Duration = Duration::from_secs(60);
 /// Entries, or keys, that Redis looks at in one step of a scan.
 const STEP: usize = 500;
 
@@ -52,13 +60,35 @@ impl Store {
     /// # Errors
     /// Redis's.
     pub async fn tag(&self, key: &EntryKey, tags: &[String], life: Duration) -> RedisResult<Vec<Option<Stamp>>> {
-        let scripts = tags.iter().map(async |tag| {
-            let mut call = TAG.key(self.keys.tag(tag));
+        let sets: Vec<String> = tags.iter().map(|tag| self.keys.tag(tag)).collect();
+        Ok(self.put_into(&sets, key, life).await?.iter().map(|score| Stamp::read(score)).collect())
+    }
+
+    /// Puts an entry into these sets for `life` from now on; returns the score of each one's stamp.
+    pub(super) async fn put_into(&self, sets: &[String], key: &EntryKey, life: Duration) -> RedisResult<Vec<String>> {
+        let scripts = sets.iter().map(async |set| {
+            let mut call = TAG.key(set);
             call.arg(key.as_str()).arg(millis(life)).arg(DROPPED);
-            call.invoke_async::<String>(&mut self.redis.clone()).await
+            call.invoke_async(&mut self.redis.clone()).await
         });
-        let stamps = futures_util::future::try_join_all(scripts).await?;
-        Ok(stamps.iter().map(|score| Stamp::read(score)).collect())
+        futures_util::future::try_join_all(scripts).await
+    }
+
+    /// Puts an entry, whose value is to live for `life` from now on, under the tags that it came with, and marks it where an
+    /// invalidation by one of them came meanwhile that did not find it there any more.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub(super) async fn tag_again(&self, key: &EntryKey, life: Duration) -> RedisResult<()> {
+        let Some((expires, Some(meta))) = self.look(std::slice::from_ref(key)).await?.pop() else { return Ok(()) };
+        if !meta.is_of(expires) || meta.note.tags.is_empty() {
+            return Ok(());
+        }
+        let stamps = self.tag(key, &meta.note.tags, life + SLACK).await?;
+        for stamp in stamps.into_iter().flatten().filter(|stamp| stamp.at >= meta.start) {
+            self.fence(key, stamp).await?;
+        }
+        Ok(())
     }
 
     /// Takes an entry away from tags that it no longer has, unless it was put there anew, for later than `until` (Redis time, ms).
@@ -84,51 +114,133 @@ impl Store {
         call.invoke_async(&mut self.redis.clone()).await
     }
 
+    /// Whether the index of a tag may lack entries, because Redis evicted it before: it evicts whatever it likes, and since it
+    /// began to, nobody has seen to it that the index names all.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn may_lack(&self, tag: &str) -> RedisResult<bool> {
+        let (stats, memory, whole): (String, String, Option<f64>) = redis::pipe()
+            .cmd("INFO")
+            .arg("stats")
+            .cmd("INFO")
+            .arg("memory")
+            .zscore(self.keys.tag(tag), WHOLE)
+            .query_async(&mut self.redis.clone())
+            .await?;
+        let field = |info: &str, name: &str| {
+            info.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()))
+        };
+        let evicts = field(&memory, "maxmemory_policy").is_some_and(|policy| policy.starts_with("allkeys"))
+            && field(&stats, "evicted_keys").is_some_and(|count| count != "0");
+        Ok(evicts && whole != Some(SOUGHT))
+    }
+
+    /// Of these entries, those whose present value has a tag, or may have it, since nothing is known of it any more; the index
+    /// names the former again.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn with_tag(&self, tag: &str, entries: Vec<EntryKey>) -> RedisResult<Vec<EntryKey>> {
+        let looked = self.look(&entries).await?;
+        let now = self.now().await?;
+        let mut found = Vec::new();
+        for (key, (expires, meta)) in entries.into_iter().zip(looked) {
+            let has = meta.as_ref().is_some_and(|meta| meta.note.tags.iter().any(|other| other == tag));
+            if has {
+                let life = Duration::from_millis(u64::try_from(expires - now).unwrap_or(0)) + SLACK;
+                self.put_into(&[self.keys.tag(tag)], &key, life).await?;
+            }
+            // A value without a TTL was never ours.
+            if has || (meta.is_none() && expires > 0) {
+                found.push(key);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Notes that what has a tag is sought from now on, or has been: then the index names all that is there, unless Redis evicted
+    /// it meanwhile, and that note with it.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn sought(&self, tag: &str, to_its_end: bool) -> RedisResult<()> {
+        let mut note = redis::cmd("ZADD");
+        note.arg(self.keys.tag(tag));
+        if to_its_end {
+            note.arg("XX").arg(SOUGHT);
+        } else {
+            note.arg(SEEKING);
+        }
+        note.arg(WHOLE).exec_async(&mut self.redis.clone()).await
+    }
+
     /// Some of a tag's entries, and the cursor for more; it begins and ends with 0. Whatever is there from the first call to
     /// the last comes, once or more.
     ///
     /// # Errors
     /// Redis's.
     pub async fn tagged(&self, tag: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
+        self.members(&self.keys.tag(tag), cursor).await
+    }
+
+    /// Some of a set's entries, and the cursor for more.
+    pub(super) async fn members(&self, set: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
         let (next, found): (u64, Vec<(String, f64)>) = redis::cmd("ZSCAN")
-            .arg(self.keys.tag(tag))
+            .arg(set)
             .arg(cursor)
             .arg("COUNT")
             .arg(STEP)
             .query_async(&mut self.redis.clone())
             .await?;
-        Ok((next, found.into_iter().filter(|(key, _)| !key.is_empty()).map(|(key, _)| EntryKey::new(key)).collect()))
+        Ok((
+            next,
+            found
+                .into_iter()
+                .filter(|(key, _)| !key.is_empty() && key != WHOLE)
+                .map(|(key, _)| EntryKey::new(key))
+                .collect(),
+        ))
     }
 
-    /// Drops from all tags what has died; returns how many entries that were.
+    /// Drops from all tags, and from what is remembered to be made from entries, what has died; returns how many entries that
+    /// were.
     ///
     /// # Errors
     /// Redis's.
     pub async fn sweep_tags(&self) -> RedisResult<usize> {
         let mut dropped = 0;
-        let mut cursor = 0_u64;
-        loop {
-            let (next, tags): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(self.keys.tag_glob())
-                .arg("COUNT")
-                .arg(STEP)
-                .query_async(&mut self.redis.clone())
-                .await?;
-            for tag in tags {
-                loop {
-                    let mut call = SWEEP.key(&tag);
-                    call.arg(SWEPT).arg(millis(STAMPED));
-                    let count: usize = call.invoke_async(&mut self.redis.clone()).await?;
-                    dropped += count;
-                    if count < SWEPT {
-                        break;
-                    }
+        for glob in [self.keys.tag_glob(), self.keys.made_from_glob()] {
+            let mut cursor = 0_u64;
+            loop {
+                let (next, sets): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
+                    .arg(cursor)
+                    .arg("MATCH")
+                    .arg(&glob)
+                    .arg("COUNT")
+                    .arg(STEP)
+                    .query_async(&mut self.redis.clone())
+                    .await?;
+                for set in sets {
+                    dropped += self.sweep_set(&set).await?;
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
                 }
             }
-            cursor = next;
-            if cursor == 0 {
+        }
+        Ok(dropped)
+    }
+
+    async fn sweep_set(&self, set: &[u8]) -> RedisResult<usize> {
+        let mut dropped = 0;
+        loop {
+            let mut call = SWEEP.key(set);
+            call.arg(SWEPT).arg(millis(STAMPED));
+            let count: usize = call.invoke_async(&mut self.redis.clone()).await?;
+            dropped += count;
+            if count < SWEPT {
                 return Ok(dropped);
             }
         }

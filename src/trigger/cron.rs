@@ -230,33 +230,34 @@ impl Cron {
                     }
                     let () = add.query_async(&mut self.redis.clone()).await?;
                 }
-                let () = redis::cmd("ZREMRANGEBYSCORE")
-                    .arg(&set)
-                    .arg("-inf")
-                    .arg(format!("({tick}"))
-                    .query_async(&mut self.redis.clone())
-                    .await?;
+                self.forget_fed(&set, tick).await?;
                 Ok(entries)
             }
             Err(e) => {
                 warn!(job = %job.name, "its feed does not answer, what it named last is kept warm: {e}");
-                let mut fed = Vec::new();
-                let mut cursor = 0_usize;
-                loop {
-                    let page: Vec<String> = redis::cmd("ZRANGE")
-                        .arg(&set)
-                        .arg(cursor)
-                        .arg(cursor + BATCH - 1)
-                        .query_async(&mut self.redis.clone())
-                        .await?;
-                    cursor += page.len();
-                    let last = page.len() < BATCH;
-                    fed.extend(page.iter().filter_map(|key| job.key.read(key)));
-                    if last {
-                        return Ok(fed);
-                    }
-                }
+                fed_last(&mut self.redis.clone(), &self.keys, job).await
             }
+        }
+    }
+
+    /// Drops what a feed named before `tick` (Redis time, ms) and not since, in steps.
+    async fn forget_fed(&self, set: &str, tick: i64) -> RedisResult<()> {
+        loop {
+            let old: Vec<Vec<u8>> = redis::cmd("ZRANGE")
+                .arg(set)
+                .arg("-inf")
+                .arg(format!("({tick}"))
+                .arg("BYSCORE")
+                .arg("LIMIT")
+                .arg(0)
+                .arg(BATCH)
+                .query_async(&mut self.redis.clone())
+                .await?;
+            if old.is_empty() {
+                return Ok(());
+            }
+            // One that another warmup names meanwhile is named again by the next.
+            redis::cmd("ZREM").arg(set).arg(&old).exec_async(&mut self.redis.clone()).await?;
         }
     }
 
@@ -279,6 +280,28 @@ impl Cron {
             permit.done(ended).await;
         }
         named.map_err(|e| e.to_string())
+    }
+}
+
+/// The entries that a job's feed named last, read in steps.
+///
+/// # Errors
+/// Redis's.
+pub(crate) async fn fed_last(redis: &mut Connection, keys: &Keys, job: &Job) -> RedisResult<Vec<Params>> {
+    let mut fed = Vec::new();
+    let mut cursor = 0;
+    loop {
+        let page: Vec<String> = redis::cmd("ZRANGE")
+            .arg(keys.fed(&job.name))
+            .arg(cursor)
+            .arg(cursor + BATCH - 1)
+            .query_async(redis)
+            .await?;
+        cursor += page.len();
+        fed.extend(page.iter().filter_map(|key| job.key.read(key)));
+        if page.len() < BATCH {
+            return Ok(fed);
+        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! The ear's own test: whether this worker hears, and what the fleet may have missed.
 //!
 //! Pub/sub tells nobody what was lost. So each worker sends canaries over the channels' own connection and notes between which
-//! times it heard them all. A canary that does not come back means a deaf connection, which is then given up. When a worker
-//! hears again, somebody else must have heard all the while; if nobody has, what was published bare meanwhile is missed, and
+//! times it heard them all, and up to when it has handled what it heard. A canary that does not come back means a deaf connection, which is then given up. When a worker
+//! hears again, somebody else must have heard all the while, and handled it; if nobody has, what was published bare meanwhile is missed, and
 //! everything is suspect.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::{RedisResult, Script};
@@ -29,6 +29,79 @@ const FORGOTTEN: i64 = 24 * 3_600 * 1_000;
 
 static SEND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/canary.lua")));
 
+/// What was heard and is not yet handled.
+#[derive(Debug, Default)]
+pub struct Unhandled(Mutex<Book>);
+
+#[derive(Debug, Default)]
+struct Book {
+    /// The number of the next message.
+    next: u64,
+    /// Messages under way.
+    open: BTreeSet<u64>,
+    /// Canaries, each with the number of the message that came after it.
+    canaries: VecDeque<(u64, i64)>,
+    /// The last canary before which all is handled (Redis time, ms).
+    handled: i64,
+}
+
+impl Unhandled {
+    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A message was heard; returns its number.
+    pub fn hear(&self) -> u64 {
+        let mut book = self.book();
+        let number = book.next;
+        book.next += 1;
+        book.open.insert(number);
+        number
+    }
+
+    /// The message of this number is handled.
+    pub fn done(&self, number: u64) {
+        self.book().open.remove(&number);
+    }
+
+    /// A canary was heard that was sent at this Redis time (ms).
+    fn canary(&self, at: i64) {
+        let mut book = self.book();
+        let next = book.next;
+        match book.canaries.back_mut() {
+            Some((before, last)) if *before == next => *last = at.max(*last),
+            _ => book.canaries.push_back((next, at)),
+        }
+    }
+
+    /// The time of the last canary before which all is handled (Redis time, ms); 0 for none.
+    fn handled(&self) -> i64 {
+        let mut book = self.book();
+        let first = book.open.first().copied().unwrap_or(u64::MAX);
+        while let Some((_, at)) = book.canaries.front().copied().filter(|(next, _)| *next <= first) {
+            book.handled = book.handled.max(at);
+            book.canaries.pop_front();
+        }
+        book.handled
+    }
+}
+
+/// What one other worker says that it has heard (Redis time, ms).
+struct Other {
+    worker: String,
+    since: i64,
+    last: i64,
+    handled: i64,
+}
+
+impl Other {
+    fn read(worker: String, heard: &str) -> Option<Self> {
+        let mut times = heard.split(' ').map(str::parse);
+        let (since, last) = (times.next()?.ok()?, times.next()?.ok()?);
+        Some(Self { worker, since, last, handled: times.next().and_then(Result::ok).unwrap_or(last) })
+    }
+}
+
 /// What one worker hears.
 #[derive(Debug)]
 pub struct Ear {
@@ -41,6 +114,7 @@ pub struct Ear {
     last: AtomicI64,
     /// The last one heard over the connection before.
     before: AtomicI64,
+    unhandled: Arc<Unhandled>,
     /// Rung when the present connection is found to be deaf.
     deaf: Notify,
     /// Set when it hears, and it is known whether anything was missed before.
@@ -53,7 +127,13 @@ impl Ear {
         let zero = AtomicI64::default;
         let settled = CancellationToken::new();
         let (since, last, before) = (zero(), zero(), zero());
-        Self { redis, keys, worker, suspicion, since, last, before, deaf: Notify::new(), settled }
+        let (unhandled, deaf) = (Arc::default(), Notify::new());
+        Self { redis, keys, worker, suspicion, since, last, before, unhandled, deaf, settled }
+    }
+
+    /// Where messages are noted that were heard, and when they are handled.
+    pub fn unhandled(&self) -> &Arc<Unhandled> {
+        &self.unhandled
     }
 
     /// Set once it hears, and once it is known that nothing was missed before, or that all is suspect.
@@ -67,6 +147,7 @@ impl Ear {
         let Some(at) = at.parse().ok().filter(|_| worker == &*self.worker) else { return };
         let _ = self.since.compare_exchange(0, at, Ordering::AcqRel, Ordering::Acquire);
         self.last.fetch_max(at, Ordering::AcqRel);
+        self.unhandled.canary(at);
     }
 
     /// The connection ended.
@@ -91,7 +172,7 @@ impl Ear {
         while !stop.is_cancelled() {
             let (since, last) = (self.since.load(Ordering::Acquire), self.last.load(Ordering::Acquire));
             let mut call = SEND.key(self.keys.ears());
-            call.arg(&*self.worker).arg(since).arg(last).arg(self.keys.signal_channel());
+            call.arg(&*self.worker).arg(since).arg(last).arg(self.unhandled.handled()).arg(self.keys.signal_channel());
             call.arg(format!("canary {}", self.worker));
             match call.invoke_async::<i64>(&mut self.redis.clone()).await {
                 Ok(now) => {
@@ -125,34 +206,34 @@ impl Ear {
         }
     }
 
-    /// Whether somebody heard all that was published since this worker, or the fleet, last did; `None` where that cannot be
-    /// said yet.
+    /// Whether somebody heard, and handled, all that was published since this worker, or the fleet, last did; `None` where that
+    /// cannot be said yet.
     async fn check(&self, since: i64) -> RedisResult<Option<()>> {
         let ears: BTreeMap<String, String> =
             redis::cmd("HGETALL").arg(self.keys.ears()).query_async(&mut self.redis.clone()).await?;
-        let others: Vec<(String, i64, i64)> = ears
+        let others: Vec<Other> = ears
             .into_iter()
             .filter(|(worker, _)| *worker != *self.worker)
-            .filter_map(|(worker, heard)| {
-                let (since, last) = heard.split_once(' ')?;
-                Some((worker, since.parse().ok()?, last.parse().ok()?))
-            })
+            .filter_map(|(worker, heard)| Other::read(worker, &heard))
             .collect();
         let now = self.last.load(Ordering::Acquire);
-        let newest = others.iter().map(|(_, _, last)| *last).max().unwrap_or(0);
+        let newest = others.iter().map(|other| other.last).max().unwrap_or(0);
         let before = self.before.load(Ordering::Acquire);
         let fresh = before == 0;
         // Of those that begin together, each goes by who began before: so the first sees that there was nobody.
-        let heard: Vec<&(String, i64, i64)> = others
+        let heard: Vec<&Other> = others
             .iter()
-            .filter(|(worker, from, _)| !fresh || (*from, worker.as_str()) < (since, &*self.worker))
+            .filter(|other| !fresh || (other.since, other.worker.as_str()) < (since, &*self.worker))
             .collect();
-        let before = if fresh { heard.iter().map(|(_, _, last)| *last).max().unwrap_or(0) } else { before };
-        let covers = heard.iter().filter(|(_, from, _)| *from <= before);
-        let covered = covers.clone().any(|(_, _, last)| *last >= since);
-        let in_question = covers.clone().any(|(_, _, last)| *last + 3 * DEAF * 1_000 > now);
+        let before = if fresh { heard.iter().map(|other| other.last).max().unwrap_or(0) } else { before };
+        let covers = heard.iter().filter(|other| other.since <= before);
+        let covered = covers.clone().any(|other| other.handled >= since);
+        let alive = |other: &Other| other.last + 3 * DEAF * 1_000 > now;
+        let in_question = covers.clone().any(|other| alive(other));
+        // It heard it all, and has yet to handle it; or it dies.
+        let busy = covers.clone().any(|other| alive(other) && other.last >= since);
         if before > 0 && !covered {
-            if in_question && now - since < 3 * DEAF * 1_000 {
+            if busy || (in_question && now - since < 3 * DEAF * 1_000) {
                 return Ok(None);
             }
             let seconds = (since - before) / 1_000;
@@ -161,12 +242,43 @@ impl Ear {
         }
         let gone: Vec<String> = others
             .into_iter()
-            .filter(|(_, _, last)| *last < now - FORGOTTEN && *last < newest)
-            .map(|(worker, _, _)| worker)
+            .filter(|other| other.last < now - FORGOTTEN && other.last < newest)
+            .map(|other| other.worker)
             .collect();
         if !gone.is_empty() {
             let () = redis::cmd("HDEL").arg(self.keys.ears()).arg(gone).query_async(&mut self.redis.clone()).await?;
         }
         Ok(Some(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_canary_counts_when_all_that_was_heard_before_it_is_handled() {
+        let unhandled = Unhandled::default();
+        unhandled.canary(1);
+        assert_eq!(unhandled.handled(), 1);
+        let (first, second) = (unhandled.hear(), unhandled.hear());
+        unhandled.canary(2);
+        unhandled.canary(3);
+        let third = unhandled.hear();
+        unhandled.canary(4);
+        unhandled.done(second);
+        assert_eq!(unhandled.handled(), 1);
+        unhandled.done(first);
+        assert_eq!(unhandled.handled(), 3);
+        unhandled.done(third);
+        assert_eq!(unhandled.handled(), 4);
+    }
+
+    #[test]
+    fn who_does_not_say_what_it_handled_has_handled_what_it_heard() {
+        let other = Other::read("a".to_owned(), "1 2").unwrap();
+        assert_eq!((other.since, other.last, other.handled), (1, 2, 2));
+        assert_eq!(Other::read("a".to_owned(), "1 5 3").unwrap().handled, 3);
+        assert!(Other::read("a".to_owned(), "1").is_none());
     }
 }

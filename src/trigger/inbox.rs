@@ -217,7 +217,7 @@ impl Inbox {
         }
         let text = id.map.get(FIELD).map(redis::from_redis_value_ref::<String>).and_then(Result::ok);
         match text.as_deref().map(Message::parse) {
-            Some(Ok(message)) => return self.intake.take(message, At::Redis(at), "inbox", Some(receipt)).await,
+            Some(Ok(message)) => return self.intake.take(message, At::Redis(at), "inbox", receipt).await,
             Some(Err(e)) => self.complain(&id.id, &e.to_string()),
             None => self.complain(&id.id, "it has no field `message` with text"),
         }

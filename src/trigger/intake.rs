@@ -4,8 +4,8 @@
 //! that are held off in a storm wait here, one for each entry however many messages named it, and are handled with the time of
 //! the last. A message from the inbox is acknowledged by its [`Receipt`] when all of it is done.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::ear::Unhandled;
 use super::invalidation::HeldOff;
 use super::{Action, Handled, Invalidator, Message};
 use crate::agenda::When;
@@ -48,15 +49,39 @@ pub struct Receipt(Arc<Slip>);
 
 #[derive(Debug)]
 struct Slip {
-    id: String,
     parts: AtomicUsize,
-    done: mpsc::UnboundedSender<String>,
+    whose: Whose,
+}
+
+#[derive(Debug)]
+enum Whose {
+    /// Of a message from the inbox: its id, and who is told it.
+    Inbox(String, mpsc::UnboundedSender<String>),
+    /// Of one that was heard: its number.
+    Heard(u64, Arc<Unhandled>),
 }
 
 impl Receipt {
     /// For the message `id`, which is sent to `done` in the end.
     pub fn new(id: String, done: mpsc::UnboundedSender<String>) -> Self {
-        Self(Arc::new(Slip { id, parts: AtomicUsize::new(1), done }))
+        Self::of(Whose::Inbox(id, done))
+    }
+
+    /// For a message that was heard on the channel, by its number.
+    pub fn heard(number: u64, unhandled: Arc<Unhandled>) -> Self {
+        Self::of(Whose::Heard(number, unhandled))
+    }
+
+    fn of(whose: Whose) -> Self {
+        Self(Arc::new(Slip { parts: AtomicUsize::new(1), whose }))
+    }
+
+    /// The number of a message that was heard.
+    fn number(&self) -> Option<u64> {
+        match &self.0.whose {
+            Whose::Heard(number, _) => Some(*number),
+            Whose::Inbox(..) => None,
+        }
     }
 
     fn part(&self) -> Self {
@@ -67,7 +92,10 @@ impl Receipt {
     /// This part is done.
     pub fn done(self) {
         if self.0.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _ = self.0.done.send(self.0.id.clone());
+            match &self.0.whose {
+                Whose::Inbox(id, done) => _ = done.send(id.clone()),
+                Whose::Heard(number, unhandled) => unhandled.done(*number),
+            }
         }
     }
 }
@@ -125,11 +153,18 @@ pub struct Intaking {
 /// Refreshes that are held off.
 #[derive(Debug, Default)]
 struct Held {
-    entries: Mutex<HashMap<EntryKey, Waiting>>,
+    waiting: Mutex<Waitings>,
     receipts: AtomicUsize,
     more: Notify,
     /// Nothing is added any more.
     closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Waitings {
+    entries: HashMap<EntryKey, Waiting>,
+    /// When each of them has waited long enough.
+    line: BTreeSet<(Instant, EntryKey)>,
 }
 
 #[derive(Debug)]
@@ -137,8 +172,37 @@ struct Waiting {
     job: Arc<Job>,
     /// The time of the last invalidation (Redis time, ms).
     at: i64,
+    /// As urgent as the most urgent of them.
+    when: When,
     until: Instant,
     receipts: Vec<Receipt>,
+    /// The oldest of those that were heard: it stands for all of them, since they are done together.
+    oldest: Option<u64>,
+}
+
+impl Waiting {
+    fn new(held: HeldOff, until: Instant) -> Self {
+        Self { job: held.job, at: held.at, when: held.when, until, receipts: Vec::new(), oldest: None }
+    }
+
+    /// Returns how many receipts more it keeps.
+    fn join(&mut self, at: i64, when: When, receipts: impl IntoIterator<Item = Receipt>) -> usize {
+        self.at = self.at.max(at);
+        if when == When::Urgent {
+            self.when = when;
+        }
+        let before = self.receipts.len();
+        for receipt in receipts {
+            match receipt.number() {
+                Some(number) if self.oldest.is_some_and(|oldest| oldest <= number) => receipt.done(),
+                number => {
+                    self.oldest = number.or(self.oldest);
+                    self.receipts.push(receipt);
+                }
+            }
+        }
+        self.receipts.len() - before
+    }
 }
 
 impl Intake {
@@ -152,13 +216,13 @@ impl Intake {
     }
 
     /// Takes a message in; waits while there are too many. `way` is `channel` or `inbox`.
-    pub async fn take(&self, message: Message, at: At, way: &'static str, receipt: Option<Receipt>) {
+    pub async fn take(&self, message: Message, at: At, way: &'static str, receipt: Receipt) {
         while self.held.receipts.load(Ordering::Relaxed) > RECEIPTS {
             tokio::time::sleep(AGAIN).await;
         }
         let line = if message.is_narrow() { &self.narrow } else { &self.wide };
         // Without the loops the worker ends.
-        let _ = line.send(Work { message, at, way, receipts: receipt.into_iter().collect() }).await;
+        let _ = line.send(Work { message, at, way, receipts: vec![receipt] }).await;
     }
 }
 
@@ -279,7 +343,7 @@ impl Line<'_> {
                 return Ok(());
             }
         }
-        let alone = !work.receipts.is_empty();
+        let alone = work.receipts.iter().any(|receipt| receipt.number().is_none());
         let (handled, held) = self.invalidator.begin(&work.message, at, alone).await?;
         self.telemetry.invalidation(work.way, &work.message, &handled);
         for held in held {
@@ -290,41 +354,62 @@ impl Line<'_> {
 }
 
 impl Held {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<EntryKey, Waiting>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waitings> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an entry waits already, and so for this invalidation as well.
     fn joins(&self, key: &str, at: i64, receipts: &[Receipt]) -> bool {
-        let mut entries = self.lock();
-        let Some(waiting) = entries.get_mut(key) else { return false };
-        waiting.at = waiting.at.max(at);
-        waiting.receipts.extend(receipts.iter().map(Receipt::part));
-        self.receipts.fetch_add(receipts.len(), Ordering::Relaxed);
+        let mut all = self.lock();
+        let Some(waiting) = all.entries.get_mut(key) else { return false };
+        // Only a narrow message asks.
+        let more = waiting.join(at, When::Urgent, receipts.iter().map(Receipt::part));
+        self.receipts.fetch_add(more, Ordering::Relaxed);
         true
     }
 
     fn add(&self, held: HeldOff, receipts: Vec<Receipt>) {
-        self.receipts.fetch_add(receipts.len(), Ordering::Relaxed);
         let until = Instant::now() + held.wait;
-        match self.lock().entry(held.key) {
+        let mut all = self.lock();
+        let Waitings { entries, line } = &mut *all;
+        let key = held.key.clone();
+        let more = match entries.entry(key.clone()) {
             Entry::Occupied(mut there) => {
                 let there = there.get_mut();
-                there.at = there.at.max(held.at);
-                there.until = there.until.max(until);
-                there.receipts.extend(receipts);
+                if until > there.until {
+                    line.remove(&(there.until, key.clone()));
+                    line.insert((until, key));
+                    there.until = until;
+                }
+                there.join(held.at, held.when, receipts)
             }
             Entry::Vacant(place) => {
-                place.insert(Waiting { job: held.job, at: held.at, until, receipts });
+                line.insert((until, key));
+                let (at, when) = (held.at, held.when);
+                place.insert(Waiting::new(held, until)).join(at, when, receipts)
             }
-        }
+        };
+        self.receipts.fetch_add(more, Ordering::Relaxed);
+        drop(all);
         self.more.notify_one();
+    }
+
+    /// When the first has waited long enough.
+    fn next(&self) -> Option<Instant> {
+        self.lock().line.first().map(|(until, _)| *until)
     }
 
     /// What has waited long enough.
     fn due(&self) -> Vec<(EntryKey, Waiting)> {
         let now = Instant::now();
-        self.lock().extract_if(|_, waiting| waiting.until <= now).collect()
+        let mut all = self.lock();
+        let mut due = Vec::new();
+        while all.line.first().is_some_and(|(until, _)| *until <= now)
+            && let Some((_, key)) = all.line.pop_first()
+        {
+            due.extend(all.entries.remove_entry(&key));
+        }
+        due
     }
 
     /// Nothing is added any more.
@@ -335,14 +420,14 @@ impl Held {
 
     /// Drops what is left, with its receipts.
     fn drop_all(&self) {
-        self.lock().clear();
+        *self.lock() = Waitings::default();
         self.receipts.store(0, Ordering::Relaxed);
     }
 
     async fn run(&self, invalidator: &Invalidator, cut: &CancellationToken) {
         let mut patience = Patience::new("invalidating what was held off");
         while !cut.is_cancelled() {
-            let next = self.lock().values().map(|waiting| waiting.until).min();
+            let next = self.next();
             if next.is_none() && self.closed.load(Ordering::Acquire) {
                 return;
             }
@@ -359,6 +444,7 @@ impl Held {
                 job: Arc::clone(&waiting.job),
                 key: key.clone(),
                 at: waiting.at,
+                when: waiting.when,
                 wait: Duration::ZERO,
             });
             let entries: Vec<HeldOff> = entries.collect();
@@ -366,7 +452,7 @@ impl Held {
                 due.into_iter().map(|(key, waiting)| (key, waiting.receipts)).collect();
             let count = receipts.values().map(Vec::len).sum();
             self.receipts.fetch_sub(count, Ordering::Relaxed);
-            let (still, error) = match invalidator.again(entries.clone(), When::Urgent, &mut Handled::default()).await {
+            let (still, error) = match invalidator.again(entries.clone(), &mut Handled::default()).await {
                 Ok(still) => (still, None),
                 Err(e) => (entries.into_iter().map(|held| HeldOff { wait: AGAIN, ..held }).collect(), Some(e)),
             };

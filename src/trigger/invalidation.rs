@@ -117,6 +117,8 @@ pub struct HeldOff {
     pub key: EntryKey,
     /// The time of the invalidation (Redis time, ms).
     pub at: i64,
+    /// When it is to be fetched then.
+    pub when: When,
     /// How long to wait.
     pub wait: Duration,
 }
@@ -184,7 +186,7 @@ impl Invalidator {
         let (mut handled, mut held) = self.begin(message, at, true).await?;
         while let Some(wait) = held.iter().map(|held| held.wait).min() {
             tokio::time::sleep(wait).await;
-            held = self.again(held, When::Urgent, &mut handled).await?;
+            held = self.again(held, &mut handled).await?;
         }
         Ok(handled)
     }
@@ -235,15 +237,18 @@ impl Invalidator {
         Ok((handled, held))
     }
 
-    /// Handles what was held off, to be fetched `when`; returns what still is.
+    /// Handles what was held off, each to be fetched as urgently as it was named; returns what still is.
     ///
     /// # Errors
     /// Redis's; handle it again.
-    pub async fn again(&self, held: Vec<HeldOff>, when: When, handled: &mut Handled) -> RedisResult<Vec<HeldOff>> {
-        let entries: Vec<Named> = held.into_iter().map(|held| (held.job, held.key, held.at)).collect();
-        handled.entries = handled.entries.saturating_sub(entries.len() as u64);
+    pub async fn again(&self, mut held: Vec<HeldOff>, handled: &mut Handled) -> RedisResult<Vec<HeldOff>> {
         let mut still = Vec::new();
-        self.entries(&entries, Action::Refresh, when, handled, &mut still).await?;
+        while let Some(when) = held.first().map(|held| held.when) {
+            let same = held.extract_if(.., |held| held.when == when);
+            let entries: Vec<Named> = same.map(|held| (held.job, held.key, held.at)).collect();
+            handled.entries = handled.entries.saturating_sub(entries.len() as u64);
+            self.entries(&entries, Action::Refresh, when, handled, &mut still).await?;
+        }
         Ok(still)
     }
 
@@ -257,7 +262,11 @@ impl Invalidator {
         held: &mut Vec<HeldOff>,
     ) -> RedisResult<()> {
         let removal = if action == Action::Evict { Removal::Evict } else { Removal::Refresh };
+        let may_lack = self.store.may_lack(tag).await?;
         self.store.stamp(tag, at, removal).await?;
+        if may_lack {
+            self.seek_tagged(tag, Order { action, at, alone }, handled, held).await?;
+        }
         let mut cursor = 0;
         loop {
             let (next, entries) = self.store.tagged(tag, cursor).await?;
@@ -277,6 +286,41 @@ impl Invalidator {
                 return Ok(());
             }
         }
+    }
+
+    /// Handles entries that have a tag whose index Redis may have evicted: all values of jobs with tags are looked at. What is
+    /// being fetched sees the stamp.
+    async fn seek_tagged(
+        &self,
+        tag: &str,
+        Order { action, at, .. }: Order,
+        handled: &mut Handled,
+        held: &mut Vec<HeldOff>,
+    ) -> RedisResult<()> {
+        self.store.sought(tag, false).await?;
+        for job in self.jobs.jobs.values().filter(|job| !job.tags.is_empty()) {
+            let mut cursor = 0_u64;
+            loop {
+                let (next, found): (u64, Vec<redis::Value>) = redis::cmd("SCAN")
+                    .arg(cursor)
+                    .arg("MATCH")
+                    .arg(job.key.glob())
+                    .arg("COUNT")
+                    .arg(STEP)
+                    .query_async(&mut self.redis.clone())
+                    .await?;
+                let found = found.into_iter().filter_map(|key| redis::from_redis_value::<String>(key).ok());
+                let found = found.filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
+                let found = self.store.with_tag(tag, found.map(EntryKey::new).collect()).await?;
+                let named: Vec<Named> = found.into_iter().map(|key| (Arc::clone(job), key, at)).collect();
+                self.entries(&named, action, When::Mass(0), handled, held).await?;
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        self.store.sought(tag, true).await
     }
 
     /// Handles entries whose keys match a glob. Leases are scanned to the end first, then values: a key that is being
@@ -377,12 +421,12 @@ impl Invalidator {
                 handled.removed += u64::from(result.removed);
                 let lists = || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params));
                 if let Some(wait) = result.held_off {
-                    held.push(HeldOff { job: Arc::clone(job), key: key.clone(), at: *at, wait });
+                    held.push(HeldOff { job: Arc::clone(job), key: key.clone(), at: *at, when, wait });
                     continue;
                 }
                 match removal {
-                    // A fenced fetch is begun anew by its own worker.
-                    Removal::Refresh if result.fenced => {}
+                    // A fenced fetch is begun anew by its own worker; a service's load is not.
+                    Removal::Refresh if result.fenced && !result.loading => {}
                     Removal::Refresh if result.due || (result.unknown && lists()) => {
                         due.entry(&job.name).or_default().push(key.clone());
                     }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::suspicion::SUSPECT_SIGNAL;
-use super::{At, Ear, Intake, Message};
+use super::{At, Ear, Intake, Message, Receipt};
 use crate::dispatcher::Bell;
 use crate::health::Sign;
 use crate::job::{JobName, UpstreamName};
@@ -139,7 +139,7 @@ impl Listener {
             let text = String::from_utf8_lossy(message.get_payload_bytes());
             if message.get_channel_name() == signals {
                 self.signal(&text, news);
-            } else if heard.send((Instant::now(), text.into_owned())).await.is_err() {
+            } else if heard.send((Instant::now(), self.ear.unhandled().hear(), text.into_owned())).await.is_err() {
                 return Ok(());
             }
         }
@@ -148,10 +148,12 @@ impl Listener {
     /// Hands on what was heard, apart from hearing, so that nothing makes the subscription overflow; to the last message.
     async fn hand_on(&self, mut messages: mpsc::Receiver<Heard>) {
         let mut complaints = Complaints::default();
-        while let Some((received, text)) = messages.recv().await {
+        while let Some((received, number, text)) = messages.recv().await {
+            let receipt = Receipt::heard(number, Arc::clone(self.ear.unhandled()));
             match Message::parse(&text) {
-                Ok(message) => self.intake.take(message, At::Received(received), "channel", None).await,
+                Ok(message) => self.intake.take(message, At::Received(received), "channel", receipt).await,
                 Err(e) => {
+                    receipt.done();
                     self.telemetry.malformed();
                     complaints.complain(&text, &e.to_string());
                 }
@@ -176,8 +178,8 @@ impl Listener {
     }
 }
 
-/// A message and when it was received.
-type Heard = (Instant, String);
+/// When a message was received, its number ([`super::ear::Unhandled`]), and the message.
+type Heard = (Instant, u64, String);
 
 /// Malformed messages, told of from time to time.
 #[derive(Debug, Default)]

@@ -1,9 +1,10 @@
 //! Suspicion: after a gap in what was heard, a restart or a failover, nothing fetched before is trusted.
 //!
 //! A note in Redis says up to which time everything is suspect, so that it outlives whoever wrote it; one worker at a time
-//! deals with it. Leases begun before are void; values fetched before are made due, the most read first, and are served until
+//! deals with it, for the jobs that it knows, and the note stays until that was done for all jobs of the fleet. Leases begun before are void; values fetched before are made due, the most read first, and are served until
 //! the new ones land. What somebody else wrote is left to them.
 
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -74,7 +75,7 @@ impl Suspicion {
     /// # Errors
     /// Redis's; raising it again does no harm.
     pub async fn raise(&self, at: i64, doubt: Doubt) -> RedisResult<()> {
-        let [note, _] = self.keys.suspicion();
+        let [note, ..] = self.keys.suspicion();
         let mut call = SUSPECT.key(note);
         call.arg(at).arg(doubt as u8).arg(self.keys.signal_channel()).arg(SUSPECT_SIGNAL);
         call.invoke_async(&mut self.redis.clone()).await
@@ -104,12 +105,19 @@ impl Suspicion {
     /// # Errors
     /// Redis's; it is dealt with again, by whoever comes first when the lock has run out.
     pub async fn look(&self) -> RedisResult<()> {
-        let [note, lock] = self.keys.suspicion();
+        let [note, lock, dealt] = self.keys.suspicion();
         let mut redis = self.redis.clone();
         loop {
             // Not with `GET`, by which APIs read: see [`crate::popularity::Sampler`].
             let known: String = redis::cmd("GETRANGE").arg(&note).arg(0).arg(-1).query_async(&mut redis).await?;
             if known.is_empty() {
+                return Ok(());
+            }
+            // Jobs that it does not know are left to workers that do.
+            let done: HashMap<String, String> = redis::cmd("HGETALL").arg(&dealt).query_async(&mut redis).await?;
+            let jobs = self.jobs.jobs.values().filter(|job| done.get(job.name.as_str()) != Some(&known));
+            let jobs: Vec<&Arc<Job>> = jobs.collect();
+            if jobs.is_empty() && !self.jobs.jobs.is_empty() {
                 return Ok(());
             }
             let locked: Option<String> = redis::cmd("SET")
@@ -125,14 +133,19 @@ impl Suspicion {
             }
             if let Some((at, doubt)) = read(&known) {
                 let begun = Instant::now();
-                let (leases, values) = self.examine(at, doubt).await?;
+                let (leases, values) = self.examine(jobs.clone(), at, doubt).await?;
                 if leases + values > 0 {
                     let seconds = begun.elapsed().as_secs_f32();
                     warn!(leases, values, seconds, "invalidations may have been missed: all is looked at anew");
                 }
             }
+            let fleet: Vec<String> = redis::cmd("HKEYS").arg(self.keys.digests()).query_async(&mut redis).await?;
             let mut call = ABSOLVE.key(&note);
-            call.key(&lock).arg(&known).arg(&*self.worker);
+            call.key(&lock).key(&dealt).arg(&known).arg(&*self.worker).arg(jobs.len());
+            for job in &jobs {
+                call.arg(job.name.as_str());
+            }
+            call.arg(fleet);
             let clear: u8 = call.invoke_async(&mut redis).await?;
             if clear == 1 {
                 return Ok(());
@@ -140,8 +153,8 @@ impl Suspicion {
         }
     }
 
-    /// Voids leases and makes values due; returns how many of each.
-    async fn examine(&self, at: i64, doubt: Doubt) -> RedisResult<(usize, usize)> {
+    /// Voids leases and makes values of these jobs due; returns how many of each.
+    async fn examine(&self, mut jobs: Vec<&Arc<Job>>, at: i64, doubt: Doubt) -> RedisResult<(usize, usize)> {
         let (mut leases, mut values) = (0, 0);
         let mut cursor = 0;
         loop {
@@ -156,7 +169,6 @@ impl Suspicion {
                 break;
             }
         }
-        let mut jobs: Vec<&Arc<Job>> = self.jobs.jobs.values().collect();
         jobs.sort_by_key(|job| is_generated(job));
         for job in jobs {
             // What comes first is due a moment sooner.
@@ -225,11 +237,11 @@ impl Suspicion {
     async fn invalidate(&self, keys: Vec<EntryKey>, at: i64, when: When) -> RedisResult<()> {
         let held = |key: EntryKey| {
             let job = Arc::clone(self.jobs.owner(key.as_str())?.0);
-            Some(HeldOff { job, key, at, wait: Duration::ZERO })
+            Some(HeldOff { job, key, at, when, wait: Duration::ZERO })
         };
         let mut held: Vec<HeldOff> = keys.into_iter().filter_map(held).collect();
         while !held.is_empty() {
-            held = self.invalidator.again(held, when, &mut Handled::default()).await?;
+            held = self.invalidator.again(held, &mut Handled::default()).await?;
             if let Some(wait) = held.iter().map(|held| held.wait).min() {
                 tokio::time::sleep(wait).await;
                 self.hold().await?;
@@ -240,7 +252,7 @@ impl Suspicion {
 
     /// Keeps the lock while it takes long.
     async fn hold(&self) -> RedisResult<()> {
-        let [_, lock] = self.keys.suspicion();
+        let [_, lock, _] = self.keys.suspicion();
         redis::cmd("PEXPIRE")
             .arg(lock)
             .arg(self.claim.as_millis().to_string())

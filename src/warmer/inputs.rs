@@ -1,16 +1,26 @@
 //! Entries made from other entries: reading inputs, and waking those that are made from what has changed.
 
+use std::collections::BTreeMap;
+
 use redis::RedisResult;
 use serde_json::{Map, Value};
 
 use super::timing::millis;
 use super::{INPUT_WAIT, Outcome, Warmer};
 use crate::agenda::{Trigger, Urgency, When};
-use crate::job::{EntryKey, Job, Params};
+use crate::job::{EntryKey, Job, JobName, Params};
 use crate::store::Meta;
 
-/// An entry, and when the fetch of its value began (Redis time, ms) where that is ours.
-type Made = (EntryKey, Option<i64>);
+/// Why what is made from an entry becomes due.
+#[derive(Clone, Copy)]
+enum Wake {
+    /// The entry has changed: all with a value are due then, and what waits for it.
+    Changed(When),
+    /// Its content was born then (Redis time, ms): what was made before.
+    Outdated(i64),
+    /// It turned out to be there, or never to come: what waits for it.
+    Waiting,
+}
 
 /// As urgent as what it is for.
 fn when(urgency: Urgency) -> When {
@@ -91,13 +101,7 @@ impl Warmer {
 
     /// Makes due what is made from an entry that has changed: what has a value, and what waits on the agenda.
     pub(super) async fn wake_dependants(&self, changed: &EntryKey, urgency: Urgency) -> RedisResult<()> {
-        let when = when(urgency);
-        for (job, there, absent) in self.dependants(changed).await? {
-            let there: Vec<EntryKey> = there.into_iter().map(|(key, _)| key).collect();
-            self.agenda.put(&job.name, &there, when, Trigger::Invalidation).await?;
-            self.agenda.put(&job.name, &absent, When::IfThere, Trigger::Invalidation).await?;
-        }
-        Ok(())
+        self.wake(changed, Wake::Changed(when(urgency))).await
     }
 
     /// Whether an entry was made before the present content of one of its inputs was born. Whoever said so may have found it
@@ -117,50 +121,79 @@ impl Warmer {
     /// Makes due what was made from an entry before its present content was `born` (Redis time, ms): whoever wrote that may
     /// have died before it said so.
     pub(super) async fn wake_outdated(&self, found: &EntryKey, born: i64) -> RedisResult<()> {
-        for (job, there, _) in self.dependants(found).await? {
-            let outdated = there.into_iter().filter(|(_, made)| made.is_some_and(|made| made <= born));
-            let outdated: Vec<EntryKey> = outdated.map(|(key, _)| key).collect();
-            self.agenda.put(&job.name, &outdated, When::Due(0), Trigger::Invalidation).await?;
-        }
-        Ok(())
+        self.wake(found, Wake::Outdated(born)).await
     }
 
     /// Makes due what waits for an entry that turned out to be there, or never to come.
     pub(super) async fn wake_waiting(&self, found: &EntryKey) -> RedisResult<()> {
-        for (job, _, absent) in self.dependants(found).await? {
-            self.agenda.put(&job.name, &absent, When::IfThere, Trigger::Invalidation).await?;
+        self.wake(found, Wake::Waiting).await
+    }
+
+    /// Remembers an entry beside those of its inputs from whose keys its own cannot be told, before they are read: whoever
+    /// changes one from now on finds it.
+    pub(super) async fn remember(&self, job: &Job, key: &EntryKey, params: &Params) -> RedisResult<()> {
+        let inputs = job.inputs_of_many(params);
+        if inputs.is_empty() {
+            return Ok(());
+        }
+        // Its value is written before the lease ends.
+        let life = self.patience + self.lease_time(job) * 2 + job.ttl + job.warm.stale_if_error;
+        self.store.make_from(key, &inputs, life).await
+    }
+
+    /// Makes due what is made from an entry, a page at a time where that is many.
+    async fn wake(&self, input: &EntryKey, why: Wake) -> RedisResult<()> {
+        let mut of_many = false;
+        for job in self.jobs.jobs.values() {
+            let mut dependants = Vec::new();
+            for pattern in job.inputs.values() {
+                let Some(params) = pattern.read(input.as_str()) else { continue };
+                if job.is_told_by(pattern) {
+                    dependants.extend(job.key.write(&params));
+                } else {
+                    of_many = true;
+                }
+            }
+            self.wake_all(job, dependants, why).await?;
+        }
+        let mut cursor = 0;
+        while of_many {
+            let (next, found) = self.store.made_from(input, cursor).await?;
+            let mut by_job: BTreeMap<&JobName, (&Job, Vec<EntryKey>)> = BTreeMap::new();
+            for key in found {
+                // It was remembered by the job's file of then.
+                if let Some((job, params)) = self.jobs.owner(key.as_str())
+                    && job.inputs_of_many(&params).contains(input)
+                {
+                    by_job.entry(&job.name).or_insert_with(|| (&**job, Vec::new())).1.push(key);
+                }
+            }
+            for (job, dependants) in by_job.into_values() {
+                self.wake_all(job, dependants, why).await?;
+            }
+            cursor = next;
+            of_many = cursor != 0;
         }
         Ok(())
     }
 
-    /// What is made from an entry, by job: what has a value, with the time its fetch began where we wrote it, and what has
-    /// none.
-    async fn dependants(&self, input: &EntryKey) -> RedisResult<Vec<(&Job, Vec<Made>, Vec<EntryKey>)>> {
-        let mut found = Vec::new();
-        for job in self.jobs.jobs.values() {
-            let mut dependants = Vec::new();
-            for params in job.inputs.values().filter_map(|pattern| pattern.read(input.as_str())) {
-                if job.key.names().iter().all(|name| params.contains_key(name)) {
-                    dependants.extend(job.key.write(&params));
-                } else {
-                    // The input says less than the key: it is an input of many.
-                    dependants.extend(self.agenda.matching(&job.name, &job.key.glob_with(&params)).await?);
-                }
+    async fn wake_all(&self, job: &Job, dependants: Vec<EntryKey>, why: Wake) -> RedisResult<()> {
+        let looked = self.store.look(&dependants).await?;
+        let (mut due, mut absent) = (Vec::new(), Vec::new());
+        for (key, (expires, meta)) in dependants.into_iter().zip(looked) {
+            let made = meta.filter(|meta| meta.is_of(expires)).map(|meta| meta.start);
+            match why {
+                _ if expires == -2 => absent.push(key),
+                Wake::Changed(_) => due.push(key),
+                Wake::Outdated(born) if made.is_some_and(|made| made <= born) => due.push(key),
+                Wake::Outdated(_) | Wake::Waiting => {}
             }
-            if dependants.is_empty() {
-                continue;
-            }
-            let looked = self.store.look(&dependants).await?;
-            let (mut there, mut absent) = (Vec::new(), Vec::new());
-            for (key, (expires, meta)) in dependants.into_iter().zip(looked) {
-                if expires == -2 {
-                    absent.push(key);
-                } else {
-                    there.push((key, meta.filter(|meta| meta.is_of(expires)).map(|meta| meta.start)));
-                }
-            }
-            found.push((&**job, there, absent));
         }
-        Ok(found)
+        let when = if let Wake::Changed(when) = why { when } else { When::Due(0) };
+        self.agenda.put(&job.name, &due, when, Trigger::Invalidation).await?;
+        if let Wake::Outdated(_) = why {
+            return Ok(());
+        }
+        self.agenda.put(&job.name, &absent, When::IfThere, Trigger::Invalidation).await.map(|_| ())
     }
 }

@@ -29,11 +29,11 @@ pub(super) fn fresh(job: &Job, taken: &Taken) -> Fresh {
 }
 
 /// An entry that was invalidated, or that somebody missed, is looked at once more: whoever fills misses by himself may write
-/// an old value just after.
-pub(super) fn settled(job: &Job, trigger: Trigger, now: i64, next: Next) -> Next {
+/// an old value just after. So is one whose look made way for another fetch.
+pub(super) fn settled(job: &Job, taken: &Taken, trigger: Trigger, now: i64, next: Next) -> Next {
     let at = now + millis(job.warm.settle);
     let sooner = matches!(next, Next::At(other) if other <= at);
-    let asked = matches!(trigger, Trigger::Invalidation | Trigger::Demand);
+    let asked = taken.look || matches!(trigger, Trigger::Invalidation | Trigger::Demand);
     if asked && !sooner && !job.warm.settle.is_zero() { Next::Settle(at) } else { next }
 }
 

@@ -52,7 +52,13 @@ async fn backlog(parts: &Parts, count: usize, at: impl Fn(usize) -> i64) {
         let mut add = redis::cmd("ZADD");
         add.arg(&agenda);
         for n in from..(from + 1_000).min(count) {
-            let due = Due { at: at(n), state: State::Scheduled, trigger: Trigger::Cron, urgency: Urgency::Usual };
+            let due = Due {
+                at: at(n),
+                state: State::Scheduled,
+                trigger: Trigger::Cron,
+                urgency: Urgency::Usual,
+                look: false,
+            };
             add.arg(format!("{:.6}", due.score())).arg(format!("art:{n}"));
         }
         add.exec_async(&mut parts.redis.clone()).await.unwrap();

@@ -14,8 +14,9 @@
 --       7… entries (at most 1,000)
 -- Returns how many moved
 local how, trigger, override = ARGV[1], tonumber(ARGV[2]), ARGV[4] == '1'
--- cron, invalidation, expiry, demand, manual, settle
-local strength = {[0] = 3, 4, 2, 1, 5, 0}
+-- cron, invalidation, expiry, demand, manual, settle; cron and manual in the place of a look that is still owed
+local strength = {[0] = 3, 4, 2, 1, 5, 0, 3, 5}
+local owing = {[0] = 6, [4] = 7}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = tonumber(ARGV[3])
@@ -27,6 +28,7 @@ local function score(single, of)
   return string.format('%.6f', at - (how == 'mass' and 3e13 or 0) + of / 64)
 end
 local text = score(how == 'urgent', trigger)
+local owed = owing[trigger] and score(how == 'urgent', owing[trigger])
 local entries, moves = {}, {}
 for i = 7, #ARGV do entries[i - 6] = ARGV[i] end
 if not entries[1] then return 0 end
@@ -43,6 +45,11 @@ for i, entry in ipairs(entries) do
     local before = bits % 8
     local stronger = strength[trigger] > (strength[before] or 0)
     local of = strength[trigger] < (strength[before] or 0) and before or trigger
+    -- What an invalidation or a demand fetches is looked at once more in any case.
+    if before >= 5 and owing[of] then
+      of = owing[of]
+      as = owed or text
+    end
     if old < -2.5e13 then
       local single = how == 'urgent' or old < -3.5e13
       move = pressing and (stronger or (how == 'urgent' and old > -3.5e13) or tonumber(text) < math.floor(old))

@@ -1,5 +1,6 @@
 -- Begin to load an absent value, unless it is there meanwhile or somebody loads or fetches it already.
--- A lease that an eviction marked is taken over: whoever holds it will write nothing.
+-- A lease that an eviction marked is taken over: whoever holds it will write nothing. Ours is marked '=': no invalidation came,
+-- and whoever marks it sees that its holder does not fetch again (invalidate.lua).
 -- KEYS  1 value  2 lease
 -- ARGV  1 token  2 how long the lease holds (ms)
 -- Returns {'there', value} | {'busy'} | {'leased'}
@@ -8,5 +9,5 @@ local mark = string.match(redis.call('GET', KEYS[2]) or '', '^%S+ %d+ (%S)$')
 if mark and mark ~= 'e' then return {'busy'} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. string.format('%.0f', now) .. ' -', 'PX', ARGV[2])
+redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. string.format('%.0f', now) .. ' =', 'PX', ARGV[2])
 return {'leased'}

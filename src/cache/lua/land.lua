@@ -6,7 +6,7 @@
 local token, mark = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) %d+ (%S)$')
 if token ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2])
-if mark ~= '-' then return 0 end
+if mark ~= '=' then return 0 end
 local written
 if ARGV[3] == '' then
   written = redis.call('SET', KEYS[1], ARGV[2], 'NX')

@@ -3,14 +3,15 @@
 -- What was fetched after S is left alone, so that handling twice, late, or by every worker does no harm; what claims to be
 -- fetched in the future was so by another clock, and is not.
 -- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (its lease is
--- marked '+'), or shortly after one began. Then nothing is done, and the caller comes again; so that one fetch answers many.
+-- marked '+'), or shortly after one began; for longer where one failed, which has its mark and is tried again. Then nothing is done, and the caller comes again; so that one fetch answers many.
 -- A full Redis does it, too: it may write a mark, and what an eviction frees is more.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 S (ms)  2 'r' refresh or 'e' evict  3 how long the note on a value without a TTL is kept (ms)
 --       4 channel of changes  5 the removal of a value, as announced
 --       6 how long after a fetch for an invalidation began the next is held off (ms; 0: nothing is held off)
 -- Returns {1 if a fetch in flight was fenced,
---          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it,
+--          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
+--            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
 --          1 if a value was removed,
 --          ms after which to come again: held off; else 0}
 local S = tonumber(ARGV[1])
@@ -30,6 +31,11 @@ if refresh and storm > 0 and token and busy == '+' and before(tonumber(begun)) t
 elseif refresh and storm > 0 and not token and ours and invalid == '0' and before(tonumber(start))
   and string.find(rest, '"t":"invalidation"', 1, true) then
   local wait = math.min(tonumber(start), now) + storm - now
+  if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
+end
+if refresh and storm > 0 and not token and start and invalid ~= '0' and before(tonumber(start)) then
+  local failed = string.find(rest, '"o":"failed"', 1, true) and string.match(rest, '"a":(%d+)')
+  local wait = failed and math.min(tonumber(failed), now) + 4 * storm - now or 0
   if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
 end
 local later = token and not before(tonumber(begun))
@@ -67,4 +73,5 @@ elseif old and (pxat ~= -2 or start) then
 elseif old and not token then
   due = 2
 end
+if refresh and fenced == 1 and busy == '=' then due = 3 end
 return {fenced, due, removed, 0}

@@ -8,4 +8,6 @@ local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '0', string.format('%.0f', now
 if dead[1] then redis.call('ZREM', KEYS[1], unpack(dead)) end
 local stamp = redis.call('ZSCORE', KEYS[1], '')
 if stamp and now + tonumber(stamp) > tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], '') end
+-- What says only that nothing is there says nothing.
+if redis.call('ZCARD', KEYS[1]) == 1 then redis.call('ZREM', KEYS[1], '\0') end
 return #dead

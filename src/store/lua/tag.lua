@@ -1,6 +1,7 @@
 -- Put an entry under a tag, before its value is written; what has died meanwhile goes, a little at a time.
 -- KEYS  1 tag: a sorted set, member = entry, score = until when its value may live (ms); the member '' is the stamp:
---         minus the time of the last invalidation by this tag (ms), less a half where it was an eviction
+--         minus the time of the last invalidation by this tag (ms), less a half where it was an eviction; the member '\0' says
+--         that all is there, see src/store/tags.rs
 -- ARGV  1 entry  2 for how long its value may live (ms)  3 dead entries dropped at most
 -- Returns the stamp's score, or '0' where there is none
 local time = redis.call('TIME')

@@ -1,0 +1,99 @@
+//! Jobs that are no more: what Redis keeps of a job whose file was removed goes when no worker has known the job for a day.
+//!
+//! Every worker says in each round which jobs it knows; one of them counts, for each job, the rounds since. So the time counts
+//! only while a fleet lives: who comes back after a weekend finds all as it was, and so does who comes late in a rolling
+//! deploy. A crash between the steps leaves what the next round finds.
+
+use std::sync::{Arc, LazyLock};
+
+use redis::{RedisResult, Script};
+use tracing::info;
+
+use crate::job::{JobName, Jobs};
+use crate::redis::{Connection, Keys};
+
+/// Rounds of ten minutes in which no worker knew the job: a day.
+pub const ROUNDS: u64 = 144;
+/// Keys that Redis looks at in one step of a scan.
+const STEP: usize = 500;
+
+static MISS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("retired/lua/miss.lua")));
+
+/// Sees to what is kept of jobs that are no more. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Retired {
+    redis: Connection,
+    keys: Keys,
+    jobs: Arc<Jobs>,
+}
+
+impl Retired {
+    /// For a worker that knows these jobs.
+    pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
+        Self { redis, keys, jobs }
+    }
+
+    /// Says that this worker knows its jobs.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn know(&self) -> RedisResult<()> {
+        let mut pipe = redis::pipe();
+        for job in self.jobs.jobs.keys() {
+            pipe.set(self.keys.unknown(job), 0).ignore();
+        }
+        pipe.exec_async(&mut self.redis.clone()).await
+    }
+
+    /// Counts a round, and drops what is kept of jobs that nobody knew for more than `rounds`; returns how many jobs that were.
+    ///
+    /// # Errors
+    /// Redis's; it goes on with the next round.
+    pub async fn round(&self, rounds: u64) -> RedisResult<usize> {
+        self.know().await?;
+        let mut dropped = 0;
+        let mut cursor = 0_u64;
+        loop {
+            let (next, found): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
+                .arg(cursor)
+                .arg("MATCH")
+                .arg(self.keys.unknown_glob())
+                .arg("COUNT")
+                .arg(STEP)
+                .query_async(&mut self.redis.clone())
+                .await?;
+            let found = found.iter().filter_map(|key| self.keys.job_of_unknown(str::from_utf8(key).ok()?));
+            for job in found.filter(|job| !self.jobs.jobs.contains_key(*job)).map(JobName::new) {
+                dropped += usize::from(self.miss(&job, rounds).await?);
+            }
+            cursor = next;
+            if cursor == 0 {
+                return Ok(dropped);
+            }
+        }
+    }
+
+    /// Returns whether what was kept of the job is gone.
+    async fn miss(&self, job: &JobName, rounds: u64) -> RedisResult<bool> {
+        let mut redis = self.redis.clone();
+        let [unknown, kept @ ..] = self.keys.all_of(job);
+        let mut count = MISS.key(&unknown);
+        if count.arg(rounds).arg(1).invoke_async::<u8>(&mut redis).await? == 0 {
+            return Ok(false);
+        }
+        // The schedule lies elsewhere and goes first: a worker that takes up the job just now misses its digest, and sets it up.
+        redis::cmd("ZREM").arg(self.keys.schedules()).arg(job.as_str()).exec_async(&mut redis).await?;
+        for hash in [self.keys.ticks(), self.keys.digests()] {
+            redis::cmd("HDEL").arg(hash).arg(job.as_str()).exec_async(&mut redis).await?;
+        }
+        let mut drop = MISS.key(unknown);
+        for key in kept {
+            drop.key(key);
+        }
+        let gone = drop.arg(rounds).arg(0).invoke_async::<u8>(&mut redis).await? == 1;
+        if gone {
+            info!(%job, "no worker has known this job for long: what was kept of it is dropped");
+        }
+        Ok(gone)
+    }
+}
