@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use samovar::job::{EntryKey, Jobs, KeyPattern, Template};
 use samovar::redis::keys::slot;
 use samovar::redis::{Keys, RedisUrl};
@@ -17,7 +18,9 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 fn cases(count: usize) -> ProptestConfig {
     let cases = u32::try_from(count * factor()).unwrap();
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    // What failed once is tried again first, by everybody.
+    let corpus = FileFailurePersistence::Direct("proptest-regressions/faults/input.txt");
+    ProptestConfig { cases, failure_persistence: Some(Box::new(corpus)), ..ProptestConfig::default() }
 }
 
 /// Text with what means something to somebody.

@@ -8,7 +8,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, eventually, samovar, talkative};
+use super::support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, eventually, eventually_within, samovar, talkative,
+};
 use super::{both, readable};
 
 /// So many workers die of an entry before it is given up.
@@ -35,7 +37,7 @@ async fn an_entry_that_kills_its_worker_each_time_is_given_up_and_its_neighbours
     names.insert(50, "poison".to_owned());
     let jobs = Art::of(&upstream).limits("timeout = \"120s\"").list(&names).folder();
     let mut minded = worker(&redis, &jobs);
-    let give_up = eventually_long("it is given up", async || {
+    let give_up = eventually_within(DEATHS_TAKE, "it is given up", async || {
         victim.store(minded.pid().cast_signed(), Ordering::Relaxed);
         if !minded.is_running() {
             minded = worker(&redis, &jobs);
@@ -65,17 +67,8 @@ async fn an_entry_that_kills_its_worker_each_time_is_given_up_and_its_neighbours
     assert!(minded.is_running());
 }
 
-/// Waits as long as several deaths take.
-async fn eventually_long(what: &str, mut probe: impl AsyncFnMut() -> Result<(), String>) {
-    let begun = std::time::Instant::now();
-    loop {
-        match probe().await {
-            Ok(()) => return,
-            Err(seen) => assert!(begun.elapsed() < Duration::from_secs(90), "never: {what}; last seen: {seen}"),
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
+/// As long as several deaths take.
+const DEATHS_TAKE: Duration = Duration::from_secs(90);
 
 /// Without end, deeper than anything, longer than allowed: each is a failed answer of that entry alone.
 #[tokio::test]
@@ -97,12 +90,12 @@ async fn templates_and_answers_that_explode_are_contained() {
         .list(&names)
         .folder();
     let mut worker = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "10s").spawn();
-    eventually_long("the others are readable", async || {
+    eventually_within(DEATHS_TAKE, "the others are readable", async || {
         let there = redis.keys("art:*").await.len();
         if there == good.len() { Ok(()) } else { Err(format!("{there}")) }
     })
     .await;
-    eventually_long("all that explodes is given up", async || {
+    eventually_within(DEATHS_TAKE, "all that explodes is given up", async || {
         assert!(worker.is_running(), "it brought the worker down");
         let mut dead: Vec<String> = redis.ask(&["ZRANGE", "samovar:dead:{art}", "0", "-1"]).await;
         dead.sort();
