@@ -212,7 +212,8 @@ impl Warmer {
             Ok(Err(e)) => Ending::because(Outcome::Deferred, Next::In(SHORTLY), format!("redis: {e}")),
             Err(_) => {
                 error!(job = %job.name, key = %taken.key, "warming it panicked, it is not tried again: please report this");
-                let reason = "warming it panicked".to_owned();
+                let reason = "warming it panicked, which is a fault of Samovar's: the log says where".to_owned();
+                self.let_go(&job.name, &taken.key).await;
                 Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason)
             }
         };
@@ -644,6 +645,17 @@ impl Warmer {
         };
     }
 
+    /// Ends the fetch of an entry whose warming panicked. Its permit went back with it.
+    async fn let_go(&self, job: &JobName, key: &EntryKey) {
+        let place = (job.clone(), key.clone());
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
+        if let Some((_, Some(token))) = held
+            && let Err(e) = self.store.release(key, &token, None).await
+        {
+            warn!(%key, "could not give back a lease, it ends by itself: {e}");
+        }
+    }
+
     fn end(&self, job: &JobName, finished: Finished, last: Option<Last>) {
         self.hold(job, &EntryKey::new(finished.key.as_str()), None);
         // The finisher outlives the warmer; without it the entries come due again by themselves.
@@ -710,3 +722,6 @@ async fn unused(admitted: Option<(usize, Permit)>) {
         permit.done(Ended::Unused).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

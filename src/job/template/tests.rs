@@ -14,6 +14,17 @@ fn url(source: &str, context: &Value) -> Result<String, String> {
     template(source).render_url(context)
 }
 
+impl Template {
+    /// The same template with one more function: for what no template can do.
+    pub(crate) fn with_function(&self, name: &'static str, function: fn(String) -> bool) -> Self {
+        let Compiled { source, engine, expression, plain } = &*self.0;
+        let mut engine = engine.clone();
+        engine.add_function(name, function);
+        let (expression, plain) = (expression.clone(), plain.clone());
+        Self(Arc::new(Compiled { source: source.clone(), engine, expression, plain }))
+    }
+}
+
 #[test]
 fn strings_are_inserted_as_they_are_and_the_rest_as_json() {
     let context = json!({"s": "<Çınar & \"Kuğu\">", "n": 1.0, "b": true, "nil": null, "o": {"z": [1, "ş"], "a": {}}});
