@@ -271,22 +271,3 @@ async fn a_name_of_dots_is_never_asked_for() {
         .await;
     assert_eq!(upstream.all_requests().len(), 1);
 }
-
-/// Each would take all memory or all time, if it were let.
-#[test]
-fn templates_that_explode_are_refused() {
-    let bombs = [
-        "{{ 'x' * 100000000000 }}",
-        "{{ range(0, 99999)|list|string * 9999 }}",
-        "{% for i in range(99999) %}{% for j in range(10000) %}{{ j }}{% endfor %}{% endfor %}",
-        "{% set a = 'xxxxxxxxxxxxxxxx' %}{% for i in range(60) %}{% set a = a ~ a %}{% endfor %}{{ a }}",
-        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-        "{{ [range(99999)]|tojson * 99999 }}",
-    ];
-    for bomb in bombs {
-        let begun = std::time::Instant::now();
-        let outcome = Template::parse(bomb).map(|template| template.render(&json!({})).map(|text| text.len()));
-        eprintln!("{bomb}: {:?} after {:?}", outcome, begun.elapsed());
-        assert!(!matches!(outcome, Ok(Ok(8_388_609..))), "{bomb}");
-    }
-}
