@@ -27,7 +27,7 @@ fn upstream() -> Upstream {
         timeout: Duration::from_secs(10),
         max_bytes: 1 << 20,
         tokens: None,
-        cross_host_redirects: false,
+        redirects: crate::job::Redirects::SameHost,
     }
 }
 
