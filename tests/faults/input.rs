@@ -11,7 +11,7 @@ use samovar::redis::{Keys, RedisUrl};
 use samovar::trigger::Message;
 use serde_json::json;
 
-use super::support::{Art, JobsFolder, Reply, eventually, talkative};
+use super::support::{Art, JobsFolder, Reply, eventually, samovar, talkative};
 use super::{both, factor, readable};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -270,4 +270,61 @@ async fn a_name_of_dots_is_never_asked_for() {
     eventually("the others are given up", async || redis.ask::<usize>(&["ZCARD", "samovar:dead:{art}"]).await == 2)
         .await;
     assert_eq!(upstream.all_requests().len(), 1);
+}
+
+/// What a job file reads of the environment is what it names; `samovar check` shows what that is, but not what is in it.
+#[tokio::test]
+async fn a_job_file_reads_only_what_it_names_and_check_shows_which() {
+    let job = |path: &str| {
+        JobsFolder::new()
+            .upstreams("[museum]\nurl = \"http://127.0.0.1:1\"\nheaders = { Auth = \"{{ env.MUSEUM_TOKEN }}\" }\n")
+            .job(
+                "art",
+                &format!(
+                    "key = \"art:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = {}\n",
+                    json!(path)
+                ),
+            )
+    };
+    let check = async |jobs: &JobsFolder, args: &[&str], region: Option<&str>| {
+        let words = std::iter::once("check").chain(args.iter().copied());
+        let command = samovar(words).jobs(jobs).env("MUSEUM_TOKEN", "hunter22").env("NEVER_NAMED", "elsewhere77");
+        let command = match region {
+            Some(region) => command.env("REGION", region),
+            None => command,
+        };
+        let ended = command.run().await;
+        (ended.code, format!("{}{}", ended.stdout, ended.stderr))
+    };
+    let jobs = job("/{{ env.REGION }}/{{ name }}");
+    for args in [&[][..], &["--json"]] {
+        let (code, told) = check(&jobs, args, Some("nowhere55")).await;
+        assert_eq!(code, Some(0), "{told}");
+        for shown in ["MUSEUM_TOKEN", "REGION", "art.toml:6:", "upstreams.toml:3:"] {
+            assert!(told.contains(shown), "{shown}: {told}");
+        }
+        for hidden in ["hunter22", "nowhere55", "NEVER_NAMED", "elsewhere77"] {
+            assert!(!told.contains(hidden), "{hidden}: {told}");
+        }
+    }
+    let (code, told) = check(&jobs, &[], None).await;
+    assert_eq!(code, Some(78), "{told}");
+    for shown in ["art.toml:6:", "path = ", "environment variable `REGION` is not set"] {
+        assert!(told.contains(shown), "{shown}: {told}");
+    }
+    assert!(!told.contains("hunter22"), "{told}");
+    for path in [
+        "/{{ env }}",
+        "/{{ env|list|join }}",
+        "/{{ env[name] }}",
+        "/{{ env['NEVER_' ~ 'NAMED'] }}",
+        "/{% set all = env %}{{ all.NEVER_NAMED }}",
+        "/{% for each in env %}{{ each }}{% endfor %}",
+        "/{% include '/etc/passwd' %}",
+        "/{% import '/etc/passwd' as all %}",
+    ] {
+        let (code, told) = check(&job(path), &[], Some("nowhere55")).await;
+        assert_eq!(code, Some(78), "{path}: {told}");
+        assert!(!told.contains("elsewhere77") && !told.contains("root:"), "{path}: {told}");
+    }
 }

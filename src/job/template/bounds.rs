@@ -79,8 +79,8 @@ fn fits(filter: &str, args: &[Value]) -> bool {
         }
         "join" => {
             let glue = more.iter().flat_map(words_of).filter_map(|glue| glue.as_str().map(str::len)).max();
-            let pieces = value.as_str().map_or_else(|| value.len(), |text| Some(text.len()));
-            let glued = pieces.and_then(|pieces| pieces.checked_mul(glue.unwrap_or(0)));
+            let pieces = value.as_str().map_or_else(|| items(value), str::len);
+            let glued = pieces.checked_mul(glue.unwrap_or(0));
             glued.zip(weight(value)).and_then(|(glued, weight)| glued.checked_add(weight))
         }
         "format" => formatted(value.as_str().unwrap_or_default(), more),
@@ -91,7 +91,13 @@ fn fits(filter: &str, args: &[Value]) -> bool {
 }
 
 fn is_short(value: &Value) -> bool {
-    value.len().is_none_or(|items| items <= MAX_ITEMS)
+    items(value) <= MAX_ITEMS
+}
+
+/// How many items a value has; counted, no further than need be, where it does not know itself.
+fn items(value: &Value) -> usize {
+    let counted = || value.try_iter().map_or(0, |items| items.take(MAX_ITEMS + 1).count());
+    value.len().unwrap_or_else(counted)
 }
 
 /// An argument, or those that are named in it.

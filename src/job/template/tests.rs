@@ -251,6 +251,7 @@ fn filters_make_no_more_than_is_to_be_had() {
         "{{ [1]|batch(count=n, fill_with='x') }}",
         "{{ ([1] * 90000000)|list }}",
         "{{ ([1] * 90000000)|sort }}",
+        "{{ ([1] * 90000000)|chain([2])|list }}",
         "{{ ([1] * 90000000)|map('string')|list }}",
         "{{ ('x' * 90000000)|upper }}",
         "{{ [['x' * 5000000] * 100]|string }}",
@@ -267,6 +268,10 @@ fn filters_make_no_more_than_is_to_be_had() {
         (
             "{{ list|join(', ') }} {{ list|join(d='+') }} {{ 'abc'|join('.') }} {{ range(3)|join }}",
             "b, a b+a a.b.c 012",
+        ),
+        (
+            "{{ list|chain(['c'])|join('-') }} {{ {'a': 1}|items|list }} {{ list|zip(list)|list|length }}",
+            "b-a-c [[\"a\",1]] 2",
         ),
         ("{{ '%05d %s'|format(42, 'x') }} {{ '%4d'|format(1) }}", "00042 x    1"),
         (
