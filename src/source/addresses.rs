@@ -1,7 +1,8 @@
 //! Addresses that a stranger must not lead us to: of this machine, of the network around it, and of nobody.
 //!
 //! Whoever may redirect us to any public host is looked after here twice: in the URL, where it names an address, and where a
-//! name is resolved, for the very connection that is then made.
+//! name is resolved, for the very connection that is then made; so such a connection never goes through a proxy, which would
+//! resolve the name itself.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

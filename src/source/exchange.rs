@@ -78,7 +78,7 @@ impl Client {
                 .user_agent(concat!("samovar/", env!("CARGO_PKG_VERSION")))
                 .redirect(Policy::none())
                 .referer(false);
-            let client = if public { client.dns_resolver(PublicOnly::resolver()) } else { client };
+            let client = if public { client.dns_resolver(PublicOnly::resolver()).no_proxy() } else { client };
             // It has no time-out of its own, which would cost a timer each time: `exchange` ends a request in time.
             client.build().with_context(|| format!("upstream `{name}`: no HTTP client"))
         };

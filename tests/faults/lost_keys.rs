@@ -117,7 +117,8 @@ async fn whatever_kind_of_key_goes_nothing_is_lost_and_nobody_hangs() {
     }
     let parts = Parts::of(&redis).await;
     let pause = Arc::new(AtomicBool::new(false));
-    let busy = tokio::spawn(load(Arc::clone(&upstream), Parts::of(&redis).await, Arc::clone(&pause)));
+    let mut busy = tokio::task::JoinSet::new();
+    busy.spawn(load(Arc::clone(&upstream), Parts::of(&redis).await, Arc::clone(&pause)));
     let client = reqwest::Client::builder().timeout(SOON).build().unwrap();
     let mut seen = std::collections::BTreeSet::new();
     for round in 0..2 * factor() {
@@ -152,7 +153,7 @@ async fn whatever_kind_of_key_goes_nothing_is_lost_and_nobody_hangs() {
             }
         }
     }
-    busy.abort();
+    busy.abort_all();
     let mut unknown = redis.keys("samovar:*").await;
     unknown.extend(redis.keys("{samovar:*").await);
     let prefix = |kind: &str| kind.trim_end_matches('*').to_owned();
