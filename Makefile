@@ -8,6 +8,9 @@ VENV := target/venv
 # How many times as much as in the tests, and for how long
 TIMES ?= 50
 SECONDS ?= 600
+# Entries and tasks worked off, and workers killed; where they are empty, TIMES says
+ENTRIES ?=
+KILLS ?=
 
 .PHONY: help setup build demo test torture lint deny bench clean
 .DEFAULT_GOAL := help
@@ -41,9 +44,11 @@ $(VENV)/installed: examples/api/requirements.txt
 	else \
 		echo "python3 or its module venv is missing: the example in Python is not tried" >&2; \
 	fi
-torture: setup ## Kill, cut, starve and flood it for long: make torture TIMES=50 SEED=7 SECONDS=600
+
+torture: setup ## Kill, cut, starve and flood it for long: make torture TIMES=50 SEED=7 SECONDS=600 ENTRIES=1000000 KILLS=300
 	@./scripts/install-faketime.sh
 	SAMOVAR_TORTURE=$(TIMES) SAMOVAR_TEST_SECONDS=$(SECONDS) $(if $(SEED),SAMOVAR_TEST_SEED=$(SEED)) \
+		$(if $(ENTRIES),SAMOVAR_TORTURE_ENTRIES=$(ENTRIES)) $(if $(KILLS),SAMOVAR_TORTURE_KILLS=$(KILLS)) \
 		$(CARGO) test --release --locked --test faults --test consistency -- --nocapture --test-threads 2 $(ARGS)
 
 lint: ## Check formatting, lints and documentation; warnings are errors here

@@ -219,7 +219,7 @@ impl Warmer {
             Err(_) => {
                 self.let_go(job, &taken).await;
                 error!(job = %job.name, key = %taken.key, "warming it panicked, it is not tried again: please report this");
-                let reason = "warming it panicked".to_owned();
+                let reason = "warming it panicked, which is a fault of Samovar's: the log says where".to_owned();
                 Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason)
             }
         };
@@ -739,3 +739,6 @@ async fn unused(admitted: Option<(usize, Permit)>) {
         permit.done(Ended::Unused).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

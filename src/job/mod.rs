@@ -21,7 +21,7 @@ pub use file::{EnvUse, Reading};
 pub use pattern::KeyPattern;
 pub use schedule::Schedule;
 pub use template::{Shape, Template, TemplateError};
-pub use upstream::{Rate, TokenBudget, Upstream};
+pub use upstream::{Rate, Redirects, TokenBudget, Upstream};
 
 pub use crate::names::{EntryKey, JobName, UpstreamName};
 

@@ -1,9 +1,10 @@
 //! Templates: strict minijinja, checked when the file is loaded.
 //!
 //! A template reads nothing but its context and the environment variables bound to it: no files, no includes. What it
-//! may cost is bounded ([`FUEL`], [`MAX_OUTPUT`]). Strings are inserted as they are and everything else as JSON, so that
+//! may cost is bounded ([`FUEL`], [`MAX_OUTPUT`], [`bounds`]). Strings are inserted as they are and everything else as JSON, so that
 //! `{{ artwork }}` in a prompt is a JSON document.
 
+mod bounds;
 mod scan;
 
 use minijinja::value::{Kwargs, Serde, Value as Jinja, ValueKind};
@@ -92,6 +93,7 @@ impl Template {
             })?;
         }
         check_words(source, &engine)?;
+        bounds::check(source)?;
         let expression = sole_expression(source, &engine);
         Ok(Self(Arc::new(Compiled { source: source.to_owned(), engine, expression, plain: plain(source) })))
     }
@@ -119,7 +121,7 @@ impl Template {
     pub fn names(&self) -> BTreeSet<String> {
         let Ok(template) = self.0.engine.get_template(TEXT) else { return BTreeSet::new() };
         let mut names: BTreeSet<String> = template.undeclared_variables(true).into_iter().collect();
-        for global in ["range", "dict", "namespace"] {
+        for global in ["range", "dict"] {
             names.remove(global);
         }
         names
@@ -152,8 +154,7 @@ impl Template {
     /// The text, with every inserted value percent-encoded (all but RFC 3986's unreserved characters).
     ///
     /// Literal text is kept as it is; nothing escapes the encoding of what is inserted, so a value is always one path
-    /// segment or one query value. (A block caught with `{% set x %}…{% endset %}` is encoded again where `x` is
-    /// inserted.) Numbers and booleans are inserted as in JSON.
+    /// segment or one query value. Numbers and booleans are inserted as in JSON.
     ///
     /// # Errors
     /// Besides those of [`Template::render`]: for `null`, lists and objects, which are no part of a URL; for an empty
@@ -261,6 +262,7 @@ fn engine() -> &'static Environment<'static> {
         engine.remove_global("debug");
         engine.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         engine.set_formatter(insert);
+        bounds::tame(&mut engine);
         engine.add_filter("tojson", tojson);
         for markup in ["safe", "escape", "e"] {
             engine.remove_filter(markup);

@@ -28,14 +28,26 @@ pub struct Upstream {
     pub max_bytes: u64,
     /// What may be spent.
     pub tokens: Option<TokenBudget>,
-    /// Whether redirects to other hosts are followed.
-    pub cross_host_redirects: bool,
+    /// Which redirects are followed.
+    pub redirects: Redirects,
 }
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// Where an upstream may send us on. Its secrets go to its own host alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Redirects {
+    /// Within its own host.
+    #[default]
+    SameHost,
+    /// To other hosts, too, but to no private address (of this machine, or of the network around it).
+    Public,
+    /// Anywhere.
+    Any,
 }
 
 /// So many in a time: `20/second`, `5 per 2 hours`.

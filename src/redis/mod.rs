@@ -4,6 +4,8 @@ mod connection;
 pub mod inbox;
 pub mod keys;
 mod patience;
+#[cfg(test)]
+pub(crate) mod server;
 mod url;
 
 pub use connection::Connection;

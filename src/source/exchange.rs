@@ -1,11 +1,13 @@
 //! One exchange with an upstream: a request, its redirects, a bounded body, and what the status means.
 //!
 //! Secrets go to the upstream's host only: a redirect to another one is not followed, or, where the upstream allows it,
-//! followed without the headers of the upstream and the source. Messages name an upstream by its URL without user, query
+//! followed without the headers of the upstream and the source. Where only public hosts are allowed, neither a URL nor a name
+//! leads to a private address. Messages name an upstream by its URL without user, query
 //! and fragment, and show a body's first characters with the upstream's headers' values blotted out.
 
+use super::addresses::{PublicOnly, is_private};
 use super::{FetchError, Validators};
-use crate::job::Upstream;
+use crate::job::{Redirects, Upstream};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -32,6 +34,8 @@ const EXCERPT_READ: u64 = 4096;
 #[derive(Clone)]
 pub(super) struct Client {
     http: reqwest::Client,
+    /// For other hosts than the upstream's.
+    away: reqwest::Client,
     upstream: Arc<Upstream>,
     headers: HeaderMap,
     /// What must not be seen in messages.
@@ -69,13 +73,17 @@ impl Client {
     /// A client that keeps connections to the upstream open between exchanges.
     pub(super) fn new(upstream: &Arc<Upstream>) -> anyhow::Result<Self> {
         let name = &upstream.name;
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("samovar/", env!("CARGO_PKG_VERSION")))
-            .redirect(Policy::none())
-            .referer(false)
+        let client = |public: bool| {
+            let client = reqwest::Client::builder()
+                .user_agent(concat!("samovar/", env!("CARGO_PKG_VERSION")))
+                .redirect(Policy::none())
+                .referer(false);
+            let client = if public { client.dns_resolver(PublicOnly::resolver()).no_proxy() } else { client };
             // It has no time-out of its own, which would cost a timer each time: `exchange` ends a request in time.
-            .build()
-            .with_context(|| format!("upstream `{name}`: no HTTP client"))?;
+            client.build().with_context(|| format!("upstream `{name}`: no HTTP client"))
+        };
+        let http = client(false)?;
+        let away = if upstream.redirects == Redirects::Public { client(true)? } else { http.clone() };
         let mut headers = HeaderMap::new();
         let mut secrets = Vec::new();
         for (key, text) in &upstream.headers {
@@ -85,7 +93,7 @@ impl Client {
             headers.insert(key, value);
             secrets.extend(words(text));
         }
-        Ok(Self { http, upstream: upstream.clone(), headers, secrets })
+        Ok(Self { http, away, upstream: upstream.clone(), headers, secrets })
     }
 
     /// The longest body read.
@@ -133,7 +141,8 @@ impl Client {
         let mut hops = 0;
         loop {
             let method = if body.is_some() { Method::POST } else { Method::GET };
-            let mut asked = self.http.request(method, url.clone()).header(header::ACCEPT, "application/json");
+            let http = if same_host(&origin, &url) { &self.http } else { &self.away };
+            let mut asked = http.request(method, url.clone()).header(header::ACCEPT, "application/json");
             if let Some(body) = &body {
                 asked = asked.header(header::CONTENT_TYPE, "application/json").body(body.clone());
             }
@@ -152,9 +161,17 @@ impl Client {
                 return Err(answer_error(url.as_str(), &format!("redirects nowhere (status {})", status.as_u16())));
             };
             if !same_host(&origin, &next) {
-                if !self.upstream.cross_host_redirects {
-                    let to = shown(next.as_str());
-                    let reason = format!("redirects to another host: {to}; ask there, or set `redirects = \"any\"`");
+                let to = shown(next.as_str());
+                let refused = match self.upstream.redirects {
+                    Redirects::SameHost => {
+                        Some(format!("redirects to another host: {to}; ask there, or set `redirects = \"public\"`"))
+                    }
+                    Redirects::Public if is_private(&next) => {
+                        Some(format!("redirects to a private address: {to}; `redirects = \"any\"` allows that"))
+                    }
+                    Redirects::Public | Redirects::Any => None,
+                };
+                if let Some(reason) = refused {
                     return Err(answer_error(url.as_str(), &reason));
                 }
                 own.clear();

@@ -3,6 +3,7 @@
 //! [`Sources::fetch`] asks one upstream once. It never writes to an entry: what comes back is a value that may be
 //! committed, or a reason. Bodies are bounded while they are read; the whole answer has one deadline.
 
+mod addresses;
 mod ai;
 mod exchange;
 mod http;

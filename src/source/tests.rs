@@ -482,6 +482,18 @@ async fn sick_upstreams_are_told_from_bad_answers() {
     bench.deadline = Duration::from_millis(200);
     bench.upstream_failed().await;
 
+    for head in [format!("X: {}", "x".repeat(8 << 20)), "X: y\r\n".repeat(100_000)] {
+        let head = format!("HTTP/1.1 200 OK\r\n{head}").into_bytes();
+        let endless = Server::raw(head.leak(), false).await;
+        let reason = Bench::new(&endless, job, "").upstream_failed().await;
+        assert!(reason.contains("cannot be asked"), "{reason}");
+    }
+    // What comes after the announced end is not of this answer.
+    let more = Server::raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n\r\n[]", false).await;
+    assert_eq!(Bench::new(&more, job, "").value().await.json, "{}");
+    let two = Server::raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 7\r\n\r\n{\"a\":1}", true).await;
+    Bench::new(&two, job, "").upstream_failed().await;
+
     let gone = { answering("{}").await.url };
     let nobody = Server { url: gone, seen: Arc::default(), _tasks: JoinSet::new() };
     let reason = Bench::new(&nobody, job, quick).upstream_failed().await;
@@ -527,6 +539,34 @@ async fn redirects_keep_secrets_at_home() {
     assert_eq!(bench.value().await.json, "{\"other\": true}");
     let seen = other.last();
     assert!(!seen.headers.contains_key("x-api-key") && !seen.headers.contains_key("x-own"), "{seen:?}");
+
+    // The same host under a name, which is not public either.
+    let named = other.url.replace("127.0.0.1", "localhost");
+    let elsewhere = Server::start(move |seen| {
+        let to = match seen.target.as_str() {
+            "/t/name" => format!("{named}/far"),
+            "/t/metadata" => "http://169.254.169.254/latest/meta-data".to_owned(),
+            "/t/mapped" => "http://[::ffff:127.0.0.1]/".to_owned(),
+            "/t/number" => "http://2130706433/".to_owned(),
+            "/t/home" => "/final".to_owned(),
+            _ => return "{\"home\": true}".into_response(),
+        };
+        (StatusCode::FOUND, [("location", to)]).into_response()
+    })
+    .await;
+    let calls = other.calls();
+    let mut bench = Bench::new(&elsewhere, job, &format!("{secret}\nredirects = \"public\""));
+    for name in ["metadata", "mapped", "number"] {
+        bench.name = name.into();
+        let refused = bench.refused().await;
+        assert!(refused.contains("redirects to a private address"), "{refused}");
+    }
+    bench.name = "name".into();
+    let refused = bench.upstream_failed().await;
+    assert!(refused.contains("has no public address"), "{refused}");
+    assert_eq!(other.calls(), calls);
+    bench.name = "home".into();
+    assert_eq!(bench.value().await.json, "{\"home\": true}");
 
     let post = "[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"/post\"\nbody = { a = \"{{ name }}\" }";
     Bench::new(&server, post, "").value().await;

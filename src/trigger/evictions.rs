@@ -1,9 +1,9 @@
 //! Evictions: under an `allkeys-*` policy Redis may evict Samovar's own keys, and says so to nobody.
 //!
-//! A job's agenda that was there and is not, while Redis evicts, may have been evicted: the job is then warmed up, which puts
-//! on the agenda what belongs there and fetches only what is missing. So it is, from time to time, as long as Redis goes on.
+//! A job's agenda that lost most of its entries, while Redis evicts, may have been evicted: the job is then warmed up, which puts
+//! on the agenda what belongs there and fetches only what is missing. So are all jobs some time after Redis evicted anything.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use crate::job::{JobName, Jobs};
 use crate::redis::{Connection, Keys};
 
-/// How often all jobs are warmed up while Redis goes on to evict, since it may have evicted more than is seen; and how often
+/// How long after Redis evicted anything all jobs are warmed up, since it may have evicted more than is seen; and how often
 /// that is told.
 const AGAIN: Duration = Duration::from_secs(600);
 
@@ -25,16 +25,17 @@ pub struct Evictions {
     jobs: Arc<Jobs>,
     /// Keys that Redis had evicted at the last look.
     evicted: Option<u64>,
-    /// Jobs whose agenda was there at the last look.
-    there: BTreeSet<JobName>,
-    all: Option<Instant>,
+    /// How many entries each agenda held at the last look.
+    there: BTreeMap<JobName, usize>,
+    /// Since when all jobs are owed a warmup.
+    owed: Option<Instant>,
     told: Option<Instant>,
 }
 
 impl Evictions {
     /// Nothing was seen yet.
     pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
-        Self { redis, keys, jobs, evicted: None, there: BTreeSet::new(), all: None, told: None }
+        Self { redis, keys, jobs, evicted: None, there: BTreeMap::new(), owed: None, told: None }
     }
 
     /// Sees whether agendas were evicted, and marks their jobs for a warmup, which [`super::Cron::ensure`] then sets off;
@@ -48,27 +49,29 @@ impl Evictions {
             redis::pipe().cmd("INFO").arg("stats").cmd("INFO").arg("memory").query_async(&mut redis).await?;
         let mut ask = redis::pipe();
         for job in self.jobs.jobs.keys() {
-            ask.exists(self.keys.agenda(job));
+            ask.zcard(self.keys.agenda(job));
         }
-        let there: Vec<bool> = ask.query_async(&mut redis).await?;
-        let there: BTreeSet<JobName> =
-            self.jobs.jobs.keys().zip(there).filter(|(_, there)| *there).map(|(job, _)| job.clone()).collect();
+        let there: Vec<usize> = ask.query_async(&mut redis).await?;
+        let there: BTreeMap<JobName, usize> = self.jobs.jobs.keys().cloned().zip(there).collect();
         let evicted = field(&stats, "evicted_keys").and_then(|count| count.parse().ok()).unwrap_or(0);
         let more = self.evicted.replace(evicted).is_some_and(|before| evicted > before);
         let before = std::mem::replace(&mut self.there, there);
-        debug!(evicted, there = self.there.len(), "looked at evictions");
+        debug!(evicted, there = self.there.values().filter(|entries| **entries > 0).count(), "looked at evictions");
         let policy = field(&memory, "maxmemory_policy").unwrap_or_default();
-        if !more || !policy.starts_with("allkeys") {
+        if !policy.starts_with("allkeys") {
             return Ok(false);
         }
-        let all = self.all.get_or_insert_with(Instant::now).elapsed() >= AGAIN;
-        let lost: Vec<&str> = match all {
-            true => self.jobs.jobs.keys().map(JobName::as_str).collect(),
-            false => before.difference(&self.there).map(JobName::as_str).collect(),
-        };
-        if all {
-            self.all = Some(Instant::now());
+        if more {
+            self.owed.get_or_insert_with(Instant::now);
         }
+        let all = self.owed.is_some_and(|since| since.elapsed() >= AGAIN);
+        if all {
+            self.owed = None;
+        }
+        let is_lost = |(job, now): &(&JobName, &usize)| {
+            all || (more && before.get(*job).is_some_and(|before| *before > 0 && **now <= *before / 2))
+        };
+        let lost: Vec<&str> = self.there.iter().filter(is_lost).map(|(job, _)| job.as_str()).collect();
         if lost.is_empty() {
             return Ok(false);
         }

@@ -112,7 +112,7 @@ impl Inbox {
                 Ok(messages) => messages,
                 Err(e) => {
                     let lost_group = e.code() == Some("NOGROUP");
-                    if lost_group && self.create_group().await.is_ok() {
+                    if lost_group && self.create_group().await.is_ok() && self.ask_what_went().await.is_ok() {
                         continue;
                     }
                     patience.ill(&e, stop).await;
@@ -144,6 +144,17 @@ impl Inbox {
             Err(e) if e.code() == Some("BUSYGROUP") => Ok(()),
             other => other,
         }
+    }
+
+    /// Where Redis knows us and yet there was no group, it evicted the inbox, and with it, perhaps, messages.
+    async fn ask_what_went(&mut self) -> RedisResult<()> {
+        let (knows_us, (seconds, micros)): (bool, (i64, i64)) =
+            redis::pipe().exists(self.keys.marker()).cmd("TIME").query_async(&mut self.control).await?;
+        if knows_us {
+            warn!("the inbox was gone: what was in it may be lost");
+            self.suspicion.raise(seconds * 1_000 + micros / 1_000, Doubt::Missed).await?;
+        }
+        Ok(())
     }
 
     /// Takes readers out of the group that are long gone: crashed workers do not take their leave.

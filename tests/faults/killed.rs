@@ -11,17 +11,17 @@ use serde_json::json;
 use super::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Versions, WorkerProcess, eventually, hasty_worker, talkative,
 };
-use super::{both, choices, factor, readable, version, works};
+use super::{Progress, both, choices, kills, readable, version, works};
 
 /// The shortest claim time at which a worker counts as dead within half of it.
 const CLAIM: &str = "10s";
 
-fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
+pub(super) fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
     talkative(redis, jobs).env("SAMOVAR_CLAIM", CLAIM).spawn()
 }
 
 /// Nothing of a dead worker's is left.
-async fn nothing_is_held(redis: &TestRedis, workers: usize) {
+pub(super) async fn nothing_is_held(redis: &TestRedis, workers: usize) {
     eventually("leases, permits and tasks are gone", async || {
         let mut left = redis.keys("samovar:lease:*").await;
         left.extend(redis.keys("samovar:permits:*").await);
@@ -100,6 +100,20 @@ async fn a_queue_that_is_lost_loses_no_work() {
     assert!(fleet.iter_mut().all(WorkerProcess::is_running));
 }
 
+/// The job `art` with these entries, of an upstream of versions.
+pub(super) fn museum(upstream: &Versions, names: &[&str], warm: &str) -> JobsFolder {
+    JobsFolder::new()
+        .upstreams(&format!("[museum]\nurl = \"{}\"\ntimeout = \"120s\"\nconcurrency = 12\n", upstream.url()))
+        .job(
+            "art",
+            &format!(
+                "key = \"art:{{name}}\"\nttl = \"24h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+                 path = \"/art/{{{{ name }}}}\"\n[entries]\nlist = {}\n[warm]\n{warm}\n",
+                json!(names)
+            ),
+        )
+}
+
 #[tokio::test]
 async fn workers_that_are_killed_again_and_again_lose_nothing() {
     const FLEET: usize = 3;
@@ -107,19 +121,12 @@ async fn workers_that_are_killed_again_and_again_lose_nothing() {
     let (redis, upstream) = tokio::join!(TestRedis::start(), Versions::start(random.random()));
     let keys: Vec<String> = (0..60).map(|n| format!("art:{n}")).collect();
     let names: Vec<&str> = keys.iter().map(|key| key.strip_prefix("art:").unwrap()).collect();
-    let folder = JobsFolder::new()
-        .upstreams(&format!("[museum]\nurl = \"{}\"\ntimeout = \"120s\"\nconcurrency = 12\n", upstream.url()))
-        .job(
-            "art",
-            &format!(
-                "key = \"art:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
-                 path = \"/art/{{{{ name }}}}\"\n[entries]\nlist = {}\n[warm]\nattempts = 1000\n",
-                json!(names)
-            ),
-        );
+    let folder = museum(&upstream, &names, "attempts = 1000");
     let parts = Parts::of(&redis).await;
     let mut fleet: Vec<WorkerProcess> = (0..FLEET).map(|_| worker(&redis, &folder)).collect();
-    for _ in 0..6 * factor() {
+    let kills = kills(6);
+    let mut progress = Progress::of("kills", kills);
+    for kill in 1..=kills {
         for key in keys.sample(&mut random, 20) {
             upstream.edit(key);
             let action = if random.random_bool(0.3) { "evict" } else { "refresh" };
@@ -129,6 +136,7 @@ async fn workers_that_are_killed_again_and_again_lose_nothing() {
         let victim = random.random_range(0..FLEET);
         fleet[victim].kill9();
         fleet[victim] = worker(&redis, &folder);
+        progress.done(kill);
     }
     upstream.calm_down();
     parts.inbox_is_empty().await;

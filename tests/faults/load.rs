@@ -1,15 +1,22 @@
 //! More than anybody expects: a backlog after a long outage, retries all at once, a burst of invalidations, tasks without end.
 //!
-//! Each says what it measured; `SAMOVAR_TORTURE=50` makes a backlog of a million, and a million tasks' entries.
+//! Each says what it measured; `SAMOVAR_TORTURE_ENTRIES=1000000` makes a backlog of a million, and a million tasks.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rand::RngExt;
 use redis::Value;
-use samovar::agenda::{Due, State, Trigger, Urgency};
+use samovar::agenda::{Claimed, Due, State, Trigger, Urgency};
+use samovar::queue::{Chunk, Queue};
 use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use super::support::{Art, Parts, Reply, TestRedis, WorkerProcess, eventually, talkative};
-use super::{both, factor, version};
+use super::killed::{museum, nothing_is_held};
+use super::support::{Art, Parts, Reply, TestRedis, Versions, WorkerProcess, eventually, eventually_within, talkative};
+use super::{Progress, both, choices, entries, factor, kills, version};
 
 /// No command may keep Redis from others for longer, µs. A busy machine takes its time, too.
 const SLOWEST: u64 = 100_000;
@@ -75,7 +82,7 @@ async fn waiting(redis: &TestRedis) -> usize {
 #[tokio::test]
 async fn a_backlog_is_worked_off_in_order_and_holds_up_nothing_urgent() {
     for (what, spread) in [("a backlog", 1_000_i64), ("retries of one second", 0)] {
-        let count = 20_000 * factor();
+        let count = entries(20_000);
         let (redis, upstream) = both().await;
         // So slow that there is a backlog still when the urgent ones have been answered.
         upstream.otherwise(|_, _| Reply::json(json!({"version": 1})).after(Duration::from_millis(20)));
@@ -134,48 +141,152 @@ async fn a_burst_of_invalidations_is_handled_and_holds_up_nobody() {
     assert!(!worker.log().iter().any(|line| line.contains("nobody was listening")), "it was heard all the while");
 }
 
-/// Bytes that Redis gives to Samovar's own keys, and to the queue.
-async fn own_memory(redis: &TestRedis) -> u64 {
-    let mut bytes = 0;
-    for key in redis.keys("*samovar:*").await {
-        bytes += redis.ask::<Option<u64>>(&["MEMORY", "USAGE", &key, "SAMPLES", "0"]).await.unwrap_or_default();
-    }
-    bytes
+/// What is held for Samovar's work.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    /// Bytes that Redis gives to Samovar's own keys, the queue's included.
+    own: u64,
+    /// Bytes that Redis has in use.
+    redis: u64,
+    /// Bytes that one worker has in RAM.
+    worker: u64,
 }
 
-/// The same entries again and again: what Redis holds for Samovar does not grow.
+impl Held {
+    async fn now(redis: &TestRedis, parts: &Parts, worker: u64) -> Self {
+        let mut usage = redis::pipe();
+        for key in redis.keys("*samovar:*").await {
+            usage.cmd("MEMORY").arg("USAGE").arg(key).arg("SAMPLES").arg(0);
+        }
+        let own: Vec<Option<u64>> = usage.query_async(&mut parts.redis.clone()).await.unwrap();
+        let memory: String = redis.ask(&["INFO", "memory"]).await;
+        let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+        Self { own: own.into_iter().flatten().sum(), redis: used.trim().parse().unwrap(), worker }
+    }
+
+    /// No more than before, but for what comes and goes.
+    fn is_no_more_than(self, before: Self) {
+        assert!(self.own <= before.own + before.own / 20 + 2_000, "our own keys grow: {before:?}, {self:?}");
+        assert!(self.redis <= before.redis + before.redis / 10 + (2 << 20), "Redis grows: {before:?}, {self:?}");
+        assert!(self.worker <= before.worker + before.worker / 4 + (32 << 20), "a worker grows: {before:?}, {self:?}");
+    }
+}
+
+/// The same entries again and again, by a fleet of which some are killed: what Redis and a worker hold does not grow.
 #[tokio::test]
-async fn tasks_without_end_leave_nothing_behind() {
-    let (entries, rounds) = (500, if factor() == 1 { 2 } else { 20 * factor() });
-    let (redis, upstream) = both().await;
-    upstream.otherwise(|_, call| Reply::json(json!({"version": call})));
-    let names: Vec<String> = (0..entries).map(|n| n.to_string()).collect();
-    let jobs = Art::of(&upstream).list(&names).warm("settle = \"0s\"").folder();
-    let worker = talkative(&redis, &jobs).env("SAMOVAR_LOG", "info").spawn();
+async fn entries_without_end_leave_nothing_behind() {
+    const FLEET: usize = 3;
+    /// With a kill: as long as the dead one's message waits for somebody, and its entries.
+    const ROUND: Duration = Duration::from_secs(90);
+    let mut random = choices("entries without end");
+    let (total, kills) = (entries(3_000), kills(1));
+    let listed = if total < 20_000 { 500 } else { 1_000 };
+    let half = (total / listed / 2).max(1);
+    let (redis, upstream) = tokio::join!(TestRedis::start(), Versions::start(random.random()));
+    upstream.calm_down();
+    let keys: Vec<String> = (0..listed).map(|n| format!("art:{n}")).collect();
+    let names: Vec<&str> = keys.iter().map(|key| key.strip_prefix("art:").unwrap()).collect();
+    let jobs = museum(&upstream, &names, "settle = \"0s\"");
+    let worker = || talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "10s").env("SAMOVAR_LOG", "info").spawn();
+    let mut fleet: Vec<WorkerProcess> = (0..FLEET).map(|_| worker()).collect();
     let parts = Parts::of(&redis).await;
-    let mut halves = Vec::new();
-    let all_warm = async |least: u64| {
-        eventually("all are warm and nothing is under way", async || {
-            let warmed = parts.stat("warmed").await + parts.stat("unchanged").await;
-            let under_way = redis.ask::<usize>(&["ZCOUNT", "samovar:agenda:{art}", "-inf", "(0"]).await;
-            let queued = redis.ask::<usize>(&["HLEN", "{samovar:queue}:data"]).await;
-            if warmed >= least && under_way == 0 && queued == 0 { Ok(()) } else { Err((warmed, under_way, queued)) }
+    let newest = async || {
+        eventually_within(ROUND, "all are as new as can be, and nothing is under way", async || {
+            let under_way: usize = redis.ask(&["ZCOUNT", "samovar:agenda:{art}", "-inf", "(0"]).await;
+            let queued: usize = redis.ask(&["HLEN", "{samovar:queue}:data"]).await;
+            let unread: usize = redis.ask(&["XLEN", "samovar:inbox"]).await;
+            if (under_way, queued, unread) != (0, 0, 0) {
+                return Err(format!("{under_way} under way, {queued} queued, {unread} unread"));
+            }
+            let values: Vec<Option<String>> =
+                redis::cmd("MGET").arg(&keys).query_async(&mut parts.redis.clone()).await.unwrap();
+            let is_newest = |(key, value): (&String, &Option<String>)| {
+                let value = value.as_deref().and_then(|value| serde_json::from_str::<serde_json::Value>(value).ok());
+                value.is_some_and(|value| value["v"] == upstream.version(key))
+            };
+            let old = keys.iter().zip(&values).filter(|pair| !is_newest(*pair)).count();
+            if old == 0 { Ok(()) } else { Err(format!("{old} are old")) }
         })
         .await;
     };
-    all_warm(entries).await;
-    for _ in 0..2 {
-        for _ in 0..rounds {
-            let before = parts.stat("warmed").await;
-            parts.next_instant().await;
-            parts.invalidate(r#"{"jobs": ["art"]}"#).await;
-            all_warm(before + entries).await;
+    newest().await;
+    let mut held = vec![Held::now(&redis, &parts, fleet[0].resident()).await];
+    let (mut progress, mut killed) = (Progress::of("entries", 2 * half * listed), 0);
+    let begun = Instant::now();
+    for round in 1..=2 * half {
+        keys.iter().for_each(|key| upstream.edit(key));
+        parts.publish(r#"{"jobs": ["art"]}"#).await;
+        while killed < kills * round / (2 * half) {
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..500))).await;
+            // The first one lives on, to see whether it grows.
+            let victim = random.random_range(1..FLEET);
+            fleet[victim].kill9();
+            fleet[victim] = worker();
+            killed += 1;
         }
-        halves.push(own_memory(&redis).await);
+        newest().await;
+        progress.done(round * listed);
+        if round % half == 0 {
+            held.push(Held::now(&redis, &parts, fleet[0].resident()).await);
+        }
     }
-    let each = halves[1] / entries;
-    eprintln!("{} tasks' entries: {halves:?} bytes of our own, {each} for each warm entry", parts.stat("warmed").await);
-    assert!(halves[1] <= halves[0] + halves[0] / 20 + 2_000, "it grows: {halves:?}");
+    let each = held[2].own / u64::try_from(listed).unwrap();
+    let rate = (2 * half * listed) as f64 / begun.elapsed().as_secs_f64();
+    eprintln!("{} entries, {killed} kills, {rate:.0} a second, {each} bytes for each: {held:?}", 2 * half * listed);
+    nothing_is_held(&redis, FLEET).await;
+    assert!(upstream.asked().fetches >= u64::try_from((2 * half + 1) * listed).unwrap(), "each was fetched each time");
+    assert!(upstream.crowded().is_empty(), "fetched by two at once: {:?}", upstream.crowded());
+    assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:dead:{art}"]).await, 0);
+    held[2].is_no_more_than(held[1]);
     assert!(each < 1_000, "{each} bytes for each warm entry");
-    assert!(worker.resident() < RESIDENT);
+    assert!(held[2].worker < RESIDENT);
+    assert!(fleet.iter_mut().all(WorkerProcess::is_running));
+}
+
+/// The queue alone, with one entry a task.
+#[tokio::test]
+async fn tasks_without_end_leave_nothing_on_the_queue() {
+    let total = entries(20_000);
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let (stop, done) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+    let queues: Vec<Queue> = (0..3).map(|n| Queue::new(parts.redis.clone(), &parts.keys, &format!("w-{n}"))).collect();
+    let mut fleet = JoinSet::new();
+    for queue in queues.clone() {
+        let (stop, done) = (stop.clone(), Arc::clone(&done));
+        fleet.spawn(async move {
+            let count = move |chunk: Chunk| {
+                done.fetch_add(chunk.entries.len(), Ordering::Relaxed);
+                std::future::ready(())
+            };
+            queue.run(count, stop).await.unwrap();
+        });
+    }
+    let (mut held, mut pushed, mut progress) = (Vec::new(), 0, Progress::of("tasks", total));
+    let task = |n: usize| {
+        let entry = Claimed { key: format!("art:{}", n % 1_000), score: n.to_string(), since: 0 };
+        Chunk { job: "art".to_owned(), entries: vec![entry] }
+    };
+    for half in [total / 2, total] {
+        while pushed < half {
+            let some: Vec<Chunk> = (pushed..half.min(pushed + 1_000)).map(task).collect();
+            assert_eq!(queues[0].push(&some, false).await.unwrap(), some.len(), "there is room");
+            pushed += some.len();
+            queues.iter().for_each(Queue::wake);
+            eventually("there is room again", async || pushed - done.load(Ordering::Relaxed) < 5_000).await;
+            progress.done(pushed);
+        }
+        eventually("all are done, and nothing is left of them", async || {
+            let mut left = redis.keys("{samovar:queue}*").await;
+            left.retain(|key| key != "{samovar:queue}:workers");
+            let done = done.load(Ordering::Relaxed);
+            if done == half && left.is_empty() { Ok(()) } else { Err((done, left)) }
+        })
+        .await;
+        held.push(Held::now(&redis, &parts, 0).await);
+    }
+    eprintln!("{total} tasks: {held:?}");
+    held[1].is_no_more_than(held[0]);
+    stop.cancel();
+    while fleet.join_next().await.is_some() {}
 }

@@ -1,7 +1,8 @@
 //! Staying alive: what goes wrong with workers, Redis, upstreams and clocks, with real processes and a real Redis.
 //!
 //! In CI each runs once, short. `make torture` runs them long: `SAMOVAR_TORTURE` says how many times as much is done (1 where
-//! it is absent), `SAMOVAR_TEST_SEED` repeats a run's choices, though not its timing.
+//! it is absent), `SAMOVAR_TORTURE_ENTRIES` and `SAMOVAR_TORTURE_KILLS` say how many entries and tasks, and how many kills,
+//! whatever the times; `SAMOVAR_TEST_SEED` repeats a run's choices, though not its timing.
 #![cfg(test)]
 
 #[path = "../support/mod.rs"]
@@ -12,9 +13,12 @@ mod endings;
 mod input;
 mod killed;
 mod load;
+mod lost_keys;
 mod outage;
 mod poison;
 mod sources;
+
+use std::time::Instant;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -26,11 +30,49 @@ fn factor() -> usize {
     usize::try_from(number_from_environment("SAMOVAR_TORTURE").unwrap_or(1)).unwrap().max(1)
 }
 
+/// How many entries or tasks are worked off.
+fn entries(short: usize) -> usize {
+    named("SAMOVAR_TORTURE_ENTRIES").unwrap_or(short * factor())
+}
+
+/// How many workers are killed.
+fn kills(short: usize) -> usize {
+    named("SAMOVAR_TORTURE_KILLS").unwrap_or(short * factor())
+}
+
+fn named(variable: &str) -> Option<usize> {
+    number_from_environment(variable).map(|number| usize::try_from(number).unwrap())
+}
+
 /// The choices of one test; says which.
 fn choices(test: &str) -> StdRng {
     let seed = number_from_environment("SAMOVAR_TEST_SEED").unwrap_or_else(|| rand::rng().random());
     eprintln!("{test}: SAMOVAR_TEST_SEED={seed} SAMOVAR_TORTURE={}", factor());
     StdRng::seed_from_u64(seed)
+}
+
+/// Says how far a long test is, twenty times.
+struct Progress {
+    what: &'static str,
+    all: usize,
+    begun: Instant,
+    told: usize,
+}
+
+impl Progress {
+    fn of(what: &'static str, all: usize) -> Self {
+        Self { what, all, begun: Instant::now(), told: 0 }
+    }
+
+    /// So many are done.
+    fn done(&mut self, done: usize) {
+        let twentieth = done * 20 / self.all.max(1);
+        if twentieth > self.told {
+            self.told = twentieth;
+            let rate = done as f64 / self.begun.elapsed().as_secs_f64();
+            eprintln!("{}: {done} of {} after {:.0?}, {rate:.1} a second", self.what, self.all, self.begun.elapsed());
+        }
+    }
 }
 
 async fn both() -> (TestRedis, Upstream) {

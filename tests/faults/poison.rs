@@ -8,7 +8,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, eventually, samovar, talkative};
+use super::support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, eventually, eventually_within, samovar, talkative,
+};
 use super::{both, readable};
 
 /// So many workers die of an entry before it is given up.
@@ -35,7 +37,7 @@ async fn an_entry_that_kills_its_worker_each_time_is_given_up_and_its_neighbours
     names.insert(50, "poison".to_owned());
     let jobs = Art::of(&upstream).limits("timeout = \"120s\"").list(&names).folder();
     let mut minded = worker(&redis, &jobs);
-    let give_up = eventually_long("it is given up", async || {
+    let give_up = eventually_within(DEATHS_TAKE, "it is given up", async || {
         victim.store(minded.pid().cast_signed(), Ordering::Relaxed);
         if !minded.is_running() {
             minded = worker(&redis, &jobs);
@@ -65,44 +67,57 @@ async fn an_entry_that_kills_its_worker_each_time_is_given_up_and_its_neighbours
     assert!(minded.is_running());
 }
 
-/// Waits as long as several deaths take.
-async fn eventually_long(what: &str, mut probe: impl AsyncFnMut() -> Result<(), String>) {
-    let begun = std::time::Instant::now();
-    loop {
-        match probe().await {
-            Ok(()) => return,
-            Err(seen) => assert!(begun.elapsed() < Duration::from_secs(90), "never: {what}; last seen: {seen}"),
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
+/// What a worker may ever take in RAM, while some templates explode at the same time.
+const MOST: u64 = 700 << 20;
+/// As long as several deaths take.
+const DEATHS_TAKE: Duration = Duration::from_secs(90);
+
+/// Templates that ask for all the memory there is, if the answer says so: each takes an answer of its own.
+const BOMBS: [&str; 14] = [
+    "{{ 'x' * value.n }}",
+    "{{ range(0, 99999)|list|string * 9999 }}",
+    "{% for i in range(99999) %}{% for j in range(10000) %}{{ j }}{% endfor %}{% endfor %}",
+    "{{ value.text|indent(value.n) }}",
+    "{{ value.text|indent(9223372036854775807) }}",
+    "{{ value.text|replace('a', value.text) }}",
+    "{{ range(99999)|join(value.text) }}",
+    "{{ ('%' ~ value.n ~ 'd')|format(1) }}",
+    "{{ ('%s' * 9999)|format(value.text) }}",
+    "{{ [1]|slice(value.n)|list }}",
+    "{{ [1]|batch(value.n, 'x')|list }}",
+    "{{ ([1] * 99999999)|list }}",
+    "{{ ([1] * 99999999)|map('string')|join }}",
+    "{{ [['x' * 9999999] * 1000] }}",
+];
 
 /// Without end, deeper than anything, longer than allowed: each is a failed answer of that entry alone.
 #[tokio::test]
 async fn templates_and_answers_that_explode_are_contained() {
     let (redis, upstream) = both().await;
-    upstream.otherwise(|_, _| Reply::json(json!({"n": 1, "version": 1})));
+    upstream.otherwise(|_, _| Reply::json(json!({"bomb": -1, "version": 1})));
     upstream.on("/art/deep", Reply::text(&format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000))));
-    upstream.on("/art/loop", Reply::json(json!({"n": 100_000_000})));
-    upstream.on("/art/long", Reply::json(json!({"n": -1})));
-    upstream.on("/art/huge", Reply::json(json!({"n": -2})));
-    let template = "{% if value.n == -1 %}{{ 'x' * 100000000000 }}{% elif value.n == -2 %}{{ range(0, 99999)|list|string * 9999 }}{% else %}\
-                    {% for i in range(value.n) %}{% for j in range(10000) %}{{ j }}{% endfor %}{% endfor %}{% endif %}";
-    let bad = ["deep", "loop", "long", "huge"];
+    let mut bad = vec!["deep".to_owned()];
+    let mut template = "{% if value.bomb == -1 %}fine".to_owned();
+    for (n, bomb) in BOMBS.iter().enumerate() {
+        let answer = json!({"bomb": n, "n": 1_000_000_000_000_000_u64, "text": "a\n".repeat(100_000)});
+        upstream.on(&format!("/art/bomb {n}"), Reply::json(answer));
+        template.push_str(&format!("{{% elif value.bomb == {n} %}}{bomb}"));
+        bad.push(format!("bomb {n}"));
+    }
+    template.push_str("{% endif %}");
     let good: Vec<String> = (0..20).map(|n| n.to_string()).collect();
-    let names: Vec<&str> = bad.into_iter().chain(good.iter().map(String::as_str)).collect();
     let jobs = Art::of(&upstream)
         .source(&format!("value = {{ text = {} }}", json!(template)))
         .warm("attempts = 1")
-        .list(&names)
+        .list(bad.iter().chain(&good))
         .folder();
     let mut worker = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "10s").spawn();
-    eventually_long("the others are readable", async || {
+    eventually_within(DEATHS_TAKE, "the others are readable", async || {
         let there = redis.keys("art:*").await.len();
         if there == good.len() { Ok(()) } else { Err(format!("{there}")) }
     })
     .await;
-    eventually_long("all that explodes is given up", async || {
+    eventually_within(DEATHS_TAKE, "all that explodes is given up", async || {
         assert!(worker.is_running(), "it brought the worker down");
         let mut dead: Vec<String> = redis.ask(&["ZRANGE", "samovar:dead:{art}", "0", "-1"]).await;
         dead.sort();
@@ -111,6 +126,7 @@ async fn templates_and_answers_that_explode_are_contained() {
         if dead == all { Ok(()) } else { Err(format!("{dead:?}")) }
     })
     .await;
-    assert!(worker.resident() < 1 << 30, "{} bytes in RAM", worker.resident());
+    eprintln!("it held at most {} MiB", worker.most_resident() >> 20);
+    assert!(worker.most_resident() < MOST, "{} bytes in RAM", worker.most_resident());
     eventually("it is at rest", async || redis.keys("samovar:lease:*").await.is_empty()).await;
 }

@@ -49,23 +49,35 @@ impl<T, E: Debug> State for Result<T, E> {
 #[track_caller]
 pub fn eventually<S: State>(what: &str, probe: impl AsyncFnMut() -> S) -> impl Future<Output = S::Reached> {
     let caller = std::panic::Location::caller();
-    poll(what, probe, caller)
+    poll(what, DEADLINE, probe, caller)
+}
+
+/// The same for what takes longer by itself.
+#[track_caller]
+pub fn eventually_within<S: State>(
+    time: Duration,
+    what: &str,
+    probe: impl AsyncFnMut() -> S,
+) -> impl Future<Output = S::Reached> {
+    let caller = std::panic::Location::caller();
+    poll(what, time, probe, caller)
 }
 
 async fn poll<S: State>(
     what: &str,
+    time: Duration,
     mut probe: impl AsyncFnMut() -> S,
     caller: &'static std::panic::Location<'static>,
 ) -> S::Reached {
     let start = Instant::now();
     let mut last = "nothing: the probe never returned".to_owned();
-    while start.elapsed() < DEADLINE {
-        match tokio::time::timeout(DEADLINE.saturating_sub(start.elapsed()), probe()).await.map(State::reached) {
+    while start.elapsed() < time {
+        match tokio::time::timeout(time.saturating_sub(start.elapsed()), probe()).await.map(State::reached) {
             Ok(Ok(reached)) => return reached,
             Ok(Err(state)) => last = state,
             Err(_) => break,
         }
         tokio::time::sleep(POLL).await;
     }
-    panic!("{caller}: never came to pass within {DEADLINE:?}: {what}; last seen: {last}");
+    panic!("{caller}: never came to pass within {time:?}: {what}; last seen: {last}");
 }

@@ -21,7 +21,7 @@ mod upstream;
 mod versions;
 
 pub use art::{Art, hasty_worker, talkative, worker};
-pub use eventually::{State, eventually};
+pub use eventually::{State, eventually, eventually_within};
 pub use jobs::JobsFolder;
 pub use parts::{Parts, art, job};
 pub use process::{Finished, Samovar, WorkerProcess, number_from_environment, samovar};

@@ -73,6 +73,8 @@ struct Book {
     versions: HashMap<String, u64>,
     gates: HashMap<String, Gate>,
     calls: Vec<Call>,
+    /// How many there were of each name that a path may go by.
+    counts: HashMap<String, usize>,
     in_flight: HashMap<String, usize>,
     most_in_flight: HashMap<String, usize>,
     all_in_flight: usize,
@@ -141,6 +143,11 @@ impl Upstream {
         version
     }
 
+    /// The number that the last [`Upstream::edit`] of a path gave; 0 where there was none.
+    pub fn version(&self, path: &str) -> u64 {
+        self.desk.book().versions.get(path).copied().unwrap_or_default()
+    }
+
     /// Holds back the answers of a path, which are settled when the requests arrive: an answer behind the gate is an old
     /// one by the time it is let out.
     pub fn gate(&self, path: &str) -> Gate {
@@ -151,7 +158,7 @@ impl Upstream {
 
     /// How many requests there were for a path.
     pub fn calls(&self, path: &str) -> usize {
-        self.desk.book().calls.iter().filter(|call| call.is_for(path)).count()
+        self.desk.book().counts.get(path).copied().unwrap_or_default()
     }
 
     /// The requests for a path, in order of arrival.
@@ -425,6 +432,9 @@ async fn serve(State(desk): State<Arc<Desk>>, request: Request) -> Response {
     let (behaviour, name, gate) = {
         let mut book = desk.book();
         book.calls.push(call.clone());
+        for name in names.iter().collect::<std::collections::BTreeSet<_>>() {
+            *book.counts.entry(name.clone()).or_default() += 1;
+        }
         let known =
             names.iter().find_map(|name| book.behaviours.get(name).map(|found| (Arc::clone(found), name.clone())));
         let (behaviour, name) = match known {
@@ -434,7 +444,7 @@ async fn serve(State(desk): State<Arc<Desk>>, request: Request) -> Response {
         let gate = names.iter().find_map(|name| book.gates.get(name)).cloned();
         (behaviour, name, gate)
     };
-    let so_many = desk.book().calls.iter().filter(|call| call.is_for(&name)).count();
+    let so_many = desk.book().counts.get(&name).copied().unwrap_or_default();
     let reply = behaviour.map_or_else(|| Reply::status(404), |behaviour| behaviour(&call, so_many));
     if let Some(gate) = gate {
         gate.pass().await;

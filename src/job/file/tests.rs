@@ -1,5 +1,5 @@
 use super::*;
-use crate::job::{AiFormat, Source};
+use crate::job::{AiFormat, Redirects, Source};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -438,7 +438,7 @@ url = "http://h"
         "8:11: `timeout` (0s) must be at least 1ms".to_owned(),
         "9:13: `max_bytes` (1GiB) must be at most 512MiB".to_owned(),
         format!("10:10: `0/day` admits nothing; {}", rate.replace("20/second", "200000/day")),
-        r#"11:13: `redirects` is "same-host" or "any", not "some""#.to_owned(),
+        r#"11:13: `redirects` is "same-host", "public" or "any", not "some""#.to_owned(),
         "12:1: unknown field `colour` in [b] | known here: url, headers, rate, concurrency, timeout, max_bytes, tokens, redirects".to_owned(),
         "13:21: environment variable `NOPE` is not set | set NOPE in the environment or in `.env`".to_owned(),
         "13:39: `Y` must be a string, not an integer".to_owned(),
@@ -616,7 +616,7 @@ attempts = 2
     let feed = job.entries.feed.as_ref().unwrap();
     assert_eq!(feed.url.render_url(&json!({})).unwrap(), "http://museum.test/api/popular?k=k%2Fy");
     let museum = &jobs.upstreams["museum"];
-    assert_eq!((museum.max_bytes, museum.cross_host_redirects), (2_000_000, true));
+    assert_eq!((museum.max_bytes, museum.redirects), (2_000_000, Redirects::Any));
     assert_eq!(jobs.upstreams.len(), 4);
 
     let base = &jobs.jobs["base"];

@@ -2,7 +2,7 @@
 
 use super::document::{Document, Field, Table};
 use crate::job::template::is_dot_segment;
-use crate::job::{Rate, TokenBudget, Upstream, UpstreamName};
+use crate::job::{Rate, Redirects, TokenBudget, Upstream, UpstreamName};
 use bytesize::ByteSize;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -104,7 +104,7 @@ impl Upstreams {
                         timeout: DEFAULT_TIMEOUT,
                         max_bytes: DEFAULT_MAX_BYTES,
                         tokens: None,
-                        cross_host_redirects: false,
+                        redirects: Redirects::SameHost,
                     })
                 });
                 Ok(name)
@@ -139,7 +139,7 @@ fn upstream(field: &Field<'_>) -> Option<Arc<Upstream>> {
     let timeout = table.field("timeout").and_then(|field| field.duration(LEAST_TIMEOUT..=MOST_TIMEOUT));
     let max_bytes = table.field("max_bytes").and_then(|field| field.parsed(size));
     let tokens = table.field("tokens").and_then(|field| field.parsed(TokenBudget::parse));
-    let cross_host_redirects = table.field("redirects").and_then(|field| field.parsed(redirects));
+    let redirects = table.field("redirects").and_then(|field| field.parsed(read_redirects));
     table.finish();
     Some(Arc::new(Upstream {
         name: UpstreamName::new(name.as_str()),
@@ -150,7 +150,7 @@ fn upstream(field: &Field<'_>) -> Option<Arc<Upstream>> {
         timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
         max_bytes: max_bytes.unwrap_or(DEFAULT_MAX_BYTES),
         tokens,
-        cross_host_redirects: cross_host_redirects.unwrap_or(false),
+        redirects: redirects.unwrap_or_default(),
     }))
 }
 
@@ -204,11 +204,12 @@ fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-fn redirects(text: &str) -> Result<bool, String> {
+fn read_redirects(text: &str) -> Result<Redirects, String> {
     match text {
-        "same-host" => Ok(false),
-        "any" => Ok(true),
-        _ => Err(format!("`redirects` is \"same-host\" or \"any\", not \"{text}\"")),
+        "same-host" => Ok(Redirects::SameHost),
+        "public" => Ok(Redirects::Public),
+        "any" => Ok(Redirects::Any),
+        _ => Err(format!("`redirects` is \"same-host\", \"public\" or \"any\", not \"{text}\"")),
     }
 }
 

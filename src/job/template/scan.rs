@@ -25,22 +25,28 @@ pub(super) enum Role {
 
 /// All words in order.
 pub(super) fn words(source: &str) -> Vec<Word<'_>> {
-    let mut words = Vec::new();
+    blocks(source).into_iter().flatten().collect()
+}
+
+/// The words of each pair of braces, in order.
+pub(super) fn blocks(source: &str) -> Vec<Vec<Word<'_>>> {
+    let mut blocks = Vec::new();
     let mut at = 0;
     while let Some(open) = source.get(at..).and_then(|rest| rest.find('{')).map(|found| at + found) {
+        let mut words = Vec::new();
         at = match source.as_bytes().get(open + 1) {
             Some(b'#') => skip_past(source, open + 2, "#}"),
             Some(b'{') => code(source, open + 2, "}}", &mut words),
             Some(b'%') => {
-                let before = words.len();
                 let end = code(source, open + 2, "%}", &mut words);
-                let raw = words.get(before).is_some_and(|word| word.role == Role::Statement && word.text == "raw");
+                let raw = words.first().is_some_and(|word| word.role == Role::Statement && word.text == "raw");
                 if raw { skip_past(source, end, "endraw") } else { end }
             }
             _ => open + 1,
         };
+        blocks.push(words);
     }
-    words
+    blocks
 }
 
 fn skip_past(source: &str, from: usize, mark: &str) -> usize {

@@ -1,44 +1,10 @@
 use super::*;
 use crate::job::{Rate, TokenBudget, UpstreamName};
-use crate::redis::RedisUrl;
+use crate::redis::server::Server;
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicU32;
 
-/// A redis-server of one test; dies with it.
-struct Server {
-    process: Child,
-    url: String,
-    _folder: tempfile::TempDir,
-}
-
 impl Server {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("redis.sock");
-        let process = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
-            .arg(&socket)
-            .arg("--dir")
-            .arg(folder.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("these tests need redis-server: apt-get install redis-server, or brew install redis");
-        let url = format!("unix://{}", socket.display());
-        let server = Self { process, url, _folder: folder };
-        for _ in 0..400 {
-            if redis::Client::open(server.url.as_str()).unwrap().get_multiplexed_async_connection().await.is_ok() {
-                return server;
-            }
-            tokio::time::sleep(Duration::from_millis(25)).await;
-        }
-        panic!("redis-server does not answer");
-    }
-
-    async fn connect(&self) -> Connection {
-        RedisUrl::parse(&self.url, None).unwrap().manager(Duration::from_secs(5)).await.unwrap()
-    }
-
     /// One worker's gate.
     async fn gate(&self, upstream: &Upstream) -> Arc<Gate> {
         Arc::new(Gate::new(Arc::new(upstream.clone()), self.connect().await, &Keys::new("test", "test:invalidate"), 64))
@@ -48,13 +14,6 @@ impl Server {
         let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut self.connect().await).await.unwrap();
         let calls = |line: &str| line.split("calls=").nth(1)?.split(',').next()?.parse::<u64>().ok();
         info.lines().filter(|line| line.starts_with("cmdstat_eval")).filter_map(calls).sum()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -68,7 +27,7 @@ fn upstream() -> Upstream {
         timeout: Duration::from_secs(10),
         max_bytes: 1 << 20,
         tokens: None,
-        cross_host_redirects: false,
+        redirects: crate::job::Redirects::SameHost,
     }
 }
 
