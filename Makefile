@@ -49,7 +49,7 @@ torture: setup ## Kill, cut, starve and flood it for long: make torture TIMES=50
 	@./scripts/install-faketime.sh
 	SAMOVAR_TORTURE=$(TIMES) SAMOVAR_TEST_SECONDS=$(SECONDS) $(if $(SEED),SAMOVAR_TEST_SEED=$(SEED)) \
 		$(if $(ENTRIES),SAMOVAR_TORTURE_ENTRIES=$(ENTRIES)) $(if $(KILLS),SAMOVAR_TORTURE_KILLS=$(KILLS)) \
-		$(CARGO) test --release --locked --test faults --test consistency -- --nocapture --test-threads 2 $(ARGS)
+		$(CARGO) test --profile bench --locked --test faults --test consistency -- --nocapture --test-threads 2 $(ARGS)
 
 lint: ## Check formatting, lints and documentation; warnings are errors here
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 \

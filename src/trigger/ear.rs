@@ -1,9 +1,9 @@
 //! The ear's own test: whether this worker hears, and what the fleet may have missed.
 //!
 //! Pub/sub tells nobody what was lost. So each worker sends canaries over the channels' own connection and notes between which
-//! times it heard them all, and up to when it has handled what it heard. A canary that does not come back means a deaf connection, which is then given up. When a worker
-//! hears again, somebody else must have heard all the while, and handled it; if nobody has, what was published bare meanwhile is missed, and
-//! everything is suspect.
+//! times it heard them all, and up to when it has handled what it heard. A canary that does not come back means a deaf
+//! connection, which is then given up. When a worker hears again, somebody else must have heard all the while, and handled it;
+//! if nobody has, what was published bare meanwhile is missed, and everything is suspect.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicI64, Ordering};

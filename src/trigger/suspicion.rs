@@ -1,8 +1,9 @@
 //! Suspicion: after a gap in what was heard, a restart or a failover, nothing fetched before is trusted.
 //!
 //! A note in Redis says up to which time everything is suspect, so that it outlives whoever wrote it; one worker at a time
-//! deals with it, for the jobs that it knows, and the note stays until that was done for all jobs of the fleet. Leases begun before are void; values fetched before are made due, the most read first, and are served until
-//! the new ones land. What somebody else wrote is left to them.
+//! deals with it, for the jobs that it knows, and the note stays until that was done for all jobs of the fleet. Leases begun
+//! before are void; values fetched before are made due, the most read first, and are served until the new ones land. What
+//! somebody else wrote is left to them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};

@@ -3,7 +3,8 @@
 -- What was fetched after S is left alone, so that handling twice, late, or by every worker does no harm; what claims to be
 -- fetched in the future was so by another clock, and is not.
 -- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (its lease is
--- marked '+'), or shortly after one began; for longer where one failed, which has its mark and is tried again. Then nothing is done, and the caller comes again; so that one fetch answers many.
+-- marked '+'), or shortly after one began; for longer where one failed, which has its mark and is tried again. Then nothing
+-- is done, and the caller comes again; so that one fetch answers many.
 -- A full Redis does it, too: it may write a mark, and what an eviction frees is more.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 S (ms)  2 'r' refresh or 'e' evict  3 how long the note on a value without a TTL is kept (ms)
