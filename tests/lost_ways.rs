@@ -523,9 +523,11 @@ async fn what_is_kept_of_a_job_goes_when_no_worker_has_known_it_for_long_and_not
 async fn a_schedule_that_is_missing_is_set_up_again() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream).list(["a"]).warm("schedule = \"0 0 1 1 *\"").folder();
-    let _worker = worker(&redis, &jobs);
+    let mut worker = worker(&redis, &jobs);
     let scheduled = async || redis.ask::<Option<f64>>(&["ZSCORE", "samovar:{schedules}", "art"]).await.is_some();
-    eventually("it is scheduled", scheduled).await;
+    // Its end sets the next one.
+    worker.wait_for_log(&["warmup", "entries=1"]).await;
+    assert!(scheduled().await);
     redis.ask::<usize>(&["ZADD", "samovar:{schedules}", "9e15", "another"]).await;
     redis.ask::<usize>(&["ZREM", "samovar:{schedules}", "art"]).await;
     redis.ask::<usize>(&["HDEL", "samovar:{schedules}:digests", "art"]).await;
