@@ -52,12 +52,16 @@ impl Parts {
         }
     }
 
-    /// Leaves the mark of a fleet that has worked here before, so that a worker trusts what it finds.
+    /// Leaves the marks of a fleet that has worked here before, so that a worker trusts what it finds: whose Redis it was, and
+    /// the inbox with its readers.
     pub async fn mark(&self) {
         let mut redis = self.redis.clone();
         let info: String = redis::cmd("INFO").arg("server").query_async(&mut redis).await.unwrap();
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap();
-        redis::cmd("SET").arg(self.keys.marker()).arg(run_id).exec_async(&mut redis).await.unwrap();
+        let mut marks = redis::pipe();
+        marks.cmd("XGROUP").arg("CREATE").arg(self.keys.inbox()).arg("samovar").arg("0").arg("MKSTREAM").ignore();
+        marks.set(self.keys.marker(), run_id).ignore();
+        marks.exec_async(&mut redis).await.unwrap();
     }
 
     /// Begins a fetch, which nothing makes unnecessary.
