@@ -6,6 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -30,7 +31,7 @@ pub fn samovar<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Samovar {
             command.env(name, value);
         }
     }
-    Samovar { command, folder }
+    Samovar { command, folder, through: false }
 }
 
 /// A number that whoever runs the tests may set in the environment.
@@ -45,6 +46,8 @@ pub fn number_from_environment(name: &str) -> Option<u64> {
 pub struct Samovar {
     command: Command,
     folder: TempDir,
+    /// Whether another program runs it, which may stay between the two of us.
+    through: bool,
 }
 
 /// How a one-shot command ended.
@@ -81,7 +84,10 @@ impl Samovar {
         command.args(&program[1..]).arg(self.command.get_program()).args(self.command.get_args());
         command.env_clear().current_dir(&self.folder);
         command.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        // A signal to one is meant for both.
+        command.process_group(0);
         self.command = command;
+        self.through = true;
         self
     }
 
@@ -110,7 +116,7 @@ impl Samovar {
         let mut child = streams.spawn().expect("the samovar binary starts");
         let stdout = Lines::drain(child.stdout.take().unwrap());
         let stderr = Lines::drain(child.stderr.take().unwrap());
-        WorkerProcess { child, stdout, stderr, _folder: self.folder }
+        WorkerProcess { child, stdout, stderr, through: self.through, _folder: self.folder }
     }
 }
 
@@ -120,6 +126,7 @@ pub struct WorkerProcess {
     child: Child,
     stdout: Lines,
     stderr: Lines,
+    through: bool,
     _folder: TempDir,
 }
 
@@ -135,7 +142,7 @@ impl WorkerProcess {
 
     /// Ends it at once, as a crash would.
     pub fn kill9(&mut self) {
-        self.child.kill().unwrap();
+        self.signal(Signal::SIGKILL);
         self.child.wait().unwrap();
     }
 
@@ -237,7 +244,9 @@ impl WorkerProcess {
     }
 
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.pid().cast_signed()), signal).unwrap();
+        let pid = self.pid().cast_signed();
+        // A negative one is a whole group's.
+        kill(Pid::from_raw(if self.through { -pid } else { pid }), signal).unwrap();
     }
 }
 
