@@ -36,6 +36,8 @@ const PUT_OFF: usize = 64;
 const PUT_OFF_TIME: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 /// How often the agendas are looked at when nobody says that something is due.
 const IDLE: Duration = Duration::from_secs(5);
+/// What part of what a job may have in hand must have ended before more is claimed: claims of few entries cost as much as of many.
+const ROOM: usize = 4;
 /// How often they are looked at while a job has all it may have in hand, or its upstream is closed.
 const BUSY: Duration = Duration::from_millis(50);
 
@@ -44,6 +46,8 @@ const BUSY: Duration = Duration::from_millis(50);
 pub struct Bell {
     rung: Mutex<Vec<JobName>>,
     all: Notify,
+    /// Jobs that have in hand what they may have, each with the entries that are yet to end here before it rings.
+    full: Mutex<BTreeMap<JobName, usize>>,
 }
 
 impl Bell {
@@ -54,6 +58,23 @@ impl Bell {
             rung.push(job.clone());
         }
         self.all.notify_one();
+    }
+
+    /// So many entries of this job have ended, which makes room for others.
+    pub fn made_room(&self, job: &JobName, entries: usize) {
+        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(wanted) = full.get_mut(job) else { return };
+        *wanted = wanted.saturating_sub(entries);
+        if *wanted == 0 {
+            full.remove(job);
+            drop(full);
+            self.ring(job);
+        }
+    }
+
+    /// Rings when so many more entries of this job have ended here.
+    fn want_room(&self, job: &JobName, entries: usize) {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone(), entries);
     }
 
     fn answer(&self) -> Vec<JobName> {
@@ -148,8 +169,12 @@ impl Dispatcher {
         self.telemetry.paused(&job.name, claims.paused);
         if claims.entries.is_empty() {
             let wait = claims.next.unwrap_or(IDLE);
-            // Due, but not to be had: the job has in hand what it may have.
-            return Ok(if wait.is_zero() { BUSY } else { wait.min(IDLE) });
+            if !wait.is_zero() {
+                return Ok(wait.min(IDLE));
+            }
+            // Due, but not to be had: the job has in hand what it may have. Some of that ends elsewhere.
+            self.bell.want_room(&job.name, cap.div_ceil(ROOM * self.fleet()));
+            return Ok(BUSY);
         }
         let (urgent, rest): (Vec<Claimed>, Vec<Claimed>) =
             claims.entries.into_iter().partition(|entry| entry.due().urgency > Urgency::Usual);
@@ -216,9 +241,13 @@ impl Dispatcher {
         shortest
     }
 
+    fn fleet(&self) -> usize {
+        self.workers.load(Ordering::Relaxed).max(1)
+    }
+
     /// Entries in one task, and entries of a job in hand in the whole fleet.
     fn bounds(&self, job: &Job) -> (usize, usize) {
-        let workers = self.workers.load(Ordering::Relaxed).max(1);
+        let workers = self.fleet();
         let mut cap = self.concurrency.saturating_mul(DEPTH).saturating_mul(workers);
         if let Some(upstream) = job.sources.first().and_then(|source| self.jobs.upstreams.get(source.upstream())) {
             let share = self.claim / 4;

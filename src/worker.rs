@@ -181,6 +181,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     let gates = gates(&jobs, &redis, &keys, settings.concurrency, id);
     let popularity = Popularity::new(redis.clone(), keys.clone());
     let bell = Arc::new(Bell::default());
+    let ringing = Arc::clone(&bell);
     let workers = Arc::new(AtomicUsize::new(1));
     let invalidator = Invalidator::new(redis.clone(), keys.clone(), Arc::clone(&jobs), store.clone(), agenda.clone());
     let (warmer, finisher) = Warmer::new(
@@ -344,7 +345,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     }
     loops.run("the sampler", sampler.run(stop.clone()));
     loops.run("the dispatcher", dispatcher.run(stop.clone()));
-    let ends = finisher.run(cut.clone());
+    let ends = finisher.ringing(ringing).run(cut.clone());
     tokio::pin!(ends);
 
     let chunks = TaskTracker::new();

@@ -1,6 +1,7 @@
 //! Ends entries on the agenda, as many at a time as have ended meanwhile.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -8,6 +9,7 @@ use tracing::error;
 
 use super::spending::Tab;
 use crate::agenda::{Agenda, Finished};
+use crate::dispatcher::Bell;
 use crate::job::JobName;
 use crate::redis::Patience;
 use crate::status::Last;
@@ -24,6 +26,7 @@ pub struct Finisher {
     agenda: Agenda,
     ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
     tab: Tab,
+    bell: Option<Arc<Bell>>,
 }
 
 impl Finisher {
@@ -32,7 +35,14 @@ impl Finisher {
         ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
         tab: Tab,
     ) -> Self {
-        Self { agenda, ends, tab }
+        Self { agenda, ends, tab, bell: None }
+    }
+
+    /// The same, telling the dispatcher of the room that it makes.
+    #[must_use]
+    pub fn ringing(mut self, bell: Arc<Bell>) -> Self {
+        self.bell = Some(bell);
+        self
     }
 
     /// Runs until the warmer is gone and all is said, or until `stop`, then without patience.
@@ -56,6 +66,9 @@ impl Finisher {
                     match self.agenda.finish_counting(&job, &entries, &last, &spent).await {
                         Ok(()) => {
                             patience.well();
+                            if let Some(bell) = &self.bell {
+                                bell.made_room(&job, entries.len());
+                            }
                             break;
                         }
                         Err(_) if stop.is_cancelled() => break,
