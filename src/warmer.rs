@@ -276,7 +276,7 @@ impl Warmer {
                 let reason = Some(format!("its input {input} is missing: {why}"));
                 return match self.store.lease(key, self.lease_time(job), Fresh::default()).await? {
                     Leased::Yes(lease) => self.give_up(job, taken, &lease, Outcome::Failed, Next::Out, reason).await,
-                    Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::Taboo(_) => {
+                    Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::Taboo(_) | Leased::Deadly => {
                         Ok(Ending { reason, ..Ending::new(Outcome::Deferred, Next::In(INPUT_WAIT)) })
                     }
                 };
@@ -291,8 +291,14 @@ impl Warmer {
         }
         let outdated = self.is_outdated(job, key, &params).await?;
         let fresh = if outdated { Fresh::default() } else { fresh(job, taken) };
-        let score = self.agenda.ask_score(&job.name, key);
-        let (leased, score) = self.store.lease_and(key, self.lease_time(job), fresh, &score).await?;
+        let ask_score = self.agenda.ask_score(&job.name, key);
+        let wary = Fresh { deadly: Some(SUSPECT), ..fresh };
+        let (mut leased, mut score) = self.store.lease_and(key, self.lease_time(job), wary, &ask_score).await?;
+        // Without a lease until it is its turn: whoever has one when the worker dies counts as what it died of.
+        let alone = if let Leased::Deadly = leased { self.alone.try_lock().ok() } else { None };
+        if alone.is_some() {
+            (leased, score) = self.store.lease_and(key, self.lease_time(job), fresh, &ask_score).await?;
+        }
         let mut lease = match leased {
             Leased::Yes(lease) => lease,
             Leased::Busy(left) => {
@@ -306,6 +312,11 @@ impl Warmer {
                     "the key holds a {kind}, which somebody else wrote: delete it, or name the job's key otherwise"
                 );
                 return Ok(Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason));
+            }
+            Leased::Deadly => {
+                unused(admitted).await;
+                let reason = "its worker died: it is fetched alone";
+                return Ok(Ending::because(Outcome::Deferred, Next::In(SHORTLY), reason));
             }
             Leased::Absent => {
                 unused(admitted).await;
@@ -326,16 +337,11 @@ impl Warmer {
         };
         self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
         let deaths = lease.meta.as_ref().map_or(0, |meta| meta.note.deaths);
-        let alone = if deaths < SUSPECT { None } else { self.alone.try_lock().ok() };
-        let hopeless = deaths >= DEATHS && taken.trigger != Trigger::Manual;
-        if hopeless || (deaths >= SUSPECT && alone.is_none()) {
+        if deaths >= DEATHS && taken.trigger != Trigger::Manual {
             unused(admitted).await;
             self.store.release(key, &lease.token, None).await?;
-            if hopeless {
-                let reason = undertaker::deadly(deaths);
-                return Ok(Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason));
-            }
-            return Ok(Ending::because(Outcome::Deferred, Next::In(SHORTLY), "its worker died: it is fetched alone"));
+            let reason = undertaker::deadly(deaths);
+            return Ok(Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason));
         }
         // Whatever made it due, its fetch answers an invalidation, and what a foreign writer does about that is looked at.
         let mut trigger = match &lease.meta {

@@ -66,6 +66,8 @@ pub struct Fresh {
     pub any: bool,
     /// There is no value.
     pub absent: bool,
+    /// So many workers or more in a row have died while they fetched it.
+    pub deadly: Option<u32>,
 }
 
 /// A fetch that has begun: nobody else fetches this entry, and nothing fetched before an invalidation is written.
@@ -105,6 +107,8 @@ pub enum Leased {
     Absent,
     /// The key holds something else than a string, of this type. It is somebody else's and stays.
     Taboo(String),
+    /// Too many workers have died of it; see [`Fresh::deadly`]. Nothing was begun.
+    Deadly,
 }
 
 /// How writing went.
@@ -255,7 +259,8 @@ impl Store {
             .arg(fresh.until.unwrap_or(-1))
             .arg(u8::from(fresh.any))
             .arg(u8::from(fresh.absent))
-            .arg(millis(STORM_LASTS));
+            .arg(millis(STORM_LASTS))
+            .arg(fresh.deadly.map_or(-1, i64::from));
         call
     }
 
@@ -579,6 +584,7 @@ fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) ->
         }
         "absent" => Leased::Absent,
         "taboo" => Leased::Taboo(meta.unwrap_or_default()),
+        "deadly" => Leased::Deadly,
         _ => Leased::Yes(Box::new(Lease {
             token,
             start: now,

@@ -15,10 +15,12 @@ use super::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 use super::{both, choices, factor, readable, works};
 
 /// All that begin with our prefix, by kind. What no test of one job can have is left out: locks and their numbers are a service's.
-const KINDS: [&str; 28] = [
+const KINDS: [&str; 30] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
+    "samovar:made-from:*",
+    "samovar:unknown:*",
     "samovar:touched:*",
     "samovar:agenda:*",
     "samovar:paused:*",

@@ -6,7 +6,9 @@
 --       5 '1': any value that was not invalidated is fresh, whoever wrote it
 --       6 '1': where there is no value, there is nothing to do
 --       7 a fetch for an invalidation that follows another one within this (ms) holds off a third: see invalidate.lua
+--       8 not where so many workers in a row or more have died while they fetched it (-1: whatever it did)
 -- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta} | {'leased', now = start, PEXPIRETIME, meta} | {'absent'}
+--       | {'deadly'}
 --       | {'taboo', 0, -2, type}: the key holds no string, so it is no value of ours to replace
 local known = redis.call('MGET', KEYS[2], KEYS[3])
 if known[1] then return {'busy', redis.call('PTTL', KEYS[2])} end
@@ -31,6 +33,7 @@ if pxat ~= -2 and (invalid or '0') == '0' then
     return {'fresh', now, pxat, meta}
   end
 end
+if ARGV[8] ~= '-1' and tonumber(string.match(meta, '"d":(%d+)') or 0) >= tonumber(ARGV[8]) then return {'deadly'} end
 local again = start and (tonumber(start) > now - tonumber(ARGV[7]) or invalid ~= '0')
   and string.find(meta, '"t":"invalidation"', 1, true)
 local mark = again and ' +' or ' -'
