@@ -65,9 +65,6 @@ impl Evictions {
             self.owed.get_or_insert_with(Instant::now);
         }
         let all = self.owed.is_some_and(|since| since.elapsed() >= AGAIN);
-        if all {
-            self.owed = None;
-        }
         let is_lost = |(job, now): &(&JobName, &usize)| {
             all || (more && before.get(*job).is_some_and(|before| *before > 0 && **now <= *before / 2))
         };
@@ -82,6 +79,9 @@ impl Evictions {
             self.told = Some(Instant::now());
         }
         let () = redis::cmd("HDEL").arg(self.keys.digests()).arg(&lost).query_async(&mut redis).await?;
+        if all {
+            self.owed = None;
+        }
         Ok(true)
     }
 }

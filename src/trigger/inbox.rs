@@ -112,7 +112,8 @@ impl Inbox {
                 Ok(messages) => messages,
                 Err(e) => {
                     let lost_group = e.code() == Some("NOGROUP");
-                    if lost_group && self.create_group().await.is_ok() && self.ask_what_went().await.is_ok() {
+                    // First the doubt, then the group, whose absence is what tells: a crash in between only repeats it.
+                    if lost_group && self.ask_what_went().await.is_ok() && self.create_group().await.is_ok() {
                         continue;
                     }
                     patience.ill(&e, stop).await;
