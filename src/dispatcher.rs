@@ -176,11 +176,15 @@ impl Dispatcher {
             self.bell.want_room(&job.name, cap.div_ceil(ROOM * self.fleet()));
             return Ok(BUSY);
         }
-        let (urgent, rest): (Vec<Claimed>, Vec<Claimed>) =
-            claims.entries.into_iter().partition(|entry| entry.due().urgency > Urgency::Usual);
-        let urgent = self.push(job, urgent, chunk, true).await?;
-        let rest = self.push(job, rest, chunk, false).await?;
-        Ok(if urgent && rest { Duration::ZERO } else { IDLE })
+        let mut found_room = true;
+        let mut entries = claims.entries;
+        // What is urgent goes before all that is on the queue: so what was named by itself comes after what was named with many.
+        for urgency in [Urgency::Mass, Urgency::Single, Urgency::Usual] {
+            let (these, rest) = entries.into_iter().partition(|entry| entry.due().urgency == urgency);
+            entries = rest;
+            found_room &= self.push(job, these, chunk, urgency > Urgency::Usual).await?;
+        }
+        Ok(if found_room { Duration::ZERO } else { IDLE })
     }
 
     /// Puts off what is due of a job whose upstream is closed for `wait`, and lets old values live on until then; returns when

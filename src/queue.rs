@@ -27,7 +27,7 @@ use tower_layer::Identity;
 use tracing::warn;
 use ulid::Ulid;
 
-use crate::agenda::Claimed;
+use crate::agenda::{Claimed, Urgency};
 use crate::health::Sign;
 use crate::redis::{Connection, Keys, Patience};
 
@@ -57,6 +57,13 @@ pub struct Chunk {
     pub job: String,
     /// The entries.
     pub entries: Vec<Claimed>,
+}
+
+impl Chunk {
+    /// Whether all of it was named by itself, and goes before all else.
+    pub fn is_single(&self) -> bool {
+        self.entries.iter().all(|entry| entry.due().urgency == Urgency::Single)
+    }
 }
 
 /// One worker's end of the queue.

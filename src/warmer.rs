@@ -121,9 +121,9 @@ pub struct Warmer {
     /// Set when the worker ends: nothing is begun any more.
     drain: CancellationToken,
     /// Held by the one entry under way that may kill its worker.
-    alone: tokio::sync::Mutex<()>,
+    alone: Arc<tokio::sync::Mutex<()>>,
     /// What is in hand: for handing back. The token is there while a fetch is under way.
-    held: Mutex<HashMap<(JobName, EntryKey), Held>>,
+    held: Arc<Mutex<HashMap<(JobName, EntryKey), Held>>>,
     tab: Tab,
 }
 
@@ -145,7 +145,7 @@ impl Warmer {
         let tab = Tab::default();
         let finisher = Finisher::new(agenda.clone(), ends, tab.clone());
         let patience = claim / 2;
-        let (alone, held) = (tokio::sync::Mutex::default(), Mutex::default());
+        let (alone, held) = (Arc::default(), Arc::default());
         let warmer = Self {
             jobs,
             store,
@@ -162,6 +162,25 @@ impl Warmer {
             tab,
         };
         (Arc::new(warmer), finisher)
+    }
+
+    /// The same warmer over connections of its own: what either has in hand, both have.
+    pub fn beside(&self, store: Store, agenda: Agenda, sources: Sources, popularity: Popularity) -> Arc<Self> {
+        Arc::new(Self {
+            jobs: Arc::clone(&self.jobs),
+            store,
+            agenda,
+            sources,
+            gates: self.gates.clone(),
+            telemetry: self.telemetry.clone(),
+            popularity,
+            finished: self.finished.clone(),
+            patience: self.patience,
+            drain: self.drain.clone(),
+            alone: Arc::clone(&self.alone),
+            held: Arc::clone(&self.held),
+            tab: self.tab.clone(),
+        })
     }
 
     /// Warms the entries of a task; each ends by itself.

@@ -8,6 +8,7 @@
 //! the drain time, and the rest is handed back.
 
 mod generations;
+mod lane;
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
@@ -25,6 +26,7 @@ use ulid::Ulid;
 
 pub use generations::Reload;
 use generations::{Life, Process};
+use lane::Lane;
 
 use crate::admin::{self, Admin, Parts};
 use crate::agenda::Agenda;
@@ -34,7 +36,7 @@ use crate::health::{Health, Sign};
 use crate::job::{Jobs, UpstreamName};
 use crate::ops::Ops;
 use crate::popularity::{Popularity, Sampler};
-use crate::queue::Queue;
+use crate::queue::{Chunk, Queue};
 use crate::redis::{Connection, Keys, Patience};
 use crate::retired::{self, Retired};
 use crate::source::{Gate, Sources};
@@ -195,6 +197,20 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         settings.claim,
         stop.clone(),
     );
+    let lane = Lane::new("warming").context("cannot start threads")?;
+    let many = match Box::pin(beside(&lane, settings, &jobs, &stop)).await {
+        Ok((redis, sources)) => warmer.beside(
+            store.clone().over(redis.clone()),
+            Agenda::new(redis.clone(), keys.clone()),
+            sources,
+            Popularity::new(redis, keys.clone()),
+        ),
+        Err(e) if stop.is_cancelled() => {
+            info!("{e}");
+            return Ok(());
+        }
+        Err(e) => return Err(e),
+    };
     let sampler = Sampler {
         redis: redis.clone(),
         keys: keys.clone(),
@@ -350,10 +366,12 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
 
     let chunks = TaskTracker::new();
     let result = {
-        let (warming, chunks) = (Arc::clone(&warmer), chunks.clone());
-        // Each chunk is a task of the executor's own, so that all cores warm, and ends with this.
-        let handle = move |chunk| {
-            let task = AbortOnDropHandle::new(chunks.spawn(Arc::clone(&warming).warm_chunk(chunk)));
+        let (single, chunks, here) = (Arc::clone(&warmer), chunks.clone(), tokio::runtime::Handle::current());
+        let there = lane.handle().clone();
+        // Each chunk is a task of an executor's own, so that all cores warm, and ends with this.
+        let handle = move |chunk: Chunk| {
+            let (warmer, place) = if chunk.is_single() { (&single, &here) } else { (&many, &there) };
+            let task = AbortOnDropHandle::new(chunks.spawn_on(Arc::clone(warmer).warm_chunk(chunk), place));
             async move {
                 if let Err(e) = task.await
                     && e.is_panic()
@@ -424,6 +442,21 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         info!(worker = &*name, "ended");
     }
     result
+}
+
+/// Connections to Redis and to upstreams for what runs on a lane. They belong to the threads on which they are made.
+async fn beside(
+    lane: &Lane,
+    settings: &Settings,
+    jobs: &Arc<Jobs>,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Connection, Sources)> {
+    let (settings, jobs, stop) = (settings.clone(), Arc::clone(jobs), stop.clone());
+    let making = async move {
+        let redis = connect(&settings, COMMAND, &stop).await?;
+        Ok((redis, Sources::new(&jobs).context("cannot make HTTP clients")?))
+    };
+    lane.handle().spawn(making).await.context("connecting panicked")?
 }
 
 /// After how long without a beat a worker counts as dead: soon enough for what it held to be warm within the claim time.

@@ -188,6 +188,13 @@ impl Store {
         self
     }
 
+    /// The same over another connection.
+    #[must_use]
+    pub fn over(mut self, redis: Connection) -> Self {
+        self.redis = redis;
+        self
+    }
+
     fn call<'a>(&self, script: &'a Script, key: &EntryKey) -> redis::ScriptInvocation<'a> {
         let mut call = script.key(key.as_str());
         call.key(self.keys.lease(key)).key(self.keys.meta(key));
