@@ -4,11 +4,13 @@
 //! only as many entries as a job may have in hand, so that neither a backlog of millions nor a sick upstream fills the
 //! queue. Every worker runs one; claiming is atomic, so they need not know of each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use redis::RedisResult;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -113,42 +115,42 @@ impl Dispatcher {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut patience = Patience::new("the dispatcher").showing(&self.sign);
-        // When each job is looked at next.
+        // When each job is looked at next; those that are being looked at, and of these, who rang meanwhile.
         let mut looks: BTreeMap<&JobName, Instant> = self.jobs.jobs.keys().map(|job| (job, Instant::now())).collect();
+        let mut under_way = FuturesUnordered::new();
+        let mut rung = BTreeSet::new();
+        if looks.is_empty() {
+            patience.well();
+        }
+        let this = &self;
         while !stop.is_cancelled() {
             for job in self.bell.answer() {
-                if let Some(look) = looks.get_mut(&job) {
-                    *look = Instant::now();
+                match looks.get_mut(&job) {
+                    Some(look) => *look = Instant::now(),
+                    None => _ = rung.insert(job),
                 }
             }
-            // Who has waited longest comes first, so that a job whose turn ends in an error does not keep the others from
-            // theirs.
-            let mut due: Vec<(Instant, &JobName)> =
-                looks.iter().filter(|(_, look)| **look <= Instant::now()).map(|(job, look)| (*look, *job)).collect();
-            due.sort_unstable();
-            if due.is_empty() {
-                patience.well();
-            }
-            for (_, name) in due {
-                match self.dispatch(&self.jobs.jobs[name]).await {
-                    Ok(wait) => {
-                        patience.well();
-                        looks.insert(name, Instant::now() + wait);
-                    }
-                    Err(e) => {
-                        looks.insert(name, Instant::now());
-                        patience.ill(&e, &stop).await;
-                        break;
-                    }
-                }
+            // Side by side, so that no job waits for the turns of others.
+            for (name, _) in looks.extract_if(.., |_, look| *look <= Instant::now()) {
+                under_way.push(async move { (name, this.dispatch(&this.jobs.jobs[name]).await) });
             }
             let next = looks.values().min().copied().unwrap_or_else(|| Instant::now() + IDLE);
             tokio::select! {
+                Some((name, looked)) = under_way.next() => {
+                    let wait = *looked.as_ref().unwrap_or(&Duration::ZERO);
+                    looks.insert(name, Instant::now() + if rung.remove(name) { Duration::ZERO } else { wait });
+                    match looked {
+                        Ok(_) => patience.well(),
+                        Err(e) => patience.ill(&e, &stop).await,
+                    }
+                }
                 () = self.bell.all.notified() => {}
                 () = tokio::time::sleep_until(next.into()) => {}
                 () = stop.cancelled() => {}
             }
         }
+        // What is claimed already goes on the queue, from where it is handed back.
+        while under_way.next().await.is_some() {}
     }
 
     /// Moves what is due of one job to the queue, as far as there is room; returns when to look again.

@@ -25,7 +25,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex as Line, Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, Mutex as Line, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
@@ -43,6 +43,8 @@ const AHEAD: Duration = Duration::from_secs(1);
 const POLL: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(200));
 /// When a caller that was refused for want of a permit, of a place in the line, or of Redis, should ask again.
 const SOON: Duration = Duration::from_millis(500);
+/// One of so many requests that may be in flight here is kept for what was named by itself.
+const KEPT: usize = 16;
 /// Permits handed back in one call.
 const HANDED_BACK: usize = 100;
 /// Permits that wait to be handed back; more of them come back by expiry.
@@ -70,6 +72,8 @@ pub struct Gate {
     id: String,
     serial: AtomicU64,
     slots: Arc<Semaphore>,
+    /// Kept free for what was named by itself, which waits for nobody else's answer then.
+    kept: Arc<Semaphore>,
     local_concurrency: usize,
     /// One for each urgency. Only the head of a line asks; so no request overtakes another of its kind.
     lines: [Line<()>; 3],
@@ -195,7 +199,8 @@ impl Gate {
             signal: names.signal_channel(),
             id: ulid::Ulid::generate().to_string(),
             serial: AtomicU64::new(0),
-            slots: Arc::new(Semaphore::new(local_concurrency)),
+            slots: Arc::new(Semaphore::new(local_concurrency - local_concurrency / KEPT)),
+            kept: Arc::new(Semaphore::new(local_concurrency / KEPT)),
             local_concurrency,
             lines: Default::default(),
             waiting: Default::default(),
@@ -285,7 +290,7 @@ impl Gate {
 
     /// How many requests this worker has in flight there.
     pub fn in_flight(&self) -> usize {
-        self.local_concurrency - self.slots.available_permits()
+        self.local_concurrency - self.slots.available_permits() - self.kept.available_permits()
     }
 
     /// Asks Redis how the upstream is, and hands back dropped permits. To be called when the signal channel says
@@ -311,7 +316,7 @@ impl Gate {
         let mut poll = POLL.0;
         loop {
             self.let_more_urgent_pass(urgency).await;
-            let Ok(slot) = self.slots.clone().acquire_owned().await else {
+            let Ok(slot) = self.slot(urgency).await else {
                 return Err(Refusal { wait: SOON, reason: "concurrency" });
             };
             let refusal = match self.ask(slot, began, deadline).await {
@@ -334,6 +339,19 @@ impl Gate {
                 () = tokio::time::sleep(pause.max(Duration::from_millis(1))) => {}
                 () = self.news.notified() => {}
             }
+        }
+    }
+
+    /// Waits until one more request may be in flight here.
+    async fn slot(&self, urgency: Urgency) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let (slots, kept) = (Arc::clone(&self.slots), Arc::clone(&self.kept));
+        if urgency < Urgency::Single {
+            return slots.acquire_owned().await;
+        }
+        tokio::select! {
+            biased;
+            slot = slots.acquire_owned() => slot,
+            slot = kept.acquire_owned() => slot,
         }
     }
 
