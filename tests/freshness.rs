@@ -20,6 +20,10 @@ use support::{
 const CHANNEL: &str = "samovar:invalidate";
 const LONG: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(600);
+/// How a worker runs by fits and starts: how often it is let run, for how long, and for how long it is not.
+const STARTS: usize = 40;
+const FIT: Duration = Duration::from_millis(2);
+const PAUSE: Duration = Duration::from_millis(25);
 
 async fn both() -> (TestRedis, Upstream) {
     tokio::join!(TestRedis::start(), Upstream::start())
@@ -579,6 +583,32 @@ async fn a_cut_subscription_of_the_only_worker_makes_everything_suspect() {
     version(&redis, "a", edited).await;
 }
 
+/// It is told to stop, and has no time to handle what it heard.
+#[tokio::test]
+async fn what_a_worker_did_not_handle_by_its_end_is_made_good() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = talkative(&redis, &jobs).env("SAMOVAR_DRAIN", "0").spawn();
+    version(&redis, "a", 1).await;
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    first.freeze();
+    let edited = upstream.edit("/art/a");
+    let mut publish = redis::pipe();
+    for _ in 0..5_000 {
+        publish.cmd("PUBLISH").arg(CHANNEL).arg(r#"{"keys": ["art:none"], "action": "evict"}"#);
+    }
+    publish.cmd("PUBLISH").arg(CHANNEL).arg("art:a");
+    let heard: Vec<usize> = publish.query_async(&mut redis.connection().await).await.unwrap();
+    assert!(heard.iter().all(|heard| *heard == 1));
+    first.term();
+    first.thaw();
+    assert_eq!(first.wait().await.code(), Some(0));
+    let mut second = worker(&redis, &jobs);
+    second.wait_for_log(&["nobody was listening"]).await;
+    version(&redis, "a", edited).await;
+}
+
 /// Another worker heard all the while, and died a moment later with what it had heard.
 #[tokio::test]
 async fn what_a_dead_worker_heard_and_did_not_handle_is_not_taken_for_handled() {
@@ -885,11 +915,13 @@ async fn an_input_of_many_wakes_what_is_off_the_agenda_too() {
     told(2).await;
 }
 
+/// What Redis has sent is there when the worker is told to stop, and none of it is read; it then runs by fits and starts, as on a
+/// machine that has no time for it.
 #[tokio::test]
 async fn what_was_heard_before_the_end_is_handled() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream).folder();
-    let mut worker = worker(&redis, &jobs);
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_DRAIN", "10m").spawn();
     let names: Vec<String> = (0..2_000).map(|n| format!("art:{n}")).collect();
     let mut connection = redis.connection().await;
     let mut fill = redis::pipe();
@@ -897,16 +929,23 @@ async fn what_was_heard_before_the_end_is_handled() {
         fill.cmd("SET").arg(name).arg("{}").arg("EX").arg(600).ignore();
     }
     fill.query_async::<()>(&mut connection).await.unwrap();
-    publish(&redis, r#"{"keys": ["art:none"], "action": "evict"}"#).await;
+    publish(&redis, r#"{"keys": ["art:0"], "action": "evict"}"#).await;
+    evicted(&redis, "0").await;
+    worker.freeze();
     let mut evict = redis::pipe();
     for name in &names {
         evict.cmd("PUBLISH").arg(CHANNEL).arg(json!({"keys": [name], "action": "evict"}).to_string());
     }
     let heard: Vec<usize> = evict.query_async(&mut connection).await.unwrap();
     assert!(heard.iter().all(|heard| *heard == 1));
-    // The first of them is handled: they have come.
-    eventually("the first is handled", async || redis.get("art:0").await.is_none()).await;
     worker.term();
+    for _ in 0..STARTS {
+        worker.thaw();
+        tokio::time::sleep(FIT).await;
+        worker.freeze();
+        tokio::time::sleep(PAUSE).await;
+    }
+    worker.thaw();
     worker.wait().await;
     assert_eq!(redis.keys("art:*").await, Vec::<String>::new());
 }

@@ -23,7 +23,7 @@ use crate::job::{EntryKey, Job};
 use crate::redis::Patience;
 use crate::telemetry::Telemetry;
 
-/// Messages that wait to be handled; a faster publisher makes Redis wait, and in the end drop the subscriber.
+/// Messages that wait to be handled; those of a faster publisher wait where they came from.
 const WAITING: usize = 10_000;
 /// Messages that name many and wait to be handled.
 const WIDE: usize = 1_000;

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use redis::Client;
+use futures_util::{FutureExt, Stream, StreamExt};
+use redis::{Client, Msg};
 use tokio::sync::{Notify, mpsc};
+use tokio::task::unconstrained;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -23,12 +24,10 @@ use crate::redis::{Keys, Patience};
 use crate::source::Gate;
 use crate::telemetry::Telemetry;
 
-/// Messages that wait to be handed on; a faster publisher makes Redis wait, and in the end drop the subscriber.
+/// Messages that wait to be handed on; those of a faster publisher wait on the connection, which has no bound.
 const WAITING: usize = 10_000;
-/// How long unsubscribing may take, when ending.
-const LAST: Duration = Duration::from_secs(1);
-/// After so long without a message, all that was heard has been read.
-const QUIET: Duration = Duration::from_millis(20);
+/// How long Redis may take to confirm a subscription, or its end, before it counts as away. Longer than its longest pauses.
+const AWAY: Duration = Duration::from_secs(5);
 /// How often malformed messages are told of.
 const TELL: Duration = Duration::from_secs(60);
 /// Longest excerpt of a malformed message in the log, in characters.
@@ -106,7 +105,7 @@ impl Listener {
             pubsub.subscribe(&[self.keys.invalidate_channel(), &signals]).await?;
             Ok::<_, redis::RedisError>(pubsub)
         };
-        let pubsub = tokio::time::timeout(Duration::from_secs(5), subscribed)
+        let pubsub = tokio::time::timeout(AWAY, subscribed)
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         patience.well();
@@ -122,26 +121,35 @@ impl Listener {
         self.suspicion.notify_one();
         let (mut sink, mut messages) = pubsub.split();
         let channels = [self.keys.invalidate_channel(), &*signals];
-        let mut ending = false;
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
-                () = self.ear.is_deaf() => return Ok(()),
-                () = stop.cancelled(), if !ending => {
-                    // Nothing more is to come; what came before is handled.
-                    ending = true;
-                    let _ = tokio::time::timeout(LAST, sink.unsubscribe(&channels)).await;
-                    continue;
+                () = self.ear.is_deaf() => break,
+                () = stop.cancelled() => {
+                    // Redis confirms it after the last message, so that all of them have come by then.
+                    let ended = tokio::time::timeout(AWAY, sink.unsubscribe(&channels)).await;
+                    if !matches!(ended, Ok(Ok(()))) {
+                        warn!("Redis did not confirm the end of the subscription: what it did not send is not heard");
+                    }
+                    break;
                 }
-                () = tokio::time::sleep(QUIET), if ending => return Ok(()),
             };
             let Some(message) = message else { return Ok(()) };
-            let text = String::from_utf8_lossy(message.get_payload_bytes());
-            if message.get_channel_name() == signals {
-                self.signal(&text, news);
-            } else if heard.send((Instant::now(), self.ear.unhandled().hear(), text.into_owned())).await.is_err() {
-                return Ok(());
-            }
+            self.take(&message, &signals, heard, news).await;
+        }
+        while let Some(message) = come(&mut messages) {
+            self.take(&message, &signals, heard, news).await;
+        }
+        Ok(())
+    }
+
+    async fn take(&self, message: &Msg, signals: &str, heard: &mpsc::Sender<Heard>, news: &mpsc::Sender<UpstreamName>) {
+        let text = String::from_utf8_lossy(message.get_payload_bytes());
+        if message.get_channel_name() == signals {
+            self.signal(&text, news);
+        } else {
+            // It is handed on for as long as any is heard.
+            let _ = heard.send((Instant::now(), self.ear.unhandled().hear(), text.into_owned())).await;
         }
     }
 
@@ -178,6 +186,12 @@ impl Listener {
     }
 }
 
+/// What has come and was not read yet; `None` where nothing is left. Without tokio's budget for one turn, which makes a stream
+/// seem empty that is not.
+fn come<T>(messages: &mut (impl Stream<Item = T> + Unpin)) -> Option<T> {
+    unconstrained(messages.next()).now_or_never().flatten()
+}
+
 /// When a message was received, its number ([`super::ear::Unhandled`]), and the message.
 type Heard = (Instant, u64, String);
 
@@ -196,5 +210,20 @@ impl Complaints {
             warn!(count = self.count, excerpt, "cannot follow a message on the invalidation channel: {reason}");
             *self = Self { count: 0, told: Some(Instant::now()) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_that_has_come_is_read_however_much_it_is() {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        for n in 0..10_000 {
+            sender.send(n).unwrap();
+        }
+        let mut messages = futures_util::stream::poll_fn(|cx| receiver.poll_recv(cx));
+        assert_eq!(std::iter::from_fn(|| come(&mut messages)).count(), 10_000);
     }
 }
