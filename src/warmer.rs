@@ -6,15 +6,16 @@
 //! again when the agenda says so.
 
 mod finisher;
+mod held;
 mod inputs;
 mod old;
 mod outcome;
 mod spending;
 mod timing;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, error, warn};
 
 pub use finisher::Finisher;
+use held::{Held, InHand};
 use inputs::Missing;
 pub use outcome::Outcome;
 pub use spending::Spending;
@@ -102,9 +104,6 @@ impl Taken {
     }
 }
 
-/// What hands an entry back: the score by which we have it, and the token of its lease while a fetch is under way.
-type Held = (String, Option<String>);
-
 /// Warms entries for one worker process.
 #[derive(Debug)]
 pub struct Warmer {
@@ -122,8 +121,7 @@ pub struct Warmer {
     drain: CancellationToken,
     /// Held by the one entry under way that may kill its worker.
     alone: Arc<tokio::sync::Mutex<()>>,
-    /// What is in hand: for handing back. The token is there while a fetch is under way.
-    held: Arc<Mutex<HashMap<(JobName, EntryKey), Held>>>,
+    held: Arc<InHand>,
     tab: Tab,
 }
 
@@ -219,7 +217,7 @@ impl Warmer {
                 since: claimed.since,
                 late: Duration::from_millis(u64::try_from(taken_at - claimed.since).unwrap_or(0)),
             };
-            self.hold(name, &taken.key, Some((taken.score.clone(), None)));
+            self.hold(name, &taken.key, (taken.score.clone(), None));
             let span = debug_span!("warm", job = %name, key = %taken.key, trigger = %taken.trigger);
             warming.push(self.warm_taken(job, taken).instrument(span));
         }
@@ -257,8 +255,7 @@ impl Warmer {
     /// invalidation that marked it has put its own mark on the value, or taken the entry off the agenda.
     async fn let_go(&self, job: &Job, taken: &Taken) {
         let place = (job.name.clone(), taken.key.clone());
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
-        if let Some((_, Some(token))) = held
+        if let Some((_, Some(token))) = self.held.of(&place)
             && let Err(e) = self.store.release(&taken.key, &token, None).await
         {
             debug!(key = %taken.key, "could not give back a lease, it ends by itself: {e}");
@@ -354,7 +351,7 @@ impl Warmer {
                 return Ok(Ending::new(Outcome::Unchanged, settled(job, taken, taken.trigger, now, next)));
             }
         };
-        self.hold(&job.name, key, Some((taken.score.clone(), Some(lease.token.clone()))));
+        self.hold(&job.name, key, (taken.score.clone(), Some(lease.token.clone())));
         let deaths = lease.meta.as_ref().map_or(0, |meta| meta.note.deaths);
         if deaths >= DEATHS && taken.trigger != Trigger::Manual {
             unused(admitted).await;
@@ -689,30 +686,24 @@ impl Warmer {
         self.jobs.timeout(job.sources[source].upstream())
     }
 
-    fn hold(&self, job: &JobName, key: &EntryKey, what: Option<Held>) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = (job.clone(), key.clone());
-        match what {
-            Some(what) => held.insert(place, what),
-            None => held.remove(&place),
-        };
+    fn hold(&self, job: &JobName, key: &EntryKey, what: Held) {
+        self.held.hold((job.clone(), key.clone()), what);
     }
 
     fn end(&self, job: &JobName, finished: Finished, last: Option<Last>) {
-        self.hold(job, &EntryKey::new(finished.key.as_str()), None);
+        self.held.end(&(job.clone(), EntryKey::new(finished.key.as_str())));
         // The finisher outlives the warmer; without it the entries come due again by themselves.
         let _ = self.finished.send((job.clone(), finished, last));
     }
 
     /// Entries in hand.
     pub fn in_hand(&self) -> usize {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.held.count()
     }
 
     /// Hands back what is still in hand, so that another worker takes it at once. Call it when nothing is warmed any more.
     pub async fn hand_back(&self) {
-        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
-        for ((job, key), (score, token)) in held {
+        for ((job, key), (score, token)) in self.held.take() {
             if let Some(token) = token
                 && let Err(e) = self.store.release(&key, &token, None).await
             {
