@@ -24,7 +24,7 @@ use crate::redis::Patience;
 use crate::source::Gate;
 use crate::store::Store;
 use crate::telemetry::Telemetry;
-use crate::warmer::Outcome;
+use crate::warmer::{Outcome, taken_for};
 
 /// Entries in one task at most: few enough to be spread, many enough for the queue not to cost.
 const CHUNK: usize = 32;
@@ -167,7 +167,7 @@ impl Dispatcher {
             };
         }
         let (chunk, cap) = self.bounds(job);
-        let claims = self.agenda.claim(&job.name, CLAIM.min(cap.max(1)), cap, self.claim).await?;
+        let claims = self.agenda.claim(&job.name, CLAIM.min(cap.max(1)), cap, self.times(job)).await?;
         self.telemetry.paused(&job.name, claims.paused);
         if claims.entries.is_empty() {
             let wait = claims.next.unwrap_or(IDLE);
@@ -194,7 +194,7 @@ impl Dispatcher {
     async fn put_off(&self, job: &Job, wait: Duration) -> RedisResult<Duration> {
         // Not for so long that a raised budget goes unnoticed.
         let wait = wait.clamp(PUT_OFF_TIME.0, PUT_OFF_TIME.1);
-        let claims = self.agenda.claim(&job.name, PUT_OFF, PUT_OFF, self.claim).await?;
+        let claims = self.agenda.claim(&job.name, PUT_OFF, PUT_OFF, self.times(job)).await?;
         let more = claims.next.unwrap_or(IDLE);
         let keys: Vec<EntryKey> = claims.entries.iter().map(|entry| EntryKey::new(entry.key.as_str())).collect();
         // Then it waits for its upstream, is fetched, or comes here again.
@@ -245,6 +245,11 @@ impl Dispatcher {
             shortest = Some(shortest.map_or(wait, |other: Duration| other.min(wait)));
         }
         shortest
+    }
+
+    /// How long a claim holds, and for what was named by itself.
+    fn times(&self, job: &Job) -> (Duration, Duration) {
+        (self.claim, taken_for(&self.jobs, job, self.claim))
     }
 
     fn fleet(&self) -> usize {

@@ -31,8 +31,8 @@ use inputs::Missing;
 pub use outcome::Outcome;
 pub use spending::Spending;
 use spending::Tab;
-pub(crate) use timing::keep;
 use timing::{fresh, jitter, known, millis, retry_after, settled};
+pub(crate) use timing::{keep, taken_for};
 
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next, Trigger, Urgency};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
@@ -44,8 +44,6 @@ use crate::store::{Fresh, Lease, Leased, Note, Removal, Store, Written};
 use crate::telemetry::Telemetry;
 use crate::undertaker::{self, DEATHS, SUSPECT};
 
-/// What a lease allows for beside the fetch itself: the way to Redis and back, and its commit.
-const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// Times that one lease is begun anew because invalidations keep coming; then the entry waits its turn again.
 const ROUNDS: usize = 5;
 /// How soon an entry comes back that found Redis away or lost its lease.
@@ -115,6 +113,8 @@ pub struct Warmer {
     telemetry: Telemetry,
     popularity: Popularity,
     finished: mpsc::UnboundedSender<(JobName, Finished, Option<Last>)>,
+    /// The claim time.
+    claim: Duration,
     /// How long an entry may wait for its upstream before it makes room for others.
     patience: Duration,
     /// Set when the worker ends: nothing is begun any more.
@@ -142,7 +142,7 @@ impl Warmer {
         let (finished, ends) = mpsc::unbounded_channel();
         let tab = Tab::default();
         let finisher = Finisher::new(agenda.clone(), ends, tab.clone());
-        let patience = claim / 2;
+        let patience = timing::patience(claim);
         let (alone, held) = (Arc::default(), Arc::default());
         let warmer = Self {
             jobs,
@@ -153,6 +153,7 @@ impl Warmer {
             telemetry,
             popularity,
             finished,
+            claim,
             patience,
             drain,
             alone,
@@ -173,6 +174,7 @@ impl Warmer {
             telemetry: self.telemetry.clone(),
             popularity,
             finished: self.finished.clone(),
+            claim: self.claim,
             patience: self.patience,
             drain: self.drain.clone(),
             alone: Arc::clone(&self.alone),
@@ -193,7 +195,7 @@ impl Warmer {
             }
             return;
         }
-        let time = self.patience + self.lease_time(job);
+        let time = timing::taken_for(&self.jobs, job, self.claim);
         let scores = match self.agenda.take(name, &chunk.entries, time).await {
             Ok(scores) => scores,
             Err(e) => {
@@ -675,10 +677,8 @@ impl Warmer {
         }
     }
 
-    /// Longer than all sources of a job may take together.
     fn lease_time(&self, job: &Job) -> Duration {
-        // The deadline is at nine tenths.
-        (self.jobs.fetch_time(job) + LEASE_MARGIN).mul_f32(1.12)
+        timing::lease_time(&self.jobs, job)
     }
 
     /// How long a source's answer may take.

@@ -26,7 +26,7 @@ async fn put(parts: &Parts, names: &[&str], when: When, trigger: Trigger) -> u64
 }
 
 async fn claim(parts: &Parts, most: usize, cap: usize, time: Duration) -> Vec<Claimed> {
-    parts.agenda.claim(&job(), most, cap, time).await.unwrap().entries
+    parts.agenda.claim(&job(), most, cap, (time, time)).await.unwrap().entries
 }
 
 async fn take(parts: &Parts, claimed: &[Claimed]) -> Vec<Option<String>> {
@@ -141,7 +141,7 @@ async fn the_cap_holds_back_what_is_scheduled_but_not_what_is_urgent() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a", "b", "c", "d"], When::Due(0), Trigger::Cron).await;
     assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 2);
-    let held_back = parts.agenda.claim(&job(), MANY, 2, LONG).await.unwrap();
+    let held_back = parts.agenda.claim(&job(), MANY, 2, (LONG, LONG)).await.unwrap();
     assert!(held_back.entries.is_empty());
     assert_eq!(held_back.next, Some(Duration::ZERO), "there is more, only no room");
     put(&parts, &["now"], When::Urgent, Trigger::Demand).await;
@@ -184,12 +184,18 @@ async fn an_entry_that_ends_makes_room_under_the_cap() {
 #[tokio::test]
 async fn who_asks_is_told_when_something_is_due_next() {
     let (_redis, parts) = parts().await;
-    assert_eq!(parts.agenda.claim(&job(), MANY, MANY, LONG).await.unwrap().next, None);
+    assert_eq!(parts.agenda.claim(&job(), MANY, MANY, (LONG, LONG)).await.unwrap().next, None);
     put(&parts, &["a"], When::Due(parts.now().await + 30_000), Trigger::Expiry).await;
-    let next = parts.agenda.claim(&job(), MANY, MANY, LONG).await.unwrap().next.unwrap();
+    let next = parts.agenda.claim(&job(), MANY, MANY, (LONG, LONG)).await.unwrap().next.unwrap();
     assert!(next > Duration::from_secs(20) && next <= Duration::from_secs(30), "{next:?}");
     put(&parts, &["b"], When::Due(0), Trigger::Cron).await;
-    let next = parts.agenda.claim(&job(), MANY, MANY, Duration::from_secs(10)).await.unwrap().next.unwrap();
+    let next = parts
+        .agenda
+        .claim(&job(), MANY, MANY, (Duration::from_secs(10), Duration::from_secs(10)))
+        .await
+        .unwrap()
+        .next
+        .unwrap();
     assert!(next <= Duration::from_secs(10), "the claim that runs out comes first: {next:?}");
 }
 

@@ -6,12 +6,30 @@ use tracing::debug;
 
 use super::Taken;
 use crate::agenda::{Next, Trigger};
-use crate::job::{EntryKey, FIRST_RETRY, Job, Source};
+use crate::job::{EntryKey, FIRST_RETRY, Job, Jobs, Source};
 use crate::source::Validators;
 use crate::store::{Fresh, Lease, Meta};
 
+/// What a lease allows for beside the fetch itself: the way to Redis and back, and its commit.
+const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// No retry waits longer.
 const RETRY_LONGEST: Duration = Duration::from_secs(300);
+
+/// How long an entry may wait for its upstream before it makes room for others.
+pub(super) fn patience(claim: Duration) -> Duration {
+    claim / 2
+}
+
+/// How long a lease holds: longer than all sources of a job may take together.
+pub(super) fn lease_time(jobs: &Jobs, job: &Job) -> Duration {
+    // The deadline is at nine tenths.
+    (jobs.fetch_time(job) + LEASE_MARGIN).mul_f32(1.12)
+}
+
+/// How long an entry is taken at most before it is due again.
+pub(crate) fn taken_for(jobs: &Jobs, job: &Job, claim: Duration) -> Duration {
+    patience(claim) + lease_time(jobs, job)
+}
 
 /// What makes this fetch unnecessary, by why it is made.
 pub(super) fn fresh(job: &Job, taken: &Taken) -> Fresh {
