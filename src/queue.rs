@@ -8,7 +8,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use apalis_core::task::builder::TaskBuilder;
 use apalis_core::task::task_id::TaskId;
 use apalis_core::worker::builder::WorkerBuilder;
 use apalis_core::worker::context::WorkerContext;
-use redis::{RedisResult, Script};
+use redis::{RedisResult, Script, ScriptInvocation};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -74,7 +74,32 @@ pub struct Queue {
     signals: String,
     worker: Arc<str>,
     wake: Arc<Notify>,
+    hands: Arc<Hands>,
     sign: Sign,
+}
+
+/// What this worker may have in hand at once, and where it goes while tasks are pulled.
+#[derive(Debug)]
+struct Hands {
+    free: Arc<Semaphore>,
+    tasks: Mutex<Option<mpsc::Sender<Task<InHand>>>>,
+}
+
+impl Default for Hands {
+    fn default() -> Self {
+        Self { free: Arc::new(Semaphore::new(IN_HAND)), tasks: Mutex::default() }
+    }
+}
+
+impl Hands {
+    /// Hands that are free just now, at most so many.
+    fn free(&self, most: usize) -> Vec<OwnedSemaphorePermit> {
+        (0..most).map_while(|_| Arc::clone(&self.free).try_acquire_owned().ok()).collect()
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, Option<mpsc::Sender<Task<InHand>>>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Queue {
@@ -87,11 +112,13 @@ impl Queue {
             signals: keys.signal_channel(),
             worker: worker.into(),
             wake: Arc::default(),
+            hands: Arc::default(),
             sign: Sign::default(),
         }
     }
 
-    /// Puts tasks on the queue, before all others if `front`; returns how many found room.
+    /// Puts tasks on the queue, before all others if `front`; returns how many found room. Where a worker has hands free, it
+    /// pulls in the same round trip what goes before all others because it was named by itself.
     ///
     /// # Errors
     /// Redis's; some may have been taken.
@@ -109,7 +136,9 @@ impl Queue {
                 let payload = serde_json::to_string(chunk).map_err(std::io::Error::other)?;
                 call.arg(Ulid::generate().to_string()).arg(payload);
             }
-            let found_room = call.invoke_async::<usize>(&mut self.redis.clone()).await?;
+            let at_once = front && batch.iter().all(Chunk::is_single);
+            let found_room =
+                if at_once { self.push_and_pull(&call, batch.len()).await? } else { self.call(&call).await? };
             taken += found_room;
             if found_room < batch.len() {
                 break;
@@ -117,6 +146,31 @@ impl Queue {
         }
         self.wake.notify_one();
         Ok(taken)
+    }
+
+    async fn push_and_pull(&self, push: &ScriptInvocation<'_>, tasks: usize) -> RedisResult<usize> {
+        let to = self.hands.tasks().clone();
+        let hands = to.as_ref().map_or_else(Vec::new, |_| self.hands.free(tasks.min(PULL)));
+        let (Some(to), false) = (to, hands.is_empty()) else { return self.call(push).await };
+        let mut pipe = redis::pipe();
+        pipe.invoke_script(push).invoke_script(&self.pull_call(hands.len())).ignore_errors();
+        let (pushed, pulled): (RedisResult<usize>, RedisResult<Vec<String>>) =
+            pipe.query_async(&mut self.redis.clone()).await?;
+        let pushed = match pushed {
+            // A Redis that was started anew has to be told the script; nothing was done.
+            Err(e) if e.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => self.call(push).await,
+            pushed => pushed,
+        };
+        // What could not be pulled is when somebody looks.
+        for (task, room) in pulled.map(pairs).unwrap_or_default().into_iter().zip(hands) {
+            // Who ends meanwhile leaves it to those who clear up after workers.
+            let _ = to.send(in_hand(task, room)).await;
+        }
+        pushed
+    }
+
+    async fn call(&self, script: &ScriptInvocation<'_>) -> RedisResult<usize> {
+        script.invoke_async(&mut self.redis.clone()).await
     }
 
     /// Looks at the queue now.
@@ -235,7 +289,13 @@ impl Queue {
             }
         };
         let worker = WorkerBuilder::new(&*self.worker).backend(Pulled { tasks: pulled }).build(service);
-        let (ran, (), ()) = tokio::join!(worker.run(), self.pull(tasks, stop.clone()), self.acknowledge(acks, &stop));
+        *self.hands.tasks() = Some(tasks.clone());
+        let pulling = async {
+            self.pull(tasks, stop.clone()).await;
+            // The tasks are at their end when nobody can bring more.
+            *self.hands.tasks() = None;
+        };
+        let (ran, (), ()) = tokio::join!(worker.run(), pulling, self.acknowledge(acks, &stop));
         if let Err(e) = ran {
             anyhow::bail!("the queue's worker runtime ended: {e}");
         }
@@ -245,16 +305,11 @@ impl Queue {
 
     /// Locks tasks for this worker as long as it has hands free.
     async fn pull(&self, tasks: mpsc::Sender<Task<InHand>>, stop: CancellationToken) {
-        let hands = Arc::new(Semaphore::new(IN_HAND));
         let mut patience = Patience::new("the queue").showing(&self.sign);
         while !stop.is_cancelled() {
-            let Ok(first) = hands.clone().acquire_owned().await else { return };
+            let Ok(first) = Arc::clone(&self.hands.free).acquire_owned().await else { return };
             let mut rooms = vec![first];
-            while rooms.len() < PULL
-                && let Ok(room) = hands.clone().try_acquire_owned()
-            {
-                rooms.push(room);
-            }
+            rooms.extend(self.hands.free(PULL - 1));
             let reply = self.pull_once(rooms.len()).await;
             let found = match reply {
                 Ok(found) => {
@@ -267,10 +322,8 @@ impl Queue {
                 }
             };
             let full = found.len() == rooms.len();
-            for ((id, payload), room) in found.into_iter().zip(rooms) {
-                let task =
-                    TaskBuilder::new(InHand { id: id.clone(), payload, room }).task_id(TaskId::from_string(id)).build();
-                if tasks.send(task).await.is_err() {
+            for (task, room) in found.into_iter().zip(rooms) {
+                if tasks.send(in_hand(task, room)).await.is_err() {
                     return;
                 }
             }
@@ -285,17 +338,18 @@ impl Queue {
     }
 
     async fn pull_once(&self, most: usize) -> RedisResult<Vec<(String, String)>> {
-        PULL_SCRIPT
-            .key(self.layout.active_jobs_list())
-            .key(self.layout.job_data_hash())
+        self.pull_call(most).invoke_async(&mut self.redis.clone()).await.map(pairs)
+    }
+
+    fn pull_call(&self, most: usize) -> ScriptInvocation<'static> {
+        let mut call = PULL_SCRIPT.key(self.layout.active_jobs_list());
+        call.key(self.layout.job_data_hash())
             .key(self.in_flight(&self.worker))
             .key(self.layout.workers_set())
             .arg(self.meta_prefix())
             .arg(&*self.worker)
-            .arg(most)
-            .invoke_async::<Vec<String>>(&mut self.redis.clone())
-            .await
-            .map(|reply| reply.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
+            .arg(most);
+        call
     }
 
     /// Acknowledges what is done, as many as there are at a time, until all who could say so are gone.
@@ -332,6 +386,16 @@ impl Queue {
     fn in_flight(&self, worker: &str) -> String {
         format!("{}:{worker}", self.layout.inflight_jobs_set())
     }
+}
+
+/// What a pull replies: ids and payloads.
+fn pairs(reply: Vec<String>) -> Vec<(String, String)> {
+    let mut reply = reply.into_iter();
+    std::iter::from_fn(|| reply.next().zip(reply.next())).collect()
+}
+
+fn in_hand((id, payload): (String, String), room: OwnedSemaphorePermit) -> Task<InHand> {
+    TaskBuilder::new(InHand { id: id.clone(), payload, room }).task_id(TaskId::from_string(id)).build()
 }
 
 /// A task that this worker has locked, and the hand it is in.

@@ -87,13 +87,36 @@ async fn claimed_entries_come_due_again_when_the_claim_runs_out() {
 #[tokio::test]
 async fn taken_entries_come_due_again_when_their_worker_is_gone() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
+    put(&parts, &["a"], When::Mass(0), Trigger::Demand).await;
     let claimed = claim(&parts, MANY, MANY, LONG).await;
     let score = parts.agenda.take(&job(), &claimed, SHORT).await.unwrap().remove(0).unwrap();
     let again = eventually("it is claimed again", async || claim(&parts, MANY, MANY, LONG).await.pop()).await;
-    assert_eq!(again.due().urgency, Urgency::Single, "it is as urgent as before");
+    assert_eq!(again.due().urgency, Urgency::Mass, "it is as urgent as before");
     finish(&parts, "a", &score, Next::Out).await;
     assert_eq!(state(&parts, "a").await, Some((State::Claimed, Trigger::Demand)), "the first worker came too late");
+}
+
+#[tokio::test]
+async fn what_was_named_by_itself_is_taken_as_it_is_claimed() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["a", "b"], When::Urgent, Trigger::Invalidation).await;
+    put(&parts, &["mass"], When::Mass(0), Trigger::Invalidation).await;
+    let entries = parts.agenda.claim(&job(), MANY, MANY, (LONG, SHORT)).await.unwrap().entries;
+    let (single, mass) = entries.split_at(2);
+    assert!(single.iter().all(|entry| entry.due().state == State::Taken));
+    assert_eq!(mass[0].due().state, State::Claimed);
+    let held: Vec<Option<String>> = single.iter().map(|entry| Some(entry.score.clone())).collect();
+    assert_eq!(take(&parts, single).await, held, "there is nothing to change");
+
+    assert_eq!(put(&parts, &["a"], When::Urgent, Trigger::Invalidation).await, 1, "it may be fetched already");
+    finish(&parts, "a", &single[0].score, Next::Out).await;
+    assert_eq!(state(&parts, "a").await, Some((State::Urgent, Trigger::Invalidation)), "it came too late");
+    let again = eventually("it comes due again by its own time", async || {
+        let claimed = claim(&parts, MANY, MANY, LONG).await;
+        claimed.into_iter().find(|entry| entry.key == "b")
+    });
+    assert_eq!(again.await.due().urgency, Urgency::Single, "as urgent as before");
+    assert_eq!(state(&parts, "mass").await, Some((State::Claimed, Trigger::Invalidation)));
 }
 
 #[tokio::test]
