@@ -52,7 +52,7 @@ const SHORTLY: Duration = Duration::from_secs(1);
 const INPUT_WAIT: Duration = Duration::from_secs(15);
 /// How often somebody who waits for an upstream, and has a fallback, looks whether it was closed meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
-/// How soon a write is tried again that Redis did not answer.
+/// How soon a step is tried again that Redis did not answer.
 const INSIST: Duration = Duration::from_millis(100);
 /// Longest reason kept, in characters.
 const REASON: usize = 300;
@@ -196,11 +196,16 @@ impl Warmer {
             return;
         }
         let time = timing::taken_for(&self.jobs, job, self.claim);
-        let scores = match self.agenda.take(name, &chunk.entries, time).await {
-            Ok(scores) => scores,
-            Err(e) => {
-                debug!(job = %name, "could not take a task's entries, they come due again: {e}");
-                return;
+        let till = Instant::now() + self.patience;
+        let scores = loop {
+            match self.agenda.take(name, &chunk.entries, time).await {
+                Ok(scores) => break scores,
+                // Who has rested finds out only now that the connection broke meanwhile.
+                Err(_) if Instant::now() < till && !self.drain.is_cancelled() => tokio::time::sleep(INSIST).await,
+                Err(e) => {
+                    debug!(job = %name, "could not take a task's entries, they come due again: {e}");
+                    return;
+                }
             }
         };
         // As one task, so that they cost one; a panic is caught where an entry is warmed.
