@@ -54,8 +54,8 @@ const ASKED: Duration = Duration::from_secs(2);
 const BLOCKING: Duration = Duration::from_secs(10);
 /// How often a worker says that it lives, and looks whether Redis still is who it was.
 const BEAT: Duration = Duration::from_secs(1);
-/// How often upstream limits are looked at beside the signals.
-const GATES: Duration = Duration::from_secs(5);
+/// How often is looked at upstream limits beside the signals, and at what Redis may have evicted.
+const LOOKS: Duration = Duration::from_secs(5);
 /// How often what has died is swept out of tags, and jobs that are no more are looked for, by one worker of the fleet.
 const SWEEP: Duration = Duration::from_secs(600);
 /// How long the last words to Redis may take when ending, and when ending at once.
@@ -493,10 +493,11 @@ impl Pulse {
     async fn run(mut self, stop: CancellationToken) {
         let mut patience = Patience::new("the pulse").showing(&self.sign);
         let mut ensured = false;
-        let mut gates_seen = Instant::now();
+        let mut looked = Instant::now();
         let (mut last, mut steady) = (Instant::now(), Instant::now());
         while !stop.is_cancelled() {
-            let dead = match self.beat(&mut ensured).await {
+            let thorough = looked.elapsed() >= LOOKS;
+            let dead = match self.beat(&mut ensured, thorough).await {
                 Ok(dead) => dead,
                 Err(e) => {
                     patience.ill(&e, &stop).await;
@@ -520,7 +521,7 @@ impl Pulse {
                 // The next beat must not wait for it; what is left then is buried after that.
                 let _ = tokio::time::timeout(BEAT, burying).await;
             }
-            if gates_seen.elapsed() >= GATES {
+            if thorough {
                 match self.evictions.look().await {
                     // The next beat sets up what is missing.
                     Ok(lost) => ensured &= !lost,
@@ -532,7 +533,7 @@ impl Pulse {
                         debug!("could not tell what requests took: {e}");
                     }
                 }
-                gates_seen = Instant::now();
+                looked = Instant::now();
             }
             tokio::select! {
                 () = tokio::time::sleep(BEAT) => {}
@@ -541,27 +542,20 @@ impl Pulse {
         }
     }
 
-    /// Returns who is dead.
-    async fn beat(&self, ensured: &mut bool) -> redis::RedisResult<Vec<String>> {
+    /// Returns who is dead. A thorough one looks whether Redis has lost only some of what the jobs need.
+    async fn beat(&self, ensured: &mut bool, thorough: bool) -> redis::RedisResult<Vec<String>> {
         let (living, dead) = self.queue.beat(self.dead_after).await?;
         self.workers.store(living.max(1), std::sync::atomic::Ordering::Relaxed);
         if !self.turn.is_cancelled() {
             return Ok(dead);
         }
         let mut redis = self.redis.clone();
-        let (known, info, scheduled, digests): (Option<String>, String, bool, HashSet<String>) = redis::pipe()
-            .getrange(self.keys.marker(), 0, -1)
-            .cmd("INFO")
-            .arg("server")
-            .exists(self.keys.schedules())
-            .hkeys(self.keys.digests())
-            .query_async(&mut redis)
-            .await?;
+        let mut ask = redis::pipe();
+        ask.getrange(self.keys.marker(), 0, -1).cmd("INFO").arg("server");
+        let (known, info): (Option<String>, String) = ask.query_async(&mut redis).await?;
         // It is read as nobody reads values; see [`Sampler`].
         let known = known.filter(|known| !known.is_empty());
-        // Redis may have evicted only them, or a worker that does not know a job have dropped them just now.
-        let lost = (!scheduled && self.cron.jobs.jobs.values().any(|job| job.warm.schedule.is_some()))
-            || !self.cron.jobs.jobs.keys().all(|job| digests.contains(job.as_str()));
+        let lost = thorough && self.has_lost_some().await?;
         if !*ensured {
             self.retired.know().await?;
         }
@@ -582,6 +576,18 @@ impl Pulse {
         }
         *ensured = true;
         Ok(dead)
+    }
+
+    /// Whether Redis has evicted some of what the jobs need, or a worker that does not know a job has dropped it just now.
+    async fn has_lost_some(&self) -> redis::RedisResult<bool> {
+        let (scheduled, digests): (bool, HashSet<String>) = redis::pipe()
+            .exists(self.keys.schedules())
+            .hkeys(self.keys.digests())
+            .query_async(&mut self.redis.clone())
+            .await?;
+        let jobs = &self.cron.jobs.jobs;
+        Ok((!scheduled && jobs.values().any(|job| job.warm.schedule.is_some()))
+            || !jobs.keys().all(|job| digests.contains(job.as_str())))
     }
 }
 

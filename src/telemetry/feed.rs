@@ -197,9 +197,9 @@ impl Feed {
         while !over.is_cancelled() {
             if clock.is_none_or(|(looked, _)| looked.elapsed() >= LOOK) {
                 clock = match look(&mut redis, channel).await {
-                    Ok((watchers, clock)) => {
-                        self.set_watched(watchers > 0);
-                        Some(clock)
+                    Ok(clock) => {
+                        self.set_watched(clock.is_some());
+                        clock
                     }
                     Err(e) => {
                         debug!("cannot see whether somebody watches: {e}");
@@ -262,11 +262,14 @@ impl Feed {
     }
 }
 
-/// How many watch, and Redis's clock.
-async fn look(redis: &mut Connection, channel: &str) -> RedisResult<(u64, Clock)> {
-    let ((_, watchers), (seconds, micros)): ((String, u64), (i64, i64)) =
-        redis::pipe().cmd("PUBSUB").arg("NUMSUB").arg(channel).cmd("TIME").query_async(redis).await?;
-    Ok((watchers, (Instant::now(), seconds * 1_000 + micros / 1_000)))
+/// Redis's clock, where somebody watches.
+async fn look(redis: &mut Connection, channel: &str) -> RedisResult<Option<Clock>> {
+    let (_, watchers): (String, u64) = redis::cmd("PUBSUB").arg("NUMSUB").arg(channel).query_async(redis).await?;
+    if watchers == 0 {
+        return Ok(None);
+    }
+    let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(redis).await?;
+    Ok(Some((Instant::now(), seconds * 1_000 + micros / 1_000)))
 }
 
 fn short(text: &str) -> String {
