@@ -100,23 +100,24 @@ pub struct UpstreamStatus {
 pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisResult<Vec<UpstreamStatus>> {
     let mut all = Vec::new();
     for upstream in jobs.upstreams.values() {
-        let [limit, _, spent] = keys.upstream(&upstream.name);
+        let [limit, _, window] = keys.upstream(&upstream.name);
         let mut ask = redis::pipe();
         ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open");
-        ask.cmd("GET").arg(&spent).cmd("PEXPIRETIME").arg(&spent);
-        type Reply = ((i64, i64), (Option<i64>, Option<i64>), Option<u64>, i64);
-        let ((seconds, micros), (blocked, open), spent, ends): Reply = ask.query_async(&mut redis.clone()).await?;
+        ask.cmd("HMGET").arg(&window).arg("tokens").arg("ends");
+        type Reply = ((i64, i64), (Option<i64>, Option<i64>), (Option<u64>, Option<i64>));
+        let ((seconds, micros), (blocked, open), (spent, ends)): Reply = ask.query_async(&mut redis.clone()).await?;
         let now = seconds * 1_000 + micros / 1_000;
         let budget = upstream.tokens.map(|budget| budget.tokens);
-        let spent = spent.unwrap_or_default();
+        let ends = ends.filter(|ends| *ends > now);
+        let spent = ends.and(spent).unwrap_or_default();
         let mut status = UpstreamStatus {
             upstream: upstream.name.to_string(),
             tokens_spent: budget.map(|_| spent),
             tokens_budget: budget,
-            tokens_window_ends_ms: budget.and((ends > 0).then_some(ends)),
+            tokens_window_ends_ms: budget.and(ends),
             ..UpstreamStatus::default()
         };
-        let out_of_tokens = budget.filter(|budget| spent >= *budget).map(|_| ends);
+        let out_of_tokens = budget.filter(|budget| spent >= *budget).and(ends);
         // A breaker is open until a probe succeeds, whenever that is sent.
         let open = open.filter(|open| *open > 0).map(|open| open.max(now + 1));
         let closed = [("tokens", out_of_tokens), ("breaker", open), ("retry-after", blocked)];
