@@ -39,6 +39,8 @@ pub struct JobStatus {
     pub warm_counted_ms: Option<i64>,
     /// When the oldest of its values was fetched, as of that count (Redis time, ms since the epoch).
     pub oldest_ms: Option<i64>,
+    /// Values whose TTL was over, as of that count, and which live on because their source fails (`stale_if_error`).
+    pub old: Option<u64>,
     /// Entries that are due and not yet in hand.
     pub due: u64,
     /// Entries in the hands of workers.
@@ -207,6 +209,7 @@ pub async fn of_job(
         warm: counted.map(|counted| counted.warm),
         warm_counted_ms: census.map(|census| census.at_ms),
         oldest_ms: counted.and_then(|counted| counted.oldest_ms),
+        old: counted.map(|counted| counted.old),
         due: [due, single, mass].into_iter().sum(),
         in_hand,
         dead,
