@@ -24,7 +24,7 @@ use crate::redis::Patience;
 use crate::source::Gate;
 use crate::store::Store;
 use crate::telemetry::Telemetry;
-use crate::warmer::{Outcome, taken_for};
+use crate::warmer::{LONGEST_WAIT, Outcome, taken_for};
 
 /// Entries in one task at most: few enough to be spread, many enough for the queue not to cost.
 const CHUNK: usize = 32;
@@ -32,10 +32,10 @@ const CHUNK: usize = 32;
 const CLAIM: usize = 256;
 /// Entries of a job in hand, for each fetch that a worker may have under way: enough to hide the way through the queue.
 const DEPTH: usize = 6;
-/// Entries put off in one step, whose upstream is closed.
+/// Entries in hand of a job whose upstream is closed: put off in one step, or looked at.
 const PUT_OFF: usize = 64;
 /// How long they are put off, at least and at most.
-const PUT_OFF_TIME: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+const PUT_OFF_TIME: (Duration, Duration) = (Duration::from_secs(10), LONGEST_WAIT);
 /// How often the agendas are looked at when nobody says that something is due.
 const IDLE: Duration = Duration::from_secs(5);
 /// What part of what a job may have in hand must have ended before more is claimed: claims of few entries cost as much as of many.
@@ -158,7 +158,11 @@ impl Dispatcher {
     /// # Errors
     /// Redis's; what was claimed comes due again.
     pub async fn dispatch(&self, job: &Job) -> RedisResult<Duration> {
-        if let Some(wait) = self.closed_for(job) {
+        let closed = self.closed_for(job);
+        // What needs no request does not wait: it would expire, and be paid for again. What needs one is refused at once. Where the
+        // upstream may be open within seconds that is waited for, so that what is refused does not come back to be refused again.
+        let looks = job.may_hold_unasked() && closed.is_some_and(|wait| wait >= PUT_OFF_TIME.0);
+        if let Some(wait) = closed.filter(|_| !looks) {
             debug!(job = %job.name, "its upstream admits nothing for {wait:?}");
             return if job.warm.stale_if_error.is_zero() {
                 Ok(wait.clamp(BUSY, IDLE))
@@ -166,7 +170,10 @@ impl Dispatcher {
                 self.put_off(job, wait).await
             };
         }
-        let (chunk, cap) = self.bounds(job);
+        let (chunk, mut cap) = self.bounds(job);
+        if looks {
+            cap = PUT_OFF;
+        }
         let claims = self.agenda.claim(&job.name, CLAIM.min(cap.max(1)), cap, self.times(job)).await?;
         self.telemetry.paused(&job.name, claims.paused);
         if claims.entries.is_empty() {
@@ -175,6 +182,9 @@ impl Dispatcher {
                 return Ok(wait.min(IDLE));
             }
             // Due, but not to be had: the job has in hand what it may have. Some of that ends elsewhere.
+            if looks {
+                return Ok(BUSY);
+            }
             self.bell.want_room(&job.name, cap.div_ceil(ROOM * self.fleet()));
             return Ok(BUSY);
         }
@@ -186,7 +196,11 @@ impl Dispatcher {
             entries = rest;
             found_room &= self.push(job, these, chunk, urgency > Urgency::Usual).await?;
         }
-        Ok(if found_room { Duration::ZERO } else { IDLE })
+        Ok(match (found_room, looks) {
+            (false, _) => IDLE,
+            (true, true) => BUSY,
+            (true, false) => Duration::ZERO,
+        })
     }
 
     /// Puts off what is due of a job whose upstream is closed for `wait`, and lets old values live on until then; returns when

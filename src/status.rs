@@ -39,6 +39,8 @@ pub struct JobStatus {
     pub warm_counted_ms: Option<i64>,
     /// When the oldest of its values was fetched, as of that count (Redis time, ms since the epoch).
     pub oldest_ms: Option<i64>,
+    /// Values whose TTL was over, as of that count, and which live on because their source fails (`stale_if_error`).
+    pub old: Option<u64>,
     /// Entries that are due and not yet in hand.
     pub due: u64,
     /// Entries in the hands of workers.
@@ -100,23 +102,24 @@ pub struct UpstreamStatus {
 pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisResult<Vec<UpstreamStatus>> {
     let mut all = Vec::new();
     for upstream in jobs.upstreams.values() {
-        let [limit, _, spent] = keys.upstream(&upstream.name);
+        let [limit, _, window] = keys.upstream(&upstream.name);
         let mut ask = redis::pipe();
         ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open");
-        ask.cmd("GET").arg(&spent).cmd("PEXPIRETIME").arg(&spent);
-        type Reply = ((i64, i64), (Option<i64>, Option<i64>), Option<u64>, i64);
-        let ((seconds, micros), (blocked, open), spent, ends): Reply = ask.query_async(&mut redis.clone()).await?;
+        ask.cmd("HMGET").arg(&window).arg("tokens").arg("ends");
+        type Reply = ((i64, i64), (Option<i64>, Option<i64>), (Option<u64>, Option<i64>));
+        let ((seconds, micros), (blocked, open), (spent, ends)): Reply = ask.query_async(&mut redis.clone()).await?;
         let now = seconds * 1_000 + micros / 1_000;
         let budget = upstream.tokens.map(|budget| budget.tokens);
-        let spent = spent.unwrap_or_default();
+        let ends = ends.filter(|ends| *ends > now);
+        let spent = ends.and(spent).unwrap_or_default();
         let mut status = UpstreamStatus {
             upstream: upstream.name.to_string(),
             tokens_spent: budget.map(|_| spent),
             tokens_budget: budget,
-            tokens_window_ends_ms: budget.and((ends > 0).then_some(ends)),
+            tokens_window_ends_ms: budget.and(ends),
             ..UpstreamStatus::default()
         };
-        let out_of_tokens = budget.filter(|budget| spent >= *budget).map(|_| ends);
+        let out_of_tokens = budget.filter(|budget| spent >= *budget).and(ends);
         // A breaker is open until a probe succeeds, whenever that is sent.
         let open = open.filter(|open| *open > 0).map(|open| open.max(now + 1));
         let closed = [("tokens", out_of_tokens), ("breaker", open), ("retry-after", blocked)];
@@ -206,6 +209,7 @@ pub async fn of_job(
         warm: counted.map(|counted| counted.warm),
         warm_counted_ms: census.map(|census| census.at_ms),
         oldest_ms: counted.and_then(|counted| counted.oldest_ms),
+        old: counted.map(|counted| counted.old),
         due: [due, single, mass].into_iter().sum(),
         in_hand,
         dead,

@@ -52,6 +52,8 @@ const SHORTLY: Duration = Duration::from_secs(1);
 const INPUT_WAIT: Duration = Duration::from_secs(15);
 /// How often somebody who waits for an upstream, and has a fallback, looks whether it was closed meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long an entry waits at most whose upstream admits nothing: a limit that was raised is noticed after that.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// How soon a step is tried again that Redis did not answer.
 const INSIST: Duration = Duration::from_millis(100);
 /// Longest reason kept, in characters.
@@ -307,7 +309,9 @@ impl Warmer {
         };
         let mut admitted = None;
         if !self.still_made_from(job, key, &params, &inputs).await? {
-            admitted = match self.admit_any(job, taken.urgency, Instant::now() + self.patience).await {
+            // Others of such a job may need no request while nobody is asked: this one makes room.
+            let patience = if job.may_hold_unasked() && self.is_closed(job) { Duration::ZERO } else { self.patience };
+            admitted = match self.admit_any(job, taken.urgency, Instant::now() + patience).await {
                 Ok(admitted) => Some(admitted),
                 Err(ending) => return Ok(ending),
             };
@@ -659,7 +663,8 @@ impl Warmer {
             let reason = format!("upstream {upstream} is not known here");
             return Err(Ending::because(Outcome::Deferred, Next::In(SHORTLY), reason));
         };
-        let refused = |wait, says| {
+        let refused = |wait: Duration, says| {
+            let wait = wait.min(LONGEST_WAIT);
             Ending::because(Outcome::Deferred, Next::In(jitter(wait)), format!("upstream {upstream} {says}"))
         };
         let closed = async {
@@ -680,6 +685,13 @@ impl Warmer {
                 Err(Ending::because(Outcome::Deferred, Next::In(Duration::ZERO), "drained"))
             }
         }
+    }
+
+    /// Whether the upstreams of all of a job's sources are known to admit nothing.
+    fn is_closed(&self, job: &Job) -> bool {
+        let closed =
+            |source: &Source| self.gates.get(source.upstream()).is_some_and(|gate| gate.closed_for().is_some());
+        job.sources.iter().all(closed)
     }
 
     fn lease_time(&self, job: &Job) -> Duration {

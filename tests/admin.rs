@@ -669,6 +669,41 @@ fn parse_metrics(text: &str) -> (Samples, BTreeMap<String, String>) {
 }
 
 #[tokio::test]
+async fn metrics_and_jobs_say_how_many_values_are_old() {
+    let (redis, upstream) = both().await;
+    let warm = "ahead = \"1s\"\nstale_if_error = \"1h\"";
+    let jobs = Art::of(&upstream).ttl("2s").list(["a"]).warm(warm).folder().job(
+        "new",
+        &format!(
+            "key = \"new:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nurl = \"{}/new\"\n[entries]\nlist = [\"a\"]\n",
+            upstream.url()
+        ),
+    );
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    readable(&redis, "art:a").await;
+    readable(&redis, "new:a").await;
+    upstream.on("/art/a", Reply::status(500));
+    let parts = Parts::of(&redis).await;
+    eventually("the TTL is over, and the value lives on", async || {
+        let now = parts.now().await;
+        match parts.meta("a").await {
+            Some(meta) if meta.outlived > 0 && meta.written - meta.outlived < now && now < meta.written => Ok(()),
+            meta => Err((now, meta)),
+        }
+    })
+    .await;
+    eventually("the metrics tell", async || {
+        let text = server.get("/metrics").await.text;
+        let told = ["samovar_old_entries{job=\"art\"} 1", "samovar_old_entries{job=\"new\"} 0"]
+            .iter()
+            .all(|line| text.contains(line));
+        if told { Ok(()) } else { Err(text) }
+    })
+    .await;
+    assert_eq!(server.get("/jobs/art").await.ok()["old"], 1);
+}
+
+#[tokio::test]
 async fn metrics_are_well_formed_and_their_labels_bounded() {
     let (redis, upstream) = both().await;
     upstream.on("/art/bad", Reply::status(500));

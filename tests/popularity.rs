@@ -89,6 +89,26 @@ async fn nothing() -> (Upstream, JobsFolder) {
     (upstream, jobs)
 }
 
+/// Frequencies that count every touch tell of each.
+#[tokio::test]
+async fn reading_inputs_does_not_age_what_else_the_connection_reads() {
+    let redis = policy("volatile-lfu").arg("--lfu-log-factor", "0").arg("--lfu-decay-time", "0").start().await;
+    let (_upstream, jobs) = nothing().await;
+    let learnt = Learnt::of(&redis, &jobs).await;
+    learnt.commit("a", "{}").await;
+    let meta = learnt.parts.keys.meta(&art("a"));
+    let frequency = async |key: &str| redis.ask::<i64>(&["OBJECT", "FREQ", key]).await;
+    let before = (frequency("art:a").await, frequency(&meta).await);
+    learnt.parts.store.values(&[art("a")]).await.unwrap();
+    learnt.parts.store.look(&[art("a")]).await.unwrap();
+    let after = (frequency("art:a").await, frequency(&meta).await);
+    assert_eq!(after.1, before.1 + 1, "its metadata were read");
+    // An older Redis takes our reads for the API's; that is remembered then.
+    if redis.get(&learnt.parts.keys.touched(&art("a"))).await.is_none() {
+        assert_eq!(after.0, before.0, "the value was not read by the API");
+    }
+}
+
 #[tokio::test]
 async fn reads_are_learnt_from_idle_times_and_from_frequencies() {
     for name in ["noeviction", "volatile-lru", "allkeys-lfu", "volatile-lfu"] {

@@ -55,6 +55,7 @@ async fn look(parts: &Parts, census: Option<&Census>) {
                     dead: Some(status.dead),
                     warm: status.warm,
                     oldest_age_ms: status.oldest_ms.map(|oldest| now - oldest),
+                    old: status.old,
                     paused: Some(status.paused_ms.is_some()),
                     spending: Some(status.spending),
                 };

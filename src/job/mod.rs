@@ -75,6 +75,11 @@ impl Job {
         timeouts.sum::<Duration>() * 2 + FIRST_RETRY
     }
 
+    /// Whether a value may be known to hold without its upstream being asked: what AI made from the same.
+    pub fn may_hold_unasked(&self) -> bool {
+        matches!(self.sources.first(), Some(Source::Ai(_)))
+    }
+
     /// Those inputs of an entry from whose keys its own cannot be told: each is an input of many.
     pub fn inputs_of_many(&self, params: &Params) -> Vec<EntryKey> {
         let of_many = self.inputs.values().filter(|input| !self.is_told_by(input));

@@ -26,6 +26,9 @@ pub struct Counted {
     pub warm: u64,
     /// When the fetch of the oldest of Samovar's values among them began (Redis time, ms).
     pub oldest_ms: Option<i64>,
+    /// Those whose TTL was over, and which live on because their source fails.
+    #[serde(default)]
+    pub old: u64,
 }
 
 /// A count is kept for this long; whoever wants a younger one counts anew.
@@ -54,8 +57,9 @@ impl Ops {
             for ((job, _), (expires, meta)) in owned.iter().zip(self.store.look(&keys).await?) {
                 let Some(counted) = jobs.get_mut(*job).filter(|_| expires != -2) else { continue };
                 counted.warm += 1;
-                let start = meta.filter(|meta| meta.is_of(expires)).map(|meta| meta.start);
-                counted.oldest_ms = counted.oldest_ms.into_iter().chain(start).min();
+                let Some(meta) = meta.filter(|meta| meta.is_of(expires)) else { continue };
+                counted.oldest_ms = counted.oldest_ms.into_iter().chain([meta.start]).min();
+                counted.old += u64::from(meta.outlived > 0 && expires - meta.outlived <= at_ms);
             }
             cursor = next;
             if cursor == 0 {

@@ -225,14 +225,9 @@ impl Keys {
     }
 
     /// What is kept of an upstream: its state (pace, breaker; a hash), the permits in use (a sorted set, score = when they
-    /// expire), and the tokens spent.
+    /// expire), and the window of its token budget (a hash, without a TTL: see `src/source/lua/state.lua`).
     pub fn upstream(&self, upstream: &UpstreamName) -> [String; 3] {
-        ["limit", "permits", "spent"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
-    }
-
-    /// What share of an upstream's token budget the log was told to be spent, in percent; lives as long as the window.
-    pub fn budget_told(&self, upstream: &UpstreamName) -> String {
-        format!("{}:told:{{{upstream}}}", self.prefix)
+        ["limit", "permits", "budget"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
     }
 
     /// What the fleet's requests to an upstream took: a hash.

@@ -65,9 +65,8 @@ type Verdict = (String, u64, u8, u8);
 pub struct Gate {
     upstream: Arc<Upstream>,
     redis: Connection,
-    /// State, permits, tokens spent.
+    /// State, permits, token window.
     keys: [String; 3],
-    budget_told: String,
     signal: String,
     id: String,
     serial: AtomicU64,
@@ -190,12 +189,11 @@ impl Gate {
     pub fn new(upstream: Arc<Upstream>, redis: Connection, names: &Keys, local_concurrency: usize) -> Self {
         let local_concurrency = local_concurrency.clamp(1, Semaphore::MAX_PERMITS);
         let keys = names.upstream(&upstream.name);
-        let (budget_told, fetched) = (names.budget_told(&upstream.name), names.fetched(&upstream.name));
+        let fetched = names.fetched(&upstream.name);
         Self {
             upstream,
             redis,
             keys,
-            budget_told,
             signal: names.signal_channel(),
             id: ulid::Ulid::generate().to_string(),
             serial: AtomicU64::new(0),
@@ -552,8 +550,7 @@ impl Permit {
         let returned = gate.returned();
         let budget = gate.upstream.tokens;
         let mut call = gate.call(&SETTLE);
-        call.key(&gate.budget_told)
-            .arg(&self.id)
+        call.arg(&self.id)
             .arg(word)
             .arg(millis(busy))
             .arg(self.tokens)

@@ -520,20 +520,26 @@ impl Store {
             return Ok(Vec::new());
         }
         let mut pipe = redis::pipe();
-        // Said anew each time, since connections come back without it.
+        // For these reads alone: what else is read here (metadata, limits) must not become the coldest that Redis knows.
         pipe.cmd("CLIENT").arg("NO-TOUCH").arg("ON");
         for key in entries {
             pipe.cmd("GET").arg(key.as_str());
         }
-        let mut replies: Vec<RedisResult<Option<Vec<u8>>>> =
+        pipe.cmd("CLIENT").arg("NO-TOUCH").arg("OFF");
+        // Of two kinds: CLIENT answers with a status, which is no value.
+        let mut replies: Vec<RedisResult<redis::Value>> =
             pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
+        replies.pop();
         if replies.remove(0).is_err() {
             self.touched(entries).await;
         }
         replies
             .into_iter()
             .map(|reply| match reply {
-                Ok(bytes) => Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())),
+                Ok(reply) => {
+                    let bytes: Option<Vec<u8>> = redis::from_redis_value(reply)?;
+                    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+                }
                 Err(e) if e.code() == Some("WRONGTYPE") => Ok(None),
                 Err(e) => Err(e),
             })

@@ -29,6 +29,7 @@ const AGENDA_IN_HAND: &str = "samovar_agenda_in_hand";
 const DEAD: &str = "samovar_dead_letters";
 const WARM: &str = "samovar_warm_entries";
 const OLDEST: &str = "samovar_oldest_value_age_seconds";
+const OLD: &str = "samovar_old_entries";
 const PAUSED: &str = "samovar_job_paused";
 const IN_HAND: &str = "samovar_in_hand";
 const WORKERS: &str = "samovar_workers";
@@ -85,6 +86,7 @@ fn describe() {
     describe_gauge!(DEAD, "Dead letters, in the fleet.");
     describe_gauge!(WARM, "Entries that were there at the last count, in the fleet.");
     describe_gauge!(OLDEST, Unit::Seconds, "Age of the oldest value as of the last count, in the fleet.");
+    describe_gauge!(OLD, "Values that outlive their TTL while their source fails, as of the last count, in the fleet.");
     describe_gauge!(PAUSED, "1 while the job is paused.");
     describe_gauge!(IN_HAND, "Entries in the hands of this worker.");
     describe_gauge!(WORKERS, "Workers that live.");
@@ -172,6 +174,8 @@ pub struct JobGauges {
     pub warm: Option<u64>,
     /// Age of the oldest value, ms.
     pub oldest_age_ms: Option<i64>,
+    /// Values that outlive their TTL.
+    pub old: Option<u64>,
     /// Whether it is paused.
     pub paused: Option<bool>,
     /// What was spent and saved.
@@ -188,6 +192,7 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
     set(AGENDA_IN_HAND, gauges.in_hand);
     set(DEAD, gauges.dead);
     set(WARM, gauges.warm);
+    set(OLD, gauges.old);
     set(PAUSED, gauges.paused.map(u64::from));
     set(JOB_SPENT, gauges.spending.map(|spending| spending.tokens_spent));
     set(JOB_SAVED, gauges.spending.map(|spending| spending.tokens_saved));

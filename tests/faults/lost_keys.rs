@@ -15,7 +15,7 @@ use super::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 use super::{both, choices, factor, readable, works};
 
 /// All that begin with our prefix, by kind. What no test of one job can have is left out: locks and their numbers are a service's.
-const KINDS: [&str; 30] = [
+const KINDS: [&str; 29] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
@@ -33,8 +33,7 @@ const KINDS: [&str; 30] = [
     "samovar:stats:*",
     "samovar:limit:*",
     "samovar:permits:*",
-    "samovar:spent:*",
-    "samovar:told:*",
+    "samovar:budget:*",
     "samovar:fetched:*",
     "samovar:census",
     "samovar:reads",

@@ -209,6 +209,7 @@ mod tests {
             warm: None,
             warm_counted_ms: None,
             oldest_ms: None,
+            old: None,
             due: 4_321,
             in_hand: 17,
             dead: 2,

@@ -10,6 +10,27 @@ impl Server {
         Arc::new(Gate::new(Arc::new(upstream.clone()), self.connect().await, &Keys::new("test", "test:invalidate"), 64))
     }
 
+    /// Fills it under `volatile-lru` with what has no TTL, until nothing is left that it may evict.
+    async fn evict_what_has_a_ttl(&self) {
+        let mut redis = self.connect().await;
+        let info: String = redis::cmd("INFO").arg("memory").query_async(&mut redis).await.unwrap();
+        let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.parse::<u64>().ok()).unwrap();
+        let mut full = redis::pipe();
+        full.cmd("SET").arg("cold").arg("").arg("EX").arg(3600);
+        full.cmd("CONFIG").arg("SET").arg("maxmemory-policy").arg("volatile-lru");
+        full.cmd("CONFIG").arg("SET").arg("maxmemory").arg(used + (4 << 20));
+        full.exec_async(&mut redis).await.unwrap();
+        let filler = "x".repeat(64 << 10);
+        let error = loop {
+            let pushed = redis::cmd("RPUSH").arg("filler").arg(&filler).query_async::<u64>(&mut redis).await;
+            if let Err(error) = pushed {
+                break error;
+            }
+        };
+        assert_eq!(error.code(), Some("OOM"), "{error}");
+        assert_eq!(redis::cmd("EXISTS").arg("cold").query_async::<u8>(&mut redis).await, Ok(0));
+    }
+
     async fn commands(&self) -> u64 {
         let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut self.connect().await).await.unwrap();
         let calls = |line: &str| line.split("calls=").nth(1)?.split(',').next()?.parse::<u64>().ok();
@@ -269,6 +290,24 @@ async fn spent_tokens_close_the_gate_until_the_window_ends() {
     assert_eq!(refusal.reason, "tokens");
     assert!(refusal.wait <= budget.per);
     other.admit(Urgency::Usual, within(20_000)).await.expect("a new window").done(Ended::Ok).await;
+    other.refresh().await;
+    let left: u32 =
+        redis::cmd("EXISTS").arg("test:budget:{museum}").query_async(&mut server.connect().await).await.unwrap();
+    assert_eq!(left, 0, "nothing is kept of a window that is over");
+}
+
+#[tokio::test]
+async fn spent_tokens_stay_spent_when_redis_evicts_all_that_has_a_ttl() {
+    let server = Server::start().await;
+    let budget = TokenBudget { tokens: 1000, per: Duration::from_secs(3600) };
+    let limited = Upstream { tokens: Some(budget), ..upstream() };
+    let mut permit = server.gate(&limited).await.admit(Urgency::Usual, within(1000)).await.unwrap();
+    permit.spend(1200);
+    permit.done(Ended::Ok).await;
+    server.evict_what_has_a_ttl().await;
+    let refusal = server.gate(&limited).await.admit(Urgency::Usual, within(1000)).await.unwrap_err();
+    assert_eq!(refusal.reason, "tokens");
+    assert!(refusal.wait > Duration::from_secs(3000) && refusal.wait <= budget.per, "{refusal:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,8 +1,7 @@
 -- Takes a permit back and notes how its request ended: counts failures, opens and closes the breaker, blocks the upstream for
 -- as long as it asked, counts tokens. Tells the other gates where that changes what they may do.
 --
--- KEYS    as in state.lua, and
--- KEYS[4] string: the share of the token budget that the log was told of, in percent; it expires with the window
+-- KEYS    as in state.lua
 -- ARGV[1] the permit's id
 -- ARGV[2] 'answered' (well enough to close the breaker), 'failed', 'busy', or 'dropped' (nothing is known)
 -- ARGV[3] for 'busy': milliseconds to leave the upstream alone
@@ -28,12 +27,16 @@ take_back(12)
 
 local tokens, told = tonumber(ARGV[4]), 0
 if tokens > 0 and budget > 0 then
-  local spent = redis.call('INCRBY', KEYS[3], ARGV[4])
-  if redis.call('PTTL', KEYS[3]) < 0 then redis.call('PEXPIRE', KEYS[3], ARGV[5]) end
+  local _, left = window()
+  if left == 0 then
+    redis.call('DEL', KEYS[3])
+    redis.call('HSET', KEYS[3], 'ends', string.format('%.0f', now + tonumber(ARGV[5])))
+  end
+  local spent = redis.call('HINCRBY', KEYS[3], 'tokens', ARGV[4])
   if spent >= budget and spent - tokens < budget then changed = true end
   local share = spent >= budget and 100 or spent >= budget * 0.8 and 80 or 0
-  if share > tonumber(redis.call('GET', KEYS[4]) or '0') then
-    redis.call('SET', KEYS[4], share, 'PX', math.max(1, redis.call('PTTL', KEYS[3])))
+  if share > tonumber(redis.call('HGET', KEYS[3], 'told') or '0') then
+    redis.call('HSET', KEYS[3], 'told', share)
     told = share
   end
 end

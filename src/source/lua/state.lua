@@ -6,7 +6,9 @@
 --         turn_until: the gate that has waited longest for a free permit, and until when it is believed to be there.
 --         In milliseconds where nothing else is said.
 -- KEYS[2] sorted set: the permits in use, score = when they come back by themselves, in milliseconds.
--- KEYS[3] string: the tokens spent in the present window; it expires with the window.
+-- KEYS[3] hash: the window of the token budget. tokens: spent in it; ends: when it ends; told: the share of the budget that the log
+--         was told of, in percent. It has no TTL: what has one is what Redis evicts under `volatile-*`, and the fleet would
+--         spend its budget once more. One that is over counts as none, and is deleted by look.lua.
 -- All in one slot: the upstream's name is the hash tag. Times are Redis's.
 
 local time = redis.call('TIME')
@@ -30,6 +32,14 @@ local function keep(ms)
   end
 end
 
+-- The tokens spent in the present window, and for how many more milliseconds it lasts; 0 and 0 where none is.
+local function window()
+  local known = redis.call('HMGET', KEYS[3], 'tokens', 'ends')
+  local left = (tonumber(known[2]) or 0) - now
+  if left <= 0 then return 0, 0 end
+  return tonumber(known[1]) or 0, left
+end
+
 -- Why nothing at all is admitted now, and for how many more milliseconds; '' and 0 where it is not so.
 local function closed(budget)
   local reason, wait = '', 0
@@ -41,10 +51,8 @@ local function closed(budget)
     local probing = get('probe_until') - now
     if open <= now and probing > wait then reason, wait = 'breaker', math.min(probing, 1000) end
   end
-  if budget > 0 and (tonumber(redis.call('GETRANGE', KEYS[3], 0, -1)) or 0) >= budget then
-    local left = redis.call('PTTL', KEYS[3])
-    if left > wait then reason, wait = 'tokens', left end
-  end
+  local tokens, left = window()
+  if budget > 0 and tokens >= budget and left > wait then reason, wait = 'tokens', left end
   return reason, wait
 end
 
