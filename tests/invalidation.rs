@@ -223,6 +223,24 @@ async fn a_pattern_touches_only_keys_of_jobs_and_never_samovars_own() {
     version(&redis, "c", 1).await;
 }
 
+/// While Redis matches a long one with some hundred keys, it serves nobody else.
+#[tokio::test]
+async fn a_message_with_a_pattern_too_long_or_too_many_of_them_is_dropped_and_told() {
+    let (redis, _upstream, _jobs, mut worker) = warmed(&["a"]).await;
+    let message = |patterns: &[String]| json!({"patterns": patterns, "action": "evict"}).to_string();
+    let matching = |bytes: usize| format!("art:{}", "*".repeat(bytes - 4));
+    for refused in [message(&[matching(257)]), message(&vec![matching(5); 65])] {
+        redis.ask::<String>(&["XADD", "samovar:inbox", "*", "message", &refused]).await;
+        publish(&redis, &refused).await;
+    }
+    let parts = Parts::of(&redis).await;
+    parts.inbox_is_empty().await;
+    worker.wait_for_log(&["cannot follow a message", "257 bytes"]).await;
+    assert!(redis.get("art:a").await.is_some());
+    parts.invalidate(&message(&[matching(256)])).await;
+    assert_eq!(redis.get("art:a").await, None);
+}
+
 #[tokio::test]
 async fn a_pattern_refreshes_what_it_matches_and_nothing_else() {
     let (redis, upstream, _jobs, _worker) = warmed(&["cat 1", "cat 2", "dog"]).await;

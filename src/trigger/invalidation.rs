@@ -99,6 +99,7 @@ impl Message {
         if self.tags.iter().any(String::is_empty) {
             return Err(Malformed("a tag is empty".to_owned()));
         }
+        inbox::check_patterns(&self.patterns).map_err(Malformed)?;
         Ok(self)
     }
 
@@ -465,6 +466,8 @@ impl Invalidator {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -484,6 +487,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_followed_is_refused_with_the_reason() {
+        let long = json!({"patterns": ["a:*", "a".repeat(257)]}).to_string();
+        let many = json!({"patterns": vec!["a:*"; 65]}).to_string();
         for (text, reason) in [
             ("", "empty"),
             ("  ", "empty"),
@@ -493,9 +498,13 @@ mod tests {
             (r#"{"key": ["a:1"]}"#, "unknown field"),
             (r#"{"patterns": ["a:*"], "action": "warm"}"#, "keys only"),
             (r#"{"tags": [""]}"#, "tag is empty"),
+            (long.as_str(), "257 bytes"),
+            (many.as_str(), "65 patterns"),
         ] {
             let Malformed(said) = Message::parse(text).unwrap_err();
             assert!(said.contains(reason), "{text}: {said}");
         }
+        let most = json!({"patterns": vec!["a".repeat(256); 64]}).to_string();
+        assert_eq!(Message::parse(&most).unwrap().patterns.len(), 64);
     }
 }
