@@ -205,6 +205,28 @@ async fn what_the_api_wrote_itself_is_refreshed_when_it_is_invalidated() {
 }
 
 #[tokio::test]
+async fn an_eviction_leaves_a_key_alone_that_holds_no_string() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    // Where ours was, and where nothing of ours ever was.
+    let lease = parts.lease("ours", LONG).await;
+    parts.store.commit(&art("ours"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    redis.ask::<u64>(&["DEL", "art:ours"]).await;
+    for key in ["art:ours", "art:theirs"] {
+        redis.ask::<u64>(&["ZADD", key, "1", "theirs"]).await;
+    }
+    parts.next_instant().await;
+    for what in [r#""keys": ["art:ours", "art:theirs"]"#, r#""patterns": ["art:*"]"#, r#""jobs": ["art"]"#] {
+        let message = Message::parse(&format!("{{{what}, \"action\": \"evict\"}}")).unwrap();
+        let handled = parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
+        assert_eq!((handled.entries, handled.removed), (2, 0), "{what}");
+    }
+    assert_eq!(redis.ask::<u64>(&["EXISTS", "art:ours", "art:theirs"]).await, 2);
+    assert_eq!((parts.score("ours").await, parts.score("theirs").await), (None, None), "nor is it looked at again");
+}
+
+#[tokio::test]
 async fn a_pattern_touches_only_keys_of_jobs_and_never_samovars_own() {
     let (redis, upstream, _jobs, _worker) = warmed(&["a", "b"]).await;
     redis.set("session:1", "theirs", TTL).await;
