@@ -6,6 +6,7 @@ mod support;
 use std::time::Duration;
 
 use samovar::agenda::{Due, State, Trigger, When};
+use samovar::job::{EntryKey, JobName};
 use samovar::store::{Fresh, Lease, Leased, Meta, Note, Removal, Written};
 use samovar::trigger::Message;
 use serde_json::json;
@@ -344,6 +345,47 @@ async fn bare_text_is_one_literal_key_whatever_is_in_it() {
     }
     at_rest(&redis).await;
     assert_eq!((upstream.calls("/art/a*"), upstream.calls("/art/ab")), (1, 1), "no key was read as a glob");
+}
+
+/// Strangers' keys stand where a lease, metadata, the index of a tag and two agendas should.
+#[tokio::test]
+async fn what_cannot_be_invalidated_holds_up_nothing_else_that_the_message_names() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let first =
+        "key = \"a:{name}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/{{ name }}\"\n";
+    let jobs = Art::of(&upstream).folder().job("a", first);
+    let parts = Parts::of(&redis).await;
+    for name in ["named", "tagged", "matched"] {
+        let lease = parts.lease(name, LONG).await;
+        parts.store.commit(&art(name), &lease, "1", TTL, &Note::default()).await.unwrap();
+    }
+    parts.store.tag(&art("tagged"), &["good".to_owned()], LONG).await.unwrap();
+    redis.set("a:1", "1", TTL).await;
+    let foreign = EntryKey::new("foreign:1");
+    let (lease, meta) = (parts.keys.lease(&art("bad")), parts.keys.meta(&foreign));
+    for key in [
+        lease,
+        meta,
+        parts.keys.tag("bad"),
+        parts.keys.agenda(&JobName::new("a")),
+        parts.keys.agenda(&JobName::new("gone")),
+    ] {
+        redis.ask::<u64>(&["LPUSH", &key, "a stranger's"]).await;
+    }
+    parts.next_instant().await;
+    let at = parts.now().await;
+    let message = json!({
+        "keys": ["art:bad", "foreign:1", "a:1", "art:named"],
+        "tags": ["bad", "good"],
+        "patterns": ["art:match*"],
+        "jobs": ["gone"],
+    });
+    let message = Message::parse(&message.to_string()).unwrap();
+    parts.invalidator(&jobs).handle(&message, at).await.unwrap();
+    for name in ["named", "tagged", "matched"] {
+        assert_eq!(parts.meta(name).await.unwrap().invalidated, at, "{name}");
+        assert_eq!(Due::from_score(parts.score(name).await.unwrap()).state, State::Urgent, "{name}");
+    }
 }
 
 #[tokio::test]

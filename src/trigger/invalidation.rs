@@ -4,11 +4,14 @@
 //! every worker does no harm. The order is entry first, then agenda, then acknowledge: a crash in between only repeats.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::RedisResult;
+use futures_util::future::join_all;
+use redis::{RedisError, RedisResult};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::agenda::{Agenda, Trigger, When};
 use crate::job::{EntryKey, Job, JobName, Jobs};
@@ -215,7 +218,7 @@ impl Invalidator {
         let when = if message.is_narrow() { When::Urgent } else { When::Mass(0) };
         self.entries(&named, message.action, when, &mut handled, &mut held).await?;
         for tag in &message.tags {
-            self.tagged(tag, order, &mut handled, &mut held).await?;
+            passed_over(self.tagged(tag, order, &mut handled, &mut held).await, tag)?;
         }
         for pattern in &message.patterns {
             self.matching(pattern, None, order, &mut handled, &mut held).await?;
@@ -229,7 +232,8 @@ impl Invalidator {
                 None => {
                     handled.foreign += 1;
                     if alone {
-                        let kept = self.agenda.matching(&JobName::new(name.as_str()), "*").await?;
+                        let kept = self.agenda.matching(&JobName::new(name.as_str()), "*").await;
+                        let kept = passed_over(kept, name)?.unwrap_or_default();
                         self.remove_foreign(kept, at, &mut handled).await?;
                     }
                 }
@@ -383,10 +387,12 @@ impl Invalidator {
             let ours = ours.filter(|((_, (expires, meta)), leased)| {
                 *leased || meta.as_ref().is_some_and(|meta| meta.is_of(*expires))
             });
-            let scripts = ours.map(|((key, _), _)| self.store.invalidate(key, at, Removal::Evict));
-            let results = futures_util::future::try_join_all(scripts).await?;
-            handled.removed += results.iter().filter(|result| result.removed).count() as u64;
-            handled.fenced += results.iter().filter(|result| result.fenced).count() as u64;
+            let scripts = ours.map(async |((key, _), _)| (key, self.store.invalidate(key, at, Removal::Evict).await));
+            for (key, result) in join_all(scripts).await {
+                let Some(result) = passed_over(result, key)? else { continue };
+                handled.removed += u64::from(result.removed);
+                handled.fenced += u64::from(result.fenced);
+            }
         }
         Ok(())
     }
@@ -416,8 +422,8 @@ impl Invalidator {
                 }
             };
             let scripts = batch.iter().map(|(_, key, at)| self.store.invalidate(key, *at, removal));
-            let results = futures_util::future::try_join_all(scripts).await?;
-            for ((job, key, at), result) in batch.iter().zip(results) {
+            for ((job, key, at), result) in batch.iter().zip(join_all(scripts).await) {
+                let Some(result) = passed_over(result, key)? else { continue };
                 handled.fenced += u64::from(result.fenced);
                 handled.removed += u64::from(result.removed);
                 let lists = || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params));
@@ -448,20 +454,38 @@ impl Invalidator {
         let trigger = if action == Action::Warm { Trigger::Demand } else { Trigger::Invalidation };
         for (job, entries) in due {
             handled.due += entries.len() as u64;
-            self.agenda.put(job, &entries, when, trigger).await?;
+            passed_over(self.agenda.put(job, &entries, when, trigger).await, job)?;
         }
         for ((name, unknown), (job, entries, at)) in out {
             if !unknown {
-                self.agenda.cancel(name, &entries, at).await?;
+                passed_over(self.agenda.cancel(name, &entries, at).await, name)?;
             }
             // Whoever fills misses by himself may write an old value just after.
             if !job.warm.settle.is_zero() {
                 let settle = i64::try_from(job.warm.settle.as_millis()).unwrap_or(0);
-                self.agenda.put(name, &entries, When::Keep(at + settle), Trigger::Settle).await?;
+                passed_over(self.agenda.put(name, &entries, When::Keep(at + settle), Trigger::Settle).await, name)?;
             }
         }
         Ok(())
     }
+}
+
+/// What Redis says of one key, tag or job, or nothing where somebody else's key stands where ours should: waiting does not mend
+/// that, and neither others that the message names nor messages behind it are held up by it.
+fn passed_over<T>(result: RedisResult<T>, what: impl Display) -> RedisResult<Option<T>> {
+    match result {
+        Err(e) if is_wrong_type(&e) => {
+            warn!("cannot invalidate {what}, since a key of ours holds something else: {e}");
+            Ok(None)
+        }
+        result => result.map(Some),
+    }
+}
+
+/// Of a pipeline, whether that is all that Redis has against it.
+fn is_wrong_type(error: &RedisError) -> bool {
+    let errors = error.clone().into_server_errors();
+    errors.is_some_and(|errors| errors.iter().all(|(_, error)| error.code() == "WRONGTYPE"))
 }
 
 #[cfg(test)]
