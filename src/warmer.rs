@@ -207,9 +207,9 @@ impl Warmer {
         let mut warming = FuturesUnordered::new();
         for (claimed, score) in chunk.entries.into_iter().zip(scores) {
             let Some(score) = score else { continue };
-            let due = claimed.due();
-            // Its score says when it is due again, in Redis's time.
-            let taken_at = Due::from_score(score.parse().unwrap_or_default()).at - timing::millis(time);
+            // It says more than the claim did: whether it owes a look by now, and when it is due again, in Redis's time.
+            let due = Due::from_score(score.parse().unwrap_or_default());
+            let taken_at = due.at - timing::millis(time);
             let taken = Taken {
                 key: EntryKey::new(claimed.key),
                 score,

@@ -5,7 +5,8 @@
 -- ARGV  1 how: 'urgent' now, before all else
 --             'mass' before all that is merely due; in order of ARGV 3
 --             'due' at ARGV 3, unless it is due earlier, claimed or taken
---             'keep' at ARGV 3, unless it is on the agenda already
+--             'keep' at ARGV 3, unless it is on the agenda already; a look is then owed by the warmup or the person that it is
+--               there for, unless a worker has taken it: that compares its score, and take.lua knows of the debt
 --             'there' as 'due', but only if it is on the agenda
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
 --       4 '1': an invalidation: what a worker has taken is made due again; so is what is only claimed (and will be fetched
@@ -39,7 +40,10 @@ for i, entry in ipairs(entries) do
   if not old then
     move = how ~= 'there'
   elseif how == 'keep' then
-    move = false
+    local bits = math.floor((old - math.floor(old)) * 64)
+    local owes = trigger == 5 and bits < 32 and owing[bits % 8]
+    move = owes
+    as = owes and string.format('%.6f', old + (owes - bits % 8) / 64)
   else
     local bits = math.floor((old - math.floor(old)) * 64)
     local before = bits % 8
