@@ -333,6 +333,27 @@ async fn a_stronger_reason_takes_the_place_of_a_weaker_one_and_not_the_other_way
 }
 
 #[tokio::test]
+async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
+    let (_redis, parts) = parts().await;
+    for (when, urgency) in
+        [(When::Urgent, Urgency::Single), (When::Mass(0), Urgency::Mass), (When::Due(0), Urgency::Usual)]
+    {
+        put(&parts, &["a"], when, Trigger::Demand).await;
+        let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
+        finish(&parts, "a", &score, Next::In(LONG)).await;
+        assert_eq!(claim(&parts, MANY, MANY, LONG).await, []);
+        assert_eq!(put(&parts, &["a"], When::IfThere, Trigger::Invalidation).await, 1);
+        let claimed = claim(&parts, MANY, MANY, LONG).await.remove(0);
+        assert_eq!((claimed.due().urgency, claimed.due().trigger), (urgency, Trigger::Invalidation));
+        let score = take(&parts, &[claimed]).await.remove(0).unwrap();
+        finish(&parts, "a", &score, Next::Out).await;
+    }
+    put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
+    parts.next_instant().await;
+    assert_eq!(put(&parts, &["a"], When::IfThere, Trigger::Demand).await, 0, "it waits for nothing");
+}
+
+#[tokio::test]
 async fn a_look_is_owed_by_the_warmup_or_the_person_that_the_entry_is_there_for() {
     let (_redis, parts) = parts().await;
     for trigger in [Trigger::Cron, Trigger::Manual] {

@@ -22,6 +22,8 @@ use crate::store::{Removal, Store};
 const STEP: usize = 500;
 /// Entries whose scripts are under way at once.
 const ABREAST: usize = 64;
+/// Entries that AI makes, which become due when all is looked at; of more, some do so before.
+const LAST: usize = 10_000;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +139,15 @@ struct Order {
     alone: bool,
 }
 
+/// What is left to do when all that a message names was looked at.
+#[derive(Default)]
+struct Left {
+    held: Vec<HeldOff>,
+    /// What AI makes from other entries, by job. What it is made from may be named as well, and is marked by then, so that it is
+    /// waited for.
+    last: BTreeMap<JobName, Vec<EntryKey>>,
+}
+
 /// Evicted entries of one job, and the time of the eviction.
 type Evicted<'a> = (&'a Arc<Job>, Vec<EntryKey>, i64);
 
@@ -202,7 +213,7 @@ impl Invalidator {
     /// # Errors
     /// Redis's; handle it again.
     pub async fn begin(&self, message: &Message, at: i64, alone: bool) -> RedisResult<(Handled, Vec<HeldOff>)> {
-        let (mut handled, mut held) = (Handled::default(), Vec::new());
+        let (mut handled, mut left) = (Handled::default(), Left::default());
         let (mut named, mut foreign) = (Vec::new(), Vec::new());
         let order = Order { action: message.action, at, alone };
         for key in &message.keys {
@@ -216,18 +227,18 @@ impl Invalidator {
             self.remove_foreign(foreign, at, &mut handled).await?;
         }
         let when = if message.is_narrow() { When::Urgent } else { When::Mass(0) };
-        self.entries(&named, message.action, when, &mut handled, &mut held).await?;
+        self.entries(&named, message.action, when, &mut handled, &mut left).await?;
         for tag in &message.tags {
-            passed_over(self.tagged(tag, order, &mut handled, &mut held).await, tag)?;
+            passed_over(self.tagged(tag, order, &mut handled, &mut left).await, tag)?;
         }
         for pattern in &message.patterns {
-            self.matching(pattern, None, order, &mut handled, &mut held).await?;
+            self.matching(pattern, None, order, &mut handled, &mut left).await?;
         }
         for name in &message.jobs {
             match self.jobs.jobs.get(name.as_str()) {
                 Some(job) => {
                     let glob = job.key.glob();
-                    self.matching(&glob, Some(job), Order { alone: false, ..order }, &mut handled, &mut held).await?;
+                    self.matching(&glob, Some(job), Order { alone: false, ..order }, &mut handled, &mut left).await?;
                 }
                 None => {
                     handled.foreign += 1;
@@ -239,7 +250,8 @@ impl Invalidator {
                 }
             }
         }
-        Ok((handled, held))
+        self.put_last(&mut left, when, message.action).await?;
+        Ok((handled, left.held))
     }
 
     /// Handles what was held off, each to be fetched as urgently as it was named; returns what still is.
@@ -247,14 +259,15 @@ impl Invalidator {
     /// # Errors
     /// Redis's; handle it again.
     pub async fn again(&self, mut held: Vec<HeldOff>, handled: &mut Handled) -> RedisResult<Vec<HeldOff>> {
-        let mut still = Vec::new();
+        let mut left = Left::default();
         while let Some(when) = held.first().map(|held| held.when) {
             let same = held.extract_if(.., |held| held.when == when);
             let entries: Vec<Named> = same.map(|held| (held.job, held.key, held.at)).collect();
             handled.entries = handled.entries.saturating_sub(entries.len() as u64);
-            self.entries(&entries, Action::Refresh, when, handled, &mut still).await?;
+            self.entries(&entries, Action::Refresh, when, handled, &mut left).await?;
+            self.put_last(&mut left, when, Action::Refresh).await?;
         }
-        Ok(still)
+        Ok(left.held)
     }
 
     /// Handles the entries under a tag: the stamp first, which fetches under way look at before they write, then those that
@@ -264,13 +277,13 @@ impl Invalidator {
         tag: &str,
         Order { action, at, alone }: Order,
         handled: &mut Handled,
-        held: &mut Vec<HeldOff>,
+        left: &mut Left,
     ) -> RedisResult<()> {
         let removal = if action == Action::Evict { Removal::Evict } else { Removal::Refresh };
         let may_lack = self.store.may_lack(tag).await?;
         self.store.stamp(tag, at, removal).await?;
         if may_lack {
-            self.seek_tagged(tag, Order { action, at, alone }, handled, held).await?;
+            self.seek_tagged(tag, Order { action, at, alone }, handled, left).await?;
         }
         let mut cursor = 0;
         loop {
@@ -285,7 +298,7 @@ impl Invalidator {
             if alone {
                 self.remove_foreign(foreign, at, handled).await?;
             }
-            self.entries(&named, action, When::Mass(0), handled, held).await?;
+            self.entries(&named, action, When::Mass(0), handled, left).await?;
             cursor = next;
             if cursor == 0 {
                 return Ok(());
@@ -300,7 +313,7 @@ impl Invalidator {
         tag: &str,
         Order { action, at, .. }: Order,
         handled: &mut Handled,
-        held: &mut Vec<HeldOff>,
+        left: &mut Left,
     ) -> RedisResult<()> {
         self.store.sought(tag, false).await?;
         for job in self.jobs.jobs.values().filter(|job| !job.tags.is_empty()) {
@@ -318,7 +331,7 @@ impl Invalidator {
                 let found = found.filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
                 let found = self.store.with_tag(tag, found.map(EntryKey::new).collect()).await?;
                 let named: Vec<Named> = found.into_iter().map(|key| (Arc::clone(job), key, at)).collect();
-                self.entries(&named, action, When::Mass(0), handled, held).await?;
+                self.entries(&named, action, When::Mass(0), handled, left).await?;
                 cursor = next;
                 if cursor == 0 {
                     break;
@@ -336,7 +349,7 @@ impl Invalidator {
         only: Option<&Arc<Job>>,
         Order { action, at, alone }: Order,
         handled: &mut Handled,
-        held: &mut Vec<HeldOff>,
+        left: &mut Left,
     ) -> RedisResult<()> {
         for leases in [true, false] {
             let match_glob = if leases { self.keys.lease_glob(glob) } else { glob.to_owned() };
@@ -367,7 +380,7 @@ impl Invalidator {
                     }
                 }
                 self.remove_foreign(foreign, at, handled).await?;
-                self.entries(&named, action, When::Mass(0), handled, held).await?;
+                self.entries(&named, action, When::Mass(0), handled, left).await?;
                 cursor = next;
                 if cursor == 0 {
                     break;
@@ -404,7 +417,7 @@ impl Invalidator {
         action: Action,
         when: When,
         handled: &mut Handled,
-        held: &mut Vec<HeldOff>,
+        left: &mut Left,
     ) -> RedisResult<()> {
         let mut due: BTreeMap<&JobName, Vec<EntryKey>> = BTreeMap::new();
         // Of an eviction: whether nothing was known of them, and the entries.
@@ -428,7 +441,7 @@ impl Invalidator {
                 handled.removed += u64::from(result.removed);
                 let lists = || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params));
                 if let Some(wait) = result.held_off {
-                    held.push(HeldOff { job: Arc::clone(job), key: key.clone(), at: *at, when, wait });
+                    left.held.push(HeldOff { job: Arc::clone(job), key: key.clone(), at: *at, when, wait });
                     continue;
                 }
                 match removal {
@@ -451,10 +464,16 @@ impl Invalidator {
                 }
             }
         }
-        let trigger = if action == Action::Warm { Trigger::Demand } else { Trigger::Invalidation };
-        for (job, entries) in due {
+        for (name, entries) in due {
             handled.due += entries.len() as u64;
-            passed_over(self.agenda.put(job, &entries, when, trigger).await, job)?;
+            if self.jobs.jobs.get(name).is_some_and(|job| job.waits_for_inputs()) {
+                left.last.entry(name.clone()).or_default().extend(entries);
+            } else {
+                passed_over(self.agenda.put(name, &entries, when, trigger(action)).await, name)?;
+            }
+        }
+        if left.last.values().map(Vec::len).sum::<usize>() > LAST {
+            self.put_last(left, when, action).await?;
         }
         for ((name, unknown), (job, entries, at)) in out {
             if !unknown {
@@ -467,6 +486,22 @@ impl Invalidator {
             }
         }
         Ok(())
+    }
+
+    /// Makes due what AI makes.
+    async fn put_last(&self, left: &mut Left, when: When, action: Action) -> RedisResult<()> {
+        for (name, entries) in std::mem::take(&mut left.last) {
+            passed_over(self.agenda.put(&name, &entries, when, trigger(action)).await, &name)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why what is named becomes due.
+fn trigger(action: Action) -> Trigger {
+    match action {
+        Action::Warm => Trigger::Demand,
+        Action::Refresh | Action::Evict => Trigger::Invalidation,
     }
 }
 
