@@ -458,6 +458,27 @@ async fn an_input_and_what_ai_makes_of_it_that_are_invalidated_together_cost_one
     }
 }
 
+/// What it is made from is found later, but marked before it is due.
+#[tokio::test]
+async fn what_ai_makes_becomes_due_last_of_what_a_message_names() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, stories(&upstream));
+    let arts: Vec<EntryKey> = (0..2_000).map(|n| art(&n.to_string())).collect();
+    let mut fill = redis::pipe();
+    for key in arts.iter().chain([&story()]) {
+        fill.cmd("SET").arg(key.as_str()).arg("0").arg("EX").arg(600).ignore();
+    }
+    fill.query_async::<()>(&mut redis.connection().await).await.unwrap();
+    let message = Message::parse(r#"{"jobs": ["story", "art"]}"#).unwrap();
+    let handled = parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
+    assert_eq!(handled.due, 2_001);
+    let since = async |job: &str, keys: &[EntryKey]| {
+        let scores = parts.agenda.scores(&JobName::new(job), keys).await.unwrap();
+        scores.into_iter().map(|score| Due::from_score(score.unwrap().parse().unwrap()).at).max().unwrap()
+    };
+    assert!(since("story", &[story()]).await >= since("art", &arts).await);
+}
+
 #[tokio::test]
 async fn what_ai_makes_goes_on_when_an_input_that_was_invalidated_with_it_turns_out_to_be_the_same() {
     for message in TOGETHER {
