@@ -175,7 +175,8 @@ pub enum When {
     Mass(i64),
     /// At this Redis time (ms; 0 is now), unless earlier already.
     Due(i64),
-    /// At this Redis time (ms), unless on the agenda already.
+    /// At this Redis time (ms), unless on the agenda already. A look ([`Trigger::Settle`]) is then owed by the warmup or the
+    /// person that the entry is there for, unless it is taken: see [`Due::look`].
     Keep(i64),
     /// Now, but only if it is on the agenda.
     IfThere,
@@ -199,6 +200,12 @@ impl Claimed {
     /// The score, read.
     pub fn due(&self) -> Due {
         Due::from_score(self.score.parse().unwrap_or_default())
+    }
+
+    /// Whether an entry's present score is this claim's, which may have come to owe a look meanwhile.
+    pub fn is_at(&self, score: f64) -> bool {
+        let bare = |due: Due| Due { look: false, ..due };
+        bare(Due::from_score(score)) == bare(self.due())
     }
 }
 

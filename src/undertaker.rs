@@ -94,7 +94,7 @@ impl Undertaker {
             let Some(score) = score else { continue };
             let number = score.parse().unwrap_or_default();
             let ours = match Due::from_score(number).state {
-                State::Claimed => claimed.score.parse() == Ok(number),
+                State::Claimed => claimed.is_at(number),
                 // By whom is not said. Taken from somebody else, an entry is looked at once more and found fresh.
                 State::Taken => true,
                 State::Urgent | State::Scheduled => false,

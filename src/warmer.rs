@@ -214,9 +214,9 @@ impl Warmer {
         let mut warming = FuturesUnordered::new();
         for (claimed, score) in chunk.entries.into_iter().zip(scores) {
             let Some(score) = score else { continue };
-            let due = claimed.due();
-            // Its score says when it is due again, in Redis's time.
-            let taken_at = Due::from_score(score.parse().unwrap_or_default()).at - timing::millis(time);
+            // It says more than the claim did: whether it owes a look by now, and when it is due again, in Redis's time.
+            let due = Due::from_score(score.parse().unwrap_or_default());
+            let taken_at = due.at - timing::millis(time);
             let taken = Taken {
                 key: EntryKey::new(claimed.key),
                 score,
@@ -309,6 +309,10 @@ impl Warmer {
         };
         let mut admitted = None;
         if !self.still_made_from(job, key, &params, &inputs).await? {
+            if let Some(input) = self.awaited_input(job, &params, taken.since + millis(taken.late)).await? {
+                let reason = format!("waits for its input {input}, which was invalidated");
+                return Ok(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason));
+            }
             // Others of such a job may need no request while nobody is asked: this one makes room.
             let patience = if job.may_hold_unasked() && self.is_closed(job) { Duration::ZERO } else { self.patience };
             admitted = match self.admit_any(job, taken.urgency, Instant::now() + patience).await {
@@ -384,7 +388,15 @@ impl Warmer {
         if !job.inputs.is_empty() {
             // They may have changed while it waited for its upstream. The value counts as made when the lease began, so what it
             // is made from must not be older.
-            inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
+            let awaited = match &admitted {
+                Some(_) => self.awaited_input(job, &params, lease.start).await?,
+                None => None,
+            };
+            let found = match awaited {
+                Some(key) => Err(Missing { key, hopeless: None }),
+                None => self.inputs(job, &params, taken.urgency, taken.since).await?,
+            };
+            inputs = match found {
                 Ok(inputs) => inputs,
                 Err(Missing { key: input, .. }) => {
                     unused(admitted).await;
@@ -448,8 +460,8 @@ impl Warmer {
                         if let Some(before) = &lease.meta {
                             self.wake_outdated(key, before.born).await?;
                         }
-                        if taken.trigger == Trigger::Demand {
-                            // It had expired, and is what it was.
+                        if taken.trigger == Trigger::Demand || trigger == Trigger::Invalidation {
+                            // It had expired, or was invalidated, and is what it was.
                             self.wake_waiting(key).await?;
                         }
                     }
@@ -460,6 +472,9 @@ impl Warmer {
                     trigger = Trigger::Invalidation;
                     lease.start = start;
                     lease.deadline = Instant::now() + lease.time.mul_f32(0.9);
+                    if self.awaited_input(job, &params, start).await?.is_some() {
+                        break;
+                    }
                     inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
                         Ok(inputs) => inputs,
                         Err(_) => break,

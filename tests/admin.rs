@@ -302,6 +302,9 @@ async fn a_pattern_clears_what_matches_it_whatever_is_in_it() {
     assert_eq!(server.delete("/redis/clear?pattern=art:d/*").await.ok(), json!({"deleted": 1}));
     assert_eq!(server.delete("/redis/clear/art:%5Ba-b%5D").await.ok(), json!({"deleted": 2}));
     assert!(server.delete("/redis/clear?pattern=").await.problem(422).contains("empty"));
+    let long = "*".repeat(257);
+    assert!(server.delete(&format!("/redis/clear?pattern={long}")).await.problem(422).contains("257 bytes"));
+    assert!(server.post("/invalidate", json!({"patterns": [long]})).await.problem(422).contains("257 bytes"));
     assert!(server.delete("/redis/clear?patern=art:a").await.problem(400).contains("patern"));
 }
 

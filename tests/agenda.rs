@@ -362,6 +362,65 @@ async fn a_stronger_reason_takes_the_place_of_a_weaker_one_and_not_the_other_way
 }
 
 #[tokio::test]
+async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
+    let (_redis, parts) = parts().await;
+    for (when, urgency) in
+        [(When::Urgent, Urgency::Single), (When::Mass(0), Urgency::Mass), (When::Due(0), Urgency::Usual)]
+    {
+        put(&parts, &["a"], when, Trigger::Demand).await;
+        let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
+        finish(&parts, "a", &score, Next::In(LONG)).await;
+        assert_eq!(claim(&parts, MANY, MANY, LONG).await, []);
+        assert_eq!(put(&parts, &["a"], When::IfThere, Trigger::Invalidation).await, 1);
+        let claimed = claim(&parts, MANY, MANY, LONG).await.remove(0);
+        assert_eq!((claimed.due().urgency, claimed.due().trigger), (urgency, Trigger::Invalidation));
+        let score = take(&parts, &[claimed]).await.remove(0).unwrap();
+        finish(&parts, "a", &score, Next::Out).await;
+    }
+    put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
+    parts.next_instant().await;
+    assert_eq!(put(&parts, &["a"], When::IfThere, Trigger::Demand).await, 0, "it waits for nothing");
+}
+
+#[tokio::test]
+async fn a_look_is_owed_by_the_warmup_or_the_person_that_the_entry_is_there_for() {
+    let (_redis, parts) = parts().await;
+    for trigger in [Trigger::Cron, Trigger::Manual] {
+        for when in [When::Due(0), When::Mass(0), When::Urgent] {
+            put(&parts, &["waits", "claimed", "taken"], when, trigger).await;
+            let mut claimed = claim(&parts, MANY, MANY, LONG).await;
+            claimed.sort_by(|a, b| a.key.cmp(&b.key));
+            let taken = take(&parts, &claimed[1..2]).await.remove(0).unwrap();
+            parts.agenda.remove(&job(), &[art("waits")]).await.unwrap();
+            put(&parts, &["waits"], when, trigger).await;
+            let settle = When::Keep(parts.now().await + 3_000);
+            let before = [parts.score("waits").await.unwrap(), parts.score("claimed").await.unwrap()];
+            assert_eq!(put(&parts, &["waits", "claimed", "taken"], settle, Trigger::Settle).await, 2);
+            for (name, before) in ["waits", "claimed"].into_iter().zip(before.map(Due::from_score)) {
+                let now = Due::from_score(parts.score(name).await.unwrap());
+                assert_eq!(now, Due { look: true, ..before }, "{name} {trigger} {when:?}");
+            }
+            assert!(claimed[0].is_at(parts.score("claimed").await.unwrap()));
+            assert_eq!(put(&parts, &["waits", "claimed"], settle, Trigger::Settle).await, 0, "it is owed once");
+            // Whoever had the claim has it still, and learns of the debt; nobody else comes into it.
+            let score = take(&parts, &claimed[..1]).await.remove(0).unwrap();
+            assert!(Due::from_score(score.parse().unwrap()).look);
+            assert_eq!(take(&parts, &claimed[..1]).await, [None]);
+            finish(&parts, "claimed", &score, Next::Out).await;
+            finish(&parts, "taken", &taken, Next::Out).await;
+            assert_eq!((parts.score("claimed").await, parts.score("taken").await), (None, None));
+            parts.agenda.remove(&job(), &[art("waits")]).await.unwrap();
+        }
+    }
+    // What an invalidation or a demand fetches is looked at in any case.
+    for trigger in [Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Settle] {
+        put(&parts, &["a"], When::Due(0), trigger).await;
+        assert_eq!(put(&parts, &["a"], When::Keep(1), Trigger::Settle).await, 0, "{trigger:?}");
+        parts.agenda.remove(&job(), &[art("a")]).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn what_is_only_looked_at_once_more_gives_way_to_a_demand() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a"], When::Due(0), Trigger::Settle).await;

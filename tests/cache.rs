@@ -155,6 +155,7 @@ async fn clearing_never_leaves_the_prefix_whatever_the_pattern() {
     assert_eq!(cache.clear_pattern("x\\[*").await.unwrap(), 1);
     assert_eq!(cache.clear_pattern("x*").await.unwrap(), 1);
     assert_eq!(cache.clear_pattern("x*").await.unwrap(), 0);
+    assert!(matches!(cache.clear_pattern(&"*".repeat(257)).await, Err(Error::Invalid(_))));
     assert_eq!(cache.clear_pattern("*").await.unwrap(), 1);
 }
 

@@ -415,6 +415,31 @@ async fn a_fetch_in_the_place_of_a_look_is_itself_looked_at_once_more() {
     }
 }
 
+/// A warmup, or a person, has claimed what is evicted, and fetches it after.
+#[tokio::test]
+async fn the_look_after_an_eviction_is_not_lost_to_a_claim() {
+    for (trigger, when) in [(Trigger::Cron, When::Due(0)), (Trigger::Manual, When::Urgent)] {
+        let (redis, upstream) = both().await;
+        upstream.edit("/art/a");
+        let jobs = Art::of(&upstream).warm("settle = \"3s\"").folder();
+        let parts = Parts::of(&redis).await;
+        parts.mark().await;
+        let lease = parts.lease("a", LONG).await;
+        parts.store.commit(&art("a"), &lease, r#"{"version": 0}"#, TTL, &Note::default()).await.unwrap();
+        parts.agenda.put(&job(), &[art("a")], when, trigger).await.unwrap();
+        // By a worker that dies.
+        parts.agenda.claim(&job(), 1, 1, (Duration::from_millis(500), Duration::from_millis(500))).await.unwrap();
+        parts.next_instant().await;
+        let evict = samovar::trigger::Message::parse(r#"{"keys": ["art:a"], "action": "evict"}"#).unwrap();
+        parts.invalidator(&jobs).handle(&evict, parts.now().await).await.unwrap();
+        assert_eq!(redis.get("art:a").await, None);
+        let _worker = worker(&redis, &jobs);
+        version(&redis, "a", 1).await;
+        redis.set("art:a", r#"{"version": 0}"#, TTL).await;
+        version(&redis, "a", 1).await;
+    }
+}
+
 // Failing sources
 
 #[tokio::test]

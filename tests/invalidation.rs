@@ -6,6 +6,7 @@ mod support;
 use std::time::Duration;
 
 use samovar::agenda::{Due, State, Trigger, When};
+use samovar::job::{EntryKey, JobName};
 use samovar::store::{Fresh, Lease, Leased, Meta, Note, Removal, Written};
 use samovar::trigger::Message;
 use serde_json::json;
@@ -205,6 +206,28 @@ async fn what_the_api_wrote_itself_is_refreshed_when_it_is_invalidated() {
 }
 
 #[tokio::test]
+async fn an_eviction_leaves_a_key_alone_that_holds_no_string() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    // Where ours was, and where nothing of ours ever was.
+    let lease = parts.lease("ours", LONG).await;
+    parts.store.commit(&art("ours"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    redis.ask::<u64>(&["DEL", "art:ours"]).await;
+    for key in ["art:ours", "art:theirs"] {
+        redis.ask::<u64>(&["ZADD", key, "1", "theirs"]).await;
+    }
+    parts.next_instant().await;
+    for what in [r#""keys": ["art:ours", "art:theirs"]"#, r#""patterns": ["art:*"]"#, r#""jobs": ["art"]"#] {
+        let message = Message::parse(&format!("{{{what}, \"action\": \"evict\"}}")).unwrap();
+        let handled = parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
+        assert_eq!((handled.entries, handled.removed), (2, 0), "{what}");
+    }
+    assert_eq!(redis.ask::<u64>(&["EXISTS", "art:ours", "art:theirs"]).await, 2);
+    assert_eq!((parts.score("ours").await, parts.score("theirs").await), (None, None), "nor is it looked at again");
+}
+
+#[tokio::test]
 async fn a_pattern_touches_only_keys_of_jobs_and_never_samovars_own() {
     let (redis, upstream, _jobs, _worker) = warmed(&["a", "b"]).await;
     redis.set("session:1", "theirs", TTL).await;
@@ -221,6 +244,24 @@ async fn a_pattern_touches_only_keys_of_jobs_and_never_samovars_own() {
     upstream.edit("/art/c");
     parts.invalidate(r#"{"keys": ["art:c"], "action": "warm"}"#).await;
     version(&redis, "c", 1).await;
+}
+
+/// While Redis matches a long one with some hundred keys, it serves nobody else.
+#[tokio::test]
+async fn a_message_with_a_pattern_too_long_or_too_many_of_them_is_dropped_and_told() {
+    let (redis, _upstream, _jobs, mut worker) = warmed(&["a"]).await;
+    let message = |patterns: &[String]| json!({"patterns": patterns, "action": "evict"}).to_string();
+    let matching = |bytes: usize| format!("art:{}", "*".repeat(bytes - 4));
+    for refused in [message(&[matching(257)]), message(&vec![matching(5); 65])] {
+        redis.ask::<String>(&["XADD", "samovar:inbox", "*", "message", &refused]).await;
+        publish(&redis, &refused).await;
+    }
+    let parts = Parts::of(&redis).await;
+    parts.inbox_is_empty().await;
+    worker.wait_for_log(&["cannot follow a message", "257 bytes"]).await;
+    assert!(redis.get("art:a").await.is_some());
+    parts.invalidate(&message(&[matching(256)])).await;
+    assert_eq!(redis.get("art:a").await, None);
 }
 
 #[tokio::test]
@@ -304,6 +345,47 @@ async fn bare_text_is_one_literal_key_whatever_is_in_it() {
     }
     at_rest(&redis).await;
     assert_eq!((upstream.calls("/art/a*"), upstream.calls("/art/ab")), (1, 1), "no key was read as a glob");
+}
+
+/// Strangers' keys stand where a lease, metadata, the index of a tag and two agendas should.
+#[tokio::test]
+async fn what_cannot_be_invalidated_holds_up_nothing_else_that_the_message_names() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let first =
+        "key = \"a:{name}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/{{ name }}\"\n";
+    let jobs = Art::of(&upstream).folder().job("a", first);
+    let parts = Parts::of(&redis).await;
+    for name in ["named", "tagged", "matched"] {
+        let lease = parts.lease(name, LONG).await;
+        parts.store.commit(&art(name), &lease, "1", TTL, &Note::default()).await.unwrap();
+    }
+    parts.store.tag(&art("tagged"), &["good".to_owned()], LONG).await.unwrap();
+    redis.set("a:1", "1", TTL).await;
+    let foreign = EntryKey::new("foreign:1");
+    let (lease, meta) = (parts.keys.lease(&art("bad")), parts.keys.meta(&foreign));
+    for key in [
+        lease,
+        meta,
+        parts.keys.tag("bad"),
+        parts.keys.agenda(&JobName::new("a")),
+        parts.keys.agenda(&JobName::new("gone")),
+    ] {
+        redis.ask::<u64>(&["LPUSH", &key, "a stranger's"]).await;
+    }
+    parts.next_instant().await;
+    let at = parts.now().await;
+    let message = json!({
+        "keys": ["art:bad", "foreign:1", "a:1", "art:named"],
+        "tags": ["bad", "good"],
+        "patterns": ["art:match*"],
+        "jobs": ["gone"],
+    });
+    let message = Message::parse(&message.to_string()).unwrap();
+    parts.invalidator(&jobs).handle(&message, at).await.unwrap();
+    for name in ["named", "tagged", "matched"] {
+        assert_eq!(parts.meta(name).await.unwrap().invalidated, at, "{name}");
+        assert_eq!(Due::from_score(parts.score(name).await.unwrap()).state, State::Urgent, "{name}");
+    }
 }
 
 #[tokio::test]

@@ -45,6 +45,19 @@ async fn job(redis: &TestRedis, jobs: &JobsFolder, name: &str) -> Value {
     all.into_iter().find(|job| job["job"] == name).unwrap()
 }
 
+/// And it says so.
+#[tokio::test]
+async fn what_check_fetches_is_paid_for_and_counted_in_no_budget() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"title": "one"}));
+    let jobs = stories(&upstream, &["a", "b"], "tokens = \"1000/hour\"");
+    let done = samovar(["check", "--fetch"]).redis(&redis).jobs(&jobs).run().await;
+    assert_eq!((done.code, upstream.calls(ASKED)), (Some(0), 1), "{done:?}");
+    assert_eq!(redis.keys("*").await, Vec::<String>::new());
+    let help = samovar(["check", "--help"]).run().await.stdout;
+    assert!(help.contains("paid for") && help.contains("no budget"), "{help}");
+}
+
 #[tokio::test]
 async fn what_is_spent_and_saved_is_counted_for_the_fleet_and_survives_its_workers() {
     let (redis, upstream) = both().await;

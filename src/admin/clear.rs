@@ -20,7 +20,7 @@ pub(super) struct Cleared {
 #[into_params(parameter_in = Query)]
 pub(super) struct Which {
     /// A glob as Redis's `KEYS` has them; everything where absent.
-    #[param(min_length = 1, max_length = 1024)]
+    #[param(min_length = 1, max_length = 256)]
     pattern: Option<String>,
 }
 
@@ -36,7 +36,7 @@ pub(super) async fn clear(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Js
     delete,
     path = "/redis/clear/{pattern}",
     tag = "changes",
-    params(("pattern" = String, Path, description = "A glob as Redis's `KEYS` has them, percent-encoded", max_length = 1024)),
+    params(("pattern" = String, Path, description = "A glob as Redis's `KEYS` has them, percent-encoded", max_length = 256)),
     responses((status = 200, body = Cleared))
 )]
 pub(super) async fn clear_matching(

@@ -16,8 +16,8 @@ pub(super) struct Invalidation {
     /// Literal keys.
     #[schema(required = false)]
     keys: Vec<String>,
-    /// Globs as Redis's `KEYS` has them; they touch only keys of jobs.
-    #[schema(required = false)]
+    /// Globs as Redis's `KEYS` has them, of 256 bytes at most; they touch only keys of jobs.
+    #[schema(required = false, max_items = 64)]
     patterns: Vec<String>,
     /// Tags, as the jobs' files give them.
     #[schema(required = false)]

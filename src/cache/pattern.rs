@@ -4,6 +4,7 @@ use redis::RedisResult;
 
 use super::cache::DELETE;
 use super::{Cache, Error};
+use crate::redis::inbox;
 
 /// Keys that Redis looks at in one step, and that are removed in one round trip.
 const STEP: usize = 500;
@@ -15,8 +16,10 @@ impl Cache {
     /// Keys that are there throughout are found; what is being loaded at the time is not written afterwards.
     ///
     /// # Errors
+    /// [`Error::Invalid`] where the glob has more than 256 bytes, which Redis would take long to match;
     /// [`Error::Unavailable`], for who clears wants to know; what Redis has against it. Some may have been removed then.
     pub async fn clear_pattern(&self, pattern: &str) -> Result<u64, Error> {
+        inbox::check_pattern(pattern).map_err(Error::Invalid)?;
         let prefix = &self.inner().prefix;
         let glob = format!("{}{pattern}", literally(prefix));
         let cleared = self.clear_glob(&glob).await;

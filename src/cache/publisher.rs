@@ -102,6 +102,7 @@ impl Invalidation {
         if self.action == Action::Warm && !only_keys {
             return invalid("`warm` takes keys only: what is absent matches no pattern");
         }
+        inbox::check_patterns(&self.patterns).map_err(Error::Invalid)?;
         serde_json::to_string(self).map_err(|source| Error::Encode { key: String::new(), source })
     }
 }
@@ -131,7 +132,8 @@ impl InvalidationPublisher {
     /// Publishes; returns the message's id in the inbox. From then on it is handled, whatever dies.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where it names nothing; [`Error::Unavailable`] and Redis's own: then it is unknown whether the
+    /// [`Error::Invalid`] where it names nothing, or has patterns of more than 256 bytes or more than 64 of them;
+    /// [`Error::Unavailable`] and Redis's own: then it is unknown whether the
     /// message is there, and publishing it again does no harm.
     pub async fn publish(&self, invalidation: &Invalidation) -> Result<String, Error> {
         let message = invalidation.checked()?;

@@ -13,7 +13,7 @@ pub(super) struct InvalidateArgs {
     /// Literal keys; nothing in them is a wildcard
     #[arg(value_name = "KEY", required_unless_present_any = ["patterns", "tags", "jobs"])]
     keys: Vec<String>,
-    /// Keys that match a glob, such as 'ai_content:*'; only keys of jobs are touched
+    /// Keys that match a glob, such as 'ai_content:*'; only keys of jobs are touched; 64 of 256 bytes each at most
     #[arg(long = "pattern", value_name = "GLOB")]
     patterns: Vec<String>,
     /// Entries with a tag, such as 'artist:Frida Kahlo'

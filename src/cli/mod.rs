@@ -82,7 +82,7 @@ struct CheckArgs {
     /// The folder of job files, instead of the one in the settings
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Also fetch one entry of each job, without storing it
+    /// Also fetch one entry of each job and its inputs, without storing it; what AI makes is paid for, and counts in no budget
     #[arg(long)]
     fetch: bool,
     /// For programs

@@ -1,5 +1,6 @@
 //! `samovar check`, with `--fetch`: one entry of each job is fetched, to see whether its upstream answers as the file
-//! says. Nothing is stored; Redis is not asked.
+//! says. Nothing is stored; Redis is not asked, so no rate or budget of the fleet holds either: what AI answers cost is paid for, and
+//! counted nowhere.
 
 use std::future::Future;
 use std::io::IsTerminal;

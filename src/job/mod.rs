@@ -86,6 +86,11 @@ impl Job {
         of_many.filter_map(|input| input.write(params)).collect()
     }
 
+    /// Whether its entries wait for inputs that were invalidated: AI makes them, so each time they are made costs money.
+    pub fn waits_for_inputs(&self) -> bool {
+        !self.inputs.is_empty() && matches!(self.sources.first(), Some(Source::Ai(_)))
+    }
+
     /// Whether an input's key says all that an entry's does.
     pub fn is_told_by(&self, input: &KeyPattern) -> bool {
         self.key.names().iter().all(|name| input.names().contains(name))

@@ -7,10 +7,8 @@ use redis::RedisResult;
 use super::{Ops, STEP};
 use crate::cache::KNOWN_PREFIXES;
 use crate::job::EntryKey;
+use crate::redis::inbox;
 use crate::trigger::{Action, Invalidator, Message};
-
-/// Longest pattern, in bytes: matching takes Redis time that grows with it.
-const LONGEST: usize = 1_024;
 
 /// Which keys are cleared: a glob as Redis matches it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,13 +23,13 @@ impl Pattern {
     /// Reads a glob.
     ///
     /// # Errors
-    /// It is empty, or longer than any key's should be.
+    /// It is empty, or too long.
     pub fn parse(text: &str) -> Result<Self, String> {
-        match text.len() {
-            0 => Err("the pattern is empty; `*` matches everything".to_owned()),
-            1..=LONGEST => Ok(Self(text.to_owned())),
-            long => Err(format!("the pattern has {long} bytes; {LONGEST} are allowed")),
+        if text.is_empty() {
+            return Err("the pattern is empty; `*` matches everything".to_owned());
         }
+        inbox::check_pattern(text)?;
+        Ok(Self(text.to_owned()))
     }
 
     /// What every key that matches begins with.
@@ -137,7 +135,8 @@ mod tests {
     #[test]
     fn a_pattern_is_neither_empty_nor_endless() {
         assert!(Pattern::parse("").is_err());
-        assert!(Pattern::parse(&"*".repeat(LONGEST + 1)).is_err());
+        assert!(Pattern::parse(&"*".repeat(inbox::LONGEST_PATTERN + 1)).is_err());
+        assert!(Pattern::parse(&"*".repeat(inbox::LONGEST_PATTERN)).is_ok());
         assert_eq!(Pattern::parse("*").unwrap(), Pattern::all());
         assert_eq!(Pattern::parse("art:[a-z]*").unwrap().literal(), "art:");
     }

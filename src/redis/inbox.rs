@@ -11,10 +11,43 @@ use super::Keys;
 pub const LONGEST: usize = 1_000_000;
 /// The longest message that workers read, in bytes.
 pub const LARGEST: usize = 1 << 20;
+/// The longest pattern that is followed, in bytes: while Redis matches it with some hundred keys, which takes longer the longer it
+/// is, nobody else is served.
+pub const LONGEST_PATTERN: usize = 256;
+/// Patterns in one message at most: for each, all keys are scanned twice.
+pub const MOST_PATTERNS: usize = 64;
 /// Messages lost at once, where there are too many.
 const TRIMMED: usize = 1_000;
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/publish.lua")));
+
+/// Whether a pattern is short enough to be followed.
+///
+/// # Errors
+/// It is longer than [`LONGEST_PATTERN`]; the text says what to do.
+pub fn check_pattern(pattern: &str) -> Result<(), String> {
+    match pattern.len() {
+        ..=LONGEST_PATTERN => Ok(()),
+        long => Err(format!(
+            "a pattern of {long} bytes is longer than {LONGEST_PATTERN}, and would hold up Redis: shorten it (`*` stands for any text), \
+             or name keys, a tag or a job"
+        )),
+    }
+}
+
+/// The same for the patterns of a message, of which there may be [`MOST_PATTERNS`].
+///
+/// # Errors
+/// One is too long, or there are too many.
+pub fn check_patterns(patterns: &[String]) -> Result<(), String> {
+    if patterns.len() > MOST_PATTERNS {
+        return Err(format!(
+            "{} patterns are more than {MOST_PATTERNS}: name keys, a tag or a job, or publish several messages",
+            patterns.len()
+        ));
+    }
+    patterns.iter().try_for_each(|pattern| check_pattern(pattern))
+}
 
 /// Puts a message (JSON, docs/protocol.md) into the inbox; returns its id.
 ///

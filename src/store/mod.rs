@@ -471,7 +471,7 @@ impl Store {
         Ok((expires > 0).then_some(Outlived { expires, ends }))
     }
 
-    /// `PEXPIRETIME` and metadata of many entries in one round trip.
+    /// `PEXPIRETIME` and metadata of many entries in one round trip. Metadata that somebody overwrote with another type is none.
     ///
     /// # Errors
     /// Redis's.
@@ -482,14 +482,15 @@ impl Store {
         let mut pipe = redis::pipe();
         for key in entries {
             pipe.cmd("PEXPIRETIME").arg(key.as_str());
-            pipe.cmd("GET").arg(self.keys.meta(key));
+            // Unlike `GET`, it says nothing against another type.
+            pipe.cmd("MGET").arg(self.keys.meta(key));
         }
         let reply: Vec<redis::Value> = pipe.query_async(&mut self.redis.clone()).await?;
         reply
             .chunks_exact(2)
             .map(|pair| {
                 let expires = redis::from_redis_value_ref::<i64>(&pair[0])?;
-                let meta = redis::from_redis_value_ref::<Option<String>>(&pair[1])?;
+                let (meta,) = redis::from_redis_value_ref::<(Option<String>,)>(&pair[1])?;
                 Ok((expires, meta.as_deref().and_then(Meta::parse)))
             })
             .collect::<Result<_, redis::ParsingError>>()

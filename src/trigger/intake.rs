@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::ear::Unhandled;
 use super::invalidation::HeldOff;
@@ -318,11 +317,6 @@ impl Line<'_> {
         for (work, result) in round.into_iter().zip(results) {
             match result {
                 Ok(()) => work.receipts.into_iter().for_each(Receipt::done),
-                // Somebody else's key stands where ours should: waiting does not mend that, and others wait behind.
-                Err(e) if e.code() == Some("WRONGTYPE") => {
-                    warn!("cannot handle an invalidation to its end: {e}");
-                    work.receipts.into_iter().for_each(Receipt::done);
-                }
                 Err(e) => {
                     error = Some(e);
                     left.push(work);

@@ -4,11 +4,14 @@
 //! every worker does no harm. The order is entry first, then agenda, then acknowledge: a crash in between only repeats.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::RedisResult;
+use futures_util::future::join_all;
+use redis::{RedisError, RedisResult};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::agenda::{Agenda, Trigger, When};
 use crate::job::{EntryKey, Job, JobName, Jobs};
@@ -19,6 +22,8 @@ use crate::store::{Removal, Store};
 const STEP: usize = 500;
 /// Entries whose scripts are under way at once.
 const ABREAST: usize = 64;
+/// Entries that AI makes, which become due when all is looked at; of more, some do so before.
+const LAST: usize = 10_000;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +104,7 @@ impl Message {
         if self.tags.iter().any(String::is_empty) {
             return Err(Malformed("a tag is empty".to_owned()));
         }
+        inbox::check_patterns(&self.patterns).map_err(Malformed)?;
         Ok(self)
     }
 
@@ -131,6 +137,15 @@ struct Order {
     at: i64,
     /// Nobody else hears of it.
     alone: bool,
+}
+
+/// What is left to do when all that a message names was looked at.
+#[derive(Default)]
+struct Left {
+    held: Vec<HeldOff>,
+    /// What AI makes from other entries, by job. What it is made from may be named as well, and is marked by then, so that it is
+    /// waited for.
+    last: BTreeMap<JobName, Vec<EntryKey>>,
 }
 
 /// Evicted entries of one job, and the time of the eviction.
@@ -198,7 +213,7 @@ impl Invalidator {
     /// # Errors
     /// Redis's; handle it again.
     pub async fn begin(&self, message: &Message, at: i64, alone: bool) -> RedisResult<(Handled, Vec<HeldOff>)> {
-        let (mut handled, mut held) = (Handled::default(), Vec::new());
+        let (mut handled, mut left) = (Handled::default(), Left::default());
         let (mut named, mut foreign) = (Vec::new(), Vec::new());
         let order = Order { action: message.action, at, alone };
         for key in &message.keys {
@@ -212,29 +227,31 @@ impl Invalidator {
             self.remove_foreign(foreign, at, &mut handled).await?;
         }
         let when = if message.is_narrow() { When::Urgent } else { When::Mass(0) };
-        self.entries(&named, message.action, when, &mut handled, &mut held).await?;
+        self.entries(&named, message.action, when, &mut handled, &mut left).await?;
         for tag in &message.tags {
-            self.tagged(tag, order, &mut handled, &mut held).await?;
+            passed_over(self.tagged(tag, order, &mut handled, &mut left).await, tag)?;
         }
         for pattern in &message.patterns {
-            self.matching(pattern, None, order, &mut handled, &mut held).await?;
+            self.matching(pattern, None, order, &mut handled, &mut left).await?;
         }
         for name in &message.jobs {
             match self.jobs.jobs.get(name.as_str()) {
                 Some(job) => {
                     let glob = job.key.glob();
-                    self.matching(&glob, Some(job), Order { alone: false, ..order }, &mut handled, &mut held).await?;
+                    self.matching(&glob, Some(job), Order { alone: false, ..order }, &mut handled, &mut left).await?;
                 }
                 None => {
                     handled.foreign += 1;
                     if alone {
-                        let kept = self.agenda.matching(&JobName::new(name.as_str()), "*").await?;
+                        let kept = self.agenda.matching(&JobName::new(name.as_str()), "*").await;
+                        let kept = passed_over(kept, name)?.unwrap_or_default();
                         self.remove_foreign(kept, at, &mut handled).await?;
                     }
                 }
             }
         }
-        Ok((handled, held))
+        self.put_last(&mut left, when, message.action).await?;
+        Ok((handled, left.held))
     }
 
     /// Handles what was held off, each to be fetched as urgently as it was named; returns what still is.
@@ -242,14 +259,15 @@ impl Invalidator {
     /// # Errors
     /// Redis's; handle it again.
     pub async fn again(&self, mut held: Vec<HeldOff>, handled: &mut Handled) -> RedisResult<Vec<HeldOff>> {
-        let mut still = Vec::new();
+        let mut left = Left::default();
         while let Some(when) = held.first().map(|held| held.when) {
             let same = held.extract_if(.., |held| held.when == when);
             let entries: Vec<Named> = same.map(|held| (held.job, held.key, held.at)).collect();
             handled.entries = handled.entries.saturating_sub(entries.len() as u64);
-            self.entries(&entries, Action::Refresh, when, handled, &mut still).await?;
+            self.entries(&entries, Action::Refresh, when, handled, &mut left).await?;
+            self.put_last(&mut left, when, Action::Refresh).await?;
         }
-        Ok(still)
+        Ok(left.held)
     }
 
     /// Handles the entries under a tag: the stamp first, which fetches under way look at before they write, then those that
@@ -259,13 +277,13 @@ impl Invalidator {
         tag: &str,
         Order { action, at, alone }: Order,
         handled: &mut Handled,
-        held: &mut Vec<HeldOff>,
+        left: &mut Left,
     ) -> RedisResult<()> {
         let removal = if action == Action::Evict { Removal::Evict } else { Removal::Refresh };
         let may_lack = self.store.may_lack(tag).await?;
         self.store.stamp(tag, at, removal).await?;
         if may_lack {
-            self.seek_tagged(tag, Order { action, at, alone }, handled, held).await?;
+            self.seek_tagged(tag, Order { action, at, alone }, handled, left).await?;
         }
         let mut cursor = 0;
         loop {
@@ -280,7 +298,7 @@ impl Invalidator {
             if alone {
                 self.remove_foreign(foreign, at, handled).await?;
             }
-            self.entries(&named, action, When::Mass(0), handled, held).await?;
+            self.entries(&named, action, When::Mass(0), handled, left).await?;
             cursor = next;
             if cursor == 0 {
                 return Ok(());
@@ -295,7 +313,7 @@ impl Invalidator {
         tag: &str,
         Order { action, at, .. }: Order,
         handled: &mut Handled,
-        held: &mut Vec<HeldOff>,
+        left: &mut Left,
     ) -> RedisResult<()> {
         self.store.sought(tag, false).await?;
         for job in self.jobs.jobs.values().filter(|job| !job.tags.is_empty()) {
@@ -313,7 +331,7 @@ impl Invalidator {
                 let found = found.filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
                 let found = self.store.with_tag(tag, found.map(EntryKey::new).collect()).await?;
                 let named: Vec<Named> = found.into_iter().map(|key| (Arc::clone(job), key, at)).collect();
-                self.entries(&named, action, When::Mass(0), handled, held).await?;
+                self.entries(&named, action, When::Mass(0), handled, left).await?;
                 cursor = next;
                 if cursor == 0 {
                     break;
@@ -331,7 +349,7 @@ impl Invalidator {
         only: Option<&Arc<Job>>,
         Order { action, at, alone }: Order,
         handled: &mut Handled,
-        held: &mut Vec<HeldOff>,
+        left: &mut Left,
     ) -> RedisResult<()> {
         for leases in [true, false] {
             let match_glob = if leases { self.keys.lease_glob(glob) } else { glob.to_owned() };
@@ -362,7 +380,7 @@ impl Invalidator {
                     }
                 }
                 self.remove_foreign(foreign, at, handled).await?;
-                self.entries(&named, action, When::Mass(0), handled, held).await?;
+                self.entries(&named, action, When::Mass(0), handled, left).await?;
                 cursor = next;
                 if cursor == 0 {
                     break;
@@ -382,10 +400,12 @@ impl Invalidator {
             let ours = ours.filter(|((_, (expires, meta)), leased)| {
                 *leased || meta.as_ref().is_some_and(|meta| meta.is_of(*expires))
             });
-            let scripts = ours.map(|((key, _), _)| self.store.invalidate(key, at, Removal::Evict));
-            let results = futures_util::future::try_join_all(scripts).await?;
-            handled.removed += results.iter().filter(|result| result.removed).count() as u64;
-            handled.fenced += results.iter().filter(|result| result.fenced).count() as u64;
+            let scripts = ours.map(async |((key, _), _)| (key, self.store.invalidate(key, at, Removal::Evict).await));
+            for (key, result) in join_all(scripts).await {
+                let Some(result) = passed_over(result, key)? else { continue };
+                handled.removed += u64::from(result.removed);
+                handled.fenced += u64::from(result.fenced);
+            }
         }
         Ok(())
     }
@@ -397,7 +417,7 @@ impl Invalidator {
         action: Action,
         when: When,
         handled: &mut Handled,
-        held: &mut Vec<HeldOff>,
+        left: &mut Left,
     ) -> RedisResult<()> {
         let mut due: BTreeMap<&JobName, Vec<EntryKey>> = BTreeMap::new();
         // Of an eviction: whether nothing was known of them, and the entries.
@@ -415,13 +435,13 @@ impl Invalidator {
                 }
             };
             let scripts = batch.iter().map(|(_, key, at)| self.store.invalidate(key, *at, removal));
-            let results = futures_util::future::try_join_all(scripts).await?;
-            for ((job, key, at), result) in batch.iter().zip(results) {
+            for ((job, key, at), result) in batch.iter().zip(join_all(scripts).await) {
+                let Some(result) = passed_over(result, key)? else { continue };
                 handled.fenced += u64::from(result.fenced);
                 handled.removed += u64::from(result.removed);
                 let lists = || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params));
                 if let Some(wait) = result.held_off {
-                    held.push(HeldOff { job: Arc::clone(job), key: key.clone(), at: *at, when, wait });
+                    left.held.push(HeldOff { job: Arc::clone(job), key: key.clone(), at: *at, when, wait });
                     continue;
                 }
                 match removal {
@@ -444,27 +464,69 @@ impl Invalidator {
                 }
             }
         }
-        let trigger = if action == Action::Warm { Trigger::Demand } else { Trigger::Invalidation };
-        for (job, entries) in due {
+        for (name, entries) in due {
             handled.due += entries.len() as u64;
-            self.agenda.put(job, &entries, when, trigger).await?;
+            if self.jobs.jobs.get(name).is_some_and(|job| job.waits_for_inputs()) {
+                left.last.entry(name.clone()).or_default().extend(entries);
+            } else {
+                passed_over(self.agenda.put(name, &entries, when, trigger(action)).await, name)?;
+            }
+        }
+        if left.last.values().map(Vec::len).sum::<usize>() > LAST {
+            self.put_last(left, when, action).await?;
         }
         for ((name, unknown), (job, entries, at)) in out {
             if !unknown {
-                self.agenda.cancel(name, &entries, at).await?;
+                passed_over(self.agenda.cancel(name, &entries, at).await, name)?;
             }
             // Whoever fills misses by himself may write an old value just after.
             if !job.warm.settle.is_zero() {
                 let settle = i64::try_from(job.warm.settle.as_millis()).unwrap_or(0);
-                self.agenda.put(name, &entries, When::Keep(at + settle), Trigger::Settle).await?;
+                passed_over(self.agenda.put(name, &entries, When::Keep(at + settle), Trigger::Settle).await, name)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Makes due what AI makes.
+    async fn put_last(&self, left: &mut Left, when: When, action: Action) -> RedisResult<()> {
+        for (name, entries) in std::mem::take(&mut left.last) {
+            passed_over(self.agenda.put(&name, &entries, when, trigger(action)).await, &name)?;
         }
         Ok(())
     }
 }
 
+/// Why what is named becomes due.
+fn trigger(action: Action) -> Trigger {
+    match action {
+        Action::Warm => Trigger::Demand,
+        Action::Refresh | Action::Evict => Trigger::Invalidation,
+    }
+}
+
+/// What Redis says of one key, tag or job, or nothing where somebody else's key stands where ours should: waiting does not mend
+/// that, and neither others that the message names nor messages behind it are held up by it.
+fn passed_over<T>(result: RedisResult<T>, what: impl Display) -> RedisResult<Option<T>> {
+    match result {
+        Err(e) if is_wrong_type(&e) => {
+            warn!("cannot invalidate {what}, since a key of ours holds something else: {e}");
+            Ok(None)
+        }
+        result => result.map(Some),
+    }
+}
+
+/// Of a pipeline, whether that is all that Redis has against it.
+fn is_wrong_type(error: &RedisError) -> bool {
+    let errors = error.clone().into_server_errors();
+    errors.is_some_and(|errors| errors.iter().all(|(_, error)| error.code() == "WRONGTYPE"))
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -484,6 +546,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_followed_is_refused_with_the_reason() {
+        let long = json!({"patterns": ["a:*", "a".repeat(257)]}).to_string();
+        let many = json!({"patterns": vec!["a:*"; 65]}).to_string();
         for (text, reason) in [
             ("", "empty"),
             ("  ", "empty"),
@@ -493,9 +557,13 @@ mod tests {
             (r#"{"key": ["a:1"]}"#, "unknown field"),
             (r#"{"patterns": ["a:*"], "action": "warm"}"#, "keys only"),
             (r#"{"tags": [""]}"#, "tag is empty"),
+            (long.as_str(), "257 bytes"),
+            (many.as_str(), "65 patterns"),
         ] {
             let Malformed(said) = Message::parse(text).unwrap_err();
             assert!(said.contains(reason), "{text}: {said}");
         }
+        let most = json!({"patterns": vec!["a".repeat(256); 64]}).to_string();
+        assert_eq!(Message::parse(&most).unwrap().patterns.len(), 64);
     }
 }

@@ -1,6 +1,7 @@
 //! Entries made from other entries: reading inputs, and waking those that are made from what has changed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use redis::RedisResult;
 use serde_json::{Map, Value};
@@ -11,6 +12,9 @@ use crate::agenda::{Trigger, Urgency, When};
 use crate::job::{EntryKey, Job, JobName, Params};
 use crate::store::Meta;
 
+/// How long after its invalidation an input is waited for whose old value is there.
+const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
+
 /// Why what is made from an entry becomes due.
 #[derive(Clone, Copy)]
 enum Wake {
@@ -18,7 +22,7 @@ enum Wake {
     Changed(When),
     /// Its content was born then (Redis time, ms): what was made before.
     Outdated(i64),
-    /// It turned out to be there, or never to come: what waits for it.
+    /// It turned out to be there, still to be true, or never to come: what waits for it.
     Waiting,
 }
 
@@ -66,6 +70,26 @@ impl Warmer {
             }
         }
         Ok(missing.map_or(Ok(inputs), Err))
+    }
+
+    /// Of an entry that AI makes, an input that was invalidated and is still to be fetched: made from its old value, the entry
+    /// would have to be made, and paid for, once more. It is not waited for where its fetch has failed since, nor for ever.
+    /// `now` is Redis's, ms.
+    pub(super) async fn awaited_input(&self, job: &Job, params: &Params, now: i64) -> RedisResult<Option<EntryKey>> {
+        if !job.waits_for_inputs() {
+            return Ok(None);
+        }
+        let keys: Vec<EntryKey> = job.inputs.values().filter_map(|pattern| pattern.write(params)).collect();
+        let looked = self.store.look(&keys).await?;
+        let awaited = |(expires, meta): (i64, Option<Meta>)| {
+            meta.filter(|meta| expires != -2 && meta.invalidated > 0).is_some_and(
+                |Meta { invalidated, note, .. }| {
+                    let failed = note.outcome == Some(Outcome::Failed) && note.attempted >= invalidated;
+                    !failed && (now - invalidated).abs() < millis(FRESH_INPUT_WAIT)
+                },
+            )
+        };
+        Ok(keys.into_iter().zip(looked).find_map(|(key, looked)| awaited(looked).then_some(key)))
     }
 
     /// Makes an input due; says why not, where that was of no use just now.
@@ -179,11 +203,15 @@ impl Warmer {
 
     async fn wake_all(&self, job: &Job, dependants: Vec<EntryKey>, why: Wake) -> RedisResult<()> {
         let looked = self.store.look(&dependants).await?;
-        let (mut due, mut absent) = (Vec::new(), Vec::new());
+        let (mut due, mut waiting) = (Vec::new(), Vec::new());
         for (key, (expires, meta)) in dependants.into_iter().zip(looked) {
+            // It may wait for its input to be fetched anew.
+            if job.waits_for_inputs() && expires != -2 && meta.as_ref().is_some_and(|meta| meta.invalidated > 0) {
+                waiting.push(key.clone());
+            }
             let made = meta.filter(|meta| meta.is_of(expires)).map(|meta| meta.start);
             match why {
-                _ if expires == -2 => absent.push(key),
+                _ if expires == -2 => waiting.push(key),
                 Wake::Changed(_) => due.push(key),
                 Wake::Outdated(born) if made.is_some_and(|made| made <= born) => due.push(key),
                 Wake::Outdated(_) | Wake::Waiting => {}
@@ -194,6 +222,6 @@ impl Warmer {
         if let Wake::Outdated(_) = why {
             return Ok(());
         }
-        self.agenda.put(&job.name, &absent, When::IfThere, Trigger::Invalidation).await.map(|_| ())
+        self.agenda.put(&job.name, &waiting, When::IfThere, Trigger::Invalidation).await.map(|_| ())
     }
 }

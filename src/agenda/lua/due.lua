@@ -5,7 +5,8 @@
 -- ARGV  1 how: 'urgent' now, before all else
 --             'mass' before all that is merely due; in order of ARGV 3
 --             'due' at ARGV 3, unless it is due earlier, claimed or taken
---             'keep' at ARGV 3, unless it is on the agenda already
+--             'keep' at ARGV 3, unless it is on the agenda already; a look is then owed by the warmup or the person that it is
+--               there for, unless a worker has taken it: that compares its score, and take.lua knows of the debt
 --             'there' as 'due', but only if it is on the agenda
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
 --       4 '1': an invalidation: what a worker has taken is made due again; so is what is only claimed (and will be fetched
@@ -23,9 +24,9 @@ local at = tonumber(ARGV[3])
 if at == 0 then at = now end
 local pressing = how == 'urgent' or how == 'mass'
 -- What was named by itself stays before those that were named together.
-local function score(single, of)
+local function score(single, of, mass)
   if single then return string.format('%.6f', now - 4e13 + of / 64) end
-  return string.format('%.6f', at - (how == 'mass' and 3e13 or 0) + of / 64)
+  return string.format('%.6f', at - ((mass or how == 'mass') and 3e13 or 0) + of / 64)
 end
 local text = score(how == 'urgent', trigger)
 local owed = owing[trigger] and score(how == 'urgent', owing[trigger])
@@ -39,7 +40,10 @@ for i, entry in ipairs(entries) do
   if not old then
     move = how ~= 'there'
   elseif how == 'keep' then
-    move = false
+    local bits = math.floor((old - math.floor(old)) * 64)
+    local owes = trigger == 5 and bits < 32 and owing[bits % 8]
+    move = owes
+    as = owes and string.format('%.6f', old + (owes - bits % 8) / 64)
   else
     local bits = math.floor((old - math.floor(old)) * 64)
     local before = bits % 8
@@ -52,8 +56,10 @@ for i, entry in ipairs(entries) do
     end
     if old < -2.5e13 then
       local single = how == 'urgent' or old < -3.5e13
-      move = pressing and (stronger or (how == 'urgent' and old > -3.5e13) or tonumber(text) < math.floor(old))
-      as = score(single, of)
+      -- What waits for an input, or for its retry, comes forward as urgent as it is.
+      local forward = how == 'there' and at < math.floor(old) + (old < -3.5e13 and 4e13 or 3e13)
+      move = forward or pressing and (stronger or (how == 'urgent' and old > -3.5e13) or tonumber(text) < math.floor(old))
+      as = score(single, of, true)
     elseif old < -1e13 then
       -- Who looks at an entry once more (settle), or whether it is read still (expiry), may fetch nothing.
       local urgency = how == 'urgent' and 2 or how == 'mass' and 1 or 0

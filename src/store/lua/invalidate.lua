@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Handle an invalidation of one entry: what was fetched at or before its time S is refused, removed or made due.
--- What was fetched after S is left alone, so that handling twice, late, or by every worker does no harm; what claims to be
+-- What holds no string is never removed. What was fetched after S is left alone, so that handling twice, late, or by every worker does no harm; what claims to be
 -- fetched in the future was so by another clock, and is not.
 -- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (its lease is
 -- marked '+'), or shortly after one began; for longer where one failed, which has its mark and is tried again. Then nothing
@@ -47,10 +47,12 @@ if token and not later and (refresh or busy ~= 'e') then
 end
 local old = not start or before(tonumber(start)) or (pxat ~= -2 and not ours)
 if old and not refresh then
-  removed = redis.call('DEL', KEYS[1])
-  redis.call('DEL', KEYS[3])
+  -- A key that holds no string is somebody else's, and stays (lease.lua).
+  local kind = redis.call('TYPE', KEYS[1]).ok
+  if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end
+  redis.call('UNLINK', KEYS[3])
   if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
-  if removed == 0 and not token then due = 2 end
+  if kind == 'none' and not token then due = 2 end
 elseif old and (pxat ~= -2 or start) then
   if not later then due = 1 end
   local mark = string.format('%.0f', S)
