@@ -399,7 +399,7 @@ impl Warmer {
             let before = lease.meta.as_ref().map(|meta| &meta.note);
             let note = Note { trigger: Some(trigger), ..Note::default() };
             let note = match &answer {
-                Answer::Value(fetched) => match old::tags(job, &params, &inputs, fetched) {
+                Answer::Value(fetched) => match old::tags(job, &params, &inputs, || fetched.value()) {
                     Ok(tags) => Note {
                         validators: fetched.validators.clone(),
                         tags,
@@ -411,12 +411,17 @@ impl Warmer {
                         return self.give_up(job, taken, &lease, Outcome::Failed, Next::Out, Some(reason)).await;
                     }
                 },
-                Answer::Unchanged => Note {
-                    validators: known.unwrap_or_default(),
-                    tags: before.map(|note| note.tags.clone()).unwrap_or_default(),
-                    tokens: before.map(|note| note.tokens).unwrap_or_default(),
-                    outcome: Some(Outcome::Unchanged),
-                    ..note
+                Answer::Unchanged => match self.tags_kept(job, key, &params, &inputs, before).await? {
+                    Ok(tags) => Note {
+                        validators: known.unwrap_or_default(),
+                        tags,
+                        tokens: before.map(|note| note.tokens).unwrap_or_default(),
+                        outcome: Some(Outcome::Unchanged),
+                        ..note
+                    },
+                    Err(reason) => {
+                        return self.give_up(job, taken, &lease, Outcome::Failed, Next::Out, Some(reason)).await;
+                    }
                 },
                 Answer::Gone => Note { outcome: Some(Outcome::Gone), ..note },
             };

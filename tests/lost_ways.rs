@@ -583,6 +583,61 @@ async fn a_tags_invalidation_older_than_a_look_at_what_ai_made_has_it_generated_
     assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
 }
 
+/// What AI made is not generated again for that.
+#[tokio::test]
+async fn tags_that_a_job_or_an_input_gains_reach_what_ai_made_before() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one", "artist": "Frida"})));
+    let parts = Parts::of(&redis).await;
+    let jobs = tagged_stories(&upstream, "\"old\"");
+    let mut first = worker(&redis, &jobs);
+    story_is(&redis, "one").await;
+    first.kill9();
+    first.wait().await;
+    let jobs = tagged_stories(&upstream, r#""by:{{ artwork.artist }}", "of:{{ value }}""#);
+    let _second = worker(&redis, &jobs);
+    let tags_are = async |tags: &[&str]| {
+        eventually("the story has its tags", async || {
+            let found = known(&parts, &story()).await.unwrap().note.tags;
+            if found == tags { Ok(()) } else { Err(found) }
+        })
+        .await;
+    };
+    looked_at(&parts).await;
+    tags_are(&["by:Frida", "of:one"]).await;
+    eventually("it has left its old tag", async || redis.keys("samovar:tag:*:old").await.is_empty()).await;
+    // Of the title, which alone is in the prompt, nothing changes.
+    upstream.on("/art/a", Reply::json(json!({"title": "one", "artist": "Diego"})));
+    parts.invalidate("art:a").await;
+    tags_are(&["by:Diego", "of:one"]).await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 1);
+    parts.invalidate(r#"{"tags": ["by:Frida"]}"#).await;
+    parts.invalidate(r#"{"tags": ["by:Diego"]}"#).await;
+    upstream.called("/v1/chat/completions", 2).await;
+}
+
+#[tokio::test]
+async fn a_tag_that_what_ai_made_cannot_have_costs_neither_the_value_nor_a_call() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let parts = Parts::of(&redis).await;
+    let jobs = stories(&upstream);
+    let mut first = worker(&redis, &jobs);
+    story_is(&redis, "one").await;
+    first.kill9();
+    first.wait().await;
+    let jobs = tagged_stories(&upstream, r#""by:{{ artwork.artist }}""#);
+    let _second = worker(&redis, &jobs);
+    parts.next_instant().await;
+    parts.agenda.put(&JobName::new("story"), &[story()], When::Urgent, Trigger::Invalidation).await.unwrap();
+    eventually("it says why", async || match known(&parts, &story()).await.unwrap().note.reason {
+        Some(reason) if reason.contains("the tag `by:") => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    assert_eq!((redis.json("story:a").await, upstream.calls("/v1/chat/completions")), (Some(json!("one")), 1));
+}
+
 #[tokio::test]
 async fn what_was_lost_is_made_good_for_what_was_only_looked_at_since() {
     let (redis, upstream) = both().await;
