@@ -15,9 +15,11 @@ use samovar::job::{EntryKey, JobName, Jobs};
 use samovar::retired::Retired;
 use samovar::store::{Fresh, Leased, Meta, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
-use samovar::trigger::{Doubt, Inbox, Intake, Message};
+use samovar::trigger::{Doubt, Inbox, Intake, Memory, Message};
 use serde_json::{Value, json};
-use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, art, eventually, hasty_worker, job, worker};
+use support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, worker,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -169,6 +171,7 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
             keys: parts.keys.clone(),
             intake,
             suspicion: parts.suspicion(&jobs),
+            memory: Memory::of(&Arc::from(worker)),
             telemetry: Telemetry::default(),
             worker: Arc::from(worker),
             claim: Duration::from_millis(500),
@@ -656,6 +659,80 @@ async fn what_was_lost_is_made_good_for_what_was_only_looked_at_since() {
     suspicion.look().await.unwrap();
     assert_eq!(known(&parts, &story()).await.unwrap().invalidated, at);
     assert!(due().await.is_some());
+}
+
+// A Redis that comes back older than it was
+
+/// The story tells how often it was generated; the first of them is there.
+async fn counted_stories(redis: &TestRedis, upstream: &Upstream) -> (JobsFolder, WorkerProcess) {
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(upstream);
+    upstream.answer("/v1/chat/completions", |_, calls| {
+        let message = json!({"role": "assistant", "content": calls.to_string()});
+        Reply::json(json!({"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"total_tokens": 2}}))
+    });
+    let worker = worker(redis, &jobs);
+    story_is(redis, "1").await;
+    (jobs, worker)
+}
+
+/// Another message may be in the inbox before the worker sees that Redis is another; and it may have handled some before.
+#[tokio::test]
+async fn what_was_invalidated_since_the_moment_that_redis_went_back_to_is_generated_again() {
+    for (overtaken, before) in [(false, false), (true, false), (true, true)] {
+        let (mut redis, upstream) = both().await;
+        let (_jobs, worker) = counted_stories(&redis, &upstream).await;
+        let parts = Parts::of(&redis).await;
+        if before {
+            parts.invalidate("art:other").await;
+            // Which the worker knows once it has seen to the next one.
+            parts.invalidate("art:other").await;
+        }
+        redis.ask::<String>(&["SAVE"]).await;
+        parts.invalidate("story:a").await;
+        story_is(&redis, "2").await;
+        parts.invalidate("art:other").await;
+        redis.kill9();
+        worker.freeze();
+        redis.start_again().await;
+        assert_eq!(redis.json("story:a").await, Some(json!("1")));
+        if overtaken {
+            Parts::of(&redis).await.publish("art:other").await;
+        }
+        worker.thaw();
+        story_is(&redis, "3").await;
+    }
+}
+
+#[tokio::test]
+async fn what_ai_made_is_not_generated_again_for_a_restart_that_lost_nothing() {
+    let (mut redis, upstream) = tokio::join!(TestRedis::options().append_only().start(), Upstream::start());
+    let (_jobs, _worker) = counted_stories(&redis, &upstream).await;
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("story:a").await;
+    story_is(&redis, "2").await;
+    let at = parts.now().await;
+    redis.restart().await;
+    let parts = Parts::of(&redis).await;
+    eventually("the story is looked at", async || match known(&parts, &story()).await {
+        Some(meta) if meta.start > at => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    assert_eq!((redis.json("story:a").await, upstream.calls("/v1/chat/completions")), (Some(json!("2")), 2));
+}
+
+#[tokio::test]
+async fn what_was_in_an_inbox_that_redis_evicted_may_be_lost() {
+    let (redis, upstream) = both().await;
+    let (_jobs, _worker) = counted_stories(&redis, &upstream).await;
+    Parts::of(&redis).await.invalidate("story:a").await;
+    story_is(&redis, "2").await;
+    redis.ask::<usize>(&["DEL", "samovar:inbox"]).await;
+    story_is(&redis, "3").await;
+    eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 3);
 }
 
 // Jobs that not everybody knows
