@@ -260,6 +260,9 @@ async fn remove(redis: &mut Connection, keys: &Keys, reader: &str) -> RedisResul
     redis::cmd("HDEL").arg(keys.acknowledged()).arg(reader).exec_async(redis).await
 }
 
+/// What came of acknowledging messages, deleting them, reading the note there was, and leaving another.
+type Steps = (RedisResult<u64>, RedisResult<u64>, RedisResult<Option<String>>, RedisResult<u64>);
+
 /// Acknowledges messages, and deletes them, as many at a time as are done, until nobody has a receipt any more.
 async fn acknowledge(
     mut redis: Connection,
@@ -277,22 +280,16 @@ async fn acknowledge(
             steps.cmd("XACK").arg(&inbox).arg(GROUP).arg(&ids);
             steps.cmd("XDEL").arg(&inbox).arg(&ids);
             steps.hget(&noted, memory.worker()).hset(&noted, memory.worker(), &note).ignore_errors();
-            let steps: RedisResult<(
-                RedisResult<u64>,
-                RedisResult<u64>,
-                RedisResult<Option<String>>,
-                RedisResult<u64>,
-            )> = steps.query_async(&mut redis).await;
-            let steps = steps.and_then(|(acknowledged, deleted, before, left)| {
-                (acknowledged?, deleted?);
-                // A full Redis takes no note.
-                if let (Ok(before), Ok(_)) = (before, left) {
-                    memory.noted(before.as_deref(), &note);
+            let steps: RedisResult<Steps> = steps.query_async(&mut redis).await;
+            match steps.and_then(|(acknowledged, deleted, before, left)| Ok((acknowledged.and(deleted)?, before, left)))
+            {
+                Ok((_, before, left)) => {
+                    // A full Redis takes no note.
+                    if let (Ok(before), Ok(_)) = (before, left) {
+                        memory.noted(before.as_deref(), &note);
+                    }
+                    break;
                 }
-                Ok(())
-            });
-            match steps {
-                Ok(()) => break,
                 // They stay pending and are taken over.
                 Err(_) if stop.is_cancelled() => return,
                 Err(e) => patience.ill(&e, &stop).await,
