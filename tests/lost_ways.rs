@@ -671,7 +671,7 @@ async fn counted_stories(redis: &TestRedis, upstream: &Upstream) -> (JobsFolder,
         let message = json!({"role": "assistant", "content": calls.to_string()});
         Reply::json(json!({"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"total_tokens": 2}}))
     });
-    let worker = worker(redis, &jobs);
+    let worker = hasty_worker(redis, &jobs);
     story_is(redis, "1").await;
     (jobs, worker)
 }
@@ -707,20 +707,15 @@ async fn what_was_invalidated_since_the_moment_that_redis_went_back_to_is_genera
 #[tokio::test]
 async fn what_ai_made_is_not_generated_again_for_a_restart_that_lost_nothing() {
     let (mut redis, upstream) = tokio::join!(TestRedis::options().append_only().start(), Upstream::start());
-    let (_jobs, _worker) = counted_stories(&redis, &upstream).await;
-    let parts = Parts::of(&redis).await;
-    parts.invalidate("story:a").await;
+    let (_jobs, mut worker) = counted_stories(&redis, &upstream).await;
+    Parts::of(&redis).await.invalidate("story:a").await;
     story_is(&redis, "2").await;
-    let at = parts.now().await;
     redis.restart().await;
-    let parts = Parts::of(&redis).await;
-    eventually("the story is looked at", async || match known(&parts, &story()).await {
-        Some(meta) if meta.start > at => Ok(()),
-        other => Err(other),
-    })
-    .await;
+    worker.wait_for_log(&["Redis was restarted"]).await;
     eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
-    assert_eq!((redis.json("story:a").await, upstream.calls("/v1/chat/completions")), (Some(json!("2")), 2));
+    let meta = known(&Parts::of(&redis).await, &story()).await.unwrap();
+    assert_eq!((meta.invalidated, redis.json("story:a").await), (0, Some(json!("2"))));
+    assert_eq!(upstream.calls("/v1/chat/completions"), 2);
 }
 
 #[tokio::test]
