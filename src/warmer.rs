@@ -419,7 +419,7 @@ impl Warmer {
             let before = lease.meta.as_ref().map(|meta| &meta.note);
             let note = Note { trigger: Some(trigger), ..Note::default() };
             let note = match &answer {
-                Answer::Value(fetched) => match old::tags(job, &params, &inputs, fetched) {
+                Answer::Value(fetched) => match old::tags(job, &params, &inputs, || fetched.value()) {
                     Ok(tags) => Note {
                         validators: fetched.validators.clone(),
                         tags,
@@ -431,12 +431,17 @@ impl Warmer {
                         return self.give_up(job, taken, &lease, Outcome::Failed, Next::Out, Some(reason)).await;
                     }
                 },
-                Answer::Unchanged => Note {
-                    validators: known.unwrap_or_default(),
-                    tags: before.map(|note| note.tags.clone()).unwrap_or_default(),
-                    tokens: before.map(|note| note.tokens).unwrap_or_default(),
-                    outcome: Some(Outcome::Unchanged),
-                    ..note
+                Answer::Unchanged => match self.tags_kept(job, key, &params, &inputs, before).await? {
+                    Ok(tags) => Note {
+                        validators: known.unwrap_or_default(),
+                        tags,
+                        tokens: before.map(|note| note.tokens).unwrap_or_default(),
+                        outcome: Some(Outcome::Unchanged),
+                        ..note
+                    },
+                    Err(reason) => {
+                        return self.give_up(job, taken, &lease, Outcome::Failed, Next::Out, Some(reason)).await;
+                    }
                 },
                 Answer::Gone => Note { outcome: Some(Outcome::Gone), ..note },
             };
@@ -557,7 +562,7 @@ impl Warmer {
     ) -> RedisResult<Written> {
         loop {
             // Its tags first: an invalidation by one of them then finds the entry, or left its stamp before.
-            let tagged = self.tag(job, key, lease, &note.tags).await;
+            let tagged = self.tag(job, key, lease, asked(job, lease, answer), &note.tags).await;
             let tried = match answer {
                 _ if tagged.is_err() => tagged.map(|()| Written::Lost),
                 Answer::Value(fetched) => self.store.commit(key, lease, &fetched.json, job.ttl, note).await,
@@ -574,8 +579,9 @@ impl Warmer {
         }
     }
 
-    /// Puts an entry under its tags; where an invalidation by one of them came since its fetch began, marks the lease.
-    async fn tag(&self, job: &Job, key: &EntryKey, lease: &Lease, tags: &[String]) -> RedisResult<()> {
+    /// Puts an entry under its tags; where an invalidation by one of them came since its content was `asked` for (Redis time,
+    /// ms), marks what is older: the lease, or the value that is to be extended.
+    async fn tag(&self, job: &Job, key: &EntryKey, lease: &Lease, asked: i64, tags: &[String]) -> RedisResult<()> {
         if tags.is_empty() {
             return Ok(());
         }
@@ -584,7 +590,7 @@ impl Warmer {
         let finds = |tag: &String| had.is_some_and(|meta| meta.note.tags.contains(tag));
         let stamps = self.store.tag(key, tags, self.tagged_for(job, lease)).await?;
         let stamps = tags.iter().zip(stamps).filter_map(|(tag, stamp)| {
-            stamp.filter(|stamp| stamp.at >= lease.start && (stamp.removal == Removal::Evict || !finds(tag)))
+            stamp.filter(|stamp| stamp.at >= asked && (stamp.removal == Removal::Evict || !finds(tag)))
         });
         match stamps.max_by_key(|stamp| stamp.at) {
             Some(stamp) => self.store.fence(key, stamp).await,
@@ -778,6 +784,16 @@ impl Warmer {
         let known = Some(&meta.note.validators);
         let ask = Ask { job, source: 0, key, params, inputs, known, deadline: Instant::now() };
         Ok(self.sources.unchanged_without_asking(&self.jobs, &ask))
+    }
+}
+
+/// When the content was asked for that an answer stands for (Redis time, ms): what AI made is kept with nobody asked.
+fn asked(job: &Job, lease: &Lease, answer: &Answer) -> i64 {
+    match answer {
+        Answer::Unchanged if matches!(job.sources[0], Source::Ai(_)) => {
+            lease.meta.as_ref().map_or(lease.start, |meta| meta.asked)
+        }
+        Answer::Value(_) | Answer::Unchanged | Answer::Gone => lease.start,
     }
 }
 

@@ -42,7 +42,7 @@ use crate::retired::{self, Retired};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
 use crate::telemetry::{Telemetry, metrics};
-use crate::trigger::{Cron, Doubt, Ear, Evictions, Inbox, Intake, Invalidator, Listener, Misses, Suspicion};
+use crate::trigger::{Cron, Doubt, Ear, Evictions, Inbox, Intake, Invalidator, Listener, Memory, Misses, Suspicion};
 use crate::undertaker::{self, Undertaker};
 use crate::warmer::Warmer;
 
@@ -244,6 +244,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         claim: settings.claim,
         bell: Arc::new(Notify::new()),
     };
+    let memory = Memory::of(&name);
     let (intake, intaking) = Intake::new(invalidator.clone(), telemetry.clone());
     let dispatcher = Dispatcher {
         jobs: Arc::clone(&jobs),
@@ -302,6 +303,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         retired: retired.clone(),
         store: store.clone(),
         suspicion: suspicion.clone(),
+        memory: memory.clone(),
         gates: gates.clone(),
         workers: Arc::clone(&workers),
         dead_after: dead_after(settings.claim),
@@ -324,6 +326,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         keys: keys.clone(),
         intake,
         suspicion: suspicion.clone(),
+        memory,
         telemetry,
         worker: Arc::clone(&name),
         claim: settings.claim,
@@ -479,6 +482,7 @@ struct Pulse {
     retired: Retired,
     store: Store,
     suspicion: Suspicion,
+    memory: Memory,
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
     undertaker: Undertaker,
     evictions: Evictions,
@@ -560,6 +564,7 @@ impl Pulse {
             self.retired.know().await?;
         }
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
+        self.memory.compare(&self.suspicion, Some(run_id)).await?;
         if known.as_deref() != Some(run_id) {
             // First the repair, then the mark: a crash in between only repeats it.
             // It may have forgotten what it had acknowledged.

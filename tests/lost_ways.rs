@@ -13,11 +13,13 @@ use samovar::agenda::{Claimed, Due, Finished, Next, State, Trigger, When};
 use samovar::health::Sign;
 use samovar::job::{EntryKey, JobName, Jobs};
 use samovar::retired::Retired;
-use samovar::store::{Fresh, Leased, Note, Removal, Written};
+use samovar::store::{Fresh, Leased, Meta, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
-use samovar::trigger::{Doubt, Inbox, Intake, Message};
+use samovar::trigger::{Doubt, Inbox, Intake, Memory, Message};
 use serde_json::{Value, json};
-use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, art, eventually, hasty_worker, job, worker};
+use support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, worker,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +41,11 @@ async fn version(redis: &TestRedis, name: &str, version: u64) {
 
 /// `story:a` is made from `art:a` by an AI that repeats what it was told; both are listed.
 fn stories(upstream: &Upstream) -> JobsFolder {
+    tagged_stories(upstream, "")
+}
+
+/// The same, the stories with these tags.
+fn tagged_stories(upstream: &Upstream, tags: &str) -> JobsFolder {
     upstream.answer("/v1/chat/completions", |call, _| {
         let prompt = call.json()["messages"].as_array().unwrap().last().unwrap()["content"].clone();
         let message = json!({"role": "assistant", "content": prompt});
@@ -48,11 +55,8 @@ fn stories(upstream: &Upstream) -> JobsFolder {
         }))
     });
     let ai = format!("[openai]\nurl = \"{}/v1\"\ntimeout = \"60s\"", upstream.url());
-    Art::of(upstream).limits(&ai).list(["a"]).folder().job(
-        "story",
-        r#"
-        key = "story:{name}"
-        ttl = "1h"
+    let head = format!("key = \"story:{{name}}\"\nttl = \"1h\"\ntags = [{tags}]\n");
+    let rest = r#"
         [inputs]
         artwork = "art:{name}"
         [source]
@@ -62,12 +66,45 @@ fn stories(upstream: &Upstream) -> JobsFolder {
         prompt = "{{ artwork.title }}"
         [entries]
         list = ["a"]
-        "#,
-    )
+        "#;
+    Art::of(upstream).limits(&ai).list(["a"]).folder().job("story", &(head + rest))
 }
 
 fn story() -> EntryKey {
     EntryKey::new("story:a")
+}
+
+async fn known(parts: &Parts, key: &EntryKey) -> Option<Meta> {
+    parts.store.look(std::slice::from_ref(key)).await.unwrap().remove(0).1
+}
+
+/// Lets a worker look at the story, which it finds to be made from the same; returns a time between its generation and that.
+async fn looked_at(parts: &Parts) -> i64 {
+    parts.next_instant().await;
+    let at = parts.now().await;
+    parts.next_instant().await;
+    parts.agenda.put(&JobName::new("story"), &[story()], When::Urgent, Trigger::Invalidation).await.unwrap();
+    eventually("the story is looked at", async || match known(parts, &story()).await {
+        Some(meta) if meta.start > at => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    at
+}
+
+/// Extends an entry with nobody asked; returns a time between its fetch and that.
+async fn extended(parts: &Parts, key: &EntryKey, note: &Note) -> i64 {
+    parts.next_instant().await;
+    let at = parts.now().await;
+    for _ in 0..2 {
+        parts.next_instant().await;
+        let Leased::Yes(lease) = parts.store.lease(key, LONG, Fresh::default()).await.unwrap() else {
+            panic!("somebody fetches {key}");
+        };
+        let written = parts.store.extend_unasked(key, &lease, HOUR, note).await.unwrap();
+        assert!(matches!(written, Written::Done { changed: false, .. }), "{written:?}");
+    }
+    at
 }
 
 async fn story_is(redis: &TestRedis, title: &str) {
@@ -134,6 +171,7 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
             keys: parts.keys.clone(),
             intake,
             suspicion: parts.suspicion(&jobs),
+            memory: Memory::of(&Arc::from(worker)),
             telemetry: Telemetry::default(),
             worker: Arc::from(worker),
             claim: Duration::from_millis(500),
@@ -555,6 +593,240 @@ async fn an_invalidation_that_is_handled_late_is_not_answered_without_asking() {
     let written = parts.store.extend(&art("a"), &lease, HOUR, &note).await.unwrap();
     assert!(matches!(written, Written::Done { changed: false, .. }), "{written:?}");
     assert_eq!(parts.meta("a").await.unwrap().invalidated, 0);
+}
+
+/// The invalidation is older than the extension, and is handled only after it.
+#[tokio::test]
+async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
+    let redis = TestRedis::start().await;
+    let (parts, note) = (Parts::of(&redis).await, Note::default());
+    for removal in [Removal::Refresh, Removal::Evict] {
+        commit(&parts, &art("a"), &json!("told")).await;
+        let at = extended(&parts, &art("a"), &note).await;
+        let before = parts.meta("a").await.unwrap();
+        assert!(before.asked < at && at < before.start, "{before:?}");
+        let handled = parts.store.invalidate(&art("a"), at, removal).await.unwrap();
+        assert_eq!((handled.due, handled.removed), (removal == Removal::Refresh, removal == Removal::Evict));
+        let after = parts.meta("a").await;
+        match removal {
+            Removal::Refresh => assert_eq!(after, Some(Meta { invalidated: at, ..before })),
+            Removal::Evict => assert_eq!((after, redis.get("art:a").await), (None, None)),
+        }
+    }
+    // Whoever asked, or fetched the same, has asked after it.
+    commit(&parts, &art("a"), &json!("told")).await;
+    for fetched in [false, true] {
+        let at = extended(&parts, &art("a"), &note).await;
+        let born = parts.meta("a").await.unwrap().born;
+        let lease = parts.lease("a", LONG).await;
+        let written = if fetched {
+            parts.store.commit(&art("a"), &lease, "\"told\"", HOUR, &note).await
+        } else {
+            parts.store.extend(&art("a"), &lease, HOUR, &note).await
+        };
+        assert!(matches!(written.unwrap(), Written::Done { changed: false, .. }));
+        let handled = parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap();
+        let meta = parts.meta("a").await.unwrap();
+        assert!(!handled.due, "{handled:?}");
+        assert_eq!((meta.invalidated, meta.asked, meta.born), (0, lease.start, born));
+    }
+}
+
+/// As left by a version that did not keep it.
+#[tokio::test]
+async fn metadata_that_do_not_say_when_somebody_was_asked_mean_when_the_fetch_began() {
+    let redis = TestRedis::start().await;
+    let (parts, note) = (Parts::of(&redis).await, Note::default());
+    commit(&parts, &art("a"), &json!("told")).await;
+    let at = extended(&parts, &art("a"), &note).await;
+    let meta = parts.meta("a").await.unwrap();
+    let packed = redis.get(&parts.keys.meta(&art("a"))).await.unwrap().replace(&format!("~{}", meta.asked), "");
+    redis.set(&parts.keys.meta(&art("a")), &packed, HOUR).await;
+    assert!(!parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap().due);
+    extended(&parts, &art("a"), &note).await;
+    assert_eq!(parts.meta("a").await.unwrap().asked, meta.start);
+    assert!(parts.store.invalidate(&art("a"), meta.start, Removal::Refresh).await.unwrap().due);
+}
+
+#[tokio::test]
+async fn an_invalidation_older_than_a_look_at_what_ai_made_has_it_generated_again() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream);
+    let _worker = worker(&redis, &jobs);
+    story_is(&redis, "one").await;
+    let parts = Parts::of(&redis).await;
+    let at = looked_at(&parts).await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 1);
+    parts.invalidator(&jobs).handle(&Message::parse("story:a").unwrap(), at).await.unwrap();
+    upstream.called("/v1/chat/completions", 2).await;
+}
+
+/// Whoever invalidates by the tag has stamped it, and has yet to read its entries when the story is looked at.
+#[tokio::test]
+async fn a_tags_invalidation_older_than_a_look_at_what_ai_made_has_it_generated_again() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = tagged_stories(&upstream, "\"told\"");
+    let _worker = worker(&redis, &jobs);
+    story_is(&redis, "one").await;
+    let parts = Parts::of(&redis).await;
+    let at = looked_at(&parts).await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 1);
+    parts.store.stamp("told", at, Removal::Evict).await.unwrap();
+    looked_at(&parts).await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 2);
+    // The same of what is only kept for longer.
+    let note = Note { tags: vec!["told".to_owned()], ..Note::default() };
+    commit(&parts, &art("a"), &json!("told")).await;
+    let at = extended(&parts, &art("a"), &note).await;
+    parts.store.stamp("told", at, Removal::Refresh).await.unwrap();
+    assert_eq!(parts.store.outlive(&art("a"), HOUR * 2, HOUR * 2).await.unwrap(), None);
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
+}
+
+/// What AI made is not generated again for that.
+#[tokio::test]
+async fn tags_that_a_job_or_an_input_gains_reach_what_ai_made_before() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one", "artist": "Frida"})));
+    let parts = Parts::of(&redis).await;
+    let jobs = tagged_stories(&upstream, "\"old\"");
+    let mut first = worker(&redis, &jobs);
+    story_is(&redis, "one").await;
+    first.kill9();
+    first.wait().await;
+    let jobs = tagged_stories(&upstream, r#""by:{{ artwork.artist }}", "of:{{ value }}""#);
+    let _second = worker(&redis, &jobs);
+    let tags_are = async |tags: &[&str]| {
+        eventually("the story has its tags", async || {
+            let found = known(&parts, &story()).await.unwrap().note.tags;
+            if found == tags { Ok(()) } else { Err(found) }
+        })
+        .await;
+    };
+    looked_at(&parts).await;
+    tags_are(&["by:Frida", "of:one"]).await;
+    eventually("it has left its old tag", async || redis.keys("samovar:tag:*:old").await.is_empty()).await;
+    // Of the title, which alone is in the prompt, nothing changes.
+    upstream.on("/art/a", Reply::json(json!({"title": "one", "artist": "Diego"})));
+    parts.invalidate("art:a").await;
+    tags_are(&["by:Diego", "of:one"]).await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 1);
+    parts.invalidate(r#"{"tags": ["by:Frida"]}"#).await;
+    parts.invalidate(r#"{"tags": ["by:Diego"]}"#).await;
+    upstream.called("/v1/chat/completions", 2).await;
+}
+
+#[tokio::test]
+async fn a_tag_that_what_ai_made_cannot_have_costs_neither_the_value_nor_a_call() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let parts = Parts::of(&redis).await;
+    let jobs = stories(&upstream);
+    let mut first = worker(&redis, &jobs);
+    story_is(&redis, "one").await;
+    first.kill9();
+    first.wait().await;
+    let jobs = tagged_stories(&upstream, r#""by:{{ artwork.artist }}""#);
+    let _second = worker(&redis, &jobs);
+    parts.next_instant().await;
+    parts.agenda.put(&JobName::new("story"), &[story()], When::Urgent, Trigger::Invalidation).await.unwrap();
+    eventually("it says why", async || match known(&parts, &story()).await.unwrap().note.reason {
+        Some(reason) if reason.contains("the tag `by:") => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    assert_eq!((redis.json("story:a").await, upstream.calls("/v1/chat/completions")), (Some(json!("one")), 1));
+}
+
+#[tokio::test]
+async fn what_was_lost_is_made_good_for_what_was_only_looked_at_since() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, stories(&upstream));
+    redis.ask::<usize>(&["HSET", &parts.keys.digests(), "story", "x", "art", "x"]).await;
+    commit(&parts, &story(), &json!("one")).await;
+    let at = extended(&parts, &story(), &Note::default()).await;
+    let suspicion = parts.suspicion(&jobs);
+    let due =
+        async || redis.ask::<Option<f64>>(&["ZSCORE", &parts.keys.agenda(&JobName::new("story")), "story:a"]).await;
+    // To be looked at is all that would be done.
+    suspicion.raise(at, Doubt::Missed).await.unwrap();
+    suspicion.look().await.unwrap();
+    assert_eq!((known(&parts, &story()).await.unwrap().invalidated, due().await), (0, None));
+    suspicion.raise(at, Doubt::Lost).await.unwrap();
+    suspicion.look().await.unwrap();
+    assert_eq!(known(&parts, &story()).await.unwrap().invalidated, at);
+    assert!(due().await.is_some());
+}
+
+// A Redis that comes back older than it was
+
+/// The story tells how often it was generated; the first of them is there.
+async fn counted_stories(redis: &TestRedis, upstream: &Upstream) -> (JobsFolder, WorkerProcess) {
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(upstream);
+    upstream.answer("/v1/chat/completions", |_, calls| {
+        let message = json!({"role": "assistant", "content": calls.to_string()});
+        Reply::json(json!({"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"total_tokens": 2}}))
+    });
+    let worker = hasty_worker(redis, &jobs);
+    story_is(redis, "1").await;
+    (jobs, worker)
+}
+
+/// Another message may be in the inbox before the worker sees that Redis is another; and it may have handled some before.
+#[tokio::test]
+async fn what_was_invalidated_since_the_moment_that_redis_went_back_to_is_generated_again() {
+    for (overtaken, before) in [(false, false), (true, false), (true, true)] {
+        let (mut redis, upstream) = both().await;
+        let (_jobs, worker) = counted_stories(&redis, &upstream).await;
+        let parts = Parts::of(&redis).await;
+        if before {
+            parts.invalidate("art:other").await;
+            // Which the worker knows once it has seen to the next one.
+            parts.invalidate("art:other").await;
+        }
+        redis.ask::<String>(&["SAVE"]).await;
+        parts.invalidate("story:a").await;
+        story_is(&redis, "2").await;
+        parts.invalidate("art:other").await;
+        redis.kill9();
+        worker.freeze();
+        redis.start_again().await;
+        assert_eq!(redis.json("story:a").await, Some(json!("1")));
+        if overtaken {
+            Parts::of(&redis).await.publish("art:other").await;
+        }
+        worker.thaw();
+        story_is(&redis, "3").await;
+    }
+}
+
+#[tokio::test]
+async fn what_ai_made_is_not_generated_again_for_a_restart_that_lost_nothing() {
+    let (mut redis, upstream) = tokio::join!(TestRedis::options().append_only().start(), Upstream::start());
+    let (_jobs, mut worker) = counted_stories(&redis, &upstream).await;
+    Parts::of(&redis).await.invalidate("story:a").await;
+    story_is(&redis, "2").await;
+    redis.restart().await;
+    worker.wait_for_log(&["Redis was restarted"]).await;
+    eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    let meta = known(&Parts::of(&redis).await, &story()).await.unwrap();
+    assert_eq!((meta.invalidated, redis.json("story:a").await), (0, Some(json!("2"))));
+    assert_eq!(upstream.calls("/v1/chat/completions"), 2);
+}
+
+#[tokio::test]
+async fn what_was_in_an_inbox_that_redis_evicted_may_be_lost() {
+    let (redis, upstream) = both().await;
+    let (_jobs, _worker) = counted_stories(&redis, &upstream).await;
+    Parts::of(&redis).await.invalidate("story:a").await;
+    story_is(&redis, "2").await;
+    redis.ask::<usize>(&["DEL", "samovar:inbox"]).await;
+    story_is(&redis, "3").await;
+    eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 3);
 }
 
 // Jobs that not everybody knows

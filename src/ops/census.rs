@@ -24,7 +24,7 @@ pub struct Census {
 pub struct Counted {
     /// Keys that are there.
     pub warm: u64,
-    /// When the fetch of the oldest of Samovar's values among them began (Redis time, ms).
+    /// When the oldest of Samovar's values among them was fetched, or last found to be made from the same (Redis time, ms).
     pub oldest_ms: Option<i64>,
     /// Those whose TTL was over, and which live on because their source fails.
     #[serde(default)]

@@ -22,7 +22,7 @@ pub struct Entry {
     pub ttl_ms: Option<i64>,
     /// Whether Samovar wrote it.
     pub written_by_samovar: bool,
-    /// When its fetch began.
+    /// When its content was last asked for, or confirmed by its source.
     pub fetched_ms: Option<i64>,
     /// An invalidation that is not yet answered.
     pub invalidated_ms: Option<i64>,
@@ -97,7 +97,7 @@ impl Ops {
             value: text.map(|text| serde_json::from_str(&text).unwrap_or_else(|_| json!(text))),
             ttl_ms: (expires > 0).then_some(expires - now),
             written_by_samovar: ours,
-            fetched_ms: meta.as_ref().filter(|_| ours).map(|meta| meta.start),
+            fetched_ms: meta.as_ref().filter(|_| ours).map(|meta| meta.asked),
             invalidated_ms: meta.as_ref().map(|meta| meta.invalidated).filter(|at| *at > 0),
             etag: note.as_ref().and_then(|note| note.validators.etag.clone()),
             last_modified: note.as_ref().and_then(|note| note.validators.last_modified.clone()),

@@ -219,6 +219,11 @@ impl Keys {
         format!("{}:sweep", self.prefix)
     }
 
+    /// The highest id of the inbox that each worker has acknowledged: a hash.
+    pub fn acknowledged(&self) -> String {
+        format!("{}:acknowledged", self.prefix)
+    }
+
     /// The stream of invalidations that cannot be lost.
     pub fn inbox(&self) -> String {
         format!("{}:inbox", self.prefix)

@@ -6,13 +6,18 @@ use crate::agenda::Trigger;
 use crate::source::Validators;
 use crate::warmer::Outcome;
 
-/// Metadata of an entry: `start written invalidated outlived hash@born {note}`.
+/// Metadata of an entry: `start written invalidated outlived hash@born {note}`; `hash~asked@born` where nobody was asked when
+/// the value was last extended.
 ///
 /// Scripts read and write the head without parsing JSON; only we read the note.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
-    /// When the fetch of the present value began (Redis time, ms); 0 if we fetched none.
+    /// When the fetch of the present value began, or it was last looked whether it would be made from the same (Redis time,
+    /// ms); 0 if we fetched none.
     pub start: i64,
+    /// When its content was last asked for, or confirmed by its source (Redis time, ms): what was invalidated since is not
+    /// answered. It is before `start` where the value was extended since with nobody asked; `start` where nothing is said.
+    pub asked: i64,
     /// The `PEXPIRETIME` we gave the value; another one on the key means that somebody else wrote it.
     pub written: i64,
     /// The time of an invalidation that is not yet answered (ms); 0 for none.
@@ -86,12 +91,14 @@ impl Meta {
         let (start, written, invalidated, outlived) = (number()?, number()?, number()?, number()?);
         let hash = parts.next()?;
         let (hash, born) = hash.split_once('@').unwrap_or((hash, "0"));
+        let (hash, asked) = hash.split_once('~').map_or((hash, None), |(hash, asked)| (hash, Some(asked)));
+        let asked = asked.map_or(Ok(start), str::parse).ok()?;
         let (hash, born) = (hash.to_owned(), born.parse().ok()?);
         let mut note: Note = serde_json::from_str(parts.next()?).unwrap_or_default();
         if note.attempted == 0 {
             note.attempted = start;
         }
-        Some(Self { start, written, invalidated, outlived, hash, born, note })
+        Some(Self { start, asked, written, invalidated, outlived, hash, born, note })
     }
 
     /// Whether the value that expires at `pexpiretime` (as Redis says it) is the one this speaks of.
@@ -117,6 +124,16 @@ mod tests {
         assert!(meta.is_of(1_732_277_200_123));
         assert_eq!(meta.note, Note { attempted: meta.start, ..Note::default() });
         assert_eq!(Meta::parse("garbage"), None);
+    }
+
+    #[test]
+    fn content_was_asked_for_when_the_head_says_so_or_else_when_its_fetch_began() {
+        let asked = |head: &str| Meta::parse(&format!("{head} {{}}")).map(|meta| (meta.start, meta.asked, meta.born));
+        assert_eq!(asked("20 30 0 0 abc@7"), Some((20, 20, 7)));
+        assert_eq!(asked("20 30 0 0 abc~10@7"), Some((20, 10, 7)));
+        assert_eq!(asked("20 30 0 0 abc~10"), Some((20, 10, 0)));
+        assert_eq!(asked("20 30 0 0 -"), Some((20, 20, 0)));
+        assert_eq!(asked("20 30 0 0 abc~x@7"), None);
     }
 
     #[test]

@@ -308,7 +308,8 @@ impl Store {
         self.extend_script(key, lease, ttl, note, true).await
     }
 
-    /// The same without having asked anybody: only if it was not invalidated, either.
+    /// The same without having asked anybody: only if it was not invalidated, either. For invalidations its content stays as
+    /// old as it was.
     ///
     /// # Errors
     /// Redis's.

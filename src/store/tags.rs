@@ -85,7 +85,7 @@ impl Store {
             return Ok(());
         }
         let stamps = self.tag(key, &meta.note.tags, life + SLACK).await?;
-        for stamp in stamps.into_iter().flatten().filter(|stamp| stamp.at >= meta.start) {
+        for stamp in stamps.into_iter().flatten().filter(|stamp| stamp.at >= meta.asked) {
             self.fence(key, stamp).await?;
         }
         Ok(())

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{At, Doubt, Intake, Message, Receipt, Suspicion};
+use super::{At, Doubt, Intake, Memory, Message, Receipt, Suspicion};
 use crate::health::Sign;
 use crate::redis::{Connection, Keys, Patience, inbox};
 use crate::telemetry::Telemetry;
@@ -50,6 +50,8 @@ pub struct Inbox {
     pub intake: Intake,
     /// Who is told of gaps.
     pub suspicion: Suspicion,
+    /// Where is remembered what was read.
+    pub memory: Memory,
     /// Where it is counted.
     pub telemetry: Telemetry,
     /// The worker's name, unique.
@@ -83,7 +85,7 @@ impl Inbox {
     pub async fn run_until(mut self, stop: CancellationToken, hurry: CancellationToken) {
         let (done, acks) = mpsc::unbounded_channel();
         let (mut control, keys, worker) = (self.control.clone(), self.keys.clone(), Arc::clone(&self.worker));
-        let acknowledging = acknowledge(control.clone(), keys.inbox(), acks, stop.clone());
+        let acknowledging = acknowledge(control.clone(), keys.clone(), self.memory.clone(), acks, stop.clone());
         let reading = async {
             self.read_all(done, &stop, &hurry).await;
             // The intake ends when nobody can put anything into it.
@@ -143,6 +145,8 @@ impl Inbox {
             .await;
         match created {
             Err(e) if e.code() == Some("BUSYGROUP") => Ok(()),
+            // Its readers are not known any more, so nobody would take away what they noted.
+            Ok(()) => redis::cmd("DEL").arg(self.keys.acknowledged()).exec_async(&mut self.redis).await,
             other => other,
         }
     }
@@ -154,6 +158,7 @@ impl Inbox {
         if knows_us {
             warn!("the inbox was gone: what was in it may be lost");
             self.suspicion.raise(seconds * 1_000 + micros / 1_000, Doubt::Missed).await?;
+            self.memory.compare(&self.suspicion, None).await?;
         }
         Ok(())
     }
@@ -213,6 +218,7 @@ impl Inbox {
 
     /// Hands a message on; it is acknowledged when it is handled.
     async fn take(&mut self, id: &StreamId, receipt: Receipt, stop: &CancellationToken) {
+        self.memory.read(&id.id);
         let at = id.id.split_once('-').and_then(|(ms, _)| ms.parse::<i64>().ok()).unwrap_or_default();
         if let Some(lost) = id.map.get(GAP) {
             let lost: u64 = redis::from_redis_value_ref(lost).unwrap_or_default();
@@ -247,14 +253,21 @@ impl Inbox {
 
 /// Takes a reader out of the group that has nothing in hand.
 async fn remove(redis: &mut Connection, keys: &Keys, reader: &str) -> RedisResult<()> {
-    let _: u8 = LEAVE.key(keys.inbox()).arg(GROUP).arg(reader).invoke_async(redis).await?;
-    Ok(())
+    let out: u8 = LEAVE.key(keys.inbox()).arg(GROUP).arg(reader).invoke_async(redis).await?;
+    if out == 0 {
+        return Ok(());
+    }
+    redis::cmd("HDEL").arg(keys.acknowledged()).arg(reader).exec_async(redis).await
 }
+
+/// What came of acknowledging messages, deleting them, reading the note there was, and leaving another.
+type Steps = (RedisResult<u64>, RedisResult<u64>, RedisResult<Option<String>>, RedisResult<u64>);
 
 /// Acknowledges messages, and deletes them, as many at a time as are done, until nobody has a receipt any more.
 async fn acknowledge(
     mut redis: Connection,
-    inbox: String,
+    keys: Keys,
+    memory: Memory,
     mut done: mpsc::UnboundedReceiver<String>,
     stop: CancellationToken,
 ) {
@@ -262,11 +275,21 @@ async fn acknowledge(
     let mut ids = Vec::new();
     while done.recv_many(&mut ids, ACKNOWLEDGED).await > 0 {
         loop {
+            let (inbox, noted, note) = (keys.inbox(), keys.acknowledged(), memory.note(&ids));
             let mut steps = redis::pipe();
-            steps.cmd("XACK").arg(&inbox).arg(GROUP).arg(&ids).ignore();
-            steps.cmd("XDEL").arg(&inbox).arg(&ids).ignore();
-            match steps.query_async::<()>(&mut redis).await {
-                Ok(()) => break,
+            steps.cmd("XACK").arg(&inbox).arg(GROUP).arg(&ids);
+            steps.cmd("XDEL").arg(&inbox).arg(&ids);
+            steps.hget(&noted, memory.worker()).hset(&noted, memory.worker(), &note).ignore_errors();
+            let steps: RedisResult<Steps> = steps.query_async(&mut redis).await;
+            match steps.and_then(|(acknowledged, deleted, before, left)| Ok((acknowledged.and(deleted)?, before, left)))
+            {
+                Ok((_, before, left)) => {
+                    // A full Redis takes no note.
+                    if let (Ok(before), Ok(_)) = (before, left) {
+                        memory.noted(before.as_deref(), &note);
+                    }
+                    break;
+                }
                 // They stay pending and are taken over.
                 Err(_) if stop.is_cancelled() => return,
                 Err(e) => patience.ill(&e, &stop).await,

@@ -7,6 +7,7 @@ pub mod inbox;
 pub mod intake;
 pub mod invalidation;
 pub mod listener;
+pub mod memory;
 pub mod misses;
 pub mod suspicion;
 
@@ -17,5 +18,6 @@ pub use inbox::Inbox;
 pub use intake::{At, Intake, Receipt};
 pub use invalidation::{Action, Handled, Invalidator, Message};
 pub use listener::Listener;
+pub use memory::Memory;
 pub use misses::Misses;
 pub use suspicion::{Doubt, Suspicion};

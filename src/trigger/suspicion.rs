@@ -197,7 +197,7 @@ impl Suspicion {
 
     /// Makes those of these entries due that are suspect, in the order of `due` (Redis time, ms); returns how many.
     async fn doubt(&self, job: &Job, keys: Vec<EntryKey>, at: i64, doubt: Doubt, due: i64) -> RedisResult<usize> {
-        let keys = self.suspects(keys, at).await?;
+        let keys = self.suspects(keys, at, doubt).await?;
         let count = keys.len();
         if !is_generated(job) {
             self.invalidate(keys, at, When::Mass(due)).await?;
@@ -223,13 +223,14 @@ impl Suspicion {
     }
 
     /// Of these entries, those with a value of ours that was fetched at or before `at`, or in the future, and that nobody has
-    /// doubted since.
-    async fn suspects(&self, keys: Vec<EntryKey>, at: i64) -> RedisResult<Vec<EntryKey>> {
+    /// doubted since. Where a look will do, to have been looked at since will, too.
+    async fn suspects(&self, keys: Vec<EntryKey>, at: i64, doubt: Doubt) -> RedisResult<Vec<EntryKey>> {
         let looked = self.store.look(&keys).await?;
         let now = self.store.now().await?;
         let suspect = |(expires, meta): (i64, Option<crate::store::Meta>)| {
             meta.is_some_and(|meta| {
-                meta.is_of(expires) && meta.invalidated <= at && (meta.start <= at || meta.start > now)
+                let since = if doubt == Doubt::Lost { meta.asked } else { meta.start };
+                meta.is_of(expires) && meta.invalidated <= at && (since <= at || since > now)
             })
         };
         Ok(keys.into_iter().zip(looked).filter(|(_, looked)| suspect(looked.clone())).map(|(key, _)| key).collect())

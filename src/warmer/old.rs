@@ -1,14 +1,17 @@
-//! Old values: how long one lives on while its source fails, and which tags a new one has.
+//! Old values: how long one lives on while its source fails, and which tags one has that is new or kept.
 
 use std::time::Duration;
 
+use redis::RedisResult;
+use serde_json::{Map, Value};
 use tracing::debug;
 
 use super::timing::{millis, retry_after};
 use super::{Ending, Outcome, Taken, Warmer};
 use crate::agenda::Next;
-use crate::job::{Job, Params};
-use crate::source::{Fetched, context};
+use crate::job::{EntryKey, Job, Params, Source};
+use crate::source::context;
+use crate::store::Note;
 
 /// Longest tag, in bytes.
 const LONGEST_TAG: usize = 512;
@@ -43,19 +46,42 @@ impl Warmer {
         }
         ending
     }
+
+    /// The tags of a value that is kept as it is, of which `before` is known. What AI made is kept although its job's tags, or
+    /// what they say of its inputs, may be others by now; a 304 counts only for the same file and the same inputs.
+    pub(super) async fn tags_kept(
+        &self,
+        job: &Job,
+        key: &EntryKey,
+        params: &Params,
+        inputs: &Map<String, Value>,
+        before: Option<&Note>,
+    ) -> RedisResult<Result<Vec<String>, String>> {
+        if matches!(job.sources[0], Source::Ai(_)) {
+            if job.tags.is_empty() {
+                return Ok(Ok(Vec::new()));
+            }
+            let text = self.store.values(std::slice::from_ref(key)).await?.pop().flatten();
+            if let Some(value) = text.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
+                return Ok(tags(job, params, inputs, || value));
+            }
+            // It went meanwhile, so it is not kept, either.
+        }
+        Ok(Ok(before.map(|note| note.tags.clone()).unwrap_or_default()))
+    }
 }
 
-/// The tags of a fetched value, each once.
+/// The tags of a value, each once.
 pub(super) fn tags(
     job: &Job,
     params: &Params,
-    inputs: &serde_json::Map<String, serde_json::Value>,
-    fetched: &Fetched,
+    inputs: &Map<String, Value>,
+    value: impl FnOnce() -> Value,
 ) -> Result<Vec<String>, String> {
     if job.tags.is_empty() {
         return Ok(Vec::new());
     }
-    let context = context(params, inputs, Some(fetched.value()));
+    let context = context(params, inputs, Some(value()));
     let mut tags = Vec::new();
     for template in &job.tags {
         let tag = template.render(&context).map_err(|e| format!("the tag `{}`: {e}", template.source()))?;

@@ -10,7 +10,7 @@ local before, meta = there[1], there[3] or ''
 local objection, now, start = fence(KEYS[2], there[2], ARGV[1], ARGV[7], ARGV[10])
 if objection then return objection end
 -- Somebody else may have written the same meanwhile: to whoever waits for us it is news nevertheless.
-local hash, born = string.match(meta, '^%d+ %d+ %d+ %d+ ([^ @]+)@?(%d*)')
+local hash, born = string.match(meta, '^%d+ %d+ %d+ %d+ ([^ ~@]+)~?%d*@?(%d*)')
 local changed = hash ~= ARGV[4] or (before and before ~= ARGV[2])
 -- What was made from this entry before its content was born was made from another.
 if changed or born == '' then born = string.format('%d', now) end

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Handle an invalidation of one entry: what was fetched at or before its time S is refused, removed or made due.
--- What holds no string is never removed. What was fetched after S is left alone, so that handling twice, late, or by every worker does no harm; what claims to be
--- fetched in the future was so by another clock, and is not.
+-- What was fetched after S is left alone, so that handling twice, late, or by every worker does no harm; what claims to be
+-- fetched in the future was so by another clock, and is not. What was extended with nobody asked (extend.lua) was fetched when
+-- somebody last was. What holds no string is never removed.
 -- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (its lease is
 -- marked '+'), or shortly after one began; for longer where one failed, which has its mark and is tried again. Then nothing
 -- is done, and the caller comes again; so that one fetch answers many.
@@ -26,15 +27,16 @@ local pxat = redis.call('PEXPIRETIME', KEYS[1])
 local start, written, invalid, outlived, rest =
   string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
 local ours = start and tonumber(written) == pxat
+local asked = start and tonumber(string.match(rest, '^[^ ~@]+~(%d+)') or start)
 local storm = tonumber(ARGV[6])
 if refresh and storm > 0 and token and busy == '+' and before(tonumber(begun)) then
   return {0, 0, 0, 50}
-elseif refresh and storm > 0 and not token and ours and invalid == '0' and before(tonumber(start))
+elseif refresh and storm > 0 and not token and ours and invalid == '0' and before(asked)
   and string.find(rest, '"t":"invalidation"', 1, true) then
-  local wait = math.min(tonumber(start), now) + storm - now
+  local wait = math.min(asked, now) + storm - now
   if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
 end
-if refresh and storm > 0 and not token and start and invalid ~= '0' and before(tonumber(start)) then
+if refresh and storm > 0 and not token and start and invalid ~= '0' and before(asked) then
   local failed = string.find(rest, '"o":"failed"', 1, true) and string.match(rest, '"a":(%d+)')
   local wait = failed and math.min(tonumber(failed), now) + 4 * storm - now or 0
   if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
@@ -45,7 +47,7 @@ if token and not later and (refresh or busy ~= 'e') then
   redis.call('SET', KEYS[2], token .. ' ' .. begun .. ' ' .. ARGV[2], 'KEEPTTL')
   fenced = 1
 end
-local old = not start or before(tonumber(start)) or (pxat ~= -2 and not ours)
+local old = not start or before(asked) or (pxat ~= -2 and not ours)
 if old and not refresh then
   -- A key that holds no string is somebody else's, and stays (lease.lua).
   local kind = redis.call('TYPE', KEYS[1]).ok
