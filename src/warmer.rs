@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, error, warn};
 
 pub use finisher::Finisher;
-use held::{Held, InHand};
+use held::{InHand, Place};
 use inputs::Missing;
 pub use outcome::Outcome;
 pub use spending::Spending;
@@ -96,6 +96,11 @@ struct Taken {
 }
 
 impl Taken {
+    /// Where it is noted as in hand.
+    fn place(&self, job: &Job) -> Place {
+        (job.name.clone(), self.key.clone(), self.score.clone())
+    }
+
     /// Whether the entry's present score on the agenda says that it is to be fetched, in whatever state, and not only to be
     /// looked at once more; unless that is what it was taken for.
     fn is_wanted(&self, score: Option<f64>) -> bool {
@@ -226,7 +231,7 @@ impl Warmer {
                 since: claimed.since,
                 late: Duration::from_millis(u64::try_from(taken_at - claimed.since).unwrap_or(0)),
             };
-            self.hold(name, &taken.key, (taken.score.clone(), None));
+            self.held.hold(taken.place(job), None);
             let span = debug_span!("warm", job = %name, key = %taken.key, trigger = %taken.trigger);
             warming.push(self.warm_taken(job, taken).instrument(span));
         }
@@ -263,8 +268,7 @@ impl Warmer {
     /// Gives back the lease of an entry whose warming broke off, so that the next try need not wait for its end. An
     /// invalidation that marked it has put its own mark on the value, or taken the entry off the agenda.
     async fn let_go(&self, job: &Job, taken: &Taken) {
-        let place = (job.name.clone(), taken.key.clone());
-        if let Some((_, Some(token))) = self.held.of(&place)
+        if let Some(token) = self.held.token(&taken.place(job))
             && let Err(e) = self.store.release(&taken.key, &token, None).await
         {
             debug!(key = %taken.key, "could not give back a lease, it ends by itself: {e}");
@@ -366,7 +370,7 @@ impl Warmer {
                 return Ok(Ending::new(Outcome::Unchanged, settled(job, taken, taken.trigger, now, next)));
             }
         };
-        self.hold(&job.name, key, (taken.score.clone(), Some(lease.token.clone())));
+        self.held.hold(taken.place(job), Some(lease.token.clone()));
         let deaths = lease.meta.as_ref().map_or(0, |meta| meta.note.deaths);
         if deaths >= DEATHS && taken.trigger != Trigger::Manual {
             unused(admitted).await;
@@ -724,12 +728,8 @@ impl Warmer {
         self.jobs.timeout(job.sources[source].upstream())
     }
 
-    fn hold(&self, job: &JobName, key: &EntryKey, what: Held) {
-        self.held.hold((job.clone(), key.clone()), what);
-    }
-
     fn end(&self, job: &JobName, finished: Finished, last: Option<Last>) {
-        self.held.end(&(job.clone(), EntryKey::new(finished.key.as_str())));
+        self.held.end(&(job.clone(), EntryKey::new(finished.key.as_str()), finished.score.clone()));
         // The finisher outlives the warmer; without it the entries come due again by themselves.
         let _ = self.finished.send((job.clone(), finished, last));
     }
@@ -741,7 +741,7 @@ impl Warmer {
 
     /// Hands back what is still in hand, so that another worker takes it at once. Call it when nothing is warmed any more.
     pub async fn hand_back(&self) {
-        for ((job, key), (score, token)) in self.held.take() {
+        for ((job, key, score), token) in self.held.take() {
             if let Some(token) = token
                 && let Err(e) = self.store.release(&key, &token, None).await
             {

@@ -564,7 +564,9 @@ impl Pulse {
             self.retired.know().await?;
         }
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
-        self.memory.compare(&self.suspicion, Some(run_id)).await?;
+        if thorough || !self.memory.is_of(run_id) {
+            self.memory.compare(&self.suspicion, Some(run_id)).await?;
+        }
         if known.as_deref() != Some(run_id) {
             // First the repair, then the mark: a crash in between only repeats it.
             // It may have forgotten what it had acknowledged.

@@ -70,6 +70,11 @@ impl Memory {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it was compared with the Redis of this `run_id`.
+    pub fn is_of(&self, run_id: &str) -> bool {
+        self.lock().run_id == run_id
+    }
+
     /// The inbox gave a message of this id.
     pub fn read(&self, id: &str) {
         let mut remembered = self.lock();

@@ -7,11 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::job::{EntryKey, JobName};
 
-/// What hands an entry back: the score by which we have it, and the token of its lease while a fetch is under way.
-pub(super) type Held = (String, Option<String>);
+/// An entry of a job, and the score by which we have it: the same entry may be taken once more while its first fetch lasts.
+pub(super) type Place = (JobName, EntryKey, String);
 
-/// An entry of a job.
-pub(super) type Place = (JobName, EntryKey);
+/// The token of its lease while a fetch is under way.
+pub(super) type Held = Option<String>;
 
 /// So many parts, each with a lock of its own: who waits for a thread that the system has put aside while it had the lock
 /// waits for milliseconds.
@@ -31,7 +31,7 @@ impl Default for InHand {
 }
 
 impl InHand {
-    /// Notes what hands this entry back.
+    /// It is in hand.
     pub(super) fn hold(&self, place: Place, what: Held) {
         self.part(&place).insert(place, what);
     }
@@ -41,9 +41,9 @@ impl InHand {
         self.part(place).remove(place);
     }
 
-    /// What hands it back.
-    pub(super) fn of(&self, place: &Place) -> Option<Held> {
-        self.part(place).get(place).cloned()
+    /// The token of its lease, if a fetch is under way.
+    pub(super) fn token(&self, place: &Place) -> Held {
+        self.part(place).get(place).cloned().flatten()
     }
 
     /// How many there are.
