@@ -98,7 +98,7 @@ pub enum State {
     Scheduled,
     /// On the queue; due again at `at`.
     Claimed,
-    /// Being warmed, or named by itself and on the queue; due again at `at`.
+    /// Being warmed, or on the queue and named by itself in an invalidation; due again at `at`.
     Taken,
 }
 
@@ -302,7 +302,7 @@ impl Agenda {
     }
 
     /// Claims at most `most` due entries, as long as at most `cap` are claimed or taken at once (twice as many for the sake
-    /// of urgent ones), for `claim`. What was named by itself is taken at once, for `take`.
+    /// of urgent ones), for `claim`. What an invalidation named by itself is taken at once, for `take`.
     ///
     /// # Errors
     /// Redis's.

@@ -261,7 +261,7 @@ impl Dispatcher {
         shortest
     }
 
-    /// How long a claim holds, and for what was named by itself.
+    /// How long a claim holds, and for what is taken with it.
     fn times(&self, job: &Job) -> (Duration, Duration) {
         (self.claim, taken_for(&self.jobs, job, self.claim))
     }

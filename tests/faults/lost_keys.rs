@@ -15,7 +15,7 @@ use super::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 use super::{both, choices, factor, readable, works};
 
 /// All that begin with our prefix, by kind. What no test of one job can have is left out: locks and their numbers are a service's.
-const KINDS: [&str; 29] = [
+const KINDS: [&str; 30] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
@@ -42,6 +42,7 @@ const KINDS: [&str; 29] = [
     "samovar:ears",
     "samovar:sweep",
     "samovar:inbox",
+    "samovar:acknowledged",
     "samovar:{suspect}*",
     "samovar:{schedules}*",
     "{samovar:queue}*",
