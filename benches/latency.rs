@@ -1,5 +1,5 @@
 //! Time from publishing an invalidation to hearing that the fresh value is readable, less what the upstream itself took: idle, and
-//! while 100,000 other entries are warmed up; through a bare `PUBLISH` and through the inbox.
+//! while 100,000 other entries are warmed up, and while a pattern invalidates them; through a bare `PUBLISH` and through the inbox.
 //!
 //! Argument: entries of the warmup.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and stops at the first surprise")]
@@ -81,10 +81,24 @@ async fn measure_with(latency: Duration, bulk: usize) {
         redis.redis_url().manager(Duration::from_secs(30)).await.unwrap(),
         Keys::new("samovar", "samovar:invalidate"),
     );
-    for (run, way) in (1..).zip(["PUBLISH", "inbox"]) {
+    let slow = [["CONFIG", "SET", "slowlog-log-slower-than", "1000"], ["CONFIG", "SET", "slowlog-max-len", "100000"]];
+    for (run, (way, meanwhile)) in (1..).zip([
+        ("PUBLISH", "a warmup"),
+        ("inbox", "a warmup"),
+        ("PUBLISH", "an invalidation"),
+        ("inbox", "an invalidation"),
+    ]) {
         upstream.ask("edit").await;
-        let keys: Vec<EntryKey> = (0..bulk).map(|id| EntryKey::new(format!("bulk:{id}"))).collect();
-        agenda.put(&JobName::new("bulk"), &keys, When::Due(0), Trigger::Manual).await.unwrap();
+        for command in &slow {
+            let _: String = redis.ask(command).await;
+        }
+        let _: String = redis.ask(&["SLOWLOG", "RESET"]).await;
+        if meanwhile == "a warmup" {
+            let keys: Vec<EntryKey> = (0..bulk).map(|id| EntryKey::new(format!("bulk:{id}"))).collect();
+            agenda.put(&JobName::new("bulk"), &keys, When::Due(0), Trigger::Manual).await.unwrap();
+        } else {
+            let _: usize = redis.ask(&["PUBLISH", "samovar:invalidate", r#"{"patterns": ["bulk:*"]}"#]).await;
+        }
         let (begun, mut taken) = (Instant::now(), Vec::new());
         loop {
             let sample = probe.sample(way).await;
@@ -95,8 +109,18 @@ async fn measure_with(latency: Duration, bulk: usize) {
         }
         #[expect(clippy::cast_precision_loss, reason = "a count")]
         let rate = bulk as f64 / begun.elapsed().as_secs_f64();
-        print(latency, way, &format!("a warmup at {rate:.0}/s"), taken);
+        print(latency, way, &format!("{meanwhile} at {rate:.0}/s"), taken);
+        let slow: Vec<f64> =
+            redis.ask::<Vec<redis::Value>>(&["SLOWLOG", "GET", "-1"]).await.into_iter().map(ms).collect();
+        let (count, longest) = (slow.len(), slow.iter().copied().fold(0.0, f64::max));
+        println!("{:>18} commands of Redis that took 1 ms or more: {count}, the longest {longest:.1} ms", "");
     }
+}
+
+/// How long a command took that Redis tells of in its slow log.
+fn ms(entry: redis::Value) -> f64 {
+    let fields: Vec<redis::Value> = redis::from_redis_value(entry).unwrap();
+    redis::from_redis_value::<f64>(fields[2].clone()).unwrap() / 1_000.0
 }
 
 struct Probe<'a> {
