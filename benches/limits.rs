@@ -168,8 +168,7 @@ async fn agenda() {
             let keys: Vec<EntryKey> = (0..BATCH).map(|n| EntryKey::new(format!("entry:{:07}", pick(n)))).collect();
             agenda.put(name, &keys, When::Due(0), Trigger::Manual).await.unwrap();
             let begun = redis_micros(&redis).await;
-            let claims =
-                agenda.claim(name, BATCH, 10_000, (Duration::from_secs(60), Duration::from_secs(60))).await.unwrap();
+            let claims = agenda.claim(name, BATCH, 10_000, Duration::from_secs(60)).await.unwrap();
             let held = agenda.take(name, &claims.entries, Duration::from_secs(60)).await.unwrap();
             let ends: Vec<Finished> = claims
                 .entries

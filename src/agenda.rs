@@ -98,7 +98,7 @@ pub enum State {
     Scheduled,
     /// On the queue; due again at `at`.
     Claimed,
-    /// Being warmed, or on the queue and named by itself in an invalidation; due again at `at`.
+    /// Being warmed; due again at `at`.
     Taken,
 }
 
@@ -188,7 +188,7 @@ pub struct Claimed {
     /// The entry.
     #[serde(rename = "k")]
     pub key: String,
-    /// Its score while claimed or taken.
+    /// Its score while claimed.
     #[serde(rename = "c")]
     pub score: String,
     /// Since when it was due (Redis time, ms).
@@ -302,24 +302,17 @@ impl Agenda {
     }
 
     /// Claims at most `most` due entries, as long as at most `cap` are claimed or taken at once (twice as many for the sake
-    /// of urgent ones), for `claim`. What an invalidation named by itself is taken at once, for `take`.
+    /// of urgent ones), for `claim`.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn claim(
-        &self,
-        job: &JobName,
-        most: usize,
-        cap: usize,
-        (claim, take): (Duration, Duration),
-    ) -> RedisResult<Claims> {
+    pub async fn claim(&self, job: &JobName, most: usize, cap: usize, claim: Duration) -> RedisResult<Claims> {
         let reply: Vec<String> = CLAIM
             .key(self.keys.agenda(job))
             .key(self.keys.paused(job))
             .arg(most.min(1_000))
             .arg(cap)
             .arg(millis(claim))
-            .arg(millis(take))
             .invoke_async(&mut self.redis.clone())
             .await?;
         let number = |i: usize| reply.get(i).and_then(|text| text.parse::<i64>().ok()).unwrap_or(-1);
@@ -336,15 +329,12 @@ impl Agenda {
         Ok(Claims { entries, next, paused: number(1) == -2 })
     }
 
-    /// Takes claimed entries for at most `time`, unless all are taken; returns the score by which each is held, in order, `None` where it is
+    /// Takes claimed entries for at most `time`; returns the score by which each is held, in order, `None` where it is
     /// not ours any more.
     ///
     /// # Errors
     /// Redis's; the entries are due again when their claims run out.
     pub async fn take(&self, job: &JobName, entries: &[Claimed], time: Duration) -> RedisResult<Vec<Option<String>>> {
-        if entries.iter().all(|entry| entry.due().state == State::Taken) {
-            return Ok(entries.iter().map(|entry| Some(entry.score.clone())).collect());
-        }
         let mut taken = Vec::with_capacity(entries.len());
         for batch in entries.chunks(BATCH) {
             let mut call = TAKE.key(self.keys.agenda(job));

@@ -24,7 +24,7 @@ use crate::redis::Patience;
 use crate::source::Gate;
 use crate::store::Store;
 use crate::telemetry::Telemetry;
-use crate::warmer::{LONGEST_WAIT, Outcome, taken_for};
+use crate::warmer::{LONGEST_WAIT, Outcome};
 
 /// Entries in one task at most: few enough to be spread, many enough for the queue not to cost.
 const CHUNK: usize = 32;
@@ -137,11 +137,22 @@ impl Dispatcher {
             let next = looks.values().min().copied().unwrap_or_else(|| Instant::now() + IDLE);
             tokio::select! {
                 Some((name, looked)) = under_way.next() => {
-                    let wait = *looked.as_ref().unwrap_or(&Duration::ZERO);
-                    looks.insert(name, Instant::now() + if rung.remove(name) { Duration::ZERO } else { wait });
-                    match looked {
+                    let mut others = Vec::new();
+                    match &looked {
                         Ok(_) => patience.well(),
-                        Err(e) => patience.ill(&e, &stop).await,
+                        // Where Redis is away all of them fail, and wait once.
+                        Err(e) => {
+                            let rest = async {
+                                while let Some(other) = under_way.next().await {
+                                    others.push(other);
+                                }
+                            };
+                            tokio::join!(patience.ill(e, &stop), rest);
+                        }
+                    }
+                    for (name, looked) in std::iter::once((name, looked)).chain(others) {
+                        let wait = if rung.remove(name) { Duration::ZERO } else { looked.unwrap_or_default() };
+                        looks.insert(name, Instant::now() + wait);
                     }
                 }
                 () = self.bell.all.notified() => {}
@@ -174,7 +185,7 @@ impl Dispatcher {
         if looks {
             cap = PUT_OFF;
         }
-        let claims = self.agenda.claim(&job.name, CLAIM.min(cap.max(1)), cap, self.times(job)).await?;
+        let claims = self.agenda.claim(&job.name, CLAIM.min(cap.max(1)), cap, self.claim).await?;
         self.telemetry.paused(&job.name, claims.paused);
         if claims.entries.is_empty() {
             let wait = claims.next.unwrap_or(IDLE);
@@ -208,7 +219,7 @@ impl Dispatcher {
     async fn put_off(&self, job: &Job, wait: Duration) -> RedisResult<Duration> {
         // Not for so long that a raised budget goes unnoticed.
         let wait = wait.clamp(PUT_OFF_TIME.0, PUT_OFF_TIME.1);
-        let claims = self.agenda.claim(&job.name, PUT_OFF, PUT_OFF, self.times(job)).await?;
+        let claims = self.agenda.claim(&job.name, PUT_OFF, PUT_OFF, self.claim).await?;
         let more = claims.next.unwrap_or(IDLE);
         let keys: Vec<EntryKey> = claims.entries.iter().map(|entry| EntryKey::new(entry.key.as_str())).collect();
         // Then it waits for its upstream, is fetched, or comes here again.
@@ -259,11 +270,6 @@ impl Dispatcher {
             shortest = Some(shortest.map_or(wait, |other: Duration| other.min(wait)));
         }
         shortest
-    }
-
-    /// How long a claim holds, and for what is taken with it.
-    fn times(&self, job: &Job) -> (Duration, Duration) {
-        (self.claim, taken_for(&self.jobs, job, self.claim))
     }
 
     fn fleet(&self) -> usize {

@@ -97,6 +97,12 @@ impl Hands {
         (0..most).map_while(|_| Arc::clone(&self.free).try_acquire_owned().ok()).collect()
     }
 
+    /// Nothing is brought in any more once what this returns is dropped.
+    fn open(&self, tasks: &mpsc::Sender<Task<InHand>>) -> Open<'_> {
+        *self.tasks() = Some(tasks.clone());
+        Open(self)
+    }
+
     fn tasks(&self) -> MutexGuard<'_, Option<mpsc::Sender<Task<InHand>>>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -289,11 +295,11 @@ impl Queue {
             }
         };
         let worker = WorkerBuilder::new(&*self.worker).backend(Pulled { tasks: pulled }).build(service);
-        *self.hands.tasks() = Some(tasks.clone());
+        // The tasks are at their end when nobody can bring more, however the pulling ends.
+        let open = self.hands.open(&tasks);
         let pulling = async {
             self.pull(tasks, stop.clone()).await;
-            // The tasks are at their end when nobody can bring more.
-            *self.hands.tasks() = None;
+            drop(open);
         };
         let (ran, (), ()) = tokio::join!(worker.run(), pulling, self.acknowledge(acks, &stop));
         if let Err(e) = ran {
@@ -388,6 +394,15 @@ impl Queue {
     }
 }
 
+/// Hands into which tasks may be put.
+struct Open<'a>(&'a Hands);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        *self.0.tasks() = None;
+    }
+}
+
 /// What a pull replies: ids and payloads.
 fn pairs(reply: Vec<String>) -> Vec<(String, String)> {
     let mut reply = reply.into_iter();
@@ -452,3 +467,6 @@ impl BackendConfig for Pulled {
         Identity::new()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,8 +31,8 @@ use inputs::Missing;
 pub use outcome::Outcome;
 pub use spending::Spending;
 use spending::Tab;
+pub(crate) use timing::keep;
 use timing::{fresh, jitter, known, millis, retry_after, settled};
-pub(crate) use timing::{keep, taken_for};
 
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next, Trigger, Urgency};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};

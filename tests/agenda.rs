@@ -26,7 +26,7 @@ async fn put(parts: &Parts, names: &[&str], when: When, trigger: Trigger) -> u64
 }
 
 async fn claim(parts: &Parts, most: usize, cap: usize, time: Duration) -> Vec<Claimed> {
-    parts.agenda.claim(&job(), most, cap, (time, time)).await.unwrap().entries
+    parts.agenda.claim(&job(), most, cap, time).await.unwrap().entries
 }
 
 async fn take(parts: &Parts, claimed: &[Claimed]) -> Vec<Option<String>> {
@@ -87,36 +87,13 @@ async fn claimed_entries_come_due_again_when_the_claim_runs_out() {
 #[tokio::test]
 async fn taken_entries_come_due_again_when_their_worker_is_gone() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a"], When::Mass(0), Trigger::Demand).await;
+    put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
     let claimed = claim(&parts, MANY, MANY, LONG).await;
     let score = parts.agenda.take(&job(), &claimed, SHORT).await.unwrap().remove(0).unwrap();
     let again = eventually("it is claimed again", async || claim(&parts, MANY, MANY, LONG).await.pop()).await;
-    assert_eq!(again.due().urgency, Urgency::Mass, "it is as urgent as before");
+    assert_eq!(again.due().urgency, Urgency::Single, "it is as urgent as before");
     finish(&parts, "a", &score, Next::Out).await;
     assert_eq!(state(&parts, "a").await, Some((State::Claimed, Trigger::Demand)), "the first worker came too late");
-}
-
-#[tokio::test]
-async fn what_was_named_by_itself_is_taken_as_it_is_claimed() {
-    let (_redis, parts) = parts().await;
-    put(&parts, &["a", "b"], When::Urgent, Trigger::Invalidation).await;
-    put(&parts, &["mass"], When::Mass(0), Trigger::Invalidation).await;
-    let entries = parts.agenda.claim(&job(), MANY, MANY, (LONG, SHORT)).await.unwrap().entries;
-    let (single, mass) = entries.split_at(2);
-    assert!(single.iter().all(|entry| entry.due().state == State::Taken));
-    assert_eq!(mass[0].due().state, State::Claimed);
-    let held: Vec<Option<String>> = single.iter().map(|entry| Some(entry.score.clone())).collect();
-    assert_eq!(take(&parts, single).await, held, "there is nothing to change");
-
-    assert_eq!(put(&parts, &["a"], When::Urgent, Trigger::Invalidation).await, 1, "it may be fetched already");
-    finish(&parts, "a", &single[0].score, Next::Out).await;
-    assert_eq!(state(&parts, "a").await, Some((State::Urgent, Trigger::Invalidation)), "it came too late");
-    let again = eventually("it comes due again by its own time", async || {
-        let claimed = claim(&parts, MANY, MANY, LONG).await;
-        claimed.into_iter().find(|entry| entry.key == "art:b").ok_or("not yet")
-    });
-    assert_eq!(again.await.due().urgency, Urgency::Single, "as urgent as before");
-    assert_eq!(state(&parts, "mass").await, Some((State::Claimed, Trigger::Invalidation)));
 }
 
 #[tokio::test]
@@ -164,7 +141,7 @@ async fn the_cap_holds_back_what_is_scheduled_but_not_what_is_urgent() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a", "b", "c", "d"], When::Due(0), Trigger::Cron).await;
     assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 2);
-    let held_back = parts.agenda.claim(&job(), MANY, 2, (LONG, LONG)).await.unwrap();
+    let held_back = parts.agenda.claim(&job(), MANY, 2, LONG).await.unwrap();
     assert!(held_back.entries.is_empty());
     assert_eq!(held_back.next, Some(Duration::ZERO), "there is more, only no room");
     put(&parts, &["now"], When::Urgent, Trigger::Demand).await;
@@ -207,18 +184,12 @@ async fn an_entry_that_ends_makes_room_under_the_cap() {
 #[tokio::test]
 async fn who_asks_is_told_when_something_is_due_next() {
     let (_redis, parts) = parts().await;
-    assert_eq!(parts.agenda.claim(&job(), MANY, MANY, (LONG, LONG)).await.unwrap().next, None);
+    assert_eq!(parts.agenda.claim(&job(), MANY, MANY, LONG).await.unwrap().next, None);
     put(&parts, &["a"], When::Due(parts.now().await + 30_000), Trigger::Expiry).await;
-    let next = parts.agenda.claim(&job(), MANY, MANY, (LONG, LONG)).await.unwrap().next.unwrap();
+    let next = parts.agenda.claim(&job(), MANY, MANY, LONG).await.unwrap().next.unwrap();
     assert!(next > Duration::from_secs(20) && next <= Duration::from_secs(30), "{next:?}");
     put(&parts, &["b"], When::Due(0), Trigger::Cron).await;
-    let next = parts
-        .agenda
-        .claim(&job(), MANY, MANY, (Duration::from_secs(10), Duration::from_secs(10)))
-        .await
-        .unwrap()
-        .next
-        .unwrap();
+    let next = parts.agenda.claim(&job(), MANY, MANY, Duration::from_secs(10)).await.unwrap().next.unwrap();
     assert!(next <= Duration::from_secs(10), "the claim that runs out comes first: {next:?}");
 }
 

@@ -428,7 +428,7 @@ async fn the_look_after_an_eviction_is_not_lost_to_a_claim() {
         parts.store.commit(&art("a"), &lease, r#"{"version": 0}"#, TTL, &Note::default()).await.unwrap();
         parts.agenda.put(&job(), &[art("a")], when, trigger).await.unwrap();
         // By a worker that dies.
-        parts.agenda.claim(&job(), 1, 1, (Duration::from_millis(500), Duration::from_millis(500))).await.unwrap();
+        parts.agenda.claim(&job(), 1, 1, Duration::from_millis(500)).await.unwrap();
         parts.next_instant().await;
         let evict = samovar::trigger::Message::parse(r#"{"keys": ["art:a"], "action": "evict"}"#).unwrap();
         parts.invalidator(&jobs).handle(&evict, parts.now().await).await.unwrap();

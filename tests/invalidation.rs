@@ -563,7 +563,7 @@ async fn an_invalidation_between_take_and_lease_leaves_the_entry_due() {
     let lease = parts.lease("a", LONG).await;
     parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
     parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
-    let claimed = parts.agenda.claim(&job(), 10, 10, (LONG, LONG)).await.unwrap().entries;
+    let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
     let held = parts.agenda.take(&job(), &claimed, LONG).await.unwrap().remove(0).unwrap();
     parts.next_instant().await;
     let message = Message::parse("art:a").unwrap();

@@ -125,7 +125,7 @@ async fn commit(parts: &Parts, key: &EntryKey, value: &Value) {
 }
 
 async fn claim_and_take(parts: &Parts) -> (Claimed, String) {
-    let claimed = parts.agenda.claim(&job(), 10, 10, (LONG, LONG)).await.unwrap().entries.remove(0);
+    let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries.remove(0);
     let held = parts.agenda.take(&job(), std::slice::from_ref(&claimed), LONG).await.unwrap().remove(0).unwrap();
     (claimed, held)
 }
@@ -249,13 +249,13 @@ async fn an_invalidation_between_claim_and_take_is_answered_by_that_claim() {
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     commit(&parts, &art("a"), &json!(1)).await;
     parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
-    let claimed = parts.agenda.claim(&job(), 10, 10, (LONG, LONG)).await.unwrap().entries;
+    let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
     parts.next_instant().await;
     let at = parts.now().await;
     parts.invalidator(&jobs).handle(&Message::parse("art:a").unwrap(), at).await.unwrap();
     // It goes before what it was claimed with.
     assert_eq!(parts.agenda.take(&job(), &claimed, LONG).await.unwrap(), [None]);
-    let claimed = parts.agenda.claim(&job(), 10, 10, (LONG, LONG)).await.unwrap().entries;
+    let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
     parts.invalidator(&jobs).handle(&Message::parse("art:a").unwrap(), at).await.unwrap();
     assert!(parts.agenda.take(&job(), &claimed, LONG).await.unwrap()[0].is_some(), "the claim holds");
     parts.next_instant().await;
@@ -326,7 +326,7 @@ async fn what_became_urgent_since_an_eviction_stays_on_the_agenda() {
     for (key, trigger) in [(&claimed, Trigger::Expiry), (&asked_for, Trigger::Demand)] {
         put(key, When::Due(0), trigger).await;
     }
-    assert_eq!(parts.agenda.claim(&job(), 10, 10, (LONG, LONG)).await.unwrap().entries.len(), 2);
+    assert_eq!(parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries.len(), 2);
     put(&before, When::Urgent, Trigger::Invalidation).await;
     put(&scheduled, When::Due(parts.now().await + 60_000), Trigger::Expiry).await;
     parts.next_instant().await;

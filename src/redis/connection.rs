@@ -15,7 +15,9 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
+use tokio_util::context::TokioContext;
 
 /// For one attempt: name resolution, TCP, TLS and authentication together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,6 +44,9 @@ pub struct Connection {
     client: Arc<Client>,
     server: Arc<str>,
     patience: Duration,
+    /// Where it was made, and where its sockets are driven whoever's command finds that one is needed: a runtime that ends
+    /// takes its sockets with it.
+    home: Handle,
 }
 
 /// The present connection, and since when it is.
@@ -72,10 +77,11 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Connects in its own time, with the first command at the latest; that fails as any later one would.
+    /// Connects in its own time, with the first command at the latest; that fails as any later one would. To be called on the
+    /// runtime that is to drive it.
     pub(super) fn lazy(client: Client, server: Arc<str>, patience: Duration) -> RedisResult<Self> {
         let line = Line { manager: manager(&client)?, since: Instant::now() };
-        Ok(Self { line: Arc::new(Mutex::new(line)), client: client.into(), server, patience })
+        Ok(Self { line: Arc::new(Mutex::new(line)), client: client.into(), server, patience, home: Handle::current() })
     }
 
     fn manager(&self) -> ConnectionManager {
@@ -86,7 +92,10 @@ impl Connection {
     fn renew(&self, age: Duration) {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         if line.since.elapsed() >= age
-            && let Ok(manager) = manager(&self.client)
+            && let Ok(manager) = {
+                let _home = self.home.enter();
+                manager(&self.client)
+            }
         {
             *line = Line { manager, since: Instant::now() };
         }
@@ -140,7 +149,9 @@ async fn ping(connection: &mut impl ConnectionLike) -> RedisResult<()> {
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            match timeout(self.patience, self.manager().send_packed_command(cmd)).await {
+            let mut manager = self.manager();
+            let sent = TokioContext::new(manager.send_packed_command(cmd), self.home.clone());
+            match timeout(self.patience, sent).await {
                 Ok(answer) => {
                     if answer.as_ref().map_or_else(|e| e.code() == Some(READONLY), is_replica) {
                         self.renew(RENEW);
@@ -159,7 +170,9 @@ impl ConnectionLike for Connection {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
-            match timeout(self.patience, self.manager().send_packed_commands(pipeline, offset, count)).await {
+            let mut manager = self.manager();
+            let sent = TokioContext::new(manager.send_packed_commands(pipeline, offset, count), self.home.clone());
+            match timeout(self.patience, sent).await {
                 Ok(answers) => {
                     if answers.as_ref().map_or_else(|e| e.code() == Some(READONLY), |all| all.iter().any(is_replica)) {
                         self.renew(RENEW);

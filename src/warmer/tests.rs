@@ -66,7 +66,7 @@ async fn a_panic_is_that_entrys_own_affair() {
     );
     let entries = NAMES.map(|name| EntryKey::new(format!("art:{name}")));
     agenda.put(&name, &entries, crate::agenda::When::Due(0), Trigger::Cron).await.unwrap();
-    let claims = agenda.claim(&name, 100, 100, (LONG, LONG)).await.unwrap();
+    let claims = agenda.claim(&name, 100, 100, LONG).await.unwrap();
     assert_eq!(claims.entries.len(), NAMES.len());
 
     let chunk = Chunk { job: "art".to_owned(), entries: claims.entries };

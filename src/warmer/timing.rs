@@ -27,7 +27,7 @@ pub(super) fn lease_time(jobs: &Jobs, job: &Job) -> Duration {
 }
 
 /// How long an entry is taken at most before it is due again.
-pub(crate) fn taken_for(jobs: &Jobs, job: &Job, claim: Duration) -> Duration {
+pub(super) fn taken_for(jobs: &Jobs, job: &Job, claim: Duration) -> Duration {
     patience(claim) + lease_time(jobs, job)
 }
 

@@ -6,10 +6,8 @@
 --         urgent, which a backlog in hand therefore does not hold up, while a storm of it is held back all the same
 --         where it was named by itself, three times as many
 --       3 how long the claim holds (ms)
---       4 how long it holds for what an invalidation named by itself (trigger 1, urgency 2): that counts as taken at once,
---         which saves it a step
 -- Returns {now, when something is due next (ms; -1 never; at most now: there is more; -2 the job is paused), then for each entry:
---          entry, score while claimed or taken, score before}
+--          entry, score while claimed, score before}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('EXISTS', KEYS[2]) == 1 then return {string.format('%.0f', now), '-2'} end
@@ -28,10 +26,8 @@ local function claim(from, to, urgency, most)
   for i = 1, #found, 2 do
     local old = tonumber(found[i + 1])
     local bits = math.floor((old - math.floor(old)) * 64) % 32
-    local held = till
     if urgency then bits = bits % 8 + 8 * urgency end
-    if bits == 17 then bits, held = bits + 32, now + tonumber(ARGV[4]) end
-    local score = string.format('%.6f', held - 2e13 + bits / 64)
+    local score = string.format('%.6f', till - 2e13 + bits / 64)
     moves[i], moves[i + 1] = score, found[i]
     reply[#reply + 1] = found[i]
     reply[#reply + 1] = score
