@@ -16,7 +16,7 @@ use samovar::job::{EntryKey, JobName};
 use samovar::redis::Keys;
 
 use measure::{Upstream, median, memory, redis_cpu};
-use support::{JobsFolder, TestRedis, WorkerProcess, eventually, samovar};
+use support::{JobsFolder, TestRedis, WorkerProcess, eventually, eventually_within, samovar};
 
 const IDLE_ENTRIES: usize = 10_000;
 /// For how long idleness is looked at, after the entries are warm and the first sample has passed.
@@ -238,7 +238,7 @@ async fn start() {
         );
         drop(messages);
         if !begun_before {
-            eventually("the first warmup has passed", async || {
+            eventually_within(Duration::from_secs(120), "the first warmup has passed", async || {
                 match redis.ask::<Option<String>>(&["HGET", "samovar:{schedules}:ticks", "entry"]).await {
                     None => Ok(()),
                     tick => Err(tick),

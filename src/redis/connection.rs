@@ -188,3 +188,29 @@ impl ConnectionLike for Connection {
         self.client.get_connection_info().redis_settings().db()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::server::Server;
+
+    #[tokio::test]
+    async fn a_socket_outlives_the_runtime_whose_command_needed_it() {
+        let server = Server::start().await;
+        let mut here = server.connect().await;
+        let elsewhere = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+
+        let () = redis::cmd("CLIENT")
+            .arg("KILL")
+            .arg("TYPE")
+            .arg("normal")
+            .exec_async(&mut server.connect().await)
+            .await
+            .unwrap();
+        let mut there = here.clone();
+        let again = async move { while ping(&mut there).await.is_err() {} };
+        elsewhere.spawn(again).await.unwrap();
+        tokio::task::spawn_blocking(move || elsewhere.shutdown_timeout(Duration::from_secs(10))).await.unwrap();
+        ping(&mut here).await.unwrap();
+    }
+}
