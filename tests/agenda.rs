@@ -345,6 +345,10 @@ async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
         assert_eq!(put(&parts, &["a"], When::IfThere, Trigger::Invalidation).await, 1);
         let claimed = claim(&parts, MANY, MANY, LONG).await.remove(0);
         assert_eq!((claimed.due().urgency, claimed.due().trigger), (urgency, Trigger::Invalidation));
+        take(&parts, &[claimed]).await.remove(0).unwrap();
+        assert_eq!(put(&parts, &["a"], When::IfThere, Trigger::Invalidation).await, 1, "it is made again");
+        let claimed = claim(&parts, MANY, MANY, LONG).await.remove(0);
+        assert_eq!(claimed.due().urgency, urgency, "as urgently as before");
         let score = take(&parts, &[claimed]).await.remove(0).unwrap();
         finish(&parts, "a", &score, Next::Out).await;
     }

@@ -63,6 +63,9 @@ for i, entry in ipairs(entries) do
     elseif old < -1e13 then
       -- Who looks at an entry once more (settle), or whether it is read still (expiry), may fetch nothing.
       local urgency = how == 'urgent' and 2 or how == 'mass' and 1 or 0
+      -- What is being made while its input changes is made again as urgently.
+      local held = math.floor(bits / 8) % 4
+      if how == 'there' and held > 0 and as == text then as = score(held == 2, trigger, true) end
       move = (override and (bits >= 32 or math.floor(bits / 8) < urgency)) or (before == 5 and trigger ~= 5) or (before == 2 and pressing)
     else
       move = pressing or at < math.floor(old) or (stronger and at <= now)
