@@ -160,7 +160,7 @@ impl Dispatcher {
                 () = stop.cancelled() => {}
             }
         }
-        // What is claimed already goes on the queue, from where it is handed back.
+        // What is claimed already goes on the queue, for whoever is there then.
         while under_way.next().await.is_some() {}
     }
 

@@ -1,6 +1,6 @@
 //! Where most entries are warmed: threads of their own, with connections of their own.
 //!
-//! A warmup may have all cores busy, with dozens of fetches under way. What somebody named by itself goes a way of ten steps
+//! A warmup may have all cores busy, with dozens of fetches under way. What somebody named by itself goes nine ways
 //! from process to process; were each of them to wait behind those fetches, it would be late by as many rounds. So it is
 //! heard, claimed and warmed elsewhere, where hardly anything else is done, and the system lets that have its turn at once.
 
