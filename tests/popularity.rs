@@ -137,6 +137,27 @@ async fn reads_are_learnt_from_idle_times_and_from_frequencies() {
     }
 }
 
+/// A sample that begins early in a second sees touches of the second before: those of this one are for the next to count.
+#[tokio::test]
+async fn a_read_is_counted_once_whenever_in_its_second_the_last_sample_began() {
+    let redis = TestRedis::start().await;
+    let (_upstream, jobs) = nothing().await;
+    let learnt = Learnt::of(&redis, &jobs).await;
+    redis.set("art:a", "{\"by\":\"api\"}", HOUR).await;
+    let read = async |since: i64| learnt.sampler.sample(&learnt.job, since).await.unwrap().read;
+    eventually("it is read and sampled within one second, and counted by the first of two samples", async || {
+        learnt.next_second().await;
+        let second = learnt.parts.now().await / 1_000;
+        redis.get("art:a").await;
+        let first = read(second * 1_000 + 50).await;
+        let began = learnt.parts.now().await;
+        let again = read(began).await;
+        let found = (first, again, learnt.parts.now().await / 1_000 - second);
+        if found == (1, 0, 0) { Ok(()) } else { Err(found) }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn our_own_touches_are_not_counted() {
     for name in ["volatile-lru", "allkeys-lfu"] {

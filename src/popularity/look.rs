@@ -82,7 +82,7 @@ impl Look {
 
     /// The second of the last touch by anybody; at most one too early, never too late.
     pub(super) fn touched_in(&self) -> Option<i64> {
-        Some((self.now - LAG).div_euclid(1_000) - self.idle?)
+        Some(second(self.now) - self.idle?)
     }
 
     /// Whether we wrote the value.
@@ -114,6 +114,11 @@ impl Look {
     fn is_hidden(&self, ttl: Duration) -> bool {
         self.touched.is_some_and(|touched| self.written(ttl).is_none_or(|written| touched > written))
     }
+}
+
+/// The second that the server's clock of touches has reached at a time (Redis time, ms) for certain; it may be in the next.
+pub(super) fn second(at: i64) -> i64 {
+    (at - LAG).div_euclid(1_000)
 }
 
 /// The decayed count's expectation by which [`OFTEN`] is known, of so many samples in a TTL: a sample sees one read of many.

@@ -14,7 +14,7 @@ use redis::{RedisResult, Value};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::look::{Look, NEW, is_shared, reply};
+use super::look::{Look, NEW, is_shared, reply, second};
 use super::{BATCH, CLAIM, Fold, Popularity, Read, counted, half_life, millis};
 use crate::agenda::{Agenda, Next, Trigger, When};
 use crate::job::{EntryKey, Job, Jobs};
@@ -469,8 +469,9 @@ fn recent<'a>(job: &Job, looks: &'a [(&'a EntryKey, Look)], since: i64) -> Vec<(
         .iter()
         .filter_map(|(key, look)| {
             let last = look.touched_in()?;
-            // What was touched in the very second of the last sample was perhaps counted then.
-            if last <= since.div_euclid(1_000) || look.read_by_others(job.ttl) != Some(true) {
+            // What was touched in the very second of the last sample was perhaps counted then. By the clock of touches: early in
+            // a second of `TIME`, that sample saw the second before.
+            if last <= second(since) || look.read_by_others(job.ttl) != Some(true) {
                 return None;
             }
             let ago = Duration::from_millis(u64::try_from(look.now - last * 1_000).unwrap_or(0));
