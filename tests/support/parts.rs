@@ -10,7 +10,7 @@ use samovar::redis::{Connection, Keys};
 use samovar::store::{Fresh, Lease, Leased, Meta, Store};
 use samovar::trigger::{Invalidator, Message, Suspicion, inbox};
 
-use super::{JobsFolder, TestRedis, eventually};
+use super::{JobsFolder, TestRedis, eventually, eventually_within};
 
 /// The parts.
 #[derive(Debug)]
@@ -85,7 +85,8 @@ impl Parts {
     }
 
     pub async fn inbox_is_empty(&self) {
-        eventually("all messages in the inbox are handled", async || {
+        // One in the hands of a worker that was killed is taken over after twice the claim time, which is 10 s here and there.
+        eventually_within(Duration::from_secs(40), "all messages in the inbox are handled", async || {
             let length: usize =
                 redis::cmd("XLEN").arg(self.keys.inbox()).query_async(&mut self.redis.clone()).await.unwrap();
             if length == 0 { Ok(()) } else { Err(length) }
