@@ -242,6 +242,38 @@ async fn counts_are_bounded_and_the_least_read_go() {
     assert_eq!(redis.ask::<Option<f64>>(&["ZSCORE", "samovar:popular:{art}", "art:0"]).await, None);
 }
 
+/// To keep an entry warm for a single read costs more fetches than its readers make.
+#[tokio::test]
+async fn what_was_read_just_now_is_wanted_once_it_was_read_several_times() {
+    let redis = policy("volatile-lru").start().await;
+    let upstream = Upstream::start().await;
+    let jobs = Art::of(&upstream).ttl("1h").folder();
+    let learnt = Learnt::of(&redis, &jobs).await;
+    for name in ["once", "several"] {
+        learnt.commit(name, "{}").await;
+    }
+    learnt.next_second().await;
+    for name in ["once", "several"] {
+        redis.get(&format!("art:{name}")).await;
+    }
+    let wanted = async |name: &str| learnt.popularity.wanted(&learnt.job, &art(name)).await.unwrap();
+    assert!(wanted("once").await, "without samples all that is known is that it is read");
+    redis.ask::<u64>(&["HSET", "samovar:sample:{art}", "every", "10000"]).await;
+    redis.ask::<u64>(&["ZADD", "samovar:reads", "1", "art:once", "7", "art:several"]).await;
+    learnt.sampler.take_reports().await.unwrap();
+    assert!(!wanted("once").await);
+    assert!(wanted("several").await);
+    redis.ask::<u64>(&["HSET", "samovar:sample:{art}", "every", "1800000"]).await;
+    assert!(wanted("once").await, "two samples in a TTL cannot see several reads");
+    redis.ask::<u64>(&["HSET", "samovar:sample:{art}", "every", "10000"]).await;
+    let mut others = redis::pipe();
+    for n in 0..10_000 {
+        others.cmd("ZADD").arg("samovar:popular:{art}").arg(0).arg(format!("art:{n}")).ignore();
+    }
+    others.exec_async(&mut redis.connection().await).await.unwrap();
+    assert!(wanted("once").await, "where more is read than is counted, a count says little");
+}
+
 /// A worker that samples often.
 fn sampling(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
     talkative(redis, jobs).env("SAMOVAR_SAMPLE", "200ms").spawn()

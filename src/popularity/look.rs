@@ -11,7 +11,7 @@ use std::time::Duration;
 use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 
 use super::decay::{count, expected, half_life};
-use super::{Popularity, millis};
+use super::{Popularity, counted, millis};
 use crate::job::{EntryKey, Job};
 use crate::redis::Keys;
 use crate::store::{Meta, TOUCHED};
@@ -27,8 +27,10 @@ const COMMITS_SOON: i64 = 2_000;
 /// Reads in the next TTL for which a refresh is worth its fetch: below, readers who fetch what they miss fetch less than we would. On
 /// Zipf traces the calls are then no more than plain cache-aside makes, with more hits (`benches/freshness.rs`).
 const OFTEN: f64 = 4.0;
-/// What was read in this last part of a TTL, or in the last two seconds, is read often, too: a count takes time to grow.
+/// What was read in this last part of a TTL, or in the last two seconds, is read often, too, if it was read so many times of
+/// late: a count takes time to grow, and a single read says nothing about the next.
 const JUST_NOW: u64 = 20;
+const TIMES: f64 = 6.0;
 /// A sample sees at most one read in this time.
 const GRAIN: Duration = Duration::from_secs(1);
 /// `OBJECT FREQ` of a new key.
@@ -121,10 +123,10 @@ pub(super) fn second(at: i64) -> i64 {
     (at - LAG).div_euclid(1_000)
 }
 
-/// The decayed count's expectation by which [`OFTEN`] is known, of so many samples in a TTL: a sample sees one read of many.
-fn threshold(samples: f64, ttl: Duration) -> f64 {
-    let samples = samples.min(ttl.as_secs_f64() / GRAIN.as_secs_f64()).max(0.1);
-    samples * (1.0 - (-OFTEN / samples).exp())
+/// The decayed count's expectation by which [`OFTEN`] is known, of so many reads that can be seen in a TTL: a sample sees one
+/// read of many.
+fn threshold(seen: f64) -> f64 {
+    seen * (1.0 - (-OFTEN / seen).exp())
 }
 
 /// A reply, if it is one.
@@ -139,13 +141,13 @@ pub(super) fn is_shared(refcount: &RedisResult<Value>) -> bool {
 
 impl Popularity {
     /// Whether an entry that is about to expire is to be refreshed although its job does not list it: the feed names it, it
-    /// is one of the most read that the job keeps, or it is still read: since its value was written, and either often of late
-    /// or just now. Where Redis cannot tell, the decayed count decides alone.
+    /// is one of the most read that the job keeps, or it is still read: since its value was written, and either often of late,
+    /// or several times and just now. Where Redis cannot tell, the decayed count decides alone.
     ///
     /// # Errors
     /// Redis's.
     pub async fn wanted(&self, job: &Job, key: &EntryKey) -> RedisResult<bool> {
-        const BEFORE: usize = 5;
+        const BEFORE: usize = 6;
         let lfu = self.lfu.load(Ordering::Relaxed);
         let (popular, sample) = (self.keys.popular(&job.name), self.keys.sample(&job.name));
         let mut pipe = redis::pipe();
@@ -153,11 +155,12 @@ impl Popularity {
         pipe.cmd("ZSCORE").arg(self.keys.fed(&job.name)).arg(key.as_str());
         pipe.cmd("ZREVRANK").arg(&popular).arg(key.as_str());
         pipe.cmd("ZSCORE").arg(&popular).arg(key.as_str());
+        pipe.cmd("ZCARD").arg(&popular);
         pipe.cmd("HMGET").arg(&sample).arg(&["at", "passed", "half", "reported", "every"]);
         Look::ask(&mut pipe, &self.keys, key, lfu);
         pipe.cmd("OBJECT").arg("REFCOUNT").arg(key.as_str());
         let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
-        let [time, fed, rank, score, clock, rest @ ..] = replies.as_slice() else { return Ok(true) };
+        let [time, fed, rank, score, counts, clock, rest @ ..] = replies.as_slice() else { return Ok(true) };
         debug_assert_eq!(replies.len(), BEFORE + Look::COMMANDS + 1);
         let Some((look, shared)) = rest.split_at_checked(Look::COMMANDS) else { return Ok(true) };
         let Some((seconds, micros)) = reply::<(i64, i64)>(time) else { return Ok(true) };
@@ -181,14 +184,19 @@ impl Popularity {
         #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
         let (reported, ttl) =
             (field(3).is_some_and(|at| at + millis(job.ttl) as f64 > now as f64), millis(job.ttl) as f64);
-        let often = expected(count, job.ttl, half_life(job)) >= threshold(ttl / field(4).unwrap_or(1.0), job.ttl);
+        let seen = (ttl / field(4).unwrap_or(1.0)).min(job.ttl.as_secs_f64() / GRAIN.as_secs_f64()).max(0.1);
+        let often = expected(count, job.ttl, half_life(job)) >= threshold(seen);
         if look.expires == -2 {
             return Ok(often);
         }
         if let Some(frequency) = look.frequency {
             return Ok(often && frequency > 0);
         }
-        let just_now = look.idle.is_some_and(|idle| idle.unsigned_abs() <= (job.ttl.as_secs() / JUST_NOW).max(1));
+        // Where samples are rare, fewer see it read. Where more is read than is counted, a count says little.
+        let full = reply::<usize>(counts).is_some_and(|counts| counts >= counted(job));
+        let times = full || field(4).is_none() || count >= TIMES.min(seen / 3.0);
+        let just_now =
+            times && look.idle.is_some_and(|idle| idle.unsigned_abs() <= (job.ttl.as_secs() / JUST_NOW).max(1));
         if !look.is_ours() {
             // Its being written was a read, too, and says nothing about the next.
             return Ok(often || (just_now && count >= 1.0));
