@@ -48,7 +48,8 @@ pub enum Trigger {
 }
 
 impl Trigger {
-    const ALL: [Self; 6] = [Self::Cron, Self::Invalidation, Self::Expiry, Self::Demand, Self::Manual, Self::Settle];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Cron, Self::Invalidation, Self::Expiry, Self::Demand, Self::Manual, Self::Settle];
 
     /// Its number in scores. `look`: see [`Due::look`].
     fn number(self, look: bool) -> u8 {

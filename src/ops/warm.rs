@@ -10,7 +10,7 @@ use super::{Ops, PAGE};
 use crate::agenda::{Due, State, Trigger};
 use crate::job::{EntryKey, Job, Params};
 use crate::popularity::Popularity;
-use crate::trigger::cron::fed_last;
+use crate::trigger::feed;
 use crate::warmer::Outcome;
 
 /// How often is looked while waiting.
@@ -51,7 +51,7 @@ impl Ops {
         match fed {
             Some(fed) => all.extend(fed),
             None if job.entries.feed.is_some() => {
-                all.extend(fed_last(&mut self.redis.clone(), &self.keys, job).await?);
+                all.extend(feed::named_last(&mut self.redis.clone(), &self.keys, job).await?);
             }
             None => {}
         }

@@ -15,6 +15,7 @@ use super::{Popularity, counted, millis};
 use crate::job::{EntryKey, Job};
 use crate::redis::Keys;
 use crate::store::{Meta, TOUCHED};
+use crate::trigger::feed;
 
 /// The server's clock of touches lags behind its `TIME` by at most so much (ms): it is set ten times a second.
 const LAG: i64 = 150;
@@ -152,7 +153,7 @@ impl Popularity {
         let (popular, sample) = (self.keys.popular(&job.name), self.keys.sample(&job.name));
         let mut pipe = redis::pipe();
         pipe.cmd("TIME");
-        pipe.cmd("ZSCORE").arg(self.keys.fed(&job.name)).arg(key.as_str());
+        pipe.cmd("HGET").arg(self.keys.feed(&job.name)).arg(feed::bucket(key));
         pipe.cmd("ZREVRANK").arg(&popular).arg(key.as_str());
         pipe.cmd("ZSCORE").arg(&popular).arg(key.as_str());
         pipe.cmd("ZCARD").arg(&popular);
@@ -165,7 +166,7 @@ impl Popularity {
         let Some((look, shared)) = rest.split_at_checked(Look::COMMANDS) else { return Ok(true) };
         let Some((seconds, micros)) = reply::<(i64, i64)>(time) else { return Ok(true) };
         let now = seconds * 1_000 + micros / 1_000;
-        if reply::<Option<f64>>(fed).flatten().is_some()
+        if reply::<Option<String>>(fed).flatten().is_some_and(|bucket| feed::names(&bucket, key))
             || reply::<Option<usize>>(rank).flatten().is_some_and(|rank| rank < job.entries.popular)
         {
             return Ok(true);

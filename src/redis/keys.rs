@@ -111,7 +111,7 @@ impl Keys {
             self.unknown(job),
             self.agenda(job),
             self.paused(job),
-            self.fed(job),
+            self.feed(job),
             self.popular(job),
             self.sample(job),
             frequencies,
@@ -127,9 +127,9 @@ impl Keys {
         format!("{}:census", self.prefix)
     }
 
-    /// The entries that a job's feed named: a sorted set, score = the warmup that saw them last (ms).
-    pub fn fed(&self, job: &JobName) -> String {
-        format!("{}:fed:{{{job}}}", self.prefix)
+    /// The entries that a job's feed named last: a hash of buckets, each a JSON array.
+    pub fn feed(&self, job: &JobName) -> String {
+        format!("{}:feed:{{{job}}}", self.prefix)
     }
 
     /// What is read of a job, and how much: a sorted set, score = the decayed count of reads, see [`crate::popularity`].

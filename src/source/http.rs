@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 use tracing::warn;
-use twox_hash::XxHash3_128;
+use twox_hash::XxHash3_64;
 
 /// The most entries that a feed may name; more are refused, for nobody means that.
 const FEED_LONGEST: usize = 1_000_000;
@@ -264,7 +264,7 @@ impl<'de> Visitor<'de> for Checked {
 /// What a value is made from besides the upstream's answer.
 fn fingerprint(ask: &Ask<'_>, url: &str, headers: &[(&str, String)], context: &Value) -> String {
     let made_from = serde_json::to_vec(&(&ask.job.digest, ask.source, url, headers, context)).unwrap_or_default();
-    crate::store::compact(XxHash3_128::oneshot(&made_from))
+    crate::store::compact(XxHash3_64::oneshot(&made_from))
 }
 
 fn kind(value: &Value) -> &'static str {

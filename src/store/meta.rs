@@ -1,6 +1,6 @@
 //! What is known of one entry's value, in one packed string beside it.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::agenda::Trigger;
 use crate::source::Validators;
@@ -45,11 +45,11 @@ pub struct Note {
     /// AI tokens that the value cost.
     #[serde(rename = "c", default, skip_serializing_if = "is_none")]
     pub tokens: u64,
-    /// How the last attempt ended.
-    #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
+    /// How the last attempt ended. Packed as its number in [`Outcome::ALL`], and not where it warmed the value, which is usual.
+    #[serde(rename = "o", default, skip_serializing_if = "is_warmed", with = "outcome_number")]
     pub outcome: Option<Outcome>,
-    /// Why it was made.
-    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
+    /// Why it was made. Packed as its number in scores, and not where the value's TTL came to an end, which is usual.
+    #[serde(rename = "t", default, skip_serializing_if = "is_expiry", with = "trigger_number")]
     pub trigger: Option<Trigger>,
     /// When it began (Redis time, ms). Not packed where it is 0; read, it is then when the fetch of the present value began.
     #[serde(rename = "a", default, skip_serializing_if = "is_never")]
@@ -83,6 +83,44 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+#[expect(clippy::ref_option, reason = "serde passes references")]
+fn is_warmed(outcome: &Option<Outcome>) -> bool {
+    matches!(outcome, None | Some(Outcome::Warmed))
+}
+
+#[expect(clippy::ref_option, reason = "serde passes references")]
+fn is_expiry(trigger: &Option<Trigger>) -> bool {
+    matches!(trigger, None | Some(Trigger::Expiry))
+}
+
+mod outcome_number {
+    use super::{Deserialize, Deserializer, Outcome, Serialize, Serializer};
+
+    #[expect(clippy::ref_option, reason = "serde passes references")]
+    pub(super) fn serialize<S: Serializer>(outcome: &Option<Outcome>, to: S) -> Result<S::Ok, S::Error> {
+        outcome.map(|outcome| outcome as u8).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Outcome>, D::Error> {
+        Ok(Outcome::ALL.get(usize::deserialize(from)?).copied())
+    }
+}
+
+mod trigger_number {
+    use super::{Deserialize, Deserializer, Serialize, Serializer, Trigger};
+
+    #[expect(clippy::ref_option, reason = "serde passes references")]
+    pub(super) fn serialize<S: Serializer>(trigger: &Option<Trigger>, to: S) -> Result<S::Ok, S::Error> {
+        // A second look belongs to the invalidation that it follows.
+        let trigger = trigger.map(|trigger| if trigger == Trigger::Settle { Trigger::Invalidation } else { trigger });
+        trigger.map(|trigger| trigger as u8).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Trigger>, D::Error> {
+        Ok(Trigger::ALL.get(usize::deserialize(from)?).copied())
+    }
+}
+
 impl Meta {
     /// Reads the packed form; `None` where it is none.
     pub fn parse(text: &str) -> Option<Self> {
@@ -94,9 +132,15 @@ impl Meta {
         let (hash, asked) = hash.split_once('~').map_or((hash, None), |(hash, asked)| (hash, Some(asked)));
         let asked = asked.map_or(Ok(start), str::parse).ok()?;
         let (hash, born) = (hash.to_owned(), born.parse().ok()?);
-        let mut note: Note = serde_json::from_str(parts.next()?).unwrap_or_default();
+        let packed = serde_json::from_str(parts.next()?).ok();
+        let known = packed.is_some();
+        let mut note: Note = packed.unwrap_or_default();
         if note.attempted == 0 {
             note.attempted = start;
+        }
+        if known && note.attempted > 0 {
+            note.outcome.get_or_insert(Outcome::Warmed);
+            note.trigger.get_or_insert(Trigger::Expiry);
         }
         Some(Self { start, asked, written, invalidated, outlived, hash, born, note })
     }
@@ -152,5 +196,23 @@ mod tests {
         };
         let packed = format!("1 2 3 0 h {}", note.to_json());
         assert_eq!(Meta::parse(&packed).unwrap().note, note);
+        // As lease.lua and invalidate.lua look for it.
+        assert!(packed.contains(r#""o":7,"t":1,"#), "{packed}");
+    }
+
+    #[test]
+    fn each_outcome_and_trigger_round_trips_and_the_usual_take_no_room() {
+        let packed = |outcome, trigger| Note { outcome, trigger, ..Note::default() }.to_json();
+        let read = |packed: String| Meta::parse(&format!("1 2 0 0 h {packed}")).unwrap().note;
+        for outcome in Outcome::ALL {
+            assert_eq!(read(packed(Some(outcome), None)).outcome, Some(outcome));
+        }
+        for trigger in Trigger::ALL {
+            let wanted = if trigger == Trigger::Settle { Trigger::Invalidation } else { trigger };
+            assert_eq!(read(packed(None, Some(trigger))).trigger, Some(wanted));
+        }
+        assert_eq!(packed(Some(Outcome::Warmed), Some(Trigger::Expiry)), "{}");
+        // Somebody marked it before anybody fetched it.
+        assert_eq!(Meta::parse("0 0 17 0 - {}").unwrap().note, Note::default());
     }
 }

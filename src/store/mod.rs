@@ -567,10 +567,10 @@ impl Store {
     }
 }
 
-/// A hash as text, of at most 22 letters and digits: it is kept with every entry.
-pub(crate) fn compact(mut hash: u128) -> String {
+/// A hash as text, of at most 11 letters and digits: it is kept with every entry.
+pub(crate) fn compact(mut hash: u64) -> String {
     const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let mut text = String::with_capacity(22);
+    let mut text = String::with_capacity(11);
     while hash > 0 || text.is_empty() {
         text.push(char::from(DIGITS[usize::try_from(hash % 62).unwrap_or(0)]));
         hash /= 62;
@@ -580,7 +580,7 @@ pub(crate) fn compact(mut hash: u128) -> String {
 
 /// What a value is known by: equal hashes, equal content.
 fn hash(json: &str) -> String {
-    compact(twox_hash::XxHash3_128::oneshot(json.as_bytes()))
+    compact(twox_hash::XxHash3_64::oneshot(json.as_bytes()))
 }
 
 /// The announcement of a change, as in docs/protocol.md.

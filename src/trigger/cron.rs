@@ -20,6 +20,7 @@ use crate::popularity::Popularity;
 use crate::redis::{Connection, Keys, Patience};
 use crate::source::{Ended, FetchError, Gate, Refusal, Sources};
 use crate::store::{Fresh, Meta, Store};
+use crate::trigger::feed;
 use crate::warmer::keep;
 
 /// Entries looked at in one round trip.
@@ -213,51 +214,17 @@ impl Cron {
     /// The entries that the job's feed names now; where it does not answer, those it named last.
     pub(crate) async fn fed(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Vec<Params>> {
         let Some(feed) = &job.entries.feed else { return Ok(Vec::new()) };
-        let set = self.keys.fed(&job.name);
         let named = self.ask_feed(job, &feed.upstream).await;
         self.hold(job, tick).await?;
         match named {
             Ok(entries) => {
-                for batch in entries.chunks(BATCH) {
-                    let mut add = redis::cmd("ZADD");
-                    add.arg(&set);
-                    let keys: Vec<EntryKey> = batch.iter().filter_map(|params| job.key.write(params)).collect();
-                    if keys.is_empty() {
-                        continue;
-                    }
-                    for key in &keys {
-                        add.arg(tick).arg(key.as_str());
-                    }
-                    let () = add.query_async(&mut self.redis.clone()).await?;
-                }
-                self.forget_fed(&set, tick).await?;
+                feed::remember(&mut self.redis.clone(), &self.keys, job, &entries).await?;
                 Ok(entries)
             }
             Err(e) => {
                 warn!(job = %job.name, "its feed does not answer, what it named last is kept warm: {e}");
-                fed_last(&mut self.redis.clone(), &self.keys, job).await
+                feed::named_last(&mut self.redis.clone(), &self.keys, job).await
             }
-        }
-    }
-
-    /// Drops what a feed named before `tick` (Redis time, ms) and not since, in steps.
-    async fn forget_fed(&self, set: &str, tick: i64) -> RedisResult<()> {
-        loop {
-            let old: Vec<Vec<u8>> = redis::cmd("ZRANGE")
-                .arg(set)
-                .arg("-inf")
-                .arg(format!("({tick}"))
-                .arg("BYSCORE")
-                .arg("LIMIT")
-                .arg(0)
-                .arg(BATCH)
-                .query_async(&mut self.redis.clone())
-                .await?;
-            if old.is_empty() {
-                return Ok(());
-            }
-            // One that another warmup names meanwhile is named again by the next.
-            redis::cmd("ZREM").arg(set).arg(&old).exec_async(&mut self.redis.clone()).await?;
         }
     }
 
@@ -280,28 +247,6 @@ impl Cron {
             permit.done(ended).await;
         }
         named.map_err(|e| e.to_string())
-    }
-}
-
-/// The entries that a job's feed named last, read in steps.
-///
-/// # Errors
-/// Redis's.
-pub(crate) async fn fed_last(redis: &mut Connection, keys: &Keys, job: &Job) -> RedisResult<Vec<Params>> {
-    let mut fed = Vec::new();
-    let mut cursor = 0;
-    loop {
-        let page: Vec<String> = redis::cmd("ZRANGE")
-            .arg(keys.fed(&job.name))
-            .arg(cursor)
-            .arg(cursor + BATCH - 1)
-            .query_async(redis)
-            .await?;
-        cursor += page.len();
-        fed.extend(page.iter().filter_map(|key| job.key.read(key)));
-        if page.len() < BATCH {
-            return Ok(fed);
-        }
     }
 }
 

@@ -24,7 +24,7 @@ const KINDS: [&str; 30] = [
     "samovar:touched:*",
     "samovar:agenda:*",
     "samovar:paused:*",
-    "samovar:fed:*",
+    "samovar:feed:*",
     "samovar:popular:*",
     "samovar:sample:*",
     "samovar:frequencies*",

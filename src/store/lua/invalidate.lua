@@ -6,6 +6,7 @@
 -- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (its lease is
 -- marked '+'), or shortly after one began; for longer where one failed, which has its mark and is tried again. Then nothing
 -- is done, and the caller comes again; so that one fetch answers many.
+-- In the note "t":1 says that it was fetched for an invalidation, and "o":7 that this failed (meta.rs).
 -- A full Redis does it, too: it may write a mark, and what an eviction frees is more.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 S (ms)  2 'r' refresh or 'e' evict  3 how long the note on a value without a TTL is kept (ms)
@@ -32,12 +33,12 @@ local storm = tonumber(ARGV[6])
 if refresh and storm > 0 and token and busy == '+' and before(tonumber(begun)) then
   return {0, 0, 0, 50}
 elseif refresh and storm > 0 and not token and ours and invalid == '0' and before(asked)
-  and string.find(rest, '"t":"invalidation"', 1, true) then
+  and string.find(rest, '"t":1', 1, true) then
   local wait = math.min(asked, now) + storm - now
   if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
 end
 if refresh and storm > 0 and not token and start and invalid ~= '0' and before(asked) then
-  local failed = string.find(rest, '"o":"failed"', 1, true) and string.match(rest, '"a":(%d+)')
+  local failed = string.find(rest, '"o":7', 1, true) and string.match(rest, '"a":(%d+)')
   local wait = failed and math.min(tonumber(failed), now) + 4 * storm - now or 0
   if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
 end

@@ -34,8 +34,9 @@ if pxat ~= -2 and (invalid or '0') == '0' then
   end
 end
 if ARGV[8] ~= '-1' and tonumber(string.match(meta, '"d":(%d+)') or 0) >= tonumber(ARGV[8]) then return {'deadly'} end
+-- Marked '+' is a fetch that follows another, which was made for an invalidation (1).
 local again = start and (tonumber(start) > now - tonumber(ARGV[7]) or invalid ~= '0')
-  and string.find(meta, '"t":"invalidation"', 1, true)
+  and string.find(meta, '"t":1', 1, true)
 local mark = again and ' +' or ' -'
 redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. string.format('%d', now) .. mark, 'PX', ARGV[2])
 return {'leased', now, pxat, meta}
