@@ -15,6 +15,8 @@ use samovar::agenda::{Agenda, Finished, Next, Trigger, When};
 use samovar::job::{EntryKey, JobName};
 use samovar::redis::Keys;
 
+use tokio::sync::Semaphore;
+
 use measure::{Upstream, median, memory, redis_cpu};
 use support::{JobsFolder, TestRedis, WorkerProcess, eventually, eventually_within, samovar};
 
@@ -47,8 +49,9 @@ async fn main() {
         start().await;
     }
     if wanted("fleet") {
-        fleet(Duration::ZERO).await;
-        fleet(WAITING).await;
+        fleet("the machine is the limit", Duration::ZERO, Semaphore::MAX_PERMITS).await;
+        fleet("the upstream is the limit", WAITING / 5, 16).await;
+        fleet("each fetch waits", WAITING, Semaphore::MAX_PERMITS).await;
     }
 }
 
@@ -155,14 +158,21 @@ async fn agenda() {
         redis.redis_url().manager(Duration::from_secs(30)).await.unwrap(),
         Keys::new("samovar", "samovar:invalidate"),
     );
+    // As in a life of an hour: what is warmed in one round is due in the same minute and a half an hour later (a quarter of a
+    // tenth of the TTL: see `keep`), and what was warmed before is due in the hour until then.
     let far = 4_000_000_000_000;
+    let jitter = || rand::random_range(0..90_000);
     let mut took = [Vec::new(), Vec::new()];
     let names = [JobName::new("small"), JobName::new("large")];
     for (name, size) in names.iter().zip([SMALL, LARGE]) {
         let keys: Vec<EntryKey> = (0..size).map(|id| EntryKey::new(format!("entry:{id:07}"))).collect();
-        agenda.put(name, &keys, When::Due(far), Trigger::Expiry).await.unwrap();
+        for (n, keys) in (0..).zip(keys.chunks((size / 1_000).clamp(1, BATCH))) {
+            let due = far + n * 3_600_000 * keys.len() as i64 / size as i64 + jitter();
+            agenda.put(name, keys, When::Due(due), Trigger::Expiry).await.unwrap();
+        }
     }
     for round in 0..ROUNDS {
+        let next = far + 3_600_000 + round as i64 * 3_600_000 / ROUNDS as i64;
         for ((name, size), took) in names.iter().zip([SMALL, LARGE]).zip(&mut took) {
             let pick = |n: usize| (round * 7_919 + n * (size / BATCH)) % size;
             let keys: Vec<EntryKey> = (0..BATCH).map(|n| EntryKey::new(format!("entry:{:07}", pick(n)))).collect();
@@ -177,7 +187,7 @@ async fn agenda() {
                 .map(|(claimed, score)| Finished {
                     key: claimed.key,
                     score: score.unwrap(),
-                    next: Next::At(far),
+                    next: Next::At(next + jitter()),
                     outcome: Some(samovar::warmer::Outcome::Warmed),
                 })
                 .collect();
@@ -193,11 +203,12 @@ async fn agenda() {
     );
 }
 
-/// Time that Redis has spent on scripts, µs.
+/// CPU time of the thread in which Redis does everything, µs: scripts, and reading and answering commands.
 async fn redis_micros(redis: &TestRedis) -> f64 {
-    let info: String = redis.ask(&["INFO", "commandstats"]).await;
-    let line = info.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).unwrap_or_default();
-    line.split(',').find_map(|field| field.strip_prefix("usec=")?.parse().ok()).unwrap_or(0.0)
+    let info: String = redis.ask(&["INFO", "cpu"]).await;
+    let seconds =
+        |field: &str| -> f64 { info.lines().find_map(|line| line.strip_prefix(field)).unwrap().parse().unwrap() };
+    (seconds("used_cpu_user_main_thread:") + seconds("used_cpu_sys_main_thread:")) * 1e6
 }
 
 /// From the start of a worker, where so many entries are warm, until it has answered an invalidation.
@@ -254,13 +265,13 @@ async fn start() {
     }
 }
 
-/// What two workers do together, against one.
-async fn fleet(latency: Duration) {
+/// What two workers do together, against one, with an upstream that works on so many answers at once.
+async fn fleet(what: &str, latency: Duration, at_once: usize) {
     let mut rates = [Vec::new(), Vec::new()];
     for _ in 0..3 {
         for (count, rates) in (1..).zip(&mut rates) {
             let redis = TestRedis::start().await;
-            let upstream = Upstream::start(FLEET_ENTRIES, latency).await;
+            let upstream = Upstream::narrow(FLEET_ENTRIES, latency, at_once).await;
             let jobs = jobs(&upstream);
             let _workers: Vec<WorkerProcess> = (0..count).map(|_| worker(&redis, &jobs)).collect();
             warm(&redis, FLEET_ENTRIES).await;
@@ -271,7 +282,7 @@ async fn fleet(latency: Duration) {
     }
     let [one, two] = rates.map(median);
     println!(
-        "fleet, upstream latency {latency:?}: one worker {one:.0}/s, two {two:.0}/s together: {:.2} times",
+        "fleet, {what} (latency {latency:?}): one worker {one:.0}/s, two {two:.0}/s together: {:.2} times",
         two / one
     );
 }

@@ -21,6 +21,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::Semaphore;
 
 use super::support::TestRedis;
 
@@ -45,8 +46,13 @@ pub struct Upstream {
 impl Upstream {
     /// Answers each entry after `latency`; its feed names `entries`.
     pub async fn start(entries: usize, latency: Duration) -> Self {
+        Self::narrow(entries, latency, Semaphore::MAX_PERMITS).await
+    }
+
+    /// The same, but it works on so many answers at once, and on the others after them.
+    pub async fn narrow(entries: usize, latency: Duration, at_once: usize) -> Self {
         let mut command = myself();
-        command.args(["upstream", &entries.to_string(), &latency.as_micros().to_string()]);
+        command.args(["upstream", &entries.to_string(), &latency.as_micros().to_string(), &at_once.to_string()]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let url = lines.next_line().await.unwrap().unwrap();
@@ -73,10 +79,10 @@ impl Upstream {
     }
 }
 
-#[derive(Default)]
 struct Asked {
     entries: usize,
     latency: Duration,
+    at_once: Semaphore,
     count: AtomicUsize,
     version: AtomicUsize,
     span: Mutex<Option<(Instant, Instant)>>,
@@ -86,12 +92,19 @@ struct Asked {
 
 /// Is the upstream, if the arguments say so; it remembers from when to when it was asked.
 pub async fn serve(arguments: &[String]) -> bool {
-    let [what, entries, latency] = arguments else { return false };
+    let [what, entries, latency, at_once] = arguments else { return false };
     if what != "upstream" {
         return false;
     }
-    let latency = Duration::from_micros(latency.parse().unwrap());
-    let asked = Arc::new(Asked { entries: entries.parse().unwrap(), latency, ..Asked::default() });
+    let asked = Arc::new(Asked {
+        entries: entries.parse().unwrap(),
+        latency: Duration::from_micros(latency.parse().unwrap()),
+        at_once: Semaphore::new(at_once.parse().unwrap()),
+        count: AtomicUsize::default(),
+        version: AtomicUsize::default(),
+        span: Mutex::default(),
+        edited: Mutex::default(),
+    });
     let routes = Router::new()
         .route("/entries/{id}", get(entry))
         .route("/ids", get(ids))
@@ -119,6 +132,7 @@ async fn entry(State(asked): State<Arc<Asked>>, Path(id): Path<String>, headers:
         *span = Some((span.map_or(now, |(first, _)| first), now));
     }
     if !asked.latency.is_zero() {
+        let _turn = asked.at_once.acquire().await.unwrap();
         tokio::time::sleep(asked.latency).await;
     }
     let mut version = asked.version.load(Ordering::Relaxed);
