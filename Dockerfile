@@ -2,6 +2,8 @@
 
 FROM rust:1.95-slim-trixie AS build
 WORKDIR /build
+# The allocator is built with it.
+RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-// Warming is many small pieces of memory for a short time, which this allocator is good at; huge pages it would keep half empty.
+// Warming is many small pieces of memory for a short time, which this allocator is good at, and gives back soon after: see
+// .cargo/config.toml.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     samovar::cli::main()
