@@ -259,7 +259,8 @@ async fn promised(agenda: bool, upstream: &str, redis: &str) {
             let (key, start) = set.join_next().await.unwrap().unwrap();
             if let Some(score) = score {
                 let next = Next::At(start + 3_240_000);
-                let done = Finished { key: key.to_string(), score, next, outcome: Some(samovar::warmer::Outcome::Warmed) };
+                let done =
+                    Finished { key: key.to_string(), score, next, outcome: Some(samovar::warmer::Outcome::Warmed) };
                 let full = {
                     let mut finished = finished.lock().unwrap();
                     finished.push(done);

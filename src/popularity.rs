@@ -6,6 +6,7 @@
 //! are guesses that correct themselves: to lose some costs a fetch or a miss, never a wrong value.
 
 mod decay;
+pub(crate) mod feed;
 mod look;
 mod sample;
 

@@ -203,6 +203,23 @@ async fn what_the_feed_names_is_kept_warm_and_what_it_drops_is_left_to_expire() 
 }
 
 #[tokio::test]
+async fn what_a_feed_named_is_left_to_expire_once_the_job_has_none() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    let job = || Art::of(&upstream).ttl("3s").warm("ahead = \"1s\"");
+    let with = job().entries(FEED).folder();
+    let first = worker(&redis, &with);
+    readable(&redis, "a").await;
+    assert_eq!(named_last(&redis).await, ["art:a"]);
+    drop(first);
+    let without = job().folder();
+    let _worker = worker(&redis, &without);
+    eventually("it is no longer named", async || named_last(&redis).await.is_empty()).await;
+    eventually("it has expired", async || redis.ask::<u8>(&["EXISTS", "art:a"]).await == 0).await;
+}
+
+#[tokio::test]
 async fn a_feed_that_fails_keeps_warm_what_it_named_last() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|_, _| Reply::json(json!({})));

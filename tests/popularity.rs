@@ -258,20 +258,28 @@ async fn what_was_read_just_now_is_wanted_once_it_was_read_several_times() {
     }
     let wanted = async |name: &str| learnt.popularity.wanted(&learnt.job, &art(name)).await.unwrap();
     assert!(wanted("once").await, "without samples all that is known is that it is read");
-    redis.ask::<u64>(&["HSET", "samovar:sample:{art}", "every", "10000"]).await;
+    let now = learnt.parts.now().await.to_string();
+    redis.ask::<u64>(&["HSET", "samovar:sample:{art}", "every", "10000", "last", &now]).await;
     redis.ask::<u64>(&["ZADD", "samovar:reads", "1", "art:once", "7", "art:several"]).await;
     learnt.sampler.take_reports().await.unwrap();
     assert!(!wanted("once").await);
     assert!(wanted("several").await);
-    redis.ask::<u64>(&["HSET", "samovar:sample:{art}", "every", "1800000"]).await;
-    assert!(wanted("once").await, "two samples in a TTL cannot see several reads");
+    redis.ask::<u64>(&["HSET", "samovar:sample:{art}", "every", "1200000"]).await;
+    assert!(wanted("once").await, "three samples in a TTL cannot see many reads");
     redis.ask::<u64>(&["HSET", "samovar:sample:{art}", "every", "10000"]).await;
-    let mut others = redis::pipe();
-    for n in 0..10_000 {
-        others.cmd("ZADD").arg("samovar:popular:{art}").arg(0).arg(format!("art:{n}")).ignore();
+    let score: String = redis.ask(&["ZSCORE", "samovar:popular:{art}", "art:once"]).await;
+    for (score, uncounted) in [("-100", false), (score.as_str(), true)] {
+        let mut others = redis::pipe();
+        for n in 0..10_000 {
+            others.cmd("ZADD").arg("samovar:popular:{art}").arg(score).arg(format!("art:{n}")).ignore();
+        }
+        others.exec_async(&mut redis.connection().await).await.unwrap();
+        assert_eq!(wanted("once").await, uncounted, "where more is read of late than is counted, a count says little");
     }
-    others.exec_async(&mut redis.connection().await).await.unwrap();
-    assert!(wanted("once").await, "where more is read than is counted, a count says little");
+    redis.ask::<u64>(&["DEL", "samovar:popular:{art}"]).await;
+    assert!(!wanted("several").await);
+    redis.ask::<u64>(&["HSET", "samovar:sample:{art}", "last", "1000"]).await;
+    assert!(wanted("several").await, "without samples of late all that is known is that it is read");
 }
 
 /// A worker that samples often.

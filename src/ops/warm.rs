@@ -9,8 +9,7 @@ use serde::Serialize;
 use super::{Ops, PAGE};
 use crate::agenda::{Due, State, Trigger};
 use crate::job::{EntryKey, Job, Params};
-use crate::popularity::Popularity;
-use crate::trigger::feed;
+use crate::popularity::{Popularity, feed};
 use crate::warmer::Outcome;
 
 /// How often is looked while waiting.

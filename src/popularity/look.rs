@@ -11,11 +11,10 @@ use std::time::Duration;
 use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 
 use super::decay::{count, expected, half_life};
-use super::{Popularity, counted, millis};
+use super::{Popularity, counted, feed, millis};
 use crate::job::{EntryKey, Job};
 use crate::redis::Keys;
 use crate::store::{Meta, TOUCHED};
-use crate::trigger::feed;
 
 /// The server's clock of touches lags behind its `TIME` by at most so much (ms): it is set ten times a second.
 const LAG: i64 = 150;
@@ -28,10 +27,12 @@ const COMMITS_SOON: i64 = 2_000;
 /// Reads in the next TTL for which a refresh is worth its fetch: below, readers who fetch what they miss fetch less than we would. On
 /// Zipf traces the calls are then no more than plain cache-aside makes, with more hits (`benches/freshness.rs`).
 const OFTEN: f64 = 4.0;
-/// What was read in this last part of a TTL, or in the last two seconds, is read often, too, if it was read so many times of
-/// late: a count takes time to grow, and a single read says nothing about the next.
+/// Where one was in this last part of a TTL, or in the last two seconds, [`SOME`] suffice: it may be read more and more, and a
+/// count takes time to grow. That single read says nothing about the next.
 const JUST_NOW: u64 = 20;
-const TIMES: f64 = 6.0;
+const SOME: f64 = 2.0;
+/// The count of a read two half-lives ago.
+const LATELY: f64 = 0.25;
 /// A sample sees at most one read in this time.
 const GRAIN: Duration = Duration::from_secs(1);
 /// `OBJECT FREQ` of a new key.
@@ -143,7 +144,7 @@ pub(super) fn is_shared(refcount: &RedisResult<Value>) -> bool {
 impl Popularity {
     /// Whether an entry that is about to expire is to be refreshed although its job does not list it: the feed names it, it
     /// is one of the most read that the job keeps, or it is still read: since its value was written, and either often of late,
-    /// or several times and just now. Where Redis cannot tell, the decayed count decides alone.
+    /// or sometimes and just now. Where Redis cannot tell, the decayed count decides alone.
     ///
     /// # Errors
     /// Redis's.
@@ -153,20 +154,22 @@ impl Popularity {
         let (popular, sample) = (self.keys.popular(&job.name), self.keys.sample(&job.name));
         let mut pipe = redis::pipe();
         pipe.cmd("TIME");
-        pipe.cmd("HGET").arg(self.keys.feed(&job.name)).arg(feed::bucket(key));
+        // Nothing, where the job has no feed any more.
+        let bucket = job.entries.feed.as_ref().map_or_else(String::new, |_| feed::bucket(key));
+        pipe.cmd("HGET").arg(self.keys.feed(&job.name)).arg(bucket);
         pipe.cmd("ZREVRANK").arg(&popular).arg(key.as_str());
         pipe.cmd("ZSCORE").arg(&popular).arg(key.as_str());
-        pipe.cmd("ZCARD").arg(&popular);
-        pipe.cmd("HMGET").arg(&sample).arg(&["at", "passed", "half", "reported", "every"]);
+        pipe.cmd("ZREVRANGE").arg(&popular).arg(counted(job) - 1).arg(counted(job) - 1).arg("WITHSCORES");
+        pipe.cmd("HMGET").arg(&sample).arg(&["at", "passed", "half", "reported", "every", "last"]);
         Look::ask(&mut pipe, &self.keys, key, lfu);
         pipe.cmd("OBJECT").arg("REFCOUNT").arg(key.as_str());
         let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
-        let [time, fed, rank, score, counts, clock, rest @ ..] = replies.as_slice() else { return Ok(true) };
+        let [time, fed, rank, score, least, clock, rest @ ..] = replies.as_slice() else { return Ok(true) };
         debug_assert_eq!(replies.len(), BEFORE + Look::COMMANDS + 1);
         let Some((look, shared)) = rest.split_at_checked(Look::COMMANDS) else { return Ok(true) };
         let Some((seconds, micros)) = reply::<(i64, i64)>(time) else { return Ok(true) };
         let now = seconds * 1_000 + micros / 1_000;
-        if reply::<Option<String>>(fed).flatten().is_some_and(|bucket| feed::names(&bucket, key))
+        if reply::<Option<Vec<u8>>>(fed).flatten().is_some_and(|bucket| feed::names(&bucket, key))
             || reply::<Option<usize>>(rank).flatten().is_some_and(|rank| rank < job.entries.popular)
         {
             return Ok(true);
@@ -180,24 +183,28 @@ impl Popularity {
         let field = |n: usize| clock.get(n).copied().flatten();
         #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
         let passed = field(0).zip(field(1)).zip(field(2)).map(|((at, passed), half)| passed + (now as f64 - at) / half);
-        let count =
-            reply::<Option<f64>>(score).flatten().zip(passed).map_or(0.0, |(score, passed)| count(score, passed));
+        let counts = |score: Option<f64>| score.zip(passed).map_or(0.0, |(score, passed)| count(score, passed));
+        let count = counts(reply::<Option<f64>>(score).flatten());
         #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
         let (reported, ttl) =
             (field(3).is_some_and(|at| at + millis(job.ttl) as f64 > now as f64), millis(job.ttl) as f64);
         let seen = (ttl / field(4).unwrap_or(1.0)).min(job.ttl.as_secs_f64() / GRAIN.as_secs_f64()).max(0.1);
-        let often = expected(count, job.ttl, half_life(job)) >= threshold(seen);
+        let reads = expected(count, job.ttl, half_life(job));
+        let often = reads >= threshold(seen);
         if look.expires == -2 {
             return Ok(often);
         }
         if let Some(frequency) = look.frequency {
             return Ok(often && frequency > 0);
         }
-        // Where samples are rare, fewer see it read. Where more is read than is counted, a count says little.
-        let full = reply::<usize>(counts).is_some_and(|counts| counts >= counted(job));
-        let times = full || field(4).is_none() || count >= TIMES.min(seen / 3.0);
+        // Where samples are rare, fewer see it read, and hardly any say nothing; nor does a count, where what was read lately is
+        // no longer counted for want of room.
+        #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
+        let sampled = field(5).is_some_and(|last| now as f64 - last < ttl / 3.0);
+        let full = counts(reply::<Vec<(String, f64)>>(least).and_then(|least| Some(least.first()?.1))) > LATELY;
+        let some = !sampled || full || reads >= SOME.min(seen / 9.0);
         let just_now =
-            times && look.idle.is_some_and(|idle| idle.unsigned_abs() <= (job.ttl.as_secs() / JUST_NOW).max(1));
+            some && look.idle.is_some_and(|idle| idle.unsigned_abs() <= (job.ttl.as_secs() / JUST_NOW).max(1));
         if !look.is_ours() {
             // Its being written was a read, too, and says nothing about the next.
             return Ok(often || (just_now && count >= 1.0));

@@ -93,8 +93,16 @@ fn is_expiry(trigger: &Option<Trigger>) -> bool {
     matches!(trigger, None | Some(Trigger::Expiry))
 }
 
+/// As it is packed, or as it was before there were numbers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Packed<T> {
+    Number(usize),
+    Word(T),
+}
+
 mod outcome_number {
-    use super::{Deserialize, Deserializer, Outcome, Serialize, Serializer};
+    use super::{Deserialize, Deserializer, Outcome, Packed, Serialize, Serializer};
 
     #[expect(clippy::ref_option, reason = "serde passes references")]
     pub(super) fn serialize<S: Serializer>(outcome: &Option<Outcome>, to: S) -> Result<S::Ok, S::Error> {
@@ -102,12 +110,15 @@ mod outcome_number {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Outcome>, D::Error> {
-        Ok(Outcome::ALL.get(usize::deserialize(from)?).copied())
+        Ok(match Packed::deserialize(from)? {
+            Packed::Number(number) => Outcome::ALL.get(number).copied(),
+            Packed::Word(outcome) => Some(outcome),
+        })
     }
 }
 
 mod trigger_number {
-    use super::{Deserialize, Deserializer, Serialize, Serializer, Trigger};
+    use super::{Deserialize, Deserializer, Packed, Serialize, Serializer, Trigger};
 
     #[expect(clippy::ref_option, reason = "serde passes references")]
     pub(super) fn serialize<S: Serializer>(trigger: &Option<Trigger>, to: S) -> Result<S::Ok, S::Error> {
@@ -117,7 +128,10 @@ mod trigger_number {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Trigger>, D::Error> {
-        Ok(Trigger::ALL.get(usize::deserialize(from)?).copied())
+        Ok(match Packed::deserialize(from)? {
+            Packed::Number(number) => Trigger::ALL.get(number).copied(),
+            Packed::Word(trigger) => Some(trigger),
+        })
     }
 }
 
@@ -212,6 +226,8 @@ mod tests {
             assert_eq!(read(packed(None, Some(trigger))).trigger, Some(wanted));
         }
         assert_eq!(packed(Some(Outcome::Warmed), Some(Trigger::Expiry)), "{}");
+        let before = read(r#"{"p":"q","o":"failed","t":"invalidation"}"#.to_owned());
+        assert_eq!((before.outcome, before.trigger), (Some(Outcome::Failed), Some(Trigger::Invalidation)));
         // Somebody marked it before anybody fetched it.
         assert_eq!(Meta::parse("0 0 17 0 - {}").unwrap().note, Note::default());
     }

@@ -16,11 +16,10 @@ use tracing::{info, warn};
 
 use crate::agenda::{Agenda, Next, Trigger, Urgency, When};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, UpstreamName};
-use crate::popularity::Popularity;
+use crate::popularity::{Popularity, feed};
 use crate::redis::{Connection, Keys, Patience};
 use crate::source::{Ended, FetchError, Gate, Refusal, Sources};
 use crate::store::{Fresh, Meta, Store};
-use crate::trigger::feed;
 use crate::warmer::keep;
 
 /// Entries looked at in one round trip.
@@ -213,8 +212,11 @@ impl Cron {
 
     /// The entries that the job's feed names now; where it does not answer, those it named last.
     pub(crate) async fn fed(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Vec<Params>> {
-        let Some(feed) = &job.entries.feed else { return Ok(Vec::new()) };
-        let named = self.ask_feed(job, &feed.upstream).await;
+        let Some(asked) = &job.entries.feed else {
+            feed::forget(&mut self.redis.clone(), &self.keys, job).await?;
+            return Ok(Vec::new());
+        };
+        let named = self.ask_feed(job, &asked.upstream).await;
         self.hold(job, tick).await?;
         match named {
             Ok(entries) => {

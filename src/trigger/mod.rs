@@ -3,7 +3,6 @@
 pub mod cron;
 pub mod ear;
 pub mod evictions;
-pub(crate) mod feed;
 pub mod inbox;
 pub mod intake;
 pub mod invalidation;
