@@ -7,9 +7,10 @@
 --       8 when the fetch began (ms)
 -- Returns the fence's objection (fence.lua)
 --       | {'foreign'}, lease kept: the value is gone, somebody else's, or invalidated | {'done', now, PEXPIRETIME, 0}
-local objection, now, start = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[6], ARGV[8])
+local there = redis.call('MGET', KEYS[2], KEYS[3])
+local meta = there[2] or ''
+local objection, now, start = fence(KEYS[2], there[1], ARGV[1], ARGV[6], ARGV[8])
 if objection then return objection end
-local meta = redis.call('GET', KEYS[3]) or ''
 local before, written, mark, hash, asked, born =
   string.match(meta, '^(%d+) (%d+) (%d+) %d+ ([^ ~@]+)~?(%d*)(@?%d*) ')
 if written ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3])
