@@ -203,6 +203,32 @@ async fn what_the_feed_names_is_kept_warm_and_what_it_drops_is_left_to_expire() 
 }
 
 #[tokio::test]
+async fn what_a_feed_named_last_stays_until_what_it_names_now_is_written_whole() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    upstream.on("/popular", Reply::json(json!({"names": ["a", "b"]})));
+    let jobs = Art::of(&upstream).entries(FEED).warm("every = \"1s\"").folder();
+    let _worker = worker(&redis, &jobs);
+    eventually("both are named", async || named_last(&redis).await == ["art:a", "art:b"]).await;
+    // As if it died just before the last step.
+    redis.ask::<()>(&["ACL", "SETUSER", "default", "-rename"]).await;
+    upstream.on("/popular", Reply::json(json!({"names": ["c"]})));
+    eventually("it is written but for the last step", async || !redis.keys("samovar:feed:{art}:*").await.is_empty())
+        .await;
+    let asked = upstream.calls("/popular");
+    assert_eq!(named_last(&redis).await, ["art:a", "art:b"]);
+    let unfinished = redis.keys("samovar:feed:{art}:*").await;
+    let left: i64 = redis.ask(&["PTTL", &unfinished[0]]).await;
+    assert!((1..=600_000).contains(&left), "{unfinished:?} goes by itself: {left}");
+    redis.ask::<()>(&["ACL", "SETUSER", "default", "+rename"]).await;
+    // Not after half a minute, when the claim on the tick has run out.
+    redis.ask::<u64>(&["ZADD", "samovar:{schedules}", "1", "art"]).await;
+    upstream.called("/popular", asked + 1).await;
+    eventually("only the new one is named", async || named_last(&redis).await == ["art:c"]).await;
+    assert_eq!(redis.ask::<i64>(&["PTTL", "samovar:feed:{art}"]).await, -1, "and stays");
+}
+
+#[tokio::test]
 async fn what_a_feed_named_is_left_to_expire_once_the_job_has_none() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|_, _| Reply::json(json!({})));
