@@ -15,17 +15,18 @@ if known[1] then return {'busy', redis.call('PTTL', KEYS[2])} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
-if pxat ~= -2 then
-  local kind = redis.call('TYPE', KEYS[1]).ok
-  if kind ~= 'string' then return {'taboo', 0, -2, kind} end
-elseif ARGV[6] == '1' then
-  return {'absent'}
-end
 local meta = known[2] or ''
 local start, written, invalid, old = string.match(meta, '^(%d+) (%d+) (%d+) (%d+) ')
+local ours = tonumber(written) == pxat
+if pxat == -2 then
+  if ARGV[6] == '1' then return {'absent'} end
+elseif not ours then
+  local kind = redis.call('TYPE', KEYS[1]).ok
+  if kind ~= 'string' then return {'taboo', 0, -2, kind} end
+end
 if pxat ~= -2 and (invalid or '0') == '0' then
   -- What outlives its TTL is not fresh.
-  local ours = tonumber(written) == pxat and old == '0'
+  ours = ours and old == '0'
   local since, till = tonumber(ARGV[3]), tonumber(ARGV[4])
   if ARGV[5] == '1'
     or (ours and since >= 0 and tonumber(start) >= since)
