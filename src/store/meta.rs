@@ -101,8 +101,19 @@ enum Packed<T> {
     Word(T),
 }
 
+fn unpacked<'de, T, D>(from: D, all: &[T]) -> Result<Option<T>, D::Error>
+where
+    T: Copy + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Ok(match Packed::deserialize(from)? {
+        Packed::Number(number) => all.get(number).copied(),
+        Packed::Word(word) => Some(word),
+    })
+}
+
 mod outcome_number {
-    use super::{Deserialize, Deserializer, Outcome, Packed, Serialize, Serializer};
+    use super::{Deserializer, Outcome, Serialize, Serializer};
 
     #[expect(clippy::ref_option, reason = "serde passes references")]
     pub(super) fn serialize<S: Serializer>(outcome: &Option<Outcome>, to: S) -> Result<S::Ok, S::Error> {
@@ -110,15 +121,12 @@ mod outcome_number {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Outcome>, D::Error> {
-        Ok(match Packed::deserialize(from)? {
-            Packed::Number(number) => Outcome::ALL.get(number).copied(),
-            Packed::Word(outcome) => Some(outcome),
-        })
+        super::unpacked(from, &Outcome::ALL)
     }
 }
 
 mod trigger_number {
-    use super::{Deserialize, Deserializer, Packed, Serialize, Serializer, Trigger};
+    use super::{Deserializer, Serialize, Serializer, Trigger};
 
     #[expect(clippy::ref_option, reason = "serde passes references")]
     pub(super) fn serialize<S: Serializer>(trigger: &Option<Trigger>, to: S) -> Result<S::Ok, S::Error> {
@@ -128,10 +136,7 @@ mod trigger_number {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Trigger>, D::Error> {
-        Ok(match Packed::deserialize(from)? {
-            Packed::Number(number) => Trigger::ALL.get(number).copied(),
-            Packed::Word(trigger) => Some(trigger),
-        })
+        super::unpacked(from, &Trigger::ALL)
     }
 }
 
