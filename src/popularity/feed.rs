@@ -43,13 +43,14 @@ pub(crate) async fn remember(redis: &mut Connection, keys: &Keys, job: &Job, nam
     }
     let feed = keys.feed(&job.name);
     if buckets.is_empty() {
-        return redis::cmd("DEL").arg(&feed).exec_async(redis).await;
+        return forget(redis, keys, job).await;
     }
     let unfinished = format!("{feed}:{}", ulid::Ulid::generate());
     let buckets: Vec<_> = buckets.into_iter().collect();
     for batch in buckets.chunks(BATCH) {
+        // Together, so that what a cut leaves behind goes by itself.
         let mut pipe = redis::pipe();
-        let set = pipe.cmd("HSET").arg(&unfinished);
+        let set = pipe.atomic().cmd("HSET").arg(&unfinished);
         for (bucket, keys) in batch {
             let names: Vec<&str> = keys.iter().map(EntryKey::as_str).collect();
             set.arg(bucket).arg(serde_json::to_string(&names).unwrap_or_default());
@@ -62,7 +63,7 @@ pub(crate) async fn remember(redis: &mut Connection, keys: &Keys, job: &Job, nam
     finish.exec_async(redis).await
 }
 
-/// Forgets what a feed named that the job no longer has.
+/// Forgets what a feed named: it names nothing any more, or the job no longer has it.
 ///
 /// # Errors
 /// Redis's.

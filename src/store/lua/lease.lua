@@ -9,7 +9,8 @@
 --       8 not where so many workers in a row or more have died while they fetched it (-1: whatever it did)
 -- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta} | {'leased', now = start, PEXPIRETIME, meta} | {'absent'}
 --       | {'deadly'}
---       | {'taboo', 0, -2, type}: the key holds no string, so it is no value of ours to replace
+--       | {'taboo', 0, -2, type}: the key holds no string, so it is no value of ours to replace; not asked of what lives
+--         exactly as long as we gave it
 local known = redis.call('MGET', KEYS[2], KEYS[3])
 if known[1] then return {'busy', redis.call('PTTL', KEYS[2])} end
 local time = redis.call('TIME')
