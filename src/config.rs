@@ -4,7 +4,7 @@
 //! means unset. [`Environment`] is that lookup without the flags, and job files use it too. The process's own environment
 //! is never changed. All faults are found at once; none of them shows a secret.
 
-use crate::redis::RedisUrl;
+use crate::redis::{Keys, RedisUrl};
 use crate::telemetry::{LogFilter, LogFormat};
 use clap::Args;
 use std::cell::Cell;
@@ -155,8 +155,8 @@ pub struct Settings {
     pub claim: Duration,
     /// What the names of Samovar's own keys and channels begin with. Never empty; safe in key names and hash tags.
     pub prefix: String,
-    /// The pub/sub channel on which invalidations are heard.
-    pub channel: String,
+    /// The pub/sub channel on which invalidations are heard, where it was named.
+    pub channel: Option<String>,
     /// The TTL of a job that names none.
     pub default_ttl: Duration,
     /// How long work in flight may take to finish once the process is told to stop.
@@ -200,9 +200,10 @@ impl Settings {
         let prefix = lookup
             .setting("--prefix", &common.prefix, "SAMOVAR_PREFIX", prefix)
             .unwrap_or_else(|| "samovar".to_owned());
-        let channel = lookup
-            .setting("--channel", &common.channel, "SAMOVAR_CHANNEL", |text| channel(text, &prefix))
-            .unwrap_or_else(|| format!("{prefix}:invalidate"));
+        let channel =
+            lookup.setting("--channel", &common.channel, "SAMOVAR_CHANNEL", |text| {
+                channel(text, &Keys::of(&prefix).in_database(redis.as_ref().map_or(0, RedisUrl::database)))
+            });
         let default_ttl = lookup
             .setting("", &None, "REDIS_CACHE_TTL", |text| within(text, &DEFAULT_TTL))
             .map_or(Duration::from_secs(3600), Duration::from_secs);
@@ -241,6 +242,15 @@ impl Settings {
             }
             _ => Err(ConfigError { faults: lookup.faults }),
         }
+    }
+
+    /// The names of all keys and channels.
+    pub fn keys(&self) -> Keys {
+        let keys = match &self.channel {
+            Some(channel) => Keys::new(&self.prefix, channel),
+            None => Keys::of(&self.prefix),
+        };
+        keys.in_database(self.redis.database())
     }
 }
 
@@ -482,9 +492,12 @@ fn prefix(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn channel(text: &str, prefix: &str) -> Result<String, String> {
-    if text == format!("{prefix}:changed") {
+fn channel(text: &str, keys: &Keys) -> Result<String, String> {
+    if text == keys.changed_channel() {
         return Err("is where changes are announced; invalidations need a channel of their own".into());
+    }
+    if [keys.watched_channel(), keys.signal_channel()].iter().any(|own| own == text) {
+        return Err("is where workers talk to each other; invalidations need a channel of their own".into());
     }
     if text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err("must be a name without spaces".into());
@@ -554,7 +567,7 @@ mod tests {
         assert_eq!(settings.drain, Duration::from_secs(20));
         assert_eq!((settings.sample, settings.misses), (Duration::from_secs(10), false));
         assert_eq!(settings.prefix, "samovar");
-        assert_eq!(settings.channel, "samovar:invalidate");
+        assert_eq!(settings.keys().invalidate_channel(), "samovar:invalidate");
         assert_eq!(settings.default_ttl, Duration::from_secs(3600));
         assert_eq!((settings.listen, settings.token), (Listen::Anywhere, None));
         assert_eq!(settings.log, LogFilter::default());
@@ -583,9 +596,34 @@ mod tests {
     }
 
     #[test]
-    fn the_channel_follows_the_prefix_unless_it_is_named() {
-        assert_eq!(settings(&[("SAMOVAR_PREFIX", "app:1")]).channel, "app:1:invalidate");
-        assert_eq!(settings(&[("SAMOVAR_PREFIX", "app"), ("SAMOVAR_CHANNEL", "purge")]).channel, "purge");
+    fn the_channel_follows_prefix_and_database_unless_it_is_named() {
+        let channel = |variables: &[(&str, &str)]| settings(variables).keys().invalidate_channel();
+        assert_eq!(channel(&[("SAMOVAR_PREFIX", "app:1")]), "app:1:invalidate");
+        assert_eq!(channel(&[("REDIS_DB", "3")]), "samovar:db3:invalidate");
+        assert_eq!(channel(&[("REDIS_DB", "3"), ("SAMOVAR_CHANNEL", "samovar:invalidate")]), "samovar:invalidate");
+        assert_eq!(channel(&[("SAMOVAR_PREFIX", "app"), ("SAMOVAR_CHANNEL", "purge")]), "purge");
+    }
+
+    #[test]
+    fn every_way_to_name_a_database_names_its_channels() {
+        let signal = |url| settings(&[("REDIS_URL", url)]).keys().signal_channel();
+        let third = [
+            "redis://cache/3",
+            "redis://cache/3/",
+            "redis://cache/03",
+            "redis://cache?db=3",
+            "redis://cache/3?db=4",
+            "rediss://u:p@cache:7000/3",
+            "valkey://[::1]/3",
+            "unix:///run/redis.sock?db=3",
+            "redis+unix:///run/redis.sock?user=u&db=3",
+        ];
+        for url in third {
+            assert_eq!(signal(url), "samovar:db3:signal", "{url}");
+        }
+        for url in ["redis://cache", "redis://cache/", "redis://cache/0", "redis://cache/00", "unix:///run/redis.sock"] {
+            assert_eq!(signal(url), "samovar:signal", "{url}");
+        }
     }
 
     #[test]

@@ -131,7 +131,7 @@ pub async fn run(
     loops.run("the report", telemetry.clone().run(stop.clone()));
     let result = match connect(settings, COMMAND, &stop).await {
         Ok(redis) => {
-            let keys = Keys::new(&settings.prefix, &settings.channel);
+            let keys = settings.keys();
             let name = format!("{}-{}", host(), std::process::id());
             loops.run("the feed", telemetry.clone().feed(redis.clone(), keys, name.into(), over.clone()));
             let process = Process { settings, redis, admin, telemetry, stop: stop.clone(), cut };
@@ -172,9 +172,17 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         Err(e) => return Err(e),
     };
     let name: Arc<str> = format!("{}-{}", host(), Ulid::generate()).into();
-    info!(worker = &*name, redis = %settings.redis, jobs = jobs.jobs.len(), "samovar {}", env!("CARGO_PKG_VERSION"));
+    let keys = settings.keys();
+    info!(
+        worker = &*name,
+        redis = %settings.redis,
+        database = keys.database(),
+        channel = keys.invalidate_channel(),
+        jobs = jobs.jobs.len(),
+        "samovar {}",
+        env!("CARGO_PKG_VERSION")
+    );
 
-    let keys = Keys::new(&settings.prefix, &settings.channel);
     let id = undertaker::id(&name);
     let store = Store::new(redis.clone(), keys.clone()).held_by(id);
     let agenda = Agenda::new(redis.clone(), keys.clone());
@@ -263,6 +271,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     let settled = ear.settled();
     let listener = Listener {
         client: settings.redis.client()?,
+        redis: redis.clone(),
         keys: keys.clone(),
         intake: intake.clone(),
         ear,

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redis::RedisResult;
+use redis::aio::ConnectionLike as _;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
@@ -76,7 +77,7 @@ impl Builder {
     pub(super) fn new(source: Source) -> Self {
         Self {
             source,
-            names: Keys::new("samovar", "samovar:invalidate"),
+            names: Keys::of("samovar"),
             prefix: "cache".to_owned(),
             ttl: Ttl::For(Duration::from_secs(3_600)),
             bound: Duration::from_millis(250),
@@ -142,7 +143,8 @@ impl Builder {
         self
     }
 
-    /// The names of the fleet of workers, where they run with `SAMOVAR_PREFIX` or `SAMOVAR_CHANNEL`.
+    /// The names of the fleet of workers, where they run with `SAMOVAR_PREFIX` ([`Keys::of`]) or with `SAMOVAR_CHANNEL`, too
+    /// ([`Keys::new`]). Channels are those of the database that the cache is in.
     pub fn names(mut self, names: Keys) -> Self {
         self.names = names;
         self
@@ -155,7 +157,8 @@ impl Builder {
     pub async fn build(self) -> Result<Cache, Error> {
         check_prefix(&self.prefix, &self.names)?;
         let redis = connect(self.source, self.bound).await?;
-        let link = Arc::new(Link::new(redis, self.names, self.bound));
+        let names = self.names.in_database(redis.get_db());
+        let link = Arc::new(Link::new(redis, names, self.bound));
         let mut tasks = JoinSet::new();
         let near = self.near.map(|(max_bytes, ttl)| {
             let near = Arc::new(Near::new(max_bytes, ttl));

@@ -26,8 +26,10 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
     let folder = args.folder.as_deref().unwrap_or(&settings.jobs);
     let lookup = |name: &str| env.get(name);
     let report = check(folder, settings.default_ttl, &lookup);
+    let (channel, database) = (settings.keys().invalidate_channel(), settings.redis.database());
     if !args.json {
         println!("{}", report.render(std::io::stdout().is_terminal()).trim_end());
+        println!("invalidations are heard on the channel {channel}, for database {database} of {}", settings.redis);
     }
     let mut code = if report.is_sound() { exit::OK } else { exit::CONFIG };
     let mut fetched = Vec::new();
@@ -43,6 +45,8 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
     }
     if args.json {
         let mut document = serde_json::to_value(&report).unwrap_or_default();
+        document["channel"] = channel.into();
+        document["database"] = database.into();
         if args.fetch {
             document["fetched"] = serde_json::to_value(&fetched).unwrap_or_default();
         }

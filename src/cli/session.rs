@@ -55,7 +55,7 @@ impl Session {
             eprintln!("samovar: cannot reach Redis at {}: {e}; is it running, and is REDIS_URL right?", settings.redis);
             Failed(exit::UNAVAILABLE)
         })?;
-        let keys = Keys::new(&settings.prefix, &settings.channel);
+        let keys = settings.keys();
         let store = Store::new(redis.clone(), keys.clone());
         let agenda = Agenda::new(redis.clone(), keys.clone());
         Ok(Self { redis, keys, store, agenda, claim: settings.claim })

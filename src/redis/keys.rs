@@ -3,6 +3,9 @@
 //! Each script touches keys of one hash slot. What belongs to an entry K carries a short tag of K's own slot
 //! (`samovar:lease:{tag}:K`), so that it lives beside K on a cluster whatever K looks like; what belongs to a job
 //! carries the job's name as its tag.
+//!
+//! Pub/sub knows no databases: a message reaches the subscribers of all of them. So the channels of every database but 0 carry
+//! its number, and fleets on two databases of one server do not hear each other.
 
 use std::sync::{Arc, LazyLock};
 
@@ -15,13 +18,38 @@ const SLOTS: u16 = 16_384;
 #[derive(Clone, Debug)]
 pub struct Keys {
     prefix: Arc<str>,
-    channel: Arc<str>,
+    /// What the names of channels begin with: the prefix, and the database where it is not 0.
+    scope: Arc<str>,
+    database: i64,
+    /// Where bare invalidations are heard, if that was named; else it follows from the scope.
+    channel: Option<Arc<str>>,
 }
 
 impl Keys {
-    /// Names under `prefix` (no braces in it); bare invalidations are heard on `channel`.
+    /// Names under `prefix` (no braces in it); bare invalidations are heard on `channel`, whatever the database.
     pub fn new(prefix: &str, channel: &str) -> Self {
-        Self { prefix: prefix.into(), channel: channel.into() }
+        Self { channel: Some(channel.into()), ..Self::of(prefix) }
+    }
+
+    /// Names under `prefix` (no braces in it), of database 0.
+    pub fn of(prefix: &str) -> Self {
+        Self { prefix: prefix.into(), scope: prefix.into(), database: 0, channel: None }
+    }
+
+    /// The same names in this database: its channels are its own, but for one that was named.
+    #[must_use]
+    pub fn in_database(mut self, database: i64) -> Self {
+        self.database = database;
+        self.scope = match database {
+            0 => Arc::clone(&self.prefix),
+            _ => format!("{}:db{database}", self.prefix).into(),
+        };
+        self
+    }
+
+    /// The database that the names are of.
+    pub fn database(&self) -> i64 {
+        self.database
     }
 
     /// What all names begin with.
@@ -247,23 +275,47 @@ impl Keys {
     }
 
     /// The channel where anybody may publish an invalidation.
-    pub fn invalidate_channel(&self) -> &str {
-        &self.channel
+    pub fn invalidate_channel(&self) -> String {
+        self.channel.as_deref().map_or_else(|| format!("{}:invalidate", self.scope), str::to_owned)
     }
 
     /// The channel where every change of a value is announced.
     pub fn changed_channel(&self) -> String {
-        format!("{}:changed", self.prefix)
+        format!("{}:changed", self.scope)
     }
 
     /// The channel where workers tell what they do, while somebody is subscribed.
     pub fn watched_channel(&self) -> String {
-        format!("{}:watched", self.prefix)
+        format!("{}:watched", self.scope)
     }
 
     /// The channel by which workers wake one another.
     pub fn signal_channel(&self) -> String {
-        format!("{}:signal", self.prefix)
+        format!("{}:signal", self.scope)
+    }
+
+    /// A channel that carries nothing: who is subscribed shows on which database it hears invalidations, and on which channel.
+    pub fn hearing_channel(&self) -> String {
+        format!("{}:db{}:hears:{}", self.prefix, self.database, self.invalidate_channel())
+    }
+
+    /// A glob over the hearing channels of all who hear invalidations on the same channel, whatever their prefix and database.
+    pub fn hearing_glob(&self) -> String {
+        let mut glob = "*:hears:".to_owned();
+        for c in self.invalidate_channel().chars() {
+            if "*?[]^\\".contains(c) {
+                glob.push('\\');
+            }
+            glob.push(c);
+        }
+        glob
+    }
+
+    /// The database and the prefix of whoever is subscribed to such a hearing channel.
+    pub fn hearing_of<'a>(&self, channel: &'a str) -> Option<(i64, &'a str)> {
+        let named = channel.strip_suffix(&*self.invalidate_channel())?.strip_suffix(":hears:")?;
+        let (prefix, database) = named.rsplit_once(":db")?;
+        Some((database.parse().ok()?, prefix))
     }
 }
 
@@ -327,6 +379,36 @@ mod tests {
     #[test]
     fn tags_are_short() {
         assert!((0..10_000).all(|n| (1..=4).contains(&tag_of(&format!("artwork_info:{n}")).len())));
+    }
+
+    fn channels(keys: &Keys) -> [String; 5] {
+        let [invalidate, changed] = [keys.invalidate_channel(), keys.changed_channel()];
+        [invalidate, changed, keys.watched_channel(), keys.signal_channel(), keys.hearing_channel()]
+    }
+
+    #[test]
+    fn no_two_databases_share_a_channel() {
+        let all = [0, 1, 2, 15, 10_000].map(|database| Keys::of("samovar").in_database(database));
+        let names: std::collections::HashSet<String> = all.iter().flat_map(channels).collect();
+        assert_eq!(names.len(), 5 * all.len(), "{names:?}");
+        assert!(names.iter().all(|name| all[0].is_own(name)));
+        assert_eq!(all[0].invalidate_channel(), "samovar:invalidate");
+        assert_eq!(all[2].invalidate_channel(), "samovar:db2:invalidate");
+        assert_eq!(all[2].clone().in_database(0).changed_channel(), "samovar:changed");
+    }
+
+    #[test]
+    fn a_channel_that_was_named_is_that_of_every_database() {
+        let keys = Keys::new("samovar", "purge").in_database(3);
+        assert_eq!((keys.invalidate_channel().as_str(), keys.signal_channel().as_str()), ("purge", "samovar:db3:signal"));
+    }
+
+    #[test]
+    fn a_hearing_channel_says_whose_it_is() {
+        let keys = Keys::new("app:1", "a:hears:[b]").in_database(3);
+        assert_eq!(keys.hearing_of(&keys.hearing_channel()), Some((3, "app:1")));
+        assert_eq!(keys.hearing_of("app:1:db3:hears:other"), None);
+        assert_eq!(keys.hearing_glob(), "*:hears:a:hears:\\[b\\]");
     }
 
     proptest! {

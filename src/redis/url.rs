@@ -169,6 +169,12 @@ impl RedisUrl {
         Ok(Self { server: Server::Unix(path.into()), db: db.unwrap_or(0), user, password })
     }
 
+    /// The number of the database.
+    #[must_use]
+    pub fn database(&self) -> i64 {
+        self.db.into()
+    }
+
     /// A client, not yet connected (for pub/sub and blocking reads).
     ///
     /// # Errors

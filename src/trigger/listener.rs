@@ -12,7 +12,7 @@ use redis::{Client, Msg};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::unconstrained;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::suspicion::SUSPECT_SIGNAL;
 use super::{At, Ear, Intake, Message, Receipt};
@@ -20,7 +20,7 @@ use crate::dispatcher::Bell;
 use crate::health::Sign;
 use crate::job::{JobName, UpstreamName};
 use crate::queue::{QUEUED_SIGNAL, Queue};
-use crate::redis::{Keys, Patience};
+use crate::redis::{Connection, Keys, Patience};
 use crate::source::Gate;
 use crate::telemetry::Telemetry;
 
@@ -38,6 +38,8 @@ const EXCERPT: usize = 80;
 pub struct Listener {
     /// For a connection of its own.
     pub client: Client,
+    /// For all else.
+    pub redis: Connection,
     /// The names.
     pub keys: Keys,
     /// Who handles invalidations.
@@ -100,9 +102,10 @@ impl Listener {
     ) -> redis::RedisResult<()> {
         let connect = self.client.get_async_pubsub();
         let signals = self.keys.signal_channel();
+        let channels = [self.keys.invalidate_channel(), signals.clone(), self.keys.hearing_channel()];
         let subscribed = async {
             let mut pubsub = connect.await?;
-            pubsub.subscribe(&[self.keys.invalidate_channel(), &signals]).await?;
+            pubsub.subscribe(&channels).await?;
             Ok::<_, redis::RedisError>(pubsub)
         };
         let pubsub = tokio::time::timeout(AWAY, subscribed)
@@ -110,17 +113,13 @@ impl Listener {
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         patience.well();
         if let Some(since) = deaf_since.take() {
-            info!(
-                channel = self.keys.invalidate_channel(),
-                "subscribed again after {:.1} s",
-                since.elapsed().as_secs_f32()
-            );
+            info!(channel = channels[0], "subscribed again after {:.1} s", since.elapsed().as_secs_f32());
         }
+        self.warn_of_other_databases().await;
         // Whatever was signalled meanwhile.
         self.queue.wake();
         self.suspicion.notify_one();
         let (mut sink, mut messages) = pubsub.split();
-        let channels = [self.keys.invalidate_channel(), &*signals];
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
@@ -141,6 +140,27 @@ impl Listener {
             self.take(&message, &signals, heard, news).await;
         }
         Ok(())
+    }
+
+    /// Warns where workers of another database hear invalidations on the same channel, which only a channel that was named can be.
+    async fn warn_of_other_databases(&self) {
+        let mut look = redis::cmd("PUBSUB");
+        look.arg("CHANNELS").arg(self.keys.hearing_glob());
+        let hearing: Vec<String> = match look.query_async(&mut self.redis.clone()).await {
+            Ok(hearing) => hearing,
+            Err(e) => return debug!("cannot see who else hears the channel: {e}"),
+        };
+        let own = self.keys.database();
+        for (database, prefix) in hearing.iter().filter_map(|channel| self.keys.hearing_of(channel)) {
+            if database != own {
+                warn!(
+                    channel = self.keys.invalidate_channel(),
+                    "workers of database {database} (prefix `{prefix}`) hear invalidations on the same channel as this worker of \
+                     database {own}: what is published for one is done in both; leave SAMOVAR_CHANNEL unset, or give each \
+                     database another"
+                );
+            }
+        }
     }
 
     async fn take(&self, message: &Msg, signals: &str, heard: &mpsc::Sender<Heard>, news: &mpsc::Sender<UpstreamName>) {

@@ -104,7 +104,7 @@ impl Stage {
             scale,
             begin: Instant::now(),
             eye: redis.manager(EYE).await?,
-            keys: Keys::new("samovar", "samovar:invalidate"),
+            keys: Keys::of("samovar"),
             window: Arc::default(),
             closing: Arc::default(),
             prefetched: Vec::new(),
@@ -133,7 +133,7 @@ impl Stage {
                 Ok(())
             });
         }
-        let (url, channel) = (self.servers[1].url(), self.keys.invalidate_channel().to_owned());
+        let (url, channel) = (self.servers[1].url(), self.keys.invalidate_channel());
         self.loops.spawn(async move {
             hundred_lines::delete_on_publish(&hundred, &url, &channel).await;
             Ok(())
@@ -151,7 +151,7 @@ impl Stage {
         let _ = self.window.from.set(self.begin.elapsed() + AHEAD);
         let desks = self.contenders.iter().zip(&self.freshness).map(|(contender, freshness)| Desk {
             contender: contender.clone(),
-            channel: self.keys.invalidate_channel().to_owned(),
+            channel: self.keys.invalidate_channel(),
             heard: contender.name != "cache-aside",
             freshness: freshness.clone(),
         });
