@@ -200,10 +200,9 @@ impl Settings {
         let prefix = lookup
             .setting("--prefix", &common.prefix, "SAMOVAR_PREFIX", prefix)
             .unwrap_or_else(|| "samovar".to_owned());
-        let channel =
-            lookup.setting("--channel", &common.channel, "SAMOVAR_CHANNEL", |text| {
-                channel(text, &Keys::of(&prefix).in_database(redis.as_ref().map_or(0, RedisUrl::database)))
-            });
+        let channel = lookup.setting("--channel", &common.channel, "SAMOVAR_CHANNEL", |text| {
+            channel(text, &Keys::of(&prefix).in_database(redis.as_ref().map_or(0, RedisUrl::database)))
+        });
         let default_ttl = lookup
             .setting("", &None, "REDIS_CACHE_TTL", |text| within(text, &DEFAULT_TTL))
             .map_or(Duration::from_secs(3600), Duration::from_secs);
@@ -621,7 +620,8 @@ mod tests {
         for url in third {
             assert_eq!(signal(url), "samovar:db3:signal", "{url}");
         }
-        for url in ["redis://cache", "redis://cache/", "redis://cache/0", "redis://cache/00", "unix:///run/redis.sock"] {
+        for url in ["redis://cache", "redis://cache/", "redis://cache/0", "redis://cache/00", "unix:///run/redis.sock"]
+        {
             assert_eq!(signal(url), "samovar:signal", "{url}");
         }
     }

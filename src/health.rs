@@ -71,6 +71,8 @@ pub struct Health {
     pub subscription: Sign,
     /// The inbox's: invalidations that cannot be lost are read.
     pub inbox: Sign,
+    /// That of the jobs' keys: the Redis user may use them.
+    pub keys: Sign,
 }
 
 impl Health {
@@ -87,6 +89,7 @@ impl Health {
             ("the queue", &self.queue, None),
             ("the subscription", &self.subscription, None),
             ("the inbox", &self.inbox, None),
+            ("whoever uses the jobs' keys", &self.keys, None),
         ]
         .into_iter()
         .filter_map(|(name, sign, within)| sign.judge(within).err().map(|fault| format!("{name} {fault}")))

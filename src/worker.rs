@@ -33,11 +33,11 @@ use crate::agenda::Agenda;
 use crate::config::Settings;
 use crate::dispatcher::{Bell, Dispatcher};
 use crate::health::{Health, Sign};
-use crate::job::{Jobs, UpstreamName};
+use crate::job::{Job, Jobs, UpstreamName};
 use crate::ops::Ops;
 use crate::popularity::{Popularity, Sampler};
 use crate::queue::{Chunk, Queue};
-use crate::redis::{Connection, Keys, Patience};
+use crate::redis::{Connection, Keys, Patience, requirements};
 use crate::retired::{self, Retired};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
@@ -58,6 +58,13 @@ const BEAT: Duration = Duration::from_secs(1);
 const LOOKS: Duration = Duration::from_secs(5);
 /// How often what has died is swept out of tags, and jobs that are no more are looked for, by one worker of the fleet.
 const SWEEP: Duration = Duration::from_secs(600);
+/// How long is waited for a Redis that is not there, or not one to work with, before the next try: so long at first, and so long at
+/// most. How often the same reason is said again.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const SAY_AGAIN: Duration = Duration::from_secs(30);
+/// How often is looked whether the user may use the keys of the jobs, while it may not.
+const RIGHTS: Duration = Duration::from_secs(5);
 /// How long the last words to Redis may take when ending, and when ending at once.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const LAST_WORD: Duration = Duration::from_millis(300);
@@ -71,18 +78,70 @@ const BREAK: Duration = Duration::from_secs(3);
 /// # Errors
 /// `stop` came first.
 pub async fn connect(settings: &Settings, patience: Duration, stop: &CancellationToken) -> anyhow::Result<Connection> {
-    let mut told: Option<Instant> = None;
+    let mut wait = Wait::default();
     loop {
-        let error = match settings.redis.manager(patience).await {
+        match settings.redis.manager(patience).await {
             Ok(redis) => return Ok(redis),
-            Err(e) => e,
-        };
-        if told.is_none_or(|told| told.elapsed() > Duration::from_secs(30)) {
-            warn!("waits for Redis at {}: {error}", settings.redis);
-            told = Some(Instant::now());
+            Err(e) => wait.before_next(settings, requirements::explain(&e), stop).await?,
         }
+    }
+}
+
+/// Connects as [`connect`] does, and waits until it is a server and a user that a worker can work with; `admin` is told why it
+/// waits.
+async fn connect_first(settings: &Settings, admin: &Admin, stop: &CancellationToken) -> anyhow::Result<Connection> {
+    let keys = settings.keys();
+    let mut wait = Wait::default();
+    let mut redis = loop {
+        let connected = settings.redis.manager(COMMAND).await;
+        let fault = match connected {
+            Ok(mut redis) => match unfit(&mut redis, &keys).await {
+                Ok(None) => break redis,
+                Ok(Some(fault)) => fault,
+                Err(e) => requirements::explain(&e),
+            },
+            Err(e) => requirements::explain(&e),
+        };
+        admin.waits(&fault);
+        wait.before_next(settings, fault, stop).await?;
+    };
+    match requirements::doing_without(&mut redis, &keys).await {
+        Ok(costs) if costs.is_empty() => {}
+        Ok(costs) => warn!("the Redis user has not all rights (docs/redis.md): {}", costs.join("; ")),
+        Err(e) => debug!("cannot see which rights the Redis user has: {e}"),
+    }
+    Ok(redis)
+}
+
+/// Why no worker can work with this server, or as this user; `None` if it can.
+async fn unfit(redis: &mut Connection, keys: &Keys) -> redis::RedisResult<Option<String>> {
+    if let Some(fault) = requirements::unsupported(redis).await? {
+        return Ok(Some(fault));
+    }
+    let client = redis.client().clone();
+    requirements::lacking(redis, &client, keys).await
+}
+
+/// Waits between attempts to connect, longer each time, and says from time to time, or when the reason changes, why.
+#[derive(Default)]
+struct Wait {
+    told: Option<(Instant, String)>,
+    tries: u32,
+}
+
+impl Wait {
+    /// # Errors
+    /// `stop` came first.
+    async fn before_next(&mut self, settings: &Settings, why: String, stop: &CancellationToken) -> anyhow::Result<()> {
+        let is_told = self.told.as_ref().is_some_and(|(at, told)| *told == why && at.elapsed() <= SAY_AGAIN);
+        if !is_told {
+            warn!("waits for Redis at {}: {why}", settings.redis);
+            self.told = Some((Instant::now(), why));
+        }
+        let pause = LONGEST_WAIT.min(FIRST_WAIT * 2_u32.saturating_pow(self.tries));
+        self.tries = self.tries.saturating_add(1);
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            () = tokio::time::sleep(pause) => Ok(()),
             () = stop.cancelled() => bail!("stopped while waiting for Redis at {}", settings.redis),
         }
     }
@@ -129,7 +188,7 @@ pub async fn run(
     }
     let telemetry = Telemetry::default();
     loops.run("the report", telemetry.clone().run(stop.clone()));
-    let result = match connect(settings, COMMAND, &stop).await {
+    let result = match connect_first(settings, &admin, &stop).await {
         Ok(redis) => {
             let keys = settings.keys();
             let name = format!("{}-{}", host(), std::process::id());
@@ -321,7 +380,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     };
     let parts = Parts {
         health: health.clone(),
-        ops: Ops::new(redis.clone().with_patience(ASKED), keys.clone(), jobs),
+        ops: Ops::new(redis.clone().with_patience(ASKED), keys.clone(), Arc::clone(&jobs)),
         invalidator: invalidator.clone(),
         cron: cron.clone(),
         gates: gates.clone(),
@@ -353,6 +412,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         told.cancel();
     });
     loops.run("the sweep", sweep(redis.clone(), keys.clone(), sweeping, retired, stop.clone()));
+    loops.run("the rights", rights(redis.clone(), Arc::clone(&jobs), health.keys.clone(), stop.clone()));
     loops.run("the suspicion", suspicion.run(stop.clone()));
     loops.run("the pulse", pulse.run(stop.clone()));
     let begun = tokio::select! {
@@ -563,16 +623,15 @@ impl Pulse {
             return Ok(dead);
         }
         let mut redis = self.redis.clone();
-        let mut ask = redis::pipe();
-        ask.getrange(self.keys.marker(), 0, -1).cmd("INFO").arg("server");
-        let (known, info): (Option<String>, String) = ask.query_async(&mut redis).await?;
         // It is read as nobody reads values; see [`Sampler`].
+        let known: Option<String> =
+            redis::cmd("GETRANGE").arg(self.keys.marker()).arg(0).arg(-1).query_async(&mut redis).await?;
         let known = known.filter(|known| !known.is_empty());
+        let run_id = &*redis.incarnation(known.as_deref()).await?;
         let lost = thorough && self.has_lost_some().await?;
         if !*ensured {
             self.retired.know().await?;
         }
-        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
         if thorough || !self.memory.is_of(run_id) {
             self.memory.compare(&self.suspicion, Some(run_id)).await?;
         }
@@ -604,6 +663,37 @@ impl Pulse {
         let jobs = &self.cron.jobs.jobs;
         Ok((!scheduled && jobs.values().any(|job| job.warm.schedule.is_some()))
             || !jobs.keys().all(|job| digests.contains(job.as_str())))
+    }
+}
+
+/// Looks whether the user may use the keys of the jobs, until it may or until `stop`, and shows and says where it may not.
+async fn rights(mut redis: Connection, jobs: Arc<Jobs>, sign: Sign, stop: CancellationToken) {
+    let names = |job: &Job| job.key.names().iter().map(|name| (name.clone(), name.clone())).collect();
+    let mut keys = Vec::new();
+    for job in jobs.jobs.values() {
+        let params = job.entries.list.first().cloned().unwrap_or_else(|| names(job));
+        keys.extend(job.key.write(&params).map(|key| (job.key.glob(), key.to_string())));
+    }
+    let mut told = None;
+    loop {
+        match requirements::lacking_keys(&mut redis, &keys).await {
+            Ok(None) => {
+                sign.well();
+                return stop.cancelled().await;
+            }
+            Ok(Some(fault)) => {
+                sign.ill(&fault);
+                if told.as_ref() != Some(&fault) {
+                    error!("jobs cannot be kept warm: {fault}");
+                    told = Some(fault);
+                }
+            }
+            Err(e) => debug!("cannot see whether the jobs' keys may be used: {e}"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RIGHTS) => {}
+            () = stop.cancelled() => return,
+        }
     }
 }
 

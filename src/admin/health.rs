@@ -1,6 +1,6 @@
 //! Is it alive, is it ready, is Redis there?
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -53,7 +53,11 @@ pub(super) struct Alive {
 
 /// Asks Redis; how long it took, or why it did not answer.
 async fn ping(admin: &Admin) -> Result<Duration, String> {
-    let Some(parts) = admin.parts() else { return Err(format!("Redis at {} was not reached yet", admin.redis)) };
+    let Some(parts) = admin.parts() else {
+        let why = admin.waiting.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        return Err(format!("Redis at {} was not reached yet{why}", admin.redis));
+    };
     let begun = Instant::now();
     let mut redis = parts.ops.redis.clone();
     let asked = redis::cmd("PING");

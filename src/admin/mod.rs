@@ -77,6 +77,8 @@ pub struct Admin {
     reload: Arc<Reload>,
     document: OnceLock<String>,
     room: Semaphore,
+    /// Why Redis cannot be worked with yet.
+    waiting: RwLock<Option<String>>,
     census: watch::Sender<Option<Arc<Census>>>,
     census_wanted: tokio::sync::Notify,
 }
@@ -100,6 +102,7 @@ impl Admin {
             reload,
             document: OnceLock::new(),
             room: Semaphore::new(AT_ONCE),
+            waiting: RwLock::default(),
             census: watch::Sender::new(None),
             census_wanted: tokio::sync::Notify::new(),
         })
@@ -117,6 +120,11 @@ impl Admin {
         for upstream in before.gates.keys().filter(|upstream| !parts.gates.contains_key(*upstream)) {
             gauges::forget_upstream(upstream);
         }
+    }
+
+    /// The worker waits for Redis, for this reason.
+    pub fn waits(&self, reason: &str) {
+        *self.waiting.write().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 
     /// What the worker has handed over; `None` until Redis was reached.

@@ -7,6 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::redis::requirements::explain;
+
 /// What is wrong with a request, or with answering it.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Problem {
@@ -37,7 +39,7 @@ impl Problem {
 
 impl From<redis::RedisError> for Problem {
     fn from(error: redis::RedisError) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("Redis: {error}"))
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("Redis: {}", explain(&error)))
     }
 }
 

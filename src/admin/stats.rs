@@ -11,33 +11,43 @@ use super::problem::Problem;
 use crate::job::Job;
 use crate::status::JobStatus;
 
-/// What Redis says of itself, and how the jobs fare.
+/// What Redis says of itself, which is absent where `INFO` is not allowed, and how the jobs fare.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Stats {
     /// Clients connected to Redis.
-    connected_clients: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connected_clients: Option<u64>,
     /// Memory that Redis uses, for people.
-    used_memory_human: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used_memory_human: Option<String>,
     /// The same, bytes.
-    used_memory_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used_memory_bytes: Option<u64>,
     /// The most it may use, bytes; 0 for no limit.
-    maxmemory_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    maxmemory_bytes: Option<u64>,
     /// What it does when it has used that.
-    maxmemory_policy: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    maxmemory_policy: Option<String>,
     /// Keys in the database that Samovar uses, whoever wrote them.
     total_keys: u64,
     /// Reads by anybody that found a key, since Redis was started.
-    hits: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hits: Option<u64>,
     /// Reads by anybody that found none.
-    misses: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    misses: Option<u64>,
     /// hits / (hits + misses), from 0 to 1; 0 when there were none.
-    hit_rate: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hit_rate: Option<f64>,
     /// Keys by database.
     databases: BTreeMap<String, Database>,
     /// How long Redis has been running.
-    uptime_seconds: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uptime_seconds: Option<u64>,
     /// Redis's version.
-    redis_version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis_version: Option<String>,
     /// Each job.
     jobs: Vec<JobStats>,
 }
@@ -107,11 +117,12 @@ pub(super) async fn cache_stats(fleet: Fleet) -> Result<Json<Stats>, Problem> {
 
 async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
     let parts = &fleet.parts;
-    let (info, total_keys): (String, u64) =
-        redis::pipe().cmd("INFO").cmd("DBSIZE").query_async(&mut parts.ops.redis.clone()).await?;
+    let mut redis = parts.ops.redis.clone();
+    let info = redis.info(&[]).await?.unwrap_or_default();
+    let total_keys = redis::cmd("DBSIZE").query_async(&mut redis).await?;
     let info: BTreeMap<&str, &str> = info.lines().filter_map(|line| line.split_once(':')).collect();
-    let text = |name| info.get(name).copied().unwrap_or_default().to_owned();
-    let number = |name| info.get(name).and_then(|number| number.parse().ok()).unwrap_or_default();
+    let text = |name| info.get(name).copied().map(str::to_owned);
+    let number = |name| info.get(name).and_then(|number| number.parse().ok());
     let mut jobs = Vec::new();
     for status in statuses(fleet).await? {
         let Some(job) = parts.ops.jobs.jobs.get(status.job.as_str()) else { continue };
@@ -127,7 +138,7 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
         total_keys,
         hits,
         misses,
-        hit_rate: rate(hits, misses),
+        hit_rate: hits.zip(misses).map(|(hits, misses)| rate(hits, misses)),
         databases: databases(&info),
         uptime_seconds: number("uptime_in_seconds"),
         redis_version: text("redis_version"),

@@ -10,7 +10,7 @@ use crate::config::{Environment, Settings};
 use crate::job::Jobs;
 use crate::ops::Ops;
 use crate::queue::Queue;
-use crate::redis::{Connection, Keys};
+use crate::redis::{Connection, Keys, requirements};
 use crate::store::Store;
 use crate::worker::dead_after;
 
@@ -22,7 +22,7 @@ pub(super) struct Failed(pub(super) u8);
 
 impl From<redis::RedisError> for Failed {
     fn from(error: redis::RedisError) -> Self {
-        eprintln!("samovar: Redis: {error}");
+        eprintln!("samovar: Redis: {}", requirements::explain(&error));
         // What Redis itself refuses (rights, memory, a key of another type) is no matter of reaching it.
         Self(if error.code().is_some() { exit::FAILED } else { exit::UNAVAILABLE })
     }
@@ -51,10 +51,14 @@ pub(super) struct Session {
 impl Session {
     /// Connects once; says in one line what was tried if that fails.
     pub(super) async fn open(settings: &Settings) -> Result<Self, Failed> {
-        let redis = settings.redis.manager(PATIENCE).await.map_err(|e| {
+        let mut redis = settings.redis.manager(PATIENCE).await.map_err(|e| {
             eprintln!("samovar: cannot reach Redis at {}: {e}; is it running, and is REDIS_URL right?", settings.redis);
             Failed(exit::UNAVAILABLE)
         })?;
+        if let Some(fault) = requirements::unsupported(&mut redis).await? {
+            eprintln!("samovar: cannot work with Redis at {}: {fault}", settings.redis);
+            return Err(Failed(exit::UNAVAILABLE));
+        }
         let keys = settings.keys();
         let store = Store::new(redis.clone(), keys.clone());
         let agenda = Agenda::new(redis.clone(), keys.clone());

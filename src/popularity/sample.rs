@@ -18,7 +18,7 @@ use super::look::{Look, NEW, is_shared, reply, second};
 use super::{BATCH, CLAIM, Fold, Popularity, Read, counted, half_life, millis};
 use crate::agenda::{Agenda, Next, Trigger, When};
 use crate::job::{EntryKey, Job, Jobs};
-use crate::redis::{Connection, Keys, Patience};
+use crate::redis::{Connection, Keys, Patience, field};
 use crate::store::Store;
 use crate::warmer::keep;
 
@@ -250,11 +250,21 @@ impl Sampler {
         Ok(total)
     }
 
-    /// Whether Redis's policy is an LFU one. Read from `INFO`, which is allowed where `CONFIG` is not.
+    /// Whether Redis's policy is an LFU one. Read from `INFO`, which is allowed where `CONFIG` is not, else from how Redis answers
+    /// to a question that has no answer under such a policy.
     async fn is_lfu(&self) -> RedisResult<bool> {
-        let info: String = redis::cmd("INFO").arg("memory").query_async(&mut self.redis.clone()).await?;
-        let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
-        let lfu = policy.is_some_and(|policy| policy.trim().ends_with("-lfu"));
+        let mut redis = self.redis.clone();
+        let lfu = match redis.info(&["memory"]).await? {
+            Some(info) => field(&info, "maxmemory_policy").is_some_and(|policy| policy.ends_with("-lfu")),
+            None => {
+                let idle: RedisResult<Option<i64>> =
+                    redis::cmd("OBJECT").arg("IDLETIME").arg(self.keys.ears()).query_async(&mut redis).await;
+                match idle {
+                    Err(e) if e.is_io_error() => return Err(e),
+                    answer => answer.is_err_and(|e| e.to_string().contains("LFU")),
+                }
+            }
+        };
         self.popularity.lfu.store(lfu, Ordering::Relaxed);
         Ok(lfu)
     }
@@ -265,13 +275,7 @@ impl Sampler {
         if self.popularity.lfu.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let info: RedisResult<String> =
-            redis::cmd("INFO").arg("commandstats").query_async(&mut self.redis.clone()).await;
-        let info = match info {
-            Ok(info) => info,
-            Err(e) if e.is_io_error() => return Err(e),
-            Err(_) => return Ok(None),
-        };
+        let Some(info) = self.redis.clone().info(&["commandstats"]).await? else { return Ok(None) };
         let calls = info.lines().filter_map(|line| {
             let (command, figures) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
             let (calls, _) = figures.split_once(',')?;

@@ -9,6 +9,8 @@
 //! path that swallows what is sent (a firewall that forgot the connection) takes TCP a quarter of an hour to give up. So who is
 //! refused for that, or is not answered in time, connects anew: by then the name may lead elsewhere, and the path is another.
 
+use super::field;
+use super::requirements::is_refusal;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisFuture, RedisResult, Value};
 use std::fmt;
@@ -31,6 +33,12 @@ const LONGEST_DELAY: Duration = Duration::from_secs(1);
 /// How often a replica is left for another connection, which may end at the same one.
 const RENEW: Duration = Duration::from_secs(1);
 
+/// How long `INFO` is not asked for again once it was refused, so that a right that is granted later is used.
+const REFUSED: Duration = Duration::from_secs(60);
+
+/// What begins the name of a server's life where a script's digest follows.
+const SCRIPT: &str = "script:";
+
 /// What a replica answers to a write.
 const READONLY: &str = "READONLY";
 
@@ -47,6 +55,8 @@ pub struct Connection {
     /// Where it was made, and where its sockets are driven whoever's command finds that one is needed: a runtime that ends
     /// takes its sockets with it.
     home: Handle,
+    /// When `INFO` was refused last.
+    refused: Arc<Mutex<Option<Instant>>>,
 }
 
 /// The present connection, and since when it is.
@@ -81,7 +91,8 @@ impl Connection {
     /// runtime that is to drive it.
     pub(super) fn lazy(client: Client, server: Arc<str>, patience: Duration) -> RedisResult<Self> {
         let line = Line { manager: manager(&client)?, since: Instant::now() };
-        Ok(Self { line: Arc::new(Mutex::new(line)), client: client.into(), server, patience, home: Handle::current() })
+        let (line, home) = (Arc::new(Mutex::new(line)), Handle::current());
+        Ok(Self { line, client: client.into(), server, patience, home, refused: Arc::default() })
     }
 
     fn manager(&self) -> ConnectionManager {
@@ -116,6 +127,48 @@ impl Connection {
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
+    }
+
+    /// These sections of `INFO`; `None` where the user may not ask for it, as with managed servers.
+    ///
+    /// # Errors
+    /// Redis's, but for that refusal.
+    pub async fn info(&mut self, sections: &[&str]) -> RedisResult<Option<String>> {
+        let refused = Arc::clone(&self.refused);
+        let refused = || refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused().is_some_and(|at| at.elapsed() < REFUSED) {
+            return Ok(None);
+        }
+        match redis::cmd("INFO").arg(sections).query_async(self).await {
+            Err(e) if is_refusal(&e) => {
+                *refused() = Some(Instant::now());
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        }
+    }
+
+    /// Which of its lives the server is in: another value after each restart and failover. It is the server's `run_id`, or where
+    /// that may not be asked for, a script of its own that only a server has which was not started anew since. `known` is the value
+    /// as it was noted; that of a script holds for whoever asks.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn incarnation(&mut self, known: Option<&str>) -> RedisResult<String> {
+        if let Some(known) = known
+            && let Some(digest) = known.strip_prefix(SCRIPT)
+        {
+            let there: Vec<bool> = redis::cmd("SCRIPT").arg("EXISTS").arg(digest).query_async(self).await?;
+            if there == [true] {
+                return Ok(known.to_owned());
+            }
+        }
+        if let Some(info) = self.info(&["server"]).await? {
+            return Ok(field(&info, "run_id").unwrap_or_default().to_owned());
+        }
+        let script = format!("return '{:032x}'", rand::random::<u128>());
+        let digest: String = redis::cmd("SCRIPT").arg("LOAD").arg(script).query_async(self).await?;
+        Ok(format!("{SCRIPT}{digest}"))
     }
 
     fn out_of_patience(&self) -> redis::RedisError {

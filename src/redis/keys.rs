@@ -400,7 +400,10 @@ mod tests {
     #[test]
     fn a_channel_that_was_named_is_that_of_every_database() {
         let keys = Keys::new("samovar", "purge").in_database(3);
-        assert_eq!((keys.invalidate_channel().as_str(), keys.signal_channel().as_str()), ("purge", "samovar:db3:signal"));
+        assert_eq!(
+            (keys.invalidate_channel().as_str(), keys.signal_channel().as_str()),
+            ("purge", "samovar:db3:signal")
+        );
     }
 
     #[test]

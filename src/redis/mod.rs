@@ -4,6 +4,7 @@ mod connection;
 pub mod inbox;
 pub mod keys;
 mod patience;
+pub mod requirements;
 #[cfg(test)]
 pub(crate) mod server;
 mod url;
@@ -12,3 +13,8 @@ pub use connection::Connection;
 pub use keys::Keys;
 pub use patience::Patience;
 pub use url::{RedisUrl, UrlError};
+
+/// The value of a field in an answer to `INFO`.
+pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::requirements::explain;
 use crate::health::Sign;
 
 /// The longest wait between two tries.
@@ -49,7 +50,8 @@ impl Patience {
 
     /// It failed: waits before the next try, or until `stop`.
     pub async fn ill(&mut self, error: &redis::RedisError, stop: &CancellationToken) {
-        self.sign.ill(error);
+        let error = explain(error);
+        self.sign.ill(&error);
         let since = *self.since.get_or_insert_with(Instant::now);
         // A single dropped connection is mended silently.
         if self.tries > 0 && self.told.is_none_or(|told| told.elapsed() > AGAIN) {

@@ -13,6 +13,7 @@ use redis::{RedisResult, Script};
 
 use super::{Removal, Store, millis};
 use crate::job::EntryKey;
+use crate::redis::field;
 
 /// Dead entries dropped when an entry is put under a tag.
 const DROPPED: usize = 100;
@@ -120,19 +121,14 @@ impl Store {
     /// # Errors
     /// Redis's.
     pub async fn may_lack(&self, tag: &str) -> RedisResult<bool> {
-        let (stats, memory, whole): (String, String, Option<f64>) = redis::pipe()
-            .cmd("INFO")
-            .arg("stats")
-            .cmd("INFO")
-            .arg("memory")
-            .zscore(self.keys.tag(tag), WHOLE)
-            .query_async(&mut self.redis.clone())
-            .await?;
-        let field = |info: &str, name: &str| {
-            info.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()))
-        };
-        let evicts = field(&memory, "maxmemory_policy").is_some_and(|policy| policy.starts_with("allkeys"))
-            && field(&stats, "evicted_keys").is_some_and(|count| count != "0");
+        let mut redis = self.redis.clone();
+        let whole: Option<f64> =
+            redis::cmd("ZSCORE").arg(self.keys.tag(tag)).arg(WHOLE).query_async(&mut redis).await?;
+        // Where Redis does not say, it may.
+        let evicts = redis.info(&["stats", "memory"]).await?.is_none_or(|info| {
+            field(&info, "maxmemory_policy").is_some_and(|policy| policy.starts_with("allkeys"))
+                && field(&info, "evicted_keys").is_some_and(|count| count != "0")
+        });
         Ok(evicts && whole != Some(SOUGHT))
     }
 

@@ -11,7 +11,7 @@ use redis::RedisResult;
 use tracing::{debug, warn};
 
 use crate::job::{JobName, Jobs};
-use crate::redis::{Connection, Keys};
+use crate::redis::{Connection, Keys, field};
 
 /// How long after Redis evicted anything all jobs are warmed up, since it may have evicted more than is seen; and how often
 /// that is told.
@@ -45,19 +45,19 @@ impl Evictions {
     /// Redis's.
     pub async fn look(&mut self) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
-        let (stats, memory): (String, String) =
-            redis::pipe().cmd("INFO").arg("stats").cmd("INFO").arg("memory").query_async(&mut redis).await?;
+        // Where Redis does not say, nobody sees what it evicts.
+        let Some(info) = redis.info(&["stats", "memory"]).await? else { return Ok(false) };
         let mut ask = redis::pipe();
         for job in self.jobs.jobs.keys() {
             ask.zcard(self.keys.agenda(job));
         }
         let there: Vec<usize> = ask.query_async(&mut redis).await?;
         let there: BTreeMap<JobName, usize> = self.jobs.jobs.keys().cloned().zip(there).collect();
-        let evicted = field(&stats, "evicted_keys").and_then(|count| count.parse().ok()).unwrap_or(0);
+        let evicted = field(&info, "evicted_keys").and_then(|count| count.parse().ok()).unwrap_or(0);
         let more = self.evicted.replace(evicted).is_some_and(|before| evicted > before);
         let before = std::mem::replace(&mut self.there, there);
         debug!(evicted, there = self.there.values().filter(|entries| **entries > 0).count(), "looked at evictions");
-        let policy = field(&memory, "maxmemory_policy").unwrap_or_default();
+        let policy = field(&info, "maxmemory_policy").unwrap_or_default();
         if !policy.starts_with("allkeys") {
             return Ok(false);
         }
@@ -84,8 +84,4 @@ impl Evictions {
         }
         Ok(true)
     }
-}
-
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }

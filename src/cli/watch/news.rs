@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::super::session::Session;
 use super::filter::Filter;
 use crate::job::Jobs;
+use crate::redis::field;
 use crate::status::{self, JobStatus, UpstreamStatus};
 use crate::telemetry::Told;
 
@@ -125,10 +126,8 @@ async fn once(session: &Session, jobs: &Arc<Jobs>, filter: &Filter) -> RedisResu
 }
 
 async fn reads(session: &Session) -> RedisResult<Reads> {
-    let info: String = redis::cmd("INFO").arg("stats").query_async(&mut session.redis.clone()).await?;
-    let number = |name: &str| {
-        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|number| number.trim().parse().ok()).unwrap_or_default()
-    };
+    // Without it no hit rate is shown.
+    let info = session.redis.clone().info(&["stats"]).await?.unwrap_or_default();
+    let number = |name| field(&info, name).and_then(|number| number.parse().ok()).unwrap_or_default();
     Ok(Reads { hits: number("keyspace_hits"), misses: number("keyspace_misses") })
 }

@@ -1,0 +1,460 @@
+//! What Samovar needs of a server and of the user that it logs in as, looked at before anything depends on it.
+//!
+//! Nothing is carried out by looking: the commands are queued in a transaction, where Redis checks the user's rights, and
+//! discarded.
+
+use redis::{Client, RedisError, RedisResult, Value};
+
+use super::{Connection, Keys};
+
+/// The oldest release that will do: scripts with flags, `PEXPIRETIME`, `EXPIRE … GT`.
+const OLDEST: u32 = 7;
+
+/// Where it is said which rights are needed and why.
+const PAGE: &str = "docs/redis.md";
+
+/// Every command that a worker sends by itself or by a script and cannot do without; `K` stands for a key of its own.
+const NEEDED: &[&str] = &[
+    "DEL K",
+    "EVALSHA S 1 K",
+    "EXISTS K",
+    "EXPIRE K 1",
+    "GET K",
+    "GETRANGE K 0 0",
+    "HDEL K f",
+    "HGET K f",
+    "HGETALL K",
+    "HINCRBY K f 1",
+    "HKEYS K",
+    "HLEN K",
+    "HMGET K f",
+    "HSET K f v",
+    "HSETNX K f v",
+    "LINDEX K 0",
+    "LLEN K",
+    "LPOP K",
+    "LPUSH K v",
+    "MGET K",
+    "PERSIST K",
+    "PEXPIRE K 1",
+    "PEXPIREAT K 1",
+    "PEXPIRETIME K",
+    "PING",
+    "PTTL K",
+    "PUBLISH C v",
+    "RENAME K K",
+    "RPUSH K v",
+    "SADD K v",
+    "SCAN 0",
+    "SCARD K",
+    "SCRIPT|EXISTS S",
+    "SCRIPT|LOAD S",
+    "SET K v",
+    "SRANDMEMBER K",
+    "SREM K v",
+    "TIME",
+    "TYPE K",
+    "UNLINK K",
+    "XACK K g 1",
+    "XADD K * f v",
+    "XAUTOCLAIM K g c 1 0",
+    "XDEL K 1",
+    "XGROUP|CREATE K g 0",
+    "XGROUP|DELCONSUMER K g c",
+    "XINFO|CONSUMERS K g",
+    "XINFO|STREAM K",
+    "XLEN K",
+    "XPENDING K g",
+    "XREADGROUP GROUP g c STREAMS K >",
+    "XTRIM K MAXLEN 1",
+    "ZADD K 1 v",
+    "ZCARD K",
+    "ZCOUNT K 1 1",
+    "ZMSCORE K v",
+    "ZPOPMAX K",
+    "ZPOPMIN K",
+    "ZRANGE K 0 0",
+    "ZRANGEBYSCORE K 1 1",
+    "ZREM K v",
+    "ZREMRANGEBYRANK K 0 0",
+    "ZREMRANGEBYSCORE K 1 1",
+    "ZREVRANGE K 0 0",
+    "ZREVRANK K v",
+    "ZSCAN K 0",
+    "ZSCORE K v",
+];
+
+/// Commands without which a worker does less, and what that is.
+const WANTED: &[(&str, &str)] = &[
+    (
+        "INFO",
+        "restarts are told by a script that Redis forgets with one, evictions of Samovar's own keys are noticed only where all \
+         of a kind is gone, and reads are sampled while there are none, too",
+    ),
+    ("OBJECT|IDLETIME K", "no read is seen: only what is listed, fed, or reported as read is kept warm"),
+    ("OBJECT|FREQ K", "no read is seen under an LFU policy"),
+    ("OBJECT|REFCOUNT K", "reads of numbers below 10,000 may count for one another"),
+    ("PUBSUB|NUMSUB", "`samovar watch` shows nothing of what this worker does"),
+    ("PUBSUB|CHANNELS", "it is not noticed when workers of another database hear the same channel"),
+];
+
+/// Rights that a user lacks, as `ACL SETUSER` names them; all empty where none is missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lack {
+    /// Commands, and commands that the server does not have.
+    commands: Vec<String>,
+    /// Patterns of keys.
+    keys: Vec<String>,
+    /// Channels.
+    channels: Vec<String>,
+}
+
+impl Lack {
+    fn is_none(&self) -> bool {
+        self == &Self::default()
+    }
+
+    /// What is to be granted, as the end of an `ACL SETUSER`.
+    fn grants(&self) -> String {
+        let commands = self.commands.iter().map(|name| format!("+{name}"));
+        let keys = self.keys.iter().map(|glob| format!("~{glob}"));
+        let channels = self.channels.iter().map(|name| format!("&{name}"));
+        commands.chain(keys).chain(channels).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The fault in one line: what is missing, and the remedy.
+    fn told(&self, user: &str) -> String {
+        let kinds = [("to run", &self.commands), ("to use keys", &self.keys), ("to hear channels", &self.channels)];
+        let missing = kinds.iter().filter(|(_, names)| !names.is_empty());
+        let missing: Vec<String> = missing.map(|(what, names)| format!("{what} {}", names.join(", "))).collect();
+        let (missing, grants) = (missing.join(", "), self.grants());
+        format!("the Redis user `{user}` has no right {missing}; grant it: ACL SETUSER {user} {grants} ({PAGE})")
+    }
+}
+
+/// Says why this server is none that Samovar can work with: too old, or of a kind that is not supported. `None` where it is one, or
+/// where it does not say.
+///
+/// # Errors
+/// Redis's.
+pub async fn unsupported(redis: &mut Connection) -> RedisResult<Option<String>> {
+    let Some(server) = Server::ask(redis).await? else {
+        // Redis 7 runs scripts that begin so; earlier ones take it for an error of syntax.
+        let tried: RedisResult<String> =
+            redis::cmd("SCRIPT").arg("LOAD").arg("#!lua flags=no-writes\nreturn 1").query_async(redis).await;
+        return match tried {
+            Err(e) if e.to_string().contains("compil") => {
+                Ok(Some("the server does not tell its version and cannot run scripts of Redis 7: Redis 7.0 or newer, or Valkey, is needed".into()))
+            }
+            Err(e) if !is_refusal(&e) => Err(e),
+            _ => Ok(None),
+        };
+    };
+    Ok(server.fault())
+}
+
+/// What a server says of itself.
+#[derive(Debug, Default)]
+struct Server {
+    version: String,
+    mode: String,
+}
+
+impl Server {
+    /// By `HELLO`, which everybody may say, else by `INFO`; `None` where neither is answered.
+    async fn ask(redis: &mut Connection) -> RedisResult<Option<Self>> {
+        let hello: RedisResult<Value> = redis::cmd("HELLO").query_async(redis).await;
+        match hello {
+            Ok(fields) => {
+                let fields = match fields {
+                    Value::Map(fields) => fields,
+                    Value::Array(fields) => {
+                        let mut fields = fields.into_iter();
+                        std::iter::from_fn(|| fields.next().zip(fields.next())).collect()
+                    }
+                    _ => Vec::new(),
+                };
+                let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
+                let field = |name: &str| fields.iter().find(|(key, _)| text(key) == name).map(|(_, value)| text(value));
+                if let Some(version) = field("version") {
+                    return Ok(Some(Self { version, mode: field("mode").unwrap_or_default() }));
+                }
+            }
+            Err(e) if is_refusal(&e) => {}
+            Err(e) => return Err(e),
+        }
+        let Some(info) = redis.info(&["server"]).await? else { return Ok(None) };
+        let field = |name| super::field(&info, name).map(str::to_owned);
+        Ok(field("redis_version").map(|version| Self { version, mode: field("redis_mode").unwrap_or_default() }))
+    }
+
+    fn fault(&self) -> Option<String> {
+        let Self { version, mode } = self;
+        match mode.as_str() {
+            "cluster" => Some(
+                "the server is a node of a Redis Cluster, which is not supported yet: give the URL of a server without \
+                 cluster-enabled"
+                    .into(),
+            ),
+            "sentinel" => {
+                Some("the server is a Sentinel, which is not supported yet: give the URL of the master itself".into())
+            }
+            _ => {
+                let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+                let old = major.is_some_and(|major| major < OLDEST);
+                old.then(|| format!("the server is Redis {version}: Redis {OLDEST}.0 or newer, or Valkey, is needed"))
+            }
+        }
+    }
+}
+
+/// Says which rights the user lacks that no worker can do without, whatever its jobs are; `None` for none. `client` is for a
+/// subscription.
+///
+/// # Errors
+/// Redis's, where it cannot be seen.
+pub async fn lacking(redis: &mut Connection, client: &Client, keys: &Keys) -> RedisResult<Option<String>> {
+    let own = format!("{}:rights", keys.prefix());
+    let mut lack = Lack::default();
+    let mut transaction = redis::pipe();
+    transaction.cmd("MULTI").cmd("DISCARD").cmd("EXEC").ignore_errors();
+    let steps: Vec<RedisResult<Value>> = transaction.query_async(redis).await?;
+    for (step, name) in steps.iter().zip(["multi", "discard", "exec"]) {
+        if step.as_ref().err().and_then(Refused::by).is_some() {
+            lack.commands.push(name.to_owned());
+        }
+    }
+    if !lack.is_none() {
+        // Without a transaction the commands would be carried out.
+        return Ok(Some(lack.told(&user_of(client))));
+    }
+    let channels = [keys.signal_channel(), keys.changed_channel(), keys.watched_channel()];
+    for (word, refused) in NEEDED.iter().zip(queue(redis, NEEDED.iter().copied(), &own, &channels[0]).await?) {
+        if refused.is_some_and(|refused| !matches!(refused, Refused::Key | Refused::Channel)) {
+            lack.commands.push(name_of(word));
+        }
+    }
+    if !lack.commands.iter().any(|name| name == "evalsha") {
+        for (glob, key) in
+            [(format!("{}:*", keys.prefix()), own), (format!("{}:*", keys.queue()), keys.queue() + ":rights")]
+        {
+            if may_not_use(redis, &key).await? {
+                lack.keys.push(glob);
+            }
+        }
+    }
+    if !lack.commands.iter().any(|name| name == "publish") {
+        for channel in &channels {
+            let refused = queue(redis, ["PUBLISH C v"], "", channel).await?;
+            if refused.into_iter().flatten().next().is_some() {
+                lack.channels.push(channel.clone());
+            }
+        }
+    }
+    for channel in [keys.invalidate_channel(), keys.signal_channel(), keys.hearing_channel()] {
+        let mut pubsub = client.get_async_pubsub().await?;
+        match pubsub.subscribe(&channel).await {
+            Ok(()) => {}
+            Err(e) => match Refused::by(&e) {
+                Some(Refused::Channel) if !lack.channels.contains(&channel) => lack.channels.push(channel),
+                Some(Refused::Channel) => {}
+                Some(_) => {
+                    lack.commands.push("subscribe".to_owned());
+                    break;
+                }
+                None => return Err(e),
+            },
+        }
+    }
+    Ok((!lack.is_none()).then(|| lack.told(&user_of(client))))
+}
+
+/// Says which of these patterns the user may not use, going by a key of each; `None` for none.
+///
+/// # Errors
+/// Redis's.
+pub async fn lacking_keys(redis: &mut Connection, keys: &[(String, String)]) -> RedisResult<Option<String>> {
+    let mut lack = Lack::default();
+    for (glob, key) in keys {
+        if may_not_use(redis, key).await? {
+            lack.keys.push(glob.clone());
+        }
+    }
+    Ok((!lack.is_none()).then(|| lack.told(&user_of(redis.client()))))
+}
+
+/// Says what a worker does without because of rights that the user lacks; empty where it has all.
+///
+/// # Errors
+/// Redis's.
+pub async fn doing_without(redis: &mut Connection, keys: &Keys) -> RedisResult<Vec<String>> {
+    let own = format!("{}:rights", keys.prefix());
+    let refused = queue(redis, WANTED.iter().map(|(words, _)| *words), &own, "").await?;
+    let missing = WANTED.iter().zip(refused).filter(|(_, refused)| refused.is_some());
+    Ok(missing.map(|((words, cost), _)| format!("without +{}, {cost}", name_of(words))).collect())
+}
+
+/// The text of an error; where it tells of a right that is missing, with what to do.
+pub fn explain(error: &RedisError) -> String {
+    if error.code() == Some("NOPERM") {
+        return format!("{error}; grant it to the Redis user of this process: {PAGE} lists all that is needed");
+    }
+    error.to_string()
+}
+
+/// Whether Redis understood what was said and will not do it, now or later: no right, or no such command.
+pub(super) fn is_refusal(error: &RedisError) -> bool {
+    Refused::by(error).is_some()
+}
+
+/// Why a command is not carried out, whoever tries again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    Command,
+    Key,
+    Channel,
+}
+
+impl Refused {
+    fn by(error: &RedisError) -> Option<Self> {
+        let text = error.to_string();
+        match error.code() {
+            Some("NOPERM") if text.contains(" to run ") => Some(Self::Command),
+            Some("NOPERM") if text.contains(" channel") => Some(Self::Channel),
+            Some("NOPERM") => Some(Self::Key),
+            Some("NOPROTO") => Some(Self::Command),
+            // Commands that do not exist, or are renamed or switched off by who runs the server.
+            Some("ERR")
+                if ["unknown", "not support", "disabled", "number of arg"].iter().any(|part| text.contains(part)) =>
+            {
+                Some(Self::Command)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Has commands queued and discards them; says of each why it would be refused.
+async fn queue<'a>(
+    redis: &mut Connection,
+    commands: impl IntoIterator<Item = &'a str>,
+    key: &str,
+    channel: &str,
+) -> RedisResult<Vec<Option<Refused>>> {
+    let mut pipe = redis::pipe();
+    pipe.cmd("MULTI");
+    for words in commands {
+        let mut words = words.split(['|', ' ']);
+        pipe.cmd(words.next().unwrap_or_default());
+        for word in words {
+            pipe.arg(match word {
+                "K" => key,
+                "C" => channel,
+                // The digest of a script that nobody has.
+                "S" => "0000000000000000000000000000000000000000",
+                word => word,
+            });
+        }
+    }
+    pipe.cmd("DISCARD");
+    let mut replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(redis).await?;
+    replies.pop();
+    let refused = |reply: RedisResult<Value>| reply.err().and_then(|e| Refused::by(&e));
+    Ok(replies.into_iter().skip(1).map(refused).collect())
+}
+
+/// Whether the user may not read and write this key, as scripts do.
+async fn may_not_use(redis: &mut Connection, key: &str) -> RedisResult<bool> {
+    let refused = queue(redis, ["EVALSHA S 1 K"], key, "").await?;
+    Ok(refused.into_iter().flatten().any(|refused| refused == Refused::Key))
+}
+
+/// The command of such words, as `ACL SETUSER` names it.
+fn name_of(words: &str) -> String {
+    words.split(' ').next().unwrap_or_default().to_lowercase()
+}
+
+fn user_of(client: &Client) -> String {
+    client.get_connection_info().redis_settings().username().unwrap_or("default").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+    use crate::redis::server::Server as TestServer;
+
+    /// Commands that are sent and are neither needed nor wanted: each use of them does without.
+    const SPARED: [&str; 7] = ["CLIENT", "CONFIG", "DBSIZE", "DISCARD", "EXEC", "HELLO", "MULTI"];
+
+    fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let skipped = ["src/cache", "src/cli/demo", "src/museum", "tests.rs", "redis/connection.rs"];
+            if skipped.iter().any(|end| path.ends_with(end)) {
+                continue;
+            }
+            if path.is_dir() {
+                sources(&path, found);
+            } else {
+                found.push(path);
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_that_is_sent_is_looked_at() {
+        let looked_at = NEEDED.iter().chain(WANTED.iter().map(|(words, _)| words));
+        let looked_at: BTreeSet<String> =
+            looked_at.map(|words| words.split(['|', ' ']).next().unwrap().to_owned()).collect();
+        let mut files = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        let mut unknown = BTreeSet::new();
+        let mut seen = 0;
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+            for begin in ["cmd(\"", "redis.call('", "redis.pcall('"] {
+                for rest in text.split(begin).skip(1) {
+                    let name: String = rest.chars().take_while(char::is_ascii_uppercase).collect();
+                    seen += 1;
+                    if !looked_at.contains(&name) && !SPARED.contains(&name.as_str()) {
+                        unknown.insert(format!("{name} in {}", file.display()));
+                    }
+                }
+            }
+        }
+        assert!(seen > 200 && unknown.is_empty(), "{seen} seen, {unknown:?}");
+    }
+
+    #[tokio::test]
+    async fn looking_at_rights_changes_nothing() {
+        let server = TestServer::start().await;
+        let mut redis = server.connect().await;
+        let keys = Keys::of("samovar");
+        assert_eq!(unsupported(&mut redis).await.unwrap(), None);
+        let client = redis.client().clone();
+        assert_eq!(lacking(&mut redis, &client, &keys).await.unwrap(), None);
+        assert_eq!(doing_without(&mut redis, &keys).await.unwrap(), [""; 0]);
+        let one = ("art:*".to_owned(), "art:a".to_owned());
+        assert_eq!(lacking_keys(&mut redis, &[one]).await.unwrap(), None);
+        let size: usize = redis::cmd("DBSIZE").query_async(&mut redis).await.unwrap();
+        assert_eq!(size, 0);
+    }
+
+    #[test]
+    fn what_the_server_is_decides() {
+        let fault = |version: &str, mode: &str| Server { version: version.into(), mode: mode.into() }.fault();
+        for old in ["6.2.14", "6.3.4", "5.0.14", "2.8"] {
+            let fault = fault(old, "standalone").unwrap();
+            assert!(fault.contains(&format!("Redis {old}")) && fault.contains("7.0"), "{fault}");
+        }
+        for new in ["7.0.0", "7.2.4", "8.1.3", "10.0", "255.255.255", "unstable", ""] {
+            assert_eq!(fault(new, "standalone"), None, "{new}");
+        }
+        assert!(fault("7.2.4", "cluster").unwrap().contains("Cluster"));
+        assert!(fault("7.2.4", "sentinel").unwrap().contains("Sentinel"));
+    }
+}
