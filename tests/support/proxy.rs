@@ -30,6 +30,8 @@ pub enum Fault {
     DeafSubscriptions,
     /// What Redis is told is lost, likewise; everything that it says arrives.
     Mute,
+    /// Where Redis answers to `HELLO`, this field has this value.
+    Says(&'static str, &'static str),
 }
 
 /// A TCP proxy on a free port; it ends when this is dropped.
@@ -156,10 +158,26 @@ async fn answer(
                 return;
             }
             Fault::CutReplies(_) => cut += length,
+            Fault::Says(field, value) => {
+                if let Some(said) = rewritten(said, field, value)
+                    && to.write_all(&said).await.is_ok()
+                {
+                    continue;
+                }
+            }
             _ => {}
         }
         if to.write_all(said).await.is_err() {
             return;
         }
     }
+}
+
+/// A reply to `HELLO` with another value of a field; `None` if it is none.
+fn rewritten(said: &[u8], field: &str, value: &str) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(said).ok().filter(|text| text.contains("\r\nproto\r\n"))?;
+    let (before, after) = text.split_once(&format!("\r\n{field}\r\n"))?;
+    let (_, after) = after.split_once("\r\n")?;
+    let (_, after) = after.split_once("\r\n")?;
+    Some(format!("{before}\r\n{field}\r\n${}\r\n{value}\r\n{after}", value.len()).into_bytes())
 }
