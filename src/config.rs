@@ -58,7 +58,8 @@ pub struct CommonArgs {
     #[arg(long, global = true, value_name = "TEXT", help_heading = "Settings")]
     pub prefix: Option<String>,
 
-    /// The pub/sub channel on which invalidations are heard [env: SAMOVAR_CHANNEL] [default: PREFIX:invalidate]
+    /// The pub/sub channel on which invalidations are heard [env: SAMOVAR_CHANNEL] [default: PREFIX:invalidate, or
+    /// PREFIX:dbN:invalidate in a database N other than 0]
     #[arg(long, global = true, value_name = "NAME", help_heading = "Settings")]
     pub channel: Option<String>,
 

@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use samovar::cache::{Cache, Invalidation, InvalidationPublisher};
+use samovar::cache::{Cache, Invalidation, InvalidationPublisher, Lock};
 use samovar::redis::Keys;
 use serde_json::{Value, json};
 use support::{
@@ -279,6 +279,38 @@ async fn the_documented_rights_of_an_api_suffice() {
 }
 
 #[tokio::test]
+async fn a_service_with_a_workers_rights_has_the_whole_library() {
+    let redis = TestRedis::start().await;
+    as_documented(&redis, "samovar-worker").await;
+    let builder = Cache::builder(url(&redis, "samovar-worker", 0)).prefix("art").bound(Duration::from_secs(5));
+    let cache = builder.near(1 << 20, Duration::from_secs(60)).demand(true).build().await.unwrap();
+    let mut changes = cache.changes().await;
+    cache.set("a", &1).await.unwrap();
+    changes.next().await;
+    assert_eq!(cache.get_many::<u64, _>(["a", "b"]).await.unwrap().len(), 1);
+    assert_eq!(cache.get_or_load("b", async || Ok::<_, samovar::cache::Error>(2)).await.unwrap(), 2);
+    assert_eq!(cache.increment("views", 1).await.unwrap(), 1);
+    let lock = Lock::new(&cache, "art");
+    lock.acquire(Duration::ZERO).await.unwrap().release().await.unwrap();
+    assert!(cache.delete("a").await.unwrap());
+    assert_eq!(cache.clear_pattern("*").await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_right_that_is_taken_away_is_named_by_who_needs_it() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    user(&redis, "app", "reset on >secret ~* &* +@all").await;
+    let mut worker = worker_as(&redis, &jobs, "app").spawn();
+    is_healthy(&mut worker).await;
+    user(&redis, "app", "-xreadgroup").await;
+    worker.wait_for_log(&["WARN", "the inbox", "xreadgroup", "docs/redis.md"]).await;
+    is_ill(&mut worker, &["the inbox", "xreadgroup", "docs/redis.md"]).await;
+    user(&redis, "app", "+xreadgroup").await;
+    is_healthy(&mut worker).await;
+}
+
+#[tokio::test]
 async fn an_unsupported_server_is_named_and_waited_out() {
     let cases = [
         (Fault::Says("version", "6.2.14"), "the server is Redis 6.2.14: Redis 7.0 or newer, or Valkey, is needed"),
@@ -310,17 +342,31 @@ async fn an_unsupported_server_is_named_and_waited_out() {
     }
 }
 
+/// Who runs a server may have renamed commands, so that it tells nobody what it is.
 #[tokio::test]
-async fn a_server_without_hello_and_info_is_none_to_refuse() {
-    let (redis, upstream) = both().await;
+async fn a_server_that_does_not_tell_its_version_is_tried() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("renamed.conf");
+    std::fs::write(&config, "rename-command HELLO \"\"\nrename-command CONFIG \"\"\n").unwrap();
+    let redis = TestRedis::options().arg("--include", config.to_str().unwrap()).start().await;
+    let upstream = Upstream::start().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
-    user(&redis, "silent", "reset on >secret ~* &* +@all -info -hello").await;
+    user(&redis, "silent", "reset on >secret ~* &* +@all -info").await;
     let mut worker = worker_as(&redis, &jobs, "silent").spawn();
     version(&redis, "a", 1).await;
     is_healthy(&mut worker).await;
     let run = samovar(["get", "art:a"]).jobs(&jobs).redis_at(&url(&redis, "silent", 0)).run().await;
     assert_eq!(run.code, Some(0), "{run:?}");
+}
+
+#[tokio::test]
+async fn the_library_says_that_a_server_is_too_old() {
+    let redis = TestRedis::start().await;
+    let proxy = Proxy::before(redis.port()).await;
+    proxy.set(Fault::Says("version", "6.2.14"));
+    let refused = Cache::builder(proxy.url()).bound(Duration::from_secs(5)).build().await.unwrap_err();
+    assert!(refused.to_string().contains("the server is Redis 6.2.14: Redis 7.0 or newer"), "{refused}");
 }
 
 /// A fleet of one in a database, with an upstream of its own.

@@ -19,8 +19,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-CHANNEL = os.environ.get("SAMOVAR_CHANNEL") or "samovar:invalidate"
-
 # A cache that is away must not hold anybody up: half a second, and one more try on a fresh connection.
 redis = Redis.from_url(
     os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
@@ -28,6 +26,9 @@ redis = Redis.from_url(
     socket_connect_timeout=0.5,
     retry=Retry(NoBackoff(), 1),
 )
+# Pub/sub reaches all databases of a server; so each but 0 has channels of its own.
+database = redis.connection_pool.connection_kwargs.get("db") or 0
+CHANNEL = os.environ.get("SAMOVAR_CHANNEL") or (f"samovar:db{database}:invalidate" if database else "samovar:invalidate")
 museum = httpx.AsyncClient(base_url=os.environ.get("MUSEUM_URL") or "http://127.0.0.1:8080", timeout=10)
 
 

@@ -16,7 +16,7 @@ use super::load::Flights;
 use super::near::Near;
 use super::subscriber::Ear;
 use super::{Cache, Error, Ttl};
-use crate::redis::{Connection, Keys, RedisUrl};
+use crate::redis::{Connection, Keys, RedisUrl, requirements};
 
 /// How long the first attempt to connect may take; after that the cache is there without Redis.
 const FIRST_CONNECT: Duration = Duration::from_secs(2);
@@ -153,7 +153,8 @@ impl Builder {
     /// Builds it. Redis may be away: then the cache does without until it comes.
     ///
     /// # Errors
-    /// A faulty URL or prefix, and what Redis says against it (a wrong password, for one).
+    /// A faulty URL or prefix, a server that is not supported (docs/redis.md), and what Redis says against it (a wrong password,
+    /// for one).
     pub async fn build(self) -> Result<Cache, Error> {
         check_prefix(&self.prefix, &self.names)?;
         let redis = connect(self.source, self.bound).await?;
@@ -212,6 +213,15 @@ async fn connect(source: Source, bound: Duration) -> Result<Connection, Error> {
             warn!(redis = %url, "the cache does without Redis until it comes: {e}");
             url.lazy_manager(bound).map_err(Error::Redis)
         }
-        connected => connected.map_err(Error::Redis),
+        connected => supported(connected.map_err(Error::Redis)?).await,
+    }
+}
+
+/// The same connection, if its server is one that will do.
+async fn supported(mut redis: Connection) -> Result<Connection, Error> {
+    match requirements::unsupported(&mut redis).await {
+        Ok(Some(fault)) => Err(Error::Invalid(fault)),
+        // What it cannot do shows where it is asked to.
+        Ok(None) | Err(_) => Ok(redis),
     }
 }

@@ -35,7 +35,8 @@ use crate::telemetry;
     version,
     propagate_version = true,
     max_term_width = 110,
-    after_help = "Exit codes: 0 done; 1 some of it failed; 2 the command line makes no sense; 69 Redis cannot be reached; \
+    after_help = "Exit codes: 0 done; 1 some of it failed; 2 the command line makes no sense; 69 Redis cannot be reached, or is none \
+                  that Samovar can work with; \
                   78 the settings or the job files have faults."
 )]
 struct Cli {
