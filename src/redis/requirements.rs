@@ -30,6 +30,7 @@ const NEEDED: &[&str] = &[
     "HMGET K f",
     "HSET K f v",
     "HSETNX K f v",
+    "INCR K",
     "LINDEX K 0",
     "LLEN K",
     "LPOP K",
