@@ -5,12 +5,14 @@
 //! clocks, and never delete. Here an error is waited out: the runtime only ever sees tasks.
 //!
 //! Losing a task, or all of them, loses no work: its entries are on the agenda, due again when their claims run out.
+//! A pull whose reply is lost locks tasks that nobody works on: [`Queue::recover`] finds them and brings them in.
 
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use apalis_core::backend::finalize::Ephemeral;
 use apalis_core::backend::{Backend, BackendConfig};
@@ -24,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tower_layer::Identity;
-use tracing::warn;
+use tracing::{info, warn};
 use ulid::Ulid;
 
 use crate::agenda::{Claimed, Urgency};
@@ -41,6 +43,8 @@ const PULL: usize = 2;
 const IDLE: Duration = Duration::from_secs(2);
 /// Tasks of a dead worker that are looked at in one step: few, so that each is short.
 const LEFT: usize = 10;
+/// Tasks in flight that one call of [`Queue::recover`] looks at.
+const RECOVERED: usize = 1_000;
 /// What a signal says that makes workers look at the queue.
 pub const QUEUED_SIGNAL: &str = "queued";
 
@@ -83,11 +87,16 @@ pub struct Queue {
 struct Hands {
     free: Arc<Semaphore>,
     tasks: Mutex<Option<mpsc::Sender<Task<InHand>>>>,
+    /// Tasks that were pulled, until Redis has confirmed that they are acknowledged.
+    held: Mutex<HashSet<String>>,
+    /// Tasks that Redis counts as in flight here and that are not held, and since when that is seen.
+    orphans: Mutex<HashMap<String, Instant>>,
 }
 
 impl Default for Hands {
     fn default() -> Self {
-        Self { free: Arc::new(Semaphore::new(IN_HAND)), tasks: Mutex::default() }
+        let free = Arc::new(Semaphore::new(IN_HAND));
+        Self { free, tasks: Mutex::default(), held: Mutex::default(), orphans: Mutex::default() }
     }
 }
 
@@ -105,6 +114,21 @@ impl Hands {
 
     fn tasks(&self) -> MutexGuard<'_, Option<mpsc::Sender<Task<InHand>>>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns those of these tasks in flight that are not held and were not for `patience`: the replies of the pulls that
+    /// locked them are lost. The others that are not held are remembered for the next call.
+    fn orphans(&self, in_flight: Vec<String>, patience: Duration) -> Vec<String> {
+        let held = self.held();
+        let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *orphans);
+        let since = |id: &String| before.get(id).copied().unwrap_or_else(Instant::now);
+        *orphans = in_flight.into_iter().filter(|id| !held.contains(id)).map(|id| (id.clone(), since(&id))).collect();
+        orphans.iter().filter(|(_, since)| since.elapsed() >= patience).map(|(id, _)| id.clone()).collect()
     }
 }
 
@@ -131,17 +155,7 @@ impl Queue {
     pub async fn push(&self, chunks: &[Chunk], front: bool) -> RedisResult<usize> {
         let mut taken = 0;
         for batch in chunks.chunks(50) {
-            let mut call = PUSH.key(self.layout.active_jobs_list());
-            call.key(self.layout.job_data_hash())
-                .arg(self.meta_prefix())
-                .arg(WAITING)
-                .arg(u8::from(front))
-                .arg(&self.signals)
-                .arg(QUEUED_SIGNAL);
-            for chunk in batch {
-                let payload = serde_json::to_string(chunk).map_err(std::io::Error::other)?;
-                call.arg(Ulid::generate().to_string()).arg(payload);
-            }
+            let call = self.push_call(batch, front)?;
             let at_once = front && batch.iter().all(Chunk::is_single);
             let found_room =
                 if at_once { self.push_and_pull(&call, batch.len()).await? } else { self.call(&call).await? };
@@ -152,6 +166,21 @@ impl Queue {
         }
         self.wake.notify_one();
         Ok(taken)
+    }
+
+    fn push_call(&self, batch: &[Chunk], front: bool) -> RedisResult<ScriptInvocation<'static>> {
+        let mut call = PUSH.key(self.layout.active_jobs_list());
+        call.key(self.layout.job_data_hash())
+            .arg(self.meta_prefix())
+            .arg(WAITING)
+            .arg(u8::from(front))
+            .arg(&self.signals)
+            .arg(QUEUED_SIGNAL);
+        for chunk in batch {
+            let payload = serde_json::to_string(chunk).map_err(std::io::Error::other)?;
+            call.arg(Ulid::generate().to_string()).arg(payload);
+        }
+        Ok(call)
     }
 
     async fn push_and_pull(&self, push: &ScriptInvocation<'_>, tasks: usize) -> RedisResult<usize> {
@@ -169,10 +198,21 @@ impl Queue {
         };
         // What could not be pulled is when somebody looks.
         for (task, room) in pulled.map(pairs).unwrap_or_default().into_iter().zip(hands) {
-            // Who ends meanwhile leaves it to those who clear up after workers.
-            let _ = to.send(in_hand(task, room)).await;
+            self.bring_in(&to, task, room).await;
         }
         pushed
+    }
+
+    /// Hands a task that is locked to the runtime; returns whether that still takes any.
+    async fn bring_in(
+        &self,
+        to: &mpsc::Sender<Task<InHand>>,
+        task: (String, String),
+        room: OwnedSemaphorePermit,
+    ) -> bool {
+        self.hands.held().insert(task.0.clone());
+        // Who ends meanwhile leaves it to those who clear up after workers.
+        to.send(in_hand(task, room)).await.is_ok()
     }
 
     async fn call(&self, script: &ScriptInvocation<'_>) -> RedisResult<usize> {
@@ -268,6 +308,33 @@ impl Queue {
             .await
     }
 
+    /// Brings in tasks that Redis counts as in flight here but whose pull was never answered, as many as there are hands free.
+    /// A worker calls it regularly. A pull under way is left alone: only what was not held for twice the time that a command
+    /// may take counts as lost. One that is answered nevertheless is handled twice, of which the agenda lets only one through.
+    ///
+    /// # Errors
+    /// Redis's; call it again.
+    pub async fn recover(&self) -> RedisResult<()> {
+        let Some(to) = self.hands.tasks().clone() else { return Ok(()) };
+        let mut redis = self.redis.clone();
+        let in_flight = self.in_flight(&self.worker);
+        let ids: Vec<String> = redis::cmd("SRANDMEMBER").arg(in_flight).arg(RECOVERED).query_async(&mut redis).await?;
+        let mut ids = self.hands.orphans(ids, self.redis.patience() * 2);
+        let rooms = self.hands.free(ids.len());
+        ids.truncate(rooms.len());
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let payloads: Vec<Option<String>> =
+            redis::cmd("HMGET").arg(self.layout.job_data_hash()).arg(&ids).query_async(&mut redis).await?;
+        info!(tasks = ids.len(), "the reply to a pull was lost: its tasks are brought in");
+        for ((id, payload), room) in ids.into_iter().zip(payloads).zip(rooms) {
+            // One without data cannot be read, and is acknowledged.
+            self.bring_in(&to, (id, payload.unwrap_or_default()), room).await;
+        }
+        Ok(())
+    }
+
     /// Pulls tasks and runs `handle` on them until `stop`; then waits for those in hand.
     ///
     /// A task that is done, or not readable, is acknowledged; `handle` itself sees to its entries.
@@ -329,7 +396,7 @@ impl Queue {
             };
             let full = found.len() == rooms.len();
             for (task, room) in found.into_iter().zip(rooms) {
-                if tasks.send(in_hand(task, room)).await.is_err() {
+                if !self.bring_in(&tasks, task, room).await {
                     return;
                 }
             }
@@ -374,6 +441,8 @@ impl Queue {
                 match sent {
                     Ok(_) => {
                         patience.well();
+                        let mut held = self.hands.held();
+                        ids.iter().for_each(|id| _ = held.remove(id));
                         break;
                     }
                     // Another worker clears up what is left behind.

@@ -606,6 +606,9 @@ impl Pulse {
                         debug!("could not tell what requests took: {e}");
                     }
                 }
+                if let Err(e) = self.queue.recover().await {
+                    debug!("could not look for tasks whose pull was not answered: {e}");
+                }
                 looked = Instant::now();
             }
             tokio::select! {

@@ -55,3 +55,81 @@ async fn what_was_named_by_itself_is_pulled_as_it_is_pushed_by_whoever_runs() {
     assert_eq!(queue.in_hand_of("host-1").await.unwrap(), []);
     queue.leave(DEAD_AFTER).await.unwrap();
 }
+
+#[tokio::test]
+async fn tasks_of_a_pull_that_was_not_answered_are_handled() {
+    let server = Server::start().await;
+    let redis = server.connect().await.with_patience(Duration::from_millis(500));
+    let queue = Queue::new(redis.clone(), &Keys::new("test", "test:invalidate"), "host-1");
+    let (stop, (done, mut ended)) = (CancellationToken::new(), mpsc::unbounded_channel());
+    let handle = move |chunk: Chunk| {
+        let _ = done.send(chunk.entries[0].key.clone());
+        std::future::ready(())
+    };
+    let recovering = async {
+        while queue.hands.tasks().is_none() {
+            tokio::task::yield_now().await;
+        }
+        // What is left where the reply of a pull is lost; and of one whose data are lost as well.
+        for script in [&PUSH, &PULL_SCRIPT] {
+            script.load_async(&mut redis.clone()).await.unwrap();
+        }
+        for key in ["one", "two", "without data"] {
+            let pushed = queue.push_call(&[single(key)], true).unwrap();
+            let mut lost = redis::pipe();
+            lost.atomic().invoke_script(&pushed).invoke_script(&queue.pull_call(1));
+            lost.exec_async(&mut redis.clone()).await.unwrap();
+        }
+        let lost: Vec<(String, Option<Chunk>)> = queue.in_hand_of("host-1").await.unwrap();
+        assert_eq!(lost.len(), 3);
+        let is_bare = |(_, chunk): &&(String, Option<Chunk>)| *chunk == Some(single("without data"));
+        let bare = &lost.iter().find(is_bare).unwrap().0;
+        let () = redis::cmd("HDEL")
+            .arg(queue.layout.job_data_hash())
+            .arg(bare)
+            .query_async(&mut redis.clone())
+            .await
+            .unwrap();
+        // A task that is held is no such one.
+        queue.push(&[single("held")], true).await.unwrap();
+        let mut keys = BTreeSet::new();
+        while keys.len() < 3 {
+            queue.recover().await.unwrap();
+            while let Ok(key) = ended.try_recv() {
+                assert!(keys.insert(key), "each is handled once");
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(keys, BTreeSet::from(["held", "one", "two"].map(str::to_owned)));
+        while !server_keys(&redis).await.is_empty() {
+            queue.recover().await.unwrap();
+        }
+        stop.cancel();
+    };
+    let (ran, ()) = tokio::join!(queue.run(handle, stop.clone()), recovering);
+    ran.unwrap();
+    assert_eq!(queue.hands.held().len(), 0);
+}
+
+/// The keys of tasks: all but the workers' set.
+async fn server_keys(redis: &Connection) -> Vec<String> {
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut redis.clone()).await.unwrap();
+    keys.into_iter().filter(|key| !key.ends_with(":workers")).collect()
+}
+
+#[tokio::test]
+async fn a_pull_that_fails_takes_nothing_from_the_list() {
+    let server = Server::start().await;
+    let mut redis = server.connect().await;
+    let queue = Queue::new(redis.clone(), &Keys::new("test", "test:invalidate"), "host-1");
+    let layout = &queue.layout;
+    for key in [layout.job_data_hash(), queue.in_flight("host-1"), layout.workers_set()] {
+        let () = redis::cmd("FLUSHALL").query_async(&mut redis).await.unwrap();
+        assert_eq!(queue.push(&[single("one")], true).await.unwrap(), 1);
+        let () = redis::pipe().del(&key).ignore().set(&key, "a stranger's").query_async(&mut redis).await.unwrap();
+        let e = queue.pull_once(1).await.unwrap_err();
+        assert_eq!(e.code(), Some("WRONGTYPE"), "{key}: {e}");
+        let waiting: usize = redis::cmd("LLEN").arg(layout.active_jobs_list()).query_async(&mut redis).await.unwrap();
+        assert_eq!(waiting, 1, "{key}");
+    }
+}
