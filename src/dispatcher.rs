@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use redis::RedisResult;
+use redis::{RedisError, RedisResult};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::agenda::{Agenda, Claimed, Finished, Next, Urgency};
-use crate::health::Sign;
+use crate::health::{Sign, Troubles};
 use crate::job::{EntryKey, Job, JobName, Jobs, UpstreamName};
 use crate::queue::{Chunk, Queue};
-use crate::redis::Patience;
+use crate::redis::{Patience, is_of_keys};
 use crate::source::Gate;
 use crate::store::Store;
 use crate::telemetry::Telemetry;
@@ -107,6 +107,8 @@ pub struct Dispatcher {
     pub claim: Duration,
     /// Whether the agenda moves.
     pub sign: Sign,
+    /// What fails in single jobs.
+    pub troubles: Troubles,
     /// Who is told of paused jobs.
     pub telemetry: Telemetry,
 }
@@ -132,14 +134,22 @@ impl Dispatcher {
             }
             // Side by side, so that no job waits for the turns of others.
             for (name, _) in looks.extract_if(.., |_, look| *look <= Instant::now()) {
-                under_way.push(async move { (name, this.dispatch(&this.jobs.jobs[name]).await) });
+                under_way.push(async move {
+                    let looked = this.dispatch(&this.jobs.jobs[name]).await;
+                    if looked.is_ok() {
+                        this.troubles.well(name.as_str());
+                    }
+                    (name, looked)
+                });
             }
             let next = looks.values().min().copied().unwrap_or_else(|| Instant::now() + IDLE);
             tokio::select! {
                 Some((name, looked)) = under_way.next() => {
+                    let looked = looked.or_else(|e| self.leave_alone(name, e));
                     let mut others = Vec::new();
                     match &looked {
-                        Ok(_) => patience.well(),
+                        Ok(_) if self.troubles.count() < self.jobs.jobs.len() => patience.well(),
+                        Ok(_) => self.sign.ill("it fails for every job"),
                         // Where Redis is away all of them fail, and wait once.
                         Err(e) => {
                             let rest = async {
@@ -162,6 +172,14 @@ impl Dispatcher {
         }
         // What is claimed already goes on the queue, for whoever is there then.
         while under_way.next().await.is_some() {}
+    }
+
+    /// Notes what fails in one job only; returns when to look at it again.
+    ///
+    /// # Errors
+    /// The same, where Redis fails as a whole.
+    fn leave_alone(&self, job: &JobName, error: RedisError) -> RedisResult<Duration> {
+        if is_of_keys(&error) { Ok(self.troubles.ill(job.as_str(), error)) } else { Err(error) }
     }
 
     /// Moves what is due of one job to the queue, as far as there is room; returns when to look again.

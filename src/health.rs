@@ -2,15 +2,150 @@
 //!
 //! Each loop shows a [`Sign`] as it goes round; who looks judges by this process's own clock, so that Redis need not be
 //! there to be told that it is away.
+//!
+//! A loop that works for several jobs keeps what fails in one of them in [`Troubles`]: it is told, and no other job waits for it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use redis::RedisResult;
+use tracing::{info, warn};
+
+use crate::redis::{WrongTypes, is_of_keys};
 
 /// A worker looks at its agendas at least every 5 s; twice late is too late.
 const AGENDA: Duration = Duration::from_secs(15);
 /// It beats every second, and a command may take 5 s.
 const BEAT: Duration = Duration::from_secs(10);
+
+/// The longest time for which something that failed is left alone.
+const LONGEST: Duration = Duration::from_secs(5);
+/// How long after a trouble was told it is told again, at first and at most; twice as long each time.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
+/// So long after it failed last something counts as well: a step that succeeds between two that fail is no recovery.
+const SETTLED: Duration = Duration::from_secs(3);
+/// Longest cause kept, in characters.
+const CAUSE: usize = 300;
+
+/// Failures of single jobs, upstreams or steps, each with a backoff of its own, for all loops of a worker. Cheap to clone; clones
+/// share what they know.
+#[derive(Clone, Debug, Default)]
+pub struct Troubles {
+    /// The loop that this clone speaks for.
+    of: &'static str,
+    all: Arc<Mutex<BTreeMap<(&'static str, String), Trouble>>>,
+}
+
+/// One thing that does not work.
+#[derive(Debug)]
+struct Trouble {
+    cause: String,
+    since: Instant,
+    failed: Instant,
+    tries: u32,
+    /// When the log was told last, and after how long it is told again.
+    told: Instant,
+    again: Duration,
+    /// It works again, so far.
+    is_over: bool,
+    /// The log was told, and not yet that it is over.
+    is_told: bool,
+}
+
+impl Troubles {
+    /// Returns the same troubles, for a loop that people know by this name.
+    #[must_use]
+    pub fn of(&self, name: &'static str) -> Self {
+        Self { of: name, all: Arc::clone(&self.all) }
+    }
+
+    /// Notes that the loop works for this job, upstream or step, and tells so if it did not.
+    pub fn well(&self, subject: &str) {
+        let mut all = self.all();
+        if all.is_empty() {
+            return;
+        }
+        // Kept for a while, so that what comes and goes is not told each time.
+        all.retain(|_, trouble| !trouble.is_over || trouble.told.elapsed() < trouble.again);
+        let Some(trouble) = all.get_mut(&(self.of, subject.to_owned())) else { return };
+        if !trouble.is_over && trouble.failed.elapsed() >= SETTLED {
+            trouble.is_over = true;
+            if std::mem::take(&mut trouble.is_told) {
+                info!("{} works again ({subject}) after {:.1} s", self.of, trouble.since.elapsed().as_secs_f32());
+            }
+        }
+    }
+
+    /// Notes that the loop fails for this job, upstream or step, and tells so: once for each cause, and now and then while it
+    /// lasts. Returns for how long to leave it alone.
+    pub fn ill(&self, subject: &str, cause: impl fmt::Display) -> Duration {
+        let cause: String = cause.to_string().chars().take(CAUSE).collect();
+        let mut all = self.all();
+        let now = Instant::now();
+        let trouble = all.entry((self.of, subject.to_owned())).or_insert_with(|| Trouble {
+            cause: String::new(),
+            since: now,
+            failed: now,
+            tries: 0,
+            told: now,
+            again: AGAIN.0,
+            is_over: true,
+            is_told: false,
+        });
+        if trouble.is_over {
+            (trouble.is_over, trouble.since, trouble.tries) = (false, now, 0);
+        }
+        trouble.failed = now;
+        let is_new = trouble.cause != cause;
+        if is_new || trouble.told.elapsed() >= trouble.again {
+            warn!(
+                for_seconds = trouble.since.elapsed().as_secs(),
+                "{} fails ({subject}), all else goes on: {cause}", self.of
+            );
+            trouble.again = if is_new { AGAIN.0 } else { (trouble.again * 2).min(AGAIN.1) };
+            (trouble.cause, trouble.told, trouble.is_told) = (cause, now, true);
+        }
+        let ceiling = LONGEST.min(Duration::from_millis(100) * 2_u32.saturating_pow(trouble.tries.min(10)));
+        trouble.tries = trouble.tries.saturating_add(1);
+        ceiling.mul_f64(rand::random_range(0.5..=1.0))
+    }
+
+    /// Lets what fails for this job, upstream or step only hinder no other: it is noted, and `None` returned.
+    ///
+    /// # Errors
+    /// The same, where Redis fails as a whole.
+    pub fn alone<T>(&self, subject: &str, done: RedisResult<T>) -> RedisResult<Option<T>> {
+        match done {
+            Err(e) if is_of_keys(&e) => {
+                self.ill(subject, e);
+                Ok(None)
+            }
+            Err(e) => Err(e),
+            Ok(done) => {
+                self.well(subject);
+                Ok(Some(done))
+            }
+        }
+    }
+
+    /// Returns how many jobs, upstreams or steps the loop fails for.
+    pub fn count(&self) -> usize {
+        self.all().iter().filter(|((of, _), trouble)| *of == self.of && !trouble.is_over).count()
+    }
+
+    /// Returns what does not work, in all loops, a sentence each.
+    pub fn reasons(&self) -> Vec<String> {
+        let all = self.all();
+        let all = all.iter().filter(|(_, trouble)| !trouble.is_over);
+        all.map(|((of, subject), trouble)| format!("{of} fails ({subject}): {}", trouble.cause)).collect()
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<(&'static str, String), Trouble>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What one loop shows of itself. Cheap to clone; clones are the same sign.
 #[derive(Clone, Debug, Default)]
@@ -73,6 +208,10 @@ pub struct Health {
     pub inbox: Sign,
     /// That of the jobs' keys: the Redis user may use them.
     pub keys: Sign,
+    /// What fails in single jobs, and hinders no other.
+    pub troubles: Troubles,
+    /// Keys of another type than Samovar's, in their places.
+    pub wrong_types: WrongTypes,
 }
 
 impl Health {
@@ -93,13 +232,42 @@ impl Health {
         ]
         .into_iter()
         .filter_map(|(name, sign, within)| sign.judge(within).err().map(|fault| format!("{name} {fault}")))
+        .chain(
+            self.wrong_types.found().into_iter().filter(|wrong| wrong.is_needed_by_all).map(|wrong| wrong.to_string()),
+        )
         .collect()
+    }
+
+    /// What does not work while the worker serves its purpose, a sentence each: single jobs or upstreams, single steps.
+    pub fn troubles(&self) -> Vec<String> {
+        let wrong = self.wrong_types.found().into_iter().filter(|wrong| !wrong.is_needed_by_all);
+        wrong.map(|wrong| wrong.to_string()).chain(self.troubles.reasons()).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trouble_of_one_job_is_its_own_and_ends() {
+        let all = Troubles::default();
+        let (cron, sample) = (all.of("cron"), all.of("the sample"));
+        let waits: Vec<Duration> = (0..20).map(|_| cron.ill("art", "WRONGTYPE")).collect();
+        assert!(waits[0] <= Duration::from_millis(100) && waits[19] >= LONGEST / 2, "{waits:?}");
+        assert!(cron.ill("story", "WRONGTYPE") <= Duration::from_millis(100), "another job's backoff is its own");
+        sample.ill("art", "x".repeat(10_000));
+        assert_eq!((cron.count(), sample.count()), (2, 1));
+        assert!(all.reasons().iter().all(|reason| reason.len() < 400), "{:?}", all.reasons());
+        cron.ill("art", "NOPERM");
+        assert_eq!(all.reasons()[0], "cron fails (art): NOPERM");
+        cron.well("art");
+        cron.well("nothing");
+        assert_eq!(cron.count(), 2, "one step that succeeds is no recovery");
+        cron.all().values_mut().for_each(|trouble| trouble.failed = Instant::now().checked_sub(SETTLED).unwrap());
+        cron.well("art");
+        assert_eq!((cron.count(), all.reasons().len()), (1, 2));
+    }
 
     #[test]
     fn a_loop_is_well_once_it_went_round_and_until_it_fails_or_stands_still() {

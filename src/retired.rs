@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 use redis::{RedisResult, Script};
 use tracing::info;
 
+use crate::health::Troubles;
 use crate::job::{JobName, Jobs};
 use crate::redis::{Connection, Keys};
 
@@ -25,12 +26,20 @@ pub struct Retired {
     redis: Connection,
     keys: Keys,
     jobs: Arc<Jobs>,
+    troubles: Troubles,
 }
 
 impl Retired {
     /// For a worker that knows these jobs.
     pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
-        Self { redis, keys, jobs }
+        Self { redis, keys, jobs, troubles: Troubles::default() }
+    }
+
+    /// The same, noting here what fails in single jobs.
+    #[must_use]
+    pub fn noting(mut self, troubles: &Troubles) -> Self {
+        self.troubles = troubles.of("clearing up after jobs that are no more");
+        self
     }
 
     /// Says that this worker knows its jobs.
@@ -64,7 +73,8 @@ impl Retired {
                 .await?;
             let found = found.iter().filter_map(|key| self.keys.job_of_unknown(str::from_utf8(key).ok()?));
             for job in found.filter(|job| !self.jobs.jobs.contains_key(*job)).map(JobName::new) {
-                dropped += usize::from(self.miss(&job, rounds).await?);
+                let gone = self.troubles.alone(job.as_str(), self.miss(&job, rounds).await)?;
+                dropped += usize::from(gone.unwrap_or(false));
             }
             cursor = next;
             if cursor == 0 {

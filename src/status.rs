@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::agenda::Trigger;
 use crate::job::{Job, Jobs};
 use crate::ops::Census;
-use crate::redis::{Connection, Keys};
+use crate::redis::{Connection, Keys, WrongType, is_of_keys, wrong_types};
 use crate::warmer::{Outcome, Spending};
 
 /// One job.
@@ -56,6 +56,9 @@ pub struct JobStatus {
     /// The last end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<Last>,
+    /// What keeps parts of it from working: keys of another type in the places of its own. What they would tell counts as nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<String>,
 }
 
 /// How an entry ended last.
@@ -93,6 +96,9 @@ pub struct UpstreamStatus {
     /// When the window ends (Redis time, ms since the epoch); absent while nothing is spent in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_window_ends_ms: Option<i64>,
+    /// Keys of another type in the places of those that keep its limits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<String>,
 }
 
 /// Looks at all upstreams, in the order of their names.
@@ -106,8 +112,10 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisRes
         let mut ask = redis::pipe();
         ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open");
         ask.cmd("HMGET").arg(&window).arg("tokens").arg("ends");
-        type Reply = ((i64, i64), (Option<i64>, Option<i64>), (Option<u64>, Option<i64>));
-        let ((seconds, micros), (blocked, open), (spent, ends)): Reply = ask.query_async(&mut redis.clone()).await?;
+        type Reply =
+            (RedisResult<(i64, i64)>, RedisResult<(Option<i64>, Option<i64>)>, RedisResult<(Option<u64>, Option<i64>)>);
+        let (time, limits, spent): Reply = ask.ignore_errors().query_async(&mut redis.clone()).await?;
+        let ((seconds, micros), (blocked, open), (spent, ends)) = (time?, there(limits)?, there(spent)?);
         let now = seconds * 1_000 + micros / 1_000;
         let budget = upstream.tokens.map(|budget| budget.tokens);
         let ends = ends.filter(|ends| *ends > now);
@@ -117,6 +125,7 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisRes
             tokens_spent: budget.map(|_| spent),
             tokens_budget: budget,
             tokens_window_ends_ms: budget.and(ends),
+            faults: faults(redis, keys, &keys.upstream(&upstream.name)).await?,
             ..UpstreamStatus::default()
         };
         let out_of_tokens = budget.filter(|budget| spent >= *budget).and(ends);
@@ -131,6 +140,15 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisRes
         all.push(status);
     }
     Ok(all)
+}
+
+/// What is told in one reply; nothing, where somebody else's key stands.
+fn there<T: Default>(reply: RedisResult<T>) -> RedisResult<T> {
+    reply.or_else(|e| if is_of_keys(&e) { Ok(T::default()) } else { Err(e) })
+}
+
+async fn faults(redis: &Connection, keys: &Keys, names: &[String]) -> RedisResult<Vec<String>> {
+    Ok(wrong_types(redis, keys, names).await?.iter().map(WrongType::to_string).collect())
 }
 
 /// Gives each job the upstreams that it asks.
@@ -156,12 +174,15 @@ pub async fn of_job(
     job: &Arc<Job>,
     census: Option<&Census>,
 ) -> RedisResult<JobStatus> {
+    let faults = faults(redis, keys, &keys.all_of(&job.name)).await?;
     let mut redis = redis.clone();
     let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut redis).await?;
     let now = seconds * 1_000 + micros / 1_000;
     let agenda = keys.agenda(&job.name);
     let (single_now, mass_now) = (now - 40_000_000_000_000 + 1, now - 30_000_000_000_000 + 1);
-    type Reply = (u64, u64, u64, u64, u64, Option<f64>, Option<i64>, BTreeMap<String, String>);
+    type Count = RedisResult<u64>;
+    type Stats = RedisResult<BTreeMap<String, String>>;
+    type Reply = (Count, Count, Count, Count, Count, RedisResult<Option<f64>>, RedisResult<Option<i64>>, Stats);
     let (due, single, mass, in_hand, dead, next, paused_ms, stats): Reply = redis::pipe()
         .cmd("ZCOUNT")
         .arg(&agenda)
@@ -188,8 +209,12 @@ pub async fn of_job(
         .arg(keys.paused(&job.name))
         .cmd("HGETALL")
         .arg(keys.stats(&job.name))
+        .ignore_errors()
         .query_async(&mut redis)
         .await?;
+    let due: u64 = [there(due)?, there(single)?, there(mass)?].into_iter().sum();
+    let (in_hand, dead, next) = (there(in_hand)?, there(dead)?, there(next)?);
+    let (paused_ms, stats) = (there(paused_ms)?, there(stats)?);
     let counted = census.and_then(|census| census.jobs.get(job.name.as_str()));
     let last = stats.get("last").and_then(|last| serde_json::from_str(last).ok());
     let spending = Spending::of(&stats);
@@ -210,12 +235,13 @@ pub async fn of_job(
         warm_counted_ms: census.map(|census| census.at_ms),
         oldest_ms: counted.and_then(|counted| counted.oldest_ms),
         old: counted.map(|counted| counted.old),
-        due: [due, single, mass].into_iter().sum(),
+        due,
         in_hand,
         dead,
         outcomes,
         spending,
         upstreams: Vec::new(),
         last,
+        faults,
     })
 }

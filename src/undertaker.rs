@@ -15,6 +15,7 @@ use redis::RedisResult;
 use tracing::{error, info};
 
 use crate::agenda::{Agenda, Due, Finished, Next, State};
+use crate::health::Troubles;
 use crate::job::{EntryKey, JobName, Jobs, UpstreamName};
 use crate::queue::{Chunk, Queue};
 use crate::source::Gate;
@@ -51,6 +52,8 @@ pub struct Undertaker {
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
     /// After how long without a beat a worker counts as dead.
     pub dead_after: Duration,
+    /// What fails in single jobs and upstreams.
+    pub troubles: Troubles,
 }
 
 impl Undertaker {
@@ -59,14 +62,15 @@ impl Undertaker {
     /// # Errors
     /// Redis's; burying it again does no harm.
     pub async fn bury(&self, worker: &str) -> RedisResult<()> {
-        for gate in self.gates.values() {
-            gate.bury(id(worker)).await?;
+        for (upstream, gate) in &self.gates {
+            self.troubles.alone(upstream.as_str(), gate.bury(id(worker)).await)?;
         }
         let mut freed = 0;
         loop {
             let tasks = self.queue.in_hand_of(worker).await?;
             for chunk in tasks.iter().filter_map(|(_, chunk)| chunk.as_ref()) {
-                freed += self.free(id(worker), chunk).await?;
+                // Where that fails for good, its entries come due again when their claims run out.
+                freed += self.troubles.alone(&chunk.job, self.free(id(worker), chunk).await)?.unwrap_or(0);
             }
             let ids: Vec<String> = tasks.into_iter().map(|(id, _)| id).collect();
             let left = self.queue.forget(worker, &ids, self.dead_after).await?;

@@ -32,12 +32,12 @@ use crate::admin::{self, Admin, Parts};
 use crate::agenda::Agenda;
 use crate::config::Settings;
 use crate::dispatcher::{Bell, Dispatcher};
-use crate::health::{Health, Sign};
+use crate::health::{Health, Sign, Troubles};
 use crate::job::{Job, Jobs, UpstreamName};
 use crate::ops::Ops;
 use crate::popularity::{Popularity, Sampler};
 use crate::queue::{Chunk, Queue};
-use crate::redis::{Connection, Keys, Patience, requirements};
+use crate::redis::{Connection, Keys, Patience, WrongTypes, is_of_keys, requirements};
 use crate::retired::{self, Retired};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
@@ -188,12 +188,14 @@ pub async fn run(
     }
     let telemetry = Telemetry::default();
     loops.run("the report", telemetry.clone().run(stop.clone()));
+    let wrong_types = WrongTypes::default();
     let result = match connect_first(settings, &admin, &stop).await {
         Ok(redis) => {
+            let redis = redis.telling(&wrong_types);
             let keys = settings.keys();
             let name = format!("{}-{}", host(), std::process::id());
             loops.run("the feed", telemetry.clone().feed(redis.clone(), keys, name.into(), over.clone()));
-            let process = Process { settings, redis, admin, telemetry, stop: stop.clone(), cut };
+            let process = Process { settings, redis, admin, telemetry, wrong_types, stop: stop.clone(), cut };
             let mut all = Box::pin(generations::run(&process, jobs, &reload));
             tokio::select! {
                 ended = &mut all => ended,
@@ -220,10 +222,11 @@ pub async fn run(
 async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyhow::Result<()> {
     let Process { settings, redis, admin, telemetry, cut, .. } = process;
     let (redis, telemetry, stop) = (redis.clone(), telemetry.clone(), life.stop.clone());
-    let health = Health::default();
+    let health = Health { wrong_types: process.wrong_types.clone(), ..Health::default() };
+    let troubles = &health.troubles;
     let mut loops = Supervisor::new(stop.clone());
     let reading = match connect(settings, BLOCKING, &stop).await {
-        Ok(reading) => reading,
+        Ok(reading) => reading.telling(&process.wrong_types),
         Err(e) if stop.is_cancelled() => {
             info!("{e}");
             return Ok(());
@@ -265,7 +268,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         stop.clone(),
     );
     let lane = Lane::new("warming").context("cannot start threads")?;
-    let many = match Box::pin(beside(&lane, settings, &jobs, &stop)).await {
+    let many = match Box::pin(beside(&lane, settings, &jobs, &process.wrong_types, &stop)).await {
         Ok((redis, sources)) => warmer.beside(
             store.clone().over(redis.clone()),
             Agenda::new(redis.clone(), keys.clone()),
@@ -286,6 +289,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         popularity: popularity.clone(),
         every: settings.sample,
         claim: settings.claim,
+        troubles: troubles.of("the sample"),
     };
     let cron = Cron {
         popularity: popularity.clone(),
@@ -298,6 +302,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         gates: gates.clone(),
         claim: settings.claim,
         bell: Arc::new(Notify::new()),
+        troubles: troubles.of("cron"),
     };
     let suspicion = Suspicion {
         redis: redis.clone(),
@@ -310,6 +315,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         worker: Arc::clone(&name),
         claim: settings.claim,
         bell: Arc::new(Notify::new()),
+        troubles: troubles.of("looking at what is suspect"),
     };
     let memory = Memory::of(&name);
     let (intake, intaking) = Intake::new(invalidator.clone(), telemetry.clone());
@@ -324,6 +330,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         concurrency: settings.concurrency,
         claim: settings.claim,
         sign: health.agenda.clone(),
+        troubles: troubles.of("the dispatcher"),
         telemetry: telemetry.clone(),
     };
     let ear = Ear::new(redis.clone(), keys.clone(), Arc::clone(&name), suspicion.clone());
@@ -357,9 +364,10 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         store: store.clone(),
         gates: gates.clone(),
         dead_after: dead_after(settings.claim),
+        troubles: troubles.of("freeing what a dead worker held"),
     };
     let sweeping = store.clone();
-    let retired = Retired::new(redis.clone(), keys.clone(), Arc::clone(&jobs));
+    let retired = Retired::new(redis.clone(), keys.clone(), Arc::clone(&jobs)).noting(troubles);
     let pulse = Pulse {
         evictions: Evictions::new(redis.clone(), keys.clone(), Arc::clone(&jobs)),
         undertaker,
@@ -376,6 +384,8 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         workers: Arc::clone(&workers),
         dead_after: dead_after(settings.claim),
         sign: health.beat.clone(),
+        troubles: troubles.of("the pulse"),
+        doubted: None,
         turn: life.turn.clone(),
     };
     let parts = Parts {
@@ -411,7 +421,10 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         intaking.run(hushed).await;
         told.cancel();
     });
-    loops.run("the sweep", sweep(redis.clone(), keys.clone(), sweeping, retired, stop.clone()));
+    let names = keys.all_fixed(cron.jobs.jobs.keys(), cron.jobs.upstreams.keys());
+    loops.run("the look at types", health.wrong_types.clone().run(redis.clone(), keys.clone(), names, stop.clone()));
+    let sweeps = troubles.of("the sweep");
+    loops.run("the sweep", sweep(redis.clone(), keys.clone(), sweeping, retired, sweeps, stop.clone()));
     loops.run("the rights", rights(redis.clone(), Arc::clone(&jobs), health.keys.clone(), stop.clone()));
     loops.run("the suspicion", suspicion.run(stop.clone()));
     loops.run("the pulse", pulse.run(stop.clone()));
@@ -433,7 +446,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     }
     loops.run("the sampler", sampler.run(stop.clone()));
     loops.run("the dispatcher", dispatcher.run(stop.clone()));
-    let ends = finisher.ringing(ringing).run(cut.clone());
+    let ends = finisher.ringing(ringing).noting(troubles).run(cut.clone());
     tokio::pin!(ends);
 
     let chunks = TaskTracker::new();
@@ -521,11 +534,13 @@ async fn beside(
     lane: &Lane,
     settings: &Settings,
     jobs: &Arc<Jobs>,
+    wrong_types: &WrongTypes,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Connection, Sources)> {
     let (settings, jobs, stop) = (settings.clone(), Arc::clone(jobs), stop.clone());
+    let wrong_types = wrong_types.clone();
     let making = async move {
-        let redis = connect(&settings, COMMAND, &stop).await?;
+        let redis = connect(&settings, COMMAND, &stop).await?.telling(&wrong_types);
         Ok((redis, Sources::new(&jobs).context("cannot make HTTP clients")?))
     };
     lane.handle().spawn(making).await.context("connecting panicked")?
@@ -558,6 +573,10 @@ struct Pulse {
     workers: Arc<AtomicUsize>,
     dead_after: Duration,
     sign: Sign,
+    /// What fails in single steps.
+    troubles: Troubles,
+    /// The Redis, by its `run_id`, that a suspicion was raised for and that is not marked yet.
+    doubted: Option<String>,
     /// Set when it is this generation that sees to the jobs.
     turn: CancellationToken,
 }
@@ -570,7 +589,14 @@ impl Pulse {
         let (mut last, mut steady) = (Instant::now(), Instant::now());
         while !stop.is_cancelled() {
             let thorough = looked.elapsed() >= LOOKS;
-            let dead = match self.beat(&mut ensured, thorough).await {
+            let beaten = async {
+                let dead = self.beat().await?;
+                if self.turn.is_cancelled() {
+                    self.remind(&mut ensured, thorough).await?;
+                }
+                redis::RedisResult::Ok(dead)
+            };
+            let dead = match beaten.await {
                 Ok(dead) => dead,
                 Err(e) => {
                     patience.ill(&e, &stop).await;
@@ -618,42 +644,56 @@ impl Pulse {
         }
     }
 
-    /// Returns who is dead. A thorough one looks whether Redis has lost only some of what the jobs need.
-    async fn beat(&self, ensured: &mut bool, thorough: bool) -> redis::RedisResult<Vec<String>> {
+    /// Tells that this worker lives; returns who is dead.
+    async fn beat(&self) -> redis::RedisResult<Vec<String>> {
         let (living, dead) = self.queue.beat(self.dead_after).await?;
         self.workers.store(living.max(1), std::sync::atomic::Ordering::Relaxed);
-        if !self.turn.is_cancelled() {
-            return Ok(dead);
-        }
+        Ok(dead)
+    }
+
+    /// Sees whether Redis forgot, and sets up what is missing. A thorough look is also for what it has lost only some of. A
+    /// step that somebody else's key keeps from being done hinders no other.
+    async fn remind(&mut self, ensured: &mut bool, thorough: bool) -> redis::RedisResult<()> {
         let mut redis = self.redis.clone();
         // It is read as nobody reads values; see [`Sampler`].
-        let known: Option<String> =
-            redis::cmd("GETRANGE").arg(self.keys.marker()).arg(0).arg(-1).query_async(&mut redis).await?;
-        let known = known.filter(|known| !known.is_empty());
-        let run_id = &*redis.incarnation(known.as_deref()).await?;
-        let lost = thorough && self.has_lost_some().await?;
+        let known: redis::RedisResult<String> =
+            redis::cmd("GETRANGE").arg(self.keys.marker()).arg(0).arg(-1).query_async(&mut redis).await;
+        let known = self.troubles.alone("the marker", known)?;
+        let run_id = &*redis.incarnation(known.as_deref().filter(|known| !known.is_empty())).await?;
+        let lost = thorough && self.troubles.alone("the schedules", self.has_lost_some().await)?.unwrap_or(false);
         if !*ensured {
             self.retired.know().await?;
         }
         if thorough || !self.memory.is_of(run_id) {
-            self.memory.compare(&self.suspicion, Some(run_id)).await?;
+            self.troubles.alone("the inbox's memory", self.memory.compare(&self.suspicion, Some(run_id)).await)?;
         }
-        if known.as_deref() != Some(run_id) {
+        let is_another = known.as_deref().is_some_and(|known| known != run_id);
+        if is_another {
             // First the repair, then the mark: a crash in between only repeats it.
-            // It may have forgotten what it had acknowledged.
-            self.suspicion.raise(self.store.now().await?, Doubt::Missed).await?;
-            if known.is_some() {
-                info!(redis = %self.client, "Redis was restarted: everything is looked at anew");
-            } else {
-                info!(redis = %self.client, "Redis knows nothing of us: everything is warmed up");
+            if self.doubted.as_deref() != Some(run_id) {
+                // It may have forgotten what it had acknowledged.
+                let raised = self.suspicion.raise(self.store.now().await?, Doubt::Missed).await;
+                if self.troubles.alone("the suspicion", raised)?.is_some() {
+                    self.doubted = Some(run_id.to_owned());
+                    if known.as_deref() == Some("") {
+                        info!(redis = %self.client, "Redis knows nothing of us: everything is warmed up");
+                    } else {
+                        info!(redis = %self.client, "Redis was restarted: everything is looked at anew");
+                    }
+                }
             }
-            self.cron.ensure(run_id).await?;
-            let () = redis::cmd("SET").arg(self.keys.marker()).arg(run_id).query_async(&mut redis).await?;
-        } else if lost || !*ensured {
-            self.cron.ensure(run_id).await?;
+            let set_up = self.troubles.alone("setting up warmups", self.cron.ensure(run_id).await)?.is_some();
+            if set_up && self.doubted.is_some() {
+                let () = redis::cmd("SET").arg(self.keys.marker()).arg(run_id).query_async(&mut redis).await?;
+            }
+        } else {
+            self.doubted = None;
+            if lost || !*ensured {
+                self.troubles.alone("setting up warmups", self.cron.ensure(run_id).await)?;
+            }
         }
         *ensured = true;
-        Ok(dead)
+        Ok(())
     }
 
     /// Whether Redis has evicted some of what the jobs need, or a worker that does not know a job has dropped it just now.
@@ -701,7 +741,14 @@ async fn rights(mut redis: Connection, jobs: Arc<Jobs>, sign: Sign, stop: Cancel
 }
 
 /// Sweeps what has died out of tags, and what is kept of jobs that are no more, one worker of the fleet at a time, until `stop`.
-async fn sweep(redis: Connection, keys: Keys, store: Store, retired: Retired, stop: CancellationToken) {
+async fn sweep(
+    redis: Connection,
+    keys: Keys,
+    store: Store,
+    retired: Retired,
+    troubles: Troubles,
+    stop: CancellationToken,
+) {
     while !stop.is_cancelled() {
         tokio::select! {
             () = tokio::time::sleep(SWEEP) => {}
@@ -721,7 +768,11 @@ async fn sweep(redis: Connection, keys: Keys, store: Store, retired: Retired, st
         match locked {
             Ok(None) => {}
             Ok(Some(_)) => match tokio::join!(store.sweep_tags(), retired.round(retired::ROUNDS)) {
-                (Ok(dropped), Ok(_)) => debug!(dropped, "swept tags"),
+                (Ok(dropped), Ok(_)) => {
+                    troubles.well("tags and jobs");
+                    debug!(dropped, "swept tags");
+                }
+                (Err(e), _) | (_, Err(e)) if is_of_keys(&e) => _ = troubles.ill("tags and jobs", e),
                 (Err(e), _) | (_, Err(e)) => debug!("could not sweep: {e}"),
             },
             Err(e) => debug!("could not sweep: {e}"),

@@ -6,6 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use samovar::health::Troubles;
 use samovar::job::{Job, Jobs};
 use samovar::popularity::{Popularity, Sampler};
 use samovar::store::{Note, Written};
@@ -40,6 +41,7 @@ impl Learnt {
             popularity: popularity.clone(),
             every: Duration::from_secs(10),
             claim: Duration::from_secs(30),
+            troubles: Troubles::default(),
         };
         Self { parts, job, popularity, sampler }
     }

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How the worker is.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Readiness {
-    /// `healthy` or `unhealthy`.
+    /// `healthy`; `degraded` where something fails in single jobs or steps while all else goes on; or `unhealthy`.
     status: &'static str,
     /// `connected` or `disconnected`.
     redis: &'static str,
@@ -85,13 +85,15 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     if admin.stop.is_cancelled() {
         reasons.push("the worker was told to stop".to_owned());
     }
-    let healthy = reasons.is_empty();
+    let ready = reasons.is_empty();
+    reasons.extend(parts.iter().flat_map(|parts| parts.health.troubles()));
+    let status = if ready && !reasons.is_empty() { "degraded" } else { word(ready) };
     let worker = parts.map(|parts| parts.worker.to_string());
-    let state = Readiness { status: word(healthy), redis, reasons, worker, version: env!("CARGO_PKG_VERSION") };
-    (code(healthy), Json(state))
+    let state = Readiness { status, redis, reasons, worker, version: env!("CARGO_PKG_VERSION") };
+    (code(ready), Json(state))
 }
 
-/// Is the worker ready: the agenda moves, the worker beats, it is subscribed, Redis answers
+/// Is the worker ready: the agenda moves, the worker beats, it is subscribed, Redis answers. What fails in single jobs is told, too
 #[utoipa::path(get, path = "/health", tag = "health", responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
 pub(super) async fn health(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>) {
     state(&admin).await

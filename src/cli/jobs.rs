@@ -4,8 +4,9 @@ use clap::Args;
 use comfy_table::Table;
 
 use super::exit;
-use super::session::{Failed, Session, jobs, print_json, relative, span, table};
+use super::session::{Failed, Session, jobs, print_json, relative, span, table, wrapped};
 use crate::config::{Environment, Settings};
+use crate::redis::{is_of_keys, wrong_types};
 use crate::status::{self, JobStatus, UpstreamStatus};
 
 /// Longest last outcome in the table, in characters.
@@ -71,12 +72,24 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
             paused.join(", ")
         );
     }
-    match session.workers().await? {
+    let names = session.keys.all_fixed(jobs.jobs.keys(), jobs.upstreams.keys());
+    for wrong in wrong_types(&session.redis, &session.keys, &names).await? {
+        println!("\n{}", wrapped(&format!("What needs this does not work: {wrong}."), ""));
+    }
+    match session.count_workers().await {
+        Err(e) if is_of_keys(&e) => println!("\nHow many workers run cannot be told: {e}."),
+        Err(e) => return Err(e.into()),
+        Ok(workers) => tell_workers(workers),
+    }
+    Ok(exit::OK)
+}
+
+fn tell_workers(workers: usize) {
+    match workers {
         0 => println!("\nNo worker is running: start one with `samovar worker`."),
         1 => println!("\n1 worker is running."),
         n => println!("\n{n} workers are running."),
     }
-    Ok(exit::OK)
 }
 
 /// What jobs have spent and saved, those that have.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Ops, STEP};
 use crate::job::EntryKey;
+use crate::redis::is_of_keys;
 
 /// What was counted, and when.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,13 +71,17 @@ impl Ops {
         Ok(Census { at_ms, took_ms, jobs })
     }
 
-    /// What was counted last, by whomever.
+    /// What was counted last, by whomever; `None` also where somebody else's key stands in its place.
     ///
     /// # Errors
     /// Redis's.
     pub async fn last_count(&self) -> RedisResult<Option<Census>> {
-        let text: Option<String> =
-            redis::cmd("GET").arg(self.keys.census()).query_async(&mut self.redis.clone()).await?;
+        let text: RedisResult<Option<String>> =
+            redis::cmd("GET").arg(self.keys.census()).query_async(&mut self.redis.clone()).await;
+        let text = match text {
+            Err(e) if is_of_keys(&e) => None,
+            text => text?,
+        };
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
 

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use redis::{RedisResult, Value};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::look::{Look, NEW, is_shared, reply, second};
 use super::{BATCH, CLAIM, Fold, Popularity, Read, counted, half_life, millis};
 use crate::agenda::{Agenda, Next, Trigger, When};
+use crate::health::Troubles;
 use crate::job::{EntryKey, Job, Jobs};
-use crate::redis::{Connection, Keys, Patience, field};
+use crate::redis::{Connection, Keys, Patience, field, is_of_keys};
 use crate::store::Store;
 use crate::warmer::keep;
 
@@ -90,6 +91,8 @@ pub struct Sampler {
     pub every: Duration,
     /// How long a claimed sample is left to its worker.
     pub claim: Duration,
+    /// What fails in single jobs.
+    pub troubles: Troubles,
 }
 
 /// What a sample found.
@@ -133,11 +136,15 @@ impl Sampler {
         self.take_reports().await?;
         let mut wait = self.every;
         for job in self.jobs.jobs.values() {
-            wait = wait.min(self.sample_if_due(job).await?);
+            wait = wait.min(match self.sample_if_due(job).await {
+                Err(e) if is_of_keys(&e) => self.troubles.ill(job.name.as_str(), e).max(self.every),
+                next => next?,
+            });
         }
+        let remembering = self.troubles.of("remembering what is read");
         if remembered.is_none_or(|at| at.elapsed() >= self.every * REMEMBER_EACH) {
             for job in self.jobs.jobs.values() {
-                self.popularity.remember(job).await?;
+                remembering.alone(job.name.as_str(), self.popularity.remember(job).await)?;
             }
             *remembered = Some(Instant::now());
         }
@@ -185,6 +192,7 @@ impl Sampler {
             .arg(millis(pause))
             .query_async(&mut self.redis.clone())
             .await?;
+        self.troubles.well(job.name.as_str());
         let Sampled { entries, read, adopted } = sampled;
         debug!(job = %job.name, entries, read, adopted, ms = begun.elapsed().as_millis(), "sample");
         Ok(pause)
@@ -424,12 +432,13 @@ impl Sampler {
             let popped = redis::cmd("ZPOPMAX").arg(&set).arg(REPORTS).query_async(&mut self.redis.clone()).await;
             let reports: Vec<(Vec<u8>, f64)> = match popped {
                 Ok(reports) => reports,
-                Err(e) if e.code() == Some("WRONGTYPE") => {
-                    warn!(key = set, "is no sorted set, so no reads can be reported there: delete it");
+                Err(e) if is_of_keys(&e) => {
+                    self.troubles.ill("reported reads", e);
                     return Ok(());
                 }
                 Err(e) => return Err(e),
             };
+            self.troubles.well("reported reads");
             let all = reports.len() < REPORTS;
             let mut by_job: Vec<(&Arc<Job>, Vec<Read>)> = Vec::new();
             for (key, reads) in reports {
@@ -443,7 +452,8 @@ impl Sampler {
                 }
             }
             for (job, reads) in by_job {
-                self.popularity.fold(job, &reads, Fold::Reported).await?;
+                let folded = self.popularity.fold(job, &reads, Fold::Reported).await;
+                self.troubles.of("counting reported reads").alone(job.name.as_str(), folded)?;
             }
             if all {
                 return Ok(());

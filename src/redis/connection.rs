@@ -21,6 +21,8 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::context::TokioContext;
 
+use super::WrongTypes;
+
 /// For one attempt: name resolution, TCP, TLS and authentication together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -42,6 +44,9 @@ const SCRIPT: &str = "script:";
 /// What a replica answers to a write.
 const READONLY: &str = "READONLY";
 
+/// What is answered where a key is of another type than the command takes.
+const WRONGTYPE: &str = "WRONGTYPE";
+
 /// A multiplexed connection that comes back by itself. Cheap to clone; clones share the socket.
 ///
 /// A command that fails was perhaps carried out: the connection may have died after Redis read it. Blocking commands
@@ -52,6 +57,7 @@ pub struct Connection {
     client: Arc<Client>,
     server: Arc<str>,
     patience: Duration,
+    wrong_types: WrongTypes,
     /// Where it was made, and where its sockets are driven whoever's command finds that one is needed: a runtime that ends
     /// takes its sockets with it.
     home: Handle,
@@ -92,7 +98,8 @@ impl Connection {
     pub(super) fn lazy(client: Client, server: Arc<str>, patience: Duration) -> RedisResult<Self> {
         let line = Line { manager: manager(&client)?, since: Instant::now() };
         let (line, home) = (Arc::new(Mutex::new(line)), Handle::current());
-        Ok(Self { line, client: client.into(), server, patience, home, refused: Arc::default() })
+        let (refused, wrong_types) = (Arc::default(), WrongTypes::default());
+        Ok(Self { line, client: client.into(), server, patience, home, refused, wrong_types })
     }
 
     fn manager(&self) -> ConnectionManager {
@@ -171,6 +178,13 @@ impl Connection {
         Ok(format!("{SCRIPT}{digest}"))
     }
 
+    /// The same connection, which tells these of keys of the wrong type.
+    #[must_use]
+    pub fn telling(mut self, wrong_types: &WrongTypes) -> Self {
+        self.wrong_types = wrong_types.clone();
+        self
+    }
+
     fn out_of_patience(&self) -> redis::RedisError {
         self.renew(self.patience);
         let Self { server, patience, .. } = self;
@@ -190,9 +204,9 @@ fn manager(client: &Client) -> RedisResult<ConnectionManager> {
     ConnectionManager::new_lazy_with_config(client.clone(), for_good)
 }
 
-/// Whether a server answers that it takes no writes.
-fn is_replica(answer: &Value) -> bool {
-    matches!(answer, Value::ServerError(e) if e.code() == READONLY)
+/// Whether a server answers with this error.
+fn is_error(code: &str, answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(e) if e.code() == code)
 }
 
 async fn ping(connection: &mut impl ConnectionLike) -> RedisResult<()> {
@@ -206,8 +220,13 @@ impl ConnectionLike for Connection {
             let sent = TokioContext::new(manager.send_packed_command(cmd), self.home.clone());
             match timeout(self.patience, sent).await {
                 Ok(answer) => {
-                    if answer.as_ref().map_or_else(|e| e.code() == Some(READONLY), is_replica) {
+                    let is =
+                        |code| answer.as_ref().map_or_else(|e| e.code() == Some(code), |answer| is_error(code, answer));
+                    if is(READONLY) {
                         self.renew(RENEW);
+                    }
+                    if is(WRONGTYPE) {
+                        self.wrong_types.met(cmd);
                     }
                     answer
                 }
@@ -227,8 +246,23 @@ impl ConnectionLike for Connection {
             let sent = TokioContext::new(manager.send_packed_commands(pipeline, offset, count), self.home.clone());
             match timeout(self.patience, sent).await {
                 Ok(answers) => {
-                    if answers.as_ref().map_or_else(|e| e.code() == Some(READONLY), |all| all.iter().any(is_replica)) {
+                    let is = |code| {
+                        answers.as_ref().map_or_else(
+                            |e| e.code() == Some(code),
+                            |all| all.iter().any(|answer| is_error(code, answer)),
+                        )
+                    };
+                    if is(READONLY) {
                         self.renew(RENEW);
+                    }
+                    if is(WRONGTYPE) {
+                        // In a transaction, and where only the first error is told, it may be any of them.
+                        let each = answers.as_ref().ok().filter(|answers| answers.len() == pipeline.len());
+                        for (n, cmd) in pipeline.cmd_iter().enumerate() {
+                            if each.is_none_or(|answers| is_error(WRONGTYPE, &answers[n])) {
+                                self.wrong_types.met(cmd);
+                            }
+                        }
                     }
                     answers
                 }

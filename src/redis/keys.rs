@@ -87,6 +87,77 @@ impl Keys {
                 .is_some_and(|r| r.starts_with(':'))
     }
 
+    /// The type of one of Samovar's own keys, as Redis's `TYPE` tells it; `None` for all others, and for the queue's that are
+    /// named by a task.
+    pub fn type_of(&self, key: &str) -> Option<&'static str> {
+        let queue = self.queue();
+        if let Some(rest) = key.strip_prefix(&queue).and_then(|rest| rest.strip_prefix(':')) {
+            return match rest {
+                "active" => Some("list"),
+                "data" => Some("hash"),
+                "workers" => Some("zset"),
+                _ => rest.starts_with("inflight:").then_some("set"),
+            };
+        }
+        let rest = key.strip_prefix(&*self.prefix)?.strip_prefix(':')?;
+        let kind = rest.split_once(":{").map_or(rest, |(kind, _)| kind);
+        match kind {
+            "lease" | "lock" | "number" | "meta" | "paused" | "unknown" | "census" | "touched" | "misses" | "sweep"
+            | "marker" | "{suspect}" | "{suspect}:lock" => Some("string"),
+            "tag" | "made-from" | "agenda" | "popular" | "reads" | "dead" | "permits" | "{schedules}" => Some("zset"),
+            "acknowledged"
+            | "ears"
+            | "feed"
+            | "sample"
+            | "frequencies"
+            | "frequencies-next"
+            | "dead-reasons"
+            | "stats"
+            | "limit"
+            | "budget"
+            | "{schedules}:ticks"
+            | "{schedules}:digests"
+            | "{suspect}:dealt" => Some("hash"),
+            "inbox" => Some("stream"),
+            _ => kind.starts_with("fetched:").then_some("hash"),
+        }
+    }
+
+    /// Whether a key is the queue's, which the work for all jobs goes through.
+    pub fn is_of_queue(&self, key: &str) -> bool {
+        key.strip_prefix(&self.queue()).is_some_and(|rest| rest.starts_with(':'))
+    }
+
+    /// All keys of Samovar's that are known beforehand, where these are the jobs and the upstreams; those of single entries,
+    /// tags, tasks and locks are not.
+    pub fn all_fixed<'a>(
+        &self,
+        jobs: impl IntoIterator<Item = &'a JobName>,
+        upstreams: impl IntoIterator<Item = &'a UpstreamName>,
+    ) -> Vec<String> {
+        let mut all = vec![
+            self.census(),
+            self.reads(),
+            self.misses(),
+            self.schedules(),
+            self.ticks(),
+            self.digests(),
+            self.marker(),
+            self.ears(),
+            self.sweep_lock(),
+            self.acknowledged(),
+            self.inbox(),
+        ];
+        all.extend(self.suspicion());
+        all.extend(["active", "data", "workers"].map(|kind| format!("{}:{kind}", self.queue())));
+        jobs.into_iter().for_each(|job| all.extend(self.all_of(job)));
+        for upstream in upstreams {
+            all.extend(self.upstream(upstream));
+            all.push(self.fetched(upstream));
+        }
+        all
+    }
+
     /// The entries under a tag, and its stamp: a sorted set.
     pub fn tag(&self, tag: &str) -> String {
         format!("{}:tag:{{{}}}:{tag}", self.prefix, tag_of(tag))
@@ -412,6 +483,23 @@ mod tests {
         assert_eq!(keys.hearing_of(&keys.hearing_channel()), Some((3, "app:1")));
         assert_eq!(keys.hearing_of("app:1:db3:hears:other"), None);
         assert_eq!(keys.hearing_glob(), "*:hears:a:hears:\\[b\\]");
+    }
+
+    #[test]
+    fn each_fixed_key_has_a_type_and_no_stranger_has() {
+        let keys = Keys::new("samovar", "samovar:invalidate");
+        let (job, upstream) = (JobName::new("art"), UpstreamName::new("http://127.0.0.1:80"));
+        let all = keys.all_fixed([&job], [&upstream]);
+        assert!(all.iter().all(|key| keys.type_of(key).is_some()), "{all:?}");
+        let entry = EntryKey::new("art:1");
+        let others =
+            [keys.lease(&entry), keys.meta(&entry), keys.made_from(&entry), keys.touched(&entry), keys.tag("x")];
+        assert!(others.iter().all(|key| keys.type_of(key).is_some()), "{others:?}");
+        for stranger in
+            ["art:1", "samovar", "samovar:else", "samovars:marker", "{samovar:queue}:meta:1", "session:{x}:marker"]
+        {
+            assert_eq!(keys.type_of(stranger), None, "{stranger}");
+        }
     }
 
     proptest! {

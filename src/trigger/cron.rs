@@ -12,9 +12,10 @@ use chrono::DateTime;
 use redis::{RedisResult, Script};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::agenda::{Agenda, Next, Trigger, Urgency, When};
+use crate::health::Troubles;
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, UpstreamName};
 use crate::popularity::{Popularity, feed};
 use crate::redis::{Connection, Keys, Patience};
@@ -66,6 +67,8 @@ pub struct Cron {
     pub claim: Duration,
     /// Rung when schedules have changed.
     pub bell: Arc<Notify>,
+    /// What fails in single jobs.
+    pub troubles: Troubles,
 }
 
 impl Cron {
@@ -98,9 +101,10 @@ impl Cron {
     /// Redis's.
     pub async fn ensure(&self, run_id: &str) -> RedisResult<()> {
         let now = self.store.now().await?;
+        let restoring = self.troubles.of("bringing back what is read");
         for job in self.jobs.jobs.values() {
-            // Before the warmup that goes by it.
-            self.popularity.restore(job).await?;
+            // Before the warmup that goes by it, which goes on without.
+            restoring.alone(job.name.as_str(), self.popularity.restore(job).await)?;
             let _: u8 = ENSURE
                 .key(self.keys.schedules())
                 .key(self.keys.ticks())
@@ -133,7 +137,10 @@ impl Cron {
         }
         let Some(job) = self.jobs.jobs.get(name.as_str()) else { return Ok(IDLE) };
         let begun = Instant::now();
-        let Expanded { entries, due } = self.expand(job, tick).await?;
+        let Some(Expanded { entries, due }) = self.troubles.alone(&name, self.expand(job, tick).await)? else {
+            // The tick comes again when its claim runs out; those of other jobs do not wait for that.
+            return Ok(Duration::ZERO);
+        };
         let next = next_tick(job, self.store.now().await?);
         let _: u8 = TOCK
             .key(self.keys.schedules())
@@ -218,13 +225,15 @@ impl Cron {
         };
         let named = self.ask_feed(job, &asked.upstream).await;
         self.hold(job, tick).await?;
+        let feeds = self.troubles.of("asking a job's feed");
         match named {
             Ok(entries) => {
+                feeds.well(job.name.as_str());
                 feed::remember(&mut self.redis.clone(), &self.keys, job, &entries).await?;
                 Ok(entries)
             }
             Err(e) => {
-                warn!(job = %job.name, "its feed does not answer, what it named last is kept warm: {e}");
+                feeds.ill(job.name.as_str(), format!("what it named last is kept warm: {e}"));
                 feed::named_last(&mut self.redis.clone(), &self.keys, job).await
             }
         }

@@ -51,8 +51,11 @@ impl Evictions {
         for job in self.jobs.jobs.keys() {
             ask.zcard(self.keys.agenda(job));
         }
-        let there: Vec<usize> = ask.query_async(&mut redis).await?;
-        let there: BTreeMap<JobName, usize> = self.jobs.jobs.keys().cloned().zip(there).collect();
+        let there: Vec<RedisResult<usize>> = ask.ignore_errors().query_async(&mut redis).await?;
+        // An agenda in whose place somebody else's key stands was not evicted.
+        let there = self.jobs.jobs.keys().zip(there);
+        let there: BTreeMap<JobName, usize> =
+            there.filter_map(|(job, entries)| Some((job.clone(), entries.ok()?))).collect();
         let evicted = field(&info, "evicted_keys").and_then(|count| count.parse().ok()).unwrap_or(0);
         let more = self.evicted.replace(evicted).is_some_and(|before| evicted > before);
         let before = std::mem::replace(&mut self.there, there);

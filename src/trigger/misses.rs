@@ -212,14 +212,19 @@ impl Misses {
             pipe.cmd("GET").arg(self.keys.meta(key));
             pipe.cmd("ZSCORE").arg(self.keys.agenda(&job.name)).arg(key.as_str());
         }
-        let replies: Vec<redis::Value> = pipe.query_async(&mut self.redis.clone()).await?;
+        let replies: Vec<RedisResult<redis::Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
         let Some((time, replies)) = replies.split_first() else { return Ok(()) };
-        let (seconds, _): (i64, i64) = redis::from_redis_value_ref(time)?;
+        let Some((seconds, _)) = reply::<(i64, i64)>(time) else { return Ok(()) };
         let now = seconds * 1_000;
         for ((job, key), replies) in owned.into_iter().zip(replies.chunks_exact(3)) {
-            let there: Option<String> = redis::from_redis_value_ref(&replies[0])?;
-            let meta: Option<String> = redis::from_redis_value_ref(&replies[1])?;
-            let due: Option<f64> = redis::from_redis_value_ref(&replies[2])?;
+            let (Some(there), Some(meta), Some(due)) = (
+                reply::<Option<String>>(&replies[0]),
+                reply::<Option<String>>(&replies[1]),
+                reply::<Option<f64>>(&replies[2]),
+            ) else {
+                // Somebody else's key stands there, which is told elsewhere; others are fetched all the same.
+                continue;
+            };
             if there.is_some() || !is_of_use(job, meta.as_deref().and_then(Meta::parse), due.map(Due::from_score), now)
             {
                 continue;
@@ -229,6 +234,10 @@ impl Misses {
         }
         Ok(())
     }
+}
+
+fn reply<T: redis::FromRedisValue>(reply: &RedisResult<redis::Value>) -> Option<T> {
+    redis::from_redis_value_ref(reply.as_ref().ok()?).ok()
 }
 
 /// Whether to fetch an absent entry: nobody is about to, it was not given up, and its upstream did not just say that it has none.

@@ -16,6 +16,7 @@ use tracing::warn;
 
 use super::invalidation::{Handled, HeldOff, Invalidator};
 use crate::agenda::{Agenda, Trigger, When};
+use crate::health::Troubles;
 use crate::job::{EntryKey, Job, Jobs, Source};
 use crate::popularity::Popularity;
 use crate::redis::{Connection, Keys, Patience};
@@ -68,6 +69,8 @@ pub struct Suspicion {
     pub claim: Duration,
     /// Rung when there is something to do.
     pub bell: Arc<Notify>,
+    /// What fails in single jobs.
+    pub troubles: Troubles,
 }
 
 impl Suspicion {
@@ -117,7 +120,7 @@ impl Suspicion {
             // Jobs that it does not know are left to workers that do.
             let done: HashMap<String, String> = redis::cmd("HGETALL").arg(&dealt).query_async(&mut redis).await?;
             let jobs = self.jobs.jobs.values().filter(|job| done.get(job.name.as_str()) != Some(&known));
-            let jobs: Vec<&Arc<Job>> = jobs.collect();
+            let mut jobs: Vec<&Arc<Job>> = jobs.collect();
             if jobs.is_empty() && !self.jobs.jobs.is_empty() {
                 return Ok(());
             }
@@ -132,9 +135,12 @@ impl Suspicion {
             if locked.is_none() {
                 return Ok(());
             }
+            let mut failed = false;
             if let Some((at, doubt)) = read(&known) {
                 let begun = Instant::now();
-                let (leases, values) = self.examine(jobs.clone(), at, doubt).await?;
+                let all = jobs.len();
+                let (leases, values) = self.examine(&mut jobs, at, doubt).await?;
+                failed = jobs.len() < all;
                 if leases + values > 0 {
                     let seconds = begun.elapsed().as_secs_f32();
                     warn!(leases, values, seconds, "invalidations may have been missed: all is looked at anew");
@@ -148,14 +154,15 @@ impl Suspicion {
             }
             call.arg(fleet);
             let clear: u8 = call.invoke_async(&mut redis).await?;
-            if clear == 1 {
+            // What failed is looked at again with the next round.
+            if clear == 1 || failed {
                 return Ok(());
             }
         }
     }
 
-    /// Voids leases and makes values of these jobs due; returns how many of each.
-    async fn examine(&self, mut jobs: Vec<&Arc<Job>>, at: i64, doubt: Doubt) -> RedisResult<(usize, usize)> {
+    /// Voids leases and makes values of these jobs due; returns how many of each. Jobs in which that failed are dropped.
+    async fn examine(&self, jobs: &mut Vec<&Arc<Job>>, at: i64, doubt: Doubt) -> RedisResult<(usize, usize)> {
         let (mut leases, mut values) = (0, 0);
         let mut cursor = 0;
         loop {
@@ -171,28 +178,38 @@ impl Suspicion {
             }
         }
         jobs.sort_by_key(|job| is_generated(job));
-        for job in jobs {
-            // What comes first is due a moment sooner.
-            let mut due = self.store.now().await?;
-            let top = self.popularity.top(job, MOST_READ).await?;
-            for page in top.chunks(FINE) {
-                due += 1;
-                let keys = page.iter().map(|(key, _)| key.clone()).filter(|key| job.key.read(key.as_str()).is_some());
-                values += self.doubt(job, keys.collect(), at, doubt, due).await?;
-            }
-            let mut cursor = 0;
-            loop {
-                let (next, found) = self.scan(cursor, &job.key.glob()).await?;
-                let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
-                due += 1;
-                values += self.doubt(job, found.map(EntryKey::new).collect(), at, doubt, due).await?;
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
+        for job in std::mem::take(jobs) {
+            let examined = self.examine_job(job, at, doubt).await;
+            if let Some(count) = self.troubles.alone(job.name.as_str(), examined)? {
+                values += count;
+                jobs.push(job);
             }
         }
         Ok((leases, values))
+    }
+
+    /// Makes the values of a job due; returns how many.
+    async fn examine_job(&self, job: &Arc<Job>, at: i64, doubt: Doubt) -> RedisResult<usize> {
+        let mut values = 0;
+        // What comes first is due a moment sooner.
+        let mut due = self.store.now().await?;
+        let top = self.popularity.top(job, MOST_READ).await?;
+        for page in top.chunks(FINE) {
+            due += 1;
+            let keys = page.iter().map(|(key, _)| key.clone()).filter(|key| job.key.read(key.as_str()).is_some());
+            values += self.doubt(job, keys.collect(), at, doubt, due).await?;
+        }
+        let mut cursor = 0;
+        loop {
+            let (next, found) = self.scan(cursor, &job.key.glob()).await?;
+            let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
+            due += 1;
+            values += self.doubt(job, found.map(EntryKey::new).collect(), at, doubt, due).await?;
+            cursor = next;
+            if cursor == 0 {
+                return Ok(values);
+            }
+        }
     }
 
     /// Makes those of these entries due that are suspect, in the order of `due` (Redis time, ms); returns how many.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
 
 use super::spending::Tab;
 use crate::agenda::{Agenda, Finished};
 use crate::dispatcher::Bell;
+use crate::health::Troubles;
 use crate::job::JobName;
-use crate::redis::Patience;
+use crate::redis::{Patience, is_of_keys};
 use crate::status::Last;
 
 /// Entries ended in one round.
@@ -27,6 +27,7 @@ pub struct Finisher {
     ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
     tab: Tab,
     bell: Option<Arc<Bell>>,
+    troubles: Troubles,
 }
 
 impl Finisher {
@@ -35,13 +36,20 @@ impl Finisher {
         ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
         tab: Tab,
     ) -> Self {
-        Self { agenda, ends, tab, bell: None }
+        Self { agenda, ends, tab, bell: None, troubles: Troubles::default() }
     }
 
     /// The same, telling the dispatcher of the room that it makes.
     #[must_use]
     pub fn ringing(mut self, bell: Arc<Bell>) -> Self {
         self.bell = Some(bell);
+        self
+    }
+
+    /// The same, noting here what fails in single jobs.
+    #[must_use]
+    pub fn noting(mut self, troubles: &Troubles) -> Self {
+        self.troubles = troubles.of("ending entries");
         self
     }
 
@@ -66,6 +74,7 @@ impl Finisher {
                     match self.agenda.finish_counting(&job, &entries, &last, &spent).await {
                         Ok(()) => {
                             patience.well();
+                            self.troubles.well(job.as_str());
                             if let Some(bell) = &self.bell {
                                 bell.made_room(&job, entries.len());
                             }
@@ -73,8 +82,9 @@ impl Finisher {
                         }
                         Err(_) if stop.is_cancelled() => break,
                         // Somebody else's key stands where ours should: waiting does not mend that, and others wait behind.
-                        Err(e) if e.code() == Some("WRONGTYPE") => {
-                            error!(%job, "cannot end {} entries, they come due again: {e}", entries.len());
+                        // What did not get its next time comes due again.
+                        Err(e) if is_of_keys(&e) => {
+                            self.troubles.ill(job.as_str(), e);
                             break;
                         }
                         Err(e) => patience.ill(&e, &stop).await,

@@ -19,7 +19,7 @@ use crate::admin::Admin;
 use crate::config::Settings;
 use crate::health::Health;
 use crate::job::{Faults, Jobs};
-use crate::redis::Connection;
+use crate::redis::{Connection, WrongTypes};
 use crate::telemetry::Telemetry;
 
 /// How often is looked whether a generation hears.
@@ -63,6 +63,8 @@ pub(super) struct Process<'a> {
     pub(super) redis: Connection,
     pub(super) admin: Arc<Admin>,
     pub(super) telemetry: Telemetry,
+    /// Keys of another type than ours that its connections met.
+    pub(super) wrong_types: WrongTypes,
     /// The process is told to stop.
     pub(super) stop: CancellationToken,
     /// And to do so at once.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use samovar::agenda::Agenda;
+use samovar::health::Troubles;
 use samovar::job::{EntryKey, JobName, Jobs};
 use samovar::popularity::Popularity;
 use samovar::redis::{Connection, Keys};
@@ -49,6 +50,7 @@ impl Parts {
             worker: Arc::from("a test"),
             claim: Duration::from_secs(60),
             bell: Arc::default(),
+            troubles: Troubles::default(),
         }
     }
 

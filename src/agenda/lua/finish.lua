@@ -10,20 +10,12 @@
 --         'out'  '': it leaves
 --         'dead' reason: it leaves for the dead letters
 -- Returns how many were as the caller thought
+-- The agenda comes first and the counters last: a key of another type in the place of what is only told stops no entry.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local at = 5
-local counters = tonumber(ARGV[at])
-for _ = 1, counters do
-  if redis.call('HINCRBY', KEYS[4], ARGV[at + 1], ARGV[at + 2]) == tonumber(ARGV[at + 2]) then
-    redis.call('HSETNX', KEYS[4], 'since', string.format('%.0f', now))
-  end
-  at = at + 2
-end
-if ARGV[2] ~= '' then redis.call('HSET', KEYS[4], 'last', ARGV[2]) end
-local buried = redis.call('EXISTS', KEYS[2]) == 1
+local at = 5 + 2 * tonumber(ARGV[5])
 local done, soonest = 0, math.huge
-local entries, moves, out = {}, {}, {}
+local entries, moves, out, dead, alive = {}, {}, {}, {}, {}
 for i = at + 1, #ARGV, 4 do
   entries[#entries + 1] = ARGV[i]
 end
@@ -33,10 +25,7 @@ for n, entry in ipairs(entries) do
   local held, what, arg = tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
   if scores[n] and tonumber(scores[n]) == held then
     done = done + 1
-    if buried and (what == 'at' or what == 'settle' or what == 'out') then
-      redis.call('ZREM', KEYS[2], entry)
-      redis.call('HDEL', KEYS[3], entry)
-    end
+    if what == 'at' or what == 'settle' or what == 'out' then alive[#alive + 1] = entry end
     local due
     if what == 'at' then
       due = tonumber(arg) + 2 / 64
@@ -56,20 +45,30 @@ for n, entry in ipairs(entries) do
       moves[#moves + 1] = entry
     else
       out[#out + 1] = entry
-      if what == 'dead' then
-        redis.call('ZADD', KEYS[2], string.format('%.0f', now), entry)
-        redis.call('HSET', KEYS[3], entry, arg)
-        buried = true
-      end
+      if what == 'dead' then dead[#dead + 1] = {entry, arg} end
     end
   end
 end
 if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end
+if soonest < now + 5000 then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+for _, letter in ipairs(dead) do
+  redis.call('ZADD', KEYS[2], string.format('%.0f', now), letter[1])
+  redis.call('HSET', KEYS[3], letter[1], letter[2])
+end
 if out[1] then redis.call('ZREM', KEYS[1], unpack(out)) end
-local spare = buried and redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[1]) or 0
+if alive[1] and redis.call('EXISTS', KEYS[2]) == 1 then
+  redis.call('ZREM', KEYS[2], unpack(alive))
+  redis.call('HDEL', KEYS[3], unpack(alive))
+end
+local spare = dead[1] and redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[1]) or 0
 if spare > 0 then
   local oldest = redis.call('ZPOPMIN', KEYS[2], math.min(spare, 500))
   for i = 1, #oldest, 2 do redis.call('HDEL', KEYS[3], oldest[i]) end
 end
-if soonest < now + 5000 then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+for i = 6, at, 2 do
+  if redis.call('HINCRBY', KEYS[4], ARGV[i], ARGV[i + 1]) == tonumber(ARGV[i + 1]) then
+    redis.call('HSETNX', KEYS[4], 'since', string.format('%.0f', now))
+  end
+end
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[4], 'last', ARGV[2]) end
 return done
