@@ -5,8 +5,9 @@ mod support;
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use samovar::agenda::{Due, Trigger, Urgency, When};
-use samovar::job::EntryKey;
+use samovar::job::{EntryKey, Jobs};
 use samovar::redis::inbox;
 use samovar::store::{Leased, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
@@ -563,6 +564,17 @@ async fn what_is_published_bare_while_nobody_listens_is_made_good() {
     version(&redis, "a", edited).await;
 }
 
+/// Waits until so many workers have said that they heard everything for some seconds.
+async fn have_listened(redis: &TestRedis, workers: usize) {
+    eventually("they have listened for a while", async || {
+        let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
+        let times = ears.iter().map(|ear| ear.split(' ').take(3).map(|time| time.parse().unwrap()).collect());
+        let times: Vec<Vec<i64>> = times.collect();
+        if times.len() == workers && times.iter().all(|times| times[2] - times[0] > 4_500) { Ok(()) } else { Err(ears) }
+    })
+    .await;
+}
+
 /// Somebody else has heard it all: nothing is suspect.
 #[tokio::test]
 async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
@@ -573,18 +585,7 @@ async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
     version(&redis, "a", 1).await;
     eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
     let _second = worker(&redis, &jobs);
-    let ears = async || -> Vec<(i64, i64)> {
-        let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
-        ears.iter()
-            .map(|ear| ear.split(' ').map(|time| time.parse().unwrap()).collect::<Vec<i64>>())
-            .map(|times| (times[0], times[2]))
-            .collect()
-    };
-    eventually("both have listened for a while", async || {
-        let ears = ears().await;
-        ears.len() == 2 && ears.iter().all(|(since, handled)| handled - since > 4_500)
-    })
-    .await;
+    have_listened(&redis, 2).await;
     assert_eq!(upstream.calls("/art/a"), 1);
 }
 
@@ -652,7 +653,7 @@ async fn what_a_dead_worker_heard_and_did_not_handle_is_not_taken_for_handled() 
     let edited = upstream.edit("/art/a");
     let now = Parts::of(&redis).await.now().await;
     redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
-    let heard = format!("{} {} {}", now - 60_000, now + 3_000, now - 1_000);
+    let heard = format!("{} {now} {} {}", now - 60_000, now - 1_000, identity(&jobs));
     redis.ask::<usize>(&["HSET", "samovar:ears", "dead", &heard]).await;
     let mut second = worker(&redis, &jobs);
     second.wait_for_log(&["nobody was listening"]).await;
@@ -1056,4 +1057,162 @@ async fn what_a_cache_aside_writer_writes_where_nothing_was_known_is_found_and_r
     Parts::of(&redis).await.invalidate("art:a").await;
     redis.set("art:a", r#"{"version": 1}"#, TTL).await;
     version(&redis, "a", edited).await;
+}
+
+/// What the job of a folder is told apart by.
+fn identity(jobs: &JobsFolder) -> String {
+    let jobs = Jobs::load(jobs.path(), TTL, &|_| None).unwrap();
+    jobs.jobs.values().next().unwrap().identity()
+}
+
+/// Ends a subscription and publishes bare, in one step, so that it cannot be subscribed again in between.
+async fn cut_and_publish(redis: &TestRedis, client: &str, message: &str) -> usize {
+    let mut cut = redis::pipe();
+    cut.atomic().cmd("CLIENT").arg(&["KILL", "ID", client]).cmd("PUBLISH").arg(CHANNEL).arg(message);
+    let [_, heard]: [usize; 2] = cut.query_async(&mut redis.connection().await).await.unwrap();
+    heard
+}
+
+/// The other one hears it, and drops what it does not know.
+#[tokio::test]
+async fn a_worker_does_not_vouch_for_jobs_that_it_does_not_know() {
+    for (name, key) in [("poem", "poem:{name}"), ("art", "painting:{name}")] {
+        let (redis, upstream) = both().await;
+        upstream.edit("/art/a");
+        upstream.edit("/other/p");
+        let jobs = Art::of(&upstream).list(["a"]).folder();
+        let _worker = hasty_worker(&redis, &jobs);
+        version(&redis, "a", 1).await;
+        let clients: String = redis.ask(&["CLIENT", "LIST", "TYPE", "pubsub"]).await;
+        let client = clients.split([' ', '=']).nth(1).unwrap();
+        let toml = Art::of(&upstream).list(["p"]).toml().replace("art:{name}", key).replace("/art/", "/other/");
+        let others = JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job(name, &toml);
+        let _other = hasty_worker(&redis, &others);
+        have_listened(&redis, 2).await;
+        let (edited, calls) = (upstream.edit("/art/a"), upstream.calls("/other/p"));
+        assert_eq!(cut_and_publish(&redis, client, "art:a").await, 1, "the other one hears it");
+        version(&redis, "a", edited).await;
+        assert_eq!(upstream.calls("/other/p"), calls, "its own jobs are not in doubt");
+    }
+}
+
+#[tokio::test]
+async fn what_only_workers_of_other_jobs_heard_is_made_good() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = hasty_worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let other = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");
+    let others = JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job("poem", &other);
+    let _other = hasty_worker(&redis, &others);
+    have_listened(&redis, 2).await;
+    first.term();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    assert_eq!(redis.publish(CHANNEL, "art:a").await, 1);
+    let _second = hasty_worker(&redis, &jobs);
+    version(&redis, "a", edited).await;
+}
+
+/// Whoever listens on the channel of signals knows all that was ever said there.
+#[tokio::test]
+async fn a_forged_canary_hides_no_gap() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let mut signals = redis.redis_url().client().unwrap().get_async_pubsub().await.unwrap();
+    signals.subscribe("samovar:signal").await.unwrap();
+    let mut signals = signals.into_on_message();
+    let future = 99_999_999_999_999_i64;
+    let mut canaries = 0;
+    while canaries < 3 {
+        let signal: String = signals.next().await.unwrap().get_payload().unwrap();
+        let Some(canary) = signal.strip_prefix("canary ").filter(|canary| !canary.ends_with(&future.to_string()))
+        else {
+            continue;
+        };
+        let words: Vec<&str> = canary.split(' ').collect();
+        canaries += 1;
+        let [worker, nonce] = [words[0], words[1]];
+        for forged in
+            [format!("{worker} {future}"), format!("{worker} {nonce} {future}"), format!("{worker} 0 {future}")]
+        {
+            redis.publish("samovar:signal", &format!("canary {forged}")).await;
+        }
+    }
+    have_listened(&redis, 1).await;
+    let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
+    assert!(!ears[0].contains(&future.to_string()), "{ears:?}");
+    first.kill9();
+    let edited = upstream.edit("/art/a");
+    assert_eq!(redis.publish(CHANNEL, "art:a").await, 0);
+    let _second = worker(&redis, &jobs);
+    version(&redis, "a", edited).await;
+}
+
+/// As a worker leaves it that ended just before Redis's clock was set back.
+#[tokio::test]
+async fn a_worker_from_the_future_vouches_for_nothing() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    first.kill9();
+    let edited = upstream.edit("/art/a");
+    let later = Parts::of(&redis).await.now().await + 600_000;
+    redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
+    let heard = format!("{} {later} {later} {}", later - 1_200_000, identity(&jobs));
+    redis.ask::<usize>(&["HSET", "samovar:ears", "dead", &heard]).await;
+    redis.ask::<usize>(&["HSET", "samovar:ears", "long dead", &format!("1 2 2 {}", identity(&jobs))]).await;
+    let _second = worker(&redis, &jobs);
+    version(&redis, "a", edited).await;
+    assert!(!redis.ask::<bool>(&["HEXISTS", "samovar:ears", "dead"]).await, "it does not come true later");
+}
+
+/// A doubt from another clock is dealt with already, but for a job that nobody here knows.
+#[tokio::test]
+async fn a_doubt_from_the_future_swallows_no_other() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    parts.next_instant().await;
+    let note = "99999999999999 1";
+    redis.ask::<String>(&["SET", "samovar:{suspect}", note]).await;
+    redis.ask::<u8>(&["HSET", "samovar:{suspect}:dealt", "art", note, &identity(&jobs), note]).await;
+    redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "unknown", "x"]).await;
+    let suspicion = parts.suspicion(&jobs);
+    suspicion.look().await.unwrap();
+    assert_eq!(parts.score("a").await, None);
+    suspicion.raise(parts.now().await, Doubt::Missed).await.unwrap();
+    suspicion.look().await.unwrap();
+    assert!(parts.score("a").await.is_some(), "it is looked at");
+    let note: String = redis.ask(&["GET", "samovar:{suspect}"]).await;
+    assert_eq!(redis.ask::<String>(&["HGET", "samovar:{suspect}:dealt", "art"]).await, note);
+}
+
+/// A doubt about some jobs leaves what was done for the others.
+#[tokio::test]
+async fn a_doubt_about_some_jobs_spares_the_others() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let known = Jobs::load(jobs.path(), TTL, &|_| None).unwrap();
+    let suspicion = parts.suspicion(&jobs);
+    redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "art", "x", "poem", "x", "song", "x"]).await;
+    let dealt = async |job: &str| redis.ask::<Option<String>>(&["HGET", "samovar:{suspect}:dealt", job]).await;
+    let note = async || redis.ask::<Option<String>>(&["GET", "samovar:{suspect}"]).await;
+    suspicion.raise_for(&[&known.jobs["art"]], parts.now().await, Doubt::Missed).await.unwrap();
+    assert_eq!((dealt("art").await, dealt("poem").await), (None, note().await));
+    suspicion.look().await.unwrap();
+    assert_eq!(note().await, None, "nothing is left to do");
+    // Of all jobs, of which one is dealt with.
+    suspicion.raise(parts.now().await, Doubt::Lost).await.unwrap();
+    redis.ask::<u8>(&["HSET", "samovar:{suspect}:dealt", "poem", &note().await.unwrap()]).await;
+    parts.next_instant().await;
+    suspicion.raise_for(&[&known.jobs["art"]], parts.now().await, Doubt::Missed).await.unwrap();
+    assert_eq!((dealt("poem").await, dealt("song").await), (note().await, None));
 }

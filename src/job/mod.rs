@@ -16,6 +16,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use twox_hash::XxHash3_64;
+
 pub use fault::{Fault, Faults};
 pub use file::{EnvUse, Reading};
 pub use pattern::KeyPattern;
@@ -68,6 +70,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Tells the job from others, those included that bear its name over other keys, among workers that read different files.
+    pub fn identity(&self) -> String {
+        format!("{:016x}", XxHash3_64::oneshot(format!("{} {}", self.name, self.key).as_bytes()))
+    }
+
     /// How long before its expiry an entry's refresh must begin so that it may time out once and be tried again: an expired
     /// value cannot be extended.
     pub fn least_ahead(&self, upstreams: &BTreeMap<UpstreamName, Arc<Upstream>>) -> Duration {

@@ -308,7 +308,8 @@ impl Keys {
         ["", ":lock", ":dealt"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
     }
 
-    /// Between which times each worker has heard all that was published: a hash, worker to `since last` (ms).
+    /// Between which times each worker has heard all that was published, and of which jobs: a hash, worker to
+    /// `since last handled jobs` (ms).
     pub fn ears(&self) -> String {
         format!("{}:ears", self.prefix)
     }

@@ -5,7 +5,7 @@
 //! before are void; values fetched before are made due, the most read first, and are served until the new ones land. What
 //! somebody else wrote is left to them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::ear;
 use super::invalidation::{Handled, HeldOff, Invalidator};
 use crate::agenda::{Agenda, Trigger, When};
 use crate::health::Troubles;
@@ -28,6 +29,10 @@ const STEP: usize = 500;
 const MOST_READ: usize = 10_000;
 /// Of these, how many are due at the same moment.
 const FINE: usize = 32;
+/// Entries that become due at once, and those that follow in a second: what is suspect is looked at behind all else, and who
+/// can make the fleet deaf must not bring all its upstreams down.
+const AT_ONCE: u32 = 2_000;
+const A_SECOND: u32 = 500;
 /// How often the note is looked for when nobody says that there is one.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -79,10 +84,37 @@ impl Suspicion {
     /// # Errors
     /// Redis's; raising it again does no harm.
     pub async fn raise(&self, at: i64, doubt: Doubt) -> RedisResult<()> {
-        let [note, ..] = self.keys.suspicion();
+        self.note(at, doubt, &[]).await
+    }
+
+    /// The same for what belongs to these jobs.
+    ///
+    /// # Errors
+    /// Redis's; raising it again does no harm.
+    pub async fn raise_for(&self, jobs: &[&Job], at: i64, doubt: Doubt) -> RedisResult<()> {
+        let mut spared = self.fleet().await?;
+        for job in jobs {
+            spared.remove(job.name.as_str());
+            spared.remove(&job.identity());
+        }
+        self.note(at, doubt, &Vec::from_iter(spared)).await
+    }
+
+    async fn note(&self, at: i64, doubt: Doubt, spared: &[String]) -> RedisResult<()> {
+        let [note, _, dealt] = self.keys.suspicion();
         let mut call = SUSPECT.key(note);
-        call.arg(at).arg(doubt as u8).arg(self.keys.signal_channel()).arg(SUSPECT_SIGNAL);
+        call.key(dealt).arg(at).arg(doubt as u8).arg(self.keys.signal_channel()).arg(SUSPECT_SIGNAL).arg(spared);
         call.invoke_async(&mut self.redis.clone()).await
+    }
+
+    /// Returns all jobs of the fleet: by name, and as those who know them tell them apart.
+    async fn fleet(&self) -> RedisResult<BTreeSet<String>> {
+        let (names, ears): (BTreeSet<String>, Vec<Vec<u8>>) = redis::pipe()
+            .hkeys(self.keys.digests())
+            .hvals(self.keys.ears())
+            .query_async(&mut self.redis.clone())
+            .await?;
+        Ok(&names | &ear::known(&ears))
     }
 
     /// Runs until `stop`.
@@ -119,7 +151,7 @@ impl Suspicion {
             }
             // Jobs that it does not know are left to workers that do.
             let done: HashMap<String, String> = redis::cmd("HGETALL").arg(&dealt).query_async(&mut redis).await?;
-            let jobs = self.jobs.jobs.values().filter(|job| done.get(job.name.as_str()) != Some(&known));
+            let jobs = self.jobs.jobs.values().filter(|job| done.get(&job.identity()) != Some(&known));
             let mut jobs: Vec<&Arc<Job>> = jobs.collect();
             if jobs.is_empty() && !self.jobs.jobs.is_empty() {
                 return Ok(());
@@ -146,13 +178,12 @@ impl Suspicion {
                     warn!(leases, values, seconds, "invalidations may have been missed: all is looked at anew");
                 }
             }
-            let fleet: Vec<String> = redis::cmd("HKEYS").arg(self.keys.digests()).query_async(&mut redis).await?;
             let mut call = ABSOLVE.key(&note);
-            call.key(&lock).key(&dealt).arg(&known).arg(&*self.worker).arg(jobs.len());
+            call.key(&lock).key(&dealt).arg(&known).arg(&*self.worker).arg(2 * jobs.len());
             for job in &jobs {
-                call.arg(job.name.as_str());
+                call.arg(job.name.as_str()).arg(job.identity());
             }
-            call.arg(fleet);
+            call.arg(Vec::from_iter(self.fleet().await?));
             let clear: u8 = call.invoke_async(&mut redis).await?;
             // What failed is looked at again with the next round.
             if clear == 1 || failed {
@@ -163,7 +194,7 @@ impl Suspicion {
 
     /// Voids leases and makes values of these jobs due; returns how many of each. Jobs in which that failed are dropped.
     async fn examine(&self, jobs: &mut Vec<&Arc<Job>>, at: i64, doubt: Doubt) -> RedisResult<(usize, usize)> {
-        let (mut leases, mut values) = (0, 0);
+        let mut leases = 0;
         let mut cursor = 0;
         loop {
             let (next, found) = self.scan(cursor, &self.keys.lease_glob("*")).await?;
@@ -178,36 +209,37 @@ impl Suspicion {
             }
         }
         jobs.sort_by_key(|job| is_generated(job));
+        let mut pace = Pace { begun: Instant::now(), values: 0 };
         for job in std::mem::take(jobs) {
-            let examined = self.examine_job(job, at, doubt).await;
-            if let Some(count) = self.troubles.alone(job.name.as_str(), examined)? {
-                values += count;
+            let examined = self.examine_job(job, at, doubt, &mut pace).await;
+            if self.troubles.alone(job.name.as_str(), examined)?.is_some() {
                 jobs.push(job);
             }
         }
-        Ok((leases, values))
+        Ok((leases, pace.values))
     }
 
     /// Makes the values of a job due; returns how many.
-    async fn examine_job(&self, job: &Arc<Job>, at: i64, doubt: Doubt) -> RedisResult<usize> {
-        let mut values = 0;
+    async fn examine_job(&self, job: &Arc<Job>, at: i64, doubt: Doubt, pace: &mut Pace) -> RedisResult<()> {
         // What comes first is due a moment sooner.
         let mut due = self.store.now().await?;
         let top = self.popularity.top(job, MOST_READ).await?;
         for page in top.chunks(FINE) {
             due += 1;
             let keys = page.iter().map(|(key, _)| key.clone()).filter(|key| job.key.read(key.as_str()).is_some());
-            values += self.doubt(job, keys.collect(), at, doubt, due).await?;
+            pace.values += self.doubt(job, keys.collect(), at, doubt, due).await?;
+            self.pause(pace.rest()).await?;
         }
         let mut cursor = 0;
         loop {
             let (next, found) = self.scan(cursor, &job.key.glob()).await?;
             let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
             due += 1;
-            values += self.doubt(job, found.map(EntryKey::new).collect(), at, doubt, due).await?;
+            pace.values += self.doubt(job, found.map(EntryKey::new).collect(), at, doubt, due).await?;
+            self.pause(pace.rest()).await?;
             cursor = next;
             if cursor == 0 {
-                return Ok(values);
+                return Ok(());
             }
         }
     }
@@ -269,6 +301,19 @@ impl Suspicion {
         Ok(())
     }
 
+    /// Waits, and keeps the lock.
+    async fn pause(&self, time: Duration) -> RedisResult<()> {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            tokio::time::sleep(left.min(self.claim / 4)).await;
+            self.hold().await?;
+        }
+    }
+
     /// Keeps the lock while it takes long.
     async fn hold(&self) -> RedisResult<()> {
         let [_, lock, _] = self.keys.suspicion();
@@ -280,6 +325,25 @@ impl Suspicion {
     }
 }
 
+/// How many entries have become due, and since when.
+struct Pace {
+    begun: Instant,
+    values: usize,
+}
+
+impl Pace {
+    /// Returns how long to wait before more entries become due.
+    fn rest(&self) -> Duration {
+        rest(self.values, self.begun.elapsed())
+    }
+}
+
+/// How long to wait before more entries become due, where so many did within this time.
+fn rest(values: usize, passed: Duration) -> Duration {
+    let paced = u32::try_from(values).unwrap_or(u32::MAX).saturating_sub(AT_ONCE);
+    (Duration::from_secs(1) * paced / A_SECOND).saturating_sub(passed)
+}
+
 fn is_generated(job: &Job) -> bool {
     matches!(job.sources.first(), Some(Source::Ai(_)))
 }
@@ -287,4 +351,18 @@ fn is_generated(job: &Job) -> bool {
 fn read(note: &str) -> Option<(i64, Doubt)> {
     let (at, doubt) = note.split_once(' ')?;
     Some((at.parse().ok()?, if doubt == "1" { Doubt::Missed } else { Doubt::Lost }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_suspect_becomes_due_at_a_bounded_rate() {
+        let seconds = Duration::from_secs;
+        assert_eq!(rest(2_000, seconds(0)), seconds(0));
+        assert_eq!(rest(7_000, seconds(4)), seconds(6));
+        assert_eq!(rest(7_000, seconds(11)), seconds(0));
+        assert_eq!(rest(302_000, seconds(0)), seconds(600));
+    }
 }
