@@ -44,21 +44,27 @@ const ROOM: usize = 4;
 const BUSY: Duration = Duration::from_millis(50);
 
 /// Wakes dispatchers: for one job, or for all.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Bell {
-    rung: Mutex<Vec<JobName>>,
+    /// For which it rings: anybody may name others, as many as they like.
+    jobs: Arc<Jobs>,
+    rung: Mutex<BTreeSet<JobName>>,
     all: Notify,
     /// Jobs that have in hand what they may have, each with the entries that are yet to end here before it rings.
     full: Mutex<BTreeMap<JobName, usize>>,
 }
 
 impl Bell {
+    /// For these jobs.
+    pub fn of(jobs: &Arc<Jobs>) -> Self {
+        let (rung, full) = (Mutex::default(), Mutex::default());
+        Self { jobs: Arc::clone(jobs), rung, all: Notify::new(), full }
+    }
+
     /// Something of this job is due.
-    pub fn ring(&self, job: &JobName) {
-        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
-        if !rung.contains(job) {
-            rung.push(job.clone());
-        }
+    pub fn ring(&self, job: &str) {
+        let Some((job, _)) = self.jobs.jobs.get_key_value(job) else { return };
+        self.rung.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone());
         self.all.notify_one();
     }
 
@@ -70,7 +76,7 @@ impl Bell {
         if *wanted == 0 {
             full.remove(job);
             drop(full);
-            self.ring(job);
+            self.ring(job.as_str());
         }
     }
 
@@ -79,7 +85,7 @@ impl Bell {
         self.full.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone(), entries);
     }
 
-    fn answer(&self) -> Vec<JobName> {
+    fn answer(&self) -> BTreeSet<JobName> {
         std::mem::take(&mut *self.rung.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -313,5 +319,23 @@ impl Dispatcher {
         // All workers get a share of what there is.
         let chunk = (cap / (workers * 2)).clamp(1, CHUNK);
         (chunk, cap)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_kept_of_jobs_that_are_not_known() {
+        let text = "key = \"art:{name}\"\n[source]\nkind = \"http\"\nurl = \"http://127.0.0.1/{{ name }}\"\n";
+        let jobs = Jobs::parse(&[("art.toml".to_owned(), text.to_owned())], Duration::from_secs(60), &|_| None);
+        let bell = Bell::of(&Arc::new(jobs.unwrap()));
+        for n in 0..100_000 {
+            bell.ring(&format!("unknown-{n}"));
+            bell.ring("art");
+        }
+        assert_eq!(bell.answer(), BTreeSet::from([JobName::new("art")]));
+        assert!(bell.answer().is_empty());
     }
 }

@@ -4,6 +4,9 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
+/// The longest key of an entry, in bytes.
+pub const LONGEST_KEY: usize = 2_048;
+
 /// A job's name: the stem of its file. Letters, digits, `_` and `-`; it is part of Redis key names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobName(Arc<str>);

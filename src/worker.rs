@@ -42,7 +42,9 @@ use crate::retired::{self, Retired};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
 use crate::telemetry::{Telemetry, metrics};
-use crate::trigger::{Cron, Doubt, Ear, Evictions, Inbox, Intake, Invalidator, Listener, Memory, Misses, Suspicion};
+use crate::trigger::{
+    Complaints, Cron, Doubt, Ear, Evictions, Inbox, Intake, Invalidator, Listener, Memory, Misses, Suspicion,
+};
 use crate::undertaker::{self, Undertaker};
 use crate::warmer::Warmer;
 
@@ -252,7 +254,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     let sources = Sources::new(&jobs).context("cannot make HTTP clients")?;
     let gates = gates(&jobs, &redis, &keys, settings.concurrency, id);
     let popularity = Popularity::new(redis.clone(), keys.clone());
-    let bell = Arc::new(Bell::default());
+    let bell = Arc::new(Bell::of(&jobs));
     let ringing = Arc::clone(&bell);
     let workers = Arc::new(AtomicUsize::new(1));
     let invalidator = Invalidator::new(redis.clone(), keys.clone(), Arc::clone(&jobs), store.clone(), agenda.clone());
@@ -392,6 +394,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         health: health.clone(),
         ops: Ops::new(redis.clone().with_patience(ASKED), keys.clone(), Arc::clone(&jobs)),
         invalidator: invalidator.clone(),
+        backlog: intake.backlog().clone(),
         cron: cron.clone(),
         gates: gates.clone(),
         warmer: Arc::downgrade(&warmer),
@@ -408,7 +411,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         telemetry,
         worker: Arc::clone(&name),
         claim: settings.claim,
-        told: None,
+        complaints: Complaints::of("a message in the inbox"),
         sign: health.inbox.clone(),
     };
 

@@ -322,6 +322,9 @@ async fn an_invalidation_is_published_and_what_makes_no_sense_is_refused() {
         (json!({}), 422, "names nothing"),
         (json!({"key": "art:a"}), 422, "unknown field"),
         (json!({"keys": ["art:a"], "action": "explode"}), 422, "explode"),
+        (json!({"keys": ["a".repeat(2_049)]}), 422, "2049 bytes"),
+        (json!({"tags": (0..1_001).map(|n| n.to_string()).collect::<Vec<_>>()}), 422, "1001 tags"),
+        (json!({"jobs": (0..65).map(|n| n.to_string()).collect::<Vec<_>>()}), 422, "65 jobs"),
         (json!(["art:a"]), 400, "no JSON object"),
     ];
     for (message, status, reason) in refused {

@@ -252,7 +252,8 @@ async fn a_message_with_a_pattern_too_long_or_too_many_of_them_is_dropped_and_to
     let (redis, _upstream, _jobs, mut worker) = warmed(&["a"]).await;
     let message = |patterns: &[String]| json!({"patterns": patterns, "action": "evict"}).to_string();
     let matching = |bytes: usize| format!("art:{}", "*".repeat(bytes - 4));
-    for refused in [message(&[matching(257)]), message(&vec![matching(5); 65])] {
+    let many: Vec<String> = (5..70).map(matching).collect();
+    for refused in [message(&[matching(257)]), message(&many)] {
         redis.ask::<String>(&["XADD", "samovar:inbox", "*", "message", &refused]).await;
         publish(&redis, &refused).await;
     }
@@ -404,6 +405,13 @@ async fn malformed_messages_are_survived_and_told() {
     let binary = redis::cmd("PUBLISH").arg(CHANNEL).arg(&b"\xff\xfe{"[..]).to_owned();
     binary.exec_async(&mut redis.connection().await).await.unwrap();
     redis.ask::<String>(&["XADD", "samovar:inbox", "*", "other", "field"]).await;
+    for (name, value) in
+        [(&b"\xff\xfe"[..], &b"art:a"[..]), (b"message", b"\xff"), (b"gap", b"\xff"), (b"\xff", b"\xff")]
+    {
+        let mut add = redis::cmd("XADD");
+        add.arg("samovar:inbox").arg("*").arg(name).arg(value);
+        add.exec_async(&mut redis.connection().await).await.unwrap();
+    }
     let long = "x".repeat((1 << 20) + 1);
     publish(&redis, &long).await;
     Parts::of(&redis).await.inbox_is_empty().await;
@@ -411,8 +419,10 @@ async fn malformed_messages_are_survived_and_told() {
     publish(&redis, "art:a").await;
     version(&redis, "a", 2).await;
     worker.wait_for_log(&["cannot follow a message", "it is empty"]).await;
-    let told = worker.log().iter().filter(|line| line.contains("cannot follow a message")).count();
-    assert_eq!(told, 1, "once a minute at most");
+    for what in ["on the invalidation channel", "in the inbox"] {
+        let told = worker.log().iter().filter(|line| line.contains(&format!("cannot follow a message {what}"))).count();
+        assert_eq!(told, 1, "once a minute at most");
+    }
     assert!(worker.log().iter().all(|line| line.len() < 2_000), "excerpts are bounded");
 }
 
@@ -749,4 +759,97 @@ async fn who_finds_an_entry_being_fetched_sees_to_what_the_fetch_leaves_behind()
     // The lease would have held for longer than this test waits.
     at_rest(&redis).await;
     assert_eq!((redis.get("art:a").await.as_deref(), upstream.calls("/art/a")), (Some("1"), 0));
+}
+
+/// Each of them would be read, one after the other, by every worker that starts.
+#[tokio::test]
+async fn messages_of_any_size_in_the_inbox_are_dropped_unread() {
+    let (redis, upstream, _jobs, mut worker) = warmed(&["a"]).await;
+    let before = worker.resident();
+    let huge = vec![b'x'; 16 << 20];
+    let mut add = redis::pipe();
+    // At once, so that all but the first are there when it looks.
+    add.atomic();
+    for _ in 0..16 {
+        add.cmd("XADD").arg("samovar:inbox").arg("*").arg("message").arg(&huge).ignore();
+    }
+    add.exec_async(&mut redis.connection().await).await.unwrap();
+    upstream.edit("/art/a");
+    Parts::of(&redis).await.invalidate("art:a").await;
+    version(&redis, "a", 2).await;
+    worker.wait_for_log(&["cannot follow a message in the inbox", "longer than 1048576"]).await;
+    let grown = worker.most_resident().saturating_sub(before);
+    assert!(grown < 100 << 20, "it held {} MiB more", grown >> 20);
+}
+
+#[tokio::test]
+async fn signals_of_strangers_are_not_kept() {
+    let (redis, _upstream, _jobs, worker) = warmed(&["a"]).await;
+    let before = worker.resident();
+    let mut connection = redis.connection().await;
+    for round in 0..50 {
+        let mut flood = redis::pipe();
+        for n in 0..1_000 {
+            let stranger = format!("due {round}-{n}-{}", "x".repeat(4_000));
+            flood.cmd("PUBLISH").arg("samovar:signal").arg(stranger).ignore();
+        }
+        flood.exec_async(&mut connection).await.unwrap();
+    }
+    eventually("what it held meanwhile is free again", async || {
+        let grown = worker.resident().saturating_sub(before);
+        if grown < 80 << 20 { Ok(()) } else { Err(grown >> 20) }
+    })
+    .await;
+}
+
+/// All that it was given has been in its hands for an hour; the claim time of the worker is long.
+#[tokio::test]
+async fn a_backlog_of_a_dead_worker_is_taken_over_to_its_end() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let parts = Parts::of(&redis).await;
+    parts.mark().await;
+    let mut connection = redis.connection().await;
+    let mut add = redis::pipe();
+    for n in 0..5_000 {
+        add.cmd("XADD").arg("samovar:inbox").arg("*").arg("message").arg(format!("other:{n}"));
+    }
+    let ids: Vec<String> = add.query_async(&mut connection).await.unwrap();
+    let mut given = redis::pipe();
+    given
+        .cmd("XREADGROUP")
+        .arg(&["GROUP", "samovar", "dead", "COUNT", "5000", "STREAMS", "samovar:inbox", ">"])
+        .ignore();
+    given.cmd("XCLAIM").arg(&["samovar:inbox", "samovar", "dead", "0"]).arg(&ids).arg(&["IDLE", "3600000", "JUSTID"]);
+    given.exec_async(&mut connection).await.unwrap();
+    let jobs = Art::of(&upstream).folder();
+    let _worker = worker(&redis, &jobs);
+    parts.inbox_is_empty().await;
+}
+
+/// They may be on their way to an entry, so their stamps count; and anybody may name any.
+#[tokio::test]
+async fn tags_that_nothing_has_are_remembered_and_bounded() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let tag = |n: usize| format!("stray:{n}");
+    let first = parts.now().await;
+    let mut at = first;
+    for n in 0..10_100 {
+        at = first + i64::try_from(n).unwrap() / 100 - 200;
+        let removal = if n % 2 == 0 { Removal::Evict } else { Removal::Refresh };
+        parts.store.stamp(&tag(n), at, removal).await.unwrap();
+    }
+    assert!(redis.keys("samovar:tag:*").await.is_empty());
+    assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:stamps"]).await, 10_001);
+    let stamps = parts.store.tag(&art("a"), &[tag(10_099), tag(10_098), tag(0), "unheard of".to_owned()], TTL).await;
+    let stamps = stamps.unwrap().into_iter().map(|stamp| stamp.map(|stamp| (stamp.at, stamp.removal)));
+    let stamps: Vec<Option<(i64, Removal)>> = stamps.collect();
+    assert_eq!(stamps[..2], [Some((at, Removal::Refresh)), Some((at, Removal::Evict))]);
+    // The latest of those that were forgotten stands for what is not known.
+    let forgotten = Some((first - 200, Removal::Refresh));
+    assert_eq!(stamps[2..], [forgotten, forgotten]);
+    // From now on it has an entry, and a stamp of its own.
+    parts.store.stamp(&tag(0), at, Removal::Evict).await.unwrap();
+    let stamp = parts.store.tag(&art("a"), &[tag(0)], TTL).await.unwrap()[0].unwrap();
+    assert_eq!((stamp.at, stamp.removal), (at, Removal::Evict));
 }

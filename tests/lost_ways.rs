@@ -15,7 +15,7 @@ use samovar::job::{EntryKey, JobName, Jobs};
 use samovar::retired::Retired;
 use samovar::store::{Fresh, Leased, Meta, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
-use samovar::trigger::{Doubt, Inbox, Intake, Memory, Message};
+use samovar::trigger::{Complaints, Doubt, Inbox, Intake, Memory, Message};
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, worker,
@@ -175,7 +175,7 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
             telemetry: Telemetry::default(),
             worker: Arc::from(worker),
             claim: Duration::from_millis(500),
-            told: None,
+            complaints: Complaints::of("a message in the inbox"),
             sign: Sign::default(),
         };
         let stop = stop.clone();

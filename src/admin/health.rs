@@ -22,6 +22,11 @@ pub(super) struct Readiness {
     redis: &'static str,
     /// What is wrong; empty if nothing is.
     reasons: Vec<String>,
+    /// Invalidations by pattern, tag or job, or of many keys, that this worker has not yet handled to their end.
+    invalidations_waiting: usize,
+    /// How long the oldest of them has waited, s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invalidation_waits_s: Option<u64>,
     /// The worker's name; absent until Redis was reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<String>,
@@ -87,9 +92,16 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     }
     let ready = reasons.is_empty();
     reasons.extend(parts.iter().flat_map(|parts| parts.health.troubles()));
-    let status = if ready && !reasons.is_empty() { "degraded" } else { word(ready) };
-    let worker = parts.map(|parts| parts.worker.to_string());
-    let state = Readiness { status, redis, reasons, worker, version: env!("CARGO_PKG_VERSION") };
+    let (invalidations_waiting, waits) = parts.as_ref().map(|parts| parts.backlog.length()).unwrap_or_default();
+    let state = Readiness {
+        status: if ready && !reasons.is_empty() { "degraded" } else { word(ready) },
+        redis,
+        reasons,
+        invalidations_waiting,
+        invalidation_waits_s: waits.map(|waits| waits.as_secs()),
+        worker: parts.map(|parts| parts.worker.to_string()),
+        version: env!("CARGO_PKG_VERSION"),
+    };
     (code(ready), Json(state))
 }
 

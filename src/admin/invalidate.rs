@@ -13,17 +13,17 @@ use crate::trigger::{Message, inbox};
 #[schema(as = Invalidation)]
 #[expect(dead_code, reason = "it documents what `Message` reads")]
 pub(super) struct Invalidation {
-    /// Literal keys.
-    #[schema(required = false)]
+    /// Literal keys, of 2048 bytes at most.
+    #[schema(required = false, max_items = 10_000)]
     keys: Vec<String>,
     /// Globs as Redis's `KEYS` has them, of 256 bytes at most; they touch only keys of jobs.
     #[schema(required = false, max_items = 64)]
     patterns: Vec<String>,
-    /// Tags, as the jobs' files give them.
-    #[schema(required = false)]
+    /// Tags, as the jobs' files give them, of 512 bytes at most.
+    #[schema(required = false, max_items = 1_000)]
     tags: Vec<String>,
     /// Jobs by name, with all their entries.
-    #[schema(required = false)]
+    #[schema(required = false, max_items = 64)]
     jobs: Vec<String>,
     /// `refresh` where absent; `evict`, `warm`.
     #[schema(required = false, pattern = "^(refresh|evict|warm)$")]
@@ -50,6 +50,7 @@ pub(super) struct Published {
 pub(super) async fn invalidate(fleet: Fleet, Text(text): Text) -> Result<(StatusCode, Json<Published>), Problem> {
     let parts = &fleet.parts;
     let message = read(&text)?;
+    message.text().map_err(|e| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, e))?;
     let id = inbox::publish(&mut parts.ops.redis.clone(), &parts.ops.keys, &message).await?;
     let workers = parts.workers.load(std::sync::atomic::Ordering::Relaxed);
     Ok((StatusCode::ACCEPTED, Json(Published { id, workers })))

@@ -28,7 +28,7 @@ pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         let census = admin.census(Duration::ZERO).await;
         look(&parts, census.as_deref()).await;
     } else {
-        metrics::set_process(false, 0, 0);
+        metrics::set_process(false, 0, 0, 0);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render()).into_response()
 }
@@ -45,7 +45,8 @@ async fn look(parts: &Parts, census: Option<&Census>) {
     };
     let asked = tokio::time::timeout(PATIENCE, asked).await.ok().and_then(Result::ok);
     let in_hand = parts.warmer.upgrade().map_or(0, |warmer| warmer.in_hand());
-    metrics::set_process(asked.is_some(), in_hand, parts.workers.load(Ordering::Relaxed));
+    let (waiting, _) = parts.backlog.length();
+    metrics::set_process(asked.is_some(), in_hand, parts.workers.load(Ordering::Relaxed), waiting);
     match &asked {
         Some((now, jobs, _)) => {
             for (job, status) in jobs {

@@ -35,7 +35,7 @@ use crate::job::UpstreamName;
 use crate::ops::{Census, Ops};
 use crate::source::Gate;
 use crate::telemetry::metrics as gauges;
-use crate::trigger::{Cron, Invalidator};
+use crate::trigger::{Backlog, Cron, Invalidator};
 use crate::warmer::Warmer;
 use crate::worker::Reload;
 
@@ -51,6 +51,8 @@ pub struct Parts {
     pub ops: Ops,
     /// Who evicts.
     pub invalidator: Invalidator,
+    /// The invalidations that name many and wait.
+    pub backlog: Backlog,
     /// Who asks feeds, within their upstreams' limits.
     pub cron: Cron,
     /// The ways to upstreams.

@@ -91,19 +91,11 @@ impl Invalidation {
     }
 
     fn checked(&self) -> Result<String, Error> {
-        let invalid = |why: &str| Err(Error::Invalid(why.to_owned()));
-        let only_keys = self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty();
-        if self.keys.is_empty() && only_keys {
-            return invalid("the invalidation names nothing: give keys, patterns, tags or jobs");
-        }
-        if self.tags.iter().any(String::is_empty) {
-            return invalid("a tag is empty");
-        }
-        if self.action == Action::Warm && !only_keys {
-            return invalid("`warm` takes keys only: what is absent matches no pattern");
-        }
-        inbox::check_patterns(&self.patterns).map_err(Error::Invalid)?;
-        serde_json::to_string(self).map_err(|source| Error::Encode { key: String::new(), source })
+        let mut message = self.clone();
+        let Self { keys, patterns, tags, jobs, action } = &mut message;
+        inbox::Lists { keys, patterns, tags, jobs }.check(*action == Action::Warm).map_err(Error::Invalid)?;
+        let text = serde_json::to_string(&message).map_err(|source| Error::Encode { key: String::new(), source })?;
+        inbox::check_size(text.len()).map_err(Error::Invalid).map(|()| text)
     }
 }
 
@@ -132,11 +124,59 @@ impl InvalidationPublisher {
     /// Publishes; returns the message's id in the inbox. From then on it is handled, whatever dies.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where it names nothing, or has patterns of more than 256 bytes or more than 64 of them;
-    /// [`Error::Unavailable`] and Redis's own: then it is unknown whether the
-    /// message is there, and publishing it again does no harm.
+    /// [`Error::Invalid`] where it names nothing, or more or longer names than `docs/protocol.md` allows;
+    /// [`Error::Unavailable`] and Redis's own: then it is unknown whether the message is there, and publishing it again does no
+    /// harm.
     pub async fn publish(&self, invalidation: &Invalidation) -> Result<String, Error> {
         let message = invalidation.checked()?;
         self.link.ask(async |mut redis| inbox::publish(&mut redis, &self.link.names, &message).await).await
+    }
+}
+
+#[cfg(all(test, feature = "worker"))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::trigger;
+
+    /// Names around a bound, some of them twice; how many are around another.
+    fn names(longest: usize, most: usize) -> impl Strategy<Value = Vec<String>> {
+        let length = prop_oneof![4 => 0..9_usize, 1 => longest - 1..longest + 2];
+        let count = prop_oneof![6 => 0..3_usize, 1 => most - 1..most + 2];
+        (length, count, 1..3_usize).prop_map(|(length, count, times)| {
+            let one = move |n: usize| if length == 0 { String::new() } else { format!("{n:x<length$}") };
+            (0..count * times).map(|n| one(n % count)).collect()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn who_publishes_and_who_reads_judge_a_message_alike(
+            keys in names(inbox::LONGEST_KEY, inbox::MOST_KEYS),
+            patterns in names(inbox::LONGEST_PATTERN, inbox::MOST_PATTERNS),
+            tags in names(inbox::LONGEST_TAG, inbox::MOST_TAGS),
+            jobs in names(inbox::LONGEST_JOB, inbox::MOST_JOBS),
+            warm in any::<bool>(),
+        ) {
+            let action = if warm { Action::Warm } else { Action::Refresh };
+            let ours = Invalidation { keys, patterns, tags, jobs, action };
+            let published = ours.checked().map_err(|e| e.to_string());
+            let text = serde_json::to_string(&ours).unwrap();
+            let read = trigger::Message::parse(&text);
+            if text.len() <= inbox::LARGEST {
+                prop_assert_eq!(published.is_ok(), read.is_ok(), "{:?} {:?}", &published, &read);
+            }
+            if let Ok(text) = published {
+                let read = trigger::Message::parse(&text);
+                prop_assert!(read.is_ok(), "{:?}", read);
+                let read = read.unwrap();
+                prop_assert_eq!(read.text().unwrap(), text, "nothing in it is dropped any more");
+                prop_assert!(read.keys.len() <= inbox::MOST_KEYS && read.patterns.len() <= inbox::MOST_PATTERNS);
+                prop_assert!(read.tags.len() <= inbox::MOST_TAGS && read.jobs.len() <= inbox::MOST_JOBS);
+                prop_assert!(read.keys.iter().all(|key| key.len() <= inbox::LONGEST_KEY));
+            }
+        }
     }
 }

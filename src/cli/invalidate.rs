@@ -10,16 +10,16 @@ use crate::trigger::{Action, Message, inbox};
 /// Arguments of `samovar invalidate`.
 #[derive(Args)]
 pub(super) struct InvalidateArgs {
-    /// Literal keys; nothing in them is a wildcard
+    /// Literal keys; nothing in them is a wildcard; 10,000 of 2048 bytes each at most
     #[arg(value_name = "KEY", required_unless_present_any = ["patterns", "tags", "jobs"])]
     keys: Vec<String>,
     /// Keys that match a glob, such as 'ai_content:*'; only keys of jobs are touched; 64 of 256 bytes each at most
     #[arg(long = "pattern", value_name = "GLOB")]
     patterns: Vec<String>,
-    /// Entries with a tag, such as 'artist:Frida Kahlo'
+    /// Entries with a tag, such as 'artist:Frida Kahlo'; 1,000 of 512 bytes each at most
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// All entries of a job
+    /// All entries of a job; 64 at most
     #[arg(long = "job", value_name = "JOB")]
     jobs: Vec<String>,
     /// Remove the values at once; they come back with the next warmup or demand
@@ -46,7 +46,8 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings) -> Result<u8
         jobs: args.jobs.clone(),
         action,
     };
-    let message = message.checked().map_err(|e| {
+    let checked = message.checked().and_then(|message| message.text().map(|_| message));
+    let message = checked.map_err(|e| {
         eprintln!("samovar: {e}");
         Failed(exit::USAGE)
     })?;

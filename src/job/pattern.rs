@@ -4,10 +4,11 @@
 //! key together again. Parameters that would read back as others (a `:` in a placeholder that a `:` ends) have no key.
 
 use super::{EntryKey, Params};
+use crate::names::LONGEST_KEY;
 use std::collections::HashSet;
 use std::fmt;
 
-/// The longest pattern; keys themselves may be longer.
+/// The longest pattern; keys themselves may be longer, up to [`LONGEST_KEY`].
 const MAX_PATTERN: usize = 512;
 
 /// Names that templates use for something else, or that minijinja reads as words of its language.
@@ -134,11 +135,14 @@ impl KeyPattern {
         back.iter().all(|(name, value)| params.get(name) == Some(value)).then(|| EntryKey::new(key))
     }
 
-    /// The parameters in a key; `None` where the key is not of this pattern.
+    /// The parameters in a key; `None` where the key is not of this pattern, or longer than any entry's.
     ///
     /// Every value has at least one character. The last placeholder takes the rest of the key (less the pattern's end);
     /// each earlier one ends where the literal after it first occurs.
     pub fn read(&self, key: &str) -> Option<Params> {
+        if key.len() > LONGEST_KEY {
+            return None;
+        }
         let (first, literals) = self.literals.split_first()?;
         let mut rest = key.strip_prefix(first.as_str())?;
         let mut params = Params::new();

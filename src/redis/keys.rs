@@ -163,6 +163,11 @@ impl Keys {
         format!("{}:tag:{{{}}}:{tag}", self.prefix, tag_of(tag))
     }
 
+    /// The stamps of tags that no entry has: a sorted set, member = tag.
+    pub fn stamps(&self) -> String {
+        format!("{}:stamps", self.prefix)
+    }
+
     /// A glob over all tags.
     pub fn tag_glob(&self) -> String {
         format!("{}:tag:{{*}}:*", self.prefix)

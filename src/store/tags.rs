@@ -3,7 +3,8 @@
 //! A tag is a sorted set of entries beside a stamp, the time of its last invalidation. An invalidation stamps first and then
 //! reads the entries; a fetch puts its entry under the tag first and then looks at the stamp. So whichever comes second sees
 //! the other. Tags have no TTL, since a policy such as `volatile-lru` would evict them; what has died is dropped when the tag
-//! is used, and swept from time to time. Under an `allkeys-*` policy Redis may evict an index all the same, and one that begins anew
+//! is used, and swept from time to time. Anybody may invalidate any tag: the stamps of those that no entry has are kept together,
+//! and only so many of them. Under an `allkeys-*` policy Redis may evict an index all the same, and one that begins anew
 //! names only what was put there since: there an index counts for whole only once all values were looked at for the tag.
 
 use std::sync::LazyLock;
@@ -21,6 +22,8 @@ const DROPPED: usize = 100;
 const SWEPT: usize = 1_000;
 /// How long a stamp is kept: no fetch takes as long.
 const STAMPED: Duration = Duration::from_secs(24 * 3_600);
+/// Tags that no entry has whose stamps are kept one by one: within a fetch, no fleet handles as many invalidations by tags.
+const STRAYING: usize = 10_000;
 /// The member that says of an index that it names all that is there, whatever Redis evicted before. No entry's key is that.
 const WHOLE: &str = "\0";
 /// Its scores: below those of entries, above those of stamps.
@@ -33,6 +36,8 @@ const STEP: usize = 500;
 
 static TAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tag.lua")));
 static UNTAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/untag.lua")));
+static STRAY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stray.lua")));
+static STRAYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/strays.lua")));
 static STAMP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stamp.lua")));
 static SWEEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/sweep.lua")));
 
@@ -62,7 +67,18 @@ impl Store {
     /// Redis's.
     pub async fn tag(&self, key: &EntryKey, tags: &[String], life: Duration) -> RedisResult<Vec<Option<Stamp>>> {
         let sets: Vec<String> = tags.iter().map(|tag| self.keys.tag(tag)).collect();
-        Ok(self.put_into(&sets, key, life).await?.iter().map(|score| Stamp::read(score)).collect())
+        let scores = self.put_into(&sets, key, life).await?;
+        if tags.is_empty() {
+            return Ok(Vec::new());
+        }
+        // After that, so that an invalidation in between finds the entry there.
+        let strays: Vec<String> =
+            STRAYS.key(self.keys.stamps()).arg(tags).invoke_async(&mut self.redis.clone()).await?;
+        let stamps = scores.iter().zip(&strays).map(|(score, stray)| {
+            let both = [Stamp::read(score), Stamp::read(stray)];
+            both.into_iter().flatten().max_by_key(|stamp| stamp.at)
+        });
+        Ok(stamps.collect())
     }
 
     /// Puts an entry into these sets for `life` from now on; returns the score of each one's stamp.
@@ -112,6 +128,11 @@ impl Store {
     pub async fn stamp(&self, tag: &str, at: i64, removal: Removal) -> RedisResult<()> {
         let mut call = STAMP.key(self.keys.tag(tag));
         call.arg(at).arg(removal.as_str());
+        if call.invoke_async(&mut self.redis.clone()).await? {
+            return Ok(());
+        }
+        let mut call = STRAY.key(self.keys.stamps());
+        call.arg(tag).arg(at).arg(removal.as_str()).arg(STRAYING);
         call.invoke_async(&mut self.redis.clone()).await
     }
 

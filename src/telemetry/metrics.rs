@@ -22,6 +22,7 @@ const TOKENS: &str = "samovar_tokens_total";
 const INVALIDATIONS: &str = "samovar_invalidations_total";
 const MALFORMED: &str = "samovar_invalidations_malformed_total";
 const FOREIGN: &str = "samovar_invalidations_foreign_total";
+const WAITING: &str = "samovar_invalidations_waiting";
 const DEAD_TOTAL: &str = "samovar_dead_letters_total";
 
 const AGENDA_DUE: &str = "samovar_agenda_due";
@@ -88,6 +89,10 @@ fn describe() {
     describe_gauge!(OLDEST, Unit::Seconds, "Age of the oldest value as of the last count, in the fleet.");
     describe_gauge!(OLD, "Values that outlive their TTL while their source fails, as of the last count, in the fleet.");
     describe_gauge!(PAUSED, "1 while the job is paused.");
+    describe_gauge!(
+        WAITING,
+        "Invalidations by pattern, tag or job, or of many keys, that this worker has yet to handle."
+    );
     describe_gauge!(IN_HAND, "Entries in the hands of this worker.");
     describe_gauge!(WORKERS, "Workers that live.");
     describe_gauge!(IN_FLIGHT, "Requests of this worker under way.");
@@ -241,10 +246,11 @@ pub fn forget_upstream(upstream: &UpstreamName) {
 }
 
 /// Sets the gauges of this process and of the fleet.
-pub fn set_process(redis_up: bool, in_hand: usize, workers: usize) {
+pub fn set_process(redis_up: bool, in_hand: usize, workers: usize, waiting: usize) {
     gauge!(REDIS_UP).set(f64::from(u8::from(redis_up)));
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let counts = (in_hand as f64, workers as f64);
+    let counts = (in_hand as f64, workers as f64, waiting as f64);
     gauge!(IN_HAND).set(counts.0);
     gauge!(WORKERS).set(counts.1);
+    gauge!(WAITING).set(counts.2);
 }

@@ -3,16 +3,21 @@
 //! A stream read by one consumer group. A message is acknowledged, and deleted, after all its steps; what a crashed worker
 //! was given is taken over. Its time S is the id that Redis gave it. What is trimmed for want of room leaves a note in the
 //! stream (a gap), and everything fetched before is then suspect.
+//!
+//! Anybody may write into the stream, and whatever they write. What cannot be read is told and deleted like all else; messages are
+//! read in pieces of bounded size, and only their length where they are too long. Only a read that waits gets a message however
+//! long it is, and so waits for a single one.
 
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
-use redis::streams::{StreamAutoClaimReply, StreamId, StreamInfoConsumersReply, StreamReadReply};
-use redis::{RedisResult, Script};
+use redis::{RedisResult, Script, Value};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::invalidation::Complaints;
 use super::{At, Doubt, Intake, Memory, Message, Receipt, Suspicion};
 use crate::health::Sign;
 use crate::redis::{Connection, Keys, Patience, inbox};
@@ -28,13 +33,17 @@ const GAP: &str = "gap";
 const ACKNOWLEDGED: usize = 500;
 /// How often readers that are gone are looked for, and how long one must have been silent.
 const SWEEP: Duration = Duration::from_secs(600);
-/// How often messages that cannot be followed are told of.
-const TELL: Duration = Duration::from_secs(60);
-/// Messages read at once.
+/// Messages read at once, and bytes after which no more are.
 const MOST: usize = 100;
+const BYTES: usize = 4 << 20;
+/// The longest message with the names of its fields, in bytes.
+const LONGEST: usize = inbox::LARGEST + FIELD.len();
+/// An id before all messages.
+const FIRST: &str = "0-0";
 /// How long one read waits for messages. Also how long ending takes at most.
 const WAIT: Duration = Duration::from_millis(2_000);
 
+static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/read.lua")));
 static LEAVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave.lua")));
 
 /// One worker's end of the inbox.
@@ -58,10 +67,73 @@ pub struct Inbox {
     pub worker: Arc<str>,
     /// How long a message may be in a worker's hands before another takes it over.
     pub claim: Duration,
-    /// When a message that cannot be followed was told of last.
-    pub told: Option<Instant>,
+    /// Messages that cannot be followed.
+    pub complaints: Complaints,
     /// Whether it is read.
     pub sign: Sign,
+}
+
+/// The ids of messages that are being handled here: they are not taken in once more, however long that takes.
+type InHand = Arc<Mutex<HashSet<String>>>;
+
+/// A message as it was found in the inbox.
+#[derive(Debug, PartialEq)]
+struct Found {
+    id: String,
+    /// Names and values, or how many bytes they have, which are too many.
+    fields: Result<Vec<(Vec<u8>, Vec<u8>)>, usize>,
+}
+
+/// What a message in the inbox says.
+#[derive(Debug, PartialEq)]
+enum Said<'a> {
+    Message(Message),
+    /// So many were lost.
+    Gap(u64),
+    /// Nothing that can be followed: an excerpt, and why.
+    Nothing(&'a [u8], String),
+}
+
+impl Found {
+    /// Reads `[id, fields or length]`.
+    fn read(entry: Value) -> RedisResult<Self> {
+        let (id, fields): (String, Value) = redis::from_redis_value(entry)?;
+        let fields = match fields {
+            Value::Int(length) => Err(usize::try_from(length).unwrap_or(usize::MAX)),
+            fields => Ok(redis::from_redis_value::<Vec<(Vec<u8>, Vec<u8>)>>(fields)?),
+        };
+        let length = |fields: &[(Vec<u8>, Vec<u8>)]| fields.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let fields = fields.and_then(|fields| match length(&fields) {
+            ..=LONGEST => Ok(fields),
+            long => Err(long),
+        });
+        Ok(Self { id, fields })
+    }
+
+    fn said(&self) -> Said<'_> {
+        let fields = match &self.fields {
+            Ok(fields) => fields,
+            Err(length) => {
+                return Said::Nothing(b"", inbox::check_size(*length).err().unwrap_or_default());
+            }
+        };
+        let named = |wanted: &str| {
+            let values = fields.iter().filter(|(name, _)| name == wanted.as_bytes()).map(|(_, value)| value.as_slice());
+            values.collect::<Vec<&[u8]>>()
+        };
+        let excerpt = || fields.first().map_or(&b""[..], |(name, _)| name);
+        match *named(FIELD) {
+            [text] => match Message::read(text) {
+                Ok(message) => Said::Message(message),
+                Err(e) => Said::Nothing(text, e.to_string()),
+            },
+            [first, ..] => Said::Nothing(first, format!("it has several fields `{FIELD}`: publish several messages")),
+            [] => match named(GAP).first().and_then(|lost| str::from_utf8(lost).ok()?.parse().ok()) {
+                Some(lost) => Said::Gap(lost),
+                None => Said::Nothing(excerpt(), format!("it has no field `{FIELD}`")),
+            },
+        }
+    }
 }
 
 /// Puts a message into the inbox; returns its id.
@@ -85,9 +157,11 @@ impl Inbox {
     pub async fn run_until(mut self, stop: CancellationToken, hurry: CancellationToken) {
         let (done, acks) = mpsc::unbounded_channel();
         let (mut control, keys, worker) = (self.control.clone(), self.keys.clone(), Arc::clone(&self.worker));
-        let acknowledging = acknowledge(control.clone(), keys.clone(), self.memory.clone(), acks, stop.clone());
+        let in_hand = InHand::default();
+        let acknowledging =
+            acknowledge(control.clone(), keys.clone(), self.memory.clone(), acks, &in_hand, stop.clone());
         let reading = async {
-            self.read_all(done, &stop, &hurry).await;
+            self.read_all(done, &in_hand, &stop, &hurry).await;
             // The intake ends when nobody can put anything into it.
             drop(self);
         };
@@ -98,19 +172,22 @@ impl Inbox {
     async fn read_all(
         &mut self,
         done: mpsc::UnboundedSender<String>,
+        in_hand: &InHand,
         stop: &CancellationToken,
         hurry: &CancellationToken,
     ) {
         let mut patience = Patience::new("the inbox").showing(&self.sign);
-        let mut taken_over: Option<tokio::time::Instant> = None;
+        // From where it goes on to take over what others left; begun anew after the claim time.
+        let (mut left, mut taken_over) = (Some(FIRST.to_owned()), tokio::time::Instant::now());
         let mut swept: Option<tokio::time::Instant> = None;
         while !stop.is_cancelled() {
             if swept.is_none_or(|last| last.elapsed() >= SWEEP) && self.sweep().await.is_ok() {
                 swept = Some(tokio::time::Instant::now());
             }
-            let overdue = taken_over.is_none_or(|last| last.elapsed() >= self.claim);
-            let read = if overdue { self.take_over().await } else { self.read(hurry).await };
-            let messages = match read {
+            if left.is_none() && taken_over.elapsed() >= self.claim {
+                left = Some(FIRST.to_owned());
+            }
+            let messages = match self.next(&mut left, hurry).await {
                 Ok(messages) => messages,
                 Err(e) => {
                     let lost_group = e.code() == Some("NOGROUP");
@@ -123,15 +200,35 @@ impl Inbox {
                 }
             };
             patience.well();
-            if overdue {
-                // What was taken over may be more than one page.
-                taken_over = messages.is_empty().then(tokio::time::Instant::now);
+            if left.is_some() {
+                taken_over = tokio::time::Instant::now();
             }
             for message in messages {
-                let receipt = Receipt::new(message.id.clone(), done.clone());
-                self.take(&message, receipt, stop).await;
+                if in_hand.lock().unwrap_or_else(PoisonError::into_inner).insert(message.id.clone()) {
+                    let receipt = Receipt::new(message.id.clone(), done.clone());
+                    self.take(&message, receipt, stop).await;
+                }
             }
         }
+    }
+
+    /// What others have left, as far as there is any, from the id `left`; and what is new. Waits where there is neither.
+    async fn next(&mut self, left: &mut Option<String>, hurry: &CancellationToken) -> RedisResult<Vec<Found>> {
+        let mut found = Vec::new();
+        if let Some(from) = left.clone() {
+            if from == FIRST {
+                inbox::bound(&mut self.control, &self.keys, inbox::LONGEST).await?;
+            }
+            let (next, messages) = self.read(Some(&from)).await?;
+            *left = Some(next).filter(|next| next != FIRST);
+            found = messages;
+        }
+        let (_, new) = self.read(None).await?;
+        found.extend(new);
+        if found.is_empty() && left.is_none() {
+            return self.wait(hurry).await;
+        }
+        Ok(found)
     }
 
     async fn create_group(&mut self) -> RedisResult<()> {
@@ -165,89 +262,83 @@ impl Inbox {
 
     /// Takes readers out of the group that are long gone: crashed workers do not take their leave.
     async fn sweep(&mut self) -> RedisResult<()> {
-        let readers: StreamInfoConsumersReply = redis::cmd("XINFO")
+        // Their names are anybody's: those of workers are text.
+        let readers: Vec<HashMap<String, Value>> = redis::cmd("XINFO")
             .arg("CONSUMERS")
             .arg(self.keys.inbox())
             .arg(GROUP)
             .query_async(&mut self.control)
             .await?;
-        for reader in readers.consumers {
-            if reader.pending == 0 && reader.idle > usize::try_from(SWEEP.as_millis()).unwrap_or(usize::MAX) {
-                remove(&mut self.control, &self.keys, &reader.name).await?;
+        let number = |reader: &HashMap<String, Value>, field| {
+            reader.get(field).and_then(|n| redis::from_redis_value_ref::<i64>(n).ok())
+        };
+        for reader in readers {
+            let silent = number(&reader, "idle")
+                .is_some_and(|idle| u128::try_from(idle).is_ok_and(|idle| idle > SWEEP.as_millis()));
+            if number(&reader, "pending") == Some(0)
+                && silent
+                && let Some(Ok(name)) = reader.get("name").map(redis::from_redis_value_ref::<String>)
+            {
+                remove(&mut self.control, &self.keys, &name).await?;
             }
         }
         Ok(())
     }
 
-    /// What others were given and did not finish within the claim time.
-    async fn take_over(&mut self) -> RedisResult<Vec<StreamId>> {
-        inbox::bound(&mut self.control, &self.keys, inbox::LONGEST).await?;
-        let reply: StreamAutoClaimReply = redis::cmd("XAUTOCLAIM")
-            .arg(self.keys.inbox())
-            .arg(GROUP)
-            .arg(&*self.worker)
-            .arg(self.claim.as_millis().to_string())
-            .arg("0")
-            .arg("COUNT")
-            .arg(MOST)
-            .query_async(&mut self.redis)
-            .await?;
-        Ok(reply.claimed)
+    /// What is new, or, from an id on, what others were given and did not finish within the claim time; and from where to go on.
+    async fn read(&mut self, left_from: Option<&str>) -> RedisResult<(String, Vec<Found>)> {
+        let idle = left_from.map(|_| self.claim.as_millis().to_string()).unwrap_or_default();
+        let mut call = READ.key(self.keys.inbox());
+        call.arg(GROUP).arg(&*self.worker).arg(MOST).arg(BYTES).arg(LONGEST).arg(idle).arg(left_from.unwrap_or(FIRST));
+        let (next, found): (String, Vec<Value>) = call.invoke_async(&mut self.redis).await?;
+        Ok((next, found.into_iter().map(Found::read).collect::<RedisResult<_>>()?))
     }
 
-    async fn read(&mut self, hurry: &CancellationToken) -> RedisResult<Vec<StreamId>> {
+    /// Waits for a message.
+    async fn wait(&mut self, hurry: &CancellationToken) -> RedisResult<Vec<Found>> {
         let mut command = redis::cmd("XREADGROUP");
         command
             .arg("GROUP")
             .arg(GROUP)
             .arg(&*self.worker)
             .arg("COUNT")
-            .arg(MOST)
+            .arg(1)
             .arg("BLOCK")
             .arg(WAIT.as_millis().to_string())
             .arg("STREAMS")
             .arg(self.keys.inbox())
             .arg(">");
-        let reply: Option<StreamReadReply> = tokio::select! {
+        let reply: Value = tokio::select! {
             reply = command.query_async(&mut self.redis) => reply?,
             // What Redis gives out to a reader that is gone stays pending and is taken over.
-            () = hurry.cancelled() => None,
+            () = hurry.cancelled() => Value::Nil,
         };
-        Ok(reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids).collect())
+        let streams: Option<Vec<(String, Vec<Value>)>> = redis::from_redis_value(reply)?;
+        streams.into_iter().flatten().flat_map(|(_, entries)| entries).map(Found::read).collect()
     }
 
     /// Hands a message on; it is acknowledged when it is handled.
-    async fn take(&mut self, id: &StreamId, receipt: Receipt, stop: &CancellationToken) {
-        self.memory.read(&id.id);
-        let at = id.id.split_once('-').and_then(|(ms, _)| ms.parse::<i64>().ok()).unwrap_or_default();
-        if let Some(lost) = id.map.get(GAP) {
-            let lost: u64 = redis::from_redis_value_ref(lost).unwrap_or_default();
-            warn!(lost, "invalidations were dropped from the inbox, which nobody had read for too long");
-            let mut patience = Patience::new("the inbox");
-            while let Err(e) = self.suspicion.raise(at, Doubt::Lost).await {
-                patience.ill(&e, stop).await;
-                if stop.is_cancelled() {
-                    return;
+    async fn take(&mut self, found: &Found, receipt: Receipt, stop: &CancellationToken) {
+        self.memory.read(&found.id);
+        let at = found.id.split_once('-').and_then(|(ms, _)| ms.parse::<i64>().ok()).unwrap_or_default();
+        match found.said() {
+            Said::Message(message) => return self.intake.take(message, At::Redis(at), "inbox", receipt).await,
+            Said::Gap(lost) => {
+                warn!(lost, "invalidations were dropped from the inbox, which nobody had read for too long");
+                let mut patience = Patience::new("the inbox");
+                while let Err(e) = self.suspicion.raise(at, Doubt::Lost).await {
+                    patience.ill(&e, stop).await;
+                    if stop.is_cancelled() {
+                        return;
+                    }
                 }
             }
-            receipt.done();
-            return;
-        }
-        let text = id.map.get(FIELD).map(redis::from_redis_value_ref::<String>).and_then(Result::ok);
-        match text.as_deref().map(Message::parse) {
-            Some(Ok(message)) => return self.intake.take(message, At::Redis(at), "inbox", receipt).await,
-            Some(Err(e)) => self.complain(&id.id, &e.to_string()),
-            None => self.complain(&id.id, "it has no field `message` with text"),
+            Said::Nothing(excerpt, reason) => {
+                self.telemetry.malformed();
+                self.complaints.complain(excerpt, &format!("{} {reason}", found.id));
+            }
         }
         receipt.done();
-    }
-
-    fn complain(&mut self, id: &str, reason: &str) {
-        self.telemetry.malformed();
-        if self.told.is_none_or(|told| told.elapsed() >= TELL) {
-            warn!(id, "dropping a message from the inbox: {reason}");
-            self.told = Some(Instant::now());
-        }
     }
 }
 
@@ -269,6 +360,7 @@ async fn acknowledge(
     keys: Keys,
     memory: Memory,
     mut done: mpsc::UnboundedReceiver<String>,
+    in_hand: &InHand,
     stop: CancellationToken,
 ) {
     let mut patience = Patience::new("acknowledging");
@@ -296,6 +388,45 @@ async fn acknowledge(
             }
         }
         patience.well();
-        ids.clear();
+        let mut in_hand = in_hand.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in ids.drain(..) {
+            in_hand.remove(&id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(fields: &[(&[u8], &[u8])]) -> Found {
+        let fields = fields.iter().flat_map(|(name, value)| [name, value]).map(|text| Value::BulkString(text.to_vec()));
+        let entry = vec![Value::BulkString(b"5-0".to_vec()), Value::Array(fields.collect())];
+        Found::read(Value::Array(entry)).unwrap()
+    }
+
+    #[test]
+    fn whatever_is_in_the_inbox_is_followed_or_told() {
+        let key = |key: &str| Said::Message(Message { keys: vec![key.to_owned()], ..Message::default() });
+        assert_eq!(found(&[(b"message", b"art:a")]).said(), key("art:a"));
+        assert_eq!(found(&[(b"by", b"\xff"), (b"message", b"art:a"), (b"gap", b"1")]).said(), key("art:a"));
+        assert_eq!(found(&[(b"gap", b"17")]).said(), Said::Gap(17));
+        let long = vec![b'x'; LONGEST + 1];
+        for (fields, reason) in [
+            (&[][..], "no field"),
+            (&[(&b"other"[..], &b"field"[..])], "no field"),
+            (&[(b"\xff\xfe", b"art:a")], "no field"),
+            (&[(b"gap", b"many")], "no field"),
+            (&[(b"gap", b"\xff")], "no field"),
+            (&[(b"message", b"\xff")], "not UTF-8"),
+            (&[(b"message", b"{}")], "names nothing"),
+            (&[(b"message", b"art:a"), (b"message", b"art:b")], "several"),
+            (&[(b"message", &long)], "longer than"),
+            (&[(&long, b"art:a")], "longer than"),
+        ] {
+            let found = found(fields);
+            let Said::Nothing(_, said) = found.said() else { panic!("{fields:?}") };
+            assert!(said.contains(reason), "{said}");
+        }
     }
 }

@@ -5,13 +5,13 @@
 //! the last. A message from the inbox is acknowledged by its [`Receipt`] when all of it is done.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::ear::Unhandled;
@@ -26,6 +26,8 @@ use crate::telemetry::Telemetry;
 const WAITING: usize = 10_000;
 /// Messages that name many and wait to be handled.
 const WIDE: usize = 1_000;
+/// KiB of names that wait in each line; more wait where they came from.
+const WEIGHT: u32 = 32 << 10;
 /// Messages handled at once.
 const ABREAST: usize = 64;
 /// Receipts that may wait for entries that are held off, before no more are taken in.
@@ -106,6 +108,70 @@ struct Work {
     way: &'static str,
     /// Of all messages that are one with it.
     receipts: Vec<Receipt>,
+    /// Its room in its line, until it is done.
+    room: Option<OwnedSemaphorePermit>,
+    /// Where it stands in the backlog, with all that are one with it.
+    places: Vec<Place>,
+}
+
+/// The messages that name many and wait to be handled, or are being handled. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Backlog(Arc<Mutex<Standing>>);
+
+#[derive(Debug, Default)]
+struct Standing {
+    next: u64,
+    since: BTreeMap<u64, Instant>,
+}
+
+impl Backlog {
+    /// How many there are, and since when the oldest is.
+    pub fn length(&self) -> (usize, Option<Duration>) {
+        let standing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (standing.since.len(), standing.since.values().next().map(Instant::elapsed))
+    }
+
+    fn enter(&self) -> Place {
+        let mut standing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = standing.next;
+        standing.next += 1;
+        standing.since.insert(number, Instant::now());
+        drop(standing);
+        Place { backlog: self.clone(), number }
+    }
+}
+
+/// A place in a backlog, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    backlog: Backlog,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.backlog.0.lock().unwrap_or_else(PoisonError::into_inner).since.remove(&self.number);
+    }
+}
+
+/// The way into one line, with room for so many messages and so much of them.
+#[derive(Clone, Debug)]
+struct Entrance {
+    line: mpsc::Sender<Work>,
+    room: Arc<Semaphore>,
+}
+
+impl Entrance {
+    fn to(line: mpsc::Sender<Work>) -> Self {
+        Self { line, room: Arc::new(Semaphore::new(WEIGHT as usize)) }
+    }
+
+    async fn enter(&self, mut work: Work) {
+        let weight = u32::try_from(work.message.bytes() / 1024 + 1).unwrap_or(WEIGHT).min(WEIGHT);
+        work.room = Arc::clone(&self.room).acquire_many_owned(weight).await.ok();
+        // Without the loops the worker ends.
+        let _ = self.line.send(work).await;
+    }
 }
 
 /// Makes one of messages that ask for the same: the last time counts.
@@ -124,6 +190,7 @@ fn merge(round: &mut Vec<Work>) {
                     (at, _) => at,
                 };
                 other.receipts.extend(work.receipts);
+                other.places.extend(work.places);
             }
             None => merged.push(work),
         }
@@ -134,8 +201,9 @@ fn merge(round: &mut Vec<Work>) {
 /// Where messages go. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Intake {
-    narrow: mpsc::Sender<Work>,
-    wide: mpsc::Sender<Work>,
+    narrow: Entrance,
+    wide: Entrance,
+    backlog: Backlog,
     held: Arc<Held>,
 }
 
@@ -210,7 +278,8 @@ impl Intake {
         let (narrow, narrow_end) = mpsc::channel(WAITING);
         let (wide, wide_end) = mpsc::channel(WIDE);
         let held = Arc::<Held>::default();
-        let intake = Self { narrow, wide, held: Arc::clone(&held) };
+        let (narrow, wide) = (Entrance::to(narrow), Entrance::to(wide));
+        let intake = Self { narrow, wide, backlog: Backlog::default(), held: Arc::clone(&held) };
         (intake, Intaking { invalidator, telemetry, narrow: narrow_end, wide: wide_end, held })
     }
 
@@ -219,9 +288,16 @@ impl Intake {
         while self.held.receipts.load(Ordering::Relaxed) > RECEIPTS {
             tokio::time::sleep(AGAIN).await;
         }
-        let line = if message.is_narrow() { &self.narrow } else { &self.wide };
-        // Without the loops the worker ends.
-        let _ = line.send(Work { message, at, way, receipts: vec![receipt] }).await;
+        let (line, places) = match message.is_narrow() {
+            true => (&self.narrow, Vec::new()),
+            false => (&self.wide, vec![self.backlog.enter()]),
+        };
+        line.enter(Work { message, at, way, receipts: vec![receipt], room: None, places }).await;
+    }
+
+    /// Where is seen how many messages that name many wait.
+    pub fn backlog(&self) -> &Backlog {
+        &self.backlog
     }
 }
 
@@ -292,25 +368,24 @@ impl Line<'_> {
 
     /// Handles a round of messages; returns those that are to be tried again, and why.
     async fn round(&self, mut round: Vec<Work>) -> (Vec<Work>, Option<redis::RedisError>) {
-        if round.iter().any(|work| matches!(work.at, At::Received(_))) {
-            // Before Redis is asked, so that the time is not before the receipt; and it stays the same however often it is tried.
-            let waited: Vec<i64> = round
-                .iter()
-                .map(|work| match work.at {
-                    At::Received(then) => i64::try_from(then.elapsed().as_millis()).unwrap_or(0),
-                    At::Redis(_) => 0,
-                })
-                .collect();
-            match self.invalidator.now().await {
-                Ok(now) => {
-                    for (work, waited) in round.iter_mut().zip(waited) {
-                        if let At::Received(_) = work.at {
-                            work.at = At::Redis(now - waited);
-                        }
-                    }
-                }
-                Err(e) => return (round, Some(e)),
-            }
+        // Before Redis is asked, so that the time is not before the receipt; and it stays the same however often it is tried.
+        let waited: Vec<i64> = round
+            .iter()
+            .map(|work| match work.at {
+                At::Received(then) => i64::try_from(then.elapsed().as_millis()).unwrap_or(0),
+                At::Redis(_) => 0,
+            })
+            .collect();
+        let now = match self.invalidator.now().await {
+            Ok(now) => now,
+            Err(e) => return (round, Some(e)),
+        };
+        for (work, waited) in round.iter_mut().zip(waited) {
+            // Nothing was published later than now: an id from the future is somebody's own, or from another clock.
+            work.at = match work.at {
+                At::Received(_) => At::Redis(now - waited),
+                At::Redis(at) => At::Redis(at.min(now)),
+            };
         }
         let results = join_all(round.iter_mut().map(|work| self.handle(work))).await;
         let (mut left, mut error) = (Vec::new(), None);

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use redis::{RedisError, RedisResult};
@@ -24,6 +24,11 @@ const STEP: usize = 500;
 const ABREAST: usize = 64;
 /// Entries that AI makes, which become due when all is looked at; of more, some do so before.
 const LAST: usize = 10_000;
+
+/// How often messages that cannot be followed are told of.
+const TELL: Duration = Duration::from_secs(60);
+/// Longest excerpt of one in the log, in characters.
+const EXCERPT: usize = 80;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,13 +75,7 @@ impl Message {
     /// # Errors
     /// It is empty, too long, or an object that says nothing we know.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        if text.len() > inbox::LARGEST {
-            return Err(Malformed(format!(
-                "{} bytes are more than {}: name a pattern or send several",
-                text.len(),
-                inbox::LARGEST
-            )));
-        }
+        inbox::check_size(text.len()).map_err(Malformed)?;
         if text.trim().is_empty() {
             return Err(Malformed("it is empty: name a key".to_owned()));
         }
@@ -87,30 +86,71 @@ impl Message {
             let message: Self = serde_json::from_value(object.into()).map_err(|e| Malformed(e.to_string()))?;
             return message.checked();
         }
-        Ok(Self { keys: vec![text.to_owned()], ..Self::default() })
+        Self { keys: vec![text.to_owned()], ..Self::default() }.checked()
     }
 
-    /// The message, if it asks for something that can be done.
+    /// Reads a message as it came.
+    ///
+    /// # Errors
+    /// It is no text, or none that [`Message::parse`] can read.
+    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+        inbox::check_size(bytes.len()).map_err(Malformed)?;
+        Self::parse(str::from_utf8(bytes).map_err(|e| Malformed(format!("it is not UTF-8: {e}")))?)
+    }
+
+    /// The message as it is published.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub fn text(&self) -> Result<String, Malformed> {
+        let text = serde_json::to_string(self).map_err(|e| Malformed(e.to_string()))?;
+        inbox::check_size(text.len()).map_err(Malformed).map(|()| text)
+    }
+
+    /// The message, with nothing in it twice, if it asks for something that can be done.
     ///
     /// # Errors
     /// It does not.
-    pub fn checked(self) -> Result<Self, Malformed> {
-        if self.keys.is_empty() && self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty() {
-            return Err(Malformed("it names nothing: give keys, patterns, tags or jobs".to_owned()));
-        }
-        if self.action == Action::Warm && !(self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty()) {
-            return Err(Malformed("`warm` takes keys only: what is absent matches no pattern".to_owned()));
-        }
-        if self.tags.iter().any(String::is_empty) {
-            return Err(Malformed("a tag is empty".to_owned()));
-        }
-        inbox::check_patterns(&self.patterns).map_err(Malformed)?;
+    pub fn checked(mut self) -> Result<Self, Malformed> {
+        let Self { keys, patterns, tags, jobs, action } = &mut self;
+        inbox::Lists { keys, patterns, tags, jobs }.check(*action == Action::Warm).map_err(Malformed)?;
         Ok(self)
+    }
+
+    /// How many bytes its names have.
+    pub fn bytes(&self) -> usize {
+        [&self.keys, &self.patterns, &self.tags, &self.jobs].into_iter().flatten().map(String::len).sum()
     }
 
     /// Whether it is soon done, and goes before those that name many: a few keys.
     pub fn is_narrow(&self) -> bool {
         self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty() && self.keys.len() <= ABREAST
+    }
+}
+
+/// Messages that could not be followed, told of from time to time.
+#[derive(Debug)]
+pub struct Complaints {
+    what: &'static str,
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl Complaints {
+    /// Of this kind of messages.
+    pub fn of(what: &'static str) -> Self {
+        Self { what, count: 0, told: None }
+    }
+
+    /// Tells of one, unless another was told of just now.
+    pub fn complain(&mut self, text: &[u8], reason: &str) {
+        self.count += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= TELL) {
+            let excerpt: String =
+                String::from_utf8_lossy(text.get(..4 * EXCERPT).unwrap_or(text)).chars().take(EXCERPT).collect();
+            warn!(count = self.count, excerpt, "cannot follow {}, which is dropped: {reason}", self.what);
+            *self = Self { count: 0, told: Some(Instant::now()), ..*self };
+        }
     }
 }
 
@@ -547,7 +587,14 @@ mod tests {
     #[test]
     fn what_cannot_be_followed_is_refused_with_the_reason() {
         let long = json!({"patterns": ["a:*", "a".repeat(257)]}).to_string();
-        let many = json!({"patterns": vec!["a:*"; 65]}).to_string();
+        let list = |field: &str, count: usize, length: usize| {
+            let names: Vec<String> = (0..count).map(|n| format!("{n:x<length$}")).collect();
+            json!({field: names}).to_string()
+        };
+        let many = list("patterns", 65, 3);
+        let [keys, tags, jobs] = [("keys", 10_001), ("tags", 1_001), ("jobs", 65)].map(|(field, n)| list(field, n, 1));
+        let [key, tag, job] = [("keys", 2_049), ("tags", 513), ("jobs", 256)].map(|(field, n)| list(field, 1, n));
+        let (bare, huge) = ("k".repeat(2_049), "k".repeat((1 << 20) + 1));
         for (text, reason) in [
             ("", "empty"),
             ("  ", "empty"),
@@ -559,11 +606,34 @@ mod tests {
             (r#"{"tags": [""]}"#, "tag is empty"),
             (long.as_str(), "257 bytes"),
             (many.as_str(), "65 patterns"),
+            (keys.as_str(), "10001 keys"),
+            (tags.as_str(), "1001 tags"),
+            (jobs.as_str(), "65 jobs"),
+            (key.as_str(), "2049 bytes"),
+            (tag.as_str(), "513 bytes"),
+            (job.as_str(), "256 bytes"),
+            (bare.as_str(), "2049 bytes"),
+            (huge.as_str(), "1048577 bytes"),
         ] {
             let Malformed(said) = Message::parse(text).unwrap_err();
             assert!(said.contains(reason), "{text}: {said}");
         }
-        let most = json!({"patterns": vec!["a".repeat(256); 64]}).to_string();
-        assert_eq!(Message::parse(&most).unwrap().patterns.len(), 64);
+        for (field, count, length) in
+            [("patterns", 64, 256), ("keys", 10_000, 8), ("tags", 1_000, 512), ("jobs", 64, 255)]
+        {
+            let message = Message::parse(&list(field, count, length)).unwrap();
+            assert_eq!(message.bytes(), count * length, "{field}");
+        }
+        assert!(Message::parse(&"k".repeat(2_048)).is_ok());
+        assert!(Message::read(b"\xff").unwrap_err().to_string().contains("UTF-8"));
+    }
+
+    #[test]
+    fn what_is_named_many_times_is_named_once() {
+        let art = vec!["art:*"; 100_000];
+        let text = json!({"keys": art[..3], "patterns": art[..3], "tags": art[..3], "jobs": art}).to_string();
+        let message = Message::parse(&text).unwrap();
+        let Message { keys, patterns, tags, jobs, .. } = &message;
+        assert!([keys, patterns, tags, jobs].into_iter().all(|list| list == &["art:*"]), "{message:?}");
     }
 }

@@ -14,13 +14,14 @@ use tokio::task::unconstrained;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::invalidation::Complaints;
 use super::suspicion::SUSPECT_SIGNAL;
 use super::{At, Ear, Intake, Message, Receipt};
 use crate::dispatcher::Bell;
 use crate::health::Sign;
-use crate::job::{JobName, UpstreamName};
+use crate::job::UpstreamName;
 use crate::queue::{QUEUED_SIGNAL, Queue};
-use crate::redis::{Connection, Keys, Patience};
+use crate::redis::{Connection, Keys, Patience, inbox};
 use crate::source::Gate;
 use crate::telemetry::Telemetry;
 
@@ -28,10 +29,6 @@ use crate::telemetry::Telemetry;
 const WAITING: usize = 10_000;
 /// How long Redis may take to confirm a subscription, or its end, before it counts as away. Longer than its longest pauses.
 const AWAY: Duration = Duration::from_secs(5);
-/// How often malformed messages are told of.
-const TELL: Duration = Duration::from_secs(60);
-/// Longest excerpt of a malformed message in the log, in characters.
-const EXCERPT: usize = 80;
 
 /// Listens on the channels.
 #[derive(Debug)]
@@ -164,21 +161,25 @@ impl Listener {
     }
 
     async fn take(&self, message: &Msg, signals: &str, heard: &mpsc::Sender<Heard>, news: &mpsc::Sender<UpstreamName>) {
-        let text = String::from_utf8_lossy(message.get_payload_bytes());
+        let payload = message.get_payload_bytes();
         if message.get_channel_name() == signals {
-            self.signal(&text, news);
+            if let Ok(text) = str::from_utf8(payload) {
+                self.signal(text, news);
+            }
         } else {
+            // One byte more than may be, and it is known to be too long.
+            let text = payload.get(..=inbox::LARGEST).unwrap_or(payload).to_owned();
             // It is handed on for as long as any is heard.
-            let _ = heard.send((Instant::now(), self.ear.unhandled().hear(), text.into_owned())).await;
+            let _ = heard.send((Instant::now(), self.ear.unhandled().hear(), text)).await;
         }
     }
 
     /// Hands on what was heard, apart from hearing, so that nothing makes the subscription overflow; to the last message.
     async fn hand_on(&self, mut messages: mpsc::Receiver<Heard>) {
-        let mut complaints = Complaints::default();
+        let mut complaints = Complaints::of("a message on the invalidation channel");
         while let Some((received, number, text)) = messages.recv().await {
             let receipt = Receipt::heard(number, Arc::clone(self.ear.unhandled()));
-            match Message::parse(&text) {
+            match Message::read(&text) {
                 Ok(message) => self.intake.take(message, At::Received(received), "channel", receipt).await,
                 Err(e) => {
                     receipt.done();
@@ -191,7 +192,7 @@ impl Listener {
 
     fn signal(&self, text: &str, news: &mpsc::Sender<UpstreamName>) {
         match text.split_once(' ') {
-            Some(("due", job)) => self.bell.ring(&JobName::new(job)),
+            Some(("due", job)) => self.bell.ring(job),
             Some(("upstream", name)) => {
                 if let Some((name, _)) = self.gates.get_key_value(name) {
                     // With so many waiting, it is among them.
@@ -213,25 +214,7 @@ fn come<T>(messages: &mut (impl Stream<Item = T> + Unpin)) -> Option<T> {
 }
 
 /// When a message was received, its number ([`super::ear::Unhandled`]), and the message.
-type Heard = (Instant, u64, String);
-
-/// Malformed messages, told of from time to time.
-#[derive(Debug, Default)]
-struct Complaints {
-    count: u64,
-    told: Option<Instant>,
-}
-
-impl Complaints {
-    fn complain(&mut self, text: &str, reason: &str) {
-        self.count += 1;
-        if self.told.is_none_or(|told| told.elapsed() >= TELL) {
-            let excerpt: String = text.chars().take(EXCERPT).collect();
-            warn!(count = self.count, excerpt, "cannot follow a message on the invalidation channel: {reason}");
-            *self = Self { count: 0, told: Some(Instant::now()) };
-        }
-    }
-}
+type Heard = (Instant, u64, Vec<u8>);
 
 #[cfg(test)]
 mod tests {

@@ -10,11 +10,9 @@ use super::timing::{millis, retry_after};
 use super::{Ending, Outcome, Taken, Warmer};
 use crate::agenda::Next;
 use crate::job::{EntryKey, Job, Params, Source};
+use crate::redis::inbox::LONGEST_TAG;
 use crate::source::context;
 use crate::store::Note;
-
-/// Longest tag, in bytes.
-const LONGEST_TAG: usize = 512;
 
 impl Warmer {
     /// Lets the old value of an entry that could not be fetched live on until it is tried again, as long as its job allows.

@@ -197,8 +197,8 @@ fn listed(field: &Field<'_>, key: Option<&KeyPattern>) -> Vec<Params> {
                 }
             }
             None => item.fault_with_help(
-                format!("{params:?} has no key: in `{key}` it would be read back as something else"),
-                "every placeholder but the last ends where the text after it first occurs",
+                format!("{params:?} has no key: in `{key}` it would be too long, or be read back as something else"),
+                "a key has 2048 bytes at most; every placeholder but the last ends where the text after it first occurs",
             ),
         }
     }
