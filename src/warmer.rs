@@ -279,6 +279,10 @@ impl Warmer {
     async fn warm(&self, job: &Arc<Job>, taken: &Taken) -> RedisResult<Ending> {
         let key = &taken.key;
         let Some(params) = job.key.read(key.as_str()) else {
+            // By this job, nobody fetches it anew.
+            if let at @ 1.. = self.invalidated(key).await? {
+                self.store.invalidate(key, at, Removal::Evict).await?;
+            }
             return Ok(Ending::because(Outcome::Gone, Next::Out, "the job's key pattern is another by now"));
         };
         if taken.trigger == Trigger::Expiry
@@ -621,8 +625,13 @@ impl Warmer {
 
     /// Whether an invalidation of the entry is not yet answered.
     async fn is_invalidated(&self, key: &EntryKey) -> RedisResult<bool> {
+        Ok(self.invalidated(key).await? > 0)
+    }
+
+    /// The time of an invalidation of the entry that is not yet answered (Redis time, ms); 0 for none.
+    async fn invalidated(&self, key: &EntryKey) -> RedisResult<i64> {
         let looked = self.store.look(std::slice::from_ref(key)).await?.pop();
-        Ok(looked.and_then(|(_, meta)| meta).is_some_and(|meta| meta.invalidated > 0))
+        Ok(looked.and_then(|(_, meta)| meta).map_or(0, |meta| meta.invalidated))
     }
 
     /// Ends a fetch without a value: notes the failure, and decides when to try again, or never.
