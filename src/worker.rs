@@ -60,8 +60,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const LOOKS: Duration = Duration::from_secs(5);
 /// How often what has died is swept out of tags, and jobs that are no more are looked for, by one worker of the fleet.
 const SWEEP: Duration = Duration::from_secs(600);
-/// How long is waited for a Redis that is not there, or not one to work with, before the next try: so long at first, and so long at
-/// most. How often the same reason is said again.
+/// How long is waited for a Redis that is not there, or not one to work with, before the next try: so long at first,
+/// and so long at most. How often the same reason is said again.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 const SAY_AGAIN: Duration = Duration::from_secs(30);
@@ -89,8 +89,8 @@ pub async fn connect(settings: &Settings, patience: Duration, stop: &Cancellatio
     }
 }
 
-/// Connects as [`connect`] does, and waits until it is a server and a user that a worker can work with; `admin` is told why it
-/// waits.
+/// Connects as [`connect`] does, and waits until it is a server and a user that a worker can work with; `admin` is told
+/// why it waits.
 async fn connect_first(settings: &Settings, admin: &Admin, stop: &CancellationToken) -> anyhow::Result<Connection> {
     let keys = settings.keys();
     let mut wait = Wait::default();
@@ -712,7 +712,8 @@ impl Pulse {
     }
 }
 
-/// Looks whether the user may use the keys of the jobs, until it may or until `stop`, and shows and says where it may not.
+/// Looks whether the user may use the keys of the jobs, until it may or until `stop`, and shows and says where it may
+/// not.
 async fn rights(mut redis: Connection, jobs: Arc<Jobs>, sign: Sign, stop: CancellationToken) {
     let names = |job: &Job| job.key.names().iter().map(|name| (name.clone(), name.clone())).collect();
     let mut keys = Vec::new();

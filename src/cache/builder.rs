@@ -143,8 +143,8 @@ impl Builder {
         self
     }
 
-    /// The names of the fleet of workers, where they run with `SAMOVAR_PREFIX` ([`Keys::of`]) or with `SAMOVAR_CHANNEL`, too
-    /// ([`Keys::new`]). Channels are those of the database that the cache is in.
+    /// The names of the fleet of workers, where they run with `SAMOVAR_PREFIX` ([`Keys::of`]) or with
+    /// `SAMOVAR_CHANNEL`, too ([`Keys::new`]). Channels are those of the database that the cache is in.
     pub fn names(mut self, names: Keys) -> Self {
         self.names = names;
         self
@@ -153,8 +153,8 @@ impl Builder {
     /// Builds it. Redis may be away: then the cache does without until it comes.
     ///
     /// # Errors
-    /// A faulty URL or prefix, a server that is not supported (docs/redis.md), and what Redis says against it (a wrong password,
-    /// for one).
+    /// A faulty URL or prefix, a server that is not supported (docs/redis.md), and what Redis says against it (a wrong
+    /// password, for one).
     pub async fn build(self) -> Result<Cache, Error> {
         check_prefix(&self.prefix, &self.names)?;
         let redis = connect(self.source, self.bound).await?;

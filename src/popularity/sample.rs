@@ -258,8 +258,8 @@ impl Sampler {
         Ok(total)
     }
 
-    /// Whether Redis's policy is an LFU one. Read from `INFO`, which is allowed where `CONFIG` is not, else from how Redis answers
-    /// to a question that has no answer under such a policy.
+    /// Whether Redis's policy is an LFU one. Read from `INFO`, which is allowed where `CONFIG` is not, else from how
+    /// Redis answers to a question that has no answer under such a policy.
     async fn is_lfu(&self) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         let lfu = match redis.info(&["memory"]).await? {

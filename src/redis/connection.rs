@@ -155,9 +155,9 @@ impl Connection {
         }
     }
 
-    /// Which of its lives the server is in: another value after each restart and failover. It is the server's `run_id`, or where
-    /// that may not be asked for, a script of its own that only a server has which was not started anew since. `known` is the value
-    /// as it was noted; that of a script holds for whoever asks.
+    /// Which of its lives the server is in: another value after each restart and failover. It is the server's `run_id`,
+    /// or where that may not be asked for, a script of its own that only a server has which was not started anew since.
+    /// `known` is the value as it was noted; that of a script holds for whoever asks.
     ///
     /// # Errors
     /// Redis's.

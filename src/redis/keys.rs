@@ -4,8 +4,8 @@
 //! (`samovar:lease:{tag}:K`), so that it lives beside K on a cluster whatever K looks like; what belongs to a job
 //! carries the job's name as its tag.
 //!
-//! Pub/sub knows no databases: a message reaches the subscribers of all of them. So the channels of every database but 0 carry
-//! its number, and fleets on two databases of one server do not hear each other.
+//! Pub/sub knows no databases: a message reaches the subscribers of all of them. So the channels of every database but
+//! 0 carry its number, and fleets on two databases of one server do not hear each other.
 
 use std::sync::{Arc, LazyLock};
 
@@ -371,12 +371,14 @@ impl Keys {
         format!("{}:signal", self.scope)
     }
 
-    /// A channel that carries nothing: who is subscribed shows on which database it hears invalidations, and on which channel.
+    /// A channel that carries nothing: who is subscribed shows on which database it hears invalidations, and on which
+    /// channel.
     pub fn hearing_channel(&self) -> String {
         format!("{}:db{}:hears:{}", self.prefix, self.database, self.invalidate_channel())
     }
 
-    /// A glob over the hearing channels of all who hear invalidations on the same channel, whatever their prefix and database.
+    /// A glob over the hearing channels of all who hear invalidations on the same channel, whatever their prefix and
+    /// database.
     pub fn hearing_glob(&self) -> String {
         let mut glob = "*:hears:".to_owned();
         for c in self.invalidate_channel().chars() {

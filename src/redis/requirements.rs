@@ -1,7 +1,7 @@
 //! What Samovar needs of a server and of the user that it logs in as, looked at before anything depends on it.
 //!
-//! Nothing is carried out by looking: the commands are queued in a transaction, where Redis checks the user's rights, and
-//! discarded.
+//! Nothing is carried out by looking: the commands are queued in a transaction, where Redis checks the user's rights,
+//! and discarded.
 
 use redis::{Client, RedisError, RedisResult, Value};
 
@@ -125,7 +125,7 @@ impl Lack {
 
     /// The fault in one line: what is missing, and the remedy.
     fn told(&self, user: &str) -> String {
-        let kinds = [("to run", &self.commands), ("to use keys", &self.keys), ("to hear channels", &self.channels)];
+        let kinds = [("to run", &self.commands), ("to use keys", &self.keys), ("to use channels", &self.channels)];
         let missing = kinds.iter().filter(|(_, names)| !names.is_empty());
         let missing: Vec<String> = missing.map(|(what, names)| format!("{what} {}", names.join(", "))).collect();
         let (missing, grants) = (missing.join(", "), self.grants());
@@ -133,8 +133,8 @@ impl Lack {
     }
 }
 
-/// Says why this server is none that Samovar can work with: too old, or of a kind that is not supported. `None` where it is one, or
-/// where it does not say.
+/// Says why this server is none that Samovar can work with: too old, or of a kind that is not supported. `None` where
+/// it is one, or where it does not say.
 ///
 /// # Errors
 /// Redis's.
@@ -145,7 +145,9 @@ pub async fn unsupported(redis: &mut Connection) -> RedisResult<Option<String>> 
             redis::cmd("SCRIPT").arg("LOAD").arg("#!lua flags=no-writes\nreturn 1").query_async(redis).await;
         return match tried {
             Err(e) if e.to_string().contains("compil") => {
-                Ok(Some("the server does not tell its version and cannot run scripts of Redis 7: Redis 7.0 or newer, or Valkey, is needed".into()))
+                let fault = "the server does not tell its version and cannot run scripts of Redis 7: Redis 7.0 or newer, \
+                             or Valkey, is needed";
+                Ok(Some(fault.into()))
             }
             Err(e) if !is_refusal(&e) => Err(e),
             _ => Ok(None),
@@ -209,8 +211,8 @@ impl Server {
     }
 }
 
-/// Says which rights the user lacks that no worker can do without, whatever its jobs are; `None` for none. `client` is for a
-/// subscription.
+/// Says which rights the user lacks that no worker can do without, whatever its jobs are; `None` for none. `client` is
+/// for a subscription.
 ///
 /// # Errors
 /// Redis's, where it cannot be seen.

@@ -139,7 +139,8 @@ impl Listener {
         Ok(())
     }
 
-    /// Warns where workers of another database hear invalidations on the same channel, which only a channel that was named can be.
+    /// Warns where workers of another database hear invalidations on the same channel, which only a channel that was
+    /// named can be.
     async fn warn_of_other_databases(&self) {
         let mut look = redis::cmd("PUBSUB");
         look.arg("CHANNELS").arg(self.keys.hearing_glob());
