@@ -11,7 +11,8 @@ use samovar::store::{Fresh, Lease, Leased, Meta, Note, Removal, Written};
 use samovar::trigger::Message;
 use serde_json::json;
 use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, worker,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, talkative,
+    worker,
 };
 
 const CHANNEL: &str = "samovar:invalidate";
@@ -784,7 +785,7 @@ async fn messages_of_any_size_in_the_inbox_are_dropped_unread() {
 
 #[tokio::test]
 async fn signals_of_strangers_are_not_kept() {
-    let (redis, _upstream, _jobs, worker) = warmed(&["a"]).await;
+    let (redis, upstream, _jobs, worker) = warmed(&["a"]).await;
     let before = worker.resident();
     let mut connection = redis.connection().await;
     for round in 0..50 {
@@ -795,6 +796,10 @@ async fn signals_of_strangers_are_not_kept() {
         }
         flood.exec_async(&mut connection).await.unwrap();
     }
+    // It is heard after all of them.
+    upstream.edit("/art/a");
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
     eventually("what it held meanwhile is free again", async || {
         let grown = worker.resident().saturating_sub(before);
         if grown < 80 << 20 { Ok(()) } else { Err(grown >> 20) }
@@ -822,7 +827,7 @@ async fn a_backlog_of_a_dead_worker_is_taken_over_to_its_end() {
     given.cmd("XCLAIM").arg(&["samovar:inbox", "samovar", "dead", "0"]).arg(&ids).arg(&["IDLE", "3600000", "JUSTID"]);
     given.exec_async(&mut connection).await.unwrap();
     let jobs = Art::of(&upstream).folder();
-    let _worker = worker(&redis, &jobs);
+    let _worker = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "10m").spawn();
     parts.inbox_is_empty().await;
 }
 
