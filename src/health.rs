@@ -48,7 +48,9 @@ struct Trouble {
     /// When the log was told last, and after how long it is told again.
     told: Instant,
     again: Duration,
-    /// It works again, so far.
+    /// It has worked since it failed last.
+    works: bool,
+    /// It works again, and has for long enough.
     is_over: bool,
     /// The log was told, and not yet that it is over.
     is_told: bool,
@@ -64,17 +66,10 @@ impl Troubles {
     /// Notes that the loop works for this job, upstream or step, and tells so if it did not.
     pub fn well(&self, subject: &str) {
         let mut all = self.all();
-        if all.is_empty() {
-            return;
-        }
-        // Kept for a while, so that what comes and goes is not told each time.
-        all.retain(|_, trouble| !trouble.is_over || trouble.told.elapsed() < trouble.again);
-        let Some(trouble) = all.get_mut(&(self.of, subject.to_owned())) else { return };
-        if !trouble.is_over && trouble.failed.elapsed() >= SETTLED {
-            trouble.is_over = true;
-            if std::mem::take(&mut trouble.is_told) {
-                info!("{} works again ({subject}) after {:.1} s", self.of, trouble.since.elapsed().as_secs_f32());
-            }
+        if !all.is_empty()
+            && let Some(trouble) = all.get_mut(&(self.of, subject.to_owned()))
+        {
+            trouble.works = true;
         }
     }
 
@@ -91,13 +86,14 @@ impl Troubles {
             tries: 0,
             told: now,
             again: AGAIN.0,
+            works: false,
             is_over: true,
             is_told: false,
         });
         if trouble.is_over {
             (trouble.is_over, trouble.since, trouble.tries) = (false, now, 0);
         }
-        trouble.failed = now;
+        (trouble.failed, trouble.works) = (now, false);
         let is_new = trouble.cause != cause;
         if is_new || trouble.told.elapsed() >= trouble.again {
             warn!(
@@ -142,8 +138,22 @@ impl Troubles {
         all.map(|((of, subject), trouble)| format!("{of} fails ({subject}): {}", trouble.cause)).collect()
     }
 
+    /// Returns all, after those are marked, and told, that have come to an end: they worked and have not failed for a while, or
+    /// nobody tried for long.
     fn all(&self) -> MutexGuard<'_, BTreeMap<(&'static str, String), Trouble>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((of, subject), trouble) in &mut *all {
+            let quiet = if trouble.works { SETTLED } else { AGAIN.1 };
+            if !trouble.is_over && trouble.failed.elapsed() >= quiet {
+                trouble.is_over = true;
+                if std::mem::take(&mut trouble.is_told) {
+                    info!("{of} works again ({subject}) after {:.1} s", trouble.since.elapsed().as_secs_f32());
+                }
+            }
+        }
+        // Kept for a while, so that what comes and goes is not told each time.
+        all.retain(|_, trouble| !trouble.is_over || trouble.told.elapsed() < trouble.again);
+        all
     }
 }
 
@@ -265,7 +275,6 @@ mod tests {
         cron.well("nothing");
         assert_eq!(cron.count(), 2, "one step that succeeds is no recovery");
         cron.all().values_mut().for_each(|trouble| trouble.failed = Instant::now().checked_sub(SETTLED).unwrap());
-        cron.well("art");
         assert_eq!((cron.count(), all.reasons().len()), (1, 2));
     }
 

@@ -21,7 +21,7 @@ const MOST: usize = 256;
 /// Names that are asked for in one round trip.
 const STEP: usize = 500;
 /// How often the known ones are looked at again, and how often all names are.
-const LOOK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+const LOOK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 /// So many of the first words of a command are looked at: keys come first.
 const WORDS: usize = 16;
 /// Longest name that is told, in characters.
@@ -33,7 +33,11 @@ const WRONGTYPE: &str = "WRONGTYPE";
 /// Returns whether an error concerns only the keys that were named, so that waiting for Redis does not mend it: a key of another
 /// type, one that the user has no right to, an answer that makes no sense.
 pub fn is_of_keys(error: &RedisError) -> bool {
-    matches!(error.code(), Some(WRONGTYPE | "NOPERM" | "ERR"))
+    let is_one = |code: &str| matches!(code, WRONGTYPE | "NOPERM" | "ERR");
+    // Of a pipeline, all that failed must be such.
+    let errors = error.clone().into_server_errors();
+    errors.is_some_and(|errors| errors.iter().all(|(_, error)| is_one(error.code())))
+        || error.code().is_some_and(is_one)
         || matches!(error.kind(), redis::ErrorKind::UnexpectedReturnType | redis::ErrorKind::Parse)
 }
 
@@ -93,7 +97,7 @@ impl WrongTypes {
     }
 
     /// Looks until `stop`: soon after a command failed, at what is known every two seconds, and at all of these names
-    /// every minute.
+    /// every ten seconds.
     pub async fn run(self, redis: Connection, keys: Keys, names: Vec<String>, stop: CancellationToken) {
         let mut all: Option<Instant> = None;
         while !stop.is_cancelled() {

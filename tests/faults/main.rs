@@ -17,6 +17,7 @@ mod lost_keys;
 mod outage;
 mod poison;
 mod sources;
+mod wrong_types;
 
 use std::time::Instant;
 

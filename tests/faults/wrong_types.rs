@@ -1,0 +1,186 @@
+//! Somebody else's key of another type stands at each of Samovar's own names, one after the other, while there is work: what
+//! needs it is told with its name and the remedy, all else goes on, and all is well again once it is deleted.
+
+use std::time::Duration;
+
+use samovar::job::{EntryKey, JobName, UpstreamName};
+use samovar::redis::Keys;
+use serde_json::{Value, json};
+
+use super::support::{
+    Art, JobsFolder, Parts, TestRedis, Upstream, WorkerProcess, eventually, eventually_within, samovar, talkative,
+};
+
+/// How long it may take until it is told, and until all is well again: claims and leases of a few seconds run out.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A worker with the job `art` of the upstream `museum`, whose keys are replaced, and the job `song` of another.
+struct Stage {
+    redis: TestRedis,
+    museum: Upstream,
+    radio: Upstream,
+    worker: WorkerProcess,
+    http: String,
+    client: reqwest::Client,
+    parts: Parts,
+    jobs: JobsFolder,
+}
+
+impl Stage {
+    async fn begin() -> Self {
+        let (redis, museum, radio) = tokio::join!(TestRedis::start(), Upstream::start(), Upstream::start());
+        let art = Art::of(&museum)
+            .top("tags = [\"tag {{ name }}\"]")
+            .entries("popular = 10")
+            .warm("every = \"1s\"\nsettle = \"100ms\"")
+            .list(["1", "2"]);
+        let song = art
+            .clone()
+            .top("")
+            .toml()
+            .replace("art:{name}", "song:{name}")
+            .replace("museum", "radio")
+            .replace("/art/", "/song/");
+        let limits = "concurrency = 8\nrate = \"1000/second\"\ntimeout = \"2s\"\ntokens = \"1000/day\"";
+        let upstream = |name: &str, url: &str| format!("[{name}]\nurl = \"{url}\"\n{limits}\n");
+        let upstreams = upstream("museum", museum.url()) + &upstream("radio", radio.url());
+        let jobs = JobsFolder::new().upstreams(&upstreams).job("art", &art.toml()).job("song", &song);
+        for name in ["1", "2"] {
+            museum.edit(&format!("/art/{name}"));
+            radio.edit(&format!("/song/{name}"));
+        }
+        let worker = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "2s").env("SAMOVAR_SAMPLE", "500ms");
+        let mut worker = worker.env("SAMOVAR_MISSES", "on").env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+        let http = worker.http().await;
+        let client = reqwest::Client::builder().timeout(SOON).build().unwrap();
+        let parts = Parts::of(&redis).await;
+        let stage = Self { redis, museum, radio, worker, http, client, parts, jobs };
+        stage.works("at first").await;
+        stage
+    }
+
+    /// What the worker says of itself, and with which status.
+    async fn health(&self) -> (u16, Value) {
+        let answer = self.client.get(format!("{}/health", self.http)).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    /// An edit of an entry gets through, by the channel.
+    async fn refreshes(&self, job: &str, upstream: &Upstream, when: &str) {
+        let new = upstream.edit(&format!("/{job}/1"));
+        let key = format!("{job}:1");
+        eventually_within(SOON, &format!("{key} is refreshed {when}"), async || {
+            self.redis.publish("samovar:invalidate", &key).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let value = self.redis.json(&key).await;
+            if value.as_ref().is_some_and(|value| value["version"] == new) { Ok(()) } else { Err(value) }
+        })
+        .await;
+    }
+
+    /// The worker is well, and both jobs' entries are refreshed.
+    async fn works(&self, when: &str) {
+        self.refreshes("song", &self.radio, when).await;
+        self.refreshes("art", &self.museum, when).await;
+        eventually_within(SOON, &format!("it is healthy {when}"), async || match self.health().await {
+            (200, health) if health["status"] == "healthy" => Ok(()),
+            health => Err(health),
+        })
+        .await;
+    }
+
+    /// A key of another type stands at this name, and goes again.
+    async fn survives(&mut self, key: &str, others_go_on: bool) {
+        let begun = std::time::Instant::now();
+        let expected = self.parts.keys.type_of(key).unwrap();
+        let plant = match expected {
+            "set" | "list" => "redis.call('DEL', KEYS[1]) return redis.call('SET', KEYS[1], 'x')",
+            _ => "redis.call('DEL', KEYS[1]) return redis.call('SADD', KEYS[1], 'x')",
+        };
+        self.redis.ask::<redis::Value>(&["EVAL", plant, "1", key]).await;
+        // What needs no look at the present one is written over.
+        let is_there = async || ![expected, "none"].contains(&&*self.redis.ask::<String>(&["TYPE", key]).await);
+        let touch = async || {
+            // Entries, tags and what is missed are looked at where somebody asks.
+            for message in [json!({"keys": ["art:1"]}), json!({"tags": ["tag 1"]})] {
+                self.redis.publish("samovar:invalidate", &message.to_string()).await;
+            }
+        };
+        let (code, health) = eventually_within(SOON, &format!("{key} is named"), async || {
+            touch().await;
+            let (code, health) = self.health().await;
+            let named = health["reasons"].as_array().unwrap().iter().any(|reason| {
+                let reason = reason.as_str().unwrap();
+                reason.contains(&format!("key {key} holds a")) && reason.contains("delete or rename it")
+            });
+            if named || !is_there().await { Ok((code, health)) } else { Err(health) }
+        })
+        .await;
+        if is_there().await {
+            let of_all = [self.parts.keys.inbox(), self.parts.keys.agenda(&JobName::new("art"))];
+            assert_eq!(code == 503, !others_go_on || *key == of_all[0], "{key}: {health}");
+            let names = self.parts.keys.all_fixed([&JobName::new("art")], [&UpstreamName::new("museum")]);
+            if names.iter().any(|name| name == key) {
+                let printed = samovar(["jobs"]).redis(&self.redis).jobs(&self.jobs).run().await;
+                assert_eq!(printed.code, Some(0), "{key}: {}", printed.stderr);
+                let printed = printed.stdout;
+                let printed = printed.split_whitespace().collect::<Vec<_>>().join(" ");
+                assert!(printed.contains(key), "{key}: {printed}");
+            }
+        }
+        if others_go_on {
+            self.refreshes("song", &self.radio, &format!("beside {key}")).await;
+        }
+        eprintln!("{key}: told after {:?}", begun.elapsed());
+        let named = self.worker.log().iter().filter(|line| line.contains("WARN") && line.contains(key)).count();
+        assert!(named <= 3, "{key} is told {named} times");
+        if is_there().await {
+            self.redis.ask::<u64>(&["DEL", key]).await;
+        }
+        self.works(&format!("after {key} went")).await;
+        eprintln!("{key}: over after {:?}", begun.elapsed());
+        assert!(self.worker.is_running(), "it ended over {key}");
+    }
+}
+
+fn keys() -> Keys {
+    Keys::new("samovar", "samovar:invalidate")
+}
+
+#[tokio::test]
+async fn a_wrong_type_at_a_job_s_key_is_told_and_hurts_no_other() {
+    let mut stage = Stage::begin().await;
+    for key in keys().all_of(&JobName::new("art")) {
+        stage.survives(&key, true).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_type_at_an_upstream_or_entry_hurts_no_other() {
+    let mut stage = Stage::begin().await;
+    let (keys, art, museum) = (keys(), EntryKey::new("art:1"), UpstreamName::new("museum"));
+    for key in keys.upstream(&museum).into_iter().chain([keys.fetched(&museum)]) {
+        stage.survives(&key, true).await;
+    }
+    for key in [keys.lease(&art), keys.meta(&art), keys.tag("tag 1"), keys.touched(&art)] {
+        stage.survives(&key, true).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_type_at_a_key_of_the_fleet_stops_no_refresh() {
+    let mut stage = Stage::begin().await;
+    for key in keys().all_fixed([], []).into_iter().filter(|key| !keys().is_of_queue(key)) {
+        stage.survives(&key, true).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_type_at_the_queue_s_keys_makes_it_unready() {
+    let mut stage = Stage::begin().await;
+    for key in keys().all_fixed([], []).into_iter().filter(|key| keys().is_of_queue(key)) {
+        stage.survives(&key, false).await;
+    }
+    let worker = eventually("its name", async || stage.health().await.1["worker"].as_str().map(str::to_owned)).await;
+    stage.survives(&format!("{{samovar:queue}}:inflight:{worker}"), false).await;
+}
