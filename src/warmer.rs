@@ -77,6 +77,13 @@ impl Ending {
     fn because(outcome: Outcome, next: Next, reason: impl Into<String>) -> Self {
         Self { outcome, next, reason: Some(reason.into()), failures: 0 }
     }
+
+    /// The key holds something that is no value of an entry.
+    fn taboo(what: &str) -> Self {
+        let reason =
+            format!("the key holds {what}, which somebody else wrote: delete it, or name the job's key otherwise");
+        Self::because(Outcome::Failed, Next::Dead(reason.clone()), reason)
+    }
 }
 
 /// An entry that this worker has taken.
@@ -347,10 +354,7 @@ impl Warmer {
             }
             Leased::Taboo(kind) => {
                 unused(admitted).await;
-                let reason = format!(
-                    "the key holds a {kind}, which somebody else wrote: delete it, or name the job's key otherwise"
-                );
-                return Ok(Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason));
+                return Ok(Ending::taboo(&format!("a {kind}")));
             }
             Leased::Deadly => {
                 unused(admitted).await;
@@ -414,6 +418,9 @@ impl Warmer {
             };
         }
         let mut use_known = true;
+        let mut storm = timing::is_storm(&lease, trigger);
+        // The tags under which earlier rounds have put it.
+        let mut indexed: Vec<String> = Vec::new();
         for _ in 0..ROUNDS {
             let known = if use_known { known(job, &lease) } else { None };
             let asked =
@@ -425,7 +432,7 @@ impl Warmer {
                 }
             };
             let before = lease.meta.as_ref().map(|meta| &meta.note);
-            let note = Note { trigger: Some(trigger), ..Note::default() };
+            let note = Note { trigger: Some(trigger), storm, ..Note::default() };
             let note = match &answer {
                 Answer::Value(fetched) => match old::tags(job, &params, &inputs, || fetched.value()) {
                     Ok(tags) => Note {
@@ -454,7 +461,7 @@ impl Warmer {
                 Answer::Gone => Note { outcome: Some(Outcome::Gone), ..note },
             };
             let outcome = note.outcome.unwrap_or(Outcome::Warmed);
-            let written = self.write(job, key, &lease, &answer, &note).await?;
+            let written = self.write(job, key, &lease, &answer, &note, &indexed).await?;
             match written {
                 Written::Done { .. } if outcome == Outcome::Gone => {
                     self.wake_waiting(key).await?;
@@ -463,9 +470,9 @@ impl Warmer {
                 }
                 Written::Done { expires, changed } => {
                     self.note_saved(job, &answer, &note);
-                    let gone: Vec<String> = before
-                        .map(|before| before.tags.iter().filter(|tag| !note.tags.contains(tag)).cloned().collect())
-                        .unwrap_or_default();
+                    let known = before.map(|before| before.tags.as_slice()).unwrap_or_default();
+                    let gone = known.iter().chain(&indexed).filter(|tag| !note.tags.contains(tag));
+                    let gone: Vec<String> = gone.cloned().collect();
                     self.store.untag(key, &gone, lease.start + millis(self.tagged_for(job, &lease))).await?;
                     if changed {
                         self.wake_dependants(key, taken.urgency).await?;
@@ -483,6 +490,8 @@ impl Warmer {
                 }
                 Written::Again(start) => {
                     trigger = Trigger::Invalidation;
+                    storm = true;
+                    indexed.extend(note.tags);
                     lease.start = start;
                     lease.deadline = Instant::now() + lease.time.mul_f32(0.9);
                     if self.awaited_input(job, &params, start).await?.is_some() {
@@ -496,7 +505,11 @@ impl Warmer {
                     use_known &= !matches!(job.sources[0], Source::Ai(_));
                 }
                 Written::Foreign => use_known = false,
-                Written::Evicted => return Ok(Ending::because(Outcome::Fenced, Next::Out, "evicted meanwhile")),
+                Written::Taboo => return Ok(Ending::taboo("something else than a string")),
+                Written::Evicted => {
+                    let next = self.after_others(job, key, lease.start).await?;
+                    return Ok(Ending::because(Outcome::Fenced, next, "evicted or written by others meanwhile"));
+                }
                 Written::Lost => {
                     let next = Next::In(SHORTLY);
                     return Ok(Ending::because(Outcome::Fenced, next, "the lease ran out before the answer came"));
@@ -567,10 +580,11 @@ impl Warmer {
         lease: &Lease,
         answer: &Answer,
         note: &Note,
+        indexed: &[String],
     ) -> RedisResult<Written> {
         loop {
             // Its tags first: an invalidation by one of them then finds the entry, or left its stamp before.
-            let tagged = self.tag(job, key, lease, asked(job, lease, answer), &note.tags).await;
+            let tagged = self.tag(job, key, lease, asked(job, lease, answer), &note.tags, indexed).await;
             let tried = match answer {
                 _ if tagged.is_err() => tagged.map(|()| Written::Lost),
                 Answer::Value(fetched) => self.store.commit(key, lease, &fetched.json, job.ttl, note).await,
@@ -588,14 +602,23 @@ impl Warmer {
     }
 
     /// Puts an entry under its tags; where an invalidation by one of them came since its content was `asked` for (Redis time,
-    /// ms), marks what is older: the lease, or the value that is to be extended.
-    async fn tag(&self, job: &Job, key: &EntryKey, lease: &Lease, asked: i64, tags: &[String]) -> RedisResult<()> {
+    /// ms), marks what is older: the lease, or the value that is to be extended. `indexed` are the tags under which it was put
+    /// before the lease began anew.
+    async fn tag(
+        &self,
+        job: &Job,
+        key: &EntryKey,
+        lease: &Lease,
+        asked: i64,
+        tags: &[String],
+        indexed: &[String],
+    ) -> RedisResult<()> {
         if tags.is_empty() {
             return Ok(());
         }
         // An invalidation finds what had the tag before by itself; in a storm it is held off while this fetch lands.
         let had = lease.meta.as_ref().filter(|meta| meta.is_of(lease.pexpiretime));
-        let finds = |tag: &String| had.is_some_and(|meta| meta.note.tags.contains(tag));
+        let finds = |tag: &String| indexed.contains(tag) || had.is_some_and(|meta| meta.note.tags.contains(tag));
         let stamps = self.store.tag(key, tags, self.tagged_for(job, lease)).await?;
         let stamps = tags.iter().zip(stamps).filter_map(|(tag, stamp)| {
             stamp.filter(|stamp| stamp.at >= asked && (stamp.removal == Removal::Evict || !finds(tag)))
@@ -620,6 +643,22 @@ impl Warmer {
                 Some(Ending::new(Outcome::Unchanged, keep(job, key, expires)))
             }
             _ => None,
+        })
+    }
+
+    /// The next time of an entry that somebody else wrote or removed during a fetch that began at `start` (Redis time, ms): as
+    /// the value there comes to an end, or as one would that were fetched now. Then it is seen whether it is wanted still. An
+    /// eviction takes it off the agenda itself.
+    async fn after_others(&self, job: &Job, key: &EntryKey, start: i64) -> RedisResult<Next> {
+        let looked = self.store.look(std::slice::from_ref(key)).await?.pop();
+        let expires = match looked {
+            Some((-2, _)) | None => start + millis(job.ttl),
+            Some((expires, _)) => expires,
+        };
+        Ok(match keep(job, key, expires) {
+            // A short life is theirs for a half at least.
+            Next::At(at) => Next::At(at.max(start + (expires - start) / 2)),
+            next => next,
         })
     }
 
@@ -657,7 +696,10 @@ impl Warmer {
         let mut wait = Duration::ZERO;
         if outcome == Outcome::Failed {
             // An invalidation is answered at once, and changes nothing about the tries: neither does it use them up.
-            let early = note.failures > 0 && lease.start < note.retry;
+            // A retry later than any is one of a clock that ran ahead.
+            let early = note.failures > 0
+                && lease.start < note.retry
+                && note.retry - lease.start <= millis(timing::RETRY_PLAUSIBLE);
             note.failures = note.failures.saturating_add(u32::from(!early));
             if early {
                 wait = Duration::from_millis(u64::try_from(note.retry - lease.start).unwrap_or(0));
@@ -668,7 +710,7 @@ impl Warmer {
         }
         let mark = self.store.release(&taken.key, &lease.token, Some(&note)).await?;
         let next = match (mark, outcome) {
-            (Some(Removal::Evict), _) => Next::Out,
+            (Some(Removal::Evict), _) => self.after_others(job, &taken.key, lease.start).await?,
             (_, Outcome::Failed) if note.failures >= job.warm.attempts => {
                 Next::Dead(format!("failed {} times, last: {}", note.failures, reason.as_deref().unwrap_or("?")))
             }

@@ -43,7 +43,8 @@ use crate::source::{Gate, Sources};
 use crate::store::Store;
 use crate::telemetry::{Telemetry, metrics};
 use crate::trigger::{
-    Complaints, Cron, Doubt, Ear, Evictions, Inbox, Intake, Invalidator, Listener, Memory, Misses, Suspicion,
+    Clock, Complaints, Cron, Doubt, Ear, Evictions, Gone, Inbox, Intake, Invalidator, Listener, Memory, Misses,
+    Suspicion,
 };
 use crate::undertaker::{self, Undertaker};
 use crate::warmer::Warmer;
@@ -372,6 +373,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     let retired = Retired::new(redis.clone(), keys.clone(), Arc::clone(&jobs)).noting(troubles);
     let pulse = Pulse {
         evictions: Evictions::new(redis.clone(), keys.clone(), Arc::clone(&jobs)),
+        clock: Clock::new(redis.clone(), keys.clone()),
         undertaker,
         redis: redis.clone(),
         client: settings.redis.clone(),
@@ -573,6 +575,7 @@ struct Pulse {
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
     undertaker: Undertaker,
     evictions: Evictions,
+    clock: Clock,
     workers: Arc<AtomicUsize>,
     dead_after: Duration,
     sign: Sign,
@@ -592,6 +595,15 @@ impl Pulse {
         let (mut last, mut steady) = (Instant::now(), Instant::now());
         while !stop.is_cancelled() {
             let thorough = looked.elapsed() >= LOOKS;
+            match self.clock.look().await {
+                Ok(Gone::On) => {}
+                Ok(gone) => {
+                    // All beats of before are old, or in the future.
+                    steady = Instant::now();
+                    ensured &= gone != Gone::Back;
+                }
+                Err(e) => debug!("cannot see how Redis's clock goes: {e}"),
+            }
             let beaten = async {
                 let dead = self.beat().await?;
                 if self.turn.is_cancelled() {
@@ -667,6 +679,9 @@ impl Pulse {
         if !*ensured {
             self.retired.know().await?;
         }
+        // By a clock that was set back, all schedules begin anew as well.
+        let set_back = self.clock.set_back();
+        let schedules = if set_back == 0 { run_id.to_owned() } else { format!("{run_id} {set_back}") };
         if thorough || !self.memory.is_of(run_id) {
             self.troubles.alone("the inbox's memory", self.memory.compare(&self.suspicion, Some(run_id)).await)?;
         }
@@ -685,14 +700,14 @@ impl Pulse {
                     }
                 }
             }
-            let set_up = self.troubles.alone("setting up warmups", self.cron.ensure(run_id).await)?.is_some();
+            let set_up = self.troubles.alone("setting up warmups", self.cron.ensure(&schedules).await)?.is_some();
             if set_up && self.doubted.is_some() {
                 let () = redis::cmd("SET").arg(self.keys.marker()).arg(run_id).query_async(&mut redis).await?;
             }
         } else {
             self.doubted = None;
             if lost || !*ensured {
-                self.troubles.alone("setting up warmups", self.cron.ensure(run_id).await)?;
+                self.troubles.alone("setting up warmups", self.cron.ensure(&schedules).await)?;
             }
         }
         *ensured = true;
@@ -770,7 +785,15 @@ async fn sweep(
             .query_async(&mut redis.clone())
             .await;
         match locked {
-            Ok(None) => {}
+            Ok(None) => {
+                // No lock ends later, unless Redis's clock was set back meanwhile.
+                let time = SWEEP.as_millis().to_string();
+                let mut shorten = redis::cmd("PEXPIRE");
+                shorten.arg(keys.sweep_lock()).arg(time).arg("LT");
+                if let Err(e) = shorten.exec_async(&mut redis.clone()).await {
+                    debug!("could not look at the sweep's lock: {e}");
+                }
+            }
             Ok(Some(_)) => match tokio::join!(store.sweep_tags(), retired.round(retired::ROUNDS)) {
                 (Ok(dropped), Ok(_)) => {
                     troubles.well("tags and jobs");

@@ -404,3 +404,25 @@ async fn what_is_only_looked_at_once_more_gives_way_to_a_demand() {
     finish(&parts, "a", &score, Next::Out).await;
     assert_eq!(claim(&parts, MANY, MANY, LONG).await[0].due().trigger, Trigger::Demand);
 }
+
+/// As after Redis's clock was set back by a day.
+#[tokio::test]
+async fn what_was_claimed_or_put_off_in_the_future_is_due() {
+    let (redis, parts) = parts().await;
+    let tomorrow = parts.now().await + 86_400_000;
+    let dues = [
+        ("claimed", State::Claimed, Urgency::Usual),
+        ("taken", State::Taken, Urgency::Mass),
+        ("mass", State::Urgent, Urgency::Mass),
+        ("single", State::Urgent, Urgency::Single),
+    ];
+    for (name, state, urgency) in dues {
+        let due = Due { at: tomorrow, state, trigger: Trigger::Invalidation, urgency, look: false };
+        let score = format!("{:.6}", due.score());
+        redis.ask::<u64>(&["ZADD", "samovar:agenda:{art}", &score, art(name).as_str()]).await;
+    }
+    put(&parts, &["scheduled"], When::Due(tomorrow), Trigger::Expiry).await;
+    let claimed = claim(&parts, MANY, MANY, LONG).await;
+    assert_eq!(names(&claimed), ["single", "mass", "claimed", "taken"]);
+    assert_eq!(claim(&parts, MANY, MANY, LONG).await.len(), 0, "once");
+}

@@ -9,11 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use samovar::cache::{Builder, Cache, Error, Lock, RateLimiter};
+use samovar::agenda::{Due, State, Trigger};
+use samovar::cache::{Builder, Cache, Error, Lock, RateLimiter, Ttl};
 use samovar::names::EntryKey;
 use samovar::redis::Keys;
 use samovar::store::{Fresh, Leased, Note, Removal, Store, Written};
-use support::{Art, Parts, TestRedis, Upstream, eventually, worker};
+use samovar::trigger::Message;
+use serde_json::json;
+use support::{Art, Parts, Reply, TestRedis, Upstream, eventually, worker};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -221,6 +224,100 @@ async fn what_samovar_invalidates_while_it_is_loaded_is_not_brought_back() {
     }
 }
 
+/// What came of values that were loaded before and while a tag was invalidated, on a job with tags.
+async fn loaded_and_tagged(top: &str, action: &str, first: bool) {
+    let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
+    for name in ["k", "before"] {
+        upstream.publish(&format!("/art/{name}"), json!({"artist": "x", "version": 1}));
+    }
+    let jobs = Art::of(&upstream).top(top).folder();
+    let parts = Parts::of(&redis).await;
+    parts.mark().await;
+    let _worker = worker(&redis, &jobs);
+    let cache = instance(&redis).await;
+    let tag = json!({"tags": ["artist:x"], "action": action}).to_string();
+    if !first {
+        parts.invalidate(&tag).await;
+    }
+    let old = json!({"artist": "x", "version": 0});
+    let before = cache.get_or_load_with("before", Ttl::For(LATER), async || Ok::<_, Infallible>(old.clone())).await;
+    assert_eq!((before.unwrap(), redis.json("art:before").await), (old.clone(), Some(old.clone())));
+    // What lives on is found all the same, and by a tag that its job never gave it.
+    assert!(cache.expire("before", LATER * 10).await.unwrap());
+    let mut loading = load(&cache, 0);
+    loading.begun().await;
+    parts.invalidate(&tag).await;
+    assert_eq!(loading.ends().await, 0, "its caller gets its answer");
+    if action == "evict" {
+        assert_eq!((redis.get("art:k").await, redis.get("art:before").await), (None, None));
+        assert_eq!(cache.stats().fenced_loads, 1);
+        return;
+    }
+    for key in ["art:k", "art:before"] {
+        eventually("a worker has fetched it", async || {
+            redis.json(key).await.is_some_and(|value| value["version"] == 1)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_tag_concerns_all_that_services_loaded_of_a_job_with_tags() {
+    let tags = "tags = [\"artist:{{ value.artist }}\"]";
+    for action in ["refresh", "evict"] {
+        for first in [true, false] {
+            loaded_and_tagged(tags, action, first).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_loaded_of_a_job_without_tags_is_left_alone_by_a_tag() {
+    let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
+    let tagged = Art::of(&upstream).top("tags = [\"t\"]").toml().replace("art:", "other:");
+    let jobs = Art::of(&upstream).folder().job("other", &tagged);
+    let (parts, cache) = (Parts::of(&redis).await, instance(&redis).await);
+    let invalidator = parts.invalidator(&jobs);
+    let message = Message::parse(r#"{"tags": ["t"], "action": "evict"}"#).unwrap();
+    for n in 0..2 {
+        cache.get_or_load(&n.to_string(), async || Ok::<_, Infallible>(n)).await.unwrap();
+        cache.with_prefix("other").unwrap().get_or_load("k", async || Ok::<_, Infallible>(n)).await.unwrap();
+        parts.next_instant().await;
+        invalidator.handle(&message, parts.now().await).await.unwrap();
+        assert_eq!(redis.get("other:k").await, None, "{n}");
+    }
+    assert_eq!(redis.keys("art:*").await, ["art:0", "art:1"]);
+    assert_eq!(redis.keys("samovar:loaded:*").await.len(), 1, "nothing is tracked but what may have a tag");
+    // What is gone is tracked no more.
+    let [set, _] = parts.keys.loaded("other:k");
+    let members: Vec<String> = redis.ask(&["ZRANGE", &set, "0", "-1"]).await;
+    eventually("it has left", async || {
+        invalidator.handle(&message, parts.now().await).await.unwrap();
+        redis.ask::<u64>(&["ZCARD", &set]).await == 1
+    })
+    .await;
+    assert!(members.len() <= 2);
+}
+
+/// A key of a job whose pattern says nothing of how its keys begin.
+#[tokio::test]
+async fn a_tag_finds_what_was_loaded_under_any_beginning() {
+    let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
+    let toml = Art::of(&upstream).top("tags = [\"t\"]").toml().replace("art:{name}", "a{lang}:{name}");
+    let toml = toml.replace("list = []", "");
+    let jobs = Art::of(&upstream).folder();
+    jobs.write("art.toml", &toml);
+    let (parts, cache) = (Parts::of(&redis).await, instance(&redis).await);
+    let invalidator = parts.invalidator(&jobs);
+    let message = Message::parse(r#"{"tags": ["t"], "action": "evict"}"#).unwrap();
+    for n in 0..2 {
+        cache.get_or_load("k", async || Ok::<_, Infallible>(n)).await.unwrap();
+        parts.next_instant().await;
+        invalidator.handle(&message, parts.now().await).await.unwrap();
+        assert_eq!(redis.get("art:k").await, None, "{n}");
+    }
+}
+
 #[tokio::test]
 async fn who_asks_after_a_delete_gets_nothing_that_was_loaded_before_it() {
     let redis = TestRedis::start().await;
@@ -275,6 +372,107 @@ async fn what_a_service_deletes_or_writes_no_worker_brings_back() {
     }
 }
 
+#[tokio::test]
+async fn the_library_leaves_a_key_alone_that_holds_no_string() {
+    let redis = TestRedis::start().await;
+    let cache = instance(&redis).await;
+    let commands: [&[&str]; 5] = [
+        &["HSET", "art:k", "f", "theirs"],
+        &["RPUSH", "art:k", "theirs"],
+        &["SADD", "art:k", "theirs"],
+        &["ZADD", "art:k", "1", "theirs"],
+        &["XADD", "art:k", "1-1", "f", "theirs"],
+    ];
+    for command in commands {
+        let mut overtaken = load(&cache, 1);
+        overtaken.begun().await;
+        redis.ask::<redis::Value>(command).await;
+        let theirs: Vec<u8> = redis.ask(&["DUMP", "art:k"]).await;
+        assert_eq!(overtaken.ends().await, 1, "{command:?}");
+        let refused = cache.set("k", &2).await.unwrap_err();
+        assert!(matches!(&refused, Error::Redis(e) if e.code() == Some("WRONGTYPE")), "{refused}");
+        assert!(cache.set_many([("k", 2), ("other", 2)]).await.is_err());
+        assert!(cache.increment("k", 1).await.is_err());
+        assert!(!cache.delete("k").await.unwrap());
+        assert_eq!(cache.clear_pattern("k*").await.unwrap(), 0);
+        assert_eq!(cache.get_or_load("k", async || Ok::<_, Infallible>(3)).await.unwrap(), 3, "past the cache");
+        assert_eq!(redis.ask::<Vec<u8>>(&["DUMP", "art:k"]).await, theirs, "{command:?}");
+        redis.ask::<u64>(&["DEL", "art:k"]).await;
+    }
+}
+
+/// Waits until an entry is scheduled, for its expiry; returns when.
+async fn scheduled(parts: &Parts) -> i64 {
+    eventually("the entry waits for its expiry", async || match parts.score("k").await.map(Due::from_score) {
+        Some(due) if (due.state, due.trigger) == (State::Scheduled, Trigger::Expiry) => Ok(due.at),
+        other => Err(other),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_services_write_during_a_refresh_leaves_the_entry_scheduled() {
+    for status in [200, 500] {
+        for what in ["set", "forever", "delete", "increment", "expire", "load"] {
+            let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
+            upstream.on("/art/k", Reply::json(json!(7)));
+            let jobs = Art::of(&upstream).list(["k"]).folder();
+            let _worker = worker(&redis, &jobs);
+            let (parts, cache) = (Parts::of(&redis).await, instance(&redis).await);
+            scheduled(&parts).await;
+            upstream.on("/art/k", Reply::json(json!(8)).with_status(status));
+            let gate = upstream.gate("/art/k");
+            parts.publish("art:k").await;
+            gate.arrived(1).await;
+            match what {
+                "set" => cache.set_with("k", &1, LATER).await.unwrap(),
+                "forever" => cache.set_with("k", &1, Ttl::Forever).await.unwrap(),
+                "delete" => assert!(cache.delete("k").await.unwrap()),
+                "increment" => assert_eq!(cache.increment("k", 1).await.unwrap(), 8),
+                "expire" => assert!(cache.expire("k", LATER).await.unwrap()),
+                _ => assert_eq!(cache.get_or_load("k", async || Ok::<_, Infallible>(2)).await.unwrap(), 7),
+            }
+            gate.open();
+            let expires: i64 = redis.ask(&["PEXPIRETIME", "art:k"]).await;
+            match (what, status) {
+                ("forever", _) => {
+                    eventually("a value without a TTL is left alone", async || parts.score("k").await.is_none()).await;
+                }
+                // Nobody wrote, so the fetch is tried again.
+                ("expire" | "load", 500) => {}
+                _ => {
+                    let at = scheduled(&parts).await;
+                    assert!(
+                        expires < 0 || what == "expire" || what == "load" || at < expires,
+                        "{what}: {at} {expires}"
+                    );
+                    assert!(at > parts.now().await, "{what}: not at once");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_service_wrote_during_a_refresh_is_refreshed_in_time() {
+    let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
+    upstream.edit("/art/k");
+    let jobs = Art::of(&upstream).list(["k"]).folder();
+    let _worker = worker(&redis, &jobs);
+    let (parts, cache) = (Parts::of(&redis).await, instance(&redis).await);
+    scheduled(&parts).await;
+    let gate = upstream.gate("/art/k");
+    parts.publish("art:k").await;
+    gate.arrived(1).await;
+    upstream.edit("/art/k");
+    cache.set_with("k", &json!({"version": 0}), Duration::from_secs(2)).await.unwrap();
+    gate.open();
+    eventually("it is fetched before it expires, or just after", async || {
+        redis.json("art:k").await.is_some_and(|value| value["version"] == 2)
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_burst_over_a_limit_exactly_the_limit_is_admitted() {
     let redis = TestRedis::start().await;
@@ -317,6 +515,47 @@ async fn places_come_back_one_by_one_as_they_leave_the_window() {
     let minutes = refused.retry_after.as_secs_f64() / 60.0;
     assert!((29.0..30.1).contains(&minutes), "the one of 30 minutes ago leaves first: {minutes}");
     assert_eq!(redis.ask::<u64>(&["LLEN", &key]).await, 4);
+}
+
+/// As after Redis's clock was set back by ten hours.
+#[tokio::test]
+async fn requests_admitted_in_the_future_count_as_admitted_now() {
+    let redis = TestRedis::start().await;
+    let limiter = RateLimiter::new(&instance(&redis).await, "4/hour").unwrap();
+    let (seconds, _): (i64, i64) = redis.ask(&["TIME"]).await;
+    let at = |hours: i64| ((seconds + hours * 3_600) * 1_000_000).to_string();
+    let key = limiter.key("sender");
+    redis.ask::<()>(&["RPUSH", &key, &at(0), &at(9), &at(10), &at(10)]).await;
+    let refused = limiter.check("sender").await.unwrap();
+    let hour = Duration::from_secs(3_600);
+    assert!(!refused.allowed && refused.retry_after <= hour && refused.reset_after <= hour, "{refused:?}");
+    assert_eq!(redis.ask::<u64>(&["LLEN", &key]).await, 4);
+}
+
+/// As after Redis's clock was set back by ten hours.
+#[tokio::test]
+async fn a_lock_taken_in_the_future_ends_in_time() {
+    let redis = TestRedis::start().await;
+    let cache = instance(&redis).await;
+    let (seconds, _): (i64, i64) = redis.ask(&["TIME"]).await;
+    let future = (seconds + 36_000) * 1_000_000;
+    let [name, number] = Keys::new("samovar", "").lock("l");
+    redis.set(&name, &format!("dead {future}"), 600 * LATER).await;
+    redis.set(&number, &future.to_string(), 600 * LATER).await;
+    let held = Lock::new(&cache, "l").ttl(Duration::from_millis(300)).acquire(SOON).await.unwrap();
+    assert!(held.number() > future as u64);
+}
+
+/// As after Redis's clock was set back by ten hours.
+#[tokio::test]
+async fn a_load_waits_for_no_lease_of_the_future() {
+    let redis = TestRedis::start().await;
+    let short = builder(&redis).lease(Duration::from_millis(300)).build().await.unwrap();
+    let (store, keys) = store(&redis).await;
+    let future = store.now().await.unwrap() + 36_000_000;
+    redis.set(&keys.lease(&EntryKey::new("art:k")), &format!("dead-1 {future} -"), 600 * LATER).await;
+    assert_eq!(short.get_or_load("k", async || Ok::<_, Infallible>(1)).await.unwrap(), 1);
+    assert_eq!(redis.get("art:k").await.as_deref(), Some("1"), "it is written");
 }
 
 #[tokio::test]

@@ -228,6 +228,93 @@ async fn an_eviction_leaves_a_key_alone_that_holds_no_string() {
     assert_eq!((parts.score("ours").await, parts.score("theirs").await), (None, None), "nor is it looked at again");
 }
 
+/// A command for each type, which makes the key one of that type.
+const TYPES: [(&str, &[&str]); 5] = [
+    ("hash", &["HSET", "KEY", "f", "theirs"]),
+    ("list", &["RPUSH", "KEY", "theirs"]),
+    ("set", &["SADD", "KEY", "theirs"]),
+    ("zset", &["ZADD", "KEY", "1", "theirs"]),
+    ("stream", &["XADD", "KEY", "1-1", "f", "theirs"]),
+];
+
+/// Somebody replaces a key by one of this type, which expires when the value there would have.
+async fn replace(redis: &TestRedis, key: &str, command: &[&str]) -> Vec<u8> {
+    let expires: i64 = redis.ask(&["PEXPIRETIME", key]).await;
+    redis.ask::<u64>(&["DEL", key]).await;
+    let words: Vec<&str> = command.iter().map(|word| if *word == "KEY" { key } else { *word }).collect();
+    redis.ask::<redis::Value>(&words).await;
+    if expires > 0 {
+        redis.ask::<u64>(&["PEXPIREAT", key, &expires.to_string()]).await;
+    }
+    redis.ask(&["DUMP", key]).await
+}
+
+#[tokio::test]
+async fn what_holds_no_string_by_now_is_not_written_by_a_fetch() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let store = &parts.store;
+    for (kind, command) in TYPES {
+        for script in ["first", "commit", "extend", "unasked", "gone", "outlive"] {
+            let name = format!("{kind} {script}");
+            let (key, entry) = (format!("art:{name}"), art(&name));
+            if script != "first" {
+                let lease = parts.lease(&name, LONG).await;
+                store.commit(&entry, &lease, "1", TTL, &Note::default()).await.unwrap();
+            }
+            let lease = parts.lease(&name, LONG).await;
+            let theirs = replace(&redis, &key, command).await;
+            let before: i64 = redis.ask(&["PEXPIRETIME", &key]).await;
+            let note = Note::default();
+            let expected = match script {
+                "extend" | "unasked" => Some(Written::Foreign),
+                "outlive" => None,
+                _ => Some(Written::Taboo),
+            };
+            let written = match script {
+                "gone" => Some(store.gone(&entry, &lease, &note).await.unwrap()),
+                "extend" => Some(store.extend(&entry, &lease, TTL, &note).await.unwrap()),
+                "unasked" => Some(store.extend_unasked(&entry, &lease, TTL, &note).await.unwrap()),
+                "outlive" => {
+                    assert_eq!(store.outlive(&entry, 2 * TTL, 2 * TTL).await.unwrap(), None, "{name}");
+                    None
+                }
+                _ => Some(store.commit(&entry, &lease, "2", TTL, &note).await.unwrap()),
+            };
+            assert_eq!(written, expected, "{name}");
+            assert_eq!(redis.ask::<Vec<u8>>(&["DUMP", &key]).await, theirs, "{name}");
+            assert_eq!(redis.ask::<i64>(&["PEXPIRETIME", &key]).await, before, "{name}");
+            if expected == Some(Written::Taboo) {
+                assert_eq!(redis.get(&parts.keys.lease(&entry)).await, None, "{name}: nobody waits for the lease");
+            }
+            for removal in [Removal::Refresh, Removal::Evict] {
+                parts.next_instant().await;
+                store.invalidate(&entry, parts.now().await, removal).await.unwrap();
+                assert_eq!(redis.ask::<Vec<u8>>(&["DUMP", &key]).await, theirs, "{name} {removal:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_holds_no_string_when_the_answer_comes_is_told() {
+    for status in [200, 404] {
+        let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
+        upstream.on("/art/a", Reply::json(json!({"version": 2})).with_status(status));
+        let gate = upstream.gate("/art/a");
+        publish(&redis, "art:a").await;
+        gate.arrived(1).await;
+        let theirs = replace(&redis, "art:a", TYPES[0].1).await;
+        gate.open();
+        let reason = eventually("it is a dead letter", async || {
+            redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{art}", "art:a"]).await
+        })
+        .await;
+        assert!(reason.contains("somebody else wrote"), "{reason}");
+        assert_eq!(redis.ask::<Vec<u8>>(&["DUMP", "art:a"]).await, theirs, "{status}");
+    }
+}
+
 #[tokio::test]
 async fn a_pattern_touches_only_keys_of_jobs_and_never_samovars_own() {
     let (redis, upstream, _jobs, _worker) = warmed(&["a", "b"]).await;

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::builder::{Source, check_prefix};
 use super::link::Link;
-use super::load::Flights;
+use super::load::{Flights, TRACK};
 use super::near::Near;
 use super::{Builder, Change, Error, Stats, Subscription, Ttl};
 use crate::names::EntryKey;
@@ -403,12 +403,15 @@ impl Cache {
     /// What Redis has against it.
     pub async fn expire(&self, key: &str, ttl: impl Into<Ttl>) -> Result<bool, Error> {
         let key = self.key(key);
-        let expire = match ttl.into() {
+        let ttl = ttl.into();
+        let expire = match ttl {
             Ttl::For(time) => redis::Cmd::pexpire(&key, super::link::millis(time).cast_signed()),
             // Says 0 also where there was no TTL to take away; so existence is asked for.
             Ttl::Forever => redis::Cmd::persist(&key),
         };
         let mut both = redis::pipe();
+        both.load_script(&TRACK).ignore();
+        self.track(&mut both, &key, ttl.longest());
         both.add_command(expire).ignore().exists(&key);
         let answer = self.link().ask(async |mut redis| both.query_async(&mut redis).await).await;
         self.wrote(&[key], answer.map(|(there,): (bool,)| there))

@@ -27,8 +27,12 @@ use crate::names::EntryKey;
 /// How often it is looked whether another process is done, at first and at most.
 const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
+/// Dead members dropped when a value is tracked.
+const DROPPED: usize = 100;
+
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/begin.lua")));
 static LAND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/land.lua")));
+pub(super) static TRACK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/track.lua")));
 static DROP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/drop.lua")));
 
 /// Flights under way in this process, by whole key.
@@ -215,7 +219,8 @@ impl Cache {
             seat = flights.join(&key);
             outcome = seat.flight.clone().lock_owned().await;
         }
-        let lease = match if away { Begun::Unwritten } else { self.begin(&key).await } {
+        let ttl = ttl.into();
+        let lease = match if away { Begun::Unwritten } else { self.begin(&key, ttl).await } {
             Begun::There(json) => match decode(&key, &json) {
                 Ok(value) => {
                     *outcome = String::from_utf8(json).ok().map(|json| Outcome::Loaded(json.into()));
@@ -231,7 +236,7 @@ impl Cache {
         match load().await {
             Ok(value) => {
                 match encode(&key, &value) {
-                    Ok(json) if self.land(&key, lease, &json, ttl.into(), &seat).await => {
+                    Ok(json) if self.land(&key, lease, &json, ttl, &seat).await => {
                         *outcome = Some(Outcome::Loaded(json.into()));
                     }
                     // Somebody wrote or invalidated meanwhile: those who wait look again.
@@ -261,7 +266,7 @@ impl Cache {
     }
 
     /// Takes the lease, or waits for whoever has it.
-    async fn begin(&self, key: &str) -> Begun {
+    async fn begin(&self, key: &str, ttl: Ttl) -> Begun {
         let shared = &self.inner().shared;
         let until = Instant::now() + shared.patience;
         let name = self.link().names.lease(&EntryKey::new(key));
@@ -274,7 +279,7 @@ impl Cache {
             let answer: Result<(String, Option<Vec<u8>>), Error> =
                 self.link().ask(async |mut redis| begin.invoke_async(&mut redis).await.and_then(begin_reply)).await;
             match answer {
-                Ok((what, _)) if what == "leased" => return Begun::Leased(lease),
+                Ok((what, _)) if what == "leased" => return self.tracked(key, lease, ttl).await,
                 Ok((_, Some(json))) => {
                     lease.held = false;
                     return Begun::There(json);
@@ -293,6 +298,30 @@ impl Cache {
                     return Begun::Unwritten;
                 }
             }
+        }
+    }
+
+    /// Sees that an invalidation by a tag finds the value, before it is loaded. Else it is not written.
+    async fn tracked(&self, key: &str, lease: Lease, ttl: Ttl) -> Begun {
+        let mut track = redis::pipe();
+        track.load_script(&TRACK).ignore();
+        let life = ttl.longest().saturating_add(self.inner().shared.lease);
+        self.track(&mut track, key, life);
+        match self.link().ask(async |mut redis| track.query_async::<()>(&mut redis).await).await {
+            Ok(()) => Begun::Leased(lease),
+            Err(e) => {
+                warn!(key, "what is loaded is not written, since no invalidation by a tag would find it: {e}");
+                Begun::Unwritten
+            }
+        }
+    }
+
+    /// Adds to a pipeline what keeps track of a value that may live for so long from now on.
+    pub(super) fn track(&self, pipe: &mut redis::Pipeline, key: &str, life: Duration) {
+        for set in self.link().names.loaded(key) {
+            let mut call = TRACK.key(set);
+            call.arg(key).arg(millis(life)).arg(DROPPED);
+            pipe.invoke_script(&call).ignore();
         }
     }
 

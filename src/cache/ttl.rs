@@ -20,6 +20,14 @@ impl From<Duration> for Ttl {
 }
 
 impl Ttl {
+    /// How long a value may live: for ever is a hundred years.
+    pub(super) fn longest(self) -> Duration {
+        match self {
+            Self::For(time) => time,
+            Self::Forever => Duration::from_secs(100 * 366 * 24 * 3_600),
+        }
+    }
+
     /// Milliseconds; nothing for ever.
     pub(super) fn to_arg(self) -> String {
         match self {

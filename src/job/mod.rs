@@ -87,6 +87,11 @@ impl Job {
         matches!(self.sources.first(), Some(Source::Ai(_)))
     }
 
+    /// Tells whether a fetch may cost money.
+    pub fn is_paid_for(&self) -> bool {
+        self.sources.iter().any(|source| matches!(source, Source::Ai(_)))
+    }
+
     /// Those inputs of an entry from whose keys its own cannot be told: each is an input of many.
     pub fn inputs_of_many(&self, params: &Params) -> Vec<EntryKey> {
         let of_many = self.inputs.values().filter(|input| !self.is_told_by(input));

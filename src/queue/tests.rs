@@ -133,3 +133,25 @@ async fn a_pull_that_fails_takes_nothing_from_the_list() {
         assert_eq!(waiting, 1, "{key}");
     }
 }
+
+/// As after Redis's clock was set back by an hour.
+#[tokio::test]
+async fn who_beat_in_the_future_and_is_dead_is_found_to_be() {
+    let server = Server::start().await;
+    let queue = Queue::new(server.connect().await, &Keys::new("test", "test:invalidate"), "host-1");
+    let (seconds, _): (i64, i64) = redis::cmd("TIME").query_async(&mut queue.redis.clone()).await.unwrap();
+    let mut beat = redis::cmd("ZADD");
+    beat.arg(queue.layout.workers_set()).arg(seconds + 3_600).arg("host-dead");
+    beat.exec_async(&mut queue.redis.clone()).await.unwrap();
+    let dead_after = Duration::from_secs(1);
+    assert_eq!(queue.beat(dead_after).await.unwrap(), (2, vec![]), "it counts as living as yet");
+    loop {
+        let (living, dead) = queue.beat(dead_after).await.unwrap();
+        if living == 1 {
+            assert_eq!(dead, ["host-dead"]);
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(queue.forget("host-dead", &[], dead_after).await.unwrap(), 0);
+}

@@ -183,6 +183,23 @@ impl Keys {
         format!("{}:made-from:{{*}}:*", self.prefix)
     }
 
+    /// The sets that track what services load of a key: see [`crate::cache`]. One for keys that begin like this one up to the
+    /// first colon, and one for keys of jobs whose keys may begin anyhow.
+    pub fn loaded(&self, key: &str) -> [String; 2] {
+        let first = key.split(':').next().unwrap_or_default();
+        [first, "*"].map(|first| self.loaded_set(first))
+    }
+
+    /// Which of them tracks keys that match this glob.
+    pub fn loaded_like(&self, glob: &str) -> String {
+        let first = glob.split_once(':').map(|(first, _)| first);
+        self.loaded_set(first.filter(|first| !first.contains(['*', '?', '[', '\\'])).unwrap_or("*"))
+    }
+
+    fn loaded_set(&self, first: &str) -> String {
+        format!("{}:loaded:{{{}}}:{first}", self.prefix, tag_of(first))
+    }
+
     /// A job's agenda: a sorted set, member = entry key, score = when it is due, in the bands of `agenda`.
     pub fn agenda(&self, job: &JobName) -> String {
         format!("{}:agenda:{{{job}}}", self.prefix)
@@ -311,6 +328,11 @@ impl Keys {
     /// (a hash, job to the note); one slot.
     pub fn suspicion(&self) -> [String; 3] {
         ["", ":lock", ":dealt"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
+    }
+
+    /// Redis's clock as workers saw it (a hash), in the slot of [`Keys::suspicion`].
+    pub fn clock(&self) -> String {
+        format!("{}:clock:{{{}}}", self.prefix, tag_of("suspect"))
     }
 
     /// Between which times each worker has heard all that was published, and of which jobs: a hash, worker to
@@ -453,6 +475,12 @@ mod tests {
         assert_eq!(slot("{user1000}.following"), slot("{user1000}.followers"));
         assert_eq!(slot("foo{}{bar}"), crc16::State::<crc16::XMODEM>::calculate(b"foo{}{bar}") % SLOTS);
         assert_eq!(slot("foo{{bar}}zap"), slot("{{bar}"));
+    }
+
+    #[test]
+    fn a_clock_and_what_it_makes_suspect_share_a_slot() {
+        let keys = Keys::new("samovar", "samovar:invalidate");
+        assert_eq!(slot(&keys.clock()), slot(&keys.suspicion()[0]));
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub struct Note {
     /// How many workers in a row died while they fetched it.
     #[serde(rename = "d", default, skip_serializing_if = "is_zero")]
     pub deaths: u32,
+    /// The value was fetched in a storm: for an invalidation that followed another.
+    #[serde(rename = "s", default, skip_serializing_if = "is_false", with = "flag_number")]
+    pub storm: bool,
     /// Why the last one failed, for people; bounded.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -81,6 +84,11 @@ fn is_never(n: &i64) -> bool {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(n: &u32) -> bool {
     *n == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 #[expect(clippy::ref_option, reason = "serde passes references")]
@@ -122,6 +130,19 @@ mod outcome_number {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Outcome>, D::Error> {
         super::unpacked(from, &Outcome::ALL)
+    }
+}
+
+mod flag_number {
+    use super::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+    pub(super) fn serialize<S: Serializer>(flag: &bool, to: S) -> Result<S::Ok, S::Error> {
+        u8::from(*flag).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+        u8::deserialize(from).map(|number| number != 0)
     }
 }
 
@@ -211,12 +232,13 @@ mod tests {
             failures: 3,
             retry: 18,
             deaths: 1,
+            storm: true,
             reason: Some("503 Service Unavailable".into()),
         };
         let packed = format!("1 2 3 0 h {}", note.to_json());
         assert_eq!(Meta::parse(&packed).unwrap().note, note);
         // As lease.lua and invalidate.lua look for it.
-        assert!(packed.contains(r#""o":7,"t":1,"#), "{packed}");
+        assert!(packed.contains(r#""o":7,"t":1,"#) && packed.contains(r#""s":1"#), "{packed}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! its time; [`Store::commit`] writes only under a lease that is ours and unmarked. That is the whole correctness
 //! argument, and each step is one script in one slot.
 
+mod loaded;
 mod made;
 mod meta;
 mod tags;
@@ -25,6 +26,8 @@ use crate::redis::{Connection, Keys};
 /// After a fetch for an invalidation began, how long the next refresh of that entry is held off: so a storm of invalidations
 /// costs a few fetches a second, and each of them lands.
 const STORM: Duration = Duration::from_millis(250);
+/// The same for what is paid for, once a fetch for an invalidation has followed another.
+const PAID_STORM: Duration = Duration::from_secs(10);
 /// How long one invalidation makes a storm of the next.
 const STORM_LASTS: Duration = Duration::from_secs(1);
 
@@ -129,6 +132,8 @@ pub enum Written {
     Lost,
     /// The value is gone, somebody else's, or invalidated, and cannot be extended: fetch again without validators.
     Foreign,
+    /// The key holds something else than a string by now. It is somebody else's and stays: the answer is dropped.
+    Taboo,
 }
 
 /// What an invalidation asks for.
@@ -421,7 +426,15 @@ impl Store {
     /// # Errors
     /// Redis's; handling it again does no harm.
     pub async fn invalidate(&self, key: &EntryKey, at: i64, removal: Removal) -> RedisResult<Invalidated> {
-        self.invalidated(key, at, removal, STORM).await
+        self.invalidated(key, at, removal, (STORM, STORM)).await
+    }
+
+    /// The same for what is paid for: in a storm it is held off for longer.
+    ///
+    /// # Errors
+    /// As [`Store::invalidate`].
+    pub async fn invalidate_paid(&self, key: &EntryKey, at: i64, removal: Removal) -> RedisResult<Invalidated> {
+        self.invalidated(key, at, removal, (STORM, PAID_STORM)).await
     }
 
     /// Marks the caller's own lease with an invalidation that a tag told of; storm or not.
@@ -429,7 +442,7 @@ impl Store {
     /// # Errors
     /// Redis's.
     pub async fn fence(&self, key: &EntryKey, stamp: Stamp) -> RedisResult<()> {
-        self.invalidated(key, stamp.at, stamp.removal, Duration::ZERO).await.map(|_| ())
+        self.invalidated(key, stamp.at, stamp.removal, (Duration::ZERO, Duration::ZERO)).await.map(|_| ())
     }
 
     async fn invalidated(
@@ -437,7 +450,7 @@ impl Store {
         key: &EntryKey,
         at: i64,
         removal: Removal,
-        storm: Duration,
+        (pause, pause_in_storm): (Duration, Duration),
     ) -> RedisResult<Invalidated> {
         let (fenced, due, removed, wait): (u8, u8, u8, u64) = self
             .call(&INVALIDATE, key)
@@ -446,7 +459,8 @@ impl Store {
             .arg(millis(META_OUTLIVES))
             .arg(self.keys.changed_channel())
             .arg(change(key, "evicted"))
-            .arg(millis(storm))
+            .arg(millis(pause))
+            .arg(millis(pause_in_storm))
             .invoke_async(&mut self.redis.clone())
             .await?;
         let unknown = due == 2;
@@ -630,6 +644,7 @@ fn written(reply: Vec<redis::Value>) -> RedisResult<Written> {
         "again" => Written::Again(number(1)?),
         "evicted" => Written::Evicted,
         "foreign" => Written::Foreign,
+        "taboo" => Written::Taboo,
         _ => Written::Lost,
     })
 }

@@ -25,17 +25,17 @@ const STAMPED: Duration = Duration::from_secs(24 * 3_600);
 /// Tags that no entry has whose stamps are kept one by one: within a fetch, no fleet handles as many invalidations by tags.
 const STRAYING: usize = 10_000;
 /// The member that says of an index that it names all that is there, whatever Redis evicted before. No entry's key is that.
-const WHOLE: &str = "\0";
+pub(super) const WHOLE: &str = "\0";
 /// Its scores: below those of entries, above those of stamps.
-const SEEKING: f64 = -2.0;
-const SOUGHT: f64 = -1.0;
+pub(super) const SEEKING: f64 = -2.0;
+pub(super) const SOUGHT: f64 = -1.0;
 /// By how much longer an entry stays under its tags than its value was to live from then on: the value's time begins later.
 const SLACK: Duration = Duration::from_secs(60);
 /// Entries, or keys, that Redis looks at in one step of a scan.
-const STEP: usize = 500;
+pub(super) const STEP: usize = 500;
 
 static TAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tag.lua")));
-static UNTAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/untag.lua")));
+pub(super) static UNTAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/untag.lua")));
 static STRAY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stray.lua")));
 static STRAYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/strays.lua")));
 static STAMP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stamp.lua")));

@@ -182,8 +182,8 @@ impl Cron {
                 };
                 // What is refreshed before it expires need not be fetched now, all at once and sooner than its TTL asks.
                 let any = Fresh { since: Some(1), ..Fresh::default() };
-                let in_time = !job.warm.refetch && ahead > Some(now) && is_fresh(any, expires, meta.as_ref());
-                if !in_time && !is_fresh(wanted, expires, meta.as_ref()) {
+                let in_time = !job.warm.refetch && ahead > Some(now) && is_fresh(any, expires, meta.as_ref(), now);
+                if !in_time && !is_fresh(wanted, expires, meta.as_ref(), now) {
                     due.push(key);
                 } else if let Some(at) = ahead {
                     kept.push((key, at));
@@ -271,12 +271,13 @@ fn filled(job: &Job, tick: i64) -> Fresh {
     }
 }
 
-/// The same judgement as lease.lua's.
-fn is_fresh(wanted: Fresh, expires: i64, meta: Option<&Meta>) -> bool {
+/// The same judgement as lease.lua's, at this time (Redis time, ms).
+fn is_fresh(wanted: Fresh, expires: i64, meta: Option<&Meta>, now: i64) -> bool {
     meta.is_some_and(|meta| {
         meta.is_of(expires)
             && meta.invalidated == 0
             && meta.outlived == 0
+            && meta.start <= now
             && (wanted.since.is_some_and(|since| meta.start >= since)
                 || wanted.until.is_some_and(|until| expires >= until))
     })

@@ -271,6 +271,9 @@ impl Invalidator {
         for tag in &message.tags {
             passed_over(self.tagged(tag, order, &mut handled, &mut left).await, tag)?;
         }
+        if !message.tags.is_empty() {
+            passed_over(self.loaded(order, &mut handled, &mut left).await, "what services loaded")?;
+        }
         for pattern in &message.patterns {
             self.matching(pattern, None, order, &mut handled, &mut left).await?;
         }
@@ -344,6 +347,60 @@ impl Invalidator {
                 return Ok(());
             }
         }
+    }
+
+    /// Handles what services loaded of jobs with tags, whatever tags it would have. Call it once the tags are stamped.
+    async fn loaded(&self, Order { action, at, .. }: Order, handled: &mut Handled, left: &mut Left) -> RedisResult<()> {
+        let globs: Vec<String> =
+            self.jobs.jobs.values().filter(|job| !job.tags.is_empty()).map(|job| job.key.glob()).collect();
+        for set in self.store.loaded_sets(globs.iter().map(String::as_str)) {
+            if !self.store.tracks(&set).await? {
+                self.store.track(&set, false).await?;
+                for glob in globs.iter().filter(|glob| self.keys.loaded_like(glob) == set) {
+                    self.seek_loaded(&set, glob).await?;
+                }
+                self.store.track(&set, true).await?;
+            }
+            let mut cursor = 0;
+            loop {
+                let (next, found) = self.store.loaded(&set, cursor).await?;
+                let named = found.into_iter().filter_map(|key| {
+                    let (job, _) = self.jobs.owner(key.as_str())?;
+                    (!job.tags.is_empty()).then(|| (Arc::clone(job), key, at))
+                });
+                self.entries(&named.collect::<Vec<Named>>(), action, When::Mass(0), handled, left).await?;
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tracks what services have loaded of keys that match a glob: leases first, then values, as in [`Self::matching`].
+    async fn seek_loaded(&self, set: &str, glob: &str) -> RedisResult<()> {
+        for leases in [true, false] {
+            let mut cursor = 0_u64;
+            loop {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH");
+                scan.arg(if leases { self.keys.lease_glob(glob) } else { glob.to_owned() });
+                scan.arg("COUNT").arg(STEP).arg("TYPE").arg("string");
+                let (next, found): (u64, Vec<redis::Value>) = scan.query_async(&mut self.redis.clone()).await?;
+                let found = found.into_iter().filter_map(|key| redis::from_redis_value::<String>(key).ok());
+                let keys = found.filter_map(|key| match leases {
+                    true => self.keys.entry_of_lease(&key).map(EntryKey::new),
+                    false => (!self.keys.is_own(&key)).then(|| EntryKey::new(key)),
+                });
+                self.store.track_all(set, keys.collect()).await?;
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Handles entries that have a tag whose index Redis may have evicted: all values of jobs with tags are looked at. What is
@@ -474,7 +531,10 @@ impl Invalidator {
                     continue;
                 }
             };
-            let scripts = batch.iter().map(|(_, key, at)| self.store.invalidate(key, *at, removal));
+            let scripts = batch.iter().map(async |(job, key, at)| match job.is_paid_for() {
+                true => self.store.invalidate_paid(key, *at, removal).await,
+                false => self.store.invalidate(key, *at, removal).await,
+            });
             for ((job, key, at), result) in batch.iter().zip(join_all(scripts).await) {
                 let Some(result) = passed_over(result, key)? else { continue };
                 handled.fenced += u64::from(result.fenced);

@@ -1,5 +1,6 @@
 //! Triggers: what makes entries due. All of them end on the agenda.
 
+pub mod clock;
 pub mod cron;
 pub mod ear;
 pub mod evictions;
@@ -11,6 +12,7 @@ pub mod memory;
 pub mod misses;
 pub mod suspicion;
 
+pub use clock::{Clock, Gone};
 pub use cron::Cron;
 pub use ear::Ear;
 pub use evictions::Evictions;

@@ -165,13 +165,15 @@ impl Suspicion {
                 .query_async(&mut redis)
                 .await?;
             if locked.is_none() {
-                return Ok(());
+                // No lock ends later, unless Redis's clock was set back meanwhile.
+                let claim = self.claim.as_millis().to_string();
+                return redis::cmd("PEXPIRE").arg(&lock).arg(claim).arg("LT").exec_async(&mut redis).await;
             }
             let mut failed = false;
-            if let Some((at, doubt)) = read(&known) {
+            if let Some(suspect) = Suspect::read(&known) {
                 let begun = Instant::now();
                 let all = jobs.len();
-                let (leases, values) = self.examine(&mut jobs, at, doubt).await?;
+                let (leases, values) = self.examine(&mut jobs, suspect).await?;
                 failed = jobs.len() < all;
                 if leases + values > 0 {
                     let seconds = begun.elapsed().as_secs_f32();
@@ -193,7 +195,7 @@ impl Suspicion {
     }
 
     /// Voids leases and makes values of these jobs due; returns how many of each. Jobs in which that failed are dropped.
-    async fn examine(&self, jobs: &mut Vec<&Arc<Job>>, at: i64, doubt: Doubt) -> RedisResult<(usize, usize)> {
+    async fn examine(&self, jobs: &mut Vec<&Arc<Job>>, suspect: Suspect) -> RedisResult<(usize, usize)> {
         let mut leases = 0;
         let mut cursor = 0;
         loop {
@@ -201,7 +203,7 @@ impl Suspicion {
             let keys = found.iter().filter_map(|lease| self.keys.entry_of_lease(lease)).map(EntryKey::new);
             let keys: Vec<EntryKey> = keys.collect();
             leases += keys.len();
-            self.invalidate(keys, at, When::Mass(0)).await?;
+            self.invalidate(keys, suspect.at, When::Mass(0)).await?;
             self.hold().await?;
             cursor = next;
             if cursor == 0 {
@@ -211,7 +213,7 @@ impl Suspicion {
         jobs.sort_by_key(|job| is_generated(job));
         let mut pace = Pace { begun: Instant::now(), values: 0 };
         for job in std::mem::take(jobs) {
-            let examined = self.examine_job(job, at, doubt, &mut pace).await;
+            let examined = self.examine_job(job, suspect, &mut pace).await;
             if self.troubles.alone(job.name.as_str(), examined)?.is_some() {
                 jobs.push(job);
             }
@@ -219,15 +221,15 @@ impl Suspicion {
         Ok((leases, pace.values))
     }
 
-    /// Makes the values of a job due; returns how many.
-    async fn examine_job(&self, job: &Arc<Job>, at: i64, doubt: Doubt, pace: &mut Pace) -> RedisResult<()> {
+    /// Makes the values of a job due, at a bounded pace.
+    async fn examine_job(&self, job: &Arc<Job>, suspect: Suspect, pace: &mut Pace) -> RedisResult<()> {
         // What comes first is due a moment sooner.
         let mut due = self.store.now().await?;
         let top = self.popularity.top(job, MOST_READ).await?;
         for page in top.chunks(FINE) {
             due += 1;
             let keys = page.iter().map(|(key, _)| key.clone()).filter(|key| job.key.read(key.as_str()).is_some());
-            pace.values += self.doubt(job, keys.collect(), at, doubt, due).await?;
+            pace.values += self.doubt(job, keys.collect(), suspect, due).await?;
             self.pause(pace.rest()).await?;
         }
         let mut cursor = 0;
@@ -235,7 +237,7 @@ impl Suspicion {
             let (next, found) = self.scan(cursor, &job.key.glob()).await?;
             let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
             due += 1;
-            pace.values += self.doubt(job, found.map(EntryKey::new).collect(), at, doubt, due).await?;
+            pace.values += self.doubt(job, found.map(EntryKey::new).collect(), suspect, due).await?;
             self.pause(pace.rest()).await?;
             cursor = next;
             if cursor == 0 {
@@ -245,16 +247,17 @@ impl Suspicion {
     }
 
     /// Makes those of these entries due that are suspect, in the order of `due` (Redis time, ms); returns how many.
-    async fn doubt(&self, job: &Job, keys: Vec<EntryKey>, at: i64, doubt: Doubt, due: i64) -> RedisResult<usize> {
-        let keys = self.suspects(keys, at, doubt).await?;
-        let count = keys.len();
-        if !is_generated(job) {
-            self.invalidate(keys, at, When::Mass(due)).await?;
-        } else if doubt == Doubt::Lost {
-            self.invalidate(keys, at, When::Due(due)).await?;
-        } else {
-            self.agenda.put(&job.name, &keys, When::Due(due), Trigger::Invalidation).await?;
+    async fn doubt(&self, job: &Job, keys: Vec<EntryKey>, suspect: Suspect, due: i64) -> RedisResult<usize> {
+        let mut lost = self.suspects(keys, suspect).await?;
+        let count = lost.len();
+        let mut missed = Vec::new();
+        let mut when = When::Mass(due);
+        if is_generated(job) {
+            missed.extend(lost.extract_if(.., |(_, doubt)| *doubt == Doubt::Missed).map(|(key, _)| key));
+            when = When::Due(due);
         }
+        self.invalidate(lost.into_iter().map(|(key, _)| key).collect(), suspect.at, when).await?;
+        self.agenda.put(&job.name, &missed, When::Due(due), Trigger::Invalidation).await?;
         self.hold().await?;
         Ok(count)
     }
@@ -271,18 +274,19 @@ impl Suspicion {
         Ok((next, found.into_iter().filter_map(|key| redis::from_redis_value(key).ok()).collect()))
     }
 
-    /// Of these entries, those with a value of ours that was fetched at or before `at`, or in the future, and that nobody has
-    /// doubted since. Where a look will do, to have been looked at since will, too.
-    async fn suspects(&self, keys: Vec<EntryKey>, at: i64, doubt: Doubt) -> RedisResult<Vec<EntryKey>> {
+    /// Of these entries, those with a value of ours that was fetched by then, or in the future, and that nobody has doubted
+    /// since; and how bad it is. Where a look will do, to have been looked at since will, too.
+    async fn suspects(&self, keys: Vec<EntryKey>, suspect: Suspect) -> RedisResult<Vec<(EntryKey, Doubt)>> {
         let looked = self.store.look(&keys).await?;
         let now = self.store.now().await?;
-        let suspect = |(expires, meta): (i64, Option<crate::store::Meta>)| {
-            meta.is_some_and(|meta| {
-                let since = if doubt == Doubt::Lost { meta.asked } else { meta.start };
-                meta.is_of(expires) && meta.invalidated <= at && (since <= at || since > now)
-            })
+        let doubted = |(key, (expires, meta)): (EntryKey, (i64, Option<crate::store::Meta>))| {
+            let meta = meta.filter(|meta| meta.is_of(expires) && meta.invalidated <= suspect.at)?;
+            let lost = suspect.doubt == Doubt::Lost || suspect.from.is_some_and(|from| meta.asked > from);
+            let since = if lost { meta.asked } else { meta.start };
+            let doubt = if lost { Doubt::Lost } else { Doubt::Missed };
+            (since <= suspect.at || since > now).then_some((key, doubt))
         };
-        Ok(keys.into_iter().zip(looked).filter(|(_, looked)| suspect(looked.clone())).map(|(key, _)| key).collect())
+        Ok(keys.into_iter().zip(looked).filter_map(doubted).collect())
     }
 
     async fn invalidate(&self, keys: Vec<EntryKey>, at: i64, when: When) -> RedisResult<()> {
@@ -348,9 +352,24 @@ fn is_generated(job: &Job) -> bool {
     matches!(job.sources.first(), Some(Source::Ai(_)))
 }
 
-fn read(note: &str) -> Option<(i64, Doubt)> {
-    let (at, doubt) = note.split_once(' ')?;
-    Some((at.parse().ok()?, if doubt == "1" { Doubt::Missed } else { Doubt::Lost }))
+/// What a note says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Suspect {
+    /// Up to when everything is suspect (Redis time, ms).
+    at: i64,
+    /// How bad it is.
+    doubt: Doubt,
+    /// Of what was fetched after this (Redis time, ms), invalidations were lost, since Redis's clock was set back.
+    from: Option<i64>,
+}
+
+impl Suspect {
+    fn read(note: &str) -> Option<Self> {
+        let mut words = note.split(' ');
+        let at = words.next()?.parse().ok()?;
+        let doubt = if words.next()? == "1" { Doubt::Missed } else { Doubt::Lost };
+        Some(Self { at, doubt, from: words.next().and_then(|from| from.parse().ok()) })
+    }
 }
 
 #[cfg(test)]

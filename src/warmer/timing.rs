@@ -67,6 +67,20 @@ pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64) -> Next {
     Next::At(at)
 }
 
+/// A retry that is noted for later than this was so by a clock that ran ahead.
+pub(super) const RETRY_PLAUSIBLE: Duration = Duration::from_secs(3_600);
+/// An invalidation that follows another within this makes a storm of it.
+const STORM_WITHIN: Duration = Duration::from_secs(60);
+
+/// Tells whether a fetch for an invalidation follows another such fetch, so that what is paid for is held off for longer.
+pub(super) fn is_storm(lease: &Lease, trigger: Trigger) -> bool {
+    let follows = |meta: &Meta| {
+        let since = lease.start - meta.asked;
+        meta.note.trigger == Some(Trigger::Invalidation) && (0..millis(STORM_WITHIN)).contains(&since)
+    };
+    trigger == Trigger::Invalidation && lease.meta.as_ref().is_some_and(follows)
+}
+
 /// What the present value came with, if it may be kept when unchanged.
 pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
     let meta: &Meta = lease.meta.as_ref()?;

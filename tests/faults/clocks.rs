@@ -1,9 +1,17 @@
 //! Clocks are wrong: nobody compares them.
 
+use std::time::Duration;
+
+use samovar::job::EntryKey;
+use samovar::trigger::Message;
 use serde_json::json;
 
-use super::support::{Art, JobsFolder, Reply, TestRedis, WorkerProcess, eventually, talkative};
+use super::support::{
+    Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, talkative,
+};
 use super::{both, readable, version, works};
+
+const ASKED: &str = "/v1/chat/completions";
 
 /// A worker whose clock is off by this much; only its wall clock, as it is in life.
 fn worker(redis: &TestRedis, jobs: &JobsFolder, off: &str) -> WorkerProcess {
@@ -62,4 +70,141 @@ async fn workers_an_hour_ahead_and_behind_do_no_harm() {
     assert!((300..=600).contains(&ttl), "{ttl}");
     assert!(fleet.iter_mut().all(WorkerProcess::is_running));
     assert!(upstream.most_in_flight_for_any() <= 1);
+}
+
+/// A Redis whose clock the test sets, and a worker on the listed entries `art:a` and `story:a`, both warm.
+async fn with_clock(limits: &str, warm: &str) -> (OffsetClock, TestRedis, Upstream, JobsFolder, WorkerProcess, Parts) {
+    let clock = OffsetClock::new();
+    let redis = TestRedis::options().clock(&clock).start().await;
+    let upstream = Upstream::start().await;
+    upstream.edit("/art/a");
+    upstream.answer(ASKED, |_, count| {
+        let message = json!({"role": "assistant", "content": format!("Story {count}")});
+        Reply::json(json!({"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"total_tokens": 2}}))
+    });
+    let limits = format!("{limits}\n[openai]\nurl = \"{}/v1\"", upstream.url());
+    let story = "key = \"story:{name}\"\nttl = \"1h\"\ntags = [\"t\"]\n[source]\nkind = \"ai\"\nupstream = \"openai\"\n\
+                 model = \"tiny\"\nprompt = \"Tell\"\n[entries]\nlist = [\"a\"]\n";
+    let jobs = Art::of(&upstream).top("tags = [\"t\"]").limits(&limits).list(["a"]).warm(warm).folder();
+    let jobs = jobs.job("story", story);
+    let worker = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "10s").spawn();
+    let parts = Parts::of(&redis).await;
+    version(&redis, "a", 1).await;
+    eventually("the story is told", async || redis.json("story:a").await.is_some()).await;
+    eventually("the clock is known", async || noted(&redis, &parts).await.is_some()).await;
+    (clock, redis, upstream, jobs, worker, parts)
+}
+
+/// The latest time that a worker saw on Redis's clock.
+async fn noted(redis: &TestRedis, parts: &Parts) -> Option<i64> {
+    redis.ask(&["HGET", &parts.keys.clock(), "high"]).await
+}
+
+async fn set_back(redis: &TestRedis, parts: &Parts) -> Option<u64> {
+    redis.ask(&["HGET", &parts.keys.clock(), "set_back"]).await
+}
+
+/// When the content of an entry was asked for.
+async fn asked(parts: &Parts, key: &str) -> i64 {
+    parts.store.look(&[EntryKey::new(key)]).await.unwrap().remove(0).1.unwrap().asked
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_hides_no_invalidation() {
+    let (clock, redis, upstream, jobs, _worker, parts) = with_clock("", "").await;
+    let (fetched, told) = (asked(&parts, "art:a").await, asked(&parts, "story:a").await);
+    clock.set(-4_000);
+    let edited = upstream.edit("/art/a");
+    // It says that something changed after the clock was set back; as the clock now goes, before it was fetched.
+    let both = Message::parse(r#"{"keys": ["art:a", "story:a"]}"#).unwrap();
+    eventually("the clock shows the time of the fetches again", async || parts.now().await > fetched.max(told)).await;
+    parts.invalidator(&jobs).handle(&both, fetched.min(told) - 60).await.unwrap();
+    version(&redis, "a", edited).await;
+    eventually("the story is told anew", async || upstream.calls(ASKED) >= 2).await;
+    eventually("it is dealt with", async || redis.keys("samovar:{suspect}").await.is_empty()).await;
+    assert_eq!(set_back(&redis, &parts).await, Some(1));
+}
+
+#[tokio::test]
+async fn what_ai_made_long_before_a_clock_is_set_back_is_not_paid_for_again() {
+    let (clock, redis, upstream, _jobs, _worker, parts) = with_clock("", "").await;
+    clock.set(20 * 60_000);
+    let ahead = parts.now().await;
+    eventually("it is noticed", async || noted(&redis, &parts).await > Some(ahead)).await;
+    clock.set(15 * 60_000);
+    eventually("it is dealt with", async || {
+        set_back(&redis, &parts).await == Some(1) && redis.keys("samovar:{suspect}").await.is_empty()
+    })
+    .await;
+    eventually("what is made anew is", async || asked(&parts, "art:a").await > ahead - 6 * 60_000).await;
+    eventually("all is at rest", async || {
+        let now = parts.now().await.to_string();
+        redis.ask::<Vec<String>>(&["ZRANGEBYSCORE", "samovar:agenda:{story}", "-inf", &now]).await.is_empty()
+    })
+    .await;
+    assert_eq!(upstream.calls(ASKED), 1);
+}
+
+#[tokio::test]
+async fn after_a_clock_was_set_back_all_works_at_once() {
+    let limits = "rate = \"20/second\"\nconcurrency = 2";
+    let (clock, redis, upstream, _jobs, mut worker, parts) = with_clock(limits, "every = \"2s\"\nrefetch = true").await;
+    works(&redis, &upstream, "before").await;
+    // It fails, and waits for its retry.
+    upstream.on("/art/failing", Reply::status(500));
+    parts.invalidate(r#"{"keys": ["art:failing"], "action": "warm"}"#).await;
+    upstream.called("/art/failing", 1).await;
+    for minutes in [10, 600] {
+        clock.set(-minutes * 60_000);
+        eventually("it is noticed", async || set_back(&redis, &parts).await >= Some(u64::from(minutes > 10) + 1)).await;
+        works(&redis, &upstream, &format!("after {minutes} minutes")).await;
+        let before = upstream.calls("/art/a");
+        upstream.called("/art/a", before + 2).await;
+        let edited = upstream.edit("/art/a");
+        parts.invalidate(r#"{"tags": ["t"]}"#).await;
+        version(&redis, "a", edited).await;
+        let now = parts.now().await;
+        eventually("what was fetched before is not kept for longer than its TTL", async || {
+            redis.ttl("art:a").await.is_some_and(|ttl| ttl <= Duration::from_secs(3_600))
+        })
+        .await;
+        assert!(asked(&parts, "art:a").await >= now - 60_000);
+    }
+    assert!(worker.is_running());
+}
+
+/// No worker ran when it was set back.
+#[tokio::test]
+async fn who_finds_a_clock_earlier_than_it_was_suspects_all() {
+    let (clock, redis, upstream, jobs, mut worker, parts) = with_clock("", "").await;
+    worker.kill9();
+    clock.set(-3_600_000);
+    upstream.edit("/art/a");
+    let _next = talkative(&redis, &jobs).spawn();
+    version(&redis, "a", 2).await;
+    eventually("the story is told anew", async || upstream.calls(ASKED) == 2).await;
+    assert_eq!(set_back(&redis, &parts).await, Some(1));
+}
+
+/// A fetch is under way when it is set back.
+#[tokio::test]
+async fn a_fetch_from_before_a_clock_was_set_back_is_not_written() {
+    let (clock, redis, upstream, _jobs, _worker, parts) = with_clock("timeout = \"60s\"", "").await;
+    let gate = upstream.gate("/art/b");
+    let old = upstream.edit("/art/b");
+    parts.publish(r#"{"keys": ["art:b"], "action": "warm"}"#).await;
+    gate.arrived(1).await;
+    clock.set(-60_000);
+    let begun = parts.now().await;
+    eventually("it is dealt with", async || {
+        set_back(&redis, &parts).await == Some(1) && redis.keys("samovar:{suspect}").await.is_empty()
+    })
+    .await;
+    let new = upstream.edit("/art/b");
+    gate.let_one_out();
+    gate.arrived(2).await;
+    assert_eq!(redis.get("art:b").await, None, "version {old} is not written");
+    gate.open();
+    version(&redis, "b", new).await;
+    assert!(asked(&parts, "art:b").await >= begun);
 }

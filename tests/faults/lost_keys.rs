@@ -15,11 +15,13 @@ use super::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 use super::{both, choices, factor, readable, works};
 
 /// All that begin with our prefix, by kind. What no test of one job can have is left out: locks and their numbers are a service's.
-const KINDS: [&str; 30] = [
+const KINDS: [&str; 32] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
     "samovar:made-from:*",
+    "samovar:loaded:*",
+    "samovar:clock:*",
     "samovar:unknown:*",
     "samovar:touched:*",
     "samovar:agenda:*",

@@ -11,6 +11,7 @@
 )]
 
 mod art;
+mod clock;
 mod eventually;
 mod jobs;
 mod parts;
@@ -21,6 +22,7 @@ mod upstream;
 mod versions;
 
 pub use art::{Art, hasty_worker, talkative, worker};
+pub use clock::OffsetClock;
 pub use eventually::{State, eventually, eventually_within};
 pub use jobs::JobsFolder;
 pub use parts::{Parts, art, job};

@@ -34,6 +34,7 @@ pub struct TestRedis {
 pub struct RedisOptions {
     args: Vec<String>,
     password: Option<String>,
+    environment: Vec<(&'static str, PathBuf)>,
     tls: Option<(String, String)>,
 }
 
@@ -52,6 +53,12 @@ impl RedisOptions {
     /// Speaks TLS only, with this certificate (its own authority) and key, both PEM.
     pub fn tls(mut self, certificate: String, key: String) -> Self {
         self.tls = Some((certificate, key));
+        self
+    }
+
+    /// Goes by this clock.
+    pub fn clock(mut self, clock: &super::OffsetClock) -> Self {
+        self.environment.extend(clock.environment());
         self
     }
 
@@ -226,7 +233,7 @@ impl TestRedis {
             args.extend(["--port", &port]);
         }
         args.extend(self.options.args.iter().map(String::as_str));
-        let child = spawn_server(&args, &self.folder);
+        let child = spawn_server(&args, &self.options.environment, &self.folder);
         let pid = child.id();
         self.child = Some(child);
         let up = eventually("redis-server is up or has ended", async || {
@@ -263,9 +270,10 @@ impl Drop for TestRedis {
     }
 }
 
-fn spawn_server(args: &[&str], folder: &TempDir) -> Child {
+fn spawn_server(args: &[&str], environment: &[(&str, PathBuf)], folder: &TempDir) -> Child {
     for server in SERVERS {
         let mut command = Command::new(server);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.args(args).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         match command.spawn() {
             Ok(child) => return child,

@@ -6,6 +6,8 @@
 --         urgent, which a backlog in hand therefore does not hold up, while a storm of it is held back all the same
 --         where it was named by itself, three times as many
 --       3 how long the claim holds (ms)
+-- What is claimed for later than an hour after any claim's end, or urgent in more than a quarter of an hour, was so by a clock
+-- that ran ahead, and is due.
 -- Returns {now, when something is due next (ms; -1 never; at most now: there is more; -2 the job is paused), then for each entry:
 --          entry, score while claimed, score before}
 local time = redis.call('TIME')
@@ -38,14 +40,18 @@ local function claim(from, to, urgency, most)
 end
 local lapsed = string.format('%.0f', now + 1 - 2e13)
 local cap = tonumber(ARGV[2])
-local held = redis.call('ZCOUNT', KEYS[1], lapsed, '(-1e13')
+local future = now + tonumber(ARGV[3]) + 3600000
+local held = redis.call('ZCOUNT', KEYS[1], lapsed, string.format('%.0f', future - 2e13))
 local function claimed(from, to, urgency, times)
   local count = claim(from, to, urgency, math.min(room, times * cap - held))
   room, held = room - count, held + count
 end
 claimed('-inf', string.format('%.0f', now + 1 - 4e13), 2, 3)
 claimed('-3.5e13', string.format('%.0f', now + 1 - 3e13), 1, 2)
+claimed(string.format('(%.0f', now + 900000 - 4e13), '(-3.5e13', 2, 3)
+claimed(string.format('(%.0f', now + 900000 - 3e13), '(-2.5e13', 1, 2)
 claimed('-2.5e13', '(' .. lapsed, nil, 2)
+claimed(string.format('(%.0f', future - 2e13), '(-1e13', nil, 2)
 claimed('0', '(' .. string.format('%.0f', now + 1), nil, 1)
 local nearest = math.huge
 for _, band in ipairs({{'-inf', '(-3.5e13', 4e13}, {'-3.5e13', '(-2.5e13', 3e13}, {'-2.5e13', '(-1e13', 2e13}, {'0', '+inf', 0}}) do

@@ -1,5 +1,6 @@
 -- Admit a request if fewer than the limit were admitted within the period that ends now: a sliding window, exact.
--- The log holds when each was admitted, in Redis's time, oldest first, and never more than the limit.
+-- The log holds when each was admitted, in Redis's time, oldest first, and never more than the limit. Whatever lies in the future
+-- was admitted before Redis's clock was set back; it counts as admitted now.
 -- KEYS  1 log (list)
 -- ARGV  1 limit  2 period (µs)
 -- Returns {1 if admitted, how many more would be, µs until one is (0: now), µs until all are}
@@ -8,8 +9,12 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local count = redis.call('LLEN', KEYS[1])
 if count > 0 then
-  -- A clock that was set back changes no order.
-  now = math.max(now, tonumber(redis.call('LINDEX', KEYS[1], -1)))
+  local ahead = 0
+  while ahead < count and tonumber(redis.call('LINDEX', KEYS[1], -1)) > now do
+    redis.call('RPOP', KEYS[1])
+    ahead = ahead + 1
+  end
+  for _ = 1, ahead do redis.call('RPUSH', KEYS[1], string.format('%.0f', now)) end
   local past = now - period
   if tonumber(redis.call('LINDEX', KEYS[1], 0)) <= past then
     -- The first one still within the period, by halving.

@@ -4,11 +4,18 @@
 -- ARGV  1 token  2 how long it holds (ms)  3 how long the number is remembered (ms)
 -- Returns {number, as text} | {'', ms until it ends}
 local holder, number = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%d+)$')
-if holder and holder ~= ARGV[1] then return {'', redis.call('PTTL', KEYS[1])} end
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+if holder and holder ~= ARGV[1] then
+  -- Taken in the future: Redis's clock was set back, and with it the lock's end put off. Its holder extends it, if it lives.
+  if tonumber(number) > now_us then
+    redis.call('PEXPIRE', KEYS[1], string.format('%.0f', 2 * tonumber(ARGV[2])), 'LT')
+  end
+  return {'', redis.call('PTTL', KEYS[1])}
+end
 if not holder then
-  local time = redis.call('TIME')
   local last = tonumber(redis.call('GET', KEYS[2]) or 0)
-  number = string.format('%.0f', math.max(time[1] * 1000000 + time[2], last + 1))
+  number = string.format('%.0f', math.max(now_us, last + 1))
   redis.call('SET', KEYS[2], number, 'PX', ARGV[3])
 end
 redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. number, 'PX', ARGV[2])

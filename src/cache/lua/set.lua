@@ -1,7 +1,12 @@
 -- Write a value. What is being fetched or loaded for this key was begun before, and is not to overwrite it.
+-- A key that holds no string is somebody else's: it stays, and Redis's usual error says so.
 -- KEYS  1 value  2 lease
 -- ARGV  1 value (JSON)  2 TTL (ms; '' for ever)  3 channel of changes ('' says nothing)  4 the change, as announced
 -- Returns 1
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'string' and kind ~= 'none' then
+  return redis.error_reply('WRONGTYPE the key holds a ' .. kind .. ', which is not overwritten')
+end
 if ARGV[2] == '' then
   redis.call('SET', KEYS[1], ARGV[1])
 else

@@ -12,6 +12,10 @@ if ARGV[2] ~= '' then
     redis.call('ZADD', KEYS[1], now, ARGV[2])
   end
 end
+-- A beat of the future is one from before Redis's clock was set back.
+for _, ahead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now + 1), '+inf', 'LIMIT', 0, 100)) do
+  redis.call('ZADD', KEYS[1], now, ahead)
+end
 local since = now - tonumber(ARGV[3])
 local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. since, 'LIMIT', 0, 100)
 return {tostring(redis.call('ZCOUNT', KEYS[1], since, '+inf')), unpack(dead)}

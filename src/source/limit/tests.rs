@@ -416,3 +416,54 @@ async fn tokens_of_answers_of_no_use_are_counted() {
     assert_eq!(gate.admit(Urgency::Usual, within(5000)).await.unwrap_err().reason, "tokens");
     assert_eq!(gate.in_flight(), 0);
 }
+
+/// As after Redis's clock was set back by ten hours: what lies in the future was put there before.
+#[tokio::test]
+async fn limits_of_the_future_keep_nobody_waiting() {
+    let server = Server::start().await;
+    let limited = Upstream {
+        rate: Some(Rate { count: 5, per: Duration::from_secs(1) }),
+        concurrency: Some(2),
+        timeout: Duration::from_secs(1),
+        tokens: Some(TokenBudget { tokens: 10, per: Duration::from_secs(1) }),
+        ..upstream()
+    };
+    let [state, permits, budget] = Keys::new("test", "test:invalidate").upstream(&limited.name);
+    let mut redis = server.connect().await;
+    let (seconds, _): (i64, i64) = redis::cmd("TIME").query_async(&mut redis).await.unwrap();
+    let future = (seconds + 36_000) * 1_000;
+    let tat = future * 1_000;
+    let gate = server.gate(&limited).await;
+    let put: [(&str, &[(&str, i64)]); 4] = [
+        ("pace", &[("tat", tat)]),
+        ("breaker", &[("open", future), ("open_for", 100)]),
+        ("probe", &[("open", 1), ("open_for", 100), ("probe_until", future)]),
+        ("turn", &[("turn_until", future)]),
+    ];
+    for (what, fields) in put {
+        let mut set = redis::pipe();
+        set.del(&state).ignore().hset(&state, "turn", "a dead gate").ignore();
+        for (field, value) in fields {
+            set.hset(&state, *field, *value).ignore();
+        }
+        // The other permit is in use, so that turns matter.
+        set.del(&permits).ignore().zadd(&permits, "other", future - 36_000_000 + 60_000).ignore();
+        set.exec_async(&mut redis).await.unwrap();
+        gate.refresh().await;
+        let permit = gate.admit(Urgency::Usual, within(20_000)).await;
+        permit.unwrap_or_else(|refusal| panic!("{what}: {refusal:?}")).done(Ended::Ok).await;
+    }
+    redis::pipe().del(&state).zadd(&permits, "dead", future).exec_async(&mut redis).await.unwrap();
+    let permit = gate.admit(Urgency::Usual, within(20_000)).await.expect("the permits of the dead come back");
+    permit.done(Ended::Ok).await;
+    // All is spent, in a window of a second.
+    let mut spent = redis::pipe();
+    spent.hset(&budget, "tokens", 20).hset(&budget, "ends", future).hset(&budget, "long", 1_000);
+    spent.exec_async(&mut redis).await.unwrap();
+    gate.refresh().await;
+    gate.admit(Urgency::Usual, within(20_000)).await.expect("the window ends in time").done(Ended::Ok).await;
+    // The upstream asked to be left alone, for an hour at most.
+    redis::cmd("HSET").arg(&state).arg("blocked").arg(future).exec_async(&mut redis).await.unwrap();
+    gate.refresh().await;
+    assert!(gate.closed_for().unwrap() <= Duration::from_secs(3_600));
+}

@@ -22,11 +22,18 @@ local gate, waited = ARGV[8], tonumber(ARGV[9])
 
 take_back(10)
 
+cut('probe_until', hold + 1000)
 local reason, wait = closed(tonumber(ARGV[7]))
 if wait > 0 then return { reason, wait * 1000, 0, health() } end
 
 if most > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+  -- Others may have asked for longer, but not for so long.
+  local late = string.format('%.0f', now + 2 * hold + 1000)
+  for _, permit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. late, '+inf', 'LIMIT', 0, 100)) do
+    redis.call('ZADD', KEYS[2], string.format('%.0f', now + hold), permit)
+  end
+  cut('turn_until', 600)
   local free = most - redis.call('ZCARD', KEYS[2])
   local turn = redis.call('HGET', KEYS[1], 'turn')
   local others = turn and turn ~= gate and get('turn_until') > now
@@ -45,6 +52,12 @@ end
 local start = 0
 if interval > 0 then
   local tat = get('tat')
+  -- A place is taken a second ahead at most; one later than that is of a clock that ran ahead.
+  local latest = now_us + early + math.max(ahead, 1000) * 1000 + interval
+  if tat > latest then
+    tat = latest
+    set('tat', tat)
+  end
   start = math.max(0, tat - early - now_us)
   if start > ahead * 1000 then return { 'rate', start, 0, health() } end
   set('tat', math.max(tat, now_us) + interval)

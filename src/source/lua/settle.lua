@@ -30,7 +30,7 @@ if tokens > 0 and budget > 0 then
   local _, left = window()
   if left == 0 then
     redis.call('DEL', KEYS[3])
-    redis.call('HSET', KEYS[3], 'ends', string.format('%.0f', now + tonumber(ARGV[5])))
+    redis.call('HSET', KEYS[3], 'ends', string.format('%.0f', now + tonumber(ARGV[5])), 'long', ARGV[5])
   end
   local spent = redis.call('HINCRBY', KEYS[3], 'tokens', ARGV[4])
   if spent >= budget and spent - tokens < budget then changed = true end

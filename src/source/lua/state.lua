@@ -6,7 +6,7 @@
 --         turn_until: the gate that has waited longest for a free permit, and until when it is believed to be there.
 --         In milliseconds where nothing else is said.
 -- KEYS[2] sorted set: the permits in use, score = when they come back by themselves, in milliseconds.
--- KEYS[3] hash: the window of the token budget. tokens: spent in it; ends: when it ends; told: the share of the budget that the log
+-- KEYS[3] hash: the window of the token budget. tokens: spent in it; ends: when it ends; long: how long it is at most; told: the share of the budget that the log
 --         was told of, in percent. It has no TTL: what has one is what Redis evicts under `volatile-*`, and the fleet would
 --         spend its budget once more. One that is over counts as none, and is deleted by look.lua.
 -- All in one slot: the upstream's name is the hash tag. Times are Redis's.
@@ -32,17 +32,29 @@ local function keep(ms)
   end
 end
 
+-- No time lies further ahead than this (ms), unless Redis's clock was set back since it was noted.
+local function cut(field, longest)
+  if get(field) > now + longest then set(field, now + longest) end
+end
+
 -- The tokens spent in the present window, and for how many more milliseconds it lasts; 0 and 0 where none is.
 local function window()
-  local known = redis.call('HMGET', KEYS[3], 'tokens', 'ends')
-  local left = (tonumber(known[2]) or 0) - now
+  local known = redis.call('HMGET', KEYS[3], 'tokens', 'ends', 'long')
+  local left, long = (tonumber(known[2]) or 0) - now, tonumber(known[3])
   if left <= 0 then return 0, 0 end
+  if long and left > long then
+    -- Redis's clock was set back.
+    left = long
+    redis.call('HSET', KEYS[3], 'ends', string.format('%.0f', now + long))
+  end
   return tonumber(known[1]) or 0, left
 end
 
 -- Why nothing at all is admitted now, and for how many more milliseconds; '' and 0 where it is not so.
 local function closed(budget)
   local reason, wait = '', 0
+  if get('open') > 0 then cut('open', get('open_for')) end
+  cut('blocked', 3600000)
   local blocked = get('blocked') - now
   if blocked > wait then reason, wait = 'retry-after', blocked end
   local open = get('open')

@@ -4,11 +4,17 @@
 --       6 how long metadata outlives the value (ms)  7 how long a renewed lease holds (ms)
 --       8 channel of changes  9 the change, as announced  10 when the fetch began (ms)
 -- Returns the fence's objection (fence.lua)
+--       | {'taboo'}, lease dropped: the key holds no string by now, so it is not ours to replace (lease.lua)
 --       | {'done', now, PEXPIRETIME, 1 if the content is another than before, or than we knew of}
 local there = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3])
 local before, meta = there[1], there[3] or ''
 local objection, now, start = fence(KEYS[2], there[2], ARGV[1], ARGV[7], ARGV[10])
 if objection then return objection end
+-- MGET finds nothing in a key of another type.
+if not before and redis.call('TYPE', KEYS[1]).ok ~= 'none' then
+  redis.call('DEL', KEYS[2])
+  return {'taboo'}
+end
 -- Somebody else may have written the same meanwhile: to whoever waits for us it is news nevertheless.
 local hash, born = string.match(meta, '^%d+ %d+ %d+ %d+ ([^ ~@]+)~?%d*@?(%d*)')
 local changed = hash ~= ARGV[4] or (before and before ~= ARGV[2])

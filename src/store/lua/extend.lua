@@ -14,7 +14,7 @@ if objection then return objection end
 local before, written, mark, hash, asked, born =
   string.match(meta, '^(%d+) (%d+) (%d+) %d+ ([^ ~@]+)~?(%d*)(@?%d*) ')
 if written ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3])
-  or (ARGV[7] == '1' and mark ~= '0') then
+  or (ARGV[7] == '1' and mark ~= '0') or redis.call('TYPE', KEYS[1]).ok ~= 'string' then
   return {'foreign'}
 end
 if ARGV[7] == '1' then hash = hash .. '~' .. (asked ~= '' and asked or before) end

@@ -5,13 +5,15 @@
 -- somebody last was. What holds no string is never removed.
 -- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (its lease is
 -- marked '+'), or shortly after one began; for longer where one failed, which has its mark and is tried again. Then nothing
--- is done, and the caller comes again; so that one fetch answers many.
--- In the note "t":1 says that it was fetched for an invalidation, and "o":7 that this failed (meta.rs).
+-- is done, and the caller comes again; so that one fetch answers many. What has a time later than now has it from a clock that
+-- ran ahead, and holds nothing off.
+-- In the note "t":1 says that it was fetched for an invalidation, "s":1 in a storm, and "o":7 that this failed (meta.rs).
 -- A full Redis does it, too: it may write a mark, and what an eviction frees is more.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 S (ms)  2 'r' refresh or 'e' evict  3 how long the note on a value without a TTL is kept (ms)
 --       4 channel of changes  5 the removal of a value, as announced
 --       6 how long after a fetch for an invalidation began the next is held off (ms; 0: nothing is held off)
+--       7 the same after a fetch in a storm
 -- Returns {1 if a fetch in flight was fenced,
 --          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
 --            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
@@ -30,16 +32,17 @@ local start, written, invalid, outlived, rest =
 local ours = start and tonumber(written) == pxat
 local asked = start and tonumber(string.match(rest, '^[^ ~@]+~(%d+)') or start)
 local storm = tonumber(ARGV[6])
-if refresh and storm > 0 and token and busy == '+' and before(tonumber(begun)) then
+if refresh and storm > 0 and token and busy == '+' and tonumber(begun) <= math.min(S, now) then
   return {0, 0, 0, 50}
-elseif refresh and storm > 0 and not token and ours and invalid == '0' and before(asked)
+elseif refresh and storm > 0 and not token and ours and invalid == '0' and asked <= math.min(S, now)
   and string.find(rest, '"t":1', 1, true) then
-  local wait = math.min(asked, now) + storm - now
+  local pause = string.find(rest, '"s":1', 1, true) and tonumber(ARGV[7]) or storm
+  local wait = asked + pause - now
   if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
 end
 if refresh and storm > 0 and not token and start and invalid ~= '0' and before(asked) then
   local failed = string.find(rest, '"o":7', 1, true) and string.match(rest, '"a":(%d+)')
-  local wait = failed and math.min(tonumber(failed), now) + 4 * storm - now or 0
+  local wait = failed and tonumber(failed) <= now and tonumber(failed) + 4 * storm - now or 0
   if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
 end
 local later = token and not before(tonumber(begun))
@@ -70,6 +73,10 @@ elseif old and (pxat ~= -2 or start) then
     written, outlived = ends, '0'
   end
   if start then
+    -- Redis's clock was set back: when it was fetched by the present one is not known, so it is older than anything.
+    if tonumber(start) > 0 and (S > now or tonumber(start) > now or asked > now) then
+      start, rest = '1', (string.gsub(rest, '^([^ ~@]+)~%d+', '%1'))
+    end
     redis.call('SET', KEYS[3], table.concat({start, written, mark, outlived, rest}, ' '), 'KEEPTTL')
   else
     local left = redis.call('PTTL', KEYS[1])

@@ -12,9 +12,14 @@
 --       | {'taboo', 0, -2, type}: the key holds no string, so it is no value of ours to replace; not asked of what lives
 --         exactly as long as we gave it
 local known = redis.call('MGET', KEYS[2], KEYS[3])
-if known[1] then return {'busy', redis.call('PTTL', KEYS[2])} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if known[1] then
+  -- Begun in the future: Redis's clock was set back, and with it the lease's end put off.
+  local begun = string.match(known[1], '^%S+ (%d+) ')
+  if begun and tonumber(begun) > now then redis.call('PEXPIRE', KEYS[2], ARGV[2], 'LT') end
+  return {'busy', redis.call('PTTL', KEYS[2])}
+end
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
 local meta = known[2] or ''
 local start, written, invalid, old = string.match(meta, '^(%d+) (%d+) (%d+) (%d+) ')
@@ -26,8 +31,8 @@ elseif not ours then
   if kind ~= 'string' then return {'taboo', 0, -2, kind} end
 end
 if pxat ~= -2 and (invalid or '0') == '0' then
-  -- What outlives its TTL is not fresh.
-  ours = ours and old == '0'
+  -- What outlives its TTL is not fresh; neither is what was fetched in the future, by a clock that ran ahead.
+  ours = ours and old == '0' and tonumber(start) <= now
   local since, till = tonumber(ARGV[3]), tonumber(ARGV[4])
   if ARGV[5] == '1'
     or (ours and since >= 0 and tonumber(start) >= since)

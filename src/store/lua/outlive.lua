@@ -6,7 +6,8 @@
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
 local start, written, invalid, outlived, rest =
   string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
-if pxat < 0 or not start or tonumber(written) ~= pxat or invalid ~= '0' then return {-2, -2} end
+if pxat < 0 or not start or tonumber(written) ~= pxat or invalid ~= '0'
+  or redis.call('TYPE', KEYS[1]).ok ~= 'string' then return {-2, -2} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends = pxat - tonumber(outlived)

@@ -7,5 +7,12 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local score = -tonumber(ARGV[1])
 if ARGV[2] == 'e' then score = score - 0.5 end
+-- One from a clock that ran ahead must not hide this one.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local before = tonumber(redis.call('ZSCORE', KEYS[1], '') or 0)
+if -before >= now + 1 then
+  redis.call('ZADD', KEYS[1], 'XX', string.format('%.1f', -now - (before % 1 == 0 and 0 or 0.5)), '')
+end
 redis.call('ZADD', KEYS[1], 'LT', string.format('%.1f', score), '')
 return 1

@@ -10,6 +10,9 @@ local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '0', string.format('%.0f', now
 if dead[1] then redis.call('ZREM', KEYS[1], unpack(dead)) end
 redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', now + tonumber(ARGV[2])), ARGV[1])
 local stamp = redis.call('ZSCORE', KEYS[1], '') or '0'
--- From a clock that ran ahead: it would fence everything until then.
-if -tonumber(stamp) > now + 1000 then return '0' end
+if -tonumber(stamp) >= now + 1 then
+  -- From a clock that ran ahead. It fences what is under way, and nothing that begins from now on.
+  stamp = string.format('%.1f', -now - (tonumber(stamp) % 1 == 0 and 0 or 0.5))
+  redis.call('ZADD', KEYS[1], 'XX', stamp, '')
+end
 return stamp

@@ -11,5 +11,6 @@ if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then
   redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
   return 1
 end
-if ARGV[3] ~= '' then redis.call('ZADD', KEYS[1], 'NX', ARGV[3], ARGV[1]) end
+-- One that is later than the next was set by a clock that ran ahead.
+if ARGV[3] ~= '' then redis.call('ZADD', KEYS[1], 'LT', ARGV[3], ARGV[1]) end
 return 0

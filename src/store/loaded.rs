@@ -1,0 +1,144 @@
+//! Values that services loaded: an invalidation by a tag cannot tell whether they have it, so it concerns them all.
+//!
+//! The cache library knows no job files. It keeps track of what it loads in a sorted set for each first part of a key, as soon
+//! as that set is there; the first invalidation by a tag that may concern such keys makes it, and puts there what was loaded
+//! before. A load takes its lease first and is tracked then, and its loader begins after that: so an invalidation that does not
+//! find it came before. Where Redis evicts the set, the next invalidation begins anew.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use redis::RedisResult;
+
+use super::tags::{SEEKING, SOUGHT, STEP, UNTAG, WHOLE};
+use super::{Meta, Store};
+use crate::job::EntryKey;
+
+/// For how long a value without a TTL, or one that is being loaded, is tracked that was found there: ms.
+const UNKNOWN_LIFE: i64 = 24 * 3_600 * 1_000;
+
+impl Store {
+    /// The sets that track what services loaded of keys that match these globs.
+    pub fn loaded_sets<'a>(&self, globs: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+        globs.into_iter().map(|glob| self.keys.loaded_like(glob)).collect()
+    }
+
+    /// Whether such a set names all that was loaded before.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn tracks(&self, set: &str) -> RedisResult<bool> {
+        let mut ask = redis::cmd("ZSCORE");
+        let whole: Option<f64> = ask.arg(set).arg(WHOLE).query_async(&mut self.redis.clone()).await?;
+        Ok(whole == Some(SOUGHT))
+    }
+
+    /// Notes that services are to be tracked from now on, or that all was found that they loaded before.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn track(&self, set: &str, to_its_end: bool) -> RedisResult<()> {
+        let mut note = redis::cmd("ZADD");
+        note.arg(set);
+        if to_its_end {
+            note.arg("XX").arg(SOUGHT);
+        } else {
+            note.arg(SEEKING);
+        }
+        note.arg(WHOLE).exec_async(&mut self.redis.clone()).await
+    }
+
+    /// Puts those of these entries into such a set that a service loads, or that hold a value with a TTL that is not ours.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn track_all(&self, set: &str, entries: Vec<EntryKey>) -> RedisResult<()> {
+        let now = self.now().await?;
+        for (key, found) in self.looked_for_loads(entries).await? {
+            let until = match found {
+                Found::Loading => now + UNKNOWN_LIFE,
+                Found::Theirs(until) if until > 0 => until,
+                Found::Theirs(_) | Found::Nothing => continue,
+            };
+            self.put_loaded(set, &key, until, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Some of what services loaded and nobody has replaced, and the cursor for more; it begins and ends with 0. What is
+    /// Samovar's by now, or gone, leaves the set.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn loaded(&self, set: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
+        let mut scan = redis::cmd("ZSCAN");
+        scan.arg(set).arg(cursor).arg("COUNT").arg(STEP);
+        let (next, members): (u64, Vec<(String, f64)>) = scan.query_async(&mut self.redis.clone()).await?;
+        #[expect(clippy::cast_possible_truncation, reason = "times in ms")]
+        let until = |key: &EntryKey| {
+            members.iter().find(|(member, _)| member == key.as_str()).map_or(0, |(_, score)| score.ceil() as i64)
+        };
+        let keys =
+            members.iter().filter(|(member, _)| member != WHOLE).map(|(member, _)| EntryKey::new(member.as_str()));
+        let mut loaded = Vec::new();
+        let mut idle = Vec::new();
+        for (key, found) in self.looked_for_loads(keys.collect()).await? {
+            if found == Found::Nothing {
+                idle.push(key);
+            } else {
+                loaded.push(key);
+            }
+        }
+        for key in &idle {
+            let mut call = UNTAG.key(set);
+            call.arg(key.as_str()).arg(until(key));
+            let _: u8 = call.invoke_async(&mut self.redis.clone()).await?;
+        }
+        // A load that was tracked meanwhile may have found its key there still, and left with it.
+        let now = self.now().await?;
+        for (key, found) in self.looked_for_loads(idle).await? {
+            if found != Found::Nothing {
+                self.put_loaded(set, &key, until(&key), now).await?;
+                loaded.push(key);
+            }
+        }
+        Ok((next, loaded))
+    }
+
+    async fn put_loaded(&self, set: &str, key: &EntryKey, until: i64, now: i64) -> RedisResult<()> {
+        let life = Duration::from_millis(u64::try_from(until - now).unwrap_or(0));
+        self.put_into(&[set.to_owned()], key, life).await.map(|_| ())
+    }
+
+    async fn looked_for_loads(&self, entries: Vec<EntryKey>) -> RedisResult<Vec<(EntryKey, Found)>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for key in &entries {
+            // Unlike `GET`, it says nothing against another type.
+            pipe.cmd("MGET").arg(self.keys.lease(key));
+        }
+        // Leases first: what a load has written by then is seen as a value.
+        let leases: Vec<(Option<String>,)> = pipe.query_async(&mut self.redis.clone()).await?;
+        let looked = self.look(&entries).await?;
+        let found = |lease: Option<String>, expires: i64, meta: Option<Meta>| match lease {
+            Some(lease) if lease.ends_with(" =") => Found::Loading,
+            _ if expires != -2 && !meta.is_some_and(|meta| meta.is_of(expires)) => Found::Theirs(expires),
+            _ => Found::Nothing,
+        };
+        let known = leases.into_iter().zip(looked).map(|((lease,), (expires, meta))| found(lease, expires, meta));
+        Ok(entries.into_iter().zip(known).collect())
+    }
+}
+
+/// What there is of an entry that a service may have loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// A service loads it now.
+    Loading,
+    /// A value that is not ours, which expires then (Redis time, ms; -1: never).
+    Theirs(i64),
+    /// No value, or one of ours.
+    Nothing,
+}
