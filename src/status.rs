@@ -108,7 +108,7 @@ pub struct UpstreamStatus {
 pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisResult<Vec<UpstreamStatus>> {
     let mut all = Vec::new();
     for upstream in jobs.upstreams.values() {
-        let [limit, _, window] = keys.upstream(&upstream.name);
+        let [limit, _, window, _] = keys.upstream(&upstream.name);
         let mut ask = redis::pipe();
         ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open");
         ask.cmd("HMGET").arg(&window).arg("tokens").arg("ends");

@@ -38,7 +38,7 @@ use crate::agenda::{Agenda, Claimed, Due, Finished, Next, Trigger, Urgency};
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, Source, UpstreamName};
 use crate::popularity::Popularity;
 use crate::queue::Chunk;
-use crate::source::{Answer, Ask, Ended, FetchError, Gate, Permit, Sources, Validators};
+use crate::source::{Answer, Ask, Cost, Ended, FetchError, Gate, Permit, Sources, Validators};
 use crate::status::Last;
 use crate::store::{Fresh, Lease, Leased, Note, Removal, Store, Written};
 use crate::telemetry::Telemetry;
@@ -330,7 +330,8 @@ impl Warmer {
             }
             // Others of such a job may need no request while nobody is asked: this one makes room.
             let patience = if job.may_hold_unasked() && self.is_closed(job) { Duration::ZERO } else { self.patience };
-            admitted = match self.admit_any(job, taken.urgency, Instant::now() + patience).await {
+            admitted = match self.admit_any(job, key, &params, &inputs, taken.urgency, Instant::now() + patience).await
+            {
                 Ok(admitted) => Some(admitted),
                 Err(ending) => return Ok(ending),
             };
@@ -546,7 +547,7 @@ impl Warmer {
             let allowed = match admitted.take() {
                 Some((_, permit)) => permit,
                 // What is left must suffice for the answer: the upstream is not to blame if it does not.
-                None => match self.admit(job, source, urgency, lease.deadline - self.timeout(job, source)).await {
+                None => match self.admit(&ask, urgency, lease.deadline - self.timeout(job, source)).await {
                     Ok(permit) => permit,
                     Err(ending) => {
                         failure = ending;
@@ -721,10 +722,19 @@ impl Warmer {
     }
 
     /// Waits for the first source that admits a request.
-    async fn admit_any(&self, job: &Job, urgency: Urgency, until: Instant) -> Result<(usize, Permit), Ending> {
+    async fn admit_any(
+        &self,
+        job: &Arc<Job>,
+        key: &EntryKey,
+        params: &Params,
+        inputs: &serde_json::Map<String, serde_json::Value>,
+        urgency: Urgency,
+        until: Instant,
+    ) -> Result<(usize, Permit), Ending> {
         let mut source = 0;
         loop {
-            match self.admit(job, source, urgency, until).await {
+            let ask = Ask { job, source, key, params, inputs, known: None, deadline: until };
+            match self.admit(&ask, urgency, until).await {
                 Ok(permit) => return Ok((source, permit)),
                 Err(ending) if source + 1 == job.sources.len() || self.drain.is_cancelled() => return Err(ending),
                 Err(_) => source += 1,
@@ -733,12 +743,14 @@ impl Warmer {
     }
 
     /// Waits for an upstream, or says how the entry ends that cannot. Nobody waits for a closed one who has a fallback.
-    async fn admit(&self, job: &Job, source: usize, urgency: Urgency, until: Instant) -> Result<Permit, Ending> {
+    async fn admit(&self, ask: &Ask<'_>, urgency: Urgency, until: Instant) -> Result<Permit, Ending> {
+        let (job, source) = (ask.job, ask.source);
         let upstream = job.sources[source].upstream();
         let Some(gate) = self.gates.get(upstream) else {
             let reason = format!("upstream {upstream} is not known here");
             return Err(Ending::because(Outcome::Deferred, Next::In(SHORTLY), reason));
         };
+        let cost = if gate.upstream().tokens.is_some() { self.sources.cost(ask) } else { Cost::default() };
         let refused = |wait: Duration, says| {
             let wait = wait.min(LONGEST_WAIT);
             Ending::because(Outcome::Deferred, Next::In(jitter(wait)), format!("upstream {upstream} {says}"))
@@ -755,7 +767,7 @@ impl Warmer {
             }
         };
         tokio::select! {
-            admitted = gate.admit(urgency, until) => admitted.map_err(|refusal| refused(refusal.wait, refusal.says())),
+            admitted = gate.admit_for(urgency, until, cost) => admitted.map_err(|refusal| refused(refusal.wait, refusal.says())),
             wait = closed => Err(refused(wait, "is left alone for a while")),
             () = self.drain.cancelled() => {
                 Err(Ending::because(Outcome::Deferred, Next::In(Duration::ZERO), "drained"))

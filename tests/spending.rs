@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use samovar::agenda::Due;
 use samovar::job::EntryKey;
 use serde_json::{Value, json};
@@ -155,6 +157,83 @@ async fn a_budget_that_comes_to_its_end_is_told_of_once_in_a_window_by_the_whole
         fleet.iter().map(|worker| worker.log().iter().filter(|line| line.contains(text)).count()).sum()
     };
     assert_eq!((told("80 % of its budget"), told("is spent: its entries are deferred")), (1, 1));
+}
+
+#[tokio::test]
+async fn requests_of_two_workers_pass_no_budget_together() {
+    let (redis, upstream) = both().await;
+    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for limit in ["max_tokens = 90\n", ""] {
+        upstream.answer(ASKED, |_, count| {
+            let usage = json!({"prompt_tokens": 20, "completion_tokens": 80, "total_tokens": 100});
+            let choice = json!({"message": {"content": format!("Story {count}")}, "finish_reason": "stop"});
+            Reply::json(json!({"choices": [choice], "usage": usage})).after(Duration::from_millis(300))
+        });
+        let before = upstream.calls(ASKED);
+        let story = format!(
+            "key = \"story:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nupstream = \"openai\"\nmodel = \"tiny\"\n\
+             prompt = \"Tell of {{{{ name }}}}\"\n{limit}[entries]\nlist = {}\n",
+            json!(names)
+        );
+        let openai = format!("[openai]\nurl = \"{}/v1\"\ntokens = \"1000/day\"\n", upstream.url());
+        let jobs = Art::of(&upstream).limits(&openai).folder().job("story", &story);
+        redis.ask::<()>(&["FLUSHALL"]).await;
+        let mut fleet = [worker(&redis, &jobs), worker(&redis, &jobs)];
+        eventually("the budget is spent", async || {
+            let shown = job(&redis, &jobs, "story").await["upstreams"][0].clone();
+            if shown["closed"] == "tokens" { Ok(()) } else { Err(shown) }
+        })
+        .await;
+        for worker in &mut fleet {
+            worker.term();
+            worker.wait().await;
+        }
+        let calls = upstream.calls(ASKED) - before;
+        assert!((10..=11).contains(&calls), "{calls} calls with {limit:?}");
+    }
+}
+
+#[tokio::test]
+async fn odd_answers_are_used_and_counted() {
+    let (redis, upstream) = both().await;
+    let names: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let jobs = stories(&upstream, &names, "tokens = \"120/hour\"");
+    let usages = [
+        json!({"prompt_tokens": null, "completion_tokens": null, "total_tokens": null}),
+        json!({"prompt_tokens": -1, "completion_tokens": 2.5, "total_tokens": "many"}),
+        json!({}),
+        json!({"total_tokens": 0}),
+        json!("none"),
+    ];
+    upstream.answer(ASKED, move |_, count| {
+        let choice = json!({"message": {"content": format!("Story {count}")}, "finish_reason": "eos_token"});
+        Reply::json(json!({"choices": [choice], "usage": usages[count % usages.len()]}))
+    });
+    let _worker = worker(&redis, &jobs);
+    eventually("the budget is spent", async || {
+        let shown = job(&redis, &jobs, "story").await["upstreams"][0].clone();
+        if shown["closed"] == "tokens" { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    let (calls, stored) = (upstream.calls(ASKED), redis.keys("story:*").await.len());
+    assert!((2..=8).contains(&calls) && stored == calls, "{calls} calls, {stored} stories");
+}
+
+#[tokio::test]
+async fn answers_that_never_come_spend_the_budget_too() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, &["a", "b", "c", "d", "e", "f"], "tokens = \"60/hour\"\ntimeout = \"1s\"");
+    upstream
+        .answer(ASKED, |_, count| if count % 2 == 0 { Reply::silence() } else { Reply::json(json!([])).cut_after(1) });
+    let _worker = worker(&redis, &jobs);
+    eventually("the budget is spent", async || {
+        let shown = job(&redis, &jobs, "story").await["upstreams"][0].clone();
+        if shown["closed"] == "tokens" { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    assert!((2..=8).contains(&upstream.calls(ASKED)), "{}", upstream.calls(ASKED));
 }
 
 /// The budget is spent as soon as both stories are there.

@@ -164,8 +164,23 @@ pub struct AiSource {
     pub temperature: Option<f64>,
     /// The longest answer asked for.
     pub max_tokens: Option<u32>,
+    /// Further fields of the request's body, as they are.
+    pub options: serde_json::Map<String, serde_json::Value>,
     /// How the answer is stored.
     pub format: AiFormat,
+}
+
+impl AiSource {
+    /// The names by which a body limits the answer.
+    pub(crate) const LIMITS: [&str; 2] = ["max_tokens", "max_completion_tokens"];
+
+    /// The longest answer asked for, in tokens, and the name by which the body says so.
+    pub fn limit(&self) -> Option<(&'static str, u64)> {
+        let option = |name| Some((name, self.options.get(name)?.as_u64()?));
+        self.max_tokens
+            .map(|most| ("max_tokens", u64::from(most)))
+            .or_else(|| Self::LIMITS.into_iter().find_map(option))
+    }
 }
 
 /// How an AI answer is stored.

@@ -47,6 +47,7 @@ struct Limit {
 struct Chat {
     model: String,
     messages: Vec<Message>,
+    #[serde(alias = "max_completion_tokens")]
     max_tokens: Option<u64>,
 }
 

@@ -357,9 +357,10 @@ impl Keys {
     }
 
     /// What is kept of an upstream: its state (pace, breaker; a hash), the permits in use (a sorted set, score = when they
-    /// expire), and the window of its token budget (a hash, without a TTL: see `src/source/lua/state.lua`).
-    pub fn upstream(&self, upstream: &UpstreamName) -> [String; 3] {
-        ["limit", "permits", "budget"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
+    /// expire), the window of its token budget (a hash, without a TTL: see `src/source/lua/state.lua`), and the tokens
+    /// held for requests under way (a hash).
+    pub fn upstream(&self, upstream: &UpstreamName) -> [String; 4] {
+        ["limit", "permits", "budget", "reserved"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
     }
 
     /// What the fleet's requests to an upstream took: a hash.

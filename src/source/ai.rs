@@ -1,85 +1,84 @@
 //! AI sources: one chat completion of an OpenAI-compatible server, and JSON out of it.
 //!
-//! Generating costs money. So a value carries a hash of what it was made from (model, messages, settings), and while that
-//! is the same, nothing is asked ([`unchanged`]). Tokens are counted from the server's `usage`, also for answers that cannot
-//! be used; a server that gives none is counted at a token for four characters.
+//! Generating costs money. So a value carries a hash of what it was made from (model, messages, settings, options), and
+//! while that is the same, nothing is asked ([`unchanged`]). Every answer with a success status counts as paid, also
+//! where it cannot be used, and so does a request whose answer did not come in time. The server's `usage` tells the
+//! cost; what it does not tell is estimated ([`Spent`]).
 //!
 //! With format `json` the answer must be a JSON document; one Markdown fence around the whole of it is taken off, because
 //! many models cannot be kept from writing one, and each answer refused for it would be paid again.
 
-use super::exchange::{Body, Client, Received, Request, answer_error};
+use super::completion::{Completion, estimate};
+use super::exchange::{Body, Client, Reached, Received, Request, answer_error};
 use super::http::select;
-use super::{Answer, Ask, FetchError, Fetched, Validators, context};
+use super::{Answer, Ask, Cost, FetchError, Fetched, Spent, Validators, context};
 use crate::job::{AiFormat, AiSource};
 use jsonptr::Pointer;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use twox_hash::XxHash3_128;
 
-/// What is read of a completion.
-#[derive(Deserialize)]
-struct Completion {
-    #[serde(default)]
-    choices: Vec<Choice>,
-    usage: Option<Usage>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    message: Option<Message>,
-    finish_reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    content: Option<String>,
-    refusal: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
-    total_tokens: Option<u64>,
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: u64,
-}
-
-/// Asks an AI source once, if the value would be made from anything else than the present one. With the tokens spent,
+/// Asks an AI source once, if the value would be made from anything else than the present one. With what that cost,
 /// whatever came of it.
-pub(super) async fn fetch(client: &Client, source: &AiSource, ask: &Ask<'_>) -> (Result<Answer, FetchError>, u64) {
+pub(super) async fn fetch(client: &Client, source: &AiSource, ask: &Ask<'_>) -> (Result<Answer, FetchError>, Spent) {
     let (url, body) = match request(source, ask) {
         Ok(request) => request,
-        Err(reason) => return (Err(FetchError::Answer(reason)), 0),
+        Err(reason) => return (Err(FetchError::Answer(reason)), Spent::Nothing),
     };
     let made_from = fingerprint(source, &body);
     if ask.known.is_some_and(|known| known.prompt.as_ref() == Some(&made_from)) {
-        return (Ok(Answer::Unchanged), 0);
+        return (Ok(Answer::Unchanged), Spent::Nothing);
     }
+    let prompt = estimate(body.to_string().len());
     let request = Request { url: &url, headers: &[], body: Some(&body), known: None, deadline: ask.deadline };
-    let answer = match client.exchange(request).await {
+    let reached = Reached::default();
+    let answer = match client.exchange_noting(request, &reached).await {
         Ok(Received::Body(answer)) => answer,
         Ok(Received::Gone) => {
             let reason = format!("has no such model or path (404 or 410): is `{}` right?", source.model);
-            return (Err(answer_error(&url, &reason)), 0);
+            return (Err(answer_error(&url, &reason)), Spent::Nothing);
         }
-        Ok(Received::Unchanged) => return (Err(answer_error(&url, "answers 304 without having been asked")), 0),
-        Err(error) => return (Err(error), 0),
+        Ok(Received::Unchanged) => {
+            return (Err(answer_error(&url, "answers 304 without having been asked")), Spent::Nothing);
+        }
+        Err(error) => {
+            let spent = if reached.may_be_paid() { Spent::Untold { prompt } } else { Spent::Nothing };
+            return (Err(hinted(error, source)), spent);
+        }
     };
-    let completion = match answer.text().and_then(|text| {
-        let (text, _) = select(text, Pointer::root()).map_err(|reason| answer.error(&reason))?;
-        serde_json::from_str::<Completion>(text).map_err(|error| answer.error(&format!("is not a completion: {error}")))
-    }) {
-        Ok(completion) => completion,
-        Err(error) => return (Err(error), 0),
+    let text = match answer.text() {
+        Ok(text) => text,
+        Err(error) => return (Err(error), Spent::Untold { prompt }),
     };
-    let tokens = completion.tokens(&body);
-    let value = completion.content(&answer, source).and_then(|text| stored(text, source.format, &answer));
-    let fetched = value.map(|(json, value)| {
+    let Some(completion) = Completion::read(text) else {
+        let reason = select(text, Pointer::root()).err();
+        return (Err(answer.error(reason.as_deref().unwrap_or("is not JSON"))), Spent::Untold { prompt });
+    };
+    let tokens = completion.tokens(prompt);
+    let value = completion.text(source.limit()).map_err(|reason| answer.error(&reason));
+    let fetched = value.and_then(|text| stored(&text, source.format, &answer)).map(|(json, value)| {
         let validators = Validators { prompt: Some(made_from), ..Validators::default() };
         Answer::Value(Fetched { json, parsed: Some(value), validators, tokens })
     });
-    (fetched, tokens)
+    (fetched, Spent::Tokens { prompt, all: tokens })
+}
+
+/// What asking may cost; nothing where nothing can be asked.
+pub(super) fn cost(source: &AiSource, ask: &Ask<'_>) -> Cost {
+    let Ok((_, body)) = request(source, ask) else { return Cost::default() };
+    let answer = source.limit().map(|(_, most)| most);
+    Cost { prompt: estimate(body.to_string().len()), answer }
+}
+
+/// Says what to write where a model refuses `max_tokens`.
+fn hinted(error: FetchError, source: &AiSource) -> FetchError {
+    match (error, source.max_tokens) {
+        (FetchError::Answer(reason), Some(most)) if reason.contains("max_completion_tokens") => {
+            FetchError::Answer(format!(
+                "the model wants `options = {{ max_completion_tokens = {most} }}` in place of `max_tokens`: {reason}"
+            ))
+        }
+        (error, _) => error,
+    }
 }
 
 /// Whether the present value was made from what it would be made from now.
@@ -109,6 +108,9 @@ fn request(source: &AiSource, ask: &Ask<'_>) -> Result<(String, Value), String> 
     if let Some(most) = source.max_tokens {
         body["max_tokens"] = json!(most);
     }
+    for (name, option) in &source.options {
+        body[name] = option.clone();
+    }
     Ok((url, body))
 }
 
@@ -118,47 +120,6 @@ fn fingerprint(source: &AiSource, body: &Value) -> String {
         AiFormat::Json => "json",
     };
     format!("{:032x}", XxHash3_128::oneshot(format!("{format} {body}").as_bytes()))
-}
-
-impl Completion {
-    fn tokens(&self, body: &Value) -> u64 {
-        match &self.usage {
-            Some(usage) => {
-                usage.total_tokens.unwrap_or_else(|| usage.prompt_tokens.saturating_add(usage.completion_tokens))
-            }
-            None => {
-                let asked = body.to_string().chars().count();
-                let texts = self.choices.iter().filter_map(|choice| choice.message.as_ref()?.content.as_ref());
-                let answered = texts.map(|text| text.chars().count()).sum::<usize>();
-                (asked + answered).div_ceil(4) as u64
-            }
-        }
-    }
-
-    /// The text, if it is a whole one.
-    fn content<'a>(&'a self, answer: &Body, source: &AiSource) -> Result<&'a str, FetchError> {
-        let Some(choice) = self.choices.first() else { return Err(answer.error("is a completion without choices")) };
-        let message = choice.message.as_ref();
-        if message.and_then(|message| message.refusal.as_ref()).is_some() {
-            return Err(answer.error("is the model's refusal"));
-        }
-        match choice.finish_reason.as_deref() {
-            Some("stop") => {}
-            Some("length") => {
-                let most =
-                    source.max_tokens.map_or("the server's limit".into(), |most| format!("`max_tokens` ({most})"));
-                return Err(answer.error(&format!("was cut short at {most}: raise it, or ask for less")));
-            }
-            other => {
-                let reason = other.unwrap_or("none");
-                return Err(
-                    answer.error(&format!("did not come to its end: finish_reason is {reason:?}, not \"stop\""))
-                );
-            }
-        }
-        let text = message.and_then(|message| message.content.as_deref()).unwrap_or_default().trim();
-        if text.is_empty() { Err(answer.error("is a completion without text")) } else { Ok(text) }
-    }
 }
 
 /// The JSON stored for a text, as text and parsed.

@@ -17,6 +17,7 @@ use serde_json::Value;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
 
@@ -60,6 +61,28 @@ pub(super) enum Received {
     Gone,
 }
 
+/// How far an exchange came, also where it failed: the last answer's status, or that a request was sent and none came.
+#[derive(Default)]
+pub(super) struct Reached(AtomicU16);
+
+impl Reached {
+    const NO_ANSWER: u16 = 1;
+
+    /// Returns whether the upstream may take money for it: it answered with success, or may have made an answer that
+    /// did not arrive.
+    pub(super) fn may_be_paid(&self) -> bool {
+        matches!(self.0.load(Ordering::Relaxed), Self::NO_ANSWER | 200..=299)
+    }
+
+    fn status(&self, status: StatusCode) {
+        self.0.store(status.as_u16(), Ordering::Relaxed);
+    }
+
+    fn no_answer(&self) {
+        let _ = self.0.compare_exchange(0, Self::NO_ANSWER, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
 /// A whole answer with status 2xx.
 pub(super) struct Body {
     url: Box<Url>,
@@ -79,6 +102,8 @@ impl Client {
                 .redirect(Policy::none())
                 .referer(false);
             let client = if public { client.dns_resolver(PublicOnly::resolver()).no_proxy() } else { client };
+            // So that a request that timed out has been sent: see [`Reached`].
+            let client = client.connect_timeout(upstream.timeout.mul_f32(0.9));
             // It has no time-out of its own, which would cost a timer each time: `exchange` ends a request in time.
             client.build().with_context(|| format!("upstream `{name}`: no HTTP client"))
         };
@@ -108,19 +133,29 @@ impl Client {
 
     /// Sends a request and reads the whole answer, within the upstream's timeout and before the deadline.
     pub(super) async fn exchange(&self, request: Request<'_>) -> Result<Received, FetchError> {
+        self.exchange_noting(request, &Reached::default()).await
+    }
+
+    /// Does the same, and notes how far it came.
+    pub(super) async fn exchange_noting(
+        &self,
+        request: Request<'_>,
+        reached: &Reached,
+    ) -> Result<Received, FetchError> {
         let now = Instant::now();
         let until = request.deadline.min(now + self.upstream.timeout);
         let url = request.url;
-        match timeout_at(until.into(), self.send(request)).await {
+        match timeout_at(until.into(), self.send(request, reached)).await {
             Ok(answer) => answer,
             Err(_) => {
+                reached.no_answer();
                 let patience = until.saturating_duration_since(now).as_secs_f32();
                 Err(FetchError::Upstream(format!("{} gave no whole answer within {patience:.1} s", shown(url))))
             }
         }
     }
 
-    async fn send(&self, request: Request<'_>) -> Result<Received, FetchError> {
+    async fn send(&self, request: Request<'_>, reached: &Reached) -> Result<Received, FetchError> {
         let mut url = whole(request.url)?;
         let origin = url.clone();
         let mut body = match request.body {
@@ -147,12 +182,16 @@ impl Client {
                 asked = asked.header(header::CONTENT_TYPE, "application/json").body(body.clone());
             }
             let response = asked.headers(own.clone()).headers(conditions.clone()).send().await.map_err(|error| {
+                if !error.is_connect() && !error.is_builder() {
+                    reached.no_answer();
+                }
                 let built = !error.is_builder();
                 let reason = format!("{} cannot be asked: {}", shown(url.as_str()), chain(error));
                 if built { FetchError::Upstream(reason) } else { FetchError::Answer(reason) }
             })?;
             let status = response.status();
             if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+                reached.status(status);
                 return self.receive(&url, response, !conditions.is_empty(), secrets).await;
             }
             let next = response.headers().get(header::LOCATION).and_then(|to| std::str::from_utf8(to.as_bytes()).ok());

@@ -7,10 +7,11 @@
 //!
 //! On failure: a dead worker's permits are taken back ([`Gate::bury`]) by whoever finds it dead; if nobody does, they come
 //! back by themselves, the upstream's timeout and [`GRACE`] after they were given. Without Redis nothing is admitted where limits are to be kept (reason `redis`), for nothing could be committed
-//! either. After a flush the limits begin anew: what is in flight then is not counted. Tokens are counted when they are
-//! spent, so what is in flight when a budget ends is still paid.
+//! either. After a flush the limits begin anew: what is in flight then is not counted. The tokens that a request may
+//! cost are held for it while it is under way, and come back with its permit. Tokens that were spent and could not be
+//! counted are kept here (`owed`); while any are, nothing that costs tokens is admitted.
 
-use super::{Answer, FetchError};
+use super::{Answer, Cost, FetchError, Spent};
 pub use lately::Lately;
 
 use crate::agenda::Urgency;
@@ -47,6 +48,8 @@ const SOON: Duration = Duration::from_millis(500);
 const KEPT: usize = 16;
 /// Permits handed back in one call.
 const HANDED_BACK: usize = 100;
+/// The most tokens that one worker keeps to be counted later; numbers up to there are whole in a script.
+const MOST_OWED: u64 = 1 << 50;
 /// Permits that wait to be handed back; more of them come back by expiry.
 const ABANDONED: usize = 10_000;
 
@@ -57,16 +60,19 @@ static SETTLE: LazyLock<Script> =
 static LOOK: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("lua/state.lua"), include_str!("lua/look.lua"))));
 
-/// What the scripts answer: reason, microseconds, whether this request is the breaker's probe (of a request that ended: what
-/// share of the budget is to be told, in percent), health.
+/// What the scripts answer: reason, microseconds, whether this request is the breaker's probe (of a look and of a
+/// request that ended: what share of the budget is to be told, in percent), health.
 type Verdict = (String, u64, u8, u8);
+
+/// What `admit.lua` answers: a verdict, and the tokens that the answer is expected to cost.
+type Admission = (String, u64, u8, u8, u64);
 
 /// The way to one upstream: admits a request or says how long to wait.
 pub struct Gate {
     upstream: Arc<Upstream>,
     redis: Connection,
-    /// State, permits, token window.
-    keys: [String; 3],
+    /// State, permits, token window, tokens held.
+    keys: [String; 4],
     signal: String,
     id: String,
     serial: AtomicU64,
@@ -82,6 +88,8 @@ pub struct Gate {
     news: Notify,
     known: Mutex<Known>,
     abandoned: Mutex<Vec<String>>,
+    /// Tokens spent that Redis does not know of.
+    owed: AtomicU64,
     fetches: Mutex<Fetches>,
     /// Where the fleet adds up what its requests took, and what of it this worker has told.
     fetched: String,
@@ -131,7 +139,14 @@ pub struct Permit {
     id: String,
     /// Whether Redis may know of it.
     registered: bool,
+    cost: Cost,
+    /// What the answer will cost, as far as answers of late tell.
+    expected: u64,
+    /// Whether the upstream is asked, and may take money for it.
+    under_way: bool,
     tokens: u64,
+    /// The answer's share of them; 0 where it is not known.
+    answer: u64,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -166,7 +181,8 @@ impl From<&Result<Answer, FetchError>> for Ended {
 pub struct Refusal {
     /// When to ask again.
     pub wait: Duration,
-    /// `rate`, `concurrency`, `retry-after`, `breaker`, `tokens`; `redis` where the limits cannot be asked for.
+    /// `rate`, `concurrency`, `reserved`, `retry-after`, `breaker`, `tokens`; `redis` where the limits cannot be asked
+    /// for.
     pub reason: &'static str,
 }
 
@@ -177,6 +193,7 @@ impl Refusal {
             "breaker" => "failed too often and is left alone for a while (breaker)",
             "retry-after" => "asked to be left alone (Retry-After)",
             "tokens" => "has its token budget spent",
+            "reserved" => "has the rest of its token budget reserved for requests under way",
             "rate" | "concurrency" => "is asked as much as its limits allow",
             _ => "cannot be asked without Redis, which keeps its limits",
         }
@@ -205,6 +222,7 @@ impl Gate {
             news: Notify::new(),
             known: Mutex::default(),
             abandoned: Mutex::default(),
+            owed: AtomicU64::new(0),
             fetches: Mutex::default(),
             fetched,
             told: Mutex::default(),
@@ -223,8 +241,8 @@ impl Gate {
     /// # Errors
     /// Redis's; they come back by expiry.
     pub async fn bury(&self, worker: &str) -> redis::RedisResult<()> {
-        let [state, permits, _] = &self.keys;
-        let (ids, probe): (Vec<String>, Option<String>) = redis::pipe()
+        let [state, permits, _, held] = &self.keys;
+        let (ids, probe, holders): (Vec<String>, Option<String>, Vec<String>) = redis::pipe()
             .cmd("ZRANGE")
             .arg(permits)
             .arg(0)
@@ -232,10 +250,12 @@ impl Gate {
             .cmd("HGET")
             .arg(state)
             .arg("probe")
+            .cmd("HKEYS")
+            .arg(held)
             .query_async(&mut self.redis.clone())
             .await?;
         let its = |id: &String| id.strip_prefix(worker).is_some_and(|rest| rest.starts_with('-'));
-        let ids: Vec<String> = ids.into_iter().chain(probe).filter(its).collect();
+        let ids: Vec<String> = ids.into_iter().chain(probe).chain(holders).filter(its).collect();
         for some in ids.chunks(HANDED_BACK) {
             self.abandon(some.to_vec());
             self.refresh().await;
@@ -243,16 +263,30 @@ impl Gate {
         Ok(())
     }
 
-    /// Waits for admission until `deadline`; more urgent requests go first, before all but one of the others.
+    /// Waits for admission of a request that costs no tokens until `deadline`; see [`Gate::admit_for`].
+    ///
+    /// # Errors
+    /// As [`Gate::admit_for`].
+    pub async fn admit(self: &Arc<Self>, urgency: Urgency, deadline: Instant) -> Result<Permit, Refusal> {
+        self.admit_for(urgency, deadline, Cost::default()).await
+    }
+
+    /// Waits for admission until `deadline`, and until the budget has room for the cost; more urgent requests go first,
+    /// before all but one of the others.
     ///
     /// # Errors
     /// A refusal with the time after which to ask again: at once where admission is known to come too late, otherwise at
     /// the deadline. Reason `redis` where Redis does not answer.
-    pub async fn admit(self: &Arc<Self>, urgency: Urgency, deadline: Instant) -> Result<Permit, Refusal> {
+    pub async fn admit_for(
+        self: &Arc<Self>,
+        urgency: Urgency,
+        deadline: Instant,
+        cost: Cost,
+    ) -> Result<Permit, Refusal> {
         if let Some(refusal) = self.closed().filter(|refusal| Instant::now() + refusal.wait > deadline) {
             return Err(refusal);
         }
-        match timeout_at(deadline.into(), self.pass(urgency, deadline)).await {
+        match timeout_at(deadline.into(), self.pass(urgency, deadline, cost)).await {
             Ok(answer) => answer,
             Err(_) => {
                 let reason = self.known().refused.unwrap_or("concurrency");
@@ -294,11 +328,22 @@ impl Gate {
     /// Asks Redis how the upstream is, and hands back dropped permits. To be called when the signal channel says
     /// `upstream <name>`, and regularly, for what pub/sub loses. Without Redis everything stays as it was.
     pub async fn refresh(&self) {
-        let returned = self.returned();
+        let (returned, owed) = (self.returned(), self.owed.swap(0, Ordering::AcqRel));
         let mut call = self.call(&LOOK);
-        call.arg(self.budget()).arg(&returned);
+        call.arg(self.budget())
+            .arg(self.window())
+            .arg(owed)
+            .arg(&self.signal)
+            .arg(format!("upstream {}", self.upstream.name))
+            .arg(&returned);
+        // Given back where this call is given up, too.
+        let mut carried = Owed { gate: self, tokens: owed };
         match call.invoke_async::<Verdict>(&mut self.redis.clone()).await {
-            Ok(verdict) => self.learn(&verdict),
+            Ok(verdict) => {
+                carried.tokens = 0;
+                self.learn(&verdict);
+                self.tell_spent(&verdict);
+            }
             Err(error) => {
                 debug!(upstream = %self.upstream.name, %error, "cannot ask for the upstream's state");
                 self.abandon(returned);
@@ -307,7 +352,7 @@ impl Gate {
         self.news.notify_waiters();
     }
 
-    async fn pass(self: &Arc<Self>, urgency: Urgency, deadline: Instant) -> Result<Permit, Refusal> {
+    async fn pass(self: &Arc<Self>, urgency: Urgency, deadline: Instant, cost: Cost) -> Result<Permit, Refusal> {
         let began = Instant::now();
         let _place = Place::of(self, urgency);
         let _line = self.lines[urgency as usize].lock().await;
@@ -317,14 +362,14 @@ impl Gate {
             let Ok(slot) = self.slot(urgency).await else {
                 return Err(Refusal { wait: SOON, reason: "concurrency" });
             };
-            let refusal = match self.ask(slot, began, deadline).await {
+            let refusal = match self.ask(slot, began, deadline, cost).await {
                 Ok(permit) => return Ok(permit),
                 Err(refusal) => refusal,
             };
             self.known().refused = Some(refusal.reason);
             let pause = match refusal.reason {
                 "redis" => return Err(refusal),
-                "concurrency" => {
+                "concurrency" | "reserved" => {
                     poll = (poll * 2).min(POLL.1);
                     poll.mul_f64(rand::random_range(0.5..1.0))
                 }
@@ -358,9 +403,16 @@ impl Gate {
         slot: OwnedSemaphorePermit,
         began: Instant,
         deadline: Instant,
+        cost: Cost,
     ) -> Result<Permit, Refusal> {
+        if self.owed.load(Ordering::Acquire) > 0 {
+            self.refresh().await;
+        }
         if let Some(refusal) = self.closed() {
             return Err(refusal);
+        }
+        if cost.prompt > 0 && self.owed.load(Ordering::Acquire) > 0 {
+            return Err(Refusal { wait: SOON, reason: "redis" });
         }
         let upstream = &self.upstream;
         let (broken, admitted) = {
@@ -372,14 +424,18 @@ impl Gate {
             id: format!("{}-{}", self.id, self.serial.fetch_add(1, Ordering::Relaxed)),
             gate: self.clone(),
             registered: false,
+            cost,
+            expected: 0,
+            under_way: false,
             tokens: 0,
+            answer: 0,
             _slot: slot,
         };
         if upstream.rate.is_none() && upstream.concurrency.is_none() && upstream.tokens.is_none() && !broken {
             return Ok(permit);
         }
         // From here on Redis may know it, even if the answer never comes.
-        permit.registered = upstream.concurrency.is_some() || broken;
+        permit.registered = upstream.concurrency.is_some() || broken || (upstream.tokens.is_some() && cost.prompt > 0);
         let (interval, early) = upstream.rate.map_or((0, 0), |rate| pace(rate.count, rate.per));
         let ahead = deadline.saturating_duration_since(Instant::now()).min(AHEAD);
         let returned = self.returned();
@@ -393,9 +449,11 @@ impl Gate {
             .arg(self.budget())
             .arg(&self.id)
             .arg(millis(waited))
+            .arg(cost.prompt)
+            .arg(cost.answer.unwrap_or(0))
             .arg(&returned);
-        let verdict = match call.invoke_async::<Verdict>(&mut self.redis.clone()).await {
-            Ok(verdict) => verdict,
+        let (verdict, expected) = match call.invoke_async::<Admission>(&mut self.redis.clone()).await {
+            Ok((reason, wait, probe, health, expected)) => ((reason, wait, probe, health), expected),
             Err(error) => {
                 debug!(upstream = %upstream.name, %error, "cannot ask for admission");
                 self.abandon(returned);
@@ -410,6 +468,7 @@ impl Gate {
         }
         self.known().admitted = Some(Instant::now());
         permit.registered |= verdict.2 == 1;
+        permit.expected = expected;
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
             // The upstream may have asked to be left alone meanwhile.
@@ -444,6 +503,19 @@ impl Gate {
         self.upstream.tokens.map_or(0, |budget| budget.tokens)
     }
 
+    /// The budget's window in milliseconds.
+    fn window(&self) -> u64 {
+        self.upstream.tokens.map_or(0, |budget| millis(budget.per))
+    }
+
+    /// Keeps tokens that could not be counted for the next call.
+    fn owe(&self, tokens: u64) {
+        if tokens > 0 && self.upstream.tokens.is_some() {
+            let add = |owed: u64| Some(owed.saturating_add(tokens).min(MOST_OWED));
+            let _ = self.owed.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        }
+    }
+
     fn learn(&self, (why, wait, _, health): &Verdict) {
         let mut known = self.known();
         let before = known.health;
@@ -462,7 +534,7 @@ impl Gate {
         }
         // The rate limit and the permits' end concern one request; the others close the gate.
         known.closed = reason(why)
-            .filter(|reason| !matches!(*reason, "rate" | "concurrency"))
+            .filter(|reason| !matches!(*reason, "rate" | "concurrency" | "reserved"))
             .map(|reason| (Instant::now() + Duration::from_micros(*wait), reason));
     }
 
@@ -509,6 +581,26 @@ impl Permit {
         self.tokens += tokens;
     }
 
+    /// Notes that the upstream is asked now. Where nobody says how that ended, what it may have cost is counted.
+    pub(super) fn begin(&mut self) {
+        self.under_way = true;
+    }
+
+    /// Notes what the request cost, and returns it in tokens.
+    pub(super) fn spent(&mut self, spent: Spent) -> u64 {
+        self.under_way = false;
+        let tokens = match spent {
+            Spent::Nothing => 0,
+            Spent::Tokens { prompt, all } => {
+                self.answer = all.saturating_sub(prompt).max(1);
+                all
+            }
+            Spent::Untold { prompt } => prompt + self.expected,
+        };
+        self.spend(tokens);
+        tokens
+    }
+
     /// Counts the request: for which job it was made, how it ended, and how long it took.
     pub(super) fn fetched(&self, job: &JobName, ended: Ended, took: Duration) {
         let result = match ended {
@@ -548,23 +640,24 @@ impl Permit {
             return;
         }
         let returned = gate.returned();
-        let budget = gate.upstream.tokens;
         let mut call = gate.call(&SETTLE);
         call.arg(&self.id)
             .arg(word)
             .arg(millis(busy))
             .arg(self.tokens)
-            .arg(budget.map_or(0, |budget| millis(budget.per)))
+            .arg(gate.window())
             .arg(gate.budget())
             .arg(FAILURES)
             .arg(millis(OPEN_FIRST))
             .arg(millis(OPEN_LONGEST))
             .arg(&gate.signal)
             .arg(format!("upstream {}", gate.upstream.name))
+            .arg(self.answer)
             .arg(&returned);
         match call.invoke_async::<Verdict>(&mut gate.redis.clone()).await {
             Ok(verdict) => {
                 self.registered = false;
+                self.tokens = 0;
                 gate.learn(&verdict);
                 gate.tell_spent(&verdict);
             }
@@ -581,10 +674,24 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        let unknown = if self.under_way && self.cost.prompt > 0 { self.cost.prompt + self.expected } else { 0 };
+        self.gate.owe(self.tokens + unknown);
         if self.registered {
             self.gate.abandon(vec![std::mem::take(&mut self.id)]);
         }
         self.gate.news.notify_waiters();
+    }
+}
+
+/// Tokens on their way to Redis: those that do not arrive are owed still.
+struct Owed<'a> {
+    gate: &'a Gate,
+    tokens: u64,
+}
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        self.gate.owe(self.tokens);
     }
 }
 
@@ -633,7 +740,7 @@ fn pace(count: u32, per: Duration) -> (u64, u64) {
 }
 
 fn reason(word: &str) -> Option<&'static str> {
-    ["rate", "concurrency", "retry-after", "breaker", "tokens"].into_iter().find(|known| *known == word)
+    ["rate", "concurrency", "reserved", "retry-after", "breaker", "tokens"].into_iter().find(|known| *known == word)
 }
 
 /// Whole milliseconds, rounded up: nothing ends before its time.

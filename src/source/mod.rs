@@ -5,6 +5,7 @@
 
 mod addresses;
 mod ai;
+mod completion;
 mod exchange;
 mod http;
 mod limit;
@@ -101,6 +102,34 @@ pub enum FetchError {
     Answer(String),
 }
 
+/// The AI tokens that a request may cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// The prompt's, by estimate; 0 where the request costs none.
+    pub prompt: u64,
+    /// The most that the answer may cost; `None` where the request does not limit it.
+    pub answer: Option<u64>,
+}
+
+/// The AI tokens that a request cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spent {
+    /// Nothing was asked, or the answer is free: an error's status, or no connection.
+    Nothing,
+    /// As `usage` tells, or by estimate from the answer's text.
+    Tokens {
+        /// The prompt's, by estimate.
+        prompt: u64,
+        /// All of them.
+        all: u64,
+    },
+    /// It may have been paid, but nothing tells how much: the answer was cut off, too long, late, or is not JSON.
+    Untold {
+        /// The prompt's, by estimate; the answer's are what answers cost of late.
+        prompt: u64,
+    },
+}
+
 /// The clients for all upstreams.
 #[derive(Clone, Debug)]
 pub struct Sources {
@@ -135,8 +164,9 @@ impl Sources {
         mut permit: Permit,
     ) -> (Result<Answer, FetchError>, u64) {
         let began = Instant::now();
-        let (result, tokens) = self.fetch_counting(ask).await;
-        permit.spend(tokens);
+        permit.begin();
+        let (result, spent) = self.fetch_counting(ask).await;
+        let tokens = permit.spent(spent);
         permit.fetched(&ask.job.name, Ended::from(&result), began.elapsed());
         permit.done(Ended::from(&result)).await;
         (result, tokens)
@@ -151,6 +181,14 @@ impl Sources {
         }
     }
 
+    /// The AI tokens that asking a source may cost, which its upstream's budget must have room for.
+    pub fn cost(&self, ask: &Ask<'_>) -> Cost {
+        match ask.job.sources.get(ask.source) {
+            Some(Source::Ai(source)) => ai::cost(source, ask),
+            Some(Source::Http(_)) | None => Cost::default(),
+        }
+    }
+
     /// Asks a job's feed for its entries, at most 1,000,000; none where the job has no feed.
     ///
     /// # Errors
@@ -161,7 +199,7 @@ impl Sources {
         http::feed(client, feed, job).await
     }
 
-    async fn fetch_counting(&self, ask: &Ask<'_>) -> (Result<Answer, FetchError>, u64) {
+    async fn fetch_counting(&self, ask: &Ask<'_>) -> (Result<Answer, FetchError>, Spent) {
         let result = match ask.job.sources.get(ask.source) {
             Some(Source::Http(source)) => match self.client(&source.upstream) {
                 Ok(client) => http::fetch(client, source, ask).await,
@@ -173,7 +211,7 @@ impl Sources {
             },
             None => Err(FetchError::Answer(format!("job `{}` has no source {}", ask.job.name, ask.source))),
         };
-        (result, 0)
+        (result, Spent::Nothing)
     }
 
     fn client(&self, upstream: &UpstreamName) -> Result<&Client, FetchError> {

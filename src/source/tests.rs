@@ -666,27 +666,126 @@ async fn same_prompt_is_not_paid_twice() {
 }
 
 #[tokio::test]
-async fn unfinished_or_empty_completions_are_refused_but_counted() {
+async fn answers_of_no_use_are_paid_for_all_the_same() {
+    // The prompt's tokens, by estimate, in every case.
+    let body = json!({"model": "m", "messages": [{"role": "user", "content": "Tell of x"}]}).to_string();
+    let prompt = body.len().div_ceil(4) as u64;
+    let told = |all| Spent::Tokens { prompt, all };
+    let untold = Spent::Untold { prompt };
     let cases = [
-        (completion("half a", "length"), "was cut short", 15),
-        (completion("bad", "content_filter"), "content_filter", 15),
-        (completion(" ", "stop"), "without text", 15),
-        (r#"{"choices": []}"#.to_owned(), "without choices", 1),
-        (r#"{"error": {"message": "overloaded"}}"#.to_owned(), "overloaded", 1),
-        (r#"{"choices": [{"message": {"content": null, "refusal": "no"}, "finish_reason": "stop"}], "usage": {"total_tokens": 4}}"#.to_owned(), "refusal", 4),
-        (r#"{"choices": 3}"#.to_owned(), "is not a completion", 0),
-        ("<html>".to_owned(), "is HTML", 0),
+        (completion("half a", "length"), "was cut short", told(15)),
+        (completion("bad", "content_filter"), "content_filter", told(15)),
+        (completion(" ", "stop"), "without text", told(15)),
+        (r#"{"choices": []}"#.to_owned(), "without choices", told(prompt)),
+        (r#"{"error": {"message": "overloaded"}}"#.to_owned(), "overloaded", told(prompt)),
+        (r#"{"choices": 3, "usage": {"total_tokens": "9"}}"#.to_owned(), "without choices", told(9)),
+        (r#"{"choices": [{"message": {"content": null, "refusal": "no"}, "finish_reason": "stop"}], "usage": {"total_tokens": 4}}"#.to_owned(), "refusal", told(4)),
+        ("[]".to_owned(), "without choices", told(prompt)),
+        ("<html>".to_owned(), "is HTML", untold),
+        ("data: {}".to_owned(), "is not JSON", untold),
+        (String::new(), "is empty", untold),
+        (completion(&"long".repeat(1 << 20), "stop"), "`max_bytes`", untold),
     ];
-    for (answer, reason, least) in cases {
+    for (answer, reason, cost) in cases {
         let server = answering(answer).await;
         let bench = Bench::ai(&server, "");
         let refused = bench.refused().await;
         assert!(refused.contains(reason), "{refused}");
-        let (_, tokens) = bench.with(async |ask| bench.sources.fetch_counting(&ask).await).await;
-        assert!(tokens >= least, "{reason}: {tokens}");
+        let (_, spent) = bench.with(async |ask| bench.sources.fetch_counting(&ask).await).await;
+        assert_eq!(spent, cost, "{reason}");
     }
     let server = answering(StatusCode::NOT_FOUND).await;
     assert!(Bench::ai(&server, "").refused().await.contains("no such model"));
+}
+
+#[tokio::test]
+async fn only_what_an_upstream_may_have_made_is_paid_for() {
+    let job = "[source]\nkind = \"ai\"\nupstream = \"up\"\nmodel = \"m\"\nprompt = \"Tell of {{ name }}\"\n";
+    let spent = async |server: &Server| {
+        let bench = Bench::new(server, job, "timeout = \"300ms\"");
+        bench.with(async |ask| bench.sources.fetch_counting(&ask).await.1).await
+    };
+    for code in [301, 400, 401, 404, 410, 429, 500, 503] {
+        let server = answering((StatusCode::from_u16(code).unwrap(), completion("a", "stop"))).await;
+        assert_eq!(spent(&server).await, Spent::Nothing, "{code}");
+    }
+    let gone = Server { url: answering("{}").await.url.clone(), seen: Arc::default(), _tasks: JoinSet::new() };
+    let mut no_tls = Server::raw(b"", false).await;
+    no_tls.url = no_tls.url.replace("http:", "https:");
+    for server in [gone, no_tls] {
+        assert_eq!(spent(&server).await, Spent::Nothing, "nobody was asked");
+    }
+    let late = Server::raw(b"", false).await;
+    let closed = Server::raw(b"", true).await;
+    let cut = Server::raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"a\": 1}", true).await;
+    let stalled = Server::raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"a\"", false).await;
+    for server in [late, closed, cut, stalled] {
+        assert!(matches!(spent(&server).await, Spent::Untold { .. }));
+    }
+}
+
+#[tokio::test]
+async fn options_are_sent_and_are_what_a_value_is_made_from() {
+    let server = answering(completion("text", "stop")).await;
+    let options = "temperature = 0.5\noptions = { max_completion_tokens = 500, seed = 7, reasoning_effort = \"low\", \
+                   stop = [\"\\n\", \"x\"], top_p = 0.5, response_format = { type = \"json_schema\", strict = true } }";
+    let mut bench = Bench::ai(&server, options);
+    bench.known = Some(bench.value().await.validators);
+    let expected = json!({
+        "model": "m",
+        "messages": [{ "role": "user", "content": "Tell of x" }],
+        "temperature": 0.5,
+        "max_completion_tokens": 500,
+        "seed": 7,
+        "reasoning_effort": "low",
+        "stop": ["\n", "x"],
+        "top_p": 0.5,
+        "response_format": { "type": "json_schema", "strict": true },
+    });
+    assert_eq!(serde_json::from_str::<Value>(&server.last().body).unwrap(), expected);
+    assert!(matches!(bench.fetch().await, Ok(Answer::Unchanged)));
+    for changed in [&options.replace("seed = 7", "seed = 8"), &options.replace("strict = true", "strict = false"), ""] {
+        let mut other = Bench::ai(&server, changed);
+        other.known = bench.known.clone();
+        assert!(matches!(other.fetch().await, Ok(Answer::Value(_))), "{changed}");
+    }
+    // A table without options is none.
+    let mut plain = Bench::ai(&server, "");
+    plain.known = Some(plain.value().await.validators);
+    let mut empty = Bench::ai(&server, "options = {}");
+    empty.known = plain.known;
+    assert!(matches!(empty.fetch().await, Ok(Answer::Unchanged)));
+}
+
+/// Else all that AI ever made would be generated again, and paid for.
+#[tokio::test]
+async fn without_options_values_keep_what_they_were_made_from() {
+    let server = answering(completion("text", "stop")).await;
+    let bench = Bench::ai(&server, "temperature = 0.8\nmax_tokens = 200");
+    let made_from =
+        br#"text {"model":"m","messages":[{"role":"user","content":"Tell of x"}],"temperature":0.8,"max_tokens":200}"#;
+    let expected = format!("{:032x}", twox_hash::XxHash3_128::oneshot(made_from));
+    assert_eq!(bench.value().await.validators.prompt, Some(expected));
+}
+
+#[tokio::test]
+async fn limits_are_named_as_they_are_written() {
+    let server = answering(completion("half a", "length")).await;
+    for (source, named) in [
+        ("max_tokens = 9", "`max_tokens` (9)"),
+        ("options = { max_tokens = 9 }", "`max_tokens` (9)"),
+        ("options = { max_completion_tokens = 9 }", "`max_completion_tokens` (9)"),
+        ("", "the server's limit"),
+    ] {
+        let refused = Bench::ai(&server, source).refused().await;
+        assert!(refused.contains(&format!("was cut short at {named}")), "{refused}");
+    }
+    let message =
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.";
+    let server = answering((StatusCode::BAD_REQUEST, json!({"error": {"message": message}}).to_string())).await;
+    let refused = Bench::ai(&server, "max_tokens = 9").refused().await;
+    assert!(refused.contains("wants `options = { max_completion_tokens = 9 }`"), "{refused}");
+    assert!(!Bench::ai(&server, "").refused().await.contains("wants"));
 }
 
 #[tokio::test]

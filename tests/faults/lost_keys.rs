@@ -15,7 +15,7 @@ use super::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 use super::{both, choices, factor, readable, works};
 
 /// All that begin with our prefix, by kind. What no test of one job can have is left out: locks and their numbers are a service's.
-const KINDS: [&str; 32] = [
+const KINDS: [&str; 33] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
@@ -36,6 +36,7 @@ const KINDS: [&str; 32] = [
     "samovar:limit:*",
     "samovar:permits:*",
     "samovar:budget:*",
+    "samovar:reserved:*",
     "samovar:fetched:*",
     "samovar:census",
     "samovar:reads",

@@ -408,32 +408,75 @@ impl<'a> Field<'a> {
         self.node(scope, MAX_DEPTH).map(Shape::new)
     }
 
-    fn node(&self, scope: &Scope, depth: usize) -> Option<Node> {
-        let Some(deeper) = depth.checked_sub(1) else {
+    /// A JSON document in which nothing but environment variables may be inserted.
+    pub(super) fn json(&self) -> Option<Value> {
+        self.json_within(MAX_DEPTH)
+    }
+
+    fn json_within(&self, depth: usize) -> Option<Value> {
+        match self.value.get_ref() {
+            DeValue::String(_) => Some(Value::String(self.plain()?.value)),
+            DeValue::Datetime(date) => {
+                self.fault_with_help(
+                    format!("`{}` is a date, which JSON does not have", self.name),
+                    format!("write it as a string: \"{date}\""),
+                );
+                None
+            }
+            DeValue::Array(_) => {
+                let deeper = self.deeper(depth)?;
+                let items: Vec<_> = self.items()?.iter().map(|item| item.json_within(deeper)).collect();
+                Some(Value::Array(items.into_iter().collect::<Option<_>>()?))
+            }
+            DeValue::Table(_) => {
+                let deeper = self.deeper(depth)?;
+                let fields = self.table(&self.name)?.all();
+                let fields: Vec<_> =
+                    fields.into_iter().map(|field| Some((field.name.clone(), field.json_within(deeper)?))).collect();
+                Some(Value::Object(fields.into_iter().collect::<Option<_>>()?))
+            }
+            DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) => self.scalar(),
+        }
+    }
+
+    /// A number or a boolean as JSON has it.
+    fn scalar(&self) -> Option<Value> {
+        match self.value.get_ref() {
+            DeValue::Integer(integer) => {
+                let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok();
+                if number.is_none() {
+                    self.fault(format!("{integer} is too large"));
+                }
+                number.map(Value::from)
+            }
+            DeValue::Float(float) => {
+                let number = float.as_str().parse().ok().and_then(serde_json::Number::from_f64);
+                if number.is_none() {
+                    self.fault(format!("{float} is no JSON number"));
+                }
+                number.map(Value::Number)
+            }
+            DeValue::Boolean(value) => Some(Value::Bool(*value)),
+            DeValue::String(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
+        }
+    }
+
+    fn deeper(&self, depth: usize) -> Option<usize> {
+        let deeper = depth.checked_sub(1);
+        if deeper.is_none() {
             self.fault(format!("`{}` is nested deeper than {MAX_DEPTH}", self.name));
-            return None;
-        };
+        }
+        deeper
+    }
+
+    fn node(&self, scope: &Scope, depth: usize) -> Option<Node> {
+        let deeper = self.deeper(depth)?;
         Some(match self.value.get_ref() {
             DeValue::String(_) => {
                 let template = self.template(scope)?;
                 if template.is_literal() { Node::Plain(template.source().into()) } else { Node::Template(template) }
             }
-            DeValue::Integer(integer) => match i64::from_str_radix(integer.as_str(), integer.radix()) {
-                Ok(number) => Node::Plain(number.into()),
-                Err(_) => {
-                    self.fault(format!("{integer} is too large"));
-                    return None;
-                }
-            },
-            DeValue::Float(float) => {
-                let number = float.as_str().parse().ok().and_then(serde_json::Number::from_f64);
-                let Some(number) = number else {
-                    self.fault(format!("{float} is no JSON number"));
-                    return None;
-                };
-                Node::Plain(Value::Number(number))
-            }
-            DeValue::Boolean(value) => Node::Plain(Value::Bool(*value)),
+            DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) => Node::Plain(self.scalar()?),
             DeValue::Datetime(value) => Node::Plain(value.to_string().into()),
             DeValue::Array(_) => {
                 let nodes: Vec<_> = self.items()?.iter().map(|item| item.node(scope, deeper)).collect();

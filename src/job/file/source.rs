@@ -6,10 +6,14 @@ use super::upstreams::{Base, Upstreams, check_header_names, checked_url, header_
 use crate::job::template::is_dot_segment;
 use crate::job::{AiFormat, AiSource, Feed, HttpSource, Source, Template, UpstreamName};
 use jsonptr::PointerBuf;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// More would never be reached before the lease ends.
 const MOST_FALLBACKS: usize = 10;
+/// How long an AI answer may be at most, in tokens.
+const MAX_TOKENS: RangeInclusive<u64> = 1..=1_000_000;
 
 /// The server asked, and the absolute URL.
 struct Target {
@@ -75,8 +79,11 @@ fn ai(table: &Table<'_>, scope: &Scope, upstreams: &Upstreams) -> Option<AiSourc
         }
         text.template(scope)
     });
-    let temperature = table.field("temperature").and_then(|field| field.float(0.0..=2.0));
-    let max_tokens = table.field("max_tokens").and_then(|field| field.integer(1..=1_000_000));
+    let (temperature, max_tokens) = (table.field("temperature"), table.field("max_tokens"));
+    let own: Vec<&str> = [&temperature, &max_tokens].into_iter().flatten().map(|field| field.name.as_str()).collect();
+    let options = table.field("options").map(|field| options(&field, &own)).unwrap_or_default();
+    let temperature = temperature.and_then(|field| field.float(0.0..=2.0));
+    let max_tokens = max_tokens.and_then(|field| field.integer(MAX_TOKENS));
     let format = table.field("format").and_then(|field| {
         field.parsed(|text| match text {
             "text" => Ok(AiFormat::Text),
@@ -93,8 +100,40 @@ fn ai(table: &Table<'_>, scope: &Scope, upstreams: &Upstreams) -> Option<AiSourc
         prompt: prompt?,
         temperature,
         max_tokens: max_tokens.and_then(|number| u32::try_from(number).ok()),
+        options,
         format: format.unwrap_or(AiFormat::Text),
     })
+}
+
+/// `options` of an AI source: fields of the request's body beside those that the source has `own` names for, and sets.
+fn options(field: &Field<'_>, own: &[&str]) -> Map<String, Value> {
+    let Some(table) = field.table("`options`") else { return Map::new() };
+    let mut options = Map::new();
+    let mut limit = own.contains(&"max_tokens").then(|| "`max_tokens` of the source".to_owned());
+    for field in table.all() {
+        let name = field.name.as_str();
+        let refuse = |message: &str, help: &str| {
+            field.doc.fault_with_help(field.key.clone(), format!("option `{name}` {message}"), Some(help.to_owned()));
+        };
+        let Some(value) = field.json() else { continue };
+        match name {
+            "model" => refuse("is a field of the source", "write `model = …` beside `kind`"),
+            "messages" => refuse("is made of `system` and `prompt`", "write those instead"),
+            "stream" if value != false => refuse("cannot be set: an answer is read as a whole", "leave it out"),
+            "n" if value != 1 => refuse("can only be 1: every answer is paid for, and one is stored", "leave it out"),
+            "temperature" if own.contains(&name) => refuse("is set twice", "keep it here or beside `kind`"),
+            _ => {}
+        }
+        if AiSource::LIMITS.contains(&name) {
+            let _ = field.integer(MAX_TOKENS);
+            if let Some(other) = &limit {
+                refuse(&format!("limits the answer, as does {other}"), "keep the one that the model knows");
+            }
+            limit = Some(format!("option `{name}`"));
+        }
+        options.insert(field.name, value);
+    }
+    options
 }
 
 /// `feed` of `[entries]`.

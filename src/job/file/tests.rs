@@ -44,6 +44,18 @@ fn the_shipped_jobs_are_without_fault() {
     assert_eq!(jobs.upstreams["openai"].headers["Authorization"], "Bearer sk-secret");
 }
 
+#[test]
+fn options_that_ask_for_nothing_else_are_kept() {
+    let source = "kind = \"ai\"\nurl = \"http://museum.test/v1/chat/completions\"\nmodel = \"m\"\nprompt = \"x\"\n\
+                  options = { stream = false, n = 1, max_completion_tokens = 500, user = \"{{ env.OPENAI_API_KEY }}\" }";
+    let job = GOOD.replace("kind = \"http\"\nurl = \"http://museum.test/{{ name }}\"", source);
+    let jobs = parse(&[("upstreams.toml", UPSTREAM), ("art.toml", &job)]).unwrap();
+    let Source::Ai(source) = &jobs.jobs["art"].sources[0] else { panic!("it is one") };
+    let expected = json!({"stream": false, "n": 1, "max_completion_tokens": 500, "user": "sk-secret"});
+    assert_eq!(json!(source.options), expected);
+    assert_eq!(source.limit(), Some(("max_completion_tokens", 500)));
+}
+
 /// A job file without fault, with its lines; tests add to it or change it.
 const GOOD: &str = r#"key = "art:{name}"
 ttl = "1h"
@@ -309,6 +321,28 @@ fn every_fault_has_its_place_and_its_remedy() {
                 "9:14: `max_tokens` (0) must be from 1 to 1000000",
                 r#"10:10: `format` is "text" or "json", not "xml""#,
                 "11:1: unknown field `pompt` in [source] | did you mean `prompt`?",
+            ],
+        ),
+        (
+            Replace(
+                "kind = \"http\"\nurl = \"http://museum.test/{{ name }}\"",
+                "kind = \"ai\"\nupstream = \"museum\"\nmodel = \"m\"\nprompt = \"x\"\ntemperature = 1\nmax_tokens = 9\n\
+                 options.model = \"x\"\noptions.messages = []\noptions.stream = true\noptions.n = 2\noptions.temperature = 1\n\
+                 options.max_tokens = 9\noptions.max_completion_tokens = 0\noptions.a.b = [1979-05-27]\noptions.c = nan\n\
+                 options.d = \"{{ name }}\"",
+            ),
+            &[
+                "10:9: option `model` is a field of the source | write `model = …` beside `kind`",
+                "11:9: option `messages` is made of `system` and `prompt` | write those instead",
+                "12:9: option `stream` cannot be set: an answer is read as a whole | leave it out",
+                "13:9: option `n` can only be 1: every answer is paid for, and one is stored | leave it out",
+                "14:9: option `temperature` is set twice | keep it here or beside `kind`",
+                "15:9: option `max_tokens` limits the answer, as does `max_tokens` of the source | keep the one that the model knows",
+                "16:9: option `max_completion_tokens` limits the answer, as does option `max_tokens` | keep the one that the model knows",
+                "16:33: `max_completion_tokens` (0) must be from 1 to 1000000",
+                "17:16: `b` is a date, which JSON does not have | write it as a string: \"1979-05-27\"",
+                "18:13: nan is no JSON number",
+                "19:17: `name` is not defined | only `env.NAME` may be used here",
             ],
         ),
         (

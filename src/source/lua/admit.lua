@@ -11,20 +11,45 @@
 -- ARGV[7] tokens that may be spent in a window, 0 for no limit
 -- ARGV[8] the gate's id
 -- ARGV[9] milliseconds that this gate has waited since it was admitted last
--- ARGV[10], … permits handed back, a hundred at most
--- returns { reason, microseconds, probe, health }: reason '' is admission after so many microseconds, any other a refusal for
---         so many; probe 1 where this request tells whether the breaker closes; health as in state.lua
--- Work: what has expired of at most ARGV[3] permits.
+-- ARGV[10] tokens of the prompt, by estimate; 0 for a request that costs none
+-- ARGV[11] tokens of the answer at most, 0 where nothing limits it
+-- ARGV[12], … permits handed back, a hundred at most
+-- returns { reason, microseconds, probe, health, expected }: reason '' is admission after so many microseconds, any
+--         other a refusal for so many; probe 1 where this request tells whether the breaker closes; health as in
+--         state.lua; expected are the tokens that the answer will cost, as far as answers of late and ARGV[11] tell
+-- Work: what has expired of at most ARGV[3] permits, and, under a budget, the requests under way.
+--
+-- What a request may cost at most is held for it until it ends, so that requests under way do not pass the budget
+-- together. An answer that nothing limits may be as long as the longest of late; while none is known, it may take the
+-- whole budget. A request for which there is not enough left is admitted only if no other is under way. So an estimate
+-- that is too high, or higher than the budget, keeps nobody waiting for ever, and what is left of a budget is used; it
+-- is passed by one request.
 
 local id, hold, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local interval, early, ahead = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local gate, waited = ARGV[8], tonumber(ARGV[9])
+local budget, prompt, longest = tonumber(ARGV[7]), tonumber(ARGV[10]), tonumber(ARGV[11])
 
-take_back(10)
+take_back(12)
 
 cut('probe_until', hold + 1000)
-local reason, wait = closed(tonumber(ARGV[7]))
-if wait > 0 then return { reason, wait * 1000, 0, health() } end
+local reason, wait = closed(budget)
+if wait > 0 then return { reason, wait * 1000, 0, health(), 0 } end
+
+local turn = redis.call('HGET', KEYS[1], 'turn')
+local others = turn and turn ~= gate and get('turn_until') > now
+
+-- Refuses for want of room. Who has waited long gets the next, so that a busy gate that takes again what it gave back
+-- starves nobody.
+local function full(why, tokens)
+  if waited >= 500 and not others then
+    redis.call('HSET', KEYS[1], 'turn', gate)
+    set('turn_until', now + 600)
+    set('turn_tokens', tokens)
+    keep(0)
+  end
+  return { why, 0, 0, health(), 0 }
+end
 
 if most > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
@@ -35,19 +60,20 @@ if most > 0 then
   end
   cut('turn_until', 600)
   local free = most - redis.call('ZCARD', KEYS[2])
-  local turn = redis.call('HGET', KEYS[1], 'turn')
-  local others = turn and turn ~= gate and get('turn_until') > now
-  if free <= 0 or (others and free == 1) then
-    -- Who has waited long gets the next permit, so that a busy gate that takes again what it gave back starves nobody.
-    if waited >= 500 and not others then
-      redis.call('HSET', KEYS[1], 'turn', gate)
-      set('turn_until', now + 600)
-      keep(0)
-    end
-    return { 'concurrency', 0, 0, health() }
-  end
-  if turn == gate then redis.call('HDEL', KEYS[1], 'turn', 'turn_until') end
+  if free <= 0 or (others and free == 1) then return full('concurrency', 0) end
 end
+
+local tokens, expected = 0, 0
+if budget > 0 and prompt > 0 then
+  local usual = get('answer')
+  expected = (longest == 0 or usual > 0 and usual < longest) and usual or longest
+  local answer = longest > 0 and longest or usual
+  tokens = answer > 0 and prompt + answer or budget
+  local held = reserved(2 * hold + ahead + 1000)
+  local kept = others and get('turn_tokens') or 0
+  if window() + held + kept + tokens > budget and (held > 0 or kept > 0) then return full('reserved', tokens) end
+end
+if turn == gate then redis.call('HDEL', KEYS[1], 'turn', 'turn_until', 'turn_tokens') end
 
 local start = 0
 if interval > 0 then
@@ -59,7 +85,7 @@ if interval > 0 then
     set('tat', tat)
   end
   start = math.max(0, tat - early - now_us)
-  if start > ahead * 1000 then return { 'rate', start, 0, health() } end
+  if start > ahead * 1000 then return { 'rate', start, 0, health(), 0 } end
   set('tat', math.max(tat, now_us) + interval)
   keep(math.ceil((math.max(tat, now_us) + interval - now_us) / 1000) + 1000)
 end
@@ -69,6 +95,10 @@ if most > 0 then
   redis.call('ZADD', KEYS[2], string.format('%.0f', back), id)
   redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', now + 2 * hold + ahead))
 end
+if tokens > 0 then
+  redis.call('HSET', KEYS[4], id, string.format('%.0f %.0f', tokens, back))
+  redis.call('PEXPIREAT', KEYS[4], string.format('%.0f', now + 2 * hold + ahead))
+end
 
 local probe = 0
 if get('open') > 0 then
@@ -77,4 +107,4 @@ if get('open') > 0 then
   set('probe_until', back)
   keep(0)
 end
-return { '', start, probe, health() }
+return { '', start, probe, health(), expected }

@@ -1,5 +1,7 @@
--- Takes a permit back and notes how its request ended: counts failures, opens and closes the breaker, blocks the upstream for
--- as long as it asked, counts tokens. Tells the other gates where that changes what they may do.
+-- Takes a permit back, with the tokens held for it, and notes how its request ended: counts failures, opens and closes
+-- the breaker, blocks the upstream for as long as it asked, counts tokens. Tells the other gates where that changes
+-- what they may do. Tokens are counted by the last write that can fail: a caller who gets an error counts them once
+-- more, and loses none.
 --
 -- KEYS    as in state.lua
 -- ARGV[1] the permit's id
@@ -13,7 +15,8 @@
 -- ARGV[9] milliseconds for which it opens at most
 -- ARGV[10] the channel on which the others are told
 -- ARGV[11] and what
--- ARGV[12], … more permits handed back, a hundred at most
+-- ARGV[12] tokens of the answer, for those that come; 0 where they are not known
+-- ARGV[13], … more permits handed back, a hundred at most
 -- returns { reason, microseconds, told, health } as of now: why nothing is admitted, and for how long; told is 80 or 100 where so
 --         much of the budget is spent, in percent, and nobody said so in this window, else 0: the caller says it
 -- Work: constant.
@@ -22,24 +25,8 @@ local id, ended = ARGV[1], ARGV[2]
 local budget, limit = tonumber(ARGV[6]), tonumber(ARGV[7])
 local changed = false
 
-redis.call('ZREM', KEYS[2], id)
-take_back(12)
-
-local tokens, told = tonumber(ARGV[4]), 0
-if tokens > 0 and budget > 0 then
-  local _, left = window()
-  if left == 0 then
-    redis.call('DEL', KEYS[3])
-    redis.call('HSET', KEYS[3], 'ends', string.format('%.0f', now + tonumber(ARGV[5])), 'long', ARGV[5])
-  end
-  local spent = redis.call('HINCRBY', KEYS[3], 'tokens', ARGV[4])
-  if spent >= budget and spent - tokens < budget then changed = true end
-  local share = spent >= budget and 100 or spent >= budget * 0.8 and 80 or 0
-  if share > tonumber(redis.call('HGET', KEYS[3], 'told') or '0') then
-    redis.call('HSET', KEYS[3], 'told', share)
-    told = share
-  end
-end
+redis.pcall('ZREM', KEYS[2], id)
+take_back(13)
 
 -- While the breaker is open, only its probe is heard: what began before tells nothing new.
 local open = get('open')
@@ -80,7 +67,22 @@ elseif probe then
   redis.call('HDEL', KEYS[1], 'probe', 'probe_until')
 end
 
+local answer = tonumber(ARGV[12])
+if answer > 0 and budget > 0 then
+  -- The longest of late: a longer one counts at once, and is forgotten by and by.
+  local longest = get('answer')
+  set('answer', math.max(answer, longest - math.ceil((longest - answer) / 32)))
+  keep(tonumber(ARGV[5]))
+end
+
 if redis.call('EXISTS', KEYS[1]) == 1 then keep(0) end
-if changed then redis.call('PUBLISH', ARGV[10], ARGV[11]) end
+local tokens, told = tonumber(ARGV[4]), 0
+if tokens > 0 and budget > 0 then
+  local used_up
+  used_up, told = book(tokens, tonumber(ARGV[5]), budget)
+  changed = changed or used_up
+end
+redis.call('HDEL', KEYS[4], id)
+if changed then redis.pcall('PUBLISH', ARGV[10], ARGV[11]) end
 local reason, wait = closed(budget)
 return { reason, wait * 1000, told, health() }

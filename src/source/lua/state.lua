@@ -3,12 +3,16 @@
 -- KEYS[1] hash: the state. tat: theoretical arrival time of the rate limit (GCRA), in microseconds; blocked: the upstream
 --         asked to be left alone until then; failures: consecutive; open: the breaker's next probe is due then; open_for:
 --         how long it was opened for; probe, probe_until: the permit that probes, and until when it is waited for; turn,
---         turn_until: the gate that has waited longest for a free permit, and until when it is believed to be there.
+--         turn_until: the gate that has waited longest for a free permit, and until when it is believed to be there;
+--         turn_tokens: the tokens that it waits for; answer: the tokens of the longest answers of late.
 --         In milliseconds where nothing else is said.
 -- KEYS[2] sorted set: the permits in use, score = when they come back by themselves, in milliseconds.
--- KEYS[3] hash: the window of the token budget. tokens: spent in it; ends: when it ends; long: how long it is at most; told: the share of the budget that the log
---         was told of, in percent. It has no TTL: what has one is what Redis evicts under `volatile-*`, and the fleet would
---         spend its budget once more. One that is over counts as none, and is deleted by look.lua.
+-- KEYS[3] hash: the window of the token budget. tokens: spent in it; ends: when it ends; long: how long it is at most;
+--         told: the share of the budget that the log was told of, in percent. It has no TTL: what has one is what Redis evicts under `volatile-*`, and the fleet would
+--         spend its budget once more. One that is over counts as none, and is deleted by look.lua. It is written by one
+--         command, so that a script which breaks off leaves the old window or the new one.
+-- KEYS[4] hash: the tokens that requests under way may still cost. permit's id = tokens, and until when they are held,
+--         in milliseconds. They belong to no window: a request counts in the one in which it ends.
 -- All in one slot: the upstream's name is the hash tag. Times are Redis's.
 
 local time = redis.call('TIME')
@@ -50,6 +54,40 @@ local function window()
   return tonumber(known[1]) or 0, left
 end
 
+-- The tokens that requests under way may still cost. Forgets those whose time has run out. None are held for longer than this (ms),
+-- unless Redis's clock was set back since.
+local function reserved(longest)
+  local known, sum, over = redis.call('HGETALL', KEYS[4]), 0, {}
+  for i = 1, #known, 2 do
+    local tokens, till = string.match(known[i + 1], '^(%d+) (%d+)$')
+    if till and tonumber(till) > now then
+      sum = sum + tonumber(tokens)
+      if tonumber(till) > now + longest then
+        redis.call('HSET', KEYS[4], known[i], string.format('%s %.0f', tokens, now + longest))
+      end
+    elseif #over < 1000 then
+      over[#over + 1] = known[i]
+    end
+  end
+  if #over > 0 then redis.call('HDEL', KEYS[4], unpack(over)) end
+  return sum
+end
+
+-- Counts tokens in the present window, or begins one of `per` milliseconds with them. Returns whether they use the
+-- budget up, and 80 or 100 where the caller has to say that so many percent are spent, else 0.
+local function book(tokens, per, budget)
+  local known = redis.call('HMGET', KEYS[3], 'tokens', 'ends', 'told')
+  local before, ends, told = tonumber(known[1]) or 0, tonumber(known[2]) or 0, tonumber(known[3]) or 0
+  if ends <= now then before, ends, told = 0, now + per, 0 end
+  -- Else Redis's clock was set back.
+  ends = math.min(ends, now + per)
+  local spent = before + tokens
+  local share = spent >= budget and 100 or spent >= budget * 0.8 and 80 or 0
+  redis.call('HSET', KEYS[3], 'tokens', string.format('%.0f', spent), 'ends', string.format('%.0f', ends),
+    'long', string.format('%.0f', per), 'told', math.max(share, told))
+  return before < budget and spent >= budget, share > told and share or 0
+end
+
 -- Why nothing at all is admitted now, and for how many more milliseconds; '' and 0 where it is not so.
 local function closed(budget)
   local reason, wait = '', 0
@@ -75,10 +113,12 @@ local function health()
   return 0
 end
 
--- Takes back permits that nobody uses any more: the ids in ARGV from `first` on.
+-- Takes back permits that nobody uses any more: the ids in ARGV from `first` on. A stranger's key in the place of the
+-- permits must not keep tokens from being counted.
 local function take_back(first)
   if #ARGV < first then return end
-  redis.call('ZREM', KEYS[2], unpack(ARGV, first))
+  redis.call('HDEL', KEYS[4], unpack(ARGV, first))
+  redis.pcall('ZREM', KEYS[2], unpack(ARGV, first))
   local probe = redis.call('HGET', KEYS[1], 'probe')
   for i = first, #ARGV do
     if ARGV[i] == probe then redis.call('HDEL', KEYS[1], 'probe', 'probe_until') end
