@@ -217,6 +217,7 @@ mod tests {
             spending: crate::warmer::Spending::default(),
             upstreams: Vec::new(),
             last: None,
+            faults: Vec::new(),
         };
         let closed = UpstreamStatus {
             upstream: "openai".into(),
@@ -225,6 +226,7 @@ mod tests {
             tokens_spent: Some(30),
             tokens_budget: Some(18),
             tokens_window_ends_ms: Some(61_000),
+            faults: Vec::new(),
         };
         let look = |before, after| {
             let (jobs, upstreams) = (vec![job.clone()], vec![closed.clone()]);
