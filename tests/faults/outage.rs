@@ -6,7 +6,8 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 
 use super::support::{
-    Art, Fault, JobsFolder, Parts, Proxy, TestRedis, Upstream, WorkerProcess, eventually, samovar, talkative,
+    Art, Fault, JobsFolder, Parts, Proxy, TestRedis, Upstream, WorkerProcess, eventually, eventually_within, samovar,
+    talkative,
 };
 use super::{choices, factor, version, works};
 
@@ -127,6 +128,56 @@ async fn replies_that_are_cut_in_the_middle_do_no_harm() {
             })
             .await;
     }
+}
+
+/// A pull or a push whose reply is lost has moved tasks all the same.
+#[tokio::test]
+async fn replies_that_are_lost_leave_no_task_behind() {
+    let mut stage = Stage::set().await;
+    let parts = Parts::of(&stage.redis).await;
+    let names: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    let mut random = choices("lost replies");
+    for _ in 0..3 * factor() {
+        // Nothing that is pulled arrives.
+        stage.proxy.set(Fault::CutBefore("\"entries\":["));
+        for _ in 0..10 {
+            for name in names.sample(&mut random, 10) {
+                stage.upstream.edit(&format!("/art/{name}"));
+                let message = serde_json::json!({"keys": [format!("art:{name}")]}).to_string();
+                stage.redis.publish("samovar:invalidate", &message).await;
+                let warm = serde_json::json!({"keys": [format!("art:{name}")], "action": "warm"}).to_string();
+                parts.publish(&warm).await;
+            }
+            tokio::time::sleep(LASTS / 60).await;
+        }
+        stage.proxy.set(Fault::None);
+    }
+    for name in &names {
+        let path = format!("/art/{name}");
+        stage.upstream.edit(&path);
+        parts.publish(&serde_json::json!({"keys": [format!("art:{name}")]}).to_string()).await;
+    }
+    eventually_within(Duration::from_secs(60), "all are new", async || {
+        for name in &names {
+            let (value, newest) =
+                (stage.redis.json(&format!("art:{name}")).await, stage.upstream.version(&format!("/art/{name}")));
+            if value.as_ref().is_none_or(|value| value["version"] != newest) {
+                return Err(format!("{name} is {value:?}, not {newest}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
+    // Other workers would have to wait for the end of this one.
+    eventually_within(Duration::from_secs(60), "no task is left", async || {
+        let left = stage.redis.keys("{samovar:queue}:*").await;
+        if left == ["{samovar:queue}:workers"] { Ok(()) } else { Err(left) }
+    })
+    .await;
+    for name in &names {
+        assert!(stage.upstream.most_in_flight(&format!("/art/{name}")) <= 1, "two fetched {name} at once");
+    }
+    assert!(stage.worker.is_running());
 }
 
 #[tokio::test]
@@ -328,7 +379,7 @@ async fn a_worker_survives_whatever_comes() {
         [Fault::Refuse, Fault::Deaf, Fault::Mute, Fault::CutReplies(100), Fault::Delay(Duration::from_millis(200))];
     let mut random = choices("whatever comes");
     let mut stage = Stage::set().await;
-    for _ in 0..3 * factor() {
+    for _ in 0..10 * factor() {
         let network = *NETWORK.choose(&mut random).unwrap();
         let (server, lasts) = (random.random_range(0..6), Duration::from_millis(random.random_range(100..6_000)));
         stage

@@ -28,7 +28,13 @@ struct Stage {
 
 impl Stage {
     async fn begin() -> Self {
-        let (redis, museum, radio) = tokio::join!(TestRedis::start(), Upstream::start(), Upstream::start());
+        let stage = Self::on(TestRedis::start().await).await;
+        stage.works("at first").await;
+        stage
+    }
+
+    async fn on(redis: TestRedis) -> Self {
+        let (museum, radio) = tokio::join!(Upstream::start(), Upstream::start());
         let art = Art::of(&museum)
             .top("tags = [\"tag {{ name }}\"]")
             .entries("popular = 10")
@@ -54,9 +60,7 @@ impl Stage {
         let http = worker.http().await;
         let client = reqwest::Client::builder().timeout(SOON).build().unwrap();
         let parts = Parts::of(&redis).await;
-        let stage = Self { redis, museum, radio, worker, http, client, parts, jobs };
-        stage.works("at first").await;
-        stage
+        Self { redis, museum, radio, worker, http, client, parts, jobs }
     }
 
     /// What the worker says of itself, and with which status.
@@ -101,7 +105,7 @@ impl Stage {
         // What needs no look at the present one is written over.
         let is_there = async || ![expected, "none"].contains(&&*self.redis.ask::<String>(&["TYPE", key]).await);
         let touch = async || {
-            // Entries, tags and what is missed are looked at where somebody asks.
+            // Entries and tags are looked at where somebody asks.
             for message in [json!({"keys": ["art:1"]}), json!({"tags": ["tag 1"]})] {
                 self.redis.publish("samovar:invalidate", &message.to_string()).await;
             }
@@ -162,7 +166,7 @@ async fn a_wrong_type_at_an_upstream_or_entry_hurts_no_other() {
     for key in keys.upstream(&museum).into_iter().chain([keys.fetched(&museum)]) {
         stage.survives(&key, true).await;
     }
-    for key in [keys.lease(&art), keys.meta(&art), keys.tag("tag 1"), keys.touched(&art)] {
+    for key in [keys.lease(&art), keys.meta(&art), keys.tag("tag 1")] {
         stage.survives(&key, true).await;
     }
 }
@@ -173,6 +177,30 @@ async fn a_wrong_type_at_a_key_of_the_fleet_stops_no_refresh() {
     for key in keys().all_fixed([], []).into_iter().filter(|key| !keys().is_of_queue(key)) {
         stage.survives(&key, true).await;
     }
+}
+
+#[tokio::test]
+async fn wrong_types_that_a_worker_starts_among_hurt_no_other_job() {
+    let redis = TestRedis::start().await;
+    let fixed = keys().all_fixed([&JobName::new("art")], [&UpstreamName::new("museum")]);
+    // Without the fleet's schedules nothing is warmed up, whichever job it is.
+    for key in fixed.iter().filter(|key| !keys().is_of_queue(key) && !key.contains("{schedules}")) {
+        redis.ask::<u64>(&["LPUSH", key, "x"]).await;
+    }
+    let stage = Stage::on(redis).await;
+    stage.refreshes("song", &stage.radio, "at first").await;
+    redis_has_all(&stage, &["song:1", "song:2"]).await;
+    stage.redis.ask::<u64>(&[&["DEL"], &*fixed.iter().map(String::as_str).collect::<Vec<_>>()].concat()).await;
+    stage.works("after all went").await;
+    redis_has_all(&stage, &["art:1", "art:2"]).await;
+}
+
+async fn redis_has_all(stage: &Stage, keys: &[&str]) {
+    eventually_within(SOON, "all are warm", async || {
+        let there: usize = stage.redis.ask(&[&["EXISTS"], keys].concat()).await;
+        if there == keys.len() { Ok(()) } else { Err(there) }
+    })
+    .await;
 }
 
 #[tokio::test]

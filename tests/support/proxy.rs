@@ -23,6 +23,8 @@ pub enum Fault {
     Delay(Duration),
     /// Each connection ends in the middle of a reply, after so many of its bytes from now on.
     CutReplies(usize),
+    /// Each connection ends before a reply in which this text is.
+    CutBefore(&'static str),
     /// What Redis says is lost; it hears everything. A connection that has lost something loses all that follows, too, for
     /// good, and nobody is told.
     Deaf,
@@ -165,6 +167,7 @@ async fn answer(
                     continue;
                 }
             }
+            Fault::CutBefore(text) if said.windows(text.len()).any(|word| word == text.as_bytes()) => return,
             _ => {}
         }
         if to.write_all(said).await.is_err() {
