@@ -1,4 +1,6 @@
 # syntax=docker/dockerfile:1
+# Tags move: to build from the same images each time, write `FROM rust:1.95-slim-trixie@sha256:…`;
+# `docker buildx imagetools inspect rust:1.95-slim-trixie` prints the digest.
 
 FROM rust:1.95-slim-trixie AS build
 WORKDIR /build
@@ -19,7 +21,7 @@ COPY --from=build /samovar /usr/local/bin/samovar
 WORKDIR /app
 COPY jobs jobs
 USER 10001
-# Healthy means: the settings and job files are sound, and Redis answers.
-HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --retries=3 CMD ["samovar", "jobs", "--json"]
+# One request to the worker's /health. Where it listens is read from SAMOVAR_LISTEN, so set that rather than --listen.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --retries=3 CMD ["samovar", "health"]
 ENTRYPOINT ["samovar"]
 CMD ["worker"]

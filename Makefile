@@ -12,6 +12,9 @@ SECONDS ?= 600
 ENTRIES ?=
 KILLS ?=
 
+# What `make deny` looks at: all of advisories, bans, licenses and sources where it is empty
+CHECKS ?=
+
 .PHONY: help setup build demo test torture lint deny bench clean
 .DEFAULT_GOAL := help
 
@@ -26,7 +29,7 @@ build: ## Build for production: target/release/samovar
 	$(CARGO) build --release --locked
 
 demo: setup ## Watch it work for a minute, with a Redis of its own: make demo ARGS=--stay
-	$(CARGO) run --release --locked -- demo $(ARGS)
+	$(CARGO) run --profile demo --locked -- demo $(ARGS)
 
 test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start themselves
 	@./scripts/install-faketime.sh
@@ -59,12 +62,9 @@ lint: ## Check formatting, lints and documentation; warnings are errors here
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-deny: ## Check licences, known vulnerabilities, and where crates come from; needs cargo-deny
-	@if $(CARGO) deny --version >/dev/null 2>&1; then \
-		set -x; $(CARGO) deny --locked check; \
-	else \
-		echo "cargo-deny is not installed: known vulnerabilities are not looked for (cargo install --locked cargo-deny)" >&2; \
-	fi
+deny: ## Check licences, known vulnerabilities, and where crates come from; builds cargo-deny if there is none
+	@CARGO="$(CARGO)" ./scripts/install-cargo-deny.sh
+	$(CARGO) deny --locked check $(CHECKS)
 
 bench: setup ## Measure the worker and the cache library against bare loops and plain cache-aside, in one run
 	$(CARGO) bench --locked --benches -- $(ARGS)

@@ -42,8 +42,7 @@ pub enum Trigger {
     Demand = 3,
     /// A person asked.
     Manual = 4,
-    /// An invalidation, looked at once more: whether somebody else wrote a value since.
-    #[serde(rename(serialize = "invalidation", deserialize = "settle"))]
+    /// A second look after an invalidation or a demand: whether somebody else wrote a value since.
     Settle = 5,
 }
 
@@ -64,10 +63,11 @@ impl Trigger {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cron => "cron",
-            Self::Invalidation | Self::Settle => "invalidation",
+            Self::Invalidation => "invalidation",
             Self::Expiry => "expiry",
             Self::Demand => "demand",
             Self::Manual => "manual",
+            Self::Settle => "settle",
         }
     }
 }
@@ -499,6 +499,18 @@ mod tests {
                 State::Claimed | State::Taken => urgency,
             },
         })
+    }
+
+    #[test]
+    fn each_trigger_has_a_word_of_its_own_wherever_it_is_told() {
+        let words: std::collections::BTreeSet<&str> = Trigger::ALL.iter().map(|trigger| trigger.as_str()).collect();
+        assert_eq!(words.len(), Trigger::ALL.len());
+        for trigger in Trigger::ALL {
+            let text = serde_json::to_string(&trigger).unwrap();
+            assert_eq!(text, format!("\"{trigger}\""));
+            assert_eq!(serde_json::from_str::<Trigger>(&text).unwrap(), trigger);
+            assert_eq!(trigger as usize, Trigger::ALL.iter().position(|of| *of == trigger).unwrap());
+        }
     }
 
     proptest! {

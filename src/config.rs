@@ -4,16 +4,17 @@
 //! means unset. [`Environment`] is that lookup without the flags, and job files use it too. The process's own environment
 //! is never changed. All faults are found at once; none of them shows a secret.
 
+mod dotenv;
+
 use crate::redis::{Keys, RedisUrl};
 use crate::telemetry::{LogFilter, LogFormat};
 use clap::Args;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
-use std::io::{self, Read};
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -109,6 +110,11 @@ pub struct WorkerArgs {
     /// [env: SAMOVAR_LISTEN] [default: 127.0.0.1:7070, or the next port that is free]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
+
+    /// Names by which HTTP may be asked without the token, beside loopback names and addresses, separated by commas
+    /// [env: SAMOVAR_HOSTS] [default: none]
+    #[arg(long, value_name = "NAMES")]
+    pub hosts: Option<String>,
 }
 
 /// Where HTTP is answered.
@@ -168,6 +174,8 @@ pub struct Settings {
     pub misses: bool,
     /// Where HTTP is answered.
     pub listen: Listen,
+    /// Names by which HTTP may be asked without the token, beside loopback names and addresses.
+    pub hosts: Vec<String>,
     /// What whoever changes things over HTTP must show.
     pub token: Option<Secret>,
     /// Which log lines are written.
@@ -208,6 +216,7 @@ impl Settings {
             .setting("", &None, "REDIS_CACHE_TTL", |text| within(text, &DEFAULT_TTL))
             .map_or(Duration::from_secs(3600), Duration::from_secs);
         let listen = lookup.setting("--listen", &worker.listen, "SAMOVAR_LISTEN", listen).unwrap_or_default();
+        let hosts = lookup.setting("--hosts", &worker.hosts, "SAMOVAR_HOSTS", hosts).unwrap_or_default();
         let token = lookup.token();
         let log = lookup
             .setting("--log", &common.log, "SAMOVAR_LOG", |text| {
@@ -234,6 +243,7 @@ impl Settings {
                     sample,
                     misses,
                     listen,
+                    hosts,
                     token,
                     log,
                     log_format,
@@ -333,48 +343,20 @@ fn read_file(path: &Path, faults: &mut Vec<String>) -> BTreeMap<String, String> 
             return BTreeMap::new();
         }
     };
-    let line = Cell::new(0);
-    let lines = Lines { rest: text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text), line: &line };
-    let mut variables = BTreeMap::new();
-    for item in dotenvy::from_read_iter(lines) {
-        match item {
-            // The last of several counts, as in a shell.
-            Ok((name, value)) => {
-                variables.insert(name, value);
-            }
-            Err(dotenvy::Error::LineParse(lines, _)) => {
-                let first = line.get() - lines.trim_end_matches('\n').matches('\n').count();
-                let remedy = "write NAME=value, and quote a value with spaces, quotes or `#` in it";
-                faults.push(format!(
-                    "{shown}:{first}: not a variable (the line is not shown, it may be secret); {remedy}"
-                ));
-            }
-            Err(error) => {
-                faults.push(format!("{shown}:{}: {error}", line.get()));
-                break;
-            }
+    let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text);
+    let text = match str::from_utf8(text) {
+        Ok(text) => text,
+        Err(error) => {
+            let line = 1 + text[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+            faults.push(format!("{shown}:{line}: not UTF-8; save the file as UTF-8"));
+            return BTreeMap::new();
         }
-    }
-    variables
-}
-
-/// Hands out a line at a time, so that whoever reads it buffered has always read just `line` lines.
-struct Lines<'a> {
-    rest: &'a [u8],
-    line: &'a Cell<usize>,
-}
-
-impl Read for Lines<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let end = self.rest.iter().position(|byte| *byte == b'\n').map_or(self.rest.len(), |at| at + 1);
-        let (now, later) = self.rest.split_at(end.min(buffer.len()));
-        buffer[..now.len()].copy_from_slice(now);
-        self.rest = later;
-        if now.ends_with(b"\n") || (!now.is_empty() && later.is_empty()) {
-            self.line.set(self.line.get() + 1);
-        }
-        Ok(now.len())
-    }
+    };
+    let (variables, found) = dotenv::parse(text);
+    let hidden = "(the line is not shown, it may be secret)";
+    faults.extend(found.into_iter().map(|fault| format!("{shown}:{}: {} {hidden}", fault.line, fault.what)));
+    // The last of several counts, as in a shell.
+    variables.into_iter().collect()
 }
 
 /// A value and where it was found.
@@ -523,6 +505,15 @@ fn listen(text: &str) -> Result<Listen, String> {
     })
 }
 
+fn hosts(text: &str) -> Result<Vec<String>, String> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(|name| name.trim_end_matches('.'));
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let is_host = |name: &str| name.parse::<IpAddr>().is_ok() || (!name.is_empty() && name.chars().all(allowed));
+    names.map(|name| is_host(name).then(|| name.to_owned())).collect::<Option<_>>().ok_or_else(|| {
+        "is no list of names; write `samovar.example, 10.0.0.7`, without `http://`, ports and wildcards".to_owned()
+    })
+}
+
 fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),
@@ -653,6 +644,7 @@ mod tests {
             ("SAMOVAR_LOG", "samovar=loud"),
             ("SAMOVAR_LOG_FORMAT", "xml"),
             ("SAMOVAR_LISTEN", "7070"),
+            ("SAMOVAR_HOSTS", "http://tea.example"),
             ("SAMOVAR_TOKEN", "hunter 2"),
         ]);
         assert!(!faults.concat().contains("hunter"), "{faults:?}");
@@ -667,6 +659,8 @@ mod tests {
             "REDIS_CACHE_TTL: `0` must be a whole number from 1 to 315360000",
             "SAMOVAR_LISTEN: `7070` is no address; write `127.0.0.1:7070`, `0.0.0.0:7070` for all interfaces, `[::1]:7070`, or \
              `off`",
+            "SAMOVAR_HOSTS: `http://tea.example` is no list of names; write `samovar.example, 10.0.0.7`, without `http://`, \
+             ports and wildcards",
             "SAMOVAR_TOKEN: may hold only letters, digits and signs of ASCII, as HTTP headers can carry them",
             "SAMOVAR_LOG: `samovar=loud` is no log filter; write a level such as `info`, or `module=level`, separated by \
              commas",
@@ -691,6 +685,14 @@ mod tests {
     }
 
     #[test]
+    fn names_to_be_asked_by_are_separated_by_commas() {
+        assert_eq!(settings(&[("SAMOVAR_HOSTS", " tea.example., ::1,,pot_2 ")]).hosts, ["tea.example", "::1", "pot_2"]);
+        for wrong in ["*", "a:7070", "a/b", "a b", "."] {
+            assert_eq!(faults(&[("SAMOVAR_HOSTS", wrong)]).len(), 1, "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_port_from_kubernetes_is_explained() {
         let faults = faults(&[("REDIS_PORT", "tcp://10.0.0.1:6379")]);
         assert!(faults[0].contains("Kubernetes"), "{faults:?}");
@@ -706,6 +708,14 @@ mod tests {
         let places: Vec<_> = error.faults.iter().map(|fault| fault.split(": ").next().unwrap()).collect();
         assert_eq!(places, ["/.env:2", "/.env:5"]);
         assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_utf_8_is_named_by_the_line() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(".env"), b"A=1\nB=hunter2\xff\n").unwrap();
+        let error = Environment::gather([].into_iter(), &folder.path().join(".env")).unwrap_err().to_string();
+        assert!(error.contains(".env:2: not UTF-8") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

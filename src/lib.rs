@@ -16,6 +16,8 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "worker")]
 pub mod dispatcher;
+#[cfg(feature = "worker")]
+pub mod escape;
 pub mod health;
 #[cfg(feature = "worker")]
 pub mod job;

@@ -8,13 +8,19 @@ mod outcomes;
 
 use std::fmt;
 use std::io::{self, IsTerminal};
+use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::filter::{LevelFilter, ParseError};
+use tracing_subscriber::fmt::format::{FormatFields, Writer, debug_fn};
+use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use feed::{Ended, Event, Invalidation, Told};
 pub use outcomes::Telemetry;
+
+use crate::escape::{self, escaped};
 
 /// Which log lines are written: levels by module (`samovar::warmer=debug,warn`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,15 +68,47 @@ impl fmt::Display for LogFilter {
 /// Starts logging for the whole process. Only the first call counts.
 pub fn init(filter: &LogFilter, format: LogFormat) {
     let filter = EnvFilter::builder().parse_lossy(&filter.0);
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
-        LogFormat::Json => registry.with(lines.json().flatten_event(true).with_span_list(false)).try_init(),
-        LogFormat::Text if io::stderr().is_terminal() => registry.with(lines).try_init(),
-        LogFormat::Text => registry.with(lines.with_ansi(false)).try_init(),
+        LogFormat::Json => {
+            let lines = layer().with_writer(|| JsonLines(io::stderr()));
+            registry.with(lines.json().flatten_event(true).with_span_list(false)).try_init()
+        }
+        LogFormat::Text => {
+            let lines = layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+            registry.with(lines.fmt_fields(fields())).try_init()
+        }
     };
     if started.is_err() {
         tracing::debug!("logging has been started before");
+    }
+}
+
+/// Writes the fields of events and spans for people, the message among them. Keys and answers from outside end no line and
+/// command no terminal.
+fn fields() -> impl for<'l> FormatFields<'l> + 'static {
+    let write = |line: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug| {
+        let value = format!("{value:?}");
+        match field.name() {
+            "message" => line.write_str(&escaped(&value)),
+            name => write!(line, "{name}={}", escaped(&value)),
+        }
+    };
+    debug_fn(write).delimited(" ")
+}
+
+/// JSON lines: what would command a terminal is written by its number.
+struct JsonLines<W>(W);
+
+impl<W: io::Write> io::Write for JsonLines<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // A line comes whole.
+        self.0.write_all(escape::json(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 

@@ -184,8 +184,8 @@ pub async fn run(
     let over = CancellationToken::new();
     let listening = admin::listen(settings.listen).await?;
     let local = listening.as_ref().is_none_or(|listening| listening.address().ip().is_loopback());
-    let (server, token) = (settings.redis.to_string(), settings.token.clone());
-    let admin = Admin::new(server, token, local, Arc::clone(&reload), stop.clone());
+    let (server, token, hosts) = (settings.redis.to_string(), settings.token.clone(), settings.hosts.clone());
+    let admin = Admin::new(server, token, local, hosts, Arc::clone(&reload), stop.clone());
     if let Some(listening) = listening {
         loops.run("HTTP", listening.run(Arc::clone(&admin), over.clone()));
     }

@@ -451,6 +451,226 @@ async fn dead_letters_are_told_and_put_back() {
     assert_eq!(server.get("/dead").await.ok()["total"], 0);
 }
 
+/// Puts dead letters of `art` into Redis, as many and as long as told.
+async fn bury(redis: &TestRedis, letters: usize, key: usize, reason: usize) {
+    let mut connection = redis.connection().await;
+    for first in (0..letters).step_by(500) {
+        let mut pipe = redis::pipe();
+        for n in first..letters.min(first + 500) {
+            let key = format!("art:{n:05}{}", "k".repeat(key));
+            pipe.cmd("ZADD").arg("samovar:dead:{art}").arg(n).arg(&key).ignore();
+            pipe.cmd("HSET").arg("samovar:dead-reasons:{art}").arg(&key).arg("r".repeat(reason)).ignore();
+        }
+        pipe.exec_async(&mut connection).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn dead_letters_come_in_pages_until_there_are_none() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    bury(&redis, 1_203, 10, 100).await;
+    for limit in [1, 7, 50, 100, 1_000] {
+        let first = server.get(&format!("/dead?limit={limit}")).await.ok();
+        assert_eq!(first["total"], 1_203);
+        assert!((1..=limit).contains(&first["dead"].as_array().unwrap().len()), "{limit}");
+    }
+    let (mut seen, mut from) = (BTreeSet::new(), 0);
+    loop {
+        let page = server.get(&format!("/dead?limit=1000&from={from}")).await.ok();
+        seen.extend(page["dead"].as_array().unwrap().iter().map(|letter| letter["key"].as_str().unwrap().to_owned()));
+        match page["next"].as_u64() {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    assert_eq!(seen.len(), 1_203);
+    for beyond in ["from=1203", "from=99999", "limit=0"] {
+        assert_eq!(server.get(&format!("/dead?{beyond}")).await.ok(), json!({"total": 1_203, "dead": []}), "{beyond}");
+    }
+    assert!(server.get("/dead?limit=1001").await.problem(400).contains("1000"));
+    let told = samovar(["dead", "--json"]).redis(&redis).jobs(&jobs).run().await;
+    let told: Value = serde_json::from_str(&told.stdout).unwrap();
+    assert_eq!((told["dead"].as_array().unwrap().len(), &told["retried"]), (1_203, &json!(false)));
+    let key = seen.first().unwrap();
+    let one = samovar(["dead", key, "art:none"]).redis(&redis).jobs(&jobs).run().await;
+    assert!(one.stdout.contains(key) && !one.stdout.contains("art:00001"), "{one:?}");
+    let retry = samovar(["dead", "--retry", key]).redis(&redis).jobs(&jobs).run().await;
+    assert!(retry.stdout.contains("\n1 put back"), "{retry:?}");
+    assert_eq!(server.post("/dead/retry", json!({})).await.ok(), json!({"retried": 1_202}));
+    assert_eq!(server.get("/dead").await.ok(), json!({"total": 0, "dead": []}));
+}
+
+/// Whoever reaches it may ask, as often as he likes at once.
+#[tokio::test]
+async fn no_flood_of_requests_for_dead_letters_fills_memory() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    bury(&redis, 10_000, 500, 400).await;
+    for path in ["/dead?limit=1", "/dead?limit=1000", "/dead?limit=1000&from=9000"] {
+        let asked = (0..200).map(|_| server.get(path));
+        for answer in futures_util::future::join_all(asked).await {
+            assert_eq!(answer.ok()["total"], 10_000);
+        }
+    }
+    // The letters come to 9 MB, and were loaded 200 times.
+    let most = server.worker.most_resident();
+    assert!(most < 200 << 20, "{most} bytes");
+}
+
+#[tokio::test]
+async fn a_value_too_long_to_be_shown_is_not_loaded() {
+    let (redis, upstream) = both().await;
+    let server = Server::start(&redis, &Art::of(&upstream).folder()).await.ready().await;
+    redis.ask::<u64>(&["SETRANGE", "art:long", "9000000", "x"]).await;
+    assert!(server.get("/entries?key=art:long").await.problem(422).contains("9000001 bytes"));
+    redis.ask::<u64>(&["HSET", "art:hash", "a", "b"]).await;
+    assert_eq!(server.get("/entries?key=art:hash").await.ok()["value"], Value::Null);
+}
+
+/// A socket to the worker on which this much of a request was sent.
+async fn half_sent(server: &Server, text: &str) -> tokio::net::TcpStream {
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut socket, text.as_bytes()).await.unwrap();
+    socket
+}
+
+/// Whether the worker has kept a socket open, on which it has nothing to say.
+fn is_open(socket: &tokio::net::TcpStream) -> bool {
+    matches!(socket.try_read(&mut [0]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+#[tokio::test]
+async fn no_flood_of_half_sent_requests_holds_up_a_probe() {
+    let (redis, upstream) = both().await;
+    let server = Server::start(&redis, &Art::of(&upstream).folder()).await.ready().await;
+    for text in ["", "GET /jobs HTT", "GET /jobs HTTP/1.1\r\nHost: localhost\r\nX-Long: "] {
+        let mut sockets = Vec::new();
+        for _ in 0..1_100 {
+            sockets.push(half_sent(&server, text).await);
+        }
+        for path in ["/health/live", "/health", "/jobs"] {
+            assert_eq!(server.get(path).await.status, StatusCode::OK, "{path}");
+        }
+        let open = sockets.iter().filter(|socket| is_open(socket)).count();
+        // None of them had to time out first.
+        assert!((400..=512).contains(&open), "the oldest made room, and only they: {open} are open");
+    }
+    // As many as are answered at once, whose bodies never come; they are told so.
+    let post = "POST /warm HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    let mut sockets = Vec::new();
+    for _ in 0..300 {
+        sockets.push(half_sent(&server, post).await);
+    }
+    assert_eq!(server.get("/health/live").await.status, StatusCode::OK);
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut sockets[0], &mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("did not arrive"), "{answer}");
+    eventually("there is room again", async || server.get("/jobs").await.status == StatusCode::OK).await;
+}
+
+#[tokio::test]
+async fn reasons_are_told_to_whoever_shows_the_token() {
+    let (redis, upstream) = both().await;
+    upstream.answer("/art/bad", |_, _| Reply::text("account 4711 of Frida").with_status(400));
+    let jobs = Art::of(&upstream).list(["bad"]).warm("attempts = 1").folder();
+    let secret =
+        |address: &'static str| Server::at(address, talkative(&redis, &jobs).env("SAMOVAR_TOKEN", "hunter2-hunter2"));
+    let loopback = secret("127.0.0.1:0").await.ready().await;
+    let open = secret("0.0.0.0:0").await.ready().await;
+    let bare = Server::at("0.0.0.0:0", talkative(&redis, &jobs)).await.ready().await;
+    eventually("it is given up", async || open.get("/dead").await.ok()["total"] == 1).await;
+    let reads = ["/dead", "/jobs", "/jobs/art", "/redis/stats", "/api/v1/cache/stats"];
+    for path in reads {
+        for server in [&loopback, &open] {
+            let shown = send(server.request(Method::GET, path).bearer_auth("hunter2-hunter2")).await;
+            assert!(shown.text.contains("4711"), "{path}: {shown:?}");
+        }
+    }
+    for path in OPEN.iter().chain(&reads) {
+        for server in [&loopback, &open, &bare] {
+            let hidden = server.get(path).await;
+            assert!(hidden.status == StatusCode::OK && !hidden.text.contains("4711"), "{path}: {hidden:?}");
+        }
+    }
+    assert_eq!(open.get("/jobs/art").await.ok()["last"]["outcome"], "failed");
+    assert_eq!(open.get("/dead").await.ok()["dead"][0]["key"], "art:bad");
+}
+
+/// Off the loopback interface, too, a page may have its name point here.
+#[tokio::test]
+async fn only_known_names_are_answered_and_addresses_for_probes() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let set_up = talkative(&redis, &jobs).env("SAMOVAR_TOKEN", "hunter2-hunter2");
+    let server = Server::at("0.0.0.0:0", set_up.env("SAMOVAR_HOSTS", "tea.example, pot")).await.ready().await;
+    let ask = async |path: &str, host: &str| send(server.request(Method::GET, path).header("host", host)).await;
+    for host in
+        ["tea.example", "TEA.example.:80", "pot:7070", "10.1.2.3:7070", "[fd00::7]:7070", "localhost", "127.0.0.1"]
+    {
+        for path in OPEN {
+            assert_eq!(ask(path, host).await.status, StatusCode::OK, "{path} {host}");
+        }
+    }
+    for host in ["evil.example", "tea.example.evil.example", "10.1.2.3.evil.example", "", "a b", "\u{e9}"] {
+        for path in ["/jobs", "/jobs/art", "/dead", "/redis/stats", "/api/v1/cache/stats", "/openapi.json"] {
+            assert!(ask(path, host).await.problem(403).contains("SAMOVAR_HOSTS"), "{path} {host}");
+        }
+        // By names that Kubernetes or Prometheus choose.
+        for path in ["/health", "/health/live", "/health/ready", "/redis/health", "/metrics"] {
+            assert_eq!(ask(path, host).await.status, StatusCode::OK, "{path} {host}");
+        }
+    }
+    let owner = server.request(Method::GET, "/jobs").header("host", "evil.example").bearer_auth("hunter2-hunter2");
+    assert_eq!(send(owner).await.status, StatusCode::OK);
+    let local = Server::of(talkative(&redis, &jobs).env("SAMOVAR_HOSTS", "tea.example")).await.ready().await;
+    let named = send(local.request(Method::GET, "/jobs").header("host", "tea.example")).await;
+    assert_eq!(named.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_health_command_says_how_the_worker_is() {
+    let (mut redis, upstream) = both().await;
+    let server = Server::start(&redis, &Art::of(&upstream).list(["a"]).folder()).await.ready().await;
+    let address = server.url.strip_prefix("http://").unwrap().to_owned();
+    let health =
+        async |args: &[&str]| samovar(["health"].iter().chain(args)).env("SAMOVAR_LISTEN", &address).run().await;
+    let scans = async || redis.ask::<String>(&["INFO", "commandstats"]).await.contains("cmdstat_scan:");
+    let before = scans().await;
+    let well = health(&[]).await;
+    assert_eq!((well.code, well.stdout.as_str()), (Some(0), "healthy\n"), "{well:?}");
+    assert_eq!(scans().await, before, "nothing is counted for it");
+    redis.stop().await;
+    let ill = health(&[]).await;
+    assert_eq!(ill.code, Some(1), "{ill:?}");
+    assert!(ill.stdout.starts_with("unhealthy\n  ") && ill.stdout.contains("Redis"), "{ill:?}");
+    let told: Value = serde_json::from_str(&health(&["--json"]).await.stdout).unwrap();
+    assert_eq!(told["redis"], "disconnected");
+    // Another server, none, and none that could be asked.
+    for (listen, says) in
+        [(upstream.url().strip_prefix("http://").unwrap(), "no worker"), ("127.0.0.1:1", "/health"), ("off", "off")]
+    {
+        let ended = health(&["--listen", listen]).await;
+        assert!(ended.code == Some(1) && ended.stderr.contains(says), "{listen}: {ended:?}");
+    }
+}
+
+/// Nobody invalidated it.
+#[tokio::test]
+async fn an_entry_fetched_on_demand_is_due_for_its_second_look() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).warm("settle = \"10m\"").folder();
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    assert_eq!(server.post("/warm?wait=true", json!({"keys": ["art:a"]})).await.ok()["warmed"], 1);
+    let entry = server.get("/entries?key=art:a").await.ok();
+    assert_eq!((&entry["last_trigger"], &entry["due_for"]), (&json!("demand"), &json!("settle")));
+    let told = samovar(["get", "art:a"]).redis(&redis).jobs(&jobs).run().await.stdout;
+    assert!(told.contains("for settle: a second look") && !told.contains("invalidation"), "{told}");
+}
+
 /// What changes or fetches something, or shows values.
 const OWNERS: [(&str, &str); 10] = [
     ("DELETE", "/redis/clear"),
@@ -742,7 +962,7 @@ async fn metrics_are_well_formed_and_their_labels_bounded() {
     let bounded: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::from([
         ("job", BTreeSet::from(["art"])),
         ("upstream", BTreeSet::from(["museum"])),
-        ("trigger", BTreeSet::from(["cron", "invalidation", "expiry", "demand", "manual"])),
+        ("trigger", BTreeSet::from(["cron", "invalidation", "expiry", "demand", "manual", "settle"])),
         ("outcome", BTreeSet::from(["warmed", "unchanged", "busy", "fenced", "deferred", "gone", "unread", "failed"])),
         ("way", BTreeSet::from(["channel", "inbox"])),
         ("result", BTreeSet::from(["answer", "unusable", "failed", "busy"])),

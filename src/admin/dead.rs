@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::extract::{Asked, Body, Fleet};
 use super::problem::Problem;
-use crate::ops::Dead;
+use crate::ops::Letters;
 
 /// Dead letters told in one answer, if nobody says.
 const SHOWN: usize = 100;
 /// And at most.
-const MOST: usize = 10_000;
+const MOST: usize = 1_000;
 
 /// Which, and how many.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
@@ -21,17 +21,10 @@ pub(super) struct Which {
     /// Only of this job.
     job: Option<String>,
     /// So many at most, 100 where absent.
-    #[param(minimum = 0, maximum = 10000)]
+    #[param(minimum = 0, maximum = 1000)]
     limit: Option<usize>,
-}
-
-/// Entries that were given up.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub(super) struct Letters {
-    /// How many there are.
-    total: usize,
-    /// The oldest of each job first.
-    dead: Vec<Dead>,
+    /// Without so many before them: `next` of the page before.
+    from: Option<usize>,
 }
 
 /// Which are put back.
@@ -62,10 +55,12 @@ pub(super) async fn dead(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Jso
         return Err(Problem::new(StatusCode::BAD_REQUEST, format!("`limit` may be {MOST} at most")));
     }
     let only: Vec<String> = which.job.into_iter().collect();
-    let mut dead = parts.ops.dead(&only).await?;
-    let total = dead.len();
-    dead.truncate(limit);
-    Ok(Json(Letters { total, dead }))
+    let _turn = fleet.admin.turn().await;
+    let mut letters = parts.ops.dead(&only, which.from.unwrap_or(0), limit).await?;
+    if !fleet.trusted {
+        letters.dead.iter_mut().for_each(|dead| dead.reason = None);
+    }
+    Ok(Json(letters))
 }
 
 /// Put dead letters back on the agenda
@@ -82,7 +77,13 @@ pub(super) async fn retry(fleet: Fleet, Body(Retry { only }): Body<Retry>) -> Re
         let detail = format!("`{unknown}` is no job, and no job's key");
         return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     }
-    let dead = parts.ops.dead(&only).await?;
-    parts.ops.retry(&dead).await?;
-    Ok(Json(Retried { retried: dead.len() }))
+    let _turn = fleet.admin.turn().await;
+    let until = parts.ops.store.now().await?;
+    let mut retried = 0;
+    loop {
+        match parts.ops.retry(&only, until).await?.len() {
+            0 => return Ok(Json(Retried { retried })),
+            some => retried += some,
+        }
+    }
 }

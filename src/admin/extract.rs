@@ -1,6 +1,7 @@
 //! What is read out of requests, so that every fault is told as a [`Problem`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::to_bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -10,24 +11,29 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
-use super::{Admin, Parts};
+use super::{Admin, Parts, guard};
 
 /// Longest body, in bytes.
 pub(super) const BODY: usize = 1 << 20;
+/// How long a client may take to send one.
+const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// What the worker has handed over; until Redis was reached, an error. A request sees the same parts to its end.
 pub(super) struct Fleet {
     pub(super) admin: Arc<Admin>,
     pub(super) parts: Arc<Parts>,
+    /// Whether the asker may see what only the owner may: reasons, which quote what upstreams answered.
+    pub(super) trusted: bool,
 }
 
 impl FromRequestParts<Arc<Admin>> for Fleet {
     type Rejection = Problem;
 
-    async fn from_request_parts(_: &mut request::Parts, admin: &Arc<Admin>) -> Result<Self, Problem> {
+    async fn from_request_parts(request: &mut request::Parts, admin: &Arc<Admin>) -> Result<Self, Problem> {
         let reason = || format!("the worker still waits for Redis at {}", admin.redis);
         let parts = admin.parts().ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason()))?;
-        Ok(Self { admin: Arc::clone(admin), parts })
+        let trusted = guard::entitled(admin, &request.headers).is_ok();
+        Ok(Self { admin: Arc::clone(admin), parts, trusted })
     }
 }
 
@@ -73,7 +79,12 @@ impl<S: Send + Sync> FromRequest<S> for Text {
         if told.is_some_and(|length: usize| length > BODY) {
             return Err(too_large());
         }
-        let bytes = to_bytes(request.into_body(), BODY).await.map_err(|_| too_large())?;
+        let late = |_| {
+            let detail = format!("the body did not arrive within {} s", BODY_TIME.as_secs());
+            Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
+        };
+        let read = tokio::time::timeout(BODY_TIME, to_bytes(request.into_body(), BODY)).await.map_err(late)?;
+        let bytes = read.map_err(|_| too_large())?;
         if !json && !bytes.is_empty() {
             let remedy = "send the body as JSON, with the header `Content-Type: application/json`";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, remedy));

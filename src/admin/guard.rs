@@ -1,7 +1,7 @@
 //! Who may ask for what.
 //!
-//! Three kinds of askers are kept out: other machines without the token, pages in a browser of this machine (by `Origin`,
-//! and, as a name may be made to point here, by `Host`), and more requests at once than can be answered.
+//! Three kinds of askers are kept out: other machines without the token, pages in a browser (by `Origin`, and, as a name may
+//! be made to point here, by `Host`), and more requests at once than can be answered.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(super) async fn everybody(State(admin): State<Arc<Admin>>, request: Request,
         return problem.into_response();
     }
     let path = request.uri().path();
-    let probe = path.starts_with("/health") || path == "/redis/health";
+    let probe = is_probe(path);
     let time = if path == "/warm" || path.starts_with("/redis/clear") { WORK } else { ANSWER };
     let room = admin.room.try_acquire();
     if room.is_err() && !probe {
@@ -54,7 +54,8 @@ pub(super) async fn owner(State(admin): State<Arc<Admin>>, request: Request, nex
     response
 }
 
-fn entitled(admin: &Admin, headers: &HeaderMap) -> Result<(), Problem> {
+/// Whether the asker may change things, and see values and reasons.
+pub(super) fn entitled(admin: &Admin, headers: &HeaderMap) -> Result<(), Problem> {
     let Some(token) = &admin.token else {
         let remedy = "this changes or fetches something, or shows values, and other machines can ask: set SAMOVAR_TOKEN for \
                       the worker, or let it listen on 127.0.0.1";
@@ -75,36 +76,68 @@ fn is_token(header: &[u8], token: &Secret) -> bool {
     scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(shown.ct_eq(token.expose().as_bytes()))
 }
 
+fn is_probe(path: &str) -> bool {
+    path == "/health" || path.starts_with("/health/") || path == "/redis/health"
+}
+
 /// A page in a browser asks only if it came from here.
 fn own_page(admin: &Admin, request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}"));
-    let host = text(header::HOST);
+    let text = |value: &header::HeaderValue| value.to_str().unwrap_or("\u{fffd}").to_owned();
+    let hosts: Vec<String> = headers.get_all(header::HOST).iter().map(text).collect();
     // Who shows the token is no page that had its name pointed here.
-    if admin.local && (admin.token.is_none() || entitled(admin, headers).is_err()) {
-        for named in host.into_iter().chain(request.uri().authority().map(Authority::as_str)) {
-            if !is_loopback(named) {
-                let detail = "without a token, only requests to a loopback name (127.0.0.1, ::1, localhost) are answered; set \
-                              SAMOVAR_TOKEN and show it to use another, or have the proxy send `Host: localhost`";
-                return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    let shown = admin.token.is_some() && entitled(admin, headers).is_ok();
+    // Whoever scrapes or probes other machines does so by names that nobody here knows, and learns no more than counts.
+    let anybody = !admin.local && (is_probe(request.uri().path()) || request.uri().path() == "/metrics");
+    if !shown && !anybody {
+        for named in hosts.iter().map(String::as_str).chain(request.uri().authority().map(Authority::as_str)) {
+            if !may_be_called(admin, named) {
+                return Err(Problem::new(StatusCode::FORBIDDEN, other_host(admin)));
             }
         }
     }
-    if let Some(origin) = text(header::ORIGIN) {
+    if let Some(origin) = headers.get(header::ORIGIN).map(text) {
         let page = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-        if page.is_none() || page != host {
+        if page.is_none() || page != hosts.first().map(String::as_str) {
             return Err(Problem::new(StatusCode::FORBIDDEN, "pages of other origins may not ask"));
         }
     }
     Ok(())
 }
 
+fn other_host(admin: &Admin) -> &'static str {
+    if admin.local {
+        "without a token, only requests to a loopback name (127.0.0.1, ::1, localhost) or a name in SAMOVAR_HOSTS are answered; \
+         name it there, set SAMOVAR_TOKEN and show it, or have the proxy send `Host: localhost`"
+    } else {
+        "without the token, only requests to an IP address, a loopback name or a name in SAMOVAR_HOSTS are answered; name it \
+         there, or show SAMOVAR_TOKEN"
+    }
+}
+
+/// Whether requests to this `Host` need no token. An address is no name that somebody could point here; where only this
+/// machine can ask, other addresses make no sense.
+fn may_be_called(admin: &Admin, authority: &str) -> bool {
+    if is_loopback(authority) {
+        return true;
+    }
+    let Some(host) = host(authority) else { return false };
+    let is_address = host.parse::<IpAddr>().is_ok();
+    (is_address && !admin.local) || admin.hosts.iter().any(|known| known.eq_ignore_ascii_case(&host))
+}
+
+/// The host of `host:port`, without the brackets of IPv6 and the dot of the root.
+fn host(authority: &str) -> Option<String> {
+    let authority = authority.parse::<Authority>().ok()?;
+    let host = authority.host();
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Some(host.strip_suffix('.').unwrap_or(host).to_owned())
+}
+
 /// Whether a `Host` names this machine, whoever asks.
 fn is_loopback(authority: &str) -> bool {
-    let Ok(authority) = authority.parse::<Authority>() else { return false };
-    let host = authority.host();
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    let Some(host) = host(authority) else { return false };
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

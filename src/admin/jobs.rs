@@ -40,6 +40,13 @@ async fn census(fleet: &Fleet) -> Result<Option<Arc<Census>>, Problem> {
     Ok(census)
 }
 
+/// Leaves out what only the owner may see: a reason may quote what an upstream answered.
+fn withhold(fleet: &Fleet, status: &mut JobStatus) {
+    if let Some(last) = status.last.as_mut().filter(|_| !fleet.trusted) {
+        last.reason = None;
+    }
+}
+
 /// All jobs as they are now.
 pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
     let parts = &fleet.parts;
@@ -50,6 +57,7 @@ pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
     }
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(&mut all, &parts.ops.jobs, &upstreams);
+    all.iter_mut().for_each(|status| withhold(fleet, status));
     Ok(all)
 }
 
@@ -74,6 +82,7 @@ pub(super) async fn job(fleet: Fleet, Named(name): Named) -> Result<Json<JobStat
     let mut status = status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?;
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(std::slice::from_mut(&mut status), &parts.ops.jobs, &upstreams);
+    withhold(&fleet, &mut status);
     Ok(Json(status))
 }
 

@@ -24,7 +24,8 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use server::{Listening, listen};
@@ -41,6 +42,8 @@ use crate::worker::Reload;
 
 /// Requests answered at once; more are told to come again. Probes of health are not counted.
 const AT_ONCE: usize = 256;
+/// Requests at once that hold values or letters in memory, which may be long; more wait for their turn.
+const TURNS: usize = 4;
 
 /// What a worker hands over once Redis has been reached, and again when it has reloaded its jobs.
 #[derive(Debug)]
@@ -73,25 +76,29 @@ pub struct Admin {
     token: Option<Secret>,
     /// Only this machine can ask.
     local: bool,
+    /// Names by which it may be asked without the token, beside those of this machine.
+    hosts: Vec<String>,
     /// Set when the worker is told to stop.
     stop: CancellationToken,
     parts: RwLock<Option<Arc<Parts>>>,
     reload: Arc<Reload>,
-    document: OnceLock<String>,
+    document: OnceLock<Bytes>,
     room: Semaphore,
     /// Why Redis cannot be worked with yet.
     waiting: RwLock<Option<String>>,
+    turns: Semaphore,
     census: watch::Sender<Option<Arc<Census>>>,
     census_wanted: tokio::sync::Notify,
 }
 
 impl Admin {
     /// For a worker that keeps its data in Redis at `redis` (no secrets in it), reloads its jobs by `reload`, and is told to
-    /// end by `stop`; `local` says that nobody else than this machine can ask.
+    /// end by `stop`; `local` says that nobody else than this machine can ask, `hosts` by which names.
     pub fn new(
         redis: String,
         token: Option<Secret>,
         local: bool,
+        hosts: Vec<String>,
         reload: Arc<Reload>,
         stop: CancellationToken,
     ) -> Arc<Self> {
@@ -99,12 +106,14 @@ impl Admin {
             redis,
             token,
             local,
+            hosts,
             stop,
             parts: RwLock::new(None),
             reload,
             document: OnceLock::new(),
             room: Semaphore::new(AT_ONCE),
             waiting: RwLock::default(),
+            turns: Semaphore::new(TURNS),
             census: watch::Sender::new(None),
             census_wanted: tokio::sync::Notify::new(),
         })
@@ -132,6 +141,11 @@ impl Admin {
     /// What the worker has handed over; `None` until Redis was reached.
     fn parts(&self) -> Option<Arc<Parts>> {
         self.parts.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for leave to hold values or letters in memory; it is never closed.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
     }
 
     /// The last count, whoever made it; a newer one is asked for if it is old, and waited for a moment.

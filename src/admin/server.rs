@@ -1,18 +1,20 @@
 //! The listener: connections, their limits, and their end.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -23,10 +25,10 @@ use crate::redis::Patience;
 
 /// Ports tried after the default one before any free one is taken.
 const NEXT_PORTS: u16 = 100;
-/// Connections held at once; more wait in the kernel.
-const CONNECTIONS: usize = 1_024;
+/// Connections held at once. When all are taken, the one that has waited longest for a request makes room for a new one.
+const CONNECTIONS: usize = 512;
 /// How long a client may take for its headers, and how long an idle connection is kept.
-const HEADERS: Duration = Duration::from_secs(30);
+const HEADERS: Duration = Duration::from_secs(10);
 /// Headers of a request, in bytes.
 const HEADER_BYTES: usize = 64 * 1024;
 /// How long answers under way may take when the server ends.
@@ -88,7 +90,7 @@ impl Listening {
         self.announce(&admin);
         let (router, document) = openapi::router(&admin);
         // The router is built once.
-        let _ = admin.document.set(document);
+        let _ = admin.document.set(document.into());
         let router = router
             .layer(axum::middleware::from_fn_with_state(Arc::clone(&admin), guard::everybody))
             .with_state(Arc::clone(&admin));
@@ -112,28 +114,44 @@ impl Listening {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(HEADER_BYTES);
         let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let places = Arc::new(Places::default());
         loop {
             let accepted = tokio::select! {
-                accepted = self.next(&room) => accepted,
+                accepted = self.listener.accept(), if places.has_room() => accepted,
+                () = places.room.notified() => continue,
                 _ = connections.join_next(), if !connections.is_empty() => continue,
                 () = over.cancelled() => break,
             };
-            let (stream, permit) = match accepted {
-                Ok(accepted) => accepted,
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
                 Err(e) => {
                     debug!("cannot accept a connection: {e}");
                     tokio::time::sleep(AFTER_ERROR).await;
                     continue;
                 }
             };
-            let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-            let connection = graceful.watch(connection);
-            connections.spawn(async move {
-                if let Err(e) = connection.await {
-                    debug!("a connection broke: {e}");
+            // It fails where the client is gone already, which reading finds out.
+            let _ = stream.set_nodelay(true);
+            let (place, close) = places.take();
+            let place = Arc::new(place);
+            let answers = TowerToHyperService::new(router.clone());
+            let service = service_fn(move |request| {
+                let (place, answer) = (Arc::clone(&place), answers.call(request));
+                async move {
+                    place.is_waiting(false);
+                    let answer = answer.await;
+                    place.is_waiting(true);
+                    answer
                 }
-                drop(permit);
+            });
+            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            connections.spawn(async move {
+                tokio::select! {
+                    ended = connection => if let Err(e) = ended {
+                        debug!("a connection broke: {e}");
+                    },
+                    () = close.cancelled() => debug!("a connection that waited for its request made room for another"),
+                }
             });
         }
         drop(self.listener);
@@ -141,12 +159,80 @@ impl Listening {
             debug!("answers were cut off");
         }
     }
+}
 
-    async fn next(&self, room: &Arc<Semaphore>) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-        let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, _) = self.listener.accept().await?;
-        stream.set_nodelay(true)?;
-        Ok((stream, permit))
+/// The connections that are open, [`CONNECTIONS`] at most.
+#[derive(Debug, Default)]
+struct Places {
+    held: Mutex<Held>,
+    /// Told when a connection that may make room appears, or a place is free, while none was.
+    room: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    next: u64,
+    open: BTreeMap<u64, Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    /// Since when no request of it is being answered; `None` while one is.
+    waiting: Option<Instant>,
+    close: CancellationToken,
+}
+
+/// A connection's place, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    id: u64,
+    places: Arc<Places>,
+}
+
+impl Places {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether another connection finds a place.
+    fn has_room(&self) -> bool {
+        let held = self.held();
+        held.open.len() < CONNECTIONS || held.open.values().any(|open| open.waiting.is_some())
+    }
+
+    /// A place for a new connection, and what tells it to end. Where all are taken, the one that has waited longest is closed.
+    fn take(self: &Arc<Self>) -> (Place, CancellationToken) {
+        let mut held = self.held();
+        if held.open.len() >= CONNECTIONS {
+            let waiting = held.open.iter().filter_map(|(id, open)| Some((open.waiting?, *id)));
+            if let Some(open) = waiting.min().and_then(|(_, id)| held.open.remove(&id)) {
+                open.close.cancel();
+            }
+        }
+        let (id, close) = (held.next, CancellationToken::new());
+        held.next += 1;
+        held.open.insert(id, Open { waiting: Some(Instant::now()), close: close.clone() });
+        (Place { id, places: Arc::clone(self) }, close)
+    }
+}
+
+impl Place {
+    fn is_waiting(&self, waiting: bool) {
+        let mut held = self.places.held();
+        if let Some(open) = held.open.get_mut(&self.id) {
+            open.waiting = waiting.then(Instant::now);
+        }
+        if waiting && held.open.len() >= CONNECTIONS {
+            self.places.room.notify_one();
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.places.held();
+        held.open.remove(&self.id);
+        self.places.room.notify_one();
     }
 }
 

@@ -12,6 +12,8 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::escape::{escaped, escaped_lines};
+
 const MASK: &str = "***";
 /// Shorter ones would blot out letters of every word; templates do not get to see secrets in any case.
 const SHORTEST_SECRET: usize = 4;
@@ -306,8 +308,11 @@ impl Report {
     fn write(&self, f: &mut impl fmt::Write, colours: bool) -> fmt::Result {
         let (strong, end) = if colours { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
         for job in &self.jobs {
-            writeln!(f, "{strong}{}{end}  {}", job.name, job.description.as_deref().unwrap_or_default())?;
-            job.write(f)?;
+            let description = job.description.as_deref().unwrap_or_default();
+            writeln!(f, "{strong}{}{end}  {}", job.name, escaped(description))?;
+            let mut lines = String::new();
+            job.write(&mut lines)?;
+            f.write_str(&escaped_lines(&lines))?;
             writeln!(f)?;
         }
         if !self.env.is_empty() {
@@ -315,7 +320,7 @@ impl Report {
             let width = self.env.iter().map(|one| one.name.len()).max().unwrap_or(0);
             for one in &self.env {
                 let set = if one.set { "set" } else { "NOT SET" };
-                writeln!(f, "  {:width$}  {set:7}  {}", one.name, one.used.join(", "))?;
+                writeln!(f, "  {:width$}  {set:7}  {}", one.name, escaped(&one.used.join(", ")))?;
             }
             writeln!(f)?;
         }
@@ -338,7 +343,7 @@ impl fmt::Display for Report {
 impl JobReport {
     fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
         let time = |seconds: f64| humantime::format_duration(Duration::from_secs_f64(seconds)).to_string();
-        writeln!(f, "  key       {}", self.key)?;
+        writeln!(f, "  key       {}", escaped(&self.key))?;
         write!(f, "  ttl       {}", time(self.ttl))?;
         if self.ahead > 0.0 {
             write!(f, ", refreshed {} before it ends", time(self.ahead))?;
@@ -359,18 +364,18 @@ impl JobReport {
             kept.push(format!("the {} most read", self.popular));
         }
         kept.extend(self.feed.as_ref().map(|feed| format!("those of {feed}")));
-        writeln!(f, "  entries   {}", kept.join(", "))?;
+        writeln!(f, "  entries   {}", escaped(&kept.join(", ")))?;
         for (name, pattern) in &self.inputs {
-            writeln!(f, "  input     {name} = {pattern}")?;
+            writeln!(f, "  input     {name} = {}", escaped(pattern))?;
         }
         for warning in &self.warnings {
             writeln!(f, "  warning   {warning}")?;
         }
         let key = self.example.key.as_deref().unwrap_or("none");
-        writeln!(f, "  example   {key}")?;
+        writeln!(f, "  example   {}", escaped(key))?;
         for request in &self.example.requests {
             let model = request.model.as_deref().map(|model| format!("  model {model}")).unwrap_or_default();
-            writeln!(f, "            {} {}{model}", request.method, request.url)?;
+            writeln!(f, "            {} {}{model}", request.method, escaped(&request.url))?;
             for (name, text) in [("system", &request.system), ("prompt", &request.prompt)] {
                 if let Some(text) = text {
                     writeln!(f, "            {name}: {}", text.trim().replace('\n', "\n                    "))?;

@@ -3,8 +3,13 @@
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, Session, jobs, print_json, relative, table};
+use super::session::{Failed, Session, complain, jobs, relative, table};
 use crate::config::{Environment, Settings};
+use crate::escape::json_line;
+use crate::ops::Dead;
+
+/// Letters printed at once.
+const PAGE: usize = 500;
 
 /// Arguments of `samovar dead`.
 #[derive(Args)]
@@ -25,31 +30,73 @@ pub(super) async fn run(args: &DeadArgs, settings: &Settings, env: &Environment)
     let session = Session::open(settings).await?;
     let ops = session.ops(&jobs);
     if let Some(unknown) = ops.unknown(&args.only) {
-        eprintln!("samovar: `{unknown}` is no job, and no job's key");
+        complain(format_args!("`{unknown}` is no job, and no job's key"));
         return Ok(exit::USAGE);
     }
-    let dead = ops.dead(&args.only).await?;
-    if args.retry {
-        ops.retry(&dead).await?;
-    }
-    if args.json {
-        print_json(&serde_json::json!({ "dead": dead, "retried": args.retry }));
-        return Ok(exit::OK);
-    }
-    if dead.is_empty() {
-        println!("No dead letters.");
-        return Ok(exit::OK);
-    }
     let now = session.store.now().await?;
-    let mut rows = table(&["JOB", "KEY", "GIVEN UP", "REASON"]);
-    for dead in &dead {
-        rows.add_row([dead.job.clone(), dead.key.clone(), relative(dead.at_ms, now), dead.reason.clone()]);
+    let mut list = List::begin(args.json);
+    let mut from = 0;
+    loop {
+        // A page at a time: there may be 10,000 of each job, with long keys and reasons.
+        let page = if args.retry {
+            ops.retry(&args.only, now).await?
+        } else {
+            let letters = ops.dead(&args.only, from, PAGE).await?;
+            from = letters.next.unwrap_or(usize::MAX);
+            letters.dead
+        };
+        if page.is_empty() {
+            break;
+        }
+        list.show(&page, now);
+        if from == usize::MAX {
+            break;
+        }
     }
-    println!("{rows}");
-    if args.retry {
-        println!("\n{} put back on the agenda.", dead.len());
-    } else {
-        println!("\nPut them back with `samovar dead --retry`.");
-    }
+    list.end(args.retry);
     Ok(exit::OK)
+}
+
+/// Letters printed as they come.
+struct List {
+    json: bool,
+    shown: usize,
+}
+
+impl List {
+    fn begin(json: bool) -> Self {
+        if json {
+            print!("{{\"dead\": [");
+        }
+        Self { json, shown: 0 }
+    }
+
+    fn show(&mut self, page: &[Dead], now: i64) {
+        if self.json {
+            for letter in page {
+                let comma = if self.shown > 0 { "," } else { "" };
+                print!("{comma}\n  {}", json_line(letter));
+                self.shown += 1;
+            }
+            return;
+        }
+        let mut rows = if self.shown == 0 { table(&["JOB", "KEY", "GIVEN UP", "REASON"]) } else { table(&[]) };
+        for Dead { job, key, at_ms, reason } in page {
+            rows.add_row([job.clone(), key.clone(), relative(*at_ms, now), reason.clone().unwrap_or_default()]);
+        }
+        println!("{rows}");
+        self.shown += page.len();
+    }
+
+    fn end(self, retried: bool) {
+        match self.shown {
+            shown if self.json => {
+                let last = if shown > 0 { "\n" } else { "" };
+                println!("{last}], \"retried\": {retried}}}");
+            }
+            0 => println!("No dead letters."),
+            shown if retried => println!("\n{shown} put back on the agenda."),
+            _ => println!("\nPut them back with `samovar dead --retry`."),
+        }
+    }
 }

@@ -4,8 +4,9 @@ use clap::Args;
 
 use super::exit;
 use super::session::{Failed, Session, jobs, print_json, relative, span};
-use crate::agenda::State;
+use crate::agenda::{State, Trigger};
 use crate::config::{Environment, Settings};
+use crate::escape::escaped;
 
 /// Arguments of `samovar get`.
 #[derive(Args)]
@@ -26,11 +27,11 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         print_json(&entry);
     } else {
         match &entry.value {
-            Some(value) => println!("{}", serde_json::to_string_pretty(value).unwrap_or_default()),
+            Some(value) => print_json(value),
             None => println!("(no value)"),
         }
         println!();
-        let say = |what: &str, text: String| println!("{what:<14}{text}");
+        let say = |what: &str, text: String| println!("{what:<14}{}", escaped(&text));
         say("job", entry.job.clone().unwrap_or_else(|| "none: no job's key pattern fits".to_owned()));
         match entry.expires {
             -2 => {}
@@ -57,7 +58,7 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         if let (Some(outcome), Some(trigger), Some(at)) =
             (entry.last_outcome, entry.last_trigger, entry.last_attempt_ms)
         {
-            say("last attempt", format!("{outcome}, {}, for {trigger}", relative(at, now)));
+            say("last attempt", format!("{outcome}, {}, for {}", relative(at, now), purpose(trigger)));
         }
         if let Some(reason) = entry.reason.as_ref().filter(|_| entry.outlives_ms.is_none()) {
             say("reason", reason.clone());
@@ -84,10 +85,20 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
                 State::Scheduled => ("due", Some(at)),
             };
             let when = when.map_or_else(String::new, |at| format!(" {}", relative(at, now)));
-            say("agenda", format!("{what}{when}, for {trigger}"));
+            say("agenda", format!("{what}{when}, for {}", purpose(trigger)));
         }
     }
     Ok(if entry.value.is_some() { exit::OK } else { exit::FAILED })
+}
+
+/// A trigger as people read it.
+fn purpose(trigger: Trigger) -> String {
+    match trigger {
+        Trigger::Settle => format!("{trigger}: a second look, whether somebody else wrote an old value"),
+        Trigger::Cron | Trigger::Invalidation | Trigger::Expiry | Trigger::Demand | Trigger::Manual => {
+            trigger.to_string()
+        }
+    }
 }
 
 fn age(now: i64, start: i64) -> std::time::Duration {

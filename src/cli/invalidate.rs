@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, Session, print_json};
+use super::session::{Failed, Session, complain, print_json};
 use crate::config::Settings;
 use crate::trigger::{Action, Message, inbox};
 
@@ -48,7 +48,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings) -> Result<u8
     };
     let checked = message.checked().and_then(|message| message.text().map(|_| message));
     let message = checked.map_err(|e| {
-        eprintln!("samovar: {e}");
+        complain(e);
         Failed(exit::USAGE)
     })?;
     let mut session = Session::open(settings).await?;

@@ -1,10 +1,9 @@
 //! `samovar jobs`: what is kept warm, and how it goes.
 
 use clap::Args;
-use comfy_table::Table;
 
 use super::exit;
-use super::session::{Failed, Session, jobs, print_json, relative, span, table, wrapped};
+use super::session::{Failed, Rows, Session, jobs, print_json, relative, span, table, wrapped};
 use crate::config::{Environment, Settings};
 use crate::redis::{is_of_keys, wrong_types};
 use crate::status::{self, JobStatus, UpstreamStatus};
@@ -93,7 +92,7 @@ fn tell_workers(workers: usize) {
 }
 
 /// What jobs have spent and saved, those that have.
-fn spending(all: &[JobStatus], now: i64) -> Option<Table> {
+fn spending(all: &[JobStatus], now: i64) -> Option<Rows> {
     let mut rows =
         table(&["JOB", "TOKENS SPENT", "TOKENS SAVED", "AI CALLS SAVED", "NOT MODIFIED (304)", "COUNTED SINCE"]);
     let mut some = false;
@@ -109,7 +108,7 @@ fn spending(all: &[JobStatus], now: i64) -> Option<Table> {
 }
 
 /// What upstreams with a budget may still spend.
-fn budgets(upstreams: &[UpstreamStatus], now: i64) -> Option<Table> {
+fn budgets(upstreams: &[UpstreamStatus], now: i64) -> Option<Rows> {
     let mut rows = table(&["UPSTREAM", "TOKENS SPENT IN THIS WINDOW", "BUDGET", "WINDOW ENDS"]);
     let mut some = false;
     for upstream in upstreams {

@@ -7,6 +7,7 @@ pub mod exit;
 mod dead;
 mod demo;
 mod get;
+mod health;
 mod invalidate;
 mod jobs;
 mod museum;
@@ -24,6 +25,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{CommonArgs, Environment, Settings, WorkerArgs};
+use crate::escape::escaped_lines;
 use crate::telemetry;
 
 /// Keeps Redis caches warm, so that an API's GET always hits.
@@ -68,6 +70,8 @@ enum Command {
     Get(get::GetArgs),
     /// List entries whose warming was given up, or put them back
     Dead(dead::DeadArgs),
+    /// Ask the worker of this machine how it is, with one request: exit 0 if it is healthy, 1 if not
+    Health(health::HealthArgs),
     /// Watch Samovar at work for a minute, on a Redis of its own, against two ways of doing without it
     Demo(demo::DemoArgs),
     /// End what a demo has started, if it is killed
@@ -109,7 +113,7 @@ pub fn main() -> ExitCode {
     match prepare(&cli) {
         Ok((settings, env)) => start(cli.command, &settings, &env),
         Err(faults) => {
-            eprintln!("samovar: {faults}");
+            eprintln!("samovar: {}", escaped_lines(&faults.to_string()));
             ExitCode::from(exit::CONFIG)
         }
     }
@@ -117,9 +121,12 @@ pub fn main() -> ExitCode {
 
 fn prepare(cli: &Cli) -> Result<(Settings, Environment), crate::config::ConfigError> {
     let env = Environment::read()?;
-    let none = WorkerArgs::default();
-    let worker = if let Command::Worker(args) = &cli.command { args } else { &none };
-    let settings = Settings::resolve(&cli.common, worker, &env)?;
+    let worker = match &cli.command {
+        Command::Worker(args) => args.clone(),
+        Command::Health(args) => WorkerArgs { listen: args.listen.clone(), ..WorkerArgs::default() },
+        _ => WorkerArgs::default(),
+    };
+    let settings = Settings::resolve(&cli.common, &worker, &env)?;
     Ok((settings, env))
 }
 
@@ -144,6 +151,7 @@ fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
             Command::Watch(args) => watch::run(&args, settings, env).await,
             Command::Get(args) => get::run(&args, settings, env).await,
             Command::Dead(args) => dead::run(&args, settings, env).await,
+            Command::Health(args) => Ok(health::run(&args, settings).await),
             Command::Demo(args) => Ok(demo::run(&args).await),
             Command::DemoMinder(args) => Ok(demo::minder::run(&args)),
             Command::Museum(args) => Ok(museum::run(&args).await),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, Session, jobs};
+use super::session::{Failed, Session, complain, jobs};
 use crate::config::{Environment, Settings};
 use crate::job::{Job, Jobs};
 
@@ -22,7 +22,7 @@ impl PauseArgs {
     pub(super) fn job<'a>(&self, jobs: &'a Jobs) -> Result<&'a Arc<Job>, Failed> {
         jobs.jobs.get(self.job.as_str()).ok_or_else(|| {
             let known: Vec<&str> = jobs.jobs.keys().map(crate::job::JobName::as_str).collect();
-            eprintln!("samovar: `{}` is no job; the jobs are {}", self.job, known.join(", "));
+            complain(format_args!("`{}` is no job; the jobs are {}", self.job, known.join(", ")));
             Failed(exit::USAGE)
         })
     }

@@ -2,19 +2,22 @@
 //! says. Nothing is stored; Redis is not asked, so no rate or budget of the fleet holds either: what AI answers cost is paid for, and
 //! counted nowhere.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::IsTerminal;
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::check::check;
-use super::session::print_json;
+use super::session::{complain, print_json};
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
-use crate::job::{Job, Jobs, Params};
+use crate::escape::{escaped, json};
+use crate::job::{Job, JobName, Jobs, Params};
 use crate::source::{Answer, Ask, Sources};
 
 /// For one answer; upstreams' own time-outs are shorter as a rule.
@@ -64,19 +67,40 @@ struct Fetched {
     bytes: usize,
     value: Option<Value>,
     error: Option<String>,
+    /// Why nothing was fetched, where nothing could be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipped: Option<String>,
 }
 
 impl Fetched {
+    fn of(job: &Job, key: Option<String>, took: Duration, result: Result<Value, String>) -> Self {
+        let (value, error) = match result {
+            Ok(value) => (Some(value), None),
+            Err(error) => (None, Some(error)),
+        };
+        let bytes = value.as_ref().map_or(0, |value| value.to_string().len());
+        Self { job: job.name.to_string(), key, milliseconds: took.as_millis(), bytes, value, error, skipped: None }
+    }
+
+    fn skipped(job: &Job, why: &str) -> Self {
+        let (job, skipped) = (job.name.to_string(), Some(why.to_owned()));
+        Self { job, key: None, milliseconds: 0, bytes: 0, value: None, error: None, skipped }
+    }
+
     fn print(&self) {
-        let Self { job, key, milliseconds, bytes, value, error } = self;
-        let key = key.as_deref().unwrap_or("?");
+        let Self { job, key, milliseconds, bytes, value, error, skipped } = self;
+        if let Some(why) = skipped {
+            println!("– {job}: not tried: {}", escaped(why));
+            return;
+        }
+        let key = escaped(key.as_deref().unwrap_or("?"));
         match (error, value) {
-            (Some(error), _) => println!("✗ {job}: {key}: {error}"),
+            (Some(error), _) => println!("✗ {job}: {key}: {}", escaped(error)),
             (None, value) => {
                 let text = value.as_ref().map(Value::to_string).unwrap_or_default();
                 let shown: String = text.chars().take(SHOWN).collect();
                 let more = if shown.len() < text.len() { "…" } else { "" };
-                println!("✓ {job}: {key}: {bytes} bytes in {milliseconds} ms\n  {shown}{more}");
+                println!("✓ {job}: {key}: {bytes} bytes in {milliseconds} ms\n  {}{more}", json(&shown));
             }
         }
     }
@@ -88,13 +112,15 @@ async fn fetch(folder: &std::path::Path, settings: &Settings, env: &dyn Fn(&str)
     let sources = match Sources::new(&jobs) {
         Ok(sources) => sources,
         Err(e) => {
-            eprintln!("samovar: {e:#}");
+            complain(format_args!("{e:#}"));
             return Vec::new();
         }
     };
-    let probe = Probe { jobs: &jobs, sources: &sources };
-    let mut all = Vec::new();
-    for job in jobs.jobs.values() {
+    let probe = Probe { jobs: &jobs, sources: &sources, inputs: Mutex::default() };
+    let mut all = BTreeMap::new();
+    let (with_entries, others): (Vec<_>, Vec<_>) =
+        jobs.jobs.values().partition(|job| !job.entries.list.is_empty() || job.entries.feed.is_some());
+    for job in with_entries {
         let begun = Instant::now();
         let mut key = None;
         let result = match probe.example(job).await {
@@ -104,23 +130,30 @@ async fn fetch(folder: &std::path::Path, settings: &Settings, env: &dyn Fn(&str)
             }
             Err(e) => Err(e),
         };
-        let milliseconds = begun.elapsed().as_millis();
-        let job = job.name.to_string();
-        all.push(match result {
-            Ok(value) => {
-                let bytes = value.to_string().len();
-                Fetched { job, key, milliseconds, bytes, value: Some(value), error: None }
-            }
-            Err(error) => Fetched { job, key, milliseconds, bytes: 0, value: None, error: Some(error) },
-        });
+        all.insert(&job.name, Fetched::of(job, key, begun.elapsed(), result));
     }
-    all
+    // What lists nothing was fetched as an input of the others, or is fetched on demand only.
+    let inputs = probe.inputs.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for job in others {
+        all.insert(
+            &job.name,
+            match inputs.get(&job.name) {
+                Some((key, took, result)) => Fetched::of(job, Some(key.clone()), *took, result.clone()),
+                None => Fetched::skipped(job, "it lists no entry, and is the input of none that was tried"),
+            },
+        );
+    }
+    all.into_values().collect()
 }
 
 struct Probe<'a> {
     jobs: &'a Jobs,
     sources: &'a Sources,
+    /// The first entry of each job that was fetched as an input of another: its key, how long it took, and what came.
+    inputs: Mutex<BTreeMap<JobName, Input>>,
 }
+
+type Input = (String, Duration, Result<Value, String>);
 
 impl Probe<'_> {
     /// An entry of a job: the first that is listed, or that the feed names.
@@ -147,7 +180,11 @@ impl Probe<'_> {
                     pattern.write(params).ok_or_else(|| format!("its input `{name}` has no key for {params:?}"))?;
                 let (owner, of) =
                     self.jobs.owner(key.as_str()).ok_or_else(|| format!("no job owns its input {key}"))?;
-                let value = self.value(owner, &of).await.map_err(|e| format!("its input {key}: {e}"))?;
+                let begun = Instant::now();
+                let value = self.value(owner, &of).await;
+                let input = (key.to_string(), begun.elapsed(), value.clone());
+                self.inputs.lock().unwrap_or_else(PoisonError::into_inner).entry(owner.name.clone()).or_insert(input);
+                let value = value.map_err(|e| format!("its input {key}: {e}"))?;
                 inputs.insert(name.clone(), value);
             }
             let key = job.key.write(params).ok_or_else(|| format!("no key for {params:?}"))?;

@@ -1,5 +1,6 @@
 //! What one-shot commands share: the jobs, a connection that is there or not, and how people read times.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use super::exit;
 use crate::agenda::Agenda;
 use crate::config::{Environment, Settings};
+use crate::escape::{self, escaped};
 use crate::job::Jobs;
 use crate::ops::Ops;
 use crate::queue::Queue;
@@ -22,7 +24,7 @@ pub(super) struct Failed(pub(super) u8);
 
 impl From<redis::RedisError> for Failed {
     fn from(error: redis::RedisError) -> Self {
-        eprintln!("samovar: Redis: {}", requirements::explain(&error));
+        complain(format_args!("Redis: {}", requirements::explain(&error)));
         // What Redis itself refuses (rights, memory, a key of another type) is no matter of reaching it.
         Self(if error.code().is_some() { exit::FAILED } else { exit::UNAVAILABLE })
     }
@@ -52,11 +54,12 @@ impl Session {
     /// Connects once; says in one line what was tried if that fails.
     pub(super) async fn open(settings: &Settings) -> Result<Self, Failed> {
         let mut redis = settings.redis.manager(PATIENCE).await.map_err(|e| {
-            eprintln!("samovar: cannot reach Redis at {}: {e}; is it running, and is REDIS_URL right?", settings.redis);
+            let remedy = "is it running, and is REDIS_URL right?";
+            complain(format_args!("cannot reach Redis at {}: {e}; {remedy}", settings.redis));
             Failed(exit::UNAVAILABLE)
         })?;
         if let Some(fault) = requirements::unsupported(&mut redis).await? {
-            eprintln!("samovar: cannot work with Redis at {}: {fault}", settings.redis);
+            complain(format_args!("cannot work with Redis at {}: {fault}", settings.redis));
             return Err(Failed(exit::UNAVAILABLE));
         }
         let keys = settings.keys();
@@ -119,15 +122,35 @@ pub(super) fn wrapped(text: &str, indent: &str) -> String {
 /// Prints a document for programs.
 pub(super) fn print_json(document: &impl serde::Serialize) {
     match serde_json::to_string_pretty(document) {
-        Ok(text) => println!("{text}"),
-        Err(e) => eprintln!("samovar: cannot be written as JSON: {e}"),
+        Ok(text) => println!("{}", escape::json(&text)),
+        Err(e) => complain(format_args!("cannot be written as JSON: {e}")),
+    }
+}
+
+/// Says on standard error, in one line, what is wrong.
+pub(super) fn complain(what: impl fmt::Display) {
+    eprintln!("samovar: {}", escaped(&what.to_string()));
+}
+
+/// A table whose cells command no terminal, whatever is in them.
+pub(super) struct Rows(comfy_table::Table);
+
+impl Rows {
+    pub(super) fn add_row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.add_row(cells.into_iter().map(|cell| escaped(&cell).into_owned()));
+    }
+}
+
+impl fmt::Display for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
 /// An empty table in the house style.
-pub(super) fn table(header: &[&str]) -> comfy_table::Table {
+pub(super) fn table(header: &[&str]) -> Rows {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(header.iter().copied());
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
-    table
+    Rows(table)
 }

@@ -10,9 +10,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::exit;
-use super::session::{Failed, Session, jobs, print_json, relative};
+use super::session::{Failed, Session, complain, jobs, print_json, relative};
 use crate::agenda::{Trigger, When};
 use crate::config::{Environment, Settings};
+use crate::escape::escaped;
 use crate::job::{EntryKey, Job, Jobs, Params, Source};
 use crate::ops::{Done, Failure, Ops};
 use crate::source::{Ask, Sources};
@@ -51,7 +52,8 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         (None, Some((job, params))) => (job, vec![(EntryKey::new(args.what.as_str()), params)], When::Urgent),
         (None, None) => {
             let known: Vec<&str> = jobs.jobs.keys().map(crate::job::JobName::as_str).collect();
-            eprintln!("samovar: `{}` is no job, and no job's key; the jobs are {}", args.what, known.join(", "));
+            let (what, known) = (&args.what, known.join(", "));
+            complain(format_args!("`{what}` is no job, and no job's key; the jobs are {known}"));
             return Ok(exit::USAGE);
         }
     };
@@ -104,7 +106,8 @@ async fn entries(ops: &Ops, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, F
         match fed {
             Ok(fed) => named = Some(fed),
             Err(e) => {
-                eprintln!("samovar: the feed of {} does not answer, taking what it named last: {e}", job.name);
+                let name = &job.name;
+                complain(format_args!("the feed of {name} does not answer, taking what it named last: {e}"));
             }
         }
     }
@@ -137,7 +140,7 @@ async fn dry_run(
         Source::Http(_) => plan.fetches = entries.len(),
         Source::Ai(_) => {
             let sources = Sources::new(jobs).map_err(|e| {
-                eprintln!("samovar: {e:#}");
+                complain(format_args!("{e:#}"));
                 Failed(exit::CONFIG)
             })?;
             for page in entries.chunks(PAGE) {
@@ -192,7 +195,7 @@ fn print(done: &Done) {
     let Done { warmed, unchanged, gone, failed, seconds } = done;
     println!("{warmed} warmed, {unchanged} unchanged, {gone} gone, {} failed in {seconds:.1} s", failed.len());
     for Failure { key, reason } in failed.iter().take(SHOWN) {
-        eprintln!("  {key}: {reason}");
+        eprintln!("  {}: {}", escaped(key), escaped(reason));
     }
     if failed.len() > SHOWN {
         eprintln!("  … and {} more", failed.len() - SHOWN);

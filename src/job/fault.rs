@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::escape::{escaped, escaped_lines, is_unfit};
+
 /// Excerpts of longer lines show what is around the fault.
 const EXCERPT_WIDTH: usize = 100;
 
@@ -72,7 +74,8 @@ impl Fault {
 
     fn write(&self, f: &mut impl fmt::Write, paint: &Paint) -> fmt::Result {
         let Paint { strong, wrong, quiet, end } = paint;
-        writeln!(f, "{strong}{}{end}{wrong}{}{end}", self.place(), self.message)?;
+        let (place, message) = (self.place(), escaped_lines(&self.message));
+        writeln!(f, "{strong}{}{end}{wrong}{message}{end}", escaped(&place))?;
         if self.line > 0 {
             let (shown, skip, marks) = self.window();
             let number = self.line.to_string();
@@ -82,14 +85,14 @@ impl Fault {
             writeln!(f, "{quiet}{gutter} |{end} {}{wrong}{}{end}", " ".repeat(skip), "^".repeat(marks))?;
         }
         if let Some(help) = &self.help {
-            writeln!(f, "{quiet}  help:{end} {help}")?;
+            writeln!(f, "{quiet}  help:{end} {}", escaped_lines(help))?;
         }
         Ok(())
     }
 
     /// What of the line is shown, how many columns stand before the fault, and how many it has.
     fn window(&self) -> (String, usize, usize) {
-        let chars: Vec<char> = self.excerpt.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let chars: Vec<char> = self.excerpt.chars().map(|c| if is_unfit(c) { ' ' } else { c }).collect();
         let start = self.column.saturating_sub(1).min(chars.len());
         let wanted = self.span.len();
         let tail: String = self.excerpt.chars().skip(start).collect();

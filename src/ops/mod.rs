@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use census::{Census, Counted};
 pub use clear::Pattern;
-pub use dead::Dead;
+pub use dead::{Dead, Letters};
 pub use entry::Entry;
 pub use warm::{Done, Failure};
 

@@ -151,8 +151,6 @@ mod trigger_number {
 
     #[expect(clippy::ref_option, reason = "serde passes references")]
     pub(super) fn serialize<S: Serializer>(trigger: &Option<Trigger>, to: S) -> Result<S::Ok, S::Error> {
-        // A second look belongs to the invalidation that it follows.
-        let trigger = trigger.map(|trigger| if trigger == Trigger::Settle { Trigger::Invalidation } else { trigger });
         trigger.map(|trigger| trigger as u8).serialize(to)
     }
 
@@ -249,8 +247,7 @@ mod tests {
             assert_eq!(read(packed(Some(outcome), None)).outcome, Some(outcome));
         }
         for trigger in Trigger::ALL {
-            let wanted = if trigger == Trigger::Settle { Trigger::Invalidation } else { trigger };
-            assert_eq!(read(packed(None, Some(trigger))).trigger, Some(wanted));
+            assert_eq!(read(packed(None, Some(trigger))).trigger, Some(trigger));
         }
         assert_eq!(packed(Some(Outcome::Warmed), Some(Trigger::Expiry)), "{}");
         let before = read(r#"{"p":"q","o":"failed","t":"invalidation"}"#.to_owned());

@@ -11,7 +11,7 @@ use samovar::redis::{Keys, RedisUrl};
 use samovar::trigger::Message;
 use serde_json::json;
 
-use super::support::{Art, JobsFolder, Reply, eventually, samovar, talkative};
+use super::support::{Art, JobsFolder, Parts, Reply, eventually, samovar, talkative};
 use super::{both, factor, readable};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -327,4 +327,160 @@ async fn a_job_file_reads_only_what_it_names_and_check_shows_which() {
         assert_eq!(code, Some(78), "{path}: {told}");
         assert!(!told.contains("elsewhere77") && !told.contains("root:"), "{path}: {told}");
     }
+}
+
+/// What must not reach a terminal or a log as it stands: it commands the terminal, forges a line, or turns the direction.
+const HOSTILE: &str =
+    "\u{1b}[2J\u{9b}2J\u{7}\u{7f}\u{202e}\u{2066}\u{2028}\n2026-01-01T00:00:00Z ERROR forged\r\u{85}end";
+
+fn is_hostile(c: char) -> bool {
+    (c.is_control() && c != '\n') || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[track_caller]
+fn is_clean(what: &str, text: &str) {
+    assert!(!text.contains(is_hostile), "{what}: {text:?}");
+    assert!(!text.lines().any(|line| line.trim_start().starts_with("2026-01-01T00:00:00Z")), "{what}: {text:?}");
+}
+
+#[tokio::test]
+async fn no_key_and_no_answer_commands_a_terminal_or_forges_a_line() {
+    let (redis, upstream) = both().await;
+    let [good, bad, dead] = ["good", "bad", "dead"].map(|name| format!("{name}{HOSTILE}"));
+    upstream.otherwise(move |call, _| match call.path() {
+        path if path.starts_with("/art/bad") || path.starts_with("/art/dead") => Reply::text(HOSTILE).with_status(400),
+        _ => Reply::json(json!({ HOSTILE: HOSTILE })),
+    });
+    // TOML has no way to write DEL as serde_json writes it.
+    let art = Art::of(&upstream).list([HOSTILE.replace('\u{7f}', "")]).warm("attempts = 1");
+    let jobs = art.top("description = \"a\\u001b[2Jb\\u009b\"").folder();
+    let mut watching = Vec::new();
+    for args in [&["watch"][..], &["watch", "--json"]] {
+        watching.push((args, samovar(args).redis(&redis).jobs(&jobs).spawn()));
+    }
+    eventually("both watch", async || {
+        redis.ask::<(String, u64)>(&["PUBSUB", "NUMSUB", "samovar:watched"]).await.1 == 2
+    })
+    .await;
+    let logs = ["text", "json"].map(|format| talkative(&redis, &jobs).env("SAMOVAR_LOG_FORMAT", format).spawn());
+    let keys = [&good, &bad].map(|name| format!("art:{name}"));
+    Parts::of(&redis).await.invalidate(&json!({ "keys": keys, "action": "warm" }).to_string()).await;
+    readable(&redis, &good).await;
+    eventually("one is given up", async || redis.ask::<usize>(&["ZCARD", "samovar:dead:{art}"]).await == 1).await;
+    let command = async |args: &[&str]| {
+        let ended = samovar(args).redis(&redis).jobs(&jobs).run().await;
+        is_clean(&args.join(" "), &format!("{}{}", ended.stdout, ended.stderr));
+        if args.contains(&"--json") {
+            serde_json::from_str::<serde_json::Value>(&ended.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}"));
+        }
+        ended
+    };
+    let [good, bad, dead] = [good, bad, dead].map(|name| format!("art:{name}"));
+    for json in [&[][..], &["--json"]] {
+        for args in [
+            &["get", &good][..],
+            &["get", &bad],
+            &["get", &format!("nobody:{HOSTILE}")],
+            &["jobs"],
+            &["dead"],
+            &["dead", &bad],
+            &["dead", "--retry"],
+            &["check"],
+            &["check", "--fetch"],
+            &["warm", &dead, "--wait"],
+            &["warm", &bad, "--dry-run"],
+            &["warm", &good],
+            &["invalidate", &good],
+        ] {
+            command(&[args, json].concat()).await;
+        }
+    }
+    for args in [&["warm", HOSTILE][..], &["dead", HOSTILE], &["pause", HOSTILE], &["watch", "--job", HOSTILE]] {
+        assert_eq!(command(args).await.code, Some(2), "{args:?}");
+    }
+    let shown = command(&["get", &good]).await.stdout;
+    assert!(shown.contains("\\u009b") && shown.contains("\\u202e"), "{shown}");
+    let known: serde_json::Value = serde_json::from_str(&command(&["get", &good, "--json"]).await.stdout).unwrap();
+    assert_eq!(known["value"], json!({ HOSTILE: HOSTILE }), "JSON means the same");
+    for (args, watch) in &watching {
+        eventually("it is seen", async || watch.printed().iter().any(|line| line.contains("forged"))).await;
+        let printed = watch.printed().join("\n");
+        is_clean(&args.join(" "), &printed);
+    }
+    for log in &logs {
+        is_clean("the log", &log.log().join("\n"));
+    }
+    assert!(logs.iter().any(|log| log.log().iter().any(|line| line.contains("forged"))), "the log tells of it");
+}
+
+/// A fault's excerpt and message quote the file, which may come from anybody.
+#[tokio::test]
+async fn a_faulty_job_file_commands_no_terminal() {
+    let file = "key = \"art:{name}\"\nttl = \"1\u{9b}2J\u{202e}\"\n[source]\nkind = \"\u{9b}2J\"\n";
+    let jobs = JobsFolder::new().job("art", file);
+    for args in [&["check"][..], &["check", "--json"], &["worker"], &["jobs"]] {
+        let ended = samovar(args).jobs(&jobs).run().await;
+        assert_eq!(ended.code, Some(78), "{ended:?}");
+        is_clean(&args.join(" "), &format!("{}{}", ended.stdout, ended.stderr));
+    }
+}
+
+#[tokio::test]
+async fn a_secret_in_the_env_file_is_sent_as_it_stands() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!(1)));
+    for (line, sent) in [
+        ("abc$def12", "abc$def12"),
+        ("abcdef12$", "abcdef12$"),
+        ("'abc$def#12'", "abc$def#12"),
+        ("\"abc$def\\\"12\"", "abc$def\"12"),
+        ("abc#def\\12", "abc#def\\12"),
+    ] {
+        let jobs = Art::of(&upstream).list(["a"]).limits("headers = { X-Key = \"{{ env.APP_KEY }}\" }").folder();
+        let fetched =
+            samovar(["check", "--fetch"]).redis(&redis).jobs(&jobs).dot_env(&format!("APP_KEY={line}\n")).run();
+        let fetched = fetched.await;
+        assert_eq!(fetched.code, Some(0), "{fetched:?}");
+        assert_eq!(upstream.all_requests().last().unwrap().header("x-key"), sent, "{line}");
+    }
+    let refused = samovar(["check"]).dot_env("A=1\nAPP_KEY=hunter2-${HOME}\n").run().await;
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains(".env:2: ") && refused.stderr.contains("single quotes"), "{refused:?}");
+    assert!(!refused.stderr.contains("hunter2"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn check_fetch_tries_inputs_as_such_and_only_failures_fail_it() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| match call.path() {
+        path if path.contains("bad") => Reply::status(500),
+        path => Reply::json(json!(path)),
+    });
+    let of = |key: &str, path: &str, rest: &str| {
+        format!(
+            "key = \"{key}:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nurl = \"{}{path}/{{{{ name }}}}\"\n{rest}",
+            upstream.url()
+        )
+    };
+    let lists = "[inputs]\nbase = \"base:{name}\"\n[entries]\nlist = [\"a\"]\n";
+    let jobs = |path: &str| {
+        JobsFolder::new()
+            .job("base", &of("base", path, ""))
+            .job("story", &of("story", "/story", lists))
+            .job("asked", &of("asked", "/asked", ""))
+    };
+    let check = async |path: &str, args: &[&str]| {
+        samovar(["check", "--fetch"].iter().chain(args)).redis(&redis).jobs(&jobs(path)).run().await
+    };
+    let good = check("/base", &[]).await;
+    assert_eq!(good.code, Some(0), "{good:?}");
+    for line in ["✓ base: base:a: ", "✓ story: story:a: ", "– asked: not tried: "] {
+        assert!(good.stdout.contains(line), "{line}: {good:?}");
+    }
+    assert_eq!(upstream.calls("/base/a"), 1, "it is fetched once, and not for itself");
+    let told: serde_json::Value = serde_json::from_str(&check("/base", &["--json"]).await.stdout).unwrap();
+    assert_eq!(told["fetched"][1]["value"], "/base/a", "{told}");
+    let bad = check("/bad", &[]).await;
+    assert_eq!(bad.code, Some(1), "{bad:?}");
+    assert!(bad.stdout.contains("✗ base: base:a: ") && bad.stdout.contains("✗ story: story:a: "), "{bad:?}");
 }

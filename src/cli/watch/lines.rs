@@ -4,8 +4,10 @@ use chrono::{DateTime, Local};
 use serde::Serialize;
 use serde_json::json;
 
+use super::super::session::complain;
 use super::news::News;
 use super::view::{View, ms};
+use crate::escape::{escaped, json_line};
 use crate::telemetry::{Ended, Event, Invalidation};
 use crate::trigger::Action;
 
@@ -34,18 +36,19 @@ impl Lines {
             News::Told(told) => {
                 for event in &told.events {
                     if self.json {
-                        print_line(&Line { event, worker: &told.worker });
+                        println!("{}", json_line(&Line { event, worker: &told.worker }));
                     } else {
                         println!("{}", line(event));
                     }
                 }
                 if self.json && told.dropped > 0 {
-                    print_line(&json!({ "event": "dropped", "count": told.dropped, "worker": told.worker }));
+                    let dropped = json!({ "event": "dropped", "count": told.dropped, "worker": told.worker });
+                    println!("{}", json_line(&dropped));
                 }
             }
-            News::Deaf(why) => eprintln!("samovar: workers are not heard for now: {}", clean(why)),
-            News::Blind(why) => eprintln!("samovar: Redis does not answer for now: {}", clean(why)),
-            News::Hears if self.json => print_line(&json!({ "event": "watching" })),
+            News::Deaf(why) => complain(format_args!("workers are not heard for now: {why}")),
+            News::Blind(why) => complain(format_args!("Redis does not answer for now: {why}")),
+            News::Hears if self.json => println!("{}", json_line(&json!({ "event": "watching" }))),
             News::Hears | News::Look(_) => {}
         }
     }
@@ -54,17 +57,10 @@ impl Lines {
     pub(super) fn sum_up(self, view: &mut View) {
         let summary = view.sum_up();
         if self.json {
-            print_line(&summary);
+            println!("{}", json_line(&summary));
         } else {
-            println!("{}", clean(&summary.line()));
+            println!("{}", escaped(&summary.line()));
         }
-    }
-}
-
-fn print_line(document: &impl Serialize) {
-    match serde_json::to_string(document) {
-        Ok(text) => println!("{text}"),
-        Err(e) => eprintln!("samovar: cannot be written as JSON: {e}"),
     }
 }
 
@@ -100,7 +96,7 @@ pub(super) fn what(event: &Event) -> &'static str {
 pub(super) fn why(event: &Event) -> String {
     match event {
         Event::Ended(ended) => ended.trigger.to_string(),
-        Event::Invalidation(invalidation) => clean(&invalidation.way),
+        Event::Invalidation(invalidation) => escaped(&invalidation.way).into_owned(),
     }
 }
 
@@ -111,7 +107,7 @@ pub(super) fn subject(event: &Event) -> String {
         Event::Ended(Ended { key, reason: None, .. }) => key.clone(),
         Event::Invalidation(invalidation) => named(invalidation),
     };
-    clean(&text)
+    escaped(&text).into_owned()
 }
 
 fn named(invalidation: &Invalidation) -> String {
@@ -130,11 +126,6 @@ fn named(invalidation: &Invalidation) -> String {
         counts.into_iter().filter(|(_, count)| **count > 0).map(|(what, count)| format!("{count} {what}")).collect();
     let counts = if counts.is_empty() { String::new() } else { format!(" ({})", counts.join(", ")) };
     format!("{action} {}{counts}", names.join(", "))
-}
-
-/// Keys and reasons come from anybody: nothing in them commands the terminal.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '·' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -157,7 +148,7 @@ mod tests {
         });
         let line = line(&event);
         assert!(line.contains("failed       invalidation took    35 ms  lag      12s"), "{line}");
-        assert!(line.ends_with("art:·[2Ja: 503·Service"), "{line}");
+        assert!(line.ends_with("art:\\u{1b}[2Ja: 503\\nService"), "{line}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use self::filter::Filter;
 use self::lines::Lines;
 use self::screen::Screen;
 use self::view::View;
-use super::session::{Failed, Session, jobs};
+use super::session::{Failed, Session, complain, jobs};
 use super::{asked_to_stop, exit};
 use crate::config::{Environment, Settings};
 
@@ -50,7 +50,7 @@ pub(super) struct WatchArgs {
 pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let jobs = jobs(settings, env)?;
     if let Some(unknown) = args.job.iter().find(|name| !jobs.jobs.contains_key(name.as_str())) {
-        eprintln!("samovar: `{unknown}` is no job; `samovar jobs` lists them");
+        complain(format_args!("`{unknown}` is no job; `samovar jobs` lists them"));
         return Ok(exit::USAGE);
     }
     let filter = Filter::new(args.job.clone(), args.key.clone(), &jobs);

@@ -12,6 +12,7 @@ use ratatui::{DefaultTerminal, Frame};
 
 use super::lines::{clock, subject, what, why};
 use super::view::{Tally, View, hit_rate, ms};
+use crate::escape::escaped;
 use crate::status::JobStatus;
 use crate::telemetry::Event;
 use crate::warmer::Outcome;
@@ -56,15 +57,15 @@ fn draw(frame: &mut Frame<'_>, view: &View) {
 }
 
 fn header(view: &View) -> Vec<Line<'_>> {
-    let only = if view.only.is_empty() { String::new() } else { format!("  only {}", view.only) };
+    let only = if view.only.is_empty() { String::new() } else { format!("  only {}", escaped(&view.only)) };
     let title = Line::from(vec![
         Span::from("samovar watch").bold(),
         Span::from(format!("  {}{only}", view.server)),
         Span::from("  q ends").dim(),
     ]);
     let stands = match (&view.blind, &view.deaf, &view.look) {
-        (Some(why), _, _) => Line::from(format!("Redis does not answer: {why}")).red(),
-        (None, Some(why), _) => Line::from(format!("workers are not heard: {why}")).red(),
+        (Some(why), _, _) => Line::from(format!("Redis does not answer: {}", escaped(why))).red(),
+        (None, Some(why), _) => Line::from(format!("workers are not heard: {}", escaped(why))).red(),
         (None, None, None) => Line::from("…"),
         (None, None, Some(look)) => {
             let workers = match look.workers {

@@ -7,7 +7,8 @@
 -- marked '+'), or shortly after one began; for longer where one failed, which has its mark and is tried again. Then nothing
 -- is done, and the caller comes again; so that one fetch answers many. What has a time later than now has it from a clock that
 -- ran ahead, and holds nothing off.
--- In the note "t":1 says that it was fetched for an invalidation, "s":1 in a storm, and "o":7 that this failed (meta.rs).
+-- In the note "t":1 says that it was fetched for an invalidation, "t":5 for the second look that follows one, "s":1 in a storm, and
+-- "o":7 that this failed (meta.rs).
 -- A full Redis does it, too: it may write a mark, and what an eviction frees is more.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 S (ms)  2 'r' refresh or 'e' evict  3 how long the note on a value without a TTL is kept (ms)
@@ -35,7 +36,7 @@ local storm = tonumber(ARGV[6])
 if refresh and storm > 0 and token and busy == '+' and tonumber(begun) <= math.min(S, now) then
   return {0, 0, 0, 50}
 elseif refresh and storm > 0 and not token and ours and invalid == '0' and asked <= math.min(S, now)
-  and string.find(rest, '"t":1', 1, true) then
+  and string.find(rest, '"t":[15]') then
   local pause = string.find(rest, '"s":1', 1, true) and tonumber(ARGV[7]) or storm
   local wait = asked + pause - now
   if wait > 0 then return {0, 0, 0, math.ceil(wait)} end

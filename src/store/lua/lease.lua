@@ -41,9 +41,9 @@ if pxat ~= -2 and (invalid or '0') == '0' then
   end
 end
 if ARGV[8] ~= '-1' and tonumber(string.match(meta, '"d":(%d+)') or 0) >= tonumber(ARGV[8]) then return {'deadly'} end
--- Marked '+' is a fetch that follows another, which was made for an invalidation (1).
+-- Marked '+' is a fetch that follows another, which was made for an invalidation (1) or as a second look after one (5).
 local again = start and (tonumber(start) > now - tonumber(ARGV[7]) or invalid ~= '0')
-  and string.find(meta, '"t":1', 1, true)
+  and string.find(meta, '"t":[15]')
 local mark = again and ' +' or ' -'
 redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. string.format('%d', now) .. mark, 'PX', ARGV[2])
 return {'leased', now, pxat, meta}

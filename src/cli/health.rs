@@ -1,0 +1,118 @@
+//! `samovar health`: asks the worker of this machine how it is, with one HTTP request: for containers' health checks.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::exit;
+use super::session::{complain, print_json};
+use crate::config::{DEFAULT_PORT, Listen, Settings};
+use crate::escape::escaped;
+
+/// How long the worker may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// An answer is no longer than this, in bytes.
+const MOST: usize = 1 << 20;
+
+/// Arguments of `samovar health`.
+#[derive(Args)]
+pub(super) struct HealthArgs {
+    /// Where the worker answers, as it was told itself [env: SAMOVAR_LISTEN] [default: 127.0.0.1:7070]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) listen: Option<String>,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: &HealthArgs, settings: &Settings) -> u8 {
+    let address = match address(settings.listen) {
+        Ok(address) => address,
+        Err(why) => {
+            complain(why);
+            return exit::FAILED;
+        }
+    };
+    match ask(address).await {
+        Ok(state) => {
+            let healthy = state["status"] == "healthy";
+            if args.json {
+                print_json(&state);
+            } else if healthy {
+                println!("healthy");
+            } else {
+                println!("unhealthy");
+                let reasons = state["reasons"].as_array().map(Vec::as_slice).unwrap_or_default();
+                reasons.iter().filter_map(Value::as_str).for_each(|reason| println!("  {}", escaped(reason)));
+            }
+            if healthy { exit::OK } else { exit::FAILED }
+        }
+        Err(why) => {
+            let remedy = "is a worker running here, and is SAMOVAR_LISTEN the worker's?";
+            complain(format_args!("no worker says at http://{address}/health how it is: {why}; {remedy}"));
+            exit::FAILED
+        }
+    }
+}
+
+/// Where a worker that listens there is asked on this machine.
+fn address(listen: Listen) -> Result<SocketAddr, &'static str> {
+    let address = match listen {
+        Listen::Anywhere => (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(),
+        Listen::At(address) => address,
+        Listen::Off => {
+            return Err(
+                "the worker answers no HTTP (SAMOVAR_LISTEN=off), so its health cannot be asked for; let it listen on \
+                        127.0.0.1:7070, or take the health check off",
+            );
+        }
+    };
+    if address.port() == 0 {
+        return Err("SAMOVAR_LISTEN names no port (0 is any), so it is not known where the worker answers; name one");
+    }
+    Ok(match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
+        _ => address,
+    })
+}
+
+async fn ask(address: SocketAddr) -> Result<Value, String> {
+    let asked = async {
+        let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
+        let mut response = client.get(format!("http://{address}/health")).send().await?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MOST {
+                break;
+            }
+        }
+        reqwest::Result::Ok(body)
+    };
+    let body = match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(e)) => return Err(format!("{:#}", anyhow::Error::from(e))),
+        Err(_) => return Err(format!("no answer within {} s", PATIENCE.as_secs())),
+    };
+    let state: Option<Value> = serde_json::from_slice(&body).ok();
+    state.filter(|state| state["status"].is_string()).ok_or_else(|| "what answers there is no worker".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_asked_where_it_listens_on_this_machine() {
+        let of = |text: &str| address(Listen::At(text.parse().unwrap())).map(|address| address.to_string());
+        assert_eq!(address(Listen::Anywhere).unwrap().to_string(), "127.0.0.1:7070");
+        assert_eq!(of("0.0.0.0:80").unwrap(), "127.0.0.1:80");
+        assert_eq!(of("[::]:80").unwrap(), "[::1]:80");
+        assert_eq!(of("10.0.0.7:80").unwrap(), "10.0.0.7:80");
+        assert!(of("127.0.0.1:0").unwrap_err().contains("port"));
+        assert!(address(Listen::Off).unwrap_err().contains("off"));
+    }
+}

@@ -1,0 +1,105 @@
+//! Text from outside, made fit for a terminal or a log: nothing in a key or an upstream's answer commands the terminal,
+//! begins a line, or turns the reading direction.
+//!
+//! All that is printed and did not come from this program passes through here: [`escaped`] for people, [`json`] for programs.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+/// Whether a sign is shown by its number: C0, DEL, C1, marks and controls of the reading direction, ends of lines and
+/// paragraphs, and the byte order mark.
+pub(crate) fn is_unfit(sign: char) -> bool {
+    sign.is_control()
+        || matches!(sign, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// The text in one line: what commands, breaks lines or turns the direction is shown as `\n` or `\u{1b}`.
+pub fn escaped(text: &str) -> Cow<'_, str> {
+    escaped_but(text, |_| false)
+}
+
+/// The same for a text of several lines that this program has put together: their ends stay.
+pub fn escaped_lines(text: &str) -> Cow<'_, str> {
+    escaped_but(text, |sign| sign == '\n')
+}
+
+fn escaped_but(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let unfit = |sign: char| is_unfit(sign) && !stays(sign);
+    if !text.contains(unfit) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for sign in text.chars() {
+        match sign {
+            _ if !unfit(sign) => shown.push(sign),
+            '\n' | '\r' | '\t' => shown.extend(sign.escape_default()),
+            _ => shown.extend(sign.escape_unicode()),
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// JSON text with the same meaning: strings are the only place where such signs can be, but for the white space between them.
+pub fn json(text: &str) -> Cow<'_, str> {
+    let unfit = |sign: char| is_unfit(sign) && !matches!(sign, '\n' | '\r' | '\t');
+    if !text.contains(unfit) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for sign in text.chars() {
+        if unfit(sign) {
+            // None of them lies beyond the basic plane.
+            let _ = write!(shown, "\\u{:04x}", u32::from(sign));
+        } else {
+            shown.push(sign);
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// A document as JSON in one line; `null` where it cannot be written so.
+pub fn json_line(document: &impl Serialize) -> String {
+    serde_json::to_string(document).map_or_else(|_| "null".to_owned(), |text| json(&text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_commands_a_terminal_is_shown_by_its_number() {
+        for (text, shown) in [
+            ("art:Mona Lisa", "art:Mona Lisa"),
+            ("ş é 漢字 👩\u{200d}🚀", "ş é 漢字 👩\u{200d}🚀"),
+            ("a\nb\r\tc", "a\\nb\\r\\tc"),
+            ("\u{1b}[2J\u{7}\0", "\\u{1b}[2J\\u{7}\\u{0}"),
+            ("\u{7f}\u{9b}2J\u{85}", "\\u{7f}\\u{9b}2J\\u{85}"),
+            ("\u{202e}gpj\u{2066}\u{2028}\u{200f}", "\\u{202e}gpj\\u{2066}\\u{2028}\\u{200f}"),
+        ] {
+            assert_eq!(escaped(text), shown);
+        }
+        assert_eq!(escaped_lines("a\n\u{1b}b\r"), "a\n\\u{1b}b\\r");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_unfit_is_left(text in any::<String>(), odd in "[\\x00-\\x1f\\x7f-\\u{9f}\\u{200e}-\\u{202e}\\u{2066}-\\u{2069}]{0,9}") {
+            let text = text + &odd;
+            prop_assert!(!escaped(&text).contains(is_unfit));
+            prop_assert!(!escaped_lines(&text).contains(|sign| is_unfit(sign) && sign != '\n'));
+        }
+
+        #[test]
+        fn json_means_the_same(text in any::<String>(), odd in "[\\x00-\\x1f\\x7f-\\u{9f}\\u{200e}-\\u{202e}\\u{2066}-\\u{2069}]{0,9}") {
+            let value = serde_json::json!({ text.clone() + &odd: [text, odd] });
+            let pretty = serde_json::to_string_pretty(&value).unwrap();
+            let shown = json(&pretty);
+            prop_assert!(!shown.contains(|sign| is_unfit(sign) && sign != '\n'));
+            prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
+        }
+    }
+}
