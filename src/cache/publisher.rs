@@ -125,8 +125,8 @@ impl InvalidationPublisher {
     ///
     /// # Errors
     /// [`Error::Invalid`] where it names nothing, or more or longer names than `docs/protocol.md` allows;
-    /// [`Error::Unavailable`] and Redis's own: then it is unknown whether the message is there, and publishing it again does no
-    /// harm.
+    /// [`Error::Unavailable`] and Redis's own: then it is unknown whether the message is there, and publishing it again
+    /// does no harm.
     pub async fn publish(&self, invalidation: &Invalidation) -> Result<String, Error> {
         let message = invalidation.checked()?;
         self.link.ask(async |mut redis| inbox::publish(&mut redis, &self.link.names, &message).await).await

@@ -70,7 +70,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// Tells the job from others, those included that bear its name over other keys, among workers that read different files.
+    /// Tells the job from others, those included that bear its name over other keys, among workers that read different
+    /// files.
     pub fn identity(&self) -> String {
         format!("{:016x}", XxHash3_64::oneshot(format!("{} {}", self.name, self.key).as_bytes()))
     }

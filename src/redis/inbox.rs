@@ -12,7 +12,8 @@ use super::Keys;
 pub const LONGEST: usize = 1_000_000;
 /// The longest message that workers read, in bytes.
 pub const LARGEST: usize = 1 << 20;
-/// The longest key of an entry, in bytes: a key names one page or one query, and URLs are not longer. A longer one is no job's.
+/// The longest key of an entry, in bytes: a key names one page or one query, and URLs are not longer. A longer one is
+/// no job's.
 pub use crate::names::LONGEST_KEY;
 /// Keys in one message at most: each is a script or two.
 pub const MOST_KEYS: usize = 10_000;

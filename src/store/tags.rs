@@ -1,11 +1,12 @@
 //! Tags: which entries are invalidated together.
 //!
-//! A tag is a sorted set of entries beside a stamp, the time of its last invalidation. An invalidation stamps first and then
-//! reads the entries; a fetch puts its entry under the tag first and then looks at the stamp. So whichever comes second sees
-//! the other. Tags have no TTL, since a policy such as `volatile-lru` would evict them; what has died is dropped when the tag
-//! is used, and swept from time to time. Anybody may invalidate any tag: the stamps of those that no entry has are kept together,
-//! and only so many of them. Under an `allkeys-*` policy Redis may evict an index all the same, and one that begins anew
-//! names only what was put there since: there an index counts for whole only once all values were looked at for the tag.
+//! A tag is a sorted set of entries beside a stamp, the time of its last invalidation. An invalidation stamps first and
+//! then reads the entries; a fetch puts its entry under the tag first and then looks at the stamp. So whichever comes
+//! second sees the other. Tags have no TTL, since a policy such as `volatile-lru` would evict them; what has died is
+//! dropped when the tag is used, and swept from time to time. Anybody may invalidate any tag: the stamps of those that
+//! no entry has are kept together, and only so many of them. Under an `allkeys-*` policy Redis may evict an index all
+//! the same, and one that begins anew names only what was put there since: there an index counts for whole only once
+//! all values were looked at for the tag.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -22,7 +23,8 @@ const DROPPED: usize = 100;
 const SWEPT: usize = 1_000;
 /// How long a stamp is kept: no fetch takes as long.
 const STAMPED: Duration = Duration::from_secs(24 * 3_600);
-/// Tags that no entry has whose stamps are kept one by one: within a fetch, no fleet handles as many invalidations by tags.
+/// Tags that no entry has whose stamps are kept one by one: within a fetch, no fleet handles as many invalidations by
+/// tags.
 const STRAYING: usize = 10_000;
 /// The member that says of an index that it names all that is there, whatever Redis evicted before. No entry's key is that.
 pub(super) const WHOLE: &str = "\0";

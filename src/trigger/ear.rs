@@ -5,10 +5,10 @@
 //! connection, which is then given up. When a worker hears again, somebody else must have heard all the while, and handled it;
 //! if nobody has, what was published bare meanwhile is missed, and everything is suspect.
 //!
-//! A worker drops what names jobs that it does not know. So it vouches only for the jobs that it knows, told apart by name and
-//! keys ([`Job::identity`]), and each job of a worker needs somebody who knows it. Anybody may publish on the channel of
-//! signals; a canary counts by a nonce that only its sender knew, once. Times later than Redis's now are from another clock and
-//! count for nothing.
+//! A worker drops what names jobs that it does not know. So it vouches only for the jobs that it knows, told apart by
+//! name and keys ([`Job::identity`]), and each job of a worker needs somebody who knows it. Anybody may publish on the
+//! channel of signals; a canary counts by a nonce that only its sender knew, once. Times later than Redis's now are
+//! from another clock and count for nothing.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -107,7 +107,8 @@ struct Other {
 }
 
 impl Other {
-    /// Reads an entry as Redis had it at `now` (Redis time, ms); `None` where it says nothing, or is from another clock.
+    /// Reads an entry as Redis had it at `now` (Redis time, ms); `None` where it says nothing, or is from another
+    /// clock.
     fn read(worker: &[u8], heard: &[u8], now: i64) -> Option<Self> {
         let (worker, heard) = (str::from_utf8(worker).ok()?, str::from_utf8(heard).ok()?);
         let mut words = heard.split(' ');
@@ -217,8 +218,8 @@ struct Hearing {
 }
 
 impl Hearing {
-    /// A canary came. Returns its time (Redis time, ms) if it is one of ours and comes for the first time: whoever repeats a nonce
-    /// has it from the canary, which was heard before.
+    /// A canary came. Returns its time (Redis time, ms) if it is one of ours and comes for the first time: whoever
+    /// repeats a nonce has it from the canary, which was heard before.
     fn hear(&mut self, canary: &str) -> Option<i64> {
         let (nonce, at) = canary.split_once(' ')?;
         let nonce = u128::from_str_radix(nonce, 16).ok()?;
@@ -338,9 +339,9 @@ impl Ear {
         }
     }
 
-    /// Looks, for each job, whether somebody heard and handled all that was published since this worker, or the fleet, last did,
-    /// and raises a doubt about jobs of which nobody has; `doubted` are those of which that was done. Returns whether all
-    /// is known: else somebody has yet to say it.
+    /// Looks, for each job, whether somebody heard and handled all that was published since this worker, or the fleet,
+    /// last did, and raises a doubt about jobs of which nobody has; `doubted` are those of which that was done. Returns
+    /// whether all is known: else somebody has yet to say it.
     async fn check(&self, since: i64, doubted: &mut BTreeSet<JobName>) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         // The time last, so that nothing true is later.

@@ -4,9 +4,9 @@
 //! was given is taken over. Its time S is the id that Redis gave it. What is trimmed for want of room leaves a note in the
 //! stream (a gap), and everything fetched before is then suspect.
 //!
-//! Anybody may write into the stream, and whatever they write. What cannot be read is told and deleted like all else; messages are
-//! read in pieces of bounded size, and only their length where they are too long. Only a read that waits gets a message however
-//! long it is, and so waits for a single one.
+//! Anybody may write into the stream, and whatever they write. What cannot be read is told and deleted like all else;
+//! messages are read in pieces of bounded size, and only their length where they are too long. Only a read that waits
+//! gets a message however long it is, and so waits for a single one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -76,12 +76,15 @@ pub struct Inbox {
 /// The ids of messages that are being handled here: they are not taken in once more, however long that takes.
 type InHand = Arc<Mutex<HashSet<String>>>;
 
+/// Names and values.
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// A message as it was found in the inbox.
 #[derive(Debug, PartialEq)]
 struct Found {
     id: String,
     /// Names and values, or how many bytes they have, which are too many.
-    fields: Result<Vec<(Vec<u8>, Vec<u8>)>, usize>,
+    fields: Result<Fields, usize>,
 }
 
 /// What a message in the inbox says.
@@ -100,7 +103,7 @@ impl Found {
         let (id, fields): (String, Value) = redis::from_redis_value(entry)?;
         let fields = match fields {
             Value::Int(length) => Err(usize::try_from(length).unwrap_or(usize::MAX)),
-            fields => Ok(redis::from_redis_value::<Vec<(Vec<u8>, Vec<u8>)>>(fields)?),
+            fields => Ok(redis::from_redis_value::<Fields>(fields)?),
         };
         let length = |fields: &[(Vec<u8>, Vec<u8>)]| fields.iter().map(|(name, value)| name.len() + value.len()).sum();
         let fields = fields.and_then(|fields| match length(&fields) {
@@ -212,7 +215,8 @@ impl Inbox {
         }
     }
 
-    /// What others have left, as far as there is any, from the id `left`; and what is new. Waits where there is neither.
+    /// What others have left, as far as there is any, from the id `left`; and what is new. Waits where there is
+    /// neither.
     async fn next(&mut self, left: &mut Option<String>, hurry: &CancellationToken) -> RedisResult<Vec<Found>> {
         let mut found = Vec::new();
         if let Some(from) = left.clone() {
@@ -285,7 +289,8 @@ impl Inbox {
         Ok(())
     }
 
-    /// What is new, or, from an id on, what others were given and did not finish within the claim time; and from where to go on.
+    /// What is new, or, from an id on, what others were given and did not finish within the claim time; and from where
+    /// to go on.
     async fn read(&mut self, left_from: Option<&str>) -> RedisResult<(String, Vec<Found>)> {
         let idle = left_from.map(|_| self.claim.as_millis().to_string()).unwrap_or_default();
         let mut call = READ.key(self.keys.inbox());

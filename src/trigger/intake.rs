@@ -368,7 +368,8 @@ impl Line<'_> {
 
     /// Handles a round of messages; returns those that are to be tried again, and why.
     async fn round(&self, mut round: Vec<Work>) -> (Vec<Work>, Option<redis::RedisError>) {
-        // Before Redis is asked, so that the time is not before the receipt; and it stays the same however often it is tried.
+        // Before Redis is asked, so that the time is not before the receipt; and it stays the same however often it is
+        // tried.
         let waited: Vec<i64> = round
             .iter()
             .map(|work| match work.at {

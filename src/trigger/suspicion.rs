@@ -29,8 +29,8 @@ const STEP: usize = 500;
 const MOST_READ: usize = 10_000;
 /// Of these, how many are due at the same moment.
 const FINE: usize = 32;
-/// Entries that become due at once, and those that follow in a second: what is suspect is looked at behind all else, and who
-/// can make the fleet deaf must not bring all its upstreams down.
+/// Entries that become due at once, and those that follow in a second: what is suspect is looked at behind all else,
+/// and who can make the fleet deaf must not bring all its upstreams down.
 const AT_ONCE: u32 = 2_000;
 const A_SECOND: u32 = 500;
 /// How often the note is looked for when nobody says that there is one.

@@ -198,7 +198,7 @@ fn listed(field: &Field<'_>, key: Option<&KeyPattern>) -> Vec<Params> {
             }
             None => item.fault_with_help(
                 format!("{params:?} has no key: in `{key}` it would be too long, or be read back as something else"),
-                "a key has 2048 bytes at most; every placeholder but the last ends where the text after it first occurs",
+                "a key has 2048 bytes at most; a placeholder but the last ends where the text after it first occurs",
             ),
         }
     }

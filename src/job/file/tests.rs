@@ -367,7 +367,7 @@ fn every_fault_has_its_place_and_its_remedy() {
             ),
             &[
                 r#"2:21: `x`: the key `art:{size}:{name}` has 2 placeholders | write a table, such as { size = "…", name = "…" }"#,
-                r#"2:26: {"name": "c", "size": "a:b"} has no key: in `art:{size}:{name}` it would be too long, or be read back as something else | a key has 2048 bytes at most; every placeholder but the last ends where the text after it first occurs"#,
+                r#"2:26: {"name": "c", "size": "a:b"} has no key: in `art:{size}:{name}` it would be too long, or be read back as something else | a key has 2048 bytes at most; a placeholder but the last ends where the text after it first occurs"#,
                 "2:56: the entry has no `name`",
             ],
         ),

@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
--- Give a reader of the inbox what is there: new messages, or those that a reader was given and has not finished for long.
--- One by one, so that beside the bytes allowed no more than one message is held; of one that is too long, only its length is told.
+-- Give a reader of the inbox what is there: new messages, or those that a reader was given and has not finished for
+-- long. One by one, so that beside the bytes allowed no more than one message is held; of one that is too long, only its
+-- length is told.
 -- KEYS  1 inbox (stream)
--- ARGV  1 group  2 reader  3 messages at most  4 bytes after which no more are given  5 the longest message (bytes, names and values)
+-- ARGV  1 group  2 reader  3 messages at most  4 bytes after which no more are given
+--       5 the longest message (bytes, names and values)
 --       6 '' for new messages; else for how long others must have been in a reader's hands (ms)
 --       7 the id from which those are looked for
 -- Returns {the id from which to go on with those ('0-0': none is left), {{id, its fields or its length}…}}

@@ -5,7 +5,8 @@
 -- KEYS  1 the note: `time doubt`, or `time doubt from`: of what was fetched after `from`, invalidations were lost (clock.lua)
 --       2 dealt with: a hash, job to the note (absolve.lua)
 -- ARGV  1 time (ms)  2 doubt: '1' invalidations may have been missed, '2' some were lost
---       3 channel of signals  4 the signal to send  5… the jobs that are not in doubt: those of them that were dealt with still are
+--       3 channel of signals  4 the signal to send  5… the jobs that are not in doubt: those of them that were
+--       dealt with still are
 -- Returns nothing
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
