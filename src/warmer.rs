@@ -559,7 +559,8 @@ impl Warmer {
             self.tab.note(&job.name, Spending { tokens_spent, ..Spending::default() });
             match answer {
                 Ok(answer) => return Ok(answer),
-                Err(FetchError::Busy { wait, reason }) => {
+                Err(FetchError::Busy(wait)) => {
+                    let reason = format!("the upstream asks to wait {} s", wait.as_secs());
                     failure = Ending::because(Outcome::Deferred, Next::In(jitter(wait)), reason);
                 }
                 Err(e @ (FetchError::Upstream(_) | FetchError::Answer(_))) => {

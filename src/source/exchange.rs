@@ -6,7 +6,6 @@
 //! and fragment, and show a body's first characters with the upstream's headers' values blotted out.
 
 use super::addresses::{PublicOnly, is_private};
-use super::coding::{self, Encoded};
 use super::{FetchError, Validators};
 use crate::job::{Redirects, Upstream};
 use anyhow::Context as _;
@@ -31,8 +30,6 @@ const BUSY_MOST: Duration = Duration::from_secs(3600);
 /// How much of a body messages show, in characters, and how much of a refusal's is read for that, in bytes.
 const EXCERPT: usize = 200;
 const EXCERPT_READ: u64 = 4096;
-/// How long a busy upstream's reason is waited for: what its headers say counts without it.
-const EXCERPT_WAIT: Duration = Duration::from_millis(200);
 
 /// The client for one upstream.
 #[derive(Clone)]
@@ -103,9 +100,7 @@ impl Client {
             let client = reqwest::Client::builder()
                 .user_agent(concat!("samovar/", env!("CARGO_PKG_VERSION")))
                 .redirect(Policy::none())
-                .referer(false)
-                // It stops at the first gzip member and drops the rest; `coding` reads all of them.
-                .no_gzip();
+                .referer(false);
             let client = if public { client.dns_resolver(PublicOnly::resolver()).no_proxy() } else { client };
             // So that a request that timed out has been sent: see [`Reached`].
             let client = client.connect_timeout(upstream.timeout.mul_f32(0.9));
@@ -182,10 +177,7 @@ impl Client {
         loop {
             let method = if body.is_some() { Method::POST } else { Method::GET };
             let http = if same_host(&origin, &url) { &self.http } else { &self.away };
-            let mut asked = http
-                .request(method, url.clone())
-                .header(header::ACCEPT, "application/json")
-                .header(header::ACCEPT_ENCODING, coding::ACCEPTED);
+            let mut asked = http.request(method, url.clone()).header(header::ACCEPT, "application/json");
             if let Some(body) = &body {
                 asked = asked.header(header::CONTENT_TYPE, "application/json").body(body.clone());
             }
@@ -200,7 +192,7 @@ impl Client {
             let status = response.status();
             if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
                 reached.status(status);
-                return self.receive(&url, response, body.is_some(), !conditions.is_empty(), secrets).await;
+                return self.receive(&url, response, !conditions.is_empty(), secrets).await;
             }
             let next = response.headers().get(header::LOCATION).and_then(|to| std::str::from_utf8(to.as_bytes()).ok());
             let next = next.and_then(|to| url.join(to).ok()).filter(|to| to.has_host());
@@ -238,7 +230,6 @@ impl Client {
         &self,
         url: &Url,
         mut response: Response,
-        posted: bool,
         conditional: bool,
         secrets: Vec<String>,
     ) -> Result<Received, FetchError> {
@@ -254,18 +245,14 @@ impl Client {
             304 if conditional => return Ok(Received::Unchanged),
             304 => return Err(body.error("comes without having been asked for")),
             404 | 410 => return Ok(Received::Gone),
-            200 | 203 => {}
-            201 if posted => {}
-            200..=299 => return Err(body.error("does not carry the resource's value; 200 does")),
+            204..=206 => return Err(body.error("is not a whole answer with a body")),
+            200..=299 => {}
             code => {
-                if let Some(wait) = busy_for(code, &body.headers, Utc::now()) {
-                    let _ = tokio::time::timeout(EXCERPT_WAIT, body.read(response, EXCERPT_READ)).await;
-                    body.decode_what_can_be(EXCERPT_READ);
-                    let reason = body.describe(&format!("asks to wait {} s", wait.as_secs_f32()));
-                    return Err(FetchError::Busy { wait, reason });
+                let wait = retry_after(&body.headers, Utc::now());
+                if code == 429 || (code == 503 && wait.is_some()) {
+                    return Err(FetchError::Busy(wait.unwrap_or(BUSY)));
                 }
                 let cut = body.read(response, EXCERPT_READ).await.is_err();
-                body.decode_what_can_be(EXCERPT_READ);
                 return Err(match code {
                     408 | 500..=599 => FetchError::Upstream(body.describe("comes instead of an answer")),
                     401 | 403 => body.error("refuses us: see the upstream's `headers`"),
@@ -278,27 +265,17 @@ impl Client {
         if response.content_length().is_some_and(|length| length > most) {
             return Err(body.error(&format!("announces more than `max_bytes` ({})", bytesize::ByteSize(most))));
         }
-        let too_long = format!("is longer than `max_bytes` ({})", bytesize::ByteSize(most));
         match body.read(response, most).await {
-            Ok(true) => {}
-            Ok(false) => {
-                body.decode_what_can_be(most);
-                return Err(body.error(&too_long));
-            }
+            Ok(true) => Ok(Received::Body(body)),
+            Ok(false) => Err(body.error(&format!("is longer than `max_bytes` ({})", bytesize::ByteSize(most)))),
             Err(error) => {
                 let read = body.bytes.len();
-                return Err(FetchError::Upstream(format!(
+                Err(FetchError::Upstream(format!(
                     "{} was cut off after {read} bytes: {}",
                     shown(body.url.as_str()),
                     chain(error)
-                )));
+                )))
             }
-        }
-        match coding::decode(&body.headers, &mut body.bytes, most) {
-            Ok(()) => Ok(Received::Body(body)),
-            Err(Encoded::TooLong) => Err(body.error(&too_long)),
-            Err(Encoded::Cut) => Err(FetchError::Upstream(body.describe("was cut off: its gzip data has no end"))),
-            Err(Encoded::Wrong(reason)) => Err(body.error(&reason)),
         }
     }
 }
@@ -310,7 +287,7 @@ impl fmt::Debug for Client {
 }
 
 impl Body {
-    /// Reads up to so many bytes, as they are sent; false where there are more.
+    /// Reads up to so many bytes, decompressed; false where there are more.
     async fn read(&mut self, mut response: Response, most: u64) -> reqwest::Result<bool> {
         while let Some(chunk) = response.chunk().await? {
             let room = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(self.bytes.len());
@@ -320,12 +297,6 @@ impl Body {
             }
         }
         Ok(true)
-    }
-
-    /// Decodes the bytes for a message's excerpt, up to the first fault.
-    fn decode_what_can_be(&mut self, most: u64) {
-        // The message is about something else.
-        let _ = coding::decode(&self.headers, &mut self.bytes, most);
     }
 
     /// The body without a byte order mark.
@@ -408,69 +379,18 @@ fn conditions(known: Option<&Validators>) -> HeaderMap {
     headers
 }
 
-/// Returns how long the upstream asks to be left alone; `None` where it does not ask. 429 asks in any case, 403, 420, 503 and
-/// 529 with `Retry-After` or a spent rate limit in their headers, and 413 with `Retry-After` (RFC 9110, section 15.5.14).
-pub(super) fn busy_for(code: u16, headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
-    // By the upstream's own clock where it tells.
-    let now = text_of(headers, header::DATE.as_str()).and_then(date).unwrap_or(now);
-    let retry_after = || text_of(headers, header::RETRY_AFTER.as_str()).and_then(|text| wait_of(text, now));
-    let wait = match code {
-        429 => retry_after().or_else(|| spent_limit(headers, now)).or(Some(BUSY)),
-        403 | 420 | 503 | 529 => retry_after().or_else(|| spent_limit(headers, now)),
-        413 => retry_after(),
-        _ => None,
+/// RFC 9110, section 10.2.3: seconds, or a date; the latter by the upstream's own clock where it tells.
+fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date = |text: &str| Some(DateTime::parse_from_rfc2822(text).ok()?.with_timezone(&Utc));
+            let now = headers.get(header::DATE).and_then(|text| date(text.to_str().ok()?)).unwrap_or(now);
+            (date(text)? - now).to_std().unwrap_or_default()
+        }
     };
-    Some(wait?.clamp(BUSY_LEAST, BUSY_MOST))
-}
-
-/// Returns how long a rate limit in the headers stays spent: `X-RateLimit-Remaining: 0` and its kin, with the matching
-/// `…-Reset`; or the field `RateLimit` of the IETF's drafts in its forms (`"default";r=0;t=30` and `remaining=0, reset=30`).
-fn spent_limit(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
-    let named = ["x-ratelimit", "x-rate-limit", "ratelimit"].into_iter().filter_map(|prefix| {
-        let spent = text_of(headers, &format!("{prefix}-remaining"))?.parse::<f64>().ok()? <= 0.0;
-        let reset = text_of(headers, &format!("{prefix}-reset")).and_then(|text| wait_of(text, now));
-        spent.then_some(reset.unwrap_or(BUSY))
-    });
-    let fields = headers.get_all("ratelimit").into_iter().filter_map(|line| line.to_str().ok());
-    let policies = fields.flat_map(|line| if line.contains(';') { line.split(',').collect() } else { vec![line] });
-    let policies = policies.filter_map(|policy| {
-        let number = |names: [&str; 2]| {
-            let pairs = policy.split([',', ';']).filter_map(|pair| pair.split_once('='));
-            let found = pairs.map(|(name, text)| (name.trim(), text.trim())).find(|(name, _)| names.contains(name));
-            found.map(|(_, text)| text)
-        };
-        let spent = number(["r", "remaining"])?.parse::<f64>().ok()? <= 0.0;
-        let reset = number(["t", "reset"]).and_then(|text| wait_of(text, now));
-        spent.then_some(reset.unwrap_or(BUSY))
-    });
-    named.chain(policies).max()
-}
-
-fn text_of<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    Some(headers.get(name)?.to_str().ok()?.trim())
-}
-
-/// Returns the time that a header asks to wait for: seconds from now (a fraction is read, too), seconds or milliseconds since
-/// 1970 where the number is as large, or an HTTP date. What is over is no time at all.
-fn wait_of(text: &str, now: DateTime<Utc>) -> Option<Duration> {
-    let number = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.".contains(&byte));
-    let Some(number) = number.then(|| text.parse::<f64>().ok()).flatten() else {
-        return Some((date(text)? - now).to_std().unwrap_or_default());
-    };
-    #[expect(clippy::cast_precision_loss, reason = "the seconds since 1970 are below 2^53")]
-    let epoch = now.timestamp() as f64;
-    let seconds = match number {
-        1e9..1e11 => number - epoch,
-        1e11..1e14 => number / 1000.0 - epoch,
-        _ => number,
-    };
-    Some(Duration::from_secs_f64(seconds.clamp(0.0, BUSY_MOST.as_secs_f64())))
-}
-
-/// Reads the three forms of RFC 9110, section 5.6.7, and a zone other than GMT.
-fn date(text: &str) -> Option<DateTime<Utc>> {
-    let zoned = || Some(DateTime::parse_from_rfc2822(text).ok()?.with_timezone(&Utc));
-    httpdate::parse_http_date(text).ok().map(DateTime::from).or_else(zoned)
+    Some(wait.clamp(BUSY_LEAST, BUSY_MOST))
 }
 
 /// A URL for messages: without user, password, query and fragment.

@@ -11,7 +11,7 @@
 //! cost are held for it while it is under way, and come back with its permit. Tokens that were spent and could not be
 //! counted are kept here (`owed`); while any are, nothing that costs tokens is admitted.
 
-use super::{Cost, FetchError, Spent};
+use super::{Answer, Cost, FetchError, Spent};
 pub use lately::Lately;
 
 use crate::agenda::Urgency;
@@ -165,13 +165,13 @@ pub enum Ended {
     Unused,
 }
 
-impl<T> From<&Result<T, FetchError>> for Ended {
-    fn from(result: &Result<T, FetchError>) -> Self {
+impl From<&Result<Answer, FetchError>> for Ended {
+    fn from(result: &Result<Answer, FetchError>) -> Self {
         match result {
             Ok(_) => Self::Ok,
             Err(FetchError::Answer(_)) => Self::Answer,
             Err(FetchError::Upstream(_)) => Self::UpstreamFailed,
-            Err(FetchError::Busy { wait, .. }) => Self::Busy(*wait),
+            Err(FetchError::Busy(wait)) => Self::Busy(*wait),
         }
     }
 }

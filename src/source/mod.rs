@@ -5,7 +5,6 @@
 
 mod addresses;
 mod ai;
-mod coding;
 mod completion;
 mod exchange;
 mod http;
@@ -95,14 +94,9 @@ pub enum FetchError {
     /// The upstream is not well or not there: connect, time-out, 5xx, cut off. Counts against its breaker.
     #[error("{0}")]
     Upstream(String),
-    /// The upstream asks to be left alone: 429, or 403, 413, 420, 503 or 529 whose headers say so.
-    #[error("{reason}")]
-    Busy {
-        /// For how long.
-        wait: Duration,
-        /// The answer in one line, with the beginning of its body.
-        reason: String,
-    },
+    /// The upstream asks to be left alone (429, or 503 with `Retry-After`).
+    #[error("upstream asks to wait {} s", .0.as_secs_f32())]
+    Busy(Duration),
     /// The answer came but cannot be used: refused by `accept`, not JSON, too large, wrong shape, 4xx.
     #[error("{0}")]
     Answer(String),
