@@ -81,7 +81,7 @@ pub struct Last {
 pub struct UpstreamStatus {
     /// Its name.
     pub upstream: String,
-    /// Why it is asked nothing for now: `breaker`, `retry-after`, `tokens`.
+    /// Why it is asked nothing for now: `breaker`, `refused` (the account is), `retry-after`, `tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<&'static str>,
     /// Until when (Redis time, ms since the epoch); for the breaker, when it is tried again.
@@ -110,12 +110,12 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisRes
     for upstream in jobs.upstreams.values() {
         let [limit, _, window, _] = keys.upstream(&upstream.name);
         let mut ask = redis::pipe();
-        ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open");
+        ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open").arg("said");
         ask.cmd("HMGET").arg(&window).arg("tokens").arg("ends");
-        type Reply =
-            (RedisResult<(i64, i64)>, RedisResult<(Option<i64>, Option<i64>)>, RedisResult<(Option<u64>, Option<i64>)>);
+        type Limits = (Option<i64>, Option<i64>, Option<String>);
+        type Reply = (RedisResult<(i64, i64)>, RedisResult<Limits>, RedisResult<(Option<u64>, Option<i64>)>);
         let (time, limits, spent): Reply = ask.ignore_errors().query_async(&mut redis.clone()).await?;
-        let ((seconds, micros), (blocked, open), (spent, ends)) = (time?, there(limits)?, there(spent)?);
+        let ((seconds, micros), (blocked, open, said), (spent, ends)) = (time?, there(limits)?, there(spent)?);
         let now = seconds * 1_000 + micros / 1_000;
         let budget = upstream.tokens.map(|budget| budget.tokens);
         let ends = ends.filter(|ends| *ends > now);
@@ -131,7 +131,8 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisRes
         let out_of_tokens = budget.filter(|budget| spent >= *budget).and(ends);
         // A breaker is open until a probe succeeds, whenever that is sent.
         let open = open.filter(|open| *open > 0).map(|open| open.max(now + 1));
-        let closed = [("tokens", out_of_tokens), ("breaker", open), ("retry-after", blocked)];
+        let breaker = if said.is_some() { "refused" } else { "breaker" };
+        let closed = [("tokens", out_of_tokens), (breaker, open), ("retry-after", blocked)];
         let closed = closed.into_iter().filter_map(|(why, until)| Some((why, until.filter(|until| *until > now)?)));
         if let Some((why, until)) = closed.max_by_key(|(_, until)| *until) {
             status.closed = Some(why);

@@ -559,8 +559,11 @@ impl Warmer {
             self.tab.note(&job.name, Spending { tokens_spent, ..Spending::default() });
             match answer {
                 Ok(answer) => return Ok(answer),
-                Err(FetchError::Busy(wait)) => {
-                    let reason = format!("the upstream asks to wait {} s", wait.as_secs());
+                Err(FetchError::Busy(wait, reason)) => {
+                    failure = Ending::because(Outcome::Deferred, Next::In(jitter(wait)), reason);
+                }
+                Err(FetchError::Refused(_, reason)) => {
+                    let wait = self.closed_for(job, source).unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
                     failure = Ending::because(Outcome::Deferred, Next::In(jitter(wait)), reason);
                 }
                 Err(e @ (FetchError::Upstream(_) | FetchError::Answer(_))) => {
@@ -751,7 +754,7 @@ impl Warmer {
             return Err(Ending::because(Outcome::Deferred, Next::In(SHORTLY), reason));
         };
         let cost = if gate.upstream().tokens.is_some() { self.sources.cost(ask) } else { Cost::default() };
-        let refused = |wait: Duration, says| {
+        let refused = |wait: Duration, says: String| {
             let wait = wait.min(LONGEST_WAIT);
             Ending::because(Outcome::Deferred, Next::In(jitter(wait)), format!("upstream {upstream} {says}"))
         };
@@ -767,8 +770,10 @@ impl Warmer {
             }
         };
         tokio::select! {
-            admitted = gate.admit_for(urgency, until, cost) => admitted.map_err(|refusal| refused(refusal.wait, refusal.says())),
-            wait = closed => Err(refused(wait, "is left alone for a while")),
+            admitted = gate.admit_for(urgency, until, cost) => {
+                admitted.map_err(|refusal| refused(refusal.wait, gate.says(&refusal)))
+            }
+            wait = closed => Err(refused(wait, "is left alone for a while".to_owned())),
             () = self.drain.cancelled() => {
                 Err(Ending::because(Outcome::Deferred, Next::In(Duration::ZERO), "drained"))
             }
@@ -777,9 +782,12 @@ impl Warmer {
 
     /// Whether the upstreams of all of a job's sources are known to admit nothing.
     fn is_closed(&self, job: &Job) -> bool {
-        let closed =
-            |source: &Source| self.gates.get(source.upstream()).is_some_and(|gate| gate.closed_for().is_some());
-        job.sources.iter().all(closed)
+        (0..job.sources.len()).all(|source| self.closed_for(job, source).is_some())
+    }
+
+    /// How long a source's upstream is known to admit nothing.
+    fn closed_for(&self, job: &Job, source: usize) -> Option<Duration> {
+        self.gates.get(job.sources[source].upstream())?.closed_for()
     }
 
     fn lease_time(&self, job: &Job) -> Duration {

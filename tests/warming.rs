@@ -11,7 +11,9 @@ use samovar::job::{EntryKey, JobName};
 use samovar::store::Note;
 use samovar::warmer::Outcome;
 use serde_json::{Value, json};
-use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, talkative, worker};
+use support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, samovar, talkative, worker,
+};
 
 async fn both() -> (TestRedis, Upstream) {
     tokio::join!(TestRedis::start(), Upstream::start())
@@ -270,6 +272,52 @@ async fn a_fallback_answers_when_the_source_does_not() {
     let _worker = worker(&redis, &jobs);
     assert_eq!(readable(&redis, "art:a").await, json!({"from": "the other"}));
     assert_eq!((upstream.calls("/art/a"), upstream.calls("/other/a")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_403_that_asks_to_wait_is_a_rate_limit_for_all() {
+    let (redis, upstream) = both().await;
+    let limited = |reply: Reply| reply.header("X-RateLimit-Remaining", "0").header("X-RateLimit-Reset", "600");
+    upstream.otherwise(move |_, _| limited(Reply::text("{\"message\": \"API rate limit\"}").with_status(403)));
+    let jobs = Art::of(&upstream).list(["a", "b", "c", "d", "e"]).limits("concurrency = 1").folder();
+    let mut worker = worker(&redis, &jobs);
+    let told = worker.wait_for_log(&["INFO", "it asks to be left alone for 10m"]).await;
+    assert!(told.contains("API rate limit"), "{told}");
+    let parts = Parts::of(&redis).await;
+    eventually("all are put off", async || {
+        let deferred = parts.stat("deferred").await;
+        if deferred >= 5 { Ok(()) } else { Err(deferred) }
+    })
+    .await;
+    let asked = upstream.all_requests().len();
+    assert_eq!((asked, redis.keys("samovar:dead:*").await.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn an_exhausted_account_is_told_at_warn_and_left_alone() {
+    let (redis, upstream) = both().await;
+    let spent = json!({"error": {"message": "see your plan", "code": "insufficient_quota"}}).to_string();
+    upstream.otherwise(move |_, _| Reply::text(&spent).with_status(429));
+    let jobs = Art::of(&upstream).list(["a", "b", "c"]).limits("concurrency = 1").folder();
+    let mut worker = worker(&redis, &jobs);
+    let told = worker.wait_for_log(&["WARN", "it refuses this account", "insufficient_quota"]).await;
+    assert!(told.contains("quota, its billing"), "{told}");
+    let said = async |command: &[&str]| samovar(command).redis(&redis).jobs(&jobs).run().await.stdout;
+    eventually("`jobs` says why", async || {
+        let jobs = said(&["jobs", "--json"]).await;
+        let all = [jobs.contains("insufficient_quota"), jobs.contains("\"closed\": \"refused\"")];
+        if all == [true; 2] { Ok(()) } else { Err(jobs) }
+    })
+    .await;
+    let asked = upstream.all_requests();
+    assert_eq!(asked.len(), 1);
+    let key = format!("art:{}", asked[0].path().trim_start_matches("/art/"));
+    eventually("`get` says why", async || {
+        let shown = said(&["get", &key]).await;
+        if shown.contains("insufficient_quota") { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    assert_eq!(worker.log().iter().filter(|line| line.contains("it refuses this account")).count(), 1);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! Nothing from the environment shows but where the upstreams are: in all else `***` stands for it, and in the
 //! upstreams' URLs, too, where a variable's name says that it is a secret.
 
-use crate::job::{EnvUse, Fault, Faults, Job, Jobs, KeyPattern, Params, Schedule, Source, Template};
+use crate::job::{EnvUse, EnvValues, Fault, Faults, Job, Jobs, KeyPattern, Params, Schedule, Source, Template};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -17,8 +17,6 @@ use crate::escape::{escaped, escaped_lines};
 const MASK: &str = "***";
 /// Shorter ones would blot out letters of every word; templates do not get to see secrets in any case.
 const SHORTEST_SECRET: usize = 4;
-/// What names of secrets have in them.
-const SECRET_WORDS: [&str; 8] = ["TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASS", "CREDENTIAL", "AUTH"];
 /// Prompts are cut to so many characters.
 const SHOWN_PROMPT: usize = 300;
 
@@ -140,15 +138,10 @@ fn check_at(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<S
         }
     };
     // What begins a URL is no template any more when the files have been read, so that secrets are looked for in it.
-    let secrets = jobs.env.iter().filter(|name| is_secret(name)).filter_map(|name| env(name));
+    let secrets = jobs.env.iter().filter(|name| EnvValues::is_secret(name)).filter_map(|name| env(name));
     let secrets: Vec<String> = secrets.map(|value| value.trim().trim_end_matches('/').to_owned()).collect();
     let reports = jobs.jobs.values().map(|job| job_report(job, &jobs, &secrets, now)).collect();
     Report { faults: Vec::new(), jobs: reports, env: env_report, found: None }
-}
-
-fn is_secret(name: &str) -> bool {
-    let name = name.to_ascii_uppercase();
-    SECRET_WORDS.iter().any(|word| name.contains(word))
 }
 
 fn variables(uses: &[EnvUse]) -> Vec<EnvReport> {

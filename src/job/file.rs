@@ -93,7 +93,7 @@ pub(super) fn read(
     default_ttl: Duration,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Reading {
-    let findings = Findings { env, faults: RefCell::new(faults), uses: RefCell::default() };
+    let findings = Findings { env, faults: RefCell::new(faults), uses: RefCell::default(), values: RefCell::default() };
     let file_name = |path: &str| Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
     let mut parsed = Vec::new();
     for (path, text) in files {
@@ -164,6 +164,7 @@ pub(super) fn read(
             jobs: jobs.into_iter().map(|(name, read)| (name, refreshed_in_time(read.job))).collect(),
             upstreams,
             env: variables(&uses),
+            env_values: findings.values.take(),
         })
     } else {
         Err(Faults(faults))

@@ -4,6 +4,7 @@
 //! durations are in order. Everything that can be wrong is found when the files are read and reported at once
 //! ([`Faults`]); nothing here touches Redis or the network.
 
+mod env;
 mod fault;
 mod file;
 mod pattern;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use twox_hash::XxHash3_64;
 
+pub use env::EnvValues;
 pub use fault::{Fault, Faults};
 pub use file::{EnvUse, Reading};
 pub use pattern::KeyPattern;
@@ -42,6 +44,8 @@ pub struct Jobs {
     pub upstreams: BTreeMap<UpstreamName, Arc<Upstream>>,
     /// The environment variables that the files name, set or not.
     pub env: BTreeSet<String>,
+    /// The values of those that are set.
+    pub env_values: EnvValues,
 }
 
 /// A kind of content and how it is kept warm: one file in `jobs/`.

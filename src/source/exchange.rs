@@ -3,33 +3,36 @@
 //! Secrets go to the upstream's host only: a redirect to another one is not followed, or, where the upstream allows it,
 //! followed without the headers of the upstream and the source. Where only public hosts are allowed, neither a URL nor a name
 //! leads to a private address. Messages name an upstream by its URL without user, query
-//! and fragment, and show a body's first characters with the upstream's headers' values blotted out.
+//! and fragment, and show a body's first characters; secrets are blotted out of all of it ([`Secrets`]).
+//!
+//! A body counts only if it is whole: to the end of its frame, and to the end of its content coding ([`Decoder`]).
 
 use super::addresses::{PublicOnly, is_private};
-use super::{FetchError, Validators};
-use crate::job::{Redirects, Upstream};
+use super::coding::{self, Broken, Decoder};
+use super::secrets::Secrets;
+use super::{FetchError, Validators, account, busy};
+use crate::job::{EnvValues, Redirects, Upstream};
 use anyhow::Context as _;
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url, Version};
 use serde_json::Value;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 /// How many redirects are followed.
 const HOPS: usize = 5;
-/// How long a busy upstream is left alone that does not say how long, at least, and at most.
-const BUSY: Duration = Duration::from_secs(5);
-const BUSY_LEAST: Duration = Duration::from_secs(1);
-const BUSY_MOST: Duration = Duration::from_secs(3600);
-/// How much of a body messages show, in characters, and how much of a refusal's is read for that, in bytes.
+/// How much of a body messages show, in characters, and of how many bytes that is taken.
 const EXCERPT: usize = 200;
-const EXCERPT_READ: u64 = 4096;
+const EXCERPT_OF: usize = 4096;
+/// How much of a refusal's body is read, in bytes, and for how long at most: its status says the most already.
+const REFUSAL_READ: u64 = 16 << 10;
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
 /// The client for one upstream.
 #[derive(Clone)]
@@ -39,8 +42,7 @@ pub(super) struct Client {
     away: reqwest::Client,
     upstream: Arc<Upstream>,
     headers: HeaderMap,
-    /// What must not be seen in messages.
-    secrets: Vec<String>,
+    secrets: Secrets,
 }
 
 /// One request.
@@ -83,18 +85,20 @@ impl Reached {
     }
 }
 
-/// A whole answer with status 2xx.
+/// A whole answer whose status says that it is the resource's value.
 pub(super) struct Body {
     url: Box<Url>,
     status: StatusCode,
     headers: HeaderMap,
     bytes: Vec<u8>,
-    secrets: Vec<String>,
+    /// `bytes` are only the beginning.
+    cut: bool,
+    secrets: Secrets,
 }
 
 impl Client {
     /// A client that keeps connections to the upstream open between exchanges.
-    pub(super) fn new(upstream: &Arc<Upstream>) -> anyhow::Result<Self> {
+    pub(super) fn new(upstream: &Arc<Upstream>, env: &EnvValues) -> anyhow::Result<Self> {
         let name = &upstream.name;
         let client = |public: bool| {
             let client = reqwest::Client::builder()
@@ -110,15 +114,18 @@ impl Client {
         let http = client(false)?;
         let away = if upstream.redirects == Redirects::Public { client(true)? } else { http.clone() };
         let mut headers = HeaderMap::new();
-        let mut secrets = Vec::new();
         for (key, text) in &upstream.headers {
             let (key, mut value) =
                 header_line(key, text).map_err(|reason| anyhow::anyhow!("upstream `{name}`: {reason}"))?;
             value.set_sensitive(true);
             headers.insert(key, value);
-            secrets.extend(words(text));
         }
-        Ok(Self { http, away, upstream: upstream.clone(), headers, secrets })
+        Ok(Self { http, away, upstream: upstream.clone(), headers, secrets: Secrets::new(upstream, env) })
+    }
+
+    /// A message without the secrets of the upstream and of the job files.
+    pub(super) fn hide(&self, message: &str) -> String {
+        self.secrets.blot(message, false)
     }
 
     /// The longest body read.
@@ -145,7 +152,7 @@ impl Client {
         let now = Instant::now();
         let until = request.deadline.min(now + self.upstream.timeout);
         let url = request.url;
-        match timeout_at(until.into(), self.send(request, reached)).await {
+        match timeout_at(until.into(), self.send(request, until, reached)).await {
             Ok(answer) => answer,
             Err(_) => {
                 reached.no_answer();
@@ -155,7 +162,7 @@ impl Client {
         }
     }
 
-    async fn send(&self, request: Request<'_>, reached: &Reached) -> Result<Received, FetchError> {
+    async fn send(&self, request: Request<'_>, until: Instant, reached: &Reached) -> Result<Received, FetchError> {
         let mut url = whole(request.url)?;
         let origin = url.clone();
         let mut body = match request.body {
@@ -168,16 +175,19 @@ impl Client {
             let (key, mut value) = header_line(name, text).map_err(FetchError::Answer)?;
             value.set_sensitive(true);
             own.insert(key, value);
-            secrets.extend(words(text));
+            secrets.add(text);
         }
         // Keys are also sent as `?key=…`, and errors like to repeat what was asked.
-        secrets.extend(url.query_pairs().flat_map(|(_, text)| words(&text)));
+        url.query_pairs().for_each(|(_, text)| secrets.add(&text));
         let conditions = conditions(request.known.filter(|_| body.is_none()));
         let mut hops = 0;
         loop {
             let method = if body.is_some() { Method::POST } else { Method::GET };
             let http = if same_host(&origin, &url) { &self.http } else { &self.away };
-            let mut asked = http.request(method, url.clone()).header(header::ACCEPT, "application/json");
+            let mut asked = http
+                .request(method, url.clone())
+                .header(header::ACCEPT, "application/json")
+                .header(header::ACCEPT_ENCODING, coding::ACCEPTED);
             if let Some(body) = &body {
                 asked = asked.header(header::CONTENT_TYPE, "application/json").body(body.clone());
             }
@@ -192,7 +202,8 @@ impl Client {
             let status = response.status();
             if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
                 reached.status(status);
-                return self.receive(&url, response, !conditions.is_empty(), secrets).await;
+                let asked = Asked { url: &url, conditional: !conditions.is_empty(), posted: body.is_some(), until };
+                return self.receive(asked, response, secrets).await;
             }
             let next = response.headers().get(header::LOCATION).and_then(|to| std::str::from_utf8(to.as_bytes()).ok());
             let next = next.and_then(|to| url.join(to).ok()).filter(|to| to.has_host());
@@ -226,58 +237,77 @@ impl Client {
         }
     }
 
-    async fn receive(
-        &self,
-        url: &Url,
-        mut response: Response,
-        conditional: bool,
-        secrets: Vec<String>,
-    ) -> Result<Received, FetchError> {
-        let status = response.status();
+    async fn receive(&self, asked: Asked<'_>, response: Response, secrets: Secrets) -> Result<Received, FetchError> {
         let mut body = Body {
-            url: Box::new(url.clone()),
-            status,
-            headers: std::mem::take(response.headers_mut()),
+            url: Box::new(asked.url.clone()),
+            status: response.status(),
+            headers: response.headers().clone(),
             bytes: Vec::new(),
+            cut: false,
             secrets,
         };
-        match status.as_u16() {
-            304 if conditional => return Ok(Received::Unchanged),
-            304 => return Err(body.error("comes without having been asked for")),
-            404 | 410 => return Ok(Received::Gone),
-            204..=206 => return Err(body.error("is not a whole answer with a body")),
-            200..=299 => {}
-            code => {
-                let wait = retry_after(&body.headers, Utc::now());
-                if code == 429 || (code == 503 && wait.is_some()) {
-                    return Err(FetchError::Busy(wait.unwrap_or(BUSY)));
-                }
-                let cut = body.read(response, EXCERPT_READ).await.is_err();
-                return Err(match code {
-                    408 | 500..=599 => FetchError::Upstream(body.describe("comes instead of an answer")),
-                    401 | 403 => body.error("refuses us: see the upstream's `headers`"),
-                    _ if cut => body.error("comes instead of an answer, cut short"),
-                    _ => body.error("comes instead of an answer"),
-                });
-            }
-        }
-        let most = self.upstream.max_bytes;
-        if response.content_length().is_some_and(|length| length > most) {
-            return Err(body.error(&format!("announces more than `max_bytes` ({})", bytesize::ByteSize(most))));
-        }
-        match body.read(response, most).await {
-            Ok(true) => Ok(Received::Body(body)),
-            Ok(false) => Err(body.error(&format!("is longer than `max_bytes` ({})", bytesize::ByteSize(most)))),
-            Err(error) => {
-                let read = body.bytes.len();
-                Err(FetchError::Upstream(format!(
-                    "{} was cut off after {read} bytes: {}",
-                    shown(body.url.as_str()),
-                    chain(error)
-                )))
+        match body.status.as_u16() {
+            304 if asked.conditional => Ok(Received::Unchanged),
+            304 => Err(body.error("comes without having been asked for")),
+            404 | 410 => Ok(Received::Gone),
+            // 203: as a proxy on the way has changed it. 201: what a request with a body made.
+            200 | 203 => self.whole(body, response).await,
+            201 if asked.posted => self.whole(body, response).await,
+            _ => {
+                let left = asked.until.saturating_duration_since(Instant::now());
+                // Never all that is left, so that the status is not forgotten over its body.
+                body.begin(response, REFUSAL_TIME.min(left.mul_f32(0.9))).await;
+                Err(body.refusal())
             }
         }
     }
+
+    /// Reads the body to its end.
+    async fn whole(&self, mut body: Body, mut response: Response) -> Result<Received, FetchError> {
+        let most = self.upstream.max_bytes;
+        let too_long = |is: &str| format!("{is} more than `max_bytes` ({})", bytesize::ByteSize(most));
+        let mut decoder = Decoder::new(&body.headers, most).map_err(|reason| body.error(&reason))?;
+        if response.content_length().is_some_and(|length| length > decoder.most_sent()) {
+            return Err(body.error(&too_long("announces")));
+        }
+        let framed = response.version() >= Version::HTTP_2
+            || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| body.headers.contains_key(name))
+            || decoder.is_coded();
+        let mut read = 0;
+        loop {
+            let chunk = response
+                .chunk()
+                .await
+                .map_err(|error| body.failure(&format!("was cut off after {read} bytes: {}", chain(error))))?;
+            let Some(chunk) = chunk else { break };
+            read += chunk.len();
+            decoder.feed(&chunk).map_err(|broken| match broken {
+                Broken::TooLong => body.error(&format!("is longer than `max_bytes` ({})", bytesize::ByteSize(most))),
+                Broken::Malformed | Broken::Incomplete => {
+                    body.error("is not the gzip that its Content-Encoding names, or has something else after it")
+                }
+            })?;
+        }
+        body.bytes = decoder.finish().map_err(|_| {
+            body.failure("does not end with whole gzip data: it is cut off, damaged, or has something else after it")
+        })?;
+        let is_number = body.bytes.trim_ascii().first().is_some_and(|first| *first == b'-' || first.is_ascii_digit());
+        if !framed && is_number {
+            return Err(body.error(
+                "is a bare number that may be cut off: send Content-Length, or chunks, so that its end can be told",
+            ));
+        }
+        Ok(Received::Body(body))
+    }
+}
+
+/// What a response answers.
+struct Asked<'a> {
+    url: &'a Url,
+    conditional: bool,
+    /// It was a POST.
+    posted: bool,
+    until: Instant,
 }
 
 impl fmt::Debug for Client {
@@ -287,16 +317,40 @@ impl fmt::Debug for Client {
 }
 
 impl Body {
-    /// Reads up to so many bytes, decompressed; false where there are more.
-    async fn read(&mut self, mut response: Response, most: u64) -> reqwest::Result<bool> {
-        while let Some(chunk) = response.chunk().await? {
-            let room = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(self.bytes.len());
-            self.bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if chunk.len() > room {
-                return Ok(false);
+    /// Reads the beginning of a refusal's body, as far as it comes and can be decoded within this time.
+    async fn begin(&mut self, mut response: Response, time: Duration) {
+        let Ok(mut decoder) = Decoder::new(&self.headers, REFUSAL_READ) else { return };
+        let reading = async {
+            while let Some(chunk) = response.chunk().await.ok()? {
+                decoder.feed(&chunk).ok()?;
             }
+            Some(())
+        };
+        let ended = timeout(time, reading).await;
+        self.cut = !matches!(ended, Ok(Some(())));
+        self.bytes = decoder.so_far();
+    }
+
+    /// What a status means that brings no value.
+    fn refusal(&self) -> FetchError {
+        let status = self.status.as_u16();
+        let wait = (status >= 400).then(|| busy::wait(status, &self.headers, Utc::now())).flatten();
+        if account::is_refused(status, &self.bytes) {
+            let reason = self.describe("refuses this account, which no waiting mends: see its quota and billing");
+            return FetchError::Refused(wait.unwrap_or_default(), reason);
         }
-        Ok(true)
+        if let Some(wait) = wait {
+            let reason = self.describe(&format!("asks to wait {} s", wait.as_secs_f32()));
+            return FetchError::Busy(wait, reason);
+        }
+        match status {
+            200..=299 => self.error("is not the resource's value: only 200, 203, and 201 to a `body` are"),
+            // A wrong key is so for all requests; ten in a row are enough.
+            401 => self.failure("refuses us: see the upstream's `headers`"),
+            403 => self.error("refuses us: see the upstream's `headers`"),
+            408 | 500..=599 => self.failure("comes instead of an answer"),
+            _ => self.error("comes instead of an answer"),
+        }
     }
 
     /// The body without a byte order mark.
@@ -316,16 +370,18 @@ impl Body {
         FetchError::Answer(self.describe(reason))
     }
 
+    /// The same where the upstream is to blame.
+    fn failure(&self, reason: &str) -> FetchError {
+        FetchError::Upstream(self.describe(reason))
+    }
+
     fn describe(&self, reason: &str) -> String {
-        let (shown_url, status) = (shown(self.url.as_str()), self.status);
-        let reason = blot(reason, &self.secrets);
-        let excerpt = blot(&String::from_utf8_lossy(&self.bytes[..self.bytes.len().min(4 * EXCERPT)]), &self.secrets);
-        let excerpt = one_line(&excerpt, EXCERPT);
-        if excerpt.is_empty() {
-            format!("answer of {shown_url} (status {}) {reason}", status.as_u16())
-        } else {
-            format!("answer of {shown_url} (status {}) {reason}; it begins: {excerpt}", status.as_u16())
-        }
+        let told = format!("answer of {} (status {}) {reason}", shown(self.url.as_str()), self.status.as_u16());
+        let told = self.secrets.blot(&told, false);
+        let beginning = &self.bytes[..self.bytes.len().min(EXCERPT_OF)];
+        let cut = self.cut || beginning.len() < self.bytes.len();
+        let excerpt = one_line(&self.secrets.blot(&String::from_utf8_lossy(beginning), cut), EXCERPT);
+        if excerpt.is_empty() { told } else { format!("{told}; it begins: {excerpt}") }
     }
 }
 
@@ -358,15 +414,6 @@ fn header_line(name: &str, text: &str) -> Result<(HeaderName, HeaderValue), Stri
     Ok((key, value))
 }
 
-/// What must not be seen of a header: all of it, and its words (`Bearer abc` is shown by some servers as `abc`); the longest
-/// first.
-fn words(text: &str) -> Vec<String> {
-    let words = text.split_whitespace().chain(std::iter::once(text)).filter(|word| word.len() >= 6);
-    let mut words: Vec<String> = words.map(str::to_owned).collect();
-    words.sort_by_key(|word| std::cmp::Reverse(word.len()));
-    words
-}
-
 fn conditions(known: Option<&Validators>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let Some(known) = known else { return headers };
@@ -377,20 +424,6 @@ fn conditions(known: Option<&Validators>) -> HeaderMap {
         }
     }
     headers
-}
-
-/// RFC 9110, section 10.2.3: seconds, or a date; the latter by the upstream's own clock where it tells.
-fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = |text: &str| Some(DateTime::parse_from_rfc2822(text).ok()?.with_timezone(&Utc));
-            let now = headers.get(header::DATE).and_then(|text| date(text.to_str().ok()?)).unwrap_or(now);
-            (date(text)? - now).to_std().unwrap_or_default()
-        }
-    };
-    Some(wait.clamp(BUSY_LEAST, BUSY_MOST))
 }
 
 /// A URL for messages: without user, password, query and fragment.
@@ -423,10 +456,6 @@ fn one_line(text: &str, longest: usize) -> String {
         }
     }
     line
-}
-
-fn blot(text: &str, secrets: &[String]) -> String {
-    secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
 }
 
 /// An error and its causes; reqwest's own message for most is only `error sending request`.

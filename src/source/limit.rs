@@ -11,7 +11,7 @@
 //! cost are held for it while it is under way, and come back with its permit. Tokens that were spent and could not be
 //! counted are kept here (`owed`); while any are, nothing that costs tokens is admitted.
 
-use super::{Answer, Cost, FetchError, Spent};
+use super::{Cost, FetchError, Spent};
 pub use lately::Lately;
 
 use crate::agenda::Urgency;
@@ -38,6 +38,11 @@ const FAILURES: u32 = 10;
 const OPEN_FIRST: Duration = Duration::from_secs(5);
 /// For how long the breaker opens at most, and so how long a recovered upstream may go unnoticed.
 const OPEN_LONGEST: Duration = Duration::from_secs(120);
+/// The same where the upstream refuses the account: a person must mend that, so one such answer opens the breaker.
+const REFUSED_FIRST: Duration = Duration::from_secs(60);
+const REFUSED_LONGEST: Duration = Duration::from_secs(3600);
+/// How much of what an upstream said is told to the fleet, in characters.
+const SAID: usize = 300;
 /// How far into the rate limit's future a gate may take a place: so long may urgent requests have to wait for others.
 const AHEAD: Duration = Duration::from_secs(1);
 /// How soon a gate asks again for a permit when all are in use, at first and at most.
@@ -113,6 +118,8 @@ pub struct Fetches {
 #[derive(Default)]
 struct Known {
     closed: Option<(Instant, &'static str)>,
+    /// Why it refuses the account; empty where it does not.
+    said: String,
     health: Health,
     /// When this gate last got what it wanted: the fleet's turns go by that.
     admitted: Option<Instant>,
@@ -128,6 +135,14 @@ enum Health {
     Shaky,
     /// The breaker is not closed: only Redis knows who may probe.
     Broken,
+    /// Nor is it, because the upstream refuses the account.
+    Refused,
+}
+
+impl Health {
+    fn is_open(self) -> bool {
+        matches!(self, Self::Broken | Self::Refused)
+    }
 }
 
 /// Permission for one request; give it back with [`Permit::done`].
@@ -147,6 +162,8 @@ pub struct Permit {
     tokens: u64,
     /// The answer's share of them; 0 where it is not known.
     answer: u64,
+    /// What the upstream said when it asked to be left alone, or refused the account.
+    said: String,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -161,17 +178,21 @@ pub enum Ended {
     UpstreamFailed,
     /// The upstream asks to be left alone for so long; all gates obey.
     Busy(Duration),
+    /// The upstream refuses the account, which no waiting mends, and asks to be left alone for at least so long. Opens the
+    /// breaker, for longer each time.
+    Refused(Duration),
     /// Nothing was asked.
     Unused,
 }
 
-impl From<&Result<Answer, FetchError>> for Ended {
-    fn from(result: &Result<Answer, FetchError>) -> Self {
+impl<T> From<&Result<T, FetchError>> for Ended {
+    fn from(result: &Result<T, FetchError>) -> Self {
         match result {
             Ok(_) => Self::Ok,
             Err(FetchError::Answer(_)) => Self::Answer,
             Err(FetchError::Upstream(_)) => Self::UpstreamFailed,
-            Err(FetchError::Busy(wait)) => Self::Busy(*wait),
+            Err(FetchError::Busy(wait, _)) => Self::Busy(*wait),
+            Err(FetchError::Refused(wait, _)) => Self::Refused(*wait),
         }
     }
 }
@@ -181,8 +202,8 @@ impl From<&Result<Answer, FetchError>> for Ended {
 pub struct Refusal {
     /// When to ask again.
     pub wait: Duration,
-    /// `rate`, `concurrency`, `reserved`, `retry-after`, `breaker`, `tokens`; `redis` where the limits cannot be asked
-    /// for.
+    /// `rate`, `concurrency`, `reserved`, `retry-after`, `breaker`, `refused`, `tokens`; `redis` where the limits cannot
+    /// be asked for.
     pub reason: &'static str,
 }
 
@@ -192,6 +213,7 @@ impl Refusal {
         match self.reason {
             "breaker" => "failed too often and is left alone for a while (breaker)",
             "retry-after" => "asked to be left alone (Retry-After)",
+            "refused" => "refuses this account, and is asked ever more rarely until somebody sees to it",
             "tokens" => "has its token budget spent",
             "reserved" => "has the rest of its token budget reserved for requests under way",
             "rate" | "concurrency" => "is asked as much as its limits allow",
@@ -302,7 +324,15 @@ impl Gate {
 
     /// Whether the upstream's breaker is open.
     pub fn is_broken(&self) -> bool {
-        self.known().health == Health::Broken
+        self.known().health.is_open()
+    }
+
+    /// A refusal as a sentence about the upstream, with what it said.
+    pub fn says(&self, refusal: &Refusal) -> String {
+        match (refusal.reason, self.known().said.as_str()) {
+            ("refused", said) if !said.is_empty() => format!("{}: {said}", refusal.says()),
+            _ => refusal.says().to_owned(),
+        }
     }
 
     /// Why nothing is admitted for now, and for how long, without asking Redis.
@@ -417,7 +447,7 @@ impl Gate {
         let upstream = &self.upstream;
         let (broken, admitted) = {
             let known = self.known();
-            (known.health == Health::Broken, known.admitted)
+            (known.health.is_open(), known.admitted)
         };
         let waited = admitted.map_or(began, |admitted| admitted.max(began)).elapsed();
         let mut permit = Permit {
@@ -429,6 +459,7 @@ impl Gate {
             under_way: false,
             tokens: 0,
             answer: 0,
+            said: String::new(),
             _slot: slot,
         };
         if upstream.rate.is_none() && upstream.concurrency.is_none() && upstream.tokens.is_none() && !broken {
@@ -517,25 +548,42 @@ impl Gate {
     }
 
     fn learn(&self, (why, wait, _, health): &Verdict) {
+        let (why, said) = why.split_once(": ").unwrap_or((why, ""));
+        let wait = Duration::from_micros(*wait);
         let mut known = self.known();
         let before = known.health;
         known.health = match health {
             0 => Health::Well,
             1 => Health::Shaky,
-            _ => Health::Broken,
+            2 => Health::Broken,
+            _ => Health::Refused,
         };
-        match (before == Health::Broken, known.health == Health::Broken) {
-            (false, true) => warn!(
-                upstream = %self.upstream.name,
+        if known.health != Health::Refused || !said.is_empty() {
+            known.said = said.to_owned();
+        }
+        let upstream = &self.upstream.name;
+        match (before, known.health) {
+            (Health::Well | Health::Shaky, Health::Broken) => warn!(
+                %upstream,
                 "{FAILURES} failures in a row: its breaker is open, and only a probe is sent from time to time"
             ),
-            (true, false) => info!(upstream = %self.upstream.name, "it answers again: its breaker is closed"),
-            (true, true) | (false, false) => {}
+            (Health::Well | Health::Shaky | Health::Broken, Health::Refused) => warn!(
+                %upstream,
+                "it refuses this account, which no waiting mends: its entries are deferred, and it is asked again in {}, \
+                 then ever more rarely; see to its quota, its billing, and the upstream's `headers`: {said}",
+                humantime::format_duration(Duration::from_secs(wait.as_secs())),
+            ),
+            (Health::Broken | Health::Refused, Health::Well | Health::Shaky) => {
+                info!(%upstream, "it answers again: its breaker is closed");
+            }
+            (Health::Well | Health::Shaky, Health::Well | Health::Shaky)
+            | (Health::Broken | Health::Refused, Health::Broken)
+            | (Health::Refused, Health::Refused) => {}
         }
         // The rate limit and the permits' end concern one request; the others close the gate.
         known.closed = reason(why)
             .filter(|reason| !matches!(*reason, "rate" | "concurrency" | "reserved"))
-            .map(|reason| (Instant::now() + Duration::from_micros(*wait), reason));
+            .map(|reason| (Instant::now() + wait, reason));
     }
 
     /// Says that a budget comes to its end: one worker of the fleet, once in a window.
@@ -608,6 +656,7 @@ impl Permit {
             Ended::Answer => "unusable",
             Ended::UpstreamFailed => "failed",
             Ended::Busy(_) => "busy",
+            Ended::Refused(_) => "refused",
             Ended::Unused => return,
         };
         metrics::fetched(&self.gate.upstream.name, job, result, took, self.tokens);
@@ -620,6 +669,14 @@ impl Permit {
         }
     }
 
+    /// Gives the permit back with the result of its request.
+    pub async fn end<T>(mut self, result: &Result<T, FetchError>) {
+        if let Err(FetchError::Busy(_, said) | FetchError::Refused(_, said)) = result {
+            self.said = said.chars().take(SAID).collect();
+        }
+        self.done(Ended::from(result)).await;
+    }
+
     /// Gives the permit back and says how the request ended. Where Redis does not answer, a permit comes back later and a
     /// failure goes uncounted.
     pub async fn done(mut self, ended: Ended) {
@@ -628,7 +685,14 @@ impl Permit {
             Ended::Ok | Ended::Answer => ("answered", Duration::ZERO),
             Ended::UpstreamFailed => ("failed", Duration::ZERO),
             Ended::Busy(wait) => ("busy", wait),
+            Ended::Refused(wait) => ("refused", wait),
             Ended::Unused => ("dropped", Duration::ZERO),
+        };
+        let (first, longest, told) = match ended {
+            Ended::Refused(_) => (REFUSED_FIRST, REFUSED_LONGEST, format!("{word}: {}", self.said)),
+            Ended::Ok | Ended::Answer | Ended::UpstreamFailed | Ended::Busy(_) | Ended::Unused => {
+                (OPEN_FIRST, OPEN_LONGEST, word.to_owned())
+            }
         };
         let spent = self.tokens > 0 && gate.upstream.tokens.is_some();
         let nothing_to_tell = match word {
@@ -642,14 +706,14 @@ impl Permit {
         let returned = gate.returned();
         let mut call = gate.call(&SETTLE);
         call.arg(&self.id)
-            .arg(word)
+            .arg(told)
             .arg(millis(busy))
             .arg(self.tokens)
             .arg(gate.window())
             .arg(gate.budget())
             .arg(FAILURES)
-            .arg(millis(OPEN_FIRST))
-            .arg(millis(OPEN_LONGEST))
+            .arg(millis(first))
+            .arg(millis(longest))
             .arg(&gate.signal)
             .arg(format!("upstream {}", gate.upstream.name))
             .arg(self.answer)
@@ -658,6 +722,12 @@ impl Permit {
             Ok(verdict) => {
                 self.registered = false;
                 self.tokens = 0;
+                if let Ended::Busy(wait) = ended
+                    && gate.closed().is_none()
+                {
+                    let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
+                    info!(upstream = %gate.upstream.name, "it asks to be left alone for {wait}: {}", self.said);
+                }
                 gate.learn(&verdict);
                 gate.tell_spent(&verdict);
             }
@@ -740,7 +810,10 @@ fn pace(count: u32, per: Duration) -> (u64, u64) {
 }
 
 fn reason(word: &str) -> Option<&'static str> {
-    ["rate", "concurrency", "reserved", "retry-after", "breaker", "tokens"].into_iter().find(|known| *known == word)
+    let word = word.split_once(':').map_or(word, |(word, _)| word);
+    ["rate", "concurrency", "reserved", "retry-after", "breaker", "refused", "tokens"]
+        .into_iter()
+        .find(|known| *known == word)
 }
 
 /// Whole milliseconds, rounded up: nothing ends before its time.

@@ -3,12 +3,16 @@
 //! [`Sources::fetch`] asks one upstream once. It never writes to an entry: what comes back is a value that may be
 //! committed, or a reason. Bodies are bounded while they are read; the whole answer has one deadline.
 
+mod account;
 mod addresses;
 mod ai;
+mod busy;
+mod coding;
 mod completion;
 mod exchange;
 mod http;
 mod limit;
+mod secrets;
 
 use crate::job::{EntryKey, Job, Jobs, Params, Source, UpstreamName};
 use exchange::Client;
@@ -91,12 +95,16 @@ impl Fetched {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The upstream is not well or not there: connect, time-out, 5xx, cut off. Counts against its breaker.
+    /// The upstream is not well or not there: connect, time-out, 5xx, cut off, 401. Counts against its breaker.
     #[error("{0}")]
     Upstream(String),
-    /// The upstream asks to be left alone (429, or 503 with `Retry-After`).
-    #[error("upstream asks to wait {} s", .0.as_secs_f32())]
-    Busy(Duration),
+    /// The upstream asks to be left alone for so long (429, `Retry-After`, a spent rate limit), and what it says.
+    #[error("{1}")]
+    Busy(Duration, String),
+    /// The upstream refuses the account, which no waiting mends (quota spent, payment due), and what it says. For at least
+    /// so long it asks to be left alone.
+    #[error("{1}")]
+    Refused(Duration, String),
     /// The answer came but cannot be used: refused by `accept`, not JSON, too large, wrong shape, 4xx.
     #[error("{0}")]
     Answer(String),
@@ -130,6 +138,18 @@ enum Spent {
     },
 }
 
+impl FetchError {
+    /// The same with another text.
+    fn map(self, text: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Upstream(reason) => Self::Upstream(text(reason)),
+            Self::Busy(wait, reason) => Self::Busy(wait, text(reason)),
+            Self::Refused(wait, reason) => Self::Refused(wait, text(reason)),
+            Self::Answer(reason) => Self::Answer(text(reason)),
+        }
+    }
+}
+
 /// The clients for all upstreams.
 #[derive(Clone, Debug)]
 pub struct Sources {
@@ -142,7 +162,9 @@ impl Sources {
     /// # Errors
     /// An upstream's header that cannot be sent, or a TLS library without roots.
     pub fn new(jobs: &Jobs) -> anyhow::Result<Self> {
-        let client = |(name, upstream): (&UpstreamName, &Arc<_>)| anyhow::Ok((name.clone(), Client::new(upstream)?));
+        let client = |(name, upstream): (&UpstreamName, &Arc<_>)| {
+            anyhow::Ok((name.clone(), Client::new(upstream, &jobs.env_values)?))
+        };
         Ok(Self { clients: Arc::new(jobs.upstreams.iter().map(client).collect::<Result<_, _>>()?) })
     }
 
@@ -168,7 +190,7 @@ impl Sources {
         let (result, spent) = self.fetch_counting(ask).await;
         let tokens = permit.spent(spent);
         permit.fetched(&ask.job.name, Ended::from(&result), began.elapsed());
-        permit.done(Ended::from(&result)).await;
+        permit.end(&result).await;
         (result, tokens)
     }
 
@@ -196,22 +218,24 @@ impl Sources {
     pub async fn feed(&self, _jobs: &Jobs, job: &Arc<Job>) -> Result<Vec<Params>, FetchError> {
         let Some(feed) = &job.entries.feed else { return Ok(Vec::new()) };
         let client = self.client(&feed.upstream)?;
-        http::feed(client, feed, job).await
+        http::feed(client, feed, job).await.map_err(|error| error.map(|text| client.hide(&text)))
     }
 
     async fn fetch_counting(&self, ask: &Ask<'_>) -> (Result<Answer, FetchError>, Spent) {
-        let result = match ask.job.sources.get(ask.source) {
-            Some(Source::Http(source)) => match self.client(&source.upstream) {
-                Ok(client) => http::fetch(client, source, ask).await,
-                Err(error) => Err(error),
-            },
-            Some(Source::Ai(source)) => match self.client(&source.upstream) {
-                Ok(client) => return ai::fetch(client, source, ask).await,
-                Err(error) => Err(error),
-            },
-            None => Err(FetchError::Answer(format!("job `{}` has no source {}", ask.job.name, ask.source))),
+        let Some(source) = ask.job.sources.get(ask.source) else {
+            let reason = format!("job `{}` has no source {}", ask.job.name, ask.source);
+            return (Err(FetchError::Answer(reason)), Spent::Nothing);
         };
-        (result, Spent::Nothing)
+        let client = match self.client(source.upstream()) {
+            Ok(client) => client,
+            Err(error) => return (Err(error), Spent::Nothing),
+        };
+        let (result, spent) = match source {
+            Source::Http(source) => (http::fetch(client, source, ask).await, Spent::Nothing),
+            Source::Ai(source) => ai::fetch(client, source, ask).await,
+        };
+        // Whatever the message is about, a template's text included.
+        (result.map_err(|error| error.map(|text| client.hide(&text))), spent)
     }
 
     fn client(&self, upstream: &UpstreamName) -> Result<&Client, FetchError> {

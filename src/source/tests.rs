@@ -114,6 +114,17 @@ impl Bench {
         Self::new(server, &format!("{job}{source}"), "")
     }
 
+    fn again(&self) -> Self {
+        Self {
+            jobs: self.jobs.clone(),
+            sources: self.sources.clone(),
+            name: self.name.clone(),
+            inputs: self.inputs.clone(),
+            known: self.known.clone(),
+            deadline: self.deadline,
+        }
+    }
+
     fn job(&self) -> &Arc<Job> {
         self.jobs.jobs.values().next().unwrap()
     }
@@ -320,15 +331,94 @@ async fn statuses_mean_what_they_should() {
         let (_server, bench) = http(StatusCode::from_u16(code).unwrap(), "").await;
         assert!(matches!(bench.fetch().await, Ok(Answer::Gone)));
     }
-    for code in [500, 502, 503, 504, 599, 408] {
+    for code in [500, 502, 503, 504, 599, 408, 401] {
         let (_server, bench) = http((StatusCode::from_u16(code).unwrap(), "oh  no\n"), "").await;
         let reason = bench.upstream_failed().await;
         assert!(reason.contains(&code.to_string()) && reason.ends_with("oh no"), "{reason}");
     }
-    for code in [400, 401, 403, 422, 204, 205, 206, 300] {
+    for code in [400, 403, 422, 300] {
         let (_server, bench) = http((StatusCode::from_u16(code).unwrap(), "{}"), "").await;
         assert!(bench.refused().await.contains(&code.to_string()));
     }
+}
+
+#[tokio::test]
+async fn of_all_successes_only_200_203_and_201_to_a_body_count() {
+    let server = Server::start(|seen| {
+        let code: u16 = seen.target.rsplit('/').next().unwrap().parse().unwrap();
+        (StatusCode::from_u16(code).unwrap(), "{\"status\": \"pending\"}").into_response()
+    })
+    .await;
+    for (body, counting) in [("", &[200, 203][..]), ("body = { q = 1 }", &[200, 201, 203])] {
+        let mut bench = Bench::http(&server, body);
+        for code in 200..300 {
+            bench.name = code.to_string();
+            if counting.contains(&code) {
+                bench.value().await;
+                continue;
+            }
+            let refused = bench.refused().await;
+            assert!(refused.contains(&format!("(status {code}) is not the resource's value")), "{refused}");
+            // This has no body, whatever the server sends.
+            assert_eq!(refused.ends_with("pending\"}"), code != 204, "{refused}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_says_why_in_one_line_and_bounded() {
+    for code in [202, 400, 401, 403, 429, 500, 503] {
+        let text = format!("{{\"message\":\n \"told why\"}}\u{1b}[2J {}", "é".repeat(20_000));
+        let (_server, bench) = http((StatusCode::from_u16(code).unwrap(), [("retry-after", "7")], text), "").await;
+        let reason = bench.fetch().await.unwrap_err().to_string();
+        assert!(reason.contains("told why") && reason.contains(&code.to_string()), "{reason}");
+        assert!(!reason.contains(char::is_control) && reason.chars().count() < 400, "{reason}");
+    }
+    let coded = ([("content-encoding", "X-GZIP")], gzip(b"{\"message\": \"told why\"}"));
+    let (_server, bench) = http((StatusCode::FORBIDDEN, coded.0, coded.1.clone()), "").await;
+    assert!(bench.refused().await.ends_with("told why\"}"));
+    let (_server, bench) = http((StatusCode::FORBIDDEN, coded.0, coded.1[..30].to_vec()), "").await;
+    assert!(bench.refused().await.contains("it begins: {\"message\""));
+    let (_server, bench) = http((StatusCode::FORBIDDEN, [("content-encoding", "br")], "xyz"), "").await;
+    assert!(bench.refused().await.contains("(status 403) refuses us"));
+}
+
+#[tokio::test]
+async fn a_refusal_counts_also_if_its_body_never_ends() {
+    let hanging = Server::raw(b"HTTP/1.1 429 No\r\nRetry-After: 9\r\nContent-Length: 99\r\n\r\nslow down", false).await;
+    let job = "[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"/t/{{ name }}\"";
+    match Bench::new(&hanging, job, "timeout = \"500ms\"").fetch().await {
+        Err(FetchError::Busy(wait, reason)) => {
+            assert_eq!(wait, Duration::from_secs(9));
+            assert!(reason.ends_with("(status 429) asks to wait 9 s; it begins: slow down"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_refused_account_is_told_from_a_busy_upstream() {
+    let spent = "{\"error\": {\"message\": \"check your plan\", \"code\": \"insufficient_quota\"}}";
+    for (code, after, body, least) in
+        [(429, None, spent, 5), (429, Some("99"), spent, 99), (402, None, "pay", 0), (403, None, spent, 0)]
+    {
+        let mut headers = HeaderMap::new();
+        headers.extend(after.map(|after| (axum::http::header::RETRY_AFTER, after.parse().unwrap())));
+        let answer = (StatusCode::from_u16(code).unwrap(), headers, body);
+        let server = answering(answer).await;
+        for bench in [Bench::http(&server, ""), Bench::ai(&server, "")] {
+            match bench.fetch().await {
+                Err(FetchError::Refused(wait, reason)) => {
+                    assert_eq!(wait.as_secs(), least);
+                    assert!(reason.contains("refuses this account") && reason.contains(&body[..3]), "{reason}");
+                }
+                other => panic!("{code}: {other:?}"),
+            }
+        }
+    }
+    let limited = "{\"error\": {\"code\": \"rate_limit_exceeded\"}}";
+    let (_server, bench) = http((StatusCode::TOO_MANY_REQUESTS, limited), "").await;
+    assert!(matches!(bench.fetch().await, Err(FetchError::Busy(..))));
 }
 
 #[tokio::test]
@@ -347,7 +437,10 @@ async fn busy_upstreams_say_for_how_long() {
         (503, Some(date(90)), Some(90)),
         (503, Some(date(-90)), Some(1)),
         (503, None, None),
-        (500, Some("30".to_owned()), None),
+        (500, Some("30".to_owned()), Some(30)),
+        (500, None, None),
+        (403, Some("20".to_owned()), Some(20)),
+        (413, Some("20".to_owned()), Some(20)),
     ];
     for (code, header, seconds) in cases {
         let mut headers = HeaderMap::new();
@@ -357,7 +450,7 @@ async fn busy_upstreams_say_for_how_long() {
         }
         let (_server, bench) = http((StatusCode::from_u16(code).unwrap(), headers), "").await;
         match (bench.fetch().await, seconds) {
-            (Err(FetchError::Busy(wait)), Some(seconds)) => assert_eq!(wait.as_secs(), seconds, "{code} {header:?}"),
+            (Err(FetchError::Busy(wait, _)), Some(seconds)) => assert_eq!(wait.as_secs(), seconds, "{code} {header:?}"),
             (Err(FetchError::Upstream(_)), None) => {}
             other => panic!("{code} {header:?}: {other:?}"),
         }
@@ -415,6 +508,56 @@ async fn messages_show_little_and_no_secret() {
 }
 
 #[tokio::test]
+async fn secrets_of_the_environment_show_in_no_message() {
+    let server = Server::start(|seen| {
+        let status = if seen.target.contains("busy") { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::BAD_REQUEST };
+        (status, format!("no {} here, {}", seen.target, seen.body)).into_response()
+    })
+    .await;
+    let base = format!("{}/hook/T0K3N-of-url", server.url);
+    let env = |name: &str| match name {
+        "BASE" => Some(base.clone()),
+        "PATH_KEY" => Some("p/th key".to_owned()),
+        "BODY" => Some("b\"dy value".to_owned()),
+        _ => None,
+    };
+    let source = |rest: &str| {
+        format!("key = \"thing:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"up\"\n{rest}\n")
+    };
+    let own =
+        "path = \"/bot{{ env.PATH_KEY }}/{{ name }}\"\nbody = { b = \"{{ env.BODY }}\" }\n[entries]\nfeed = \"/\"";
+    let own =
+        own.replace("feed = \"/\"", "feed = { upstream = \"up\", path = \"/{{ env.PATH_KEY }}/feed\", select = \"\" }");
+    let files = [
+        ("upstreams.toml".to_owned(), "[up]\nurl = \"{{ env.BASE }}\"\n".to_owned()),
+        ("thing.toml".to_owned(), source(&own)),
+    ];
+    let jobs = Jobs::parse(&files, Duration::from_secs(60), &env).unwrap_or_else(|faults| panic!("{:#?}", faults.0));
+    assert!(!format!("{:?}", jobs.env_values).contains("key\""), "{:?}", jobs.env_values);
+    let bench = Bench {
+        sources: Sources::new(&jobs).unwrap(),
+        jobs,
+        name: "x".into(),
+        inputs: Map::new(),
+        known: None,
+        deadline: Duration::from_secs(30),
+    };
+    let mut told = Vec::new();
+    for name in ["x", "busy", "..", ""] {
+        let bench = Bench { name: name.into(), ..bench.again() };
+        told.push(bench.fetch().await.unwrap_err().to_string());
+    }
+    told.push(bench.sources.feed(&bench.jobs, bench.job()).await.unwrap_err().to_string());
+    drop(server);
+    told.push(bench.fetch().await.unwrap_err().to_string());
+    for told in told {
+        for secret in ["T0K3N", "th key", "th%20key", "dy value"] {
+            assert!(!told.contains(secret), "{told}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn too_much_is_not_read() {
     let big = |announced: bool| {
         move |_: &Seen| {
@@ -445,13 +588,63 @@ async fn too_much_is_not_read() {
 }
 
 #[tokio::test]
-async fn compressed_answers_are_read() {
-    let (_server, bench) = http(([("content-encoding", "gzip")], gzip(b"{\"a\": [1, 2]}")), "").await;
-    assert_eq!(bench.value().await.json, "{\"a\": [1, 2]}");
-    let mut cut = gzip(b"{\"a\": [1, 2]}");
-    cut.truncate(20);
-    let (_server, bench) = http(([("content-encoding", "gzip")], cut), "").await;
-    bench.upstream_failed().await;
+async fn compressed_answers_are_read_whole_or_not_at_all() {
+    let server = Server::start(|seen| {
+        let (coding, body) = match seen.target.as_str() {
+            "/t/one" => ("gzip", gzip(b"{\"a\": [1, 2]}")),
+            "/t/two" => ("x-GZIP, identity", [gzip(b"12"), gzip(b"34")].concat()),
+            "/t/many" => ("GZip", b"[1, 2, \"three\"]".iter().flat_map(|byte| gzip(&[*byte])).collect()),
+            "/t/junk" => ("gzip", [gzip(b"[1]"), b"some junk after it".to_vec()].concat()),
+            "/t/json" => ("gzip", [gzip(b"1"), b" 2".to_vec()].concat()),
+            "/t/plain" => ("gzip", b"{\"a\": 1}".to_vec()),
+            "/t/empty" => ("gzip", Vec::new()),
+            "/t/nothing" => ("gzip", gzip(b"")),
+            "/t/cut" => ("gzip", gzip(b"1234")[..20].to_vec()),
+            "/t/half" => ("gzip", [gzip(b"12"), gzip(b"34")[..9].to_vec()].concat()),
+            _ => ("zstd, br", b"{}".to_vec()),
+        };
+        ([("content-encoding", coding)], body).into_response()
+    })
+    .await;
+    let mut bench = Bench::http(&server, "");
+    for (name, stored) in [("one", "{\"a\": [1, 2]}"), ("two", "1234"), ("many", "[1, 2, \"three\"]")] {
+        bench.name = name.into();
+        assert_eq!(bench.value().await.json, stored);
+        assert_eq!(server.last().headers["accept-encoding"], "gzip");
+    }
+    for (name, reason) in [
+        ("junk", "has something else after it"),
+        ("plain", "is not the gzip that its Content-Encoding names"),
+        ("empty", "is empty"),
+        ("nothing", "is empty"),
+        ("other", "has the content coding `zstd`, but only gzip is read"),
+    ] {
+        bench.name = name.into();
+        let refused = bench.refused().await;
+        assert!(refused.contains(reason), "{refused}");
+    }
+    for name in ["cut", "half", "json"] {
+        bench.name = name.into();
+        let failed = bench.upstream_failed().await;
+        assert!(failed.contains("does not end with whole gzip data"), "{failed}");
+    }
+}
+
+#[tokio::test]
+async fn half_a_frame_is_never_stored() {
+    let job = "[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"/t/{{ name }}\"";
+    for cut in [
+        &b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n12"[..],
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n12\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n12",
+    ] {
+        Bench::new(&Server::raw(cut, true).await, job, "").upstream_failed().await;
+    }
+    // Without a frame only the document itself can tell where it ends, and a number cannot.
+    let number = Server::raw(b"HTTP/1.1 200 OK\r\n\r\n12", true).await;
+    assert!(Bench::new(&number, job, "").refused().await.contains("a bare number that may be cut off"));
+    let list = Server::raw(b"HTTP/1.0 200 OK\r\n\r\n[12]", true).await;
+    assert_eq!(Bench::new(&list, job, "").value().await.json, "[12]");
 }
 
 #[tokio::test]

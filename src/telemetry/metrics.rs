@@ -158,7 +158,8 @@ pub(super) fn paused(job: &JobName, paused: bool) {
     gauge!(PAUSED, "job" => job.to_string()).set(f64::from(u8::from(paused)));
 }
 
-/// A request to an upstream ended: with an `answer`, with an `unusable` one, `failed`, or told to wait (`busy`).
+/// A request to an upstream ended: with an `answer`, with an `unusable` one, `failed`, told to wait (`busy`), or
+/// with the account refused (`refused`).
 pub(crate) fn fetched(upstream: &UpstreamName, job: &JobName, result: &'static str, took: Duration, tokens: u64) {
     histogram!(FETCH, "upstream" => Arc::<str>::from(upstream), "result" => result).record(took);
     if tokens > 0 {

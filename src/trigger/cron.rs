@@ -19,7 +19,7 @@ use crate::health::Troubles;
 use crate::job::{EntryKey, Job, JobName, Jobs, Params, UpstreamName};
 use crate::popularity::{Popularity, feed};
 use crate::redis::{Connection, Keys, Patience};
-use crate::source::{Ended, FetchError, Gate, Refusal, Sources};
+use crate::source::{Gate, Refusal, Sources};
 use crate::store::{Fresh, Meta, Store};
 use crate::warmer::keep;
 
@@ -249,13 +249,7 @@ impl Cron {
             permit.transpose().map_err(|Refusal { reason, .. }| format!("{upstream} admits nothing: {reason}"))?;
         let named = self.sources.feed(&self.jobs, job).await;
         if let Some(permit) = permit {
-            let ended = match &named {
-                Ok(_) => Ended::Ok,
-                Err(FetchError::Answer(_)) => Ended::Answer,
-                Err(FetchError::Upstream(_)) => Ended::UpstreamFailed,
-                Err(FetchError::Busy(wait)) => Ended::Busy(*wait),
-            };
-            permit.done(ended).await;
+            permit.end(&named).await;
         }
         named.map_err(|e| e.to_string())
     }

@@ -5,7 +5,7 @@ use super::literal::raw_offset;
 use super::scope::Scope;
 use super::spelling::closest;
 use crate::job::template::Node;
-use crate::job::{Fault, Shape, Template};
+use crate::job::{EnvValues, Fault, Shape, Template};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,7 @@ pub(super) struct Findings<'a> {
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
     pub(super) faults: RefCell<Vec<Fault>>,
     pub(super) uses: RefCell<Vec<EnvUse>>,
+    pub(super) values: RefCell<EnvValues>,
 }
 
 /// One file.
@@ -67,12 +68,13 @@ impl<'a> Document<'a> {
             line: place.line,
             column: place.column,
         });
-        if value.is_none() {
-            self.fault_with_help(
+        match &value {
+            Some(value) => self.findings.values.borrow_mut().insert(name, value),
+            None => self.fault_with_help(
                 at,
                 format!("environment variable `{name}` is not set"),
                 Some(format!("set {name} in the environment or in `.env`")),
-            );
+            ),
         }
         value
     }

@@ -31,6 +31,12 @@ impl Server {
         assert_eq!(redis::cmd("EXISTS").arg("cold").query_async::<u8>(&mut redis).await, Ok(0));
     }
 
+    /// Makes the breaker's next probe due.
+    async fn let_probe_go(&self) {
+        let mut redis = self.connect().await;
+        redis::cmd("HSET").arg("test:limit:{museum}").arg("open").arg(1).exec_async(&mut redis).await.unwrap();
+    }
+
     async fn commands(&self) -> u64 {
         let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut self.connect().await).await.unwrap();
         let calls = |line: &str| line.split("calls=").nth(1)?.split(',').next()?.parse::<u64>().ok();
@@ -250,6 +256,48 @@ async fn breaker_opens_probes_once_and_closes() {
     );
     one.done(Ended::Ok).await;
     two.done(Ended::Ok).await;
+}
+
+#[tokio::test]
+async fn a_refused_account_closes_the_gate_for_longer_each_time() {
+    let server = Server::start().await;
+    let (gate, other) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
+    let refused: Result<(), _> = Err(FetchError::Refused(Duration::ZERO, "insufficient_quota".into()));
+    let (first, second) = (
+        gate.admit(Urgency::Usual, within(1000)).await.unwrap(),
+        gate.admit(Urgency::Usual, within(1000)).await.unwrap(),
+    );
+    first.end(&refused).await;
+    // It was under way already, and tells nothing new.
+    second.end(&refused).await;
+    for (at_least, at_most) in
+        [(59, 60), (119, 120), (239, 240), (479, 480), (959, 960), (1919, 1920), (3599, 3600), (3599, 3600)]
+    {
+        for gate in [&gate, &other] {
+            gate.refresh().await;
+            let refusal = gate.admit(Urgency::Single, within(1000)).await.unwrap_err();
+            assert_eq!(refusal.reason, "refused");
+            assert!((at_least..=at_most).contains(&refusal.wait.as_secs()), "{refusal:?}");
+            assert!(gate.says(&refusal).ends_with("somebody sees to it: insufficient_quota"));
+            assert!(gate.is_broken());
+        }
+        server.let_probe_go().await;
+        gate.refresh().await;
+        gate.admit(Urgency::Usual, within(1000)).await.unwrap().end(&refused).await;
+    }
+    server.let_probe_go().await;
+    gate.refresh().await;
+    gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
+    other.refresh().await;
+    assert_eq!((other.closed_for(), other.is_broken()), (None, false));
+    // It begins anew, and leaves it alone for as long as it asks.
+    let asked = Err::<(), _>(FetchError::Refused(Duration::from_secs(600), "x".into()));
+    gate.admit(Urgency::Usual, within(1000)).await.unwrap().end(&asked).await;
+    assert!(gate.closed_for().unwrap() > Duration::from_secs(590));
+    server.let_probe_go().await;
+    gate.refresh().await;
+    gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
+    assert_eq!(gate.refusal().unwrap().reason, "breaker");
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@
 --
 -- KEYS    as in state.lua
 -- ARGV[1] the permit's id
--- ARGV[2] 'answered' (well enough to close the breaker), 'failed', 'busy', or 'dropped' (nothing is known)
--- ARGV[3] for 'busy': milliseconds to leave the upstream alone
+-- ARGV[2] 'answered' (well enough to close the breaker), 'failed', 'busy', 'dropped' (nothing is known), or 'refused: ' (the
+--         account is, which no waiting mends: the breaker opens at once) and what the upstream said, 300 characters at most
+-- ARGV[3] for 'busy' and 'refused': milliseconds to leave the upstream alone
 -- ARGV[4] tokens spent
 -- ARGV[5] the token window in milliseconds
 -- ARGV[6] tokens that may be spent in a window, 0 for no limit
@@ -30,6 +31,7 @@ take_back(13)
 
 -- While the breaker is open, only its probe is heard: what began before tells nothing new.
 local open = get('open')
+local said = string.match(ended, '^refused: (.*)')
 local probe = open > 0 and redis.call('HGET', KEYS[1], 'probe') == id
 if ended == 'busy' then
   local blocked = now + tonumber(ARGV[3])
@@ -40,17 +42,26 @@ if ended == 'busy' then
 end
 if ended == 'answered' or ended == 'busy' then
   if probe then
-    redis.call('HDEL', KEYS[1], 'open', 'open_for', 'probe', 'probe_until', 'failures')
+    redis.call('HDEL', KEYS[1], 'open', 'open_for', 'said', 'probe', 'probe_until', 'failures')
     changed = true
   elseif open == 0 then
     redis.call('HDEL', KEYS[1], 'failures')
+  end
+elseif said then
+  if probe or open == 0 then
+    local long = math.min(math.max(get('open_for') * 2, tonumber(ARGV[8])), tonumber(ARGV[9]))
+    set('open_for', long)
+    set('open', now + math.max(long, tonumber(ARGV[3])))
+    redis.call('HSET', KEYS[1], 'said', said)
+    redis.call('HDEL', KEYS[1], 'probe', 'probe_until', 'failures')
+    changed = true
   end
 elseif ended == 'failed' then
   if probe then
     local long = math.min(get('open_for') * 2, tonumber(ARGV[9]))
     set('open_for', long)
     set('open', now + long)
-    redis.call('HDEL', KEYS[1], 'probe', 'probe_until')
+    redis.call('HDEL', KEYS[1], 'said', 'probe', 'probe_until')
     changed = true
   elseif open == 0 then
     local failures = redis.call('HINCRBY', KEYS[1], 'failures', 1)

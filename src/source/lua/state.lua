@@ -2,7 +2,8 @@
 --
 -- KEYS[1] hash: the state. tat: theoretical arrival time of the rate limit (GCRA), in microseconds; blocked: the upstream
 --         asked to be left alone until then; failures: consecutive; open: the breaker's next probe is due then; open_for:
---         how long it was opened for; probe, probe_until: the permit that probes, and until when it is waited for; turn,
+--         how long it was opened for; said: what the upstream said when it refused the account, where it is open for that;
+--         probe, probe_until: the permit that probes, and until when it is waited for; turn,
 --         turn_until: the gate that has waited longest for a free permit, and until when it is believed to be there;
 --         turn_tokens: the tokens that it waits for; answer: the tokens of the longest answers of late.
 --         In milliseconds where nothing else is said.
@@ -88,7 +89,8 @@ local function book(tokens, per, budget)
   return before < budget and spent >= budget, share > told and share or 0
 end
 
--- Why nothing at all is admitted now, and for how many more milliseconds; '' and 0 where it is not so.
+-- Why nothing at all is admitted now, and for how many more milliseconds; '' and 0 where it is not so. A breaker that is
+-- open because the account is refused is 'refused: ' and what the upstream said.
 local function closed(budget)
   local reason, wait = '', 0
   if get('open') > 0 then cut('open', get('open_for')) end
@@ -97,18 +99,20 @@ local function closed(budget)
   if blocked > wait then reason, wait = 'retry-after', blocked end
   local open = get('open')
   if open > 0 then
-    if open - now > wait then reason, wait = 'breaker', open - now end
+    local said = redis.call('HGET', KEYS[1], 'said')
+    local why = said and 'refused: ' .. said or 'breaker'
+    if open - now > wait then reason, wait = why, open - now end
     local probing = get('probe_until') - now
-    if open <= now and probing > wait then reason, wait = 'breaker', math.min(probing, 1000) end
+    if open <= now and probing > wait then reason, wait = why, math.min(probing, 1000) end
   end
   local tokens, left = window()
   if budget > 0 and tokens >= budget and left > wait then reason, wait = 'tokens', left end
   return reason, wait
 end
 
--- 0: all is well; 1: there were failures just now; 2: the breaker is not closed.
+-- 0: all is well; 1: there were failures just now; 2: the breaker is not closed; 3: nor is it, and the account is refused.
 local function health()
-  if get('open') > 0 then return 2 end
+  if get('open') > 0 then return redis.call('HEXISTS', KEYS[1], 'said') == 1 and 3 or 2 end
   if get('failures') > 0 then return 1 end
   return 0
 end
