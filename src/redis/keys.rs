@@ -106,7 +106,8 @@ impl Keys {
         match kind {
             "lease" | "lock" | "number" | "meta" | "paused" | "unknown" | "census" | "touched" | "misses" | "sweep"
             | "marker" | "{suspect}" | "{suspect}:lock" => Some("string"),
-            "tag" | "made-from" | "agenda" | "popular" | "reads" | "dead" | "permits" | "{schedules}" => Some("zset"),
+            "tag" | "stamps" | "loaded" | "made-from" | "agenda" | "popular" | "reads" | "dead" | "permits"
+            | "{schedules}" => Some("zset"),
             "acknowledged"
             | "ears"
             | "feed"
@@ -117,6 +118,8 @@ impl Keys {
             | "stats"
             | "limit"
             | "budget"
+            | "reserved"
+            | "clock"
             | "{schedules}:ticks"
             | "{schedules}:digests"
             | "{suspect}:dealt" => Some("hash"),
@@ -149,6 +152,8 @@ impl Keys {
             self.sweep_lock(),
             self.acknowledged(),
             self.inbox(),
+            self.stamps(),
+            self.clock(),
         ];
         all.extend(self.suspicion());
         all.extend(["active", "data", "workers"].map(|kind| format!("{}:{kind}", self.queue())));

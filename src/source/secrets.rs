@@ -137,7 +137,8 @@ fn walk(text: &[u8], secret: &[u8], cut: bool, plain_first: bool) -> Option<usiz
 
 /// How much of the text is an escape of how much of the secret.
 fn unescaped(text: &[u8], secret: &[u8]) -> Option<(usize, usize)> {
-    let byte = percent(text).filter(|(_, byte)| byte.eq_ignore_ascii_case(&secret[0])).map(|(length, _)| (length, 1));
+    let mut bytes = percent(text).into_iter().flatten();
+    let byte = bytes.find(|(_, byte)| byte.eq_ignore_ascii_case(&secret[0])).map(|(length, _)| (length, 1));
     byte.or_else(|| {
         escape(text).and_then(|(length, c)| {
             let mut buffer = [0; 4];
@@ -148,17 +149,14 @@ fn unescaped(text: &[u8], secret: &[u8]) -> Option<(usize, usize)> {
     })
 }
 
-/// `%41`, and `%2541`.
-fn percent(text: &[u8]) -> Option<(usize, u8)> {
+/// `%2541` read as an escape of an escape, and `%41`, with their lengths. `%2541` may be either.
+fn percent(text: &[u8]) -> [Option<(usize, u8)>; 2] {
     let digits = |from: usize| u8::from_str_radix(std::str::from_utf8(text.get(from..from + 2)?).ok()?, 16).ok();
     if text.first() != Some(&b'%') {
-        return None;
+        return [None; 2];
     }
-    match (digits(1), digits(3)) {
-        (Some(b'%'), Some(byte)) => Some((5, byte)),
-        (Some(byte), _) => Some((3, byte)),
-        (None, _) => None,
-    }
+    let twice = if digits(1) == Some(b'%') { digits(3) } else { None };
+    [twice.map(|byte| (5, byte)), digits(1).map(|byte| (3, byte))]
 }
 
 /// What a text may begin with instead of a character, with its length: `+`, escapes of JSON and of HTML.

@@ -50,8 +50,9 @@ if ended == 'answered' or ended == 'busy' then
 elseif said then
   if probe or open == 0 then
     local long = math.min(math.max(get('open_for') * 2, tonumber(ARGV[8])), tonumber(ARGV[9]))
+    long = math.max(long, tonumber(ARGV[3]))
     set('open_for', long)
-    set('open', now + math.max(long, tonumber(ARGV[3])))
+    set('open', now + long)
     redis.call('HSET', KEYS[1], 'said', said)
     redis.call('HDEL', KEYS[1], 'probe', 'probe_until', 'failures')
     changed = true
