@@ -265,7 +265,7 @@ async fn a_feed_that_fails_keeps_warm_what_it_named_last() {
         assert!(redis.get("art:b").await.is_some(), "{path}");
         assert_eq!(named_last(&redis).await, ["art:a", "art:b"], "{path}");
     }
-    worker.wait_for_log(&["its feed does not answer"]).await;
+    worker.wait_for_log(&["asking a job's feed fails (art)"]).await;
 }
 
 #[tokio::test]
@@ -328,6 +328,6 @@ async fn a_feed_is_not_asked_while_its_upstream_wants_to_be_left_alone() {
     upstream.otherwise(|_, _| Reply::json(json!({})));
     let jobs = Art::of(&upstream).entries(FEED).warm("every = \"1s\"").folder();
     let mut worker = worker(&redis, &jobs);
-    worker.wait_for_log(&["its feed does not answer", "retry-after"]).await;
+    worker.wait_for_log(&["asking a job's feed fails (art)", "retry-after"]).await;
     assert_eq!(upstream.calls("/popular"), 1);
 }
