@@ -144,7 +144,9 @@ async fn a_tag_fences_what_is_being_fetched_for_the_first_time() {
 
 /// Publishes an invalidation by a tag, and waits until the tag is stamped with it.
 async fn stamped(redis: &TestRedis, parts: &Parts, tag: &str) {
-    let stamp = async || redis.ask::<Option<f64>>(&["ZSCORE", &parts.keys.tag(tag), ""]).await;
+    let score = async |set: String, member: &str| redis.ask::<Option<f64>>(&["ZSCORE", &set, member]).await;
+    // A tag that no entry has is stamped elsewhere.
+    let stamp = async || (score(parts.keys.tag(tag), "").await, score(parts.keys.stamps(), tag).await);
     let before = stamp().await;
     parts.next_instant().await;
     parts.publish(&json!({"tags": [tag]}).to_string()).await;

@@ -303,10 +303,12 @@ pub async fn doing_without(redis: &mut Connection, keys: &Keys) -> RedisResult<V
 
 /// The text of an error; where it tells of a right that is missing, with what to do.
 pub fn explain(error: &RedisError) -> String {
-    if error.code() == Some("NOPERM") {
-        return format!("{error}; grant it to the Redis user of this process: {PAGE} lists all that is needed");
+    let text = error.to_string();
+    // A script's commands are refused in other words, which do not name the command.
+    if error.code() == Some("NOPERM") || text.contains("can't run this command") {
+        return format!("{text}; grant it to the Redis user of this process: {PAGE} lists all that is needed");
     }
-    error.to_string()
+    text
 }
 
 /// Whether Redis understood what was said and will not do it, now or later: no right, or no such command.

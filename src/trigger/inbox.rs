@@ -219,6 +219,7 @@ impl Inbox {
     /// neither.
     async fn next(&mut self, left: &mut Option<String>, hurry: &CancellationToken) -> RedisResult<Vec<Found>> {
         let mut found = Vec::new();
+        let took_over = left.is_some();
         if let Some(from) = left.clone() {
             if from == FIRST {
                 inbox::bound(&mut self.control, &self.keys, inbox::LONGEST).await?;
@@ -229,7 +230,8 @@ impl Inbox {
         }
         let (_, new) = self.read(None).await?;
         found.extend(new);
-        if found.is_empty() && left.is_none() {
+        // It is well before it waits for the first time.
+        if found.is_empty() && !took_over {
             return self.wait(hurry).await;
         }
         Ok(found)

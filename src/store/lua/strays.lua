@@ -5,11 +5,13 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local scores = redis.call('ZMSCORE', KEYS[1], '', unpack(ARGV))
-local function stamp(score)
-  -- From a clock that ran ahead: see tag.lua.
-  if not score or -tonumber(score) > now + 1000 then return '0' end
-  return score
+for i, score in ipairs(scores) do
+  if score and -tonumber(score) >= now + 1 then
+    -- From a clock that ran ahead: as in tag.lua.
+    scores[i] = string.format('%.1f', -now - (tonumber(score) % 1 == 0 and 0 or 0.5))
+    redis.call('ZADD', KEYS[1], 'XX', scores[i], ARGV[i - 1] or '')
+  end
 end
 local stamps = {}
-for i = 1, #ARGV do stamps[i] = stamp(scores[i + 1] or scores[1]) end
+for i = 1, #ARGV do stamps[i] = scores[i + 1] or scores[1] or '0' end
 return stamps
