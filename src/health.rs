@@ -135,7 +135,9 @@ impl Troubles {
     pub fn reasons(&self) -> Vec<String> {
         let all = self.all();
         let all = all.iter().filter(|(_, trouble)| !trouble.is_over);
-        all.map(|((of, subject), trouble)| format!("{of} fails ({subject}): {}", trouble.cause)).collect()
+        // Anybody may ask for it, so what an upstream answered is left to the log.
+        let bare = |cause: &str| cause.split("; it begins: ").next().unwrap_or_default().to_owned();
+        all.map(|((of, subject), trouble)| format!("{of} fails ({subject}): {}", bare(&trouble.cause))).collect()
     }
 
     /// Returns all, after those are marked, and told, that have come to an end: they worked and have not failed for a while, or
