@@ -136,7 +136,7 @@ impl Other {
 /// Returns the jobs that the workers of these entries know, as [`Job::identity`] names them.
 pub(super) fn known(ears: &[Vec<u8>]) -> BTreeSet<String> {
     let jobs = ears.iter().filter_map(|heard| str::from_utf8(heard).ok()?.split(' ').nth(3));
-    jobs.flat_map(|jobs| jobs.split(',')).map(str::to_owned).collect()
+    jobs.flat_map(|jobs| jobs.split(',')).filter(|job| !job.is_empty()).map(str::to_owned).collect()
 }
 
 /// What became of a job's bare invalidations while a worker did not hear.

@@ -272,7 +272,7 @@ impl Invalidator {
             passed_over(self.tagged(tag, order, &mut handled, &mut left).await, tag)?;
         }
         if !message.tags.is_empty() {
-            passed_over(self.loaded(order, &mut handled, &mut left).await, "what services loaded")?;
+            self.loaded(order, &mut handled, &mut left).await?;
         }
         for pattern in &message.patterns {
             self.matching(pattern, None, order, &mut handled, &mut left).await?;
@@ -350,32 +350,44 @@ impl Invalidator {
     }
 
     /// Handles what services loaded of jobs with tags, whatever tags it would have. Call it once the tags are stamped.
-    async fn loaded(&self, Order { action, at, .. }: Order, handled: &mut Handled, left: &mut Left) -> RedisResult<()> {
+    async fn loaded(&self, order: Order, handled: &mut Handled, left: &mut Left) -> RedisResult<()> {
         let globs: Vec<String> =
             self.jobs.jobs.values().filter(|job| !job.tags.is_empty()).map(|job| job.key.glob()).collect();
         for set in self.store.loaded_sets(globs.iter().map(String::as_str)) {
-            if !self.store.tracks(&set).await? {
-                self.store.track(&set, false).await?;
-                for glob in globs.iter().filter(|glob| self.keys.loaded_like(glob) == set) {
-                    self.seek_loaded(&set, glob).await?;
-                }
-                self.store.track(&set, true).await?;
-            }
-            let mut cursor = 0;
-            loop {
-                let (next, found) = self.store.loaded(&set, cursor).await?;
-                let named = found.into_iter().filter_map(|key| {
-                    let (job, _) = self.jobs.owner(key.as_str())?;
-                    (!job.tags.is_empty()).then(|| (Arc::clone(job), key, at))
-                });
-                self.entries(&named.collect::<Vec<Named>>(), action, When::Mass(0), handled, left).await?;
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
-            }
+            passed_over(self.loaded_in(&set, &globs, order, handled, left).await, &set)?;
         }
         Ok(())
+    }
+
+    /// Handles those of one such set; `globs` are of all jobs with tags.
+    async fn loaded_in(
+        &self,
+        set: &str,
+        globs: &[String],
+        Order { action, at, .. }: Order,
+        handled: &mut Handled,
+        left: &mut Left,
+    ) -> RedisResult<()> {
+        if !self.store.tracks(set).await? {
+            self.store.track(set, false).await?;
+            for glob in globs.iter().filter(|glob| self.keys.loaded_like(glob) == *set) {
+                self.seek_loaded(set, glob).await?;
+            }
+            self.store.track(set, true).await?;
+        }
+        let mut cursor = 0;
+        loop {
+            let (next, found) = self.store.loaded(set, cursor).await?;
+            let named = found.into_iter().filter_map(|key| {
+                let (job, _) = self.jobs.owner(key.as_str())?;
+                (!job.tags.is_empty()).then(|| (Arc::clone(job), key, at))
+            });
+            self.entries(&named.collect::<Vec<Named>>(), action, When::Mass(0), handled, left).await?;
+            cursor = next;
+            if cursor == 0 {
+                return Ok(());
+            }
+        }
     }
 
     /// Tracks what services have loaded of keys that match a glob: leases first, then values, as in [`Self::matching`].

@@ -298,8 +298,7 @@ impl Suspicion {
         while !held.is_empty() {
             held = self.invalidator.again(held, &mut Handled::default()).await?;
             if let Some(wait) = held.iter().map(|held| held.wait).min() {
-                tokio::time::sleep(wait).await;
-                self.hold().await?;
+                self.pause(wait).await?;
             }
         }
         Ok(())

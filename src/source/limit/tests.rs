@@ -721,3 +721,26 @@ async fn small_requests_do_not_starve_a_large_one() {
     let large = Cost { prompt: 1000, answer: Some(1_000_000) };
     other.admit_for(Urgency::Usual, within(20_000), large).await.expect("its turn comes").done(Ended::Unused).await;
 }
+
+#[tokio::test]
+async fn a_look_counts_what_is_owed_while_others_hold_tokens() {
+    let server = Server::start().await;
+    let limited = budgeted(1000, HOUR);
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    let under_way = other.try_for(HUNDRED).await.unwrap();
+    gate.owe(50);
+    gate.refresh().await;
+    assert_eq!((server.spent().await, server.held().await), (Some(50), 1));
+    under_way.cost(60).await;
+    assert_eq!((server.spent().await, server.held().await), (Some(110), 0));
+}
+
+#[tokio::test]
+async fn strangers_key_at_what_is_held_stops_no_other_request() {
+    let server = Server::start().await;
+    let gate = server.gate(&Upstream { concurrency: Some(1), ..upstream() }).await;
+    server.set(&["SET", "test:reserved:{museum}", "a stranger's"]).await;
+    for _ in 0..3 {
+        gate.admit(Urgency::Usual, within(10_000)).await.unwrap().done(Ended::Ok).await;
+    }
+}

@@ -12,7 +12,7 @@
 -- Work: the requests under way.
 
 take_back(6)
-reserved()
+reserved(math.huge)
 local tokens, budget = tonumber(ARGV[3]), tonumber(ARGV[1])
 local used_up, told = false, 0
 if tokens > 0 and budget > 0 then

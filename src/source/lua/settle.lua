@@ -94,7 +94,7 @@ if tokens > 0 and budget > 0 then
   used_up, told = book(tokens, tonumber(ARGV[5]), budget)
   changed = changed or used_up
 end
-redis.call('HDEL', KEYS[4], id)
+redis.pcall('HDEL', KEYS[4], id)
 if changed then redis.pcall('PUBLISH', ARGV[10], ARGV[11]) end
 local reason, wait = closed(budget)
 return { reason, wait * 1000, told, health() }

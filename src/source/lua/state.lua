@@ -58,7 +58,9 @@ end
 -- The tokens that requests under way may still cost. Forgets those whose time has run out. None are held for longer than this (ms),
 -- unless Redis's clock was set back since.
 local function reserved(longest)
-  local known, sum, over = redis.call('HGETALL', KEYS[4]), 0, {}
+  local known, sum, over = redis.pcall('HGETALL', KEYS[4]), 0, {}
+  -- A stranger's key stands there, and nothing can be held.
+  if known.err then return 0 end
   for i = 1, #known, 2 do
     local tokens, till = string.match(known[i + 1], '^(%d+) (%d+)$')
     if till and tonumber(till) > now then
@@ -121,7 +123,7 @@ end
 -- permits must not keep tokens from being counted.
 local function take_back(first)
   if #ARGV < first then return end
-  redis.call('HDEL', KEYS[4], unpack(ARGV, first))
+  redis.pcall('HDEL', KEYS[4], unpack(ARGV, first))
   redis.pcall('ZREM', KEYS[2], unpack(ARGV, first))
   local probe = redis.call('HGET', KEYS[1], 'probe')
   for i = first, #ARGV do
