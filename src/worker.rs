@@ -42,6 +42,7 @@ use crate::retired::{self, Retired};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
 use crate::telemetry::{Telemetry, metrics};
+use crate::trigger::clock::SET_BACK;
 use crate::trigger::{
     Clock, Complaints, Cron, Doubt, Ear, Evictions, Gone, Inbox, Intake, Invalidator, Listener, Memory, Misses,
     Suspicion,
@@ -595,15 +596,6 @@ impl Pulse {
         let (mut last, mut steady) = (Instant::now(), Instant::now());
         while !stop.is_cancelled() {
             let thorough = looked.elapsed() >= LOOKS;
-            match self.clock.look().await {
-                Ok(Gone::On) => {}
-                Ok(gone) => {
-                    // All beats of before are old, or in the future.
-                    steady = Instant::now();
-                    ensured &= gone != Gone::Back;
-                }
-                Err(e) => debug!("cannot see how Redis's clock goes: {e}"),
-            }
             let beaten = async {
                 let dead = self.beat().await?;
                 if self.turn.is_cancelled() {
@@ -623,6 +615,16 @@ impl Pulse {
                 steady = Instant::now();
             }
             last = Instant::now();
+            match self.clock.look().await {
+                Ok(Gone::On) => {}
+                Ok(gone) => {
+                    // All beats of before are old, or in the future.
+                    steady = Instant::now();
+                    // The next beat begins all schedules anew.
+                    ensured &= gone != Gone::Back;
+                }
+                Err(e) => debug!("cannot see how Redis's clock goes: {e}"),
+            }
             // After an outage of Redis all beats are old, and some come a little later than others.
             if steady.elapsed() >= self.dead_after {
                 let burying = async {
@@ -670,6 +672,9 @@ impl Pulse {
     /// step that somebody else's key keeps from being done hinders no other.
     async fn remind(&mut self, ensured: &mut bool, thorough: bool) -> redis::RedisResult<()> {
         let mut redis = self.redis.clone();
+        let set_back: redis::RedisResult<Option<u64>> =
+            redis::cmd("HGET").arg(self.keys.clock()).arg(SET_BACK).query_async(&mut redis).await;
+        let set_back = self.troubles.alone("the clock", set_back)?.flatten();
         // It is read as nobody reads values; see [`Sampler`].
         let known: redis::RedisResult<String> =
             redis::cmd("GETRANGE").arg(self.keys.marker()).arg(0).arg(-1).query_async(&mut redis).await;
@@ -680,8 +685,7 @@ impl Pulse {
             self.retired.know().await?;
         }
         // By a clock that was set back, all schedules begin anew as well.
-        let set_back = self.clock.set_back();
-        let schedules = if set_back == 0 { run_id.to_owned() } else { format!("{run_id} {set_back}") };
+        let schedules = set_back.map_or_else(|| run_id.to_owned(), |times| format!("{run_id} {times}"));
         if thorough || !self.memory.is_of(run_id) {
             self.troubles.alone("the inbox's memory", self.memory.compare(&self.suspicion, Some(run_id)).await)?;
         }

@@ -337,9 +337,10 @@ impl Keys {
         ["", ":lock", ":dealt"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
     }
 
-    /// Redis's clock as workers saw it (a hash), in the slot of [`Keys::suspicion`].
+    /// Redis's clock as workers saw it (a hash), in the slot of [`Keys::suspicion`] by a tag that is found out beforehand: a
+    /// worker's first beat does not wait until all tags are.
     pub fn clock(&self) -> String {
-        format!("{}:clock:{{{}}}", self.prefix, tag_of("suspect"))
+        format!("{}:clock:{{11x}}", self.prefix)
     }
 
     /// Between which times each worker has heard all that was published, and of which jobs: a hash, worker to

@@ -22,6 +22,9 @@ const JITTER: Duration = Duration::from_millis(10);
 /// The same for long breaks; no clock is slewed by more for long.
 const DRIFT_LONGEST: Duration = Duration::from_millis(500);
 
+/// The field of [`Keys::clock`] that counts how often it was set back.
+pub(crate) const SET_BACK: &str = "set_back";
+
 static CLOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/clock.lua")));
 
 /// A reading of Redis's clock.
@@ -59,11 +62,6 @@ impl Clock {
     /// One that has seen nothing yet.
     pub fn new(redis: Connection, keys: Keys) -> Self {
         Self { redis, keys, last: None }
-    }
-
-    /// How often the clock was set back, as far as anybody noticed.
-    pub fn set_back(&self) -> u64 {
-        self.last.map_or(0, |last| last.set_back)
     }
 
     /// Reads the clock, and raises a suspicion if it was set back.
