@@ -13,13 +13,13 @@ pub struct OffsetClock {
 }
 
 impl OffsetClock {
-    /// One that is right as yet.
+    /// A clock that is right as yet.
     pub fn new() -> Self {
         let clock = Self { folder: tempfile::tempdir().unwrap() };
         clock.set(0);
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/clock.c");
         let compiled =
-            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(clock.library()).arg(source).output();
+            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(clock.shim()).arg(source).output();
         match compiled {
             Ok(done) => assert!(done.status.success(), "cc: {}", String::from_utf8_lossy(&done.stderr)),
             Err(e) if e.kind() == ErrorKind::NotFound => panic!("no C compiler `cc` on the PATH: apt-get install gcc"),
@@ -35,12 +35,12 @@ impl OffsetClock {
         file.write_all_at(&(ms * 1_000).to_ne_bytes(), 0).unwrap();
     }
 
-    /// What a server's environment must hold to go by it.
+    /// The environment of a server that goes by it.
     pub fn environment(&self) -> [(&'static str, PathBuf); 2] {
-        [("LD_PRELOAD", self.library()), ("CLOCK_OFFSET", self.offset())]
+        [("LD_PRELOAD", self.shim()), ("CLOCK_OFFSET", self.offset())]
     }
 
-    fn library(&self) -> PathBuf {
+    fn shim(&self) -> PathBuf {
         self.folder.path().join("clock.so")
     }
 
