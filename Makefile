@@ -29,7 +29,7 @@ build: ## Build for production: target/release/samovar
 	$(CARGO) build --release --locked
 
 demo: setup ## Watch it work for a minute, with a Redis of its own: make demo ARGS=--stay
-	$(CARGO) run --profile demo --locked -- demo $(ARGS)
+	$(CARGO) run --profile demo --locked --no-default-features --features worker -- demo $(ARGS)
 
 test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start themselves
 	@./scripts/install-faketime.sh
