@@ -964,6 +964,36 @@ async fn the_lock_of_a_suspicion_ends_in_time_whatever_the_clock_did() {
     assert!(redis.ttl(&lock).await.unwrap() <= suspicion.claim);
 }
 
+/// The worker was held up for longer than its claim.
+#[tokio::test]
+async fn a_lock_that_another_worker_took_is_not_extended() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let suspicion = parts.suspicion(&Art::of(&upstream).folder());
+    let [note, lock, _] = parts.keys.suspicion();
+    // More than become due at once, so that it takes a while.
+    for batch in 0..3 {
+        let mut fill = redis::pipe();
+        let (start, expires) = (parts.now().await, parts.now().await + 600_000);
+        for n in 0..1_000 {
+            let key = art(&format!("{batch}-{n}"));
+            fill.cmd("SET").arg(key.as_str()).arg("1").arg("PXAT").arg(expires).ignore();
+            fill.cmd("SET").arg(parts.keys.meta(&key)).arg(format!("{start} {expires} 0 0 abc {{}}")).ignore();
+        }
+        fill.exec_async(&mut redis.connection().await).await.unwrap();
+    }
+    parts.next_instant().await;
+    suspicion.raise(parts.now().await, Doubt::Missed).await.unwrap();
+    let (looked, ()) = tokio::join!(suspicion.look(), async {
+        eventually("it has the lock", async || redis.get(&lock).await).await;
+        redis.set(&lock, "another", suspicion.claim / 2).await;
+    });
+    assert!(looked.unwrap_err().to_string().contains("another worker took it"));
+    assert_eq!(redis.get(&lock).await.as_deref(), Some("another"));
+    assert!(redis.ttl(&lock).await.unwrap() <= suspicion.claim / 2);
+    assert!(redis.get(&note).await.is_some(), "the suspicion is left to the other");
+}
+
 /// Its latest time is later than the present one.
 #[tokio::test]
 async fn a_clock_that_was_set_back_is_noted_once_and_by_whom_it_concerns() {

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use redis::{RedisResult, Script};
+use redis::{ErrorKind, RedisResult, Script};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -37,6 +37,7 @@ const A_SECOND: u32 = 500;
 const IDLE: Duration = Duration::from_secs(5);
 
 static SUSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/suspect.lua")));
+static MINE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/mine.lua")));
 static ABSOLVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/absolve.lua")));
 
 /// What a signal says that makes workers look for a suspicion.
@@ -318,13 +319,17 @@ impl Suspicion {
     }
 
     /// Keeps the lock while it takes long.
+    ///
+    /// # Errors
+    /// Redis's, or another worker has the lock by now and deals with the suspicion.
     async fn hold(&self) -> RedisResult<()> {
         let [_, lock, _] = self.keys.suspicion();
-        redis::cmd("PEXPIRE")
-            .arg(lock)
-            .arg(self.claim.as_millis().to_string())
-            .exec_async(&mut self.redis.clone())
-            .await
+        let mut call = MINE.key(lock);
+        call.arg(&*self.worker).arg(self.claim.as_millis().to_string());
+        match call.invoke_async(&mut self.redis.clone()).await? {
+            true => Ok(()),
+            false => Err((ErrorKind::Client, "the lock of the suspicion ran out, and another worker took it").into()),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
--- Be the one worker that does something, or stay it.
+#!lua flags=allow-oom
+-- Be the one worker that does something, or stay it, also while Redis is full.
 -- KEYS  1 who does it (string; expires by itself)
 -- ARGV  1 this worker  2 for how long (ms)
 -- Returns 1 if it is this worker
