@@ -166,6 +166,32 @@ async fn what_is_done_without_is_told_once_with_its_cost() {
     assert_eq!(told.len(), 1, "{told:?}");
 }
 
+/// A stranger's key stands where it would be noted in which life Redis is.
+#[tokio::test]
+async fn no_beat_loads_a_script_where_redis_does_not_say_who_it_is() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    user(&redis, "managed", "reset on >secret ~* &* +@all -@admin -@dangerous").await;
+    redis.ask::<u64>(&["HSET", "samovar:marker", "a", "stranger's"]).await;
+    let mut worker = worker_as(&redis, &jobs, "managed").spawn();
+    worker.wait_for_log(&["(the marker)"]).await;
+    let mut since = (0, 0);
+    eventually("no script is loaded for three seconds of beats", async || {
+        let workers: Vec<(String, u64)> =
+            redis.ask(&["ZRANGE", "{samovar:queue}:workers", "0", "0", "WITHSCORES"]).await;
+        let memory: String = redis.ask(&["INFO", "memory"]).await;
+        let scripts = memory.lines().find_map(|line| line.strip_prefix("number_of_cached_scripts:")).unwrap();
+        let now = (workers.first().map_or(0, |(_, beat)| *beat), scripts.parse::<u64>().unwrap());
+        if now.1 != since.1 {
+            since = now;
+        }
+        if now.0 >= since.0 + 3 { Ok(()) } else { Err((since, now)) }
+    })
+    .await;
+    assert_eq!(redis.ask::<String>(&["TYPE", "samovar:marker"]).await, "hash");
+}
+
 #[tokio::test]
 async fn a_right_that_is_missing_is_named_and_taken_up_once_granted() {
     let cases = [

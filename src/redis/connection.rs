@@ -63,6 +63,8 @@ pub struct Connection {
     home: Handle,
     /// When `INFO` was refused last.
     refused: Arc<Mutex<Option<Instant>>>,
+    /// The digest of the script that was loaded last to tell the server's life by.
+    loaded: Arc<Mutex<Option<String>>>,
 }
 
 /// The present connection, and since when it is.
@@ -98,8 +100,8 @@ impl Connection {
     pub(super) fn lazy(client: Client, server: Arc<str>, patience: Duration) -> RedisResult<Self> {
         let line = Line { manager: manager(&client)?, since: Instant::now() };
         let (line, home) = (Arc::new(Mutex::new(line)), Handle::current());
-        let (refused, wrong_types) = (Arc::default(), WrongTypes::default());
-        Ok(Self { line, client: client.into(), server, patience, home, refused, wrong_types })
+        let (refused, loaded, wrong_types) = (Arc::default(), Arc::default(), WrongTypes::default());
+        Ok(Self { line, client: client.into(), server, patience, home, refused, loaded, wrong_types })
     }
 
     fn manager(&self) -> ConnectionManager {
@@ -157,25 +159,37 @@ impl Connection {
 
     /// Which of its lives the server is in: another value after each restart and failover. It is the server's `run_id`,
     /// or where that may not be asked for, a script of its own that only a server has which was not started anew since.
-    /// `known` is the value as it was noted; that of a script holds for whoever asks.
+    /// `known` is the value as it was noted; that of a script holds for whoever asks. Where it could not be noted, the
+    /// connection and its clones go by the script that they loaded before.
     ///
     /// # Errors
     /// Redis's.
     pub async fn incarnation(&mut self, known: Option<&str>) -> RedisResult<String> {
-        if let Some(known) = known
-            && let Some(digest) = known.strip_prefix(SCRIPT)
+        if let Some(digest) = known.and_then(|known| known.strip_prefix(SCRIPT))
+            && self.has_script(digest).await?
         {
-            let there: Vec<bool> = redis::cmd("SCRIPT").arg("EXISTS").arg(digest).query_async(self).await?;
-            if there == [true] {
-                return Ok(known.to_owned());
-            }
+            return Ok(format!("{SCRIPT}{digest}"));
         }
         if let Some(info) = self.info(&["server"]).await? {
             return Ok(field(&info, "run_id").unwrap_or_default().to_owned());
         }
+        let loaded = Arc::clone(&self.loaded);
+        let loaded = || loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = loaded().clone();
+        if let Some(digest) = before
+            && self.has_script(&digest).await?
+        {
+            return Ok(format!("{SCRIPT}{digest}"));
+        }
         let script = format!("return '{:032x}'", rand::random::<u128>());
         let digest: String = redis::cmd("SCRIPT").arg("LOAD").arg(script).query_async(self).await?;
+        *loaded() = Some(digest.clone());
         Ok(format!("{SCRIPT}{digest}"))
+    }
+
+    async fn has_script(&mut self, digest: &str) -> RedisResult<bool> {
+        let there: Vec<bool> = redis::cmd("SCRIPT").arg("EXISTS").arg(digest).query_async(self).await?;
+        Ok(there == [true])
     }
 
     /// The same connection, which tells these of keys of the wrong type.
@@ -299,5 +313,22 @@ mod tests {
         elsewhere.spawn(again).await.unwrap();
         tokio::task::spawn_blocking(move || elsewhere.shutdown_timeout(Duration::from_secs(10))).await.unwrap();
         ping(&mut here).await.unwrap();
+    }
+
+    /// It could not be noted, or somebody else notes another each time.
+    #[tokio::test]
+    async fn a_life_that_no_script_is_noted_for_takes_one_script() {
+        let server = Server::start().await;
+        let mut admin = server.connect().await;
+        let () = redis::cmd("ACL").arg(&["SETUSER", "default", "-info"]).exec_async(&mut admin).await.unwrap();
+        let mut connection = server.connect().await;
+        let life = connection.incarnation(None).await.unwrap();
+        assert!(life.starts_with(SCRIPT), "{life}");
+        for known in [None, Some(""), Some("a run_id"), Some("script:of another life"), Some(life.as_str())] {
+            assert_eq!(connection.clone().incarnation(known).await.unwrap(), life, "{known:?}");
+        }
+        // A server that forgot it was started anew.
+        let () = redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut admin).await.unwrap();
+        assert_ne!(connection.incarnation(Some(&life)).await.unwrap(), life);
     }
 }
