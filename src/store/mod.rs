@@ -18,7 +18,7 @@ use serde_json::json;
 use ulid::Ulid;
 
 pub use meta::{Meta, Note};
-pub use tags::Stamp;
+pub use tags::{Seeking, Stamp, WithTags};
 
 use crate::job::EntryKey;
 use crate::redis::{Connection, Keys};

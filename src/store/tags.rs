@@ -8,6 +8,7 @@
 //! the same, and one that begins anew names only what was put there since: there an index counts for whole only once
 //! all values were looked at for the tag.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -28,7 +29,8 @@ const STAMPED: Duration = Duration::from_secs(24 * 3_600);
 const STRAYING: usize = 10_000;
 /// The member that says of an index that it names all that is there, whatever Redis evicted before. No entry's key is that.
 pub(super) const WHOLE: &str = "\0";
-/// Its scores: below those of entries, above those of stamps.
+/// Its scores: below those of entries, above those of stamps. While a tag's entries are sought, each search has its own, which
+/// is no higher than the first.
 pub(super) const SEEKING: f64 = -2.0;
 pub(super) const SOUGHT: f64 = -1.0;
 /// By how much longer an entry stays under its tags than its value was to live from then on: the value's time begins later.
@@ -40,6 +42,7 @@ static TAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ta
 pub(super) static UNTAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/untag.lua")));
 static STRAY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stray.lua")));
 static STRAYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/strays.lua")));
+static MARK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/mark.lua")));
 static STAMP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stamp.lua")));
 static SWEEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/sweep.lua")));
 
@@ -60,6 +63,18 @@ impl Stamp {
         let removal = if score.fract() == 0.0 { Removal::Refresh } else { Removal::Evict };
         Some(Self { at, removal })
     }
+}
+
+/// An entry, and which of the tags that are sought it has; `None` where nothing is known of it.
+pub type WithTags = (EntryKey, Option<Vec<String>>);
+
+/// A search for what has tags.
+#[derive(Debug)]
+pub struct Seeking {
+    /// Its score, which no other search has: it vouches for no index that was evicted since it began and is sought by another.
+    mark: f64,
+    /// The indexes that were there when it began.
+    indexes: Vec<String>,
 }
 
 impl Store {
@@ -138,60 +153,100 @@ impl Store {
         call.invoke_async(&mut self.redis.clone()).await
     }
 
-    /// Whether the index of a tag may lack entries, because Redis evicted it before: it evicts whatever it likes, and since it
-    /// began to, nobody has seen to it that the index names all.
+    /// Returns those of these tags whose index may lack entries, because Redis evicted it before: it evicts whatever it likes,
+    /// and since it began to, nobody has seen to it that the index names all. Ask once their entries were read: an index that
+    /// names all now did so then. A tag in whose place somebody else's key stands is not among them.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn may_lack(&self, tag: &str) -> RedisResult<bool> {
+    pub async fn may_lack<'a>(&self, tags: &[&'a str]) -> RedisResult<Vec<&'a str>> {
         let mut redis = self.redis.clone();
-        let whole: Option<f64> =
-            redis::cmd("ZSCORE").arg(self.keys.tag(tag)).arg(WHOLE).query_async(&mut redis).await?;
+        if tags.is_empty() {
+            return Ok(Vec::new());
+        }
         // Where Redis does not say, it may.
         let evicts = redis.info(&["stats", "memory"]).await?.is_none_or(|info| {
             field(&info, "maxmemory_policy").is_some_and(|policy| policy.starts_with("allkeys"))
                 && field(&info, "evicted_keys").is_some_and(|count| count != "0")
         });
-        Ok(evicts && whole != Some(SOUGHT))
+        if !evicts {
+            return Ok(Vec::new());
+        }
+        let mut ask = redis::pipe();
+        for tag in tags {
+            ask.cmd("ZSCORE").arg(self.keys.tag(tag)).arg(WHOLE);
+        }
+        let marks: Vec<RedisResult<Option<f64>>> = ask.ignore_errors().query_async(&mut redis).await?;
+        let mut lacking = Vec::new();
+        for (tag, mark) in tags.iter().zip(marks) {
+            match mark {
+                Ok(mark) if mark == Some(SOUGHT) => {}
+                Ok(_) => lacking.push(*tag),
+                Err(e) if e.code() == Some("WRONGTYPE") => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(lacking)
     }
 
-    /// Of these entries, those whose present value has a tag, or may have it, since nothing is known of it any more; the index
-    /// names the former again.
+    /// Returns those of these entries whose present value has some of these tags, and which; and those that may have any of them,
+    /// since nothing is known of them any more. The indexes name the former again.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn with_tag(&self, tag: &str, entries: Vec<EntryKey>) -> RedisResult<Vec<EntryKey>> {
+    pub async fn with_tags(&self, tags: &HashSet<&str>, entries: Vec<EntryKey>) -> RedisResult<Vec<WithTags>> {
         let looked = self.look(&entries).await?;
         let now = self.now().await?;
         let mut found = Vec::new();
         for (key, (expires, meta)) in entries.into_iter().zip(looked) {
-            let has = meta.as_ref().is_some_and(|meta| meta.note.tags.iter().any(|other| other == tag));
-            if has {
+            let Some(meta) = meta else {
+                // A value without a TTL was never ours.
+                found.extend((expires > 0).then_some((key, None)));
+                continue;
+            };
+            let has: Vec<String> = meta.note.tags.into_iter().filter(|tag| tags.contains(tag.as_str())).collect();
+            if !has.is_empty() {
                 let life = Duration::from_millis(u64::try_from(expires - now).unwrap_or(0)) + SLACK;
-                self.put_into(&[self.keys.tag(tag)], &key, life).await?;
-            }
-            // A value without a TTL was never ours.
-            if has || (meta.is_none() && expires > 0) {
-                found.push(key);
+                let sets: Vec<String> = has.iter().map(|tag| self.keys.tag(tag)).collect();
+                self.put_into(&sets, &key, life).await?;
+                found.push((key, Some(has)));
             }
         }
         Ok(found)
     }
 
-    /// Notes that what has a tag is sought from now on, or has been: then the index names all that is there, unless Redis evicted
-    /// it meanwhile, and that note with it.
+    /// Begins a search for what has these tags. Call [`Self::sought`] when all was looked at.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn sought(&self, tag: &str, to_its_end: bool) -> RedisResult<()> {
-        let mut note = redis::cmd("ZADD");
-        note.arg(self.keys.tag(tag));
-        if to_its_end {
-            note.arg("XX").arg(SOUGHT);
-        } else {
-            note.arg(SEEKING);
+    pub async fn seek(&self, tags: &HashSet<&str>) -> RedisResult<Seeking> {
+        let mark = SEEKING - f64::from(rand::random::<u32>());
+        let marks = tags.iter().map(async |tag| {
+            let index = self.keys.tag(tag);
+            RedisResult::Ok(self.mark(&index, 0.0, mark).await?.then_some(index))
+        });
+        let indexes = futures_util::future::try_join_all(marks).await?;
+        Ok(Seeking { mark, indexes: indexes.into_iter().flatten().collect() })
+    }
+
+    /// Notes that all was looked at: an index that was there all the while names all that is there. One that was made only
+    /// meanwhile is sought once more with the next invalidation, since it may have been evicted and made anew.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn sought(&self, Seeking { mark, indexes }: Seeking) -> RedisResult<()> {
+        let marks = indexes.iter().map(|index| self.mark(index, mark, SOUGHT));
+        futures_util::future::try_join_all(marks).await.map(|_| ())
+    }
+
+    /// Marks an index, and says whether it did; not where somebody else's key stands.
+    async fn mark(&self, index: &str, before: f64, mark: f64) -> RedisResult<bool> {
+        let mut call = MARK.key(index);
+        call.arg(before).arg(mark);
+        match call.invoke_async(&mut self.redis.clone()).await {
+            Err(e) if e.code() == Some("WRONGTYPE") => Ok(false),
+            marked => marked,
         }
-        note.arg(WHOLE).exec_async(&mut self.redis.clone()).await
     }
 
     /// Some of a tag's entries, and the cursor for more; it begins and ends with 0. Whatever is there from the first call to

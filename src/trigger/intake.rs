@@ -19,7 +19,7 @@ use super::invalidation::HeldOff;
 use super::{Action, Handled, Invalidator, Message};
 use crate::agenda::When;
 use crate::job::{EntryKey, Job};
-use crate::redis::Patience;
+use crate::redis::{Patience, is_of_keys};
 use crate::telemetry::Telemetry;
 
 /// Messages that wait to be handled; those of a faster publisher wait where they came from.
@@ -30,6 +30,8 @@ const WIDE: usize = 1_000;
 const WEIGHT: u32 = 32 << 10;
 /// Messages handled at once.
 const ABREAST: usize = 64;
+/// Tags of messages that are handled together; no message names more.
+const TAGS: usize = 1_000;
 /// Receipts that may wait for entries that are held off, before no more are taken in.
 const RECEIPTS: usize = 100_000;
 /// How soon it is tried again what Redis did not answer.
@@ -112,6 +114,20 @@ struct Work {
     room: Option<OwnedSemaphorePermit>,
     /// Where it stands in the backlog, with all that are one with it.
     places: Vec<Place>,
+    /// Redis refused something of it or of those that it was handled with, so it is handled by itself from now on.
+    failed: bool,
+}
+
+impl Work {
+    /// Whether it may be handled together with others.
+    fn joins(&self) -> bool {
+        self.message.is_of_tags() && !self.failed
+    }
+
+    /// Whether nobody else hears of it.
+    fn is_alone(&self) -> bool {
+        self.receipts.iter().any(|receipt| receipt.number().is_none())
+    }
 }
 
 /// The messages that name many and wait to be handled, or are being handled. Cheap to clone.
@@ -196,6 +212,22 @@ fn merge(round: &mut Vec<Work>) {
         }
     }
     *round = merged;
+}
+
+/// How many messages are handled together: the first; where it names tags and nothing else, with others that do, which come
+/// forward, since one search for what has a tag does for all of them.
+fn tags_together(round: &mut Vec<Work>) -> usize {
+    if !round.first().is_some_and(Work::joins) {
+        return 1;
+    }
+    let mut tags = TAGS;
+    let fits = |work: &mut Work| {
+        work.joins() && tags.checked_sub(work.message.tags.len()).inspect(|left| tags = *left).is_some()
+    };
+    let together: Vec<Work> = round.extract_if(.., fits).collect();
+    let count = together.len();
+    round.splice(..0, together);
+    count
 }
 
 /// Where messages go. Cheap to clone.
@@ -292,7 +324,7 @@ impl Intake {
             true => (&self.narrow, Vec::new()),
             false => (&self.wide, vec![self.backlog.enter()]),
         };
-        line.enter(Work { message, at, way, receipts: vec![receipt], room: None, places }).await;
+        line.enter(Work { message, at, way, receipts: vec![receipt], room: None, places, failed: false }).await;
     }
 
     /// Where is seen how many messages that name many wait.
@@ -347,7 +379,8 @@ impl Line<'_> {
             if self.most == 1 {
                 merge(&mut round);
             }
-            let later = round.split_off(round.len().min(self.most));
+            let turn = if self.most == 1 { tags_together(&mut round) } else { self.most };
+            let later = round.split_off(round.len().min(turn));
             if cut.is_cancelled() {
                 return;
             }
@@ -388,14 +421,17 @@ impl Line<'_> {
                 At::Redis(at) => At::Redis(at.min(now)),
             };
         }
-        let results = join_all(round.iter_mut().map(|work| self.handle(work))).await;
+        let results = match round.as_slice() {
+            [first, _, ..] if first.joins() => self.handle_tags(&round).await,
+            _ => join_all(round.iter_mut().map(|work| self.handle(work))).await,
+        };
         let (mut left, mut error) = (Vec::new(), None);
         for (work, result) in round.into_iter().zip(results) {
             match result {
                 Ok(()) => work.receipts.into_iter().for_each(Receipt::done),
                 Err(e) => {
+                    left.push(Work { failed: work.failed || is_of_keys(&e), ..work });
                     error = Some(e);
-                    left.push(work);
                 }
             }
         }
@@ -413,13 +449,32 @@ impl Line<'_> {
                 return Ok(());
             }
         }
-        let alone = work.receipts.iter().any(|receipt| receipt.number().is_none());
-        let (handled, held) = self.invalidator.begin(&work.message, at, alone).await?;
+        let (handled, held) = self.invalidator.begin(&work.message, at, work.is_alone()).await?;
+        self.begun(work, handled, held);
+        Ok(())
+    }
+
+    /// Handles messages that name nothing but tags.
+    async fn handle_tags(&self, round: &[Work]) -> Vec<redis::RedisResult<()>> {
+        let timed = round.iter().filter_map(|work| match work.at {
+            At::Redis(at) => Some((work, (&work.message, at, work.is_alone()))),
+            At::Received(_) => None,
+        });
+        let (works, messages): (Vec<&Work>, Vec<_>) = timed.unzip();
+        let result = self.invalidator.begin_tags(&messages).await.map(|begun| {
+            for (work, (handled, held)) in works.into_iter().zip(begun) {
+                self.begun(work, handled, held);
+            }
+        });
+        vec![result; round.len()]
+    }
+
+    /// A message was handled but for what is held off.
+    fn begun(&self, work: &Work, handled: Handled, held: Vec<HeldOff>) {
         self.telemetry.invalidation(work.way, &work.message, &handled);
         for held in held {
             self.held.add(held, work.receipts.iter().map(Receipt::part).collect());
         }
-        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 //! Every invalidation has a time S, and touches only what was fetched at or before it; so handling one twice, late, or by
 //! every worker does no harm. The order is entry first, then agenda, then acknowledge: a crash in between only repeats.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -122,6 +122,11 @@ impl Message {
         [&self.keys, &self.patterns, &self.tags, &self.jobs].into_iter().flatten().map(String::len).sum()
     }
 
+    /// Whether it names tags, and nothing else.
+    pub fn is_of_tags(&self) -> bool {
+        !self.tags.is_empty() && self.keys.is_empty() && self.patterns.is_empty() && self.jobs.is_empty()
+    }
+
     /// Whether it is soon done, and goes before those that name many: a few keys.
     pub fn is_narrow(&self) -> bool {
         self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty() && self.keys.len() <= ABREAST
@@ -186,6 +191,14 @@ struct Left {
     /// What AI makes from other entries, by job. What it is made from may be named as well, and is marked by then, so that it is
     /// waited for.
     last: BTreeMap<JobName, Vec<EntryKey>>,
+}
+
+/// A message, as far as it names tags, and what was done for it.
+struct Part<'a> {
+    tags: Vec<&'a str>,
+    order: Order,
+    handled: Handled,
+    left: Left,
 }
 
 /// Evicted entries of one job, and the time of the eviction.
@@ -268,11 +281,10 @@ impl Invalidator {
         }
         let when = if message.is_narrow() { When::Urgent } else { When::Mass(0) };
         self.entries(&named, message.action, when, &mut handled, &mut left).await?;
-        for tag in &message.tags {
-            passed_over(self.tagged(tag, order, &mut handled, &mut left).await, tag)?;
-        }
         if !message.tags.is_empty() {
-            self.loaded(order, &mut handled, &mut left).await?;
+            let mut part = Part { tags: message.tags.iter().map(String::as_str).collect(), order, handled, left };
+            self.tags(std::slice::from_mut(&mut part)).await?;
+            Part { handled, left, .. } = part;
         }
         for pattern in &message.patterns {
             self.matching(pattern, None, order, &mut handled, &mut left).await?;
@@ -313,8 +325,55 @@ impl Invalidator {
         Ok(left.held)
     }
 
-    /// Handles the entries under a tag: the stamp first, which fetches under way look at before they write, then those that
-    /// are there.
+    /// Begins to handle messages that name tags and nothing else, as [`Self::begin`] does, each with its time and whether it is
+    /// this worker's alone; whatever must be sought for any of them is sought once.
+    ///
+    /// # Errors
+    /// Redis's; handle all of them again.
+    pub async fn begin_tags(&self, messages: &[(&Message, i64, bool)]) -> RedisResult<Vec<(Handled, Vec<HeldOff>)>> {
+        let parts = messages.iter().map(|&(message, at, alone)| Part {
+            tags: message.tags.iter().map(String::as_str).collect(),
+            order: Order { action: message.action, at, alone },
+            handled: Handled::default(),
+            left: Left::default(),
+        });
+        let mut parts: Vec<Part<'_>> = parts.collect();
+        self.tags(&mut parts).await?;
+        for part in &mut parts {
+            self.put_last(&mut part.left, When::Mass(0), part.order.action).await?;
+        }
+        Ok(parts.into_iter().map(|part| (part.handled, part.left.held)).collect())
+    }
+
+    /// Handles the entries under tags: the stamps first, which fetches under way look at before they write, then the entries
+    /// that are there, then what an index may lack.
+    async fn tags(&self, parts: &mut [Part<'_>]) -> RedisResult<()> {
+        for Part { tags, order, .. } in &mut *parts {
+            let removal = if order.action == Action::Evict { Removal::Evict } else { Removal::Refresh };
+            let mut stamped = Vec::new();
+            for tag in &*tags {
+                let done = self.store.stamp(tag, order.at, removal).await;
+                stamped.extend(passed_over(done, tag)?.map(|()| *tag));
+            }
+            *tags = stamped;
+        }
+        for Part { tags, order, handled, left } in &mut *parts {
+            for tag in &*tags {
+                passed_over(self.tagged(tag, *order, handled, left).await, tag)?;
+            }
+        }
+        let all: BTreeSet<&str> = parts.iter().flat_map(|part| part.tags.iter().copied()).collect();
+        let lacking = self.store.may_lack(&Vec::from_iter(all)).await?;
+        if !lacking.is_empty() {
+            self.seek_tagged(&HashSet::from_iter(lacking), parts).await?;
+        }
+        for Part { order, handled, left, .. } in &mut *parts {
+            self.loaded(*order, handled, left).await?;
+        }
+        Ok(())
+    }
+
+    /// Handles the entries that the index of a tag names.
     async fn tagged(
         &self,
         tag: &str,
@@ -322,12 +381,6 @@ impl Invalidator {
         handled: &mut Handled,
         left: &mut Left,
     ) -> RedisResult<()> {
-        let removal = if action == Action::Evict { Removal::Evict } else { Removal::Refresh };
-        let may_lack = self.store.may_lack(tag).await?;
-        self.store.stamp(tag, at, removal).await?;
-        if may_lack {
-            self.seek_tagged(tag, Order { action, at, alone }, handled, left).await?;
-        }
         let mut cursor = 0;
         loop {
             let (next, entries) = self.store.tagged(tag, cursor).await?;
@@ -415,39 +468,49 @@ impl Invalidator {
         Ok(())
     }
 
-    /// Handles entries that have a tag whose index Redis may have evicted: all values of jobs with tags are looked at. What is
-    /// being fetched sees the stamp.
-    async fn seek_tagged(
-        &self,
-        tag: &str,
-        Order { action, at, .. }: Order,
-        handled: &mut Handled,
-        left: &mut Left,
-    ) -> RedisResult<()> {
-        self.store.sought(tag, false).await?;
-        for job in self.jobs.jobs.values().filter(|job| !job.tags.is_empty()) {
-            let mut cursor = 0_u64;
-            loop {
-                let (next, found): (u64, Vec<redis::Value>) = redis::cmd("SCAN")
-                    .arg(cursor)
-                    .arg("MATCH")
-                    .arg(job.key.glob())
-                    .arg("COUNT")
-                    .arg(STEP)
-                    .query_async(&mut self.redis.clone())
-                    .await?;
-                let found = found.into_iter().filter_map(|key| redis::from_redis_value::<String>(key).ok());
-                let found = found.filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
-                let found = self.store.with_tag(tag, found.map(EntryKey::new).collect()).await?;
-                let named: Vec<Named> = found.into_iter().map(|key| (Arc::clone(job), key, at)).collect();
-                self.entries(&named, action, When::Mass(0), handled, left).await?;
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
+    /// Handles entries that have tags whose indexes Redis may have evicted: all values of jobs with tags are looked at, once for
+    /// all of these tags. What is being fetched sees the stamps.
+    async fn seek_tagged(&self, tags: &HashSet<&str>, parts: &mut [Part<'_>]) -> RedisResult<()> {
+        let mut globs: Vec<String> =
+            self.jobs.jobs.values().filter(|job| !job.tags.is_empty()).map(|job| job.key.glob()).collect();
+        let glob = match globs.pop() {
+            None => return Ok(()),
+            Some(only) if globs.is_empty() => only,
+            Some(_) => "*".to_owned(),
+        };
+        let seeking = self.store.seek(tags).await?;
+        let mut cursor = 0_u64;
+        loop {
+            let (next, found): (u64, Vec<redis::Value>) = redis::cmd("SCAN")
+                .arg(cursor)
+                .arg("MATCH")
+                .arg(&glob)
+                .arg("COUNT")
+                .arg(STEP)
+                .query_async(&mut self.redis.clone())
+                .await?;
+            let found = found.into_iter().filter_map(|key| redis::from_redis_value::<String>(key).ok());
+            let found = found.filter(|key| {
+                !self.keys.is_own(key) && self.jobs.owner(key).is_some_and(|(job, _)| !job.tags.is_empty())
+            });
+            let found = self.store.with_tags(tags, found.map(EntryKey::new).collect()).await?;
+            for part in &mut *parts {
+                let sought = part.tags.iter().copied().filter(|tag| tags.contains(tag)).collect();
+                let named = found.iter().filter(|(_, has)| concerns(has.as_deref(), &sought));
+                let named = named.filter_map(|(key, _)| {
+                    let (job, _) = self.jobs.owner(key.as_str())?;
+                    Some((Arc::clone(job), key.clone(), part.order.at))
+                });
+                let named: Vec<Named> = named.collect();
+                let Part { order, handled, left, .. } = part;
+                self.entries(&named, order.action, When::Mass(0), handled, left).await?;
+            }
+            cursor = next;
+            if cursor == 0 {
+                break;
             }
         }
-        self.store.sought(tag, true).await
+        self.store.sought(seeking).await
     }
 
     /// Handles entries whose keys match a glob. Leases are scanned to the end first, then values: a key that is being
@@ -607,6 +670,11 @@ impl Invalidator {
         }
         Ok(())
     }
+}
+
+/// Whether an entry that has these tags is concerned by an invalidation by those; one of which nothing is known may have any.
+fn concerns(has: Option<&[String]>, tags: &HashSet<&str>) -> bool {
+    !tags.is_empty() && has.is_none_or(|has| has.iter().any(|tag| tags.contains(tag.as_str())))
 }
 
 /// Why what is named becomes due.
