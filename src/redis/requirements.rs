@@ -89,12 +89,17 @@ const NEEDED: &[&str] = &[
     "ZSCORE K v",
 ];
 
+/// What is said of a right that is missing within a script: by Redis 7.0 of a command and of a key, and by later ones.
+const IN_SCRIPT: [&str; 3] =
+    ["can't run this command", "can't access at least one of the keys", "ACL failure in script"];
+
 /// Commands without which a worker does less, and what that is.
 const WANTED: &[(&str, &str)] = &[
     (
         "INFO",
         "restarts are told by a script that Redis forgets with one, evictions of Samovar's own keys are noticed only where all \
-         of a kind is gone, and reads are sampled while there are none, too",
+         of a kind is gone, an invalidation by a tag that is not known yet looks at all keys, and reads are sampled while there \
+         are none, too",
     ),
     ("OBJECT|IDLETIME K", "no read is seen: only what is listed, fed, or reported as read is kept warm"),
     ("OBJECT|FREQ K", "no read is seen under an LFU policy"),
@@ -304,9 +309,15 @@ pub async fn doing_without(redis: &mut Connection, keys: &Keys) -> RedisResult<V
 /// The text of an error; where it tells of a right that is missing, with what to do.
 pub fn explain(error: &RedisError) -> String {
     let text = error.to_string();
-    // A script's commands are refused in other words, which do not name the command.
-    if error.code() == Some("NOPERM") || text.contains("can't run this command") {
+    if error.code() == Some("NOPERM") {
         return format!("{text}; grant it to the Redis user of this process: {PAGE} lists all that is needed");
+    }
+    if IN_SCRIPT.iter().any(|part| text.contains(part)) {
+        // Before 7.2 Redis does not say which command that is.
+        return format!(
+            "{text}; grant it to the Redis user of this process: a worker that starts names what is missing, and {PAGE} lists \
+             all that is needed"
+        );
     }
     text
 }
@@ -451,6 +462,27 @@ mod tests {
         assert_eq!(lacking_keys(&mut redis, &[one]).await.unwrap(), None);
         let size: usize = redis::cmd("DBSIZE").query_async(&mut redis).await.unwrap();
         assert_eq!(size, 0);
+    }
+
+    /// As other releases say it, and what this one says of a key.
+    #[tokio::test]
+    async fn a_right_that_a_script_lacks_is_told_with_what_to_do() {
+        let server = TestServer::start().await;
+        let mut redis = server.connect().await;
+        let user = ["ACL", "SETUSER", "default", "resetkeys", "~own:*"];
+        let () = redis::cmd(user[0]).arg(&user[1..]).exec_async(&mut redis).await.unwrap();
+        for (script, told) in [
+            ("return redis.call('GET', 'other:1')", true),
+            (
+                "return redis.error_reply(\"ERR ACL failure in script: User app has no permissions to run the 'get' command\")",
+                true,
+            ),
+            ("return redis.error_reply('ERR something else')", false),
+        ] {
+            let answer: RedisResult<Value> = redis::cmd("EVAL").arg(script).arg(0).query_async(&mut redis).await;
+            let text = explain(&answer.unwrap_err());
+            assert_eq!(text.contains("a worker that starts names what is missing"), told, "{text}");
+        }
     }
 
     #[test]
