@@ -10,9 +10,10 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use redis::{Cmd, RedisResult, Script};
+use tracing::warn;
 
 use crate::job::{EntryKey, JobName};
-use crate::redis::{Connection, Keys};
+use crate::redis::{Connection, Keys, is_of_keys};
 use crate::warmer::Outcome;
 
 /// Dead letters kept for each job; the oldest go first.
@@ -352,7 +353,7 @@ impl Agenda {
     /// Ends the warming of entries, counts outcomes, and keeps `last` for people.
     ///
     /// # Errors
-    /// Redis's; the entries are due again when their time runs out.
+    /// As of [`Self::finish_counting`].
     pub async fn finish(&self, job: &JobName, entries: &[Finished], last: &str) -> RedisResult<()> {
         self.finish_counting(job, entries, last, &[]).await
     }
@@ -360,7 +361,8 @@ impl Agenda {
     /// The same, and adds to more of the job's counters.
     ///
     /// # Errors
-    /// Redis's; some may have been counted.
+    /// Redis's; the entries are due again when their time runs out, and some may have been counted. Where only keys of
+    /// another type are in the way, all was done that they do not concern; the log then names who has no dead letter.
     pub async fn finish_counting(
         &self,
         job: &JobName,
@@ -369,6 +371,7 @@ impl Agenda {
         more: &[(&'static str, u64)],
     ) -> RedisResult<()> {
         let mut more = more.to_vec();
+        let mut trouble = Ok(());
         for batch in entries.chunks(BATCH) {
             let mut counts = std::mem::take(&mut more);
             for outcome in batch.iter().filter_map(|entry| entry.outcome) {
@@ -399,9 +402,19 @@ impl Agenda {
                 };
                 call.arg(key).arg(score).arg(what).arg(argument);
             }
-            call.invoke_async::<u64>(&mut self.redis.clone()).await?;
+            if let Err(e) = call.invoke_async::<u64>(&mut self.redis.clone()).await {
+                if !is_of_keys(&e) {
+                    return Err(e);
+                }
+                for Finished { key, next, .. } in batch {
+                    if let Next::Dead(reason) = next {
+                        warn!(%job, key, reason, "given up, and may have no dead letter: {e}");
+                    }
+                }
+                trouble = Err(e);
+            }
         }
-        Ok(())
+        trouble
     }
 
     /// The entries on a job's agenda that match a glob, in whatever state; each once or more. It is scanned in steps.

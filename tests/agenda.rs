@@ -254,6 +254,60 @@ async fn dead_letters_are_bounded_and_the_oldest_go_first() {
     assert!(redis.ask::<Option<f64>>(&["ZSCORE", "samovar:dead:{art}", "art:new"]).await.is_some());
 }
 
+/// Somebody else's key stands where the dead letters, their reasons or the counters should.
+#[tokio::test]
+async fn a_stranger_s_key_beside_the_agenda_keeps_no_entry_in_hand() {
+    let names: Vec<String> = (0..600).map(|n| format!("{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (key, letters) in [("samovar:dead:{art}", 0), ("samovar:dead-reasons:{art}", 200), ("samovar:stats:{art}", 200)]
+    {
+        let (redis, parts) = parts().await;
+        redis.set(key, "a stranger's", LONG).await;
+        put(&parts, &names, When::Due(0), Trigger::Cron).await;
+        let claimed = claim(&parts, MANY, MANY, LONG).await;
+        let scores = take(&parts, &claimed).await;
+        let then = parts.now().await + 60_000;
+        let ends = claimed.iter().zip(scores).enumerate().map(|(n, (entry, score))| {
+            let next = [Next::Dead("no answer".to_owned()), Next::Out, Next::At(then)][n % 3].clone();
+            Finished { key: entry.key.clone(), score: score.unwrap(), next, outcome: Some(Outcome::Failed) }
+        });
+        let ends: Vec<Finished> = ends.collect();
+        let e = parts.agenda.finish(&job(), &ends, "").await.unwrap_err();
+        assert_eq!(e.code(), Some("WRONGTYPE"), "{key}: {e}");
+        let agenda: Vec<f64> = scores_on(&redis).await;
+        assert_eq!(agenda.len(), 200, "{key}: what is finished has left");
+        assert!(agenda.iter().all(|score| Due::from_score(*score).state == State::Scheduled), "{key}");
+        assert_eq!(redis.get(key).await.as_deref(), Some("a stranger's"));
+        if letters > 0 {
+            assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:dead:{art}"]).await, letters, "{key}");
+        }
+    }
+}
+
+/// A full Redis keeps no dead letter as yet, so the entry stays in hand until there is one.
+#[tokio::test]
+async fn a_full_redis_loses_no_dead_letter() {
+    let (redis, parts) = parts().await;
+    put(&parts, &["a"], When::Due(0), Trigger::Cron).await;
+    let claimed = claim(&parts, MANY, MANY, LONG).await;
+    let score = take(&parts, &claimed).await.remove(0).unwrap();
+    let dead = Next::Dead("no answer".to_owned());
+    let end = Finished { key: claimed[0].key.clone(), score, next: dead, outcome: None };
+    redis.ask::<String>(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    parts.agenda.finish(&job(), std::slice::from_ref(&end), "").await.unwrap_err();
+    assert!(parts.score("a").await.is_some());
+    redis.ask::<String>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    parts.agenda.finish(&job(), &[end], "").await.unwrap();
+    assert_eq!(parts.score("a").await, None);
+    assert_eq!(redis.ask::<Vec<String>>(&["ZRANGE", "samovar:dead:{art}", "0", "-1"]).await, ["art:a"]);
+}
+
+/// The scores on the agenda of the job `art`.
+async fn scores_on(redis: &TestRedis) -> Vec<f64> {
+    let all: Vec<(String, f64)> = redis.ask(&["ZRANGE", "samovar:agenda:{art}", "0", "-1", "WITHSCORES"]).await;
+    all.into_iter().map(|(_, score)| score).collect()
+}
+
 #[tokio::test]
 async fn an_entry_that_is_warm_again_is_no_dead_letter_any_more() {
     let (redis, parts) = parts().await;

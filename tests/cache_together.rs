@@ -224,6 +224,21 @@ async fn what_samovar_invalidates_while_it_is_loaded_is_not_brought_back() {
     }
 }
 
+/// Somebody else's list stands where the lease of a key should.
+#[tokio::test]
+async fn a_stranger_s_key_at_a_lease_stops_no_write() {
+    let redis = TestRedis::start().await;
+    let (cache, keys) = (instance(&redis).await, Keys::new("samovar", "samovar:invalidate"));
+    let lease = keys.lease(&EntryKey::new("art:k"));
+    redis.ask::<u64>(&["RPUSH", &lease, "x"]).await;
+    cache.set("k", &1).await.unwrap();
+    assert_eq!(cache.increment("k", 2).await.unwrap(), 3);
+    assert!(cache.delete("k").await.unwrap());
+    assert_eq!(redis.ask::<String>(&["TYPE", &lease]).await, "list");
+    assert_eq!(cache.get_or_load("k", async || Ok::<_, Infallible>(4)).await.unwrap(), 4);
+    assert_eq!(redis.json("art:k").await, Some(json!(4)));
+}
+
 /// What came of values that were loaded before and while a tag was invalidated, on a job with tags.
 async fn loaded_and_tagged(top: &str, action: &str, first: bool) {
     let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());

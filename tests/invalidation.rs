@@ -477,6 +477,72 @@ async fn what_cannot_be_invalidated_holds_up_nothing_else_that_the_message_names
     }
 }
 
+/// Strangers' keys stand where an entry's lease or metadata should: its value goes or is fetched anew all the same.
+#[tokio::test]
+async fn a_stranger_s_key_beside_a_value_hides_no_invalidation() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    let invalidator = parts.invalidator(&jobs);
+    for beside in [parts.keys.lease(&art("a")), parts.keys.meta(&art("a"))] {
+        for action in ["refresh", "evict"] {
+            redis.set("art:a", "1", TTL).await;
+            redis.ask::<u64>(&["DEL", &parts.keys.agenda(&job())]).await;
+            redis.ask::<redis::Value>(&["EVAL", STRANGER, "1", &beside]).await;
+            let message = Message::parse(&json!({"keys": ["art:a"], "action": action}).to_string()).unwrap();
+            parts.next_instant().await;
+            invalidator.handle(&message, parts.now().await).await.unwrap();
+            if action == "evict" {
+                assert_eq!(redis.get("art:a").await, None, "{beside}");
+                assert_eq!(redis.ask::<String>(&["TYPE", &beside]).await, "list", "it is nobody's to remove");
+            } else {
+                let due = Due::from_score(parts.score("a").await.unwrap());
+                assert_eq!((due.state, due.trigger), (State::Urgent, Trigger::Invalidation), "{beside}");
+            }
+        }
+    }
+}
+
+/// A stranger's key stands where the loads of one job are tracked: those of another are found all the same.
+#[tokio::test]
+async fn a_stranger_s_key_at_one_set_of_loads_hides_no_other() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let tagged = Art::of(&upstream).top("tags = [\"t\"]");
+    let jobs = tagged.folder().job("song", &tagged.toml().replace("art:", "song:"));
+    let jobs = jobs.job("book", &tagged.toml().replace("art:", "book:"));
+    let parts = Parts::of(&redis).await;
+    let message = Message::parse(r#"{"tags": ["t"], "action": "evict"}"#).unwrap();
+    let keys = ["art:1", "book:1", "song:1"];
+    for bad in keys {
+        let [set, _] = parts.keys.loaded(bad);
+        redis.ask::<redis::Value>(&["EVAL", STRANGER, "1", &set]).await;
+        for key in keys {
+            redis.set(key, "1", TTL).await;
+        }
+        parts.next_instant().await;
+        parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
+        for key in keys {
+            assert_eq!(redis.get(key).await.is_some(), key == bad, "{key} while {bad} cannot be tracked");
+        }
+        redis.ask::<u64>(&["DEL", &set]).await;
+    }
+}
+
+/// Its failures are counted, so that it is given up some day.
+#[tokio::test]
+async fn a_stranger_s_key_at_metadata_hides_no_failure() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let lease = parts.lease("a", LONG).await;
+    redis.ask::<redis::Value>(&["EVAL", STRANGER, "1", &parts.keys.meta(&art("a"))]).await;
+    let note = Note { failures: 3, ..Note::default() };
+    assert_eq!(parts.store.release(&art("a"), &lease.token, Some(&note)).await.unwrap(), None);
+    assert_eq!(parts.meta("a").await.unwrap().note.failures, 3);
+}
+
+/// Makes a key somebody else's list.
+const STRANGER: &str = "redis.call('DEL', KEYS[1]) return redis.call('LPUSH', KEYS[1], 'x')";
+
 #[tokio::test]
 async fn malformed_messages_are_survived_and_told() {
     let (redis, upstream, _jobs, mut worker) = warmed(&["a"]).await;

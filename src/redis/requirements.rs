@@ -436,7 +436,7 @@ mod tests {
         for file in files {
             let text = std::fs::read_to_string(&file).unwrap_or_default();
             let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-            for begin in ["cmd(\"", "redis.call('", "redis.pcall('"] {
+            for begin in ["cmd(\"", "redis.call('", "redis.pcall('", "try('"] {
                 for rest in text.split(begin).skip(1) {
                     let name: String = rest.chars().take_while(char::is_ascii_uppercase).collect();
                     seen += 1;

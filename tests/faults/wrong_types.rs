@@ -8,7 +8,8 @@ use samovar::redis::Keys;
 use serde_json::{Value, json};
 
 use super::support::{
-    Art, JobsFolder, Parts, TestRedis, Upstream, WorkerProcess, eventually, eventually_within, samovar, talkative,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, eventually_within, samovar,
+    talkative,
 };
 
 /// How long it may take until it is told, and until all is well again: claims and leases of a few seconds run out.
@@ -193,6 +194,19 @@ async fn wrong_types_that_a_worker_starts_among_hurt_no_other_job() {
     stage.redis.ask::<u64>(&[&["DEL"], &*fixed.iter().map(String::as_str).collect::<Vec<_>>()].concat()).await;
     stage.works("after all went").await;
     redis_has_all(&stage, &["art:1", "art:2"]).await;
+}
+
+/// The log names the entry and why it was given up, since no dead letter can.
+#[tokio::test]
+async fn a_letter_that_cannot_be_kept_is_in_the_log() {
+    let (redis, museum) = tokio::join!(TestRedis::start(), Upstream::start());
+    museum.on("/art/1", Reply::status(500));
+    redis.ask::<u64>(&["SADD", &keys().dead(&JobName::new("art")), "x"]).await;
+    let jobs = Art::of(&museum).list(["1"]).warm("attempts = 1").folder();
+    let mut worker = talkative(&redis, &jobs).spawn();
+    worker.wait_for_log(&["WARN", "art:1", "failed 1 times", "no dead letter", "WRONGTYPE"]).await;
+    let agenda = keys().agenda(&JobName::new("art"));
+    eventually("it has left the agenda", async || redis.ask::<u64>(&["ZCARD", &agenda]).await == 0).await;
 }
 
 async fn redis_has_all(stage: &Stage, keys: &[&str]) {

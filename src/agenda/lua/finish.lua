@@ -9,8 +9,8 @@
 --         'in'   ms: due after that time, for the same trigger and as urgent as before
 --         'out'  '': it leaves
 --         'dead' reason: it leaves for the dead letters
--- Returns how many were as the caller thought
--- The agenda comes first and the counters last: a key of another type in the place of what is only told stops no entry.
+-- Returns how many were as the caller thought; an error where dead letters or counters hold a key of another type,
+-- after all else is done: what is only told stops no entry. A full Redis ends no entry that leaves for dead letters.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = 5 + 2 * tonumber(ARGV[5])
@@ -51,24 +51,32 @@ for n, entry in ipairs(entries) do
 end
 if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end
 if soonest < now + 5000 then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
-for _, letter in ipairs(dead) do
-  redis.call('ZADD', KEYS[2], string.format('%.0f', now), letter[1])
-  redis.call('HSET', KEYS[3], letter[1], letter[2])
+local trouble
+-- The reply of a command, or nothing where it fails.
+local function try(...)
+  local reply = redis.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  trouble = trouble or reply
 end
+for _, letter in ipairs(dead) do
+  try('ZADD', KEYS[2], string.format('%.0f', now), letter[1])
+  try('HSET', KEYS[3], letter[1], letter[2])
+end
+if trouble and string.find(trouble.err, '^OOM') then return trouble end
 if out[1] then redis.call('ZREM', KEYS[1], unpack(out)) end
 if alive[1] and redis.call('EXISTS', KEYS[2]) == 1 then
-  redis.call('ZREM', KEYS[2], unpack(alive))
-  redis.call('HDEL', KEYS[3], unpack(alive))
+  try('ZREM', KEYS[2], unpack(alive))
+  try('HDEL', KEYS[3], unpack(alive))
 end
-local spare = dead[1] and redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[1]) or 0
+local spare = dead[1] and (try('ZCARD', KEYS[2]) or 0) - tonumber(ARGV[1]) or 0
 if spare > 0 then
   local oldest = redis.call('ZPOPMIN', KEYS[2], math.min(spare, 500))
-  for i = 1, #oldest, 2 do redis.call('HDEL', KEYS[3], oldest[i]) end
+  for i = 1, #oldest, 2 do try('HDEL', KEYS[3], oldest[i]) end
 end
 for i = 6, at, 2 do
-  if redis.call('HINCRBY', KEYS[4], ARGV[i], ARGV[i + 1]) == tonumber(ARGV[i + 1]) then
-    redis.call('HSETNX', KEYS[4], 'since', string.format('%.0f', now))
+  if try('HINCRBY', KEYS[4], ARGV[i], ARGV[i + 1]) == tonumber(ARGV[i + 1]) then
+    try('HSETNX', KEYS[4], 'since', string.format('%.0f', now))
   end
 end
-if ARGV[2] ~= '' then redis.call('HSET', KEYS[4], 'last', ARGV[2]) end
-return done
+if ARGV[2] ~= '' then try('HSET', KEYS[4], 'last', ARGV[2]) end
+return trouble or done

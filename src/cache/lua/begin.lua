@@ -5,7 +5,7 @@
 -- ARGV  1 token  2 how long the lease holds (ms)
 -- Returns {'there', value} | {'busy'} | {'leased'}
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'there', redis.call('GET', KEYS[1])} end
-local begun, mark = string.match(redis.call('GET', KEYS[2]) or '', '^%S+ (%d+) (%S)$')
+local begun, mark = string.match(redis.call('MGET', KEYS[2])[1] or '', '^%S+ (%d+) (%S)$')
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if mark and mark ~= 'e' then

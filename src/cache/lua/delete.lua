@@ -5,7 +5,7 @@
 -- KEYS  1 value  2 lease
 -- ARGV  1 channel of changes ('' says nothing)  2 the change, as announced
 -- Returns 1 if there was a value
-local head = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+ %d+) %S$')
+local head = string.match(redis.call('MGET', KEYS[2])[1] or '', '^(%S+ %d+) %S$')
 if head then redis.call('SET', KEYS[2], head .. ' e', 'KEEPTTL') end
 local removed = redis.call('TYPE', KEYS[1]).ok == 'string' and redis.call('UNLINK', KEYS[1]) or 0
 if removed == 1 and ARGV[1] ~= '' then redis.call('PUBLISH', ARGV[1], ARGV[2]) end

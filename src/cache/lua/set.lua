@@ -12,7 +12,7 @@ if ARGV[2] == '' then
 else
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 end
-local head = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+ %d+) %S$')
+local head = string.match(redis.call('MGET', KEYS[2])[1] or '', '^(%S+ %d+) %S$')
 if head then redis.call('SET', KEYS[2], head .. ' e', 'KEEPTTL') end
 if ARGV[3] ~= '' then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
 return 1

@@ -10,6 +10,8 @@
 -- In the note "t":1 says that it was fetched for an invalidation, "t":5 for the second look that follows one, "s":1 in a storm, and
 -- "o":7 that this failed (meta.rs).
 -- A full Redis does it, too: it may write a mark, and what an eviction frees is more.
+-- A lease or metadata of another type are somebody else's and count as absent (MGET); they hide no value from an
+-- invalidation.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 S (ms)  2 'r' refresh or 'e' evict  3 how long the note on a value without a TTL is kept (ms)
 --       4 channel of changes  5 the removal of a value, as announced
@@ -26,10 +28,11 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function before(start) return start <= S or start > now end
 local fenced, due, removed = 0, 0, 0
 local refresh = ARGV[2] == 'r'
-local token, begun, busy = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+) (%S)$')
+local known = redis.call('MGET', KEYS[2], KEYS[3])
+local token, begun, busy = string.match(known[1] or '', '^(%S+) (%d+) (%S)$')
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
 local start, written, invalid, outlived, rest =
-  string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
+  string.match(known[2] or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
 local ours = start and tonumber(written) == pxat
 local asked = start and tonumber(string.match(rest, '^[^ ~@]+~(%d+)') or start)
 local storm = tonumber(ARGV[6])
@@ -57,7 +60,7 @@ if old and not refresh then
   -- A key that holds no string is somebody else's, and stays (lease.lua).
   local kind = redis.call('TYPE', KEYS[1]).ok
   if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end
-  redis.call('UNLINK', KEYS[3])
+  if known[2] then redis.call('UNLINK', KEYS[3]) end
   if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
   if kind == 'none' and not token then due = 2 end
 elseif old and (pxat ~= -2 or start) then

@@ -5,7 +5,7 @@
 -- Returns {its PEXPIRETIME, when its TTL ends (ms)}, or {-2, -2} where there is no such value
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
 local start, written, invalid, outlived, rest =
-  string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
+  string.match(redis.call('MGET', KEYS[3])[1] or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
 if pxat < 0 or not start or tonumber(written) ~= pxat or invalid ~= '0'
   or redis.call('TYPE', KEYS[1]).ok ~= 'string' then return {-2, -2} end
 local time = redis.call('TIME')
