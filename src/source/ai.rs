@@ -3,7 +3,7 @@
 //! Generating costs money. So a value carries a hash of what it was made from (model, messages, settings, options), and
 //! while that is the same, nothing is asked ([`unchanged`]). Every answer with a success status counts as paid, also
 //! where it cannot be used, and so does a request whose answer did not come in time. The server's `usage` tells the
-//! cost; what it does not tell is estimated ([`Spent`]).
+//! cost; what it does not tell is estimated ([`Spent`]). With the status of an error only what `usage` tells counts.
 //!
 //! With format `json` the answer must be a JSON document; one Markdown fence around the whole of it is taken off, because
 //! many models cannot be kept from writing one, and each answer refused for it would be paid again.
@@ -35,14 +35,14 @@ pub(super) async fn fetch(client: &Client, source: &AiSource, ask: &Ask<'_>) -> 
         Ok(Received::Body(answer)) => answer,
         Ok(Received::Gone) => {
             let reason = format!("has no such model or path (404 or 410): is `{}` right?", source.model);
-            return (Err(answer_error(&url, &reason)), Spent::Nothing);
+            return (Err(answer_error(&url, &reason)), told(&reached, prompt).unwrap_or(Spent::Nothing));
         }
         Ok(Received::Unchanged) => {
             return (Err(answer_error(&url, "answers 304 without having been asked")), Spent::Nothing);
         }
         Err(error) => {
-            let spent = if reached.may_be_paid() { Spent::Untold { prompt } } else { Spent::Nothing };
-            return (Err(hinted(error, source)), spent);
+            let untold = if reached.may_be_paid() { Spent::Untold { prompt } } else { Spent::Nothing };
+            return (Err(hinted(error, source)), told(&reached, prompt).unwrap_or(untold));
         }
     };
     let text = match answer.text() {
@@ -67,6 +67,12 @@ pub(super) fn cost(source: &AiSource, ask: &Ask<'_>) -> Cost {
     let Ok((_, body)) = request(source, ask) else { return Cost::default() };
     let answer = source.limit().map(|(_, most)| most);
     Cost { prompt: estimate(body.to_string().len()), answer }
+}
+
+/// What an answer without a value cost, where it tells that.
+fn told(reached: &Reached, prompt: u64) -> Option<Spent> {
+    let completion = Completion::read(reached.refusal()?)?;
+    completion.tells_usage().then(|| Spent::Tokens { prompt, all: completion.tokens(prompt) })
 }
 
 /// Says what to write where a model refuses `max_tokens`.

@@ -39,7 +39,8 @@ impl<'a> Completion<'a> {
     /// Reads an answer's body; `None` where it is not JSON.
     pub(super) fn read(body: &'a str) -> Option<Self> {
         let mut all = fields(serde_json::from_str(body).ok()?);
-        let usage = all.remove("usage").map(fields).unwrap_or_default();
+        let usage = all.remove("usage").or_else(|| fields(all.get("error")?).remove("usage"));
+        let usage = usage.map(fields).unwrap_or_default();
         let choices: Vec<&RawValue> =
             all.remove("choices").and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
         let choices: Vec<Fields<'_>> = choices.into_iter().map(fields).collect();
@@ -55,14 +56,22 @@ impl<'a> Completion<'a> {
     /// The total and its parts are told in two places; the higher sum counts. A part that is not told, or told as
     /// nothing, is estimated, unless the total is told.
     pub(super) fn tokens(&self, prompt: u64) -> u64 {
-        let count = |names: [&str; 2]| names.into_iter().filter_map(|name| count(self.usage.get(name)?)).max();
-        let total = count(["total_tokens", "totalTokens"]);
-        let asked = count(["prompt_tokens", "input_tokens"]);
-        let answered = count(["completion_tokens", "output_tokens"]);
+        let [total, asked, answered] = self.counts();
         match total {
             Some(total) => total.max(asked.unwrap_or(0) + answered.unwrap_or(0)),
             None => asked.unwrap_or(prompt) + answered.unwrap_or_else(|| estimate(self.said)),
         }
+    }
+
+    /// Whether the server tells any tokens.
+    pub(super) fn tells_usage(&self) -> bool {
+        self.counts().iter().any(Option::is_some)
+    }
+
+    /// The tokens that the server tells: all, the prompt's, the answer's.
+    fn counts(&self) -> [Option<u64>; 3] {
+        [["total_tokens", "totalTokens"], ["prompt_tokens", "input_tokens"], ["completion_tokens", "output_tokens"]]
+            .map(|names| names.into_iter().filter_map(|name| count(self.usage.get(name)?)).max())
     }
 
     /// The whole text, or what the answer is instead. `limit` is the longest answer that was asked for, by its name.

@@ -20,8 +20,8 @@ use reqwest::{Method, Response, StatusCode, Url, Version};
 use serde_json::Value;
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
 
@@ -65,7 +65,10 @@ pub(super) enum Received {
 
 /// How far an exchange came, also where it failed: the last answer's status, or that a request was sent and none came.
 #[derive(Default)]
-pub(super) struct Reached(AtomicU16);
+pub(super) struct Reached {
+    status: AtomicU16,
+    refusal: OnceLock<Vec<u8>>,
+}
 
 impl Reached {
     const NO_ANSWER: u16 = 1;
@@ -73,15 +76,20 @@ impl Reached {
     /// Returns whether the upstream may take money for it: it answered with success, or may have made an answer that
     /// did not arrive.
     pub(super) fn may_be_paid(&self) -> bool {
-        matches!(self.0.load(Ordering::Relaxed), Self::NO_ANSWER | 200..=299)
+        matches!(self.status.load(Ordering::Relaxed), Self::NO_ANSWER | 200..=299)
+    }
+
+    /// Returns the beginning of the body of an answer whose status brings no value.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.refusal.get().and_then(|body| std::str::from_utf8(body).ok())
     }
 
     fn status(&self, status: StatusCode) {
-        self.0.store(status.as_u16(), Ordering::Relaxed);
+        self.status.store(status.as_u16(), Ordering::Relaxed);
     }
 
     fn no_answer(&self) {
-        let _ = self.0.compare_exchange(0, Self::NO_ANSWER, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.status.compare_exchange(0, Self::NO_ANSWER, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -203,7 +211,7 @@ impl Client {
             if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
                 reached.status(status);
                 let asked = Asked { url: &url, conditional: !conditions.is_empty(), posted: body.is_some(), until };
-                return self.receive(asked, response, secrets).await;
+                return self.receive(asked, response, secrets, reached).await;
             }
             let next = response.headers().get(header::LOCATION).and_then(|to| std::str::from_utf8(to.as_bytes()).ok());
             let next = next.and_then(|to| url.join(to).ok()).filter(|to| to.has_host());
@@ -237,7 +245,13 @@ impl Client {
         }
     }
 
-    async fn receive(&self, asked: Asked<'_>, response: Response, secrets: Secrets) -> Result<Received, FetchError> {
+    async fn receive(
+        &self,
+        asked: Asked<'_>,
+        response: Response,
+        secrets: Secrets,
+        reached: &Reached,
+    ) -> Result<Received, FetchError> {
         let mut body = Body {
             url: Box::new(asked.url.clone()),
             status: response.status(),
@@ -246,10 +260,11 @@ impl Client {
             cut: false,
             secrets,
         };
-        match body.status.as_u16() {
+        let status = body.status.as_u16();
+        match status {
             304 if asked.conditional => Ok(Received::Unchanged),
             304 => Err(body.error("comes without having been asked for")),
-            404 | 410 => Ok(Received::Gone),
+            404 | 410 if !asked.posted => Ok(Received::Gone),
             // 203: as a proxy on the way has changed it. 201: what a request with a body made.
             200 | 203 => self.whole(body, response).await,
             201 if asked.posted => self.whole(body, response).await,
@@ -257,7 +272,9 @@ impl Client {
                 let left = asked.until.saturating_duration_since(Instant::now());
                 // Never all that is left, so that the status is not forgotten over its body.
                 body.begin(response, REFUSAL_TIME.min(left.mul_f32(0.9))).await;
-                Err(body.refusal())
+                let answer = if matches!(status, 404 | 410) { Ok(Received::Gone) } else { Err(body.refusal()) };
+                let _ = reached.refusal.set(body.bytes);
+                answer
             }
         }
     }

@@ -122,7 +122,7 @@ pub struct Cost {
 /// The AI tokens that a request cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spent {
-    /// Nothing was asked, or the answer is free: an error's status, or no connection.
+    /// Nothing was asked, or the answer is free: an error's status without `usage`, or no connection.
     Nothing,
     /// As `usage` tells, or by estimate from the answer's text.
     Tokens {

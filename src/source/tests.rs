@@ -899,7 +899,8 @@ async fn only_what_an_upstream_may_have_made_is_paid_for() {
         bench.with(async |ask| bench.sources.fetch_counting(&ask).await.1).await
     };
     for code in [301, 400, 401, 404, 410, 429, 500, 503] {
-        let server = answering((StatusCode::from_u16(code).unwrap(), completion("a", "stop"))).await;
+        let error = r#"{"error": {"message": "no"}, "usage": {"total_tokens": 0}}"#;
+        let server = answering((StatusCode::from_u16(code).unwrap(), error.to_owned())).await;
         assert_eq!(spent(&server).await, Spent::Nothing, "{code}");
     }
     let gone = Server { url: answering("{}").await.url.clone(), seen: Arc::default(), _tasks: JoinSet::new() };
@@ -915,6 +916,32 @@ async fn only_what_an_upstream_may_have_made_is_paid_for() {
     for server in [late, closed, cut, stalled] {
         assert!(matches!(spent(&server).await, Spent::Untold { .. }));
     }
+}
+
+#[tokio::test]
+async fn an_error_that_tells_usage_is_paid_for() {
+    let usages = [
+        (r#"{"error": {"message": "no"}, "usage": {"total_tokens": 15}}"#.to_owned(), 15),
+        (r#"{"error": {"message": "no", "usage": {"prompt_tokens": "7", "completion_tokens": 4}}}"#.to_owned(), 11),
+        (r#"{"detail": "no", "usage": {"output_tokens": 3, "input_tokens": 2}}"#.to_owned(), 5),
+        (r#"{"error": "no", "usage": {"input_tokens": 6}}"#.to_owned(), 6),
+        (completion("half a", "error"), 15),
+    ];
+    for code in [202, 400, 402, 404, 410, 413, 422, 429, 500, 503, 529] {
+        for (body, all) in &usages {
+            let server = answering((StatusCode::from_u16(code).unwrap(), body.clone())).await;
+            let bench = Bench::ai(&server, "");
+            let (answer, spent) = bench.with(async |ask| bench.sources.fetch_counting(&ask).await).await;
+            assert!(answer.is_err(), "{code}");
+            assert!(matches!(spent, Spent::Tokens { all: told, .. } if told == *all), "{code} {body}: {spent:?}");
+        }
+    }
+    // A beginning tells nothing for certain.
+    let long = format!(r#"{{"usage": {{"total_tokens": 15}}, "error": "{}"}}"#, "x".repeat(20 << 10));
+    let server = answering((StatusCode::BAD_REQUEST, long)).await;
+    let bench = Bench::ai(&server, "");
+    let (_, spent) = bench.with(async |ask| bench.sources.fetch_counting(&ask).await).await;
+    assert_eq!(spent, Spent::Nothing);
 }
 
 #[tokio::test]
