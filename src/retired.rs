@@ -18,6 +18,9 @@ pub const ROUNDS: u64 = 144;
 /// Keys that Redis looks at in one step of a scan.
 const STEP: usize = 500;
 
+/// What people read of trouble with the key patterns of jobs with tags.
+const TAGGED: &str = "key patterns of jobs with tags";
+
 static MISS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("retired/lua/miss.lua")));
 
 /// Sees to what is kept of jobs that are no more. Cheap to clone.
@@ -51,7 +54,34 @@ impl Retired {
         for job in self.jobs.jobs.keys() {
             pipe.set(self.keys.unknown(job), 0).ignore();
         }
-        pipe.exec_async(&mut self.redis.clone()).await
+        pipe.exec_async(&mut self.redis.clone()).await?;
+        self.know_globs().await
+    }
+
+    /// Says what the keys of this worker's jobs with tags look like. Call it often: who lacks it misses what services loaded.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn know_globs(&self) -> RedisResult<()> {
+        let globs = self.jobs.globs_with_tags();
+        if !globs.is_empty() {
+            let mut note = redis::cmd("ZADD");
+            note.arg(self.keys.tagged());
+            globs.iter().for_each(|glob| _ = note.arg(0).arg(glob));
+            self.troubles.alone(TAGGED, note.exec_async(&mut self.redis.clone()).await)?;
+        }
+        Ok(())
+    }
+
+    /// Counts a round for key patterns that nobody may know, and forgets those that nobody knew for more than `rounds`.
+    async fn miss_globs(&self, rounds: u64) -> RedisResult<()> {
+        let (mut redis, key) = (self.redis.clone(), self.keys.tagged());
+        let known = self.jobs.globs_with_tags();
+        let all: Vec<String> = redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1).query_async(&mut redis).await?;
+        for glob in all.iter().filter(|glob| !known.contains(*glob)) {
+            redis::cmd("ZADD").arg(&key).arg("XX").arg("INCR").arg(1).arg(glob).exec_async(&mut redis).await?;
+        }
+        redis::cmd("ZREMRANGEBYSCORE").arg(&key).arg(format!("({rounds}")).arg("+inf").exec_async(&mut redis).await
     }
 
     /// Counts a round, and drops what is kept of jobs that nobody knew for more than `rounds`; returns how many jobs that were.
@@ -60,6 +90,7 @@ impl Retired {
     /// Redis's; it goes on with the next round.
     pub async fn round(&self, rounds: u64) -> RedisResult<usize> {
         self.know().await?;
+        self.troubles.alone(TAGGED, self.miss_globs(rounds).await)?;
         let mut dropped = 0;
         let mut cursor = 0_u64;
         loop {

@@ -683,6 +683,8 @@ impl Pulse {
         let lost = thorough && self.troubles.alone("the schedules", self.has_lost_some().await)?.unwrap_or(false);
         if !*ensured {
             self.retired.know().await?;
+        } else if thorough {
+            self.retired.know_globs().await?;
         }
         // By a clock that was set back, all schedules begin anew as well.
         let schedules = set_back.map_or_else(|| run_id.to_owned(), |times| format!("{run_id} {times}"));

@@ -314,6 +314,42 @@ async fn what_is_loaded_of_a_job_without_tags_is_left_alone_by_a_tag() {
     assert!(members.len() <= 2);
 }
 
+/// A worker reads the message from the inbox, and nobody who knows the job hears of it.
+#[tokio::test]
+async fn a_tag_finds_what_was_loaded_of_a_job_the_reader_lacks() {
+    let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
+    let parts = Parts::of(&redis).await;
+    parts.mark().await;
+    let tagged = |key: &str| Art::of(&upstream).top("tags = [\"t\"]").toml().replace("art:{name}", key);
+    let (known, unknown) = (Art::of(&upstream).folder(), Art::of(&upstream).folder());
+    known.write("art.toml", &tagged("known:{name}"));
+    unknown.write("art.toml", &tagged("art:{name}"));
+    unknown.write("any.toml", &tagged("any{lang}:{name}").replace("list = []", ""));
+    unknown.write("plain.toml", &Art::of(&upstream).toml().replace("art:", "plain:"));
+    // It was there once, and is replaced by one with other jobs.
+    let mut left = worker(&redis, &unknown);
+    eventually("it says what it knows", async || redis.ask::<u64>(&["ZCARD", "samovar:tagged"]).await == 2).await;
+    left.term();
+    left.wait().await;
+    let _reader = worker(&redis, &known);
+    let cache = instance(&redis).await;
+    let message = |action: &str| json!({"tags": ["t"], "action": action}).to_string();
+    for (n, action) in ["refresh", "evict", "refresh"].into_iter().enumerate() {
+        for prefix in ["art", "anyde", "plain", "known"] {
+            let cache = cache.with_prefix(prefix).unwrap();
+            cache.get_or_load_with("before", Ttl::For(LATER), async || Ok::<_, Infallible>(n)).await.unwrap();
+        }
+        let mut loading = load(&cache, 0);
+        loading.begun().await;
+        parts.invalidate(&message(action)).await;
+        assert_eq!(loading.ends().await, 0, "its caller gets its answer");
+        for key in ["art:before", "art:k", "anyde:before"] {
+            assert_eq!(redis.get(key).await, None, "{key}, {action} {n}");
+        }
+        assert_eq!(redis.json("plain:before").await, Some(json!(0)), "a job without tags has nothing to do with it");
+    }
+}
+
 /// A key of a job whose pattern says nothing of how its keys begin.
 #[tokio::test]
 async fn a_tag_finds_what_was_loaded_under_any_beginning() {

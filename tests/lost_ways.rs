@@ -889,6 +889,34 @@ async fn what_is_kept_of_a_job_goes_when_no_worker_has_known_it_for_long_and_not
     assert!(parts.score("a").await.is_some());
 }
 
+#[tokio::test]
+async fn key_patterns_of_jobs_that_nobody_knows_are_forgotten() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let retired = |name: &str| {
+        let toml = Art::of(&upstream).top("tags = [\"t\"]").toml().replace("art:{name}", &format!("{name}:{{name}}"));
+        let folder = Art::of(&upstream).folder();
+        folder.write("art.toml", &toml);
+        let jobs = Jobs::load(folder.path(), HOUR, &|_| None).unwrap();
+        Retired::new(parts.redis.clone(), parts.keys.clone(), Arc::new(jobs))
+    };
+    let (art, poem) = (retired("art"), retired("poem"));
+    let noted = async || redis.ask::<Vec<String>>(&["ZRANGE", "samovar:tagged", "0", "-1"]).await;
+    for _ in 0..3 {
+        poem.know().await.unwrap();
+        for _ in 0..2 {
+            art.round(2).await.unwrap();
+            assert_eq!(noted().await, ["art:*", "poem:*"]);
+        }
+    }
+    art.round(2).await.unwrap();
+    assert_eq!(noted().await, ["art:*"]);
+    redis.ask::<u64>(&["DEL", "samovar:tagged"]).await;
+    redis.set("samovar:tagged", "a stranger's", HOUR).await;
+    art.know().await.unwrap();
+    art.round(2).await.unwrap();
+}
+
 /// Somebody dropped it who did not know the job, at the moment when this worker took it up.
 #[tokio::test]
 async fn a_schedule_that_is_missing_is_set_up_again() {

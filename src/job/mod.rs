@@ -278,6 +278,11 @@ impl Jobs {
         file::read_folder(folder, default_ttl, env)
     }
 
+    /// The key patterns of jobs with tags, as globs.
+    pub fn globs_with_tags(&self) -> BTreeSet<String> {
+        self.jobs.values().filter(|job| !job.tags.is_empty()).map(|job| job.key.glob()).collect()
+    }
+
     /// How long an upstream's answer may take.
     pub fn timeout(&self, upstream: &UpstreamName) -> Duration {
         self.upstreams.get(upstream).map_or(Duration::from_secs(10), |upstream| upstream.timeout)

@@ -106,8 +106,8 @@ impl Keys {
         match kind {
             "lease" | "lock" | "number" | "meta" | "paused" | "unknown" | "census" | "touched" | "misses" | "sweep"
             | "marker" | "{suspect}" | "{suspect}:lock" => Some("string"),
-            "tag" | "stamps" | "loaded" | "made-from" | "agenda" | "popular" | "reads" | "dead" | "permits"
-            | "{schedules}" => Some("zset"),
+            "tag" | "stamps" | "tagged" | "loaded" | "made-from" | "agenda" | "popular" | "reads" | "dead"
+            | "permits" | "{schedules}" => Some("zset"),
             "acknowledged"
             | "ears"
             | "feed"
@@ -153,6 +153,7 @@ impl Keys {
             self.acknowledged(),
             self.inbox(),
             self.stamps(),
+            self.tagged(),
             self.clock(),
         ];
         all.extend(self.suspicion());
@@ -188,6 +189,12 @@ impl Keys {
     /// A glob over all of those.
     pub fn made_from_glob(&self) -> String {
         format!("{}:made-from:{{*}}:*", self.prefix)
+    }
+
+    /// The key patterns of jobs with tags: a sorted set, member = glob, score = rounds since a worker said that it
+    /// knows such a job, see [`crate::retired`].
+    pub fn tagged(&self) -> String {
+        format!("{}:tagged", self.prefix)
     }
 
     /// The sets that track what services load of a key: see [`crate::cache`]. One for keys that begin like this one up to the

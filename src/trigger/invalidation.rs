@@ -25,6 +25,9 @@ const ABREAST: usize = 64;
 /// Entries that AI makes, which become due when all is looked at; of more, some do so before.
 const LAST: usize = 10_000;
 
+/// Key patterns of jobs that are not known here, of which what services loaded is looked for.
+const GLOBS: usize = 1_000;
+
 /// How often messages that cannot be followed are told of.
 const TELL: Duration = Duration::from_secs(60);
 /// Longest excerpt of one in the log, in characters.
@@ -402,11 +405,22 @@ impl Invalidator {
         }
     }
 
-    /// Handles what services loaded of jobs with tags, whatever tags it would have. Call it once the tags are stamped.
+    /// Handles what services loaded of jobs with tags, whatever tags it would have. Where nobody else hears of it, what
+    /// they loaded of jobs that are not known here is removed. Call it once the tags are stamped.
     async fn loaded(&self, order: Order, handled: &mut Handled, left: &mut Left) -> RedisResult<()> {
-        let globs: Vec<String> =
-            self.jobs.jobs.values().filter(|job| !job.tags.is_empty()).map(|job| job.key.glob()).collect();
+        let mut globs = self.jobs.globs_with_tags();
+        let mut foreign = BTreeSet::new();
+        if order.alone {
+            let mut ask = redis::cmd("ZRANGE");
+            ask.arg(self.keys.tagged()).arg(0).arg(GLOBS - 1);
+            let all: RedisResult<Vec<String>> = ask.query_async(&mut self.redis.clone()).await;
+            let all = passed_over(all, "what services loaded of jobs that are not known here")?.unwrap_or_default();
+            foreign.extend(all.into_iter().filter(|glob| !globs.contains(glob)));
+        }
+        let foreign_sets = self.store.loaded_sets(foreign.iter().map(String::as_str));
+        globs.extend(foreign);
         for set in self.store.loaded_sets(globs.iter().map(String::as_str)) {
+            let order = Order { alone: foreign_sets.contains(&set), ..order };
             passed_over(self.loaded_in(&set, &globs, order, handled, left).await, &set)?;
         }
         Ok(())
@@ -416,8 +430,8 @@ impl Invalidator {
     async fn loaded_in(
         &self,
         set: &str,
-        globs: &[String],
-        Order { action, at, .. }: Order,
+        globs: &BTreeSet<String>,
+        Order { action, at, alone }: Order,
         handled: &mut Handled,
         left: &mut Left,
     ) -> RedisResult<()> {
@@ -431,11 +445,20 @@ impl Invalidator {
         let mut cursor = 0;
         loop {
             let (next, found) = self.store.loaded(set, cursor).await?;
-            let named = found.into_iter().filter_map(|key| {
-                let (job, _) = self.jobs.owner(key.as_str())?;
-                (!job.tags.is_empty()).then(|| (Arc::clone(job), key, at))
-            });
-            self.entries(&named.collect::<Vec<Named>>(), action, When::Mass(0), handled, left).await?;
+            let (mut named, mut foreign) = (Vec::new(), Vec::new());
+            for key in found {
+                match self.jobs.owner(key.as_str()) {
+                    Some((job, _)) if !job.tags.is_empty() => named.push((Arc::clone(job), key, at)),
+                    Some(_) => {}
+                    None => foreign.push(key),
+                }
+            }
+            if alone {
+                for batch in foreign.chunks(ABREAST) {
+                    self.remove(batch, at, handled).await?;
+                }
+            }
+            self.entries(&named, action, When::Mass(0), handled, left).await?;
             cursor = next;
             if cursor == 0 {
                 return Ok(());
@@ -572,12 +595,23 @@ impl Invalidator {
             let ours = ours.filter(|((_, (expires, meta)), leased)| {
                 *leased || meta.as_ref().is_some_and(|meta| meta.is_of(*expires))
             });
-            let scripts = ours.map(async |((key, _), _)| (key, self.store.invalidate(key, at, Removal::Evict).await));
-            for (key, result) in join_all(scripts).await {
-                let Some(result) = passed_over(result, key)? else { continue };
-                handled.removed += u64::from(result.removed);
-                handled.fenced += u64::from(result.fenced);
-            }
+            self.remove(ours.map(|((key, _), _)| key), at, handled).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes values, at once: not more than [`ABREAST`].
+    async fn remove(
+        &self,
+        keys: impl IntoIterator<Item = &EntryKey>,
+        at: i64,
+        handled: &mut Handled,
+    ) -> RedisResult<()> {
+        let scripts = keys.into_iter().map(async |key| (key, self.store.invalidate(key, at, Removal::Evict).await));
+        for (key, result) in join_all(scripts).await {
+            let Some(result) = passed_over(result, key)? else { continue };
+            handled.removed += u64::from(result.removed);
+            handled.fenced += u64::from(result.fenced);
         }
         Ok(())
     }

@@ -15,12 +15,13 @@ use super::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 use super::{both, choices, factor, readable, works};
 
 /// All that begin with our prefix, by kind. What no test of one job can have is left out: locks and their numbers are a service's.
-const KINDS: [&str; 33] = [
+const KINDS: [&str; 34] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
     "samovar:made-from:*",
     "samovar:loaded:*",
+    "samovar:tagged",
     "samovar:clock:*",
     "samovar:unknown:*",
     "samovar:touched:*",
