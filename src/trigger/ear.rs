@@ -454,6 +454,14 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_without_jobs_knows_none() {
+        let (art, poem) = (job("art", "art:{name}"), job("poem", "poem:{name}"));
+        let all = format!("1 2 3 {},{}", art.identity(), poem.identity());
+        let ears = ["1 2 3 ", "1 2 3", "", &all, "1 2 3 ,"].map(|heard| heard.as_bytes().to_vec());
+        assert_eq!(known(&ears), BTreeSet::from([art.identity(), poem.identity()]));
+    }
+
+    #[test]
     fn only_who_knows_the_job_and_its_keys_vouches_for_it() {
         let (art, poem) = (job("art", "art:{name}"), job("poem", "poem:{name}"));
         let (moved, renamed) = (job("art", "picture:{name}"), job("picture", "art:{name}"));

@@ -379,6 +379,51 @@ impl Suspect {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redis::server::Server;
+    use crate::store::{Fresh, Leased, Note, Removal};
+    use crate::warmer::Outcome;
+
+    /// The entry's fetch failed just now, so the next is held off for a second, longer than the lock holds by itself.
+    #[tokio::test]
+    async fn a_wait_for_what_is_held_off_keeps_the_lock() {
+        const MINUTE: Duration = Duration::from_secs(60);
+        let server = Server::start().await;
+        let (redis, keys) = (server.connect().await, Keys::new("test", "test:invalidate"));
+        let text = "key = \"art:{name}\"\n[source]\nkind = \"http\"\nurl = \"http://127.0.0.1/{{ name }}\"\n";
+        let jobs = Arc::new(Jobs::parse(&[("art.toml".to_owned(), text.to_owned())], MINUTE, &|_| None).unwrap());
+        let store = Store::new(redis.clone(), keys.clone());
+        let agenda = Agenda::new(redis.clone(), keys.clone());
+        let invalidator =
+            Invalidator::new(redis.clone(), keys.clone(), Arc::clone(&jobs), store.clone(), agenda.clone());
+        let suspicion = Suspicion {
+            popularity: Popularity::new(redis.clone(), keys.clone()),
+            redis: redis.clone(),
+            keys: keys.clone(),
+            jobs,
+            agenda,
+            store: store.clone(),
+            invalidator,
+            worker: Arc::from("a test"),
+            claim: Duration::from_millis(600),
+            bell: Arc::default(),
+            troubles: Troubles::default(),
+        };
+        let key = EntryKey::new("art:a");
+        let lease = async || match store.lease(&key, MINUTE, Fresh::default()).await.unwrap() {
+            Leased::Yes(lease) => *lease,
+            other => panic!("no lease: {other:?}"),
+        };
+        store.commit(&key, &lease().await, "1", MINUTE, &Note::default()).await.unwrap();
+        let at = store.now().await.unwrap();
+        store.invalidate(&key, at, Removal::Refresh).await.unwrap();
+        let failed = Note { outcome: Some(Outcome::Failed), attempted: at, ..Note::default() };
+        store.release(&key, &lease().await.token, Some(&failed)).await.unwrap();
+        let [_, lock, _] = keys.suspicion();
+        redis::cmd("SET").arg(&lock).arg("x").arg("PX").arg(600).exec_async(&mut redis.clone()).await.unwrap();
+        suspicion.invalidate(vec![key], at, When::Mass(0)).await.unwrap();
+        let held: bool = redis::cmd("EXISTS").arg(&lock).query_async(&mut redis.clone()).await.unwrap();
+        assert!(held, "another worker begins the same meanwhile");
+    }
 
     #[test]
     fn what_is_suspect_becomes_due_at_a_bounded_rate() {
