@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use redis::aio::{MultiplexedConnection, PubSub};
-use samovar::agenda::{Agenda, Trigger, When};
-use samovar::job::{EntryKey, JobName};
-use samovar::redis::Keys;
+use samovar::agenda::{Agenda, When};
+use samovar::entry::Trigger;
+use samovar::entry::{EntryKey, JobName};
+use samovar::protocol::Keys;
 
 use measure::{Upstream, quantile};
 use support::{JobsFolder, TestRedis, eventually, samovar};

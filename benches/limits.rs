@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use samovar::agenda::{Agenda, Finished, Next, Trigger, When};
-use samovar::job::{EntryKey, JobName};
-use samovar::redis::Keys;
+use samovar::agenda::{Agenda, Finished, Next, When};
+use samovar::entry::Trigger;
+use samovar::entry::{EntryKey, JobName};
+use samovar::protocol::Keys;
 
 use tokio::sync::Semaphore;
 
@@ -195,7 +196,7 @@ async fn agenda() {
                     key: claimed.key,
                     score: score.unwrap(),
                     next: Next::At(next + jitter()),
-                    outcome: Some(samovar::warmer::Outcome::Warmed),
+                    outcome: Some(samovar::entry::Outcome::Warmed),
                 })
                 .collect();
             assert_eq!(ends.len(), BATCH);

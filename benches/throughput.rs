@@ -19,10 +19,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use redis::Script;
-use samovar::agenda::{Agenda, Finished, Next, Trigger, When};
-use samovar::job::{EntryKey, JobName};
-use samovar::redis::{Keys, RedisUrl};
-use samovar::source::Validators;
+use samovar::agenda::{Agenda, Finished, Next, When};
+use samovar::entry::Trigger;
+use samovar::entry::Validators;
+use samovar::entry::{EntryKey, JobName};
+use samovar::protocol::Keys;
+use samovar::redis::RedisUrl;
 use samovar::store::{Fresh, Leased, Note, Store, Written};
 
 use measure::{Upstream, info, median, memory, myself, redis_cpu};
@@ -260,7 +262,7 @@ async fn promised(agenda: bool, upstream: &str, redis: &str) {
             if let Some(score) = score {
                 let next = Next::At(start + 3_240_000);
                 let done =
-                    Finished { key: key.to_string(), score, next, outcome: Some(samovar::warmer::Outcome::Warmed) };
+                    Finished { key: key.to_string(), score, next, outcome: Some(samovar::entry::Outcome::Warmed) };
                 let full = {
                     let mut finished = finished.lock().unwrap();
                     finished.push(done);

@@ -5,9 +5,10 @@ mod support;
 
 use std::time::Duration;
 
-use samovar::agenda::{Claimed, Due, Finished, Next, State, Trigger, Urgency, When};
-use samovar::job::EntryKey;
-use samovar::warmer::Outcome;
+use samovar::agenda::{Claimed, Due, Finished, Next, State, When};
+use samovar::entry::EntryKey;
+use samovar::entry::Outcome;
+use samovar::entry::{Trigger, Urgency};
 use support::{Parts, TestRedis, art, eventually, job};
 
 const LONG: Duration = Duration::from_secs(60);

@@ -13,7 +13,7 @@ use samovar::cache::{
     Builder, Cache, ChangeEvent, Error, Heard, Invalidation, InvalidationPublisher, RateLimitCache, SessionCache, Ttl,
     UserCache,
 };
-use samovar::redis::Keys;
+use samovar::protocol::Keys;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use support::TestRedis;
@@ -261,11 +261,11 @@ async fn an_invalidation_lands_in_the_inbox_as_a_worker_reads_it() {
     publisher.publish(&Invalidation::warm(["art:a", "art:b"])).await.unwrap();
     let entries: Vec<(String, HashMap<String, String>)> = redis.ask(&["XRANGE", "samovar:inbox", "-", "+"]).await;
     assert_eq!(entries[0].0, id);
-    let read = samovar::trigger::Message::parse(&entries[0].1["message"]).unwrap();
+    let read = samovar::protocol::Message::parse(&entries[0].1["message"]).unwrap();
     assert_eq!((read.keys, read.patterns), (vec!["art:[x]".to_owned()], vec!["ai_*".to_owned()]));
-    assert_eq!((read.jobs, read.action), (vec!["artwork_info".to_owned()], samovar::trigger::Action::Evict));
-    let read = samovar::trigger::Message::parse(&entries[1].1["message"]).unwrap();
-    assert_eq!(read.action, samovar::trigger::Action::Warm);
+    assert_eq!((read.jobs, read.action), (vec!["artwork_info".to_owned()], samovar::protocol::Action::Evict));
+    let read = samovar::protocol::Message::parse(&entries[1].1["message"]).unwrap();
+    assert_eq!(read.action, samovar::protocol::Action::Warm);
     for nothing in [Invalidation::default(), Invalidation::warm(["a"]).and_pattern("*")] {
         assert!(matches!(publisher.publish(&nothing).await, Err(Error::Invalid(_))));
     }

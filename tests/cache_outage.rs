@@ -10,8 +10,8 @@ use futures_util::future::join_all;
 use samovar::cache::{
     Builder, Cache, Error, Heard, Invalidation, InvalidationPublisher, Lock, RateLimiter, SessionCache,
 };
-use samovar::names::EntryKey;
-use samovar::redis::Keys;
+use samovar::entry::EntryKey;
+use samovar::protocol::Keys;
 use samovar::store::{Fresh, Leased, Note, Removal, Store};
 use support::{TestRedis, eventually};
 use tokio::time::timeout;

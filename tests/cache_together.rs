@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use samovar::agenda::{Due, State, Trigger};
+use samovar::agenda::{Due, State};
 use samovar::cache::{Builder, Cache, Error, Lock, RateLimiter, Ttl};
-use samovar::names::EntryKey;
-use samovar::redis::Keys;
+use samovar::entry::EntryKey;
+use samovar::entry::Trigger;
+use samovar::protocol::Keys;
+use samovar::protocol::Message;
 use samovar::store::{Fresh, Leased, Note, Removal, Store, Written};
-use samovar::trigger::Message;
 use serde_json::json;
 use support::{Art, Parts, Reply, TestRedis, Upstream, eventually, worker};
 use tokio::sync::oneshot;
@@ -681,5 +682,5 @@ async fn who_loses_a_lock_is_told_and_lets_nobody_elses_go() {
 #[tokio::test]
 async fn keys_of_a_lock_share_a_slot() {
     let [lock, number] = Keys::new("samovar", "").lock("a lock {with} braces");
-    assert_eq!(samovar::redis::keys::slot(&lock), samovar::redis::keys::slot(&number));
+    assert_eq!(samovar::protocol::keys::slot(&lock), samovar::protocol::keys::slot(&number));
 }

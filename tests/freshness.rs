@@ -6,12 +6,15 @@ mod support;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use samovar::agenda::{Due, Trigger, Urgency, When};
-use samovar::job::{EntryKey, Jobs};
-use samovar::redis::inbox;
+use samovar::agenda::{Due, When};
+use samovar::entry::EntryKey;
+use samovar::entry::{Trigger, Urgency};
+use samovar::job::Jobs;
+use samovar::protocol::inbox;
+use samovar::store::Doubt;
 use samovar::store::{Fresh, Leased, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
-use samovar::trigger::{At, Clock, Doubt, Gone, Intake, Receipt};
+use samovar::trigger::{At, Clock, Gone, Intake, Receipt};
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, samovar,
@@ -276,7 +279,7 @@ async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
         let lease = parts.lease(&name, LONG).await;
         parts.next_instant().await;
         let at = parts.now().await;
-        let message = samovar::trigger::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
+        let message = samovar::protocol::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
         let commit = async {
             let stamps = parts.store.tag(&art(&name), &tag, LONG).await.unwrap();
             if let Some(stamp) = stamps[0].filter(|stamp| stamp.at >= lease.start) {
@@ -307,7 +310,7 @@ async fn a_tag_whose_index_redis_evicted_is_sought_in_all_that_may_have_it() {
     };
     let tagged = async || {
         parts.next_instant().await;
-        let message = samovar::trigger::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
+        let message = samovar::protocol::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
         invalidator.handle(&message, parts.now().await).await.unwrap()
     };
     // Nothing was evicted, so an index names all, and nothing is looked for.
@@ -345,7 +348,7 @@ async fn without_info(redis: &TestRedis, upstream: &Upstream) -> (Parts, JobsFol
     redis.ask::<()>(&["ACL", "SETUSER", "app", "on", "nopass", "~*", "&*", "+@all", "-info"]).await;
     let url = format!("redis://app:any@127.0.0.1:{}/0", redis.port());
     let connection = samovar::redis::RedisUrl::parse(&url, None).unwrap().manager(LONG).await.unwrap();
-    let keys = samovar::redis::Keys::new("samovar", CHANNEL);
+    let keys = samovar::protocol::Keys::new("samovar", CHANNEL);
     let store = samovar::store::Store::new(connection.clone(), keys.clone());
     let agenda = samovar::agenda::Agenda::new(connection.clone(), keys.clone());
     let more = "key = \"more:{name}\"\nttl = \"1h\"\ntags = [\"more\"]\n[source]\nkind = \"http\"\n\
@@ -357,9 +360,9 @@ async fn without_info(redis: &TestRedis, upstream: &Upstream) -> (Parts, JobsFol
     (parts, jobs)
 }
 
-fn tags<T: ToString>(tags: impl IntoIterator<Item = T>) -> samovar::trigger::Message {
+fn tags<T: ToString>(tags: impl IntoIterator<Item = T>) -> samovar::protocol::Message {
     let tags = tags.into_iter().map(|tag| tag.to_string()).collect();
-    samovar::trigger::Message { tags, ..Default::default() }
+    samovar::protocol::Message { tags, ..Default::default() }
 }
 
 async fn commit_with(parts: &Parts, name: &str, tags: &[&str]) {
@@ -390,7 +393,7 @@ async fn many_unknown_tags_cost_one_scan_and_leave_no_index() {
         handled = invalidator.handle(&tags(&unknown), parts.now().await).await.unwrap();
     });
     assert_eq!(one.await, 1);
-    assert_eq!(handled, samovar::trigger::Handled::default());
+    assert_eq!(handled, samovar::protocol::Handled::default());
     assert_eq!(redis.keys("samovar:tag:*").await, [parts.keys.tag("t")]);
     // An index that is there is looked for once and then believed.
     for scanned in [1, 0] {
@@ -470,7 +473,7 @@ async fn messages_that_wait_with_unknown_tags_share_a_scan() {
     let at = parts.now().await;
     let mut messages: Vec<_> = (0..100).map(|n| tags([format!("unknown {n}")])).collect();
     messages.insert(50, tags(["t"]));
-    messages.insert(70, samovar::trigger::Message { patterns: vec!["no:*".to_owned()], ..Default::default() });
+    messages.insert(70, samovar::protocol::Message { patterns: vec!["no:*".to_owned()], ..Default::default() });
     for (n, message) in messages.iter().enumerate() {
         intake.take(message.clone(), At::Redis(at), "inbox", Receipt::new(n.to_string(), done.clone())).await;
     }
@@ -518,7 +521,7 @@ async fn messages_that_are_handled_together_keep_their_times() {
     commit_with(&parts, "a", &["early"]).await;
     commit_with(&parts, "b", &["late"]).await;
     parts.next_instant().await;
-    let evict = |tag: &str| samovar::trigger::Message { action: samovar::trigger::Action::Evict, ..tags([tag]) };
+    let evict = |tag: &str| samovar::protocol::Message { action: samovar::protocol::Action::Evict, ..tags([tag]) };
     let (early, late) = (evict("early"), evict("late"));
     for evicted in [false, true] {
         if evicted {
@@ -615,7 +618,7 @@ async fn what_was_named_with_many_and_held_off_stays_behind_what_is_named_by_its
     for (name, message, urgency) in named {
         redis.set(&format!("art:{name}"), "1", TTL).await;
         held_off(&redis, &parts, name).await;
-        let message = samovar::trigger::Message::parse(message).unwrap();
+        let message = samovar::protocol::Message::parse(message).unwrap();
         let (mut handled, held) = invalidator.begin(&message, parts.now().await, true).await.unwrap();
         assert_eq!((held.is_empty(), parts.score(name).await), (false, None));
         redis.ask::<usize>(&["DEL", &parts.keys.lease(&art(name))]).await;
@@ -640,7 +643,7 @@ async fn the_intake_sees_to_what_was_held_off_as_urgently_as_it_was_named() {
             let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
             for message in messages {
                 let receipt = Receipt::new((*message).to_owned(), done.clone());
-                let message = samovar::trigger::Message::parse(message).unwrap();
+                let message = samovar::protocol::Message::parse(message).unwrap();
                 intake.take(message, At::Redis(parts.now().await), "inbox", receipt).await;
             }
             // It sees the lease some times.
@@ -729,7 +732,7 @@ async fn the_look_after_an_eviction_is_not_lost_to_a_claim() {
         // By a worker that dies.
         parts.agenda.claim(&job(), 1, 1, Duration::from_millis(500)).await.unwrap();
         parts.next_instant().await;
-        let evict = samovar::trigger::Message::parse(r#"{"keys": ["art:a"], "action": "evict"}"#).unwrap();
+        let evict = samovar::protocol::Message::parse(r#"{"keys": ["art:a"], "action": "evict"}"#).unwrap();
         parts.invalidator(&jobs).handle(&evict, parts.now().await).await.unwrap();
         assert_eq!(redis.get("art:a").await, None);
         let _worker = worker(&redis, &jobs);
@@ -1027,7 +1030,7 @@ async fn what_is_suspect_is_looked_at_most_read_first_and_what_ai_made_is_not_pa
     for (doubt, calls) in [(Doubt::Missed, 1), (Doubt::Lost, 2)] {
         let before = upstream.all_requests().len();
         parts.next_instant().await;
-        parts.suspicion(&jobs).raise(parts.now().await, doubt).await.unwrap();
+        parts.store.raise(parts.now().await, doubt).await.unwrap();
         eventually("everything was asked for again", async || {
             let mut asked: Vec<String> =
                 upstream.all_requests()[before..].iter().map(|call| call.path().to_owned()).collect();
@@ -1149,7 +1152,7 @@ async fn the_lock_of_a_suspicion_ends_in_time_whatever_the_clock_did() {
     let (redis, upstream) = both().await;
     let parts = Parts::of(&redis).await;
     let suspicion = parts.suspicion(&Art::of(&upstream).folder());
-    suspicion.raise(parts.now().await, Doubt::Missed).await.unwrap();
+    parts.store.raise(parts.now().await, Doubt::Missed).await.unwrap();
     let [_, lock, _] = parts.keys.suspicion();
     redis.set(&lock, "somebody", 100 * LONG).await;
     suspicion.look().await.unwrap();
@@ -1175,7 +1178,7 @@ async fn a_lock_that_another_worker_took_is_not_extended() {
         fill.exec_async(&mut redis.connection().await).await.unwrap();
     }
     parts.next_instant().await;
-    suspicion.raise(parts.now().await, Doubt::Missed).await.unwrap();
+    parts.store.raise(parts.now().await, Doubt::Missed).await.unwrap();
     let (looked, ()) = tokio::join!(suspicion.look(), async {
         eventually("it has the lock", async || redis.get(&lock).await).await;
         redis.set(&lock, "another", suspicion.claim / 2).await;
@@ -1189,7 +1192,7 @@ async fn a_lock_that_another_worker_took_is_not_extended() {
 /// Its latest time is later than the present one.
 #[tokio::test]
 async fn a_clock_that_was_set_back_is_noted_once_and_by_whom_it_concerns() {
-    let (redis, upstream) = both().await;
+    let (redis, _upstream) = both().await;
     let parts = Parts::of(&redis).await;
     let clock = || Clock::new(parts.redis.clone(), parts.keys.clone());
     let [note, ..] = parts.keys.suspicion();
@@ -1207,7 +1210,7 @@ async fn a_clock_that_was_set_back_is_noted_once_and_by_whom_it_concerns() {
     assert_eq!(clock().look().await.unwrap(), Gone::On);
     assert_eq!(redis.ask::<u64>(&["HGET", &parts.keys.clock(), "set_back"]).await, 1);
     // Another doubt leaves it as it is.
-    parts.suspicion(&Art::of(&upstream).folder()).raise(1, Doubt::Missed).await.unwrap();
+    parts.store.raise(1, Doubt::Missed).await.unwrap();
     assert_eq!(redis.get(&note).await.as_deref(), Some(noted.as_str()));
 }
 
@@ -1237,7 +1240,7 @@ async fn failed(parts: &Parts, name: &str, attempted: i64, retry: i64) {
     parts.next_instant().await;
     assert!(parts.store.invalidate(&art(name), parts.now().await, Removal::Refresh).await.unwrap().due);
     let lease = parts.lease(name, LONG).await;
-    let outcome = Some(samovar::warmer::Outcome::Failed);
+    let outcome = Some(samovar::entry::Outcome::Failed);
     let note = Note { attempted, retry, outcome, failures: 3, ..Note::default() };
     parts.store.release(&art(name), &lease.token, Some(&note)).await.unwrap();
 }
@@ -1631,7 +1634,7 @@ async fn a_doubt_from_the_future_swallows_no_other() {
     let suspicion = parts.suspicion(&jobs);
     suspicion.look().await.unwrap();
     assert_eq!(parts.score("a").await, None);
-    suspicion.raise(parts.now().await, Doubt::Missed).await.unwrap();
+    parts.store.raise(parts.now().await, Doubt::Missed).await.unwrap();
     suspicion.look().await.unwrap();
     assert!(parts.score("a").await.is_some(), "it is looked at");
     let note: String = redis.ask(&["GET", "samovar:{suspect}"]).await;
@@ -1648,14 +1651,14 @@ async fn a_doubt_about_some_jobs_spares_the_others() {
     redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "art", "x", "poem", "x", "song", "x"]).await;
     let dealt = async |job: &str| redis.ask::<Option<String>>(&["HGET", "samovar:{suspect}:dealt", job]).await;
     let note = async || redis.ask::<Option<String>>(&["GET", "samovar:{suspect}"]).await;
-    suspicion.raise_for(&[&known.jobs["art"]], parts.now().await, Doubt::Missed).await.unwrap();
+    parts.store.raise_for(&[&known.jobs["art"]], parts.now().await, Doubt::Missed).await.unwrap();
     assert_eq!((dealt("art").await, dealt("poem").await), (None, note().await));
     suspicion.look().await.unwrap();
     assert_eq!(note().await, None, "nothing is left to do");
     // Of all jobs, of which one is dealt with.
-    suspicion.raise(parts.now().await, Doubt::Lost).await.unwrap();
+    parts.store.raise(parts.now().await, Doubt::Lost).await.unwrap();
     redis.ask::<u8>(&["HSET", "samovar:{suspect}:dealt", "poem", &note().await.unwrap()]).await;
     parts.next_instant().await;
-    suspicion.raise_for(&[&known.jobs["art"]], parts.now().await, Doubt::Missed).await.unwrap();
+    parts.store.raise_for(&[&known.jobs["art"]], parts.now().await, Doubt::Missed).await.unwrap();
     assert_eq!((dealt("poem").await, dealt("song").await), (note().await, None));
 }

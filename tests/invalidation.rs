@@ -5,10 +5,11 @@ mod support;
 
 use std::time::Duration;
 
-use samovar::agenda::{Due, State, Trigger, When};
-use samovar::job::{EntryKey, JobName};
+use samovar::agenda::{Due, State, When};
+use samovar::entry::Trigger;
+use samovar::entry::{EntryKey, JobName};
+use samovar::protocol::Message;
 use samovar::store::{Fresh, Lease, Leased, Meta, Note, Removal, Written};
-use samovar::trigger::Message;
 use serde_json::json;
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, talkative,

@@ -9,13 +9,17 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use samovar::agenda::{Claimed, Due, Finished, Next, State, Trigger, When};
-use samovar::health::Sign;
-use samovar::job::{EntryKey, JobName, Jobs};
-use samovar::retired::Retired;
+use samovar::agenda::{Claimed, Due, Finished, Next, State, When};
+use samovar::entry::Trigger;
+use samovar::entry::{EntryKey, JobName};
+use samovar::job::Jobs;
+use samovar::protocol::Message;
+use samovar::redis::Sign;
+use samovar::store::Doubt;
 use samovar::store::{Fresh, Leased, Meta, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
-use samovar::trigger::{Complaints, Doubt, Inbox, Intake, Memory, Message};
+use samovar::trigger::{Complaints, Inbox, Intake, Memory};
+use samovar::worker::maintenance::Retired;
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, worker,
@@ -170,7 +174,7 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
             control: control.clone(),
             keys: parts.keys.clone(),
             intake,
-            suspicion: parts.suspicion(&jobs),
+            store: parts.store.clone(),
             memory: Memory::of(&Arc::from(worker)),
             telemetry: Telemetry::default(),
             worker: Arc::from(worker),
@@ -751,10 +755,10 @@ async fn what_was_lost_is_made_good_for_what_was_only_looked_at_since() {
     let due =
         async || redis.ask::<Option<f64>>(&["ZSCORE", &parts.keys.agenda(&JobName::new("story")), "story:a"]).await;
     // To be looked at is all that would be done.
-    suspicion.raise(at, Doubt::Missed).await.unwrap();
+    parts.store.raise(at, Doubt::Missed).await.unwrap();
     suspicion.look().await.unwrap();
     assert_eq!((known(&parts, &story()).await.unwrap().invalidated, due().await), (0, None));
-    suspicion.raise(at, Doubt::Lost).await.unwrap();
+    parts.store.raise(at, Doubt::Lost).await.unwrap();
     suspicion.look().await.unwrap();
     assert_eq!(known(&parts, &story()).await.unwrap().invalidated, at);
     assert!(due().await.is_some());
@@ -842,7 +846,7 @@ async fn a_worker_does_not_absolve_what_it_does_not_know() {
     }
     parts.next_instant().await;
     let (unknowing, knowing) = (parts.suspicion(&art_only), parts.suspicion(&both));
-    unknowing.raise(parts.now().await, Doubt::Lost).await.unwrap();
+    parts.store.raise(parts.now().await, Doubt::Lost).await.unwrap();
     let suspected =
         async |key: EntryKey| parts.store.look(&[key]).await.unwrap()[0].1.as_ref().unwrap().invalidated > 0;
     for _ in 0..2 {

@@ -6,9 +6,9 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use samovar::health::Troubles;
 use samovar::job::{Job, Jobs};
 use samovar::popularity::{Popularity, Sampler};
+use samovar::redis::Troubles;
 use samovar::store::{Note, Written};
 use serde_json::json;
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, talkative};

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use samovar::cache::{Cache, Invalidation, InvalidationPublisher, Lock};
-use samovar::redis::{Keys, RedisUrl};
+use samovar::protocol::Keys;
+use samovar::redis::RedisUrl;
 use serde_json::{Value, json};
 use support::{
     Art, Fault, JobsFolder, Parts, Proxy, Reply, Samovar, TestRedis, Upstream, WorkerProcess, eventually, samovar,

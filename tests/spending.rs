@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use samovar::agenda::Due;
-use samovar::job::EntryKey;
+use samovar::entry::EntryKey;
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, samovar, talkative, worker,

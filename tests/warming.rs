@@ -6,10 +6,11 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use samovar::agenda::{Due, State, Trigger, When};
-use samovar::job::{EntryKey, JobName};
+use samovar::agenda::{Due, State, When};
+use samovar::entry::Outcome;
+use samovar::entry::Trigger;
+use samovar::entry::{EntryKey, JobName};
 use samovar::store::Note;
-use samovar::warmer::Outcome;
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, samovar, talkative, worker,

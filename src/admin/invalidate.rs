@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::extract::{Fleet, Text};
 use super::problem::Problem;
-use crate::trigger::{Message, inbox};
+use crate::protocol::Message;
+use crate::trigger::invalidation::inbox;
 
 /// An invalidation, as docs/protocol.md has it. At least one of the first four names something.
 #[derive(utoipa::ToSchema)]

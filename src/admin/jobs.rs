@@ -12,7 +12,7 @@ use super::extract::{Fleet, Named};
 use super::problem::Problem;
 use crate::job::Job;
 use crate::ops::Census;
-use crate::status::{self, JobStatus};
+use crate::ops::status::{self, JobStatus};
 
 /// How long is waited for a first count of entries.
 const CENSUS: Duration = Duration::from_secs(2);

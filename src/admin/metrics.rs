@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::{Admin, Parts};
 use crate::ops::Census;
-use crate::status::{self, UpstreamStatus};
+use crate::ops::status::{self, UpstreamStatus};
 use crate::telemetry::metrics::{self, Budget, JobGauges};
 
 /// How long Redis may take; whoever scrapes does not wait for ever.

@@ -31,14 +31,14 @@ use tokio_util::sync::CancellationToken;
 pub use server::{Listening, listen};
 
 use crate::config::Secret;
-use crate::health::Health;
-use crate::job::UpstreamName;
+use crate::entry::UpstreamName;
+use crate::job::Reload;
 use crate::ops::{Census, Ops};
+use crate::redis::Health;
 use crate::source::Gate;
 use crate::telemetry::metrics as gauges;
 use crate::trigger::{Backlog, Cron, Invalidator};
 use crate::warmer::Warmer;
-use crate::worker::Reload;
 
 /// Requests answered at once; more are told to come again. Probes of health are not counted.
 const AT_ONCE: usize = 256;

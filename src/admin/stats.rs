@@ -9,7 +9,7 @@ use super::extract::Fleet;
 use super::jobs::statuses;
 use super::problem::Problem;
 use crate::job::Job;
-use crate::status::JobStatus;
+use crate::ops::status::JobStatus;
 
 /// What Redis says of itself, which is absent where `INFO` is not allowed, and how the jobs fare.
 #[derive(Debug, Serialize, utoipa::ToSchema)]

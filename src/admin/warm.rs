@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::Parts;
 use super::extract::{Asked, Body, Fleet};
 use super::problem::Problem;
-use crate::agenda::{Trigger, When};
-use crate::job::{EntryKey, JobName};
+use crate::agenda::When;
+use crate::entry::Trigger;
+use crate::entry::{EntryKey, JobName};
 use crate::ops::Done;
 
 /// How long is waited if nobody says.

@@ -9,14 +9,16 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::cache::{Inner, Shared};
 use super::error::is_absence;
+use super::flight::Flights;
+use super::inner::{Inner, Shared};
 use super::link::Link;
-use super::load::Flights;
 use super::near::Near;
+use super::prefix::check_prefix;
 use super::subscriber::Ear;
 use super::{Cache, Error, Ttl};
-use crate::redis::{Connection, Keys, RedisUrl, requirements};
+use crate::protocol::Keys;
+use crate::redis::{Connection, RedisUrl, requirements};
 
 /// How long the first attempt to connect may take; after that the cache is there without Redis.
 const FIRST_CONNECT: Duration = Duration::from_secs(2);
@@ -54,6 +56,13 @@ impl From<RedisUrl> for Source {
 impl From<Connection> for Source {
     fn from(connection: Connection) -> Self {
         Self::Connection(connection)
+    }
+}
+
+impl Cache {
+    /// Sets one up over a URL or a connection.
+    pub fn builder(source: impl Into<Source>) -> Builder {
+        Builder::new(source.into())
     }
 }
 
@@ -186,17 +195,6 @@ impl Builder {
             near,
         }))
     }
-}
-
-/// A prefix is some text that Samovar's own keys do not begin with.
-pub(super) fn check_prefix(prefix: &str, names: &Keys) -> Result<(), Error> {
-    if prefix.is_empty() {
-        return Err(Error::Invalid("the prefix is empty: give one, so that nobody else's keys are touched".to_owned()));
-    }
-    if names.is_own(&format!("{prefix}:")) {
-        return Err(Error::Invalid(format!("the prefix `{prefix}` is Samovar's own: give another")));
-    }
-    Ok(())
 }
 
 async fn connect(source: Source, bound: Duration) -> Result<Connection, Error> {

@@ -2,26 +2,25 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::ops::Deref;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::{Script, ScriptInvocation};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::task::JoinSet;
 
-use super::builder::{Source, check_prefix};
+use super::inner::Inner;
+use super::json::{Json, Read, decode, encode};
 use super::link::Link;
-use super::load::{Flights, TRACK};
-use super::near::Near;
-use super::{Builder, Change, Error, Stats, Subscription, Ttl};
-use crate::names::EntryKey;
+use super::prefix::check_prefix;
+use super::{Change, Error, Stats, Subscription, Ttl};
+use crate::entry::EntryKey;
 use crate::redis::Connection;
 
 pub(super) static SET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/set.lua")));
 pub(super) static DELETE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/delete.lua")));
+pub(super) static TRACK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/track.lua")));
 static INCREMENT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/increment.lua")));
 
 /// JSON values in Redis under one prefix. Cheap to clone; clones share everything.
@@ -50,59 +49,6 @@ pub struct Cache {
     inner: Arc<Inner>,
 }
 
-/// What is one prefix's.
-#[derive(Clone)]
-pub(super) struct Inner {
-    pub(super) shared: Arc<Shared>,
-    /// With its colon.
-    pub(super) prefix: String,
-    /// Whether a key that begins with the prefix is taken as it is.
-    pub(super) lenient: bool,
-    pub(super) ttl: Ttl,
-    pub(super) announce: bool,
-    pub(super) demand: bool,
-    pub(super) near: Option<Arc<Near>>,
-}
-
-/// What all prefixes share.
-pub(super) struct Shared {
-    pub(super) link: Arc<Link>,
-    pub(super) flights: Flights,
-    /// Keys that workers were asked for just now.
-    pub(super) demanded: moka::sync::Cache<String, ()>,
-    pub(super) lease: Duration,
-    pub(super) patience: Duration,
-    /// They end with the last clone.
-    pub(super) _tasks: Mutex<JoinSet<()>>,
-}
-
-/// What was read.
-pub(super) enum Read {
-    /// A value.
-    There(Json),
-    /// There is none.
-    Missing,
-    /// Redis does not answer.
-    Away,
-}
-
-/// A value's text.
-pub(super) enum Json {
-    Owned(Vec<u8>),
-    Shared(Arc<[u8]>),
-}
-
-impl Deref for Json {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Owned(json) => json,
-            Self::Shared(json) => json,
-        }
-    }
-}
-
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { prefix, ttl, near, .. } = &*self.inner;
@@ -111,11 +57,6 @@ impl fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// Sets one up over a URL or a connection.
-    pub fn builder(source: impl Into<Source>) -> Builder {
-        Builder::new(source.into())
-    }
-
     pub(super) fn from_inner(inner: Inner) -> Self {
         Self { inner: Arc::new(inner) }
     }
@@ -520,14 +461,6 @@ impl Cache {
             }
         }
     }
-}
-
-pub(super) fn encode<T: Serialize + ?Sized>(key: &str, value: &T) -> Result<String, Error> {
-    serde_json::to_string(value).map_err(|source| Error::Encode { key: key.to_owned(), source })
-}
-
-pub(super) fn decode<T: DeserializeOwned>(key: &str, json: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(json).map_err(|source| Error::Decode { key: key.to_owned(), source })
 }
 
 /// A value's bytes, as they are.

@@ -9,7 +9,8 @@ use super::Error;
 use super::breaker::{Breaker, Pass};
 use super::error::is_absence;
 use super::stats::Counts;
-use crate::redis::{Connection, Keys};
+use crate::protocol::Keys;
+use crate::redis::Connection;
 
 /// A connection, how long a call may take, and how Redis was lately.
 #[derive(Debug)]

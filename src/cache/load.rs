@@ -9,8 +9,7 @@
 //! and others wait for it no longer than their patience. Without Redis everybody loads, once in each process.
 
 use std::any::Any;
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::Script;
@@ -19,10 +18,12 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use super::cache::{Read, decode, encode};
+use super::cache::TRACK;
+use super::flight::{Outcome, Seat};
+use super::json::{Read, decode, encode};
 use super::link::{Link, afterwards, millis, token};
 use super::{Cache, Error, Ttl};
-use crate::names::EntryKey;
+use crate::entry::EntryKey;
 
 /// How often it is looked whether another process is done, at first and at most.
 const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
@@ -32,78 +33,7 @@ const DROPPED: usize = 100;
 
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/begin.lua")));
 static LAND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/land.lua")));
-pub(super) static TRACK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/track.lua")));
 static DROP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/drop.lua")));
-
-/// Flights under way in this process, by whole key.
-#[derive(Debug, Default)]
-pub(super) struct Flights(Mutex<HashMap<String, Arc<Flight>>>);
-
-/// Whoever holds the lock loads.
-type Flight = tokio::sync::Mutex<Option<Outcome>>;
-
-/// What those who waited get.
-#[derive(Clone, Debug)]
-enum Outcome {
-    /// The value.
-    Loaded(Arc<str>),
-    /// The loader's error, an `Arc<E>`.
-    Failed(Arc<dyn Any + Send + Sync>),
-}
-
-impl Flights {
-    fn join(self: &Flights, key: &str) -> Seat<'_> {
-        let flight = Arc::clone(self.map().entry(key.to_owned()).or_default());
-        Seat { flights: self, key: key.to_owned(), flight }
-    }
-
-    /// Those who come from now on form a new flight.
-    pub(super) fn forget(&self, key: &str) {
-        self.map().remove(key);
-    }
-
-    /// The same for all keys with this prefix.
-    pub(super) fn forget_all(&self, prefix: &str) {
-        self.map().retain(|key, _| !key.starts_with(prefix));
-    }
-
-    fn map(&self) -> MutexGuard<'_, HashMap<String, Arc<Flight>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A place in a flight; the last one to leave takes it off the map.
-struct Seat<'a> {
-    flights: &'a Flights,
-    key: String,
-    flight: Arc<Flight>,
-}
-
-impl Seat<'_> {
-    /// Whether nothing was written or deleted in this process since the flight began.
-    fn is_current(&self) -> bool {
-        self.flights.map().get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight))
-    }
-
-    /// The flight is over: those who come from now on form a new one.
-    fn over(&self) {
-        let mut map = self.flights.map();
-        if map.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
-            map.remove(&self.key);
-        }
-    }
-}
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        let mut map = self.flights.map();
-        let mine = map.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight));
-        // The map's and this one.
-        if mine && Arc::strong_count(&self.flight) == 2 {
-            map.remove(&self.key);
-        }
-    }
-}
 
 /// A lease in this process's hands; dropped, it is given back.
 struct Lease {

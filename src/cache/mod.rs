@@ -47,11 +47,15 @@ mod builder;
 #[expect(clippy::module_inception, reason = "the file is named for its type")]
 mod cache;
 mod error;
+mod flight;
+mod inner;
+mod json;
 mod link;
 mod load;
 mod lock;
 mod near;
 mod pattern;
+mod prefix;
 mod publisher;
 mod rate_limit;
 mod session;

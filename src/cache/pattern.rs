@@ -4,7 +4,7 @@ use redis::RedisResult;
 
 use super::cache::DELETE;
 use super::{Cache, Error};
-use crate::redis::inbox;
+use crate::protocol::inbox;
 
 /// Keys that Redis looks at in one step, and that are removed in one round trip.
 const STEP: usize = 500;

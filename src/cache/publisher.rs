@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::link::Link;
 use super::{Cache, Error};
-use crate::redis::inbox;
+use crate::protocol::inbox;
 
 /// What is no longer true, and what is to be done about it: the message of `docs/protocol.md`.
 ///
@@ -138,7 +138,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::trigger;
+    use crate::protocol::Message;
 
     /// Names around a bound, some of them twice; how many are around another.
     fn names(longest: usize, most: usize) -> impl Strategy<Value = Vec<String>> {
@@ -164,12 +164,12 @@ mod tests {
             let ours = Invalidation { keys, patterns, tags, jobs, action };
             let published = ours.checked().map_err(|e| e.to_string());
             let text = serde_json::to_string(&ours).unwrap();
-            let read = trigger::Message::parse(&text);
+            let read = Message::parse(&text);
             if text.len() <= inbox::LARGEST {
                 prop_assert_eq!(published.is_ok(), read.is_ok(), "{:?} {:?}", &published, &read);
             }
             if let Ok(text) = published {
-                let read = trigger::Message::parse(&text);
+                let read = Message::parse(&text);
                 prop_assert!(read.is_ok(), "{:?}", read);
                 let read = read.unwrap();
                 prop_assert_eq!(read.text().unwrap(), text, "nothing in it is dropped any more");

@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::escape::{escaped, escaped_lines};
+use crate::entry::escape::{escaped, escaped_lines};
 
 const MASK: &str = "***";
 /// Shorter ones would blot out letters of every word; templates do not get to see secrets in any case.

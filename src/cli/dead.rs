@@ -5,7 +5,7 @@ use clap::Args;
 use super::exit;
 use super::session::{Failed, Session, complain, jobs, relative, table};
 use crate::config::{Environment, Settings};
-use crate::escape::json_line;
+use crate::entry::escape::json_line;
 use crate::ops::Dead;
 
 /// Letters printed at once.

@@ -4,9 +4,10 @@ use clap::Args;
 
 use super::exit;
 use super::session::{Failed, Session, jobs, print_json, relative, span};
-use crate::agenda::{State, Trigger};
+use crate::agenda::State;
 use crate::config::{Environment, Settings};
-use crate::escape::escaped;
+use crate::entry::Trigger;
+use crate::entry::escape::escaped;
 
 /// Arguments of `samovar get`.
 #[derive(Args)]

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::exit;
 use super::session::{complain, print_json};
 use crate::config::{DEFAULT_PORT, Listen, Settings};
-use crate::escape::escaped;
+use crate::entry::escape::escaped;
 
 /// How long the worker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);

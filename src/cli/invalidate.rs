@@ -5,7 +5,8 @@ use clap::Args;
 use super::exit;
 use super::session::{Failed, Session, complain, print_json};
 use crate::config::Settings;
-use crate::trigger::{Action, Message, inbox};
+use crate::protocol::{Action, Message};
+use crate::trigger::invalidation::inbox;
 
 /// Arguments of `samovar invalidate`.
 #[derive(Args)]

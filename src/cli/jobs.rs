@@ -5,8 +5,8 @@ use clap::Args;
 use super::exit;
 use super::session::{Failed, Rows, Session, jobs, print_json, relative, span, table, wrapped};
 use crate::config::{Environment, Settings};
+use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::redis::{is_of_keys, wrong_types};
-use crate::status::{self, JobStatus, UpstreamStatus};
 
 /// Longest last outcome in the table, in characters.
 const LAST: usize = 80;

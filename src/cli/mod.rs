@@ -10,7 +10,7 @@ mod get;
 mod health;
 mod invalidate;
 mod jobs;
-mod museum;
+pub mod museum;
 mod pause;
 mod probe;
 mod resume;
@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{CommonArgs, Environment, Settings, WorkerArgs};
-use crate::escape::escaped_lines;
+use crate::entry::escape::escaped_lines;
 use crate::telemetry;
 
 /// Keeps Redis caches warm, so that an API's GET always hits.
@@ -78,7 +78,7 @@ enum Command {
     #[command(hide = true)]
     DemoMinder(demo::minder::MinderArgs),
     /// Open the bundled museum, an upstream to try things on
-    Museum(museum::MuseumArgs),
+    Museum(museum::command::MuseumArgs),
 }
 
 /// Arguments of `samovar check`.
@@ -154,7 +154,7 @@ fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
             Command::Health(args) => Ok(health::run(&args, settings).await),
             Command::Demo(args) => Ok(demo::run(&args).await),
             Command::DemoMinder(args) => Ok(demo::minder::run(&args)),
-            Command::Museum(args) => Ok(museum::run(&args).await),
+            Command::Museum(args) => Ok(museum::command::run(&args).await),
         };
         ended.unwrap_or_else(|session::Failed(code)| code)
     });

@@ -21,7 +21,7 @@ impl PauseArgs {
     /// The job, or its absence told.
     pub(super) fn job<'a>(&self, jobs: &'a Jobs) -> Result<&'a Arc<Job>, Failed> {
         jobs.jobs.get(self.job.as_str()).ok_or_else(|| {
-            let known: Vec<&str> = jobs.jobs.keys().map(crate::job::JobName::as_str).collect();
+            let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
             complain(format_args!("`{}` is no job; the jobs are {}", self.job, known.join(", ")));
             Failed(exit::USAGE)
         })

@@ -16,8 +16,9 @@ use super::check::check;
 use super::session::{complain, print_json};
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
-use crate::escape::{escaped, json};
-use crate::job::{Job, JobName, Jobs, Params};
+use crate::entry::JobName;
+use crate::entry::escape::{escaped, json};
+use crate::job::{Job, Jobs, Params};
 use crate::source::{Answer, Ask, Sources};
 
 /// For one answer; upstreams' own time-outs are shorter as a rule.

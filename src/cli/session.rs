@@ -8,11 +8,12 @@ use std::time::Duration;
 use super::exit;
 use crate::agenda::Agenda;
 use crate::config::{Environment, Settings};
-use crate::escape::{self, escaped};
+use crate::entry::escape::{self, escaped};
 use crate::job::Jobs;
 use crate::ops::Ops;
+use crate::protocol::Keys;
 use crate::queue::Queue;
-use crate::redis::{Connection, Keys, requirements};
+use crate::redis::{Connection, requirements};
 use crate::store::Store;
 use crate::worker::dead_after;
 

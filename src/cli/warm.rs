@@ -11,10 +11,12 @@ use serde_json::{Map, Value};
 
 use super::exit;
 use super::session::{Failed, Session, complain, jobs, print_json, relative};
-use crate::agenda::{Trigger, When};
+use crate::agenda::When;
 use crate::config::{Environment, Settings};
-use crate::escape::escaped;
-use crate::job::{EntryKey, Job, Jobs, Params, Source};
+use crate::entry::EntryKey;
+use crate::entry::Trigger;
+use crate::entry::escape::escaped;
+use crate::job::{Job, Jobs, Params, Source};
 use crate::ops::{Done, Failure, Ops};
 use crate::source::{Ask, Sources};
 
@@ -51,7 +53,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         (Some(job), _) => (job, entries(&ops, job).await?, When::Due(0)),
         (None, Some((job, params))) => (job, vec![(EntryKey::new(args.what.as_str()), params)], When::Urgent),
         (None, None) => {
-            let known: Vec<&str> = jobs.jobs.keys().map(crate::job::JobName::as_str).collect();
+            let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
             let (what, known) = (&args.what, known.join(", "));
             complain(format_args!("`{what}` is no job, and no job's key; the jobs are {known}"));
             return Ok(exit::USAGE);

@@ -10,8 +10,9 @@ use tracing::{error, info, warn};
 
 use super::{exit, session};
 use crate::config::{Environment, Settings};
+use crate::job::Reload;
 use crate::job::{Fault, Faults, Jobs};
-use crate::worker::{self, Reload};
+use crate::worker;
 
 pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, session::Failed> {
     let jobs = session::jobs(settings, env)?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::escape::{escaped, escaped_lines, is_unfit};
+use crate::entry::escape::{escaped, escaped_lines, is_unfit};
 
 /// Excerpts of longer lines show what is around the fault.
 const EXCERPT_WIDTH: usize = 100;

@@ -11,7 +11,8 @@ mod source;
 mod spelling;
 mod upstreams;
 
-use super::{Fault, Faults, Job, JobName, Jobs, KeyPattern, Params};
+use super::{Fault, Faults, Job, Jobs, KeyPattern, Params};
+use crate::entry::JobName;
 use document::{Document, Findings, Table, variables};
 use job::ReadJob;
 use std::cell::RefCell;

@@ -8,6 +8,7 @@ mod env;
 mod fault;
 mod file;
 mod pattern;
+mod reload;
 mod schedule;
 mod template;
 mod upstream;
@@ -23,11 +24,12 @@ pub use env::EnvValues;
 pub use fault::{Fault, Faults};
 pub use file::{EnvUse, Reading};
 pub use pattern::KeyPattern;
+pub use reload::Reload;
 pub use schedule::Schedule;
 pub use template::{Shape, Template, TemplateError};
 pub use upstream::{Rate, Redirects, TokenBudget, Upstream};
 
-pub use crate::names::{EntryKey, JobName, UpstreamName};
+use crate::entry::{EntryKey, JobName, UpstreamName};
 
 /// A fetch that failed is tried again within this time; later ones wait longer.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(500);

@@ -3,8 +3,9 @@
 //! A key is of a pattern if and only if [`KeyPattern::read`] takes it apart, and then [`KeyPattern::write`] puts the same
 //! key together again. Parameters that would read back as others (a `:` in a placeholder that a `:` ends) have no key.
 
-use super::{EntryKey, Params};
-use crate::names::LONGEST_KEY;
+use super::Params;
+use crate::entry::EntryKey;
+use crate::entry::LONGEST_KEY;
 use std::collections::HashSet;
 use std::fmt;
 

@@ -1,5 +1,5 @@
 //! Upstreams: servers, their secrets and limits.
-use crate::names::UpstreamName;
+use crate::entry::UpstreamName;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;

@@ -6,7 +6,7 @@ use redis::RedisResult;
 use serde::{Deserialize, Serialize};
 
 use super::{Ops, STEP};
-use crate::job::EntryKey;
+use crate::entry::EntryKey;
 use crate::redis::is_of_keys;
 
 /// What was counted, and when.

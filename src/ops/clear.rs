@@ -6,9 +6,10 @@ use redis::RedisResult;
 
 use super::{Ops, STEP};
 use crate::cache::KNOWN_PREFIXES;
-use crate::job::EntryKey;
-use crate::redis::inbox;
-use crate::trigger::{Action, Invalidator, Message};
+use crate::entry::EntryKey;
+use crate::protocol::inbox;
+use crate::protocol::{Action, Message};
+use crate::trigger::Invalidator;
 
 /// Which keys are cleared: a glob as Redis matches it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,8 +7,10 @@ use redis::RedisResult;
 use serde::Serialize;
 
 use super::Ops;
-use crate::agenda::{Trigger, When};
-use crate::job::{EntryKey, Job};
+use crate::agenda::When;
+use crate::entry::EntryKey;
+use crate::entry::Trigger;
+use crate::job::Job;
 
 /// Letters that Redis is asked for at once: each may be as long as its key and its reason are.
 const AT_ONCE: usize = 50;

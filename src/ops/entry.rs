@@ -5,9 +5,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Ops;
-use crate::agenda::{Due, State, Trigger};
-use crate::job::EntryKey;
-use crate::warmer::Outcome;
+use crate::agenda::{Due, State};
+use crate::entry::EntryKey;
+use crate::entry::Outcome;
+use crate::entry::Trigger;
 
 /// One entry. Times are Redis's, in ms since the epoch.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]

@@ -7,6 +7,7 @@ mod clear;
 mod dead;
 mod entry;
 mod pause;
+pub mod status;
 mod warm;
 
 use std::sync::Arc;
@@ -19,7 +20,8 @@ pub use warm::{Done, Failure};
 
 use crate::agenda::Agenda;
 use crate::job::Jobs;
-use crate::redis::{Connection, Keys};
+use crate::protocol::Keys;
+use crate::redis::Connection;
 use crate::store::Store;
 
 /// Entries looked at in one round trip.

@@ -4,7 +4,8 @@ use redis::RedisResult;
 
 use super::Ops;
 use crate::agenda::due_signal;
-use crate::job::{Job, JobName};
+use crate::entry::JobName;
+use crate::job::Job;
 
 impl Ops {
     /// Pauses a job: no worker claims anything of it any more until it is resumed. What is in hand is finished. Returns

@@ -7,10 +7,12 @@ use redis::RedisResult;
 use serde::Serialize;
 
 use super::{Ops, PAGE};
-use crate::agenda::{Due, State, Trigger};
-use crate::job::{EntryKey, Job, Params};
+use crate::agenda::{Due, State};
+use crate::entry::EntryKey;
+use crate::entry::Outcome;
+use crate::entry::Trigger;
+use crate::job::{Job, Params};
 use crate::popularity::{Popularity, feed};
-use crate::warmer::Outcome;
 
 /// How often is looked while waiting.
 const LOOK: Duration = Duration::from_millis(100);

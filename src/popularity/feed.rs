@@ -11,9 +11,11 @@ use redis::RedisResult;
 use tracing::warn;
 use twox_hash::XxHash3_64;
 
-use crate::job::{EntryKey, Job, Params};
-use crate::redis::{Connection, Keys};
-use crate::store::compact;
+use crate::entry::EntryKey;
+use crate::entry::compact;
+use crate::job::{Job, Params};
+use crate::protocol::Keys;
+use crate::redis::Connection;
 
 /// Buckets of a job; of a million entries each holds 500.
 const BUCKETS: u64 = 2_048;

@@ -12,8 +12,9 @@ use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 
 use super::decay::{count, expected, half_life};
 use super::{Popularity, counted, feed, millis};
-use crate::job::{EntryKey, Job};
-use crate::redis::Keys;
+use crate::entry::EntryKey;
+use crate::job::Job;
+use crate::protocol::Keys;
 use crate::store::{Meta, TOUCHED};
 
 /// The server's clock of touches lags behind its `TIME` by at most so much (ms): it is set ten times a second.

@@ -16,12 +16,15 @@ use tracing::debug;
 
 use super::look::{Look, NEW, is_shared, reply, second};
 use super::{BATCH, CLAIM, Fold, Popularity, Read, counted, half_life, millis};
-use crate::agenda::{Agenda, Next, Trigger, When};
-use crate::health::Troubles;
-use crate::job::{EntryKey, Job, Jobs};
-use crate::redis::{Connection, Keys, Patience, field, is_of_keys};
+use crate::agenda::keep;
+use crate::agenda::{Agenda, Next, When};
+use crate::entry::EntryKey;
+use crate::entry::Trigger;
+use crate::job::{Job, Jobs};
+use crate::protocol::Keys;
+use crate::redis::Troubles;
+use crate::redis::{Connection, Patience, field, is_of_keys};
 use crate::store::Store;
-use crate::warmer::keep;
 
 /// Keys that Redis looks at in one step of a scan.
 const STEP: usize = 500;

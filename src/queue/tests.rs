@@ -1,7 +1,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::agenda::{Due, State, Trigger};
+use crate::agenda::{Due, State};
+use crate::entry::Trigger;
 use crate::redis::server::Server;
 
 const DEAD_AFTER: Duration = Duration::from_secs(60);

@@ -1,8 +1,9 @@
-//! Connections to Redis, and every key and channel name.
+//! Connections to Redis, how loops wait for it, and how well they are.
 
 mod connection;
-pub mod inbox;
-pub mod keys;
+pub mod health;
+#[cfg(feature = "worker")]
+mod leader;
 mod patience;
 pub mod requirements;
 #[cfg(test)]
@@ -11,7 +12,9 @@ mod url;
 mod wrong_types;
 
 pub use connection::Connection;
-pub use keys::Keys;
+pub use health::{Health, Sign, Troubles};
+#[cfg(feature = "worker")]
+pub(crate) use leader::lead;
 pub use patience::Patience;
 pub use url::{RedisUrl, UrlError};
 pub use wrong_types::{WrongType, WrongTypes, is_of_keys, wrong_types};

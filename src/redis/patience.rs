@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::requirements::explain;
-use crate::health::Sign;
+use crate::redis::Sign;
 
 /// The longest wait between two tries.
 const LONGEST: Duration = Duration::from_secs(2);

@@ -5,7 +5,8 @@
 
 use redis::{Client, RedisError, RedisResult, Value};
 
-use super::{Connection, Keys};
+use super::Connection;
+use crate::protocol::Keys;
 
 /// The oldest release that will do: scripts with flags, `PEXPIRETIME`, `EXPIRE … GT`.
 const OLDEST: u32 = 7;

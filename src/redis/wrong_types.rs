@@ -14,7 +14,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Connection, Keys};
+use super::Connection;
+use crate::protocol::Keys;
 
 /// Keys that are remembered at once; further ones are found when some of these are gone.
 const MOST: usize = 256;

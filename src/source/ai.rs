@@ -8,10 +8,11 @@
 //! With format `json` the answer must be a JSON document; one Markdown fence around the whole of it is taken off, because
 //! many models cannot be kept from writing one, and each answer refused for it would be paid again.
 
+use super::client::{Body, Client, Reached, Received, Request, answer_error};
 use super::completion::{Completion, estimate};
-use super::exchange::{Body, Client, Reached, Received, Request, answer_error};
 use super::http::select;
-use super::{Answer, Ask, Cost, FetchError, Fetched, Spent, Validators, context};
+use super::{Answer, Ask, Cost, FetchError, Fetched, Spent, context};
+use crate::entry::Validators;
 use crate::job::{AiFormat, AiSource};
 use jsonptr::Pointer;
 use serde_json::{Value, json};

@@ -6,8 +6,9 @@
 //! also refuses raw NUL bytes, invalid UTF-8, unpaired surrogates, numbers beyond a double and nesting beyond 128. A byte
 //! order mark is dropped.
 
-use super::exchange::{Client, Received, Request, answer_error};
-use super::{Answer, Ask, FetchError, Fetched, Validators, context};
+use super::client::{Client, Received, Request, answer_error};
+use super::{Answer, Ask, FetchError, Fetched, context};
+use crate::entry::Validators;
 use crate::job::{Feed, HttpSource, Job, KeyPattern, Params};
 use jsonptr::Pointer;
 use serde::Deserializer;
@@ -264,7 +265,7 @@ impl<'de> Visitor<'de> for Checked {
 /// What a value is made from besides the upstream's answer.
 fn fingerprint(ask: &Ask<'_>, url: &str, headers: &[(&str, String)], context: &Value) -> String {
     let made_from = serde_json::to_vec(&(&ask.job.digest, ask.source, url, headers, context)).unwrap_or_default();
-    crate::store::compact(XxHash3_64::oneshot(&made_from))
+    crate::entry::compact(XxHash3_64::oneshot(&made_from))
 }
 
 fn kind(value: &Value) -> &'static str {

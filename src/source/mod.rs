@@ -9,19 +9,22 @@ mod ai;
 mod busy;
 mod coding;
 mod completion;
-mod exchange;
+mod client;
 mod http;
-mod limit;
+mod limits;
 mod secrets;
 
-use crate::job::{EntryKey, Job, Jobs, Params, Source, UpstreamName};
-use exchange::Client;
+use crate::entry::Validators;
+use crate::entry::{EntryKey, UpstreamName};
+use crate::job::{Job, Jobs, Params, Source};
+use client::Client;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use limit::{Ended, Fetches, Gate, Lately, Permit, Refusal};
+pub(crate) use limits::LONGEST_WAIT;
+pub use limits::{Ended, Fetches, Gate, Lately, Permit, Refusal};
 
 /// What is asked for, once.
 #[derive(Debug)]
@@ -41,21 +44,6 @@ pub struct Ask<'a> {
     /// When the answer is of no use any more. It should leave the upstream its timeout: a request cut off by it counts as
     /// the upstream's failure.
     pub deadline: Instant,
-}
-
-/// What tells that a value is unchanged.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Validators {
-    /// The answer's `ETag`.
-    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
-    pub etag: Option<String>,
-    /// The answer's `Last-Modified`.
-    #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
-    pub last_modified: Option<String>,
-    /// What the value was made from, hashed. For AI the model, messages and settings: the same again need not be generated
-    /// again. For HTTP the request, the inputs and the job file: the other two hold only together with it.
-    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
-    pub prompt: Option<String>,
 }
 
 /// What an upstream answered.

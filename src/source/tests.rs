@@ -504,7 +504,7 @@ async fn messages_show_little_and_no_secret() {
     let reason = bench.refused().await;
     assert!(!reason.contains("secret") && !reason.contains("hunter22"), "{reason}");
     assert!(reason.contains("you sent ***") && reason.ends_with('…') && reason.chars().count() < 350, "{reason}");
-    assert_eq!(exchange::shown("https://user:pass@host:1/p/a?k=v#f"), "https://host:1/p/a?…");
+    assert_eq!(client::shown("https://user:pass@host:1/p/a?k=v#f"), "https://host:1/p/a?…");
 }
 
 #[tokio::test]
@@ -1026,8 +1026,9 @@ async fn json_completions_must_be_json() {
 
 #[tokio::test]
 async fn museum_answers_the_shipped_way() {
-    let museum =
-        crate::museum::Museum::start(([127, 0, 0, 1], 0).into(), crate::museum::Options::instant()).await.unwrap();
+    let museum = crate::cli::museum::Museum::start(([127, 0, 0, 1], 0).into(), crate::cli::museum::Options::instant())
+        .await
+        .unwrap();
     let server = Server { url: museum.url(), seen: Arc::default(), _tasks: JoinSet::new() };
     let job = "[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"/artworks/{{ name }}\"\nselect = \"/data\"";
     let mut bench = Bench::new(&server, job, "");
@@ -1049,8 +1050,9 @@ async fn museum_answers_the_shipped_way() {
 
 #[tokio::test]
 async fn shipped_jobs_are_answered_by_the_museum() {
-    let museum =
-        crate::museum::Museum::start(([127, 0, 0, 1], 0).into(), crate::museum::Options::instant()).await.unwrap();
+    let museum = crate::cli::museum::Museum::start(([127, 0, 0, 1], 0).into(), crate::cli::museum::Options::instant())
+        .await
+        .unwrap();
     let env = |name: &str| match name {
         "MUSEUM_URL" => Some(museum.url()),
         "OPENAI_BASE_URL" => Some(format!("{}/v1", museum.url())),

@@ -12,7 +12,7 @@ use redis::RedisResult;
 
 use super::tags::{SEEKING, SOUGHT, STEP, UNTAG, WHOLE};
 use super::{Meta, Store};
-use crate::job::EntryKey;
+use crate::entry::EntryKey;
 
 /// For how long a value without a TTL, or one that is being loaded, is tracked that was found there: ms.
 const UNKNOWN_LIFE: i64 = 24 * 3_600 * 1_000;

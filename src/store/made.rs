@@ -8,7 +8,7 @@ use std::time::Duration;
 use redis::RedisResult;
 
 use super::Store;
-use crate::job::EntryKey;
+use crate::entry::EntryKey;
 
 impl Store {
     /// Remembers for `life` that an entry is made from these inputs.

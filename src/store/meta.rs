@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::agenda::Trigger;
-use crate::source::Validators;
-use crate::warmer::Outcome;
+use crate::entry::Outcome;
+use crate::entry::Trigger;
+use crate::entry::Validators;
 
 /// Metadata of an entry: `start written invalidated outlived hash@born {note}`; `hash~asked@born` where nobody was asked when
 /// the value was last extended.

@@ -5,6 +5,7 @@
 //! argument, and each step is one script in one slot.
 
 mod loaded;
+mod gap;
 mod made;
 mod meta;
 mod tags;
@@ -17,11 +18,14 @@ use redis::{Cmd, FromRedisValue, RedisResult, Script};
 use serde_json::json;
 use ulid::Ulid;
 
+pub use gap::{Doubt, SUSPECT_SIGNAL};
 pub use meta::{Meta, Note};
 pub use tags::{Seeking, Stamp, WithTags};
 
-use crate::job::EntryKey;
-use crate::redis::{Connection, Keys};
+use crate::entry::EntryKey;
+use crate::entry::hash;
+use crate::protocol::Keys;
+use crate::redis::Connection;
 
 /// After a fetch for an invalidation began, how long the next refresh of that entry is held off: so a storm of invalidations
 /// costs a few fetches a second, and each of them lands.
@@ -35,6 +39,17 @@ const STORM_LASTS: Duration = Duration::from_secs(1);
 const META_OUTLIVES: Duration = Duration::from_secs(3_600);
 /// How long it is remembered that we read a value ourselves, where Redis takes that for a read like any other.
 pub(crate) const TOUCHED: Duration = Duration::from_secs(3_600);
+
+/// So many workers in a row that died while they fetched an entry make it a dead letter.
+pub(crate) const DEATHS: u32 = 3;
+
+/// From so many deaths on an entry is fetched while no other such entry is, so that its neighbours are not counted for it.
+pub(crate) const SUSPECT: u32 = 2;
+
+/// Why an entry is not tried again.
+pub(crate) fn deadly(deaths: u32) -> String {
+    format!("{deaths} workers in a row died while they fetched it")
+}
 
 static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lease.lua")));
 static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/commit.lua")));
@@ -198,6 +213,16 @@ impl Store {
     pub fn over(mut self, redis: Connection) -> Self {
         self.redis = redis;
         self
+    }
+
+    /// The connection to Redis.
+    pub fn connection(&self) -> &Connection {
+        &self.redis
+    }
+
+    /// The names of keys and channels.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     fn call<'a>(&self, script: &'a Script, key: &EntryKey) -> redis::ScriptInvocation<'a> {
@@ -579,22 +604,6 @@ impl Store {
         let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut self.redis.clone()).await?;
         Ok(seconds * 1_000 + micros / 1_000)
     }
-}
-
-/// A hash as text, of at most 11 letters and digits: it is kept with every entry.
-pub(crate) fn compact(mut hash: u64) -> String {
-    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let mut text = String::with_capacity(11);
-    while hash > 0 || text.is_empty() {
-        text.push(char::from(DIGITS[usize::try_from(hash % 62).unwrap_or(0)]));
-        hash /= 62;
-    }
-    text
-}
-
-/// What a value is known by: equal hashes, equal content.
-fn hash(json: &str) -> String {
-    compact(twox_hash::XxHash3_64::oneshot(json.as_bytes()))
 }
 
 /// The announcement of a change, as in docs/protocol.md.

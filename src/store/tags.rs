@@ -15,7 +15,7 @@ use std::time::Duration;
 use redis::{RedisResult, Script};
 
 use super::{Removal, Store, millis};
-use crate::job::EntryKey;
+use crate::entry::EntryKey;
 use crate::redis::field;
 
 /// Dead entries dropped when an entry is put under a tag.

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::agenda::Trigger;
+use crate::entry::Outcome;
+use crate::entry::Trigger;
+use crate::protocol::{Action, Handled, Message};
 use crate::redis::Connection;
-use crate::trigger::{Action, Handled, Message};
-use crate::warmer::Outcome;
 
 /// How often is looked whether somebody watches.
 const LOOK: Duration = Duration::from_secs(1);

@@ -11,9 +11,9 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 use tracing::debug;
 
-use crate::agenda::Trigger;
-use crate::job::{JobName, UpstreamName};
-use crate::warmer::{Outcome, Spending};
+use crate::entry::Trigger;
+use crate::entry::{JobName, UpstreamName};
+use crate::entry::{Outcome, Spending};
 
 const ENTRIES: &str = "samovar_entries_total";
 const LAG: &str = "samovar_lag_seconds";

@@ -10,11 +10,13 @@ use tracing::{debug, info, warn};
 
 use super::feed::{Event, Feed};
 use super::metrics;
-use crate::agenda::Trigger;
-use crate::job::{EntryKey, Job, JobName};
-use crate::redis::{Connection, Keys};
-use crate::trigger::{Handled, Message};
-use crate::warmer::Outcome;
+use crate::entry::Outcome;
+use crate::entry::Trigger;
+use crate::entry::{EntryKey, JobName};
+use crate::job::Job;
+use crate::protocol::Keys;
+use crate::protocol::{Handled, Message};
+use crate::redis::Connection;
 
 /// How often the log tells what was done.
 const TELL: Duration = Duration::from_secs(10);

@@ -14,14 +14,17 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::agenda::{Agenda, Next, Trigger, Urgency, When};
-use crate::health::Troubles;
-use crate::job::{EntryKey, Job, JobName, Jobs, Params, UpstreamName};
+use crate::agenda::keep;
+use crate::agenda::{Agenda, Next, When};
+use crate::entry::{EntryKey, JobName, UpstreamName};
+use crate::entry::{Trigger, Urgency};
+use crate::job::{Job, Jobs, Params};
 use crate::popularity::{Popularity, feed};
-use crate::redis::{Connection, Keys, Patience};
+use crate::protocol::Keys;
+use crate::redis::Troubles;
+use crate::redis::{Connection, Patience};
 use crate::source::{Gate, Refusal, Sources};
 use crate::store::{Fresh, Meta, Store};
-use crate::warmer::keep;
 
 /// Entries looked at in one round trip.
 const BATCH: usize = 500;

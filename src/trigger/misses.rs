@@ -5,19 +5,22 @@
 //! absent and nothing has made it due. A lost event costs nothing but that miss; the number handled is bounded.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use redis::{Client, RedisResult, Script};
+use redis::{Client, RedisResult};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::agenda::{Agenda, Due, State, Trigger, When};
-use crate::job::{EntryKey, Job, Jobs};
-use crate::redis::{Connection, Keys, Patience};
+use crate::agenda::{Agenda, Due, State, When};
+use crate::entry::EntryKey;
+use crate::entry::Outcome;
+use crate::entry::Trigger;
+use crate::job::{Job, Jobs};
+use crate::protocol::Keys;
+use crate::redis::{Connection, Patience, lead};
 use crate::store::Meta;
-use crate::warmer::Outcome;
 
 /// How long a miss is held: what a warmup asked for in vain is on the agenda by then.
 const HOLD: Duration = Duration::from_millis(300);
@@ -37,8 +40,6 @@ const RENEW: Duration = Duration::from_secs(2);
 const TELL: Duration = Duration::from_secs(60);
 /// Of `notify-keyspace-events`: events named by key, and misses.
 const FLAGS: [char; 2] = ['E', 'm'];
-
-static MINE_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/mine.lua")));
 
 /// Hears misses.
 #[derive(Debug)]
@@ -119,12 +120,7 @@ impl Misses {
     }
 
     async fn is_mine(&self) -> RedisResult<bool> {
-        MINE_SCRIPT
-            .key(self.keys.misses())
-            .arg(&*self.worker)
-            .arg(MINE.as_millis().to_string())
-            .invoke_async(&mut self.redis.clone())
-            .await
+        lead(&self.redis, &self.keys.misses(), &self.worker, MINE).await
     }
 
     /// Listens until the connection ends or another worker does it.

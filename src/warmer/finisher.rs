@@ -6,13 +6,13 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::spending::Tab;
+use super::usage_buffer::Tab;
+use crate::agenda::Bell;
 use crate::agenda::{Agenda, Finished};
-use crate::dispatcher::Bell;
-use crate::health::Troubles;
-use crate::job::JobName;
+use crate::entry::JobName;
+use crate::entry::Last;
+use crate::redis::Troubles;
 use crate::redis::{Patience, is_of_keys};
-use crate::status::Last;
 
 /// Entries ended in one round.
 const MOST: usize = 500;

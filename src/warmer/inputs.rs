@@ -6,10 +6,13 @@ use std::time::Duration;
 use redis::RedisResult;
 use serde_json::{Map, Value};
 
-use super::timing::millis;
-use super::{INPUT_WAIT, Outcome, Warmer};
-use crate::agenda::{Trigger, Urgency, When};
-use crate::job::{EntryKey, Job, JobName, Params};
+use super::freshness::millis;
+use super::{INPUT_WAIT, Warmer};
+use crate::agenda::When;
+use crate::entry::Outcome;
+use crate::entry::{EntryKey, JobName};
+use crate::entry::{Trigger, Urgency};
+use crate::job::{Job, Params};
 use crate::store::Meta;
 
 /// How long after its invalidation an input is waited for whose old value is there.

@@ -1,8 +1,9 @@
 use super::*;
 use crate::job::Template;
 use crate::popularity::Popularity;
+use crate::protocol::Keys;
+use crate::redis::Connection;
 use crate::redis::server::Server;
-use crate::redis::{Connection, Keys};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 

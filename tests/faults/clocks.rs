@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use samovar::job::EntryKey;
-use samovar::trigger::Message;
+use samovar::entry::EntryKey;
+use samovar::protocol::Message;
 use serde_json::json;
 
 use super::support::{

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use samovar::job::{EntryKey, Jobs, KeyPattern, Template};
-use samovar::redis::keys::slot;
-use samovar::redis::{Keys, RedisUrl};
-use samovar::trigger::Message;
+use samovar::entry::EntryKey;
+use samovar::job::{Jobs, KeyPattern, Template};
+use samovar::protocol::Keys;
+use samovar::protocol::Message;
+use samovar::protocol::keys::slot;
+use samovar::redis::RedisUrl;
 use serde_json::json;
 
 use super::support::{Art, JobsFolder, Parts, Reply, eventually, samovar, talkative};

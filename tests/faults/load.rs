@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use redis::Value;
-use samovar::agenda::{Claimed, Due, State, Trigger, Urgency};
+use samovar::agenda::{Claimed, Due, State};
+use samovar::entry::{Trigger, Urgency};
 use samovar::queue::{Chunk, Queue};
 use serde_json::json;
 use tokio::task::JoinSet;

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use samovar::job::{EntryKey, JobName, UpstreamName};
-use samovar::redis::Keys;
+use samovar::entry::{EntryKey, JobName, UpstreamName};
+use samovar::protocol::Keys;
 use serde_json::{Value, json};
 
 use super::support::{

@@ -4,12 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use samovar::agenda::Agenda;
-use samovar::health::Troubles;
-use samovar::job::{EntryKey, JobName, Jobs};
+use samovar::entry::{EntryKey, JobName};
+use samovar::job::Jobs;
 use samovar::popularity::Popularity;
-use samovar::redis::{Connection, Keys};
+use samovar::protocol::Keys;
+use samovar::protocol::Message;
+use samovar::redis::Connection;
+use samovar::redis::Troubles;
 use samovar::store::{Fresh, Lease, Leased, Meta, Store};
-use samovar::trigger::{Invalidator, Message, Suspicion, inbox};
+use samovar::trigger::Invalidator;
+use samovar::trigger::invalidation::inbox;
+use samovar::worker::maintenance::Suspicion;
 
 use super::{JobsFolder, TestRedis, eventually, eventually_within};
 

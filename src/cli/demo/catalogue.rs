@@ -12,8 +12,9 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand_distr::{Distribution as _, Exp, Zipf};
 
-use crate::job::{EntryKey, Job, Jobs, Params};
-use crate::museum::Museum;
+use crate::cli::museum::Museum;
+use crate::entry::EntryKey;
+use crate::job::{Job, Jobs, Params};
 use crate::source::Sources;
 
 /// How steeply popularity falls: Zipf's law with this exponent, as for web pages (Breslau et al., "Web Caching and

@@ -15,8 +15,9 @@ use tracing::debug;
 
 use super::catalogue::{Catalogue, Entry, Kind, Shelf};
 use super::scale;
-use crate::job::{EntryKey, Job, Jobs, Params};
-use crate::museum::Museum;
+use crate::cli::museum::Museum;
+use crate::entry::EntryKey;
+use crate::job::{Job, Jobs, Params};
 use crate::redis::{Connection, RedisUrl};
 use crate::source::{Answer, Ask, Sources};
 
@@ -143,7 +144,7 @@ impl Contender {
         }
     }
 
-    async fn get(&self, name: &crate::job::JobName, entry: &Entry) -> Met {
+    async fn get(&self, name: &crate::entry::JobName, entry: &Entry) -> Met {
         let Some(job) = self.jobs.jobs.get(name) else { return Met::Failed };
         match self.value(&entry.key).await {
             Ok(Some(text)) => Met::Hit(text),

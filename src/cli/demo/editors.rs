@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::catalogue::{Catalogue, Edits, Kind};
 use super::contender::Contender;
-use crate::job::EntryKey;
+use crate::entry::EntryKey;
 
 /// Before a publish that failed, or that nobody heard, is tried again.
 const AGAIN: Duration = Duration::from_millis(20);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::stage::Stage;
+use crate::cli::museum::PRICES_FROM;
 use crate::cli::session::{table, wrapped};
-use crate::museum::PRICES_FROM;
 
 /// Columns that the table takes when it lies.
 const WIDE: usize = 118;

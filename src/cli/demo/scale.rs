@@ -10,8 +10,8 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use toml::{Table, Value};
 
+use crate::cli::museum;
 use crate::job::{Jobs, Rate, TokenBudget};
-use crate::museum;
 
 /// The job files as shipped.
 const SHIPPED: [(&str, &str); 6] = [

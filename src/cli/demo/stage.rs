@@ -20,8 +20,9 @@ use super::minder::Minder;
 use super::readers::{self, Window};
 use super::scale::{self, Scale};
 use super::server::Server;
-use crate::museum::{Museum, Options};
-use crate::redis::{Connection, Keys, RedisUrl};
+use crate::cli::museum::{Museum, Options};
+use crate::protocol::Keys;
+use crate::redis::{Connection, RedisUrl};
 
 /// Who takes part, in this order everywhere.
 pub(super) const NAMES: [&str; 3] = ["Samovar", "hundred lines", "cache-aside"];

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::news::News;
 use crate::job::Jobs;
-use crate::telemetry::{Event, Invalidation};
+use crate::telemetry::{Event, Invalidation, Told};
 
 /// Jobs and keys that somebody wants to see; empty for all.
 #[derive(Clone, Debug)]
@@ -25,15 +24,12 @@ impl Filter {
         self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
 
-    /// The news without what nobody asked for.
-    pub(super) fn pass(&self, mut news: News) -> News {
-        if let News::Told(told) = &mut news {
-            told.events.retain(|event| match event {
-                Event::Ended(ended) => self.job(&ended.job) && self.key(&ended.key),
-                Event::Invalidation(invalidation) => self.invalidation(invalidation),
-            });
-        }
-        news
+    /// Drops the events that nobody asked for.
+    pub(super) fn retain(&self, told: &mut Told) {
+        told.events.retain(|event| match event {
+            Event::Ended(ended) => self.job(&ended.job) && self.key(&ended.key),
+            Event::Invalidation(invalidation) => self.invalidation(invalidation),
+        });
     }
 
     fn key(&self, key: &str) -> bool {

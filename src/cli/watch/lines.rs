@@ -7,9 +7,9 @@ use serde_json::json;
 use super::super::session::complain;
 use super::news::News;
 use super::view::{View, ms};
-use crate::escape::{escaped, json_line};
+use crate::entry::escape::{escaped, json_line};
+use crate::protocol::Action;
 use crate::telemetry::{Ended, Event, Invalidation};
-use crate::trigger::Action;
 
 /// Writes lines to standard output; what fails goes to standard error.
 #[derive(Clone, Copy, Debug)]
@@ -131,8 +131,8 @@ fn named(invalidation: &Invalidation) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agenda::Trigger;
-    use crate::warmer::Outcome;
+    use crate::entry::Outcome;
+    use crate::entry::Trigger;
 
     #[test]
     fn a_line_is_one_line_and_commands_no_terminal() {

@@ -20,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use self::filter::Filter;
 use self::lines::Lines;
+use self::news::News;
 use self::screen::Screen;
 use self::view::View;
 use super::session::{Failed, Session, complain, jobs};
@@ -81,8 +82,10 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
             () = &mut hearing => return Ok(exit::FAILED),
             () = &mut looking => return Ok(exit::FAILED),
             () = &mut stop => return Ok(exit::OK),
-            Some(news) = news.recv() => {
-                let news = filter.pass(news);
+            Some(mut news) = news.recv() => {
+                if let News::Told(told) = &mut news {
+                    filter.retain(told);
+                }
                 if let Shown::Lines(lines) = &shown {
                     lines.show(&news);
                 }

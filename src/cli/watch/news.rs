@@ -12,8 +12,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::super::session::Session;
 use super::filter::Filter;
 use crate::job::Jobs;
+use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::redis::field;
-use crate::status::{self, JobStatus, UpstreamStatus};
 use crate::telemetry::Told;
 
 /// How often Redis is looked at.

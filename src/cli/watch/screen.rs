@@ -12,10 +12,10 @@ use ratatui::{DefaultTerminal, Frame};
 
 use super::lines::{clock, subject, what, why};
 use super::view::{Tally, View, hit_rate, ms};
-use crate::escape::escaped;
-use crate::status::JobStatus;
+use crate::entry::Outcome;
+use crate::entry::escape::escaped;
+use crate::ops::status::JobStatus;
 use crate::telemetry::Event;
-use crate::warmer::Outcome;
 
 /// A terminal that is ours for the time being.
 pub(super) struct Screen(DefaultTerminal);
@@ -172,10 +172,10 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
-    use super::super::news::{Look, News, Reads};
     use super::*;
-    use crate::agenda::Trigger;
-    use crate::status::UpstreamStatus;
+    use crate::cli::watch::news::{Look, News, Reads};
+    use crate::entry::Trigger;
+    use crate::ops::status::UpstreamStatus;
     use crate::telemetry::{Ended, Told};
 
     fn drawn(view: &View, width: u16, height: u16) -> String {
@@ -215,7 +215,7 @@ mod tests {
             in_hand: 17,
             dead: 2,
             outcomes: std::collections::BTreeMap::default(),
-            spending: crate::warmer::Spending::default(),
+            spending: crate::entry::Spending::default(),
             upstreams: Vec::new(),
             last: None,
             faults: Vec::new(),

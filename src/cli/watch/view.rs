@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::super::session::span;
 use super::news::{Look, News, Reads};
-use crate::status::UpstreamStatus;
+use crate::entry::Outcome;
+use crate::ops::status::UpstreamStatus;
 use crate::telemetry::{Event, Told};
-use crate::warmer::Outcome;
 
 /// Events that are remembered.
 const RECENT: usize = 500;
@@ -255,7 +255,7 @@ impl Summary {
     }
 }
 
-fn of_job(status: &crate::status::JobStatus) -> JobSummary {
+fn of_job(status: &crate::ops::status::JobStatus) -> JobSummary {
     JobSummary {
         job: status.job.clone(),
         due: status.due,

@@ -3,8 +3,9 @@
 use super::document::{Field, Table, Text, short};
 use super::scope::Scope;
 use super::upstreams::{Base, Upstreams, check_header_names, checked_url, header_value_fault};
+use crate::entry::UpstreamName;
 use crate::job::template::is_dot_segment;
-use crate::job::{AiFormat, AiSource, Feed, HttpSource, Source, Template, UpstreamName};
+use crate::job::{AiFormat, AiSource, Feed, HttpSource, Source, Template};
 use jsonptr::PointerBuf;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;

@@ -1,8 +1,9 @@
 //! `upstreams.toml`: servers, and which of them holds for a URL.
 
 use super::document::{Document, Field, Table};
+use crate::entry::UpstreamName;
 use crate::job::template::is_dot_segment;
-use crate::job::{Rate, Redirects, TokenBudget, Upstream, UpstreamName};
+use crate::job::{Rate, Redirects, TokenBudget, Upstream};
 use bytesize::ByteSize;
 use std::cell::RefCell;
 use std::collections::BTreeMap;

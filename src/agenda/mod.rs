@@ -1,0 +1,363 @@
+//! The agenda: what is due when.
+//!
+//! One sorted set per job, member = entry key, score = [`Due`]. An entry is on it once, however many triggers and
+//! workers name it. Claiming moves the score, it does not remove: a worker that dies leaves its entries due again. Every
+//! later step compares the score it left behind ([`Agenda::take`], [`Agenda::finish`]), so whoever comes too late, or was
+//! overtaken by an invalidation, changes nothing.
+
+mod refresh;
+mod score;
+mod wakeup;
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{Cmd, RedisResult, Script};
+use tracing::warn;
+
+use crate::entry::Trigger;
+use crate::entry::{EntryKey, JobName};
+pub(crate) use refresh::keep;
+pub use score::{Due, State};
+pub use wakeup::Bell;
+
+use crate::entry::Outcome;
+use crate::protocol::Keys;
+use crate::redis::{Connection, is_of_keys};
+
+/// Dead letters kept for each job; the oldest go first.
+const DEAD_LETTERS: usize = 10_000;
+/// Entries handed to one script call, so that none holds Redis up.
+const BATCH: usize = 250;
+/// Entries that Redis looks at in one step of a scan.
+const STEP: usize = 500;
+
+static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/due.lua")));
+static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/claim.lua")));
+static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/take.lua")));
+static CANCEL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/cancel.lua")));
+static FINISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/finish.lua")));
+
+/// How to put entries on the agenda.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Before all else.
+    Urgent,
+    /// Before all that is merely due, one of many; in order of this Redis time (ms; 0 is now).
+    Mass(i64),
+    /// At this Redis time (ms; 0 is now), unless earlier already.
+    Due(i64),
+    /// At this Redis time (ms), unless on the agenda already. A look ([`Trigger::Settle`]) is then owed by the warmup or the
+    /// person that the entry is there for, unless it is taken: see [`Due::look`].
+    Keep(i64),
+    /// Now, but only if it is on the agenda.
+    IfThere,
+}
+
+/// An entry claimed for a task: its score compares and swaps.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Claimed {
+    /// The entry.
+    #[serde(rename = "k")]
+    pub key: String,
+    /// Its score while claimed.
+    #[serde(rename = "c")]
+    pub score: String,
+    /// Since when it was due (Redis time, ms).
+    #[serde(rename = "d")]
+    pub since: i64,
+}
+
+impl Claimed {
+    /// The score, read.
+    pub fn due(&self) -> Due {
+        Due::from_score(self.score.parse().unwrap_or_default())
+    }
+
+    /// Whether an entry's present score is this claim's, which may have come to owe a look meanwhile.
+    pub fn is_at(&self, score: f64) -> bool {
+        let bare = |due: Due| Due { look: false, ..due };
+        bare(Due::from_score(score)) == bare(self.due())
+    }
+}
+
+/// What one claim brought.
+#[derive(Debug)]
+pub struct Claims {
+    /// The entries, the most urgent first.
+    pub entries: Vec<Claimed>,
+    /// How long until something more may be due; `None` if nothing is.
+    pub next: Option<Duration>,
+    /// The job is paused: nothing of it is claimed.
+    pub paused: bool,
+}
+
+/// What becomes of an entry after it was warmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Due at this Redis time (ms) as its TTL comes to an end.
+    At(i64),
+    /// Looked at once more at this Redis time (ms), as [`Trigger::Settle`].
+    Settle(i64),
+    /// Due after this time for the same trigger; after zero, as urgent as before.
+    In(Duration),
+    /// It leaves.
+    Out,
+    /// It leaves for the dead letters, for this reason.
+    Dead(String),
+}
+
+/// One entry's end.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// The entry.
+    pub key: String,
+    /// The score by which we hold it.
+    pub score: String,
+    /// What becomes of it.
+    pub next: Next,
+    /// How its warming ended; `None` where it was only handed back.
+    pub outcome: Option<Outcome>,
+}
+
+/// The agendas of all jobs.
+#[derive(Clone, Debug)]
+pub struct Agenda {
+    redis: Connection,
+    keys: Keys,
+}
+
+/// What a signal says that makes dispatchers look at a job's agenda.
+pub fn due_signal(job: &JobName) -> String {
+    format!("due {job}")
+}
+
+impl Agenda {
+    /// The agendas under these keys.
+    pub fn new(redis: Connection, keys: Keys) -> Self {
+        Self { redis, keys }
+    }
+
+    /// Makes entries due; returns how many moved. An invalidation also overtakes what a worker has taken.
+    ///
+    /// # Errors
+    /// Redis's; what was sent before may have moved.
+    pub async fn put<'a, I>(&self, job: &JobName, entries: I, when: When, trigger: Trigger) -> RedisResult<u64>
+    where
+        I: IntoIterator<Item = &'a EntryKey>,
+    {
+        let (how, at) = match when {
+            When::Urgent => ("urgent", 0),
+            When::Mass(at) => ("mass", at),
+            When::Due(at) => ("due", at),
+            When::Keep(at) => ("keep", at),
+            When::IfThere => ("there", 0),
+        };
+        let agenda = self.keys.agenda(job);
+        let signal = due_signal(job);
+        let entries: Vec<&str> = entries.into_iter().map(EntryKey::as_str).collect();
+        let mut moved = 0;
+        for batch in entries.chunks(BATCH) {
+            moved += DUE
+                .key(&agenda)
+                .arg(how)
+                .arg(trigger as u8)
+                .arg(at)
+                .arg(u8::from(trigger == Trigger::Invalidation))
+                .arg(self.keys.signal_channel())
+                .arg(&signal)
+                .arg(batch)
+                .invoke_async::<u64>(&mut self.redis.clone())
+                .await?;
+        }
+        Ok(moved)
+    }
+
+    /// Claims at most `most` due entries, as long as at most `cap` are claimed or taken at once (twice as many for the sake
+    /// of urgent ones), for `claim`.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn claim(&self, job: &JobName, most: usize, cap: usize, claim: Duration) -> RedisResult<Claims> {
+        let reply: Vec<String> = CLAIM
+            .key(self.keys.agenda(job))
+            .key(self.keys.paused(job))
+            .arg(most.min(1_000))
+            .arg(cap)
+            .arg(millis(claim))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        let number = |i: usize| reply.get(i).and_then(|text| text.parse::<i64>().ok()).unwrap_or(-1);
+        let (now, next) = (number(0), number(1));
+        let entries = reply[2.min(reply.len())..]
+            .chunks_exact(3)
+            .map(|entry| Claimed {
+                key: entry[0].clone(),
+                score: entry[1].clone(),
+                since: Due::from_score(entry[2].parse().unwrap_or_default()).at,
+            })
+            .collect();
+        let next = (next >= 0).then(|| Duration::from_millis(u64::try_from(next - now).unwrap_or(0)));
+        Ok(Claims { entries, next, paused: number(1) == -2 })
+    }
+
+    /// Takes claimed entries for at most `time`; returns the score by which each is held, in order, `None` where it is
+    /// not ours any more.
+    ///
+    /// # Errors
+    /// Redis's; the entries are due again when their claims run out.
+    pub async fn take(&self, job: &JobName, entries: &[Claimed], time: Duration) -> RedisResult<Vec<Option<String>>> {
+        let mut taken = Vec::with_capacity(entries.len());
+        for batch in entries.chunks(BATCH) {
+            let mut call = TAKE.key(self.keys.agenda(job));
+            call.arg(millis(time));
+            for entry in batch {
+                call.arg(&entry.key).arg(&entry.score);
+            }
+            let scores: Vec<String> = call.invoke_async(&mut self.redis.clone()).await?;
+            taken.extend(scores.into_iter().map(|score| (!score.is_empty()).then_some(score)));
+        }
+        Ok(taken)
+    }
+
+    /// Ends the warming of entries, counts outcomes, and keeps `last` for people.
+    ///
+    /// # Errors
+    /// As of [`Self::finish_counting`].
+    pub async fn finish(&self, job: &JobName, entries: &[Finished], last: &str) -> RedisResult<()> {
+        self.finish_counting(job, entries, last, &[]).await
+    }
+
+    /// The same, and adds to more of the job's counters.
+    ///
+    /// # Errors
+    /// Redis's; the entries are due again when their time runs out, and some may have been counted. Where only keys of
+    /// another type are in the way, all was done that they do not concern; the log then names who has no dead letter.
+    pub async fn finish_counting(
+        &self,
+        job: &JobName,
+        entries: &[Finished],
+        last: &str,
+        more: &[(&'static str, u64)],
+    ) -> RedisResult<()> {
+        let mut more = more.to_vec();
+        let mut trouble = Ok(());
+        for batch in entries.chunks(BATCH) {
+            let mut counts = std::mem::take(&mut more);
+            for outcome in batch.iter().filter_map(|entry| entry.outcome) {
+                match counts.iter_mut().find(|(of, _)| *of == outcome.as_str()) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((outcome.as_str(), 1)),
+                }
+            }
+            let mut call = FINISH.key(self.keys.agenda(job));
+            call.key(self.keys.dead(job))
+                .key(self.keys.dead_reasons(job))
+                .key(self.keys.stats(job))
+                .arg(DEAD_LETTERS)
+                .arg(last)
+                .arg(self.keys.signal_channel())
+                .arg(due_signal(job))
+                .arg(counts.len());
+            for (name, count) in counts {
+                call.arg(name).arg(count);
+            }
+            for Finished { key, score, next, .. } in batch {
+                let (what, argument) = match next {
+                    Next::At(at) => ("at", at.to_string()),
+                    Next::Settle(at) => ("settle", at.to_string()),
+                    Next::In(wait) => ("in", millis(*wait).to_string()),
+                    Next::Out => ("out", String::new()),
+                    Next::Dead(reason) => ("dead", reason.clone()),
+                };
+                call.arg(key).arg(score).arg(what).arg(argument);
+            }
+            if let Err(e) = call.invoke_async::<u64>(&mut self.redis.clone()).await {
+                if !is_of_keys(&e) {
+                    return Err(e);
+                }
+                for Finished { key, next, .. } in batch {
+                    if let Next::Dead(reason) = next {
+                        warn!(%job, key, reason, "given up, and may have no dead letter: {e}");
+                    }
+                }
+                trouble = Err(e);
+            }
+        }
+        trouble
+    }
+
+    /// The entries on a job's agenda that match a glob, in whatever state; each once or more. It is scanned in steps.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn matching(&self, job: &JobName, glob: &str) -> RedisResult<Vec<EntryKey>> {
+        let mut entries = Vec::new();
+        let mut cursor = 0_u64;
+        loop {
+            let (next, found): (u64, Vec<(String, f64)>) = redis::cmd("ZSCAN")
+                .arg(self.keys.agenda(job))
+                .arg(cursor)
+                .arg("MATCH")
+                .arg(glob)
+                .arg("COUNT")
+                .arg(STEP)
+                .query_async(&mut self.redis.clone())
+                .await?;
+            entries.extend(found.into_iter().map(|(key, _)| EntryKey::new(key)));
+            cursor = next;
+            if cursor == 0 {
+                return Ok(entries);
+            }
+        }
+    }
+
+    /// Asks for an entry's score.
+    pub(crate) fn ask_score(&self, job: &JobName, key: &EntryKey) -> Cmd {
+        let mut ask = redis::cmd("ZSCORE");
+        ask.arg(self.keys.agenda(job)).arg(key.as_str());
+        ask
+    }
+
+    /// The scores of entries, as they compare and swap; `None` for what is not on the agenda.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn scores(&self, job: &JobName, entries: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys: Vec<&str> = entries.iter().map(EntryKey::as_str).collect();
+        redis::cmd("ZMSCORE").arg(self.keys.agenda(job)).arg(keys).query_async(&mut self.redis.clone()).await
+    }
+
+    /// Takes entries off the agenda, whatever their state.
+    ///
+    /// # Errors
+    /// Redis's; some may have left.
+    pub async fn remove(&self, job: &JobName, entries: &[EntryKey]) -> RedisResult<()> {
+        for batch in entries.chunks(BATCH) {
+            let keys: Vec<&str> = batch.iter().map(EntryKey::as_str).collect();
+            let () =
+                redis::cmd("ZREM").arg(self.keys.agenda(job)).arg(keys).query_async(&mut self.redis.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes entries off the agenda that were evicted at `at` (Redis time, ms), unless somebody asked for them since.
+    ///
+    /// # Errors
+    /// Redis's; some may have left.
+    pub async fn cancel(&self, job: &JobName, entries: &[EntryKey], at: i64) -> RedisResult<()> {
+        for batch in entries.chunks(BATCH) {
+            let keys: Vec<&str> = batch.iter().map(EntryKey::as_str).collect();
+            let _: u64 =
+                CANCEL.key(self.keys.agenda(job)).arg(at).arg(keys).invoke_async(&mut self.redis.clone()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

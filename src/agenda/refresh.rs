@@ -1,0 +1,25 @@
+//! When an entry is refreshed.
+
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::Next;
+use crate::entry::EntryKey;
+use crate::job::Job;
+
+/// When an entry that lives until `expires` (Redis time, ms) is looked at again, to be refreshed if it is kept warm or read.
+pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64) -> Next {
+    if job.warm.ahead.is_zero() || expires <= 0 {
+        return Next::Out;
+    }
+    // Spread by a quarter, so that what was warmed together does not expire together; never more than the TTL allows.
+    let ahead = job.warm.ahead.mul_f64(rand::random_range(1.0..=1.25)).min(job.ttl.mul_f32(0.95));
+    let at = expires - millis(ahead);
+    debug!(%key, at, "due again");
+    Next::At(at)
+}
+
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}

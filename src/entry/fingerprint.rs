@@ -1,0 +1,17 @@
+//! Short hashes that are kept with every entry.
+
+/// A hash as text, of at most 11 letters and digits: it is kept with every entry.
+pub fn compact(mut hash: u64) -> String {
+    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut text = String::with_capacity(11);
+    while hash > 0 || text.is_empty() {
+        text.push(char::from(DIGITS[usize::try_from(hash % 62).unwrap_or(0)]));
+        hash /= 62;
+    }
+    text
+}
+
+/// What a value is known by: equal hashes, equal content.
+pub fn hash(json: &str) -> String {
+    compact(twox_hash::XxHash3_64::oneshot(json.as_bytes()))
+}

@@ -1,0 +1,27 @@
+//! Words about one entry: its names, why it is due, how its warming ended. Nothing here knows Redis.
+
+#[cfg(feature = "worker")]
+pub mod escape;
+#[cfg(feature = "worker")]
+mod fingerprint;
+mod names;
+#[cfg(feature = "worker")]
+mod outcome;
+#[cfg(feature = "worker")]
+mod trigger;
+#[cfg(feature = "worker")]
+pub mod usage;
+#[cfg(feature = "worker")]
+mod validators;
+
+#[cfg(feature = "worker")]
+pub use fingerprint::{compact, hash};
+pub use names::{EntryKey, JobName, LONGEST_KEY, UpstreamName};
+#[cfg(feature = "worker")]
+pub use outcome::{Last, Outcome};
+#[cfg(feature = "worker")]
+pub use trigger::{Trigger, Urgency};
+#[cfg(feature = "worker")]
+pub use usage::Spending;
+#[cfg(feature = "worker")]
+pub use validators::Validators;

@@ -1,0 +1,234 @@
+//! What a fleet's jobs look like now, for people and programs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use redis::RedisResult;
+use serde::Serialize;
+
+use crate::entry::Last;
+use crate::entry::{Outcome, Spending};
+use crate::job::{Job, Jobs};
+use crate::ops::Census;
+use crate::protocol::Keys;
+use crate::redis::{Connection, WrongType, is_of_keys, wrong_types};
+
+/// One job.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct JobStatus {
+    /// Its name.
+    pub job: String,
+    /// What it is, if the file says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Its key pattern.
+    pub key: String,
+    /// How long values live, seconds.
+    pub ttl_seconds: u64,
+    /// When warmups run, as written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// The next warmup (Redis time, ms since the epoch).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_warmup_ms: Option<i64>,
+    /// Since when it is paused (Redis time, ms since the epoch).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_ms: Option<i64>,
+    /// Keys of this job that were there at the last count; absent before the first one.
+    pub warm: Option<u64>,
+    /// When that count was made (Redis time, ms since the epoch).
+    pub warm_counted_ms: Option<i64>,
+    /// When the oldest of its values was fetched, as of that count (Redis time, ms since the epoch).
+    pub oldest_ms: Option<i64>,
+    /// Values whose TTL was over, as of that count, and which live on because their source fails (`stale_if_error`).
+    pub old: Option<u64>,
+    /// Entries that are due and not yet in hand.
+    pub due: u64,
+    /// Entries in the hands of workers.
+    pub in_hand: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// How entries have ended since the counters began, by outcome.
+    pub outcomes: BTreeMap<String, u64>,
+    /// What was spent and saved since then.
+    pub spending: Spending,
+    /// The upstreams that it asks, the first choice first.
+    pub upstreams: Vec<UpstreamStatus>,
+    /// The last end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<Last>,
+    /// What keeps parts of it from working: keys of another type in the places of its own. What they would tell counts as nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<String>,
+}
+
+/// An upstream, as the fleet sees it.
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct UpstreamStatus {
+    /// Its name.
+    pub upstream: String,
+    /// Why it is asked nothing for now: `breaker`, `refused` (the account is), `retry-after`, `tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed: Option<&'static str>,
+    /// Until when (Redis time, ms since the epoch); for the breaker, when it is tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_until_ms: Option<i64>,
+    /// AI tokens spent in the present window; absent without a budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_spent: Option<u64>,
+    /// AI tokens that may be spent in a window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_budget: Option<u64>,
+    /// When the window ends (Redis time, ms since the epoch); absent while nothing is spent in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_window_ends_ms: Option<i64>,
+    /// Keys of another type in the places of those that keep its limits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<String>,
+}
+
+/// Looks at all upstreams, in the order of their names.
+///
+/// # Errors
+/// Redis's.
+pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisResult<Vec<UpstreamStatus>> {
+    let mut all = Vec::new();
+    for upstream in jobs.upstreams.values() {
+        let [limit, _, window, _] = keys.upstream(&upstream.name);
+        let mut ask = redis::pipe();
+        ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open").arg("said");
+        ask.cmd("HMGET").arg(&window).arg("tokens").arg("ends");
+        type Limits = (Option<i64>, Option<i64>, Option<String>);
+        type Reply = (RedisResult<(i64, i64)>, RedisResult<Limits>, RedisResult<(Option<u64>, Option<i64>)>);
+        let (time, limits, spent): Reply = ask.ignore_errors().query_async(&mut redis.clone()).await?;
+        let ((seconds, micros), (blocked, open, said), (spent, ends)) = (time?, there(limits)?, there(spent)?);
+        let now = seconds * 1_000 + micros / 1_000;
+        let budget = upstream.tokens.map(|budget| budget.tokens);
+        let ends = ends.filter(|ends| *ends > now);
+        let spent = ends.and(spent).unwrap_or_default();
+        let mut status = UpstreamStatus {
+            upstream: upstream.name.to_string(),
+            tokens_spent: budget.map(|_| spent),
+            tokens_budget: budget,
+            tokens_window_ends_ms: budget.and(ends),
+            faults: faults(redis, keys, &keys.upstream(&upstream.name)).await?,
+            ..UpstreamStatus::default()
+        };
+        let out_of_tokens = budget.filter(|budget| spent >= *budget).and(ends);
+        // A breaker is open until a probe succeeds, whenever that is sent.
+        let open = open.filter(|open| *open > 0).map(|open| open.max(now + 1));
+        let breaker = if said.is_some() { "refused" } else { "breaker" };
+        let closed = [("tokens", out_of_tokens), (breaker, open), ("retry-after", blocked)];
+        let closed = closed.into_iter().filter_map(|(why, until)| Some((why, until.filter(|until| *until > now)?)));
+        if let Some((why, until)) = closed.max_by_key(|(_, until)| *until) {
+            status.closed = Some(why);
+            status.closed_until_ms = Some(until);
+        }
+        all.push(status);
+    }
+    Ok(all)
+}
+
+/// What is told in one reply; nothing, where somebody else's key stands.
+fn there<T: Default>(reply: RedisResult<T>) -> RedisResult<T> {
+    reply.or_else(|e| if is_of_keys(&e) { Ok(T::default()) } else { Err(e) })
+}
+
+async fn faults(redis: &Connection, keys: &Keys, names: &[String]) -> RedisResult<Vec<String>> {
+    Ok(wrong_types(redis, keys, names).await?.iter().map(WrongType::to_string).collect())
+}
+
+/// Gives each job the upstreams that it asks.
+pub fn assign(statuses: &mut [JobStatus], jobs: &Jobs, upstreams: &[UpstreamStatus]) {
+    for status in statuses {
+        let Some(job) = jobs.jobs.get(status.job.as_str()) else { continue };
+        for source in &job.sources {
+            let name = source.upstream().as_str();
+            if status.upstreams.iter().all(|known| known.upstream != name) {
+                status.upstreams.extend(upstreams.iter().find(|upstream| upstream.upstream == name).cloned());
+            }
+        }
+    }
+}
+
+/// Looks at one job; its keys are those of the last count. Its upstreams are left to [`assign`].
+///
+/// # Errors
+/// Redis's.
+pub async fn of_job(
+    redis: &Connection,
+    keys: &Keys,
+    job: &Arc<Job>,
+    census: Option<&Census>,
+) -> RedisResult<JobStatus> {
+    let faults = faults(redis, keys, &keys.all_of(&job.name)).await?;
+    let mut redis = redis.clone();
+    let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut redis).await?;
+    let now = seconds * 1_000 + micros / 1_000;
+    let agenda = keys.agenda(&job.name);
+    let (single_now, mass_now) = (now - 40_000_000_000_000 + 1, now - 30_000_000_000_000 + 1);
+    type Count = RedisResult<u64>;
+    type Stats = RedisResult<BTreeMap<String, String>>;
+    type Reply = (Count, Count, Count, Count, Count, RedisResult<Option<f64>>, RedisResult<Option<i64>>, Stats);
+    let (due, single, mass, in_hand, dead, next, paused_ms, stats): Reply = redis::pipe()
+        .cmd("ZCOUNT")
+        .arg(&agenda)
+        .arg(0)
+        .arg(now)
+        .cmd("ZCOUNT")
+        .arg(&agenda)
+        .arg("-inf")
+        .arg(single_now)
+        .cmd("ZCOUNT")
+        .arg(&agenda)
+        .arg("-3.5e13")
+        .arg(mass_now)
+        .cmd("ZCOUNT")
+        .arg(&agenda)
+        .arg("-2.5e13")
+        .arg("(-1e13")
+        .cmd("ZCARD")
+        .arg(keys.dead(&job.name))
+        .cmd("ZSCORE")
+        .arg(keys.schedules())
+        .arg(job.name.as_str())
+        .cmd("GET")
+        .arg(keys.paused(&job.name))
+        .cmd("HGETALL")
+        .arg(keys.stats(&job.name))
+        .ignore_errors()
+        .query_async(&mut redis)
+        .await?;
+    let due: u64 = [there(due)?, there(single)?, there(mass)?].into_iter().sum();
+    let (in_hand, dead, next) = (there(in_hand)?, there(dead)?, there(next)?);
+    let (paused_ms, stats) = (there(paused_ms)?, there(stats)?);
+    let counted = census.and_then(|census| census.jobs.get(job.name.as_str()));
+    let last = stats.get("last").and_then(|last| serde_json::from_str(last).ok());
+    let spending = Spending::of(&stats);
+    let is_outcome = |name: &str| Outcome::ALL.iter().any(|outcome| outcome.as_str() == name);
+    let outcomes = stats.into_iter().filter(|(name, _)| is_outcome(name));
+    let outcomes = outcomes.filter_map(|(name, count)| Some((name, count.parse().ok()?))).collect();
+    #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
+    let next_warmup_ms = next.map(|next| next as i64);
+    Ok(JobStatus {
+        job: job.name.to_string(),
+        description: job.description.clone(),
+        key: job.key.to_string(),
+        ttl_seconds: job.ttl.as_secs(),
+        schedule: job.warm.schedule.as_ref().map(|schedule| schedule.as_str().to_owned()),
+        next_warmup_ms,
+        paused_ms,
+        warm: counted.map(|counted| counted.warm),
+        warm_counted_ms: census.map(|census| census.at_ms),
+        oldest_ms: counted.and_then(|counted| counted.oldest_ms),
+        old: counted.map(|counted| counted.old),
+        due,
+        in_hand,
+        dead,
+        outcomes,
+        spending,
+        upstreams: Vec::new(),
+        last,
+        faults,
+    })
+}

@@ -1,0 +1,570 @@
+//! Every key and channel name that Samovar uses.
+//!
+//! Each script touches keys of one hash slot. What belongs to an entry K carries a short tag of K's own slot
+//! (`samovar:lease:{tag}:K`), so that it lives beside K on a cluster whatever K looks like; what belongs to a job
+//! carries the job's name as its tag.
+//!
+//! Pub/sub knows no databases: a message reaches the subscribers of all of them. So the channels of every database but
+//! 0 carry its number, and fleets on two databases of one server do not hear each other.
+
+use std::sync::{Arc, LazyLock};
+
+use crate::entry::{EntryKey, JobName, UpstreamName};
+
+/// Slots of a Redis Cluster.
+const SLOTS: u16 = 16_384;
+/// The checksum that gives a key its slot.
+static CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
+
+/// Builds key and channel names under one prefix.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    prefix: Arc<str>,
+    /// What the names of channels begin with: the prefix, and the database where it is not 0.
+    scope: Arc<str>,
+    database: i64,
+    /// Where bare invalidations are heard, if that was named; else it follows from the scope.
+    channel: Option<Arc<str>>,
+}
+
+impl Keys {
+    /// Names under `prefix` (no braces in it); bare invalidations are heard on `channel`, whatever the database.
+    pub fn new(prefix: &str, channel: &str) -> Self {
+        Self { channel: Some(channel.into()), ..Self::of(prefix) }
+    }
+
+    /// Names under `prefix` (no braces in it), of database 0.
+    pub fn of(prefix: &str) -> Self {
+        Self { prefix: prefix.into(), scope: prefix.into(), database: 0, channel: None }
+    }
+
+    /// The same names in this database: its channels are its own, but for one that was named.
+    #[must_use]
+    pub fn in_database(mut self, database: i64) -> Self {
+        self.database = database;
+        self.scope = match database {
+            0 => Arc::clone(&self.prefix),
+            _ => format!("{}:db{database}", self.prefix).into(),
+        };
+        self
+    }
+
+    /// The database that the names are of.
+    pub fn database(&self) -> i64 {
+        self.database
+    }
+
+    /// What all names begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The lock and fence of one entry while it is fetched: `token start dirty`.
+    pub fn lease(&self, key: &EntryKey) -> String {
+        format!("{}:lease:{{{}}}:{key}", self.prefix, tag_of(key.as_str()))
+    }
+
+    /// What is known of one entry's value: see [`crate::store::Meta`].
+    pub fn meta(&self, key: &EntryKey) -> String {
+        format!("{}:meta:{{{}}}:{key}", self.prefix, tag_of(key.as_str()))
+    }
+
+    /// A glob over the leases of entries whose keys match `glob`.
+    pub fn lease_glob(&self, glob: &str) -> String {
+        format!("{}:lease:{{*}}:{glob}", self.prefix)
+    }
+
+    /// The entry key within the name of a lease.
+    pub fn entry_of_lease<'a>(&self, lease: &'a str) -> Option<&'a str> {
+        let rest = lease.strip_prefix(&*self.prefix)?.strip_prefix(":lease:{")?;
+        rest.split_once("}:").map(|(_, key)| key)
+    }
+
+    /// Whether a key is one of Samovar's own.
+    pub fn is_own(&self, key: &str) -> bool {
+        key.strip_prefix(&*self.prefix).is_some_and(|rest| rest.starts_with(':'))
+            || key
+                .strip_prefix('{')
+                .and_then(|rest| rest.strip_prefix(&*self.prefix))
+                .is_some_and(|r| r.starts_with(':'))
+    }
+
+    /// The type of one of Samovar's own keys, as Redis's `TYPE` tells it; `None` for all others, and for the queue's that are
+    /// named by a task.
+    pub fn type_of(&self, key: &str) -> Option<&'static str> {
+        let queue = self.queue();
+        if let Some(rest) = key.strip_prefix(&queue).and_then(|rest| rest.strip_prefix(':')) {
+            return match rest {
+                "active" => Some("list"),
+                "data" => Some("hash"),
+                "workers" => Some("zset"),
+                _ => rest.starts_with("inflight:").then_some("set"),
+            };
+        }
+        let rest = key.strip_prefix(&*self.prefix)?.strip_prefix(':')?;
+        let kind = rest.split_once(":{").map_or(rest, |(kind, _)| kind);
+        match kind {
+            "lease" | "lock" | "number" | "meta" | "paused" | "unknown" | "census" | "touched" | "misses" | "sweep"
+            | "marker" | "{suspect}" | "{suspect}:lock" => Some("string"),
+            "tag" | "stamps" | "tagged" | "loaded" | "made-from" | "agenda" | "popular" | "reads" | "dead"
+            | "permits" | "{schedules}" => Some("zset"),
+            "acknowledged"
+            | "ears"
+            | "feed"
+            | "sample"
+            | "frequencies"
+            | "frequencies-next"
+            | "dead-reasons"
+            | "stats"
+            | "limit"
+            | "budget"
+            | "reserved"
+            | "clock"
+            | "{schedules}:ticks"
+            | "{schedules}:digests"
+            | "{suspect}:dealt" => Some("hash"),
+            "inbox" => Some("stream"),
+            _ => kind.starts_with("fetched:").then_some("hash"),
+        }
+    }
+
+    /// Whether a key is the queue's, which the work for all jobs goes through.
+    pub fn is_of_queue(&self, key: &str) -> bool {
+        key.strip_prefix(&self.queue()).is_some_and(|rest| rest.starts_with(':'))
+    }
+
+    /// All keys of Samovar's that are known beforehand, where these are the jobs and the upstreams; those of single entries,
+    /// tags, tasks and locks are not.
+    pub fn all_fixed<'a>(
+        &self,
+        jobs: impl IntoIterator<Item = &'a JobName>,
+        upstreams: impl IntoIterator<Item = &'a UpstreamName>,
+    ) -> Vec<String> {
+        let mut all = vec![
+            self.census(),
+            self.reads(),
+            self.misses(),
+            self.schedules(),
+            self.ticks(),
+            self.digests(),
+            self.marker(),
+            self.ears(),
+            self.sweep_lock(),
+            self.acknowledged(),
+            self.inbox(),
+            self.stamps(),
+            self.tagged(),
+            self.clock(),
+        ];
+        all.extend(self.suspicion());
+        all.extend(["active", "data", "workers"].map(|kind| format!("{}:{kind}", self.queue())));
+        jobs.into_iter().for_each(|job| all.extend(self.all_of(job)));
+        for upstream in upstreams {
+            all.extend(self.upstream(upstream));
+            all.push(self.fetched(upstream));
+        }
+        all
+    }
+
+    /// The entries under a tag, and its stamp: a sorted set.
+    pub fn tag(&self, tag: &str) -> String {
+        format!("{}:tag:{{{}}}:{tag}", self.prefix, tag_of(tag))
+    }
+
+    /// The stamps of tags that no entry has: a sorted set, member = tag.
+    pub fn stamps(&self) -> String {
+        format!("{}:stamps", self.prefix)
+    }
+
+    /// A glob over all tags.
+    pub fn tag_glob(&self) -> String {
+        format!("{}:tag:{{*}}:*", self.prefix)
+    }
+
+    /// What is made from an entry, where its own key does not tell: a sorted set as of a tag.
+    pub fn made_from(&self, input: &EntryKey) -> String {
+        format!("{}:made-from:{{{}}}:{input}", self.prefix, tag_of(input.as_str()))
+    }
+
+    /// A glob over all of those.
+    pub fn made_from_glob(&self) -> String {
+        format!("{}:made-from:{{*}}:*", self.prefix)
+    }
+
+    /// The key patterns of jobs with tags: a sorted set, member = glob, score = rounds since a worker said that it
+    /// knows such a job, see [`crate::worker::maintenance::job_cleaner`].
+    pub fn tagged(&self) -> String {
+        format!("{}:tagged", self.prefix)
+    }
+
+    /// The sets that track what services load of a key: see [`crate::cache`]. One for keys that begin like this one up to the
+    /// first colon, and one for keys of jobs whose keys may begin anyhow.
+    pub fn loaded(&self, key: &str) -> [String; 2] {
+        let first = key.split(':').next().unwrap_or_default();
+        [first, "*"].map(|first| self.loaded_set(first))
+    }
+
+    /// Which of them tracks keys that match this glob.
+    pub fn loaded_like(&self, glob: &str) -> String {
+        let first = glob.split_once(':').map(|(first, _)| first);
+        self.loaded_set(first.filter(|first| !first.contains(['*', '?', '[', '\\'])).unwrap_or("*"))
+    }
+
+    fn loaded_set(&self, first: &str) -> String {
+        format!("{}:loaded:{{{}}}:{first}", self.prefix, tag_of(first))
+    }
+
+    /// A job's agenda: a sorted set, member = entry key, score = when it is due, in the bands of `agenda`.
+    pub fn agenda(&self, job: &JobName) -> String {
+        format!("{}:agenda:{{{job}}}", self.prefix)
+    }
+
+    /// Since when a job is paused (ms); absent while it is not.
+    pub fn paused(&self, job: &JobName) -> String {
+        format!("{}:paused:{{{job}}}", self.prefix)
+    }
+
+    /// Rounds since a worker last said that it knows a job: see [`crate::worker::maintenance::job_cleaner`].
+    pub fn unknown(&self, job: &JobName) -> String {
+        format!("{}:unknown:{{{job}}}", self.prefix)
+    }
+
+    /// A glob over those of all jobs.
+    pub fn unknown_glob(&self) -> String {
+        format!("{}:unknown:{{*}}", self.prefix)
+    }
+
+    /// The job that such a key is of.
+    pub fn job_of_unknown<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&*self.prefix)?.strip_prefix(":unknown:{")?.strip_suffix('}')
+    }
+
+    /// All keys of a job in its own slot, [`Keys::unknown`] first.
+    pub fn all_of(&self, job: &JobName) -> [String; 11] {
+        let [frequencies, next_frequencies] = self.frequencies(job);
+        [
+            self.unknown(job),
+            self.agenda(job),
+            self.paused(job),
+            self.feed(job),
+            self.popular(job),
+            self.sample(job),
+            frequencies,
+            next_frequencies,
+            self.dead(job),
+            self.dead_reasons(job),
+            self.stats(job),
+        ]
+    }
+
+    /// What the last count of all jobs' entries found: see [`crate::ops::Census`].
+    pub fn census(&self) -> String {
+        format!("{}:census", self.prefix)
+    }
+
+    /// The entries that a job's feed named last: a hash of buckets, each a JSON array.
+    pub fn feed(&self, job: &JobName) -> String {
+        format!("{}:feed:{{{job}}}", self.prefix)
+    }
+
+    /// What is read of a job, and how much: a sorted set, score = the decayed count of reads, see [`crate::popularity`].
+    pub fn popular(&self, job: &JobName) -> String {
+        format!("{}:popular:{{{job}}}", self.prefix)
+    }
+
+    /// The clock of a job's decayed counts, and when it was sampled: a hash.
+    pub fn sample(&self, job: &JobName) -> String {
+        format!("{}:sample:{{{job}}}", self.prefix)
+    }
+
+    /// `OBJECT FREQ` of a job's entries at the last sample, and at the one under way: two hashes, under LFU policies only.
+    pub fn frequencies(&self, job: &JobName) -> [String; 2] {
+        ["frequencies", "frequencies-next"].map(|kind| format!("{}:{kind}:{{{job}}}", self.prefix))
+    }
+
+    /// Lives for an hour after Samovar itself read an entry's value, where Redis cannot keep that from looking like a read.
+    pub fn touched(&self, key: &EntryKey) -> String {
+        format!("{}:touched:{{{}}}:{key}", self.prefix, tag_of(key.as_str()))
+    }
+
+    /// Where an API may report reads: a sorted set, member = entry key, score = how many.
+    pub fn reads(&self) -> String {
+        format!("{}:reads", self.prefix)
+    }
+
+    /// The worker that hears misses; expires by itself.
+    pub fn misses(&self) -> String {
+        format!("{}:misses", self.prefix)
+    }
+
+    /// A job's dead letters: a sorted set, score = when (ms).
+    pub fn dead(&self, job: &JobName) -> String {
+        format!("{}:dead:{{{job}}}", self.prefix)
+    }
+
+    /// Why they died: a hash, entry key to reason.
+    pub fn dead_reasons(&self, job: &JobName) -> String {
+        format!("{}:dead-reasons:{{{job}}}", self.prefix)
+    }
+
+    /// A job's counters for the whole fleet: a hash, outcome to count, what was spent and saved, `since`, and `last`.
+    pub fn stats(&self, job: &JobName) -> String {
+        format!("{}:stats:{{{job}}}", self.prefix)
+    }
+
+    /// When each job is warmed up next: a sorted set, member = job, score = the tick (ms) or, while it is expanded,
+    /// when that is tried again.
+    pub fn schedules(&self) -> String {
+        format!("{}:{{schedules}}", self.prefix)
+    }
+
+    /// The tick that is being expanded: a hash, job to tick (ms).
+    pub fn ticks(&self) -> String {
+        format!("{}:{{schedules}}:ticks", self.prefix)
+    }
+
+    /// The digest of each job's file when its schedule was last set, and the `run_id` of Redis then: a hash.
+    pub fn digests(&self) -> String {
+        format!("{}:{{schedules}}:digests", self.prefix)
+    }
+
+    /// The queue's name for apalis; one slot.
+    pub fn queue(&self) -> String {
+        format!("{{{}:queue}}", self.prefix)
+    }
+
+    /// The `run_id` of the Redis that holds our data; a missing or different one means flush, restart or failover.
+    pub fn marker(&self) -> String {
+        format!("{}:marker", self.prefix)
+    }
+
+    /// Up to when everything is suspect (`time doubt`), the lock of the worker that deals with it, and for which jobs that was done
+    /// (a hash, job to the note); one slot.
+    pub fn suspicion(&self) -> [String; 3] {
+        ["", ":lock", ":dealt"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
+    }
+
+    /// Redis's clock as workers saw it (a hash), in the slot of [`Keys::suspicion`] by a tag that is found out beforehand: a
+    /// worker's first beat does not wait until all tags are.
+    pub fn clock(&self) -> String {
+        format!("{}:clock:{{11x}}", self.prefix)
+    }
+
+    /// Between which times each worker has heard all that was published, and of which jobs: a hash, worker to
+    /// `since last handled jobs` (ms).
+    pub fn ears(&self) -> String {
+        format!("{}:ears", self.prefix)
+    }
+
+    /// The lock of the worker that sweeps.
+    pub fn sweep_lock(&self) -> String {
+        format!("{}:sweep", self.prefix)
+    }
+
+    /// The highest id of the inbox that each worker has acknowledged: a hash.
+    pub fn acknowledged(&self) -> String {
+        format!("{}:acknowledged", self.prefix)
+    }
+
+    /// The stream of invalidations that cannot be lost.
+    pub fn inbox(&self) -> String {
+        format!("{}:inbox", self.prefix)
+    }
+
+    /// What is kept of an upstream: its state (pace, breaker; a hash), the permits in use (a sorted set, score = when they
+    /// expire), the window of its token budget (a hash, without a TTL: see `src/source/lua/state.lua`), and the tokens
+    /// held for requests under way (a hash).
+    pub fn upstream(&self, upstream: &UpstreamName) -> [String; 4] {
+        ["limit", "permits", "budget", "reserved"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
+    }
+
+    /// What the fleet's requests to an upstream took: a hash.
+    pub fn fetched(&self, upstream: &UpstreamName) -> String {
+        format!("{}:fetched:{upstream}", self.prefix)
+    }
+
+    /// A lock of a service's, and the last number given with it, in one slot.
+    pub fn lock(&self, name: &str) -> [String; 2] {
+        let tag = tag_of(name);
+        ["lock", "number"].map(|kind| format!("{}:{kind}:{{{tag}}}:{name}", self.prefix))
+    }
+
+    /// The channel where anybody may publish an invalidation.
+    pub fn invalidate_channel(&self) -> String {
+        self.channel.as_deref().map_or_else(|| format!("{}:invalidate", self.scope), str::to_owned)
+    }
+
+    /// The channel where every change of a value is announced.
+    pub fn changed_channel(&self) -> String {
+        format!("{}:changed", self.scope)
+    }
+
+    /// The channel where workers tell what they do, while somebody is subscribed.
+    pub fn watched_channel(&self) -> String {
+        format!("{}:watched", self.scope)
+    }
+
+    /// The channel by which workers wake one another.
+    pub fn signal_channel(&self) -> String {
+        format!("{}:signal", self.scope)
+    }
+
+    /// A channel that carries nothing: who is subscribed shows on which database it hears invalidations, and on which
+    /// channel.
+    pub fn hearing_channel(&self) -> String {
+        format!("{}:db{}:hears:{}", self.prefix, self.database, self.invalidate_channel())
+    }
+
+    /// A glob over the hearing channels of all who hear invalidations on the same channel, whatever their prefix and
+    /// database.
+    pub fn hearing_glob(&self) -> String {
+        let mut glob = "*:hears:".to_owned();
+        for c in self.invalidate_channel().chars() {
+            if "*?[]^\\".contains(c) {
+                glob.push('\\');
+            }
+            glob.push(c);
+        }
+        glob
+    }
+
+    /// The database and the prefix of whoever is subscribed to such a hearing channel.
+    pub fn hearing_of<'a>(&self, channel: &'a str) -> Option<(i64, &'a str)> {
+        let named = channel.strip_suffix(&*self.invalidate_channel())?.strip_suffix(":hears:")?;
+        let (prefix, database) = named.rsplit_once(":db")?;
+        Some((database.parse().ok()?, prefix))
+    }
+}
+
+/// The hash slot of a key, as Redis Cluster computes it.
+pub fn slot(key: &str) -> u16 {
+    let hashed = key
+        .split_once('{')
+        .and_then(|(_, rest)| rest.split_once('}'))
+        .map(|(tag, _)| tag)
+        .filter(|tag| !tag.is_empty())
+        .unwrap_or(key);
+    CRC.checksum(hashed.as_bytes()) % SLOTS
+}
+
+/// A tag of at most four characters that hashes to the same slot as `key`.
+fn tag_of(key: &str) -> &'static str {
+    static TAGS: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let mut tags = vec![String::new(); usize::from(SLOTS)];
+        let mut missing = tags.len();
+        let mut n = 0_u32;
+        while missing > 0 {
+            let tag = base36(n);
+            let place = &mut tags[usize::from(slot(&tag))];
+            if place.is_empty() {
+                *place = tag;
+                missing -= 1;
+            }
+            n += 1;
+        }
+        tags
+    });
+    &TAGS[usize::from(slot(key))]
+}
+
+fn base36(mut n: u32) -> String {
+    let mut text = Vec::new();
+    loop {
+        text.push(b"0123456789abcdefghijklmnopqrstuvwxyz"[(n % 36) as usize]);
+        n /= 36;
+        if n == 0 {
+            break;
+        }
+    }
+    text.iter().rev().map(|&b| char::from(b)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_redis() {
+        assert_eq!(slot("123456789"), 12_739);
+        assert_eq!(slot("{user1000}.following"), slot("{user1000}.followers"));
+        assert_eq!(slot("foo{}{bar}"), CRC.checksum(b"foo{}{bar}") % SLOTS);
+        assert_eq!(slot("foo{{bar}}zap"), slot("{{bar}"));
+    }
+
+    #[test]
+    fn a_clock_and_what_it_makes_suspect_share_a_slot() {
+        let keys = Keys::new("samovar", "samovar:invalidate");
+        assert_eq!(slot(&keys.clock()), slot(&keys.suspicion()[0]));
+    }
+
+    #[test]
+    fn tags_are_short() {
+        assert!((0..10_000).all(|n| (1..=4).contains(&tag_of(&format!("artwork_info:{n}")).len())));
+    }
+
+    fn channels(keys: &Keys) -> [String; 5] {
+        let [invalidate, changed] = [keys.invalidate_channel(), keys.changed_channel()];
+        [invalidate, changed, keys.watched_channel(), keys.signal_channel(), keys.hearing_channel()]
+    }
+
+    #[test]
+    fn no_two_databases_share_a_channel() {
+        let all = [0, 1, 2, 15, 10_000].map(|database| Keys::of("samovar").in_database(database));
+        let names: std::collections::HashSet<String> = all.iter().flat_map(channels).collect();
+        assert_eq!(names.len(), 5 * all.len(), "{names:?}");
+        assert!(names.iter().all(|name| all[0].is_own(name)));
+        assert_eq!(all[0].invalidate_channel(), "samovar:invalidate");
+        assert_eq!(all[2].invalidate_channel(), "samovar:db2:invalidate");
+        assert_eq!(all[2].clone().in_database(0).changed_channel(), "samovar:changed");
+    }
+
+    #[test]
+    fn a_channel_that_was_named_is_that_of_every_database() {
+        let keys = Keys::new("samovar", "purge").in_database(3);
+        assert_eq!(
+            (keys.invalidate_channel().as_str(), keys.signal_channel().as_str()),
+            ("purge", "samovar:db3:signal")
+        );
+    }
+
+    #[test]
+    fn a_hearing_channel_says_whose_it_is() {
+        let keys = Keys::new("app:1", "a:hears:[b]").in_database(3);
+        assert_eq!(keys.hearing_of(&keys.hearing_channel()), Some((3, "app:1")));
+        assert_eq!(keys.hearing_of("app:1:db3:hears:other"), None);
+        assert_eq!(keys.hearing_glob(), "*:hears:a:hears:\\[b\\]");
+    }
+
+    #[test]
+    fn each_fixed_key_has_a_type_and_no_stranger_has() {
+        let keys = Keys::new("samovar", "samovar:invalidate");
+        let (job, upstream) = (JobName::new("art"), UpstreamName::new("http://127.0.0.1:80"));
+        let all = keys.all_fixed([&job], [&upstream]);
+        assert!(all.iter().all(|key| keys.type_of(key).is_some()), "{all:?}");
+        let entry = EntryKey::new("art:1");
+        let others =
+            [keys.lease(&entry), keys.meta(&entry), keys.made_from(&entry), keys.touched(&entry), keys.tag("x")];
+        assert!(others.iter().all(|key| keys.type_of(key).is_some()), "{others:?}");
+        for stranger in
+            ["art:1", "samovar", "samovar:else", "samovars:marker", "{samovar:queue}:meta:1", "session:{x}:marker"]
+        {
+            assert_eq!(keys.type_of(stranger), None, "{stranger}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_belongs_to_an_entry_lives_in_its_slot(key in "\\PC{1,40}") {
+            let keys = Keys::new("samovar", "samovar:invalidate");
+            let entry = EntryKey::new(key.as_str());
+            prop_assert_eq!(slot(&keys.lease(&entry)), slot(&key));
+            prop_assert_eq!(slot(&keys.meta(&entry)), slot(&key));
+            prop_assert_eq!(slot(&keys.touched(&entry)), slot(&key));
+            prop_assert_eq!(slot(&keys.made_from(&entry)), slot(&key));
+            let lease = keys.lease(&entry);
+            prop_assert_eq!(keys.entry_of_lease(&lease), Some(key.as_str()));
+        }
+    }
+}

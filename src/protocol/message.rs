@@ -1,0 +1,201 @@
+//! Invalidations, as docs/protocol.md describes them.
+
+use serde::{Deserialize, Serialize};
+
+use super::inbox;
+
+/// Keys in a message that is soon done.
+const NARROW: usize = 64;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Fetch anew; the old value is served until the new one lands.
+    #[default]
+    Refresh,
+    /// Remove at once; the entry comes back with the next warmup or demand.
+    Evict,
+    /// Fetch if absent.
+    Warm,
+}
+
+/// An invalidation, as in docs/protocol.md.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// Literal keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
+    /// Globs, as Redis matches them; they touch only keys of jobs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patterns: Vec<String>,
+    /// Tags.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Whole jobs, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<String>,
+    /// What is asked for.
+    #[serde(default)]
+    pub action: Action,
+}
+
+/// Why a message cannot be followed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub String);
+
+impl Message {
+    /// Reads a message: a JSON object, or else one literal key.
+    ///
+    /// # Errors
+    /// It is empty, too long, or an object that says nothing we know.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        inbox::check_size(text.len()).map_err(Malformed)?;
+        if text.trim().is_empty() {
+            return Err(Malformed("it is empty: name a key".to_owned()));
+        }
+        // A key may begin with a brace; what does not read as JSON is one.
+        if text.trim_start().starts_with('{')
+            && let Ok(object) = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text)
+        {
+            let message: Self = serde_json::from_value(object.into()).map_err(|e| Malformed(e.to_string()))?;
+            return message.checked();
+        }
+        Self { keys: vec![text.to_owned()], ..Self::default() }.checked()
+    }
+
+    /// Reads a message as it came.
+    ///
+    /// # Errors
+    /// It is no text, or none that [`Message::parse`] can read.
+    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+        inbox::check_size(bytes.len()).map_err(Malformed)?;
+        Self::parse(str::from_utf8(bytes).map_err(|e| Malformed(format!("it is not UTF-8: {e}")))?)
+    }
+
+    /// The message as it is published.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub fn text(&self) -> Result<String, Malformed> {
+        let text = serde_json::to_string(self).map_err(|e| Malformed(e.to_string()))?;
+        inbox::check_size(text.len()).map_err(Malformed).map(|()| text)
+    }
+
+    /// The message, with nothing in it twice, if it asks for something that can be done.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn checked(mut self) -> Result<Self, Malformed> {
+        let Self { keys, patterns, tags, jobs, action } = &mut self;
+        inbox::Lists { keys, patterns, tags, jobs }.check(*action == Action::Warm).map_err(Malformed)?;
+        Ok(self)
+    }
+
+    /// How many bytes its names have.
+    pub fn bytes(&self) -> usize {
+        [&self.keys, &self.patterns, &self.tags, &self.jobs].into_iter().flatten().map(String::len).sum()
+    }
+
+    /// Whether it names tags, and nothing else.
+    pub fn is_of_tags(&self) -> bool {
+        !self.tags.is_empty() && self.keys.is_empty() && self.patterns.is_empty() && self.jobs.is_empty()
+    }
+
+    /// Whether it is soon done, and goes before those that name many: a few keys.
+    pub fn is_narrow(&self) -> bool {
+        self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty() && self.keys.len() <= NARROW
+    }
+}
+
+/// What an invalidation touched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handled {
+    /// Entries of jobs that were looked at.
+    pub entries: u64,
+    /// Of these, to be fetched anew.
+    pub due: u64,
+    /// Values removed.
+    pub removed: u64,
+    /// Fetches in flight that were fenced.
+    pub fenced: u64,
+    /// Keys that belong to no job.
+    pub foreign: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn text_is_one_literal_key() {
+        for key in ["artwork_info:Mona Lisa", "a:[x]?*", "{not json", "{\"keys\": broken", "\"quoted\"", "[1]"] {
+            let message = Message::parse(key).unwrap();
+            assert_eq!(message, Message { keys: vec![key.to_owned()], ..Message::default() });
+        }
+    }
+
+    #[test]
+    fn an_object_says_more() {
+        let message = Message::parse(r#" {"keys": ["a:1"], "patterns": ["a:*"], "action": "evict"}"#).unwrap();
+        assert_eq!(message.action, Action::Evict);
+        assert_eq!(message.patterns, ["a:*"]);
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_refused_with_the_reason() {
+        let long = json!({"patterns": ["a:*", "a".repeat(257)]}).to_string();
+        let list = |field: &str, count: usize, length: usize| {
+            let names: Vec<String> = (0..count).map(|n| format!("{n:x<length$}")).collect();
+            json!({field: names}).to_string()
+        };
+        let many = list("patterns", 65, 3);
+        let [keys, tags, jobs] = [("keys", 10_001), ("tags", 1_001), ("jobs", 65)].map(|(field, n)| list(field, n, 1));
+        let [key, tag, job] = [("keys", 2_049), ("tags", 513), ("jobs", 256)].map(|(field, n)| list(field, 1, n));
+        let (bare, huge) = ("k".repeat(2_049), "k".repeat((1 << 20) + 1));
+        for (text, reason) in [
+            ("", "empty"),
+            ("  ", "empty"),
+            ("{}", "names nothing"),
+            (r#"{"keys": "a:1"}"#, "sequence"),
+            (r#"{"keys": ["a:1"], "action": "explode"}"#, "explode"),
+            (r#"{"key": ["a:1"]}"#, "unknown field"),
+            (r#"{"patterns": ["a:*"], "action": "warm"}"#, "keys only"),
+            (r#"{"tags": [""]}"#, "tag is empty"),
+            (long.as_str(), "257 bytes"),
+            (many.as_str(), "65 patterns"),
+            (keys.as_str(), "10001 keys"),
+            (tags.as_str(), "1001 tags"),
+            (jobs.as_str(), "65 jobs"),
+            (key.as_str(), "2049 bytes"),
+            (tag.as_str(), "513 bytes"),
+            (job.as_str(), "256 bytes"),
+            (bare.as_str(), "2049 bytes"),
+            (huge.as_str(), "1048577 bytes"),
+        ] {
+            let Malformed(said) = Message::parse(text).unwrap_err();
+            assert!(said.contains(reason), "{text}: {said}");
+        }
+        for (field, count, length) in
+            [("patterns", 64, 256), ("keys", 10_000, 8), ("tags", 1_000, 512), ("jobs", 64, 255)]
+        {
+            let message = Message::parse(&list(field, count, length)).unwrap();
+            assert_eq!(message.bytes(), count * length, "{field}");
+        }
+        assert!(Message::parse(&"k".repeat(2_048)).is_ok());
+        assert!(Message::read(b"\xff").unwrap_err().to_string().contains("UTF-8"));
+    }
+
+    #[test]
+    fn what_is_named_many_times_is_named_once() {
+        let art = vec!["art:*"; 100_000];
+        let text = json!({"keys": art[..3], "patterns": art[..3], "tags": art[..3], "jobs": art}).to_string();
+        let message = Message::parse(&text).unwrap();
+        let Message { keys, patterns, tags, jobs, .. } = &message;
+        assert!([keys, patterns, tags, jobs].into_iter().all(|list| list == &["art:*"]), "{message:?}");
+    }
+}

@@ -1,0 +1,748 @@
+use super::*;
+use crate::entry::UpstreamName;
+use crate::job::{Rate, TokenBudget};
+use crate::redis::server::Server;
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU32;
+
+impl Server {
+    /// One worker's gate.
+    async fn gate(&self, upstream: &Upstream) -> Arc<Gate> {
+        Arc::new(Gate::new(Arc::new(upstream.clone()), self.connect().await, &Keys::new("test", "test:invalidate"), 64))
+    }
+
+    /// Fills it under `volatile-lru` with what has no TTL, until nothing is left that it may evict.
+    async fn evict_what_has_a_ttl(&self) {
+        let mut redis = self.connect().await;
+        let info: String = redis::cmd("INFO").arg("memory").query_async(&mut redis).await.unwrap();
+        let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.parse::<u64>().ok()).unwrap();
+        let mut full = redis::pipe();
+        full.cmd("SET").arg("cold").arg("").arg("EX").arg(3600);
+        full.cmd("CONFIG").arg("SET").arg("maxmemory-policy").arg("volatile-lru");
+        full.cmd("CONFIG").arg("SET").arg("maxmemory").arg(used + (4 << 20));
+        full.exec_async(&mut redis).await.unwrap();
+        let filler = "x".repeat(64 << 10);
+        let error = loop {
+            let pushed = redis::cmd("RPUSH").arg("filler").arg(&filler).query_async::<u64>(&mut redis).await;
+            if let Err(error) = pushed {
+                break error;
+            }
+        };
+        assert_eq!(error.code(), Some("OOM"), "{error}");
+        assert_eq!(redis::cmd("EXISTS").arg("cold").query_async::<u8>(&mut redis).await, Ok(0));
+    }
+
+    /// Makes the breaker's next probe due.
+    async fn let_probe_go(&self) {
+        let mut redis = self.connect().await;
+        redis::cmd("HSET").arg("test:limit:{museum}").arg("open").arg(1).exec_async(&mut redis).await.unwrap();
+    }
+
+    async fn commands(&self) -> u64 {
+        let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut self.connect().await).await.unwrap();
+        let calls = |line: &str| line.split("calls=").nth(1)?.split(',').next()?.parse::<u64>().ok();
+        info.lines().filter(|line| line.starts_with("cmdstat_eval")).filter_map(calls).sum()
+    }
+}
+
+fn upstream() -> Upstream {
+    Upstream {
+        name: UpstreamName::new("museum"),
+        url: "http://museum.test".into(),
+        headers: BTreeMap::new(),
+        rate: None,
+        concurrency: None,
+        timeout: Duration::from_secs(10),
+        max_bytes: 1 << 20,
+        tokens: None,
+        redirects: crate::job::Redirects::SameHost,
+    }
+}
+
+fn within(ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(ms)
+}
+
+#[test]
+fn pace_admits_no_more_than_the_rate_in_any_window() {
+    for (count, seconds) in [(1, 1), (5, 7200), (9, 1), (10, 1), (20, 1), (33, 2), (200, 1), (1000, 60)] {
+        let per = Duration::from_secs(seconds);
+        let (interval, early) = pace(count, per);
+        // The greediest client: takes each place as soon as there is one.
+        let (mut tat, mut now, mut begun) = (1 << 40, 1 << 40, Vec::new());
+        for _ in 0..3 * count {
+            now = now.max(tat - early);
+            begun.push(now);
+            tat = tat.max(now) + interval;
+        }
+        let window = u64::try_from(per.as_micros()).unwrap();
+        let most = (0..begun.len()).map(|i| begun[i..].iter().filter(|at| **at < begun[i] + window).count()).max();
+        assert!(most.unwrap() <= count as usize, "{count} per {seconds} s: {most:?}");
+        assert!(most.unwrap() * 10 >= count as usize * 9, "{count} per {seconds} s wastes: {most:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fleet_never_has_more_in_flight_than_allowed() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(3), ..upstream() };
+    let (now, most, all) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let gate = server.gate(&limited).await;
+        for i in 0..15 {
+            let (gate, now, most, all) = (gate.clone(), now.clone(), most.clone(), all.clone());
+            tasks.spawn(async move {
+                let permit = gate
+                    .admit(if i % 5 == 0 { Urgency::Single } else { Urgency::Usual }, within(30_000))
+                    .await
+                    .unwrap();
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                now.fetch_sub(1, Ordering::SeqCst);
+                all.fetch_add(1, Ordering::SeqCst);
+                permit.done(Ended::Ok).await;
+            });
+        }
+    }
+    while let Some(task) = tasks.join_next().await {
+        task.unwrap();
+    }
+    assert_eq!(all.load(Ordering::SeqCst), 60);
+    assert_eq!(most.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fleet_never_begins_more_than_the_rate() {
+    let server = Server::start().await;
+    let per = Duration::from_millis(500);
+    let limited = Upstream { rate: Some(Rate { count: 20, per }), ..upstream() };
+    let begun = Arc::new(Mutex::new(Vec::new()));
+    let start = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let gate = server.gate(&limited).await;
+        for _ in 0..20 {
+            let (gate, begun) = (gate.clone(), begun.clone());
+            tasks.spawn(async move {
+                let permit = gate.admit(Urgency::Usual, within(30_000)).await.unwrap();
+                begun.lock().unwrap().push(Instant::now());
+                permit.done(Ended::Ok).await;
+            });
+        }
+    }
+    while let Some(task) = tasks.join_next().await {
+        task.unwrap();
+    }
+    let mut begun = begun.lock().unwrap().clone();
+    begun.sort();
+    assert_eq!(begun.len(), 60);
+    // Lateness only helps; 20 in each time from the beginning is what a machine under load keeps, too.
+    for (index, at) in (0_u32..).zip(&begun) {
+        assert!(*at + Duration::from_millis(2) >= start + per * (index / 20), "{index} after {:?}", *at - start);
+    }
+}
+
+#[tokio::test]
+async fn refusal_comes_at_once_where_admission_would_be_too_late() {
+    let server = Server::start().await;
+    let limited = Upstream { rate: Some(Rate { count: 1, per: Duration::from_secs(3600) }), ..upstream() };
+    let gate = server.gate(&limited).await;
+    gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
+    let refusal = gate.admit(Urgency::Usual, within(600_000)).await.unwrap_err();
+    assert_eq!(refusal.reason, "rate");
+    assert!(refusal.wait > Duration::from_secs(3500) && refusal.wait <= Duration::from_secs(3600), "{refusal:?}");
+}
+
+#[tokio::test]
+async fn permits_of_a_dead_worker_come_back() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(1), timeout: Duration::ZERO, ..upstream() };
+    let dead = server.gate(&limited).await;
+    let permit = dead.admit(Urgency::Usual, within(1000)).await.unwrap();
+    let other = server.gate(&limited).await;
+    assert_eq!(other.admit(Urgency::Usual, within(200)).await.unwrap_err().reason, "concurrency");
+    std::mem::forget(permit);
+    other.admit(Urgency::Usual, within(30_000)).await.expect("comes back after the grace").done(Ended::Ok).await;
+}
+
+#[tokio::test]
+async fn dropped_permits_come_back_with_the_next_call() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(1), ..upstream() };
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    drop(gate.admit(Urgency::Usual, within(1000)).await.unwrap());
+    drop(gate.admit(Urgency::Usual, within(1000)).await.expect("the gate itself knows"));
+    assert_eq!(other.admit(Urgency::Usual, within(100)).await.unwrap_err().reason, "concurrency");
+    gate.refresh().await;
+    other.admit(Urgency::Usual, within(1000)).await.expect("handed back").done(Ended::Ok).await;
+}
+
+#[tokio::test]
+async fn cancelled_waiting_leaves_nothing_taken() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(2), ..upstream() };
+    let gate = server.gate(&limited).await;
+    for _ in 0..50 {
+        let mut admission = Box::pin(gate.admit(Urgency::Usual, within(10_000)));
+        tokio::select! {
+            biased;
+            _ = &mut admission => {}
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    let first = gate.admit(Urgency::Usual, within(2000)).await.unwrap();
+    let second = gate.admit(Urgency::Usual, within(2000)).await.unwrap();
+    assert_eq!(gate.in_flight(), 2);
+    first.done(Ended::Ok).await;
+    second.done(Ended::Ok).await;
+    assert_eq!(gate.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn busy_upstream_is_left_alone_by_all() {
+    let server = Server::start().await;
+    let mut listener = redis::Client::open(server.url.as_str()).unwrap().get_async_pubsub().await.unwrap();
+    listener.subscribe("test:signal").await.unwrap();
+    let (gate, other) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
+    gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Busy(Duration::from_secs(2))).await;
+    assert!(gate.closed_for().is_some());
+    let message = futures_util::StreamExt::next(&mut listener.on_message()).await.unwrap();
+    assert_eq!(message.get_payload::<String>().unwrap(), "upstream museum");
+    other.refresh().await;
+    let refusal = other.admit(Urgency::Single, within(500)).await.unwrap_err();
+    assert_eq!(refusal.reason, "retry-after");
+    let asked = Instant::now();
+    other.admit(Urgency::Usual, within(20_000)).await.expect("after the time asked for").done(Ended::Ok).await;
+    assert!(asked.elapsed() >= refusal.wait - Duration::from_millis(100));
+}
+
+#[tokio::test]
+async fn breaker_opens_probes_once_and_closes() {
+    let server = Server::start().await;
+    let (gate, other) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
+    for _ in 0..FAILURES {
+        assert_eq!(gate.closed_for(), None);
+        gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
+    }
+    other.refresh().await;
+    assert!(other.closed_for().unwrap() > Duration::from_secs(4));
+    assert_eq!(other.admit(Urgency::Single, within(1000)).await.unwrap_err().reason, "breaker");
+
+    let probe = gate.admit(Urgency::Usual, within(20_000)).await.unwrap();
+    let refusal = other.admit(Urgency::Usual, within(100)).await.unwrap_err();
+    assert_eq!(refusal.reason, "breaker", "one probe at a time");
+    probe.done(Ended::UpstreamFailed).await;
+    other.refresh().await;
+    assert!(other.closed_for().unwrap() > Duration::from_secs(9), "twice as long");
+
+    let _: () = redis::cmd("HSET")
+        .arg("test:limit:{museum}")
+        .arg("open")
+        .arg(1)
+        .query_async(&mut server.connect().await)
+        .await
+        .unwrap();
+    gate.refresh().await;
+    other.refresh().await;
+    drop(other.admit(Urgency::Usual, within(1000)).await.unwrap());
+    other.refresh().await;
+    let probe = gate.admit(Urgency::Usual, within(1000)).await.expect("a dropped probe lets another one go");
+    probe.done(Ended::Answer).await;
+    other.refresh().await;
+    assert_eq!(other.closed_for(), None);
+    let (one, two) = (
+        other.admit(Urgency::Usual, within(1000)).await.unwrap(),
+        other.admit(Urgency::Usual, within(1000)).await.unwrap(),
+    );
+    one.done(Ended::Ok).await;
+    two.done(Ended::Ok).await;
+}
+
+#[tokio::test]
+async fn a_refused_account_closes_the_gate_for_longer_each_time() {
+    let server = Server::start().await;
+    let (gate, other) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
+    let refused: Result<(), _> = Err(FetchError::Refused(Duration::ZERO, "insufficient_quota".into()));
+    let (first, second) = (
+        gate.admit(Urgency::Usual, within(1000)).await.unwrap(),
+        gate.admit(Urgency::Usual, within(1000)).await.unwrap(),
+    );
+    first.end(&refused).await;
+    // It was under way already, and tells nothing new.
+    second.end(&refused).await;
+    for (at_least, at_most) in
+        [(59, 60), (119, 120), (239, 240), (479, 480), (959, 960), (1919, 1920), (3599, 3600), (3599, 3600)]
+    {
+        for gate in [&gate, &other] {
+            gate.refresh().await;
+            let refusal = gate.admit(Urgency::Single, within(1000)).await.unwrap_err();
+            assert_eq!(refusal.reason, "refused");
+            assert!((at_least..=at_most).contains(&refusal.wait.as_secs()), "{refusal:?}");
+            assert!(gate.says(&refusal).ends_with("somebody sees to it: insufficient_quota"));
+            assert!(gate.is_broken());
+        }
+        server.let_probe_go().await;
+        gate.refresh().await;
+        gate.admit(Urgency::Usual, within(1000)).await.unwrap().end(&refused).await;
+    }
+    server.let_probe_go().await;
+    gate.refresh().await;
+    gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
+    other.refresh().await;
+    assert_eq!((other.closed_for(), other.is_broken()), (None, false));
+    // It begins anew, and leaves it alone for as long as it asks.
+    let asked = Err::<(), _>(FetchError::Refused(Duration::from_secs(600), "x".into()));
+    gate.admit(Urgency::Usual, within(1000)).await.unwrap().end(&asked).await;
+    assert!(gate.closed_for().unwrap() > Duration::from_secs(590));
+    server.let_probe_go().await;
+    gate.refresh().await;
+    gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
+    assert_eq!(gate.refusal().unwrap().reason, "breaker");
+}
+
+#[tokio::test]
+async fn failures_of_one_worker_do_not_close_a_healthy_upstream() {
+    let server = Server::start().await;
+    let (ill, well) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
+    for _ in 0..3 * FAILURES {
+        ill.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
+        well.refresh().await;
+        well.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
+    }
+    assert_eq!(ill.closed_for(), None);
+}
+
+#[tokio::test]
+async fn well_upstream_without_limits_costs_no_round_trip() {
+    let server = Server::start().await;
+    let gate = server.gate(&upstream()).await;
+    let before = server.commands().await;
+    for _ in 0..100 {
+        gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
+    }
+    assert_eq!(server.commands().await, before);
+}
+
+#[tokio::test]
+async fn spent_tokens_close_the_gate_until_the_window_ends() {
+    let server = Server::start().await;
+    let budget = TokenBudget { tokens: 1000, per: Duration::from_secs(2) };
+    let limited = Upstream { tokens: Some(budget), ..upstream() };
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    for _ in 0..2 {
+        let mut permit = gate.admit(Urgency::Usual, within(1000)).await.unwrap();
+        permit.spend(600);
+        permit.done(Ended::Answer).await;
+    }
+    let refusal = other.admit(Urgency::Single, within(10)).await.unwrap_err();
+    assert_eq!(refusal.reason, "tokens");
+    assert!(refusal.wait <= budget.per);
+    other.admit(Urgency::Usual, within(20_000)).await.expect("a new window").done(Ended::Ok).await;
+    other.refresh().await;
+    let left: u32 =
+        redis::cmd("EXISTS").arg("test:budget:{museum}").query_async(&mut server.connect().await).await.unwrap();
+    assert_eq!(left, 0, "nothing is kept of a window that is over");
+}
+
+#[tokio::test]
+async fn spent_tokens_stay_spent_when_redis_evicts_all_that_has_a_ttl() {
+    let server = Server::start().await;
+    let budget = TokenBudget { tokens: 1000, per: Duration::from_secs(3600) };
+    let limited = Upstream { tokens: Some(budget), ..upstream() };
+    let mut permit = server.gate(&limited).await.admit(Urgency::Usual, within(1000)).await.unwrap();
+    permit.spend(1200);
+    permit.done(Ended::Ok).await;
+    server.evict_what_has_a_ttl().await;
+    let refusal = server.gate(&limited).await.admit(Urgency::Usual, within(1000)).await.unwrap_err();
+    assert_eq!(refusal.reason, "tokens");
+    assert!(refusal.wait > Duration::from_secs(3000) && refusal.wait <= budget.per, "{refusal:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn urgent_requests_overtake_a_long_line() {
+    let server = Server::start().await;
+    for limited in [upstream(), Upstream { concurrency: Some(1), ..upstream() }] {
+        let gate = Arc::new(Gate::new(
+            Arc::new(limited),
+            server.connect().await,
+            &Keys::new("urgent", "urgent:invalidate"),
+            1,
+        ));
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let first = gate.admit(Urgency::Usual, within(10_000)).await.unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        use Urgency::{Mass, Single, Usual};
+        for urgency in [Usual, Usual, Usual, Mass, Mass, Single, Single] {
+            let (gate, order) = (gate.clone(), order.clone());
+            tasks.spawn(async move {
+                let permit = gate.admit(urgency, within(30_000)).await.unwrap();
+                order.lock().unwrap().push(urgency);
+                permit.done(Ended::Ok).await;
+            });
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        first.done(Ended::Ok).await;
+        while let Some(task) = tasks.join_next().await {
+            task.unwrap();
+        }
+        let order = order.lock().unwrap().clone();
+        let place = |of| order.iter().rposition(|urgency| *urgency == of);
+        // The first of each line was at the gate already.
+        assert!(place(Single) <= Some(3) && place(Mass) <= Some(4), "{order:?}");
+    }
+}
+
+#[tokio::test]
+async fn without_redis_limited_requests_are_refused_and_others_go() {
+    let server = Server::start().await;
+    let limited = server.gate(&Upstream { concurrency: Some(1), ..upstream() }).await;
+    let free = server.gate(&upstream()).await;
+    drop(server);
+    let refusal = limited.admit(Urgency::Usual, within(60_000)).await.unwrap_err();
+    assert_eq!(refusal.reason, "redis");
+    free.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
+    limited.refresh().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_worker_does_not_starve_another() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(1), ..upstream() };
+    let (busy, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let busy = busy.clone();
+        tasks.spawn(async move {
+            loop {
+                if let Ok(permit) = busy.admit(Urgency::Usual, within(60_000)).await {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    permit.done(Ended::Ok).await;
+                }
+            }
+        });
+    }
+    let mut redis = server.connect().await;
+    for _ in 0..3 {
+        while redis::cmd("ZCARD").arg("test:permits:{museum}").query_async::<u32>(&mut redis).await.unwrap() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        other.admit(Urgency::Usual, within(6000)).await.expect("its turn comes").done(Ended::Ok).await;
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_answers_of_no_use_are_counted() {
+    let server = Server::start().await;
+    let museum = crate::cli::museum::Museum::start(([127, 0, 0, 1], 0).into(), crate::cli::museum::Options::instant())
+        .await
+        .unwrap();
+    let files = [
+        ("upstreams.toml".to_owned(), format!("[ai]\nurl = \"{}/v1\"\ntokens = \"10/hour\"\n", museum.url())),
+        (
+            "story.toml".to_owned(),
+            "key = \"story:{name}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nupstream = \"ai\"\nmodel = \"m\"\n\
+             prompt = \"Tell of {{ name }}\"\nmax_tokens = 5\n"
+                .to_owned(),
+        ),
+    ];
+    let jobs = crate::job::Jobs::parse(&files, Duration::from_secs(3600), &|_| None).unwrap();
+    let sources = crate::source::Sources::new(&jobs).unwrap();
+    let gate = server.gate(jobs.upstreams.values().next().unwrap()).await;
+    let permit = gate.admit(Urgency::Usual, within(5000)).await.unwrap();
+    let ask = crate::source::Ask {
+        job: jobs.jobs.values().next().unwrap(),
+        source: 0,
+        key: &crate::entry::EntryKey::new("story:Mona Lisa"),
+        params: &[("name".to_owned(), "Mona Lisa".to_owned())].into(),
+        inputs: &serde_json::Map::new(),
+        known: None,
+        deadline: within(5000),
+    };
+    let (refused, tokens) = sources.fetch_with(&jobs, &ask, permit).await;
+    let refused = refused.unwrap_err();
+    assert!(tokens > 0, "{refused}");
+    assert!(matches!(refused, FetchError::Answer(_)), "{refused}");
+    assert_eq!(gate.admit(Urgency::Usual, within(5000)).await.unwrap_err().reason, "tokens");
+    assert_eq!(gate.in_flight(), 0);
+}
+
+/// As after Redis's clock was set back by ten hours: what lies in the future was put there before.
+#[tokio::test]
+async fn limits_of_the_future_keep_nobody_waiting() {
+    let server = Server::start().await;
+    let limited = Upstream {
+        rate: Some(Rate { count: 5, per: Duration::from_secs(1) }),
+        concurrency: Some(2),
+        timeout: Duration::from_secs(1),
+        tokens: Some(TokenBudget { tokens: 10, per: Duration::from_secs(1) }),
+        ..upstream()
+    };
+    let [state, permits, budget, _] = Keys::new("test", "test:invalidate").upstream(&limited.name);
+    let mut redis = server.connect().await;
+    let (seconds, _): (i64, i64) = redis::cmd("TIME").query_async(&mut redis).await.unwrap();
+    let future = (seconds + 36_000) * 1_000;
+    let tat = future * 1_000;
+    let gate = server.gate(&limited).await;
+    let put: [(&str, &[(&str, i64)]); 4] = [
+        ("pace", &[("tat", tat)]),
+        ("breaker", &[("open", future), ("open_for", 100)]),
+        ("probe", &[("open", 1), ("open_for", 100), ("probe_until", future)]),
+        ("turn", &[("turn_until", future)]),
+    ];
+    for (what, fields) in put {
+        let mut set = redis::pipe();
+        set.del(&state).ignore().hset(&state, "turn", "a dead gate").ignore();
+        for (field, value) in fields {
+            set.hset(&state, *field, *value).ignore();
+        }
+        // The other permit is in use, so that turns matter.
+        set.del(&permits).ignore().zadd(&permits, "other", future - 36_000_000 + 60_000).ignore();
+        set.exec_async(&mut redis).await.unwrap();
+        gate.refresh().await;
+        let permit = gate.admit(Urgency::Usual, within(20_000)).await;
+        permit.unwrap_or_else(|refusal| panic!("{what}: {refusal:?}")).done(Ended::Ok).await;
+    }
+    redis::pipe().del(&state).zadd(&permits, "dead", future).exec_async(&mut redis).await.unwrap();
+    let permit = gate.admit(Urgency::Usual, within(20_000)).await.expect("the permits of the dead come back");
+    permit.done(Ended::Ok).await;
+    // All is spent, in a window of a second.
+    let mut spent = redis::pipe();
+    spent.hset(&budget, "tokens", 20).hset(&budget, "ends", future).hset(&budget, "long", 1_000);
+    spent.exec_async(&mut redis).await.unwrap();
+    gate.refresh().await;
+    gate.admit(Urgency::Usual, within(20_000)).await.expect("the window ends in time").done(Ended::Ok).await;
+    // The upstream asked to be left alone, for an hour at most.
+    redis::cmd("HSET").arg(&state).arg("blocked").arg(future).exec_async(&mut redis).await.unwrap();
+    gate.refresh().await;
+    assert!(gate.closed_for().unwrap() <= Duration::from_secs(3_600));
+}
+
+fn budgeted(tokens: u64, per: Duration) -> Upstream {
+    Upstream { tokens: Some(TokenBudget { tokens, per }), ..upstream() }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// Of 100 tokens, as far as is known before it is asked.
+const HUNDRED: Cost = Cost { prompt: 20, answer: Some(80) };
+
+impl Gate {
+    /// A permit for a request of that cost, if there is one just now.
+    async fn try_for(self: &Arc<Self>, cost: Cost) -> Result<Permit, &'static str> {
+        self.admit_for(Urgency::Usual, within(100), cost).await.map_err(|refusal| refusal.reason)
+    }
+}
+
+impl Permit {
+    /// The request cost so much.
+    async fn cost(mut self, all: u64) {
+        let prompt = self.cost.prompt;
+        self.begin();
+        self.spent(Spent::Tokens { prompt, all });
+        self.done(Ended::Ok).await;
+    }
+}
+
+impl Server {
+    async fn spent(&self) -> Option<u64> {
+        redis::cmd("HGET")
+            .arg("test:budget:{museum}")
+            .arg("tokens")
+            .query_async(&mut self.connect().await)
+            .await
+            .unwrap()
+    }
+
+    async fn held(&self) -> u32 {
+        redis::cmd("HLEN").arg("test:reserved:{museum}").query_async(&mut self.connect().await).await.unwrap()
+    }
+
+    async fn set(&self, words: &[&str]) {
+        redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut self.connect().await).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn requests_under_way_do_not_pass_the_budget_together() {
+    let server = Server::start().await;
+    let limited = budgeted(1000, HOUR);
+    let gates = [server.gate(&limited).await, server.gate(&limited).await];
+    let mut permits = Vec::new();
+    for index in 0..10 {
+        permits.push(gates[index % 2].try_for(HUNDRED).await.unwrap());
+    }
+    assert_eq!(gates[0].try_for(HUNDRED).await.unwrap_err(), "reserved");
+    assert_eq!(gates[1].closed_for(), None, "it may be a moment only");
+    gates[1].try_for(Cost::default()).await.expect("what costs nothing waits for no budget").done(Ended::Ok).await;
+    for permit in permits {
+        permit.cost(50).await;
+    }
+    assert_eq!((server.spent().await, server.held().await), (Some(500), 0));
+    let permit = gates[0].try_for(HUNDRED).await.expect("what they did not need came back");
+    permit.done(Ended::Unused).await;
+    assert_eq!((server.spent().await, server.held().await), (Some(500), 0));
+}
+
+#[tokio::test]
+async fn estimate_above_what_is_left_goes_alone() {
+    let server = Server::start().await;
+    let limited = budgeted(1000, HOUR);
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    let huge = Cost { prompt: 1, answer: Some(1_000_000) };
+    let permit = gate.try_for(huge).await.unwrap();
+    assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "reserved");
+    permit.cost(950).await;
+    let small = other.try_for(Cost { prompt: 1, answer: Some(9) }).await.unwrap();
+    assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "reserved");
+    small.cost(10).await;
+    let last = gate.try_for(HUNDRED).await.expect("the rest is used");
+    assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "reserved");
+    last.cost(100).await;
+    assert_eq!(server.spent().await, Some(1060));
+    assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "tokens");
+}
+
+#[tokio::test]
+async fn answers_without_a_limit_are_held_as_long_as_others_were() {
+    let server = Server::start().await;
+    let limited = budgeted(1000, HOUR);
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    let open = Cost { prompt: 20, answer: None };
+    let first = gate.try_for(open).await.unwrap();
+    assert_eq!(other.try_for(open).await.unwrap_err(), "reserved", "the first may be of any length");
+    first.cost(100).await;
+    let mut permits = Vec::new();
+    for _ in 0..9 {
+        permits.push(other.try_for(open).await.unwrap());
+    }
+    assert_eq!(gate.try_for(open).await.unwrap_err(), "reserved");
+    // What is not told is counted as what answers cost.
+    let mut untold = permits.pop().unwrap();
+    assert_eq!(untold.spent(Spent::Untold { prompt: 20 }), 100);
+    untold.done(Ended::UpstreamFailed).await;
+    assert_eq!(server.spent().await, Some(200));
+    // A longer one counts at once.
+    permits.pop().unwrap().cost(400).await;
+    assert_eq!(gate.try_for(open).await.unwrap_err(), "reserved");
+    drop(permits);
+    other.refresh().await;
+    let last = gate.try_for(open).await.unwrap();
+    assert_eq!(other.try_for(open).await.unwrap_err(), "reserved", "twice 400 is too much");
+    last.cost(21).await;
+}
+
+#[tokio::test]
+async fn what_a_dead_worker_held_runs_out() {
+    let server = Server::start().await;
+    let limited = Upstream { timeout: Duration::ZERO, ..budgeted(100, HOUR) };
+    let (dead, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    std::mem::forget(dead.try_for(HUNDRED).await.unwrap());
+    assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "reserved");
+    other.admit_for(Urgency::Usual, within(30_000), HUNDRED).await.expect("after the grace").done(Ended::Unused).await;
+    // Sooner, where somebody finds it dead.
+    let named =
+        Gate::new(Arc::new(budgeted(100, HOUR)), server.connect().await, &Keys::new("test", "test:invalidate"), 64);
+    let named = Arc::new(named.held_by("worker"));
+    std::mem::forget(named.try_for(HUNDRED).await.unwrap());
+    assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "reserved");
+    other.bury("worker").await.unwrap();
+    other.try_for(HUNDRED).await.expect("given back").done(Ended::Unused).await;
+    assert_eq!((server.spent().await, server.held().await), (None, 0));
+}
+
+#[tokio::test]
+async fn window_that_ends_forgets_what_was_spent_and_not_what_is_held() {
+    let server = Server::start().await;
+    let limited = budgeted(1000, Duration::from_secs(2));
+    let gate = server.gate(&limited).await;
+    let under_way = gate.try_for(Cost { prompt: 100, answer: Some(800) }).await.unwrap();
+    gate.admit(Urgency::Usual, within(1000)).await.unwrap().cost(1000).await;
+    assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "tokens");
+    let fits = gate.admit_for(Urgency::Usual, within(20_000), HUNDRED).await.expect("a new window");
+    assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "reserved");
+    under_way.cost(600).await;
+    assert_eq!(server.spent().await, Some(600), "it counts in the window in which it ends");
+    fits.done(Ended::Unused).await;
+}
+
+/// Redis became a replica, so nothing can be counted.
+#[tokio::test]
+async fn tokens_that_could_not_be_counted_are_counted_with_the_next_call() {
+    let server = Server::start().await;
+    let limited = budgeted(1000, HOUR);
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    let permits = [gate.try_for(HUNDRED).await.unwrap(), gate.try_for(HUNDRED).await.unwrap()];
+    let mut cut_off = gate.try_for(HUNDRED).await.unwrap();
+    server.set(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    for permit in permits {
+        permit.cost(90).await;
+    }
+    cut_off.begin();
+    drop(cut_off);
+    assert_eq!(server.spent().await, None);
+    assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "redis");
+    server.set(&["REPLICAOF", "NO", "ONE"]).await;
+    gate.admit_for(Urgency::Usual, within(20_000), HUNDRED).await.unwrap().done(Ended::Unused).await;
+    // Twice 90, and 100 that the request may have cost that nobody saw the end of.
+    assert_eq!((server.spent().await, server.held().await), (Some(280), 0));
+    other.try_for(HUNDRED).await.unwrap().cost(1).await;
+    assert_eq!(server.spent().await, Some(281), "once");
+}
+
+#[tokio::test]
+async fn strangers_key_at_the_permits_hides_no_tokens() {
+    let server = Server::start().await;
+    let gate = server.gate(&budgeted(100, HOUR)).await;
+    server.set(&["SET", "test:permits:{museum}", "a stranger's"]).await;
+    gate.try_for(HUNDRED).await.unwrap().cost(60).await;
+    gate.try_for(HUNDRED).await.unwrap().cost(60).await;
+    assert_eq!(server.spent().await, Some(120));
+    assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "tokens");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_requests_do_not_starve_a_large_one() {
+    let server = Server::start().await;
+    let limited = budgeted(1000, HOUR);
+    let (busy, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let busy = busy.clone();
+        tasks.spawn(async move {
+            loop {
+                if let Ok(permit) = busy.admit_for(Urgency::Usual, within(60_000), HUNDRED).await {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    permit.done(Ended::Unused).await;
+                }
+            }
+        });
+    }
+    while server.held().await < 4 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let large = Cost { prompt: 1000, answer: Some(1_000_000) };
+    other.admit_for(Urgency::Usual, within(20_000), large).await.expect("its turn comes").done(Ended::Unused).await;
+}
+
+#[tokio::test]
+async fn a_look_counts_what_is_owed_while_others_hold_tokens() {
+    let server = Server::start().await;
+    let limited = budgeted(1000, HOUR);
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    let under_way = other.try_for(HUNDRED).await.unwrap();
+    gate.owe(50);
+    gate.refresh().await;
+    assert_eq!((server.spent().await, server.held().await), (Some(50), 1));
+    under_way.cost(60).await;
+    assert_eq!((server.spent().await, server.held().await), (Some(110), 0));
+}
+
+#[tokio::test]
+async fn strangers_key_at_what_is_held_stops_no_other_request() {
+    let server = Server::start().await;
+    let gate = server.gate(&Upstream { concurrency: Some(1), ..upstream() }).await;
+    server.set(&["SET", "test:reserved:{museum}", "a stranger's"]).await;
+    for _ in 0..3 {
+        gate.admit(Urgency::Usual, within(10_000)).await.unwrap().done(Ended::Ok).await;
+    }
+}

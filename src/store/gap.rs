@@ -1,0 +1,79 @@
+//! Gaps: what may have been missed, noted for whoever revalidates.
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
+use redis::{RedisResult, Script};
+
+use super::Store;
+use crate::job::Job;
+
+/// What a signal says that makes workers look for a suspicion.
+pub const SUSPECT_SIGNAL: &str = "suspect";
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doubt {
+    /// Invalidations may have been missed: what is generated is looked at, but not generated again from the same.
+    Missed = 1,
+    /// Invalidations were lost: everything is made anew.
+    Lost = 2,
+}
+
+static SUSPECT_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/suspect.lua")));
+
+impl Store {
+    /// Everything fetched at or before `at` (Redis time, ms) is suspect from now on.
+    ///
+    /// # Errors
+    /// Redis's; raising it again does no harm.
+    pub async fn raise(&self, at: i64, doubt: Doubt) -> RedisResult<()> {
+        self.note(at, doubt, &[]).await
+    }
+    /// The same for what belongs to these jobs.
+    ///
+    /// # Errors
+    /// Redis's; raising it again does no harm.
+    pub async fn raise_for(&self, jobs: &[&Job], at: i64, doubt: Doubt) -> RedisResult<()> {
+        let mut spared = self.fleet().await?;
+        for job in jobs {
+            spared.remove(job.name.as_str());
+            spared.remove(&job.identity());
+        }
+        self.note(at, doubt, &Vec::from_iter(spared)).await
+    }
+
+    async fn note(&self, at: i64, doubt: Doubt, spared: &[String]) -> RedisResult<()> {
+        let [note, _, dealt] = self.keys.suspicion();
+        let mut call = SUSPECT_SCRIPT.key(note);
+        call.key(dealt).arg(at).arg(doubt as u8).arg(self.keys.signal_channel()).arg(SUSPECT_SIGNAL).arg(spared);
+        call.invoke_async(&mut self.redis.clone()).await
+    }
+
+    /// Returns all jobs of the fleet: by name, and as those who know them tell them apart.
+    pub(crate) async fn fleet(&self) -> RedisResult<BTreeSet<String>> {
+        let (names, ears): (BTreeSet<String>, Vec<Vec<u8>>) = redis::pipe()
+            .hkeys(self.keys.digests())
+            .hvals(self.keys.ears())
+            .query_async(&mut self.redis.clone())
+            .await?;
+        Ok(&names | &known(&ears))
+    }
+}
+
+/// Returns the jobs that the workers of these entries know, as [`Job::identity`] names them.
+fn known(ears: &[Vec<u8>]) -> BTreeSet<String> {
+    let jobs = ears.iter().filter_map(|heard| str::from_utf8(heard).ok()?.split(' ').nth(3));
+    jobs.flat_map(|jobs| jobs.split(',')).filter(|job| !job.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_without_jobs_knows_none() {
+        let ears = ["1 2 3 ", "1 2 3", "", "1 2 3 art,poem", "1 2 3 ,"].map(|heard| heard.as_bytes().to_vec());
+        assert_eq!(known(&ears), BTreeSet::from(["art".to_owned(), "poem".to_owned()]));
+    }
+}

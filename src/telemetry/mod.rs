@@ -1,0 +1,137 @@
+//! Log lines: on standard error, as text for people or JSON for programs.
+//!
+//! Standard output stays free for what commands print.
+
+mod feed;
+pub mod metrics;
+mod outcomes;
+
+use std::fmt;
+use std::io::{self, IsTerminal};
+use tracing::field::Field;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
+use tracing_subscriber::fmt::format::{FormatFields, Writer, debug_fn};
+use tracing_subscriber::fmt::layer;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+pub use feed::{Ended, Event, Invalidation, Told};
+pub use outcomes::Telemetry;
+
+use crate::entry::escape::{self, escaped};
+
+/// Which log lines are written: levels by module (`samovar::warmer=debug,warn`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+/// The shape of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line, fields at its top.
+    Json,
+}
+
+impl LogFilter {
+    /// Reads directives as `tracing-subscriber` knows them. A level alone is Samovar's own level: the libraries below it
+    /// still write warnings only, because their details drown everything else.
+    ///
+    /// # Errors
+    /// A directive that is none.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        let text = match text.parse::<LevelFilter>() {
+            Ok(level) if level > LevelFilter::WARN => format!("warn,samovar={level}"),
+            _ => text.to_owned(),
+        };
+        EnvFilter::builder().parse(&text)?;
+        Ok(Self(text))
+    }
+}
+
+impl Default for LogFilter {
+    /// `info` from Samovar, `warn` from everything else.
+    fn default() -> Self {
+        Self("warn,samovar=info".into())
+    }
+}
+
+impl fmt::Display for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Starts logging for the whole process. Only the first call counts.
+pub fn init(filter: &LogFilter, format: LogFormat) {
+    let filter = EnvFilter::builder().parse_lossy(&filter.0);
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = match format {
+        LogFormat::Json => {
+            let lines = layer().with_writer(|| JsonLines(io::stderr()));
+            registry.with(lines.json().flatten_event(true).with_span_list(false)).try_init()
+        }
+        LogFormat::Text => {
+            let lines = layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+            registry.with(lines.fmt_fields(fields())).try_init()
+        }
+    };
+    if started.is_err() {
+        tracing::debug!("logging has been started before");
+    }
+}
+
+/// Writes the fields of events and spans for people, the message among them. Keys and answers from outside end no line and
+/// command no terminal.
+fn fields() -> impl for<'l> FormatFields<'l> + 'static {
+    let write = |line: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug| {
+        let value = format!("{value:?}");
+        match field.name() {
+            "message" => line.write_str(&escaped(&value)),
+            name => write!(line, "{name}={}", escaped(&value)),
+        }
+    };
+    debug_fn(write).delimited(" ")
+}
+
+/// JSON lines: what would command a terminal is written by its number.
+struct JsonLines<W>(W);
+
+impl<W: io::Write> io::Write for JsonLines<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // A line comes whole.
+        self.0.write_all(escape::json(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_alone_is_samovars_own() {
+        assert_eq!(LogFilter::parse("debug").unwrap().to_string(), "warn,samovar=debug");
+        assert_eq!(LogFilter::parse("INFO").unwrap(), LogFilter::default());
+    }
+
+    #[test]
+    fn a_quiet_level_quietens_everything() {
+        assert_eq!(LogFilter::parse("error").unwrap().to_string(), "error");
+        assert_eq!(LogFilter::parse("off").unwrap().to_string(), "off");
+    }
+
+    #[test]
+    fn directives_are_taken_as_they_are() {
+        let text = "samovar::warmer=trace,warn";
+        assert_eq!(LogFilter::parse(text).unwrap().to_string(), text);
+        assert!(LogFilter::parse("samovar=loud").is_err());
+    }
+}

@@ -1,0 +1,490 @@
+//! The ear's own test: whether this worker hears, and what the fleet may have missed.
+//!
+//! Pub/sub tells nobody what was lost. So each worker sends canaries over the channels' own connection and notes between which
+//! times it heard them all, and up to when it has handled what it heard. A canary that does not come back means a deaf
+//! connection, which is then given up. When a worker hears again, somebody else must have heard all the while, and handled it;
+//! if nobody has, what was published bare meanwhile is missed, and everything is suspect.
+//!
+//! A worker drops what names jobs that it does not know. So it vouches only for the jobs that it knows, told apart by
+//! name and keys ([`Job::identity`]), and each job of a worker needs somebody who knows it. Anybody may publish on the
+//! channel of signals; a canary counts by a nonce that only its sender knew, once. Times later than Redis's now are
+//! from another clock and count for nothing.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use redis::{RedisResult, Script};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::entry::JobName;
+use crate::job::{Job, Jobs};
+use crate::protocol::Keys;
+use crate::redis::Connection;
+use crate::store::{Doubt, Store};
+
+/// How often a canary is sent.
+const CANARY: Duration = Duration::from_secs(1);
+/// Canaries in a row that do not come back before the connection counts as deaf.
+const DEAF: usize = 4;
+/// How long a worker that has said nothing may still be alive: ms.
+const SILENT: i64 = 12_000;
+/// Canaries after which the others have said what they heard.
+const SETTLED: u32 = 3;
+/// How long what a worker has heard is of interest: ms.
+const FORGOTTEN: i64 = 24 * 3_600 * 1_000;
+/// Jobs that are named in the log at once.
+const NAMED: usize = 8;
+
+static SEND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/canary.lua")));
+
+/// What was heard and is not yet handled.
+#[derive(Debug, Default)]
+pub struct Unhandled(Mutex<Book>);
+
+#[derive(Debug, Default)]
+struct Book {
+    /// The number of the next message.
+    next: u64,
+    /// Messages under way.
+    open: BTreeSet<u64>,
+    /// Canaries, each with the number of the message that came after it.
+    canaries: VecDeque<(u64, i64)>,
+    /// The last canary before which all is handled (Redis time, ms).
+    handled: i64,
+}
+
+impl Unhandled {
+    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A message was heard; returns its number.
+    pub fn hear(&self) -> u64 {
+        let mut book = self.book();
+        let number = book.next;
+        book.next += 1;
+        book.open.insert(number);
+        number
+    }
+
+    /// The message of this number is handled.
+    pub fn done(&self, number: u64) {
+        self.book().open.remove(&number);
+    }
+
+    /// A canary was heard that was sent at this Redis time (ms).
+    fn canary(&self, at: i64) {
+        let mut book = self.book();
+        let next = book.next;
+        match book.canaries.back_mut() {
+            Some((before, last)) if *before == next => *last = at,
+            _ => book.canaries.push_back((next, at)),
+        }
+    }
+
+    /// The time of the last canary before which all is handled (Redis time, ms); 0 for none.
+    fn handled(&self) -> i64 {
+        let mut book = self.book();
+        let first = book.open.first().copied().unwrap_or(u64::MAX);
+        while let Some((_, at)) = book.canaries.front().copied().filter(|(next, _)| *next <= first) {
+            book.handled = at;
+            book.canaries.pop_front();
+        }
+        book.handled
+    }
+}
+
+/// What one other worker says that it has heard (Redis time, ms).
+#[derive(Debug)]
+struct Other {
+    worker: String,
+    since: i64,
+    last: i64,
+    handled: i64,
+    /// The identities of the jobs that it knows, between commas.
+    jobs: String,
+}
+
+impl Other {
+    /// Reads an entry as Redis had it at `now` (Redis time, ms); `None` where it says nothing, or is from another
+    /// clock.
+    fn read(worker: &[u8], heard: &[u8], now: i64) -> Option<Self> {
+        let (worker, heard) = (str::from_utf8(worker).ok()?, str::from_utf8(heard).ok()?);
+        let mut words = heard.split(' ');
+        let mut time = || words.next()?.parse().ok().filter(|time| *time <= now);
+        let (since, last, handled) = (time()?, time()?, time()?);
+        Some(Self {
+            worker: worker.to_owned(),
+            since,
+            last,
+            handled,
+            jobs: words.next().unwrap_or_default().to_owned(),
+        })
+    }
+
+    fn knows(&self, job: &Job) -> bool {
+        let identity = job.identity();
+        self.jobs.split(',').any(|known| known == identity)
+    }
+
+    fn is_alive(&self, now: i64) -> bool {
+        self.last + SILENT > now
+    }
+}
+
+/// What became of a job's bare invalidations while a worker did not hear.
+#[derive(Debug, PartialEq, Eq)]
+enum Gap {
+    /// Somebody who knows the job heard and handled all of them.
+    Covered,
+    /// Somebody who may have done so has yet to say it.
+    Open,
+    /// Those published up to this time (Redis time, ms) may be missed.
+    Missed(i64),
+}
+
+/// What a worker that hears since a time asks of the others.
+struct Asking<'a> {
+    worker: &'a str,
+    /// Since when it hears.
+    since: i64,
+    /// The last that it heard before; 0 where it never did.
+    before: i64,
+    /// All times: Redis's, ms.
+    now: i64,
+}
+
+impl Asking<'_> {
+    /// Goes by whoever else knows the job.
+    fn gap(&self, job: &Job, others: &[Other]) -> Gap {
+        let Self { worker, since, before, now } = *self;
+        let fresh = before == 0;
+        // Of those that begin together, each goes by who began before: so the first sees that there was nobody.
+        let heard = others.iter().filter(|other| !fresh || (other.since, other.worker.as_str()) < (since, worker));
+        let heard: Vec<&Other> = heard.collect();
+        if fresh && heard.is_empty() {
+            return Gap::Covered;
+        }
+        let heard: Vec<&Other> = heard.into_iter().filter(|other| other.knows(job)).collect();
+        let before = if fresh { heard.iter().map(|other| other.last).max().unwrap_or(0) } else { before };
+        // By another clock than Redis's now, nobody can be said to have heard since then.
+        let covers = heard.iter().filter(|other| other.since <= before && before <= now);
+        if covers.clone().any(|other| other.handled >= since) {
+            return Gap::Covered;
+        }
+        let mut alive = covers.filter(|other| other.is_alive(now));
+        // It heard it all, and has yet to handle it; or it dies.
+        let busy = alive.clone().any(|other| other.last >= since);
+        if busy || (alive.next().is_some() && now - since < SILENT) {
+            return Gap::Open;
+        }
+        // Others that heard again a little sooner, after the same gap, have heard since then.
+        let since = heard.iter().filter(|other| other.handled >= since).map(|other| other.since).fold(since, i64::min);
+        Gap::Missed(since)
+    }
+}
+
+/// What one worker hears.
+#[derive(Debug)]
+pub struct Ear {
+    redis: Connection,
+    keys: Keys,
+    worker: Arc<str>,
+    jobs: Arc<Jobs>,
+    store: Store,
+    hearing: Mutex<Hearing>,
+    unhandled: Arc<Unhandled>,
+    /// Rung when the present connection is found to be deaf.
+    deaf: Notify,
+    /// Set when it hears, and it is known whether anything was missed before.
+    settled: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Hearing {
+    /// The first and the last canary heard over the present connection (Redis time, ms); 0 for none.
+    since: i64,
+    last: i64,
+    /// The last one heard over the connection before.
+    before: i64,
+    /// The nonces of canaries that are yet to come back, the oldest first.
+    sent: VecDeque<u128>,
+}
+
+impl Hearing {
+    /// A canary came. Returns its time (Redis time, ms) if it is one of ours and comes for the first time: whoever
+    /// repeats a nonce has it from the canary, which was heard before.
+    fn hear(&mut self, canary: &str) -> Option<i64> {
+        let (nonce, at) = canary.split_once(' ')?;
+        let nonce = u128::from_str_radix(nonce, 16).ok()?;
+        let at = at.parse().ok()?;
+        let place = self.sent.iter().position(|sent| *sent == nonce)?;
+        // Those before it do not come any more.
+        self.sent.drain(..=place);
+        // Where Redis's clock went back, times before do not compare with those after.
+        if self.since == 0 || at < self.last {
+            self.since = at;
+        }
+        self.last = at;
+        Some(at)
+    }
+
+    fn lose(&mut self) {
+        if self.last != 0 {
+            self.before = self.last;
+        }
+        (self.since, self.last) = (0, 0);
+        self.sent.clear();
+    }
+}
+
+impl Ear {
+    /// The ear of `worker`.
+    pub fn new(redis: Connection, keys: Keys, worker: Arc<str>, jobs: Arc<Jobs>, store: Store) -> Self {
+        let (hearing, settled) = (Mutex::default(), CancellationToken::new());
+        Self { redis, keys, worker, jobs, store, hearing, unhandled: Arc::default(), deaf: Notify::new(), settled }
+    }
+
+    fn hearing(&self) -> MutexGuard<'_, Hearing> {
+        self.hearing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where messages are noted that were heard, and when they are handled.
+    pub fn unhandled(&self) -> &Arc<Unhandled> {
+        &self.unhandled
+    }
+
+    /// Set once it hears, and once it is known that nothing was missed before, or that all is suspect.
+    pub fn settled(&self) -> CancellationToken {
+        self.settled.clone()
+    }
+
+    /// A canary came: its text. Others' are passed over, and so are forged ones.
+    pub fn heard(&self, canary: &str) {
+        let own = canary.strip_prefix(&*self.worker).and_then(|rest| rest.strip_prefix(' '));
+        if let Some(at) = own.and_then(|canary| self.hearing().hear(canary)) {
+            self.unhandled.canary(at);
+        }
+    }
+
+    /// The connection ended.
+    pub fn lost(&self) {
+        self.hearing().lose();
+    }
+
+    /// Waits until the connection is found to be deaf.
+    pub async fn is_deaf(&self) {
+        self.deaf.notified().await;
+    }
+
+    /// Sends canaries until `stop`.
+    pub async fn run(&self, stop: &CancellationToken) {
+        let jobs: Vec<String> = self.jobs.jobs.values().map(|job| job.identity()).collect();
+        let jobs = jobs.join(",");
+        // The hearing that was checked for a gap before it, and canaries since it began.
+        let mut checked = 0;
+        let mut waited = 0;
+        // The jobs of which that hearing has raised a doubt.
+        let mut doubted = (0, BTreeSet::new());
+        while !stop.is_cancelled() {
+            let nonce: u128 = rand::random();
+            let (since, last, unheard) = {
+                let mut hearing = self.hearing();
+                let unheard = hearing.sent.len();
+                hearing.sent.push_back(nonce);
+                (hearing.since, hearing.last, unheard)
+            };
+            let mut call = SEND.key(self.keys.ears());
+            call.arg(&*self.worker).arg(since).arg(last).arg(self.unhandled.handled()).arg(&jobs);
+            call.arg(self.keys.signal_channel()).arg(format!("canary {} {nonce:032x}", self.worker));
+            match call.invoke_async::<i64>(&mut self.redis.clone()).await {
+                Ok(_) => {
+                    if unheard > DEAF {
+                        warn!("nothing is heard on the subscription any more: it is made anew");
+                        self.hearing().sent.clear();
+                        self.deaf.notify_waiters();
+                    }
+                    waited = if since != 0 && since != checked { waited + 1 } else { 0 };
+                    if waited >= SETTLED {
+                        if doubted.0 != since {
+                            doubted = (since, BTreeSet::new());
+                        }
+                        match self.check(since, &mut doubted.1).await {
+                            Ok(true) => {
+                                (checked, waited) = (since, 0);
+                                self.settled.cancel();
+                            }
+                            // Somebody who may have heard it all has yet to say so.
+                            Ok(false) => {}
+                            Err(e) => debug!("cannot see what the others heard: {e}"),
+                        }
+                    }
+                }
+                Err(e) => {
+                    // It may never have been sent.
+                    self.hearing().sent.retain(|sent| *sent != nonce);
+                    debug!("no canary could be sent: {e}");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(CANARY) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Looks, for each job, whether somebody heard and handled all that was published since this worker, or the fleet,
+    /// last did, and raises a doubt about jobs of which nobody has; `doubted` are those of which that was done. Returns
+    /// whether all is known: else somebody has yet to say it.
+    async fn check(&self, since: i64, doubted: &mut BTreeSet<JobName>) -> RedisResult<bool> {
+        let mut redis = self.redis.clone();
+        // The time last, so that nothing true is later.
+        let (ears, (seconds, micros)): (HashMap<Vec<u8>, Vec<u8>>, (i64, i64)) =
+            redis::pipe().hgetall(self.keys.ears()).cmd("TIME").query_async(&mut redis).await?;
+        let now = seconds * 1_000 + micros / 1_000;
+        let (mut others, mut gone) = (Vec::new(), Vec::new());
+        for (worker, heard) in ears.into_iter().filter(|(worker, _)| worker != self.worker.as_bytes()) {
+            match Other::read(&worker, &heard, now) {
+                Some(other) => others.push(other),
+                // Whoever lives says it anew; it must not come true when the clock gets there.
+                None => gone.push(worker),
+            }
+        }
+        let asking = Asking { worker: &self.worker, since, before: self.hearing().before, now };
+        let (mut open, mut missed, mut until) = (false, Vec::new(), 0);
+        for job in self.jobs.jobs.values().filter(|job| !doubted.contains(&job.name)) {
+            match asking.gap(job, &others) {
+                Gap::Covered => {}
+                Gap::Open => open = true,
+                Gap::Missed(at) => {
+                    missed.push(&**job);
+                    until = at.max(until);
+                }
+            }
+        }
+        if !missed.is_empty() {
+            let before = if asking.before == 0 { others.iter().map(|other| other.last).max() } else { None };
+            let seconds = (since - before.unwrap_or(asking.before)).max(0) / 1_000;
+            let names: Vec<&str> = missed.iter().take(NAMED).map(|job| job.name.as_str()).collect();
+            info!(
+                jobs = missed.len(),
+                "nobody was listening for some {seconds} s who knows {}: bare invalidations may have been missed",
+                names.join(", ")
+            );
+            self.store.raise_for(&missed, until, Doubt::Missed).await?;
+            doubted.extend(missed.iter().map(|job| job.name.clone()));
+        }
+        let newest = others.iter().map(|other| other.last).max().unwrap_or(0);
+        let old = others.into_iter().filter(|other| other.last < now - FORGOTTEN && other.last < newest);
+        gone.extend(old.map(|other| other.worker.into_bytes()));
+        if !gone.is_empty() {
+            let () = redis::cmd("HDEL").arg(self.keys.ears()).arg(gone).query_async(&mut redis).await?;
+        }
+        Ok(!open)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_canary_counts_when_all_that_was_heard_before_it_is_handled() {
+        let unhandled = Unhandled::default();
+        unhandled.canary(1);
+        assert_eq!(unhandled.handled(), 1);
+        let (first, second) = (unhandled.hear(), unhandled.hear());
+        unhandled.canary(2);
+        unhandled.canary(3);
+        let third = unhandled.hear();
+        unhandled.canary(4);
+        unhandled.done(second);
+        assert_eq!(unhandled.handled(), 1);
+        unhandled.done(first);
+        assert_eq!(unhandled.handled(), 3);
+        unhandled.done(third);
+        assert_eq!(unhandled.handled(), 4);
+    }
+
+    #[test]
+    fn a_clock_that_went_back_is_followed() {
+        let unhandled = Unhandled::default();
+        unhandled.canary(600_000);
+        unhandled.canary(10);
+        assert_eq!(unhandled.handled(), 10);
+        let mut hearing = Hearing { sent: VecDeque::from([1, 2, 3]), ..Hearing::default() };
+        assert_eq!(hearing.hear(&format!("{:032x} 600000", 1)), Some(600_000));
+        assert_eq!(hearing.hear(&format!("{:032x} 10", 2)), Some(10));
+        assert_eq!((hearing.since, hearing.last), (10, 10));
+    }
+
+    #[test]
+    fn a_canary_counts_once_and_only_by_its_nonce() {
+        let mut hearing = Hearing { sent: VecDeque::from([7, 8]), ..Hearing::default() };
+        for forged in ["99999999999999", " 99999999999999", "0 99999999999999", "7", "zz 1", "9 99999999999999"] {
+            assert_eq!(hearing.hear(forged), None, "{forged}");
+        }
+        assert_eq!(hearing.hear("8 5"), Some(5));
+        // It was heard by then; the one before it got lost.
+        assert_eq!((hearing.hear("8 99999999999999"), hearing.hear("7 99999999999999")), (None, None));
+        assert_eq!((hearing.since, hearing.last), (5, 5));
+        hearing.sent.push_back(9);
+        hearing.lose();
+        assert_eq!((hearing.hear("9 6"), hearing.before), (None, 5), "it was sent before the connection ended");
+    }
+
+    /// A job of this name over these keys.
+    fn job(name: &str, key: &str) -> Job {
+        let text = format!("key = \"{key}\"\n[source]\nkind = \"http\"\nurl = \"http://127.0.0.1/{{{{ name }}}}\"\n");
+        let jobs = crate::job::Jobs::parse(&[(format!("{name}.toml"), text)], Duration::from_secs(60), &|_| None);
+        Job::clone(&jobs.unwrap().jobs[name])
+    }
+
+    fn other(worker: &str, times: [i64; 3], jobs: &[&Job]) -> Other {
+        let [since, last, handled] = times;
+        let jobs: Vec<String> = jobs.iter().map(|job| job.identity()).collect();
+        let heard = format!("{since} {last} {handled} {}", jobs.join(","));
+        Other::read(worker.as_bytes(), heard.as_bytes(), 100_000).unwrap()
+    }
+
+    #[test]
+    fn only_who_knows_the_job_and_its_keys_vouches_for_it() {
+        let (art, poem) = (job("art", "art:{name}"), job("poem", "poem:{name}"));
+        let (moved, renamed) = (job("art", "picture:{name}"), job("picture", "art:{name}"));
+        for before in [0, 50_000] {
+            let asking = Asking { worker: "x", since: 60_000, before, now: 100_000 };
+            let gap = |jobs: &[&Job]| asking.gap(&art, &[other("y", [1_000, 99_000, 99_000], jobs)]);
+            assert_eq!(gap(&[&art]), Gap::Covered);
+            assert_eq!(gap(&[&poem, &art]), Gap::Covered);
+            for jobs in [&[][..], &[&poem], &[&moved], &[&renamed]] {
+                assert_eq!(gap(jobs), Gap::Missed(60_000), "before {before}");
+            }
+        }
+        let first = Asking { worker: "x", since: 60_000, before: 0, now: 100_000 };
+        assert_eq!(first.gap(&art, &[]), Gap::Covered, "there was no fleet");
+    }
+
+    #[test]
+    fn a_gap_that_others_had_as_well_ends_when_the_first_hears_again() {
+        let art = job("art", "art:{name}");
+        let asking = Asking { worker: "x", since: 60_000, before: 50_000, now: 100_000 };
+        assert_eq!(asking.gap(&art, &[other("y", [55_000, 99_000, 99_000], &[&art])]), Gap::Missed(55_000));
+        assert_eq!(asking.gap(&art, &[other("y", [55_000, 99_000, 59_000], &[&art])]), Gap::Missed(60_000));
+        assert_eq!(asking.gap(&art, &[other("y", [1_000, 99_000, 59_000], &[&art])]), Gap::Open, "it is at it");
+    }
+
+    #[test]
+    fn times_of_another_clock_vouch_for_nothing() {
+        let art = job("art", "art:{name}");
+        for heard in ["1 2", "1", "", "1 99999999999999 3 x", "1 2 99999999999999 x", "99999999999999 2 3 x", "a b c"] {
+            assert!(Other::read(b"y", heard.as_bytes(), 100_000).is_none(), "{heard}");
+        }
+        assert!(Other::read(b"\xff", b"1 2 3 x", 100_000).is_none());
+        let asking = Asking { worker: "x", since: 60_000, before: 700_000, now: 100_000 };
+        let others = [other("y", [59_000, 99_000, 99_000], &[&art])];
+        assert_eq!(asking.gap(&art, &others), Gap::Missed(59_000), "the clock was set back in the gap");
+    }
+}
