@@ -452,7 +452,7 @@ async fn dead_letters_are_told_and_put_back() {
 }
 
 /// Puts dead letters of `art` into Redis, as many and as long as told.
-async fn bury(redis: &TestRedis, letters: usize, key: usize, reason: usize) {
+async fn rescue(redis: &TestRedis, letters: usize, key: usize, reason: usize) {
     let mut connection = redis.connection().await;
     for first in (0..letters).step_by(500) {
         let mut pipe = redis::pipe();
@@ -470,7 +470,7 @@ async fn dead_letters_come_in_pages_until_there_are_none() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream).folder();
     let server = Server::start(&redis, &jobs).await.ready().await;
-    bury(&redis, 1_203, 10, 100).await;
+    rescue(&redis, 1_203, 10, 100).await;
     for limit in [1, 7, 50, 100, 1_000] {
         let first = server.get(&format!("/dead?limit={limit}")).await.ok();
         assert_eq!(first["total"], 1_203);
@@ -508,7 +508,7 @@ async fn no_flood_of_requests_for_dead_letters_fills_memory() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream).folder();
     let server = Server::start(&redis, &jobs).await.ready().await;
-    bury(&redis, 10_000, 500, 400).await;
+    rescue(&redis, 10_000, 500, 400).await;
     for path in ["/dead?limit=1", "/dead?limit=1000", "/dead?limit=1000&from=9000"] {
         let asked = (0..200).map(|_| server.get(path));
         for answer in futures_util::future::join_all(asked).await {
@@ -1073,7 +1073,7 @@ async fn what_waits_for_its_upstream_is_not_fetched_after_it_was_evicted() {
     let parts = Parts::of(&redis).await;
     eventually("it is taken", async || {
         let score = parts.score("second").await;
-        score.map(samovar::agenda::Due::from_score).is_some_and(|due| due.state == samovar::agenda::State::Taken)
+        score.map(samovar::agenda::Due::from_score).is_some_and(|due| due.state == samovar::agenda::State::Running)
     })
     .await;
     server.delete("/redis/clear?pattern=art:second").await.ok();

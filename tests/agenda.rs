@@ -8,7 +8,7 @@ use std::time::Duration;
 use samovar::agenda::{Claimed, Due, Finished, Next, State, When};
 use samovar::entry::EntryKey;
 use samovar::entry::Outcome;
-use samovar::entry::{Trigger, Urgency};
+use samovar::entry::{Priority, Trigger};
 use support::{Parts, TestRedis, art, eventually, job};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -92,7 +92,7 @@ async fn taken_entries_come_due_again_when_their_worker_is_gone() {
     let claimed = claim(&parts, MANY, MANY, LONG).await;
     let score = parts.agenda.take(&job(), &claimed, SHORT).await.unwrap().remove(0).unwrap();
     let again = eventually("it is claimed again", async || claim(&parts, MANY, MANY, LONG).await.pop()).await;
-    assert_eq!(again.due().urgency, Urgency::Single, "it is as urgent as before");
+    assert_eq!(again.due().priority, Priority::High, "it is as urgent as before");
     finish(&parts, "a", &score, Next::Out).await;
     assert_eq!(state(&parts, "a").await, Some((State::Claimed, Trigger::Demand)), "the first worker came too late");
 }
@@ -132,8 +132,8 @@ async fn urgent_work_goes_before_a_backlog_of_ten_thousand() {
     let claimed = claim(&parts, 3, MANY, LONG).await;
     assert_eq!(names(&claimed)[0], "now");
     assert_eq!(
-        claimed.iter().map(|entry| entry.due().urgency).collect::<Vec<_>>(),
-        [Urgency::Single, Urgency::Usual, Urgency::Usual]
+        claimed.iter().map(|entry| entry.due().priority).collect::<Vec<_>>(),
+        [Priority::High, Priority::Normal, Priority::Normal]
     );
 }
 
@@ -154,7 +154,7 @@ async fn a_mass_of_urgent_work_has_no_more_in_hand_than_twice_the_cap_and_leaves
     let (_redis, parts) = parts().await;
     put(&parts, &["a", "b", "c", "d"], When::Due(0), Trigger::Cron).await;
     assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 2);
-    put(&parts, &["1", "2", "3", "4", "5", "6"], When::Mass(0), Trigger::Invalidation).await;
+    put(&parts, &["1", "2", "3", "4", "5", "6"], When::Bulk(0), Trigger::Invalidation).await;
     assert_eq!(claim(&parts, MANY, 2, SHORT).await.len(), 2);
     assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 0);
     put(&parts, &["named"], When::Urgent, Trigger::Invalidation).await;
@@ -228,7 +228,8 @@ async fn each_end_leads_where_it_says() {
         finish(&parts, name, &score.unwrap(), next).await;
     }
     let due = async |name: &str| parts.score(name).await.map(Due::from_score);
-    let at = Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, urgency: Urgency::Usual, look: false };
+    let at =
+        Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, priority: Priority::Normal, look: false };
     assert_eq!((due("at").await, due("out").await, due("dead").await), (Some(at), None, None));
     assert_eq!(state(&parts, "in").await, Some((State::Urgent, Trigger::Demand)));
     assert!(due("in").await.unwrap().at >= then - 1_000);
@@ -326,24 +327,24 @@ async fn scores_come_back_from_redis_exactly() {
     for trigger in
         [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Manual, Trigger::Settle]
     {
-        for (when, urgency) in [
-            (When::Urgent, Urgency::Single),
-            (When::Mass(1_732_270_000_123), Urgency::Mass),
-            (When::Due(1_732_270_000_123), Urgency::Usual),
+        for (when, priority) in [
+            (When::Urgent, Priority::High),
+            (When::Bulk(1_732_270_000_123), Priority::Bulk),
+            (When::Due(1_732_270_000_123), Priority::Normal),
         ] {
             let name = format!("{trigger:?} {when:?}");
             put(&parts, &[&name], when, trigger).await;
             let put = Due::from_score(parts.score(&name).await.unwrap());
-            assert_eq!((put.trigger, put.urgency), (trigger, urgency), "{name}");
+            assert_eq!((put.trigger, put.priority), (trigger, priority), "{name}");
             let claimed = claim(&parts, MANY, MANY, LONG).await.remove(0);
             assert_eq!(claimed.since, put.at, "{name}");
             assert_eq!(parts.score(&name).await, Some(claimed.score.parse().unwrap()), "{name}");
-            assert_eq!(claimed.due().urgency, urgency, "{name}");
+            assert_eq!(claimed.due().priority, priority, "{name}");
             let taken = take(&parts, &[claimed]).await.remove(0).unwrap();
             assert_eq!(parts.score(&name).await, Some(taken.parse().unwrap()), "{name}");
             let taken = Due::from_score(taken.parse().unwrap());
-            let as_put = (State::Taken, trigger, urgency);
-            assert_eq!((taken.state, taken.trigger, taken.urgency), as_put, "{name}");
+            let as_put = (State::Running, trigger, priority);
+            assert_eq!((taken.state, taken.trigger, taken.priority), as_put, "{name}");
         }
     }
 }
@@ -365,7 +366,7 @@ async fn odd_names_pass_through_the_agenda_unharmed() {
 async fn what_is_named_by_itself_goes_before_what_was_named_with_many() {
     let (_redis, parts) = parts().await;
     let mass: Vec<String> = (0..300).map(|n| format!("mass {n}")).collect();
-    put(&parts, &mass.iter().map(String::as_str).collect::<Vec<_>>(), When::Mass(0), Trigger::Invalidation).await;
+    put(&parts, &mass.iter().map(String::as_str).collect::<Vec<_>>(), When::Bulk(0), Trigger::Invalidation).await;
     put(&parts, &["named", "mass 250"], When::Urgent, Trigger::Invalidation).await;
     let mut first: Vec<String> = claim(&parts, 2, MANY, LONG).await.into_iter().map(|entry| entry.key).collect();
     first.sort();
@@ -376,7 +377,7 @@ async fn what_is_named_by_itself_goes_before_what_was_named_with_many() {
 #[tokio::test]
 async fn a_stronger_reason_takes_the_place_of_a_weaker_one_and_not_the_other_way_round() {
     let (_redis, parts) = parts().await;
-    for when in [When::Urgent, When::Mass(0), When::Due(0)] {
+    for when in [When::Urgent, When::Bulk(0), When::Due(0)] {
         put(&parts, &["a"], when, Trigger::Demand).await;
         put(&parts, &["a"], when, Trigger::Invalidation).await;
         put(&parts, &["a"], when, Trigger::Cron).await;
@@ -390,8 +391,8 @@ async fn a_stronger_reason_takes_the_place_of_a_weaker_one_and_not_the_other_way
 #[tokio::test]
 async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
     let (_redis, parts) = parts().await;
-    for (when, urgency) in
-        [(When::Urgent, Urgency::Single), (When::Mass(0), Urgency::Mass), (When::Due(0), Urgency::Usual)]
+    for (when, priority) in
+        [(When::Urgent, Priority::High), (When::Bulk(0), Priority::Bulk), (When::Due(0), Priority::Normal)]
     {
         put(&parts, &["a"], when, Trigger::Demand).await;
         let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
@@ -399,11 +400,11 @@ async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
         assert_eq!(claim(&parts, MANY, MANY, LONG).await, []);
         assert_eq!(put(&parts, &["a"], When::IfThere, Trigger::Invalidation).await, 1);
         let claimed = claim(&parts, MANY, MANY, LONG).await.remove(0);
-        assert_eq!((claimed.due().urgency, claimed.due().trigger), (urgency, Trigger::Invalidation));
+        assert_eq!((claimed.due().priority, claimed.due().trigger), (priority, Trigger::Invalidation));
         take(&parts, &[claimed]).await.remove(0).unwrap();
         assert_eq!(put(&parts, &["a"], When::IfThere, Trigger::Invalidation).await, 1, "it is made again");
         let claimed = claim(&parts, MANY, MANY, LONG).await.remove(0);
-        assert_eq!(claimed.due().urgency, urgency, "as urgently as before");
+        assert_eq!(claimed.due().priority, priority, "as urgently as before");
         let score = take(&parts, &[claimed]).await.remove(0).unwrap();
         finish(&parts, "a", &score, Next::Out).await;
     }
@@ -416,7 +417,7 @@ async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
 async fn a_look_is_owed_by_the_warmup_or_the_person_that_the_entry_is_there_for() {
     let (_redis, parts) = parts().await;
     for trigger in [Trigger::Cron, Trigger::Manual] {
-        for when in [When::Due(0), When::Mass(0), When::Urgent] {
+        for when in [When::Due(0), When::Bulk(0), When::Urgent] {
             put(&parts, &["waits", "claimed", "taken"], when, trigger).await;
             let mut claimed = claim(&parts, MANY, MANY, LONG).await;
             claimed.sort_by(|a, b| a.key.cmp(&b.key));
@@ -466,13 +467,13 @@ async fn what_was_claimed_or_put_off_in_the_future_is_due() {
     let (redis, parts) = parts().await;
     let tomorrow = parts.now().await + 86_400_000;
     let dues = [
-        ("claimed", State::Claimed, Urgency::Usual),
-        ("taken", State::Taken, Urgency::Mass),
-        ("mass", State::Urgent, Urgency::Mass),
-        ("single", State::Urgent, Urgency::Single),
+        ("claimed", State::Claimed, Priority::Normal),
+        ("taken", State::Running, Priority::Bulk),
+        ("mass", State::Urgent, Priority::Bulk),
+        ("single", State::Urgent, Priority::High),
     ];
-    for (name, state, urgency) in dues {
-        let due = Due { at: tomorrow, state, trigger: Trigger::Invalidation, urgency, look: false };
+    for (name, state, priority) in dues {
+        let due = Due { at: tomorrow, state, trigger: Trigger::Invalidation, priority, look: false };
         let score = format!("{:.6}", due.score());
         redis.ask::<u64>(&["ZADD", "samovar:agenda:{art}", &score, art(name).as_str()]).await;
     }

@@ -8,13 +8,13 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use samovar::agenda::{Due, When};
 use samovar::entry::EntryKey;
-use samovar::entry::{Trigger, Urgency};
+use samovar::entry::{Priority, Trigger};
 use samovar::job::Jobs;
 use samovar::protocol::inbox;
-use samovar::store::Doubt;
+use samovar::store::Gap;
 use samovar::store::{Fresh, Leased, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
-use samovar::trigger::{At, Clock, Gone, Intake, Receipt};
+use samovar::trigger::{Ack, At, Clock, Gone, Pipeline};
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, samovar,
@@ -237,7 +237,7 @@ async fn what_ai_makes_in_a_tag_storm_lands_and_is_then_held_off() {
         stamped(&redis, &parts, "t").await;
     }
     parts.next_instant().await;
-    let held = parts.store.invalidate_paid(&story, parts.now().await, Removal::Refresh).await.unwrap().held_off;
+    let held = parts.store.invalidate_paid(&story, parts.now().await, Removal::Refresh).await.unwrap().debounced;
     assert!(held.is_some_and(|time| time > Duration::from_secs(1)), "{held:?}");
     assert_eq!(upstream.calls(asked), 2);
     // In the end it is answered.
@@ -275,7 +275,7 @@ async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
         parts.store.tag(&art(&n.to_string()), &tag, LONG).await.unwrap();
     }
     for round in 0..20 {
-        let name = format!("born {round}");
+        let name = format!("content_since {round}");
         let lease = parts.lease(&name, LONG).await;
         parts.next_instant().await;
         let at = parts.now().await;
@@ -467,7 +467,7 @@ async fn messages_that_wait_with_unknown_tags_share_a_scan() {
     let (parts, jobs) = without_info(&redis, &upstream).await;
     commit_with(&parts, "a", &["t"]).await;
     redis.ask::<u64>(&["DEL", &parts.keys.tag("t")]).await;
-    let (intake, intaking) = Intake::new(parts.invalidator(&jobs), Telemetry::default());
+    let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
     let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
     parts.next_instant().await;
     let at = parts.now().await;
@@ -475,10 +475,10 @@ async fn messages_that_wait_with_unknown_tags_share_a_scan() {
     messages.insert(50, tags(["t"]));
     messages.insert(70, samovar::protocol::Message { patterns: vec!["no:*".to_owned()], ..Default::default() });
     for (n, message) in messages.iter().enumerate() {
-        intake.take(message.clone(), At::Redis(at), "inbox", Receipt::new(n.to_string(), done.clone())).await;
+        pipeline.take(message.clone(), At::Redis(at), "inbox", Ack::new(n.to_string(), done.clone())).await;
     }
-    drop((intake, done));
-    let pattern = scans(&redis, Box::pin(intaking.run(tokio_util::sync::CancellationToken::new()))).await;
+    drop((pipeline, done));
+    let pattern = scans(&redis, Box::pin(pipeline_loop.run(tokio_util::sync::CancellationToken::new()))).await;
     assert_eq!(pattern, 1 + 2, "the pattern takes two");
     let mut all = Vec::new();
     while let Some(id) = handled.recv().await {
@@ -495,10 +495,10 @@ async fn a_message_that_fails_holds_up_none_that_it_waits_with() {
     let (parts, jobs) = without_info(&redis, &upstream).await;
     redis.ask::<()>(&["ACL", "SETUSER", "app", "resetkeys", "~samovar:*", "~art:*"]).await;
     parts.store.tag(&EntryKey::new("more:1"), &["more".to_owned()], LONG).await.unwrap();
-    let (intake, intaking) = Intake::new(parts.invalidator(&jobs), Telemetry::default());
+    let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
     let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
     for tag in ["more", "a", "b"] {
-        intake.take(tags([tag]), At::Redis(1), "inbox", Receipt::new(tag.to_owned(), done.clone())).await;
+        pipeline.take(tags([tag]), At::Redis(1), "inbox", Ack::new(tag.to_owned(), done.clone())).await;
     }
     let cut = tokio_util::sync::CancellationToken::new();
     let others = async {
@@ -508,7 +508,7 @@ async fn a_message_that_fails_holds_up_none_that_it_waits_with() {
         assert_eq!(others, ["a", "b"]);
         cut.cancel();
     };
-    tokio::join!(intaking.run(cut.clone()), others);
+    tokio::join!(pipeline_loop.run(cut.clone()), others);
 }
 
 /// One came before the value, the other after it.
@@ -604,7 +604,7 @@ async fn what_names_many_does_not_hold_up_what_is_named_by_itself() {
 }
 
 /// A fetch for an invalidation is under way that followed another: refreshes are held off.
-async fn held_off(redis: &TestRedis, parts: &Parts, name: &str) {
+async fn debounced(redis: &TestRedis, parts: &Parts, name: &str) {
     let lease = format!("somebody {} +", parts.now().await - 1);
     redis.ask::<String>(&["SET", &parts.keys.lease(&art(name)), &lease]).await;
 }
@@ -614,37 +614,37 @@ async fn what_was_named_with_many_and_held_off_stays_behind_what_is_named_by_its
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     let invalidator = parts.invalidator(&jobs);
-    let named = [("a", "art:a", Urgency::Single), ("b", r#"{"patterns": ["art:b"]}"#, Urgency::Mass)];
-    for (name, message, urgency) in named {
+    let named = [("a", "art:a", Priority::High), ("b", r#"{"patterns": ["art:b"]}"#, Priority::Bulk)];
+    for (name, message, priority) in named {
         redis.set(&format!("art:{name}"), "1", TTL).await;
-        held_off(&redis, &parts, name).await;
+        debounced(&redis, &parts, name).await;
         let message = samovar::protocol::Message::parse(message).unwrap();
         let (mut handled, held) = invalidator.begin(&message, parts.now().await, true).await.unwrap();
         assert_eq!((held.is_empty(), parts.score(name).await), (false, None));
         redis.ask::<usize>(&["DEL", &parts.keys.lease(&art(name))]).await;
         assert!(invalidator.again(held, &mut handled).await.unwrap().is_empty());
-        assert_eq!(Due::from_score(parts.score(name).await.unwrap()).urgency, urgency);
+        assert_eq!(Due::from_score(parts.score(name).await.unwrap()).priority, priority);
     }
 }
 
-/// The same where the intake waits; what is named by itself meanwhile does not wait behind the many.
+/// The same where the pipeline waits; what is named by itself meanwhile does not wait behind the many.
 #[tokio::test]
 async fn the_intake_sees_to_what_was_held_off_as_urgently_as_it_was_named() {
-    for (messages, urgency) in [
-        (&[r#"{"patterns": ["art:a"]}"#][..], Urgency::Mass),
-        (&[r#"{"patterns": ["art:a"]}"#, "art:a"][..], Urgency::Single),
+    for (messages, priority) in [
+        (&[r#"{"patterns": ["art:a"]}"#][..], Priority::Bulk),
+        (&[r#"{"patterns": ["art:a"]}"#, "art:a"][..], Priority::High),
     ] {
         let (redis, upstream) = both().await;
         let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
         redis.set("art:a", "1", TTL).await;
-        held_off(&redis, &parts, "a").await;
-        let (intake, intaking) = Intake::new(parts.invalidator(&jobs), Telemetry::default());
+        debounced(&redis, &parts, "a").await;
+        let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
         let published = async {
             let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
             for message in messages {
-                let receipt = Receipt::new((*message).to_owned(), done.clone());
+                let ack = Ack::new((*message).to_owned(), done.clone());
                 let message = samovar::protocol::Message::parse(message).unwrap();
-                intake.take(message, At::Redis(parts.now().await), "inbox", receipt).await;
+                pipeline.take(message, At::Redis(parts.now().await), "inbox", ack).await;
             }
             // It sees the lease some times.
             let _ = tokio::time::timeout(Duration::from_millis(300), handled.recv()).await;
@@ -653,10 +653,10 @@ async fn the_intake_sees_to_what_was_held_off_as_urgently_as_it_was_named() {
             for _ in messages {
                 handled.recv().await.unwrap();
             }
-            drop(intake);
+            drop(pipeline);
         };
-        tokio::join!(intaking.run(tokio_util::sync::CancellationToken::new()), published);
-        assert_eq!(Due::from_score(parts.score("a").await.unwrap()).urgency, urgency);
+        tokio::join!(pipeline_loop.run(tokio_util::sync::CancellationToken::new()), published);
+        assert_eq!(Due::from_score(parts.score("a").await.unwrap()).priority, priority);
     }
 }
 
@@ -832,14 +832,14 @@ async fn what_outlives_its_ttl_is_fresh_to_nobody() {
     parts.store.commit(&art("a"), &lease, "1", Duration::from_secs(1), &Note::default()).await.unwrap();
     let fresh = samovar::store::Fresh { since: Some(1), ..Default::default() };
     assert!(matches!(parts.store.lease(&art("a"), LONG, fresh).await.unwrap(), Leased::Fresh { .. }));
-    let lives = parts.store.outlive(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
+    let lives = parts.store.extend_stale(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
     assert_eq!(lives.expires - lives.ends, 30_000, "as long as its job allows");
-    let again = parts.store.outlive(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
+    let again = parts.store.extend_stale(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
     assert_eq!(again, lives);
     assert!(matches!(parts.store.lease(&art("a"), LONG, fresh).await.unwrap(), Leased::Yes(_)));
     // What somebody else wrote is theirs.
     redis.set("art:a", "2", TTL).await;
-    assert_eq!(parts.store.outlive(&art("a"), LONG, LONG).await.unwrap(), None);
+    assert_eq!(parts.store.extend_stale(&art("a"), LONG, LONG).await.unwrap(), None);
 }
 
 // What nobody heard
@@ -980,7 +980,7 @@ async fn a_trimmed_inbox_says_so_and_everything_is_made_anew() {
     second.wait_for_log(&["dropped from the inbox"]).await;
     version(&redis, "a", edited).await;
     parts.inbox_is_empty().await;
-    eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    eventually("the revalidator is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
 }
 
 #[tokio::test]
@@ -1027,10 +1027,10 @@ async fn what_is_suspect_is_looked_at_most_read_first_and_what_ai_made_is_not_pa
     })
     .await;
     let parts = Parts::of(&redis).await;
-    for (doubt, calls) in [(Doubt::Missed, 1), (Doubt::Lost, 2)] {
+    for (doubt, calls) in [(Gap::Missed, 1), (Gap::Lost, 2)] {
         let before = upstream.all_requests().len();
         parts.next_instant().await;
-        parts.store.raise(parts.now().await, doubt).await.unwrap();
+        parts.store.note_gap(parts.now().await, doubt).await.unwrap();
         eventually("everything was asked for again", async || {
             let mut asked: Vec<String> =
                 upstream.all_requests()[before..].iter().map(|call| call.path().to_owned()).collect();
@@ -1040,7 +1040,7 @@ async fn what_is_suspect_is_looked_at_most_read_first_and_what_ai_made_is_not_pa
         .await;
         let first = upstream.all_requests()[before..].iter().find(|call| call.path().starts_with("/art/")).cloned();
         assert_eq!(first.unwrap().path(), "/art/37");
-        eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+        eventually("the revalidator is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
         eventually("the tale is at rest", async || {
             redis.ask::<Vec<String>>(&["ZRANGEBYSCORE", "samovar:agenda:{tale}", "-inf", "(0"]).await.is_empty()
                 && upstream.calls("/v1/chat/completions") == calls
@@ -1132,7 +1132,7 @@ async fn what_was_fetched_in_the_future_is_fresh_to_nobody() {
     assert!(matches!(leased, Leased::Yes(_)), "{leased:?}");
 }
 
-/// What a suspicion from before a clock was set back has marked is older than any invalidation.
+/// What a revalidator from before a clock was set back has marked is older than any invalidation.
 #[tokio::test]
 async fn what_was_marked_in_the_future_is_older_than_anything() {
     let (redis, _) = both().await;
@@ -1151,12 +1151,12 @@ async fn what_was_marked_in_the_future_is_older_than_anything() {
 async fn the_lock_of_a_suspicion_ends_in_time_whatever_the_clock_did() {
     let (redis, upstream) = both().await;
     let parts = Parts::of(&redis).await;
-    let suspicion = parts.suspicion(&Art::of(&upstream).folder());
-    parts.store.raise(parts.now().await, Doubt::Missed).await.unwrap();
-    let [_, lock, _] = parts.keys.suspicion();
+    let revalidator = parts.revalidator(&Art::of(&upstream).folder());
+    parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+    let [_, lock, _] = parts.keys.revalidation();
     redis.set(&lock, "somebody", 100 * LONG).await;
-    suspicion.look().await.unwrap();
-    assert!(redis.ttl(&lock).await.unwrap() <= suspicion.claim);
+    revalidator.look().await.unwrap();
+    assert!(redis.ttl(&lock).await.unwrap() <= revalidator.claim);
 }
 
 /// The worker was held up for longer than its claim.
@@ -1164,8 +1164,8 @@ async fn the_lock_of_a_suspicion_ends_in_time_whatever_the_clock_did() {
 async fn a_lock_that_another_worker_took_is_not_extended() {
     let (redis, upstream) = both().await;
     let parts = Parts::of(&redis).await;
-    let suspicion = parts.suspicion(&Art::of(&upstream).folder());
-    let [note, lock, _] = parts.keys.suspicion();
+    let revalidator = parts.revalidator(&Art::of(&upstream).folder());
+    let [note, lock, _] = parts.keys.revalidation();
     // More than become due at once, so that it takes a while.
     for batch in 0..3 {
         let mut fill = redis::pipe();
@@ -1178,15 +1178,15 @@ async fn a_lock_that_another_worker_took_is_not_extended() {
         fill.exec_async(&mut redis.connection().await).await.unwrap();
     }
     parts.next_instant().await;
-    parts.store.raise(parts.now().await, Doubt::Missed).await.unwrap();
-    let (looked, ()) = tokio::join!(suspicion.look(), async {
+    parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+    let (looked, ()) = tokio::join!(revalidator.look(), async {
         eventually("it has the lock", async || redis.get(&lock).await).await;
-        redis.set(&lock, "another", suspicion.claim / 2).await;
+        redis.set(&lock, "another", revalidator.claim / 2).await;
     });
     assert!(looked.unwrap_err().to_string().contains("another worker took it"));
     assert_eq!(redis.get(&lock).await.as_deref(), Some("another"));
-    assert!(redis.ttl(&lock).await.unwrap() <= suspicion.claim / 2);
-    assert!(redis.get(&note).await.is_some(), "the suspicion is left to the other");
+    assert!(redis.ttl(&lock).await.unwrap() <= revalidator.claim / 2);
+    assert!(redis.get(&note).await.is_some(), "the revalidator is left to the other");
 }
 
 /// Its latest time is later than the present one.
@@ -1195,7 +1195,7 @@ async fn a_clock_that_was_set_back_is_noted_once_and_by_whom_it_concerns() {
     let (redis, _upstream) = both().await;
     let parts = Parts::of(&redis).await;
     let clock = || Clock::new(parts.redis.clone(), parts.keys.clone());
-    let [note, ..] = parts.keys.suspicion();
+    let [note, ..] = parts.keys.revalidation();
     let (mut first, mut second) = (clock(), clock());
     assert_eq!((first.look().await.unwrap(), second.look().await.unwrap()), (Gone::On, Gone::On));
     assert_eq!(redis.get(&note).await, None);
@@ -1210,7 +1210,7 @@ async fn a_clock_that_was_set_back_is_noted_once_and_by_whom_it_concerns() {
     assert_eq!(clock().look().await.unwrap(), Gone::On);
     assert_eq!(redis.ask::<u64>(&["HGET", &parts.keys.clock(), "set_back"]).await, 1);
     // Another doubt leaves it as it is.
-    parts.store.raise(1, Doubt::Missed).await.unwrap();
+    parts.store.note_gap(1, Gap::Missed).await.unwrap();
     assert_eq!(redis.get(&note).await.as_deref(), Some(noted.as_str()));
 }
 
@@ -1255,7 +1255,7 @@ async fn a_storm_does_not_hit_a_failing_source_with_each_invalidation() {
         failed(&parts, "just now", parts.now().await, now + 600_000).await;
         parts.next_instant().await;
         let handled = parts.store.invalidate(&art("just now"), parts.now().await, Removal::Refresh).await.unwrap();
-        handled.held_off.is_some() && !handled.due
+        handled.debounced.is_some() && !handled.due
     })
     .await;
     // One of the future is of a clock that ran ahead.
@@ -1263,7 +1263,7 @@ async fn a_storm_does_not_hit_a_failing_source_with_each_invalidation() {
         failed(&parts, name, attempted, now + 600_000).await;
         parts.next_instant().await;
         let handled = parts.store.invalidate(&art(name), parts.now().await, Removal::Refresh).await.unwrap();
-        assert!(handled.due && handled.held_off.is_none(), "{name}: {handled:?}");
+        assert!(handled.due && handled.debounced.is_none(), "{name}: {handled:?}");
     }
     // What is still served beyond its TTL is not, once it is invalidated.
     failed(&parts, "unmarked", parts.now().await, 0).await;
@@ -1272,7 +1272,7 @@ async fn a_storm_does_not_hit_a_failing_source_with_each_invalidation() {
     head[2] = "0";
     redis.ask::<String>(&["SET", &parts.keys.meta(&art("unmarked")), &head.join(" ")]).await;
     let handled = parts.store.invalidate(&art("unmarked"), parts.now().await, Removal::Refresh).await.unwrap();
-    assert!(handled.due && handled.held_off.is_none(), "{handled:?}");
+    assert!(handled.due && handled.debounced.is_none(), "{handled:?}");
 }
 
 #[tokio::test]
@@ -1631,11 +1631,11 @@ async fn a_doubt_from_the_future_swallows_no_other() {
     redis.ask::<String>(&["SET", "samovar:{suspect}", note]).await;
     redis.ask::<u8>(&["HSET", "samovar:{suspect}:dealt", "art", note, &identity(&jobs), note]).await;
     redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "unknown", "x"]).await;
-    let suspicion = parts.suspicion(&jobs);
-    suspicion.look().await.unwrap();
+    let revalidator = parts.revalidator(&jobs);
+    revalidator.look().await.unwrap();
     assert_eq!(parts.score("a").await, None);
-    parts.store.raise(parts.now().await, Doubt::Missed).await.unwrap();
-    suspicion.look().await.unwrap();
+    parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+    revalidator.look().await.unwrap();
     assert!(parts.score("a").await.is_some(), "it is looked at");
     let note: String = redis.ask(&["GET", "samovar:{suspect}"]).await;
     assert_eq!(redis.ask::<String>(&["HGET", "samovar:{suspect}:dealt", "art"]).await, note);
@@ -1647,18 +1647,18 @@ async fn a_doubt_about_some_jobs_spares_the_others() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     let known = Jobs::load(jobs.path(), TTL, &|_| None).unwrap();
-    let suspicion = parts.suspicion(&jobs);
+    let revalidator = parts.revalidator(&jobs);
     redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "art", "x", "poem", "x", "song", "x"]).await;
     let dealt = async |job: &str| redis.ask::<Option<String>>(&["HGET", "samovar:{suspect}:dealt", job]).await;
     let note = async || redis.ask::<Option<String>>(&["GET", "samovar:{suspect}"]).await;
-    parts.store.raise_for(&[&known.jobs["art"]], parts.now().await, Doubt::Missed).await.unwrap();
+    parts.store.note_gap_for(&[&known.jobs["art"]], parts.now().await, Gap::Missed).await.unwrap();
     assert_eq!((dealt("art").await, dealt("poem").await), (None, note().await));
-    suspicion.look().await.unwrap();
+    revalidator.look().await.unwrap();
     assert_eq!(note().await, None, "nothing is left to do");
     // Of all jobs, of which one is dealt with.
-    parts.store.raise(parts.now().await, Doubt::Lost).await.unwrap();
+    parts.store.note_gap(parts.now().await, Gap::Lost).await.unwrap();
     redis.ask::<u8>(&["HSET", "samovar:{suspect}:dealt", "poem", &note().await.unwrap()]).await;
     parts.next_instant().await;
-    parts.store.raise_for(&[&known.jobs["art"]], parts.now().await, Doubt::Missed).await.unwrap();
+    parts.store.note_gap_for(&[&known.jobs["art"]], parts.now().await, Gap::Missed).await.unwrap();
     assert_eq!((dealt("poem").await, dealt("song").await), (note().await, None));
 }

@@ -270,14 +270,14 @@ async fn what_holds_no_string_by_now_is_not_written_by_a_fetch() {
             let expected = match script {
                 "extend" | "unasked" => Some(Written::Foreign),
                 "outlive" => None,
-                _ => Some(Written::Taboo),
+                _ => Some(Written::WrongType),
             };
             let written = match script {
                 "gone" => Some(store.gone(&entry, &lease, &note).await.unwrap()),
                 "extend" => Some(store.extend(&entry, &lease, TTL, &note).await.unwrap()),
                 "unasked" => Some(store.extend_unasked(&entry, &lease, TTL, &note).await.unwrap()),
                 "outlive" => {
-                    assert_eq!(store.outlive(&entry, 2 * TTL, 2 * TTL).await.unwrap(), None, "{name}");
+                    assert_eq!(store.extend_stale(&entry, 2 * TTL, 2 * TTL).await.unwrap(), None, "{name}");
                     None
                 }
                 _ => Some(store.commit(&entry, &lease, "2", TTL, &note).await.unwrap()),
@@ -285,7 +285,7 @@ async fn what_holds_no_string_by_now_is_not_written_by_a_fetch() {
             assert_eq!(written, expected, "{name}");
             assert_eq!(redis.ask::<Vec<u8>>(&["DUMP", &key]).await, theirs, "{name}");
             assert_eq!(redis.ask::<i64>(&["PEXPIRETIME", &key]).await, before, "{name}");
-            if expected == Some(Written::Taboo) {
+            if expected == Some(Written::WrongType) {
                 assert_eq!(redis.get(&parts.keys.lease(&entry)).await, None, "{name}: nobody waits for the lease");
             }
             for removal in [Removal::Refresh, Removal::Evict] {
@@ -400,7 +400,7 @@ async fn a_key_that_is_born_during_the_invalidation_of_a_pattern_does_not_slip_t
     invalidator.handle(&message, parts.now().await).await.unwrap();
     let whole = from.elapsed();
     for n in 0..60 {
-        let name = format!("born {n}");
+        let name = format!("content_since {n}");
         let lease = parts.lease(&name, LONG).await;
         let (at, moment) = (parts.now().await, whole.mul_f32(n as f32 / 50.0));
         let commit = async {

@@ -14,12 +14,12 @@ use samovar::entry::Trigger;
 use samovar::entry::{EntryKey, JobName};
 use samovar::job::Jobs;
 use samovar::protocol::Message;
-use samovar::redis::Sign;
-use samovar::store::Doubt;
+use samovar::redis::LoopHealth;
+use samovar::store::Gap;
 use samovar::store::{Fresh, Leased, Meta, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
-use samovar::trigger::{Complaints, Inbox, Intake, Memory};
-use samovar::worker::maintenance::Retired;
+use samovar::trigger::{Complaints, Inbox, Pipeline, Watermark};
+use samovar::worker::maintenance::JobCleaner;
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, worker,
@@ -168,22 +168,22 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
     let parts = Parts::of(&redis).await;
     let control = redis.redis_url().manager(Duration::from_secs(5)).await.unwrap();
     let read = async |readers: &mut JoinSet<()>, worker: &str, stop: &CancellationToken| {
-        let (intake, intaking) = Intake::new(parts.invalidator(&jobs), Telemetry::default());
+        let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
         let inbox = Inbox {
             redis: redis.redis_url().manager(Duration::from_secs(10)).await.unwrap(),
             control: control.clone(),
             keys: parts.keys.clone(),
-            intake,
+            pipeline,
             store: parts.store.clone(),
-            memory: Memory::of(&Arc::from(worker)),
+            watermark: Watermark::of(&Arc::from(worker)),
             telemetry: Telemetry::default(),
             worker: Arc::from(worker),
             claim: Duration::from_millis(500),
             complaints: Complaints::of("a message in the inbox"),
-            sign: Sign::default(),
+            loop_health: LoopHealth::default(),
         };
         let stop = stop.clone();
-        readers.spawn(async move { _ = tokio::join!(inbox.run(stop.clone()), intaking.run(stop)) });
+        readers.spawn(async move { _ = tokio::join!(inbox.run(stop.clone()), pipeline_loop.run(stop)) });
     };
     for round in 0..40 {
         let (stop, mut ended) = (CancellationToken::new(), JoinSet::new());
@@ -310,7 +310,7 @@ async fn an_eviction_that_one_worker_handles_late_does_not_undo_what_was_asked_f
     assert_eq!((due.state, due.trigger), (State::Urgent, Trigger::Demand));
     claim_and_take(&parts).await;
     invalidator.handle(&evict, at).await.unwrap();
-    assert_eq!(Due::from_score(parts.score("a").await.expect("it is in hand")).state, State::Taken);
+    assert_eq!(Due::from_score(parts.score("a").await.expect("it is in hand")).state, State::Running);
     let written = parts.store.commit(&art("a"), &lease, "1", HOUR, &Note::default()).await.unwrap();
     assert_eq!(written, Written::Evicted);
 }
@@ -365,7 +365,7 @@ async fn a_tag_finds_what_outlives_the_life_that_it_was_put_there_for() {
     let parts = Parts::of(&redis).await;
     let jobs = Art::of(&upstream).top("tags = [\"t\"]").folder();
     tagged_for_a_short_life(&parts).await;
-    let lives = parts.store.outlive(&art("a"), HOUR, HOUR).await.unwrap().expect("there is an old value");
+    let lives = parts.store.extend_stale(&art("a"), HOUR, HOUR).await.unwrap().expect("there is an old value");
     assert!(lives.expires > lives.ends);
     parts.next_instant().await;
     let message = Message::parse(r#"{"tags": ["t"]}"#).unwrap();
@@ -383,7 +383,7 @@ async fn what_a_tag_did_not_find_any_more_does_not_outlive_its_ttl() {
     let at = parts.now().await;
     assert!(at > start);
     parts.invalidator(&jobs).handle(&Message::parse(r#"{"tags": ["t"]}"#).unwrap(), at).await.unwrap();
-    assert_eq!(parts.store.outlive(&art("a"), HOUR, HOUR).await.unwrap(), None);
+    assert_eq!(parts.store.extend_stale(&art("a"), HOUR, HOUR).await.unwrap(), None);
     assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
 }
 
@@ -621,7 +621,7 @@ async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
     commit(&parts, &art("a"), &json!("told")).await;
     for fetched in [false, true] {
         let at = extended(&parts, &art("a"), &note).await;
-        let born = parts.meta("a").await.unwrap().born;
+        let content_since = parts.meta("a").await.unwrap().content_since;
         let lease = parts.lease("a", LONG).await;
         let written = if fetched {
             parts.store.commit(&art("a"), &lease, "\"told\"", HOUR, &note).await
@@ -632,7 +632,7 @@ async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
         let handled = parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap();
         let meta = parts.meta("a").await.unwrap();
         assert!(!handled.due, "{handled:?}");
-        assert_eq!((meta.invalidated, meta.asked, meta.born), (0, lease.start, born));
+        assert_eq!((meta.invalidated, meta.asked, meta.content_since), (0, lease.start, content_since));
     }
 }
 
@@ -685,7 +685,7 @@ async fn a_tags_invalidation_older_than_a_look_at_what_ai_made_has_it_generated_
     commit(&parts, &art("a"), &json!("told")).await;
     let at = extended(&parts, &art("a"), &note).await;
     parts.store.stamp("told", at, Removal::Refresh).await.unwrap();
-    assert_eq!(parts.store.outlive(&art("a"), HOUR * 2, HOUR * 2).await.unwrap(), None);
+    assert_eq!(parts.store.extend_stale(&art("a"), HOUR * 2, HOUR * 2).await.unwrap(), None);
     assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
 }
 
@@ -751,15 +751,15 @@ async fn what_was_lost_is_made_good_for_what_was_only_looked_at_since() {
     redis.ask::<usize>(&["HSET", &parts.keys.digests(), "story", "x", "art", "x"]).await;
     commit(&parts, &story(), &json!("one")).await;
     let at = extended(&parts, &story(), &Note::default()).await;
-    let suspicion = parts.suspicion(&jobs);
+    let revalidator = parts.revalidator(&jobs);
     let due =
         async || redis.ask::<Option<f64>>(&["ZSCORE", &parts.keys.agenda(&JobName::new("story")), "story:a"]).await;
     // To be looked at is all that would be done.
-    parts.store.raise(at, Doubt::Missed).await.unwrap();
-    suspicion.look().await.unwrap();
+    parts.store.note_gap(at, Gap::Missed).await.unwrap();
+    revalidator.look().await.unwrap();
     assert_eq!((known(&parts, &story()).await.unwrap().invalidated, due().await), (0, None));
-    parts.store.raise(at, Doubt::Lost).await.unwrap();
-    suspicion.look().await.unwrap();
+    parts.store.note_gap(at, Gap::Lost).await.unwrap();
+    revalidator.look().await.unwrap();
     assert_eq!(known(&parts, &story()).await.unwrap().invalidated, at);
     assert!(due().await.is_some());
 }
@@ -815,7 +815,7 @@ async fn what_ai_made_is_not_generated_again_for_a_restart_that_lost_nothing() {
     story_is(&redis, "2").await;
     redis.restart().await;
     worker.wait_for_log(&["Redis was restarted"]).await;
-    eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    eventually("the revalidator is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
     let meta = known(&Parts::of(&redis).await, &story()).await.unwrap();
     assert_eq!((meta.invalidated, redis.json("story:a").await), (0, Some(json!("2"))));
     assert_eq!(upstream.calls("/v1/chat/completions"), 2);
@@ -829,7 +829,7 @@ async fn what_was_in_an_inbox_that_redis_evicted_may_be_lost() {
     story_is(&redis, "2").await;
     redis.ask::<usize>(&["DEL", "samovar:inbox"]).await;
     story_is(&redis, "3").await;
-    eventually("the suspicion is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    eventually("the revalidator is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
     assert_eq!(upstream.calls("/v1/chat/completions"), 3);
 }
 
@@ -845,8 +845,8 @@ async fn a_worker_does_not_absolve_what_it_does_not_know() {
         commit(&parts, &key, &json!("one")).await;
     }
     parts.next_instant().await;
-    let (unknowing, knowing) = (parts.suspicion(&art_only), parts.suspicion(&both));
-    parts.store.raise(parts.now().await, Doubt::Lost).await.unwrap();
+    let (unknowing, knowing) = (parts.revalidator(&art_only), parts.revalidator(&both));
+    parts.store.note_gap(parts.now().await, Gap::Lost).await.unwrap();
     let suspected =
         async |key: EntryKey| parts.store.look(&[key]).await.unwrap()[0].1.as_ref().unwrap().invalidated > 0;
     for _ in 0..2 {
@@ -868,8 +868,8 @@ async fn what_is_kept_of_a_job_goes_when_no_worker_has_known_it_for_long_and_not
     let parts = Parts::of(&redis).await;
     let jobs = |folder: &JobsFolder| Arc::new(Jobs::load(folder.path(), HOUR, &|_| None).unwrap());
     let (without, with) = (jobs(&Art::of(&upstream).folder()), jobs(&stories(&upstream)));
-    let retired = |jobs: &Arc<Jobs>| Retired::new(parts.redis.clone(), parts.keys.clone(), Arc::clone(jobs));
-    let (without, with) = (retired(&without), retired(&with));
+    let job_cleaner = |jobs: &Arc<Jobs>| JobCleaner::new(parts.redis.clone(), parts.keys.clone(), Arc::clone(jobs));
+    let (without, with) = (job_cleaner(&without), job_cleaner(&with));
     let name = JobName::new("story");
     parts.agenda.put(&name, &[story()], When::Due(0), Trigger::Cron).await.unwrap();
     parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
@@ -897,14 +897,14 @@ async fn what_is_kept_of_a_job_goes_when_no_worker_has_known_it_for_long_and_not
 async fn key_patterns_of_jobs_that_nobody_knows_are_forgotten() {
     let (redis, upstream) = both().await;
     let parts = Parts::of(&redis).await;
-    let retired = |name: &str| {
+    let job_cleaner = |name: &str| {
         let toml = Art::of(&upstream).top("tags = [\"t\"]").toml().replace("art:{name}", &format!("{name}:{{name}}"));
         let folder = Art::of(&upstream).folder();
         folder.write("art.toml", &toml);
         let jobs = Jobs::load(folder.path(), HOUR, &|_| None).unwrap();
-        Retired::new(parts.redis.clone(), parts.keys.clone(), Arc::new(jobs))
+        JobCleaner::new(parts.redis.clone(), parts.keys.clone(), Arc::new(jobs))
     };
-    let (art, poem) = (retired("art"), retired("poem"));
+    let (art, poem) = (job_cleaner("art"), job_cleaner("poem"));
     let noted = async || redis.ask::<Vec<String>>(&["ZRANGE", "samovar:tagged", "0", "-1"]).await;
     for _ in 0..3 {
         poem.know().await.unwrap();

@@ -654,7 +654,7 @@ async fn an_input_that_changes_while_its_entry_waits_for_a_permit_is_heeded() {
     let (story, key) = (JobName::new("story"), EntryKey::new(format!("story:{waits}")));
     eventually("it has been taken", async || {
         let score: Option<f64> = redis.ask(&["ZSCORE", "samovar:agenda:{story}", key.as_str()]).await;
-        score.map(Due::from_score).is_some_and(|due| due.state == State::Taken)
+        score.map(Due::from_score).is_some_and(|due| due.state == State::Running)
     })
     .await;
     let parts = Parts::of(&redis).await;
@@ -664,7 +664,7 @@ async fn an_input_that_changes_while_its_entry_waits_for_a_permit_is_heeded() {
     parts.agenda.put(&story, [&key], When::Due(0), Trigger::Invalidation).await.unwrap();
     eventually("another has taken it, too", async || {
         let score: Option<f64> = redis.ask(&["ZSCORE", "samovar:agenda:{story}", key.as_str()]).await;
-        score.map(Due::from_score).is_some_and(|due| due.state == State::Taken)
+        score.map(Due::from_score).is_some_and(|due| due.state == State::Running)
     })
     .await;
     gate.open();

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::{Admin, guard, openapi};
 use crate::config::{DEFAULT_PORT, Listen};
-use crate::redis::Patience;
+use crate::redis::Backoff;
 
 /// Ports tried after the default one before any free one is taken.
 const NEXT_PORTS: u16 = 100;
@@ -239,7 +239,7 @@ impl Drop for Place {
 /// Counts the entries of all jobs when somebody wants to know and the last count is old. What another worker counted will
 /// do, too.
 async fn count(admin: &Admin, over: &CancellationToken) {
-    let mut patience = Patience::new("counting entries");
+    let mut backoff = Backoff::new("counting entries");
     loop {
         tokio::select! {
             () = admin.census_wanted.notified() => {}
@@ -265,10 +265,10 @@ async fn count(admin: &Admin, over: &CancellationToken) {
         };
         match counted {
             Ok(census) => {
-                patience.well();
+                backoff.well();
                 admin.census.send_replace(Some(Arc::new(census)));
             }
-            Err(e) => patience.ill(&e, over).await,
+            Err(e) => backoff.ill(&e, over).await,
         }
     }
 }

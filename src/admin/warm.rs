@@ -40,7 +40,7 @@ pub(super) struct Wanted {
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Patience {
+pub(super) struct Backoff {
     /// Answer when it is there.
     wait: bool,
     /// Wait for so many seconds at most, 30 where absent.
@@ -62,7 +62,7 @@ pub(super) struct Due {
     post,
     path = "/warm",
     tag = "changes",
-    params(Patience),
+    params(Backoff),
     request_body = Wanted,
     responses(
         (status = 200, body = Done, description = "All of it is there, or is known to be gone"),
@@ -71,7 +71,7 @@ pub(super) struct Due {
 )]
 pub(super) async fn warm(
     fleet: Fleet,
-    Asked(patience): Asked<Patience>,
+    Asked(patience): Asked<Backoff>,
     Body(wanted): Body<Wanted>,
 ) -> Result<Response, Problem> {
     let parts = &fleet.parts;

@@ -19,7 +19,7 @@ use crate::entry::Trigger;
 use crate::entry::{EntryKey, JobName};
 pub(crate) use refresh::keep;
 pub use score::{Due, State};
-pub use wakeup::Bell;
+pub use wakeup::Wakeup;
 
 use crate::entry::Outcome;
 use crate::protocol::Keys;
@@ -44,7 +44,7 @@ pub enum When {
     /// Before all else.
     Urgent,
     /// Before all that is merely due, one of many; in order of this Redis time (ms; 0 is now).
-    Mass(i64),
+    Bulk(i64),
     /// At this Redis time (ms; 0 is now), unless earlier already.
     Due(i64),
     /// At this Redis time (ms), unless on the agenda already. A look ([`Trigger::Settle`]) is then owed by the warmup or the
@@ -148,7 +148,7 @@ impl Agenda {
     {
         let (how, at) = match when {
             When::Urgent => ("urgent", 0),
-            When::Mass(at) => ("mass", at),
+            When::Bulk(at) => ("mass", at),
             When::Due(at) => ("due", at),
             When::Keep(at) => ("keep", at),
             When::IfThere => ("there", 0),

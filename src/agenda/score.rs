@@ -1,6 +1,6 @@
 //! Scores: the state of an entry on the agenda, as one number.
 
-use crate::entry::{Trigger, Urgency};
+use crate::entry::{Priority, Trigger};
 
 /// How near an entry is to being warmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub enum State {
     /// On the queue; due again at `at`.
     Claimed,
     /// Being warmed; due again at `at`.
-    Taken,
+    Running,
 }
 
 /// A score, read.
@@ -29,7 +29,7 @@ pub struct Due {
     /// Why.
     pub trigger: Trigger,
     /// What it goes before.
-    pub urgency: Urgency,
+    pub priority: Priority,
     /// It took the place of a look ([`Trigger::Settle`]), which is still owed. Only for [`Trigger::Cron`] and
     /// [`Trigger::Manual`]: what others fetch is looked at once more in any case.
     pub look: bool,
@@ -47,33 +47,33 @@ impl Due {
         let look = bits % 8 >= Trigger::ALL.len();
         let trigger = Trigger::ALL.get(bits % 8).copied();
         let trigger = trigger.unwrap_or(if bits % 8 == 6 { Trigger::Cron } else { Trigger::Manual });
-        let (at, state, urgency) = if score < -3.5 * BAND {
-            (floor + 40_000_000_000_000, State::Urgent, Urgency::Single)
+        let (at, state, priority) = if score < -3.5 * BAND {
+            (floor + 40_000_000_000_000, State::Urgent, Priority::High)
         } else if score < -2.5 * BAND {
-            (floor + 30_000_000_000_000, State::Urgent, Urgency::Mass)
+            (floor + 30_000_000_000_000, State::Urgent, Priority::Bulk)
         } else if score < -BAND {
-            let state = if bits >= 32 { State::Taken } else { State::Claimed };
-            let urgency = match bits / 8 % 4 {
-                0 => Urgency::Usual,
-                1 => Urgency::Mass,
-                _ => Urgency::Single,
+            let state = if bits >= 32 { State::Running } else { State::Claimed };
+            let priority = match bits / 8 % 4 {
+                0 => Priority::Normal,
+                1 => Priority::Bulk,
+                _ => Priority::High,
             };
-            (floor + 20_000_000_000_000, state, urgency)
+            (floor + 20_000_000_000_000, state, priority)
         } else {
-            (floor, State::Scheduled, Urgency::Usual)
+            (floor, State::Scheduled, Priority::Normal)
         };
-        Self { at, state, trigger, urgency, look }
+        Self { at, state, trigger, priority, look }
     }
 
     /// Writes it.
     #[expect(clippy::cast_precision_loss, reason = "times are below 2^46")]
     pub fn score(self) -> f64 {
-        let (trigger, urgency) = (number(self.trigger, self.look), self.urgency as u8);
+        let (trigger, priority) = (number(self.trigger, self.look), self.priority as u8);
         let (band, bits) = match self.state {
-            State::Urgent => (if self.urgency == Urgency::Single { 4.0 } else { 3.0 }, trigger),
+            State::Urgent => (if self.priority == Priority::High { 4.0 } else { 3.0 }, trigger),
             State::Scheduled => (0.0, trigger),
-            State::Claimed => (2.0, trigger + 8 * urgency),
-            State::Taken => (2.0, trigger + 8 * urgency + 32),
+            State::Claimed => (2.0, trigger + 8 * priority),
+            State::Running => (2.0, trigger + 8 * priority + 32),
         };
         self.at as f64 - band * BAND + f64::from(bits) / 64.0
     }
@@ -95,17 +95,18 @@ mod tests {
     use super::*;
 
     fn any_due() -> impl Strategy<Value = Due> {
-        let states = prop_oneof![Just(State::Urgent), Just(State::Scheduled), Just(State::Claimed), Just(State::Taken)];
-        let urgencies = prop_oneof![Just(Urgency::Usual), Just(Urgency::Mass), Just(Urgency::Single)];
-        (0_i64..5_000_000_000_000, states, 0_usize..8, urgencies).prop_map(|(at, state, trigger, urgency)| Due {
+        let states =
+            prop_oneof![Just(State::Urgent), Just(State::Scheduled), Just(State::Claimed), Just(State::Running)];
+        let urgencies = prop_oneof![Just(Priority::Normal), Just(Priority::Bulk), Just(Priority::High)];
+        (0_i64..5_000_000_000_000, states, 0_usize..8, urgencies).prop_map(|(at, state, trigger, priority)| Due {
             at,
             state,
             trigger: Trigger::ALL.get(trigger).copied().unwrap_or([Trigger::Cron, Trigger::Manual][trigger % 2]),
             look: trigger >= Trigger::ALL.len(),
-            urgency: match state {
-                State::Urgent => urgency.max(Urgency::Mass),
-                State::Scheduled => Urgency::Usual,
-                State::Claimed | State::Taken => urgency,
+            priority: match state {
+                State::Urgent => priority.max(Priority::Bulk),
+                State::Scheduled => Priority::Normal,
+                State::Claimed | State::Running => priority,
             },
         })
     }
@@ -135,7 +136,7 @@ mod tests {
 
         #[test]
         fn urgent_comes_before_all_times(a in any_due(), b in any_due()) {
-            let rank = |due: Due| if due.state == State::Urgent { due.urgency } else { Urgency::Usual };
+            let rank = |due: Due| if due.state == State::Urgent { due.priority } else { Priority::Normal };
             if rank(a) > rank(b) {
                 prop_assert!(a.score() < b.score());
             }

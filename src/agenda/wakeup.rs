@@ -10,26 +10,26 @@ use crate::job::Jobs;
 
 /// Wakes dispatchers: for one job, or for all.
 #[derive(Debug)]
-pub struct Bell {
+pub struct Wakeup {
     /// For which it rings: anybody may name others, as many as they like.
     jobs: Arc<Jobs>,
-    rung: Mutex<BTreeSet<JobName>>,
+    woken: Mutex<BTreeSet<JobName>>,
     pub(crate) all: Notify,
     /// Jobs that have in hand what they may have, each with the entries that are yet to end here before it rings.
     full: Mutex<BTreeMap<JobName, usize>>,
 }
 
-impl Bell {
+impl Wakeup {
     /// For these jobs.
     pub fn of(jobs: &Arc<Jobs>) -> Self {
-        let (rung, full) = (Mutex::default(), Mutex::default());
-        Self { jobs: Arc::clone(jobs), rung, all: Notify::new(), full }
+        let (woken, full) = (Mutex::default(), Mutex::default());
+        Self { jobs: Arc::clone(jobs), woken, all: Notify::new(), full }
     }
 
     /// Something of this job is due.
-    pub fn ring(&self, job: &str) {
+    pub fn wake(&self, job: &str) {
         let Some((job, _)) = self.jobs.jobs.get_key_value(job) else { return };
-        self.rung.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone());
+        self.woken.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone());
         self.all.notify_one();
     }
 
@@ -41,7 +41,7 @@ impl Bell {
         if *wanted == 0 {
             full.remove(job);
             drop(full);
-            self.ring(job.as_str());
+            self.wake(job.as_str());
         }
     }
 
@@ -51,6 +51,6 @@ impl Bell {
     }
 
     pub(crate) fn answer(&self) -> BTreeSet<JobName> {
-        std::mem::take(&mut *self.rung.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.woken.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -33,7 +33,7 @@ impl Cache {
     async fn clear_glob(&self, glob: &str) -> Result<u64, Error> {
         let mut removed = 0;
         let names = &self.link().names;
-        // Leases to the end first, then values: what is being born has a lease before it has a value.
+        // Leases to the end first, then values: what is being content_since has a lease before it has a value.
         for leases in [true, false] {
             let matching = if leases { names.lease_glob(glob) } else { glob.to_owned() };
             let mut cursor = 0_u64;

@@ -81,7 +81,7 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         if let (Some(state), Some(at), Some(trigger)) = (entry.state, entry.due_ms, entry.due_for) {
             let (what, when) = match state {
                 State::Claimed => ("on the queue", None),
-                State::Taken => ("being warmed", None),
+                State::Running => ("being warmed", None),
                 State::Urgent => ("due before all else", Some(at)),
                 State::Scheduled => ("due", Some(at)),
             };

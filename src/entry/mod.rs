@@ -20,7 +20,7 @@ pub use names::{EntryKey, JobName, LONGEST_KEY, UpstreamName};
 #[cfg(feature = "worker")]
 pub use outcome::{Last, Outcome};
 #[cfg(feature = "worker")]
-pub use trigger::{Trigger, Urgency};
+pub use trigger::{Priority, Trigger};
 #[cfg(feature = "worker")]
 pub use usage::Spending;
 #[cfg(feature = "worker")]

@@ -45,12 +45,12 @@ impl fmt::Display for Trigger {
 
 /// What goes before what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Urgency {
+pub enum Priority {
     /// In its time.
     #[default]
-    Usual,
+    Normal,
     /// Before all that is merely due: one of many that were named together.
-    Mass,
+    Bulk,
     /// Before all else: it was named by itself.
-    Single,
+    High,
 }

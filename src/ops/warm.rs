@@ -95,7 +95,7 @@ impl Ops {
                     let attempted = note.attempted >= asked;
                     let due = score.map(Due::from_score);
                     let pending = due.is_some_and(|due| match due.state {
-                        State::Claimed | State::Taken | State::Urgent => true,
+                        State::Claimed | State::Running | State::Urgent => true,
                         State::Scheduled => due.at <= asked,
                     });
                     match note.outcome {

@@ -23,7 +23,7 @@ use crate::entry::Trigger;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
 use crate::redis::Troubles;
-use crate::redis::{Connection, Patience, field, is_of_keys};
+use crate::redis::{Backoff, Connection, field, is_of_keys};
 use crate::store::Store;
 
 /// Keys that Redis looks at in one step of a scan.
@@ -112,7 +112,7 @@ pub struct Sampled {
 impl Sampler {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut patience = Patience::new("the sample");
+        let mut backoff = Backoff::new("the sample");
         let mut remembered: Option<Instant> = None;
         while !stop.is_cancelled() {
             let wait = tokio::select! {
@@ -121,13 +121,13 @@ impl Sampler {
             };
             match wait {
                 Ok(wait) => {
-                    patience.well();
+                    backoff.well();
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
                         () = stop.cancelled() => {}
                     }
                 }
-                Err(e) => patience.ill(&e, &stop).await,
+                Err(e) => backoff.ill(&e, &stop).await,
             }
         }
     }

@@ -156,7 +156,7 @@ impl Keys {
             self.tagged(),
             self.clock(),
         ];
-        all.extend(self.suspicion());
+        all.extend(self.revalidation());
         all.extend(["active", "data", "workers"].map(|kind| format!("{}:{kind}", self.queue())));
         jobs.into_iter().for_each(|job| all.extend(self.all_of(job)));
         for upstream in upstreams {
@@ -340,7 +340,7 @@ impl Keys {
 
     /// Up to when everything is suspect (`time doubt`), the lock of the worker that deals with it, and for which jobs that was done
     /// (a hash, job to the note); one slot.
-    pub fn suspicion(&self) -> [String; 3] {
+    pub fn revalidation(&self) -> [String; 3] {
         ["", ":lock", ":dealt"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
     }
 
@@ -496,7 +496,7 @@ mod tests {
     #[test]
     fn a_clock_and_what_it_makes_suspect_share_a_slot() {
         let keys = Keys::new("samovar", "samovar:invalidate");
-        assert_eq!(slot(&keys.clock()), slot(&keys.suspicion()[0]));
+        assert_eq!(slot(&keys.clock()), slot(&keys.revalidation()[0]));
     }
 
     #[test]

@@ -15,15 +15,15 @@ use redis::{RedisError, RedisResult};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::agenda::Bell;
+use crate::agenda::Wakeup;
 use crate::agenda::{Agenda, Claimed, Finished, Next};
 use crate::entry::Outcome;
-use crate::entry::Urgency;
+use crate::entry::Priority;
 use crate::entry::{EntryKey, JobName, UpstreamName};
 use crate::job::{Job, Jobs};
 use crate::queue::{Chunk, Queue};
-use crate::redis::{Patience, is_of_keys};
-use crate::redis::{Sign, Troubles};
+use crate::redis::{Backoff, is_of_keys};
+use crate::redis::{LoopHealth, Troubles};
 use crate::source::Gate;
 use crate::source::LONGEST_WAIT;
 use crate::store::Store;
@@ -60,7 +60,7 @@ pub struct Dispatcher {
     /// The ways to upstreams: nothing is claimed for one that is closed.
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
     /// What wakes it.
-    pub bell: Arc<Bell>,
+    pub wakeup: Arc<Wakeup>,
     /// Workers that live, as the last beat counted them.
     pub workers: Arc<AtomicUsize>,
     /// Fetches that a worker may have under way to one upstream.
@@ -68,7 +68,7 @@ pub struct Dispatcher {
     /// How long a claim holds.
     pub claim: Duration,
     /// Whether the agenda moves.
-    pub sign: Sign,
+    pub loop_health: LoopHealth,
     /// What fails in single jobs.
     pub troubles: Troubles,
     /// Who is told of paused jobs.
@@ -78,17 +78,17 @@ pub struct Dispatcher {
 impl Dispatcher {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut patience = Patience::new("the dispatcher").showing(&self.sign);
+        let mut backoff = Backoff::new("the dispatcher").showing(&self.loop_health);
         // When each job is looked at next; those that are being looked at, and of these, who rang meanwhile.
         let mut looks: BTreeMap<&JobName, Instant> = self.jobs.jobs.keys().map(|job| (job, Instant::now())).collect();
         let mut under_way = FuturesUnordered::new();
         let mut rung = BTreeSet::new();
         if looks.is_empty() {
-            patience.well();
+            backoff.well();
         }
         let this = &self;
         while !stop.is_cancelled() {
-            for job in self.bell.answer() {
+            for job in self.wakeup.answer() {
                 match looks.get_mut(&job) {
                     Some(look) => *look = Instant::now(),
                     None => _ = rung.insert(job),
@@ -110,8 +110,8 @@ impl Dispatcher {
                     let looked = looked.or_else(|e| self.leave_alone(name, e));
                     let mut others = Vec::new();
                     match &looked {
-                        Ok(_) if self.troubles.count() < self.jobs.jobs.len() => patience.well(),
-                        Ok(_) => self.sign.ill("it fails for every job"),
+                        Ok(_) if self.troubles.count() < self.jobs.jobs.len() => backoff.well(),
+                        Ok(_) => self.loop_health.ill("it fails for every job"),
                         // Where Redis is away all of them fail, and wait once.
                         Err(e) => {
                             let rest = async {
@@ -119,7 +119,7 @@ impl Dispatcher {
                                     others.push(other);
                                 }
                             };
-                            tokio::join!(patience.ill(e, &stop), rest);
+                            tokio::join!(backoff.ill(e, &stop), rest);
                         }
                     }
                     for (name, looked) in std::iter::once((name, looked)).chain(others) {
@@ -127,7 +127,7 @@ impl Dispatcher {
                         looks.insert(name, Instant::now() + wait);
                     }
                 }
-                () = self.bell.all.notified() => {}
+                () = self.wakeup.all.notified() => {}
                 () = tokio::time::sleep_until(next.into()) => {}
                 () = stop.cancelled() => {}
             }
@@ -176,16 +176,16 @@ impl Dispatcher {
             if looks {
                 return Ok(BUSY);
             }
-            self.bell.want_room(&job.name, cap.div_ceil(ROOM * self.fleet()));
+            self.wakeup.want_room(&job.name, cap.div_ceil(ROOM * self.fleet()));
             return Ok(BUSY);
         }
         let mut found_room = true;
         let mut entries = claims.entries;
         // What is urgent goes before all that is on the queue: so what was named by itself comes after what was named with many.
-        for urgency in [Urgency::Mass, Urgency::Single, Urgency::Usual] {
-            let (these, rest) = entries.into_iter().partition(|entry| entry.due().urgency == urgency);
+        for priority in [Priority::Bulk, Priority::High, Priority::Normal] {
+            let (these, rest) = entries.into_iter().partition(|entry| entry.due().priority == priority);
             entries = rest;
-            found_room &= self.push(job, these, chunk, urgency > Urgency::Usual).await?;
+            found_room &= self.push(job, these, chunk, priority > Priority::Normal).await?;
         }
         Ok(match (found_room, looks) {
             (false, _) => IDLE,
@@ -204,7 +204,7 @@ impl Dispatcher {
         let keys: Vec<EntryKey> = claims.entries.iter().map(|entry| EntryKey::new(entry.key.as_str())).collect();
         // Then it waits for its upstream, is fetched, or comes here again.
         let time = wait.mul_f32(1.25) + self.claim + self.jobs.fetch_time(job);
-        let lives = keys.iter().map(|key| self.store.outlive(key, time, job.warm.stale_if_error));
+        let lives = keys.iter().map(|key| self.store.extend_stale(key, time, job.warm.stale_if_error));
         futures_util::future::try_join_all(lives).await?;
         let back: Vec<Finished> = claims
             .entries
@@ -286,12 +286,12 @@ mod tests {
     fn nothing_is_kept_of_jobs_that_are_not_known() {
         let text = "key = \"art:{name}\"\n[source]\nkind = \"http\"\nurl = \"http://127.0.0.1/{{ name }}\"\n";
         let jobs = Jobs::parse(&[("art.toml".to_owned(), text.to_owned())], Duration::from_secs(60), &|_| None);
-        let bell = Bell::of(&Arc::new(jobs.unwrap()));
+        let wakeup = Wakeup::of(&Arc::new(jobs.unwrap()));
         for n in 0..100_000 {
-            bell.ring(&format!("unknown-{n}"));
-            bell.ring("art");
+            wakeup.wake(&format!("unknown-{n}"));
+            wakeup.wake("art");
         }
-        assert_eq!(bell.answer(), BTreeSet::from([JobName::new("art")]));
-        assert!(bell.answer().is_empty());
+        assert_eq!(wakeup.answer(), BTreeSet::from([JobName::new("art")]));
+        assert!(wakeup.answer().is_empty());
     }
 }

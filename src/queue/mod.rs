@@ -32,12 +32,12 @@ use tracing::{info, warn};
 use ulid::Ulid;
 
 use crate::agenda::Claimed;
-use crate::entry::Urgency;
+use crate::entry::Priority;
 pub use dispatcher::Dispatcher;
 
 use crate::protocol::Keys;
-use crate::redis::Sign;
-use crate::redis::{Connection, Patience};
+use crate::redis::LoopHealth;
+use crate::redis::{Backoff, Connection};
 
 /// Tasks that may wait on the queue. The dispatcher claims less than this; it only bounds what a fault could pile up.
 const WAITING: usize = 10_000;
@@ -72,7 +72,7 @@ pub struct Chunk {
 impl Chunk {
     /// Whether all of it was named by itself, and goes before all else.
     pub fn is_single(&self) -> bool {
-        self.entries.iter().all(|entry| entry.due().urgency == Urgency::Single)
+        self.entries.iter().all(|entry| entry.due().priority == Priority::High)
     }
 }
 
@@ -85,7 +85,7 @@ pub struct Queue {
     worker: Arc<str>,
     wake: Arc<Notify>,
     hands: Arc<Hands>,
-    sign: Sign,
+    loop_health: LoopHealth,
 }
 
 /// What this worker may have in hand at once, and where it goes while tasks are pulled.
@@ -149,7 +149,7 @@ impl Queue {
             worker: worker.into(),
             wake: Arc::default(),
             hands: Arc::default(),
-            sign: Sign::default(),
+            loop_health: LoopHealth::default(),
         }
     }
 
@@ -232,8 +232,8 @@ impl Queue {
 
     /// Showing on this sign whether tasks can be pulled.
     #[must_use]
-    pub fn showing(mut self, sign: &Sign) -> Self {
-        self.sign = sign.clone();
+    pub fn showing(mut self, loop_health: &LoopHealth) -> Self {
+        self.loop_health = loop_health.clone();
         self
     }
 
@@ -384,7 +384,7 @@ impl Queue {
 
     /// Locks tasks for this worker as long as it has hands free.
     async fn pull(&self, tasks: mpsc::Sender<Task<InHand>>, stop: CancellationToken) {
-        let mut patience = Patience::new("the queue").showing(&self.sign);
+        let mut backoff = Backoff::new("the queue").showing(&self.loop_health);
         while !stop.is_cancelled() {
             let Ok(first) = Arc::clone(&self.hands.free).acquire_owned().await else { return };
             let mut rooms = vec![first];
@@ -392,11 +392,11 @@ impl Queue {
             let reply = self.pull_once(rooms.len()).await;
             let found = match reply {
                 Ok(found) => {
-                    patience.well();
+                    backoff.well();
                     found
                 }
                 Err(e) => {
-                    patience.ill(&e, &stop).await;
+                    backoff.ill(&e, &stop).await;
                     continue;
                 }
             };
@@ -434,7 +434,7 @@ impl Queue {
     /// Acknowledges what is done, as many as there are at a time, until all who could say so are gone.
     async fn acknowledge(&self, mut acks: mpsc::UnboundedReceiver<String>, stop: &CancellationToken) {
         let mut ids = Vec::new();
-        let mut patience = Patience::new("acknowledging tasks");
+        let mut backoff = Backoff::new("acknowledging tasks");
         while acks.recv_many(&mut ids, 500).await > 0 {
             loop {
                 let sent = ACK
@@ -446,14 +446,14 @@ impl Queue {
                     .await;
                 match sent {
                     Ok(_) => {
-                        patience.well();
+                        backoff.well();
                         let mut held = self.hands.held();
                         ids.iter().for_each(|id| _ = held.remove(id));
                         break;
                     }
                     // Another worker clears up what is left behind.
                     Err(_) if stop.is_cancelled() => break,
-                    Err(e) => patience.ill(&e, stop).await,
+                    Err(e) => backoff.ill(&e, stop).await,
                 }
             }
             ids.clear();

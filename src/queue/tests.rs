@@ -9,7 +9,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 fn single(key: &str) -> Chunk {
     let due =
-        Due { at: 1, state: State::Claimed, trigger: Trigger::Invalidation, urgency: Urgency::Single, look: false };
+        Due { at: 1, state: State::Claimed, trigger: Trigger::Invalidation, priority: Priority::High, look: false };
     Chunk {
         job: "art".to_owned(),
         entries: vec![Claimed { key: key.to_owned(), score: format!("{:.6}", due.score()), since: 1 }],

@@ -1,6 +1,6 @@
 //! How the loops of a worker fare, for whoever asks over HTTP whether it is ready.
 //!
-//! Each loop shows a [`Sign`] as it goes round; who looks judges by this process's own clock, so that Redis need not be
+//! Each loop shows a [`LoopHealth`] as it goes round; who looks judges by this process's own clock, so that Redis need not be
 //! there to be told that it is away.
 //!
 //! A loop that works for several jobs keeps what fails in one of them in [`Troubles`]: it is told, and no other job waits for it.
@@ -159,9 +159,9 @@ impl Troubles {
     }
 }
 
-/// What one loop shows of itself. Cheap to clone; clones are the same sign.
+/// What one loop shows of itself. Cheap to clone; clones are the same loop_health.
 #[derive(Clone, Debug, Default)]
-pub struct Sign(Arc<Mutex<Shown>>);
+pub struct LoopHealth(Arc<Mutex<Shown>>);
 
 #[derive(Debug, Default)]
 struct Shown {
@@ -169,7 +169,7 @@ struct Shown {
     trouble: Option<String>,
 }
 
-impl Sign {
+impl LoopHealth {
     /// It went round, just now.
     pub fn well(&self) {
         let mut shown = self.shown();
@@ -209,17 +209,17 @@ impl Sign {
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     /// The dispatcher's: the agenda moves.
-    pub agenda: Sign,
+    pub agenda: LoopHealth,
     /// The pulse's: the fleet hears that this worker lives.
-    pub beat: Sign,
+    pub beat: LoopHealth,
     /// The queue's: tasks can be pulled.
-    pub queue: Sign,
+    pub queue: LoopHealth,
     /// The listener's: bare invalidations are heard.
-    pub subscription: Sign,
+    pub subscription: LoopHealth,
     /// The inbox's: invalidations that cannot be lost are read.
-    pub inbox: Sign,
+    pub inbox: LoopHealth,
     /// That of the jobs' keys: the Redis user may use them.
-    pub keys: Sign,
+    pub keys: LoopHealth,
     /// What fails in single jobs, and hinders no other.
     pub troubles: Troubles,
     /// Keys of another type than Samovar's, in their places.
@@ -229,7 +229,7 @@ pub struct Health {
 impl Health {
     /// Whether the fleet knows of the worker, and invalidations reach it, whichever way they come.
     pub fn is_heard_and_hears(&self) -> bool {
-        [&self.beat, &self.subscription, &self.inbox].iter().all(|sign| sign.judge(None).is_ok())
+        [&self.beat, &self.subscription, &self.inbox].iter().all(|loop_health| loop_health.judge(None).is_ok())
     }
 
     /// What keeps the worker from being ready, a sentence each; empty if it is.
@@ -243,7 +243,9 @@ impl Health {
             ("whoever uses the jobs' keys", &self.keys, None),
         ]
         .into_iter()
-        .filter_map(|(name, sign, within)| sign.judge(within).err().map(|fault| format!("{name} {fault}")))
+        .filter_map(|(name, loop_health, within)| {
+            loop_health.judge(within).err().map(|fault| format!("{name} {fault}"))
+        })
         .chain(
             self.wrong_types.found().into_iter().filter(|wrong| wrong.is_needed_by_all).map(|wrong| wrong.to_string()),
         )
@@ -282,14 +284,14 @@ mod tests {
 
     #[test]
     fn a_loop_is_well_once_it_went_round_and_until_it_fails_or_stands_still() {
-        let sign = Sign::default();
-        assert!(sign.judge(None).unwrap_err().contains("not begun"));
-        sign.well();
-        assert_eq!(sign.judge(Some(Duration::from_secs(60))), Ok(()));
-        assert!(sign.judge(Some(Duration::ZERO)).unwrap_err().contains("stands still"));
-        sign.clone().ill("no route");
-        assert!(sign.judge(None).unwrap_err().contains("no route"));
-        sign.well();
-        assert_eq!(sign.judge(None), Ok(()));
+        let loop_health = LoopHealth::default();
+        assert!(loop_health.judge(None).unwrap_err().contains("not begun"));
+        loop_health.well();
+        assert_eq!(loop_health.judge(Some(Duration::from_secs(60))), Ok(()));
+        assert!(loop_health.judge(Some(Duration::ZERO)).unwrap_err().contains("stands still"));
+        loop_health.clone().ill("no route");
+        assert!(loop_health.judge(None).unwrap_err().contains("no route"));
+        loop_health.well();
+        assert_eq!(loop_health.judge(None), Ok(()));
     }
 }

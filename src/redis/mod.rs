@@ -4,18 +4,18 @@ mod connection;
 pub mod health;
 #[cfg(feature = "worker")]
 mod leader;
-mod patience;
+mod backoff;
 pub mod requirements;
 #[cfg(test)]
 pub(crate) mod server;
 mod url;
 mod wrong_types;
 
+pub use backoff::Backoff;
 pub use connection::Connection;
-pub use health::{Health, Sign, Troubles};
+pub use health::{Health, LoopHealth, Troubles};
 #[cfg(feature = "worker")]
 pub(crate) use leader::lead;
-pub use patience::Patience;
 pub use url::{RedisUrl, UrlError};
 pub use wrong_types::{WrongType, WrongTypes, is_of_keys, wrong_types};
 

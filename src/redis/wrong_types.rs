@@ -72,7 +72,7 @@ struct Inner {
     /// Names in commands that failed.
     suspects: Mutex<BTreeSet<String>>,
     found: Mutex<BTreeMap<String, WrongType>>,
-    bell: Notify,
+    wakeup: Notify,
 }
 
 impl WrongTypes {
@@ -89,7 +89,7 @@ impl WrongTypes {
             }
         }
         drop(suspects);
-        self.0.bell.notify_one();
+        self.0.wakeup.notify_one();
     }
 
     /// Returns the keys that were found at the last look.
@@ -114,7 +114,7 @@ impl WrongTypes {
                 let idle = self.found().is_empty() && lock(&self.0.suspects).is_empty();
                 if idle {
                     let next = all.map_or(LOOK.0, |at| LOOK.1.saturating_sub(at.elapsed()));
-                    let _ = tokio::time::timeout(next, self.0.bell.notified()).await;
+                    let _ = tokio::time::timeout(next, self.0.wakeup.notified()).await;
                 }
             };
             tokio::select! {

@@ -8,12 +8,12 @@ use redis::{RedisResult, Script};
 use super::Store;
 use crate::job::Job;
 
-/// What a signal says that makes workers look for a suspicion.
-pub const SUSPECT_SIGNAL: &str = "suspect";
+/// What a signal says that makes workers look for a revalidator.
+pub const REVALIDATE_SIGNAL: &str = "suspect";
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Doubt {
+pub enum Gap {
     /// Invalidations may have been missed: what is generated is looked at, but not generated again from the same.
     Missed = 1,
     /// Invalidations were lost: everything is made anew.
@@ -27,26 +27,26 @@ impl Store {
     ///
     /// # Errors
     /// Redis's; raising it again does no harm.
-    pub async fn raise(&self, at: i64, doubt: Doubt) -> RedisResult<()> {
-        self.note(at, doubt, &[]).await
+    pub async fn note_gap(&self, at: i64, gap: Gap) -> RedisResult<()> {
+        self.write_gap(at, gap, &[]).await
     }
     /// The same for what belongs to these jobs.
     ///
     /// # Errors
     /// Redis's; raising it again does no harm.
-    pub async fn raise_for(&self, jobs: &[&Job], at: i64, doubt: Doubt) -> RedisResult<()> {
+    pub async fn note_gap_for(&self, jobs: &[&Job], at: i64, gap: Gap) -> RedisResult<()> {
         let mut spared = self.fleet().await?;
         for job in jobs {
             spared.remove(job.name.as_str());
             spared.remove(&job.identity());
         }
-        self.note(at, doubt, &Vec::from_iter(spared)).await
+        self.write_gap(at, gap, &Vec::from_iter(spared)).await
     }
 
-    async fn note(&self, at: i64, doubt: Doubt, spared: &[String]) -> RedisResult<()> {
-        let [note, _, dealt] = self.keys.suspicion();
+    async fn write_gap(&self, at: i64, gap: Gap, spared: &[String]) -> RedisResult<()> {
+        let [note, _, dealt] = self.keys.revalidation();
         let mut call = SUSPECT_SCRIPT.key(note);
-        call.key(dealt).arg(at).arg(doubt as u8).arg(self.keys.signal_channel()).arg(SUSPECT_SIGNAL).arg(spared);
+        call.key(dealt).arg(at).arg(gap as u8).arg(self.keys.signal_channel()).arg(REVALIDATE_SIGNAL).arg(spared);
         call.invoke_async(&mut self.redis.clone()).await
     }
 

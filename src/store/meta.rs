@@ -6,7 +6,7 @@ use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::Validators;
 
-/// Metadata of an entry: `start written invalidated outlived hash@born {note}`; `hash~asked@born` where nobody was asked when
+/// Metadata of an entry: `start written invalidated outlived hash@content_since {note}`; `hash~asked@content_since` where nobody was asked when
 /// the value was last extended.
 ///
 /// Scripts read and write the head without parsing JSON; only we read the note.
@@ -28,7 +28,7 @@ pub struct Meta {
     pub hash: String,
     /// Since when this content is readable (Redis time, ms), however often it was fetched since; 0 if that is not known.
     /// What was made from the entry before may be made from another.
-    pub born: i64,
+    pub content_since: i64,
     /// The rest.
     pub note: Note,
 }
@@ -62,7 +62,7 @@ pub struct Note {
     pub retry: i64,
     /// How many workers in a row died while they fetched it.
     #[serde(rename = "d", default, skip_serializing_if = "is_zero")]
-    pub deaths: u32,
+    pub crashes: u32,
     /// The value was fetched in a storm: for an invalidation that followed another.
     #[serde(rename = "s", default, skip_serializing_if = "is_false", with = "flag_number")]
     pub storm: bool,
@@ -166,10 +166,10 @@ impl Meta {
         let mut number = || parts.next()?.parse().ok();
         let (start, written, invalidated, outlived) = (number()?, number()?, number()?, number()?);
         let hash = parts.next()?;
-        let (hash, born) = hash.split_once('@').unwrap_or((hash, "0"));
+        let (hash, content_since) = hash.split_once('@').unwrap_or((hash, "0"));
         let (hash, asked) = hash.split_once('~').map_or((hash, None), |(hash, asked)| (hash, Some(asked)));
         let asked = asked.map_or(Ok(start), str::parse).ok()?;
-        let (hash, born) = (hash.to_owned(), born.parse().ok()?);
+        let (hash, content_since) = (hash.to_owned(), content_since.parse().ok()?);
         let packed = serde_json::from_str(parts.next()?).ok();
         let known = packed.is_some();
         let mut note: Note = packed.unwrap_or_default();
@@ -180,7 +180,7 @@ impl Meta {
             note.outcome.get_or_insert(Outcome::Warmed);
             note.trigger.get_or_insert(Trigger::Expiry);
         }
-        Some(Self { start, asked, written, invalidated, outlived, hash, born, note })
+        Some(Self { start, asked, written, invalidated, outlived, hash, content_since, note })
     }
 
     /// Whether the value that expires at `pexpiretime` (as Redis says it) is the one this speaks of.
@@ -210,7 +210,8 @@ mod tests {
 
     #[test]
     fn content_was_asked_for_when_the_head_says_so_or_else_when_its_fetch_began() {
-        let asked = |head: &str| Meta::parse(&format!("{head} {{}}")).map(|meta| (meta.start, meta.asked, meta.born));
+        let asked =
+            |head: &str| Meta::parse(&format!("{head} {{}}")).map(|meta| (meta.start, meta.asked, meta.content_since));
         assert_eq!(asked("20 30 0 0 abc@7"), Some((20, 20, 7)));
         assert_eq!(asked("20 30 0 0 abc~10@7"), Some((20, 10, 7)));
         assert_eq!(asked("20 30 0 0 abc~10"), Some((20, 10, 0)));
@@ -229,7 +230,7 @@ mod tests {
             attempted: 17,
             failures: 3,
             retry: 18,
-            deaths: 1,
+            crashes: 1,
             storm: true,
             reason: Some("503 Service Unavailable".into()),
         };

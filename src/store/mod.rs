@@ -18,7 +18,7 @@ use redis::{Cmd, FromRedisValue, RedisResult, Script};
 use serde_json::json;
 use ulid::Ulid;
 
-pub use gap::{Doubt, SUSPECT_SIGNAL};
+pub use gap::{Gap, REVALIDATE_SIGNAL};
 pub use meta::{Meta, Note};
 pub use tags::{Seeking, Stamp, WithTags};
 
@@ -41,14 +41,14 @@ const META_OUTLIVES: Duration = Duration::from_secs(3_600);
 pub(crate) const TOUCHED: Duration = Duration::from_secs(3_600);
 
 /// So many workers in a row that died while they fetched an entry make it a dead letter.
-pub(crate) const DEATHS: u32 = 3;
+pub(crate) const POISON_CRASHES: u32 = 3;
 
-/// From so many deaths on an entry is fetched while no other such entry is, so that its neighbours are not counted for it.
-pub(crate) const SUSPECT: u32 = 2;
+/// From so many crashes on an entry is fetched while no other such entry is, so that its neighbours are not counted for it.
+pub(crate) const SUSPECT_CRASHES: u32 = 2;
 
 /// Why an entry is not tried again.
-pub(crate) fn deadly(deaths: u32) -> String {
-    format!("{deaths} workers in a row died while they fetched it")
+pub(crate) fn poison_reason(crashes: u32) -> String {
+    format!("{crashes} workers in a row died while they fetched it")
 }
 
 static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lease.lua")));
@@ -56,7 +56,7 @@ static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/comm
 static EXTEND: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/extend.lua")));
 static GONE: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/gone.lua")));
 static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/release.lua")));
-static OUTLIVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/outlive.lua")));
+static EXTEND_STALE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/extend_stale.lua")));
 static INVALIDATE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/invalidate.lua")));
 
 /// A script that writes only where the fence lets it.
@@ -119,14 +119,14 @@ pub enum Leased {
         /// When the value expires (Redis time, ms).
         expires: i64,
         /// Since when its content is readable (Redis time, ms); `None` where somebody else wrote it.
-        born: Option<i64>,
+        content_since: Option<i64>,
     },
     /// There is no value, and none is wanted.
     Absent,
     /// The key holds something else than a string, of this type. It is somebody else's and stays.
-    Taboo(String),
+    WrongType(String),
     /// Too many workers have died of it; see [`Fresh::deadly`]. Nothing was begun.
-    Deadly,
+    Poison,
 }
 
 /// How writing went.
@@ -148,7 +148,7 @@ pub enum Written {
     /// The value is gone, somebody else's, or invalidated, and cannot be extended: fetch again without validators.
     Foreign,
     /// The key holds something else than a string by now. It is somebody else's and stays: the answer is dropped.
-    Taboo,
+    WrongType,
 }
 
 /// What an invalidation asks for.
@@ -171,7 +171,7 @@ impl Removal {
 
 /// An old value that may outlive its TTL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outlived {
+pub struct StaleExtension {
     /// Until when it lives now (Redis time, ms).
     pub expires: i64,
     /// When its TTL ends, or ended.
@@ -192,7 +192,7 @@ pub struct Invalidated {
     /// A value was removed.
     pub removed: bool,
     /// Nothing was done: a storm is on, and a fetch for the last invalidation is under way. Come again after this time.
-    pub held_off: Option<Duration>,
+    pub debounced: Option<Duration>,
 }
 
 impl Store {
@@ -407,7 +407,7 @@ impl Store {
     ///
     /// # Errors
     /// Redis's; the lease then ends by itself.
-    pub async fn bury(&self, key: &EntryKey, token: &str, note: &Note) -> RedisResult<Option<Option<Removal>>> {
+    pub async fn rescue(&self, key: &EntryKey, token: &str, note: &Note) -> RedisResult<Option<Option<Removal>>> {
         self.released(key, token, Some(note)).await
     }
 
@@ -489,9 +489,9 @@ impl Store {
             .invoke_async(&mut self.redis.clone())
             .await?;
         let unknown = due == 2;
-        let held_off = (wait > 0).then(|| Duration::from_millis(wait));
+        let debounced = (wait > 0).then(|| Duration::from_millis(wait));
         let (loading, due) = (due == 3, due == 1 || due == 3);
-        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, held_off })
+        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, debounced })
     }
 
     /// Lets an old value live for `time` from now on, at most `longest` beyond its TTL; `None` where there is none, or it is
@@ -499,16 +499,21 @@ impl Store {
     ///
     /// # Errors
     /// Redis's.
-    pub async fn outlive(&self, key: &EntryKey, time: Duration, longest: Duration) -> RedisResult<Option<Outlived>> {
+    pub async fn extend_stale(
+        &self,
+        key: &EntryKey,
+        time: Duration,
+        longest: Duration,
+    ) -> RedisResult<Option<StaleExtension>> {
         self.tag_again(key, time).await?;
         let (expires, ends): (i64, i64) = self
-            .call(&OUTLIVE, key)
+            .call(&EXTEND_STALE, key)
             .arg(millis(time))
             .arg(millis(longest))
             .arg(millis(META_OUTLIVES))
             .invoke_async(&mut self.redis.clone())
             .await?;
-        Ok((expires > 0).then_some(Outlived { expires, ends }))
+        Ok((expires > 0).then_some(StaleExtension { expires, ends }))
     }
 
     /// `PEXPIRETIME` and metadata of many entries in one round trip. Metadata that somebody overwrote with another type is none.
@@ -618,11 +623,11 @@ fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) ->
         "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
         "fresh" => {
             let meta = meta.as_deref().and_then(Meta::parse).filter(|meta| meta.is_of(expires));
-            Leased::Fresh { now, expires, born: meta.map(|meta| meta.born) }
+            Leased::Fresh { now, expires, content_since: meta.map(|meta| meta.content_since) }
         }
         "absent" => Leased::Absent,
-        "taboo" => Leased::Taboo(meta.unwrap_or_default()),
-        "deadly" => Leased::Deadly,
+        "wrongtype" => Leased::WrongType(meta.unwrap_or_default()),
+        "deadly" => Leased::Poison,
         _ => Leased::Yes(Box::new(Lease {
             token,
             start: now,
@@ -653,7 +658,7 @@ fn written(reply: Vec<redis::Value>) -> RedisResult<Written> {
         "again" => Written::Again(number(1)?),
         "evicted" => Written::Evicted,
         "foreign" => Written::Foreign,
-        "taboo" => Written::Taboo,
+        "wrongtype" => Written::WrongType,
         _ => Written::Lost,
     })
 }

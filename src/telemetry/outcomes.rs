@@ -75,7 +75,7 @@ impl Telemetry {
     }
 
     /// An entry was given up.
-    pub fn buried(&self, job: &Job) {
+    pub fn dead_letter(&self, job: &Job) {
         metrics::dead_letter(&job.name);
         let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.entry(job.name.clone()).or_default().dead += 1;

@@ -17,12 +17,12 @@ use tracing::info;
 use crate::agenda::keep;
 use crate::agenda::{Agenda, Next, When};
 use crate::entry::{EntryKey, JobName, UpstreamName};
-use crate::entry::{Trigger, Urgency};
+use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Jobs, Params};
 use crate::popularity::{Popularity, feed};
 use crate::protocol::Keys;
 use crate::redis::Troubles;
-use crate::redis::{Connection, Patience};
+use crate::redis::{Backoff, Connection};
 use crate::source::{Gate, Refusal, Sources};
 use crate::store::{Fresh, Meta, Store};
 
@@ -69,7 +69,7 @@ pub struct Cron {
     /// How long a claimed tick is left to its worker.
     pub claim: Duration,
     /// Rung when schedules have changed.
-    pub bell: Arc<Notify>,
+    pub wakeup: Arc<Notify>,
     /// What fails in single jobs.
     pub troubles: Troubles,
 }
@@ -77,21 +77,21 @@ pub struct Cron {
 impl Cron {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut patience = Patience::new("cron");
+        let mut backoff = Backoff::new("cron");
         while !stop.is_cancelled() {
             let wait = match self.tick().await {
                 Ok(wait) => {
-                    patience.well();
+                    backoff.well();
                     wait
                 }
                 Err(e) => {
-                    patience.ill(&e, &stop).await;
+                    backoff.ill(&e, &stop).await;
                     continue;
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(wait.min(IDLE)) => {}
-                () = self.bell.notified() => {}
+                () = self.wakeup.notified() => {}
                 () = stop.cancelled() => {}
             }
         }
@@ -118,7 +118,7 @@ impl Cron {
                 .invoke_async(&mut self.redis.clone())
                 .await?;
         }
-        self.bell.notify_one();
+        self.wakeup.notify_one();
         Ok(())
     }
 
@@ -245,7 +245,7 @@ impl Cron {
     /// Asks a job's feed, within its upstream's limits; before what waits there, since all of it hangs on that one answer.
     async fn ask_feed(&self, job: &Arc<Job>, upstream: &UpstreamName) -> Result<Vec<Params>, String> {
         let permit = match self.gates.get(upstream) {
-            Some(gate) => Some(gate.admit(Urgency::Single, Instant::now() + self.claim / 2).await),
+            Some(gate) => Some(gate.admit(Priority::High, Instant::now() + self.claim / 2).await),
             None => None,
         };
         let permit =

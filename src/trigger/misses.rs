@@ -19,7 +19,7 @@ use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
-use crate::redis::{Connection, Patience, lead};
+use crate::redis::{Backoff, Connection, lead};
 use crate::store::Meta;
 
 /// How long a miss is held: what a warmup asked for in vain is on the agenda by then.
@@ -100,21 +100,21 @@ impl Held {
 impl Misses {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut patience = Patience::new("hearing misses");
+        let mut backoff = Backoff::new("hearing misses");
         while !stop.is_cancelled() {
             let heard = async {
                 if !self.is_mine().await? {
                     tokio::time::sleep(RENEW).await;
                     return Ok(());
                 }
-                self.listen(&mut patience).await
+                self.listen(&mut backoff).await
             };
             let ended = tokio::select! {
                 ended = heard => ended,
                 () = stop.cancelled() => return,
             };
             if let Err(e) = ended {
-                patience.ill(&e, &stop).await;
+                backoff.ill(&e, &stop).await;
             }
         }
     }
@@ -124,13 +124,13 @@ impl Misses {
     }
 
     /// Listens until the connection ends or another worker does it.
-    async fn listen(&self, patience: &mut Patience) -> RedisResult<()> {
+    async fn listen(&self, backoff: &mut Backoff) -> RedisResult<()> {
         let connect = tokio::time::timeout(Duration::from_secs(5), self.client.get_async_pubsub());
         let mut pubsub = connect.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         let database = self.client.get_connection_info().redis_settings().db();
         pubsub.subscribe(format!("__keyevent@{database}__:keymiss")).await?;
         self.switch_on().await?;
-        patience.well();
+        backoff.well();
         let mut held = Held::default();
         let mut events = pubsub.into_on_message();
         let (mut look, mut renew) = (tokio::time::interval(LOOK), tokio::time::interval(RENEW));

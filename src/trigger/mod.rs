@@ -6,6 +6,6 @@ pub mod misses;
 
 pub use cron::Cron;
 pub use invalidation::{
-    At, Backlog, Clock, Complaints, Ear, Gone, Inbox, Intake, Invalidator, Listener, Memory, Receipt, inbox,
+    Ack, At, Backlog, Clock, Complaints, GapDetector, Gone, Inbox, Invalidator, Listener, Pipeline, Watermark, inbox,
 };
 pub use misses::Misses;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::usage_buffer::Tab;
-use crate::agenda::Bell;
+use super::usage_buffer::UsageBuffer;
+use crate::agenda::Wakeup;
 use crate::agenda::{Agenda, Finished};
 use crate::entry::JobName;
 use crate::entry::Last;
 use crate::redis::Troubles;
-use crate::redis::{Patience, is_of_keys};
+use crate::redis::{Backoff, is_of_keys};
 
 /// Entries ended in one round.
 const MOST: usize = 500;
@@ -25,8 +25,8 @@ const MOST: usize = 500;
 pub struct Finisher {
     agenda: Agenda,
     ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
-    tab: Tab,
-    bell: Option<Arc<Bell>>,
+    usage: UsageBuffer,
+    wakeup: Option<Arc<Wakeup>>,
     troubles: Troubles,
 }
 
@@ -34,15 +34,15 @@ impl Finisher {
     pub(super) fn new(
         agenda: Agenda,
         ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
-        tab: Tab,
+        usage: UsageBuffer,
     ) -> Self {
-        Self { agenda, ends, tab, bell: None, troubles: Troubles::default() }
+        Self { agenda, ends, usage, wakeup: None, troubles: Troubles::default() }
     }
 
     /// The same, telling the dispatcher of the room that it makes.
     #[must_use]
-    pub fn ringing(mut self, bell: Arc<Bell>) -> Self {
-        self.bell = Some(bell);
+    pub fn waking(mut self, wakeup: Arc<Wakeup>) -> Self {
+        self.wakeup = Some(wakeup);
         self
     }
 
@@ -56,7 +56,7 @@ impl Finisher {
     /// Runs until the warmer is gone and all is said, or until `stop`, then without patience.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut ended = Vec::new();
-        let mut patience = Patience::new("ending entries");
+        let mut backoff = Backoff::new("ending entries");
         while self.ends.recv_many(&mut ended, MOST).await > 0 {
             let mut by_job: HashMap<JobName, (Vec<Finished>, Option<Last>)> = HashMap::new();
             for (job, finished, last) in ended.drain(..) {
@@ -69,14 +69,14 @@ impl Finisher {
             for (job, (entries, last)) in by_job {
                 let last = last.and_then(|last| serde_json::to_string(&last).ok()).unwrap_or_default();
                 // What an entry cost was noted before it ended.
-                let spent = self.tab.take(&job);
+                let spent = self.usage.take(&job);
                 loop {
                     match self.agenda.finish_counting(&job, &entries, &last, &spent).await {
                         Ok(()) => {
-                            patience.well();
+                            backoff.well();
                             self.troubles.well(job.as_str());
-                            if let Some(bell) = &self.bell {
-                                bell.made_room(&job, entries.len());
+                            if let Some(wakeup) = &self.wakeup {
+                                wakeup.made_room(&job, entries.len());
                             }
                             break;
                         }
@@ -87,7 +87,7 @@ impl Finisher {
                             self.troubles.ill(job.as_str(), e);
                             break;
                         }
-                        Err(e) => patience.ill(&e, &stop).await,
+                        Err(e) => backoff.ill(&e, &stop).await,
                     }
                 }
             }

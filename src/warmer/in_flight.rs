@@ -19,18 +19,18 @@ const PARTS: usize = 32;
 
 /// The entries in hand.
 #[derive(Debug)]
-pub(super) struct InHand {
+pub(super) struct InFlight {
     parts: [Mutex<HashMap<Place, Held>>; PARTS],
     hasher: RandomState,
 }
 
-impl Default for InHand {
+impl Default for InFlight {
     fn default() -> Self {
         Self { parts: array::from_fn(|_| Mutex::default()), hasher: RandomState::new() }
     }
 }
 
-impl InHand {
+impl InFlight {
     /// It is in hand.
     pub(super) fn hold(&self, place: Place, what: Held) {
         self.part(&place).insert(place, what);

@@ -11,7 +11,7 @@ use super::{INPUT_WAIT, Warmer};
 use crate::agenda::When;
 use crate::entry::Outcome;
 use crate::entry::{EntryKey, JobName};
-use crate::entry::{Trigger, Urgency};
+use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Params};
 use crate::store::Meta;
 
@@ -23,18 +23,18 @@ const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
 enum Wake {
     /// The entry has changed: all with a value are due then, and what waits for it.
     Changed(When),
-    /// Its content was born then (Redis time, ms): what was made before.
+    /// Its content was content_since then (Redis time, ms): what was made before.
     Outdated(i64),
     /// It turned out to be there, still to be true, or never to come: what waits for it.
     Waiting,
 }
 
 /// As urgent as what it is for.
-fn when(urgency: Urgency) -> When {
-    match urgency {
-        Urgency::Usual => When::Due(0),
-        Urgency::Mass => When::Mass(0),
-        Urgency::Single => When::Urgent,
+fn when(priority: Priority) -> When {
+    match priority {
+        Priority::Normal => When::Due(0),
+        Priority::Bulk => When::Bulk(0),
+        Priority::High => When::Urgent,
     }
 }
 
@@ -52,7 +52,7 @@ impl Warmer {
         &self,
         job: &Job,
         params: &Params,
-        urgency: Urgency,
+        priority: Priority,
         since: i64,
     ) -> RedisResult<Result<Map<String, Value>, Missing>> {
         let mut inputs = Map::new();
@@ -67,7 +67,7 @@ impl Warmer {
                     inputs.insert(name.clone(), value);
                 }
                 unreadable => {
-                    let hopeless = self.want(&key, unreadable.is_some(), urgency, since).await?;
+                    let hopeless = self.want(&key, unreadable.is_some(), priority, since).await?;
                     missing = Some(Missing { key, hopeless });
                 }
             }
@@ -100,11 +100,11 @@ impl Warmer {
         &self,
         key: &EntryKey,
         unreadable: bool,
-        urgency: Urgency,
+        priority: Priority,
         since: i64,
     ) -> RedisResult<Option<String>> {
         let Some((owner, _)) = self.jobs.owner(key.as_str()) else { return Ok(None) };
-        let when = when(urgency);
+        let when = when(priority);
         if unreadable {
             // Who wrote that has no claim to be left alone, as a demand would.
             self.agenda.put(&owner.name, [key], when, Trigger::Invalidation).await?;
@@ -127,11 +127,11 @@ impl Warmer {
     }
 
     /// Makes due what is made from an entry that has changed: what has a value, and what waits on the agenda.
-    pub(super) async fn wake_dependants(&self, changed: &EntryKey, urgency: Urgency) -> RedisResult<()> {
-        self.wake(changed, Wake::Changed(when(urgency))).await
+    pub(super) async fn wake_dependants(&self, changed: &EntryKey, priority: Priority) -> RedisResult<()> {
+        self.wake(changed, Wake::Changed(when(priority))).await
     }
 
-    /// Whether an entry was made before the present content of one of its inputs was born. Whoever said so may have found it
+    /// Whether an entry was made before the present content of one of its inputs was content_since. Whoever said so may have found it
     /// due already, since before it was made: then no trigger tells.
     pub(super) async fn is_outdated(&self, job: &Job, key: &EntryKey, params: &Params) -> RedisResult<bool> {
         let mut looked: Vec<EntryKey> = job.inputs.values().filter_map(|pattern| pattern.write(params)).collect();
@@ -142,13 +142,13 @@ impl Warmer {
         let mut found = self.store.look(&looked).await?;
         let known = |(expires, meta): (i64, Option<Meta>)| meta.filter(|meta| meta.is_of(expires));
         let Some(made) = found.pop().and_then(known) else { return Ok(false) };
-        Ok(found.into_iter().filter_map(known).any(|input| made.start <= input.born))
+        Ok(found.into_iter().filter_map(known).any(|input| made.start <= input.content_since))
     }
 
-    /// Makes due what was made from an entry before its present content was `born` (Redis time, ms): whoever wrote that may
+    /// Makes due what was made from an entry before its present content was `content_since` (Redis time, ms): whoever wrote that may
     /// have died before it said so.
-    pub(super) async fn wake_outdated(&self, found: &EntryKey, born: i64) -> RedisResult<()> {
-        self.wake(found, Wake::Outdated(born)).await
+    pub(super) async fn wake_outdated(&self, found: &EntryKey, content_since: i64) -> RedisResult<()> {
+        self.wake(found, Wake::Outdated(content_since)).await
     }
 
     /// Makes due what waits for an entry that turned out to be there, or never to come.
@@ -216,7 +216,7 @@ impl Warmer {
             match why {
                 _ if expires == -2 => waiting.push(key),
                 Wake::Changed(_) => due.push(key),
-                Wake::Outdated(born) if made.is_some_and(|made| made <= born) => due.push(key),
+                Wake::Outdated(content_since) if made.is_some_and(|made| made <= content_since) => due.push(key),
                 Wake::Outdated(_) | Wake::Waiting => {}
             }
         }

@@ -26,9 +26,9 @@ use tracing::{Instrument, debug, debug_span, error, warn};
 
 pub use finisher::Finisher;
 use freshness::{fresh, jitter, known, millis, retry_after, settled};
-use in_flight::{InHand, Place};
+use in_flight::{InFlight, Place};
 use inputs::Missing;
-use usage_buffer::Tab;
+use usage_buffer::UsageBuffer;
 
 use crate::agenda::keep;
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next};
@@ -36,14 +36,14 @@ use crate::entry::Last;
 use crate::entry::Validators;
 use crate::entry::{EntryKey, JobName, UpstreamName};
 use crate::entry::{Outcome, Spending};
-use crate::entry::{Trigger, Urgency};
+use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Jobs, Params, Source};
 use crate::popularity::Popularity;
 use crate::queue::Chunk;
 use crate::source::LONGEST_WAIT;
 use crate::source::{Answer, Ask, Cost, Ended, FetchError, Gate, Permit, Sources};
-use crate::store::{DEATHS, SUSPECT, deadly};
 use crate::store::{Fresh, Lease, Leased, Note, Removal, Store, Written};
+use crate::store::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
 use crate::telemetry::Telemetry;
 
 /// Times that one lease is begun anew because invalidations keep coming; then the entry waits its turn again.
@@ -79,7 +79,7 @@ impl Ending {
     }
 
     /// The key holds something that is no value of an entry.
-    fn taboo(what: &str) -> Self {
+    fn wrongtype(what: &str) -> Self {
         let reason =
             format!("the key holds {what}, which somebody else wrote: delete it, or name the job's key otherwise");
         Self::because(Outcome::Failed, Next::Dead(reason.clone()), reason)
@@ -93,7 +93,7 @@ struct Taken {
     /// The score by which the agenda knows that it is ours.
     score: String,
     trigger: Trigger,
-    urgency: Urgency,
+    priority: Priority,
     /// It took the place of a look, which is still owed.
     look: bool,
     /// Since when it was due (Redis time, ms).
@@ -135,8 +135,8 @@ pub struct Warmer {
     drain: CancellationToken,
     /// Held by the one entry under way that may kill its worker.
     alone: Arc<tokio::sync::Mutex<()>>,
-    held: Arc<InHand>,
-    tab: Tab,
+    held: Arc<InFlight>,
+    usage: UsageBuffer,
 }
 
 impl Warmer {
@@ -154,8 +154,8 @@ impl Warmer {
         drain: CancellationToken,
     ) -> (Arc<Self>, Finisher) {
         let (finished, ends) = mpsc::unbounded_channel();
-        let tab = Tab::default();
-        let finisher = Finisher::new(agenda.clone(), ends, tab.clone());
+        let usage = UsageBuffer::default();
+        let finisher = Finisher::new(agenda.clone(), ends, usage.clone());
         let patience = freshness::patience(claim);
         let (alone, held) = (Arc::default(), Arc::default());
         let warmer = Self {
@@ -172,13 +172,19 @@ impl Warmer {
             drain,
             alone,
             held,
-            tab,
+            usage,
         };
         (Arc::new(warmer), finisher)
     }
 
     /// The same warmer over connections of its own: what either has in hand, both have.
-    pub fn beside(&self, store: Store, agenda: Agenda, sources: Sources, popularity: Popularity) -> Arc<Self> {
+    pub fn with_connections(
+        &self,
+        store: Store,
+        agenda: Agenda,
+        sources: Sources,
+        popularity: Popularity,
+    ) -> Arc<Self> {
         Arc::new(Self {
             jobs: Arc::clone(&self.jobs),
             store,
@@ -193,7 +199,7 @@ impl Warmer {
             drain: self.drain.clone(),
             alone: Arc::clone(&self.alone),
             held: Arc::clone(&self.held),
-            tab: self.tab.clone(),
+            usage: self.usage.clone(),
         })
     }
 
@@ -233,7 +239,7 @@ impl Warmer {
                 key: EntryKey::new(claimed.key),
                 score,
                 trigger: due.trigger,
-                urgency: due.urgency,
+                priority: due.priority,
                 look: due.look,
                 since: claimed.since,
                 late: Duration::from_millis(u64::try_from(taken_at - claimed.since).unwrap_or(0)),
@@ -264,7 +270,7 @@ impl Warmer {
         let Ending { outcome, next, reason, .. } = ending;
         self.telemetry.record(job, &taken.key, taken.trigger, outcome, reason.as_deref(), taken.late, begun.elapsed());
         if let Next::Dead(_) = next {
-            self.telemetry.buried(job);
+            self.telemetry.dead_letter(job);
         }
         let last = Last { key: taken.key.as_str().to_owned(), outcome, trigger: taken.trigger, reason };
         let finished =
@@ -305,7 +311,7 @@ impl Warmer {
             return Ok(ending);
         }
         self.remember(job, key, &params).await?;
-        let mut inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
+        let mut inputs = match self.inputs(job, &params, taken.priority, taken.since).await? {
             Ok(inputs) => inputs,
             Err(Missing { key: input, hopeless: None }) => {
                 let reason = format!("waits for its input {input}");
@@ -316,7 +322,7 @@ impl Warmer {
                 let reason = Some(format!("its input {input} is missing: {why}"));
                 return match self.store.lease(key, self.lease_time(job), Fresh::default()).await? {
                     Leased::Yes(lease) => self.give_up(job, taken, &lease, Outcome::Failed, Next::Out, reason).await,
-                    Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::Taboo(_) | Leased::Deadly => {
+                    Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::WrongType(_) | Leased::Poison => {
                         Ok(Ending { reason, ..Ending::new(Outcome::Deferred, Next::In(INPUT_WAIT)) })
                     }
                 };
@@ -330,7 +336,7 @@ impl Warmer {
             }
             // Others of such a job may need no request while nobody is asked: this one makes room.
             let patience = if job.may_hold_unasked() && self.is_closed(job) { Duration::ZERO } else { self.patience };
-            admitted = match self.admit_any(job, key, &params, &inputs, taken.urgency, Instant::now() + patience).await
+            admitted = match self.admit_any(job, key, &params, &inputs, taken.priority, Instant::now() + patience).await
             {
                 Ok(admitted) => Some(admitted),
                 Err(ending) => return Ok(ending),
@@ -339,10 +345,10 @@ impl Warmer {
         let outdated = self.is_outdated(job, key, &params).await?;
         let fresh = if outdated { Fresh::default() } else { fresh(job, taken) };
         let ask_score = self.agenda.ask_score(&job.name, key);
-        let wary = Fresh { deadly: Some(SUSPECT), ..fresh };
+        let wary = Fresh { deadly: Some(SUSPECT_CRASHES), ..fresh };
         let (mut leased, mut score) = self.store.lease_and(key, self.lease_time(job), wary, &ask_score).await?;
         // Without a lease until it is its turn: whoever has one when the worker dies counts as what it died of.
-        let alone = if let Leased::Deadly = leased { self.alone.try_lock().ok() } else { None };
+        let alone = if let Leased::Poison = leased { self.alone.try_lock().ok() } else { None };
         if alone.is_some() {
             (leased, score) = self.store.lease_and(key, self.lease_time(job), fresh, &ask_score).await?;
         }
@@ -353,11 +359,11 @@ impl Warmer {
                 // Its holder cannot end it on the agenda any more, where we hold it now.
                 return Ok(Ending::new(Outcome::Busy, Next::In(left.min(SHORTLY))));
             }
-            Leased::Taboo(kind) => {
+            Leased::WrongType(kind) => {
                 unused(admitted).await;
-                return Ok(Ending::taboo(&format!("a {kind}")));
+                return Ok(Ending::wrongtype(&format!("a {kind}")));
             }
-            Leased::Deadly => {
+            Leased::Poison => {
                 unused(admitted).await;
                 let reason = "its worker died: it is fetched alone";
                 return Ok(Ending::because(Outcome::Deferred, Next::In(SHORTLY), reason));
@@ -366,10 +372,10 @@ impl Warmer {
                 unused(admitted).await;
                 return Ok(Ending::new(Outcome::Unchanged, Next::Out));
             }
-            Leased::Fresh { now, expires, born } => {
+            Leased::Fresh { now, expires, content_since } => {
                 unused(admitted).await;
-                if let Some(born) = born {
-                    self.wake_outdated(key, born).await?;
+                if let Some(content_since) = content_since {
+                    self.wake_outdated(key, content_since).await?;
                 }
                 if taken.trigger == Trigger::Demand {
                     // Somebody else wrote what an entry waits for that is made from it.
@@ -380,11 +386,11 @@ impl Warmer {
             }
         };
         self.held.hold(taken.place(job), Some(lease.token.clone()));
-        let deaths = lease.meta.as_ref().map_or(0, |meta| meta.note.deaths);
-        if deaths >= DEATHS && taken.trigger != Trigger::Manual {
+        let crashes = lease.meta.as_ref().map_or(0, |meta| meta.note.crashes);
+        if crashes >= POISON_CRASHES && taken.trigger != Trigger::Manual {
             unused(admitted).await;
             self.store.release(key, &lease.token, None).await?;
-            let reason = deadly(deaths);
+            let reason = poison_reason(crashes);
             return Ok(Ending::because(Outcome::Failed, Next::Dead(reason.clone()), reason));
         }
         // Whatever made it due, its fetch answers an invalidation, and what a foreign writer does about that is looked at.
@@ -407,7 +413,7 @@ impl Warmer {
             };
             let found = match awaited {
                 Some(key) => Err(Missing { key, hopeless: None }),
-                None => self.inputs(job, &params, taken.urgency, taken.since).await?,
+                None => self.inputs(job, &params, taken.priority, taken.since).await?,
             };
             inputs = match found {
                 Ok(inputs) => inputs,
@@ -425,7 +431,7 @@ impl Warmer {
         for _ in 0..ROUNDS {
             let known = if use_known { known(job, &lease) } else { None };
             let asked =
-                self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.urgency, admitted.take()).await;
+                self.ask(job, key, &params, &inputs, known.as_ref(), &lease, taken.priority, admitted.take()).await;
             let answer = match asked {
                 Ok(answer) => answer,
                 Err(Ending { outcome, next, reason, .. }) => {
@@ -476,10 +482,10 @@ impl Warmer {
                     let gone: Vec<String> = gone.cloned().collect();
                     self.store.untag(key, &gone, lease.start + millis(self.tagged_for(job, &lease))).await?;
                     if changed {
-                        self.wake_dependants(key, taken.urgency).await?;
+                        self.wake_dependants(key, taken.priority).await?;
                     } else {
                         if let Some(before) = &lease.meta {
-                            self.wake_outdated(key, before.born).await?;
+                            self.wake_outdated(key, before.content_since).await?;
                         }
                         if taken.trigger == Trigger::Demand || trigger == Trigger::Invalidation {
                             // It had expired, or was invalidated, and is what it was.
@@ -498,7 +504,7 @@ impl Warmer {
                     if self.awaited_input(job, &params, start).await?.is_some() {
                         break;
                     }
-                    inputs = match self.inputs(job, &params, taken.urgency, taken.since).await? {
+                    inputs = match self.inputs(job, &params, taken.priority, taken.since).await? {
                         Ok(inputs) => inputs,
                         Err(_) => break,
                     };
@@ -506,7 +512,7 @@ impl Warmer {
                     use_known &= !matches!(job.sources[0], Source::Ai(_));
                 }
                 Written::Foreign => use_known = false,
-                Written::Taboo => return Ok(Ending::taboo("something else than a string")),
+                Written::WrongType => return Ok(Ending::wrongtype("something else than a string")),
                 Written::Evicted => {
                     let next = self.after_others(job, key, lease.start).await?;
                     return Ok(Ending::because(Outcome::Fenced, next, "evicted or written by others meanwhile"));
@@ -532,7 +538,7 @@ impl Warmer {
         inputs: &serde_json::Map<String, serde_json::Value>,
         known: Option<&Validators>,
         lease: &Lease,
-        urgency: Urgency,
+        priority: Priority,
         mut admitted: Option<(usize, Permit)>,
     ) -> Result<Answer, Ending> {
         let mut failure = Ending::because(Outcome::Failed, Next::Out, "no source");
@@ -547,7 +553,7 @@ impl Warmer {
             let allowed = match admitted.take() {
                 Some((_, permit)) => permit,
                 // What is left must suffice for the answer: the upstream is not to blame if it does not.
-                None => match self.admit(&ask, urgency, lease.deadline - self.timeout(job, source)).await {
+                None => match self.admit(&ask, priority, lease.deadline - self.timeout(job, source)).await {
                     Ok(permit) => permit,
                     Err(ending) => {
                         failure = ending;
@@ -556,7 +562,7 @@ impl Warmer {
                 },
             };
             let (answer, tokens_spent) = self.sources.fetch_with(&self.jobs, &ask, allowed).await;
-            self.tab.note(&job.name, Spending { tokens_spent, ..Spending::default() });
+            self.usage.note(&job.name, Spending { tokens_spent, ..Spending::default() });
             match answer {
                 Ok(answer) => return Ok(answer),
                 Err(FetchError::Busy(wait, reason)) => {
@@ -692,7 +698,7 @@ impl Warmer {
         if taken.trigger == Trigger::Manual && outcome == Outcome::Failed && note.failures >= job.warm.attempts {
             note.failures = 0;
         }
-        note.deaths = 0;
+        note.crashes = 0;
         note.outcome = Some(outcome);
         note.trigger = Some(taken.trigger);
         note.attempted = lease.start;
@@ -731,13 +737,13 @@ impl Warmer {
         key: &EntryKey,
         params: &Params,
         inputs: &serde_json::Map<String, serde_json::Value>,
-        urgency: Urgency,
+        priority: Priority,
         until: Instant,
     ) -> Result<(usize, Permit), Ending> {
         let mut source = 0;
         loop {
             let ask = Ask { job, source, key, params, inputs, known: None, deadline: until };
-            match self.admit(&ask, urgency, until).await {
+            match self.admit(&ask, priority, until).await {
                 Ok(permit) => return Ok((source, permit)),
                 Err(ending) if source + 1 == job.sources.len() || self.drain.is_cancelled() => return Err(ending),
                 Err(_) => source += 1,
@@ -746,7 +752,7 @@ impl Warmer {
     }
 
     /// Waits for an upstream, or says how the entry ends that cannot. Nobody waits for a closed one who has a fallback.
-    async fn admit(&self, ask: &Ask<'_>, urgency: Urgency, until: Instant) -> Result<Permit, Ending> {
+    async fn admit(&self, ask: &Ask<'_>, priority: Priority, until: Instant) -> Result<Permit, Ending> {
         let (job, source) = (ask.job, ask.source);
         let upstream = job.sources[source].upstream();
         let Some(gate) = self.gates.get(upstream) else {
@@ -770,7 +776,7 @@ impl Warmer {
             }
         };
         tokio::select! {
-            admitted = gate.admit_for(urgency, until, cost) => {
+            admitted = gate.admit_for(priority, until, cost) => {
                 admitted.map_err(|refusal| refused(refusal.wait, gate.says(&refusal)))
             }
             wait = closed => Err(refused(wait, "is left alone for a while".to_owned())),
@@ -833,7 +839,7 @@ impl Warmer {
             Source::Ai(_) => Spending { tokens_saved: note.tokens, calls_saved: 1, ..Spending::default() },
             Source::Http(_) => Spending { not_modified: 1, ..Spending::default() },
         };
-        self.tab.note(&job.name, saved);
+        self.usage.note(&job.name, saved);
     }
 
     /// Whether an AI value is made from the same as now, so that nobody need be asked.

@@ -29,7 +29,7 @@ impl Warmer {
         };
         // Until then it has waited for its upstream and got an answer, or has come here again.
         let time = wait + self.patience + self.lease_time(job);
-        match self.store.outlive(&taken.key, time, job.warm.stale_if_error).await {
+        match self.store.extend_stale(&taken.key, time, job.warm.stale_if_error).await {
             Ok(Some(lives)) if lives.expires > lives.ends => {
                 let longer = Duration::from_millis(u64::try_from(lives.expires - lives.ends).unwrap_or(0));
                 let reason = ending.reason.take().unwrap_or_default();

@@ -7,9 +7,9 @@ use crate::entry::{JobName, Spending, usage::NAMES};
 
 /// What this worker has spent and saved and not yet told Redis. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tab(Arc<Mutex<BTreeMap<JobName, Spending>>>);
+pub(super) struct UsageBuffer(Arc<Mutex<BTreeMap<JobName, Spending>>>);
 
-impl Tab {
+impl UsageBuffer {
     /// Notes something for a job.
     pub(super) fn note(&self, job: &JobName, more: Spending) {
         if more == Spending::default() {

@@ -9,18 +9,18 @@ use std::fmt;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 /// Threads that end with this; what runs on them then is dropped where it next waits.
-pub(super) struct Lane {
+pub(super) struct BulkRuntime {
     runtime: Option<Runtime>,
     handle: Handle,
 }
 
-impl fmt::Debug for Lane {
+impl fmt::Debug for BulkRuntime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lane").finish_non_exhaustive()
+        f.debug_struct("BulkRuntime").finish_non_exhaustive()
     }
 }
 
-impl Lane {
+impl BulkRuntime {
     /// As many threads as there are cores.
     ///
     /// # Errors
@@ -37,7 +37,7 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
+impl Drop for BulkRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             // Who drops this may be on a runtime itself, where nobody may wait for another.

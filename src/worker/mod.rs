@@ -25,13 +25,13 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, error, info, warn};
 use ulid::Ulid;
 
-use bulk_runtime::Lane;
-use maintenance::{Evictions, Retired, Suspicion, Undertaker};
+use bulk_runtime::BulkRuntime;
+use maintenance::{Evictions, JobCleaner, Rescuer, Revalidator};
 use rollover::{Life, Process};
 
 use crate::admin::{self, Admin, Parts};
 use crate::agenda::Agenda;
-use crate::agenda::Bell;
+use crate::agenda::Wakeup;
 use crate::config::Settings;
 use crate::entry::UpstreamName;
 use crate::job::Reload;
@@ -41,14 +41,16 @@ use crate::popularity::{Popularity, Sampler};
 use crate::protocol::Keys;
 use crate::queue::Dispatcher;
 use crate::queue::{Chunk, Queue};
-use crate::redis::{Connection, Patience, WrongTypes, is_of_keys, requirements};
-use crate::redis::{Health, Sign, Troubles};
+use crate::redis::{Backoff, Connection, WrongTypes, is_of_keys, requirements};
+use crate::redis::{Health, LoopHealth, Troubles};
 use crate::source::{Gate, Sources};
-use crate::store::Doubt;
+use crate::store::Gap;
 use crate::store::Store;
 use crate::telemetry::{Telemetry, metrics};
 use crate::trigger::invalidation::clock::SET_BACK;
-use crate::trigger::{Clock, Complaints, Cron, Ear, Gone, Inbox, Intake, Invalidator, Listener, Memory, Misses};
+use crate::trigger::{
+    Clock, Complaints, Cron, GapDetector, Gone, Inbox, Invalidator, Listener, Misses, Pipeline, Watermark,
+};
 use crate::warmer::Warmer;
 
 /// How long a command may take before Redis counts as away. Longer than its longest pauses (a fork, a slow disk).
@@ -257,8 +259,8 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     let sources = Sources::new(&jobs).context("cannot make HTTP clients")?;
     let gates = gates(&jobs, &redis, &keys, settings.concurrency, id);
     let popularity = Popularity::new(redis.clone(), keys.clone());
-    let bell = Arc::new(Bell::of(&jobs));
-    let ringing = Arc::clone(&bell);
+    let wakeup = Arc::new(Wakeup::of(&jobs));
+    let waking = Arc::clone(&wakeup);
     let workers = Arc::new(AtomicUsize::new(1));
     let invalidator = Invalidator::new(redis.clone(), keys.clone(), Arc::clone(&jobs), store.clone(), agenda.clone());
     let (warmer, finisher) = Warmer::new(
@@ -272,9 +274,9 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         settings.claim,
         stop.clone(),
     );
-    let lane = Lane::new("warming").context("cannot start threads")?;
-    let many = match Box::pin(beside(&lane, settings, &jobs, &process.wrong_types, &stop)).await {
-        Ok((redis, sources)) => warmer.beside(
+    let bulk_runtime = BulkRuntime::new("warming").context("cannot start threads")?;
+    let many = match Box::pin(beside(&bulk_runtime, settings, &jobs, &process.wrong_types, &stop)).await {
+        Ok((redis, sources)) => warmer.with_connections(
             store.clone().over(redis.clone()),
             Agenda::new(redis.clone(), keys.clone()),
             sources,
@@ -306,10 +308,10 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         sources,
         gates: gates.clone(),
         claim: settings.claim,
-        bell: Arc::new(Notify::new()),
+        wakeup: Arc::new(Notify::new()),
         troubles: troubles.of("cron"),
     };
-    let suspicion = Suspicion {
+    let revalidator = Revalidator {
         redis: redis.clone(),
         keys: keys.clone(),
         jobs: Arc::clone(&jobs),
@@ -319,39 +321,40 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         popularity: popularity.clone(),
         worker: Arc::clone(&name),
         claim: settings.claim,
-        bell: Arc::new(Notify::new()),
+        wakeup: Arc::new(Notify::new()),
         troubles: troubles.of("looking at what is suspect"),
     };
-    let memory = Memory::of(&name);
-    let (intake, intaking) = Intake::new(invalidator.clone(), telemetry.clone());
+    let watermark = Watermark::of(&name);
+    let (pipeline, pipeline_loop) = Pipeline::new(invalidator.clone(), telemetry.clone());
     let dispatcher = Dispatcher {
         jobs: Arc::clone(&jobs),
         agenda: agenda.clone(),
         store: store.clone(),
         queue: queue.clone(),
         gates: gates.clone(),
-        bell: Arc::clone(&bell),
+        wakeup: Arc::clone(&wakeup),
         workers: Arc::clone(&workers),
         concurrency: settings.concurrency,
         claim: settings.claim,
-        sign: health.agenda.clone(),
+        loop_health: health.agenda.clone(),
         troubles: troubles.of("the dispatcher"),
         telemetry: telemetry.clone(),
     };
-    let ear = Ear::new(redis.clone(), keys.clone(), Arc::clone(&name), Arc::clone(&jobs), store.clone());
-    let settled = ear.settled();
+    let gap_detector =
+        GapDetector::new(redis.clone(), keys.clone(), Arc::clone(&name), Arc::clone(&jobs), store.clone());
+    let settled = gap_detector.settled();
     let listener = Listener {
         client: settings.redis.client()?,
         redis: redis.clone(),
         keys: keys.clone(),
-        intake: intake.clone(),
-        ear,
-        suspicion: Arc::clone(&suspicion.bell),
-        bell,
+        pipeline: pipeline.clone(),
+        gap_detector,
+        revalidator: Arc::clone(&revalidator.wakeup),
+        wakeup,
         queue: queue.clone(),
         gates: gates.clone(),
         telemetry: telemetry.clone(),
-        sign: health.subscription.clone(),
+        loop_health: health.subscription.clone(),
     };
     let misses = Misses {
         client: settings.redis.client()?,
@@ -362,7 +365,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         worker: Arc::clone(&name),
     };
     let misses = settings.misses.then_some(misses);
-    let undertaker = Undertaker {
+    let rescuer = Rescuer {
         jobs: Arc::clone(&jobs),
         queue: queue.clone(),
         agenda: agenda.clone(),
@@ -372,23 +375,23 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         troubles: troubles.of("freeing what a dead worker held"),
     };
     let sweeping = store.clone();
-    let retired = Retired::new(redis.clone(), keys.clone(), Arc::clone(&jobs)).noting(troubles);
+    let job_cleaner = JobCleaner::new(redis.clone(), keys.clone(), Arc::clone(&jobs)).noting(troubles);
     let pulse = Pulse {
         evictions: Evictions::new(redis.clone(), keys.clone(), Arc::clone(&jobs)),
         clock: Clock::new(redis.clone(), keys.clone()),
-        undertaker,
+        rescuer,
         redis: redis.clone(),
         client: settings.redis.clone(),
         keys: keys.clone(),
         queue: queue.clone(),
         cron: cron.clone(),
-        retired: retired.clone(),
+        job_cleaner: job_cleaner.clone(),
         store: store.clone(),
-        memory: memory.clone(),
+        watermark: watermark.clone(),
         gates: gates.clone(),
         workers: Arc::clone(&workers),
         dead_after: dead_after(settings.claim),
-        sign: health.beat.clone(),
+        loop_health: health.beat.clone(),
         troubles: troubles.of("the pulse"),
         doubted: None,
         turn: life.turn.clone(),
@@ -397,7 +400,7 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         health: health.clone(),
         ops: Ops::new(redis.clone().with_patience(ASKED), keys.clone(), Arc::clone(&jobs)),
         invalidator: invalidator.clone(),
-        backlog: intake.backlog().clone(),
+        backlog: pipeline.backlog().clone(),
         cron: cron.clone(),
         gates: gates.clone(),
         warmer: Arc::downgrade(&warmer),
@@ -408,14 +411,14 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
         redis: reading,
         control: redis.clone(),
         keys: keys.clone(),
-        intake,
+        pipeline,
         store: store.clone(),
-        memory,
+        watermark,
         telemetry,
         worker: Arc::clone(&name),
         claim: settings.claim,
         complaints: Complaints::of("a message in the inbox"),
-        sign: health.inbox.clone(),
+        loop_health: health.inbox.clone(),
     };
 
     // It goes on for what was heard until all else has stopped.
@@ -423,16 +426,16 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     let (told, hushed) = (handled.clone(), hush.clone());
     loops.run("the listener", listener.run(stop.clone()));
     loops.run("the inbox", inbox.run_until(stop.clone(), process.stop.clone()));
-    loops.run("the intake", async move {
-        intaking.run(hushed).await;
+    loops.run("the pipeline", async move {
+        pipeline_loop.run(hushed).await;
         told.cancel();
     });
     let names = keys.all_fixed(cron.jobs.jobs.keys(), cron.jobs.upstreams.keys());
     loops.run("the look at types", health.wrong_types.clone().run(redis.clone(), keys.clone(), names, stop.clone()));
     let sweeps = troubles.of("the sweep");
-    loops.run("the sweep", sweep(redis.clone(), keys.clone(), sweeping, retired, sweeps, stop.clone()));
+    loops.run("the sweep", sweep(redis.clone(), keys.clone(), sweeping, job_cleaner, sweeps, stop.clone()));
     loops.run("the rights", rights(redis.clone(), Arc::clone(&jobs), health.keys.clone(), stop.clone()));
-    loops.run("the suspicion", suspicion.run(stop.clone()));
+    loops.run("the revalidator", revalidator.run(stop.clone()));
     loops.run("the pulse", pulse.run(stop.clone()));
     let begun = tokio::select! {
         biased;
@@ -452,13 +455,13 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     }
     loops.run("the sampler", sampler.run(stop.clone()));
     loops.run("the dispatcher", dispatcher.run(stop.clone()));
-    let ends = finisher.ringing(ringing).noting(troubles).run(cut.clone());
+    let ends = finisher.waking(waking).noting(troubles).run(cut.clone());
     tokio::pin!(ends);
 
     let chunks = TaskTracker::new();
     let result = {
         let (single, chunks, here) = (Arc::clone(&warmer), chunks.clone(), tokio::runtime::Handle::current());
-        let there = lane.handle().clone();
+        let there = bulk_runtime.handle().clone();
         // Each chunk is a task of an executor's own, so that all cores warm, and ends with this.
         let handle = move |chunk: Chunk| {
             let (warmer, place) = if chunk.is_single() { (&single, &here) } else { (&many, &there) };
@@ -535,9 +538,9 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     result
 }
 
-/// Connections to Redis and to upstreams for what runs on a lane. They belong to the threads on which they are made.
+/// Connections to Redis and to upstreams for what runs on a bulk_runtime. They belong to the threads on which they are made.
 async fn beside(
-    lane: &Lane,
+    bulk_runtime: &BulkRuntime,
     settings: &Settings,
     jobs: &Arc<Jobs>,
     wrong_types: &WrongTypes,
@@ -549,7 +552,7 @@ async fn beside(
         let redis = connect(&settings, COMMAND, &stop).await?.telling(&wrong_types);
         Ok((redis, Sources::new(&jobs).context("cannot make HTTP clients")?))
     };
-    lane.handle().spawn(making).await.context("connecting panicked")?
+    bulk_runtime.handle().spawn(making).await.context("connecting panicked")?
 }
 
 /// After how long without a beat a worker counts as dead: soon enough for what it held to be warm within the claim time.
@@ -569,19 +572,19 @@ struct Pulse {
     keys: Keys,
     queue: Queue,
     cron: Cron,
-    retired: Retired,
+    job_cleaner: JobCleaner,
     store: Store,
-    memory: Memory,
+    watermark: Watermark,
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
-    undertaker: Undertaker,
+    rescuer: Rescuer,
     evictions: Evictions,
     clock: Clock,
     workers: Arc<AtomicUsize>,
     dead_after: Duration,
-    sign: Sign,
+    loop_health: LoopHealth,
     /// What fails in single steps.
     troubles: Troubles,
-    /// The Redis, by its `run_id`, that a suspicion was raised for and that is not marked yet.
+    /// The Redis, by its `run_id`, that a revalidator was raised for and that is not marked yet.
     doubted: Option<String>,
     /// Set when it is this generation that sees to the jobs.
     turn: CancellationToken,
@@ -589,7 +592,7 @@ struct Pulse {
 
 impl Pulse {
     async fn run(mut self, stop: CancellationToken) {
-        let mut patience = Patience::new("the pulse").showing(&self.sign);
+        let mut backoff = Backoff::new("the pulse").showing(&self.loop_health);
         let mut ensured = false;
         let mut looked = Instant::now();
         let (mut last, mut steady) = (Instant::now(), Instant::now());
@@ -605,11 +608,11 @@ impl Pulse {
             let dead = match beaten.await {
                 Ok(dead) => dead,
                 Err(e) => {
-                    patience.ill(&e, &stop).await;
+                    backoff.ill(&e, &stop).await;
                     continue;
                 }
             };
-            patience.well();
+            backoff.well();
             if last.elapsed() > BREAK {
                 steady = Instant::now();
             }
@@ -626,15 +629,15 @@ impl Pulse {
             }
             // After an outage of Redis all beats are old, and some come a little later than others.
             if steady.elapsed() >= self.dead_after {
-                let burying = async {
+                let rescuing = async {
                     for worker in dead {
-                        if let Err(e) = self.undertaker.bury(&worker).await {
+                        if let Err(e) = self.rescuer.rescue(&worker).await {
                             debug!(worker, "could not bury it, once more with the next beat: {e}");
                         }
                     }
                 };
                 // The next beat must not wait for it; what is left then is buried after that.
-                let _ = tokio::time::timeout(BEAT, burying).await;
+                let _ = tokio::time::timeout(BEAT, rescuing).await;
             }
             if thorough {
                 match self.evictions.look().await {
@@ -681,22 +684,22 @@ impl Pulse {
         let run_id = &*redis.incarnation(known.as_deref().filter(|known| !known.is_empty())).await?;
         let lost = thorough && self.troubles.alone("the schedules", self.has_lost_some().await)?.unwrap_or(false);
         if !*ensured {
-            self.retired.know().await?;
+            self.job_cleaner.know().await?;
         } else if thorough {
-            self.retired.know_globs().await?;
+            self.job_cleaner.know_globs().await?;
         }
         // By a clock that was set back, all schedules begin anew as well.
         let schedules = set_back.map_or_else(|| run_id.to_owned(), |times| format!("{run_id} {times}"));
-        if thorough || !self.memory.is_of(run_id) {
-            self.troubles.alone("the inbox's memory", self.memory.compare(&self.store, Some(run_id)).await)?;
+        if thorough || !self.watermark.is_of(run_id) {
+            self.troubles.alone("the inbox's memory", self.watermark.compare(&self.store, Some(run_id)).await)?;
         }
         let is_another = known.as_deref().is_some_and(|known| known != run_id);
         if is_another {
             // First the repair, then the mark: a crash in between only repeats it.
             if self.doubted.as_deref() != Some(run_id) {
                 // It may have forgotten what it had acknowledged.
-                let raised = self.store.raise(self.store.now().await?, Doubt::Missed).await;
-                if self.troubles.alone("the suspicion", raised)?.is_some() {
+                let raised = self.store.note_gap(self.store.now().await?, Gap::Missed).await;
+                if self.troubles.alone("the revalidator", raised)?.is_some() {
                     self.doubted = Some(run_id.to_owned());
                     if known.as_deref() == Some("") {
                         info!(redis = %self.client, "Redis knows nothing of us: everything is warmed up");
@@ -734,7 +737,7 @@ impl Pulse {
 
 /// Looks whether the user may use the keys of the jobs, until it may or until `stop`, and shows and says where it may
 /// not.
-async fn rights(mut redis: Connection, jobs: Arc<Jobs>, sign: Sign, stop: CancellationToken) {
+async fn rights(mut redis: Connection, jobs: Arc<Jobs>, loop_health: LoopHealth, stop: CancellationToken) {
     let names = |job: &Job| job.key.names().iter().map(|name| (name.clone(), name.clone())).collect();
     let mut keys = Vec::new();
     for job in jobs.jobs.values() {
@@ -745,11 +748,11 @@ async fn rights(mut redis: Connection, jobs: Arc<Jobs>, sign: Sign, stop: Cancel
     loop {
         match requirements::lacking_keys(&mut redis, &keys).await {
             Ok(None) => {
-                sign.well();
+                loop_health.well();
                 return stop.cancelled().await;
             }
             Ok(Some(fault)) => {
-                sign.ill(&fault);
+                loop_health.ill(&fault);
                 if told.as_ref() != Some(&fault) {
                     error!("jobs cannot be kept warm: {fault}");
                     told = Some(fault);
@@ -769,7 +772,7 @@ async fn sweep(
     redis: Connection,
     keys: Keys,
     store: Store,
-    retired: Retired,
+    job_cleaner: JobCleaner,
     troubles: Troubles,
     stop: CancellationToken,
 ) {
@@ -778,7 +781,7 @@ async fn sweep(
             () = tokio::time::sleep(SWEEP) => {}
             () = stop.cancelled() => return,
         }
-        if let Err(e) = retired.know().await {
+        if let Err(e) = job_cleaner.know().await {
             debug!("could not say which jobs are known: {e}");
         }
         let locked: redis::RedisResult<Option<String>> = redis::cmd("SET")
@@ -799,7 +802,7 @@ async fn sweep(
                     debug!("could not look at the sweep's lock: {e}");
                 }
             }
-            Ok(Some(_)) => match tokio::join!(store.sweep_tags(), retired.round(maintenance::ROUNDS)) {
+            Ok(Some(_)) => match tokio::join!(store.sweep_tags(), job_cleaner.round(maintenance::ROUNDS)) {
                 (Ok(dropped), Ok(_)) => {
                     troubles.well("tags and jobs");
                     debug!(dropped, "swept tags");

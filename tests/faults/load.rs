@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use redis::Value;
 use samovar::agenda::{Claimed, Due, State};
-use samovar::entry::{Trigger, Urgency};
+use samovar::entry::{Priority, Trigger};
 use samovar::queue::{Chunk, Queue};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -64,7 +64,7 @@ async fn backlog(parts: &Parts, count: usize, at: impl Fn(usize) -> i64) {
                 at: at(n),
                 state: State::Scheduled,
                 trigger: Trigger::Cron,
-                urgency: Urgency::Usual,
+                priority: Priority::Normal,
                 look: false,
             };
             add.arg(format!("{:.6}", due.score())).arg(format!("art:{n}"));

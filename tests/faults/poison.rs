@@ -14,7 +14,7 @@ use super::support::{
 use super::{both, readable};
 
 /// So many workers die of an entry before it is given up.
-const DEATHS: usize = 3;
+const POISON_CRASHES: usize = 3;
 
 fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
     talkative(redis, jobs).env("SAMOVAR_CLAIM", "10s").spawn()
@@ -25,9 +25,9 @@ fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
 async fn an_entry_that_kills_its_worker_each_time_is_given_up_and_its_neighbours_are_warmed() {
     let (redis, upstream) = both().await;
     let victim = Arc::new(AtomicI32::new(0));
-    let deaths = Arc::new(AtomicUsize::new(0));
+    let crashes = Arc::new(AtomicUsize::new(0));
     upstream.otherwise(|_, _| Reply::json(json!({"version": 1})).after(Duration::from_millis(50)));
-    let (pid, count) = (Arc::clone(&victim), Arc::clone(&deaths));
+    let (pid, count) = (Arc::clone(&victim), Arc::clone(&crashes));
     upstream.answer("/art/poison", move |_, _| {
         count.fetch_add(1, Ordering::Relaxed);
         let _ = kill(Pid::from_raw(pid.load(Ordering::Relaxed)), Signal::SIGKILL);
@@ -44,10 +44,10 @@ async fn an_entry_that_kills_its_worker_each_time_is_given_up_and_its_neighbours
             victim.store(minded.pid().cast_signed(), Ordering::Relaxed);
         }
         let dead: Vec<String> = redis.ask(&["ZRANGE", "samovar:dead:{art}", "0", "-1"]).await;
-        if dead == ["art:poison"] { Ok(()) } else { Err(format!("{dead:?}, {deaths:?}")) }
+        if dead == ["art:poison"] { Ok(()) } else { Err(format!("{dead:?}, {crashes:?}")) }
     });
     give_up.await;
-    assert_eq!(deaths.load(Ordering::Relaxed), DEATHS);
+    assert_eq!(crashes.load(Ordering::Relaxed), POISON_CRASHES);
     for name in names.iter().filter(|name| *name != "poison") {
         readable(&redis, name).await;
     }
@@ -58,7 +58,7 @@ async fn an_entry_that_kills_its_worker_each_time_is_given_up_and_its_neighbours
     let parts = Parts::of(&redis).await;
     parts.invalidate(r#"{"keys": ["art:poison"], "action": "warm"}"#).await;
     eventually("it is off the agenda again", async || parts.score("poison").await.is_none()).await;
-    assert_eq!(deaths.load(Ordering::Relaxed), DEATHS);
+    assert_eq!(crashes.load(Ordering::Relaxed), POISON_CRASHES);
     upstream.on("/art/poison", Reply::json(json!({"version": 2})));
     assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:dead:{art}"]).await, 1);
     let retried = samovar(["dead", "--retry"]).redis(&redis).jobs(&jobs).run().await;
@@ -69,7 +69,7 @@ async fn an_entry_that_kills_its_worker_each_time_is_given_up_and_its_neighbours
 
 /// What a worker may ever take in RAM, while some templates explode at the same time.
 const MOST: u64 = 700 << 20;
-/// As long as several deaths take.
+/// As long as several crashes take.
 const DEATHS_TAKE: Duration = Duration::from_secs(90);
 
 /// Templates that ask for all the memory there is, if the answer says so: each takes an answer of its own.

@@ -14,7 +14,7 @@ use samovar::redis::Troubles;
 use samovar::store::{Fresh, Lease, Leased, Meta, Store};
 use samovar::trigger::Invalidator;
 use samovar::trigger::invalidation::inbox;
-use samovar::worker::maintenance::Suspicion;
+use samovar::worker::maintenance::Revalidator;
 
 use super::{JobsFolder, TestRedis, eventually, eventually_within};
 
@@ -43,8 +43,8 @@ impl Parts {
     }
 
     /// What deals with suspicions about these jobs.
-    pub fn suspicion(&self, jobs: &JobsFolder) -> Suspicion {
-        Suspicion {
+    pub fn revalidator(&self, jobs: &JobsFolder) -> Revalidator {
+        Revalidator {
             redis: self.redis.clone(),
             keys: self.keys.clone(),
             jobs: Arc::new(Jobs::load(jobs.path(), Duration::from_secs(3_600), &|_| None).unwrap()),
@@ -54,7 +54,7 @@ impl Parts {
             popularity: Popularity::new(self.redis.clone(), self.keys.clone()),
             worker: Arc::from("a test"),
             claim: Duration::from_secs(60),
-            bell: Arc::default(),
+            wakeup: Arc::default(),
             troubles: Troubles::default(),
         }
     }

@@ -7,7 +7,7 @@ use twox_hash::XxHash3_128;
 
 /// `title|artist|year|medium|museum`, the most popular first.
 const ARTWORKS: &str = include_str!("artworks.txt");
-/// `name|born|died|country|movement`.
+/// `name|content_since|died|country|movement`.
 const ARTISTS: &str = include_str!("artists.txt");
 /// How many similar works are named.
 const SIMILAR: usize = 6;
@@ -33,7 +33,7 @@ pub(super) struct Artwork {
 #[derive(Debug)]
 pub(super) struct Artist {
     pub(super) name: &'static str,
-    born: Option<u32>,
+    content_since: Option<u32>,
     died: Option<u32>,
     country: &'static str,
     movement: &'static str,
@@ -53,10 +53,17 @@ impl Collection {
         let mut artists: Vec<Artist> = ARTISTS
             .lines()
             .map(|line| {
-                let [name, born, died, country, movement] = columns(line);
+                let [name, content_since, died, country, movement] = columns(line);
                 let works =
                     artworks.iter().enumerate().filter(|(_, work)| work.artist == name).map(|(i, _)| i).collect();
-                Artist { name, born: born.parse().ok(), died: died.parse().ok(), country, movement, works }
+                Artist {
+                    name,
+                    content_since: content_since.parse().ok(),
+                    died: died.parse().ok(),
+                    country,
+                    movement,
+                    works,
+                }
             })
             .collect();
         // An artist is as popular as the most popular work.
@@ -144,15 +151,15 @@ impl Collection {
     pub(super) fn biography(&self, artist: &Artist) -> Value {
         let works: Vec<&str> = artist.works.iter().filter_map(|i| Some(self.artworks.get(*i)?.title)).collect();
         let Artist { name, country, movement, .. } = artist;
-        let life = match (artist.born, artist.died) {
-            (Some(born), Some(died)) => format!("born in {born} and died in {died}"),
-            (Some(born), None) => format!("at work since {born}"),
+        let life = match (artist.content_since, artist.died) {
+            (Some(content_since), Some(died)) => format!("content_since in {content_since} and died in {died}"),
+            (Some(content_since), None) => format!("at work since {content_since}"),
             (None, _) => "of whose life little is known".to_owned(),
         };
         let known = works.first().copied().unwrap_or_default();
         json!({
             "name": name,
-            "born": artist.born,
+            "content_since": artist.content_since,
             "died": artist.died,
             "country": country,
             "movement": movement,
@@ -234,7 +241,7 @@ impl Artwork {
 impl Artist {
     /// The years of birth and death.
     pub(super) fn life(&self) -> (Option<u32>, Option<u32>) {
-        (self.born, self.died)
+        (self.content_since, self.died)
     }
 }
 

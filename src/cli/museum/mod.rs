@@ -11,7 +11,7 @@
 //! | `GET /artworks/{name}/image` | `{"data": {"title", "image_id", "url", …, "version"}}` |
 //! | `GET /artworks/{name}/similar` | `{"data": [{"title", "artist", …, "version"}]}`; the version is that of the work asked for |
 //! | `POST` or `PUT /artworks/{name}` | edits it: `{"name", "version"}` |
-//! | `GET /artists/{name}` | `{"data": {"name", "born", …, "works", "version"}}` |
+//! | `GET /artists/{name}` | `{"data": {"name", "content_since", …, "works", "version"}}` |
 //! | `GET /popular`, `GET /artists/popular` | `{"names": […]}`, the most popular first; `?limit=` for fewer |
 //! | `POST /v1/chat/completions` | a completion whose text depends on the prompt |
 //! | `GET /stats` | calls by endpoint, AI tokens, dollars |

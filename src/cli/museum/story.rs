@@ -101,8 +101,8 @@ pub(super) fn tell(collection: &Collection, prompt: &str, most: Option<u64>) -> 
     };
     let text = if prompt.contains("JSON") || prompt.contains("json") {
         let mut document = json!({ "title": subject, "text": format!("{opening} {middle} {ending}") });
-        if let Some((born, died)) = collection.artist(&subject).map(Artist::life) {
-            document["born"] = json!(born);
+        if let Some((content_since, died)) = collection.artist(&subject).map(Artist::life) {
+            document["content_since"] = json!(content_since);
             document["died"] = json!(died);
         }
         document.to_string()

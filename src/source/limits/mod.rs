@@ -15,7 +15,7 @@ use super::{Cost, FetchError, Spent};
 pub use lately::Lately;
 
 use crate::entry::JobName;
-use crate::entry::Urgency;
+use crate::entry::Priority;
 use crate::job::Upstream;
 use crate::protocol::Keys;
 use crate::redis::Connection;
@@ -90,7 +90,7 @@ pub struct Gate {
     /// Kept free for what was named by itself, which waits for nobody else's answer then.
     kept: Arc<Semaphore>,
     local_concurrency: usize,
-    /// One for each urgency. Only the head of a line asks; so no request overtakes another of its kind.
+    /// One for each priority. Only the head of a line asks; so no request overtakes another of its kind.
     lines: [Line<()>; 3],
     /// How many wait in each.
     waiting: [AtomicUsize; 3],
@@ -267,7 +267,7 @@ impl Gate {
     ///
     /// # Errors
     /// Redis's; they come back by expiry.
-    pub async fn bury(&self, worker: &str) -> redis::RedisResult<()> {
+    pub async fn rescue(&self, worker: &str) -> redis::RedisResult<()> {
         let [state, permits, _, held] = &self.keys;
         let (ids, probe, holders): (Vec<String>, Option<String>, Vec<String>) = redis::pipe()
             .cmd("ZRANGE")
@@ -294,8 +294,8 @@ impl Gate {
     ///
     /// # Errors
     /// As [`Gate::admit_for`].
-    pub async fn admit(self: &Arc<Self>, urgency: Urgency, deadline: Instant) -> Result<Permit, Refusal> {
-        self.admit_for(urgency, deadline, Cost::default()).await
+    pub async fn admit(self: &Arc<Self>, priority: Priority, deadline: Instant) -> Result<Permit, Refusal> {
+        self.admit_for(priority, deadline, Cost::default()).await
     }
 
     /// Waits for admission until `deadline`, and until the budget has room for the cost; more urgent requests go first,
@@ -306,14 +306,14 @@ impl Gate {
     /// the deadline. Reason `redis` where Redis does not answer.
     pub async fn admit_for(
         self: &Arc<Self>,
-        urgency: Urgency,
+        priority: Priority,
         deadline: Instant,
         cost: Cost,
     ) -> Result<Permit, Refusal> {
         if let Some(refusal) = self.closed().filter(|refusal| Instant::now() + refusal.wait > deadline) {
             return Err(refusal);
         }
-        match timeout_at(deadline.into(), self.pass(urgency, deadline, cost)).await {
+        match timeout_at(deadline.into(), self.pass(priority, deadline, cost)).await {
             Ok(answer) => answer,
             Err(_) => {
                 let reason = self.known().refused.unwrap_or("concurrency");
@@ -387,14 +387,14 @@ impl Gate {
         self.news.notify_waiters();
     }
 
-    async fn pass(self: &Arc<Self>, urgency: Urgency, deadline: Instant, cost: Cost) -> Result<Permit, Refusal> {
+    async fn pass(self: &Arc<Self>, priority: Priority, deadline: Instant, cost: Cost) -> Result<Permit, Refusal> {
         let began = Instant::now();
-        let _place = Place::of(self, urgency);
-        let _line = self.lines[urgency as usize].lock().await;
+        let _place = Place::of(self, priority);
+        let _line = self.lines[priority as usize].lock().await;
         let mut poll = POLL.0;
         loop {
-            self.let_more_urgent_pass(urgency).await;
-            let Ok(slot) = self.slot(urgency).await else {
+            self.let_more_urgent_pass(priority).await;
+            let Ok(slot) = self.slot(priority).await else {
                 return Err(Refusal { wait: SOON, reason: "concurrency" });
             };
             let refusal = match self.ask(slot, began, deadline, cost).await {
@@ -421,9 +421,9 @@ impl Gate {
     }
 
     /// Waits until one more request may be in flight here.
-    async fn slot(&self, urgency: Urgency) -> Result<OwnedSemaphorePermit, AcquireError> {
+    async fn slot(&self, priority: Priority) -> Result<OwnedSemaphorePermit, AcquireError> {
         let (slots, kept) = (Arc::clone(&self.slots), Arc::clone(&self.kept));
-        if urgency < Urgency::Single {
+        if priority < Priority::High {
             return slots.acquire_owned().await;
         }
         tokio::select! {
@@ -516,11 +516,11 @@ impl Gate {
     }
 
     /// Waits while more urgent requests wait.
-    async fn let_more_urgent_pass(&self, urgency: Urgency) {
+    async fn let_more_urgent_pass(&self, priority: Priority) {
         loop {
             let mut news = std::pin::pin!(self.news.notified());
             news.as_mut().enable();
-            if self.waiting[urgency as usize + 1..].iter().all(|waiting| waiting.load(Ordering::Acquire) == 0) {
+            if self.waiting[priority as usize + 1..].iter().all(|waiting| waiting.load(Ordering::Acquire) == 0) {
                 return;
             }
             news.await;
@@ -771,19 +771,19 @@ impl Drop for Owed<'_> {
 }
 
 /// A request that waits: less urgent ones let it pass.
-struct Place<'a>(&'a Gate, Urgency);
+struct Place<'a>(&'a Gate, Priority);
 
 impl<'a> Place<'a> {
-    fn of(gate: &'a Gate, urgency: Urgency) -> Self {
-        gate.waiting[urgency as usize].fetch_add(1, Ordering::AcqRel);
-        Self(gate, urgency)
+    fn of(gate: &'a Gate, priority: Priority) -> Self {
+        gate.waiting[priority as usize].fetch_add(1, Ordering::AcqRel);
+        Self(gate, priority)
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.waiting[self.1 as usize].fetch_sub(1, Ordering::AcqRel);
-        if self.1 > Urgency::Usual {
+        if self.1 > Priority::Normal {
             self.0.news.notify_waiters();
         }
     }

@@ -94,7 +94,7 @@ async fn fleet_never_has_more_in_flight_than_allowed() {
             let (gate, now, most, all) = (gate.clone(), now.clone(), most.clone(), all.clone());
             tasks.spawn(async move {
                 let permit = gate
-                    .admit(if i % 5 == 0 { Urgency::Single } else { Urgency::Usual }, within(30_000))
+                    .admit(if i % 5 == 0 { Priority::High } else { Priority::Normal }, within(30_000))
                     .await
                     .unwrap();
                 most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -125,7 +125,7 @@ async fn fleet_never_begins_more_than_the_rate() {
         for _ in 0..20 {
             let (gate, begun) = (gate.clone(), begun.clone());
             tasks.spawn(async move {
-                let permit = gate.admit(Urgency::Usual, within(30_000)).await.unwrap();
+                let permit = gate.admit(Priority::Normal, within(30_000)).await.unwrap();
                 begun.lock().unwrap().push(Instant::now());
                 permit.done(Ended::Ok).await;
             });
@@ -148,8 +148,8 @@ async fn refusal_comes_at_once_where_admission_would_be_too_late() {
     let server = Server::start().await;
     let limited = Upstream { rate: Some(Rate { count: 1, per: Duration::from_secs(3600) }), ..upstream() };
     let gate = server.gate(&limited).await;
-    gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
-    let refusal = gate.admit(Urgency::Usual, within(600_000)).await.unwrap_err();
+    gate.admit(Priority::Normal, within(1000)).await.unwrap().done(Ended::Ok).await;
+    let refusal = gate.admit(Priority::Normal, within(600_000)).await.unwrap_err();
     assert_eq!(refusal.reason, "rate");
     assert!(refusal.wait > Duration::from_secs(3500) && refusal.wait <= Duration::from_secs(3600), "{refusal:?}");
 }
@@ -159,11 +159,11 @@ async fn permits_of_a_dead_worker_come_back() {
     let server = Server::start().await;
     let limited = Upstream { concurrency: Some(1), timeout: Duration::ZERO, ..upstream() };
     let dead = server.gate(&limited).await;
-    let permit = dead.admit(Urgency::Usual, within(1000)).await.unwrap();
+    let permit = dead.admit(Priority::Normal, within(1000)).await.unwrap();
     let other = server.gate(&limited).await;
-    assert_eq!(other.admit(Urgency::Usual, within(200)).await.unwrap_err().reason, "concurrency");
+    assert_eq!(other.admit(Priority::Normal, within(200)).await.unwrap_err().reason, "concurrency");
     std::mem::forget(permit);
-    other.admit(Urgency::Usual, within(30_000)).await.expect("comes back after the grace").done(Ended::Ok).await;
+    other.admit(Priority::Normal, within(30_000)).await.expect("comes back after the grace").done(Ended::Ok).await;
 }
 
 #[tokio::test]
@@ -171,11 +171,11 @@ async fn dropped_permits_come_back_with_the_next_call() {
     let server = Server::start().await;
     let limited = Upstream { concurrency: Some(1), ..upstream() };
     let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
-    drop(gate.admit(Urgency::Usual, within(1000)).await.unwrap());
-    drop(gate.admit(Urgency::Usual, within(1000)).await.expect("the gate itself knows"));
-    assert_eq!(other.admit(Urgency::Usual, within(100)).await.unwrap_err().reason, "concurrency");
+    drop(gate.admit(Priority::Normal, within(1000)).await.unwrap());
+    drop(gate.admit(Priority::Normal, within(1000)).await.expect("the gate itself knows"));
+    assert_eq!(other.admit(Priority::Normal, within(100)).await.unwrap_err().reason, "concurrency");
     gate.refresh().await;
-    other.admit(Urgency::Usual, within(1000)).await.expect("handed back").done(Ended::Ok).await;
+    other.admit(Priority::Normal, within(1000)).await.expect("handed back").done(Ended::Ok).await;
 }
 
 #[tokio::test]
@@ -184,15 +184,15 @@ async fn cancelled_waiting_leaves_nothing_taken() {
     let limited = Upstream { concurrency: Some(2), ..upstream() };
     let gate = server.gate(&limited).await;
     for _ in 0..50 {
-        let mut admission = Box::pin(gate.admit(Urgency::Usual, within(10_000)));
+        let mut admission = Box::pin(gate.admit(Priority::Normal, within(10_000)));
         tokio::select! {
             biased;
             _ = &mut admission => {}
             () = tokio::task::yield_now() => {}
         }
     }
-    let first = gate.admit(Urgency::Usual, within(2000)).await.unwrap();
-    let second = gate.admit(Urgency::Usual, within(2000)).await.unwrap();
+    let first = gate.admit(Priority::Normal, within(2000)).await.unwrap();
+    let second = gate.admit(Priority::Normal, within(2000)).await.unwrap();
     assert_eq!(gate.in_flight(), 2);
     first.done(Ended::Ok).await;
     second.done(Ended::Ok).await;
@@ -205,15 +205,15 @@ async fn busy_upstream_is_left_alone_by_all() {
     let mut listener = redis::Client::open(server.url.as_str()).unwrap().get_async_pubsub().await.unwrap();
     listener.subscribe("test:signal").await.unwrap();
     let (gate, other) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
-    gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Busy(Duration::from_secs(2))).await;
+    gate.admit(Priority::Normal, within(1000)).await.unwrap().done(Ended::Busy(Duration::from_secs(2))).await;
     assert!(gate.closed_for().is_some());
     let message = futures_util::StreamExt::next(&mut listener.on_message()).await.unwrap();
     assert_eq!(message.get_payload::<String>().unwrap(), "upstream museum");
     other.refresh().await;
-    let refusal = other.admit(Urgency::Single, within(500)).await.unwrap_err();
+    let refusal = other.admit(Priority::High, within(500)).await.unwrap_err();
     assert_eq!(refusal.reason, "retry-after");
     let asked = Instant::now();
-    other.admit(Urgency::Usual, within(20_000)).await.expect("after the time asked for").done(Ended::Ok).await;
+    other.admit(Priority::Normal, within(20_000)).await.expect("after the time asked for").done(Ended::Ok).await;
     assert!(asked.elapsed() >= refusal.wait - Duration::from_millis(100));
 }
 
@@ -223,14 +223,14 @@ async fn breaker_opens_probes_once_and_closes() {
     let (gate, other) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
     for _ in 0..FAILURES {
         assert_eq!(gate.closed_for(), None);
-        gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
+        gate.admit(Priority::Normal, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
     }
     other.refresh().await;
     assert!(other.closed_for().unwrap() > Duration::from_secs(4));
-    assert_eq!(other.admit(Urgency::Single, within(1000)).await.unwrap_err().reason, "breaker");
+    assert_eq!(other.admit(Priority::High, within(1000)).await.unwrap_err().reason, "breaker");
 
-    let probe = gate.admit(Urgency::Usual, within(20_000)).await.unwrap();
-    let refusal = other.admit(Urgency::Usual, within(100)).await.unwrap_err();
+    let probe = gate.admit(Priority::Normal, within(20_000)).await.unwrap();
+    let refusal = other.admit(Priority::Normal, within(100)).await.unwrap_err();
     assert_eq!(refusal.reason, "breaker", "one probe at a time");
     probe.done(Ended::UpstreamFailed).await;
     other.refresh().await;
@@ -245,15 +245,15 @@ async fn breaker_opens_probes_once_and_closes() {
         .unwrap();
     gate.refresh().await;
     other.refresh().await;
-    drop(other.admit(Urgency::Usual, within(1000)).await.unwrap());
+    drop(other.admit(Priority::Normal, within(1000)).await.unwrap());
     other.refresh().await;
-    let probe = gate.admit(Urgency::Usual, within(1000)).await.expect("a dropped probe lets another one go");
+    let probe = gate.admit(Priority::Normal, within(1000)).await.expect("a dropped probe lets another one go");
     probe.done(Ended::Answer).await;
     other.refresh().await;
     assert_eq!(other.closed_for(), None);
     let (one, two) = (
-        other.admit(Urgency::Usual, within(1000)).await.unwrap(),
-        other.admit(Urgency::Usual, within(1000)).await.unwrap(),
+        other.admit(Priority::Normal, within(1000)).await.unwrap(),
+        other.admit(Priority::Normal, within(1000)).await.unwrap(),
     );
     one.done(Ended::Ok).await;
     two.done(Ended::Ok).await;
@@ -265,8 +265,8 @@ async fn a_refused_account_closes_the_gate_for_longer_each_time() {
     let (gate, other) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
     let refused: Result<(), _> = Err(FetchError::Refused(Duration::ZERO, "insufficient_quota".into()));
     let (first, second) = (
-        gate.admit(Urgency::Usual, within(1000)).await.unwrap(),
-        gate.admit(Urgency::Usual, within(1000)).await.unwrap(),
+        gate.admit(Priority::Normal, within(1000)).await.unwrap(),
+        gate.admit(Priority::Normal, within(1000)).await.unwrap(),
     );
     first.end(&refused).await;
     // It was under way already, and tells nothing new.
@@ -276,7 +276,7 @@ async fn a_refused_account_closes_the_gate_for_longer_each_time() {
     {
         for gate in [&gate, &other] {
             gate.refresh().await;
-            let refusal = gate.admit(Urgency::Single, within(1000)).await.unwrap_err();
+            let refusal = gate.admit(Priority::High, within(1000)).await.unwrap_err();
             assert_eq!(refusal.reason, "refused");
             assert!((at_least..=at_most).contains(&refusal.wait.as_secs()), "{refusal:?}");
             assert!(gate.says(&refusal).ends_with("somebody sees to it: insufficient_quota"));
@@ -284,20 +284,20 @@ async fn a_refused_account_closes_the_gate_for_longer_each_time() {
         }
         server.let_probe_go().await;
         gate.refresh().await;
-        gate.admit(Urgency::Usual, within(1000)).await.unwrap().end(&refused).await;
+        gate.admit(Priority::Normal, within(1000)).await.unwrap().end(&refused).await;
     }
     server.let_probe_go().await;
     gate.refresh().await;
-    gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
+    gate.admit(Priority::Normal, within(1000)).await.unwrap().done(Ended::Ok).await;
     other.refresh().await;
     assert_eq!((other.closed_for(), other.is_broken()), (None, false));
     // It begins anew, and leaves it alone for as long as it asks.
     let asked = Err::<(), _>(FetchError::Refused(Duration::from_secs(600), "x".into()));
-    gate.admit(Urgency::Usual, within(1000)).await.unwrap().end(&asked).await;
+    gate.admit(Priority::Normal, within(1000)).await.unwrap().end(&asked).await;
     assert!(gate.closed_for().unwrap() > Duration::from_secs(590));
     server.let_probe_go().await;
     gate.refresh().await;
-    gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
+    gate.admit(Priority::Normal, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
     assert_eq!(gate.refusal().unwrap().reason, "breaker");
 }
 
@@ -306,9 +306,9 @@ async fn failures_of_one_worker_do_not_close_a_healthy_upstream() {
     let server = Server::start().await;
     let (ill, well) = (server.gate(&upstream()).await, server.gate(&upstream()).await);
     for _ in 0..3 * FAILURES {
-        ill.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
+        ill.admit(Priority::Normal, within(1000)).await.unwrap().done(Ended::UpstreamFailed).await;
         well.refresh().await;
-        well.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
+        well.admit(Priority::Normal, within(1000)).await.unwrap().done(Ended::Ok).await;
     }
     assert_eq!(ill.closed_for(), None);
 }
@@ -319,7 +319,7 @@ async fn well_upstream_without_limits_costs_no_round_trip() {
     let gate = server.gate(&upstream()).await;
     let before = server.commands().await;
     for _ in 0..100 {
-        gate.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
+        gate.admit(Priority::Normal, within(1000)).await.unwrap().done(Ended::Ok).await;
     }
     assert_eq!(server.commands().await, before);
 }
@@ -331,14 +331,14 @@ async fn spent_tokens_close_the_gate_until_the_window_ends() {
     let limited = Upstream { tokens: Some(budget), ..upstream() };
     let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
     for _ in 0..2 {
-        let mut permit = gate.admit(Urgency::Usual, within(1000)).await.unwrap();
+        let mut permit = gate.admit(Priority::Normal, within(1000)).await.unwrap();
         permit.spend(600);
         permit.done(Ended::Answer).await;
     }
-    let refusal = other.admit(Urgency::Single, within(10)).await.unwrap_err();
+    let refusal = other.admit(Priority::High, within(10)).await.unwrap_err();
     assert_eq!(refusal.reason, "tokens");
     assert!(refusal.wait <= budget.per);
-    other.admit(Urgency::Usual, within(20_000)).await.expect("a new window").done(Ended::Ok).await;
+    other.admit(Priority::Normal, within(20_000)).await.expect("a new window").done(Ended::Ok).await;
     other.refresh().await;
     let left: u32 =
         redis::cmd("EXISTS").arg("test:budget:{museum}").query_async(&mut server.connect().await).await.unwrap();
@@ -350,11 +350,11 @@ async fn spent_tokens_stay_spent_when_redis_evicts_all_that_has_a_ttl() {
     let server = Server::start().await;
     let budget = TokenBudget { tokens: 1000, per: Duration::from_secs(3600) };
     let limited = Upstream { tokens: Some(budget), ..upstream() };
-    let mut permit = server.gate(&limited).await.admit(Urgency::Usual, within(1000)).await.unwrap();
+    let mut permit = server.gate(&limited).await.admit(Priority::Normal, within(1000)).await.unwrap();
     permit.spend(1200);
     permit.done(Ended::Ok).await;
     server.evict_what_has_a_ttl().await;
-    let refusal = server.gate(&limited).await.admit(Urgency::Usual, within(1000)).await.unwrap_err();
+    let refusal = server.gate(&limited).await.admit(Priority::Normal, within(1000)).await.unwrap_err();
     assert_eq!(refusal.reason, "tokens");
     assert!(refusal.wait > Duration::from_secs(3000) && refusal.wait <= budget.per, "{refusal:?}");
 }
@@ -370,14 +370,14 @@ async fn urgent_requests_overtake_a_long_line() {
             1,
         ));
         let order = Arc::new(Mutex::new(Vec::new()));
-        let first = gate.admit(Urgency::Usual, within(10_000)).await.unwrap();
+        let first = gate.admit(Priority::Normal, within(10_000)).await.unwrap();
         let mut tasks = tokio::task::JoinSet::new();
-        use Urgency::{Mass, Single, Usual};
-        for urgency in [Usual, Usual, Usual, Mass, Mass, Single, Single] {
+        use Priority::{Bulk, High, Normal};
+        for priority in [Normal, Normal, Normal, Bulk, Bulk, High, High] {
             let (gate, order) = (gate.clone(), order.clone());
             tasks.spawn(async move {
-                let permit = gate.admit(urgency, within(30_000)).await.unwrap();
-                order.lock().unwrap().push(urgency);
+                let permit = gate.admit(priority, within(30_000)).await.unwrap();
+                order.lock().unwrap().push(priority);
                 permit.done(Ended::Ok).await;
             });
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -387,9 +387,9 @@ async fn urgent_requests_overtake_a_long_line() {
             task.unwrap();
         }
         let order = order.lock().unwrap().clone();
-        let place = |of| order.iter().rposition(|urgency| *urgency == of);
+        let place = |of| order.iter().rposition(|priority| *priority == of);
         // The first of each line was at the gate already.
-        assert!(place(Single) <= Some(3) && place(Mass) <= Some(4), "{order:?}");
+        assert!(place(High) <= Some(3) && place(Bulk) <= Some(4), "{order:?}");
     }
 }
 
@@ -399,9 +399,9 @@ async fn without_redis_limited_requests_are_refused_and_others_go() {
     let limited = server.gate(&Upstream { concurrency: Some(1), ..upstream() }).await;
     let free = server.gate(&upstream()).await;
     drop(server);
-    let refusal = limited.admit(Urgency::Usual, within(60_000)).await.unwrap_err();
+    let refusal = limited.admit(Priority::Normal, within(60_000)).await.unwrap_err();
     assert_eq!(refusal.reason, "redis");
-    free.admit(Urgency::Usual, within(1000)).await.unwrap().done(Ended::Ok).await;
+    free.admit(Priority::Normal, within(1000)).await.unwrap().done(Ended::Ok).await;
     limited.refresh().await;
 }
 
@@ -415,7 +415,7 @@ async fn busy_worker_does_not_starve_another() {
         let busy = busy.clone();
         tasks.spawn(async move {
             loop {
-                if let Ok(permit) = busy.admit(Urgency::Usual, within(60_000)).await {
+                if let Ok(permit) = busy.admit(Priority::Normal, within(60_000)).await {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                     permit.done(Ended::Ok).await;
                 }
@@ -427,7 +427,7 @@ async fn busy_worker_does_not_starve_another() {
         while redis::cmd("ZCARD").arg("test:permits:{museum}").query_async::<u32>(&mut redis).await.unwrap() == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        other.admit(Urgency::Usual, within(6000)).await.expect("its turn comes").done(Ended::Ok).await;
+        other.admit(Priority::Normal, within(6000)).await.expect("its turn comes").done(Ended::Ok).await;
     }
 }
 
@@ -449,7 +449,7 @@ async fn tokens_of_answers_of_no_use_are_counted() {
     let jobs = crate::job::Jobs::parse(&files, Duration::from_secs(3600), &|_| None).unwrap();
     let sources = crate::source::Sources::new(&jobs).unwrap();
     let gate = server.gate(jobs.upstreams.values().next().unwrap()).await;
-    let permit = gate.admit(Urgency::Usual, within(5000)).await.unwrap();
+    let permit = gate.admit(Priority::Normal, within(5000)).await.unwrap();
     let ask = crate::source::Ask {
         job: jobs.jobs.values().next().unwrap(),
         source: 0,
@@ -463,7 +463,7 @@ async fn tokens_of_answers_of_no_use_are_counted() {
     let refused = refused.unwrap_err();
     assert!(tokens > 0, "{refused}");
     assert!(matches!(refused, FetchError::Answer(_)), "{refused}");
-    assert_eq!(gate.admit(Urgency::Usual, within(5000)).await.unwrap_err().reason, "tokens");
+    assert_eq!(gate.admit(Priority::Normal, within(5000)).await.unwrap_err().reason, "tokens");
     assert_eq!(gate.in_flight(), 0);
 }
 
@@ -500,18 +500,18 @@ async fn limits_of_the_future_keep_nobody_waiting() {
         set.del(&permits).ignore().zadd(&permits, "other", future - 36_000_000 + 60_000).ignore();
         set.exec_async(&mut redis).await.unwrap();
         gate.refresh().await;
-        let permit = gate.admit(Urgency::Usual, within(20_000)).await;
+        let permit = gate.admit(Priority::Normal, within(20_000)).await;
         permit.unwrap_or_else(|refusal| panic!("{what}: {refusal:?}")).done(Ended::Ok).await;
     }
     redis::pipe().del(&state).zadd(&permits, "dead", future).exec_async(&mut redis).await.unwrap();
-    let permit = gate.admit(Urgency::Usual, within(20_000)).await.expect("the permits of the dead come back");
+    let permit = gate.admit(Priority::Normal, within(20_000)).await.expect("the permits of the dead come back");
     permit.done(Ended::Ok).await;
     // All is spent, in a window of a second.
     let mut spent = redis::pipe();
     spent.hset(&budget, "tokens", 20).hset(&budget, "ends", future).hset(&budget, "long", 1_000);
     spent.exec_async(&mut redis).await.unwrap();
     gate.refresh().await;
-    gate.admit(Urgency::Usual, within(20_000)).await.expect("the window ends in time").done(Ended::Ok).await;
+    gate.admit(Priority::Normal, within(20_000)).await.expect("the window ends in time").done(Ended::Ok).await;
     // The upstream asked to be left alone, for an hour at most.
     redis::cmd("HSET").arg(&state).arg("blocked").arg(future).exec_async(&mut redis).await.unwrap();
     gate.refresh().await;
@@ -529,7 +529,7 @@ const HUNDRED: Cost = Cost { prompt: 20, answer: Some(80) };
 impl Gate {
     /// A permit for a request of that cost, if there is one just now.
     async fn try_for(self: &Arc<Self>, cost: Cost) -> Result<Permit, &'static str> {
-        self.admit_for(Urgency::Usual, within(100), cost).await.map_err(|refusal| refusal.reason)
+        self.admit_for(Priority::Normal, within(100), cost).await.map_err(|refusal| refusal.reason)
     }
 }
 
@@ -638,14 +638,19 @@ async fn what_a_dead_worker_held_runs_out() {
     let (dead, other) = (server.gate(&limited).await, server.gate(&limited).await);
     std::mem::forget(dead.try_for(HUNDRED).await.unwrap());
     assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "reserved");
-    other.admit_for(Urgency::Usual, within(30_000), HUNDRED).await.expect("after the grace").done(Ended::Unused).await;
+    other
+        .admit_for(Priority::Normal, within(30_000), HUNDRED)
+        .await
+        .expect("after the grace")
+        .done(Ended::Unused)
+        .await;
     // Sooner, where somebody finds it dead.
     let named =
         Gate::new(Arc::new(budgeted(100, HOUR)), server.connect().await, &Keys::new("test", "test:invalidate"), 64);
     let named = Arc::new(named.held_by("worker"));
     std::mem::forget(named.try_for(HUNDRED).await.unwrap());
     assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "reserved");
-    other.bury("worker").await.unwrap();
+    other.rescue("worker").await.unwrap();
     other.try_for(HUNDRED).await.expect("given back").done(Ended::Unused).await;
     assert_eq!((server.spent().await, server.held().await), (None, 0));
 }
@@ -656,9 +661,9 @@ async fn window_that_ends_forgets_what_was_spent_and_not_what_is_held() {
     let limited = budgeted(1000, Duration::from_secs(2));
     let gate = server.gate(&limited).await;
     let under_way = gate.try_for(Cost { prompt: 100, answer: Some(800) }).await.unwrap();
-    gate.admit(Urgency::Usual, within(1000)).await.unwrap().cost(1000).await;
+    gate.admit(Priority::Normal, within(1000)).await.unwrap().cost(1000).await;
     assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "tokens");
-    let fits = gate.admit_for(Urgency::Usual, within(20_000), HUNDRED).await.expect("a new window");
+    let fits = gate.admit_for(Priority::Normal, within(20_000), HUNDRED).await.expect("a new window");
     assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "reserved");
     under_way.cost(600).await;
     assert_eq!(server.spent().await, Some(600), "it counts in the window in which it ends");
@@ -682,7 +687,7 @@ async fn tokens_that_could_not_be_counted_are_counted_with_the_next_call() {
     assert_eq!(server.spent().await, None);
     assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "redis");
     server.set(&["REPLICAOF", "NO", "ONE"]).await;
-    gate.admit_for(Urgency::Usual, within(20_000), HUNDRED).await.unwrap().done(Ended::Unused).await;
+    gate.admit_for(Priority::Normal, within(20_000), HUNDRED).await.unwrap().done(Ended::Unused).await;
     // Twice 90, and 100 that the request may have cost that nobody saw the end of.
     assert_eq!((server.spent().await, server.held().await), (Some(280), 0));
     other.try_for(HUNDRED).await.unwrap().cost(1).await;
@@ -710,7 +715,7 @@ async fn small_requests_do_not_starve_a_large_one() {
         let busy = busy.clone();
         tasks.spawn(async move {
             loop {
-                if let Ok(permit) = busy.admit_for(Urgency::Usual, within(60_000), HUNDRED).await {
+                if let Ok(permit) = busy.admit_for(Priority::Normal, within(60_000), HUNDRED).await {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                     permit.done(Ended::Unused).await;
                 }
@@ -721,7 +726,7 @@ async fn small_requests_do_not_starve_a_large_one() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let large = Cost { prompt: 1000, answer: Some(1_000_000) };
-    other.admit_for(Urgency::Usual, within(20_000), large).await.expect("its turn comes").done(Ended::Unused).await;
+    other.admit_for(Priority::Normal, within(20_000), large).await.expect("its turn comes").done(Ended::Unused).await;
 }
 
 #[tokio::test]
@@ -743,6 +748,6 @@ async fn strangers_key_at_what_is_held_stops_no_other_request() {
     let gate = server.gate(&Upstream { concurrency: Some(1), ..upstream() }).await;
     server.set(&["SET", "test:reserved:{museum}", "a stranger's"]).await;
     for _ in 0..3 {
-        gate.admit(Urgency::Usual, within(10_000)).await.unwrap().done(Ended::Ok).await;
+        gate.admit(Priority::Normal, within(10_000)).await.unwrap().done(Ended::Ok).await;
     }
 }

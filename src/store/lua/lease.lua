@@ -9,7 +9,7 @@
 --       8 not where so many workers in a row or more have died while they fetched it (-1: whatever it did)
 -- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta} | {'leased', now = start, PEXPIRETIME, meta} | {'absent'}
 --       | {'deadly'}
---       | {'taboo', 0, -2, type}: the key holds no string, so it is no value of ours to replace; not asked of what lives
+--       | {'wrongtype', 0, -2, type}: the key holds no string, so it is no value of ours to replace; not asked of what lives
 --         exactly as long as we gave it
 local known = redis.call('MGET', KEYS[2], KEYS[3])
 local time = redis.call('TIME')
@@ -28,7 +28,7 @@ if pxat == -2 then
   if ARGV[6] == '1' then return {'absent'} end
 elseif not ours then
   local kind = redis.call('TYPE', KEYS[1]).ok
-  if kind ~= 'string' then return {'taboo', 0, -2, kind} end
+  if kind ~= 'string' then return {'wrongtype', 0, -2, kind} end
 end
 if pxat ~= -2 and (invalid or '0') == '0' then
   -- What outlives its TTL is not fresh; neither is what was fetched in the future, by a clock that ran ahead.

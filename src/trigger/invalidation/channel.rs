@@ -1,7 +1,7 @@
-//! The ear: bare invalidations on the channel, and the signals by which workers wake one another.
+//! The gap_detector: bare invalidations on the channel, and the signals by which workers wake one another.
 //!
 //! A bare `PUBLISH` is honoured at pub/sub's own at-most-once: what is published while nobody is subscribed is not heard.
-//! The [`Ear`] finds out when that may have been.
+//! The [`GapDetector`] finds out when that may have been.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use tokio::task::unconstrained;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::super::{At, Ear, Intake, Receipt};
+use super::super::{Ack, At, GapDetector, Pipeline};
 use super::invalidator::Complaints;
-use crate::agenda::Bell;
+use crate::agenda::Wakeup;
 use crate::entry::UpstreamName;
 use crate::protocol::Message;
 use crate::protocol::{Keys, inbox};
 use crate::queue::{QUEUED_SIGNAL, Queue};
-use crate::redis::Sign;
-use crate::redis::{Connection, Patience};
+use crate::redis::LoopHealth;
+use crate::redis::{Backoff, Connection};
 use crate::source::Gate;
-use crate::store::SUSPECT_SIGNAL;
+use crate::store::REVALIDATE_SIGNAL;
 use crate::telemetry::Telemetry;
 
 /// Messages that wait to be handed on; those of a faster publisher wait on the connection, which has no bound.
@@ -42,13 +42,13 @@ pub struct Listener {
     /// The names.
     pub keys: Keys,
     /// Who handles invalidations.
-    pub intake: Intake,
+    pub pipeline: Pipeline,
     /// Who knows whether it hears.
-    pub ear: Ear,
+    pub gap_detector: GapDetector,
     /// Who is woken when something is suspect.
-    pub suspicion: Arc<Notify>,
+    pub revalidator: Arc<Notify>,
     /// Who is woken when something is due.
-    pub bell: Arc<Bell>,
+    pub wakeup: Arc<Wakeup>,
     /// Who is woken when something is queued.
     pub queue: Queue,
     /// Who is told when an upstream closes or opens.
@@ -56,7 +56,7 @@ pub struct Listener {
     /// Where malformed messages are counted.
     pub telemetry: Telemetry,
     /// Whether it is subscribed.
-    pub sign: Sign,
+    pub loop_health: LoopHealth,
 }
 
 impl Listener {
@@ -65,7 +65,7 @@ impl Listener {
         let (heard, messages) = mpsc::channel(WAITING);
         let (news, changed) = mpsc::channel(self.gates.len().max(1) * 4);
         let listening = self.listen(heard, news, &stop);
-        tokio::join!(listening, self.ear.run(&stop), self.hand_on(messages), self.look_at_gates(changed));
+        tokio::join!(listening, self.gap_detector.run(&stop), self.hand_on(messages), self.look_at_gates(changed));
     }
 
     /// Looks at upstreams that have changed, apart from hearing.
@@ -78,15 +78,15 @@ impl Listener {
     }
 
     async fn listen(&self, heard: mpsc::Sender<Heard>, news: mpsc::Sender<UpstreamName>, stop: &CancellationToken) {
-        let mut patience = Patience::new("the subscription").showing(&self.sign);
+        let mut backoff = Backoff::new("the subscription").showing(&self.loop_health);
         let mut deaf_since: Option<Instant> = None;
         while !stop.is_cancelled() {
-            match self.subscribe(&heard, &news, stop, &mut deaf_since, &mut patience).await {
+            match self.subscribe(&heard, &news, stop, &mut deaf_since, &mut backoff).await {
                 // The connection ended.
-                Ok(()) => self.sign.ill("the connection ended"),
-                Err(e) => patience.ill(&e, stop).await,
+                Ok(()) => self.loop_health.ill("the connection ended"),
+                Err(e) => backoff.ill(&e, stop).await,
             }
-            self.ear.lost();
+            self.gap_detector.lost();
             deaf_since.get_or_insert_with(Instant::now);
         }
     }
@@ -97,7 +97,7 @@ impl Listener {
         news: &mpsc::Sender<UpstreamName>,
         stop: &CancellationToken,
         deaf_since: &mut Option<Instant>,
-        patience: &mut Patience,
+        backoff: &mut Backoff,
     ) -> redis::RedisResult<()> {
         let connect = self.client.get_async_pubsub();
         let signals = self.keys.signal_channel();
@@ -110,19 +110,19 @@ impl Listener {
         let pubsub = tokio::time::timeout(AWAY, subscribed)
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
-        patience.well();
+        backoff.well();
         if let Some(since) = deaf_since.take() {
             info!(channel = channels[0], "subscribed again after {:.1} s", since.elapsed().as_secs_f32());
         }
         self.warn_of_other_databases().await;
         // Whatever was signalled meanwhile.
         self.queue.wake();
-        self.suspicion.notify_one();
+        self.revalidator.notify_one();
         let (mut sink, mut messages) = pubsub.split();
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
-                () = self.ear.is_deaf() => break,
+                () = self.gap_detector.is_deaf() => break,
                 () = stop.cancelled() => {
                     // Redis confirms it after the last message, so that all of them have come by then.
                     let ended = tokio::time::timeout(AWAY, sink.unsubscribe(&channels)).await;
@@ -173,7 +173,7 @@ impl Listener {
             // One byte more than may be, and it is known to be too long.
             let text = payload.get(..=inbox::LARGEST).unwrap_or(payload).to_owned();
             // It is handed on for as long as any is heard.
-            let _ = heard.send((Instant::now(), self.ear.unhandled().hear(), text)).await;
+            let _ = heard.send((Instant::now(), self.gap_detector.unhandled().hear(), text)).await;
         }
     }
 
@@ -181,11 +181,11 @@ impl Listener {
     async fn hand_on(&self, mut messages: mpsc::Receiver<Heard>) {
         let mut complaints = Complaints::of("a message on the invalidation channel");
         while let Some((received, number, text)) = messages.recv().await {
-            let receipt = Receipt::heard(number, Arc::clone(self.ear.unhandled()));
+            let ack = Ack::heard(number, Arc::clone(self.gap_detector.unhandled()));
             match Message::read(&text) {
-                Ok(message) => self.intake.take(message, At::Received(received), "channel", receipt).await,
+                Ok(message) => self.pipeline.take(message, At::Received(received), "channel", ack).await,
                 Err(e) => {
-                    receipt.done();
+                    ack.done();
                     self.telemetry.malformed();
                     complaints.complain(&text, &e.to_string());
                 }
@@ -195,16 +195,16 @@ impl Listener {
 
     fn signal(&self, text: &str, news: &mpsc::Sender<UpstreamName>) {
         match text.split_once(' ') {
-            Some(("due", job)) => self.bell.ring(job),
+            Some(("due", job)) => self.wakeup.wake(job),
             Some(("upstream", name)) => {
                 if let Some((name, _)) = self.gates.get_key_value(name) {
                     // With so many waiting, it is among them.
                     let _ = news.try_send(name.clone());
                 }
             }
-            Some(("canary", canary)) => self.ear.heard(canary),
+            Some(("canary", canary)) => self.gap_detector.heard(canary),
             _ if text == QUEUED_SIGNAL => self.queue.wake(),
-            _ if text == SUSPECT_SIGNAL => self.suspicion.notify_one(),
+            _ if text == REVALIDATE_SIGNAL => self.revalidator.notify_one(),
             _ => {}
         }
     }
@@ -216,7 +216,7 @@ fn come<T>(messages: &mut (impl Stream<Item = T> + Unpin)) -> Option<T> {
     unconstrained(messages.next()).now_or_never().flatten()
 }
 
-/// When a message was received, its number ([`super::ear::Unhandled`]), and the message.
+/// When a message was received, its number ([`super::gap_detector::Unhandled`]), and the message.
 type Heard = (Instant, u64, Vec<u8>);
 
 #[cfg(test)]

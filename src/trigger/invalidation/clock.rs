@@ -2,7 +2,7 @@
 //!
 //! Every time that workers compare is Redis's, so a clock that goes back breaks the order of all that was fetched and
 //! invalidated around that moment. Each worker compares it with its own monotonic clock once a beat, and with the latest time
-//! that any worker saw, which Redis keeps. Whoever notices first leaves a suspicion ([`super::Suspicion`]) of everything up to
+//! that any worker saw, which Redis keeps. Whoever notices first leaves a revalidator ([`super::Revalidator`]) of everything up to
 //! the latest time of before. A step smaller than a tenth of the time between two looks cannot be told from a clock that is
 //! being slewed, and is noticed only where the latest time that was seen is later than the present one.
 //!
@@ -16,7 +16,7 @@ use tracing::warn;
 
 use crate::protocol::Keys;
 use crate::redis::Connection;
-use crate::store::SUSPECT_SIGNAL;
+use crate::store::REVALIDATE_SIGNAL;
 
 /// What two readings may differ by whatever lies between them.
 const JITTER: Duration = Duration::from_millis(10);
@@ -65,12 +65,12 @@ impl Clock {
         Self { redis, keys, last: None }
     }
 
-    /// Reads the clock, and raises a suspicion if it was set back.
+    /// Reads the clock, and raises a revalidator if it was set back.
     ///
     /// # Errors
     /// Redis's; look again.
     pub async fn look(&mut self) -> RedisResult<Gone> {
-        let [note, ..] = self.keys.suspicion();
+        let [note, ..] = self.keys.revalidation();
         let asked = Instant::now();
         let mut call = CLOCK.key(note);
         call.key(self.keys.clock());
@@ -86,7 +86,7 @@ impl Clock {
                 call.arg("").arg(0).arg(0).arg(0);
             }
         }
-        call.arg(self.keys.signal_channel()).arg(SUSPECT_SIGNAL);
+        call.arg(self.keys.signal_channel()).arg(REVALIDATE_SIGNAL);
         let (at, set_back): (i64, u64) = call.invoke_async(&mut self.redis.clone()).await?;
         let answered = Instant::now();
         let before = self.last.replace(Reading { at, set_back, asked, answered });

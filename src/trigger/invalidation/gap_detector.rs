@@ -23,7 +23,7 @@ use crate::entry::JobName;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
 use crate::redis::Connection;
-use crate::store::{Doubt, Store};
+use crate::store::{Gap, Store};
 
 /// How often a canary is sent.
 const CANARY: Duration = Duration::from_secs(1);
@@ -137,7 +137,7 @@ impl Other {
 
 /// What became of a job's bare invalidations while a worker did not hear.
 #[derive(Debug, PartialEq, Eq)]
-enum Gap {
+enum Coverage {
     /// Somebody who knows the job heard and handled all of them.
     Covered,
     /// Somebody who may have done so has yet to say it.
@@ -159,37 +159,37 @@ struct Asking<'a> {
 
 impl Asking<'_> {
     /// Goes by whoever else knows the job.
-    fn gap(&self, job: &Job, others: &[Other]) -> Gap {
+    fn gap(&self, job: &Job, others: &[Other]) -> Coverage {
         let Self { worker, since, before, now } = *self;
         let fresh = before == 0;
         // Of those that begin together, each goes by who began before: so the first sees that there was nobody.
         let heard = others.iter().filter(|other| !fresh || (other.since, other.worker.as_str()) < (since, worker));
         let heard: Vec<&Other> = heard.collect();
         if fresh && heard.is_empty() {
-            return Gap::Covered;
+            return Coverage::Covered;
         }
         let heard: Vec<&Other> = heard.into_iter().filter(|other| other.knows(job)).collect();
         let before = if fresh { heard.iter().map(|other| other.last).max().unwrap_or(0) } else { before };
         // By another clock than Redis's now, nobody can be said to have heard since then.
         let covers = heard.iter().filter(|other| other.since <= before && before <= now);
         if covers.clone().any(|other| other.handled >= since) {
-            return Gap::Covered;
+            return Coverage::Covered;
         }
         let mut alive = covers.filter(|other| other.is_alive(now));
         // It heard it all, and has yet to handle it; or it dies.
         let busy = alive.clone().any(|other| other.last >= since);
         if busy || (alive.next().is_some() && now - since < SILENT) {
-            return Gap::Open;
+            return Coverage::Open;
         }
         // Others that heard again a little sooner, after the same gap, have heard since then.
         let since = heard.iter().filter(|other| other.handled >= since).map(|other| other.since).fold(since, i64::min);
-        Gap::Missed(since)
+        Coverage::Missed(since)
     }
 }
 
 /// What one worker hears.
 #[derive(Debug)]
-pub struct Ear {
+pub struct GapDetector {
     redis: Connection,
     keys: Keys,
     worker: Arc<str>,
@@ -241,7 +241,7 @@ impl Hearing {
     }
 }
 
-impl Ear {
+impl GapDetector {
     /// The ear of `worker`.
     pub fn new(redis: Connection, keys: Keys, worker: Arc<str>, jobs: Arc<Jobs>, store: Store) -> Self {
         let (hearing, settled) = (Mutex::default(), CancellationToken::new());
@@ -288,7 +288,7 @@ impl Ear {
         let mut checked = 0;
         let mut waited = 0;
         // The jobs of which that hearing has raised a doubt.
-        let mut doubted = (0, BTreeSet::new());
+        let mut raised = (0, BTreeSet::new());
         while !stop.is_cancelled() {
             let nonce: u128 = rand::random();
             let (since, last, unheard) = {
@@ -309,10 +309,10 @@ impl Ear {
                     }
                     waited = if since != 0 && since != checked { waited + 1 } else { 0 };
                     if waited >= SETTLED {
-                        if doubted.0 != since {
-                            doubted = (since, BTreeSet::new());
+                        if raised.0 != since {
+                            raised = (since, BTreeSet::new());
                         }
-                        match self.check(since, &mut doubted.1).await {
+                        match self.check(since, &mut raised.1).await {
                             Ok(true) => {
                                 (checked, waited) = (since, 0);
                                 self.settled.cancel();
@@ -337,9 +337,9 @@ impl Ear {
     }
 
     /// Looks, for each job, whether somebody heard and handled all that was published since this worker, or the fleet,
-    /// last did, and raises a doubt about jobs of which nobody has; `doubted` are those of which that was done. Returns
+    /// last did, and notes a gap about jobs of which nobody has; `raised` are those of which that was done. Returns
     /// whether all is known: else somebody has yet to say it.
-    async fn check(&self, since: i64, doubted: &mut BTreeSet<JobName>) -> RedisResult<bool> {
+    async fn check(&self, since: i64, raised: &mut BTreeSet<JobName>) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         // The time last, so that nothing true is later.
         let (ears, (seconds, micros)): (HashMap<Vec<u8>, Vec<u8>>, (i64, i64)) =
@@ -355,11 +355,11 @@ impl Ear {
         }
         let asking = Asking { worker: &self.worker, since, before: self.hearing().before, now };
         let (mut open, mut missed, mut until) = (false, Vec::new(), 0);
-        for job in self.jobs.jobs.values().filter(|job| !doubted.contains(&job.name)) {
+        for job in self.jobs.jobs.values().filter(|job| !raised.contains(&job.name)) {
             match asking.gap(job, &others) {
-                Gap::Covered => {}
-                Gap::Open => open = true,
-                Gap::Missed(at) => {
+                Coverage::Covered => {}
+                Coverage::Open => open = true,
+                Coverage::Missed(at) => {
                     missed.push(&**job);
                     until = at.max(until);
                 }
@@ -374,8 +374,8 @@ impl Ear {
                 "nobody was listening for some {seconds} s who knows {}: bare invalidations may have been missed",
                 names.join(", ")
             );
-            self.store.raise_for(&missed, until, Doubt::Missed).await?;
-            doubted.extend(missed.iter().map(|job| job.name.clone()));
+            self.store.note_gap_for(&missed, until, Gap::Missed).await?;
+            raised.extend(missed.iter().map(|job| job.name.clone()));
         }
         let newest = others.iter().map(|other| other.last).max().unwrap_or(0);
         let old = others.into_iter().filter(|other| other.last < now - FORGOTTEN && other.last < newest);
@@ -457,23 +457,23 @@ mod tests {
         for before in [0, 50_000] {
             let asking = Asking { worker: "x", since: 60_000, before, now: 100_000 };
             let gap = |jobs: &[&Job]| asking.gap(&art, &[other("y", [1_000, 99_000, 99_000], jobs)]);
-            assert_eq!(gap(&[&art]), Gap::Covered);
-            assert_eq!(gap(&[&poem, &art]), Gap::Covered);
+            assert_eq!(gap(&[&art]), Coverage::Covered);
+            assert_eq!(gap(&[&poem, &art]), Coverage::Covered);
             for jobs in [&[][..], &[&poem], &[&moved], &[&renamed]] {
-                assert_eq!(gap(jobs), Gap::Missed(60_000), "before {before}");
+                assert_eq!(gap(jobs), Coverage::Missed(60_000), "before {before}");
             }
         }
         let first = Asking { worker: "x", since: 60_000, before: 0, now: 100_000 };
-        assert_eq!(first.gap(&art, &[]), Gap::Covered, "there was no fleet");
+        assert_eq!(first.gap(&art, &[]), Coverage::Covered, "there was no fleet");
     }
 
     #[test]
     fn a_gap_that_others_had_as_well_ends_when_the_first_hears_again() {
         let art = job("art", "art:{name}");
         let asking = Asking { worker: "x", since: 60_000, before: 50_000, now: 100_000 };
-        assert_eq!(asking.gap(&art, &[other("y", [55_000, 99_000, 99_000], &[&art])]), Gap::Missed(55_000));
-        assert_eq!(asking.gap(&art, &[other("y", [55_000, 99_000, 59_000], &[&art])]), Gap::Missed(60_000));
-        assert_eq!(asking.gap(&art, &[other("y", [1_000, 99_000, 59_000], &[&art])]), Gap::Open, "it is at it");
+        assert_eq!(asking.gap(&art, &[other("y", [55_000, 99_000, 99_000], &[&art])]), Coverage::Missed(55_000));
+        assert_eq!(asking.gap(&art, &[other("y", [55_000, 99_000, 59_000], &[&art])]), Coverage::Missed(60_000));
+        assert_eq!(asking.gap(&art, &[other("y", [1_000, 99_000, 59_000], &[&art])]), Coverage::Open, "it is at it");
     }
 
     #[test]
@@ -485,6 +485,6 @@ mod tests {
         assert!(Other::read(b"\xff", b"1 2 3 x", 100_000).is_none());
         let asking = Asking { worker: "x", since: 60_000, before: 700_000, now: 100_000 };
         let others = [other("y", [59_000, 99_000, 99_000], &[&art])];
-        assert_eq!(asking.gap(&art, &others), Gap::Missed(59_000), "the clock was set back in the gap");
+        assert_eq!(asking.gap(&art, &others), Coverage::Missed(59_000), "the clock was set back in the gap");
     }
 }

@@ -17,13 +17,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::super::{At, Intake, Memory, Receipt};
+use super::super::{Ack, At, Pipeline, Watermark};
 use super::invalidator::Complaints;
 use crate::protocol::Message;
 use crate::protocol::{Keys, inbox};
-use crate::redis::Sign;
-use crate::redis::{Connection, Patience};
-use crate::store::{Doubt, Store};
+use crate::redis::LoopHealth;
+use crate::redis::{Backoff, Connection};
+use crate::store::{Gap, Store};
 use crate::telemetry::Telemetry;
 
 /// The consumer group of all workers.
@@ -59,11 +59,11 @@ pub struct Inbox {
     /// The names.
     pub keys: Keys,
     /// Who handles what is read.
-    pub intake: Intake,
+    pub pipeline: Pipeline,
     /// Who is told of gaps.
     pub store: Store,
     /// Where is remembered what was read.
-    pub memory: Memory,
+    pub watermark: Watermark,
     /// Where it is counted.
     pub telemetry: Telemetry,
     /// The worker's name, unique.
@@ -73,7 +73,7 @@ pub struct Inbox {
     /// Messages that cannot be followed.
     pub complaints: Complaints,
     /// Whether it is read.
-    pub sign: Sign,
+    pub loop_health: LoopHealth,
 }
 
 /// The ids of messages that are being handled here: they are not taken in once more, however long that takes.
@@ -165,10 +165,10 @@ impl Inbox {
         let (mut control, keys, worker) = (self.control.clone(), self.keys.clone(), Arc::clone(&self.worker));
         let in_hand = InHand::default();
         let acknowledging =
-            acknowledge(control.clone(), keys.clone(), self.memory.clone(), acks, &in_hand, stop.clone());
+            acknowledge(control.clone(), keys.clone(), self.watermark.clone(), acks, &in_hand, stop.clone());
         let reading = async {
             self.read_all(done, &in_hand, &stop, &hurry).await;
-            // The intake ends when nobody can put anything into it.
+            // The pipeline ends when nobody can put anything into it.
             drop(self);
         };
         tokio::join!(reading, acknowledging);
@@ -182,7 +182,7 @@ impl Inbox {
         stop: &CancellationToken,
         hurry: &CancellationToken,
     ) {
-        let mut patience = Patience::new("the inbox").showing(&self.sign);
+        let mut backoff = Backoff::new("the inbox").showing(&self.loop_health);
         // From where it goes on to take over what others left; begun anew after the claim time.
         let (mut left, mut taken_over) = (Some(FIRST.to_owned()), tokio::time::Instant::now());
         let mut swept: Option<tokio::time::Instant> = None;
@@ -201,18 +201,18 @@ impl Inbox {
                     if lost_group && self.ask_what_went().await.is_ok() && self.create_group().await.is_ok() {
                         continue;
                     }
-                    patience.ill(&e, stop).await;
+                    backoff.ill(&e, stop).await;
                     continue;
                 }
             };
-            patience.well();
+            backoff.well();
             if left.is_some() {
                 taken_over = tokio::time::Instant::now();
             }
             for message in messages {
                 if in_hand.lock().unwrap_or_else(PoisonError::into_inner).insert(message.id.clone()) {
-                    let receipt = Receipt::new(message.id.clone(), done.clone());
-                    self.take(&message, receipt, stop).await;
+                    let ack = Ack::new(message.id.clone(), done.clone());
+                    self.take(&message, ack, stop).await;
                 }
             }
         }
@@ -263,8 +263,8 @@ impl Inbox {
             redis::pipe().exists(self.keys.marker()).cmd("TIME").query_async(&mut self.control).await?;
         if knows_us {
             warn!("the inbox was gone: what was in it may be lost");
-            self.store.raise(seconds * 1_000 + micros / 1_000, Doubt::Missed).await?;
-            self.memory.compare(&self.store, None).await?;
+            self.store.note_gap(seconds * 1_000 + micros / 1_000, Gap::Missed).await?;
+            self.watermark.compare(&self.store, None).await?;
         }
         Ok(())
     }
@@ -328,16 +328,16 @@ impl Inbox {
     }
 
     /// Hands a message on; it is acknowledged when it is handled.
-    async fn take(&mut self, found: &Found, receipt: Receipt, stop: &CancellationToken) {
-        self.memory.read(&found.id);
+    async fn take(&mut self, found: &Found, ack: Ack, stop: &CancellationToken) {
+        self.watermark.read(&found.id);
         let at = found.id.split_once('-').and_then(|(ms, _)| ms.parse::<i64>().ok()).unwrap_or_default();
         match found.said() {
-            Said::Message(message) => return self.intake.take(message, At::Redis(at), "inbox", receipt).await,
+            Said::Message(message) => return self.pipeline.take(message, At::Redis(at), "inbox", ack).await,
             Said::Gap(lost) => {
                 warn!(lost, "invalidations were dropped from the inbox, which nobody had read for too long");
-                let mut patience = Patience::new("the inbox");
-                while let Err(e) = self.store.raise(at, Doubt::Lost).await {
-                    patience.ill(&e, stop).await;
+                let mut backoff = Backoff::new("the inbox");
+                while let Err(e) = self.store.note_gap(at, Gap::Lost).await {
+                    backoff.ill(&e, stop).await;
                     if stop.is_cancelled() {
                         return;
                     }
@@ -348,7 +348,7 @@ impl Inbox {
                 self.complaints.complain(excerpt, &format!("{} {reason}", found.id));
             }
         }
-        receipt.done();
+        ack.done();
     }
 }
 
@@ -364,40 +364,40 @@ async fn remove(redis: &mut Connection, keys: &Keys, reader: &str) -> RedisResul
 /// What came of acknowledging messages, deleting them, reading the note there was, and leaving another.
 type Steps = (RedisResult<u64>, RedisResult<u64>, RedisResult<Option<String>>, RedisResult<u64>);
 
-/// Acknowledges messages, and deletes them, as many at a time as are done, until nobody has a receipt any more.
+/// Acknowledges messages, and deletes them, as many at a time as are done, until nobody has a ack any more.
 async fn acknowledge(
     mut redis: Connection,
     keys: Keys,
-    memory: Memory,
+    watermark: Watermark,
     mut done: mpsc::UnboundedReceiver<String>,
     in_hand: &InHand,
     stop: CancellationToken,
 ) {
-    let mut patience = Patience::new("acknowledging");
+    let mut backoff = Backoff::new("acknowledging");
     let mut ids = Vec::new();
     while done.recv_many(&mut ids, ACKNOWLEDGED).await > 0 {
         loop {
-            let (inbox, noted, note) = (keys.inbox(), keys.acknowledged(), memory.note(&ids));
+            let (inbox, noted, note) = (keys.inbox(), keys.acknowledged(), watermark.note(&ids));
             let mut steps = redis::pipe();
             steps.cmd("XACK").arg(&inbox).arg(GROUP).arg(&ids);
             steps.cmd("XDEL").arg(&inbox).arg(&ids);
-            steps.hget(&noted, memory.worker()).hset(&noted, memory.worker(), &note).ignore_errors();
+            steps.hget(&noted, watermark.worker()).hset(&noted, watermark.worker(), &note).ignore_errors();
             let steps: RedisResult<Steps> = steps.query_async(&mut redis).await;
             match steps.and_then(|(acknowledged, deleted, before, left)| Ok((acknowledged.and(deleted)?, before, left)))
             {
                 Ok((_, before, left)) => {
                     // A full Redis takes no note.
                     if let (Ok(before), Ok(_)) = (before, left) {
-                        memory.noted(before.as_deref(), &note);
+                        watermark.noted(before.as_deref(), &note);
                     }
                     break;
                 }
                 // They stay pending and are taken over.
                 Err(_) if stop.is_cancelled() => return,
-                Err(e) => patience.ill(&e, &stop).await,
+                Err(e) => backoff.ill(&e, &stop).await,
             }
         }
-        patience.well();
+        backoff.well();
         let mut in_hand = in_hand.lock().unwrap_or_else(PoisonError::into_inner);
         for id in ids.drain(..) {
             in_hand.remove(&id);

@@ -64,7 +64,7 @@ impl Complaints {
 
 /// An entry whose refresh waits for the end of a fetch, or for a storm to calm: see [`Store::invalidate`].
 #[derive(Clone, Debug)]
-pub struct HeldOff {
+pub struct Debounced {
     /// Its job.
     pub job: Arc<Job>,
     /// The entry.
@@ -90,7 +90,7 @@ struct Order {
 /// What is left to do when all that a message names was looked at.
 #[derive(Default)]
 struct Left {
-    held: Vec<HeldOff>,
+    held: Vec<Debounced>,
     /// What AI makes from other entries, by job. What it is made from may be named as well, and is marked by then, so that it is
     /// waited for.
     last: BTreeMap<JobName, Vec<EntryKey>>,
@@ -153,7 +153,7 @@ impl Invalidator {
     ///
     /// # Errors
     /// Redis's; handle it again.
-    pub async fn begin(&self, message: &Message, at: i64, alone: bool) -> RedisResult<(Handled, Vec<HeldOff>)> {
+    pub async fn begin(&self, message: &Message, at: i64, alone: bool) -> RedisResult<(Handled, Vec<Debounced>)> {
         let (mut handled, mut left) = (Handled::default(), Left::default());
         let (mut named, mut foreign) = (Vec::new(), Vec::new());
         let order = Order { action: message.action, at, alone };
@@ -167,7 +167,7 @@ impl Invalidator {
         if alone && message.action != Action::Warm {
             self.remove_foreign(foreign, at, &mut handled).await?;
         }
-        let when = if message.is_narrow() { When::Urgent } else { When::Mass(0) };
+        let when = if message.is_narrow() { When::Urgent } else { When::Bulk(0) };
         self.entries(&named, message.action, when, &mut handled, &mut left).await?;
         if !message.tags.is_empty() {
             let mut part = Part { tags: message.tags.iter().map(String::as_str).collect(), order, handled, left };
@@ -201,7 +201,7 @@ impl Invalidator {
     ///
     /// # Errors
     /// Redis's; handle it again.
-    pub async fn again(&self, mut held: Vec<HeldOff>, handled: &mut Handled) -> RedisResult<Vec<HeldOff>> {
+    pub async fn again(&self, mut held: Vec<Debounced>, handled: &mut Handled) -> RedisResult<Vec<Debounced>> {
         let mut left = Left::default();
         while let Some(when) = held.first().map(|held| held.when) {
             let same = held.extract_if(.., |held| held.when == when);
@@ -218,7 +218,7 @@ impl Invalidator {
     ///
     /// # Errors
     /// Redis's; handle all of them again.
-    pub async fn begin_tags(&self, messages: &[(&Message, i64, bool)]) -> RedisResult<Vec<(Handled, Vec<HeldOff>)>> {
+    pub async fn begin_tags(&self, messages: &[(&Message, i64, bool)]) -> RedisResult<Vec<(Handled, Vec<Debounced>)>> {
         let parts = messages.iter().map(|&(message, at, alone)| Part {
             tags: message.tags.iter().map(String::as_str).collect(),
             order: Order { action: message.action, at, alone },
@@ -228,7 +228,7 @@ impl Invalidator {
         let mut parts: Vec<Part<'_>> = parts.collect();
         self.tags(&mut parts).await?;
         for part in &mut parts {
-            self.put_last(&mut part.left, When::Mass(0), part.order.action).await?;
+            self.put_last(&mut part.left, When::Bulk(0), part.order.action).await?;
         }
         Ok(parts.into_iter().map(|part| (part.handled, part.left.held)).collect())
     }
@@ -282,7 +282,7 @@ impl Invalidator {
             if alone {
                 self.remove_foreign(foreign, at, handled).await?;
             }
-            self.entries(&named, action, When::Mass(0), handled, left).await?;
+            self.entries(&named, action, When::Bulk(0), handled, left).await?;
             cursor = next;
             if cursor == 0 {
                 return Ok(());
@@ -343,7 +343,7 @@ impl Invalidator {
                     self.remove(batch, at, handled).await?;
                 }
             }
-            self.entries(&named, action, When::Mass(0), handled, left).await?;
+            self.entries(&named, action, When::Bulk(0), handled, left).await?;
             cursor = next;
             if cursor == 0 {
                 return Ok(());
@@ -411,7 +411,7 @@ impl Invalidator {
                 });
                 let named: Vec<Named> = named.collect();
                 let Part { order, handled, left, .. } = part;
-                self.entries(&named, order.action, When::Mass(0), handled, left).await?;
+                self.entries(&named, order.action, When::Bulk(0), handled, left).await?;
             }
             cursor = next;
             if cursor == 0 {
@@ -422,7 +422,7 @@ impl Invalidator {
     }
 
     /// Handles entries whose keys match a glob. Leases are scanned to the end first, then values: a key that is being
-    /// born has a lease before it has a value, so the other way round could miss it.
+    /// content_since has a lease before it has a value, so the other way round could miss it.
     async fn matching(
         &self,
         glob: &str,
@@ -460,7 +460,7 @@ impl Invalidator {
                     }
                 }
                 self.remove_foreign(foreign, at, handled).await?;
-                self.entries(&named, action, When::Mass(0), handled, left).await?;
+                self.entries(&named, action, When::Bulk(0), handled, left).await?;
                 cursor = next;
                 if cursor == 0 {
                     break;
@@ -534,8 +534,8 @@ impl Invalidator {
                 handled.fenced += u64::from(result.fenced);
                 handled.removed += u64::from(result.removed);
                 let lists = || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params));
-                if let Some(wait) = result.held_off {
-                    left.held.push(HeldOff { job: Arc::clone(job), key: key.clone(), at: *at, when, wait });
+                if let Some(wait) = result.debounced {
+                    left.held.push(Debounced { job: Arc::clone(job), key: key.clone(), at: *at, when, wait });
                     continue;
                 }
                 match removal {

@@ -10,8 +10,8 @@ mod watermark;
 
 pub use channel::Listener;
 pub use clock::{Clock, Gone};
-pub use gap_detector::Ear;
+pub use gap_detector::GapDetector;
 pub use inbox::Inbox;
-pub use invalidator::{Complaints, HeldOff, Invalidator};
-pub use pipeline::{At, Backlog, Intake, Receipt};
-pub use watermark::Memory;
+pub use invalidator::{Complaints, Debounced, Invalidator};
+pub use pipeline::{Ack, At, Backlog, Pipeline};
+pub use watermark::Watermark;

@@ -1,8 +1,8 @@
-//! The intake: sees invalidations through, whichever way they came.
+//! The pipeline: sees invalidations through, whichever way they came.
 //!
 //! A few named keys are handled as they come; what names many has a line of its own, so that it holds nobody up. Refreshes
 //! that are held off in a storm wait here, one for each entry however many messages named it, and are handled with the time of
-//! the last. A message from the inbox is acknowledged by its [`Receipt`] when all of it is done.
+//! the last. A message from the inbox is acknowledged by its [`Ack`] when all of it is done.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::Invalidator;
 use super::gap_detector::Unhandled;
-use super::invalidator::HeldOff;
+use super::invalidator::Debounced;
 use crate::agenda::When;
 use crate::entry::EntryKey;
 use crate::job::Job;
 use crate::protocol::{Action, Handled, Message};
-use crate::redis::{Patience, is_of_keys};
+use crate::redis::{Backoff, is_of_keys};
 use crate::telemetry::Telemetry;
 
 /// Messages that wait to be handled; those of a faster publisher wait where they came from.
@@ -35,7 +35,7 @@ const ABREAST: usize = 64;
 /// Tags of messages that are handled together; no message names more.
 const TAGS: usize = 1_000;
 /// Receipts that may wait for entries that are held off, before no more are taken in.
-const RECEIPTS: usize = 100_000;
+const ACKS: usize = 100_000;
 /// How soon it is tried again what Redis did not answer.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -50,10 +50,10 @@ pub enum At {
 
 /// What acknowledges a message when all its parts are done; one that is dropped does not.
 #[derive(Debug)]
-pub struct Receipt(Arc<Slip>);
+pub struct Ack(Arc<Pending>);
 
 #[derive(Debug)]
-struct Slip {
+struct Pending {
     parts: AtomicUsize,
     whose: Whose,
 }
@@ -66,7 +66,7 @@ enum Whose {
     Heard(u64, Arc<Unhandled>),
 }
 
-impl Receipt {
+impl Ack {
     /// For the message `id`, which is sent to `done` in the end.
     pub fn new(id: String, done: mpsc::UnboundedSender<String>) -> Self {
         Self::of(Whose::Inbox(id, done))
@@ -78,7 +78,7 @@ impl Receipt {
     }
 
     fn of(whose: Whose) -> Self {
-        Self(Arc::new(Slip { parts: AtomicUsize::new(1), whose }))
+        Self(Arc::new(Pending { parts: AtomicUsize::new(1), whose }))
     }
 
     /// The number of a message that was heard.
@@ -111,7 +111,7 @@ struct Work {
     at: At,
     way: &'static str,
     /// Of all messages that are one with it.
-    receipts: Vec<Receipt>,
+    acks: Vec<Ack>,
     /// Its room in its line, until it is done.
     room: Option<OwnedSemaphorePermit>,
     /// Where it stands in the backlog, with all that are one with it.
@@ -128,7 +128,7 @@ impl Work {
 
     /// Whether nobody else hears of it.
     fn is_alone(&self) -> bool {
-        self.receipts.iter().any(|receipt| receipt.number().is_none())
+        self.acks.iter().any(|ack| ack.number().is_none())
     }
 }
 
@@ -207,7 +207,7 @@ fn merge(round: &mut Vec<Work>) {
                     (At::Received(a), At::Received(b)) => At::Received(a.max(b)),
                     (at, _) => at,
                 };
-                other.receipts.extend(work.receipts);
+                other.acks.extend(work.acks);
                 other.places.extend(work.places);
             }
             None => merged.push(work),
@@ -234,7 +234,7 @@ fn tags_together(round: &mut Vec<Work>) -> usize {
 
 /// Where messages go. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Intake {
+pub struct Pipeline {
     narrow: Entrance,
     wide: Entrance,
     backlog: Backlog,
@@ -243,7 +243,7 @@ pub struct Intake {
 
 /// The loops that see them through.
 #[derive(Debug)]
-pub struct Intaking {
+pub struct PipelineLoop {
     invalidator: Invalidator,
     telemetry: Telemetry,
     narrow: mpsc::Receiver<Work>,
@@ -255,7 +255,7 @@ pub struct Intaking {
 #[derive(Debug, Default)]
 struct Held {
     waiting: Mutex<Waitings>,
-    receipts: AtomicUsize,
+    acks: AtomicUsize,
     more: Notify,
     /// Nothing is added any more.
     closed: AtomicBool,
@@ -276,57 +276,57 @@ struct Waiting {
     /// As urgent as the most urgent of them.
     when: When,
     until: Instant,
-    receipts: Vec<Receipt>,
+    acks: Vec<Ack>,
     /// The oldest of those that were heard: it stands for all of them, since they are done together.
     oldest: Option<u64>,
 }
 
 impl Waiting {
-    fn new(held: HeldOff, until: Instant) -> Self {
-        Self { job: held.job, at: held.at, when: held.when, until, receipts: Vec::new(), oldest: None }
+    fn new(held: Debounced, until: Instant) -> Self {
+        Self { job: held.job, at: held.at, when: held.when, until, acks: Vec::new(), oldest: None }
     }
 
-    /// Returns how many receipts more it keeps.
-    fn join(&mut self, at: i64, when: When, receipts: impl IntoIterator<Item = Receipt>) -> usize {
+    /// Returns how many acks more it keeps.
+    fn join(&mut self, at: i64, when: When, acks: impl IntoIterator<Item = Ack>) -> usize {
         self.at = self.at.max(at);
         if when == When::Urgent {
             self.when = when;
         }
-        let before = self.receipts.len();
-        for receipt in receipts {
-            match receipt.number() {
-                Some(number) if self.oldest.is_some_and(|oldest| oldest <= number) => receipt.done(),
+        let before = self.acks.len();
+        for ack in acks {
+            match ack.number() {
+                Some(number) if self.oldest.is_some_and(|oldest| oldest <= number) => ack.done(),
                 number => {
                     self.oldest = number.or(self.oldest);
-                    self.receipts.push(receipt);
+                    self.acks.push(ack);
                 }
             }
         }
-        self.receipts.len() - before
+        self.acks.len() - before
     }
 }
 
-impl Intake {
-    /// An intake, and the loops behind it.
-    pub fn new(invalidator: Invalidator, telemetry: Telemetry) -> (Self, Intaking) {
+impl Pipeline {
+    /// An pipeline, and the loops behind it.
+    pub fn new(invalidator: Invalidator, telemetry: Telemetry) -> (Self, PipelineLoop) {
         let (narrow, narrow_end) = mpsc::channel(WAITING);
         let (wide, wide_end) = mpsc::channel(WIDE);
         let held = Arc::<Held>::default();
         let (narrow, wide) = (Entrance::to(narrow), Entrance::to(wide));
-        let intake = Self { narrow, wide, backlog: Backlog::default(), held: Arc::clone(&held) };
-        (intake, Intaking { invalidator, telemetry, narrow: narrow_end, wide: wide_end, held })
+        let pipeline = Self { narrow, wide, backlog: Backlog::default(), held: Arc::clone(&held) };
+        (pipeline, PipelineLoop { invalidator, telemetry, narrow: narrow_end, wide: wide_end, held })
     }
 
     /// Takes a message in; waits while there are too many. `way` is `channel` or `inbox`.
-    pub async fn take(&self, message: Message, at: At, way: &'static str, receipt: Receipt) {
-        while self.held.receipts.load(Ordering::Relaxed) > RECEIPTS {
+    pub async fn take(&self, message: Message, at: At, way: &'static str, ack: Ack) {
+        while self.held.acks.load(Ordering::Relaxed) > ACKS {
             tokio::time::sleep(AGAIN).await;
         }
         let (line, places) = match message.is_narrow() {
             true => (&self.narrow, Vec::new()),
             false => (&self.wide, vec![self.backlog.enter()]),
         };
-        line.enter(Work { message, at, way, receipts: vec![receipt], room: None, places, failed: false }).await;
+        line.enter(Work { message, at, way, acks: vec![ack], room: None, places, failed: false }).await;
     }
 
     /// Where is seen how many messages that name many wait.
@@ -335,13 +335,13 @@ impl Intake {
     }
 }
 
-impl Intaking {
+impl PipelineLoop {
     /// Runs until nobody is there who takes messages in and all of them are done, or until `cut`.
     pub async fn run(self, cut: CancellationToken) {
         let Self { invalidator, telemetry, narrow, wide, held } = self;
         let line = |work, most, name| {
             let (invalidator, telemetry) = (invalidator.clone(), telemetry.clone());
-            Line { invalidator, telemetry, held: &held, work, most, patience: Patience::new(name) }.run(&cut)
+            Line { invalidator, telemetry, held: &held, work, most, backoff: Backoff::new(name) }.run(&cut)
         };
         let lines = async {
             tokio::join!(line(narrow, ABREAST, "invalidating"), line(wide, 1, "invalidating many"));
@@ -359,7 +359,7 @@ struct Line<'a> {
     held: &'a Held,
     work: mpsc::Receiver<Work>,
     most: usize,
-    patience: Patience,
+    backoff: Backoff,
 }
 
 impl Line<'_> {
@@ -388,12 +388,12 @@ impl Line<'_> {
             }
             match self.round(round).await {
                 (left, None) => {
-                    self.patience.well();
+                    self.backoff.well();
                     round = later;
                     round.extend(left);
                 }
                 (left, Some(e)) => {
-                    self.patience.ill(&e, cut).await;
+                    self.backoff.ill(&e, cut).await;
                     round = later;
                     round.extend(left);
                 }
@@ -403,7 +403,7 @@ impl Line<'_> {
 
     /// Handles a round of messages; returns those that are to be tried again, and why.
     async fn round(&self, mut round: Vec<Work>) -> (Vec<Work>, Option<redis::RedisError>) {
-        // Before Redis is asked, so that the time is not before the receipt; and it stays the same however often it is
+        // Before Redis is asked, so that the time is not before the ack; and it stays the same however often it is
         // tried.
         let waited: Vec<i64> = round
             .iter()
@@ -430,7 +430,7 @@ impl Line<'_> {
         let (mut left, mut error) = (Vec::new(), None);
         for (work, result) in round.into_iter().zip(results) {
             match result {
-                Ok(()) => work.receipts.into_iter().for_each(Receipt::done),
+                Ok(()) => work.acks.into_iter().for_each(Ack::done),
                 Err(e) => {
                     left.push(Work { failed: work.failed || is_of_keys(&e), ..work });
                     error = Some(e);
@@ -443,7 +443,7 @@ impl Line<'_> {
     async fn handle(&self, work: &mut Work) -> redis::RedisResult<()> {
         let At::Redis(at) = work.at else { return Ok(()) };
         if work.message.action == Action::Refresh && work.message.is_narrow() {
-            let joined = |key: &mut String| self.held.joins(key, at, &work.receipts);
+            let joined = |key: &mut String| self.held.joins(key, at, &work.acks);
             let joined: Vec<String> = work.message.keys.extract_if(.., joined).collect();
             if work.message.keys.is_empty() {
                 work.message.keys = joined;
@@ -472,10 +472,10 @@ impl Line<'_> {
     }
 
     /// A message was handled but for what is held off.
-    fn begun(&self, work: &Work, handled: Handled, held: Vec<HeldOff>) {
+    fn begun(&self, work: &Work, handled: Handled, held: Vec<Debounced>) {
         self.telemetry.invalidation(work.way, &work.message, &handled);
         for held in held {
-            self.held.add(held, work.receipts.iter().map(Receipt::part).collect());
+            self.held.add(held, work.acks.iter().map(Ack::part).collect());
         }
     }
 }
@@ -486,16 +486,16 @@ impl Held {
     }
 
     /// Whether an entry waits already, and so for this invalidation as well.
-    fn joins(&self, key: &str, at: i64, receipts: &[Receipt]) -> bool {
+    fn joins(&self, key: &str, at: i64, acks: &[Ack]) -> bool {
         let mut all = self.lock();
         let Some(waiting) = all.entries.get_mut(key) else { return false };
         // Only a narrow message asks.
-        let more = waiting.join(at, When::Urgent, receipts.iter().map(Receipt::part));
-        self.receipts.fetch_add(more, Ordering::Relaxed);
+        let more = waiting.join(at, When::Urgent, acks.iter().map(Ack::part));
+        self.acks.fetch_add(more, Ordering::Relaxed);
         true
     }
 
-    fn add(&self, held: HeldOff, receipts: Vec<Receipt>) {
+    fn add(&self, held: Debounced, acks: Vec<Ack>) {
         let until = Instant::now() + held.wait;
         let mut all = self.lock();
         let Waitings { entries, line } = &mut *all;
@@ -508,15 +508,15 @@ impl Held {
                     line.insert((until, key));
                     there.until = until;
                 }
-                there.join(held.at, held.when, receipts)
+                there.join(held.at, held.when, acks)
             }
             Entry::Vacant(place) => {
                 line.insert((until, key));
                 let (at, when) = (held.at, held.when);
-                place.insert(Waiting::new(held, until)).join(at, when, receipts)
+                place.insert(Waiting::new(held, until)).join(at, when, acks)
             }
         };
-        self.receipts.fetch_add(more, Ordering::Relaxed);
+        self.acks.fetch_add(more, Ordering::Relaxed);
         drop(all);
         self.more.notify_one();
     }
@@ -545,14 +545,14 @@ impl Held {
         self.more.notify_one();
     }
 
-    /// Drops what is left, with its receipts.
+    /// Drops what is left, with its acks.
     fn drop_all(&self) {
         *self.lock() = Waitings::default();
-        self.receipts.store(0, Ordering::Relaxed);
+        self.acks.store(0, Ordering::Relaxed);
     }
 
     async fn run(&self, invalidator: &Invalidator, cut: &CancellationToken) {
-        let mut patience = Patience::new("invalidating what was held off");
+        let mut backoff = Backoff::new("invalidating what was held off");
         while !cut.is_cancelled() {
             let next = self.next();
             if next.is_none() && self.closed.load(Ordering::Acquire) {
@@ -567,30 +567,30 @@ impl Held {
             if due.is_empty() {
                 continue;
             }
-            let entries = due.iter().map(|(key, waiting)| HeldOff {
+            let entries = due.iter().map(|(key, waiting)| Debounced {
                 job: Arc::clone(&waiting.job),
                 key: key.clone(),
                 at: waiting.at,
                 when: waiting.when,
                 wait: Duration::ZERO,
             });
-            let entries: Vec<HeldOff> = entries.collect();
-            let mut receipts: HashMap<EntryKey, Vec<Receipt>> =
-                due.into_iter().map(|(key, waiting)| (key, waiting.receipts)).collect();
-            let count = receipts.values().map(Vec::len).sum();
-            self.receipts.fetch_sub(count, Ordering::Relaxed);
+            let entries: Vec<Debounced> = entries.collect();
+            let mut acks: HashMap<EntryKey, Vec<Ack>> =
+                due.into_iter().map(|(key, waiting)| (key, waiting.acks)).collect();
+            let count = acks.values().map(Vec::len).sum();
+            self.acks.fetch_sub(count, Ordering::Relaxed);
             let (still, error) = match invalidator.again(entries.clone(), &mut Handled::default()).await {
                 Ok(still) => (still, None),
-                Err(e) => (entries.into_iter().map(|held| HeldOff { wait: AGAIN, ..held }).collect(), Some(e)),
+                Err(e) => (entries.into_iter().map(|held| Debounced { wait: AGAIN, ..held }).collect(), Some(e)),
             };
             for held in still {
-                let receipts = receipts.remove(&held.key).unwrap_or_default();
-                self.add(held, receipts);
+                let acks = acks.remove(&held.key).unwrap_or_default();
+                self.add(held, acks);
             }
-            receipts.into_values().flatten().for_each(Receipt::done);
+            acks.into_values().flatten().for_each(Ack::done);
             match error {
-                Some(e) => patience.ill(&e, cut).await,
-                None => patience.well(),
+                Some(e) => backoff.ill(&e, cut).await,
+                None => backoff.well(),
             }
         }
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use redis::{RedisResult, Script};
 use tracing::warn;
 
-use crate::store::{Doubt, Store};
+use crate::store::{Gap, Store};
 
 static LAST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/last.lua")));
 
@@ -20,7 +20,7 @@ type Id = (i64, u64);
 
 /// What one worker remembers. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Memory {
+pub struct Watermark {
     worker: Arc<str>,
     remembered: Arc<Mutex<Remembered>>,
 }
@@ -55,7 +55,7 @@ impl Remembered {
     }
 }
 
-impl Memory {
+impl Watermark {
     /// Of a worker of this name, which has seen nothing yet.
     pub fn of(worker: &Arc<str>) -> Self {
         Self { worker: Arc::clone(worker), remembered: Arc::default() }
@@ -112,7 +112,7 @@ impl Memory {
         if lost {
             warn!("Redis forgot what was in the inbox: what was fetched before is made anew");
             // All that this worker knows of was asked for by then; so what others raise later is no other doubt.
-            store.raise(then.highest.0.min(now), Doubt::Lost).await?;
+            store.note_gap(then.highest.0.min(now), Gap::Lost).await?;
         }
         let mut present = self.lock();
         if lost && present.highest == then.highest {
@@ -153,12 +153,12 @@ mod tests {
     #[test]
     fn what_came_after_a_loss_does_not_hide_it_from_who_left_a_note() {
         let lost = |acknowledged: &[&str], note: Option<&str>, run_id: &str| {
-            let memory = Memory::of(&Arc::from("a worker"));
-            memory.lock().run_id = "one".to_owned();
+            let watermark = Watermark::of(&Arc::from("a worker"));
+            watermark.lock().run_id = "one".to_owned();
             let ids: Vec<String> = acknowledged.iter().map(|id| (*id).to_owned()).collect();
-            let left = memory.note(&ids);
-            memory.noted(None, &left);
-            let mut remembered = memory.lock().clone();
+            let left = watermark.note(&ids);
+            watermark.noted(None, &left);
+            let mut remembered = watermark.lock().clone();
             remembered.found(note);
             remembered.is_lost((9_500, 0), Some(run_id))
         };

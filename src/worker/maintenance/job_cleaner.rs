@@ -27,14 +27,14 @@ static MISS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/m
 
 /// Sees to what is kept of jobs that are no more. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Retired {
+pub struct JobCleaner {
     redis: Connection,
     keys: Keys,
     jobs: Arc<Jobs>,
     troubles: Troubles,
 }
 
-impl Retired {
+impl JobCleaner {
     /// For a worker that knows these jobs.
     pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
         Self { redis, keys, jobs, troubles: Troubles::default() }

@@ -6,6 +6,6 @@ mod rescuer;
 mod revalidator;
 
 pub use eviction_monitor::Evictions;
-pub use job_cleaner::{ROUNDS, Retired};
-pub use rescuer::{Undertaker, id};
-pub use revalidator::Suspicion;
+pub use job_cleaner::{JobCleaner, ROUNDS};
+pub use rescuer::{Rescuer, id};
+pub use revalidator::Revalidator;

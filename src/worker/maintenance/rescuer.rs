@@ -1,11 +1,11 @@
-//! The undertaker: frees at once what a dead worker held.
+//! The rescuer: frees at once what a dead worker held.
 //!
 //! Who holds what can be read off it: a worker's tasks in flight name its entries, and the tokens of its leases and permits
 //! begin with its id. Every step compares and swaps, so that all workers may bury the same one, and one that was only frozen
 //! changes nothing when it wakes: its tokens are gone. Where a step fails, claims, leases and permits run out by themselves.
 //!
 //! Whoever was being fetched when a worker died is counted for that, entry by entry, since it may be what killed it: see
-//! `DEATHS`.
+//! `POISON_CRASHES`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::job::Jobs;
 use crate::queue::{Chunk, Queue};
 use crate::redis::Troubles;
 use crate::source::Gate;
-use crate::store::{DEATHS, deadly};
 use crate::store::{Note, Store};
+use crate::store::{POISON_CRASHES, poison_reason};
 
 /// The part of a worker's name that its leases and permits begin with.
 pub fn id(worker: &str) -> &str {
@@ -31,7 +31,7 @@ pub fn id(worker: &str) -> &str {
 
 /// Buries dead workers.
 #[derive(Debug)]
-pub struct Undertaker {
+pub struct Rescuer {
     /// The jobs.
     pub jobs: Arc<Jobs>,
     /// Where the tasks of the dead are.
@@ -48,14 +48,14 @@ pub struct Undertaker {
     pub troubles: Troubles,
 }
 
-impl Undertaker {
+impl Rescuer {
     /// Frees what a dead worker, known by its name, held.
     ///
     /// # Errors
-    /// Redis's; burying it again does no harm.
-    pub async fn bury(&self, worker: &str) -> RedisResult<()> {
+    /// Redis's; rescuing it again does no harm.
+    pub async fn rescue(&self, worker: &str) -> RedisResult<()> {
         for (upstream, gate) in &self.gates {
-            self.troubles.alone(upstream.as_str(), gate.bury(id(worker)).await)?;
+            self.troubles.alone(upstream.as_str(), gate.rescue(id(worker)).await)?;
         }
         let mut freed = 0;
         loop {
@@ -92,7 +92,7 @@ impl Undertaker {
             let ours = match Due::from_score(number).state {
                 State::Claimed => claimed.is_at(number),
                 // By whom is not said. Taken from somebody else, an entry is looked at once more and found fresh.
-                State::Taken => true,
+                State::Running => true,
                 State::Urgent | State::Scheduled => false,
             };
             if ours {
@@ -107,11 +107,11 @@ impl Undertaker {
     async fn take_lease(&self, job: &JobName, key: &EntryKey, token: &str) -> RedisResult<Next> {
         let (_, meta) = self.store.look(std::slice::from_ref(key)).await?.pop().unwrap_or_default();
         let note = meta.map(|meta| meta.note).unwrap_or_default();
-        let deaths = note.deaths.saturating_add(1);
-        let reason = deadly(deaths);
-        let note = Note { deaths, outcome: Some(Outcome::Failed), reason: Some(reason.clone()), ..note };
-        Ok(match self.store.bury(key, token, &note).await? {
-            Some(_) if deaths >= DEATHS => {
+        let crashes = note.crashes.saturating_add(1);
+        let reason = poison_reason(crashes);
+        let note = Note { crashes, outcome: Some(Outcome::Failed), reason: Some(reason.clone()), ..note };
+        Ok(match self.store.rescue(key, token, &note).await? {
+            Some(_) if crashes >= POISON_CRASHES => {
                 error!(%job, %key, "{reason}: it is not tried again before somebody asks for it");
                 Next::Dead(reason)
             }

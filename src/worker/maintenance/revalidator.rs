@@ -1,4 +1,4 @@
-//! Suspicion: after a gap in what was heard, a restart or a failover, nothing fetched before is trusted.
+//! Revalidator: after a gap in what was heard, a restart or a failover, nothing fetched before is trusted.
 //!
 //! A note in Redis says up to which time everything is suspect, so that it outlives whoever wrote it; one worker at a time
 //! deals with it, for the jobs that it knows, and the note stays until that was done for all jobs of the fleet. Leases begun
@@ -22,10 +22,10 @@ use crate::popularity::Popularity;
 use crate::protocol::Handled;
 use crate::protocol::Keys;
 use crate::redis::Troubles;
-use crate::redis::{Connection, Patience, lead};
-use crate::store::Doubt;
+use crate::redis::{Backoff, Connection, lead};
+use crate::store::Gap;
 use crate::store::Store;
-use crate::trigger::invalidation::{HeldOff, Invalidator};
+use crate::trigger::invalidation::{Debounced, Invalidator};
 
 /// Keys that Redis looks at in one step of a scan.
 const STEP: usize = 500;
@@ -44,7 +44,7 @@ static ABSOLVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lu
 
 /// Raises suspicions and deals with them. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Suspicion {
+pub struct Revalidator {
     /// The connection.
     pub redis: Connection,
     /// The names.
@@ -64,37 +64,37 @@ pub struct Suspicion {
     /// How long one worker is left to it.
     pub claim: Duration,
     /// Rung when there is something to do.
-    pub bell: Arc<Notify>,
+    pub wakeup: Arc<Notify>,
     /// What fails in single jobs.
     pub troubles: Troubles,
 }
 
-impl Suspicion {
+impl Revalidator {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut patience = Patience::new("looking at what is suspect");
+        let mut backoff = Backoff::new("looking at what is suspect");
         while !stop.is_cancelled() {
             match self.look().await {
-                Ok(()) => patience.well(),
+                Ok(()) => backoff.well(),
                 Err(e) => {
-                    patience.ill(&e, &stop).await;
+                    backoff.ill(&e, &stop).await;
                     continue;
                 }
             }
             tokio::select! {
                 () = tokio::time::sleep(IDLE) => {}
-                () = self.bell.notified() => {}
+                () = self.wakeup.notified() => {}
                 () = stop.cancelled() => {}
             }
         }
     }
 
-    /// Deals with a suspicion if there is one and nobody does yet.
+    /// Deals with a revalidator if there is one and nobody does yet.
     ///
     /// # Errors
     /// Redis's; it is dealt with again, by whoever comes first when the lock has run out.
     pub async fn look(&self) -> RedisResult<()> {
-        let [note, lock, dealt] = self.keys.suspicion();
+        let [note, lock, dealt] = self.keys.revalidation();
         let mut redis = self.redis.clone();
         loop {
             // Not with `GET`, by which APIs read: see [`crate::popularity::Sampler`].
@@ -156,7 +156,7 @@ impl Suspicion {
             let keys = found.iter().filter_map(|lease| self.keys.entry_of_lease(lease)).map(EntryKey::new);
             let keys: Vec<EntryKey> = keys.collect();
             leases += keys.len();
-            self.invalidate(keys, suspect.at, When::Mass(0)).await?;
+            self.invalidate(keys, suspect.at, When::Bulk(0)).await?;
             self.hold().await?;
             cursor = next;
             if cursor == 0 {
@@ -182,7 +182,7 @@ impl Suspicion {
         for page in top.chunks(FINE) {
             due += 1;
             let keys = page.iter().map(|(key, _)| key.clone()).filter(|key| job.key.read(key.as_str()).is_some());
-            pace.values += self.doubt(job, keys.collect(), suspect, due).await?;
+            pace.values += self.mark_stale(job, keys.collect(), suspect, due).await?;
             self.pause(pace.rest()).await?;
         }
         let mut cursor = 0;
@@ -190,7 +190,7 @@ impl Suspicion {
             let (next, found) = self.scan(cursor, &job.key.glob()).await?;
             let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
             due += 1;
-            pace.values += self.doubt(job, found.map(EntryKey::new).collect(), suspect, due).await?;
+            pace.values += self.mark_stale(job, found.map(EntryKey::new).collect(), suspect, due).await?;
             self.pause(pace.rest()).await?;
             cursor = next;
             if cursor == 0 {
@@ -200,13 +200,13 @@ impl Suspicion {
     }
 
     /// Makes those of these entries due that are suspect, in the order of `due` (Redis time, ms); returns how many.
-    async fn doubt(&self, job: &Job, keys: Vec<EntryKey>, suspect: Suspect, due: i64) -> RedisResult<usize> {
+    async fn mark_stale(&self, job: &Job, keys: Vec<EntryKey>, suspect: Suspect, due: i64) -> RedisResult<usize> {
         let mut lost = self.suspects(keys, suspect).await?;
         let count = lost.len();
         let mut missed = Vec::new();
-        let mut when = When::Mass(due);
+        let mut when = When::Bulk(due);
         if is_generated(job) {
-            missed.extend(lost.extract_if(.., |(_, doubt)| *doubt == Doubt::Missed).map(|(key, _)| key));
+            missed.extend(lost.extract_if(.., |(_, gap)| *gap == Gap::Missed).map(|(key, _)| key));
             when = When::Due(due);
         }
         self.invalidate(lost.into_iter().map(|(key, _)| key).collect(), suspect.at, when).await?;
@@ -229,15 +229,15 @@ impl Suspicion {
 
     /// Of these entries, those with a value of ours that was fetched by then, or in the future, and that nobody has doubted
     /// since; and how bad it is. Where a look will do, to have been looked at since will, too.
-    async fn suspects(&self, keys: Vec<EntryKey>, suspect: Suspect) -> RedisResult<Vec<(EntryKey, Doubt)>> {
+    async fn suspects(&self, keys: Vec<EntryKey>, suspect: Suspect) -> RedisResult<Vec<(EntryKey, Gap)>> {
         let looked = self.store.look(&keys).await?;
         let now = self.store.now().await?;
         let doubted = |(key, (expires, meta)): (EntryKey, (i64, Option<crate::store::Meta>))| {
             let meta = meta.filter(|meta| meta.is_of(expires) && meta.invalidated <= suspect.at)?;
-            let lost = suspect.doubt == Doubt::Lost || suspect.from.is_some_and(|from| meta.asked > from);
+            let lost = suspect.gap == Gap::Lost || suspect.from.is_some_and(|from| meta.asked > from);
             let since = if lost { meta.asked } else { meta.start };
-            let doubt = if lost { Doubt::Lost } else { Doubt::Missed };
-            (since <= suspect.at || since > now).then_some((key, doubt))
+            let gap = if lost { Gap::Lost } else { Gap::Missed };
+            (since <= suspect.at || since > now).then_some((key, gap))
         };
         Ok(keys.into_iter().zip(looked).filter_map(doubted).collect())
     }
@@ -245,9 +245,9 @@ impl Suspicion {
     async fn invalidate(&self, keys: Vec<EntryKey>, at: i64, when: When) -> RedisResult<()> {
         let held = |key: EntryKey| {
             let job = Arc::clone(self.jobs.owner(key.as_str())?.0);
-            Some(HeldOff { job, key, at, when, wait: Duration::ZERO })
+            Some(Debounced { job, key, at, when, wait: Duration::ZERO })
         };
-        let mut held: Vec<HeldOff> = keys.into_iter().filter_map(held).collect();
+        let mut held: Vec<Debounced> = keys.into_iter().filter_map(held).collect();
         while !held.is_empty() {
             held = self.invalidator.again(held, &mut Handled::default()).await?;
             if let Some(wait) = held.iter().map(|held| held.wait).min() {
@@ -273,12 +273,12 @@ impl Suspicion {
     /// Keeps the lock while it takes long.
     ///
     /// # Errors
-    /// Redis's, or another worker has the lock by now and deals with the suspicion.
+    /// Redis's, or another worker has the lock by now and deals with the revalidator.
     async fn hold(&self) -> RedisResult<()> {
-        let [_, lock, _] = self.keys.suspicion();
+        let [_, lock, _] = self.keys.revalidation();
         match lead(&self.redis, &lock, &self.worker, self.claim).await? {
             true => Ok(()),
-            false => Err((ErrorKind::Client, "the lock of the suspicion ran out, and another worker took it").into()),
+            false => Err((ErrorKind::Client, "the lock of the revalidator ran out, and another worker took it").into()),
         }
     }
 }
@@ -312,7 +312,7 @@ struct Suspect {
     /// Up to when everything is suspect (Redis time, ms).
     at: i64,
     /// How bad it is.
-    doubt: Doubt,
+    gap: Gap,
     /// Of what was fetched after this (Redis time, ms), invalidations were lost, since Redis's clock was set back.
     from: Option<i64>,
 }
@@ -321,8 +321,8 @@ impl Suspect {
     fn read(note: &str) -> Option<Self> {
         let mut words = note.split(' ');
         let at = words.next()?.parse().ok()?;
-        let doubt = if words.next()? == "1" { Doubt::Missed } else { Doubt::Lost };
-        Some(Self { at, doubt, from: words.next().and_then(|from| from.parse().ok()) })
+        let gap = if words.next()? == "1" { Gap::Missed } else { Gap::Lost };
+        Some(Self { at, gap, from: words.next().and_then(|from| from.parse().ok()) })
     }
 }
 
@@ -345,7 +345,7 @@ mod tests {
         let agenda = Agenda::new(redis.clone(), keys.clone());
         let invalidator =
             Invalidator::new(redis.clone(), keys.clone(), Arc::clone(&jobs), store.clone(), agenda.clone());
-        let suspicion = Suspicion {
+        let revalidator = Revalidator {
             popularity: Popularity::new(redis.clone(), keys.clone()),
             redis: redis.clone(),
             keys: keys.clone(),
@@ -355,7 +355,7 @@ mod tests {
             invalidator,
             worker: Arc::from("a test"),
             claim: Duration::from_millis(600),
-            bell: Arc::default(),
+            wakeup: Arc::default(),
             troubles: Troubles::default(),
         };
         let key = EntryKey::new("art:a");
@@ -368,9 +368,9 @@ mod tests {
         store.invalidate(&key, at, Removal::Refresh).await.unwrap();
         let failed = Note { outcome: Some(Outcome::Failed), attempted: at, ..Note::default() };
         store.release(&key, &lease().await.token, Some(&failed)).await.unwrap();
-        let [_, lock, _] = keys.suspicion();
+        let [_, lock, _] = keys.revalidation();
         redis::cmd("SET").arg(&lock).arg("a test").arg("PX").arg(600).exec_async(&mut redis.clone()).await.unwrap();
-        suspicion.invalidate(vec![key], at, When::Mass(0)).await.unwrap();
+        revalidator.invalidate(vec![key], at, When::Bulk(0)).await.unwrap();
         let held: bool = redis::cmd("EXISTS").arg(&lock).query_async(&mut redis.clone()).await.unwrap();
         assert!(held, "another worker begins the same meanwhile");
     }

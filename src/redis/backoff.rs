@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::requirements::explain;
-use crate::redis::Sign;
+use crate::redis::LoopHealth;
 
 /// The longest wait between two tries.
 const LONGEST: Duration = Duration::from_secs(2);
@@ -15,24 +15,24 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// Exponential waits with full jitter for one loop, and a bounded account of them in the log.
 #[derive(Debug)]
-pub struct Patience {
+pub struct Backoff {
     what: &'static str,
     tries: u32,
     since: Option<Instant>,
     told: Option<Instant>,
-    sign: Sign,
+    loop_health: LoopHealth,
 }
 
-impl Patience {
+impl Backoff {
     /// For a loop that people know as `what`.
     pub fn new(what: &'static str) -> Self {
-        Self { what, tries: 0, since: None, told: None, sign: Sign::default() }
+        Self { what, tries: 0, since: None, told: None, loop_health: LoopHealth::default() }
     }
 
     /// The same for a loop whose health is looked at.
     #[must_use]
-    pub fn showing(mut self, sign: &Sign) -> Self {
-        self.sign = sign.clone();
+    pub fn showing(mut self, loop_health: &LoopHealth) -> Self {
+        self.loop_health = loop_health.clone();
         self
     }
 
@@ -45,13 +45,13 @@ impl Patience {
         }
         self.tries = 0;
         self.told = None;
-        self.sign.well();
+        self.loop_health.well();
     }
 
     /// It failed: waits before the next try, or until `stop`.
     pub async fn ill(&mut self, error: &redis::RedisError, stop: &CancellationToken) {
         let error = explain(error);
-        self.sign.ill(&error);
+        self.loop_health.ill(&error);
         let since = *self.since.get_or_insert_with(Instant::now);
         // A single dropped connection is mended silently.
         if self.tries > 0 && self.told.is_none_or(|told| told.elapsed() > AGAIN) {
