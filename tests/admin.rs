@@ -309,7 +309,7 @@ async fn a_pattern_clears_what_matches_it_whatever_is_in_it() {
 }
 
 #[tokio::test]
-async fn an_invalidation_is_published_and_what_makes_no_sense_is_refused() {
+async fn an_invalidation_is_published_and_a_senseless_one_refused() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream).list(["a"]).folder();
     let server = Server::start(&redis, &jobs).await.ready().await;
@@ -340,7 +340,7 @@ async fn an_invalidation_is_published_and_what_makes_no_sense_is_refused() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_warming_hears_when_it_is_there_or_why_it_is_not() {
+async fn a_client_that_waits_hears_of_the_value_or_why_there_is_none() {
     let (redis, upstream) = both().await;
     upstream.on("/art/bad", Reply::status(500));
     upstream.on("/art/none", Reply::status(404));
@@ -412,7 +412,7 @@ async fn a_paused_job_is_fetched_by_no_worker_until_it_is_resumed() {
 }
 
 #[tokio::test]
-async fn an_entry_is_shown_with_what_is_known_of_it_and_no_foreign_key_is() {
+async fn an_entry_is_shown_with_its_metadata_and_no_foreign_key_is() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream).list(["Mona Lisa"]).folder();
     let server = Server::start(&redis, &jobs).await.ready().await;
@@ -809,7 +809,7 @@ async fn what_is_not_there_or_cannot_be_asked_is_told_as_a_problem() {
 }
 
 #[tokio::test]
-async fn workers_find_ports_of_their_own_unless_one_is_named_that_is_taken() {
+async fn workers_find_free_ports_unless_a_taken_one_is_named() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream).list(["a"]).folder();
     // Empty means unset: the default.
@@ -1062,7 +1062,7 @@ async fn every_route_is_in_the_document_and_answers_as_it_says() {
 
 /// An entry that its worker has taken and that waits for its upstream's limits has no lease yet that could be marked.
 #[tokio::test]
-async fn what_waits_for_its_upstream_is_not_fetched_after_it_was_evicted() {
+async fn an_entry_evicted_while_it_waits_for_a_permit_is_not_fetched() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream).limits("concurrency = 1").folder();
     let server = Server::start(&redis, &jobs).await.ready().await;

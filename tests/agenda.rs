@@ -150,7 +150,7 @@ async fn the_cap_holds_back_what_is_scheduled_but_not_what_is_urgent() {
 }
 
 #[tokio::test]
-async fn a_mass_of_urgent_work_has_no_more_in_hand_than_twice_the_cap_and_leaves_room_for_single_entries() {
+async fn bulk_runs_at_most_twice_the_cap_and_leaves_room_for_others() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a", "b", "c", "d"], When::Due(0), Trigger::Cron).await;
     assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 2);
@@ -195,7 +195,7 @@ async fn who_asks_is_told_when_something_is_due_next() {
 }
 
 #[tokio::test]
-async fn an_invalidation_makes_a_taken_entry_due_and_its_finish_changes_nothing() {
+async fn an_invalidation_makes_a_taken_entry_due_whatever_its_finish() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a"], When::Due(0), Trigger::Cron).await;
     let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
@@ -375,7 +375,7 @@ async fn what_is_named_by_itself_goes_before_what_was_named_with_many() {
 }
 
 #[tokio::test]
-async fn a_stronger_reason_takes_the_place_of_a_weaker_one_and_not_the_other_way_round() {
+async fn a_stronger_trigger_replaces_a_weaker_one_and_not_vice_versa() {
     let (_redis, parts) = parts().await;
     for when in [When::Urgent, When::Bulk(0), When::Due(0)] {
         put(&parts, &["a"], when, Trigger::Demand).await;
@@ -414,7 +414,7 @@ async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_look_is_owed_by_the_warmup_or_the_person_that_the_entry_is_there_for() {
+async fn a_recheck_stays_owed_when_a_warmup_or_a_person_comes_first() {
     let (_redis, parts) = parts().await;
     for trigger in [Trigger::Cron, Trigger::Manual] {
         for when in [When::Due(0), When::Bulk(0), When::Urgent] {

@@ -57,7 +57,7 @@ impl Api {
 }
 
 #[tokio::test]
-async fn the_python_api_reads_what_is_warm_says_what_changed_and_does_without_redis() {
+async fn the_python_api_reads_invalidates_and_survives_without_redis() {
     let venv = Path::new(ROOT).join("target/venv");
     if !venv.join("installed").exists() {
         eprintln!("NOT TRIED: there is no {}; `make test` makes it where python3 and its venv are", venv.display());

@@ -272,7 +272,7 @@ async fn an_invalidation_lands_in_the_inbox_as_a_worker_reads_it() {
 }
 
 #[tokio::test]
-async fn a_miss_asks_the_workers_where_that_is_wanted_and_not_for_each_reader() {
+async fn a_miss_asks_the_workers_if_wanted_and_once_for_all_readers() {
     let redis = TestRedis::start().await;
     let quiet = art(&redis).await;
     let cache = builder(&redis).prefix("art").demand(true).build().await.unwrap();

@@ -99,7 +99,7 @@ async fn comes_back(cache: &Cache) {
 }
 
 #[tokio::test]
-async fn a_redis_that_hangs_holds_nobody_up_and_is_used_again_when_it_goes_on() {
+async fn a_hung_redis_holds_nobody_up_and_is_used_again_afterwards() {
     let redis = TestRedis::start().await;
     let cache = builder(&redis).build().await.unwrap();
     cache.set("k", &1).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_redis_that_hangs_holds_nobody_up_and_is_used_again_when_it_goes_on() 
 }
 
 #[tokio::test]
-async fn a_redis_that_is_gone_holds_nobody_up_and_is_used_again_when_it_is_back() {
+async fn a_lost_redis_holds_nobody_up_and_is_used_again_afterwards() {
     let mut redis = TestRedis::start().await;
     let cache = builder(&redis).build().await.unwrap();
     for _ in 0..2 {

@@ -70,7 +70,7 @@ async fn museum() -> Upstream {
 }
 
 #[tokio::test]
-async fn the_service_goes_on_while_redis_is_away_and_is_itself_again_when_it_is_back() {
+async fn the_service_survives_an_outage_of_redis_and_recovers() {
     let mut redis = TestRedis::start().await;
     let museum = museum().await;
     let service = Service::start(&redis, &museum, "10000/second").await;

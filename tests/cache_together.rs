@@ -131,7 +131,7 @@ async fn a_loader_that_is_cancelled_leaves_its_place_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_loader_elsewhere_that_is_slow_is_not_waited_for_beyond_patience() {
+async fn a_slow_loader_elsewhere_is_not_waited_for_beyond_patience() {
     let redis = TestRedis::start().await;
     let hasty = builder(&redis).load_patience(Duration::from_millis(50)).build().await.unwrap();
     let mut slow = load(&instance(&redis).await, 1);
@@ -196,7 +196,7 @@ async fn what_is_cleared_while_it_is_loaded_is_not_brought_back() {
 
 /// What it loaded is not written, and the service does not load again: a worker fetches it.
 #[tokio::test]
-async fn what_is_invalidated_while_a_service_loads_it_is_fetched_by_a_worker() {
+async fn a_key_invalidated_during_a_load_is_fetched_by_a_worker() {
     let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
     upstream.edit("/art/k");
     let jobs = Art::of(&upstream).folder();
@@ -212,7 +212,7 @@ async fn what_is_invalidated_while_a_service_loads_it_is_fetched_by_a_worker() {
 }
 
 #[tokio::test]
-async fn what_samovar_invalidates_while_it_is_loaded_is_not_brought_back() {
+async fn a_load_does_not_bring_back_what_samovar_invalidated() {
     for removal in [Removal::Refresh, Removal::Evict] {
         let redis = TestRedis::start().await;
         let (store, _) = store(&redis).await;
@@ -371,7 +371,7 @@ async fn a_tag_finds_what_was_loaded_under_any_beginning() {
 }
 
 #[tokio::test]
-async fn who_asks_after_a_delete_gets_nothing_that_was_loaded_before_it() {
+async fn a_read_after_a_delete_gets_nothing_loaded_before_it() {
     let redis = TestRedis::start().await;
     let (loading, deleting) = (instance(&redis).await, instance(&redis).await);
     for deleting in [&deleting, &loading] {

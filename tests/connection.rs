@@ -15,7 +15,7 @@ async fn connect(redis: &TestRedis) -> Connection {
 }
 
 #[tokio::test]
-async fn a_connection_survives_a_restart_and_an_outage_longer_than_any_backoff() {
+async fn a_connection_survives_a_restart_and_a_long_outage() {
     let mut redis = TestRedis::start().await;
     let mut connection = connect(&redis).await;
     redis.kill9();
@@ -45,7 +45,7 @@ async fn a_connection_survives_a_password_that_was_wrong_for_a_while() {
 }
 
 #[tokio::test]
-async fn no_command_waits_longer_than_its_patience_for_a_redis_that_hangs() {
+async fn no_command_waits_beyond_its_patience_for_a_hung_redis() {
     let redis = TestRedis::start().await;
     let mut connection = connect(&redis).await;
     redis.freeze();

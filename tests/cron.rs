@@ -152,7 +152,7 @@ async fn a_tick_whose_worker_died_is_expanded_by_another() {
 }
 
 #[tokio::test]
-async fn a_job_file_that_changed_is_warmed_up_at_once_and_one_that_did_not_is_not() {
+async fn a_changed_job_file_is_warmed_up_at_once_an_unchanged_one_not() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
     let art = Art::of(&upstream).list(["a"]).warm("every = \"1h\"");
@@ -180,7 +180,7 @@ async fn named_last(redis: &TestRedis) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_the_feed_names_is_kept_warm_and_what_it_drops_is_left_to_expire() {
+async fn entries_of_a_feed_are_kept_warm_and_dropped_ones_expire() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|_, _| Reply::json(json!({})));
     upstream.on("/popular", Reply::json(json!({"names": ["stays", "goes"]})));
@@ -203,7 +203,7 @@ async fn what_the_feed_names_is_kept_warm_and_what_it_drops_is_left_to_expire() 
 }
 
 #[tokio::test]
-async fn what_a_feed_named_last_stays_until_what_it_names_now_is_written_whole() {
+async fn the_last_list_of_a_feed_stays_until_the_new_one_is_complete() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|_, _| Reply::json(json!({})));
     upstream.on("/popular", Reply::json(json!({"names": ["a", "b"]})));
@@ -311,7 +311,7 @@ async fn a_schedule_without_entries_does_nothing_and_does_not_mind() {
 
 /// Another worker may have files that this one has not, or somebody has removed one.
 #[tokio::test]
-async fn a_warmup_of_a_job_that_a_worker_does_not_know_is_left_to_others() {
+async fn a_warmup_of_a_job_unknown_to_a_worker_is_left_to_others() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|_, _| Reply::json(json!({})));
     redis.ask::<u64>(&["ZADD", "samovar:{schedules}", "1", "other"]).await;
@@ -322,7 +322,7 @@ async fn a_warmup_of_a_job_that_a_worker_does_not_know_is_left_to_others() {
 }
 
 #[tokio::test]
-async fn a_feed_is_not_asked_while_its_upstream_wants_to_be_left_alone() {
+async fn a_feed_is_not_asked_while_its_upstream_is_paused() {
     let (redis, upstream) = both().await;
     upstream.on("/popular", Reply::status(429).header("Retry-After", "60"));
     upstream.otherwise(|_, _| Reply::json(json!({})));

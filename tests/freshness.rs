@@ -157,7 +157,7 @@ async fn stamped(redis: &TestRedis, parts: &Parts, tag: &str) {
 }
 
 #[tokio::test]
-async fn a_tag_storm_does_not_starve_what_is_fetched_for_the_first_time() {
+async fn a_tag_storm_does_not_starve_a_first_fetch() {
     let (redis, upstream) = both().await;
     upstream.publish("/art/a", json!({"artist": "x", "version": 1}));
     let gate = upstream.gate("/art/a");
@@ -297,7 +297,7 @@ async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
 
 /// Redis evicted the index, and since then one entry was put under the tag anew; of another, what was known went as well.
 #[tokio::test]
-async fn a_tag_whose_index_redis_evicted_is_sought_in_all_that_may_have_it() {
+async fn a_tag_without_its_index_is_sought_in_all_that_may_have_it() {
     let redis = TestRedis::options().arg("--maxmemory-policy", "allkeys-random").start().await;
     let upstream = Upstream::start().await;
     let parts = Parts::of(&redis).await;
@@ -539,7 +539,7 @@ async fn messages_that_are_handled_together_keep_their_times() {
 // Storms
 
 #[tokio::test]
-async fn a_storm_of_invalidations_costs_a_handful_of_fetches_and_the_entry_stays_fresh() {
+async fn a_storm_of_invalidations_costs_few_fetches_and_stays_fresh() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
@@ -610,7 +610,7 @@ async fn debounced(redis: &TestRedis, parts: &Parts, name: &str) {
 }
 
 #[tokio::test]
-async fn what_was_named_with_many_and_held_off_stays_behind_what_is_named_by_itself() {
+async fn debounced_bulk_stays_behind_high_priority() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     let invalidator = parts.invalidator(&jobs);
@@ -629,7 +629,7 @@ async fn what_was_named_with_many_and_held_off_stays_behind_what_is_named_by_its
 
 /// The same where the pipeline waits; what is named by itself meanwhile does not wait behind the many.
 #[tokio::test]
-async fn the_intake_sees_to_what_was_held_off_as_urgently_as_it_was_named() {
+async fn the_pipeline_keeps_the_priority_of_what_it_debounced() {
     for (messages, priority) in [
         (&[r#"{"patterns": ["art:a"]}"#][..], Priority::Bulk),
         (&[r#"{"patterns": ["art:a"]}"#, "art:a"][..], Priority::High),
@@ -663,7 +663,7 @@ async fn the_intake_sees_to_what_was_held_off_as_urgently_as_it_was_named() {
 // Foreign writers
 
 #[tokio::test]
-async fn what_a_cache_aside_writer_writes_after_a_refresh_is_found_and_replaced() {
+async fn an_old_value_written_aside_after_a_refresh_is_replaced() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).warm("settle = \"500ms\"").folder();
@@ -678,7 +678,7 @@ async fn what_a_cache_aside_writer_writes_after_a_refresh_is_found_and_replaced(
 }
 
 #[tokio::test]
-async fn what_a_cache_aside_writer_writes_after_an_eviction_is_found_and_replaced() {
+async fn an_old_value_written_aside_after_an_eviction_is_replaced() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).warm("settle = \"500ms\"").folder();
@@ -801,7 +801,7 @@ async fn an_invalidation_ends_what_outlives_its_ttl() {
 
 /// The breaker opens, so nobody even asks.
 #[tokio::test]
-async fn old_values_outlive_their_ttl_while_the_upstream_is_left_alone() {
+async fn old_values_outlive_their_ttl_while_the_breaker_is_open() {
     let (redis, upstream) = both().await;
     let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
     for name in &names {
@@ -886,7 +886,7 @@ async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
 }
 
 #[tokio::test]
-async fn a_cut_subscription_of_the_only_worker_makes_everything_suspect() {
+async fn a_cut_subscription_of_the_only_worker_revalidates_everything() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
@@ -938,7 +938,7 @@ async fn what_a_worker_did_not_handle_by_its_end_is_made_good() {
 
 /// Another worker heard all the while, and died a moment later with what it had heard.
 #[tokio::test]
-async fn what_a_dead_worker_heard_and_did_not_handle_is_not_taken_for_handled() {
+async fn messages_a_dead_worker_only_heard_do_not_count_as_handled() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
@@ -995,7 +995,7 @@ async fn an_inbox_within_its_bound_loses_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_suspect_is_looked_at_most_read_first_and_what_ai_made_is_not_paid_for_again() {
+async fn revalidation_takes_the_most_read_first_and_pays_for_nothing() {
     let (redis, upstream) = both().await;
     let names: Vec<String> = (0..60).map(|n| n.to_string()).collect();
     for name in &names {
@@ -1062,7 +1062,7 @@ async fn a_message_too_long_to_be_read_is_refused() {
 
 /// A master whose clock ran ahead wrote it; after the failover, its time lies in the future.
 #[tokio::test]
-async fn what_was_fetched_in_the_future_is_not_safe_from_invalidations() {
+async fn a_value_from_the_future_is_not_safe_from_invalidations() {
     let (redis, _) = both().await;
     let parts = Parts::of(&redis).await;
     let future = parts.now().await + 3_600_000;
@@ -1191,7 +1191,7 @@ async fn a_lock_that_another_worker_took_is_not_extended() {
 
 /// Its latest time is later than the present one.
 #[tokio::test]
-async fn a_clock_that_was_set_back_is_noted_once_and_by_whom_it_concerns() {
+async fn a_clock_set_back_is_noted_once() {
     let (redis, _upstream) = both().await;
     let parts = Parts::of(&redis).await;
     let clock = || Clock::new(parts.redis.clone(), parts.keys.clone());
@@ -1276,7 +1276,7 @@ async fn a_storm_does_not_hit_a_failing_source_with_each_invalidation() {
 }
 
 #[tokio::test]
-async fn a_fetch_that_an_invalidation_brings_on_uses_up_no_try_and_the_next_comes_when_it_would_have() {
+async fn a_fetch_for_an_invalidation_uses_no_try_and_moves_no_retry() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::status(500));
     let jobs = Art::of(&upstream).warm("attempts = 4").folder();
@@ -1306,7 +1306,7 @@ async fn at_rest_until(parts: &Parts, name: &str, then: i64) {
 
 /// While workers with new job files replace old ones, a message may be read by one that does not know the job.
 #[tokio::test]
-async fn a_message_read_by_a_worker_that_does_not_know_the_job_is_not_lost() {
+async fn a_message_read_by_a_worker_without_its_job_is_not_lost() {
     for message in [
         r#"{"keys": ["new:a"]}"#,
         r#"{"patterns": ["new:*"]}"#,
@@ -1447,7 +1447,7 @@ async fn an_answer_that_was_refused_is_refused_again() {
 
 /// Two begin at once where there was nobody: neither vouches for the other.
 #[tokio::test]
-async fn workers_that_begin_together_after_a_time_without_any_suspect_everything() {
+async fn workers_that_begin_together_where_none_was_trust_nothing() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
@@ -1488,7 +1488,7 @@ async fn looking_once_more_brings_back_nothing_that_was_evicted() {
 
 /// An API had read the old row before the edit, and writes it after the invalidation of a key that nobody knew.
 #[tokio::test]
-async fn what_a_cache_aside_writer_writes_where_nothing_was_known_is_found_and_replaced() {
+async fn an_old_value_written_aside_to_an_unknown_key_is_replaced() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).warm("settle = \"500ms\"").folder();

@@ -133,7 +133,7 @@ async fn refresh_serves_the_old_value_until_the_new_one_lands() {
 }
 
 #[tokio::test]
-async fn evict_removes_at_once_and_nothing_fetches_before_the_next_warmup() {
+async fn evict_removes_at_once_and_stays_until_the_next_warmup() {
     let (redis, upstream, _jobs, _worker) = warmed(&["a", "b"]).await;
     let parts = Parts::of(&redis).await;
     parts.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
@@ -196,7 +196,7 @@ async fn warm_leaves_alone_what_the_api_wrote_itself() {
 }
 
 #[tokio::test]
-async fn what_the_api_wrote_itself_is_refreshed_when_it_is_invalidated() {
+async fn a_value_the_api_wrote_is_refreshed_when_invalidated() {
     let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
     upstream.edit("/art/theirs");
     redis.set("art:theirs", r#"{"version": 0}"#, TTL).await;
@@ -337,7 +337,7 @@ async fn a_pattern_touches_only_keys_of_jobs_and_never_samovars_own() {
 
 /// While Redis matches a long one with some hundred keys, it serves nobody else.
 #[tokio::test]
-async fn a_message_with_a_pattern_too_long_or_too_many_of_them_is_dropped_and_told() {
+async fn patterns_too_long_or_too_many_are_dropped_and_told() {
     let (redis, _upstream, _jobs, mut worker) = warmed(&["a"]).await;
     let message = |patterns: &[String]| json!({"patterns": patterns, "action": "evict"}).to_string();
     let matching = |bytes: usize| format!("art:{}", "*".repeat(bytes - 4));
@@ -385,7 +385,7 @@ async fn a_pattern_reaches_more_entries_than_one_step_of_a_scan() {
 /// Its fetch began before the invalidation and is committed at every moment of the handling in turn: before, during and
 /// after the scans for leases and for values.
 #[tokio::test]
-async fn a_key_that_is_born_during_the_invalidation_of_a_pattern_does_not_slip_through() {
+async fn a_key_born_while_its_pattern_is_invalidated_is_caught() {
     let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
     let jobs = Art::of(&upstream).folder();
     let parts = Parts::of(&redis).await;
@@ -439,7 +439,7 @@ async fn bare_text_is_one_literal_key_whatever_is_in_it() {
 
 /// Strangers' keys stand where a lease, metadata, the index of a tag and two agendas should.
 #[tokio::test]
-async fn what_cannot_be_invalidated_holds_up_nothing_else_that_the_message_names() {
+async fn a_key_that_fails_holds_up_no_other_key_of_the_message() {
     let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
     let first =
         "key = \"a:{name}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/{{ name }}\"\n";
@@ -633,7 +633,7 @@ async fn a_fetch_that_began_after_the_invalidation_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_published_while_no_worker_runs_is_handled_once_one_starts() {
+async fn a_message_published_without_workers_waits_for_one() {
     let (redis, upstream, jobs, mut first) = warmed(&["a"]).await;
     first.kill9();
     upstream.edit("/art/a");
@@ -645,7 +645,7 @@ async fn a_message_that_is_published_while_no_worker_runs_is_handled_once_one_st
 }
 
 #[tokio::test]
-async fn a_message_that_is_published_before_any_worker_ever_ran_is_handled() {
+async fn a_message_published_before_the_first_worker_is_handled() {
     let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
     redis.set("art:old", "0", TTL).await;
     let parts = Parts::of(&redis).await;
@@ -877,7 +877,7 @@ async fn a_failed_fetch_keeps_the_invalidation_open() {
 
 /// All of them hear it, and one may make the entry due again while another fetches it already.
 #[tokio::test]
-async fn an_invalidation_that_four_workers_hear_leaves_no_entry_waiting_for_a_lease_to_end() {
+async fn after_four_workers_hear_it_no_entry_waits_for_a_lease_to_end() {
     let (redis, upstream, jobs, _worker) = warmed(&["a"]).await;
     let _more: Vec<WorkerProcess> = (0..3).map(|_| worker(&redis, &jobs)).collect();
     eventually("four workers hear the channel", async || {
@@ -900,7 +900,7 @@ async fn an_invalidation_that_four_workers_hear_leaves_no_entry_waiting_for_a_le
 
 /// Step by step: while the holder of the lease fetches, the entry is made due, claimed and taken by another worker.
 #[tokio::test]
-async fn who_finds_an_entry_being_fetched_sees_to_what_the_fetch_leaves_behind() {
+async fn a_worker_that_finds_a_fetch_handles_what_the_fetch_leaves() {
     let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).folder();

@@ -137,7 +137,7 @@ async fn claim_and_take(parts: &Parts) -> (Claimed, String) {
 // Messages
 
 #[tokio::test]
-async fn no_message_in_the_inbox_is_lost_with_connections_that_are_cut() {
+async fn no_message_in_the_inbox_is_lost_with_cut_connections() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
@@ -248,7 +248,7 @@ async fn a_message_that_is_handled_ten_minutes_late_changes_nothing() {
 // Between the steps
 
 #[tokio::test]
-async fn an_invalidation_between_claim_and_take_is_answered_by_that_claim() {
+async fn an_invalidation_between_claim_and_take_needs_no_other_claim() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     commit(&parts, &art("a"), &json!(1)).await;
@@ -277,7 +277,7 @@ async fn an_invalidation_between_claim_and_take_is_answered_by_that_claim() {
 }
 
 #[tokio::test]
-async fn an_invalidation_between_commit_and_finish_leaves_the_entry_due() {
+async fn an_invalidation_between_commit_and_finish_leaves_it_due() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
@@ -294,7 +294,7 @@ async fn an_invalidation_between_commit_and_finish_leaves_the_entry_due() {
 
 /// An API that misses what was just evicted asks for it, and only then a slow worker comes to the eviction.
 #[tokio::test]
-async fn an_eviction_that_one_worker_handles_late_does_not_undo_what_was_asked_for_since() {
+async fn a_late_eviction_does_not_undo_what_was_asked_for_since() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     let invalidator = parts.invalidator(&jobs);
@@ -390,7 +390,7 @@ async fn what_a_tag_did_not_find_any_more_does_not_outlive_its_ttl() {
 // Inputs
 
 #[tokio::test]
-async fn an_input_that_changes_while_its_dependant_is_being_made_is_heeded() {
+async fn an_input_that_changes_while_its_dependant_is_made_counts() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let jobs = stories(&upstream);
@@ -406,7 +406,7 @@ async fn an_input_that_changes_while_its_dependant_is_being_made_is_heeded() {
 
 /// The fetch of the input began before its dependant was made, and ended after; then the worker died.
 #[tokio::test]
-async fn what_was_made_while_its_input_was_being_fetched_follows_it_although_nobody_was_told() {
+async fn a_value_made_during_the_fetch_of_its_input_follows_it_untold() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, stories(&upstream));
     commit(&parts, &art("a"), &json!({"title": "one"})).await;
@@ -425,7 +425,7 @@ async fn what_was_made_while_its_input_was_being_fetched_follows_it_although_nob
 
 /// The next who fetches the input finds it unchanged.
 #[tokio::test]
-async fn a_change_that_a_dead_worker_told_nobody_is_told_when_the_input_is_invalidated_again() {
+async fn a_change_a_dead_worker_kept_is_told_at_the_next_invalidation() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let jobs = stories(&upstream);
@@ -444,7 +444,7 @@ async fn a_change_that_a_dead_worker_told_nobody_is_told_when_the_input_is_inval
 
 /// It was due since before it was made the last time, so that nothing on the agenda tells of the change.
 #[tokio::test]
-async fn an_input_that_changed_since_is_heeded_whatever_its_dependant_was_due_for() {
+async fn a_changed_input_counts_whatever_its_dependant_was_due_for() {
     for trigger in [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand] {
         let (redis, upstream) = both().await;
         let (parts, jobs) = (Parts::of(&redis).await, stories(&upstream));
@@ -480,7 +480,7 @@ async fn times_put_off(redis: &TestRedis) -> u64 {
 }
 
 #[tokio::test]
-async fn an_input_and_what_ai_makes_of_it_that_are_invalidated_together_cost_one_generation() {
+async fn input_and_dependant_invalidated_together_cost_one_generation() {
     for message in TOGETHER {
         let (redis, upstream) = both().await;
         upstream.on("/art/a", Reply::json(json!({"title": "one"})));
@@ -522,7 +522,7 @@ async fn what_ai_makes_becomes_due_last_of_what_a_message_names() {
 }
 
 #[tokio::test]
-async fn what_ai_makes_goes_on_when_an_input_that_was_invalidated_with_it_turns_out_to_be_the_same() {
+async fn a_generation_goes_on_when_its_invalidated_input_is_unchanged() {
     for message in TOGETHER {
         let (redis, upstream) = both().await;
         upstream.on("/art/a", Reply::json(json!({"title": "one"})));
@@ -581,7 +581,7 @@ async fn a_fetch_that_redis_broke_off_leaves_no_lease() {
 
 /// The invalidation is older than the lease, and is handled only while the lease holds.
 #[tokio::test]
-async fn an_invalidation_that_is_handled_late_is_not_answered_without_asking() {
+async fn an_invalidation_handled_late_is_not_answered_without_a_fetch() {
     let redis = TestRedis::start().await;
     let (parts, note) = (Parts::of(&redis).await, Note::default());
     commit(&parts, &art("a"), &json!("told")).await;
@@ -638,7 +638,7 @@ async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
 
 /// As left by a version that did not keep it.
 #[tokio::test]
-async fn metadata_that_do_not_say_when_somebody_was_asked_mean_when_the_fetch_began() {
+async fn metadata_without_a_content_time_mean_when_the_fetch_began() {
     let redis = TestRedis::start().await;
     let (parts, note) = (Parts::of(&redis).await, Note::default());
     commit(&parts, &art("a"), &json!("told")).await;
@@ -653,7 +653,7 @@ async fn metadata_that_do_not_say_when_somebody_was_asked_mean_when_the_fetch_be
 }
 
 #[tokio::test]
-async fn an_invalidation_older_than_a_look_at_what_ai_made_has_it_generated_again() {
+async fn an_invalidation_older_than_a_recheck_still_generates_again() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let jobs = stories(&upstream);
@@ -668,7 +668,7 @@ async fn an_invalidation_older_than_a_look_at_what_ai_made_has_it_generated_agai
 
 /// Whoever invalidates by the tag has stamped it, and has yet to read its entries when the story is looked at.
 #[tokio::test]
-async fn a_tags_invalidation_older_than_a_look_at_what_ai_made_has_it_generated_again() {
+async fn a_tags_invalidation_older_than_a_recheck_generates_again() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let jobs = tagged_stories(&upstream, "\"told\"");
@@ -723,7 +723,7 @@ async fn tags_that_a_job_or_an_input_gains_reach_what_ai_made_before() {
 }
 
 #[tokio::test]
-async fn a_tag_that_what_ai_made_cannot_have_costs_neither_the_value_nor_a_call() {
+async fn a_new_tag_that_fails_costs_neither_the_value_nor_a_call() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let parts = Parts::of(&redis).await;
@@ -781,7 +781,7 @@ async fn counted_stories(redis: &TestRedis, upstream: &Upstream) -> (JobsFolder,
 
 /// Another message may be in the inbox before the worker sees that Redis is another; and it may have handled some before.
 #[tokio::test]
-async fn what_was_invalidated_since_the_moment_that_redis_went_back_to_is_generated_again() {
+async fn invalidations_since_a_restored_snapshot_generate_again() {
     for (overtaken, before) in [(false, false), (true, false), (true, true)] {
         let (mut redis, upstream) = both().await;
         let (_jobs, worker) = counted_stories(&redis, &upstream).await;
@@ -808,7 +808,7 @@ async fn what_was_invalidated_since_the_moment_that_redis_went_back_to_is_genera
 }
 
 #[tokio::test]
-async fn what_ai_made_is_not_generated_again_for_a_restart_that_lost_nothing() {
+async fn a_restart_that_lost_nothing_generates_nothing_again() {
     let (mut redis, upstream) = tokio::join!(TestRedis::options().append_only().start(), Upstream::start());
     let (_jobs, mut worker) = counted_stories(&redis, &upstream).await;
     Parts::of(&redis).await.invalidate("story:a").await;
@@ -863,7 +863,7 @@ async fn a_worker_does_not_absolve_what_it_does_not_know() {
 
 /// Two workers, of which one does not know the job `story`, and some rounds without the other.
 #[tokio::test]
-async fn what_is_kept_of_a_job_goes_when_no_worker_has_known_it_for_long_and_not_before() {
+async fn a_jobs_state_goes_when_long_unknown_and_not_before() {
     let (redis, upstream) = both().await;
     let parts = Parts::of(&redis).await;
     let jobs = |folder: &JobsFolder| Arc::new(Jobs::load(folder.path(), HOUR, &|_| None).unwrap());

@@ -141,7 +141,7 @@ async fn reads_are_learnt_from_idle_times_and_from_frequencies() {
 
 /// A sample that begins early in a second sees touches of the second before: those of this one are for the next to count.
 #[tokio::test]
-async fn a_read_is_counted_once_whenever_in_its_second_the_last_sample_began() {
+async fn a_read_is_counted_once_wherever_in_its_second_a_sample_began() {
     let redis = TestRedis::start().await;
     let (_upstream, jobs) = nothing().await;
     let learnt = Learnt::of(&redis, &jobs).await;
@@ -204,7 +204,7 @@ async fn a_read_of_a_small_integer_is_nobodys_where_redis_shares_them() {
 }
 
 #[tokio::test]
-async fn what_was_read_more_of_late_comes_first_and_entries_are_ranked_by_it() {
+async fn entries_are_ranked_by_how_much_they_were_read_of_late() {
     let redis = TestRedis::start().await;
     let (_upstream, jobs) = nothing().await;
     let learnt = Learnt::of(&redis, &jobs).await;
@@ -246,7 +246,7 @@ async fn counts_are_bounded_and_the_least_read_go() {
 
 /// To keep an entry warm for a single read costs more fetches than its readers make.
 #[tokio::test]
-async fn what_was_read_just_now_is_wanted_once_it_was_read_several_times() {
+async fn a_recent_read_counts_as_wanted_after_several_reads() {
     let redis = policy("volatile-lru").start().await;
     let upstream = Upstream::start().await;
     let jobs = Art::of(&upstream).ttl("1h").folder();
@@ -318,17 +318,17 @@ async fn what_is_read_is_refreshed_and_the_rest_expires(name: &str) {
 }
 
 #[tokio::test]
-async fn what_is_still_read_is_refreshed_and_what_nobody_reads_is_left_to_expire() {
+async fn entries_still_read_are_refreshed_and_the_rest_expires() {
     what_is_read_is_refreshed_and_the_rest_expires("volatile-lru").await;
 }
 
 #[tokio::test]
-async fn under_an_lfu_policy_too_what_is_still_read_is_refreshed_and_the_rest_expires() {
+async fn under_lfu_too_entries_still_read_are_refreshed() {
     what_is_read_is_refreshed_and_the_rest_expires("volatile-lfu").await;
 }
 
 #[tokio::test]
-async fn the_most_read_are_kept_warm_even_when_nobody_reads_them_for_a_while() {
+async fn the_most_read_are_kept_warm_even_when_unread_for_a_while() {
     let redis = policy("volatile-lru").start().await;
     let upstream = Upstream::start().await;
     upstream.otherwise(|_, _| Reply::json(json!({})));
@@ -447,7 +447,7 @@ async fn keys_that_are_missed_are_fetched_if_that_is_switched_on() {
 }
 
 #[tokio::test]
-async fn where_config_is_forbidden_misses_are_not_heard_and_somebody_is_told() {
+async fn without_config_misses_are_not_heard_and_the_log_says_so() {
     let redis = TestRedis::start().await;
     redis.ask::<()>(&["ACL", "SETUSER", "default", "-config"]).await;
     let upstream = Upstream::start().await;

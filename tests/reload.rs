@@ -121,7 +121,7 @@ async fn a_faulty_folder_is_refused_as_a_whole_and_the_old_one_stays() {
 }
 
 #[tokio::test]
-async fn whoever_asks_again_during_a_reload_has_the_last_jobs_in_the_end() {
+async fn a_reload_asked_for_during_a_reload_ends_with_the_last_jobs() {
     let (redis, upstream) = both().await;
     let art = Art::of(&upstream);
     let jobs = art.clone().list(["a"]).folder();

@@ -61,7 +61,7 @@ async fn what_check_fetches_is_paid_for_and_counted_in_no_budget() {
 }
 
 #[tokio::test]
-async fn what_is_spent_and_saved_is_counted_for_the_fleet_and_survives_its_workers() {
+async fn spending_and_savings_are_the_fleets_and_outlive_its_workers() {
     let (redis, upstream) = both().await;
     upstream.publish("/art/a", json!({"title": "one"}));
     let jobs = stories(&upstream, &["a", "b"], "tokens = \"1000/hour\"");
@@ -135,7 +135,7 @@ async fn http_and_metrics_show_what_is_spent_and_saved() {
 }
 
 #[tokio::test]
-async fn a_budget_that_comes_to_its_end_is_told_of_once_in_a_window_by_the_whole_fleet() {
+async fn a_spent_budget_is_told_once_a_window_by_the_whole_fleet() {
     let (redis, upstream) = both().await;
     // Ten stories make 88 %, eleven 97 %, twelve more than all of it.
     let names: Vec<String> = (0..14).map(|n| n.to_string()).collect();
@@ -238,7 +238,7 @@ async fn answers_that_never_come_spend_the_budget_too() {
 
 /// The budget is spent as soon as both stories are there.
 #[tokio::test]
-async fn what_needs_no_request_lives_on_while_the_budget_is_spent_and_the_rest_waits() {
+async fn a_spent_budget_holds_up_only_what_needs_a_request() {
     let (redis, upstream) = both().await;
     for name in ["a", "b", "c"] {
         upstream.publish(&format!("/art/{name}"), json!({"title": "one"}));

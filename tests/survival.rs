@@ -139,7 +139,7 @@ async fn a_worker_that_has_nothing_in_hand_ends_at_once() {
 }
 
 #[tokio::test]
-async fn a_redis_with_aof_that_is_killed_comes_back_with_all_and_the_work_goes_on() {
+async fn a_killed_redis_with_aof_comes_back_and_the_work_goes_on() {
     let (mut redis, upstream) =
         tokio::join!(TestRedis::options().append_only().arg("--appendfsync", "always").start(), Upstream::start());
     upstream.edit("/art/a");
@@ -195,7 +195,7 @@ async fn what_a_killed_worker_had_not_begun_another_warms() {
 }
 
 #[tokio::test]
-async fn told_to_stop_a_worker_finishes_what_is_in_flight_and_hands_back_the_rest() {
+async fn a_stopping_worker_finishes_its_flights_and_returns_the_rest() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|_, _| Reply::json(json!({})));
     let names: Vec<String> = (0..10).map(|n| n.to_string()).collect();
@@ -236,7 +236,7 @@ async fn a_second_signal_ends_a_worker_at_once() {
 }
 
 #[tokio::test]
-async fn a_hung_upstream_does_not_hold_up_the_end_beyond_the_drain_time() {
+async fn a_hung_upstream_does_not_delay_the_end_beyond_the_drain() {
     let (redis, upstream) = both().await;
     upstream.on_each("/art/a", [Reply::silence(), Reply::json(json!({"version": 1}))]);
     let jobs = Art::of(&upstream).limits("timeout = \"60s\"").list(["a"]).folder();
@@ -251,7 +251,7 @@ async fn a_hung_upstream_does_not_hold_up_the_end_beyond_the_drain_time() {
 }
 
 #[tokio::test]
-async fn what_a_hung_upstream_of_few_permits_held_up_another_worker_gets_at_once() {
+async fn another_worker_gets_at_once_what_a_hung_upstream_held_up() {
     let (redis, upstream) = both().await;
     upstream.on_each("/art/a", [Reply::silence(), Reply::json(json!({"version": 1}))]);
     let jobs = Art::of(&upstream).limits("timeout = \"60s\"\nconcurrency = 1").list(["a"]).folder();
@@ -370,7 +370,7 @@ async fn a_password_is_never_logged() {
 }
 
 #[tokio::test]
-async fn faulty_job_files_are_told_all_at_once_and_the_worker_does_not_start() {
+async fn faulty_job_files_are_told_at_once_and_no_worker_starts() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream)
         .folder()

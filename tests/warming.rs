@@ -116,7 +116,7 @@ async fn two_workers_share_the_work() {
 }
 
 #[tokio::test]
-async fn a_get_hits_always_while_an_entry_is_refreshed_before_it_expires() {
+async fn a_get_always_hits_while_an_entry_is_refreshed_ahead() {
     let (redis, upstream) = both().await;
     upstream.answer("/art/a", |_, call| Reply::json(json!({"version": call})));
     let jobs = Art::of(&upstream).ttl("2s").list(["a"]).warm("ahead = \"1s\"").folder();
@@ -158,7 +158,7 @@ async fn a_304_extends_the_ttl_without_a_new_body() {
 }
 
 #[tokio::test]
-async fn what_the_upstream_no_longer_has_is_removed_and_left_alone_until_the_next_warmup() {
+async fn an_entry_gone_upstream_is_removed_until_the_next_warmup() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
@@ -180,7 +180,7 @@ async fn what_the_upstream_no_longer_has_is_removed_and_left_alone_until_the_nex
 }
 
 #[tokio::test]
-async fn whatever_the_upstream_does_wrong_leaves_the_old_value_and_says_why() {
+async fn any_fault_of_the_upstream_keeps_the_old_value_and_says_why() {
     let json = || Reply::json(json!({"data": {"version": 9}, "pad": "x".repeat(400)}));
     let wrong = [
         ("500", Reply::status(500), "500"),
@@ -246,7 +246,7 @@ async fn a_fetch_that_fails_is_tried_again() {
 }
 
 #[tokio::test]
-async fn after_the_last_attempt_an_entry_is_a_dead_letter_with_its_reason() {
+async fn after_the_last_try_an_entry_is_a_dead_letter_with_its_reason() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::status(500));
     let jobs = Art::of(&upstream).list(["a"]).warm("attempts = 3").folder();
@@ -322,7 +322,7 @@ async fn an_exhausted_account_is_told_at_warn_and_left_alone() {
 }
 
 #[tokio::test]
-async fn a_fallback_answers_also_while_the_breaker_of_the_source_is_open() {
+async fn a_fallback_answers_while_the_breaker_of_the_source_is_open() {
     let (redis, upstream) = both().await;
     let other = Upstream::start().await;
     upstream.otherwise(|_, _| Reply::status(500));
@@ -401,7 +401,7 @@ async fn names_reach_the_upstream_whole_and_the_key_is_unchanged() {
 
 /// Whoever normalises a URL takes such a segment for a step up, percent-encoded or not.
 #[tokio::test]
-async fn a_name_that_no_url_can_carry_fails_with_the_reason_and_asks_for_nothing_else() {
+async fn a_name_no_url_can_carry_fails_with_the_reason_and_no_request() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|call, _| Reply::json(json!(call.target)));
     let jobs = Art::of(&upstream).list(["..", "."]).warm("attempts = 1").folder();
@@ -449,7 +449,7 @@ fn stories(upstream: &Upstream, art: &Art) -> JobsFolder {
 }
 
 #[tokio::test]
-async fn an_entry_made_from_another_is_warmed_after_it_and_again_when_it_changes() {
+async fn a_dependant_is_warmed_after_its_input_and_when_it_changes() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let gate = upstream.gate("/art/a");
@@ -482,7 +482,7 @@ async fn a_missing_input_is_fetched_although_nobody_listed_it() {
 
 /// An API that helps itself on a miss may be faster than the worker, and write the same.
 #[tokio::test]
-async fn what_waits_for_an_input_goes_on_when_it_is_there_whoever_wrote_it_first() {
+async fn an_entry_goes_on_when_its_input_is_there_whoever_wrote_it() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let gate = upstream.gate("/art/a");
@@ -518,7 +518,7 @@ async fn nobody_pays_for_a_prompt_that_is_unchanged() {
 }
 
 #[tokio::test]
-async fn a_story_that_is_invalidated_is_told_anew_although_its_prompt_is_unchanged() {
+async fn an_invalidated_story_is_told_anew_with_an_unchanged_prompt() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
@@ -599,7 +599,7 @@ async fn who_waits_for_an_input_that_is_gone_gives_up_in_the_end() {
 
 /// A worker dies, or Redis's reply is lost, after the commit and before those are woken that are made from the entry.
 #[tokio::test]
-async fn what_is_made_from_an_entry_follows_it_also_when_a_worker_died_after_the_commit() {
+async fn a_dependant_follows_though_a_worker_died_after_the_commit() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
@@ -638,7 +638,7 @@ async fn a_key_that_holds_no_string_is_left_to_its_owner_and_told() {
 
 /// What is made from an input that changes while it waits for its upstream is not made from the old one for good.
 #[tokio::test]
-async fn an_input_that_changes_while_its_entry_waits_for_a_permit_is_heeded() {
+async fn an_input_that_changes_during_the_wait_for_a_permit_counts() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|_, _| Reply::json(json!({"title": "one"})));
     let jobs = stories(&upstream, &Art::of(&upstream).list(["a", "b"]));

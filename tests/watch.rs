@@ -50,7 +50,7 @@ async fn noticed(redis: &TestRedis, watch: &WorkerProcess, key: &str) {
 }
 
 #[tokio::test]
-async fn a_program_sees_what_is_invalidated_what_is_warmed_and_what_fails() {
+async fn a_program_sees_invalidations_warmings_and_failures() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     upstream.edit("/art/b");
@@ -147,7 +147,7 @@ async fn only_what_was_asked_for_is_shown() {
 }
 
 #[tokio::test]
-async fn people_see_lines_and_how_things_stand_where_there_is_no_terminal() {
+async fn without_a_terminal_people_see_lines_and_the_state() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();

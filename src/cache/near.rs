@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn deaf_it_keeps_nothing_new_and_serves_only_where_redis_does_not() {
+    fn deaf_it_keeps_nothing_new_and_serves_only_for_a_lost_redis() {
         let near = live();
         let (one, two) = (near.ticket("one").unwrap(), near.ticket("two").unwrap());
         near.insert("one", &one, b"1", None);

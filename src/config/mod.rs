@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+    fn flag_beats_environment_beats_file_beats_default() {
         let file = "SAMOVAR_PREFIX=file\nSAMOVAR_CONCURRENCY=2\nSAMOVAR_CLAIM=2s\n";
         let env = environment(&[("SAMOVAR_PREFIX", "process"), ("SAMOVAR_CONCURRENCY", "3")], file).unwrap();
         let common = CommonArgs { prefix: Some("flag".into()), ..CommonArgs::default() };
@@ -727,7 +727,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_may_begin_with_a_byte_order_mark_and_end_without_a_newline() {
+    fn the_file_may_have_a_byte_order_mark_and_no_last_newline() {
         let env = environment(&[], "\u{feff}FIRST=1\r\nLAST=2").unwrap();
         assert_eq!((env.get("FIRST").as_deref(), env.get("LAST").as_deref()), (Some("1"), Some("2")));
     }

@@ -17,7 +17,7 @@ fn single(key: &str) -> Chunk {
 }
 
 #[tokio::test]
-async fn what_was_named_by_itself_is_pulled_as_it_is_pushed_by_whoever_runs() {
+async fn high_priority_is_pulled_by_any_worker_as_it_is_pushed() {
     let server = Server::start().await;
     let queue = Queue::new(server.connect().await, &Keys::new("test", "test:invalidate"), "host-1");
     let waiting = async || -> usize {

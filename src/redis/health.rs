@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_is_well_once_it_went_round_and_until_it_fails_or_stands_still() {
+    fn a_loop_is_well_from_its_first_round_until_it_fails_or_stalls() {
         let loop_health = LoopHealth::default();
         assert!(loop_health.judge(None).unwrap_err().contains("not begun"));
         loop_health.well();

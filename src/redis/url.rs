@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_hosts_keep_their_brackets_in_print_and_lose_them_on_the_wire() {
+    fn ipv6_hosts_have_brackets_in_print_and_none_on_the_wire() {
         let url = parse("redis://[::1]:6380/2");
         assert_eq!(url.to_string(), "redis://[::1]:6380/2");
         let client = url.client().unwrap();

@@ -255,7 +255,7 @@ async fn names_reach_the_upstream_whole() {
 }
 
 #[tokio::test]
-async fn names_that_urls_cannot_carry_are_refused_and_not_taken_for_others() {
+async fn names_that_no_url_can_carry_are_refused_not_confused() {
     let server = answering("{}").await;
     let mut bench = Bench::http(&server, "");
     for name in ["..", ".", "\u{0}"] {

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn content_was_asked_for_when_the_head_says_so_or_else_when_its_fetch_began() {
+    fn content_dates_from_the_head_or_else_from_its_fetch() {
         let asked =
             |head: &str| Meta::parse(&format!("{head} {{}}")).map(|meta| (meta.start, meta.asked, meta.content_since));
         assert_eq!(asked("20 30 0 0 abc@7"), Some((20, 20, 7)));
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn each_outcome_and_trigger_round_trips_and_the_usual_take_no_room() {
+    fn outcomes_and_triggers_round_trip_and_usual_ones_are_empty() {
         let packed = |outcome, trigger| Note { outcome, trigger, ..Note::default() }.to_json();
         let read = |packed: String| Meta::parse(&format!("1 2 0 0 h {packed}")).unwrap().note;
         for outcome in Outcome::ALL {

@@ -126,7 +126,7 @@ async fn a_clock_that_is_set_back_hides_no_invalidation() {
 }
 
 #[tokio::test]
-async fn what_ai_made_long_before_a_clock_is_set_back_is_not_paid_for_again() {
+async fn a_clock_set_back_does_not_pay_again_for_old_generated_values() {
     let (clock, redis, upstream, _jobs, _worker, parts) = with_clock("", "").await;
     clock.set(20 * 60_000);
     let ahead = parts.now().await;

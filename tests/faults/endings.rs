@@ -47,7 +47,7 @@ async fn a_worker_with_its_hands_full_ends_within_the_drain_time() {
 }
 
 #[tokio::test]
-async fn a_worker_with_its_hands_full_ends_within_the_drain_time_without_redis() {
+async fn a_busy_worker_without_redis_ends_within_the_drain_time() {
     for froze in [false, true] {
         let (mut redis, _upstream, _jobs, mut worker, _) = busy("500ms").await;
         if froze {

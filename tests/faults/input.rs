@@ -187,7 +187,7 @@ proptest! {
     }
 
     #[test]
-    fn a_redis_url_is_taken_or_refused_and_never_shown_with_its_password(text in nasty(), secret in "[a-zA-Z0-9]{12,20}") {
+    fn a_redis_url_is_never_shown_with_its_password(text in nasty(), secret in "[a-zA-Z0-9]{12,20}") {
         let _ = RedisUrl::parse(&text, None);
         let text = format!("redis://:{secret}@{text}");
         let shown = match RedisUrl::parse(&text, None) {

@@ -250,7 +250,7 @@ async fn a_redis_that_restarts_or_is_emptied_is_filled_again() {
 }
 
 #[tokio::test]
-async fn scripts_and_connections_that_are_killed_again_and_again_come_back() {
+async fn scripts_and_connections_come_back_however_often_killed() {
     let mut stage = Stage::set().await;
     stage
         .survives("kills", async |stage| {

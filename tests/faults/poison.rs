@@ -22,7 +22,7 @@ fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
 
 /// A worker dies while it fetches an entry, each time; whoever minds it starts another.
 #[tokio::test]
-async fn an_entry_that_kills_its_worker_each_time_is_given_up_and_its_neighbours_are_warmed() {
+async fn poison_is_given_up_and_its_neighbours_are_warmed() {
     let (redis, upstream) = both().await;
     let victim = Arc::new(AtomicI32::new(0));
     let crashes = Arc::new(AtomicUsize::new(0));

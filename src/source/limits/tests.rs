@@ -672,7 +672,7 @@ async fn window_that_ends_forgets_what_was_spent_and_not_what_is_held() {
 
 /// Redis became a replica, so nothing can be counted.
 #[tokio::test]
-async fn tokens_that_could_not_be_counted_are_counted_with_the_next_call() {
+async fn uncounted_tokens_are_counted_with_the_next_call() {
     let server = Server::start().await;
     let limited = budgeted(1000, HOUR);
     let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);

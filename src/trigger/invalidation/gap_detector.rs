@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_that_others_had_as_well_ends_when_the_first_hears_again() {
+    fn a_shared_gap_ends_when_the_first_worker_hears_again() {
         let art = job("art", "art:{name}");
         let asking = Asking { worker: "x", since: 60_000, before: 50_000, now: 100_000 };
         assert_eq!(asking.gap(&art, &[other("y", [55_000, 99_000, 99_000], &[&art])]), Coverage::Missed(55_000));

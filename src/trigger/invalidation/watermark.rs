@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_lost_where_the_last_id_is_lower_than_one_that_was_seen() {
+    fn a_last_id_below_one_that_was_seen_means_lost_messages() {
         let remembered = Remembered { highest: (5_000, 1), ..Remembered::default() };
         let lower = [((5_000, 1), false), ((5_000, 0), true), ((4_999, 9), true), ((0, 0), true), ((6_000, 0), false)];
         for (last, lost) in lower {
