@@ -9,7 +9,8 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use support::{
-    Art, JobsFolder, Parts, Reply, Samovar, TestRedis, Upstream, WorkerProcess, art, eventually, samovar, talkative,
+    Art, JobsFolder, Parts, Reply, Samovar, TestRedis, Upstream, WorkerProcess, art, eventually,
+    readable_key as readable, samovar, talkative,
 };
 
 /// A worker and the address where it answers.
@@ -103,13 +104,9 @@ async fn send(request: reqwest::RequestBuilder) -> Answer {
 }
 
 async fn both() -> (TestRedis, Upstream) {
-    let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
+    let (redis, upstream) = support::both().await;
     upstream.otherwise(|call, count| Reply::json(json!({"path": call.path(), "count": count})));
     (redis, upstream)
-}
-
-async fn readable(redis: &TestRedis, key: &str) -> Value {
-    eventually(&format!("{key} is readable"), async || redis.json(key).await).await
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use support::{JobsFolder, Reply, TestRedis, Upstream, eventually, worker};
+use support::{JobsFolder, Reply, TestRedis, Upstream, eventually, listening, worker};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 
@@ -83,7 +83,7 @@ async fn the_python_api_reads_invalidates_and_survives_without_redis() {
     );
     let mut worker = worker(&redis, &jobs);
     eventually("it is warm", async || redis.json("artwork_info:Mona Lisa").await).await;
-    eventually("it is subscribed", async || redis.publish("samovar:invalidate", "nothing").await == 1).await;
+    listening(&redis, 1).await;
     let api = Api::start(&venv.join("bin/python"), &redis, &museum).await;
 
     // As it is in Redis, without an envelope, and without asking the museum.

@@ -5,25 +5,10 @@ mod support;
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, hasty_worker, worker};
-
-async fn both() -> (TestRedis, Upstream) {
-    tokio::join!(TestRedis::start(), Upstream::start())
-}
-
-async fn readable(redis: &TestRedis, name: &str) -> Value {
-    eventually(&format!("art:{name} is readable"), async || redis.json(&format!("art:{name}")).await).await
-}
-
-/// Waits until no warmup is under way and nothing is being warmed.
-async fn at_rest(redis: &TestRedis) {
-    eventually("nothing is under way", async || {
-        redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0
-            && redis.ask::<usize>(&["ZCOUNT", "samovar:agenda:{art}", "-inf", "(0"]).await == 0
-    })
-    .await;
-}
+use serde_json::json;
+use support::{
+    Art, Parts, Reply, TestRedis, WorkerProcess, at_rest, both, eventually, hasty_worker, listening, readable, worker,
+};
 
 const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
 
@@ -129,10 +114,7 @@ async fn a_missed_tick_is_caught_up_once_at_start() {
             && redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0
     })
     .await;
-    eventually("both are at work", async || {
-        redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", "samovar:signal"]).await.1 == 2
-    })
-    .await;
+    listening(&redis, 2).await;
     assert_eq!((upstream.calls("/popular"), upstream.calls("/art/a")), (2, 2));
 }
 

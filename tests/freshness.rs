@@ -15,10 +15,10 @@ use samovar::store::Gap;
 use samovar::store::{Fresh, Leased, Note, Removal, Written};
 use samovar::telemetry::Telemetry;
 use samovar::trigger::{Ack, At, Clock, Gone, Pipeline};
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, samovar,
-    talkative, worker,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually, hasty_worker,
+    job, publish, samovar, talkative, version, worker,
 };
 
 const CHANNEL: &str = "samovar:invalidate";
@@ -28,36 +28,6 @@ const TTL: Duration = Duration::from_secs(600);
 const STARTS: usize = 40;
 const FIT: Duration = Duration::from_millis(2);
 const PAUSE: Duration = Duration::from_millis(25);
-
-async fn both() -> (TestRedis, Upstream) {
-    tokio::join!(TestRedis::start(), Upstream::start())
-}
-
-/// Waits until a value satisfies a condition.
-async fn value(redis: &TestRedis, name: &str, what: &str, good: impl Fn(&Value) -> bool) {
-    let key = format!("art:{name}");
-    eventually(&format!("{key} {what}"), async || match redis.json(&key).await {
-        Some(value) if good(&value) => Ok(()),
-        other => Err(other),
-    })
-    .await;
-}
-
-async fn version(redis: &TestRedis, name: &str, version: u64) {
-    value(redis, name, &format!("is version {version}"), |value| value["version"] == version).await;
-}
-
-/// Waits until nothing is being warmed.
-async fn at_rest(redis: &TestRedis) {
-    eventually("nothing is urgent, claimed or taken any more", async || {
-        redis.ask::<Vec<String>>(&["ZRANGEBYSCORE", "samovar:agenda:{art}", "-inf", "(0"]).await.is_empty()
-    })
-    .await;
-}
-
-async fn publish(redis: &TestRedis, message: &str) {
-    eventually("a worker hears the channel", async || redis.publish(CHANNEL, message).await > 0).await;
-}
 
 async fn evicted(redis: &TestRedis, name: &str) {
     eventually(&format!("{name} is gone"), async || redis.get(&format!("art:{name}")).await.is_none()).await;
@@ -347,14 +317,10 @@ async fn a_tag_without_its_index_is_sought_in_all_that_may_have_it() {
 async fn without_info(redis: &TestRedis, upstream: &Upstream) -> (Parts, JobsFolder) {
     redis.ask::<()>(&["ACL", "SETUSER", "app", "on", "nopass", "~*", "&*", "+@all", "-info"]).await;
     let url = format!("redis://app:any@127.0.0.1:{}/0", redis.port());
-    let connection = samovar::redis::RedisUrl::parse(&url, None).unwrap().manager(LONG).await.unwrap();
-    let keys = samovar::protocol::Keys::new("samovar", CHANNEL);
-    let store = samovar::store::Store::new(connection.clone(), keys.clone());
-    let agenda = samovar::agenda::Agenda::new(connection.clone(), keys.clone());
+    let parts = Parts::at(&samovar::redis::RedisUrl::parse(&url, None).unwrap()).await;
     let more = "key = \"more:{name}\"\nttl = \"1h\"\ntags = [\"more\"]\n[source]\nkind = \"http\"\n\
                 upstream = \"museum\"\npath = \"/{{ name }}\"\n";
     let jobs = Art::of(upstream).top("tags = [\"t\"]").folder().job("more", more);
-    let parts = Parts { redis: connection, keys, store, agenda };
     // What services loaded is sought once, whatever the tag.
     parts.invalidator(&jobs).handle(&tags(["first"]), parts.now().await).await.unwrap();
     (parts, jobs)

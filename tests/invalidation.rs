@@ -12,8 +12,8 @@ use samovar::protocol::Message;
 use samovar::store::{Fresh, Lease, Leased, Meta, Note, Removal, Written};
 use serde_json::json;
 use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, talkative,
-    worker,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, eventually, hasty_worker, job,
+    listening, publish, talkative, version, worker,
 };
 
 const CHANNEL: &str = "samovar:invalidate";
@@ -33,34 +33,6 @@ async fn warmed(names: &[&str]) -> (TestRedis, Upstream, JobsFolder, WorkerProce
     }
     at_rest(&redis).await;
     (redis, upstream, jobs, worker)
-}
-
-/// Waits until this version is readable.
-async fn version(redis: &TestRedis, name: &str, version: u64) {
-    let key = format!("art:{name}");
-    eventually(&format!("version {version} of {key} is readable"), async || match redis.json(&key).await {
-        Some(value) if value["version"] == version => Ok(()),
-        other => Err(other),
-    })
-    .await;
-}
-
-/// Waits until nothing is being warmed.
-async fn at_rest(redis: &TestRedis) {
-    eventually("nothing is urgent, claimed or taken any more", async || {
-        let busy: Vec<String> = redis.ask(&["ZRANGEBYSCORE", "samovar:agenda:{art}", "-inf", "(0"]).await;
-        if busy.is_empty() { Ok(()) } else { Err(busy) }
-    })
-    .await;
-}
-
-/// Publishes as an API does, once somebody hears it.
-async fn publish(redis: &TestRedis, message: &str) {
-    eventually("a worker hears the channel", async || {
-        redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", CHANNEL]).await.1 > 0
-    })
-    .await;
-    assert!(redis.publish(CHANNEL, message).await > 0);
 }
 
 #[tokio::test]
@@ -880,10 +852,7 @@ async fn a_failed_fetch_keeps_the_invalidation_open() {
 async fn after_four_workers_hear_it_no_entry_waits_for_a_lease_to_end() {
     let (redis, upstream, jobs, _worker) = warmed(&["a"]).await;
     let _more: Vec<WorkerProcess> = (0..3).map(|_| worker(&redis, &jobs)).collect();
-    eventually("four workers hear the channel", async || {
-        redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", CHANNEL]).await.1 == 4
-    })
-    .await;
+    listening(&redis, 4).await;
     for _ in 0..20 {
         let edited = upstream.edit("/art/a");
         publish(&redis, "art:a").await;

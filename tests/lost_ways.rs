@@ -22,26 +22,14 @@ use samovar::trigger::{Complaints, Inbox, Pipeline, Watermark};
 use samovar::worker::maintenance::JobCleaner;
 use serde_json::{Value, json};
 use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, hasty_worker, job, worker,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, both, eventually, hasty_worker, job,
+    version, worker,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 const LONG: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
-
-async fn both() -> (TestRedis, Upstream) {
-    tokio::join!(TestRedis::start(), Upstream::start())
-}
-
-async fn version(redis: &TestRedis, name: &str, version: u64) {
-    let key = format!("art:{name}");
-    eventually(&format!("version {version} of {key} is readable"), async || match redis.json(&key).await {
-        Some(value) if value["version"] == version => Ok(()),
-        other => Err(other),
-    })
-    .await;
-}
 
 /// `story:a` is made from `art:a` by an AI that repeats what it was told; both are listed.
 fn stories(upstream: &Upstream) -> JobsFolder {

@@ -11,16 +11,12 @@ use samovar::protocol::Keys;
 use samovar::redis::RedisUrl;
 use serde_json::{Value, json};
 use support::{
-    Art, Fault, JobsFolder, Parts, Proxy, Reply, Samovar, TestRedis, Upstream, WorkerProcess, eventually, samovar,
-    talkative,
+    Art, Fault, JobsFolder, Parts, Proxy, Reply, Samovar, TestRedis, Upstream, WorkerProcess, both, eventually,
+    listening, samovar, talkative, version,
 };
 
 /// The page that says which rights suffice.
 const PAGE: &str = include_str!("../docs/redis.md");
-
-async fn both() -> (TestRedis, Upstream) {
-    tokio::join!(TestRedis::start(), Upstream::start())
-}
 
 /// A user of this name with the rights that the page gives it, for the jobs of a test.
 async fn as_documented(redis: &TestRedis, name: &str) {
@@ -65,15 +61,6 @@ async fn is_healthy(worker: &mut WorkerProcess) {
 async fn is_ill(worker: &mut WorkerProcess, texts: &[&str]) {
     eventually("/health says why", async || match health(worker).await {
         (503, state) if texts.iter().all(|text| state["reasons"].to_string().contains(text)) => Ok(()),
-        other => Err(other),
-    })
-    .await;
-}
-
-async fn version(redis: &TestRedis, name: &str, version: u64) {
-    let key = format!("art:{name}");
-    eventually(&format!("version {version} of {key} is readable"), async || match redis.json(&key).await {
-        Some(value) if value["version"] == version => Ok(()),
         other => Err(other),
     })
     .await;
@@ -517,16 +504,16 @@ async fn two_databases_that_hear_one_channel_are_warned_of() {
     let [first, second] = [Fleet::of(&redis, 3).await, Fleet::of(&redis, 0).await];
     let mut one = first.worker().env("SAMOVAR_CHANNEL", "samovar:invalidate").spawn();
     one.wait_for_log(&["database=3", "channel=\"samovar:invalidate\""]).await;
-    eventually("it is subscribed", async || redis.publish("samovar:invalidate", "nothing").await == 1).await;
+    listening(&redis, 1).await;
     let mut other = second.worker().env("SAMOVAR_PREFIX", "other").env("SAMOVAR_CHANNEL", "samovar:invalidate").spawn();
     let texts = ["WARN", "database 3", "prefix `samovar`", "database 0", "SAMOVAR_CHANNEL"];
     other.wait_for_log(&texts).await;
 
     // Workers of one database are a fleet, whatever its prefix.
     let mut third = first.worker().env("SAMOVAR_PREFIX", "third").env("SAMOVAR_CHANNEL", "purge").spawn();
-    eventually("it is subscribed", async || redis.publish("purge", "nothing").await == 1).await;
+    listening(&redis, 3).await;
     let mut fourth = first.worker().env("SAMOVAR_PREFIX", "fourth").env("SAMOVAR_CHANNEL", "purge").spawn();
-    eventually("both are", async || redis.publish("purge", "nothing").await == 2).await;
+    listening(&redis, 4).await;
     first.is_warm().await;
     for worker in [&mut third, &mut fourth] {
         assert!(worker.is_running());

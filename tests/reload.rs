@@ -7,19 +7,18 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, talkative, worker};
+use support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, listening, readable_key as readable,
+    talkative, worker,
+};
 
 /// What the log says when new jobs have taken over.
 const IN_USE: &str = "the new jobs are in use";
 
 async fn both() -> (TestRedis, Upstream) {
-    let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
+    let (redis, upstream) = support::both().await;
     upstream.otherwise(|call, count| Reply::json(json!({"path": call.path(), "count": count})));
     (redis, upstream)
-}
-
-async fn readable(redis: &TestRedis, key: &str) -> Value {
-    eventually(&format!("{key} is readable"), async || redis.json(key).await).await
 }
 
 fn lines(worker: &WorkerProcess, text: &str) -> usize {
@@ -41,7 +40,7 @@ async fn one_worker_that_reloads_misses_nothing_and_cuts_no_fetch() {
     upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})).after(Duration::from_millis(200)));
     let jobs = Art::of(&upstream).folder();
     let worker = worker(&redis, &jobs);
-    eventually("it is subscribed", async || redis.publish("samovar:invalidate", "nothing").await == 1).await;
+    listening(&redis, 1).await;
     let mut published = 0;
     for reload in 1..=3 {
         worker.hangup();

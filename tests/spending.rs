@@ -9,14 +9,10 @@ use samovar::agenda::Due;
 use samovar::entry::EntryKey;
 use serde_json::{Value, json};
 use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, samovar, talkative, worker,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, samovar, talkative, worker,
 };
 
 const ASKED: &str = "/v1/chat/completions";
-
-async fn both() -> (TestRedis, Upstream) {
-    tokio::join!(TestRedis::start(), Upstream::start())
-}
 
 /// A job `story` whose answers cost 15 tokens each, and the job `art`.
 fn stories(upstream: &Upstream, names: &[&str], budget: &str) -> JobsFolder {

@@ -3,36 +3,11 @@
 
 mod support;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{
-    Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, hasty_worker, samovar, talkative, worker,
+    Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, at_rest, both, eventually, hasty_worker, publish, readable,
+    samovar, talkative, version, worker,
 };
-
-async fn both() -> (TestRedis, Upstream) {
-    tokio::join!(TestRedis::start(), Upstream::start())
-}
-
-async fn readable(redis: &TestRedis, name: &str) -> Value {
-    eventually(&format!("art:{name} is readable"), async || redis.json(&format!("art:{name}")).await).await
-}
-
-async fn version(redis: &TestRedis, name: &str, version: u64) {
-    let key = format!("art:{name}");
-    eventually(&format!("version {version} of {key} is readable"), async || match redis.json(&key).await {
-        Some(value) if value["version"] == version => Ok(()),
-        other => Err(other),
-    })
-    .await;
-}
-
-/// Waits until nothing is being warmed.
-async fn at_rest(redis: &TestRedis) {
-    eventually("nothing is under way", async || {
-        redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0
-            && redis.ask::<usize>(&["ZCOUNT", "samovar:agenda:{art}", "-inf", "(0"]).await == 0
-    })
-    .await;
-}
 
 /// Everything a worker does still works: the inbox, the channel, the agenda, the queue.
 async fn works(redis: &TestRedis, upstream: &Upstream, name: &str) {
@@ -42,8 +17,7 @@ async fn works(redis: &TestRedis, upstream: &Upstream, name: &str) {
     parts.invalidate(&json!({"keys": [format!("art:{name}")], "action": "warm"}).to_string()).await;
     version(redis, name, first).await;
     let second = upstream.edit(&path);
-    eventually("the channel is heard", async || redis.publish("samovar:invalidate", &format!("art:{name}")).await > 0)
-        .await;
+    publish(redis, &format!("art:{name}")).await;
     version(redis, name, second).await;
 }
 

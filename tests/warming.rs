@@ -13,20 +13,13 @@ use samovar::entry::{EntryKey, JobName};
 use samovar::store::Note;
 use serde_json::{Value, json};
 use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, samovar, talkative, worker,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, listening,
+    readable_key as readable, samovar, talkative, worker,
 };
-
-async fn both() -> (TestRedis, Upstream) {
-    tokio::join!(TestRedis::start(), Upstream::start())
-}
 
 /// Answers everything with its path.
 fn obliging(upstream: &Upstream) {
     upstream.otherwise(|call, _| Reply::json(json!({"data": {"path": call.path()}})));
-}
-
-async fn readable(redis: &TestRedis, key: &str) -> Value {
-    eventually(&format!("{key} is readable"), async || redis.json(key).await).await
 }
 
 async fn version(redis: &TestRedis, key: &str, version: u64) {
@@ -95,11 +88,8 @@ async fn two_workers_share_the_work() {
     for worker in &mut workers {
         worker.wait_for_log(&["samovar"]).await;
     }
-    eventually("both are at work", async || {
-        redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", "samovar:signal"]).await.1 == 2
-            && redis.ask::<usize>(&["ZCARD", "{samovar:queue}:workers"]).await == 2
-    })
-    .await;
+    listening(&redis, 2).await;
+    eventually("both are at work", async || redis.ask::<usize>(&["ZCARD", "{samovar:queue}:workers"]).await == 2).await;
     upstream.otherwise(|_, _| Reply::json(json!({})).after(Duration::from_millis(20)));
     let keys: Vec<String> = (0..600).map(|n| format!("art:{n}")).collect();
     let message = json!({"keys": keys, "action": "warm"}).to_string();
@@ -560,7 +550,8 @@ async fn all_names_follow_the_prefix_and_the_channel() {
     let _worker = set_up.spawn();
     version(&redis, "art:a", 1).await;
     upstream.edit("/art/a");
-    eventually("it is heard", async || redis.publish("news", "art:a").await > 0).await;
+    listening(&redis, 1).await;
+    assert_eq!(redis.publish("news", "art:a").await, 1);
     version(&redis, "art:a", 2).await;
     let strangers: Vec<String> = redis.keys("*").await;
     let strangers: Vec<&String> = strangers

@@ -5,11 +5,7 @@ mod support;
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, samovar, worker};
-
-async fn both() -> (TestRedis, Upstream) {
-    tokio::join!(TestRedis::start(), Upstream::start())
-}
+use support::{Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, both, eventually, samovar, worker};
 
 /// `samovar watch`, once it hears.
 async fn watch(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> WorkerProcess {

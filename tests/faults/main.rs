@@ -23,8 +23,8 @@ use std::time::Instant;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use serde_json::{Value, json};
-use support::{Parts, TestRedis, Upstream, eventually, number_from_environment};
+use serde_json::json;
+use support::{Parts, TestRedis, Upstream, both, eventually, number_from_environment, readable, version};
 
 /// How many times as much is done as in CI.
 fn factor() -> usize {
@@ -74,25 +74,6 @@ impl Progress {
             eprintln!("{}: {done} of {} after {:.0?}, {rate:.1} a second", self.what, self.all, self.begun.elapsed());
         }
     }
-}
-
-async fn both() -> (TestRedis, Upstream) {
-    tokio::join!(TestRedis::start(), Upstream::start())
-}
-
-/// Waits until an entry of the job `art` is readable in this version.
-async fn version(redis: &TestRedis, name: &str, version: u64) {
-    let key = format!("art:{name}");
-    eventually(&format!("version {version} of {key} is readable"), async || match redis.json(&key).await {
-        Some(value) if value["version"] == version => Ok(()),
-        other => Err(other),
-    })
-    .await;
-}
-
-/// Waits until an entry of the job `art` is readable.
-async fn readable(redis: &TestRedis, name: &str) -> Value {
-    eventually(&format!("art:{name} is readable"), async || redis.json(&format!("art:{name}")).await).await
 }
 
 /// Everything a worker does still works: the inbox, the channel, the agenda, the queue.

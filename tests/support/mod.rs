@@ -18,8 +18,10 @@ mod parts;
 mod process;
 mod proxy;
 mod redis;
+mod servers;
 mod upstream;
 mod versions;
+mod waits;
 
 pub use art::{Art, hasty_worker, talkative, worker};
 pub use clock::OffsetClock;
@@ -29,5 +31,7 @@ pub use parts::{Parts, art, job};
 pub use process::{Finished, Samovar, WorkerProcess, number_from_environment, samovar};
 pub use proxy::{Fault, Proxy};
 pub use redis::{RedisOptions, TestRedis};
+pub use servers::both;
 pub use upstream::{Call, Gate, Reply, Upstream};
 pub use versions::Versions;
+pub use waits::{at_rest, listening, publish, readable, readable_key, version};

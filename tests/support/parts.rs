@@ -7,10 +7,8 @@ use samovar::agenda::Agenda;
 use samovar::entry::{EntryKey, JobName};
 use samovar::job::Jobs;
 use samovar::popularity::Popularity;
-use samovar::protocol::Keys;
-use samovar::protocol::Message;
-use samovar::redis::Connection;
-use samovar::redis::Troubles;
+use samovar::protocol::{Keys, Message};
+use samovar::redis::{Connection, RedisUrl, Troubles};
 use samovar::store::{Fresh, Lease, Leased, Meta, Store};
 use samovar::trigger::Invalidator;
 use samovar::trigger::invalidation::inbox;
@@ -29,7 +27,12 @@ pub struct Parts {
 
 impl Parts {
     pub async fn of(redis: &TestRedis) -> Self {
-        let redis = redis.redis_url().manager(Duration::from_secs(5)).await.unwrap();
+        Self::at(&redis.redis_url()).await
+    }
+
+    /// Over the Redis at this URL, as the user that it names.
+    pub async fn at(url: &RedisUrl) -> Self {
+        let redis = url.manager(Duration::from_secs(5)).await.unwrap();
         let keys = Keys::new("samovar", "samovar:invalidate");
         let store = Store::new(redis.clone(), keys.clone());
         let agenda = Agenda::new(redis.clone(), keys.clone());
