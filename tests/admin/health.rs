@@ -1,0 +1,145 @@
+//! Health: what probes, people and the health command are told of a worker.
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use super::support::{Art, eventually, samovar, talkative};
+use super::{Server, both};
+
+#[tokio::test]
+async fn health_follows_redis_and_says_what_is_wrong() {
+    let (mut redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    for path in ["/health", "/health/ready", "/health/redis", "/redis/health"] {
+        let state = server.get(path).await.ok();
+        assert_eq!((&state["status"], &state["redis"]), (&json!("healthy"), &json!("connected")), "{path}: {state}");
+    }
+    redis.stop().await;
+    for path in ["/health", "/health/ready", "/health/redis", "/redis/health"] {
+        let gone = server.get(path).await;
+        assert_eq!(gone.status, StatusCode::SERVICE_UNAVAILABLE, "{path}: {gone:?}");
+        let state = gone.json();
+        assert_eq!((&state["status"], &state["redis"]), (&json!("unhealthy"), &json!("disconnected")), "{path}");
+        assert!(state.to_string().contains("Redis at redis://"), "{path}: {state}");
+    }
+    assert_eq!(server.get("/health/live").await.ok()["status"], "healthy");
+    let metrics = server.get("/metrics").await;
+    assert_eq!(metrics.status, StatusCode::OK);
+    assert!(metrics.text.contains("\nsamovar_redis_up 0\n"), "{}", metrics.text);
+    let paths = ["/jobs", "/jobs/art", "/redis/stats", "/dead", "/entries?key=art:a"];
+    for (path, answer) in paths.iter().zip(futures_util::future::join_all(paths.map(|path| server.get(path))).await) {
+        let said = answer.problem(503);
+        assert!(said.contains("Redis") && (said.contains("within 2s") || !said.contains("within")), "{path}: {said}");
+    }
+    redis.start_again().await;
+    let server = server.ready().await;
+    eventually("the metrics see Redis again", async || {
+        server.get("/metrics").await.text.contains("\nsamovar_redis_up 1\n")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_worker_that_finds_no_redis_answers_all_the_same() {
+    let (mut redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    redis.stop().await;
+    let server = Server::start(&redis, &jobs).await;
+    let state = server.get("/health").await;
+    assert_eq!(state.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(state.json()["reasons"][0].as_str().unwrap().contains("not reached yet"), "{state:?}");
+    assert_eq!(server.get("/health/live").await.status, StatusCode::OK);
+    assert!(server.get("/redis/stats").await.problem(503).contains("waits for Redis"));
+    assert!(server.post("/warm", json!({"keys": ["art:a"]})).await.problem(503).contains("waits for Redis"));
+    assert!(server.get("/metrics").await.text.contains("\nsamovar_redis_up 0\n"));
+    redis.start_again().await;
+    server.ready().await;
+}
+
+/// A socket to the worker on which this much of a request was sent.
+async fn half_sent(server: &Server, text: &str) -> tokio::net::TcpStream {
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut socket, text.as_bytes()).await.unwrap();
+    socket
+}
+
+/// Whether the worker has kept a socket open, on which it has nothing to say.
+fn is_open(socket: &tokio::net::TcpStream) -> bool {
+    matches!(socket.try_read(&mut [0]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+#[tokio::test]
+async fn no_flood_of_half_sent_requests_holds_up_a_probe() {
+    let (redis, upstream) = both().await;
+    let server = Server::start(&redis, &Art::of(&upstream).folder()).await.ready().await;
+    for text in ["", "GET /jobs HTT", "GET /jobs HTTP/1.1\r\nHost: localhost\r\nX-Long: "] {
+        let mut sockets = Vec::new();
+        for _ in 0..1_100 {
+            sockets.push(half_sent(&server, text).await);
+        }
+        for path in ["/health/live", "/health", "/jobs"] {
+            assert_eq!(server.get(path).await.status, StatusCode::OK, "{path}");
+        }
+        let open = sockets.iter().filter(|socket| is_open(socket)).count();
+        // None of them had to time out first.
+        assert!((400..=512).contains(&open), "the oldest made room, and only they: {open} are open");
+    }
+    // As many as are answered at once, whose bodies never come; they are told so.
+    let post = "POST /warm HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    let mut sockets = Vec::new();
+    for _ in 0..300 {
+        sockets.push(half_sent(&server, post).await);
+    }
+    assert_eq!(server.get("/health/live").await.status, StatusCode::OK);
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut sockets[0], &mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("did not arrive"), "{answer}");
+    eventually("there is room again", async || server.get("/jobs").await.status == StatusCode::OK).await;
+}
+
+#[tokio::test]
+async fn the_health_command_says_how_the_worker_is() {
+    let (mut redis, upstream) = both().await;
+    let server = Server::start(&redis, &Art::of(&upstream).list(["a"]).folder()).await.ready().await;
+    let address = server.url.strip_prefix("http://").unwrap().to_owned();
+    let health =
+        async |args: &[&str]| samovar(["health"].iter().chain(args)).env("SAMOVAR_LISTEN", &address).run().await;
+    let scans = async || redis.ask::<String>(&["INFO", "commandstats"]).await.contains("cmdstat_scan:");
+    let before = scans().await;
+    let well = health(&[]).await;
+    assert_eq!((well.code, well.stdout.as_str()), (Some(0), "healthy\n"), "{well:?}");
+    assert_eq!(scans().await, before, "nothing is counted for it");
+    redis.stop().await;
+    let ill = health(&[]).await;
+    assert_eq!(ill.code, Some(1), "{ill:?}");
+    assert!(ill.stdout.starts_with("unhealthy\n  ") && ill.stdout.contains("Redis"), "{ill:?}");
+    let told: Value = serde_json::from_str(&health(&["--json"]).await.stdout).unwrap();
+    assert_eq!(told["redis"], "disconnected");
+    // Another server, none, and none that could be asked.
+    for (listen, says) in
+        [(upstream.url().strip_prefix("http://").unwrap(), "no worker"), ("127.0.0.1:1", "/health"), ("off", "off")]
+    {
+        let ended = health(&["--listen", listen]).await;
+        assert!(ended.code == Some(1) && ended.stderr.contains(says), "{listen}: {ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn workers_find_free_ports_unless_a_taken_one_is_named() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    // Empty means unset: the default.
+    let first = Server::at("", talkative(&redis, &jobs)).await;
+    let second = Server::at("", talkative(&redis, &jobs)).await;
+    assert_ne!(first.url, second.url);
+    let (first, second) = tokio::join!(first.ready(), second.ready());
+    let names = [&first, &second].map(async |server| server.get("/health").await.ok()["worker"].clone());
+    let [one, other] = names;
+    assert_ne!(one.await, other.await);
+    let taken = first.url.strip_prefix("http://").unwrap();
+    let refused = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", taken).run().await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains(taken) && refused.stderr.contains("--listen"), "{refused:?}");
+}

@@ -1,0 +1,121 @@
+//! Redis's clock is set back: times from before do not compare with those after.
+
+use std::time::Duration;
+
+use samovar::store::{Fresh, Gap, Leased, Note, Removal};
+use samovar::trigger::{Clock, Gone};
+
+use super::support::{Parts, art, both, eventually};
+use super::{LONG, TTL};
+
+/// A master whose clock ran ahead wrote it; after the failover, its time lies in the future.
+#[tokio::test]
+async fn a_value_from_the_future_is_not_safe_from_invalidations() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let future = parts.now().await + 3_600_000;
+    let expires = future + 3_600_000;
+    redis.ask::<String>(&["SET", "art:a", "1", "PXAT", &expires.to_string()]).await;
+    let meta = format!("{future} {expires} 0 0 abc {{}}");
+    redis.ask::<String>(&["SET", &parts.keys.meta(&art("a")), &meta]).await;
+    let handled = parts.store.invalidate(&art("a"), parts.now().await, Removal::Refresh).await.unwrap();
+    assert!(handled.due);
+    let token = format!("somebody {future} -");
+    redis.ask::<String>(&["SET", &parts.keys.lease(&art("b")), &token]).await;
+    let handled = parts.store.invalidate(&art("b"), parts.now().await, Removal::Refresh).await.unwrap();
+    assert!(handled.fenced);
+}
+
+/// As after Redis's clock was set back by an hour.
+#[tokio::test]
+async fn a_stamp_of_the_future_fences_once_and_hides_no_other() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let (tag, tags) = (parts.keys.tag("t"), ["t".to_owned()]);
+    let stamped = async || parts.store.tag(&art("a"), &tags, LONG).await.unwrap()[0].unwrap();
+    for removal in [Removal::Refresh, Removal::Evict] {
+        let future = parts.now().await + 3_600_000;
+        parts.store.stamp("t", future, removal).await.unwrap();
+        let begun = parts.now().await;
+        let first = stamped().await;
+        assert!(first.at >= begun && first.at < future && first.removal == removal, "{first:?}");
+        parts.next_instant().await;
+        assert!(stamped().await.at < parts.now().await, "what begins from now on is not fenced by it");
+        // One that comes before anybody has looked.
+        redis.ask::<u64>(&["ZADD", &tag, &format!("-{future}"), ""]).await;
+        parts.next_instant().await;
+        let at = parts.now().await;
+        parts.store.stamp("t", at, Removal::Refresh).await.unwrap();
+        let found = stamped().await;
+        assert!(found.at >= at && found.at < future, "{found:?}");
+        redis.ask::<u64>(&["DEL", &tag]).await;
+    }
+}
+
+/// As after Redis's clock was set back by an hour.
+#[tokio::test]
+async fn a_lease_of_the_future_ends_in_time() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let future = parts.now().await + 3_600_000;
+    let lease = format!("dead-1 {future} -");
+    redis.set(&parts.keys.lease(&art("a")), &lease, 100 * LONG).await;
+    let short = Duration::from_millis(200);
+    eventually("it has ended", async || {
+        matches!(parts.store.lease(&art("a"), short, Fresh::default()).await.unwrap(), Leased::Yes(_))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_fetched_in_the_future_is_fresh_to_nobody() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let future = parts.now().await + 3_600_000;
+    let expires = (future + 3_600_000).to_string();
+    redis.ask::<String>(&["SET", "art:a", "1", "PXAT", &expires]).await;
+    redis.ask::<String>(&["SET", &parts.keys.meta(&art("a")), &format!("{future} {expires} 0 0 abc {{}}")]).await;
+    let fresh = Fresh { since: Some(parts.now().await), until: Some(1), ..Fresh::default() };
+    let leased = parts.store.lease(&art("a"), LONG, fresh).await.unwrap();
+    assert!(matches!(leased, Leased::Yes(_)), "{leased:?}");
+}
+
+/// What a revalidator from before a clock was set back has marked is older than any invalidation.
+#[tokio::test]
+async fn what_was_marked_in_the_future_is_older_than_anything() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    let future = parts.now().await + 3_600_000;
+    assert!(parts.store.invalidate(&art("a"), future, Removal::Refresh).await.unwrap().due);
+    let meta = parts.meta("a").await.unwrap();
+    assert_eq!((meta.start, meta.asked, meta.invalidated, meta.written), (1, 1, future, meta.written));
+    assert!(meta.is_of(redis.ask(&["PEXPIRETIME", "art:a"]).await), "it is ours as before");
+    assert!(parts.store.invalidate(&art("a"), lease.start - 60, Removal::Evict).await.unwrap().removed);
+}
+
+/// Its latest time is later than the present one.
+#[tokio::test]
+async fn a_clock_set_back_is_noted_once() {
+    let (redis, _upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let clock = || Clock::new(parts.redis.clone(), parts.keys.clone());
+    let [note, ..] = parts.keys.revalidation();
+    let (mut first, mut second) = (clock(), clock());
+    assert_eq!((first.look().await.unwrap(), second.look().await.unwrap()), (Gone::On, Gone::On));
+    assert_eq!(redis.get(&note).await, None);
+    let high = parts.now().await + 3_600_000;
+    redis.ask::<u64>(&["HSET", &parts.keys.clock(), "high", &high.to_string()]).await;
+    assert_eq!(first.look().await.unwrap(), Gone::Back);
+    let noted = redis.get(&note).await.unwrap();
+    let words: Vec<i64> = noted.split(' ').map(|word| word.parse().unwrap()).collect();
+    assert!(words[0] >= high && words[1] == 1 && words[2] <= parts.now().await, "{noted}");
+    assert_eq!((second.look().await.unwrap(), first.look().await.unwrap()), (Gone::Back, Gone::On));
+    assert_eq!(redis.get(&note).await.as_deref(), Some(noted.as_str()), "nobody notes it again");
+    assert_eq!(clock().look().await.unwrap(), Gone::On);
+    assert_eq!(redis.ask::<u64>(&["HGET", &parts.keys.clock(), "set_back"]).await, 1);
+    // Another doubt leaves it as it is.
+    parts.store.note_gap(1, Gap::Missed).await.unwrap();
+    assert_eq!(redis.get(&note).await.as_deref(), Some(noted.as_str()));
+}

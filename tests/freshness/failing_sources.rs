@@ -1,0 +1,177 @@
+//! Sources that fail: old values that outlive their TTL, and retries in a storm of invalidations.
+
+use std::time::Duration;
+
+use samovar::agenda::Due;
+use samovar::store::{Leased, Note, Removal, Written};
+
+use super::support::{Art, Parts, Reply, art, both, eventually, hasty_worker, publish, samovar, version, worker};
+use super::{LONG, TTL, evicted};
+
+#[tokio::test]
+async fn an_old_value_outlives_its_ttl_while_its_source_fails() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs =
+        Art::of(&upstream).ttl("2s").list(["a"]).warm("ahead = \"1s\"\nstale_if_error = \"1h\"\nattempts = 2").folder();
+    let mut worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let given: i64 = redis.ask(&["PEXPIRETIME", "art:a"]).await;
+    upstream.on("/art/a", Reply::status(500));
+    let parts = Parts::of(&redis).await;
+    eventually("its TTL is over", async || parts.now().await > given + 500).await;
+    version(&redis, "a", 1).await;
+    let meta = parts.meta("a").await.unwrap();
+    assert!(meta.outlived > 0, "{meta:?}");
+    worker.wait_for_log(&["outlives its TTL"]).await;
+    let shown = samovar(["get", "art:a"]).redis(&redis).jobs(&jobs).run().await;
+    assert!(format!("{shown:?}").contains("outlives its TTL"), "{shown:?}");
+    // Given up is only what nobody is served any more.
+    assert_eq!(redis.keys("samovar:dead:*").await, Vec::<String>::new());
+    upstream.edit("/art/a");
+    // By itself it would be tried again in some minutes.
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    assert_eq!(parts.meta("a").await.unwrap().outlived, 0);
+}
+
+#[tokio::test]
+async fn an_old_value_that_was_invalidated_does_not_outlive_its_ttl() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).ttl("3s").list(["a"]).warm("ahead = \"1s\"\nstale_if_error = \"1h\"").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    upstream.on("/art/a", Reply::status(500));
+    publish(&redis, "art:a").await;
+    evicted(&redis, "a").await;
+}
+
+#[tokio::test]
+async fn an_invalidation_ends_what_outlives_its_ttl() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).ttl("1s").list(["a"]).warm("ahead = \"500ms\"\nstale_if_error = \"1h\"").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let given: i64 = redis.ask(&["PEXPIRETIME", "art:a"]).await;
+    upstream.on("/art/a", Reply::status(500));
+    let parts = Parts::of(&redis).await;
+    eventually("its TTL is over", async || parts.now().await > given).await;
+    version(&redis, "a", 1).await;
+    parts.invalidate("art:a").await;
+    assert_eq!(redis.get("art:a").await, None);
+}
+
+/// The breaker opens, so nobody even asks.
+#[tokio::test]
+async fn old_values_outlive_their_ttl_while_the_breaker_is_open() {
+    let (redis, upstream) = both().await;
+    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    for name in &names {
+        upstream.edit(&format!("/art/{name}"));
+    }
+    let jobs = Art::of(&upstream).ttl("3s").list(&names).warm("ahead = \"1500ms\"\nstale_if_error = \"1h\"").folder();
+    let _worker = hasty_worker(&redis, &jobs);
+    for name in &names {
+        version(&redis, name, 1).await;
+    }
+    for name in &names {
+        upstream.on(&format!("/art/{name}"), Reply::status(500));
+    }
+    let parts = Parts::of(&redis).await;
+    let then = parts.now().await + 5_000;
+    eventually("their TTLs are over", async || parts.now().await > then).await;
+    for name in &names {
+        assert!(redis.get(&format!("art:{name}")).await.is_some(), "art:{name}");
+    }
+    assert!(redis.ask::<Option<String>>(&["HGET", "samovar:limit:{museum}", "open"]).await.is_some());
+}
+
+#[tokio::test]
+async fn what_outlives_its_ttl_is_fresh_to_nobody() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", Duration::from_secs(1), &Note::default()).await.unwrap();
+    let fresh = samovar::store::Fresh { since: Some(1), ..Default::default() };
+    assert!(matches!(parts.store.lease(&art("a"), LONG, fresh).await.unwrap(), Leased::Fresh { .. }));
+    let lives = parts.store.extend_stale(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
+    assert_eq!(lives.expires - lives.ends, 30_000, "as long as its job allows");
+    let again = parts.store.extend_stale(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
+    assert_eq!(again, lives);
+    assert!(matches!(parts.store.lease(&art("a"), LONG, fresh).await.unwrap(), Leased::Yes(_)));
+    // What somebody else wrote is theirs.
+    redis.set("art:a", "2", TTL).await;
+    assert_eq!(parts.store.extend_stale(&art("a"), LONG, LONG).await.unwrap(), None);
+}
+
+/// A fetch of an entry failed just now, or long ago, and is tried again then.
+async fn failed(parts: &Parts, name: &str, attempted: i64, retry: i64) {
+    let lease = parts.lease(name, LONG).await;
+    let written = parts.store.commit(&art(name), &lease, "1", TTL, &Note::default()).await.unwrap();
+    assert!(matches!(written, Written::Done { .. }));
+    parts.next_instant().await;
+    assert!(parts.store.invalidate(&art(name), parts.now().await, Removal::Refresh).await.unwrap().due);
+    let lease = parts.lease(name, LONG).await;
+    let outcome = Some(samovar::entry::Outcome::Failed);
+    let note = Note { attempted, retry, outcome, failures: 3, ..Note::default() };
+    parts.store.release(&art(name), &lease.token, Some(&note)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_storm_does_not_hit_a_failing_source_with_each_invalidation() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let now = parts.now().await;
+    // On a busy machine a second may pass before it is asked.
+    eventually("a failure just now holds the next refresh off", async || {
+        failed(&parts, "just now", parts.now().await, now + 600_000).await;
+        parts.next_instant().await;
+        let handled = parts.store.invalidate(&art("just now"), parts.now().await, Removal::Refresh).await.unwrap();
+        handled.debounced.is_some() && !handled.due
+    })
+    .await;
+    // One of the future is of a clock that ran ahead.
+    for (name, attempted) in [("before", now - 5_000), ("after", now + 600_000)] {
+        failed(&parts, name, attempted, now + 600_000).await;
+        parts.next_instant().await;
+        let handled = parts.store.invalidate(&art(name), parts.now().await, Removal::Refresh).await.unwrap();
+        assert!(handled.due && handled.debounced.is_none(), "{name}: {handled:?}");
+    }
+    // What is still served beyond its TTL is not, once it is invalidated.
+    failed(&parts, "unmarked", parts.now().await, 0).await;
+    let meta = redis.ask::<String>(&["GET", &parts.keys.meta(&art("unmarked"))]).await;
+    let mut head: Vec<&str> = meta.splitn(4, ' ').collect();
+    head[2] = "0";
+    redis.ask::<String>(&["SET", &parts.keys.meta(&art("unmarked")), &head.join(" ")]).await;
+    let handled = parts.store.invalidate(&art("unmarked"), parts.now().await, Removal::Refresh).await.unwrap();
+    assert!(handled.due && handled.debounced.is_none(), "{handled:?}");
+}
+
+#[tokio::test]
+async fn a_fetch_for_an_invalidation_uses_no_try_and_moves_no_retry() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::status(500));
+    let jobs = Art::of(&upstream).warm("attempts = 4").folder();
+    let parts = Parts::of(&redis).await;
+    parts.mark().await;
+    let retry = parts.now().await + 600_000;
+    failed(&parts, "a", parts.now().await - 5_000, retry).await;
+    let _worker = worker(&redis, &jobs);
+    publish(&redis, "art:a").await;
+    upstream.called("/art/a", 1).await;
+    at_rest_until(&parts, "a", retry - 60_000).await;
+    let note = parts.meta("a").await.unwrap().note;
+    assert_eq!((note.failures, note.retry), (3, retry));
+    assert_eq!(redis.keys("samovar:dead:*").await, Vec::<String>::new());
+}
+
+/// Waits until an entry is due no sooner than then (Redis time, ms).
+async fn at_rest_until(parts: &Parts, name: &str, then: i64) {
+    eventually("it waits for its retry", async || match parts.score(name).await.map(Due::from_score) {
+        Some(due) if due.at >= then => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}

@@ -1,0 +1,249 @@
+//! Gaps: what was published bare while nobody listened is made good.
+
+use futures_util::StreamExt;
+
+use super::support::{Art, JobsFolder, Parts, TestRedis, both, eventually, hasty_worker, talkative, version, worker};
+use super::{CHANNEL, identity};
+
+#[tokio::test]
+async fn what_is_published_bare_while_nobody_listens_is_made_good() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    first.kill9();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    redis.publish(CHANNEL, "art:a").await;
+    let _second = worker(&redis, &jobs);
+    version(&redis, "a", edited).await;
+}
+
+/// Waits until so many workers have said that they heard everything for some seconds.
+async fn have_listened(redis: &TestRedis, workers: usize) {
+    eventually("they have listened for a while", async || {
+        let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
+        let times = ears.iter().map(|ear| ear.split(' ').take(3).map(|time| time.parse().unwrap()).collect());
+        let times: Vec<Vec<i64>> = times.collect();
+        if times.len() == workers && times.iter().all(|times| times[2] - times[0] > 4_500) { Ok(()) } else { Err(ears) }
+    })
+    .await;
+}
+
+/// Somebody else has heard it all: nothing is suspect.
+#[tokio::test]
+async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    let _second = worker(&redis, &jobs);
+    have_listened(&redis, 2).await;
+    assert_eq!(upstream.calls("/art/a"), 1);
+}
+
+#[tokio::test]
+async fn a_cut_subscription_of_the_only_worker_revalidates_everything() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    let edited = upstream.edit("/art/a");
+    // In one step, so that it cannot be subscribed again in between.
+    let mut connection = redis.connection().await;
+    let heard: Vec<usize> = redis::pipe()
+        .atomic()
+        .cmd("CLIENT")
+        .arg(&["KILL", "TYPE", "pubsub"])
+        .cmd("PUBLISH")
+        .arg(CHANNEL)
+        .arg("art:a")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(heard, [1, 0]);
+    version(&redis, "a", edited).await;
+}
+
+/// It is told to stop, and has no time to handle what it heard.
+#[tokio::test]
+async fn what_a_worker_did_not_handle_by_its_end_is_made_good() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = talkative(&redis, &jobs).env("SAMOVAR_DRAIN", "0").spawn();
+    version(&redis, "a", 1).await;
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    first.freeze();
+    let edited = upstream.edit("/art/a");
+    let mut publish = redis::pipe();
+    for _ in 0..5_000 {
+        publish.cmd("PUBLISH").arg(CHANNEL).arg(r#"{"keys": ["art:none"], "action": "evict"}"#);
+    }
+    publish.cmd("PUBLISH").arg(CHANNEL).arg("art:a");
+    let heard: Vec<usize> = publish.query_async(&mut redis.connection().await).await.unwrap();
+    assert!(heard.iter().all(|heard| *heard == 1));
+    first.term();
+    first.thaw();
+    assert_eq!(first.wait().await.code(), Some(0));
+    let mut second = worker(&redis, &jobs);
+    second.wait_for_log(&["nobody was listening"]).await;
+    version(&redis, "a", edited).await;
+}
+
+/// Another worker heard all the while, and died a moment later with what it had heard.
+#[tokio::test]
+async fn messages_a_dead_worker_only_heard_do_not_count_as_handled() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    first.kill9();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    let now = Parts::of(&redis).await.now().await;
+    redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
+    let heard = format!("{} {now} {} {}", now - 60_000, now - 1_000, identity(&jobs));
+    redis.ask::<usize>(&["HSET", "samovar:ears", "dead", &heard]).await;
+    let mut second = worker(&redis, &jobs);
+    second.wait_for_log(&["nobody was listening"]).await;
+    version(&redis, "a", edited).await;
+}
+
+/// Two begin at once where there was nobody: neither vouches for the other.
+#[tokio::test]
+async fn workers_that_begin_together_where_none_was_trust_nothing() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    first.kill9();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    redis.publish(CHANNEL, "art:a").await;
+    let _others = [worker(&redis, &jobs), worker(&redis, &jobs)];
+    version(&redis, "a", edited).await;
+}
+
+/// Ends a subscription and publishes bare, in one step, so that it cannot be subscribed again in between.
+async fn cut_and_publish(redis: &TestRedis, client: &str, message: &str) -> usize {
+    let mut cut = redis::pipe();
+    cut.atomic().cmd("CLIENT").arg(&["KILL", "ID", client]).cmd("PUBLISH").arg(CHANNEL).arg(message);
+    let [_, heard]: [usize; 2] = cut.query_async(&mut redis.connection().await).await.unwrap();
+    heard
+}
+
+/// The other one hears it, and drops what it does not know.
+#[tokio::test]
+async fn a_worker_does_not_vouch_for_jobs_that_it_does_not_know() {
+    for (name, key) in [("poem", "poem:{name}"), ("art", "painting:{name}")] {
+        let (redis, upstream) = both().await;
+        upstream.edit("/art/a");
+        upstream.edit("/other/p");
+        let jobs = Art::of(&upstream).list(["a"]).folder();
+        let _worker = hasty_worker(&redis, &jobs);
+        version(&redis, "a", 1).await;
+        let clients: String = redis.ask(&["CLIENT", "LIST", "TYPE", "pubsub"]).await;
+        let client = clients.split([' ', '=']).nth(1).unwrap();
+        let toml = Art::of(&upstream).list(["p"]).toml().replace("art:{name}", key).replace("/art/", "/other/");
+        let others = JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job(name, &toml);
+        let _other = hasty_worker(&redis, &others);
+        have_listened(&redis, 2).await;
+        let (edited, calls) = (upstream.edit("/art/a"), upstream.calls("/other/p"));
+        assert_eq!(cut_and_publish(&redis, client, "art:a").await, 1, "the other one hears it");
+        if name == "art" {
+            // Whichever of them takes it up: to the other it is an entry that the job has no more.
+            let old = async || redis.json("art:a").await.is_none_or(|value| value["version"] == edited);
+            eventually("the old value is there no more", old).await;
+        } else {
+            version(&redis, "a", edited).await;
+        }
+        assert_eq!(upstream.calls("/other/p"), calls, "its own jobs are not in doubt");
+    }
+}
+
+#[tokio::test]
+async fn what_only_workers_of_other_jobs_heard_is_made_good() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = hasty_worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let other = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");
+    let others = JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job("poem", &other);
+    let _other = hasty_worker(&redis, &others);
+    have_listened(&redis, 2).await;
+    first.term();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    assert_eq!(redis.publish(CHANNEL, "art:a").await, 1);
+    let _second = hasty_worker(&redis, &jobs);
+    version(&redis, "a", edited).await;
+}
+
+/// Whoever listens on the channel of signals knows all that was ever said there.
+#[tokio::test]
+async fn a_forged_canary_hides_no_gap() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let mut signals = redis.redis_url().client().unwrap().get_async_pubsub().await.unwrap();
+    signals.subscribe("samovar:signal").await.unwrap();
+    let mut signals = signals.into_on_message();
+    let future = 99_999_999_999_999_i64;
+    let mut canaries = 0;
+    while canaries < 3 {
+        let signal: String = signals.next().await.unwrap().get_payload().unwrap();
+        let Some(canary) = signal.strip_prefix("canary ").filter(|canary| !canary.ends_with(&future.to_string()))
+        else {
+            continue;
+        };
+        let words: Vec<&str> = canary.split(' ').collect();
+        canaries += 1;
+        let [worker, nonce] = [words[0], words[1]];
+        for forged in
+            [format!("{worker} {future}"), format!("{worker} {nonce} {future}"), format!("{worker} 0 {future}")]
+        {
+            redis.publish("samovar:signal", &format!("canary {forged}")).await;
+        }
+    }
+    have_listened(&redis, 1).await;
+    let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
+    assert!(!ears[0].contains(&future.to_string()), "{ears:?}");
+    first.kill9();
+    let edited = upstream.edit("/art/a");
+    assert_eq!(redis.publish(CHANNEL, "art:a").await, 0);
+    let _second = worker(&redis, &jobs);
+    version(&redis, "a", edited).await;
+}
+
+/// As a worker leaves it that ended just before Redis's clock was set back.
+#[tokio::test]
+async fn a_worker_from_the_future_vouches_for_nothing() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    first.kill9();
+    let edited = upstream.edit("/art/a");
+    let later = Parts::of(&redis).await.now().await + 600_000;
+    redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
+    let heard = format!("{} {later} {later} {}", later - 1_200_000, identity(&jobs));
+    redis.ask::<usize>(&["HSET", "samovar:ears", "dead", &heard]).await;
+    redis.ask::<usize>(&["HSET", "samovar:ears", "long dead", &format!("1 2 2 {}", identity(&jobs))]).await;
+    let _second = worker(&redis, &jobs);
+    version(&redis, "a", edited).await;
+    assert!(!redis.ask::<bool>(&["HEXISTS", "samovar:ears", "dead"]).await, "it does not come true later");
+}

@@ -1,0 +1,36 @@
+//! Always fresh, never stale: tags, storms, foreign writers, failing sources, and what nobody heard.
+#![cfg(test)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod clocks;
+mod failing_sources;
+mod foreign_writers;
+mod gaps;
+mod inputs;
+mod lost_messages;
+mod revalidation;
+mod storms;
+mod tag_index;
+mod tags;
+
+use std::time::Duration;
+
+use samovar::job::Jobs;
+
+use support::{JobsFolder, TestRedis, eventually};
+
+const CHANNEL: &str = "samovar:invalidate";
+const LONG: Duration = Duration::from_secs(60);
+const TTL: Duration = Duration::from_secs(600);
+
+async fn evicted(redis: &TestRedis, name: &str) {
+    eventually(&format!("{name} is gone"), async || redis.get(&format!("art:{name}")).await.is_none()).await;
+}
+
+/// What the job of a folder is told apart by.
+fn identity(jobs: &JobsFolder) -> String {
+    let jobs = Jobs::load(jobs.path(), TTL, &|_| None).unwrap();
+    jobs.jobs.values().next().unwrap().identity()
+}

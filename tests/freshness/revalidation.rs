@@ -1,0 +1,171 @@
+//! Revalidation: after a gap, a restart or a failover, nothing fetched before is trusted.
+
+use samovar::agenda::Due;
+use samovar::entry::Trigger;
+use samovar::job::Jobs;
+use samovar::store::{Gap, Note};
+use serde_json::json;
+
+use super::support::{
+    Art, Parts, Reply, TestRedis, Upstream, art, at_rest, both, eventually, talkative, version, worker,
+};
+use super::{LONG, TTL, identity};
+
+#[tokio::test]
+async fn revalidation_takes_the_most_read_first_and_pays_for_nothing() {
+    let (redis, upstream) = both().await;
+    let names: Vec<String> = (0..60).map(|n| n.to_string()).collect();
+    for name in &names {
+        upstream.edit(&format!("/art/{name}"));
+    }
+    upstream.on(
+        "/v1/chat/completions",
+        Reply::json(json!({"choices": [{"message": {"content": "Once"}, "finish_reason": "stop"}],
+            "usage": {"total_tokens": 7}})),
+    );
+    let ai = format!(
+        "key = \"tale:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nurl = \"{}/v1/chat/completions\"\nmodel = \"m\"\n\
+         prompt = \"Tell of {{{{ name }}}}\"\n[entries]\nlist = [\"a\"]\n",
+        upstream.url()
+    );
+    // Without looking once more, which would mix in.
+    let art = Art::of(&upstream).limits("concurrency = 1").list(&names).warm("settle = \"0s\"");
+    let jobs = art.folder().job("tale", &ai);
+    let _worker = talkative(&redis, &jobs).env("SAMOVAR_SAMPLE", "1s").spawn();
+    // To read them would make them popular.
+    eventually("all is warm", async || {
+        redis.ask::<usize>(&["DBSIZE"]).await > 61 && upstream.all_requests().len() == 61
+    })
+    .await;
+    at_rest(&redis).await;
+    redis.ask::<f64>(&["ZINCRBY", "samovar:reads", "100", "art:37"]).await;
+    eventually("its reads are counted", async || {
+        redis.ask::<Option<f64>>(&["ZSCORE", "samovar:popular:{art}", "art:37"]).await.is_some()
+    })
+    .await;
+    let parts = Parts::of(&redis).await;
+    for (doubt, calls) in [(Gap::Missed, 1), (Gap::Lost, 2)] {
+        let before = upstream.all_requests().len();
+        parts.next_instant().await;
+        parts.store.note_gap(parts.now().await, doubt).await.unwrap();
+        eventually("everything was asked for again", async || {
+            let mut asked: Vec<String> =
+                upstream.all_requests()[before..].iter().map(|call| call.path().to_owned()).collect();
+            asked.retain(|path| path.starts_with("/art/"));
+            if asked.len() < names.len() { Err(asked.len()) } else { Ok(()) }
+        })
+        .await;
+        let first = upstream.all_requests()[before..].iter().find(|call| call.path().starts_with("/art/")).cloned();
+        assert_eq!(first.unwrap().path(), "/art/37");
+        eventually("the revalidator is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+        eventually("the tale is at rest", async || {
+            redis.ask::<Vec<String>>(&["ZRANGEBYSCORE", "samovar:agenda:{tale}", "-inf", "(0"]).await.is_empty()
+                && upstream.calls("/v1/chat/completions") == calls
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn the_lock_of_a_suspicion_ends_in_time_whatever_the_clock_did() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let revalidator = parts.revalidator(&Art::of(&upstream).folder());
+    parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+    let [_, lock, _] = parts.keys.revalidation();
+    redis.set(&lock, "somebody", 100 * LONG).await;
+    revalidator.look().await.unwrap();
+    assert!(redis.ttl(&lock).await.unwrap() <= revalidator.claim);
+}
+
+/// The worker was held up for longer than its claim.
+#[tokio::test]
+async fn a_lock_that_another_worker_took_is_not_extended() {
+    let (redis, upstream) = both().await;
+    let parts = Parts::of(&redis).await;
+    let revalidator = parts.revalidator(&Art::of(&upstream).folder());
+    let [note, lock, _] = parts.keys.revalidation();
+    // More than become due at once, so that it takes a while.
+    for batch in 0..3 {
+        let mut fill = redis::pipe();
+        let (start, expires) = (parts.now().await, parts.now().await + 600_000);
+        for n in 0..1_000 {
+            let key = art(&format!("{batch}-{n}"));
+            fill.cmd("SET").arg(key.as_str()).arg("1").arg("PXAT").arg(expires).ignore();
+            fill.cmd("SET").arg(parts.keys.meta(&key)).arg(format!("{start} {expires} 0 0 abc {{}}")).ignore();
+        }
+        fill.exec_async(&mut redis.connection().await).await.unwrap();
+    }
+    parts.next_instant().await;
+    parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+    let (looked, ()) = tokio::join!(revalidator.look(), async {
+        eventually("it has the lock", async || redis.get(&lock).await).await;
+        redis.set(&lock, "another", revalidator.claim / 2).await;
+    });
+    assert!(looked.unwrap_err().to_string().contains("another worker took it"));
+    assert_eq!(redis.get(&lock).await.as_deref(), Some("another"));
+    assert!(redis.ttl(&lock).await.unwrap() <= revalidator.claim / 2);
+    assert!(redis.get(&note).await.is_some(), "the revalidator is left to the other");
+}
+
+#[tokio::test]
+async fn a_restarted_redis_is_not_believed() {
+    let mut redis = TestRedis::options().append_only().start().await;
+    let upstream = Upstream::start().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let edited = upstream.edit("/art/a");
+    redis.restart().await;
+    version(&redis, "a", edited).await;
+    let parts = Parts::of(&redis).await;
+    eventually("it waits for its expiry again", async || {
+        parts.score("a").await.map(|score| Due::from_score(score).trigger) == Some(Trigger::Expiry)
+    })
+    .await;
+}
+
+/// A doubt from another clock is dealt with already, but for a job that nobody here knows.
+#[tokio::test]
+async fn a_doubt_from_the_future_swallows_no_other() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    parts.next_instant().await;
+    let note = "99999999999999 1";
+    redis.ask::<String>(&["SET", "samovar:{suspect}", note]).await;
+    redis.ask::<u8>(&["HSET", "samovar:{suspect}:dealt", "art", note, &identity(&jobs), note]).await;
+    redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "unknown", "x"]).await;
+    let revalidator = parts.revalidator(&jobs);
+    revalidator.look().await.unwrap();
+    assert_eq!(parts.score("a").await, None);
+    parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+    revalidator.look().await.unwrap();
+    assert!(parts.score("a").await.is_some(), "it is looked at");
+    let note: String = redis.ask(&["GET", "samovar:{suspect}"]).await;
+    assert_eq!(redis.ask::<String>(&["HGET", "samovar:{suspect}:dealt", "art"]).await, note);
+}
+
+/// A doubt about some jobs leaves what was done for the others.
+#[tokio::test]
+async fn a_doubt_about_some_jobs_spares_the_others() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let known = Jobs::load(jobs.path(), TTL, &|_| None).unwrap();
+    let revalidator = parts.revalidator(&jobs);
+    redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "art", "x", "poem", "x", "song", "x"]).await;
+    let dealt = async |job: &str| redis.ask::<Option<String>>(&["HGET", "samovar:{suspect}:dealt", job]).await;
+    let note = async || redis.ask::<Option<String>>(&["GET", "samovar:{suspect}"]).await;
+    parts.store.note_gap_for(&[&known.jobs["art"]], parts.now().await, Gap::Missed).await.unwrap();
+    assert_eq!((dealt("art").await, dealt("poem").await), (None, note().await));
+    revalidator.look().await.unwrap();
+    assert_eq!(note().await, None, "nothing is left to do");
+    // Of all jobs, of which one is dealt with.
+    parts.store.note_gap(parts.now().await, Gap::Lost).await.unwrap();
+    redis.ask::<u8>(&["HSET", "samovar:{suspect}:dealt", "poem", &note().await.unwrap()]).await;
+    parts.next_instant().await;
+    parts.store.note_gap_for(&[&known.jobs["art"]], parts.now().await, Gap::Missed).await.unwrap();
+    assert_eq!((dealt("poem").await, dealt("song").await), (note().await, None));
+}

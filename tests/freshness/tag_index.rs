@@ -1,0 +1,246 @@
+//! The index of a tag, which Redis may evict: the entries of a tag without one are searched for.
+
+use samovar::entry::EntryKey;
+use samovar::store::Note;
+use samovar::telemetry::Telemetry;
+use samovar::trigger::{Ack, At, Pipeline};
+
+use super::support::{Art, JobsFolder, Parts, TestRedis, Upstream, art, both, eventually};
+use super::{LONG, TTL};
+
+/// Redis evicted the index, and since then one entry was put under the tag anew; of another, what was known went as well.
+#[tokio::test]
+async fn a_tag_without_its_index_is_sought_in_all_that_may_have_it() {
+    let redis = TestRedis::options().arg("--maxmemory-policy", "allkeys-random").start().await;
+    let upstream = Upstream::start().await;
+    let parts = Parts::of(&redis).await;
+    let jobs = Art::of(&upstream).top("tags = [\"t\"]").folder();
+    let invalidator = parts.invalidator(&jobs);
+    let commit = async |name: &str, tag: &str| {
+        let lease = parts.lease(name, LONG).await;
+        let note = Note { tags: vec![tag.to_owned()], ..Note::default() };
+        parts.store.commit(&art(name), &lease, "1", TTL, &note).await.unwrap();
+    };
+    let tagged = async || {
+        parts.next_instant().await;
+        let message = samovar::protocol::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
+        invalidator.handle(&message, parts.now().await).await.unwrap()
+    };
+    // Nothing was evicted, so an index names all, and nothing is looked for.
+    commit("a", "t").await;
+    assert_eq!(tagged().await.entries, 0);
+    redis.ask::<String>(&["CONFIG", "SET", "maxmemory", "20mb"]).await;
+    let mut n = 0;
+    eventually("something is evicted", async || {
+        n += 1;
+        redis.set(&format!("junk {n}"), &"x".repeat(1 << 20), TTL).await;
+        !redis.ask::<String>(&["INFO", "stats"]).await.contains("evicted_keys:0\r")
+    })
+    .await;
+    redis.ask::<String>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    redis.flush().await;
+    for (name, tag) in [("a", "t"), ("b", "t"), ("c", "t"), ("other", "o")] {
+        commit(name, tag).await;
+    }
+    redis.ask::<usize>(&["DEL", &parts.keys.meta(&art("c"))]).await;
+    parts.store.tag(&art("b"), &["t".to_owned()], LONG).await.unwrap();
+    assert!(tagged().await.due >= 3);
+    for name in ["a", "b", "c"] {
+        assert!(parts.meta(name).await.unwrap().invalidated > 0, "{name}");
+    }
+    assert_eq!(parts.meta("other").await.unwrap().invalidated, 0);
+    // From now on the index is believed.
+    let (_, mut named) = parts.store.tagged("t", 0).await.unwrap();
+    named.sort();
+    assert_eq!(named, [art("a"), art("b")]);
+    assert_eq!(parts.store.may_lack(&["t", "o"]).await.unwrap(), ["o"]);
+}
+
+/// Parts for a user who may not ask for `INFO`, so that any index may have been evicted; and two jobs with tags.
+async fn without_info(redis: &TestRedis, upstream: &Upstream) -> (Parts, JobsFolder) {
+    redis.ask::<()>(&["ACL", "SETUSER", "app", "on", "nopass", "~*", "&*", "+@all", "-info"]).await;
+    let url = format!("redis://app:any@127.0.0.1:{}/0", redis.port());
+    let parts = Parts::at(&samovar::redis::RedisUrl::parse(&url, None).unwrap()).await;
+    let more = "key = \"more:{name}\"\nttl = \"1h\"\ntags = [\"more\"]\n[source]\nkind = \"http\"\n\
+                upstream = \"museum\"\npath = \"/{{ name }}\"\n";
+    let jobs = Art::of(upstream).top("tags = [\"t\"]").folder().job("more", more);
+    // What services loaded is sought once, whatever the tag.
+    parts.invalidator(&jobs).handle(&tags(["first"]), parts.now().await).await.unwrap();
+    (parts, jobs)
+}
+
+fn tags<T: ToString>(tags: impl IntoIterator<Item = T>) -> samovar::protocol::Message {
+    let tags = tags.into_iter().map(|tag| tag.to_string()).collect();
+    samovar::protocol::Message { tags, ..Default::default() }
+}
+
+async fn commit_with(parts: &Parts, name: &str, tags: &[&str]) {
+    let tags: Vec<String> = tags.iter().map(|tag| (*tag).to_owned()).collect();
+    let lease = parts.lease(name, LONG).await;
+    parts.store.tag(&art(name), &tags, TTL).await.unwrap();
+    parts.store.commit(&art(name), &lease, "1", TTL, &Note { tags, ..Note::default() }).await.unwrap();
+}
+
+/// How many times `SCAN` was called while this was done.
+async fn scans(redis: &TestRedis, done: impl Future<Output = ()>) -> u64 {
+    redis.ask::<()>(&["CONFIG", "RESETSTAT"]).await;
+    done.await;
+    let stats: String = redis.ask(&["INFO", "commandstats"]).await;
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_scan:calls="));
+    calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn many_unknown_tags_cost_one_scan_and_leave_no_index() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    let invalidator = parts.invalidator(&jobs);
+    commit_with(&parts, "a", &["t"]).await;
+    let unknown: Vec<String> = (0..100).map(|n| format!("unknown {n}")).collect();
+    let mut handled = Default::default();
+    let one = scans(&redis, async {
+        handled = invalidator.handle(&tags(&unknown), parts.now().await).await.unwrap();
+    });
+    assert_eq!(one.await, 1);
+    assert_eq!(handled, samovar::protocol::Handled::default());
+    assert_eq!(redis.keys("samovar:tag:*").await, [parts.keys.tag("t")]);
+    // An index that is there is looked for once and then believed.
+    for scanned in [1, 0] {
+        parts.next_instant().await;
+        let at = parts.now().await;
+        let known = scans(&redis, async { _ = invalidator.handle(&tags(["t"]), at).await.unwrap() });
+        assert_eq!(known.await, scanned);
+        assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
+    }
+}
+
+#[tokio::test]
+async fn evicted_indexes_of_one_message_are_all_made_again() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    let invalidator = parts.invalidator(&jobs);
+    for (name, tags) in [("a", &["t1"][..]), ("b", &["t2", "t3"]), ("c", &["t3"]), ("other", &["o"])] {
+        commit_with(&parts, name, tags).await;
+    }
+    for tag in ["t1", "t2", "t3", "o"] {
+        redis.ask::<u64>(&["DEL", &parts.keys.tag(tag)]).await;
+    }
+    let all = || tags((0..97).map(|n| format!("unknown {n}")).chain(["t1", "t2", "t3"].map(str::to_owned)));
+    // An index that was made by a search is not believed yet.
+    for scanned in [1, 1, 1] {
+        parts.next_instant().await;
+        let at = parts.now().await;
+        let known = scans(&redis, async { _ = invalidator.handle(&all(), at).await.unwrap() });
+        assert_eq!(known.await, scanned);
+        for name in ["a", "b", "c"] {
+            assert_eq!(parts.meta(name).await.unwrap().invalidated, at, "{name}");
+        }
+    }
+    assert_eq!(parts.meta("other").await.unwrap().invalidated, 0);
+    assert_eq!(redis.keys("samovar:tag:*").await, {
+        let mut indexes = ["t1", "t2", "t3"].map(|tag| parts.keys.tag(tag));
+        indexes.sort();
+        indexes
+    });
+    assert_eq!(parts.store.may_lack(&["o", "t1", "t2", "t3"]).await.unwrap(), ["o"]);
+    let (_, mut named) = parts.store.tagged("t3", 0).await.unwrap();
+    named.sort();
+    assert_eq!(named, [art("b"), art("c")]);
+}
+
+/// Redis evicts an index during a search, and another search begins meanwhile.
+#[tokio::test]
+async fn a_search_vouches_for_no_index_that_was_evicted_meanwhile() {
+    let (redis, upstream) = both().await;
+    let (parts, _jobs) = without_info(&redis, &upstream).await;
+    let store = &parts.store;
+    let t = std::collections::HashSet::from(["t"]);
+    let put = async || _ = store.tag(&art("a"), &["t".to_owned()], LONG).await.unwrap();
+    put().await;
+    let first = store.seek(&t).await.unwrap();
+    redis.ask::<u64>(&["DEL", &parts.keys.tag("t")]).await;
+    put().await;
+    let second = store.seek(&t).await.unwrap();
+    store.sought(first).await.unwrap();
+    assert_eq!(store.may_lack(&["t"]).await.unwrap(), ["t"]);
+    store.sought(second).await.unwrap();
+    assert_eq!(store.may_lack(&["t"]).await.unwrap(), [""; 0]);
+    let absent = store.seek(&std::collections::HashSet::from(["absent"])).await.unwrap();
+    store.sought(absent).await.unwrap();
+    assert_eq!(redis.keys("samovar:tag:*").await, [parts.keys.tag("t")]);
+}
+
+#[tokio::test]
+async fn messages_that_wait_with_unknown_tags_share_a_scan() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    commit_with(&parts, "a", &["t"]).await;
+    redis.ask::<u64>(&["DEL", &parts.keys.tag("t")]).await;
+    let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
+    let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
+    parts.next_instant().await;
+    let at = parts.now().await;
+    let mut messages: Vec<_> = (0..100).map(|n| tags([format!("unknown {n}")])).collect();
+    messages.insert(50, tags(["t"]));
+    messages.insert(70, samovar::protocol::Message { patterns: vec!["no:*".to_owned()], ..Default::default() });
+    for (n, message) in messages.iter().enumerate() {
+        pipeline.take(message.clone(), At::Redis(at), "inbox", Ack::new(n.to_string(), done.clone())).await;
+    }
+    drop((pipeline, done));
+    let pattern = scans(&redis, Box::pin(pipeline_loop.run(tokio_util::sync::CancellationToken::new()))).await;
+    assert_eq!(pattern, 1 + 2, "the pattern takes two");
+    let mut all = Vec::new();
+    while let Some(id) = handled.recv().await {
+        all.push(id);
+    }
+    assert_eq!(all.len(), messages.len());
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
+}
+
+/// One names an entry that the user may not touch.
+#[tokio::test]
+async fn a_message_that_fails_holds_up_none_that_it_waits_with() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    redis.ask::<()>(&["ACL", "SETUSER", "app", "resetkeys", "~samovar:*", "~art:*"]).await;
+    parts.store.tag(&EntryKey::new("more:1"), &["more".to_owned()], LONG).await.unwrap();
+    let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
+    let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
+    for tag in ["more", "a", "b"] {
+        pipeline.take(tags([tag]), At::Redis(1), "inbox", Ack::new(tag.to_owned(), done.clone())).await;
+    }
+    let cut = tokio_util::sync::CancellationToken::new();
+    let others = async {
+        let mut next = async || tokio::time::timeout(LONG, handled.recv()).await.unwrap().unwrap();
+        let mut others = [next().await, next().await];
+        others.sort();
+        assert_eq!(others, ["a", "b"]);
+        cut.cancel();
+    };
+    tokio::join!(pipeline_loop.run(cut.clone()), others);
+}
+
+/// One came before the value, the other after it.
+#[tokio::test]
+async fn messages_that_are_handled_together_keep_their_times() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    let before = parts.now().await;
+    parts.next_instant().await;
+    commit_with(&parts, "a", &["early"]).await;
+    commit_with(&parts, "b", &["late"]).await;
+    parts.next_instant().await;
+    let evict = |tag: &str| samovar::protocol::Message { action: samovar::protocol::Action::Evict, ..tags([tag]) };
+    let (early, late) = (evict("early"), evict("late"));
+    for evicted in [false, true] {
+        if evicted {
+            redis.ask::<u64>(&["DEL", &parts.keys.tag("early"), &parts.keys.tag("late")]).await;
+            commit_with(&parts, "b", &["other"]).await;
+        }
+        let messages = [(&early, before, true), (&late, parts.now().await, true)];
+        let begun = parts.invalidator(&jobs).begin_tags(&messages).await.unwrap();
+        assert_eq!(begun[0].0.removed, 0);
+        assert_eq!(begun[1].0.removed, u64::from(!evicted));
+        assert!(redis.get("art:a").await.is_some());
+    }
+}

@@ -1,0 +1,116 @@
+//! Values kept without a request: they are as old as they were.
+
+use samovar::entry::JobName;
+use samovar::protocol::Message;
+use samovar::store::{Gap, Meta, Note, Removal, Written};
+use serde_json::json;
+
+use super::support::{Parts, Reply, TestRedis, art, both, worker};
+use super::{HOUR, LONG, commit, extended, known, looked_at, stories, story, story_is};
+
+/// The invalidation is older than the lease, and is handled only while the lease holds.
+#[tokio::test]
+async fn an_invalidation_handled_late_is_not_answered_without_a_fetch() {
+    let redis = TestRedis::start().await;
+    let (parts, note) = (Parts::of(&redis).await, Note::default());
+    commit(&parts, &art("a"), &json!("told")).await;
+    parts.next_instant().await;
+    let at = parts.now().await;
+    parts.next_instant().await;
+    let lease = parts.lease("a", LONG).await;
+    let handled = parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap();
+    assert!(!handled.fenced && !handled.due, "{handled:?}");
+    assert_eq!(parts.store.extend_unasked(&art("a"), &lease, HOUR, &note).await.unwrap(), Written::Foreign);
+    assert!(parts.meta("a").await.unwrap().invalidated > 0);
+    // Whoever asked has asked after the invalidation.
+    let written = parts.store.extend(&art("a"), &lease, HOUR, &note).await.unwrap();
+    assert!(matches!(written, Written::Done { changed: false, .. }), "{written:?}");
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, 0);
+}
+
+/// The invalidation is older than the extension, and is handled only after it.
+#[tokio::test]
+async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
+    let redis = TestRedis::start().await;
+    let (parts, note) = (Parts::of(&redis).await, Note::default());
+    for removal in [Removal::Refresh, Removal::Evict] {
+        commit(&parts, &art("a"), &json!("told")).await;
+        let at = extended(&parts, &art("a"), &note).await;
+        let before = parts.meta("a").await.unwrap();
+        assert!(before.asked < at && at < before.start, "{before:?}");
+        let handled = parts.store.invalidate(&art("a"), at, removal).await.unwrap();
+        assert_eq!((handled.due, handled.removed), (removal == Removal::Refresh, removal == Removal::Evict));
+        let after = parts.meta("a").await;
+        match removal {
+            Removal::Refresh => assert_eq!(after, Some(Meta { invalidated: at, ..before })),
+            Removal::Evict => assert_eq!((after, redis.get("art:a").await), (None, None)),
+        }
+    }
+    // Whoever asked, or fetched the same, has asked after it.
+    commit(&parts, &art("a"), &json!("told")).await;
+    for fetched in [false, true] {
+        let at = extended(&parts, &art("a"), &note).await;
+        let content_since = parts.meta("a").await.unwrap().content_since;
+        let lease = parts.lease("a", LONG).await;
+        let written = if fetched {
+            parts.store.commit(&art("a"), &lease, "\"told\"", HOUR, &note).await
+        } else {
+            parts.store.extend(&art("a"), &lease, HOUR, &note).await
+        };
+        assert!(matches!(written.unwrap(), Written::Done { changed: false, .. }));
+        let handled = parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap();
+        let meta = parts.meta("a").await.unwrap();
+        assert!(!handled.due, "{handled:?}");
+        assert_eq!((meta.invalidated, meta.asked, meta.content_since), (0, lease.start, content_since));
+    }
+}
+
+/// As left by a version that did not keep it.
+#[tokio::test]
+async fn metadata_without_a_content_time_mean_when_the_fetch_began() {
+    let redis = TestRedis::start().await;
+    let (parts, note) = (Parts::of(&redis).await, Note::default());
+    commit(&parts, &art("a"), &json!("told")).await;
+    let at = extended(&parts, &art("a"), &note).await;
+    let meta = parts.meta("a").await.unwrap();
+    let packed = redis.get(&parts.keys.meta(&art("a"))).await.unwrap().replace(&format!("~{}", meta.asked), "");
+    redis.set(&parts.keys.meta(&art("a")), &packed, HOUR).await;
+    assert!(!parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap().due);
+    extended(&parts, &art("a"), &note).await;
+    assert_eq!(parts.meta("a").await.unwrap().asked, meta.start);
+    assert!(parts.store.invalidate(&art("a"), meta.start, Removal::Refresh).await.unwrap().due);
+}
+
+#[tokio::test]
+async fn an_invalidation_older_than_a_recheck_still_generates_again() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream);
+    let _worker = worker(&redis, &jobs);
+    story_is(&redis, "one").await;
+    let parts = Parts::of(&redis).await;
+    let at = looked_at(&parts).await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 1);
+    parts.invalidator(&jobs).handle(&Message::parse("story:a").unwrap(), at).await.unwrap();
+    upstream.called("/v1/chat/completions", 2).await;
+}
+
+#[tokio::test]
+async fn what_was_lost_is_made_good_for_what_was_only_looked_at_since() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, stories(&upstream));
+    redis.ask::<usize>(&["HSET", &parts.keys.digests(), "story", "x", "art", "x"]).await;
+    commit(&parts, &story(), &json!("one")).await;
+    let at = extended(&parts, &story(), &Note::default()).await;
+    let revalidator = parts.revalidator(&jobs);
+    let due =
+        async || redis.ask::<Option<f64>>(&["ZSCORE", &parts.keys.agenda(&JobName::new("story")), "story:a"]).await;
+    // To be looked at is all that would be done.
+    parts.store.note_gap(at, Gap::Missed).await.unwrap();
+    revalidator.look().await.unwrap();
+    assert_eq!((known(&parts, &story()).await.unwrap().invalidated, due().await), (0, None));
+    parts.store.note_gap(at, Gap::Lost).await.unwrap();
+    revalidator.look().await.unwrap();
+    assert_eq!(known(&parts, &story()).await.unwrap().invalidated, at);
+    assert!(due().await.is_some());
+}

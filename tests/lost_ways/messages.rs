@@ -1,0 +1,121 @@
+//! Messages: none is lost with a connection or a reader, and a late one changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use samovar::redis::LoopHealth;
+use samovar::telemetry::Telemetry;
+use samovar::trigger::{Complaints, Inbox, Pipeline, Watermark};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::support::{Art, Parts, both, eventually, hasty_worker, version, worker};
+
+#[tokio::test]
+async fn no_message_in_the_inbox_is_lost_with_cut_connections() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = hasty_worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let parts = Parts::of(&redis).await;
+    for round in 0..15 {
+        let edited = upstream.edit("/art/a");
+        // Whoever publishes is not cut off before Redis has said that the message is there.
+        let add = ["XADD", "samovar:inbox", "*", "message", "art:a"];
+        redis.ask::<String>(&add).await;
+        redis.ask::<u64>(&["CLIENT", "KILL", "TYPE", if round % 2 == 0 { "normal" } else { "pubsub" }]).await;
+        version(&redis, "a", edited).await;
+    }
+    eventually("nothing is in anybody's hands", async || {
+        let pending: redis::RedisResult<redis::streams::StreamPendingReply> =
+            redis::cmd("XPENDING").arg(parts.keys.inbox()).arg("samovar").query_async(&mut parts.redis.clone()).await;
+        pending.is_ok_and(|pending| pending.count() == 0)
+    })
+    .await;
+}
+
+/// Readers leave at the moment when a message is given to them, which evicts a key of its own.
+#[tokio::test]
+async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    let control = redis.redis_url().manager(Duration::from_secs(5)).await.unwrap();
+    let read = async |readers: &mut JoinSet<()>, worker: &str, stop: &CancellationToken| {
+        let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
+        let inbox = Inbox {
+            redis: redis.redis_url().manager(Duration::from_secs(10)).await.unwrap(),
+            control: control.clone(),
+            keys: parts.keys.clone(),
+            pipeline,
+            store: parts.store.clone(),
+            watermark: Watermark::of(&Arc::from(worker)),
+            telemetry: Telemetry::default(),
+            worker: Arc::from(worker),
+            claim: Duration::from_millis(500),
+            complaints: Complaints::of("a message in the inbox"),
+            loop_health: LoopHealth::default(),
+        };
+        let stop = stop.clone();
+        readers.spawn(async move { _ = tokio::join!(inbox.run(stop.clone()), pipeline_loop.run(stop)) });
+    };
+    for round in 0..40 {
+        let (stop, mut ended) = (CancellationToken::new(), JoinSet::new());
+        read(&mut ended, &format!("reader {round}"), &stop).await;
+        eventually("it waits for messages", async || {
+            redis.ask::<String>(&["INFO", "clients"]).await.contains("blocked_clients:1")
+        })
+        .await;
+        let mut publish = redis::pipe();
+        publish.cmd("SET").arg(format!("art:{round}")).arg("0").cmd("XADD").arg(&["samovar:inbox", "*", "message"]);
+        publish.arg(format!("{{\"keys\": [\"art:{round}\"], \"action\": \"evict\"}}"));
+        if round % 2 == 0 {
+            publish.exec_async(&mut parts.redis.clone()).await.unwrap();
+            stop.cancel();
+        } else {
+            stop.cancel();
+            // Somewhere between its steps.
+            for _ in 0..round / 2 {
+                tokio::task::yield_now().await;
+            }
+            publish.exec_async(&mut parts.redis.clone()).await.unwrap();
+        }
+        ended.join_next().await.unwrap().unwrap();
+    }
+    let (stop, mut last) = (CancellationToken::new(), JoinSet::new());
+    read(&mut last, "the last", &stop).await;
+    eventually("all that was published is handled", async || {
+        let left = redis.keys("art:*").await;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+    stop.cancel();
+    last.join_next().await.unwrap().unwrap();
+}
+
+/// The stream is told to give it an id from then.
+#[tokio::test]
+async fn a_message_that_is_handled_ten_minutes_late_changes_nothing() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let parts = Parts::of(&redis).await;
+    let (before, late) = (parts.meta("a").await, parts.now().await - 600_000);
+    for (n, message) in [
+        r#"{"keys": ["art:a"]}"#,
+        r#"{"keys": ["art:a"], "action": "evict"}"#,
+        r#"{"patterns": ["art:*"], "action": "evict"}"#,
+        r#"{"jobs": ["art"], "action": "evict"}"#,
+    ]
+    .iter()
+    .enumerate()
+    {
+        redis.ask::<String>(&["XADD", "samovar:inbox", &format!("{late}-{n}"), "message", message]).await;
+    }
+    parts.inbox_is_empty().await;
+    assert_eq!(redis.json("art:a").await.unwrap()["version"], 1);
+    assert_eq!((parts.meta("a").await, upstream.calls("/art/a")), (before, 1));
+}
