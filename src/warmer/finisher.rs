@@ -1,4 +1,4 @@
-//! Ends entries on the agenda, as many at a time as have ended meanwhile.
+//! Ends entries on the agenda, in batches.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use crate::entry::Last;
 use crate::redis::Troubles;
 use crate::redis::{Backoff, is_of_keys};
 
-/// Entries ended in one round.
+/// The most entries ended in one round.
 const MOST: usize = 500;
 
-/// The loop that carries what the warmer says to the agenda.
+/// The loop that writes the endings of entries to the agenda, with the usage of their jobs.
 ///
-/// While Redis is away it waits: the entries it holds are bounded by what the worker has in hand. What it never gets to
-/// say is due again when its time runs out.
+/// While Redis is away it waits; the endings that it holds are bounded by the entries in flight. An entry whose ending
+/// is never written is due again when its time runs out.
 #[derive(Debug)]
 pub struct Finisher {
     agenda: Agenda,
@@ -39,21 +39,21 @@ impl Finisher {
         Self { agenda, ends, usage, wakeup: None, troubles: Troubles::default() }
     }
 
-    /// The same, telling the dispatcher of the room that it makes.
+    /// Wakes the dispatcher when entries have ended, since there is room for others then.
     #[must_use]
     pub fn waking(mut self, wakeup: Arc<Wakeup>) -> Self {
         self.wakeup = Some(wakeup);
         self
     }
 
-    /// The same, noting here what fails in single jobs.
+    /// Notes failures of single jobs here.
     #[must_use]
     pub fn noting(mut self, troubles: &Troubles) -> Self {
         self.troubles = troubles.of("ending entries");
         self
     }
 
-    /// Runs until the warmer is gone and all is said, or until `stop`, then without patience.
+    /// Runs until the warmer is dropped and all endings are written. After `stop`, an ending that fails is dropped.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut ended = Vec::new();
         let mut backoff = Backoff::new("ending entries");
@@ -68,7 +68,7 @@ impl Finisher {
             }
             for (job, (entries, last)) in by_job {
                 let last = last.and_then(|last| serde_json::to_string(&last).ok()).unwrap_or_default();
-                // What an entry cost was noted before it ended.
+                // An entry's usage was counted before its ending was sent.
                 let spent = self.usage.take(&job);
                 loop {
                     match self.agenda.finish_counting(&job, &entries, &last, &spent).await {
@@ -81,8 +81,8 @@ impl Finisher {
                             break;
                         }
                         Err(_) if stop.is_cancelled() => break,
-                        // Somebody else's key stands where ours should: waiting does not mend that, and others wait behind.
-                        // What did not get its next time comes due again.
+                        // A foreign key has the name of one of ours: waiting does not help, and other jobs wait
+                        // meanwhile. These entries come due again.
                         Err(e) if is_of_keys(&e) => {
                             self.troubles.ill(job.as_str(), e);
                             break;

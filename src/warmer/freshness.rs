@@ -1,65 +1,68 @@
-//! When an entry is good enough, when it is due again, and how long who failed waits.
+//! Decides when a value is good enough, when its entry is due again, and how long a failed fetch waits.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::Taken;
-use crate::agenda::Next;
-use crate::entry::Trigger;
+use redis::RedisResult;
+
+use super::attempt::{Attempt, Ending};
+use super::{Running, Warmer};
+use crate::agenda::{Next, keep};
 use crate::entry::Validators;
-use crate::job::{FIRST_RETRY, Job, Jobs, Source};
+use crate::entry::{EntryKey, Outcome, Trigger};
+use crate::job::{FIRST_RETRY, Job, Jobs};
 use crate::store::{Fresh, Lease, Meta};
 
-/// What a lease allows for beside the fetch itself: the way to Redis and back, and its commit.
+/// The time of a lease beyond its fetches: the round trips to Redis, and the commit.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
-/// No retry waits longer.
-const RETRY_LONGEST: Duration = Duration::from_secs(300);
+/// The longest wait for a retry.
+const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// A retry noted for later than this comes from a clock that ran ahead.
+pub(super) const RETRY_PLAUSIBLE: Duration = Duration::from_secs(3_600);
+/// Two invalidations of an entry within this time are a storm.
+const STORM_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long an entry may wait for its upstream before it makes room for others.
-pub(super) fn patience(claim: Duration) -> Duration {
+/// Returns the longest wait of an entry for its upstream; then it makes room for others.
+pub(super) fn admission_wait(claim: Duration) -> Duration {
     claim / 2
 }
 
-/// How long a lease holds: longer than all sources of a job may take together.
+/// Returns the time of a lease: longer than all sources of a job may take together.
 pub(super) fn lease_time(jobs: &Jobs, job: &Job) -> Duration {
     // The deadline is at nine tenths.
     (jobs.fetch_time(job) + LEASE_MARGIN).mul_f32(1.12)
 }
 
-/// How long an entry is taken at most before it is due again.
-pub(super) fn taken_for(jobs: &Jobs, job: &Job, claim: Duration) -> Duration {
-    patience(claim) + lease_time(jobs, job)
+/// Returns how long an entry may be in flight before it is due again.
+pub(super) fn running_time(jobs: &Jobs, job: &Job, claim: Duration) -> Duration {
+    admission_wait(claim) + lease_time(jobs, job)
 }
 
-/// What makes this fetch unnecessary, by why it is made.
-pub(super) fn fresh(job: &Job, taken: &Taken) -> Fresh {
-    let since = Fresh { since: Some(taken.since), ..Fresh::default() };
-    match taken.trigger {
-        // An invalidation is answered by whatever was fetched after it, which clears its mark; a changed input leaves none.
+/// Returns the condition under which the present value makes a fetch unnecessary, by the entry's trigger.
+pub(super) fn fresh(job: &Job, entry: &Running) -> Fresh {
+    let since = Fresh { since: Some(entry.since), ..Fresh::default() };
+    match entry.trigger {
+        // A fetch after the invalidation answers it and clears its mark. A changed input leaves no mark.
         Trigger::Invalidation if job.inputs.is_empty() => Fresh { since: Some(1), ..Fresh::default() },
         Trigger::Cron | Trigger::Invalidation | Trigger::Manual => since,
-        // What was refreshed since then lives longer than that; see [`keep`].
-        Trigger::Expiry => Fresh { until: Some(taken.since + millis(job.warm.ahead.mul_f32(1.3))), ..Fresh::default() },
+        // A value refreshed since then lives longer; see [`keep`].
+        Trigger::Expiry => Fresh { until: Some(entry.since + millis(job.warm.ahead.mul_f32(1.3))), ..Fresh::default() },
         Trigger::Demand => Fresh { any: true, ..Fresh::default() },
-        // What somebody else wrote since the invalidation may be older than it. What is ours is not.
+        // A value that another writer wrote since the invalidation may be older than it. One of ours is not.
         Trigger::Settle => Fresh { since: Some(1), absent: true, ..Fresh::default() },
     }
 }
 
-/// An entry that was invalidated, or that somebody missed, is looked at once more: whoever fills misses by himself may write
-/// an old value just after. So is one whose look made way for another fetch.
-pub(super) fn settled(job: &Job, taken: &Taken, trigger: Trigger, now: i64, next: Next) -> Next {
+/// Returns `next`, or the recheck that the entry needs before it. After an invalidation or a miss, a service that fills
+/// misses itself may still write an old value. A recheck that made way for another fetch is owed as well.
+pub(super) fn with_recheck(job: &Job, entry: &Running, trigger: Trigger, now: i64, next: Next) -> Next {
     let at = now + millis(job.warm.settle);
-    let sooner = matches!(next, Next::At(other) if other <= at);
-    let asked = taken.look || matches!(trigger, Trigger::Invalidation | Trigger::Demand);
-    if asked && !sooner && !job.warm.settle.is_zero() { Next::Settle(at) } else { next }
+    let is_sooner = matches!(next, Next::At(other) if other <= at);
+    let is_needed = entry.recheck || matches!(trigger, Trigger::Invalidation | Trigger::Demand);
+    if is_needed && !is_sooner && !job.warm.settle.is_zero() { Next::Settle(at) } else { next }
 }
 
-/// A retry that is noted for later than this was so by a clock that ran ahead.
-pub(super) const RETRY_PLAUSIBLE: Duration = Duration::from_secs(3_600);
-/// An invalidation that follows another within this makes a storm of it.
-const STORM_WITHIN: Duration = Duration::from_secs(60);
-
-/// Tells whether a fetch for an invalidation follows another such fetch, so that what is paid for is held off for longer.
+/// Tells whether a fetch for an invalidation follows another such fetch. Invalidations of a value that costs money are
+/// then held off for longer.
 pub(super) fn is_storm(lease: &Lease, trigger: Trigger) -> bool {
     let follows = |meta: &Meta| {
         let since = lease.start - meta.asked;
@@ -68,26 +71,21 @@ pub(super) fn is_storm(lease: &Lease, trigger: Trigger) -> bool {
     trigger == Trigger::Invalidation && lease.meta.as_ref().is_some_and(follows)
 }
 
-/// What the present value came with, if it may be kept when unchanged.
+/// Returns the validators of the present value, where it may be kept if unchanged.
 pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
     let meta: &Meta = lease.meta.as_ref()?;
-    if !meta.is_of(lease.pexpiretime) {
-        return None;
-    }
-    let holds = match &job.sources[0] {
-        Source::Http(_) => true,
-        Source::Ai(_) => meta.invalidated == 0,
-    };
-    holds.then(|| meta.note.validators.clone())
+    let may_keep = meta.is_of(lease.pexpiretime) && (meta.invalidated == 0 || !job.may_hold_unasked());
+    may_keep.then(|| meta.note.validators.clone())
 }
 
-/// The first retry comes within [`FIRST_RETRY`], each later one within twice the time of the one before. Full jitter under an exponential ceiling (AWS Architecture Blog, "Exponential Backoff And Jitter").
+/// Returns the wait before the next try: full jitter under an exponential ceiling, which is [`FIRST_RETRY`] at first
+/// (AWS Architecture Blog, "Exponential Backoff And Jitter").
 pub(super) fn retry_after(failures: u32) -> Duration {
     let ceiling = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
-    ceiling.min(RETRY_LONGEST).mul_f64(rand::random_range(0.1..=1.0))
+    ceiling.min(LONGEST_RETRY).mul_f64(rand::random_range(0.1..=1.0))
 }
 
-/// A little more than `wait`, so that those who wait for the same do not come together.
+/// Returns a wait a little longer than `wait`, so that entries that wait for the same event do not come back together.
 pub(super) fn jitter(wait: Duration) -> Duration {
     let spread = wait.min(Duration::from_secs(120)).mul_f64(rand::random_range(0.0..=0.25));
     wait + spread + Duration::from_millis(rand::random_range(0..50))
@@ -95,4 +93,56 @@ pub(super) fn jitter(wait: Duration) -> Duration {
 
 pub(super) fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl Attempt<'_> {
+    /// Tells whether the present value holds without a request: AI would make it from the same.
+    pub(super) async fn is_kept_unasked(&self) -> RedisResult<bool> {
+        if !self.job.may_hold_unasked() {
+            return Ok(false);
+        }
+        let (expires, meta) = self.warmer.inspect(&self.entry.key).await?;
+        let Some(meta) = meta.filter(|meta| meta.is_of(expires) && meta.invalidated == 0) else { return Ok(false) };
+        let ask = self.ask(0, Some(&meta.note.validators), Instant::now());
+        Ok(self.warmer.sources.unchanged_without_asking(&self.warmer.jobs, &ask))
+    }
+}
+
+impl Warmer {
+    /// Returns an entry's `PEXPIRETIME` (-2 where there is no value, -1 where it has no TTL) and its metadata.
+    async fn inspect(&self, key: &EntryKey) -> RedisResult<(i64, Option<Meta>)> {
+        Ok(self.store.look(std::slice::from_ref(key)).await?.pop().unwrap_or((-2, None)))
+    }
+
+    /// Rechecks an entry after its invalidation; returns how it ends where no fetch is needed: it has no value, or one
+    /// of ours that holds.
+    pub(super) async fn recheck(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Ending>> {
+        Ok(match self.inspect(key).await? {
+            (-2, _) => Some(Ending::new(Outcome::Unchanged, Next::Out)),
+            (expires, Some(meta)) if meta.is_of(expires) && meta.invalidated == 0 && meta.outlived == 0 => {
+                Some(Ending::new(Outcome::Unchanged, keep(job, key, expires)))
+            }
+            _ => None,
+        })
+    }
+
+    /// Returns the time of an entry's open invalidation (Redis time, ms); 0 where there is none.
+    pub(super) async fn invalidated(&self, key: &EntryKey) -> RedisResult<i64> {
+        Ok(self.inspect(key).await?.1.map_or(0, |meta| meta.invalidated))
+    }
+
+    /// Returns when an entry is due that another writer wrote or removed during a fetch that began at `start` (Redis
+    /// time, ms): before the present value expires, or before one fetched now would. An eviction has taken the entry
+    /// off the agenda, so this is only for the time after.
+    pub(super) async fn next_after_foreign(&self, job: &Job, key: &EntryKey, start: i64) -> RedisResult<Next> {
+        let expires = match self.inspect(key).await? {
+            (-2, _) => start + millis(job.ttl),
+            (expires, _) => expires,
+        };
+        Ok(match keep(job, key, expires) {
+            // The other writer's value keeps at least half of its life.
+            Next::At(at) => Next::At(at.max(start + (expires - start) / 2)),
+            next => next,
+        })
+    }
 }

@@ -1,4 +1,4 @@
-//! What a worker has in hand: for handing back.
+//! The entries that a worker has in flight, for handing back what a cancelled attempt leaves.
 
 use std::array;
 use std::collections::HashMap;
@@ -7,20 +7,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::entry::{EntryKey, JobName};
 
-/// An entry of a job, and the score by which we have it: the same entry may be taken once more while its first fetch lasts.
+/// An entry of a job, and its score while it is ours: an entry may be in flight a second time while its first fetch
+/// lasts.
 pub(super) type Place = (JobName, EntryKey, String);
 
-/// The token of its lease while a fetch is under way.
-pub(super) type Held = Option<String>;
-
-/// So many parts, each with a lock of its own: who waits for a thread that the system has put aside while it had the lock
-/// waits for milliseconds.
+/// The number of locks: a thread that the system suspends while it holds one delays the others by milliseconds.
 const PARTS: usize = 32;
 
-/// The entries in hand.
+/// The entries in flight, each with the token of its lease once it has one.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    parts: [Mutex<HashMap<Place, Held>>; PARTS],
+    parts: [Mutex<HashMap<Place, Option<String>>>; PARTS],
     hasher: RandomState,
 }
 
@@ -31,38 +28,33 @@ impl Default for InFlight {
 }
 
 impl InFlight {
-    /// It is in hand.
-    pub(super) fn hold(&self, place: Place, what: Held) {
-        self.part(&place).insert(place, what);
+    /// Adds an entry, or the token of its lease.
+    pub(super) fn hold(&self, place: Place, token: Option<String>) {
+        self.part(&place).insert(place, token);
     }
 
-    /// It is not in hand any more.
+    /// Removes an entry.
     pub(super) fn end(&self, place: &Place) {
         self.part(place).remove(place);
     }
 
-    /// The token of its lease, if a fetch is under way.
-    pub(super) fn token(&self, place: &Place) -> Held {
-        self.part(place).get(place).cloned().flatten()
-    }
-
-    /// How many there are.
+    /// Returns the number of entries.
     pub(super) fn count(&self) -> usize {
         self.parts.iter().map(|part| lock(part).len()).sum()
     }
 
-    /// All of it, which is not in hand then.
-    pub(super) fn take(&self) -> Vec<(Place, Held)> {
+    /// Removes all entries and returns them.
+    pub(super) fn take(&self) -> Vec<(Place, Option<String>)> {
         self.parts.iter().flat_map(|part| std::mem::take(&mut *lock(part))).collect()
     }
 
-    fn part(&self, place: &Place) -> MutexGuard<'_, HashMap<Place, Held>> {
+    fn part(&self, place: &Place) -> MutexGuard<'_, HashMap<Place, Option<String>>> {
         #[expect(clippy::cast_possible_truncation, reason = "any part of the hash will do")]
         let number = self.hasher.hash_one(place) as usize % PARTS;
         lock(&self.parts[number])
     }
 }
 
-fn lock(part: &Mutex<HashMap<Place, Held>>) -> MutexGuard<'_, HashMap<Place, Held>> {
+fn lock(part: &Mutex<HashMap<Place, Option<String>>>) -> MutexGuard<'_, HashMap<Place, Option<String>>> {
     part.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Entries made from other entries: reading inputs, and waking those that are made from what has changed.
+//! Entries made from other entries: reads their inputs, and wakes the dependants of an entry that has changed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Params};
 use crate::store::Meta;
 
-/// How long after its invalidation an input is waited for whose old value is there.
+/// The longest wait for an invalidated input whose old value is readable, from the invalidation on.
 const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
 
-/// Why what is made from an entry becomes due.
+/// Why an entry's dependants become due.
 #[derive(Clone, Copy)]
 enum Wake {
-    /// The entry has changed: all with a value are due then, and what waits for it.
+    /// The entry has changed: all dependants with a value are due then, and all that wait for it.
     Changed(When),
-    /// Its content was content_since then (Redis time, ms): what was made before.
+    /// The entry's content is readable since then (Redis time, ms): dependants made before are due.
     Outdated(i64),
-    /// It turned out to be there, still to be true, or never to come: what waits for it.
+    /// The entry is found to be readable, unchanged, or gone for good: dependants that wait for it are due.
     Waiting,
 }
 
-/// As urgent as what it is for.
+/// Returns how an input is put on the agenda for an entry of this priority.
 fn when(priority: Priority) -> When {
     match priority {
         Priority::Normal => When::Due(0),
@@ -38,16 +38,17 @@ fn when(priority: Priority) -> When {
     }
 }
 
-/// An input that is not there.
+/// An input without a readable value.
 #[derive(Debug)]
 pub(super) struct Missing {
     pub(super) key: EntryKey,
-    /// Why it will not be there soon either: its own warming was just given up, or its upstream has no such thing.
+    /// Why it will not be readable soon: its own warming was just given up, or its upstream does not have it.
     pub(super) hopeless: Option<String>,
 }
 
 impl Warmer {
-    /// The inputs of an entry that is due since `since` (Redis time, ms) by name; or one that is missing, which is then due.
+    /// Returns the inputs by name of an entry that is due since `since` (Redis time, ms), or one that is missing and
+    /// was made due.
     pub(super) async fn inputs(
         &self,
         job: &Job,
@@ -75,15 +76,15 @@ impl Warmer {
         Ok(missing.map_or(Ok(inputs), Err))
     }
 
-    /// Of an entry that AI makes, an input that was invalidated and is still to be fetched: made from its old value, the entry
-    /// would have to be made, and paid for, once more. It is not waited for where its fetch has failed since, nor for ever.
-    /// `now` is Redis's, ms.
+    /// Returns an input that an entry made by AI must wait for: it was invalidated and is not fetched yet. Made from
+    /// the old value, the entry would be paid for twice. It waits for [`FRESH_INPUT_WAIT`] at most, and not for an
+    /// input whose fetch has failed since. `now` is Redis's time, ms.
     pub(super) async fn awaited_input(&self, job: &Job, params: &Params, now: i64) -> RedisResult<Option<EntryKey>> {
         if !job.waits_for_inputs() {
             return Ok(None);
         }
         let keys: Vec<EntryKey> = job.inputs.values().filter_map(|pattern| pattern.write(params)).collect();
-        let looked = self.store.look(&keys).await?;
+        let inspected = self.store.look(&keys).await?;
         let awaited = |(expires, meta): (i64, Option<Meta>)| {
             meta.filter(|meta| expires != -2 && meta.invalidated > 0).is_some_and(
                 |Meta { invalidated, note, .. }| {
@@ -92,10 +93,10 @@ impl Warmer {
                 },
             )
         };
-        Ok(keys.into_iter().zip(looked).find_map(|(key, looked)| awaited(looked).then_some(key)))
+        Ok(keys.into_iter().zip(inspected).find_map(|(key, found)| awaited(found).then_some(key)))
     }
 
-    /// Makes an input due; says why not, where that was of no use just now.
+    /// Makes an input due; returns why not where its fetch was given up just now.
     async fn want(
         &self,
         key: &EntryKey,
@@ -106,7 +107,7 @@ impl Warmer {
         let Some((owner, _)) = self.jobs.owner(key.as_str()) else { return Ok(None) };
         let when = when(priority);
         if unreadable {
-            // Who wrote that has no claim to be left alone, as a demand would.
+            // A demand would leave the unreadable value as it is.
             self.agenda.put(&owner.name, [key], when, Trigger::Invalidation).await?;
             return Ok(None);
         }
@@ -118,7 +119,7 @@ impl Warmer {
                 }
                 when
             }
-            // It comes when its retry comes, however many wait for it.
+            // Its own retry makes it due, however many entries wait for it.
             Some(note) if note.failures > 0 => When::Keep(0),
             _ => when,
         };
@@ -126,49 +127,49 @@ impl Warmer {
         Ok(None)
     }
 
-    /// Makes due what is made from an entry that has changed: what has a value, and what waits on the agenda.
+    /// Makes the dependants of a changed entry due: those with a value, and those that wait on the agenda.
     pub(super) async fn wake_dependants(&self, changed: &EntryKey, priority: Priority) -> RedisResult<()> {
         self.wake(changed, Wake::Changed(when(priority))).await
     }
 
-    /// Whether an entry was made before the present content of one of its inputs was content_since. Whoever said so may have found it
-    /// due already, since before it was made: then no trigger tells.
+    /// Tells whether an entry was made before the present content of one of its inputs became readable. Its trigger
+    /// need not tell: the entry may have been due already when the input's commit woke it.
     pub(super) async fn is_outdated(&self, job: &Job, key: &EntryKey, params: &Params) -> RedisResult<bool> {
-        let mut looked: Vec<EntryKey> = job.inputs.values().filter_map(|pattern| pattern.write(params)).collect();
-        if looked.is_empty() {
+        let mut keys: Vec<EntryKey> = job.inputs.values().filter_map(|pattern| pattern.write(params)).collect();
+        if keys.is_empty() {
             return Ok(false);
         }
-        looked.push(key.clone());
-        let mut found = self.store.look(&looked).await?;
+        keys.push(key.clone());
+        let mut found = self.store.look(&keys).await?;
         let known = |(expires, meta): (i64, Option<Meta>)| meta.filter(|meta| meta.is_of(expires));
         let Some(made) = found.pop().and_then(known) else { return Ok(false) };
         Ok(found.into_iter().filter_map(known).any(|input| made.start <= input.content_since))
     }
 
-    /// Makes due what was made from an entry before its present content was `content_since` (Redis time, ms): whoever wrote that may
-    /// have died before it said so.
+    /// Makes the dependants due that were made before an entry's content became readable at `content_since` (Redis
+    /// time, ms). The worker that wrote it may have crashed before it woke them.
     pub(super) async fn wake_outdated(&self, found: &EntryKey, content_since: i64) -> RedisResult<()> {
         self.wake(found, Wake::Outdated(content_since)).await
     }
 
-    /// Makes due what waits for an entry that turned out to be there, or never to come.
+    /// Makes the dependants due that wait for an entry which is found to be readable, or gone for good.
     pub(super) async fn wake_waiting(&self, found: &EntryKey) -> RedisResult<()> {
         self.wake(found, Wake::Waiting).await
     }
 
-    /// Remembers an entry beside those of its inputs from whose keys its own cannot be told, before they are read: whoever
-    /// changes one from now on finds it.
+    /// Registers an entry as a dependant of those inputs whose keys do not tell its own. It does so before they are
+    /// read, so that a later change of an input finds it.
     pub(super) async fn remember(&self, job: &Job, key: &EntryKey, params: &Params) -> RedisResult<()> {
         let inputs = job.inputs_of_many(params);
         if inputs.is_empty() {
             return Ok(());
         }
         // Its value is written before the lease ends.
-        let life = self.patience + self.lease_time(job) * 2 + job.ttl + job.warm.stale_if_error;
+        let life = self.admission_wait + self.lease_time(job) * 2 + job.ttl + job.warm.stale_if_error;
         self.store.make_from(key, &inputs, life).await
     }
 
-    /// Makes due what is made from an entry, a page at a time where that is many.
+    /// Makes an entry's dependants due, a page at a time where they are registered.
     async fn wake(&self, input: &EntryKey, why: Wake) -> RedisResult<()> {
         let mut of_many = false;
         for job in self.jobs.jobs.values() {
@@ -188,7 +189,7 @@ impl Warmer {
             let (next, found) = self.store.made_from(input, cursor).await?;
             let mut by_job: BTreeMap<&JobName, (&Job, Vec<EntryKey>)> = BTreeMap::new();
             for key in found {
-                // It was remembered by the job's file of then.
+                // The job's file may have changed since it was registered.
                 if let Some((job, params)) = self.jobs.owner(key.as_str())
                     && job.inputs_of_many(&params).contains(input)
                 {
@@ -205,10 +206,10 @@ impl Warmer {
     }
 
     async fn wake_all(&self, job: &Job, dependants: Vec<EntryKey>, why: Wake) -> RedisResult<()> {
-        let looked = self.store.look(&dependants).await?;
+        let inspected = self.store.look(&dependants).await?;
         let (mut due, mut waiting) = (Vec::new(), Vec::new());
-        for (key, (expires, meta)) in dependants.into_iter().zip(looked) {
-            // It may wait for its input to be fetched anew.
+        for (key, (expires, meta)) in dependants.into_iter().zip(inspected) {
+            // It may wait until its input is fetched again.
             if job.waits_for_inputs() && expires != -2 && meta.as_ref().is_some_and(|meta| meta.invalidated > 0) {
                 waiting.push(key.clone());
             }

@@ -1,4 +1,4 @@
-//! Old values: how long one lives on while its source fails, and which tags one has that is new or kept.
+//! Old values: how long one stays readable while its source fails, and the tags of a new or kept one.
 
 use std::time::Duration;
 
@@ -6,19 +6,20 @@ use redis::RedisResult;
 use serde_json::{Map, Value};
 use tracing::debug;
 
+use super::attempt::Ending;
 use super::freshness::{millis, retry_after};
-use super::{Ending, Taken, Warmer};
+use super::{Running, Warmer};
 use crate::agenda::Next;
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
-use crate::job::{Job, Params, Source};
+use crate::job::{Job, Params};
 use crate::protocol::inbox::LONGEST_TAG;
 use crate::source::context;
 use crate::store::Note;
 
 impl Warmer {
-    /// Lets the old value of an entry that could not be fetched live on until it is tried again, as long as its job allows.
-    pub(super) async fn keep_old(&self, job: &Job, taken: &Taken, mut ending: Ending) -> Ending {
+    /// Keeps the old value of an entry that could not be fetched until the next try, as long as its job allows.
+    pub(super) async fn keep_stale(&self, job: &Job, entry: &Running, mut ending: Ending) -> Ending {
         if job.warm.stale_if_error.is_zero() || !matches!(ending.outcome, Outcome::Failed | Outcome::Deferred) {
             return ending;
         }
@@ -27,28 +28,29 @@ impl Warmer {
             Next::Dead(_) => retry_after(ending.failures),
             _ => return ending,
         };
-        // Until then it has waited for its upstream and got an answer, or has come here again.
-        let time = wait + self.patience + self.lease_time(job);
-        match self.store.extend_stale(&taken.key, time, job.warm.stale_if_error).await {
-            Ok(Some(lives)) if lives.expires > lives.ends => {
-                let longer = Duration::from_millis(u64::try_from(lives.expires - lives.ends).unwrap_or(0));
+        // By then the next try has an answer, or has come here again.
+        let time = wait + self.admission_wait + self.lease_time(job);
+        match self.store.extend_stale(&entry.key, time, job.warm.stale_if_error).await {
+            Ok(Some(extended)) if extended.expires > extended.ends => {
+                let longer = Duration::from_millis(u64::try_from(extended.expires - extended.ends).unwrap_or(0));
                 let reason = ending.reason.take().unwrap_or_default();
                 let longer = humantime::format_duration(Duration::from_secs(longer.as_secs()));
                 ending.reason = Some(format!("{reason}; the old value outlives its TTL, by {longer} so far"));
-                if matches!(ending.next, Next::Dead(_)) && lives.ends + millis(job.warm.stale_if_error) > lives.expires
-                {
-                    // Given up is what nobody is served any more.
+                let may_go_on = extended.ends + millis(job.warm.stale_if_error) > extended.expires;
+                if matches!(ending.next, Next::Dead(_)) && may_go_on {
+                    // An entry is given up only when its old value is no longer served.
                     ending.next = Next::In(wait);
                 }
             }
             Ok(_) => {}
-            Err(e) => debug!(key = %taken.key, "could not let the old value live on: {e}"),
+            Err(e) => debug!(key = %entry.key, "the old value could not be kept beyond its TTL: {e}"),
         }
         ending
     }
 
-    /// The tags of a value that is kept as it is, of which `before` is known. What AI made is kept although its job's tags, or
-    /// what they say of its inputs, may be others by now; a 304 counts only for the same file and the same inputs.
+    /// Returns the tags of a value that is kept, or the reason why they cannot be rendered; `before` is what the
+    /// metadata noted of it. A value that AI made is kept although the job's tags or the inputs in them may have
+    /// changed, so its tags are rendered again. A 304 counts only for the same job file and the same inputs.
     pub(super) async fn tags_kept(
         &self,
         job: &Job,
@@ -57,7 +59,7 @@ impl Warmer {
         inputs: &Map<String, Value>,
         before: Option<&Note>,
     ) -> RedisResult<Result<Vec<String>, String>> {
-        if matches!(job.sources[0], Source::Ai(_)) {
+        if job.may_hold_unasked() {
             if job.tags.is_empty() {
                 return Ok(Ok(Vec::new()));
             }
@@ -65,13 +67,13 @@ impl Warmer {
             if let Some(value) = text.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
                 return Ok(tags(job, params, inputs, || value));
             }
-            // It went meanwhile, so it is not kept, either.
+            // The value has gone meanwhile, so the commit will not keep it.
         }
         Ok(Ok(before.map(|note| note.tags.clone()).unwrap_or_default()))
     }
 }
 
-/// The tags of a value, each once.
+/// Returns the tags of a value, each once, or the reason why they cannot be rendered.
 pub(super) fn tags(
     job: &Job,
     params: &Params,

@@ -83,7 +83,7 @@ async fn a_panic_is_that_entrys_own_affair() {
     let dead: Vec<String> = ask(&redis, &["ZRANGE", "samovar:dead:{art}", "0", "-1"]).await;
     assert_eq!(dead, ["art:poison"]);
     let reason: String = ask(&redis, &["HGET", "samovar:dead-reasons:{art}", "art:poison"]).await;
-    assert!(reason.starts_with("warming it panicked, which is a fault of Samovar's"), "{reason}");
+    assert!(reason.starts_with("warming panicked, which is a bug in Samovar"), "{reason}");
     assert_eq!(ask::<Vec<String>>(&redis, &["KEYS", "samovar:lease:*"]).await, Vec::<String>::new());
     assert_eq!(gate.in_flight(), 0);
     gate.refresh().await;

@@ -1,17 +1,17 @@
-//! What this worker has spent and saved and not yet told Redis.
+//! Usage that this worker has counted and not yet sent to Redis.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::entry::{JobName, Spending, usage::NAMES};
 
-/// What this worker has spent and saved and not yet told Redis. Cheap to clone.
+/// Buffers what each job has spent and saved until the finisher sends it to Redis. Cheap to clone; clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UsageBuffer(Arc<Mutex<BTreeMap<JobName, Spending>>>);
 
 impl UsageBuffer {
-    /// Notes something for a job.
-    pub(super) fn note(&self, job: &JobName, more: Spending) {
+    /// Adds usage of a job.
+    pub(super) fn add(&self, job: &JobName, more: Spending) {
         if more == Spending::default() {
             return;
         }
@@ -19,9 +19,9 @@ impl UsageBuffer {
         jobs.entry(job.clone()).or_default().add(more);
     }
 
-    /// What was noted for a job since this was last asked, by the counters' names; whoever asks tells Redis.
+    /// Removes the usage of a job and returns it by the names of its counters; the caller sends it to Redis.
     pub(super) fn take(&self, job: &JobName) -> Vec<(&'static str, u64)> {
-        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(job).unwrap_or_default();
-        NAMES.into_iter().zip(noted.counts()).filter(|(_, count)| *count > 0).collect()
+        let usage = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(job).unwrap_or_default();
+        NAMES.into_iter().zip(usage.counts()).filter(|(_, count)| *count > 0).collect()
     }
 }

@@ -1,0 +1,331 @@
+//! One attempt to warm an entry: a pipeline of steps with one exit.
+//!
+//!     prepare → admit → lease → confirm → fetch → commit
+//!
+//! A step returns what the next one needs, or a [`Stop`] that ends the attempt.
+//!
+//! Invariant: when [`Warmer::attempt`] returns, the attempt holds neither permit nor lease. A commit and a noted
+//! failure end the lease themselves, and a request gives its permit back; [`Attempt::give_back`] gives back what is
+//! left after an early end, an error of Redis or a panic.
+//!
+//! On failure: a cancelled attempt is dropped. Its permit then goes back with the next
+//! [`crate::source::Gate::refresh`], its lease with [`Warmer::hand_back`]. While Redis does not answer, the permit waits
+//! for that refresh too, and the lease expires. A permit that nobody gives back expires 5 s after its upstream's timeout.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use redis::{RedisError, RedisResult};
+use serde_json::{Map, Value};
+use tokio::sync::MutexGuard;
+use tracing::{debug, error};
+
+use super::commit::Round;
+use super::freshness::{fresh, millis, with_recheck};
+use super::inputs::Missing;
+use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
+use crate::agenda::{Next, keep};
+use crate::entry::{Outcome, Trigger};
+use crate::job::{Job, Params};
+use crate::source::{Ended, Permit};
+use crate::store::{Fresh, Lease, Leased, Removal};
+use crate::store::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
+
+/// Rounds of fetch and commit under one lease; each invalidation costs one. After the last, the entry is due again.
+const ROUNDS: usize = 5;
+
+/// How an attempt ended, why, and what becomes of the entry.
+#[derive(Debug)]
+pub(super) struct Ending {
+    pub(super) outcome: Outcome,
+    pub(super) next: Next,
+    pub(super) reason: Option<String>,
+    /// Fetches that have failed in a row, this one included.
+    pub(super) failures: u32,
+}
+
+impl Ending {
+    pub(super) fn new(outcome: Outcome, next: Next) -> Self {
+        Self { outcome, next, reason: None, failures: 0 }
+    }
+
+    pub(super) fn because(outcome: Outcome, next: Next, reason: impl Into<String>) -> Self {
+        Self { outcome, next, reason: Some(reason.into()), failures: 0 }
+    }
+
+    /// Returns the ending of an entry that leaves for the dead letters.
+    pub(super) fn dead(reason: String) -> Self {
+        Self::because(Outcome::Failed, Next::Dead(reason.clone()), reason)
+    }
+
+    /// Returns the ending of an entry whose key holds another type than a string.
+    pub(super) fn wrong_type(what: &str) -> Self {
+        Self::dead(format!("the key holds {what}, which somebody else wrote: delete it, or give the job another key"))
+    }
+
+    /// Returns the ending of an entry whose invalidations came faster than its fetches.
+    pub(super) fn overtaken() -> Self {
+        let reason = "invalidated again and again while it was fetched";
+        Self::because(Outcome::Fenced, Next::In(Duration::ZERO), reason)
+    }
+}
+
+/// What ends an attempt before its commit.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// This ending, of which the entry's metadata note nothing.
+    End(Ending),
+    /// A fetch without a value, which the entry's metadata must note: see [`Attempt::give_up`].
+    NoValue(Ending),
+    /// An error of Redis.
+    Redis(RedisError),
+}
+
+impl From<RedisError> for Stop {
+    fn from(error: RedisError) -> Self {
+        Self::Redis(error)
+    }
+}
+
+/// The result of a step.
+pub(super) type Step<T> = Result<T, Stop>;
+
+/// An attempt under way, with what it holds.
+pub(super) struct Attempt<'a> {
+    pub(super) warmer: &'a Warmer,
+    pub(super) job: &'a Arc<Job>,
+    pub(super) entry: &'a Running,
+    /// The values of the key's placeholders.
+    pub(super) params: Params,
+    /// The values of the inputs by name.
+    pub(super) inputs: Map<String, Value>,
+    /// The permit for the first request, and the number of the source that is asked under it.
+    pub(super) permit: Option<(usize, Permit)>,
+    /// The token of the lease, while the attempt holds one.
+    pub(super) token: Option<String>,
+    /// Held by an attempt at an entry that may crash the worker: only one such attempt runs at a time.
+    suspect: Option<MutexGuard<'a, ()>>,
+}
+
+impl Warmer {
+    /// Makes one attempt to warm an entry. Whatever ends it, the permit and the lease are given back.
+    pub(super) async fn attempt(&self, job: &Arc<Job>, entry: &Running) -> Ending {
+        let mut attempt = Attempt {
+            warmer: self,
+            job,
+            entry,
+            params: Params::new(),
+            inputs: Map::new(),
+            permit: None,
+            token: None,
+            suspect: None,
+        };
+        let ended = AssertUnwindSafe(attempt.run()).catch_unwind().await;
+        attempt.give_back().await;
+        drop(attempt);
+        match ended {
+            Ok(Ok(ending) | Err(Stop::End(ending) | Stop::NoValue(ending))) => {
+                self.keep_stale(job, entry, ending).await
+            }
+            Ok(Err(Stop::Redis(e))) => Ending::because(Outcome::Deferred, Next::In(SHORT_WAIT), format!("redis: {e}")),
+            Err(_) => {
+                let (job, key) = (&job.name, &entry.key);
+                error!(%job, %key, "warming panicked; the entry becomes a dead letter: please report this");
+                Ending::dead("warming panicked, which is a bug in Samovar: see the log, and report it".to_owned())
+            }
+        }
+    }
+}
+
+impl Attempt<'_> {
+    /// Gives back what the attempt still holds: the one exit of all its paths.
+    async fn give_back(&mut self) {
+        self.return_permit().await;
+        let Some(token) = self.token.take() else { return };
+        // An invalidation that marked the lease has marked the value too, or has taken the entry off the agenda.
+        if let Err(e) = self.warmer.store.release(&self.entry.key, &token, None).await {
+            debug!(key = %self.entry.key, "the lease could not be given back; it expires by itself: {e}");
+        }
+    }
+
+    /// Gives the permit back unused, which says nothing about the upstream.
+    pub(super) async fn return_permit(&mut self) {
+        if let Some((_, permit)) = self.permit.take() {
+            permit.done(Ended::Unused).await;
+        }
+    }
+
+    /// Runs the steps.
+    async fn run(&mut self) -> Step<Ending> {
+        self.prepare().await?;
+        self.admit().await?;
+        let (mut lease, score) = self.lease().await?;
+        match self.run_under(&mut lease, score).await {
+            Err(Stop::NoValue(failure)) => Ok(self.give_up(&lease, failure).await?),
+            ended => ended,
+        }
+    }
+
+    /// Runs the steps that need the lease. `score` is the entry's on the agenda when the lease began.
+    async fn run_under(&mut self, lease: &mut Lease, score: Option<f64>) -> Step<Ending> {
+        self.confirm(lease, score).await?;
+        let mut round = Round::first(lease, self.entry.trigger);
+        for _ in 0..ROUNDS {
+            let known = round.known(self.job, lease);
+            let answer = self.fetch(lease, known.as_ref()).await?;
+            if let Some(ending) = self.commit(lease, &mut round, &answer, known).await? {
+                return Ok(ending);
+            }
+        }
+        Err(Stop::End(Ending::overtaken()))
+    }
+
+    /// Reads the key's parameters and the inputs; ends the attempt where no fetch is needed or possible.
+    async fn prepare(&mut self) -> Step<()> {
+        let (warmer, job, key) = (self.warmer, self.job, &self.entry.key);
+        let Some(params) = job.key.read(key.as_str()) else {
+            // No job fetches it anew, so an open invalidation can only remove it.
+            if let at @ 1.. = warmer.invalidated(key).await? {
+                warmer.store.invalidate(key, at, Removal::Evict).await?;
+            }
+            let reason = "the job's key pattern has changed and does not match it";
+            return Err(Stop::End(Ending::because(Outcome::Gone, Next::Out, reason)));
+        };
+        if self.entry.trigger == Trigger::Expiry
+            && !job.entries.lists(&params)
+            && !warmer.popularity.wanted(job, key).await?
+            && warmer.invalidated(key).await? == 0
+        {
+            let reason = "it is read too rarely: it is left to expire";
+            return Err(Stop::End(Ending::because(Outcome::Unread, Next::Out, reason)));
+        }
+        if self.entry.trigger == Trigger::Settle
+            && let Some(ending) = warmer.recheck(job, key).await?
+        {
+            return Err(Stop::End(ending));
+        }
+        warmer.remember(job, key, &params).await?;
+        self.inputs = match warmer.inputs(job, &params, self.entry.priority, self.entry.since).await? {
+            Ok(inputs) => inputs,
+            Err(Missing { key: input, hopeless: None }) => return Err(Stop::End(Ending::input_missing(&input))),
+            Err(Missing { key: input, hopeless: Some(why) }) => {
+                return Err(Stop::End(self.give_up_input(&input, &why).await?));
+            }
+        };
+        self.params = params;
+        Ok(())
+    }
+
+    /// Waits for a permit of the first source that admits a request, unless the value may be kept without a request.
+    async fn admit(&mut self) -> Step<()> {
+        let (warmer, job) = (self.warmer, self.job);
+        if self.is_kept_unasked().await? {
+            return Ok(());
+        }
+        let now = self.entry.since + millis(self.entry.late);
+        if let Some(input) = warmer.awaited_input(job, &self.params, now).await? {
+            let reason = format!("waits for its input {input}, which was invalidated");
+            return Err(Stop::End(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason)));
+        }
+        // Other entries of such a job may need no request while the upstream is closed: this one makes room for them.
+        let is_futile = job.may_hold_unasked() && warmer.is_closed(job);
+        let wait = if is_futile { Duration::ZERO } else { warmer.admission_wait };
+        self.permit = Some(self.admit_any(Instant::now() + wait).await.map_err(Stop::End)?);
+        Ok(())
+    }
+
+    /// Takes the lease; ends the attempt where another worker has it or the value is fresh. Returns the lease and the
+    /// entry's score on the agenda, read in the same round trip.
+    async fn lease(&mut self) -> Step<(Box<Lease>, Option<f64>)> {
+        let (warmer, job, key) = (self.warmer, self.job, &self.entry.key);
+        let time = warmer.lease_time(job);
+        let is_outdated = warmer.is_outdated(job, key, &self.params).await?;
+        let fresh = if is_outdated { Fresh::default() } else { fresh(job, self.entry) };
+        let ask_score = warmer.agenda.ask_score(&job.name, key);
+        let wary = Fresh { deadly: Some(SUSPECT_CRASHES), ..fresh };
+        let (mut leased, mut score) = warmer.store.lease_and(key, time, wary, &ask_score).await?;
+        // A suspect takes its lease when its turn comes: a crash counts for every entry that has a lease then.
+        if let Leased::Poison = leased {
+            self.suspect = warmer.suspect.try_lock().ok();
+        }
+        if self.suspect.is_some() {
+            (leased, score) = warmer.store.lease_and(key, time, fresh, &ask_score).await?;
+        }
+        match leased {
+            Leased::Yes(lease) => {
+                self.hold(&lease);
+                Ok((lease, score))
+            }
+            refused => Err(Stop::End(self.without_lease(refused).await?)),
+        }
+    }
+
+    /// Notes that the attempt holds this lease.
+    pub(super) fn hold(&mut self, lease: &Lease) {
+        self.token = Some(lease.token.clone());
+        self.warmer.in_flight.hold(self.entry.place(self.job), Some(lease.token.clone()));
+    }
+
+    /// Returns the ending of an entry that got no lease.
+    async fn without_lease(&mut self, refused: Leased) -> RedisResult<Ending> {
+        // Before anything else, since others wait for it.
+        self.return_permit().await;
+        let (warmer, job, entry) = (self.warmer, self.job, self.entry);
+        Ok(match refused {
+            // The agenda's entry is ours, so the lease's holder cannot end it there.
+            Leased::Busy(left) => Ending::new(Outcome::Busy, Next::In(left.min(SHORT_WAIT))),
+            Leased::WrongType(kind) => Ending::wrong_type(&format!("a {kind}")),
+            Leased::Absent => Ending::new(Outcome::Unchanged, Next::Out),
+            Leased::Fresh { now, expires, content_since } => {
+                if let Some(content_since) = content_since {
+                    warmer.wake_outdated(&entry.key, content_since).await?;
+                }
+                if entry.trigger == Trigger::Demand {
+                    // Another writer has written what entries made from it wait for.
+                    warmer.wake_waiting(&entry.key).await?;
+                }
+                let next = keep(job, &entry.key, expires);
+                Ending::new(Outcome::Unchanged, with_recheck(job, entry, entry.trigger, now, next))
+            }
+            Leased::Poison | Leased::Yes(_) => {
+                let reason = "its worker crashed while it was fetched: it waits for its turn to be fetched alone";
+                Ending::because(Outcome::Deferred, Next::In(SHORT_WAIT), reason)
+            }
+        })
+    }
+
+    /// Confirms under the lease that the entry is still to be fetched, and reads its inputs again: both may have
+    /// changed while it waited for its upstream. The value counts as made when the lease began, so no input may be
+    /// older.
+    async fn confirm(&mut self, lease: &Lease, score: Option<f64>) -> Step<()> {
+        let (warmer, job, entry) = (self.warmer, self.job, self.entry);
+        let crashes = lease.meta.as_ref().map_or(0, |meta| meta.note.crashes);
+        if crashes >= POISON_CRASHES && entry.trigger != Trigger::Manual {
+            return Err(Stop::End(Ending::dead(poison_reason(crashes))));
+        }
+        if !entry.is_wanted(score) {
+            // The eviction found no lease to mark. Fetched now, the entry would be back before the next warmup or
+            // demand.
+            let reason = "evicted while it waited for its upstream";
+            return Err(Stop::End(Ending::because(Outcome::Fenced, Next::Out, reason)));
+        }
+        if job.inputs.is_empty() {
+            return Ok(());
+        }
+        let awaited = match &self.permit {
+            Some(_) => warmer.awaited_input(job, &self.params, lease.start).await?,
+            None => None,
+        };
+        let found = match awaited {
+            Some(key) => Err(Missing { key, hopeless: None }),
+            None => warmer.inputs(job, &self.params, entry.priority, entry.since).await?,
+        };
+        match found {
+            Ok(inputs) => self.inputs = inputs,
+            Err(Missing { key: input, .. }) => return Err(Stop::NoValue(Ending::input_missing(&input))),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,254 @@
+//! The commit of an attempt: an answer is written under the lease, or another round is begun.
+
+use std::time::{Duration, Instant};
+
+use redis::RedisResult;
+
+use super::attempt::{Attempt, Ending, Step, Stop};
+use super::freshness::{is_storm, known, millis, with_recheck};
+use super::{RESEND_WAIT, SHORT_WAIT, Warmer, stale_if_error};
+use crate::agenda::{Next, keep};
+use crate::entry::Validators;
+use crate::entry::{EntryKey, Outcome, Spending, Trigger};
+use crate::job::Job;
+use crate::source::Answer;
+use crate::store::{Lease, Note, Removal, Written};
+
+/// What a round of fetch and commit leaves to the next one under the same lease.
+pub(super) struct Round {
+    /// The trigger that the metadata note: the invalidation that the fetch answers, else the entry's.
+    trigger: Trigger,
+    /// The fetch answers an invalidation that followed another.
+    storm: bool,
+    /// The present value may be kept where its source says that it is unchanged.
+    may_keep: bool,
+    /// The tags under which earlier rounds have indexed the entry.
+    indexed: Vec<String>,
+}
+
+impl Round {
+    /// Returns the first round under a lease.
+    pub(super) fn first(lease: &Lease, trigger: Trigger) -> Self {
+        // Whatever made the entry due, its fetch answers an open invalidation. A recheck follows then.
+        let trigger = match &lease.meta {
+            Some(meta) if meta.invalidated > 0 => Trigger::Invalidation,
+            _ => trigger,
+        };
+        Self { trigger, storm: is_storm(lease, trigger), may_keep: true, indexed: Vec::new() }
+    }
+
+    /// Returns the validators of the present value, where it may be kept.
+    pub(super) fn known(&self, job: &Job, lease: &Lease) -> Option<Validators> {
+        if self.may_keep { known(job, lease) } else { None }
+    }
+}
+
+impl Attempt<'_> {
+    /// Writes an answer under the lease; returns how the attempt ends, or `None` where the entry is to be fetched again
+    /// under the same lease.
+    pub(super) async fn commit(
+        &mut self,
+        lease: &mut Lease,
+        round: &mut Round,
+        answer: &Answer,
+        known: Option<Validators>,
+    ) -> Step<Option<Ending>> {
+        let note = self.note(lease, round, answer, known).await?;
+        let written = self.write(lease, answer, &note, &round.indexed).await?;
+        if !matches!(written, Written::Again(_) | Written::Foreign) {
+            // The lease has ended with the commit, or was lost before.
+            self.token = None;
+        }
+        Ok(match written {
+            Written::Done { .. } if note.outcome == Some(Outcome::Gone) => {
+                self.warmer.wake_waiting(&self.entry.key).await?;
+                let next = with_recheck(self.job, self.entry, round.trigger, lease.start, Next::Out);
+                Some(Ending::because(Outcome::Gone, next, "the upstream no longer has it"))
+            }
+            Written::Done { expires, changed } => {
+                Some(self.committed(lease, round, answer, &note, expires, changed).await?)
+            }
+            Written::Again(start) => {
+                round.indexed.extend(note.tags);
+                self.begin_again(lease, round, start).await?;
+                None
+            }
+            Written::Foreign => {
+                round.may_keep = false;
+                None
+            }
+            Written::WrongType => Some(Ending::wrong_type("something else than a string")),
+            Written::Evicted => {
+                let next = self.warmer.next_after_foreign(self.job, &self.entry.key, lease.start).await?;
+                Some(Ending::because(Outcome::Fenced, next, "evicted or overwritten while it was fetched"))
+            }
+            Written::Lost => {
+                let reason = "the lease ended before the answer came";
+                Some(Ending::because(Outcome::Fenced, Next::In(SHORT_WAIT), reason))
+            }
+        })
+    }
+
+    /// Returns what the metadata note of an answer. Tags that cannot be rendered fail the fetch.
+    async fn note(&self, lease: &Lease, round: &Round, answer: &Answer, known: Option<Validators>) -> Step<Note> {
+        let before = lease.meta.as_ref().map(|meta| &meta.note);
+        let note = Note { trigger: Some(round.trigger), storm: round.storm, ..Note::default() };
+        let failed = |reason| Stop::NoValue(Ending::because(Outcome::Failed, Next::Out, reason));
+        Ok(match answer {
+            Answer::Value(fetched) => {
+                let tags = stale_if_error::tags(self.job, &self.params, &self.inputs, || fetched.value());
+                Note {
+                    validators: fetched.validators.clone(),
+                    tags: tags.map_err(failed)?,
+                    tokens: fetched.tokens,
+                    outcome: Some(Outcome::Warmed),
+                    ..note
+                }
+            }
+            Answer::Unchanged => {
+                let key = &self.entry.key;
+                let tags = self.warmer.tags_kept(self.job, key, &self.params, &self.inputs, before).await?;
+                Note {
+                    validators: known.unwrap_or_default(),
+                    tags: tags.map_err(failed)?,
+                    tokens: before.map(|note| note.tokens).unwrap_or_default(),
+                    outcome: Some(Outcome::Unchanged),
+                    ..note
+                }
+            }
+            Answer::Gone => Note { outcome: Some(Outcome::Gone), ..note },
+        })
+    }
+
+    /// Writes an answer, and tries until the lease's deadline: an answer, perhaps paid for, is not dropped because
+    /// Redis was away for a moment. Where only the reply to a write was lost, the next try finds the lease gone, and
+    /// the entry is found fresh when it comes back.
+    async fn write(&self, lease: &Lease, answer: &Answer, note: &Note, indexed: &[String]) -> RedisResult<Written> {
+        let (warmer, job, key) = (self.warmer, self.job, &self.entry.key);
+        loop {
+            // First the tags: an invalidation by one of them either finds the entry, or has left its stamp before.
+            let tagged = warmer.index(job, key, lease, asked_at(job, lease, answer), &note.tags, indexed).await;
+            let tried = match answer {
+                _ if tagged.is_err() => tagged.map(|()| Written::Lost),
+                Answer::Value(fetched) => warmer.store.commit(key, lease, &fetched.json, job.ttl, note).await,
+                Answer::Unchanged if job.may_hold_unasked() => {
+                    warmer.store.extend_unasked(key, lease, job.ttl, note).await
+                }
+                Answer::Unchanged => warmer.store.extend(key, lease, job.ttl, note).await,
+                Answer::Gone => warmer.store.gone(key, lease, note).await,
+            };
+            match tried {
+                Err(_) if Instant::now() + RESEND_WAIT < lease.deadline => tokio::time::sleep(RESEND_WAIT).await,
+                done => return done,
+            }
+        }
+    }
+
+    /// Ends an attempt whose value is readable until `expires` (Redis time, ms): takes the entry off the tags that it
+    /// has lost, and makes due what is made from it.
+    async fn committed(
+        &self,
+        lease: &Lease,
+        round: &Round,
+        answer: &Answer,
+        note: &Note,
+        expires: i64,
+        changed: bool,
+    ) -> RedisResult<Ending> {
+        let (warmer, job, entry) = (self.warmer, self.job, self.entry);
+        if let Answer::Unchanged = answer {
+            warmer.count_saved(job, note);
+        }
+        let before = lease.meta.as_ref().map(|meta| meta.note.tags.as_slice()).unwrap_or_default();
+        let lost = before.iter().chain(&round.indexed).filter(|tag| !note.tags.contains(tag));
+        let lost: Vec<String> = lost.cloned().collect();
+        warmer.store.untag(&entry.key, &lost, lease.start + millis(warmer.indexed_for(job, lease))).await?;
+        if changed {
+            warmer.wake_dependants(&entry.key, entry.priority).await?;
+        } else {
+            if let Some(before) = &lease.meta {
+                warmer.wake_outdated(&entry.key, before.content_since).await?;
+            }
+            if entry.trigger == Trigger::Demand || round.trigger == Trigger::Invalidation {
+                // It had expired, or was invalidated, and its content is the one of before.
+                warmer.wake_waiting(&entry.key).await?;
+            }
+        }
+        let next = keep(job, &entry.key, expires);
+        let next = with_recheck(job, entry, round.trigger, expires - millis(job.ttl), next);
+        Ok(Ending::new(note.outcome.unwrap_or(Outcome::Warmed), next))
+    }
+
+    /// Prepares another round, since an invalidation came during this one: the lease was begun anew at `start` (Redis
+    /// time, ms). Ends the attempt where an input is to be fetched first.
+    async fn begin_again(&mut self, lease: &mut Lease, round: &mut Round, start: i64) -> Step<()> {
+        let (warmer, job, entry) = (self.warmer, self.job, self.entry);
+        round.trigger = Trigger::Invalidation;
+        round.storm = true;
+        lease.start = start;
+        lease.deadline = Instant::now() + lease.time.mul_f32(0.9);
+        if warmer.awaited_input(job, &self.params, start).await?.is_some() {
+            return Err(Stop::End(Ending::overtaken()));
+        }
+        self.inputs = match warmer.inputs(job, &self.params, entry.priority, entry.since).await? {
+            Ok(inputs) => inputs,
+            Err(_) => return Err(Stop::End(Ending::overtaken())),
+        };
+        // The invalidation says that a value made from the same prompt does not hold any more.
+        round.may_keep &= !job.may_hold_unasked();
+        Ok(())
+    }
+}
+
+impl Warmer {
+    /// Indexes an entry under its tags. Where an invalidation by one of them came since its content was asked for at
+    /// `asked` (Redis time, ms), marks what is older: the lease, or the value that is to be extended. `indexed` are the
+    /// tags of earlier rounds under the same lease.
+    async fn index(
+        &self,
+        job: &Job,
+        key: &EntryKey,
+        lease: &Lease,
+        asked: i64,
+        tags: &[String],
+        indexed: &[String],
+    ) -> RedisResult<()> {
+        if tags.is_empty() {
+            return Ok(());
+        }
+        // An invalidation finds entries that had the tag before; in a storm it is held off while this fetch lands.
+        let had = lease.meta.as_ref().filter(|meta| meta.is_of(lease.pexpiretime));
+        let finds = |tag: &String| indexed.contains(tag) || had.is_some_and(|meta| meta.note.tags.contains(tag));
+        let stamps = self.store.tag(key, tags, self.indexed_for(job, lease)).await?;
+        let stamps = tags.iter().zip(stamps).filter_map(|(tag, stamp)| {
+            stamp.filter(|stamp| stamp.at >= asked && (stamp.removal == Removal::Evict || !finds(tag)))
+        });
+        match stamps.max_by_key(|stamp| stamp.at) {
+            Some(stamp) => self.store.fence(key, stamp).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Returns how long an entry stays in the index of its tags: longer than its value lives.
+    fn indexed_for(&self, job: &Job, lease: &Lease) -> Duration {
+        job.ttl + job.warm.stale_if_error + lease.time
+    }
+
+    /// Counts what an unchanged value saved.
+    fn count_saved(&self, job: &Job, note: &Note) {
+        let saved = if job.may_hold_unasked() {
+            Spending { tokens_saved: note.tokens, calls_saved: 1, ..Spending::default() }
+        } else {
+            Spending { not_modified: 1, ..Spending::default() }
+        };
+        self.usage.add(&job.name, saved);
+    }
+}
+
+/// Returns when the content of an answer was asked for (Redis time, ms). A value kept without a request keeps its time.
+fn asked_at(job: &Job, lease: &Lease, answer: &Answer) -> i64 {
+    match answer {
+        Answer::Unchanged if job.may_hold_unasked() => lease.meta.as_ref().map_or(lease.start, |meta| meta.asked),
+        Answer::Value(_) | Answer::Unchanged | Answer::Gone => lease.start,
+    }
+}

@@ -1,0 +1,90 @@
+//! Fetches without a value: what the metadata note of them, and when the entry is tried again, or never.
+
+use std::time::Duration;
+
+use redis::RedisResult;
+
+use super::INPUT_WAIT;
+use super::attempt::{Attempt, Ending};
+use super::freshness::{RETRY_PLAUSIBLE, millis, retry_after};
+use crate::agenda::Next;
+use crate::entry::EntryKey;
+use crate::entry::{Outcome, Trigger};
+use crate::store::{Fresh, Lease, Leased, Note, Removal};
+
+/// The longest reason kept, in characters.
+const LONGEST_REASON: usize = 300;
+
+impl Ending {
+    /// Returns the ending of an entry that waits for an input.
+    pub(super) fn input_missing(input: &EntryKey) -> Self {
+        Self::because(Outcome::Deferred, Next::In(INPUT_WAIT), format!("waits for its input {input}"))
+    }
+}
+
+impl Attempt<'_> {
+    /// Notes a fetch without a value as the lease ends, and decides when the entry is tried again. A failure counts
+    /// towards the job's attempts.
+    ///
+    /// # Errors
+    /// Redis's; the lease is then still to be given back.
+    pub(super) async fn give_up(&mut self, lease: &Lease, failure: Ending) -> RedisResult<Ending> {
+        let (job, entry, outcome) = (self.job, self.entry, failure.outcome);
+        let reason = failure.reason.map(|reason| reason.chars().take(LONGEST_REASON).collect::<String>());
+        let mut note = lease.meta.as_ref().map(|meta| meta.note.clone()).unwrap_or_default();
+        if entry.trigger == Trigger::Manual && outcome == Outcome::Failed && note.failures >= job.warm.attempts {
+            note.failures = 0;
+        }
+        note.crashes = 0;
+        note.outcome = Some(outcome);
+        note.trigger = Some(entry.trigger);
+        note.attempted = lease.start;
+        note.reason.clone_from(&reason);
+        let wait = if outcome == Outcome::Failed { count_failure(&mut note, lease.start) } else { Duration::ZERO };
+        let mark = self.warmer.store.release(&entry.key, &lease.token, Some(&note)).await?;
+        self.token = None;
+        let next = match (mark, outcome) {
+            (Some(Removal::Evict), _) => self.warmer.next_after_foreign(job, &entry.key, lease.start).await?,
+            (_, Outcome::Failed) if note.failures >= job.warm.attempts => {
+                Next::Dead(format!("failed {} times, last: {}", note.failures, reason.as_deref().unwrap_or("?")))
+            }
+            (_, Outcome::Failed) => Next::In(wait),
+            _ => failure.next,
+        };
+        Ok(Ending { outcome, next, reason, failures: note.failures })
+    }
+
+    /// Gives up an entry whose input will not come soon. It counts as a failure, so that the entry does not wait for
+    /// ever.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub(super) async fn give_up_input(&mut self, input: &EntryKey, why: &str) -> RedisResult<Ending> {
+        let time = self.warmer.lease_time(self.job);
+        let reason = format!("its input {input} is missing: {why}");
+        match self.warmer.store.lease(&self.entry.key, time, Fresh::default()).await? {
+            Leased::Yes(lease) => {
+                self.hold(&lease);
+                self.give_up(&lease, Ending::because(Outcome::Failed, Next::Out, reason)).await
+            }
+            Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::WrongType(_) | Leased::Poison => {
+                Ok(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason))
+            }
+        }
+    }
+}
+
+/// Counts a failure of a fetch that began at `start` (Redis time, ms); returns the wait before the retry.
+///
+/// A fetch that an invalidation brings before the retry's time is none of the job's attempts, and leaves that time as
+/// it is. A retry that is later than any can be was noted by a clock that ran ahead.
+fn count_failure(note: &mut Note, start: i64) -> Duration {
+    let left = note.retry - start;
+    if note.failures > 0 && left > 0 && left <= millis(RETRY_PLAUSIBLE) {
+        return Duration::from_millis(u64::try_from(left).unwrap_or(0));
+    }
+    note.failures = note.failures.saturating_add(1);
+    let wait = retry_after(note.failures);
+    note.retry = start + millis(wait);
+    wait
+}
