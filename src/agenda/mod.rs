@@ -23,7 +23,7 @@ pub use wakeup::Wakeup;
 
 use crate::entry::Outcome;
 use crate::protocol::Keys;
-use crate::redis::{Connection, is_of_keys};
+use crate::redis::{Connection, is_of_keys, with_preludes};
 
 /// Dead letters kept for each job; the oldest go first.
 const DEAD_LETTERS: usize = 10_000;
@@ -32,11 +32,16 @@ const BATCH: usize = 250;
 /// Entries that Redis looks at in one step of a scan.
 const STEP: usize = 500;
 
-static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/due.lua")));
-static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/claim.lua")));
-static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/take.lua")));
-static CANCEL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/cancel.lua")));
-static FINISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/finish.lua")));
+static DUE: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/due.lua")));
+static CLAIM: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/claim.lua")));
+static TAKE: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/take.lua")));
+static CANCEL: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/cancel.lua")));
+static FINISH: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/finish.lua")));
+
+/// Returns a script that reads and writes scores.
+fn scored(script: &str) -> Script {
+    with_preludes(&[include_str!("lua/score.lua")], script)
+}
 
 /// How to put entries on the agenda.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,22 @@
-//! Scores: the state of an entry on the agenda, as one number.
+//! The codec of scores: the state of an entry on the agenda, as one number.
+//!
+//! A score is a time in milliseconds. Its band tells the state, and its fraction holds the rest in 64ths. `lua/score.lua` is
+//! the same codec for scripts, and no other file knows this form.
+//!
+//! | entry | score | fraction, in 64ths |
+//! |---|---|---|
+//! | urgent, high priority | `at` − 4·10¹³ | trigger |
+//! | urgent, bulk | `at` − 3·10¹³ | trigger |
+//! | claimed | `at` − 2·10¹³ | trigger + 8 · priority |
+//! | running | `at` − 2·10¹³ | trigger + 8 · priority + 32 |
+//! | scheduled | `at` | trigger |
+//!
+//! Trigger 6 is a cron and 7 a manual one that owe a second look ([`Due::look`]). Doubles are exact for all of it, so that
+//! scripts can compare and swap. A band ends halfway to the next one.
 
 use crate::entry::{Priority, Trigger};
 
-/// How near an entry is to being warmed.
+/// The state of an entry on the agenda.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Due before all that is scheduled, since `at`.
@@ -15,31 +29,29 @@ pub enum State {
     Running,
 }
 
-/// A score, read.
-///
-/// A score is a time in milliseconds whose band tells the state (urgent ones lie below all times) and whose fraction, in
-/// 64ths, holds the trigger (3 bits), how urgent it was when claimed (2 bits), and whether it is taken. Doubles are exact
-/// for all of it, so that scripts can compare and swap.
+/// A decoded score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Due {
-    /// Redis time, ms.
+    /// When the entry is due (Redis time, ms); see [`State`].
     pub at: i64,
-    /// Claimed or not.
+    /// Its state.
     pub state: State,
-    /// Why.
+    /// Why it is due.
     pub trigger: Trigger,
-    /// What it goes before.
+    /// What it goes before. [`Priority::Normal`] where it is scheduled.
     pub priority: Priority,
-    /// It took the place of a look ([`Trigger::Settle`]), which is still owed. Only for [`Trigger::Cron`] and
-    /// [`Trigger::Manual`]: what others fetch is looked at once more in any case.
+    /// It took the place of a second look ([`Trigger::Settle`]), which is still owed. Only for [`Trigger::Cron`] and
+    /// [`Trigger::Manual`]: an entry that others fetch is looked at once more in any case.
     pub look: bool,
 }
 
 /// Distance between the bands; more than twice any time until 2128, and small enough for 64ths to be exact.
 const BAND: f64 = 1e13;
+/// The same for times.
+const WHOLE: i64 = 10_000_000_000_000;
 
 impl Due {
-    /// Reads a score.
+    /// Decodes a score.
     pub fn from_score(score: f64) -> Self {
         let floor = score.floor();
         #[expect(clippy::cast_possible_truncation, reason = "scores are below 2^46")]
@@ -48,9 +60,9 @@ impl Due {
         let trigger = Trigger::ALL.get(bits % 8).copied();
         let trigger = trigger.unwrap_or(if bits % 8 == 6 { Trigger::Cron } else { Trigger::Manual });
         let (at, state, priority) = if score < -3.5 * BAND {
-            (floor + 40_000_000_000_000, State::Urgent, Priority::High)
+            (floor + 4 * WHOLE, State::Urgent, Priority::High)
         } else if score < -2.5 * BAND {
-            (floor + 30_000_000_000_000, State::Urgent, Priority::Bulk)
+            (floor + 3 * WHOLE, State::Urgent, Priority::Bulk)
         } else if score < -BAND {
             let state = if bits >= 32 { State::Running } else { State::Claimed };
             let priority = match bits / 8 % 4 {
@@ -58,14 +70,14 @@ impl Due {
                 1 => Priority::Bulk,
                 _ => Priority::High,
             };
-            (floor + 20_000_000_000_000, state, priority)
+            (floor + 2 * WHOLE, state, priority)
         } else {
             (floor, State::Scheduled, Priority::Normal)
         };
         Self { at, state, trigger, priority, look }
     }
 
-    /// Writes it.
+    /// Returns the score.
     #[expect(clippy::cast_precision_loss, reason = "times are below 2^46")]
     pub fn score(self) -> f64 {
         let (trigger, priority) = (number(self.trigger, self.look), self.priority as u8);
@@ -79,7 +91,25 @@ impl Due {
     }
 }
 
-/// The trigger's number in a score. `look`: see [`Due::look`].
+/// A range of scores, in the words of `ZCOUNT`.
+pub(super) type Range = (String, String);
+
+/// Returns the scores of entries that are due by `now` (Redis time, ms): scheduled ones, urgent ones of high priority, bulk.
+pub(super) fn due_by(now: i64) -> [Range; 3] {
+    let urgent = |priority| Due { at: now + 1, state: State::Urgent, trigger: Trigger::Cron, priority, look: false };
+    [
+        ("0".to_owned(), now.to_string()),
+        ("-inf".to_owned(), urgent(Priority::High).score().to_string()),
+        ((-3.5 * BAND).to_string(), urgent(Priority::Bulk).score().to_string()),
+    ]
+}
+
+/// Returns the scores of entries that are claimed or running.
+pub(super) fn in_flight() -> Range {
+    ((-2.5 * BAND).to_string(), format!("({}", -BAND))
+}
+
+/// Returns the trigger's number in a score. `look`: see [`Due::look`].
 fn number(trigger: Trigger, look: bool) -> u8 {
     match trigger {
         Trigger::Cron if look => 6,
@@ -109,6 +139,31 @@ mod tests {
                 State::Claimed | State::Running => priority,
             },
         })
+    }
+
+    #[test]
+    fn ranges_count_the_entries_of_their_states() {
+        let now = 1_732_270_000_123;
+        let within = |(from, to): &Range, score: f64| {
+            let bound = |text: &str| text.trim_start_matches('(').parse::<f64>().unwrap();
+            score >= bound(from) && if to.starts_with('(') { score < bound(to) } else { score <= bound(to) }
+        };
+        let due = |at, state, priority| Due { at, state, trigger: Trigger::Settle, priority, look: false }.score();
+        let [scheduled, high, bulk] = due_by(now);
+        let all = [
+            (State::Scheduled, Priority::Normal, &scheduled),
+            (State::Urgent, Priority::High, &high),
+            (State::Urgent, Priority::Bulk, &bulk),
+        ];
+        for (state, priority, of) in all {
+            for range in [&scheduled, &high, &bulk, &in_flight()] {
+                assert_eq!(within(range, due(now - 1, state, priority)), range == of, "{state:?} {priority:?} {range:?}");
+            }
+            assert!(!within(of, due(now + 2, state, priority)), "{state:?}: not yet");
+        }
+        for state in [State::Claimed, State::Running] {
+            assert!(within(&in_flight(), due(now + 60_000, state, Priority::High)));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod health;
 mod leader;
 mod backoff;
 pub mod requirements;
+mod script;
 #[cfg(test)]
 pub(crate) mod server;
 mod url;
@@ -16,6 +17,7 @@ pub use connection::Connection;
 pub use health::{Health, LoopHealth, Troubles};
 #[cfg(feature = "worker")]
 pub(crate) use leader::lead;
+pub(crate) use script::with_preludes;
 pub use url::{RedisUrl, UrlError};
 pub use wrong_types::{WrongType, WrongTypes, is_of_keys, wrong_types};
 

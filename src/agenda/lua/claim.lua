@@ -1,13 +1,12 @@
--- Claim what is due: entries that were named by themselves first, then those that were named with many, then those whose
--- claim ran out, then the rest; the oldest first.
--- A claimed entry stays on the agenda, due again when its claim runs out.
+-- Claim due entries: high priority first, then bulk, then entries whose claim ran out, then scheduled ones; the oldest first.
+-- A claimed entry stays on the agenda, due again when its claim runs out. score.lua stands before this.
 -- KEYS  1 agenda  2 since when the job is paused: then nothing is claimed
--- ARGV  1 at most so many (1,000 at most)  2 at most so many claimed or taken at once; twice as many where what is new is
---         urgent, which a backlog in hand therefore does not hold up, while a storm of it is held back all the same
---         where it was named by itself, three times as many
+-- ARGV  1 at most so many (1,000 at most)
+--       2 at most so many claimed or running at once; for bulk entries and lapsed claims twice, for high priority three times as
+--         many: scheduled work in hand does not hold up urgent entries, and a storm of urgent entries is bounded as well
 --       3 how long the claim holds (ms)
--- What is claimed for later than an hour after any claim's end, or urgent in more than a quarter of an hour, was so by a clock
--- that ran ahead, and is due.
+-- An entry is due as well if it is claimed for later than an hour after any claim's end, or urgent in more than a quarter of an
+-- hour: a clock that ran ahead set that time.
 -- Returns {now, when something is due next (ms; -1 never; at most now: there is more; -2 the job is paused), then for each entry:
 --          entry, score while claimed, score before}
 local time = redis.call('TIME')
@@ -16,20 +15,18 @@ if redis.call('EXISTS', KEYS[2]) == 1 then return {string.format('%.0f', now), '
 local lowest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if not lowest[1] then return {string.format('%.0f', now), '-1'} end
 local soonest = math.floor(tonumber(lowest[2]))
--- Nothing is urgent, claimed or taken: what lies lowest is due next.
+-- Nothing is urgent, claimed or running: the lowest score is due next.
 if soonest > now then return {string.format('%.0f', now), string.format('%.0f', soonest)} end
 local room = tonumber(ARGV[1])
 local till = now + tonumber(ARGV[3])
 local reply = {string.format('%.0f', now), '-1'}
-local function claim(from, to, urgency, most)
+local function claim(from, to, most)
   if most <= 0 then return 0 end
   local found = redis.call('ZRANGEBYSCORE', KEYS[1], from, to, 'WITHSCORES', 'LIMIT', 0, most)
   local moves = {}
   for i = 1, #found, 2 do
-    local old = tonumber(found[i + 1])
-    local bits = math.floor((old - math.floor(old)) * 64) % 32
-    if urgency then bits = bits % 8 + 8 * urgency end
-    local score = string.format('%.6f', till - 2e13 + bits / 64)
+    local _, _, trigger, priority, look = decode(tonumber(found[i + 1]))
+    local score = encode(till, 'claimed', trigger, priority, look)
     moves[i], moves[i + 1] = score, found[i]
     reply[#reply + 1] = found[i]
     reply[#reply + 1] = score
@@ -38,25 +35,25 @@ local function claim(from, to, urgency, most)
   if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end
   return #found / 2
 end
-local lapsed = string.format('%.0f', now + 1 - 2e13)
+local lapsed = edge(now + 1, HELD)
 local cap = tonumber(ARGV[2])
 local future = now + tonumber(ARGV[3]) + 3600000
-local held = redis.call('ZCOUNT', KEYS[1], lapsed, string.format('%.0f', future - 2e13))
-local function claimed(from, to, urgency, times)
-  local count = claim(from, to, urgency, math.min(room, times * cap - held))
+local held = redis.call('ZCOUNT', KEYS[1], lapsed, edge(future, HELD))
+local function claimed(from, to, times)
+  local count = claim(from, to, math.min(room, times * cap - held))
   room, held = room - count, held + count
 end
-claimed('-inf', string.format('%.0f', now + 1 - 4e13), 2, 3)
-claimed('-3.5e13', string.format('%.0f', now + 1 - 3e13), 1, 2)
-claimed(string.format('(%.0f', now + 900000 - 4e13), '(-3.5e13', 2, 3)
-claimed(string.format('(%.0f', now + 900000 - 3e13), '(-2.5e13', 1, 2)
-claimed('-2.5e13', '(' .. lapsed, nil, 2)
-claimed(string.format('(%.0f', future - 2e13), '(-1e13', nil, 2)
-claimed('0', '(' .. string.format('%.0f', now + 1), nil, 1)
+claimed('-inf', edge(now + 1, HIGH), 3)
+claimed(HIGH_END, edge(now + 1, BULK), 2)
+claimed('(' .. edge(now + 900000, HIGH), '(' .. HIGH_END, 3)
+claimed('(' .. edge(now + 900000, BULK), '(' .. BULK_END, 2)
+claimed(BULK_END, '(' .. lapsed, 2)
+claimed('(' .. edge(future, HELD), '(' .. HELD_END, 2)
+claimed('0', '(' .. edge(now + 1, SCHEDULED), 1)
 local nearest = math.huge
-for _, band in ipairs({{'-inf', '(-3.5e13', 4e13}, {'-3.5e13', '(-2.5e13', 3e13}, {'-2.5e13', '(-1e13', 2e13}, {'0', '+inf', 0}}) do
-  local first = redis.call('ZRANGEBYSCORE', KEYS[1], band[1], band[2], 'WITHSCORES', 'LIMIT', 0, 1)
-  if first[2] then nearest = math.min(nearest, math.floor(tonumber(first[2])) + band[3]) end
+for _, band in ipairs({{'-inf', HIGH_END}, {HIGH_END, BULK_END}, {BULK_END, HELD_END}, {'0', '+inf'}}) do
+  local first = redis.call('ZRANGEBYSCORE', KEYS[1], band[1], '(' .. band[2], 'WITHSCORES', 'LIMIT', 0, 1)
+  if first[2] then nearest = math.min(nearest, (decode(tonumber(first[2])))) end
 end
 if nearest < math.huge then reply[2] = string.format('%.0f', nearest) end
 return reply

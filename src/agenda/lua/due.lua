@@ -1,75 +1,68 @@
 #!lua flags=allow-oom
--- Put entries on a job's agenda, or move them forward. Scores: see src/agenda.rs.
+-- Put entries on a job's agenda, or move them forward. score.lua stands before this.
 -- A weaker reason gives way to a stronger one: what a demand would leave alone, an invalidation does not.
 -- KEYS  1 agenda
 -- ARGV  1 how: 'urgent' now, before all else
 --             'mass' before all that is merely due; in order of ARGV 3
---             'due' at ARGV 3, unless it is due earlier, claimed or taken
---             'keep' at ARGV 3, unless it is on the agenda already; a look is then owed by the warmup or the person that it is
---               there for, unless a worker has taken it: that compares its score, and take.lua knows of the debt
+--             'due' at ARGV 3, unless it is due earlier, claimed or running
+--             'keep' at ARGV 3, unless it is on the agenda already. Then a warmup or a person's request that it is there for
+--               owes a second look, except while it runs: that compares its score, and take.lua knows of the debt
 --             'there' as 'due', but only if it is on the agenda
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
---       4 '1': an invalidation: what a worker has taken is made due again; so is what is only claimed (and will be fetched
+--       4 '1': an invalidation: a running entry is made due again; so is one that is only claimed (and will be fetched
 --         anyway), if less urgently
 --       5 channel of signals  6 the signal to send if anything is due soon: before dispatchers would look by themselves
 --       7… entries (at most 1,000)
 -- Returns how many moved
 local how, trigger, override = ARGV[1], tonumber(ARGV[2]), ARGV[4] == '1'
--- cron, invalidation, expiry, demand, manual, settle; cron and manual in the place of a look that is still owed
-local strength = {[0] = 3, 4, 2, 1, 5, 0, 3, 5}
-local owing = {[0] = 6, [4] = 7}
+-- cron, invalidation, expiry, demand, manual, settle
+local strength = {[0] = 3, 4, 2, 1, 5, 0}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = tonumber(ARGV[3])
 if at == 0 then at = now end
-local pressing = how == 'urgent' or how == 'mass'
--- What was named by itself stays before those that were named together.
-local function score(single, of, mass)
-  if single then return string.format('%.6f', now - 4e13 + of / 64) end
-  return string.format('%.6f', at - ((mass or how == 'mass') and 3e13 or 0) + of / 64)
+local priority = how == 'urgent' and 2 or how == 'mass' and 1 or 0
+-- An entry of high priority keeps it among those that were named together.
+local function score(high, bulk, of, look)
+  if high then return encode(now, 'urgent', of, 2, look) end
+  return encode(at, (bulk or how == 'mass') and 'urgent' or 'scheduled', of, 1, look)
 end
-local text = score(how == 'urgent', trigger)
-local owed = owing[trigger] and score(how == 'urgent', owing[trigger])
+local text = score(how == 'urgent', false, trigger, false)
+local owing = score(how == 'urgent', false, trigger, true)
 local entries, moves = {}, {}
 for i = 7, #ARGV do entries[i - 6] = ARGV[i] end
 if not entries[1] then return 0 end
 local scores = redis.call('ZMSCORE', KEYS[1], unpack(entries))
 for i, entry in ipairs(entries) do
-  local old = scores[i] and tonumber(scores[i])
   local move, as = nil, text
-  if not old then
+  if not scores[i] then
     move = how ~= 'there'
-  elseif how == 'keep' then
-    local bits = math.floor((old - math.floor(old)) * 64)
-    local owes = trigger == 5 and bits < 32 and owing[bits % 8]
-    move = owes
-    as = owes and string.format('%.6f', old + (owes - bits % 8) / 64)
   else
-    local bits = math.floor((old - math.floor(old)) * 64)
-    local before = bits % 8
-    local stronger = strength[trigger] > (strength[before] or 0)
-    local of = strength[trigger] < (strength[before] or 0) and before or trigger
-    -- What an invalidation or a demand fetches is looked at once more in any case.
-    if before >= 5 and owing[of] then
-      of = owing[of]
-      as = owed or text
-    end
-    if old < -2.5e13 then
-      local single = how == 'urgent' or old < -3.5e13
-      -- What waits for an input, or for its retry, comes forward as urgent as it is.
-      local forward = how == 'there' and at < math.floor(old) + (old < -3.5e13 and 4e13 or 3e13)
-      move = forward or pressing and (stronger or (how == 'urgent' and old > -3.5e13) or tonumber(text) < math.floor(old))
-      as = score(single, of, true)
-    elseif old < -1e13 then
-      -- Who looks at an entry once more (settle), or whether it is read still (expiry), may fetch nothing.
-      local urgency = how == 'urgent' and 2 or how == 'mass' and 1 or 0
-      -- What is being made while its input changes is made again as urgently.
-      local held = math.floor(bits / 8) % 4
-      if how == 'there' and held > 0 and as == text then as = score(held == 2, trigger, true) end
-      move = (override and (bits >= 32 or math.floor(bits / 8) < urgency)) or (before == 5 and trigger ~= 5) or (before == 2 and pressing)
+    local old = tonumber(scores[i])
+    local old_at, state, before, held, look = decode(old)
+    local weaker = strength[trigger] < strength[before]
+    local stronger = strength[trigger] > strength[before]
+    local of = weaker and before or trigger
+    -- A fetch for an invalidation or a demand is followed by a second look in any case.
+    local owes = look or before == 5
+    if how == 'keep' then
+      as = encode(old_at, state, before, held, true)
+      move = trigger == 5 and state ~= 'running' and tonumber(as) ~= old
+    elseif state == 'urgent' then
+      -- An entry that waits for an input, or for its retry, comes forward with the same priority.
+      local forward = how == 'there' and at < old_at
+      move = forward or priority > 0 and (stronger or priority > held or tonumber(text) < math.floor(old))
+      as = score(how == 'urgent' or held == 2, true, of, owes)
+    elseif state == 'scheduled' then
+      move = priority > 0 or at < old_at or (stronger and at <= now)
+      as = score(how == 'urgent', false, of, owes)
     else
-      move = pressing or at < math.floor(old) or (stronger and at <= now)
-      as = score(how == 'urgent', of)
+      if owes and not weaker then as = owing end
+      -- An entry whose input changes while it is made is made again with the same priority.
+      if how == 'there' and held > 0 then as = score(held == 2, true, trigger, owes) end
+      -- A second look (settle) and a look whether it is still read (expiry) may fetch nothing.
+      move = override and (state == 'running' or held < priority) or before == 5 and trigger ~= 5
+        or before == 2 and priority > 0
     end
   end
   if move then
@@ -79,5 +72,5 @@ for i, entry in ipairs(entries) do
 end
 if not moves[1] then return 0 end
 redis.call('ZADD', KEYS[1], unpack(moves))
-if pressing or at < now + 5000 then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
+if priority > 0 or at < now + 5000 then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
 return #moves / 2

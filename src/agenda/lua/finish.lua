@@ -1,16 +1,17 @@
 -- End the warming of entries: each gets its next due time or leaves the agenda, unless it was made due meanwhile.
+-- score.lua stands before this.
 -- KEYS  1 agenda  2 dead letters  3 their reasons  4 the job's counters
 -- ARGV  1 dead letters kept at most  2 the last outcome, for people ('' leaves it)
 --       3 channel of signals  4 the signal to send if something is due soon: before dispatchers would look by themselves
 --       5 how many counters grow (20 at most), then so many pairs: name, by how much; the first of all notes when (`since`, ms)
---       then for each entry (500 at most): entry, score while claimed or taken, what, argument
+--       then for each entry (500 at most): entry, score while claimed or running, what, argument
 --         'at'   ms: due at that time, as `expiry`
---         'settle' ms: due at that time, as an invalidation that is looked at once more
---         'in'   ms: due after that time, for the same trigger and as urgent as before
+--         'settle' ms: due at that time, as the second look after an invalidation
+--         'in'   ms: due after that time, for the same trigger and with the same priority
 --         'out'  '': it leaves
 --         'dead' reason: it leaves for the dead letters
--- Returns how many were as the caller thought; an error where dead letters or counters hold a key of another type,
--- after all else is done: what is only told stops no entry. A full Redis ends no entry that leaves for dead letters.
+-- Returns how many were as the caller thought; an error where dead letters or counters hold a key of another type, after all
+-- else is done: they stop no entry. A full Redis ends no entry that leaves for dead letters.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = 5 + 2 * tonumber(ARGV[5])
@@ -28,20 +29,19 @@ for n, entry in ipairs(entries) do
     if what == 'at' or what == 'settle' or what == 'out' then alive[#alive + 1] = entry end
     local due
     if what == 'at' then
-      due = tonumber(arg) + 2 / 64
+      due = encode(tonumber(arg), 'scheduled', 2)
       soonest = math.min(soonest, tonumber(arg))
     elseif what == 'settle' then
-      due = tonumber(arg) + 5 / 64
+      due = encode(tonumber(arg), 'scheduled', 5)
       soonest = math.min(soonest, tonumber(arg))
     elseif what == 'in' then
-      local bits = math.floor((held - math.floor(held)) * 64) % 32
-      local urgency = math.floor(bits / 8)
-      due = now + tonumber(arg) + bits % 8 / 64
-      if urgency > 0 then due = due - (2 + urgency) * 1e13 end
-      soonest = math.min(soonest, now + tonumber(arg))
+      local _, _, trigger, priority, look = decode(held)
+      local at = now + tonumber(arg)
+      due = encode(at, priority > 0 and 'urgent' or 'scheduled', trigger, priority, look)
+      soonest = math.min(soonest, at)
     end
     if due then
-      moves[#moves + 1] = string.format('%.6f', due)
+      moves[#moves + 1] = due
       moves[#moves + 1] = entry
     else
       out[#out + 1] = entry
