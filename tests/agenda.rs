@@ -5,8 +5,6 @@ mod support;
 
 use std::time::Duration;
 
-use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use samovar::agenda::{Claimed, Due, Finished, Next, State, When};
 use samovar::entry::EntryKey;
 use samovar::entry::Outcome;
@@ -483,61 +481,4 @@ async fn what_was_claimed_or_put_off_in_the_future_is_due() {
     let claimed = claim(&parts, MANY, MANY, LONG).await;
     assert_eq!(names(&claimed), ["single", "mass", "claimed", "taken"]);
     assert_eq!(claim(&parts, MANY, MANY, LONG).await.len(), 0, "once");
-}
-
-fn any_due() -> impl Strategy<Value = Due> {
-    let states = prop_oneof![Just(State::Urgent), Just(State::Scheduled), Just(State::Claimed), Just(State::Running)];
-    let triggers = prop_oneof![
-        Just(Trigger::Cron),
-        Just(Trigger::Invalidation),
-        Just(Trigger::Expiry),
-        Just(Trigger::Demand),
-        Just(Trigger::Manual),
-        Just(Trigger::Settle)
-    ];
-    let priorities = prop_oneof![Just(Priority::Normal), Just(Priority::Bulk), Just(Priority::High)];
-    (0_i64..5_000_000_000_000, states, triggers, priorities, any::<bool>()).prop_map(
-        |(at, state, trigger, priority, look)| Due {
-            at,
-            state,
-            trigger,
-            priority: match state {
-                State::Urgent => priority.max(Priority::Bulk),
-                State::Scheduled => Priority::Normal,
-                State::Claimed | State::Running => priority,
-            },
-            look: look && matches!(trigger, Trigger::Cron | Trigger::Manual),
-        },
-    )
-}
-
-#[test]
-fn scripts_and_rust_agree_on_scores() {
-    const SCRIPT: &str = concat!(
-        include_str!("../src/agenda/lua/score.lua"),
-        "local reply = {}
-        for i, score in ipairs(ARGV) do
-          local at, state, trigger, priority, look = decode(tonumber(score))
-          reply[2 * i - 1] = string.format('%.0f %s %d %d %s', at, state, trigger, priority, tostring(look))
-          reply[2 * i] = encode(at, state, trigger, priority, look)
-        end
-        return reply"
-    );
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let redis = runtime.block_on(TestRedis::start());
-    let agree = |dues: Vec<Due>| {
-        let scores: Vec<String> = dues.iter().map(|due| format!("{:.6}", due.score())).collect();
-        let words: Vec<&str> = ["EVAL", SCRIPT, "0"].into_iter().chain(scores.iter().map(String::as_str)).collect();
-        let read: Vec<String> = runtime.block_on(redis.ask(&words));
-        for ((due, score), read) in dues.iter().zip(&scores).zip(read.chunks_exact(2)) {
-            let Due { at, state, trigger, priority, look } = due;
-            let state = format!("{state:?}").to_lowercase();
-            prop_assert_eq!(&read[0], &format!("{at} {state} {} {} {look}", *trigger as u8, *priority as u8));
-            prop_assert_eq!(&read[1], score);
-            prop_assert_eq!(Due::from_score(read[1].parse().unwrap()), *due);
-        }
-        Ok(())
-    };
-    let mut runner = TestRunner::new(Config::with_cases(32));
-    runner.run(&proptest::collection::vec(any_due(), 1..200), agree).unwrap();
 }

@@ -157,7 +157,11 @@ mod tests {
         ];
         for (state, priority, of) in all {
             for range in [&scheduled, &high, &bulk, &in_flight()] {
-                assert_eq!(within(range, due(now - 1, state, priority)), range == of, "{state:?} {priority:?} {range:?}");
+                assert_eq!(
+                    within(range, due(now - 1, state, priority)),
+                    range == of,
+                    "{state:?} {priority:?} {range:?}"
+                );
             }
             assert!(!within(of, due(now + 2, state, priority)), "{state:?}: not yet");
         }

@@ -16,12 +16,18 @@ use super::link::Link;
 use super::prefix::check_prefix;
 use super::{Change, Error, Stats, Subscription, Ttl};
 use crate::entry::EntryKey;
-use crate::redis::Connection;
+use crate::protocol::LEASE_RECORD;
+use crate::redis::{Connection, with_preludes};
 
-pub(super) static SET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/set.lua")));
-pub(super) static DELETE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/delete.lua")));
+pub(super) static SET: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/set.lua")));
+pub(super) static DELETE: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/delete.lua")));
 pub(super) static TRACK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/track.lua")));
-static INCREMENT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/increment.lua")));
+static INCREMENT: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/increment.lua")));
+
+/// Returns a script that reads or writes leases' records.
+pub(super) fn leased(script: &str) -> Script {
+    with_preludes(&[LEASE_RECORD], script)
+}
 
 /// JSON values in Redis under one prefix. Cheap to clone; clones share everything.
 ///

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use super::cache::TRACK;
+use super::cache::{TRACK, leased};
 use super::flight::{Outcome, Seat};
 use super::json::{Read, decode, encode};
 use super::link::{Link, afterwards, millis, token};
@@ -31,9 +31,9 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mil
 /// Dead members dropped when a value is tracked.
 const DROPPED: usize = 100;
 
-static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/begin.lua")));
-static LAND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/land.lua")));
-static DROP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/drop.lua")));
+static BEGIN: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/begin.lua")));
+static LAND: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/land.lua")));
+static DROP: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/drop.lua")));
 
 /// A lease in this process's hands; dropped, it is given back.
 struct Lease {

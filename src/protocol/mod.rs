@@ -8,3 +8,6 @@ mod message;
 pub use keys::Keys;
 #[cfg(feature = "worker")]
 pub use message::{Action, Handled, Malformed, Message};
+
+/// The codec of leases' records, for scripts: `store::Lease` says what they mean. The library and the workers share it.
+pub(crate) const LEASE_RECORD: &str = include_str!("lua/lease_record.lua");

@@ -1,15 +1,23 @@
-//! What is known of one entry's value, in one packed string beside it.
+//! The codec of metadata: what is known of one entry's value, in one packed string beside it.
+//!
+//! The form is `start written invalidated outlived hash/attempt~asked@content_since note`. `lua/meta.lua` is the same codec for
+//! scripts, and no other file knows this form. Scripts read and write the head; only Rust reads the note, which is JSON.
+//!
+//! - `/attempt` is absent where it is empty. It is `trigger.storm.outcome.attempted.crashes`; a usual value is empty, and
+//!   dots at the end are left out. Triggers and outcomes are numbers, as in [`Trigger::ALL`] and [`Outcome::ALL`].
+//! - `~asked` is absent where it equals `start`, and `@content_since` where it is not known.
+//!
+//! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note (`t`, `s`,
+//! `o`, `a`, `d`). Both codecs read them there, and there they go before the head's: such a worker writes the note anew and
+//! leaves the head's as it finds it. It reads this form as well, and takes an attempt for a part of the hash.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::Validators;
 
-/// Metadata of an entry: `start written invalidated outlived hash@content_since {note}`; `hash~asked@content_since` where nobody was asked when
-/// the value was last extended.
-///
-/// Scripts read and write the head without parsing JSON; only we read the note.
+/// Metadata of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
     /// When the fetch of the present value began, or it was last looked whether it would be made from the same (Redis time,
@@ -45,14 +53,14 @@ pub struct Note {
     /// AI tokens that the value cost.
     #[serde(rename = "c", default, skip_serializing_if = "is_none")]
     pub tokens: u64,
-    /// How the last attempt ended. Packed as its number in [`Outcome::ALL`], and not where it warmed the value, which is usual.
-    #[serde(rename = "o", default, skip_serializing_if = "is_warmed", with = "outcome_number")]
+    /// How the last attempt ended. In the head; empty where it warmed the value, which is usual.
+    #[serde(rename = "o", default, skip_serializing, deserialize_with = "outcome")]
     pub outcome: Option<Outcome>,
-    /// Why it was made. Packed as its number in scores, and not where the value's TTL came to an end, which is usual.
-    #[serde(rename = "t", default, skip_serializing_if = "is_expiry", with = "trigger_number")]
+    /// Why it was made. In the head; empty where the value's TTL came to an end, which is usual.
+    #[serde(rename = "t", default, skip_serializing, deserialize_with = "trigger")]
     pub trigger: Option<Trigger>,
-    /// When it began (Redis time, ms). Not packed where it is 0; read, it is then when the fetch of the present value began.
-    #[serde(rename = "a", default, skip_serializing_if = "is_never")]
+    /// When it began (Redis time, ms). In the head; empty where it is 0. Read, it is then when the fetch of the present value began.
+    #[serde(rename = "a", default, skip_serializing)]
     pub attempted: i64,
     /// How many have failed in a row.
     #[serde(rename = "n", default, skip_serializing_if = "is_zero")]
@@ -60,11 +68,11 @@ pub struct Note {
     /// When it is tried again after the last of them (Redis time, ms), whatever brings it on before; 0 for none.
     #[serde(rename = "w", default, skip_serializing_if = "is_never")]
     pub retry: i64,
-    /// How many workers in a row died while they fetched it.
-    #[serde(rename = "d", default, skip_serializing_if = "is_zero")]
+    /// How many workers in a row died while they fetched it. In the head.
+    #[serde(rename = "d", default, skip_serializing)]
     pub crashes: u32,
-    /// The value was fetched in a storm: for an invalidation that followed another.
-    #[serde(rename = "s", default, skip_serializing_if = "is_false", with = "flag_number")]
+    /// The value was fetched in a storm: for an invalidation that followed another. In the head.
+    #[serde(rename = "s", default, skip_serializing, deserialize_with = "flag")]
     pub storm: bool,
     /// Why the last one failed, for people; bounded.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
@@ -86,77 +94,16 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_false(flag: &bool) -> bool {
-    !*flag
+fn outcome<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Outcome>, D::Error> {
+    Ok(Outcome::ALL.get(usize::deserialize(from)?).copied())
 }
 
-#[expect(clippy::ref_option, reason = "serde passes references")]
-fn is_warmed(outcome: &Option<Outcome>) -> bool {
-    matches!(outcome, None | Some(Outcome::Warmed))
+fn trigger<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Trigger>, D::Error> {
+    Ok(Trigger::ALL.get(usize::deserialize(from)?).copied())
 }
 
-#[expect(clippy::ref_option, reason = "serde passes references")]
-fn is_expiry(trigger: &Option<Trigger>) -> bool {
-    matches!(trigger, None | Some(Trigger::Expiry))
-}
-
-/// As it is packed, or as it was before there were numbers.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Packed<T> {
-    Number(usize),
-    Word(T),
-}
-
-fn unpacked<'de, T, D>(from: D, all: &[T]) -> Result<Option<T>, D::Error>
-where
-    T: Copy + Deserialize<'de>,
-    D: Deserializer<'de>,
-{
-    Ok(match Packed::deserialize(from)? {
-        Packed::Number(number) => all.get(number).copied(),
-        Packed::Word(word) => Some(word),
-    })
-}
-
-mod outcome_number {
-    use super::{Deserializer, Outcome, Serialize, Serializer};
-
-    #[expect(clippy::ref_option, reason = "serde passes references")]
-    pub(super) fn serialize<S: Serializer>(outcome: &Option<Outcome>, to: S) -> Result<S::Ok, S::Error> {
-        outcome.map(|outcome| outcome as u8).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Outcome>, D::Error> {
-        super::unpacked(from, &Outcome::ALL)
-    }
-}
-
-mod flag_number {
-    use super::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-    pub(super) fn serialize<S: Serializer>(flag: &bool, to: S) -> Result<S::Ok, S::Error> {
-        u8::from(*flag).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
-        u8::deserialize(from).map(|number| number != 0)
-    }
-}
-
-mod trigger_number {
-    use super::{Deserializer, Serialize, Serializer, Trigger};
-
-    #[expect(clippy::ref_option, reason = "serde passes references")]
-    pub(super) fn serialize<S: Serializer>(trigger: &Option<Trigger>, to: S) -> Result<S::Ok, S::Error> {
-        trigger.map(|trigger| trigger as u8).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Trigger>, D::Error> {
-        super::unpacked(from, &Trigger::ALL)
-    }
+fn flag<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    u8::deserialize(from).map(|number| number != 0)
 }
 
 impl Meta {
@@ -168,11 +115,13 @@ impl Meta {
         let hash = parts.next()?;
         let (hash, content_since) = hash.split_once('@').unwrap_or((hash, "0"));
         let (hash, asked) = hash.split_once('~').map_or((hash, None), |(hash, asked)| (hash, Some(asked)));
+        let (hash, attempt) = hash.split_once('/').unwrap_or((hash, ""));
         let asked = asked.map_or(Ok(start), str::parse).ok()?;
         let (hash, content_since) = (hash.to_owned(), content_since.parse().ok()?);
         let packed = serde_json::from_str(parts.next()?).ok();
         let known = packed.is_some();
         let mut note: Note = packed.unwrap_or_default();
+        note.read_attempt(attempt);
         if note.attempted == 0 {
             note.attempted = start;
         }
@@ -190,9 +139,36 @@ impl Meta {
 }
 
 impl Note {
-    /// The packed form.
+    /// Returns the note as it is packed: all but [`Self::attempt`].
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned())
+    }
+
+    /// Returns the last attempt as it stands in the head; empty for the usual one.
+    pub fn attempt(&self) -> String {
+        let number = |number: i64, usual: i64| if number == usual { String::new() } else { number.to_string() };
+        let trigger = number(self.trigger.unwrap_or(Trigger::Expiry) as i64, Trigger::Expiry as i64);
+        let outcome = number(self.outcome.unwrap_or(Outcome::Warmed) as i64, Outcome::Warmed as i64);
+        let (storm, attempted) = (number(self.storm.into(), 0), number(self.attempted, 0));
+        let fields = [trigger, storm, outcome, attempted, number(self.crashes.into(), 0)];
+        fields.join(".").trim_end_matches('.').to_owned()
+    }
+
+    /// Adds what the head tells of the last attempt where the note itself does not.
+    fn read_attempt(&mut self, packed: &str) {
+        let mut fields = packed.split('.');
+        let mut number = || fields.next()?.parse::<i64>().ok();
+        let (trigger, storm, outcome, attempted, crashes) = (number(), number(), number(), number(), number());
+        let index = |number: Option<i64>| usize::try_from(number?).ok();
+        self.trigger = self.trigger.or_else(|| Trigger::ALL.get(index(trigger)?).copied());
+        self.outcome = self.outcome.or_else(|| Outcome::ALL.get(index(outcome)?).copied());
+        self.storm |= storm == Some(1);
+        if self.attempted == 0 {
+            self.attempted = attempted.unwrap_or(0);
+        }
+        if self.crashes == 0 {
+            self.crashes = crashes.and_then(|crashes| u32::try_from(crashes).ok()).unwrap_or(0);
+        }
     }
 }
 
@@ -234,26 +210,36 @@ mod tests {
             storm: true,
             reason: Some("503 Service Unavailable".into()),
         };
-        let packed = format!("1 2 3 0 h {}", note.to_json());
+        let packed = format!("1 2 3 0 h/{} {}", note.attempt(), note.to_json());
         assert_eq!(Meta::parse(&packed).unwrap().note, note);
-        // As lease.lua and invalidate.lua look for it.
-        assert!(packed.contains(r#""o":7,"t":1,"#) && packed.contains(r#""s":1"#), "{packed}");
+        assert_eq!(note.attempt(), "1.1.7.17.1");
     }
 
     #[test]
     fn outcomes_and_triggers_round_trip_and_usual_ones_are_empty() {
-        let packed = |outcome, trigger| Note { outcome, trigger, ..Note::default() }.to_json();
-        let read = |packed: String| Meta::parse(&format!("1 2 0 0 h {packed}")).unwrap().note;
+        let note = |outcome, trigger| Note { outcome, trigger, ..Note::default() };
+        let read = |note: Note| Meta::parse(&format!("1 2 0 0 h/{} {}", note.attempt(), note.to_json())).unwrap().note;
         for outcome in Outcome::ALL {
-            assert_eq!(read(packed(Some(outcome), None)).outcome, Some(outcome));
+            assert_eq!(read(note(Some(outcome), None)).outcome, Some(outcome));
         }
         for trigger in Trigger::ALL {
-            assert_eq!(read(packed(None, Some(trigger))).trigger, Some(trigger));
+            assert_eq!(read(note(None, Some(trigger))).trigger, Some(trigger));
         }
-        assert_eq!(packed(Some(Outcome::Warmed), Some(Trigger::Expiry)), "{}");
-        let before = read(r#"{"p":"q","o":"failed","t":"invalidation"}"#.to_owned());
-        assert_eq!((before.outcome, before.trigger), (Some(Outcome::Failed), Some(Trigger::Invalidation)));
+        let usual = note(Some(Outcome::Warmed), Some(Trigger::Expiry));
+        assert_eq!((usual.attempt(), usual.to_json()), (String::new(), "{}".to_owned()));
         // Somebody marked it before anybody fetched it.
         assert_eq!(Meta::parse("0 0 17 0 - {}").unwrap().note, Note::default());
+    }
+
+    #[test]
+    fn metadata_of_the_previous_version_are_read() {
+        let packed = r#"1 2 0 0 h/1.1~5@6 {"o":7,"t":4,"a":17,"n":3,"d":2,"s":0}"#;
+        for packed in [packed.to_owned(), packed.replace("/1.1", "")] {
+            let meta = Meta::parse(&packed).unwrap();
+            assert_eq!((meta.hash.as_str(), meta.asked, meta.content_since), ("h", 5, 6));
+            let Note { outcome, trigger, attempted, failures, crashes, .. } = meta.note;
+            assert_eq!((outcome, trigger), (Some(Outcome::Failed), Some(Trigger::Manual)));
+            assert_eq!((attempted, failures, crashes), (17, 3, 2));
+        }
     }
 }

@@ -24,8 +24,8 @@ pub use tags::{Seeking, Stamp, WithTags};
 
 use crate::entry::EntryKey;
 use crate::entry::hash;
-use crate::protocol::Keys;
-use crate::redis::Connection;
+use crate::protocol::{Keys, LEASE_RECORD};
+use crate::redis::{Connection, with_preludes};
 
 /// After a fetch for an invalidation began, how long the next refresh of that entry is held off: so a storm of invalidations
 /// costs a few fetches a second, and each of them lands.
@@ -51,17 +51,25 @@ pub(crate) fn poison_reason(crashes: u32) -> String {
     format!("{crashes} workers in a row died while they fetched it")
 }
 
-static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lease.lua")));
+static LEASE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/lease.lua")));
 static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/commit.lua")));
 static EXTEND: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/extend.lua")));
 static GONE: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/gone.lua")));
-static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/release.lua")));
-static EXTEND_STALE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/extend_stale.lua")));
-static INVALIDATE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/invalidate.lua")));
+static RELEASE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/release.lua")));
+static EXTEND_STALE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/extend_stale.lua")));
+static INVALIDATE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/invalidate.lua")));
 
-/// A script that writes only where the fence lets it.
+/// The codec of metadata, for scripts.
+const META: &str = include_str!("lua/meta.lua");
+
+/// Returns a script that reads or writes leases' records and metadata.
+fn coded(script: &str) -> Script {
+    with_preludes(&[LEASE_RECORD, META], script)
+}
+
+/// Returns a script that writes only where the fence lets it.
 fn fenced(script: &str) -> Script {
-    Script::new(&format!("{}{script}", include_str!("lua/fence.lua")))
+    with_preludes(&[LEASE_RECORD, META, include_str!("lua/fence.lua")], script)
 }
 
 /// Entries and their leases and metadata.
@@ -319,6 +327,7 @@ impl Store {
             .arg(json)
             .arg(millis(ttl))
             .arg(hash(json))
+            .arg(note.attempt())
             .arg(note.to_json())
             .arg(millis(META_OUTLIVES))
             .arg(millis(lease.time))
@@ -366,6 +375,7 @@ impl Store {
             .arg(&lease.token)
             .arg(millis(ttl))
             .arg(lease.pexpiretime)
+            .arg(note.attempt())
             .arg(note.to_json())
             .arg(millis(META_OUTLIVES))
             .arg(millis(lease.time))
@@ -384,6 +394,7 @@ impl Store {
         let reply = self
             .call(&GONE, key)
             .arg(&lease.token)
+            .arg(note.attempt())
             .arg(note.to_json())
             .arg(millis(META_OUTLIVES))
             .arg(millis(lease.time))
@@ -415,6 +426,7 @@ impl Store {
         let reply: Vec<String> = self
             .call(&RELEASE, key)
             .arg(token)
+            .arg(note.map(Note::attempt).unwrap_or_default())
             .arg(note.map(Note::to_json).unwrap_or_default())
             .arg(millis(META_OUTLIVES))
             .invoke_async(&mut self.redis.clone())

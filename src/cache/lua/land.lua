@@ -1,12 +1,13 @@
 -- Write a loaded value, if the lease under which it was loaded is still ours and nothing was written or invalidated since.
+-- lease_record.lua stands before this.
 -- KEYS  1 value  2 lease
 -- ARGV  1 token  2 value (JSON)  3 TTL (ms; '' for ever)  4 channel of changes ('' says nothing)
 --       5 the change, as announced
 -- Returns 1 if it was written
-local token, mark = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) %d+ (%S)$')
+local token, _, mark = read_lease(redis.call('GET', KEYS[2]))
 if token ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2])
-if mark ~= '=' then return 0 end
+if mark ~= LOAD then return 0 end
 local written
 if ARGV[3] == '' then
   written = redis.call('SET', KEYS[1], ARGV[2], 'NX')

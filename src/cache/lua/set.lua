@@ -1,5 +1,6 @@
 -- Write a value. What is being fetched or loaded for this key was begun before, and is not to overwrite it.
 -- A key that holds no string is somebody else's: it stays, and Redis's usual error says so.
+-- lease_record.lua stands before this.
 -- KEYS  1 value  2 lease
 -- ARGV  1 value (JSON)  2 TTL (ms; '' for ever)  3 channel of changes ('' says nothing)  4 the change, as announced
 -- Returns 1
@@ -12,7 +13,7 @@ if ARGV[2] == '' then
 else
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 end
-local head = string.match(redis.call('MGET', KEYS[2])[1] or '', '^(%S+ %d+) %S$')
-if head then redis.call('SET', KEYS[2], head .. ' e', 'KEEPTTL') end
+local token, fetched_at = read_lease(redis.call('MGET', KEYS[2])[1])
+if token then redis.call('SET', KEYS[2], write_lease(token, fetched_at, EVICT), 'KEEPTTL') end
 if ARGV[3] ~= '' then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
 return 1

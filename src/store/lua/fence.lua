@@ -1,20 +1,21 @@
--- The fence, which stands before commit.lua, extend.lua and gone.lua: may the caller write under this lease?
--- Returns nothing to object to (nil), Redis's now (ms), when the lease began (ms)
+-- The fence stands before commit.lua, extend.lua and gone.lua, and after lease_record.lua: may the caller write under this
+-- lease? src/store/lease.rs describes its states.
+-- Returns nothing to object to (nil), Redis's now (ms), fetched_at (ms, text)
 --      or {'lost'} | {'evicted'}, lease dropped | {'again', when}, an invalidation came: lease renewed, begun anew then
--- `begun` is when the caller's fetch began: a lease that was renewed since, and whose holder has not heard of it, is no
--- leave to write what was fetched before.
-local function fence(key, lease, token, renewed_ms, begun)
-  local holder, start, mark = string.match(lease or '', '^(%S+) (%d+) (%S)$')
+-- `began` is when the caller's fetch began. It differs from fetched_at where the lease was renewed and its holder has not heard
+-- of that: then what was fetched before may not be written.
+local function fence(key, lease, token, renewed_ms, began)
+  local holder, fetched_at, mark = read_lease(lease)
   if holder ~= token then return {'lost'} end
-  if mark ~= 'e' and start ~= begun then return {'again', tonumber(start)} end
+  if mark ~= EVICT and fetched_at ~= began then return {'again', tonumber(fetched_at)} end
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  if mark == 'e' then
+  if mark == EVICT then
     redis.call('DEL', key)
     return {'evicted'}
-  elseif mark == 'r' then
-    redis.call('SET', key, token .. ' ' .. string.format('%d', now) .. ' +', 'PX', renewed_ms)
+  elseif mark == REFRESH then
+    redis.call('SET', key, write_lease(token, string.format('%d', now), AGAIN), 'PX', renewed_ms)
     return {'again', now}
   end
-  return nil, now, start
+  return nil, now, fetched_at
 end

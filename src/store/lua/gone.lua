@@ -1,11 +1,12 @@
 -- Remove the value of what the upstream no longer has, if the lease is ours and no invalidation came.
+-- fence.lua and meta.lua stand before this.
 -- KEYS  1 value  2 lease  3 meta
--- ARGV  1 token  2 rest of the metadata (JSON)  3 how long metadata is kept (ms)
---       4 how long a renewed lease holds (ms)  5 channel of changes  6 the change, as announced  7 when the fetch began (ms)
+-- ARGV  1 token  2 the attempt  3 the note (JSON)  4 how long metadata is kept (ms)
+--       5 how long a renewed lease holds (ms)  6 channel of changes  7 the change, as announced  8 when the fetch began (ms)
 -- Returns the fence's objection (fence.lua)
 --       | {'wrongtype'}, lease dropped: the key holds no string by now, so it is not ours to remove (lease.lua)
 --       | {'done', now, -2, 1 if a value went}
-local objection, now, start = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[4], ARGV[7])
+local objection, now, fetched_at = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[5], ARGV[8])
 if objection then return objection end
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'string' and kind ~= 'none' then
@@ -13,7 +14,7 @@ if kind ~= 'string' and kind ~= 'none' then
   return {'wrongtype'}
 end
 local went = redis.call('DEL', KEYS[1])
-if went == 1 then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
-redis.call('SET', KEYS[3], string.format('%s 0 0 0 - %s', start, ARGV[2]), 'PX', ARGV[3])
+if went == 1 then redis.call('PUBLISH', ARGV[6], ARGV[7]) end
+redis.call('SET', KEYS[3], write_meta(fetched_at, '0', '0', '0', '-', ARGV[2], fetched_at, '', ARGV[3]), 'PX', ARGV[4])
 redis.call('DEL', KEYS[2])
 return {'done', now, -2, went}

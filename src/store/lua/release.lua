@@ -1,16 +1,21 @@
 -- End a fetch that brought no value: drop the lease if it is ours, and note why. The value stays as it is.
+-- lease_record.lua and meta.lua stand before this.
 -- KEYS  1 value  2 lease  3 meta
--- ARGV  1 token  2 rest of the metadata (JSON; '' leaves it)  3 how long metadata is kept at least (ms)
+-- ARGV  1 token  2 the attempt  3 the note (JSON; '' leaves the metadata)  4 how long metadata are kept at least (ms)
 -- Metadata of another type are written over, as by commit.lua: the failures of an entry must be counted.
--- Returns {'lost'} | {'done', mark}: '-', or what an invalidation asked for meanwhile: 'r' refresh, 'e' evict
+-- Returns {'lost'} | {'done', mark}: the mark says what an invalidation asked for meanwhile (src/store/lease.rs)
 local known = redis.call('MGET', KEYS[2], KEYS[3])
-local token, start, dirty = string.match(known[1] or '', '^(%S+) (%d+) (%S)$')
+local token, _, mark = read_lease(known[1])
 if token ~= ARGV[1] then return {'lost'} end
 redis.call('DEL', KEYS[2])
-if ARGV[2] ~= '' then
-  local meta = known[2] or ''
-  local head = string.match(meta, '^%d+ %d+ %d+ %d+ %S+') or '0 0 0 0 -'
-  local left = math.max(redis.call('PTTL', KEYS[3]), tonumber(ARGV[3]))
-  redis.call('SET', KEYS[3], head .. ' ' .. ARGV[2], 'PX', string.format('%.0f', left))
+if ARGV[3] ~= '' then
+  local validated_at, own_expiry, invalidated, stale_for, hash, _, fetched_at, content_since = read_meta(known[2])
+  if not validated_at then
+    validated_at, own_expiry, invalidated, stale_for, hash, fetched_at, content_since = '0', '0', '0', '0', '-', '0', ''
+  end
+  local left = math.max(redis.call('PTTL', KEYS[3]), tonumber(ARGV[4]))
+  redis.call('SET', KEYS[3],
+    write_meta(validated_at, own_expiry, invalidated, stale_for, hash, ARGV[2], fetched_at, content_since, ARGV[3]),
+    'PX', string.format('%.0f', left))
 end
-return {'done', dirty}
+return {'done', mark}

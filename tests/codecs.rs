@@ -1,0 +1,176 @@
+//! Codecs that exist twice: scripts and Rust agree on them.
+#![cfg(test)]
+
+mod support;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use samovar::agenda::{Due, State};
+use samovar::entry::{Outcome, Priority, Trigger};
+use samovar::store::{Meta, Note};
+use support::TestRedis;
+
+fn any_due() -> impl Strategy<Value = Due> {
+    let states = prop_oneof![Just(State::Urgent), Just(State::Scheduled), Just(State::Claimed), Just(State::Running)];
+    let triggers = prop_oneof![
+        Just(Trigger::Cron),
+        Just(Trigger::Invalidation),
+        Just(Trigger::Expiry),
+        Just(Trigger::Demand),
+        Just(Trigger::Manual),
+        Just(Trigger::Settle)
+    ];
+    let priorities = prop_oneof![Just(Priority::Normal), Just(Priority::Bulk), Just(Priority::High)];
+    (0_i64..5_000_000_000_000, states, triggers, priorities, any::<bool>()).prop_map(
+        |(at, state, trigger, priority, look)| Due {
+            at,
+            state,
+            trigger,
+            priority: match state {
+                State::Urgent => priority.max(Priority::Bulk),
+                State::Scheduled => Priority::Normal,
+                State::Claimed | State::Running => priority,
+            },
+            look: look && matches!(trigger, Trigger::Cron | Trigger::Manual),
+        },
+    )
+}
+
+#[test]
+fn scripts_and_rust_agree_on_scores() {
+    const SCRIPT: &str = concat!(
+        include_str!("../src/agenda/lua/score.lua"),
+        "local reply = {}
+        for i, score in ipairs(ARGV) do
+          local at, state, trigger, priority, look = decode(tonumber(score))
+          reply[2 * i - 1] = string.format('%.0f %s %d %d %s', at, state, trigger, priority, tostring(look))
+          reply[2 * i] = encode(at, state, trigger, priority, look)
+        end
+        return reply"
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let redis = runtime.block_on(TestRedis::start());
+    let agree = |dues: Vec<Due>| {
+        let scores: Vec<String> = dues.iter().map(|due| format!("{:.6}", due.score())).collect();
+        let words: Vec<&str> = ["EVAL", SCRIPT, "0"].into_iter().chain(scores.iter().map(String::as_str)).collect();
+        let read: Vec<String> = runtime.block_on(redis.ask(&words));
+        for ((due, score), read) in dues.iter().zip(&scores).zip(read.chunks_exact(2)) {
+            let Due { at, state, trigger, priority, look } = due;
+            let state = format!("{state:?}").to_lowercase();
+            prop_assert_eq!(&read[0], &format!("{at} {state} {} {} {look}", *trigger as u8, *priority as u8));
+            prop_assert_eq!(&read[1], score);
+            prop_assert_eq!(Due::from_score(read[1].parse().unwrap()), *due);
+        }
+        Ok(())
+    };
+    let mut runner = TestRunner::new(Config::with_cases(32));
+    runner.run(&proptest::collection::vec(any_due(), 1..200), agree).unwrap();
+}
+
+/// What an entry's metadata say, and whether a worker of the previous version wrote them.
+#[derive(Clone, Debug)]
+struct Known {
+    times: [i64; 4],
+    hash: String,
+    fetched_at: i64,
+    content_since: i64,
+    note: Note,
+    previous: bool,
+}
+
+fn any_known() -> impl Strategy<Value = Known> {
+    let time = || 1_i64..5_000_000_000_000;
+    let outcomes = [Outcome::Warmed, Outcome::Unchanged, Outcome::Deferred, Outcome::Gone, Outcome::Failed];
+    let triggers = [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Settle];
+    let attempt = (0..outcomes.len(), 0..triggers.len(), any::<bool>(), prop_oneof![Just(0), time()], 0_u32..4);
+    let notes =
+        (attempt, any::<bool>(), 0_u32..9).prop_map(move |((o, t, storm, attempted, crashes), tagged, failures)| {
+            Note {
+                outcome: Some(outcomes[o]),
+                trigger: Some(triggers[t]),
+                storm,
+                attempted,
+                crashes: if attempted > 0 { crashes } else { 0 },
+                failures,
+                tags: if tagged { vec![r#""t":1 ~@/ {"d":3}"#.to_owned()] } else { Vec::new() },
+                ..Note::default()
+            }
+        });
+    let times = [time().boxed(), time().boxed(), (0_i64..2).boxed(), (0_i64..9_000).boxed()];
+    let zero_or = |some: BoxedStrategy<i64>| prop_oneof![Just(0), some];
+    (times, "-|[0-9A-Za-z]{1,11}", zero_or(time().boxed()), zero_or(time().boxed()), notes, any::<bool>()).prop_map(
+        |(times, hash, fetched_at, content_since, note, previous)| {
+            let fetched_at = if fetched_at == 0 { times[0] } else { fetched_at };
+            Known { times, hash, fetched_at, content_since, note, previous }
+        },
+    )
+}
+
+/// The note as the previous version wrote it, with the last attempt in it.
+fn note_of_the_previous_version(note: &Note) -> String {
+    let mut json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&note.to_json()).unwrap();
+    let outcome = note.outcome.filter(|outcome| *outcome != Outcome::Warmed).map_or(-1, |outcome| outcome as i64);
+    let trigger = note.trigger.filter(|trigger| *trigger != Trigger::Expiry).map_or(-1, |trigger| trigger as i64);
+    json.extend((outcome >= 0).then(|| ("o".to_owned(), outcome.into())));
+    json.extend((trigger >= 0).then(|| ("t".to_owned(), trigger.into())));
+    json.extend((note.attempted > 0).then(|| ("a".to_owned(), note.attempted.into())));
+    json.extend((note.crashes > 0).then(|| ("d".to_owned(), note.crashes.into())));
+    json.extend(note.storm.then(|| ("s".to_owned(), 1.into())));
+    serde_json::Value::Object(json).to_string()
+}
+
+#[test]
+fn scripts_and_rust_agree_on_metadata() {
+    const SCRIPT: &str = concat!(
+        include_str!("../src/store/lua/meta.lua"),
+        "local reply = {}
+        for i = 1, #ARGV, 9 do
+          local packed = write_meta(unpack(ARGV, i, i + 8))
+          local fields = {read_meta(packed)}
+          local attempt = {read_attempt(fields[6], fields[9])}
+          reply[#reply + 1] = packed
+          reply[#reply + 1] = table.concat(fields, ' ', 1, 5) .. ' ' .. table.concat(fields, ' ', 7, 9)
+          reply[#reply + 1] = string.format('%d %d %s %d %.0f', unpack(attempt))
+        end
+        return reply"
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let redis = runtime.block_on(TestRedis::start());
+    let agree = |all: Vec<Known>| {
+        let mut words = vec!["EVAL".to_owned(), SCRIPT.to_owned(), "0".to_owned()];
+        let since =
+            |known: &Known| if known.content_since > 0 { known.content_since.to_string() } else { String::new() };
+        for known in &all {
+            words.extend(known.times.map(|time| time.to_string()));
+            let old = note_of_the_previous_version(&known.note);
+            let (attempt, note) =
+                if known.previous { (String::new(), old) } else { (known.note.attempt(), known.note.to_json()) };
+            words.extend([known.hash.clone(), attempt, known.fetched_at.to_string(), since(known), note]);
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let replies: Vec<String> = runtime.block_on(redis.ask(&words));
+        for ((known, reply), words) in all.iter().zip(replies.chunks_exact(3)).zip(words[3..].chunks_exact(9)) {
+            let [packed, fields, attempt] = reply else { unreachable!() };
+            let head = format!("{} {} {} {} {}", words[0], words[1], words[2], words[3], words[4]);
+            prop_assert_eq!(fields, &format!("{head} {} {} {}", words[6], words[7], words[8]));
+            let Note { outcome, trigger, storm, attempted, crashes, .. } = known.note;
+            let (outcome, trigger, storm) =
+                (outcome.unwrap() as u8, trigger.unwrap() as u8, if storm { "1" } else { "" });
+            prop_assert_eq!(attempt, &format!("{trigger} {crashes} {storm} {outcome} {attempted}"));
+            let meta = Meta::parse(packed).unwrap();
+            prop_assert_eq!([meta.start, meta.written, meta.invalidated, meta.outlived], known.times);
+            prop_assert_eq!(
+                (&meta.hash, meta.asked, meta.content_since),
+                (&known.hash, known.fetched_at, known.content_since)
+            );
+            let attempted = if attempted == 0 { known.times[0] } else { attempted };
+            prop_assert_eq!(&meta.note, &Note { attempted, ..known.note.clone() });
+            let attempt = if words[5].is_empty() { 0 } else { words[5].len() + 1 };
+            let room = attempt + words[8].len();
+            prop_assert!(room <= note_of_the_previous_version(&known.note).len(), "more room than before: {}", packed);
+        }
+        Ok(())
+    };
+    let mut runner = TestRunner::new(Config::with_cases(32));
+    runner.run(&proptest::collection::vec(any_known(), 1..100), agree).unwrap();
+}
