@@ -202,3 +202,22 @@ fn no_files_import_one_another_in_a_circle() {
     }
     assert!(faults.is_empty(), "these files import one another:\n{}", faults.join("\n"));
 }
+
+#[test]
+fn no_two_scripts_share_a_file_name() {
+    fn scripts(folder: &Path, found: &mut BTreeMap<String, Vec<PathBuf>>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                scripts(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "lua") {
+                found.entry(path.file_name().unwrap().to_string_lossy().into_owned()).or_default().push(path);
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    scripts(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    assert!(found.len() > 40, "scripts stand under src/");
+    found.retain(|_, files| files.len() > 1);
+    assert!(found.is_empty(), "these scripts share a file name: {found:?}");
+}

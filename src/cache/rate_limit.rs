@@ -1,6 +1,6 @@
 //! Limits of requests for the whole fleet.
 //!
-//! Authority: a log of admissions in Redis for each thing that is limited, changed only by `lua/admit.lua`, in Redis's
+//! Authority: a log of admissions in Redis for each thing that is limited, changed only by `lua/admit_within.lua`, in Redis's
 //! time. Within any period that long, never more than the limit are admitted, and of a burst exactly as many.
 //!
 //! Without Redis each process keeps the limit by its own memory (GCRA, by `governor`): a fleet of M then admits up to M
@@ -29,7 +29,7 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 3_600);
 /// After so many local decisions what is forgotten anyway is cleaned up.
 const CLEAN: u32 = 1_000;
 
-static ADMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/admit.lua")));
+static ADMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/admit_within.lua")));
 
 /// So many requests within so long a time; read from text such as `10/minute`, `100 per second` or `5 per 2 hours`.
 ///

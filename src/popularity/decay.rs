@@ -1,4 +1,4 @@
-//! The arithmetic of decayed counts, as `lua/clock.lua` and `lua/fold.lua` do it.
+//! The arithmetic of decayed counts, as `lua/half_lives.lua` and `lua/fold.lua` do it.
 //!
 //! Each read counts 1 and halves with every half-life: recency and frequency both weigh (LRFU; Lee and others, "LRFU: A
 //! Spectrum of Policies", IEEE Transactions on Computers 50(12), 2001). Kept as forward decay (Cormode and others, ICDE 2009):

@@ -38,12 +38,12 @@ const PAGE: usize = 1_000;
 const MOST_READS: f64 = 1e6;
 
 static FOLD: LazyLock<Script> = LazyLock::new(|| clocked(include_str!("lua/fold.lua")));
-static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/claim.lua")));
+static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/claim_sample.lua")));
 static TOP: LazyLock<Script> = LazyLock::new(|| clocked(include_str!("lua/top.lua")));
 
 /// A script that reads the clock of a job's counts.
 fn clocked(script: &str) -> Script {
-    Script::new(&format!("{}{script}", include_str!("lua/clock.lua")))
+    Script::new(&format!("{}{script}", include_str!("lua/half_lives.lua")))
 }
 
 /// What a fold does with the reads it is given.

@@ -35,7 +35,7 @@ const IDLE: Duration = Duration::from_secs(15);
 
 static TICK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tick.lua")));
 static TOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tock.lua")));
-static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/hold.lua")));
+static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/hold_tick.lua")));
 static ENSURE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ensure.lua")));
 
 /// What a warmup found.

@@ -1,4 +1,4 @@
--- Add reads to a job's decayed counts, in forward-decay form (clock.lua stands before this): the score of an entry is
+-- Add reads to a job's decayed counts, in forward-decay form (half_lives.lua stands before this): the score of an entry is
 -- log2 of the sum over its reads of 2^(half-lives passed then). So scores of all times compare, and none is decayed again.
 -- KEYS  1 counts (sorted set)  2 clock (hash)
 -- ARGV  1 half-life (ms)  2 entries kept at most  3 'add' reads; 'report' the same, and remember when an API did;
