@@ -151,7 +151,7 @@ async fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats,
     let count = |outcome: &str| status.outcomes.get(outcome).copied().unwrap_or_default();
     let (refreshes, failures) = (count("warmed") + count("unchanged"), count("failed"));
     let mut upstream = Upstream::default();
-    if let Some(gate) = job.sources.first().and_then(|source| parts.gates.get(source.upstream())) {
+    if let Some(gate) = job.sources.first().and_then(|source| parts.gates.get(source.upstream()?)) {
         let fetches = gate.fetches();
         gate.tell().await?;
         let lately = gate.lately().await?;

@@ -3,7 +3,7 @@
 //! Nothing from the environment shows but where the upstreams are: in all else `***` stands for it, and in the
 //! upstreams' URLs, too, where a variable's name says that it is a secret.
 
-use crate::job::{EnvUse, EnvValues, Fault, Faults, Job, Jobs, KeyPattern, Params, Schedule, Source, Template};
+use crate::job::{EnvUse, EnvValues, Fault, Faults, Job, Jobs, KeyPattern, Params, Schedule, Shape, Source, Template};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -95,16 +95,19 @@ pub struct Example {
 /// What one source would ask.
 #[derive(Debug, Serialize)]
 pub struct Request {
-    /// `GET` or `POST`.
+    /// `GET` or `POST`; the kind of a source that asks no server, in capitals.
     pub method: &'static str,
-    /// The URL; the template itself where it needs inputs.
-    pub url: String,
+    /// The URL; the template itself if it needs inputs. Absent if no server is asked.
+    pub url: Option<String>,
     /// The model, for AI.
     pub model: Option<String>,
     /// The system message, for AI.
     pub system: Option<String>,
     /// The user message, for AI.
     pub prompt: Option<String>,
+    /// The value's templates, if no server is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<Value>,
 }
 
 /// An environment variable; its value is nobody's business here.
@@ -219,21 +222,14 @@ struct View<'j> {
 
 impl View<'_> {
     fn request(&self, source: &Source) -> Request {
-        match source {
-            Source::Http(http) => Request {
-                method: if http.body.is_some() { "POST" } else { "GET" },
-                url: self.url(&http.url),
-                model: None,
-                system: None,
-                prompt: None,
-            },
-            Source::Ai(ai) => Request {
-                method: "POST",
-                url: self.url(&ai.url),
-                model: Some(self.masked(ai.model.clone())),
-                system: ai.system.as_ref().map(|system| self.text(system)),
-                prompt: Some(self.text(&ai.prompt)),
-            },
+        let outline = source.outline();
+        Request {
+            method: outline.method,
+            url: outline.url.map(|url| self.url(url)),
+            model: outline.model.map(|model| self.masked(model.to_owned())),
+            system: outline.system.map(|system| self.text(system)),
+            prompt: outline.prompt.map(|prompt| self.text(prompt)),
+            value: outline.value.map(Shape::source),
         }
     }
 
@@ -368,7 +364,9 @@ impl JobReport {
         writeln!(f, "  example   {}", escaped(key))?;
         for request in &self.example.requests {
             let model = request.model.as_deref().map(|model| format!("  model {model}")).unwrap_or_default();
-            writeln!(f, "            {} {}{model}", request.method, escaped(&request.url))?;
+            let value = request.value.as_ref().map(Value::to_string);
+            let what = request.url.as_ref().or(value.as_ref()).map(String::as_str).unwrap_or_default();
+            writeln!(f, "            {} {}{model}", request.method, escaped(what))?;
             for (name, text) in [("system", &request.system), ("prompt", &request.prompt)] {
                 if let Some(text) = text {
                     writeln!(f, "            {name}: {}", text.trim().replace('\n', "\n                    "))?;
@@ -435,7 +433,8 @@ mod tests {
             "key = \"a:{x}\"\n[source]\nkind = \"http\"\nurl = \"{{ env.MUSEUM_URL }}/{{ x }}?k={{ env.PATH_TOKEN }}\"\n\
              [[source.fallback]]\nkind = \"http\"\nurl = \"http://h{{ env.PATH_TOKEN }}/\"\n",
         )]);
-        let urls: Vec<&str> = report.jobs[0].example.requests.iter().map(|request| request.url.as_str()).collect();
+        let urls: Vec<&str> =
+            report.jobs[0].example.requests.iter().map(|request| request.url.as_deref().unwrap()).collect();
         assert_eq!(urls[0], "http://127.0.0.1:8600/x?k=***");
         assert_eq!(urls[1], "http://h***/");
         assert!(!report.to_string().contains("hunter2"));

@@ -16,7 +16,7 @@ use crate::config::{Environment, Settings};
 use crate::entry::EntryKey;
 use crate::entry::Trigger;
 use crate::entry::escape::escaped;
-use crate::job::{Job, Jobs, Params, Source};
+use crate::job::{Job, Jobs, Params};
 use crate::ops::{Done, Failure, Ops};
 use crate::source::{Ask, Sources};
 
@@ -138,48 +138,47 @@ async fn dry_run(
 ) -> Result<u8, Failed> {
     let mut plan =
         Plan { job: job.name.to_string(), entries: entries.len(), fetches: 0, ai_calls: 0, inputs_missing: 0 };
-    match &job.sources[0] {
-        Source::Http(_) => plan.fetches = entries.len(),
-        Source::Ai(_) => {
-            let sources = Sources::new(jobs).map_err(|e| {
-                complain(format_args!("{e:#}"));
-                Failed(exit::CONFIG)
-            })?;
-            for page in entries.chunks(PAGE) {
-                let keys: Vec<EntryKey> = page.iter().map(|(key, _)| key.clone()).collect();
-                let looked = session.store.look(&keys).await?;
-                for ((key, params), (expires, meta)) in page.iter().zip(looked) {
-                    let mut inputs = Map::new();
-                    for (name, pattern) in &job.inputs {
-                        let Some(input) = pattern.write(params) else { continue };
-                        if let Some(Some(text)) = session.store.values(&[input]).await?.pop()
-                            && let Ok(value) = serde_json::from_str::<Value>(&text)
-                        {
-                            inputs.insert(name.clone(), value);
-                        }
+    if job.may_hold_unasked() {
+        let sources = Sources::new(jobs).map_err(|e| {
+            complain(format_args!("{e:#}"));
+            Failed(exit::CONFIG)
+        })?;
+        for page in entries.chunks(PAGE) {
+            let keys: Vec<EntryKey> = page.iter().map(|(key, _)| key.clone()).collect();
+            let looked = session.store.look(&keys).await?;
+            for ((key, params), (expires, meta)) in page.iter().zip(looked) {
+                let mut inputs = Map::new();
+                for (name, pattern) in &job.inputs {
+                    let Some(input) = pattern.write(params) else { continue };
+                    if let Some(Some(text)) = session.store.values(&[input]).await?.pop()
+                        && let Ok(value) = serde_json::from_str::<Value>(&text)
+                    {
+                        inputs.insert(name.clone(), value);
                     }
-                    if inputs.len() < job.inputs.len() {
-                        plan.inputs_missing += 1;
-                        plan.ai_calls += 1;
-                        continue;
-                    }
-                    let known = meta.filter(|meta| meta.is_of(expires) && meta.invalidated == 0);
-                    let known = known.map(|meta| meta.note.validators);
-                    let ask = Ask {
-                        job,
-                        source: 0,
-                        key,
-                        params,
-                        inputs: &inputs,
-                        known: known.as_ref(),
-                        deadline: Instant::now(),
-                    };
-                    if !sources.unchanged_without_asking(jobs, &ask) {
-                        plan.ai_calls += 1;
-                    }
+                }
+                if inputs.len() < job.inputs.len() {
+                    plan.inputs_missing += 1;
+                    plan.ai_calls += 1;
+                    continue;
+                }
+                let known = meta.filter(|meta| meta.is_of(expires) && meta.invalidated == 0);
+                let known = known.map(|meta| meta.note.validators);
+                let ask = Ask {
+                    job,
+                    source: 0,
+                    key,
+                    params,
+                    inputs: &inputs,
+                    known: known.as_ref(),
+                    deadline: Instant::now(),
+                };
+                if !sources.unchanged_without_asking(jobs, &ask) {
+                    plan.ai_calls += 1;
                 }
             }
         }
+    } else if job.sources[0].upstream().is_some() {
+        plan.fetches = entries.len();
     }
     if args.json {
         print_json(&plan);

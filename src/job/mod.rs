@@ -10,6 +10,7 @@ mod file;
 mod pattern;
 mod reload;
 mod schedule;
+mod source;
 mod template;
 mod upstream;
 
@@ -26,6 +27,7 @@ pub use file::{EnvUse, Reading};
 pub use pattern::KeyPattern;
 pub use reload::Reload;
 pub use schedule::Schedule;
+pub use source::{AiFormat, AiSource, HttpSource, Outline, Properties, Source};
 pub use template::{Shape, Template, TemplateError};
 pub use upstream::{Rate, Redirects, TokenBudget, Upstream};
 
@@ -85,18 +87,18 @@ impl Job {
     /// How long before its expiry an entry's refresh must begin so that it may time out once and be tried again: an expired
     /// value cannot be extended.
     pub fn least_ahead(&self, upstreams: &BTreeMap<UpstreamName, Arc<Upstream>>) -> Duration {
-        let timeouts = self.sources.iter().filter_map(|source| Some(upstreams.get(source.upstream())?.timeout));
+        let timeouts = self.sources.iter().filter_map(|source| Some(upstreams.get(source.upstream()?)?.timeout));
         timeouts.sum::<Duration>() * 2 + FIRST_RETRY
     }
 
-    /// Whether a value may be known to hold without its upstream being asked: what AI made from the same.
+    /// Returns whether a value may be kept without a request, as the first source tells.
     pub fn may_hold_unasked(&self) -> bool {
-        matches!(self.sources.first(), Some(Source::Ai(_)))
+        self.sources.first().is_some_and(|source| source.properties().may_hold_unasked)
     }
 
-    /// Tells whether a fetch may cost money.
+    /// Returns whether a fetch may cost money, from any of the sources.
     pub fn is_paid_for(&self) -> bool {
-        self.sources.iter().any(|source| matches!(source, Source::Ai(_)))
+        self.sources.iter().any(|source| source.properties().costs_money)
     }
 
     /// Those inputs of an entry from whose keys its own cannot be told: each is an input of many.
@@ -105,98 +107,15 @@ impl Job {
         of_many.filter_map(|input| input.write(params)).collect()
     }
 
-    /// Whether its entries wait for inputs that were invalidated: AI makes them, so each time they are made costs money.
+    /// Returns whether its entries wait for inputs that were invalidated, as the first source tells.
     pub fn waits_for_inputs(&self) -> bool {
-        !self.inputs.is_empty() && matches!(self.sources.first(), Some(Source::Ai(_)))
+        !self.inputs.is_empty() && self.sources.first().is_some_and(|source| source.properties().waits_for_inputs)
     }
 
     /// Whether an input's key says all that an entry's does.
     pub fn is_told_by(&self, input: &KeyPattern) -> bool {
         self.key.names().iter().all(|name| input.names().contains(name))
     }
-}
-
-/// Where values come from.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// An HTTP service that answers with JSON.
-    Http(Box<HttpSource>),
-    /// An OpenAI-compatible chat completions server.
-    Ai(Box<AiSource>),
-}
-
-impl Source {
-    /// The server asked.
-    pub fn upstream(&self) -> &UpstreamName {
-        match self {
-            Self::Http(source) => &source.upstream,
-            Self::Ai(source) => &source.upstream,
-        }
-    }
-}
-
-/// One HTTP request and what is made of its answer.
-#[derive(Clone, Debug)]
-pub struct HttpSource {
-    /// The server asked, with its limits.
-    pub upstream: UpstreamName,
-    /// The absolute URL; what templates insert is percent-encoded as one path segment or query value.
-    pub url: Template,
-    /// Sent besides the upstream's headers.
-    pub headers: BTreeMap<String, Template>,
-    /// Sent as a JSON body with POST; GET where absent.
-    pub body: Option<Shape>,
-    /// JSON Pointer (RFC 6901) into the answer; empty for all of it.
-    pub select: jsonptr::PointerBuf,
-    /// What a usable answer satisfies, an expression over `value`.
-    pub accept: Option<Template>,
-    /// The value stored, built from `value`, the selected part; as it is where absent.
-    pub value: Option<Shape>,
-}
-
-/// One chat completion and what is made of it.
-#[derive(Clone, Debug)]
-pub struct AiSource {
-    /// The server asked, with its limits and the token budget.
-    pub upstream: UpstreamName,
-    /// The absolute URL of `…/chat/completions`.
-    pub url: Template,
-    /// The model's name.
-    pub model: String,
-    /// The system message.
-    pub system: Option<Template>,
-    /// The user message.
-    pub prompt: Template,
-    /// Sampling temperature; the server's default where absent.
-    pub temperature: Option<f64>,
-    /// The longest answer asked for.
-    pub max_tokens: Option<u32>,
-    /// Further fields of the request's body, as they are.
-    pub options: serde_json::Map<String, serde_json::Value>,
-    /// How the answer is stored.
-    pub format: AiFormat,
-}
-
-impl AiSource {
-    /// The names by which a body limits the answer.
-    pub(crate) const LIMITS: [&str; 2] = ["max_tokens", "max_completion_tokens"];
-
-    /// The longest answer asked for, in tokens, and the name by which the body says so.
-    pub fn limit(&self) -> Option<(&'static str, u64)> {
-        let option = |name| Some((name, self.options.get(name)?.as_u64()?));
-        self.max_tokens
-            .map(|most| ("max_tokens", u64::from(most)))
-            .or_else(|| Self::LIMITS.into_iter().find_map(option))
-    }
-}
-
-/// How an AI answer is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AiFormat {
-    /// As a JSON string.
-    Text,
-    /// As the JSON document that the answer must be.
-    Json,
 }
 
 /// What a job keeps warm.
@@ -285,14 +204,15 @@ impl Jobs {
         self.jobs.values().filter(|job| !job.tags.is_empty()).map(|job| job.key.glob()).collect()
     }
 
-    /// How long an upstream's answer may take.
-    pub fn timeout(&self, upstream: &UpstreamName) -> Duration {
+    /// Returns how long a source's answer may take; zero for a source that asks no server.
+    pub fn timeout(&self, source: &Source) -> Duration {
+        let Some(upstream) = source.upstream() else { return Duration::ZERO };
         self.upstreams.get(upstream).map_or(Duration::from_secs(10), |upstream| upstream.timeout)
     }
 
     /// How long all sources of a job may take together.
     pub fn fetch_time(&self, job: &Job) -> Duration {
-        job.sources.iter().map(|source| self.timeout(source.upstream())).sum()
+        job.sources.iter().map(|source| self.timeout(source)).sum()
     }
 
     /// The job that owns a key, and the placeholders' values in it.

@@ -506,9 +506,23 @@ impl Shape {
     pub fn render(&self, context: &Value) -> Result<Value, String> {
         self.0.render(context)
     }
+
+    /// Returns the document with its templates as they are written in the file.
+    pub fn source(&self) -> Value {
+        self.0.source()
+    }
 }
 
 impl Node {
+    fn source(&self) -> Value {
+        match self {
+            Self::Plain(value) => value.clone(),
+            Self::Template(template) => template.source().into(),
+            Self::Array(items) => items.iter().map(Self::source).collect(),
+            Self::Object(fields) => fields.iter().map(|(name, node)| (name.clone(), node.source())).collect(),
+        }
+    }
+
     fn render(&self, context: &Value) -> Result<Value, String> {
         match self {
             Self::Plain(value) => Ok(value.clone()),

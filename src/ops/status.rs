@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::entry::Last;
 use crate::entry::{Outcome, Spending};
-use crate::job::{Job, Jobs};
+use crate::job::{Job, Jobs, Source};
 use crate::ops::Census;
 use crate::protocol::Keys;
 use crate::redis::{Connection, WrongType, is_of_keys, wrong_types};
@@ -142,8 +142,8 @@ async fn faults(redis: &Connection, keys: &Keys, names: &[String]) -> RedisResul
 pub fn assign(statuses: &mut [JobStatus], jobs: &Jobs, upstreams: &[UpstreamStatus]) {
     for status in statuses {
         let Some(job) = jobs.jobs.get(status.job.as_str()) else { continue };
-        for source in &job.sources {
-            let name = source.upstream().as_str();
+        for name in job.sources.iter().filter_map(Source::upstream) {
+            let name = name.as_str();
             if status.upstreams.iter().all(|known| known.upstream != name) {
                 status.upstreams.extend(upstreams.iter().find(|upstream| upstream.upstream == name).cloned());
             }

@@ -246,7 +246,7 @@ impl Dispatcher {
     fn closed_for(&self, job: &Job) -> Option<Duration> {
         let mut shortest = None;
         for source in &job.sources {
-            let wait = self.gates.get(source.upstream())?.closed_for()?;
+            let wait = self.gates.get(source.upstream()?)?.closed_for()?;
             shortest = Some(shortest.map_or(wait, |other: Duration| other.min(wait)));
         }
         shortest
@@ -260,7 +260,7 @@ impl Dispatcher {
     fn bounds(&self, job: &Job) -> (usize, usize) {
         let workers = self.fleet();
         let mut cap = self.concurrency.saturating_mul(DEPTH).saturating_mul(workers);
-        if let Some(upstream) = job.sources.first().and_then(|source| self.jobs.upstreams.get(source.upstream())) {
+        if let Some(upstream) = job.sources.first().and_then(|source| self.jobs.upstreams.get(source.upstream()?)) {
             let share = self.claim / 4;
             if let Some(rate) = upstream.rate {
                 let admitted = share.as_secs_f64() / rate.per.as_secs_f64() * f64::from(rate.count);

@@ -8,10 +8,10 @@
 //! With format `json` the answer must be a JSON document; one Markdown fence around the whole of it is taken off, because
 //! many models cannot be kept from writing one, and each answer refused for it would be paid again.
 
-use super::client::{Body, Client, Reached, Received, Request, answer_error};
+use super::client::{Body, Reached, Received, Request, answer_error};
 use super::completion::{Completion, estimate};
 use super::http::select;
-use super::{Answer, Ask, Cost, FetchError, Fetched, Spent, context};
+use super::{Answer, Ask, Cost, FetchError, Fetched, Sources, Spent, context};
 use crate::entry::Validators;
 use crate::job::{AiFormat, AiSource};
 use jsonptr::Pointer;
@@ -20,7 +20,11 @@ use twox_hash::XxHash3_128;
 
 /// Asks an AI source once, if the value would be made from anything else than the present one. With what that cost,
 /// whatever came of it.
-pub(super) async fn fetch(client: &Client, source: &AiSource, ask: &Ask<'_>) -> (Result<Answer, FetchError>, Spent) {
+pub(super) async fn fetch(sources: &Sources, source: &AiSource, ask: &Ask<'_>) -> (Result<Answer, FetchError>, Spent) {
+    let client = match sources.client(&source.upstream) {
+        Ok(client) => client,
+        Err(error) => return (Err(error), Spent::Nothing),
+    };
     let (url, body) = match request(source, ask) {
         Ok(request) => request,
         Err(reason) => return (Err(FetchError::Answer(reason)), Spent::Nothing),

@@ -129,7 +129,7 @@ impl Client {
             value.set_sensitive(true);
             headers.insert(key, value);
         }
-        Ok(Self { http, away, upstream: upstream.clone(), headers, secrets: Secrets::new(upstream, env) })
+        Ok(Self { http, away, upstream: upstream.clone(), headers, secrets: Secrets::new(Some(upstream), env) })
     }
 
     /// A message without the secrets of the upstream and of the job files.

@@ -7,7 +7,7 @@
 //! order mark is dropped.
 
 use super::client::{Client, Received, Request, answer_error};
-use super::{Answer, Ask, FetchError, Fetched, context};
+use super::{Answer, Ask, FetchError, Fetched, Sources, context};
 use crate::entry::Validators;
 use crate::job::{Feed, HttpSource, Job, KeyPattern, Params};
 use jsonptr::Pointer;
@@ -28,7 +28,8 @@ const FEED_LONGEST: usize = 1_000_000;
 const VALIDATOR_LONGEST: usize = 512;
 
 /// Asks an HTTP source once.
-pub(super) async fn fetch(client: &Client, source: &HttpSource, ask: &Ask<'_>) -> Result<Answer, FetchError> {
+pub(super) async fn fetch(sources: &Sources, source: &HttpSource, ask: &Ask<'_>) -> Result<Answer, FetchError> {
+    let client = sources.client(&source.upstream)?;
     let mut context = context(ask.params, ask.inputs, None);
     let url = source.url.render_url(&context).map_err(|reason| FetchError::Answer(format!("url: {reason}")))?;
     let mut headers = Vec::new();

@@ -18,6 +18,7 @@ use crate::entry::Validators;
 use crate::entry::{EntryKey, UpstreamName};
 use crate::job::{Job, Jobs, Params, Source};
 use client::Client;
+use secrets::Secrets;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -142,6 +143,8 @@ impl FetchError {
 #[derive(Clone, Debug)]
 pub struct Sources {
     clients: Arc<BTreeMap<UpstreamName, Client>>,
+    /// Hidden in messages of sources that ask no server.
+    secrets: Secrets,
 }
 
 impl Sources {
@@ -153,7 +156,8 @@ impl Sources {
         let client = |(name, upstream): (&UpstreamName, &Arc<_>)| {
             anyhow::Ok((name.clone(), Client::new(upstream, &jobs.env_values)?))
         };
-        Ok(Self { clients: Arc::new(jobs.upstreams.iter().map(client).collect::<Result<_, _>>()?) })
+        let clients = Arc::new(jobs.upstreams.iter().map(client).collect::<Result<_, _>>()?);
+        Ok(Self { clients, secrets: Secrets::new(None, &jobs.env_values) })
     }
 
     /// Asks one source once. The tokens of an AI answer that cannot be used are lost to the count; [`Sources::fetch_with`]
@@ -165,14 +169,16 @@ impl Sources {
         self.fetch_counting(ask).await.0
     }
 
-    /// Asks one source once under a permit of its upstream's gate, and gives it back: reports how the request ended and what
-    /// tokens it spent, wanted or not; those it returns as well.
+    /// Asks one source once under a permit of its upstream's gate, and gives the permit back: reports how the request ended
+    /// and which tokens it spent, for an answer of use or not. Returns these tokens as well. A source that asks no server
+    /// needs no permit.
     pub async fn fetch_with(
         &self,
         _jobs: &Jobs,
         ask: &Ask<'_>,
-        mut permit: Permit,
+        permit: Option<Permit>,
     ) -> (Result<Answer, FetchError>, u64) {
+        let Some(mut permit) = permit else { return (self.fetch_counting(ask).await.0, 0) };
         let began = Instant::now();
         permit.begin();
         let (result, spent) = self.fetch_counting(ask).await;
@@ -185,18 +191,14 @@ impl Sources {
     /// Whether the present value is known to hold without asking the upstream, so that no permit is needed: an AI value made
     /// from the same model, messages and settings. False where it must be asked.
     pub fn unchanged_without_asking(&self, _jobs: &Jobs, ask: &Ask<'_>) -> bool {
-        match ask.job.sources.get(ask.source) {
-            Some(Source::Ai(source)) => ai::unchanged(source, ask),
-            Some(Source::Http(_)) | None => false,
-        }
+        let Some(Source::Ai(source)) = ask.job.sources.get(ask.source) else { return false };
+        ai::unchanged(source, ask)
     }
 
     /// The AI tokens that asking a source may cost, which its upstream's budget must have room for.
     pub fn cost(&self, ask: &Ask<'_>) -> Cost {
-        match ask.job.sources.get(ask.source) {
-            Some(Source::Ai(source)) => ai::cost(source, ask),
-            Some(Source::Http(_)) | None => Cost::default(),
-        }
+        let Some(Source::Ai(source)) = ask.job.sources.get(ask.source) else { return Cost::default() };
+        ai::cost(source, ask)
     }
 
     /// Asks a job's feed for its entries, at most 1,000,000; none where the job has no feed.
@@ -214,16 +216,14 @@ impl Sources {
             let reason = format!("job `{}` has no source {}", ask.job.name, ask.source);
             return (Err(FetchError::Answer(reason)), Spent::Nothing);
         };
-        let client = match self.client(source.upstream()) {
-            Ok(client) => client,
-            Err(error) => return (Err(error), Spent::Nothing),
-        };
         let (result, spent) = match source {
-            Source::Http(source) => (http::fetch(client, source, ask).await, Spent::Nothing),
-            Source::Ai(source) => ai::fetch(client, source, ask).await,
+            Source::Http(source) => (http::fetch(self, source, ask).await, Spent::Nothing),
+            Source::Ai(source) => ai::fetch(self, source, ask).await,
         };
-        // Whatever the message is about, a template's text included.
-        (result.map_err(|error| error.map(|text| client.hide(&text))), spent)
+        // A message may quote anything, a template's text included.
+        let client = source.upstream().and_then(|upstream| self.clients.get(upstream));
+        let hide = |text: String| client.map_or_else(|| self.secrets.blot(&text, false), |client| client.hide(&text));
+        (result.map_err(|error| error.map(hide)), spent)
     }
 
     fn client(&self, upstream: &UpstreamName) -> Result<&Client, FetchError> {

@@ -8,6 +8,7 @@
 use crate::job::{EnvValues, Upstream};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
+use std::fmt;
 use std::sync::Arc;
 use url::Url;
 
@@ -28,17 +29,25 @@ pub(super) struct Secrets {
     own: Vec<String>,
 }
 
+impl fmt::Debug for Secrets {
+    /// Shows none of them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(BLOT)
+    }
+}
+
 impl Secrets {
-    /// The secrets of an upstream's headers, and of the environment.
+    /// Returns the secrets of an upstream's headers, if there is one, and of the environment.
     ///
     /// Where a variable holds a URL or a host and its name does not say that it is secret, the host stays visible, so that a
     /// message says which server it is about.
-    pub(super) fn new(upstream: &Upstream, env: &EnvValues) -> Self {
+    pub(super) fn new(upstream: Option<&Upstream>, env: &EnvValues) -> Self {
         let mut secrets = Self::default();
-        for text in upstream.headers.values() {
+        for text in upstream.iter().flat_map(|upstream| upstream.headers.values()) {
             secrets.add(text);
         }
-        let authority = Url::parse(&upstream.url).map(|url| url.authority().to_ascii_lowercase()).unwrap_or_default();
+        let authority = upstream.and_then(|upstream| Url::parse(&upstream.url).ok());
+        let authority = authority.map(|url| url.authority().to_ascii_lowercase()).unwrap_or_default();
         for (name, value) in env.iter() {
             let value = value.trim();
             let url = Url::parse(value).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
@@ -306,7 +315,7 @@ mod tests {
                 )
             };
             let jobs = crate::job::Jobs::parse(&files, std::time::Duration::from_secs(60), &env).unwrap();
-            Secrets::new(jobs.upstreams.values().next().unwrap(), &jobs.env_values)
+            Secrets::new(jobs.upstreams.values().next().map(|upstream| &**upstream), &jobs.env_values)
         };
         let secrets = upstream("{{ env.HOOK }}");
         assert_eq!(secrets.blot("https://hooks.test/services/T0000000/x/7", false), "https://hooks.test/***/***/x/7");

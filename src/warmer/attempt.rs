@@ -101,8 +101,8 @@ pub(super) struct Attempt<'a> {
     pub(super) params: Params,
     /// The values of the inputs by name.
     pub(super) inputs: Map<String, Value>,
-    /// The permit for the first request, and the number of the source that is asked under it.
-    pub(super) permit: Option<(usize, Permit)>,
+    /// The number of the source that is asked first, and the permit of its upstream, where it has one.
+    pub(super) permit: Option<(usize, Option<Permit>)>,
     /// The token of the lease, while the attempt holds one.
     pub(super) token: Option<String>,
     /// Held by an attempt at an entry that may crash the worker: only one such attempt runs at a time.
@@ -152,7 +152,7 @@ impl Attempt<'_> {
 
     /// Gives the permit back unused, which says nothing about the upstream.
     pub(super) async fn return_permit(&mut self) {
-        if let Some((_, permit)) = self.permit.take() {
+        if let Some((_, Some(permit))) = self.permit.take() {
             permit.done(Ended::Unused).await;
         }
     }

@@ -236,11 +236,7 @@ impl Warmer {
 
     /// Counts what an unchanged value saved.
     fn count_saved(&self, job: &Job, note: &Note) {
-        let saved = if job.may_hold_unasked() {
-            Spending { tokens_saved: note.tokens, calls_saved: 1, ..Spending::default() }
-        } else {
-            Spending { not_modified: 1, ..Spending::default() }
-        };
+        let saved = (job.sources[0].properties().saves)(note.tokens);
         self.usage.add(&job.name, saved);
     }
 }

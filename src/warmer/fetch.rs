@@ -18,7 +18,7 @@ const PEEK: Duration = Duration::from_millis(50);
 
 impl Attempt<'_> {
     /// Waits until `until` for the first source that admits a request; returns its number and the permit.
-    pub(super) async fn admit_any(&self, until: Instant) -> Result<(usize, Permit), Ending> {
+    pub(super) async fn admit_any(&self, until: Instant) -> Result<(usize, Option<Permit>), Ending> {
         let mut source = 0;
         loop {
             match self.warmer.admit(&self.ask(source, None, until), self.entry.priority, until).await {
@@ -77,10 +77,10 @@ impl Attempt<'_> {
 
 impl Warmer {
     /// Waits until `until` for a permit of a source's upstream; returns the ending of an entry that gets none. A
-    /// request with a fallback does not wait for a closed upstream.
-    async fn admit(&self, ask: &Ask<'_>, priority: Priority, until: Instant) -> Result<Permit, Ending> {
+    /// request with a fallback does not wait for a closed upstream. A source without a server needs no permit.
+    async fn admit(&self, ask: &Ask<'_>, priority: Priority, until: Instant) -> Result<Option<Permit>, Ending> {
         let (job, source) = (ask.job, ask.source);
-        let upstream = job.sources[source].upstream();
+        let Some(upstream) = job.sources[source].upstream() else { return Ok(None) };
         let Some(gate) = self.gates.get(upstream) else {
             let reason = format!("this worker has no gate to upstream {upstream}");
             return Err(Ending::because(Outcome::Deferred, Next::In(SHORT_WAIT), reason));
@@ -103,7 +103,7 @@ impl Warmer {
         };
         tokio::select! {
             admitted = gate.admit_for(priority, until, cost) => {
-                admitted.map_err(|refusal| refused(refusal.wait, gate.says(&refusal)))
+                admitted.map(Some).map_err(|refusal| refused(refusal.wait, gate.says(&refusal)))
             }
             wait = closed => Err(refused(wait, "is closed for a while".to_owned())),
             () = self.drain.cancelled() => {
@@ -133,6 +133,6 @@ impl Warmer {
 
     /// Returns how long a source's upstream is known to stay closed.
     fn closed_for(&self, job: &Job, source: usize) -> Option<Duration> {
-        self.gates.get(job.sources[source].upstream())?.closed_for()
+        self.gates.get(job.sources[source].upstream()?)?.closed_for()
     }
 }

@@ -274,7 +274,7 @@ impl Warmer {
 
     /// Returns the longest time that a source's answer may take.
     fn timeout(&self, job: &Job, source: usize) -> Duration {
-        self.jobs.timeout(job.sources[source].upstream())
+        self.jobs.timeout(&job.sources[source])
     }
 }
 

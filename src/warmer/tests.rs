@@ -1,5 +1,5 @@
 use super::*;
-use crate::job::Template;
+use crate::job::{Source, Template};
 use crate::popularity::Popularity;
 use crate::protocol::Keys;
 use crate::redis::Connection;

@@ -179,7 +179,7 @@ impl Contender {
             let Ok(value) = serde_json::from_str(&text) else { return Ok(None) };
             inputs.insert(name.clone(), value);
         }
-        let timeout = job.sources.first().and_then(|source| self.jobs.upstreams.get(source.upstream()));
+        let timeout = job.sources.first().and_then(|source| self.jobs.upstreams.get(source.upstream()?));
         let deadline = Instant::now() + timeout.map_or(PATIENCE, |upstream| upstream.timeout);
         let ask = Ask { job, source: 0, key, params, inputs: &inputs, known: None, deadline };
         let Ok(Answer::Value(fetched)) = self.sources.fetch(&self.jobs, &ask).await else { return Ok(None) };

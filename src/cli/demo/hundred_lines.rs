@@ -13,7 +13,6 @@ use redis::RedisResult;
 
 use super::catalogue::Shelf;
 use super::contender::Contender;
-use crate::job::Source;
 use crate::redis::RedisUrl;
 
 /// Fetches at once, for each kind of content.
@@ -36,8 +35,7 @@ pub(super) async fn prefetch(contender: &Contender, shelf: &Shelf, once: &Atomic
         futures_util::stream::iter(all)
             .for_each_concurrent(ABREAST, async |params| {
                 let Some(key) = job.key.write(&params) else { return };
-                let costs = matches!(job.sources.first(), Some(Source::Ai(_)));
-                if costs && !matches!(contender.value(&key).await, Ok(None)) {
+                if job.is_paid_for() && !matches!(contender.value(&key).await, Ok(None)) {
                     return;
                 }
                 // What fails is fetched next time.

@@ -17,7 +17,7 @@ use tracing::warn;
 use crate::agenda::{Agenda, When};
 use crate::entry::EntryKey;
 use crate::entry::Trigger;
-use crate::job::{Job, Jobs, Source};
+use crate::job::{Job, Jobs};
 use crate::popularity::Popularity;
 use crate::protocol::Handled;
 use crate::protocol::Keys;
@@ -163,7 +163,7 @@ impl Revalidator {
                 break;
             }
         }
-        jobs.sort_by_key(|job| is_generated(job));
+        jobs.sort_by_key(|job| job.may_hold_unasked() || job.waits_for_inputs());
         let mut pace = Pace { begun: Instant::now(), values: 0 };
         for job in std::mem::take(jobs) {
             let examined = self.examine_job(job, suspect, &mut pace).await;
@@ -205,7 +205,7 @@ impl Revalidator {
         let count = lost.len();
         let mut missed = Vec::new();
         let mut when = When::Bulk(due);
-        if is_generated(job) {
+        if job.may_hold_unasked() {
             missed.extend(lost.extract_if(.., |(_, gap)| *gap == Gap::Missed).map(|(key, _)| key));
             when = When::Due(due);
         }
@@ -300,10 +300,6 @@ impl Pace {
 fn rest(values: usize, passed: Duration) -> Duration {
     let paced = u32::try_from(values).unwrap_or(u32::MAX).saturating_sub(AT_ONCE);
     (Duration::from_secs(1) * paced / A_SECOND).saturating_sub(passed)
-}
-
-fn is_generated(job: &Job) -> bool {
-    matches!(job.sources.first(), Some(Source::Ai(_)))
 }
 
 /// What a note says.

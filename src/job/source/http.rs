@@ -1,0 +1,43 @@
+//! `kind = "http"`: one HTTP request and what is made of its answer.
+
+use std::collections::BTreeMap;
+
+use super::{Outline, Properties};
+use crate::entry::{Spending, UpstreamName};
+use crate::job::{Shape, Template};
+
+/// One HTTP request and what is made of its answer.
+#[derive(Clone, Debug)]
+pub struct HttpSource {
+    /// The server that is asked, with its limits.
+    pub upstream: UpstreamName,
+    /// The absolute URL. What templates insert is percent-encoded as one path segment or query value.
+    pub url: Template,
+    /// Headers sent in addition to the upstream's.
+    pub headers: BTreeMap<String, Template>,
+    /// The JSON body, sent with POST; GET if absent.
+    pub body: Option<Shape>,
+    /// A JSON Pointer (RFC 6901) into the answer; empty for all of it.
+    pub select: jsonptr::PointerBuf,
+    /// An expression over `value` that a usable answer satisfies.
+    pub accept: Option<Template>,
+    /// The stored value, built from `value`, the selected part; if absent, the selected part as it is.
+    pub value: Option<Shape>,
+}
+
+impl HttpSource {
+    pub(super) fn properties(&self) -> Properties<'_> {
+        Properties {
+            upstream: Some(&self.upstream),
+            costs_money: false,
+            may_hold_unasked: false,
+            waits_for_inputs: false,
+            saves: |_| Spending { not_modified: 1, ..Spending::default() },
+        }
+    }
+
+    pub(super) fn outline(&self) -> Outline<'_> {
+        let method = if self.body.is_some() { "POST" } else { "GET" };
+        Outline { method, url: Some(&self.url), model: None, system: None, prompt: None, value: None }
+    }
+}

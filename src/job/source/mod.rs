@@ -1,0 +1,77 @@
+//! Sources: where a job's values come from, and the properties by which the rest of the program treats them.
+//!
+//! Each kind states its properties in its own file. No other room looks at the kind, except the room that fetches. A new
+//! kind is a file here, a variant of [`Source`], a reader in `job/file/source.rs`, and a fetch in the room `source`.
+
+mod ai;
+mod http;
+
+pub use ai::{AiFormat, AiSource};
+pub use http::HttpSource;
+
+use super::{Shape, Template};
+use crate::entry::{Spending, UpstreamName};
+
+/// Where values come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// An HTTP service that answers with JSON.
+    Http(Box<HttpSource>),
+    /// An OpenAI-compatible chat completions server.
+    Ai(Box<AiSource>),
+}
+
+/// The properties of a source by which the rest of the program treats it.
+#[derive(Clone, Copy, Debug)]
+pub struct Properties<'a> {
+    /// The server that is asked, with its limits. `None` if the source asks no server: it then needs no permit.
+    pub upstream: Option<&'a UpstreamName>,
+    /// A fetch may cost money.
+    pub costs_money: bool,
+    /// A value may be kept without a request, because what it was made from says whether it would be the same.
+    pub may_hold_unasked: bool,
+    /// An entry waits for an input that was invalidated: a fetch before the input's would be repeated after it.
+    pub waits_for_inputs: bool,
+    /// Returns what an unchanged value saved whose fetch cost this many tokens.
+    pub saves: fn(u64) -> Spending,
+}
+
+/// A source as people are shown it, with its templates.
+#[derive(Clone, Copy, Debug)]
+pub struct Outline<'a> {
+    /// `GET` or `POST`; the kind of a source that asks no server, in capitals.
+    pub method: &'static str,
+    /// The URL that is asked.
+    pub url: Option<&'a Template>,
+    /// The AI model.
+    pub model: Option<&'a str>,
+    /// The system message of an AI source.
+    pub system: Option<&'a Template>,
+    /// The user message of an AI source.
+    pub prompt: Option<&'a Template>,
+    /// The value of a source that asks no server.
+    pub value: Option<&'a Shape>,
+}
+
+impl Source {
+    /// Returns the properties of the source.
+    pub fn properties(&self) -> Properties<'_> {
+        match self {
+            Self::Http(source) => source.properties(),
+            Self::Ai(source) => source.properties(),
+        }
+    }
+
+    /// Returns what people are shown of the source.
+    pub fn outline(&self) -> Outline<'_> {
+        match self {
+            Self::Http(source) => source.outline(),
+            Self::Ai(source) => source.outline(),
+        }
+    }
+
+    /// Returns the server that is asked; `None` if the source asks no server and so needs no permit.
+    pub fn upstream(&self) -> Option<&UpstreamName> {
+        self.properties().upstream
+    }
+}
