@@ -9,7 +9,7 @@ use super::freshness::{is_storm, known, millis, with_recheck};
 use super::{RESEND_WAIT, SHORT_WAIT, Warmer, stale_if_error};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
-use crate::entry::{EntryKey, Outcome, Spending, Trigger};
+use crate::entry::{EntryKey, Outcome, Trigger};
 use crate::job::Job;
 use crate::source::Answer;
 use crate::store::{Lease, Note, Removal, Written};
