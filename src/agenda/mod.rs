@@ -292,24 +292,15 @@ impl Agenda {
         trouble
     }
 
-    /// The entries on a job's agenda that match a glob, in whatever state; each once or more. It is scanned in steps.
+    /// Returns the entries on a job's agenda that match a glob, in any state; each once or more. The agenda is scanned in steps.
     ///
     /// # Errors
     /// Redis's.
     pub async fn matching(&self, job: &JobName, glob: &str) -> RedisResult<Vec<EntryKey>> {
-        let mut entries = Vec::new();
-        let mut cursor = 0_u64;
+        let (mut entries, mut cursor) = (Vec::new(), 0);
         loop {
-            let (next, found): (u64, Vec<(String, f64)>) = redis::cmd("ZSCAN")
-                .arg(self.keys.agenda(job))
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(glob)
-                .arg("COUNT")
-                .arg(STEP)
-                .query_async(&mut self.redis.clone())
-                .await?;
-            entries.extend(found.into_iter().map(|(key, _)| EntryKey::new(key)));
+            let (next, found) = self.scan(job, glob, cursor).await?;
+            entries.extend(found);
             cursor = next;
             if cursor == 0 {
                 return Ok(entries);
@@ -317,14 +308,57 @@ impl Agenda {
         }
     }
 
-    /// Asks for an entry's score.
+    /// Takes the entries that match a glob off the agenda, in any state. The agenda is scanned in steps.
+    ///
+    /// # Errors
+    /// Redis's; some may have left.
+    pub async fn remove_matching(&self, job: &JobName, glob: &str) -> RedisResult<()> {
+        let mut cursor = 0;
+        loop {
+            let (next, found) = self.scan(job, glob, cursor).await?;
+            self.remove(job, &found).await?;
+            cursor = next;
+            if cursor == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns the next cursor and some entries that match a glob; the cursor begins and ends with 0.
+    async fn scan(&self, job: &JobName, glob: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
+        let mut scan = redis::cmd("ZSCAN");
+        scan.arg(self.keys.agenda(job)).arg(cursor).arg("MATCH").arg(glob).arg("COUNT").arg(STEP);
+        let (next, found): (u64, Vec<(String, f64)>) = scan.query_async(&mut self.redis.clone()).await?;
+        Ok((next, found.into_iter().map(|(key, _)| EntryKey::new(key)).collect()))
+    }
+
+    /// Returns the command that asks for an entry's score, for a pipeline of the caller; [`Due::from_score`] decodes the reply.
     pub(crate) fn ask_score(&self, job: &JobName, key: &EntryKey) -> Cmd {
         let mut ask = redis::cmd("ZSCORE");
         ask.arg(self.keys.agenda(job)).arg(key.as_str());
         ask
     }
 
-    /// The scores of entries, as they compare and swap; `None` for what is not on the agenda.
+    /// Returns the command that asks for the scores of entries, for a pipeline of the caller.
+    pub(crate) fn ask_scores<'a>(&self, job: &JobName, entries: impl IntoIterator<Item = &'a EntryKey>) -> Cmd {
+        let mut ask = redis::cmd("ZMSCORE");
+        ask.arg(self.keys.agenda(job)).arg(Vec::from_iter(entries.into_iter().map(EntryKey::as_str)));
+        ask
+    }
+
+    /// Returns the command that asks for how many entries are on the agenda, for a pipeline of the caller.
+    pub(crate) fn ask_size(&self, job: &JobName) -> Cmd {
+        Cmd::zcard(self.keys.agenda(job))
+    }
+
+    /// Returns the commands that count entries, for a pipeline of the caller: of due ones at `now` (Redis time, ms) those that are
+    /// scheduled, of high priority, and bulk; then those that are claimed or running.
+    pub(crate) fn ask_counts(&self, job: &JobName, now: i64) -> [Cmd; 4] {
+        let [scheduled, high, bulk] = score::due_by(now);
+        [scheduled, high, bulk, score::in_flight()].map(|(from, to)| Cmd::zcount(self.keys.agenda(job), from, to))
+    }
+
+    /// Returns the scores of entries, as they compare and swap; `None` for an entry that is not on the agenda.
     ///
     /// # Errors
     /// Redis's.
@@ -332,11 +366,22 @@ impl Agenda {
         if entries.is_empty() {
             return Ok(Vec::new());
         }
-        let keys: Vec<&str> = entries.iter().map(EntryKey::as_str).collect();
-        redis::cmd("ZMSCORE").arg(self.keys.agenda(job)).arg(keys).query_async(&mut self.redis.clone()).await
+        self.ask_scores(job, entries).query_async(&mut self.redis.clone()).await
     }
 
-    /// Takes entries off the agenda, whatever their state.
+    /// Returns the decoded scores of entries; `None` for an entry that is not on the agenda.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn dues(&self, job: &JobName, entries: &[EntryKey]) -> RedisResult<Vec<Option<Due>>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let scores: Vec<Option<f64>> = self.ask_scores(job, entries).query_async(&mut self.redis.clone()).await?;
+        Ok(scores.into_iter().map(|score| score.map(Due::from_score)).collect())
+    }
+
+    /// Takes entries off the agenda, in any state.
     ///
     /// # Errors
     /// Redis's; some may have left.

@@ -6,7 +6,6 @@ use redis::RedisResult;
 
 use super::{Ops, STEP};
 use crate::cache::KNOWN_PREFIXES;
-use crate::entry::EntryKey;
 use crate::protocol::inbox;
 use crate::protocol::{Action, Message};
 use crate::trigger::Invalidator;
@@ -67,24 +66,7 @@ impl Ops {
     /// Takes what matches off all agendas.
     async fn forget(&self, pattern: &Pattern) -> RedisResult<()> {
         for job in self.jobs.jobs.keys() {
-            let mut cursor = 0_u64;
-            loop {
-                let (next, found): (u64, Vec<(String, f64)>) = redis::cmd("ZSCAN")
-                    .arg(self.keys.agenda(job))
-                    .arg(cursor)
-                    .arg("MATCH")
-                    .arg(&pattern.0)
-                    .arg("COUNT")
-                    .arg(STEP)
-                    .query_async(&mut self.redis.clone())
-                    .await?;
-                let keys: Vec<EntryKey> = found.into_iter().map(|(key, _)| EntryKey::new(key)).collect();
-                self.agenda.remove(job, &keys).await?;
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
-            }
+            self.agenda.remove_matching(job, &pattern.0).await?;
         }
         Ok(())
     }

@@ -78,9 +78,7 @@ impl Ops {
         let (score, given_up): (Option<f64>, Option<String>) = match owner {
             Some(job) => {
                 redis::pipe()
-                    .cmd("ZSCORE")
-                    .arg(self.keys.agenda(&job.name))
-                    .arg(name)
+                    .add_command(self.agenda.ask_score(&job.name, &key))
                     .cmd("HGET")
                     .arg(self.keys.dead_reasons(&job.name))
                     .arg(name)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use redis::RedisResult;
 use serde::Serialize;
 
+use crate::agenda::Agenda;
 use crate::entry::Last;
 use crate::entry::{Outcome, Spending};
 use crate::job::{Job, Jobs, Source};
@@ -162,31 +163,18 @@ pub async fn of_job(
     census: Option<&Census>,
 ) -> RedisResult<JobStatus> {
     let faults = faults(redis, keys, &keys.all_of(&job.name)).await?;
+    let agenda = Agenda::new(redis.clone(), keys.clone());
     let mut redis = redis.clone();
     let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut redis).await?;
     let now = seconds * 1_000 + micros / 1_000;
-    let agenda = keys.agenda(&job.name);
-    let (single_now, mass_now) = (now - 40_000_000_000_000 + 1, now - 30_000_000_000_000 + 1);
     type Count = RedisResult<u64>;
     type Stats = RedisResult<BTreeMap<String, String>>;
     type Reply = (Count, Count, Count, Count, Count, RedisResult<Option<f64>>, RedisResult<Option<i64>>, Stats);
-    let (due, single, mass, in_hand, dead, next, paused_ms, stats): Reply = redis::pipe()
-        .cmd("ZCOUNT")
-        .arg(&agenda)
-        .arg(0)
-        .arg(now)
-        .cmd("ZCOUNT")
-        .arg(&agenda)
-        .arg("-inf")
-        .arg(single_now)
-        .cmd("ZCOUNT")
-        .arg(&agenda)
-        .arg("-3.5e13")
-        .arg(mass_now)
-        .cmd("ZCOUNT")
-        .arg(&agenda)
-        .arg("-2.5e13")
-        .arg("(-1e13")
+    let mut ask = redis::pipe();
+    for count in agenda.ask_counts(&job.name, now) {
+        ask.add_command(count);
+    }
+    let (scheduled, high, bulk, in_flight, dead, next, paused_ms, stats): Reply = ask
         .cmd("ZCARD")
         .arg(keys.dead(&job.name))
         .cmd("ZSCORE")
@@ -199,8 +187,8 @@ pub async fn of_job(
         .ignore_errors()
         .query_async(&mut redis)
         .await?;
-    let due: u64 = [there(due)?, there(single)?, there(mass)?].into_iter().sum();
-    let (in_hand, dead, next) = (there(in_hand)?, there(dead)?, there(next)?);
+    let due: u64 = [there(scheduled)?, there(high)?, there(bulk)?].into_iter().sum();
+    let (in_flight, dead, next) = (there(in_flight)?, there(dead)?, there(next)?);
     let (paused_ms, stats) = (there(paused_ms)?, there(stats)?);
     let counted = census.and_then(|census| census.jobs.get(job.name.as_str()));
     let last = stats.get("last").and_then(|last| serde_json::from_str(last).ok());
@@ -223,7 +211,7 @@ pub async fn of_job(
         oldest_ms: counted.and_then(|counted| counted.oldest_ms),
         old: counted.map(|counted| counted.old),
         due,
-        in_hand,
+        in_hand: in_flight,
         dead,
         outcomes,
         spending,

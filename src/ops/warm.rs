@@ -7,7 +7,7 @@ use redis::RedisResult;
 use serde::Serialize;
 
 use super::{Ops, PAGE};
-use crate::agenda::{Due, State};
+use crate::agenda::State;
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
@@ -84,16 +84,10 @@ impl Ops {
             let mut still = Vec::with_capacity(waiting.len());
             for page in waiting.chunks(PAGE) {
                 let looked = self.store.look(page).await?;
-                let names: Vec<&str> = page.iter().map(EntryKey::as_str).collect();
-                let scores: Vec<Option<f64>> = redis::cmd("ZMSCORE")
-                    .arg(self.keys.agenda(&job.name))
-                    .arg(&names)
-                    .query_async(&mut self.redis.clone())
-                    .await?;
-                for ((key, (_, meta)), score) in page.iter().zip(looked).zip(scores) {
+                let dues = self.agenda.dues(&job.name, page).await?;
+                for ((key, (_, meta)), due) in page.iter().zip(looked).zip(dues) {
                     let note = meta.map(|meta| meta.note).unwrap_or_default();
                     let attempted = note.attempted >= asked;
-                    let due = score.map(Due::from_score);
                     let pending = due.is_some_and(|due| match due.state {
                         State::Claimed | State::Running | State::Urgent => true,
                         State::Scheduled => due.at <= asked,

@@ -376,11 +376,10 @@ impl Sampler {
         if read.is_empty() {
             return Ok(0);
         }
-        let keys: Vec<&str> = read.iter().map(|(key, ..)| key.as_str()).collect();
         let mut pipe = redis::pipe();
-        pipe.cmd("ZMSCORE").arg(self.keys.agenda(&job.name)).arg(&keys);
-        for key in &keys {
-            pipe.cmd("OBJECT").arg("REFCOUNT").arg(key);
+        pipe.add_command(self.agenda.ask_scores(&job.name, read.iter().map(|(key, ..)| *key)));
+        for (key, ..) in read {
+            pipe.cmd("OBJECT").arg("REFCOUNT").arg(key.as_str());
         }
         let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
         let Some((scores, refcounts)) = replies.split_first() else { return Ok(0) };

@@ -206,7 +206,7 @@ impl Misses {
             // No miss that we would hear of, and no touch.
             pipe.cmd("OBJECT").arg("ENCODING").arg(key.as_str());
             pipe.cmd("GET").arg(self.keys.meta(key));
-            pipe.cmd("ZSCORE").arg(self.keys.agenda(&job.name)).arg(key.as_str());
+            pipe.add_command(self.agenda.ask_score(&job.name, key));
         }
         let replies: Vec<RedisResult<redis::Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
         let Some((time, replies)) = replies.split_first() else { return Ok(()) };

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 use tracing::{debug, warn};
 
+use crate::agenda::Agenda;
 use crate::entry::JobName;
 use crate::job::Jobs;
 use crate::protocol::Keys;
@@ -24,6 +25,7 @@ const AGAIN: Duration = Duration::from_secs(600);
 pub struct Evictions {
     redis: Connection,
     keys: Keys,
+    agenda: Agenda,
     jobs: Arc<Jobs>,
     /// Keys that Redis had evicted at the last look.
     evicted: Option<u64>,
@@ -37,7 +39,8 @@ pub struct Evictions {
 impl Evictions {
     /// Nothing was seen yet.
     pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
-        Self { redis, keys, jobs, evicted: None, there: BTreeMap::new(), owed: None, told: None }
+        let agenda = Agenda::new(redis.clone(), keys.clone());
+        Self { redis, keys, agenda, jobs, evicted: None, there: BTreeMap::new(), owed: None, told: None }
     }
 
     /// Sees whether agendas were evicted, and marks their jobs for a warmup, which [`super::Cron::ensure`] then sets off;
@@ -51,7 +54,7 @@ impl Evictions {
         let Some(info) = redis.info(&["stats", "memory"]).await? else { return Ok(false) };
         let mut ask = redis::pipe();
         for job in self.jobs.jobs.keys() {
-            ask.zcard(self.keys.agenda(job));
+            ask.add_command(self.agenda.ask_size(job));
         }
         let there: Vec<RedisResult<usize>> = ask.ignore_errors().query_async(&mut redis).await?;
         // An agenda in whose place somebody else's key stands was not evicted.
