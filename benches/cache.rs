@@ -63,7 +63,7 @@ async fn main() {
     )
     .await;
 
-    let script = std::sync::Arc::new(Script::new(include_str!("../src/cache/lua/admit.lua")));
+    let script = std::sync::Arc::new(Script::new(include_str!("../src/cache/lua/admit_within.lua")));
     script.load_async(&mut raw.clone()).await.unwrap();
     let limiter = RateLimiter::new(&cache, "1000/second").unwrap();
     compare(

@@ -1,8 +1,9 @@
-//! Warmups: once per tick in the whole fleet, caught up once after an outage.
+//! Warmups: each tick runs once in the whole fleet, and after an outage one tick catches up.
 //!
-//! The schedules are a sorted set with the next tick as score. Whoever claims a tick expands it into agenda entries and
-//! then moves the job to its next tick, later than Redis's now. A worker that dies in between leaves the claim to run out;
-//! expanding twice does no harm, because an entry that is good by the tick's measure is left alone.
+//! The schedules are a sorted set with the next tick as score. The worker that claims a tick expands it into agenda
+//! entries and then sets the job's next tick, later than Redis's now. If the worker dies in between, the claim expires
+//! and another worker expands the tick again. That is safe, because an entry that is fresh enough for the tick is left
+//! alone.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, LazyLock};
@@ -26,11 +27,11 @@ use crate::redis::{Backoff, Connection};
 use crate::source::{Gate, Refusal, Sources};
 use crate::store::{Fresh, Meta, Store};
 
-/// Entries looked at in one round trip.
+/// Entries examined in one round trip.
 const BATCH: usize = 500;
-/// Scripts under way at once.
+/// Scripts that run at once.
 const ABREAST: usize = 64;
-/// How often the schedules are looked at when nothing is due; a change of schedules rings.
+/// The longest wait when nothing is due. A change of the schedules wakes the loop.
 const IDLE: Duration = Duration::from_secs(15);
 
 static TICK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tick.lua")));
@@ -38,12 +39,12 @@ static TOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/t
 static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/hold_tick.lua")));
 static ENSURE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ensure.lua")));
 
-/// What a warmup found.
+/// The result of a warmup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Expanded {
-    /// Entries the job keeps warm.
+    /// The number of entries that the job keeps warm.
     pub entries: usize,
-    /// Of these, to be fetched.
+    /// The number of these to fetch.
     pub due: usize,
 }
 
@@ -52,23 +53,23 @@ pub struct Expanded {
 pub struct Cron {
     /// The connection.
     pub redis: Connection,
-    /// The names.
+    /// The key names.
     pub keys: Keys,
     /// The jobs.
     pub jobs: Arc<Jobs>,
     /// Where entries become due.
     pub agenda: Agenda,
-    /// Where is seen what is good still.
+    /// Tells which values are fresh.
     pub store: Store,
-    /// Who is asked for feeds.
+    /// Fetch the feeds.
     pub sources: Sources,
-    /// The ways to upstreams: feeds keep their limits, too.
+    /// The gates to upstreams, whose limits hold for feeds, too.
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
-    /// What is most read.
+    /// Tells which entries are read most.
     pub popularity: Popularity,
-    /// How long a claimed tick is left to its worker.
+    /// The time after which another worker takes over a claimed tick.
     pub claim: Duration,
-    /// Rung when schedules have changed.
+    /// Notified when schedules change.
     pub wakeup: Arc<Notify>,
     /// What fails in single jobs.
     pub troubles: Troubles,
@@ -97,16 +98,16 @@ impl Cron {
         }
     }
 
-    /// Sees that every job is scheduled, at once if its file is another than before or Redis was started anew: `run_id` is
-    /// the server's. However many workers see that, the jobs are warmed up once.
+    /// Schedules every job; at once if its file has changed or Redis has restarted, which `run_id` tells. The fleet
+    /// warms each job up once, however many workers call this.
     ///
     /// # Errors
     /// Redis's.
     pub async fn ensure(&self, run_id: &str) -> RedisResult<()> {
         let now = self.store.now().await?;
-        let restoring = self.troubles.of("bringing back what is read");
+        let restoring = self.troubles.of("restoring what is read");
         for job in self.jobs.jobs.values() {
-            // Before the warmup that goes by it, which goes on without.
+            // The warmup uses the read counts. If they cannot be restored, it runs without.
             restoring.alone(job.name.as_str(), self.popularity.restore(job).await)?;
             let _: u8 = ENSURE
                 .key(self.keys.schedules())
@@ -122,10 +123,10 @@ impl Cron {
         Ok(())
     }
 
-    /// Claims and expands one warmup if one is due; returns when to look again.
+    /// Claims and expands one warmup if one is due; returns the time until the next call.
     ///
     /// # Errors
-    /// Redis's; the tick is tried again when its claim runs out.
+    /// Redis's; the tick is tried again when its claim expires.
     pub async fn tick(&self) -> RedisResult<Duration> {
         let (now, name, tick): (i64, String, i64) = TICK
             .key(self.keys.schedules())
@@ -141,7 +142,7 @@ impl Cron {
         let Some(job) = self.jobs.jobs.get(name.as_str()) else { return Ok(IDLE) };
         let begun = Instant::now();
         let Some(Expanded { entries, due }) = self.troubles.alone(&name, self.expand(job, tick).await)? else {
-            // The tick comes again when its claim runs out; those of other jobs do not wait for that.
+            // The tick is tried again when its claim expires; other jobs do not wait for that.
             return Ok(Duration::ZERO);
         };
         let next = next_tick(job, self.store.now().await?);
@@ -157,7 +158,7 @@ impl Cron {
         Ok(Duration::ZERO)
     }
 
-    /// Puts on the agenda what the warmup at `tick` (Redis time, ms) is to fetch.
+    /// Puts the entries on the agenda that the warmup at `tick` (Redis time, ms) must fetch.
     ///
     /// # Errors
     /// Redis's.
@@ -170,20 +171,20 @@ impl Cron {
         let mut seen = HashSet::new();
         let all: Vec<EntryKey> = named.chain(popular).filter(|key| seen.insert(key.clone())).collect();
         let all = self.popularity.ranked(job, all).await?;
-        // The most read come a moment sooner.
+        // The most read entries are due a millisecond sooner.
         for (moment, keys) in (0..).zip(all.chunks(BATCH)) {
-            let looked = self.store.look(keys).await?;
+            let snapshots = self.store.look(keys).await?;
             let now = self.store.now().await?;
-            // Of a tick that is caught up, what counts is whether a value lives until the next one from now on.
+            // For a tick that is late, a value must live until the next tick from now on.
             let wanted =
                 if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, now) };
             let (mut due, mut kept) = (Vec::new(), Vec::new());
-            for (key, (expires, meta)) in keys.iter().zip(looked) {
+            for (key, (expires, meta)) in keys.iter().zip(snapshots) {
                 let ahead = match keep(job, key, expires) {
                     Next::At(at) => Some(at),
                     _ => None,
                 };
-                // What is refreshed before it expires need not be fetched now, all at once and sooner than its TTL asks.
+                // An entry that is refreshed before it expires is not fetched now, with all others and before its time.
                 let any = Fresh { since: Some(1), ..Fresh::default() };
                 let in_time = !job.warm.refetch && ahead > Some(now) && is_fresh(any, expires, meta.as_ref(), now);
                 if !in_time && !is_fresh(wanted, expires, meta.as_ref(), now) {
@@ -202,7 +203,7 @@ impl Cron {
             self.agenda.put(&job.name, due.iter().copied(), When::Due(at + moment), Trigger::Cron).await?;
             total.entries += keys.len();
             total.due += due.len();
-            // A long warmup stays ours.
+            // A long warmup renews its claim.
             self.hold(job, tick).await?;
         }
         Ok(total)
@@ -220,7 +221,7 @@ impl Cron {
         Ok(())
     }
 
-    /// The entries that the job's feed names now; where it does not answer, those it named last.
+    /// Returns the entries that the job's feed names; if it does not answer, those of its last answer.
     pub(crate) async fn fed(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Vec<Params>> {
         let Some(asked) = &job.entries.feed else {
             feed::forget(&mut self.redis.clone(), &self.keys, job).await?;
@@ -236,13 +237,13 @@ impl Cron {
                 Ok(entries)
             }
             Err(e) => {
-                feeds.ill(job.name.as_str(), format!("what it named last is kept warm: {e}"));
+                feeds.ill(job.name.as_str(), format!("the entries of its last answer are kept warm: {e}"));
                 feed::named_last(&mut self.redis.clone(), &self.keys, job).await
             }
         }
     }
 
-    /// Asks a job's feed, within its upstream's limits; before what waits there, since all of it hangs on that one answer.
+    /// Asks a job's feed, within its upstream's limits and with high priority, since a whole warmup depends on it.
     async fn ask_feed(&self, job: &Arc<Job>, upstream: &UpstreamName) -> Result<Vec<Params>, String> {
         let permit = match self.gates.get(upstream) {
             Some(gate) => Some(gate.admit(Priority::High, Instant::now() + self.claim / 2).await),
@@ -258,7 +259,8 @@ impl Cron {
     }
 }
 
-/// What a warmup at `tick` (Redis time, ms) that only fills leaves alone: what lives until the next one.
+/// Returns what a warmup at `tick` (Redis time, ms) without `refetch` leaves alone: values that live until the next
+/// tick.
 fn filled(job: &Job, tick: i64) -> Fresh {
     let next = job.warm.schedule.as_ref().zip(DateTime::from_timestamp_millis(tick));
     let next = next.and_then(|(schedule, tick)| schedule.next(tick)).map(|next| next.timestamp_millis());
@@ -268,7 +270,7 @@ fn filled(job: &Job, tick: i64) -> Fresh {
     }
 }
 
-/// The same judgement as lease.lua's, at this time (Redis time, ms).
+/// Returns `true` if the value is fresh at `now` (Redis time, ms), by the rules of lease.lua.
 fn is_fresh(wanted: Fresh, expires: i64, meta: Option<&Meta>, now: i64) -> bool {
     meta.is_some_and(|meta| {
         meta.is_of(expires)

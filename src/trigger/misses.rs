@@ -1,8 +1,8 @@
-//! Misses as demand: keys of jobs that somebody asks Redis for in vain are fetched. Off unless it is switched on.
+//! Misses as demand: keys of jobs that a client asked Redis for in vain are fetched. Off by default.
 //!
-//! Redis tells of each miss as a keyspace event (`keymiss`) to whoever subscribes: one worker of the fleet. Nothing says who
-//! asked, and workers ask for absent keys, too; so a miss is held for a moment, and counts only if the entry is then still
-//! absent and nothing has made it due. A lost event costs nothing but that miss; the number handled is bounded.
+//! Redis publishes each miss as a keyspace event (`keymiss`); one worker of the fleet subscribes. The event does not
+//! tell who asked, and workers ask for absent keys, too. So a miss waits for a moment, and counts only if the entry is
+//! still absent and nothing has made it due. A lost event loses only that miss; the number of misses is bounded.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,57 +22,57 @@ use crate::protocol::Keys;
 use crate::redis::{Backoff, Connection, lead};
 use crate::store::Meta;
 
-/// How long a miss is held: what a warmup asked for in vain is on the agenda by then.
-const HOLD: Duration = Duration::from_millis(300);
-/// How often held misses are looked at, and how many of them at once.
-const LOOK: Duration = Duration::from_millis(100);
+/// The time for which a miss waits: an entry that a warmup asked for in vain is on the agenda by then.
+const WAIT: Duration = Duration::from_millis(300);
+/// The interval at which waiting misses are handled, and the number handled at once.
+const HANDLE: Duration = Duration::from_millis(100);
 const AT_ONCE: usize = 50;
-/// Misses held at most; more are dropped.
-const HELD: usize = 5_000;
-/// How long further misses of a key that was handled count for nothing.
+/// Misses that may wait or be remembered; more are dropped.
+const MOST: usize = 5_000;
+/// The time for which further misses of a handled key do not count.
 const AGAIN: Duration = Duration::from_secs(5);
-/// How long an upstream that has no such thing is believed (ms).
+/// The time (ms) for which an upstream's answer that an entry does not exist counts.
 const GONE: i64 = 300_000;
-/// How long the one worker that listens counts as alive, and how often it says so.
-const MINE: Duration = Duration::from_secs(6);
+/// The time for which a worker is elected to listen, and the interval at which it renews that.
+const ELECTED: Duration = Duration::from_secs(6);
 const RENEW: Duration = Duration::from_secs(2);
-/// How often it is told that misses are dropped.
-const TELL: Duration = Duration::from_secs(60);
-/// Of `notify-keyspace-events`: events named by key, and misses.
+/// The shortest time between two log lines about dropped misses.
+const LOG: Duration = Duration::from_secs(60);
+/// The flags of `notify-keyspace-events` for key events and misses.
 const FLAGS: [char; 2] = ['E', 'm'];
 
-/// Hears misses.
+/// One worker's listener for misses.
 #[derive(Debug)]
 pub struct Misses {
-    /// For a connection of its own.
+    /// Opens a connection of its own.
     pub client: Client,
     /// The connection for everything else.
     pub redis: Connection,
-    /// The names.
+    /// The key names.
     pub keys: Keys,
-    /// Whose keys count.
+    /// The jobs whose keys count.
     pub jobs: Arc<Jobs>,
-    /// Where they become due.
+    /// Where missed entries become due.
     pub agenda: Agenda,
     /// This worker's name.
     pub worker: Arc<str>,
 }
 
-/// Misses that were heard.
+/// The misses that were heard.
 #[derive(Debug, Default)]
-struct Held {
+struct Heard {
     waiting: VecDeque<(Instant, EntryKey)>,
-    /// When each was heard or handled last: what is here is not taken in again.
+    /// The time at which each was last heard or handled. These are not added again.
     known: HashMap<EntryKey, Instant>,
     dropped: u64,
 }
 
-impl Held {
-    fn hear(&mut self, key: EntryKey) {
+impl Heard {
+    fn add(&mut self, key: EntryKey) {
         if self.known.contains_key(&key) {
             return;
         }
-        if self.known.len() >= HELD {
+        if self.known.len() >= MOST {
             self.dropped += 1;
             return;
         }
@@ -80,10 +80,10 @@ impl Held {
         self.waiting.push_back((Instant::now(), key));
     }
 
-    /// What was held for long enough, as many as may be handled at once.
-    fn ripe(&mut self) -> Vec<EntryKey> {
-        let ripe = self.waiting.iter().take(AT_ONCE).take_while(|(heard, _)| heard.elapsed() >= HOLD).count();
-        self.waiting.drain(..ripe).map(|(_, key)| key).collect()
+    /// Takes the misses that have waited long enough, at most as many as are handled at once.
+    fn take_due(&mut self) -> Vec<EntryKey> {
+        let due = self.waiting.iter().take(AT_ONCE).take_while(|(heard, _)| heard.elapsed() >= WAIT).count();
+        self.waiting.drain(..due).map(|(_, key)| key).collect()
     }
 
     fn handled(&mut self, keys: &[EntryKey]) {
@@ -100,10 +100,10 @@ impl Held {
 impl Misses {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut backoff = Backoff::new("hearing misses");
+        let mut backoff = Backoff::new("the misses");
         while !stop.is_cancelled() {
             let heard = async {
-                if !self.is_mine().await? {
+                if !self.is_elected().await? {
                     tokio::time::sleep(RENEW).await;
                     return Ok(());
                 }
@@ -119,11 +119,12 @@ impl Misses {
         }
     }
 
-    async fn is_mine(&self) -> RedisResult<bool> {
-        lead(&self.redis, &self.keys.misses(), &self.worker, MINE).await
+    /// Elects this worker, or renews that; returns `false` if another worker listens.
+    async fn is_elected(&self) -> RedisResult<bool> {
+        lead(&self.redis, &self.keys.misses(), &self.worker, ELECTED).await
     }
 
-    /// Listens until the connection ends or another worker does it.
+    /// Listens until the connection ends or another worker is elected.
     async fn listen(&self, backoff: &mut Backoff) -> RedisResult<()> {
         let connect = tokio::time::timeout(Duration::from_secs(5), self.client.get_async_pubsub());
         let mut pubsub = connect.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
@@ -131,50 +132,50 @@ impl Misses {
         pubsub.subscribe(format!("__keyevent@{database}__:keymiss")).await?;
         self.switch_on().await?;
         backoff.well();
-        let mut held = Held::default();
+        let mut misses = Heard::default();
         let mut events = pubsub.into_on_message();
-        let (mut look, mut renew) = (tokio::time::interval(LOOK), tokio::time::interval(RENEW));
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut told = Instant::now();
+        let (mut handle, mut renew) = (tokio::time::interval(HANDLE), tokio::time::interval(RENEW));
+        handle.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut logged = Instant::now();
         loop {
             tokio::select! {
                 event = events.next() => {
                     let Some(event) = event else { return Ok(()) };
-                    // A key that is not text is nobody's entry.
+                    // A key that is not UTF-8 is no entry.
                     let Ok(key) = std::str::from_utf8(event.get_payload_bytes()) else { continue };
                     if !self.keys.is_own(key) && self.jobs.owner(key).is_some() {
-                        held.hear(EntryKey::new(key));
+                        misses.add(EntryKey::new(key));
                     }
                 }
-                _ = look.tick() => {
-                    let ripe = held.ripe();
-                    self.demand(&ripe).await?;
-                    held.handled(&ripe);
+                _ = handle.tick() => {
+                    let due = misses.take_due();
+                    self.demand(&due).await?;
+                    misses.handled(&due);
                 }
                 _ = renew.tick() => {
-                    if !self.is_mine().await? {
+                    if !self.is_elected().await? {
                         return Ok(());
                     }
-                    if held.dropped > 0 && told.elapsed() >= TELL {
-                        warn!(count = held.dropped, "more keys are missed than can be handled; some were passed over");
-                        (held.dropped, told) = (0, Instant::now());
+                    if misses.dropped > 0 && logged.elapsed() >= LOG {
+                        warn!(count = misses.dropped, "more keys are missed than can be handled; some are not fetched");
+                        (misses.dropped, logged) = (0, Instant::now());
                     }
                 }
             }
         }
     }
 
-    /// Makes Redis tell of misses, besides what it tells already.
+    /// Makes Redis publish misses, besides the events that it publishes already.
     async fn switch_on(&self) -> RedisResult<()> {
         const NAME: &str = "notify-keyspace-events";
         let remedy =
-            format!("set {NAME} to \"{}\" in its configuration, or misses are not heard", String::from_iter(FLAGS));
+            format!("misses are not fetched; add \"{}\" to {NAME} in its configuration", String::from_iter(FLAGS));
         let mut redis = self.redis.clone();
         let config: RedisResult<Vec<String>> = redis::cmd("CONFIG").arg("GET").arg(NAME).query_async(&mut redis).await;
         let flags = match config {
             Ok(pair) => pair.get(1).cloned().unwrap_or_default(),
             Err(e) if is_refusal(&e) => {
-                warn!("Redis does not say whether it tells of misses ({e}): {remedy}");
+                warn!("cannot check whether Redis publishes misses ({e}); if it does not, {remedy}");
                 return Ok(());
             }
             Err(e) => return Err(e),
@@ -186,14 +187,15 @@ impl Misses {
         let set: RedisResult<()> =
             redis::cmd("CONFIG").arg("SET").arg(NAME).arg(format!("{flags}{missing}")).query_async(&mut redis).await;
         match set {
-            Ok(()) => info!("{NAME} was \"{flags}\", now with \"{missing}\": Redis tells of misses"),
-            Err(e) if is_refusal(&e) => warn!("Redis does not let us hear of misses ({e}): {remedy}"),
+            Ok(()) => info!("added \"{missing}\" to Redis's {NAME}, which was \"{flags}\"; misses are fetched"),
+            Err(e) if is_refusal(&e) => warn!("Redis does not allow publishing misses ({e}): {remedy}"),
             Err(e) => return Err(e),
         }
         Ok(())
     }
 
-    /// Makes due what is absent still, unless something else has, or its upstream said that there is no such thing.
+    /// Makes entries due that are still absent, unless they are due already or their upstream said that they do not
+    /// exist.
     async fn demand(&self, missed: &[EntryKey]) -> RedisResult<()> {
         let owned: Vec<(&Arc<Job>, &EntryKey)> =
             missed.iter().filter_map(|key| Some((self.jobs.owner(key.as_str())?.0, key))).collect();
@@ -203,7 +205,7 @@ impl Misses {
         let mut pipe = redis::pipe();
         pipe.cmd("TIME");
         for (job, key) in &owned {
-            // No miss that we would hear of, and no touch.
+            // This command causes no miss and counts as no read.
             pipe.cmd("OBJECT").arg("ENCODING").arg(key.as_str());
             pipe.cmd("GET").arg(self.keys.meta(key));
             pipe.add_command(self.agenda.ask_score(&job.name, key));
@@ -218,10 +220,10 @@ impl Misses {
                 reply::<Option<String>>(&replies[1]),
                 reply::<Option<f64>>(&replies[2]),
             ) else {
-                // Somebody else's key stands there, which is told elsewhere; others are fetched all the same.
+                // A key of a wrong type is reported elsewhere; the other entries are fetched all the same.
                 continue;
             };
-            if there.is_some() || !is_of_use(job, meta.as_deref().and_then(Meta::parse), due.map(Due::from_score), now)
+            if there.is_some() || !is_wanted(job, meta.as_deref().and_then(Meta::parse), due.map(Due::from_score), now)
             {
                 continue;
             }
@@ -236,14 +238,15 @@ fn reply<T: redis::FromRedisValue>(reply: &RedisResult<redis::Value>) -> Option<
     redis::from_redis_value_ref(reply.as_ref().ok()?).ok()
 }
 
-/// Whether to fetch an absent entry: nobody is about to, it was not given up, and its upstream did not just say that it has none.
-fn is_of_use(job: &Job, meta: Option<Meta>, due: Option<Due>, now: i64) -> bool {
-    let about_to = due.is_some_and(|due| due.state != State::Scheduled || due.at <= now + 1_000);
-    let note = meta.map(|meta| meta.note).unwrap_or_default();
-    let gone = note.outcome == Some(Outcome::Gone) && note.attempted + GONE > now;
-    // What failed comes when its retry comes, however many ask for it.
-    let retried = note.failures > 0 && (due.is_some() || note.failures >= job.warm.attempts);
-    !about_to && !gone && !retried
+/// Returns `true` if an absent entry is worth a fetch: it is not due soon, it is no dead letter, and its upstream did
+/// not say lately that it does not exist.
+fn is_wanted(job: &Job, meta: Option<Meta>, due: Option<Due>, now: i64) -> bool {
+    let is_due = due.is_some_and(|due| due.state != State::Scheduled || due.at <= now + 1_000);
+    let last = meta.map(|meta| meta.note).unwrap_or_default();
+    let is_gone = last.outcome == Some(Outcome::Gone) && last.attempted + GONE > now;
+    // An entry that failed waits for its retry, however many clients ask for it.
+    let has_failed = last.failures > 0 && (due.is_some() || last.failures >= job.warm.attempts);
+    !is_due && !is_gone && !has_failed
 }
 
 fn is_refusal(error: &redis::RedisError) -> bool {

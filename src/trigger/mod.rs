@@ -1,4 +1,8 @@
-//! Triggers: what makes entries due. All of them end on the agenda.
+//! Triggers: what makes entries due, and so puts them on the agenda.
+//!
+//! - [`Cron`] runs the warmups.
+//! - [`invalidation`] handles what services and people publish.
+//! - [`Misses`] fetches keys that an API asked Redis for in vain.
 
 pub mod cron;
 pub mod invalidation;
@@ -6,6 +10,6 @@ pub mod misses;
 
 pub use cron::Cron;
 pub use invalidation::{
-    Ack, At, Backlog, Clock, Complaints, GapDetector, Gone, Inbox, Invalidator, Listener, Pipeline, Watermark, inbox,
+    Ack, At, Backlog, Channel, Clock, Complaints, GapDetector, Gone, Inbox, Invalidator, Pipeline, Watermark, inbox,
 };
 pub use misses::Misses;

@@ -49,7 +49,7 @@ use crate::store::Store;
 use crate::telemetry::{Telemetry, metrics};
 use crate::trigger::invalidation::clock::SET_BACK;
 use crate::trigger::{
-    Clock, Complaints, Cron, GapDetector, Gone, Inbox, Invalidator, Listener, Misses, Pipeline, Watermark,
+    Channel, Clock, Complaints, Cron, GapDetector, Gone, Inbox, Invalidator, Misses, Pipeline, Watermark,
 };
 use crate::warmer::Warmer;
 
@@ -342,8 +342,8 @@ async fn generation(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> anyho
     };
     let gap_detector =
         GapDetector::new(redis.clone(), keys.clone(), Arc::clone(&name), Arc::clone(&jobs), store.clone());
-    let settled = gap_detector.settled();
-    let listener = Listener {
+    let settled = gap_detector.checked();
+    let listener = Channel {
         client: settings.redis.client()?,
         redis: redis.clone(),
         keys: keys.clone(),
@@ -617,7 +617,7 @@ impl Pulse {
                 steady = Instant::now();
             }
             last = Instant::now();
-            match self.clock.look().await {
+            match self.clock.inspect().await {
                 Ok(Gone::On) => {}
                 Ok(gone) => {
                     // All beats of before are old, or in the future.

@@ -103,17 +103,17 @@ async fn a_clock_set_back_is_noted_once() {
     let clock = || Clock::new(parts.redis.clone(), parts.keys.clone());
     let [note, ..] = parts.keys.revalidation();
     let (mut first, mut second) = (clock(), clock());
-    assert_eq!((first.look().await.unwrap(), second.look().await.unwrap()), (Gone::On, Gone::On));
+    assert_eq!((first.inspect().await.unwrap(), second.inspect().await.unwrap()), (Gone::On, Gone::On));
     assert_eq!(redis.get(&note).await, None);
     let high = parts.now().await + 3_600_000;
     redis.ask::<u64>(&["HSET", &parts.keys.clock(), "high", &high.to_string()]).await;
-    assert_eq!(first.look().await.unwrap(), Gone::Back);
+    assert_eq!(first.inspect().await.unwrap(), Gone::Back);
     let noted = redis.get(&note).await.unwrap();
     let words: Vec<i64> = noted.split(' ').map(|word| word.parse().unwrap()).collect();
     assert!(words[0] >= high && words[1] == 1 && words[2] <= parts.now().await, "{noted}");
-    assert_eq!((second.look().await.unwrap(), first.look().await.unwrap()), (Gone::Back, Gone::On));
+    assert_eq!((second.inspect().await.unwrap(), first.inspect().await.unwrap()), (Gone::Back, Gone::On));
     assert_eq!(redis.get(&note).await.as_deref(), Some(noted.as_str()), "nobody notes it again");
-    assert_eq!(clock().look().await.unwrap(), Gone::On);
+    assert_eq!(clock().inspect().await.unwrap(), Gone::On);
     assert_eq!(redis.ask::<u64>(&["HGET", &parts.keys.clock(), "set_back"]).await, 1);
     // Another doubt leaves it as it is.
     parts.store.note_gap(1, Gap::Missed).await.unwrap();

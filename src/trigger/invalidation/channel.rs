@@ -1,7 +1,8 @@
-//! The gap_detector: bare invalidations on the channel, and the signals by which workers wake one another.
+//! The channel: bare invalidations over pub/sub, and the signals by which workers wake each other.
 //!
-//! A bare `PUBLISH` is honoured at pub/sub's own at-most-once: what is published while nobody is subscribed is not heard.
-//! The [`GapDetector`] finds out when that may have been.
+//! A bare `PUBLISH` is delivered at most once: no worker hears what is published while none is subscribed. The
+//! [`GapDetector`] notices that. If the connection ends, the channel subscribes again. Messages are passed on by a task
+//! of their own, so that a slow pipeline does not make the subscription overflow.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +15,10 @@ use tokio::task::unconstrained;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::super::{Ack, At, GapDetector, Pipeline};
-use super::invalidator::Complaints;
+use super::ack::Ack;
+use super::complaints::Complaints;
+use super::gap_detector::GapDetector;
+use super::pipeline::{At, Pipeline};
 use crate::agenda::Wakeup;
 use crate::entry::UpstreamName;
 use crate::protocol::Message;
@@ -27,49 +30,49 @@ use crate::source::Gate;
 use crate::store::REVALIDATE_SIGNAL;
 use crate::telemetry::Telemetry;
 
-/// Messages that wait to be handed on; those of a faster publisher wait on the connection, which has no bound.
+/// Messages that may wait to be passed on. More wait on the connection, which has no bound.
 const WAITING: usize = 10_000;
-/// How long Redis may take to confirm a subscription, or its end, before it counts as away. Longer than its longest pauses.
-const AWAY: Duration = Duration::from_secs(5);
+/// The time that Redis may take to confirm a subscription or its end. Longer than the longest pauses of Redis.
+const CONFIRMED: Duration = Duration::from_secs(5);
 
-/// Listens on the channels.
+/// One worker's subscription.
 #[derive(Debug)]
-pub struct Listener {
-    /// For a connection of its own.
+pub struct Channel {
+    /// Opens a connection of its own.
     pub client: Client,
-    /// For all else.
+    /// The connection for everything else.
     pub redis: Connection,
-    /// The names.
+    /// The key names.
     pub keys: Keys,
-    /// Who handles invalidations.
+    /// Handles the invalidations.
     pub pipeline: Pipeline,
-    /// Who knows whether it hears.
+    /// Checks that the subscription works.
     pub gap_detector: GapDetector,
-    /// Who is woken when something is suspect.
+    /// Woken when there is a gap.
     pub revalidator: Arc<Notify>,
-    /// Who is woken when something is due.
+    /// Woken when an entry is due.
     pub wakeup: Arc<Wakeup>,
-    /// Who is woken when something is queued.
+    /// Woken when a task is queued.
     pub queue: Queue,
-    /// Who is told when an upstream closes or opens.
+    /// Refreshed when an upstream closes or opens.
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
-    /// Where malformed messages are counted.
+    /// Counts malformed messages.
     pub telemetry: Telemetry,
-    /// Whether it is subscribed.
+    /// Shows whether the worker is subscribed.
     pub loop_health: LoopHealth,
 }
 
-impl Listener {
-    /// Runs until `stop`, and until what was heard by then is handed on.
+impl Channel {
+    /// Runs until `stop`, and until what was heard by then is passed on.
     pub async fn run(self, stop: CancellationToken) {
         let (heard, messages) = mpsc::channel(WAITING);
         let (news, changed) = mpsc::channel(self.gates.len().max(1) * 4);
         let listening = self.listen(heard, news, &stop);
-        tokio::join!(listening, self.gap_detector.run(&stop), self.hand_on(messages), self.look_at_gates(changed));
+        tokio::join!(listening, self.gap_detector.run(&stop), self.pass_on(messages), self.refresh_gates(changed));
     }
 
-    /// Looks at upstreams that have changed, apart from hearing.
-    async fn look_at_gates(&self, mut changed: mpsc::Receiver<UpstreamName>) {
+    /// Refreshes the gates of upstreams that have changed.
+    async fn refresh_gates(&self, mut changed: mpsc::Receiver<UpstreamName>) {
         while let Some(name) = changed.recv().await {
             if let Some(gate) = self.gates.get(&name) {
                 gate.refresh().await;
@@ -79,15 +82,14 @@ impl Listener {
 
     async fn listen(&self, heard: mpsc::Sender<Heard>, news: mpsc::Sender<UpstreamName>, stop: &CancellationToken) {
         let mut backoff = Backoff::new("the subscription").showing(&self.loop_health);
-        let mut deaf_since: Option<Instant> = None;
+        let mut lost_since: Option<Instant> = None;
         while !stop.is_cancelled() {
-            match self.subscribe(&heard, &news, stop, &mut deaf_since, &mut backoff).await {
-                // The connection ended.
+            match self.subscribe(&heard, &news, stop, &mut lost_since, &mut backoff).await {
                 Ok(()) => self.loop_health.ill("the connection ended"),
                 Err(e) => backoff.ill(&e, stop).await,
             }
             self.gap_detector.lost();
-            deaf_since.get_or_insert_with(Instant::now);
+            lost_since.get_or_insert_with(Instant::now);
         }
     }
 
@@ -96,7 +98,7 @@ impl Listener {
         heard: &mpsc::Sender<Heard>,
         news: &mpsc::Sender<UpstreamName>,
         stop: &CancellationToken,
-        deaf_since: &mut Option<Instant>,
+        lost_since: &mut Option<Instant>,
         backoff: &mut Backoff,
     ) -> redis::RedisResult<()> {
         let connect = self.client.get_async_pubsub();
@@ -107,27 +109,27 @@ impl Listener {
             pubsub.subscribe(&channels).await?;
             Ok::<_, redis::RedisError>(pubsub)
         };
-        let pubsub = tokio::time::timeout(AWAY, subscribed)
+        let pubsub = tokio::time::timeout(CONFIRMED, subscribed)
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         backoff.well();
-        if let Some(since) = deaf_since.take() {
+        if let Some(since) = lost_since.take() {
             info!(channel = channels[0], "subscribed again after {:.1} s", since.elapsed().as_secs_f32());
         }
         self.warn_of_other_databases().await;
-        // Whatever was signalled meanwhile.
+        // Signals may have been missed meanwhile.
         self.queue.wake();
         self.revalidator.notify_one();
         let (mut sink, mut messages) = pubsub.split();
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
-                () = self.gap_detector.is_deaf() => break,
+                () = self.gap_detector.is_stalled() => break,
                 () = stop.cancelled() => {
-                    // Redis confirms it after the last message, so that all of them have come by then.
-                    let ended = tokio::time::timeout(AWAY, sink.unsubscribe(&channels)).await;
+                    // Redis confirms the end after the last message, so all messages have come by then.
+                    let ended = tokio::time::timeout(CONFIRMED, sink.unsubscribe(&channels)).await;
                     if !matches!(ended, Ok(Ok(()))) {
-                        warn!("Redis did not confirm the end of the subscription: what it did not send is not heard");
+                        warn!("Redis did not confirm the end of the subscription; messages it did not send yet are missed");
                     }
                     break;
                 }
@@ -135,29 +137,28 @@ impl Listener {
             let Some(message) = message else { return Ok(()) };
             self.take(&message, &signals, heard, news).await;
         }
-        while let Some(message) = come(&mut messages) {
+        while let Some(message) = received(&mut messages) {
             self.take(&message, &signals, heard, news).await;
         }
         Ok(())
     }
 
-    /// Warns where workers of another database hear invalidations on the same channel, which only a channel that was
-    /// named can be.
+    /// Warns if workers of another database hear invalidations on the same channel. That needs a channel set by hand.
     async fn warn_of_other_databases(&self) {
-        let mut look = redis::cmd("PUBSUB");
-        look.arg("CHANNELS").arg(self.keys.hearing_glob());
-        let hearing: Vec<String> = match look.query_async(&mut self.redis.clone()).await {
+        let mut list = redis::cmd("PUBSUB");
+        list.arg("CHANNELS").arg(self.keys.hearing_glob());
+        let hearing: Vec<String> = match list.query_async(&mut self.redis.clone()).await {
             Ok(hearing) => hearing,
-            Err(e) => return debug!("cannot see who else hears the channel: {e}"),
+            Err(e) => return debug!("cannot check for workers of other databases on the channel: {e}"),
         };
         let own = self.keys.database();
         for (database, prefix) in hearing.iter().filter_map(|channel| self.keys.hearing_of(channel)) {
             if database != own {
                 warn!(
                     channel = self.keys.invalidate_channel(),
-                    "workers of database {database} (prefix `{prefix}`) hear invalidations on the same channel as this worker of \
-                     database {own}: what is published for one is done in both; leave SAMOVAR_CHANNEL unset, or give each \
-                     database another"
+                    "workers of database {database} (prefix `{prefix}`) hear invalidations on the same channel as this \
+                     worker of database {own}: what is published for one is done in both; leave SAMOVAR_CHANNEL unset, \
+                     or give each database another"
                 );
             }
         }
@@ -170,20 +171,20 @@ impl Listener {
                 self.signal(text, news);
             }
         } else {
-            // One byte more than may be, and it is known to be too long.
+            // One byte more than allowed is enough to refuse the message.
             let text = payload.get(..=inbox::LARGEST).unwrap_or(payload).to_owned();
-            // It is handed on for as long as any is heard.
+            // The receiver ends after this loop, so this cannot fail.
             let _ = heard.send((Instant::now(), self.gap_detector.unhandled().hear(), text)).await;
         }
     }
 
-    /// Hands on what was heard, apart from hearing, so that nothing makes the subscription overflow; to the last message.
-    async fn hand_on(&self, mut messages: mpsc::Receiver<Heard>) {
+    /// Passes messages to the pipeline, down to the last one.
+    async fn pass_on(&self, mut messages: mpsc::Receiver<Heard>) {
         let mut complaints = Complaints::of("a message on the invalidation channel");
-        while let Some((received, number, text)) = messages.recv().await {
+        while let Some((received_at, number, text)) = messages.recv().await {
             let ack = Ack::heard(number, Arc::clone(self.gap_detector.unhandled()));
             match Message::read(&text) {
-                Ok(message) => self.pipeline.take(message, At::Received(received), "channel", ack).await,
+                Ok(message) => self.pipeline.take(message, At::Received(received_at), "channel", ack).await,
                 Err(e) => {
                     ack.done();
                     self.telemetry.malformed();
@@ -198,7 +199,7 @@ impl Listener {
             Some(("due", job)) => self.wakeup.wake(job),
             Some(("upstream", name)) => {
                 if let Some((name, _)) = self.gates.get_key_value(name) {
-                    // With so many waiting, it is among them.
+                    // If the channel is full, a refresh of all these gates is pending anyway.
                     let _ = news.try_send(name.clone());
                 }
             }
@@ -210,13 +211,13 @@ impl Listener {
     }
 }
 
-/// What has come and was not read yet; `None` where nothing is left. Without tokio's budget for one turn, which makes a stream
-/// seem empty that is not.
-fn come<T>(messages: &mut (impl Stream<Item = T> + Unpin)) -> Option<T> {
+/// Returns the next message that has been received; `None` if there is none. It runs without tokio's budget for one
+/// turn, which makes a stream seem empty that is not.
+fn received<T>(messages: &mut (impl Stream<Item = T> + Unpin)) -> Option<T> {
     unconstrained(messages.next()).now_or_never().flatten()
 }
 
-/// When a message was received, its number ([`super::gap_detector::Unhandled`]), and the message.
+/// The time at which a message was received, its number ([`super::gap_detector::Unhandled`]), and its text.
 type Heard = (Instant, u64, Vec<u8>);
 
 #[cfg(test)]
@@ -230,6 +231,6 @@ mod tests {
             sender.send(n).unwrap();
         }
         let mut messages = futures_util::stream::poll_fn(|cx| receiver.poll_recv(cx));
-        assert_eq!(std::iter::from_fn(|| come(&mut messages)).count(), 10_000);
+        assert_eq!(std::iter::from_fn(|| received(&mut messages)).count(), 10_000);
     }
 }

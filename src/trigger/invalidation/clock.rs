@@ -1,12 +1,12 @@
-//! Redis's clock, watched: whether it was set back or ahead.
+//! The watch over Redis's clock: notices when it was set back or ahead.
 //!
-//! Every time that workers compare is Redis's, so a clock that goes back breaks the order of all that was fetched and
-//! invalidated around that moment. Each worker compares it with its own monotonic clock once a beat, and with the latest time
-//! that any worker saw, which Redis keeps. Whoever notices first leaves a revalidator ([`super::Revalidator`]) of everything up to
-//! the latest time of before. A step smaller than a tenth of the time between two looks cannot be told from a clock that is
-//! being slewed, and is noticed only where the latest time that was seen is later than the present one.
+//! All times that workers compare are Redis's. So a clock that is set back breaks the order of fetches and
+//! invalidations around that moment. With each heartbeat a worker compares Redis's clock with its own monotonic clock,
+//! and with the latest time that any worker saw, which Redis keeps. The first worker to notice notes a gap of
+//! everything up to the latest time before. A step smaller than a tenth of the time between two readings looks like a
+//! clock that is being slewed. It is noticed only if the latest time that was seen is later than the present one.
 //!
-//! On failure nothing is remembered: the next look compares with the last one that Redis answered.
+//! If a reading fails, the next one compares with the last reading that Redis answered.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -18,12 +18,12 @@ use crate::protocol::Keys;
 use crate::redis::Connection;
 use crate::store::REVALIDATE_SIGNAL;
 
-/// What two readings may differ by whatever lies between them.
+/// The difference between two readings that is always allowed.
 const JITTER: Duration = Duration::from_millis(10);
-/// The same for long breaks; no clock is slewed by more for long.
+/// The largest allowed difference, after a long break; no clock is slewed by more for long.
 const DRIFT_LONGEST: Duration = Duration::from_millis(500);
 
-/// The field of [`Keys::clock`] that counts how often it was set back.
+/// The field of [`Keys::clock`] that counts how often the clock was set back.
 pub(crate) const SET_BACK: &str = "set_back";
 
 static CLOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/clock.lua")));
@@ -31,19 +31,19 @@ static CLOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/
 /// A reading of Redis's clock.
 #[derive(Clone, Copy, Debug)]
 struct Reading {
-    /// What it showed (ms).
+    /// The time it showed (ms).
     at: i64,
-    /// How often it was set back by then.
+    /// The number of times it was set back by then.
     set_back: u64,
-    /// Between these it was read.
+    /// The reading took place between these two instants.
     asked: Instant,
     answered: Instant,
 }
 
-/// How the clock has gone since the last look.
+/// The clock's course since the last reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
-    /// As time goes.
+    /// It went on as time does.
     On,
     /// It was set ahead.
     Ahead,
@@ -60,23 +60,23 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// One that has seen nothing yet.
+    /// Creates a watch without a reading.
     pub fn new(redis: Connection, keys: Keys) -> Self {
         Self { redis, keys, last: None }
     }
 
-    /// Reads the clock, and raises a revalidator if it was set back.
+    /// Reads the clock, and notes a gap if it was set back.
     ///
     /// # Errors
-    /// Redis's; look again.
-    pub async fn look(&mut self) -> RedisResult<Gone> {
-        let [note, ..] = self.keys.revalidation();
+    /// Redis's; inspect it again.
+    pub async fn inspect(&mut self) -> RedisResult<Gone> {
+        let [gap, ..] = self.keys.revalidation();
         let asked = Instant::now();
-        let mut call = CLOCK.key(note);
+        let mut call = CLOCK.key(gap);
         call.key(self.keys.clock());
         match self.last {
             Some(last) => {
-                // By how much Redis's clock must, and can, have gone on until it reads it.
+                // The least and the most by which Redis's clock has gone on when it is read.
                 let least = asked.saturating_duration_since(last.answered);
                 let most = asked.saturating_duration_since(last.asked) + self.redis.patience();
                 let drift = JITTER + (least / 10).min(DRIFT_LONGEST);
@@ -92,11 +92,11 @@ impl Clock {
         let before = self.last.replace(Reading { at, set_back, asked, answered });
         Ok(match before {
             Some(before) if set_back > before.set_back => {
-                warn!("Redis's clock was set back: what was fetched before is looked at anew, and all is warmed up");
+                warn!("Redis's clock was set back; values fetched before are revalidated, all jobs are warmed up");
                 Gone::Back
             }
             Some(before) if at - before.at > millis(answered - before.asked + DRIFT_LONGEST) => {
-                warn!("Redis's clock was set ahead: what it makes expire is warmed up as it comes due");
+                warn!("Redis's clock was set ahead; values that expire by that are warmed up as they come due");
                 Gone::Ahead
             }
             _ => Gone::On,

@@ -1,14 +1,13 @@
-//! The ear's own test: whether this worker hears, and what the fleet may have missed.
+//! The gap detector: finds out when no worker heard the channel, and notes a gap for the revalidator.
 //!
-//! Pub/sub tells nobody what was lost. So each worker sends canaries over the channels' own connection and notes between which
-//! times it heard them all, and up to when it has handled what it heard. A canary that does not come back means a deaf
-//! connection, which is then given up. When a worker hears again, somebody else must have heard all the while, and handled it;
-//! if nobody has, what was published bare meanwhile is missed, and everything is suspect.
+//! Pub/sub does not tell what was lost. So each worker sends a canary a second over the channel's own connection. It
+//! records in Redis between which times it heard all canaries, and up to when it has handled what it heard. If canaries
+//! stop coming back, the subscription is stalled and is made anew. When a worker hears again, another worker must have
+//! heard and handled everything meanwhile; if none did, bare invalidations may have been missed.
 //!
-//! A worker drops what names jobs that it does not know. So it vouches only for the jobs that it knows, told apart by
-//! name and keys ([`Job::identity`]), and each job of a worker needs somebody who knows it. Anybody may publish on the
-//! channel of signals; a canary counts by a nonce that only its sender knew, once. Times later than Redis's now are
-//! from another clock and count for nothing.
+//! A worker drops messages about jobs that it does not know. So it vouches only for the jobs that it knows, by name and
+//! keys ([`Job::identity`]). Any client may publish signals, so a canary counts once, by a nonce that only its sender
+//! knows. Times later than Redis's now are from another clock and do not count.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -25,22 +24,22 @@ use crate::protocol::Keys;
 use crate::redis::Connection;
 use crate::store::{Gap, Store};
 
-/// How often a canary is sent.
+/// The interval between two canaries.
 const CANARY: Duration = Duration::from_secs(1);
-/// Canaries in a row that do not come back before the connection counts as deaf.
-const DEAF: usize = 4;
-/// How long a worker that has said nothing may still be alive: ms.
+/// Canaries in a row that do not come back before the subscription counts as stalled.
+const STALLED: usize = 4;
+/// The time (ms) for which a worker that sends no canary may still be alive.
 const SILENT: i64 = 12_000;
-/// Canaries after which the others have said what they heard.
-const SETTLED: u32 = 3;
-/// How long what a worker has heard is of interest: ms.
+/// Canaries after which the other workers have recorded what they heard.
+const CHECK_AFTER: u32 = 3;
+/// The time (ms) after which a worker's record is dropped.
 const FORGOTTEN: i64 = 24 * 3_600 * 1_000;
-/// Jobs that are named in the log at once.
+/// Jobs that one log line names.
 const NAMED: usize = 8;
 
 static SEND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/canary.lua")));
 
-/// What was heard and is not yet handled.
+/// The messages from the channel that are not handled yet.
 #[derive(Debug, Default)]
 pub struct Unhandled(Mutex<Book>);
 
@@ -48,20 +47,20 @@ pub struct Unhandled(Mutex<Book>);
 struct Book {
     /// The number of the next message.
     next: u64,
-    /// Messages under way.
+    /// Messages in flight.
     open: BTreeSet<u64>,
     /// Canaries, each with the number of the message that came after it.
     canaries: VecDeque<(u64, i64)>,
-    /// The last canary before which all is handled (Redis time, ms).
+    /// The time of the last canary before which all is handled (Redis time, ms).
     handled: i64,
 }
 
 impl Unhandled {
-    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+    fn book(&self) -> MutexGuard<'_, Book> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A message was heard; returns its number.
+    /// Adds a message; returns its number.
     pub fn hear(&self) -> u64 {
         let mut book = self.book();
         let number = book.next;
@@ -70,12 +69,12 @@ impl Unhandled {
         number
     }
 
-    /// The message of this number is handled.
+    /// Removes the message of this number, which is handled.
     pub fn done(&self, number: u64) {
         self.book().open.remove(&number);
     }
 
-    /// A canary was heard that was sent at this Redis time (ms).
+    /// Adds a canary that was sent at this time (Redis time, ms).
     fn canary(&self, at: i64) {
         let mut book = self.book();
         let next = book.next;
@@ -85,7 +84,7 @@ impl Unhandled {
         }
     }
 
-    /// The time of the last canary before which all is handled (Redis time, ms); 0 for none.
+    /// Returns the time of the last canary before which all is handled (Redis time, ms); 0 for none.
     fn handled(&self) -> i64 {
         let mut book = self.book();
         let first = book.open.first().copied().unwrap_or(u64::MAX);
@@ -97,20 +96,20 @@ impl Unhandled {
     }
 }
 
-/// What one other worker says that it has heard (Redis time, ms).
+/// The record of another worker: since when it hears, its last canary, and up to when it has handled all (Redis time,
+/// ms).
 #[derive(Debug)]
 struct Other {
     worker: String,
     since: i64,
     last: i64,
     handled: i64,
-    /// The identities of the jobs that it knows, between commas.
+    /// The identities of the jobs that it knows, separated by commas.
     jobs: String,
 }
 
 impl Other {
-    /// Reads an entry as Redis had it at `now` (Redis time, ms); `None` where it says nothing, or is from another
-    /// clock.
+    /// Reads a record as Redis had it at `now` (Redis time, ms); `None` if it is malformed or from another clock.
     fn read(worker: &[u8], heard: &[u8], now: i64) -> Option<Self> {
         let (worker, heard) = (str::from_utf8(worker).ok()?, str::from_utf8(heard).ok()?);
         let mut words = heard.split(' ');
@@ -135,34 +134,33 @@ impl Other {
     }
 }
 
-/// What became of a job's bare invalidations while a worker did not hear.
+/// The state of a job's bare invalidations from a time when this worker did not hear.
 #[derive(Debug, PartialEq, Eq)]
 enum Coverage {
-    /// Somebody who knows the job heard and handled all of them.
+    /// A worker that knows the job heard and handled all of them.
     Covered,
-    /// Somebody who may have done so has yet to say it.
+    /// A worker that may have done so has not recorded it yet.
     Open,
-    /// Those published up to this time (Redis time, ms) may be missed.
+    /// Invalidations published up to this time (Redis time, ms) may be missed.
     Missed(i64),
 }
 
-/// What a worker that hears since a time asks of the others.
+/// A worker's question to the others. All times are Redis's, in ms.
 struct Asking<'a> {
     worker: &'a str,
-    /// Since when it hears.
+    /// The time since which it hears.
     since: i64,
-    /// The last that it heard before; 0 where it never did.
+    /// The last canary that it heard before that; 0 if there is none.
     before: i64,
-    /// All times: Redis's, ms.
     now: i64,
 }
 
 impl Asking<'_> {
-    /// Goes by whoever else knows the job.
-    fn gap(&self, job: &Job, others: &[Other]) -> Coverage {
+    /// Returns what the records of workers that know the job say about it.
+    fn coverage(&self, job: &Job, others: &[Other]) -> Coverage {
         let Self { worker, since, before, now } = *self;
         let fresh = before == 0;
-        // Of those that begin together, each goes by who began before: so the first sees that there was nobody.
+        // Of workers that start together, each counts only those that started before, so the first one counts none.
         let heard = others.iter().filter(|other| !fresh || (other.since, other.worker.as_str()) < (since, worker));
         let heard: Vec<&Other> = heard.collect();
         if fresh && heard.is_empty() {
@@ -170,24 +168,24 @@ impl Asking<'_> {
         }
         let heard: Vec<&Other> = heard.into_iter().filter(|other| other.knows(job)).collect();
         let before = if fresh { heard.iter().map(|other| other.last).max().unwrap_or(0) } else { before };
-        // By another clock than Redis's now, nobody can be said to have heard since then.
+        // If the clock was set back since, no worker can vouch for that time.
         let covers = heard.iter().filter(|other| other.since <= before && before <= now);
         if covers.clone().any(|other| other.handled >= since) {
             return Coverage::Covered;
         }
         let mut alive = covers.filter(|other| other.is_alive(now));
-        // It heard it all, and has yet to handle it; or it dies.
+        // It heard everything and is still handling it, or it dies.
         let busy = alive.clone().any(|other| other.last >= since);
         if busy || (alive.next().is_some() && now - since < SILENT) {
             return Coverage::Open;
         }
-        // Others that heard again a little sooner, after the same gap, have heard since then.
+        // Workers that heard again a little sooner, after the same gap, cover the time since then.
         let since = heard.iter().filter(|other| other.handled >= since).map(|other| other.since).fold(since, i64::min);
         Coverage::Missed(since)
     }
 }
 
-/// What one worker hears.
+/// One worker's gap detector.
 #[derive(Debug)]
 pub struct GapDetector {
     redis: Connection,
@@ -197,34 +195,34 @@ pub struct GapDetector {
     store: Store,
     hearing: Mutex<Hearing>,
     unhandled: Arc<Unhandled>,
-    /// Rung when the present connection is found to be deaf.
-    deaf: Notify,
-    /// Set when it hears, and it is known whether anything was missed before.
-    settled: CancellationToken,
+    /// Notified when the subscription is stalled.
+    stalled: Notify,
+    /// Set when the worker hears, and any gap before that is noted.
+    checked: CancellationToken,
 }
 
 #[derive(Debug, Default)]
 struct Hearing {
-    /// The first and the last canary heard over the present connection (Redis time, ms); 0 for none.
+    /// The first and the last canary heard over this connection (Redis time, ms); 0 for none.
     since: i64,
     last: i64,
-    /// The last one heard over the connection before.
+    /// The last canary heard over the previous connection.
     before: i64,
-    /// The nonces of canaries that are yet to come back, the oldest first.
+    /// The nonces of canaries that have not come back, the oldest first.
     sent: VecDeque<u128>,
 }
 
 impl Hearing {
-    /// A canary came. Returns its time (Redis time, ms) if it is one of ours and comes for the first time: whoever
-    /// repeats a nonce has it from the canary, which was heard before.
+    /// Takes a canary; returns its time (Redis time, ms) if this worker sent it and it comes for the first time. A copy
+    /// by another client comes later than the canary itself.
     fn hear(&mut self, canary: &str) -> Option<i64> {
         let (nonce, at) = canary.split_once(' ')?;
         let nonce = u128::from_str_radix(nonce, 16).ok()?;
         let at = at.parse().ok()?;
         let place = self.sent.iter().position(|sent| *sent == nonce)?;
-        // Those before it do not come any more.
+        // Earlier canaries do not come any more.
         self.sent.drain(..=place);
-        // Where Redis's clock went back, times before do not compare with those after.
+        // If Redis's clock was set back, earlier times do not compare with later ones.
         if self.since == 0 || at < self.last {
             self.since = at;
         }
@@ -242,27 +240,27 @@ impl Hearing {
 }
 
 impl GapDetector {
-    /// The ear of `worker`.
+    /// Creates the gap detector of `worker`.
     pub fn new(redis: Connection, keys: Keys, worker: Arc<str>, jobs: Arc<Jobs>, store: Store) -> Self {
-        let (hearing, settled) = (Mutex::default(), CancellationToken::new());
-        Self { redis, keys, worker, jobs, store, hearing, unhandled: Arc::default(), deaf: Notify::new(), settled }
+        let (hearing, checked) = (Mutex::default(), CancellationToken::new());
+        Self { redis, keys, worker, jobs, store, hearing, unhandled: Arc::default(), stalled: Notify::new(), checked }
     }
 
     fn hearing(&self) -> MutexGuard<'_, Hearing> {
         self.hearing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where messages are noted that were heard, and when they are handled.
+    /// Returns the messages that are not handled yet.
     pub fn unhandled(&self) -> &Arc<Unhandled> {
         &self.unhandled
     }
 
-    /// Set once it hears, and once it is known that nothing was missed before, or that all is suspect.
-    pub fn settled(&self) -> CancellationToken {
-        self.settled.clone()
+    /// Returns a token that is set once the worker hears and any gap before that is noted.
+    pub fn checked(&self) -> CancellationToken {
+        self.checked.clone()
     }
 
-    /// A canary came: its text. Others' are passed over, and so are forged ones.
+    /// Takes the text of a canary. Those of other workers and forged ones are ignored.
     pub fn heard(&self, canary: &str) {
         let own = canary.strip_prefix(&*self.worker).and_then(|rest| rest.strip_prefix(' '));
         if let Some(at) = own.and_then(|canary| self.hearing().hear(canary)) {
@@ -270,25 +268,25 @@ impl GapDetector {
         }
     }
 
-    /// The connection ended.
+    /// Notes that the connection ended.
     pub fn lost(&self) {
         self.hearing().lose();
     }
 
-    /// Waits until the connection is found to be deaf.
-    pub async fn is_deaf(&self) {
-        self.deaf.notified().await;
+    /// Waits until the subscription is stalled.
+    pub async fn is_stalled(&self) {
+        self.stalled.notified().await;
     }
 
-    /// Sends canaries until `stop`.
+    /// Sends canaries, and checks for gaps once the worker hears, until `stop`.
     pub async fn run(&self, stop: &CancellationToken) {
         let jobs: Vec<String> = self.jobs.jobs.values().map(|job| job.identity()).collect();
         let jobs = jobs.join(",");
-        // The hearing that was checked for a gap before it, and canaries since it began.
+        // The connection, by its first canary, before which gaps are noted; and the canaries sent since it began.
         let mut checked = 0;
         let mut waited = 0;
-        // The jobs of which that hearing has raised a doubt.
-        let mut raised = (0, BTreeSet::new());
+        // The same, and the jobs whose gap is noted already.
+        let mut noted = (0, BTreeSet::new());
         while !stop.is_cancelled() {
             let nonce: u128 = rand::random();
             let (since, last, unheard) = {
@@ -302,31 +300,31 @@ impl GapDetector {
             call.arg(self.keys.signal_channel()).arg(format!("canary {} {nonce:032x}", self.worker));
             match call.invoke_async::<i64>(&mut self.redis.clone()).await {
                 Ok(_) => {
-                    if unheard > DEAF {
-                        warn!("nothing is heard on the subscription any more: it is made anew");
+                    if unheard > STALLED {
+                        warn!("nothing is heard on the subscription, it is stalled; subscribing again");
                         self.hearing().sent.clear();
-                        self.deaf.notify_waiters();
+                        self.stalled.notify_waiters();
                     }
                     waited = if since != 0 && since != checked { waited + 1 } else { 0 };
-                    if waited >= SETTLED {
-                        if raised.0 != since {
-                            raised = (since, BTreeSet::new());
+                    if waited >= CHECK_AFTER {
+                        if noted.0 != since {
+                            noted = (since, BTreeSet::new());
                         }
-                        match self.check(since, &mut raised.1).await {
+                        match self.check(since, &mut noted.1).await {
                             Ok(true) => {
                                 (checked, waited) = (since, 0);
-                                self.settled.cancel();
+                                self.checked.cancel();
                             }
-                            // Somebody who may have heard it all has yet to say so.
+                            // A worker that may have heard everything has not recorded it yet.
                             Ok(false) => {}
-                            Err(e) => debug!("cannot see what the others heard: {e}"),
+                            Err(e) => debug!("cannot read what the other workers heard; trying again: {e}"),
                         }
                     }
                 }
                 Err(e) => {
-                    // It may never have been sent.
+                    // Redis may not have sent it.
                     self.hearing().sent.retain(|sent| *sent != nonce);
-                    debug!("no canary could be sent: {e}");
+                    debug!("could not send a canary; trying again: {e}");
                 }
             }
             tokio::select! {
@@ -336,27 +334,27 @@ impl GapDetector {
         }
     }
 
-    /// Looks, for each job, whether somebody heard and handled all that was published since this worker, or the fleet,
-    /// last did, and notes a gap about jobs of which nobody has; `raised` are those of which that was done. Returns
-    /// whether all is known: else somebody has yet to say it.
-    async fn check(&self, since: i64, raised: &mut BTreeSet<JobName>) -> RedisResult<bool> {
+    /// Checks, for each job, that a worker heard and handled all that was published since this worker, or the fleet,
+    /// last heard. Notes a gap for the other jobs, and adds them to `noted`. Returns `false` while a worker has not
+    /// recorded it yet.
+    async fn check(&self, since: i64, noted: &mut BTreeSet<JobName>) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
-        // The time last, so that nothing true is later.
-        let (ears, (seconds, micros)): (HashMap<Vec<u8>, Vec<u8>>, (i64, i64)) =
+        // The time comes last, so that no true record is later.
+        let (records, (seconds, micros)): (HashMap<Vec<u8>, Vec<u8>>, (i64, i64)) =
             redis::pipe().hgetall(self.keys.ears()).cmd("TIME").query_async(&mut redis).await?;
         let now = seconds * 1_000 + micros / 1_000;
         let (mut others, mut gone) = (Vec::new(), Vec::new());
-        for (worker, heard) in ears.into_iter().filter(|(worker, _)| worker != self.worker.as_bytes()) {
+        for (worker, heard) in records.into_iter().filter(|(worker, _)| worker != self.worker.as_bytes()) {
             match Other::read(&worker, &heard, now) {
                 Some(other) => others.push(other),
-                // Whoever lives says it anew; it must not come true when the clock gets there.
+                // A worker that lives writes it anew. It must not become true when the clock gets there.
                 None => gone.push(worker),
             }
         }
         let asking = Asking { worker: &self.worker, since, before: self.hearing().before, now };
         let (mut open, mut missed, mut until) = (false, Vec::new(), 0);
-        for job in self.jobs.jobs.values().filter(|job| !raised.contains(&job.name)) {
-            match asking.gap(job, &others) {
+        for job in self.jobs.jobs.values().filter(|job| !noted.contains(&job.name)) {
+            match asking.coverage(job, &others) {
                 Coverage::Covered => {}
                 Coverage::Open => open = true,
                 Coverage::Missed(at) => {
@@ -371,11 +369,12 @@ impl GapDetector {
             let names: Vec<&str> = missed.iter().take(NAMED).map(|job| job.name.as_str()).collect();
             info!(
                 jobs = missed.len(),
-                "nobody was listening for some {seconds} s who knows {}: bare invalidations may have been missed",
+                "nobody was listening for {seconds} s who knows {}: bare invalidations may have been missed, values \
+                 are revalidated",
                 names.join(", ")
             );
             self.store.note_gap_for(&missed, until, Gap::Missed).await?;
-            raised.extend(missed.iter().map(|job| job.name.clone()));
+            noted.extend(missed.iter().map(|job| job.name.clone()));
         }
         let newest = others.iter().map(|other| other.last).max().unwrap_or(0);
         let old = others.into_iter().filter(|other| other.last < now - FORGOTTEN && other.last < newest);
@@ -456,7 +455,7 @@ mod tests {
         let (moved, renamed) = (job("art", "picture:{name}"), job("picture", "art:{name}"));
         for before in [0, 50_000] {
             let asking = Asking { worker: "x", since: 60_000, before, now: 100_000 };
-            let gap = |jobs: &[&Job]| asking.gap(&art, &[other("y", [1_000, 99_000, 99_000], jobs)]);
+            let gap = |jobs: &[&Job]| asking.coverage(&art, &[other("y", [1_000, 99_000, 99_000], jobs)]);
             assert_eq!(gap(&[&art]), Coverage::Covered);
             assert_eq!(gap(&[&poem, &art]), Coverage::Covered);
             for jobs in [&[][..], &[&poem], &[&moved], &[&renamed]] {
@@ -464,16 +463,20 @@ mod tests {
             }
         }
         let first = Asking { worker: "x", since: 60_000, before: 0, now: 100_000 };
-        assert_eq!(first.gap(&art, &[]), Coverage::Covered, "there was no fleet");
+        assert_eq!(first.coverage(&art, &[]), Coverage::Covered, "there was no fleet");
     }
 
     #[test]
     fn a_shared_gap_ends_when_the_first_worker_hears_again() {
         let art = job("art", "art:{name}");
         let asking = Asking { worker: "x", since: 60_000, before: 50_000, now: 100_000 };
-        assert_eq!(asking.gap(&art, &[other("y", [55_000, 99_000, 99_000], &[&art])]), Coverage::Missed(55_000));
-        assert_eq!(asking.gap(&art, &[other("y", [55_000, 99_000, 59_000], &[&art])]), Coverage::Missed(60_000));
-        assert_eq!(asking.gap(&art, &[other("y", [1_000, 99_000, 59_000], &[&art])]), Coverage::Open, "it is at it");
+        assert_eq!(asking.coverage(&art, &[other("y", [55_000, 99_000, 99_000], &[&art])]), Coverage::Missed(55_000));
+        assert_eq!(asking.coverage(&art, &[other("y", [55_000, 99_000, 59_000], &[&art])]), Coverage::Missed(60_000));
+        assert_eq!(
+            asking.coverage(&art, &[other("y", [1_000, 99_000, 59_000], &[&art])]),
+            Coverage::Open,
+            "it is at it"
+        );
     }
 
     #[test]
@@ -485,6 +488,6 @@ mod tests {
         assert!(Other::read(b"\xff", b"1 2 3 x", 100_000).is_none());
         let asking = Asking { worker: "x", since: 60_000, before: 700_000, now: 100_000 };
         let others = [other("y", [59_000, 99_000, 99_000], &[&art])];
-        assert_eq!(asking.gap(&art, &others), Coverage::Missed(59_000), "the clock was set back in the gap");
+        assert_eq!(asking.coverage(&art, &others), Coverage::Missed(59_000), "the clock was set back in the gap");
     }
 }

@@ -1,12 +1,12 @@
-//! The inbox: invalidations that cannot be lost.
+//! The inbox: a stream of invalidations that cannot be lost.
 //!
-//! A stream read by one consumer group. A message is acknowledged, and deleted, after all its steps; what a crashed worker
-//! was given is taken over. Its time S is the id that Redis gave it. What is trimmed for want of room leaves a note in the
-//! stream (a gap), and everything fetched before is then suspect.
+//! All workers read the stream as one consumer group. A message is acknowledged and deleted when it is handled; the
+//! messages of a crashed worker are taken over. A message's time S is the id that Redis gave it. If the stream is
+//! trimmed, a gap in it says how many messages were lost, and everything fetched before is made anew.
 //!
-//! Anybody may write into the stream, and whatever they write. What cannot be read is told and deleted like all else;
-//! messages are read in pieces of bounded size, and only their length where they are too long. Only a read that waits
-//! gets a message however long it is, and so waits for a single one.
+//! Any client may write anything to the stream. A message that cannot be read is logged and deleted. Messages are read
+//! in batches of bounded size; of one that is too long, only its length is read. A blocking read returns a message of
+//! any length, so it asks for one message only.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -17,8 +17,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::super::{Ack, At, Pipeline, Watermark};
-use super::invalidator::Complaints;
+use super::ack::Ack;
+use super::complaints::Complaints;
+use super::pipeline::{At, Pipeline};
+use super::watermark::Watermark;
 use crate::protocol::Message;
 use crate::protocol::{Keys, inbox};
 use crate::redis::LoopHealth;
@@ -30,74 +32,74 @@ use crate::telemetry::Telemetry;
 const GROUP: &str = "samovar";
 /// The field of a message.
 const FIELD: &str = "message";
-/// The field of a gap: how many messages were lost.
+/// The field of a gap: the number of messages that were lost.
 const GAP: &str = "gap";
 /// Messages acknowledged in one round trip.
 const ACKNOWLEDGED: usize = 500;
-/// How often readers that are gone are looked for, and how long one must have been silent.
+/// The interval at which readers that are gone are removed, and the time for which such a reader has been idle.
 const SWEEP: Duration = Duration::from_secs(600);
-/// Messages read at once, and bytes after which no more are.
+/// Messages read at once, and the bytes after which no more are read.
 const MOST: usize = 100;
 const BYTES: usize = 4 << 20;
 /// The longest message with the names of its fields, in bytes.
 const LONGEST: usize = inbox::LARGEST + FIELD.len();
-/// An id before all messages.
+/// An id lower than those of all messages.
 const FIRST: &str = "0-0";
-/// How long one read waits for messages. Also how long ending takes at most.
+/// The longest time for which a read blocks, and so for which ending takes.
 const WAIT: Duration = Duration::from_millis(2_000);
 
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/read.lua")));
 static LEAVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave.lua")));
 
-/// One worker's end of the inbox.
+/// One worker's reader of the inbox.
 #[derive(Debug)]
 pub struct Inbox {
     /// A connection of its own, since reads block it.
     pub redis: Connection,
-    /// For all else.
+    /// The connection for everything else.
     pub control: Connection,
-    /// The names.
+    /// The key names.
     pub keys: Keys,
-    /// Who handles what is read.
+    /// Handles the messages.
     pub pipeline: Pipeline,
-    /// Who is told of gaps.
+    /// Notes gaps.
     pub store: Store,
-    /// Where is remembered what was read.
+    /// Remembers how far the inbox was read.
     pub watermark: Watermark,
-    /// Where it is counted.
+    /// Counts malformed messages.
     pub telemetry: Telemetry,
     /// The worker's name, unique.
     pub worker: Arc<str>,
-    /// How long a message may be in a worker's hands before another takes it over.
+    /// The time after which a message in flight is taken over by another worker.
     pub claim: Duration,
-    /// Messages that cannot be followed.
+    /// The messages that cannot be read.
     pub complaints: Complaints,
-    /// Whether it is read.
+    /// Shows whether the inbox is read.
     pub loop_health: LoopHealth,
 }
 
-/// The ids of messages that are being handled here: they are not taken in once more, however long that takes.
-type InHand = Arc<Mutex<HashSet<String>>>;
+/// The ids of messages in flight. They are not accepted a second time, however long they take.
+type InFlight = Arc<Mutex<HashSet<String>>>;
 
-/// Names and values.
+/// The names and values of a message's fields.
 type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A message as it was found in the inbox.
 #[derive(Debug, PartialEq)]
 struct Found {
     id: String,
-    /// Names and values, or how many bytes they have, which are too many.
+    /// The fields, or their length in bytes if the message is too long.
     fields: Result<Fields, usize>,
 }
 
-/// What a message in the inbox says.
+/// The content of a message in the inbox.
 #[derive(Debug, PartialEq)]
-enum Said<'a> {
+enum Content<'a> {
     Message(Message),
-    /// So many were lost.
+    /// The number of messages that were lost.
     Gap(u64),
-    /// Nothing that can be followed: an excerpt, and why.
-    Nothing(&'a [u8], String),
+    /// Something that cannot be read: an excerpt, and the reason.
+    Malformed(&'a [u8], String),
 }
 
 impl Found {
@@ -116,11 +118,11 @@ impl Found {
         Ok(Self { id, fields })
     }
 
-    fn said(&self) -> Said<'_> {
+    fn content(&self) -> Content<'_> {
         let fields = match &self.fields {
             Ok(fields) => fields,
             Err(length) => {
-                return Said::Nothing(b"", inbox::check_size(*length).err().unwrap_or_default());
+                return Content::Malformed(b"", inbox::check_size(*length).err().unwrap_or_default());
             }
         };
         let named = |wanted: &str| {
@@ -130,45 +132,47 @@ impl Found {
         let excerpt = || fields.first().map_or(&b""[..], |(name, _)| name);
         match *named(FIELD) {
             [text] => match Message::read(text) {
-                Ok(message) => Said::Message(message),
-                Err(e) => Said::Nothing(text, e.to_string()),
+                Ok(message) => Content::Message(message),
+                Err(e) => Content::Malformed(text, e.to_string()),
             },
-            [first, ..] => Said::Nothing(first, format!("it has several fields `{FIELD}`: publish several messages")),
+            [first, ..] => {
+                Content::Malformed(first, format!("it has several fields `{FIELD}`: publish several messages"))
+            }
             [] => match named(GAP).first().and_then(|lost| str::from_utf8(lost).ok()?.parse().ok()) {
-                Some(lost) => Said::Gap(lost),
-                None => Said::Nothing(excerpt(), format!("it has no field `{FIELD}`")),
+                Some(lost) => Content::Gap(lost),
+                None => Content::Malformed(excerpt(), format!("it has no field `{FIELD}`")),
             },
         }
     }
 }
 
-/// Puts a message into the inbox; returns its id.
+/// Adds a message to the inbox; returns its id.
 ///
 /// # Errors
-/// Redis's; then it is unknown whether the message is there. Publishing it again does no harm.
+/// Redis's. The message may be there all the same; publishing it again is safe.
 pub async fn publish(redis: &mut Connection, keys: &Keys, message: &Message) -> RedisResult<String> {
     let text = serde_json::to_string(message).map_err(std::io::Error::other)?;
     inbox::publish(redis, keys, &text).await
 }
 
 impl Inbox {
-    /// Runs until `stop`, and until what was read by then is handled or dropped; then gives up its place in the group if
-    /// nothing of it is pending.
+    /// Runs until `stop`, and until the messages read by then are handled or dropped. Then leaves the group, unless
+    /// messages are pending.
     pub async fn run(self, stop: CancellationToken) {
         self.run_until(stop.clone(), stop).await;
     }
 
-    /// The same, but a read that waits at Redis when `stop` comes is given up only when `hurry` does: what Redis gives to a
-    /// reader that is gone waits for the claim time.
+    /// Runs as [`Self::run`] does, but aborts a blocking read only at `hurry` instead of at `stop`. A message that
+    /// Redis gives to an aborted read waits for the claim time.
     pub async fn run_until(mut self, stop: CancellationToken, hurry: CancellationToken) {
         let (done, acks) = mpsc::unbounded_channel();
         let (mut control, keys, worker) = (self.control.clone(), self.keys.clone(), Arc::clone(&self.worker));
-        let in_hand = InHand::default();
+        let in_flight = InFlight::default();
         let acknowledging =
-            acknowledge(control.clone(), keys.clone(), self.watermark.clone(), acks, &in_hand, stop.clone());
+            acknowledge(control.clone(), keys.clone(), self.watermark.clone(), acks, &in_flight, stop.clone());
         let reading = async {
-            self.read_all(done, &in_hand, &stop, &hurry).await;
-            // The pipeline ends when nobody can put anything into it.
+            self.read_all(done, &in_flight, &stop, &hurry).await;
+            // The pipeline ends with the last of its entrances.
             drop(self);
         };
         tokio::join!(reading, acknowledging);
@@ -178,12 +182,12 @@ impl Inbox {
     async fn read_all(
         &mut self,
         done: mpsc::UnboundedSender<String>,
-        in_hand: &InHand,
+        in_flight: &InFlight,
         stop: &CancellationToken,
         hurry: &CancellationToken,
     ) {
         let mut backoff = Backoff::new("the inbox").showing(&self.loop_health);
-        // From where it goes on to take over what others left; begun anew after the claim time.
+        // The id from which messages of other readers are taken over. It starts again after the claim time.
         let (mut left, mut taken_over) = (Some(FIRST.to_owned()), tokio::time::Instant::now());
         let mut swept: Option<tokio::time::Instant> = None;
         while !stop.is_cancelled() {
@@ -197,8 +201,8 @@ impl Inbox {
                 Ok(messages) => messages,
                 Err(e) => {
                     let lost_group = e.code() == Some("NOGROUP");
-                    // First the doubt, then the group, whose absence is what tells: a crash in between only repeats it.
-                    if lost_group && self.ask_what_went().await.is_ok() && self.create_group().await.is_ok() {
+                    // The gap comes first: the missing group is the evidence, and a crash in between only repeats this.
+                    if lost_group && self.note_lost_inbox().await.is_ok() && self.create_group().await.is_ok() {
                         continue;
                     }
                     backoff.ill(&e, stop).await;
@@ -210,7 +214,7 @@ impl Inbox {
                 taken_over = tokio::time::Instant::now();
             }
             for message in messages {
-                if in_hand.lock().unwrap_or_else(PoisonError::into_inner).insert(message.id.clone()) {
+                if in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(message.id.clone()) {
                     let ack = Ack::new(message.id.clone(), done.clone());
                     self.take(&message, ack, stop).await;
                 }
@@ -218,8 +222,8 @@ impl Inbox {
         }
     }
 
-    /// What others have left, as far as there is any, from the id `left`; and what is new. Waits where there is
-    /// neither.
+    /// Returns messages that other readers did not finish, from the id `left` on, and new ones. Blocks if there are
+    /// none.
     async fn next(&mut self, left: &mut Option<String>, hurry: &CancellationToken) -> RedisResult<Vec<Found>> {
         let mut found = Vec::new();
         let took_over = left.is_some();
@@ -233,7 +237,7 @@ impl Inbox {
         }
         let (_, new) = self.read(None).await?;
         found.extend(new);
-        // It is well before it waits for the first time.
+        // The first round does not block, so that the loop shows that it is well.
         if found.is_empty() && !took_over {
             return self.wait(hurry).await;
         }
@@ -251,27 +255,27 @@ impl Inbox {
             .await;
         match created {
             Err(e) if e.code() == Some("BUSYGROUP") => Ok(()),
-            // Its readers are not known any more, so nobody would take away what they noted.
+            // The readers of the lost group are unknown, so nothing else would delete their marks.
             Ok(()) => redis::cmd("DEL").arg(self.keys.acknowledged()).exec_async(&mut self.redis).await,
             other => other,
         }
     }
 
-    /// Where Redis knows us and yet there was no group, it evicted the inbox, and with it, perhaps, messages.
-    async fn ask_what_went(&mut self) -> RedisResult<()> {
-        let (knows_us, (seconds, micros)): (bool, (i64, i64)) =
+    /// Notes a gap if Redis holds the marker but not the group: then it evicted the inbox, perhaps with messages.
+    async fn note_lost_inbox(&mut self) -> RedisResult<()> {
+        let (has_marker, (seconds, micros)): (bool, (i64, i64)) =
             redis::pipe().exists(self.keys.marker()).cmd("TIME").query_async(&mut self.control).await?;
-        if knows_us {
-            warn!("the inbox was gone: what was in it may be lost");
+        if has_marker {
+            warn!("the inbox was gone, its messages may be lost; values fetched before are revalidated");
             self.store.note_gap(seconds * 1_000 + micros / 1_000, Gap::Missed).await?;
             self.watermark.compare(&self.store, None).await?;
         }
         Ok(())
     }
 
-    /// Takes readers out of the group that are long gone: crashed workers do not take their leave.
+    /// Removes readers from the group that are long gone, as crashed workers are.
     async fn sweep(&mut self) -> RedisResult<()> {
-        // Their names are anybody's: those of workers are text.
+        // Any client may add a reader, of any name; the names of workers are UTF-8.
         let readers: Vec<HashMap<String, Value>> = redis::cmd("XINFO")
             .arg("CONSUMERS")
             .arg(self.keys.inbox())
@@ -294,8 +298,8 @@ impl Inbox {
         Ok(())
     }
 
-    /// What is new, or, from an id on, what others were given and did not finish within the claim time; and from where
-    /// to go on.
+    /// Reads new messages, or, from an id on, those that other readers did not finish within the claim time. Returns
+    /// the id from which to go on, and the messages.
     async fn read(&mut self, left_from: Option<&str>) -> RedisResult<(String, Vec<Found>)> {
         let idle = left_from.map(|_| self.claim.as_millis().to_string()).unwrap_or_default();
         let mut call = READ.key(self.keys.inbox());
@@ -304,7 +308,7 @@ impl Inbox {
         Ok((next, found.into_iter().map(Found::read).collect::<RedisResult<_>>()?))
     }
 
-    /// Waits for a message.
+    /// Blocks until there is a message, at most for [`WAIT`].
     async fn wait(&mut self, hurry: &CancellationToken) -> RedisResult<Vec<Found>> {
         let mut command = redis::cmd("XREADGROUP");
         command
@@ -320,21 +324,24 @@ impl Inbox {
             .arg(">");
         let reply: Value = tokio::select! {
             reply = command.query_async(&mut self.redis) => reply?,
-            // What Redis gives out to a reader that is gone stays pending and is taken over.
+            // What Redis gives to an aborted read stays pending and is taken over.
             () = hurry.cancelled() => Value::Nil,
         };
         let streams: Option<Vec<(String, Vec<Value>)>> = redis::from_redis_value(reply)?;
         streams.into_iter().flatten().flat_map(|(_, entries)| entries).map(Found::read).collect()
     }
 
-    /// Hands a message on; it is acknowledged when it is handled.
+    /// Passes a message to the pipeline; it is acknowledged when it is handled.
     async fn take(&mut self, found: &Found, ack: Ack, stop: &CancellationToken) {
         self.watermark.read(&found.id);
         let at = found.id.split_once('-').and_then(|(ms, _)| ms.parse::<i64>().ok()).unwrap_or_default();
-        match found.said() {
-            Said::Message(message) => return self.pipeline.take(message, At::Redis(at), "inbox", ack).await,
-            Said::Gap(lost) => {
-                warn!(lost, "invalidations were dropped from the inbox, which nobody had read for too long");
+        match found.content() {
+            Content::Message(message) => return self.pipeline.take(message, At::Redis(at), "inbox", ack).await,
+            Content::Gap(lost) => {
+                warn!(
+                    lost,
+                    "invalidations were dropped from the inbox, which no worker read for long; all values are fetched again"
+                );
                 let mut backoff = Backoff::new("the inbox");
                 while let Err(e) = self.store.note_gap(at, Gap::Lost).await {
                     backoff.ill(&e, stop).await;
@@ -343,7 +350,7 @@ impl Inbox {
                     }
                 }
             }
-            Said::Nothing(excerpt, reason) => {
+            Content::Malformed(excerpt, reason) => {
                 self.telemetry.malformed();
                 self.complaints.complain(excerpt, &format!("{} {reason}", found.id));
             }
@@ -352,7 +359,7 @@ impl Inbox {
     }
 }
 
-/// Takes a reader out of the group that has nothing in hand.
+/// Removes a reader from the group, unless it has messages pending.
 async fn remove(redis: &mut Connection, keys: &Keys, reader: &str) -> RedisResult<()> {
     let out: u8 = LEAVE.key(keys.inbox()).arg(GROUP).arg(reader).invoke_async(redis).await?;
     if out == 0 {
@@ -361,34 +368,34 @@ async fn remove(redis: &mut Connection, keys: &Keys, reader: &str) -> RedisResul
     redis::cmd("HDEL").arg(keys.acknowledged()).arg(reader).exec_async(redis).await
 }
 
-/// What came of acknowledging messages, deleting them, reading the note there was, and leaving another.
+/// The results of acknowledging messages, deleting them, reading the mark, and writing the next one.
 type Steps = (RedisResult<u64>, RedisResult<u64>, RedisResult<Option<String>>, RedisResult<u64>);
 
-/// Acknowledges messages, and deletes them, as many at a time as are done, until nobody has a ack any more.
+/// Acknowledges and deletes messages that are done, in batches, until no [`Ack`] is left.
 async fn acknowledge(
     mut redis: Connection,
     keys: Keys,
     watermark: Watermark,
     mut done: mpsc::UnboundedReceiver<String>,
-    in_hand: &InHand,
+    in_flight: &InFlight,
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::new("acknowledging");
     let mut ids = Vec::new();
     while done.recv_many(&mut ids, ACKNOWLEDGED).await > 0 {
         loop {
-            let (inbox, noted, note) = (keys.inbox(), keys.acknowledged(), watermark.note(&ids));
+            let (inbox, marks, mark) = (keys.inbox(), keys.acknowledged(), watermark.mark(&ids));
             let mut steps = redis::pipe();
             steps.cmd("XACK").arg(&inbox).arg(GROUP).arg(&ids);
             steps.cmd("XDEL").arg(&inbox).arg(&ids);
-            steps.hget(&noted, watermark.worker()).hset(&noted, watermark.worker(), &note).ignore_errors();
+            steps.hget(&marks, watermark.worker()).hset(&marks, watermark.worker(), &mark).ignore_errors();
             let steps: RedisResult<Steps> = steps.query_async(&mut redis).await;
             match steps.and_then(|(acknowledged, deleted, before, left)| Ok((acknowledged.and(deleted)?, before, left)))
             {
                 Ok((_, before, left)) => {
-                    // A full Redis takes no note.
+                    // A Redis without memory refuses the mark.
                     if let (Ok(before), Ok(_)) = (before, left) {
-                        watermark.noted(before.as_deref(), &note);
+                        watermark.marked(before.as_deref(), &mark);
                     }
                     break;
                 }
@@ -398,9 +405,9 @@ async fn acknowledge(
             }
         }
         backoff.well();
-        let mut in_hand = in_hand.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_flight = in_flight.lock().unwrap_or_else(PoisonError::into_inner);
         for id in ids.drain(..) {
-            in_hand.remove(&id);
+            in_flight.remove(&id);
         }
     }
 }
@@ -417,10 +424,10 @@ mod tests {
 
     #[test]
     fn whatever_is_in_the_inbox_is_followed_or_told() {
-        let key = |key: &str| Said::Message(Message { keys: vec![key.to_owned()], ..Message::default() });
-        assert_eq!(found(&[(b"message", b"art:a")]).said(), key("art:a"));
-        assert_eq!(found(&[(b"by", b"\xff"), (b"message", b"art:a"), (b"gap", b"1")]).said(), key("art:a"));
-        assert_eq!(found(&[(b"gap", b"17")]).said(), Said::Gap(17));
+        let key = |key: &str| Content::Message(Message { keys: vec![key.to_owned()], ..Message::default() });
+        assert_eq!(found(&[(b"message", b"art:a")]).content(), key("art:a"));
+        assert_eq!(found(&[(b"by", b"\xff"), (b"message", b"art:a"), (b"gap", b"1")]).content(), key("art:a"));
+        assert_eq!(found(&[(b"gap", b"17")]).content(), Content::Gap(17));
         let long = vec![b'x'; LONGEST + 1];
         for (fields, reason) in [
             (&[][..], "no field"),
@@ -435,7 +442,7 @@ mod tests {
             (&[(&long, b"art:a")], "longer than"),
         ] {
             let found = found(fields);
-            let Said::Nothing(_, said) = found.said() else { panic!("{fields:?}") };
+            let Content::Malformed(_, said) = found.content() else { panic!("{fields:?}") };
             assert!(said.contains(reason), "{said}");
         }
     }

@@ -1,10 +1,10 @@
-//! What a worker remembers of Redis, so that it notices when Redis remembers less.
+//! The watermark: how far a worker has read and acknowledged the inbox, to notice when Redis lost messages.
 //!
-//! A Redis that crashed, or a replica that took over, may be as it was a while ago. What came into the inbox since is lost then,
-//! handled or not, and so is all that was done for it. So a worker remembers the highest id that it saw the inbox give; where
-//! the inbox's last one is lower, messages were lost. Messages that came after the loss may hide that. Therefore each worker leaves a
-//! note in Redis of the highest id that it acknowledged, in the same round trip, and remembers that as well: an older note, or none in
-//! another Redis, says that something was lost. A fleet that ends together with Redis remembers nothing.
+//! A Redis that crashed, or a replica that took over, may have lost its latest writes: messages in the inbox, and what
+//! was done for them. Each worker remembers the highest id that the inbox gave. If the inbox's last id is lower,
+//! messages were lost. New messages may hide that. So each worker also writes its highest acknowledged id to Redis, in
+//! the same round trip, and remembers it: an older mark, or none in another Redis, means a loss. A fleet that ends
+//! together with Redis remembers nothing.
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -15,10 +15,10 @@ use crate::store::{Gap, Store};
 
 static LAST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/last.lua")));
 
-/// The id of a message in the inbox: its time (Redis time, ms), and its number within that.
+/// The id of a message in the inbox: its time (Redis time, ms), and its number within that millisecond.
 type Id = (i64, u64);
 
-/// What one worker remembers. Cheap to clone.
+/// One worker's watermark. Cheap to clone; clones share what they remember.
 #[derive(Clone, Debug)]
 pub struct Watermark {
     worker: Arc<str>,
@@ -29,26 +29,26 @@ pub struct Watermark {
 struct Remembered {
     /// The highest id that the inbox gave.
     highest: Id,
-    /// The highest id that the worker acknowledged, of which it left a note.
+    /// The highest id that the worker acknowledged, which its mark in Redis holds.
     acknowledged: Id,
-    /// An older note was found.
+    /// An older mark was found.
     is_older: bool,
-    /// No note was found where one was left: it is a Redis that never had it, or somebody tidied up.
+    /// No mark was found although one was written: another Redis never had it, or someone deleted it.
     is_blank: bool,
-    /// The `run_id` of the Redis that was compared last; empty for none.
+    /// The `run_id` of the Redis of the last comparison; empty for none.
     run_id: String,
 }
 
 impl Remembered {
-    /// What Redis has for a note.
-    fn found(&mut self, note: Option<&str>) {
-        match note.map(parse) {
-            Some(note) => self.is_older |= note < self.acknowledged,
+    /// Takes the mark that Redis holds.
+    fn found(&mut self, mark: Option<&str>) {
+        match mark.map(parse) {
+            Some(mark) => self.is_older |= mark < self.acknowledged,
             None => self.is_blank |= self.acknowledged != Id::default(),
         }
     }
 
-    /// Whether messages were lost of an inbox whose last id is this one, in the Redis of this `run_id`.
+    /// Returns `true` if an inbox with this last id, in the Redis of this `run_id`, lost messages.
     fn is_lost(&self, last: Id, run_id: Option<&str>) -> bool {
         let another = !self.run_id.is_empty() && run_id.is_some_and(|run_id| run_id != self.run_id);
         self.highest > last || self.is_older || (self.is_blank && another)
@@ -56,12 +56,12 @@ impl Remembered {
 }
 
 impl Watermark {
-    /// Of a worker of this name, which has seen nothing yet.
+    /// Creates the watermark of a worker that has read nothing yet.
     pub fn of(worker: &Arc<str>) -> Self {
         Self { worker: Arc::clone(worker), remembered: Arc::default() }
     }
 
-    /// Whose memory it is.
+    /// Returns the worker's name.
     pub fn worker(&self) -> &str {
         &self.worker
     }
@@ -70,60 +70,60 @@ impl Watermark {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it was compared with the Redis of this `run_id`.
+    /// Returns `true` if the last comparison was with the Redis of this `run_id`.
     pub fn is_of(&self, run_id: &str) -> bool {
         self.lock().run_id == run_id
     }
 
-    /// The inbox gave a message of this id.
+    /// Notes that the inbox gave a message of this id.
     pub fn read(&self, id: &str) {
         let mut remembered = self.lock();
         remembered.highest = remembered.highest.max(parse(id));
     }
 
-    /// The note that is left when these messages are acknowledged: the highest id of all so far.
-    pub fn note(&self, ids: &[String]) -> String {
+    /// Returns the mark to write when these messages are acknowledged: the highest id so far.
+    pub fn mark(&self, ids: &[String]) -> String {
         let highest = ids.iter().map(|id| parse(id)).fold(self.lock().acknowledged, Id::max);
         format!("{}-{}", highest.0, highest.1)
     }
 
-    /// The note was left, where there was another `before`.
-    pub fn noted(&self, before: Option<&str>, note: &str) {
+    /// Notes that the mark was written in the place of `before`.
+    pub fn marked(&self, before: Option<&str>, mark: &str) {
         let mut remembered = self.lock();
         remembered.found(before);
-        remembered.acknowledged = parse(note);
+        remembered.acknowledged = parse(mark);
     }
 
-    /// Raises the doubt that invalidations were lost where Redis, whose `run_id` is this if it is known, remembers less than the
-    /// worker; then goes by what Redis remembers.
+    /// Notes a gap if Redis holds less than the worker remembers, and then continues from what Redis holds. `run_id` is
+    /// Redis's, where it is known.
     ///
     /// # Errors
     /// Redis's; compare again.
     pub async fn compare(&self, store: &Store, run_id: Option<&str>) -> RedisResult<()> {
-        // Before Redis is asked, since messages are read meanwhile.
+        // Messages are read while Redis answers, so this copy is taken before.
         let mut then = self.lock().clone();
         let redis = &mut store.connection().clone();
-        let note: Option<String> =
+        let mark: Option<String> =
             redis::cmd("HGET").arg(store.keys().acknowledged()).arg(&*self.worker).query_async(redis).await?;
         let (last, now): (String, i64) = LAST.key(store.keys().inbox()).invoke_async(redis).await?;
         let last = parse(&last);
-        then.found(note.as_deref());
+        then.found(mark.as_deref());
         let lost = then.is_lost(last, run_id);
         if lost {
-            warn!("Redis forgot what was in the inbox: what was fetched before is made anew");
-            // All that this worker knows of was asked for by then; so what others raise later is no other doubt.
+            warn!("Redis lost messages of the inbox; all values fetched before are fetched again");
+            // This worker knows of nothing later, so gaps that others note for the same loss are the same gap.
             store.note_gap(then.highest.0.min(now), Gap::Lost).await?;
         }
         let mut present = self.lock();
         if lost && present.highest == then.highest {
             present.highest = last;
         }
-        if (lost || note.is_none()) && present.acknowledged == then.acknowledged {
-            present.acknowledged = note.as_deref().map_or(Id::default(), parse);
+        if (lost || mark.is_none()) && present.acknowledged == then.acknowledged {
+            present.acknowledged = mark.as_deref().map_or(Id::default(), parse);
         }
         present.is_older &= !then.is_older;
         present.highest = present.highest.max(last);
-        // What was found meanwhile is for the next time.
+        // What was found meanwhile counts in the next comparison.
         if let Some(run_id) = run_id.filter(|_| then.is_blank || !present.is_blank) {
             run_id.clone_into(&mut present.run_id);
             present.is_blank = false;
@@ -156,8 +156,8 @@ mod tests {
             let watermark = Watermark::of(&Arc::from("a worker"));
             watermark.lock().run_id = "one".to_owned();
             let ids: Vec<String> = acknowledged.iter().map(|id| (*id).to_owned()).collect();
-            let left = watermark.note(&ids);
-            watermark.noted(None, &left);
+            let left = watermark.mark(&ids);
+            watermark.marked(None, &left);
             let mut remembered = watermark.lock().clone();
             remembered.found(note);
             remembered.is_lost((9_500, 0), Some(run_id))

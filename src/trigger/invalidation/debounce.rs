@@ -1,0 +1,210 @@
+//! The debounce: refreshes that the store puts off in a storm of invalidations wait here.
+//!
+//! Each entry waits once, however many messages name it. It is then refreshed with the time of the last invalidation,
+//! so the fetch covers all of them. The acknowledgements of these messages wait with it. If Redis fails, the refresh is
+//! tried again.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::ack::Ack;
+use super::invalidator::{Debounced, Invalidator};
+use crate::agenda::When;
+use crate::entry::EntryKey;
+use crate::job::Job;
+use crate::protocol::Handled;
+use crate::redis::Backoff;
+
+/// The wait before a refresh is tried again that Redis did not answer.
+const RETRY: Duration = Duration::from_millis(100);
+/// The longest wait while there is nothing to refresh.
+const IDLE: Duration = Duration::from_secs(3_600);
+
+/// The debounced refreshes of one worker.
+#[derive(Debug, Default)]
+pub(super) struct Debounce {
+    waiting: Mutex<Waiting>,
+    /// The number of acknowledgements that wait.
+    acks: AtomicUsize,
+    changed: Notify,
+    /// Nothing more is added.
+    closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    entries: HashMap<EntryKey, Refresh>,
+    /// The same entries, in the order in which they are refreshed.
+    order: BTreeSet<(Instant, EntryKey)>,
+}
+
+/// A refresh that waits.
+#[derive(Debug)]
+struct Refresh {
+    job: Arc<Job>,
+    /// The time of the last invalidation (Redis time, ms).
+    at: i64,
+    /// The highest priority of the invalidations.
+    when: When,
+    until: Instant,
+    acks: Vec<Ack>,
+    /// The number of the oldest message from the channel. It stands for all of them, since they are done together.
+    oldest: Option<u64>,
+}
+
+impl Refresh {
+    fn new(debounced: Debounced, until: Instant) -> Self {
+        Self { job: debounced.job, at: debounced.at, when: debounced.when, until, acks: Vec::new(), oldest: None }
+    }
+
+    /// Adds an invalidation; returns the number of acknowledgements that it adds.
+    fn join(&mut self, at: i64, when: When, acks: impl IntoIterator<Item = Ack>) -> usize {
+        self.at = self.at.max(at);
+        if when == When::Urgent {
+            self.when = when;
+        }
+        let before = self.acks.len();
+        for ack in acks {
+            match ack.number() {
+                Some(number) if self.oldest.is_some_and(|oldest| oldest <= number) => ack.done(),
+                number => {
+                    self.oldest = number.or(self.oldest);
+                    self.acks.push(ack);
+                }
+            }
+        }
+        self.acks.len() - before
+    }
+}
+
+impl Debounce {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the number of acknowledgements that wait.
+    pub(super) fn acks(&self) -> usize {
+        self.acks.load(Ordering::Relaxed)
+    }
+
+    /// Adds a high-priority invalidation to an entry that waits; returns `false` if the entry does not wait.
+    pub(super) fn joins(&self, key: &str, at: i64, acks: &[Ack]) -> bool {
+        let mut waiting = self.lock();
+        let Some(refresh) = waiting.entries.get_mut(key) else { return false };
+        let more = refresh.join(at, When::Urgent, acks.iter().map(Ack::part));
+        self.acks.fetch_add(more, Ordering::Relaxed);
+        true
+    }
+
+    /// Adds a refresh.
+    pub(super) fn add(&self, debounced: Debounced, acks: Vec<Ack>) {
+        let until = Instant::now() + debounced.wait;
+        let mut waiting = self.lock();
+        let Waiting { entries, order } = &mut *waiting;
+        let key = debounced.key.clone();
+        let more = match entries.entry(key.clone()) {
+            Entry::Occupied(mut there) => {
+                let there = there.get_mut();
+                if until > there.until {
+                    order.remove(&(there.until, key.clone()));
+                    order.insert((until, key));
+                    there.until = until;
+                }
+                there.join(debounced.at, debounced.when, acks)
+            }
+            Entry::Vacant(place) => {
+                order.insert((until, key));
+                let (at, when) = (debounced.at, debounced.when);
+                place.insert(Refresh::new(debounced, until)).join(at, when, acks)
+            }
+        };
+        self.acks.fetch_add(more, Ordering::Relaxed);
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// Ends the loop once nothing waits: nothing more is added.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    /// Drops what still waits, with its acknowledgements: their messages are delivered again.
+    pub(super) fn clear(&self) {
+        *self.lock() = Waiting::default();
+        self.acks.store(0, Ordering::Relaxed);
+    }
+
+    /// Returns the time of the next refresh.
+    fn next(&self) -> Option<Instant> {
+        self.lock().order.first().map(|(until, _)| *until)
+    }
+
+    /// Takes the refreshes whose time has come.
+    fn due(&self) -> Vec<(EntryKey, Refresh)> {
+        let now = Instant::now();
+        let mut waiting = self.lock();
+        let mut due = Vec::new();
+        while waiting.order.first().is_some_and(|(until, _)| *until <= now)
+            && let Some((_, key)) = waiting.order.pop_first()
+        {
+            due.extend(waiting.entries.remove_entry(&key));
+        }
+        due
+    }
+
+    /// Refreshes entries as their time comes, until [`Self::close`] and nothing waits, or until `cut`.
+    pub(super) async fn run(&self, invalidator: &Invalidator, cut: &CancellationToken) {
+        let mut backoff = Backoff::new("the debounce");
+        while !cut.is_cancelled() {
+            let next = self.next();
+            if next.is_none() && self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            let next = next.unwrap_or_else(|| Instant::now() + IDLE);
+            tokio::select! {
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = self.changed.notified() => continue,
+                () = cut.cancelled() => return,
+            }
+            match self.refresh(self.due(), invalidator).await {
+                Some(e) => backoff.ill(&e, cut).await,
+                None => backoff.well(),
+            }
+        }
+    }
+
+    /// Refreshes entries, acknowledges their messages, and adds again what must wait longer.
+    async fn refresh(&self, due: Vec<(EntryKey, Refresh)>, invalidator: &Invalidator) -> Option<redis::RedisError> {
+        if due.is_empty() {
+            return None;
+        }
+        let entries = due.iter().map(|(key, refresh)| Debounced {
+            job: Arc::clone(&refresh.job),
+            key: key.clone(),
+            at: refresh.at,
+            when: refresh.when,
+            wait: Duration::ZERO,
+        });
+        let entries: Vec<Debounced> = entries.collect();
+        let mut acks: HashMap<EntryKey, Vec<Ack>> = due.into_iter().map(|(key, refresh)| (key, refresh.acks)).collect();
+        let count = acks.values().map(Vec::len).sum();
+        self.acks.fetch_sub(count, Ordering::Relaxed);
+        let (still, error) = match invalidator.again(entries.clone(), &mut Handled::default()).await {
+            Ok(still) => (still, None),
+            Err(e) => (entries.into_iter().map(|entry| Debounced { wait: RETRY, ..entry }).collect(), Some(e)),
+        };
+        for debounced in still {
+            let acks = acks.remove(&debounced.key).unwrap_or_default();
+            self.add(debounced, acks);
+        }
+        acks.into_values().flatten().for_each(Ack::done);
+        error
+    }
+}
