@@ -13,6 +13,8 @@ use serde_json::{Map, Value};
 use super::problem::Problem;
 use super::{Admin, Parts, guard};
 
+use crate::entry::duration;
+
 /// Longest body, in bytes.
 pub(super) const BODY: usize = 1 << 20;
 /// How long a client may take to send one.
@@ -80,7 +82,7 @@ impl<S: Send + Sync> FromRequest<S> for Text {
             return Err(too_large());
         }
         let late = |_| {
-            let detail = format!("the body did not arrive within {} s", BODY_TIME.as_secs());
+            let detail = format!("the body did not arrive within {}", duration::text(BODY_TIME));
             Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
         };
         let read = tokio::time::timeout(BODY_TIME, to_bytes(request.into_body(), BODY)).await.map_err(late)?;

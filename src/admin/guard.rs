@@ -18,6 +18,7 @@ use tracing::info;
 use super::Admin;
 use super::problem::Problem;
 use crate::config::Secret;
+use crate::entry::duration;
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -37,7 +38,8 @@ pub(super) async fn everybody(State(admin): State<Arc<Admin>>, request: Request,
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once; try again").into_response();
     }
     tokio::time::timeout(time, next.run(request)).await.unwrap_or_else(|_| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("no answer within {} s", time.as_secs())).into_response()
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("no answer within {}", duration::text(time)))
+            .into_response()
     })
 }
 

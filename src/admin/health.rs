@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use super::Admin;
 
+use crate::entry::duration;
+
 /// How long Redis may take to answer a probe.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -69,7 +71,7 @@ async fn ping(admin: &Admin) -> Result<Duration, String> {
     match tokio::time::timeout(PATIENCE, asked.exec_async(&mut redis)).await {
         Ok(Ok(())) => Ok(begun.elapsed()),
         Ok(Err(e)) => Err(format!("Redis at {}: {e}", admin.redis)),
-        Err(_) => Err(format!("Redis at {} does not answer within {} s", admin.redis, PATIENCE.as_secs())),
+        Err(_) => Err(format!("Redis at {} does not answer within {}", admin.redis, duration::text(PATIENCE))),
     }
 }
 

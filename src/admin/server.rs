@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::{Admin, guard, openapi};
 use crate::config::{DEFAULT_PORT, Listen};
+use crate::entry::duration;
 use crate::redis::Backoff;
 
 /// Ports tried after the default one before any free one is taken.
@@ -250,7 +251,7 @@ async fn count(admin: &Admin, over: &CancellationToken) {
             if let Some(last) = parts.ops.last_count().await? {
                 let age = parts.ops.store.now().await? - last.at_ms;
                 let took = Duration::from_millis(u64::try_from(last.took_ms).unwrap_or(0));
-                let kept = i64::try_from((took * CENSUS_SHARE).max(CENSUS).as_millis()).unwrap_or(i64::MAX);
+                let kept = duration::millis((took * CENSUS_SHARE).max(CENSUS));
                 if (0..kept).contains(&age) {
                     return Ok(last);
                 }

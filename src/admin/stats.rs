@@ -120,28 +120,28 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
     let mut redis = parts.ops.redis.clone();
     let info = redis.info(&[]).await?.unwrap_or_default();
     let total_keys = redis::cmd("DBSIZE").query_async(&mut redis).await?;
-    let info: BTreeMap<&str, &str> = info.lines().filter_map(|line| line.split_once(':')).collect();
-    let text = |name| info.get(name).copied().map(str::to_owned);
-    let number = |name| info.get(name).and_then(|number| number.parse().ok());
     let mut jobs = Vec::new();
     for status in statuses(fleet).await? {
         let Some(job) = parts.ops.jobs.jobs.get(status.job.as_str()) else { continue };
         jobs.push(of_job(fleet, job, status).await?);
     }
-    let (hits, misses) = (number("keyspace_hits"), number("keyspace_misses"));
+    let (hits, misses) = (info.hits(), info.misses());
     Ok(Stats {
-        connected_clients: number("connected_clients"),
-        used_memory_human: text("used_memory_human"),
-        used_memory_bytes: number("used_memory"),
-        maxmemory_bytes: number("maxmemory"),
-        maxmemory_policy: text("maxmemory_policy"),
+        connected_clients: info.connected_clients(),
+        used_memory_human: info.used_memory_human().map(str::to_owned),
+        used_memory_bytes: info.used_memory(),
+        maxmemory_bytes: info.maxmemory(),
+        maxmemory_policy: info.eviction_policy().map(str::to_owned),
         total_keys,
         hits,
         misses,
         hit_rate: hits.zip(misses).map(|(hits, misses)| rate(hits, misses)),
-        databases: databases(&info),
-        uptime_seconds: number("uptime_in_seconds"),
-        redis_version: text("redis_version"),
+        databases: info
+            .databases()
+            .map(|(name, [keys, expires])| (name.to_owned(), Database { keys, expires }))
+            .collect(),
+        uptime_seconds: info.uptime_seconds(),
+        redis_version: info.version().map(str::to_owned),
         jobs,
     })
 }
@@ -182,25 +182,6 @@ fn rate(hits: u64, misses: u64) -> f64 {
     rate
 }
 
-/// `db0:keys=3,expires=1,avg_ttl=0`
-fn databases(info: &BTreeMap<&str, &str>) -> BTreeMap<String, Database> {
-    let is_database = |name: &str| name.strip_prefix("db").is_some_and(|n| n.parse::<u32>().is_ok());
-    let databases = info.iter().filter(|(name, _)| is_database(name));
-    databases
-        .map(|(name, fields)| {
-            let mut database = Database::default();
-            for (field, number) in fields.split(',').filter_map(|field| field.split_once('=')) {
-                match field {
-                    "keys" => database.keys = number.parse().unwrap_or_default(),
-                    "expires" => database.expires = number.parse().unwrap_or_default(),
-                    _ => {}
-                }
-            }
-            ((*name).to_owned(), database)
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,12 +190,5 @@ mod tests {
     fn a_hit_rate_without_reads_is_0() {
         assert!(rate(0, 0).abs() < f64::EPSILON);
         assert!((rate(3, 1) - 0.75).abs() < f64::EPSILON);
-    }
-
-    #[test]
-    fn databases_are_read_as_redis_lists_them() {
-        let info = BTreeMap::from([("db0", "keys=3,expires=1,avg_ttl=0"), ("dbsize", "9")]);
-        let databases = databases(&info);
-        assert_eq!((databases.len(), databases["db0"].keys, databases["db0"].expires), (1, 3, 1));
     }
 }

@@ -16,6 +16,7 @@ use redis::{Cmd, RedisResult, Script};
 use tracing::warn;
 
 use crate::entry::Trigger;
+use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName};
 pub(crate) use refresh::keep;
 pub use score::{Due, State};
@@ -406,8 +407,4 @@ impl Agenda {
         }
         Ok(())
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,11 +1,10 @@
 //! When an entry is refreshed.
 
-use std::time::Duration;
-
 use tracing::debug;
 
 use super::Next;
 use crate::entry::EntryKey;
+use crate::entry::duration::millis;
 use crate::job::Job;
 
 /// When an entry that lives until `expires` (Redis time, ms) is looked at again, to be refreshed if it is kept warm or read.
@@ -18,8 +17,4 @@ pub(crate) fn keep(job: &Job, key: &EntryKey, expires: i64) -> Next {
     let at = expires - millis(ahead);
     debug!(%key, at, "due again");
     Next::At(at)
-}
-
-fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

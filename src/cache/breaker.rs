@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use crate::entry::duration;
+
 /// Failures in a row that open it: one may be a hiccup.
 const FAILURES: u32 = 3;
 /// How long it is open before somebody looks again. So long, too, a Redis that came back may go unnoticed.
@@ -70,7 +72,7 @@ impl Pass<'_> {
         }
         let mut state = self.breaker.state();
         if let (Some(_), Some(since)) = (state.until, state.since) {
-            info!("the cache's Redis answers again after {:.1} s", since.elapsed().as_secs_f32());
+            info!("the cache's Redis answers again after {}", duration::rough(since.elapsed()));
         }
         *state = State::default();
         self.breaker.troubled.store(false, Ordering::Release);

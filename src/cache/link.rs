@@ -9,6 +9,7 @@ use super::Error;
 use super::breaker::{Breaker, Pass};
 use super::error::is_absence;
 use super::stats::Counts;
+use crate::entry::duration;
 use crate::protocol::Keys;
 use crate::redis::Connection;
 
@@ -80,7 +81,11 @@ impl Link {
     async fn within_bound<T>(&self, call: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
         let Self { bound, .. } = self;
         timeout(*bound, call).await.unwrap_or_else(|_| {
-            Err(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {bound:?}")).into())
+            Err(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                format!("no answer within {}", duration::text(*bound)),
+            )
+            .into())
         })
     }
 }
@@ -100,5 +105,5 @@ pub(super) fn token() -> String {
 
 /// For Redis's `PX`: at least 1 ms, at most a hundred years.
 pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).clamp(1, 100 * 366 * 24 * 3_600 * 1_000)
+    duration::millis(time).unsigned_abs().clamp(1, 100 * 366 * 24 * 3_600 * 1_000)
 }

@@ -5,9 +5,7 @@ use redis::RedisResult;
 use super::cache::DELETE;
 use super::{Cache, Error};
 use crate::protocol::inbox;
-
-/// Keys that Redis looks at in one step, and that are removed in one round trip.
-const STEP: usize = 500;
+use crate::redis::Scan;
 
 impl Cache {
     /// Removes the values of keys that match a glob (`*`, `?`, `[ab]`, `\` before what is meant literally), and returns
@@ -36,24 +34,14 @@ impl Cache {
         // Leases to the end first, then values: what is being content_since has a lease before it has a value.
         for leases in [true, false] {
             let matching = if leases { names.lease_glob(glob) } else { glob.to_owned() };
-            let mut cursor = 0_u64;
-            loop {
-                let mut scan = redis::cmd("SCAN");
-                scan.arg(cursor).arg("MATCH").arg(&matching).arg("COUNT").arg(STEP);
-                let (next, found): (u64, Vec<redis::Value>) =
-                    self.link().ask(async |mut redis| scan.query_async(&mut redis).await).await?;
-                // A key that is not text was not written through this library.
-                let found = found.into_iter().filter_map(|key| redis::from_redis_value::<String>(key).ok());
+            let mut scan = Scan::new(matching);
+            while let Some(found) = self.link().ask(async |mut redis| scan.next(&mut redis).await).await? {
                 let keys: Vec<String> = match leases {
-                    true => found.filter_map(|lease| names.entry_of_lease(&lease).map(str::to_owned)).collect(),
-                    false => found.collect(),
+                    true => found.iter().filter_map(|lease| names.entry_of_lease(lease).map(str::to_owned)).collect(),
+                    false => found,
                 };
-                for step in keys.chunks(STEP) {
-                    removed += self.delete_all(step).await?;
-                }
-                cursor = next;
-                if cursor == 0 {
-                    break;
+                if !keys.is_empty() {
+                    removed += self.delete_all(&keys).await?;
                 }
             }
         }

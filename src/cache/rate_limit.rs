@@ -22,6 +22,8 @@ use super::link::Link;
 use super::session::RATE_LIMIT;
 use super::{Cache, Error, Ttl};
 
+use crate::entry::duration;
+
 /// The largest limit: its log takes about ten bytes for each request admitted within the period.
 const MOST: u32 = 100_000;
 /// The longest period.
@@ -58,7 +60,7 @@ impl Limit {
             return Err(Error::Invalid(format!("a limit of {requests} requests: write 1 to {MOST}; {remedy}")));
         };
         if period < Duration::from_millis(1) || period > LONGEST {
-            return Err(Error::Invalid(format!("a limit within {period:?}: write 1 ms to 366 days")));
+            return Err(Error::Invalid(format!("a limit within {}: write 1ms to 366d", duration::text(period))));
         }
         Ok(Self { requests, period })
     }
@@ -328,7 +330,7 @@ mod tests {
             ("-1/second", "whole number"),
             ("0/second", "1 to 100000"),
             ("1000000/day", "shorter period"),
-            ("10/0 seconds", "1 ms"),
+            ("10/0 seconds", "1ms"),
             ("10/99999999999999999999 days", "too long"),
         ] {
             let said = text.parse::<Limit>().unwrap_err().to_string();

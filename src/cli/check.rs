@@ -3,6 +3,7 @@
 //! Nothing from the environment shows but where the upstreams are: in all else `***` stands for it, and in the
 //! upstreams' URLs, too, where a variable's name says that it is a secret.
 
+use crate::entry::duration;
 use crate::job::{EnvUse, EnvValues, Fault, Faults, Job, Jobs, KeyPattern, Params, Schedule, Shape, Source, Template};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -201,7 +202,7 @@ fn too_late(job: &Job, jobs: &Jobs) -> Option<String> {
     if job.warm.ahead.is_zero() || job.warm.ahead >= least {
         return None;
     }
-    let [ahead, least] = [job.warm.ahead, least].map(humantime::format_duration);
+    let [ahead, least] = [job.warm.ahead, least].map(duration::text);
     Some(format!(
         "refreshed {ahead} ahead, an entry may expire while a slow answer is awaited: with these time-outs and one retry \
          it takes up to {least}; raise `ttl` and `ahead`, or lower `timeout` of the upstream"
@@ -331,7 +332,7 @@ impl fmt::Display for Report {
 
 impl JobReport {
     fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
-        let time = |seconds: f64| humantime::format_duration(Duration::from_secs_f64(seconds)).to_string();
+        let time = |seconds: f64| duration::text(Duration::from_secs_f64(seconds));
         writeln!(f, "  key       {}", escaped(&self.key))?;
         write!(f, "  ttl       {}", time(self.ttl))?;
         if self.ahead > 0.0 {

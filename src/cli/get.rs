@@ -3,10 +3,11 @@
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, Session, jobs, print_json, relative, span};
+use super::session::{Failed, Session, jobs, print_json, relative};
 use crate::agenda::State;
 use crate::config::{Environment, Settings};
 use crate::entry::Trigger;
+use crate::entry::duration;
 use crate::entry::escape::escaped;
 
 /// Arguments of `samovar get`.
@@ -40,7 +41,7 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
             at => say("expires", relative(at, now)),
         }
         if let Some(at) = entry.fetched_ms {
-            say("fetched", format!("{}, age {}", relative(at, now), span(age(now, at))));
+            say("fetched", format!("{}, age {}", relative(at, now), duration::rough(age(now, at))));
         } else if entry.expires != -2 {
             say("written by", "somebody else".to_owned());
         }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::exit;
 use super::session::{complain, print_json};
 use crate::config::{DEFAULT_PORT, Listen, Settings};
+use crate::entry::duration;
 use crate::entry::escape::escaped;
 
 /// How long the worker may take to answer.
@@ -95,7 +96,7 @@ async fn ask(address: SocketAddr) -> Result<Value, String> {
     let body = match tokio::time::timeout(PATIENCE, asked).await {
         Ok(Ok(body)) => body,
         Ok(Err(e)) => return Err(format!("{:#}", anyhow::Error::from(e))),
-        Err(_) => return Err(format!("no answer within {} s", PATIENCE.as_secs())),
+        Err(_) => return Err(format!("no answer within {}", duration::text(PATIENCE))),
     };
     let state: Option<Value> = serde_json::from_slice(&body).ok();
     state.filter(|state| state["status"].is_string()).ok_or_else(|| "what answers there is no worker".to_owned())

@@ -3,8 +3,9 @@
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, Rows, Session, jobs, print_json, relative, span, table, wrapped};
+use super::session::{Failed, Rows, Session, jobs, print_json, relative, table, wrapped};
 use crate::config::{Environment, Settings};
+use crate::entry::duration;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::redis::{is_of_keys, wrong_types};
 
@@ -48,7 +49,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         rows.add_row([
             status.job,
             status.key,
-            span(std::time::Duration::from_secs(status.ttl_seconds)),
+            duration::rough(std::time::Duration::from_secs(status.ttl_seconds)),
             status.schedule.unwrap_or_else(|| "–".to_owned()),
             status.next_warmup_ms.map_or_else(|| "–".to_owned(), |next| relative(next, now)),
             status.warm.unwrap_or_default().to_string(),

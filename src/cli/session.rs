@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::exit;
 use crate::agenda::Agenda;
 use crate::config::{Environment, Settings};
+use crate::entry::duration;
 use crate::entry::escape::{self, escaped};
 use crate::job::Jobs;
 use crate::ops::Ops;
@@ -91,22 +92,9 @@ impl Session {
     }
 }
 
-/// `1h 2m`, without what is too small to matter beside it.
-pub(super) fn span(time: Duration) -> String {
-    let seconds = match time.as_secs() {
-        s @ 0..=119 => s,
-        s @ 120..=7_199 => s / 60 * 60,
-        s => s / 3_600 * 3_600 + s % 3_600 / 60 * 60,
-    };
-    match seconds {
-        0 => format!("{}ms", time.as_millis()),
-        _ => humantime::format_duration(Duration::from_secs(seconds)).to_string(),
-    }
-}
-
 /// How long ago, or how long until, a Redis time (ms) is, seen from `now`.
 pub(super) fn relative(at: i64, now: i64) -> String {
-    let distance = span(Duration::from_millis(at.abs_diff(now)));
+    let distance = duration::rough(Duration::from_millis(at.abs_diff(now)));
     if at > now { format!("in {distance}") } else { format!("{distance} ago") }
 }
 

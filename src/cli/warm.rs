@@ -194,7 +194,7 @@ async fn dry_run(
 
 fn print(done: &Done) {
     let Done { warmed, unchanged, gone, failed, seconds } = done;
-    println!("{warmed} warmed, {unchanged} unchanged, {gone} gone, {} failed in {seconds:.1} s", failed.len());
+    println!("{warmed} warmed, {unchanged} unchanged, {gone} gone, {} failed in {seconds:.1}s", failed.len());
     for Failure { key, reason } in failed.iter().take(SHOWN) {
         eprintln!("  {}: {}", escaped(key), escaped(reason));
     }

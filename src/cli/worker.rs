@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::{exit, session};
 use crate::config::{Environment, Settings};
+use crate::entry::duration;
 use crate::job::Reload;
 use crate::job::{Fault, Faults, Jobs};
 use crate::worker;
@@ -70,7 +71,7 @@ async fn signals(stop: CancellationToken, cut: CancellationToken, reload: Arc<Re
         }
     };
     next().await;
-    info!("told to stop: finishing what is in flight, for at most {drain:?}; once more to end at once");
+    info!("told to stop: finishing what is in flight, for at most {}; once more to end at once", duration::text(drain));
     stop.cancel();
     next().await;
     warn!("told again: ending at once");

@@ -6,6 +6,7 @@
 
 mod dotenv;
 
+use crate::entry::duration;
 use crate::protocol::Keys;
 use crate::redis::RedisUrl;
 use crate::telemetry::{LogFilter, LogFormat};
@@ -455,12 +456,11 @@ fn duration(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, St
     if text != "0" && !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!("has no unit; write `{text}s` for seconds"));
     }
-    let time =
-        humantime::parse_duration(text).map_err(|_| "is not a time; write `30s`, `5m` or `1h 30m`".to_owned())?;
+    let time = humantime::parse_duration(text).map_err(|_| "is not a time; write `30s`, `5m` or `1h30m`".to_owned())?;
     if range.contains(&time) {
         return Ok(time);
     }
-    let [first, last] = [range.start(), range.end()].map(|end| humantime::format_duration(*end));
+    let [first, last] = [range.start(), range.end()].map(|end| duration::text(*end));
     Err(format!("must be between {first} and {last}"))
 }
 
@@ -653,7 +653,7 @@ mod tests {
             "REDIS_URL: `http://cache` is of an unknown kind; write redis://, rediss:// or unix://",
             "SAMOVAR_CONCURRENCY: `0` must be a whole number from 1 to 4096",
             "SAMOVAR_CLAIM: `30` has no unit; write `30s` for seconds",
-            "SAMOVAR_DRAIN: `soon` is not a time; write `30s`, `5m` or `1h 30m`",
+            "SAMOVAR_DRAIN: `soon` is not a time; write `30s`, `5m` or `1h30m`",
             "SAMOVAR_MISSES: `maybe` must be `on` or `off`",
             "SAMOVAR_PREFIX: `{app}` may hold only letters, digits, `_`, `-`, `:` and `.`",
             "SAMOVAR_CHANNEL: `samovar:changed` is where changes are announced; invalidations need a channel of their own",
@@ -672,7 +672,7 @@ mod tests {
 
     #[test]
     fn a_claim_is_never_shorter_than_a_second() {
-        assert_eq!(faults(&[("SAMOVAR_CLAIM", "900ms")]), ["SAMOVAR_CLAIM: `900ms` must be between 1s and 1day"]);
+        assert_eq!(faults(&[("SAMOVAR_CLAIM", "900ms")]), ["SAMOVAR_CLAIM: `900ms` must be between 1s and 1d"]);
         assert_eq!(settings(&[("SAMOVAR_DRAIN", "0")]).drain, Duration::ZERO);
     }
 

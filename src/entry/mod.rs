@@ -1,5 +1,6 @@
 //! Words about one entry: its names, why it is due, how its warming ended. Nothing here knows Redis.
 
+pub mod duration;
 #[cfg(feature = "worker")]
 pub mod escape;
 #[cfg(feature = "worker")]

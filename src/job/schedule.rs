@@ -16,6 +16,8 @@ use std::fmt::Write;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::entry::duration;
+
 /// A cron expression in a time zone, or an interval.
 #[derive(Clone)]
 pub struct Schedule {
@@ -63,12 +65,12 @@ impl Schedule {
     /// # Errors
     /// For intervals shorter than a second or longer than 366 days.
     pub fn every(interval: Duration) -> Result<Self, String> {
-        let shown = humantime::format_duration(interval);
+        let shown = duration::text(interval);
         if interval < Duration::from_secs(1) {
             return Err(format!("an interval of {shown} is too short; the least is 1s"));
         }
         if interval > Duration::from_secs(366 * 24 * 3600) {
-            return Err(format!("an interval of {shown} is too long; the most is 366 days"));
+            return Err(format!("an interval of {shown} is too long; the most is 366d"));
         }
         let millis = i64::try_from(interval.as_millis()).map_err(|_| format!("an interval of {shown} is too long"))?;
         Ok(Self { text: format!("every {shown}"), kind: Kind::Every { millis } })

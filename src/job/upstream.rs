@@ -1,5 +1,6 @@
 //! Upstreams: servers, their secrets and limits.
 use crate::entry::UpstreamName;
+use crate::entry::duration;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -82,7 +83,7 @@ impl Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} per {}", self.count, humantime::format_duration(self.per))
+        write!(f, "{} per {}", self.count, duration::text(self.per))
     }
 }
 
@@ -99,7 +100,7 @@ impl TokenBudget {
 
 impl fmt::Display for TokenBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} tokens per {}", self.tokens, humantime::format_duration(self.per))
+        write!(f, "{} tokens per {}", self.tokens, duration::text(self.per))
     }
 }
 
@@ -125,7 +126,7 @@ fn amount_per_time(text: &str, example: &str, longest: Duration) -> Result<(u64,
         return Err(no("has a time shorter than a millisecond"));
     }
     if per > longest {
-        return Err(no(&format!("has a time longer than {}", humantime::format_duration(longest))));
+        return Err(no(&format!("has a time longer than {}", duration::text(longest))));
     }
     Ok((count, per))
 }
@@ -166,7 +167,7 @@ mod tests {
             ("5/fortnight", "has no time that can be read"),
             ("5/", "has no time that can be read"),
             ("5/10us", "has a time shorter than a millisecond"),
-            ("5/2 days", "has a time longer than 1day"),
+            ("5/2 days", "has a time longer than 1d"),
             ("99999999999999999999/day", "is too much"),
         ] {
             assert_eq!(Rate::parse(text), Err(format!("`{text}` {message}{remedy}")));

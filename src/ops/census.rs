@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use redis::RedisResult;
 use serde::{Deserialize, Serialize};
 
-use super::{Ops, STEP};
+use super::Ops;
 use crate::entry::EntryKey;
-use crate::redis::is_of_keys;
+use crate::redis::{Scan, is_of_keys};
 
 /// What was counted, and when.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,15 +44,12 @@ impl Ops {
         let at_ms = self.store.now().await?;
         let mut jobs: BTreeMap<String, Counted> =
             self.jobs.jobs.keys().map(|job| (job.to_string(), Counted::default())).collect();
-        let mut cursor = 0_u64;
-        loop {
-            let (next, found): (u64, Vec<Vec<u8>>) =
-                redis::cmd("SCAN").arg(cursor).arg("COUNT").arg(STEP).query_async(&mut self.redis.clone()).await?;
+        let mut scan = Scan::new("*");
+        while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let owned: Vec<(&str, EntryKey)> = found
                 .iter()
-                .filter_map(|key| str::from_utf8(key).ok())
                 .filter(|key| !self.keys.is_own(key))
-                .filter_map(|key| Some((self.jobs.owner(key)?.0.name.as_str(), EntryKey::new(key))))
+                .filter_map(|key| Some((self.jobs.owner(key)?.0.name.as_str(), EntryKey::new(key.as_str()))))
                 .collect();
             let keys: Vec<EntryKey> = owned.iter().map(|(_, key)| key.clone()).collect();
             for ((job, _), (expires, meta)) in owned.iter().zip(self.store.look(&keys).await?) {
@@ -61,10 +58,6 @@ impl Ops {
                 let Some(meta) = meta.filter(|meta| meta.is_of(expires)) else { continue };
                 counted.oldest_ms = counted.oldest_ms.into_iter().chain([meta.start]).min();
                 counted.old += u64::from(meta.outlived > 0 && expires - meta.outlived <= at_ms);
-            }
-            cursor = next;
-            if cursor == 0 {
-                break;
             }
         }
         let took_ms = self.store.now().await? - at_ms;

@@ -4,10 +4,11 @@ use std::fmt;
 
 use redis::RedisResult;
 
-use super::{Ops, STEP};
+use super::Ops;
 use crate::cache::KNOWN_PREFIXES;
 use crate::protocol::inbox;
 use crate::protocol::{Action, Message};
+use crate::redis::Scan;
 use crate::trigger::Invalidator;
 
 /// Which keys are cleared: a glob as Redis matches it.
@@ -80,20 +81,13 @@ impl Ops {
             return Ok(deleted);
         }
         let mut redis = self.redis.clone();
-        let mut cursor = 0_u64;
-        loop {
-            let (next, found): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(&pattern.0)
-                .arg("COUNT")
-                .arg(STEP)
-                .query_async(&mut redis)
-                .await?;
-            let ours = |key: &[u8]| {
-                prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
-                    && str::from_utf8(key).is_ok_and(|key| !self.keys.is_own(key) && self.jobs.owner(key).is_none())
-            };
+        let ours = |key: &str| {
+            prefixes.iter().any(|prefix| key.starts_with(prefix.as_str()))
+                && !self.keys.is_own(key)
+                && self.jobs.owner(key).is_none()
+        };
+        let mut scan = Scan::new(pattern.0.as_str());
+        while let Some(found) = scan.next(&mut redis).await? {
             // One command a key, so that each keeps to its slot.
             let mut pipe = redis::pipe();
             for key in found.iter().filter(|key| ours(key)) {
@@ -103,11 +97,8 @@ impl Ops {
                 let went: Vec<u64> = pipe.query_async(&mut redis).await?;
                 deleted += went.iter().sum::<u64>();
             }
-            cursor = next;
-            if cursor == 0 {
-                return Ok(deleted);
-            }
         }
+        Ok(deleted)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::agenda::State;
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
+use crate::entry::duration;
 use crate::job::{Job, Params};
 use crate::popularity::{Popularity, feed};
 
@@ -107,7 +108,7 @@ impl Ops {
             progress(still.len());
             waiting = still;
             if begun.elapsed() >= timeout {
-                let within = humantime::format_duration(timeout);
+                let within = duration::text(timeout);
                 let reason = format!("not fetched within {within}; `samovar jobs` says what holds it up");
                 let late = waiting.drain(..).map(|key| Failure { key: key.to_string(), reason: reason.clone() });
                 done.failed.extend(late);

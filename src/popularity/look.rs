@@ -221,14 +221,9 @@ impl Popularity {
 
     /// Whether Redis saved for more than half of the time since `since` (Redis time, ms), so that reads went unnoticed.
     async fn was_saving(&self, now: i64, since: i64) -> RedisResult<bool> {
-        let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut self.redis.clone()).await?;
-        let field = |name: &str| -> i64 {
-            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.and_then(|value| value.trim().parse().ok()).unwrap_or(-1)
-        };
+        let Some(info) = self.redis.clone().info(&["persistence"]).await? else { return Ok(false) };
         let long = |seconds: i64| seconds >= 0 && seconds * 2_000 + 1_000 >= now - since;
-        Ok(long(field("rdb_current_bgsave_time_sec"))
-            || long(field("aof_current_rewrite_time_sec"))
-            || (field("rdb_last_save_time") * 1_000 >= since && long(field("rdb_last_bgsave_time_sec"))))
+        let (saved_at, took) = info.last_save();
+        Ok(info.running_saves().into_iter().any(long) || (saved_at * 1_000 >= since && long(took)))
     }
 }

@@ -21,6 +21,7 @@ use tracing::debug;
 use decay::half_life;
 pub use sample::Sampler;
 
+use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName};
 use crate::job::Job;
 use crate::protocol::Keys;
@@ -180,8 +181,4 @@ impl Popularity {
 /// Entries of this job whose reads are counted.
 fn counted(job: &Job) -> usize {
     job.entries.popular.saturating_mul(4).max(COUNTED)
-}
-
-fn millis(time: std::time::Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

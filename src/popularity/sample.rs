@@ -23,11 +23,9 @@ use crate::entry::Trigger;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
 use crate::redis::Troubles;
-use crate::redis::{Backoff, Connection, field, is_of_keys};
+use crate::redis::{Backoff, Connection, Scan, is_of_keys};
 use crate::store::Store;
 
-/// Keys that Redis looks at in one step of a scan.
-const STEP: usize = 500;
 /// How much longer than a step took the scan rests after it.
 const REST: u32 = 4;
 /// How much longer than a whole sample took the next one waits.
@@ -213,37 +211,21 @@ impl Sampler {
         }
         let mut total = Sampled::default();
         let mut held = Instant::now();
-        let mut cursor = 0_u64;
-        loop {
-            let begun = Instant::now();
-            let (next, found): (u64, Vec<Value>) = redis::cmd("SCAN")
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(job.key.glob())
-                .arg("COUNT")
-                .arg(STEP)
-                .query_async(&mut self.redis.clone())
-                .await?;
-            // A key that is not text is nobody's entry.
-            let found = found.into_iter().filter_map(|key| redis::from_redis_value::<String>(key).ok());
-            let entries: Vec<EntryKey> =
-                found.filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some()).map(EntryKey::new).collect();
-            // A step of a scan may find many more than it was asked to look at.
-            for batch in entries.chunks(STEP) {
-                let Sampled { entries, read, adopted } = self.page(job, batch, since, lfu).await?;
-                total.entries += entries;
-                total.read += read;
-                total.adopted += adopted;
-            }
-            cursor = next;
-            if cursor == 0 {
-                break;
-            }
+        let mut scan = Scan::new(job.key.glob());
+        let mut begun = Instant::now();
+        while let Some(found) = scan.next(&mut self.redis.clone()).await? {
+            let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
+            let entries: Vec<EntryKey> = found.map(EntryKey::new).collect();
+            let Sampled { entries, read, adopted } = self.page(job, &entries, since, lfu).await?;
+            total.entries += entries;
+            total.read += read;
+            total.adopted += adopted;
             if held.elapsed() > self.claim / 4 {
                 self.hold(job).await?;
                 held = Instant::now();
             }
             tokio::time::sleep((begun.elapsed() * REST).min(LONGEST_REST)).await;
+            begun = Instant::now();
         }
         if lfu {
             let renamed: RedisResult<()> = redis::cmd("RENAME")
@@ -266,7 +248,7 @@ impl Sampler {
     async fn is_lfu(&self) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         let lfu = match redis.info(&["memory"]).await? {
-            Some(info) => field(&info, "maxmemory_policy").is_some_and(|policy| policy.ends_with("-lfu")),
+            Some(info) => info.is_lfu(),
             None => {
                 let idle: RedisResult<Option<i64>> =
                     redis::cmd("OBJECT").arg("IDLETIME").arg(self.keys.ears()).query_async(&mut redis).await;
@@ -287,12 +269,7 @@ impl Sampler {
             return Ok(None);
         }
         let Some(info) = self.redis.clone().info(&["commandstats"]).await? else { return Ok(None) };
-        let calls = info.lines().filter_map(|line| {
-            let (command, figures) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
-            let (calls, _) = figures.split_once(',')?;
-            TOUCHING.contains(&command).then(|| calls.parse::<u64>().ok())?
-        });
-        Ok(info.contains("cmdstat_").then(|| calls.sum()))
+        Ok(info.calls(&TOUCHING))
     }
 
     /// A long sample stays ours.

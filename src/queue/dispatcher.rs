@@ -19,6 +19,7 @@ use crate::agenda::Wakeup;
 use crate::agenda::{Agenda, Claimed, Finished, Next};
 use crate::entry::Outcome;
 use crate::entry::Priority;
+use crate::entry::duration;
 use crate::entry::{EntryKey, JobName, UpstreamName};
 use crate::job::{Job, Jobs};
 use crate::queue::{Chunk, Queue};
@@ -154,7 +155,7 @@ impl Dispatcher {
         // upstream may be open within seconds that is waited for, so that what is refused does not come back to be refused again.
         let looks = job.may_hold_unasked() && closed.is_some_and(|wait| wait >= PUT_OFF_TIME.0);
         if let Some(wait) = closed.filter(|_| !looks) {
-            debug!(job = %job.name, "its upstream admits nothing for {wait:?}");
+            debug!(job = %job.name, "its upstream admits nothing for {}", duration::text(wait));
             return if job.warm.stale_if_error.is_zero() {
                 Ok(wait.clamp(BUSY, IDLE))
             } else {

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::requirements::explain;
+use crate::entry::duration;
 use crate::redis::LoopHealth;
 
 /// The longest wait between two tries.
@@ -41,7 +42,7 @@ impl Backoff {
         if let Some(since) = self.since.take()
             && self.told.is_some()
         {
-            info!("{} works again after {:.1} s", self.what, since.elapsed().as_secs_f32());
+            info!("{} works again after {}", self.what, duration::rough(since.elapsed()));
         }
         self.tries = 0;
         self.told = None;

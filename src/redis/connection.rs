@@ -9,7 +9,7 @@
 //! path that swallows what is sent (a firewall that forgot the connection) takes TCP a quarter of an hour to give up. So who is
 //! refused for that, or is not answered in time, connects anew: by then the name may lead elsewhere, and the path is another.
 
-use super::field;
+use super::ServerInfo;
 use super::requirements::is_refusal;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisFuture, RedisResult, Value};
@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tokio_util::context::TokioContext;
 
 use super::WrongTypes;
+use crate::entry::duration;
 
 /// For one attempt: name resolution, TCP, TLS and authentication together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -142,18 +143,18 @@ impl Connection {
     ///
     /// # Errors
     /// Redis's, but for that refusal.
-    pub async fn info(&mut self, sections: &[&str]) -> RedisResult<Option<String>> {
+    pub async fn info(&mut self, sections: &[&str]) -> RedisResult<Option<ServerInfo>> {
         let refused = Arc::clone(&self.refused);
         let refused = || refused.lock().unwrap_or_else(PoisonError::into_inner);
         if refused().is_some_and(|at| at.elapsed() < REFUSED) {
             return Ok(None);
         }
-        match redis::cmd("INFO").arg(sections).query_async(self).await {
+        match redis::cmd("INFO").arg(sections).query_async::<String>(self).await {
             Err(e) if is_refusal(&e) => {
                 *refused() = Some(Instant::now());
                 Ok(None)
             }
-            answer => answer.map(Some),
+            answer => answer.map(|text| Some(ServerInfo::parse(&text))),
         }
     }
 
@@ -171,7 +172,7 @@ impl Connection {
             return Ok(format!("{SCRIPT}{digest}"));
         }
         if let Some(info) = self.info(&["server"]).await? {
-            return Ok(field(&info, "run_id").unwrap_or_default().to_owned());
+            return Ok(info.run_id().unwrap_or_default().to_owned());
         }
         let loaded = Arc::clone(&self.loaded);
         let loaded = || loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -202,7 +203,8 @@ impl Connection {
     fn out_of_patience(&self) -> redis::RedisError {
         self.renew(self.patience);
         let Self { server, patience, .. } = self;
-        io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {server} within {patience:?}")).into()
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {server} within {}", duration::text(*patience)))
+            .into()
     }
 }
 

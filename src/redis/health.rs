@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 use tracing::{info, warn};
 
+use crate::entry::duration;
 use crate::redis::{WrongTypes, is_of_keys};
 
 /// A worker looks at its agendas at least every 5 s; twice late is too late.
@@ -149,7 +150,7 @@ impl Troubles {
             if !trouble.is_over && trouble.failed.elapsed() >= quiet {
                 trouble.is_over = true;
                 if std::mem::take(&mut trouble.is_told) {
-                    info!("{of} works again ({subject}) after {:.1} s", trouble.since.elapsed().as_secs_f32());
+                    info!("{of} works again ({subject}) after {}", duration::rough(trouble.since.elapsed()));
                 }
             }
         }
@@ -194,7 +195,7 @@ impl LoopHealth {
         match (shown.well, within) {
             (None, _) => Err("has not begun yet".to_owned()),
             (Some(well), Some(within)) if well.elapsed() > within => {
-                Err(format!("stands still since {} s", well.elapsed().as_secs()))
+                Err(format!("has not run for {}", duration::seconds(well.elapsed())))
             }
             (Some(_), _) => Ok(()),
         }
@@ -288,7 +289,7 @@ mod tests {
         assert!(loop_health.judge(None).unwrap_err().contains("not begun"));
         loop_health.well();
         assert_eq!(loop_health.judge(Some(Duration::from_secs(60))), Ok(()));
-        assert!(loop_health.judge(Some(Duration::ZERO)).unwrap_err().contains("stands still"));
+        assert!(loop_health.judge(Some(Duration::ZERO)).unwrap_err().contains("has not run for"));
         loop_health.clone().ill("no route");
         assert!(loop_health.judge(None).unwrap_err().contains("no route"));
         loop_health.well();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use redis::{RedisResult, Script};
 
 use super::Connection;
+use crate::entry::duration;
 
 static LEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lead.lua")));
 
@@ -14,5 +15,5 @@ static LEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/l
 /// # Errors
 /// Redis's; the key may be held all the same, until its TTL ends.
 pub(crate) async fn lead(redis: &Connection, key: &str, worker: &str, ttl: Duration) -> RedisResult<bool> {
-    LEAD.key(key).arg(worker).arg(ttl.as_millis().to_string()).invoke_async(&mut redis.clone()).await
+    LEAD.key(key).arg(worker).arg(duration::millis(ttl)).invoke_async(&mut redis.clone()).await
 }

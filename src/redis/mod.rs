@@ -1,11 +1,13 @@
 //! Connections to Redis, how loops wait for it, and how well they are.
 
+mod backoff;
 mod connection;
 pub mod health;
+mod info;
 #[cfg(feature = "worker")]
 mod leader;
-mod backoff;
 pub mod requirements;
+mod scan;
 mod script;
 #[cfg(test)]
 pub(crate) mod server;
@@ -15,13 +17,10 @@ mod wrong_types;
 pub use backoff::Backoff;
 pub use connection::Connection;
 pub use health::{Health, LoopHealth, Troubles};
+pub use info::ServerInfo;
 #[cfg(feature = "worker")]
 pub(crate) use leader::lead;
+pub(crate) use scan::Scan;
 pub(crate) use script::with_preludes;
 pub use url::{RedisUrl, UrlError};
 pub use wrong_types::{WrongType, WrongTypes, is_of_keys, wrong_types};
-
-/// The value of a field in an answer to `INFO`.
-pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
-}

@@ -197,8 +197,8 @@ impl Server {
             Err(e) => return Err(e),
         }
         let Some(info) = redis.info(&["server"]).await? else { return Ok(None) };
-        let field = |name| super::field(&info, name).map(str::to_owned);
-        Ok(field("redis_version").map(|version| Self { version, mode: field("redis_mode").unwrap_or_default() }))
+        let mode = info.mode().unwrap_or_default().to_owned();
+        Ok(info.version().map(|version| Self { version: version.to_owned(), mode }))
     }
 
     fn fault(&self) -> Option<String> {

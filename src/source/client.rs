@@ -12,6 +12,7 @@ use super::coding::{self, Broken, Decoder};
 use super::secrets::Secrets;
 use super::{FetchError, account, busy};
 use crate::entry::Validators;
+use crate::entry::duration;
 use crate::job::{EnvValues, Redirects, Upstream};
 use anyhow::Context as _;
 use chrono::Utc;
@@ -165,8 +166,8 @@ impl Client {
             Ok(answer) => answer,
             Err(_) => {
                 reached.no_answer();
-                let patience = until.saturating_duration_since(now).as_secs_f32();
-                Err(FetchError::Upstream(format!("{} gave no whole answer within {patience:.1} s", shown(url))))
+                let patience = duration::rough(until.saturating_duration_since(now));
+                Err(FetchError::Upstream(format!("{} gave no whole answer within {patience}", shown(url))))
             }
         }
     }
@@ -358,7 +359,7 @@ impl Body {
             return FetchError::Refused(wait.unwrap_or_default(), reason);
         }
         if let Some(wait) = wait {
-            let reason = self.describe(&format!("asks to wait {} s", wait.as_secs_f32()));
+            let reason = self.describe(&format!("asks to wait {}", duration::rough(wait)));
             return FetchError::Busy(wait, reason);
         }
         match status {

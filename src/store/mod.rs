@@ -23,6 +23,7 @@ pub use meta::{Meta, Note};
 pub use tags::{Seeking, Stamp, WithTags};
 
 use crate::entry::EntryKey;
+use crate::entry::duration::millis;
 use crate::entry::hash;
 use crate::protocol::{Keys, LEASE_RECORD};
 use crate::redis::{Connection, with_preludes};
@@ -673,8 +674,4 @@ fn written(reply: Vec<redis::Value>) -> RedisResult<Written> {
         "wrongtype" => Written::WrongType,
         _ => Written::Lost,
     })
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

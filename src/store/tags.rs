@@ -16,7 +16,7 @@ use redis::{RedisResult, Script};
 
 use super::{Removal, Store, millis};
 use crate::entry::EntryKey;
-use crate::redis::field;
+use crate::redis::Scan;
 
 /// Dead entries dropped when an entry is put under a tag.
 const DROPPED: usize = 100;
@@ -165,10 +165,10 @@ impl Store {
             return Ok(Vec::new());
         }
         // Where Redis does not say, it may.
-        let evicts = redis.info(&["stats", "memory"]).await?.is_none_or(|info| {
-            field(&info, "maxmemory_policy").is_some_and(|policy| policy.starts_with("allkeys"))
-                && field(&info, "evicted_keys").is_some_and(|count| count != "0")
-        });
+        let evicts = redis
+            .info(&["stats", "memory"])
+            .await?
+            .is_none_or(|info| info.evicts_all_keys() && info.evicted_keys().is_some_and(|count| count > 0));
         if !evicts {
             return Ok(Vec::new());
         }
@@ -285,29 +285,17 @@ impl Store {
     pub async fn sweep_tags(&self) -> RedisResult<usize> {
         let mut dropped = 0;
         for glob in [self.keys.tag_glob(), self.keys.made_from_glob()] {
-            let mut cursor = 0_u64;
-            loop {
-                let (next, sets): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
-                    .arg(cursor)
-                    .arg("MATCH")
-                    .arg(&glob)
-                    .arg("COUNT")
-                    .arg(STEP)
-                    .query_async(&mut self.redis.clone())
-                    .await?;
+            let mut scan = Scan::new(glob);
+            while let Some(sets) = scan.next(&mut self.redis.clone()).await? {
                 for set in sets {
                     dropped += self.sweep_set(&set).await?;
-                }
-                cursor = next;
-                if cursor == 0 {
-                    break;
                 }
             }
         }
         Ok(dropped)
     }
 
-    async fn sweep_set(&self, set: &[u8]) -> RedisResult<usize> {
+    async fn sweep_set(&self, set: &str) -> RedisResult<usize> {
         let mut dropped = 0;
         loop {
             let mut call = SWEEP.key(set);

@@ -15,6 +15,7 @@ use tracing::debug;
 
 use crate::entry::Outcome;
 use crate::entry::Trigger;
+use crate::entry::duration::millis;
 use crate::protocol::{Action, Handled, Message};
 use crate::redis::Connection;
 
@@ -125,8 +126,8 @@ impl Event {
             trigger,
             outcome,
             reason: reason.map(short),
-            took_ms: millis(took),
-            lag_ms: millis(late + took),
+            took_ms: millis(took).unsigned_abs(),
+            lag_ms: millis(late + took).unsigned_abs(),
         })
     }
 
@@ -245,8 +246,8 @@ impl Feed {
             return Ok(());
         }
         let at = |instant: Instant| {
-            let after = i64::try_from(instant.saturating_duration_since(then).as_millis()).unwrap_or(0);
-            let before = i64::try_from(then.saturating_duration_since(instant).as_millis()).unwrap_or(0);
+            let after = millis(instant.saturating_duration_since(then));
+            let before = millis(then.saturating_duration_since(instant));
             then_ms + after - before
         };
         let mut events = events.into_iter().map(|(instant, event)| event.at(at(instant)));
@@ -277,10 +278,6 @@ fn short(text: &str) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

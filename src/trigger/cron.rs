@@ -17,6 +17,7 @@ use tracing::info;
 
 use crate::agenda::keep;
 use crate::agenda::{Agenda, Next, When};
+use crate::entry::duration;
 use crate::entry::{EntryKey, JobName, UpstreamName};
 use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Jobs, Params};
@@ -131,7 +132,7 @@ impl Cron {
         let (now, name, tick): (i64, String, i64) = TICK
             .key(self.keys.schedules())
             .key(self.keys.ticks())
-            .arg(self.claim.as_millis().to_string())
+            .arg(duration::millis(self.claim))
             .arg(self.jobs.jobs.keys().map(JobName::as_str).collect::<Vec<_>>())
             .invoke_async(&mut self.redis.clone())
             .await?;
@@ -215,7 +216,7 @@ impl Cron {
             .key(self.keys.ticks())
             .arg(job.name.as_str())
             .arg(tick.to_string())
-            .arg(self.claim.as_millis().to_string())
+            .arg(duration::millis(self.claim))
             .invoke_async(&mut self.redis.clone())
             .await?;
         Ok(())

@@ -23,10 +23,11 @@ use tokio::sync::MutexGuard;
 use tracing::{debug, error};
 
 use super::commit::Round;
-use super::freshness::{fresh, millis, with_recheck};
+use super::freshness::{fresh, with_recheck};
 use super::inputs::Missing;
 use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
 use crate::agenda::{Next, keep};
+use crate::entry::duration::millis;
 use crate::entry::{Outcome, Trigger};
 use crate::job::{Job, Params};
 use crate::source::{Ended, Permit};

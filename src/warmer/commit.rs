@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 
 use super::attempt::{Attempt, Ending, Step, Stop};
-use super::freshness::{is_storm, known, millis, with_recheck};
+use super::freshness::{is_storm, known, with_recheck};
 use super::{RESEND_WAIT, SHORT_WAIT, Warmer, stale_if_error};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
+use crate::entry::duration::millis;
 use crate::entry::{EntryKey, Outcome, Trigger};
 use crate::job::Job;
 use crate::source::Answer;

@@ -6,9 +6,10 @@ use redis::RedisResult;
 
 use super::INPUT_WAIT;
 use super::attempt::{Attempt, Ending};
-use super::freshness::{RETRY_PLAUSIBLE, millis, retry_after};
+use super::freshness::{RETRY_PLAUSIBLE, retry_after};
 use crate::agenda::Next;
 use crate::entry::EntryKey;
+use crate::entry::duration::millis;
 use crate::entry::{Outcome, Trigger};
 use crate::store::{Fresh, Lease, Leased, Note, Removal};
 

@@ -8,6 +8,7 @@ use super::attempt::{Attempt, Ending};
 use super::{Running, Warmer};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
+use crate::entry::duration::millis;
 use crate::entry::{EntryKey, Outcome, Trigger};
 use crate::job::{FIRST_RETRY, Job, Jobs};
 use crate::store::{Fresh, Lease, Meta};
@@ -89,10 +90,6 @@ pub(super) fn retry_after(failures: u32) -> Duration {
 pub(super) fn jitter(wait: Duration) -> Duration {
     let spread = wait.min(Duration::from_secs(120)).mul_f64(rand::random_range(0.0..=0.25));
     wait + spread + Duration::from_millis(rand::random_range(0..50))
-}
-
-pub(super) fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Attempt<'_> {

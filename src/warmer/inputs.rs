@@ -6,10 +6,10 @@ use std::time::Duration;
 use redis::RedisResult;
 use serde_json::{Map, Value};
 
-use super::freshness::millis;
 use super::{INPUT_WAIT, Warmer};
 use crate::agenda::When;
 use crate::entry::Outcome;
+use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName};
 use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Params};

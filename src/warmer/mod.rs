@@ -36,6 +36,7 @@ use usage_buffer::UsageBuffer;
 
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next};
 use crate::entry::Last;
+use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName, UpstreamName};
 use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Jobs};
@@ -73,7 +74,7 @@ impl Running {
         // This score is newer than the claim's: it says whether a recheck is owed by now, and when the entry is due
         // again.
         let due = Due::from_score(score.parse().unwrap_or_default());
-        let taken_at = due.at - freshness::millis(time);
+        let taken_at = due.at - millis(time);
         Self {
             key: EntryKey::new(claimed.key),
             score,

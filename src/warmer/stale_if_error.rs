@@ -7,11 +7,13 @@ use serde_json::{Map, Value};
 use tracing::debug;
 
 use super::attempt::Ending;
-use super::freshness::{millis, retry_after};
+use super::freshness::retry_after;
 use super::{Running, Warmer};
 use crate::agenda::Next;
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
+use crate::entry::duration;
+use crate::entry::duration::millis;
 use crate::job::{Job, Params};
 use crate::protocol::inbox::LONGEST_TAG;
 use crate::source::context;
@@ -34,7 +36,7 @@ impl Warmer {
             Ok(Some(extended)) if extended.expires > extended.ends => {
                 let longer = Duration::from_millis(u64::try_from(extended.expires - extended.ends).unwrap_or(0));
                 let reason = ending.reason.take().unwrap_or_default();
-                let longer = humantime::format_duration(Duration::from_secs(longer.as_secs()));
+                let longer = duration::seconds(longer);
                 ending.reason = Some(format!("{reason}; the old value outlives its TTL, by {longer} so far"));
                 let may_go_on = extended.ends + millis(job.warm.stale_if_error) > extended.expires;
                 if matches!(ending.next, Next::Dead(_)) && may_go_on {

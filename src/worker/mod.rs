@@ -34,6 +34,7 @@ use crate::agenda::Agenda;
 use crate::agenda::Wakeup;
 use crate::config::Settings;
 use crate::entry::UpstreamName;
+use crate::entry::duration;
 use crate::job::Reload;
 use crate::job::{Job, Jobs};
 use crate::ops::Ops;
@@ -789,13 +790,13 @@ async fn sweep(
             .arg("1")
             .arg("NX")
             .arg("PX")
-            .arg(SWEEP.as_millis().to_string())
+            .arg(duration::millis(SWEEP))
             .query_async(&mut redis.clone())
             .await;
         match locked {
             Ok(None) => {
                 // No lock ends later, unless Redis's clock was set back meanwhile.
-                let time = SWEEP.as_millis().to_string();
+                let time = duration::millis(SWEEP);
                 let mut shorten = redis::cmd("PEXPIRE");
                 shorten.arg(keys.sweep_lock()).arg(time).arg("LT");
                 if let Err(e) = shorten.exec_async(&mut redis.clone()).await {

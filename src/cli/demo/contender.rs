@@ -17,8 +17,9 @@ use super::catalogue::{Catalogue, Entry, Kind, Shelf};
 use super::scale;
 use crate::cli::museum::Museum;
 use crate::entry::EntryKey;
+use crate::entry::duration;
 use crate::job::{Job, Jobs, Params};
-use crate::redis::{Connection, RedisUrl};
+use crate::redis::{Connection, RedisUrl, ServerInfo};
 use crate::source::{Answer, Ask, Sources};
 
 /// An API that waits longer for its cache has none.
@@ -183,7 +184,7 @@ impl Contender {
         let deadline = Instant::now() + timeout.map_or(PATIENCE, |upstream| upstream.timeout);
         let ask = Ask { job, source: 0, key, params, inputs: &inputs, known: None, deadline };
         let Ok(Answer::Value(fetched)) = self.sources.fetch(&self.jobs, &ask).await else { return Ok(None) };
-        let ttl = u64::try_from(job.ttl.as_millis()).unwrap_or(u64::MAX);
+        let ttl = duration::millis(job.ttl);
         let () = redis::cmd("SET")
             .arg(key.as_str())
             .arg(&fetched.json)
@@ -240,7 +241,7 @@ impl Contender {
     /// What its Redis holds, in bytes.
     pub(super) async fn memory(&self) -> RedisResult<Option<u64>> {
         let info: String = redis::cmd("INFO").arg("memory").query_async(&mut self.redis.clone()).await?;
-        Ok(info.lines().find_map(|line| line.strip_prefix("used_memory:")).and_then(|bytes| bytes.parse().ok()))
+        Ok(ServerInfo::parse(&info).used_memory())
     }
 }
 

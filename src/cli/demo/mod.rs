@@ -31,6 +31,8 @@ use self::stage::{EDITS, READS, Stage};
 use super::session::wrapped;
 use super::{exit, session};
 
+use crate::entry::duration;
+
 /// How fast time is: see [`Scale`].
 const SCALE: Scale = Scale { hour: Duration::from_secs(12), latency: 0.04 };
 /// How long a warmup may take before the demo goes on without its end.
@@ -199,8 +201,8 @@ async fn watch(
             count(reads),
             stage.edits.load(Relaxed)
         );
-        let done = u64::try_from(from.elapsed().as_millis()).unwrap_or(u64::MAX);
-        screen.show(done, u64::try_from(whole.as_millis()).unwrap_or(u64::MAX), &word, &lines);
+        let done = duration::millis(from.elapsed()).unsigned_abs();
+        screen.show(done, duration::millis(whole).unsigned_abs(), &word, &lines);
         tokio::time::sleep_until(until.min(Instant::now() + LOOK)).await;
     }
     Ok(())

@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use toml::{Table, Value};
 
 use crate::cli::museum;
+use crate::entry::duration;
 use crate::job::{Jobs, Rate, TokenBudget};
 
 /// The job files as shipped.
@@ -95,22 +96,22 @@ impl Scale {
                 warm.remove(name);
             }
             let every = self.time(period).max(LEAST_TIME);
-            warm.insert("every".to_owned(), text(humantime::format_duration(every)));
+            warm.insert("every".to_owned(), text(duration::text(every)));
         }
     }
 
     fn upstream(&self, table: &mut Table) {
         let timeout = table.get("timeout").and_then(duration).unwrap_or(Duration::from_secs(10));
         let timeout = timeout.mul_f64(self.latency).max(LEAST_TIMEOUT);
-        table.insert("timeout".to_owned(), text(humantime::format_duration(timeout)));
+        table.insert("timeout".to_owned(), text(duration::text(timeout)));
         if let Some(rate) = table.get("rate").and_then(Value::as_str).and_then(|text| Rate::parse(text).ok()) {
             let (count, per) = self.amount(u64::from(rate.count), rate.per);
-            table.insert("rate".to_owned(), text(format_args!("{count}/{}", humantime::format_duration(per))));
+            table.insert("rate".to_owned(), text(format_args!("{count}/{}", duration::text(per))));
         }
         let tokens = table.get("tokens").and_then(Value::as_str).and_then(|text| TokenBudget::parse(text).ok());
         if let Some(budget) = tokens {
             let (count, per) = self.amount(budget.tokens, budget.per);
-            table.insert("tokens".to_owned(), text(format_args!("{count}/{}", humantime::format_duration(per))));
+            table.insert("tokens".to_owned(), text(format_args!("{count}/{}", duration::text(per))));
         }
     }
 
@@ -118,7 +119,7 @@ impl Scale {
     fn amount(&self, count: u64, per: Duration) -> (u64, Duration) {
         let scaled = self.time(per);
         if scaled >= LEAST_TIME {
-            return (count, Duration::from_millis(u64::try_from(scaled.as_millis()).unwrap_or(u64::MAX)));
+            return (count, Duration::from_millis(duration::millis(scaled).unsigned_abs()));
         }
         let more = per.as_secs_f64() / scaled.as_secs_f64();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive count")]
@@ -130,8 +131,8 @@ impl Scale {
         if let Some(value) = table.get_mut(name)
             && let Some(life) = duration(value)
         {
-            let millis = u64::try_from(self.time(life).as_millis()).unwrap_or(u64::MAX);
-            *value = text(humantime::format_duration(Duration::from_millis(millis)));
+            let millis = duration::millis(self.time(life)).unsigned_abs();
+            *value = text(duration::text(Duration::from_millis(millis)));
         }
     }
 }

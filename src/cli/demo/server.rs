@@ -11,7 +11,7 @@ use rand::RngExt as _;
 use redis::RedisResult;
 
 use super::minder::{Minder, Ward};
-use crate::redis::RedisUrl;
+use crate::redis::{RedisUrl, ServerInfo};
 
 /// Either will do; the first that is on the PATH is used.
 const PROGRAMS: [&str; 2] = ["redis-server", "valkey-server"];
@@ -101,8 +101,8 @@ impl Server {
         let mut redis = self.url().client()?.get_multiplexed_async_connection().await?;
         // While it reads its file it answers nothing but this.
         let info: String = redis::cmd("INFO").query_async(&mut redis).await?;
-        let says = |line: &str| info.lines().any(|said| said == line);
-        Ok(pid.is_some_and(|pid| says(&format!("process_id:{pid}"))) && says("loading:0"))
+        let info = ServerInfo::parse(&info);
+        Ok(pid.is_some() && info.process_id() == pid && info.is_loading() == Some(false))
     }
 
     fn last_words(&self) -> String {

@@ -13,7 +13,6 @@ use super::super::session::Session;
 use super::filter::Filter;
 use crate::job::Jobs;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
-use crate::redis::field;
 use crate::telemetry::Told;
 
 /// How often Redis is looked at.
@@ -128,6 +127,5 @@ async fn once(session: &Session, jobs: &Arc<Jobs>, filter: &Filter) -> RedisResu
 async fn reads(session: &Session) -> RedisResult<Reads> {
     // Without it no hit rate is shown.
     let info = session.redis.clone().info(&["stats"]).await?.unwrap_or_default();
-    let number = |name| field(&info, name).and_then(|number| number.parse().ok()).unwrap_or_default();
-    Ok(Reads { hits: number("keyspace_hits"), misses: number("keyspace_misses") })
+    Ok(Reads { hits: info.hits().unwrap_or_default(), misses: info.misses().unwrap_or_default() })
 }

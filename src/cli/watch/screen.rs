@@ -250,9 +250,9 @@ mod tests {
             "2 workers",
             "Redis hits 99.9 % of 1000 reads",
             "9 more events than can be told",
-            "art 4321 17 2 1 0 1 0 120 ms/120 ms 35 ms/35 ms",
+            "art 4321 17 2 1 0 1 0 120ms/120ms 35ms/35ms",
             "openai: is asked nothing for 1m (tokens), 30 of 18 tokens spent",
-            "failed cron 35 ms 120 ms art:Kaplumbağa 2: 503",
+            "failed cron 35ms 120ms art:Kaplumbağa 2: 503",
         ] {
             assert!(words(&shown).contains(text), "`{text}` in\n{shown}");
         }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::super::session::span;
 use super::news::{Look, News, Reads};
 use crate::entry::Outcome;
+use crate::entry::duration;
 use crate::ops::status::UpstreamStatus;
 use crate::telemetry::{Event, Told};
 
@@ -270,7 +270,7 @@ fn about(upstream: &UpstreamStatus, now: i64) -> Option<(bool, String)> {
     let mut words = Vec::new();
     if let Some(why) = upstream.closed {
         let left = upstream.closed_until_ms.unwrap_or(now) - now;
-        let left = span(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
+        let left = duration::rough(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
         words.push(format!("is asked nothing for {left} ({why})"));
     }
     if let (Some(spent), Some(budget)) = (upstream.tokens_spent, upstream.tokens_budget) {
@@ -298,13 +298,9 @@ fn rate(Reads { hits, misses }: Reads) -> Option<f64> {
     rate
 }
 
-/// A time in ms, for people.
+/// Returns a time in milliseconds as text.
 pub(super) fn ms(time: u64) -> String {
-    match time {
-        0..=999 => format!("{time} ms"),
-        1_000..=9_999 => format!("{}.{} s", time / 1_000, time % 1_000 / 100),
-        _ => span(Duration::from_millis(time)),
-    }
+    duration::rough(Duration::from_millis(time))
 }
 
 fn percentiles(times: &VecDeque<u64>) -> Option<(u64, u64)> {

@@ -4,6 +4,7 @@
 use super::literal::raw_offset;
 use super::scope::Scope;
 use super::spelling::closest;
+use crate::entry::duration;
 use crate::job::template::Node;
 use crate::job::{EnvValues, Fault, Shape, Template};
 use serde_json::Value;
@@ -315,13 +316,13 @@ impl<'a> Field<'a> {
             return None;
         }
         let text = self.plain_or("a time with its unit, such as \"30m\"")?;
-        let shown = humantime::format_duration;
+        let shown = duration::text;
         let duration = match humantime::parse_duration(text.value.trim()) {
             Ok(duration) => duration,
             Err(error) => {
                 self.fault_with_help(
                     format!("`{}` is no time that can be read: {error}", self.name),
-                    "write a number and a unit, such as \"90s\", \"30m\", \"2h\" or \"1h 30m\"",
+                    "write a number and a unit, such as \"90s\", \"30m\", \"2h\" or \"1h30m\"",
                 );
                 return None;
             }

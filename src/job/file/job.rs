@@ -6,6 +6,7 @@ use super::source::{feed, sources};
 use super::spelling::closest;
 use super::upstreams::Upstreams;
 use crate::entry::JobName;
+use crate::entry::duration;
 use crate::job::pattern::check_name;
 use crate::job::{Entries, Job, KeyPattern, Params, Schedule, Warm};
 use chrono_tz::{TZ_VARIANTS, Tz};
@@ -279,7 +280,7 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
         && let Some(ahead) = field.duration(long.clone())
     {
         if ttl_known && ahead >= ttl {
-            let shown = humantime::format_duration;
+            let shown = duration::text;
             field.fault_with_help(
                 format!("`ahead` ({}) must be shorter than `ttl` ({})", shown(ahead), shown(ttl)),
                 format!("a tenth of the TTL is usual: {}", shown(ttl / 10)),

@@ -16,6 +16,7 @@ pub use lately::Lately;
 
 use crate::entry::JobName;
 use crate::entry::Priority;
+use crate::entry::duration;
 use crate::job::Upstream;
 use crate::protocol::Keys;
 use crate::redis::Connection;
@@ -576,7 +577,7 @@ impl Gate {
                 %upstream,
                 "it refuses this account, which no waiting mends: its entries are deferred, and it is asked again in {}, \
                  then ever more rarely; see to its quota, its billing, and the upstream's `headers`: {said}",
-                humantime::format_duration(Duration::from_secs(wait.as_secs())),
+                duration::seconds(wait),
             ),
             (Health::Broken | Health::Refused, Health::Well | Health::Shaky) => {
                 info!(%upstream, "it answers again: its breaker is closed");
@@ -598,7 +599,7 @@ impl Gate {
         match share {
             80 => warn!(%upstream, "80 % of its budget of {budget} is spent; at 100 % its entries are deferred"),
             100 => {
-                let wait = humantime::format_duration(Duration::from_secs(Duration::from_micros(*wait).as_secs()));
+                let wait = duration::seconds(Duration::from_micros(*wait));
                 warn!(%upstream, "its budget of {budget} is spent: its entries are deferred for {wait}, and old values stay as long as they may");
             }
             _ => {}
@@ -730,7 +731,7 @@ impl Permit {
                 if let Ended::Busy(wait) = ended
                     && gate.closed().is_none()
                 {
-                    let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
+                    let wait = duration::seconds(wait);
                     info!(upstream = %gate.upstream.name, "it asks to be left alone for {wait}: {}", self.said);
                 }
                 gate.learn(&verdict);

@@ -21,6 +21,7 @@ use super::gap_detector::GapDetector;
 use super::pipeline::{At, Pipeline};
 use crate::agenda::Wakeup;
 use crate::entry::UpstreamName;
+use crate::entry::duration;
 use crate::protocol::Message;
 use crate::protocol::{Keys, inbox};
 use crate::queue::{QUEUED_SIGNAL, Queue};
@@ -114,7 +115,7 @@ impl Channel {
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         backoff.well();
         if let Some(since) = lost_since.take() {
-            info!(channel = channels[0], "subscribed again after {:.1} s", since.elapsed().as_secs_f32());
+            info!(channel = channels[0], "subscribed again after {}", duration::rough(since.elapsed()));
         }
         self.warn_of_other_databases().await;
         // Signals may have been missed meanwhile.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use redis::{RedisResult, Script};
 use tracing::warn;
 
+use crate::entry::duration::millis;
 use crate::protocol::Keys;
 use crate::redis::Connection;
 use crate::store::REVALIDATE_SIGNAL;
@@ -102,8 +103,4 @@ impl Clock {
             _ => Gone::On,
         })
     }
-}
-
-fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

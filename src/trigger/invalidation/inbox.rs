@@ -21,6 +21,7 @@ use super::ack::Ack;
 use super::complaints::Complaints;
 use super::pipeline::{At, Pipeline};
 use super::watermark::Watermark;
+use crate::entry::duration;
 use crate::protocol::Message;
 use crate::protocol::{Keys, inbox};
 use crate::redis::LoopHealth;
@@ -301,7 +302,7 @@ impl Inbox {
     /// Reads new messages, or, from an id on, those that other readers did not finish within the claim time. Returns
     /// the id from which to go on, and the messages.
     async fn read(&mut self, left_from: Option<&str>) -> RedisResult<(String, Vec<Found>)> {
-        let idle = left_from.map(|_| self.claim.as_millis().to_string()).unwrap_or_default();
+        let idle = left_from.map(|_| duration::millis(self.claim)).unwrap_or_default();
         let mut call = READ.key(self.keys.inbox());
         call.arg(GROUP).arg(&*self.worker).arg(MOST).arg(BYTES).arg(LONGEST).arg(idle).arg(left_from.unwrap_or(FIRST));
         let (next, found): (String, Vec<Value>) = call.invoke_async(&mut self.redis).await?;
@@ -318,7 +319,7 @@ impl Inbox {
             .arg("COUNT")
             .arg(1)
             .arg("BLOCK")
-            .arg(WAIT.as_millis().to_string())
+            .arg(duration::millis(WAIT))
             .arg("STREAMS")
             .arg(self.keys.inbox())
             .arg(">");

@@ -22,11 +22,9 @@ use crate::entry::{EntryKey, JobName};
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
 use crate::protocol::{Action, Handled, Message};
-use crate::redis::Connection;
+use crate::redis::{Connection, Scan};
 use crate::store::{Removal, Store};
 
-/// Keys that Redis examines in one step of a scan.
-const STEP: usize = 500;
 /// Entries whose scripts run at once.
 const ABREAST: usize = 64;
 /// Entries that wait for inputs and become due last. If there are more, some become due before.
@@ -235,20 +233,10 @@ impl Invalidator {
     ) -> RedisResult<()> {
         for leases in [true, false] {
             let match_glob = if leases { self.keys.lease_glob(glob) } else { glob.to_owned() };
-            let mut cursor = 0_u64;
-            loop {
-                let (next, found): (u64, Vec<redis::Value>) = redis::cmd("SCAN")
-                    .arg(cursor)
-                    .arg("MATCH")
-                    .arg(&match_glob)
-                    .arg("COUNT")
-                    .arg(STEP)
-                    .query_async(&mut self.redis.clone())
-                    .await?;
+            let mut scan = Scan::new(match_glob);
+            while let Some(found) = scan.next(&mut self.redis.clone()).await? {
                 let (mut named, mut foreign) = (Vec::new(), Vec::new());
                 for found in found {
-                    // A key that is not UTF-8 is no entry.
-                    let Ok(found) = redis::from_redis_value::<String>(found) else { continue };
                     let key = if leases { self.keys.entry_of_lease(&found) } else { Some(found.as_str()) };
                     let Some(key) = key.filter(|key| !self.keys.is_own(key)) else { continue };
                     let owner = match only {
@@ -263,10 +251,6 @@ impl Invalidator {
                 }
                 self.remove_foreign(foreign, at, handled).await?;
                 self.entries(&named, action, When::Bulk(0), handled, left).await?;
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
             }
         }
         Ok(())

@@ -15,6 +15,7 @@ use super::ack::Ack;
 use super::backlog::{Backlog, Place};
 use super::debounce::Debounce;
 use super::invalidator::{Debounced, Invalidator};
+use crate::entry::duration;
 use crate::protocol::{Action, Handled, Message};
 use crate::redis::{Backoff, is_of_keys};
 use crate::telemetry::Telemetry;
@@ -247,7 +248,7 @@ impl Line<'_> {
         let ages: Vec<i64> = round
             .iter()
             .map(|work| match work.at {
-                At::Received(then) => i64::try_from(then.elapsed().as_millis()).unwrap_or(0),
+                At::Received(then) => duration::millis(then.elapsed()),
                 At::Redis(_) => 0,
             })
             .collect();

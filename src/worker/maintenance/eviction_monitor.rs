@@ -14,7 +14,7 @@ use crate::agenda::Agenda;
 use crate::entry::JobName;
 use crate::job::Jobs;
 use crate::protocol::Keys;
-use crate::redis::{Connection, field};
+use crate::redis::Connection;
 
 /// How long after Redis evicted anything all jobs are warmed up, since it may have evicted more than is seen; and how often
 /// that is told.
@@ -61,12 +61,12 @@ impl Evictions {
         let there = self.jobs.jobs.keys().zip(there);
         let there: BTreeMap<JobName, usize> =
             there.filter_map(|(job, entries)| Some((job.clone(), entries.ok()?))).collect();
-        let evicted = field(&info, "evicted_keys").and_then(|count| count.parse().ok()).unwrap_or(0);
+        let evicted = info.evicted_keys().unwrap_or(0);
         let more = self.evicted.replace(evicted).is_some_and(|before| evicted > before);
         let before = std::mem::replace(&mut self.there, there);
         debug!(evicted, there = self.there.values().filter(|entries| **entries > 0).count(), "looked at evictions");
-        let policy = field(&info, "maxmemory_policy").unwrap_or_default();
-        if !policy.starts_with("allkeys") {
+        let policy = info.eviction_policy().unwrap_or_default();
+        if !info.evicts_all_keys() {
             return Ok(false);
         }
         if more {

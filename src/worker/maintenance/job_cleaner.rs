@@ -12,13 +12,11 @@ use tracing::info;
 use crate::entry::JobName;
 use crate::job::Jobs;
 use crate::protocol::Keys;
-use crate::redis::Connection;
 use crate::redis::Troubles;
+use crate::redis::{Connection, Scan};
 
 /// Rounds of ten minutes in which no worker knew the job: a day.
 pub const ROUNDS: u64 = 144;
-/// Keys that Redis looks at in one step of a scan.
-const STEP: usize = 500;
 
 /// What people read of trouble with the key patterns of jobs with tags.
 const TAGGED: &str = "key patterns of jobs with tags";
@@ -94,26 +92,15 @@ impl JobCleaner {
         self.know().await?;
         self.troubles.alone(TAGGED, self.miss_globs(rounds).await)?;
         let mut dropped = 0;
-        let mut cursor = 0_u64;
-        loop {
-            let (next, found): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(self.keys.unknown_glob())
-                .arg("COUNT")
-                .arg(STEP)
-                .query_async(&mut self.redis.clone())
-                .await?;
-            let found = found.iter().filter_map(|key| self.keys.job_of_unknown(str::from_utf8(key).ok()?));
+        let mut scan = Scan::new(self.keys.unknown_glob());
+        while let Some(found) = scan.next(&mut self.redis.clone()).await? {
+            let found = found.iter().filter_map(|key| self.keys.job_of_unknown(key));
             for job in found.filter(|job| !self.jobs.jobs.contains_key(*job)).map(JobName::new) {
                 let gone = self.troubles.alone(job.as_str(), self.miss(&job, rounds).await)?;
                 dropped += usize::from(gone.unwrap_or(false));
             }
-            cursor = next;
-            if cursor == 0 {
-                return Ok(dropped);
-            }
         }
+        Ok(dropped)
     }
 
     /// Returns whether what was kept of the job is gone.

@@ -17,18 +17,17 @@ use tracing::warn;
 use crate::agenda::{Agenda, When};
 use crate::entry::EntryKey;
 use crate::entry::Trigger;
+use crate::entry::duration;
 use crate::job::{Job, Jobs};
 use crate::popularity::Popularity;
 use crate::protocol::Handled;
 use crate::protocol::Keys;
 use crate::redis::Troubles;
-use crate::redis::{Backoff, Connection, lead};
+use crate::redis::{Backoff, Connection, Scan, lead};
 use crate::store::Gap;
 use crate::store::Store;
 use crate::trigger::invalidation::{Debounced, Invalidator};
 
-/// Keys that Redis looks at in one step of a scan.
-const STEP: usize = 500;
 /// Entries of a job that are looked at in the order in which they are read.
 const MOST_READ: usize = 10_000;
 /// Of these, how many are due at the same moment.
@@ -114,12 +113,12 @@ impl Revalidator {
                 .arg(&*self.worker)
                 .arg("NX")
                 .arg("PX")
-                .arg(self.claim.as_millis().to_string())
+                .arg(duration::millis(self.claim))
                 .query_async(&mut redis)
                 .await?;
             if locked.is_none() {
                 // No lock ends later, unless Redis's clock was set back meanwhile.
-                let claim = self.claim.as_millis().to_string();
+                let claim = duration::millis(self.claim);
                 return redis::cmd("PEXPIRE").arg(&lock).arg(claim).arg("LT").exec_async(&mut redis).await;
             }
             let mut failed = false;
@@ -150,18 +149,13 @@ impl Revalidator {
     /// Voids leases and makes values of these jobs due; returns how many of each. Jobs in which that failed are dropped.
     async fn examine(&self, jobs: &mut Vec<&Arc<Job>>, suspect: Suspect) -> RedisResult<(usize, usize)> {
         let mut leases = 0;
-        let mut cursor = 0;
-        loop {
-            let (next, found) = self.scan(cursor, &self.keys.lease_glob("*")).await?;
+        let mut scan = Scan::new(self.keys.lease_glob("*"));
+        while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let keys = found.iter().filter_map(|lease| self.keys.entry_of_lease(lease)).map(EntryKey::new);
             let keys: Vec<EntryKey> = keys.collect();
             leases += keys.len();
             self.invalidate(keys, suspect.at, When::Bulk(0)).await?;
             self.hold().await?;
-            cursor = next;
-            if cursor == 0 {
-                break;
-            }
         }
         jobs.sort_by_key(|job| job.may_hold_unasked() || job.waits_for_inputs());
         let mut pace = Pace { begun: Instant::now(), values: 0 };
@@ -185,18 +179,14 @@ impl Revalidator {
             pace.values += self.mark_stale(job, keys.collect(), suspect, due).await?;
             self.pause(pace.rest()).await?;
         }
-        let mut cursor = 0;
-        loop {
-            let (next, found) = self.scan(cursor, &job.key.glob()).await?;
+        let mut scan = Scan::new(job.key.glob());
+        while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
             due += 1;
             pace.values += self.mark_stale(job, found.map(EntryKey::new).collect(), suspect, due).await?;
             self.pause(pace.rest()).await?;
-            cursor = next;
-            if cursor == 0 {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     /// Makes those of these entries due that are suspect, in the order of `due` (Redis time, ms); returns how many.
@@ -213,18 +203,6 @@ impl Revalidator {
         self.agenda.put(&job.name, &missed, When::Due(due), Trigger::Invalidation).await?;
         self.hold().await?;
         Ok(count)
-    }
-
-    async fn scan(&self, cursor: u64, glob: &str) -> RedisResult<(u64, Vec<String>)> {
-        let (next, found): (u64, Vec<redis::Value>) = redis::cmd("SCAN")
-            .arg(cursor)
-            .arg("MATCH")
-            .arg(glob)
-            .arg("COUNT")
-            .arg(STEP)
-            .query_async(&mut self.redis.clone())
-            .await?;
-        Ok((next, found.into_iter().filter_map(|key| redis::from_redis_value(key).ok()).collect()))
     }
 
     /// Of these entries, those with a value of ours that was fetched by then, or in the future, and that nobody has doubted

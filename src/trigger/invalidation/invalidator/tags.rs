@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use redis::RedisResult;
 
-use super::{ABREAST, Invalidator, Left, Named, Order, Part, STEP, pass_over};
+use super::{ABREAST, Invalidator, Left, Named, Order, Part, pass_over};
 use crate::agenda::When;
 use crate::entry::EntryKey;
 use crate::protocol::{Action, Handled};
+use crate::redis::Scan;
 use crate::store::Removal;
 
 /// Key patterns of jobs that are unknown here, whose loaded values are handled.
@@ -138,23 +139,14 @@ impl Invalidator {
     /// Tracks the loaded values whose keys match a glob: leases first, then values, as in [`Self::matching`].
     async fn seek_loaded(&self, set: &str, glob: &str) -> RedisResult<()> {
         for leases in [true, false] {
-            let mut cursor = 0_u64;
-            loop {
-                let mut scan = redis::cmd("SCAN");
-                scan.arg(cursor).arg("MATCH");
-                scan.arg(if leases { self.keys.lease_glob(glob) } else { glob.to_owned() });
-                scan.arg("COUNT").arg(STEP).arg("TYPE").arg("string");
-                let (next, found): (u64, Vec<redis::Value>) = scan.query_async(&mut self.redis.clone()).await?;
-                let found = found.into_iter().filter_map(|key| redis::from_redis_value::<String>(key).ok());
-                let keys = found.filter_map(|key| match leases {
+            let glob = if leases { self.keys.lease_glob(glob) } else { glob.to_owned() };
+            let mut scan = Scan::new(glob).of_type("string");
+            while let Some(found) = scan.next(&mut self.redis.clone()).await? {
+                let keys = found.into_iter().filter_map(|key| match leases {
                     true => self.keys.entry_of_lease(&key).map(EntryKey::new),
                     false => (!self.keys.is_own(&key)).then(|| EntryKey::new(key)),
                 });
                 self.store.track_all(set, keys.collect()).await?;
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
             }
         }
         Ok(())
@@ -170,18 +162,9 @@ impl Invalidator {
             Some(_) => "*".to_owned(),
         };
         let seeking = self.store.seek(tags).await?;
-        let mut cursor = 0_u64;
-        loop {
-            let (next, found): (u64, Vec<redis::Value>) = redis::cmd("SCAN")
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(&glob)
-                .arg("COUNT")
-                .arg(STEP)
-                .query_async(&mut self.redis.clone())
-                .await?;
-            let found = found.into_iter().filter_map(|key| redis::from_redis_value::<String>(key).ok());
-            let found = found.filter(|key| {
+        let mut scan = Scan::new(glob);
+        while let Some(found) = scan.next(&mut self.redis.clone()).await? {
+            let found = found.into_iter().filter(|key| {
                 !self.keys.is_own(key) && self.jobs.owner(key).is_some_and(|(job, _)| !job.tags.is_empty())
             });
             let found = self.store.with_tags(tags, found.map(EntryKey::new).collect()).await?;
@@ -195,10 +178,6 @@ impl Invalidator {
                 let named: Vec<Named> = named.collect();
                 let Part { order, handled, left, .. } = part;
                 self.entries(&named, order.action, When::Bulk(0), handled, left).await?;
-            }
-            cursor = next;
-            if cursor == 0 {
-                break;
             }
         }
         self.store.sought(seeking).await

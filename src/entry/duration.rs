@@ -1,0 +1,89 @@
+//! Durations as text and as milliseconds.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+const DAY: u64 = 24 * 3_600;
+
+/// Returns a duration as text without loss: `500ms`, `30s`, `1h30m`, `7d`. Job files and settings read it back.
+pub fn text(time: Duration) -> String {
+    let (seconds, nanos) = (time.as_secs(), u64::from(time.subsec_nanos()));
+    let parts = [
+        (seconds / DAY, "d"),
+        (seconds % DAY / 3_600, "h"),
+        (seconds % 3_600 / 60, "m"),
+        (seconds % 60, "s"),
+        (nanos / 1_000_000, "ms"),
+        (nanos / 1_000 % 1_000, "us"),
+        (nanos % 1_000, "ns"),
+    ];
+    let mut text = String::new();
+    for (count, unit) in parts.into_iter().filter(|(count, _)| *count > 0) {
+        let _ = write!(text, "{count}{unit}");
+    }
+    if text.is_empty() { "0s".to_owned() } else { text }
+}
+
+/// Returns a duration in whole seconds as text. Use it where fractions of a second do not matter.
+pub fn seconds(time: Duration) -> String {
+    text(Duration::from_secs(time.as_secs()))
+}
+
+/// Returns a duration as text, rounded to what matters at its size: `120ms`, `1.5s`, `1m30s`, `2h5m`.
+pub fn rough(time: Duration) -> String {
+    let ms = time.saturating_add(Duration::from_micros(500)).as_millis();
+    match ms {
+        0..1_000 => format!("{ms}ms"),
+        1_000..9_950 => match ((ms + 50) / 1_000, (ms + 50) % 1_000 / 100) {
+            (seconds, 0) => format!("{seconds}s"),
+            (seconds, tenths) => format!("{seconds}.{tenths}s"),
+        },
+        9_950..119_500 => seconds(time + Duration::from_millis(500)),
+        _ => text(Duration::from_secs(time.as_secs() / 60 * 60)),
+    }
+}
+
+/// Returns a duration in whole milliseconds, at most [`i64::MAX`].
+pub fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_reads_as_people_write_it() {
+        for (time, expected) in [
+            (Duration::ZERO, "0s"),
+            (Duration::from_millis(500), "500ms"),
+            (Duration::from_secs(90), "1m30s"),
+            (Duration::from_secs(5_400), "1h30m"),
+            (Duration::from_secs(7_200), "2h"),
+            (Duration::from_secs(DAY), "1d"),
+            (Duration::from_secs(7 * DAY), "7d"),
+            (Duration::from_secs(400 * DAY), "400d"),
+            (Duration::from_micros(1_000_250), "1s250us"),
+        ] {
+            assert_eq!(text(time), expected);
+        }
+        assert_eq!(seconds(Duration::from_millis(61_900)), "1m1s");
+        let rough = [0, 120, 1_000, 1_570, 9_970, 10_500, 7_199_000, 7_500_000].map(Duration::from_millis).map(rough);
+        assert_eq!(rough, ["0ms", "120ms", "1s", "1.6s", "10s", "11s", "1h59m", "2h5m"]);
+    }
+
+    #[cfg(feature = "worker")]
+    #[test]
+    fn a_duration_reads_back() {
+        for nanos in [0, 1, 999, 1_000, 123_456_789, 5_400_000_000_000, 40_000_000_000_000_001, u64::MAX] {
+            let time = Duration::from_nanos(nanos);
+            assert_eq!(humantime::parse_duration(&text(time)).unwrap(), time, "{}", text(time));
+        }
+    }
+
+    #[test]
+    fn milliseconds_do_not_overflow() {
+        assert_eq!(millis(Duration::from_micros(1_999)), 1);
+        assert_eq!(millis(Duration::MAX), i64::MAX);
+    }
+}
