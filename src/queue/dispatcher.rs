@@ -1,8 +1,8 @@
-//! The dispatcher: from the agendas to the queue, with backpressure.
+//! The dispatcher: moves due entries from the agendas to the queue, with backpressure.
 //!
-//! It claims what is due, job by job, in chunks that the job's upstream admits within a fraction of the claim time, and
-//! only as many entries as a job may have in hand, so that neither a backlog of millions nor a sick upstream fills the
-//! queue. Every worker runs one; claiming is atomic, so they need not know of each other.
+//! It claims due entries job by job, in chunks that the job's upstream admits within a fraction of the claim time. A
+//! job has a bounded number of entries in flight, so neither a backlog of millions nor a failing upstream fills the
+//! queue. Every worker runs a dispatcher. Claiming is atomic, so dispatchers need not know of each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,49 +30,50 @@ use crate::source::LONGEST_WAIT;
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 
-/// Entries in one task at most: few enough to be spread, many enough for the queue not to cost.
+/// The most entries in one task: few enough to spread over workers, many enough to make the queue cheap.
 const CHUNK: usize = 32;
 /// Entries claimed in one call.
 const CLAIM: usize = 256;
-/// Entries of a job in hand, for each fetch that a worker may have under way: enough to hide the way through the queue.
+/// Entries of a job in flight for each of a worker's concurrent fetches: enough to hide the latency of the queue.
 const DEPTH: usize = 6;
-/// Entries in hand of a job whose upstream is closed: put off in one step, or looked at.
-const PUT_OFF: usize = 64;
-/// How long they are put off, at least and at most.
-const PUT_OFF_TIME: (Duration, Duration) = (Duration::from_secs(10), LONGEST_WAIT);
-/// How often the agendas are looked at when nobody says that something is due.
+/// The most entries in flight of a job whose upstream is closed. They are deferred in one step, or inspected.
+const CLOSED_CAP: usize = 64;
+/// The shortest and the longest time for which they are deferred.
+const DEFER_TIME: (Duration, Duration) = (Duration::from_secs(10), LONGEST_WAIT);
+/// The time between two claims of a job that no signal wakes.
 const IDLE: Duration = Duration::from_secs(5);
-/// What part of what a job may have in hand must have ended before more is claimed: claims of few entries cost as much as of many.
+/// The part of a job's entries in flight that must have ended before more are claimed, as a divisor: a claim of few
+/// entries costs as much as one of many.
 const ROOM: usize = 4;
-/// How often they are looked at while a job has all it may have in hand, or its upstream is closed.
+/// The time between two claims of a job that has all its entries in flight, or whose upstream is closed.
 const BUSY: Duration = Duration::from_millis(50);
 
-/// Claims what is due and puts it on the queue.
+/// Claims due entries and puts them on the queue.
 #[derive(Debug)]
 pub struct Dispatcher {
     /// The jobs.
     pub jobs: Arc<Jobs>,
-    /// What is due.
+    /// The agendas.
     pub agenda: Agenda,
-    /// Where old values live on while an upstream is closed.
+    /// Extends old values while an upstream is closed.
     pub store: Store,
-    /// Where it goes.
+    /// The queue.
     pub queue: Queue,
-    /// The ways to upstreams: nothing is claimed for one that is closed.
+    /// The gates to upstreams: no entry is claimed for a closed one.
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
-    /// What wakes it.
+    /// Wakes the loop.
     pub wakeup: Arc<Wakeup>,
-    /// Workers that live, as the last beat counted them.
+    /// The number of live workers by the last beat.
     pub workers: Arc<AtomicUsize>,
-    /// Fetches that a worker may have under way to one upstream.
+    /// The most concurrent fetches of a worker to one upstream.
     pub concurrency: usize,
     /// How long a claim holds.
     pub claim: Duration,
-    /// Whether the agenda moves.
+    /// The health of this loop.
     pub loop_health: LoopHealth,
-    /// What fails in single jobs.
+    /// Failures of single jobs.
     pub troubles: Troubles,
-    /// Who is told of paused jobs.
+    /// Is told of paused jobs.
     pub telemetry: Telemetry,
 }
 
@@ -80,40 +81,40 @@ impl Dispatcher {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut backoff = Backoff::new("the dispatcher").showing(&self.loop_health);
-        // When each job is looked at next; those that are being looked at, and of these, who rang meanwhile.
-        let mut looks: BTreeMap<&JobName, Instant> = self.jobs.jobs.keys().map(|job| (job, Instant::now())).collect();
+        // When each job is dispatched next; the dispatches under way; jobs that were woken during theirs.
+        let mut turns: BTreeMap<&JobName, Instant> = self.jobs.jobs.keys().map(|job| (job, Instant::now())).collect();
         let mut under_way = FuturesUnordered::new();
-        let mut rung = BTreeSet::new();
-        if looks.is_empty() {
+        let mut woken = BTreeSet::new();
+        if turns.is_empty() {
             backoff.well();
         }
         let this = &self;
         while !stop.is_cancelled() {
             for job in self.wakeup.answer() {
-                match looks.get_mut(&job) {
-                    Some(look) => *look = Instant::now(),
-                    None => _ = rung.insert(job),
+                match turns.get_mut(&job) {
+                    Some(turn) => *turn = Instant::now(),
+                    None => _ = woken.insert(job),
                 }
             }
-            // Side by side, so that no job waits for the turns of others.
-            for (name, _) in looks.extract_if(.., |_, look| *look <= Instant::now()) {
+            // Side by side, so that no job waits for another.
+            for (name, _) in turns.extract_if(.., |_, turn| *turn <= Instant::now()) {
                 under_way.push(async move {
-                    let looked = this.dispatch(&this.jobs.jobs[name]).await;
-                    if looked.is_ok() {
+                    let wait = this.dispatch(&this.jobs.jobs[name]).await;
+                    if wait.is_ok() {
                         this.troubles.well(name.as_str());
                     }
-                    (name, looked)
+                    (name, wait)
                 });
             }
-            let next = looks.values().min().copied().unwrap_or_else(|| Instant::now() + IDLE);
+            let next = turns.values().min().copied().unwrap_or_else(|| Instant::now() + IDLE);
             tokio::select! {
-                Some((name, looked)) = under_way.next() => {
-                    let looked = looked.or_else(|e| self.leave_alone(name, e));
+                Some((name, wait)) = under_way.next() => {
+                    let wait = wait.or_else(|e| self.isolate(name, e));
                     let mut others = Vec::new();
-                    match &looked {
+                    match &wait {
                         Ok(_) if self.troubles.count() < self.jobs.jobs.len() => backoff.well(),
                         Ok(_) => self.loop_health.ill("it fails for every job"),
-                        // Where Redis is away all of them fail, and wait once.
+                        // While Redis is away all dispatches fail; the loop waits once for all.
                         Err(e) => {
                             let rest = async {
                                 while let Some(other) = under_way.next().await {
@@ -123,9 +124,9 @@ impl Dispatcher {
                             tokio::join!(backoff.ill(e, &stop), rest);
                         }
                     }
-                    for (name, looked) in std::iter::once((name, looked)).chain(others) {
-                        let wait = if rung.remove(name) { Duration::ZERO } else { looked.unwrap_or_default() };
-                        looks.insert(name, Instant::now() + wait);
+                    for (name, wait) in std::iter::once((name, wait)).chain(others) {
+                        let wait = if woken.remove(name) { Duration::ZERO } else { wait.unwrap_or_default() };
+                        turns.insert(name, Instant::now() + wait);
                     }
                 }
                 () = self.wakeup.all.notified() => {}
@@ -133,38 +134,39 @@ impl Dispatcher {
                 () = stop.cancelled() => {}
             }
         }
-        // What is claimed already goes on the queue, for whoever is there then.
+        // Entries that are claimed already go on the queue, for other workers.
         while under_way.next().await.is_some() {}
     }
 
-    /// Notes what fails in one job only; returns when to look at it again.
+    /// Notes an error that concerns one job only; returns the wait before its next dispatch.
     ///
     /// # Errors
-    /// The same, where Redis fails as a whole.
-    fn leave_alone(&self, job: &JobName, error: RedisError) -> RedisResult<Duration> {
+    /// The given one, where Redis fails as a whole.
+    fn isolate(&self, job: &JobName, error: RedisError) -> RedisResult<Duration> {
         if is_of_keys(&error) { Ok(self.troubles.ill(job.as_str(), error)) } else { Err(error) }
     }
 
-    /// Moves what is due of one job to the queue, as far as there is room; returns when to look again.
+    /// Moves due entries of one job to the queue, as far as there is room; returns the wait before its next dispatch.
     ///
     /// # Errors
-    /// Redis's; what was claimed comes due again.
+    /// Redis's; claimed entries come due again.
     pub async fn dispatch(&self, job: &Job) -> RedisResult<Duration> {
         let closed = self.closed_for(job);
-        // What needs no request does not wait: it would expire, and be paid for again. What needs one is refused at once. Where the
-        // upstream may be open within seconds that is waited for, so that what is refused does not come back to be refused again.
-        let looks = job.may_hold_unasked() && closed.is_some_and(|wait| wait >= PUT_OFF_TIME.0);
-        if let Some(wait) = closed.filter(|_| !looks) {
-            debug!(job = %job.name, "its upstream admits nothing for {}", duration::text(wait));
+        // An entry that needs no request must not wait, or it expires and is paid for again. So the entries are
+        // inspected: the warmer keeps such a value and defers the others at once. Where the upstream may open within
+        // seconds, the job waits for that instead, so that no entry is deferred again and again.
+        let inspects = job.may_hold_unasked() && closed.is_some_and(|wait| wait >= DEFER_TIME.0);
+        if let Some(wait) = closed.filter(|_| !inspects) {
+            debug!(job = %job.name, "its upstreams are closed for {}; nothing is claimed", duration::text(wait));
             return if job.warm.stale_if_error.is_zero() {
                 Ok(wait.clamp(BUSY, IDLE))
             } else {
-                self.put_off(job, wait).await
+                self.defer(job, wait).await
             };
         }
         let (chunk, mut cap) = self.bounds(job);
-        if looks {
-            cap = PUT_OFF;
+        if inspects {
+            cap = CLOSED_CAP;
         }
         let claims = self.agenda.claim(&job.name, CLAIM.min(cap.max(1)), cap, self.claim).await?;
         self.telemetry.paused(&job.name, claims.paused);
@@ -173,8 +175,8 @@ impl Dispatcher {
             if !wait.is_zero() {
                 return Ok(wait.min(IDLE));
             }
-            // Due, but not to be had: the job has in hand what it may have. Some of that ends elsewhere.
-            if looks {
+            // Some are due, but the job has as many in flight as it may. They may end at other workers.
+            if inspects {
                 return Ok(BUSY);
             }
             self.wakeup.want_room(&job.name, cap.div_ceil(ROOM * self.fleet()));
@@ -182,28 +184,28 @@ impl Dispatcher {
         }
         let mut found_room = true;
         let mut entries = claims.entries;
-        // What is urgent goes before all that is on the queue: so what was named by itself comes after what was named with many.
+        // Each push of urgent entries goes before all that is queued, so the highest priority is pushed after bulk.
         for priority in [Priority::Bulk, Priority::High, Priority::Normal] {
             let (these, rest) = entries.into_iter().partition(|entry| entry.due().priority == priority);
             entries = rest;
             found_room &= self.push(job, these, chunk, priority > Priority::Normal).await?;
         }
-        Ok(match (found_room, looks) {
+        Ok(match (found_room, inspects) {
             (false, _) => IDLE,
             (true, true) => BUSY,
             (true, false) => Duration::ZERO,
         })
     }
 
-    /// Puts off what is due of a job whose upstream is closed for `wait`, and lets old values live on until then; returns when
-    /// to look again.
-    async fn put_off(&self, job: &Job, wait: Duration) -> RedisResult<Duration> {
-        // Not for so long that a raised budget goes unnoticed.
-        let wait = wait.clamp(PUT_OFF_TIME.0, PUT_OFF_TIME.1);
-        let claims = self.agenda.claim(&job.name, PUT_OFF, PUT_OFF, self.claim).await?;
+    /// Defers due entries of a job whose upstreams are closed for `wait`, and keeps their old values until then;
+    /// returns the wait before the job's next dispatch.
+    async fn defer(&self, job: &Job, wait: Duration) -> RedisResult<Duration> {
+        // Not so long that a raised budget goes unnoticed.
+        let wait = wait.clamp(DEFER_TIME.0, DEFER_TIME.1);
+        let claims = self.agenda.claim(&job.name, CLOSED_CAP, CLOSED_CAP, self.claim).await?;
         let more = claims.next.unwrap_or(IDLE);
         let keys: Vec<EntryKey> = claims.entries.iter().map(|entry| EntryKey::new(entry.key.as_str())).collect();
-        // Then it waits for its upstream, is fetched, or comes here again.
+        // By then the entry has waited for its upstream and is fetched, or has come here again.
         let time = wait.mul_f32(1.25) + self.claim + self.jobs.fetch_time(job);
         let lives = keys.iter().map(|key| self.store.extend_stale(key, time, job.warm.stale_if_error));
         futures_util::future::try_join_all(lives).await?;
@@ -222,7 +224,7 @@ impl Dispatcher {
         Ok(BUSY)
     }
 
-    /// Puts entries on the queue, and back on the agenda where it is full; returns whether all found room.
+    /// Puts entries on the queue, and back on the agenda where it is full; returns true where all found room.
     async fn push(&self, job: &Job, entries: Vec<Claimed>, chunk: usize, front: bool) -> RedisResult<bool> {
         if entries.is_empty() {
             return Ok(true);
@@ -243,7 +245,7 @@ impl Dispatcher {
         Ok(back.is_empty())
     }
 
-    /// How long nothing can be asked for this job: all its sources' upstreams are closed.
+    /// Returns how long the upstreams of all the job's sources stay closed; `None` where one is open.
     fn closed_for(&self, job: &Job) -> Option<Duration> {
         let mut shortest = None;
         for source in &job.sources {
@@ -257,7 +259,7 @@ impl Dispatcher {
         self.workers.load(Ordering::Relaxed).max(1)
     }
 
-    /// Entries in one task, and entries of a job in hand in the whole fleet.
+    /// Returns the most entries in one task, and the most entries of the job in flight in the fleet.
     fn bounds(&self, job: &Job) -> (usize, usize) {
         let workers = self.fleet();
         let mut cap = self.concurrency.saturating_mul(DEPTH).saturating_mul(workers);
@@ -273,7 +275,7 @@ impl Dispatcher {
                 cap = cap.min((concurrency as usize).saturating_mul(DEPTH));
             }
         }
-        // All workers get a share of what there is.
+        // Every worker gets a share.
         let chunk = (cap / (workers * 2)).clamp(1, CHUNK);
         (chunk, cap)
     }
@@ -284,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_kept_of_jobs_that_are_not_known() {
+    fn wakeups_for_unknown_jobs_are_not_kept() {
         let text = "key = \"art:{name}\"\n[source]\nkind = \"http\"\nurl = \"http://127.0.0.1/{{ name }}\"\n";
         let jobs = Jobs::parse(&[("art.toml".to_owned(), text.to_owned())], Duration::from_secs(60), &|_| None);
         let wakeup = Wakeup::of(&Arc::new(jobs.unwrap()));

@@ -1,11 +1,11 @@
-//! The queue: spreads tasks, which are chunks of claimed entries, over the fleet. The only file that names apalis.
+//! The queue: spreads tasks over the fleet, each a chunk of claimed entries. The only room that names apalis.
 //!
-//! apalis's worker runtime drives the tasks; the data lies in apalis-redis's layout. Between the two stand our own pull,
-//! acknowledge and beat, because the shipped ones end the worker for good at the first error of Redis, trust the workers'
-//! clocks, and never delete. Here an error is waited out: the runtime only ever sees tasks.
+//! Responsibility: apalis's worker runtime drives the tasks, and the data have apalis-redis's layout. Pulling,
+//! acknowledging and beating are our own. The shipped ones end the worker at the first error of Redis, trust the
+//! workers' clocks, and delete nothing. Here a loop waits until Redis is back, and the runtime only ever gets tasks.
 //!
-//! Losing a task, or all of them, loses no work: its entries are on the agenda, due again when their claims run out.
-//! A pull whose reply is lost locks tasks that nobody works on: [`Queue::recover`] finds them and brings them in.
+//! On failure: a lost task loses no work, since its entries are on the agenda and due again when their claims run out.
+//! A pull whose reply is lost locks tasks that no worker handles; [`Queue::recover`] finds them.
 
 mod dispatcher;
 
@@ -39,19 +39,19 @@ use crate::protocol::Keys;
 use crate::redis::LoopHealth;
 use crate::redis::{Backoff, Connection};
 
-/// Tasks that may wait on the queue. The dispatcher claims less than this; it only bounds what a fault could pile up.
+/// The most tasks that wait on the queue. The dispatcher claims fewer; this bounds the queue in case of a fault.
 const WAITING: usize = 10_000;
-/// Tasks a worker has in hand at once. Each holds at most a chunk of entries, most of them waiting for their upstream.
-const IN_HAND: usize = 256;
-/// Tasks locked in one call: few, so that workers share what there is.
+/// The most tasks that a worker has in flight. Most of their entries wait for their upstream.
+const MOST_IN_FLIGHT: usize = 256;
+/// The most tasks locked in one call: few, so that all workers get some.
 const PULL: usize = 2;
-/// How often a worker looks at the queue when nobody wakes it.
+/// The time between two pulls of a worker that no signal wakes.
 const IDLE: Duration = Duration::from_secs(2);
-/// Tasks of a dead worker that are looked at in one step: few, so that each is short.
+/// The most tasks of a dead worker that are handled in one step: few, so that each step is short.
 const LEFT: usize = 10;
-/// Tasks in flight that one call of [`Queue::recover`] looks at.
+/// The most tasks in flight that one call of [`Queue::recover`] inspects.
 const RECOVERED: usize = 1_000;
-/// What a signal says that makes workers look at the queue.
+/// The signal that makes workers pull.
 pub const QUEUED_SIGNAL: &str = "queued";
 
 static PUSH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/push.lua")));
@@ -70,7 +70,7 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// Whether all of it was named by itself, and goes before all else.
+    /// Tells whether all its entries have high priority, so that it goes before all other tasks.
     pub fn is_single(&self) -> bool {
         self.entries.iter().all(|entry| entry.due().priority == Priority::High)
     }
@@ -84,41 +84,41 @@ pub struct Queue {
     signals: String,
     worker: Arc<str>,
     wake: Arc<Notify>,
-    hands: Arc<Hands>,
+    slots: Arc<Slots>,
     loop_health: LoopHealth,
 }
 
-/// What this worker may have in hand at once, and where it goes while tasks are pulled.
+/// The tasks that this worker has in flight, the free slots for more, and the runtime that takes them.
 #[derive(Debug)]
-struct Hands {
+struct Slots {
     free: Arc<Semaphore>,
-    tasks: Mutex<Option<mpsc::Sender<Task<InHand>>>>,
-    /// Tasks that were pulled, until Redis has confirmed that they are acknowledged.
+    tasks: Mutex<Option<mpsc::Sender<Task<LockedTask>>>>,
+    /// Tasks that were pulled, until Redis has confirmed their acknowledgement.
     held: Mutex<HashSet<String>>,
-    /// Tasks that Redis counts as in flight here and that are not held, and since when that is seen.
+    /// Tasks that Redis counts as in flight here although they are not held, and since when.
     orphans: Mutex<HashMap<String, Instant>>,
 }
 
-impl Default for Hands {
+impl Default for Slots {
     fn default() -> Self {
-        let free = Arc::new(Semaphore::new(IN_HAND));
+        let free = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
         Self { free, tasks: Mutex::default(), held: Mutex::default(), orphans: Mutex::default() }
     }
 }
 
-impl Hands {
-    /// Hands that are free just now, at most so many.
+impl Slots {
+    /// Takes free slots, at most so many.
     fn free(&self, most: usize) -> Vec<OwnedSemaphorePermit> {
         (0..most).map_while(|_| Arc::clone(&self.free).try_acquire_owned().ok()).collect()
     }
 
-    /// Nothing is brought in any more once what this returns is dropped.
-    fn open(&self, tasks: &mpsc::Sender<Task<InHand>>) -> Open<'_> {
+    /// Lets tasks in until the returned guard is dropped.
+    fn open(&self, tasks: &mpsc::Sender<Task<LockedTask>>) -> Open<'_> {
         *self.tasks() = Some(tasks.clone());
         Open(self)
     }
 
-    fn tasks(&self) -> MutexGuard<'_, Option<mpsc::Sender<Task<InHand>>>> {
+    fn tasks(&self) -> MutexGuard<'_, Option<mpsc::Sender<Task<LockedTask>>>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -126,8 +126,8 @@ impl Hands {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns those of these tasks in flight that are not held and were not for `patience`: the replies of the pulls that
-    /// locked them are lost. The others that are not held are remembered for the next call.
+    /// Returns those of these tasks in flight that have not been held for `patience`: the reply to the pull that
+    /// locked them is lost. The others that are not held are kept for the next call.
     fn orphans(&self, in_flight: Vec<String>, patience: Duration) -> Vec<String> {
         let held = self.held();
         let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,7 +139,7 @@ impl Hands {
 }
 
 impl Queue {
-    /// The queue under these keys, for a worker of this name (unique: a host and a ULID).
+    /// Returns the queue under these keys, for a worker of this name (unique: a host and a ULID).
     pub fn new(redis: Connection, keys: &Keys, worker: &str) -> Self {
         let layout = apalis_redis::Config::default().queue(keys.queue());
         Self {
@@ -148,16 +148,16 @@ impl Queue {
             signals: keys.signal_channel(),
             worker: worker.into(),
             wake: Arc::default(),
-            hands: Arc::default(),
+            slots: Arc::default(),
             loop_health: LoopHealth::default(),
         }
     }
 
-    /// Puts tasks on the queue, before all others if `front`; returns how many found room. Where a worker has hands free, it
-    /// pulls in the same round trip what goes before all others because it was named by itself.
+    /// Puts tasks on the queue, before all others if `front`; returns how many the queue took. Tasks of high priority
+    /// are pulled in the same round trip, as far as this worker has free slots.
     ///
     /// # Errors
-    /// Redis's; some may have been taken.
+    /// Redis's; the queue may have taken some.
     pub async fn push(&self, chunks: &[Chunk], front: bool) -> RedisResult<usize> {
         let mut taken = 0;
         for batch in chunks.chunks(50) {
@@ -190,54 +190,54 @@ impl Queue {
     }
 
     async fn push_and_pull(&self, push: &ScriptInvocation<'_>, tasks: usize) -> RedisResult<usize> {
-        let to = self.hands.tasks().clone();
-        let hands = to.as_ref().map_or_else(Vec::new, |_| self.hands.free(tasks.min(PULL)));
-        let (Some(to), false) = (to, hands.is_empty()) else { return self.call(push).await };
+        let to = self.slots.tasks().clone();
+        let slots = to.as_ref().map_or_else(Vec::new, |_| self.slots.free(tasks.min(PULL)));
+        let (Some(to), false) = (to, slots.is_empty()) else { return self.call(push).await };
         let mut pipe = redis::pipe();
-        pipe.invoke_script(push).invoke_script(&self.pull_call(hands.len())).ignore_errors();
+        pipe.invoke_script(push).invoke_script(&self.pull_call(slots.len())).ignore_errors();
         let (pushed, pulled): (RedisResult<usize>, RedisResult<Vec<String>>) =
             pipe.query_async(&mut self.redis.clone()).await?;
         let pushed = match pushed {
-            // A Redis that was started anew has to be told the script; nothing was done.
+            // A Redis that was restarted does not know the script; nothing was done.
             Err(e) if e.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => self.call(push).await,
             pushed => pushed,
         };
-        // What could not be pulled is when somebody looks.
-        for (task, room) in pulled.map(pairs).unwrap_or_default().into_iter().zip(hands) {
-            self.bring_in(&to, task, room).await;
+        // A task that could not be pulled here waits for the next pull.
+        for (task, slot) in pulled.map(pairs).unwrap_or_default().into_iter().zip(slots) {
+            self.bring_in(&to, task, slot).await;
         }
         pushed
     }
 
-    /// Hands a task that is locked to the runtime; returns whether that still takes any.
+    /// Slots a locked task to the runtime; returns false where the runtime takes none any more.
     async fn bring_in(
         &self,
-        to: &mpsc::Sender<Task<InHand>>,
+        to: &mpsc::Sender<Task<LockedTask>>,
         task: (String, String),
-        room: OwnedSemaphorePermit,
+        slot: OwnedSemaphorePermit,
     ) -> bool {
-        self.hands.held().insert(task.0.clone());
-        // Who ends meanwhile leaves it to those who clear up after workers.
-        to.send(in_hand(task, room)).await.is_ok()
+        self.slots.held().insert(task.0.clone());
+        // The rescuer frees the task of a worker that ends meanwhile.
+        to.send(locked_task(task, slot)).await.is_ok()
     }
 
     async fn call(&self, script: &ScriptInvocation<'_>) -> RedisResult<usize> {
         script.invoke_async(&mut self.redis.clone()).await
     }
 
-    /// Looks at the queue now.
+    /// Pulls now.
     pub fn wake(&self) {
         self.wake.notify_one();
     }
 
-    /// Showing on this sign whether tasks can be pulled.
+    /// Shows in `loop_health` that tasks can be pulled.
     #[must_use]
     pub fn showing(mut self, loop_health: &LoopHealth) -> Self {
         self.loop_health = loop_health.clone();
         self
     }
 
-    /// Tells that this worker lives; returns how many do, and the names of some that do not.
+    /// Beats for this worker; returns the number of live workers, and the names of some dead ones.
     ///
     /// # Errors
     /// Redis's.
@@ -245,7 +245,7 @@ impl Queue {
         self.beat_script(&self.worker, dead_after, false).await
     }
 
-    /// How many workers live, asked by somebody who is none.
+    /// Returns the number of live workers; for a caller that is no worker.
     ///
     /// # Errors
     /// Redis's.
@@ -253,10 +253,10 @@ impl Queue {
         self.beat_script("", dead_after, false).await.map(|(living, _)| living)
     }
 
-    /// Takes leave, and drops the tasks in hand: their entries were handed back.
+    /// Removes this worker from the fleet, and drops its tasks in flight: their entries were handed back.
     ///
     /// # Errors
-    /// Redis's; the worker then counts as living until its last beat is old.
+    /// Redis's; the worker then counts as alive until its last beat is old.
     pub async fn leave(&self, dead_after: Duration) -> RedisResult<()> {
         loop {
             let ids: Vec<String> = self.in_hand_of(&self.worker).await?.into_iter().map(|(id, _)| id).collect();
@@ -280,7 +280,7 @@ impl Queue {
         Ok((reply.first().and_then(|living| living.parse().ok()).unwrap_or_default(), dead))
     }
 
-    /// Some tasks that a worker has in hand: id, and what is in it if that can be read.
+    /// Returns some tasks that a worker has in flight: the id, and the chunk where it can be read.
     ///
     /// # Errors
     /// Redis's.
@@ -297,10 +297,10 @@ impl Queue {
         Ok(ids.into_iter().zip(payloads.into_iter().map(read)).collect())
     }
 
-    /// Drops these tasks of a dead worker, and the worker with its last one; returns how many it has left.
+    /// Drops these tasks of a dead worker, and the worker with its last task; returns how many it has left.
     ///
     /// # Errors
-    /// Redis's; doing it again does no harm.
+    /// Redis's; a second call does no harm.
     pub async fn forget(&self, worker: &str, ids: &[String], dead_after: Duration) -> RedisResult<usize> {
         FORGET
             .key(self.layout.workers_set())
@@ -314,62 +314,63 @@ impl Queue {
             .await
     }
 
-    /// Brings in tasks that Redis counts as in flight here but whose pull was never answered, as many as there are hands free.
-    /// A worker calls it regularly. A pull under way is left alone: only what was not held for twice the time that a command
-    /// may take counts as lost. One that is answered nevertheless is handled twice, of which the agenda lets only one through.
+    /// Handles tasks that Redis counts as in flight here but whose pull was never answered, as far as there are free
+    /// slots. A worker calls it regularly. A task counts as lost only when it has not been held for twice the longest
+    /// time of a command, so a pull under way is left alone. A task that is handled twice does no harm: the agenda
+    /// lets only one worker take its entries.
     ///
     /// # Errors
     /// Redis's; call it again.
     pub async fn recover(&self) -> RedisResult<()> {
-        let Some(to) = self.hands.tasks().clone() else { return Ok(()) };
+        let Some(to) = self.slots.tasks().clone() else { return Ok(()) };
         let mut redis = self.redis.clone();
         let in_flight = self.in_flight(&self.worker);
         let ids: Vec<String> = redis::cmd("SRANDMEMBER").arg(in_flight).arg(RECOVERED).query_async(&mut redis).await?;
-        let mut ids = self.hands.orphans(ids, self.redis.patience() * 2);
-        let rooms = self.hands.free(ids.len());
-        ids.truncate(rooms.len());
+        let mut ids = self.slots.orphans(ids, self.redis.patience() * 2);
+        let taken_slots = self.slots.free(ids.len());
+        ids.truncate(taken_slots.len());
         if ids.is_empty() {
             return Ok(());
         }
         let payloads: Vec<Option<String>> =
             redis::cmd("HMGET").arg(self.layout.job_data_hash()).arg(&ids).query_async(&mut redis).await?;
-        info!(tasks = ids.len(), "the reply to a pull was lost: its tasks are brought in");
-        for ((id, payload), room) in ids.into_iter().zip(payloads).zip(rooms) {
-            // One without data cannot be read, and is acknowledged.
-            self.bring_in(&to, (id, payload.unwrap_or_default()), room).await;
+        info!(tasks = ids.len(), "the reply to a pull was lost; its tasks are handled now");
+        for ((id, payload), slot) in ids.into_iter().zip(payloads).zip(taken_slots) {
+            // A task without data cannot be read, and is acknowledged.
+            self.bring_in(&to, (id, payload.unwrap_or_default()), slot).await;
         }
         Ok(())
     }
 
-    /// Pulls tasks and runs `handle` on them until `stop`; then waits for those in hand.
+    /// Pulls tasks and runs `handle` on them until `stop`; then waits for those in flight.
     ///
-    /// A task that is done, or not readable, is acknowledged; `handle` itself sees to its entries.
+    /// A task that is done, or that cannot be read, is acknowledged. `handle` ends the entries itself.
     ///
     /// # Errors
-    /// apalis's runtime ended by itself, which it should not.
+    /// apalis's runtime ended by itself, which is a fault.
     pub async fn run<F, Fut>(&self, handle: F, stop: CancellationToken) -> anyhow::Result<()>
     where
         F: Fn(Chunk) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let (tasks, pulled) = mpsc::channel(IN_HAND);
+        let (tasks, pulled) = mpsc::channel(MOST_IN_FLIGHT);
         let (done, acks) = mpsc::unbounded_channel::<String>();
-        let service = move |task: InHand| {
+        let service = move |task: LockedTask| {
             let (handle, done) = (handle.clone(), done.clone());
             async move {
-                let InHand { id, payload, room } = task;
+                let LockedTask { id, payload, slot } = task;
                 match serde_json::from_str(&payload) {
                     Ok(chunk) => handle(chunk).await,
-                    Err(e) => warn!(task = id, "dropping a task that cannot be read: {e}"),
+                    Err(e) => warn!(task = id, "a task cannot be read and is dropped; its entries come due again: {e}"),
                 }
-                drop(room);
+                drop(slot);
                 // The receiver lives until all senders are gone.
                 let _ = done.send(id);
             }
         };
         let worker = WorkerBuilder::new(&*self.worker).backend(Pulled { tasks: pulled }).build(service);
-        // The tasks are at their end when nobody can bring more, however the pulling ends.
-        let open = self.hands.open(&tasks);
+        // The stream of tasks ends when all its senders are dropped, however the pulling ends.
+        let open = self.slots.open(&tasks);
         let pulling = async {
             self.pull(tasks, stop.clone()).await;
             drop(open);
@@ -382,14 +383,14 @@ impl Queue {
         Ok(())
     }
 
-    /// Locks tasks for this worker as long as it has hands free.
-    async fn pull(&self, tasks: mpsc::Sender<Task<InHand>>, stop: CancellationToken) {
+    /// Locks tasks for this worker while it has free slots.
+    async fn pull(&self, tasks: mpsc::Sender<Task<LockedTask>>, stop: CancellationToken) {
         let mut backoff = Backoff::new("the queue").showing(&self.loop_health);
         while !stop.is_cancelled() {
-            let Ok(first) = Arc::clone(&self.hands.free).acquire_owned().await else { return };
-            let mut rooms = vec![first];
-            rooms.extend(self.hands.free(PULL - 1));
-            let reply = self.pull_once(rooms.len()).await;
+            let Ok(first) = Arc::clone(&self.slots.free).acquire_owned().await else { return };
+            let mut taken_slots = vec![first];
+            taken_slots.extend(self.slots.free(PULL - 1));
+            let reply = self.pull_once(taken_slots.len()).await;
             let found = match reply {
                 Ok(found) => {
                     backoff.well();
@@ -400,9 +401,9 @@ impl Queue {
                     continue;
                 }
             };
-            let full = found.len() == rooms.len();
-            for (task, room) in found.into_iter().zip(rooms) {
-                if !self.bring_in(&tasks, task, room).await {
+            let full = found.len() == taken_slots.len();
+            for (task, slot) in found.into_iter().zip(taken_slots) {
+                if !self.bring_in(&tasks, task, slot).await {
                     return;
                 }
             }
@@ -431,7 +432,7 @@ impl Queue {
         call
     }
 
-    /// Acknowledges what is done, as many as there are at a time, until all who could say so are gone.
+    /// Acknowledges tasks that are done, in batches, until no task can end any more.
     async fn acknowledge(&self, mut acks: mpsc::UnboundedReceiver<String>, stop: &CancellationToken) {
         let mut ids = Vec::new();
         let mut backoff = Backoff::new("acknowledging tasks");
@@ -447,11 +448,11 @@ impl Queue {
                 match sent {
                     Ok(_) => {
                         backoff.well();
-                        let mut held = self.hands.held();
+                        let mut held = self.slots.held();
                         ids.iter().for_each(|id| _ = held.remove(id));
                         break;
                     }
-                    // Another worker clears up what is left behind.
+                    // The rescuer of another worker clears up.
                     Err(_) if stop.is_cancelled() => break,
                     Err(e) => backoff.ill(&e, stop).await,
                 }
@@ -469,8 +470,8 @@ impl Queue {
     }
 }
 
-/// Hands into which tasks may be put.
-struct Open<'a>(&'a Hands);
+/// Lets tasks in until it is dropped.
+struct Open<'a>(&'a Slots);
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
@@ -478,30 +479,30 @@ impl Drop for Open<'_> {
     }
 }
 
-/// What a pull replies: ids and payloads.
+/// Returns the ids and payloads in the reply to a pull.
 fn pairs(reply: Vec<String>) -> Vec<(String, String)> {
     let mut reply = reply.into_iter();
     std::iter::from_fn(|| reply.next().zip(reply.next())).collect()
 }
 
-fn in_hand((id, payload): (String, String), room: OwnedSemaphorePermit) -> Task<InHand> {
-    TaskBuilder::new(InHand { id: id.clone(), payload, room }).task_id(TaskId::from_string(id)).build()
+fn locked_task((id, payload): (String, String), slot: OwnedSemaphorePermit) -> Task<LockedTask> {
+    TaskBuilder::new(LockedTask { id: id.clone(), payload, slot }).task_id(TaskId::from_string(id)).build()
 }
 
-/// A task that this worker has locked, and the hand it is in.
-struct InHand {
+/// A task that this worker has locked, and the slot that it takes.
+struct LockedTask {
     id: String,
     payload: String,
-    room: OwnedSemaphorePermit,
+    slot: OwnedSemaphorePermit,
 }
 
-/// What apalis's runtime sees: tasks as they are pulled, then the end. Never an error.
+/// The backend of apalis's runtime: pulled tasks, then the end. Never an error.
 struct Pulled {
-    tasks: mpsc::Receiver<Task<InHand>>,
+    tasks: mpsc::Receiver<Task<LockedTask>>,
 }
 
 impl Backend for Pulled {
-    type Task = Task<InHand>;
+    type Task = Task<LockedTask>;
     type Error = Infallible;
 
     fn poll_ready(&mut self, _: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Infallible>> {
@@ -515,8 +516,8 @@ impl Backend for Pulled {
     ) -> Poll<Option<Result<Self::Task, Infallible>>> {
         let pulled = self.tasks.poll_recv(cx);
         if let Poll::Ready(None) = pulled {
-            // The end of the tasks alone does not end the runtime: it goes on to wait until it is told to stop. It refuses
-            // only before it has begun, and then it would not poll.
+            // The runtime does not end with its tasks; it waits until it is told to stop. That fails only before it has
+            // started, and then it does not poll.
             let _ = worker.stop();
         }
         pulled.map(|task| task.map(Ok))
@@ -528,7 +529,7 @@ impl Backend for Pulled {
 }
 
 impl BackendConfig for Pulled {
-    type Args = InHand;
+    type Args = LockedTask;
     type Id = Ulid;
     type Kind = Ephemeral;
     type Config = ();

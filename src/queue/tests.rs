@@ -17,7 +17,7 @@ fn single(key: &str) -> Chunk {
 }
 
 #[tokio::test]
-async fn high_priority_is_pulled_by_any_worker_as_it_is_pushed() {
+async fn a_running_worker_pulls_high_priority_tasks_as_it_pushes() {
     let server = Server::start().await;
     let queue = Queue::new(server.connect().await, &Keys::new("test", "test:invalidate"), "host-1");
     let waiting = async || -> usize {
@@ -25,7 +25,7 @@ async fn high_priority_is_pulled_by_any_worker_as_it_is_pushed() {
         redis::cmd("LLEN").arg(list).query_async(&mut queue.redis.clone()).await.unwrap()
     };
 
-    // Nobody runs: it waits.
+    // No worker runs: the task waits.
     assert_eq!(queue.push(&[single("early")], true).await.unwrap(), 1);
     assert_eq!(waiting().await, 1);
 
@@ -35,10 +35,10 @@ async fn high_priority_is_pulled_by_any_worker_as_it_is_pushed() {
         std::future::ready(())
     };
     let pushing = async {
-        let mut keys: BTreeSet<String> = (0..IN_HAND * 2).map(|n| n.to_string()).collect();
+        let mut keys: BTreeSet<String> = (0..MOST_IN_FLIGHT * 2).map(|n| n.to_string()).collect();
         assert_eq!(ended.recv().await.unwrap(), "early");
         let singles: Vec<Chunk> = keys.iter().map(|key| single(key)).collect();
-        // At once, so that hands run out and what finds none waits for its turn.
+        // At once, so that slots run out and some tasks wait for one.
         let pushes = singles.chunks(3).map(|some| queue.push(some, true));
         futures_util::future::try_join_all(pushes).await.unwrap();
         while !keys.is_empty() {
@@ -50,7 +50,7 @@ async fn high_priority_is_pulled_by_any_worker_as_it_is_pushed() {
     ran.unwrap();
     assert!(ended.recv().await.is_none());
 
-    // Nobody runs any more: it waits for others.
+    // No worker runs any more: the task waits for another one.
     assert_eq!(queue.push(&[single("late")], true).await.unwrap(), 1);
     assert_eq!(waiting().await, 1);
     assert_eq!(queue.in_hand_of("host-1").await.unwrap(), []);
@@ -58,7 +58,7 @@ async fn high_priority_is_pulled_by_any_worker_as_it_is_pushed() {
 }
 
 #[tokio::test]
-async fn tasks_of_a_pull_that_was_not_answered_are_handled() {
+async fn tasks_of_a_pull_without_a_reply_are_handled() {
     let server = Server::start().await;
     let redis = server.connect().await.with_patience(Duration::from_millis(500));
     let queue = Queue::new(redis.clone(), &Keys::new("test", "test:invalidate"), "host-1");
@@ -68,10 +68,10 @@ async fn tasks_of_a_pull_that_was_not_answered_are_handled() {
         std::future::ready(())
     };
     let recovering = async {
-        while queue.hands.tasks().is_none() {
+        while queue.slots.tasks().is_none() {
             tokio::task::yield_now().await;
         }
-        // What is left where the reply of a pull is lost; and of one whose data are lost as well.
+        // The state after a pull whose reply is lost, and after one whose data are lost too.
         for script in [&PUSH, &PULL_SCRIPT] {
             script.load_async(&mut redis.clone()).await.unwrap();
         }
@@ -91,7 +91,7 @@ async fn tasks_of_a_pull_that_was_not_answered_are_handled() {
             .query_async(&mut redis.clone())
             .await
             .unwrap();
-        // A task that is held is no such one.
+        // A held task is not lost.
         queue.push(&[single("held")], true).await.unwrap();
         let mut keys = BTreeSet::new();
         while keys.len() < 3 {
@@ -109,10 +109,10 @@ async fn tasks_of_a_pull_that_was_not_answered_are_handled() {
     };
     let (ran, ()) = tokio::join!(queue.run(handle, stop.clone()), recovering);
     ran.unwrap();
-    assert_eq!(queue.hands.held().len(), 0);
+    assert_eq!(queue.slots.held().len(), 0);
 }
 
-/// The keys of tasks: all but the workers' set.
+/// Returns the keys of tasks: all but the workers' set.
 async fn server_keys(redis: &Connection) -> Vec<String> {
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut redis.clone()).await.unwrap();
     keys.into_iter().filter(|key| !key.ends_with(":workers")).collect()
@@ -135,9 +135,9 @@ async fn a_pull_that_fails_takes_nothing_from_the_list() {
     }
 }
 
-/// As after Redis's clock was set back by an hour.
+/// Redis's clock was set back by an hour.
 #[tokio::test]
-async fn who_beat_in_the_future_and_is_dead_is_found_to_be() {
+async fn a_dead_worker_whose_last_beat_is_in_the_future_is_found() {
     let server = Server::start().await;
     let queue = Queue::new(server.connect().await, &Keys::new("test", "test:invalidate"), "host-1");
     let (seconds, _): (i64, i64) = redis::cmd("TIME").query_async(&mut queue.redis.clone()).await.unwrap();
@@ -145,7 +145,7 @@ async fn who_beat_in_the_future_and_is_dead_is_found_to_be() {
     beat.arg(queue.layout.workers_set()).arg(seconds + 3_600).arg("host-dead");
     beat.exec_async(&mut queue.redis.clone()).await.unwrap();
     let dead_after = Duration::from_secs(1);
-    assert_eq!(queue.beat(dead_after).await.unwrap(), (2, vec![]), "it counts as living as yet");
+    assert_eq!(queue.beat(dead_after).await.unwrap(), (2, vec![]), "it still counts as alive");
     loop {
         let (living, dead) = queue.beat(dead_after).await.unwrap();
         if living == 1 {

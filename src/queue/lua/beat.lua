@@ -1,8 +1,9 @@
--- A worker lives; find those that do not.
+-- Notes a beat of a worker, and finds dead workers.
 -- KEYS  1 workers (sorted set, score = last beat in s)
 -- ARGV  1 prefix of in-flight sets (same slot)  2 the worker's name ('' for none)
---       3 dead after so many seconds without a beat  4 '1': the worker takes its leave
--- Returns how many workers live, then the names of dead ones (100 at most). Who leaves with tasks in hand counts as dead at once.
+--       3 seconds without a beat after which a worker is dead  4 '1': the worker leaves the fleet
+-- Returns the number of live workers, then the names of dead ones (100 at most).
+-- A worker that leaves with tasks in flight counts as dead at once.
 local now = tonumber(redis.call('TIME')[1])
 if ARGV[2] ~= '' then
   if ARGV[4] == '1' then
@@ -12,7 +13,7 @@ if ARGV[2] ~= '' then
     redis.call('ZADD', KEYS[1], now, ARGV[2])
   end
 end
--- A beat of the future is one from before Redis's clock was set back.
+-- A beat in the future is older than a step back of Redis's clock.
 for _, ahead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now + 1), '+inf', 'LIMIT', 0, 100)) do
   redis.call('ZADD', KEYS[1], now, ahead)
 end

@@ -1,9 +1,9 @@
--- Tasks of a dead worker are dropped, and the worker itself once it has none. They are not queued again: what they held is on
--- the agenda, so a task that kills its worker does not come back as such.
+-- Drops tasks of a dead worker, and the worker itself with its last task. They are not queued again: their entries are
+-- on the agenda, so a task that kills its worker does not come back.
 -- KEYS  1 workers (sorted set, score = last beat in s)  2 the worker's tasks in flight (set)  3 data of tasks (hash)
--- ARGV  1 prefix of metadata keys (same slot)  2 the worker's name  3 dead after so many seconds without a beat
---       4… ids (200 at most)
--- Returns how many tasks it has left
+-- ARGV  1 prefix of metadata keys (same slot)  2 the worker's name
+--       3 seconds without a beat after which a worker is dead  4… ids (200 at most)
+-- Returns the number of tasks that the worker has left
 for i = 4, #ARGV do
   redis.call('SREM', KEYS[2], ARGV[i])
   redis.call('HDEL', KEYS[3], ARGV[i])
@@ -11,5 +11,6 @@ for i = 4, #ARGV do
 end
 local left = redis.call('SCARD', KEYS[2])
 local beat = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[2]) or '0')
-if left == 0 and beat < tonumber(redis.call('TIME')[1]) - tonumber(ARGV[3]) then redis.call('ZREM', KEYS[1], ARGV[2]) end
+local since = redis.call('TIME')[1] - tonumber(ARGV[3])
+if left == 0 and beat < since then redis.call('ZREM', KEYS[1], ARGV[2]) end
 return left

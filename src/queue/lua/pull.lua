@@ -1,8 +1,8 @@
--- Lock the next tasks for a worker: from the waiting list into what it has in flight.
+-- Locks the next tasks for a worker: moves them from the waiting list to its tasks in flight.
 -- KEYS  1 active tasks (list)  2 data of tasks (hash)  3 the worker's tasks in flight (set)  4 workers (sorted set)
--- ARGV  1 prefix of metadata keys (same slot)  2 the worker's name  3 at most so many tasks (50 at most)
+-- ARGV  1 prefix of metadata keys (same slot)  2 the worker's name  3 the most tasks to lock (50 at most)
 -- Returns id, payload, id, payload, …; tasks without data are dropped
--- A task leaves the list last: where a key is of another type, the error comes before anything is taken out, and nothing is lost.
+-- Tasks leave the list last: an error because a key has another type comes before anything is taken out.
 local ids = redis.call('LRANGE', KEYS[1], 0, ARGV[3] - 1)
 local reply = {}
 if not ids[1] then return reply end

@@ -1,8 +1,8 @@
--- Put tasks on the queue, in apalis-redis's layout, straight into the list of active ones.
+-- Puts tasks on the queue, in apalis-redis's layout, straight into the list of active tasks.
 -- KEYS  1 active tasks (list)  2 data of tasks (hash)
--- ARGV  1 prefix of metadata keys (same slot)  2 so many tasks may wait at most  3 '1': before all others
+-- ARGV  1 prefix of metadata keys (same slot)  2 the most tasks that may wait  3 '1': before all others
 --       4 channel of signals  5 the signal  6… pairs: id, payload (50 pairs at most)
--- Returns how many were taken; the rest found no room
+-- Returns the number of tasks taken; the queue has no room for the rest
 local room = tonumber(ARGV[2]) - redis.call('LLEN', KEYS[1])
 local taken = 0
 for i = 6, #ARGV, 2 do
