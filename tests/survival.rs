@@ -265,6 +265,33 @@ async fn a_redis_that_hangs_for_a_while_ends_no_worker() {
     assert!(worker.is_running());
 }
 
+/// Neither the permit nor the lease would expire within the test.
+#[tokio::test]
+async fn permit_and_lease_go_back_after_redis_died_in_a_fetch() {
+    let always = TestRedis::options().append_only().arg("--appendfsync", "always");
+    let (mut redis, upstream) = tokio::join!(always.start(), Upstream::start());
+    upstream.edit("/art/a");
+    let gate = upstream.gate("/art/a");
+    let jobs = Art::of(&upstream).limits("timeout = \"10m\"\nconcurrency = 2").list(["a"]).folder();
+    let mut worker = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    let held = async |redis: &TestRedis| {
+        let permits: usize = redis.ask(&["ZCARD", "samovar:permits:{museum}"]).await;
+        (redis.keys("samovar:lease:*").await.len(), permits)
+    };
+    assert_eq!(held(&redis).await, (1, 1));
+    redis.kill9();
+    gate.open();
+    worker.wait_for_log(&["waits for Redis"]).await;
+    redis.start_again().await;
+    version(&redis, "a", 1).await;
+    eventually("both are given back", async || {
+        let held = held(&redis).await;
+        if held == (0, 0) { Ok(()) } else { Err(held) }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn scripts_that_redis_forgot_are_sent_again() {
     let (redis, upstream) = both().await;
