@@ -271,7 +271,7 @@ impl Attempt<'_> {
 
     /// Returns the ending of an entry that got no lease.
     async fn without_lease(&mut self, refused: Leased) -> RedisResult<Ending> {
-        // Before anything else, since others wait for it.
+        // Others may use the permit while dependants are woken.
         self.return_permit().await;
         let (warmer, job, entry) = (self.warmer, self.job, self.entry);
         Ok(match refused {

@@ -39,6 +39,7 @@ impl Attempt<'_> {
         for source in first..job.sources.len() {
             let known = known.filter(|_| source == 0);
             if warmer.sources.unchanged_without_asking(&warmer.jobs, &self.ask(source, known, deadline)) {
+                // Nothing is asked: others may use the permit during the commit.
                 self.return_permit().await;
                 return Ok(Answer::Unchanged);
             }

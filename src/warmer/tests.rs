@@ -125,7 +125,7 @@ impl Bench {
         self.ask(&["KEYS", "samovar:lease:*"]).await
     }
 
-    /// Without a refresh of the gate, which would give back what was only dropped.
+    /// Asserts it without a refresh of the gate, which would give back dropped permits as well.
     async fn no_permit_is_held(&self, what: &str) {
         assert_eq!(self.gate.in_flight(), 0, "{what}");
         assert_eq!(self.ask::<usize>(&["ZCARD", "samovar:permits:{up}"]).await, 0, "{what}");
@@ -179,7 +179,7 @@ async fn jobs(http: &mut JoinSet<()>, asked: mpsc::UnboundedSender<oneshot::Send
 }
 
 #[tokio::test]
-async fn a_panic_is_that_entrys_own_affair() {
+async fn a_panic_ends_the_attempt_at_one_entry_only() {
     const NAMES: [&str; 5] = ["a", "b", "poison", "c", "d"];
     let mut bench = Bench::start().await;
     let chunk = bench.claim("art", &NAMES, Trigger::Cron).await;
@@ -362,7 +362,8 @@ async fn an_attempt_that_is_not_confirmed_gives_both_back() {
     bench.nothing_is_held("evicted before the lease").await;
 }
 
-/// Its input goes while it waits for the permit. That it is to be fetched cannot be noted the second time.
+/// The entry's input goes while it waits for the permit. In the second round the input's agenda is a foreign key, so that
+/// making the input due fails.
 #[tokio::test]
 async fn an_error_of_redis_under_the_lease_gives_both_back() {
     for is_error in [false, true] {
