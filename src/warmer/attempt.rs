@@ -9,8 +9,9 @@
 //! left after an early end, an error of Redis or a panic.
 //!
 //! On failure: a cancelled attempt is dropped. Its permit then goes back with the next
-//! [`crate::source::Gate::refresh`], its lease with [`Warmer::hand_back`]. While Redis does not answer, the permit waits
-//! for that refresh too, and the lease expires. A permit that nobody gives back expires 5 s after its upstream's timeout.
+//! [`crate::source::Gate::refresh`], its lease with [`Warmer::hand_back`]. While Redis does not answer, the permit
+//! waits for that refresh too, and the lease expires. A permit that nobody gives back expires 5 s after its upstream's
+//! timeout.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

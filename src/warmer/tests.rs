@@ -362,8 +362,8 @@ async fn an_attempt_that_is_not_confirmed_gives_both_back() {
     bench.nothing_is_held("evicted before the lease").await;
 }
 
-/// The entry's input goes while it waits for the permit. In the second round the input's agenda is a foreign key, so that
-/// making the input due fails.
+/// The entry's input goes while it waits for the permit. In the second round the input's agenda is a foreign key, so
+/// that making the input due fails.
 #[tokio::test]
 async fn an_error_of_redis_under_the_lease_gives_both_back() {
     for is_error in [false, true] {
