@@ -209,7 +209,7 @@ impl Queue {
         pushed
     }
 
-    /// Slots a locked task to the runtime; returns false where the runtime takes none any more.
+    /// Passes a locked task to the runtime; returns false where the runtime takes none any more.
     async fn bring_in(
         &self,
         to: &mpsc::Sender<Task<LockedTask>>,

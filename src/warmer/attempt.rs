@@ -173,9 +173,9 @@ impl Attempt<'_> {
     /// Runs the steps that need the lease. `score` is the entry's on the agenda when the lease began.
     async fn run_under(&mut self, lease: &mut Lease, score: Option<f64>) -> Step<Ending> {
         self.confirm(lease, score).await?;
-        let mut round = Round::first(lease, self.entry.trigger);
+        let mut round = self.first_round(lease);
         for _ in 0..ROUNDS {
-            let known = round.known(self.job, lease);
+            let known = self.known(lease, &round);
             let answer = self.fetch(lease, known.as_ref()).await?;
             if let Some(ending) = self.commit(lease, &mut round, &answer, known).await? {
                 return Ok(ending);
@@ -204,9 +204,9 @@ impl Attempt<'_> {
             return Err(Stop::End(Ending::because(Outcome::Unread, Next::Out, reason)));
         }
         if self.entry.trigger == Trigger::Settle
-            && let Some(ending) = warmer.recheck(job, key).await?
+            && let Some(next) = warmer.recheck(job, key).await?
         {
-            return Err(Stop::End(ending));
+            return Err(Stop::End(Ending::new(Outcome::Unchanged, next)));
         }
         warmer.remember(job, key, &params).await?;
         self.inputs = match warmer.inputs(job, &params, self.entry.priority, self.entry.since).await? {

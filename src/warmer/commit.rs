@@ -27,24 +27,22 @@ pub(super) struct Round {
     indexed: Vec<String>,
 }
 
-impl Round {
+impl Attempt<'_> {
     /// Returns the first round under a lease.
-    pub(super) fn first(lease: &Lease, trigger: Trigger) -> Self {
+    pub(super) fn first_round(&self, lease: &Lease) -> Round {
         // Whatever made the entry due, its fetch answers an open invalidation. A recheck follows then.
         let trigger = match &lease.meta {
             Some(meta) if meta.invalidated > 0 => Trigger::Invalidation,
-            _ => trigger,
+            _ => self.entry.trigger,
         };
-        Self { trigger, storm: is_storm(lease, trigger), may_keep: true, indexed: Vec::new() }
+        Round { trigger, storm: is_storm(lease, trigger), may_keep: true, indexed: Vec::new() }
     }
 
-    /// Returns the validators of the present value, where it may be kept.
-    pub(super) fn known(&self, job: &Job, lease: &Lease) -> Option<Validators> {
-        if self.may_keep { known(job, lease) } else { None }
+    /// Returns the validators of the present value, where it may be kept in this round.
+    pub(super) fn known(&self, lease: &Lease, round: &Round) -> Option<Validators> {
+        if round.may_keep { known(self.job, lease) } else { None }
     }
-}
 
-impl Attempt<'_> {
     /// Writes an answer under the lease; returns how the attempt ends, or `None` where the entry is to be fetched again
     /// under the same lease.
     pub(super) async fn commit(

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use redis::RedisResult;
+
 use super::attempt::{Attempt, Ending, Step, Stop};
 use super::freshness::jitter;
 use super::{SHORT_WAIT, Warmer};
@@ -17,6 +19,17 @@ use crate::store::Lease;
 const PEEK: Duration = Duration::from_millis(50);
 
 impl Attempt<'_> {
+    /// Tells whether the present value holds without a request: AI would make it from the same.
+    pub(super) async fn is_kept_unasked(&self) -> RedisResult<bool> {
+        if !self.job.may_hold_unasked() {
+            return Ok(false);
+        }
+        let (expires, meta) = self.warmer.inspect(&self.entry.key).await?;
+        let Some(meta) = meta.filter(|meta| meta.is_of(expires) && meta.invalidated == 0) else { return Ok(false) };
+        let ask = self.ask(0, Some(&meta.note.validators), Instant::now());
+        Ok(self.warmer.sources.unchanged_without_asking(&self.warmer.jobs, &ask))
+    }
+
     /// Waits until `until` for the first source that admits a request; returns its number and the permit.
     pub(super) async fn admit_any(&self, until: Instant) -> Result<(usize, Option<Permit>), Ending> {
         let mut source = 0;

@@ -1,15 +1,14 @@
 //! Decides when a value is good enough, when its entry is due again, and how long a failed fetch waits.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::RedisResult;
 
-use super::attempt::{Attempt, Ending};
 use super::{Running, Warmer};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
 use crate::entry::duration::millis;
-use crate::entry::{EntryKey, Outcome, Trigger};
+use crate::entry::{EntryKey, Trigger};
 use crate::job::{FIRST_RETRY, Job, Jobs};
 use crate::store::{Fresh, Lease, Meta};
 
@@ -92,32 +91,19 @@ pub(super) fn jitter(wait: Duration) -> Duration {
     wait + spread + Duration::from_millis(rand::random_range(0..50))
 }
 
-impl Attempt<'_> {
-    /// Tells whether the present value holds without a request: AI would make it from the same.
-    pub(super) async fn is_kept_unasked(&self) -> RedisResult<bool> {
-        if !self.job.may_hold_unasked() {
-            return Ok(false);
-        }
-        let (expires, meta) = self.warmer.inspect(&self.entry.key).await?;
-        let Some(meta) = meta.filter(|meta| meta.is_of(expires) && meta.invalidated == 0) else { return Ok(false) };
-        let ask = self.ask(0, Some(&meta.note.validators), Instant::now());
-        Ok(self.warmer.sources.unchanged_without_asking(&self.warmer.jobs, &ask))
-    }
-}
-
 impl Warmer {
     /// Returns an entry's `PEXPIRETIME` (-2 where there is no value, -1 where it has no TTL) and its metadata.
-    async fn inspect(&self, key: &EntryKey) -> RedisResult<(i64, Option<Meta>)> {
+    pub(super) async fn inspect(&self, key: &EntryKey) -> RedisResult<(i64, Option<Meta>)> {
         Ok(self.store.look(std::slice::from_ref(key)).await?.pop().unwrap_or((-2, None)))
     }
 
-    /// Rechecks an entry after its invalidation; returns how it ends where no fetch is needed: it has no value, or one
-    /// of ours that holds.
-    pub(super) async fn recheck(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Ending>> {
+    /// Rechecks an entry after its invalidation; returns what becomes of it where no fetch is needed: it has no value, or
+    /// one of ours that holds.
+    pub(super) async fn recheck(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Next>> {
         Ok(match self.inspect(key).await? {
-            (-2, _) => Some(Ending::new(Outcome::Unchanged, Next::Out)),
+            (-2, _) => Some(Next::Out),
             (expires, Some(meta)) if meta.is_of(expires) && meta.invalidated == 0 && meta.outlived == 0 => {
-                Some(Ending::new(Outcome::Unchanged, keep(job, key, expires)))
+                Some(keep(job, key, expires))
             }
             _ => None,
         })
