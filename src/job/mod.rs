@@ -27,7 +27,7 @@ pub use file::{EnvUse, Reading};
 pub use pattern::KeyPattern;
 pub use reload::Reload;
 pub use schedule::Schedule;
-pub use source::{AiFormat, AiSource, HttpSource, Outline, Properties, Source};
+pub use source::{AiFormat, AiSource, ComposeSource, HttpSource, Outline, Properties, Source};
 pub use template::{Shape, Template, TemplateError};
 pub use upstream::{Rate, Redirects, TokenBudget, Upstream};
 

@@ -8,8 +8,9 @@ mod addresses;
 mod ai;
 mod busy;
 mod coding;
-mod completion;
 mod client;
+mod completion;
+mod compose;
 mod http;
 mod limits;
 mod secrets;
@@ -219,6 +220,7 @@ impl Sources {
         let (result, spent) = match source {
             Source::Http(source) => (http::fetch(self, source, ask).await, Spent::Nothing),
             Source::Ai(source) => ai::fetch(self, source, ask).await,
+            Source::Compose(source) => (compose::compose(source, ask), Spent::Nothing),
         };
         // A message may quote anything, a template's text included.
         let client = source.upstream().and_then(|upstream| self.clients.get(upstream));

@@ -89,12 +89,20 @@ pub(super) struct Table<'a> {
     title: String,
     at: Range<usize>,
     known: RefCell<Vec<&'static str>>,
+    refused: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Table<'a> {
     /// A whole document.
     pub(super) fn root(doc: Document<'a>, table: &'a DeTable<'a>) -> Self {
-        Self { doc, table, title: "this file".to_owned(), at: 0..0, known: RefCell::default() }
+        Self {
+            doc,
+            table,
+            title: "this file".to_owned(),
+            at: 0..0,
+            known: RefCell::default(),
+            refused: RefCell::default(),
+        }
     }
 
     /// Its heading, or its braces.
@@ -120,6 +128,14 @@ impl<'a> Table<'a> {
         field
     }
 
+    /// Reports a field that is known elsewhere and has no place here.
+    pub(super) fn refuse(&self, name: &'static str, message: &str, help: &str) {
+        if let Some((key, _)) = self.table.get_key_value(name) {
+            self.refused.borrow_mut().push(name);
+            self.doc.fault_with_help(key.span(), format!("`{name}`: {message}"), Some(help.to_owned()));
+        }
+    }
+
     /// Every field, for tables whose names are the user's.
     pub(super) fn all(&self) -> Vec<Field<'a>> {
         self.table
@@ -130,10 +146,10 @@ impl<'a> Table<'a> {
 
     /// Reports what nobody asked for.
     pub(super) fn finish(self) {
-        let known = self.known.into_inner();
+        let (known, refused) = (self.known.into_inner(), self.refused.into_inner());
         for key in self.table.keys() {
             let name: &str = key.get_ref();
-            if known.contains(&name) {
+            if known.contains(&name) || refused.contains(&name) {
                 continue;
             }
             let help = match closest(name, known.iter().copied()) {
@@ -382,7 +398,14 @@ impl<'a> Field<'a> {
             Some(table) => {
                 // A table that only has tables below it was never opened by itself.
                 let at = if self.at().is_empty() { self.key.clone() } else { self.at() };
-                Some(Table { doc: self.doc, table, title: title.to_owned(), at, known: RefCell::default() })
+                Some(Table {
+                    doc: self.doc,
+                    table,
+                    title: title.to_owned(),
+                    at,
+                    known: RefCell::default(),
+                    refused: RefCell::default(),
+                })
             }
             None => {
                 self.wrong_kind("a table");

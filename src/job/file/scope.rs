@@ -35,6 +35,11 @@ impl Scope {
         }
     }
 
+    /// Returns whether there are inputs, or may be, because the key is at fault.
+    pub(super) fn has_inputs(&self) -> bool {
+        self.any || !self.inputs.is_empty()
+    }
+
     /// The same, where there is an answer.
     pub(super) fn with_value(&self) -> Self {
         Self { value: true, ..self.clone() }

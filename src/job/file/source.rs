@@ -5,7 +5,7 @@ use super::scope::Scope;
 use super::upstreams::{Base, Upstreams, check_header_names, checked_url, header_value_fault};
 use crate::entry::UpstreamName;
 use crate::job::template::is_dot_segment;
-use crate::job::{AiFormat, AiSource, Feed, HttpSource, Source, Template};
+use crate::job::{AiFormat, AiSource, ComposeSource, Feed, HttpSource, Source, Template};
 use jsonptr::PointerBuf;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -15,6 +15,30 @@ use std::ops::RangeInclusive;
 const MOST_FALLBACKS: usize = 10;
 /// How long an AI answer may be at most, in tokens.
 const MAX_TOKENS: RangeInclusive<u64> = 1..=1_000_000;
+
+/// Fields that say what a server is asked, how its answer is read, and its limits.
+const ASKING: [&str; 20] = [
+    "url",
+    "upstream",
+    "path",
+    "headers",
+    "body",
+    "select",
+    "accept",
+    "model",
+    "system",
+    "prompt",
+    "temperature",
+    "max_tokens",
+    "options",
+    "format",
+    "rate",
+    "concurrency",
+    "timeout",
+    "max_bytes",
+    "tokens",
+    "redirects",
+];
 
 /// The server asked, and the absolute URL.
 struct Target {
@@ -48,8 +72,9 @@ fn source(table: Table<'_>, scope: &Scope, upstreams: &Upstreams) -> Option<Sour
     let source = match text.value.as_str() {
         "http" => http(&table, scope, upstreams).map(|source| Source::Http(Box::new(source))),
         "ai" => ai(&table, scope, upstreams).map(|source| Source::Ai(Box::new(source))),
+        "compose" => compose(&table, scope).map(|source| Source::Compose(Box::new(source))),
         other => {
-            kind.fault(format!("there is no source of kind `{other}`; it is \"http\" or \"ai\""));
+            kind.fault(format!("there is no source of kind `{other}`; it is \"http\", \"ai\" or \"compose\""));
             return None;
         }
     };
@@ -104,6 +129,22 @@ fn ai(table: &Table<'_>, scope: &Scope, upstreams: &Upstreams) -> Option<AiSourc
         options,
         format: format.unwrap_or(AiFormat::Text),
     })
+}
+
+fn compose(table: &Table<'_>, scope: &Scope) -> Option<ComposeSource> {
+    if !scope.has_inputs() {
+        table.doc.fault_with_help(
+            table.at(),
+            "a source of kind `compose` makes its value from the job's inputs, and the job has none",
+            Some("add [inputs], such as artwork = \"artwork_info:{artwork_name}\"".to_owned()),
+        );
+    }
+    for name in ASKING {
+        let help = "remove it; the value is made from the job's inputs alone";
+        table.refuse(name, "a source of kind `compose` asks no server", help);
+    }
+    let value = table.required("value", "value = { artwork = \"{{ artwork }}\" }").and_then(|field| field.shape(scope));
+    Some(ComposeSource { value: value? })
 }
 
 /// `options` of an AI source: fields of the request's body beside those that the source has `own` names for, and sets.

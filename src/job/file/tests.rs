@@ -234,7 +234,10 @@ fn every_fault_has_its_place_and_its_remedy() {
             Replace("http://museum.test", "museum.test"),
             &["5:7: `museum.test/{{ name }}` is no absolute URL | begin it with http:// or https://"],
         ),
-        (Replace(r#""http""#, r#""htpp""#), &[r#"4:8: there is no source of kind `htpp`; it is "http" or "ai""#]),
+        (
+            Replace(r#""http""#, r#""htpp""#),
+            &[r#"4:8: there is no source of kind `htpp`; it is "http", "ai" or "compose""#],
+        ),
         (Replace("kind = \"http\"\n", ""), &[r#"3:1: [source] has no `kind` | add one, such as kind = "http""#]),
         (
             Replace("[source]\nkind", "source"),
@@ -423,6 +426,13 @@ fn every_fault_has_its_place_and_its_remedy() {
             ],
         ),
         (
+            Whole("key = \"a:{x}\"\n[source]\nkind = \"compose\"\nvalue = \"{{ x }}\"\n"),
+            &[concat!(
+                "2:1: a source of kind `compose` makes its value from the job's inputs, and the job has none",
+                r#" | add [inputs], such as artwork = "artwork_info:{artwork_name}""#
+            )],
+        ),
+        (
             Append("[inputs]\nme = \"art:{name}\"\n"),
             &["7:6: jobs wait for each other: a → a | remove one of these inputs"],
         ),
@@ -432,6 +442,46 @@ fn every_fault_has_its_place_and_its_remedy() {
         let found = faults(&[("jobs/a.toml", &text), ("jobs/upstreams.toml", UPSTREAM)]);
         let expected: Vec<String> = expected.iter().map(|line| format!("jobs/a.toml:{line}")).collect();
         assert_eq!(found, expected, "{text}");
+    }
+}
+
+#[test]
+fn a_composed_value_has_inputs_and_no_server() {
+    let faults_of = |source: &str| {
+        let page = format!(
+            "key = \"page:{{name}}\"\n[inputs]\nart = \"art:{{name}}\"\n[source]\nkind = \"compose\"\n{source}\n"
+        );
+        faults(&[("art.toml", GOOD), ("page.toml", &page), ("upstreams.toml", UPSTREAM)])
+    };
+    let remedy = "a source of kind `compose` asks no server | remove it; the value is made from the job's inputs alone";
+    let value = "value = \"{{ art }}\"";
+    assert_eq!(faults_of(value), Vec::<String>::new());
+    for field in ["url = \"http://museum.test/\"", "upstream = \"museum\"", "path = \"/\"", "headers = {}", "rate = 1"]
+    {
+        let name = field.split(' ').next().unwrap();
+        assert_eq!(faults_of(&format!("{value}\n{field}")), [format!("page.toml:7:1: `{name}`: {remedy}")], "{field}");
+    }
+    let cases = [
+        ("", r#"4:1: [source] has no `value` | add one, such as value = { artwork = "{{ artwork }}" }"#),
+        (
+            "value = \"{{ art \"",
+            "6:13: `{{ art`: syntax error: unexpected end of input, expected end of variable block",
+        ),
+        (
+            "value = { a = \"{{ arts }}\" }",
+            "6:19: `arts` is not defined | did you mean `art`? known here: name, art and env.NAME",
+        ),
+        (
+            "value = { a = \"{{ value }}\" }",
+            "6:19: `value` is not defined | there is no answer yet where this stands; known here: name, art and env.NAME",
+        ),
+        (
+            "value = \"{{ art }}\"\nlimit = 3",
+            "7:1: unknown field `limit` in [source] | known here: fallback, kind, value",
+        ),
+    ];
+    for (source, expected) in cases {
+        assert_eq!(faults_of(source), [format!("page.toml:{expected}")], "{source}");
     }
 }
 

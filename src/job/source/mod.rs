@@ -4,9 +4,11 @@
 //! kind is a file here, a variant of [`Source`], a reader in `job/file/source.rs`, and a fetch in the room `source`.
 
 mod ai;
+mod compose;
 mod http;
 
 pub use ai::{AiFormat, AiSource};
+pub use compose::ComposeSource;
 pub use http::HttpSource;
 
 use super::{Shape, Template};
@@ -19,6 +21,8 @@ pub enum Source {
     Http(Box<HttpSource>),
     /// An OpenAI-compatible chat completions server.
     Ai(Box<AiSource>),
+    /// The entry's inputs.
+    Compose(Box<ComposeSource>),
 }
 
 /// The properties of a source by which the rest of the program treats it.
@@ -59,6 +63,7 @@ impl Source {
         match self {
             Self::Http(source) => source.properties(),
             Self::Ai(source) => source.properties(),
+            Self::Compose(source) => source.properties(),
         }
     }
 
@@ -67,6 +72,7 @@ impl Source {
         match self {
             Self::Http(source) => source.outline(),
             Self::Ai(source) => source.outline(),
+            Self::Compose(source) => source.outline(),
         }
     }
 

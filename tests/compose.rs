@@ -1,0 +1,180 @@
+//! Values that are composed from an entry's inputs: when they appear, change, stay and fail.
+#![cfg(test)]
+
+mod support;
+
+use samovar::entry::EntryKey;
+use samovar::store::Meta;
+use serde_json::{Value, json};
+use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, eventually, samovar, worker};
+
+const ASKED: &str = "/v1/chat/completions";
+const PAGE: &str = "key = \"page:{name}\"\nttl = \"1h\"\ntags = [\"{{ value.info.artist }}\"]\n\
+                    [inputs]\ninfo = \"art:{name}\"\nstory = \"story:{name}\"\n\
+                    [source]\nkind = \"compose\"\nvalue = { info = \"{{ info }}\", story = \"{{ story }}\" }\n\
+                    [entries]\nlist = [\"a\"]\n";
+
+async fn both() -> (TestRedis, Upstream) {
+    tokio::join!(TestRedis::start(), Upstream::start())
+}
+
+/// The jobs `art`, `story` and, made from both, `page`. The story is the title of the artwork that it is told of.
+fn pages(upstream: &Upstream, page: &str) -> JobsFolder {
+    upstream.publish("/art/a", json!({"title": "one", "artist": "Osman Hamdi Bey"}));
+    upstream.answer(ASKED, |call, _| {
+        let content = call.json()["messages"][0]["content"].clone();
+        Reply::json(json!({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}))
+    });
+    let story = "key = \"story:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n\
+                 [source]\nkind = \"ai\"\nupstream = \"openai\"\nmodel = \"tiny\"\nprompt = \"Of {{ art.title }}\"\n";
+    let limits = format!("concurrency = 1\n[openai]\nurl = \"{}/v1\"\nconcurrency = 1\n", upstream.url());
+    let art = Art::of(upstream).top("tags = [\"{{ value.artist }}\"]").limits(&limits).folder();
+    art.job("story", story).job("page", page)
+}
+
+fn page(title: &str) -> Value {
+    json!({"info": {"title": title, "artist": "Osman Hamdi Bey"}, "story": format!("Of {title}")})
+}
+
+async fn shows(redis: &TestRedis, value: Value) {
+    eventually(&format!("the page is {value}"), async || {
+        let shown = redis.json("page:a").await;
+        if shown.as_ref() == Some(&value) { Ok(()) } else { Err(shown) }
+    })
+    .await;
+}
+
+async fn count(redis: &TestRedis, outcome: &str) -> u64 {
+    redis.ask::<Option<u64>>(&["HGET", "samovar:stats:{page}", outcome]).await.unwrap_or_default()
+}
+
+async fn meta(redis: &TestRedis) -> Option<Meta> {
+    Parts::of(redis).await.store.look(&[EntryKey::new("page:a")]).await.unwrap().remove(0).1
+}
+
+async fn run(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> support::Finished {
+    samovar(args.iter().copied()).redis(redis).jobs(jobs).run().await
+}
+
+#[tokio::test]
+async fn a_composed_value_follows_each_of_its_inputs() {
+    let (redis, upstream) = both().await;
+    let jobs = pages(&upstream, PAGE);
+    let _worker = worker(&redis, &jobs);
+    shows(&redis, page("one")).await;
+    upstream.publish("/art/a", json!({"title": "two", "artist": "Osman Hamdi Bey"}));
+    Parts::of(&redis).await.invalidate("art:a").await;
+    shows(&redis, page("two")).await;
+    let ttl = redis.ttl("page:a").await.unwrap().as_secs();
+    assert!((3_500..=3_600).contains(&ttl), "{ttl}");
+    let shown = run(&redis, &jobs, &["get", "page:a", "--json"]).await;
+    let entry: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!((&entry["value"], &entry["tags"]), (&page("two"), &json!(["Osman Hamdi Bey"])), "{entry}");
+}
+
+/// An invalidation by tag marks the page and its inputs at once.
+#[tokio::test]
+async fn a_composed_value_waits_for_an_input_that_was_invalidated() {
+    let (redis, upstream) = both().await;
+    let jobs = pages(&upstream, PAGE);
+    let _worker = worker(&redis, &jobs);
+    shows(&redis, page("one")).await;
+    let gate = upstream.gate("/art/a");
+    upstream.publish("/art/a", json!({"title": "two", "artist": "Osman Hamdi Bey"}));
+    let before = count(&redis, "deferred").await;
+    Parts::of(&redis).await.invalidate(r#"{"tags": ["Osman Hamdi Bey"]}"#).await;
+    gate.arrived(1).await;
+    eventually("the page waits", async || count(&redis, "deferred").await > before).await;
+    assert!(meta(&redis).await.unwrap().invalidated > 0, "made from old inputs, it would count as answered");
+    gate.open();
+    shows(&redis, page("two")).await;
+    eventually("the invalidation is answered", async || meta(&redis).await.unwrap().invalidated == 0).await;
+}
+
+#[tokio::test]
+async fn a_compose_source_takes_no_permit() {
+    let (redis, upstream) = both().await;
+    let jobs = pages(&upstream, PAGE);
+    let _worker = worker(&redis, &jobs);
+    shows(&redis, page("one")).await;
+    // The one permit of each upstream is in use.
+    let gates = [upstream.gate("/art/b"), upstream.gate(ASKED)];
+    upstream.publish("/art/c", json!({"title": "three", "artist": "nobody"}));
+    let parts = Parts::of(&redis).await;
+    parts.invalidate(r#"{"keys": ["story:c"], "action": "warm"}"#).await;
+    gates[1].arrived(1).await;
+    parts.invalidate(r#"{"keys": ["art:b"], "action": "warm"}"#).await;
+    gates[0].arrived(1).await;
+    let warmed = count(&redis, "warmed").await;
+    let done = run(&redis, &jobs, &["warm", "page:a", "--wait"]).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    eventually("it is counted", async || count(&redis, "warmed").await > warmed).await;
+    for upstream in ["museum", "openai"] {
+        let held: u64 = redis.ask(&["ZCARD", &format!("samovar:permits:{{{upstream}}}")]).await;
+        assert_eq!(held, 1, "{upstream}");
+    }
+    let shown = run(&redis, &jobs, &["jobs", "--json"]).await;
+    let all: Vec<Value> = serde_json::from_str(&shown.stdout).unwrap();
+    let page = all.iter().find(|job| job["job"] == "page").unwrap();
+    assert_eq!(page["upstreams"], json!([]), "{page}");
+    gates.iter().for_each(support::Gate::open);
+}
+
+#[tokio::test]
+async fn a_composed_value_stays_while_an_input_fails_or_is_gone() {
+    let (redis, upstream) = both().await;
+    let jobs = pages(&upstream, &format!("{PAGE}[warm]\nattempts = 2\n"));
+    let _worker = worker(&redis, &jobs);
+    shows(&redis, page("one")).await;
+    let parts = Parts::of(&redis).await;
+    upstream.on("/art/a", Reply::status(500));
+    parts.invalidate("art:a").await;
+    eventually("the input fails", async || parts.stat("failed").await > 0).await;
+    shows(&redis, page("one")).await;
+    upstream.on("/art/a", Reply::status(404));
+    parts.invalidate("art:a").await;
+    eventually("the input is gone", async || redis.get("art:a").await.is_none()).await;
+    parts.invalidate("page:a").await;
+    let reason = eventually("the page is given up", async || {
+        redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{page}", "page:a"]).await
+    })
+    .await;
+    assert!(reason.contains("its input art:a is missing"), "{reason}");
+    shows(&redis, page("one")).await;
+    upstream.publish("/art/a", json!({"title": "two", "artist": "Osman Hamdi Bey"}));
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "warm"}"#).await;
+    shows(&redis, page("two")).await;
+}
+
+#[tokio::test]
+async fn a_value_that_cannot_be_composed_is_told_and_not_stored() {
+    let (redis, upstream) = both().await;
+    let broken = PAGE.replace("{{ story }}", "{{ info.year }}");
+    let jobs = pages(&upstream, &format!("{broken}[warm]\nattempts = 2\n"));
+    let _worker = worker(&redis, &jobs);
+    let reason = eventually("it is given up", async || {
+        redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{page}", "page:a"]).await
+    })
+    .await;
+    assert!(reason.contains("`value` cannot be composed: story: `info.year` is undefined"), "{reason}");
+    assert_eq!(redis.get("page:a").await, None);
+    let shown = run(&redis, &jobs, &["get", "page:a"]).await;
+    assert!(shown.stdout.contains("`info.year` is undefined"), "{shown:?}");
+}
+
+#[tokio::test]
+async fn commands_show_and_try_what_would_be_composed() {
+    let (redis, upstream) = both().await;
+    let jobs = pages(&upstream, PAGE);
+    let shown = run(&redis, &jobs, &["check"]).await.stdout;
+    let line = r#"COMPOSE {"info":"{{ info }}","story":"{{ story }}"}"#;
+    assert!(shown.contains(line), "{shown}");
+    let done = run(&redis, &jobs, &["check", "--fetch", "--json"]).await;
+    let report: Value = serde_json::from_str(&done.stdout).unwrap();
+    let fetched = report["fetched"].as_array().unwrap().iter().find(|one| one["job"] == "page").unwrap();
+    assert_eq!((done.code, &fetched["value"]), (Some(0), &page("one")), "{fetched}");
+    let request = &report["jobs"].as_array().unwrap().iter().find(|job| job["name"] == "page").unwrap()["example"];
+    assert_eq!(request["requests"][0]["url"], Value::Null, "{request}");
+    let planned = run(&redis, &jobs, &["warm", "page", "--dry-run"]).await.stdout;
+    assert!(planned.contains("0 fetches, 0 AI calls"), "{planned}");
+}
