@@ -1,9 +1,20 @@
+mod budget;
+
+use super::admission::pace;
+use super::breaker::FAILURES;
 use super::*;
+use crate::entry::Priority;
 use crate::entry::UpstreamName;
+use crate::job::Upstream;
 use crate::job::{Rate, TokenBudget};
+use crate::protocol::Keys;
 use crate::redis::server::Server;
+use crate::source::FetchError;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 impl Server {
     /// One worker's gate.
@@ -516,238 +527,4 @@ async fn limits_of_the_future_keep_nobody_waiting() {
     redis::cmd("HSET").arg(&state).arg("blocked").arg(future).exec_async(&mut redis).await.unwrap();
     gate.refresh().await;
     assert!(gate.closed_for().unwrap() <= Duration::from_secs(3_600));
-}
-
-fn budgeted(tokens: u64, per: Duration) -> Upstream {
-    Upstream { tokens: Some(TokenBudget { tokens, per }), ..upstream() }
-}
-
-const HOUR: Duration = Duration::from_secs(3600);
-/// Of 100 tokens, as far as is known before it is asked.
-const HUNDRED: Cost = Cost { prompt: 20, answer: Some(80) };
-
-impl Gate {
-    /// A permit for a request of that cost, if there is one just now.
-    async fn try_for(self: &Arc<Self>, cost: Cost) -> Result<Permit, &'static str> {
-        self.admit_for(Priority::Normal, within(100), cost).await.map_err(|refusal| refusal.reason)
-    }
-}
-
-impl Permit {
-    /// The request cost so much.
-    async fn cost(mut self, all: u64) {
-        let prompt = self.cost.prompt;
-        self.begin();
-        self.spent(Spent::Tokens { prompt, all });
-        self.done(Ended::Ok).await;
-    }
-}
-
-impl Server {
-    async fn spent(&self) -> Option<u64> {
-        redis::cmd("HGET")
-            .arg("test:budget:{museum}")
-            .arg("tokens")
-            .query_async(&mut self.connect().await)
-            .await
-            .unwrap()
-    }
-
-    async fn held(&self) -> u32 {
-        redis::cmd("HLEN").arg("test:reserved:{museum}").query_async(&mut self.connect().await).await.unwrap()
-    }
-
-    async fn set(&self, words: &[&str]) {
-        redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut self.connect().await).await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn requests_under_way_do_not_pass_the_budget_together() {
-    let server = Server::start().await;
-    let limited = budgeted(1000, HOUR);
-    let gates = [server.gate(&limited).await, server.gate(&limited).await];
-    let mut permits = Vec::new();
-    for index in 0..10 {
-        permits.push(gates[index % 2].try_for(HUNDRED).await.unwrap());
-    }
-    assert_eq!(gates[0].try_for(HUNDRED).await.unwrap_err(), "reserved");
-    assert_eq!(gates[1].closed_for(), None, "it may be a moment only");
-    gates[1].try_for(Cost::default()).await.expect("what costs nothing waits for no budget").done(Ended::Ok).await;
-    for permit in permits {
-        permit.cost(50).await;
-    }
-    assert_eq!((server.spent().await, server.held().await), (Some(500), 0));
-    let permit = gates[0].try_for(HUNDRED).await.expect("what they did not need came back");
-    permit.done(Ended::Unused).await;
-    assert_eq!((server.spent().await, server.held().await), (Some(500), 0));
-}
-
-#[tokio::test]
-async fn estimate_above_what_is_left_goes_alone() {
-    let server = Server::start().await;
-    let limited = budgeted(1000, HOUR);
-    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
-    let huge = Cost { prompt: 1, answer: Some(1_000_000) };
-    let permit = gate.try_for(huge).await.unwrap();
-    assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "reserved");
-    permit.cost(950).await;
-    let small = other.try_for(Cost { prompt: 1, answer: Some(9) }).await.unwrap();
-    assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "reserved");
-    small.cost(10).await;
-    let last = gate.try_for(HUNDRED).await.expect("the rest is used");
-    assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "reserved");
-    last.cost(100).await;
-    assert_eq!(server.spent().await, Some(1060));
-    assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "tokens");
-}
-
-#[tokio::test]
-async fn answers_without_a_limit_are_held_as_long_as_others_were() {
-    let server = Server::start().await;
-    let limited = budgeted(1000, HOUR);
-    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
-    let open = Cost { prompt: 20, answer: None };
-    let first = gate.try_for(open).await.unwrap();
-    assert_eq!(other.try_for(open).await.unwrap_err(), "reserved", "the first may be of any length");
-    first.cost(100).await;
-    let mut permits = Vec::new();
-    for _ in 0..9 {
-        permits.push(other.try_for(open).await.unwrap());
-    }
-    assert_eq!(gate.try_for(open).await.unwrap_err(), "reserved");
-    // What is not told is counted as what answers cost.
-    let mut untold = permits.pop().unwrap();
-    assert_eq!(untold.spent(Spent::Untold { prompt: 20 }), 100);
-    untold.done(Ended::UpstreamFailed).await;
-    assert_eq!(server.spent().await, Some(200));
-    // A longer one counts at once.
-    permits.pop().unwrap().cost(400).await;
-    assert_eq!(gate.try_for(open).await.unwrap_err(), "reserved");
-    drop(permits);
-    other.refresh().await;
-    let last = gate.try_for(open).await.unwrap();
-    assert_eq!(other.try_for(open).await.unwrap_err(), "reserved", "twice 400 is too much");
-    last.cost(21).await;
-}
-
-#[tokio::test]
-async fn what_a_dead_worker_held_runs_out() {
-    let server = Server::start().await;
-    let limited = Upstream { timeout: Duration::ZERO, ..budgeted(100, HOUR) };
-    let (dead, other) = (server.gate(&limited).await, server.gate(&limited).await);
-    std::mem::forget(dead.try_for(HUNDRED).await.unwrap());
-    assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "reserved");
-    other
-        .admit_for(Priority::Normal, within(30_000), HUNDRED)
-        .await
-        .expect("after the grace")
-        .done(Ended::Unused)
-        .await;
-    // Sooner, where somebody finds it dead.
-    let named =
-        Gate::new(Arc::new(budgeted(100, HOUR)), server.connect().await, &Keys::new("test", "test:invalidate"), 64);
-    let named = Arc::new(named.held_by("worker"));
-    std::mem::forget(named.try_for(HUNDRED).await.unwrap());
-    assert_eq!(other.try_for(HUNDRED).await.unwrap_err(), "reserved");
-    other.rescue("worker").await.unwrap();
-    other.try_for(HUNDRED).await.expect("given back").done(Ended::Unused).await;
-    assert_eq!((server.spent().await, server.held().await), (None, 0));
-}
-
-#[tokio::test]
-async fn window_that_ends_forgets_what_was_spent_and_not_what_is_held() {
-    let server = Server::start().await;
-    let limited = budgeted(1000, Duration::from_secs(2));
-    let gate = server.gate(&limited).await;
-    let under_way = gate.try_for(Cost { prompt: 100, answer: Some(800) }).await.unwrap();
-    gate.admit(Priority::Normal, within(1000)).await.unwrap().cost(1000).await;
-    assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "tokens");
-    let fits = gate.admit_for(Priority::Normal, within(20_000), HUNDRED).await.expect("a new window");
-    assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "reserved");
-    under_way.cost(600).await;
-    assert_eq!(server.spent().await, Some(600), "it counts in the window in which it ends");
-    fits.done(Ended::Unused).await;
-}
-
-/// Redis became a replica, so nothing can be counted.
-#[tokio::test]
-async fn uncounted_tokens_are_counted_with_the_next_call() {
-    let server = Server::start().await;
-    let limited = budgeted(1000, HOUR);
-    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
-    let permits = [gate.try_for(HUNDRED).await.unwrap(), gate.try_for(HUNDRED).await.unwrap()];
-    let mut cut_off = gate.try_for(HUNDRED).await.unwrap();
-    server.set(&["REPLICAOF", "127.0.0.1", "1"]).await;
-    for permit in permits {
-        permit.cost(90).await;
-    }
-    cut_off.begin();
-    drop(cut_off);
-    assert_eq!(server.spent().await, None);
-    assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "redis");
-    server.set(&["REPLICAOF", "NO", "ONE"]).await;
-    gate.admit_for(Priority::Normal, within(20_000), HUNDRED).await.unwrap().done(Ended::Unused).await;
-    // Twice 90, and 100 that the request may have cost that nobody saw the end of.
-    assert_eq!((server.spent().await, server.held().await), (Some(280), 0));
-    other.try_for(HUNDRED).await.unwrap().cost(1).await;
-    assert_eq!(server.spent().await, Some(281), "once");
-}
-
-#[tokio::test]
-async fn strangers_key_at_the_permits_hides_no_tokens() {
-    let server = Server::start().await;
-    let gate = server.gate(&budgeted(100, HOUR)).await;
-    server.set(&["SET", "test:permits:{museum}", "a stranger's"]).await;
-    gate.try_for(HUNDRED).await.unwrap().cost(60).await;
-    gate.try_for(HUNDRED).await.unwrap().cost(60).await;
-    assert_eq!(server.spent().await, Some(120));
-    assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "tokens");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn small_requests_do_not_starve_a_large_one() {
-    let server = Server::start().await;
-    let limited = budgeted(1000, HOUR);
-    let (busy, other) = (server.gate(&limited).await, server.gate(&limited).await);
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..8 {
-        let busy = busy.clone();
-        tasks.spawn(async move {
-            loop {
-                if let Ok(permit) = busy.admit_for(Priority::Normal, within(60_000), HUNDRED).await {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                    permit.done(Ended::Unused).await;
-                }
-            }
-        });
-    }
-    while server.held().await < 4 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    let large = Cost { prompt: 1000, answer: Some(1_000_000) };
-    other.admit_for(Priority::Normal, within(20_000), large).await.expect("its turn comes").done(Ended::Unused).await;
-}
-
-#[tokio::test]
-async fn a_look_counts_what_is_owed_while_others_hold_tokens() {
-    let server = Server::start().await;
-    let limited = budgeted(1000, HOUR);
-    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
-    let under_way = other.try_for(HUNDRED).await.unwrap();
-    gate.owe(50);
-    gate.refresh().await;
-    assert_eq!((server.spent().await, server.held().await), (Some(50), 1));
-    under_way.cost(60).await;
-    assert_eq!((server.spent().await, server.held().await), (Some(110), 0));
-}
-
-#[tokio::test]
-async fn strangers_key_at_what_is_held_stops_no_other_request() {
-    let server = Server::start().await;
-    let gate = server.gate(&Upstream { concurrency: Some(1), ..upstream() }).await;
-    server.set(&["SET", "test:reserved:{museum}", "a stranger's"]).await;
-    for _ in 0..3 {
-        gate.admit(Priority::Normal, within(10_000)).await.unwrap().done(Ended::Ok).await;
-    }
 }

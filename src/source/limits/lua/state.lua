@@ -10,7 +10,7 @@
 -- KEYS[2] sorted set: the permits in use, score = when they come back by themselves, in milliseconds.
 -- KEYS[3] hash: the window of the token budget. tokens: spent in it; ends: when it ends; long: how long it is at most;
 --         told: the share of the budget that the log was told of, in percent. It has no TTL: what has one is what Redis evicts under `volatile-*`, and the fleet would
---         spend its budget once more. One that is over counts as none, and is deleted by look.lua. It is written by one
+--         spend its budget once more. One that is over counts as none, and is deleted by inspect.lua. It is written by one
 --         command, so that a script which breaks off leaves the old window or the new one.
 -- KEYS[4] hash: the tokens that requests under way may still cost. permit's id = tokens, and until when they are held,
 --         in milliseconds. They belong to no window: a request counts in the one in which it ends.

@@ -1,0 +1,126 @@
+//! The breaker of an upstream as one worker knows it: whether it is open, and why nothing is admitted.
+//!
+//! The scripts decide. This is the memory of their last answer.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::refusal::{Refusal, reason};
+use crate::entry::UpstreamName;
+
+/// Consecutive failures of the fleet that open the breaker.
+pub(super) const FAILURES: u32 = 10;
+
+/// What the scripts answer: reason, microseconds, flag, health.
+///
+/// The flag of an admission is 1 if the request is the breaker's probe. The flag of the other scripts is the share of the
+/// token budget that must be logged, in percent.
+pub(super) type Verdict = (String, u64, u8, u8);
+
+/// The breaker of an upstream as one worker knows it.
+#[derive(Default)]
+pub(super) struct Breaker(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    /// Until when nothing is admitted, and why.
+    closed: Option<(Instant, &'static str)>,
+    /// Why the upstream refuses the account; empty if it does not.
+    said: String,
+    health: Health,
+}
+
+/// The health of an upstream, as the scripts answer it.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Health {
+    #[default]
+    Well,
+    /// Failures were counted recently, so successes must be reported.
+    Shaky,
+    /// The breaker is open; only Redis knows which request is the probe.
+    Broken,
+    /// The breaker is open because the upstream refuses the account.
+    Refused,
+}
+
+impl Health {
+    fn is_open(self) -> bool {
+        matches!(self, Self::Broken | Self::Refused)
+    }
+}
+
+impl Breaker {
+    /// Returns whether the breaker is open.
+    pub(super) fn is_open(&self) -> bool {
+        self.known().health.is_open()
+    }
+
+    /// Returns whether no failure was counted recently.
+    pub(super) fn is_well(&self) -> bool {
+        self.known().health == Health::Well
+    }
+
+    /// Returns why nothing is admitted for now, and for how long.
+    pub(super) fn closed(&self) -> Option<Refusal> {
+        let (until, reason) = self.known().closed?;
+        let wait = until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())?;
+        Some(Refusal { wait, reason })
+    }
+
+    /// Admits nothing for a time that Redis could not be told of.
+    pub(super) fn pause(&self, wait: Duration) {
+        self.known().closed = Some((Instant::now() + wait, "retry-after"));
+    }
+
+    /// Returns a refusal as a sentence about the upstream, with what the upstream said.
+    pub(super) fn says(&self, refusal: &Refusal) -> String {
+        match (refusal.reason, self.known().said.as_str()) {
+            ("refused", said) if !said.is_empty() => format!("{}: {said}", refusal.says()),
+            _ => refusal.says().to_owned(),
+        }
+    }
+
+    /// Remembers a script's answer, and logs if the breaker opened or closed.
+    pub(super) fn learn(&self, upstream: &UpstreamName, (why, wait, _, health): &Verdict) {
+        let (why, said) = why.split_once(": ").unwrap_or((why, ""));
+        let wait = Duration::from_micros(*wait);
+        let mut known = self.known();
+        let before = known.health;
+        known.health = match health {
+            0 => Health::Well,
+            1 => Health::Shaky,
+            2 => Health::Broken,
+            _ => Health::Refused,
+        };
+        if known.health != Health::Refused || !said.is_empty() {
+            known.said = said.to_owned();
+        }
+        match (before, known.health) {
+            (Health::Well | Health::Shaky, Health::Broken) => {
+                warn!(%upstream, "{FAILURES} failures in a row: its breaker is open, and only probes are sent");
+            }
+            (Health::Well | Health::Shaky | Health::Broken, Health::Refused) => warn!(
+                %upstream,
+                "it refuses this account: its entries are deferred, and it is asked again in {}, then less and less often; \
+                 check its quota, its billing, and the upstream's `headers`: {said}",
+                crate::entry::duration::seconds(wait),
+            ),
+            (Health::Broken | Health::Refused, Health::Well | Health::Shaky) => {
+                info!(%upstream, "it answers again: its breaker is closed");
+            }
+            (Health::Well | Health::Shaky, Health::Well | Health::Shaky)
+            | (Health::Broken | Health::Refused, Health::Broken)
+            | (Health::Refused, Health::Refused) => {}
+        }
+        // These three concern one request; any other reason concerns all of them.
+        known.closed = reason(why)
+            .filter(|reason| !matches!(*reason, "rate" | "concurrency" | "reserved"))
+            .map(|reason| (Instant::now() + wait, reason));
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
