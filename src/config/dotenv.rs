@@ -9,29 +9,29 @@
 //!          | anything up to the line's end      as it stands: quotes, `$`, `\` and `#` included
 //! ```
 //!
-//! A comment may follow a value after a blank: `NAME=value # comment`. `${NAME}` outside single quotes is refused, since
-//! it is almost always meant to be substituted. No fault shows any part of a line, which may be secret.
+//! A comment may follow a value after a blank: `NAME=value # comment`. `${NAME}` outside single quotes is a fault, because
+//! its author expects a substitution. No fault shows any part of a line, which may be secret.
 
-/// What is wrong, and what to do.
+/// A fault of a line, with the remedy.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     /// The line where the variable begins, counted from 1.
     pub(super) line: usize,
-    /// Without anything of the line.
+    /// The message. It holds nothing of the line.
     pub(super) what: &'static str,
 }
 
 const NO_VARIABLE: &str = "not a variable; write NAME=value, and `#` before a comment";
 const NO_END: &str =
-    "the quote before the value has no end; close it, or write the whole value in the other kind of quote";
-const BEHIND: &str = "there is text behind the closing quote; quote the whole value, in the kind of quote that it does not \
-                      hold, and write a blank before the `#` of a comment";
-const ESCAPE: &str = "`\\` before this sign means nothing in double quotes; write `\\\\` for a backslash, or the value in \
-                      single quotes";
-const REFERENCE: &str = "`${…}` is not substituted here; write the value itself, or in single quotes if `${…}` is meant as it \
-                         stands";
+    "the quote before the value has no end; close it, or quote the whole value in the other kind of quote";
+const BEHIND: &str = "there is text after the closing quote; quote the whole value, in the kind of quote that it does \
+                      not hold, and write a blank before the `#` of a comment";
+const ESCAPE: &str = "`\\` before this sign has no meaning in double quotes; write `\\\\` for a backslash, or quote the \
+                      value in single quotes";
+const REFERENCE: &str = "`${…}` is not substituted here; write the value itself, or use single quotes to keep `${…}` as \
+                         it is";
 
-/// Reads variables, in the order of the file, and all faults.
+/// Returns the variables in the order of the file, and all faults.
 pub(super) fn parse(text: &str) -> (Vec<(String, String)>, Vec<Fault>) {
     let (mut variables, mut faults) = (Vec::new(), Vec::new());
     let mut rest = text;
@@ -57,12 +57,12 @@ pub(super) fn parse(text: &str) -> (Vec<(String, String)>, Vec<Fault>) {
     (variables, faults)
 }
 
-/// The first line without its end, and what follows.
+/// Returns the first line without its end, and the rest.
 fn split(text: &str) -> (&str, &str) {
     text.split_once('\n').map_or((text, ""), |(line, later)| (line.strip_suffix('\r').unwrap_or(line), later))
 }
 
-/// A variable's name, and what stands behind its `=`.
+/// Returns a variable's name, and the text after its `=`.
 fn name(line: &str) -> Option<(&str, &str)> {
     let (name, behind) = line.split_once('=')?;
     let name = name.trim();
@@ -73,14 +73,14 @@ fn name(line: &str) -> Option<(&str, &str)> {
     is_name.then_some((name, behind))
 }
 
-/// A value that begins here, and the lines behind it.
+/// Returns the value that begins here, and the lines after it.
 fn value(text: &str) -> (Result<String, &'static str>, &str) {
     let begins = text.trim_start_matches([' ', '\t']);
     match begins.chars().next() {
         Some(quote @ ('"' | '\'')) => quoted(&begins[1..], quote),
         _ => {
             let (line, later) = split(text);
-            // A comment's `#` stands behind a blank; the first sign behind `=` does not.
+            // A comment's `#` follows a blank; the first sign after `=` does not.
             let comment = line.char_indices().skip(1).find(|&(at, c)| c == '#' && line[..at].ends_with([' ', '\t']));
             let value = comment.map_or(line, |(at, _)| &line[..at]).trim_matches([' ', '\t', '\r']);
             (if has_reference(value) { Err(REFERENCE) } else { Ok(value.to_owned()) }, later)
@@ -119,7 +119,7 @@ fn quoted(text: &str, quote: char) -> (Result<String, &'static str>, &str) {
     (Err(NO_END), "")
 }
 
-/// Whether a text holds `${NAME`.
+/// Returns whether a text holds `${NAME`.
 fn has_reference(text: &str) -> bool {
     text.match_indices('$').any(|(at, _)| is_reference(&text[at..]))
 }

@@ -290,7 +290,7 @@ async fn a_refused_account_closes_the_gate_for_longer_each_time() {
             let refusal = gate.admit(Priority::High, within(1000)).await.unwrap_err();
             assert_eq!(refusal.reason, "refused");
             assert!((at_least..=at_most).contains(&refusal.wait.as_secs()), "{refusal:?}");
-            assert!(gate.says(&refusal).ends_with("somebody sees to it: insufficient_quota"));
+            assert!(gate.says(&refusal).ends_with("until a person fixes that: insufficient_quota"));
             assert!(gate.is_broken());
         }
         server.let_probe_go().await;

@@ -1,0 +1,84 @@
+//! The flags of settings, for the command line.
+
+use clap::Args;
+use std::fmt;
+
+/// The flags of every command.
+#[derive(Args, Clone, Default)]
+pub struct CommonArgs {
+    /// Address of Redis: redis://user:password@host:port/db, of which only the host is required; rediss:// for TLS
+    /// [env: REDIS_URL, else REDIS_HOST, REDIS_PORT, REDIS_DB, REDIS_PASSWORD] [default: redis://127.0.0.1:6379/0]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Settings")]
+    pub redis_url: Option<String>,
+
+    /// PEM file of the certificate authorities for rediss:// [env: SAMOVAR_REDIS_CA] [default: the system's]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Settings")]
+    pub redis_ca: Option<String>,
+
+    /// Folder of job files [env: SAMOVAR_JOBS] [default: jobs]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Settings")]
+    pub jobs: Option<String>,
+
+    /// Beginning of the names of Samovar's own keys and channels; one fleet, one prefix
+    /// [env: SAMOVAR_PREFIX] [default: samovar]
+    #[arg(long, global = true, value_name = "TEXT", help_heading = "Settings")]
+    pub prefix: Option<String>,
+
+    /// Pub/sub channel of invalidations [env: SAMOVAR_CHANNEL] [default: PREFIX:invalidate, or
+    /// PREFIX:dbN:invalidate in a database N other than 0]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Settings")]
+    pub channel: Option<String>,
+
+    /// Log filter: a level, or levels by module, such as samovar::warmer=debug,warn
+    /// [env: SAMOVAR_LOG] [default: info]
+    #[arg(long, global = true, value_name = "FILTER", help_heading = "Settings")]
+    pub log: Option<String>,
+
+    /// Log format, text or json [env: SAMOVAR_LOG_FORMAT] [default: text]
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Settings")]
+    pub log_format: Option<String>,
+}
+
+impl fmt::Debug for CommonArgs {
+    /// Leaves out the URL, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommonArgs").field("jobs", &self.jobs).field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+/// The flags of `samovar worker`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct WorkerArgs {
+    /// Fetches in flight from this process to one upstream, 1 to 4096 [env: SAMOVAR_CONCURRENCY] [default: 64]
+    #[arg(long, value_name = "N")]
+    pub concurrency: Option<String>,
+
+    /// Time for which a worker that does not report keeps claimed entries; after a crash they wait this long
+    /// [env: SAMOVAR_CLAIM] [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub claim: Option<String>,
+
+    /// Time in which work in flight may finish after SIGTERM [env: SAMOVAR_DRAIN] [default: 20s]
+    #[arg(long, value_name = "TIME")]
+    pub drain: Option<String>,
+
+    /// Shortest time between two samples of which entries were read [env: SAMOVAR_SAMPLE] [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub sample: Option<String>,
+
+    /// Fetch keys that were read and absent, as Redis's keyspace events tell: on or off; sets
+    /// notify-keyspace-events [env: SAMOVAR_MISSES] [default: off]
+    #[arg(long, value_name = "SWITCH")]
+    pub misses: Option<String>,
+
+    /// Address of the HTTP server (health, statistics, metrics, commands): ADDRESS:PORT, port 0 for any free port, or
+    /// `off`; SAMOVAR_TOKEN in the environment protects the commands
+    /// [env: SAMOVAR_LISTEN] [default: 127.0.0.1:7070, or the next port that is free]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+
+    /// Names under which HTTP may be used without the token, besides loopback names and addresses; comma-separated
+    /// [env: SAMOVAR_HOSTS] [default: none]
+    #[arg(long, value_name = "NAMES")]
+    pub hosts: Option<String>,
+}
