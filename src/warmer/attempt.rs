@@ -23,7 +23,6 @@ use serde_json::{Map, Value};
 use tokio::sync::MutexGuard;
 use tracing::{debug, error};
 
-use super::commit::Round;
 use super::freshness::{fresh, with_recheck};
 use super::inputs::Missing;
 use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
