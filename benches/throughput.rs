@@ -254,7 +254,7 @@ async fn promised(agenda: bool, upstream: &str, redis: &str) {
                 let note = Note { validators, trigger: Some(Trigger::Cron), ..Note::default() };
                 let written = store.commit(&key, &lease, &body, TTL, &note).await.unwrap();
                 assert!(matches!(written, Written::Done { .. }));
-                (key, lease.start)
+                (key, lease.fetched_at)
             };
             let mut set = tokio::task::JoinSet::new();
             set.spawn(warm);

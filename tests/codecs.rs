@@ -158,9 +158,9 @@ fn scripts_and_rust_agree_on_metadata() {
                 (outcome.unwrap() as u8, trigger.unwrap() as u8, if storm { "1" } else { "" });
             prop_assert_eq!(attempt, &format!("{trigger} {crashes} {storm} {outcome} {attempted}"));
             let meta = Meta::parse(packed).unwrap();
-            prop_assert_eq!([meta.start, meta.written, meta.invalidated, meta.outlived], known.times);
+            prop_assert_eq!([meta.validated_at, meta.own_expiry, meta.invalidated, meta.stale_for], known.times);
             prop_assert_eq!(
-                (&meta.hash, meta.asked, meta.content_since),
+                (&meta.hash, meta.fetched_at, meta.content_since),
                 (&known.hash, known.fetched_at, known.content_since)
             );
             let attempted = if attempted == 0 { known.times[0] } else { attempted };

@@ -49,7 +49,7 @@ impl Learnt {
     /// Writes a value as the warmer does.
     async fn commit(&self, name: &str, value: &str) {
         let lease = self.parts.lease(name, Duration::from_secs(5)).await;
-        let note = Note { attempted: lease.start, ..Note::default() };
+        let note = Note { attempted: lease.fetched_at, ..Note::default() };
         let written = self.parts.store.commit(&art(name), &lease, value, self.job.ttl, &note).await.unwrap();
         assert!(matches!(written, Written::Done { .. }), "{written:?}");
     }
@@ -57,7 +57,7 @@ impl Learnt {
     /// Lets its life begin anew, as a 304 does.
     async fn extend(&self, name: &str) {
         let lease = self.parts.lease(name, Duration::from_secs(5)).await;
-        let note = Note { attempted: lease.start, ..Note::default() };
+        let note = Note { attempted: lease.fetched_at, ..Note::default() };
         let written = self.parts.store.extend(&art(name), &lease, self.job.ttl, &note).await.unwrap();
         assert!(matches!(written, Written::Done { .. }), "{written:?}");
     }

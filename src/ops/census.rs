@@ -56,8 +56,8 @@ impl Ops {
                 let Some(counted) = jobs.get_mut(*job).filter(|_| expires != -2) else { continue };
                 counted.warm += 1;
                 let Some(meta) = meta.filter(|meta| meta.is_of(expires)) else { continue };
-                counted.oldest_ms = counted.oldest_ms.into_iter().chain([meta.start]).min();
-                counted.old += u64::from(meta.outlived > 0 && expires - meta.outlived <= at_ms);
+                counted.oldest_ms = counted.oldest_ms.into_iter().chain([meta.validated_at]).min();
+                counted.old += u64::from(meta.stale_for > 0 && expires - meta.stale_for <= at_ms);
             }
         }
         let took_ms = self.store.now().await? - at_ms;

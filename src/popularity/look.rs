@@ -98,9 +98,9 @@ impl Look {
     /// When we wrote the value or extended its life (Redis time, ms), if we did.
     pub(super) fn written(&self, ttl: Duration) -> Option<i64> {
         let meta = self.meta.as_ref().filter(|meta| meta.is_of(self.expires))?;
-        let committed = meta.written - meta.outlived - millis(ttl);
-        let plausible = (meta.start..=meta.start + COMMITS).contains(&committed);
-        Some(if plausible { committed } else { meta.start + COMMITS_SOON })
+        let committed = meta.own_expiry - meta.stale_for - millis(ttl);
+        let plausible = (meta.validated_at..=meta.validated_at + COMMITS).contains(&committed);
+        Some(if plausible { committed } else { meta.validated_at + COMMITS_SOON })
     }
 
     /// Whether the last touch was no touch of ours, as far as idle times tell.

@@ -1,11 +1,11 @@
 //! The codec of metadata: what is known of one entry's value, in one packed string beside it.
 //!
-//! The form is `start written invalidated outlived hash/attempt~asked@content_since note`. `lua/meta.lua` is the same codec for
-//! scripts, and no other file knows this form. Scripts read and write the head; only Rust reads the note, which is JSON.
+//! The form is `validated_at own_expiry invalidated stale_for hash/attempt~fetched_at@content_since note`. `lua/meta.lua` is the
+//! same codec for scripts, and no other file knows this form. Scripts read and write the head; only Rust reads the note, which is JSON.
 //!
 //! - `/attempt` is absent where it is empty. It is `trigger.storm.outcome.attempted.crashes`; a usual value is empty, and
 //!   dots at the end are left out. Triggers and outcomes are numbers, as in [`Trigger::ALL`] and [`Outcome::ALL`].
-//! - `~asked` is absent where it equals `start`, and `@content_since` where it is not known.
+//! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note (`t`, `s`,
 //! `o`, `a`, `d`). Both codecs read them there, and there they go before the head's: such a worker writes the note anew and
@@ -20,24 +20,24 @@ use crate::entry::Validators;
 /// Metadata of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
-    /// When the fetch of the present value began, or it was last looked whether it would be made from the same (Redis time,
-    /// ms); 0 if we fetched none.
-    pub start: i64,
-    /// When its content was last asked for, or confirmed by its source (Redis time, ms): what was invalidated since is not
-    /// answered. It is before `start` where the value was extended since with nobody asked; `start` where nothing is said.
-    pub asked: i64,
+    /// When the fetch of the present value began, or when it was last found to be made from the same (Redis time, ms); 0 if we
+    /// fetched none.
+    pub validated_at: i64,
+    /// When its content was last asked for, or confirmed by its source (Redis time, ms). An invalidation since then is not
+    /// answered. It is before `validated_at` where the value was extended since with nobody asked.
+    pub fetched_at: i64,
     /// The `PEXPIRETIME` we gave the value; another one on the key means that somebody else wrote it.
-    pub written: i64,
+    pub own_expiry: i64,
     /// The time of an invalidation that is not yet answered (ms); 0 for none.
     pub invalidated: i64,
-    /// By how much it was let outlive its TTL (ms), because its source fails; 0 for not at all.
-    pub outlived: i64,
+    /// By how much the value outlives its TTL (ms), because its source fails; 0 for not at all.
+    pub stale_for: i64,
     /// Hash of the value; `-` for none.
     pub hash: String,
-    /// Since when this content is readable (Redis time, ms), however often it was fetched since; 0 if that is not known.
-    /// What was made from the entry before may be made from another.
+    /// Since when this content is readable (Redis time, ms), however often it was fetched since; 0 if that is not known. An
+    /// entry that was made from it before then may be made from other content.
     pub content_since: i64,
-    /// The rest.
+    /// How the last attempt ended, and what the value came with.
     pub note: Note,
 }
 
@@ -111,30 +111,30 @@ impl Meta {
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(6, ' ');
         let mut number = || parts.next()?.parse().ok();
-        let (start, written, invalidated, outlived) = (number()?, number()?, number()?, number()?);
+        let (validated_at, own_expiry, invalidated, stale_for) = (number()?, number()?, number()?, number()?);
         let hash = parts.next()?;
         let (hash, content_since) = hash.split_once('@').unwrap_or((hash, "0"));
-        let (hash, asked) = hash.split_once('~').map_or((hash, None), |(hash, asked)| (hash, Some(asked)));
+        let (hash, fetched_at) = hash.split_once('~').map_or((hash, None), |(hash, at)| (hash, Some(at)));
         let (hash, attempt) = hash.split_once('/').unwrap_or((hash, ""));
-        let asked = asked.map_or(Ok(start), str::parse).ok()?;
+        let fetched_at = fetched_at.map_or(Ok(validated_at), str::parse).ok()?;
         let (hash, content_since) = (hash.to_owned(), content_since.parse().ok()?);
         let packed = serde_json::from_str(parts.next()?).ok();
         let known = packed.is_some();
         let mut note: Note = packed.unwrap_or_default();
         note.read_attempt(attempt);
         if note.attempted == 0 {
-            note.attempted = start;
+            note.attempted = validated_at;
         }
         if known && note.attempted > 0 {
             note.outcome.get_or_insert(Outcome::Warmed);
             note.trigger.get_or_insert(Trigger::Expiry);
         }
-        Some(Self { start, asked, written, invalidated, outlived, hash, content_since, note })
+        Some(Self { validated_at, fetched_at, own_expiry, invalidated, stale_for, hash, content_since, note })
     }
 
     /// Whether the value that expires at `pexpiretime` (as Redis says it) is the one this speaks of.
     pub fn is_of(&self, pexpiretime: i64) -> bool {
-        self.start > 0 && self.written == pexpiretime
+        self.validated_at > 0 && self.own_expiry == pexpiretime
     }
 }
 
@@ -180,14 +180,15 @@ mod tests {
     fn a_head_without_a_readable_note_still_tells_whose_value_it_is() {
         let meta = Meta::parse("1732270000123 1732277200123 0 0 abc {broken").unwrap();
         assert!(meta.is_of(1_732_277_200_123));
-        assert_eq!(meta.note, Note { attempted: meta.start, ..Note::default() });
+        assert_eq!(meta.note, Note { attempted: meta.validated_at, ..Note::default() });
         assert_eq!(Meta::parse("garbage"), None);
     }
 
     #[test]
     fn content_dates_from_the_head_or_else_from_its_fetch() {
-        let asked =
-            |head: &str| Meta::parse(&format!("{head} {{}}")).map(|meta| (meta.start, meta.asked, meta.content_since));
+        let asked = |head: &str| {
+            Meta::parse(&format!("{head} {{}}")).map(|meta| (meta.validated_at, meta.fetched_at, meta.content_since))
+        };
         assert_eq!(asked("20 30 0 0 abc@7"), Some((20, 20, 7)));
         assert_eq!(asked("20 30 0 0 abc~10@7"), Some((20, 10, 7)));
         assert_eq!(asked("20 30 0 0 abc~10"), Some((20, 10, 0)));
@@ -236,7 +237,7 @@ mod tests {
         let packed = r#"1 2 0 0 h/1.1~5@6 {"o":7,"t":4,"a":17,"n":3,"d":2,"s":0}"#;
         for packed in [packed.to_owned(), packed.replace("/1.1", "")] {
             let meta = Meta::parse(&packed).unwrap();
-            assert_eq!((meta.hash.as_str(), meta.asked, meta.content_since), ("h", 5, 6));
+            assert_eq!((meta.hash.as_str(), meta.fetched_at, meta.content_since), ("h", 5, 6));
             let Note { outcome, trigger, attempted, failures, crashes, .. } = meta.note;
             assert_eq!((outcome, trigger), (Some(Outcome::Failed), Some(Trigger::Manual)));
             assert_eq!((attempted, failures, crashes), (17, 3, 2));

@@ -103,7 +103,7 @@ pub struct Lease {
     /// Ours alone.
     pub token: String,
     /// When it began (Redis time, ms).
-    pub start: i64,
+    pub fetched_at: i64,
     /// When the answer must be there, on our clock; somewhat before the lease ends.
     pub deadline: Instant,
     /// How long it holds.
@@ -334,7 +334,7 @@ impl Store {
             .arg(millis(lease.time))
             .arg(self.keys.changed_channel())
             .arg(change(key, "warmed"))
-            .arg(lease.start)
+            .arg(lease.fetched_at)
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -381,7 +381,7 @@ impl Store {
             .arg(millis(META_OUTLIVES))
             .arg(millis(lease.time))
             .arg(u8::from(!asked))
-            .arg(lease.start)
+            .arg(lease.fetched_at)
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -401,7 +401,7 @@ impl Store {
             .arg(millis(lease.time))
             .arg(self.keys.changed_channel())
             .arg(change(key, "gone"))
-            .arg(lease.start)
+            .arg(lease.fetched_at)
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -643,7 +643,7 @@ fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) ->
         "deadly" => Leased::Poison,
         _ => Leased::Yes(Box::new(Lease {
             token,
-            start: now,
+            fetched_at: now,
             deadline: begun + time.mul_f32(0.9),
             time,
             pexpiretime: expires,

@@ -119,7 +119,7 @@ impl Store {
             return Ok(());
         }
         let stamps = self.tag(key, &meta.note.tags, life + SLACK).await?;
-        for stamp in stamps.into_iter().flatten().filter(|stamp| stamp.at >= meta.asked) {
+        for stamp in stamps.into_iter().flatten().filter(|stamp| stamp.at >= meta.fetched_at) {
             self.fence(key, stamp).await?;
         }
         Ok(())

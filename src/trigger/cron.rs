@@ -276,9 +276,9 @@ fn is_fresh(wanted: Fresh, expires: i64, meta: Option<&Meta>, now: i64) -> bool 
     meta.is_some_and(|meta| {
         meta.is_of(expires)
             && meta.invalidated == 0
-            && meta.outlived == 0
-            && meta.start <= now
-            && (wanted.since.is_some_and(|since| meta.start >= since)
+            && meta.stale_for == 0
+            && meta.validated_at <= now
+            && (wanted.since.is_some_and(|since| meta.validated_at >= since)
                 || wanted.until.is_some_and(|until| expires >= until))
     })
 }

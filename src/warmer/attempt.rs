@@ -316,7 +316,7 @@ impl Attempt<'_> {
             return Ok(());
         }
         let awaited = match &self.permit {
-            Some(_) => warmer.awaited_input(job, &self.params, lease.start).await?,
+            Some(_) => warmer.awaited_input(job, &self.params, lease.fetched_at).await?,
             None => None,
         };
         let found = match awaited {

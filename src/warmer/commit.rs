@@ -61,7 +61,7 @@ impl Attempt<'_> {
         Ok(match written {
             Written::Done { .. } if note.outcome == Some(Outcome::Gone) => {
                 self.warmer.wake_waiting(&self.entry.key).await?;
-                let next = with_recheck(self.job, self.entry, round.trigger, lease.start, Next::Out);
+                let next = with_recheck(self.job, self.entry, round.trigger, lease.fetched_at, Next::Out);
                 Some(Ending::because(Outcome::Gone, next, "the upstream no longer has it"))
             }
             Written::Done { expires, changed } => {
@@ -78,7 +78,7 @@ impl Attempt<'_> {
             }
             Written::WrongType => Some(Ending::wrong_type("something else than a string")),
             Written::Evicted => {
-                let next = self.warmer.next_after_foreign(self.job, &self.entry.key, lease.start).await?;
+                let next = self.warmer.next_after_foreign(self.job, &self.entry.key, lease.fetched_at).await?;
                 Some(Ending::because(Outcome::Fenced, next, "evicted or overwritten while it was fetched"))
             }
             Written::Lost => {
@@ -161,7 +161,7 @@ impl Attempt<'_> {
         let before = lease.meta.as_ref().map(|meta| meta.note.tags.as_slice()).unwrap_or_default();
         let lost = before.iter().chain(&round.indexed).filter(|tag| !note.tags.contains(tag));
         let lost: Vec<String> = lost.cloned().collect();
-        warmer.store.untag(&entry.key, &lost, lease.start + millis(warmer.indexed_for(job, lease))).await?;
+        warmer.store.untag(&entry.key, &lost, lease.fetched_at + millis(warmer.indexed_for(job, lease))).await?;
         if changed {
             warmer.wake_dependants(&entry.key, entry.priority).await?;
         } else {
@@ -184,7 +184,7 @@ impl Attempt<'_> {
         let (warmer, job, entry) = (self.warmer, self.job, self.entry);
         round.trigger = Trigger::Invalidation;
         round.storm = true;
-        lease.start = start;
+        lease.fetched_at = start;
         lease.deadline = Instant::now() + lease.time.mul_f32(0.9);
         if warmer.awaited_input(job, &self.params, start).await?.is_some() {
             return Err(Stop::End(Ending::overtaken()));
@@ -243,7 +243,9 @@ impl Warmer {
 /// Returns when the content of an answer was asked for (Redis time, ms). A value kept without a request keeps its time.
 fn asked_at(job: &Job, lease: &Lease, answer: &Answer) -> i64 {
     match answer {
-        Answer::Unchanged if job.may_hold_unasked() => lease.meta.as_ref().map_or(lease.start, |meta| meta.asked),
-        Answer::Value(_) | Answer::Unchanged | Answer::Gone => lease.start,
+        Answer::Unchanged if job.may_hold_unasked() => {
+            lease.meta.as_ref().map_or(lease.fetched_at, |meta| meta.fetched_at)
+        }
+        Answer::Value(_) | Answer::Unchanged | Answer::Gone => lease.fetched_at,
     }
 }

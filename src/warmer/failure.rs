@@ -39,13 +39,13 @@ impl Attempt<'_> {
         note.crashes = 0;
         note.outcome = Some(outcome);
         note.trigger = Some(entry.trigger);
-        note.attempted = lease.start;
+        note.attempted = lease.fetched_at;
         note.reason.clone_from(&reason);
-        let wait = if outcome == Outcome::Failed { count_failure(&mut note, lease.start) } else { Duration::ZERO };
+        let wait = if outcome == Outcome::Failed { count_failure(&mut note, lease.fetched_at) } else { Duration::ZERO };
         let mark = self.warmer.store.release(&entry.key, &lease.token, Some(&note)).await?;
         self.token = None;
         let next = match (mark, outcome) {
-            (Some(Removal::Evict), _) => self.warmer.next_after_foreign(job, &entry.key, lease.start).await?,
+            (Some(Removal::Evict), _) => self.warmer.next_after_foreign(job, &entry.key, lease.fetched_at).await?,
             (_, Outcome::Failed) if note.failures >= job.warm.attempts => {
                 Next::Dead(format!("failed {} times, last: {}", note.failures, reason.as_deref().unwrap_or("?")))
             }

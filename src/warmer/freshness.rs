@@ -65,7 +65,7 @@ pub(super) fn with_recheck(job: &Job, entry: &Running, trigger: Trigger, now: i6
 /// then held off for longer.
 pub(super) fn is_storm(lease: &Lease, trigger: Trigger) -> bool {
     let follows = |meta: &Meta| {
-        let since = lease.start - meta.asked;
+        let since = lease.fetched_at - meta.fetched_at;
         meta.note.trigger == Some(Trigger::Invalidation) && (0..millis(STORM_WITHIN)).contains(&since)
     };
     trigger == Trigger::Invalidation && lease.meta.as_ref().is_some_and(follows)
@@ -102,7 +102,7 @@ impl Warmer {
     pub(super) async fn recheck(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Next>> {
         Ok(match self.inspect(key).await? {
             (-2, _) => Some(Next::Out),
-            (expires, Some(meta)) if meta.is_of(expires) && meta.invalidated == 0 && meta.outlived == 0 => {
+            (expires, Some(meta)) if meta.is_of(expires) && meta.invalidated == 0 && meta.stale_for == 0 => {
                 Some(keep(job, key, expires))
             }
             _ => None,

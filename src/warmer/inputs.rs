@@ -143,7 +143,7 @@ impl Warmer {
         let mut found = self.store.look(&keys).await?;
         let known = |(expires, meta): (i64, Option<Meta>)| meta.filter(|meta| meta.is_of(expires));
         let Some(made) = found.pop().and_then(known) else { return Ok(false) };
-        Ok(found.into_iter().filter_map(known).any(|input| made.start <= input.content_since))
+        Ok(found.into_iter().filter_map(known).any(|input| made.validated_at <= input.content_since))
     }
 
     /// Makes the dependants due that were made before an entry's content became readable at `content_since` (Redis
@@ -213,7 +213,7 @@ impl Warmer {
             if job.waits_for_inputs() && expires != -2 && meta.as_ref().is_some_and(|meta| meta.invalidated > 0) {
                 waiting.push(key.clone());
             }
-            let made = meta.filter(|meta| meta.is_of(expires)).map(|meta| meta.start);
+            let made = meta.filter(|meta| meta.is_of(expires)).map(|meta| meta.validated_at);
             match why {
                 _ if expires == -2 => waiting.push(key),
                 Wake::Changed(_) => due.push(key),

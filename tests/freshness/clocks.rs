@@ -90,9 +90,12 @@ async fn what_was_marked_in_the_future_is_older_than_anything() {
     let future = parts.now().await + 3_600_000;
     assert!(parts.store.invalidate(&art("a"), future, Removal::Refresh).await.unwrap().due);
     let meta = parts.meta("a").await.unwrap();
-    assert_eq!((meta.start, meta.asked, meta.invalidated, meta.written), (1, 1, future, meta.written));
+    assert_eq!(
+        (meta.validated_at, meta.fetched_at, meta.invalidated, meta.own_expiry),
+        (1, 1, future, meta.own_expiry)
+    );
     assert!(meta.is_of(redis.ask(&["PEXPIRETIME", "art:a"]).await), "it is ours as before");
-    assert!(parts.store.invalidate(&art("a"), lease.start - 60, Removal::Evict).await.unwrap().removed);
+    assert!(parts.store.invalidate(&art("a"), lease.fetched_at - 60, Removal::Evict).await.unwrap().removed);
 }
 
 /// Its latest time is later than the present one.

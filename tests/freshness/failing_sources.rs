@@ -22,7 +22,7 @@ async fn an_old_value_outlives_its_ttl_while_its_source_fails() {
     eventually("its TTL is over", async || parts.now().await > given + 500).await;
     version(&redis, "a", 1).await;
     let meta = parts.meta("a").await.unwrap();
-    assert!(meta.outlived > 0, "{meta:?}");
+    assert!(meta.stale_for > 0, "{meta:?}");
     worker.wait_for_log(&["outlives its TTL"]).await;
     let shown = samovar(["get", "art:a"]).redis(&redis).jobs(&jobs).run().await;
     assert!(format!("{shown:?}").contains("outlives its TTL"), "{shown:?}");
@@ -32,7 +32,7 @@ async fn an_old_value_outlives_its_ttl_while_its_source_fails() {
     // By itself it would be tried again in some minutes.
     publish(&redis, "art:a").await;
     version(&redis, "a", 2).await;
-    assert_eq!(parts.meta("a").await.unwrap().outlived, 0);
+    assert_eq!(parts.meta("a").await.unwrap().stale_for, 0);
 }
 
 #[tokio::test]

@@ -139,13 +139,13 @@ async fn an_answer_that_was_refused_is_refused_again() {
     parts.next_instant().await;
     for _ in 0..3 {
         let written = parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
-        assert!(matches!(written, Written::Again(start) if start > lease.start), "{written:?}");
+        assert!(matches!(written, Written::Again(start) if start > lease.fetched_at), "{written:?}");
     }
     assert_eq!(redis.get("art:a").await, None);
     let Written::Again(start) = parts.store.gone(&art("a"), &lease, &Note::default()).await.unwrap() else {
         panic!("what was fetched before removes nothing, either");
     };
-    let renewed = samovar::store::Lease { start, ..lease };
+    let renewed = samovar::store::Lease { fetched_at: start, ..lease };
     let written = parts.store.commit(&art("a"), &renewed, "2", TTL, &Note::default()).await.unwrap();
     assert!(matches!(written, Written::Done { .. }), "{written:?}");
 }

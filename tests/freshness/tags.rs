@@ -228,7 +228,7 @@ async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
         let message = samovar::protocol::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
         let commit = async {
             let stamps = parts.store.tag(&art(&name), &tag, LONG).await.unwrap();
-            if let Some(stamp) = stamps[0].filter(|stamp| stamp.at >= lease.start) {
+            if let Some(stamp) = stamps[0].filter(|stamp| stamp.at >= lease.fetched_at) {
                 parts.store.fence(&art(&name), stamp).await.unwrap();
             }
             parts.store.commit(&art(&name), &lease, "1", TTL, &Note::default()).await.unwrap()

@@ -162,12 +162,12 @@ async fn a_fenced_commit_keeps_the_lease_and_begins_anew() {
     let lease = parts.lease("a", LONG).await;
     assert!(parts.store.invalidate(&key, parts.now().await, Removal::Refresh).await.unwrap().fenced);
     let written = parts.store.commit(&key, &lease, "1", TTL, &note).await.unwrap();
-    assert!(matches!(written, Written::Again(start) if start >= lease.start), "{written:?}");
+    assert!(matches!(written, Written::Again(start) if start >= lease.fetched_at), "{written:?}");
     assert_eq!(redis.get("art:a").await, None);
     let other = parts.store.lease(&key, LONG, Fresh::default()).await.unwrap();
     assert!(matches!(other, Leased::Busy(_)), "nobody gets in between: {other:?}");
     let Written::Again(start) = written else { unreachable!() };
-    let renewed = Lease { start, ..lease };
+    let renewed = Lease { fetched_at: start, ..lease };
     let written = parts.store.commit(&key, &renewed, "2", TTL, &note).await.unwrap();
     assert!(matches!(written, Written::Done { .. }), "{written:?}");
     assert_eq!(redis.get("art:a").await.as_deref(), Some("2"));
@@ -182,7 +182,7 @@ async fn no_second_message_lifts_the_fence_of_the_first() {
         let lease = parts.lease("a", LONG).await;
         let at = parts.now().await;
         assert!(parts.store.invalidate(&key, at, first).await.unwrap().fenced);
-        assert!(!parts.store.invalidate(&key, lease.start - 1, second).await.unwrap().fenced);
+        assert!(!parts.store.invalidate(&key, lease.fetched_at - 1, second).await.unwrap().fenced);
         assert!(parts.store.invalidate(&key, at, second).await.unwrap().fenced);
         let written = parts.store.commit(&key, &lease, "1", TTL, &note).await.unwrap();
         assert!(matches!(written, Written::Again(_) | Written::Evicted), "{written:?}");

@@ -37,7 +37,7 @@ async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
         commit(&parts, &art("a"), &json!("told")).await;
         let at = extended(&parts, &art("a"), &note).await;
         let before = parts.meta("a").await.unwrap();
-        assert!(before.asked < at && at < before.start, "{before:?}");
+        assert!(before.fetched_at < at && at < before.validated_at, "{before:?}");
         let handled = parts.store.invalidate(&art("a"), at, removal).await.unwrap();
         assert_eq!((handled.due, handled.removed), (removal == Removal::Refresh, removal == Removal::Evict));
         let after = parts.meta("a").await;
@@ -61,7 +61,7 @@ async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
         let handled = parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap();
         let meta = parts.meta("a").await.unwrap();
         assert!(!handled.due, "{handled:?}");
-        assert_eq!((meta.invalidated, meta.asked, meta.content_since), (0, lease.start, content_since));
+        assert_eq!((meta.invalidated, meta.fetched_at, meta.content_since), (0, lease.fetched_at, content_since));
     }
 }
 
@@ -73,12 +73,12 @@ async fn metadata_without_a_content_time_mean_when_the_fetch_began() {
     commit(&parts, &art("a"), &json!("told")).await;
     let at = extended(&parts, &art("a"), &note).await;
     let meta = parts.meta("a").await.unwrap();
-    let packed = redis.get(&parts.keys.meta(&art("a"))).await.unwrap().replace(&format!("~{}", meta.asked), "");
+    let packed = redis.get(&parts.keys.meta(&art("a"))).await.unwrap().replace(&format!("~{}", meta.fetched_at), "");
     redis.set(&parts.keys.meta(&art("a")), &packed, HOUR).await;
     assert!(!parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap().due);
     extended(&parts, &art("a"), &note).await;
-    assert_eq!(parts.meta("a").await.unwrap().asked, meta.start);
-    assert!(parts.store.invalidate(&art("a"), meta.start, Removal::Refresh).await.unwrap().due);
+    assert_eq!(parts.meta("a").await.unwrap().fetched_at, meta.validated_at);
+    assert!(parts.store.invalidate(&art("a"), meta.validated_at, Removal::Refresh).await.unwrap().due);
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ async fn looked_at(parts: &Parts) -> i64 {
     parts.next_instant().await;
     parts.agenda.put(&JobName::new("story"), &[story()], When::Urgent, Trigger::Invalidation).await.unwrap();
     eventually("the story is looked at", async || match known(parts, &story()).await {
-        Some(meta) if meta.start > at => Ok(()),
+        Some(meta) if meta.validated_at > at => Ok(()),
         other => Err(other),
     })
     .await;

@@ -39,7 +39,7 @@ async fn an_invalidation_between_claim_and_take_needs_no_other_claim() {
         let Leased::Yes(lease) = parts.store.lease(&art("a"), LONG, fresh).await.unwrap() else {
             panic!("an invalidated value counts as fresh: {fresh:?}");
         };
-        assert!(lease.start > at, "its fetch begins after the invalidation");
+        assert!(lease.fetched_at > at, "its fetch begins after the invalidation");
         parts.store.release(&art("a"), &lease.token, None).await.unwrap();
     }
 }

@@ -22,7 +22,7 @@ async fn tagged_for_a_short_life(parts: &Parts) -> i64 {
     parts.next_instant().await;
     parts.store.sweep_tags().await.unwrap();
     assert_eq!(parts.store.tagged("t", 0).await.unwrap().1, []);
-    lease.start
+    lease.fetched_at
 }
 
 #[tokio::test]
@@ -37,7 +37,7 @@ async fn a_tag_finds_what_outlives_the_life_that_it_was_put_there_for() {
     let message = Message::parse(r#"{"tags": ["t"]}"#).unwrap();
     parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
     let meta = parts.meta("a").await.unwrap();
-    assert!(meta.invalidated > 0 && meta.outlived == 0, "{meta:?}");
+    assert!(meta.invalidated > 0 && meta.stale_for == 0, "{meta:?}");
 }
 
 #[tokio::test]

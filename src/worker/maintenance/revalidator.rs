@@ -212,8 +212,8 @@ impl Revalidator {
         let now = self.store.now().await?;
         let doubted = |(key, (expires, meta)): (EntryKey, (i64, Option<crate::store::Meta>))| {
             let meta = meta.filter(|meta| meta.is_of(expires) && meta.invalidated <= suspect.at)?;
-            let lost = suspect.gap == Gap::Lost || suspect.from.is_some_and(|from| meta.asked > from);
-            let since = if lost { meta.asked } else { meta.start };
+            let lost = suspect.gap == Gap::Lost || suspect.from.is_some_and(|from| meta.fetched_at > from);
+            let since = if lost { meta.fetched_at } else { meta.validated_at };
             let gap = if lost { Gap::Lost } else { Gap::Missed };
             (since <= suspect.at || since > now).then_some((key, gap))
         };
