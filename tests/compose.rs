@@ -49,7 +49,7 @@ async fn count(redis: &TestRedis, outcome: &str) -> u64 {
 }
 
 async fn meta(redis: &TestRedis) -> Option<Meta> {
-    Parts::of(redis).await.store.look(&[EntryKey::new("page:a")]).await.unwrap().remove(0).1
+    Parts::of(redis).await.store.snapshot(&EntryKey::new("page:a")).await.unwrap().meta
 }
 
 async fn run(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> support::Finished {

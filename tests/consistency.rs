@@ -474,9 +474,13 @@ impl World {
             self.publish_into_inbox(&json!({ "keys": all_keys(), "action": "warm" })).await;
             self.settled().await;
             let keys: Vec<EntryKey> = all_keys().into_iter().map(EntryKey::new).collect();
-            let found = self.parts.store.look(&keys).await.map_err(|e| e.to_string())?;
-            let absent: Vec<EntryKey> =
-                keys.into_iter().zip(found).filter(|(_, (expires, _))| *expires < 0).map(|(key, _)| key).collect();
+            let found = self.parts.store.snapshots(&keys).await.map_err(|e| e.to_string())?;
+            let absent: Vec<EntryKey> = keys
+                .into_iter()
+                .zip(found)
+                .filter(|(_, found)| found.expiry.at().is_none())
+                .map(|(key, _)| key)
+                .collect();
             // What lives for seconds only may be gone just now.
             if absent.iter().all(|key| key.as_str().starts_with("brief:")) {
                 Ok(())

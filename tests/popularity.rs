@@ -102,7 +102,7 @@ async fn reading_inputs_does_not_age_what_else_the_connection_reads() {
     let frequency = async |key: &str| redis.ask::<i64>(&["OBJECT", "FREQ", key]).await;
     let before = (frequency("art:a").await, frequency(&meta).await);
     learnt.parts.store.values(&[art("a")]).await.unwrap();
-    learnt.parts.store.look(&[art("a")]).await.unwrap();
+    learnt.parts.store.snapshot(&art("a")).await.unwrap();
     let after = (frequency("art:a").await, frequency(&meta).await);
     assert_eq!(after.1, before.1 + 1, "its metadata were read");
     // An older Redis takes our reads for the API's; that is remembered then.

@@ -255,9 +255,9 @@ async fn a_spent_budget_holds_up_only_what_needs_a_request() {
     eventually("the TTLs that they had are over", async || parts.now().await > ends).await;
 
     let [a, b, c] = ["a", "b", "c"].map(|name| EntryKey::new(format!("story:{name}")));
-    let looked = parts.store.look(&[a, b.clone(), c.clone()]).await.unwrap();
+    let looked = parts.store.snapshots(&[a, b.clone(), c.clone()]).await.unwrap();
     let outlived: Vec<_> =
-        looked.into_iter().map(|(_, meta)| meta.filter(|m| m.own_expiry > 0).map(|m| m.stale_for)).collect();
+        looked.into_iter().map(|found| found.meta.filter(|m| m.own_expiry > 0).map(|m| m.stale_for)).collect();
     assert_eq!(outlived[0], Some(0), "made from the same, its TTL is extended");
     assert!(outlived[1] > Some(0), "made from something else, its old value lives on: {outlived:?}");
     assert_eq!((outlived[2], upstream.calls(ASKED)), (None, 2));

@@ -9,6 +9,7 @@ use crate::config::{Environment, Settings};
 use crate::entry::Trigger;
 use crate::entry::duration;
 use crate::entry::escape::escaped;
+use crate::store::Expiry;
 
 /// Arguments of `samovar get`.
 #[derive(Args)]
@@ -35,14 +36,14 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         println!();
         let say = |what: &str, text: String| println!("{what:<14}{}", escaped(&text));
         say("job", entry.job.clone().unwrap_or_else(|| "none: no job's key pattern fits".to_owned()));
-        match entry.expires {
-            -2 => {}
-            -1 => say("expires", "never: it has no TTL, so somebody else wrote it".to_owned()),
-            at => say("expires", relative(at, now)),
+        match entry.expiry {
+            Expiry::Absent => {}
+            Expiry::Never => say("expires", "never: it has no TTL, so somebody else wrote it".to_owned()),
+            Expiry::At(at) => say("expires", relative(at, now)),
         }
         if let Some(at) = entry.fetched_ms {
             say("fetched", format!("{}, age {}", relative(at, now), duration::rough(age(now, at))));
-        } else if entry.expires != -2 {
+        } else if entry.expiry != Expiry::Absent {
             say("written by", "somebody else".to_owned());
         }
         if let Some(ends) = entry.outlives_ms {

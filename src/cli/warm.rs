@@ -145,8 +145,8 @@ async fn dry_run(
         })?;
         for page in entries.chunks(PAGE) {
             let keys: Vec<EntryKey> = page.iter().map(|(key, _)| key.clone()).collect();
-            let looked = session.store.look(&keys).await?;
-            for ((key, params), (expires, meta)) in page.iter().zip(looked) {
+            let snapshots = session.store.snapshots(&keys).await?;
+            for ((key, params), snapshot) in page.iter().zip(snapshots) {
                 let mut inputs = Map::new();
                 for (name, pattern) in &job.inputs {
                     let Some(input) = pattern.write(params) else { continue };
@@ -161,7 +161,7 @@ async fn dry_run(
                     plan.ai_calls += 1;
                     continue;
                 }
-                let known = meta.filter(|meta| meta.is_of(expires) && meta.invalidated == 0);
+                let known = snapshot.into_ours().filter(|meta| meta.invalidated == 0);
                 let known = known.map(|meta| meta.note.validators);
                 let ask = Ask {
                     job,

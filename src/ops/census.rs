@@ -52,12 +52,12 @@ impl Ops {
                 .filter_map(|key| Some((self.jobs.owner(key)?.0.name.as_str(), EntryKey::new(key.as_str()))))
                 .collect();
             let keys: Vec<EntryKey> = owned.iter().map(|(_, key)| key.clone()).collect();
-            for ((job, _), (expires, meta)) in owned.iter().zip(self.store.look(&keys).await?) {
-                let Some(counted) = jobs.get_mut(*job).filter(|_| expires != -2) else { continue };
+            for ((job, _), snapshot) in owned.iter().zip(self.store.snapshots(&keys).await?) {
+                let Some(counted) = jobs.get_mut(*job).filter(|_| snapshot.has_value()) else { continue };
                 counted.warm += 1;
-                let Some(meta) = meta.filter(|meta| meta.is_of(expires)) else { continue };
+                let Some(meta) = snapshot.into_ours() else { continue };
                 counted.oldest_ms = counted.oldest_ms.into_iter().chain([meta.validated_at]).min();
-                counted.old += u64::from(meta.stale_for > 0 && expires - meta.stale_for <= at_ms);
+                counted.old += u64::from(meta.stale_for > 0 && meta.own_expiry - meta.stale_for <= at_ms);
             }
         }
         let took_ms = self.store.now().await? - at_ms;

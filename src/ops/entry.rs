@@ -9,6 +9,7 @@ use crate::agenda::{Due, State};
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
+use crate::store::Expiry;
 
 /// One entry. Times are Redis's, in ms since the epoch.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -56,9 +57,9 @@ pub struct Entry {
     pub given_up: Option<String>,
     /// Redis's clock as it was looked at.
     pub now_ms: i64,
-    /// `PEXPIRETIME`: -2 where there is no value, -1 where it has no TTL.
+    /// When its value expires.
     #[serde(skip)]
-    pub expires: i64,
+    pub expiry: Expiry,
     /// Its state on the agenda.
     #[serde(skip)]
     pub state: Option<State>,
@@ -74,7 +75,7 @@ impl Ops {
         let owner = self.jobs.owner(name).map(|(job, _)| job);
         let now = self.store.now().await?;
         let text = self.store.values(std::slice::from_ref(&key)).await?.pop().flatten();
-        let (expires, meta) = self.store.look(std::slice::from_ref(&key)).await?.pop().unwrap_or((-2, None));
+        let snapshot = self.store.snapshot(&key).await?;
         let (score, given_up): (Option<f64>, Option<String>) = match owner {
             Some(job) => {
                 redis::pipe()
@@ -88,16 +89,16 @@ impl Ops {
             None => (None, None),
         };
         let due = score.map(Due::from_score);
-        let ours = meta.as_ref().is_some_and(|meta| meta.is_of(expires));
-        let note = meta.as_ref().map(|meta| meta.note.clone());
+        let (expiry, ours, meta) = (snapshot.expiry, snapshot.ours(), snapshot.meta.as_ref());
+        let note = meta.map(|meta| meta.note.clone());
         Ok(Entry {
             key: name.to_owned(),
             job: owner.map(|job| job.name.to_string()),
             value: text.map(|text| serde_json::from_str(&text).unwrap_or_else(|_| json!(text))),
-            ttl_ms: (expires > 0).then_some(expires - now),
-            written_by_samovar: ours,
-            fetched_ms: meta.as_ref().filter(|_| ours).map(|meta| meta.fetched_at),
-            invalidated_ms: meta.as_ref().map(|meta| meta.invalidated).filter(|at| *at > 0),
+            ttl_ms: expiry.at().map(|at| at - now),
+            written_by_samovar: ours.is_some(),
+            fetched_ms: ours.map(|meta| meta.fetched_at),
+            invalidated_ms: meta.map(|meta| meta.invalidated).filter(|at| *at > 0),
             etag: note.as_ref().and_then(|note| note.validators.etag.clone()),
             last_modified: note.as_ref().and_then(|note| note.validators.last_modified.clone()),
             last_outcome: note.as_ref().and_then(|note| note.outcome),
@@ -105,13 +106,13 @@ impl Ops {
             last_attempt_ms: note.as_ref().map(|note| note.attempted),
             failures: note.as_ref().map(|note| note.failures),
             reason: note.as_ref().and_then(|note| note.reason.clone()),
-            outlives_ms: meta.filter(|meta| ours && meta.stale_for > 0).map(|meta| expires - meta.stale_for),
-            tags: note.filter(|_| ours).map(|note| note.tags).unwrap_or_default(),
+            outlives_ms: ours.filter(|meta| meta.stale_for > 0).map(|meta| meta.own_expiry - meta.stale_for),
+            tags: note.filter(|_| ours.is_some()).map(|note| note.tags).unwrap_or_default(),
             due_ms: due.map(|due| due.at),
             due_for: due.map(|due| due.trigger),
             given_up: given_up.filter(|_| due.is_none()),
             now_ms: now,
-            expires,
+            expiry,
             state: due.map(|due| due.state),
         })
     }

@@ -26,8 +26,6 @@ use crate::store::Store;
 
 /// Entries looked at in one round trip.
 const PAGE: usize = 500;
-/// Keys that Redis looks at in one step of a scan.
-const STEP: usize = 1_000;
 
 /// A fleet, seen from outside.
 #[derive(Clone, Debug)]

@@ -84,10 +84,10 @@ impl Ops {
         while !waiting.is_empty() {
             let mut still = Vec::with_capacity(waiting.len());
             for page in waiting.chunks(PAGE) {
-                let looked = self.store.look(page).await?;
+                let snapshots = self.store.snapshots(page).await?;
                 let dues = self.agenda.dues(&job.name, page).await?;
-                for ((key, (_, meta)), due) in page.iter().zip(looked).zip(dues) {
-                    let note = meta.map(|meta| meta.note).unwrap_or_default();
+                for ((key, snapshot), due) in page.iter().zip(snapshots).zip(dues) {
+                    let note = snapshot.meta.map(|meta| meta.note).unwrap_or_default();
                     let attempted = note.attempted >= asked;
                     let pending = due.is_some_and(|due| match due.state {
                         State::Claimed | State::Running | State::Urgent => true,

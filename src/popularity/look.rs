@@ -15,7 +15,7 @@ use super::{Popularity, counted, feed, millis};
 use crate::entry::EntryKey;
 use crate::job::Job;
 use crate::protocol::Keys;
-use crate::store::{Meta, TOUCHED};
+use crate::store::{Expiry, Meta, Snapshot, TOUCHED};
 
 /// The server's clock of touches lags behind its `TIME` by at most so much (ms): it is set ten times a second.
 const LAG: i64 = 150;
@@ -48,10 +48,8 @@ pub(super) struct Look {
     idle: Option<i64>,
     /// `OBJECT FREQ`; `None` under other policies and where there is no value.
     pub(super) frequency: Option<u32>,
-    /// `PEXPIRETIME` of the value: -2 where there is none, -1 where it has no TTL.
-    pub(super) expires: i64,
-    /// What we know of it.
-    pub(super) meta: Option<Meta>,
+    /// The value's expiry and metadata.
+    pub(super) snapshot: Snapshot,
     /// When we last read it ourselves (Redis time, ms), where that looks like a read.
     touched: Option<i64>,
 }
@@ -79,8 +77,10 @@ impl Look {
             now,
             idle: object.filter(|_| !lfu),
             frequency: object.filter(|_| lfu).and_then(|frequency| u32::try_from(frequency).ok()),
-            expires: reply(expires)?,
-            meta: reply::<Option<String>>(meta)?.as_deref().and_then(Meta::parse),
+            snapshot: Snapshot {
+                expiry: Expiry::from_pexpiretime(reply(expires)?),
+                meta: reply::<Option<String>>(meta)?.as_deref().and_then(Meta::parse),
+            },
             touched: reply(touched).filter(|at| *at > 0).map(|at: i64| at - millis(TOUCHED)),
         })
     }
@@ -92,12 +92,12 @@ impl Look {
 
     /// Whether we wrote the value.
     pub(super) fn is_ours(&self) -> bool {
-        self.meta.as_ref().is_some_and(|meta| meta.is_of(self.expires))
+        self.snapshot.ours().is_some()
     }
 
     /// When we wrote the value or extended its life (Redis time, ms), if we did.
     pub(super) fn written(&self, ttl: Duration) -> Option<i64> {
-        let meta = self.meta.as_ref().filter(|meta| meta.is_of(self.expires))?;
+        let meta = self.snapshot.ours()?;
         let committed = meta.own_expiry - meta.stale_for - millis(ttl);
         let plausible = (meta.validated_at..=meta.validated_at + COMMITS).contains(&committed);
         Some(if plausible { committed } else { meta.validated_at + COMMITS_SOON })
@@ -176,7 +176,7 @@ impl Popularity {
             return Ok(true);
         }
         let Some(look) = Look::read(now, lfu, look) else { return Ok(true) };
-        if look.expires == -1 {
+        if look.snapshot.expiry == Expiry::Never {
             // Nothing expires, and it is not ours.
             return Ok(false);
         }
@@ -192,7 +192,7 @@ impl Popularity {
         let seen = (ttl / field(4).unwrap_or(1.0)).min(job.ttl.as_secs_f64() / GRAIN.as_secs_f64()).max(0.1);
         let reads = expected(count, job.ttl, half_life(job));
         let often = reads >= threshold(seen);
-        if look.expires == -2 {
+        if !look.snapshot.has_value() {
             return Ok(often);
         }
         if let Some(frequency) = look.frequency {

@@ -298,7 +298,7 @@ impl Sampler {
             .iter()
             .zip(replies.chunks_exact(Look::COMMANDS))
             .filter_map(|(key, replies)| Some((key, Look::read(now, lfu, replies)?)))
-            .filter(|(_, look)| look.expires != -2)
+            .filter(|(_, look)| look.snapshot.has_value())
             .collect();
         let read = if lfu { self.more_frequent(job, &looks, since).await? } else { recent(job, &looks, since) };
         let adopted = self.count_and_adopt(job, &read).await?;
@@ -368,12 +368,13 @@ impl Sampler {
                 continue;
             }
             reads.push(((*key).clone(), *weight));
-            let given_up = look.meta.as_ref().is_some_and(|meta| meta.note.failures >= job.warm.attempts);
+            let given_up = look.snapshot.meta.as_ref().is_some_and(|meta| meta.note.failures >= job.warm.attempts);
             if scores.get(n).is_some_and(Option::is_none)
                 && !given_up
-                && let Next::At(at) = keep(job, key, look.expires)
+                && let Some(expires) = look.snapshot.expiry.at()
+                && let Next::At(at) = keep(job, key, look.snapshot.expiry)
             {
-                orphans.push((*key, at.max(look.now), look.expires - look.now));
+                orphans.push((*key, at.max(look.now), expires - look.now));
             }
         }
         self.popularity.fold(job, &reads, Fold::Sampled).await?;

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use redis::RedisResult;
 
+use super::Store;
+use super::lease::{Mark, Record};
+use super::snapshot::{Expiry, Snapshot};
 use super::tags::{SEEKING, SOUGHT, STEP, UNTAG, WHOLE};
-use super::{Meta, Store};
 use crate::entry::EntryKey;
 
 /// For how long a value without a TTL, or one that is being loaded, is tracked that was found there: ms.
@@ -57,7 +59,7 @@ impl Store {
         for (key, found) in self.looked_for_loads(entries).await? {
             let until = match found {
                 Found::Loading => now + UNKNOWN_LIFE,
-                Found::Theirs(until) if until > 0 => until,
+                Found::Theirs(Expiry::At(until)) => until,
                 Found::Theirs(_) | Found::Nothing => continue,
             };
             self.put_loaded(set, &key, until, now).await?;
@@ -121,13 +123,17 @@ impl Store {
         }
         // Leases first: what a load has written by then is seen as a value.
         let leases: Vec<(Option<String>,)> = pipe.query_async(&mut self.redis.clone()).await?;
-        let looked = self.look(&entries).await?;
-        let found = |lease: Option<String>, expires: i64, meta: Option<Meta>| match lease {
-            Some(lease) if lease.ends_with(" =") => Found::Loading,
-            _ if expires != -2 && !meta.is_some_and(|meta| meta.is_of(expires)) => Found::Theirs(expires),
-            _ => Found::Nothing,
+        let snapshots = self.snapshots(&entries).await?;
+        let found = |lease: Option<String>, snapshot: &Snapshot| {
+            if lease.is_some_and(|lease| Record::parse(&lease).is_some_and(|record| record.mark == Mark::Load)) {
+                Found::Loading
+            } else if snapshot.has_value() && snapshot.ours().is_none() {
+                Found::Theirs(snapshot.expiry)
+            } else {
+                Found::Nothing
+            }
         };
-        let known = leases.into_iter().zip(looked).map(|((lease,), (expires, meta))| found(lease, expires, meta));
+        let known = leases.into_iter().zip(&snapshots).map(|((lease,), snapshot)| found(lease, snapshot));
         Ok(entries.into_iter().zip(known).collect())
     }
 }
@@ -137,8 +143,8 @@ impl Store {
 enum Found {
     /// A service loads it now.
     Loading,
-    /// A value that is not ours, which expires then (Redis time, ms; -1: never).
-    Theirs(i64),
+    /// A value that is not ours, which expires then.
+    Theirs(Expiry),
     /// No value, or one of ours.
     Nothing,
 }

@@ -131,11 +131,6 @@ impl Meta {
         }
         Some(Self { validated_at, fetched_at, own_expiry, invalidated, stale_for, hash, content_since, note })
     }
-
-    /// Whether the value that expires at `pexpiretime` (as Redis says it) is the one this speaks of.
-    pub fn is_of(&self, pexpiretime: i64) -> bool {
-        self.validated_at > 0 && self.own_expiry == pexpiretime
-    }
 }
 
 impl Note {
@@ -179,7 +174,7 @@ mod tests {
     #[test]
     fn a_head_without_a_readable_note_still_tells_whose_value_it_is() {
         let meta = Meta::parse("1732270000123 1732277200123 0 0 abc {broken").unwrap();
-        assert!(meta.is_of(1_732_277_200_123));
+        assert_eq!((meta.validated_at, meta.own_expiry), (1_732_270_000_123, 1_732_277_200_123));
         assert_eq!(meta.note, Note { attempted: meta.validated_at, ..Note::default() });
         assert_eq!(Meta::parse("garbage"), None);
     }

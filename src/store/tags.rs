@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use redis::{RedisResult, Script};
 
-use super::{Removal, Store, millis};
+use super::lease::Removal;
+use super::snapshot::Snapshot;
+use super::{Store, millis};
 use crate::entry::EntryKey;
 use crate::redis::Scan;
 
@@ -114,8 +116,8 @@ impl Store {
     /// # Errors
     /// Redis's.
     pub(super) async fn tag_again(&self, key: &EntryKey, life: Duration) -> RedisResult<()> {
-        let Some((expires, Some(meta))) = self.look(std::slice::from_ref(key)).await?.pop() else { return Ok(()) };
-        if !meta.is_of(expires) || meta.note.tags.is_empty() {
+        let Some(meta) = self.snapshot(key).await?.into_ours() else { return Ok(()) };
+        if meta.note.tags.is_empty() {
             return Ok(());
         }
         let stamps = self.tag(key, &meta.note.tags, life + SLACK).await?;
@@ -195,18 +197,19 @@ impl Store {
     /// # Errors
     /// Redis's.
     pub async fn with_tags(&self, tags: &HashSet<&str>, entries: Vec<EntryKey>) -> RedisResult<Vec<WithTags>> {
-        let looked = self.look(&entries).await?;
+        let snapshots = self.snapshots(&entries).await?;
         let now = self.now().await?;
         let mut found = Vec::new();
-        for (key, (expires, meta)) in entries.into_iter().zip(looked) {
+        for (key, Snapshot { expiry, meta }) in entries.into_iter().zip(snapshots) {
             let Some(meta) = meta else {
                 // A value without a TTL was never ours.
-                found.extend((expires > 0).then_some((key, None)));
+                found.extend(expiry.at().map(|_| (key, None)));
                 continue;
             };
             let has: Vec<String> = meta.note.tags.into_iter().filter(|tag| tags.contains(tag.as_str())).collect();
             if !has.is_empty() {
-                let life = Duration::from_millis(u64::try_from(expires - now).unwrap_or(0)) + SLACK;
+                let life = expiry.at().map_or(0, |at| u64::try_from(at - now).unwrap_or(0));
+                let life = Duration::from_millis(life) + SLACK;
                 let sets: Vec<String> = has.iter().map(|tag| self.keys.tag(tag)).collect();
                 self.put_into(&sets, &key, life).await?;
                 found.push((key, Some(has)));

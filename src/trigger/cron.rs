@@ -26,7 +26,7 @@ use crate::protocol::Keys;
 use crate::redis::Troubles;
 use crate::redis::{Backoff, Connection};
 use crate::source::{Gate, Refusal, Sources};
-use crate::store::{Fresh, Meta, Store};
+use crate::store::{Fresh, Snapshot, Store};
 
 /// Entries examined in one round trip.
 const BATCH: usize = 500;
@@ -174,21 +174,21 @@ impl Cron {
         let all = self.popularity.ranked(job, all).await?;
         // The most read entries are due a millisecond sooner.
         for (moment, keys) in (0..).zip(all.chunks(BATCH)) {
-            let snapshots = self.store.look(keys).await?;
+            let snapshots = self.store.snapshots(keys).await?;
             let now = self.store.now().await?;
             // For a tick that is late, a value must live until the next tick from now on.
             let wanted =
                 if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, now) };
             let (mut due, mut kept) = (Vec::new(), Vec::new());
-            for (key, (expires, meta)) in keys.iter().zip(snapshots) {
-                let ahead = match keep(job, key, expires) {
+            for (key, snapshot) in keys.iter().zip(snapshots) {
+                let ahead = match keep(job, key, snapshot.expiry) {
                     Next::At(at) => Some(at),
                     _ => None,
                 };
                 // An entry that is refreshed before it expires is not fetched now, with all others and before its time.
                 let any = Fresh { since: Some(1), ..Fresh::default() };
-                let in_time = !job.warm.refetch && ahead > Some(now) && is_fresh(any, expires, meta.as_ref(), now);
-                if !in_time && !is_fresh(wanted, expires, meta.as_ref(), now) {
+                let in_time = !job.warm.refetch && ahead > Some(now) && is_fresh(any, &snapshot, now);
+                if !in_time && !is_fresh(wanted, &snapshot, now) {
                     due.push(key);
                 } else if let Some(at) = ahead {
                     kept.push((key, at));
@@ -272,14 +272,13 @@ fn filled(job: &Job, tick: i64) -> Fresh {
 }
 
 /// Returns `true` if the value is fresh at `now` (Redis time, ms), by the rules of lease.lua.
-fn is_fresh(wanted: Fresh, expires: i64, meta: Option<&Meta>, now: i64) -> bool {
-    meta.is_some_and(|meta| {
-        meta.is_of(expires)
-            && meta.invalidated == 0
+fn is_fresh(wanted: Fresh, snapshot: &Snapshot, now: i64) -> bool {
+    snapshot.ours().is_some_and(|meta| {
+        meta.invalidated == 0
             && meta.stale_for == 0
             && meta.validated_at <= now
             && (wanted.since.is_some_and(|since| meta.validated_at >= since)
-                || wanted.until.is_some_and(|until| expires >= until))
+                || wanted.until.is_some_and(|until| meta.own_expiry >= until))
     })
 }
 

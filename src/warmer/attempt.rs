@@ -279,7 +279,7 @@ impl Attempt<'_> {
             Leased::Busy(left) => Ending::new(Outcome::Busy, Next::In(left.min(SHORT_WAIT))),
             Leased::WrongType(kind) => Ending::wrong_type(&format!("a {kind}")),
             Leased::Absent => Ending::new(Outcome::Unchanged, Next::Out),
-            Leased::Fresh { now, expires, content_since } => {
+            Leased::Fresh { now, expiry, content_since } => {
                 if let Some(content_since) = content_since {
                     warmer.wake_outdated(&entry.key, content_since).await?;
                 }
@@ -287,7 +287,7 @@ impl Attempt<'_> {
                     // Another writer has written what entries made from it wait for.
                     warmer.wake_waiting(&entry.key).await?;
                 }
-                let next = keep(job, &entry.key, expires);
+                let next = keep(job, &entry.key, expiry);
                 Ending::new(Outcome::Unchanged, with_recheck(job, entry, entry.trigger, now, next))
             }
             Leased::Poison | Leased::Yes(_) => {
@@ -302,7 +302,7 @@ impl Attempt<'_> {
     /// older.
     async fn confirm(&mut self, lease: &Lease, score: Option<f64>) -> Step<()> {
         let (warmer, job, entry) = (self.warmer, self.job, self.entry);
-        let crashes = lease.meta.as_ref().map_or(0, |meta| meta.note.crashes);
+        let crashes = lease.before.meta.as_ref().map_or(0, |meta| meta.note.crashes);
         if crashes >= POISON_CRASHES && entry.trigger != Trigger::Manual {
             return Err(Stop::End(Ending::dead(poison_reason(crashes))));
         }

@@ -13,7 +13,7 @@ use crate::entry::duration::millis;
 use crate::entry::{EntryKey, Outcome, Trigger};
 use crate::job::Job;
 use crate::source::Answer;
-use crate::store::{Lease, Note, Removal, Written};
+use crate::store::{Expiry, Lease, Note, Removal, Written};
 
 /// What a round of fetch and commit leaves to the next one under the same lease.
 pub(super) struct Round {
@@ -31,7 +31,7 @@ impl Attempt<'_> {
     /// Returns the first round under a lease.
     pub(super) fn first_round(&self, lease: &Lease) -> Round {
         // Whatever made the entry due, its fetch answers an open invalidation. A recheck follows then.
-        let trigger = match &lease.meta {
+        let trigger = match &lease.before.meta {
             Some(meta) if meta.invalidated > 0 => Trigger::Invalidation,
             _ => self.entry.trigger,
         };
@@ -64,8 +64,8 @@ impl Attempt<'_> {
                 let next = with_recheck(self.job, self.entry, round.trigger, lease.fetched_at, Next::Out);
                 Some(Ending::because(Outcome::Gone, next, "the upstream no longer has it"))
             }
-            Written::Done { expires, changed } => {
-                Some(self.committed(lease, round, answer, &note, expires, changed).await?)
+            Written::Done { expiry, changed } => {
+                Some(self.committed(lease, round, answer, &note, expiry, changed).await?)
             }
             Written::Again(start) => {
                 round.indexed.extend(note.tags);
@@ -90,7 +90,7 @@ impl Attempt<'_> {
 
     /// Returns what the metadata note of an answer. Tags that cannot be rendered fail the fetch.
     async fn note(&self, lease: &Lease, round: &Round, answer: &Answer, known: Option<Validators>) -> Step<Note> {
-        let before = lease.meta.as_ref().map(|meta| &meta.note);
+        let before = lease.before.meta.as_ref().map(|meta| &meta.note);
         let note = Note { trigger: Some(round.trigger), storm: round.storm, ..Note::default() };
         let failed = |reason| Stop::NoValue(Ending::because(Outcome::Failed, Next::Out, reason));
         Ok(match answer {
@@ -151,21 +151,21 @@ impl Attempt<'_> {
         round: &Round,
         answer: &Answer,
         note: &Note,
-        expires: i64,
+        expiry: Expiry,
         changed: bool,
     ) -> RedisResult<Ending> {
         let (warmer, job, entry) = (self.warmer, self.job, self.entry);
         if let Answer::Unchanged = answer {
             warmer.count_saved(job, note);
         }
-        let before = lease.meta.as_ref().map(|meta| meta.note.tags.as_slice()).unwrap_or_default();
+        let before = lease.before.meta.as_ref().map(|meta| meta.note.tags.as_slice()).unwrap_or_default();
         let lost = before.iter().chain(&round.indexed).filter(|tag| !note.tags.contains(tag));
         let lost: Vec<String> = lost.cloned().collect();
         warmer.store.untag(&entry.key, &lost, lease.fetched_at + millis(warmer.indexed_for(job, lease))).await?;
         if changed {
             warmer.wake_dependants(&entry.key, entry.priority).await?;
         } else {
-            if let Some(before) = &lease.meta {
+            if let Some(before) = &lease.before.meta {
                 warmer.wake_outdated(&entry.key, before.content_since).await?;
             }
             if entry.trigger == Trigger::Demand || round.trigger == Trigger::Invalidation {
@@ -173,8 +173,8 @@ impl Attempt<'_> {
                 warmer.wake_waiting(&entry.key).await?;
             }
         }
-        let next = keep(job, &entry.key, expires);
-        let next = with_recheck(job, entry, round.trigger, expires - millis(job.ttl), next);
+        let written_at = expiry.at().map_or(lease.fetched_at, |at| at - millis(job.ttl));
+        let next = with_recheck(job, entry, round.trigger, written_at, keep(job, &entry.key, expiry));
         Ok(Ending::new(note.outcome.unwrap_or(Outcome::Warmed), next))
     }
 
@@ -216,7 +216,7 @@ impl Warmer {
             return Ok(());
         }
         // An invalidation finds entries that had the tag before; in a storm it is held off while this fetch lands.
-        let had = lease.meta.as_ref().filter(|meta| meta.is_of(lease.pexpiretime));
+        let had = lease.before.ours();
         let finds = |tag: &String| indexed.contains(tag) || had.is_some_and(|meta| meta.note.tags.contains(tag));
         let stamps = self.store.tag(key, tags, self.indexed_for(job, lease)).await?;
         let stamps = tags.iter().zip(stamps).filter_map(|(tag, stamp)| {
@@ -244,7 +244,7 @@ impl Warmer {
 fn asked_at(job: &Job, lease: &Lease, answer: &Answer) -> i64 {
     match answer {
         Answer::Unchanged if job.may_hold_unasked() => {
-            lease.meta.as_ref().map_or(lease.fetched_at, |meta| meta.fetched_at)
+            lease.before.meta.as_ref().map_or(lease.fetched_at, |meta| meta.fetched_at)
         }
         Answer::Value(_) | Answer::Unchanged | Answer::Gone => lease.fetched_at,
     }

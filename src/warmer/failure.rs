@@ -32,7 +32,7 @@ impl Attempt<'_> {
     pub(super) async fn give_up(&mut self, lease: &Lease, failure: Ending) -> RedisResult<Ending> {
         let (job, entry, outcome) = (self.job, self.entry, failure.outcome);
         let reason = failure.reason.map(|reason| reason.chars().take(LONGEST_REASON).collect::<String>());
-        let mut note = lease.meta.as_ref().map(|meta| meta.note.clone()).unwrap_or_default();
+        let mut note = lease.before.meta.as_ref().map(|meta| meta.note.clone()).unwrap_or_default();
         if entry.trigger == Trigger::Manual && outcome == Outcome::Failed && note.failures >= job.warm.attempts {
             note.failures = 0;
         }

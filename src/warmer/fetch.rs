@@ -24,8 +24,8 @@ impl Attempt<'_> {
         if !self.job.may_hold_unasked() {
             return Ok(false);
         }
-        let (expires, meta) = self.warmer.inspect(&self.entry.key).await?;
-        let Some(meta) = meta.filter(|meta| meta.is_of(expires) && meta.invalidated == 0) else { return Ok(false) };
+        let snapshot = self.warmer.store.snapshot(&self.entry.key).await?;
+        let Some(meta) = snapshot.ours().filter(|meta| meta.invalidated == 0) else { return Ok(false) };
         let ask = self.ask(0, Some(&meta.note.validators), Instant::now());
         Ok(self.warmer.sources.unchanged_without_asking(&self.warmer.jobs, &ask))
     }

@@ -10,7 +10,7 @@ use crate::entry::Validators;
 use crate::entry::duration::millis;
 use crate::entry::{EntryKey, Trigger};
 use crate::job::{FIRST_RETRY, Job, Jobs};
-use crate::store::{Fresh, Lease, Meta};
+use crate::store::{Expiry, Fresh, Lease, Meta};
 
 /// The time of a lease beyond its fetches: the round trips to Redis, and the commit.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
@@ -68,13 +68,13 @@ pub(super) fn is_storm(lease: &Lease, trigger: Trigger) -> bool {
         let since = lease.fetched_at - meta.fetched_at;
         meta.note.trigger == Some(Trigger::Invalidation) && (0..millis(STORM_WITHIN)).contains(&since)
     };
-    trigger == Trigger::Invalidation && lease.meta.as_ref().is_some_and(follows)
+    trigger == Trigger::Invalidation && lease.before.meta.as_ref().is_some_and(follows)
 }
 
 /// Returns the validators of the present value, where it may be kept if unchanged.
 pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
-    let meta: &Meta = lease.meta.as_ref()?;
-    let may_keep = meta.is_of(lease.pexpiretime) && (meta.invalidated == 0 || !job.may_hold_unasked());
+    let meta = lease.before.ours()?;
+    let may_keep = meta.invalidated == 0 || !job.may_hold_unasked();
     may_keep.then(|| meta.note.validators.clone())
 }
 
@@ -92,40 +92,34 @@ pub(super) fn jitter(wait: Duration) -> Duration {
 }
 
 impl Warmer {
-    /// Returns an entry's `PEXPIRETIME` (-2 where there is no value, -1 where it has no TTL) and its metadata.
-    pub(super) async fn inspect(&self, key: &EntryKey) -> RedisResult<(i64, Option<Meta>)> {
-        Ok(self.store.look(std::slice::from_ref(key)).await?.pop().unwrap_or((-2, None)))
-    }
-
     /// Rechecks an entry after its invalidation; returns what becomes of it where no fetch is needed: it has no value, or
     /// one of ours that holds.
     pub(super) async fn recheck(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Next>> {
-        Ok(match self.inspect(key).await? {
-            (-2, _) => Some(Next::Out),
-            (expires, Some(meta)) if meta.is_of(expires) && meta.invalidated == 0 && meta.stale_for == 0 => {
-                Some(keep(job, key, expires))
-            }
-            _ => None,
+        let snapshot = self.store.snapshot(key).await?;
+        let holds = snapshot.ours().is_some_and(|meta| meta.invalidated == 0 && meta.stale_for == 0);
+        Ok(match snapshot.expiry {
+            Expiry::Absent => Some(Next::Out),
+            expiry => holds.then(|| keep(job, key, expiry)),
         })
     }
 
     /// Returns the time of an entry's open invalidation (Redis time, ms); 0 where there is none.
     pub(super) async fn invalidated(&self, key: &EntryKey) -> RedisResult<i64> {
-        Ok(self.inspect(key).await?.1.map_or(0, |meta| meta.invalidated))
+        Ok(self.store.snapshot(key).await?.meta.map_or(0, |meta| meta.invalidated))
     }
 
     /// Returns when an entry is due that another writer wrote or removed during a fetch that began at `start` (Redis
     /// time, ms): before the present value expires, or before one fetched now would. An eviction has taken the entry
     /// off the agenda, so this is only for the time after.
     pub(super) async fn next_after_foreign(&self, job: &Job, key: &EntryKey, start: i64) -> RedisResult<Next> {
-        let expires = match self.inspect(key).await? {
-            (-2, _) => start + millis(job.ttl),
-            (expires, _) => expires,
+        let expiry = match self.store.snapshot(key).await?.expiry {
+            Expiry::Absent => Expiry::At(start + millis(job.ttl)),
+            present => present,
         };
-        Ok(match keep(job, key, expires) {
+        Ok(match (keep(job, key, expiry), expiry.at()) {
             // The other writer's value keeps at least half of its life.
-            Next::At(at) => Next::At(at.max(start + (expires - start) / 2)),
-            next => next,
+            (Next::At(at), Some(expires)) => Next::At(at.max(start + (expires - start) / 2)),
+            (next, _) => next,
         })
     }
 }

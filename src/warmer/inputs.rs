@@ -13,7 +13,7 @@ use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName};
 use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Params};
-use crate::store::Meta;
+use crate::store::{Meta, Snapshot};
 
 /// The longest wait for an invalidated input whose old value is readable, from the invalidation on.
 const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
@@ -84,16 +84,17 @@ impl Warmer {
             return Ok(None);
         }
         let keys: Vec<EntryKey> = job.inputs.values().filter_map(|pattern| pattern.write(params)).collect();
-        let inspected = self.store.look(&keys).await?;
-        let awaited = |(expires, meta): (i64, Option<Meta>)| {
-            meta.filter(|meta| expires != -2 && meta.invalidated > 0).is_some_and(
+        let snapshots = self.store.snapshots(&keys).await?;
+        let awaited = |snapshot: Snapshot| {
+            let there = snapshot.has_value();
+            snapshot.meta.filter(|meta| there && meta.invalidated > 0).is_some_and(
                 |Meta { invalidated, note, .. }| {
                     let failed = note.outcome == Some(Outcome::Failed) && note.attempted >= invalidated;
                     !failed && (now - invalidated).abs() < millis(FRESH_INPUT_WAIT)
                 },
             )
         };
-        Ok(keys.into_iter().zip(inspected).find_map(|(key, found)| awaited(found).then_some(key)))
+        Ok(keys.into_iter().zip(snapshots).find_map(|(key, snapshot)| awaited(snapshot).then_some(key)))
     }
 
     /// Makes an input due; returns why not where its fetch was given up just now.
@@ -111,7 +112,7 @@ impl Warmer {
             self.agenda.put(&owner.name, [key], when, Trigger::Invalidation).await?;
             return Ok(None);
         }
-        let note = self.store.look(std::slice::from_ref(key)).await?.pop().and_then(|(_, meta)| Some(meta?.note));
+        let note = self.store.snapshot(key).await?.meta.map(|meta| meta.note);
         let when = match note {
             Some(note) if note.outcome == Some(Outcome::Gone) || note.failures >= owner.warm.attempts => {
                 if note.attempted + 2 * millis(INPUT_WAIT) >= since {
@@ -140,10 +141,9 @@ impl Warmer {
             return Ok(false);
         }
         keys.push(key.clone());
-        let mut found = self.store.look(&keys).await?;
-        let known = |(expires, meta): (i64, Option<Meta>)| meta.filter(|meta| meta.is_of(expires));
-        let Some(made) = found.pop().and_then(known) else { return Ok(false) };
-        Ok(found.into_iter().filter_map(known).any(|input| made.validated_at <= input.content_since))
+        let mut found = self.store.snapshots(&keys).await?;
+        let Some(made) = found.pop().and_then(Snapshot::into_ours) else { return Ok(false) };
+        Ok(found.iter().filter_map(Snapshot::ours).any(|input| made.validated_at <= input.content_since))
     }
 
     /// Makes the dependants due that were made before an entry's content became readable at `content_since` (Redis
@@ -206,16 +206,17 @@ impl Warmer {
     }
 
     async fn wake_all(&self, job: &Job, dependants: Vec<EntryKey>, why: Wake) -> RedisResult<()> {
-        let inspected = self.store.look(&dependants).await?;
+        let snapshots = self.store.snapshots(&dependants).await?;
         let (mut due, mut waiting) = (Vec::new(), Vec::new());
-        for (key, (expires, meta)) in dependants.into_iter().zip(inspected) {
-            // It may wait until its input is fetched again.
-            if job.waits_for_inputs() && expires != -2 && meta.as_ref().is_some_and(|meta| meta.invalidated > 0) {
+        for (key, snapshot) in dependants.into_iter().zip(snapshots) {
+            let there = snapshot.has_value();
+            // It may wait for its input to be fetched anew.
+            if job.waits_for_inputs() && there && snapshot.meta.as_ref().is_some_and(|meta| meta.invalidated > 0) {
                 waiting.push(key.clone());
             }
-            let made = meta.filter(|meta| meta.is_of(expires)).map(|meta| meta.validated_at);
+            let made = snapshot.ours().map(|meta| meta.validated_at);
             match why {
-                _ if expires == -2 => waiting.push(key),
+                _ if !there => waiting.push(key),
                 Wake::Changed(_) => due.push(key),
                 Wake::Outdated(content_since) if made.is_some_and(|made| made <= content_since) => due.push(key),
                 Wake::Outdated(_) | Wake::Waiting => {}

@@ -106,7 +106,7 @@ async fn set_back(redis: &TestRedis, parts: &Parts) -> Option<u64> {
 
 /// When the content of an entry was asked for.
 async fn asked(parts: &Parts, key: &str) -> i64 {
-    parts.store.look(&[EntryKey::new(key)]).await.unwrap().remove(0).1.unwrap().fetched_at
+    parts.store.snapshot(&EntryKey::new(key)).await.unwrap().meta.unwrap().fetched_at
 }
 
 #[tokio::test]

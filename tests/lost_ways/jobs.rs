@@ -24,8 +24,7 @@ async fn a_worker_does_not_absolve_what_it_does_not_know() {
     parts.next_instant().await;
     let (unknowing, knowing) = (parts.revalidator(&art_only), parts.revalidator(&both));
     parts.store.note_gap(parts.now().await, Gap::Lost).await.unwrap();
-    let suspected =
-        async |key: EntryKey| parts.store.look(&[key]).await.unwrap()[0].1.as_ref().unwrap().invalidated > 0;
+    let suspected = async |key: EntryKey| parts.store.snapshot(&key).await.unwrap().meta.unwrap().invalidated > 0;
     for _ in 0..2 {
         unknowing.look().await.unwrap();
         assert_eq!((suspected(art("a")).await, suspected(story()).await), (true, false));

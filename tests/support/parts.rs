@@ -106,8 +106,7 @@ impl Parts {
 
     /// What is known of an entry of the job `art`.
     pub async fn meta(&self, name: &str) -> Option<Meta> {
-        let (_, meta) = self.store.look(&[art(name)]).await.unwrap().remove(0);
-        meta
+        self.store.snapshot(&art(name)).await.unwrap().meta
     }
 
     /// An entry's score on the agenda of the job `art`, if it is there.

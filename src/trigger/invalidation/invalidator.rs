@@ -260,12 +260,10 @@ impl Invalidator {
     /// No other worker hears of the message, and no value is better than an outdated one.
     async fn remove_foreign(&self, keys: Vec<EntryKey>, at: i64, handled: &mut Handled) -> RedisResult<()> {
         for batch in keys.chunks(ABREAST) {
-            let looked = self.store.look(batch).await?;
+            let snapshots = self.store.snapshots(batch).await?;
             let leased = self.store.leased(batch).await?;
-            let ours = batch.iter().zip(looked).zip(leased);
-            let ours = ours.filter(|((_, (expires, meta)), leased)| {
-                *leased || meta.as_ref().is_some_and(|meta| meta.is_of(*expires))
-            });
+            let ours = batch.iter().zip(snapshots).zip(leased);
+            let ours = ours.filter(|((_, snapshot), leased)| *leased || snapshot.ours().is_some());
             self.remove(ours.map(|((key, _), _)| key), at, handled).await?;
         }
         Ok(())

@@ -105,8 +105,7 @@ impl Rescuer {
 
     /// Ends the fetch of an entry whose worker died, and counts that.
     async fn take_lease(&self, job: &JobName, key: &EntryKey, token: &str) -> RedisResult<Next> {
-        let (_, meta) = self.store.look(std::slice::from_ref(key)).await?.pop().unwrap_or_default();
-        let note = meta.map(|meta| meta.note).unwrap_or_default();
+        let note = self.store.snapshot(key).await?.meta.map(|meta| meta.note).unwrap_or_default();
         let crashes = note.crashes.saturating_add(1);
         let reason = poison_reason(crashes);
         let note = Note { crashes, outcome: Some(Outcome::Failed), reason: Some(reason.clone()), ..note };

@@ -24,8 +24,7 @@ use crate::protocol::Handled;
 use crate::protocol::Keys;
 use crate::redis::Troubles;
 use crate::redis::{Backoff, Connection, Scan, lead};
-use crate::store::Gap;
-use crate::store::Store;
+use crate::store::{Gap, Snapshot, Store};
 use crate::trigger::invalidation::{Debounced, Invalidator};
 
 /// Entries of a job that are looked at in the order in which they are read.
@@ -208,16 +207,16 @@ impl Revalidator {
     /// Of these entries, those with a value of ours that was fetched by then, or in the future, and that nobody has doubted
     /// since; and how bad it is. Where a look will do, to have been looked at since will, too.
     async fn suspects(&self, keys: Vec<EntryKey>, suspect: Suspect) -> RedisResult<Vec<(EntryKey, Gap)>> {
-        let looked = self.store.look(&keys).await?;
+        let snapshots = self.store.snapshots(&keys).await?;
         let now = self.store.now().await?;
-        let doubted = |(key, (expires, meta)): (EntryKey, (i64, Option<crate::store::Meta>))| {
-            let meta = meta.filter(|meta| meta.is_of(expires) && meta.invalidated <= suspect.at)?;
+        let doubted = |(key, snapshot): (EntryKey, Snapshot)| {
+            let meta = snapshot.into_ours().filter(|meta| meta.invalidated <= suspect.at)?;
             let lost = suspect.gap == Gap::Lost || suspect.from.is_some_and(|from| meta.fetched_at > from);
             let since = if lost { meta.fetched_at } else { meta.validated_at };
             let gap = if lost { Gap::Lost } else { Gap::Missed };
             (since <= suspect.at || since > now).then_some((key, gap))
         };
-        Ok(keys.into_iter().zip(looked).filter_map(doubted).collect())
+        Ok(keys.into_iter().zip(snapshots).filter_map(doubted).collect())
     }
 
     async fn invalidate(&self, keys: Vec<EntryKey>, at: i64, when: When) -> RedisResult<()> {

@@ -1,0 +1,193 @@
+//! Writing what a fetch brought, under its lease.
+//!
+//! Each step is one script that `fence.lua` guards: it writes only under a lease that is ours and unmarked.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{RedisResult, Script};
+
+use super::lease::Lease;
+use super::meta::Note;
+use super::snapshot::Expiry;
+use super::{META, META_OUTLIVES, Store, change, coded, millis};
+use crate::entry::{EntryKey, hash};
+use crate::protocol::LEASE_RECORD;
+use crate::redis::with_preludes;
+
+static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/commit.lua")));
+static EXTEND: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/extend.lua")));
+static GONE: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/gone.lua")));
+static EXTEND_STALE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/extend_stale.lua")));
+
+/// Returns a script that writes only where the fence lets it.
+fn fenced(script: &str) -> Script {
+    with_preludes(&[LEASE_RECORD, META, include_str!("lua/fence.lua")], script)
+}
+
+/// How writing went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is readable, or gone.
+    Done {
+        /// When the value expires.
+        expiry: Expiry,
+        /// Its content is another than before.
+        changed: bool,
+    },
+    /// An invalidation came: the lease was begun anew, at this Redis time; fetch again.
+    Again(i64),
+    /// The entry was evicted meanwhile: the answer is dropped.
+    Evicted,
+    /// The lease ran out or was lost: the answer is dropped.
+    Lost,
+    /// The value is gone, somebody else's, or invalidated, and cannot be extended: fetch again without validators.
+    Foreign,
+    /// The key holds something else than a string by now. It is somebody else's and stays: the answer is dropped.
+    WrongType,
+}
+
+/// An old value that may outlive its TTL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaleExtension {
+    /// Until when it lives now (Redis time, ms).
+    pub expires: i64,
+    /// When its TTL ends, or ended.
+    pub ends: i64,
+}
+
+impl Store {
+    /// Writes a value for `ttl`.
+    ///
+    /// # Errors
+    /// Redis's; the value may or may not have been written, as a whole.
+    pub async fn commit(
+        &self,
+        key: &EntryKey,
+        lease: &Lease,
+        json: &str,
+        ttl: Duration,
+        note: &Note,
+    ) -> RedisResult<Written> {
+        let reply = self
+            .call(&COMMIT, key)
+            .arg(&lease.token)
+            .arg(json)
+            .arg(millis(ttl))
+            .arg(hash(json))
+            .arg(note.attempt())
+            .arg(note.to_json())
+            .arg(millis(META_OUTLIVES))
+            .arg(millis(lease.time))
+            .arg(self.keys.changed_channel())
+            .arg(change(key, "warmed"))
+            .arg(lease.fetched_at)
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        written(reply)
+    }
+
+    /// Lets the present value live on for `ttl`, since its upstream says that it is unchanged.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn extend(&self, key: &EntryKey, lease: &Lease, ttl: Duration, note: &Note) -> RedisResult<Written> {
+        self.extend_script(key, lease, ttl, note, true).await
+    }
+
+    /// The same without having asked anybody: only if it was not invalidated, either. For invalidations its content stays as
+    /// old as it was.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn extend_unasked(
+        &self,
+        key: &EntryKey,
+        lease: &Lease,
+        ttl: Duration,
+        note: &Note,
+    ) -> RedisResult<Written> {
+        self.extend_script(key, lease, ttl, note, false).await
+    }
+
+    async fn extend_script(
+        &self,
+        key: &EntryKey,
+        lease: &Lease,
+        ttl: Duration,
+        note: &Note,
+        asked: bool,
+    ) -> RedisResult<Written> {
+        let reply = self
+            .call(&EXTEND, key)
+            .arg(&lease.token)
+            .arg(millis(ttl))
+            .arg(lease.before.expiry.pexpiretime())
+            .arg(note.attempt())
+            .arg(note.to_json())
+            .arg(millis(META_OUTLIVES))
+            .arg(millis(lease.time))
+            .arg(u8::from(!asked))
+            .arg(lease.fetched_at)
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        written(reply)
+    }
+
+    /// Removes the value of what the upstream no longer has.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn gone(&self, key: &EntryKey, lease: &Lease, note: &Note) -> RedisResult<Written> {
+        let reply = self
+            .call(&GONE, key)
+            .arg(&lease.token)
+            .arg(note.attempt())
+            .arg(note.to_json())
+            .arg(millis(META_OUTLIVES))
+            .arg(millis(lease.time))
+            .arg(self.keys.changed_channel())
+            .arg(change(key, "gone"))
+            .arg(lease.fetched_at)
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        written(reply)
+    }
+
+    /// Lets an old value live for `time` from now on, at most `longest` beyond its TTL; `None` where there is none, or it is
+    /// not ours, or was invalidated. Until then it is found under its tags, whatever life its job gave it when it was made.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn extend_stale(
+        &self,
+        key: &EntryKey,
+        time: Duration,
+        longest: Duration,
+    ) -> RedisResult<Option<StaleExtension>> {
+        self.tag_again(key, time).await?;
+        let (expires, ends): (i64, i64) = self
+            .call(&EXTEND_STALE, key)
+            .arg(millis(time))
+            .arg(millis(longest))
+            .arg(millis(META_OUTLIVES))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        Ok((expires > 0).then_some(StaleExtension { expires, ends }))
+    }
+}
+
+fn written(reply: Vec<redis::Value>) -> RedisResult<Written> {
+    let what: String = reply.first().map(redis::from_redis_value_ref).transpose()?.unwrap_or_default();
+    let number = |i: usize| -> RedisResult<i64> {
+        Ok(reply.get(i).map(redis::from_redis_value_ref).transpose()?.unwrap_or_default())
+    };
+    Ok(match what.as_str() {
+        "done" => Written::Done { expiry: Expiry::from_pexpiretime(number(2)?), changed: number(3)? == 1 },
+        "again" => Written::Again(number(1)?),
+        "evicted" => Written::Evicted,
+        "foreign" => Written::Foreign,
+        "wrongtype" => Written::WrongType,
+        _ => Written::Lost,
+    })
+}

@@ -1,0 +1,86 @@
+//! Invalidating one entry: what was fetched before is fenced, removed or made due.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{RedisResult, Script};
+
+use super::lease::Removal;
+use super::tags::Stamp;
+use super::{META_OUTLIVES, Store, change, coded, millis};
+use crate::entry::EntryKey;
+
+/// After a fetch for an invalidation began, how long the next refresh of that entry is held off. A storm of invalidations then
+/// costs a few fetches a second, and each of them lands.
+const STORM: Duration = Duration::from_millis(250);
+/// The same where a fetch costs money, once a fetch for an invalidation has followed another.
+const PAID_STORM: Duration = Duration::from_secs(10);
+
+static INVALIDATE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/invalidate.lua")));
+
+/// What an invalidation of one entry did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalidated {
+    /// A fetch in flight will not be written; its worker fetches again (refresh) or drops it (evict).
+    pub fenced: bool,
+    /// The entry is to be fetched anew, and nobody does yet.
+    pub due: bool,
+    /// The fetch that was fenced is a service's load, which is not begun anew.
+    pub loading: bool,
+    /// Nothing is known of the entry: no value, no fetch, no metadata.
+    pub unknown: bool,
+    /// A value was removed.
+    pub removed: bool,
+    /// Nothing was done: a storm is on, and a fetch for the last invalidation is under way. Come again after this time.
+    pub debounced: Option<Duration>,
+}
+
+impl Store {
+    /// Handles an invalidation with time `at` (Redis time, ms) of one entry. In a storm of them a refresh is held off.
+    ///
+    /// # Errors
+    /// Redis's; handling it again does no harm.
+    pub async fn invalidate(&self, key: &EntryKey, at: i64, removal: Removal) -> RedisResult<Invalidated> {
+        self.invalidated(key, at, removal, (STORM, STORM)).await
+    }
+
+    /// The same for what is paid for: in a storm it is held off for longer.
+    ///
+    /// # Errors
+    /// As [`Store::invalidate`].
+    pub async fn invalidate_paid(&self, key: &EntryKey, at: i64, removal: Removal) -> RedisResult<Invalidated> {
+        self.invalidated(key, at, removal, (STORM, PAID_STORM)).await
+    }
+
+    /// Marks the caller's own lease with an invalidation that a tag told of; storm or not.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn fence(&self, key: &EntryKey, stamp: Stamp) -> RedisResult<()> {
+        self.invalidated(key, stamp.at, stamp.removal, (Duration::ZERO, Duration::ZERO)).await.map(|_| ())
+    }
+
+    async fn invalidated(
+        &self,
+        key: &EntryKey,
+        at: i64,
+        removal: Removal,
+        (pause, pause_in_storm): (Duration, Duration),
+    ) -> RedisResult<Invalidated> {
+        let (fenced, due, removed, wait): (u8, u8, u8, u64) = self
+            .call(&INVALIDATE, key)
+            .arg(at)
+            .arg(removal.as_str())
+            .arg(millis(META_OUTLIVES))
+            .arg(self.keys.changed_channel())
+            .arg(change(key, "evicted"))
+            .arg(millis(pause))
+            .arg(millis(pause_in_storm))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        let unknown = due == 2;
+        let debounced = (wait > 0).then(|| Duration::from_millis(wait));
+        let (loading, due) = (due == 3, due == 1 || due == 3);
+        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, debounced })
+    }
+}

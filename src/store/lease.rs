@@ -1,0 +1,349 @@
+//! The lease of an entry: the lock on its fetch, and the fence before its commit.
+//!
+//! The record beside the entry is `token fetched_at mark`: who fetches, when the fetch began (Redis time, ms), and what came
+//! since. It expires by itself, and no record means that nobody fetches. `lease_record.lua` in `protocol` is its codec for
+//! scripts.
+//!
+//! | mark | state | set by | next |
+//! |---|---|---|---|
+//! | `-` | a worker fetches | `lease.lua` | commit, extend, gone and release drop the record |
+//! | `+` | a worker fetches for an invalidation that follows another; a third one is held off | `lease.lua`, `fence.lua` | as `-` |
+//! | `=` | a service loads | `begin.lua` of the library | `land.lua` and `drop.lua` drop the record |
+//! | `r` | a refresh came since `fetched_at` | `invalidate.lua` | a worker's commit makes it `+` with a new `fetched_at`, and the worker fetches again; a load writes nothing |
+//! | `e` | an eviction came, or a service wrote or removed the value | `invalidate.lua`; `set.lua`, `delete.lua`, `increment.lua` | the commit drops the record and the answer; a load takes it over as `=` |
+//!
+//! A later mark replaces `r` or `e`. Only a holder whose token and `fetched_at` are in the record, under `-`, `+` or `=`, writes.
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, FromRedisValue, RedisResult, Script};
+
+use super::meta::{Meta, Note};
+use super::snapshot::{Expiry, Snapshot};
+use super::{META_OUTLIVES, Store, coded, millis};
+use crate::entry::EntryKey;
+
+/// How long one invalidation makes a storm of the next.
+const STORM_LASTS: Duration = Duration::from_secs(1);
+
+/// So many workers in a row that died while they fetched an entry make it a dead letter.
+pub(crate) const POISON_CRASHES: u32 = 3;
+
+/// From so many crashes on an entry is fetched while no other such entry is, so that its neighbours are not counted for it.
+pub(crate) const SUSPECT_CRASHES: u32 = 2;
+
+/// Returns why an entry is not tried again.
+pub(crate) fn poison_reason(crashes: u32) -> String {
+    format!("{crashes} workers in a row died while they fetched it")
+}
+
+static LEASE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/lease.lua")));
+static RELEASE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/release.lua")));
+
+/// The mark of a lease's record; the module's table says what each means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    First,
+    Again,
+    Load,
+    Refresh,
+    Evict,
+}
+
+impl Mark {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "-" => Self::First,
+            "+" => Self::Again,
+            "=" => Self::Load,
+            "r" => Self::Refresh,
+            "e" => Self::Evict,
+            _ => return None,
+        })
+    }
+
+    /// Returns what an invalidation asked for since the fetch began.
+    fn removal(self) -> Option<Removal> {
+        match self {
+            Self::Refresh => Some(Removal::Refresh),
+            Self::Evict => Some(Removal::Evict),
+            Self::First | Self::Again | Self::Load => None,
+        }
+    }
+}
+
+/// What an invalidation asks for, and the mark that it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// The old value stays readable until the new one lands.
+    Refresh,
+    /// The old value goes at once.
+    Evict,
+}
+
+impl Removal {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Refresh => "r",
+            Self::Evict => "e",
+        }
+    }
+}
+
+/// A lease's record: whose fetch it is, and its mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Record<'a> {
+    pub(super) token: &'a str,
+    pub(super) mark: Mark,
+}
+
+impl<'a> Record<'a> {
+    /// Reads `token fetched_at mark`; `None` where it is none.
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        let mut fields = text.split(' ');
+        let (token, _fetched_at, mark) = (fields.next()?, fields.next()?.parse::<i64>().ok()?, fields.next()?);
+        Some(Self { token, mark: Mark::parse(mark).filter(|_| fields.next().is_none())? })
+    }
+}
+
+/// What makes a fetch unnecessary. An invalidated value is never fresh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fresh {
+    /// Our value was fetched at or after this (Redis time, ms).
+    pub since: Option<i64>,
+    /// Our value lives at least until this (Redis time, ms).
+    pub until: Option<i64>,
+    /// There is a value, whoever wrote it.
+    pub any: bool,
+    /// There is no value.
+    pub absent: bool,
+    /// So many workers or more in a row have died while they fetched it.
+    pub deadly: Option<u32>,
+}
+
+/// A fetch that has begun: nobody else fetches this entry, and nothing fetched before an invalidation is written.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// Ours alone.
+    pub token: String,
+    /// When it began (Redis time, ms).
+    pub fetched_at: i64,
+    /// When the answer must be there, on our clock; somewhat before the lease ends.
+    pub deadline: Instant,
+    /// How long it holds.
+    pub time: Duration,
+    /// The value and its metadata as it began.
+    pub before: Snapshot,
+}
+
+/// How taking a lease went.
+#[derive(Debug)]
+pub enum Leased {
+    /// Fetch now.
+    Yes(Box<Lease>),
+    /// Somebody else does, for at most this long.
+    Busy(Duration),
+    /// There is nothing to do.
+    Fresh {
+        /// Redis time, ms.
+        now: i64,
+        /// When the value expires.
+        expiry: Expiry,
+        /// Since when its content is readable (Redis time, ms); `None` where somebody else wrote it.
+        content_since: Option<i64>,
+    },
+    /// There is no value, and none is wanted.
+    Absent,
+    /// The key holds something else than a string, of this type. It is somebody else's and stays.
+    WrongType(String),
+    /// Too many workers have died of it; see [`Fresh::deadly`]. Nothing was begun.
+    Poison,
+}
+
+impl Store {
+    /// Begins a fetch of `key` that is given up after `time`, unless nothing is to be done.
+    ///
+    /// # Errors
+    /// Redis's. If the answer was lost the lease may be there: nobody fetches until it ends.
+    pub async fn lease(&self, key: &EntryKey, time: Duration, fresh: Fresh) -> RedisResult<Leased> {
+        let token = self.token();
+        let begun = Instant::now();
+        let reply = self.lease_call(key, &token, time, fresh).invoke_async(&mut self.redis.clone()).await?;
+        leased(reply, token, begun, time)
+    }
+
+    /// The same, and in the same round trip what `then` asks for once the lease is taken.
+    ///
+    /// # Errors
+    /// As [`Store::lease`].
+    pub async fn lease_and<T: FromRedisValue>(
+        &self,
+        key: &EntryKey,
+        time: Duration,
+        fresh: Fresh,
+        then: &Cmd,
+    ) -> RedisResult<(Leased, T)> {
+        let token = self.token();
+        let begun = Instant::now();
+        let redis = &mut self.redis.clone();
+        let mut pipe = redis::pipe();
+        pipe.invoke_script(&self.lease_call(key, &token, time, fresh)).add_command(then.clone()).ignore_errors();
+        let (reply, found): (RedisResult<redis::Value>, RedisResult<T>) = pipe.query_async(redis).await?;
+        match reply {
+            // A Redis that was started anew has to be told the script; nothing was done.
+            Err(e) if e.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
+                let leased = self.lease(key, time, fresh).await?;
+                Ok((leased, then.query_async(redis).await?))
+            }
+            reply => {
+                let leased = leased(reply?, token, begun, time)?;
+                if let (Leased::Yes(lease), Err(_)) = (&leased, &found) {
+                    // Nobody would know of it.
+                    self.release(key, &lease.token, None).await?;
+                }
+                Ok((leased, found?))
+            }
+        }
+    }
+
+    /// Of a new lease: whose it is, and which.
+    fn token(&self) -> String {
+        static LEASES: AtomicU64 = AtomicU64::new(0);
+        format!("{}-{}", self.holder, LEASES.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn lease_call(
+        &self,
+        key: &EntryKey,
+        token: &str,
+        time: Duration,
+        fresh: Fresh,
+    ) -> redis::ScriptInvocation<'static> {
+        let mut call = self.call(&LEASE, key);
+        call.arg(token)
+            .arg(millis(time))
+            .arg(fresh.since.unwrap_or(-1))
+            .arg(fresh.until.unwrap_or(-1))
+            .arg(u8::from(fresh.any))
+            .arg(u8::from(fresh.absent))
+            .arg(millis(STORM_LASTS))
+            .arg(fresh.deadly.map_or(-1, i64::from));
+        call
+    }
+
+    /// Ends a fetch that brought no value; the old one stays. Without a note the last one stays too.
+    ///
+    /// # Errors
+    /// Redis's; the lease then ends by itself.
+    pub async fn release(&self, key: &EntryKey, token: &str, note: Option<&Note>) -> RedisResult<Option<Removal>> {
+        Ok(self.released(key, token, note).await?.flatten())
+    }
+
+    /// Ends the fetch of a holder that is dead; `None` if the lease is no longer there.
+    ///
+    /// # Errors
+    /// Redis's; the lease then ends by itself.
+    pub async fn rescue(&self, key: &EntryKey, token: &str, note: &Note) -> RedisResult<Option<Option<Removal>>> {
+        self.released(key, token, Some(note)).await
+    }
+
+    async fn released(&self, key: &EntryKey, token: &str, note: Option<&Note>) -> RedisResult<Option<Option<Removal>>> {
+        let reply: Vec<String> = self
+            .call(&RELEASE, key)
+            .arg(token)
+            .arg(note.map(Note::attempt).unwrap_or_default())
+            .arg(note.map(Note::to_json).unwrap_or_default())
+            .arg(millis(META_OUTLIVES))
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        let done = reply.first().is_some_and(|what| what == "done");
+        Ok(done.then(|| reply.get(1).and_then(|mark| Mark::parse(mark)?.removal())))
+    }
+
+    /// Who fetches these entries now: holder and token of each lease, in order.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn holders(&self, entries: &[EntryKey]) -> RedisResult<Vec<Option<(String, String)>>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("GET").arg(self.keys.lease(key));
+        }
+        let leases: Vec<Option<String>> = pipe.query_async(&mut self.redis.clone()).await?;
+        let holder = |lease: &String| {
+            let Record { token, .. } = Record::parse(lease)?;
+            Some((token.split('-').next()?.to_owned(), token.to_owned()))
+        };
+        Ok(leases.iter().map(|lease| lease.as_ref().and_then(holder)).collect())
+    }
+
+    /// Whether somebody fetches each of these entries.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn leased(&self, entries: &[EntryKey]) -> RedisResult<Vec<bool>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("EXISTS").arg(self.keys.lease(key));
+        }
+        pipe.query_async(&mut self.redis.clone()).await
+    }
+}
+
+fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) -> RedisResult<Leased> {
+    let (what, now, expires, meta) = lease_reply(reply)?;
+    let expiry = Expiry::from_pexpiretime(expires.unwrap_or(-2));
+    Ok(match what.as_str() {
+        "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
+        "fresh" => {
+            let found = Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) };
+            Leased::Fresh { now, expiry, content_since: found.ours().map(|meta| meta.content_since) }
+        }
+        "absent" => Leased::Absent,
+        "wrongtype" => Leased::WrongType(meta.unwrap_or_default()),
+        "deadly" => Leased::Poison,
+        _ => Leased::Yes(Box::new(Lease {
+            token,
+            fetched_at: now,
+            deadline: begun + time.mul_f32(0.9),
+            time,
+            before: Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) },
+        })),
+    })
+}
+
+fn lease_reply(reply: redis::Value) -> RedisResult<(String, i64, Option<i64>, Option<String>)> {
+    let parts: Vec<redis::Value> = redis::from_redis_value(reply)?;
+    let what = parts.first().map(redis::from_redis_value_ref).transpose()?.unwrap_or_default();
+    let number = parts.get(1).map(redis::from_redis_value_ref).transpose()?.unwrap_or_default();
+    let expires = parts.get(2).map(redis::from_redis_value_ref).transpose()?;
+    let meta = parts.get(3).map(redis::from_redis_value_ref).transpose()?;
+    Ok((what, number, expires, meta))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::LEASE_RECORD;
+
+    #[test]
+    fn a_record_is_read_as_scripts_write_it() {
+        assert!(LEASE_RECORD.contains("local FIRST, AGAIN, LOAD, REFRESH, EVICT = '-', '+', '=', 'r', 'e'"));
+        let marks = [Mark::First, Mark::Again, Mark::Load, Mark::Refresh, Mark::Evict];
+        for (mark, text) in marks.into_iter().zip(["-", "+", "=", "r", "e"]) {
+            let record = format!("worker-7 1732270000123 {text}");
+            assert_eq!(Record::parse(&record), Some(Record { token: "worker-7", mark }));
+        }
+        for foreign in ["", "worker-7", "worker-7 x -", "worker-7 1 ?", "worker-7 1 - -"] {
+            assert_eq!(Record::parse(foreign), None, "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Entries as they are now: their expiry and metadata, and their values.
+
+use std::time::Duration;
+
+use redis::RedisResult;
+
+use super::meta::Meta;
+use super::{Store, millis};
+use crate::entry::EntryKey;
+
+/// How long it is remembered that we read a value ourselves, where Redis takes that for a read like any other.
+pub(crate) const TOUCHED: Duration = Duration::from_secs(3_600);
+
+/// When a value expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// There is no value.
+    Absent,
+    /// The value has no TTL.
+    Never,
+    /// The value expires at this Redis time (ms).
+    At(i64),
+}
+
+impl Expiry {
+    /// Reads a reply of `PEXPIRETIME`.
+    pub fn from_pexpiretime(reply: i64) -> Self {
+        match reply {
+            -2 => Self::Absent,
+            -1 => Self::Never,
+            at => Self::At(at),
+        }
+    }
+
+    /// Returns the reply of `PEXPIRETIME`.
+    pub(super) fn pexpiretime(self) -> i64 {
+        match self {
+            Self::Absent => -2,
+            Self::Never => -1,
+            Self::At(at) => at,
+        }
+    }
+
+    /// Returns the time (Redis time, ms) if there is one.
+    pub fn at(self) -> Option<i64> {
+        match self {
+            Self::Absent | Self::Never => None,
+            Self::At(at) => Some(at),
+        }
+    }
+}
+
+/// An entry at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// When its value expires.
+    pub expiry: Expiry,
+    /// Its metadata. They may speak of a value that somebody else has replaced since: see [`Self::ours`].
+    pub meta: Option<Meta>,
+}
+
+impl Snapshot {
+    /// Returns true if there is a value.
+    pub fn has_value(&self) -> bool {
+        self.expiry != Expiry::Absent
+    }
+
+    /// Returns the metadata if the value is the one they speak of: we wrote it, and nobody else since.
+    pub fn ours(&self) -> Option<&Meta> {
+        self.meta.as_ref().filter(|meta| meta.validated_at > 0 && self.expiry == Expiry::At(meta.own_expiry))
+    }
+
+    /// Returns the metadata as [`Self::ours`] does.
+    pub fn into_ours(self) -> Option<Meta> {
+        self.ours().is_some().then_some(self.meta)?
+    }
+}
+
+impl Store {
+    /// Returns snapshots of many entries in one round trip, in order. Metadata that somebody overwrote with another type are
+    /// none.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn snapshots(&self, entries: &[EntryKey]) -> RedisResult<Vec<Snapshot>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("PEXPIRETIME").arg(key.as_str());
+            // Unlike `GET`, it gives no error for another type.
+            pipe.cmd("MGET").arg(self.keys.meta(key));
+        }
+        let reply: Vec<redis::Value> = pipe.query_async(&mut self.redis.clone()).await?;
+        reply
+            .chunks_exact(2)
+            .map(|pair| {
+                let expiry = Expiry::from_pexpiretime(redis::from_redis_value_ref(&pair[0])?);
+                let (meta,) = redis::from_redis_value_ref::<(Option<String>,)>(&pair[1])?;
+                Ok(Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) })
+            })
+            .collect::<Result<_, redis::ParsingError>>()
+            .map_err(Into::into)
+    }
+
+    /// Returns a snapshot of one entry.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn snapshot(&self, key: &EntryKey) -> RedisResult<Snapshot> {
+        let found = self.snapshots(std::slice::from_ref(key)).await?.pop();
+        Ok(found.unwrap_or(Snapshot { expiry: Expiry::Absent, meta: None }))
+    }
+
+    /// The values of entries, `None` where there is none. What is no text is made one; a key that holds no string has none.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn values(&self, entries: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        // For these reads alone: what else is read here (metadata, limits) must not become the coldest that Redis knows.
+        pipe.cmd("CLIENT").arg("NO-TOUCH").arg("ON");
+        for key in entries {
+            pipe.cmd("GET").arg(key.as_str());
+        }
+        pipe.cmd("CLIENT").arg("NO-TOUCH").arg("OFF");
+        // Of two kinds: CLIENT answers with a status, which is no value.
+        let mut replies: Vec<RedisResult<redis::Value>> =
+            pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
+        replies.pop();
+        if replies.remove(0).is_err() {
+            self.touched(entries).await;
+        }
+        replies
+            .into_iter()
+            .map(|reply| match reply {
+                Ok(reply) => {
+                    let bytes: Option<Vec<u8>> = redis::from_redis_value(reply)?;
+                    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+                }
+                Err(e) if e.code() == Some("WRONGTYPE") => Ok(None),
+                Err(e) => Err(e),
+            })
+            .collect()
+    }
+
+    /// Remembers that we read these values: a Redis before 7.2 takes that for a read by the API. Where that fails, it does.
+    async fn touched(&self, entries: &[EntryKey]) {
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("SET").arg(self.keys.touched(key)).arg("").arg("PX").arg(millis(TOUCHED)).ignore();
+        }
+        let _: RedisResult<()> = pipe.exec_async(&mut self.redis.clone()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_ours_only_with_the_expiry_that_we_gave_it() {
+        let meta = |packed: &str| Meta::parse(packed);
+        let ours = |reply, packed| {
+            Snapshot { expiry: Expiry::from_pexpiretime(reply), meta: meta(packed) }.into_ours().is_some()
+        };
+        assert!(ours(1_732_277_200_123, "1732270000123 1732277200123 0 0 abc {broken"));
+        assert!(!ours(1_732_277_200_124, "1732270000123 1732277200123 0 0 abc {}"), "another expiry");
+        assert!(!ours(-2, "1732270000123 0 0 0 - {}"), "no value");
+        assert!(!ours(-1, "1732270000123 0 0 0 - {}"), "no TTL");
+        assert!(!ours(17, "0 17 0 0 - {}"), "we fetched none");
+        for reply in [-2, -1, 0, 17] {
+            assert_eq!(Expiry::from_pexpiretime(reply).pexpiretime(), reply);
+        }
+    }
+}
