@@ -1,9 +1,10 @@
-//! The agenda: what is due when.
+//! The agenda: when which entry is due.
 //!
-//! One sorted set per job, member = entry key, score = [`Due`]. An entry is on it once, however many triggers and
-//! workers name it. Claiming moves the score, it does not remove: a worker that dies leaves its entries due again. Every
-//! later step compares the score it left behind ([`Agenda::take`], [`Agenda::finish`]), so whoever comes too late, or was
-//! overtaken by an invalidation, changes nothing.
+//! One sorted set per job: member = entry key, score = [`Due`]. An entry is on it once, however many triggers and
+//! workers name it. A claim moves the score and removes nothing: the entries of a worker that dies come due again.
+//! Every later step compares the score that the one before left ([`Agenda::take`], [`Agenda::finish`]). A step that
+//! comes too late, or that an invalidation has overtaken, changes nothing. No other room sends a command to an agenda's
+//! key: what others batch with commands of their own, they take from `ask_score` and its like.
 
 mod refresh;
 mod score;
@@ -28,7 +29,7 @@ use crate::redis::{Connection, is_of_keys, with_preludes};
 
 /// Dead letters kept for each job; the oldest go first.
 const DEAD_LETTERS: usize = 10_000;
-/// Entries handed to one script call, so that none holds Redis up.
+/// Entries in one script call, so that no call holds Redis up.
 const BATCH: usize = 250;
 /// Entries that Redis looks at in one step of a scan.
 const STEP: usize = 500;
@@ -44,19 +45,19 @@ fn scored(script: &str) -> Script {
     with_preludes(&[include_str!("lua/score.lua")], script)
 }
 
-/// How to put entries on the agenda.
+/// The place of entries that are put on the agenda.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     /// Before all else.
     Urgent,
-    /// Before all that is merely due, one of many; in order of this Redis time (ms; 0 is now).
+    /// Before all scheduled entries, as one of many; in order of this Redis time (ms; 0 is now).
     Bulk(i64),
     /// At this Redis time (ms; 0 is now), unless earlier already.
     Due(i64),
-    /// At this Redis time (ms), unless on the agenda already. A look ([`Trigger::Settle`]) is then owed by the warmup or the
-    /// person that the entry is there for, unless it is taken: see [`Due::look`].
+    /// At this Redis time (ms), unless on the agenda already. A warmup or a person's request that the entry is there
+    /// for then owes a second look ([`Trigger::Settle`]), except while it runs: see [`Due::look`].
     Keep(i64),
-    /// Now, but only if it is on the agenda.
+    /// Now, if the entry is on the agenda; else it stays away.
     IfThere,
 }
 
@@ -69,60 +70,61 @@ pub struct Claimed {
     /// Its score while claimed.
     #[serde(rename = "c")]
     pub score: String,
-    /// Since when it was due (Redis time, ms).
+    /// When it became due (Redis time, ms).
     #[serde(rename = "d")]
     pub since: i64,
 }
 
 impl Claimed {
-    /// The score, read.
+    /// Returns the decoded score.
     pub fn due(&self) -> Due {
         Due::from_score(self.score.parse().unwrap_or_default())
     }
 
-    /// Whether an entry's present score is this claim's, which may have come to owe a look meanwhile.
+    /// Returns true if an entry's present score is this claim's. The claim may have come to owe a second look
+    /// meanwhile.
     pub fn is_at(&self, score: f64) -> bool {
         let bare = |due: Due| Due { look: false, ..due };
         bare(Due::from_score(score)) == bare(self.due())
     }
 }
 
-/// What one claim brought.
+/// The result of one claim.
 #[derive(Debug)]
 pub struct Claims {
-    /// The entries, the most urgent first.
+    /// The entries, in the order in which they are warmed.
     pub entries: Vec<Claimed>,
-    /// How long until something more may be due; `None` if nothing is.
+    /// The time until more may be due; `None` if the agenda is empty.
     pub next: Option<Duration>,
     /// The job is paused: nothing of it is claimed.
     pub paused: bool,
 }
 
-/// What becomes of an entry after it was warmed.
+/// The next step of an entry after it was warmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Due at this Redis time (ms) as its TTL comes to an end.
+    /// Due at this Redis time (ms), when its TTL comes to an end.
     At(i64),
-    /// Looked at once more at this Redis time (ms), as [`Trigger::Settle`].
+    /// Due at this Redis time (ms) for a second look ([`Trigger::Settle`]).
     Settle(i64),
-    /// Due after this time for the same trigger; after zero, as urgent as before.
+    /// Due after this time, for the same trigger and with the same priority.
     In(Duration),
-    /// It leaves.
+    /// It leaves the agenda.
     Out,
-    /// It leaves for the dead letters, for this reason.
+    /// It leaves the agenda for the dead letters, for this reason.
     Dead(String),
 }
 
-/// One entry's end.
+/// An entry whose warming ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
     /// The entry.
     pub key: String,
-    /// The score by which we hold it.
+    /// Its score while claimed or running.
     pub score: String,
-    /// What becomes of it.
+    /// Its next step.
     pub next: Next,
-    /// How its warming ended; `None` where it was only handed back.
+    /// The outcome; `None` where the entry was only handed back.
     pub outcome: Option<Outcome>,
 }
 
@@ -133,21 +135,21 @@ pub struct Agenda {
     keys: Keys,
 }
 
-/// What a signal says that makes dispatchers look at a job's agenda.
+/// Returns the signal that makes dispatchers look at a job's agenda.
 pub fn due_signal(job: &JobName) -> String {
     format!("due {job}")
 }
 
 impl Agenda {
-    /// The agendas under these keys.
+    /// Returns the agendas under these keys.
     pub fn new(redis: Connection, keys: Keys) -> Self {
         Self { redis, keys }
     }
 
-    /// Makes entries due; returns how many moved. An invalidation also overtakes what a worker has taken.
+    /// Makes entries due; returns how many moved. An invalidation also overtakes running entries.
     ///
     /// # Errors
-    /// Redis's; what was sent before may have moved.
+    /// Redis's; earlier batches may have moved.
     pub async fn put<'a, I>(&self, job: &JobName, entries: I, when: When, trigger: Trigger) -> RedisResult<u64>
     where
         I: IntoIterator<Item = &'a EntryKey>,
@@ -179,8 +181,8 @@ impl Agenda {
         Ok(moved)
     }
 
-    /// Claims at most `most` due entries, as long as at most `cap` are claimed or taken at once (twice as many for the sake
-    /// of urgent ones), for `claim`.
+    /// Claims at most `most` due entries for `claim`, while at most `cap` are claimed or running; for bulk ones twice,
+    /// for ones of high priority three times as many.
     ///
     /// # Errors
     /// Redis's.
@@ -207,8 +209,8 @@ impl Agenda {
         Ok(Claims { entries, next, paused: number(1) == -2 })
     }
 
-    /// Takes claimed entries for at most `time`; returns the score by which each is held, in order, `None` where it is
-    /// not ours any more.
+    /// Takes claimed entries, which then run for at most `time`; returns the score of each while it runs, in order.
+    /// `None` stands for an entry that is not ours any more.
     ///
     /// # Errors
     /// Redis's; the entries are due again when their claims run out.
@@ -234,11 +236,11 @@ impl Agenda {
         self.finish_counting(job, entries, last, &[]).await
     }
 
-    /// The same, and adds to more of the job's counters.
+    /// Ends the warming of entries as [`Self::finish`] does, and adds to more of the job's counters.
     ///
     /// # Errors
     /// Redis's; the entries are due again when their time runs out, and some may have been counted. Where only keys of
-    /// another type are in the way, all was done that they do not concern; the log then names who has no dead letter.
+    /// another type are in the way, the rest was done, and the log names entries that may have no dead letter.
     pub async fn finish_counting(
         &self,
         job: &JobName,
@@ -293,7 +295,8 @@ impl Agenda {
         trouble
     }
 
-    /// Returns the entries on a job's agenda that match a glob, in any state; each once or more. The agenda is scanned in steps.
+    /// Returns the entries on a job's agenda that match a glob, in any state; each once or more. The agenda is scanned
+    /// in steps.
     ///
     /// # Errors
     /// Redis's.
@@ -333,7 +336,8 @@ impl Agenda {
         Ok((next, found.into_iter().map(|(key, _)| EntryKey::new(key)).collect()))
     }
 
-    /// Returns the command that asks for an entry's score, for a pipeline of the caller; [`Due::from_score`] decodes the reply.
+    /// Returns the command that asks for an entry's score, for a pipeline of the caller; [`Due::from_score`] decodes
+    /// the reply.
     pub(crate) fn ask_score(&self, job: &JobName, key: &EntryKey) -> Cmd {
         let mut ask = redis::cmd("ZSCORE");
         ask.arg(self.keys.agenda(job)).arg(key.as_str());
@@ -352,8 +356,8 @@ impl Agenda {
         Cmd::zcard(self.keys.agenda(job))
     }
 
-    /// Returns the commands that count entries, for a pipeline of the caller: of due ones at `now` (Redis time, ms) those that are
-    /// scheduled, of high priority, and bulk; then those that are claimed or running.
+    /// Returns the commands that count entries, for a pipeline of the caller: of due ones at `now` (Redis time, ms)
+    /// those that are scheduled, of high priority, and bulk; then those that are claimed or running.
     pub(crate) fn ask_counts(&self, job: &JobName, now: i64) -> [Cmd; 4] {
         let [scheduled, high, bulk] = score::due_by(now);
         [scheduled, high, bulk, score::in_flight()].map(|(from, to)| Cmd::zcount(self.keys.agenda(job), from, to))

@@ -1,7 +1,7 @@
 //! The codec of scores: the state of an entry on the agenda, as one number.
 //!
-//! A score is a time in milliseconds. Its band tells the state, and its fraction holds the rest in 64ths. `lua/score.lua` is
-//! the same codec for scripts, and no other file knows this form.
+//! A score is a time in milliseconds. Its band tells the state, and its fraction holds the rest in 64ths.
+//! `lua/score.lua` is the same codec for scripts, and no other file knows this form.
 //!
 //! | entry | score | fraction, in 64ths |
 //! |---|---|---|
@@ -11,8 +11,8 @@
 //! | running | `at` − 2·10¹³ | trigger + 8 · priority + 32 |
 //! | scheduled | `at` | trigger |
 //!
-//! Trigger 6 is a cron and 7 a manual one that owe a second look ([`Due::look`]). Doubles are exact for all of it, so that
-//! scripts can compare and swap. A band ends halfway to the next one.
+//! Trigger 6 is a cron and 7 a manual one that owe a second look ([`Due::look`]). Doubles are exact for all of it, so
+//! that scripts can compare and swap. A band ends halfway to the next one.
 
 use crate::entry::{Priority, Trigger};
 
@@ -38,7 +38,7 @@ pub struct Due {
     pub state: State,
     /// Why it is due.
     pub trigger: Trigger,
-    /// What it goes before. [`Priority::Normal`] where it is scheduled.
+    /// Its priority; [`Priority::Normal`] where it is scheduled.
     pub priority: Priority,
     /// It took the place of a second look ([`Trigger::Settle`]), which is still owed. Only for [`Trigger::Cron`] and
     /// [`Trigger::Manual`]: an entry that others fetch is looked at once more in any case.
@@ -47,7 +47,7 @@ pub struct Due {
 
 /// Distance between the bands; more than twice any time until 2128, and small enough for 64ths to be exact.
 const BAND: f64 = 1e13;
-/// The same for times.
+/// The distance between the bands, for times.
 const WHOLE: i64 = 10_000_000_000_000;
 
 impl Due {
@@ -94,7 +94,8 @@ impl Due {
 /// A range of scores, in the words of `ZCOUNT`.
 pub(super) type Range = (String, String);
 
-/// Returns the scores of entries that are due by `now` (Redis time, ms): scheduled ones, urgent ones of high priority, bulk.
+/// Returns the scores of entries that are due by `now` (Redis time, ms): scheduled ones, urgent ones of high priority,
+/// bulk.
 pub(super) fn due_by(now: i64) -> [Range; 3] {
     let urgent = |priority| Due { at: now + 1, state: State::Urgent, trigger: Trigger::Cron, priority, look: false };
     [

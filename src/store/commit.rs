@@ -1,4 +1,4 @@
-//! Writing what a fetch brought, under its lease.
+//! Commits: a fetched value is written under its lease.
 //!
 //! Each step is one script that `fence.lua` guards: it writes only under a lease that is ours and unmarked.
 
@@ -25,7 +25,7 @@ fn fenced(script: &str) -> Script {
     with_preludes(&[LEASE_RECORD, META, include_str!("lua/fence.lua")], script)
 }
 
-/// How writing went.
+/// The result of writing under a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     /// It is readable, or gone.
@@ -35,7 +35,7 @@ pub enum Written {
         /// Its content is another than before.
         changed: bool,
     },
-    /// An invalidation came: the lease was begun anew, at this Redis time; fetch again.
+    /// An invalidation came: the lease began anew at this Redis time (ms); fetch again.
     Again(i64),
     /// The entry was evicted meanwhile: the answer is dropped.
     Evicted,
@@ -95,8 +95,8 @@ impl Store {
         self.extend_script(key, lease, ttl, note, true).await
     }
 
-    /// The same without having asked anybody: only if it was not invalidated, either. For invalidations its content stays as
-    /// old as it was.
+    /// Lets the present value live on for `ttl` with nobody asked, unless it was invalidated. For invalidations its
+    /// content stays as old as it was.
     ///
     /// # Errors
     /// Redis's.
@@ -134,7 +134,7 @@ impl Store {
         written(reply)
     }
 
-    /// Removes the value of what the upstream no longer has.
+    /// Removes the value of an entry that the upstream no longer has.
     ///
     /// # Errors
     /// Redis's.
@@ -154,8 +154,8 @@ impl Store {
         written(reply)
     }
 
-    /// Lets an old value live for `time` from now on, at most `longest` beyond its TTL; `None` where there is none, or it is
-    /// not ours, or was invalidated. Until then it is found under its tags, whatever life its job gave it when it was made.
+    /// Lets an old value live for `time` from now on, at most `longest` beyond its TTL. Until then it is found under
+    /// its tags. `None` where there is no value, it is not ours, or it was invalidated.
     ///
     /// # Errors
     /// Redis's.

@@ -1,4 +1,4 @@
-//! Gaps: what may have been missed, noted for whoever revalidates.
+//! Gaps: times in which invalidations may have been missed, noted for the revalidator.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -8,13 +8,13 @@ use redis::{RedisResult, Script};
 use super::Store;
 use crate::job::Job;
 
-/// What a signal says that makes workers look for a revalidator.
+/// The signal that makes workers look for a gap to revalidate.
 pub const REVALIDATE_SIGNAL: &str = "suspect";
 
-/// How bad it is.
+/// The kind of a gap; the later one is worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gap {
-    /// Invalidations may have been missed: what is generated is looked at, but not generated again from the same.
+    /// Invalidations may have been missed: AI entries are looked at, and not generated again from the same.
     Missed = 1,
     /// Invalidations were lost: everything is made anew.
     Lost = 2,
@@ -23,14 +23,15 @@ pub enum Gap {
 static SUSPECT_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/suspect.lua")));
 
 impl Store {
-    /// Everything fetched at or before `at` (Redis time, ms) is suspect from now on.
+    /// Notes that everything fetched at or before `at` (Redis time, ms) is suspect from now on.
     ///
     /// # Errors
     /// Redis's; raising it again does no harm.
     pub async fn note_gap(&self, at: i64, gap: Gap) -> RedisResult<()> {
         self.write_gap(at, gap, &[]).await
     }
-    /// The same for what belongs to these jobs.
+
+    /// Notes the same of these jobs' entries alone.
     ///
     /// # Errors
     /// Redis's; raising it again does no harm.
@@ -50,7 +51,7 @@ impl Store {
         call.invoke_async(&mut self.redis.clone()).await
     }
 
-    /// Returns all jobs of the fleet: by name, and as those who know them tell them apart.
+    /// Returns all jobs of the fleet: by name, and by the identities that workers know.
     pub(crate) async fn fleet(&self) -> RedisResult<BTreeSet<String>> {
         let (names, ears): (BTreeSet<String>, Vec<Vec<u8>>) = redis::pipe()
             .hkeys(self.keys.digests())

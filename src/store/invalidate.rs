@@ -1,4 +1,4 @@
-//! Invalidating one entry: what was fetched before is fenced, removed or made due.
+//! Invalidations of one entry: older fetches and values are fenced, removed or made due.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -10,15 +10,16 @@ use super::tags::Stamp;
 use super::{META_OUTLIVES, Store, change, coded, millis};
 use crate::entry::EntryKey;
 
-/// After a fetch for an invalidation began, how long the next refresh of that entry is held off. A storm of invalidations then
-/// costs a few fetches a second, and each of them lands.
+/// The time for which the next refresh of an entry is held off after a fetch for an invalidation began. A storm of
+/// invalidations then costs a few fetches a second, and each of them lands.
 const STORM: Duration = Duration::from_millis(250);
-/// The same where a fetch costs money, once a fetch for an invalidation has followed another.
+/// The time for which a refresh is held off where a fetch costs money, once a fetch for an invalidation followed
+/// another.
 const PAID_STORM: Duration = Duration::from_secs(10);
 
 static INVALIDATE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/invalidate.lua")));
 
-/// What an invalidation of one entry did.
+/// The result of an invalidation of one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalidated {
     /// A fetch in flight will not be written; its worker fetches again (refresh) or drops it (evict).
@@ -36,7 +37,8 @@ pub struct Invalidated {
 }
 
 impl Store {
-    /// Handles an invalidation with time `at` (Redis time, ms) of one entry. In a storm of them a refresh is held off.
+    /// Handles an invalidation with time `at` (Redis time, ms) of one entry. In a storm of invalidations a refresh is
+    /// held off.
     ///
     /// # Errors
     /// Redis's; handling it again does no harm.
@@ -44,7 +46,7 @@ impl Store {
         self.invalidated(key, at, removal, (STORM, STORM)).await
     }
 
-    /// The same for what is paid for: in a storm it is held off for longer.
+    /// Handles an invalidation of an entry whose fetch costs money: in a storm a refresh is held off for longer.
     ///
     /// # Errors
     /// As [`Store::invalidate`].
@@ -52,7 +54,7 @@ impl Store {
         self.invalidated(key, at, removal, (STORM, PAID_STORM)).await
     }
 
-    /// Marks the caller's own lease with an invalidation that a tag told of; storm or not.
+    /// Marks the caller's own lease with an invalidation by a tag, in a storm as well.
     ///
     /// # Errors
     /// Redis's.

@@ -1,18 +1,19 @@
 //! The lease of an entry: the lock on its fetch, and the fence before its commit.
 //!
-//! The record beside the entry is `token fetched_at mark`: who fetches, when the fetch began (Redis time, ms), and what came
-//! since. It expires by itself, and no record means that nobody fetches. `lease_record.lua` in `protocol` is its codec for
-//! scripts.
+//! The record beside the entry is `token fetched_at mark`: who fetches, when the fetch began (Redis time, ms), and what
+//! came since. It expires by itself, and no record means that nobody fetches. `lease_record.lua` in `protocol` is its
+//! codec for scripts.
 //!
 //! | mark | state | set by | next |
 //! |---|---|---|---|
 //! | `-` | a worker fetches | `lease.lua` | commit, extend, gone and release drop the record |
-//! | `+` | a worker fetches for an invalidation that follows another; a third one is held off | `lease.lua`, `fence.lua` | as `-` |
+//! | `+` | as `-`, for an invalidation that follows another: a third is held off | `lease.lua`, `fence.lua` | as `-` |
 //! | `=` | a service loads | `begin.lua` of the library | `land.lua` and `drop.lua` drop the record |
-//! | `r` | a refresh came since `fetched_at` | `invalidate.lua` | a worker's commit makes it `+` with a new `fetched_at`, and the worker fetches again; a load writes nothing |
-//! | `e` | an eviction came, or a service wrote or removed the value | `invalidate.lua`; `set.lua`, `delete.lua`, `increment.lua` | the commit drops the record and the answer; a load takes it over as `=` |
+//! | `r` | a refresh came | `invalidate.lua` | the worker's commit makes it `+`, begun anew; `land.lua` writes nothing |
+//! | `e` | an eviction came, or a service wrote | `invalidate.lua`, the library | the commit drops it; a load takes it over as `=` |
 //!
-//! A later mark replaces `r` or `e`. Only a holder whose token and `fetched_at` are in the record, under `-`, `+` or `=`, writes.
+//! The library marks in `set.lua`, `delete.lua` and `increment.lua`. A refresh replaces `e`, an eviction `r`. Only a
+//! holder whose token and `fetched_at` are in the record, under `-`, `+` or `=`, writes.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,13 +26,14 @@ use super::snapshot::{Expiry, Snapshot};
 use super::{META_OUTLIVES, Store, coded, millis};
 use crate::entry::EntryKey;
 
-/// How long one invalidation makes a storm of the next.
+/// The time for which one invalidation makes a storm of the next.
 const STORM_LASTS: Duration = Duration::from_secs(1);
 
 /// So many workers in a row that died while they fetched an entry make it a dead letter.
 pub(crate) const POISON_CRASHES: u32 = 3;
 
-/// From so many crashes on an entry is fetched while no other such entry is, so that its neighbours are not counted for it.
+/// From so many crashes on an entry is fetched while no other such entry is, so that its neighbours are not counted for
+/// it.
 pub(crate) const SUSPECT_CRASHES: u32 = 2;
 
 /// Returns why an entry is not tried again.
@@ -74,7 +76,7 @@ impl Mark {
     }
 }
 
-/// What an invalidation asks for, and the mark that it leaves.
+/// The action that an invalidation asks for, and the mark that it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// The old value stays readable until the new one lands.
@@ -108,14 +110,14 @@ impl<'a> Record<'a> {
     }
 }
 
-/// What makes a fetch unnecessary. An invalidated value is never fresh.
+/// The conditions that make a fetch unnecessary. An invalidated value is never fresh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fresh {
     /// Our value was fetched at or after this (Redis time, ms).
     pub since: Option<i64>,
     /// Our value lives at least until this (Redis time, ms).
     pub until: Option<i64>,
-    /// There is a value, whoever wrote it.
+    /// There is a value, no matter who wrote it.
     pub any: bool,
     /// There is no value.
     pub absent: bool,
@@ -132,13 +134,13 @@ pub struct Lease {
     pub fetched_at: i64,
     /// When the answer must be there, on our clock; somewhat before the lease ends.
     pub deadline: Instant,
-    /// How long it holds.
+    /// The time for which it holds.
     pub time: Duration,
     /// The value and its metadata as it began.
     pub before: Snapshot,
 }
 
-/// How taking a lease went.
+/// The result of taking a lease.
 #[derive(Debug)]
 pub enum Leased {
     /// Fetch now.
@@ -151,7 +153,7 @@ pub enum Leased {
         now: i64,
         /// When the value expires.
         expiry: Expiry,
-        /// Since when its content is readable (Redis time, ms); `None` where somebody else wrote it.
+        /// When its content became readable (Redis time, ms); `None` where somebody else wrote it.
         content_since: Option<i64>,
     },
     /// There is no value, and none is wanted.
@@ -174,7 +176,7 @@ impl Store {
         leased(reply, token, begun, time)
     }
 
-    /// The same, and in the same round trip what `then` asks for once the lease is taken.
+    /// Begins a fetch as [`Store::lease`] does, and runs `then` in the same round trip once the lease is taken.
     ///
     /// # Errors
     /// As [`Store::lease`].
@@ -208,7 +210,7 @@ impl Store {
         }
     }
 
-    /// Of a new lease: whose it is, and which.
+    /// Returns the token of a new lease: its holder, and a number.
     fn token(&self) -> String {
         static LEASES: AtomicU64 = AtomicU64::new(0);
         format!("{}-{}", self.holder, LEASES.fetch_add(1, Ordering::Relaxed))
@@ -233,7 +235,8 @@ impl Store {
         call
     }
 
-    /// Ends a fetch that brought no value; the old one stays. Without a note the last one stays too.
+    /// Ends a fetch that brought no value; the old value stays. Without a note the old note stays as well. Returns what
+    /// an invalidation asked for meanwhile.
     ///
     /// # Errors
     /// Redis's; the lease then ends by itself.
@@ -262,7 +265,7 @@ impl Store {
         Ok(done.then(|| reply.get(1).and_then(|mark| Mark::parse(mark)?.removal())))
     }
 
-    /// Who fetches these entries now: holder and token of each lease, in order.
+    /// Returns who fetches these entries now: holder and token of each lease, in order.
     ///
     /// # Errors
     /// Redis's.
@@ -282,7 +285,7 @@ impl Store {
         Ok(leases.iter().map(|lease| lease.as_ref().and_then(holder)).collect())
     }
 
-    /// Whether somebody fetches each of these entries.
+    /// Returns for each of these entries whether somebody fetches it, in order.
     ///
     /// # Errors
     /// Redis's.

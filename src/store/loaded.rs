@@ -1,9 +1,9 @@
 //! Values that services loaded: an invalidation by a tag cannot tell whether they have it, so it concerns them all.
 //!
-//! The cache library knows no job files. It keeps track of what it loads in a sorted set for each first part of a key, as soon
-//! as that set is there; the first invalidation by a tag that may concern such keys makes it, and puts there what was loaded
-//! before. A load takes its lease first and is tracked then, and its loader begins after that: so an invalidation that does not
-//! find it came before. Where Redis evicts the set, the next invalidation begins anew.
+//! The cache library knows no job files. It tracks its loads in a sorted set for each first part of a key, once that
+//! set is there. The first invalidation by a tag that may concern such keys creates the set, and puts earlier loads
+//! there. A load takes its lease, is tracked, and only then calls its loader: an invalidation that does not find it
+//! came before. Where Redis evicts the set, the next invalidation begins anew.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use super::snapshot::{Expiry, Snapshot};
 use super::tags::{SEEKING, SOUGHT, STEP, UNTAG, WHOLE};
 use crate::entry::EntryKey;
 
-/// For how long a value without a TTL, or one that is being loaded, is tracked that was found there: ms.
+/// The time for which a load that was found under way is tracked (ms).
 const UNKNOWN_LIFE: i64 = 24 * 3_600 * 1_000;
 
 impl Store {
-    /// The sets that track what services loaded of keys that match these globs.
+    /// Returns the sets that track loads of keys that match these globs.
     pub fn loaded_sets<'a>(&self, globs: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
         globs.into_iter().map(|glob| self.keys.loaded_like(glob)).collect()
     }
 
-    /// Whether such a set names all that was loaded before.
+    /// Returns true if such a set names all that was loaded before.
     ///
     /// # Errors
     /// Redis's.
@@ -35,7 +35,7 @@ impl Store {
         Ok(whole == Some(SOUGHT))
     }
 
-    /// Notes that services are to be tracked from now on, or that all was found that they loaded before.
+    /// Has services tracked from now on, or notes that all earlier loads were found (`to_its_end`).
     ///
     /// # Errors
     /// Redis's.
@@ -50,7 +50,7 @@ impl Store {
         note.arg(WHOLE).exec_async(&mut self.redis.clone()).await
     }
 
-    /// Puts those of these entries into such a set that a service loads, or that hold a value with a TTL that is not ours.
+    /// Puts those of these entries into such a set that a service loads now, or that hold a foreign value with a TTL.
     ///
     /// # Errors
     /// Redis's.
@@ -67,8 +67,8 @@ impl Store {
         Ok(())
     }
 
-    /// Some of what services loaded and nobody has replaced, and the cursor for more; it begins and ends with 0. What is
-    /// Samovar's by now, or gone, leaves the set.
+    /// Returns the next cursor and some of the loaded values that nobody has replaced; the cursor begins and ends with
+    /// 0. Entries that are Samovar's by now, or gone, leave the set.
     ///
     /// # Errors
     /// Redis's.
@@ -138,7 +138,7 @@ impl Store {
     }
 }
 
-/// What there is of an entry that a service may have loaded.
+/// The state of an entry that a service may have loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     /// A service loads it now.

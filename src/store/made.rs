@@ -1,7 +1,7 @@
-//! What is made from an entry, where keys do not tell.
+//! Dependants: entries that are made from an input whose key does not tell them.
 //!
-//! An input whose key says less than that of what is made from it is an input of many. Which, is remembered beside the input, in
-//! a sorted set that is kept as tags are: put there before the inputs are read, dropped when what was made is dead.
+//! An input whose key says less than its dependants' keys is an input of many. A sorted set beside the input remembers
+//! them. It is kept as tags are: an entry is put there before its inputs are read, and dropped when it is dead.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ impl Store {
         self.put_into(&sets, key, life).await.map(|_| ())
     }
 
-    /// Some of what is remembered to be made from an entry, and the cursor for more; it begins and ends with 0.
+    /// Returns the next cursor and some of the entries that are made from an input; the cursor begins and ends with 0.
     ///
     /// # Errors
     /// Redis's.

@@ -1,15 +1,17 @@
 //! The codec of metadata: what is known of one entry's value, in one packed string beside it.
 //!
-//! The form is `validated_at own_expiry invalidated stale_for hash/attempt~fetched_at@content_since note`. `lua/meta.lua` is the
-//! same codec for scripts, and no other file knows this form. Scripts read and write the head; only Rust reads the note, which is JSON.
+//! The form is `validated_at own_expiry invalidated stale_for hash/attempt~fetched_at@content_since note`.
+//! `lua/meta.lua` is the same codec for scripts, and no other file knows this form. Scripts read and write the head;
+//! only Rust reads the note, which is JSON.
 //!
-//! - `/attempt` is absent where it is empty. It is `trigger.storm.outcome.attempted.crashes`; a usual value is empty, and
-//!   dots at the end are left out. Triggers and outcomes are numbers, as in [`Trigger::ALL`] and [`Outcome::ALL`].
+//! - `/attempt` is absent where it is empty. It is `trigger.storm.outcome.attempted.crashes`; a usual value is empty,
+//!   and dots at the end are left out. Triggers and outcomes are numbers, as in [`Trigger::ALL`] and [`Outcome::ALL`].
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
-//! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note (`t`, `s`,
-//! `o`, `a`, `d`). Both codecs read them there, and there they go before the head's: such a worker writes the note anew and
-//! leaves the head's as it finds it. It reads this form as well, and takes an attempt for a part of the hash.
+//! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
+//! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there, and there they go before the head's: such a worker writes
+//! the note anew and leaves the head's as it finds it. It reads this form as well, and takes an attempt for a part of
+//! the hash.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -20,31 +22,31 @@ use crate::entry::Validators;
 /// Metadata of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
-    /// When the fetch of the present value began, or when it was last found to be made from the same (Redis time, ms); 0 if we
-    /// fetched none.
+    /// When the fetch of the present value began, or when it was last found to be made from the same (Redis time, ms);
+    /// 0 if we fetched none.
     pub validated_at: i64,
-    /// When its content was last asked for, or confirmed by its source (Redis time, ms). An invalidation since then is not
-    /// answered. It is before `validated_at` where the value was extended since with nobody asked.
+    /// When its content was last asked for, or confirmed by its source (Redis time, ms). An invalidation since then is
+    /// not answered. It is before `validated_at` where the value was extended since with nobody asked.
     pub fetched_at: i64,
     /// The `PEXPIRETIME` we gave the value; another one on the key means that somebody else wrote it.
     pub own_expiry: i64,
     /// The time of an invalidation that is not yet answered (ms); 0 for none.
     pub invalidated: i64,
-    /// By how much the value outlives its TTL (ms), because its source fails; 0 for not at all.
+    /// The time by which the value outlives its TTL (ms), because its source fails; 0 for none.
     pub stale_for: i64,
     /// Hash of the value; `-` for none.
     pub hash: String,
-    /// Since when this content is readable (Redis time, ms), however often it was fetched since; 0 if that is not known. An
+    /// When this content became readable (Redis time, ms); later fetches of the same do not change it. 0 if unknown. An
     /// entry that was made from it before then may be made from other content.
     pub content_since: i64,
-    /// How the last attempt ended, and what the value came with.
+    /// The last attempt, and what the value came with.
     pub note: Note,
 }
 
-/// How the last attempt ended, and what the value came with.
+/// The last attempt, and what the value came with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
-    /// What tells that the value is unchanged.
+    /// The validators of the value.
     #[serde(flatten)]
     pub validators: Validators,
     /// The value's tags.
@@ -53,22 +55,23 @@ pub struct Note {
     /// AI tokens that the value cost.
     #[serde(rename = "c", default, skip_serializing_if = "is_none")]
     pub tokens: u64,
-    /// How the last attempt ended. In the head; empty where it warmed the value, which is usual.
+    /// The last attempt's outcome. In the head; empty where it warmed the value, which is usual.
     #[serde(rename = "o", default, skip_serializing, deserialize_with = "outcome")]
     pub outcome: Option<Outcome>,
     /// Why it was made. In the head; empty where the value's TTL came to an end, which is usual.
     #[serde(rename = "t", default, skip_serializing, deserialize_with = "trigger")]
     pub trigger: Option<Trigger>,
-    /// When it began (Redis time, ms). In the head; empty where it is 0. Read, it is then when the fetch of the present value began.
+    /// When it began (Redis time, ms). In the head; empty where it is 0. Read, it is then when the fetch of the present
+    /// value began.
     #[serde(rename = "a", default, skip_serializing)]
     pub attempted: i64,
-    /// How many have failed in a row.
+    /// The number of attempts that failed in a row.
     #[serde(rename = "n", default, skip_serializing_if = "is_zero")]
     pub failures: u32,
     /// When it is tried again after the last of them (Redis time, ms), whatever brings it on before; 0 for none.
     #[serde(rename = "w", default, skip_serializing_if = "is_never")]
     pub retry: i64,
-    /// How many workers in a row died while they fetched it. In the head.
+    /// The number of workers in a row that died while they fetched it. In the head.
     #[serde(rename = "d", default, skip_serializing)]
     pub crashes: u32,
     /// The value was fetched in a storm: for an invalidation that followed another. In the head.

@@ -1,8 +1,8 @@
 //! Entries in Redis: lease, commit, invalidate.
 //!
-//! The lease is the lock and the fence. [`Store::lease`] begins a fetch. An invalidation marks leases begun at or before its
-//! time. [`Store::commit`] writes only under a lease that is ours and unmarked. That is the whole correctness argument, and each
-//! step is one script in one slot.
+//! The lease is the lock and the fence. [`Store::lease`] begins a fetch. An invalidation marks leases begun at or
+//! before its time. [`Store::commit`] writes only under a lease that is ours and unmarked. That is the whole
+//! correctness argument, and each step is one script in one slot.
 
 mod commit;
 mod gap;
@@ -35,7 +35,7 @@ use crate::entry::EntryKey;
 use crate::protocol::{Keys, LEASE_RECORD};
 use crate::redis::{Connection, with_preludes};
 
-/// How long metadata outlives its value: validators are of no use without one, but people ask why it went.
+/// The time for which metadata outlive their value: people ask why it went.
 const META_OUTLIVES: Duration = Duration::from_secs(3_600);
 
 /// The codec of metadata, for scripts.
@@ -51,7 +51,7 @@ fn coded(script: &str) -> Script {
 pub struct Store {
     redis: Connection,
     keys: Keys,
-    /// Whose leases: their tokens begin with it.
+    /// The holder of its leases; their tokens begin with it.
     holder: Arc<str>,
 }
 

@@ -8,7 +8,7 @@ use super::meta::Meta;
 use super::{Store, millis};
 use crate::entry::EntryKey;
 
-/// How long it is remembered that we read a value ourselves, where Redis takes that for a read like any other.
+/// The time for which our own read of a value is remembered, where Redis takes it for a read like any other.
 pub(crate) const TOUCHED: Duration = Duration::from_secs(3_600);
 
 /// When a value expires.
@@ -77,8 +77,8 @@ impl Snapshot {
 }
 
 impl Store {
-    /// Returns snapshots of many entries in one round trip, in order. Metadata that somebody overwrote with another type are
-    /// none.
+    /// Returns snapshots of many entries in one round trip, in order. Metadata that somebody overwrote with another
+    /// type are none.
     ///
     /// # Errors
     /// Redis's.
@@ -113,7 +113,8 @@ impl Store {
         Ok(found.unwrap_or(Snapshot { expiry: Expiry::Absent, meta: None }))
     }
 
-    /// The values of entries, `None` where there is none. What is no text is made one; a key that holds no string has none.
+    /// Returns the values of entries, in order; `None` where there is no value, or the key holds no string. Bytes that
+    /// are no UTF-8 are replaced.
     ///
     /// # Errors
     /// Redis's.
@@ -122,7 +123,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let mut pipe = redis::pipe();
-        // For these reads alone: what else is read here (metadata, limits) must not become the coldest that Redis knows.
+        // For these reads alone: metadata and limits must not become the coldest keys that Redis knows.
         pipe.cmd("CLIENT").arg("NO-TOUCH").arg("ON");
         for key in entries {
             pipe.cmd("GET").arg(key.as_str());
@@ -148,7 +149,8 @@ impl Store {
             .collect()
     }
 
-    /// Remembers that we read these values: a Redis before 7.2 takes that for a read by the API. Where that fails, it does.
+    /// Remembers that we read these values: a Redis before 7.2 takes that for a read by the API. An error loses only
+    /// that.
     async fn touched(&self, entries: &[EntryKey]) {
         let mut pipe = redis::pipe();
         for key in entries {

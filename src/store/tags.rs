@@ -1,12 +1,13 @@
 //! Tags: which entries are invalidated together.
 //!
 //! A tag is a sorted set of entries beside a stamp, the time of its last invalidation. An invalidation stamps first and
-//! then reads the entries; a fetch puts its entry under the tag first and then looks at the stamp. So whichever comes
-//! second sees the other. Tags have no TTL, since a policy such as `volatile-lru` would evict them; what has died is
-//! dropped when the tag is used, and swept from time to time. Anybody may invalidate any tag: the stamps of those that
-//! no entry has are kept together, and only so many of them. Under an `allkeys-*` policy Redis may evict an index all
-//! the same, and one that begins anew names only what was put there since: there an index counts for whole only once
-//! all values were looked at for the tag.
+//! then reads the entries; a fetch puts its entry under the tag first and then reads the stamp. So the second one sees
+//! the first.
+//!
+//! Tags have no TTL, since a policy such as `volatile-lru` would evict them. Dead entries are dropped when the tag is
+//! used, and swept from time to time. Anybody may invalidate any tag: stamps of tags that no entry has are kept
+//! together, and only so many of them. Under an `allkeys-*` policy Redis may evict an index all the same, and a new one
+//! names only later entries: there an index counts as whole only once all values were looked at for the tag.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -24,18 +25,18 @@ use crate::redis::Scan;
 const DROPPED: usize = 100;
 /// Dead entries dropped in one step of a sweep.
 const SWEPT: usize = 1_000;
-/// How long a stamp is kept: no fetch takes as long.
+/// The time for which a stamp is kept; longer than any fetch takes.
 const STAMPED: Duration = Duration::from_secs(24 * 3_600);
 /// Tags that no entry has whose stamps are kept one by one: within a fetch, no fleet handles as many invalidations by
 /// tags.
 const STRAYING: usize = 10_000;
-/// The member that says of an index that it names all that is there, whatever Redis evicted before. No entry's key is that.
+/// The member that says that an index names all entries, even if Redis evicted it before. No entry has this key.
 pub(super) const WHOLE: &str = "\0";
-/// Its scores: below those of entries, above those of stamps. While a tag's entries are sought, each search has its own, which
-/// is no higher than the first.
+/// Its scores: below those of entries, above those of stamps. While a tag's entries are sought, each search has its
+/// own, which is no higher than the first.
 pub(super) const SEEKING: f64 = -2.0;
 pub(super) const SOUGHT: f64 = -1.0;
-/// By how much longer an entry stays under its tags than its value was to live from then on: the value's time begins later.
+/// The time for which an entry stays under its tags after its value's end: the value's life begins later.
 const SLACK: Duration = Duration::from_secs(60);
 /// Entries, or keys, that Redis looks at in one step of a scan.
 pub(super) const STEP: usize = 500;
@@ -53,7 +54,7 @@ static SWEEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/
 pub struct Stamp {
     /// Its time (Redis time, ms).
     pub at: i64,
-    /// What it asked for.
+    /// The action that it asked for.
     pub removal: Removal,
 }
 
@@ -67,13 +68,14 @@ impl Stamp {
     }
 }
 
-/// An entry, and which of the tags that are sought it has; `None` where nothing is known of it.
+/// An entry, and which of the sought tags it has; `None` where no metadata are left.
 pub type WithTags = (EntryKey, Option<Vec<String>>);
 
-/// A search for what has tags.
+/// A search for entries with tags.
 #[derive(Debug)]
 pub struct Seeking {
-    /// Its score, which no other search has: it vouches for no index that was evicted since it began and is sought by another.
+    /// Its score, which no other search has. It does not vouch for an index that was evicted meanwhile and that another
+    /// search marked.
     mark: f64,
     /// The indexes that were there when it began.
     indexes: Vec<String>,
@@ -110,8 +112,8 @@ impl Store {
         futures_util::future::try_join_all(scripts).await
     }
 
-    /// Puts an entry, whose value is to live for `life` from now on, under the tags that it came with, and marks it where an
-    /// invalidation by one of them came meanwhile that did not find it there any more.
+    /// Puts an entry, whose value is to live for `life` from now on, under the tags that it came with. Marks it if an
+    /// invalidation by one of them came meanwhile and did not find it there.
     ///
     /// # Errors
     /// Redis's.
@@ -127,7 +129,8 @@ impl Store {
         Ok(())
     }
 
-    /// Takes an entry away from tags that it no longer has, unless it was put there anew, for later than `until` (Redis time, ms).
+    /// Takes an entry away from tags that it no longer has, unless it was put there anew, for later than `until` (Redis
+    /// time, ms).
     ///
     /// # Errors
     /// Redis's; it then stays there until its value would have ended.
@@ -155,9 +158,9 @@ impl Store {
         call.invoke_async(&mut self.redis.clone()).await
     }
 
-    /// Returns those of these tags whose index may lack entries, because Redis evicted it before: it evicts whatever it likes,
-    /// and since it began to, nobody has seen to it that the index names all. Ask once their entries were read: an index that
-    /// names all now did so then. A tag in whose place somebody else's key stands is not among them.
+    /// Returns those of these tags whose index may lack entries: Redis evicts keys without a TTL, and no search has
+    /// completed the index since. Ask after their entries were read: an index that names all now did so then. A tag
+    /// whose key holds another type is not among them.
     ///
     /// # Errors
     /// Redis's.
@@ -191,8 +194,8 @@ impl Store {
         Ok(lacking)
     }
 
-    /// Returns those of these entries whose present value has some of these tags, and which; and those that may have any of them,
-    /// since nothing is known of them any more. The indexes name the former again.
+    /// Returns those of these entries whose value has some of these tags, and which, and puts them into the indexes
+    /// again. Returns also entries without metadata, which may have any of the tags.
     ///
     /// # Errors
     /// Redis's.
@@ -232,8 +235,9 @@ impl Store {
         Ok(Seeking { mark, indexes: indexes.into_iter().flatten().collect() })
     }
 
-    /// Notes that all was looked at: an index that was there all the while names all that is there. One that was made only
-    /// meanwhile is sought once more with the next invalidation, since it may have been evicted and made anew.
+    /// Notes that all values were looked at: an index that was there all the while names all entries. An index that was
+    /// created meanwhile is sought once more with the next invalidation, since it may have been evicted and created
+    /// anew.
     ///
     /// # Errors
     /// Redis's.
@@ -242,7 +246,7 @@ impl Store {
         futures_util::future::try_join_all(marks).await.map(|_| ())
     }
 
-    /// Marks an index, and says whether it did; not where somebody else's key stands.
+    /// Marks an index; returns false where there is none, or its key holds another type.
     async fn mark(&self, index: &str, before: f64, mark: f64) -> RedisResult<bool> {
         let mut call = MARK.key(index);
         call.arg(before).arg(mark);
@@ -252,8 +256,8 @@ impl Store {
         }
     }
 
-    /// Some of a tag's entries, and the cursor for more; it begins and ends with 0. Whatever is there from the first call to
-    /// the last comes, once or more.
+    /// Returns the next cursor and some of a tag's entries; the cursor begins and ends with 0. An entry that is there
+    /// from the first call to the last comes once or more.
     ///
     /// # Errors
     /// Redis's.
@@ -261,7 +265,7 @@ impl Store {
         self.members(&self.keys.tag(tag), cursor).await
     }
 
-    /// Some of a set's entries, and the cursor for more.
+    /// Returns the next cursor and some of a set's entries.
     pub(super) async fn members(&self, set: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
         let (next, found): (u64, Vec<(String, f64)>) = redis::cmd("ZSCAN")
             .arg(set)
@@ -280,8 +284,7 @@ impl Store {
         ))
     }
 
-    /// Drops from all tags, and from what is remembered to be made from entries, what has died; returns how many entries that
-    /// were.
+    /// Drops dead entries from all tags, and from the sets of dependants; returns how many.
     ///
     /// # Errors
     /// Redis's.

@@ -76,7 +76,7 @@ async fn an_invalidation_that_is_older_than_the_value_changes_nothing() {
     let parts = Parts::of(&redis).await;
     let invalidator = parts.invalidator(&jobs);
     let before = (redis.get("art:a").await, parts.meta("a").await, parts.score("a").await);
-    let late = parts.meta("a").await.unwrap().start - 1;
+    let late = parts.meta("a").await.unwrap().validated_at - 1;
     for action in ["refresh", "evict"] {
         for what in [r#""keys": ["art:a"]"#, r#""patterns": ["art:*"]"#, r#""jobs": ["art"]"#] {
             let message = Message::parse(&format!("{{{what}, \"action\": \"{action}\"}}")).unwrap();

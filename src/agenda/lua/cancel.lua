@@ -1,7 +1,8 @@
--- Take evicted entries off the agenda, except those that were asked for since the eviction. score.lua stands before this.
+-- Take evicted entries off the agenda, except those that were asked for since the eviction.
+-- score.lua stands before this.
 -- KEYS  1 agenda
 -- ARGV  1 the eviction's time (ms)  2… entries (at most 1,000)
--- An entry stays if it became urgent after that time, or if a warmup or a demand has claimed it: its fetch has not begun.
+-- An entry stays if it became urgent since then, or if a warmup or a demand has claimed it: its fetch has not begun.
 -- Returns how many left
 local evicted_at = tonumber(ARGV[1])
 local time = redis.call('TIME')

@@ -1,14 +1,14 @@
--- Claim due entries: high priority first, then bulk, then entries whose claim ran out, then scheduled ones; the oldest first.
--- A claimed entry stays on the agenda, due again when its claim runs out. score.lua stands before this.
+-- Claim due entries: high priority first, then bulk, then entries whose claim ran out, then scheduled ones; the oldest
+-- first. A claimed entry stays on the agenda, due again when its claim runs out. score.lua stands before this.
 -- KEYS  1 agenda  2 since when the job is paused: then nothing is claimed
 -- ARGV  1 at most so many (1,000 at most)
---       2 at most so many claimed or running at once; for bulk entries and lapsed claims twice, for high priority three times as
---         many: scheduled work in hand does not hold up urgent entries, and a storm of urgent entries is bounded as well
+--       2 at most so many claimed or running at once; for bulk entries and lapsed claims twice, for high priority three
+--         times as many: scheduled work in flight does not hold up urgent entries, and a storm of those is bounded
 --       3 how long the claim holds (ms)
--- An entry is due as well if it is claimed for later than an hour after any claim's end, or urgent in more than a quarter of an
--- hour: a clock that ran ahead set that time.
--- Returns {now, when something is due next (ms; -1 never; at most now: there is more; -2 the job is paused), then for each entry:
---          entry, score while claimed, score before}
+-- An entry is due as well if it is claimed for later than an hour after any claim's end, or urgent in more than a
+-- quarter of an hour: a clock that ran ahead set that time.
+-- Returns {now, when something is due next (ms; -1 never; at most now: there is more; -2 the job is paused),
+--          then for each entry: entry, score while claimed, score before}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('EXISTS', KEYS[2]) == 1 then return {string.format('%.0f', now), '-2'} end

@@ -5,8 +5,8 @@
 -- ARGV  1 how: 'urgent' now, before all else
 --             'mass' before all that is merely due; in order of ARGV 3
 --             'due' at ARGV 3, unless it is due earlier, claimed or running
---             'keep' at ARGV 3, unless it is on the agenda already. Then a warmup or a person's request that it is there for
---               owes a second look, except while it runs: that compares its score, and take.lua knows of the debt
+--             'keep' at ARGV 3, unless it is on the agenda already. Then a warmup or a person's request that it is
+--               there for owes a second look, except while it runs: take.lua knows that a claim's score may change so
 --             'there' as 'due', but only if it is on the agenda
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
 --       4 '1': an invalidation: a running entry is made due again; so is one that is only claimed (and will be fetched

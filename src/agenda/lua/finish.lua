@@ -2,16 +2,17 @@
 -- score.lua stands before this.
 -- KEYS  1 agenda  2 dead letters  3 their reasons  4 the job's counters
 -- ARGV  1 dead letters kept at most  2 the last outcome, for people ('' leaves it)
---       3 channel of signals  4 the signal to send if something is due soon: before dispatchers would look by themselves
---       5 how many counters grow (20 at most), then so many pairs: name, by how much; the first of all notes when (`since`, ms)
+--       3 channel of signals  4 the signal to send if an entry is due before dispatchers would look by themselves
+--       5 how many counters grow (20 at most), then so many pairs: name, by how much; the first count of all notes the
+--       time (`since`, ms)
 --       then for each entry (500 at most): entry, score while claimed or running, what, argument
 --         'at'   ms: due at that time, as `expiry`
 --         'settle' ms: due at that time, as the second look after an invalidation
 --         'in'   ms: due after that time, for the same trigger and with the same priority
 --         'out'  '': it leaves
 --         'dead' reason: it leaves for the dead letters
--- Returns how many were as the caller thought; an error where dead letters or counters hold a key of another type, after all
--- else is done: they stop no entry. A full Redis ends no entry that leaves for dead letters.
+-- Returns how many were as the caller thought; an error where dead letters or counters hold a key of another type,
+-- after all else is done: they stop no entry. A full Redis ends no entry that leaves for dead letters.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = 5 + 2 * tonumber(ARGV[5])

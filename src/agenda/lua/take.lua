@@ -1,8 +1,9 @@
--- Begin a task: its entries go from claimed to running, unless the agenda says otherwise by now. score.lua stands before this.
+-- Begin a task: its entries go from claimed to running, unless the agenda says otherwise by now.
+-- score.lua stands before this.
 -- KEYS  1 agenda
 -- ARGV  1 for how long at most (ms)  2… pairs: entry, score while claimed (500 pairs at most)
--- Returns for each pair the score while running, which says whether it owes a second look, or '' where somebody else has the
--- entry or it left the agenda
+-- Returns for each pair the score while running, which says whether it owes a second look, or '' where somebody else
+-- has the entry or it left the agenda
 local time = redis.call('TIME')
 local till = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[1])
 local entries, moves, reply = {}, {}, {}

@@ -1,5 +1,6 @@
--- Let an unchanged value live on, if it is still the one we wrote and no invalidation came. Where nobody was asked, its content
--- stays as old as it was: fetched_at stays, which is what invalidations go by. fence.lua and meta.lua stand before this.
+-- Let an unchanged value live on, if it is still the one we wrote and no invalidation came. Where nobody was asked, its
+-- content stays as old as it was: fetched_at stays, which is what invalidations go by. fence.lua and meta.lua stand
+-- before this.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 token  2 TTL (ms)  3 PEXPIRETIME of the value we wrote  4 the attempt  5 the note (JSON)
 --       6 how long metadata outlives the value (ms)  7 how long a renewed lease holds (ms)

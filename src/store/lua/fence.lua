@@ -1,9 +1,9 @@
--- The fence stands before commit.lua, extend.lua and gone.lua, and after lease_record.lua: may the caller write under this
--- lease? src/store/lease.rs describes its states.
+-- The fence stands before commit.lua, extend.lua and gone.lua, and after lease_record.lua: may the caller write under
+-- this lease? src/store/lease.rs describes its states.
 -- Returns nothing to object to (nil), Redis's now (ms), fetched_at (ms, text)
 --      or {'lost'} | {'evicted'}, lease dropped | {'again', when}, an invalidation came: lease renewed, begun anew then
--- `began` is when the caller's fetch began. It differs from fetched_at where the lease was renewed and its holder has not heard
--- of that: then what was fetched before may not be written.
+-- `began` is when the caller's fetch began. It differs from fetched_at where the lease was renewed and its holder has
+-- not heard of that: then what was fetched before may not be written.
 local function fence(key, lease, token, renewed_ms, began)
   local holder, fetched_at, mark = read_lease(lease)
   if holder ~= token then return {'lost'} end

@@ -2,7 +2,8 @@
 -- fence.lua and meta.lua stand before this.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 token  2 the attempt  3 the note (JSON)  4 how long metadata is kept (ms)
---       5 how long a renewed lease holds (ms)  6 channel of changes  7 the change, as announced  8 when the fetch began (ms)
+--       5 how long a renewed lease holds (ms)  6 channel of changes  7 the change, as announced
+--       8 when the fetch began (ms)
 -- Returns the fence's objection (fence.lua)
 --       | {'wrongtype'}, lease dropped: the key holds no string by now, so it is not ours to remove (lease.lua)
 --       | {'done', now, -2, 1 if a value went}

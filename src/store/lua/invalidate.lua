@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
 -- Handle an invalidation of one entry: what was fetched at or before its time S is refused, removed or made due.
 -- The lease's record and marks: src/store/lease.rs. lease_record.lua and meta.lua stand before this.
--- A value that was fetched after S is left alone, so that handling twice, late, or by every worker does no harm. A fetched_at in
--- the future is by another clock, and counts as older. A value of another type is never removed.
--- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (mark '+'), or shortly
--- after one began; for longer where one failed, whose invalidation is noted and which is tried again. Then nothing is done, and
--- the caller comes again; so one fetch answers many. An S later than now is from a clock that ran ahead, and is not held off.
+-- A value that was fetched after S is left alone, so that handling twice, late, or by every worker does no harm. A
+-- fetched_at in the future is by another clock, and counts as older. A value of another type is never removed.
+-- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (mark '+'),
+-- or shortly after one began; for longer where one failed, whose invalidation is noted and which is tried again. Then
+-- nothing is done, and the caller comes again; so one fetch answers many. A fetched_at later than now is from a clock
+-- that ran ahead, and holds nothing off.
 -- A full Redis does it, too: it may write a mark, and what an eviction frees is more.
 -- A lease or metadata of another type are somebody else's and count as absent (MGET); they hide no value from an
 -- invalidation.

@@ -1,17 +1,17 @@
--- Begin to fetch an entry, unless somebody does already or nothing is to be done. The record and its marks: src/store/lease.rs.
--- lease_record.lua and meta.lua stand before this.
+-- Begin to fetch an entry, unless somebody does already or nothing is to be done.
+-- The record and its marks: src/store/lease.rs. lease_record.lua and meta.lua stand before this.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 token  2 how long the lease holds (ms)
 --       3 fresh if our value was fetched at or after this (ms; -1: does not matter)
 --       4 fresh if our value lives at least until this (ms; -1: does not matter)
---       5 '1': any value that was not invalidated is fresh, whoever wrote it
+--       5 '1': any value that was not invalidated is fresh, no matter who wrote it
 --       6 '1': where there is no value, there is nothing to do
 --       7 a fetch for an invalidation that follows another one within this (ms) holds off a third: see invalidate.lua
---       8 not where so many workers in a row or more have died while they fetched it (-1: whatever it did)
--- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta} | {'leased', now = fetched_at, PEXPIRETIME, meta} | {'absent'}
---       | {'deadly'}
---       | {'wrongtype', 0, -2, type}: the key holds no string, so it is no value of ours to replace; not asked of what lives
---         exactly as long as we gave it
+--       8 not where so many workers in a row or more have died while they fetched it (-1: does not matter)
+-- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta}
+--       | {'leased', now = fetched_at, PEXPIRETIME, meta} | {'absent'} | {'deadly'}
+--       | {'wrongtype', 0, -2, type}: the key holds no string, so it is no value of ours to replace; not asked of a
+--         value with the expiry that we gave it
 local known = redis.call('MGET', KEYS[2], KEYS[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

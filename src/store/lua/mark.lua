@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Mark the index of a tag: its entries are being sought, or all were found. One that is absent stays so, since anybody may
--- name any tag. A search whose mark was evicted, or replaced by a later search's, vouches for nothing.
+-- Mark the index of a tag: its entries are being sought, or all were found. An absent index stays absent, since anybody
+-- may name any tag. A search whose mark was evicted, or replaced by that of a later search, vouches for nothing.
 -- KEYS  1 tag (tag.lua)
 -- ARGV  1 the mark that must be there; 0: any or none  2 the mark to set (src/store/tags.rs)
 -- Returns 1 if it is marked

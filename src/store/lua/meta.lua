@@ -1,9 +1,11 @@
--- The codec of metadata, for scripts: stands before each script that reads or writes them. src/store/meta.rs describes the form.
--- Returns validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since ('' unknown), note; all
--- of them text. Returns nothing where no metadata are.
+-- The codec of metadata, for scripts: stands before each script that reads or writes them. src/store/meta.rs describes
+-- the form.
+local match = string.match
+-- Returns validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since ('' unknown),
+-- note; all of them text. Returns nothing where no metadata are.
 local function read_meta(packed)
   local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note =
-    string.match(packed or '', '^(%d+) (%d+) (%d+) (%d+) ([^ /~@]+)/?([^ ~@]*)~?(%d*)@?(%d*) (.*)$')
+    match(packed or '', '^(%d+) (%d+) (%d+) (%d+) ([^ /~@]+)/?([^ ~@]*)~?(%d*)@?(%d*) (.*)$')
   if fetched_at == '' then fetched_at = validated_at end
   return validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note
 end
@@ -13,16 +15,17 @@ local function write_meta(
   if attempt ~= '' then hash = hash .. '/' .. attempt end
   if fetched_at ~= validated_at then hash = hash .. '~' .. fetched_at end
   if content_since ~= '' then hash = hash .. '@' .. content_since end
-  return table.concat({validated_at, own_expiry, invalidated, stale_for, hash, note}, ' ')
+  return validated_at .. ' ' .. own_expiry .. ' ' .. invalidated .. ' ' .. stale_for .. ' ' .. hash .. ' ' .. note
 end
--- Returns of the last attempt: trigger, crash count, storm ('1' or ''), outcome, when it began (ms; 0 where validated_at says so).
+-- Returns of the last attempt: trigger, crash count, storm ('1' or ''), outcome, when it began (ms; 0 where
+-- validated_at says so).
 local function read_attempt(attempt, note)
-  local trigger, storm, outcome, began, crashes = string.match(attempt, '^(%d*)%.?(%d*)%.?(%d*)%.?(%d*)%.?(%d*)$')
+  local trigger, storm, outcome, began, crashes = match(attempt, '^(%d*)%.?(%d*)%.?(%d*)%.?(%d*)%.?(%d*)$')
   -- A worker of the previous version wrote them into the note, as JSON.
   if string.find(note, '"[tsoad]":%d') then
-    trigger, storm = string.match(note, '"t":(%d+)') or trigger, string.match(note, '"s":(%d)') or storm
-    outcome, began = string.match(note, '"o":(%d+)') or outcome, string.match(note, '"a":(%d+)') or began
-    crashes = string.match(note, '"d":(%d+)') or crashes
+    trigger, storm = match(note, '"t":(%d+)') or trigger, match(note, '"s":(%d)') or storm
+    outcome, began = match(note, '"o":(%d+)') or outcome, match(note, '"a":(%d+)') or began
+    crashes = match(note, '"d":(%d+)') or crashes
   end
   return tonumber(trigger) or 2, tonumber(crashes) or 0, storm or '', tonumber(outcome) or 0, tonumber(began) or 0
 end

@@ -1,7 +1,6 @@
 #!lua flags=allow-oom
--- Stamp a tag with an invalidation, before its entries are read: whoever puts an entry under it from now on sees the stamp.
--- Not where nothing is kept of the tag: anybody may name any tag, and stray.lua bounds how many of those are
--- remembered.
+-- Stamp a tag with an invalidation, before its entries are read: a fetch that puts an entry under it later sees the
+-- stamp. An absent tag is not stamped: anybody may name any tag, and stray.lua bounds how many of those are remembered.
 -- KEYS  1 tag (tag.lua)
 -- ARGV  1 time of the invalidation (ms)  2 'r' refresh or 'e' evict
 -- Returns 1 if it is stamped

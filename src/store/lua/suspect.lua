@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- Note that everything fetched at or before a time is suspect; of two such notes the later time and the stronger doubt count.
--- A time later than now is by another clock, and counts for no more than now. A note of such a time, which clock.lua leaves when
--- the clock was set back, becomes another note with each new doubt: it would count as dealt with.
--- KEYS  1 the note: `time doubt`, or `time doubt from`: of what was fetched after `from`, invalidations were lost (clock.lua)
+-- Note a gap: everything fetched at or before a time is suspect. Of two notes the later time and the stronger doubt
+-- count. A time later than now is by another clock, and counts as now. clock.lua leaves a note of such a time when the
+-- clock was set back; each new gap makes it another note, since it would count as dealt with.
+-- KEYS  1 the note: `time doubt`, or `time doubt from`: of what was fetched after `from`, invalidations were lost
+--       (clock.lua)
 --       2 dealt with: a hash, job to the note (absolve.lua)
 -- ARGV  1 time (ms)  2 doubt: '1' invalidations may have been missed, '2' some were lost
 --       3 channel of signals  4 the signal to send  5… the jobs that are not in doubt: those of them that were

@@ -1,4 +1,4 @@
--- Drop what has died of a tag: entries whose value is long gone, and a stamp that no fetch can be older than.
+-- Drop the dead parts of a tag: entries whose value is long gone, and a stamp that is older than any fetch.
 -- KEYS  1 tag (tag.lua)
 -- ARGV  1 entries dropped at most  2 how long a stamp is kept (ms)
 -- Returns how many were dropped; as many as were allowed: there may be more
@@ -8,6 +8,6 @@ local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '0', string.format('%.0f', now
 if dead[1] then redis.call('ZREM', KEYS[1], unpack(dead)) end
 local stamp = redis.call('ZSCORE', KEYS[1], '')
 if stamp and now + tonumber(stamp) > tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], '') end
--- What says only that nothing is there says nothing.
+-- A mark alone says nothing.
 if redis.call('ZCARD', KEYS[1]) == 1 then redis.call('ZREM', KEYS[1], '\0') end
 return #dead
