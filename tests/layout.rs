@@ -1,4 +1,5 @@
 //! The layout: rooms directly under `src/`, imports that go down only, and no circle of files.
+#![cfg(test)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
