@@ -1,14 +1,14 @@
-//! Where most entries are warmed: threads of their own, with connections of their own.
+//! The bulk runtime: threads of their own for all entries that are not high priority.
 //!
-//! A warmup may have all cores busy, with dozens of fetches under way. What somebody named by itself goes nine ways
-//! from process to process; were each of them to wait behind those fetches, it would be late by as many rounds. So it is
-//! heard, claimed and warmed elsewhere, where hardly anything else is done, and the system lets that have its turn at once.
+//! A warmup may keep all cores busy with dozens of fetches. A high-priority entry passes from one task to another nine
+//! times; behind those fetches it would wait nine times. So high-priority entries run on the main runtime, which does
+//! little else, and the operating system schedules its threads at once.
 
 use std::fmt;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Threads that end with this; what runs on them then is dropped where it next waits.
+/// A runtime that ends when this is dropped. Its tasks are dropped where they next wait.
 pub(super) struct BulkRuntime {
     runtime: Option<Runtime>,
     handle: Handle,
@@ -21,7 +21,7 @@ impl fmt::Debug for BulkRuntime {
 }
 
 impl BulkRuntime {
-    /// As many threads as there are cores.
+    /// Starts as many threads as there are cores.
     ///
     /// # Errors
     /// The system gives no threads.
@@ -31,7 +31,7 @@ impl BulkRuntime {
         Ok(Self { runtime: Some(runtime), handle })
     }
 
-    /// Where to start what is to run on it.
+    /// Returns the handle that starts tasks on this runtime.
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }
@@ -40,7 +40,7 @@ impl BulkRuntime {
 impl Drop for BulkRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Who drops this may be on a runtime itself, where nobody may wait for another.
+            // The drop may happen on a runtime, which must not block on another one.
             runtime.shutdown_background();
         }
     }

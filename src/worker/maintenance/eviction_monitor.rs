@@ -1,7 +1,8 @@
-//! Evictions: under an `allkeys-*` policy Redis may evict Samovar's own keys, and says so to nobody.
+//! The eviction monitor: notices that Redis evicted an agenda, which an `allkeys-*` policy allows.
 //!
-//! A job's agenda that lost most of its entries, while Redis evicts, may have been evicted: the job is then warmed up, which puts
-//! on the agenda what belongs there and fetches only what is missing. So are all jobs some time after Redis evicted anything.
+//! Redis does not tell which keys it evicts. If an agenda lost half of its entries or more while Redis evicted keys,
+//! the job is warmed up: that restores the agenda and fetches only what is missing. Ten minutes after any eviction all
+//! jobs are warmed up.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,79 +17,80 @@ use crate::job::Jobs;
 use crate::protocol::Keys;
 use crate::redis::Connection;
 
-/// How long after Redis evicted anything all jobs are warmed up, since it may have evicted more than is seen; and how often
-/// that is told.
-const AGAIN: Duration = Duration::from_secs(600);
+/// The time after an eviction at which all jobs are warmed up, since more may be gone than is seen; also the shortest
+/// time between two log lines.
+const ALL_JOBS: Duration = Duration::from_secs(600);
 
-/// What one worker has seen.
+/// One worker's observations.
 #[derive(Debug)]
-pub struct Evictions {
+pub(in crate::worker) struct EvictionMonitor {
     redis: Connection,
     keys: Keys,
     agenda: Agenda,
     jobs: Arc<Jobs>,
-    /// Keys that Redis had evicted at the last look.
+    /// The number of keys that Redis had evicted at the last inspection.
     evicted: Option<u64>,
-    /// How many entries each agenda held at the last look.
-    there: BTreeMap<JobName, usize>,
-    /// Since when all jobs are owed a warmup.
-    owed: Option<Instant>,
-    told: Option<Instant>,
+    /// The number of entries of each agenda at the last inspection.
+    sizes: BTreeMap<JobName, usize>,
+    /// The time of the first eviction after which all jobs were not warmed up yet.
+    owed_since: Option<Instant>,
+    logged: Option<Instant>,
 }
 
-impl Evictions {
-    /// Nothing was seen yet.
-    pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
+impl EvictionMonitor {
+    /// Creates a monitor without observations.
+    pub(in crate::worker) fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
         let agenda = Agenda::new(redis.clone(), keys.clone());
-        Self { redis, keys, agenda, jobs, evicted: None, there: BTreeMap::new(), owed: None, told: None }
+        Self { redis, keys, agenda, jobs, evicted: None, sizes: BTreeMap::new(), owed_since: None, logged: None }
     }
 
-    /// Sees whether agendas were evicted, and marks their jobs for a warmup, which [`super::Cron::ensure`] then sets off;
-    /// returns whether there are any.
+    /// Marks the jobs whose agendas may be evicted for a warmup, which [`crate::trigger::Cron::ensure`] then starts.
+    /// Returns `true` if there are any.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn look(&mut self) -> RedisResult<bool> {
+    pub(in crate::worker) async fn inspect(&mut self) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
-        // Where Redis does not say, nobody sees what it evicts.
+        // Without the right to use INFO, evictions cannot be seen.
         let Some(info) = redis.info(&["stats", "memory"]).await? else { return Ok(false) };
         let mut ask = redis::pipe();
         for job in self.jobs.jobs.keys() {
             ask.add_command(self.agenda.ask_size(job));
         }
-        let there: Vec<RedisResult<usize>> = ask.ignore_errors().query_async(&mut redis).await?;
-        // An agenda in whose place somebody else's key stands was not evicted.
-        let there = self.jobs.jobs.keys().zip(there);
-        let there: BTreeMap<JobName, usize> =
-            there.filter_map(|(job, entries)| Some((job.clone(), entries.ok()?))).collect();
+        let sizes: Vec<RedisResult<usize>> = ask.ignore_errors().query_async(&mut redis).await?;
+        // An agenda whose key holds a wrong type was not evicted.
+        let sizes = self.jobs.jobs.keys().zip(sizes);
+        let sizes: BTreeMap<JobName, usize> =
+            sizes.filter_map(|(job, entries)| Some((job.clone(), entries.ok()?))).collect();
         let evicted = info.evicted_keys().unwrap_or(0);
         let more = self.evicted.replace(evicted).is_some_and(|before| evicted > before);
-        let before = std::mem::replace(&mut self.there, there);
-        debug!(evicted, there = self.there.values().filter(|entries| **entries > 0).count(), "looked at evictions");
+        let before = std::mem::replace(&mut self.sizes, sizes);
+        debug!(evicted, agendas = self.sizes.values().filter(|entries| **entries > 0).count(), "inspected evictions");
         let policy = info.eviction_policy().unwrap_or_default();
         if !info.evicts_all_keys() {
             return Ok(false);
         }
         if more {
-            self.owed.get_or_insert_with(Instant::now);
+            self.owed_since.get_or_insert_with(Instant::now);
         }
-        let all = self.owed.is_some_and(|since| since.elapsed() >= AGAIN);
+        let all = self.owed_since.is_some_and(|since| since.elapsed() >= ALL_JOBS);
         let is_lost = |(job, now): &(&JobName, &usize)| {
             all || (more && before.get(*job).is_some_and(|before| *before > 0 && **now <= *before / 2))
         };
-        let lost: Vec<&str> = self.there.iter().filter(is_lost).map(|(job, _)| job.as_str()).collect();
+        let lost: Vec<&str> = self.sizes.iter().filter(is_lost).map(|(job, _)| job.as_str()).collect();
         if lost.is_empty() {
             return Ok(false);
         }
-        if self.told.is_none_or(|told| told.elapsed() >= AGAIN) {
+        if self.logged.is_none_or(|logged| logged.elapsed() >= ALL_JOBS) {
             warn!(
-                "Redis evicts whatever it likes, our own keys too: set maxmemory-policy to volatile-lru, not {policy}"
+                "Redis evicts Samovar's own keys under maxmemory-policy {policy}; jobs that may have lost their agenda \
+                 are warmed up: set the policy to volatile-lru"
             );
-            self.told = Some(Instant::now());
+            self.logged = Some(Instant::now());
         }
         let () = redis::cmd("HDEL").arg(self.keys.digests()).arg(&lost).query_async(&mut redis).await?;
         if all {
-            self.owed = None;
+            self.owed_since = None;
         }
         Ok(true)
     }

@@ -1,11 +1,23 @@
-//! Maintenance: what keeps a fleet well beside the warming itself, one role a file.
+//! Maintenance: what keeps a fleet in order beside the warming, one role a file.
+//!
+//! - [`Rescuer`] frees what a dead worker held.
+//! - [`Revalidator`] makes values due that may have missed an invalidation.
+//! - `RestartMonitor` notices a restarted or flushed Redis, `EvictionMonitor` evicted agendas.
+//! - `Sweeper` drops dead entries from tags; [`JobCleaner`] drops what is kept of removed jobs.
+//! - `KeyRights` tells when the Redis user may not use a job's keys.
 
 mod eviction_monitor;
 mod job_cleaner;
+mod key_rights;
 mod rescuer;
+mod restart_monitor;
 mod revalidator;
+mod sweeper;
 
-pub use eviction_monitor::Evictions;
+pub(super) use eviction_monitor::EvictionMonitor;
 pub use job_cleaner::{JobCleaner, ROUNDS};
+pub(super) use key_rights::KeyRights;
 pub use rescuer::{Rescuer, id};
+pub(super) use restart_monitor::RestartMonitor;
 pub use revalidator::Revalidator;
+pub(super) use sweeper::Sweeper;

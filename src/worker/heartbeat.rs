@@ -1,0 +1,147 @@
+//! The heartbeat: once a second it tells the fleet that this worker lives, and checks what can change at any time.
+//!
+//! Each beat also checks Redis's clock and the workers whose beats stopped. Every few seconds it checks evictions,
+//! gates and unanswered pulls. If a beat fails, it waits for Redis and beats again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use redis::RedisResult;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::maintenance::{EvictionMonitor, Rescuer, RestartMonitor};
+use crate::entry::UpstreamName;
+use crate::queue::Queue;
+use crate::redis::{Backoff, LoopHealth};
+use crate::source::Gate;
+use crate::trigger::{Clock, Gone};
+
+/// The interval between two beats.
+const BEAT: Duration = Duration::from_secs(1);
+/// The interval between two thorough beats, which also check evictions, gates and unanswered pulls.
+const THOROUGH: Duration = Duration::from_secs(5);
+/// The time between two beats from which on this worker cannot tell who is dead: Redis may have been away for all.
+const BREAK: Duration = Duration::from_secs(3);
+
+/// Returns the time without a beat after which a worker counts as dead. It is short enough that what the worker held is
+/// warm again within the claim time.
+pub fn dead_after(claim: Duration) -> Duration {
+    (claim / 2).clamp(BEAT * 5, BEAT * 15)
+}
+
+/// One worker's heartbeat.
+#[derive(Debug)]
+pub(super) struct Heartbeat {
+    pub(super) queue: Queue,
+    pub(super) gates: BTreeMap<UpstreamName, Arc<Gate>>,
+    pub(super) rescuer: Rescuer,
+    pub(super) clock: Clock,
+    pub(super) restarts: RestartMonitor,
+    pub(super) evictions: EvictionMonitor,
+    /// The number of workers that live.
+    pub(super) workers: Arc<AtomicUsize>,
+    pub(super) dead_after: Duration,
+    pub(super) loop_health: LoopHealth,
+    /// Set when this generation is in charge of the jobs.
+    pub(super) turn: CancellationToken,
+}
+
+impl Heartbeat {
+    /// Runs until `stop`.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::new("the heartbeat").showing(&self.loop_health);
+        let mut inspected = Instant::now();
+        let (mut last, mut steady_since) = (Instant::now(), Instant::now());
+        while !stop.is_cancelled() {
+            let thorough = inspected.elapsed() >= THOROUGH;
+            let dead = match self.beat(thorough).await {
+                Ok(dead) => dead,
+                Err(e) => {
+                    backoff.ill(&e, &stop).await;
+                    continue;
+                }
+            };
+            backoff.well();
+            if last.elapsed() > BREAK {
+                steady_since = Instant::now();
+            }
+            last = Instant::now();
+            if self.check_clock().await {
+                // By another clock, all earlier beats are old or in the future.
+                steady_since = Instant::now();
+            }
+            // After an outage of Redis all beats are old, and some workers beat again later than others.
+            if steady_since.elapsed() >= self.dead_after {
+                self.rescue(dead).await;
+            }
+            if thorough {
+                self.inspect().await;
+                inspected = Instant::now();
+            }
+            tokio::select! {
+                () = tokio::time::sleep(BEAT) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Tells the fleet that this worker lives, and restores what Redis lost; returns the workers that are dead.
+    async fn beat(&mut self, thorough: bool) -> RedisResult<Vec<String>> {
+        let (living, dead) = self.queue.beat(self.dead_after).await?;
+        self.workers.store(living.max(1), Ordering::Relaxed);
+        if self.turn.is_cancelled() {
+            self.restarts.check(thorough).await?;
+        }
+        Ok(dead)
+    }
+
+    /// Checks Redis's clock; returns `true` if it was set.
+    async fn check_clock(&mut self) -> bool {
+        match self.clock.inspect().await {
+            Ok(Gone::On) => false,
+            Ok(Gone::Ahead) => true,
+            Ok(Gone::Back) => {
+                // All schedules start again.
+                self.restarts.set_up_again();
+                true
+            }
+            Err(e) => {
+                debug!("cannot check Redis's clock: {e}");
+                false
+            }
+        }
+    }
+
+    /// Frees what dead workers held, within the time of a beat. The next beat does the rest.
+    async fn rescue(&self, dead: Vec<String>) {
+        let rescuing = async {
+            for worker in dead {
+                if let Err(e) = self.rescuer.rescue(&worker).await {
+                    debug!(worker, "could not rescue a dead worker's entries; the next beat tries again: {e}");
+                }
+            }
+        };
+        let _ = tokio::time::timeout(BEAT, rescuing).await;
+    }
+
+    /// Checks what Redis evicted, the state of upstreams, and pulls without an answer.
+    async fn inspect(&mut self) {
+        match self.evictions.inspect().await {
+            Ok(true) => self.restarts.set_up_again(),
+            Ok(false) => {}
+            Err(e) => debug!("cannot check what Redis evicts: {e}"),
+        }
+        for gate in self.gates.values() {
+            gate.refresh().await;
+            if let Err(e) = gate.tell().await {
+                debug!("could not report what requests took: {e}");
+            }
+        }
+        if let Err(e) = self.queue.recover().await {
+            debug!("could not recover tasks whose pull had no answer: {e}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The sweeper: every ten minutes one worker of the fleet drops dead entries from tags, and what is kept of removed
+//! jobs.
+//!
+//! A lock elects the worker of a round. If a round fails, the next one does the work.
+
+use std::time::Duration;
+
+use redis::RedisResult;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{JobCleaner, ROUNDS};
+use crate::protocol::Keys;
+use crate::redis::{Connection, Troubles, is_of_keys};
+use crate::store::Store;
+
+/// The interval between two rounds of the fleet.
+const INTERVAL: Duration = Duration::from_secs(600);
+
+/// One worker's part in the rounds.
+#[derive(Debug)]
+pub(in crate::worker) struct Sweeper {
+    pub(in crate::worker) redis: Connection,
+    pub(in crate::worker) keys: Keys,
+    pub(in crate::worker) store: Store,
+    pub(in crate::worker) job_cleaner: JobCleaner,
+    /// What fails for single keys.
+    pub(in crate::worker) troubles: Troubles,
+}
+
+impl Sweeper {
+    /// Runs until `stop`.
+    pub(in crate::worker) async fn run(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(INTERVAL) => {}
+                () = stop.cancelled() => return,
+            }
+            if let Err(e) = self.job_cleaner.know().await {
+                debug!("could not note which jobs are known: {e}");
+            }
+            match self.lock().await {
+                Ok(true) => self.sweep().await,
+                Ok(false) => {}
+                Err(e) => debug!("could not take the sweep's lock; the next round tries again: {e}"),
+            }
+        }
+    }
+
+    /// Takes the lock of this round; returns `false` if another worker has it.
+    async fn lock(&self) -> RedisResult<bool> {
+        let (mut redis, lock) = (self.redis.clone(), self.keys.sweep_lock());
+        let time = INTERVAL.as_millis().to_string();
+        let mut take = redis::cmd("SET");
+        take.arg(&lock).arg("1").arg("NX").arg("PX").arg(&time);
+        let taken: Option<String> = take.query_async(&mut redis).await?;
+        if taken.is_none() {
+            // A lock ends later than that only where Redis's clock was set back.
+            redis::cmd("PEXPIRE").arg(&lock).arg(&time).arg("LT").exec_async(&mut redis).await?;
+        }
+        Ok(taken.is_some())
+    }
+
+    async fn sweep(&self) {
+        match tokio::join!(self.store.sweep_tags(), self.job_cleaner.round(ROUNDS)) {
+            (Ok(dropped), Ok(_)) => {
+                self.troubles.well("tags and jobs");
+                debug!(dropped, "swept tags");
+            }
+            (Err(e), _) | (_, Err(e)) if is_of_keys(&e) => _ = self.troubles.ill("tags and jobs", e),
+            (Err(e), _) | (_, Err(e)) => debug!("could not sweep; the next round tries again: {e}"),
+        }
+    }
+}
