@@ -74,7 +74,7 @@ async fn the_lock_of_a_suspicion_ends_in_time_whatever_the_clock_did() {
     parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
     let [_, lock, _] = parts.keys.revalidation();
     redis.set(&lock, "somebody", 100 * LONG).await;
-    revalidator.look().await.unwrap();
+    revalidator.revalidate().await.unwrap();
     assert!(redis.ttl(&lock).await.unwrap() <= revalidator.claim);
 }
 
@@ -98,7 +98,7 @@ async fn a_lock_that_another_worker_took_is_not_extended() {
     }
     parts.next_instant().await;
     parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
-    let (looked, ()) = tokio::join!(revalidator.look(), async {
+    let (looked, ()) = tokio::join!(revalidator.revalidate(), async {
         eventually("it has the lock", async || redis.get(&lock).await).await;
         redis.set(&lock, "another", revalidator.claim / 2).await;
     });
@@ -139,10 +139,10 @@ async fn a_doubt_from_the_future_swallows_no_other() {
     redis.ask::<u8>(&["HSET", "samovar:{suspect}:dealt", "art", note, &identity(&jobs), note]).await;
     redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "unknown", "x"]).await;
     let revalidator = parts.revalidator(&jobs);
-    revalidator.look().await.unwrap();
+    revalidator.revalidate().await.unwrap();
     assert_eq!(parts.score("a").await, None);
     parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
-    revalidator.look().await.unwrap();
+    revalidator.revalidate().await.unwrap();
     assert!(parts.score("a").await.is_some(), "it is looked at");
     let note: String = redis.ask(&["GET", "samovar:{suspect}"]).await;
     assert_eq!(redis.ask::<String>(&["HGET", "samovar:{suspect}:dealt", "art"]).await, note);
@@ -160,7 +160,7 @@ async fn a_doubt_about_some_jobs_spares_the_others() {
     let note = async || redis.ask::<Option<String>>(&["GET", "samovar:{suspect}"]).await;
     parts.store.note_gap_for(&[&known.jobs["art"]], parts.now().await, Gap::Missed).await.unwrap();
     assert_eq!((dealt("art").await, dealt("poem").await), (None, note().await));
-    revalidator.look().await.unwrap();
+    revalidator.revalidate().await.unwrap();
     assert_eq!(note().await, None, "nothing is left to do");
     // Of all jobs, of which one is dealt with.
     parts.store.note_gap(parts.now().await, Gap::Lost).await.unwrap();

@@ -107,10 +107,10 @@ async fn what_was_lost_is_made_good_for_what_was_only_looked_at_since() {
         async || redis.ask::<Option<f64>>(&["ZSCORE", &parts.keys.agenda(&JobName::new("story")), "story:a"]).await;
     // To be looked at is all that would be done.
     parts.store.note_gap(at, Gap::Missed).await.unwrap();
-    revalidator.look().await.unwrap();
+    revalidator.revalidate().await.unwrap();
     assert_eq!((known(&parts, &story()).await.unwrap().invalidated, due().await), (0, None));
     parts.store.note_gap(at, Gap::Lost).await.unwrap();
-    revalidator.look().await.unwrap();
+    revalidator.revalidate().await.unwrap();
     assert_eq!(known(&parts, &story()).await.unwrap().invalidated, at);
     assert!(due().await.is_some());
 }

@@ -26,11 +26,11 @@ async fn a_worker_does_not_absolve_what_it_does_not_know() {
     parts.store.note_gap(parts.now().await, Gap::Lost).await.unwrap();
     let suspected = async |key: EntryKey| parts.store.snapshot(&key).await.unwrap().meta.unwrap().invalidated > 0;
     for _ in 0..2 {
-        unknowing.look().await.unwrap();
+        unknowing.revalidate().await.unwrap();
         assert_eq!((suspected(art("a")).await, suspected(story()).await), (true, false));
         assert_eq!(redis.keys("samovar:{suspect}*").await, ["samovar:{suspect}", "samovar:{suspect}:dealt"]);
     }
-    knowing.look().await.unwrap();
+    knowing.revalidate().await.unwrap();
     assert!(suspected(story()).await);
     assert_eq!(redis.keys("samovar:{suspect}*").await, Vec::<String>::new());
 }

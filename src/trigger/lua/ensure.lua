@@ -1,8 +1,8 @@
--- See that a job is scheduled: at once if its file is new or changed, or if Redis was started anew; else as it is.
--- Of workers that find the same change, only the first brings the warmup on.
--- KEYS  1 schedules (sorted set)  2 ticks under way (hash)  3 digests of job files (hash)
+-- Schedules a job; at once if its file is new or changed, or if Redis was restarted; else leaves its tick as it is.
+-- Of workers that find the same change, only the first starts the warmup.
+-- KEYS  1 schedules (sorted set, score = ms)  2 claimed ticks (hash, job to tick)  3 digests of job files (hash)
 -- ARGV  1 job  2 digest and the server's run id  3 the next tick (ms; '' for a job without a schedule)
--- Returns 1 if it is warmed up at once
+-- Returns 1 if the job is warmed up at once
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then
@@ -11,6 +11,6 @@ if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then
   redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
   return 1
 end
--- One that is later than the next was set by a clock that ran ahead.
+-- A tick later than the next one was set by a clock that ran ahead.
 if ARGV[3] ~= '' then redis.call('ZADD', KEYS[1], 'LT', ARGV[3], ARGV[1]) end
 return 0

@@ -1,7 +1,7 @@
--- Claim a warmup that is due: whoever gets it expands it and then says when the next one is.
--- KEYS  1 schedules (sorted set, score = ms)  2 ticks under way (hash)
--- ARGV  1 how long the claim holds (ms)  2… the jobs that the caller knows; others are left to those who do
--- Returns {now, job, tick}, or {now, '', when the next is due (ms; -1 never)}
+-- Claims a warmup that is due. The worker that gets it expands it and then sets the next tick (tock.lua).
+-- KEYS  1 schedules (sorted set, score = ms)  2 claimed ticks (hash, job to tick)
+-- ARGV  1 the time for which the claim holds (ms)  2… the jobs that the caller knows; it leaves others alone
+-- Returns {now, job, tick}, or {now, '', the time of the next tick (ms; -1 if there is none)}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = {}

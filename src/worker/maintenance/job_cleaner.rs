@@ -1,8 +1,8 @@
-//! Jobs that are no more: what Redis keeps of a job whose file was removed goes when no worker has known the job for a day.
+//! The job cleaner: drops what Redis keeps of a removed job once no worker has known the job for a day.
 //!
-//! Every worker says in each round which jobs it knows; one of them counts, for each job, the rounds since. So the time counts
-//! only while a fleet lives: who comes back after a weekend finds all as it was, and so does who comes late in a rolling
-//! deploy. A crash between the steps leaves what the next round finds.
+//! In each round every worker notes which jobs it knows, and one worker counts the rounds since for each job. So the
+//! time counts only while a fleet lives: a fleet that returns after a weekend, or a late worker of a rolling deploy,
+//! finds everything as it was. After a crash between two steps the next round does the rest.
 
 use std::sync::{Arc, LazyLock};
 
@@ -15,15 +15,15 @@ use crate::protocol::Keys;
 use crate::redis::Troubles;
 use crate::redis::{Connection, Scan};
 
-/// Rounds of ten minutes in which no worker knew the job: a day.
+/// The number of rounds of ten minutes, a day, after which an unknown job is dropped.
 pub const ROUNDS: u64 = 144;
 
-/// What people read of trouble with the key patterns of jobs with tags.
+/// The name of the step that keeps the key patterns of jobs with tags, for messages.
 const TAGGED: &str = "key patterns of jobs with tags";
 
 static MISS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/miss.lua")));
 
-/// Sees to what is kept of jobs that are no more. Cheap to clone.
+/// Drops what is kept of removed jobs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct JobCleaner {
     redis: Connection,
@@ -33,19 +33,19 @@ pub struct JobCleaner {
 }
 
 impl JobCleaner {
-    /// For a worker that knows these jobs.
+    /// Creates the job cleaner of a worker that knows these jobs.
     pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
         Self { redis, keys, jobs, troubles: Troubles::default() }
     }
 
-    /// The same, noting here what fails in single jobs.
+    /// Notes failures of single jobs in `troubles`.
     #[must_use]
     pub fn noting(mut self, troubles: &Troubles) -> Self {
-        self.troubles = troubles.of("clearing up after jobs that are no more");
+        self.troubles = troubles.of("the job cleaner");
         self
     }
 
-    /// Says that this worker knows its jobs.
+    /// Notes that this worker knows its jobs.
     ///
     /// # Errors
     /// Redis's.
@@ -58,22 +58,24 @@ impl JobCleaner {
         self.know_globs().await
     }
 
-    /// Says what the keys of this worker's jobs with tags look like. Call it often: who lacks it misses what services loaded.
+    /// Notes the key patterns of this worker's jobs with tags. It must run often: without a job's pattern, other
+    /// workers miss what services loaded for it.
     ///
     /// # Errors
     /// Redis's.
     pub async fn know_globs(&self) -> RedisResult<()> {
         let globs = self.jobs.globs_with_tags();
         if !globs.is_empty() {
-            let mut note = redis::cmd("ZADD");
-            note.arg(self.keys.tagged());
-            globs.iter().for_each(|glob| _ = note.arg(0).arg(glob));
-            self.troubles.alone(TAGGED, note.exec_async(&mut self.redis.clone()).await)?;
+            let mut add = redis::cmd("ZADD");
+            add.arg(self.keys.tagged());
+            globs.iter().for_each(|glob| _ = add.arg(0).arg(glob));
+            self.troubles.alone(TAGGED, add.exec_async(&mut self.redis.clone()).await)?;
         }
         Ok(())
     }
 
-    /// Counts a round for key patterns that nobody may know, and forgets those that nobody knew for more than `rounds`.
+    /// Counts a round for key patterns unknown to this worker, and drops those that no worker knew for more than
+    /// `rounds`.
     async fn miss_globs(&self, rounds: u64) -> RedisResult<()> {
         let (mut redis, key) = (self.redis.clone(), self.keys.tagged());
         let known = self.jobs.globs_with_tags();
@@ -84,10 +86,11 @@ impl JobCleaner {
         redis::cmd("ZREMRANGEBYSCORE").arg(&key).arg(format!("({rounds}")).arg("+inf").exec_async(&mut redis).await
     }
 
-    /// Counts a round, and drops what is kept of jobs that nobody knew for more than `rounds`; returns how many jobs that were.
+    /// Counts a round, and drops what is kept of jobs that no worker knew for more than `rounds`. Returns the number of
+    /// jobs dropped.
     ///
     /// # Errors
-    /// Redis's; it goes on with the next round.
+    /// Redis's; the next round does the rest.
     pub async fn round(&self, rounds: u64) -> RedisResult<usize> {
         self.know().await?;
         self.troubles.alone(TAGGED, self.miss_globs(rounds).await)?;
@@ -103,7 +106,7 @@ impl JobCleaner {
         Ok(dropped)
     }
 
-    /// Returns whether what was kept of the job is gone.
+    /// Counts a round for a job, and drops what is kept of it after `rounds`. Returns `true` if it was dropped.
     async fn miss(&self, job: &JobName, rounds: u64) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         let [unknown, kept @ ..] = self.keys.all_of(job);
@@ -111,7 +114,8 @@ impl JobCleaner {
         if count.arg(rounds).arg(1).invoke_async::<u8>(&mut redis).await? == 0 {
             return Ok(false);
         }
-        // The schedule lies elsewhere and goes first: a worker that takes up the job just now misses its digest, and sets it up.
+        // The schedule is in another slot and goes first: a worker that gets the job now misses the digest and sets it
+        // up.
         redis::cmd("ZREM").arg(self.keys.schedules()).arg(job.as_str()).exec_async(&mut redis).await?;
         for hash in [self.keys.ticks(), self.keys.digests()] {
             redis::cmd("HDEL").arg(hash).arg(job.as_str()).exec_async(&mut redis).await?;
@@ -122,7 +126,7 @@ impl JobCleaner {
         }
         let gone = drop.arg(rounds).arg(0).invoke_async::<u8>(&mut redis).await? == 1;
         if gone {
-            info!(%job, "no worker has known this job for long: what was kept of it is dropped");
+            info!(%job, "no worker has known this job for a day; its agenda, counters and dead letters are dropped");
         }
         Ok(gone)
     }

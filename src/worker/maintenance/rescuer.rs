@@ -1,11 +1,10 @@
-//! The rescuer: frees at once what a dead worker held.
+//! The rescuer: frees the entries, leases and permits of a dead worker at once.
 //!
-//! Who holds what can be read off it: a worker's tasks in flight name its entries, and the tokens of its leases and permits
-//! begin with its id. Every step compares and swaps, so that all workers may bury the same one, and one that was only frozen
-//! changes nothing when it wakes: its tokens are gone. Where a step fails, claims, leases and permits run out by themselves.
+//! A worker's tasks in flight name its entries, and the tokens of its leases and permits begin with its id. Every step
+//! is a compare-and-swap, so several workers may rescue the same one. A worker that was only frozen changes nothing
+//! when it wakes: its tokens are gone. If a step fails, claims, leases and permits expire by themselves.
 //!
-//! Whoever was being fetched when a worker died is counted for that, entry by entry, since it may be what killed it: see
-//! `POISON_CRASHES`.
+//! Each entry that was being fetched counts a crash, since it may have killed the worker: see `POISON_CRASHES`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,35 +23,35 @@ use crate::source::Gate;
 use crate::store::{Note, Store};
 use crate::store::{POISON_CRASHES, poison_reason};
 
-/// The part of a worker's name that its leases and permits begin with.
+/// Returns the id in a worker's name, with which the tokens of its leases and permits begin.
 pub fn id(worker: &str) -> &str {
     worker.rsplit('-').next().unwrap_or(worker)
 }
 
-/// Buries dead workers.
+/// Rescues what dead workers held.
 #[derive(Debug)]
 pub struct Rescuer {
     /// The jobs.
     pub jobs: Arc<Jobs>,
-    /// Where the tasks of the dead are.
+    /// Holds their tasks.
     pub queue: Queue,
-    /// Where their entries are.
+    /// Holds their entries.
     pub agenda: Agenda,
-    /// Where their leases are.
+    /// Holds their leases.
     pub store: Store,
-    /// Where their permits are.
+    /// Hold their permits.
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
-    /// After how long without a beat a worker counts as dead.
+    /// The time without a beat after which a worker counts as dead.
     pub dead_after: Duration,
     /// What fails in single jobs and upstreams.
     pub troubles: Troubles,
 }
 
 impl Rescuer {
-    /// Frees what a dead worker, known by its name, held.
+    /// Frees what the dead worker of this name held.
     ///
     /// # Errors
-    /// Redis's; rescuing it again does no harm.
+    /// Redis's; it is safe to rescue the worker again.
     pub async fn rescue(&self, worker: &str) -> RedisResult<()> {
         for (upstream, gate) in &self.gates {
             self.troubles.alone(upstream.as_str(), gate.rescue(id(worker)).await)?;
@@ -61,13 +60,13 @@ impl Rescuer {
         loop {
             let tasks = self.queue.in_hand_of(worker).await?;
             for chunk in tasks.iter().filter_map(|(_, chunk)| chunk.as_ref()) {
-                // Where that fails for good, its entries come due again when their claims run out.
+                // If that fails for good, the entries come due again when their claims expire.
                 freed += self.troubles.alone(&chunk.job, self.free(id(worker), chunk).await)?.unwrap_or(0);
             }
             let ids: Vec<String> = tasks.into_iter().map(|(id, _)| id).collect();
             let left = self.queue.forget(worker, &ids, self.dead_after).await?;
             if left == 0 || ids.is_empty() {
-                info!(worker, entries = freed, "a worker died: what it held is due again");
+                info!(worker, entries = freed, "a worker died; its entries are due again");
                 return Ok(());
             }
         }
@@ -83,7 +82,7 @@ impl Rescuer {
         for (((claimed, key), holder), score) in chunk.entries.iter().zip(&keys).zip(holders).zip(scores) {
             let next = match holder {
                 Some((holder, token)) if holder == dead => self.take_lease(&job.name, key, &token).await?,
-                // Somebody else has it by now.
+                // Another worker fetches it by now.
                 Some(_) => continue,
                 None => Next::In(Duration::ZERO),
             };
@@ -91,7 +90,7 @@ impl Rescuer {
             let number = score.parse().unwrap_or_default();
             let ours = match Due::from_score(number).state {
                 State::Claimed => claimed.is_at(number),
-                // By whom is not said. Taken from somebody else, an entry is looked at once more and found fresh.
+                // The score does not tell which worker runs it. If it was another one, the entry is found fresh later.
                 State::Running => true,
                 State::Urgent | State::Scheduled => false,
             };
@@ -103,18 +102,18 @@ impl Rescuer {
         Ok(back.len())
     }
 
-    /// Ends the fetch of an entry whose worker died, and counts that.
+    /// Ends the fetch of an entry whose worker died, and counts the crash.
     async fn take_lease(&self, job: &JobName, key: &EntryKey, token: &str) -> RedisResult<Next> {
-        let note = self.store.snapshot(key).await?.meta.map(|meta| meta.note).unwrap_or_default();
-        let crashes = note.crashes.saturating_add(1);
+        let last = self.store.snapshot(key).await?.meta.map(|meta| meta.note).unwrap_or_default();
+        let crashes = last.crashes.saturating_add(1);
         let reason = poison_reason(crashes);
-        let note = Note { crashes, outcome: Some(Outcome::Failed), reason: Some(reason.clone()), ..note };
-        Ok(match self.store.rescue(key, token, &note).await? {
+        let attempt = Note { crashes, outcome: Some(Outcome::Failed), reason: Some(reason.clone()), ..last };
+        Ok(match self.store.rescue(key, token, &attempt).await? {
             Some(_) if crashes >= POISON_CRASHES => {
-                error!(%job, %key, "{reason}: it is not tried again before somebody asks for it");
+                error!(%job, %key, "{reason}; it is a dead letter until someone asks for it: check its source's answer");
                 Next::Dead(reason)
             }
-            // Whatever its mark said: an eviction takes the entry off the agenda, so who is there was asked for since.
+            // The lease's mark does not matter: an eviction takes the entry off the agenda, so it was asked for since.
             Some(_) | None => Next::In(Duration::ZERO),
         })
     }

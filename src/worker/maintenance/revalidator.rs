@@ -1,9 +1,10 @@
-//! Revalidator: after a gap in what was heard, a restart or a failover, nothing fetched before is trusted.
+//! The revalidator: after a gap in invalidations, it makes everything due that was fetched before.
 //!
-//! A note in Redis says up to which time everything is suspect, so that it outlives whoever wrote it; one worker at a time
-//! deals with it, for the jobs that it knows, and the note stays until that was done for all jobs of the fleet. Leases begun
-//! before are void; values fetched before are made due, the most read first, and are served until the new ones land. What
-//! somebody else wrote is left to them.
+//! A gap in what was heard, a restart and a failover are noted in Redis with a time, so that the note survives its
+//! writer. One worker at a time handles the gap, for the jobs that it knows. The gap stays until that is done for all
+//! jobs of the fleet. Leases that began before it are marked. Values fetched before it become due, the most read first,
+//! at a bounded rate; they are served until new ones land. Values that other programs wrote are left alone. If Redis
+//! fails, the gap is handled again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -27,41 +28,41 @@ use crate::redis::{Backoff, Connection, Scan, lead};
 use crate::store::{Gap, Snapshot, Store};
 use crate::trigger::invalidation::{Debounced, Invalidator};
 
-/// Entries of a job that are looked at in the order in which they are read.
+/// Entries of a job that become due in the order of their reads.
 const MOST_READ: usize = 10_000;
-/// Of these, how many are due at the same moment.
+/// Entries of these that become due at the same millisecond.
 const FINE: usize = 32;
-/// Entries that become due at once, and those that follow in a second: what is suspect is looked at behind all else,
-/// and who can make the fleet deaf must not bring all its upstreams down.
+/// Entries that become due at once, and those that follow each second. Revalidation comes after all other work, and a
+/// client that can stall the channel must not overload all upstreams by that.
 const AT_ONCE: u32 = 2_000;
 const A_SECOND: u32 = 500;
-/// How often the note is looked for when nobody says that there is one.
+/// The interval at which gaps are looked up without a signal.
 const IDLE: Duration = Duration::from_secs(5);
 
-static ABSOLVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/absolve.lua")));
+static CLOSE_GAP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/close_gap.lua")));
 
-/// Raises suspicions and deals with them. Cheap to clone.
+/// Handles gaps. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Revalidator {
     /// The connection.
     pub redis: Connection,
-    /// The names.
+    /// The key names.
     pub keys: Keys,
     /// The jobs.
     pub jobs: Arc<Jobs>,
     /// Where entries become due.
     pub agenda: Agenda,
-    /// Where is seen whose values are ours.
+    /// Tells which values Samovar wrote.
     pub store: Store,
-    /// Who voids leases and marks values.
+    /// Marks leases and values.
     pub invalidator: Invalidator,
-    /// What is looked at first.
+    /// Tells which entries are read most.
     pub popularity: Popularity,
-    /// This worker.
+    /// This worker's name.
     pub worker: Arc<str>,
-    /// How long one worker is left to it.
+    /// The time after which another worker takes over.
     pub claim: Duration,
-    /// Rung when there is something to do.
+    /// Notified when there may be a gap.
     pub wakeup: Arc<Notify>,
     /// What fails in single jobs.
     pub troubles: Troubles,
@@ -70,9 +71,9 @@ pub struct Revalidator {
 impl Revalidator {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut backoff = Backoff::new("looking at what is suspect");
+        let mut backoff = Backoff::new("the revalidator");
         while !stop.is_cancelled() {
-            match self.look().await {
+            match self.revalidate().await {
                 Ok(()) => backoff.well(),
                 Err(e) => {
                     backoff.ill(&e, &stop).await;
@@ -87,22 +88,22 @@ impl Revalidator {
         }
     }
 
-    /// Deals with a revalidator if there is one and nobody does yet.
+    /// Handles the gap, if there is one and no other worker handles it.
     ///
     /// # Errors
-    /// Redis's; it is dealt with again, by whoever comes first when the lock has run out.
-    pub async fn look(&self) -> RedisResult<()> {
-        let [note, lock, dealt] = self.keys.revalidation();
+    /// Redis's; a worker handles the gap again when the lock has expired.
+    pub async fn revalidate(&self) -> RedisResult<()> {
+        let [gap, lock, done] = self.keys.revalidation();
         let mut redis = self.redis.clone();
         loop {
-            // Not with `GET`, by which APIs read: see [`crate::popularity::Sampler`].
-            let known: String = redis::cmd("GETRANGE").arg(&note).arg(0).arg(-1).query_async(&mut redis).await?;
+            // `GETRANGE` instead of `GET`, which the sampler takes for a read by an API.
+            let known: String = redis::cmd("GETRANGE").arg(&gap).arg(0).arg(-1).query_async(&mut redis).await?;
             if known.is_empty() {
                 return Ok(());
             }
-            // Jobs that it does not know are left to workers that do.
-            let done: HashMap<String, String> = redis::cmd("HGETALL").arg(&dealt).query_async(&mut redis).await?;
-            let jobs = self.jobs.jobs.values().filter(|job| done.get(&job.identity()) != Some(&known));
+            // Jobs unknown to this worker are left to the workers that know them.
+            let handled: HashMap<String, String> = redis::cmd("HGETALL").arg(&done).query_async(&mut redis).await?;
+            let jobs = self.jobs.jobs.values().filter(|job| handled.get(&job.identity()) != Some(&known));
             let mut jobs: Vec<&Arc<Job>> = jobs.collect();
             if jobs.is_empty() && !self.jobs.jobs.is_empty() {
                 return Ok(());
@@ -116,50 +117,54 @@ impl Revalidator {
                 .query_async(&mut redis)
                 .await?;
             if locked.is_none() {
-                // No lock ends later, unless Redis's clock was set back meanwhile.
+                // A lock ends later than that only where Redis's clock was set back.
                 let claim = duration::millis(self.claim);
                 return redis::cmd("PEXPIRE").arg(&lock).arg(claim).arg("LT").exec_async(&mut redis).await;
             }
             let mut failed = false;
-            if let Some(suspect) = Suspect::read(&known) {
+            if let Some(gap) = NotedGap::read(&known) {
                 let begun = Instant::now();
                 let all = jobs.len();
-                let (leases, values) = self.examine(&mut jobs, suspect).await?;
+                let (leases, values) = self.examine(&mut jobs, gap).await?;
                 failed = jobs.len() < all;
                 if leases + values > 0 {
                     let seconds = begun.elapsed().as_secs_f32();
-                    warn!(leases, values, seconds, "invalidations may have been missed: all is looked at anew");
+                    warn!(
+                        leases,
+                        values, seconds, "invalidations may have been missed; what was fetched before is revalidated"
+                    );
                 }
             }
-            let mut call = ABSOLVE.key(&note);
-            call.key(&lock).key(&dealt).arg(&known).arg(&*self.worker).arg(2 * jobs.len());
+            let mut call = CLOSE_GAP.key(&gap);
+            call.key(&lock).key(&done).arg(&known).arg(&*self.worker).arg(2 * jobs.len());
             for job in &jobs {
                 call.arg(job.name.as_str()).arg(job.identity());
             }
             call.arg(Vec::from_iter(self.store.fleet().await?));
-            let clear: u8 = call.invoke_async(&mut redis).await?;
-            // What failed is looked at again with the next round.
-            if clear == 1 || failed {
+            let closed: u8 = call.invoke_async(&mut redis).await?;
+            // The next round handles the jobs that failed.
+            if closed == 1 || failed {
                 return Ok(());
             }
         }
     }
 
-    /// Voids leases and makes values of these jobs due; returns how many of each. Jobs in which that failed are dropped.
-    async fn examine(&self, jobs: &mut Vec<&Arc<Job>>, suspect: Suspect) -> RedisResult<(usize, usize)> {
+    /// Marks all leases and makes the values of these jobs due; returns how many of each. Jobs that fail are removed
+    /// from `jobs`.
+    async fn examine(&self, jobs: &mut Vec<&Arc<Job>>, gap: NotedGap) -> RedisResult<(usize, usize)> {
         let mut leases = 0;
         let mut scan = Scan::new(self.keys.lease_glob("*"));
         while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let keys = found.iter().filter_map(|lease| self.keys.entry_of_lease(lease)).map(EntryKey::new);
             let keys: Vec<EntryKey> = keys.collect();
             leases += keys.len();
-            self.invalidate(keys, suspect.at, When::Bulk(0)).await?;
-            self.hold().await?;
+            self.invalidate(keys, gap.at, When::Bulk(0)).await?;
+            self.renew().await?;
         }
         jobs.sort_by_key(|job| job.may_hold_unasked() || job.waits_for_inputs());
         let mut pace = Pace { begun: Instant::now(), values: 0 };
         for job in std::mem::take(jobs) {
-            let examined = self.examine_job(job, suspect, &mut pace).await;
+            let examined = self.examine_job(job, gap, &mut pace).await;
             if self.troubles.alone(job.name.as_str(), examined)?.is_some() {
                 jobs.push(job);
             }
@@ -167,74 +172,74 @@ impl Revalidator {
         Ok((leases, pace.values))
     }
 
-    /// Makes the values of a job due, at a bounded pace.
-    async fn examine_job(&self, job: &Arc<Job>, suspect: Suspect, pace: &mut Pace) -> RedisResult<()> {
-        // What comes first is due a moment sooner.
+    /// Makes the values of a job due, at a bounded rate.
+    async fn examine_job(&self, job: &Arc<Job>, gap: NotedGap, pace: &mut Pace) -> RedisResult<()> {
+        // Earlier entries are due a millisecond sooner.
         let mut due = self.store.now().await?;
         let top = self.popularity.top(job, MOST_READ).await?;
         for page in top.chunks(FINE) {
             due += 1;
             let keys = page.iter().map(|(key, _)| key.clone()).filter(|key| job.key.read(key.as_str()).is_some());
-            pace.values += self.mark_stale(job, keys.collect(), suspect, due).await?;
+            pace.values += self.mark_stale(job, keys.collect(), gap, due).await?;
             self.pause(pace.rest()).await?;
         }
         let mut scan = Scan::new(job.key.glob());
         while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
             due += 1;
-            pace.values += self.mark_stale(job, found.map(EntryKey::new).collect(), suspect, due).await?;
+            pace.values += self.mark_stale(job, found.map(EntryKey::new).collect(), gap, due).await?;
             self.pause(pace.rest()).await?;
         }
         Ok(())
     }
 
-    /// Makes those of these entries due that are suspect, in the order of `due` (Redis time, ms); returns how many.
-    async fn mark_stale(&self, job: &Job, keys: Vec<EntryKey>, suspect: Suspect, due: i64) -> RedisResult<usize> {
-        let mut lost = self.suspects(keys, suspect).await?;
+    /// Makes the entries due that the gap affects, at `due` (Redis time, ms); returns how many.
+    async fn mark_stale(&self, job: &Job, keys: Vec<EntryKey>, gap: NotedGap, due: i64) -> RedisResult<usize> {
+        let mut lost = self.affected(keys, gap).await?;
         let count = lost.len();
         let mut missed = Vec::new();
         let mut when = When::Bulk(due);
         if job.may_hold_unasked() {
-            missed.extend(lost.extract_if(.., |(_, gap)| *gap == Gap::Missed).map(|(key, _)| key));
+            missed.extend(lost.extract_if(.., |(_, kind)| *kind == Gap::Missed).map(|(key, _)| key));
             when = When::Due(due);
         }
-        self.invalidate(lost.into_iter().map(|(key, _)| key).collect(), suspect.at, when).await?;
+        self.invalidate(lost.into_iter().map(|(key, _)| key).collect(), gap.at, when).await?;
         self.agenda.put(&job.name, &missed, When::Due(due), Trigger::Invalidation).await?;
-        self.hold().await?;
+        self.renew().await?;
         Ok(count)
     }
 
-    /// Of these entries, those with a value of ours that was fetched by then, or in the future, and that nobody has doubted
-    /// since; and how bad it is. Where a look will do, to have been looked at since will, too.
-    async fn suspects(&self, keys: Vec<EntryKey>, suspect: Suspect) -> RedisResult<Vec<(EntryKey, Gap)>> {
+    /// Returns the entries with a value of Samovar's that was fetched before the gap, or in the future, and was not
+    /// invalidated since; and the kind of gap for each. If invalidations may only have been missed, a validation since
+    /// is enough, too.
+    async fn affected(&self, keys: Vec<EntryKey>, gap: NotedGap) -> RedisResult<Vec<(EntryKey, Gap)>> {
         let snapshots = self.store.snapshots(&keys).await?;
         let now = self.store.now().await?;
-        let doubted = |(key, snapshot): (EntryKey, Snapshot)| {
-            let meta = snapshot.into_ours().filter(|meta| meta.invalidated <= suspect.at)?;
-            let lost = suspect.gap == Gap::Lost || suspect.from.is_some_and(|from| meta.fetched_at > from);
-            let since = if lost { meta.fetched_at } else { meta.validated_at };
-            let gap = if lost { Gap::Lost } else { Gap::Missed };
-            (since <= suspect.at || since > now).then_some((key, gap))
+        let affected = |(key, snapshot): (EntryKey, Snapshot)| {
+            let meta = snapshot.into_ours().filter(|meta| meta.invalidated <= gap.at)?;
+            let lost = gap.kind == Gap::Lost || gap.lost_from.is_some_and(|from| meta.fetched_at > from);
+            let (since, kind) = if lost { (meta.fetched_at, Gap::Lost) } else { (meta.validated_at, Gap::Missed) };
+            (since <= gap.at || since > now).then_some((key, kind))
         };
-        Ok(keys.into_iter().zip(snapshots).filter_map(doubted).collect())
+        Ok(keys.into_iter().zip(snapshots).filter_map(affected).collect())
     }
 
     async fn invalidate(&self, keys: Vec<EntryKey>, at: i64, when: When) -> RedisResult<()> {
-        let held = |key: EntryKey| {
+        let entry = |key: EntryKey| {
             let job = Arc::clone(self.jobs.owner(key.as_str())?.0);
             Some(Debounced { job, key, at, when, wait: Duration::ZERO })
         };
-        let mut held: Vec<Debounced> = keys.into_iter().filter_map(held).collect();
-        while !held.is_empty() {
-            held = self.invalidator.again(held, &mut Handled::default()).await?;
-            if let Some(wait) = held.iter().map(|held| held.wait).min() {
+        let mut entries: Vec<Debounced> = keys.into_iter().filter_map(entry).collect();
+        while !entries.is_empty() {
+            entries = self.invalidator.again(entries, &mut Handled::default()).await?;
+            if let Some(wait) = entries.iter().map(|entry| entry.wait).min() {
                 self.pause(wait).await?;
             }
         }
         Ok(())
     }
 
-    /// Waits, and keeps the lock.
+    /// Waits, and renews the lock meanwhile.
     async fn pause(&self, time: Duration) -> RedisResult<()> {
         let until = Instant::now() + time;
         loop {
@@ -243,59 +248,58 @@ impl Revalidator {
                 return Ok(());
             }
             tokio::time::sleep(left.min(self.claim / 4)).await;
-            self.hold().await?;
+            self.renew().await?;
         }
     }
 
-    /// Keeps the lock while it takes long.
+    /// Renews the lock.
     ///
     /// # Errors
-    /// Redis's, or another worker has the lock by now and deals with the revalidator.
-    async fn hold(&self) -> RedisResult<()> {
+    /// Redis's, or another worker has taken the lock and handles the gap.
+    async fn renew(&self) -> RedisResult<()> {
         let [_, lock, _] = self.keys.revalidation();
         match lead(&self.redis, &lock, &self.worker, self.claim).await? {
             true => Ok(()),
-            false => Err((ErrorKind::Client, "the lock of the revalidator ran out, and another worker took it").into()),
+            false => Err((ErrorKind::Client, "the lock of the revalidator expired, and another worker took it").into()),
         }
     }
 }
 
-/// How many entries have become due, and since when.
+/// The number of entries that have become due, and since when.
 struct Pace {
     begun: Instant,
     values: usize,
 }
 
 impl Pace {
-    /// Returns how long to wait before more entries become due.
+    /// Returns the time to wait before more entries become due.
     fn rest(&self) -> Duration {
         rest(self.values, self.begun.elapsed())
     }
 }
 
-/// How long to wait before more entries become due, where so many did within this time.
+/// Returns the time to wait before more entries become due, after `values` did within `passed`.
 fn rest(values: usize, passed: Duration) -> Duration {
     let paced = u32::try_from(values).unwrap_or(u32::MAX).saturating_sub(AT_ONCE);
     (Duration::from_secs(1) * paced / A_SECOND).saturating_sub(passed)
 }
 
-/// What a note says.
+/// A gap as Redis holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Suspect {
-    /// Up to when everything is suspect (Redis time, ms).
+struct NotedGap {
+    /// The time (Redis time, ms) up to which everything fetched is affected.
     at: i64,
-    /// How bad it is.
-    gap: Gap,
-    /// Of what was fetched after this (Redis time, ms), invalidations were lost, since Redis's clock was set back.
-    from: Option<i64>,
+    kind: Gap,
+    /// Invalidations were lost of what was fetched after this (Redis time, ms), since Redis's clock was set back.
+    lost_from: Option<i64>,
 }
 
-impl Suspect {
-    fn read(note: &str) -> Option<Self> {
-        let mut words = note.split(' ');
+impl NotedGap {
+    fn read(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
         let at = words.next()?.parse().ok()?;
-        let gap = if words.next()? == "1" { Gap::Missed } else { Gap::Lost };
-        Some(Self { at, gap, from: words.next().and_then(|from| from.parse().ok()) })
+        let kind = if words.next()? == "1" { Gap::Missed } else { Gap::Lost };
+        Some(Self { at, kind, lost_from: words.next().and_then(|from| from.parse().ok()) })
     }
 }
 

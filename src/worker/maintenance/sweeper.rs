@@ -50,7 +50,7 @@ impl Sweeper {
     /// Takes the lock of this round; returns `false` if another worker has it.
     async fn lock(&self) -> RedisResult<bool> {
         let (mut redis, lock) = (self.redis.clone(), self.keys.sweep_lock());
-        let time = INTERVAL.as_millis().to_string();
+        let time = crate::entry::duration::millis(INTERVAL);
         let mut take = redis::cmd("SET");
         take.arg(&lock).arg("1").arg("NX").arg("PX").arg(&time);
         let taken: Option<String> = take.query_async(&mut redis).await?;

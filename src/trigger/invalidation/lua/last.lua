@@ -1,6 +1,6 @@
--- The last id that the inbox gave, whatever became of its message. Not by XINFO itself, which answers with whole messages.
+-- Returns the last id that the inbox gave, even if its message is deleted. XINFO alone would answer with whole messages.
 -- KEYS  1 inbox (stream)
--- Returns {id, '0-0' where there is no stream, now (ms)}
+-- Returns {id ('0-0' if there is no stream), now (ms)}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local info = redis.pcall('XINFO', 'STREAM', KEYS[1])

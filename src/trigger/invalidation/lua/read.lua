@@ -1,16 +1,16 @@
 #!lua flags=allow-oom
--- Give a reader of the inbox what is there: new messages, or those that a reader was given and has not finished for
--- long. One by one, so that beside the bytes allowed no more than one message is held; of one that is too long, only its
--- length is told.
+-- Gives a reader of the inbox new messages, or those that other readers were given and did not finish for long.
+-- It reads one by one, so that at most one message is held beyond the bytes allowed. Of a message that is too long, it
+-- returns only the length.
 -- KEYS  1 inbox (stream)
--- ARGV  1 group  2 reader  3 messages at most  4 bytes after which no more are given
---       5 the longest message (bytes, names and values)
---       6 '' for new messages; else for how long others must have been in a reader's hands (ms)
---       7 the id from which those are looked for
--- Returns {the id from which to go on with those ('0-0': none is left), {{id, its fields or its length}…}}
+-- ARGV  1 group  2 reader  3 the most messages  4 the bytes after which no more are given
+--       5 the length of the longest message (bytes, names and values)
+--       6 '' for new messages; else the time (ms) for which messages of other readers have been pending
+--       7 the id from which those are read
+-- Returns {the id from which to go on with those ('0-0' if none is left), {{id, its fields or its length}…}}
 local given, bytes, cursor = {}, 0, ARGV[7]
 local function give(entry)
-  -- What was deleted meanwhile has no fields.
+  -- A message that was deleted meanwhile has no fields.
   if not (entry and entry[2]) then return end
   local length = 0
   for _, text in ipairs(entry[2]) do length = length + #text end

@@ -1,8 +1,9 @@
--- Count that a round has passed in which nobody may have said that a job is known; drop all that is kept of it after so many.
--- In one step with the count, which is 0 again before a worker that knows the job does anything for it.
--- KEYS  1 rounds since the job was known (string)  2… what is kept of the job (at most 10; sets and hashes, freed in the background)
--- ARGV  1 rounds after which it goes  2 '1': count this one
--- Returns 1 if it is time, or all is dropped
+-- Counts a round in which no worker knew a job, or drops everything that is kept of the job once there were enough.
+-- The drop checks the count in the same step: a worker that knows the job sets it to 0 before it does anything else.
+-- KEYS  1 rounds since the job was known (string)
+--       2… what is kept of the job (at most 10 sets and hashes; freed in the background)
+-- ARGV  1 rounds after which everything is dropped  2 '1' to count this round
+-- Returns 1 if the rounds are over, or if everything is dropped
 local rounds = tonumber(redis.call('GET', KEYS[1]) or '')
 if not rounds then return 0 end
 if ARGV[2] == '1' then rounds = redis.call('INCR', KEYS[1]) end

@@ -1,0 +1,22 @@
+#!lua flags=allow-oom
+-- Notes that a gap is handled for the jobs that the caller knows. Closes the gap once that is true of all jobs, unless
+-- there is a newer one. Drops the lock if it is the caller's.
+-- KEYS  1 the gap (suspect.lua)  2 the lock  3 the handled jobs (hash, job to gap)
+-- ARGV  1 the gap as it was handled  2 the caller  3 the number of fields for the jobs that the caller knows
+--       4… these fields, then those of all jobs of the fleet: for each job its name and its identity (name and keys)
+-- Returns 1 if nothing is left for the caller to do
+if redis.call('GET', KEYS[2]) == ARGV[2] then redis.call('DEL', KEYS[2]) end
+local gap = redis.call('GET', KEYS[1])
+if not gap then
+  redis.call('DEL', KEYS[3])
+  return 1
+elseif gap ~= ARGV[1] then
+  return 0
+end
+local known = tonumber(ARGV[3])
+for i = 4, 3 + known do redis.call('HSET', KEYS[3], ARGV[i], gap) end
+for i = 4 + known, #ARGV do
+  if redis.call('HGET', KEYS[3], ARGV[i]) ~= gap then return 1 end
+end
+redis.call('DEL', KEYS[1], KEYS[3])
+return 1
