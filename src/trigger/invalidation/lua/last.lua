@@ -1,4 +1,4 @@
--- Returns the last id that the inbox gave, even if its message is deleted. XINFO alone would answer with whole messages.
+-- Returns the last id that the inbox gave, even if its message is deleted. XINFO alone answers with whole messages.
 -- KEYS  1 inbox (stream)
 -- Returns {id ('0-0' if there is no stream), now (ms)}
 local time = redis.call('TIME')
