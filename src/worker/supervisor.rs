@@ -45,3 +45,28 @@ impl Supervisor {
         let _ = tokio::time::timeout(time, all).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_loop_that_ends_too_early_is_named_with_the_reason() {
+        let mut loops = Supervisor::new(CancellationToken::new());
+        loops.run("a loop", async {});
+        assert!(loops.wait().await.to_string().contains("a loop ended by itself"));
+        loops.run("another", async { panic!("a fault") });
+        assert!(loops.wait().await.to_string().contains("a fault"));
+    }
+
+    #[tokio::test]
+    async fn a_loop_that_ends_after_the_stop_is_no_fault() {
+        let stop = CancellationToken::new();
+        let mut loops = Supervisor::new(stop.clone());
+        stop.cancel();
+        loops.run("a loop", async {});
+        loops.run("a fault", async { panic!("the loop before it was no fault") });
+        // The panic ends the wait, whichever loop ends first.
+        assert!(loops.wait().await.to_string().contains("panicked"));
+    }
+}

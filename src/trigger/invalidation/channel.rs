@@ -130,7 +130,7 @@ impl Channel {
                     // Redis confirms the end after the last message, so all messages have come by then.
                     let ended = tokio::time::timeout(CONFIRMED, sink.unsubscribe(&channels)).await;
                     if !matches!(ended, Ok(Ok(()))) {
-                        warn!("Redis did not confirm the end of the subscription; messages it did not send yet are missed");
+                        warn!("Redis did not confirm the end of the subscription; unsent messages are missed");
                     }
                     break;
                 }

@@ -341,7 +341,7 @@ impl Inbox {
             Content::Gap(lost) => {
                 warn!(
                     lost,
-                    "invalidations were dropped from the inbox, which no worker read for long; all values are fetched again"
+                    "invalidations were dropped from the inbox, which no worker read for long; all values are made anew"
                 );
                 let mut backoff = Backoff::new("the inbox");
                 while let Err(e) = self.store.note_gap(at, Gap::Lost).await {

@@ -110,7 +110,7 @@ impl Rescuer {
         let attempt = Note { crashes, outcome: Some(Outcome::Failed), reason: Some(reason.clone()), ..last };
         Ok(match self.store.rescue(key, token, &attempt).await? {
             Some(_) if crashes >= POISON_CRASHES => {
-                error!(%job, %key, "{reason}; it is a dead letter until someone asks for it: check its source's answer");
+                error!(%job, %key, "{reason}; it is a dead letter until someone asks for it: check its source");
                 Next::Dead(reason)
             }
             // The lease's mark does not matter: an eviction takes the entry off the agenda, so it was asked for since.

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Checks whether Redis's clock was set back, and notes a gap if it was: times from before and after do not compare.
 -- Everything fetched up to the latest time that any worker saw may be older than an invalidation that was handled
--- since. What was fetched at a time that the clock shows twice counts as lost. Of workers that notice the same, the first notes
--- the gap.
+-- since. What was fetched at a time that the clock shows twice counts as lost. Of workers that notice the same,
+-- the first notes the gap.
 -- KEYS  1 the gap (suspect.lua)
 --       2 the clock (hash): high, the latest time that any worker saw since the clock was last set back (ms);
 --         set_back, how often it was set back
