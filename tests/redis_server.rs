@@ -105,7 +105,7 @@ async fn does_everything(mut redis: TestRedis, user: &str, rules: Option<&str>) 
     .await;
 
     redis.restart().await;
-    worker.wait_for_log(&["Redis was restarted: everything is looked at anew"]).await;
+    worker.wait_for_log(&["Redis was restarted; all values are revalidated"]).await;
     let next = upstream.edit("/art/a");
     Parts::of(&redis).await.publish(r#"{"keys": ["art:a"]}"#).await;
     version(&redis, "a", next).await;
