@@ -11,7 +11,7 @@ mod source;
 mod spelling;
 mod upstreams;
 
-use super::{Fault, Faults, Job, Jobs, KeyPattern, Params};
+use super::{EnvValues, Fault, Faults, Job, Jobs, KeyPattern, Params};
 use crate::entry::JobName;
 use document::{Document, Findings, Table, variables};
 use job::ReadJob;
@@ -86,7 +86,16 @@ fn read_file(path: &Path) -> Result<Option<(String, String)>, String> {
     }
 }
 
-/// Reads files given as path and text. `place` is what a fault of all of them is reported for.
+/// A file of a folder, parsed as TOML as far as that is possible.
+struct Parsed<'a> {
+    doc: Document<'a>,
+    name: String,
+    table: toml::Spanned<DeTable<'a>>,
+    /// It is TOML without fault.
+    sound: bool,
+}
+
+/// Reads files given as path and text. `place` is reported for faults of all of them.
 pub(super) fn read(
     place: &str,
     files: &[(String, String)],
@@ -95,29 +104,62 @@ pub(super) fn read(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Reading {
     let findings = Findings { env, faults: RefCell::new(faults), uses: RefCell::default(), values: RefCell::default() };
+    let (jobs, upstreams) = {
+        let parsed = parse(files, &findings);
+        let upstreams = match parsed.iter().find(|file| file.name == UPSTREAMS) {
+            Some(file) if file.sound => Upstreams::read(&Table::root(file.doc, file.table.get_ref())),
+            Some(_) => Upstreams::unreadable(),
+            None => Upstreams::default(),
+        };
+        let files: Vec<&Parsed<'_>> = parsed.iter().filter(|file| file.name != UPSTREAMS).collect();
+        if files.is_empty() && findings.faults.borrow().is_empty() {
+            let help = "write one for each kind of content, such as artwork_info.toml";
+            findings.faults.borrow_mut().push(Fault::whole(place, "there is no job file", Some(help.to_owned())));
+        }
+        let jobs = read_jobs(&files, default_ttl, &upstreams);
+        (jobs.into_iter().map(|(name, read)| (name, read.job)).collect(), upstreams)
+    };
+    let mut uses = findings.uses.take();
+    uses.sort();
+    uses.dedup();
+    let mut faults = findings.faults.take();
+    faults.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    faults.dedup();
+    let jobs = if faults.is_empty() {
+        Ok(together(jobs, upstreams, &uses, findings.values.take()))
+    } else {
+        Err(Faults(faults))
+    };
+    Reading { jobs, env: uses }
+}
+
+/// Parses the TOML files among these.
+fn parse<'a>(files: &'a [(String, String)], findings: &'a Findings<'a>) -> Vec<Parsed<'a>> {
     let file_name = |path: &str| Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
     let mut parsed = Vec::new();
     for (path, text) in files {
         let Some(name) = file_name(path).filter(|name| name.ends_with(".toml")) else { continue };
-        let doc = Document { findings: &findings, file: path, text };
+        let doc = Document { findings, file: path, text };
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in &errors {
             let at = error.span().unwrap_or(0..0);
             doc.fault(at, format!("not TOML: {}", error.message().trim()));
         }
-        parsed.push((doc, name, table, errors.is_empty()));
+        parsed.push(Parsed { doc, name, table, sound: errors.is_empty() });
     }
-    let upstreams = match parsed.iter().find(|(_, name, ..)| name == UPSTREAMS) {
-        Some((doc, _, table, true)) => Upstreams::read(&Table::root(*doc, table.get_ref())),
-        Some((.., false)) => Upstreams::unreadable(),
-        None => Upstreams::default(),
-    };
+    parsed
+}
+
+/// Reads the jobs, and checks their keys and inputs against each other.
+fn read_jobs<'a>(
+    files: &[&'a Parsed<'a>],
+    default_ttl: Duration,
+    upstreams: &Upstreams,
+) -> BTreeMap<JobName, ReadJob<'a>> {
     let mut jobs: BTreeMap<JobName, ReadJob<'_>> = BTreeMap::new();
-    // Whether every job's key is known, without which nobody can say which keys have no job.
+    // Every job's key is known. Otherwise an input's key may belong to a job that could not be read.
     let mut complete = true;
-    let mut any = false;
-    for (doc, file, table, sound) in parsed.iter().filter(|(_, name, ..)| name != UPSTREAMS) {
-        any = true;
+    for Parsed { doc, name: file, table, sound } in files {
         let name = file.strip_suffix(".toml").unwrap_or(file);
         if let Err(message) = check_file_name(name) {
             doc.findings.faults.borrow_mut().push(Fault::whole(
@@ -127,7 +169,7 @@ pub(super) fn read(
             ));
         }
         let name = JobName::new(name);
-        let read = sound.then(|| job::read(*doc, table.get_ref(), name.clone(), default_ttl, &upstreams)).flatten();
+        let read = sound.then(|| job::read(*doc, table.get_ref(), name.clone(), default_ttl, upstreams)).flatten();
         complete &= read.is_some();
         if let Some(read) = read
             && let Some(other) = jobs.insert(name.clone(), read)
@@ -135,42 +177,25 @@ pub(super) fn read(
             doc.fault(0..0, format!("there are two files for the job `{name}`: {} and {}", other.doc.file, doc.file));
         }
     }
-    if !any && findings.faults.borrow().is_empty() {
-        findings.faults.borrow_mut().push(Fault::whole(
-            place,
-            "there is no job file",
-            Some("write one for each kind of content, such as artwork_info.toml".to_owned()),
-        ));
-    }
     check_keys(&jobs);
     if complete {
         check_inputs(&jobs);
     }
-    let mut faults = findings.faults.take();
-    faults.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-    faults.dedup();
-    let mut uses = findings.uses.take();
-    uses.sort();
-    uses.dedup();
-    let jobs = if faults.is_empty() {
-        let upstreams = upstreams.into_all();
-        let refreshed_in_time = |mut job: Job| {
-            let least = job.least_ahead(&upstreams);
-            if !job.warm.ahead.is_zero() && least <= job.ttl / 6 {
-                job.warm.ahead = job.warm.ahead.max(least);
-            }
-            Arc::new(job)
-        };
-        Ok(Jobs {
-            jobs: jobs.into_iter().map(|(name, read)| (name, refreshed_in_time(read.job))).collect(),
-            upstreams,
-            env: variables(&uses),
-            env_values: findings.values.take(),
-        })
-    } else {
-        Err(Faults(faults))
+    jobs
+}
+
+/// Returns the jobs with their upstreams. Entries are refreshed early enough for a time-out and a retry.
+fn together(jobs: BTreeMap<JobName, Job>, upstreams: Upstreams, uses: &[EnvUse], env_values: EnvValues) -> Jobs {
+    let upstreams = upstreams.into_all();
+    let refreshed_in_time = |mut job: Job| {
+        let least = job.least_ahead(&upstreams);
+        if !job.warm.ahead.is_zero() && least <= job.ttl / 6 {
+            job.warm.ahead = job.warm.ahead.max(least);
+        }
+        Arc::new(job)
     };
-    Reading { jobs, env: uses }
+    let jobs = jobs.into_iter().map(|(name, job)| (name, refreshed_in_time(job))).collect();
+    Jobs { jobs, upstreams, env: variables(uses), env_values }
 }
 
 /// Names of jobs and upstreams are parts of Redis keys.
