@@ -9,8 +9,8 @@
 //!          | anything up to the line's end      as it stands: quotes, `$`, `\` and `#` included
 //! ```
 //!
-//! A comment may follow a value after a blank: `NAME=value # comment`. `${NAME}` outside single quotes is a fault, because
-//! its author expects a substitution. No fault shows any part of a line, which may be secret.
+//! A comment may follow a value after a blank: `NAME=value # comment`. `${NAME}` outside single quotes is a fault,
+//! because its author expects a substitution. No fault shows any part of a line, which may be secret.
 
 /// A fault of a line, with the remedy.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,10 +26,10 @@ const NO_END: &str =
     "the quote before the value has no end; close it, or quote the whole value in the other kind of quote";
 const BEHIND: &str = "there is text after the closing quote; quote the whole value, in the kind of quote that it does \
                       not hold, and write a blank before the `#` of a comment";
-const ESCAPE: &str = "`\\` before this sign has no meaning in double quotes; write `\\\\` for a backslash, or quote the \
-                      value in single quotes";
-const REFERENCE: &str = "`${…}` is not substituted here; write the value itself, or use single quotes to keep `${…}` as \
-                         it is";
+const ESCAPE: &str = "`\\` before this sign has no meaning in double quotes; write `\\\\` for a backslash, or quote \
+                      the value in single quotes";
+const REFERENCE: &str = "`${…}` is not substituted here; write the value itself, or use single quotes to keep `${…}` \
+                         as it is";
 
 /// Returns the variables in the order of the file, and all faults.
 pub(super) fn parse(text: &str) -> (Vec<(String, String)>, Vec<Fault>) {

@@ -11,7 +11,7 @@ const SECRET_WORDS: [&str; 8] = ["TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD",
 pub struct EnvValues(BTreeMap<String, String>);
 
 impl EnvValues {
-    /// Whether a variable's name says that its value is a secret.
+    /// Returns whether a variable's name says that its value is a secret.
     pub fn is_secret(name: &str) -> bool {
         let name = name.to_ascii_uppercase();
         SECRET_WORDS.iter().any(|word| name.contains(word))

@@ -1,4 +1,4 @@
-//! What is wrong with job files: where, what, and what to do.
+//! Faults of job files: where, what, and what to do.
 
 use std::fmt;
 use std::ops::Range;
@@ -90,7 +90,7 @@ impl Fault {
         Ok(())
     }
 
-    /// What of the line is shown, how many columns stand before the fault, and how many it has.
+    /// Returns what of the line is shown, how many columns stand before the fault, and how many it has.
     fn window(&self) -> (String, usize, usize) {
         let chars: Vec<char> = self.excerpt.chars().map(|c| if is_unfit(c) { ' ' } else { c }).collect();
         let start = self.column.saturating_sub(1).min(chars.len());

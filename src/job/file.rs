@@ -27,12 +27,12 @@ pub use document::EnvUse;
 
 /// The one file that is not a job.
 const UPSTREAMS: &str = "upstreams.toml";
-/// What all of Samovar's own keys begin with.
+/// The beginning of Samovar's own keys.
 const OWN_KEYS: &str = "samovar:";
 const MOST_FILE_BYTES: u64 = 8 << 20;
 const LONGEST_NAME: usize = 64;
 
-/// What reading job files gave: the jobs or all faults, and in either case the environment variables they name.
+/// The result of reading job files: the jobs or all faults, and in either case the environment variables they name.
 #[derive(Debug)]
 pub struct Reading {
     /// The jobs, if there is no fault.
@@ -274,7 +274,7 @@ fn check_inputs(jobs: &BTreeMap<JobName, ReadJob<'_>>) {
     }
 }
 
-/// Whether all keys that an input can ask for are of a job's pattern, tried with values of several kinds.
+/// Returns whether all keys that an input can ask for are of a job's pattern, tried with values of several kinds.
 fn owns(key: &KeyPattern, input: &KeyPattern) -> bool {
     let values = ["x", "Mona Lisa", "Kaplumbağa Terbiyecisi", "1234567890"];
     values.iter().all(|value| {

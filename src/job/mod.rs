@@ -57,11 +57,11 @@ pub struct Jobs {
 pub struct Job {
     /// The file's stem.
     pub name: JobName,
-    /// What people are told about it.
+    /// A description for people.
     pub description: Option<String>,
     /// Which keys it owns, read both ways.
     pub key: KeyPattern,
-    /// How long a value lives.
+    /// The life of a value.
     pub ttl: Duration,
     /// Rendered after each fetch with the placeholders, the inputs and `value`.
     pub tags: Vec<Template>,
@@ -69,7 +69,7 @@ pub struct Job {
     pub inputs: BTreeMap<String, KeyPattern>,
     /// Where values come from, in the order they are tried: the source, then its fallbacks. Never empty.
     pub sources: Vec<Source>,
-    /// What is kept warm.
+    /// The entries that are kept warm.
     pub entries: Entries,
     /// When and how.
     pub warm: Warm,
@@ -84,7 +84,7 @@ impl Job {
         format!("{:016x}", XxHash3_64::oneshot(format!("{} {}", self.name, self.key).as_bytes()))
     }
 
-    /// How long before its expiry an entry's refresh must begin so that it may time out once and be tried again: an expired
+    /// Returns how long before expiry a refresh must begin so that it may time out once and be retried: an expired
     /// value cannot be extended.
     pub fn least_ahead(&self, upstreams: &BTreeMap<UpstreamName, Arc<Upstream>>) -> Duration {
         let timeouts = self.sources.iter().filter_map(|source| Some(upstreams.get(source.upstream()?)?.timeout));
@@ -101,7 +101,7 @@ impl Job {
         self.sources.iter().any(|source| source.properties().costs_money)
     }
 
-    /// Those inputs of an entry from whose keys its own cannot be told: each is an input of many.
+    /// Returns the inputs of an entry whose keys do not tell its own: each is an input of many entries.
     pub fn inputs_of_many(&self, params: &Params) -> Vec<EntryKey> {
         let of_many = self.inputs.values().filter(|input| !self.is_told_by(input));
         of_many.filter_map(|input| input.write(params)).collect()
@@ -112,20 +112,20 @@ impl Job {
         !self.inputs.is_empty() && self.sources.first().is_some_and(|source| source.properties().waits_for_inputs)
     }
 
-    /// Whether an input's key says all that an entry's does.
+    /// Returns whether an input's key says all that an entry's does.
     pub fn is_told_by(&self, input: &KeyPattern) -> bool {
         self.key.names().iter().all(|name| input.names().contains(name))
     }
 }
 
-/// What a job keeps warm.
+/// The entries that a job keeps warm.
 #[derive(Clone, Debug, Default)]
 pub struct Entries {
     /// Named in the file; each complete for the key pattern. In the file's order.
     pub list: Vec<Params>,
     /// Asked for at each warmup.
     pub feed: Option<Feed>,
-    /// How many of the most read entries.
+    /// The number of most read entries.
     pub popular: usize,
     listed: HashSet<Params>,
 }
@@ -138,7 +138,7 @@ impl Entries {
         self
     }
 
-    /// Whether the file names this entry.
+    /// Returns whether the file names this entry.
     pub fn lists(&self, params: &Params) -> bool {
         self.listed.contains(params)
     }
@@ -160,14 +160,14 @@ pub struct Feed {
 pub struct Warm {
     /// When warmups run; without one only at the start, after a change of the file, and after a flush.
     pub schedule: Option<Schedule>,
-    /// Whether a warmup fetches what is still good, too.
+    /// A warmup also fetches values that are still good.
     pub refetch: bool,
-    /// How long before expiry an entry is refreshed; zero for never. Default: a tenth of the TTL. Never less than
-    /// [`Job::least_ahead`], if that is no more than a sixth of the TTL.
+    /// The time before expiry at which an entry is refreshed; zero for never. Default: a tenth of the TTL. Never less
+    /// than [`Job::least_ahead`], if that is no more than a sixth of the TTL.
     pub ahead: Duration,
-    /// How long a value may outlive its TTL while the source fails.
+    /// The longest time by which a value may outlive its TTL while the source fails.
     pub stale_if_error: Duration,
-    /// How long after an invalidation the entry is looked at once more.
+    /// The time after an invalidation at which the entry is checked once more.
     pub settle: Duration,
     /// Fetches that fail in a row before an entry goes to the dead letters.
     pub attempts: u32,
@@ -210,7 +210,7 @@ impl Jobs {
         self.upstreams.get(upstream).map_or(Duration::from_secs(10), |upstream| upstream.timeout)
     }
 
-    /// How long all sources of a job may take together.
+    /// Returns how long all sources of a job may take together.
     pub fn fetch_time(&self, job: &Job) -> Duration {
         job.sources.iter().map(|source| self.timeout(source)).sum()
     }

@@ -1,7 +1,8 @@
 //! Key patterns: `artwork_info:{artwork_name}`, read both ways.
 //!
-//! A key is of a pattern if and only if [`KeyPattern::read`] takes it apart, and then [`KeyPattern::write`] puts the same
-//! key together again. Parameters that would read back as others (a `:` in a placeholder that a `:` ends) have no key.
+//! A key is of a pattern if and only if [`KeyPattern::read`] takes it apart, and then [`KeyPattern::write`] puts the
+//! same key together again. Parameters that would read back as others (a `:` in a placeholder that a `:` ends) have no
+//! key.
 
 use super::Params;
 use crate::entry::EntryKey;
@@ -123,7 +124,8 @@ impl KeyPattern {
         Ok(Self { source: text.to_owned(), literals, names })
     }
 
-    /// The key for these parameters; `None` where one is missing, or where reading the key back would not give the same.
+    /// The key for these parameters; `None` where one is missing, or where reading the key back would not give the
+    /// same.
     ///
     /// Parameters that the pattern does not name are ignored, so that an input's key can be written from its job's.
     pub fn write(&self, params: &Params) -> Option<EntryKey> {
@@ -191,12 +193,12 @@ impl KeyPattern {
         &self.source
     }
 
-    /// What all keys of this pattern begin with; never empty.
+    /// Returns what all keys of this pattern begin with; never empty.
     pub fn literal_prefix(&self) -> &str {
         self.literals.first().map_or("", String::as_str)
     }
 
-    /// Whether some key could be of both patterns.
+    /// Returns whether some key could be of both patterns.
     ///
     /// Exact: both patterns are walked side by side over all keys at once, character by character.
     pub fn overlaps(&self, other: &Self) -> bool {

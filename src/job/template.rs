@@ -1,8 +1,8 @@
 //! Templates: strict minijinja, checked when the file is loaded.
 //!
 //! A template reads nothing but its context and the environment variables bound to it: no files, no includes. What it
-//! may cost is bounded ([`FUEL`], [`MAX_OUTPUT`], [`bounds`]). Strings are inserted as they are and everything else as JSON, so that
-//! `{{ artwork }}` in a prompt is a JSON document.
+//! may cost is bounded ([`FUEL`], [`MAX_OUTPUT`], [`bounds`]). Strings are inserted as they are and everything else as
+//! JSON, so that `{{ artwork }}` in a prompt is a JSON document.
 
 mod bounds;
 mod scan;
@@ -19,13 +19,13 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-/// How many instructions a rendering may take; a loop over 100,000 items fits.
+/// The most instructions of a rendering; a loop over 100,000 items fits.
 const FUEL: u64 = 2_000_000;
 /// The longest text a rendering may give, in bytes.
 const MAX_OUTPUT: usize = 8 << 20;
 /// The longest value that is inserted without the engine, in bytes.
 const MAX_PLAIN: usize = 1 << 16;
-/// How deep a JSON document may be nested.
+/// The deepest nesting of a JSON document.
 const MAX_DEPTH: usize = 100;
 
 const TEXT: &str = "text";
@@ -42,7 +42,7 @@ pub struct Template(Arc<Compiled>);
 
 struct Compiled {
     source: String,
-    /// The same source twice, under [`TEXT`] and under [`URL`]: its name tells how it is rendered.
+    /// The source twice, under [`TEXT`] and under [`URL`]: its name tells how it is rendered.
     engine: Environment<'static>,
     /// What stands between the braces, where nothing stands outside of them.
     expression: Option<String>,
@@ -98,7 +98,7 @@ impl Template {
         Ok(Self(Arc::new(Compiled { source: source.to_owned(), engine, expression, plain: plain(source) })))
     }
 
-    /// The same template with values for `{{ env.NAME }}`; they show in what it renders, but not in its `Debug`.
+    /// Returns the template with values for `{{ env.NAME }}`; they show in what it renders, but not in its `Debug`.
     pub fn with_env(&self, values: &BTreeMap<String, String>) -> Self {
         let Compiled { source, engine, expression, plain } = &*self.0;
         let mut engine = engine.clone();
@@ -112,7 +112,7 @@ impl Template {
         &self.0.source
     }
 
-    /// Whether it inserts anything.
+    /// Returns whether it inserts anything.
     pub fn is_literal(&self) -> bool {
         !["{{", "{%", "{#"].iter().any(|mark| self.0.source.contains(mark))
     }
@@ -158,9 +158,9 @@ impl Template {
     ///
     /// # Errors
     /// Besides those of [`Template::render`]: for `null`, lists and objects, which are no part of a URL; for an empty
-    /// value that is a whole path segment, since `/artworks/` is another resource; and where a path segment would be `.`
-    /// or `..`: URL parsers (WHATWG URL, section 4.4) take `%2E%2E` for `..` too and cut the path short, so there is
-    /// no way to send such a name whole.
+    /// value that is a whole path segment, since `/artworks/` is another resource; and where a path segment would be
+    /// `.` or `..`: URL parsers (WHATWG URL, section 4.4) take `%2E%2E` for `..` too and cut the path short, so there
+    /// is no way to send such a name whole.
     pub fn render_url(&self, context: &Value) -> Result<String, String> {
         let text = match self.plain_url(context) {
             Some(text) => text,
@@ -196,8 +196,8 @@ impl Template {
         Some(text)
     }
 
-    /// Whether the template's single expression is true (as minijinja has it: not false, zero, empty or null), or its
-    /// text says so: `true` or `false`.
+    /// Returns whether the template's single expression is true (as minijinja has it: not false, zero, empty or null),
+    /// or its text says so: `true` or `false`.
     ///
     /// # Errors
     /// What is undefined, or a text that says neither.
@@ -246,7 +246,7 @@ impl Template {
     }
 }
 
-/// Whether a URL parser would take a path segment for `.` or `..` and drop it.
+/// Returns whether a URL parser would take a path segment for `.` or `..` and drop it.
 pub(super) fn is_dot_segment(segment: &str) -> bool {
     matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..")
 }
@@ -387,7 +387,7 @@ fn plain(source: &str) -> Option<Vec<Piece>> {
     Some(pieces)
 }
 
-/// What stands between the braces if the text is nothing but one `{{ expression }}`.
+/// Returns what stands between the braces if the text is nothing but one `{{ expression }}`.
 fn sole_expression(source: &str, engine: &Environment<'_>) -> Option<String> {
     let inner = source.trim().strip_prefix("{{")?.strip_suffix("}}")?;
     let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);

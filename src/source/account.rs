@@ -1,7 +1,7 @@
 //! Refusals of an account: a spent quota, a payment that is due. Waiting does not mend them; a person must act.
 //!
-//! 402 says so by itself. With 400, 401, 403 and 429, which mean other things too, the error's code in a JSON body says it,
-//! as OpenAI and the servers that speak its language give it. Prose counts only where it cannot mean a rate limit.
+//! 402 says so by itself. With 400, 401, 403 and 429, which mean other things too, the error's code in a JSON body says
+//! it, as OpenAI and the servers that speak its language give it. Prose counts only where it cannot mean a rate limit.
 
 use serde_json::Value;
 
@@ -32,11 +32,11 @@ const CODES: [&str; 22] = [
 ];
 /// Fields that hold codes.
 const FIELDS: [&str; 7] = ["code", "type", "status", "reason", "error", "error_code", "errorCode"];
-/// What a message of a spent account has in it.
+/// Phrases in the message of a spent account.
 const PHRASES: [&str; 4] =
     ["insufficient balance", "insufficient credit", "insufficient quota", "credit balance is too low"];
 
-/// Whether a status and its body say that the account is refused.
+/// Returns whether a status and its body say that the account is refused.
 pub(super) fn is_refused(status: u16, body: &[u8]) -> bool {
     match status {
         402 => true,

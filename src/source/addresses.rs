@@ -1,8 +1,8 @@
 //! Addresses that a stranger must not lead us to: of this machine, of the network around it, and of nobody.
 //!
-//! Whoever may redirect us to any public host is looked after here twice: in the URL, where it names an address, and where a
-//! name is resolved, for the very connection that is then made; so such a connection never goes through a proxy, which would
-//! resolve the name itself.
+//! A redirect to any public host is checked twice: in the URL, if that holds an address, and when a
+//! name is resolved, for the very connection that is then made; so such a connection never goes through a proxy, which
+//! would resolve the name itself.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -37,7 +37,7 @@ impl Resolve for PublicOnly {
     }
 }
 
-/// Whether a URL names an address that is not public. A host's name is judged when it is resolved.
+/// Returns whether a URL names an address that is not public. A host's name is judged when it is resolved.
 pub(super) fn is_private(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => !is_public(IpAddr::V4(address)),
@@ -46,7 +46,7 @@ pub(super) fn is_private(url: &Url) -> bool {
     }
 }
 
-/// Whether an address belongs to somebody in the world: see IANA's registries of special-purpose addresses (RFC 6890).
+/// Returns whether an address is public: see IANA's registries of special-purpose addresses (RFC 6890).
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),

@@ -5,8 +5,8 @@
 //! where it cannot be used, and so does a request whose answer did not come in time. The server's `usage` tells the
 //! cost; what it does not tell is estimated ([`Spent`]). With the status of an error only what `usage` tells counts.
 //!
-//! With format `json` the answer must be a JSON document; one Markdown fence around the whole of it is taken off, because
-//! many models cannot be kept from writing one, and each answer refused for it would be paid again.
+//! With format `json` the answer must be a JSON document; one Markdown fence around the whole of it is taken off,
+//! because many models cannot be kept from writing one, and each answer refused for it would be paid again.
 
 use super::client::{Body, Reached, Received, Request, answer_error};
 use super::completion::{Completion, estimate};
@@ -67,14 +67,14 @@ pub(super) async fn fetch(sources: &Sources, source: &AiSource, ask: &Ask<'_>) -
     (fetched, Spent::Tokens { prompt, all: tokens })
 }
 
-/// What asking may cost; nothing where nothing can be asked.
+/// Returns what a request may cost; nothing if no request can be made.
 pub(super) fn cost(source: &AiSource, ask: &Ask<'_>) -> Cost {
     let Ok((_, body)) = request(source, ask) else { return Cost::default() };
     let answer = source.limit().map(|(_, most)| most);
     Cost { prompt: estimate(body.to_string().len()), answer }
 }
 
-/// What an answer without a value cost, where it tells that.
+/// Returns what an answer without a value cost, if it tells that.
 fn told(reached: &Reached, prompt: u64) -> Option<Spent> {
     let completion = Completion::read(reached.refusal()?)?;
     completion.tells_usage().then(|| Spent::Tokens { prompt, all: completion.tokens(prompt) })
@@ -92,7 +92,7 @@ fn hinted(error: FetchError, source: &AiSource) -> FetchError {
     }
 }
 
-/// Whether the present value was made from what it would be made from now.
+/// Returns whether the present value was made from what it would be made from now.
 pub(super) fn unchanged(source: &AiSource, ask: &Ask<'_>) -> bool {
     let Some(known) = ask.known.and_then(|known| known.prompt.as_ref()) else { return false };
     request(source, ask).is_ok_and(|(_, body)| fingerprint(source, &body) == *known)
@@ -151,7 +151,7 @@ fn stored(text: &str, format: AiFormat, answer: &Body) -> Result<(String, Value)
     }
 }
 
-/// What stands in a Markdown fence, if that is all there is.
+/// Returns the content of a Markdown fence around the whole text, else the text.
 fn unfenced(text: &str) -> &str {
     let inner = text.strip_prefix("```").and_then(|rest| rest.strip_suffix("```"));
     inner.and_then(|inner| inner.split_once('\n')).map_or(text, |(language, inner)| {

@@ -1,26 +1,26 @@
-//! How long an upstream asks to be left alone: `Retry-After`, and rate limits that are spent.
+//! The pause that an upstream asks for: `Retry-After`, and spent rate limits.
 //!
-//! A refusal of that kind concerns the upstream and not the entry, so none of an entry's attempts is used up. A status that
-//! blames the request itself ([`is_about_the_request`]) is never of that kind: one entry would hold up all others for ever.
-//! Each wait is bounded.
+//! A refusal of that kind concerns the upstream and not the entry, so none of an entry's attempts is used up. A status
+//! that blames the request itself ([`is_about_the_request`]) is never of that kind: one entry would hold up all others
+//! for ever. Each wait is bounded.
 
 use chrono::{DateTime, Utc};
 use reqwest::header::{self, HeaderMap, HeaderName};
 use std::time::Duration;
 
-/// How long an upstream is left alone that does not say how long.
+/// The pause if the upstream does not say how long.
 const UNTOLD: Duration = Duration::from_secs(5);
-/// The same where its rate limit is spent.
+/// The pause if its rate limit is spent and it does not say how long.
 const SPENT: Duration = Duration::from_secs(60);
-/// How long at least, and at most.
+/// The shortest and the longest pause.
 const LEAST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(3600);
 /// Numbers from here on are times since the epoch, in seconds; smaller ones count from now.
 const EPOCH_SECONDS: f64 = 1e9;
-/// The same in milliseconds.
+/// From here on they are in milliseconds.
 const EPOCH_MILLIS: f64 = 1e11;
 
-/// How long an answer with a status from 400 on asks to be left alone; `None` where it does not.
+/// Returns the pause that an answer with a status from 400 on asks for; `None` if it asks for none.
 pub(super) fn wait(status: u16, headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
     if is_about_the_request(status) {
         return None;
@@ -33,7 +33,7 @@ pub(super) fn wait(status: u16, headers: &HeaderMap, now: DateTime<Utc>) -> Opti
     Some(wait.clamp(LEAST, MOST))
 }
 
-/// Whether a status blames the request itself, or is about the credentials.
+/// Returns whether a status blames the request itself, or is about the credentials.
 fn is_about_the_request(status: u16) -> bool {
     matches!(status, 400..=402 | 404..=407 | 410..=412 | 414..=419 | 422 | 424 | 426..=428 | 431 | 451)
 }
@@ -67,8 +67,8 @@ fn until(at: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
     (at - now).to_std().unwrap_or_default()
 }
 
-/// When a rate limit that is spent begins anew; the last where several are. Read are `RateLimit` (as the IETF's drafts have
-/// it), and pairs of headers of which one says what remains and one when it is reset: `X-RateLimit-Remaining` and
+/// When a rate limit that is spent begins anew; the last where several are. Read are `RateLimit` (as the IETF's drafts
+/// have it), and pairs of headers of which one says what remains and one when it is reset: `X-RateLimit-Remaining` and
 /// `X-RateLimit-Reset`, and whatever is called so but for its prefix and a suffix.
 fn spent(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
     let pairs = headers.keys().filter_map(|name| {

@@ -1,8 +1,8 @@
 //! One exchange with an upstream: a request, its redirects, a bounded body, and what the status means.
 //!
 //! Secrets go to the upstream's host only: a redirect to another one is not followed, or, where the upstream allows it,
-//! followed without the headers of the upstream and the source. Where only public hosts are allowed, neither a URL nor a name
-//! leads to a private address. Messages name an upstream by its URL without user, query
+//! followed without the headers of the upstream and the source. Where only public hosts are allowed, neither a URL nor
+//! a name leads to a private address. Messages name an upstream by its URL without user, query
 //! and fragment, and show a body's first characters; secrets are blotted out of all of it ([`Secrets`]).
 //!
 //! A body counts only if it is whole: to the end of its frame, and to the end of its content coding ([`Decoder`]).
@@ -27,12 +27,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
 
-/// How many redirects are followed.
+/// The most redirects that are followed.
 const HOPS: usize = 5;
-/// How much of a body messages show, in characters, and of how many bytes that is taken.
+/// The part of a body that messages show, in characters, and the bytes that it is taken from.
 const EXCERPT: usize = 200;
 const EXCERPT_OF: usize = 4096;
-/// How much of a refusal's body is read, in bytes, and for how long at most: its status says the most already.
+/// The part of a refusal's body that is read, in bytes, and the longest time for that. The status says the most
+/// already.
 const REFUSAL_READ: u64 = 16 << 10;
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
@@ -58,14 +59,14 @@ pub(super) struct Request<'a> {
     pub(super) deadline: Instant,
 }
 
-/// What came back, if it is of use.
+/// An answer that can be used.
 pub(super) enum Received {
     Body(Body),
     Unchanged,
     Gone,
 }
 
-/// How far an exchange came, also where it failed: the last answer's status, or that a request was sent and none came.
+/// The progress of an exchange, failed ones included: the last answer's status, or a request without an answer.
 #[derive(Default)]
 pub(super) struct Reached {
     status: AtomicU16,
@@ -143,7 +144,7 @@ impl Client {
         self.upstream.max_bytes
     }
 
-    /// How long a whole answer may take.
+    /// Returns how long a whole answer may take.
     pub(super) fn timeout(&self) -> Duration {
         self.upstream.timeout
     }
@@ -320,7 +321,7 @@ impl Client {
     }
 }
 
-/// What a response answers.
+/// The request that a response answers.
 struct Asked<'a> {
     url: &'a Url,
     conditional: bool,
@@ -350,7 +351,7 @@ impl Body {
         self.bytes = decoder.so_far();
     }
 
-    /// What a status means that brings no value.
+    /// Returns the meaning of a status without a value.
     fn refusal(&self) -> FetchError {
         let status = self.status.as_u16();
         let wait = (status >= 400).then(|| busy::wait(status, &self.headers, Utc::now())).flatten();
@@ -389,7 +390,7 @@ impl Body {
         FetchError::Answer(self.describe(reason))
     }
 
-    /// The same where the upstream is to blame.
+    /// Returns the same as an error of the upstream.
     fn failure(&self, reason: &str) -> FetchError {
         FetchError::Upstream(self.describe(reason))
     }
@@ -409,15 +410,15 @@ pub(super) fn answer_error(url: &str, reason: &str) -> FetchError {
     FetchError::Answer(format!("{} {reason}", shown(url)))
 }
 
-/// A URL as it was rendered. Rendering has refused segments that are only dots, which the parser would resolve; anything else
-/// that it was given it keeps.
+/// A URL as it was rendered. Rendering has refused segments that are only dots, which the parser would resolve;
+/// anything else that it was given it keeps.
 fn whole(text: &str) -> Result<Url, FetchError> {
     Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host()).ok_or_else(|| {
         answer_error(text, "is not a URL that can be asked: it must begin with http:// or https:// and a host")
     })
 }
 
-/// Whether what is secret between us and one may be told the other: the same host and port, or the same host's TLS.
+/// Returns whether secrets of one URL's server may be sent to the other's: same host and port, or the same host's TLS.
 fn same_host(one: &Url, other: &Url) -> bool {
     let port = one.port_or_known_default() == other.port_or_known_default();
     let same = one.scheme() == other.scheme() && port;

@@ -1,8 +1,9 @@
 //! Content codings (RFC 9110, section 8.4): a body decoded while it is read, within bounds.
 //!
-//! The only coding that is read is gzip (RFC 1952), also as a series of members, which count as one document; it is also the
-//! only one that is asked for. A body that ends inside a member, fails a checksum, or holds anything but members is an
-//! error: half a document never passes for a whole one. Both what is decoded and what was sent are bounded.
+//! The only coding that is read is gzip (RFC 1952), also as a series of members, which count as one document; it is
+//! also the only one that is asked for. A body that ends inside a member, fails a checksum, or holds anything but
+//! members is an error: half a document never passes for a whole one. Both what is decoded and what was sent are
+//! bounded.
 
 use flate2::write::MultiGzDecoder;
 use reqwest::header::{self, HeaderMap};
@@ -10,9 +11,9 @@ use std::io::{self, Write};
 
 /// The value of `Accept-Encoding`.
 pub(super) const ACCEPTED: &str = "gzip";
-/// What gzip data begin with (RFC 1952, section 2.3.1).
+/// The first bytes of gzip data (RFC 1952, section 2.3.1).
 const MAGIC: [u8; 2] = [0x1f, 0x8b];
-/// How often a body may be coded.
+/// The most codings of a body.
 const MOST_CODINGS: usize = 3;
 /// How much longer than its bound a coded body may be as it was sent: small documents grow by their members' frames.
 const FRAMES: u64 = 64 << 10;
@@ -89,7 +90,7 @@ impl Decoder {
         self.left
     }
 
-    /// Whether the body is coded at all.
+    /// Returns whether the body is coded at all.
     pub(super) fn is_coded(&self) -> bool {
         self.coded
     }
@@ -122,7 +123,7 @@ impl Decoder {
         })
     }
 
-    /// What could be decoded so far.
+    /// Returns what could be decoded so far.
     pub(super) fn so_far(mut self) -> Vec<u8> {
         // Whatever is wrong with the rest: what is there is shown.
         let _ = self.layers.flush();

@@ -12,7 +12,7 @@ use tracing::debug;
 
 /// The most tokens that one answer is believed to have cost. A larger count is no count.
 const MOST_TOKENS: u64 = 1_000_000_000;
-/// How much of a `finish_reason` messages show, in characters.
+/// The part of a `finish_reason` that messages show, in characters.
 const REASON_SHOWN: usize = 40;
 
 /// Word stems in a `finish_reason` that say why a text is not the whole answer. Letter case and separators do not
@@ -26,7 +26,7 @@ const BROKEN: &str =
 
 type Fields<'a> = BTreeMap<String, &'a RawValue>;
 
-/// What is read of a completion.
+/// The fields that are read of a completion.
 pub(super) struct Completion<'a> {
     usage: Fields<'a>,
     choice: Option<Fields<'a>>,
@@ -63,7 +63,7 @@ impl<'a> Completion<'a> {
         }
     }
 
-    /// Whether the server tells any tokens.
+    /// Returns whether the server tells any tokens.
     pub(super) fn tells_usage(&self) -> bool {
         self.counts().iter().any(Option::is_some)
     }
@@ -147,7 +147,7 @@ fn part(raw: &RawValue) -> Option<String> {
     whole_text(text).or_else(|| whole_text(fields(text).get("value")?))
 }
 
-/// Whether one of the parts is a refusal.
+/// Returns whether one of the parts is a refusal.
 fn refuses(raw: &RawValue) -> bool {
     let parts: Vec<&RawValue> = serde_json::from_str(raw.get()).unwrap_or_default();
     parts.into_iter().any(|part| fields(part).get("refusal").is_some_and(|raw| is_said(raw)))
@@ -161,7 +161,7 @@ fn whole_text(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
 }
 
-/// Whether a field is there that some servers send empty.
+/// Returns whether a field is there that some servers send empty.
 fn is_said(raw: &RawValue) -> bool {
     !matches!(raw.get(), "null" | "false" | "\"\"" | "{}" | "[]")
 }

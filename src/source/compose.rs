@@ -1,7 +1,8 @@
 //! Compose sources: a value made from the entry's inputs by a template, without a server.
 //!
-//! Nothing is sent, so no limit applies and no permit is needed. Inputs are read as JSON: an integer beyond 64 bits becomes
-//! a floating-point number. A template that fails, makes null, or makes more than [`LONGEST`] bytes is a failed answer.
+//! Nothing is sent, so no limit applies and no permit is needed. Inputs are read as JSON: an integer beyond 64 bits
+//! becomes a floating-point number. A template that fails, makes null, or makes more than [`LONGEST`] bytes is a failed
+//! answer.
 
 use super::{Answer, Ask, FetchError, Fetched, context};
 use crate::entry::Validators;

@@ -2,9 +2,9 @@
 //!
 //! What is stored is the upstream's own text wherever nothing was asked to be made of it: the whole answer, or with
 //! `select` that part of it, byte for byte, so that numbers too long for 64 bits stay as they are. Only `value` builds
-//! anew; there such numbers become floating-point, as with any JSON reader. Everything is checked by a full parse, which
-//! also refuses raw NUL bytes, invalid UTF-8, unpaired surrogates, numbers beyond a double and nesting beyond 128. A byte
-//! order mark is dropped.
+//! anew; there such numbers become floating-point, as with any JSON reader. Everything is checked by a full parse,
+//! which also refuses raw NUL bytes, invalid UTF-8, unpaired surrogates, numbers beyond a double and nesting beyond
+//! 128. A byte order mark is dropped.
 
 use super::client::{Client, Received, Request, answer_error};
 use super::{Answer, Ask, FetchError, Fetched, Sources, context};
@@ -101,8 +101,8 @@ pub(super) async fn fetch(sources: &Sources, source: &HttpSource, ask: &Ask<'_>)
     Ok(Answer::Value(Fetched { json: json.into_owned(), parsed: Some(value), validators, tokens: 0 }))
 }
 
-/// Asks a feed for a job's entries, in the upstream's order; one that is named twice comes twice. One bad name does not keep
-/// the others cold: names that make no key are left out, which is logged.
+/// Asks a feed for a job's entries, in the upstream's order; one that is named twice comes twice. One bad name does not
+/// keep the others cold: names that make no key are left out, which is logged.
 pub(super) async fn feed(client: &Client, feed: &Feed, job: &Job) -> Result<Vec<Params>, FetchError> {
     let url = feed
         .url
@@ -157,8 +157,8 @@ fn entry(key: &KeyPattern, item: Value) -> Result<Params, String> {
     Ok(params)
 }
 
-/// The part of a JSON text that a pointer names: as it is written, and parsed. The last of several equal keys counts, as
-/// everywhere.
+/// The part of a JSON text that a pointer names: as it is written, and parsed. The last of several equal keys counts,
+/// as everywhere.
 pub(super) fn select<'a>(text: &'a str, pointer: &Pointer) -> Result<(&'a str, Value), String> {
     if pointer.is_root() {
         let whole = serde_json::from_str(text).map_err(|error| not_json(text, &error))?;
@@ -180,7 +180,7 @@ fn not_json(text: &str, error: &serde_json::Error) -> String {
     }
 }
 
-/// The same as it is written; checked, not parsed.
+/// Returns that part as it is written; checked, not parsed.
 fn select_text<'a>(text: &'a str, pointer: &Pointer) -> Result<&'a str, String> {
     let not_json = |error: serde_json::Error| not_json(text, &error);
     // All of it, so that nothing is taken out of half an answer.
@@ -263,7 +263,7 @@ impl<'de> Visitor<'de> for Checked {
     }
 }
 
-/// What a value is made from besides the upstream's answer.
+/// Returns a hash of what a value is made from besides the upstream's answer.
 fn fingerprint(ask: &Ask<'_>, url: &str, headers: &[(&str, String)], context: &Value) -> String {
     let made_from = serde_json::to_vec(&(&ask.job.digest, ask.source, url, headers, context)).unwrap_or_default();
     crate::entry::compact(XxHash3_64::oneshot(&made_from))

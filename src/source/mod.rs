@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 pub(crate) use limits::LONGEST_WAIT;
 pub use limits::{Ended, Fetches, Gate, Lately, Permit, Refusal};
 
-/// What is asked for, once.
+/// One request for an entry's value.
 #[derive(Debug)]
 pub struct Ask<'a> {
     /// The job.
@@ -41,14 +41,14 @@ pub struct Ask<'a> {
     pub params: &'a Params,
     /// The inputs' values by name.
     pub inputs: &'a Map<String, Value>,
-    /// What the present value came with, where it may be kept if unchanged.
+    /// The validators of the present value, if it may be kept when unchanged.
     pub known: Option<&'a Validators>,
-    /// When the answer is of no use any more. It should leave the upstream its timeout: a request cut off by it counts as
-    /// the upstream's failure.
+    /// When the answer is of no use any more. It should leave the upstream its timeout: a request cut off by it counts
+    /// as the upstream's failure.
     pub deadline: Instant,
 }
 
-/// What an upstream answered.
+/// The answer of a source.
 #[derive(Debug)]
 pub enum Answer {
     /// A value.
@@ -64,9 +64,9 @@ pub enum Answer {
 pub struct Fetched {
     /// Complete, valid JSON.
     pub json: String,
-    /// The same, parsed, where it had to be; see [`Fetched::value`].
+    /// The parsed JSON, if it had to be parsed; see [`Fetched::value`].
     parsed: Option<Value>,
-    /// What tells next time that it is unchanged.
+    /// The validators for the next request.
     pub validators: Validators,
     /// AI tokens spent (prompt + completion).
     pub tokens: u64,
@@ -91,8 +91,8 @@ pub enum FetchError {
     /// The upstream asks to be left alone for so long (429, `Retry-After`, a spent rate limit), and what it says.
     #[error("{1}")]
     Busy(Duration, String),
-    /// The upstream refuses the account, which no waiting mends (quota spent, payment due), and what it says. For at least
-    /// so long it asks to be left alone.
+    /// The upstream refuses the account, which no waiting mends (quota spent, payment due), and what it says. For at
+    /// least so long it asks to be left alone.
     #[error("{1}")]
     Refused(Duration, String),
     /// The answer came but cannot be used: refused by `accept`, not JSON, too large, wrong shape, 4xx.
@@ -129,7 +129,7 @@ enum Spent {
 }
 
 impl FetchError {
-    /// The same with another text.
+    /// Returns the error with another text.
     fn map(self, text: impl FnOnce(String) -> String) -> Self {
         match self {
             Self::Upstream(reason) => Self::Upstream(text(reason)),
@@ -161,8 +161,8 @@ impl Sources {
         Ok(Self { clients, secrets: Secrets::new(None, &jobs.env_values) })
     }
 
-    /// Asks one source once. The tokens of an AI answer that cannot be used are lost to the count; [`Sources::fetch_with`]
-    /// counts them.
+    /// Asks one source once. The tokens of an AI answer that cannot be used are lost to the count;
+    /// [`Sources::fetch_with`] counts them.
     ///
     /// # Errors
     /// Why there is no answer; never shows a secret.
@@ -170,9 +170,9 @@ impl Sources {
         self.fetch_counting(ask).await.0
     }
 
-    /// Asks one source once under a permit of its upstream's gate, and gives the permit back: reports how the request ended
-    /// and which tokens it spent, for an answer of use or not. Returns these tokens as well. A source that asks no server
-    /// needs no permit.
+    /// Asks one source once under a permit of its upstream's gate, and gives the permit back: reports how the request
+    /// ended and which tokens it spent, for an answer of use or not. Returns these tokens as well. A source that asks
+    /// no server needs no permit.
     pub async fn fetch_with(
         &self,
         _jobs: &Jobs,
@@ -189,8 +189,8 @@ impl Sources {
         (result, tokens)
     }
 
-    /// Whether the present value is known to hold without asking the upstream, so that no permit is needed: an AI value made
-    /// from the same model, messages and settings. False where it must be asked.
+    /// Returns whether the present value holds without asking the upstream, so that no permit is needed: an AI value
+    /// made from the same model, messages and settings. False where it must be asked.
     pub fn unchanged_without_asking(&self, _jobs: &Jobs, ask: &Ask<'_>) -> bool {
         let Some(Source::Ai(source)) = ask.job.sources.get(ask.source) else { return false };
         ai::unchanged(source, ask)
@@ -234,7 +234,7 @@ impl Sources {
     }
 }
 
-/// What templates see: the placeholders' values, the inputs by name, and `value` where there is one.
+/// Returns the context of templates: the placeholders' values, the inputs by name, and `value` if there is one.
 pub fn context(params: &Params, inputs: &Map<String, Value>, value: Option<Value>) -> Value {
     let mut context: Map<String, Value> =
         params.iter().map(|(name, text)| (name.clone(), Value::String(text.clone()))).collect();

@@ -1,9 +1,9 @@
 //! Secrets in messages: whatever an upstream echoes, in whatever encoding, is shown as `***`.
 //!
-//! A secret is what is sent in a header or a query, and what job files took from the environment. It is found in a text as
-//! it is (in any case), percent-encoded (also twice, and with `+` for a space), escaped as in JSON or HTML, and in base64;
-//! and of a `Basic` credential also the user and password in it. What is shorter than [`SHORTEST`] is no secret, since
-//! blotting it out would make holes in ordinary words.
+//! A secret is what is sent in a header or a query, and what job files took from the environment. It is found in a text
+//! as it is (in any case), percent-encoded (also twice, and with `+` for a space), escaped as in JSON or HTML, and in
+//! base64; and of a `Basic` credential also the user and password in it. What is shorter than [`SHORTEST`] is no
+//! secret, since blotting it out would make holes in ordinary words.
 
 use crate::job::{EnvValues, Upstream};
 use base64::Engine as _;
@@ -20,7 +20,7 @@ const SHORTEST_NAMED: usize = 4;
 const LONGEST_ESCAPE: usize = 12;
 const BLOT: &str = "***";
 
-/// What must not be seen in messages.
+/// Texts that messages must not show.
 #[derive(Clone, Default)]
 pub(super) struct Secrets {
     /// Of the upstream and the job files.
@@ -39,8 +39,8 @@ impl fmt::Debug for Secrets {
 impl Secrets {
     /// Returns the secrets of an upstream's headers, if there is one, and of the environment.
     ///
-    /// Where a variable holds a URL or a host and its name does not say that it is secret, the host stays visible, so that a
-    /// message says which server it is about.
+    /// Where a variable holds a URL or a host and its name does not say that it is secret, the host stays visible, so
+    /// that a message says which server it is about.
     pub(super) fn new(upstream: Option<&Upstream>, env: &EnvValues) -> Self {
         let mut secrets = Self::default();
         for text in upstream.iter().flat_map(|upstream| upstream.headers.values()) {
@@ -119,7 +119,7 @@ impl Secrets {
     }
 }
 
-/// How much of the text a secret takes that the text begins with, plain or escaped; where the text is `cut`, its beginning
+/// Returns the length of a secret that the text begins with, plain or escaped; if the text is `cut`, its beginning
 /// suffices. What could be either (`\\` or `%25`) is tried as both.
 fn occurrence(text: &[u8], secret: &[u8], cut: bool) -> Option<usize> {
     walk(text, secret, cut, true).max(walk(text, secret, cut, false))
@@ -144,7 +144,7 @@ fn walk(text: &[u8], secret: &[u8], cut: bool, plain_first: bool) -> Option<usiz
     (at > 0).then_some(at)
 }
 
-/// How much of the text is an escape of how much of the secret.
+/// Returns how much of the text is an escape of how much of the secret.
 fn unescaped(text: &[u8], secret: &[u8]) -> Option<(usize, usize)> {
     let mut bytes = percent(text).into_iter().flatten();
     let byte = bytes.find(|(_, byte)| byte.eq_ignore_ascii_case(&secret[0])).map(|(length, _)| (length, 1));
@@ -168,7 +168,7 @@ fn percent(text: &[u8]) -> [Option<(usize, u8)>; 2] {
     [twice.map(|byte| (5, byte)), digits(1).map(|byte| (3, byte))]
 }
 
-/// What a text may begin with instead of a character, with its length: `+`, escapes of JSON and of HTML.
+/// Returns what a text may begin with instead of a character, with its length: `+`, escapes of JSON and of HTML.
 fn escape(text: &[u8]) -> Option<(usize, char)> {
     match text.first()? {
         b'+' => Some((1, ' ')),
@@ -220,7 +220,7 @@ fn html(text: &[u8]) -> Option<(usize, char)> {
     Some((end + 1, c))
 }
 
-/// Whether a text that is cut here may have been going on as an escape.
+/// Returns whether a text that is cut here may have been going on as an escape.
 fn could_be_half_an_escape(text: &[u8]) -> bool {
     text.len() < LONGEST_ESCAPE && text.first().is_none_or(|first| b"%\\&".contains(first))
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// How deep templates in arrays and tables may be nested.
+/// The deepest nesting of templates in arrays and tables.
 const MAX_DEPTH: usize = 50;
 
 /// Where an environment variable is named.
@@ -23,7 +23,7 @@ const MAX_DEPTH: usize = 50;
 pub struct EnvUse {
     /// The variable.
     pub name: String,
-    /// Whether it is set to something.
+    /// It is set and not empty.
     pub set: bool,
     /// The file that names it.
     pub file: String,
@@ -33,7 +33,7 @@ pub struct EnvUse {
     pub column: usize,
 }
 
-/// What is found while files are read.
+/// Faults and environment variables found while files are read.
 pub(super) struct Findings<'a> {
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
     pub(super) faults: RefCell<Vec<Fault>>,

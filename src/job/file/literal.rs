@@ -29,7 +29,7 @@ pub(super) fn raw_offset(raw: &str, offset: usize) -> usize {
     at.min(raw.len())
 }
 
-/// How long an escape is in the file, backslash included, and how long its value.
+/// Returns how long an escape is in the file, backslash included, and how long its value.
 fn escaped(after: &str) -> (usize, usize) {
     let hex = |digits: usize| {
         let code = after.get(1..=digits).and_then(|hex| u32::from_str_radix(hex, 16).ok());
@@ -50,7 +50,7 @@ mod tests {
     use proptest::prelude::*;
     use toml::de::DeValue;
 
-    /// What follows where the value's last character begins, found by way of the mapping.
+    /// Returns what follows where the value's last character begins, found by way of the mapping.
     fn last(raw: &str) -> &str {
         let value = DeValue::parse(raw).unwrap();
         let value = value.get_ref().as_str().unwrap();

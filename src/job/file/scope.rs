@@ -19,7 +19,7 @@ impl Scope {
         Self::default()
     }
 
-    /// Whatever it is: the names are not known.
+    /// Returns a scope in which any name may be right.
     pub(super) fn any() -> Self {
         Self { any: true, ..Self::default() }
     }
@@ -40,12 +40,12 @@ impl Scope {
         self.any || !self.inputs.is_empty()
     }
 
-    /// The same, where there is an answer.
+    /// Returns the scope with `value`, the answer.
     pub(super) fn with_value(&self) -> Self {
         Self { value: true, ..self.clone() }
     }
 
-    /// Whether `a.b.c` may be used; the variable's name where it is one of the environment.
+    /// Returns whether `a.b.c` may be used; the variable's name where it is one of the environment.
     pub(super) fn check<'n>(&self, name: &'n str) -> Result<Option<&'n str>, (String, String)> {
         let (top, rest) = name.split_once('.').map_or((name, None), |(top, rest)| (top, Some(rest)));
         if top == "env" {

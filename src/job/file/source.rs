@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 
 /// More would never be reached before the lease ends.
 const MOST_FALLBACKS: usize = 10;
-/// How long an AI answer may be at most, in tokens.
+/// The allowed length of an AI answer, in tokens.
 const MAX_TOKENS: RangeInclusive<u64> = 1..=1_000_000;
 
 /// Fields that say what a server is asked, how its answer is read, and its limits.

@@ -1,4 +1,4 @@
-//! What somebody meant who wrote a name that there is not.
+//! The known name that a misspelt one is closest to.
 
 /// The known name that somebody most likely meant.
 pub(super) fn closest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
@@ -8,7 +8,8 @@ pub(super) fn closest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> O
     (best.0 <= tolerance).then_some(best.1)
 }
 
-/// How many characters must be changed, added, left out or swapped with their neighbour (optimal string alignment).
+/// Returns how many characters must be changed, added, left out or swapped with their neighbour (optimal string
+/// alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     if a.len().max(b.len()) > 100 {

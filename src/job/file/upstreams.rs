@@ -30,12 +30,12 @@ pub(super) struct Upstreams {
     implicit: RefCell<BTreeMap<UpstreamName, Arc<Upstream>>>,
 }
 
-/// What an absolute URL says before the first template.
+/// The part of an absolute URL before the first template.
 pub(super) struct Base {
     pub(super) url: Url,
     /// The path as written, up to the first template, `?` or `#`.
     pub(super) path: String,
-    /// Whether the path goes on with a template.
+    /// True if the path goes on with a template.
     pub(super) open: bool,
 }
 
@@ -187,7 +187,7 @@ pub(super) fn check_header_names(fields: &[Field<'_>]) {
     }
 }
 
-/// What is wrong with a header's value (RFC 9110, section 5.5).
+/// Returns what is wrong with a header's value (RFC 9110, section 5.5).
 pub(super) fn header_value_fault(value: &str) -> Option<&'static str> {
     value
         .chars()

@@ -1,8 +1,9 @@
-//! What keeps a template from taking all memory. The engine counts instructions, but not what one of them makes.
+//! Bounds on a template's memory. The engine counts instructions, but not what one of them makes.
 //!
-//! Filters look at what they are given before they work on it ([`tame`]). What would catch text, or call itself, is no part of
-//! our templates, so that all text goes straight to the bounded output; and values cannot be doubled again and again, since
-//! what is made of what was made before is counted ([`check`]). What is left: the engine lets `*` make a text of 100 MB.
+//! Filters look at what they are given before they work on it ([`tame`]). What would catch text, or call itself, is no
+//! part of our templates, so that all text goes straight to the bounded output; and values cannot be doubled again and
+//! again, since what is made of what was made before is counted ([`check`]). What is left: the engine lets `*` make a
+//! text of 100 MB.
 
 use super::scan::{self, Role, Word};
 use super::{MAX_DEPTH, MAX_OUTPUT, TemplateError};
@@ -57,7 +58,7 @@ pub(super) fn tame(engine: &mut Environment<'static>) {
     }
 }
 
-/// Whether what a filter would make of these is of a size to be had. In doubt what it makes is overrated.
+/// Returns whether what a filter would make of these is of a size to be had. In doubt what it makes is overrated.
 fn fits(filter: &str, args: &[Value]) -> bool {
     let Some(value) = args.first() else { return true };
     if !args.iter().all(|arg| arg.as_str().map_or_else(|| is_short(arg), |text| text.len() <= MAX_OUTPUT)) {
@@ -94,7 +95,7 @@ fn is_short(value: &Value) -> bool {
     items(value) <= MAX_ITEMS
 }
 
-/// How many items a value has; counted, no further than need be, where it does not know itself.
+/// Returns how many items a value has; counted, no further than need be, where it does not know itself.
 fn items(value: &Value) -> usize {
     let counted = || value.try_iter().map_or(0, |items| items.take(MAX_ITEMS + 1).count());
     value.len().unwrap_or_else(counted)
@@ -108,7 +109,8 @@ fn words_of(arg: &Value) -> Vec<Value> {
     arg.try_iter().into_iter().flatten().filter_map(|name| arg.get_item(&name).ok()).collect()
 }
 
-/// At most so many bytes come of a printf format: each number in it may be a width, and each field any of the arguments.
+/// At most so many bytes come of a printf format: each number in it may be a width, and each field any of the
+/// arguments.
 fn formatted(format: &str, args: &[Value]) -> Option<usize> {
     let mut size = format.len();
     for digits in format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty()) {
@@ -189,13 +191,13 @@ pub(super) fn check(source: &str) -> Result<(), TemplateError> {
     Ok(())
 }
 
-/// Whether a `set` has an equals sign before anything that would belong to a block.
+/// Returns whether a `set` has an equals sign before anything that would belong to a block.
 fn assigns(source: &str, set: &Word<'_>) -> bool {
     let rest = source.get(set.at.end..).unwrap_or_default();
     rest.find(['=', '|', '%']).is_some_and(|at| rest[at..].starts_with('='))
 }
 
-/// Whether the last word of a `for` is the keyword, which stands behind a whole expression.
+/// Returns whether the last word of a `for` is the keyword, which stands behind a whole expression.
 fn is_recursive(source: &str, words: &[Word<'_>]) -> bool {
     const OPERATORS: [&str; 6] = ["in", "if", "not", "and", "or", "else"];
     let Some((last, before)) = words.split_last().filter(|(last, _)| last.text == "recursive") else { return false };

@@ -20,12 +20,12 @@ static TAKE: LazyLock<Script> =
 
 /// The time by which a permit outlives the upstream's timeout before it expires.
 const GRACE: Duration = Duration::from_secs(5);
-/// How far ahead in the rate limit a gate may take a place; high-priority requests may wait that long for others.
+/// The furthest place ahead in the rate limit that a gate may take; high-priority requests may wait that long.
 const AHEAD: Duration = Duration::from_secs(1);
 /// The time after which a gate asks again for a permit when all are in use, at first and at most.
 const POLL: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(200));
 
-/// What `take_permit.lua` answers: a verdict, and the tokens that the answer is expected to cost.
+/// The answer of `take_permit.lua`: a verdict, and the tokens that the answer is expected to cost.
 type Admission = (String, u64, u8, u8, u64);
 
 impl Gate {
@@ -41,8 +41,8 @@ impl Gate {
     /// overtakes all waiting requests but the one that asks at that moment.
     ///
     /// # Errors
-    /// A refusal with the time after which to ask again. It comes at once if admission is known to come too late, otherwise
-    /// at the deadline. The reason is `redis` if Redis does not answer.
+    /// A refusal with the time after which to ask again. It comes at once if admission is known to come too late,
+    /// otherwise at the deadline. The reason is `redis` if Redis does not answer.
     pub async fn admit_for(
         self: &Arc<Self>,
         priority: Priority,
@@ -167,8 +167,8 @@ impl Gate {
     }
 }
 
-/// Returns the time between two requests and how early one may come, in microseconds (GCRA, as in ITU-T I.371). Never more
-/// than `count` requests begin in any `per`: a burst of a tenth, and the rest evenly.
+/// Returns the time between two requests and how early one may come, in microseconds (GCRA, as in ITU-T I.371). Never
+/// more than `count` requests begin in any `per`: a burst of a tenth, and the rest evenly.
 pub(super) fn pace(count: u32, per: Duration) -> (u64, u64) {
     let count = u64::from(count.max(1));
     let burst = (count / 10).max(1);

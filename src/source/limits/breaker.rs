@@ -13,10 +13,10 @@ use crate::entry::UpstreamName;
 /// Consecutive failures of the fleet that open the breaker.
 pub(super) const FAILURES: u32 = 10;
 
-/// What the scripts answer: reason, microseconds, flag, health.
+/// The answer of a script: reason, microseconds, flag, health.
 ///
-/// The flag of an admission is 1 if the request is the breaker's probe. The flag of the other scripts is the share of the
-/// token budget that must be logged, in percent.
+/// The flag of an admission is 1 if the request is the breaker's probe. The flag of the other scripts is the share of
+/// the token budget that must be logged, in percent.
 pub(super) type Verdict = (String, u64, u8, u8);
 
 /// The breaker of an upstream as one worker knows it.
@@ -103,9 +103,9 @@ impl Breaker {
             }
             (Health::Well | Health::Shaky | Health::Broken, Health::Refused) => warn!(
                 %upstream,
-                "it refuses this account: its entries are deferred, and it is asked again in {}, then less and less often; \
-                 check its quota, its billing, and the upstream's `headers`: {said}",
-                crate::entry::duration::seconds(wait),
+                "it refuses this account: its entries are deferred, and it is asked again in {}, then less and less \
+                 often; check its quota, its billing, and the upstream's `headers`: {said}",
+                duration::seconds(wait),
             ),
             (Health::Broken | Health::Refused, Health::Well | Health::Shaky) => {
                 info!(%upstream, "it answers again: its breaker is closed");

@@ -43,7 +43,7 @@ pub struct Gate {
     abandoned: Mutex<Vec<String>>,
 }
 
-/// What became of this gate's last requests for admission.
+/// The results of this gate's last requests for admission.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Last {
     /// When one was admitted; the turns of the fleet's gates go by that.
@@ -106,7 +106,8 @@ impl Gate {
         Ok(())
     }
 
-    /// Returns how long the upstream is known to admit nothing (breaker, `Retry-After`, tokens spent), without a command.
+    /// Returns how long the upstream is known to admit nothing (breaker, `Retry-After`, tokens spent), without a
+    /// command.
     pub fn closed_for(&self) -> Option<Duration> {
         self.refusal().map(|refusal| refusal.wait)
     }
@@ -157,8 +158,8 @@ impl Gate {
         self.line.in_flight()
     }
 
-    /// Reads the upstream's state, hands dropped permits back, and counts owed tokens. Call it when the signal channel says
-    /// `upstream <name>`, and regularly, because pub/sub may lose that. Without Redis nothing changes.
+    /// Reads the upstream's state, hands dropped permits back, and counts owed tokens. Call it when the signal channel
+    /// says `upstream <name>`, and regularly, because pub/sub may lose that. Without Redis nothing changes.
     pub async fn refresh(&self) {
         let returned = self.returned();
         // Owed again if the call is cancelled.

@@ -1,14 +1,15 @@
 //! Limits of an upstream for the whole fleet: rate, concurrency, `Retry-After`, circuit breaker, token budget.
 //!
-//! Redis holds one small state for each upstream. Only the scripts in `lua/` change it, by Redis's clock. A [`Gate`] is one
-//! worker's access to that state. It remembers why nothing is admitted and then refuses without a command. If the upstream
-//! has no limits and is well, the gate sends no command at all. Gates tell each other of changes over the signal channel.
+//! Redis holds one small state for each upstream. Only the scripts in `lua/` change it, by Redis's clock. A [`Gate`] is
+//! one worker's access to that state. It remembers why nothing is admitted and then refuses without a command. If the
+//! upstream has no limits and is well, the gate sends no command at all. Gates tell each other of changes over the
+//! signal channel.
 //!
-//! On failure: the rescuer returns the permits of a dead worker. Without a rescuer they expire, the upstream's timeout and
-//! five seconds after they were given. Without Redis, requests to a limited upstream are refused, because nothing could be
-//! committed either. After a flush the limits begin anew, and requests in flight are not counted. Tokens that a request may
-//! cost are reserved while it is in flight. Tokens that were spent and could not be counted are kept here and counted with
-//! the next command; until then nothing that costs tokens is admitted.
+//! On failure: the rescuer returns the permits of a dead worker. Without a rescuer they expire, the upstream's timeout
+//! and five seconds after they were given. Without Redis, requests to a limited upstream are refused, because nothing
+//! could be committed either. After a flush the limits begin anew, and requests in flight are not counted. Tokens that
+//! a request may cost are reserved while it is in flight. Tokens that were spent and could not be counted are kept here
+//! and counted with the next command; until then nothing that costs tokens is admitted.
 
 mod admission;
 mod breaker;

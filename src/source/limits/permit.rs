@@ -31,8 +31,8 @@ const SAID: usize = 300;
 
 /// Permission for one request; give it back with [`Permit::done`].
 ///
-/// A dropped permit goes back with the gate's next command, at the latest with the next [`Gate::refresh`]. If the worker
-/// dies, it expires.
+/// A dropped permit goes back with the gate's next command, at the latest with the next [`Gate::refresh`]. If the
+/// worker dies, it expires.
 pub struct Permit {
     gate: Arc<Gate>,
     pub(super) id: String,
@@ -51,7 +51,7 @@ pub struct Permit {
     _slot: OwnedSemaphorePermit,
 }
 
-/// How a request ended, for its upstream.
+/// The end of a request, for its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// With an answer that can be used.
@@ -62,8 +62,8 @@ pub enum Ended {
     UpstreamFailed,
     /// The upstream asks for a pause of this length; all gates obey.
     Busy(Duration),
-    /// The upstream refuses the account, and asks for a pause of at least this length. Opens the breaker, for longer each
-    /// time.
+    /// The upstream refuses the account, and asks for a pause of at least this length. Opens the breaker, for longer
+    /// each time.
     Refused(Duration),
     /// Nothing was sent.
     Unused,

@@ -10,8 +10,8 @@ const SOON: Duration = Duration::from_millis(500);
 pub struct Refusal {
     /// The time after which to ask again.
     pub wait: Duration,
-    /// `rate`, `concurrency`, `reserved`, `retry-after`, `breaker`, `refused` or `tokens`; `redis` if the limits cannot be
-    /// read.
+    /// `rate`, `concurrency`, `reserved`, `retry-after`, `breaker`, `refused` or `tokens`; `redis` if the limits cannot
+    /// be read.
     pub reason: &'static str,
 }
 

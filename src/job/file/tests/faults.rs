@@ -54,7 +54,7 @@ fn every_fault_has_its_place_and_its_remedy() {
         (
             Replace("1h", "1 hour ago"),
             &[
-                r#"2:7: `ttl` is no time that can be read: expected number at 7 | write a number and a unit, such as "90s", "30m", "2h" or "1h 30m""#,
+                r#"2:7: `ttl` is no time that can be read: expected number at 7 | write a number and a unit, such as "90s", "30m", "2h" or "1h30m""#,
             ],
         ),
         (
@@ -305,11 +305,11 @@ fn every_fault_has_its_place_and_its_remedy() {
             &[
                 "7:12: `61` is no minute; it goes from 0 to 59",
                 r#"8:12: there is no time zone `Europe/Instanbul` | did you mean "Europe/Istanbul"?"#,
-                "9:9: `ahead` (1h 30m) must be shorter than `ttl` (1h) | a tenth of the TTL is usual: 6m",
+                "9:9: `ahead` (1h30m) must be shorter than `ttl` (1h) | a tenth of the TTL is usual: 6m",
                 "10:12: `attempts` (0) must be from 1 to 1000",
                 "11:11: `refetch` must be true or false, not a string",
-                "12:10: `settle` (2 days) must be at most 1day",
-                r#"13:18: `stale_if_error` is no time that can be read: expected number at 0 | write a number and a unit, such as "90s", "30m", "2h" or "1h 30m""#,
+                "12:10: `settle` (2 days) must be at most 1d",
+                r#"13:18: `stale_if_error` is no time that can be read: expected number at 0 | write a number and a unit, such as "90s", "30m", "2h" or "1h30m""#,
             ],
         ),
         (

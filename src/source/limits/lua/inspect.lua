@@ -8,7 +8,8 @@
 -- ARGV[4] the channel on which the other gates are told
 -- ARGV[5] and what
 -- ARGV[6], … permits handed back, a hundred at most
--- returns { reason, microseconds, told, health }: why nothing is admitted, and for how long; told as in return_permit.lua
+-- returns { reason, microseconds, told, health }: why nothing is admitted, and for how long; told as in
+-- return_permit.lua
 -- Work: the requests under way.
 
 take_back(6)

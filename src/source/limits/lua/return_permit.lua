@@ -5,8 +5,9 @@
 --
 -- KEYS    as in state.lua
 -- ARGV[1] the permit's id
--- ARGV[2] 'answered' (well enough to close the breaker), 'failed', 'busy', 'dropped' (nothing is known), or 'refused: ' (the
---         account is, which no waiting mends: the breaker opens at once) and what the upstream said, 300 characters at most
+-- ARGV[2] 'answered' (well enough to close the breaker), 'failed', 'busy', 'dropped' (nothing is known), or 'refused: '
+--         (the account is, which no waiting mends: the breaker opens at once) and what the upstream said, 300
+--         characters at most
 -- ARGV[3] for 'busy' and 'refused': milliseconds to leave the upstream alone
 -- ARGV[4] tokens spent
 -- ARGV[5] the token window in milliseconds
@@ -18,8 +19,9 @@
 -- ARGV[11] and what
 -- ARGV[12] tokens of the answer, for those that come; 0 where they are not known
 -- ARGV[13], … more permits handed back, a hundred at most
--- returns { reason, microseconds, told, health } as of now: why nothing is admitted, and for how long; told is 80 or 100 where so
---         much of the budget is spent, in percent, and nobody said so in this window, else 0: the caller says it
+-- returns { reason, microseconds, told, health } as of now: why nothing is admitted, and for how long; told is 80 or
+--         100 where so much of the budget is spent, in percent, and nobody said so in this window, else 0: the caller
+--         says it
 -- Work: constant.
 
 local id, ended = ARGV[1], ARGV[2]

@@ -1,17 +1,18 @@
 -- What the scripts on an upstream's limits share; it stands before each of them.
 --
--- KEYS[1] hash: the state. tat: theoretical arrival time of the rate limit (GCRA), in microseconds; blocked: the upstream
---         asked to be left alone until then; failures: consecutive; open: the breaker's next probe is due then; open_for:
---         how long it was opened for; said: what the upstream said when it refused the account, where it is open for that;
---         probe, probe_until: the permit that probes, and until when it is waited for; turn,
+-- KEYS[1] hash: the state. tat: theoretical arrival time of the rate limit (GCRA), in microseconds; blocked: the
+--         upstream asked to be left alone until then; failures: consecutive; open: the breaker's next probe is due
+--         then; open_for: how long it was opened for; said: what the upstream said when it refused the account, where
+--         it is open for that; probe, probe_until: the permit that probes, and until when it is waited for; turn,
 --         turn_until: the gate that has waited longest for a free permit, and until when it is believed to be there;
 --         turn_tokens: the tokens that it waits for; answer: the tokens of the longest answers of late.
 --         In milliseconds where nothing else is said.
 -- KEYS[2] sorted set: the permits in use, score = when they come back by themselves, in milliseconds.
 -- KEYS[3] hash: the window of the token budget. tokens: spent in it; ends: when it ends; long: how long it is at most;
---         told: the share of the budget that the log was told of, in percent. It has no TTL: what has one is what Redis evicts under `volatile-*`, and the fleet would
---         spend its budget once more. One that is over counts as none, and is deleted by inspect.lua. It is written by one
---         command, so that a script which breaks off leaves the old window or the new one.
+--         told: the share of the budget that the log was told of, in percent. It has no TTL: what has one is what Redis
+--         evicts under `volatile-*`, and the fleet would spend its budget once more. One that is over counts as none,
+--         and is deleted by inspect.lua. It is written by one command, so that a script which breaks off leaves the old
+--         window or the new one.
 -- KEYS[4] hash: the tokens that requests under way may still cost. permit's id = tokens, and until when they are held,
 --         in milliseconds. They belong to no window: a request counts in the one in which it ends.
 -- All in one slot: the upstream's name is the hash tag. Times are Redis's.
@@ -55,8 +56,8 @@ local function window()
   return tonumber(known[1]) or 0, left
 end
 
--- The tokens that requests under way may still cost. Forgets those whose time has run out. None are held for longer than this (ms),
--- unless Redis's clock was set back since.
+-- The tokens that requests under way may still cost. Forgets those whose time has run out. None are held for longer
+-- than this (ms), unless Redis's clock was set back since.
 local function reserved(longest)
   local known, sum, over = redis.pcall('HGETALL', KEYS[4]), 0, {}
   -- A stranger's key stands there, and nothing can be held.
@@ -91,8 +92,8 @@ local function book(tokens, per, budget)
   return before < budget and spent >= budget, share > told and share or 0
 end
 
--- Why nothing at all is admitted now, and for how many more milliseconds; '' and 0 where it is not so. A breaker that is
--- open because the account is refused is 'refused: ' and what the upstream said.
+-- Why nothing at all is admitted now, and for how many more milliseconds; '' and 0 where it is not so. A breaker that
+-- is open because the account is refused is 'refused: ' and what the upstream said.
 local function closed(budget)
   local reason, wait = '', 0
   if get('open') > 0 then cut('open', get('open_for')) end
@@ -112,7 +113,8 @@ local function closed(budget)
   return reason, wait
 end
 
--- 0: all is well; 1: there were failures just now; 2: the breaker is not closed; 3: nor is it, and the account is refused.
+-- 0: all is well; 1: there were failures just now; 2: the breaker is not closed; 3: nor is it, and the account is
+-- refused.
 local function health()
   if get('open') > 0 then return redis.call('HEXISTS', KEYS[1], 'said') == 1 and 3 or 2 end
   if get('failures') > 0 then return 1 end

@@ -1,5 +1,5 @@
--- Admits one request to an upstream, at once or in a moment; or says why not, and for how long. One that is refused leaves
--- nothing behind but its gate's turn.
+-- Admits one request to an upstream, at once or in a moment; or says why not, and for how long. One that is refused
+-- leaves nothing behind but its gate's turn.
 --
 -- KEYS    as in state.lua
 -- ARGV[1] the permit's id
