@@ -1,4 +1,4 @@
-//! A breaker: after a few failures in a row nobody waits for Redis any more, but one caller at a time who looks.
+//! A circuit breaker: after a few failures in a row, calls no longer wait for Redis, except one probe at a time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,15 +8,15 @@ use tracing::{info, warn};
 
 use crate::entry::duration;
 
-/// Failures in a row that open it: one may be a hiccup.
+/// Failures in a row that open the breaker.
 const FAILURES: u32 = 3;
-/// How long it is open before somebody looks again. So long, too, a Redis that came back may go unnoticed.
+/// The time between two probes, and the longest time until a returned Redis is noticed.
 const OPEN: Duration = Duration::from_millis(500);
 
 /// The state that all callers share.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
-    /// Whether there is anything in `state`; spares callers the lock while all is well.
+    /// `false` while `state` is the default, so that callers do not take the lock.
     troubled: AtomicBool,
     state: Mutex<State>,
 }
@@ -25,36 +25,36 @@ pub(super) struct Breaker {
 struct State {
     failures: u32,
     since: Option<Instant>,
-    /// Open until then; after that, one caller looks.
+    /// Open until then; after that, one caller probes.
     until: Option<Instant>,
-    looking: bool,
+    probing: bool,
 }
 
-/// Leave to call Redis. To be ended with [`Pass::well`] or [`Pass::ill`]; dropped, it counts as neither.
+/// A permission to call Redis. End it with [`Pass::well`] or [`Pass::ill`]; dropping it records nothing.
 #[derive(Debug)]
 pub(super) struct Pass<'a> {
     breaker: &'a Breaker,
-    looks: bool,
+    probes: bool,
 }
 
 impl Breaker {
-    /// Leave to call Redis; `None` while it is open.
+    /// Returns a permission to call Redis; `None` while the breaker is open.
     pub(super) fn pass(&self) -> Option<Pass<'_>> {
         if !self.troubled.load(Ordering::Acquire) {
-            return Some(Pass { breaker: self, looks: false });
+            return Some(Pass { breaker: self, probes: false });
         }
         let mut state = self.state();
         match state.until {
-            None => Some(Pass { breaker: self, looks: false }),
-            Some(until) if !state.looking && Instant::now() >= until => {
-                state.looking = true;
-                Some(Pass { breaker: self, looks: true })
+            None => Some(Pass { breaker: self, probes: false }),
+            Some(until) if !state.probing && Instant::now() >= until => {
+                state.probing = true;
+                Some(Pass { breaker: self, probes: true })
             }
             Some(_) => None,
         }
     }
 
-    /// Whether calls are answered without Redis.
+    /// Returns `true` while calls are answered without Redis.
     pub(super) fn is_open(&self) -> bool {
         self.troubled.load(Ordering::Acquire) && self.state().until.is_some()
     }
@@ -65,28 +65,28 @@ impl Breaker {
 }
 
 impl Pass<'_> {
-    /// Redis answered.
+    /// Records an answer of Redis.
     pub(super) fn well(self) {
         if !self.breaker.troubled.load(Ordering::Acquire) {
             return;
         }
         let mut state = self.breaker.state();
         if let (Some(_), Some(since)) = (state.until, state.since) {
-            info!("the cache's Redis answers again after {}", duration::rough(since.elapsed()));
+            info!("the cache's Redis recovered after {}", duration::rough(since.elapsed()));
         }
         *state = State::default();
         self.breaker.troubled.store(false, Ordering::Release);
     }
 
-    /// Redis did not answer.
+    /// Records that Redis did not answer.
     pub(super) fn ill(self, why: &str) {
         let mut state = self.breaker.state();
         self.breaker.troubled.store(true, Ordering::Release);
         state.failures = state.failures.saturating_add(1);
         state.since.get_or_insert_with(Instant::now);
-        if state.failures >= FAILURES && (self.looks || state.until.is_none()) {
+        if state.failures >= FAILURES && (self.probes || state.until.is_none()) {
             if state.until.is_none() {
-                warn!("the cache does without Redis until it answers again: {why}");
+                warn!("Redis does not answer; the cache works without it until it does: {why}");
             }
             state.until = Some(Instant::now() + OPEN);
         }
@@ -95,8 +95,8 @@ impl Pass<'_> {
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        if self.looks {
-            self.breaker.state().looking = false;
+        if self.probes {
+            self.breaker.state().probing = false;
         }
     }
 }
@@ -129,13 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn one_caller_at_a_time_looks_and_success_closes_it() {
+    fn one_caller_at_a_time_probes_and_success_closes_it() {
         let breaker = opened();
         breaker.state().until = Some(Instant::now());
-        let looks = breaker.pass().unwrap();
+        let probes = breaker.pass().unwrap();
         assert!(breaker.pass().is_none(), "others are answered at once");
-        // Its caller went away: somebody else looks.
-        drop(looks);
+        // Its caller went away: somebody else probes.
+        drop(probes);
         breaker.pass().unwrap().ill("still gone");
         assert!(breaker.pass().is_none());
         breaker.state().until = Some(Instant::now());

@@ -1,4 +1,4 @@
-//! How a cache is set up.
+//! The builder of a cache.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,21 +15,21 @@ use super::inner::{Inner, Shared};
 use super::link::Link;
 use super::near::Near;
 use super::prefix::check_prefix;
-use super::subscriber::Ear;
+use super::subscriber::ChannelListener;
 use super::{Cache, Error, Ttl};
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisUrl, requirements};
 
-/// How long the first attempt to connect may take; after that the cache is there without Redis.
+/// The timeout of the first attempt to connect; after that the cache starts without Redis.
 const FIRST_CONNECT: Duration = Duration::from_secs(2);
 
-/// Where Redis is: a URL (`&str`, `String`, [`RedisUrl`]) or a [`Connection`] that is there already.
+/// The Redis server: a URL (`&str`, `String`, [`RedisUrl`]) or an existing [`Connection`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Source {
     /// A URL as text: `redis://`, `rediss://` or `unix://`.
     Text(String),
-    /// A URL that was read.
+    /// A parsed URL.
     Url(RedisUrl),
     /// A connection.
     Connection(Connection),
@@ -60,13 +60,13 @@ impl From<Connection> for Source {
 }
 
 impl Cache {
-    /// Sets one up over a URL or a connection.
+    /// Returns a builder of a cache over a URL or a connection.
     pub fn builder(source: impl Into<Source>) -> Builder {
         Builder::new(source.into())
     }
 }
 
-/// Sets up a [`Cache`]; see [`Cache::builder`].
+/// The builder of a [`Cache`]; see [`Cache::builder`].
 #[derive(Clone, Debug)]
 #[must_use = "it does nothing until `build`"]
 pub struct Builder {
@@ -79,7 +79,7 @@ pub struct Builder {
     announce: bool,
     demand: bool,
     lease: Duration,
-    patience: Duration,
+    load_patience: Duration,
 }
 
 impl Builder {
@@ -94,76 +94,76 @@ impl Builder {
             announce: true,
             demand: false,
             lease: Duration::from_secs(30),
-            patience: Duration::from_secs(5),
+            load_patience: Duration::from_secs(5),
         }
     }
 
-    /// What keys begin with: the entry `k` is the Redis key `prefix:k`. Default `cache`.
+    /// Sets the prefix of keys: the entry `k` is the Redis key `prefix:k`. Default `cache`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// How long a value lives for which nothing else is said. Default one hour.
+    /// Sets the default TTL of values. Default one hour.
     pub fn default_ttl(mut self, ttl: impl Into<Ttl>) -> Self {
         self.ttl = ttl.into();
         self
     }
 
-    /// How long a call waits for Redis. Default 250 ms. A [`Connection`] keeps its own patience where that is shorter.
+    /// Sets how long a call waits for Redis. Default 250 ms. A [`Connection`] keeps its own timeout if that is shorter.
     pub fn bound(mut self, bound: Duration) -> Self {
         self.bound = bound;
         self
     }
 
-    /// Keeps values in this process's memory: at most `max_bytes`, none older than `ttl` (a few seconds, say). What is
-    /// announced on `samovar:changed` goes at once; a value that somebody writes past this library and past Samovar is
-    /// not announced, and its old one may be answered for up to `ttl`. Off by default.
+    /// Keeps values in this process's memory: at most `max_bytes`, none older than `ttl` (usually a few seconds). A
+    /// change announced on `samovar:changed` removes the old value at once. A value that is written without this
+    /// library and without Samovar is not announced, and its old value may be returned for up to `ttl`. Off by default.
     pub fn near(mut self, max_bytes: u64, ttl: Duration) -> Self {
         self.near = Some((max_bytes, ttl));
         self
     }
 
-    /// Whether this cache's own writes and deletes are announced on `samovar:changed`, which near caches and
-    /// [`Cache::changes`] live by. Default yes.
+    /// Sets whether this cache announces its writes and deletes on `samovar:changed`, which near caches and
+    /// [`Cache::changes`] rely on. Default yes.
     pub fn announce(mut self, announce: bool) -> Self {
         self.announce = announce;
         self
     }
 
-    /// Whether a miss asks Samovar's workers to warm the key, for keys of their jobs. They fetch it for the next reader;
-    /// this one gets its miss. One key is asked for every few seconds at most. Default no.
+    /// Sets whether a miss asks Samovar's workers to warm the key, for keys of their jobs. The value is there for the
+    /// next reader; this call returns the miss. A key is requested at most once every few seconds. Default no.
     pub fn demand(mut self, demand: bool) -> Self {
         self.demand = demand;
         self
     }
 
-    /// How long one loader of [`Cache::get_or_load`] has before others in the fleet may load the same, and its value is
-    /// no longer written. Default 30 s.
+    /// Sets how long a loader of [`Cache::get_or_load`] holds its lease. After that, others may load the same key, and
+    /// the value is no longer written. Default 30 s.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
     }
 
-    /// How long [`Cache::get_or_load`] waits for another process that loads the same, before it loads by itself.
-    /// Default 5 s.
+    /// Sets how long [`Cache::get_or_load`] waits for another process that loads the same key before it loads by
+    /// itself. Default 5 s.
     pub fn load_patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+        self.load_patience = patience;
         self
     }
 
-    /// The names of the fleet of workers, where they run with `SAMOVAR_PREFIX` ([`Keys::of`]) or with
-    /// `SAMOVAR_CHANNEL`, too ([`Keys::new`]). Channels are those of the database that the cache is in.
+    /// Sets the names of the fleet of workers, if they run with `SAMOVAR_PREFIX` ([`Keys::of`]) or also with
+    /// `SAMOVAR_CHANNEL` ([`Keys::new`]). Channels are those of the cache's database.
     pub fn names(mut self, names: Keys) -> Self {
         self.names = names;
         self
     }
 
-    /// Builds it. Redis may be away: then the cache does without until it comes.
+    /// Builds the cache. If Redis is unreachable, the cache works without it and connects when it can.
     ///
     /// # Errors
-    /// A faulty URL or prefix, a server that is not supported (docs/redis.md), and what Redis says against it (a wrong
-    /// password, for one).
+    /// Fails on an invalid URL or prefix, an unsupported server (docs/redis.md), or an error of Redis, such as a wrong
+    /// password.
     pub async fn build(self) -> Result<Cache, Error> {
         check_prefix(&self.prefix, &self.names)?;
         let redis = connect(self.source, self.bound).await?;
@@ -172,9 +172,9 @@ impl Builder {
         let mut tasks = JoinSet::new();
         let near = self.near.map(|(max_bytes, ttl)| {
             let near = Arc::new(Near::new(max_bytes, ttl));
-            let ear = Ear::new(link.redis.client().clone(), link.names.changed_channel());
+            let changes = ChannelListener::new(link.redis.client().clone(), link.names.changed_channel());
             let listener = Arc::clone(&near);
-            tasks.spawn(async move { listener.listen(ear).await });
+            tasks.spawn(async move { listener.listen(changes).await });
             near
         });
         let shared = Arc::new(Shared {
@@ -182,7 +182,7 @@ impl Builder {
             flights: Flights::default(),
             demanded: moka::sync::Cache::builder().max_capacity(10_000).time_to_live(Duration::from_secs(5)).build(),
             lease: self.lease,
-            patience: self.patience,
+            load_patience: self.load_patience,
             _tasks: Mutex::new(tasks),
         });
         Ok(Cache::from_inner(Inner {
@@ -208,18 +208,18 @@ async fn connect(source: Source, bound: Duration) -> Result<Connection, Error> {
         .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()));
     match first {
         Err(e) if is_absence(&e) => {
-            warn!(redis = %url, "the cache does without Redis until it comes: {e}");
+            warn!(redis = %url, "Redis does not answer; the cache works without it until it does: {e}");
             url.lazy_manager(bound).map_err(Error::Redis)
         }
         connected => supported(connected.map_err(Error::Redis)?).await,
     }
 }
 
-/// The same connection, if its server is one that will do.
+/// Returns the connection if its server is supported.
 async fn supported(mut redis: Connection) -> Result<Connection, Error> {
     match requirements::unsupported(&mut redis).await {
         Ok(Some(fault)) => Err(Error::Invalid(fault)),
-        // What it cannot do shows where it is asked to.
+        // A server that cannot be checked fails later, in the call that needs more.
         Ok(None) | Err(_) => Ok(redis),
     }
 }

@@ -31,9 +31,10 @@ pub(super) fn leased(script: &str) -> Script {
 
 /// JSON values in Redis under one prefix. Cheap to clone; clones share everything.
 ///
-/// A key here is what follows the prefix: with the prefix `art`, `get("Mona Lisa")` reads the Redis key `art:Mona Lisa`.
-/// The value is plain JSON without an envelope, so that it can be read and written by others, Samovar's workers among
-/// them: what a job with `key = "artwork_info:{artwork_name}"` keeps warm is a cache with the prefix `artwork_info`.
+/// A key here is the part after the prefix: with the prefix `art`, `get("Mona Lisa")` reads the Redis key `art:Mona
+/// Lisa`. The value is plain JSON without an envelope, so that other programs can read and write it, including
+/// Samovar's workers: a job with `key = "artwork_info:{artwork_name}"` warms the values of a cache with the prefix
+/// `artwork_info`.
 ///
 /// ```no_run
 /// use samovar::cache::Cache;
@@ -67,16 +68,16 @@ impl Cache {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The same cache under another prefix.
+    /// Returns the same cache with another prefix.
     ///
     /// # Errors
-    /// [`Error::Invalid`]: the prefix is empty or Samovar's own.
+    /// [`Error::Invalid`] if the prefix is empty or Samovar's own.
     pub fn with_prefix(&self, prefix: &str) -> Result<Self, Error> {
         check_prefix(prefix, &self.link().names)?;
         Ok(Self::from_inner(Inner { prefix: format!("{prefix}:"), lenient: false, ..(*self.inner).clone() }))
     }
 
-    /// One of those with a prefix that everybody knows.
+    /// Returns a cache with one of the well-known prefixes.
     pub(super) fn known(&self, prefix: &str) -> Self {
         Self::from_inner(Inner {
             prefix: format!("{prefix}:"),
@@ -96,27 +97,27 @@ impl Cache {
         &self.inner
     }
 
-    /// The connection, for whatever Redis can do that this library does not. It has the bound of the builder and no
+    /// Returns the connection, for commands that this library does not offer. It has the builder's time bound and no
     /// breaker.
     pub fn connection(&self) -> Connection {
         self.link().redis.clone()
     }
 
-    /// What happened so far.
+    /// Returns the counts so far.
     pub fn stats(&self) -> Stats {
         self.link().counts.stats(self.link().breaker.is_open())
     }
 
-    /// The Redis key of a key.
+    /// Returns the Redis key of a key.
     pub fn key(&self, key: &str) -> String {
         let Inner { prefix, lenient, .. } = &*self.inner;
         if *lenient && key.starts_with(prefix.as_str()) { key.to_owned() } else { format!("{prefix}{key}") }
     }
 
-    /// The value; `None` where there is none. Without Redis: from the near cache, or `None`.
+    /// Returns the value, or `None`. Without Redis: from the near cache, else `None`.
     ///
     /// # Errors
-    /// [`Error::Decode`] where it is not a `T`; [`Error::Redis`] where the key holds no string.
+    /// [`Error::Decode`] if the value is not a `T`; [`Error::Redis`] if the key holds no string.
     pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
         let key = self.key(key);
         match self.read(&key).await? {
@@ -170,17 +171,17 @@ impl Cache {
             }
             Err(e) if e.is_unavailable() => {
                 counts.degraded_reads.add(1);
-                let kept = near.and_then(|near| near.get_deaf(key));
+                let kept = near.and_then(|near| near.get_offline(key));
                 Ok(kept.map_or(Read::Away, |json| Read::There(Json::Shared(json))))
             }
             Err(e) => Err(e),
         }
     }
 
-    /// The values of those keys that have one, in one round trip. Without Redis: those that the near cache has.
+    /// Returns the values of the keys that have one, in one round trip. Without Redis: those in the near cache.
     ///
     /// # Errors
-    /// [`Error::Decode`] where one is not a `T`. Keys that hold no string have no value here.
+    /// [`Error::Decode`] if a value is not a `T`. Keys that hold no string count as missing.
     pub async fn get_many<T: DeserializeOwned, K: AsRef<str>>(
         &self,
         keys: impl IntoIterator<Item = K>,
@@ -212,7 +213,7 @@ impl Cache {
             Err(e) if e.is_unavailable() => {
                 counts.degraded_reads.add(asked.len());
                 for (short, whole) in asked {
-                    if let Some(json) = near.and_then(|near| near.get_deaf(&whole)) {
+                    if let Some(json) = near.and_then(|near| near.get_offline(&whole)) {
                         found.insert(short, decode(&whole, &json)?);
                     }
                 }
@@ -240,7 +241,7 @@ impl Cache {
     /// Writes a value with the default TTL. Without Redis: dropped and counted.
     ///
     /// # Errors
-    /// [`Error::Encode`]; what Redis has against it.
+    /// [`Error::Encode`]; [`Error::Redis`].
     pub async fn set<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<(), Error> {
         self.set_with(key, value, self.inner.ttl).await
     }
@@ -248,7 +249,7 @@ impl Cache {
     /// Writes a value with this TTL. Without Redis: dropped and counted.
     ///
     /// # Errors
-    /// [`Error::Encode`]; what Redis has against it.
+    /// [`Error::Encode`]; [`Error::Redis`].
     pub async fn set_with<T: Serialize + ?Sized>(
         &self,
         key: &str,
@@ -261,11 +262,11 @@ impl Cache {
         self.wrote(&[key], answer)
     }
 
-    /// Writes many values with the default TTL in one round trip; each is written whole, but not all of them or none.
+    /// Writes many values with the default TTL in one round trip. Each is written whole; the batch is not atomic.
     /// Without Redis: dropped and counted.
     ///
     /// # Errors
-    /// [`Error::Encode`], and then nothing is written; what Redis has against it.
+    /// [`Error::Encode`], and nothing is written; [`Error::Redis`].
     pub async fn set_many<K: AsRef<str>, T: Serialize>(
         &self,
         entries: impl IntoIterator<Item = (K, T)>,
@@ -273,7 +274,7 @@ impl Cache {
         self.set_many_with(entries, self.inner.ttl).await
     }
 
-    /// The same with this TTL for all.
+    /// Writes many values with this TTL, like [`Cache::set_many`].
     ///
     /// # Errors
     /// As [`Cache::set_many`].
@@ -306,11 +307,11 @@ impl Cache {
         Ok(set)
     }
 
-    /// Removes a value; says whether there was one. What is being loaded or fetched for the key is not written any more.
-    /// Without Redis: dropped and counted, `false`.
+    /// Removes a value and returns whether there was one. A load or fetch of the key in flight is not written. Without
+    /// Redis: dropped and counted, `false`.
     ///
     /// # Errors
-    /// What Redis has against it.
+    /// [`Error::Redis`].
     pub async fn delete(&self, key: &str) -> Result<bool, Error> {
         let key = self.key(key);
         let delete = self.deleting(&key);
@@ -324,36 +325,36 @@ impl Cache {
         delete
     }
 
-    /// Whether there is a value. Without Redis: `false`.
+    /// Returns whether there is a value. Without Redis: `false`.
     ///
     /// # Errors
-    /// What Redis has against it.
+    /// [`Error::Redis`].
     pub async fn exists(&self, key: &str) -> Result<bool, Error> {
         let exists = redis::Cmd::exists(self.key(key));
         self.read_or_default(self.link().ask_one(&exists).await)
     }
 
-    /// How long a value still lives; `None` where there is none. Without Redis: `None`.
+    /// Returns the remaining TTL of a value; `None` if there is none. Without Redis: `None`.
     ///
     /// # Errors
-    /// What Redis has against it.
+    /// [`Error::Redis`].
     pub async fn ttl(&self, key: &str) -> Result<Option<Ttl>, Error> {
         let pttl = redis::Cmd::pttl(self.key(key));
         let answer = self.link().ask(async |mut redis| pttl.query_async(&mut redis).await.map(Ttl::from_pttl)).await;
         self.read_or_default(answer)
     }
 
-    /// Gives a value another TTL from now on; says whether there is one. Near caches of other processes may keep it for
-    /// as long as they would have. Without Redis: dropped and counted, `false`.
+    /// Sets a new TTL and returns whether there is a value. Near caches of other processes may keep the value as long
+    /// as before. Without Redis: dropped and counted, `false`.
     ///
     /// # Errors
-    /// What Redis has against it.
+    /// [`Error::Redis`].
     pub async fn expire(&self, key: &str, ttl: impl Into<Ttl>) -> Result<bool, Error> {
         let key = self.key(key);
         let ttl = ttl.into();
         let expire = match ttl {
             Ttl::For(time) => redis::Cmd::pexpire(&key, super::link::millis(time).cast_signed()),
-            // Says 0 also where there was no TTL to take away; so existence is asked for.
+            // `PERSIST` also returns 0 if the key has no TTL, so existence is read separately.
             Ttl::Forever => redis::Cmd::persist(&key),
         };
         let mut both = redis::pipe();
@@ -367,12 +368,12 @@ impl Cache {
     /// Adds `by` to a counter and returns the count. A counter that this creates gets the default TTL.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], for there is no count to answer; what Redis has against it, where there is no whole number.
+    /// [`Error::Unavailable`], because there is no count to return; [`Error::Redis`] if the value is no integer.
     pub async fn increment(&self, key: &str, by: i64) -> Result<i64, Error> {
         self.increment_with(key, by, self.inner.ttl).await
     }
 
-    /// The same with this TTL, should it be created. Creation, TTL and count are one step.
+    /// Adds `by` to a counter, with this TTL if the call creates it. Creation, TTL and increment are atomic.
     ///
     /// # Errors
     /// As [`Cache::increment`].
@@ -386,16 +387,16 @@ impl Cache {
         answer
     }
 
-    /// Sends a value as JSON over a channel; says how many subscribers there were.
+    /// Publishes a value as JSON on a channel and returns the number of subscribers.
     ///
     /// # Errors
-    /// [`Error::Encode`]; [`Error::Unavailable`]; what Redis has against it.
+    /// [`Error::Encode`]; [`Error::Unavailable`]; [`Error::Redis`].
     pub async fn publish<T: Serialize + ?Sized>(&self, channel: &str, message: &T) -> Result<u64, Error> {
         let publish = redis::Cmd::publish(channel, encode(channel, message)?);
         self.link().ask_one(&publish).await
     }
 
-    /// Subscribes to JSON messages on a channel, over a connection of its own.
+    /// Subscribes to JSON messages on a channel, over a separate connection.
     pub async fn subscribe<T: DeserializeOwned>(&self, channel: &str) -> Subscription<T> {
         Subscription::open(self.link().redis.client().clone(), channel.to_owned()).await
     }
@@ -405,7 +406,7 @@ impl Cache {
         self.subscribe(&self.link().names.changed_channel()).await
     }
 
-    /// A script on an entry and its lease.
+    /// Returns a call of a script on an entry and its lease.
     pub(super) fn on<'a>(&self, script: &'a Script, key: &str) -> ScriptInvocation<'a> {
         let mut call = script.key(key);
         call.key(self.link().names.lease(&EntryKey::new(key)));
@@ -420,7 +421,7 @@ impl Cache {
         }
     }
 
-    /// In this process nothing from before a write is answered after it.
+    /// Drops local copies, so that this process returns no older value after a write.
     pub(super) fn forget(&self, key: &str) {
         if let Some(near) = &self.inner.near {
             near.drop_one(key);
@@ -428,7 +429,7 @@ impl Cache {
         self.inner.shared.flights.forget(key);
     }
 
-    /// The end of a write that is dropped without Redis.
+    /// Ends a write: drops local copies, and counts a write that Redis did not take.
     fn wrote<T: Default>(&self, keys: &[String], answer: Result<T, Error>) -> Result<T, Error> {
         for key in keys {
             self.forget(key);
@@ -452,7 +453,7 @@ impl Cache {
         }
     }
 
-    /// Demand: workers fetch what is absent. Where that cannot be said, the next miss says it.
+    /// Asks workers to warm missing keys. If that fails, the next miss asks again.
     async fn ask_workers(&self, mut keys: Vec<String>) {
         let demanded = &self.inner.shared.demanded;
         keys.retain(|key| !demanded.contains_key(key));
@@ -469,7 +470,7 @@ impl Cache {
     }
 }
 
-/// A value's bytes, as they are.
+/// Returns a value's bytes unchanged.
 fn text(value: redis::Value) -> Result<Option<Vec<u8>>, Error> {
     match value {
         redis::Value::BulkString(json) => Ok(Some(json)),

@@ -1,15 +1,15 @@
-//! What can go wrong, and which errors of Redis mean what.
+//! The errors of the cache, and the classes of Redis's errors.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::redis::UrlError;
 
-/// Why a call failed. Which calls answer [`Error::Unavailable`], and which do without Redis, is the table of
-/// [`samovar::cache`](crate::cache).
+/// The error of a call. The table of [`samovar::cache`](crate::cache) shows which calls return [`Error::Unavailable`]
+/// and which work without Redis.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Redis does not answer, or did not within the bound. Whether the command was carried out is unknown.
+    /// Redis did not answer within the bound. The command may have been executed.
     #[error("Redis is not available: {0}")]
     Unavailable(String),
     /// Redis answered with an error.
@@ -23,39 +23,39 @@ pub enum Error {
         /// Why.
         source: serde_json::Error,
     },
-    /// What is there is not what was asked for.
-    #[error("the value of `{key}` is not of the type asked for")]
+    /// The value is not of the requested type.
+    #[error("the value of `{key}` is not of the requested type")]
     Decode {
         /// The whole key.
         key: String,
-        /// Why, and where in the value.
+        /// The reason, with the position in the value.
         source: serde_json::Error,
     },
-    /// The URL of Redis has a fault.
+    /// The Redis URL is invalid.
     #[error(transparent)]
     Url(#[from] UrlError),
-    /// What was asked for makes no sense; the text says why, and what would.
+    /// An argument is invalid; the text tells the reason and the remedy.
     #[error("{0}")]
     Invalid(String),
-    /// Somebody else has the lock.
+    /// Another holder has the lock.
     #[error("the lock `{0}` is taken")]
     Taken(String),
-    /// The lock ran out, or was lost with its Redis, before it was released; somebody else may have had it since.
+    /// The lock expired, or Redis lost it, before it was released; another holder may have had it since.
     #[error("the lock `{0}` was lost before it was released")]
     Lost(String),
 }
 
 impl Error {
-    /// Whether it is Redis that is away: the same call may work in a moment.
+    /// Returns `true` if Redis is unreachable: the same call may succeed later.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }
 
-    /// Whether a write is to be dropped and counted for it, rather than told of.
+    /// Returns `true` if a write is dropped and counted instead of reported.
     pub(super) fn drops_writes(&self) -> bool {
         match self {
             Self::Unavailable(_) => true,
-            // Full, a replica since a failover, or unable to persist: nothing that the caller can mend.
+            // Out of memory, read-only after a failover, or unable to persist: the caller cannot fix it.
             Self::Redis(e) => {
                 e.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) || says(e, &["OOM", "MISCONF", "NOREPLICAS"])
             }
@@ -64,7 +64,7 @@ impl Error {
     }
 }
 
-/// Whether an error tells of Redis's absence, rather than of what it was asked.
+/// Returns `true` if the error means that Redis is unreachable, not that the command was wrong.
 pub(super) fn is_absence(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => true,
@@ -79,7 +79,7 @@ pub(super) fn is_absence(error: &RedisError) -> bool {
     }
 }
 
-/// Whether Redis's answer, or one of its answers to a pipeline, begins with one of these codes.
+/// Returns `true` if the error, or one error of a pipeline, has one of these codes.
 fn says(error: &RedisError, codes: &[&str]) -> bool {
     error.code().is_some_and(|code| codes.contains(&code))
         || error.clone().into_server_errors().is_some_and(|all| all.iter().any(|(_, e)| codes.contains(&e.code())))

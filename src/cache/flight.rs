@@ -1,17 +1,17 @@
-//! Flights: the calls of this process for one key, of which the first loads.
+//! Single flight within a process: of the calls for one key, the first loads and the others share its result.
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Flights under way in this process, by whole key.
+/// The flights of this process, by whole key.
 #[derive(Debug, Default)]
 pub(super) struct Flights(Mutex<HashMap<String, Arc<Flight>>>);
 
-/// Whoever holds the lock loads.
+/// A flight: the holder of the lock loads.
 pub(super) type Flight = tokio::sync::Mutex<Option<Outcome>>;
 
-/// What those who waited get.
+/// The result that waiting calls share.
 #[derive(Clone, Debug)]
 pub(super) enum Outcome {
     /// The value.
@@ -26,12 +26,12 @@ impl Flights {
         Seat { flights: self, key: key.to_owned(), flight }
     }
 
-    /// Those who come from now on form a new flight.
+    /// Ends the flight of a key for later calls, which start a new one.
     pub(super) fn forget(&self, key: &str) {
         self.map().remove(key);
     }
 
-    /// The same for all keys with this prefix.
+    /// Ends the flights of all keys with this prefix for later calls.
     pub(super) fn forget_all(&self, prefix: &str) {
         self.map().retain(|key, _| !key.starts_with(prefix));
     }
@@ -41,7 +41,7 @@ impl Flights {
     }
 }
 
-/// A place in a flight; the last one to leave takes it off the map.
+/// A call's place in a flight. The last one dropped removes the flight.
 pub(super) struct Seat<'a> {
     flights: &'a Flights,
     key: String,
@@ -49,12 +49,12 @@ pub(super) struct Seat<'a> {
 }
 
 impl Seat<'_> {
-    /// Whether nothing was written or deleted in this process since the flight began.
+    /// Returns `true` if this process wrote and deleted nothing since the flight started.
     pub(super) fn is_current(&self) -> bool {
         self.flights.map().get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight))
     }
 
-    /// The flight is over: those who come from now on form a new one.
+    /// Ends the flight: later calls start a new one.
     pub(super) fn over(&self) {
         let mut map = self.flights.map();
         if map.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
@@ -67,7 +67,7 @@ impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let mut map = self.flights.map();
         let mine = map.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight));
-        // The map's and this one.
+        // One reference is the map's, the other this seat's.
         if mine && Arc::strong_count(&self.flight) == 2 {
             map.remove(&self.key);
         }

@@ -10,13 +10,13 @@ use super::flight::Flights;
 use super::link::Link;
 use super::near::Near;
 
-/// What is one prefix's.
+/// The settings of one prefix.
 #[derive(Clone)]
 pub(super) struct Inner {
     pub(super) shared: Arc<Shared>,
-    /// With its colon.
+    /// The prefix with its colon.
     pub(super) prefix: String,
-    /// Whether a key that begins with the prefix is taken as it is.
+    /// `true` if a key that begins with the prefix is used unchanged.
     pub(super) lenient: bool,
     pub(super) ttl: Ttl,
     pub(super) announce: bool,
@@ -24,14 +24,14 @@ pub(super) struct Inner {
     pub(super) near: Option<Arc<Near>>,
 }
 
-/// What all prefixes share.
+/// The state that all prefixes share.
 pub(super) struct Shared {
     pub(super) link: Arc<Link>,
     pub(super) flights: Flights,
-    /// Keys that workers were asked for just now.
+    /// Keys that workers were recently asked to warm.
     pub(super) demanded: moka::sync::Cache<String, ()>,
     pub(super) lease: Duration,
-    pub(super) patience: Duration,
-    /// They end with the last clone.
+    pub(super) load_patience: Duration,
+    /// Background tasks; they end with the last clone.
     pub(super) _tasks: Mutex<JoinSet<()>>,
 }

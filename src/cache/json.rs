@@ -1,4 +1,4 @@
-//! Values as they are read and written: plain JSON.
+//! Values in Redis: plain JSON.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use serde::de::DeserializeOwned;
 
 use super::Error;
 
-/// What was read.
+/// The result of a read.
 pub(super) enum Read {
     /// A value.
     There(Json),
-    /// There is none.
+    /// There is no value.
     Missing,
     /// Redis does not answer.
     Away,

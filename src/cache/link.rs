@@ -1,4 +1,4 @@
-//! The way to Redis that all parts share: bounded in time, behind one breaker, counted.
+//! The access to Redis that all parts share: bounded in time, behind one breaker, with counts.
 
 use std::time::Duration;
 
@@ -13,26 +13,26 @@ use crate::entry::duration;
 use crate::protocol::Keys;
 use crate::redis::Connection;
 
-/// A connection, how long a call may take, and how Redis was lately.
+/// A connection with its time bound, breaker and counts.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) redis: Connection,
     pub(super) names: Keys,
     pub(super) counts: Counts,
     pub(super) breaker: Breaker,
-    /// For a whole call; one of a script that Redis forgot is three commands.
+    /// The bound of a whole call; a call of a script that Redis lost takes three commands.
     bound: Duration,
-    /// Whether the connection's own patience bounds a single command.
+    /// `true` if the connection's own timeout bounds a single command.
     bounded: bool,
 }
 
 impl Link {
     pub(super) fn new(redis: Connection, names: Keys, bound: Duration) -> Self {
-        let bounded = redis.patience() <= bound;
+        let bounded = redis.timeout() <= bound;
         Self { redis, names, counts: Counts::default(), breaker: Breaker::default(), bound, bounded }
     }
 
-    /// Calls Redis, unless it is known to be away.
+    /// Calls Redis, unless the breaker is open.
     pub(super) async fn ask<T, F>(&self, call: impl FnOnce(Connection) -> F) -> Result<T, Error>
     where
         F: Future<Output = RedisResult<T>>,
@@ -41,7 +41,7 @@ impl Link {
         Self::judge(pass, self.within_bound(call(self.redis.clone())).await)
     }
 
-    /// The same for one command, without a timer of its own where the connection has one.
+    /// Sends one command, without a second timer if the connection has one.
     pub(super) async fn ask_one<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
         let pass = self.pass()?;
         let mut redis = self.redis.clone();
@@ -50,7 +50,9 @@ impl Link {
     }
 
     fn pass(&self) -> Result<Pass<'_>, Error> {
-        self.breaker.pass().ok_or_else(|| Error::Unavailable("it did not answer lately".to_owned()))
+        self.breaker
+            .pass()
+            .ok_or_else(|| Error::Unavailable("the circuit breaker is open after repeated failures".to_owned()))
     }
 
     fn judge<T>(pass: Pass<'_>, answer: RedisResult<T>) -> Result<T, Error> {
@@ -67,7 +69,7 @@ impl Link {
         }
     }
 
-    /// Calls Redis however it was lately, for those who hold something there.
+    /// Calls Redis past the breaker, for callers that hold a lock there.
     pub(super) async fn insist<T, F>(&self, call: impl FnOnce(Connection) -> F) -> Result<T, Error>
     where
         F: Future<Output = RedisResult<T>>,
@@ -90,20 +92,20 @@ impl Link {
     }
 }
 
-/// Does something soon after, without anybody waiting: what it leaves undone ends by itself in Redis.
+/// Runs a cleanup in the background. If it fails, a TTL in Redis ends what it left.
 pub(super) fn afterwards(what: impl Future<Output = ()> + Send + 'static) {
-    // Without a runtime the process is ending, and nothing is to be done.
+    // Without a runtime the process is ending, and there is nothing to do.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(what);
     }
 }
 
-/// A token that nobody else has.
+/// Returns a unique token.
 pub(super) fn token() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// For Redis's `PX`: at least 1 ms, at most a hundred years.
+/// Returns milliseconds for `PX`: at least 1, at most a hundred years.
 pub(super) fn millis(time: Duration) -> u64 {
     duration::millis(time).unsigned_abs().clamp(1, 100 * 366 * 24 * 3_600 * 1_000)
 }

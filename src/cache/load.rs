@@ -1,12 +1,12 @@
-//! Loading what is not there, once: single flight.
+//! Loading missing values once: single flight in the process and across the fleet.
 //!
-//! In the process, calls for one key form a flight: the first loads, the others get what it loaded. Across the fleet the
-//! leader takes the lease that Samovar's workers fetch under, too; so neither two services nor a service and a worker
-//! load the same, and what is invalidated, deleted or written meanwhile marks the lease: the loaded value is then
-//! answered to its caller, and neither written nor shared.
+//! In the process, calls for one key form a flight: the first loads, the others share its result. Across the fleet the
+//! first takes the lease that Samovar's workers also fetch under, so no two services, and no service and worker, load
+//! the same key. An invalidation, delete or write during the load marks the lease: the loaded value is then returned to
+//! its caller, and neither written nor shared.
 //!
-//! On failure: a leader that is cancelled leaves its place to the next; one that dies leaves a lease that ends by itself,
-//! and others wait for it no longer than their patience. Without Redis everybody loads, once in each process.
+//! On failure: when the loading call is cancelled, the next one takes over. When its process dies, the lease expires,
+//! and others wait at most for their load timeout. Without Redis every process loads, one call at a time for each key.
 
 use std::any::Any;
 use std::sync::{Arc, LazyLock};
@@ -25,17 +25,17 @@ use super::link::{Link, afterwards, millis, token};
 use super::{Cache, Error, Ttl};
 use crate::entry::EntryKey;
 
-/// How often it is looked whether another process is done, at first and at most.
-const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// The first and the longest interval between checks for another process's result.
+const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
-/// Dead members dropped when a value is tracked.
+/// Expired members that are removed when a value is tracked.
 const DROPPED: usize = 100;
 
 static BEGIN: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/begin.lua")));
 static LAND: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/land.lua")));
 static DROP: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/drop.lua")));
 
-/// A lease in this process's hands; dropped, it is given back.
+/// A lease held by this process. Dropping it releases it.
 struct Lease {
     link: Arc<Link>,
     name: String,
@@ -53,29 +53,29 @@ impl Drop for Lease {
         afterwards(async move {
             let mut give_back = DROP.key(name);
             give_back.arg(token);
-            // Else it ends by itself.
+            // If this fails, the lease expires.
             let _ = link.ask(async |mut redis| give_back.invoke_async::<()>(&mut redis).await).await;
         });
     }
 }
 
-/// What a leader found before it loads.
+/// The state that a loading call finds.
 enum Begun {
-    /// It is there meanwhile.
+    /// The value has appeared.
     There(Vec<u8>),
-    /// Nobody else loads, and the value is to be written.
+    /// No other process loads; the value will be written.
     Leased(Lease),
-    /// The value is not to be written: Redis is away, or somebody else is slow.
+    /// The value will not be written: Redis is unreachable, or another loader is slow.
     Unwritten,
 }
 
 impl Cache {
-    /// The value; where there is none, what `load` answers, written with the default TTL. However many ask at once, in
-    /// this process and in others, one of them loads.
+    /// Returns the value. If there is none, calls `load` and writes its result with the default TTL. Of any number of
+    /// concurrent calls, in this process and in others, one loads.
     ///
-    /// A value that is deleted, written or invalidated while it is loaded is not overwritten. A value that is not a `T`
-    /// is left as it is, and what is loaded is answered without being written. Without Redis: loads, once at a time in
-    /// this process.
+    /// A key that is deleted, written or invalidated during the load is not overwritten. A stored value that is not a
+    /// `T` is left unchanged, and the loaded value is returned without being written. Without Redis: loads, one call at
+    /// a time in this process.
     ///
     /// ```no_run
     /// # async fn example(cache: samovar::cache::Cache) -> Result<(), Box<dyn std::error::Error>> {
@@ -87,7 +87,7 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// What `load` answers, shared by those who waited for it. Redis's own errors are logged, not returned.
+    /// The error of `load`, shared by the calls that waited for it. Errors of Redis are logged, not returned.
     pub async fn get_or_load<T, E, F>(&self, key: &str, load: impl FnOnce() -> F) -> Result<T, Arc<E>>
     where
         T: Serialize + DeserializeOwned,
@@ -97,7 +97,7 @@ impl Cache {
         self.get_or_load_with(key, self.inner().ttl, load).await
     }
 
-    /// The same with this TTL.
+    /// Loads like [`Cache::get_or_load`], with this TTL.
     ///
     /// # Errors
     /// As [`Cache::get_or_load`].
@@ -145,7 +145,7 @@ impl Cache {
             if seat.is_current() {
                 break;
             }
-            // Something was written, deleted or invalidated while we waited: with those who came since.
+            // The key was written, deleted or invalidated during the wait: join the later flight.
             seat = flights.join(&key);
             outcome = seat.flight.clone().lock_owned().await;
         }
@@ -162,14 +162,33 @@ impl Cache {
             Begun::Leased(lease) => Some(lease),
             Begun::Unwritten => None,
         };
+        self.load_and_land(&key, ttl, lease, &seat, &mut outcome, load).await
+    }
+
+    /// Calls `load`, writes its result under the lease, and shares it with the calls that wait in the flight.
+    async fn load_and_land<T, E, F>(
+        &self,
+        key: &str,
+        ttl: Ttl,
+        lease: Option<Lease>,
+        seat: &Seat<'_>,
+        outcome: &mut Option<Outcome>,
+        load: impl FnOnce() -> F,
+    ) -> Result<T, Arc<E>>
+    where
+        T: Serialize,
+        E: Send + Sync + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        let counts = &self.link().counts;
         counts.loads.add(1);
         match load().await {
             Ok(value) => {
-                match encode(&key, &value) {
-                    Ok(json) if self.land(&key, lease, &json, ttl, &seat).await => {
+                match encode(key, &value) {
+                    Ok(json) if self.land(key, lease, &json, ttl, seat).await => {
                         *outcome = Some(Outcome::Loaded(json.into()));
                     }
-                    // Somebody wrote or invalidated meanwhile: those who wait look again.
+                    // The key was written or invalidated during the load: waiting calls read again.
                     Ok(_) => counts.fenced_loads.add(1),
                     Err(e) => warn!("a loaded value is not cached: {e}"),
                 }
@@ -185,23 +204,23 @@ impl Cache {
         }
     }
 
-    /// For what cannot be read, but must not keep the service from its work.
+    /// Loads without the cache, because the stored value cannot be read.
     async fn load_unwritten<T, E, F>(&self, why: &Error, load: impl FnOnce() -> F) -> Result<T, Arc<E>>
     where
         F: Future<Output = Result<T, E>>,
     {
-        warn!("loading past the cache: {why}");
+        warn!("the cached value cannot be read; loading without the cache: {why}");
         self.link().counts.loads.add(1);
         load().await.map_err(Arc::new)
     }
 
-    /// Takes the lease, or waits for whoever has it.
+    /// Acquires the lease, or waits for its holder.
     async fn begin(&self, key: &str, ttl: Ttl) -> Begun {
         let shared = &self.inner().shared;
-        let until = Instant::now() + shared.patience;
+        let until = Instant::now() + shared.load_patience;
         let name = self.link().names.lease(&EntryKey::new(key));
-        let mut wait = LOOK.0;
-        // Given back also if the answer is lost or nobody waits for it any more.
+        let mut wait = POLL.0;
+        // Released also if the answer is lost or the call is cancelled.
         let mut lease = Lease { link: Arc::clone(self.link()), name, token: token(), held: true };
         loop {
             let mut begin = self.on(&BEGIN, key);
@@ -216,11 +235,11 @@ impl Cache {
                 }
                 Ok(_) if Instant::now() < until => {
                     sleep(wait.mul_f64(rand::random_range(0.5..=1.0))).await;
-                    wait = LOOK.1.min(wait * 2);
+                    wait = POLL.1.min(wait * 2);
                 }
                 Ok(_) => {
                     lease.held = false;
-                    debug!(key, "somebody else loads it and is slow");
+                    debug!(key, "another loader is slow; loading without a lease");
                     return Begun::Unwritten;
                 }
                 Err(e) => {
@@ -231,7 +250,8 @@ impl Cache {
         }
     }
 
-    /// Sees that an invalidation by a tag finds the value, before it is loaded. Else it is not written.
+    /// Tracks the value before it is loaded, so that an invalidation by tag finds it. If that fails, the value is not
+    /// written.
     async fn tracked(&self, key: &str, lease: Lease, ttl: Ttl) -> Begun {
         let mut track = redis::pipe();
         track.load_script(&TRACK).ignore();
@@ -240,13 +260,16 @@ impl Cache {
         match self.link().ask(async |mut redis| track.query_async::<()>(&mut redis).await).await {
             Ok(()) => Begun::Leased(lease),
             Err(e) => {
-                warn!(key, "what is loaded is not written, since no invalidation by a tag would find it: {e}");
+                warn!(
+                    key,
+                    "the loaded value will not be written, because an invalidation by tag would not find it: {e}"
+                );
                 Begun::Unwritten
             }
         }
     }
 
-    /// Adds to a pipeline what keeps track of a value that may live for so long from now on.
+    /// Adds the commands that track a value with this remaining life to a pipeline.
     pub(super) fn track(&self, pipe: &mut redis::Pipeline, key: &str, life: Duration) {
         for set in self.link().names.loaded(key) {
             let mut call = TRACK.key(set);
@@ -255,7 +278,7 @@ impl Cache {
         }
     }
 
-    /// Writes a loaded value; `false` where it must not be shared, either.
+    /// Writes a loaded value; `false` if it must not be shared.
     async fn land(&self, key: &str, lease: Option<Lease>, json: &str, ttl: Ttl, seat: &Seat<'_>) -> bool {
         let current = seat.is_current();
         let Some(mut lease) = lease.filter(|_| current) else { return current };

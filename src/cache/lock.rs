@@ -12,11 +12,11 @@ use tracing::warn;
 use super::link::{Link, afterwards, millis, token};
 use super::{Cache, Error};
 
-/// How often a taken lock is tried, at first and at most.
+/// The first and the longest interval between attempts.
 const TRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
-/// How long the last number is remembered: against a clock of Redis that is set back.
+/// How long the last number is stored, so that numbers grow even if Redis's clock is set back.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
-/// The shortest a lock may hold, so that it can be held on to.
+/// The shortest TTL that can be renewed in time.
 const SHORTEST: Duration = Duration::from_millis(100);
 
 static LOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lock.lua")));
@@ -24,14 +24,14 @@ static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/h
 
 /// A lock that one holder in the fleet has at a time.
 ///
-/// **What it promises**: while Redis keeps its data, no two holders have it at once as far as Redis's clock tells; it is
-/// released by its holder only; it ends by itself when its holder dies; and each taking has a larger
-/// [number](Held::number) than all before.
+/// **Guarantees**: while Redis keeps its data, the lock has one holder at a time by Redis's clock; only its holder
+/// releases it; it expires when its holder dies; and each acquisition has a larger [number](Held::number) than all
+/// before.
 ///
-/// **What it does not**: a holder that was stopped (a pause of the process, of the machine, of the network) longer than the
-/// TTL learns only afterwards that somebody else has it, and what it had begun may still arrive. A Redis that fails over to
-/// a replica, or is flushed, may forget a lock that is held. So where two at once would do harm, hand the number to what
-/// is protected, and let that refuse a smaller number than it has seen; use the lock alone only to save work.
+/// **Limits**: a holder that is stopped longer than the TTL (a pause of the process, the machine or the network) learns
+/// only afterwards that the lock has another holder, and its late writes may still arrive. Redis may lose a held lock
+/// in a failover to a replica or a flush. So where two holders would do harm, pass the number to the protected
+/// resource, and let it refuse a smaller number than it has seen. Use the lock alone only to save work.
 ///
 /// ```no_run
 /// # async fn example(cache: samovar::cache::Cache) -> Result<(), samovar::cache::Error> {
@@ -55,23 +55,23 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// By this name, over the cache's connection; the cache's prefix plays no part.
+    /// Creates a lock by this name, over the cache's connection. The cache's prefix does not apply.
     pub fn new(cache: &Cache, name: impl Into<String>) -> Self {
         Self { link: Arc::clone(cache.link()), name: name.into(), ttl: Duration::from_secs(10) }
     }
 
-    /// How long it outlives a holder that dies. Default 10 s, at least 100 ms. While it is held it is extended every third
-    /// of that.
+    /// Sets how long the lock remains after its holder dies. Default 10 s, at least 100 ms. While held, it is renewed
+    /// every third of that.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl.max(SHORTEST);
         self
     }
 
-    /// Takes it, waiting for at most so long; zero tries once.
+    /// Acquires the lock, waiting for at most `wait`; zero tries once.
     ///
     /// # Errors
-    /// [`Error::Taken`] where somebody else has it throughout; [`Error::Unavailable`] at once, and what Redis has against it.
+    /// [`Error::Taken`] if others hold it all the time; [`Error::Unavailable`] without waiting; [`Error::Redis`].
     pub async fn acquire(&self, wait: Duration) -> Result<Held, Error> {
         let until = Instant::now() + wait;
         let mut pause = TRY.0;
@@ -100,7 +100,7 @@ impl Lock {
         Ok(number.and_then(|number| number.parse().ok()))
     }
 
-    /// Extends it (`Some`) or lets it go (`None`); says whether it was still the token's.
+    /// Renews (`Some`) or releases (`None`) the lock; returns whether the token still held it.
     async fn hold(&self, token: &str, ttl: Option<Duration>) -> Result<bool, Error> {
         let [lock, _] = self.link.names.lock(&self.name);
         let mut hold = HOLD.key(lock);
@@ -108,7 +108,7 @@ impl Lock {
         self.link.insist(async |mut redis| hold.invoke_async(&mut redis).await).await
     }
 
-    fn let_go_afterwards(&self, token: String) {
+    fn release_afterwards(&self, token: String) {
         let lock = self.clone();
         afterwards(async move {
             // Else it ends by itself.
@@ -117,7 +117,7 @@ impl Lock {
     }
 }
 
-/// Lets go what an attempt may have taken whose answer nobody got.
+/// Releases a lock that an attempt may have acquired without receiving the answer.
 struct Attempt<'a> {
     lock: &'a Lock,
     token: Option<String>,
@@ -126,14 +126,14 @@ struct Attempt<'a> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if let Some(token) = self.token.take() {
-            self.lock.let_go_afterwards(token);
+            self.lock.release_afterwards(token);
         }
     }
 }
 
-/// A lock that is held, and extended for as long as this lives; dropped, it is let go.
+/// A held lock, renewed until this is dropped, which releases it.
 #[derive(Debug)]
-#[must_use = "dropping it lets the lock go"]
+#[must_use = "dropping it releases the lock"]
 pub struct Held {
     lock: Lock,
     token: Option<String>,
@@ -145,7 +145,7 @@ pub struct Held {
 
 #[derive(Debug)]
 struct State {
-    /// Until then it is ours by our own clock, which counts from before Redis was asked.
+    /// The lock is held until then by the local clock, counted from before the request.
     until: Mutex<Instant>,
     lost: CancellationToken,
 }
@@ -164,29 +164,29 @@ impl Held {
     fn new(lock: &Lock, token: String, number: u64, until: Instant) -> Self {
         let state = Arc::new(State { until: Mutex::new(until), lost: CancellationToken::new() });
         let mut keeper = JoinSet::new();
-        keeper.spawn(keep(lock.clone(), token.clone(), Arc::clone(&state)));
+        keeper.spawn(renew(lock.clone(), token.clone(), Arc::clone(&state)));
         Self { lock: lock.clone(), token: Some(token), number, state, _keeper: keeper }
     }
 
-    /// Larger than that of everybody who had the lock before: for what is protected, to refuse the late.
+    /// Returns the fencing number: larger than that of every earlier holder.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// Whether it is still held, as far as can be known without asking.
+    /// Returns whether the lock is still held, as far as is known without asking Redis.
     pub fn is_held(&self) -> bool {
         !self.state.lost.is_cancelled() && Instant::now() < self.state.until()
     }
 
-    /// Ends when the lock is lost: somebody took it away, or Redis was away for longer than the TTL.
+    /// Completes when the lock is lost: another holder has it, or Redis was unreachable for longer than the TTL.
     pub async fn lost(&self) {
         self.state.lost.cancelled().await;
     }
 
-    /// Lets it go.
+    /// Releases the lock.
     ///
     /// # Errors
-    /// [`Error::Lost`]: it was not held any more. [`Error::Unavailable`], and what Redis has against it: it ends by itself.
+    /// [`Error::Lost`] if it was not held any more; [`Error::Unavailable`] or [`Error::Redis`], after which it expires.
     pub async fn release(mut self) -> Result<(), Error> {
         let token = self.token.take().unwrap_or_default();
         match self.lock.hold(&token, None).await? {
@@ -199,35 +199,35 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(token) = self.token.take() {
-            self.lock.let_go_afterwards(token);
+            self.lock.release_afterwards(token);
         }
     }
 }
 
-/// Extends a lock until it is lost.
-async fn keep(lock: Lock, token: String, state: Arc<State>) {
+/// Renews a lock until it is lost.
+async fn renew(lock: Lock, token: String, state: Arc<State>) {
     let mut pause = lock.ttl / 3;
     let why = loop {
         let until = state.until();
         tokio::select! {
             () = sleep(pause) => {}
-            () = sleep_until(until) => break "it could not be extended in time".to_owned(),
+            () = sleep_until(until) => break "it could not be renewed in time".to_owned(),
         }
         let begun = Instant::now();
         let extended = tokio::select! {
             extended = lock.hold(&token, Some(lock.ttl)) => extended,
-            () = sleep_until(until) => break "it could not be extended in time".to_owned(),
+            () = sleep_until(until) => break "it could not be renewed in time".to_owned(),
         };
         match extended {
             Ok(true) => {
                 state.extended(begun + lock.ttl);
                 pause = lock.ttl / 3;
             }
-            Ok(false) => break "it is somebody else's, or gone".to_owned(),
+            Ok(false) => break "it has another holder, or is gone".to_owned(),
             Err(e) if e.is_unavailable() => pause = lock.ttl / 20,
             Err(e) => break e.to_string(),
         }
     };
-    warn!(lock = lock.name, "a lock was lost: {why}");
+    warn!(lock = lock.name, "the lock was lost: {why}");
     state.lost.cancel();
 }

@@ -1,4 +1,4 @@
-//! What a Rust service expects of a Redis cache, beside Samovar's workers or without any.
+//! A Redis cache for Rust services, with Samovar's workers or without them.
 //!
 //! ```no_run
 //! use samovar::cache::Cache;
@@ -18,29 +18,42 @@
 //! # async fn ask_the_museum(_: u32) -> Result<Artwork, std::io::Error> { unimplemented!() }
 //! ```
 //!
-//! [`Cache`] is the heart; what else there is is made from one and shares its connection: [`SessionCache`], [`UserCache`],
-//! [`RateLimiter`], [`RateLimitCache`], [`Lock`], [`InvalidationPublisher`], [`Subscription`].
+//! [`Cache`] is the central type. The others are made from one and share its connection: [`SessionCache`],
+//! [`UserCache`], [`RateLimiter`], [`RateLimitCache`], [`Lock`], [`InvalidationPublisher`], [`Subscription`].
 //!
 //! # Without Redis
 //!
-//! A call waits for Redis for 250 ms at most ([`Builder::bound`]; `get_or_load` and `clear_pattern` are several). After
-//! three failures in a row none waits, but one at a time who looks, every half second. When Redis is back, so is everything.
+//! A call waits for Redis for at most 250 ms ([`Builder::bound`]; `get_or_load` and `clear_pattern` make several).
+//! After three failures in a row calls no longer wait, except one probe every half second. Everything resumes when
+//! Redis answers.
 //!
 //! | call | without Redis |
 //! |---|---|
-//! | `get`, `get_many` | from the near cache, else as a miss |
+//!
+//! `get`, `get_many`
+//! from the near cache, else a miss
+//!
 //! | `exists`, `ttl` | `false`, `None` |
 //! | `set`, `set_many`, `delete`, `expire` | dropped and counted ([`Cache::stats`]) |
 //! | `get_or_load` | loads, once at a time in this process; the value is not written |
-//! | `RateLimiter::check` | this process keeps the limit by itself |
+//!
+//! `RateLimiter::check`
+//! this process applies the limit alone
+//!
 //! | `Builder::build` | builds; connects when it can |
-//! | `Subscription::next` | waits, then says that there was a gap |
+//!
+//! `Subscription::next`
+//! waits, then reports a gap
+//!
 //! | `increment`, `clear_pattern`, `publish` | [`Error::Unavailable`] |
 //! | `InvalidationPublisher::publish` | [`Error::Unavailable`] |
-//! | `Lock::acquire`, `Held::release` | [`Error::Unavailable`]; who holds one is told when it is lost |
 //!
-//! A full or read-only Redis that refuses a write is treated likewise: the write is dropped and counted, and a limiter
-//! decides by itself. Whatever else Redis objects to is an error.
+//! `Lock::acquire`, `Held::release`
+//! [`Error::Unavailable`]; the holder learns when it is lost
+//!
+//!
+//! A write refused by a full or read-only Redis is treated the same: it is dropped and counted, and a limiter decides
+//! locally. Every other error of Redis is returned.
 
 mod breaker;
 mod builder;

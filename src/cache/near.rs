@@ -1,12 +1,12 @@
-//! The near cache: values of Redis in this process's memory, for a short time.
+//! The near cache: values of Redis in this process's memory for a short time.
 //!
-//! What is read while a change of it is announced must not stay. Each key has a generation (one of a fixed number, shared
-//! by hash): an announcement moves it on and then removes the entry; a reader notes it before asking Redis, and what it
-//! inserts it removes again if the generation moved meanwhile. So whichever comes first, the old value goes. An epoch
-//! does the same for all keys at once, after a gap.
+//! A value that is read while its change is announced must not stay. Each key has a generation (one of a fixed number,
+//! shared by hash). An announcement increments it and then removes the entry. A reader records it before asking Redis,
+//! and removes what it inserted if the generation has changed. So the old value goes in either order. An epoch does the
+//! same for all keys after a gap.
 //!
-//! While the subscription is down nothing is inserted and Redis is asked first; only where that does not answer either
-//! does an entry that is still within its time serve.
+//! While the subscription is down, nothing is inserted and Redis is asked first. Only if Redis does not answer, an
+//! unexpired entry is returned.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
-use super::subscriber::{Change, Ear, Sound};
+use super::subscriber::{Change, ChannelEvent, ChannelListener};
 
-/// Generations; keys that share one drop each other's insertions now and then, nothing worse.
+/// The number of generations. Keys that share one occasionally drop each other's insertions.
 const GENERATIONS: usize = 4_096;
-/// What an entry costs beside its key and value, in bytes; roughly.
+/// The approximate overhead of an entry beside its key and value, in bytes.
 const OVERHEAD: usize = 128;
 
 /// Values in memory, by whole key.
@@ -28,7 +28,7 @@ pub(super) struct Near {
     generations: Box<[AtomicU64]>,
     hasher: RandomState,
     epoch: AtomicU64,
-    /// Whether changes are heard.
+    /// `true` while changes are received.
     live: AtomicBool,
     ttl: Duration,
 }
@@ -40,7 +40,7 @@ struct Entry {
     until: Instant,
 }
 
-/// What was so before Redis was asked.
+/// The state before Redis was asked.
 pub(super) struct Ticket {
     epoch: u64,
     generation: u64,
@@ -54,7 +54,7 @@ impl std::fmt::Debug for Near {
 }
 
 impl Near {
-    /// Of at most so many bytes; no entry older than `ttl`.
+    /// Creates a cache of at most `max_bytes`, with no entry older than `ttl`.
     pub(super) fn new(max_bytes: u64, ttl: Duration) -> Self {
         let entries = moka::sync::Cache::builder()
             .max_capacity(max_bytes)
@@ -73,19 +73,19 @@ impl Near {
         }
     }
 
-    /// Hears changes, for ever.
-    pub(super) async fn listen(&self, mut ear: Ear) {
+    /// Listens for changes without end.
+    pub(super) async fn listen(&self, mut changes: ChannelListener) {
         loop {
-            match ear.next().await {
-                Sound::Up { .. } => {
+            match changes.next().await {
+                ChannelEvent::Up { .. } => {
                     self.drop_all();
                     self.live.store(true, Ordering::SeqCst);
                 }
-                Sound::Down => self.live.store(false, Ordering::SeqCst),
-                Sound::Message(bytes) => match serde_json::from_slice::<Change>(&bytes) {
+                ChannelEvent::Down => self.live.store(false, Ordering::SeqCst),
+                ChannelEvent::Message(bytes) => match serde_json::from_slice::<Change>(&bytes) {
                     Ok(change) => self.drop_one(&change.key),
                     Err(e) => {
-                        debug!("an announcement of a change cannot be read, so all may have changed: {e}");
+                        debug!("an announcement cannot be read; all near values are dropped: {e}");
                         self.drop_all();
                     }
                 },
@@ -93,24 +93,24 @@ impl Near {
         }
     }
 
-    /// Whether changes are heard.
+    /// `true` while changes are received.
     pub(super) fn is_live(&self) -> bool {
         self.live.load(Ordering::SeqCst)
     }
 
-    /// The value, if changes are heard.
+    /// Returns the value while changes are received.
     pub(super) fn get(&self, key: &str) -> Option<Arc<[u8]>> {
-        self.is_live().then(|| self.get_deaf(key)).flatten()
+        self.is_live().then(|| self.get_offline(key)).flatten()
     }
 
-    /// The value, whether or not changes are heard: for when Redis does not answer.
-    pub(super) fn get_deaf(&self, key: &str) -> Option<Arc<[u8]>> {
+    /// Returns the value even while changes are not received, for when Redis does not answer.
+    pub(super) fn get_offline(&self, key: &str) -> Option<Arc<[u8]>> {
         let entry = self.entries.get(key)?;
         let good = entry.epoch == self.epoch.load(Ordering::SeqCst) && Instant::now() < entry.until;
         good.then_some(entry.json)
     }
 
-    /// To be had before Redis is asked; `None` while nothing is to be kept.
+    /// Returns the state to record before Redis is asked; `None` while nothing may be inserted.
     pub(super) fn ticket(&self, key: &str) -> Option<Ticket> {
         let ticket = Ticket {
             epoch: self.epoch.load(Ordering::SeqCst),
@@ -120,7 +120,7 @@ impl Near {
         self.is_live().then_some(ticket)
     }
 
-    /// Keeps what Redis answered, unless it may be old already. `left` is how long Redis itself keeps it.
+    /// Inserts a value of Redis unless it may be stale. `left` is its remaining TTL in Redis.
     pub(super) fn insert(&self, key: &str, ticket: &Ticket, json: &[u8], left: Option<Duration>) {
         let holds = || {
             self.is_live()
@@ -137,13 +137,13 @@ impl Near {
         }
     }
 
-    /// Forgets a value that changed.
+    /// Removes a value that changed.
     pub(super) fn drop_one(&self, key: &str) {
         self.generation(key).fetch_add(1, Ordering::SeqCst);
         self.entries.invalidate(key);
     }
 
-    /// Forgets all.
+    /// Removes all values.
     pub(super) fn drop_all(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
         self.entries.invalidate_all();
@@ -188,11 +188,11 @@ mod tests {
         near.drop_all();
         near.insert("late", &late, b"1", None);
         assert_eq!((near.get("kept"), near.get("late")), (None, None));
-        assert_eq!((near.get_deaf("kept"), near.get_deaf("late")), (None, None));
+        assert_eq!((near.get_offline("kept"), near.get_offline("late")), (None, None));
     }
 
     #[test]
-    fn deaf_it_keeps_nothing_new_and_serves_only_for_a_lost_redis() {
+    fn unsubscribed_it_keeps_nothing_new() {
         let near = live();
         let (one, two) = (near.ticket("one").unwrap(), near.ticket("two").unwrap());
         near.insert("one", &one, b"1", None);
@@ -200,8 +200,8 @@ mod tests {
         near.insert("two", &two, b"2", None);
         assert!(near.ticket("three").is_none());
         assert_eq!(near.get("one"), None);
-        assert_eq!(near.get_deaf("one").as_deref(), Some(&b"1"[..]));
-        assert_eq!(near.get_deaf("two"), None);
+        assert_eq!(near.get_offline("one").as_deref(), Some(&b"1"[..]));
+        assert_eq!(near.get_offline("two"), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Clearing what matches a pattern.
+//! Clearing keys by pattern.
 
 use redis::RedisResult;
 
@@ -8,14 +8,14 @@ use crate::protocol::inbox;
 use crate::redis::Scan;
 
 impl Cache {
-    /// Removes the values of keys that match a glob (`*`, `?`, `[ab]`, `\` before what is meant literally), and returns
-    /// how many. The glob is of what follows the prefix, and nothing outside the prefix is touched whatever it is.
+    /// Removes the values of keys that match a glob (`*`, `?`, `[ab]`, `\` before a literal character), and returns
+    /// their number. The glob applies to the part after the prefix, and nothing outside the prefix is touched.
     ///
-    /// Keys that are there throughout are found; what is being loaded at the time is not written afterwards.
+    /// All keys that exist throughout the call are found. Loads in flight are not written afterwards.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the glob has more than 256 bytes, which Redis would take long to match;
-    /// [`Error::Unavailable`], for who clears wants to know; what Redis has against it. Some may have been removed then.
+    /// [`Error::Invalid`] if the glob has more than 256 bytes; [`Error::Unavailable`]; [`Error::Redis`]. Some values
+    /// may have been removed.
     pub async fn clear_pattern(&self, pattern: &str) -> Result<u64, Error> {
         inbox::check_pattern(pattern).map_err(Error::Invalid)?;
         let prefix = &self.inner().prefix;
@@ -31,7 +31,7 @@ impl Cache {
     async fn clear_glob(&self, glob: &str) -> Result<u64, Error> {
         let mut removed = 0;
         let names = &self.link().names;
-        // Leases to the end first, then values: what is being content_since has a lease before it has a value.
+        // Leases to the end first, then values: a key that is being loaded has a lease before it has a value.
         for leases in [true, false] {
             let matching = if leases { names.lease_glob(glob) } else { glob.to_owned() };
             let mut scan = Scan::new(matching);
@@ -60,7 +60,7 @@ impl Cache {
     }
 }
 
-/// A glob that matches this text and no other.
+/// Returns a glob that matches exactly this text.
 fn literally(text: &str) -> String {
     let mut glob = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! Saying that values are no longer true.
+//! Publishing invalidations.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::link::Link;
 use super::{Cache, Error};
 use crate::protocol::inbox;
 
-/// What is no longer true, and what is to be done about it: the message of `docs/protocol.md`.
+/// An invalidation: the names of stale values, and the action. Its format is in `docs/protocol.md`.
 ///
 /// ```
 /// use samovar::cache::Invalidation;
@@ -41,50 +41,50 @@ enum Action {
 }
 
 impl Invalidation {
-    /// These literal keys are to be fetched anew; until then their old values are served.
+    /// Refreshes these literal keys; their old values are served until then.
     pub fn keys<K: Into<String>>(keys: impl IntoIterator<Item = K>) -> Self {
         Self { keys: keys.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 
-    /// The same for keys of jobs that match a glob.
+    /// Refreshes keys of jobs that match a glob.
     pub fn pattern(glob: impl Into<String>) -> Self {
         Self::default().and_pattern(glob)
     }
 
-    /// The same for entries with a tag.
+    /// Refreshes entries with a tag.
     pub fn tag(tag: impl Into<String>) -> Self {
         Self::default().and_tag(tag)
     }
 
-    /// The same for all entries of a job.
+    /// Refreshes all entries of a job.
     pub fn job(name: impl Into<String>) -> Self {
         Self::default().and_job(name)
     }
 
-    /// These keys are to be fetched if they are absent.
+    /// Fetches these keys if they are missing.
     pub fn warm<K: Into<String>>(keys: impl IntoIterator<Item = K>) -> Self {
         Self { action: Action::Warm, ..Self::keys(keys) }
     }
 
-    /// And keys of jobs that match a glob.
+    /// Adds keys of jobs that match a glob.
     pub fn and_pattern(mut self, glob: impl Into<String>) -> Self {
         self.patterns.push(glob.into());
         self
     }
 
-    /// And entries with a tag.
+    /// Adds entries with a tag.
     pub fn and_tag(mut self, tag: impl Into<String>) -> Self {
         self.tags.push(tag.into());
         self
     }
 
-    /// And all entries of a job.
+    /// Adds all entries of a job.
     pub fn and_job(mut self, name: impl Into<String>) -> Self {
         self.jobs.push(name.into());
         self
     }
 
-    /// The old values are to go at once; they come back with the next warmup or demand.
+    /// Removes the old values at once; they return with the next warmup or demand.
     pub fn evict(mut self) -> Self {
         self.action = Action::Evict;
         self
@@ -99,7 +99,7 @@ impl Invalidation {
     }
 }
 
-/// Puts invalidations into the inbox, where they wait for a worker and cannot be lost.
+/// Publishes invalidations to the inbox, where they are stored until a worker handles them.
 ///
 /// ```no_run
 /// # async fn example(cache: samovar::cache::Cache) -> Result<(), samovar::cache::Error> {
@@ -116,17 +116,17 @@ pub struct InvalidationPublisher {
 }
 
 impl InvalidationPublisher {
-    /// Over the cache's connection; the cache's prefix plays no part.
+    /// Creates a publisher over the cache's connection. The cache's prefix does not apply.
     pub fn new(cache: &Cache) -> Self {
         Self { link: Arc::clone(cache.link()) }
     }
 
-    /// Publishes; returns the message's id in the inbox. From then on it is handled, whatever dies.
+    /// Publishes an invalidation and returns its id in the inbox. From then on it survives the death of any worker.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where it names nothing, or more or longer names than `docs/protocol.md` allows;
-    /// [`Error::Unavailable`] and Redis's own: then it is unknown whether the message is there, and publishing it again
-    /// does no harm.
+    /// [`Error::Invalid`] if it names nothing, or more or longer names than `docs/protocol.md` allows.
+    /// [`Error::Unavailable`] or [`Error::Redis`]: the message may be in the inbox, and publishing it again does no
+    /// harm.
     pub async fn publish(&self, invalidation: &Invalidation) -> Result<String, Error> {
         let message = invalidation.checked()?;
         self.link.ask(async |mut redis| inbox::publish(&mut redis, &self.link.names, &message).await).await

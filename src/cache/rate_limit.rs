@@ -1,10 +1,10 @@
-//! Limits of requests for the whole fleet.
+//! Rate limits for the whole fleet.
 //!
-//! Authority: a log of admissions in Redis for each thing that is limited, changed only by `lua/admit_within.lua`, in Redis's
-//! time. Within any period that long, never more than the limit are admitted, and of a burst exactly as many.
+//! Authority: a log of admissions in Redis for each limited id, changed only by `lua/admit_within.lua`, in Redis's time.
+//! Within any period of that length, at most the limit is admitted, and of a burst exactly the limit.
 //!
-//! Without Redis each process keeps the limit by its own memory (GCRA, by `governor`): a fleet of M then admits up to M
-//! times as many.
+//! Without Redis each process applies the limit in its own memory (GCRA, by `governor`): M processes then admit up to M
+//! times the limit.
 
 use std::num::NonZeroU32;
 use std::str::FromStr;
@@ -24,16 +24,16 @@ use super::{Cache, Error, Ttl};
 
 use crate::entry::duration;
 
-/// The largest limit: its log takes about ten bytes for each request admitted within the period.
+/// The largest limit. The log takes about ten bytes for each admitted request of the period.
 const MOST: u32 = 100_000;
 /// The longest period.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3_600);
-/// After so many local decisions what is forgotten anyway is cleaned up.
+/// Local decisions between two cleanups of expired state.
 const CLEAN: u32 = 1_000;
 
 static ADMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/admit_within.lua")));
 
-/// So many requests within so long a time; read from text such as `10/minute`, `100 per second` or `5 per 2 hours`.
+/// A number of requests in a period, parsed from text such as `10/minute`, `100 per second` or `5 per 2 hours`.
 ///
 /// ```
 /// use samovar::cache::Limit;
@@ -50,10 +50,10 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// So many (1 to 100,000) within so long (1 ms to a year).
+    /// Creates a limit of 1 to 100,000 requests in a period of 1 ms to 366 days.
     ///
     /// # Errors
-    /// [`Error::Invalid`] outside of that.
+    /// [`Error::Invalid`] outside these ranges.
     pub fn new(requests: u32, period: Duration) -> Result<Self, Error> {
         let Some(requests) = NonZeroU32::new(requests).filter(|requests| requests.get() <= MOST) else {
             let remedy = "for more, give a shorter period";
@@ -65,12 +65,12 @@ impl Limit {
         Ok(Self { requests, period })
     }
 
-    /// How many.
+    /// Returns the number of requests.
     pub fn requests(&self) -> u32 {
         self.requests.get()
     }
 
-    /// Within how long.
+    /// Returns the period.
     pub fn period(&self) -> Duration {
         self.period
     }
@@ -108,26 +108,26 @@ impl FromStr for Limit {
     }
 }
 
-/// Whether a request is admitted, and what to tell its sender.
+/// The decision on a request, and what to tell its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// Whether it is.
+    /// `true` if the request is admitted.
     pub allowed: bool,
-    /// The limit's number.
+    /// The number of requests of the limit.
     pub limit: u32,
-    /// How many more would be admitted at this moment.
+    /// Requests that would still be admitted now.
     pub remaining: u32,
-    /// After how long, if nothing more is asked for, as many as the limit are admitted again.
+    /// The time until the full limit is available again, without further requests.
     pub reset_after: Duration,
-    /// After how long one would be admitted; zero where one would now.
+    /// The time until a request would be admitted; zero if one would be now.
     pub retry_after: Duration,
-    /// Whether this process alone decided, since Redis was away.
+    /// `true` if this process decided alone, because Redis was unreachable.
     pub local: bool,
 }
 
 impl Decision {
-    /// `X-RateLimit-Limit`, `-Remaining`, `-Reset` (seconds from now, rounded up), and where the request is refused
-    /// `Retry-After`.
+    /// Returns the headers `X-RateLimit-Limit`, `-Remaining`, `-Reset` (seconds from now, rounded up), and
+    /// `Retry-After` if the request is refused.
     pub fn headers(&self) -> impl Iterator<Item = (&'static str, String)> {
         let seconds = |time: Duration| (time.as_secs() + u64::from(time.subsec_nanos() > 0)).to_string();
         let retry = (!self.allowed).then(|| ("retry-after", seconds(self.retry_after)));
@@ -143,7 +143,7 @@ impl Decision {
 
 type Local = Governor<String, DefaultKeyedStateStore<String>, DefaultClock, StateInformationMiddleware>;
 
-/// Admits so many requests of each sender within a time, whatever instance they come to. Cheap to clone.
+/// A rate limiter: each sender has one limit across all instances. Cheap to clone.
 ///
 /// ```no_run
 /// # async fn example(cache: samovar::cache::Cache) -> Result<(), samovar::cache::Error> {
@@ -162,7 +162,7 @@ pub struct RateLimiter {
     link: Arc<Link>,
     limit: Limit,
     local: Arc<Local>,
-    /// Local decisions since the last cleaning.
+    /// Local decisions since the last cleanup.
     decided: Arc<AtomicU32>,
 }
 
@@ -173,7 +173,7 @@ impl std::fmt::Debug for RateLimiter {
 }
 
 impl RateLimiter {
-    /// Over the cache's connection; for the text see [`Limit`].
+    /// Creates a limiter over the cache's connection; [`Limit`] shows the text's format.
     ///
     /// # Errors
     /// [`Error::Invalid`], with a remedy.
@@ -181,7 +181,7 @@ impl RateLimiter {
         Ok(Self::with_limit(cache, limit.parse()?))
     }
 
-    /// The same with a limit that was read already.
+    /// Creates a limiter with a parsed limit.
     pub fn with_limit(cache: &Cache, limit: Limit) -> Self {
         let each = (limit.period / limit.requests()).max(Duration::from_nanos(1));
         // `with_period` refuses zero only.
@@ -191,21 +191,21 @@ impl RateLimiter {
         Self { link: Arc::clone(cache.link()), limit, local: Arc::new(local), decided: Arc::default() }
     }
 
-    /// The limit.
+    /// Returns the limit.
     pub fn limit(&self) -> Limit {
         self.limit
     }
 
-    /// The Redis key of the log for a sender: `rate_limit:REQUESTS/MILLISECONDS:ID`. So one sender under two limits is
+    /// Returns the Redis key of a sender's log: `rate_limit:REQUESTS/MILLISECONDS:ID`. A sender under two limits is
     /// counted for each.
     pub fn key(&self, id: &str) -> String {
         format!("{RATE_LIMIT}:{}/{}:{id}", self.limit.requests(), self.limit.period.as_millis())
     }
 
-    /// Admits a request of this sender, or does not. Without Redis this process decides alone.
+    /// Decides on a request of this sender. Without Redis this process decides alone.
     ///
     /// # Errors
-    /// What Redis has against it (no permission, for one); never its absence.
+    /// [`Error::Redis`], such as a missing right; never [`Error::Unavailable`].
     pub async fn check(&self, id: &str) -> Result<Decision, Error> {
         let period = self.limit.period.as_micros();
         let mut admit = ADMIT.key(self.key(id));
@@ -258,17 +258,17 @@ impl RateLimiter {
     }
 }
 
-/// Counters under `rate_limit:`, for those who keep limits their own way. A key that begins with that is taken as it is.
+/// Counters under `rate_limit:`, for custom limits. A key that begins with `rate_limit:` is used unchanged.
 #[derive(Clone, Debug)]
 pub struct RateLimitCache(Cache);
 
 impl RateLimitCache {
-    /// With the connection of another cache.
+    /// Creates it with the connection of another cache.
     pub fn new(cache: &Cache) -> Self {
         Self(cache.known(RATE_LIMIT))
     }
 
-    /// Counts one more and returns how many there were since the counter began; `ttl` after its first it begins anew.
+    /// Increments a counter and returns its count. It restarts `ttl` after its first increment.
     ///
     /// # Errors
     /// As [`Cache::increment`].
@@ -276,7 +276,7 @@ impl RateLimitCache {
         self.0.increment_with(key, 1, ttl).await
     }
 
-    /// How many; 0 where there is no counter. Without Redis: 0.
+    /// Returns the count; 0 if there is no counter. Without Redis: 0.
     ///
     /// # Errors
     /// As [`Cache::get`].
@@ -284,7 +284,7 @@ impl RateLimitCache {
         Ok(self.0.get(key).await?.unwrap_or(0))
     }
 
-    /// Begins anew.
+    /// Resets a counter.
     ///
     /// # Errors
     /// As [`Cache::delete`].

@@ -1,4 +1,4 @@
-//! Caches with a prefix that everybody knows.
+//! Caches with well-known prefixes.
 
 use std::ops::Deref;
 
@@ -8,7 +8,7 @@ const SESSION: &str = "session";
 const USER: &str = "user";
 pub(super) const RATE_LIMIT: &str = "rate_limit";
 
-/// The prefixes of caches whose prefix everybody knows; their keys begin with one of them and a colon.
+/// The well-known prefixes; keys of these caches begin with one of them and a colon.
 pub const KNOWN_PREFIXES: [&str; 3] = [SESSION, USER, RATE_LIMIT];
 
 macro_rules! known_cache {
@@ -18,7 +18,7 @@ macro_rules! known_cache {
         pub struct $name(Cache);
 
         impl $name {
-            /// With the connection and settings of another cache.
+            /// Creates it with the connection and settings of another cache.
             pub fn new(cache: &Cache) -> Self {
                 Self(cache.known($prefix))
             }
@@ -35,9 +35,9 @@ macro_rules! known_cache {
 }
 
 known_cache! {
-    /// Sessions: a [`Cache`] of keys `session:ID`. A key that begins with `session:` already is taken as it is.
+    /// Sessions: a [`Cache`] of keys `session:ID`. A key that already begins with `session:` is used unchanged.
     ///
-    /// Its changes are not announced, so that no session's id goes over a channel; and none is kept in a near cache.
+    /// Changes are not announced, so that no session id is published, and nothing is kept in a near cache.
     ///
     /// ```no_run
     /// # async fn example(cache: samovar::cache::Cache) -> Result<(), samovar::cache::Error> {
@@ -54,8 +54,8 @@ known_cache! {
 }
 
 known_cache! {
-    /// What is known of users: a [`Cache`] of keys `user:ID`. A key that begins with `user:` already is taken as it is.
+    /// User data: a [`Cache`] of keys `user:ID`. A key that already begins with `user:` is used unchanged.
     ///
-    /// Like a [`SessionCache`], it announces nothing and keeps nothing near.
+    /// Like a [`SessionCache`], it announces nothing and uses no near cache.
     UserCache, USER
 }

@@ -1,4 +1,4 @@
-//! What happened to calls since the cache was built.
+//! Counts of calls since the cache was built.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,21 +10,21 @@ pub struct Stats {
     pub hits: u64,
     /// Values read from the near cache.
     pub near_hits: u64,
-    /// Keys that were not there.
+    /// Reads of missing keys.
     pub misses: u64,
-    /// Reads that Redis did not answer: from the near cache, or as a miss that is not counted as one.
+    /// Reads that Redis did not answer: served from the near cache, or returned as a miss without being counted as one.
     pub degraded_reads: u64,
-    /// Writes that did not reach Redis, or that it refused (full, read-only); nobody was told.
+    /// Writes that did not reach Redis, or that it refused (full, read-only), without an error to the caller.
     pub dropped_writes: u64,
     /// Loaders that ran for `get_or_load`.
     pub loads: u64,
-    /// Calls of `get_or_load` that got what another call of this process loaded.
+    /// Calls of `get_or_load` that shared the load of another call of this process.
     pub shared_loads: u64,
-    /// Loaded values that were not written, since something was written or invalidated meanwhile.
+    /// Loaded values that were not written, because the key was written or invalidated during the load.
     pub fenced_loads: u64,
-    /// Requests that a rate limiter decided on by this process's own memory.
+    /// Requests that a rate limiter decided locally.
     pub local_limits: u64,
-    /// Whether Redis is taken for away at this moment.
+    /// `true` while the breaker is open.
     pub degraded: bool,
 }
 

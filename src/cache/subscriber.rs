@@ -1,7 +1,7 @@
-//! Subscriptions that come back by themselves and say when they were deaf.
+//! Subscriptions that reconnect by themselves and report gaps.
 //!
-//! Pub/sub delivers at most once: what is published while nobody listens is lost. So whoever builds on messages has to
-//! know of gaps, and a [`Subscription`] tells.
+//! Pub/sub delivers at most once: messages published during a disconnection are lost. A [`Subscription`] reports such a
+//! gap.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -15,11 +15,11 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-/// For one attempt to connect and subscribe.
+/// The timeout of one attempt to connect and subscribe.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Before the second attempt; each later wait doubles.
+/// The wait before the second attempt; each later wait doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// No wait grows beyond this.
+/// The longest wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// A change of a value, as announced on `samovar:changed`.
@@ -31,7 +31,7 @@ pub struct Change {
     pub event: ChangeEvent,
 }
 
-/// What happened to a value.
+/// The kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -40,54 +40,54 @@ pub enum ChangeEvent {
     Warmed,
     /// It was removed: an invalidation, or a service's own delete.
     Evicted,
-    /// Its upstream no longer has it.
+    /// The upstream no longer has it.
     Gone,
-    /// Something that this version does not know.
+    /// An event that this version does not know.
     #[serde(other)]
     Other,
 }
 
-/// What a [`Subscription`] hears.
+/// An item of a [`Subscription`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard<T> {
     /// A message.
     Message(T),
-    /// It is subscribed again, after it was not: what was published meanwhile is lost.
+    /// The subscription was interrupted and is restored; messages published in between are lost.
     Gap,
-    /// A message that is not JSON of the type asked for, and why.
+    /// A message that is not JSON of the requested type, with the reason.
     Unreadable(String),
 }
 
 /// JSON messages on one channel.
 ///
-/// It is driven by whoever awaits [`Subscription::next`]: leave it long without and Redis drops it, which is then told as
-/// a gap.
+/// It is driven by [`Subscription::next`]. If that is not called for long, Redis closes the connection, which is
+/// reported as a gap.
 pub struct Subscription<T> {
-    ear: Ear,
+    listener: ChannelListener,
     message: PhantomData<fn() -> T>,
 }
 
 impl<T> fmt::Debug for Subscription<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscription").field("channel", &self.ear.channel).finish_non_exhaustive()
+        f.debug_struct("Subscription").field("channel", &self.listener.channel).finish_non_exhaustive()
     }
 }
 
 impl<T: DeserializeOwned> Subscription<T> {
-    /// Subscribes. Where that fails it is tried again with each [`Subscription::next`], and success is told as a gap.
+    /// Subscribes. After a failure each [`Subscription::next`] tries again, and success is reported as a gap.
     pub(super) async fn open(client: Client, channel: String) -> Self {
-        let mut ear = Ear::new(client, channel);
-        ear.first().await;
-        Self { ear, message: PhantomData }
+        let mut listener = ChannelListener::new(client, channel);
+        listener.first().await;
+        Self { listener, message: PhantomData }
     }
 
-    /// What is heard next. Waits for ever, through any outage. Cancelling it loses nothing.
+    /// Returns the next item. Waits through any outage. Cancelling it loses nothing.
     pub async fn next(&mut self) -> Heard<T> {
         loop {
-            match self.ear.next().await {
-                Sound::Up { deaf: true } => return Heard::Gap,
-                Sound::Up { deaf: false } | Sound::Down => {}
-                Sound::Message(bytes) => match serde_json::from_slice(&bytes) {
+            match self.listener.next().await {
+                ChannelEvent::Up { gap: true } => return Heard::Gap,
+                ChannelEvent::Up { gap: false } | ChannelEvent::Down => {}
+                ChannelEvent::Message(bytes) => match serde_json::from_slice(&bytes) {
                     Ok(message) => return Heard::Message(message),
                     Err(e) => return Heard::Unreadable(e.to_string()),
                 },
@@ -95,7 +95,7 @@ impl<T: DeserializeOwned> Subscription<T> {
         }
     }
 
-    /// The same as a stream without an end.
+    /// Returns the items as an endless stream.
     pub fn into_stream(self) -> impl Stream<Item = Heard<T>> + Send {
         stream::unfold(self, async |mut subscription| {
             let heard = subscription.next().await;
@@ -104,71 +104,71 @@ impl<T: DeserializeOwned> Subscription<T> {
     }
 }
 
-/// What an [`Ear`] notices.
-pub(super) enum Sound {
-    /// It is subscribed from now on; `deaf` if there was a time before when it was meant to be and was not.
-    Up { deaf: bool },
+/// An event of a [`ChannelListener`].
+pub(super) enum ChannelEvent {
+    /// Subscribed from now on; `gap` if the subscription was interrupted before.
+    Up { gap: bool },
     /// The subscription ended.
     Down,
     /// A message.
     Message(Vec<u8>),
 }
 
-/// One channel, over a connection of its own.
-pub(super) struct Ear {
+/// A subscription to one channel over a separate connection.
+pub(super) struct ChannelListener {
     client: Client,
     channel: String,
     stream: Option<PubSubStream>,
-    /// Whether it heard nothing for a while, which nobody was told of yet.
-    deaf: bool,
+    /// `true` if an interruption is not reported yet.
+    gap: bool,
     wait: Duration,
     next_try: Instant,
 }
 
-impl Ear {
+impl ChannelListener {
     pub(super) fn new(client: Client, channel: String) -> Self {
         let next_try = Instant::now();
-        Self { client, channel, stream: None, deaf: false, wait: FIRST_WAIT, next_try }
+        Self { client, channel, stream: None, gap: false, wait: FIRST_WAIT, next_try }
     }
 
-    /// One attempt; without success it is deaf.
+    /// Makes one attempt; a failure counts as a gap.
     async fn first(&mut self) {
         match self.subscribe().await {
             Ok(stream) => self.stream = Some(stream),
             Err(e) => {
                 warn!(channel = self.channel, "cannot subscribe yet: {e}");
-                self.deaf = true;
+                self.gap = true;
             }
         }
     }
 
-    /// Cancelling it loses nothing but an attempt to connect.
-    pub(super) async fn next(&mut self) -> Sound {
+    /// Returns the next event. Cancelling it loses at most an attempt to connect.
+    pub(super) async fn next(&mut self) -> ChannelEvent {
         loop {
             if let Some(stream) = &mut self.stream {
                 if let Some(message) = stream.next().await {
-                    return Sound::Message(message.get_payload_bytes().to_vec());
+                    return ChannelEvent::Message(message.get_payload_bytes().to_vec());
                 }
                 debug!(channel = self.channel, "the subscription ended");
                 self.stream = None;
-                self.deaf = true;
+                self.gap = true;
                 self.next_try = Instant::now();
-                return Sound::Down;
+                return ChannelEvent::Down;
             }
             sleep_until(self.next_try).await;
             match self.subscribe().await {
                 Ok(stream) => {
                     self.stream = Some(stream);
                     self.wait = FIRST_WAIT;
-                    let deaf = std::mem::take(&mut self.deaf);
-                    if deaf {
-                        info!(channel = self.channel, "subscribed again; what was published meanwhile is lost");
+                    let gap = std::mem::take(&mut self.gap);
+                    if gap {
+                        info!(channel = self.channel, "subscribed again; messages published in between are lost");
                     }
-                    return Sound::Up { deaf };
+                    return ChannelEvent::Up { gap };
                 }
                 Err(e) => {
                     debug!(channel = self.channel, "cannot subscribe: {e}");
-                    self.deaf = true;
+                    self.gap = true;
                     self.next_try = Instant::now() + self.wait.mul_f64(rand::random_range(0.5..=1.0));
                     self.wait = LONGEST_WAIT.min(self.wait * 2);
                 }

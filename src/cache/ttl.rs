@@ -1,15 +1,15 @@
-//! How long a value lives.
+//! The TTL of a value.
 
 use std::time::Duration;
 
 use super::link::millis;
 
-/// How long a value lives. Nothing lives for ever unless that is said.
+/// The TTL of a value. Without an explicit `Forever` every value expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ttl {
-    /// This long, to the millisecond; at least one.
+    /// A duration in whole milliseconds, at least one.
     For(Duration),
-    /// Until it is deleted.
+    /// No expiry.
     Forever,
 }
 
@@ -20,7 +20,7 @@ impl From<Duration> for Ttl {
 }
 
 impl Ttl {
-    /// How long a value may live: for ever is a hundred years.
+    /// Returns the longest possible life: `Forever` is a hundred years.
     pub(super) fn longest(self) -> Duration {
         match self {
             Self::For(time) => time,
@@ -28,7 +28,7 @@ impl Ttl {
         }
     }
 
-    /// Milliseconds; nothing for ever.
+    /// Returns milliseconds, or the empty text for `Forever`.
     pub(super) fn to_arg(self) -> String {
         match self {
             Self::For(time) => millis(time).to_string(),
@@ -36,7 +36,7 @@ impl Ttl {
         }
     }
 
-    /// What `PTTL` says; `None` where there is no key.
+    /// Reads an answer to `PTTL`; `None` if there is no key.
     pub(super) fn from_pttl(pttl: i64) -> Option<Self> {
         match u64::try_from(pttl) {
             Ok(ms) => Some(Self::For(Duration::from_millis(ms))),

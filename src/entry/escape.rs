@@ -1,26 +1,26 @@
-//! Text from outside, made fit for a terminal or a log: nothing in a key or an upstream's answer commands the terminal,
-//! begins a line, or turns the reading direction.
+//! Escaping of untrusted text for terminals and logs: no key and no upstream's answer can send a terminal command,
+//! start a line, or change the reading direction.
 //!
-//! All that is printed and did not come from this program passes through here: [`escaped`] for people, [`json`] for programs.
+//! All untrusted text that is printed passes through here: [`escaped`] for people, [`json`] for programs.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// Whether a sign is shown by its number: C0, DEL, C1, marks and controls of the reading direction, ends of lines and
-/// paragraphs, and the byte order mark.
+/// Returns `true` for a character that must be escaped: C0, DEL, C1, bidirectional marks and controls, line and
+/// paragraph separators, and the byte order mark.
 pub(crate) fn is_unfit(sign: char) -> bool {
     sign.is_control()
         || matches!(sign, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// The text in one line: what commands, breaks lines or turns the direction is shown as `\n` or `\u{1b}`.
+/// Returns the text in one line, with unsafe characters as `\n` or `\u{1b}`.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     escaped_but(text, |_| false)
 }
 
-/// The same for a text of several lines that this program has put together: their ends stay.
+/// Returns a text of several lines that this program composed, with unsafe characters escaped and its line ends kept.
 pub fn escaped_lines(text: &str) -> Cow<'_, str> {
     escaped_but(text, |sign| sign == '\n')
 }
@@ -41,7 +41,8 @@ fn escaped_but(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// JSON text with the same meaning: strings are the only place where such signs can be, but for the white space between them.
+/// Returns JSON text of the same meaning. Unsafe characters can only be in strings, apart from the white space between
+/// tokens.
 pub fn json(text: &str) -> Cow<'_, str> {
     let unfit = |sign: char| is_unfit(sign) && !matches!(sign, '\n' | '\r' | '\t');
     if !text.contains(unfit) {
@@ -50,7 +51,7 @@ pub fn json(text: &str) -> Cow<'_, str> {
     let mut shown = String::with_capacity(text.len() + 16);
     for sign in text.chars() {
         if unfit(sign) {
-            // None of them lies beyond the basic plane.
+            // All unsafe characters are in the basic multilingual plane.
             let _ = write!(shown, "\\u{:04x}", u32::from(sign));
         } else {
             shown.push(sign);
@@ -59,7 +60,7 @@ pub fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// A document as JSON in one line; `null` where it cannot be written so.
+/// Returns a document as JSON in one line; `null` if it cannot be serialized.
 pub fn json_line(document: &impl Serialize) -> String {
     serde_json::to_string(document).map_or_else(|_| "null".to_owned(), |text| json(&text).into_owned())
 }

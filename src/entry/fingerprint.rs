@@ -1,6 +1,6 @@
-//! Short hashes that are kept with every entry.
+//! Short hashes that are stored with every entry.
 
-/// A hash as text, of at most 11 letters and digits: it is kept with every entry.
+/// Returns a hash as text of at most 11 letters and digits.
 pub fn compact(mut hash: u64) -> String {
     const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let mut text = String::with_capacity(11);
@@ -11,7 +11,7 @@ pub fn compact(mut hash: u64) -> String {
     text
 }
 
-/// What a value is known by: equal hashes, equal content.
+/// Returns the fingerprint of a value: equal hashes mean equal content.
 pub fn hash(json: &str) -> String {
     compact(twox_hash::XxHash3_64::oneshot(json.as_bytes()))
 }

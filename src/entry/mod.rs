@@ -1,4 +1,4 @@
-//! Words about one entry: its names, why it is due, how its warming ended. Nothing here knows Redis.
+//! The vocabulary of one entry: its names, why it is due, how its warming ended. Nothing here depends on Redis.
 
 pub mod duration;
 #[cfg(feature = "worker")]

@@ -1,4 +1,4 @@
-//! Names that key names are made of: of jobs, entries, and upstreams.
+//! The names of jobs, entries and upstreams, which key names are built from.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -22,12 +22,12 @@ pub struct UpstreamName(Arc<str>);
 macro_rules! text_newtype {
     ($name:ident) => {
         impl $name {
-            /// Takes the text as it is.
+            /// Wraps the text unchanged.
             pub fn new(text: impl Into<Arc<str>>) -> Self {
                 Self(text.into())
             }
 
-            /// The text.
+            /// Returns the text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }

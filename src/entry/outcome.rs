@@ -1,4 +1,4 @@
-//! How warming ends: a closed set.
+//! The outcomes of warming: a closed set.
 
 use std::fmt;
 
@@ -6,30 +6,30 @@ use serde::{Deserialize, Serialize};
 
 use super::Trigger;
 
-/// How warming one entry ended.
+/// The outcome of warming one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// A fetched value is readable.
+    /// A fetched value was written.
     Warmed,
-    /// The value there still holds: 304, the same prompt, or warmed by somebody else since it became due.
+    /// The stored value is still valid: a 304, the same prompt, or another worker warmed it since it became due.
     Unchanged,
-    /// Somebody else fetches it.
+    /// Another worker or service is fetching it.
     Busy,
-    /// An invalidation or a lost lease came between; the answer was dropped.
+    /// An invalidation arrived or the lease was lost during the fetch; the answer was dropped.
     Fenced,
-    /// Not now: a limit, an open breaker, a missing input, a worker that ends.
+    /// Postponed: by a limit, an open breaker, a missing input, or a worker that stops.
     Deferred,
-    /// The upstream no longer has it; nor has the cache.
+    /// The upstream no longer has it; the value was removed.
     Gone,
-    /// Nobody reads it: it is left to expire.
+    /// It is not read, so it is left to expire.
     Unread,
-    /// No usable answer; the old value stays.
+    /// There was no usable answer; the old value stays.
     Failed,
 }
 
 impl Outcome {
-    /// All of them, in the order people are told.
+    /// All outcomes, in the order in which they are shown.
     pub const ALL: [Self; 8] = [
         Self::Warmed,
         Self::Unchanged,
@@ -41,7 +41,7 @@ impl Outcome {
         Self::Failed,
     ];
 
-    /// As in logs, metrics and Redis.
+    /// Returns the name used in logs, metrics and Redis.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Warmed => "warmed",
@@ -62,17 +62,17 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// How an entry ended last.
+/// The outcome of the last attempt to warm an entry.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Last {
     /// The entry.
     pub key: String,
-    /// How.
+    /// The outcome.
     #[schema(value_type = String)]
     pub outcome: Outcome,
-    /// Why it was warmed.
+    /// Why the entry was warmed.
     #[schema(value_type = String)]
     pub trigger: Trigger,
-    /// Why it ended so, where there is something to say.
+    /// The reason of the outcome, if there is one.
     pub reason: Option<String>,
 }

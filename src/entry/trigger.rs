@@ -1,4 +1,4 @@
-//! Why an entry is due, and what goes before what.
+//! Triggers and priorities of due entries.
 
 use std::fmt;
 
@@ -8,15 +8,15 @@ use std::fmt;
 pub enum Trigger {
     /// A warmup.
     Cron = 0,
-    /// Somebody said that it is no longer true.
+    /// An invalidation.
     Invalidation = 1,
-    /// Its TTL comes to an end.
+    /// Its TTL is about to end.
     Expiry = 2,
-    /// Somebody wants it and it is not there.
+    /// A read missed it.
     Demand = 3,
-    /// A person asked.
+    /// An operator requested it.
     Manual = 4,
-    /// A second look after an invalidation or a demand: whether somebody else wrote a value since.
+    /// A recheck after an invalidation or a demand: another writer may have stored an old value since.
     Settle = 5,
 }
 
@@ -24,7 +24,7 @@ impl Trigger {
     pub(crate) const ALL: [Self; 6] =
         [Self::Cron, Self::Invalidation, Self::Expiry, Self::Demand, Self::Manual, Self::Settle];
 
-    /// As in logs and metrics.
+    /// Returns the name used in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cron => "cron",
@@ -43,14 +43,14 @@ impl fmt::Display for Trigger {
     }
 }
 
-/// What goes before what.
+/// The priority of a due entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
-    /// In its time.
+    /// In the order of due times.
     #[default]
     Normal,
-    /// Before all that is merely due: one of many that were named together.
+    /// Before normal entries: one of many entries of the same invalidation.
     Bulk,
-    /// Before all else: it was named by itself.
+    /// Before all others: the entry was named by itself.
     High,
 }

@@ -1,6 +1,6 @@
-//! What tells that a value is unchanged.
+//! The validators that show whether a value is unchanged.
 
-/// What tells that a value is unchanged.
+/// The validators that show whether a value is unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Validators {
     /// The answer's `ETag`.
@@ -9,8 +9,9 @@ pub struct Validators {
     /// The answer's `Last-Modified`.
     #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
     pub last_modified: Option<String>,
-    /// What the value was made from, hashed. For AI the model, messages and settings: the same again need not be generated
-    /// again. For HTTP the request, the inputs and the job file: the other two hold only together with it.
+    /// A hash of what the value was made from. For AI: the model, messages and settings; while it is the same, nothing
+    /// is generated. For HTTP: the request, the inputs and the job file; `etag` and `last_modified` are valid only
+    /// together with it.
     #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
 }

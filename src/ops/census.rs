@@ -39,7 +39,7 @@ impl Ops {
     /// Counts the entries of all jobs, which scans the whole of Redis once, in steps.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn count(&self) -> RedisResult<Census> {
         let at_ms = self.store.now().await?;
         let mut jobs: BTreeMap<String, Counted> =
@@ -67,7 +67,7 @@ impl Ops {
     /// What was counted last, by whomever; `None` also where somebody else's key stands in its place.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn last_count(&self) -> RedisResult<Option<Census>> {
         let text: RedisResult<Option<String>> =
             redis::cmd("GET").arg(self.keys.census()).query_async(&mut self.redis.clone()).await;
@@ -81,7 +81,7 @@ impl Ops {
     /// Lets the fleet know what was counted.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn tell_count(&self, census: &Census) -> RedisResult<()> {
         let text = serde_json::to_string(census).map_err(std::io::Error::other)?;
         redis::cmd("SET")

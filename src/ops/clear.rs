@@ -51,7 +51,7 @@ impl Ops {
     /// went.
     ///
     /// # Errors
-    /// Redis's; some may be gone, and clearing again does no harm.
+    /// Fails if Redis returns an error; some may be gone, and clearing again does no harm.
     pub async fn clear(&self, invalidator: &Invalidator, pattern: &Pattern) -> RedisResult<u64> {
         // First off the agenda, so that nothing is begun any more; then, with a later time, whatever was fetched or is in
         // flight; then again what was put there meanwhile by what was in flight.

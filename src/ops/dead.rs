@@ -48,7 +48,7 @@ impl Ops {
     /// fewer where they are long.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn dead(&self, only: &[String], from: usize, most: usize) -> RedisResult<Letters> {
         let mut page = Page { dead: Vec::new(), bytes: 0, most };
         let (mut total, mut at) = (0, from);
@@ -89,7 +89,7 @@ impl Ops {
     /// (Redis time, ms), and are named or of a named job. None is left where it returns none.
     ///
     /// # Errors
-    /// Redis's; some may be back, and trying again does no harm.
+    /// Fails if Redis returns an error; some may be back, and trying again does no harm.
     pub async fn retry(&self, only: &[String], until: i64) -> RedisResult<Vec<Dead>> {
         for job in self.named_jobs(only) {
             let mut ask = redis::cmd("ZRANGEBYSCORE");

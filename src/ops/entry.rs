@@ -69,7 +69,7 @@ impl Ops {
     /// Looks at one entry.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn entry(&self, name: &str) -> RedisResult<Entry> {
         let key = EntryKey::new(name);
         let owner = self.jobs.owner(name).map(|(job, _)| job);

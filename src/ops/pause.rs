@@ -12,7 +12,7 @@ impl Ops {
     /// whether it was not paused before.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn pause(&self, job: &Job) -> RedisResult<bool> {
         let now = self.store.now().await?;
         let set: Option<String> = redis::cmd("SET")
@@ -27,7 +27,7 @@ impl Ops {
     /// Lets a job go on; returns whether it was paused.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn resume(&self, job: &Job) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         let deleted: u64 = redis::cmd("DEL").arg(self.keys.paused(&job.name)).query_async(&mut redis).await?;
@@ -42,7 +42,7 @@ impl Ops {
     /// Since when a job is paused (Redis time, ms); `None` if it is not.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn paused(&self, job: &JobName) -> RedisResult<Option<i64>> {
         redis::cmd("GET").arg(self.keys.paused(job)).query_async(&mut self.redis.clone()).await
     }

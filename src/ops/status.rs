@@ -91,7 +91,7 @@ pub struct UpstreamStatus {
 /// Looks at all upstreams, in the order of their names.
 ///
 /// # Errors
-/// Redis's.
+/// Fails if Redis returns an error.
 pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisResult<Vec<UpstreamStatus>> {
     let mut all = Vec::new();
     for upstream in jobs.upstreams.values() {
@@ -155,7 +155,7 @@ pub fn assign(statuses: &mut [JobStatus], jobs: &Jobs, upstreams: &[UpstreamStat
 /// Looks at one job; its keys are those of the last count. Its upstreams are left to [`assign`].
 ///
 /// # Errors
-/// Redis's.
+/// Fails if Redis returns an error.
 pub async fn of_job(
     redis: &Connection,
     keys: &Keys,

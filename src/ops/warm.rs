@@ -47,7 +47,7 @@ impl Ops {
     /// gave no answer, what it named last.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn entries(&self, job: &Arc<Job>, fed: Option<Vec<Params>>) -> RedisResult<Vec<(EntryKey, Params)>> {
         let mut all = job.entries.list.clone();
         match fed {
@@ -68,7 +68,7 @@ impl Ops {
     /// else failed after `timeout`. `progress` hears how many are still waited for.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn wait(
         &self,
         job: &Job,

@@ -37,7 +37,7 @@ pub(super) fn names(bucket: &[u8], key: &EntryKey) -> bool {
 /// Remembers what a feed named, in the place of what it named before: all of it or nothing.
 ///
 /// # Errors
-/// Redis's; what was named before is remembered then.
+/// Fails if Redis returns an error; what was named before is remembered then.
 pub(crate) async fn remember(redis: &mut Connection, keys: &Keys, job: &Job, named: &[Params]) -> RedisResult<()> {
     let mut buckets: BTreeMap<String, HashSet<EntryKey>> = BTreeMap::new();
     for key in named.iter().filter_map(|params| job.key.write(params)) {
@@ -68,7 +68,7 @@ pub(crate) async fn remember(redis: &mut Connection, keys: &Keys, job: &Job, nam
 /// Forgets what a feed named: it names nothing any more, or the job no longer has it.
 ///
 /// # Errors
-/// Redis's.
+/// Fails if Redis returns an error.
 pub(crate) async fn forget(redis: &mut Connection, keys: &Keys, job: &Job) -> RedisResult<()> {
     redis::cmd("UNLINK").arg(keys.feed(&job.name)).exec_async(redis).await
 }
@@ -76,7 +76,7 @@ pub(crate) async fn forget(redis: &mut Connection, keys: &Keys, job: &Job) -> Re
 /// The entries that a job's feed named last, read in steps.
 ///
 /// # Errors
-/// Redis's.
+/// Fails if Redis returns an error.
 pub(crate) async fn named_last(redis: &mut Connection, keys: &Keys, job: &Job) -> RedisResult<Vec<Params>> {
     let feed = keys.feed(&job.name);
     let buckets: Vec<Vec<u8>> = redis::cmd("HKEYS").arg(&feed).query_async(redis).await?;

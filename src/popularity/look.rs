@@ -148,7 +148,7 @@ impl Popularity {
     /// or sometimes and just now. Where Redis cannot tell, the decayed count decides alone.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn wanted(&self, job: &Job, key: &EntryKey) -> RedisResult<bool> {
         const BEFORE: usize = 6;
         let lfu = self.lfu.load(Ordering::Relaxed);

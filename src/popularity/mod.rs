@@ -87,7 +87,7 @@ impl Popularity {
     /// The `most` most read entries of a job with their decayed counts, the most read first.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn top(&self, job: &Job, most: usize) -> RedisResult<Vec<(EntryKey, f64)>> {
         let mut top: Vec<Read> = Vec::new();
         while top.len() < most {
@@ -112,7 +112,7 @@ impl Popularity {
     /// These entries of a job, the most read first; what nobody reads keeps its order at the end.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn ranked(&self, job: &Job, entries: Vec<EntryKey>) -> RedisResult<Vec<EntryKey>> {
         let mut scored = Vec::with_capacity(entries.len());
         for batch in entries.chunks(PAGE) {
@@ -132,7 +132,7 @@ impl Popularity {
     /// Folds reads into a job's counts: pairs of entry and how many.
     ///
     /// # Errors
-    /// Redis's; what was sent before is counted.
+    /// Fails if Redis returns an error; what was sent before is counted.
     async fn fold(&self, job: &Job, reads: &[Read], how: Fold) -> RedisResult<()> {
         let how = match how {
             Fold::Sampled => "add",
@@ -154,7 +154,7 @@ impl Popularity {
     /// asked.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     async fn remember(&self, job: &Job) -> RedisResult<()> {
         let top = self.top(job, job.entries.popular.clamp(*REMEMBERED.start(), *REMEMBERED.end())).await?;
         // Looked at afterwards: what was flushed meanwhile must not pass for nothing read.
@@ -170,7 +170,7 @@ impl Popularity {
     /// those of the one that remembers most.
     ///
     /// # Errors
-    /// Redis's; do it again.
+    /// Fails if Redis returns an error; do it again.
     pub async fn restore(&self, job: &Job) -> RedisResult<()> {
         let remembered =
             self.remembered.lock().unwrap_or_else(PoisonError::into_inner).get(&job.name).cloned().unwrap_or_default();

@@ -202,7 +202,7 @@ impl Sampler {
     /// Looks at all values of a job: counts those that were read since `since` (Redis time, ms), and adopts what is read.
     ///
     /// # Errors
-    /// Redis's; the sample is taken again when its claim runs out.
+    /// Fails if Redis returns an error; the sample is taken again when its claim runs out.
     pub async fn sample(&self, job: &Arc<Job>, since: i64) -> RedisResult<Sampled> {
         let lfu = self.is_lfu().await?;
         let [frequencies, next_frequencies] = self.keys.frequencies(&job.name);
@@ -405,7 +405,7 @@ impl Sampler {
     /// counts none twice.
     ///
     /// # Errors
-    /// Redis's; at most one step's reports are lost.
+    /// Fails if Redis returns an error; at most one step's reports are lost.
     pub async fn take_reports(&self) -> RedisResult<()> {
         let set = self.keys.reads();
         for _ in 0..ROUNDS {

@@ -1,4 +1,4 @@
-//! Putting messages into the inbox, which is bounded and says what was lost.
+//! Publishing to the inbox: a bounded stream that records what it dropped.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -8,37 +8,35 @@ use redis::{RedisResult, Script};
 
 use super::Keys;
 
-/// Messages kept that nobody has handled: only a fleet that is away for long loses any, the oldest first.
+/// The most unhandled messages that are kept. Beyond that the oldest are dropped.
 pub const LONGEST: usize = 1_000_000;
-/// The longest message that workers read, in bytes.
+/// The longest message that workers accept, in bytes.
 pub const LARGEST: usize = 1 << 20;
-/// The longest key of an entry, in bytes: a key names one page or one query, and URLs are not longer. A longer one is
-/// no job's.
+/// The longest key of an entry, in bytes. A longer key belongs to no job.
 pub use crate::entry::LONGEST_KEY;
-/// Keys in one message at most: each is a script or two.
+/// The most keys in one message: each costs one or two script calls.
 pub const MOST_KEYS: usize = 10_000;
-/// The longest pattern that is followed, in bytes: while Redis matches it with some hundred keys, which takes longer the longer it
-/// is, nobody else is served.
+/// The longest pattern, in bytes: matching blocks Redis for longer the longer the pattern is.
 pub const LONGEST_PATTERN: usize = 256;
-/// Patterns in one message at most: for each, all keys are scanned twice.
+/// The most patterns in one message: each costs two scans of all keys.
 pub const MOST_PATTERNS: usize = 64;
 /// The longest tag, in bytes.
 pub const LONGEST_TAG: usize = 512;
-/// Tags in one message at most: each is stamped and looked up by itself.
+/// The most tags in one message: each is stamped and looked up separately.
 pub const MOST_TAGS: usize = 1_000;
-/// The longest name of a job, in bytes: the longest name of a file.
+/// The longest name of a job, in bytes: the limit of file names.
 pub const LONGEST_JOB: usize = 255;
-/// Jobs in one message at most: for each, all keys are scanned twice.
+/// The most jobs in one message: each costs two scans of all keys.
 pub const MOST_JOBS: usize = 64;
-/// Messages lost at once, where there are too many.
+/// Messages that are dropped at once when the inbox is full.
 const TRIMMED: usize = 1_000;
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/publish.lua")));
 
-/// Whether a pattern is short enough to be followed.
+/// Checks the length of a pattern.
 ///
 /// # Errors
-/// It is longer than [`LONGEST_PATTERN`]; the text says what to do.
+/// The pattern is longer than [`LONGEST_PATTERN`]; the text tells the remedy.
 pub fn check_pattern(pattern: &str) -> Result<(), String> {
     match pattern.len() {
         ..=LONGEST_PATTERN => Ok(()),
@@ -49,10 +47,10 @@ pub fn check_pattern(pattern: &str) -> Result<(), String> {
     }
 }
 
-/// Whether a message is short enough to be read.
+/// Checks the length of a message.
 ///
 /// # Errors
-/// It is longer than [`LARGEST`]; the text says what to do.
+/// The message is longer than [`LARGEST`]; the text tells the remedy.
 pub fn check_size(bytes: usize) -> Result<(), String> {
     match bytes {
         ..=LARGEST => Ok(()),
@@ -60,7 +58,7 @@ pub fn check_size(bytes: usize) -> Result<(), String> {
     }
 }
 
-/// The lists of a message, which whoever publishes it and whoever reads it judge alike.
+/// The lists of a message. Publishers and workers apply the same checks.
 #[derive(Debug)]
 pub struct Lists<'a> {
     /// Literal keys.
@@ -74,10 +72,10 @@ pub struct Lists<'a> {
 }
 
 impl Lists<'_> {
-    /// Drops what is named twice, and sees that the rest can be followed; `only_keys` where nothing else may be named.
+    /// Removes duplicates and checks the lists. With `only_keys`, the message may name only keys.
     ///
     /// # Errors
-    /// It names nothing, too much, or what cannot be; the text says what to do.
+    /// The message names nothing, too much, or something invalid; the text tells the remedy.
     pub fn check(self, only_keys: bool) -> Result<(), String> {
         let Self { keys, patterns, tags, jobs } = self;
         let bounds = [
@@ -117,20 +115,20 @@ impl Lists<'_> {
     }
 }
 
-/// Puts a message (JSON, docs/protocol.md) into the inbox; returns its id.
+/// Adds a message (JSON, docs/protocol.md) to the inbox and returns its id.
 ///
 /// # Errors
-/// The message is longer than [`LARGEST`]; or Redis's: then it is unknown whether the message is there. Publishing it again does
-/// no harm.
+/// Fails if the message is longer than [`LARGEST`] or Redis returns an error. In the second case the message may be in
+/// the inbox; publishing it again does no harm.
 pub async fn publish(redis: &mut impl ConnectionLike, keys: &Keys, message: &str) -> RedisResult<String> {
     check_size(message.len()).map_err(|text| std::io::Error::new(std::io::ErrorKind::InvalidInput, text))?;
     bounded(redis, keys, message, LONGEST).await
 }
 
-/// Sees that the inbox is no longer than `longest`; what it loses it leaves a note of in the stream.
+/// Trims the inbox to `longest` messages. A gap record in the stream tells how many were dropped.
 ///
 /// # Errors
-/// Redis's.
+/// Fails if Redis returns an error.
 pub async fn bound(redis: &mut impl ConnectionLike, keys: &Keys, longest: usize) -> RedisResult<()> {
     bounded(redis, keys, "", longest).await.map(|_| ())
 }

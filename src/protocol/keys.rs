@@ -1,11 +1,11 @@
 //! Every key and channel name that Samovar uses.
 //!
-//! Each script touches keys of one hash slot. What belongs to an entry K carries a short tag of K's own slot
-//! (`samovar:lease:{tag}:K`), so that it lives beside K on a cluster whatever K looks like; what belongs to a job
-//! carries the job's name as its tag.
+//! Each script touches keys of one hash slot. A key of an entry K carries a short tag that hashes to K's own slot
+//! (`samovar:lease:{tag}:K`), so on a cluster it is in the same slot as K. A key of a job carries the job's name as its
+//! tag.
 //!
-//! Pub/sub knows no databases: a message reaches the subscribers of all of them. So the channels of every database but
-//! 0 carry its number, and fleets on two databases of one server do not hear each other.
+//! Pub/sub ignores databases: a message reaches the subscribers of all of them. So channel names of every database but
+//! 0 contain its number, and fleets on two databases of one server do not receive each other's messages.
 
 use std::sync::{Arc, LazyLock};
 
@@ -20,25 +20,25 @@ static CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
 #[derive(Clone, Debug)]
 pub struct Keys {
     prefix: Arc<str>,
-    /// What the names of channels begin with: the prefix, and the database where it is not 0.
+    /// The beginning of channel names: the prefix, and the database unless it is 0.
     scope: Arc<str>,
     database: i64,
-    /// Where bare invalidations are heard, if that was named; else it follows from the scope.
+    /// The channel of invalidations if one was configured; otherwise it is derived from the scope.
     channel: Option<Arc<str>>,
 }
 
 impl Keys {
-    /// Names under `prefix` (no braces in it); bare invalidations are heard on `channel`, whatever the database.
+    /// Creates names under `prefix` (without braces), with `channel` for invalidations in every database.
     pub fn new(prefix: &str, channel: &str) -> Self {
         Self { channel: Some(channel.into()), ..Self::of(prefix) }
     }
 
-    /// Names under `prefix` (no braces in it), of database 0.
+    /// Creates names under `prefix` (without braces), of database 0.
     pub fn of(prefix: &str) -> Self {
         Self { prefix: prefix.into(), scope: prefix.into(), database: 0, channel: None }
     }
 
-    /// The same names in this database: its channels are its own, but for one that was named.
+    /// Returns the names for this database. Its channels are its own, except a configured one.
     #[must_use]
     pub fn in_database(mut self, database: i64) -> Self {
         self.database = database;
@@ -49,38 +49,38 @@ impl Keys {
         self
     }
 
-    /// The database that the names are of.
+    /// Returns the database.
     pub fn database(&self) -> i64 {
         self.database
     }
 
-    /// What all names begin with.
+    /// Returns the prefix of all names.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// The lock and fence of one entry while it is fetched: `token start dirty`.
+    /// The lease of one entry: the lock and fence of a fetch, `token fetched_at mark`.
     pub fn lease(&self, key: &EntryKey) -> String {
         format!("{}:lease:{{{}}}:{key}", self.prefix, tag_of(key.as_str()))
     }
 
-    /// What is known of one entry's value: see [`crate::store::Meta`].
+    /// The metadata of one entry's value: see [`crate::store::Meta`].
     pub fn meta(&self, key: &EntryKey) -> String {
         format!("{}:meta:{{{}}}:{key}", self.prefix, tag_of(key.as_str()))
     }
 
-    /// A glob over the leases of entries whose keys match `glob`.
+    /// Returns a glob that matches the leases of entries whose keys match `glob`.
     pub fn lease_glob(&self, glob: &str) -> String {
         format!("{}:lease:{{*}}:{glob}", self.prefix)
     }
 
-    /// The entry key within the name of a lease.
+    /// Returns the entry's key from the name of its lease.
     pub fn entry_of_lease<'a>(&self, lease: &'a str) -> Option<&'a str> {
         let rest = lease.strip_prefix(&*self.prefix)?.strip_prefix(":lease:{")?;
         rest.split_once("}:").map(|(_, key)| key)
     }
 
-    /// Whether a key is one of Samovar's own.
+    /// Returns `true` for a key of Samovar's own.
     pub fn is_own(&self, key: &str) -> bool {
         key.strip_prefix(&*self.prefix).is_some_and(|rest| rest.starts_with(':'))
             || key
@@ -89,8 +89,8 @@ impl Keys {
                 .is_some_and(|r| r.starts_with(':'))
     }
 
-    /// The type of one of Samovar's own keys, as Redis's `TYPE` tells it; `None` for all others, and for the queue's that are
-    /// named by a task.
+    /// Returns the type of one of Samovar's own keys, as `TYPE` names it. `None` for all other keys, and for keys of
+    /// the queue that contain a task's id.
     pub fn type_of(&self, key: &str) -> Option<&'static str> {
         let queue = self.queue();
         if let Some(rest) = key.strip_prefix(&queue).and_then(|rest| rest.strip_prefix(':')) {
@@ -128,13 +128,13 @@ impl Keys {
         }
     }
 
-    /// Whether a key is the queue's, which the work for all jobs goes through.
+    /// Returns `true` for a key of the queue, which the tasks of all jobs pass through.
     pub fn is_of_queue(&self, key: &str) -> bool {
         key.strip_prefix(&self.queue()).is_some_and(|rest| rest.starts_with(':'))
     }
 
-    /// All keys of Samovar's that are known beforehand, where these are the jobs and the upstreams; those of single entries,
-    /// tags, tasks and locks are not.
+    /// Returns all of Samovar's own keys that are known in advance for these jobs and upstreams. The keys of single
+    /// entries, tags, tasks and locks are not.
     pub fn all_fixed<'a>(
         &self,
         jobs: impl IntoIterator<Item = &'a JobName>,
@@ -166,7 +166,7 @@ impl Keys {
         all
     }
 
-    /// The entries under a tag, and its stamp: a sorted set.
+    /// The index of a tag: a sorted set of its entries, with the tag's stamp.
     pub fn tag(&self, tag: &str) -> String {
         format!("{}:tag:{{{}}}:{tag}", self.prefix, tag_of(tag))
     }
@@ -176,35 +176,35 @@ impl Keys {
         format!("{}:stamps", self.prefix)
     }
 
-    /// A glob over all tags.
+    /// Returns a glob that matches the indexes of all tags.
     pub fn tag_glob(&self) -> String {
         format!("{}:tag:{{*}}:*", self.prefix)
     }
 
-    /// What is made from an entry, where its own key does not tell: a sorted set as of a tag.
+    /// The dependants of an entry that cannot be derived from its key: a sorted set like a tag's index.
     pub fn made_from(&self, input: &EntryKey) -> String {
         format!("{}:made-from:{{{}}}:{input}", self.prefix, tag_of(input.as_str()))
     }
 
-    /// A glob over all of those.
+    /// Returns a glob that matches the dependants of all entries.
     pub fn made_from_glob(&self) -> String {
         format!("{}:made-from:{{*}}:*", self.prefix)
     }
 
-    /// The key patterns of jobs with tags: a sorted set, member = glob, score = rounds since a worker said that it
-    /// knows such a job, see [`crate::worker::maintenance::job_cleaner`].
+    /// The key patterns of jobs with tags: a sorted set, member = glob, score = rounds since a worker last announced
+    /// such a job, see [`crate::worker::maintenance::job_cleaner`].
     pub fn tagged(&self) -> String {
         format!("{}:tagged", self.prefix)
     }
 
-    /// The sets that track what services load of a key: see [`crate::cache`]. One for keys that begin like this one up to the
-    /// first colon, and one for keys of jobs whose keys may begin anyhow.
+    /// The sets that track values loaded by services, of this key: see [`crate::cache`]. One is for keys with the same
+    /// text up to the first colon, the other for jobs whose keys may begin with any text.
     pub fn loaded(&self, key: &str) -> [String; 2] {
         let first = key.split(':').next().unwrap_or_default();
         [first, "*"].map(|first| self.loaded_set(first))
     }
 
-    /// Which of them tracks keys that match this glob.
+    /// Returns the set that tracks the keys that match this glob.
     pub fn loaded_like(&self, glob: &str) -> String {
         let first = glob.split_once(':').map(|(first, _)| first);
         self.loaded_set(first.filter(|first| !first.contains(['*', '?', '[', '\\'])).unwrap_or("*"))
@@ -219,27 +219,27 @@ impl Keys {
         format!("{}:agenda:{{{job}}}", self.prefix)
     }
 
-    /// Since when a job is paused (ms); absent while it is not.
+    /// When a job was paused (ms); absent while it is not paused.
     pub fn paused(&self, job: &JobName) -> String {
         format!("{}:paused:{{{job}}}", self.prefix)
     }
 
-    /// Rounds since a worker last said that it knows a job: see [`crate::worker::maintenance::job_cleaner`].
+    /// Rounds since a worker last announced a job: see [`crate::worker::maintenance::job_cleaner`].
     pub fn unknown(&self, job: &JobName) -> String {
         format!("{}:unknown:{{{job}}}", self.prefix)
     }
 
-    /// A glob over those of all jobs.
+    /// Returns a glob that matches these keys of all jobs.
     pub fn unknown_glob(&self) -> String {
         format!("{}:unknown:{{*}}", self.prefix)
     }
 
-    /// The job that such a key is of.
+    /// Returns the job of such a key.
     pub fn job_of_unknown<'a>(&self, key: &'a str) -> Option<&'a str> {
         key.strip_prefix(&*self.prefix)?.strip_prefix(":unknown:{")?.strip_suffix('}')
     }
 
-    /// All keys of a job in its own slot, [`Keys::unknown`] first.
+    /// Returns all keys of a job in its own slot, [`Keys::unknown`] first.
     pub fn all_of(&self, job: &JobName) -> [String; 11] {
         let [frequencies, next_frequencies] = self.frequencies(job);
         [
@@ -257,42 +257,42 @@ impl Keys {
         ]
     }
 
-    /// What the last count of all jobs' entries found: see [`crate::ops::Census`].
+    /// The last census: see [`crate::ops::Census`].
     pub fn census(&self) -> String {
         format!("{}:census", self.prefix)
     }
 
-    /// The entries that a job's feed named last: a hash of buckets, each a JSON array.
+    /// The last entries of a job's feed: a hash of buckets, each a JSON array.
     pub fn feed(&self, job: &JobName) -> String {
         format!("{}:feed:{{{job}}}", self.prefix)
     }
 
-    /// What is read of a job, and how much: a sorted set, score = the decayed count of reads, see [`crate::popularity`].
+    /// How often a job's entries are read: a sorted set, score = the decayed count of reads, see [`crate::popularity`].
     pub fn popular(&self, job: &JobName) -> String {
         format!("{}:popular:{{{job}}}", self.prefix)
     }
 
-    /// The clock of a job's decayed counts, and when it was sampled: a hash.
+    /// The clock of a job's decayed counts, and the times of its samples: a hash.
     pub fn sample(&self, job: &JobName) -> String {
         format!("{}:sample:{{{job}}}", self.prefix)
     }
 
-    /// `OBJECT FREQ` of a job's entries at the last sample, and at the one under way: two hashes, under LFU policies only.
+    /// `OBJECT FREQ` of a job's entries at the last sample and at the current one: two hashes, only under LFU policies.
     pub fn frequencies(&self, job: &JobName) -> [String; 2] {
         ["frequencies", "frequencies-next"].map(|kind| format!("{}:{kind}:{{{job}}}", self.prefix))
     }
 
-    /// Lives for an hour after Samovar itself read an entry's value, where Redis cannot keep that from looking like a read.
+    /// A marker with a TTL of one hour: Samovar itself read the entry's value, and Redis counts that as a read.
     pub fn touched(&self, key: &EntryKey) -> String {
         format!("{}:touched:{{{}}}:{key}", self.prefix, tag_of(key.as_str()))
     }
 
-    /// Where an API may report reads: a sorted set, member = entry key, score = how many.
+    /// Reads reported by an API: a sorted set, member = entry key, score = number of reads.
     pub fn reads(&self) -> String {
         format!("{}:reads", self.prefix)
     }
 
-    /// The worker that hears misses; expires by itself.
+    /// The worker that listens for misses; it has a TTL.
     pub fn misses(&self) -> String {
         format!("{}:misses", self.prefix)
     }
@@ -302,18 +302,18 @@ impl Keys {
         format!("{}:dead:{{{job}}}", self.prefix)
     }
 
-    /// Why they died: a hash, entry key to reason.
+    /// The reasons of a job's dead letters: a hash, entry key to reason.
     pub fn dead_reasons(&self, job: &JobName) -> String {
         format!("{}:dead-reasons:{{{job}}}", self.prefix)
     }
 
-    /// A job's counters for the whole fleet: a hash, outcome to count, what was spent and saved, `since`, and `last`.
+    /// A job's counters for the whole fleet: a hash of outcomes, usage, `since` and `last`.
     pub fn stats(&self, job: &JobName) -> String {
         format!("{}:stats:{{{job}}}", self.prefix)
     }
 
-    /// When each job is warmed up next: a sorted set, member = job, score = the tick (ms) or, while it is expanded,
-    /// when that is tried again.
+    /// The next warmup of each job: a sorted set, member = job, score = the tick (ms) or, while a tick is expanded,
+    /// when to retry.
     pub fn schedules(&self) -> String {
         format!("{}:{{schedules}}", self.prefix)
     }
@@ -328,35 +328,36 @@ impl Keys {
         format!("{}:{{schedules}}:digests", self.prefix)
     }
 
-    /// The queue's name for apalis; one slot.
+    /// The name of the queue for apalis; all its keys are in one slot.
     pub fn queue(&self) -> String {
         format!("{{{}:queue}}", self.prefix)
     }
 
-    /// The `run_id` of the Redis that holds our data; a missing or different one means flush, restart or failover.
+    /// The `run_id` of the Redis server that holds the data. If it is missing or different, Redis was flushed,
+    /// restarted or failed over.
     pub fn marker(&self) -> String {
         format!("{}:marker", self.prefix)
     }
 
-    /// Up to when everything is suspect (`time doubt`), the lock of the worker that deals with it, and for which jobs that was done
-    /// (a hash, job to the note); one slot.
+    /// The state of revalidation: the time up to which values may be stale and the kind of gap (`time gap`), the lock
+    /// of the worker that revalidates, and the jobs that are done (a hash). One slot.
     pub fn revalidation(&self) -> [String; 3] {
         ["", ":lock", ":dealt"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
     }
 
-    /// Redis's clock as workers saw it (a hash), in the slot of [`Keys::suspicion`] by a tag that is found out beforehand: a
-    /// worker's first beat does not wait until all tags are.
+    /// Redis's clock as workers last read it (a hash), in the slot of [`Keys::revalidation`]. The tag is precomputed,
+    /// so that the first heartbeat does not wait for the table of tags.
     pub fn clock(&self) -> String {
         format!("{}:clock:{{11x}}", self.prefix)
     }
 
-    /// Between which times each worker has heard all that was published, and of which jobs: a hash, worker to
+    /// The period in which each worker received everything that was published, and of which jobs: a hash, worker to
     /// `since last handled jobs` (ms).
     pub fn ears(&self) -> String {
         format!("{}:ears", self.prefix)
     }
 
-    /// The lock of the worker that sweeps.
+    /// The lock of the sweeper.
     pub fn sweep_lock(&self) -> String {
         format!("{}:sweep", self.prefix)
     }
@@ -366,57 +367,56 @@ impl Keys {
         format!("{}:acknowledged", self.prefix)
     }
 
-    /// The stream of invalidations that cannot be lost.
+    /// The stream of durable invalidations.
     pub fn inbox(&self) -> String {
         format!("{}:inbox", self.prefix)
     }
 
-    /// What is kept of an upstream: its state (pace, breaker; a hash), the permits in use (a sorted set, score = when they
-    /// expire), the window of its token budget (a hash, without a TTL: see `src/source/lua/state.lua`), and the tokens
-    /// held for requests under way (a hash).
+    /// The state of an upstream: rate and breaker (a hash), the permits in use (a sorted set, score = when they
+    /// expire), the window of its token budget (a hash without a TTL: see `src/source/lua/state.lua`), and the tokens
+    /// reserved by requests in flight (a hash).
     pub fn upstream(&self, upstream: &UpstreamName) -> [String; 4] {
         ["limit", "permits", "budget", "reserved"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
     }
 
-    /// What the fleet's requests to an upstream took: a hash.
+    /// The durations of the fleet's requests to an upstream: a hash.
     pub fn fetched(&self, upstream: &UpstreamName) -> String {
         format!("{}:fetched:{upstream}", self.prefix)
     }
 
-    /// A lock of a service's, and the last number given with it, in one slot.
+    /// A service's lock and the last number issued with it, in one slot.
     pub fn lock(&self, name: &str) -> [String; 2] {
         let tag = tag_of(name);
         ["lock", "number"].map(|kind| format!("{}:{kind}:{{{tag}}}:{name}", self.prefix))
     }
 
-    /// The channel where anybody may publish an invalidation.
+    /// The channel for invalidations; any client may publish there.
     pub fn invalidate_channel(&self) -> String {
         self.channel.as_deref().map_or_else(|| format!("{}:invalidate", self.scope), str::to_owned)
     }
 
-    /// The channel where every change of a value is announced.
+    /// The channel that announces every change of a value.
     pub fn changed_channel(&self) -> String {
         format!("{}:changed", self.scope)
     }
 
-    /// The channel where workers tell what they do, while somebody is subscribed.
+    /// The channel of workers' events, used while somebody is subscribed.
     pub fn watched_channel(&self) -> String {
         format!("{}:watched", self.scope)
     }
 
-    /// The channel by which workers wake one another.
+    /// The channel by which workers wake each other.
     pub fn signal_channel(&self) -> String {
         format!("{}:signal", self.scope)
     }
 
-    /// A channel that carries nothing: who is subscribed shows on which database it hears invalidations, and on which
-    /// channel.
+    /// A channel without messages: its subscribers show on which database and channel they receive invalidations.
     pub fn hearing_channel(&self) -> String {
         format!("{}:db{}:hears:{}", self.prefix, self.database, self.invalidate_channel())
     }
 
-    /// A glob over the hearing channels of all who hear invalidations on the same channel, whatever their prefix and
-    /// database.
+    /// Returns a glob that matches the hearing channels of all subscribers of the same invalidation channel, whatever
+    /// their prefix and database.
     pub fn hearing_glob(&self) -> String {
         let mut glob = "*:hears:".to_owned();
         for c in self.invalidate_channel().chars() {
@@ -428,7 +428,7 @@ impl Keys {
         glob
     }
 
-    /// The database and the prefix of whoever is subscribed to such a hearing channel.
+    /// Returns the database and the prefix of the subscribers of a hearing channel.
     pub fn hearing_of<'a>(&self, channel: &'a str) -> Option<(i64, &'a str)> {
         let named = channel.strip_suffix(&*self.invalidate_channel())?.strip_suffix(":hears:")?;
         let (prefix, database) = named.rsplit_once(":db")?;
@@ -436,7 +436,7 @@ impl Keys {
     }
 }
 
-/// The hash slot of a key, as Redis Cluster computes it.
+/// Returns the hash slot of a key, as Redis Cluster computes it.
 pub fn slot(key: &str) -> u16 {
     let hashed = key
         .split_once('{')
@@ -447,7 +447,7 @@ pub fn slot(key: &str) -> u16 {
     CRC.checksum(hashed.as_bytes()) % SLOTS
 }
 
-/// A tag of at most four characters that hashes to the same slot as `key`.
+/// Returns a tag of at most four characters that hashes to the same slot as `key`.
 fn tag_of(key: &str) -> &'static str {
     static TAGS: LazyLock<Vec<String>> = LazyLock::new(|| {
         let mut tags = vec![String::new(); usize::from(SLOTS)];

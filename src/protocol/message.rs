@@ -1,20 +1,20 @@
-//! Invalidations, as docs/protocol.md describes them.
+//! Invalidation messages, as in docs/protocol.md.
 
 use serde::{Deserialize, Serialize};
 
 use super::inbox;
 
-/// Keys in a message that is soon done.
+/// The most keys of a narrow message.
 const NARROW: usize = 64;
 
-/// What is asked for.
+/// The requested action.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// Fetch anew; the old value is served until the new one lands.
+    /// Fetch again; the old value is served until the new one is written.
     #[default]
     Refresh,
-    /// Remove at once; the entry comes back with the next warmup or demand.
+    /// Remove at once; the entry returns with the next warmup or demand.
     Evict,
     /// Fetch if absent.
     Warm,
@@ -27,7 +27,7 @@ pub struct Message {
     /// Literal keys.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
-    /// Globs, as Redis matches them; they touch only keys of jobs.
+    /// Globs, as Redis matches them; they match only keys of jobs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<String>,
     /// Tags.
@@ -36,12 +36,12 @@ pub struct Message {
     /// Whole jobs, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<String>,
-    /// What is asked for.
+    /// The requested action.
     #[serde(default)]
     pub action: Action,
 }
 
-/// Why a message cannot be followed.
+/// The reason why a message is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(pub String);
@@ -50,13 +50,13 @@ impl Message {
     /// Reads a message: a JSON object, or else one literal key.
     ///
     /// # Errors
-    /// It is empty, too long, or an object that says nothing we know.
+    /// The message is empty, too long, or an object with unknown content.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         inbox::check_size(text.len()).map_err(Malformed)?;
         if text.trim().is_empty() {
             return Err(Malformed("it is empty: name a key".to_owned()));
         }
-        // A key may begin with a brace; what does not read as JSON is one.
+        // A key may begin with a brace: text that is not valid JSON is a key.
         if text.trim_start().starts_with('{')
             && let Ok(object) = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text)
         {
@@ -66,60 +66,60 @@ impl Message {
         Self { keys: vec![text.to_owned()], ..Self::default() }.checked()
     }
 
-    /// Reads a message as it came.
+    /// Reads a message from bytes.
     ///
     /// # Errors
-    /// It is no text, or none that [`Message::parse`] can read.
+    /// The bytes are not UTF-8, or [`Message::parse`] rejects the text.
     pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
         inbox::check_size(bytes.len()).map_err(Malformed)?;
         Self::parse(str::from_utf8(bytes).map_err(|e| Malformed(format!("it is not UTF-8: {e}")))?)
     }
 
-    /// The message as it is published.
+    /// Returns the message as it is published.
     ///
     /// # Errors
-    /// It is too long.
+    /// The message is too long.
     pub fn text(&self) -> Result<String, Malformed> {
         let text = serde_json::to_string(self).map_err(|e| Malformed(e.to_string()))?;
         inbox::check_size(text.len()).map_err(Malformed).map(|()| text)
     }
 
-    /// The message, with nothing in it twice, if it asks for something that can be done.
+    /// Returns the message without duplicates, if it is valid.
     ///
     /// # Errors
-    /// It does not.
+    /// The message is invalid.
     pub fn checked(mut self) -> Result<Self, Malformed> {
         let Self { keys, patterns, tags, jobs, action } = &mut self;
         inbox::Lists { keys, patterns, tags, jobs }.check(*action == Action::Warm).map_err(Malformed)?;
         Ok(self)
     }
 
-    /// How many bytes its names have.
+    /// Returns the total length of its names, in bytes.
     pub fn bytes(&self) -> usize {
         [&self.keys, &self.patterns, &self.tags, &self.jobs].into_iter().flatten().map(String::len).sum()
     }
 
-    /// Whether it names tags, and nothing else.
+    /// Returns `true` if it names only tags.
     pub fn is_of_tags(&self) -> bool {
         !self.tags.is_empty() && self.keys.is_empty() && self.patterns.is_empty() && self.jobs.is_empty()
     }
 
-    /// Whether it is soon done, and goes before those that name many: a few keys.
+    /// Returns `true` if it names only a few keys, so that it goes before broad messages.
     pub fn is_narrow(&self) -> bool {
         self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty() && self.keys.len() <= NARROW
     }
 }
 
-/// What an invalidation touched.
+/// The effect of an invalidation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Handled {
-    /// Entries of jobs that were looked at.
+    /// Entries of jobs that were examined.
     pub entries: u64,
-    /// Of these, to be fetched anew.
+    /// Of these, made due.
     pub due: u64,
     /// Values removed.
     pub removed: u64,
-    /// Fetches in flight that were fenced.
+    /// Fetches in flight whose answers will not be written.
     pub fenced: u64,
     /// Keys that belong to no job.
     pub foreign: u64,

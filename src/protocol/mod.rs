@@ -1,4 +1,4 @@
-//! The contract of docs/protocol.md: names of keys and channels, messages, the inbox.
+//! The protocol of docs/protocol.md: names of keys and channels, messages, the inbox.
 
 pub mod inbox;
 pub mod keys;

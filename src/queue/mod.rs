@@ -326,7 +326,7 @@ impl Queue {
         let mut redis = self.redis.clone();
         let in_flight = self.in_flight(&self.worker);
         let ids: Vec<String> = redis::cmd("SRANDMEMBER").arg(in_flight).arg(RECOVERED).query_async(&mut redis).await?;
-        let mut ids = self.slots.orphans(ids, self.redis.patience() * 2);
+        let mut ids = self.slots.orphans(ids, self.redis.timeout() * 2);
         let taken_slots = self.slots.free(ids.len());
         ids.truncate(taken_slots.len());
         if ids.is_empty() {

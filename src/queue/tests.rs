@@ -60,7 +60,7 @@ async fn a_running_worker_pulls_high_priority_tasks_as_it_pushes() {
 #[tokio::test]
 async fn tasks_of_a_pull_without_a_reply_are_handled() {
     let server = Server::start().await;
-    let redis = server.connect().await.with_patience(Duration::from_millis(500));
+    let redis = server.connect().await.with_timeout(Duration::from_millis(500));
     let queue = Queue::new(redis.clone(), &Keys::new("test", "test:invalidate"), "host-1");
     let (stop, (done, mut ended)) = (CancellationToken::new(), mpsc::unbounded_channel());
     let handle = move |chunk: Chunk| {

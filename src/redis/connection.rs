@@ -1,13 +1,14 @@
-//! A connection that comes back by itself and never makes a caller wait longer than its patience.
+//! A connection that reconnects by itself and fails a command that takes longer than its command timeout.
 //!
-//! The crate's [`ConnectionManager`] has two habits that a process meant to run for years cannot have. While it
-//! reconnects, commands wait without limit, whatever its response time-out. And once its attempts are used up by anything
-//! but an I/O error (a refused password, too many clients), it answers every later command with that error and never
-//! tries again. So it is told never to give up, and each command waits for it no longer than `patience`.
+//! The crate's [`ConnectionManager`] has two properties that a long-running process cannot accept. While it reconnects,
+//! commands wait without limit, whatever its response timeout. Once its attempts are used up by anything but an I/O
+//! error (a wrong password, too many clients), it answers every later command with that error and never tries again. So
+//! it is configured to retry without limit, and each command waits at most `timeout`.
 //!
-//! Two things are not seen by it at all. A server that became a replica keeps its connections and refuses every write; and a
-//! path that swallows what is sent (a firewall that forgot the connection) takes TCP a quarter of an hour to give up. So who is
-//! refused for that, or is not answered in time, connects anew: by then the name may lead elsewhere, and the path is another.
+//! It does not notice two failures. A server that became a replica keeps its connections and refuses every write. A
+//! network path that drops packets silently (a firewall that lost the connection's state) keeps TCP waiting for up to
+//! 15 minutes. So a connection that is refused for that reason, or gets no answer in time, is replaced by a new one: by
+//! then the name may resolve to another server.
 
 use super::ServerInfo;
 use super::requirements::is_refusal;
@@ -18,57 +19,56 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::time::timeout;
 use tokio_util::context::TokioContext;
 
 use super::WrongTypes;
 use crate::entry::duration;
 
-/// For one attempt: name resolution, TCP, TLS and authentication together.
+/// The timeout of one attempt: name resolution, TCP, TLS and authentication together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Before the second attempt; each later delay doubles, plus as much again at random.
+/// The delay before the second attempt. Each later delay doubles, plus a random part of the same size.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 
-/// No delay grows beyond this (and its random part), so a fleet is back within two seconds of Redis.
+/// The longest delay before its random part, so a fleet reconnects within two seconds of Redis's return.
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
 
-/// How often a replica is left for another connection, which may end at the same one.
+/// The shortest interval between two reconnects away from a replica. The new connection may reach the same replica.
 const RENEW: Duration = Duration::from_secs(1);
 
-/// How long `INFO` is not asked for again once it was refused, so that a right that is granted later is used.
+/// How long `INFO` is not retried after a refusal, so that a right granted later is used.
 const REFUSED: Duration = Duration::from_secs(60);
 
-/// What begins the name of a server's life where a script's digest follows.
+/// The prefix of an incarnation that is the digest of a script.
 const SCRIPT: &str = "script:";
 
-/// What a replica answers to a write.
+/// The error code of a replica that receives a write.
 const READONLY: &str = "READONLY";
 
-/// What is answered where a key is of another type than the command takes.
+/// The error code of a command on a key of another type.
 const WRONGTYPE: &str = "WRONGTYPE";
 
-/// A multiplexed connection that comes back by itself. Cheap to clone; clones share the socket.
+/// A multiplexed connection that reconnects by itself. Cheap to clone; clones share the socket.
 ///
-/// A command that fails was perhaps carried out: the connection may have died after Redis read it. Blocking commands
-/// hold up everybody who shares the socket; give them a connection of their own.
+/// A failed command may have been executed: the connection may have broken after Redis read it. Blocking commands delay
+/// every user of the socket; give them a connection of their own.
 #[derive(Clone)]
 pub struct Connection {
     line: Arc<Mutex<Line>>,
     client: Arc<Client>,
     server: Arc<str>,
-    patience: Duration,
+    timeout: Duration,
     wrong_types: WrongTypes,
-    /// Where it was made, and where its sockets are driven whoever's command finds that one is needed: a runtime that ends
-    /// takes its sockets with it.
+    /// The runtime that created the connection and drives its sockets, whichever task sends the command: a runtime that
+    /// ends closes its sockets.
     home: Handle,
-    /// When `INFO` was refused last.
+    /// When `INFO` was last refused.
     refused: Arc<Mutex<Option<Instant>>>,
-    /// The digest of the script that was loaded last to tell the server's life by.
+    /// The digest of the last script that was loaded to identify the server's incarnation.
     loaded: Arc<Mutex<Option<String>>>,
 }
 
-/// The present connection, and since when it is.
+/// The current connection and when it was opened.
 struct Line {
     manager: ConnectionManager,
     since: Instant,
@@ -76,40 +76,40 @@ struct Line {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("server", &self.server).field("patience", &self.patience).finish()
+        f.debug_struct("Connection").field("server", &self.server).field("timeout", &self.timeout).finish()
     }
 }
 
 impl Connection {
-    /// Connects, once: what is wrong now (no server, wrong password, still loading) is returned at once, so that the
-    /// caller can say so and decide whether to try again. What goes wrong later mends itself.
-    pub(super) async fn open(client: Client, server: Arc<str>, patience: Duration) -> RedisResult<Self> {
+    /// Connects once. A failure (no server, wrong password, still loading) is returned at once, and the caller decides
+    /// about another attempt. Later failures are retried without limit.
+    pub(super) async fn open(client: Client, server: Arc<str>, timeout: Duration) -> RedisResult<Self> {
         let first_try = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(patience));
+            .set_response_timeout(Some(timeout));
         let mut probe = client.get_multiplexed_async_connection_with_config(&first_try).await?;
         ping(&mut probe).await?;
         drop(probe);
 
-        let mut connection = Self::lazy(client, server, patience)?;
+        let mut connection = Self::lazy(client, server, timeout)?;
         ping(&mut connection).await?;
         Ok(connection)
     }
 
-    /// Connects in its own time, with the first command at the latest; that fails as any later one would. To be called on the
-    /// runtime that is to drive it.
-    pub(super) fn lazy(client: Client, server: Arc<str>, patience: Duration) -> RedisResult<Self> {
+    /// Connects lazily, at the latest with the first command, which fails like any later one. Call it on the runtime
+    /// that shall drive the connection.
+    pub(super) fn lazy(client: Client, server: Arc<str>, timeout: Duration) -> RedisResult<Self> {
         let line = Line { manager: manager(&client)?, since: Instant::now() };
         let (line, home) = (Arc::new(Mutex::new(line)), Handle::current());
         let (refused, loaded, wrong_types) = (Arc::default(), Arc::default(), WrongTypes::default());
-        Ok(Self { line, client: client.into(), server, patience, home, refused, loaded, wrong_types })
+        Ok(Self { line, client: client.into(), server, timeout, home, refused, loaded, wrong_types })
     }
 
     fn manager(&self) -> ConnectionManager {
         self.line.lock().unwrap_or_else(PoisonError::into_inner).manager.clone()
     }
 
-    /// Connects anew, for all clones, unless the connection is younger than `age`.
+    /// Reconnects, for all clones, unless the connection is younger than `age`.
     fn renew(&self, age: Duration) {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         if line.since.elapsed() >= age
@@ -122,27 +122,27 @@ impl Connection {
         }
     }
 
-    /// For connections of one's own to the same server: subscriptions and blocking commands.
+    /// Returns the client, for separate connections to the same server: subscriptions and blocking commands.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// How long a command waits at most.
-    pub fn patience(&self) -> Duration {
-        self.patience
+    /// Returns the command timeout.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
-    /// The same connection for somebody with another patience.
+    /// Sets another command timeout for this clone.
     #[must_use]
-    pub fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
         self
     }
 
-    /// These sections of `INFO`; `None` where the user may not ask for it, as with managed servers.
+    /// Reads these sections of `INFO`; `None` if the user has no right to `INFO`, as on some managed servers.
     ///
     /// # Errors
-    /// Redis's, but for that refusal.
+    /// Fails if Redis returns any other error.
     pub async fn info(&mut self, sections: &[&str]) -> RedisResult<Option<ServerInfo>> {
         let refused = Arc::clone(&self.refused);
         let refused = || refused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,13 +158,13 @@ impl Connection {
         }
     }
 
-    /// Which of its lives the server is in: another value after each restart and failover. It is the server's `run_id`,
-    /// or where that may not be asked for, a script of its own that only a server has which was not started anew since.
-    /// `known` is the value as it was noted; that of a script holds for whoever asks. Where it could not be noted, the
-    /// connection and its clones go by the script that they loaded before.
+    /// Returns the server's incarnation: a value that changes with each restart and failover. It is the server's
+    /// `run_id`, or, without a right to `INFO`, the digest of a script that a restarted server has lost. `known` is the
+    /// stored value; a stored script digest is valid for every client. Without one, the connection and its clones use
+    /// the script that they loaded before.
     ///
     /// # Errors
-    /// Redis's.
+    /// Fails if Redis returns an error.
     pub async fn incarnation(&mut self, known: Option<&str>) -> RedisResult<String> {
         if let Some(digest) = known.and_then(|known| known.strip_prefix(SCRIPT))
             && self.has_script(digest).await?
@@ -193,17 +193,17 @@ impl Connection {
         Ok(there == [true])
     }
 
-    /// The same connection, which tells these of keys of the wrong type.
+    /// Reports keys of the wrong type to `wrong_types`.
     #[must_use]
     pub fn telling(mut self, wrong_types: &WrongTypes) -> Self {
         self.wrong_types = wrong_types.clone();
         self
     }
 
-    fn out_of_patience(&self) -> redis::RedisError {
-        self.renew(self.patience);
-        let Self { server, patience, .. } = self;
-        io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {server} within {}", duration::text(*patience)))
+    fn timed_out(&self) -> redis::RedisError {
+        self.renew(self.timeout);
+        let Self { server, timeout, .. } = self;
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {server} within {}", duration::text(*timeout)))
             .into()
     }
 }
@@ -211,7 +211,7 @@ impl Connection {
 fn manager(client: &Client) -> RedisResult<ConnectionManager> {
     let for_good = ConnectionManagerConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
-        // Each command has its timer here already.
+        // `Connection` applies its own timeout to each command.
         .set_response_timeout(None)
         .set_number_of_retries(usize::MAX)
         .set_exponent_base(2.0)
@@ -220,7 +220,7 @@ fn manager(client: &Client) -> RedisResult<ConnectionManager> {
     ConnectionManager::new_lazy_with_config(client.clone(), for_good)
 }
 
-/// Whether a server answers with this error.
+/// Returns `true` if the answer is this error of the server.
 fn is_error(code: &str, answer: &Value) -> bool {
     matches!(answer, Value::ServerError(e) if e.code() == code)
 }
@@ -234,7 +234,7 @@ impl ConnectionLike for Connection {
         Box::pin(async move {
             let mut manager = self.manager();
             let sent = TokioContext::new(manager.send_packed_command(cmd), self.home.clone());
-            match timeout(self.patience, sent).await {
+            match tokio::time::timeout(self.timeout, sent).await {
                 Ok(answer) => {
                     let is =
                         |code| answer.as_ref().map_or_else(|e| e.code() == Some(code), |answer| is_error(code, answer));
@@ -246,7 +246,7 @@ impl ConnectionLike for Connection {
                     }
                     answer
                 }
-                Err(_) => Err(self.out_of_patience()),
+                Err(_) => Err(self.timed_out()),
             }
         })
     }
@@ -260,7 +260,7 @@ impl ConnectionLike for Connection {
         Box::pin(async move {
             let mut manager = self.manager();
             let sent = TokioContext::new(manager.send_packed_commands(pipeline, offset, count), self.home.clone());
-            match timeout(self.patience, sent).await {
+            match tokio::time::timeout(self.timeout, sent).await {
                 Ok(answers) => {
                     let is = |code| {
                         answers.as_ref().map_or_else(
@@ -272,7 +272,8 @@ impl ConnectionLike for Connection {
                         self.renew(RENEW);
                     }
                     if is(WRONGTYPE) {
-                        // In a transaction, and where only the first error is told, it may be any of them.
+                        // In a transaction, and where only the first error is reported, any of the commands may have
+                        // failed.
                         let each = answers.as_ref().ok().filter(|answers| answers.len() == pipeline.len());
                         for (n, cmd) in pipeline.cmd_iter().enumerate() {
                             if each.is_none_or(|answers| is_error(WRONGTYPE, &answers[n])) {
@@ -282,7 +283,7 @@ impl ConnectionLike for Connection {
                     }
                     answers
                 }
-                Err(_) => Err(self.out_of_patience()),
+                Err(_) => Err(self.timed_out()),
             }
         })
     }
@@ -317,7 +318,7 @@ mod tests {
         ping(&mut here).await.unwrap();
     }
 
-    /// It could not be noted, or somebody else notes another each time.
+    /// Covers a value that could not be stored and a value that another client overwrites.
     #[tokio::test]
     async fn a_life_that_no_script_is_noted_for_takes_one_script() {
         let server = Server::start().await;

@@ -1,9 +1,10 @@
-//! How the loops of a worker fare, for whoever asks over HTTP whether it is ready.
+//! The health of a worker's loops, for readiness checks over HTTP.
 //!
-//! Each loop shows a [`LoopHealth`] as it goes round; who looks judges by this process's own clock, so that Redis need not be
-//! there to be told that it is away.
+//! Each loop updates its [`LoopHealth`] in every round. Readers judge it by this process's own clock, so an unreachable
+//! Redis does not block the check.
 //!
-//! A loop that works for several jobs keeps what fails in one of them in [`Troubles`]: it is told, and no other job waits for it.
+//! A loop that serves several jobs records the failures of single jobs in [`Troubles`]: they are logged, and the other
+//! jobs continue.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,55 +17,55 @@ use tracing::{info, warn};
 use crate::entry::duration;
 use crate::redis::{WrongTypes, is_of_keys};
 
-/// A worker looks at its agendas at least every 5 s; twice late is too late.
+/// A worker polls its agendas at least every 5 s. Three missed polls are a fault.
 const AGENDA: Duration = Duration::from_secs(15);
-/// It beats every second, and a command may take 5 s.
+/// A worker sends a heartbeat every second, and a command may take 5 s.
 const BEAT: Duration = Duration::from_secs(10);
 
-/// The longest time for which something that failed is left alone.
+/// The longest backoff of one subject.
 const LONGEST: Duration = Duration::from_secs(5);
-/// How long after a trouble was told it is told again, at first and at most; twice as long each time.
+/// The first and the longest interval between two log lines about the same failure; it doubles each time.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
-/// So long after it failed last something counts as well: a step that succeeds between two that fail is no recovery.
+/// A subject counts as recovered this long after its last failure: one success between two failures is no recovery.
 const SETTLED: Duration = Duration::from_secs(3);
-/// Longest cause kept, in characters.
+/// The longest cause that is kept, in characters.
 const CAUSE: usize = 300;
 
-/// Failures of single jobs, upstreams or steps, each with a backoff of its own, for all loops of a worker. Cheap to clone; clones
-/// share what they know.
+/// The failures of single jobs, upstreams or steps, each with its own backoff, for all loops of a worker. Cheap to
+/// clone; clones share their state.
 #[derive(Clone, Debug, Default)]
 pub struct Troubles {
-    /// The loop that this clone speaks for.
+    /// The loop that this clone reports for.
     of: &'static str,
     all: Arc<Mutex<BTreeMap<(&'static str, String), Trouble>>>,
 }
 
-/// One thing that does not work.
+/// One failing job, upstream or step.
 #[derive(Debug)]
 struct Trouble {
     cause: String,
     since: Instant,
     failed: Instant,
     tries: u32,
-    /// When the log was told last, and after how long it is told again.
+    /// When the failure was last logged, and after how long it is logged again.
     told: Instant,
     again: Duration,
-    /// It has worked since it failed last.
+    /// It succeeded since the last failure.
     works: bool,
-    /// It works again, and has for long enough.
+    /// It has recovered.
     is_over: bool,
-    /// The log was told, and not yet that it is over.
+    /// The failure was logged, and its recovery was not.
     is_told: bool,
 }
 
 impl Troubles {
-    /// Returns the same troubles, for a loop that people know by this name.
+    /// Returns a clone that reports for the loop of this name.
     #[must_use]
     pub fn of(&self, name: &'static str) -> Self {
         Self { of: name, all: Arc::clone(&self.all) }
     }
 
-    /// Notes that the loop works for this job, upstream or step, and tells so if it did not.
+    /// Records a success for this job, upstream or step. The recovery is logged if the failure was.
     pub fn well(&self, subject: &str) {
         let mut all = self.all();
         if !all.is_empty()
@@ -74,8 +75,8 @@ impl Troubles {
         }
     }
 
-    /// Notes that the loop fails for this job, upstream or step, and tells so: once for each cause, and now and then while it
-    /// lasts. Returns for how long to leave it alone.
+    /// Records a failure for this job, upstream or step. It is logged once for each cause, and at growing intervals
+    /// while it lasts. Returns the backoff.
     pub fn ill(&self, subject: &str, cause: impl fmt::Display) -> Duration {
         let cause: String = cause.to_string().chars().take(CAUSE).collect();
         let mut all = self.all();
@@ -99,7 +100,7 @@ impl Troubles {
         if is_new || trouble.told.elapsed() >= trouble.again {
             warn!(
                 for_seconds = trouble.since.elapsed().as_secs(),
-                "{} fails ({subject}), all else goes on: {cause}", self.of
+                "{} fails ({subject}); everything else continues: {cause}", self.of
             );
             trouble.again = if is_new { AGAIN.0 } else { (trouble.again * 2).min(AGAIN.1) };
             (trouble.cause, trouble.told, trouble.is_told) = (cause, now, true);
@@ -109,10 +110,11 @@ impl Troubles {
         ceiling.mul_f64(rand::random_range(0.5..=1.0))
     }
 
-    /// Lets what fails for this job, upstream or step only hinder no other: it is noted, and `None` returned.
+    /// Records a failure that concerns only this job, upstream or step, and returns `None`, so that the others
+    /// continue.
     ///
     /// # Errors
-    /// The same, where Redis fails as a whole.
+    /// Fails if Redis as a whole fails.
     pub fn alone<T>(&self, subject: &str, done: RedisResult<T>) -> RedisResult<Option<T>> {
         match done {
             Err(e) if is_of_keys(&e) => {
@@ -127,22 +129,22 @@ impl Troubles {
         }
     }
 
-    /// Returns how many jobs, upstreams or steps the loop fails for.
+    /// Returns the number of jobs, upstreams or steps that fail in this loop.
     pub fn count(&self) -> usize {
         self.all().iter().filter(|((of, _), trouble)| *of == self.of && !trouble.is_over).count()
     }
 
-    /// Returns what does not work, in all loops, a sentence each.
+    /// Returns one sentence for each failure, of all loops.
     pub fn reasons(&self) -> Vec<String> {
         let all = self.all();
         let all = all.iter().filter(|(_, trouble)| !trouble.is_over);
-        // Anybody may ask for it, so what an upstream answered is left to the log.
+        // This is public, so the upstream's answer stays in the log.
         let bare = |cause: &str| cause.split("; it begins: ").next().unwrap_or_default().to_owned();
         all.map(|((of, subject), trouble)| format!("{of} fails ({subject}): {}", bare(&trouble.cause))).collect()
     }
 
-    /// Returns all, after those are marked, and told, that have come to an end: they worked and have not failed for a while, or
-    /// nobody tried for long.
+    /// Marks and logs the failures that ended, then returns all. A failure has ended when the subject succeeded and did
+    /// not fail again for a while, or was not tried for a long time.
     fn all(&self) -> MutexGuard<'_, BTreeMap<(&'static str, String), Trouble>> {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         for ((of, subject), trouble) in &mut *all {
@@ -150,17 +152,17 @@ impl Troubles {
             if !trouble.is_over && trouble.failed.elapsed() >= quiet {
                 trouble.is_over = true;
                 if std::mem::take(&mut trouble.is_told) {
-                    info!("{of} works again ({subject}) after {}", duration::rough(trouble.since.elapsed()));
+                    info!("{of} recovered ({subject}) after {}", duration::rough(trouble.since.elapsed()));
                 }
             }
         }
-        // Kept for a while, so that what comes and goes is not told each time.
+        // Kept for a while, so that an intermittent failure is not logged each time.
         all.retain(|_, trouble| !trouble.is_over || trouble.told.elapsed() < trouble.again);
         all
     }
 }
 
-/// What one loop shows of itself. Cheap to clone; clones are the same loop_health.
+/// The health of one loop. Cheap to clone; clones share their state.
 #[derive(Clone, Debug, Default)]
 pub struct LoopHealth(Arc<Mutex<Shown>>);
 
@@ -171,26 +173,26 @@ struct Shown {
 }
 
 impl LoopHealth {
-    /// It went round, just now.
+    /// Records a completed round.
     pub fn well(&self) {
         let mut shown = self.shown();
         shown.well = Some(Instant::now());
         shown.trouble = None;
     }
 
-    /// It could not, for this reason.
+    /// Records a failed round and its reason.
     pub fn ill(&self, reason: impl fmt::Display) {
         self.shown().trouble = Some(reason.to_string());
     }
 
-    /// Whether it went round last time, and within this time, if one is given.
+    /// Checks that the last round succeeded and, if `within` is given, that it is no older.
     ///
     /// # Errors
-    /// What is wrong, as the end of a sentence about the loop.
+    /// Returns the fault as the end of a sentence about the loop.
     pub fn judge(&self, within: Option<Duration>) -> Result<(), String> {
         let shown = self.shown();
         if let Some(trouble) = &shown.trouble {
-            return Err(format!("waits for Redis: {trouble}"));
+            return Err(format!("is waiting for Redis: {trouble}"));
         }
         match (shown.well, within) {
             (None, _) => Err("has not begun yet".to_owned()),
@@ -206,42 +208,42 @@ impl LoopHealth {
     }
 }
 
-/// The signs of one worker.
+/// The health of all loops of one worker.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
-    /// The dispatcher's: the agenda moves.
+    /// The dispatcher: due entries reach the queue.
     pub agenda: LoopHealth,
-    /// The pulse's: the fleet hears that this worker lives.
+    /// The heartbeat: the fleet knows that this worker lives.
     pub beat: LoopHealth,
-    /// The queue's: tasks can be pulled.
+    /// The queue: tasks can be pulled.
     pub queue: LoopHealth,
-    /// The listener's: bare invalidations are heard.
+    /// The subscription: published invalidations are received.
     pub subscription: LoopHealth,
-    /// The inbox's: invalidations that cannot be lost are read.
+    /// The inbox: invalidations in the stream are read.
     pub inbox: LoopHealth,
-    /// That of the jobs' keys: the Redis user may use them.
+    /// The jobs' keys: the Redis user has the rights to use them.
     pub keys: LoopHealth,
-    /// What fails in single jobs, and hinders no other.
+    /// Failures of single jobs, which do not affect other jobs.
     pub troubles: Troubles,
-    /// Keys of another type than Samovar's, in their places.
+    /// Foreign keys of another type under Samovar's names.
     pub wrong_types: WrongTypes,
 }
 
 impl Health {
-    /// Whether the fleet knows of the worker, and invalidations reach it, whichever way they come.
+    /// Returns `true` if the fleet knows of the worker, and both the channel's and the inbox's invalidations reach it.
     pub fn is_heard_and_hears(&self) -> bool {
         [&self.beat, &self.subscription, &self.inbox].iter().all(|loop_health| loop_health.judge(None).is_ok())
     }
 
-    /// What keeps the worker from being ready, a sentence each; empty if it is.
+    /// Returns one sentence for each fault that keeps the worker from being ready.
     pub fn faults(&self) -> Vec<String> {
         [
             ("the dispatcher", &self.agenda, Some(AGENDA)),
-            ("the worker's beat", &self.beat, Some(BEAT)),
+            ("the heartbeat", &self.beat, Some(BEAT)),
             ("the queue", &self.queue, None),
             ("the subscription", &self.subscription, None),
             ("the inbox", &self.inbox, None),
-            ("whoever uses the jobs' keys", &self.keys, None),
+            ("access to the jobs' keys", &self.keys, None),
         ]
         .into_iter()
         .filter_map(|(name, loop_health, within)| {
@@ -253,7 +255,7 @@ impl Health {
         .collect()
     }
 
-    /// What does not work while the worker serves its purpose, a sentence each: single jobs or upstreams, single steps.
+    /// Returns one sentence for each failure of a single job, upstream or step that does not affect readiness.
     pub fn troubles(&self) -> Vec<String> {
         let wrong = self.wrong_types.found().into_iter().filter(|wrong| !wrong.is_needed_by_all);
         wrong.map(|wrong| wrong.to_string()).chain(self.troubles.reasons()).collect()

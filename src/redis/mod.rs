@@ -1,4 +1,4 @@
-//! Connections to Redis, how loops wait for it, and how well they are.
+//! Connections to Redis, and what every user of one needs: URLs, backoff, health, scans, `INFO`, required rights.
 
 mod backoff;
 mod connection;

@@ -1,20 +1,20 @@
-//! What Samovar needs of a server and of the user that it logs in as, looked at before anything depends on it.
+//! The server version and the user's rights that Samovar needs, checked at start.
 //!
-//! Nothing is carried out by looking: the commands are queued in a transaction, where Redis checks the user's rights,
-//! and discarded.
+//! The check executes no command: commands are queued in a transaction, where Redis checks the user's rights, and
+//! discarded.
 
 use redis::{Client, RedisError, RedisResult, Value};
 
 use super::Connection;
 use crate::protocol::Keys;
 
-/// The oldest release that will do: scripts with flags, `PEXPIRETIME`, `EXPIRE … GT`.
+/// The oldest supported major version: scripts with flags, `PEXPIRETIME`, `EXPIRE … GT`.
 const OLDEST: u32 = 7;
 
-/// Where it is said which rights are needed and why.
+/// The documentation page that lists the required rights.
 const PAGE: &str = "docs/redis.md";
 
-/// Every command that a worker sends by itself or by a script and cannot do without; `K` stands for a key of its own.
+/// Every command that a worker or one of its scripts needs. `K` stands for a key of its own.
 const NEEDED: &[&str] = &[
     "DEL K",
     "EVALSHA S 1 K",
@@ -90,29 +90,31 @@ const NEEDED: &[&str] = &[
     "ZSCORE K v",
 ];
 
-/// What is said of a right that is missing within a script: by Redis 7.0 of a command and of a key, and by later ones.
+/// The errors for a right that is missing in a script: of Redis 7.0 for a command and for a key, and of later versions.
 const IN_SCRIPT: [&str; 3] =
     ["can't run this command", "can't access at least one of the keys", "ACL failure in script"];
 
-/// Commands without which a worker does less, and what that is.
+/// Optional commands, and what a worker cannot do without each.
 const WANTED: &[(&str, &str)] = &[
     (
         "INFO",
-        "restarts are told by a script that Redis forgets with one, evictions of Samovar's own keys are noticed only where all \
-         of a kind is gone, an invalidation by a tag that is not known yet looks at all keys, and reads are sampled while there \
-         are none, too",
+        "restarts are detected by a script that a restarted Redis has lost, evictions of Samovar's own keys only when a whole \
+         key is gone, an invalidation by an unknown tag scans all keys, and reads are sampled at fixed intervals",
     ),
-    ("OBJECT|IDLETIME K", "no read is seen: only what is listed, fed, or reported as read is kept warm"),
-    ("OBJECT|FREQ K", "no read is seen under an LFU policy"),
-    ("OBJECT|REFCOUNT K", "reads of numbers below 10,000 may count for one another"),
+    (
+        "OBJECT|IDLETIME K",
+        "reads are not detected: only entries that are listed, in a feed, or reported as read are kept warm",
+    ),
+    ("OBJECT|FREQ K", "reads are not detected under an LFU policy"),
+    ("OBJECT|REFCOUNT K", "reads of values that are numbers below 10,000 may be counted for each other"),
     ("PUBSUB|NUMSUB", "`samovar watch` shows nothing of what this worker does"),
-    ("PUBSUB|CHANNELS", "it is not noticed when workers of another database hear the same channel"),
+    ("PUBSUB|CHANNELS", "workers of another database on the same channel are not detected"),
 ];
 
-/// Rights that a user lacks, as `ACL SETUSER` names them; all empty where none is missing.
+/// The missing rights, as `ACL SETUSER` names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lack {
-    /// Commands, and commands that the server does not have.
+    /// Commands, including commands that the server does not have.
     commands: Vec<String>,
     /// Patterns of keys.
     keys: Vec<String>,
@@ -125,7 +127,7 @@ impl Lack {
         self == &Self::default()
     }
 
-    /// What is to be granted, as the end of an `ACL SETUSER`.
+    /// Returns the rights to grant, as the end of an `ACL SETUSER`.
     fn grants(&self) -> String {
         let commands = self.commands.iter().map(|name| format!("+{name}"));
         let keys = self.keys.iter().map(|glob| format!("~{glob}"));
@@ -133,7 +135,7 @@ impl Lack {
         commands.chain(keys).chain(channels).collect::<Vec<_>>().join(" ")
     }
 
-    /// The fault in one line: what is missing, and the remedy.
+    /// Returns the fault in one line: the missing rights and the remedy.
     fn told(&self, user: &str) -> String {
         let kinds = [("to run", &self.commands), ("to use keys", &self.keys), ("to use channels", &self.channels)];
         let missing = kinds.iter().filter(|(_, names)| !names.is_empty());
@@ -143,19 +145,19 @@ impl Lack {
     }
 }
 
-/// Says why this server is none that Samovar can work with: too old, or of a kind that is not supported. `None` where
-/// it is one, or where it does not say.
+/// Returns why Samovar cannot use this server: its version or its mode. `None` if it can, or if the server does not
+/// tell.
 ///
 /// # Errors
-/// Redis's.
+/// Fails if Redis returns an error.
 pub async fn unsupported(redis: &mut Connection) -> RedisResult<Option<String>> {
     let Some(server) = Server::ask(redis).await? else {
-        // Redis 7 runs scripts that begin so; earlier ones take it for an error of syntax.
+        // Redis 7 accepts this shebang; earlier versions report a syntax error.
         let tried: RedisResult<String> =
             redis::cmd("SCRIPT").arg("LOAD").arg("#!lua flags=no-writes\nreturn 1").query_async(redis).await;
         return match tried {
             Err(e) if e.to_string().contains("compil") => {
-                let fault = "the server does not tell its version and cannot run scripts of Redis 7: Redis 7.0 or newer, \
+                let fault = "the server hides its version and cannot run Redis 7 scripts: Redis 7.0 or newer, \
                              or Valkey, is needed";
                 Ok(Some(fault.into()))
             }
@@ -166,7 +168,7 @@ pub async fn unsupported(redis: &mut Connection) -> RedisResult<Option<String>> 
     Ok(server.fault())
 }
 
-/// What a server says of itself.
+/// A server's version and mode.
 #[derive(Debug, Default)]
 struct Server {
     version: String,
@@ -174,7 +176,7 @@ struct Server {
 }
 
 impl Server {
-    /// By `HELLO`, which everybody may say, else by `INFO`; `None` where neither is answered.
+    /// Asks by `HELLO`, which needs no rights, else by `INFO`; `None` if the server answers neither.
     async fn ask(redis: &mut Connection) -> RedisResult<Option<Self>> {
         let hello: RedisResult<Value> = redis::cmd("HELLO").query_async(redis).await;
         match hello {
@@ -221,11 +223,11 @@ impl Server {
     }
 }
 
-/// Says which rights the user lacks that no worker can do without, whatever its jobs are; `None` for none. `client` is
-/// for a subscription.
+/// Returns the missing rights that every worker needs, whatever its jobs; `None` if none is missing. `client` opens a
+/// test subscription.
 ///
 /// # Errors
-/// Redis's, where it cannot be seen.
+/// Fails if the rights cannot be determined.
 pub async fn lacking(redis: &mut Connection, client: &Client, keys: &Keys) -> RedisResult<Option<String>> {
     let own = format!("{}:rights", keys.prefix());
     let mut lack = Lack::default();
@@ -238,7 +240,7 @@ pub async fn lacking(redis: &mut Connection, client: &Client, keys: &Keys) -> Re
         }
     }
     if !lack.is_none() {
-        // Without a transaction the commands would be carried out.
+        // Without a transaction the commands would be executed.
         return Ok(Some(lack.told(&user_of(client))));
     }
     let channels = [keys.signal_channel(), keys.changed_channel(), keys.watched_channel()];
@@ -282,10 +284,10 @@ pub async fn lacking(redis: &mut Connection, client: &Client, keys: &Keys) -> Re
     Ok((!lack.is_none()).then(|| lack.told(&user_of(client))))
 }
 
-/// Says which of these patterns the user may not use, going by a key of each; `None` for none.
+/// Returns which of these patterns the user has no right to, by testing one key of each; `None` if none.
 ///
 /// # Errors
-/// Redis's.
+/// Fails if Redis returns an error.
 pub async fn lacking_keys(redis: &mut Connection, keys: &[(String, String)]) -> RedisResult<Option<String>> {
     let mut lack = Lack::default();
     for (glob, key) in keys {
@@ -296,10 +298,10 @@ pub async fn lacking_keys(redis: &mut Connection, keys: &[(String, String)]) -> 
     Ok((!lack.is_none()).then(|| lack.told(&user_of(redis.client()))))
 }
 
-/// Says what a worker does without because of rights that the user lacks; empty where it has all.
+/// Returns what a worker cannot do because an optional right is missing; empty if the user has all.
 ///
 /// # Errors
-/// Redis's.
+/// Fails if Redis returns an error.
 pub async fn doing_without(redis: &mut Connection, keys: &Keys) -> RedisResult<Vec<String>> {
     let own = format!("{}:rights", keys.prefix());
     let refused = queue(redis, WANTED.iter().map(|(words, _)| *words), &own, "").await?;
@@ -307,28 +309,28 @@ pub async fn doing_without(redis: &mut Connection, keys: &Keys) -> RedisResult<V
     Ok(missing.map(|((words, cost), _)| format!("without +{}, {cost}", name_of(words))).collect())
 }
 
-/// The text of an error; where it tells of a right that is missing, with what to do.
+/// Returns the error's text, with the remedy if a right is missing.
 pub fn explain(error: &RedisError) -> String {
     let text = error.to_string();
     if error.code() == Some("NOPERM") {
-        return format!("{text}; grant it to the Redis user of this process: {PAGE} lists all that is needed");
+        return format!("{text}; grant it to the Redis user of this process: {PAGE} lists all required rights");
     }
     if IN_SCRIPT.iter().any(|part| text.contains(part)) {
-        // Before 7.2 Redis does not say which command that is.
+        // Before 7.2 Redis does not name the command.
         return format!(
-            "{text}; grant it to the Redis user of this process: a worker that starts names what is missing, and {PAGE} lists \
-             all that is needed"
+            "{text}; grant it to the Redis user of this process: a worker names the missing rights when it starts, and {PAGE} lists \
+             all required rights"
         );
     }
     text
 }
 
-/// Whether Redis understood what was said and will not do it, now or later: no right, or no such command.
+/// Returns `true` if Redis refuses the command for good: no right, or no such command.
 pub(super) fn is_refusal(error: &RedisError) -> bool {
     Refused::by(error).is_some()
 }
 
-/// Why a command is not carried out, whoever tries again.
+/// Why Redis refuses a command for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refused {
     Command,
@@ -344,7 +346,7 @@ impl Refused {
             Some("NOPERM") if text.contains(" channel") => Some(Self::Channel),
             Some("NOPERM") => Some(Self::Key),
             Some("NOPROTO") => Some(Self::Command),
-            // Commands that do not exist, or are renamed or switched off by who runs the server.
+            // Commands that do not exist, or that the operator renamed or disabled.
             Some("ERR")
                 if ["unknown", "not support", "disabled", "number of arg"].iter().any(|part| text.contains(part)) =>
             {
@@ -355,7 +357,7 @@ impl Refused {
     }
 }
 
-/// Has commands queued and discards them; says of each why it would be refused.
+/// Queues commands, discards them, and returns for each why it would be refused.
 async fn queue<'a>(
     redis: &mut Connection,
     commands: impl IntoIterator<Item = &'a str>,
@@ -371,7 +373,7 @@ async fn queue<'a>(
             pipe.arg(match word {
                 "K" => key,
                 "C" => channel,
-                // The digest of a script that nobody has.
+                // A digest that belongs to no script.
                 "S" => "0000000000000000000000000000000000000000",
                 word => word,
             });
@@ -384,13 +386,13 @@ async fn queue<'a>(
     Ok(replies.into_iter().skip(1).map(refused).collect())
 }
 
-/// Whether the user may not read and write this key, as scripts do.
+/// Returns `true` if the user has no right to read and write this key, as scripts do.
 async fn may_not_use(redis: &mut Connection, key: &str) -> RedisResult<bool> {
     let refused = queue(redis, ["EVALSHA S 1 K"], key, "").await?;
     Ok(refused.into_iter().flatten().any(|refused| refused == Refused::Key))
 }
 
-/// The command of such words, as `ACL SETUSER` names it.
+/// Returns the command's name, as `ACL SETUSER` writes it.
 fn name_of(words: &str) -> String {
     words.split(' ').next().unwrap_or_default().to_lowercase()
 }
@@ -407,7 +409,7 @@ mod tests {
     use super::*;
     use crate::redis::server::Server as TestServer;
 
-    /// Commands that are sent and are neither needed nor wanted: each use of them does without.
+    /// Commands that are sent but not required: each use has a fallback.
     const SPARED: [&str; 7] = ["CLIENT", "CONFIG", "DBSIZE", "DISCARD", "EXEC", "HELLO", "MULTI"];
 
     fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
@@ -465,7 +467,7 @@ mod tests {
         assert_eq!(size, 0);
     }
 
-    /// As other releases say it, and what this one says of a key.
+    /// Covers the errors of other versions, and this version's error for a key.
     #[tokio::test]
     async fn a_right_that_a_script_lacks_is_told_with_what_to_do() {
         let server = TestServer::start().await;
@@ -482,7 +484,7 @@ mod tests {
         ] {
             let answer: RedisResult<Value> = redis::cmd("EVAL").arg(script).arg(0).query_async(&mut redis).await;
             let text = explain(&answer.unwrap_err());
-            assert_eq!(text.contains("a worker that starts names what is missing"), told, "{text}");
+            assert_eq!(text.contains("a worker names the missing rights when it starts"), told, "{text}");
         }
     }
 

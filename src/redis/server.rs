@@ -1,11 +1,11 @@
-//! A Redis server of a unit test's own.
+//! A Redis server for one unit test.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::{Connection, RedisUrl};
 
-/// A redis-server of one test; dies with it.
+/// A redis-server process that ends with its test.
 pub(crate) struct Server {
     process: Child,
     pub(crate) url: String,

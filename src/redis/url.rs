@@ -1,8 +1,7 @@
-//! Redis URLs: what `REDIS_URL` and its kin mean, and connections to it.
+//! Redis URLs (`REDIS_URL`) and connections to them.
 //!
-//! A [`RedisUrl`] that exists can be connected to as far as its text tells. Nothing that is printed of it, neither
-//! itself nor an error about its text, ever holds the password: an error quotes the text only where it has no room for
-//! one.
+//! A [`RedisUrl`] is valid as far as its text tells. Neither its output nor an error ever contains the password: an
+//! error quotes the text only if no password can be in it.
 
 use super::Connection;
 use percent_encoding::percent_decode_str;
@@ -15,20 +14,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use url::{Host, Url};
 
-/// Where a URL names none.
+/// The port of a URL that names none.
 const DEFAULT_PORT: u16 = 6379;
 
-/// A peer that acknowledges nothing for this long is taken for dead, so that a cut cable does not hold a socket for the
-/// kernel's quarter of an hour.
+/// The time without an acknowledgement after which a connection is closed, instead of the kernel's 15 minutes.
 const DEAD_PEER: Duration = Duration::from_secs(15);
 
-/// What is printed in the password's place.
+/// The placeholder that is printed instead of the password.
 const HIDDEN: &str = "***";
 
 const FORM: &str = "write redis://[[user]:password@]host[:port][/db], and percent-encode special characters in the \
                     password (`/` as %2F, `@` as %40, `%` as %25)";
 
-/// Where Redis is and how to get in. `Display` and `Debug` never show the password.
+/// The address and credentials of a Redis server. `Display` and `Debug` never show the password.
 #[derive(Clone)]
 pub struct RedisUrl {
     server: Server,
@@ -46,13 +44,13 @@ enum Server {
     Tls {
         host: String,
         port: u16,
-        /// PEM; the system's roots where absent.
+        /// PEM; the system's roots if absent.
         roots: Option<Arc<[u8]>>,
     },
     Unix(PathBuf),
 }
 
-/// Why a URL cannot be used; never shows a password.
+/// The reason why a URL cannot be used; it contains no password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UrlError(pub String);
@@ -86,24 +84,24 @@ impl fmt::Display for RedisUrl {
 }
 
 impl RedisUrl {
-    /// Reads `redis://`, `rediss://` (TLS) or `unix://` with the usual parts; `valkey` may stand for `redis`. A lone name
-    /// before the `@` is the password. `ca` is a PEM file of roots to trust instead of the system's.
+    /// Reads `redis://`, `rediss://` (TLS) or `unix://` with the usual parts; `valkey` may stand for `redis`. A lone
+    /// name before the `@` is the password. `ca` is a PEM file of root certificates that replace the system's.
     ///
     /// # Errors
-    /// What is wrong with the text or the file, with a remedy and without the password.
+    /// Returns what is wrong with the text or the file and the remedy, without the password.
     pub fn parse(text: &str, ca: Option<&Path>) -> Result<Self, UrlError> {
         let text = text.trim();
         refuse_what_comes_later(text)?;
         let url = Url::parse(text).map_err(|error| fault(text, format!("is not a URL ({error}); {FORM}")))?;
         if url.fragment().is_some() {
             let remedy = "to trust a private certificate authority, set SAMOVAR_REDIS_CA to its PEM file";
-            return Err(fault(text, format!("has a fragment (`#…`), which means nothing here; {remedy}")));
+            return Err(fault(text, format!("has a fragment (`#…`), which is not supported; {remedy}")));
         }
         let scheme = url.scheme();
         let tls = matches!(scheme, "rediss" | "valkeys");
         if !tls && ca.is_some() {
             let remedy = "write rediss:// for TLS, or unset SAMOVAR_REDIS_CA";
-            return Err(fault(text, format!("is not encrypted, yet SAMOVAR_REDIS_CA names a CA; {remedy}")));
+            return Err(fault(text, format!("is not encrypted, but SAMOVAR_REDIS_CA names a CA; {remedy}")));
         }
         match scheme {
             "redis" | "valkey" | "rediss" | "valkeys" => Self::over_tcp(text, &url, tls, ca),
@@ -112,7 +110,7 @@ impl RedisUrl {
         }
     }
 
-    /// The server at these coordinates, without TLS and as the default user.
+    /// Returns the URL of this server, without TLS and with the default user.
     #[must_use]
     pub fn at(host: &str, port: u16, db: u32, password: Option<&str>) -> Self {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -138,7 +136,7 @@ impl RedisUrl {
         let (user, password) = match (decoded(text, url.username())?, url.password()) {
             (name, Some(password)) => {
                 let (user, password) = (filled(name), decoded(text, password)?);
-                // A user without a password is one that Redis lets in with any (`nopass`).
+                // A user without a password: Redis accepts any (`nopass`).
                 let password = if user.is_some() { Some(password) } else { filled(password) };
                 (user, password)
             }
@@ -169,16 +167,16 @@ impl RedisUrl {
         Ok(Self { server: Server::Unix(path.into()), db: db.unwrap_or(0), user, password })
     }
 
-    /// The number of the database.
+    /// Returns the number of the database.
     #[must_use]
     pub fn database(&self) -> i64 {
         self.db.into()
     }
 
-    /// A client, not yet connected (for pub/sub and blocking reads).
+    /// Returns a client that is not connected yet, for pub/sub and blocking reads.
     ///
     /// # Errors
-    /// Roots that are no certificates.
+    /// Fails if the root certificates are invalid.
     pub fn client(&self) -> redis::RedisResult<redis::Client> {
         let address = match &self.server {
             Server::Tcp { host, port } => ConnectionAddr::Tcp(host.clone(), *port),
@@ -199,7 +197,7 @@ impl RedisUrl {
         let info = address.into_connection_info()?.set_redis_settings(login).set_tcp_settings(tcp_settings());
         match &self.server {
             Server::Tls { roots, .. } => {
-                // Whoever embeds this crate may have chosen another provider already; that one then serves.
+                // An application that embeds this crate may have installed another provider; it is then used.
                 let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
                 let root_cert = roots.as_deref().map(<[u8]>::to_vec);
                 redis::Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })
@@ -208,25 +206,25 @@ impl RedisUrl {
         }
     }
 
-    /// A multiplexed connection that comes back by itself, for ever; commands fail after `patience`, also while it is
-    /// away. Not for blocking commands, which hold up everyone who shares it.
+    /// Opens a multiplexed connection that reconnects without limit. Commands fail after `timeout`, also while Redis is
+    /// unreachable. Not for blocking commands, which delay all users of the connection.
     ///
     /// # Errors
-    /// The first attempt is the only one: whatever is wrong is returned at once, and the caller decides about another.
-    pub async fn manager(&self, patience: Duration) -> redis::RedisResult<Connection> {
-        Connection::open(self.client()?, self.to_string().into(), patience).await
+    /// The first attempt is not repeated: its error is returned at once, and the caller decides about another.
+    pub async fn manager(&self, timeout: Duration) -> redis::RedisResult<Connection> {
+        Connection::open(self.client()?, self.to_string().into(), timeout).await
     }
 
-    /// The same without a first attempt: for whoever gets by while Redis is away.
+    /// Opens the connection lazily, for callers that can work while Redis is unreachable.
     ///
     /// # Errors
-    /// Roots that are no certificates.
-    pub fn lazy_manager(&self, patience: Duration) -> redis::RedisResult<Connection> {
-        Connection::lazy(self.client()?, self.to_string().into(), patience)
+    /// Fails if the root certificates are invalid.
+    pub fn lazy_manager(&self, timeout: Duration) -> redis::RedisResult<Connection> {
+        Connection::lazy(self.client()?, self.to_string().into(), timeout)
     }
 }
 
-/// What a URL's query may say.
+/// The options in a URL's query.
 #[derive(Default)]
 struct Options {
     db: Option<u32>,
@@ -266,7 +264,7 @@ fn refuse_what_comes_later(text: &str) -> Result<(), UrlError> {
     Ok(())
 }
 
-/// An error about a text, which is quoted only where no password can be in it.
+/// Returns an error that quotes the text only if no password can be in it.
 fn fault(text: &str, what: String) -> UrlError {
     let safe = !text.contains(['@', '?', '#', '%']) && !text.is_empty() && text.matches(':').count() <= 2;
     UrlError(if safe { format!("`{text}` {what}") } else { format!("the Redis URL {what}") })

@@ -1,8 +1,8 @@
-//! Keys of the wrong type: somebody else's key stands where Samovar's own belongs, and each command on it fails.
+//! Keys of the wrong type: a foreign key has the name of one of Samovar's own, and each command on it fails.
 //!
-//! Redis does not say which key that is. So a connection hands over the names in a command that failed ([`WrongTypes::met`]),
-//! and [`WrongTypes::look`] asks Redis for the types of these, and now and then of all names that are known beforehand.
-//! Nothing is ever changed there: it is told what to delete or rename, and when that was done.
+//! Redis does not name the key. So a connection hands over the arguments of a failed command ([`WrongTypes::met`]).
+//! [`WrongTypes::inspect`] then asks Redis for their types, and at intervals for the types of all names that are known
+//! in advance. Samovar never changes such a key. It logs what to delete or rename, and when that was done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,41 +17,41 @@ use tracing::{debug, info, warn};
 use super::Connection;
 use crate::protocol::Keys;
 
-/// Keys that are remembered at once; further ones are found when some of these are gone.
+/// The most keys that are remembered; further ones are found once some of these are gone.
 const MOST: usize = 256;
-/// Names that are asked for in one round trip.
+/// Names in one round trip.
 const STEP: usize = 500;
-/// How often the known ones are looked at again, and how often all names are.
-const LOOK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
-/// So many of the first words of a command are looked at: keys come first.
+/// The intervals at which the known keys and all names are inspected.
+const INTERVAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+/// Leading arguments of a command that are inspected: keys come first.
 const WORDS: usize = 16;
-/// Longest name that is told, in characters.
+/// The longest name that is logged, in characters.
 const NAME: usize = 200;
 
-/// What Redis answers to a command on a key of another type.
+/// The error code of a command on a key of another type.
 const WRONGTYPE: &str = "WRONGTYPE";
 
-/// Returns whether an error concerns only the keys that were named, so that waiting for Redis does not mend it: a key of another
-/// type, one that the user has no right to, an answer that makes no sense.
+/// Returns `true` if an error concerns only the command's keys, so that waiting does not help: a key of another type, a
+/// missing right to a key, an unexpected answer.
 pub fn is_of_keys(error: &RedisError) -> bool {
     let is_one = |code: &str| matches!(code, WRONGTYPE | "NOPERM" | "ERR");
-    // Of a pipeline, all that failed must be such.
+    // In a pipeline, all errors must be of this kind.
     let errors = error.clone().into_server_errors();
     errors.is_some_and(|errors| errors.iter().all(|(_, error)| is_one(error.code())))
         || error.code().is_some_and(is_one)
         || matches!(error.kind(), redis::ErrorKind::UnexpectedReturnType | redis::ErrorKind::Parse)
 }
 
-/// A key of another type than Samovar's, in its place.
+/// A foreign key of another type under one of Samovar's names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrongType {
     /// The key.
     pub key: String,
-    /// Its type, as `TYPE` tells it.
+    /// Its type, as `TYPE` returns it.
     pub found: String,
-    /// Samovar's.
+    /// The type of Samovar's key.
     pub expected: &'static str,
-    /// Nothing can be fetched for any job while it is there.
+    /// No job can be warmed while the key exists.
     pub is_needed_by_all: bool,
 }
 
@@ -63,20 +63,20 @@ impl fmt::Display for WrongType {
     }
 }
 
-/// The keys of the wrong type that a worker knows of. Cheap to clone; clones share what they know.
+/// The keys of the wrong type that a worker knows. Cheap to clone; clones share their state.
 #[derive(Clone, Debug, Default)]
 pub struct WrongTypes(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Names in commands that failed.
+    /// Arguments of failed commands.
     suspects: Mutex<BTreeSet<String>>,
     found: Mutex<BTreeMap<String, WrongType>>,
     wakeup: Notify,
 }
 
 impl WrongTypes {
-    /// Takes note of a command that met a key of the wrong type.
+    /// Records a command that failed on a key of the wrong type.
     pub(super) fn met(&self, command: &Cmd) {
         let mut suspects = lock(&self.0.suspects);
         for arg in command.args_iter().take(WORDS) {
@@ -92,28 +92,28 @@ impl WrongTypes {
         self.0.wakeup.notify_one();
     }
 
-    /// Returns the keys that were found at the last look.
+    /// Returns the keys that the last inspection found.
     pub fn found(&self) -> Vec<WrongType> {
         lock(&self.0.found).values().cloned().collect()
     }
 
-    /// Looks until `stop`: soon after a command failed, at what is known every two seconds, and at all of these names
-    /// every ten seconds.
+    /// Inspects until `stop`: soon after a command fails, the known keys every two seconds, and all of `names` every
+    /// ten seconds.
     pub async fn run(self, redis: Connection, keys: Keys, names: Vec<String>, stop: CancellationToken) {
         let mut all: Option<Instant> = None;
         while !stop.is_cancelled() {
-            let is_due = all.is_none_or(|at| at.elapsed() >= LOOK.1);
-            match self.look(&redis, &keys, if is_due { &names } else { &[] }).await {
+            let is_due = all.is_none_or(|at| at.elapsed() >= INTERVAL.1);
+            match self.inspect(&redis, &keys, if is_due { &names } else { &[] }).await {
                 Ok(()) if is_due => all = Some(Instant::now()),
                 Ok(()) => {}
-                // The loops that need Redis say so.
-                Err(e) => debug!("cannot ask for the types of keys: {e}"),
+                // The loops that need Redis log this.
+                Err(e) => debug!("cannot read the types of keys: {e}"),
             }
             let rest = async {
-                tokio::time::sleep(LOOK.0).await;
+                tokio::time::sleep(INTERVAL.0).await;
                 let idle = self.found().is_empty() && lock(&self.0.suspects).is_empty();
                 if idle {
-                    let next = all.map_or(LOOK.0, |at| LOOK.1.saturating_sub(at.elapsed()));
+                    let next = all.map_or(INTERVAL.0, |at| INTERVAL.1.saturating_sub(at.elapsed()));
                     let _ = tokio::time::timeout(next, self.0.wakeup.notified()).await;
                 }
             };
@@ -124,11 +124,12 @@ impl WrongTypes {
         }
     }
 
-    /// Looks at names in commands that failed, at what was found before, and at these; tells what is new and what is over.
+    /// Inspects the arguments of failed commands, the keys found before, and `names`. Logs new keys and keys that are
+    /// gone.
     ///
     /// # Errors
-    /// Redis's; look again.
-    pub async fn look(&self, redis: &Connection, keys: &Keys, names: &[String]) -> RedisResult<()> {
+    /// Fails if Redis returns an error; inspect again.
+    pub async fn inspect(&self, redis: &Connection, keys: &Keys, names: &[String]) -> RedisResult<()> {
         let suspects = std::mem::take(&mut *lock(&self.0.suspects));
         let mut asked: BTreeSet<String> = suspects.into_iter().chain(names.iter().cloned()).collect();
         asked.extend(lock(&self.0.found).keys().cloned());
@@ -137,7 +138,7 @@ impl WrongTypes {
         let mut found = lock(&self.0.found);
         let is_over = |key: &str| !now.iter().any(|wrong| wrong.key == key);
         for (key, _) in found.extract_if(.., |key, _| is_over(key)) {
-            info!(key, "no key of another type stands there any more");
+            info!(key, "the key of the wrong type is gone");
         }
         for wrong in now {
             if found.len() >= MOST {
@@ -152,10 +153,10 @@ impl WrongTypes {
     }
 }
 
-/// Asks Redis which of these names, as far as they are Samovar's own, hold a key of another type.
+/// Returns which of these names are Samovar's own and hold a key of another type.
 ///
 /// # Errors
-/// Redis's.
+/// Fails if Redis returns an error.
 pub async fn wrong_types(redis: &Connection, keys: &Keys, names: &[String]) -> RedisResult<Vec<WrongType>> {
     let own: Vec<(&String, &'static str)> = names.iter().filter_map(|name| Some((name, keys.type_of(name)?))).collect();
     let mut wrong = Vec::new();

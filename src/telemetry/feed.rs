@@ -1,8 +1,8 @@
-//! The feed: what a worker does, told to whoever watches. docs/protocol.md describes its messages.
+//! The feed: a worker's events for `samovar watch` and other subscribers. docs/protocol.md describes its messages.
 //!
-//! Mostly nobody watches: then an event costs a look at a flag, and the loop one command a second. While somebody does, events
-//! go out ten times a second, in batches, a thousand a second at most; how many more there were is told instead. An event is
-//! told once or, where Redis does not answer, not at all: nothing waits for a watcher.
+//! Without a subscriber an event costs one check of a flag, and the loop one command a second. With one, events are
+//! published in batches ten times a second, at most a thousand events a second; further events are only counted. An
+//! event is published at most once: nothing waits for a subscriber.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -19,28 +19,28 @@ use crate::entry::duration::millis;
 use crate::protocol::{Action, Handled, Message};
 use crate::redis::Connection;
 
-/// How often is looked whether somebody watches.
+/// The interval at which subscribers are counted.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long events wait to be told together.
+/// The interval between batches.
 const BATCH: Duration = Duration::from_millis(100);
-/// Events told in a second, at most.
+/// The most events in one second.
 const MOST: usize = 1_000;
-/// Events in one message.
+/// The most events in one message.
 const TOGETHER: usize = 250;
-/// Names of each kind that an invalidation shows.
+/// The most names of each kind in an invalidation's event.
 const NAMES: usize = 16;
-/// Longest text shown of a key, a name or a reason, in characters.
+/// The longest text of a key, a name or a reason, in characters.
 const LONGEST: usize = 500;
 
 /// One message on the channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
-    /// Who tells.
+    /// The worker.
     pub worker: String,
-    /// Events that were left out since the last message because there were too many.
+    /// Events that were dropped since the last message because there were too many.
     #[serde(default)]
     pub dropped: u64,
-    /// What happened, in order.
+    /// The events, in order.
     pub events: Vec<Event>,
 }
 
@@ -54,7 +54,7 @@ pub enum Event {
     Invalidation(Invalidation),
 }
 
-/// How the warming of an entry ended.
+/// The end of an entry's warming.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     /// When (Redis time, ms since the epoch).
@@ -63,27 +63,27 @@ pub struct Ended {
     pub job: String,
     /// Its key.
     pub key: String,
-    /// Why it was warmed.
+    /// The trigger.
     pub trigger: Trigger,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// Why so, where there is something to say.
+    /// The reason, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How long the warming took, ms.
+    /// The duration of the warming, ms.
     pub took_ms: u64,
-    /// From when it was due until this end, ms.
+    /// The time from when the entry was due until the end, ms.
     pub lag_ms: u64,
 }
 
-/// What an invalidation named, at most 16 of each kind, and what it touched.
+/// An invalidation: its names, at most 16 of each kind, and its effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invalidation {
-    /// When it had been handled (Redis time, ms since the epoch).
+    /// When it was handled (Redis time, ms since the epoch).
     pub at_ms: i64,
     /// `channel` or `inbox`.
     pub way: String,
-    /// What was asked for.
+    /// The requested action.
     pub action: Action,
     /// Keys.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -97,7 +97,7 @@ pub struct Invalidation {
     /// Jobs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<String>,
-    /// Entries of jobs that were looked at.
+    /// Entries of jobs that were examined.
     pub entries: u64,
     /// Of these, made due.
     pub due: u64,
@@ -105,7 +105,7 @@ pub struct Invalidation {
     pub removed: u64,
     /// Fetches in flight that will not be written.
     pub fenced: u64,
-    /// Names that no job knows.
+    /// Names that belong to no job.
     pub foreign: u64,
 }
 
@@ -159,7 +159,7 @@ impl Event {
     }
 }
 
-/// What is to be told.
+/// The events that are waiting to be published.
 #[derive(Debug, Default)]
 pub(super) struct Feed {
     watched: AtomicBool,
@@ -169,16 +169,16 @@ pub(super) struct Feed {
 #[derive(Debug, Default)]
 struct Waiting {
     events: Vec<(Instant, Event)>,
-    /// How many were taken in since somebody was last looked for.
+    /// Events accepted since subscribers were last counted.
     taken: usize,
     dropped: u64,
 }
 
-/// Redis's clock (ms), as it was at an instant of ours.
+/// A reading of Redis's clock (ms), and the local instant of it.
 type Clock = (Instant, i64);
 
 impl Feed {
-    /// Tells of something, if somebody watches.
+    /// Records an event if there is a subscriber.
     pub(super) fn tell(&self, event: impl FnOnce() -> Event) {
         if !self.watched.load(Ordering::Relaxed) {
             return;
@@ -192,18 +192,18 @@ impl Feed {
         }
     }
 
-    /// Tells on `channel` what happens, until `over`, and at last what is still waiting.
+    /// Publishes events on `channel` until `over`, then the remaining ones.
     pub(super) async fn run(&self, mut redis: Connection, channel: &str, worker: &str, over: CancellationToken) {
         let mut clock: Option<Clock> = None;
         while !over.is_cancelled() {
             if clock.is_none_or(|(looked, _)| looked.elapsed() >= LOOK) {
-                clock = match look(&mut redis, channel).await {
+                clock = match clock_if_watched(&mut redis, channel).await {
                     Ok(clock) => {
                         self.set_watched(clock.is_some());
                         clock
                     }
                     Err(e) => {
-                        debug!("cannot see whether somebody watches: {e}");
+                        debug!("cannot count the subscribers of the feed: {e}");
                         self.set_watched(false);
                         None
                     }
@@ -217,7 +217,7 @@ impl Feed {
             if let Some(clock) = clock
                 && let Err(e) = self.publish(&mut redis, channel, worker, clock).await
             {
-                debug!("events were not told: {e}");
+                debug!("events were not published: {e}");
             }
         }
     }
@@ -263,8 +263,8 @@ impl Feed {
     }
 }
 
-/// Redis's clock, where somebody watches.
-async fn look(redis: &mut Connection, channel: &str) -> RedisResult<Option<Clock>> {
+/// Returns Redis's clock if the feed has subscribers.
+async fn clock_if_watched(redis: &mut Connection, channel: &str) -> RedisResult<Option<Clock>> {
     let (_, watchers): (String, u64) = redis::cmd("PUBSUB").arg("NUMSUB").arg(channel).query_async(redis).await?;
     if watchers == 0 {
         return Ok(None);

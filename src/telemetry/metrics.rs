@@ -1,7 +1,7 @@
-//! Metrics: their names, all of them, and what they mean.
+//! Metrics: all names and their meaning.
 //!
-//! Label values are jobs and upstreams from the job files and words of closed sets; never keys, so that the number of
-//! series is bounded. Counters and histograms are of this process; gauges named as the fleet's are the same from each worker.
+//! Label values are jobs, upstreams and words of closed sets, never keys, so that the number of series is bounded.
+//! Counters and histograms are of this process; gauges of the fleet are the same from each worker.
 
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
@@ -46,15 +46,15 @@ const NOT_MODIFIED: &str = "samovar_job_not_modified";
 const REDIS_UP: &str = "samovar_redis_up";
 const BUILD: &str = "samovar_build_info";
 
-/// From a cached answer next door to a slow model's time-out.
+/// From a nearby cached answer to a slow model's timeout.
 const FETCH_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
-/// From an invalidation answered at once to a backlog of hours.
+/// From an immediate invalidation to a backlog of hours.
 const LAG_SECONDS: [f64; 11] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0];
 
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 static PROCESS: LazyLock<Collector> = LazyLock::new(Collector::default);
 
-/// Begins to record in this process; only the first call counts. What is counted before is lost.
+/// Starts recording in this process; only the first call has an effect. Earlier counts are lost.
 pub fn install() {
     RECORDER.get_or_init(|| {
         let buckets = |builder: PrometheusBuilder, name: &str, bounds: &[f64]| {
@@ -66,7 +66,7 @@ pub fn install() {
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
         if metrics::set_global_recorder(recorder).is_err() {
-            debug!("somebody else records this process's metrics: `GET /metrics` shows none");
+            debug!("another recorder is installed in this process: `GET /metrics` is empty");
         }
         describe();
         handle
@@ -74,42 +74,39 @@ pub fn install() {
 }
 
 fn describe() {
-    describe_counter!(ENTRIES, "Entries whose warming ended, by outcome and by why they were due.");
-    describe_counter!(DEAD_TOTAL, "Entries that were given up.");
-    describe_counter!(TOKENS, "AI tokens spent, wanted or not.");
-    describe_counter!(INVALIDATIONS, "Invalidations handled, by the way they came.");
-    describe_counter!(MALFORMED, "Messages that could not be followed.");
-    describe_counter!(FOREIGN, "Keys and jobs in invalidations that no job file here knows.");
-    describe_histogram!(LAG, Unit::Seconds, "From when an entry was due until it was warm.");
-    describe_histogram!(FETCH, Unit::Seconds, "Requests to upstreams, by how they ended.");
-    describe_gauge!(AGENDA_DUE, "Entries due and not yet in hand, in the fleet.");
-    describe_gauge!(AGENDA_IN_HAND, "Entries in the hands of workers, in the fleet.");
+    describe_counter!(ENTRIES, "Entries whose warming ended, by outcome and trigger.");
+    describe_counter!(DEAD_TOTAL, "Entries moved to the dead letters.");
+    describe_counter!(TOKENS, "AI tokens spent, whether or not the answers were usable.");
+    describe_counter!(INVALIDATIONS, "Invalidations handled, by channel or inbox.");
+    describe_counter!(MALFORMED, "Messages that were invalid.");
+    describe_counter!(FOREIGN, "Keys and jobs in invalidations that belong to no known job.");
+    describe_histogram!(LAG, Unit::Seconds, "Time from when an entry was due until it was warm.");
+    describe_histogram!(FETCH, Unit::Seconds, "Durations of requests to upstreams, by result.");
+    describe_gauge!(AGENDA_DUE, "Entries due and not yet claimed, in the fleet.");
+    describe_gauge!(AGENDA_IN_HAND, "Entries claimed by workers, in the fleet.");
     describe_gauge!(DEAD, "Dead letters, in the fleet.");
-    describe_gauge!(WARM, "Entries that were there at the last count, in the fleet.");
+    describe_gauge!(WARM, "Entries with a value at the last count, in the fleet.");
     describe_gauge!(OLDEST, Unit::Seconds, "Age of the oldest value as of the last count, in the fleet.");
-    describe_gauge!(OLD, "Values that outlive their TTL while their source fails, as of the last count, in the fleet.");
+    describe_gauge!(OLD, "Values kept beyond their TTL while their source fails, as of the last count, in the fleet.");
     describe_gauge!(PAUSED, "1 while the job is paused.");
-    describe_gauge!(
-        WAITING,
-        "Invalidations by pattern, tag or job, or of many keys, that this worker has yet to handle."
-    );
-    describe_gauge!(IN_HAND, "Entries in the hands of this worker.");
-    describe_gauge!(WORKERS, "Workers that live.");
-    describe_gauge!(IN_FLIGHT, "Requests of this worker under way.");
-    describe_gauge!(OPEN, "1 while the upstream's breaker is open: then only a probe is sent from time to time.");
-    describe_gauge!(SPENT, "AI tokens spent in the present window, by the fleet.");
+    describe_gauge!(WAITING, "Invalidations by pattern, tag or job, or of many keys, that wait in this worker.");
+    describe_gauge!(IN_HAND, "Entries claimed by this worker.");
+    describe_gauge!(WORKERS, "Live workers.");
+    describe_gauge!(IN_FLIGHT, "Requests of this worker in flight.");
+    describe_gauge!(OPEN, "1 while the upstream's breaker is open and only occasional probes are sent.");
+    describe_gauge!(SPENT, "AI tokens spent in the current window, by the fleet.");
     describe_gauge!(BUDGET, "AI tokens that may be spent in a window, by the fleet.");
     describe_gauge!(
         WINDOW_ENDS,
         Unit::Seconds,
-        "When the present window ends (Unix time); not a number while nothing is spent in it."
+        "When the current window ends (Unix time); NaN while nothing is spent in it."
     );
-    describe_gauge!(JOB_SPENT, "AI tokens spent since the job's counters began, by the fleet.");
-    describe_gauge!(JOB_SAVED, "AI tokens saved by not asking since then, by the fleet.");
-    describe_gauge!(CALLS_SAVED, "AI calls saved by not asking since then, by the fleet.");
+    describe_gauge!(JOB_SPENT, "AI tokens spent since the job's counters started, by the fleet.");
+    describe_gauge!(JOB_SAVED, "AI tokens saved since then by keeping unchanged values, by the fleet.");
+    describe_gauge!(CALLS_SAVED, "AI calls saved since then by keeping unchanged values, by the fleet.");
     describe_gauge!(NOT_MODIFIED, "HTTP answers 304 since then, in the fleet.");
     describe_gauge!(REDIS_UP, "1 while Redis answers.");
-    describe_gauge!(BUILD, "Always 1; the label tells the version.");
+    describe_gauge!(BUILD, "Always 1; the label is the version.");
     PROCESS.describe();
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     counter!(MALFORMED).absolute(0);
@@ -119,13 +116,13 @@ fn describe() {
     }
 }
 
-/// All of it in Prometheus's text format; what was set last where nothing newer is known.
+/// Returns all metrics in Prometheus's text format; gauges keep their last value.
 pub fn render() -> String {
     PROCESS.collect();
     RECORDER.get().map(PrometheusHandle::render).unwrap_or_default()
 }
 
-/// Sums up what was recorded, so that it takes no memory while nobody asks for it.
+/// Aggregates recorded samples, so that they take no memory while nobody scrapes.
 pub(super) fn upkeep() {
     if let Some(recorder) = RECORDER.get() {
         recorder.run_upkeep();
@@ -158,8 +155,8 @@ pub(super) fn paused(job: &JobName, paused: bool) {
     gauge!(PAUSED, "job" => job.to_string()).set(f64::from(u8::from(paused)));
 }
 
-/// A request to an upstream ended: with an `answer`, with an `unusable` one, `failed`, told to wait (`busy`), or
-/// with the account refused (`refused`).
+/// Records the end of a request to an upstream. `result` is `answer`, `unusable`, `failed`, `busy` (told to wait) or
+/// `refused` (account refused).
 pub(crate) fn fetched(upstream: &UpstreamName, job: &JobName, result: &'static str, took: Duration, tokens: u64) {
     histogram!(FETCH, "upstream" => Arc::<str>::from(upstream), "result" => result).record(took);
     if tokens > 0 {
@@ -167,24 +164,24 @@ pub(crate) fn fetched(upstream: &UpstreamName, job: &JobName, result: &'static s
     }
 }
 
-/// A job as the fleet knows it; `None` where Redis does not say.
+/// The gauges of a job in the fleet; `None` if Redis does not answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct JobGauges {
-    /// Entries due and not yet in hand.
+    /// Entries due and not yet claimed.
     pub due: Option<u64>,
-    /// Entries in hand.
+    /// Entries claimed by workers.
     pub in_hand: Option<u64>,
     /// Dead letters.
     pub dead: Option<u64>,
-    /// Entries that are there.
+    /// Entries with a value.
     pub warm: Option<u64>,
     /// Age of the oldest value, ms.
     pub oldest_age_ms: Option<i64>,
-    /// Values that outlive their TTL.
+    /// Values kept beyond their TTL.
     pub old: Option<u64>,
-    /// Whether it is paused.
+    /// `true` while the job is paused.
     pub paused: Option<bool>,
-    /// What was spent and saved.
+    /// The job's usage.
     pub spending: Option<Spending>,
 }
 
@@ -217,14 +214,13 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
 pub struct Budget {
     /// Tokens that may be spent in a window.
     pub budget: u64,
-    /// Those spent in the present one; `None` where Redis does not say.
+    /// Tokens spent in the current window; `None` if Redis does not answer.
     pub spent: Option<u64>,
-    /// When that ends (Redis time, ms); `None` while nothing is spent in it.
+    /// When the current window ends (Redis time, ms); `None` while nothing is spent in it.
     pub ends_ms: Option<i64>,
 }
 
-/// Sets the gauges of an upstream: requests of this worker in flight, whether its breaker is open, and, where tokens are
-/// limited, how many.
+/// Sets the gauges of an upstream: this worker's requests in flight, the breaker, and the token budget if there is one.
 pub fn set_upstream(upstream: &UpstreamName, in_flight: usize, open: bool, tokens: Option<Budget>) {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     let set = |name: &'static str, value: Option<u64>| {
@@ -239,7 +235,7 @@ pub fn set_upstream(upstream: &UpstreamName, in_flight: usize, open: bool, token
     }
 }
 
-/// Sets the gauges of an upstream that no job names any more.
+/// Clears the gauges of an upstream that no job uses any more.
 pub fn forget_upstream(upstream: &UpstreamName) {
     for name in [IN_FLIGHT, OPEN, SPENT, BUDGET] {
         gauge!(name, "upstream" => upstream.to_string()).set(f64::NAN);

@@ -1,6 +1,6 @@
-//! Log lines: on standard error, as text for people or JSON for programs.
+//! Logging to standard error, as text or JSON; metrics; the feed of events.
 //!
-//! Standard output stays free for what commands print.
+//! Standard output is reserved for the output of commands.
 
 mod feed;
 pub mod metrics;
@@ -22,26 +22,25 @@ pub use outcomes::Telemetry;
 
 use crate::entry::escape::{self, escaped};
 
-/// Which log lines are written: levels by module (`samovar::warmer=debug,warn`).
+/// A filter for log lines: levels by module (`samovar::warmer=debug,warn`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFilter(String);
 
-/// The shape of log lines.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object a line, fields at its top.
+    /// One JSON object a line, with the fields at its top level.
     Json,
 }
 
 impl LogFilter {
-    /// Reads directives as `tracing-subscriber` knows them. A level alone is Samovar's own level: the libraries below it
-    /// still write warnings only, because their details drown everything else.
+    /// Reads directives of `tracing-subscriber`. A level alone applies to Samovar; libraries still log warnings only.
     ///
     /// # Errors
-    /// A directive that is none.
+    /// Fails on an invalid directive.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let text = match text.parse::<LevelFilter>() {
             Ok(level) if level > LevelFilter::WARN => format!("warn,samovar={level}"),
@@ -65,7 +64,7 @@ impl fmt::Display for LogFilter {
     }
 }
 
-/// Starts logging for the whole process. Only the first call counts.
+/// Starts logging for the whole process. Only the first call has an effect.
 pub fn init(filter: &LogFilter, format: LogFormat) {
     let filter = EnvFilter::builder().parse_lossy(&filter.0);
     let registry = tracing_subscriber::registry().with(filter);
@@ -80,12 +79,11 @@ pub fn init(filter: &LogFilter, format: LogFormat) {
         }
     };
     if started.is_err() {
-        tracing::debug!("logging has been started before");
+        tracing::debug!("logging was already started");
     }
 }
 
-/// Writes the fields of events and spans for people, the message among them. Keys and answers from outside end no line and
-/// command no terminal.
+/// Formats the fields of events and spans as text, including the message. Untrusted keys and answers are escaped.
 fn fields() -> impl for<'l> FormatFields<'l> + 'static {
     let write = |line: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug| {
         let value = format!("{value:?}");
@@ -97,12 +95,12 @@ fn fields() -> impl for<'l> FormatFields<'l> + 'static {
     debug_fn(write).delimited(" ")
 }
 
-/// JSON lines: what would command a terminal is written by its number.
+/// A writer of JSON lines that escapes terminal commands.
 struct JsonLines<W>(W);
 
 impl<W: io::Write> io::Write for JsonLines<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // A line comes whole.
+        // Each call has a whole line.
         self.0.write_all(escape::json(&String::from_utf8_lossy(line)).as_bytes())?;
         Ok(line.len())
     }

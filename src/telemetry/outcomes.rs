@@ -1,4 +1,4 @@
-//! Outcomes, counted and told: each at debug level, and from time to time what came together.
+//! Counts of outcomes: each outcome is logged at debug level, and a summary of each job at intervals.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,10 +18,10 @@ use crate::protocol::Keys;
 use crate::protocol::{Handled, Message};
 use crate::redis::Connection;
 
-/// How often the log tells what was done.
+/// The interval between summaries in the log.
 const TELL: Duration = Duration::from_secs(10);
 
-/// Counts what one worker does. Cheap to clone.
+/// The counters of one worker. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Telemetry(Arc<Inner>);
 
@@ -35,7 +35,7 @@ struct Inner {
     feed: Feed,
 }
 
-/// What one job's entries came to since it was last told.
+/// The outcomes of one job since the last summary.
 #[derive(Clone, Debug, Default)]
 struct Tally {
     outcomes: BTreeMap<&'static str, u64>,
@@ -45,7 +45,8 @@ struct Tally {
 }
 
 impl Telemetry {
-    /// An entry's end. `late` is how long it had been due when its warming began, and `took` how long that took.
+    /// Records the outcome of an entry. `late` is the time from due to the start of the warming, `took` the duration of
+    /// the warming.
     #[expect(clippy::too_many_arguments, reason = "all of it is one line of the log")]
     pub fn record(
         &self,
@@ -74,14 +75,14 @@ impl Telemetry {
         }
     }
 
-    /// An entry was given up.
+    /// Records an entry that moved to the dead letters.
     pub fn dead_letter(&self, job: &Job) {
         metrics::dead_letter(&job.name);
         let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.entry(job.name.clone()).or_default().dead += 1;
     }
 
-    /// An invalidation was handled; `way` is `channel` or `inbox`.
+    /// Records a handled invalidation; `way` is `channel` or `inbox`.
     pub fn invalidation(&self, way: &'static str, message: &Message, handled: &Handled) {
         self.0.feed.tell(|| Event::invalidation(way, message, handled));
         self.0.invalidations.fetch_add(1, Ordering::Relaxed);
@@ -91,26 +92,26 @@ impl Telemetry {
         self.0.foreign.fetch_add(foreign, Ordering::Relaxed);
     }
 
-    /// A message could not be followed.
+    /// Records an invalid message.
     pub fn malformed(&self) {
         metrics::malformed();
         self.0.malformed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A job was seen to be paused, or not; tells when that changes.
+    /// Records whether a job is paused, and logs a change.
     pub fn paused(&self, job: &JobName, is: bool) {
         let mut paused = self.0.paused.lock().unwrap_or_else(PoisonError::into_inner);
         if is && paused.insert(job.clone()) {
-            warn!(%job, "it is paused: nothing of it is fetched until `samovar resume {job}`");
+            warn!(%job, "the job is paused; nothing is fetched until `samovar resume {job}`");
         } else if !is && paused.remove(job) {
-            info!(%job, "it goes on");
+            info!(%job, "the job is resumed");
         } else {
             return;
         }
         metrics::paused(job, is);
     }
 
-    /// Tells what was done, regularly, until `stop`.
+    /// Logs summaries until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             tokio::select! {
@@ -122,7 +123,7 @@ impl Telemetry {
         }
     }
 
-    /// Tells whoever watches what this worker does, until `over`.
+    /// Publishes this worker's events until `over`.
     pub async fn feed(self, redis: Connection, keys: Keys, worker: Arc<str>, over: CancellationToken) {
         self.0.feed.run(redis, &keys.watched_channel(), &worker, over).await;
     }
@@ -134,10 +135,10 @@ impl Telemetry {
                 tally.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
             info!(%job, slowest_ms = tally.slowest.as_millis(), "{}", counts.join(", "));
             if tally.dead > 0 {
-                warn!(%job, given_up = tally.dead, "entries went to the dead letters; see `samovar dead`");
+                warn!(%job, given_up = tally.dead, "entries moved to the dead letters; see `samovar dead`");
             }
             if let Some(failure) = tally.failure {
-                warn!(%job, "the last failure: {failure}");
+                warn!(%job, "last failure: {failure}");
             }
         }
         let invalidations = self.0.invalidations.swap(0, Ordering::Relaxed);
@@ -146,7 +147,7 @@ impl Telemetry {
         }
         let foreign = self.0.foreign.swap(0, Ordering::Relaxed);
         if foreign > 0 {
-            warn!(foreign, "invalidations named keys or jobs that no job file here knows");
+            warn!(foreign, "invalidations named keys or jobs that belong to no job of this worker");
         }
     }
 }

@@ -389,7 +389,7 @@ impl<'a> Shared<'a> {
     }
 
     fn admin(&self, cron: &Cron, pipeline: &Pipeline, warmer: &Arc<Warmer>) -> admin::Parts {
-        let redis = self.redis.clone().with_patience(HTTP_COMMAND);
+        let redis = self.redis.clone().with_timeout(HTTP_COMMAND);
         admin::Parts {
             health: self.health.clone(),
             ops: Ops::new(redis, self.keys.clone(), Arc::clone(&self.jobs)),

@@ -1,9 +1,9 @@
--- Admit a request if fewer than the limit were admitted within the period that ends now: a sliding window, exact.
--- The log holds when each was admitted, in Redis's time, oldest first, and never more than the limit. Whatever lies in the future
--- was admitted before Redis's clock was set back; it counts as admitted now.
+-- Admits a request if fewer than the limit were admitted within the period that ends now: an exact sliding window. The
+-- log holds the time of each admission, in Redis's time, oldest first, and never more than the limit. A time in the
+-- future is from before Redis's clock was set back; it counts as admitted now.
 -- KEYS  1 log (list)
 -- ARGV  1 limit  2 period (µs)
--- Returns {1 if admitted, how many more would be, µs until one is (0: now), µs until all are}
+-- Returns {1 if admitted, requests that would still be admitted, µs until one is (0: now), µs until all are}
 local limit, period = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -17,7 +17,7 @@ if count > 0 then
   for _ = 1, ahead do redis.call('RPUSH', KEYS[1], string.format('%.0f', now)) end
   local past = now - period
   if tonumber(redis.call('LINDEX', KEYS[1], 0)) <= past then
-    -- The first one still within the period, by halving.
+    -- Binary search for the first admission within the period.
     local low, high = 0, count
     while low + 1 < high do
       local middle = math.floor((low + high) / 2)

@@ -1,7 +1,6 @@
 #!lua flags=allow-oom
--- Remove a value. What is being fetched or loaded for this key was begun before, and is not to bring it back.
--- A full Redis does it, too: what goes is more than the mark that is written.
--- A key that holds no string is somebody else's: it stays, and there was no value.
+-- Removes a value, and marks a fetch or load in flight so that it writes nothing. It also runs while Redis is out of
+-- memory: it frees more than the mark takes. A key that holds no string is foreign: it stays, and counts as missing.
 -- lease_record.lua stands before this.
 -- KEYS  1 value  2 lease
 -- ARGV  1 channel of changes ('' says nothing)  2 the change, as announced

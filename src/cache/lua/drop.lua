@@ -1,4 +1,4 @@
--- End a load that brought nothing to be written.
+-- Releases a lease without writing a value.
 -- lease_record.lua stands before this.
 -- KEYS  1 lease
 -- ARGV  1 token

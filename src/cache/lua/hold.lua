@@ -1,4 +1,4 @@
--- Hold a lock for longer, or let it go, if it is still its holder's.
+-- Renews or releases a lock, if the token still holds it.
 -- KEYS  1 lock
 -- ARGV  1 token  2 how long it holds from now on (ms; 0: let it go)
 -- Returns 1 if it was

@@ -1,8 +1,8 @@
--- Count. The TTL is set by the increment that creates the counter, and by no other.
+-- Increments a counter. Only the increment that creates the counter sets its TTL.
 -- lease_record.lua stands before this.
 -- KEYS  1 counter  2 lease
 -- ARGV  1 by how much  2 TTL (ms; '' for ever)  3 channel of changes ('' says nothing)  4 the change, as announced
--- Returns the count, as text: a number of Lua's holds only 53 bits
+-- Returns the count as text: a Lua number holds only 53 bits
 local created = redis.call('EXISTS', KEYS[1]) == 0
 redis.call('INCRBY', KEYS[1], ARGV[1])
 if created and ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end

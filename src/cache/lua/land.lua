@@ -1,5 +1,5 @@
--- Write a loaded value, if the lease under which it was loaded is still ours and nothing was written or invalidated
--- since. lease_record.lua stands before this.
+-- Writes a loaded value, if its lease is still held and nothing was written or invalidated since.
+-- lease_record.lua stands before this.
 -- KEYS  1 value  2 lease
 -- ARGV  1 token  2 value (JSON)  3 TTL (ms; '' for ever)  4 channel of changes ('' says nothing)
 --       5 the change, as announced

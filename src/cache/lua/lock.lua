@@ -1,5 +1,5 @@
--- Take a lock, if nobody has it, and number the taking. Taking it again with the same token is no second taking.
--- Numbers grow: they are Redis's time, or one more than the last where its clock stood still or was set back.
+-- Acquires a free lock and issues a number. Acquiring it again with the same token keeps the number. Numbers grow: they
+-- are Redis's time in µs, or the last number plus one if the clock stood still or was set back.
 -- KEYS  1 lock  2 the last number
 -- ARGV  1 token  2 how long it holds (ms)  3 how long the number is remembered (ms)
 -- Returns {number, as text} | {'', ms until it ends}
@@ -7,7 +7,7 @@ local holder, number = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 if holder and holder ~= ARGV[1] then
-  -- Taken in the future: Redis's clock was set back, and with it the lock's end put off. Its holder extends it, if it lives.
+  -- Acquired in the future: Redis's clock was set back, so the lock would end too late. A live holder renews it.
   if tonumber(number) > now_us then
     redis.call('PEXPIRE', KEYS[1], string.format('%.0f', 2 * tonumber(ARGV[2])), 'LT')
   end

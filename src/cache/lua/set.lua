@@ -1,5 +1,5 @@
--- Write a value. What is being fetched or loaded for this key was begun before, and is not to overwrite it.
--- A key that holds no string is somebody else's: it stays, and Redis's usual error says so.
+-- Writes a value, and marks a fetch or load in flight so that it does not overwrite it. A key that holds no string is
+-- foreign: it stays, and Redis's usual error is returned.
 -- lease_record.lua stands before this.
 -- KEYS  1 value  2 lease
 -- ARGV  1 value (JSON)  2 TTL (ms; '' for ever)  3 channel of changes ('' says nothing)  4 the change, as announced

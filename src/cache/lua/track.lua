@@ -1,8 +1,8 @@
--- Keep track of a value that is being loaded, or lives on, where workers ask for it: they do not know its tags, so an
--- invalidation by any tag concerns it (src/store/loaded.rs). What has died meanwhile goes, a little at a time.
+-- Tracks a value that a service loads, for workers: they do not know its tags, so an invalidation by any tag affects it
+-- (src/store/loaded.rs). Removes some expired members.
 -- KEYS  1 loaded values (sorted set, member = key, score = until when it may live, ms); there is none where nobody asks
 -- ARGV  1 key  2 for how long it may live from now on (ms)  3 dead members dropped at most (1,000 at most)
--- Returns 1 if it is kept track of
+-- Returns 1 if the value is tracked
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

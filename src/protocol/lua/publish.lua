@@ -1,5 +1,5 @@
--- Put a message into the inbox, or ('' for none) only see that it is bounded. What is trimmed was never handled, since
--- handled messages are deleted; so the trimming leaves a note of it in the stream.
+-- Adds a message to the inbox, or ('') only trims the inbox. Handled messages are deleted, so trimmed messages were not
+-- handled: a gap record in the stream tells their number.
 -- KEYS  1 inbox
 -- ARGV  1 the message (JSON), or ''  2 messages kept at most  3 messages trimmed at once, and no more in one call
 -- Returns the message's id, or ''

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Be the one worker that does something, or stay it, also while Redis is full.
--- KEYS  1 who does it (string; expires by itself)
--- ARGV  1 this worker  2 for how long (ms)
--- Returns 1 if it is this worker
+-- Acquires or renews a worker's leadership, also while Redis is out of memory.
+-- KEYS  1 the leader (string with a TTL)
+-- ARGV  1 this worker  2 TTL (ms)
+-- Returns 1 if this worker is the leader
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
-  -- Nobody is left it for longer, unless Redis's clock was set back meanwhile.
+  -- Shortens a TTL that a clock set back has made too long.
   redis.call('PEXPIRE', KEYS[1], ARGV[2], 'LT')
   return 0
 end

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::refusal::{Refusal, reason};
-use crate::entry::UpstreamName;
+use crate::entry::{UpstreamName, duration};
 
 /// Consecutive failures of the fleet that open the breaker.
 pub(super) const FAILURES: u32 = 10;

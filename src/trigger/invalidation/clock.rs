@@ -79,7 +79,7 @@ impl Clock {
             Some(last) => {
                 // The least and the most by which Redis's clock has gone on when it is read.
                 let least = asked.saturating_duration_since(last.answered);
-                let most = asked.saturating_duration_since(last.asked) + self.redis.patience();
+                let most = asked.saturating_duration_since(last.asked) + self.redis.timeout();
                 let drift = JITTER + (least / 10).min(DRIFT_LONGEST);
                 call.arg(last.set_back).arg(last.at).arg(millis(least.saturating_sub(drift))).arg(millis(most));
             }
