@@ -1,9 +1,11 @@
-//! Samovar keeps Redis caches warm for an API that somebody else wrote.
+//! Samovar keeps Redis caches warm for an API in any language.
 //!
-//! Modules stand in the order of the flow: triggers put entries on the agenda, the dispatcher claims what is due into
-//! the queue, the warmer leases, fetches and commits, and the store keeps it so that no stale value is ever written.
+//! Triggers put entries on the agenda. The dispatcher claims due entries into the queue. The warmer leases, fetches and
+//! commits them, and the store never writes a stale value. The modules are listed from top to bottom: each imports
+//! only modules below it.
 //!
-//! Services that read and write the same Redis use [`cache`]; with `default-features = false` there is nothing else.
+//! Rust services that read and write the same Redis use [`cache`]; with `default-features = false` the crate contains
+//! only that and what it needs.
 
 #[cfg(feature = "worker")]
 pub mod cli;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-// Warming is many small pieces of memory for a short time, which this allocator is good at, and gives back soon after: see
+// Warming allocates many small, short-lived blocks. This allocator handles them well, and returns memory early: see
 // .cargo/config.toml.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]

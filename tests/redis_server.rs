@@ -324,7 +324,7 @@ async fn a_right_that_is_taken_away_is_named_by_who_needs_it() {
     let mut worker = worker_as(&redis, &jobs, "app").spawn();
     is_healthy(&mut worker).await;
     user(&redis, "app", "-xreadgroup").await;
-    worker.wait_for_log(&["WARN", "the inbox", "names what is missing", "docs/redis.md"]).await;
+    worker.wait_for_log(&["WARN", "the inbox", "names the missing rights", "docs/redis.md"]).await;
     is_ill(&mut worker, &["the inbox", "docs/redis.md"]).await;
     user(&redis, "app", "+xreadgroup").await;
     is_healthy(&mut worker).await;

@@ -175,7 +175,7 @@ async fn watching_goes_on_when_redis_is_back() {
     eventually("it is warm", async || redis.get("art:a").await).await;
     let mut watch = watch(&redis, &jobs, &["--json"]).await;
     redis.stop().await;
-    watch.wait_for_log(&["not heard for now"]).await;
+    watch.wait_for_log(&["no events are received"]).await;
     redis.start_again().await;
     eventually("it is subscribed again", async || watchers(&redis).await == 1).await;
     noticed(&redis, &watch, "art:a").await;

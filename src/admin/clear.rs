@@ -1,4 +1,4 @@
-//! Clearing: entries go at once.
+//! Clearing: removes entries at once.
 
 use axum::Json;
 use serde::{Deserialize, Serialize};
@@ -7,19 +7,19 @@ use super::extract::{Asked, Fleet, Named, Nothing};
 use super::problem::Problem;
 use crate::ops::Pattern;
 
-/// How many went.
+/// The result of clearing.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Cleared {
     /// Keys removed.
     deleted: u64,
 }
 
-/// Which.
+/// The filter.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Which {
-    /// A glob as Redis's `KEYS` has them; everything where absent.
+    /// A glob in the syntax of Redis's `KEYS`; everything if absent.
     #[param(min_length = 1, max_length = 256)]
     pattern: Option<String>,
 }
@@ -31,12 +31,12 @@ pub(super) async fn clear(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Js
     evict(&fleet, &pattern).await
 }
 
-/// Evict what matches a glob
+/// Evict entries and keys that match a glob
 #[utoipa::path(
     delete,
     path = "/redis/clear/{pattern}",
     tag = "changes",
-    params(("pattern" = String, Path, description = "A glob as Redis's `KEYS` has them, percent-encoded", max_length = 256)),
+    params(("pattern" = String, Path, description = "A glob in the syntax of Redis's `KEYS`, percent-encoded", max_length = 256)),
     responses((status = 200, body = Cleared))
 )]
 pub(super) async fn clear_matching(

@@ -8,51 +8,51 @@ use super::extract::{Asked, Body, Fleet};
 use super::problem::Problem;
 use crate::ops::Letters;
 
-/// Dead letters told in one answer, if nobody says.
+/// The default number of dead letters in one answer.
 const SHOWN: usize = 100;
-/// And at most.
+/// The largest number of dead letters in one answer.
 const MOST: usize = 1_000;
 
-/// Which, and how many.
+/// The filter and the page.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Which {
     /// Only of this job.
     job: Option<String>,
-    /// So many at most, 100 where absent.
+    /// The most letters to return; 100 if absent.
     #[param(minimum = 0, maximum = 1000)]
     limit: Option<usize>,
-    /// Without so many before them: `next` of the page before.
+    /// The offset: `next` of the previous page.
     from: Option<usize>,
 }
 
-/// Which are put back.
+/// The dead letters to retry.
 #[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Retry {
-    /// Only these jobs and keys; all where absent or empty.
+    /// Only these jobs and keys; all if absent or empty.
     #[schema(required = false)]
     only: Vec<String>,
 }
 
-/// How many were put back.
+/// The result of a retry.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Retried {
     /// Entries that are on the agenda again.
     retried: usize,
 }
 
-/// Entries whose warming was given up, and why
+/// List dead letters, with their reasons
 #[utoipa::path(get, path = "/dead", tag = "jobs", params(Which), responses((status = 200, body = Letters)))]
 pub(super) async fn dead(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Json<Letters>, Problem> {
     let parts = &fleet.parts;
     if let Some(job) = which.job.as_ref().filter(|job| !parts.ops.jobs.jobs.contains_key(job.as_str())) {
-        return Err(Problem::new(StatusCode::NOT_FOUND, format!("`{job}` is no job; GET /jobs lists them")));
+        return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no job `{job}`; GET /jobs lists the jobs")));
     }
     let limit = which.limit.unwrap_or(SHOWN);
     if limit > MOST {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, format!("`limit` may be {MOST} at most")));
+        return Err(Problem::new(StatusCode::BAD_REQUEST, format!("`limit` must be at most {MOST}")));
     }
     let only: Vec<String> = which.job.into_iter().collect();
     let _turn = fleet.admin.turn().await;
@@ -74,7 +74,7 @@ pub(super) async fn dead(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Jso
 pub(super) async fn retry(fleet: Fleet, Body(Retry { only }): Body<Retry>) -> Result<Json<Retried>, Problem> {
     let parts = &fleet.parts;
     if let Some(unknown) = parts.ops.unknown(&only) {
-        let detail = format!("`{unknown}` is no job, and no job's key");
+        let detail = format!("`{unknown}` is neither a job nor a key of a job");
         return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     }
     let _turn = fleet.admin.turn().await;

@@ -1,4 +1,4 @@
-//! One entry: its value and what is known of it.
+//! One entry: its value, metadata and place on the agenda.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -8,31 +8,31 @@ use super::extract::{Asked, Fleet};
 use super::problem::Problem;
 use crate::ops::Entry;
 
-/// Longest value that is shown, in bytes: Redis holds up to 512 MiB in one.
+/// The longest value that is shown, in bytes. Redis allows 512 MiB.
 const MOST: u64 = 8 << 20;
 
-/// Which.
+/// The entry.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Which {
-    /// The entry's key; it is a job's.
+    /// The entry's key, which must be a key of a job.
     key: String,
 }
 
-/// One entry's value and what is known of it; keys that are no job's are not shown
+/// Show one entry's value and metadata; keys of no job are not shown
 #[utoipa::path(get, path = "/entries", tag = "entries", params(Which), responses((status = 200, body = Entry)))]
 pub(super) async fn entry(fleet: Fleet, Asked(Which { key }): Asked<Which>) -> Result<Json<Entry>, Problem> {
     let parts = &fleet.parts;
     if parts.ops.keys.is_own(&key) || parts.ops.jobs.owner(&key).is_none() {
-        return Err(Problem::new(StatusCode::NOT_FOUND, "no job's key pattern fits this key"));
+        return Err(Problem::new(StatusCode::NOT_FOUND, "no job's key pattern matches this key"));
     }
     let _turn = fleet.admin.turn().await;
     let mut redis = parts.ops.redis.clone();
-    // A key of another type has no length; what is known of it is told below.
+    // A key of the wrong type has no length; its metadata is still shown.
     let bytes: u64 = redis::cmd("STRLEN").arg(&key).query_async(&mut redis).await.unwrap_or_default();
     if bytes > MOST {
-        let detail = format!("its value has {bytes} bytes, and {MOST} at most are shown; read it with `redis-cli GET`");
+        let detail = format!("the value has {bytes} bytes, and at most {MOST} are shown; read it with `redis-cli GET`");
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
     Ok(Json(parts.ops.entry(&key).await?))

@@ -1,4 +1,4 @@
-//! What is read out of requests, so that every fault is told as a [`Problem`].
+//! Extractors of requests, which report every fault as a [`Problem`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,16 +15,16 @@ use super::{Admin, Parts, guard};
 
 use crate::entry::duration;
 
-/// Longest body, in bytes.
+/// The longest body, in bytes.
 pub(super) const BODY: usize = 1 << 20;
-/// How long a client may take to send one.
+/// The timeout for receiving a body.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
-/// What the worker has handed over; until Redis was reached, an error. A request sees the same parts to its end.
+/// The worker's parts; an error until Redis was reached. A request keeps the same parts to its end.
 pub(super) struct Fleet {
     pub(super) admin: Arc<Admin>,
     pub(super) parts: Arc<Parts>,
-    /// Whether the asker may see what only the owner may: reasons, which quote what upstreams answered.
+    /// `true` if the client may see what only the owner may: reasons, which quote upstreams' answers.
     pub(super) trusted: bool,
 }
 
@@ -32,14 +32,14 @@ impl FromRequestParts<Arc<Admin>> for Fleet {
     type Rejection = Problem;
 
     async fn from_request_parts(request: &mut request::Parts, admin: &Arc<Admin>) -> Result<Self, Problem> {
-        let reason = || format!("the worker still waits for Redis at {}", admin.redis);
+        let reason = || format!("the worker is waiting for Redis at {}", admin.redis);
         let parts = admin.parts().ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason()))?;
         let trusted = guard::entitled(admin, &request.headers).is_ok();
         Ok(Self { admin: Arc::clone(admin), parts, trusted })
     }
 }
 
-/// The query.
+/// The query of a request.
 pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
@@ -51,12 +51,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
     }
 }
 
-/// No query.
+/// Rejects a query.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Nothing {}
 
-/// The part of the path that is a name.
+/// A name in the path.
 pub(super) struct Named(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Named {
@@ -76,7 +76,7 @@ impl<S: Send + Sync> FromRequest<S> for Text {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let json = is_json(request.headers());
-        let too_large = || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {BODY} bytes"));
+        let too_large = || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {BODY} bytes"));
         let told = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         if told.is_some_and(|length: usize| length > BODY) {
             return Err(too_large());
@@ -91,7 +91,9 @@ impl<S: Send + Sync> FromRequest<S> for Text {
             let remedy = "send the body as JSON, with the header `Content-Type: application/json`";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, remedy));
         }
-        String::from_utf8(bytes.into()).map(Self).map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "not UTF-8"))
+        String::from_utf8(bytes.into())
+            .map(Self)
+            .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the body is not UTF-8"))
     }
 }
 
@@ -101,7 +103,7 @@ fn is_json(headers: &HeaderMap) -> bool {
         .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// A JSON body; where it is empty or null, the default.
+/// A JSON body; an empty or null one is the default.
 pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
@@ -112,8 +114,9 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
         if text.is_empty() {
             return Ok(Self(T::default()));
         }
-        let object: Option<Map<String, Value>> = serde_json::from_str(&text)
-            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("no JSON object: {e}")))?;
+        let object: Option<Map<String, Value>> = serde_json::from_str(&text).map_err(|e| {
+            Problem::new(StatusCode::BAD_REQUEST, format!("the body is not the expected JSON object: {e}"))
+        })?;
         serde_json::from_value(Value::Object(object.unwrap_or_default()))
             .map(Self)
             .map_err(|e| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, e))

@@ -1,7 +1,7 @@
-//! Who may ask for what.
+//! Access control of HTTP requests.
 //!
-//! Three kinds of askers are kept out: other machines without the token, pages in a browser (by `Origin`, and, as a name may
-//! be made to point here, by `Host`), and more requests at once than can be answered.
+//! Three kinds of requests are refused: from other machines without the token; from web pages of other origins (by
+//! `Origin`, and by `Host` against DNS rebinding); and more at once than can be answered.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use super::problem::Problem;
 use crate::config::Secret;
 use crate::entry::duration;
 
-/// How long an answer may take.
+/// The timeout of an answer.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How long one may take that is worked for: clearing, and waiting for entries.
+/// The timeout of an answer that needs work: clearing, and waiting for entries.
 const WORK: Duration = Duration::from_secs(660);
 
-/// What holds for every request.
+/// The checks of every request.
 pub(super) async fn everybody(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
     if let Err(problem) = own_page(&admin, &request) {
         return problem.into_response();
@@ -43,7 +43,7 @@ pub(super) async fn everybody(State(admin): State<Arc<Admin>>, request: Request,
     })
 }
 
-/// What holds for requests that change or fetch something, or show values.
+/// The checks of requests that change or fetch something, or show values.
 pub(super) async fn owner(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
     if let Err(problem) = entitled(&admin, request.headers()) {
         return problem.into_response();
@@ -51,16 +51,16 @@ pub(super) async fn owner(State(admin): State<Arc<Admin>>, request: Request, nex
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = next.run(request).await;
     if method != Method::GET && method != Method::HEAD {
-        info!(%method, path, status = response.status().as_u16(), "asked over HTTP");
+        info!(%method, path, status = response.status().as_u16(), "HTTP request");
     }
     response
 }
 
-/// Whether the asker may change things, and see values and reasons.
+/// Checks that the client may change things, and see values and reasons.
 pub(super) fn entitled(admin: &Admin, headers: &HeaderMap) -> Result<(), Problem> {
     let Some(token) = &admin.token else {
-        let remedy = "this changes or fetches something, or shows values, and other machines can ask: set SAMOVAR_TOKEN for \
-                      the worker, or let it listen on 127.0.0.1";
+        let remedy = "this request changes or fetches something, or shows values, and other machines can connect: set \
+                      SAMOVAR_TOKEN for the worker, or let it listen on 127.0.0.1";
         return if admin.local { Ok(()) } else { Err(Problem::new(StatusCode::FORBIDDEN, remedy)) };
     };
     let shown = headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
@@ -72,7 +72,7 @@ pub(super) fn entitled(admin: &Admin, headers: &HeaderMap) -> Result<(), Problem
     Err(Problem::new(StatusCode::UNAUTHORIZED, detail))
 }
 
-/// Compares in a time that tells nothing but the length.
+/// Compares in constant time for a given length.
 fn is_token(header: &[u8], token: &Secret) -> bool {
     let Some((scheme, shown)) = header.split_at_checked(7) else { return false };
     scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(shown.ct_eq(token.expose().as_bytes()))
@@ -82,14 +82,14 @@ fn is_probe(path: &str) -> bool {
     path == "/health" || path.starts_with("/health/") || path == "/redis/health"
 }
 
-/// A page in a browser asks only if it came from here.
+/// Refuses requests of web pages of other origins.
 fn own_page(admin: &Admin, request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
     let text = |value: &header::HeaderValue| value.to_str().unwrap_or("\u{fffd}").to_owned();
     let hosts: Vec<String> = headers.get_all(header::HOST).iter().map(text).collect();
-    // Who shows the token is no page that had its name pointed here.
+    // A client with the token is not a page that uses DNS rebinding.
     let shown = admin.token.is_some() && entitled(admin, headers).is_ok();
-    // Whoever scrapes or probes other machines does so by names that nobody here knows, and learns no more than counts.
+    // Scrapers and probes may use any name, and only receive counts.
     let anybody = !admin.local && (is_probe(request.uri().path()) || request.uri().path() == "/metrics");
     if !shown && !anybody {
         for named in hosts.iter().map(String::as_str).chain(request.uri().authority().map(Authority::as_str)) {
@@ -101,7 +101,7 @@ fn own_page(admin: &Admin, request: &Request) -> Result<(), Problem> {
     if let Some(origin) = headers.get(header::ORIGIN).map(text) {
         let page = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
         if page.is_none() || page != hosts.first().map(String::as_str) {
-            return Err(Problem::new(StatusCode::FORBIDDEN, "pages of other origins may not ask"));
+            return Err(Problem::new(StatusCode::FORBIDDEN, "requests from web pages of other origins are refused"));
         }
     }
     Ok(())
@@ -109,16 +109,16 @@ fn own_page(admin: &Admin, request: &Request) -> Result<(), Problem> {
 
 fn other_host(admin: &Admin) -> &'static str {
     if admin.local {
-        "without a token, only requests to a loopback name (127.0.0.1, ::1, localhost) or a name in SAMOVAR_HOSTS are answered; \
-         name it there, set SAMOVAR_TOKEN and show it, or have the proxy send `Host: localhost`"
+        "without a token, only requests to a loopback name (127.0.0.1, ::1, localhost) or a name in SAMOVAR_HOSTS are \
+         answered; add the name there, set and send SAMOVAR_TOKEN, or have the proxy send `Host: localhost`"
     } else {
-        "without the token, only requests to an IP address, a loopback name or a name in SAMOVAR_HOSTS are answered; name it \
-         there, or show SAMOVAR_TOKEN"
+        "without the token, only requests to an IP address, a loopback name or a name in SAMOVAR_HOSTS are answered; \
+         add the name there, or send SAMOVAR_TOKEN"
     }
 }
 
-/// Whether requests to this `Host` need no token. An address is no name that somebody could point here; where only this
-/// machine can ask, other addresses make no sense.
+/// Returns `true` if requests to this `Host` need no token. DNS rebinding needs a name, so an IP address is safe. If
+/// only this machine can connect, other addresses are refused.
 fn may_be_called(admin: &Admin, authority: &str) -> bool {
     if is_loopback(authority) {
         return true;
@@ -128,7 +128,7 @@ fn may_be_called(admin: &Admin, authority: &str) -> bool {
     (is_address && !admin.local) || admin.hosts.iter().any(|known| known.eq_ignore_ascii_case(&host))
 }
 
-/// The host of `host:port`, without the brackets of IPv6 and the dot of the root.
+/// Returns the host of `host:port`, without the brackets of IPv6 and the dot of the root.
 fn host(authority: &str) -> Option<String> {
     let authority = authority.parse::<Authority>().ok()?;
     let host = authority.host();
@@ -136,7 +136,7 @@ fn host(authority: &str) -> Option<String> {
     Some(host.strip_suffix('.').unwrap_or(host).to_owned())
 }
 
-/// Whether a `Host` names this machine, whoever asks.
+/// Returns `true` if a `Host` names this machine.
 fn is_loopback(authority: &str) -> bool {
     let Some(host) = host(authority) else { return false };
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())

@@ -1,4 +1,4 @@
-//! Is it alive, is it ready, is Redis there?
+//! Liveness, readiness, and the state of Redis.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,21 +12,21 @@ use super::Admin;
 
 use crate::entry::duration;
 
-/// How long Redis may take to answer a probe.
+/// The timeout of a probe of Redis.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How the worker is.
+/// The health of the worker.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Readiness {
-    /// `healthy`; `degraded` where something fails in single jobs or steps while all else goes on; or `unhealthy`.
+    /// `healthy`; `degraded` if single jobs or steps fail and the rest works; or `unhealthy`.
     status: &'static str,
     /// `connected` or `disconnected`.
     redis: &'static str,
-    /// What is wrong; empty if nothing is.
+    /// The faults; empty if there are none.
     reasons: Vec<String>,
-    /// Invalidations by pattern, tag or job, or of many keys, that this worker has not yet handled to their end.
+    /// Invalidations by pattern, tag or job, or of many keys, that this worker has not finished.
     invalidations_waiting: usize,
-    /// How long the oldest of them has waited, s.
+    /// The age of the oldest of them, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     invalidation_waits_s: Option<u64>,
     /// The worker's name; absent until Redis was reached.
@@ -36,34 +36,34 @@ pub(super) struct Readiness {
     version: &'static str,
 }
 
-/// How Redis is.
+/// The state of Redis.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct RedisState {
     /// `healthy` or `unhealthy`.
     status: &'static str,
     /// `connected` or `disconnected`.
     redis: &'static str,
-    /// How long it took to answer, ms.
+    /// The latency of its answer, ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     latency_ms: Option<f64>,
-    /// Why it did not.
+    /// Why it did not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
 
-/// That the process answers.
+/// The liveness of the process.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Alive {
     /// `healthy`.
     status: &'static str,
 }
 
-/// Asks Redis; how long it took, or why it did not answer.
+/// Probes Redis; returns the latency, or why it did not answer.
 async fn ping(admin: &Admin) -> Result<Duration, String> {
     let Some(parts) = admin.parts() else {
         let why = admin.waiting.read().unwrap_or_else(PoisonError::into_inner).clone();
         let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-        return Err(format!("Redis at {} was not reached yet{why}", admin.redis));
+        return Err(format!("Redis at {} has not been reached yet{why}", admin.redis));
     };
     let begun = Instant::now();
     let mut redis = parts.ops.redis.clone();
@@ -90,7 +90,7 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     let parts = admin.parts();
     reasons.extend(parts.iter().flat_map(|parts| parts.health.faults()));
     if admin.stop.is_cancelled() {
-        reasons.push("the worker was told to stop".to_owned());
+        reasons.push("the worker is shutting down".to_owned());
     }
     let ready = reasons.is_empty();
     reasons.extend(parts.iter().flat_map(|parts| parts.health.troubles()));
@@ -107,19 +107,20 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     (code(ready), Json(state))
 }
 
-/// Is the worker ready: the agenda moves, the worker beats, it is subscribed, Redis answers. What fails in single jobs is told, too
+/// Readiness: the agenda moves, the heartbeat runs, the subscription is up, Redis answers. Failures of single jobs are
+/// listed, too
 #[utoipa::path(get, path = "/health", tag = "health", responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
 pub(super) async fn health(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>) {
     state(&admin).await
 }
 
-/// The same as `/health`
+/// Alias of `/health`
 #[utoipa::path(get, path = "/health/ready", tag = "health", responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
 pub(super) async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>) {
     state(&admin).await
 }
 
-/// Does the process answer; says nothing of Redis
+/// Liveness: the process answers; independent of Redis
 #[utoipa::path(get, path = "/health/live", tag = "health", responses((status = 200, body = Alive)))]
 pub(super) async fn live() -> Json<Alive> {
     Json(Alive { status: word(true) })
@@ -136,13 +137,13 @@ async fn redis_state(admin: &Admin) -> (StatusCode, Json<RedisState>) {
     (code(asked.is_ok()), Json(state))
 }
 
-/// Does Redis answer
+/// Probe Redis
 #[utoipa::path(get, path = "/health/redis", tag = "health", responses((status = 200, body = RedisState), (status = 503, body = RedisState)))]
 pub(super) async fn health_redis(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<RedisState>) {
     redis_state(&admin).await
 }
 
-/// The same as `/health/redis`
+/// Alias of `/health/redis`
 #[utoipa::path(get, path = "/redis/health", tag = "health", responses((status = 200, body = RedisState), (status = 503, body = RedisState)))]
 pub(super) async fn redis_health(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<RedisState>) {
     redis_state(&admin).await

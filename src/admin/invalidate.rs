@@ -1,4 +1,4 @@
-//! Invalidations, through the inbox, where they cannot be lost.
+//! Invalidations through the inbox, where they are stored until a worker handles them.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -9,38 +9,38 @@ use super::problem::Problem;
 use crate::protocol::Message;
 use crate::trigger::invalidation::inbox;
 
-/// An invalidation, as docs/protocol.md has it. At least one of the first four names something.
+/// An invalidation, as in docs/protocol.md. At least one of the first four lists must not be empty.
 #[derive(utoipa::ToSchema)]
 #[schema(as = Invalidation)]
 #[expect(dead_code, reason = "it documents what `Message` reads")]
 pub(super) struct Invalidation {
-    /// Literal keys, of 2048 bytes at most.
+    /// Literal keys, of at most 2048 bytes.
     #[schema(required = false, max_items = 10_000)]
     keys: Vec<String>,
-    /// Globs as Redis's `KEYS` has them, of 256 bytes at most; they touch only keys of jobs.
+    /// Globs in the syntax of Redis's `KEYS`, of at most 256 bytes; they match only keys of jobs.
     #[schema(required = false, max_items = 64)]
     patterns: Vec<String>,
-    /// Tags, as the jobs' files give them, of 512 bytes at most.
+    /// Tags, as the job files define them, of at most 512 bytes.
     #[schema(required = false, max_items = 1_000)]
     tags: Vec<String>,
     /// Jobs by name, with all their entries.
     #[schema(required = false, max_items = 64)]
     jobs: Vec<String>,
-    /// `refresh` where absent; `evict`, `warm`.
+    /// `refresh` (default), `evict` or `warm`.
     #[schema(required = false, pattern = "^(refresh|evict|warm)$")]
     action: String,
 }
 
-/// Where it was put.
+/// The published message.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Published {
     /// The message's id in the inbox; its time is the invalidation's.
     id: String,
-    /// Workers that live; with none, it waits until there is one.
+    /// Live workers; without one, the message waits.
     workers: usize,
 }
 
-/// Say that values are no longer true
+/// Invalidate values
 #[utoipa::path(
     post,
     path = "/invalidate",
@@ -58,9 +58,9 @@ pub(super) async fn invalidate(fleet: Fleet, Text(text): Text) -> Result<(Status
 }
 
 fn read(text: &str) -> Result<Message, Problem> {
-    // On a channel, text is a key; here it is a mistake.
+    // On the channel plain text is a key; here it is an error.
     let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
-        .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("no JSON object: {e}")))?;
+        .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not the expected JSON object: {e}")))?;
     serde_json::from_value::<Message>(object.into())
         .map_err(|e| e.to_string())
         .and_then(|message| message.checked().map_err(|e| e.to_string()))

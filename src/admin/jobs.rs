@@ -1,4 +1,4 @@
-//! Jobs: how they fare, and pausing them.
+//! The state of jobs, and pausing them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,40 +14,40 @@ use crate::job::Job;
 use crate::ops::Census;
 use crate::ops::status::{self, JobStatus};
 
-/// How long is waited for a first count of entries.
+/// The timeout of waiting for a first count of entries.
 const CENSUS: Duration = Duration::from_secs(2);
 
-/// Whether a job is paused.
+/// The result of pausing or resuming a job.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Pause {
     /// The job.
     job: String,
-    /// Whether it is paused now.
+    /// `true` if it is paused now.
     paused: bool,
-    /// Whether it was otherwise before.
+    /// `true` if this changed its state.
     changed: bool,
 }
 
 fn find<'a>(parts: &'a Parts, name: &str) -> Result<&'a Arc<Job>, Problem> {
-    let unknown = || Problem::new(StatusCode::NOT_FOUND, format!("`{name}` is no job; GET /jobs lists them"));
+    let unknown = || Problem::new(StatusCode::NOT_FOUND, format!("there is no job `{name}`; GET /jobs lists the jobs"));
     parts.ops.jobs.jobs.get(name).ok_or_else(unknown)
 }
 
-/// The last count of entries; waits for the first one, unless Redis does not answer.
+/// Returns the last count of entries; waits for the first one unless Redis does not answer.
 async fn census(fleet: &Fleet) -> Result<Option<Arc<Census>>, Problem> {
     let (census, there) = tokio::join!(fleet.admin.census(CENSUS), fleet.parts.ops.store.now());
     there?;
     Ok(census)
 }
 
-/// Leaves out what only the owner may see: a reason may quote what an upstream answered.
+/// Removes what only the owner may see: a reason may quote an upstream's answer.
 fn withhold(fleet: &Fleet, status: &mut JobStatus) {
     if let Some(last) = status.last.as_mut().filter(|_| !fleet.trusted) {
         last.reason = None;
     }
 }
 
-/// All jobs as they are now.
+/// Returns the state of all jobs.
 pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
     let parts = &fleet.parts;
     let census = census(fleet).await?;
@@ -61,13 +61,13 @@ pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
     Ok(all)
 }
 
-/// All jobs as they are now
+/// Show the state of all jobs
 #[utoipa::path(get, path = "/jobs", tag = "jobs", responses((status = 200, body = Vec<JobStatus>)))]
 pub(super) async fn jobs(fleet: Fleet) -> Result<Json<Vec<JobStatus>>, Problem> {
     statuses(&fleet).await.map(Json)
 }
 
-/// One job as it is now
+/// Show the state of one job
 #[utoipa::path(
     get,
     path = "/jobs/{job}",
@@ -86,7 +86,7 @@ pub(super) async fn job(fleet: Fleet, Named(name): Named) -> Result<Json<JobStat
     Ok(Json(status))
 }
 
-/// Fetch nothing of a job any more, in the whole fleet, until it is resumed
+/// Pause a job in the whole fleet: nothing is fetched until it is resumed
 #[utoipa::path(
     post,
     path = "/jobs/{job}/pause",
@@ -100,7 +100,7 @@ pub(super) async fn pause(fleet: Fleet, Named(name): Named) -> Result<Json<Pause
     Ok(Json(Pause { job: name, paused: true, changed }))
 }
 
-/// Let a paused job go on
+/// Resume a paused job
 #[utoipa::path(
     post,
     path = "/jobs/{job}/resume",

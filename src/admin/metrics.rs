@@ -13,7 +13,7 @@ use crate::ops::Census;
 use crate::ops::status::{self, UpstreamStatus};
 use crate::telemetry::metrics::{self, Budget, JobGauges};
 
-/// How long Redis may take; whoever scrapes does not wait for ever.
+/// The timeout of Redis, so that a scrape does not hang.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Metrics in Prometheus's text format, version 0.0.4
@@ -26,14 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     if let Some(parts) = admin.parts() {
         let census = admin.census(Duration::ZERO).await;
-        look(&parts, census.as_deref()).await;
+        set_gauges(&parts, census.as_deref()).await;
     } else {
         metrics::set_process(false, 0, 0, 0);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render()).into_response()
 }
 
-async fn look(parts: &Parts, census: Option<&Census>) {
+async fn set_gauges(parts: &Parts, census: Option<&Census>) {
     let asked = async {
         let mut jobs = Vec::new();
         let now = parts.ops.store.now().await?;
@@ -63,7 +63,7 @@ async fn look(parts: &Parts, census: Option<&Census>) {
                 metrics::set_job(&job.name, gauges);
             }
         }
-        // What was true before may not be so any more.
+        // Earlier values may be out of date.
         None => {
             for job in parts.ops.jobs.jobs.keys() {
                 metrics::set_job(job, JobGauges::default());

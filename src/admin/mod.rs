@@ -1,7 +1,7 @@
-//! HTTP: health, statistics, metrics, and what people and programs ask of the fleet. docs/http.md lists it all.
+//! HTTP: health, statistics, metrics, and operations on the fleet. docs/http.md lists the routes.
 //!
-//! It begins before Redis is there and ends last, so that whoever asks hears why the worker is not ready. What changes or
-//! fetches something, or shows values, stands behind `guard::owner`; every error is a `Problem`.
+//! It starts before Redis is reached and ends last, so that a client learns why the worker is not ready. Requests that
+//! change or fetch something, or show values, pass `guard::owner`. Every error is a `Problem`.
 
 mod clear;
 mod dead;
@@ -40,51 +40,51 @@ use crate::telemetry::metrics as gauges;
 use crate::trigger::{Backlog, Cron, Invalidator};
 use crate::warmer::Warmer;
 
-/// Requests answered at once; more are told to come again. Probes of health are not counted.
+/// The most requests at once; further ones are refused. Health probes do not count.
 const AT_ONCE: usize = 256;
-/// Requests at once that hold values or letters in memory, which may be long; more wait for their turn.
+/// The most requests at once that hold values or dead letters in memory; further ones wait.
 const TURNS: usize = 4;
 
-/// What a worker hands over once Redis has been reached, and again when it has reloaded its jobs.
+/// The parts that a worker provides once Redis was reached, and again after each reload of its jobs.
 #[derive(Debug)]
 pub struct Parts {
-    /// How its loops fare.
+    /// The health of its loops.
     pub health: Health,
-    /// What can be asked of the fleet.
+    /// The operations on the fleet.
     pub ops: Ops,
-    /// Who evicts.
+    /// The invalidator, for evictions.
     pub invalidator: Invalidator,
-    /// The invalidations that name many and wait.
+    /// The waiting broad invalidations.
     pub backlog: Backlog,
-    /// Who asks feeds, within their upstreams' limits.
+    /// The source of feeds, within their upstreams' limits.
     pub cron: Cron,
-    /// The ways to upstreams.
+    /// The upstreams' gates.
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
-    /// What this worker has in hand; gone when it ends.
+    /// The entries that this worker has claimed; gone when it ends.
     pub warmer: Weak<Warmer>,
-    /// Workers that live, as the last beat counted them.
+    /// Live workers, as of the last heartbeat.
     pub workers: Arc<AtomicUsize>,
     /// The worker's name.
     pub worker: Arc<str>,
 }
 
-/// What all requests share.
+/// The state that all requests share.
 #[derive(Debug)]
 pub struct Admin {
-    /// Where Redis is, without secrets.
+    /// The Redis URL, without secrets.
     redis: String,
     token: Option<Secret>,
-    /// Only this machine can ask.
+    /// `true` if only this machine can connect.
     local: bool,
-    /// Names by which it may be asked without the token, beside those of this machine.
+    /// Host names that need no token, besides those of this machine.
     hosts: Vec<String>,
-    /// Set when the worker is told to stop.
+    /// Cancelled when the worker shuts down.
     stop: CancellationToken,
     parts: RwLock<Option<Arc<Parts>>>,
     reload: Arc<Reload>,
     document: OnceLock<Bytes>,
     room: Semaphore,
-    /// Why Redis cannot be worked with yet.
+    /// Why Redis is not usable yet.
     waiting: RwLock<Option<String>>,
     turns: Semaphore,
     census: watch::Sender<Option<Arc<Census>>>,
@@ -92,8 +92,8 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// For a worker that keeps its data in Redis at `redis` (no secrets in it), reloads its jobs by `reload`, and is told to
-    /// end by `stop`; `local` says that nobody else than this machine can ask, `hosts` by which names.
+    /// Creates the state for a worker with Redis at `redis` (without secrets). `reload` reloads its jobs, `stop` is its
+    /// shutdown, `local` means that only this machine can connect, and `hosts` are further host names.
     pub fn new(
         redis: String,
         token: Option<Secret>,
@@ -119,11 +119,11 @@ impl Admin {
         })
     }
 
-    /// From now on everything is answered, and out of these parts.
+    /// Provides the parts: from now on all requests are answered.
     pub fn ready(&self, parts: Parts) {
         let parts = Arc::new(parts);
         let before = self.parts.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&parts));
-        // Of what is no longer known, nothing is said.
+        // Clears the gauges of unknown upstreams.
         let Some(before) = before else { return };
         for job in before.ops.jobs.jobs.keys().filter(|job| !parts.ops.jobs.jobs.contains_key(*job)) {
             gauges::set_job(job, gauges::JobGauges::default());
@@ -133,26 +133,26 @@ impl Admin {
         }
     }
 
-    /// The worker waits for Redis, for this reason.
+    /// Records why the worker is waiting for Redis.
     pub fn waits(&self, reason: &str) {
         *self.waiting.write().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 
-    /// What the worker has handed over; `None` until Redis was reached.
+    /// Returns the worker's parts; `None` until Redis was reached.
     fn parts(&self) -> Option<Arc<Parts>> {
         self.parts.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for leave to hold values or letters in memory; it is never closed.
+    /// Waits for a permit to hold values or dead letters in memory.
     async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         self.turns.acquire().await.ok()
     }
 
-    /// The last count, whoever made it; a newer one is asked for if it is old, and waited for a moment.
-    async fn census(&self, patience: Duration) -> Option<Arc<Census>> {
+    /// Returns the last count of any worker. If it is old, requests a new one and waits a moment for it.
+    async fn census(&self, wait: Duration) -> Option<Arc<Census>> {
         let mut counted = self.census.subscribe();
         self.census_wanted.notify_one();
-        let _ = tokio::time::timeout(patience, counted.wait_for(Option::is_some)).await;
+        let _ = tokio::time::timeout(wait, counted.wait_for(Option::is_some)).await;
         self.census.borrow().clone()
     }
 }

@@ -22,7 +22,7 @@ const TOKEN: &str = "token";
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Samovar", description = "What a worker answers over HTTP: see docs/http.md."),
+    info(title = "Samovar", description = "The HTTP API of a worker: see docs/http.md."),
     components(schemas(Problem))
 )]
 struct Document;
@@ -61,7 +61,7 @@ pub(super) fn router(admin: &Arc<Admin>) -> (Router<Arc<Admin>>, String) {
     for operation in api.paths.paths.values_mut().flat_map(operations) {
         let content = Content::new(Some(Ref::from_schema_name("Problem")));
         let problem = ResponseBuilder::new()
-            .description("Why not, as RFC 9457 has it")
+            .description("An error as in RFC 9457")
             .content("application/problem+json", content)
             .build();
         operation.responses.responses.insert("default".to_owned(), problem.into());
@@ -75,7 +75,7 @@ pub(super) fn router(admin: &Arc<Admin>) -> (Router<Arc<Admin>>, String) {
     (router.fallback(unknown).method_not_allowed_fallback(not_allowed), text)
 }
 
-/// Adds to the bodies' schemas what derived ones cannot say: which fields go together.
+/// Adds the constraints between fields that derived schemas cannot express.
 fn name_something(api: &mut Value) {
     let named = |field: &str| json!({ "required": [field], "properties": { field: { "minItems": 1 } } });
     let schemas = &mut api["components"]["schemas"];
@@ -83,7 +83,7 @@ fn name_something(api: &mut Value) {
         schemas[body]["anyOf"] = fields.iter().map(|field| named(field)).collect();
         schemas[body]["additionalProperties"] = json!(false);
     }
-    // To fetch what is absent, only keys can be named.
+    // `warm` takes keys only.
     let none = json!({ "maxItems": 0 });
     let only_keys = json!({ "properties": { "patterns": none, "tags": none, "jobs": none } });
     let warm = json!({ "required": ["action"], "properties": { "action": { "const": "warm" } } });
@@ -96,7 +96,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post, &mut item.delete].into_iter().filter_map(Option::as_mut)
 }
 
-/// This document
+/// The OpenAPI document
 #[utoipa::path(get, path = "/openapi.json", tag = "stats", responses((status = 200, body = serde_json::Value)))]
 async fn document(State(admin): State<Arc<Admin>>) -> Response {
     let document = admin.document.get().cloned().unwrap_or_default();
@@ -104,9 +104,9 @@ async fn document(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn unknown(uri: Uri) -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, format!("there is no {}; GET /openapi.json lists what there is", uri.path()))
+    Problem::new(StatusCode::NOT_FOUND, format!("there is no {}; GET /openapi.json lists the routes", uri.path()))
 }
 
 async fn not_allowed(method: Method, uri: Uri) -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} cannot be asked of {}", uri.path()))
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed for {}", uri.path()))
 }

@@ -1,4 +1,4 @@
-//! Errors, as RFC 9457 (problem details for HTTP) has them.
+//! Errors as in RFC 9457 (problem details for HTTP).
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 
 use crate::redis::requirements::explain;
 
-/// What is wrong with a request, or with answering it.
+/// An error of a request or of its answer.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Problem {
-    /// The status in words.
+    /// The status as text.
     title: &'static str,
     /// The status.
     #[schema(example = 403)]
@@ -30,7 +30,7 @@ impl Problem {
         Self { title, status: status.as_u16(), detail: detail.to_string(), more: Map::new() }
     }
 
-    /// With a member beside the usual ones.
+    /// Adds a member.
     pub(super) fn with(mut self, name: &str, value: impl Serialize) -> Self {
         self.more.insert(name.to_owned(), serde_json::to_value(value).unwrap_or_default());
         self

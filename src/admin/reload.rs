@@ -1,4 +1,4 @@
-//! Taking up the job files as they are now.
+//! Reloading the job files.
 
 use std::sync::Arc;
 
@@ -11,19 +11,19 @@ use super::Admin;
 use super::extract::{Asked, Nothing};
 use super::problem::Problem;
 
-/// What is taken up.
+/// The reloaded jobs.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Taken {
     /// The jobs, in the order of their names.
     jobs: Vec<String>,
 }
 
-/// Have this worker take up its job files as they are now; refused as a whole if any has a fault
+/// Reload this worker's job files; refused as a whole if any has a fault
 #[utoipa::path(
     post,
     path = "/reload",
     tag = "changes",
-    responses((status = 202, body = Taken, description = "They have no fault, and will be in use within seconds"))
+    responses((status = 202, body = Taken, description = "The files are valid, and will be in use within seconds"))
 )]
 pub(super) async fn reload(
     State(admin): State<Arc<Admin>>,
@@ -31,7 +31,7 @@ pub(super) async fn reload(
 ) -> Result<(StatusCode, Json<Taken>), Problem> {
     let jobs = admin.reload.read().map_err(|faults| {
         let faults: Vec<String> = faults.0.iter().map(ToString::to_string).collect();
-        let detail = "the job files have faults, nothing is changed; `samovar check` says how to mend them";
+        let detail = "the job files have faults, so nothing was changed; `samovar check` shows the remedies";
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail).with("faults", faults)
     })?;
     admin.reload.ask();

@@ -1,4 +1,4 @@
-//! The listener: connections, their limits, and their end.
+//! The listener: connections, their limits, and shutdown.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,34 +24,34 @@ use crate::config::{DEFAULT_PORT, Listen};
 use crate::entry::duration;
 use crate::redis::Backoff;
 
-/// Ports tried after the default one before any free one is taken.
+/// Ports tried after the default one before any free port is used.
 const NEXT_PORTS: u16 = 100;
-/// Connections held at once. When all are taken, the one that has waited longest for a request makes room for a new one.
+/// The most connections. Beyond that, the one that is idle longest is closed for a new one.
 const CONNECTIONS: usize = 512;
-/// How long a client may take for its headers, and how long an idle connection is kept.
+/// The timeout of a request's headers, and of an idle connection.
 const HEADERS: Duration = Duration::from_secs(10);
-/// Headers of a request, in bytes.
+/// The longest headers of a request, in bytes.
 const HEADER_BYTES: usize = 64 * 1024;
-/// How long answers under way may take when the server ends.
+/// The timeout of pending answers at shutdown.
 const DRAIN: Duration = Duration::from_secs(1);
-/// After an error of the system (no file handles left, for instance).
+/// The pause after a system error, such as no file handles left.
 const AFTER_ERROR: Duration = Duration::from_millis(200);
-/// A count of all entries is old after this.
+/// The age after which a count of all entries is old.
 const CENSUS: Duration = Duration::from_secs(30);
-/// Counting may take this part of the time.
+/// The pause between counts, as a multiple of a count's duration.
 const CENSUS_SHARE: u32 = 10;
 
-/// An address that is listened on.
+/// A bound address.
 #[derive(Debug)]
 pub struct Listening {
     listener: TcpListener,
     address: SocketAddr,
 }
 
-/// Binds where HTTP is to be answered; `None` where it is not.
+/// Binds the address of HTTP; `None` if HTTP is off.
 ///
 /// # Errors
-/// The address cannot be had, with the remedy.
+/// The address cannot be bound; the error tells the remedy.
 pub async fn listen(listen: Listen) -> anyhow::Result<Option<Listening>> {
     let listener = match listen {
         Listen::Off => return Ok(None),
@@ -81,12 +81,12 @@ fn local(port: u16) -> SocketAddr {
 }
 
 impl Listening {
-    /// Where.
+    /// The address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Answers until `over`; what is under way then has a moment to end.
+    /// Serves until `over`; pending answers then have a moment to finish.
     pub async fn run(self, admin: Arc<Admin>, over: CancellationToken) {
         self.announce(&admin);
         let (router, document) = openapi::router(&admin);
@@ -102,12 +102,12 @@ impl Listening {
         let address = self.address;
         let default = local(DEFAULT_PORT);
         if address.ip() == default.ip() && address.port() > DEFAULT_PORT && address.port() - DEFAULT_PORT < NEXT_PORTS {
-            info!("http://{address} answers health, statistics and metrics ({default} may be taken)");
+            info!("http://{address} answers health, statistics and metrics ({default} may be in use)");
         } else {
             info!("http://{address} answers health, statistics and metrics");
         }
         if !admin.local && admin.token.is_none() {
-            warn!("HTTP is open to other machines and SAMOVAR_TOKEN is not set: only what reads is answered");
+            warn!("HTTP is open to other machines and SAMOVAR_TOKEN is not set; only read requests are answered");
         }
     }
 
@@ -131,7 +131,7 @@ impl Listening {
                     continue;
                 }
             };
-            // It fails where the client is gone already, which reading finds out.
+            // It fails if the client is gone, which the next read detects.
             let _ = stream.set_nodelay(true);
             let (place, close) = places.take();
             let place = Arc::new(place);
@@ -151,7 +151,7 @@ impl Listening {
                     ended = connection => if let Err(e) = ended {
                         debug!("a connection broke: {e}");
                     },
-                    () = close.cancelled() => debug!("a connection that waited for its request made room for another"),
+                    () = close.cancelled() => debug!("an idle connection was closed to make room for another"),
                 }
             });
         }
@@ -162,11 +162,11 @@ impl Listening {
     }
 }
 
-/// The connections that are open, [`CONNECTIONS`] at most.
+/// The open connections, at most [`CONNECTIONS`].
 #[derive(Debug, Default)]
 struct Places {
     held: Mutex<Held>,
-    /// Told when a connection that may make room appears, or a place is free, while none was.
+    /// Notified when a connection becomes idle, or a slot becomes free.
     room: Notify,
 }
 
@@ -178,12 +178,12 @@ struct Held {
 
 #[derive(Debug)]
 struct Open {
-    /// Since when no request of it is being answered; `None` while one is.
+    /// When it became idle; `None` while a request is being answered.
     waiting: Option<Instant>,
     close: CancellationToken,
 }
 
-/// A connection's place, until it is dropped.
+/// A connection's slot, until it is dropped.
 #[derive(Debug)]
 struct Place {
     id: u64,
@@ -195,13 +195,14 @@ impl Places {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether another connection finds a place.
+    /// Returns `true` if another connection finds a slot.
     fn has_room(&self) -> bool {
         let held = self.held();
         held.open.len() < CONNECTIONS || held.open.values().any(|open| open.waiting.is_some())
     }
 
-    /// A place for a new connection, and what tells it to end. Where all are taken, the one that has waited longest is closed.
+    /// Returns a slot for a new connection and its shutdown signal. If all are taken, the one that is idle longest is
+    /// closed.
     fn take(self: &Arc<Self>) -> (Place, CancellationToken) {
         let mut held = self.held();
         if held.open.len() >= CONNECTIONS {
@@ -237,8 +238,7 @@ impl Drop for Place {
     }
 }
 
-/// Counts the entries of all jobs when somebody wants to know and the last count is old. What another worker counted will
-/// do, too.
+/// Counts the entries of all jobs on request if the last count of any worker is old.
 async fn count(admin: &Admin, over: &CancellationToken) {
     let mut backoff = Backoff::new("counting entries");
     loop {

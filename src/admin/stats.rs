@@ -1,4 +1,4 @@
-//! What Redis and the jobs come to.
+//! Statistics of Redis and the jobs.
 
 use std::collections::BTreeMap;
 
@@ -11,30 +11,30 @@ use super::problem::Problem;
 use crate::job::Job;
 use crate::ops::status::JobStatus;
 
-/// What Redis says of itself, which is absent where `INFO` is not allowed, and how the jobs fare.
+/// Statistics of Redis, absent without a right to `INFO`, and of the jobs.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Stats {
     /// Clients connected to Redis.
     #[serde(skip_serializing_if = "Option::is_none")]
     connected_clients: Option<u64>,
-    /// Memory that Redis uses, for people.
+    /// Memory in use, as Redis writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     used_memory_human: Option<String>,
-    /// The same, bytes.
+    /// Memory in use, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     used_memory_bytes: Option<u64>,
-    /// The most it may use, bytes; 0 for no limit.
+    /// The memory limit, bytes; 0 for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     maxmemory_bytes: Option<u64>,
-    /// What it does when it has used that.
+    /// The eviction policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     maxmemory_policy: Option<String>,
-    /// Keys in the database that Samovar uses, whoever wrote them.
+    /// Keys in Samovar's database, of all clients.
     total_keys: u64,
-    /// Reads by anybody that found a key, since Redis was started.
+    /// Reads by all clients that found a key, since Redis started.
     #[serde(skip_serializing_if = "Option::is_none")]
     hits: Option<u64>,
-    /// Reads by anybody that found none.
+    /// Reads by all clients that found none.
     #[serde(skip_serializing_if = "Option::is_none")]
     misses: Option<u64>,
     /// hits / (hits + misses), from 0 to 1; 0 when there were none.
@@ -42,13 +42,13 @@ pub(super) struct Stats {
     hit_rate: Option<f64>,
     /// Keys by database.
     databases: BTreeMap<String, Database>,
-    /// How long Redis has been running.
+    /// The uptime of Redis, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     uptime_seconds: Option<u64>,
     /// Redis's version.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis_version: Option<String>,
-    /// Each job.
+    /// The jobs.
     jobs: Vec<JobStats>,
 }
 
@@ -57,42 +57,42 @@ pub(super) struct Stats {
 pub(super) struct Database {
     /// Keys.
     keys: u64,
-    /// Of these, with a TTL.
+    /// Keys with a TTL.
     expires: u64,
 }
 
-/// How one job fares.
+/// The statistics of one job.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct JobStats {
     #[serde(flatten)]
     status: JobStatus,
-    /// Entries fetched, or found unchanged, since the counters began.
+    /// Entries fetched, or found unchanged, since the counters started.
     refreshes: u64,
-    /// Attempts that failed since then.
+    /// Failed attempts since then.
     failures: u64,
-    /// The share of reads of its keys that found one; null, since that cannot be known: see docs/http.md.
+    /// The hit rate of its keys; always null, because it cannot be known: see docs/http.md.
     hit_rate: Option<f64>,
-    /// The upstream that is asked first.
+    /// The first upstream.
     upstream: Upstream,
 }
 
-/// An upstream, as the fleet has found it lately (in this hour of Redis's clock and the one before it), and what was spent there.
+/// The fleet's recent statistics of an upstream (this hour of Redis's clock and the one before), and its usage.
 #[derive(Debug, Default, Serialize, utoipa::ToSchema)]
 pub(super) struct Upstream {
     /// Its name.
     name: String,
-    /// Requests of the fleet that ended, for whichever job.
+    /// Completed requests of the fleet, for all jobs.
     requests: u64,
-    /// How long they took on average, ms.
+    /// Their mean duration, ms.
     latency_ms: Option<f64>,
-    /// How long the slowest of this worker's took since it began, ms.
+    /// The longest duration of this worker's requests since its start, ms.
     slowest_ms: Option<f64>,
-    /// Why it is asked nothing for now.
+    /// Why no requests are sent now.
     #[serde(skip_serializing_if = "Option::is_none")]
     closed: Option<&'static str>,
     /// AI tokens that this worker has spent on this job.
     tokens_of_job: u64,
-    /// AI tokens that the fleet has spent in the present window; absent without a budget.
+    /// AI tokens that the fleet has spent in the current window; absent without a budget.
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens_spent: Option<u64>,
     /// AI tokens that may be spent in a window.
@@ -103,13 +103,13 @@ pub(super) struct Upstream {
     tokens_window_ends_ms: Option<i64>,
 }
 
-/// What Redis says of itself, and how the jobs fare
+/// Statistics of Redis and the jobs
 #[utoipa::path(get, path = "/redis/stats", tag = "stats", responses((status = 200, body = Stats)))]
 pub(super) async fn redis_stats(fleet: Fleet) -> Result<Json<Stats>, Problem> {
     stats(&fleet).await.map(Json)
 }
 
-/// The same as `/redis/stats`
+/// Alias of `/redis/stats`
 #[utoipa::path(get, path = "/api/v1/cache/stats", tag = "stats", responses((status = 200, body = Stats)))]
 pub(super) async fn cache_stats(fleet: Fleet) -> Result<Json<Stats>, Problem> {
     stats(&fleet).await.map(Json)
@@ -155,7 +155,7 @@ async fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats,
         let fetches = gate.fetches();
         gate.tell().await?;
         let lately = gate.lately().await?;
-        #[expect(clippy::cast_precision_loss, reason = "nobody makes 2^53 requests")]
+        #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
         let mean = (lately.requests > 0).then(|| lately.took.as_secs_f64() * 1_000.0 / lately.requests as f64);
         upstream = Upstream {
             name: gate.upstream().name.to_string(),

@@ -1,4 +1,4 @@
-//! Having what is absent fetched, and waiting for it.
+//! Fetching missing entries, and waiting for them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,76 +16,76 @@ use crate::entry::Trigger;
 use crate::entry::{EntryKey, JobName};
 use crate::ops::Done;
 
-/// How long is waited if nobody says.
+/// The default timeout.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long is waited at most.
+/// The longest timeout.
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// What is to be there. At least one of both names something.
+/// The wanted entries. At least one of the two lists must not be empty.
 #[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Wanted {
-    /// Entries; each key is a job's.
+    /// Keys of entries; each must be a key of a job.
     #[schema(required = false)]
     keys: Vec<String>,
-    /// Jobs by name: what they list, and what their feeds name now.
+    /// Jobs by name: the entries that they list and that their feeds name now.
     #[schema(required = false)]
     jobs: Vec<String>,
-    /// `warm`, as in the message for the inbox; it may be left out.
+    /// `warm`, as in a message for the inbox; optional.
     #[schema(required = false, pattern = "^warm$")]
     action: Option<String>,
 }
 
-/// Whether to wait.
+/// The wait of a request.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Backoff {
-    /// Answer when it is there.
+pub(super) struct WaitQuery {
+    /// Answer when the entries are fetched.
     wait: bool,
-    /// Wait for so many seconds at most, 30 where absent.
+    /// The most seconds to wait; 30 if absent.
     #[param(minimum = 1, maximum = 600)]
     timeout: Option<u64>,
 }
 
-/// What was put on the agenda.
+/// The entries put on the agenda.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Due {
-    /// Entries that are fetched if they are absent.
+    /// Entries that will be fetched if they are missing.
     due: usize,
-    /// Workers that live.
+    /// Live workers.
     workers: usize,
 }
 
-/// Fetch what is absent, before all other work
+/// Fetch missing entries, before all other work
 #[utoipa::path(
     post,
     path = "/warm",
     tag = "changes",
-    params(Backoff),
+    params(WaitQuery),
     request_body = Wanted,
     responses(
-        (status = 200, body = Done, description = "All of it is there, or is known to be gone"),
-        (status = 202, body = Due, description = "It is on the agenda")
+        (status = 200, body = Done, description = "All entries are fetched, or known to be gone"),
+        (status = 202, body = Due, description = "The entries are on the agenda")
     )
 )]
 pub(super) async fn warm(
     fleet: Fleet,
-    Asked(patience): Asked<Backoff>,
+    Asked(query): Asked<WaitQuery>,
     Body(wanted): Body<Wanted>,
 ) -> Result<Response, Problem> {
     let parts = &fleet.parts;
     let ops = &parts.ops;
-    let timeout = patience.timeout.map_or(TIMEOUT, Duration::from_secs);
+    let timeout = query.timeout.map_or(TIMEOUT, Duration::from_secs);
     if timeout.is_zero() || timeout > LONGEST {
         let detail = format!("`timeout` must be from 1 to {} seconds", LONGEST.as_secs());
         return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
     }
     let entries = entries(parts, &wanted).await?;
-    if patience.wait {
+    if query.wait {
         for job in entries.keys() {
             if ops.paused(job).await?.is_some() {
-                let detail = format!("{job} is paused, it would never be there: POST /jobs/{job}/resume");
+                let detail = format!("{job} is paused, so its entries would not be fetched: POST /jobs/{job}/resume");
                 return Err(Problem::new(StatusCode::CONFLICT, detail));
             }
         }
@@ -94,7 +94,7 @@ pub(super) async fn warm(
     for (job, keys) in &entries {
         ops.agenda.put(job, keys, When::Urgent, Trigger::Demand).await?;
     }
-    if !patience.wait {
+    if !query.wait {
         let due = entries.values().map(Vec::len).sum();
         let workers = parts.workers.load(std::sync::atomic::Ordering::Relaxed);
         return Ok((StatusCode::ACCEPTED, Json(Due { due, workers })).into_response());
@@ -106,7 +106,7 @@ pub(super) async fn warm(
     let done = tokio::select! {
         done = futures_util::future::try_join_all(waits) => sum(done?),
         () = fleet.admin.stop.cancelled() => {
-            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the worker ends; it is fetched by another"));
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the worker is shutting down; another fetches the entries"));
         }
     };
     if done.failed.is_empty() {
@@ -117,7 +117,7 @@ pub(super) async fn warm(
     Err(Problem::new(status, format!("{} entries were not fetched", done.failed.len())).with("result", done))
 }
 
-/// The entries that are wanted, by job.
+/// Returns the wanted entries by job.
 async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Vec<EntryKey>>, Problem> {
     let refuse = |detail: String| Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     let unknown = |detail: String| Err(Problem::new(StatusCode::NOT_FOUND, detail));
@@ -125,16 +125,16 @@ async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Vec
         return refuse("it names nothing: give keys or jobs".to_owned());
     }
     if let Some(action) = wanted.action.as_ref().filter(|action| *action != "warm") {
-        return refuse(format!("`{action}` is not done here; POST /invalidate does"));
+        return refuse(format!("`{action}` is not supported here; use POST /invalidate"));
     }
     let ops = &parts.ops;
     let mut entries: BTreeMap<JobName, Vec<EntryKey>> = BTreeMap::new();
     for key in &wanted.keys {
-        let Some((job, _)) = ops.jobs.owner(key) else { return unknown(format!("`{key}` is no job's key")) };
+        let Some((job, _)) = ops.jobs.owner(key) else { return unknown(format!("no job has the key `{key}`")) };
         entries.entry(job.name.clone()).or_default().push(EntryKey::new(key.as_str()));
     }
     for name in &wanted.jobs {
-        let Some(job) = ops.jobs.jobs.get(name.as_str()) else { return unknown(format!("`{name}` is no job")) };
+        let Some(job) = ops.jobs.jobs.get(name.as_str()) else { return unknown(format!("there is no job `{name}`")) };
         let fed = match job.entries.feed {
             Some(_) => Some(parts.cron.fed(job, ops.store.now().await?).await?),
             None => None,

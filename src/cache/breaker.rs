@@ -134,7 +134,7 @@ mod tests {
         breaker.state().until = Some(Instant::now());
         let probes = breaker.pass().unwrap();
         assert!(breaker.pass().is_none(), "others are answered at once");
-        // Its caller went away: somebody else probes.
+        // The caller was cancelled: another one probes.
         drop(probes);
         breaker.pass().unwrap().ill("still gone");
         assert!(breaker.pass().is_none());

@@ -14,7 +14,7 @@ use super::{Cache, Error};
 
 /// The first and the longest interval between attempts.
 const TRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
-/// How long the last number is stored, so that numbers grow even if Redis's clock is set back.
+/// The TTL of the last number, which keeps numbers growing if Redis's clock is set back.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
 /// The shortest TTL that can be renewed in time.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -39,10 +39,8 @@ static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/h
 /// use std::time::Duration;
 ///
 /// let held = Lock::new(&cache, "reindex").ttl(Duration::from_secs(10)).acquire(Duration::from_secs(3)).await?;
-/// tokio::select! {
-///     () = reindex(held.number()) => held.release().await?,
-///     () = held.lost() => println!("somebody else may have it now"),
-/// }
+/// tokio::select! { () = reindex(held.number()) => held.release().await?, () = held.lost() => println!("another holder
+/// may have it now"), }
 /// # Ok(())
 /// # }
 /// # async fn reindex(_: u64) {}
@@ -111,7 +109,7 @@ impl Lock {
     fn release_afterwards(&self, token: String) {
         let lock = self.clone();
         afterwards(async move {
-            // Else it ends by itself.
+            // If this fails, the lock expires.
             let _ = lock.hold(&token, None).await;
         });
     }

@@ -11,7 +11,8 @@
 //! }
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let cache = Cache::builder("redis://127.0.0.1:6379").prefix("artwork").near(8 << 20, Duration::from_secs(2)).build().await?;
+//! let builder = Cache::builder("redis://127.0.0.1:6379").prefix("artwork").near(8 << 20, Duration::from_secs(2));
+//! let cache = builder.build().await?;
 //! let artwork: Artwork = cache.get_or_load("42", async || ask_the_museum(42).await).await?;
 //! # Ok(())
 //! # }

@@ -27,7 +27,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 pub struct Change {
     /// The whole key.
     pub key: String,
-    /// What happened.
+    /// The kind of the change.
     pub event: ChangeEvent,
 }
 

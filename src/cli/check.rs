@@ -1,7 +1,7 @@
-//! `samovar check`: reads job files and says what they come to, without asking Redis or any upstream.
+//! `samovar check`: reads job files and reports their content or their faults, without access to Redis or an upstream.
 //!
-//! Nothing from the environment shows but where the upstreams are: in all else `***` stands for it, and in the
-//! upstreams' URLs, too, where a variable's name says that it is a secret.
+//! Values of environment variables are hidden as `***`, except in upstreams' URLs, where only variables with the name
+//! of a secret are hidden.
 
 use crate::entry::duration;
 use crate::job::{EnvUse, EnvValues, Fault, Faults, Job, Jobs, KeyPattern, Params, Schedule, Shape, Source, Template};
@@ -16,19 +16,19 @@ use std::time::Duration;
 use crate::entry::escape::{escaped, escaped_lines};
 
 const MASK: &str = "***";
-/// Shorter ones would blot out letters of every word; templates do not get to see secrets in any case.
+/// The shortest value that is hidden: shorter ones occur in ordinary words. Templates cannot read secrets in any case.
 const SHORTEST_SECRET: usize = 4;
-/// Prompts are cut to so many characters.
+/// The longest prompt that is shown, in characters.
 const SHOWN_PROMPT: usize = 300;
 
-/// What a folder of job files comes to.
+/// The report on a folder of job files.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// What is wrong; with any, there are no jobs.
+    /// The faults; with any, there are no jobs.
     pub faults: Vec<FaultReport>,
-    /// In the order of names.
+    /// The jobs, by name.
     pub jobs: Vec<JobReport>,
-    /// The environment variables that the files name, even where there are faults.
+    /// The environment variables that the files name, also if there are faults.
     pub env: Vec<EnvReport>,
     #[serde(skip)]
     found: Option<Faults>,
@@ -39,13 +39,13 @@ pub struct Report {
 pub struct FaultReport {
     /// The file's path.
     pub file: String,
-    /// Counted from 1; 0 for the whole file.
+    /// The line, from 1; 0 for the whole file.
     pub line: usize,
-    /// In characters, counted from 1.
+    /// The column in characters, from 1.
     pub column: usize,
-    /// What is wrong.
+    /// The fault.
     pub message: String,
-    /// What to do.
+    /// The remedy.
     pub help: Option<String>,
 }
 
@@ -54,37 +54,37 @@ pub struct FaultReport {
 pub struct JobReport {
     /// Its name.
     pub name: String,
-    /// What people are told about it.
+    /// Its description.
     pub description: Option<String>,
     /// The key pattern.
     pub key: String,
-    /// How long a value lives, in seconds.
+    /// The TTL, in seconds.
     pub ttl: f64,
-    /// How long before expiry an entry is refreshed, in seconds; 0 for never.
+    /// The time before expiry at which an entry is refreshed, in seconds; 0 for never.
     pub ahead: f64,
-    /// How long a value may outlive its TTL while the source fails, in seconds.
+    /// The time a value is kept beyond its TTL while the source fails, in seconds.
     pub stale_if_error: f64,
-    /// When warmups run, as written.
+    /// The schedule, as written.
     pub schedule: Option<String>,
-    /// Whose clock the schedule follows.
+    /// The time zone of the schedule.
     pub timezone: Option<String>,
     /// The next warmup, in RFC 3339.
     pub next: Option<String>,
     /// The inputs' key patterns by name.
     pub inputs: BTreeMap<String, String>,
-    /// How many entries the file lists.
+    /// The number of entries that the file lists.
     pub listed: usize,
     /// The URL of the feed.
     pub feed: Option<String>,
-    /// How many of the most read entries are kept warm.
+    /// The number of most read entries that are kept warm.
     pub popular: usize,
-    /// What is no fault and yet may surprise.
+    /// Warnings.
     pub warnings: Vec<String>,
-    /// What one entry's fetch would be.
+    /// The requests of one entry.
     pub example: Example,
 }
 
-/// One entry and what would be asked for it.
+/// One entry and its requests.
 #[derive(Debug, Serialize)]
 pub struct Example {
     /// Its key.
@@ -93,7 +93,7 @@ pub struct Example {
     pub requests: Vec<Request>,
 }
 
-/// What one source would ask.
+/// One source's request.
 #[derive(Debug, Serialize)]
 pub struct Request {
     /// `GET` or `POST`; the kind of a source that asks no server, in capitals.
@@ -111,18 +111,18 @@ pub struct Request {
     pub value: Option<Value>,
 }
 
-/// An environment variable; its value is nobody's business here.
+/// An environment variable, without its value.
 #[derive(Debug, Serialize)]
 pub struct EnvReport {
     /// Its name.
     pub name: String,
-    /// Whether it is set to something.
+    /// `true` if it is set and not empty.
     pub set: bool,
-    /// Where it is named: `file:line:column`.
+    /// Its uses: `file:line:column`.
     pub used: Vec<String>,
 }
 
-/// Reads the job files of a folder as [`Jobs::read`] does, and reports.
+/// Reads the job files of a folder like [`Jobs::read`], and reports.
 pub fn check(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<String>) -> Report {
     check_at(folder, default_ttl, env, Utc::now())
 }
@@ -141,7 +141,7 @@ fn check_at(folder: &Path, default_ttl: Duration, env: &dyn Fn(&str) -> Option<S
             };
         }
     };
-    // What begins a URL is no template any more when the files have been read, so that secrets are looked for in it.
+    // The origin of a URL is already rendered here, so it is searched for secrets.
     let secrets = jobs.env.iter().filter(|name| EnvValues::is_secret(name)).filter_map(|name| env(name));
     let secrets: Vec<String> = secrets.map(|value| value.trim().trim_end_matches('/').to_owned()).collect();
     let reports = jobs.jobs.values().map(|job| job_report(job, &jobs, &secrets, now)).collect();
@@ -196,7 +196,7 @@ fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) ->
     }
 }
 
-/// Says so if an entry may expire while it is refreshed.
+/// Returns a warning if an entry may expire while it is refreshed.
 fn too_late(job: &Job, jobs: &Jobs) -> Option<String> {
     let least = job.least_ahead(&jobs.upstreams);
     if job.warm.ahead.is_zero() || job.warm.ahead >= least {
@@ -209,12 +209,12 @@ fn too_late(job: &Job, jobs: &Jobs) -> Option<String> {
     ))
 }
 
-/// Values that show what is meant: a placeholder's name for its value.
+/// Returns sample values: each placeholder's name.
 fn sample(key: &KeyPattern) -> Params {
     key.names().iter().map(|name| (name.clone(), name.clone())).collect()
 }
 
-/// One entry's templates, rendered for people.
+/// One entry's templates, rendered.
 struct View<'j> {
     job: &'j Job,
     context: Value,
@@ -282,15 +282,15 @@ impl FaultReport {
 }
 
 impl Report {
-    /// Whether the jobs can run.
+    /// Returns `true` if the jobs can run.
     pub fn is_sound(&self) -> bool {
         self.faults.is_empty()
     }
 
-    /// For people; with colours for a terminal.
+    /// Returns the report as text, with colours for a terminal.
     pub fn render(&self, colours: bool) -> String {
         let mut text = String::new();
-        // Writing to a string does not fail.
+        // Writing to a `String` does not fail.
         let _ = self.write(&mut text, colours);
         text
     }

@@ -1,4 +1,4 @@
-//! `samovar dead`: entries whose warming was given up, and why.
+//! `samovar dead`: lists the dead letters with their reasons, or retries them.
 
 use clap::Args;
 
@@ -8,7 +8,7 @@ use crate::config::{Environment, Settings};
 use crate::entry::escape::json_line;
 use crate::ops::Dead;
 
-/// Letters printed at once.
+/// Dead letters in one page.
 const PAGE: usize = 500;
 
 /// Arguments of `samovar dead`.
@@ -17,7 +17,7 @@ pub(super) struct DeadArgs {
     /// Only these entries or jobs
     #[arg(value_name = "JOB|KEY")]
     only: Vec<String>,
-    /// Put them back on the agenda, with all their attempts before them
+    /// Put them back on the agenda, with a full number of attempts
     #[arg(long)]
     retry: bool,
     /// For programs
@@ -30,7 +30,7 @@ pub(super) async fn run(args: &DeadArgs, settings: &Settings, env: &Environment)
     let session = Session::open(settings).await?;
     let ops = session.ops(&jobs);
     if let Some(unknown) = ops.unknown(&args.only) {
-        complain(format_args!("`{unknown}` is no job, and no job's key"));
+        complain(format_args!("`{unknown}` is neither a job nor a key of a job"));
         return Ok(exit::USAGE);
     }
     let now = session.store.now().await?;
@@ -57,7 +57,7 @@ pub(super) async fn run(args: &DeadArgs, settings: &Settings, env: &Environment)
     Ok(exit::OK)
 }
 
-/// Letters printed as they come.
+/// A printer of dead letters, page by page.
 struct List {
     json: bool,
     shown: usize,

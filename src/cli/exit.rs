@@ -1,12 +1,12 @@
-//! Exit codes, all of them. Numbers above 63 are `sysexits.h`'s.
+//! All exit codes. Numbers above 63 are those of `sysexits.h`.
 
-/// What was asked for was done.
+/// Success.
 pub const OK: u8 = 0;
-/// Some of it was not: entries failed, or the worker ended when it should not have.
+/// Partial failure: entries failed, or the worker ended unexpectedly.
 pub const FAILED: u8 = 1;
-/// The command line makes no sense (clap's own number).
+/// The command line is invalid (clap's number).
 pub const USAGE: u8 = 2;
-/// Redis cannot be reached, or is none that Samovar can work with; trying again may help.
+/// Redis is unreachable or unsupported; a retry may help.
 pub const UNAVAILABLE: u8 = 69;
-/// The settings or the job files have faults; trying again will not help.
+/// The settings or the job files have faults; a retry will not help.
 pub const CONFIG: u8 = 78;

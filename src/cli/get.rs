@@ -1,4 +1,4 @@
-//! `samovar get`: one entry's value, and what is known of it.
+//! `samovar get`: shows one entry's value and metadata.
 
 use clap::Args;
 
@@ -35,16 +35,16 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         }
         println!();
         let say = |what: &str, text: String| println!("{what:<14}{}", escaped(&text));
-        say("job", entry.job.clone().unwrap_or_else(|| "none: no job's key pattern fits".to_owned()));
+        say("job", entry.job.clone().unwrap_or_else(|| "none: no job's key pattern matches".to_owned()));
         match entry.expiry {
             Expiry::Absent => {}
-            Expiry::Never => say("expires", "never: it has no TTL, so somebody else wrote it".to_owned()),
+            Expiry::Never => say("expires", "never: it has no TTL, so another program wrote it".to_owned()),
             Expiry::At(at) => say("expires", relative(at, now)),
         }
         if let Some(at) = entry.fetched_ms {
             say("fetched", format!("{}, age {}", relative(at, now), duration::rough(age(now, at))));
         } else if entry.expiry != Expiry::Absent {
-            say("written by", "somebody else".to_owned());
+            say("written by", "another program".to_owned());
         }
         if let Some(ends) = entry.outlives_ms {
             let since = if ends > now {
@@ -53,10 +53,10 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
                 format!("since {}", relative(ends, now))
             };
             let reason = entry.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
-            say("old", format!("it outlives its TTL, {since}, because its source fails{reason}"));
+            say("old", format!("kept beyond its TTL, {since}, because its source fails{reason}"));
         }
         if let Some(at) = entry.invalidated_ms {
-            say("invalidated", format!("{}, not yet answered", relative(at, now)));
+            say("invalidated", format!("{}, not fetched again yet", relative(at, now)));
         }
         if let (Some(outcome), Some(trigger), Some(at)) =
             (entry.last_outcome, entry.last_trigger, entry.last_attempt_ms)
@@ -78,7 +78,7 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
             say("tags", entry.tags.join(", "));
         }
         if let Some(reason) = &entry.given_up {
-            say("agenda", format!("given up ({reason}); `samovar dead --retry` puts it back"));
+            say("agenda", format!("dead letter ({reason}); `samovar dead --retry` puts it back"));
         }
         if let (Some(state), Some(at), Some(trigger)) = (entry.state, entry.due_ms, entry.due_for) {
             let (what, when) = match state {
@@ -94,10 +94,10 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
     Ok(if entry.value.is_some() { exit::OK } else { exit::FAILED })
 }
 
-/// A trigger as people read it.
+/// Returns a trigger as text for people.
 fn purpose(trigger: Trigger) -> String {
     match trigger {
-        Trigger::Settle => format!("{trigger}: a second look, whether somebody else wrote an old value"),
+        Trigger::Settle => format!("{trigger}: a recheck for an old value written by another program"),
         Trigger::Cron | Trigger::Invalidation | Trigger::Expiry | Trigger::Demand | Trigger::Manual => {
             trigger.to_string()
         }

@@ -1,4 +1,4 @@
-//! `samovar health`: asks the worker of this machine how it is, with one HTTP request: for containers' health checks.
+//! `samovar health`: checks the worker of this machine with one HTTP request, for health checks of containers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -12,15 +12,15 @@ use crate::config::{DEFAULT_PORT, Listen, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
 
-/// How long the worker may take to answer.
+/// The timeout of the worker's answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// An answer is no longer than this, in bytes.
+/// The longest answer, in bytes.
 const MOST: usize = 1 << 20;
 
 /// Arguments of `samovar health`.
 #[derive(Args)]
 pub(super) struct HealthArgs {
-    /// Where the worker answers, as it was told itself [env: SAMOVAR_LISTEN] [default: 127.0.0.1:7070]
+    /// The worker's address, the same as its own setting [env: SAMOVAR_LISTEN] [default: 127.0.0.1:7070]
     #[arg(long, value_name = "ADDRESS")]
     pub(super) listen: Option<String>,
     /// For programs
@@ -38,7 +38,7 @@ pub(super) async fn run(args: &HealthArgs, settings: &Settings) -> u8 {
     };
     match ask(address).await {
         Ok(state) => {
-            // What fails in one job is no reason to replace the worker.
+            // A failure of one job is no reason to replace the worker.
             let status = ["healthy", "degraded"].into_iter().find(|word| state["status"] == *word);
             let healthy = status.is_some();
             if args.json {
@@ -51,14 +51,14 @@ pub(super) async fn run(args: &HealthArgs, settings: &Settings) -> u8 {
             if healthy { exit::OK } else { exit::FAILED }
         }
         Err(why) => {
-            let remedy = "is a worker running here, and is SAMOVAR_LISTEN the worker's?";
-            complain(format_args!("no worker says at http://{address}/health how it is: {why}; {remedy}"));
+            let remedy = "is a worker running here with the same SAMOVAR_LISTEN?";
+            complain(format_args!("no worker answers at http://{address}/health: {why}; {remedy}"));
             exit::FAILED
         }
     }
 }
 
-/// Where a worker that listens there is asked on this machine.
+/// Returns the address at which this machine reaches a worker that listens there.
 fn address(listen: Listen) -> Result<SocketAddr, &'static str> {
     let address = match listen {
         Listen::Anywhere => (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(),
@@ -71,7 +71,7 @@ fn address(listen: Listen) -> Result<SocketAddr, &'static str> {
         }
     };
     if address.port() == 0 {
-        return Err("SAMOVAR_LISTEN names no port (0 is any), so it is not known where the worker answers; name one");
+        return Err("SAMOVAR_LISTEN has port 0 (any port), so the worker's address is unknown; set a port");
     }
     Ok(match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
@@ -99,7 +99,7 @@ async fn ask(address: SocketAddr) -> Result<Value, String> {
         Err(_) => return Err(format!("no answer within {}", duration::text(PATIENCE))),
     };
     let state: Option<Value> = serde_json::from_slice(&body).ok();
-    state.filter(|state| state["status"].is_string()).ok_or_else(|| "what answers there is no worker".to_owned())
+    state.filter(|state| state["status"].is_string()).ok_or_else(|| "the answer is not from a worker".to_owned())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `samovar invalidate`: says that values are no longer true, through the inbox, where it cannot be lost.
+//! `samovar invalidate`: invalidates values through the inbox, where the message is stored until a worker handles it.
 
 use clap::Args;
 
@@ -11,22 +11,22 @@ use crate::trigger::invalidation::inbox;
 /// Arguments of `samovar invalidate`.
 #[derive(Args)]
 pub(super) struct InvalidateArgs {
-    /// Literal keys; nothing in them is a wildcard; 10,000 of 2048 bytes each at most
+    /// Literal keys, without wildcards; at most 10,000 keys of 2048 bytes
     #[arg(value_name = "KEY", required_unless_present_any = ["patterns", "tags", "jobs"])]
     keys: Vec<String>,
-    /// Keys that match a glob, such as 'ai_content:*'; only keys of jobs are touched; 64 of 256 bytes each at most
+    /// Keys that match a glob, such as 'ai_content:*'; only keys of jobs match; at most 64 globs of 256 bytes
     #[arg(long = "pattern", value_name = "GLOB")]
     patterns: Vec<String>,
-    /// Entries with a tag, such as 'artist:Frida Kahlo'; 1,000 of 512 bytes each at most
+    /// Entries with a tag, such as 'artist:Frida Kahlo'; at most 1,000 tags of 512 bytes
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// All entries of a job; 64 at most
+    /// All entries of a job; at most 64 jobs
     #[arg(long = "job", value_name = "JOB")]
     jobs: Vec<String>,
-    /// Remove the values at once; they come back with the next warmup or demand
+    /// Remove the values at once; they return with the next warmup or demand
     #[arg(long, conflicts_with = "warm")]
     evict: bool,
-    /// Fetch the keys that are absent, and leave the others alone
+    /// Fetch only the keys that are missing
     #[arg(long)]
     warm: bool,
     /// For programs
@@ -60,7 +60,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings) -> Result<u8
     } else {
         println!("published as {id}");
         if workers == 0 {
-            eprintln!("No worker is running: it waits in the inbox until one does.");
+            eprintln!("No worker is running: the message waits in the inbox until one starts.");
         }
     }
     Ok(exit::OK)

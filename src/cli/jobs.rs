@@ -1,4 +1,4 @@
-//! `samovar jobs`: what is kept warm, and how it goes.
+//! `samovar jobs`: shows the state of all jobs.
 
 use clap::Args;
 
@@ -9,7 +9,7 @@ use crate::entry::duration;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::redis::{is_of_keys, wrong_types};
 
-/// Longest last outcome in the table, in characters.
+/// The longest last outcome in the table, in characters.
 const LAST: usize = 80;
 
 /// Arguments of `samovar jobs`.
@@ -67,17 +67,14 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         println!("\n{budgets}");
     }
     if !paused.is_empty() {
-        println!(
-            "\nPaused, so that nothing of it is fetched: {}. `samovar resume JOB` lets it go on.",
-            paused.join(", ")
-        );
+        println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", paused.join(", "));
     }
     let names = session.keys.all_fixed(jobs.jobs.keys(), jobs.upstreams.keys());
     for wrong in wrong_types(&session.redis, &session.keys, &names).await? {
-        println!("\n{}", wrapped(&format!("What needs this does not work: {wrong}."), ""));
+        println!("\n{}", wrapped(&format!("Fault: {wrong}."), ""));
     }
     match session.count_workers().await {
-        Err(e) if is_of_keys(&e) => println!("\nHow many workers run cannot be told: {e}."),
+        Err(e) if is_of_keys(&e) => println!("\nThe number of running workers is unknown: {e}."),
         Err(e) => return Err(e.into()),
         Ok(workers) => tell_workers(workers),
     }
@@ -92,7 +89,7 @@ fn tell_workers(workers: usize) {
     }
 }
 
-/// What jobs have spent and saved, those that have.
+/// Returns a table of the jobs' usage, without unused jobs.
 fn spending(all: &[JobStatus], now: i64) -> Option<Rows> {
     let mut rows =
         table(&["JOB", "TOKENS SPENT", "TOKENS SAVED", "AI CALLS SAVED", "NOT MODIFIED (304)", "COUNTED SINCE"]);
@@ -108,7 +105,7 @@ fn spending(all: &[JobStatus], now: i64) -> Option<Rows> {
     some.then_some(rows)
 }
 
-/// What upstreams with a budget may still spend.
+/// Returns a table of the upstreams that have a budget.
 fn budgets(upstreams: &[UpstreamStatus], now: i64) -> Option<Rows> {
     let mut rows = table(&["UPSTREAM", "TOKENS SPENT IN THIS WINDOW", "BUDGET", "WINDOW ENDS"]);
     let mut some = false;
@@ -122,7 +119,7 @@ fn budgets(upstreams: &[UpstreamStatus], now: i64) -> Option<Rows> {
     some.then_some(rows)
 }
 
-/// `1,234,567`.
+/// Returns a number with separators: `1,234,567`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -135,7 +132,7 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// `get` and `dead` tell it whole.
+/// `get` and `dead` show the whole text.
 fn shortened(text: &str) -> String {
     if text.chars().count() <= LAST {
         return text.to_owned();

@@ -1,5 +1,5 @@
 //! The command line: one file a subcommand.
-#![expect(clippy::print_stdout, reason = "commands print what was asked for")]
+#![expect(clippy::print_stdout, reason = "commands print to standard output")]
 
 pub mod check;
 pub mod exit;
@@ -30,16 +30,16 @@ use crate::telemetry;
 
 /// Keeps Redis caches warm, so that an API's GET always hits.
 ///
-/// Job files say what is kept warm and from where (see `samovar check`); `samovar worker` does it; the other commands look
-/// at it or tell it what to do. Every setting can be given as a flag, in the environment, or in a file `.env`.
+/// Job files define what is kept warm and from which source (see `samovar check`). `samovar worker` keeps it warm; the
+/// other commands show its state or control it. Every setting can be a flag, an environment variable, or a line of a
+/// file `.env`.
 #[derive(Parser)]
 #[command(
     version,
     propagate_version = true,
     max_term_width = 110,
-    after_help = "Exit codes: 0 done; 1 some of it failed; 2 the command line makes no sense; 69 Redis cannot be reached, or is none \
-                  that Samovar can work with; \
-                  78 the settings or the job files have faults."
+    after_help = "Exit codes: 0 success; 1 some of it failed; 2 the command line is invalid; 69 Redis is unreachable \
+                  or unsupported; 78 the settings or the job files have faults."
 )]
 struct Cli {
     #[command(flatten)]
@@ -50,44 +50,45 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Keep caches warm, until told to stop
+    /// Keep caches warm until stopped
     Worker(WorkerArgs),
-    /// Read the job files and say what they come to, or all that is wrong with them
+    /// Read the job files and report their content or all their faults
     Check(CheckArgs),
-    /// Show what is kept warm and how it goes
+    /// Show the state of all jobs
     Jobs(jobs::JobsArgs),
     /// Fetch all entries of a job, or one entry, now
     Warm(warm::WarmArgs),
-    /// Say that values are no longer true
+    /// Invalidate values
     Invalidate(invalidate::InvalidateArgs),
-    /// Fetch nothing of a job any more, in the whole fleet, until it is resumed; what is there stays until its TTL ends
+    /// Pause a job in the whole fleet: nothing is fetched until it is resumed; values stay until their TTL ends
     Pause(pause::PauseArgs),
-    /// Let a paused job go on
+    /// Resume a paused job
     Resume(pause::PauseArgs),
-    /// Watch what is being warmed, why, and how it ends, as it happens
+    /// Watch entries being warmed, with triggers and outcomes, as it happens
     Watch(watch::WatchArgs),
-    /// Show one entry's value and what is known of it
+    /// Show one entry's value and metadata
     Get(get::GetArgs),
-    /// List entries whose warming was given up, or put them back
+    /// List dead letters, or put them back on the agenda
     Dead(dead::DeadArgs),
-    /// Ask the worker of this machine how it is, with one request: exit 0 if it is healthy, 1 if not
+    /// Check the worker of this machine with one request: exit 0 if it is healthy, 1 if not
     Health(health::HealthArgs),
-    /// Watch Samovar at work for a minute, on a Redis of its own, against two ways of doing without it
+    /// Run a one-minute demo on its own Redis, against two alternatives
     Demo(demo::DemoArgs),
-    /// End what a demo has started, if it is killed
+    /// Stop the processes of a demo that was killed
     #[command(hide = true)]
     DemoMinder(demo::minder::MinderArgs),
-    /// Open the bundled museum, an upstream to try things on
+    /// Run the bundled museum, an upstream for trials
     Museum(museum::command::MuseumArgs),
 }
 
 /// Arguments of `samovar check`.
 #[derive(Args)]
 struct CheckArgs {
-    /// The folder of job files, instead of the one in the settings
+    /// The folder of job files, instead of the configured one
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Also fetch one entry of each job and its inputs, without storing it; what AI makes is paid for, and counts in no budget
+    /// Also fetch one entry of each job and its inputs, without storing it; AI answers cost money and count in no
+    /// budget
     #[arg(long)]
     fetch: bool,
     /// For programs
@@ -95,7 +96,8 @@ struct CheckArgs {
     json: bool,
 }
 
-/// A reader that has seen enough (`samovar jobs | head`) is no fault: what cannot be printed any more ends the command.
+/// A closed pipe (`samovar jobs
+/// head`) is no fault: the command ends quietly.
 fn end_quietly_when_nobody_reads() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -158,12 +160,12 @@ fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
         };
         ended.unwrap_or_else(|session::Failed(code)| code)
     });
-    // What still blocks a thread, such as a name look-up, does not hold the end up.
+    // A blocked thread, such as a name lookup, does not delay the end.
     runtime.shutdown_background();
     ExitCode::from(code)
 }
 
-/// Ends with the first SIGTERM or SIGINT.
+/// Completes at the first SIGTERM or SIGINT.
 async fn asked_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
     match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
@@ -174,7 +176,7 @@ async fn asked_to_stop() {
             }
         }
         (Err(e), _) | (_, Err(e)) => {
-            tracing::error!("cannot listen to signals, only SIGKILL ends this: {e}");
+            tracing::error!("cannot handle signals; only SIGKILL ends this process: {e}");
             std::future::pending::<()>().await;
         }
     }

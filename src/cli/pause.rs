@@ -1,4 +1,4 @@
-//! `samovar pause`: nothing of a job is fetched any more, by any worker, until it is resumed.
+//! `samovar pause`: pauses a job in the whole fleet until it is resumed.
 
 use std::sync::Arc;
 
@@ -18,11 +18,11 @@ pub(super) struct PauseArgs {
 }
 
 impl PauseArgs {
-    /// The job, or its absence told.
+    /// Returns the job, or reports that there is none.
     pub(super) fn job<'a>(&self, jobs: &'a Jobs) -> Result<&'a Arc<Job>, Failed> {
         jobs.jobs.get(self.job.as_str()).ok_or_else(|| {
             let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
-            complain(format_args!("`{}` is no job; the jobs are {}", self.job, known.join(", ")));
+            complain(format_args!("there is no job `{}`; the jobs are {}", self.job, known.join(", ")));
             Failed(exit::USAGE)
         })
     }
@@ -33,9 +33,9 @@ pub(super) async fn run(args: &PauseArgs, settings: &Settings, env: &Environment
     let job = args.job(&jobs)?;
     let session = Session::open(settings).await?;
     if session.ops(&jobs).pause(job).await? {
-        println!("{0} is paused in the whole fleet; `samovar resume {0}` lets it go on", job.name);
+        println!("{0} is paused in the whole fleet; `samovar resume {0}` resumes it", job.name);
     } else {
-        println!("{} was paused already", job.name);
+        println!("{} was already paused", job.name);
     }
     Ok(exit::OK)
 }

@@ -1,6 +1,6 @@
-//! `samovar check`, with `--fetch`: one entry of each job is fetched, to see whether its upstream answers as the file
-//! says. Nothing is stored; Redis is not asked, so no rate or budget of the fleet holds either: what AI answers cost is paid for, and
-//! counted nowhere.
+//! `samovar check --fetch`: fetches one entry of each job, to check that its upstream answers as the file says. Nothing
+//! is stored. Redis is not used, so the fleet's rates and budgets do not apply: AI answers cost money, and count in no
+//! budget.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -21,9 +21,9 @@ use crate::entry::escape::{escaped, json};
 use crate::job::{Job, Jobs, Params};
 use crate::source::{Answer, Ask, Sources};
 
-/// For one answer; upstreams' own time-outs are shorter as a rule.
+/// The timeout of one answer; upstreams' own timeouts are usually shorter.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How much of a value is shown, in characters.
+/// The longest part of a value that is shown, in characters.
 const SHOWN: usize = 200;
 
 pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment) -> u8 {
@@ -33,7 +33,7 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
     let (channel, database) = (settings.keys().invalidate_channel(), settings.redis.database());
     if !args.json {
         println!("{}", report.render(std::io::stdout().is_terminal()).trim_end());
-        println!("invalidations are heard on the channel {channel}, for database {database} of {}", settings.redis);
+        println!("invalidations are received on the channel {channel}, for database {database} of {}", settings.redis);
     }
     let mut code = if report.is_sound() { exit::OK } else { exit::CONFIG };
     let mut fetched = Vec::new();
@@ -59,7 +59,7 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
     code
 }
 
-/// What one job's upstream answered.
+/// The answer of one job's upstream.
 #[derive(Serialize)]
 struct Fetched {
     job: String,
@@ -68,7 +68,7 @@ struct Fetched {
     bytes: usize,
     value: Option<Value>,
     error: Option<String>,
-    /// Why nothing was fetched, where nothing could be.
+    /// Why nothing was fetched.
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<String>,
 }
@@ -91,7 +91,7 @@ impl Fetched {
     fn print(&self) {
         let Self { job, key, milliseconds, bytes, value, error, skipped } = self;
         if let Some(why) = skipped {
-            println!("– {job}: not tried: {}", escaped(why));
+            println!("– {job}: not fetched: {}", escaped(why));
             return;
         }
         let key = escaped(key.as_deref().unwrap_or("?"));
@@ -108,7 +108,7 @@ impl Fetched {
 }
 
 async fn fetch(folder: &std::path::Path, settings: &Settings, env: &dyn Fn(&str) -> Option<String>) -> Vec<Fetched> {
-    // The report was sound a moment ago; if it is not any more, there is nothing to fetch.
+    // The files were valid a moment ago; if they changed since, there is nothing to fetch.
     let Ok(jobs) = Jobs::load(folder, settings.default_ttl, env) else { return Vec::new() };
     let sources = match Sources::new(&jobs) {
         Ok(sources) => sources,
@@ -133,14 +133,14 @@ async fn fetch(folder: &std::path::Path, settings: &Settings, env: &dyn Fn(&str)
         };
         all.insert(&job.name, Fetched::of(job, key, begun.elapsed(), result));
     }
-    // What lists nothing was fetched as an input of the others, or is fetched on demand only.
+    // A job without listed entries is an input of others, or fetched on demand only.
     let inputs = probe.inputs.into_inner().unwrap_or_else(PoisonError::into_inner);
     for job in others {
         all.insert(
             &job.name,
             match inputs.get(&job.name) {
                 Some((key, took, result)) => Fetched::of(job, Some(key.clone()), *took, result.clone()),
-                None => Fetched::skipped(job, "it lists no entry, and is the input of none that was tried"),
+                None => Fetched::skipped(job, "it lists no entry, and no tested job uses it as an input"),
             },
         );
     }
@@ -150,14 +150,14 @@ async fn fetch(folder: &std::path::Path, settings: &Settings, env: &dyn Fn(&str)
 struct Probe<'a> {
     jobs: &'a Jobs,
     sources: &'a Sources,
-    /// The first entry of each job that was fetched as an input of another: its key, how long it took, and what came.
+    /// The first entry of each job that was fetched as an input of another: its key, the duration and the result.
     inputs: Mutex<BTreeMap<JobName, Input>>,
 }
 
 type Input = (String, Duration, Result<Value, String>);
 
 impl Probe<'_> {
-    /// An entry of a job: the first that is listed, or that the feed names.
+    /// Returns an entry of a job: the first listed one, or the first of its feed.
     async fn example(&self, job: &std::sync::Arc<Job>) -> Result<Params, String> {
         if let Some(params) = job.entries.list.first() {
             return Ok(params.clone());
@@ -165,10 +165,10 @@ impl Probe<'_> {
         let fed = self.sources.feed(self.jobs, job).await.map_err(|e| format!("its feed: {e}"))?;
         fed.into_iter()
             .next()
-            .ok_or_else(|| "it lists no entry and its feed names none, so there is nothing to try".to_owned())
+            .ok_or_else(|| "neither the job nor its feed lists an entry, so there is nothing to fetch".to_owned())
     }
 
-    /// An entry's value, with its inputs fetched first.
+    /// Fetches an entry's value, after its inputs.
     fn value<'b>(
         &'b self,
         job: &'b Job,
@@ -196,7 +196,7 @@ impl Probe<'_> {
                 match self.sources.fetch(self.jobs, &ask).await {
                     Ok(Answer::Value(fetched)) => return Ok(fetched.value()),
                     Ok(Answer::Unchanged) => errors.push("answered 304 to a request without validators".to_owned()),
-                    Ok(Answer::Gone) => errors.push(format!("{key} is not there (404 or 410)")),
+                    Ok(Answer::Gone) => errors.push(format!("{key} does not exist (404 or 410)")),
                     Err(e) => errors.push(e.to_string()),
                 }
             }

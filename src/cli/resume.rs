@@ -1,4 +1,4 @@
-//! `samovar resume`: a paused job goes on.
+//! `samovar resume`: resumes a paused job.
 
 use super::exit;
 use super::pause::PauseArgs;
@@ -10,7 +10,7 @@ pub(super) async fn run(args: &PauseArgs, settings: &Settings, env: &Environment
     let job = args.job(&jobs)?;
     let session = Session::open(settings).await?;
     if session.ops(&jobs).resume(job).await? {
-        println!("{} goes on", job.name);
+        println!("{} is resumed", job.name);
     } else {
         println!("{} was not paused", job.name);
     }

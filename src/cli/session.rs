@@ -1,4 +1,4 @@
-//! What one-shot commands share: the jobs, a connection that is there or not, and how people read times.
+//! The shared parts of one-shot commands: the jobs, the connection to Redis, output.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -18,16 +18,16 @@ use crate::redis::{Connection, requirements};
 use crate::store::Store;
 use crate::worker::dead_after;
 
-/// How long a one-shot command waits for Redis.
+/// The timeout of Redis in one-shot commands.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How a subcommand fails: its exit code, after it has said why.
+/// The failure of a subcommand: its exit code. The reason is already printed.
 pub(super) struct Failed(pub(super) u8);
 
 impl From<redis::RedisError> for Failed {
     fn from(error: redis::RedisError) -> Self {
         complain(format_args!("Redis: {}", requirements::explain(&error)));
-        // What Redis itself refuses (rights, memory, a key of another type) is no matter of reaching it.
+        // An error of Redis itself (rights, memory, a key of the wrong type) does not mean that it is unreachable.
         Self(if error.code().is_some() { exit::FAILED } else { exit::UNAVAILABLE })
     }
 }
@@ -43,7 +43,7 @@ pub(super) fn jobs(settings: &Settings, env: &Environment) -> Result<Arc<Jobs>, 
     }
 }
 
-/// Redis, as a one-shot command sees it.
+/// The connection of a one-shot command.
 pub(super) struct Session {
     pub(super) redis: Connection,
     pub(super) keys: Keys,
@@ -53,7 +53,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Connects once; says in one line what was tried if that fails.
+    /// Connects once; prints one line if that fails.
     pub(super) async fn open(settings: &Settings) -> Result<Self, Failed> {
         let mut redis = settings.redis.manager(PATIENCE).await.map_err(|e| {
             let remedy = "is it running, and is REDIS_URL right?";
@@ -70,7 +70,7 @@ impl Session {
         Ok(Self { redis, keys, store, agenda, claim: settings.claim })
     }
 
-    /// What can be asked of the fleet.
+    /// Returns the operations on the fleet.
     pub(super) fn ops(&self, jobs: &Arc<Jobs>) -> Ops {
         Ops {
             redis: self.redis.clone(),
@@ -81,47 +81,47 @@ impl Session {
         }
     }
 
-    /// How many workers live.
+    /// Returns the number of live workers.
     pub(super) async fn workers(&self) -> Result<usize, Failed> {
         Ok(self.count_workers().await?)
     }
 
-    /// The same, for who goes on without an answer.
+    /// Returns the number of live workers, for callers that can continue without it.
     pub(super) async fn count_workers(&self) -> redis::RedisResult<usize> {
         Queue::new(self.redis.clone(), &self.keys, "").workers(dead_after(self.claim)).await
     }
 }
 
-/// How long ago, or how long until, a Redis time (ms) is, seen from `now`.
+/// Returns the distance of a Redis time (ms) from `now`, as text.
 pub(super) fn relative(at: i64, now: i64) -> String {
     let distance = duration::rough(Duration::from_millis(at.abs_diff(now)));
     if at > now { format!("in {distance}") } else { format!("{distance} ago") }
 }
 
-/// How wide lines may be: the terminal's width, within reason.
+/// Returns the width of lines: the terminal's, within bounds.
 pub(super) fn width() -> usize {
     textwrap::termwidth().clamp(40, 110)
 }
 
-/// Prose, broken at words so that it fits; later lines are indented as told.
+/// Returns text wrapped at words; later lines have this indent.
 pub(super) fn wrapped(text: &str, indent: &str) -> String {
     textwrap::fill(text, textwrap::Options::new(width()).subsequent_indent(indent))
 }
 
-/// Prints a document for programs.
+/// Prints a document as JSON.
 pub(super) fn print_json(document: &impl serde::Serialize) {
     match serde_json::to_string_pretty(document) {
         Ok(text) => println!("{}", escape::json(&text)),
-        Err(e) => complain(format_args!("cannot be written as JSON: {e}")),
+        Err(e) => complain(format_args!("cannot write JSON: {e}")),
     }
 }
 
-/// Says on standard error, in one line, what is wrong.
+/// Prints an error in one line on standard error.
 pub(super) fn complain(what: impl fmt::Display) {
     eprintln!("samovar: {}", escaped(&what.to_string()));
 }
 
-/// A table whose cells command no terminal, whatever is in them.
+/// A table with escaped cells.
 pub(super) struct Rows(comfy_table::Table);
 
 impl Rows {
@@ -136,7 +136,7 @@ impl fmt::Display for Rows {
     }
 }
 
-/// An empty table in the house style.
+/// Returns an empty table in the common style.
 pub(super) fn table(header: &[&str]) -> Rows {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(header.iter().copied());

@@ -1,4 +1,4 @@
-//! `samovar warm`: fetch a job's entries, or one entry, now.
+//! `samovar warm`: fetches a job's entries, or one entry, now.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use crate::job::{Job, Jobs, Params};
 use crate::ops::{Done, Failure, Ops};
 use crate::source::{Ask, Sources};
 
-/// Entries looked at in one round trip.
+/// Entries in one round trip.
 const PAGE: usize = 500;
-/// Failures shown.
+/// The most failures that are shown.
 const SHOWN: usize = 20;
 
 /// Arguments of `samovar warm`.
@@ -31,10 +31,10 @@ pub(super) struct WarmArgs {
     /// A job's name, for all its entries, or an entry's key
     #[arg(value_name = "JOB|KEY")]
     what: String,
-    /// Wait until each has been fetched; the exit code is 1 if any failed
+    /// Wait until all are fetched; the exit code is 1 if any failed
     #[arg(long)]
     wait: bool,
-    /// With --wait: for how long at most; what is not fetched by then has failed
+    /// With --wait: the longest wait; entries that are not fetched by then have failed
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Only count what would be fetched
@@ -55,7 +55,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         (None, None) => {
             let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
             let (what, known) = (&args.what, known.join(", "));
-            complain(format_args!("`{what}` is no job, and no job's key; the jobs are {known}"));
+            complain(format_args!("`{what}` is neither a job nor a key of a job; the jobs are {known}"));
             return Ok(exit::USAGE);
         }
     };
@@ -68,14 +68,14 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     let workers = session.workers().await?;
     if let Some(since) = ops.paused(&job.name).await? {
         eprintln!(
-            "{} is paused since {}: `samovar resume {}` lets it go on.",
+            "{} is paused since {}: resume it with `samovar resume {}`.",
             job.name,
             relative(since, asked),
             job.name
         );
     }
     if workers == 0 {
-        eprintln!("No worker is running: what is due is fetched when one is started with `samovar worker`.");
+        eprintln!("No worker is running: due entries are fetched once you start one with `samovar worker`.");
     }
     if !args.wait {
         if args.json {
@@ -97,7 +97,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     Ok(if done.failed.is_empty() { exit::OK } else { exit::FAILED })
 }
 
-/// What a job keeps warm: what its file lists, and what its feed names now.
+/// Returns the entries that a job keeps warm: those its file lists, and those its feed names now.
 async fn entries(ops: &Ops, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, Failed> {
     let mut named = None;
     if job.entries.feed.is_some() {
@@ -109,14 +109,14 @@ async fn entries(ops: &Ops, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, F
             Ok(fed) => named = Some(fed),
             Err(e) => {
                 let name = &job.name;
-                complain(format_args!("the feed of {name} does not answer, taking what it named last: {e}"));
+                complain(format_args!("the feed of {name} does not answer; using its last answer: {e}"));
             }
         }
     }
     Ok(ops.entries(job, named).await?)
 }
 
-/// How many requests a warming would make at most.
+/// The most requests that a warming would make.
 #[derive(Serialize)]
 struct Plan {
     job: String,
@@ -125,7 +125,7 @@ struct Plan {
     fetches: usize,
     /// Requests to AI upstreams: entries whose prompt has changed, or that have no value.
     ai_calls: usize,
-    /// Entries whose inputs are missing: what they will ask is not known yet. Counted as AI calls or fetches.
+    /// Entries whose inputs are missing, so that their requests are not known yet. Counted as AI calls or fetches.
     inputs_missing: usize,
 }
 
@@ -186,7 +186,7 @@ async fn dry_run(
         let Plan { job, entries, fetches, ai_calls, inputs_missing } = &plan;
         println!("{} of {job}: {fetches} fetches, {ai_calls} AI calls", count(*entries));
         if *inputs_missing > 0 {
-            println!("{inputs_missing} of them wait for inputs that are not there yet");
+            println!("{inputs_missing} of them wait for inputs that are missing");
         }
     }
     Ok(exit::OK)
@@ -202,7 +202,7 @@ fn print(done: &Done) {
         eprintln!("  … and {} more", failed.len() - SHOWN);
     }
     if !failed.is_empty() {
-        eprintln!("What failed is tried again by the workers; `samovar dead` lists what was given up.");
+        eprintln!("Workers retry failed entries; `samovar dead` lists those given up.");
     }
 }
 

@@ -1,4 +1,4 @@
-//! `samovar worker`.
+//! `samovar worker`: runs a worker.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, se
             Ok(()) if cut.is_cancelled() => exit::FAILED,
             Ok(()) => exit::OK,
             Err(e) => {
-                error!("the worker ended: {e:#}");
+                error!("the worker failed: {e:#}");
                 exit::FAILED
             }
         },
@@ -34,10 +34,10 @@ pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, se
     Ok(code)
 }
 
-/// How long the worker may take its leave from the fleet when it is to end at once.
+/// The timeout of leaving the fleet when the worker must end at once.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// Reads the jobs folder anew, and the secrets in `.env` that it names.
+/// Reloads the jobs folder, and the secrets in `.env` that it names.
 fn reload(settings: &Settings) -> Arc<Reload> {
     let (folder, ttl) = (settings.jobs.clone(), settings.default_ttl);
     Reload::new(move || {
@@ -46,12 +46,12 @@ fn reload(settings: &Settings) -> Arc<Reload> {
     })
 }
 
-/// SIGHUP reloads the jobs. The first other signal drains, the second ends at once. Only resolves in the second case, if the
-/// worker has not ended by then.
+/// SIGHUP reloads the jobs. The first other signal drains, the second ends the worker at once. Completes only in the
+/// second case.
 async fn signals(stop: CancellationToken, cut: CancellationToken, reload: Arc<Reload>, drain: Duration) -> u8 {
     let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
     let [Ok(mut term), Ok(mut int), Ok(mut hangup)] = kinds.map(signal) else {
-        error!("cannot listen to signals");
+        error!("cannot handle signals");
         return exit::FAILED;
     };
     let on_terminal = std::io::stderr().is_terminal();
@@ -61,7 +61,7 @@ async fn signals(stop: CancellationToken, cut: CancellationToken, reload: Arc<Re
                 _ = term.recv() => return,
                 _ = int.recv() => return,
                 _ = hangup.recv() => {
-                    // The same signal says that the terminal was closed.
+                    // A closed terminal sends the same signal.
                     if on_terminal && !std::io::stderr().is_terminal() {
                         return;
                     }
@@ -71,10 +71,10 @@ async fn signals(stop: CancellationToken, cut: CancellationToken, reload: Arc<Re
         }
     };
     next().await;
-    info!("told to stop: finishing what is in flight, for at most {}; once more to end at once", duration::text(drain));
+    info!("stopping: finishing entries in flight for at most {}; a second signal ends at once", duration::text(drain));
     stop.cancel();
     next().await;
-    warn!("told again: ending at once");
+    warn!("second signal: ending at once");
     cut.cancel();
     tokio::time::sleep(LEAVE).await;
     exit::FAILED

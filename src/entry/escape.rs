@@ -10,9 +10,9 @@ use serde::Serialize;
 
 /// Returns `true` for a character that must be escaped: C0, DEL, C1, bidirectional marks and controls, line and
 /// paragraph separators, and the byte order mark.
-pub(crate) fn is_unfit(sign: char) -> bool {
-    sign.is_control()
-        || matches!(sign, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+pub(crate) fn is_unfit(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// Returns the text in one line, with unsafe characters as `\n` or `\u{1b}`.
@@ -22,20 +22,20 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
 
 /// Returns a text of several lines that this program composed, with unsafe characters escaped and its line ends kept.
 pub fn escaped_lines(text: &str) -> Cow<'_, str> {
-    escaped_but(text, |sign| sign == '\n')
+    escaped_but(text, |c| c == '\n')
 }
 
 fn escaped_but(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
-    let unfit = |sign: char| is_unfit(sign) && !stays(sign);
+    let unfit = |c: char| is_unfit(c) && !stays(c);
     if !text.contains(unfit) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
-    for sign in text.chars() {
-        match sign {
-            _ if !unfit(sign) => shown.push(sign),
-            '\n' | '\r' | '\t' => shown.extend(sign.escape_default()),
-            _ => shown.extend(sign.escape_unicode()),
+    for c in text.chars() {
+        match c {
+            _ if !unfit(c) => shown.push(c),
+            '\n' | '\r' | '\t' => shown.extend(c.escape_default()),
+            _ => shown.extend(c.escape_unicode()),
         }
     }
     Cow::Owned(shown)
@@ -44,17 +44,17 @@ fn escaped_but(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
 /// Returns JSON text of the same meaning. Unsafe characters can only be in strings, apart from the white space between
 /// tokens.
 pub fn json(text: &str) -> Cow<'_, str> {
-    let unfit = |sign: char| is_unfit(sign) && !matches!(sign, '\n' | '\r' | '\t');
+    let unfit = |c: char| is_unfit(c) && !matches!(c, '\n' | '\r' | '\t');
     if !text.contains(unfit) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
-    for sign in text.chars() {
-        if unfit(sign) {
+    for c in text.chars() {
+        if unfit(c) {
             // All unsafe characters are in the basic multilingual plane.
-            let _ = write!(shown, "\\u{:04x}", u32::from(sign));
+            let _ = write!(shown, "\\u{:04x}", u32::from(c));
         } else {
-            shown.push(sign);
+            shown.push(c);
         }
     }
     Cow::Owned(shown)
@@ -91,7 +91,7 @@ mod tests {
         fn nothing_unfit_is_left(text in any::<String>(), odd in "[\\x00-\\x1f\\x7f-\\u{9f}\\u{200e}-\\u{202e}\\u{2066}-\\u{2069}]{0,9}") {
             let text = text + &odd;
             prop_assert!(!escaped(&text).contains(is_unfit));
-            prop_assert!(!escaped_lines(&text).contains(|sign| is_unfit(sign) && sign != '\n'));
+            prop_assert!(!escaped_lines(&text).contains(|c| is_unfit(c) && c != '\n'));
         }
 
         #[test]
@@ -99,7 +99,7 @@ mod tests {
             let value = serde_json::json!({ text.clone() + &odd: [text, odd] });
             let pretty = serde_json::to_string_pretty(&value).unwrap();
             let shown = json(&pretty);
-            prop_assert!(!shown.contains(|sign| is_unfit(sign) && sign != '\n'));
+            prop_assert!(!shown.contains(|c| is_unfit(c) && c != '\n'));
             prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
         }
     }

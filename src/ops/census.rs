@@ -1,4 +1,4 @@
-//! How many entries of each job are there: the one question that needs a look at every key.
+//! The census: the number of entries of each job, which needs a scan of all keys.
 
 use std::collections::BTreeMap;
 
@@ -9,34 +9,34 @@ use super::Ops;
 use crate::entry::EntryKey;
 use crate::redis::{Scan, is_of_keys};
 
-/// What was counted, and when.
+/// A count of the entries of all jobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Census {
-    /// When the count began (Redis time, ms).
+    /// When the count started (Redis time, ms).
     pub at_ms: i64,
-    /// How long it took, ms.
+    /// The duration of the count, ms.
     pub took_ms: i64,
-    /// By job.
+    /// The counts by job.
     pub jobs: BTreeMap<String, Counted>,
 }
 
-/// What was counted of one job.
+/// The count of one job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
-    /// Keys that are there.
+    /// Keys that exist.
     pub warm: u64,
-    /// When the oldest of Samovar's values among them was fetched, or last found to be made from the same (Redis time, ms).
+    /// When the oldest of Samovar's values was fetched, or last found unchanged (Redis time, ms).
     pub oldest_ms: Option<i64>,
-    /// Those whose TTL was over, and which live on because their source fails.
+    /// Values kept beyond their TTL because their source fails.
     #[serde(default)]
     pub old: u64,
 }
 
-/// A count is kept for this long; whoever wants a younger one counts anew.
+/// The TTL of a stored count, in seconds.
 const KEPT_S: u64 = 3_600;
 
 impl Ops {
-    /// Counts the entries of all jobs, which scans the whole of Redis once, in steps.
+    /// Counts the entries of all jobs with one scan of the whole database, in steps.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -64,7 +64,7 @@ impl Ops {
         Ok(Census { at_ms, took_ms, jobs })
     }
 
-    /// What was counted last, by whomever; `None` also where somebody else's key stands in its place.
+    /// Returns the last count of any worker; `None` if there is none, or its key is of the wrong type.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -78,7 +78,7 @@ impl Ops {
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
 
-    /// Lets the fleet know what was counted.
+    /// Stores a count for the fleet.
     ///
     /// # Errors
     /// Fails if Redis returns an error.

@@ -1,4 +1,4 @@
-//! Clearing: entries are evicted, as many as match.
+//! Clearing: evicts all entries that match.
 
 use std::fmt;
 
@@ -11,12 +11,12 @@ use crate::protocol::{Action, Message};
 use crate::redis::Scan;
 use crate::trigger::Invalidator;
 
-/// Which keys are cleared: a glob as Redis matches it.
+/// A pattern of keys to clear: a glob as Redis matches it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(String);
 
 impl Pattern {
-    /// All that may be cleared.
+    /// Returns the pattern that matches every key.
     pub fn all() -> Self {
         Self("*".to_owned())
     }
@@ -24,7 +24,7 @@ impl Pattern {
     /// Reads a glob.
     ///
     /// # Errors
-    /// It is empty, or too long.
+    /// The glob is empty or too long.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("the pattern is empty; `*` matches everything".to_owned());
@@ -33,7 +33,7 @@ impl Pattern {
         Ok(Self(text.to_owned()))
     }
 
-    /// What every key that matches begins with.
+    /// Returns the literal beginning of every matching key.
     fn literal(&self) -> &str {
         self.0.split(['*', '?', '[', '\\']).next().unwrap_or_default()
     }
@@ -46,15 +46,15 @@ impl fmt::Display for Pattern {
 }
 
 impl Ops {
-    /// Evicts what matches: entries of jobs, and keys of the library's caches; never Samovar's own keys nor foreign ones.
-    /// Fetches in flight are dropped, and what is due is forgotten until the next warmup or demand. Returns how many keys
-    /// went.
+    /// Evicts what matches: entries of jobs, and keys of the library's caches; never Samovar's own or foreign keys.
+    /// Fetches in flight are dropped, and due entries leave the agenda until the next warmup or demand. Returns the
+    /// number of removed keys.
     ///
     /// # Errors
-    /// Fails if Redis returns an error; some may be gone, and clearing again does no harm.
+    /// Fails if Redis returns an error; some keys may be removed, and clearing again does no harm.
     pub async fn clear(&self, invalidator: &Invalidator, pattern: &Pattern) -> RedisResult<u64> {
-        // First off the agenda, so that nothing is begun any more; then, with a later time, whatever was fetched or is in
-        // flight; then again what was put there meanwhile by what was in flight.
+        // First removes entries from the agenda, so that no fetch starts. Then evicts, with a later time, all values
+        // and fetches in flight. Then removes what fetches in flight put on the agenda in between.
         self.forget(pattern).await?;
         let at = self.store.now().await?;
         let patterns = vec![pattern.0.clone()];
@@ -64,7 +64,7 @@ impl Ops {
         Ok(evicted + self.clear_library(pattern).await?)
     }
 
-    /// Takes what matches off all agendas.
+    /// Removes what matches from all agendas.
     async fn forget(&self, pattern: &Pattern) -> RedisResult<()> {
         for job in self.jobs.jobs.keys() {
             self.agenda.remove_matching(job, &pattern.0).await?;
@@ -75,7 +75,7 @@ impl Ops {
     async fn clear_library(&self, pattern: &Pattern) -> RedisResult<u64> {
         let literal = pattern.literal();
         let mut deleted = 0;
-        // Beside the jobs' entries, what the library's caches keep.
+        // Besides the jobs' entries, the keys of the library's caches.
         let prefixes = KNOWN_PREFIXES.map(|prefix| format!("{prefix}:"));
         if !prefixes.iter().any(|prefix| prefix.starts_with(literal) || literal.starts_with(prefix.as_str())) {
             return Ok(deleted);
@@ -88,7 +88,7 @@ impl Ops {
         };
         let mut scan = Scan::new(pattern.0.as_str());
         while let Some(found) = scan.next(&mut redis).await? {
-            // One command a key, so that each keeps to its slot.
+            // One command for each key, so that each stays in one slot.
             let mut pipe = redis::pipe();
             for key in found.iter().filter(|key| ours(key)) {
                 pipe.cmd("UNLINK").arg(key);

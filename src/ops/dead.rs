@@ -1,4 +1,4 @@
-//! Entries whose warming was given up. They are looked at a page at a time, whatever there is.
+//! Dead letters, read in pages of bounded size.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use crate::entry::EntryKey;
 use crate::entry::Trigger;
 use crate::job::Job;
 
-/// Letters that Redis is asked for at once: each may be as long as its key and its reason are.
+/// Dead letters read at once.
 const AT_ONCE: usize = 50;
-/// Bytes of keys and reasons in one page; it ends with the letter that goes beyond.
+/// Bytes of keys and reasons in one page; the letter that exceeds it ends the page.
 const PAGE_BYTES: usize = 64 * 1024;
 
 /// A dead letter.
@@ -24,9 +24,9 @@ pub struct Dead {
     pub job: String,
     /// The entry.
     pub key: String,
-    /// When it was given up (Redis time, ms since the epoch).
+    /// When the entry moved to the dead letters (Redis time, ms since the epoch).
     pub at_ms: i64,
-    /// Why; over HTTP only for who may see it.
+    /// The reason; over HTTP only with the owner's rights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -34,18 +34,18 @@ pub struct Dead {
 /// A page of dead letters.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Letters {
-    /// How many there are, on all pages.
+    /// The number of dead letters on all pages.
     pub total: usize,
-    /// Those of this page, the oldest of each job first.
+    /// The dead letters of this page, the oldest of each job first.
     pub dead: Vec<Dead>,
-    /// Where the next page begins; absent on the last one.
+    /// The offset of the next page; absent on the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<usize>,
 }
 
 impl Ops {
-    /// A page of dead letters, of these jobs and entries or, where none is named, of all: `most` at most from the `from`th on,
-    /// fewer where they are long.
+    /// Returns a page of dead letters of these jobs and entries, or of all if none is named: at most `most` from offset
+    /// `from`, fewer if they are long.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -62,7 +62,7 @@ impl Ops {
                 ask.arg(self.keys.dead(&job.name)).arg(first).arg(last).arg("WITHSCORES");
                 let found = self.letters(job, ask.query_async(&mut redis).await?).await?;
                 if found.is_empty() {
-                    // Some were put back since they were counted.
+                    // Some were retried since they were counted.
                     at = total + of_job;
                 }
                 at += page.take(found);
@@ -80,16 +80,16 @@ impl Ops {
         Ok(Letters { total, dead: page.dead, next: (from < at && at < total).then_some(at) })
     }
 
-    /// The first of these names that is neither a job nor a key of one.
+    /// Returns the first of these names that is neither a job nor a key of a job.
     pub fn unknown<'a>(&self, names: &'a [String]) -> Option<&'a String> {
         names.iter().find(|name| !self.jobs.jobs.contains_key(name.as_str()) && self.jobs.owner(name).is_none())
     }
 
-    /// Puts some dead letters back on the agenda, with all their attempts before them: of those that were given up until then
-    /// (Redis time, ms), and are named or of a named job. None is left where it returns none.
+    /// Puts some dead letters back on the agenda with a full number of attempts: those that died up to this time (Redis
+    /// time, ms) and are named or of a named job. Returns how many; none is left once it returns 0.
     ///
     /// # Errors
-    /// Fails if Redis returns an error; some may be back, and trying again does no harm.
+    /// Fails if Redis returns an error; some may be back on the agenda, and a retry does no harm.
     pub async fn retry(&self, only: &[String], until: i64) -> RedisResult<Vec<Dead>> {
         for job in self.named_jobs(only) {
             let mut ask = redis::cmd("ZRANGEBYSCORE");
@@ -113,7 +113,8 @@ impl Ops {
 
     async fn put_back(&self, job: &Job, dead: &[Dead]) -> RedisResult<()> {
         let keys: Vec<EntryKey> = dead.iter().map(|dead| EntryKey::new(&*dead.key)).collect();
-        // First due again, then no longer dead: a crash in between only leaves a letter too many.
+        // First put on the agenda, then removed from the dead letters: a crash in between only leaves a superfluous
+        // letter.
         self.agenda.put(&job.name, &keys, When::Due(0), Trigger::Manual).await?;
         let keys: Vec<&str> = keys.iter().map(EntryKey::as_str).collect();
         redis::pipe()
@@ -129,12 +130,12 @@ impl Ops {
             .await
     }
 
-    /// The jobs that are named; all where nothing is.
+    /// Returns the named jobs; all if nothing is named.
     fn named_jobs(&self, only: &[String]) -> impl Iterator<Item = &Arc<Job>> {
         self.jobs.jobs.values().filter(move |job| only.is_empty() || only.iter().any(|name| *name == job.name.as_str()))
     }
 
-    /// The keys that are named and whose jobs are not, each once.
+    /// Returns the named keys whose jobs are not named, each once.
     fn named_keys<'a>(&'a self, only: &'a [String]) -> impl Iterator<Item = (&'a Arc<Job>, &'a str)> {
         let names: BTreeSet<&str> = only.iter().map(String::as_str).collect();
         let named = names.clone();
@@ -166,7 +167,7 @@ impl Ops {
     }
 }
 
-/// A page that fills.
+/// A page under construction.
 struct Page {
     dead: Vec<Dead>,
     bytes: usize,
@@ -178,7 +179,7 @@ impl Page {
         self.dead.len() >= self.most || self.bytes >= PAGE_BYTES
     }
 
-    /// Takes letters while there is room; returns how many.
+    /// Adds letters while there is room; returns how many.
     fn take(&mut self, letters: Vec<Dead>) -> usize {
         let before = self.dead.len();
         for letter in letters {

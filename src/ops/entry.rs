@@ -1,4 +1,4 @@
-//! One entry: its value, and what is known of it.
+//! One entry: its value, metadata and place on the agenda.
 
 use redis::RedisResult;
 use serde::Serialize;
@@ -16,46 +16,46 @@ use crate::store::Expiry;
 pub struct Entry {
     /// Its key.
     pub key: String,
-    /// The job that owns it; absent where no job's key pattern fits.
+    /// The job that owns it; absent if no job's key pattern matches.
     pub job: Option<String>,
-    /// What the API reads; a value that is no JSON is shown as a string.
+    /// The value that the API reads; a value that is not JSON is shown as a string.
     pub value: Option<Value>,
-    /// How long it still lives, ms; absent where there is no value or no TTL.
+    /// The remaining TTL, ms; absent without a value or a TTL.
     pub ttl_ms: Option<i64>,
-    /// Whether Samovar wrote it.
+    /// `true` if Samovar wrote the value.
     pub written_by_samovar: bool,
-    /// When its content was last asked for, or confirmed by its source.
+    /// When its content was last fetched, or confirmed by its source.
     pub fetched_ms: Option<i64>,
-    /// An invalidation that is not yet answered.
+    /// When it was invalidated, if it was not fetched again since.
     pub invalidated_ms: Option<i64>,
-    /// What it came with.
+    /// The validator of its HTTP answer.
     pub etag: Option<String>,
-    /// What it came with.
+    /// The validator of its HTTP answer.
     pub last_modified: Option<String>,
-    /// How the last attempt ended.
+    /// The outcome of the last attempt.
     #[schema(value_type = Option<String>)]
     pub last_outcome: Option<Outcome>,
-    /// Why it was made.
+    /// The trigger of the last attempt.
     #[schema(value_type = Option<String>)]
     pub last_trigger: Option<Trigger>,
-    /// When it began.
+    /// When the last attempt started.
     pub last_attempt_ms: Option<i64>,
-    /// Attempts that have failed in a row.
+    /// Failed attempts in a row.
     pub failures: Option<u32>,
-    /// Why the last one failed.
+    /// The reason of the last failure.
     pub reason: Option<String>,
-    /// When its TTL ends or ended, where the value lives on beyond that because its source fails.
+    /// When its TTL ends or ended, if the value is kept beyond it because its source fails.
     pub outlives_ms: Option<i64>,
     /// Its tags.
     pub tags: Vec<String>,
-    /// When it is due; while it is in hand, when it would be due again.
+    /// When it is due; while a worker has claimed it, when the claim expires.
     pub due_ms: Option<i64>,
-    /// Why it is due.
+    /// The trigger.
     #[schema(value_type = Option<String>)]
     pub due_for: Option<Trigger>,
-    /// Why its warming was given up, if it was.
+    /// The reason of its dead letter, if there is one.
     pub given_up: Option<String>,
-    /// Redis's clock as it was looked at.
+    /// Redis's clock at the time of reading.
     pub now_ms: i64,
     /// When its value expires.
     #[serde(skip)]
@@ -66,7 +66,7 @@ pub struct Entry {
 }
 
 impl Ops {
-    /// Looks at one entry.
+    /// Reads one entry.
     ///
     /// # Errors
     /// Fails if Redis returns an error.

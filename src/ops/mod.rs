@@ -1,6 +1,6 @@
-//! What people and programs ask of a fleet, from outside: the same for the command line and for HTTP.
+//! Operations on a fleet from outside, shared by the command line and HTTP.
 //!
-//! Nothing here needs a worker in the same process; all of it goes through Redis.
+//! None of them needs a worker in the same process: all go through Redis.
 
 mod census;
 mod clear;
@@ -24,10 +24,10 @@ use crate::protocol::Keys;
 use crate::redis::Connection;
 use crate::store::Store;
 
-/// Entries looked at in one round trip.
+/// Entries in one round trip.
 const PAGE: usize = 500;
 
-/// A fleet, seen from outside.
+/// The operations on one fleet.
 #[derive(Clone, Debug)]
 pub struct Ops {
     /// The connection.
@@ -36,14 +36,14 @@ pub struct Ops {
     pub keys: Keys,
     /// Entries.
     pub store: Store,
-    /// What is due when.
+    /// The agenda.
     pub agenda: Agenda,
     /// The jobs.
     pub jobs: Arc<Jobs>,
 }
 
 impl Ops {
-    /// A fleet that keeps these jobs warm.
+    /// Creates the operations on the fleet of these jobs.
     pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
         let store = Store::new(redis.clone(), keys.clone());
         let agenda = Agenda::new(redis.clone(), keys.clone());

@@ -8,8 +8,8 @@ use crate::entry::JobName;
 use crate::job::Job;
 
 impl Ops {
-    /// Pauses a job: no worker claims anything of it any more until it is resumed. What is in hand is finished. Returns
-    /// whether it was not paused before.
+    /// Pauses a job: no worker claims its entries until it is resumed. Claimed entries are finished. Returns `true` if
+    /// the job was not paused before.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -24,7 +24,7 @@ impl Ops {
         Ok(set.is_some())
     }
 
-    /// Lets a job go on; returns whether it was paused.
+    /// Resumes a job; returns `true` if it was paused.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -39,7 +39,7 @@ impl Ops {
         Ok(deleted > 0)
     }
 
-    /// Since when a job is paused (Redis time, ms); `None` if it is not.
+    /// Returns when a job was paused (Redis time, ms); `None` if it is not paused.
     ///
     /// # Errors
     /// Fails if Redis returns an error.

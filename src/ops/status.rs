@@ -1,4 +1,4 @@
-//! What a fleet's jobs look like now, for people and programs.
+//! The current state of a fleet's jobs and upstreams.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,62 +19,62 @@ use crate::redis::{Connection, WrongType, is_of_keys, wrong_types};
 pub struct JobStatus {
     /// Its name.
     pub job: String,
-    /// What it is, if the file says so.
+    /// The description in its file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Its key pattern.
     pub key: String,
-    /// How long values live, seconds.
+    /// The TTL, in seconds.
     pub ttl_seconds: u64,
-    /// When warmups run, as written.
+    /// The schedule, as written in the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
     /// The next warmup (Redis time, ms since the epoch).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_warmup_ms: Option<i64>,
-    /// Since when it is paused (Redis time, ms since the epoch).
+    /// When it was paused (Redis time, ms since the epoch).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<i64>,
-    /// Keys of this job that were there at the last count; absent before the first one.
+    /// Keys of this job at the last count; absent before the first one.
     pub warm: Option<u64>,
     /// When that count was made (Redis time, ms since the epoch).
     pub warm_counted_ms: Option<i64>,
     /// When the oldest of its values was fetched, as of that count (Redis time, ms since the epoch).
     pub oldest_ms: Option<i64>,
-    /// Values whose TTL was over, as of that count, and which live on because their source fails (`stale_if_error`).
+    /// Values kept beyond their TTL because their source fails (`stale_if_error`), as of that count.
     pub old: Option<u64>,
-    /// Entries that are due and not yet in hand.
+    /// Entries that are due and not yet claimed.
     pub due: u64,
-    /// Entries in the hands of workers.
+    /// Entries that workers have claimed.
     pub in_hand: u64,
     /// Dead letters.
     pub dead: u64,
-    /// How entries have ended since the counters began, by outcome.
+    /// Outcomes since the counters started.
     pub outcomes: BTreeMap<String, u64>,
-    /// What was spent and saved since then.
+    /// Tokens and requests spent and saved since then.
     pub spending: Spending,
-    /// The upstreams that it asks, the first choice first.
+    /// Its upstreams, the first choice first.
     pub upstreams: Vec<UpstreamStatus>,
-    /// The last end.
+    /// The last outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<Last>,
-    /// What keeps parts of it from working: keys of another type in the places of its own. What they would tell counts as nothing.
+    /// Faults of single parts: its keys of the wrong type, whose contents count as empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,
 }
 
-/// An upstream, as the fleet sees it.
+/// The state of an upstream in the fleet.
 #[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
 pub struct UpstreamStatus {
     /// Its name.
     pub upstream: String,
-    /// Why it is asked nothing for now: `breaker`, `refused` (the account is), `retry-after`, `tokens`.
+    /// Why no requests are sent now: `breaker`, `refused` (the account is), `retry-after`, `tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<&'static str>,
-    /// Until when (Redis time, ms since the epoch); for the breaker, when it is tried again.
+    /// Until when (Redis time, ms since the epoch); for the breaker, when the next probe is sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed_until_ms: Option<i64>,
-    /// AI tokens spent in the present window; absent without a budget.
+    /// AI tokens spent in the current window; absent without a budget.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_spent: Option<u64>,
     /// AI tokens that may be spent in a window.
@@ -83,12 +83,12 @@ pub struct UpstreamStatus {
     /// When the window ends (Redis time, ms since the epoch); absent while nothing is spent in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_window_ends_ms: Option<i64>,
-    /// Keys of another type in the places of those that keep its limits.
+    /// Its keys of the wrong type.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,
 }
 
-/// Looks at all upstreams, in the order of their names.
+/// Reads all upstreams, in the order of their names.
 ///
 /// # Errors
 /// Fails if Redis returns an error.
@@ -116,7 +116,7 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisRes
             ..UpstreamStatus::default()
         };
         let out_of_tokens = budget.filter(|budget| spent >= *budget).and(ends);
-        // A breaker is open until a probe succeeds, whenever that is sent.
+        // A breaker stays open until a probe succeeds.
         let open = open.filter(|open| *open > 0).map(|open| open.max(now + 1));
         let breaker = if said.is_some() { "refused" } else { "breaker" };
         let closed = [("tokens", out_of_tokens), (breaker, open), ("retry-after", blocked)];
@@ -130,7 +130,7 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisRes
     Ok(all)
 }
 
-/// What is told in one reply; nothing, where somebody else's key stands.
+/// Reads one reply; a key of the wrong type counts as empty.
 fn there<T: Default>(reply: RedisResult<T>) -> RedisResult<T> {
     reply.or_else(|e| if is_of_keys(&e) { Ok(T::default()) } else { Err(e) })
 }
@@ -139,7 +139,7 @@ async fn faults(redis: &Connection, keys: &Keys, names: &[String]) -> RedisResul
     Ok(wrong_types(redis, keys, names).await?.iter().map(WrongType::to_string).collect())
 }
 
-/// Gives each job the upstreams that it asks.
+/// Adds its upstreams to each job.
 pub fn assign(statuses: &mut [JobStatus], jobs: &Jobs, upstreams: &[UpstreamStatus]) {
     for status in statuses {
         let Some(job) = jobs.jobs.get(status.job.as_str()) else { continue };
@@ -152,7 +152,7 @@ pub fn assign(statuses: &mut [JobStatus], jobs: &Jobs, upstreams: &[UpstreamStat
     }
 }
 
-/// Looks at one job; its keys are those of the last count. Its upstreams are left to [`assign`].
+/// Reads one job, with the keys of the last count. [`assign`] adds its upstreams.
 ///
 /// # Errors
 /// Fails if Redis returns an error.

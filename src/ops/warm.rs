@@ -1,4 +1,4 @@
-//! Having entries fetched now, and waiting until they are.
+//! Warming entries now, and waiting for the result.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,21 +15,21 @@ use crate::entry::duration;
 use crate::job::{Job, Params};
 use crate::popularity::{Popularity, feed};
 
-/// How often is looked while waiting.
-const LOOK: Duration = Duration::from_millis(100);
+/// The polling interval of a wait.
+const POLL: Duration = Duration::from_millis(100);
 
-/// How a warming went.
+/// The result of warming a set of entries.
 #[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
 pub struct Done {
     /// Entries with a new value.
     pub warmed: usize,
-    /// Entries whose value still holds.
+    /// Entries whose value is unchanged.
     pub unchanged: usize,
-    /// Entries that the upstream does not have.
+    /// Entries that the upstream no longer has.
     pub gone: usize,
     /// Entries that were not fetched.
     pub failed: Vec<Failure>,
-    /// How long it took.
+    /// The duration in seconds.
     pub seconds: f32,
 }
 
@@ -43,8 +43,8 @@ pub struct Failure {
 }
 
 impl Ops {
-    /// What a job keeps warm: what its file lists, what its feed has named, and what is most read, in order. Where the feed
-    /// gave no answer, what it named last.
+    /// Returns the entries that a job keeps warm: those its file lists, those of its feed, and the most read ones, in
+    /// this order. If the feed did not answer, its last answer is used.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -64,8 +64,9 @@ impl Ops {
         Ok(all.into_iter().filter_map(|params| Some((job.key.write(&params)?, params))).collect())
     }
 
-    /// Waits until each of these entries, put on the agenda for `trigger` at `asked` (Redis time, ms), has been attempted, or
-    /// else failed after `timeout`. `progress` hears how many are still waited for.
+    /// Waits until each of these entries, put on the agenda for `trigger` at `asked` (Redis time, ms), was attempted.
+    /// Entries that were not attempted within `timeout` count as failed. `progress` receives the number of remaining
+    /// entries.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -109,12 +110,12 @@ impl Ops {
             waiting = still;
             if begun.elapsed() >= timeout {
                 let within = duration::text(timeout);
-                let reason = format!("not fetched within {within}; `samovar jobs` says what holds it up");
+                let reason = format!("not fetched within {within}; `samovar jobs` shows the reason");
                 let late = waiting.drain(..).map(|key| Failure { key: key.to_string(), reason: reason.clone() });
                 done.failed.extend(late);
             }
             if !waiting.is_empty() {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL).await;
             }
         }
         done.seconds = begun.elapsed().as_secs_f32();

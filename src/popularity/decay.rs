@@ -1,29 +1,30 @@
 //! The arithmetic of decayed counts, as `lua/half_lives.lua` and `lua/fold.lua` do it.
 //!
-//! Each read counts 1 and halves with every half-life: recency and frequency both weigh (LRFU; Lee and others, "LRFU: A
-//! Spectrum of Policies", IEEE Transactions on Computers 50(12), 2001). Kept as forward decay (Cormode and others, ICDE 2009):
-//! a score is log2 of the sum over reads of 2^(half-lives passed at the read), so that scores of all times compare.
+//! Each read counts 1 and halves with every half-life, so recency and frequency both matter (LRFU; Lee and others,
+//! "LRFU: A Spectrum of Policies", IEEE Transactions on Computers 50(12), 2001). Stored as forward decay (Cormode and
+//! others, ICDE 2009): a score is log2 of the sum over reads of 2^(half-lives passed at the read), so that scores of
+//! different times are comparable.
 
 use std::time::Duration;
 
 use crate::job::Job;
 
-/// Of a short-lived job: a count that halves sooner tells chance from habit no more.
+/// The shortest half-life: a shorter one cannot tell habit from chance.
 const SHORTEST: Duration = Duration::from_secs(10);
-/// Of a long-lived one: what was read a season ago says little.
+/// The longest half-life: reads of months ago mean little.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3_600);
 
-/// How long a read of this job's entries takes to count half: twice the TTL, from ten seconds to thirty days.
+/// Returns the half-life of a read of this job's entries: twice the TTL, from ten seconds to thirty days.
 pub(crate) fn half_life(job: &Job) -> Duration {
     (job.ttl * 2).clamp(SHORTEST, LONGEST)
 }
 
-/// The count that a score stands for when so many half-lives have passed.
+/// Returns the count of a score after this many half-lives.
 pub(super) fn count(score: f64, passed: f64) -> f64 {
     (score - passed).min(1_000.0).exp2()
 }
 
-/// The score after so many more reads.
+/// Returns the score after this many further reads.
 #[cfg(test)]
 fn add(score: Option<f64>, reads: f64, passed: f64) -> f64 {
     let new = passed + reads.log2();
@@ -32,13 +33,13 @@ fn add(score: Option<f64>, reads: f64, passed: f64) -> f64 {
     high + (1.0 + (low - high).exp2()).log2()
 }
 
-/// How many reads are to be expected within a time, if they go on as they did: a count that neither grows nor fades takes
-/// in as much as it loses.
+/// Returns the expected number of reads within a time if the rate stays the same: a stable count gains as much as it
+/// loses.
 pub(super) fn expected(count: f64, time: Duration, half_life: Duration) -> f64 {
     count * std::f64::consts::LN_2 * time.as_secs_f64() / half_life.as_secs_f64()
 }
 
-/// What a single read counts for after this time.
+/// Returns the count of a single read after this time.
 pub(super) fn once(time: Duration, half_life: Duration) -> f64 {
     (-time.as_secs_f64() / half_life.as_secs_f64()).exp2()
 }

@@ -1,7 +1,7 @@
-//! What a job's feed named last: kept for when it does not answer, and to know an entry that is about to expire.
+//! The last answer of a job's feed: used when the feed does not answer, and to decide on an entry that is about to
+//! expire.
 //!
-//! A hash of buckets, each a JSON array of entry keys: a name costs hardly more than its letters, and one bucket tells whether
-//! an entry is named.
+//! A hash of buckets, each a JSON array of entry keys: compact, and one bucket shows whether the feed named an entry.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
@@ -17,27 +17,27 @@ use crate::job::{Job, Params};
 use crate::protocol::Keys;
 use crate::redis::Connection;
 
-/// Buckets of a job; of a million entries each holds 500.
+/// Buckets of a job; with a million entries each holds 500.
 const BUCKETS: u64 = 2_048;
 /// Buckets written or read by one command.
 const BATCH: usize = 32;
-/// A list that is being written and is not finished within this time is dropped.
+/// The TTL of an unfinished list.
 const UNFINISHED: Duration = Duration::from_secs(600);
 
-/// The bucket that an entry is in, if it is named: a field of [`Keys::feed`].
+/// Returns the bucket of an entry: a field of [`Keys::feed`].
 pub(super) fn bucket(key: &EntryKey) -> String {
     compact(XxHash3_64::oneshot(key.as_str().as_bytes()) % BUCKETS)
 }
 
-/// Whether a bucket names an entry.
+/// Returns `true` if a bucket names an entry.
 pub(super) fn names(bucket: &[u8], key: &EntryKey) -> bool {
     serde_json::from_slice::<Vec<Cow<'_, str>>>(bucket).is_ok_and(|names| names.iter().any(|name| name == key.as_str()))
 }
 
-/// Remembers what a feed named, in the place of what it named before: all of it or nothing.
+/// Replaces the stored answer of a feed atomically.
 ///
 /// # Errors
-/// Fails if Redis returns an error; what was named before is remembered then.
+/// Fails if Redis returns an error; the previous answer then stays.
 pub(crate) async fn remember(redis: &mut Connection, keys: &Keys, job: &Job, named: &[Params]) -> RedisResult<()> {
     let mut buckets: BTreeMap<String, HashSet<EntryKey>> = BTreeMap::new();
     for key in named.iter().filter_map(|params| job.key.write(params)) {
@@ -50,7 +50,7 @@ pub(crate) async fn remember(redis: &mut Connection, keys: &Keys, job: &Job, nam
     let unfinished = format!("{feed}:{}", ulid::Ulid::generate());
     let buckets: Vec<_> = buckets.into_iter().collect();
     for batch in buckets.chunks(BATCH) {
-        // Together, so that what a cut leaves behind goes by itself.
+        // In one step, so that an interrupted write expires.
         let mut pipe = redis::pipe();
         let set = pipe.atomic().cmd("HSET").arg(&unfinished);
         for (bucket, keys) in batch {
@@ -65,7 +65,7 @@ pub(crate) async fn remember(redis: &mut Connection, keys: &Keys, job: &Job, nam
     finish.exec_async(redis).await
 }
 
-/// Forgets what a feed named: it names nothing any more, or the job no longer has it.
+/// Removes the stored answer: the feed is empty, or the job no longer has one.
 ///
 /// # Errors
 /// Fails if Redis returns an error.
@@ -73,7 +73,7 @@ pub(crate) async fn forget(redis: &mut Connection, keys: &Keys, job: &Job) -> Re
     redis::cmd("UNLINK").arg(keys.feed(&job.name)).exec_async(redis).await
 }
 
-/// The entries that a job's feed named last, read in steps.
+/// Returns the entries of a feed's last answer, read in steps.
 ///
 /// # Errors
 /// Fails if Redis returns an error.
@@ -87,7 +87,7 @@ pub(crate) async fn named_last(redis: &mut Connection, keys: &Keys, job: &Job) -
             match serde_json::from_slice::<Vec<Cow<'_, str>>>(&text) {
                 Ok(names) => named.extend(names.iter().filter_map(|name| job.key.read(name))),
                 Err(e) => {
-                    warn!(key = feed, "a part of what the feed named last is no list of names and is passed over: {e}")
+                    warn!(key = feed, "a part of the feed's stored answer is not a list of names; ignoring it: {e}")
                 }
             }
         }

@@ -1,13 +1,13 @@
-//! Popularity: which entries are read, learnt without a change in the API.
+//! Popularity: which entries are read, without changes to the API.
 //!
-//! A regular sample ([`Sampler`]) asks Redis which entries were read since the last one, and [`Popularity`] keeps a decayed
-//! count of each job's in a bounded sorted set (`lua/fold.lua`). By it the most read are kept warm, everything is warmed
-//! most read first, and an entry whose time comes is left to expire if nobody reads it ([`Popularity::wanted`]). The counts
-//! are guesses that correct themselves: to lose some costs a fetch or a miss, never a wrong value.
+//! A regular sample ([`Sampler`]) asks Redis which entries were read since the last one, and [`Popularity`] keeps a
+//! decayed count of each job's reads in a bounded sorted set (`lua/fold.lua`). The counts decide which entries are kept
+//! warm, put the most read first in every warmup, and let an unread entry expire ([`Popularity::wanted`]). They are
+//! estimates that correct themselves: losing some costs a fetch or a miss, never a wrong value.
 
+mod access;
 mod decay;
 pub(crate) mod feed;
-mod look;
 mod sample;
 
 use std::collections::HashMap;
@@ -27,55 +27,55 @@ use crate::job::Job;
 use crate::protocol::Keys;
 use crate::redis::Connection;
 
-/// Entries whose reads are counted, for each job; more where its file wants more kept warm.
+/// Entries of a job whose reads are counted; more if its file keeps more of them warm.
 const COUNTED: usize = 10_000;
-/// The most read that each worker remembers of each job, for when Redis forgets; as many as are kept warm, within these.
+/// The most read entries that each worker keeps in memory for each job, in case Redis loses its data.
 const REMEMBERED: RangeInclusive<usize> = 1_000..=10_000;
-/// Entries handed to one script call, so that none holds Redis up.
+/// Entries in one script call, so that no call blocks Redis for long.
 const BATCH: usize = 250;
-/// Entries that one call of `lua/top.lua` answers.
+/// Entries that one call of `lua/top.lua` returns.
 const PAGE: usize = 1_000;
-/// More reads of one entry than this at once are somebody's slip.
+/// The most reads that one report may add to an entry.
 const MOST_READS: f64 = 1e6;
 
 static FOLD: LazyLock<Script> = LazyLock::new(|| clocked(include_str!("lua/fold.lua")));
 static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/claim_sample.lua")));
 static TOP: LazyLock<Script> = LazyLock::new(|| clocked(include_str!("lua/top.lua")));
 
-/// A script that reads the clock of a job's counts.
+/// Returns a script with the prelude that reads the clock of a job's counts.
 fn clocked(script: &str) -> Script {
     Script::new(&format!("{}{script}", include_str!("lua/half_lives.lua")))
 }
 
-/// What a fold does with the reads it is given.
+/// The operation of a fold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fold {
-    /// Adds what was sampled.
+    /// Adds sampled reads.
     Sampled,
-    /// Adds what an API reported.
+    /// Adds reads that an API reported.
     Reported,
-    /// Brings back what was remembered: a count becomes at least so much.
+    /// Restores remembered counts: raises each count to at least this value.
     AtLeast,
 }
 
-/// An entry and how much it is read.
+/// An entry and its count of reads.
 type Read = (EntryKey, f64);
 
-/// The decayed counts of reads, of all jobs. Cheap to clone; clones share what is remembered.
+/// The decayed counts of reads of all jobs. Cheap to clone; clones share their memory.
 #[derive(Clone, Debug)]
 pub struct Popularity {
     redis: Connection,
     keys: Keys,
-    /// Whether Redis's policy is an LFU one, as last seen: then it has no idle times, and has frequencies instead.
+    /// `true` if Redis's policy was last seen to be an LFU one: frequencies then replace idle times.
     lfu: Arc<AtomicBool>,
-    /// The most read of each job with their counts, in order.
+    /// The most read entries of each job with their counts, in order.
     remembered: Arc<Mutex<HashMap<JobName, Vec<Read>>>>,
-    /// What [`Sampler`] knew of the commands that touch values when it last sampled each job.
+    /// The number of accesses that [`Sampler`] had seen when it last sampled each job.
     touches: Arc<Mutex<HashMap<JobName, u64>>>,
 }
 
 impl Popularity {
-    /// The counts under these keys.
+    /// Creates the counts under these keys.
     pub fn new(redis: Connection, keys: Keys) -> Self {
         Self { redis, keys, lfu: Arc::default(), remembered: Arc::default(), touches: Arc::default() }
     }
@@ -84,7 +84,7 @@ impl Popularity {
         self.touches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The `most` most read entries of a job with their decayed counts, the most read first.
+    /// Returns the `most` most read entries of a job with their decayed counts, the most read first.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -109,7 +109,7 @@ impl Popularity {
         Ok(top)
     }
 
-    /// These entries of a job, the most read first; what nobody reads keeps its order at the end.
+    /// Sorts entries of a job by reads, the most read first; unread ones keep their order at the end.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -129,10 +129,10 @@ impl Popularity {
         Ok(ranked.into_iter().map(|(_, key)| key).collect())
     }
 
-    /// Folds reads into a job's counts: pairs of entry and how many.
+    /// Adds reads to a job's counts: pairs of entry and number.
     ///
     /// # Errors
-    /// Fails if Redis returns an error; what was sent before is counted.
+    /// Fails if Redis returns an error; earlier batches are counted.
     async fn fold(&self, job: &Job, reads: &[Read], how: Fold) -> RedisResult<()> {
         let how = match how {
             Fold::Sampled => "add",
@@ -150,14 +150,14 @@ impl Popularity {
         Ok(())
     }
 
-    /// Remembers the most read of a job, for when Redis forgets. A Redis that has just forgotten (its marker is gone) is not
-    /// asked.
+    /// Keeps the most read entries of a job in memory, in case Redis loses its data. A Redis that has just lost it (its
+    /// marker is gone) is not asked.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
     async fn remember(&self, job: &Job) -> RedisResult<()> {
         let top = self.top(job, job.entries.popular.clamp(*REMEMBERED.start(), *REMEMBERED.end())).await?;
-        // Looked at afterwards: what was flushed meanwhile must not pass for nothing read.
+        // Checked afterwards: a flush in between must not look like an empty count.
         let marked: bool = redis::cmd("EXISTS").arg(self.keys.marker()).query_async(&mut self.redis.clone()).await?;
         if marked {
             debug!(job = %job.name, entries = top.len(), "remembered");
@@ -166,11 +166,11 @@ impl Popularity {
         Ok(())
     }
 
-    /// Brings back what this worker remembers of a job, where Redis counts less. However many workers do so, the counts are
-    /// those of the one that remembers most.
+    /// Restores the counts that this worker remembers of a job, where Redis has lower ones. If several workers do so,
+    /// the highest counts remain.
     ///
     /// # Errors
-    /// Fails if Redis returns an error; do it again.
+    /// Fails if Redis returns an error; call it again.
     pub async fn restore(&self, job: &Job) -> RedisResult<()> {
         let remembered =
             self.remembered.lock().unwrap_or_else(PoisonError::into_inner).get(&job.name).cloned().unwrap_or_default();
@@ -178,7 +178,7 @@ impl Popularity {
     }
 }
 
-/// Entries of this job whose reads are counted.
+/// Returns how many entries of this job are counted.
 fn counted(job: &Job) -> usize {
     job.entries.popular.saturating_mul(4).max(COUNTED)
 }

@@ -1,10 +1,11 @@
 //! The regular sample: asks Redis which entries were read since the last one, job by job.
 //!
-//! One worker of the fleet at a time samples a job: it claims the sample as a tick of cron is claimed, and whoever takes
-//! over after a crash only counts some reads twice. A sample is a scan in bounded steps that rests four times as long as each
-//! step took, and the next one waits ten times as long as the whole, so that even millions of keys cost Redis little. While
-//! nobody has used a command that touches values since the last sample, none is taken; our own reads that go on while nothing
-//! happens use `GETRANGE`. On its way it adopts what is read and not on the agenda: what the API wrote itself, above all.
+//! One worker of the fleet at a time samples a job. It claims the sample like a tick of cron; a takeover after a crash
+//! only counts some reads twice. A sample is a scan in bounded steps that rests four times as long as each step took.
+//! The next sample waits ten times as long as the whole, so that even millions of keys cost Redis little. If no client
+//! has used a command that accesses values since the last sample, none is taken; Samovar's own idle reads use
+//! `GETRANGE`. The sample also adopts entries that are read but not on the agenda, mainly those that the API wrote
+//! itself.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +15,7 @@ use redis::{RedisResult, Value};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::look::{Look, NEW, is_shared, reply, second};
+use super::access::{Access, NEW, is_shared, reply, second};
 use super::{BATCH, CLAIM, Fold, Popularity, Read, counted, half_life, millis};
 use crate::agenda::keep;
 use crate::agenda::{Agenda, Next, When};
@@ -26,24 +27,24 @@ use crate::redis::Troubles;
 use crate::redis::{Backoff, Connection, Scan, is_of_keys};
 use crate::store::Store;
 
-/// How much longer than a step took the scan rests after it.
+/// The rest after a step, as a multiple of its duration.
 const REST: u32 = 4;
-/// How much longer than a whole sample took the next one waits.
+/// The pause after a sample, as a multiple of its duration.
 const PAUSE: u32 = 10;
-/// The shortest pause, however short a TTL is.
+/// The shortest pause between samples, whatever the TTL.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// The longest rest after a step, so that one slow answer does not draw the sample out.
+/// The longest rest after a step, so that one slow answer does not delay the sample.
 const LONGEST_REST: Duration = Duration::from_secs(2);
-/// Scripts under way at once.
+/// Concurrent script calls.
 const ABREAST: usize = 64;
-/// Reports of reads taken out in one step, steps in one round, and the most that are left lying.
+/// Reported reads taken in one step, steps in one round, and the most reports that may wait.
 const REPORTS: usize = 500;
 const ROUNDS: usize = 100;
 const MOST_REPORTS: usize = 1_000_000;
-/// How many samples pass before a worker looks again at what is most read.
+/// The number of samples after which a worker reads the most read entries again.
 const REMEMBER_EACH: u32 = 6;
-/// The commands by which values are read or written, and which no worker uses while it has nothing to do: while nobody uses
-/// them, a sample would find what the last one found.
+/// The commands that access values and that an idle worker does not use. If no client used one, a sample would find
+/// what the last one found.
 const TOUCHING: [&str; 28] = [
     "append",
     "bitcount",
@@ -84,26 +85,26 @@ pub struct Sampler {
     pub keys: Keys,
     /// The jobs.
     pub jobs: Arc<Jobs>,
-    /// Where what is adopted becomes due.
+    /// The agenda of adopted entries.
     pub agenda: Agenda,
-    /// Where reads are counted.
+    /// The counts of reads.
     pub popularity: Popularity,
-    /// How often each job is sampled, at most.
+    /// The shortest interval between samples of a job.
     pub every: Duration,
-    /// How long a claimed sample is left to its worker.
+    /// The TTL of a claim of a sample.
     pub claim: Duration,
-    /// What fails in single jobs.
+    /// Failures of single jobs.
     pub troubles: Troubles,
 }
 
-/// What a sample found.
+/// The result of a sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sampled {
     /// Values of the job.
     pub entries: usize,
     /// Of these, read since the last sample.
     pub read: usize,
-    /// Put on the agenda because they were read and not on it.
+    /// Put on the agenda because they were read.
     pub adopted: usize,
 }
 
@@ -130,9 +131,10 @@ impl Sampler {
         }
     }
 
-    /// Takes in what APIs report, samples what is due, and now and then looks what is most read; returns when to look again.
+    /// Counts reported reads, takes due samples, and at intervals remembers the most read entries. Returns when to run
+    /// again.
     async fn round(&self, remembered: &mut Option<Instant>) -> RedisResult<Duration> {
-        // Also for those who never get to sample: it says how to look at an entry.
+        // Also on workers that never sample: it tells how to inspect an entry.
         self.is_lfu().await?;
         self.take_reports().await?;
         let mut wait = self.every;
@@ -152,7 +154,7 @@ impl Sampler {
         Ok(wait.max(self.every.min(SHORTEST) / 2))
     }
 
-    /// Samples a job if it is due and nobody does; returns when it is due next.
+    /// Samples a job if it is due and unclaimed; returns when it is due next.
     async fn sample_if_due(&self, job: &Arc<Job>) -> RedisResult<Duration> {
         let (now, wait, last): (i64, u64, i64) = CLAIM
             .key(self.keys.sample(&job.name))
@@ -199,10 +201,10 @@ impl Sampler {
         Ok(pause)
     }
 
-    /// Looks at all values of a job: counts those that were read since `since` (Redis time, ms), and adopts what is read.
+    /// Examines all values of a job: counts those read since `since` (Redis time, ms), and adopts the read ones.
     ///
     /// # Errors
-    /// Fails if Redis returns an error; the sample is taken again when its claim runs out.
+    /// Fails if Redis returns an error; the sample is retried when its claim expires.
     pub async fn sample(&self, job: &Arc<Job>, since: i64) -> RedisResult<Sampled> {
         let lfu = self.is_lfu().await?;
         let [frequencies, next_frequencies] = self.keys.frequencies(&job.name);
@@ -233,7 +235,7 @@ impl Sampler {
                 .arg(&frequencies)
                 .query_async(&mut self.redis.clone())
                 .await;
-            // There is nothing to rename where there are no values.
+            // Without values there is nothing to rename.
             if let Err(e) = renamed
                 && e.kind() != redis::ErrorKind::Server(redis::ServerErrorKind::ResponseError)
             {
@@ -243,8 +245,8 @@ impl Sampler {
         Ok(total)
     }
 
-    /// Whether Redis's policy is an LFU one. Read from `INFO`, which is allowed where `CONFIG` is not, else from how
-    /// Redis answers to a question that has no answer under such a policy.
+    /// Returns `true` if Redis's policy is an LFU one. Read from `INFO`, which is allowed where `CONFIG` is not;
+    /// without it, from the error of `OBJECT IDLETIME`, which fails under such a policy.
     async fn is_lfu(&self) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         let lfu = match redis.info(&["memory"]).await? {
@@ -262,8 +264,8 @@ impl Sampler {
         Ok(lfu)
     }
 
-    /// How often values were touched since Redis was started, by whatever command; `None` where Redis does not say, and
-    /// under LFU policies, where they change by themselves.
+    /// Returns the number of accesses to values since Redis started. `None` if Redis does not tell, and under LFU
+    /// policies, where frequencies change by themselves.
     async fn touches(&self) -> RedisResult<Option<u64>> {
         if self.popularity.lfu.load(Ordering::Relaxed) {
             return Ok(None);
@@ -272,7 +274,7 @@ impl Sampler {
         Ok(info.calls(&TOUCHING))
     }
 
-    /// A long sample stays ours.
+    /// Renews the claim of a long sample.
     async fn hold(&self, job: &Job) -> RedisResult<()> {
         let (seconds, _): (i64, i64) = redis::cmd("TIME").query_async(&mut self.redis.clone()).await?;
         redis::cmd("HSET")
@@ -283,40 +285,41 @@ impl Sampler {
             .await
     }
 
-    /// Looks at some entries.
+    /// Examines some entries.
     async fn page(&self, job: &Arc<Job>, entries: &[EntryKey], since: i64, lfu: bool) -> RedisResult<Sampled> {
         let mut pipe = redis::pipe();
         pipe.cmd("TIME");
         for key in entries {
-            Look::ask(&mut pipe, &self.keys, key, lfu);
+            Access::ask(&mut pipe, &self.keys, key, lfu);
         }
         let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
         let Some((time, replies)) = replies.split_first() else { return Ok(Sampled::default()) };
         let Some((seconds, micros)) = reply::<(i64, i64)>(time) else { return Ok(Sampled::default()) };
         let now = seconds * 1_000 + micros / 1_000;
-        let looks: Vec<(&EntryKey, Look)> = entries
+        let accesses: Vec<(&EntryKey, Access)> = entries
             .iter()
-            .zip(replies.chunks_exact(Look::COMMANDS))
-            .filter_map(|(key, replies)| Some((key, Look::read(now, lfu, replies)?)))
-            .filter(|(_, look)| look.snapshot.has_value())
+            .zip(replies.chunks_exact(Access::COMMANDS))
+            .filter_map(|(key, replies)| Some((key, Access::read(now, lfu, replies)?)))
+            .filter(|(_, access)| access.snapshot.has_value())
             .collect();
-        let read = if lfu { self.more_frequent(job, &looks, since).await? } else { recent(job, &looks, since) };
+        let read = if lfu { self.more_frequent(job, &accesses, since).await? } else { recent(job, &accesses, since) };
         let adopted = self.count_and_adopt(job, &read).await?;
-        Ok(Sampled { entries: looks.len(), read: read.len(), adopted })
+        Ok(Sampled { entries: accesses.len(), read: read.len(), adopted })
     }
 
-    /// What was read under an LFU policy, and about how often: what has a higher frequency than at the last sample.
+    /// Returns the entries read under an LFU policy, with an estimated number: those whose frequency rose since the
+    /// last sample.
     async fn more_frequent<'a>(
         &self,
         job: &Job,
-        looks: &'a [(&'a EntryKey, Look)],
+        accesses: &'a [(&'a EntryKey, Access)],
         since: i64,
-    ) -> RedisResult<Vec<(&'a EntryKey, &'a Look, f64)>> {
-        if looks.is_empty() {
+    ) -> RedisResult<Vec<(&'a EntryKey, &'a Access, f64)>> {
+        if accesses.is_empty() {
             return Ok(Vec::new());
         }
         let [frequencies, next_frequencies] = self.keys.frequencies(&job.name);
-        let keys: Vec<&str> = looks.iter().map(|(key, _)| key.as_str()).collect();
+        let keys: Vec<&str> = accesses.iter().map(|(key, _)| key.as_str()).collect();
         let (before, kept): (Vec<Option<u32>>, usize) = redis::pipe()
             .cmd("HMGET")
             .arg(&frequencies)
@@ -330,15 +333,15 @@ impl Sampler {
         let mut read = Vec::new();
         let mut room = counted(job).saturating_sub(kept);
         let mut any = false;
-        for ((key, look), before) in looks.iter().zip(before) {
-            let Some(frequency) = look.frequency else { continue };
+        for ((key, access), before) in accesses.iter().zip(before) {
+            let Some(frequency) = access.frequency else { continue };
             if room > 0 {
                 set.arg(key.as_str()).arg(frequency);
                 (room, any) = (room - 1, true);
             }
-            let reads = reads_between(before.unwrap_or(NEW), frequency, look.is_touched_by_us(job.ttl, since));
+            let reads = reads_between(before.unwrap_or(NEW), frequency, access.is_touched_by_us(job.ttl, since));
             if reads > 0.0 {
-                read.push((*key, look, reads));
+                read.push((*key, access, reads));
             }
         }
         if any {
@@ -347,9 +350,9 @@ impl Sampler {
         Ok(read)
     }
 
-    /// Counts reads, and puts what is read and not on the agenda there, to be refreshed before it expires. Its value stays as
-    /// it is. What has no TTL needs nobody, and what was given up comes back when somebody says so.
-    async fn count_and_adopt(&self, job: &Arc<Job>, read: &[(&EntryKey, &Look, f64)]) -> RedisResult<usize> {
+    /// Counts reads, and puts read entries that are not on the agenda there, to be refreshed before they expire. Their
+    /// values stay as they are. An entry without a TTL is not adopted, and a dead letter returns only on request.
+    async fn count_and_adopt(&self, job: &Arc<Job>, read: &[(&EntryKey, &Access, f64)]) -> RedisResult<usize> {
         if read.is_empty() {
             return Ok(0);
         }
@@ -363,18 +366,18 @@ impl Sampler {
         let scores: Vec<Option<f64>> = reply(scores).unwrap_or_default();
         let mut reads = Vec::new();
         let mut orphans = Vec::new();
-        for (n, (key, look, weight)) in read.iter().enumerate() {
+        for (n, (key, access, weight)) in read.iter().enumerate() {
             if refcounts.get(n).is_some_and(is_shared) {
                 continue;
             }
             reads.push(((*key).clone(), *weight));
-            let given_up = look.snapshot.meta.as_ref().is_some_and(|meta| meta.note.failures >= job.warm.attempts);
+            let given_up = access.snapshot.meta.as_ref().is_some_and(|meta| meta.note.failures >= job.warm.attempts);
             if scores.get(n).is_some_and(Option::is_none)
                 && !given_up
-                && let Some(expires) = look.snapshot.expiry.at()
-                && let Next::At(at) = keep(job, key, look.snapshot.expiry)
+                && let Some(expires) = access.snapshot.expiry.at()
+                && let Next::At(at) = keep(job, key, access.snapshot.expiry)
             {
-                orphans.push((*key, at.max(look.now), expires - look.now));
+                orphans.push((*key, at.max(access.now), expires - access.now));
             }
         }
         self.popularity.fold(job, &reads, Fold::Sampled).await?;
@@ -388,7 +391,7 @@ impl Sampler {
         Ok(orphans.len())
     }
 
-    /// Remembers what was adopted beside the inputs that it is made from, as the warmer does.
+    /// Records the adopted entries as dependants of their inputs, as the warmer does.
     async fn remember(&self, job: &Job, adopted: &[(&EntryKey, i64, i64)]) -> RedisResult<()> {
         let store = Store::new(self.redis.clone(), self.keys.clone());
         for (key, _, life) in adopted {
@@ -401,8 +404,8 @@ impl Sampler {
         Ok(())
     }
 
-    /// Counts the reads that APIs report. A report is taken out before it is counted, so a crash in between loses some and
-    /// counts none twice.
+    /// Counts the reads that APIs report. A report is removed before it is counted, so a crash in between loses some
+    /// and counts none twice.
     ///
     /// # Errors
     /// Fails if Redis returns an error; at most one step's reports are lost.
@@ -423,7 +426,7 @@ impl Sampler {
             let mut by_job: Vec<(&Arc<Job>, Vec<Read>)> = Vec::new();
             for (key, reads) in reports {
                 let Ok(key) = String::from_utf8(key) else { continue };
-                // What belongs to no job is dropped.
+                // Keys of no job are dropped.
                 let Some((job, _)) = self.jobs.owner(&key).filter(|_| reads > 0.0) else { continue };
                 let read = (EntryKey::new(key), reads);
                 match by_job.iter_mut().find(|(known, _)| known.name == job.name) {
@@ -439,7 +442,7 @@ impl Sampler {
                 return Ok(());
             }
         }
-        // Reported faster than it is counted: the least read go.
+        // Reports arrive faster than they are counted: the least read ones are dropped.
         let left: usize = redis::cmd("ZCARD").arg(&set).query_async(&mut self.redis.clone()).await?;
         let mut spare = left.saturating_sub(MOST_REPORTS);
         while spare > 0 {
@@ -456,32 +459,33 @@ impl Sampler {
     }
 }
 
-/// What was touched by others since `since` (Redis time, ms), each once, less what it faded by since.
-fn recent<'a>(job: &Job, looks: &'a [(&'a EntryKey, Look)], since: i64) -> Vec<(&'a EntryKey, &'a Look, f64)> {
+/// Returns the entries that other clients accessed since `since` (Redis time, ms), each once, with the decay since
+/// then.
+fn recent<'a>(job: &Job, accesses: &'a [(&'a EntryKey, Access)], since: i64) -> Vec<(&'a EntryKey, &'a Access, f64)> {
     let half_life = half_life(job);
-    looks
+    accesses
         .iter()
-        .filter_map(|(key, look)| {
-            let last = look.touched_in()?;
-            // What was touched in the very second of the last sample was perhaps counted then. By the clock of touches: early in
-            // a second of `TIME`, that sample saw the second before.
-            if last <= second(since) || look.read_by_others(job.ttl) != Some(true) {
+        .filter_map(|(key, access)| {
+            let last = access.touched_in()?;
+            // An access in the second of the last sample may have been counted then. By the access clock: early in a
+            // second of `TIME`, that sample saw the second before.
+            if last <= second(since) || access.read_by_others(job.ttl) != Some(true) {
                 return None;
             }
-            let ago = Duration::from_millis(u64::try_from(look.now - last * 1_000).unwrap_or(0));
-            Some((*key, look, super::decay::once(ago, half_life)))
+            let ago = Duration::from_millis(u64::try_from(access.now - last * 1_000).unwrap_or(0));
+            Some((*key, access, super::decay::once(ago, half_life)))
         })
         .collect()
 }
 
-/// About how many reads raise `OBJECT FREQ` so far (Redis's `LFULogIncr` with the usual `lfu-log-factor` of 10): each of the
-/// first counts, and of those above 5 one in (n − 5) · 10 + 1.
+/// Returns about how many reads raise `OBJECT FREQ` to this value (`lfu-log-factor` 10, the default): each of the first
+/// reads counts, and above 5 one in (n − 5) · 10 + 1.
 fn reads_between(before: u32, now: u32, touched: bool) -> f64 {
     let reads = |frequency: u32| {
         let above = f64::from(frequency.saturating_sub(NEW));
         f64::from(frequency) + 10.0 * above * (above - 1.0).max(0.0) / 2.0
     };
-    // A refresh of ours is two touches, which above 7 hardly ever count.
+    // A refresh by Samovar is two accesses, which rarely count above 7.
     let before = if touched { before.max((before + 2).min(NEW + 2)) } else { before };
     (reads(now) - reads(before)).max(0.0)
 }

@@ -41,8 +41,8 @@ pub fn check_pattern(pattern: &str) -> Result<(), String> {
     match pattern.len() {
         ..=LONGEST_PATTERN => Ok(()),
         long => Err(format!(
-            "a pattern of {long} bytes is longer than {LONGEST_PATTERN}, and would hold up Redis: shorten it (`*` stands for any text), \
-             or name keys, a tag or a job"
+            "a pattern of {long} bytes is longer than {LONGEST_PATTERN}, and would hold up Redis: shorten it (`*` stands for \
+             any text), or name keys, a tag or a job"
         )),
     }
 }

@@ -7,14 +7,11 @@
 //! Pub/sub ignores databases: a message reaches the subscribers of all of them. So channel names of every database but
 //! 0 contain its number, and fleets on two databases of one server do not receive each other's messages.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
+pub use super::slot::slot;
+use super::slot::tag_of;
 use crate::entry::{EntryKey, JobName, UpstreamName};
-
-/// Slots of a Redis Cluster.
-const SLOTS: u16 = 16_384;
-/// The checksum that gives a key its slot.
-static CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
 
 /// Builds key and channel names under one prefix.
 #[derive(Clone, Debug)]
@@ -267,7 +264,7 @@ impl Keys {
         format!("{}:feed:{{{job}}}", self.prefix)
     }
 
-    /// How often a job's entries are read: a sorted set, score = the decayed count of reads, see [`crate::popularity`].
+    /// The reads of a job's entries: a sorted set, score = the decayed count of reads, see [`crate::popularity`].
     pub fn popular(&self, job: &JobName) -> String {
         format!("{}:popular:{{{job}}}", self.prefix)
     }
@@ -436,54 +433,12 @@ impl Keys {
     }
 }
 
-/// Returns the hash slot of a key, as Redis Cluster computes it.
-pub fn slot(key: &str) -> u16 {
-    let hashed = key
-        .split_once('{')
-        .and_then(|(_, rest)| rest.split_once('}'))
-        .map(|(tag, _)| tag)
-        .filter(|tag| !tag.is_empty())
-        .unwrap_or(key);
-    CRC.checksum(hashed.as_bytes()) % SLOTS
-}
-
-/// Returns a tag of at most four characters that hashes to the same slot as `key`.
-fn tag_of(key: &str) -> &'static str {
-    static TAGS: LazyLock<Vec<String>> = LazyLock::new(|| {
-        let mut tags = vec![String::new(); usize::from(SLOTS)];
-        let mut missing = tags.len();
-        let mut n = 0_u32;
-        while missing > 0 {
-            let tag = base36(n);
-            let place = &mut tags[usize::from(slot(&tag))];
-            if place.is_empty() {
-                *place = tag;
-                missing -= 1;
-            }
-            n += 1;
-        }
-        tags
-    });
-    &TAGS[usize::from(slot(key))]
-}
-
-fn base36(mut n: u32) -> String {
-    let mut text = Vec::new();
-    loop {
-        text.push(b"0123456789abcdefghijklmnopqrstuvwxyz"[(n % 36) as usize]);
-        n /= 36;
-        if n == 0 {
-            break;
-        }
-    }
-    text.iter().rev().map(|&b| char::from(b)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::protocol::slot::{CRC, SLOTS};
 
     #[test]
     fn slots_are_those_of_redis() {

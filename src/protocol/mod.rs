@@ -4,6 +4,7 @@ pub mod inbox;
 pub mod keys;
 #[cfg(feature = "worker")]
 mod message;
+mod slot;
 
 pub use keys::Keys;
 #[cfg(feature = "worker")]

@@ -36,7 +36,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(1);
 /// The shortest interval between two reconnects away from a replica. The new connection may reach the same replica.
 const RENEW: Duration = Duration::from_secs(1);
 
-/// How long `INFO` is not retried after a refusal, so that a right granted later is used.
+/// The time after which a refused `INFO` is retried, so that a right granted later is used.
 const REFUSED: Duration = Duration::from_secs(60);
 
 /// The prefix of an incarnation that is the digest of a script.

@@ -195,7 +195,7 @@ impl LoopHealth {
             return Err(format!("is waiting for Redis: {trouble}"));
         }
         match (shown.well, within) {
-            (None, _) => Err("has not begun yet".to_owned()),
+            (None, _) => Err("has not started yet".to_owned()),
             (Some(well), Some(within)) if well.elapsed() > within => {
                 Err(format!("has not run for {}", duration::seconds(well.elapsed())))
             }
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn a_loop_is_well_from_its_first_round_until_it_fails_or_stalls() {
         let loop_health = LoopHealth::default();
-        assert!(loop_health.judge(None).unwrap_err().contains("not begun"));
+        assert!(loop_health.judge(None).unwrap_err().contains("not started"));
         loop_health.well();
         assert_eq!(loop_health.judge(Some(Duration::from_secs(60))), Ok(()));
         assert!(loop_health.judge(Some(Duration::ZERO)).unwrap_err().contains("has not run for"));

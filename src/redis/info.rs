@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// What a server tells of itself: the fields of an answer to `INFO`.
+/// The information of a server: the fields of an answer to `INFO`.
 ///
 /// A field is `None` where the server does not tell it, or its section was not asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,8 +130,8 @@ impl ServerInfo {
         })
     }
 
-    /// Returns how long the current snapshot and the current rewrite of the append-only file have run, in seconds; −1 for
-    /// none.
+    /// Returns how long the current snapshot and the current rewrite of the append-only file have run, in seconds; −1
+    /// for none.
     pub fn running_saves(&self) -> [i64; 2] {
         ["rdb_current_bgsave_time_sec", "aof_current_rewrite_time_sec"].map(|name| self.number(name).unwrap_or(-1))
     }

@@ -98,8 +98,8 @@ const IN_SCRIPT: [&str; 3] =
 const WANTED: &[(&str, &str)] = &[
     (
         "INFO",
-        "restarts are detected by a script that a restarted Redis has lost, evictions of Samovar's own keys only when a whole \
-         key is gone, an invalidation by an unknown tag scans all keys, and reads are sampled at fixed intervals",
+        "restarts are detected by a script that a restarted Redis has lost, evictions of Samovar's own keys only \
+         when a whole key is gone, an invalidation by an unknown tag scans all keys, and reads are sampled at fixed intervals",
     ),
     (
         "OBJECT|IDLETIME K",
@@ -318,8 +318,8 @@ pub fn explain(error: &RedisError) -> String {
     if IN_SCRIPT.iter().any(|part| text.contains(part)) {
         // Before 7.2 Redis does not name the command.
         return format!(
-            "{text}; grant it to the Redis user of this process: a worker names the missing rights when it starts, and {PAGE} lists \
-             all required rights"
+            "{text}; grant it to the Redis user of this process: a worker names the missing rights when it starts, \
+             and {PAGE} lists all required rights"
         );
     }
     text

@@ -10,8 +10,8 @@ const STEP: usize = 500;
 
 /// A scan over the keys of a database.
 ///
-/// It returns every key that exists throughout the scan at least once. It may return a key twice, and it leaves out keys
-/// that are not UTF-8, which cannot be entries.
+/// It returns every key that exists throughout the scan at least once. It may return a key twice, and it leaves out
+/// keys that are not UTF-8, which cannot be entries.
 #[derive(Debug)]
 pub(crate) struct Scan {
     glob: String,

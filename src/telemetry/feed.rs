@@ -20,7 +20,7 @@ use crate::protocol::{Action, Handled, Message};
 use crate::redis::Connection;
 
 /// The interval at which subscribers are counted.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_secs(1);
 /// The interval between batches.
 const BATCH: Duration = Duration::from_millis(100);
 /// The most events in one second.
@@ -44,7 +44,7 @@ pub struct Told {
     pub events: Vec<Event>,
 }
 
-/// What happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {
@@ -179,7 +179,7 @@ type Clock = (Instant, i64);
 
 impl Feed {
     /// Records an event if there is a subscriber.
-    pub(super) fn tell(&self, event: impl FnOnce() -> Event) {
+    pub(super) fn record(&self, event: impl FnOnce() -> Event) {
         if !self.watched.load(Ordering::Relaxed) {
             return;
         }
@@ -196,7 +196,7 @@ impl Feed {
     pub(super) async fn run(&self, mut redis: Connection, channel: &str, worker: &str, over: CancellationToken) {
         let mut clock: Option<Clock> = None;
         while !over.is_cancelled() {
-            if clock.is_none_or(|(looked, _)| looked.elapsed() >= LOOK) {
+            if clock.is_none_or(|(looked, _)| looked.elapsed() >= POLL) {
                 clock = match clock_if_watched(&mut redis, channel).await {
                     Ok(clock) => {
                         self.set_watched(clock.is_some());
@@ -209,7 +209,7 @@ impl Feed {
                     }
                 };
             }
-            let pause = if self.watched.load(Ordering::Relaxed) { BATCH } else { LOOK };
+            let pause = if self.watched.load(Ordering::Relaxed) { BATCH } else { POLL };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = over.cancelled() => {}
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn what_nobody_watches_is_not_even_made() {
         let feed = Feed::default();
-        feed.tell(|| panic!("nobody watches"));
+        feed.record(|| panic!("nobody watches"));
     }
 
     #[test]
@@ -307,7 +307,7 @@ mod tests {
         let feed = Feed::default();
         feed.set_watched(true);
         for _ in 0..MOST + 7 {
-            feed.tell(event);
+            feed.record(event);
         }
         let counts = || {
             let waiting = feed.waiting.lock().unwrap();

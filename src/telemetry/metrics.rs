@@ -187,7 +187,7 @@ pub struct JobGauges {
 
 /// Sets the gauges of a job.
 pub fn set_job(job: &JobName, gauges: JobGauges) {
-    #[expect(clippy::cast_precision_loss, reason = "nobody has 2^53 entries")]
+    #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
     let set = |name: &'static str, value: Option<u64>| {
         gauge!(name, "job" => job.to_string()).set(value.map_or(f64::NAN, |value| value as f64));
     };

@@ -19,7 +19,7 @@ use crate::protocol::{Handled, Message};
 use crate::redis::Connection;
 
 /// The interval between summaries in the log.
-const TELL: Duration = Duration::from_secs(10);
+const SUMMARY: Duration = Duration::from_secs(10);
 
 /// The counters of one worker. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -63,7 +63,7 @@ impl Telemetry {
             metrics::lag(&job.name, late + took);
         }
         debug!(%outcome, reason, ms = took.as_millis(), "ended");
-        self.0.feed.tell(|| Event::ended(job.name.as_str(), key.as_str(), trigger, outcome, reason, late, took));
+        self.0.feed.record(|| Event::ended(job.name.as_str(), key.as_str(), trigger, outcome, reason, late, took));
         let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let tally = jobs.entry(job.name.clone()).or_default();
         *tally.outcomes.entry(outcome.as_str()).or_default() += 1;
@@ -84,7 +84,7 @@ impl Telemetry {
 
     /// Records a handled invalidation; `way` is `channel` or `inbox`.
     pub fn invalidation(&self, way: &'static str, message: &Message, handled: &Handled) {
-        self.0.feed.tell(|| Event::invalidation(way, message, handled));
+        self.0.feed.record(|| Event::invalidation(way, message, handled));
         self.0.invalidations.fetch_add(1, Ordering::Relaxed);
         metrics::invalidation(way, handled.foreign);
         let Handled { entries, due, removed, fenced, foreign } = *handled;
@@ -115,10 +115,10 @@ impl Telemetry {
     pub async fn run(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             tokio::select! {
-                () = tokio::time::sleep(TELL) => {}
+                () = tokio::time::sleep(SUMMARY) => {}
                 () = stop.cancelled() => {}
             }
-            self.tell();
+            self.log_summary();
             metrics::upkeep();
         }
     }
@@ -128,7 +128,7 @@ impl Telemetry {
         self.0.feed.run(redis, &keys.watched_channel(), &worker, over).await;
     }
 
-    fn tell(&self) {
+    fn log_summary(&self) {
         let tallies = std::mem::take(&mut *self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner));
         for (job, tally) in tallies {
             let counts: Vec<String> =

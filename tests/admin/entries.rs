@@ -108,7 +108,7 @@ async fn an_invalidation_is_published_and_a_senseless_one_refused() {
         (json!({"keys": ["a".repeat(2_049)]}), 422, "2049 bytes"),
         (json!({"tags": (0..1_001).map(|n| n.to_string()).collect::<Vec<_>>()}), 422, "1001 tags"),
         (json!({"jobs": (0..65).map(|n| n.to_string()).collect::<Vec<_>>()}), 422, "65 jobs"),
-        (json!(["art:a"]), 400, "no JSON object"),
+        (json!(["art:a"]), 400, "not the expected JSON object"),
     ];
     for (message, status, reason) in refused {
         let said = server.post("/invalidate", message.clone()).await.problem(status);

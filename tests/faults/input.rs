@@ -476,7 +476,7 @@ async fn check_fetch_tries_inputs_as_such_and_only_failures_fail_it() {
     };
     let good = check("/base", &[]).await;
     assert_eq!(good.code, Some(0), "{good:?}");
-    for line in ["✓ base: base:a: ", "✓ story: story:a: ", "– asked: not tried: "] {
+    for line in ["✓ base: base:a: ", "✓ story: story:a: ", "– asked: not fetched: "] {
         assert!(good.stdout.contains(line), "{line}: {good:?}");
     }
     assert_eq!(upstream.calls("/base/a"), 1, "it is fetched once, and not for itself");

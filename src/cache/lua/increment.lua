@@ -1,7 +1,7 @@
 -- Increments a counter. Only the increment that creates the counter sets its TTL.
 -- lease_record.lua stands before this.
 -- KEYS  1 counter  2 lease
--- ARGV  1 by how much  2 TTL (ms; '' for ever)  3 channel of changes ('' says nothing)  4 the change, as announced
+-- ARGV  1 by how much  2 TTL (ms; '' for none)  3 channel of changes ('' for none)  4 the change, as announced
 -- Returns the count as text: a Lua number holds only 53 bits
 local created = redis.call('EXISTS', KEYS[1]) == 0
 redis.call('INCRBY', KEYS[1], ARGV[1])

@@ -1,7 +1,7 @@
 -- Writes a loaded value, if its lease is still held and nothing was written or invalidated since.
 -- lease_record.lua stands before this.
 -- KEYS  1 value  2 lease
--- ARGV  1 token  2 value (JSON)  3 TTL (ms; '' for ever)  4 channel of changes ('' says nothing)
+-- ARGV  1 token  2 value (JSON)  3 TTL (ms; '' for none)  4 channel of changes ('' for none)
 --       5 the change, as announced
 -- Returns 1 if it was written
 local token, _, mark = read_lease(redis.call('GET', KEYS[2]))

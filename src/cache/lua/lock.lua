@@ -1,7 +1,7 @@
 -- Acquires a free lock and issues a number. Acquiring it again with the same token keeps the number. Numbers grow: they
 -- are Redis's time in µs, or the last number plus one if the clock stood still or was set back.
 -- KEYS  1 lock  2 the last number
--- ARGV  1 token  2 how long it holds (ms)  3 how long the number is remembered (ms)
+-- ARGV  1 token  2 TTL of the lock (ms)  3 TTL of the number (ms)
 -- Returns {number, as text} | {'', ms until it ends}
 local holder, number = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%d+)$')
 local time = redis.call('TIME')

@@ -2,7 +2,7 @@
 -- foreign: it stays, and Redis's usual error is returned.
 -- lease_record.lua stands before this.
 -- KEYS  1 value  2 lease
--- ARGV  1 value (JSON)  2 TTL (ms; '' for ever)  3 channel of changes ('' says nothing)  4 the change, as announced
+-- ARGV  1 value (JSON)  2 TTL (ms; '' for none)  3 channel of changes ('' for none)  4 the change, as announced
 -- Returns 1
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'string' and kind ~= 'none' then

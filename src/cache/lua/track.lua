@@ -1,7 +1,7 @@
 -- Tracks a value that a service loads, for workers: they do not know its tags, so an invalidation by any tag affects it
 -- (src/store/loaded.rs). Removes some expired members.
--- KEYS  1 loaded values (sorted set, member = key, score = until when it may live, ms); there is none where nobody asks
--- ARGV  1 key  2 for how long it may live from now on (ms)  3 dead members dropped at most (1,000 at most)
+-- KEYS  1 loaded values (sorted set, member = key, score = end of its life, ms); absent if no worker asks
+-- ARGV  1 key  2 its longest life from now on (ms)  3 expired members to remove (at most 1,000)
 -- Returns 1 if the value is tracked
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local time = redis.call('TIME')

@@ -1,6 +1,6 @@
-//! What is read and edited: all entries that the jobs keep warm, the most popular first, and a trace of reads and edits.
+//! The catalogue: all entries that the jobs keep warm, the most popular first, and a trace of reads and edits.
 //!
-//! The trace is drawn from a seed, so that all contenders meet the same reads and edits at the same times.
+//! The trace is generated from a seed, so that all contenders get the same reads and edits at the same times.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::entry::EntryKey;
 use crate::job::{Job, Jobs, Params};
 use crate::source::Sources;
 
-/// How steeply popularity falls: Zipf's law with this exponent, as for web pages (Breslau et al., "Web Caching and
-/// Zipf-like Distributions", INFOCOM 1999, find 0.64 to 0.83; a museum's few famous works make it steeper).
+/// The exponent of popularity by Zipf's law, as for web pages (Breslau et al., "Web Caching and Zipf-like
+/// Distributions", INFOCOM 1999, find 0.64 to 0.83; a museum with few famous works is steeper).
 const STEEPNESS: f64 = 0.9;
-/// How often each kind is read, of a hundred reads.
+/// Reads of each kind among a hundred reads.
 const READS: [(&str, Kind, u32); 5] = [
     ("artwork_info", Kind::Info, 40),
     ("artwork_image", Kind::Image, 30),
@@ -32,11 +32,11 @@ const READS: [(&str, Kind, u32); 5] = [
 /// A kind of content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// What is said about an artwork.
+    /// Facts about an artwork.
     Info,
-    /// Where its picture is.
+    /// The URL of its picture.
     Image,
-    /// What goes with it.
+    /// Similar artworks.
     Similar,
     /// A story about it, by a language model.
     Story,
@@ -45,8 +45,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Whether it is published when its artwork is edited. A story is not, although it is made from what was edited: who
-    /// edits does not know of it.
+    /// Returns `true` if an edit of the artwork publishes it. A story is not published, although it is made from the
+    /// artwork: editors do not know of it.
     pub(super) fn is_published(self) -> bool {
         matches!(self, Self::Info | Self::Image | Self::Similar)
     }
@@ -64,9 +64,9 @@ pub(super) struct Catalogue {
 /// The entries of one job.
 #[derive(Debug)]
 pub(super) struct Shelf {
-    /// Its name says which of a contender's jobs it is; sources differ, for each contender has its own museum.
+    /// The job's name. Sources differ, because each contender has its own museum.
     pub(super) job: Arc<Job>,
-    /// What is on it.
+    /// The entries, the most popular first.
     pub(super) kind: Kind,
     /// The most popular first.
     pub(super) entries: Vec<Entry>,
@@ -80,12 +80,12 @@ pub(super) struct Entry {
     pub(super) key: EntryKey,
     /// The placeholders in it.
     pub(super) params: Params,
-    /// Which of [`Catalogue::artworks`] it is about; `None` for artists.
+    /// The index of its artwork in [`Catalogue::artworks`]; `None` for artists.
     pub(super) artwork: Option<usize>,
 }
 
 impl Catalogue {
-    /// Asks the jobs' feeds.
+    /// Reads the entries from the jobs' feeds.
     pub(super) async fn read(jobs: &Jobs, museum: &Museum) -> anyhow::Result<Self> {
         let sources = Sources::new(jobs)?;
         let artworks = museum.names();
@@ -106,18 +106,18 @@ impl Catalogue {
         Ok(Self { shelves, artworks })
     }
 
-    /// An entry by the place of its shelf and its own.
+    /// Returns an entry by the indices of its shelf and its own.
     pub(super) fn at(&self, shelf: usize, entry: usize) -> Option<(&Shelf, &Entry)> {
         let shelf = self.shelves.get(shelf)?;
         Some((shelf, shelf.entries.get(entry)?))
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     pub(super) fn len(&self) -> usize {
         self.shelves.iter().map(|shelf| shelf.entries.len()).sum()
     }
 
-    /// The entries that are published when an artwork is edited.
+    /// Returns the entries that an edit of an artwork publishes.
     pub(super) fn about(&self, artwork: usize) -> impl Iterator<Item = (Kind, &EntryKey)> {
         let told = self.shelves.iter().filter(|shelf| shelf.kind.is_published());
         told.filter_map(move |shelf| {
@@ -127,7 +127,7 @@ impl Catalogue {
     }
 }
 
-/// Reads without end: when, after the beginning, and of what.
+/// An endless sequence of reads: times since the start, and entries.
 pub(super) struct Reads {
     random: StdRng,
     pause: Exp<f64>,
@@ -137,7 +137,7 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    /// So many a second on average, as independent visitors come (a Poisson process).
+    /// Creates a sequence with this average rate per second (a Poisson process).
     pub(super) fn new(catalogue: &Catalogue, per_second: f64, seed: u64) -> anyhow::Result<Self> {
         let ranks = catalogue.shelves.iter().map(|shelf| Zipf::new(shelf.entries.len() as f64, STEEPNESS));
         let by_share = |(i, shelf): (usize, &Shelf)| std::iter::repeat_n(i, shelf.share as usize);
@@ -152,7 +152,7 @@ impl Reads {
 }
 
 impl Iterator for Reads {
-    /// When, and the places of shelf and entry for [`Catalogue::at`].
+    /// Returns the time, and the indices of shelf and entry for [`Catalogue::at`].
     type Item = (Duration, usize, usize);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -163,7 +163,7 @@ impl Iterator for Reads {
     }
 }
 
-/// Edits without end: when, after the beginning, and of which artwork.
+/// An endless sequence of edits: times since the start, and artworks.
 pub(super) struct Edits {
     random: StdRng,
     pause: Exp<f64>,
@@ -172,7 +172,7 @@ pub(super) struct Edits {
 }
 
 impl Edits {
-    /// So many a second on average; what is much read is much edited.
+    /// Creates a sequence with this average rate per second; popular artworks are edited more often.
     pub(super) fn new(catalogue: &Catalogue, per_second: f64, seed: u64) -> anyhow::Result<Self> {
         Ok(Self {
             random: StdRng::seed_from_u64(seed ^ 0xed17),

@@ -1,7 +1,7 @@
-//! A contender: a Redis, a museum of its own, and an API that reads the cache and helps itself where it misses.
+//! A contender: a Redis, a museum, and an API that reads the cache and fetches on a miss.
 //!
-//! The API is the same for all three: `GET`; on a miss it asks the museum and does `SET … EX ttl`. It asks exactly as the
-//! jobs do, so that requests and values are the same whoever makes them.
+//! The API is the same for all three: `GET`; on a miss it asks the museum and does `SET … EX ttl`. Its requests are
+//! those of the jobs, so that requests and values are the same for all.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -22,7 +22,7 @@ use crate::job::{Job, Jobs, Params};
 use crate::redis::{Connection, RedisUrl, ServerInfo};
 use crate::source::{Answer, Ask, Sources};
 
-/// An API that waits longer for its cache has none.
+/// The timeout of the API's cache.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Latencies are kept to three digits, in microseconds, up to a minute.
 const DIGITS: u8 = 3;
@@ -30,46 +30,46 @@ const LONGEST: u64 = 60_000_000;
 
 /// One way of keeping a cache.
 pub(super) struct Contender {
-    /// What people call it.
+    /// Its name.
     pub(super) name: &'static str,
-    /// Where its values come from.
+    /// The source of its values.
     pub(super) museum: Museum,
-    /// How they are asked for.
+    /// The sources of the jobs.
     pub(super) jobs: Jobs,
-    /// The same, with open connections.
+    /// The open clients of the sources.
     pub(super) sources: Sources,
     /// Its cache.
     pub(super) redis: Connection,
-    /// What its readers met.
+    /// The results of its readers.
     pub(super) tally: Tally,
-    /// Whether its Redis was killed and does not answer yet.
+    /// `true` while its killed Redis does not answer yet.
     pub(super) away: AtomicBool,
-    /// The version of each artwork that was published last: what is read after that should not be older.
+    /// The last published version of each artwork: later reads should not be older.
     published: Vec<AtomicU64>,
-    /// Which version a picture's address belongs to; its entry says no more.
+    /// The version of each picture's URL, which is all that its entry contains.
     pictures: RwLock<HashMap<String, u64>>,
 }
 
-/// What readers met while measuring.
+/// The results of readers during the measurement.
 pub(super) struct Tally {
     pub(super) reads: AtomicU64,
     pub(super) hits: AtomicU64,
     pub(super) misses: AtomicU64,
-    /// The museum did not give what was missing.
+    /// Misses that the museum did not answer.
     pub(super) failed: AtomicU64,
-    /// Redis was away: neither hit nor miss, and the same for all.
+    /// Reads while Redis was unreachable: neither hits nor misses.
     pub(super) away: AtomicU64,
-    /// Of the hits and misses: older than what was published before the read began.
+    /// Stale reads: older than the version published before the read.
     pub(super) stale: AtomicU64,
-    /// Stories told of something older; nobody publishes those.
+    /// Stories of an older version; edits do not publish them.
     pub(super) stale_stories: AtomicU64,
     /// Stories read.
     pub(super) stories: AtomicU64,
-    /// Microseconds.
+    /// Latencies in microseconds.
     pub(super) latency: Mutex<Histogram<u64>>,
 }
 
-/// What a reader met.
+/// The result of one read.
 enum Met {
     Hit(String),
     Miss(String),
@@ -78,7 +78,7 @@ enum Met {
 }
 
 impl Contender {
-    /// A cache at `redis`, filled from `museum`.
+    /// Creates a contender with a cache at `redis` and values of `museum`.
     pub(super) async fn new(
         name: &'static str,
         museum: Museum,
@@ -101,7 +101,7 @@ impl Contender {
         })
     }
 
-    /// One visitor's read; counted if `counts`.
+    /// Performs one read; it is counted if `counts`.
     pub(super) async fn read(&self, shelf: &Shelf, entry: &Entry, counts: bool) {
         let expected =
             entry.artwork.and_then(|artwork| self.published.get(artwork)).map(|version| version.load(Relaxed));
@@ -158,13 +158,12 @@ impl Contender {
         }
     }
 
-    /// What the cache holds.
+    /// Reads the cached value.
     pub(super) async fn value(&self, key: &EntryKey) -> RedisResult<Option<String>> {
         redis::cmd("GET").arg(key.as_str()).query_async(&mut self.redis.clone()).await
     }
 
-    /// Asks the museum and writes what it says, as anybody would: `SET key value EX ttl`. `None` where it says nothing
-    /// of use.
+    /// Fetches a value and writes it with `SET key value EX ttl`. `None` without a usable answer.
     pub(super) async fn fill(&self, job: &Arc<Job>, key: &EntryKey, params: &Params) -> RedisResult<Option<String>> {
         let mut inputs = Map::new();
         for (name, pattern) in &job.inputs {
@@ -195,7 +194,7 @@ impl Contender {
         Ok(Some(fetched.json))
     }
 
-    /// Edits an artwork in this contender's museum; its version then.
+    /// Edits an artwork in this contender's museum and returns its new version.
     pub(super) fn edit(&self, artwork: &str) -> Option<u64> {
         let version = self.museum.edit(artwork)?;
         let picture = self.museum.image_url(artwork, version)?;
@@ -203,14 +202,14 @@ impl Contender {
         Some(version)
     }
 
-    /// From now on readers expect this version at least.
+    /// Sets the version that readers expect from now on.
     pub(super) fn expect(&self, artwork: usize, version: u64) {
         if let Some(published) = self.published.get(artwork) {
             published.fetch_max(version, Relaxed);
         }
     }
 
-    /// Of which version a value is.
+    /// Returns the version of a value.
     pub(super) fn version(&self, kind: Kind, text: &str) -> Option<u64> {
         let value: Value = serde_json::from_str(text).ok()?;
         match kind {
@@ -221,7 +220,7 @@ impl Contender {
                 pictures.get(value["url"].as_str()?).copied()
             }
             Kind::Story => {
-                // The museum's model ends with the version it was told of.
+                // The museum's model ends its text with the version.
                 let text = value.as_str()?.trim_end_matches(|c: char| !c.is_ascii_digit());
                 let digits = text.rsplit(|c: char| !c.is_ascii_digit()).next()?;
                 digits.parse().ok()
@@ -238,7 +237,7 @@ impl Contender {
         self.away.store(false, Relaxed);
     }
 
-    /// What its Redis holds, in bytes.
+    /// Returns the memory of its Redis, in bytes.
     pub(super) async fn memory(&self) -> RedisResult<Option<u64>> {
         let info: String = redis::cmd("INFO").arg("memory").query_async(&mut self.redis.clone()).await?;
         Ok(ServerInfo::parse(&info).used_memory())
@@ -252,13 +251,13 @@ impl Tally {
         Ok(Self { reads, hits, misses, failed, away, stale, stale_stories, stories, latency })
     }
 
-    /// Hits among what was answered, from 0 to 1; `None` before the first.
+    /// Returns the share of hits among answered reads, from 0 to 1; `None` before the first.
     pub(super) fn hit_rate(&self) -> Option<f64> {
         let (hits, others) = (self.hits.load(Relaxed), self.misses.load(Relaxed) + self.failed.load(Relaxed));
         (hits + others > 0).then(|| hits as f64 / (hits + others) as f64)
     }
 
-    /// A latency that this share of the reads stayed below.
+    /// Returns the latency percentile of this share.
     pub(super) fn latency(&self, share: f64) -> Duration {
         let latency = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
         Duration::from_micros(latency.value_at_quantile(share))

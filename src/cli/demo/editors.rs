@@ -1,4 +1,4 @@
-//! Editors: change artworks in all museums at the same instant, publish that, and watch until the old value is gone.
+//! Editors: edit artworks in all museums at the same time, publish the edits, and watch until the old value is gone.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,25 +11,25 @@ use super::catalogue::{Catalogue, Edits, Kind};
 use super::contender::Contender;
 use crate::entry::EntryKey;
 
-/// Before a publish that failed, or that nobody heard, is tried again.
+/// The wait before a publish that failed or had no subscriber is retried.
 const AGAIN: Duration = Duration::from_millis(20);
-/// For how long it is tried.
+/// The time for which a publish is retried.
 const INSIST: Duration = Duration::from_secs(10);
-/// How soon it is looked whether the old value is gone, at first and at most; in between, a twentieth of the time since,
-/// so that lags are known to five per cent.
-const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
+/// The shortest and the longest interval between checks for the old value; in between, a twentieth of the time since
+/// the publish, so that lags are exact to five per cent.
+const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
 
-/// What came of the edits, for one contender.
+/// The results of the edits for one contender.
 #[derive(Default)]
 pub(super) struct Freshness {
-    /// From each publish until the old value was given for the last time.
+    /// The times from each publish until the old value was last returned.
     lags: Mutex<Vec<Duration>>,
-    /// Keys whose old value is there still.
+    /// Keys whose old value still exists.
     pub(super) waiting: AtomicU64,
 }
 
 impl Freshness {
-    /// A lag that this share of the published keys stayed below; of those still waiting it is as long as they have waited.
+    /// Returns the lag percentile of this share; keys that still wait count with their current waiting time.
     pub(super) fn lag(&self, share: f64) -> Option<Duration> {
         let mut lags = self.lags.lock().unwrap_or_else(PoisonError::into_inner).clone();
         lags.sort_unstable();
@@ -38,26 +38,26 @@ impl Freshness {
         lags.get(place).copied()
     }
 
-    /// How many published keys were watched to their end.
+    /// Returns the number of keys that were watched to the end.
     pub(super) fn watched(&self) -> usize {
         self.lags.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
-/// A contender as editors see it.
+/// A contender for editors.
 #[derive(Clone)]
 pub(super) struct Desk {
-    /// Whose museum and Redis.
+    /// The contender.
     pub(super) contender: Arc<Contender>,
-    /// Where to publish, and whether anybody is expected to listen.
+    /// The channel, and whether a subscriber is expected.
     pub(super) channel: String,
-    /// False where nobody knows of edits.
+    /// `false` if nobody is told of edits.
     pub(super) heard: bool,
-    /// What comes of it.
+    /// The results.
     pub(super) freshness: Arc<Freshness>,
 }
 
-/// Edits from now until `closing`, then watches no longer; counts edits.
+/// Edits until `closing`, then stops watching; counts edits.
 pub(super) async fn run(
     desks: Vec<Desk>,
     catalogue: Arc<Catalogue>,
@@ -70,7 +70,7 @@ pub(super) async fn run(
     for (at, artwork) in Edits::new(&catalogue, per_second, seed)? {
         let until = begin + at;
         while Instant::now() < until && !closing.load(Relaxed) {
-            tokio::time::sleep_until(until.min(Instant::now() + LOOK.1)).await;
+            tokio::time::sleep_until(until.min(Instant::now() + POLL.1)).await;
         }
         if closing.load(Relaxed) {
             break;
@@ -100,7 +100,7 @@ pub(super) async fn run(
 }
 
 impl Desk {
-    /// Publishes the keys, each as it is; again where nobody heard who should have.
+    /// Publishes each key; retries without an expected subscriber.
     async fn publish(&self, keys: &[(Kind, EntryKey)]) {
         let begun = Instant::now();
         for (_, key) in keys {
@@ -126,14 +126,14 @@ impl Desk {
             let last = closing.load(Relaxed);
             match seen {
                 Ok(Some(text)) if self.contender.version(kind, &text).is_some_and(|there| there >= version) => break,
-                // Whoever reads now waits for the museum, but is told what is so; yet an old value may still come.
+                // A read now fetches the current value, but an old value may still be written.
                 Ok(None) | Err(_) => {}
                 Ok(Some(_)) => old_until = since,
             }
             if last {
                 break;
             }
-            tokio::time::sleep((since / 20).clamp(LOOK.0, LOOK.1)).await;
+            tokio::time::sleep((since / 20).clamp(POLL.0, POLL.1)).await;
         }
         self.freshness.waiting.fetch_sub(1, Relaxed);
         self.freshness.lags.lock().unwrap_or_else(PoisonError::into_inner).push(old_until);

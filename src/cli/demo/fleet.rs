@@ -1,4 +1,4 @@
-//! The workers: `samovar worker` processes, as anybody would start them.
+//! The workers: `samovar worker` processes.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use anyhow::{Context as _, bail};
 use super::minder::{Minder, Ward};
 use super::scale;
 
-/// In scaled time a claim is short, too; a second is the shortest that workers take, and two leave room on a busy machine.
+/// Claims are short in scaled time: workers accept one second, and two leave room on a busy machine.
 const CLAIM: &str = "2s";
-/// How much of a worker's log is shown when it has ended by itself.
+/// The lines of log that are shown if a worker ends unexpectedly.
 const SHOWN: usize = 20;
 
 /// Worker processes on one Redis, one museum and one folder of jobs.
@@ -31,7 +31,7 @@ struct Worker {
 }
 
 impl Fleet {
-    /// An empty fleet.
+    /// Creates an empty fleet.
     pub(super) fn new(jobs: &Path, logs: &Path, redis: String, museum: String, minder: &Minder) -> Self {
         let (jobs, logs, minder) = (jobs.to_owned(), logs.to_owned(), minder.clone());
         Self { workers: Vec::new(), jobs, logs, redis, museum, minder }
@@ -42,7 +42,7 @@ impl Fleet {
         let log = self.logs.join(format!("worker-{number}.log"));
         let out = File::create(&log).with_context(|| log.display().to_string())?;
         let mut command = Command::new(std::env::current_exe()?);
-        // Nothing of the user's own settings, nor a `.env`, gets in.
+        // The user's own settings and `.env` do not apply.
         command
             .args(["worker", "--claim", CLAIM, "--listen", "off"])
             .env_clear()
@@ -57,7 +57,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Kills a worker as `kill -9` does.
+    /// Kills a worker with SIGKILL.
     pub(super) fn kill9(&mut self, number: usize) {
         self.workers.retain_mut(|worker| {
             if worker.number == number {
@@ -67,28 +67,28 @@ impl Fleet {
         });
     }
 
-    /// Sees that all workers run.
+    /// Checks that all workers run.
     ///
     /// # Errors
-    /// One ended by itself: with the end of its log.
-    pub(super) fn look(&mut self) -> anyhow::Result<()> {
+    /// A worker ended; the error contains the end of its log.
+    pub(super) fn check(&mut self) -> anyhow::Result<()> {
         for worker in &mut self.workers {
             if !worker.process.is_running() {
                 let log = std::fs::read_to_string(&worker.log).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
                 let shown = lines.get(lines.len().saturating_sub(SHOWN)..).unwrap_or_default().join("\n");
-                bail!("worker {} has ended by itself; the end of its log:\n{shown}", worker.number);
+                bail!("worker {} ended unexpectedly; the end of its log:\n{shown}", worker.number);
             }
         }
         Ok(())
     }
 
-    /// The numbers by which the system knows them.
+    /// Returns the process ids.
     pub(super) fn pids(&self) -> Vec<u32> {
         self.workers.iter().filter_map(|worker| worker.process.pid()).collect()
     }
 
-    /// What all of them hold in memory, in bytes; `None` where the system does not say.
+    /// Returns the memory of all workers, in bytes; `None` if the system does not tell.
     pub(super) fn memory(&self) -> Option<u64> {
         self.pids().into_iter().map(resident).sum()
     }

@@ -1,9 +1,8 @@
-//! The hundred lines that anybody would write: a prefetch each half TTL, and `DEL` on publish.
+//! The obvious hundred-line solution: a prefetch every half TTL, and `DEL` on publish.
 //!
-//! Museum pages are fetched anew each time, eight at once, so that none expires; what a language model writes is only
-//! fetched where it is missing, for it costs. The subscription is made again when it breaks. What it does not have, and
-//! what takes the other thousands of lines: nothing keeps a fetch that began before a `DEL` from writing the old value after
-//! it, and what is published while nobody listens is lost.
+//! Museum pages are fetched each time, eight at once, so that none expires. AI texts are only fetched if missing,
+//! because they cost money. A broken subscription is restored. Two problems remain unsolved: a fetch that started
+//! before a `DEL` may write the old value after it, and messages published while the subscription is down are lost.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -15,12 +14,12 @@ use super::catalogue::Shelf;
 use super::contender::Contender;
 use crate::redis::RedisUrl;
 
-/// Fetches at once, for each kind of content.
+/// Concurrent fetches for each kind of content.
 const ABREAST: usize = 8;
-/// Before the subscription is tried again.
+/// The wait before the next attempt to subscribe.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Keeps one kind of content warm, without end; says when it has been through once.
+/// Keeps one kind of content warm without end; reports the end of the first round.
 pub(super) async fn prefetch(contender: &Contender, shelf: &Shelf, once: &AtomicBool) {
     let half = shelf.job.ttl / 2;
     let Some(job) = contender.jobs.jobs.get(&shelf.job.name) else { return };
@@ -28,7 +27,7 @@ pub(super) async fn prefetch(contender: &Contender, shelf: &Shelf, once: &Atomic
     cron.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         cron.tick().await;
-        // What is popular now; if the museum does not say, the next round will.
+        // The popular works; if the museum does not answer, the next round asks again.
         let Ok(mut all) = contender.sources.feed(&contender.jobs, job).await else { continue };
         let more: Vec<_> = job.entries.list.iter().filter(|one| !all.contains(one)).cloned().collect();
         all.extend(more);
@@ -38,7 +37,7 @@ pub(super) async fn prefetch(contender: &Contender, shelf: &Shelf, once: &Atomic
                 if job.is_paid_for() && !matches!(contender.value(&key).await, Ok(None)) {
                     return;
                 }
-                // What fails is fetched next time.
+                // Failed entries are fetched in the next round.
                 let _ = contender.fill(job, &key, &params).await;
             })
             .await;
@@ -46,10 +45,10 @@ pub(super) async fn prefetch(contender: &Contender, shelf: &Shelf, once: &Atomic
     }
 }
 
-/// Deletes what is published, without end.
+/// Deletes published keys without end.
 pub(super) async fn delete_on_publish(contender: &Contender, redis: &RedisUrl, channel: &str) {
     loop {
-        // A subscription that breaks is made again; what was published meanwhile is lost.
+        // A broken subscription is restored; messages in between are lost.
         let _ = subscribed(contender, redis, channel).await;
         tokio::time::sleep(PAUSE).await;
     }

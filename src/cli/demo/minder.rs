@@ -1,8 +1,8 @@
-//! The minder: a process that ends what the demo has started, should the demo itself be killed.
+//! The minder: a process that stops the demo's children if the demo itself is killed.
 //!
-//! It reads orders on its standard input. When that ends without the demo having taken leave of its children, which is
-//! how a process learns that another was killed, it kills them and removes their folder. A child is forgotten before it is
-//! waited for, so that no other process can have its number.
+//! It reads commands from standard input. If the input ends without the demo's goodbye, the demo was killed: the minder
+//! then kills the children and removes their folder. A child is forgotten before it is waited for, so that no other
+//! process can have its id.
 
 use std::io::{BufRead as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -20,11 +20,11 @@ use super::super::exit;
 /// Arguments of the minder, which only the demo starts.
 #[derive(Args)]
 pub(in super::super) struct MinderArgs {
-    /// The folder to be removed at the end
+    /// The folder to remove at the end
     folder: PathBuf,
 }
 
-/// The minder's own life.
+/// Runs the minder.
 pub(in super::super) fn run(args: &MinderArgs) -> u8 {
     let mut minded: Vec<i32> = Vec::new();
     for order in std::io::stdin().lock().lines().map_while(Result::ok) {
@@ -41,7 +41,7 @@ pub(in super::super) fn run(args: &MinderArgs) -> u8 {
     exit::OK
 }
 
-/// The demo's end of it.
+/// The demo's handle of the minder.
 #[derive(Clone)]
 pub(super) struct Minder(Arc<Process>);
 
@@ -51,7 +51,7 @@ struct Process {
 }
 
 impl Minder {
-    /// Starts one; `folder` is removed when the demo ends.
+    /// Starts a minder; `folder` is removed when the demo ends.
     pub(super) fn start(folder: &Path) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["demo-minder".as_ref(), folder.as_os_str()])
@@ -65,7 +65,7 @@ impl Minder {
         Ok(Self(Arc::new(Process { child: Mutex::new(child), orders })))
     }
 
-    /// Starts a process that ends with the demo, in a group of its own: Ctrl-C reaches the demo alone.
+    /// Starts a process that ends with the demo, in its own group, so that Ctrl-C reaches only the demo.
     pub(super) fn spawn(&self, command: &mut Command) -> std::io::Result<Ward> {
         let child = command.stdin(Stdio::null()).process_group(0).spawn()?;
         self.order("mind", child.id());
@@ -74,7 +74,7 @@ impl Minder {
 
     fn order(&self, what: &str, pid: u32) {
         if let Some(orders) = &mut *self.0.orders.lock().unwrap_or_else(PoisonError::into_inner) {
-            // Without a minder the demo ends its children by itself, as long as it is not killed.
+            // Without a minder the demo stops its children itself, unless it is killed.
             let _ = writeln!(orders, "{what} {pid}");
         }
     }
@@ -87,24 +87,24 @@ impl Drop for Process {
     }
 }
 
-/// A child process; dropped, it is killed.
+/// A child process. Dropping it kills it.
 pub(super) struct Ward {
     child: Option<Child>,
     minder: Minder,
 }
 
 impl Ward {
-    /// Its number.
+    /// Returns its process id.
     pub(super) fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Whether it still runs.
+    /// Returns `true` while it runs.
     pub(super) fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Ends it at once, as `kill -9` does.
+    /// Kills it with SIGKILL.
     pub(super) fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
             self.minder.order("forget", child.id());

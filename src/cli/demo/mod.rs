@@ -1,8 +1,8 @@
-//! `samovar demo`: Samovar at work for a minute, measured against two ways of doing without it.
+//! `samovar demo`: a one-minute run of Samovar, measured against two alternatives.
 //!
-//! Each contender has a Redis and a museum of its own; all meet the same reads and edits at the same times, a worker is
-//! killed and every Redis restarted. Nothing is canned: each number on the screen was measured in this run. All that is
-//! started ends with the demo, however it ends.
+//! Each contender has its own Redis and museum. All get the same reads and edits at the same times, a worker is killed,
+//! and every Redis is restarted. Every number on the screen is measured in this run. All started processes end with the
+//! demo, however it ends.
 
 mod catalogue;
 mod contender;
@@ -33,28 +33,28 @@ use super::{exit, session};
 
 use crate::entry::duration;
 
-/// How fast time is: see [`Scale`].
+/// The scale of time: see [`Scale`].
 const SCALE: Scale = Scale { hour: Duration::from_secs(12), latency: 0.04 };
-/// How long a warmup may take before the demo goes on without its end.
+/// The time that the demo waits for the warmup before it continues.
 const WARMUP: Duration = Duration::from_secs(30);
-/// How often the screen changes.
-const LOOK: Duration = Duration::from_millis(250);
-/// When, in the whole time, a worker is killed, another takes its place, and Redis is restarted.
+/// The refresh interval of the screen.
+const POLL: Duration = Duration::from_millis(250);
+/// The shares of the whole time at which a worker is killed, another is started, and Redis is restarted.
 const ACTS: [f64; 3] = [0.35, 0.45, 0.65];
 
 /// Arguments of `samovar demo`.
 #[derive(Args)]
 pub(super) struct DemoArgs {
-    /// Keep it all running afterwards, for trying things, until Ctrl-C
+    /// Keep everything running afterwards, until Ctrl-C
     #[arg(long)]
     stay: bool,
-    /// For how long reads are counted, after the warmup
+    /// The time in which reads are counted after the warmup
     #[arg(long, value_name = "N", default_value_t = 36, value_parser = clap::value_parser!(u64).range(3..=3600))]
     seconds: u64,
-    /// What reads and edits are drawn from; the same number gives the same ones
+    /// The seed of reads and edits; the same seed gives the same ones
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Only the result, for programs
+    /// Print only the result, as JSON
     #[arg(long)]
     json: bool,
 }
@@ -65,7 +65,7 @@ pub(super) async fn run(args: &DemoArgs) -> u8 {
         return exit::UNAVAILABLE;
     };
     tokio::select! {
-        // First, so that Ctrl-C at the end of `--stay` is its good end.
+        // First, so that Ctrl-C ends `--stay` with success.
         biased;
         ended = play(args, program) => match ended {
             Ok(()) => exit::OK,
@@ -75,7 +75,7 @@ pub(super) async fn run(args: &DemoArgs) -> u8 {
             }
         },
         () = super::asked_to_stop() => {
-            eprintln!("\nsamovar: told to stop: all that was started has ended");
+            eprintln!("\nsamovar: stopped; all processes have ended");
             exit::FAILED
         }
     }
@@ -119,13 +119,13 @@ fn introduce() {
     let [pages, model] = SCALE.latencies();
     let hour = SCALE.hour.as_secs_f64();
     let paragraphs = format!(
-        "Samovar against two ways of doing without it, each with a Redis and a museum of its own:\n\
+        "Samovar against two alternatives, each with its own Redis and museum:\n\
          \x20 hundred lines   a cron job that prefetches what is popular each half TTL, and DEL when an edit is published\n\
-         \x20 cache-aside     GET; on a miss ask the museum and SET with a TTL; nobody tells it of edits\n\
-         All three serve the same {READS:.0} reads a second (Zipf) and meet the same {EDITS} edits a second. An API that \
-         misses helps itself in the same way in all three, Samovar's too.\n\n\
+         \x20 cache-aside     GET; on a miss ask the museum and SET with a TTL; edits are not published to it\n\
+         All three serve the same {READS:.0} reads a second (Zipf) and get the same {EDITS} edits a second. On a miss the API \
+         fetches in the same way in all three, Samovar's too.\n\n\
          An hour takes {hour:.0} s here: TTLs, warmups and limits are those of jobs/*.toml, {faster:.0} times faster. \
-         Upstreams are not: pages take {} to {} ms, AI answers {} to {} ms, {slower:.0} times faster than in life, so that \
+         Upstreams are not: pages take {} to {} ms, AI answers {} to {} ms, {slower:.0} times faster than in reality, so that \
          relative to TTLs they are slow. Reads stand for {visits:.0} a minute: on a busier site, fewer would miss in all \
          three. The shipped stories are two; here the {stories} most popular artworks have one.\n",
         pages.0.as_millis(),
@@ -142,36 +142,35 @@ fn introduce() {
     }
 }
 
-/// Waits until all that is kept warm is; how long it took.
+/// Waits until all entries are warm; returns the duration.
 async fn warm_up(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result<Duration> {
     screen.phase("Warmup");
     let whole = stage.catalogue.len();
-    screen
-        .say(&format!("2 workers started on an empty Redis: {whole} entries to be warmed, while readers come already"));
+    screen.say(&format!("2 workers started on an empty Redis: {whole} entries to warm, while readers already come"));
     let mut warmed = None;
     loop {
-        stage.look()?;
+        stage.check()?;
         let warm = stage.warm().await?;
         let done = stage.begin.elapsed();
         if warm >= whole && warmed.is_none() {
             warmed = Some(done);
             let rate = whole as f64 / done.as_secs_f64();
-            screen.say(&format!("all {whole} entries are warm after {:.1} s ({rate:.0} a second)", done.as_secs_f64()));
+            screen.say(&format!("all {whole} entries are warm after {:.1}s ({rate:.0} a second)", done.as_secs_f64()));
         }
         match warmed {
             Some(warmed) if stage.prefetched() => return Ok(warmed),
             _ if done > WARMUP => {
-                screen.say(&format!("{warm} of {whole} entries are warm after {:.0} s; going on", done.as_secs_f64()));
+                screen.say(&format!("{warm} of {whole} entries are warm after {:.0}s; continuing", done.as_secs_f64()));
                 return Ok(done);
             }
             _ => {}
         }
         screen.show(warm as u64, whole as u64, &format!("{warm} of {whole} entries warm"), &[]);
-        tokio::time::sleep(LOOK / 2).await;
+        tokio::time::sleep(POLL / 2).await;
     }
 }
 
-/// Shows how it goes, until then.
+/// Shows the progress until then.
 async fn watch(
     stage: &mut Stage,
     screen: &mut Screen,
@@ -180,7 +179,7 @@ async fn watch(
     until: Instant,
 ) -> anyhow::Result<()> {
     while Instant::now() < until {
-        stage.look()?;
+        stage.check()?;
         let mut lines: Vec<String> = Vec::new();
         for (contender, freshness) in stage.contenders.iter().zip(&stage.freshness) {
             let (tally, lag) = (&contender.tally, freshness.lag(0.5));
@@ -203,7 +202,7 @@ async fn watch(
         );
         let done = duration::millis(from.elapsed()).unsigned_abs();
         screen.show(done, duration::millis(whole).unsigned_abs(), &word, &lines);
-        tokio::time::sleep_until(until.min(Instant::now() + LOOK)).await;
+        tokio::time::sleep_until(until.min(Instant::now() + POLL)).await;
     }
     Ok(())
 }
@@ -220,10 +219,10 @@ async fn kill_a_worker(
     let missed = misses(stage);
     stage.fleet.kill9(1);
     let killed = Instant::now();
-    screen.say("worker 1 killed with -9: what it had in hand comes due again, worker 2 goes on alone");
+    screen.say("worker 1 killed with SIGKILL: its entries become due again, worker 2 continues alone");
     watch(stage, screen, from, whole, until).await?;
     screen.say(&format!(
-        "in {:.1} s alone, worker 2 refreshed {} entries; readers missed {} times; worker 3 started",
+        "in {:.1}s alone, worker 2 refreshed {} entries; readers missed {} times; worker 3 started",
         killed.elapsed().as_secs_f64(),
         count(stage.refreshed().await?.saturating_sub(before)),
         misses(stage) - missed,
@@ -232,7 +231,7 @@ async fn kill_a_worker(
 }
 
 async fn restart_redis(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result<()> {
-    screen.say("all three Redis killed with -9, and started again on their append-only files");
+    screen.say("all three Redis servers killed with SIGKILL, and restarted from their append-only files");
     let killed = Instant::now();
     let before = stage.refreshed().await?;
     let back = stage.restart().await?;
@@ -240,28 +239,27 @@ async fn restart_redis(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result
     screen.say(&format!("they answer again after {}", time(longest.as_secs_f64() * 1e3)));
     let until = killed + Duration::from_secs(10);
     while Instant::now() < until {
-        stage.look()?;
+        stage.check()?;
         if stage.refreshed().await.is_ok_and(|now| now > before) {
             let warm = stage.warm().await?;
             screen.say(&format!(
-                "the workers have found it again and refresh, {} after the kill; {warm} of {} entries are warm",
+                "the workers have reconnected and refresh again, {} after the kill; {warm} of {} entries are warm",
                 time(killed.elapsed().as_secs_f64() * 1e3),
                 stage.catalogue.len(),
             ));
             return Ok(());
         }
-        tokio::time::sleep(LOOK / 25).await;
+        tokio::time::sleep(POLL / 25).await;
     }
-    screen.say("nothing has been refreshed for 10 s");
+    screen.say("nothing has been refreshed for 10s");
     Ok(())
 }
 
-/// What to try oneself.
+/// Prints how to try it.
 fn invite(stage: &Stage, stay: bool) {
     let Some((url, port)) = stage.redis().into_iter().next() else { return };
     if !stay {
-        let how =
-            "Try it yourself: `samovar demo --stay` (or `make demo ARGS=--stay`) keeps it all running and says how.";
+        let how = "Try it yourself: `samovar demo --stay` (or `make demo ARGS=--stay`) keeps everything running and shows how.";
         println!("\n{}", wrapped(how, ""));
         return;
     }
@@ -272,8 +270,8 @@ fn invite(stage: &Stage, stay: bool) {
     println!(
         "\nIt keeps running until Ctrl-C. In another terminal:\n\n\
          \x20 redis-cli -p {port} GET 'artwork_info:Mona Lisa'\n\
-         \x20 curl -X POST {museum}/artworks/Mona%20Lisa      # edit it …\n\
-         \x20 redis-cli -p {port} PUBLISH samovar:invalidate 'artwork_info:Mona Lisa'   # … and say so\n\
+         \x20 curl -X POST {museum}/artworks/Mona%20Lisa      # edit it\n\
+         \x20 redis-cli -p {port} PUBLISH samovar:invalidate 'artwork_info:Mona Lisa'   # and publish the edit\n\
          \x20 curl {museum}/stats\n\n\
          \x20 export REDIS_URL={url} SAMOVAR_JOBS={jobs} {env}\n\
          \x20 {program} jobs\n\

@@ -1,4 +1,4 @@
-//! Readers: visitors who come when they come, however long the last one waits (an open loop).
+//! Readers: an open loop of visitors, independent of how long earlier ones wait.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,16 +9,16 @@ use tokio::time::Instant;
 use super::catalogue::{Catalogue, Reads};
 use super::contender::Contender;
 
-/// Which reads of the trace are counted, by their times in it; so the same are, for all contenders.
+/// The window of counted reads, by their times in the trace, so that it is the same for all contenders.
 #[derive(Default)]
 pub(super) struct Window {
-    /// The first.
+    /// The start.
     pub(super) from: OnceLock<Duration>,
-    /// The end of them, and of the reading.
+    /// The end, also of reading.
     pub(super) to: OnceLock<Duration>,
 }
 
-/// Sends readers to a contender from `begin` until the window ends, and waits for the last of them.
+/// Sends readers to a contender from `begin` to the end of the window, and waits for the last of them.
 pub(super) async fn run(
     contender: Arc<Contender>,
     catalogue: Arc<Catalogue>,

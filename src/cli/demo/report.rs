@@ -1,4 +1,4 @@
-//! The summary: one row for each contender, all of it measured in this run, and what it says in plain words.
+//! The report: one row of measurements for each contender, and its conclusions as text.
 
 use std::io::IsTerminal as _;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,40 +10,40 @@ use super::stage::Stage;
 use crate::cli::museum::PRICES_FROM;
 use crate::cli::session::{table, wrapped};
 
-/// Columns that the table takes when it lies.
+/// The width of the horizontal table.
 const WIDE: usize = 118;
 
-/// All that was measured.
+/// All measurements.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    /// What an hour took.
+    /// The seconds that stand for an hour.
     hour_seconds: f64,
-    /// What multiplied upstream latencies.
+    /// The factor of upstream latencies.
     latency_factor: f64,
-    /// For how long reads were counted.
+    /// The seconds in which reads were counted.
     seconds: f64,
     /// Edits, each of three entries.
     edits: u64,
     /// Entries that Samovar keeps warm.
     entries: usize,
-    /// From the start to the last entry warm.
+    /// The time from the start until all entries were warm.
     warmup_seconds: f64,
-    /// Whose prices were reckoned with.
+    /// The source of the prices.
     prices_from: &'static str,
-    /// In the order of the table.
+    /// The contenders, in the order of the table.
     contenders: Vec<Row>,
 }
 
-/// A contender.
+/// The measurements of a contender.
 #[derive(Debug, Serialize)]
 struct Row {
     name: &'static str,
     reads: u64,
     hits: u64,
     misses: u64,
-    /// Misses that the museum did not fill.
+    /// Misses that the museum did not answer.
     failed: u64,
-    /// While Redis was away: neither hits nor misses.
+    /// Reads while Redis was unreachable: neither hits nor misses.
     away: u64,
     hit_rate: f64,
     p50_ms: f64,
@@ -51,12 +51,12 @@ struct Row {
     stale_reads: u64,
     stories: u64,
     stale_stories: u64,
-    /// Entries published as changed and watched.
+    /// Published entries that were watched.
     published: usize,
     lag_p50_ms: f64,
     lag_p99_ms: f64,
     lag_max_ms: f64,
-    /// Of the museum's pages, from the start on; answers of 304 are among them.
+    /// Requests for the museum's pages since the start, 304 included.
     upstream_calls: u64,
     not_modified: u64,
     ai_calls: u64,
@@ -66,7 +66,7 @@ struct Row {
 }
 
 impl Report {
-    /// Looks at everything; `counted` is for how long reads were.
+    /// Collects all measurements; `counted` is how long reads were counted.
     pub(super) async fn of(stage: &Stage, warmup: Duration, counted: Duration) -> anyhow::Result<Self> {
         let mut contenders = Vec::new();
         for (contender, freshness) in stage.contenders.iter().zip(&stage.freshness) {
@@ -110,7 +110,7 @@ impl Report {
         })
     }
 
-    /// The table, and what it says.
+    /// Prints the table and the conclusions.
     pub(super) fn print(&self, hours: f64) {
         let columns = [
             "",
@@ -141,7 +141,7 @@ impl Report {
             ]
         });
         if std::io::stdout().is_terminal() && textwrap::termwidth() < WIDE {
-            // On its side it fits everywhere.
+            // Transposed, it fits any width.
             let cells: Vec<_> = cells.collect();
             let names: Vec<&str> = cells.iter().map(|row| row[0].as_str()).collect();
             let mut rows = table(&[&[""], names.as_slice()].concat());
@@ -160,11 +160,11 @@ impl Report {
         let reads = self.contenders.first().map_or(0, |row| row.reads);
         let away = self.contenders.iter().map(|row| row.away).max().unwrap_or(0);
         let facts = format!(
-            "{} reads each in {:.0} s ({:.1} hours of life), of which {} came while Redis was away and are left out; {} \
+            "{} reads each in {:.0} s ({:.1} real hours), of which {} came while Redis was down and are left out; {} \
              edits, each published as three entries. Calls and costs are from the start on, warmup included ({hours:.1} \
-             hours of life); prices: {}.\n\
+             real hours); prices: {}.\n\
              Stale: read after the publish, and older. Old for: from the publish until the old value was given for the \
-             last time. Stories are made from what was edited, but nobody publishes them; biographies are of no artwork.",
+             last time. Stories are made from edited artworks, but edits do not publish them; biographies are of no artwork.",
             count(reads),
             self.seconds,
             self.seconds / self.hour_seconds,
@@ -181,7 +181,7 @@ impl Report {
         }
     }
 
-    /// What the figures say, whichever way they fall.
+    /// Returns the conclusions from the measurements.
     fn says(&self) -> Vec<String> {
         let [ours, hundred, aside] = self.contenders.as_slice() else { return Vec::new() };
         let missed = |row: &Row| count(row.misses + row.failed);
@@ -199,14 +199,14 @@ impl Report {
         ));
         if hundred.lag_p50_ms < ours.lag_p50_ms {
             lines.push(format!(
-                "Mostly the hundred lines forget it sooner ({} against {} at p50): they delete it and let the next reader wait. \
+                "Usually the hundred lines remove it sooner ({} against {} at p50): they delete it and let the next reader wait. \
                  Samovar serves it until the new one is there, unless told to `evict`.",
                 time(hundred.lag_p50_ms),
                 time(ours.lag_p50_ms)
             ));
         }
         lines.push(format!(
-            "Of {} stories read, {} told of an artwork as it was before an edit with Samovar, {} with the hundred lines, {} with \
+            "Of {} stories read, {} showed an artwork before its edit with Samovar, {} with the hundred lines, {} with \
              cache-aside.",
             count(ours.stories),
             count(ours.stale_stories),
@@ -229,7 +229,7 @@ impl Report {
             |other: &Row| Some(ours.redis_bytes? as f64 / other.redis_bytes? as f64).filter(|ratio| *ratio > 1.05);
         if let (Some(ratio), Some(workers)) = (more(hundred), ours.worker_bytes) {
             lines.push(format!(
-                "It costs {ratio:.1} times the memory in Redis (mostly what it knows of each entry), and {} for the workers.",
+                "It costs {ratio:.1} times the memory in Redis (mostly metadata of each entry), and {} for the workers.",
                 bytes(workers)
             ));
         }
@@ -251,7 +251,7 @@ fn compare(what: &str, ours: u64, hundred: u64, aside: u64) -> String {
     )
 }
 
-/// 1,234,567.
+/// Returns a number with separators: 1,234,567.
 pub(super) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -264,12 +264,12 @@ pub(super) fn count(number: u64) -> String {
     text
 }
 
-/// Never rounded up to a hundred.
+/// Returns a percentage, never rounded up to 100.
 pub(super) fn percent(share: f64) -> String {
     if share >= 1.0 { "100 %".to_owned() } else { format!("{:.2} %", (share * 10_000.0).floor() / 100.0) }
 }
 
-/// Milliseconds, for people.
+/// Returns milliseconds as text.
 pub(super) fn time(millis: f64) -> String {
     match millis {
         ms if ms < 0.05 => "0 ms".to_owned(),

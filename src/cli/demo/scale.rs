@@ -1,8 +1,8 @@
 //! Scaled time: copies of the shipped job files in which an hour takes some seconds.
 //!
-//! Everything that a job file says in terms of time is scaled alike, so that an entry lives through as many warmups and
-//! refreshes as in life. Upstreams are not made as much faster as time is, or nobody would see that they are slow; limits on
-//! requests in flight stay as they are.
+//! All durations in job files are scaled by the same factor, so that an entry has as many warmups and refreshes as in
+//! reality. Upstreams are sped up less, so that their latency stays visible. Limits on requests in flight stay as they
+//! are.
 
 use std::time::Duration;
 
@@ -23,40 +23,40 @@ const SHIPPED: [(&str, &str); 6] = [
     ("ai_story.toml", include_str!("../../../jobs/ai_story.toml")),
     ("ai_artist_bio.toml", include_str!("../../../jobs/ai_artist_bio.toml")),
 ];
-/// The shipped stories are few because each costs; here so many of the most popular artworks have one.
+/// The number of stories; the shipped job has few, because each costs money.
 pub(super) const STORIES: usize = 60;
-/// An upstream that has not answered after so long is given up, however short time is.
+/// The shortest timeout of an upstream.
 const LEAST_TIMEOUT: Duration = Duration::from_secs(2);
-/// Warmups and TTLs cannot come faster.
+/// The shortest duration in a job file.
 const LEAST_TIME: Duration = Duration::from_secs(1);
 
-/// How much faster than life the demo is.
+/// The scale of time in the demo.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
-    /// What an hour takes.
+    /// The duration that stands for an hour.
     pub(super) hour: Duration,
-    /// What multiplies upstream latencies.
+    /// The factor of upstream latencies.
     pub(super) latency: f64,
 }
 
 impl Scale {
-    /// How long something takes here that takes `life` in life.
+    /// Returns the scaled duration of `life`.
     pub(super) fn time(&self, life: Duration) -> Duration {
         life.mul_f64(self.hour.as_secs_f64() / 3600.0)
     }
 
-    /// How many hours of life `here` stands for.
+    /// Returns the real hours that `here` stands for.
     pub(super) fn hours(&self, here: Duration) -> f64 {
         here.as_secs_f64() / self.hour.as_secs_f64()
     }
 
-    /// How a museum answers: (from, to), for its pages and for its language model.
+    /// Returns the latencies of a museum (from, to), for its pages and for its language model.
     pub(super) fn latencies(&self) -> [(Duration, Duration); 2] {
         let museum::Options { latency, ai_latency, .. } = museum::Options::default();
         [latency, ai_latency].map(|(from, to)| (from.mul_f64(self.latency), to.mul_f64(self.latency)))
     }
 
-    /// The job files with scaled times, by file name.
+    /// Returns the job files with scaled durations, by file name.
     pub(super) fn files(&self) -> anyhow::Result<Vec<(String, String)>> {
         let as_shipped: Vec<(String, String)> =
             SHIPPED.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
@@ -115,7 +115,7 @@ impl Scale {
         }
     }
 
-    /// So much per time: in a shorter time, or where that would be too short, more of it.
+    /// Scales an amount per time: a shorter time, or a larger amount if the time would be too short.
     fn amount(&self, count: u64, per: Duration) -> (u64, Duration) {
         let scaled = self.time(per);
         if scaled >= LEAST_TIME {
@@ -137,7 +137,7 @@ impl Scale {
     }
 }
 
-/// The jobs in these files, with a museum at `url` for both upstreams.
+/// Reads the jobs in these files, with a museum at `url` for both upstreams.
 pub(super) fn read(files: &[(String, String)], url: &str) -> anyhow::Result<Jobs> {
     let env = environment(url);
     let lookup = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
@@ -145,7 +145,7 @@ pub(super) fn read(files: &[(String, String)], url: &str) -> anyhow::Result<Jobs
         .map_err(|faults| anyhow::anyhow!("the shipped jobs have faults:\n{}", faults.render(false)))
 }
 
-/// The environment variables that the shipped jobs name, for a museum at `url`.
+/// Returns the environment variables of the shipped jobs, for a museum at `url`.
 pub(super) fn environment(url: &str) -> [(&'static str, String); 3] {
     [("MUSEUM_URL", url.to_owned()), ("OPENAI_BASE_URL", format!("{url}/v1")), ("OPENAI_API_KEY", "none".to_owned())]
 }

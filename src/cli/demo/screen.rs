@@ -1,4 +1,4 @@
-//! What is seen while it runs: bars on a terminal, plain lines elsewhere, nothing where only the result is wanted.
+//! The progress output: bars on a terminal, plain lines otherwise, nothing with `--json`.
 
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::cli::session::wrapped;
 
-/// How often a status is printed where there is no terminal.
+/// The interval between status lines without a terminal.
 const PLAIN: Duration = Duration::from_secs(5);
 
 /// The screen.
@@ -24,7 +24,7 @@ enum Mode {
 }
 
 impl Screen {
-    /// With so many lines below the bar; silent if only the result is wanted.
+    /// Creates a screen with this many lines below the bar; silent if only the result is wanted.
     pub(super) fn new(lines: usize, silent: bool) -> Self {
         let mode = if silent {
             Mode::Silent
@@ -39,7 +39,7 @@ impl Screen {
         Self { begun: Instant::now(), mode }
     }
 
-    /// Begins a phase.
+    /// Starts a phase.
     pub(super) fn phase(&mut self, name: &str) {
         match &mut self.mode {
             Mode::Live { phase, .. } => phase.set_prefix(format!("{name:<8}")),
@@ -48,7 +48,7 @@ impl Screen {
         }
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     pub(super) fn say(&self, text: &str) {
         let seconds = self.begun.elapsed().as_secs_f64();
         match &self.mode {
@@ -58,7 +58,7 @@ impl Screen {
         }
     }
 
-    /// How things are now: so much of the whole phase, a word on it, and the lines below.
+    /// Shows the progress of the phase, a word on it, and the lines below.
     pub(super) fn show(&mut self, done: u64, whole: u64, word: &str, status: &[String]) {
         match &mut self.mode {
             Mode::Live { phase, lines, .. } => {
@@ -82,7 +82,7 @@ impl Screen {
         }
     }
 
-    /// Takes the bars away; what was said stays.
+    /// Removes the bars; permanent lines stay.
     pub(super) fn end(&mut self) {
         if let Mode::Live { all, phase, lines } = &self.mode {
             phase.finish_and_clear();

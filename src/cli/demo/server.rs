@@ -1,4 +1,4 @@
-//! A private Redis: on a free port of the loopback, with its data in a temporary folder.
+//! A private Redis server on a free loopback port, with its data in a temporary folder.
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
@@ -13,16 +13,16 @@ use redis::RedisResult;
 use super::minder::{Minder, Ward};
 use crate::redis::{RedisUrl, ServerInfo};
 
-/// Either will do; the first that is on the PATH is used.
+/// The programs; the first one on the PATH is used.
 const PROGRAMS: [&str; 2] = ["redis-server", "valkey-server"];
-/// Below the range from which the kernel takes ports for outgoing connections, so that a restart finds its port free.
+/// Ports below the kernel's range for outgoing connections, so that a restart finds its port free.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
-/// How long a server may take to answer.
+/// The timeout of a starting server.
 const START: Duration = Duration::from_secs(10);
-/// How often a starting server is asked.
+/// The polling interval of a starting server.
 const POLL: Duration = Duration::from_millis(5);
 
-/// A running server; dropped, it is killed.
+/// A running server. Dropping it kills it.
 pub(super) struct Server {
     process: Option<Ward>,
     program: &'static str,
@@ -31,7 +31,7 @@ pub(super) struct Server {
     minder: Minder,
 }
 
-/// The Redis program on the PATH, if there is one.
+/// Returns the Redis program on the PATH, if there is one.
 pub(super) fn program() -> Option<&'static str> {
     PROGRAMS.into_iter().find(|program| {
         let asked = Command::new(program).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
@@ -40,7 +40,7 @@ pub(super) fn program() -> Option<&'static str> {
 }
 
 impl Server {
-    /// Starts one in `folder`, which must exist and be empty.
+    /// Starts a server in `folder`, which must exist and be empty.
     pub(super) async fn start(program: &'static str, folder: &Path, minder: &Minder) -> anyhow::Result<Self> {
         let mut server = Self { process: None, program, folder: folder.to_owned(), port: 0, minder: minder.clone() };
         for _ in 0..10 {
@@ -52,22 +52,22 @@ impl Server {
         bail!("{program} does not start: {}", server.last_words())
     }
 
-    /// Where it listens.
+    /// Returns its port.
     pub(super) fn port(&self) -> u16 {
         self.port
     }
 
-    /// The same, as Samovar's parts read it.
+    /// Returns its URL.
     pub(super) fn url(&self) -> RedisUrl {
         RedisUrl::at("127.0.0.1", self.port, 0, None)
     }
 
-    /// Ends it at once, as a power cut would.
+    /// Kills it, like a power failure.
     pub(super) fn kill9(&mut self) {
         self.process = None;
     }
 
-    /// Starts it again on what it had written.
+    /// Restarts it on its data.
     pub(super) async fn start_again(&mut self) -> anyhow::Result<()> {
         if !self.launch().await? {
             bail!("{} does not start again: {}", self.program, self.last_words());
@@ -75,7 +75,7 @@ impl Server {
         Ok(())
     }
 
-    /// Starts it; whether it is this one that answers.
+    /// Starts the process; returns whether it answers.
     async fn launch(&mut self) -> anyhow::Result<bool> {
         let mut command = Command::new(self.program);
         command
@@ -99,7 +99,7 @@ impl Server {
 
     async fn answers(&self, pid: Option<u32>) -> RedisResult<bool> {
         let mut redis = self.url().client()?.get_multiplexed_async_connection().await?;
-        // While it reads its file it answers nothing but this.
+        // While it loads its file it answers only `INFO`.
         let info: String = redis::cmd("INFO").query_async(&mut redis).await?;
         let info = ServerInfo::parse(&info);
         Ok(pid.is_some() && info.process_id() == pid && info.is_loading() == Some(false))

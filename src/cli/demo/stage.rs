@@ -1,4 +1,4 @@
-//! The stage: everything that is started for the demo, and what can be seen of it. Dropped, all of it ends.
+//! The stage: everything that the demo runs. Dropping it stops all.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,18 +24,18 @@ use crate::cli::museum::{Museum, Options};
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisUrl};
 
-/// Who takes part, in this order everywhere.
+/// The contenders, in this order everywhere.
 pub(super) const NAMES: [&str; 3] = ["Samovar", "hundred lines", "cache-aside"];
-/// Readers a second, for each contender: what two cores carry beside everything else.
+/// Reads a second for each contender, as many as two cores can serve.
 pub(super) const READS: f64 = 300.0;
 /// Edits a second.
 pub(super) const EDITS: f64 = 1.5;
-/// A busy machine may take this long to show how things are.
+/// The timeout of Redis for status queries on a busy machine.
 const EYE: Duration = Duration::from_secs(10);
-/// So much later than decided a window begins or ends, so that no reader is behind it.
+/// The delay before a window starts or ends, so that no reader is late for it.
 const AHEAD: Duration = Duration::from_millis(200);
 
-/// Everything that runs. The order of the fields is the order in which it ends.
+/// Everything that runs. Fields end in this order.
 pub(super) struct Stage {
     loops: JoinSet<anyhow::Result<()>>,
     /// Loops that end with the window.
@@ -45,17 +45,17 @@ pub(super) struct Stage {
     servers: Vec<Server>,
     /// In the order of [`NAMES`].
     pub(super) contenders: Vec<Arc<Contender>>,
-    /// What came of the edits, in the same order.
+    /// The results of the edits, in the same order.
     pub(super) freshness: Vec<Arc<Freshness>>,
-    /// What is kept warm.
+    /// The catalogue.
     pub(super) catalogue: Arc<Catalogue>,
-    /// How many edits there were.
+    /// The number of edits.
     pub(super) edits: Arc<AtomicU64>,
-    /// How fast time is.
+    /// The scale of time.
     pub(super) scale: Scale,
-    /// When readers began.
+    /// When readers started.
     pub(super) begin: Instant,
-    /// For looking at Samovar's Redis, with more patience than an API has.
+    /// A connection to Samovar's Redis for status queries, with a longer timeout than the API's.
     eye: Connection,
     keys: Keys,
     window: Arc<Window>,
@@ -147,7 +147,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Counts reads from now on, and lets editors in.
+    /// Starts counting reads, and starts the editors.
     pub(super) fn count(&mut self) {
         let _ = self.window.from.set(self.begin.elapsed() + AHEAD);
         let desks = self.contenders.iter().zip(&self.freshness).map(|(contender, freshness)| Desk {
@@ -161,7 +161,7 @@ impl Stage {
         self.crowd.spawn(editors::run(desks.collect(), catalogue, trace, edits, closing));
     }
 
-    /// Lets nobody in any more and waits until all have gone; for how long reads were counted.
+    /// Stops readers and editors, waits for them, and returns how long reads were counted.
     pub(super) async fn close(&mut self) -> anyhow::Result<Duration> {
         let to = self.begin.elapsed() + AHEAD;
         let _ = self.window.to.set(to);
@@ -172,20 +172,20 @@ impl Stage {
         Ok(to.saturating_sub(self.window.from.get().copied().unwrap_or(to)))
     }
 
-    /// Sees that all that should run does.
+    /// Checks that everything runs.
     ///
     /// # Errors
-    /// What ended, and why.
-    pub(super) fn look(&mut self) -> anyhow::Result<()> {
-        self.fleet.look()?;
+    /// Something ended; the error tells why.
+    pub(super) fn check(&mut self) -> anyhow::Result<()> {
+        self.fleet.check()?;
         if let Some(ended) = self.loops.try_join_next().or_else(|| self.crowd.try_join_next()) {
             ended??;
-            anyhow::bail!("something ended before the end");
+            anyhow::bail!("a part of the demo ended unexpectedly");
         }
         Ok(())
     }
 
-    /// How many entries Samovar has warmed and not lost.
+    /// Returns the number of Samovar's warm entries.
     pub(super) async fn warm(&self) -> RedisResult<usize> {
         let mut command = redis::cmd("EXISTS");
         for entry in self.catalogue.shelves.iter().flat_map(|shelf| &shelf.entries) {
@@ -194,7 +194,7 @@ impl Stage {
         command.query_async(&mut self.eye.clone()).await
     }
 
-    /// How many entries Samovar's workers have fetched, or found unchanged, since the beginning.
+    /// Returns how many entries Samovar's workers have fetched, or found unchanged, since the start.
     pub(super) async fn refreshed(&self) -> RedisResult<u64> {
         let mut pipe = redis::pipe();
         for shelf in &self.catalogue.shelves {
@@ -204,12 +204,12 @@ impl Stage {
         Ok(counts.into_iter().flatten().flatten().sum())
     }
 
-    /// Whether the hundred lines have fetched everything once, too.
+    /// Returns `true` once the hundred lines have fetched everything.
     pub(super) fn prefetched(&self) -> bool {
         self.prefetched.iter().all(|once| once.load(Relaxed))
     }
 
-    /// Kills all three Redis servers and starts them again; how long it took until each answered.
+    /// Kills all three Redis servers and restarts them; returns the time until each answered.
     pub(super) async fn restart(&mut self) -> anyhow::Result<Vec<Duration>> {
         let begun = Instant::now();
         for (server, contender) in self.servers.iter_mut().zip(&self.contenders) {
@@ -224,12 +224,12 @@ impl Stage {
         futures_util::future::try_join_all(back).await
     }
 
-    /// Where each contender's Redis listens.
+    /// Returns the ports of the contenders' Redis servers.
     pub(super) fn redis(&self) -> Vec<(RedisUrl, u16)> {
         self.servers.iter().map(|server| (server.url(), server.port())).collect()
     }
 
-    /// The folder of scaled jobs.
+    /// Returns the folder of scaled jobs.
     pub(super) fn jobs(&self) -> std::path::PathBuf {
         self.folder().join("jobs")
     }

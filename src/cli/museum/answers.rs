@@ -1,4 +1,4 @@
-//! What the museum answers, how late, and when it does not.
+//! The museum's answers, their latency and their failures.
 
 use super::collection::Collection;
 use super::ledger::{Answered, Endpoint, Ledger};
@@ -24,7 +24,7 @@ pub(super) struct Hall {
     completions: AtomicU64,
 }
 
-/// How the museum is, as told by `POST /faults`.
+/// The mode of the museum, set by `POST /faults`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Mode {
@@ -74,7 +74,7 @@ impl Hall {
         self.mode.store(mode as u8, Ordering::Release);
     }
 
-    /// Takes its time; an answer where the museum is not well.
+    /// Waits for the latency; returns an error answer if the museum is failing.
     async fn wait(&self, endpoint: Endpoint) -> Result<(), Response> {
         let mode = self.mode.load(Ordering::Acquire);
         let failed = |status: StatusCode, why: &str| {
@@ -95,13 +95,13 @@ impl Hall {
         Ok(())
     }
 
-    /// An answer with an `ETag`, or 304 for somebody who has it already.
+    /// Returns an answer with an `ETag`, or 304 if the client has this version.
     fn tagged(&self, endpoint: Endpoint, asked: &HeaderMap, version: u64, answer: impl FnOnce() -> Value) -> Response {
         let tag = format!("W/\"{}-{version}\"", endpoint as u8);
         let known = asked.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
         let known = known.flat_map(|list| list.split(',')).any(|one| {
             let one = one.trim();
-            // RFC 9110, section 8.8.3.2: weakly compared.
+            // Weak comparison: RFC 9110, section 8.8.3.2.
             one == "*" || one.trim_start_matches("W/") == tag.trim_start_matches("W/")
         });
         let mut response = if known {
@@ -151,8 +151,8 @@ async fn similar(State(hall): State<Arc<Hall>>, Path(name): Path<String>, asked:
 }
 
 async fn about(hall: &Hall, endpoint: Endpoint, name: &str, asked: &HeaderMap) -> Response {
-    // What is told is what was so when the request came, as with a service that reads first and is slow then: an edit during
-    // the answer makes it stale, and that is what a cache must cope with.
+    // The answer shows the state when the request arrived, like a service that reads first and answers slowly: an edit
+    // in between makes it stale, and a cache must cope with that.
     let known = hall.collection.artwork(name).map(|work| (work, work.version()));
     if let Err(response) = hall.wait(endpoint).await {
         return response;
@@ -216,7 +216,7 @@ async fn completion(State(hall): State<Arc<Hall>>, Json(chat): Json<Chat>) -> Re
     hall.ledger.count(Endpoint::Completion, Answered::Fully);
     let prompt = chat.messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n");
     let story = story::tell(&hall.collection, &prompt, chat.max_tokens);
-    // Each message costs a few tokens of its own.
+    // Each message has an overhead of a few tokens.
     let tokens_in = story::tokens(&prompt) + 4 * chat.messages.len() as u64;
     let tokens_out = story::tokens(&story.text);
     hall.ledger.count_tokens(tokens_in, tokens_out);

@@ -1,4 +1,4 @@
-//! What the museum shows: facts from two small tables, in the order of popularity, and a version of each work.
+//! The collection: facts from two small tables, in the order of popularity, and a version of each work.
 
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -7,9 +7,9 @@ use twox_hash::XxHash3_128;
 
 /// `title|artist|year|medium|museum`, the most popular first.
 const ARTWORKS: &str = include_str!("artworks.txt");
-/// `name|content_since|died|country|movement`.
+/// `name|born|died|country|movement`.
 const ARTISTS: &str = include_str!("artists.txt");
-/// How many similar works are named.
+/// The number of similar works in an answer.
 const SIMILAR: usize = 6;
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) struct Artwork {
 #[derive(Debug)]
 pub(super) struct Artist {
     pub(super) name: &'static str,
-    content_since: Option<u32>,
+    born: Option<u32>,
     died: Option<u32>,
     country: &'static str,
     movement: &'static str,
@@ -53,17 +53,10 @@ impl Collection {
         let mut artists: Vec<Artist> = ARTISTS
             .lines()
             .map(|line| {
-                let [name, content_since, died, country, movement] = columns(line);
+                let [name, born, died, country, movement] = columns(line);
                 let works =
                     artworks.iter().enumerate().filter(|(_, work)| work.artist == name).map(|(i, _)| i).collect();
-                Artist {
-                    name,
-                    content_since: content_since.parse().ok(),
-                    died: died.parse().ok(),
-                    country,
-                    movement,
-                    works,
-                }
+                Artist { name, born: born.parse().ok(), died: died.parse().ok(), country, movement, works }
             })
             .collect();
         // An artist is as popular as the most popular work.
@@ -93,7 +86,7 @@ impl Collection {
         self.artworks.iter().map(|work| (work.title.to_owned(), json!(work.version()))).collect()
     }
 
-    /// What is said about a work in this version.
+    /// Returns the description of a work in this version.
     pub(super) fn describe(&self, work: &Artwork, version: u64) -> Value {
         let artist = self.artist(work.artist);
         json!({
@@ -128,7 +121,7 @@ impl Collection {
         })
     }
 
-    /// Works of the same artist, of the same movement, of the same time: in this order.
+    /// Returns works of the same artist, movement or time, in this order.
     pub(super) fn similar(&self, work: &Artwork, version: u64) -> Value {
         let movement = |work: &Artwork| self.artist(work.artist).map(|artist| artist.movement);
         let mut others: Vec<&Artwork> = self.artworks.iter().filter(|other| other.title != work.title).collect();
@@ -151,15 +144,15 @@ impl Collection {
     pub(super) fn biography(&self, artist: &Artist) -> Value {
         let works: Vec<&str> = artist.works.iter().filter_map(|i| Some(self.artworks.get(*i)?.title)).collect();
         let Artist { name, country, movement, .. } = artist;
-        let life = match (artist.content_since, artist.died) {
-            (Some(content_since), Some(died)) => format!("content_since in {content_since} and died in {died}"),
-            (Some(content_since), None) => format!("at work since {content_since}"),
+        let life = match (artist.born, artist.died) {
+            (Some(born), Some(died)) => format!("born in {born} and died in {died}"),
+            (Some(born), None) => format!("at work since {born}"),
             (None, _) => "of whose life little is known".to_owned(),
         };
         let known = works.first().copied().unwrap_or_default();
         json!({
             "name": name,
-            "content_since": artist.content_since,
+            "born": artist.born,
             "died": artist.died,
             "country": country,
             "movement": movement,
@@ -241,19 +234,19 @@ impl Artwork {
 impl Artist {
     /// The years of birth and death.
     pub(super) fn life(&self) -> (Option<u32>, Option<u32>) {
-        (self.content_since, self.died)
+        (self.born, self.died)
     }
 }
 
-/// The columns of a line; empty where they are missing.
+/// Returns the columns of a line; missing ones are empty.
 fn columns(line: &'static str) -> [&'static str; 5] {
     let mut columns = line.split('|');
     std::array::from_fn(|_| columns.next().unwrap_or_default())
 }
 
-/// A number that belongs to a text.
+/// Returns a number derived from a text.
 pub(super) fn seed(text: &str) -> u64 {
-    // The lower half is as good as the whole.
+    // The lower half is sufficient.
     XxHash3_128::oneshot(text.as_bytes()) as u64
 }
 

@@ -1,4 +1,4 @@
-//! `samovar museum`: the bundled upstream, for trying things.
+//! `samovar museum`: runs the bundled upstream, for trials.
 
 use std::net::SocketAddr;
 
@@ -10,13 +10,13 @@ use crate::cli::museum::{self, Options};
 /// Arguments of `samovar museum`.
 #[derive(Args)]
 pub(in crate::cli) struct MuseumArgs {
-    /// Where to listen
+    /// The address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// How much slower than life it answers: 1 is 200 to 2000 ms, 0 at once
+    /// The factor of latencies: 1 means 200 to 2000 ms, 0 answers at once
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     latency: f64,
-    /// The share of answers that are a 500
+    /// The share of answers that fail with status 500, from 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     failures: f64,
 }

@@ -1,16 +1,16 @@
-//! What the museum was asked, and what that would have cost.
+//! The requests that the museum received, and what they would have cost.
 
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// US dollars for a million prompt tokens.
+/// The price of a million prompt tokens, in US dollars.
 pub const DOLLARS_PER_MILLION_IN: f64 = 0.15;
-/// US dollars for a million completion tokens.
+/// The price of a million completion tokens, in US dollars.
 pub const DOLLARS_PER_MILLION_OUT: f64 = 0.60;
-/// Whose prices these are.
+/// The source of the prices.
 pub const PRICES_FROM: &str = "list price of gpt-4o-mini, https://openai.com/api/pricing";
 
-/// What is counted by itself.
+/// The counted endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Artwork,
@@ -51,7 +51,7 @@ struct Counters {
     failed: AtomicU64,
 }
 
-/// How a request was answered.
+/// The result of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Answered {
     Fully,

@@ -1,17 +1,17 @@
-//! The bundled museum: an upstream to try Samovar on, slow and at times unwell like a real one.
+//! The bundled museum: an upstream for trials of Samovar, slow and sometimes failing like a real one.
 //!
-//! It shows artworks and artists as JSON, tells stories over an OpenAI-compatible endpoint, counts what it is asked and what
-//! that would have cost, lets artworks be edited (each edit is a new `version`, seen in all that is said about the work), and
-//! can be made to fail. Everything is in memory, and the same at each start. It is for demonstrations and tests; it asks
-//! nobody who they are.
+//! It serves artworks and artists as JSON, generates stories over an OpenAI-compatible endpoint, and counts requests
+//! and their cost. Artworks can be edited: each edit is a new `version`, shown in every answer about the work. It can
+//! be made to fail. Everything is in memory, and the same at each start. It is for demonstrations and tests, and has no
+//! authentication.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `GET /artworks/{name}` | `{"data": {"title", "artist", "year", …, "description", "version"}}` |
 //! | `GET /artworks/{name}/image` | `{"data": {"title", "image_id", "url", …, "version"}}` |
-//! | `GET /artworks/{name}/similar` | `{"data": [{"title", "artist", …, "version"}]}`; the version is that of the work asked for |
+//! | `GET /artworks/{name}/similar` | `{"data": [{"title", "artist", …, "version"}]}`; the version is the requested work's |
 //! | `POST` or `PUT /artworks/{name}` | edits it: `{"name", "version"}` |
-//! | `GET /artists/{name}` | `{"data": {"name", "content_since", …, "works", "version"}}` |
+//! | `GET /artists/{name}` | `{"data": {"name", "born", …, "works", "version"}}` |
 //! | `GET /popular`, `GET /artists/popular` | `{"names": […]}`, the most popular first; `?limit=` for fewer |
 //! | `POST /v1/chat/completions` | a completion whose text depends on the prompt |
 //! | `GET /stats` | calls by endpoint, AI tokens, dollars |
@@ -38,19 +38,19 @@ use tokio_util::sync::CancellationToken;
 
 pub use ledger::{DOLLARS_PER_MILLION_IN, DOLLARS_PER_MILLION_OUT, PRICES_FROM};
 
-/// How long `stop` waits for requests that are being answered.
+/// The time that `stop` waits for pending requests.
 const DRAIN: Duration = Duration::from_secs(2);
-/// How much slower the museum is in mode `slow`.
+/// The factor of latencies in mode `slow`.
 const SLOWER: f64 = 10.0;
 
-/// How the museum behaves.
+/// The museum's options.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How long most answers take (from, to): log-normal, nine of ten between the two, none outside.
+    /// The latency of answers (from, to): log-normal, with nine of ten between the two before both ends are cut off.
     pub latency: (Duration, Duration),
-    /// The same for completions.
+    /// The latency of completions.
     pub ai_latency: (Duration, Duration),
-    /// Multiplies all latencies; 0 answers at once.
+    /// The factor of all latencies; 0 answers at once.
     pub latency_factor: f64,
     /// The share of answers that are a 500, from 0 to 1.
     pub failures: f64,
@@ -68,13 +68,13 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Answers at once and never fails.
+    /// Returns options without latency and failures.
     pub fn instant() -> Self {
         Self { latency_factor: 0.0, ..Self::default() }
     }
 }
 
-/// A running museum; dropped, it lets nobody in any more.
+/// A running museum. Dropping it stops it.
 #[derive(Debug)]
 pub struct Museum {
     address: SocketAddr,
@@ -84,10 +84,10 @@ pub struct Museum {
 }
 
 impl Museum {
-    /// Opens a museum; port 0 for any that is free.
+    /// Starts a museum; port 0 means any free port.
     ///
     /// # Errors
-    /// The address cannot be listened on, or an option makes no sense.
+    /// The address cannot be bound, or an option is invalid.
     pub async fn start(address: SocketAddr, options: Options) -> anyhow::Result<Self> {
         let hall = Arc::new(Hall::new(Collection::new(), options)?);
         let listener =
@@ -101,48 +101,50 @@ impl Museum {
         Ok(Self { address, hall, closing, server: tasks })
     }
 
-    /// Where it listens.
+    /// Returns its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The same as a base URL, without a slash at the end.
+    /// Returns its base URL, without a trailing slash.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Edits an artwork: its description changes, its version grows by one. The new version; `None` for an unknown name.
+    /// Edits an artwork: its description changes, its version increases by one. Returns the new version; `None` for an
+    /// unknown name.
     pub fn edit(&self, name: &str) -> Option<u64> {
         self.hall.collection.edit(name)
     }
 
-    /// An artwork's version now, 1 at the start; `None` for an unknown name.
+    /// Returns an artwork's version, 1 at the start; `None` for an unknown name.
     pub fn version(&self, name: &str) -> Option<u64> {
         self.hall.collection.version(name)
     }
 
-    /// Where an artwork's picture is in one of its versions, as `GET /artworks/{name}/image` says; `None` for an unknown name.
+    /// Returns the picture's URL in one version of an artwork, as in `GET /artworks/{name}/image`; `None` for an
+    /// unknown name.
     pub fn image_url(&self, name: &str, version: u64) -> Option<String> {
         let work = self.hall.collection.artwork(name)?;
         Collection::image(work, version)["url"].as_str().map(str::to_owned)
     }
 
-    /// The artworks' names, the most popular first.
+    /// Returns the artworks' names, the most popular first.
     pub fn names(&self) -> Vec<String> {
         self.hall.collection.artworks.iter().map(|work| work.title.to_owned()).collect()
     }
 
-    /// What `GET /stats` answers: calls by endpoint, AI tokens, dollars.
+    /// Returns the answer of `GET /stats`: calls by endpoint, AI tokens, dollars.
     pub fn stats(&self) -> serde_json::Value {
         self.hall.ledger.to_json()
     }
 
-    /// Answers everything but the controls with 503 from now on, or no longer.
+    /// Starts or ends answering everything but the controls with 503.
     pub fn set_down(&self, down: bool) {
         self.hall.set_mode(if down { answers::Mode::Down } else { answers::Mode::Ok });
     }
 
-    /// Closes: what is being answered has two seconds to end.
+    /// Stops; pending requests have two seconds to finish.
     ///
     /// # Errors
     /// The server had failed.
@@ -155,7 +157,7 @@ impl Museum {
     }
 }
 
-/// Keeps a museum open until `shutdown`.
+/// Runs a museum until `shutdown`.
 ///
 /// # Errors
 /// As [`Museum::start`], and when the server fails.
@@ -171,7 +173,7 @@ pub async fn serve(address: SocketAddr, options: Options, shutdown: impl Future<
     }
 }
 
-/// Draws latencies: log-normal, as those of real services are, cut off at both ends.
+/// Draws log-normal latencies, cut off at both ends.
 #[derive(Clone, Copy, Debug)]
 struct Latency {
     range: (f64, f64),
@@ -183,12 +185,12 @@ impl Latency {
         let (from, to) = (range.0.as_secs_f64() * factor, range.1.as_secs_f64() * factor);
         anyhow::ensure!(
             factor.is_finite() && from >= 0.0 && to >= from,
-            "latencies must go from less to more, not below 0"
+            "latencies must not be negative, and the first must not exceed the second"
         );
         if from <= 0.0 || to <= 0.0 {
             return Ok(Self { range: (from, to), curve: None });
         }
-        // 1.645 standard deviations to both sides hold nine of ten.
+        // Nine of ten are within 1.645 standard deviations.
         let (middle, spread) = ((from.ln() + to.ln()) / 2.0, (to.ln() - from.ln()) / 2.0 / 1.645);
         Ok(Self { range: (from, to), curve: Some(LogNormal::new(middle, spread)?) })
     }

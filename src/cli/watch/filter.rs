@@ -1,4 +1,4 @@
-//! Which events are shown.
+//! The filter of events.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::job::Jobs;
 use crate::telemetry::{Event, Invalidation, Told};
 
-/// Jobs and keys that somebody wants to see; empty for all.
+/// The jobs and keys to show; empty for all.
 #[derive(Clone, Debug)]
 pub(super) struct Filter {
     only: Vec<String>,
@@ -19,12 +19,12 @@ impl Filter {
         Self { only, globs, jobs: Arc::clone(jobs) }
     }
 
-    /// Whether a job is shown.
+    /// Returns `true` if a job is shown.
     pub(super) fn job(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
 
-    /// Drops the events that nobody asked for.
+    /// Drops the events that do not match.
     pub(super) fn retain(&self, told: &mut Told) {
         told.events.retain(|event| match event {
             Event::Ended(ended) => self.job(&ended.job) && self.key(&ended.key),
@@ -36,7 +36,7 @@ impl Filter {
         self.globs.is_empty() || self.globs.iter().any(|glob| matches(glob, key))
     }
 
-    /// Patterns and tags may touch anything; so may what names more keys than it shows.
+    /// Patterns and tags may match any key, and a long message shows only some of its keys.
     fn invalidation(&self, invalidation: &Invalidation) -> bool {
         let Invalidation { keys, patterns, tags, jobs, .. } = invalidation;
         let owned = |key: &String| self.jobs.owner(key).is_some_and(|(job, _)| self.job(job.name.as_str()));
@@ -57,13 +57,13 @@ impl fmt::Display for Filter {
     }
 }
 
-/// Whether a glob, as Redis has them, matches a text: `*`, `?`, `[ab]`, `[a-z]`, `[^a]`, and `\` before what is meant
-/// literally.
+/// Returns `true` if a glob in Redis's syntax matches a text: `*`, `?`, `[ab]`, `[a-z]`, `[^a]`, and `\` before a
+/// literal character.
 fn matches(glob: &str, text: &str) -> bool {
     let glob: Vec<char> = glob.chars().collect();
     let text: Vec<char> = text.chars().collect();
     let (mut g, mut t) = (0, 0);
-    // Where the last star stands, and up to where it has eaten.
+    // The position of the last star, and the end of the text that it matches.
     let mut star: Option<(usize, usize)> = None;
     while t < text.len() {
         if glob.get(g) == Some(&'*') {
@@ -83,7 +83,7 @@ fn matches(glob: &str, text: &str) -> bool {
     glob[g.min(glob.len())..].iter().all(|&c| c == '*')
 }
 
-/// How long the first element of a glob is, if it matches a character.
+/// Returns the length of the first element of a glob, if it matches the character.
 fn one(glob: &[char], c: char) -> Option<usize> {
     match *glob.first()? {
         '?' => Some(1),

@@ -1,4 +1,4 @@
-//! Lines: one for each event, for people or for programs.
+//! Line output: one line for each event, as text or JSON.
 
 use chrono::{DateTime, Local};
 use serde::Serialize;
@@ -11,13 +11,13 @@ use crate::entry::escape::{escaped, json_line};
 use crate::protocol::Action;
 use crate::telemetry::{Ended, Event, Invalidation};
 
-/// Writes lines to standard output; what fails goes to standard error.
+/// Writes lines to standard output, and failures to standard error.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lines {
     json: bool,
 }
 
-/// An event, and who told of it.
+/// An event and its worker.
 #[derive(Serialize)]
 struct Line<'a> {
     #[serde(flatten)]
@@ -30,7 +30,7 @@ impl Lines {
         Self { json }
     }
 
-    /// Shows what an event says.
+    /// Prints an event.
     pub(super) fn show(self, news: &News) {
         match news {
             News::Told(told) => {
@@ -46,14 +46,14 @@ impl Lines {
                     println!("{}", json_line(&dropped));
                 }
             }
-            News::Deaf(why) => complain(format_args!("workers are not heard for now: {why}")),
-            News::Blind(why) => complain(format_args!("Redis does not answer for now: {why}")),
-            News::Hears if self.json => println!("{}", json_line(&json!({ "event": "watching" }))),
-            News::Hears | News::Look(_) => {}
+            News::Disconnected(why) => complain(format_args!("no events are received for now: {why}")),
+            News::Unreachable(why) => complain(format_args!("Redis does not answer for now: {why}")),
+            News::Connected if self.json => println!("{}", json_line(&json!({ "event": "watching" }))),
+            News::Connected | News::Polled(_) => {}
         }
     }
 
-    /// Shows how things stand.
+    /// Prints a summary.
     pub(super) fn sum_up(self, view: &mut View) {
         let summary = view.sum_up();
         if self.json {
@@ -64,7 +64,7 @@ impl Lines {
     }
 }
 
-/// An event as people read it, in one line.
+/// Returns an event as one line of text.
 fn line(event: &Event) -> String {
     let (what, why) = (what(event), why(event));
     let times = match event {
@@ -74,7 +74,7 @@ fn line(event: &Event) -> String {
     format!("{} {what:<12} {why:<12} {times:<28} {}", clock(event), subject(event))
 }
 
-/// The time of day of an event.
+/// Returns the time of day of an event.
 pub(super) fn clock(event: &Event) -> String {
     let at = match event {
         Event::Ended(ended) => ended.at_ms,
@@ -84,7 +84,7 @@ pub(super) fn clock(event: &Event) -> String {
     time.with_timezone(&Local).format("%H:%M:%S%.3f").to_string()
 }
 
-/// What happened, in a word.
+/// Returns the outcome or the kind of an event.
 pub(super) fn what(event: &Event) -> &'static str {
     match event {
         Event::Ended(ended) => ended.outcome.as_str(),
@@ -92,7 +92,7 @@ pub(super) fn what(event: &Event) -> &'static str {
     }
 }
 
-/// Why, in a word: the trigger, or the way that an invalidation came.
+/// Returns the trigger, or the way of an invalidation.
 pub(super) fn why(event: &Event) -> String {
     match event {
         Event::Ended(ended) => ended.trigger.to_string(),
@@ -100,7 +100,7 @@ pub(super) fn why(event: &Event) -> String {
     }
 }
 
-/// What it happened to, and what there is to say about that.
+/// Returns the subject of an event, with its reason or effect.
 pub(super) fn subject(event: &Event) -> String {
     let text = match event {
         Event::Ended(Ended { key, reason: Some(reason), .. }) => format!("{key}: {reason}"),

@@ -1,7 +1,7 @@
-//! `samovar watch`: what the fleet does, as it happens.
+//! `samovar watch`: shows the fleet's events as they happen.
 //!
-//! In a terminal it is a screen; elsewhere a line for each event, and a summary every few seconds. Redis may go away meanwhile:
-//! it says so, and goes on when Redis is back.
+//! In a terminal it draws a screen. Otherwise it prints a line for each event, and a summary every few seconds. If
+//! Redis is unreachable, it says so, and continues when Redis is back.
 
 mod filter;
 mod lines;
@@ -27,11 +27,11 @@ use super::session::{Failed, Session, complain, jobs};
 use super::{asked_to_stop, exit};
 use crate::config::{Environment, Settings};
 
-/// How often the screen is drawn, at most.
+/// The shortest interval between two drawings of the screen.
 const DRAW: Duration = Duration::from_millis(100);
-/// How often lines are summed up.
+/// The interval between summaries.
 const SUM_UP: Duration = Duration::from_secs(5);
-/// Messages that may wait to be shown; then Redis waits, and in the end drops who does not read.
+/// The most messages that wait to be shown. Beyond that, Redis buffers them, and finally closes the connection.
 const WAITING: usize = 1_000;
 
 /// Arguments of `samovar watch`.
@@ -40,7 +40,7 @@ pub(super) struct WatchArgs {
     /// Only these jobs
     #[arg(long, value_name = "JOB")]
     job: Vec<String>,
-    /// Only keys that match one of these globs (`*`, `?`, `[a-z]`, `\` before what is meant literally)
+    /// Only keys that match one of these globs (`*`, `?`, `[a-z]`, `\` before a literal character)
     #[arg(long, value_name = "GLOB")]
     key: Vec<String>,
     /// One JSON object a line, for programs
@@ -51,14 +51,14 @@ pub(super) struct WatchArgs {
 pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let jobs = jobs(settings, env)?;
     if let Some(unknown) = args.job.iter().find(|name| !jobs.jobs.contains_key(name.as_str())) {
-        complain(format_args!("`{unknown}` is no job; `samovar jobs` lists them"));
+        complain(format_args!("there is no job `{unknown}`; `samovar jobs` lists the jobs"));
         return Ok(exit::USAGE);
     }
     let filter = Filter::new(args.job.clone(), args.key.clone(), &jobs);
     let session = Session::open(settings).await?;
-    let (tell, mut news) = mpsc::channel(WAITING);
-    let hearing = news::hear(session.redis.client().clone(), session.keys.watched_channel(), tell.clone());
-    let looking = news::look(&session, &jobs, &filter, tell);
+    let (sender, mut news) = mpsc::channel(WAITING);
+    let receiving = news::receive(session.redis.client().clone(), session.keys.watched_channel(), sender.clone());
+    let polling = news::poll(&session, &jobs, &filter, sender);
     let mut view = View::new(settings.redis.to_string(), filter.to_string());
     let mut shown = if args.json || !std::io::stdout().is_terminal() {
         Shown::Lines(Lines::new(args.json))
@@ -76,11 +76,11 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
     sum_up.tick().await;
     let (mut changed, mut summed_up) = (true, false);
     let stop = asked_to_stop();
-    tokio::pin!(hearing, looking, stop);
+    tokio::pin!(receiving, polling, stop);
     loop {
         tokio::select! {
-            () = &mut hearing => return Ok(exit::FAILED),
-            () = &mut looking => return Ok(exit::FAILED),
+            () = &mut receiving => return Ok(exit::FAILED),
+            () = &mut polling => return Ok(exit::FAILED),
             () = &mut stop => return Ok(exit::OK),
             Some(mut news) = news.recv() => {
                 if let News::Told(told) = &mut news {
@@ -91,7 +91,7 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
                 }
                 view.take(news);
                 changed = true;
-                // Whoever reads lines need not wait for the first summary.
+                // Line output starts without waiting for the first summary.
                 if let (Shown::Lines(lines), false, true) = (&shown, summed_up, view.is_complete()) {
                     lines.sum_up(&mut view);
                     summed_up = true;
@@ -104,7 +104,7 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
                 changed = false;
                 if let Err(e) = screen.draw(&view) {
                     drop(shown);
-                    eprintln!("samovar: cannot draw any more: {e}");
+                    eprintln!("samovar: cannot draw on this terminal any more: {e}");
                     return Ok(exit::FAILED);
                 }
             },
@@ -116,13 +116,13 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
     }
 }
 
-/// Where it is shown.
+/// The output.
 enum Shown {
     Screen(Box<Screen>, EventStream),
     Lines(Lines),
 }
 
-/// What somebody did at the terminal.
+/// An input at the terminal.
 enum Pressing {
     Quit,
     Other,

@@ -1,4 +1,4 @@
-//! What is heard from workers, and what a look at Redis shows.
+//! The inputs of `samovar watch`: the workers' events, and the polled state of Redis.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -15,70 +15,70 @@ use crate::job::Jobs;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::telemetry::Told;
 
-/// How often Redis is looked at.
-const LOOK: Duration = Duration::from_secs(1);
-/// How soon it is tried again to subscribe.
+/// The polling interval of Redis.
+const POLL: Duration = Duration::from_secs(1);
+/// The wait before the next attempt to subscribe.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long connecting may take.
+/// The timeout of connecting.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Something new.
+/// A new input.
 #[derive(Debug)]
 pub(super) enum News {
-    /// Workers are heard.
-    Hears,
-    /// Workers are not heard, for this reason.
-    Deaf(String),
-    /// What a worker did.
+    /// The subscription to the workers' events is up.
+    Connected,
+    /// The subscription is down, for this reason.
+    Disconnected(String),
+    /// Events of a worker.
     Told(Told),
-    /// How things stand.
-    Look(Box<Look>),
-    /// That cannot be seen, for this reason.
-    Blind(String),
+    /// The polled state.
+    Polled(Box<Poll>),
+    /// Redis cannot be polled, for this reason.
+    Unreachable(String),
 }
 
-/// How things stand.
+/// The polled state.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Look {
+pub(super) struct Poll {
     /// Redis's clock, ms.
     pub(super) now_ms: i64,
-    /// Workers that live.
+    /// Live workers.
     pub(super) workers: usize,
     /// The jobs that are shown.
     pub(super) jobs: Vec<JobStatus>,
     /// All upstreams.
     pub(super) upstreams: Vec<UpstreamStatus>,
-    /// Reads that Redis has counted before this look, which is none of them.
+    /// Reads counted by Redis before this poll.
     pub(super) before: Reads,
-    /// And after it.
+    /// Reads counted by Redis after this poll.
     pub(super) after: Reads,
 }
 
-/// Reads by anybody, since Redis was started.
+/// Reads by all clients since Redis started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reads {
-    /// That found a key.
+    /// Reads that found a key.
     pub(super) hits: u64,
-    /// That found none.
+    /// Reads that found none.
     pub(super) misses: u64,
 }
 
-/// Hears what workers tell, for ever.
-pub(super) async fn hear(client: Client, channel: String, tell: Sender<News>) {
+/// Receives the workers' events without end.
+pub(super) async fn receive(client: Client, channel: String, sender: Sender<News>) {
     loop {
-        let why = match subscribed(&client, &channel, &tell).await {
+        let why = match subscribed(&client, &channel, &sender).await {
             Ok(()) => "the connection ended".to_owned(),
             Err(e) => e.to_string(),
         };
-        if tell.send(News::Deaf(why)).await.is_err() {
-            // Nobody listens; whoever held the other end says how it ends.
+        if sender.send(News::Disconnected(why)).await.is_err() {
+            // The receiver is gone; its owner reports how the command ends.
             return pending().await;
         }
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-async fn subscribed(client: &Client, channel: &str, tell: &Sender<News>) -> RedisResult<()> {
+async fn subscribed(client: &Client, channel: &str, sender: &Sender<News>) -> RedisResult<()> {
     let connecting = async {
         let mut subscription = client.get_async_pubsub().await?;
         subscription.subscribe(channel).await?;
@@ -87,31 +87,31 @@ async fn subscribed(client: &Client, channel: &str, tell: &Sender<News>) -> Redi
     let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
     let mut subscription = tokio::time::timeout(PATIENCE, connecting).await.map_err(late)??;
     let mut messages = subscription.on_message();
-    let _ = tell.send(News::Hears).await;
+    let _ = sender.send(News::Connected).await;
     while let Some(message) = messages.next().await {
-        // What another version says that is not understood here is left out.
+        // Events of another version that cannot be read are ignored.
         if let Ok(told) = serde_json::from_slice(message.get_payload_bytes()) {
-            let _ = tell.send(News::Told(told)).await;
+            let _ = sender.send(News::Told(told)).await;
         }
     }
     Ok(())
 }
 
-/// Looks at Redis, for ever.
-pub(super) async fn look(session: &Session, jobs: &Arc<Jobs>, filter: &Filter, tell: Sender<News>) {
-    let mut ticks = interval(LOOK);
+/// Polls Redis without end.
+pub(super) async fn poll(session: &Session, jobs: &Arc<Jobs>, filter: &Filter, sender: Sender<News>) {
+    let mut ticks = interval(POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let news = match once(session, jobs, filter).await {
-            Ok(look) => News::Look(Box::new(look)),
-            Err(e) => News::Blind(e.to_string()),
+            Ok(poll) => News::Polled(Box::new(poll)),
+            Err(e) => News::Unreachable(e.to_string()),
         };
-        let _ = tell.send(news).await;
+        let _ = sender.send(news).await;
     }
 }
 
-async fn once(session: &Session, jobs: &Arc<Jobs>, filter: &Filter) -> RedisResult<Look> {
+async fn once(session: &Session, jobs: &Arc<Jobs>, filter: &Filter) -> RedisResult<Poll> {
     let before = reads(session).await?;
     let now_ms = session.store.now().await?;
     let workers = session.count_workers().await?;
@@ -121,11 +121,11 @@ async fn once(session: &Session, jobs: &Arc<Jobs>, filter: &Filter) -> RedisResu
     }
     let upstreams = status::upstreams(&session.redis, &session.keys, jobs).await?;
     let after = reads(session).await?;
-    Ok(Look { now_ms, workers, jobs: statuses, upstreams, before, after })
+    Ok(Poll { now_ms, workers, jobs: statuses, upstreams, before, after })
 }
 
 async fn reads(session: &Session) -> RedisResult<Reads> {
-    // Without it no hit rate is shown.
+    // Without `INFO` no hit rate is shown.
     let info = session.redis.clone().info(&["stats"]).await?.unwrap_or_default();
     Ok(Reads { hits: info.hits().unwrap_or_default(), misses: info.misses().unwrap_or_default() })
 }

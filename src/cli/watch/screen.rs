@@ -1,6 +1,6 @@
-//! The screen: how jobs stand, what is closed, and the last events.
+//! The screen: the state of jobs and upstreams, and the last events.
 //!
-//! Whatever ends the command, a panic included, the terminal is given back as it was.
+//! The terminal is restored however the command ends, also after a panic.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use crate::entry::escape::escaped;
 use crate::ops::status::JobStatus;
 use crate::telemetry::Event;
 
-/// A terminal that is ours for the time being.
+/// A terminal in raw mode, restored on drop.
 pub(super) struct Screen(DefaultTerminal);
 
 impl Screen {
@@ -36,9 +36,9 @@ impl Drop for Screen {
     }
 }
 
-/// All of it, in whatever room there is.
+/// Draws the screen in the available space.
 fn draw(frame: &mut Frame<'_>, view: &View) {
-    let jobs = view.look.as_ref().map(|look| look.jobs.as_slice()).unwrap_or_default();
+    let jobs = view.poll.as_ref().map(|poll| poll.jobs.as_slice()).unwrap_or_default();
     let upstreams = view.upstreams();
     let height = |lines: usize| u16::try_from(lines).unwrap_or(u16::MAX);
     let half = frame.area().height / 2;
@@ -63,12 +63,12 @@ fn header(view: &View) -> Vec<Line<'_>> {
         Span::from(format!("  {}{only}", view.server)),
         Span::from("  q ends").dim(),
     ]);
-    let stands = match (&view.blind, &view.deaf, &view.look) {
+    let stands = match (&view.unreachable, &view.disconnected, &view.poll) {
         (Some(why), _, _) => Line::from(format!("Redis does not answer: {}", escaped(why))).red(),
-        (None, Some(why), _) => Line::from(format!("workers are not heard: {}", escaped(why))).red(),
+        (None, Some(why), _) => Line::from(format!("no events are received: {}", escaped(why))).red(),
         (None, None, None) => Line::from("…"),
-        (None, None, Some(look)) => {
-            let workers = match look.workers {
+        (None, None, Some(poll)) => {
+            let workers = match poll.workers {
                 0 => Span::from("no worker is running: start one with `samovar worker`").red(),
                 1 => Span::from("1 worker"),
                 n => Span::from(format!("{n} workers")),
@@ -76,7 +76,7 @@ fn header(view: &View) -> Vec<Line<'_>> {
             let mut spans = vec![workers, Span::from(format!("  {}", hit_rate(view.reads())))];
             spans.push(Span::from(format!("  {} invalidations", view.invalidations)));
             if view.dropped > 0 {
-                spans.push(Span::from(format!("  {} more events than can be told", view.dropped)).yellow());
+                spans.push(Span::from(format!("  {} events dropped", view.dropped)).yellow());
             }
             Line::from(spans)
         }
@@ -123,7 +123,7 @@ fn of_jobs<'a>(jobs: &'a [JobStatus], view: &View) -> Table<'a> {
     Table::new(rows, widths).header(Row::new(names).style(heading()))
 }
 
-/// The newest on top.
+/// The events, the newest first.
 fn of_events<'a>(view: &View, area: Rect) -> Table<'a> {
     let room = usize::from(area.height.saturating_sub(1));
     let rows = view.recent.iter().rev().take(room).map(|(_, event)| {
@@ -173,7 +173,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
-    use crate::cli::watch::news::{Look, News, Reads};
+    use crate::cli::watch::news::{News, Poll, Reads};
     use crate::entry::Trigger;
     use crate::ops::status::UpstreamStatus;
     use crate::telemetry::{Ended, Told};
@@ -229,13 +229,13 @@ mod tests {
             tokens_window_ends_ms: Some(61_000),
             faults: Vec::new(),
         };
-        let look = |before, after| {
+        let poll = |before, after| {
             let (jobs, upstreams) = (vec![job.clone()], vec![closed.clone()]);
-            News::Look(Box::new(Look { now_ms: 1_000, workers: 2, jobs, upstreams, before, after }))
+            News::Polled(Box::new(Poll { now_ms: 1_000, workers: 2, jobs, upstreams, before, after }))
         };
-        view.take(News::Hears);
-        view.take(look(Reads::default(), Reads::default()));
-        view.take(look(Reads { hits: 999, misses: 1 }, Reads { hits: 999, misses: 1 }));
+        view.take(News::Connected);
+        view.take(poll(Reads::default(), Reads::default()));
+        view.take(poll(Reads { hits: 999, misses: 1 }, Reads { hits: 999, misses: 1 }));
         let events = vec![ended(1, Outcome::Warmed, None), ended(2, Outcome::Failed, Some("503"))];
         view.take(News::Told(Told { worker: "w".into(), dropped: 9, events }));
         view
@@ -249,9 +249,9 @@ mod tests {
             "redis://cache:6379/0",
             "2 workers",
             "Redis hits 99.9 % of 1000 reads",
-            "9 more events than can be told",
+            "9 events dropped",
             "art 4321 17 2 1 0 1 0 120ms/120ms 35ms/35ms",
-            "openai: is asked nothing for 1m (tokens), 30 of 18 tokens spent",
+            "openai: no requests for 1m (tokens), 30 of 18 tokens spent",
             "failed cron 35ms 120ms art:Kaplumbağa 2: 503",
         ] {
             assert!(words(&shown).contains(text), "`{text}` in\n{shown}");
@@ -263,9 +263,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         let mut view = view();
-        view.take(News::Deaf("gone".into()));
-        assert!(drawn(&view, 100, 20).contains("workers are not heard: gone"));
-        view.take(News::Blind("refused".into()));
+        view.take(News::Disconnected("gone".into()));
+        assert!(drawn(&view, 100, 20).contains("no events are received: gone"));
+        view.take(News::Unreachable("refused".into()));
         assert!(drawn(&view, 100, 20).contains("Redis does not answer: refused"));
     }
 

@@ -1,43 +1,43 @@
-//! What is known so far: counts of what was heard, the last events, and the last look.
+//! The collected state: counts of events, the last events, and the last poll.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::news::{Look, News, Reads};
+use super::news::{News, Poll, Reads};
 use crate::entry::Outcome;
 use crate::entry::duration;
 use crate::ops::status::UpstreamStatus;
 use crate::telemetry::{Event, Told};
 
-/// Events that are remembered.
+/// The most events that are kept.
 const RECENT: usize = 500;
-/// Times of a job that its percentiles are of.
+/// The most times of a job from which percentiles are computed.
 const TIMES: usize = 500;
-/// Looks over which reads are summed up.
-const LOOKS: usize = 10;
+/// The polls over which reads are summed.
+const POLLS: usize = 10;
 
-/// All that is shown.
+/// The state that is shown.
 #[derive(Debug)]
 pub(super) struct View {
-    /// Where Redis is.
+    /// The Redis URL.
     pub(super) server: String,
-    /// What is shown only; empty for all.
+    /// The filter; empty for all.
     pub(super) only: String,
-    /// Why workers are not heard.
-    pub(super) deaf: Option<String>,
-    /// Why Redis is not seen.
-    pub(super) blind: Option<String>,
-    /// How things stood last.
-    pub(super) look: Option<Look>,
-    /// What was heard of each job since it was watched.
+    /// Why no events are received.
+    pub(super) disconnected: Option<String>,
+    /// Why Redis cannot be polled.
+    pub(super) unreachable: Option<String>,
+    /// The last poll.
+    pub(super) poll: Option<Poll>,
+    /// The events of each job since the start.
     pub(super) tallies: BTreeMap<String, Tally>,
     /// The last events, the newest last.
     pub(super) recent: VecDeque<(String, Event)>,
-    /// Events that workers left out.
+    /// Events that workers dropped.
     pub(super) dropped: u64,
-    /// Invalidations since it was watched.
+    /// Invalidations since the start.
     pub(super) invalidations: u64,
     reads: VecDeque<Reads>,
     summed_up: Instant,
@@ -45,7 +45,7 @@ pub(super) struct View {
     before: (u64, u64),
 }
 
-/// How entries ended, and how long that took.
+/// Outcomes of entries and their times.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     outcomes: BTreeMap<&'static str, u64>,
@@ -56,36 +56,36 @@ pub(super) struct Tally {
 impl Tally {
     fn add(&mut self, outcome: Outcome, lag_ms: u64, took_ms: u64) {
         *self.outcomes.entry(outcome.as_str()).or_default() += 1;
-        // How late what was not warmed would be says nothing.
+        // The lag of an entry that was not warmed means nothing.
         if matches!(outcome, Outcome::Warmed | Outcome::Unchanged) {
             push(&mut self.lags, lag_ms, TIMES);
             push(&mut self.took, took_ms, TIMES);
         }
     }
 
-    /// How many ended so.
+    /// Returns the number of entries with this outcome.
     pub(super) fn count(&self, outcome: Outcome) -> u64 {
         self.outcomes.get(outcome.as_str()).copied().unwrap_or_default()
     }
 
-    /// From when entries were due until they were warm: half of them, and 99 % of them, at most so long (ms).
+    /// Returns p50 and p99 of the time from when entries were due until they were warm (ms).
     pub(super) fn lag(&self) -> Option<(u64, u64)> {
         percentiles(&self.lags)
     }
 
-    /// How long it took to warm them, likewise.
+    /// Returns p50 and p99 of the duration of warming (ms).
     pub(super) fn took(&self) -> Option<(u64, u64)> {
         percentiles(&self.took)
     }
 }
 
-/// How things went since the last summary, and how they stand.
+/// A summary of events since the last one, and of the current state.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Summary {
     event: &'static str,
     /// Redis time, ms since the epoch.
     at_ms: i64,
-    /// Since the last summary, or since it was watched.
+    /// The seconds since the last summary, or since the start.
     seconds: f64,
     workers: usize,
     due: u64,
@@ -98,12 +98,12 @@ pub(super) struct Summary {
     lag_p50_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lag_p99_ms: Option<u64>,
-    /// Of Redis's last ten seconds.
+    /// The hit rate of Redis in the last ten seconds.
     hits: u64,
     misses: u64,
     hit_rate: Option<f64>,
     jobs: Vec<JobSummary>,
-    /// Those that are asked nothing, or have a budget.
+    /// Upstreams that are closed or have a budget.
     upstreams: Vec<UpstreamStatus>,
 }
 
@@ -121,9 +121,9 @@ impl View {
         Self {
             server,
             only,
-            deaf: Some("connecting".to_owned()),
-            blind: None,
-            look: None,
+            disconnected: Some("connecting".to_owned()),
+            unreachable: None,
+            poll: None,
             tallies: BTreeMap::new(),
             recent: VecDeque::new(),
             dropped: 0,
@@ -135,20 +135,20 @@ impl View {
         }
     }
 
-    /// Takes news in.
+    /// Adds an input.
     pub(super) fn take(&mut self, news: News) {
         match news {
-            News::Hears => self.deaf = None,
-            News::Deaf(why) => self.deaf = Some(why),
-            News::Blind(why) => self.blind = Some(why),
+            News::Connected => self.disconnected = None,
+            News::Disconnected(why) => self.disconnected = Some(why),
+            News::Unreachable(why) => self.unreachable = Some(why),
             News::Told(told) => self.hear(told),
-            News::Look(look) => self.see(*look),
+            News::Polled(poll) => self.see(*poll),
         }
     }
 
-    /// Whether workers are heard and Redis is seen.
+    /// Returns `true` while events are received and Redis is polled.
     pub(super) fn is_complete(&self) -> bool {
-        self.deaf.is_none() && self.look.is_some()
+        self.disconnected.is_none() && self.poll.is_some()
     }
 
     fn hear(&mut self, Told { worker, dropped, events }: Told) {
@@ -166,49 +166,49 @@ impl View {
         }
     }
 
-    /// Our own looks are no reads of anybody's: what counts is from after one to before the next.
-    fn see(&mut self, look: Look) {
-        self.blind = None;
-        if let Some(last) = &self.look {
-            let hits = look.before.hits.checked_sub(last.after.hits);
-            let misses = look.before.misses.checked_sub(last.after.misses);
+    /// The polls' own reads do not count: the sum is from the end of one poll to the start of the next.
+    fn see(&mut self, poll: Poll) {
+        self.unreachable = None;
+        if let Some(last) = &self.poll {
+            let hits = poll.before.hits.checked_sub(last.after.hits);
+            let misses = poll.before.misses.checked_sub(last.after.misses);
             match (hits, misses) {
-                (Some(hits), Some(misses)) => push(&mut self.reads, Reads { hits, misses }, LOOKS),
+                (Some(hits), Some(misses)) => push(&mut self.reads, Reads { hits, misses }, POLLS),
                 // Redis was restarted.
                 _ => self.reads.clear(),
             }
         }
-        self.look = Some(look);
+        self.poll = Some(poll);
     }
 
-    /// Reads of Redis in the last ten seconds, by anybody.
+    /// Returns the reads of Redis in the last ten seconds, by all clients.
     pub(super) fn reads(&self) -> Reads {
         let add = |sum: Reads, more: &Reads| Reads { hits: sum.hits + more.hits, misses: sum.misses + more.misses };
         self.reads.iter().fold(Reads::default(), add)
     }
 
-    /// Upstreams that are asked nothing for now, or have a budget: what is to be said of each.
+    /// Returns a line for each upstream that is closed or has a budget.
     pub(super) fn upstreams(&self) -> Vec<(bool, String)> {
-        let Some(look) = &self.look else { return Vec::new() };
-        look.upstreams.iter().filter_map(|upstream| about(upstream, look.now_ms)).collect()
+        let Some(poll) = &self.poll else { return Vec::new() };
+        poll.upstreams.iter().filter_map(|upstream| about(upstream, poll.now_ms)).collect()
     }
 
-    /// How things went since this was last asked, and how they stand.
+    /// Returns a summary of events since the last call, and of the current state.
     pub(super) fn sum_up(&mut self) -> Summary {
         let tally = std::mem::take(&mut self.since_summary);
         let before = std::mem::replace(&mut self.before, (self.invalidations, self.dropped));
         let seconds = std::mem::replace(&mut self.summed_up, Instant::now()).elapsed().as_secs_f64();
-        let look = self.look.as_ref();
-        let jobs: Vec<JobSummary> = look.map(|look| &look.jobs).into_iter().flatten().map(of_job).collect();
+        let poll = self.poll.as_ref();
+        let jobs: Vec<JobSummary> = poll.map(|poll| &poll.jobs).into_iter().flatten().map(of_job).collect();
         let sum = |what: fn(&JobSummary) -> u64| jobs.iter().map(what).sum();
         let reads = self.reads();
-        let upstreams = look.map(|look| &look.upstreams).into_iter().flatten();
+        let upstreams = poll.map(|poll| &poll.upstreams).into_iter().flatten();
         let upstreams = upstreams.filter(|upstream| upstream.closed.is_some() || upstream.tokens_budget.is_some());
         Summary {
             event: "summary",
-            at_ms: look.map(|look| look.now_ms).unwrap_or_default(),
+            at_ms: poll.map(|poll| poll.now_ms).unwrap_or_default(),
             seconds: (seconds * 10.0).round() / 10.0,
-            workers: look.map(|look| look.workers).unwrap_or_default(),
+            workers: poll.map(|poll| poll.workers).unwrap_or_default(),
             due: sum(|job| job.due),
             in_hand: sum(|job| job.in_hand),
             dead: sum(|job| job.dead),
@@ -227,7 +227,7 @@ impl View {
 }
 
 impl Summary {
-    /// For people.
+    /// Returns the summary as text.
     pub(super) fn line(&self) -> String {
         let mut parts = vec![match self.workers {
             0 => "no worker is running".to_owned(),
@@ -238,7 +238,7 @@ impl Summary {
         let ended: Vec<String> = self.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
         let ended = if ended.is_empty() { "nothing".to_owned() } else { ended.join(", ") };
         if self.seconds >= 1.0 || !self.outcomes.is_empty() {
-            parts.push(format!("in {} s {ended}", self.seconds));
+            parts.push(format!("in {}s {ended}", self.seconds));
         }
         if self.invalidations > 0 {
             parts.push(format!("{} invalidations", self.invalidations));
@@ -248,7 +248,7 @@ impl Summary {
         }
         parts.push(hit_rate(Reads { hits: self.hits, misses: self.misses }));
         if self.dropped > 0 {
-            parts.push(format!("{} more events than can be told", self.dropped));
+            parts.push(format!("{} events dropped", self.dropped));
         }
         parts.extend(self.upstreams.iter().filter_map(|upstream| Some(about(upstream, self.at_ms)?.1)));
         format!("-- {}", parts.join("; "))
@@ -265,13 +265,13 @@ fn of_job(status: &crate::ops::status::JobStatus) -> JobSummary {
     }
 }
 
-/// Whether an upstream is closed, and what is to be said of it.
+/// Returns whether an upstream is closed, and a line about it.
 fn about(upstream: &UpstreamStatus, now: i64) -> Option<(bool, String)> {
     let mut words = Vec::new();
     if let Some(why) = upstream.closed {
         let left = upstream.closed_until_ms.unwrap_or(now) - now;
         let left = duration::rough(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
-        words.push(format!("is asked nothing for {left} ({why})"));
+        words.push(format!("no requests for {left} ({why})"));
     }
     if let (Some(spent), Some(budget)) = (upstream.tokens_spent, upstream.tokens_budget) {
         words.push(format!("{spent} of {budget} tokens spent"));
@@ -280,12 +280,12 @@ fn about(upstream: &UpstreamStatus, now: i64) -> Option<(bool, String)> {
     (!words.is_empty()).then_some((upstream.closed.is_some(), said))
 }
 
-/// Hits of all reads, for people. Redis does not tell whose they are.
+/// Returns the hit rate of all reads as text. Redis does not tell them apart by client.
 pub(super) fn hit_rate(reads: Reads) -> String {
     match rate(reads) {
         Some(rate) => {
             let all = reads.hits + reads.misses;
-            format!("Redis hits {:.1} % of {all} reads (anybody's, workers' included)", rate * 100.0)
+            format!("Redis hits {:.1} % of {all} reads (of all clients, workers included)", rate * 100.0)
         }
         None => "no reads".to_owned(),
     }
@@ -321,20 +321,20 @@ fn push<T>(queue: &mut VecDeque<T>, item: T, most: usize) {
 mod tests {
     use super::*;
 
-    fn look(before: (u64, u64), after: (u64, u64)) -> News {
+    fn poll(before: (u64, u64), after: (u64, u64)) -> News {
         let reads = |(hits, misses)| Reads { hits, misses };
-        News::Look(Box::new(Look { before: reads(before), after: reads(after), ..Look::default() }))
+        News::Polled(Box::new(Poll { before: reads(before), after: reads(after), ..Poll::default() }))
     }
 
     #[test]
     fn our_own_looks_are_no_reads_and_a_restart_begins_anew() {
         let mut view = View::new(String::new(), String::new());
-        view.take(look((100, 10), (150, 60)));
+        view.take(poll((100, 10), (150, 60)));
         assert_eq!(hit_rate(view.reads()), "no reads");
-        view.take(look((159, 61), (200, 100)));
+        view.take(poll((159, 61), (200, 100)));
         assert_eq!(view.reads(), Reads { hits: 9, misses: 1 });
-        assert_eq!(hit_rate(view.reads()), "Redis hits 90.0 % of 10 reads (anybody's, workers' included)");
-        view.take(look((1, 1), (2, 2)));
+        assert_eq!(hit_rate(view.reads()), "Redis hits 90.0 % of 10 reads (of all clients, workers included)");
+        view.take(poll((1, 1), (2, 2)));
         assert_eq!(view.reads(), Reads::default());
     }
 

@@ -1,10 +1,11 @@
--- Add reads to a job's decayed counts, in forward-decay form (half_lives.lua stands before this): the score of an entry is
--- log2 of the sum over its reads of 2^(half-lives passed then). So scores of all times compare, and none is decayed again.
+-- Adds reads to a job's decayed counts, in forward-decay form (after the prelude half_lives.lua): the score of an entry is
+-- log2 of the sum over its reads of 2^(half-lives passed then). So scores of different times are comparable, and none
+-- is decayed again.
 -- KEYS  1 counts (sorted set)  2 clock (hash)
 -- ARGV  1 half-life (ms)  2 entries kept at most  3 'add' reads; 'report' the same, and remember when an API did;
 --         'least' a count becomes at least so much
 --       4… pairs: entry, how many (above 0; 250 pairs at most)
--- Returns how many are counted now
+-- Returns the number of counted entries
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local tick = passed(KEYS[2], now, tonumber(ARGV[1]))
@@ -27,7 +28,7 @@ if entries[1] then
   end
   redis.call('ZADD', KEYS[1], unpack(moves))
 end
--- What was a thousand reads ten half-lives ago is less than one now.
+-- A thousand reads ten half-lives ago count less than one now.
 local faded = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.17g', tick - 10), 'LIMIT', 0, 500)
 if faded[1] then redis.call('ZREM', KEYS[1], unpack(faded)) end
 local count = redis.call('ZCARD', KEYS[1])

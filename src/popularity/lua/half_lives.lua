@@ -1,6 +1,6 @@
--- The clock of a job's decayed counts, which stands before fold.lua and top.lua: how many half-lives have passed since it
--- was begun. A half-life that is another than before counts from now on, so that no count need be touched.
--- The hash: at (ms), passed (half-lives by then), half (the half-life since, ms)
+-- The clock of a job's decayed counts, a prelude of fold.lua and top.lua: the number of half-lives since it started. A
+-- changed half-life applies from now on, so that no count needs to change. Fields of the hash: at (ms), passed
+-- (half-lives by then), half (the half-life since, ms)
 local function passed(key, now, half)
   local clock = redis.call('HMGET', key, 'at', 'passed', 'half')
   local at, before, old = tonumber(clock[1] or nil), tonumber(clock[2] or nil), tonumber(clock[3] or nil)

@@ -1,4 +1,4 @@
--- The most read entries of a job (half_lives.lua stands before this).
+-- Returns the most read entries of a job (after the prelude half_lives.lua).
 -- KEYS  1 counts (sorted set)  2 clock (hash)
 -- ARGV  1 half-life (ms)  2 the first rank (0 is the most read)  3 how many (1,000 at most)
 -- Returns pairs: entry, decayed count as of now, the most read first

@@ -1,9 +1,10 @@
-//! What Redis tells of one entry: whether it was read, and whether somebody still wants it.
+//! Access information of one entry in Redis: whether it was read, and whether it is still wanted.
 //!
-//! `OBJECT IDLETIME` knows the last touch to a second, under all policies but LFU. It is compared with our own last touch, so
-//! that neither our writes nor our reads of inputs pass for reads. Three things it does not know: reads while Redis
-//! saves (touches are not noted then), reads before a touch of our own, and anything of an integer from 0 to 9,999 where Redis shares
-//! those among keys. `OBJECT FREQ`, under LFU policies, is a logarithmic count that fades by one a minute.
+//! `OBJECT IDLETIME` tells the last access to a second, under all policies except LFU. It is compared with Samovar's
+//! own last access, so that its writes and reads do not count as reads. It misses three things: reads while Redis
+//! saves, when access times are not updated; reads before Samovar's own last access; and reads of integers from 0 to
+//! 9,999, which Redis may share among keys. `OBJECT FREQ`, under LFU policies, is a logarithmic count that decreases by
+//! one a minute.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,61 +18,62 @@ use crate::job::Job;
 use crate::protocol::Keys;
 use crate::store::{Expiry, Meta, Snapshot, TOUCHED};
 
-/// The server's clock of touches lags behind its `TIME` by at most so much (ms): it is set ten times a second.
+/// The longest lag of the server's access clock behind `TIME` (ms): it is updated ten times a second.
 const LAG: i64 = 150;
-/// The reference count of an object that keys share.
+/// The reference count of a shared object.
 const SHARED: i64 = 2_147_483_647;
-/// A commit comes within this time of its fetch's start (ms); if the metadata say otherwise, the TTL is another by now.
+/// The longest time from a fetch's start to its commit (ms). If the metadata shows more, the TTL has changed since.
 const COMMITS: i64 = 600_000;
-/// How long after a fetch's start its commit is taken to be where the metadata do not tell (ms).
+/// The assumed time from a fetch's start to its commit if the metadata does not tell (ms).
 const COMMITS_SOON: i64 = 2_000;
-/// Reads in the next TTL for which a refresh is worth its fetch: below, readers who fetch what they miss fetch less than we would. On
-/// Zipf traces the calls are then no more than plain cache-aside makes, with more hits (`benches/freshness.rs`).
+/// The expected reads in the next TTL that justify a refresh. Below that, readers who fetch on a miss make fewer
+/// fetches. On Zipf traces the number of calls then stays below plain cache-aside, with more hits
+/// (`benches/freshness.rs`).
 const OFTEN: f64 = 4.0;
-/// Where one was in this last part of a TTL, or in the last two seconds, [`SOME`] suffice: it may be read more and more, and a
-/// count takes time to grow. That single read says nothing about the next.
+/// If there was a read in this last part of a TTL, or in the last two seconds, [`SOME`] is enough: the rate may be
+/// rising, and a count needs time to grow. The read itself says nothing about the next.
 const JUST_NOW: u64 = 20;
 const SOME: f64 = 2.0;
 /// The count of a read two half-lives ago.
 const LATELY: f64 = 0.25;
-/// A sample sees at most one read in this time.
+/// A sample detects at most one read in this time.
 const GRAIN: Duration = Duration::from_secs(1);
 /// `OBJECT FREQ` of a new key.
 pub(super) const NEW: u32 = 5;
 
-/// What Redis tells of an entry's value.
+/// The access information of an entry's value.
 #[derive(Clone, Debug)]
-pub(super) struct Look {
+pub(super) struct Access {
     /// Redis's clock, ms.
     pub(super) now: i64,
-    /// `OBJECT IDLETIME`, in seconds; `None` under LFU policies and where there is no value.
+    /// `OBJECT IDLETIME`, in seconds; `None` under LFU policies and without a value.
     idle: Option<i64>,
-    /// `OBJECT FREQ`; `None` under other policies and where there is no value.
+    /// `OBJECT FREQ`; `None` under other policies and without a value.
     pub(super) frequency: Option<u32>,
     /// The value's expiry and metadata.
     pub(super) snapshot: Snapshot,
-    /// When we last read it ourselves (Redis time, ms), where that looks like a read.
+    /// When Samovar last read it (Redis time, ms), if that counts as an access.
     touched: Option<i64>,
 }
 
-impl Look {
-    /// Commands in one look.
+impl Access {
+    /// Commands for one entry.
     pub(super) const COMMANDS: usize = 4;
 
-    /// Asks for one entry; `replies` are then read by [`Look::read`]. None of it is a touch, nor a miss that others hear of
-    /// where there is a value.
+    /// Adds the commands for one entry; [`Access::read`] reads the replies. None of them counts as an access, or causes a
+    /// miss event if there is a value.
     pub(super) fn ask(pipe: &mut Pipeline, keys: &Keys, key: &EntryKey, lfu: bool) {
         pipe.cmd("OBJECT").arg(if lfu { "FREQ" } else { "IDLETIME" }).arg(key.as_str());
         pipe.cmd("PEXPIRETIME").arg(key.as_str());
-        // Not with `GET`, by which APIs read: see [`super::Sampler`].
+        // Not `GET`, which APIs use to read: see [`super::Sampler`].
         pipe.cmd("GETRANGE").arg(keys.meta(key)).arg(0).arg(-1);
         pipe.cmd("PEXPIRETIME").arg(keys.touched(key));
     }
 
-    /// Reads the replies to [`Look::ask`].
+    /// Reads the replies to [`Access::ask`].
     pub(super) fn read(now: i64, lfu: bool, replies: &[RedisResult<Value>]) -> Option<Self> {
         let [object, expires, meta, touched] = replies else { return None };
-        // An error here means that the policy was changed since it was looked at.
+        // An error here means that the policy changed since it was read.
         let object: Option<i64> = reply(object).flatten();
         Some(Self {
             now,
@@ -85,17 +87,17 @@ impl Look {
         })
     }
 
-    /// The second of the last touch by anybody; at most one too early, never too late.
+    /// Returns the second of the last access by any client; at most one second too early, never too late.
     pub(super) fn touched_in(&self) -> Option<i64> {
         Some(second(self.now) - self.idle?)
     }
 
-    /// Whether we wrote the value.
+    /// Returns `true` if Samovar wrote the value.
     pub(super) fn is_ours(&self) -> bool {
         self.snapshot.ours().is_some()
     }
 
-    /// When we wrote the value or extended its life (Redis time, ms), if we did.
+    /// Returns when Samovar wrote or extended the value (Redis time, ms), if it did.
     pub(super) fn written(&self, ttl: Duration) -> Option<i64> {
         let meta = self.snapshot.ours()?;
         let committed = meta.own_expiry - meta.stale_for - millis(ttl);
@@ -103,49 +105,51 @@ impl Look {
         Some(if plausible { committed } else { meta.validated_at + COMMITS_SOON })
     }
 
-    /// Whether the last touch was no touch of ours, as far as idle times tell.
+    /// Returns whether the last access was by another client, as far as idle times tell.
     pub(super) fn read_by_others(&self, ttl: Duration) -> Option<bool> {
         let last = self.touched_in()?;
         let later = |own: Option<i64>| own.is_none_or(|own| last > own.div_euclid(1_000));
         Some(later(self.written(ttl)) && later(self.touched))
     }
 
-    /// Whether we wrote or read the value at or after `since` (Redis time, ms), so that touches of ours are among those seen.
+    /// Returns `true` if Samovar wrote or read the value at or after `since` (Redis time, ms), so that its own accesses
+    /// are included.
     pub(super) fn is_touched_by_us(&self, ttl: Duration, since: i64) -> bool {
         self.written(ttl).max(self.touched).is_some_and(|touched| touched >= since)
     }
 
-    /// Whether a touch of our own, which was no write, hides what was before it.
+    /// Returns `true` if a read by Samovar hides earlier accesses.
     fn is_hidden(&self, ttl: Duration) -> bool {
         self.touched.is_some_and(|touched| self.written(ttl).is_none_or(|written| touched > written))
     }
 }
 
-/// The second that the server's clock of touches has reached at a time (Redis time, ms) for certain; it may be in the next.
+/// Returns the second that the server's access clock has certainly reached at a time (Redis time, ms).
 pub(super) fn second(at: i64) -> i64 {
     (at - LAG).div_euclid(1_000)
 }
 
-/// The decayed count's expectation by which [`OFTEN`] is known, of so many reads that can be seen in a TTL: a sample sees one
-/// read of many.
+/// Returns the threshold for [`OFTEN`] on the decayed count, given how many reads of a TTL can be detected: a sample
+/// detects one of many.
 fn threshold(seen: f64) -> f64 {
     seen * (1.0 - (-OFTEN / seen).exp())
 }
 
-/// A reply, if it is one.
+/// Returns a reply, if it is not an error.
 pub(super) fn reply<T: FromRedisValue>(reply: &RedisResult<Value>) -> Option<T> {
     reply.as_ref().ok().and_then(|value| redis::from_redis_value_ref(value).ok())
 }
 
-/// Whether an object is one that keys share, so that nobody knows which of them was read.
+/// Returns `true` if keys share the object, so that a read cannot be attributed to one of them.
 pub(super) fn is_shared(refcount: &RedisResult<Value>) -> bool {
     reply::<Option<i64>>(refcount).flatten() == Some(SHARED)
 }
 
 impl Popularity {
-    /// Whether an entry that is about to expire is to be refreshed although its job does not list it: the feed names it, it
-    /// is one of the most read that the job keeps, or it is still read: since its value was written, and either often of late,
-    /// or sometimes and just now. Where Redis cannot tell, the decayed count decides alone.
+    /// Returns whether to refresh an entry that is about to expire and that its job does not list. It is refreshed if
+    /// the feed names it, if it is one of the most read that the job keeps, or if it was read since its value was
+    /// written, either often recently, or sometimes and just now. Where Redis cannot tell, the decayed count decides
+    /// alone.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -155,19 +159,19 @@ impl Popularity {
         let (popular, sample) = (self.keys.popular(&job.name), self.keys.sample(&job.name));
         let mut pipe = redis::pipe();
         pipe.cmd("TIME");
-        // Nothing, where the job has no feed any more.
+        // Empty if the job no longer has a feed.
         let bucket = job.entries.feed.as_ref().map_or_else(String::new, |_| feed::bucket(key));
         pipe.cmd("HGET").arg(self.keys.feed(&job.name)).arg(bucket);
         pipe.cmd("ZREVRANK").arg(&popular).arg(key.as_str());
         pipe.cmd("ZSCORE").arg(&popular).arg(key.as_str());
         pipe.cmd("ZREVRANGE").arg(&popular).arg(counted(job) - 1).arg(counted(job) - 1).arg("WITHSCORES");
         pipe.cmd("HMGET").arg(&sample).arg(&["at", "passed", "half", "reported", "every", "last"]);
-        Look::ask(&mut pipe, &self.keys, key, lfu);
+        Access::ask(&mut pipe, &self.keys, key, lfu);
         pipe.cmd("OBJECT").arg("REFCOUNT").arg(key.as_str());
         let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
         let [time, fed, rank, score, least, clock, rest @ ..] = replies.as_slice() else { return Ok(true) };
-        debug_assert_eq!(replies.len(), BEFORE + Look::COMMANDS + 1);
-        let Some((look, shared)) = rest.split_at_checked(Look::COMMANDS) else { return Ok(true) };
+        debug_assert_eq!(replies.len(), BEFORE + Access::COMMANDS + 1);
+        let Some((access, shared)) = rest.split_at_checked(Access::COMMANDS) else { return Ok(true) };
         let Some((seconds, micros)) = reply::<(i64, i64)>(time) else { return Ok(true) };
         let now = seconds * 1_000 + micros / 1_000;
         if reply::<Option<Vec<u8>>>(fed).flatten().is_some_and(|bucket| feed::names(&bucket, key))
@@ -175,9 +179,9 @@ impl Popularity {
         {
             return Ok(true);
         }
-        let Some(look) = Look::read(now, lfu, look) else { return Ok(true) };
-        if look.snapshot.expiry == Expiry::Never {
-            // Nothing expires, and it is not ours.
+        let Some(access) = Access::read(now, lfu, access) else { return Ok(true) };
+        if access.snapshot.expiry == Expiry::Never {
+            // A value without a TTL does not expire, and is not Samovar's.
             return Ok(false);
         }
         let clock: Vec<Option<f64>> = reply(clock).unwrap_or_default();
@@ -192,34 +196,35 @@ impl Popularity {
         let seen = (ttl / field(4).unwrap_or(1.0)).min(job.ttl.as_secs_f64() / GRAIN.as_secs_f64()).max(0.1);
         let reads = expected(count, job.ttl, half_life(job));
         let often = reads >= threshold(seen);
-        if !look.snapshot.has_value() {
+        if !access.snapshot.has_value() {
             return Ok(often);
         }
-        if let Some(frequency) = look.frequency {
+        if let Some(frequency) = access.frequency {
             return Ok(often && frequency > 0);
         }
-        // Where samples are rare, fewer see it read, and hardly any say nothing; nor does a count, where what was read lately is
-        // no longer counted for want of room.
+        // If samples are rare, few detect reads, and very few say nothing. A count says nothing either if recently read
+        // entries are not counted for lack of room.
         #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
         let sampled = field(5).is_some_and(|last| now as f64 - last < ttl / 3.0);
         let full = counts(reply::<Vec<(String, f64)>>(least).and_then(|least| Some(least.first()?.1))) > LATELY;
         let some = !sampled || full || reads >= SOME.min(seen / 9.0);
         let just_now =
-            some && look.idle.is_some_and(|idle| idle.unsigned_abs() <= (job.ttl.as_secs() / JUST_NOW).max(1));
-        if !look.is_ours() {
-            // Its being written was a read, too, and says nothing about the next.
+            some && access.idle.is_some_and(|idle| idle.unsigned_abs() <= (job.ttl.as_secs() / JUST_NOW).max(1));
+        if !access.is_ours() {
+            // The read that caused the write says nothing about the next.
             return Ok(often || (just_now && count >= 1.0));
         }
         let shared = shared.first().is_some_and(is_shared);
-        let blind = shared || look.is_hidden(job.ttl) || (reported && often);
-        match look.read_by_others(job.ttl) {
+        let blind = shared || access.is_hidden(job.ttl) || (reported && often);
+        match access.read_by_others(job.ttl) {
             Some(true) if !shared => Ok(often || just_now),
-            Some(false) if !blind => self.was_saving(now, look.written(job.ttl).unwrap_or(now)).await,
+            Some(false) if !blind => self.was_saving(now, access.written(job.ttl).unwrap_or(now)).await,
             _ => Ok(often),
         }
     }
 
-    /// Whether Redis saved for more than half of the time since `since` (Redis time, ms), so that reads went unnoticed.
+    /// Returns `true` if Redis saved for more than half of the time since `since` (Redis time, ms), so that reads were
+    /// not recorded.
     async fn was_saving(&self, now: i64, since: i64) -> RedisResult<bool> {
         let Some(info) = self.redis.clone().info(&["persistence"]).await? else { return Ok(false) };
         let long = |seconds: i64| seconds >= 0 && seconds * 2_000 + 1_000 >= now - since;
