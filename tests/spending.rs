@@ -53,7 +53,7 @@ async fn what_check_fetches_is_paid_for_and_counted_in_no_budget() {
     assert_eq!((done.code, upstream.calls(ASKED)), (Some(0), 1), "{done:?}");
     assert_eq!(redis.keys("*").await, Vec::<String>::new());
     let help = samovar(["check", "--help"]).run().await.stdout;
-    assert!(help.contains("paid for") && help.contains("no budget"), "{help}");
+    assert!(help.contains("cost money") && help.contains("no budget"), "{help}");
 }
 
 #[tokio::test]

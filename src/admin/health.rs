@@ -90,7 +90,7 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     let parts = admin.parts();
     reasons.extend(parts.iter().flat_map(|parts| parts.health.faults()));
     if admin.stop.is_cancelled() {
-        reasons.push("the worker is shutting down".to_owned());
+        reasons.push("the worker was told to stop".to_owned());
     }
     let ready = reasons.is_empty();
     reasons.extend(parts.iter().flat_map(|parts| parts.health.troubles()));

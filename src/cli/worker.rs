@@ -71,7 +71,10 @@ async fn signals(stop: CancellationToken, cut: CancellationToken, reload: Arc<Re
         }
     };
     next().await;
-    info!("stopping: finishing entries in flight for at most {}; a second signal ends at once", duration::text(drain));
+    info!(
+        "told to stop; finishing entries in flight for at most {}; a second signal ends at once",
+        duration::text(drain)
+    );
     stop.cancel();
     next().await;
     warn!("second signal: ending at once");
