@@ -469,7 +469,7 @@ mod tests {
             let upstreams = format!("[m]\nurl = \"http://h\"\ntimeout = \"{timeout}\"\n");
             report(&[("a.toml", &job), ("upstreams.toml", &upstreams)]).jobs.remove(0)
         };
-        assert!(job("1m", "10s").warnings[0].contains("up to 20s 500ms"));
+        assert!(job("1m", "10s").warnings[0].contains("up to 20s500ms"));
         let raised = job("3m", "10s");
         assert!(raised.warnings.is_empty());
         assert!((raised.ahead - 20.5).abs() < 1e-9, "not 18 s: {}", raised.ahead);

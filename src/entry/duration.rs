@@ -4,10 +4,15 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 const DAY: u64 = 24 * 3_600;
+/// 365.25 days, as settings read `1y`.
+const YEAR: u64 = 31_557_600;
 
-/// Returns a duration as text without loss: `500ms`, `30s`, `1h30m`, `7d`. Job files and settings read it back.
+/// Returns a duration as text without loss: `500ms`, `30s`, `1h30m`, `7d`, `10y`. Job files and settings read it back.
 pub fn text(time: Duration) -> String {
     let (seconds, nanos) = (time.as_secs(), u64::from(time.subsec_nanos()));
+    if seconds > 0 && seconds.is_multiple_of(YEAR) && nanos == 0 {
+        return format!("{}y", seconds / YEAR);
+    }
     let parts = [
         (seconds / DAY, "d"),
         (seconds % DAY / 3_600, "h"),
@@ -63,6 +68,7 @@ mod tests {
             (Duration::from_secs(DAY), "1d"),
             (Duration::from_secs(7 * DAY), "7d"),
             (Duration::from_secs(400 * DAY), "400d"),
+            (Duration::from_secs(10 * YEAR), "10y"),
             (Duration::from_micros(1_000_250), "1s250us"),
         ] {
             assert_eq!(text(time), expected);

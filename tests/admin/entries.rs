@@ -145,7 +145,7 @@ async fn a_client_that_waits_hears_of_the_value_or_why_there_is_none() {
     slow.open();
     assert_eq!(warm("", "art:b").await.status, StatusCode::ACCEPTED);
     readable(&redis, "art:b").await;
-    assert!(warm("", "elsewhere:b").await.problem(404).contains("no job's key"));
+    assert!(warm("", "elsewhere:b").await.problem(404).contains("no job has the key"));
     assert!(server.post("/warm", json!({"jobs": ["nobody"]})).await.problem(404).contains("no job"));
     assert!(server.post("/warm", json!({})).await.problem(422).contains("names nothing"));
     warm("?wait=perhaps", "art:b").await.problem(400);

@@ -147,7 +147,7 @@ mod tests {
             lag_ms: 12_000,
         });
         let line = line(&event);
-        assert!(line.contains("failed       invalidation took    35 ms  lag      12s"), "{line}");
+        assert!(line.contains("failed       invalidation took     35ms  lag      12s"), "{line}");
         assert!(line.ends_with("art:\\u{1b}[2Ja: 503\\nService"), "{line}");
     }
 

@@ -62,7 +62,7 @@ fn every_fault_has_its_place_and_its_remedy() {
             &[r#"2:7: `ttl` has no unit | write "3600s" for seconds, or "3600m", "3600h", "3600d""#],
         ),
         (Replace("1h", "10ms"), &["2:7: `ttl` (10ms) must be at least 1s"]),
-        (Replace("1h", "11 years"), &["2:7: `ttl` (11 years) must be at most 10years"]),
+        (Replace("1h", "11 years"), &["2:7: `ttl` (11 years) must be at most 10y"]),
         (Replace(r#""1h""#, "true"), &[r#"2:7: `ttl` must be a time with its unit, such as "30m", not a boolean"#]),
         (
             Replace(r#""1h""#, r#""{{ env.NOPE }}""#),
