@@ -1,8 +1,10 @@
-//! Hits and upstream calls for a Zipf read trace through several TTLs: Samovar beside an API that fills misses itself, against the
-//! same API alone (plain cache-aside).
+//! Measures hits and upstream calls for a Zipf read trace through several TTLs: Samovar beside an API that fills misses
+//! itself, against the same API alone (plain cache-aside).
 //!
-//! Both read the same trace at the same time, each on a Redis and an upstream of its own. The API knows nothing of Samovar: what is
-//! read is learnt from Redis. Arguments: seconds of a TTL, TTLs, reads a second, upstream latency in ms.
+//! Both read the same trace at the same time, each on a Redis and an upstream of its own. The API knows nothing of
+//! Samovar, which learns from Redis what is read.
+//!
+//! Arguments: seconds of a TTL, TTLs, reads a second, upstream latency in ms.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and stops at the first surprise")]
 
 #[path = "../tests/support/mod.rs"]

@@ -1,5 +1,6 @@
-//! Time from publishing an invalidation to hearing that the fresh value is readable, less what the upstream itself took: idle, and
-//! while 100,000 other entries are warmed up, and while a pattern invalidates them; through a bare `PUBLISH` and through the inbox.
+//! Measures the time from publishing an invalidation to hearing that the fresh value is readable, less the time of the
+//! upstream itself: idle, while 100,000 other entries are warmed up, and while a pattern invalidates them; through a
+//! bare `PUBLISH` and through the inbox.
 //!
 //! Argument: entries of the warmup.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and stops at the first surprise")]

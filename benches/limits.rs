@@ -160,8 +160,8 @@ async fn agenda() {
         redis.redis_url().manager(Duration::from_secs(30)).await.unwrap(),
         Keys::new("samovar", "samovar:invalidate"),
     );
-    // As in a life of an hour: what is warmed in one round is due in the same minute and a half an hour later (a quarter of a
-    // tenth of the TTL: see `keep`), and what was warmed before is due in the hour until then.
+    // As with a TTL of an hour: the entries of one round are due within the same minute and a half an hour later (a
+    // quarter of a tenth of the TTL: see `keep`), and entries of earlier rounds are due in the hour until then.
     let far = 4_000_000_000_000;
     let jitter = || rand::random_range(0..90_000);
     let mut took = [Vec::new(), Vec::new()];
@@ -208,7 +208,8 @@ async fn agenda() {
     for (n, what) in ["all of Redis's time", "its scripts"].into_iter().enumerate() {
         let [small, large] = took.each_ref().map(|took| median(took.iter().map(|micros| micros[n]).collect()));
         println!(
-            "claim, take, finish, {what}: {small:.2} µs an entry on an agenda of {SMALL}, {large:.2} µs on one of {LARGE}: {:.2} times",
+            "claim, take, finish, {what}: {small:.2} µs an entry on an agenda of {SMALL}, {large:.2} µs on one of \
+             {LARGE}: {:.2} times",
             large / small
         );
     }

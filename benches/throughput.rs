@@ -1,7 +1,8 @@
 //! Entries warmed per second through the whole path, against bare loops, and what each entry costs.
 //!
-//! Redis, the upstream and what is measured are processes of their own. In each round all runs ask the same upstream on the same
-//! machine one after the other, and the upstream itself tells how long it was asked. Read the ratios, not the figures.
+//! Redis, the upstream and the program under test are processes of their own. In each round all runs ask the same
+//! upstream on the same machine one after the other, and the upstream tells how long it was asked. Read the ratios, not
+//! the figures.
 //!
 //! - *plain*: fetch, parse, `SET`. *fenced*: fetch, parse, and around it a lease and a write that compares it.
 //! - *stored*: the same loop with the worker's own lease and commit, which keep what invalidations and refreshes need.
@@ -83,7 +84,8 @@ async fn compare(rounds: usize, names: &str) {
         }
         for Run { name, rate, cost: [itself, redis, asked], bytes, memory } in &runs[from..] {
             println!(
-                "{round:>8}. {name:>11} {rate:>10.0} {itself:>10.1} {redis:>10.1} {asked:>10.1} {bytes:>15.0} {memory:>9.1}"
+                "{round:>8}. {name:>11} {rate:>10.0} {itself:>10.1} {redis:>10.1} {asked:>10.1} {bytes:>15.0} \
+                 {memory:>9.1}"
             );
         }
     }
@@ -216,7 +218,7 @@ async fn bare(fenced: bool, upstream: &str, redis: &str) {
     println!("{}", measure::cpu(std::process::id()).as_secs_f64());
 }
 
-/// What the bare loop comes to with the worker's lease and commit, and with its agenda; prints the seconds of CPU it took.
+/// Runs the bare loop with the worker's lease and commit, or also with its agenda; prints the seconds of CPU it took.
 async fn promised(agenda: bool, upstream: &str, redis: &str) {
     const BATCH: usize = 256;
     const HOLDS: Duration = Duration::from_secs(30);

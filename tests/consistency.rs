@@ -1,8 +1,8 @@
-//! The whole fleet under fire: editors, readers and workers that die, with an upstream that answers late and out of order.
+//! The whole fleet under fire: editors, readers and workers that die, with an upstream that answers late, in any order.
 //!
 //! Whatever happens, no reader sees a key go back to an older version, nothing older is readable once an eviction is
 //! handled, each key is fetched once at a time, and when the dust has settled no key is older than its last published
-//! version. `SAMOVAR_TEST_SEED` repeats a run's choices (not its timing), `SAMOVAR_TEST_SECONDS` sets how long it goes on.
+//! version. `SAMOVAR_TEST_SEED` repeats a run's choices (not its timing), `SAMOVAR_TEST_SECONDS` sets how long it runs.
 #![cfg(test)]
 
 mod support;
@@ -34,10 +34,10 @@ const CHANNEL: &str = "samovar:invalidate";
 const WORKERS: usize = 3;
 const READERS: u64 = 3;
 const EDITORS: u64 = 4;
-/// A job and how many entries of it there are: `art` lives long, `brief` expires again and again, a `story` is made of an
-/// `art`.
+/// The jobs, and how many entries each has: `art` lives long, `brief` expires again and again, a `story` is made from
+/// an `art`.
 const SHELVES: [(&str, u64); 3] = [("art", 90), ("brief", 60), ("story", 50)];
-/// Only a failing test waits so long. More than a lease, an entry in a dead worker's hands and a wait for an input together.
+/// How long a failing test waits: longer than a lease, an entry of a dead worker and a wait for an input together.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn jobs(upstream: &Versions) -> JobsFolder {
@@ -53,14 +53,17 @@ fn jobs(upstream: &Versions) -> JobsFolder {
         folder = folder.job(
             job,
             &format!(
-                "key = \"{job}:{{name}}\"\nttl = \"{ttl}\"\ntags = [\"{job} row {{{{ name[-1:] }}}}\"]\n{inputs}\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
-                 path = \"{path}\"\n[entries]\nlist = {}\n[warm]\nattempts = 1000\n{more}\n",
+                "key = \"{job}:{{name}}\"\nttl = \"{ttl}\"\ntags = [\"{job} row {{{{ name[-1:] }}}}\"]\n{inputs}\n\
+                 [source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"{path}\"\n\
+                 [entries]\nlist = {}\n[warm]\nattempts = 1000\n{more}\n",
                 listed(of)
             ),
         );
     }
     // What editors evict to see that a bare message was handled.
-    folder.job("probe", "key = \"probe:{name}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/probe/{{ name }}\"\n")
+    let probe = "key = \"probe:{name}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+                 path = \"/probe/{{ name }}\"\n";
+    folder.job("probe", probe)
 }
 
 fn all_keys() -> Vec<String> {
@@ -467,8 +470,7 @@ impl World {
         .await;
     }
 
-    /// Has fetched what was evicted and asked for by nobody since, until all is there: a slow worker may evict something only
-    /// now.
+    /// Asks for evicted entries until all are there: a slow worker may evict one only now.
     async fn fill(&self) {
         self.until("everything is there", async || {
             self.publish_into_inbox(&json!({ "keys": all_keys(), "action": "warm" })).await;

@@ -140,7 +140,8 @@ async fn a_changed_job_file_is_warmed_up_at_once_an_unchanged_one_not() {
     let art = Art::of(&upstream).list(["a"]).warm("every = \"1h\"");
     let jobs = art.folder().job(
         "other",
-        "key = \"other:x\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/other\"\n[warm]\nrefetch = true",
+        "key = \"other:x\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/other\"\n\
+         [warm]\nrefetch = true",
     );
     let mut first = worker(&redis, &jobs);
     readable(&redis, "a").await;

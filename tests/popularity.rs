@@ -62,8 +62,8 @@ impl Learnt {
         assert!(matches!(written, Written::Done { .. }), "{written:?}");
     }
 
-    /// Waits until what was touched before and what is touched from now on lie in different seconds, and the server's clock of
-    /// touches, which lags a little, is in the present one.
+    /// Waits until earlier touches and those from now on lie in different seconds, and the server's clock of touches,
+    /// which lags a little, is in the present one.
     async fn next_second(&self) {
         let then = self.parts.now().await / 1_000;
         eventually("Redis's clock is two seconds on", async || {
@@ -139,7 +139,7 @@ async fn reads_are_learnt_from_idle_times_and_from_frequencies() {
     }
 }
 
-/// A sample that begins early in a second sees touches of the second before: those of this one are for the next to count.
+/// A sample that begins early in a second sees touches of the second before; the next sample counts those of this one.
 #[tokio::test]
 async fn a_read_is_counted_once_wherever_in_its_second_a_sample_began() {
     let redis = TestRedis::start().await;

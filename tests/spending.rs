@@ -240,8 +240,9 @@ async fn a_spent_budget_holds_up_only_what_needs_a_request() {
         upstream.publish(&format!("/art/{name}"), json!({"title": "one"}));
     }
     let story = "key = \"story:{name}\"\nttl = \"8s\"\n[inputs]\nart = \"art:{name}\"\n\
-                 [source]\nkind = \"ai\"\nupstream = \"openai\"\nmodel = \"tiny\"\nprompt = \"Tell of {{ art.title }}\"\n\
-                 [entries]\nlist = [\"a\", \"b\"]\n[warm]\nahead = \"7s\"\nstale_if_error = \"1h\"\n";
+                 [source]\nkind = \"ai\"\nupstream = \"openai\"\nmodel = \"tiny\"\n\
+                 prompt = \"Tell of {{ art.title }}\"\n[entries]\nlist = [\"a\", \"b\"]\n\
+                 [warm]\nahead = \"7s\"\nstale_if_error = \"1h\"\n";
     let jobs = stories(&upstream, &[], "tokens = \"30/hour\"").job("story", story);
     let _worker = worker(&redis, &jobs);
     eventually("both stories are there", async || redis.keys("story:*").await.len() == 2).await;

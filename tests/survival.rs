@@ -375,7 +375,11 @@ async fn faulty_job_files_are_told_at_once_and_no_worker_starts() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream)
         .folder()
-        .job("one", "key = \"one:{x}\"\nttl = \"soon\"\n[source]\nkind = \"http\"\nupstream = \"museun\"\npath = \"/{{ y }}\"\n")
+        .job(
+            "one",
+            "key = \"one:{x}\"\nttl = \"soon\"\n[source]\nkind = \"http\"\nupstream = \"museun\"\n\
+             path = \"/{{ y }}\"\n",
+        )
         .job("two", "this is no TOML");
     let ended = samovar(["worker"]).redis(&redis).jobs(&jobs).run().await;
     assert_eq!(ended.code, Some(78));

@@ -11,7 +11,8 @@ use super::{OPEN, OWNERS, Server, both, send};
 fn schema_of<'a>(document: &'a Value, path: &str, method: &str, status: &str) -> &'a Value {
     let answers = &document["paths"][path][method]["responses"];
     let answer = answers.get(status).unwrap_or(&answers["default"]);
-    &answer["content"].as_object().unwrap_or_else(|| panic!("{method} {path} {status}")).values().next().unwrap()["schema"]
+    let content = answer["content"].as_object().unwrap_or_else(|| panic!("{method} {path} {status}"));
+    &content.values().next().unwrap()["schema"]
 }
 
 #[tokio::test]

@@ -74,7 +74,7 @@ impl Server {
         Self { url: format!("http://127.0.0.1:{port}"), worker, client }
     }
 
-    /// The same, once it is ready.
+    /// Waits until it is ready.
     async fn ready(self) -> Self {
         eventually("the worker is ready", async || match self.get("/health/ready").await {
             answer if answer.status == StatusCode::OK => Ok(()),

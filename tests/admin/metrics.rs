@@ -125,7 +125,8 @@ async fn metrics_and_jobs_say_how_many_values_are_old() {
     let jobs = Art::of(&upstream).ttl("2s").list(["a"]).warm(warm).folder().job(
         "new",
         &format!(
-            "key = \"new:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nurl = \"{}/new\"\n[entries]\nlist = [\"a\"]\n",
+            "key = \"new:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nurl = \"{}/new\"\n\
+             [entries]\nlist = [\"a\"]\n",
             upstream.url()
         ),
     );

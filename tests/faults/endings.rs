@@ -81,7 +81,7 @@ async fn a_worker_that_is_told_twice_ends_at_once_though_redis_hangs() {
     assert_ne!(worker.wait().await.code(), Some(0));
 }
 
-/// Values live for four seconds and are refreshed two before their end; meanwhile each worker is replaced, again and again.
+/// Values live for four seconds and are refreshed two seconds before their end, while the workers are replaced.
 #[tokio::test]
 async fn a_rolling_restart_costs_no_miss_and_no_second_tick() {
     let (redis, upstream) = both().await;

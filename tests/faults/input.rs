@@ -147,10 +147,12 @@ proptest! {
     fn rates_and_pointers_and_times_are_taken_or_refused(text in nasty()) {
         let quoted = json!(text);
         let folder = JobsFolder::new()
-            .upstreams(&format!("[museum]\nurl = \"http://localhost\"\nrate = {quoted}\ntokens = {quoted}\ntimeout = {quoted}\n"))
+            .upstreams(&format!(
+                "[museum]\nurl = \"http://localhost\"\nrate = {quoted}\ntokens = {quoted}\ntimeout = {quoted}\n"))
             .job("art", &format!(
-                "key = \"art:{{name}}\"\nttl = {quoted}\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = {quoted}\n\
-                 select = {quoted}\n[warm]\nschedule = {quoted}\ntimezone = {quoted}\nahead = {quoted}\n"));
+                "key = \"art:{{name}}\"\nttl = {quoted}\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+                 path = {quoted}\nselect = {quoted}\n[warm]\n\
+                 schedule = {quoted}\ntimezone = {quoted}\nahead = {quoted}\n"));
         let _ = Jobs::load(folder.path(), HOUR, &|_| None);
     }
 }
@@ -159,7 +161,10 @@ proptest! {
     #![proptest_config(cases(400))]
 
     #[test]
-    fn a_key_pattern_that_is_written_and_read_is_the_same(pattern in nasty(), values in prop::collection::vec(nasty(), 8)) {
+    fn a_key_pattern_that_is_written_and_read_is_the_same(
+        pattern in nasty(),
+        values in prop::collection::vec(nasty(), 8),
+    ) {
         let Ok(pattern) = KeyPattern::parse(&pattern) else { return Ok(()) };
         let params: BTreeMap<String, String> = pattern.names().iter().cloned().zip(values).collect();
         let Some(key) = pattern.write(&params.clone().into_iter().collect()) else { return Ok(()) };
@@ -274,7 +279,7 @@ async fn a_name_of_dots_is_never_asked_for() {
     assert_eq!(upstream.all_requests().len(), 1);
 }
 
-/// What a job file reads of the environment is what it names; `samovar check` shows what that is, but not what is in it.
+/// `samovar check` shows the names of the variables, and none of their values.
 #[tokio::test]
 async fn a_job_file_reads_only_what_it_names_and_check_shows_which() {
     let job = |path: &str| {
@@ -283,7 +288,8 @@ async fn a_job_file_reads_only_what_it_names_and_check_shows_which() {
             .job(
                 "art",
                 &format!(
-                    "key = \"art:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = {}\n",
+                    "key = \"art:{{name}}\"\nttl = \"1h\"\n\
+                     [source]\nkind = \"http\"\nupstream = \"museum\"\npath = {}\n",
                     json!(path)
                 ),
             )
@@ -331,7 +337,7 @@ async fn a_job_file_reads_only_what_it_names_and_check_shows_which() {
     }
 }
 
-/// What must not reach a terminal or a log as it stands: it commands the terminal, forges a line, or turns the direction.
+/// Text that must be escaped in a terminal or a log: it commands the terminal, forges a line, or turns the direction.
 const HOSTILE: &str =
     "\u{1b}[2J\u{9b}2J\u{7}\u{7f}\u{202e}\u{2066}\u{2028}\n2026-01-01T00:00:00Z ERROR forged\r\u{85}end";
 
@@ -460,7 +466,8 @@ async fn check_fetch_tries_inputs_as_such_and_only_failures_fail_it() {
     });
     let of = |key: &str, path: &str, rest: &str| {
         format!(
-            "key = \"{key}:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nurl = \"{}{path}/{{{{ name }}}}\"\n{rest}",
+            "key = \"{key}:{{name}}\"\nttl = \"1h\"\n\
+             [source]\nkind = \"http\"\nurl = \"{}{path}/{{{{ name }}}}\"\n{rest}",
             upstream.url()
         )
     };

@@ -1,6 +1,7 @@
-//! More than anybody expects: a backlog after a long outage, retries all at once, a burst of invalidations, tasks without end.
+//! Overload: a backlog after a long outage, retries all at once, a burst of invalidations, tasks without end.
 //!
-//! Each says what it measured; `SAMOVAR_TORTURE_ENTRIES=1000000` makes a backlog of a million, and a million tasks.
+//! Each test prints what it measured; `SAMOVAR_TORTURE_ENTRIES=1000000` makes a backlog of a million, and a million
+//! tasks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! Redis evicts our own keys, one kind after the other, while there is much to do: nothing is lost for good, and nobody hangs.
+//! Redis evicts Samovar's own keys, one kind after the other, under load: nothing is lost for good, and nothing hangs.
 //!
 //! The test deletes them by hand. What a kind holds that nothing else tells is named in docs/protocol.md.
 
@@ -14,7 +14,8 @@ use serde_json::json;
 use super::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, eventually_within, talkative};
 use super::{both, choices, factor, readable, works};
 
-/// All that begin with our prefix, by kind. What no test of one job can have is left out: locks and their numbers are a service's.
+/// All keys that begin with Samovar's prefix, by kind, without the locks of services and their numbers, which no test
+/// of one job has.
 const KINDS: [&str; 34] = [
     "samovar:lease:*",
     "samovar:meta:*",

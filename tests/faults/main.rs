@@ -1,8 +1,8 @@
 //! Staying alive: what goes wrong with workers, Redis, upstreams and clocks, with real processes and a real Redis.
 //!
-//! In CI each runs once, short. `make torture` runs them long: `SAMOVAR_TORTURE` says how many times as much is done (1 where
-//! it is absent), `SAMOVAR_TORTURE_ENTRIES` and `SAMOVAR_TORTURE_KILLS` say how many entries and tasks, and how many kills,
-//! whatever the times; `SAMOVAR_TEST_SEED` repeats a run's choices, though not its timing.
+//! In CI each test runs once, short. `make torture` runs them long: `SAMOVAR_TORTURE` multiplies the work (by 1 where
+//! it is unset). `SAMOVAR_TORTURE_ENTRIES` sets the number of entries and tasks, `SAMOVAR_TORTURE_KILLS` that of kills.
+//! `SAMOVAR_TEST_SEED` repeats a run's choices, though not its timing.
 #![cfg(test)]
 
 #[path = "../support/mod.rs"]

@@ -1,4 +1,4 @@
-//! Redis fails in every way: the worker never ends, never spins, says that it is not ready, and recovers within seconds.
+//! Redis fails in every way: the worker never ends or spins, says that it is not ready, and recovers within seconds.
 
 use std::time::{Duration, Instant};
 

@@ -9,7 +9,7 @@ use super::{both, version};
 
 const TIMEOUT: &str = "timeout = \"2s\"\nconcurrency = 4";
 
-/// A sick upstream with the job `sick`, and a healthy one with the job `art`; each entry is listed with so many neighbours.
+/// A sick upstream with the job `sick`, and a healthy one with the job `art`, each with a list of entries.
 struct Two {
     redis: TestRedis,
     sick: Upstream,
@@ -50,7 +50,7 @@ impl Two {
         for _ in 0..5 {
             let edited = self.well.edit("/art/a");
             parts.publish("art:a").await;
-            // The sick one takes two seconds for each four of a hundred: who waited behind it would be told by the deadline.
+            // The sick one takes two seconds for each four of a hundred: a wait behind it would miss the deadline.
             version(&self.redis, "a", edited).await;
         }
         assert_eq!(self.redis.get("sick:0").await.as_deref(), Some("\"old\""));

@@ -1,5 +1,5 @@
-//! Somebody else's key of another type stands at each of Samovar's own names, one after the other, while there is work: what
-//! needs it is told with its name and the remedy, all else goes on, and all is well again once it is deleted.
+//! Somebody else's key of another type stands at each of Samovar's own names, one after the other, during work: the key
+//! is told with the remedy, everything that does not need it goes on, and all is well again once it is deleted.
 
 use std::time::Duration;
 

@@ -96,7 +96,8 @@ async fn looking_once_more_brings_back_nothing_that_was_evicted() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let job = "key = \"story:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"http\"\n\
-               upstream = \"museum\"\npath = \"/story/{{ art.version }}\"\n[entries]\nlist = [\"a\"]\n[warm]\nsettle = \"300ms\"\n";
+               upstream = \"museum\"\npath = \"/story/{{ art.version }}\"\n[entries]\nlist = [\"a\"]\n\
+               [warm]\nsettle = \"300ms\"\n";
     upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
     let jobs = Art::of(&upstream).list(["a"]).warm("settle = \"300ms\"").folder().job("story", job);
     let _worker = worker(&redis, &jobs);

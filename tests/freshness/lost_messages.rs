@@ -77,8 +77,8 @@ async fn a_message_read_by_a_worker_without_its_job_is_not_lost() {
     ] {
         let (redis, upstream) = both().await;
         upstream.edit("/new/a");
-        let job = "key = \"new:{name}\"\nttl = \"1h\"\ntags = [\"t\"]\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
-                   path = \"/new/{{ name }}\"\n[entries]\nlist = [\"a\"]\n";
+        let job = "key = \"new:{name}\"\nttl = \"1h\"\ntags = [\"t\"]\n[source]\nkind = \"http\"\n\
+                   upstream = \"museum\"\npath = \"/new/{{ name }}\"\n[entries]\nlist = [\"a\"]\n";
         let new = Art::of(&upstream).folder().job("new", job);
         let mut knowing = worker(&redis, &new);
         eventually("it is warm", async || redis.get("new:a").await.is_some()).await;
@@ -93,8 +93,8 @@ async fn a_message_read_by_a_worker_without_its_job_is_not_lost() {
     }
 }
 
-/// What Redis has sent is there when the worker is told to stop, and none of it is read; it then runs by fits and starts, as on a
-/// machine that has no time for it.
+/// All that Redis has sent is there, and unread, when the worker is told to stop. The worker then runs in short spells,
+/// as on a busy machine.
 #[tokio::test]
 async fn what_was_heard_before_the_end_is_handled() {
     let (redis, upstream) = both().await;

@@ -24,8 +24,8 @@ async fn revalidation_takes_the_most_read_first_and_pays_for_nothing() {
             "usage": {"total_tokens": 7}})),
     );
     let ai = format!(
-        "key = \"tale:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nurl = \"{}/v1/chat/completions\"\nmodel = \"m\"\n\
-         prompt = \"Tell of {{{{ name }}}}\"\n[entries]\nlist = [\"a\"]\n",
+        "key = \"tale:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nurl = \"{}/v1/chat/completions\"\n\
+         model = \"m\"\nprompt = \"Tell of {{{{ name }}}}\"\n[entries]\nlist = [\"a\"]\n",
         upstream.url()
     );
     // Without looking once more, which would mix in.

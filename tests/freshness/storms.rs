@@ -100,7 +100,7 @@ async fn debounced_bulk_stays_behind_high_priority() {
     }
 }
 
-/// The same where the pipeline waits; what is named by itself meanwhile does not wait behind the many.
+/// Here the pipeline waits; an entry that is named by itself meanwhile does not wait behind the many.
 #[tokio::test]
 async fn the_pipeline_keeps_the_priority_of_what_it_debounced() {
     for (messages, priority) in [

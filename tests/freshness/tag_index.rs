@@ -8,7 +8,7 @@ use samovar::trigger::{Ack, At, Pipeline};
 use super::support::{Art, JobsFolder, Parts, TestRedis, Upstream, art, both, eventually};
 use super::{LONG, TTL};
 
-/// Redis evicted the index, and since then one entry was put under the tag anew; of another, what was known went as well.
+/// Redis evicted the index. Since then one entry was put under the tag anew; another has lost its metadata, too.
 #[tokio::test]
 async fn a_tag_without_its_index_is_sought_in_all_that_may_have_it() {
     let redis = TestRedis::options().arg("--maxmemory-policy", "allkeys-random").start().await;

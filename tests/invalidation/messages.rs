@@ -73,7 +73,7 @@ async fn a_message_that_a_crashed_worker_held_is_taken_over() {
     let _worker = hasty_worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     upstream.edit("/art/a");
-    // Whoever gets the message: a consumer that reads it and is never heard of again, or the worker; tried until the former.
+    // The message goes to the worker, or to a consumer that reads it and disappears: tried until the latter gets it.
     let parts = Parts::of(&redis).await;
     let mut connection = redis.connection().await;
     let mut read = redis::cmd("XREADGROUP");

@@ -32,7 +32,7 @@ fn stories(upstream: &Upstream) -> JobsFolder {
     tagged_stories(upstream, "")
 }
 
-/// The same, the stories with these tags.
+/// Makes `story:a` as [`stories`] does, with these tags.
 fn tagged_stories(upstream: &Upstream, tags: &str) -> JobsFolder {
     upstream.answer("/v1/chat/completions", |call, _| {
         let prompt = call.json()["messages"].as_array().unwrap().last().unwrap()["content"].clone();
@@ -66,7 +66,7 @@ async fn known(parts: &Parts, key: &EntryKey) -> Option<Meta> {
     parts.store.snapshot(key).await.unwrap().meta
 }
 
-/// Lets a worker look at the story, which it finds to be made from the same; returns a time between its generation and that.
+/// Lets a worker recheck the story, whose input is unchanged; returns a time between its generation and the recheck.
 async fn looked_at(parts: &Parts) -> i64 {
     parts.next_instant().await;
     let at = parts.now().await;

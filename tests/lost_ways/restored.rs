@@ -18,7 +18,7 @@ async fn counted_stories(redis: &TestRedis, upstream: &Upstream) -> (JobsFolder,
     (jobs, worker)
 }
 
-/// Another message may be in the inbox before the worker sees that Redis is another; and it may have handled some before.
+/// Another message may be in the inbox before the worker sees the restart, and it may have handled some before.
 #[tokio::test]
 async fn invalidations_since_a_restored_snapshot_generate_again() {
     for (overtaken, before) in [(false, false), (true, false), (true, true)] {

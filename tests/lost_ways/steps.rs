@@ -83,7 +83,7 @@ async fn a_late_eviction_does_not_undo_what_was_asked_for_since() {
     assert_eq!(written, Written::Evicted);
 }
 
-/// The same, where the late step is the last one of the same handling.
+/// Here the late step is the last one of the same handling.
 #[tokio::test]
 async fn what_became_urgent_since_an_eviction_stays_on_the_agenda() {
     let redis = TestRedis::start().await;

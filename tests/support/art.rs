@@ -88,17 +88,17 @@ impl Art {
     }
 }
 
-/// `samovar worker` on this Redis with these jobs, telling all it does.
+/// Starts `samovar worker` on this Redis with these jobs, with a log of all it does.
 pub fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
     talkative(redis, jobs).spawn()
 }
 
-/// The same, with so short a claim time that a test can wait for it to run out.
+/// Starts [`worker`] with so short a claim time that a test can wait for it to run out.
 pub fn hasty_worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
     talkative(redis, jobs).env("SAMOVAR_CLAIM", "1s").spawn()
 }
 
-/// The same, to be set up further.
+/// Returns the command of [`worker`], to be set up further.
 pub fn talkative(redis: &TestRedis, jobs: &JobsFolder) -> Samovar {
     samovar(["worker"]).redis(redis).jobs(jobs).env("SAMOVAR_LOG", "debug")
 }

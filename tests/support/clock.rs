@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// How far a server's clock is off. It is preloaded into the server, which needs a C compiler and a dynamic loader that heeds
-/// `LD_PRELOAD`.
+/// A clock for a server, which is off by a set time. It is preloaded into the server, which needs a C compiler and a
+/// dynamic loader that heeds `LD_PRELOAD`.
 #[derive(Debug)]
 pub struct OffsetClock {
     folder: TempDir,

@@ -8,13 +8,13 @@ const POLL: Duration = Duration::from_millis(10);
 /// Long enough for a busy machine; only a failing test waits this long.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What a probe saw: either what was waited for, or something to say about what is there instead.
+/// The result of a probe: the state that was waited for, or the state that is there instead.
 pub trait State {
-    /// What is waited for.
+    /// The state that is waited for.
     type Reached;
 
     /// # Errors
-    /// What the panic message shows, if this is the last state seen.
+    /// The last state seen, which the panic message shows.
     fn reached(self) -> Result<Self::Reached, String>;
 }
 
@@ -42,7 +42,7 @@ impl<T, E: Debug> State for Result<T, E> {
     }
 }
 
-/// Looks again and again until the state is reached, and returns what was found.
+/// Probes again and again until the state is reached, and returns what the probe found.
 ///
 /// # Panics
 /// After [`DEADLINE`], naming `what` was waited for and the last state seen.
@@ -52,7 +52,7 @@ pub fn eventually<S: State>(what: &str, probe: impl AsyncFnMut() -> S) -> impl F
     poll(what, DEADLINE, probe, caller)
 }
 
-/// The same for what takes longer by itself.
+/// Waits as [`eventually`] does, for a state that takes longer by itself.
 #[track_caller]
 pub fn eventually_within<S: State>(
     time: Duration,

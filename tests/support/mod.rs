@@ -1,7 +1,7 @@
 //! The harness: real Redis servers, a programmable upstream, and Samovar as the process that users run.
 //!
-//! Everything starts on a free port or in a temporary folder and ends when its handle is dropped. Nothing here sleeps to
-//! let something happen: [`eventually`] waits for a state, [`Gate`] for an event.
+//! Everything starts on a free port or in a temporary folder and ends when its handle is dropped. Nothing here sleeps
+//! until something happens: [`eventually`] waits for a state, [`Gate`] for an event.
 #![allow(
     dead_code,
     unused_imports,

@@ -39,13 +39,13 @@ impl Parts {
         Self { redis, keys, store, agenda }
     }
 
-    /// What handles invalidations of these jobs.
+    /// Returns the invalidator of these jobs.
     pub fn invalidator(&self, jobs: &JobsFolder) -> Invalidator {
         let jobs = Jobs::load(jobs.path(), Duration::from_secs(3_600), &|_| None).unwrap();
         Invalidator::new(self.redis.clone(), self.keys.clone(), Arc::new(jobs), self.store.clone(), self.agenda.clone())
     }
 
-    /// What deals with suspicions about these jobs.
+    /// Returns the revalidator of these jobs.
     pub fn revalidator(&self, jobs: &JobsFolder) -> Revalidator {
         Revalidator {
             redis: self.redis.clone(),
@@ -62,8 +62,8 @@ impl Parts {
         }
     }
 
-    /// Leaves the marks of a fleet that has worked here before, so that a worker trusts what it finds: whose Redis it was, and
-    /// the inbox with its readers.
+    /// Leaves the marks of a fleet that has worked here before, so that a worker trusts what it finds: the server's
+    /// run id and the inbox with its readers.
     pub async fn mark(&self) {
         let mut redis = self.redis.clone();
         let info: String = redis::cmd("INFO").arg("server").query_async(&mut redis).await.unwrap();
@@ -88,14 +88,14 @@ impl Parts {
         inbox::publish(&mut self.redis.clone(), &self.keys, &message).await.unwrap()
     }
 
-    /// The same, and waits until it is handled.
+    /// Publishes through the inbox and waits until the message is handled.
     pub async fn invalidate(&self, message: &str) {
         self.publish(message).await;
         self.inbox_is_empty().await;
     }
 
     pub async fn inbox_is_empty(&self) {
-        // One in the hands of a worker that was killed is taken over after twice the claim time, which is 10 s here and there.
+        // A message of a killed worker is taken over after twice the claim time, which is 10 s in some tests.
         eventually_within(Duration::from_secs(40), "all messages in the inbox are handled", async || {
             let length: usize =
                 redis::cmd("XLEN").arg(self.keys.inbox()).query_async(&mut self.redis.clone()).await.unwrap();
@@ -104,7 +104,7 @@ impl Parts {
         .await;
     }
 
-    /// What is known of an entry of the job `art`.
+    /// Returns the metadata of an entry of the job `art`.
     pub async fn meta(&self, name: &str) -> Option<Meta> {
         self.store.snapshot(&art(name)).await.unwrap().meta
     }

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 const POLL: Duration = Duration::from_millis(10);
 
-/// How much of a worker's log a failing test prints.
+/// Lines of a worker's log that a failing test prints.
 const SHOWN_LINES: usize = 200;
 
 /// A command line to be run: `samovar(["jobs", "--json"]).redis(&redis).jobs(&folder).run().await`.
@@ -34,7 +34,7 @@ pub fn samovar<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Samovar {
     Samovar { command, folder, through: false }
 }
 
-/// A number that whoever runs the tests may set in the environment.
+/// Returns a number from the environment of the test run.
 #[allow(clippy::disallowed_methods, reason = "settings of a test are none of Samovar's")]
 pub fn number_from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -46,11 +46,11 @@ pub fn number_from_environment(name: &str) -> Option<u64> {
 pub struct Samovar {
     command: Command,
     folder: TempDir,
-    /// Whether another program runs it, which may stay between the two of us.
+    /// Another program runs it, which may stay in between.
     through: bool,
 }
 
-/// How a one-shot command ended.
+/// The end of a one-shot command.
 #[derive(Debug)]
 pub struct Finished {
     pub code: Option<i32>,
@@ -212,7 +212,7 @@ impl WorkerProcess {
         }
     }
 
-    /// Where it answers over HTTP, for whoever set `SAMOVAR_LISTEN` to `127.0.0.1:0`.
+    /// Returns the URL where it answers, if `SAMOVAR_LISTEN` is `127.0.0.1:0`.
     pub async fn http(&mut self) -> String {
         let line = self.wait_for_log(&["answers health"]).await;
         let port = line.split(' ').find_map(|word| word.strip_prefix("http://")?.rsplit(':').next()).unwrap();

@@ -25,8 +25,8 @@ pub enum Fault {
     CutReplies(usize),
     /// Each connection ends before a reply in which this text is.
     CutBefore(&'static str),
-    /// What Redis says is lost; it hears everything. A connection that has lost something loses all that follows, too, for
-    /// good, and nobody is told.
+    /// Redis hears everything, and its answers are lost. A connection that has lost one loses all that follow, for good
+    /// and without a sign.
     Deaf,
     /// The same for subscriptions only.
     DeafSubscriptions,

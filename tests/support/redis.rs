@@ -29,7 +29,7 @@ pub struct TestRedis {
     folder: TempDir,
 }
 
-/// How a [`TestRedis`] is to be set up.
+/// The settings of a [`TestRedis`].
 #[derive(Debug, Clone, Default)]
 pub struct RedisOptions {
     args: Vec<String>,
@@ -104,7 +104,7 @@ impl TestRedis {
         format!("{scheme}://{login}127.0.0.1:{}/0", self.port)
     }
 
-    /// The same, as Samovar reads it.
+    /// Its URL, as Samovar reads it.
     pub fn redis_url(&self) -> RedisUrl {
         RedisUrl::parse(&self.url(), self.ca().as_deref()).unwrap()
     }
@@ -209,7 +209,7 @@ impl TestRedis {
         keys
     }
 
-    /// How many heard it.
+    /// Publishes a message and returns how many clients heard it.
     pub async fn publish(&self, channel: &str, message: &str) -> usize {
         self.ask(&["PUBLISH", channel, message]).await
     }
@@ -222,7 +222,7 @@ impl TestRedis {
         self.redis_url().client()?.get_multiplexed_async_connection().await
     }
 
-    /// Whether the server that answers is the one started here.
+    /// Starts the server; returns whether it is the one that answers on the port.
     async fn launch(&mut self) -> bool {
         let port = self.port.to_string();
         let mut args = vec!["--bind", "127.0.0.1", "--save", "", "--logfile", "redis.log", "--protected-mode", "no"];

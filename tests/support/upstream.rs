@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 
 /// A server on a free port. What it is not told to answer is 404.
 ///
-/// Wherever a path is given, it may be written as it is sent (`/artworks/Mona%20Lisa?size=big`), or without the query, or
-/// decoded (`/artworks/Mona Lisa`).
+/// A path may be written as it is sent (`/artworks/Mona%20Lisa?size=big`), without the query, or decoded
+/// (`/artworks/Mona Lisa`).
 #[derive(Debug)]
 pub struct Upstream {
     url: String,
@@ -73,7 +73,7 @@ struct Book {
     versions: HashMap<String, u64>,
     gates: HashMap<String, Gate>,
     calls: Vec<Call>,
-    /// How many there were of each name that a path may go by.
+    /// The number of calls for each name of a path.
     counts: HashMap<String, usize>,
     in_flight: HashMap<String, usize>,
     most_in_flight: HashMap<String, usize>,
@@ -120,7 +120,7 @@ impl Upstream {
         self.desk.book().behaviours.insert(path.into(), Arc::new(behaviour));
     }
 
-    /// What paths get that nothing else was said about.
+    /// Sets the answer for all other paths.
     pub fn otherwise(&self, behaviour: impl Fn(&Call, usize) -> Reply + Send + Sync + 'static) {
         self.desk.book().otherwise = Some(Arc::new(behaviour));
     }
@@ -148,15 +148,15 @@ impl Upstream {
         self.desk.book().versions.get(path).copied().unwrap_or_default()
     }
 
-    /// Holds back the answers of a path, which are settled when the requests arrive: an answer behind the gate is an old
-    /// one by the time it is let out.
+    /// Holds back the answers of a path. They are made when the requests arrive, so an answer behind the gate is old by
+    /// the time it is let out.
     pub fn gate(&self, path: &str) -> Gate {
         let gate = Gate(Arc::new(GateState { waiting: Mutex::new(0), permits: Semaphore::new(0) }));
         self.desk.book().gates.insert(path.into(), gate.clone());
         gate
     }
 
-    /// How many requests there were for a path.
+    /// Returns the number of requests for a path.
     pub fn calls(&self, path: &str) -> usize {
         self.desk.book().counts.get(path).copied().unwrap_or_default()
     }

@@ -20,11 +20,11 @@ const LATENCY: u64 = 300;
 /// A rare one does.
 const SLOW: Duration = Duration::from_millis(1_500);
 
-/// A server on a free port. `/art/7` answers `{"v": n}` with the version of `art:7`; what follows in the path comes back as
+/// A server on a free port. `/art/7` answers `{"v": n}` with the version of `art:7`; the rest of the path comes back as
 /// `"of"`: `/story/7/4` answers `{"v": n, "of": 4}` for `story:7`. Versions begin with 1.
 ///
-/// The version is read at some moment between the arrival and the end of the answer, so that answers are old by the time
-/// they come, in any order. Some fail, some are cut off. Answers have an `ETag`, and 304 is said where it holds.
+/// The version is read at some moment between the arrival and the end of the answer, so answers are old by the time
+/// they come, in any order. Some fail, some are cut off. Answers have an `ETag`, and a request that names it gets 304.
 #[derive(Debug)]
 pub struct Versions {
     url: String,
@@ -32,7 +32,7 @@ pub struct Versions {
     _server: JoinSet<()>,
 }
 
-/// What was asked for.
+/// The requests so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Asked {
     pub fetches: u64,
@@ -62,7 +62,7 @@ enum Ending {
     Cut,
 }
 
-/// When the version is read, how long the answer takes from then on, and how it ends.
+/// The time before the version is read, the time of the answer from then on, and its end.
 #[derive(Clone, Copy, Debug)]
 struct Fate {
     before: Duration,
