@@ -80,7 +80,7 @@ async fn what_was_fetched_in_the_future_is_fresh_to_nobody() {
     assert!(matches!(leased, Leased::Yes(_)), "{leased:?}");
 }
 
-/// What a revalidator from before a clock was set back has marked is older than any invalidation.
+/// A revalidation from before the clock was set back marked the value: it is older than any invalidation.
 #[tokio::test]
 async fn what_was_marked_in_the_future_is_older_than_anything() {
     let (redis, _) = both().await;
@@ -118,7 +118,7 @@ async fn a_clock_set_back_is_noted_once() {
     assert_eq!(redis.get(&note).await.as_deref(), Some(noted.as_str()), "nobody notes it again");
     assert_eq!(clock().inspect().await.unwrap(), Gone::On);
     assert_eq!(redis.ask::<u64>(&["HGET", &parts.keys.clock(), "set_back"]).await, 1);
-    // Another doubt leaves it as it is.
+    // Another gap leaves it as it is.
     parts.store.note_gap(1, Gap::Missed).await.unwrap();
     assert_eq!(redis.get(&note).await.as_deref(), Some(noted.as_str()));
 }

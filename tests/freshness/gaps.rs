@@ -12,13 +12,18 @@ async fn what_is_published_bare_while_nobody_listens_is_made_good() {
     let jobs = Art::of(&upstream).list(["a"]).folder();
     let mut first = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
-    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    has_heard(&redis).await;
     first.kill9();
     first.wait().await;
     let edited = upstream.edit("/art/a");
     redis.publish(CHANNEL, "art:a").await;
     let _second = worker(&redis, &jobs);
     version(&redis, "a", edited).await;
+}
+
+/// Waits until one worker has said what it hears.
+async fn has_heard(redis: &TestRedis) {
+    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
 }
 
 /// Waits until so many workers have said that they heard everything for some seconds.
@@ -40,7 +45,7 @@ async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
     let jobs = Art::of(&upstream).list(["a"]).folder();
     let _first = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
-    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    has_heard(&redis).await;
     let _second = worker(&redis, &jobs);
     have_listened(&redis, 2).await;
     assert_eq!(upstream.calls("/art/a"), 1);
@@ -53,7 +58,7 @@ async fn a_cut_subscription_of_the_only_worker_revalidates_everything() {
     let jobs = Art::of(&upstream).list(["a"]).folder();
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
-    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    has_heard(&redis).await;
     let edited = upstream.edit("/art/a");
     // In one step, so that it cannot be subscribed again in between.
     let mut connection = redis.connection().await;
@@ -79,7 +84,7 @@ async fn what_a_worker_did_not_handle_by_its_end_is_made_good() {
     let jobs = Art::of(&upstream).list(["a"]).folder();
     let mut first = talkative(&redis, &jobs).env("SAMOVAR_DRAIN", "0").spawn();
     version(&redis, "a", 1).await;
-    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    has_heard(&redis).await;
     first.freeze();
     let edited = upstream.edit("/art/a");
     let mut publish = redis::pipe();
@@ -125,7 +130,7 @@ async fn workers_that_begin_together_where_none_was_trust_nothing() {
     let jobs = Art::of(&upstream).list(["a"]).folder();
     let mut first = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
-    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    has_heard(&redis).await;
     first.kill9();
     first.wait().await;
     let edited = upstream.edit("/art/a");

@@ -40,7 +40,7 @@ async fn a_trimmed_inbox_says_so_and_everything_is_made_anew() {
     second.wait_for_log(&["dropped from the inbox"]).await;
     version(&redis, "a", edited).await;
     parts.inbox_is_empty().await;
-    eventually("the revalidator is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    eventually("the gap is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
 }
 
 #[tokio::test]

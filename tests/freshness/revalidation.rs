@@ -57,7 +57,7 @@ async fn revalidation_takes_the_most_read_first_and_pays_for_nothing() {
         .await;
         let first = upstream.all_requests()[before..].iter().find(|call| call.path().starts_with("/art/")).cloned();
         assert_eq!(first.unwrap().path(), "/art/37");
-        eventually("the revalidator is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+        eventually("the gap is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
         eventually("the tale is at rest", async || {
             redis.ask::<Vec<String>>(&["ZRANGEBYSCORE", "samovar:agenda:{tale}", "-inf", "(0"]).await.is_empty()
                 && upstream.calls("/v1/chat/completions") == calls
@@ -67,7 +67,7 @@ async fn revalidation_takes_the_most_read_first_and_pays_for_nothing() {
 }
 
 #[tokio::test]
-async fn the_lock_of_a_suspicion_ends_in_time_whatever_the_clock_did() {
+async fn the_lock_of_a_revalidation_ends_whatever_the_clock_did() {
     let (redis, upstream) = both().await;
     let parts = Parts::of(&redis).await;
     let revalidator = parts.revalidator(&Art::of(&upstream).folder());
@@ -105,7 +105,7 @@ async fn a_lock_that_another_worker_took_is_not_extended() {
     assert!(looked.unwrap_err().to_string().contains("another worker took it"));
     assert_eq!(redis.get(&lock).await.as_deref(), Some("another"));
     assert!(redis.ttl(&lock).await.unwrap() <= revalidator.claim / 2);
-    assert!(redis.get(&note).await.is_some(), "the revalidator is left to the other");
+    assert!(redis.get(&note).await.is_some(), "the gap is left to the other");
 }
 
 #[tokio::test]
@@ -126,9 +126,9 @@ async fn a_restarted_redis_is_not_believed() {
     .await;
 }
 
-/// A doubt from another clock is dealt with already, but for a job that nobody here knows.
+/// A gap from another clock is dealt with already, but for a job that nobody here knows.
 #[tokio::test]
-async fn a_doubt_from_the_future_swallows_no_other() {
+async fn a_gap_from_the_future_swallows_no_other() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     let lease = parts.lease("a", LONG).await;
@@ -148,9 +148,9 @@ async fn a_doubt_from_the_future_swallows_no_other() {
     assert_eq!(redis.ask::<String>(&["HGET", "samovar:{suspect}:dealt", "art"]).await, note);
 }
 
-/// A doubt about some jobs leaves what was done for the others.
+/// A gap that concerns some jobs leaves what was done for the others.
 #[tokio::test]
-async fn a_doubt_about_some_jobs_spares_the_others() {
+async fn a_gap_of_some_jobs_spares_the_others() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     let known = Jobs::load(jobs.path(), TTL, &|_| None).unwrap();

@@ -221,7 +221,7 @@ async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
         parts.store.tag(&art(&n.to_string()), &tag, LONG).await.unwrap();
     }
     for round in 0..20 {
-        let name = format!("content_since {round}");
+        let name = format!("born {round}");
         let lease = parts.lease(&name, LONG).await;
         parts.next_instant().await;
         let at = parts.now().await;

@@ -93,7 +93,7 @@ async fn a_key_born_while_its_pattern_is_invalidated_is_caught() {
     invalidator.handle(&message, parts.now().await).await.unwrap();
     let whole = from.elapsed();
     for n in 0..60 {
-        let name = format!("content_since {n}");
+        let name = format!("born {n}");
         let lease = parts.lease(&name, LONG).await;
         let (at, moment) = (parts.now().await, whole.mul_f32(n as f32 / 50.0));
         let commit = async {

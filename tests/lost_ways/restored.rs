@@ -54,7 +54,7 @@ async fn a_restart_that_lost_nothing_generates_nothing_again() {
     story_is(&redis, "2").await;
     redis.restart().await;
     worker.wait_for_log(&["Redis was restarted"]).await;
-    eventually("the revalidator is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    eventually("the gap is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
     let meta = known(&Parts::of(&redis).await, &story()).await.unwrap();
     assert_eq!((meta.invalidated, redis.json("story:a").await), (0, Some(json!("2"))));
     assert_eq!(upstream.calls("/v1/chat/completions"), 2);
@@ -68,6 +68,6 @@ async fn what_was_in_an_inbox_that_redis_evicted_may_be_lost() {
     story_is(&redis, "2").await;
     redis.ask::<usize>(&["DEL", "samovar:inbox"]).await;
     story_is(&redis, "3").await;
-    eventually("the revalidator is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    eventually("the gap is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
     assert_eq!(upstream.calls("/v1/chat/completions"), 3);
 }
