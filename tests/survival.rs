@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use support::{
     Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, at_rest, both, eventually, hasty_worker, publish, readable,
@@ -222,6 +224,33 @@ async fn a_hung_upstream_does_not_delay_the_end_beyond_the_drain() {
     // Both the lease and the claim would hold for longer than this test waits.
     let _second = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
+}
+
+/// A drain may take longer than the time after which a silent worker counts as dead.
+#[tokio::test]
+async fn a_draining_worker_keeps_what_it_fetches() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let gate = upstream.gate("/art/a");
+    let jobs = Art::of(&upstream).limits("timeout = \"60s\"").list(["a"]).folder();
+    let mut first = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "10s").env("SAMOVAR_DRAIN", "10m").spawn();
+    gate.arrived(1).await;
+    let _second = hasty_worker(&redis, &jobs);
+    let beats = async || redis.ask::<Vec<(String, f64)>>(&["ZRANGE", "samovar:workers", "0", "-1", "WITHSCORES"]).await;
+    eventually("both live", async || beats().await.len() == 2).await;
+    first.term();
+    first.wait_for_log(&["told to stop"]).await;
+    let before = beats().await;
+    eventually("both beat for longer than a dead worker does", async || {
+        let now: BTreeMap<String, f64> = beats().await.into_iter().collect();
+        before.iter().all(|(worker, at)| now.get(worker).is_some_and(|now| now - at > 6.0))
+    })
+    .await;
+    gate.open();
+    version(&redis, "a", 1).await;
+    assert_eq!(first.wait().await.code(), Some(0));
+    assert_eq!(upstream.calls("/art/a"), 1, "nobody fetched it again");
+    assert_eq!(Parts::of(&redis).await.meta("a").await.unwrap().note.crashes, 0);
 }
 
 #[tokio::test]

@@ -70,7 +70,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", paused.join(", "));
     }
     let names = session.keys.all_fixed(jobs.jobs.keys(), jobs.upstreams.keys());
-    for wrong in wrong_types(&session.redis, &session.keys, &names).await? {
+    for wrong in wrong_types(&mut session.redis.clone(), &session.keys, &names).await? {
         println!("\n{}", wrapped(&format!("Fault: {wrong}."), ""));
     }
     match session.count_workers().await {

@@ -41,7 +41,7 @@ fn nothing_set_gives_the_documented_defaults() {
 }
 
 #[test]
-fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+fn flag_beats_environment_beats_file_beats_default() {
     let file = "SAMOVAR_PREFIX=file\nSAMOVAR_CONCURRENCY=2\nSAMOVAR_CLAIM=2s\n";
     let env = environment(&[("SAMOVAR_PREFIX", "process"), ("SAMOVAR_CONCURRENCY", "3")], file).unwrap();
     let common = CommonArgs { prefix: Some("flag".into()), ..CommonArgs::default() };
@@ -126,7 +126,7 @@ fn all_faults_are_reported_at_once_with_value_and_remedy() {
         "REDIS_URL: `http://cache` is of an unknown kind; write redis://, rediss:// or unix://",
         "SAMOVAR_CONCURRENCY: `0` must be a whole number from 1 to 4096",
         "SAMOVAR_CLAIM: `30` has no unit; write `30s` for seconds",
-        "SAMOVAR_DRAIN: `soon` is not a time; write `30s`, `5m` or `1h 30m`",
+        "SAMOVAR_DRAIN: `soon` is not a time; write `30s`, `5m` or `1h30m`",
         "SAMOVAR_MISSES: `maybe` must be `on` or `off`",
         "SAMOVAR_PREFIX: `{app}` may hold only letters, digits, `_`, `-`, `:` and `.`",
         "SAMOVAR_CHANNEL: `samovar:changed` is the channel of announced changes; choose another for invalidations",
@@ -145,7 +145,7 @@ fn all_faults_are_reported_at_once_with_value_and_remedy() {
 
 #[test]
 fn a_claim_is_never_shorter_than_a_second() {
-    assert_eq!(faults(&[("SAMOVAR_CLAIM", "900ms")]), ["SAMOVAR_CLAIM: `900ms` must be between 1s and 1day"]);
+    assert_eq!(faults(&[("SAMOVAR_CLAIM", "900ms")]), ["SAMOVAR_CLAIM: `900ms` must be between 1s and 1d"]);
     assert_eq!(settings(&[("SAMOVAR_DRAIN", "0")]).drain, Duration::ZERO);
 }
 
@@ -200,7 +200,7 @@ fn a_missing_file_is_no_fault_and_an_unreadable_one_is() {
 }
 
 #[test]
-fn the_file_may_begin_with_a_byte_order_mark_and_end_without_a_newline() {
+fn the_file_may_have_a_byte_order_mark_and_no_last_newline() {
     let env = environment(&[], "\u{feff}FIRST=1\r\nLAST=2").unwrap();
     assert_eq!((env.get("FIRST").as_deref(), env.get("LAST").as_deref()), (Some("1"), Some("2")));
 }

@@ -56,8 +56,7 @@ pub(super) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Result<D
     if text != "0" && !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!("has no unit; write `{text}s` for seconds"));
     }
-    let time =
-        humantime::parse_duration(text).map_err(|_| "is not a time; write `30s`, `5m` or `1h 30m`".to_owned())?;
+    let time = humantime::parse_duration(text).map_err(|_| "is not a time; write `30s`, `5m` or `1h30m`".to_owned())?;
     if range.contains(&time) {
         return Ok(time);
     }

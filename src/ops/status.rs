@@ -136,7 +136,7 @@ fn there<T: Default>(reply: RedisResult<T>) -> RedisResult<T> {
 }
 
 async fn faults(redis: &Connection, keys: &Keys, names: &[String]) -> RedisResult<Vec<String>> {
-    Ok(wrong_types(redis, keys, names).await?.iter().map(WrongType::to_string).collect())
+    Ok(wrong_types(&mut redis.clone(), keys, names).await?.iter().map(WrongType::to_string).collect())
 }
 
 /// Adds its upstreams to each job.

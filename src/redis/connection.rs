@@ -11,7 +11,7 @@
 //! then the name may resolve to another server.
 
 use super::ServerInfo;
-use super::requirements::is_refusal;
+use super::refused::is_refusal;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisFuture, RedisResult, Value};
 use std::fmt;

@@ -6,6 +6,7 @@ pub mod health;
 mod info;
 #[cfg(feature = "worker")]
 mod leader;
+mod refused;
 pub mod requirements;
 mod scan;
 mod script;

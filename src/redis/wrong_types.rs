@@ -9,12 +9,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use redis::aio::ConnectionLike;
 use redis::{Arg, Cmd, RedisError, RedisResult};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::Connection;
 use crate::protocol::Keys;
 
 /// The most keys that are remembered; further ones are found once some of these are gone.
@@ -99,11 +99,11 @@ impl WrongTypes {
 
     /// Inspects until `stop`: soon after a command fails, the known keys every two seconds, and all of `names` every
     /// ten seconds.
-    pub async fn run(self, redis: Connection, keys: Keys, names: Vec<String>, stop: CancellationToken) {
+    pub async fn run(self, mut redis: impl ConnectionLike, keys: Keys, names: Vec<String>, stop: CancellationToken) {
         let mut all: Option<Instant> = None;
         while !stop.is_cancelled() {
             let is_due = all.is_none_or(|at| at.elapsed() >= INTERVAL.1);
-            match self.inspect(&redis, &keys, if is_due { &names } else { &[] }).await {
+            match self.inspect(&mut redis, &keys, if is_due { &names } else { &[] }).await {
                 Ok(()) if is_due => all = Some(Instant::now()),
                 Ok(()) => {}
                 // The loops that need Redis log this.
@@ -129,7 +129,7 @@ impl WrongTypes {
     ///
     /// # Errors
     /// Fails if Redis returns an error; inspect again.
-    pub async fn inspect(&self, redis: &Connection, keys: &Keys, names: &[String]) -> RedisResult<()> {
+    pub async fn inspect(&self, redis: &mut impl ConnectionLike, keys: &Keys, names: &[String]) -> RedisResult<()> {
         let suspects = std::mem::take(&mut *lock(&self.0.suspects));
         let mut asked: BTreeSet<String> = suspects.into_iter().chain(names.iter().cloned()).collect();
         asked.extend(lock(&self.0.found).keys().cloned());
@@ -157,7 +157,11 @@ impl WrongTypes {
 ///
 /// # Errors
 /// Fails if Redis returns an error.
-pub async fn wrong_types(redis: &Connection, keys: &Keys, names: &[String]) -> RedisResult<Vec<WrongType>> {
+pub async fn wrong_types(
+    redis: &mut impl ConnectionLike,
+    keys: &Keys,
+    names: &[String],
+) -> RedisResult<Vec<WrongType>> {
     let own: Vec<(&String, &'static str)> = names.iter().filter_map(|name| Some((name, keys.type_of(name)?))).collect();
     let mut wrong = Vec::new();
     for some in own.chunks(STEP) {
@@ -165,7 +169,7 @@ pub async fn wrong_types(redis: &Connection, keys: &Keys, names: &[String]) -> R
         for (name, _) in some {
             ask.cmd("TYPE").arg(name);
         }
-        let types: Vec<String> = ask.query_async(&mut redis.clone()).await?;
+        let types: Vec<String> = ask.query_async(redis).await?;
         for ((key, expected), found) in some.iter().zip(types) {
             if found != "none" && found != *expected {
                 let is_needed_by_all = keys.is_of_queue(key);

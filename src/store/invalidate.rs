@@ -7,8 +7,9 @@ use redis::{RedisResult, Script};
 
 use super::lease::Removal;
 use super::tags::Stamp;
-use super::{META_OUTLIVES, Store, change, coded, millis};
+use super::{META_OUTLIVES, Store, change, coded};
 use crate::entry::EntryKey;
+use crate::entry::duration::millis;
 
 /// The time for which the next refresh of an entry is held off after a fetch for an invalidation began. A storm of
 /// invalidations then costs a few fetches a second, and each of them lands.

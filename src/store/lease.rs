@@ -23,8 +23,9 @@ use redis::{Cmd, FromRedisValue, RedisResult, Script};
 
 use super::meta::{Meta, Note};
 use super::snapshot::{Expiry, Snapshot};
-use super::{META_OUTLIVES, Store, coded, millis};
+use super::{META_OUTLIVES, Store, coded};
 use crate::entry::EntryKey;
+use crate::entry::duration::millis;
 
 /// The time for which one invalidation makes a storm of the next.
 const STORM_LASTS: Duration = Duration::from_secs(1);
@@ -122,7 +123,7 @@ pub struct Fresh {
     /// There is no value.
     pub absent: bool,
     /// So many workers or more in a row have died while they fetched it.
-    pub deadly: Option<u32>,
+    pub most_crashes: Option<u32>,
 }
 
 /// A fetch that has begun: nobody else fetches this entry, and nothing fetched before an invalidation is written.
@@ -160,7 +161,7 @@ pub enum Leased {
     Absent,
     /// The key holds something else than a string, of this type. It is somebody else's and stays.
     WrongType(String),
-    /// Too many workers have died of it; see [`Fresh::deadly`]. Nothing was begun.
+    /// Too many workers have died of it; see [`Fresh::most_crashes`]. Nothing was begun.
     Poison,
 }
 
@@ -231,7 +232,7 @@ impl Store {
             .arg(u8::from(fresh.any))
             .arg(u8::from(fresh.absent))
             .arg(millis(STORM_LASTS))
-            .arg(fresh.deadly.map_or(-1, i64::from));
+            .arg(fresh.most_crashes.map_or(-1, i64::from));
         call
     }
 
@@ -312,7 +313,7 @@ fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) ->
         }
         "absent" => Leased::Absent,
         "wrongtype" => Leased::WrongType(meta.unwrap_or_default()),
-        "deadly" => Leased::Poison,
+        "poison" => Leased::Poison,
         _ => Leased::Yes(Box::new(Lease {
             token,
             fetched_at: now,

@@ -9,8 +9,9 @@
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
-//! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there, and there they go before the head's: such a worker writes
-//! the note anew and leaves the head's as it finds it. It reads this form as well, and takes an attempt for a part of
+//! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there; where there is one, none is taken from the head, since such a
+//! worker writes the note anew and leaves the head as it finds it. Builds before that wrote outcomes and triggers as
+//! words, which Rust reads. It reads this form as well, and takes an attempt for a part of
 //! the hash.
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -97,12 +98,29 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+/// A number, or the word of builds before there were numbers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Packed<T> {
+    Number(usize),
+    Word(T),
+}
+
+impl<T: Copy> Packed<T> {
+    fn one_of(self, all: &[T]) -> Option<T> {
+        match self {
+            Self::Number(number) => all.get(number).copied(),
+            Self::Word(word) => Some(word),
+        }
+    }
+}
+
 fn outcome<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Outcome>, D::Error> {
-    Ok(Outcome::ALL.get(usize::deserialize(from)?).copied())
+    Ok(Packed::deserialize(from)?.one_of(&Outcome::ALL))
 }
 
 fn trigger<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Trigger>, D::Error> {
-    Ok(Trigger::ALL.get(usize::deserialize(from)?).copied())
+    Ok(Packed::deserialize(from)?.one_of(&Trigger::ALL))
 }
 
 fn flag<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
@@ -124,7 +142,9 @@ impl Meta {
         let packed = serde_json::from_str(parts.next()?).ok();
         let known = packed.is_some();
         let mut note: Note = packed.unwrap_or_default();
-        note.read_attempt(attempt);
+        if !note.has_attempt() {
+            note.read_attempt(attempt);
+        }
         if note.attempted == 0 {
             note.attempted = validated_at;
         }
@@ -152,21 +172,23 @@ impl Note {
         fields.join(".").trim_end_matches('.').to_owned()
     }
 
-    /// Adds what the head tells of the last attempt where the note itself does not.
+    /// Returns `true` if the note itself tells of the last attempt, as the previous version wrote it. The head's is then
+    /// of an attempt before.
+    fn has_attempt(&self) -> bool {
+        self.trigger.is_some() || self.outcome.is_some() || self.storm || self.attempted != 0 || self.crashes != 0
+    }
+
+    /// Takes over what the head tells of the last attempt.
     fn read_attempt(&mut self, packed: &str) {
         let mut fields = packed.split('.');
         let mut number = || fields.next()?.parse::<i64>().ok();
         let (trigger, storm, outcome, attempted, crashes) = (number(), number(), number(), number(), number());
         let index = |number: Option<i64>| usize::try_from(number?).ok();
-        self.trigger = self.trigger.or_else(|| Trigger::ALL.get(index(trigger)?).copied());
-        self.outcome = self.outcome.or_else(|| Outcome::ALL.get(index(outcome)?).copied());
-        self.storm |= storm == Some(1);
-        if self.attempted == 0 {
-            self.attempted = attempted.unwrap_or(0);
-        }
-        if self.crashes == 0 {
-            self.crashes = crashes.and_then(|crashes| u32::try_from(crashes).ok()).unwrap_or(0);
-        }
+        self.trigger = index(trigger).and_then(|number| Trigger::ALL.get(number).copied());
+        self.outcome = index(outcome).and_then(|number| Outcome::ALL.get(number).copied());
+        self.storm = storm == Some(1);
+        self.attempted = attempted.unwrap_or(0);
+        self.crashes = crashes.and_then(|crashes| u32::try_from(crashes).ok()).unwrap_or(0);
     }
 }
 

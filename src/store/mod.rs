@@ -106,7 +106,3 @@ impl Store {
 fn change(key: &EntryKey, event: &str) -> String {
     format!(r#"{{"key":{},"event":"{event}"}}"#, json!(key.as_str()))
 }
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use redis::RedisResult;
 
+use super::Store;
 use super::meta::Meta;
-use super::{Store, millis};
 use crate::entry::EntryKey;
+use crate::entry::duration::millis;
 
 /// The time for which our own read of a value is remembered, where Redis takes it for a read like any other.
 pub(crate) const TOUCHED: Duration = Duration::from_secs(3_600);

@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use redis::{RedisResult, Script};
 
+use super::Store;
 use super::lease::Removal;
 use super::snapshot::Snapshot;
-use super::{Store, millis};
 use crate::entry::EntryKey;
+use crate::entry::duration::millis;
 use crate::redis::Scan;
 
 /// Dead entries dropped when an entry is put under a tag.

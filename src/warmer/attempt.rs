@@ -128,16 +128,20 @@ impl Warmer {
         drop(attempt);
         match ended {
             Ok(Ok(ending) | Err(Stop::End(ending) | Stop::NoValue(ending))) => {
-                self.keep_stale(job, entry, ending).await
+                let kept = AssertUnwindSafe(self.keep_stale(job, entry, ending)).catch_unwind().await;
+                kept.unwrap_or_else(|_| panicked(job, entry))
             }
             Ok(Err(Stop::Redis(e))) => Ending::because(Outcome::Deferred, Next::In(SHORT_WAIT), format!("redis: {e}")),
-            Err(_) => {
-                let (job, key) = (&job.name, &entry.key);
-                error!(%job, %key, "warming panicked; the entry becomes a dead letter: please report this");
-                Ending::dead("warming panicked, which is a bug in Samovar: see the log, and report it".to_owned())
-            }
+            Err(_) => panicked(job, entry),
         }
     }
+}
+
+/// Logs a panic, and returns the ending of its entry.
+fn panicked(job: &Job, entry: &Running) -> Ending {
+    let (job, key) = (&job.name, &entry.key);
+    error!(%job, %key, "warming panicked; the entry becomes a dead letter: please report this");
+    Ending::dead("warming panicked, which is a bug in Samovar: see the log, and report it".to_owned())
 }
 
 impl Attempt<'_> {
@@ -245,7 +249,7 @@ impl Attempt<'_> {
         let is_outdated = warmer.is_outdated(job, key, &self.params).await?;
         let fresh = if is_outdated { Fresh::default() } else { fresh(job, self.entry) };
         let ask_score = warmer.agenda.ask_score(&job.name, key);
-        let wary = Fresh { deadly: Some(SUSPECT_CRASHES), ..fresh };
+        let wary = Fresh { most_crashes: Some(SUSPECT_CRASHES), ..fresh };
         let (mut leased, mut score) = warmer.store.lease_and(key, time, wary, &ask_score).await?;
         // A suspect takes its lease when its turn comes: a crash counts for every entry that has a lease then.
         if let Leased::Poison = leased {

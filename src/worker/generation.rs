@@ -67,12 +67,14 @@ impl Life {
     }
 }
 
-/// The signals of the invalidation pipeline, which runs until all that was heard is handled.
-struct PipelineSignals {
-    /// The pipeline has ended.
+/// The signals of loops that go on while the worker drains.
+struct DrainSignals {
+    /// The invalidation pipeline has ended, since all that was heard is handled.
     ended: CancellationToken,
     /// The pipeline must end now.
     cut: CancellationToken,
+    /// The worker leaves the fleet, and its heartbeat ends.
+    left: CancellationToken,
 }
 
 /// A generation whose loops run.
@@ -81,7 +83,7 @@ struct Generation<'a> {
     stop: CancellationToken,
     loops: Supervisor,
     shared: Shared<'a>,
-    pipeline: PipelineSignals,
+    signals: DrainSignals,
     warming: Warming,
     /// The chunks that are being warmed.
     chunks: TaskTracker,
@@ -102,7 +104,7 @@ pub(super) async fn run(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> a
     };
     let Parts { shared, gaps_checked, listeners, producers, warming, finisher, admin } = parts;
     let mut loops = Supervisor::new(life.stop.clone());
-    let pipeline = start_listeners(&mut loops, listeners, &shared, process, &life.stop);
+    let signals = start_listeners(&mut loops, listeners, &shared, process, &life.stop);
     let started = tokio::select! {
         biased;
         () = life.turn.cancelled() => Ok(()),
@@ -118,7 +120,7 @@ pub(super) async fn run(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> a
     let finishing = finisher.run(process.cut.clone());
     tokio::pin!(finishing);
     let chunks = TaskTracker::new();
-    let mut generation = Generation { process, stop: life.stop, loops, shared, pipeline, warming, chunks };
+    let mut generation = Generation { process, stop: life.stop, loops, shared, signals, warming, chunks };
     let served = match started {
         Ok(()) => generation.serve(finishing.as_mut()).await,
         Err(e) => Err(e),
@@ -133,9 +135,10 @@ fn start_listeners(
     shared: &Shared<'_>,
     process: &Process<'_>,
     stop: &CancellationToken,
-) -> PipelineSignals {
+) -> DrainSignals {
     let Listeners { channel, inbox, pipeline, sweeper, key_rights, revalidator, heartbeat } = listeners;
-    let signals = PipelineSignals { ended: CancellationToken::new(), cut: CancellationToken::new() };
+    let signals =
+        DrainSignals { ended: CancellationToken::new(), cut: CancellationToken::new(), left: CancellationToken::new() };
     let (ended, cut) = (signals.ended.clone(), signals.cut.clone());
     loops.run("the channel", channel.run(stop.clone()));
     loops.run("the inbox", inbox.run_until(stop.clone(), process.stop.clone()));
@@ -149,7 +152,13 @@ fn start_listeners(
     loops.run("the sweeper", sweeper.run(stop.clone()));
     loops.run("the check of rights", key_rights.run(stop.clone()));
     loops.run("the revalidator", revalidator.run(stop.clone()));
-    loops.run("the heartbeat", heartbeat.run(stop.clone()));
+    let (left, stop) = (signals.left.clone(), stop.clone());
+    loops.run("the heartbeat", async move {
+        tokio::select! {
+            () = left.cancelled() => {}
+            () = heartbeat.run(stop) => {}
+        }
+    });
     signals
 }
 
@@ -168,7 +177,7 @@ impl Generation<'_> {
     /// Warms what comes from the queue, until `stop` and until all that was pulled and heard is done; at most for the
     /// drain time after `stop`, and not beyond `cut`. What is still in flight then is dropped.
     async fn serve(&mut self, finishing: Pin<&mut impl Future<Output = ()>>) -> anyhow::Result<()> {
-        let Self { process, stop, loops, shared, pipeline, warming, chunks } = self;
+        let Self { process, stop, loops, shared, signals, warming, chunks } = self;
         let (warmer, bulk_warmer) = (Arc::clone(&warming.warmer), Arc::clone(&warming.bulk_warmer));
         let (main, bulk, tracker) = (Handle::current(), warming.bulk_runtime.handle().clone(), chunks.clone());
         // Each chunk is a task, so that all cores warm. It ends with the executor's future.
@@ -186,7 +195,7 @@ impl Generation<'_> {
         let tasks = shared.queue.run(handle, stop.clone());
         let done = async {
             tasks.await?;
-            pipeline.ended.cancelled().await;
+            signals.ended.cancelled().await;
             Ok(())
         };
         let timed_out = async {
@@ -214,10 +223,10 @@ impl Generation<'_> {
         served: anyhow::Result<()>,
         finishing: Pin<&mut impl Future<Output = ()>>,
     ) -> anyhow::Result<()> {
-        let Self { process, stop, loops, shared, pipeline, warming, chunks } = self;
+        let Self { process, stop, loops, shared, signals, warming, chunks } = self;
         let Warming { warmer, bulk_warmer, bulk_runtime } = warming;
         stop.cancel();
-        pipeline.cut.cancel();
+        signals.cut.cancel();
         chunks.close();
         let hand_back = async {
             // An aborted task ends where it next waits.
@@ -235,6 +244,8 @@ impl Generation<'_> {
                 gate.tell().await
             });
             futures_util::future::join_all(gates).await;
+            // On the same connection, no beat comes after this.
+            signals.left.cancel();
             if let Err(e) = shared.queue.leave(dead_after(process.settings.claim)).await {
                 warn!("could not leave the fleet, which takes this worker for dead soon: {e}");
             }
@@ -246,6 +257,7 @@ impl Generation<'_> {
                  when their claims expire"
             );
         }
+        signals.left.cancel();
         loops.end(time).await;
         if served.is_ok() && !process.stop.is_cancelled() {
             // The next generation heard the same, so nobody needs to know what this one heard.

@@ -1,6 +1,6 @@
 //! The heartbeat: once a second it tells the fleet that this worker lives, and checks what can change at any time.
 //!
-//! Each beat also checks Redis's clock and the workers whose beats stopped. Every few seconds it checks evictions,
+//! A worker that drains beats until it leaves the fleet. Each beat before that also checks Redis's clock and the workers whose beats stopped. Every few seconds it checks evictions,
 //! gates and unanswered pulls. If a beat fails, it waits for Redis and beats again.
 
 use std::collections::BTreeMap;
@@ -50,7 +50,8 @@ pub(super) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Runs until `stop`.
+    /// Runs until `stop`; then it only tells the fleet that this worker lives, until the caller drops it: what a worker
+    /// fetches while it drains is still its own.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::new("the heartbeat").showing(&self.loop_health);
         let mut inspected = Instant::now();
@@ -85,6 +86,12 @@ impl Heartbeat {
                 () = tokio::time::sleep(BEAT) => {}
                 () = stop.cancelled() => {}
             }
+        }
+        loop {
+            if let Err(e) = self.queue.beat(self.dead_after).await {
+                debug!("could not tell the fleet that this worker drains: {e}");
+            }
+            tokio::time::sleep(BEAT).await;
         }
     }
 

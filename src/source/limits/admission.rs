@@ -154,12 +154,13 @@ impl Gate {
             .arg(millis(waited))
             .arg(permit.cost.prompt)
             .arg(permit.cost.answer.unwrap_or(0))
-            .arg(&returned);
-        call.invoke_async(&mut self.redis.clone()).await.map_err(|error| {
+            .arg(returned.ids());
+        let answer = call.invoke_async(&mut self.redis.clone()).await.map_err(|error| {
             debug!(upstream = %upstream.name, %error, "cannot ask for admission; the request is refused");
-            self.abandon(returned);
             Refusal::soon("redis")
-        })
+        })?;
+        returned.arrived();
+        Ok(answer)
     }
 
     fn last(&self) -> MutexGuard<'_, Last> {

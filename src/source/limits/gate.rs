@@ -170,16 +170,16 @@ impl Gate {
             .arg(owed.tokens)
             .arg(&self.signal)
             .arg(format!("upstream {}", self.upstream.name))
-            .arg(&returned);
+            .arg(returned.ids());
         match call.invoke_async::<Verdict>(&mut self.redis.clone()).await {
             Ok(verdict) => {
                 owed.counted();
+                returned.arrived();
                 self.learn(&verdict);
                 self.budget.tell_spent(&verdict);
             }
             Err(error) => {
                 debug!(upstream = %self.upstream.name, %error, "cannot read the upstream's state; it stays as it was");
-                self.abandon(returned);
             }
         }
         self.line.wake();
@@ -199,11 +199,11 @@ impl Gate {
         self.breaker.learn(&self.upstream.name, verdict);
     }
 
-    /// Takes ids of permits that the next command hands back.
-    pub(super) fn returned(&self) -> Vec<String> {
+    /// Takes ids of permits that the next command hands back. They stay abandoned unless that command is answered.
+    pub(super) fn returned(&self) -> Returned<'_> {
         let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
         let keep = abandoned.len().saturating_sub(HANDED_BACK);
-        abandoned.split_off(keep)
+        Returned { gate: self, ids: abandoned.split_off(keep) }
     }
 
     /// Keeps ids of permits for a later command to hand back.
@@ -211,6 +211,32 @@ impl Gate {
         let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
         let room = ABANDONED.saturating_sub(abandoned.len());
         abandoned.extend(ids.into_iter().take(room));
+    }
+}
+
+/// Ids of permits on their way back. If the command fails or is cancelled, a later command hands them back.
+pub(super) struct Returned<'a> {
+    gate: &'a Gate,
+    ids: Vec<String>,
+}
+
+impl Returned<'_> {
+    /// Returns the ids.
+    pub(super) fn ids(&self) -> &[String] {
+        &self.ids
+    }
+
+    /// Notes that Redis has them back.
+    pub(super) fn arrived(mut self) {
+        self.ids.clear();
+    }
+}
+
+impl Drop for Returned<'_> {
+    fn drop(&mut self) {
+        if !self.ids.is_empty() {
+            self.gate.abandon(std::mem::take(&mut self.ids));
+        }
     }
 }
 

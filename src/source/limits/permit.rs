@@ -185,9 +185,10 @@ impl Permit {
             .arg(&gate.signal)
             .arg(format!("upstream {}", gate.upstream.name))
             .arg(self.answer)
-            .arg(&returned);
+            .arg(returned.ids());
         match call.invoke_async::<Verdict>(&mut gate.redis.clone()).await {
             Ok(verdict) => {
+                returned.arrived();
                 self.registered = false;
                 self.tokens = 0;
                 if let Ended::Busy(wait) = ended
@@ -201,7 +202,6 @@ impl Permit {
             }
             Err(error) => {
                 debug!(upstream = %gate.upstream.name, %error, "cannot give a permit back; it expires");
-                gate.abandon(returned);
                 if !busy.is_zero() {
                     gate.breaker.pause(busy);
                 }

@@ -189,6 +189,18 @@ async fn dropped_permits_come_back_with_the_next_call() {
     other.admit(Priority::Normal, within(1000)).await.expect("handed back").done(Ended::Ok).await;
 }
 
+/// A call is cancelled while its connection is renewed: Redis never sees the ids that it took.
+#[tokio::test]
+async fn permits_that_a_cancelled_call_took_come_back() {
+    let server = Server::start().await;
+    let limited = Upstream { concurrency: Some(1), ..upstream() };
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
+    drop(gate.admit(Priority::Normal, within(1000)).await.unwrap());
+    drop(gate.returned());
+    gate.refresh().await;
+    other.admit(Priority::Normal, within(1000)).await.expect("handed back").done(Ended::Ok).await;
+}
+
 #[tokio::test]
 async fn cancelled_waiting_leaves_nothing_taken() {
     let server = Server::start().await;

@@ -9,7 +9,7 @@
 --       7 a fetch for an invalidation that follows another one within this (ms) holds off a third: see invalidate.lua
 --       8 not where so many workers in a row or more have died while they fetched it (-1: does not matter)
 -- Returns {'busy', ms left} | {'fresh', now, PEXPIRETIME, meta}
---       | {'leased', now = fetched_at, PEXPIRETIME, meta} | {'absent'} | {'deadly'}
+--       | {'leased', now = fetched_at, PEXPIRETIME, meta} | {'absent'} | {'poison'}
 --       | {'wrongtype', 0, -2, type}: the key holds no string, so it is no value of ours to replace; not asked of a
 --         value with the expiry that we gave it
 local known = redis.call('MGET', KEYS[2], KEYS[3])
@@ -43,7 +43,7 @@ if pxat ~= -2 and (invalidated or '0') == '0' then
 end
 local trigger, crashes = 0, 0
 if validated_at then trigger, crashes = read_attempt(attempt, note) end
-if ARGV[8] ~= '-1' and crashes >= tonumber(ARGV[8]) then return {'deadly'} end
+if ARGV[8] ~= '-1' and crashes >= tonumber(ARGV[8]) then return {'poison'} end
 -- A fetch that follows another, which was made for an invalidation (1) or as a second look after one (5).
 local again = validated_at and (trigger == 1 or trigger == 5)
   and (tonumber(validated_at) > now - tonumber(ARGV[7]) or invalidated ~= '0')

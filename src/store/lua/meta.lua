@@ -23,9 +23,9 @@ local function read_attempt(attempt, note)
   local trigger, storm, outcome, began, crashes = match(attempt, '^(%d*)%.?(%d*)%.?(%d*)%.?(%d*)%.?(%d*)$')
   -- A worker of the previous version wrote them into the note, as JSON.
   if string.find(note, '"[tsoad]":%d') then
-    trigger, storm = match(note, '"t":(%d+)') or trigger, match(note, '"s":(%d)') or storm
-    outcome, began = match(note, '"o":(%d+)') or outcome, match(note, '"a":(%d+)') or began
-    crashes = match(note, '"d":(%d+)') or crashes
+    trigger, storm = match(note, '"t":(%d+)'), match(note, '"s":(%d)')
+    outcome, began = match(note, '"o":(%d+)'), match(note, '"a":(%d+)')
+    crashes = match(note, '"d":(%d+)')
   end
-  return tonumber(trigger) or 2, tonumber(crashes) or 0, storm or '', tonumber(outcome) or 0, tonumber(began) or 0
+  return tonumber(trigger or '') or 2, tonumber(crashes or '') or 0, storm or '', tonumber(outcome or '') or 0, tonumber(began or '') or 0
 end

@@ -4,7 +4,7 @@
 -- clock was set back; each new gap makes it another note, since it would count as dealt with.
 -- KEYS  1 the note: `time doubt`, or `time doubt from`: of what was fetched after `from`, invalidations were lost
 --       (clock.lua)
---       2 dealt with: a hash, job to the note (absolve.lua)
+--       2 dealt with: a hash, job to the note (src/worker/maintenance/lua/close_gap.lua)
 -- ARGV  1 time (ms)  2 doubt: '1' invalidations may have been missed, '2' some were lost
 --       3 channel of signals  4 the signal to send  5… the jobs that are not in doubt: those of them that were
 --       dealt with still are

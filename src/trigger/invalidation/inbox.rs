@@ -302,7 +302,8 @@ impl Inbox {
     /// Reads new messages, or, from an id on, those that other readers did not finish within the claim time. Returns
     /// the id from which to go on, and the messages.
     async fn read(&mut self, left_from: Option<&str>) -> RedisResult<(String, Vec<Found>)> {
-        let idle = left_from.map(|_| duration::millis(self.claim)).unwrap_or_default();
+        // Empty for new messages.
+        let idle = left_from.map(|_| duration::millis(self.claim).to_string()).unwrap_or_default();
         let mut call = READ.key(self.keys.inbox());
         call.arg(GROUP).arg(&*self.worker).arg(MOST).arg(BYTES).arg(LONGEST).arg(idle).arg(left_from.unwrap_or(FIRST));
         let (next, found): (String, Vec<Value>) = call.invoke_async(&mut self.redis).await?;

@@ -56,12 +56,20 @@ struct Order {
 }
 
 /// What is left to do once all scripts of a message have run.
-#[derive(Default)]
 struct Left {
+    /// The most entries in `last`.
+    most: usize,
     debounced: Vec<Debounced>,
     /// The entries that wait for inputs, by job. They become due last: if the message names an input, it is marked by
     /// then.
     last: BTreeMap<JobName, Vec<EntryKey>>,
+}
+
+impl Left {
+    /// Creates one of several that share the bound of entries kept for the end.
+    fn one_of(messages: usize) -> Self {
+        Self { most: LAST / messages.max(1), debounced: Vec::new(), last: BTreeMap::new() }
+    }
 }
 
 /// The tags of a message, and what was done for them.
@@ -142,7 +150,7 @@ impl Invalidator {
     /// # Errors
     /// Redis's; handle it again.
     pub async fn begin(&self, message: &Message, at: i64, alone: bool) -> RedisResult<(Handled, Vec<Debounced>)> {
-        let (mut handled, mut left) = (Handled::default(), Left::default());
+        let (mut handled, mut left) = (Handled::default(), Left::one_of(1));
         let (mut named, mut foreign) = (Vec::new(), Vec::new());
         let order = Order { action: message.action, at, alone };
         for key in &message.keys {
@@ -190,7 +198,7 @@ impl Invalidator {
     /// # Errors
     /// Redis's; handle it again.
     pub async fn again(&self, mut debounced: Vec<Debounced>, handled: &mut Handled) -> RedisResult<Vec<Debounced>> {
-        let mut left = Left::default();
+        let mut left = Left::one_of(1);
         while let Some(when) = debounced.first().map(|entry| entry.when) {
             let same = debounced.extract_if(.., |entry| entry.when == when);
             let entries: Vec<Named> = same.map(|entry| (entry.job, entry.key, entry.at)).collect();
@@ -211,7 +219,7 @@ impl Invalidator {
             tags: message.tags.iter().map(String::as_str).collect(),
             order: Order { action: message.action, at, alone },
             handled: Handled::default(),
-            left: Left::default(),
+            left: Left::one_of(messages.len()),
         });
         let mut parts: Vec<Part<'_>> = parts.collect();
         self.tags(&mut parts).await?;
@@ -361,7 +369,7 @@ impl Invalidator {
                 pass_over(self.agenda.put(name, &entries, when, trigger(action)).await, name)?;
             }
         }
-        if left.last.values().map(Vec::len).sum::<usize>() > LAST {
+        if left.last.values().map(Vec::len).sum::<usize>() > left.most {
             self.put_last(left, when, action).await?;
         }
         for ((name, is_unknown), (job, entries, at)) in next.absent {

@@ -107,6 +107,7 @@ fn merge(round: &mut Vec<Work>) {
                     (At::Received(a), At::Received(b)) => At::Received(a.max(b)),
                     (at, _) => at,
                 };
+                other.failed |= work.failed;
                 other.acks.extend(work.acks);
                 other.places.extend(work.places);
             }

@@ -7,12 +7,13 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use redis::RedisResult;
+use tracing::warn;
 
 use super::{ABREAST, Invalidator, Left, Named, Order, Part, pass_over};
 use crate::agenda::When;
 use crate::entry::EntryKey;
 use crate::protocol::{Action, Handled};
-use crate::redis::Scan;
+use crate::redis::{Scan, is_of_keys};
 use crate::store::Removal;
 
 /// Key patterns of jobs that are unknown here, whose loaded values are handled.
@@ -30,13 +31,17 @@ impl Invalidator {
             }
             *tags = stamped;
         }
+        let all: BTreeSet<&str> = parts.iter().flat_map(|part| part.tags.iter().copied()).collect();
+        let all = Vec::from_iter(all);
+        // Before the indexes are read, since another worker's search may complete one meanwhile; and after, since Redis
+        // may evict one meanwhile.
+        let mut lacking = self.store.may_lack(&all).await?;
         for Part { tags, order, handled, left } in &mut *parts {
             for tag in &*tags {
                 pass_over(self.tagged(tag, *order, handled, left).await, tag)?;
             }
         }
-        let all: BTreeSet<&str> = parts.iter().flat_map(|part| part.tags.iter().copied()).collect();
-        let lacking = self.store.may_lack(&Vec::from_iter(all)).await?;
+        lacking.extend(self.store.may_lack(&all).await?);
         if !lacking.is_empty() {
             self.seek_tagged(&HashSet::from_iter(lacking), parts).await?;
         }
@@ -90,8 +95,17 @@ impl Invalidator {
         let foreign_sets = self.store.loaded_sets(foreign.iter().map(String::as_str));
         globs.extend(foreign);
         for set in self.store.loaded_sets(globs.iter().map(String::as_str)) {
-            let order = Order { alone: foreign_sets.contains(&set), ..order };
-            pass_over(self.loaded_in(&set, &globs, order, handled, left).await, &set)?;
+            let is_foreign = foreign_sets.contains(&set);
+            let order = Order { alone: is_foreign, ..order };
+            match self.loaded_in(&set, &globs, order, handled, left).await {
+                // The user of this worker may have no right to keys of jobs that it does not know.
+                Err(e) if is_foreign && is_of_keys(&e) => {
+                    warn!(set, "cannot handle what services loaded for jobs that are unknown here: {e}");
+                }
+                done => {
+                    pass_over(done, &set)?;
+                }
+            }
         }
         Ok(())
     }
