@@ -4,8 +4,8 @@
 //!     cargo run --example service -- --museum http://127.0.0.1:8080
 //!     curl -i 'http://127.0.0.1:7071/artworks/Mona%20Lisa'
 //!
-//! With a worker beside it on the shipped jobs, artworks are warm before anybody asks. Stop Redis: the service goes on,
-//! slower, and is itself again when Redis is.
+//! If a worker runs the shipped jobs, artworks are warm before the first request. If Redis stops, the service keeps
+//! answering, more slowly, and recovers with Redis.
 #![expect(clippy::print_stdout, reason = "says where it listens")]
 
 use std::net::SocketAddr;
@@ -27,25 +27,25 @@ use tokio::task::JoinSet;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Redis, which may be away
+    /// Address of Redis, which may be unavailable
     #[arg(long, default_value = "redis://127.0.0.1:6379")]
     redis: String,
-    /// Where artworks come from
+    /// Address of the museum
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     museum: String,
-    /// Where to listen
+    /// Address to listen on
     #[arg(long, default_value = "127.0.0.1:7071")]
     listen: SocketAddr,
-    /// Requests of one client
+    /// Rate limit for each client
     #[arg(long, default_value = "100/minute")]
     limit: String,
 }
 
 #[derive(Clone)]
 struct Service {
-    /// What Samovar's workers keep warm: read here, never written.
+    /// Values that Samovar's workers keep warm: read here, never written.
     artworks: Cache,
-    /// What this service makes of it, and caches itself.
+    /// Values that this service makes from artworks, and caches itself.
     summaries: Cache,
     sessions: SessionCache,
     users: UserCache,
@@ -112,8 +112,8 @@ impl Service {
     }
 }
 
-/// A warm artwork comes from the near cache or from Redis. At a miss the workers are asked to warm it for those who come
-/// next, and the museum for this one answer.
+/// Returns an artwork from the near cache or from Redis. On a miss it asks the museum, and the workers warm the artwork
+/// for later requests.
 async fn artwork(State(service): State<Service>, Path(name): Path<String>) -> Result<Response, Failure> {
     let (value, cached): (Value, _) = match service.artworks.get(&name).await? {
         Some(value) => (value, "hit"),
@@ -122,7 +122,7 @@ async fn artwork(State(service): State<Service>, Path(name): Path<String>) -> Re
     Ok(([("x-cache", cached)], Json(value)).into_response())
 }
 
-/// An editor saved: the inbox loses nothing, so that only its absence is an error.
+/// Publishes an editor's change. The inbox loses nothing; the request fails only if the inbox is unavailable.
 async fn changed(State(service): State<Service>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
     let invalidation = Invalidation::keys([service.artworks.key(&name)]);
     service.publisher.publish(&invalidation).await?;
@@ -130,7 +130,7 @@ async fn changed(State(service): State<Service>, Path(name): Path<String>) -> Re
     Ok(StatusCode::ACCEPTED)
 }
 
-/// Made once, however many ask for it and on however many instances.
+/// Returns a summary, made once for all concurrent requests on all instances.
 async fn summary(State(service): State<Service>, Path(name): Path<String>) -> Result<Json<Value>, Failure> {
     let make = async || {
         let artwork = service.ask_museum(&name).await?;
@@ -161,7 +161,7 @@ async fn who(State(service): State<Service>, Path(id): Path<String>) -> Result<R
     Ok(Json(service.users.get::<Value>(&user.to_string()).await?).into_response())
 }
 
-/// Done by one instance at a time.
+/// Makes a report, on one instance at a time.
 async fn report(State(service): State<Service>) -> Result<Response, Failure> {
     let held = match Lock::new(&service.artworks, "report").acquire(Duration::ZERO).await {
         Ok(held) => held,
@@ -185,9 +185,9 @@ async fn stats(State(service): State<Service>) -> Json<Value> {
     }))
 }
 
-/// Tells each client how many requests it has left, and refuses those beyond.
+/// Tells each client how many requests it has left, and refuses requests beyond the limit.
 async fn limit(State(limiter): State<RateLimiter>, request: Request, next: Next) -> Result<Response, Failure> {
-    let client = request.headers().get("x-client").and_then(|client| client.to_str().ok()).unwrap_or("somebody");
+    let client = request.headers().get("x-client").and_then(|client| client.to_str().ok()).unwrap_or("anonymous");
     let decision = limiter.check(client).await?;
     let mut response = match decision.allowed {
         true => next.run(request).await,
@@ -201,19 +201,19 @@ async fn limit(State(limiter): State<RateLimiter>, request: Request, next: Next)
     Ok(response)
 }
 
-/// What the workers changed, for the log.
+/// Logs what the workers change.
 async fn tell_changes(cache: Cache) {
     let mut changes = cache.changes().await;
     loop {
         match changes.next().await {
             Heard::Message(change) => tracing::info!(key = change.key, event = ?change.event, "changed"),
-            Heard::Gap => tracing::warn!("some changes were not heard"),
+            Heard::Gap => tracing::warn!("some changes were missed"),
             Heard::Unreadable(why) => tracing::warn!("a change cannot be read: {why}"),
         }
     }
 }
 
-/// What a client is told.
+/// A failure, as a client sees it.
 #[derive(Clone)]
 struct Failure(StatusCode, String);
 

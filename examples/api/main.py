@@ -3,8 +3,8 @@
     curl 'http://127.0.0.1:8000/artworks/Mona%20Lisa'
     curl -X POST 'http://127.0.0.1:8000/artworks/Mona%20Lisa/changed'
 
-Reading is a plain GET: what is there is JSON, whole and fresh, and is handed on as it is. This API never writes to the
-cache itself; so it cannot put an old value there just after an invalidation. Without Redis it asks the museum.
+Reading is a plain GET. A value is complete JSON, and the API returns it unchanged. The API never writes to the cache
+itself, so it cannot restore an old value just after an invalidation. Without Redis it asks the museum.
 """
 
 import json
@@ -19,16 +19,17 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-# A cache that is away must not hold anybody up: half a second, and one more try on a fresh connection.
+# A cache that is unavailable must not delay requests: half a second, and one retry on a new connection.
 redis = Redis.from_url(
     os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
     socket_timeout=0.5,
     socket_connect_timeout=0.5,
     retry=Retry(NoBackoff(), 1),
 )
-# Pub/sub reaches all databases of a server; so each but 0 has channels of its own.
+# Pub/sub reaches all databases of a server, so each database except 0 has its own channels.
 database = redis.connection_pool.connection_kwargs.get("db") or 0
-CHANNEL = os.environ.get("SAMOVAR_CHANNEL") or (f"samovar:db{database}:invalidate" if database else "samovar:invalidate")
+DEFAULT_CHANNEL = f"samovar:db{database}:invalidate" if database else "samovar:invalidate"
+CHANNEL = os.environ.get("SAMOVAR_CHANNEL") or DEFAULT_CHANNEL
 museum = httpx.AsyncClient(base_url=os.environ.get("MUSEUM_URL") or "http://127.0.0.1:8080", timeout=10)
 
 
@@ -43,7 +44,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 async def warm_value(key: str) -> bytes | None:
-    """What is there; where nothing is, Samovar is asked to warm it for those who come next."""
+    """Returns the cached value; on a miss, asks Samovar to warm it for later requests."""
     try:
         cached = await redis.get(key)
         if cached is None:
@@ -60,14 +61,15 @@ async def artwork(name: str) -> Response:
         return Response(cached, media_type="application/json", headers={"X-Cache": "hit"})
     answer = await museum.get(f"/artworks/{quote(name, safe='')}")
     if answer.status_code != 200:
-        raise HTTPException(404 if answer.status_code in (404, 410) else 502, f"the museum said {answer.status_code}")
+        code = 404 if answer.status_code in (404, 410) else 502
+        raise HTTPException(code, f"the museum answered {answer.status_code}")
     return Response(json.dumps(answer.json()["data"]), media_type="application/json", headers={"X-Cache": "miss"})
 
 
 @app.post("/artworks/{name:path}/changed", status_code=202)
 async def changed(name: str) -> dict[str, int]:
-    """What an editor's save does: the old value is served until the new one lands."""
+    """Publishes an editor's change; the old value is served until the new one lands."""
     try:
         return {"workers": await redis.publish(CHANNEL, f"artwork_info:{name}")}
     except RedisError as error:
-        raise HTTPException(503, "nobody was told; try again") from error
+        raise HTTPException(503, "the change was not published; try again") from error

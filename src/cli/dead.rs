@@ -17,10 +17,10 @@ pub(super) struct DeadArgs {
     /// Only these entries or jobs
     #[arg(value_name = "JOB|KEY")]
     only: Vec<String>,
-    /// Put them back on the agenda, with a full number of attempts
+    /// Put the entries back on the agenda and reset their attempts
     #[arg(long)]
     retry: bool,
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

@@ -16,7 +16,7 @@ use crate::store::Expiry;
 pub(super) struct GetArgs {
     /// The entry's key
     key: String,
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

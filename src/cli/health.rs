@@ -20,10 +20,10 @@ const MOST: usize = 1 << 20;
 /// Arguments of `samovar health`.
 #[derive(Args)]
 pub(super) struct HealthArgs {
-    /// The worker's address, the same as its own setting [env: SAMOVAR_LISTEN] [default: 127.0.0.1:7070]
+    /// The worker's address, as in its own settings [env: SAMOVAR_LISTEN] [default: 127.0.0.1:7070]
     #[arg(long, value_name = "ADDRESS")]
     pub(super) listen: Option<String>,
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

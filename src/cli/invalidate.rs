@@ -23,13 +23,13 @@ pub(super) struct InvalidateArgs {
     /// All entries of a job; at most 64 jobs
     #[arg(long = "job", value_name = "JOB")]
     jobs: Vec<String>,
-    /// Remove the values at once; they return with the next warmup or demand
+    /// Remove the values at once; the next warmup or demand fetches them again
     #[arg(long, conflicts_with = "warm")]
     evict: bool,
     /// Fetch only the keys that are missing
     #[arg(long)]
     warm: bool,
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

@@ -15,7 +15,7 @@ const LAST: usize = 80;
 /// Arguments of `samovar jobs`.
 #[derive(Args)]
 pub(super) struct JobsArgs {
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

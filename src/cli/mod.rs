@@ -30,15 +30,15 @@ use crate::telemetry;
 
 /// Keeps Redis caches warm, so that an API's GET always hits.
 ///
-/// Job files define what is kept warm and from which source (see `samovar check`). `samovar worker` keeps it warm; the
-/// other commands show its state or control it. Every setting can be a flag, an environment variable, or a line of a
-/// file `.env`.
+/// Job files define the entries to keep warm and their sources (see `samovar check`). `samovar worker` keeps the
+/// entries warm; the other commands show or control their state. Every setting can be a flag, an environment variable,
+/// or a line in a file `.env`.
 #[derive(Parser)]
 #[command(
     version,
     propagate_version = true,
     max_term_width = 110,
-    after_help = "Exit codes: 0 success; 1 some of it failed; 2 the command line is invalid; 69 Redis is unreachable \
+    after_help = "Exit codes: 0 success; 1 partial failure; 2 the command line is invalid; 69 Redis is unreachable \
                   or unsupported; 78 the settings or the job files have faults."
 )]
 struct Cli {
@@ -64,7 +64,7 @@ enum Command {
     Pause(pause::PauseArgs),
     /// Resume a paused job
     Resume(pause::PauseArgs),
-    /// Watch entries being warmed, with triggers and outcomes, as it happens
+    /// Watch warming live, with triggers and outcomes
     Watch(watch::WatchArgs),
     /// Show one entry's value and metadata
     Get(get::GetArgs),
@@ -91,13 +91,12 @@ struct CheckArgs {
     /// budget
     #[arg(long)]
     fetch: bool,
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// A closed pipe (`samovar jobs
-/// head`) is no fault: the command ends quietly.
+/// Makes the command end quietly if the reader of its output closes the pipe, as in `samovar jobs | head`.
 fn end_quietly_when_nobody_reads() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -31,16 +31,16 @@ pub(super) struct WarmArgs {
     /// A job's name, for all its entries, or an entry's key
     #[arg(value_name = "JOB|KEY")]
     what: String,
-    /// Wait until all are fetched; the exit code is 1 if any failed
+    /// Wait until all entries are fetched; exit 1 if any failed
     #[arg(long)]
     wait: bool,
-    /// With --wait: the longest wait; entries that are not fetched by then have failed
+    /// With --wait: the longest wait; entries that are not fetched by then count as failed
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Only count what would be fetched
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

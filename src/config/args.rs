@@ -6,7 +6,7 @@ use std::fmt;
 /// The flags of every command.
 #[derive(Args, Clone, Default)]
 pub struct CommonArgs {
-    /// Address of Redis: redis://user:password@host:port/db, of which only the host is required; rediss:// for TLS
+    /// Address of Redis: redis://user:password@host:port/db (only the host is required); rediss:// for TLS
     /// [env: REDIS_URL, else REDIS_HOST, REDIS_PORT, REDIS_DB, REDIS_PASSWORD] [default: redis://127.0.0.1:6379/0]
     #[arg(long, global = true, value_name = "URL", help_heading = "Settings")]
     pub redis_url: Option<String>,
@@ -19,7 +19,7 @@ pub struct CommonArgs {
     #[arg(long, global = true, value_name = "DIR", help_heading = "Settings")]
     pub jobs: Option<String>,
 
-    /// Beginning of the names of Samovar's own keys and channels; one fleet, one prefix
+    /// Prefix of Samovar's own keys and channels; one fleet has one prefix
     /// [env: SAMOVAR_PREFIX] [default: samovar]
     #[arg(long, global = true, value_name = "TEXT", help_heading = "Settings")]
     pub prefix: Option<String>,
@@ -53,31 +53,31 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "N")]
     pub concurrency: Option<String>,
 
-    /// Time for which a worker that does not report keeps claimed entries; after a crash they wait this long
+    /// How long a worker's claim on entries holds; after a crash the entries wait this long at most
     /// [env: SAMOVAR_CLAIM] [default: 30s]
     #[arg(long, value_name = "TIME")]
     pub claim: Option<String>,
 
-    /// Time in which work in flight may finish after SIGTERM [env: SAMOVAR_DRAIN] [default: 20s]
+    /// How long work in flight may take to finish after SIGTERM or SIGHUP [env: SAMOVAR_DRAIN] [default: 20s]
     #[arg(long, value_name = "TIME")]
     pub drain: Option<String>,
 
-    /// Shortest time between two samples of which entries were read [env: SAMOVAR_SAMPLE] [default: 10s]
+    /// Shortest interval between two samples of reads [env: SAMOVAR_SAMPLE] [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub sample: Option<String>,
 
-    /// Fetch keys that were read and absent, as Redis's keyspace events tell: on or off; sets
+    /// Fetch keys that are read and absent, as reported by Redis's keyspace events: on or off; sets
     /// notify-keyspace-events [env: SAMOVAR_MISSES] [default: off]
     #[arg(long, value_name = "SWITCH")]
     pub misses: Option<String>,
 
     /// Address of the HTTP server (health, statistics, metrics, commands): ADDRESS:PORT, port 0 for any free port, or
     /// `off`; SAMOVAR_TOKEN in the environment protects the commands
-    /// [env: SAMOVAR_LISTEN] [default: 127.0.0.1:7070, or the next port that is free]
+    /// [env: SAMOVAR_LISTEN] [default: 127.0.0.1:7070, or the next free port]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
 
-    /// Names under which HTTP may be used without the token, besides loopback names and addresses; comma-separated
+    /// Host names that HTTP accepts without the token, in addition to loopback names and addresses; comma-separated
     /// [env: SAMOVAR_HOSTS] [default: none]
     #[arg(long, value_name = "NAMES")]
     pub hosts: Option<String>,

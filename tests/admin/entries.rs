@@ -180,7 +180,7 @@ async fn a_paused_job_is_fetched_by_no_worker_until_it_is_resumed() {
     assert!(first.post("/warm?wait=true", json!({"keys": ["art:c"]})).await.problem(409).contains("paused"));
     assert_eq!(upstream.all_requests().len(), 2);
     let resumed = samovar(["resume", "art"]).redis(&redis).jobs(&jobs).run().await;
-    assert_eq!((resumed.code, resumed.stdout.as_str()), (Some(0), "art goes on\n"));
+    assert_eq!((resumed.code, resumed.stdout.as_str()), (Some(0), "art is resumed\n"));
     assert_eq!(readable(&redis, "art:c").await["count"], 1);
     eventually("what was invalidated is fetched anew", async || {
         redis.json("art:a").await.is_some_and(|value| value["count"] == 2)
@@ -231,7 +231,7 @@ async fn an_entry_fetched_on_demand_is_due_for_its_second_look() {
     let entry = server.get("/entries?key=art:a").await.ok();
     assert_eq!((&entry["last_trigger"], &entry["due_for"]), (&json!("demand"), &json!("settle")));
     let told = samovar(["get", "art:a"]).redis(&redis).jobs(&jobs).run().await.stdout;
-    assert!(told.contains("for settle: a second look") && !told.contains("invalidation"), "{told}");
+    assert!(told.contains("for settle: a recheck") && !told.contains("invalidation"), "{told}");
 }
 
 /// SIGTERM while somebody waits: the answer comes, and the process ends in order.

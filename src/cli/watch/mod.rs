@@ -43,7 +43,7 @@ pub(super) struct WatchArgs {
     /// Only keys that match one of these globs (`*`, `?`, `[a-z]`, `\` before a literal character)
     #[arg(long, value_name = "GLOB")]
     key: Vec<String>,
-    /// One JSON object a line, for programs
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
