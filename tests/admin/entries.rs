@@ -247,7 +247,7 @@ async fn who_waits_is_answered_when_the_worker_ends() {
         server.worker.term();
     };
     let (asked, ()) = tokio::join!(send(request), tell);
-    assert!(asked.problem(503).contains("ends"));
+    assert!(asked.problem(503).contains("shutting down"));
     let state = server.get("/health/ready").await;
     assert!(state.json()["reasons"].to_string().contains("told to stop"), "{state:?}");
     gate.open();
