@@ -97,7 +97,7 @@ async fn measure_with(latency: Duration, bulk: usize) {
         let _: String = redis.ask(&["SLOWLOG", "RESET"]).await;
         if meanwhile == "a warmup" {
             let keys: Vec<EntryKey> = (0..bulk).map(|id| EntryKey::new(format!("bulk:{id}"))).collect();
-            agenda.put(&JobName::new("bulk"), &keys, When::Due(0), Trigger::Manual).await.unwrap();
+            agenda.put(&JobName::new("bulk"), &keys, When::NOW, Trigger::Manual).await.unwrap();
         } else {
             let _: usize = redis.ask(&["PUBLISH", "samovar:invalidate", r#"{"patterns": ["bulk:*"]}"#]).await;
         }

@@ -15,6 +15,7 @@ use samovar::agenda::{Agenda, Finished, Next, When};
 use samovar::entry::Trigger;
 use samovar::entry::{EntryKey, JobName};
 use samovar::protocol::Keys;
+use samovar::redis::RedisTime;
 
 use tokio::sync::Semaphore;
 
@@ -170,7 +171,7 @@ async fn agenda() {
         let keys: Vec<EntryKey> = (0..size).map(|id| EntryKey::new(format!("entry:{id:07}"))).collect();
         for (n, keys) in (0..).zip(keys.chunks((size / 1_000).clamp(1, BATCH))) {
             let due = far + n * 3_600_000 * keys.len() as i64 / size as i64 + jitter();
-            agenda.put(name, keys, When::Due(due), Trigger::Expiry).await.unwrap();
+            agenda.put(name, keys, When::Due(RedisTime::from_millis(due)), Trigger::Expiry).await.unwrap();
         }
     }
     for round in 0..ROUNDS {
@@ -178,7 +179,7 @@ async fn agenda() {
         for ((name, size), took) in names.iter().zip([SMALL, LARGE]).zip(&mut took) {
             let pick = |n: usize| (round * 7_919 + n * (size / BATCH)) % size;
             let keys: Vec<EntryKey> = (0..BATCH).map(|n| EntryKey::new(format!("entry:{:07}", pick(n)))).collect();
-            agenda.put(name, &keys, When::Due(0), Trigger::Manual).await.unwrap();
+            agenda.put(name, &keys, When::NOW, Trigger::Manual).await.unwrap();
             // In life an entry was put there an hour ago: by now other things are in the processor's caches.
             for _ in 0..OTHERS {
                 let others: Vec<EntryKey> =
@@ -195,7 +196,7 @@ async fn agenda() {
                 .map(|(claimed, score)| Finished {
                     key: claimed.key,
                     score: score.unwrap(),
-                    next: Next::At(next + jitter()),
+                    next: Next::At(RedisTime::from_millis(next + jitter())),
                     outcome: Some(samovar::entry::Outcome::Warmed),
                 })
                 .collect();

@@ -158,7 +158,7 @@ async fn run_whole(upstream: &Upstream, unchanged: bool) -> Vec<Run> {
         );
         let keys: Vec<EntryKey> = (0..ENTRIES).map(|id| EntryKey::new(format!("entry:{id}"))).collect();
         let before = (measure::cpu(worker.pid()), redis_cpu(&redis).await, upstream.cpu());
-        agenda.put(&JobName::new("entry"), &keys, When::Due(0), Trigger::Manual).await.unwrap();
+        agenda.put(&JobName::new("entry"), &keys, When::NOW, Trigger::Manual).await.unwrap();
         all(&redis, "unchanged").await;
         let cost =
             [measure::cpu(worker.pid()) - before.0, redis_cpu(&redis).await - before.1, upstream.cpu() - before.2];
@@ -230,7 +230,7 @@ async fn promised(agenda: bool, upstream: &str, redis: &str) {
     let (store, plan, job) = (Store::new(redis.clone(), keys.clone()), Agenda::new(redis, keys), JobName::new("entry"));
     let all: Vec<EntryKey> = (0..ENTRIES).map(|id| EntryKey::new(format!("entry:{id}"))).collect();
     if agenda {
-        plan.put(&job, &all, When::Due(0), Trigger::Cron).await.unwrap();
+        plan.put(&job, &all, When::NOW, Trigger::Cron).await.unwrap();
     }
     let batches = futures_util::stream::iter(all.chunks(BATCH).map(<[EntryKey]>::to_vec).collect::<Vec<_>>());
     let (plan, job, finished) = (&plan, &job, &std::sync::Mutex::new(Vec::new()));
@@ -262,7 +262,7 @@ async fn promised(agenda: bool, upstream: &str, redis: &str) {
             set.spawn(warm);
             let (key, start) = set.join_next().await.unwrap().unwrap();
             if let Some(score) = score {
-                let next = Next::At(start + 3_240_000);
+                let next = Next::At(start + Duration::from_secs(3_240));
                 let done =
                     Finished { key: key.to_string(), score, next, outcome: Some(samovar::entry::Outcome::Warmed) };
                 let full = {

@@ -9,6 +9,7 @@ use samovar::agenda::{Claimed, Due, Finished, Next, State, When};
 use samovar::entry::EntryKey;
 use samovar::entry::Outcome;
 use samovar::entry::{Priority, Trigger};
+use samovar::redis::RedisTime;
 use support::{Parts, TestRedis, art, eventually, job};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -52,7 +53,7 @@ fn names(claimed: &[Claimed]) -> Vec<&str> {
 async fn an_entry_is_on_the_agenda_once_however_often_it_is_named() {
     let (redis, parts) = parts().await;
     for trigger in [Trigger::Cron, Trigger::Demand, Trigger::Manual] {
-        put(&parts, &["a", "a"], When::Due(0), trigger).await;
+        put(&parts, &["a", "a"], When::NOW, trigger).await;
         put(&parts, &["a"], When::Urgent, trigger).await;
     }
     assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:agenda:{art}"]).await, 1);
@@ -65,11 +66,11 @@ async fn an_entry_is_on_the_agenda_once_however_often_it_is_named() {
 async fn what_is_due_earlier_already_is_not_put_off() {
     let (_redis, parts) = parts().await;
     let now = parts.now().await;
-    put(&parts, &["a"], When::Due(now + 1_000), Trigger::Cron).await;
-    assert_eq!(put(&parts, &["a"], When::Due(now + 9_000), Trigger::Cron).await, 0);
-    assert_eq!(put(&parts, &["a"], When::Keep(now + 500), Trigger::Cron).await, 0);
-    assert_eq!(Due::from_score(parts.score("a").await.unwrap()).at, now + 1_000);
-    assert_eq!(put(&parts, &["a"], When::Due(now + 500), Trigger::Cron).await, 1);
+    put(&parts, &["a"], When::Due(now + Duration::from_millis(1_000)), Trigger::Cron).await;
+    assert_eq!(put(&parts, &["a"], When::Due(now + Duration::from_millis(9_000)), Trigger::Cron).await, 0);
+    assert_eq!(put(&parts, &["a"], When::Keep(now + Duration::from_millis(500)), Trigger::Cron).await, 0);
+    assert_eq!(Due::from_score(parts.score("a").await.unwrap()).at, now + Duration::from_millis(1_000));
+    assert_eq!(put(&parts, &["a"], When::Due(now + Duration::from_millis(500)), Trigger::Cron).await, 1);
     assert_eq!(put(&parts, &["b"], When::IfThere, Trigger::Cron).await, 0);
     assert_eq!(parts.score("b").await, None);
 }
@@ -77,7 +78,7 @@ async fn what_is_due_earlier_already_is_not_put_off() {
 #[tokio::test]
 async fn claimed_entries_come_due_again_when_the_claim_runs_out() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a"], When::Due(0), Trigger::Expiry).await;
+    put(&parts, &["a"], When::NOW, Trigger::Expiry).await;
     let first = claim(&parts, MANY, MANY, SHORT).await;
     let again = eventually("it is claimed again", async || claim(&parts, MANY, MANY, LONG).await.pop()).await;
     assert_eq!(again.due().trigger, Trigger::Expiry);
@@ -100,7 +101,7 @@ async fn taken_entries_come_due_again_when_their_worker_is_gone() {
 #[tokio::test]
 async fn only_one_of_two_that_hold_the_same_claim_takes_it() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a", "b"], When::Due(0), Trigger::Cron).await;
+    put(&parts, &["a", "b"], When::NOW, Trigger::Cron).await;
     let claimed = claim(&parts, MANY, MANY, LONG).await;
     let first = take(&parts, &claimed[..1]).await;
     let second = take(&parts, &claimed).await;
@@ -113,7 +114,7 @@ async fn two_dispatchers_never_claim_the_same_entry() {
     let (_redis, parts) = parts().await;
     let all: Vec<String> = (0..400).map(|n| n.to_string()).collect();
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
-    put(&parts, &all, When::Due(0), Trigger::Cron).await;
+    put(&parts, &all, When::NOW, Trigger::Cron).await;
     let claims = futures_util::future::join_all((0..10).map(|_| claim(&parts, 50, MANY, LONG))).await;
     let mut claimed: Vec<String> = claims.into_iter().flatten().map(|entry| entry.key).collect();
     assert_eq!(claimed.len(), 400);
@@ -127,7 +128,7 @@ async fn urgent_work_goes_before_a_backlog_of_ten_thousand() {
     let (_redis, parts) = parts().await;
     let backlog: Vec<String> = (0..10_000).map(|n| format!("backlog {n}")).collect();
     let backlog: Vec<&str> = backlog.iter().map(String::as_str).collect();
-    put(&parts, &backlog, When::Due(1), Trigger::Cron).await;
+    put(&parts, &backlog, When::Due(RedisTime::from_millis(1)), Trigger::Cron).await;
     put(&parts, &["now"], When::Urgent, Trigger::Invalidation).await;
     let claimed = claim(&parts, 3, MANY, LONG).await;
     assert_eq!(names(&claimed)[0], "now");
@@ -140,7 +141,7 @@ async fn urgent_work_goes_before_a_backlog_of_ten_thousand() {
 #[tokio::test]
 async fn the_cap_holds_back_what_is_scheduled_but_not_what_is_urgent() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a", "b", "c", "d"], When::Due(0), Trigger::Cron).await;
+    put(&parts, &["a", "b", "c", "d"], When::NOW, Trigger::Cron).await;
     assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 2);
     let held_back = parts.agenda.claim(&job(), MANY, 2, LONG).await.unwrap();
     assert!(held_back.entries.is_empty());
@@ -152,9 +153,9 @@ async fn the_cap_holds_back_what_is_scheduled_but_not_what_is_urgent() {
 #[tokio::test]
 async fn bulk_runs_at_most_twice_the_cap_and_leaves_room_for_others() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a", "b", "c", "d"], When::Due(0), Trigger::Cron).await;
+    put(&parts, &["a", "b", "c", "d"], When::NOW, Trigger::Cron).await;
     assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 2);
-    put(&parts, &["1", "2", "3", "4", "5", "6"], When::Bulk(0), Trigger::Invalidation).await;
+    put(&parts, &["1", "2", "3", "4", "5", "6"], When::BULK_NOW, Trigger::Invalidation).await;
     assert_eq!(claim(&parts, MANY, 2, SHORT).await.len(), 2);
     assert_eq!(claim(&parts, MANY, 2, LONG).await.len(), 0);
     put(&parts, &["named"], When::Urgent, Trigger::Invalidation).await;
@@ -173,12 +174,12 @@ async fn bulk_runs_at_most_twice_the_cap_and_leaves_room_for_others() {
 #[tokio::test]
 async fn an_entry_that_ends_makes_room_under_the_cap() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a", "b"], When::Due(0), Trigger::Cron).await;
+    put(&parts, &["a", "b"], When::NOW, Trigger::Cron).await;
     let claimed = claim(&parts, MANY, 1, LONG).await;
     assert_eq!(names(&claimed), ["a"]);
     let score = take(&parts, &claimed).await.remove(0).unwrap();
     assert_eq!(claim(&parts, MANY, 1, LONG).await.len(), 0, "taken counts as well");
-    finish(&parts, "a", &score, Next::At(parts.now().await + 60_000)).await;
+    finish(&parts, "a", &score, Next::At(parts.now().await + Duration::from_millis(60_000))).await;
     assert_eq!(names(&claim(&parts, MANY, 1, LONG).await), ["b"]);
 }
 
@@ -186,10 +187,10 @@ async fn an_entry_that_ends_makes_room_under_the_cap() {
 async fn who_asks_is_told_when_something_is_due_next() {
     let (_redis, parts) = parts().await;
     assert_eq!(parts.agenda.claim(&job(), MANY, MANY, LONG).await.unwrap().next, None);
-    put(&parts, &["a"], When::Due(parts.now().await + 30_000), Trigger::Expiry).await;
+    put(&parts, &["a"], When::Due(parts.now().await + Duration::from_millis(30_000)), Trigger::Expiry).await;
     let next = parts.agenda.claim(&job(), MANY, MANY, LONG).await.unwrap().next.unwrap();
     assert!(next > Duration::from_secs(20) && next <= Duration::from_secs(30), "{next:?}");
-    put(&parts, &["b"], When::Due(0), Trigger::Cron).await;
+    put(&parts, &["b"], When::NOW, Trigger::Cron).await;
     let next = parts.agenda.claim(&job(), MANY, MANY, Duration::from_secs(10)).await.unwrap().next.unwrap();
     assert!(next <= Duration::from_secs(10), "the claim that runs out comes first: {next:?}");
 }
@@ -197,11 +198,13 @@ async fn who_asks_is_told_when_something_is_due_next() {
 #[tokio::test]
 async fn an_invalidation_makes_a_taken_entry_due_whatever_its_finish() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a"], When::Due(0), Trigger::Cron).await;
+    put(&parts, &["a"], When::NOW, Trigger::Cron).await;
     let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
     assert_eq!(put(&parts, &["a"], When::Urgent, Trigger::Demand).await, 0, "nobody else overtakes");
     assert_eq!(put(&parts, &["a"], When::Urgent, Trigger::Invalidation).await, 1);
-    for next in [Next::At(i64::MAX >> 20), Next::Out, Next::In(LONG), Next::Dead("too late".to_owned())] {
+    for next in
+        [Next::At(RedisTime::from_millis(i64::MAX >> 20)), Next::Out, Next::In(LONG), Next::Dead("too late".to_owned())]
+    {
         finish(&parts, "a", &score, next).await;
         assert_eq!(state(&parts, "a").await, Some((State::Urgent, Trigger::Invalidation)));
     }
@@ -215,7 +218,7 @@ async fn each_end_leads_where_it_says() {
     put(&parts, &all, When::Urgent, Trigger::Demand).await;
     let claimed = claim(&parts, MANY, MANY, LONG).await;
     let scores = take(&parts, &claimed).await;
-    let then = parts.now().await + 60_000;
+    let then = parts.now().await + Duration::from_millis(60_000);
     for (entry, score) in claimed.iter().zip(scores) {
         let name = entry.key.strip_prefix("art:").unwrap();
         let next = match name {
@@ -232,7 +235,7 @@ async fn each_end_leads_where_it_says() {
         Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, priority: Priority::Normal, look: false };
     assert_eq!((due("at").await, due("out").await, due("dead").await), (Some(at), None, None));
     assert_eq!(state(&parts, "in").await, Some((State::Urgent, Trigger::Demand)));
-    assert!(due("in").await.unwrap().at >= then - 1_000);
+    assert!(due("in").await.unwrap().at >= then - Duration::from_secs(1));
     assert_eq!(names(&claim(&parts, MANY, MANY, LONG).await), ["again"]);
     assert_eq!(redis.ask::<String>(&["HGET", "samovar:dead-reasons:{art}", "art:dead"]).await, "no answer");
     assert_eq!(redis.ask::<Vec<String>>(&["ZRANGE", "samovar:dead:{art}", "0", "-1"]).await, ["art:dead"]);
@@ -247,7 +250,7 @@ async fn dead_letters_are_bounded_and_the_oldest_go_first() {
         fill.cmd("HSET").arg("samovar:dead-reasons:{art}").arg(format!("art:old {n}")).arg("long ago").ignore();
     }
     fill.query_async::<()>(&mut redis.connection().await).await.unwrap();
-    put(&parts, &["new"], When::Due(0), Trigger::Cron).await;
+    put(&parts, &["new"], When::NOW, Trigger::Cron).await;
     let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
     finish(&parts, "new", &score, Next::Dead("just now".to_owned())).await;
     assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:dead:{art}"]).await, 10_000);
@@ -265,10 +268,10 @@ async fn a_stranger_s_key_beside_the_agenda_keeps_no_entry_in_hand() {
     {
         let (redis, parts) = parts().await;
         redis.set(key, "a stranger's", LONG).await;
-        put(&parts, &names, When::Due(0), Trigger::Cron).await;
+        put(&parts, &names, When::NOW, Trigger::Cron).await;
         let claimed = claim(&parts, MANY, MANY, LONG).await;
         let scores = take(&parts, &claimed).await;
-        let then = parts.now().await + 60_000;
+        let then = parts.now().await + Duration::from_millis(60_000);
         let ends = claimed.iter().zip(scores).enumerate().map(|(n, (entry, score))| {
             let next = [Next::Dead("no answer".to_owned()), Next::Out, Next::At(then)][n % 3].clone();
             Finished { key: entry.key.clone(), score: score.unwrap(), next, outcome: Some(Outcome::Failed) }
@@ -290,7 +293,7 @@ async fn a_stranger_s_key_beside_the_agenda_keeps_no_entry_in_hand() {
 #[tokio::test]
 async fn a_full_redis_loses_no_dead_letter() {
     let (redis, parts) = parts().await;
-    put(&parts, &["a"], When::Due(0), Trigger::Cron).await;
+    put(&parts, &["a"], When::NOW, Trigger::Cron).await;
     let claimed = claim(&parts, MANY, MANY, LONG).await;
     let score = take(&parts, &claimed).await.remove(0).unwrap();
     let dead = Next::Dead("no answer".to_owned());
@@ -313,8 +316,8 @@ async fn scores_on(redis: &TestRedis) -> Vec<f64> {
 #[tokio::test]
 async fn an_entry_that_is_warm_again_is_no_dead_letter_any_more() {
     let (redis, parts) = parts().await;
-    for next in [Next::Dead("down".to_owned()), Next::At(parts.now().await + 60_000)] {
-        put(&parts, &["a"], When::Due(0), Trigger::Cron).await;
+    for next in [Next::Dead("down".to_owned()), Next::At(parts.now().await + Duration::from_millis(60_000))] {
+        put(&parts, &["a"], When::NOW, Trigger::Cron).await;
         let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
         finish(&parts, "a", &score, next).await;
     }
@@ -329,8 +332,8 @@ async fn scores_come_back_from_redis_exactly() {
     {
         for (when, priority) in [
             (When::Urgent, Priority::High),
-            (When::Bulk(1_732_270_000_123), Priority::Bulk),
-            (When::Due(1_732_270_000_123), Priority::Normal),
+            (When::Bulk(RedisTime::from_millis(1_732_270_000_123)), Priority::Bulk),
+            (When::Due(RedisTime::from_millis(1_732_270_000_123)), Priority::Normal),
         ] {
             let name = format!("{trigger:?} {when:?}");
             put(&parts, &[&name], when, trigger).await;
@@ -353,7 +356,7 @@ async fn scores_come_back_from_redis_exactly() {
 async fn odd_names_pass_through_the_agenda_unharmed() {
     let (_redis, parts) = parts().await;
     let odd = ["", " ", "a\nb", "\"quoted\"", "{brace}", "[x]?*", "Kaplumbağa 🐢", "100%"];
-    put(&parts, &odd, When::Due(0), Trigger::Cron).await;
+    put(&parts, &odd, When::NOW, Trigger::Cron).await;
     let mut claimed = claim(&parts, MANY, MANY, LONG).await;
     assert!(take(&parts, &claimed).await.iter().all(Option::is_some));
     claimed.sort_by(|a, b| a.key.cmp(&b.key));
@@ -366,7 +369,7 @@ async fn odd_names_pass_through_the_agenda_unharmed() {
 async fn what_is_named_by_itself_goes_before_what_was_named_with_many() {
     let (_redis, parts) = parts().await;
     let mass: Vec<String> = (0..300).map(|n| format!("mass {n}")).collect();
-    put(&parts, &mass.iter().map(String::as_str).collect::<Vec<_>>(), When::Bulk(0), Trigger::Invalidation).await;
+    put(&parts, &mass.iter().map(String::as_str).collect::<Vec<_>>(), When::BULK_NOW, Trigger::Invalidation).await;
     put(&parts, &["named", "mass 250"], When::Urgent, Trigger::Invalidation).await;
     let mut first: Vec<String> = claim(&parts, 2, MANY, LONG).await.into_iter().map(|entry| entry.key).collect();
     first.sort();
@@ -377,7 +380,7 @@ async fn what_is_named_by_itself_goes_before_what_was_named_with_many() {
 #[tokio::test]
 async fn a_stronger_trigger_replaces_a_weaker_one_and_not_vice_versa() {
     let (_redis, parts) = parts().await;
-    for when in [When::Urgent, When::Bulk(0), When::Due(0)] {
+    for when in [When::Urgent, When::BULK_NOW, When::NOW] {
         put(&parts, &["a"], when, Trigger::Demand).await;
         put(&parts, &["a"], when, Trigger::Invalidation).await;
         put(&parts, &["a"], when, Trigger::Cron).await;
@@ -392,7 +395,7 @@ async fn a_stronger_trigger_replaces_a_weaker_one_and_not_vice_versa() {
 async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
     let (_redis, parts) = parts().await;
     for (when, priority) in
-        [(When::Urgent, Priority::High), (When::Bulk(0), Priority::Bulk), (When::Due(0), Priority::Normal)]
+        [(When::Urgent, Priority::High), (When::BULK_NOW, Priority::Bulk), (When::NOW, Priority::Normal)]
     {
         put(&parts, &["a"], when, Trigger::Demand).await;
         let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
@@ -417,14 +420,14 @@ async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
 async fn a_recheck_stays_owed_when_a_warmup_or_a_person_comes_first() {
     let (_redis, parts) = parts().await;
     for trigger in [Trigger::Cron, Trigger::Manual] {
-        for when in [When::Due(0), When::Bulk(0), When::Urgent] {
+        for when in [When::NOW, When::BULK_NOW, When::Urgent] {
             put(&parts, &["waits", "claimed", "taken"], when, trigger).await;
             let mut claimed = claim(&parts, MANY, MANY, LONG).await;
             claimed.sort_by(|a, b| a.key.cmp(&b.key));
             let taken = take(&parts, &claimed[1..2]).await.remove(0).unwrap();
             parts.agenda.remove(&job(), &[art("waits")]).await.unwrap();
             put(&parts, &["waits"], when, trigger).await;
-            let settle = When::Keep(parts.now().await + 3_000);
+            let settle = When::Keep(parts.now().await + Duration::from_millis(3_000));
             let before = [parts.score("waits").await.unwrap(), parts.score("claimed").await.unwrap()];
             assert_eq!(put(&parts, &["waits", "claimed", "taken"], settle, Trigger::Settle).await, 2);
             for (name, before) in ["waits", "claimed"].into_iter().zip(before.map(Due::from_score)) {
@@ -445,8 +448,8 @@ async fn a_recheck_stays_owed_when_a_warmup_or_a_person_comes_first() {
     }
     // What an invalidation or a demand fetches is looked at in any case.
     for trigger in [Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Settle] {
-        put(&parts, &["a"], When::Due(0), trigger).await;
-        assert_eq!(put(&parts, &["a"], When::Keep(1), Trigger::Settle).await, 0, "{trigger:?}");
+        put(&parts, &["a"], When::NOW, trigger).await;
+        assert_eq!(put(&parts, &["a"], When::Keep(RedisTime::from_millis(1)), Trigger::Settle).await, 0, "{trigger:?}");
         parts.agenda.remove(&job(), &[art("a")]).await.unwrap();
     }
 }
@@ -454,7 +457,7 @@ async fn a_recheck_stays_owed_when_a_warmup_or_a_person_comes_first() {
 #[tokio::test]
 async fn what_is_only_looked_at_once_more_gives_way_to_a_demand() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a"], When::Due(0), Trigger::Settle).await;
+    put(&parts, &["a"], When::NOW, Trigger::Settle).await;
     let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
     put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
     finish(&parts, "a", &score, Next::Out).await;
@@ -465,7 +468,7 @@ async fn what_is_only_looked_at_once_more_gives_way_to_a_demand() {
 #[tokio::test]
 async fn what_was_claimed_or_put_off_in_the_future_is_due() {
     let (redis, parts) = parts().await;
-    let tomorrow = parts.now().await + 86_400_000;
+    let tomorrow = parts.now().await + Duration::from_millis(86_400_000);
     let dues = [
         ("claimed", State::Claimed, Priority::Normal),
         ("taken", State::Running, Priority::Bulk),

@@ -269,7 +269,7 @@ async fn near_values_go_when_anybody_announces_a_change() {
     let Leased::Yes(lease) = store.lease(&key, HOUR, Fresh::default()).await.unwrap() else { panic!("leased") };
     store.commit(&key, &lease, "5", HOUR, &Note::default()).await.unwrap();
     sees("a worker's commit", Some(5)).await;
-    store.invalidate(&key, store.now().await.unwrap() + 1, Removal::Evict).await.unwrap();
+    store.invalidate(&key, store.now().await.unwrap() + Duration::from_millis(1), Removal::Evict).await.unwrap();
     sees("an eviction", None).await;
 }
 

@@ -15,6 +15,7 @@ use samovar::entry::EntryKey;
 use samovar::entry::Trigger;
 use samovar::protocol::Keys;
 use samovar::protocol::Message;
+use samovar::redis::RedisTime;
 use samovar::store::{Fresh, Leased, Note, Removal, Store, Written};
 use serde_json::json;
 use support::{Art, Parts, Reply, TestRedis, Upstream, eventually, worker};
@@ -454,7 +455,7 @@ async fn the_library_leaves_a_key_alone_that_holds_no_string() {
 }
 
 /// Waits until an entry is scheduled, for its expiry; returns when.
-async fn scheduled(parts: &Parts) -> i64 {
+async fn scheduled(parts: &Parts) -> RedisTime {
     eventually("the entry waits for its expiry", async || match parts.score("k").await.map(Due::from_score) {
         Some(due) if (due.state, due.trigger) == (State::Scheduled, Trigger::Expiry) => Ok(due.at),
         other => Err(other),
@@ -495,7 +496,7 @@ async fn a_services_write_during_a_refresh_leaves_the_entry_scheduled() {
                 _ => {
                     let at = scheduled(&parts).await;
                     assert!(
-                        expires < 0 || what == "expire" || what == "load" || at < expires,
+                        expires < 0 || what == "expire" || what == "load" || at.as_millis() < expires,
                         "{what}: {at} {expires}"
                     );
                     assert!(at > parts.now().await, "{what}: not at once");
@@ -604,7 +605,7 @@ async fn a_load_waits_for_no_lease_of_the_future() {
     let redis = TestRedis::start().await;
     let short = builder(&redis).lease(Duration::from_millis(300)).build().await.unwrap();
     let (store, keys) = store(&redis).await;
-    let future = store.now().await.unwrap() + 36_000_000;
+    let future = store.now().await.unwrap() + Duration::from_millis(36_000_000);
     redis.set(&keys.lease(&EntryKey::new("art:k")), &format!("dead-1 {future} -"), 600 * LATER).await;
     assert_eq!(short.get_or_load("k", async || Ok::<_, Infallible>(1)).await.unwrap(), 1);
     assert_eq!(redis.get("art:k").await.as_deref(), Some("1"), "it is written");

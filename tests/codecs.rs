@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use samovar::agenda::{Due, State};
 use samovar::entry::{Outcome, Priority, Trigger};
+use samovar::redis::RedisTime;
 use samovar::store::{Meta, Note};
 use support::TestRedis;
 
@@ -23,7 +24,7 @@ fn any_due() -> impl Strategy<Value = Due> {
     let priorities = prop_oneof![Just(Priority::Normal), Just(Priority::Bulk), Just(Priority::High)];
     (0_i64..5_000_000_000_000, states, triggers, priorities, any::<bool>()).prop_map(
         |(at, state, trigger, priority, look)| Due {
-            at,
+            at: RedisTime::from_millis(at),
             state,
             trigger,
             priority: match state {
@@ -89,7 +90,7 @@ fn any_known() -> impl Strategy<Value = Known> {
                 outcome: Some(outcomes[o]),
                 trigger: Some(triggers[t]),
                 storm,
-                attempted,
+                attempted: RedisTime::from_millis(attempted),
                 crashes: if attempted > 0 { crashes } else { 0 },
                 failures,
                 tags: if tagged { vec![r#""t":1 ~@/ {"d":3}"#.to_owned()] } else { Vec::new() },
@@ -113,7 +114,7 @@ fn note_of_the_previous_version(note: &Note) -> String {
     let trigger = note.trigger.filter(|trigger| *trigger != Trigger::Expiry).map_or(-1, |trigger| trigger as i64);
     json.extend((outcome >= 0).then(|| ("o".to_owned(), outcome.into())));
     json.extend((trigger >= 0).then(|| ("t".to_owned(), trigger.into())));
-    json.extend((note.attempted > 0).then(|| ("a".to_owned(), note.attempted.into())));
+    json.extend((note.attempted > RedisTime::ZERO).then(|| ("a".to_owned(), note.attempted.as_millis().into())));
     json.extend((note.crashes > 0).then(|| ("d".to_owned(), note.crashes.into())));
     json.extend(note.storm.then(|| ("s".to_owned(), 1.into())));
     serde_json::Value::Object(json).to_string()
@@ -158,12 +159,15 @@ fn scripts_and_rust_agree_on_metadata() {
                 (outcome.unwrap() as u8, trigger.unwrap() as u8, if storm { "1" } else { "" });
             prop_assert_eq!(attempt, &format!("{trigger} {crashes} {storm} {outcome} {attempted}"));
             let meta = Meta::parse(packed).unwrap();
-            prop_assert_eq!([meta.validated_at, meta.own_expiry, meta.invalidated, meta.stale_for], known.times);
+            let times = [meta.validated_at, meta.own_expiry, meta.invalidated.unwrap_or_default()];
+            prop_assert_eq!(&times.map(RedisTime::as_millis)[..], &known.times[..3]);
+            prop_assert_eq!(meta.stale_for.as_millis(), u128::try_from(known.times[3]).unwrap());
             prop_assert_eq!(
-                (&meta.hash, meta.fetched_at, meta.content_since),
+                (&meta.hash, meta.fetched_at.as_millis(), meta.content_since.as_millis()),
                 (&known.hash, known.fetched_at, known.content_since)
             );
-            let attempted = if attempted == 0 { known.times[0] } else { attempted };
+            let attempted =
+                if attempted == RedisTime::ZERO { RedisTime::from_millis(known.times[0]) } else { attempted };
             prop_assert_eq!(&meta.note, &Note { attempted, ..known.note.clone() });
             let attempt = if words[5].is_empty() { 0 } else { words[5].len() + 1 };
             let room = attempt + words[8].len();

@@ -5,6 +5,7 @@ mod support;
 
 use std::time::Duration;
 
+use samovar::redis::RedisTime;
 use serde_json::json;
 use support::{
     Art, Parts, Reply, TestRedis, WorkerProcess, at_rest, both, eventually, hasty_worker, listening, readable, worker,
@@ -76,11 +77,11 @@ async fn a_warmup_does_not_fetch_at_once_what_is_refreshed_in_time() {
     let _first = worker(&redis, &jobs);
     readable(&redis, "a").await;
     at_rest(&redis).await;
-    let before = Parts::of(&redis).await.now().await - 1_000;
+    let before = Parts::of(&redis).await.now().await - Duration::from_millis(1_000);
     redis.ask::<i64>(&["ZADD", "samovar:{schedules}", &before.to_string(), "art"]).await;
     let _second = worker(&redis, &jobs);
     eventually("the warmup is over", async || {
-        redis.ask::<i64>(&["ZSCORE", "samovar:{schedules}", "art"]).await > before
+        redis.ask::<RedisTime>(&["ZSCORE", "samovar:{schedules}", "art"]).await > before
             && redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0
     })
     .await;
@@ -98,19 +99,19 @@ async fn a_missed_tick_is_caught_up_once_at_start() {
     readable(&redis, "a").await;
     at_rest(&redis).await;
     first.kill9();
-    let next: i64 = redis.ask(&["ZSCORE", "samovar:{schedules}", "art"]).await;
+    let next: RedisTime = redis.ask(&["ZSCORE", "samovar:{schedules}", "art"]).await;
     let parts = Parts::of(&redis).await;
     let now = parts.now().await;
-    assert!(next > now && next <= now + 3_600_000, "{next}");
+    assert!(next > now && next <= now + Duration::from_secs(3_600), "{next}");
     // Three of them passed while nobody was there.
-    let missed = (now - 3 * 3_600_000).to_string();
+    let missed = (now - Duration::from_secs(3 * 3_600)).to_string();
     redis.ask::<i64>(&["ZADD", "samovar:{schedules}", &missed, "art"]).await;
     redis.ask::<u64>(&["DEL", "art:a"]).await;
     let _second = worker(&redis, &jobs);
     let _third = worker(&redis, &jobs);
     upstream.called("/art/a", 2).await;
     eventually("the next tick lies ahead", async || {
-        redis.ask::<i64>(&["ZSCORE", "samovar:{schedules}", "art"]).await >= next
+        redis.ask::<RedisTime>(&["ZSCORE", "samovar:{schedules}", "art"]).await >= next
             && redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0
     })
     .await;

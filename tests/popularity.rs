@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use samovar::job::{Job, Jobs};
 use samovar::popularity::{Popularity, Sampler};
-use samovar::redis::Troubles;
+use samovar::redis::{RedisTime, Troubles};
 use samovar::store::{Note, Written};
 use serde_json::json;
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, talkative};
@@ -65,16 +65,16 @@ impl Learnt {
     /// Waits until earlier touches and those from now on lie in different seconds, and the server's clock of touches,
     /// which lags a little, is in the present one.
     async fn next_second(&self) {
-        let then = self.parts.now().await / 1_000;
+        let then = self.parts.now().await.as_millis() / 1_000;
         eventually("Redis's clock is two seconds on", async || {
-            let now = self.parts.now().await;
+            let now = self.parts.now().await.as_millis();
             now / 1_000 >= then + 2 && (200..700).contains(&(now % 1_000))
         })
         .await;
     }
 
     /// Takes a sample of what was read since `since`; returns what is counted, the most read first.
-    async fn sample(&self, since: i64) -> Vec<String> {
+    async fn sample(&self, since: RedisTime) -> Vec<String> {
         self.sampler.sample(&self.job, since).await.unwrap();
         self.top().await
     }
@@ -146,15 +146,15 @@ async fn a_read_is_counted_once_wherever_in_its_second_a_sample_began() {
     let (_upstream, jobs) = nothing().await;
     let learnt = Learnt::of(&redis, &jobs).await;
     redis.set("art:a", "{\"by\":\"api\"}", HOUR).await;
-    let read = async |since: i64| learnt.sampler.sample(&learnt.job, since).await.unwrap().read;
+    let read = async |since: RedisTime| learnt.sampler.sample(&learnt.job, since).await.unwrap().read;
     eventually("it is read and sampled within one second, and counted by the first of two samples", async || {
         learnt.next_second().await;
-        let second = learnt.parts.now().await / 1_000;
+        let second = learnt.parts.now().await.as_millis() / 1_000;
         redis.get("art:a").await;
-        let first = read(second * 1_000 + 50).await;
+        let first = read(RedisTime::from_millis(second * 1_000 + 50)).await;
         let began = learnt.parts.now().await;
         let again = read(began).await;
-        let found = (first, again, learnt.parts.now().await / 1_000 - second);
+        let found = (first, again, learnt.parts.now().await.as_millis() / 1_000 - second);
         if found == (1, 0, 0) { Ok(()) } else { Err(found) }
     })
     .await;

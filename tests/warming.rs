@@ -602,7 +602,7 @@ async fn a_dependant_follows_though_a_worker_died_after_the_commit() {
     let lease = parts.lease("a", Duration::from_secs(60)).await;
     let (two, hour) = (r#"{"title":"two"}"#, Duration::from_secs(3_600));
     parts.store.commit(&support::art("a"), &lease, two, hour, &Note::default()).await.unwrap();
-    parts.agenda.put(&support::job(), &[support::art("a")], When::Due(0), Trigger::Expiry).await.unwrap();
+    parts.agenda.put(&support::job(), &[support::art("a")], When::NOW, Trigger::Expiry).await.unwrap();
     let _second = worker(&redis, &jobs);
     eventually("the story is told anew", async || {
         redis.json("story:a").await == Some(json!(r#"Story 2 of a: {"title":"two"}"#))
@@ -652,7 +652,7 @@ async fn an_input_that_changes_during_the_wait_for_a_permit_counts() {
     let lease = parts.lease(waits, Duration::from_secs(60)).await;
     let (two, hour) = (r#"{"title":"two"}"#, Duration::from_secs(3_600));
     parts.store.commit(&support::art(waits), &lease, two, hour, &Note::default()).await.unwrap();
-    parts.agenda.put(&story, [&key], When::Due(0), Trigger::Invalidation).await.unwrap();
+    parts.agenda.put(&story, [&key], When::NOW, Trigger::Invalidation).await.unwrap();
     eventually("another has taken it, too", async || {
         let score: Option<f64> = redis.ask(&["ZSCORE", "samovar:agenda:{story}", key.as_str()]).await;
         score.map(Due::from_score).is_some_and(|due| due.state == State::Running)

@@ -3,7 +3,10 @@
 
 mod support;
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
+use samovar::redis::RedisTime;
 use serde_json::{Value, json};
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, both, eventually, samovar, worker};
 
@@ -66,9 +69,12 @@ async fn a_program_sees_invalidations_warmings_and_failures() {
     assert_eq!(warmed["job"], "art");
     assert!(warmed["worker"].as_str().is_some_and(|worker| !worker.is_empty()), "{warmed}");
     assert!(warmed["lag_ms"].as_u64() >= warmed["took_ms"].as_u64(), "{warmed}");
-    let at = warmed["at_ms"].as_i64().unwrap();
+    let at = RedisTime::from_millis(warmed["at_ms"].as_i64().unwrap());
     // Its clock is Redis's, as of at most a second before.
-    assert!((began - 100..=parts.now().await + 100).contains(&at), "{at} began {began}");
+    assert!(
+        (began - Duration::from_millis(100)..=parts.now().await + Duration::from_millis(100)).contains(&at),
+        "{at} began {began}"
+    );
     upstream.on("/art/b", Reply::status(500));
     parts.invalidate("art:b").await;
     let failed = event(&watch, json!({"event": "ended", "key": "art:b", "outcome": "failed"})).await;
@@ -99,7 +105,7 @@ async fn nothing_is_told_while_nobody_watches() {
     parts.invalidate("art:1").await;
     eventually("it is warm again", async || parts.stat("warmed").await == 51).await;
     // Two looks of the worker.
-    let beat = parts.now().await + 2_500;
+    let beat = parts.now().await + Duration::from_millis(2_500);
     eventually("some seconds pass", async || parts.now().await > beat).await;
     assert!(futures_util::poll!(told.next()).is_pending(), "nobody watches");
     let mut watch = watch(&redis, &jobs, &["--json"]).await;
@@ -114,7 +120,7 @@ async fn nothing_is_told_while_nobody_watches() {
         parts.invalidate("art:2").await;
         let ended = async || parts.stat("warmed").await + parts.stat("unchanged").await > before;
         eventually("it ended", ended).await;
-        let later = parts.now().await + 300;
+        let later = parts.now().await + Duration::from_millis(300);
         eventually("it would have been told", async || parts.now().await > later).await;
         futures_util::poll!(told.next()).is_pending()
     })

@@ -55,7 +55,7 @@ async fn set_gauges(parts: &Parts, census: Option<&Census>) {
                     in_hand: Some(status.in_hand),
                     dead: Some(status.dead),
                     warm: status.warm,
-                    oldest_age_ms: status.oldest_ms.map(|oldest| now - oldest),
+                    oldest_age: status.oldest_ms.map(|oldest| now.saturating_since(oldest)),
                     old: status.old,
                     paused: Some(status.paused_ms.is_some()),
                     spending: Some(status.spending),
@@ -77,7 +77,7 @@ async fn set_gauges(parts: &Parts, census: Option<&Census>) {
         let tokens = gate.upstream().tokens.map(|budget| Budget {
             budget: budget.tokens,
             spent: known.as_ref().and_then(|known| known.tokens_spent),
-            ends_ms: known.as_ref().and_then(|known| known.tokens_window_ends_ms),
+            ends: known.as_ref().and_then(|known| known.tokens_window_ends_ms),
         });
         metrics::set_upstream(name, gate.in_flight(), gate.is_broken(), tokens);
     }

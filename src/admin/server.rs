@@ -21,7 +21,6 @@ use tracing::{debug, info, warn};
 
 use super::{Admin, guard, openapi};
 use crate::config::{DEFAULT_PORT, Listen};
-use crate::entry::duration;
 use crate::redis::Backoff;
 
 /// Ports tried after the default one before any free port is used.
@@ -249,10 +248,10 @@ async fn count(admin: &Admin, over: &CancellationToken) {
         let Some(parts) = admin.parts() else { continue };
         let counted = async {
             if let Some(last) = parts.ops.last_count().await? {
-                let age = parts.ops.store.now().await? - last.at_ms;
+                let now = parts.ops.store.now().await?;
                 let took = Duration::from_millis(u64::try_from(last.took_ms).unwrap_or(0));
-                let kept = duration::millis((took * CENSUS_SHARE).max(CENSUS));
-                if (0..kept).contains(&age) {
+                let kept = (took * CENSUS_SHARE).max(CENSUS);
+                if (last.at_ms..last.at_ms + kept).contains(&now) {
                     return Ok(last);
                 }
             }

@@ -10,6 +10,7 @@ use super::jobs::statuses;
 use super::problem::Problem;
 use crate::job::Job;
 use crate::ops::status::JobStatus;
+use crate::redis::RedisTime;
 
 /// Statistics of Redis, absent without a right to `INFO`, and of the jobs.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -100,7 +101,8 @@ pub(super) struct Upstream {
     tokens_budget: Option<u64>,
     /// When that window ends (Redis time, ms since the epoch); absent while nothing is spent in it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    tokens_window_ends_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    tokens_window_ends_ms: Option<RedisTime>,
 }
 
 /// Statistics of Redis and the jobs

@@ -25,7 +25,7 @@ pub use wakeup::Wakeup;
 
 use crate::entry::Outcome;
 use crate::protocol::Keys;
-use crate::redis::{Connection, is_of_keys, with_preludes};
+use crate::redis::{Connection, RedisTime, is_of_keys, with_preludes};
 
 /// Dead letters kept for each job; the oldest go first.
 const DEAD_LETTERS: usize = 10_000;
@@ -50,15 +50,22 @@ fn scored(script: &str) -> Script {
 pub enum When {
     /// Before all else.
     Urgent,
-    /// Before all scheduled entries, as one of many; in order of this Redis time (ms; 0 is now).
-    Bulk(i64),
-    /// At this Redis time (ms; 0 is now), unless earlier already.
-    Due(i64),
-    /// At this Redis time (ms), unless on the agenda already. A warmup or a person's request that the entry is there
-    /// for then owes a second look ([`Trigger::Settle`]), except while it runs: see [`Due::look`].
-    Keep(i64),
+    /// Before all scheduled entries, as one of many; in order of this time (zero is now).
+    Bulk(RedisTime),
+    /// At this time (zero is now), unless earlier already.
+    Due(RedisTime),
+    /// At this time, unless on the agenda already. A warmup or a person's request that the entry is there for then
+    /// owes a second look ([`Trigger::Settle`]), except while it runs: see [`Due::look`].
+    Keep(RedisTime),
     /// Now, if the entry is on the agenda; else it stays away.
     IfThere,
+}
+
+impl When {
+    /// Now, unless earlier already.
+    pub const NOW: Self = Self::Due(RedisTime::ZERO);
+    /// Now, before all scheduled entries, as one of many.
+    pub const BULK_NOW: Self = Self::Bulk(RedisTime::ZERO);
 }
 
 /// An entry claimed for a task: its score compares and swaps.
@@ -70,9 +77,9 @@ pub struct Claimed {
     /// Its score while claimed.
     #[serde(rename = "c")]
     pub score: String,
-    /// When it became due (Redis time, ms).
+    /// When it became due.
     #[serde(rename = "d")]
-    pub since: i64,
+    pub since: RedisTime,
 }
 
 impl Claimed {
@@ -103,10 +110,10 @@ pub struct Claims {
 /// The next step of an entry after it was warmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Due at this Redis time (ms), when its TTL comes to an end.
-    At(i64),
-    /// Due at this Redis time (ms) for a second look ([`Trigger::Settle`]).
-    Settle(i64),
+    /// Due at this time, when its TTL comes to an end.
+    At(RedisTime),
+    /// Due at this time for a second look ([`Trigger::Settle`]).
+    Settle(RedisTime),
     /// Due after this time, for the same trigger and with the same priority.
     In(Duration),
     /// It leaves the agenda.
@@ -155,11 +162,11 @@ impl Agenda {
         I: IntoIterator<Item = &'a EntryKey>,
     {
         let (how, at) = match when {
-            When::Urgent => ("urgent", 0),
+            When::Urgent => ("urgent", RedisTime::ZERO),
             When::Bulk(at) => ("mass", at),
             When::Due(at) => ("due", at),
             When::Keep(at) => ("keep", at),
-            When::IfThere => ("there", 0),
+            When::IfThere => ("there", RedisTime::ZERO),
         };
         let agenda = self.keys.agenda(job);
         let signal = due_signal(job);
@@ -356,9 +363,9 @@ impl Agenda {
         Cmd::zcard(self.keys.agenda(job))
     }
 
-    /// Returns the commands that count entries, for a pipeline of the caller: of due ones at `now` (Redis time, ms)
-    /// those that are scheduled, of high priority, and bulk; then those that are claimed or running.
-    pub(crate) fn ask_counts(&self, job: &JobName, now: i64) -> [Cmd; 4] {
+    /// Returns the commands that count entries, for a pipeline of the caller: of due ones at `now` those that are
+    /// scheduled, of high priority, and bulk; then those that are claimed or running.
+    pub(crate) fn ask_counts(&self, job: &JobName, now: RedisTime) -> [Cmd; 4] {
         let [scheduled, high, bulk] = score::due_by(now);
         [scheduled, high, bulk, score::in_flight()].map(|(from, to)| Cmd::zcount(self.keys.agenda(job), from, to))
     }
@@ -399,11 +406,11 @@ impl Agenda {
         Ok(())
     }
 
-    /// Takes entries off the agenda that were evicted at `at` (Redis time, ms), unless somebody asked for them since.
+    /// Takes entries off the agenda that were evicted at `at`, unless somebody asked for them since.
     ///
     /// # Errors
     /// Redis's; some may have left.
-    pub async fn cancel(&self, job: &JobName, entries: &[EntryKey], at: i64) -> RedisResult<()> {
+    pub async fn cancel(&self, job: &JobName, entries: &[EntryKey], at: RedisTime) -> RedisResult<()> {
         for batch in entries.chunks(BATCH) {
             let keys: Vec<&str> = batch.iter().map(EntryKey::as_str).collect();
             let _: u64 =

@@ -4,7 +4,6 @@ use tracing::debug;
 
 use super::Next;
 use crate::entry::EntryKey;
-use crate::entry::duration::millis;
 use crate::job::Job;
 use crate::store::Expiry;
 
@@ -13,7 +12,7 @@ pub(crate) fn keep(job: &Job, key: &EntryKey, expiry: Expiry) -> Next {
     let Some(expires) = expiry.at().filter(|_| !job.warm.ahead.is_zero()) else { return Next::Out };
     // Spread by a quarter, so that what was warmed together does not expire together; never more than the TTL allows.
     let ahead = job.warm.ahead.mul_f64(rand::random_range(1.0..=1.25)).min(job.ttl.mul_f32(0.95));
-    let at = expires - millis(ahead);
-    debug!(%key, at, "due again");
+    let at = expires - ahead;
+    debug!(%key, %at, "due again");
     Next::At(at)
 }

@@ -14,7 +14,10 @@
 //! Trigger 6 is a cron and 7 a manual one that owe a second look ([`Due::look`]). Doubles are exact for all of it, so
 //! that scripts can compare and swap. A band ends halfway to the next one.
 
+use std::time::Duration;
+
 use crate::entry::{Priority, Trigger};
+use crate::redis::RedisTime;
 
 /// The state of an entry on the agenda.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +35,8 @@ pub enum State {
 /// A decoded score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Due {
-    /// When the entry is due (Redis time, ms); see [`State`].
-    pub at: i64,
+    /// When the entry is due; see [`State`].
+    pub at: RedisTime,
     /// Its state.
     pub state: State,
     /// Why it is due.
@@ -74,7 +77,7 @@ impl Due {
         } else {
             (floor, State::Scheduled, Priority::Normal)
         };
-        Self { at, state, trigger, priority, look }
+        Self { at: RedisTime::from_millis(at), state, trigger, priority, look }
     }
 
     /// Returns the score.
@@ -87,17 +90,17 @@ impl Due {
             State::Claimed => (2.0, trigger + 8 * priority),
             State::Running => (2.0, trigger + 8 * priority + 32),
         };
-        self.at as f64 - band * BAND + f64::from(bits) / 64.0
+        self.at.as_millis() as f64 - band * BAND + f64::from(bits) / 64.0
     }
 }
 
 /// A range of scores, in the words of `ZCOUNT`.
 pub(super) type Range = (String, String);
 
-/// Returns the scores of entries that are due by `now` (Redis time, ms): scheduled ones, urgent ones of high priority,
-/// bulk.
-pub(super) fn due_by(now: i64) -> [Range; 3] {
-    let urgent = |priority| Due { at: now + 1, state: State::Urgent, trigger: Trigger::Cron, priority, look: false };
+/// Returns the scores of entries that are due by `now`: scheduled ones, urgent ones of high priority, bulk.
+pub(super) fn due_by(now: RedisTime) -> [Range; 3] {
+    let soon = now + Duration::from_millis(1);
+    let urgent = |priority| Due { at: soon, state: State::Urgent, trigger: Trigger::Cron, priority, look: false };
     [
         ("0".to_owned(), now.to_string()),
         ("-inf".to_owned(), urgent(Priority::High).score().to_string()),
@@ -130,7 +133,7 @@ mod tests {
             prop_oneof![Just(State::Urgent), Just(State::Scheduled), Just(State::Claimed), Just(State::Running)];
         let urgencies = prop_oneof![Just(Priority::Normal), Just(Priority::Bulk), Just(Priority::High)];
         (0_i64..5_000_000_000_000, states, 0_usize..8, urgencies).prop_map(|(at, state, trigger, priority)| Due {
-            at,
+            at: RedisTime::from_millis(at),
             state,
             trigger: Trigger::ALL.get(trigger).copied().unwrap_or([Trigger::Cron, Trigger::Manual][trigger % 2]),
             look: trigger >= Trigger::ALL.len(),
@@ -149,8 +152,11 @@ mod tests {
             let bound = |text: &str| text.trim_start_matches('(').parse::<f64>().unwrap();
             score >= bound(from) && if to.starts_with('(') { score < bound(to) } else { score <= bound(to) }
         };
-        let due = |at, state, priority| Due { at, state, trigger: Trigger::Settle, priority, look: false }.score();
-        let [scheduled, high, bulk] = due_by(now);
+        let due = |at, state, priority| {
+            let at = RedisTime::from_millis(at);
+            Due { at, state, trigger: Trigger::Settle, priority, look: false }.score()
+        };
+        let [scheduled, high, bulk] = due_by(RedisTime::from_millis(now));
         let all = [
             (State::Scheduled, Priority::Normal, &scheduled),
             (State::Urgent, Priority::High, &high),

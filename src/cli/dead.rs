@@ -7,6 +7,7 @@ use super::session::{Failed, Session, complain, jobs, relative, table};
 use crate::config::{Environment, Settings};
 use crate::entry::escape::json_line;
 use crate::ops::Dead;
+use crate::redis::RedisTime;
 
 /// Dead letters in one page.
 const PAGE: usize = 500;
@@ -71,7 +72,7 @@ impl List {
         Self { json, shown: 0 }
     }
 
-    fn show(&mut self, page: &[Dead], now: i64) {
+    fn show(&mut self, page: &[Dead], now: RedisTime) {
         if self.json {
             for letter in page {
                 let comma = if self.shown > 0 { "," } else { "" };

@@ -42,7 +42,7 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
             Expiry::At(at) => say("expires", relative(at, now)),
         }
         if let Some(at) = entry.fetched_ms {
-            say("fetched", format!("{}, age {}", relative(at, now), duration::rough(age(now, at))));
+            say("fetched", format!("{}, age {}", relative(at, now), duration::rough(now.abs_diff(at))));
         } else if entry.expiry != Expiry::Absent {
             say("written by", "another program".to_owned());
         }
@@ -102,8 +102,4 @@ fn purpose(trigger: Trigger) -> String {
             trigger.to_string()
         }
     }
-}
-
-fn age(now: i64, start: i64) -> std::time::Duration {
-    std::time::Duration::from_millis(now.abs_diff(start))
 }

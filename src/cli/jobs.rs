@@ -7,7 +7,7 @@ use super::session::{Failed, Rows, Session, jobs, print_json, relative, table, w
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
-use crate::redis::{is_of_keys, wrong_types};
+use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
 /// The longest last outcome in the table, in characters.
 const LAST: usize = 80;
@@ -90,7 +90,7 @@ fn tell_workers(workers: usize) {
 }
 
 /// Returns a table of the jobs' usage, without unused jobs.
-fn spending(all: &[JobStatus], now: i64) -> Option<Rows> {
+fn spending(all: &[JobStatus], now: RedisTime) -> Option<Rows> {
     let mut rows =
         table(&["JOB", "TOKENS SPENT", "TOKENS SAVED", "AI CALLS SAVED", "NOT MODIFIED (304)", "COUNTED SINCE"]);
     let mut some = false;
@@ -98,7 +98,8 @@ fn spending(all: &[JobStatus], now: i64) -> Option<Rows> {
         let counts = [spending.tokens_spent, spending.tokens_saved, spending.calls_saved, spending.not_modified];
         if counts.iter().any(|count| *count > 0) {
             some = true;
-            let since = spending.since_ms.map_or_else(|| "–".to_owned(), |since| relative(since, now));
+            let since = spending.since_ms.map(|since| relative(RedisTime::from_millis(since), now));
+            let since = since.unwrap_or_else(|| "–".to_owned());
             rows.add_row([job.clone()].into_iter().chain(counts.map(grouped)).chain([since]));
         }
     }
@@ -106,7 +107,7 @@ fn spending(all: &[JobStatus], now: i64) -> Option<Rows> {
 }
 
 /// Returns a table of the upstreams that have a budget.
-fn budgets(upstreams: &[UpstreamStatus], now: i64) -> Option<Rows> {
+fn budgets(upstreams: &[UpstreamStatus], now: RedisTime) -> Option<Rows> {
     let mut rows = table(&["UPSTREAM", "TOKENS SPENT IN THIS WINDOW", "BUDGET", "WINDOW ENDS"]);
     let mut some = false;
     for upstream in upstreams {

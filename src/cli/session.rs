@@ -14,7 +14,7 @@ use crate::job::Jobs;
 use crate::ops::Ops;
 use crate::protocol::Keys;
 use crate::queue::Queue;
-use crate::redis::{Connection, requirements};
+use crate::redis::{Connection, RedisTime, requirements};
 use crate::store::Store;
 use crate::worker::dead_after;
 
@@ -92,9 +92,9 @@ impl Session {
     }
 }
 
-/// Returns the distance of a Redis time (ms) from `now`, as text.
-pub(super) fn relative(at: i64, now: i64) -> String {
-    let distance = duration::rough(Duration::from_millis(at.abs_diff(now)));
+/// Returns the distance of a time from `now`, as text.
+pub(super) fn relative(at: RedisTime, now: RedisTime) -> String {
+    let distance = duration::rough(at.abs_diff(now));
     if at > now { format!("in {distance}") } else { format!("{distance} ago") }
 }
 

@@ -50,7 +50,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     let session = Session::open(settings).await?;
     let ops = session.ops(&jobs);
     let (job, entries, when) = match (jobs.jobs.get(args.what.as_str()), jobs.owner(&args.what)) {
-        (Some(job), _) => (job, entries(&ops, job).await?, When::Due(0)),
+        (Some(job), _) => (job, entries(&ops, job).await?, When::NOW),
         (None, Some((job, params))) => (job, vec![(EntryKey::new(args.what.as_str()), params)], When::Urgent),
         (None, None) => {
             let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
@@ -161,7 +161,7 @@ async fn dry_run(
                     plan.ai_calls += 1;
                     continue;
                 }
-                let known = snapshot.into_ours().filter(|meta| meta.invalidated == 0);
+                let known = snapshot.into_ours().filter(|meta| meta.invalidated.is_none());
                 let known = known.map(|meta| meta.note.validators);
                 let ask = Ask {
                     job,

@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Ops;
 use crate::entry::EntryKey;
-use crate::redis::{Scan, is_of_keys};
+use crate::entry::duration::millis;
+use crate::redis::{RedisTime, Scan, is_of_keys};
 
 /// A count of the entries of all jobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Census {
-    /// When the count started (Redis time, ms).
-    pub at_ms: i64,
+    /// When the count started.
+    pub at_ms: RedisTime,
     /// The duration of the count, ms.
     pub took_ms: i64,
     /// The counts by job.
@@ -25,8 +26,8 @@ pub struct Census {
 pub struct Counted {
     /// Keys that exist.
     pub warm: u64,
-    /// When the oldest of Samovar's values was fetched, or last found unchanged (Redis time, ms).
-    pub oldest_ms: Option<i64>,
+    /// When the oldest of Samovar's values was fetched, or last found unchanged.
+    pub oldest_ms: Option<RedisTime>,
     /// Values kept beyond their TTL because their source fails.
     #[serde(default)]
     pub old: u64,
@@ -57,10 +58,10 @@ impl Ops {
                 counted.warm += 1;
                 let Some(meta) = snapshot.into_ours() else { continue };
                 counted.oldest_ms = counted.oldest_ms.into_iter().chain([meta.validated_at]).min();
-                counted.old += u64::from(meta.stale_for > 0 && meta.own_expiry - meta.stale_for <= at_ms);
+                counted.old += u64::from(!meta.stale_for.is_zero() && meta.own_expiry - meta.stale_for <= at_ms);
             }
         }
-        let took_ms = self.store.now().await? - at_ms;
+        let took_ms = millis(self.store.now().await?.saturating_since(at_ms));
         Ok(Census { at_ms, took_ms, jobs })
     }
 

@@ -11,6 +11,7 @@ use crate::agenda::When;
 use crate::entry::EntryKey;
 use crate::entry::Trigger;
 use crate::job::Job;
+use crate::redis::RedisTime;
 
 /// Dead letters read at once.
 const AT_ONCE: usize = 50;
@@ -25,7 +26,8 @@ pub struct Dead {
     /// The entry.
     pub key: String,
     /// When the entry moved to the dead letters (Redis time, ms since the epoch).
-    pub at_ms: i64,
+    #[schema(value_type = i64)]
+    pub at_ms: RedisTime,
     /// The reason; over HTTP only with the owner's rights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -85,12 +87,12 @@ impl Ops {
         names.iter().find(|name| !self.jobs.jobs.contains_key(name.as_str()) && self.jobs.owner(name).is_none())
     }
 
-    /// Puts some dead letters back on the agenda with a full number of attempts: those that died up to this time (Redis
-    /// time, ms) and are named or of a named job. Returns how many; none is left once it returns 0.
+    /// Puts some dead letters back on the agenda with a full number of attempts: those that died up to this time and
+    /// are named or of a named job. Returns how many; none is left once it returns 0.
     ///
     /// # Errors
     /// Fails if Redis returns an error; some may be back on the agenda, and a retry does no harm.
-    pub async fn retry(&self, only: &[String], until: i64) -> RedisResult<Vec<Dead>> {
+    pub async fn retry(&self, only: &[String], until: RedisTime) -> RedisResult<Vec<Dead>> {
         for job in self.named_jobs(only) {
             let mut ask = redis::cmd("ZRANGEBYSCORE");
             ask.arg(self.keys.dead(&job.name)).arg("-inf").arg(until).arg("WITHSCORES");
@@ -115,7 +117,7 @@ impl Ops {
         let keys: Vec<EntryKey> = dead.iter().map(|dead| EntryKey::new(&*dead.key)).collect();
         // First put on the agenda, then removed from the dead letters: a crash in between only leaves a superfluous
         // letter.
-        self.agenda.put(&job.name, &keys, When::Due(0), Trigger::Manual).await?;
+        self.agenda.put(&job.name, &keys, When::NOW, Trigger::Manual).await?;
         let keys: Vec<&str> = keys.iter().map(EntryKey::as_str).collect();
         redis::pipe()
             .cmd("ZREM")
@@ -160,7 +162,7 @@ impl Ops {
         let reasons: Vec<Option<String>> = ask.query_async(&mut self.redis.clone()).await?;
         let letters = found.into_iter().zip(reasons).map(|((key, at), reason)| {
             #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
-            let at_ms = at as i64;
+            let at_ms = RedisTime::from_millis(at as i64);
             Dead { job: job.name.to_string(), key, at_ms, reason: Some(reason.unwrap_or_default()) }
         });
         Ok(letters.collect())

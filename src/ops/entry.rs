@@ -9,6 +9,7 @@ use crate::agenda::{Due, State};
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
+use crate::redis::RedisTime;
 use crate::store::Expiry;
 
 /// One entry. Times are Redis's, in ms since the epoch.
@@ -25,9 +26,11 @@ pub struct Entry {
     /// `true` if Samovar wrote the value.
     pub written_by_samovar: bool,
     /// When its content was last fetched, or confirmed by its source.
-    pub fetched_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub fetched_ms: Option<RedisTime>,
     /// When it was invalidated, if it was not fetched again since.
-    pub invalidated_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub invalidated_ms: Option<RedisTime>,
     /// The validator of its HTTP answer.
     pub etag: Option<String>,
     /// The validator of its HTTP answer.
@@ -39,24 +42,28 @@ pub struct Entry {
     #[schema(value_type = Option<String>)]
     pub last_trigger: Option<Trigger>,
     /// When the last attempt started.
-    pub last_attempt_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub last_attempt_ms: Option<RedisTime>,
     /// Failed attempts in a row.
     pub failures: Option<u32>,
     /// The reason of the last failure.
     pub reason: Option<String>,
     /// When its TTL ends or ended, if the value is kept beyond it because its source fails.
-    pub outlives_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub outlives_ms: Option<RedisTime>,
     /// Its tags.
     pub tags: Vec<String>,
     /// When it is due; while a worker has claimed it, when the claim expires.
-    pub due_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub due_ms: Option<RedisTime>,
     /// The trigger.
     #[schema(value_type = Option<String>)]
     pub due_for: Option<Trigger>,
     /// The reason of its dead letter, if there is one.
     pub given_up: Option<String>,
     /// Redis's clock at the time of reading.
-    pub now_ms: i64,
+    #[schema(value_type = i64)]
+    pub now_ms: RedisTime,
     /// When its value expires.
     #[serde(skip)]
     pub expiry: Expiry,
@@ -95,10 +102,10 @@ impl Ops {
             key: name.to_owned(),
             job: owner.map(|job| job.name.to_string()),
             value: text.map(|text| serde_json::from_str(&text).unwrap_or_else(|_| json!(text))),
-            ttl_ms: expiry.at().map(|at| at - now),
+            ttl_ms: expiry.at().map(|at| at.as_millis() - now.as_millis()),
             written_by_samovar: ours.is_some(),
             fetched_ms: ours.map(|meta| meta.fetched_at),
-            invalidated_ms: meta.map(|meta| meta.invalidated).filter(|at| *at > 0),
+            invalidated_ms: meta.and_then(|meta| meta.invalidated),
             etag: note.as_ref().and_then(|note| note.validators.etag.clone()),
             last_modified: note.as_ref().and_then(|note| note.validators.last_modified.clone()),
             last_outcome: note.as_ref().and_then(|note| note.outcome),
@@ -106,7 +113,7 @@ impl Ops {
             last_attempt_ms: note.as_ref().map(|note| note.attempted),
             failures: note.as_ref().map(|note| note.failures),
             reason: note.as_ref().and_then(|note| note.reason.clone()),
-            outlives_ms: ours.filter(|meta| meta.stale_for > 0).map(|meta| meta.own_expiry - meta.stale_for),
+            outlives_ms: ours.filter(|meta| !meta.stale_for.is_zero()).map(|meta| meta.own_expiry - meta.stale_for),
             tags: note.filter(|_| ours.is_some()).map(|note| note.tags).unwrap_or_default(),
             due_ms: due.map(|due| due.at),
             due_for: due.map(|due| due.trigger),

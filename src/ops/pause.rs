@@ -6,6 +6,7 @@ use super::Ops;
 use crate::agenda::due_signal;
 use crate::entry::JobName;
 use crate::job::Job;
+use crate::redis::RedisTime;
 
 impl Ops {
     /// Pauses a job: no worker claims its entries until it is resumed. Claimed entries are finished. Returns `true` if
@@ -39,11 +40,11 @@ impl Ops {
         Ok(deleted > 0)
     }
 
-    /// Returns when a job was paused (Redis time, ms); `None` if it is not paused.
+    /// Returns when a job was paused; `None` if it is not paused.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn paused(&self, job: &JobName) -> RedisResult<Option<i64>> {
+    pub async fn paused(&self, job: &JobName) -> RedisResult<Option<RedisTime>> {
         redis::cmd("GET").arg(self.keys.paused(job)).query_async(&mut self.redis.clone()).await
     }
 }

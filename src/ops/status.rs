@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::RedisResult;
 use serde::Serialize;
@@ -12,7 +13,7 @@ use crate::entry::{Outcome, Spending};
 use crate::job::{Job, Jobs, Source};
 use crate::ops::Census;
 use crate::protocol::Keys;
-use crate::redis::{Connection, WrongType, is_of_keys, wrong_types};
+use crate::redis::{Connection, RedisTime, WrongType, is_of_keys, wrong_types};
 
 /// One job.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -31,16 +32,20 @@ pub struct JobStatus {
     pub schedule: Option<String>,
     /// The next warmup (Redis time, ms since the epoch).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_warmup_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub next_warmup_ms: Option<RedisTime>,
     /// When it was paused (Redis time, ms since the epoch).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub paused_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub paused_ms: Option<RedisTime>,
     /// Keys of this job at the last count; absent before the first one.
     pub warm: Option<u64>,
     /// When that count was made (Redis time, ms since the epoch).
-    pub warm_counted_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub warm_counted_ms: Option<RedisTime>,
     /// When the oldest of its values was fetched, as of that count (Redis time, ms since the epoch).
-    pub oldest_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub oldest_ms: Option<RedisTime>,
     /// Values kept beyond their TTL because their source fails (`stale_if_error`), as of that count.
     pub old: Option<u64>,
     /// Entries that are due and not yet claimed.
@@ -73,7 +78,8 @@ pub struct UpstreamStatus {
     pub closed: Option<&'static str>,
     /// Until when (Redis time, ms since the epoch); for the breaker, when the next probe is sent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub closed_until_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub closed_until_ms: Option<RedisTime>,
     /// AI tokens spent in the current window; absent without a budget.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_spent: Option<u64>,
@@ -82,7 +88,8 @@ pub struct UpstreamStatus {
     pub tokens_budget: Option<u64>,
     /// When the window ends (Redis time, ms since the epoch); absent while nothing is spent in it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tokens_window_ends_ms: Option<i64>,
+    #[schema(value_type = Option<i64>)]
+    pub tokens_window_ends_ms: Option<RedisTime>,
     /// Its keys of the wrong type.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,
@@ -99,11 +106,11 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisRes
         let mut ask = redis::pipe();
         ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open").arg("said");
         ask.cmd("HMGET").arg(&window).arg("tokens").arg("ends");
-        type Limits = (Option<i64>, Option<i64>, Option<String>);
-        type Reply = (RedisResult<(i64, i64)>, RedisResult<Limits>, RedisResult<(Option<u64>, Option<i64>)>);
-        let (time, limits, spent): Reply = ask.ignore_errors().query_async(&mut redis.clone()).await?;
-        let ((seconds, micros), (blocked, open, said), (spent, ends)) = (time?, there(limits)?, there(spent)?);
-        let now = seconds * 1_000 + micros / 1_000;
+        type Limits = (Option<RedisTime>, Option<RedisTime>, Option<String>);
+        type Spent = (Option<u64>, Option<RedisTime>);
+        type Reply = (RedisResult<RedisTime>, RedisResult<Limits>, RedisResult<Spent>);
+        let (now, limits, spent): Reply = ask.ignore_errors().query_async(&mut redis.clone()).await?;
+        let (now, (blocked, open, said), (spent, ends)) = (now?, there(limits)?, there(spent)?);
         let budget = upstream.tokens.map(|budget| budget.tokens);
         let ends = ends.filter(|ends| *ends > now);
         let spent = ends.and(spent).unwrap_or_default();
@@ -117,7 +124,7 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisRes
         };
         let out_of_tokens = budget.filter(|budget| spent >= *budget).and(ends);
         // A breaker stays open until a probe succeeds.
-        let open = open.filter(|open| *open > 0).map(|open| open.max(now + 1));
+        let open = open.filter(|open| *open > RedisTime::ZERO).map(|open| open.max(now + Duration::from_millis(1)));
         let breaker = if said.is_some() { "refused" } else { "breaker" };
         let closed = [("tokens", out_of_tokens), (breaker, open), ("retry-after", blocked)];
         let closed = closed.into_iter().filter_map(|(why, until)| Some((why, until.filter(|until| *until > now)?)));
@@ -165,11 +172,10 @@ pub async fn of_job(
     let faults = faults(redis, keys, &keys.all_of(&job.name)).await?;
     let agenda = Agenda::new(redis.clone(), keys.clone());
     let mut redis = redis.clone();
-    let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut redis).await?;
-    let now = seconds * 1_000 + micros / 1_000;
+    let now: RedisTime = redis::cmd("TIME").query_async(&mut redis).await?;
     type Count = RedisResult<u64>;
     type Stats = RedisResult<BTreeMap<String, String>>;
-    type Reply = (Count, Count, Count, Count, Count, RedisResult<Option<f64>>, RedisResult<Option<i64>>, Stats);
+    type Reply = (Count, Count, Count, Count, Count, RedisResult<Option<f64>>, RedisResult<Option<RedisTime>>, Stats);
     let mut ask = redis::pipe();
     for count in agenda.ask_counts(&job.name, now) {
         ask.add_command(count);
@@ -197,7 +203,7 @@ pub async fn of_job(
     let outcomes = stats.into_iter().filter(|(name, _)| is_outcome(name));
     let outcomes = outcomes.filter_map(|(name, count)| Some((name, count.parse().ok()?))).collect();
     #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
-    let next_warmup_ms = next.map(|next| next as i64);
+    let next_warmup_ms = next.map(|next| RedisTime::from_millis(next as i64));
     Ok(JobStatus {
         job: job.name.to_string(),
         description: job.description.clone(),

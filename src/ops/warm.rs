@@ -14,6 +14,7 @@ use crate::entry::Trigger;
 use crate::entry::duration;
 use crate::job::{Job, Params};
 use crate::popularity::{Popularity, feed};
+use crate::redis::RedisTime;
 
 /// The polling interval of a wait.
 const POLL: Duration = Duration::from_millis(100);
@@ -64,7 +65,7 @@ impl Ops {
         Ok(all.into_iter().filter_map(|params| Some((job.key.write(&params)?, params))).collect())
     }
 
-    /// Waits until each of these entries, put on the agenda for `trigger` at `asked` (Redis time, ms), was attempted.
+    /// Waits until each of these entries, put on the agenda for `trigger` at `asked`, was attempted.
     /// Entries that were not attempted within `timeout` count as failed. `progress` receives the number of remaining
     /// entries.
     ///
@@ -75,7 +76,7 @@ impl Ops {
         job: &Job,
         keys: Vec<EntryKey>,
         trigger: Trigger,
-        asked: i64,
+        asked: RedisTime,
         timeout: Duration,
         progress: impl Fn(usize) + Send,
     ) -> RedisResult<Done> {

@@ -16,16 +16,17 @@ use super::{Popularity, counted, feed, millis};
 use crate::entry::EntryKey;
 use crate::job::Job;
 use crate::protocol::Keys;
+use crate::redis::RedisTime;
 use crate::store::{Expiry, Meta, Snapshot, TOUCHED};
 
-/// The longest lag of the server's access clock behind `TIME` (ms): it is updated ten times a second.
-const LAG: i64 = 150;
+/// The longest lag of the server's access clock behind `TIME`: it is updated ten times a second.
+const LAG: Duration = Duration::from_millis(150);
 /// The reference count of a shared object.
 const SHARED: i64 = 2_147_483_647;
-/// The longest time from a fetch's start to its commit (ms). If the metadata shows more, the TTL has changed since.
-const COMMITS: i64 = 600_000;
-/// The assumed time from a fetch's start to its commit if the metadata does not tell (ms).
-const COMMITS_SOON: i64 = 2_000;
+/// The longest time from a fetch's start to its commit. If the metadata shows more, the TTL has changed since.
+const COMMITS: Duration = Duration::from_secs(600);
+/// The assumed time from a fetch's start to its commit if the metadata does not tell.
+const COMMITS_SOON: Duration = Duration::from_secs(2);
 /// The expected reads in the next TTL that justify a refresh. Below that, readers who fetch on a miss make fewer
 /// fetches. On Zipf traces the number of calls then stays below plain cache-aside, with more hits
 /// (`benches/freshness.rs`).
@@ -44,16 +45,16 @@ pub(super) const NEW: u32 = 5;
 /// The access information of an entry's value.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
-    /// Redis's clock, ms.
-    pub(super) now: i64,
+    /// Redis's clock.
+    pub(super) now: RedisTime,
     /// `OBJECT IDLETIME`, in seconds; `None` under LFU policies and without a value.
     idle: Option<i64>,
     /// `OBJECT FREQ`; `None` under other policies and without a value.
     pub(super) frequency: Option<u32>,
     /// The value's expiry and metadata.
     pub(super) snapshot: Snapshot,
-    /// When Samovar last read it (Redis time, ms), if that counts as an access.
-    touched: Option<i64>,
+    /// When Samovar last read it, if that counts as an access.
+    touched: Option<RedisTime>,
 }
 
 impl Access {
@@ -71,7 +72,7 @@ impl Access {
     }
 
     /// Reads the replies to [`Access::ask`].
-    pub(super) fn read(now: i64, lfu: bool, replies: &[RedisResult<Value>]) -> Option<Self> {
+    pub(super) fn read(now: RedisTime, lfu: bool, replies: &[RedisResult<Value>]) -> Option<Self> {
         let [object, expires, meta, touched] = replies else { return None };
         // An error here means that the policy changed since it was read.
         let object: Option<i64> = reply(object).flatten();
@@ -83,7 +84,7 @@ impl Access {
                 expiry: Expiry::from_pexpiretime(reply(expires)?),
                 meta: reply::<Option<String>>(meta)?.as_deref().and_then(Meta::parse),
             },
-            touched: reply(touched).filter(|at| *at > 0).map(|at: i64| at - millis(TOUCHED)),
+            touched: reply::<RedisTime>(touched).filter(|at| *at > RedisTime::ZERO).map(|at| at - TOUCHED),
         })
     }
 
@@ -97,10 +98,10 @@ impl Access {
         self.snapshot.ours().is_some()
     }
 
-    /// Returns when Samovar wrote or extended the value (Redis time, ms), if it did.
-    pub(super) fn written(&self, ttl: Duration) -> Option<i64> {
+    /// Returns when Samovar wrote or extended the value, if it did.
+    pub(super) fn written(&self, ttl: Duration) -> Option<RedisTime> {
         let meta = self.snapshot.ours()?;
-        let committed = meta.own_expiry - meta.stale_for - millis(ttl);
+        let committed = meta.own_expiry - meta.stale_for - ttl;
         let plausible = (meta.validated_at..=meta.validated_at + COMMITS).contains(&committed);
         Some(if plausible { committed } else { meta.validated_at + COMMITS_SOON })
     }
@@ -108,13 +109,12 @@ impl Access {
     /// Returns whether the last access was by another client, as far as idle times tell.
     pub(super) fn read_by_others(&self, ttl: Duration) -> Option<bool> {
         let last = self.touched_in()?;
-        let later = |own: Option<i64>| own.is_none_or(|own| last > own.div_euclid(1_000));
+        let later = |own: Option<RedisTime>| own.is_none_or(|own| last > own.as_millis().div_euclid(1_000));
         Some(later(self.written(ttl)) && later(self.touched))
     }
 
-    /// Returns `true` if Samovar wrote or read the value at or after `since` (Redis time, ms), so that its own accesses
-    /// are included.
-    pub(super) fn is_touched_by_us(&self, ttl: Duration, since: i64) -> bool {
+    /// Returns `true` if Samovar wrote or read the value at or after `since`, so that its own accesses are included.
+    pub(super) fn is_touched_by_us(&self, ttl: Duration, since: RedisTime) -> bool {
         self.written(ttl).max(self.touched).is_some_and(|touched| touched >= since)
     }
 
@@ -124,9 +124,9 @@ impl Access {
     }
 }
 
-/// Returns the second that the server's access clock has certainly reached at a time (Redis time, ms).
-pub(super) fn second(at: i64) -> i64 {
-    (at - LAG).div_euclid(1_000)
+/// Returns the second that the server's access clock has certainly reached at a time.
+pub(super) fn second(at: RedisTime) -> i64 {
+    (at - LAG).as_millis().div_euclid(1_000)
 }
 
 /// Returns the threshold for [`OFTEN`] on the decayed count, given how many reads of a TTL can be detected: a sample
@@ -172,8 +172,7 @@ impl Popularity {
         let [time, fed, rank, score, least, clock, rest @ ..] = replies.as_slice() else { return Ok(true) };
         debug_assert_eq!(replies.len(), BEFORE + Access::COMMANDS + 1);
         let Some((access, shared)) = rest.split_at_checked(Access::COMMANDS) else { return Ok(true) };
-        let Some((seconds, micros)) = reply::<(i64, i64)>(time) else { return Ok(true) };
-        let now = seconds * 1_000 + micros / 1_000;
+        let Some(now) = reply::<RedisTime>(time) else { return Ok(true) };
         if reply::<Option<Vec<u8>>>(fed).flatten().is_some_and(|bucket| feed::names(&bucket, key))
             || reply::<Option<usize>>(rank).flatten().is_some_and(|rank| rank < job.entries.popular)
         {
@@ -187,12 +186,11 @@ impl Popularity {
         let clock: Vec<Option<f64>> = reply(clock).unwrap_or_default();
         let field = |n: usize| clock.get(n).copied().flatten();
         #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
-        let passed = field(0).zip(field(1)).zip(field(2)).map(|((at, passed), half)| passed + (now as f64 - at) / half);
+        let (now_ms, ttl) = (now.as_millis() as f64, millis(job.ttl) as f64);
+        let passed = field(0).zip(field(1)).zip(field(2)).map(|((at, passed), half)| passed + (now_ms - at) / half);
         let counts = |score: Option<f64>| score.zip(passed).map_or(0.0, |(score, passed)| count(score, passed));
         let count = counts(reply::<Option<f64>>(score).flatten());
-        #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
-        let (reported, ttl) =
-            (field(3).is_some_and(|at| at + millis(job.ttl) as f64 > now as f64), millis(job.ttl) as f64);
+        let reported = field(3).is_some_and(|at| at + ttl > now_ms);
         let seen = (ttl / field(4).unwrap_or(1.0)).min(job.ttl.as_secs_f64() / GRAIN.as_secs_f64()).max(0.1);
         let reads = expected(count, job.ttl, half_life(job));
         let often = reads >= threshold(seen);
@@ -204,8 +202,7 @@ impl Popularity {
         }
         // If samples are rare, few detect reads, and very few say nothing. A count says nothing either if recently read
         // entries are not counted for lack of room.
-        #[expect(clippy::cast_precision_loss, reason = "times are below 2^45")]
-        let sampled = field(5).is_some_and(|last| now as f64 - last < ttl / 3.0);
+        let sampled = field(5).is_some_and(|last| now_ms - last < ttl / 3.0);
         let full = counts(reply::<Vec<(String, f64)>>(least).and_then(|least| Some(least.first()?.1))) > LATELY;
         let some = !sampled || full || reads >= SOME.min(seen / 9.0);
         let just_now =
@@ -223,12 +220,13 @@ impl Popularity {
         }
     }
 
-    /// Returns `true` if Redis saved for more than half of the time since `since` (Redis time, ms), so that reads were
-    /// not recorded.
-    async fn was_saving(&self, now: i64, since: i64) -> RedisResult<bool> {
+    /// Returns `true` if Redis saved for more than half of the time since `since`, so that reads were not recorded.
+    async fn was_saving(&self, now: RedisTime, since: RedisTime) -> RedisResult<bool> {
         let Some(info) = self.redis.clone().info(&["persistence"]).await? else { return Ok(false) };
-        let long = |seconds: i64| seconds >= 0 && seconds * 2_000 + 1_000 >= now - since;
+        let age = millis(now.saturating_since(since));
+        let long = |seconds: i64| seconds >= 0 && seconds * 2_000 + 1_000 >= age;
         let (saved_at, took) = info.last_save();
-        Ok(info.running_saves().into_iter().any(long) || (saved_at * 1_000 >= since && long(took)))
+        Ok(info.running_saves().into_iter().any(long)
+            || (RedisTime::from_millis(saved_at * 1_000) >= since && long(took)))
     }
 }

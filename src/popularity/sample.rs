@@ -24,7 +24,7 @@ use crate::entry::Trigger;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
 use crate::redis::Troubles;
-use crate::redis::{Backoff, Connection, Scan, is_of_keys};
+use crate::redis::{Backoff, Connection, RedisTime, Scan, is_of_keys};
 use crate::store::Store;
 
 /// The rest after a step, as a multiple of its duration.
@@ -156,7 +156,7 @@ impl Sampler {
 
     /// Samples a job if it is due and unclaimed; returns when it is due next.
     async fn sample_if_due(&self, job: &Arc<Job>) -> RedisResult<Duration> {
-        let (now, wait, last): (i64, u64, i64) = CLAIM
+        let (now, wait, last): (RedisTime, u64, RedisTime) = CLAIM
             .key(self.keys.sample(&job.name))
             .arg(millis(self.claim))
             .invoke_async(&mut self.redis.clone())
@@ -165,14 +165,14 @@ impl Sampler {
             return Ok(Duration::from_millis(wait));
         }
         let begun = Instant::now();
-        let since = if last < 0 { now - millis(job.ttl) } else { last };
+        let since = if last < RedisTime::ZERO { now - job.ttl } else { last };
         let every = self.every.min((job.ttl / 4).max(SHORTEST));
         let touches = self.touches().await?;
         if touches.is_some() && self.popularity.touches().insert(job.name.clone(), touches.unwrap_or(0)) == touches {
             let () = redis::cmd("HSET")
                 .arg(self.keys.sample(&job.name))
                 .arg("next")
-                .arg(now + millis(every))
+                .arg(now + every)
                 .query_async(&mut self.redis.clone())
                 .await?;
             return Ok(every);
@@ -190,7 +190,7 @@ impl Sampler {
             .arg("last")
             .arg(now)
             .arg("next")
-            .arg(now + millis(pause))
+            .arg(now + pause)
             .arg("every")
             .arg(millis(pause))
             .query_async(&mut self.redis.clone())
@@ -201,11 +201,11 @@ impl Sampler {
         Ok(pause)
     }
 
-    /// Examines all values of a job: counts those read since `since` (Redis time, ms), and adopts the read ones.
+    /// Examines all values of a job: counts those read since `since`, and adopts the read ones.
     ///
     /// # Errors
     /// Fails if Redis returns an error; the sample is retried when its claim expires.
-    pub async fn sample(&self, job: &Arc<Job>, since: i64) -> RedisResult<Sampled> {
+    pub async fn sample(&self, job: &Arc<Job>, since: RedisTime) -> RedisResult<Sampled> {
         let lfu = self.is_lfu().await?;
         let [frequencies, next_frequencies] = self.keys.frequencies(&job.name);
         if lfu {
@@ -276,17 +276,17 @@ impl Sampler {
 
     /// Renews the claim of a long sample.
     async fn hold(&self, job: &Job) -> RedisResult<()> {
-        let (seconds, _): (i64, i64) = redis::cmd("TIME").query_async(&mut self.redis.clone()).await?;
+        let now: RedisTime = redis::cmd("TIME").query_async(&mut self.redis.clone()).await?;
         redis::cmd("HSET")
             .arg(self.keys.sample(&job.name))
             .arg("next")
-            .arg(seconds * 1_000 + millis(self.claim))
+            .arg(now + self.claim)
             .query_async(&mut self.redis.clone())
             .await
     }
 
     /// Examines some entries.
-    async fn page(&self, job: &Arc<Job>, entries: &[EntryKey], since: i64, lfu: bool) -> RedisResult<Sampled> {
+    async fn page(&self, job: &Arc<Job>, entries: &[EntryKey], since: RedisTime, lfu: bool) -> RedisResult<Sampled> {
         let mut pipe = redis::pipe();
         pipe.cmd("TIME");
         for key in entries {
@@ -294,8 +294,7 @@ impl Sampler {
         }
         let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
         let Some((time, replies)) = replies.split_first() else { return Ok(Sampled::default()) };
-        let Some((seconds, micros)) = reply::<(i64, i64)>(time) else { return Ok(Sampled::default()) };
-        let now = seconds * 1_000 + micros / 1_000;
+        let Some(now) = reply::<RedisTime>(time) else { return Ok(Sampled::default()) };
         let accesses: Vec<(&EntryKey, Access)> = entries
             .iter()
             .zip(replies.chunks_exact(Access::COMMANDS))
@@ -313,7 +312,7 @@ impl Sampler {
         &self,
         job: &Job,
         accesses: &'a [(&'a EntryKey, Access)],
-        since: i64,
+        since: RedisTime,
     ) -> RedisResult<Vec<(&'a EntryKey, &'a Access, f64)>> {
         if accesses.is_empty() {
             return Ok(Vec::new());
@@ -377,7 +376,7 @@ impl Sampler {
                 && let Some(expires) = access.snapshot.expiry.at()
                 && let Next::At(at) = keep(job, key, access.snapshot.expiry)
             {
-                orphans.push((*key, at.max(access.now), expires - access.now));
+                orphans.push((*key, at.max(access.now), expires.saturating_since(access.now)));
             }
         }
         self.popularity.fold(job, &reads, Fold::Sampled).await?;
@@ -392,13 +391,12 @@ impl Sampler {
     }
 
     /// Records the adopted entries as dependants of their inputs, as the warmer does.
-    async fn remember(&self, job: &Job, adopted: &[(&EntryKey, i64, i64)]) -> RedisResult<()> {
+    async fn remember(&self, job: &Job, adopted: &[(&EntryKey, RedisTime, Duration)]) -> RedisResult<()> {
         let store = Store::new(self.redis.clone(), self.keys.clone());
         for (key, _, life) in adopted {
             let inputs = job.key.read(key.as_str()).map(|params| job.inputs_of_many(&params)).unwrap_or_default();
             if !inputs.is_empty() {
-                let life = Duration::from_millis(u64::try_from(*life).unwrap_or(0));
-                store.make_from(key, &inputs, life).await?;
+                store.make_from(key, &inputs, *life).await?;
             }
         }
         Ok(())
@@ -459,9 +457,12 @@ impl Sampler {
     }
 }
 
-/// Returns the entries that other clients accessed since `since` (Redis time, ms), each once, with the decay since
-/// then.
-fn recent<'a>(job: &Job, accesses: &'a [(&'a EntryKey, Access)], since: i64) -> Vec<(&'a EntryKey, &'a Access, f64)> {
+/// Returns the entries that other clients accessed since `since`, each once, with the decay since then.
+fn recent<'a>(
+    job: &Job,
+    accesses: &'a [(&'a EntryKey, Access)],
+    since: RedisTime,
+) -> Vec<(&'a EntryKey, &'a Access, f64)> {
     let half_life = half_life(job);
     accesses
         .iter()
@@ -472,7 +473,7 @@ fn recent<'a>(job: &Job, accesses: &'a [(&'a EntryKey, Access)], since: i64) -> 
             if last <= second(since) || access.read_by_others(job.ttl) != Some(true) {
                 return None;
             }
-            let ago = Duration::from_millis(u64::try_from(access.now - last * 1_000).unwrap_or(0));
+            let ago = access.now.saturating_since(RedisTime::from_millis(last * 1_000));
             Some((*key, access, super::decay::once(ago, half_life)))
         })
         .collect()

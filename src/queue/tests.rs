@@ -3,16 +3,17 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::agenda::{Due, State};
 use crate::entry::Trigger;
+use crate::redis::RedisTime;
 use crate::redis::server::Server;
 
 const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 fn single(key: &str) -> Chunk {
-    let due =
-        Due { at: 1, state: State::Claimed, trigger: Trigger::Invalidation, priority: Priority::High, look: false };
+    let (at, state, trigger) = (RedisTime::from_millis(1), State::Claimed, Trigger::Invalidation);
+    let due = Due { at, state, trigger, priority: Priority::High, look: false };
     Chunk {
         job: "art".to_owned(),
-        entries: vec![Claimed { key: key.to_owned(), score: format!("{:.6}", due.score()), since: 1 }],
+        entries: vec![Claimed { key: key.to_owned(), score: format!("{:.6}", due.score()), since: at }],
     }
 }
 

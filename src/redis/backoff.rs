@@ -56,7 +56,7 @@ impl Backoff {
         let since = *self.since.get_or_insert_with(Instant::now);
         // A single dropped connection is not worth a log line.
         if self.tries > 0 && self.told.is_none_or(|told| told.elapsed() > AGAIN) {
-            warn!(for_seconds = since.elapsed().as_secs(), "{} is waiting for Redis: {error}", self.what);
+            warn!(for_seconds = since.elapsed().as_secs(), "{} waits for Redis: {error}", self.what);
             self.told = Some(Instant::now());
         }
         let ceiling = LONGEST.min(Duration::from_millis(20) * 2_u32.saturating_pow(self.tries.min(10)));

@@ -192,7 +192,7 @@ impl LoopHealth {
     pub fn judge(&self, within: Option<Duration>) -> Result<(), String> {
         let shown = self.shown();
         if let Some(trouble) = &shown.trouble {
-            return Err(format!("is waiting for Redis: {trouble}"));
+            return Err(format!("waits for Redis: {trouble}"));
         }
         match (shown.well, within) {
             (None, _) => Err("has not started yet".to_owned()),

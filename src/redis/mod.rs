@@ -1,4 +1,5 @@
-//! Connections to Redis, and what every user of one needs: URLs, backoff, health, scans, `INFO`, required rights.
+//! Connections to Redis, and what every user of one needs: URLs, backoff, health, scans, `INFO`, its clock,
+//! required rights.
 
 mod backoff;
 mod connection;
@@ -12,6 +13,8 @@ mod scan;
 mod script;
 #[cfg(test)]
 pub(crate) mod server;
+#[cfg(feature = "worker")]
+mod time;
 mod url;
 mod wrong_types;
 
@@ -23,5 +26,7 @@ pub use info::ServerInfo;
 pub(crate) use leader::lead;
 pub(crate) use scan::Scan;
 pub(crate) use script::with_preludes;
+#[cfg(feature = "worker")]
+pub use time::RedisTime;
 pub use url::{RedisUrl, UrlError};
 pub use wrong_types::{WrongType, WrongTypes, is_of_keys, wrong_types};

@@ -14,7 +14,7 @@ use super::{META, META_OUTLIVES, Store, change, coded};
 use crate::entry::duration::millis;
 use crate::entry::{EntryKey, hash};
 use crate::protocol::LEASE_RECORD;
-use crate::redis::with_preludes;
+use crate::redis::{RedisTime, with_preludes};
 
 static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/commit.lua")));
 static EXTEND: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/extend.lua")));
@@ -36,8 +36,8 @@ pub enum Written {
         /// Its content is another than before.
         changed: bool,
     },
-    /// An invalidation came: the lease began anew at this Redis time (ms); fetch again.
-    Again(i64),
+    /// An invalidation came: the lease began anew at this time; fetch again.
+    Again(RedisTime),
     /// The entry was evicted meanwhile: the answer is dropped.
     Evicted,
     /// The lease ran out or was lost: the answer is dropped.
@@ -51,10 +51,10 @@ pub enum Written {
 /// An old value that may outlive its TTL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaleExtension {
-    /// Until when it lives now (Redis time, ms).
-    pub expires: i64,
+    /// Until when it lives now.
+    pub expires: RedisTime,
     /// When its TTL ends, or ended.
-    pub ends: i64,
+    pub ends: RedisTime,
 }
 
 impl Store {
@@ -167,14 +167,14 @@ impl Store {
         longest: Duration,
     ) -> RedisResult<Option<StaleExtension>> {
         self.tag_again(key, time).await?;
-        let (expires, ends): (i64, i64) = self
+        let (expires, ends): (RedisTime, RedisTime) = self
             .call(&EXTEND_STALE, key)
             .arg(millis(time))
             .arg(millis(longest))
             .arg(millis(META_OUTLIVES))
             .invoke_async(&mut self.redis.clone())
             .await?;
-        Ok((expires > 0).then_some(StaleExtension { expires, ends }))
+        Ok((expires > RedisTime::ZERO).then_some(StaleExtension { expires, ends }))
     }
 }
 
@@ -185,7 +185,7 @@ fn written(reply: Vec<redis::Value>) -> RedisResult<Written> {
     };
     Ok(match what.as_str() {
         "done" => Written::Done { expiry: Expiry::from_pexpiretime(number(2)?), changed: number(3)? == 1 },
-        "again" => Written::Again(number(1)?),
+        "again" => Written::Again(RedisTime::from_millis(number(1)?)),
         "evicted" => Written::Evicted,
         "foreign" => Written::Foreign,
         "wrongtype" => Written::WrongType,

@@ -7,6 +7,7 @@ use redis::{RedisResult, Script};
 
 use super::Store;
 use crate::job::Job;
+use crate::redis::RedisTime;
 
 /// The signal that makes workers look for a gap to revalidate.
 pub const REVALIDATE_SIGNAL: &str = "suspect";
@@ -23,11 +24,11 @@ pub enum Gap {
 static SUSPECT_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/suspect.lua")));
 
 impl Store {
-    /// Notes that everything fetched at or before `at` (Redis time, ms) is suspect from now on.
+    /// Notes that everything fetched at or before `at` is suspect from now on.
     ///
     /// # Errors
     /// Redis's; raising it again does no harm.
-    pub async fn note_gap(&self, at: i64, gap: Gap) -> RedisResult<()> {
+    pub async fn note_gap(&self, at: RedisTime, gap: Gap) -> RedisResult<()> {
         self.write_gap(at, gap, &[]).await
     }
 
@@ -35,7 +36,7 @@ impl Store {
     ///
     /// # Errors
     /// Redis's; raising it again does no harm.
-    pub async fn note_gap_for(&self, jobs: &[&Job], at: i64, gap: Gap) -> RedisResult<()> {
+    pub async fn note_gap_for(&self, jobs: &[&Job], at: RedisTime, gap: Gap) -> RedisResult<()> {
         let mut spared = self.fleet().await?;
         for job in jobs {
             spared.remove(job.name.as_str());
@@ -44,7 +45,7 @@ impl Store {
         self.write_gap(at, gap, &Vec::from_iter(spared)).await
     }
 
-    async fn write_gap(&self, at: i64, gap: Gap, spared: &[String]) -> RedisResult<()> {
+    async fn write_gap(&self, at: RedisTime, gap: Gap, spared: &[String]) -> RedisResult<()> {
         let [note, _, dealt] = self.keys.revalidation();
         let mut call = SUSPECT_SCRIPT.key(note);
         call.key(dealt).arg(at).arg(gap as u8).arg(self.keys.signal_channel()).arg(REVALIDATE_SIGNAL).arg(spared);

@@ -10,6 +10,7 @@ use super::tags::Stamp;
 use super::{META_OUTLIVES, Store, change, coded};
 use crate::entry::EntryKey;
 use crate::entry::duration::millis;
+use crate::redis::RedisTime;
 
 /// The time for which the next refresh of an entry is held off after a fetch for an invalidation began. A storm of
 /// invalidations then costs a few fetches a second, and each of them lands.
@@ -38,12 +39,11 @@ pub struct Invalidated {
 }
 
 impl Store {
-    /// Handles an invalidation with time `at` (Redis time, ms) of one entry. In a storm of invalidations a refresh is
-    /// held off.
+    /// Handles an invalidation with time `at` of one entry. In a storm of invalidations a refresh is held off.
     ///
     /// # Errors
     /// Redis's; handling it again does no harm.
-    pub async fn invalidate(&self, key: &EntryKey, at: i64, removal: Removal) -> RedisResult<Invalidated> {
+    pub async fn invalidate(&self, key: &EntryKey, at: RedisTime, removal: Removal) -> RedisResult<Invalidated> {
         self.invalidated(key, at, removal, (STORM, STORM)).await
     }
 
@@ -51,7 +51,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::invalidate`].
-    pub async fn invalidate_paid(&self, key: &EntryKey, at: i64, removal: Removal) -> RedisResult<Invalidated> {
+    pub async fn invalidate_paid(&self, key: &EntryKey, at: RedisTime, removal: Removal) -> RedisResult<Invalidated> {
         self.invalidated(key, at, removal, (STORM, PAID_STORM)).await
     }
 
@@ -66,7 +66,7 @@ impl Store {
     async fn invalidated(
         &self,
         key: &EntryKey,
-        at: i64,
+        at: RedisTime,
         removal: Removal,
         (pause, pause_in_storm): (Duration, Duration),
     ) -> RedisResult<Invalidated> {

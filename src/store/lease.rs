@@ -1,7 +1,7 @@
 //! The lease of an entry: the lock on its fetch, and the fence before its commit.
 //!
-//! The record beside the entry is `token fetched_at mark`: who fetches, when the fetch began (Redis time, ms), and what
-//! came since. It expires by itself, and no record means that nobody fetches. `lease_record.lua` in `protocol` is its
+//! The record beside the entry is `token fetched_at mark`: who fetches, when the fetch began on Redis's clock, and
+//! what came since. It expires by itself, and no record means that nobody fetches. `lease_record.lua` in `protocol` is its
 //! codec for scripts.
 //!
 //! | mark | state | set by | next |
@@ -26,6 +26,7 @@ use super::snapshot::{Expiry, Snapshot};
 use super::{META_OUTLIVES, Store, coded};
 use crate::entry::EntryKey;
 use crate::entry::duration::millis;
+use crate::redis::RedisTime;
 
 /// The time for which one invalidation makes a storm of the next.
 const STORM_LASTS: Duration = Duration::from_secs(1);
@@ -114,10 +115,10 @@ impl<'a> Record<'a> {
 /// The conditions that make a fetch unnecessary. An invalidated value is never fresh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fresh {
-    /// Our value was fetched at or after this (Redis time, ms).
-    pub since: Option<i64>,
-    /// Our value lives at least until this (Redis time, ms).
-    pub until: Option<i64>,
+    /// Our value was fetched at or after this.
+    pub since: Option<RedisTime>,
+    /// Our value lives at least until this.
+    pub until: Option<RedisTime>,
     /// There is a value, no matter who wrote it.
     pub any: bool,
     /// There is no value.
@@ -126,13 +127,20 @@ pub struct Fresh {
     pub most_crashes: Option<u32>,
 }
 
+impl Fresh {
+    /// Returns the condition that there is a value of ours, however old.
+    pub fn ours() -> Self {
+        Self { since: Some(RedisTime::from_millis(1)), ..Self::default() }
+    }
+}
+
 /// A fetch that has begun: nobody else fetches this entry, and nothing fetched before an invalidation is written.
 #[derive(Clone, Debug)]
 pub struct Lease {
     /// Ours alone.
     pub token: String,
-    /// When it began (Redis time, ms).
-    pub fetched_at: i64,
+    /// When it began.
+    pub fetched_at: RedisTime,
     /// When the answer must be there, on our clock; somewhat before the lease ends.
     pub deadline: Instant,
     /// The time for which it holds.
@@ -150,12 +158,12 @@ pub enum Leased {
     Busy(Duration),
     /// There is nothing to do.
     Fresh {
-        /// Redis time, ms.
-        now: i64,
+        /// Redis's clock.
+        now: RedisTime,
         /// When the value expires.
         expiry: Expiry,
-        /// When its content became readable (Redis time, ms); `None` where somebody else wrote it.
-        content_since: Option<i64>,
+        /// When its content became readable; `None` where somebody else wrote it.
+        content_since: Option<RedisTime>,
     },
     /// There is no value, and none is wanted.
     Absent,
@@ -227,8 +235,8 @@ impl Store {
         let mut call = self.call(&LEASE, key);
         call.arg(token)
             .arg(millis(time))
-            .arg(fresh.since.unwrap_or(-1))
-            .arg(fresh.until.unwrap_or(-1))
+            .arg(fresh.since.map_or(-1, RedisTime::as_millis))
+            .arg(fresh.until.map_or(-1, RedisTime::as_millis))
             .arg(u8::from(fresh.any))
             .arg(u8::from(fresh.absent))
             .arg(millis(STORM_LASTS))
@@ -303,10 +311,11 @@ impl Store {
 }
 
 fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) -> RedisResult<Leased> {
-    let (what, now, expires, meta) = lease_reply(reply)?;
+    let (what, number, expires, meta) = lease_reply(reply)?;
+    let now = RedisTime::from_millis(number);
     let expiry = Expiry::from_pexpiretime(expires.unwrap_or(-2));
     Ok(match what.as_str() {
-        "busy" => Leased::Busy(Duration::from_millis(u64::try_from(now).unwrap_or(0))),
+        "busy" => Leased::Busy(Duration::from_millis(u64::try_from(number).unwrap_or(0))),
         "fresh" => {
             let found = Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) };
             Leased::Fresh { now, expiry, content_since: found.ours().map(|meta| meta.content_since) }

@@ -15,9 +15,10 @@ use super::lease::{Mark, Record};
 use super::snapshot::{Expiry, Snapshot};
 use super::tags::{SEEKING, SOUGHT, STEP, UNTAG, WHOLE};
 use crate::entry::EntryKey;
+use crate::redis::RedisTime;
 
-/// The time for which a load that was found under way is tracked (ms).
-const UNKNOWN_LIFE: i64 = 24 * 3_600 * 1_000;
+/// The time for which a load that was found under way is tracked.
+const UNKNOWN_LIFE: Duration = Duration::from_secs(24 * 3_600);
 
 impl Store {
     /// Returns the sets that track loads of keys that match these globs.
@@ -78,7 +79,8 @@ impl Store {
         let (next, members): (u64, Vec<(String, f64)>) = scan.query_async(&mut self.redis.clone()).await?;
         #[expect(clippy::cast_possible_truncation, reason = "times in ms")]
         let until = |key: &EntryKey| {
-            members.iter().find(|(member, _)| member == key.as_str()).map_or(0, |(_, score)| score.ceil() as i64)
+            let score = members.iter().find(|(member, _)| member == key.as_str()).map_or(0.0, |(_, score)| *score);
+            RedisTime::from_millis(score.ceil() as i64)
         };
         let keys =
             members.iter().filter(|(member, _)| member != WHOLE).map(|(member, _)| EntryKey::new(member.as_str()));
@@ -107,9 +109,8 @@ impl Store {
         Ok((next, loaded))
     }
 
-    async fn put_loaded(&self, set: &str, key: &EntryKey, until: i64, now: i64) -> RedisResult<()> {
-        let life = Duration::from_millis(u64::try_from(until - now).unwrap_or(0));
-        self.put_into(&[set.to_owned()], key, life).await.map(|_| ())
+    async fn put_loaded(&self, set: &str, key: &EntryKey, until: RedisTime, now: RedisTime) -> RedisResult<()> {
+        self.put_into(&[set.to_owned()], key, until.saturating_since(now)).await.map(|_| ())
     }
 
     async fn looked_for_loads(&self, entries: Vec<EntryKey>) -> RedisResult<Vec<(EntryKey, Found)>> {

@@ -10,36 +10,38 @@
 //!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
 //! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there; where there is one, none is taken from the head, since such a
-//! worker writes the note anew and leaves the head as it finds it. Builds before that wrote outcomes and triggers as
-//! words, which Rust reads. It reads this form as well, and takes an attempt for a part of
-//! the hash.
+//! worker writes the note anew and leaves the head as it finds it. It reads this form as well, and takes an attempt for
+//! a part of the hash. Builds before that wrote outcomes and triggers as words, which Rust reads.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::Validators;
+use crate::redis::RedisTime;
 
 /// Metadata of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
-    /// When the fetch of the present value began, or when it was last found to be made from the same (Redis time, ms);
-    /// 0 if we fetched none.
-    pub validated_at: i64,
-    /// When its content was last asked for, or confirmed by its source (Redis time, ms). An invalidation since then is
-    /// not answered. It is before `validated_at` where the value was extended since with nobody asked.
-    pub fetched_at: i64,
+    /// When the fetch of the present value began, or when it was last found to be made from the same;
+    /// zero if we fetched none.
+    pub validated_at: RedisTime,
+    /// When its content was last asked for, or confirmed by its source. An invalidation since then is not answered. It
+    /// is before `validated_at` where the value was extended since with nobody asked.
+    pub fetched_at: RedisTime,
     /// The `PEXPIRETIME` we gave the value; another one on the key means that somebody else wrote it.
-    pub own_expiry: i64,
-    /// The time of an invalidation that is not yet answered (ms); 0 for none.
-    pub invalidated: i64,
-    /// The time by which the value outlives its TTL (ms), because its source fails; 0 for none.
-    pub stale_for: i64,
+    pub own_expiry: RedisTime,
+    /// The time of an invalidation that is not yet answered.
+    pub invalidated: Option<RedisTime>,
+    /// The time by which the value outlives its TTL, because its source fails; zero for none.
+    pub stale_for: Duration,
     /// Hash of the value; `-` for none.
     pub hash: String,
-    /// When this content became readable (Redis time, ms); later fetches of the same do not change it. 0 if unknown. An
-    /// entry that was made from it before then may be made from other content.
-    pub content_since: i64,
+    /// When this content became readable; later fetches of the same do not change it. Zero if unknown. An entry that was
+    /// made from it before then may be made from other content.
+    pub content_since: RedisTime,
     /// The last attempt, and what the value came with.
     pub note: Note,
 }
@@ -62,16 +64,15 @@ pub struct Note {
     /// Why it was made. In the head; empty where the value's TTL came to an end, which is usual.
     #[serde(rename = "t", default, skip_serializing, deserialize_with = "trigger")]
     pub trigger: Option<Trigger>,
-    /// When it began (Redis time, ms). In the head; empty where it is 0. Read, it is then when the fetch of the present
-    /// value began.
+    /// When it began. In the head; empty where it is zero. Read, it is then when the fetch of the present value began.
     #[serde(rename = "a", default, skip_serializing)]
-    pub attempted: i64,
+    pub attempted: RedisTime,
     /// The number of attempts that failed in a row.
     #[serde(rename = "n", default, skip_serializing_if = "is_zero")]
     pub failures: u32,
-    /// When it is tried again after the last of them (Redis time, ms), whatever brings it on before; 0 for none.
+    /// When it is tried again after the last of them, whatever brings it on before; zero for none.
     #[serde(rename = "w", default, skip_serializing_if = "is_never")]
-    pub retry: i64,
+    pub retry: RedisTime,
     /// The number of workers in a row that died while they fetched it. In the head.
     #[serde(rename = "d", default, skip_serializing)]
     pub crashes: u32,
@@ -89,8 +90,8 @@ fn is_none(n: &u64) -> bool {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_never(n: &i64) -> bool {
-    *n == 0
+fn is_never(time: &RedisTime) -> bool {
+    *time == RedisTime::ZERO
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
@@ -131,8 +132,10 @@ impl Meta {
     /// Reads the packed form; `None` where it is none.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(6, ' ');
-        let mut number = || parts.next()?.parse().ok();
-        let (validated_at, own_expiry, invalidated, stale_for) = (number()?, number()?, number()?, number()?);
+        let mut time = || parts.next()?.parse().ok();
+        let (validated_at, own_expiry, invalidated) = (time()?, time()?, time()?);
+        let invalidated = Some(invalidated).filter(|at| *at > RedisTime::ZERO);
+        let stale_for = Duration::from_millis(parts.next()?.parse().ok()?);
         let hash = parts.next()?;
         let (hash, content_since) = hash.split_once('@').unwrap_or((hash, "0"));
         let (hash, fetched_at) = hash.split_once('~').map_or((hash, None), |(hash, at)| (hash, Some(at)));
@@ -145,10 +148,10 @@ impl Meta {
         if !note.has_attempt() {
             note.read_attempt(attempt);
         }
-        if note.attempted == 0 {
+        if note.attempted == RedisTime::ZERO {
             note.attempted = validated_at;
         }
-        if known && note.attempted > 0 {
+        if known && note.attempted > RedisTime::ZERO {
             note.outcome.get_or_insert(Outcome::Warmed);
             note.trigger.get_or_insert(Trigger::Expiry);
         }
@@ -167,7 +170,7 @@ impl Note {
         let number = |number: i64, usual: i64| if number == usual { String::new() } else { number.to_string() };
         let trigger = number(self.trigger.unwrap_or(Trigger::Expiry) as i64, Trigger::Expiry as i64);
         let outcome = number(self.outcome.unwrap_or(Outcome::Warmed) as i64, Outcome::Warmed as i64);
-        let (storm, attempted) = (number(self.storm.into(), 0), number(self.attempted, 0));
+        let (storm, attempted) = (number(self.storm.into(), 0), number(self.attempted.as_millis(), 0));
         let fields = [trigger, storm, outcome, attempted, number(self.crashes.into(), 0)];
         fields.join(".").trim_end_matches('.').to_owned()
     }
@@ -175,7 +178,11 @@ impl Note {
     /// Returns `true` if the note itself tells of the last attempt, as the previous version wrote it. The head's is then
     /// of an attempt before.
     fn has_attempt(&self) -> bool {
-        self.trigger.is_some() || self.outcome.is_some() || self.storm || self.attempted != 0 || self.crashes != 0
+        self.trigger.is_some()
+            || self.outcome.is_some()
+            || self.storm
+            || self.attempted != RedisTime::ZERO
+            || self.crashes != 0
     }
 
     /// Takes over what the head tells of the last attempt.
@@ -187,7 +194,7 @@ impl Note {
         self.trigger = index(trigger).and_then(|number| Trigger::ALL.get(number).copied());
         self.outcome = index(outcome).and_then(|number| Outcome::ALL.get(number).copied());
         self.storm = storm == Some(1);
-        self.attempted = attempted.unwrap_or(0);
+        self.attempted = attempted.map_or(RedisTime::ZERO, RedisTime::from_millis);
         self.crashes = crashes.and_then(|crashes| u32::try_from(crashes).ok()).unwrap_or(0);
     }
 }
@@ -196,10 +203,14 @@ impl Note {
 mod tests {
     use super::*;
 
+    fn at(millis: i64) -> RedisTime {
+        RedisTime::from_millis(millis)
+    }
+
     #[test]
     fn a_head_without_a_readable_note_still_tells_whose_value_it_is() {
         let meta = Meta::parse("1732270000123 1732277200123 0 0 abc {broken").unwrap();
-        assert_eq!((meta.validated_at, meta.own_expiry), (1_732_270_000_123, 1_732_277_200_123));
+        assert_eq!((meta.validated_at, meta.own_expiry), (at(1_732_270_000_123), at(1_732_277_200_123)));
         assert_eq!(meta.note, Note { attempted: meta.validated_at, ..Note::default() });
         assert_eq!(Meta::parse("garbage"), None);
     }
@@ -207,12 +218,13 @@ mod tests {
     #[test]
     fn content_dates_from_the_head_or_else_from_its_fetch() {
         let asked = |head: &str| {
-            Meta::parse(&format!("{head} {{}}")).map(|meta| (meta.validated_at, meta.fetched_at, meta.content_since))
+            let meta = Meta::parse(&format!("{head} {{}}"))?;
+            Some([meta.validated_at, meta.fetched_at, meta.content_since].map(RedisTime::as_millis))
         };
-        assert_eq!(asked("20 30 0 0 abc@7"), Some((20, 20, 7)));
-        assert_eq!(asked("20 30 0 0 abc~10@7"), Some((20, 10, 7)));
-        assert_eq!(asked("20 30 0 0 abc~10"), Some((20, 10, 0)));
-        assert_eq!(asked("20 30 0 0 -"), Some((20, 20, 0)));
+        assert_eq!(asked("20 30 0 0 abc@7"), Some([20, 20, 7]));
+        assert_eq!(asked("20 30 0 0 abc~10@7"), Some([20, 10, 7]));
+        assert_eq!(asked("20 30 0 0 abc~10"), Some([20, 10, 0]));
+        assert_eq!(asked("20 30 0 0 -"), Some([20, 20, 0]));
         assert_eq!(asked("20 30 0 0 abc~x@7"), None);
     }
 
@@ -224,9 +236,9 @@ mod tests {
             tokens: 1_200,
             outcome: Some(Outcome::Failed),
             trigger: Some(Trigger::Invalidation),
-            attempted: 17,
+            attempted: at(17),
             failures: 3,
-            retry: 18,
+            retry: at(18),
             crashes: 1,
             storm: true,
             reason: Some("503 Service Unavailable".into()),
@@ -257,10 +269,10 @@ mod tests {
         let packed = r#"1 2 0 0 h/1.1~5@6 {"o":7,"t":4,"a":17,"n":3,"d":2,"s":0}"#;
         for packed in [packed.to_owned(), packed.replace("/1.1", "")] {
             let meta = Meta::parse(&packed).unwrap();
-            assert_eq!((meta.hash.as_str(), meta.fetched_at, meta.content_since), ("h", 5, 6));
+            assert_eq!((meta.hash.as_str(), meta.fetched_at, meta.content_since), ("h", at(5), at(6)));
             let Note { outcome, trigger, attempted, failures, crashes, .. } = meta.note;
             assert_eq!((outcome, trigger), (Some(Outcome::Failed), Some(Trigger::Manual)));
-            assert_eq!((attempted, failures, crashes), (17, 3, 2));
+            assert_eq!((attempted, failures, crashes), (at(17), 3, 2));
         }
     }
 }

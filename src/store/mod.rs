@@ -33,7 +33,7 @@ pub use tags::{Seeking, Stamp, WithTags};
 
 use crate::entry::EntryKey;
 use crate::protocol::{Keys, LEASE_RECORD};
-use crate::redis::{Connection, with_preludes};
+use crate::redis::{Connection, RedisTime, with_preludes};
 
 /// The time for which metadata outlive their value: people ask why it went.
 const META_OUTLIVES: Duration = Duration::from_secs(3_600);
@@ -85,13 +85,12 @@ impl Store {
         &self.keys
     }
 
-    /// Returns Redis's clock, ms.
+    /// Returns Redis's clock.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn now(&self) -> RedisResult<i64> {
-        let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut self.redis.clone()).await?;
-        Ok(seconds * 1_000 + micros / 1_000)
+    pub async fn now(&self) -> RedisResult<RedisTime> {
+        redis::cmd("TIME").query_async(&mut self.redis.clone()).await
     }
 
     /// Returns a call with the keys of an entry: value, lease, metadata.

@@ -8,6 +8,7 @@ use super::Store;
 use super::meta::Meta;
 use crate::entry::EntryKey;
 use crate::entry::duration::millis;
+use crate::redis::RedisTime;
 
 /// The time for which our own read of a value is remembered, where Redis takes it for a read like any other.
 pub(crate) const TOUCHED: Duration = Duration::from_secs(3_600);
@@ -19,8 +20,8 @@ pub enum Expiry {
     Absent,
     /// The value has no TTL.
     Never,
-    /// The value expires at this Redis time (ms).
-    At(i64),
+    /// The value expires at this time.
+    At(RedisTime),
 }
 
 impl Expiry {
@@ -29,7 +30,7 @@ impl Expiry {
         match reply {
             -2 => Self::Absent,
             -1 => Self::Never,
-            at => Self::At(at),
+            at => Self::At(RedisTime::from_millis(at)),
         }
     }
 
@@ -38,12 +39,12 @@ impl Expiry {
         match self {
             Self::Absent => -2,
             Self::Never => -1,
-            Self::At(at) => at,
+            Self::At(at) => at.as_millis(),
         }
     }
 
-    /// Returns the time (Redis time, ms) if there is one.
-    pub fn at(self) -> Option<i64> {
+    /// Returns the time if there is one.
+    pub fn at(self) -> Option<RedisTime> {
         match self {
             Self::Absent | Self::Never => None,
             Self::At(at) => Some(at),
@@ -68,7 +69,9 @@ impl Snapshot {
 
     /// Returns the metadata if the value is the one they speak of: we wrote it, and nobody else since.
     pub fn ours(&self) -> Option<&Meta> {
-        self.meta.as_ref().filter(|meta| meta.validated_at > 0 && self.expiry == Expiry::At(meta.own_expiry))
+        self.meta
+            .as_ref()
+            .filter(|meta| meta.validated_at > RedisTime::ZERO && self.expiry == Expiry::At(meta.own_expiry))
     }
 
     /// Returns the metadata as [`Self::ours`] does.

@@ -20,7 +20,7 @@ use super::lease::Removal;
 use super::snapshot::Snapshot;
 use crate::entry::EntryKey;
 use crate::entry::duration::millis;
-use crate::redis::Scan;
+use crate::redis::{RedisTime, Scan};
 
 /// Dead entries dropped when an entry is put under a tag.
 const DROPPED: usize = 100;
@@ -53,8 +53,8 @@ static SWEEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/
 /// The last invalidation by a tag.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stamp {
-    /// Its time (Redis time, ms).
-    pub at: i64,
+    /// Its time.
+    pub at: RedisTime,
     /// The action that it asked for.
     pub removal: Removal,
 }
@@ -63,7 +63,7 @@ impl Stamp {
     fn read(score: &str) -> Option<Self> {
         let score = score.parse::<f64>().ok().filter(|score| *score < 0.0)?;
         #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
-        let at = -score.ceil() as i64;
+        let at = RedisTime::from_millis(-score.ceil() as i64);
         let removal = if score.fract() == 0.0 { Removal::Refresh } else { Removal::Evict };
         Some(Self { at, removal })
     }
@@ -130,12 +130,11 @@ impl Store {
         Ok(())
     }
 
-    /// Takes an entry away from tags that it no longer has, unless it was put there anew, for later than `until` (Redis
-    /// time, ms).
+    /// Takes an entry away from tags that it no longer has, unless it was put there anew, for later than `until`.
     ///
     /// # Errors
     /// Redis's; it then stays there until its value would have ended.
-    pub async fn untag(&self, key: &EntryKey, tags: &[String], until: i64) -> RedisResult<()> {
+    pub async fn untag(&self, key: &EntryKey, tags: &[String], until: RedisTime) -> RedisResult<()> {
         for tag in tags {
             let mut call = UNTAG.key(self.keys.tag(tag));
             call.arg(key.as_str()).arg(until);
@@ -144,11 +143,11 @@ impl Store {
         Ok(())
     }
 
-    /// Stamps a tag with an invalidation of this time (Redis time, ms). Then read its entries.
+    /// Stamps a tag with an invalidation of this time. Then read its entries.
     ///
     /// # Errors
     /// Redis's; stamping again does no harm.
-    pub async fn stamp(&self, tag: &str, at: i64, removal: Removal) -> RedisResult<()> {
+    pub async fn stamp(&self, tag: &str, at: RedisTime, removal: Removal) -> RedisResult<()> {
         let mut call = STAMP.key(self.keys.tag(tag));
         call.arg(at).arg(removal.as_str());
         if call.invoke_async(&mut self.redis.clone()).await? {
@@ -212,8 +211,7 @@ impl Store {
             };
             let has: Vec<String> = meta.note.tags.into_iter().filter(|tag| tags.contains(tag.as_str())).collect();
             if !has.is_empty() {
-                let life = expiry.at().map_or(0, |at| u64::try_from(at - now).unwrap_or(0));
-                let life = Duration::from_millis(life) + SLACK;
+                let life = expiry.at().map_or(Duration::ZERO, |at| at.saturating_since(now)) + SLACK;
                 let sets: Vec<String> = has.iter().map(|tag| self.keys.tag(tag)).collect();
                 self.put_into(&sets, &key, life).await?;
                 found.push((key, Some(has)));
@@ -322,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_stamp_reads_back() {
-        let stamp = |at, removal| Some(Stamp { at, removal });
+        let stamp = |at, removal| Some(Stamp { at: RedisTime::from_millis(at), removal });
         assert_eq!(Stamp::read("-1732277200123"), stamp(1_732_277_200_123, Removal::Refresh));
         assert_eq!(Stamp::read("-1732277200123.5"), stamp(1_732_277_200_123, Removal::Evict));
         assert_eq!(Stamp::read("0"), None);

@@ -17,7 +17,7 @@ use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::duration::millis;
 use crate::protocol::{Action, Handled, Message};
-use crate::redis::Connection;
+use crate::redis::{Connection, RedisTime};
 
 /// The interval at which subscribers are counted.
 const POLL: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     /// When (Redis time, ms since the epoch).
-    pub at_ms: i64,
+    pub at_ms: RedisTime,
     /// Its job.
     pub job: String,
     /// Its key.
@@ -80,7 +80,7 @@ pub struct Ended {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invalidation {
     /// When it was handled (Redis time, ms since the epoch).
-    pub at_ms: i64,
+    pub at_ms: RedisTime,
     /// `channel` or `inbox`.
     pub way: String,
     /// The requested action.
@@ -120,7 +120,7 @@ impl Event {
         took: Duration,
     ) -> Self {
         Self::Ended(Ended {
-            at_ms: 0,
+            at_ms: RedisTime::ZERO,
             job: job.to_owned(),
             key: short(key),
             trigger,
@@ -135,7 +135,7 @@ impl Event {
         let names = |names: &[String]| names.iter().take(NAMES).map(|name| short(name)).collect();
         let Handled { entries, due, removed, fenced, foreign } = *handled;
         Self::Invalidation(Invalidation {
-            at_ms: 0,
+            at_ms: RedisTime::ZERO,
             way: way.to_owned(),
             action: message.action,
             keys: names(&message.keys),
@@ -150,7 +150,7 @@ impl Event {
         })
     }
 
-    fn at(mut self, at_ms: i64) -> Self {
+    fn at(mut self, at_ms: RedisTime) -> Self {
         match &mut self {
             Self::Ended(ended) => ended.at_ms = at_ms,
             Self::Invalidation(invalidation) => invalidation.at_ms = at_ms,
@@ -174,8 +174,8 @@ struct Waiting {
     dropped: u64,
 }
 
-/// A reading of Redis's clock (ms), and the local instant of it.
-type Clock = (Instant, i64);
+/// A reading of Redis's clock, and the local instant of it.
+type Clock = (Instant, RedisTime);
 
 impl Feed {
     /// Records an event if there is a subscriber.
@@ -236,7 +236,7 @@ impl Feed {
         redis: &mut Connection,
         channel: &str,
         worker: &str,
-        (then, then_ms): Clock,
+        (then, clock): Clock,
     ) -> RedisResult<()> {
         let (events, mut dropped) = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -246,9 +246,7 @@ impl Feed {
             return Ok(());
         }
         let at = |instant: Instant| {
-            let after = millis(instant.saturating_duration_since(then));
-            let before = millis(then.saturating_duration_since(instant));
-            then_ms + after - before
+            clock + instant.saturating_duration_since(then) - then.saturating_duration_since(instant)
         };
         let mut events = events.into_iter().map(|(instant, event)| event.at(at(instant)));
         loop {
@@ -269,8 +267,8 @@ async fn clock_if_watched(redis: &mut Connection, channel: &str) -> RedisResult<
     if watchers == 0 {
         return Ok(None);
     }
-    let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(redis).await?;
-    Ok(Some((Instant::now(), seconds * 1_000 + micros / 1_000)))
+    let now = redis::cmd("TIME").query_async(redis).await?;
+    Ok(Some((Instant::now(), now)))
 }
 
 fn short(text: &str) -> String {
@@ -321,7 +319,8 @@ mod tests {
     #[test]
     fn messages_read_back_as_they_were_written() {
         let message = Message::parse(r#"{"keys": ["art:a"], "jobs": ["art"], "action": "evict"}"#).unwrap();
-        let events = vec![event().at(17), Event::invalidation("inbox", &message, &Handled::default())];
+        let events =
+            vec![event().at(RedisTime::from_millis(17)), Event::invalidation("inbox", &message, &Handled::default())];
         let told = Told { worker: "host-1".into(), dropped: 3, events };
         let text = serde_json::to_string(&told).unwrap();
         assert_eq!(serde_json::from_str::<Told>(&text).unwrap(), told);

@@ -14,6 +14,7 @@ use tracing::debug;
 use crate::entry::Trigger;
 use crate::entry::{JobName, UpstreamName};
 use crate::entry::{Outcome, Spending};
+use crate::redis::RedisTime;
 
 const ENTRIES: &str = "samovar_entries_total";
 const LAG: &str = "samovar_lag_seconds";
@@ -175,8 +176,8 @@ pub struct JobGauges {
     pub dead: Option<u64>,
     /// Entries with a value.
     pub warm: Option<u64>,
-    /// Age of the oldest value, ms.
-    pub oldest_age_ms: Option<i64>,
+    /// Age of the oldest value.
+    pub oldest_age: Option<Duration>,
     /// Values kept beyond their TTL.
     pub old: Option<u64>,
     /// `true` while the job is paused.
@@ -201,11 +202,7 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
     set(JOB_SAVED, gauges.spending.map(|spending| spending.tokens_saved));
     set(CALLS_SAVED, gauges.spending.map(|spending| spending.calls_saved));
     set(NOT_MODIFIED, gauges.spending.map(|spending| spending.not_modified));
-    let age = gauges.oldest_age_ms.map_or(f64::NAN, |ms| {
-        #[expect(clippy::cast_precision_loss, reason = "an age in ms")]
-        let seconds = ms.max(0) as f64 / 1_000.0;
-        seconds
-    });
+    let age = gauges.oldest_age.map_or(f64::NAN, |age| age.as_secs_f64());
     gauge!(OLDEST, "job" => job.to_string()).set(age);
 }
 
@@ -216,8 +213,8 @@ pub struct Budget {
     pub budget: u64,
     /// Tokens spent in the current window; `None` if Redis does not answer.
     pub spent: Option<u64>,
-    /// When the current window ends (Redis time, ms); `None` while nothing is spent in it.
-    pub ends_ms: Option<i64>,
+    /// When the current window ends; `None` while nothing is spent in it.
+    pub ends: Option<RedisTime>,
 }
 
 /// Sets the gauges of an upstream: this worker's requests in flight, the breaker, and the token budget if there is one.
@@ -228,10 +225,10 @@ pub fn set_upstream(upstream: &UpstreamName, in_flight: usize, open: bool, token
     };
     set(IN_FLIGHT, Some(in_flight as u64));
     set(OPEN, Some(u64::from(open)));
-    if let Some(Budget { budget, spent, ends_ms }) = tokens {
+    if let Some(Budget { budget, spent, ends }) = tokens {
         set(SPENT, spent);
         set(BUDGET, Some(budget));
-        set(WINDOW_ENDS, ends_ms.and_then(|ms| u64::try_from(ms / 1_000).ok()));
+        set(WINDOW_ENDS, ends.and_then(|at| u64::try_from(at.as_millis() / 1_000).ok()));
     }
 }
 

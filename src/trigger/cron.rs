@@ -24,7 +24,7 @@ use crate::job::{Job, Jobs, Params};
 use crate::popularity::{Popularity, feed};
 use crate::protocol::Keys;
 use crate::redis::Troubles;
-use crate::redis::{Backoff, Connection};
+use crate::redis::{Backoff, Connection, RedisTime};
 use crate::source::{Gate, Refusal, Sources};
 use crate::store::{Fresh, Snapshot, Store};
 
@@ -129,7 +129,7 @@ impl Cron {
     /// # Errors
     /// Redis's; the tick is tried again when its claim expires.
     pub async fn tick(&self) -> RedisResult<Duration> {
-        let (now, name, tick): (i64, String, i64) = TICK
+        let (now, name, tick): (RedisTime, String, RedisTime) = TICK
             .key(self.keys.schedules())
             .key(self.keys.ticks())
             .arg(duration::millis(self.claim))
@@ -137,8 +137,7 @@ impl Cron {
             .invoke_async(&mut self.redis.clone())
             .await?;
         if name.is_empty() {
-            let wait = if tick < 0 { IDLE } else { Duration::from_millis(u64::try_from(tick - now).unwrap_or(0)) };
-            return Ok(wait);
+            return Ok(if tick < RedisTime::ZERO { IDLE } else { tick.saturating_since(now) });
         }
         let Some(job) = self.jobs.jobs.get(name.as_str()) else { return Ok(IDLE) };
         let begun = Instant::now();
@@ -151,7 +150,7 @@ impl Cron {
             .key(self.keys.schedules())
             .key(self.keys.ticks())
             .arg(&name)
-            .arg(tick.to_string())
+            .arg(tick)
             .arg(next.map(|next| next.to_string()).unwrap_or_default())
             .invoke_async(&mut self.redis.clone())
             .await?;
@@ -159,11 +158,11 @@ impl Cron {
         Ok(Duration::ZERO)
     }
 
-    /// Puts the entries on the agenda that the warmup at `tick` (Redis time, ms) must fetch.
+    /// Puts the entries on the agenda that the warmup at `tick` must fetch.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn expand(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Expanded> {
+    pub async fn expand(&self, job: &Arc<Job>, tick: RedisTime) -> RedisResult<Expanded> {
         let fed = self.fed(job, tick).await?;
         let mut total = Expanded::default();
         let named = job.entries.list.iter().chain(&fed).filter_map(|params| job.key.write(params));
@@ -186,8 +185,7 @@ impl Cron {
                     _ => None,
                 };
                 // An entry that is refreshed before it expires is not fetched now, with all others and before its time.
-                let any = Fresh { since: Some(1), ..Fresh::default() };
-                let in_time = !job.warm.refetch && ahead > Some(now) && is_fresh(any, &snapshot, now);
+                let in_time = !job.warm.refetch && ahead > Some(now) && is_fresh(Fresh::ours(), &snapshot, now);
                 if !in_time && !is_fresh(wanted, &snapshot, now) {
                     due.push(key);
                 } else if let Some(at) = ahead {
@@ -201,7 +199,9 @@ impl Cron {
                 futures_util::future::try_join_all(puts).await?;
             }
             let at = if job.warm.refetch { tick } else { now };
-            self.agenda.put(&job.name, due.iter().copied(), When::Due(at + moment), Trigger::Cron).await?;
+            self.agenda
+                .put(&job.name, due.iter().copied(), When::Due(at + Duration::from_millis(moment)), Trigger::Cron)
+                .await?;
             total.entries += keys.len();
             total.due += due.len();
             // A long warmup renews its claim.
@@ -210,12 +210,12 @@ impl Cron {
         Ok(total)
     }
 
-    async fn hold(&self, job: &Job, tick: i64) -> RedisResult<()> {
+    async fn hold(&self, job: &Job, tick: RedisTime) -> RedisResult<()> {
         let _: u8 = HOLD
             .key(self.keys.schedules())
             .key(self.keys.ticks())
             .arg(job.name.as_str())
-            .arg(tick.to_string())
+            .arg(tick)
             .arg(duration::millis(self.claim))
             .invoke_async(&mut self.redis.clone())
             .await?;
@@ -223,7 +223,7 @@ impl Cron {
     }
 
     /// Returns the entries that the job's feed names; if it does not answer, those of its last answer.
-    pub(crate) async fn fed(&self, job: &Arc<Job>, tick: i64) -> RedisResult<Vec<Params>> {
+    pub(crate) async fn fed(&self, job: &Arc<Job>, tick: RedisTime) -> RedisResult<Vec<Params>> {
         let Some(asked) = &job.entries.feed else {
             feed::forget(&mut self.redis.clone(), &self.keys, job).await?;
             return Ok(Vec::new());
@@ -260,29 +260,32 @@ impl Cron {
     }
 }
 
-/// Returns what a warmup at `tick` (Redis time, ms) without `refetch` leaves alone: values that live until the next
-/// tick.
-fn filled(job: &Job, tick: i64) -> Fresh {
-    let next = job.warm.schedule.as_ref().zip(DateTime::from_timestamp_millis(tick));
-    let next = next.and_then(|(schedule, tick)| schedule.next(tick)).map(|next| next.timestamp_millis());
-    match next {
+/// Returns what a warmup at `tick` without `refetch` leaves alone: values that live until the next tick.
+fn filled(job: &Job, tick: RedisTime) -> Fresh {
+    match next_after(job, tick) {
         Some(next) => Fresh { until: Some(next), ..Fresh::default() },
-        None => Fresh { since: Some(1), ..Fresh::default() },
+        None => Fresh::ours(),
     }
 }
 
-/// Returns `true` if the value is fresh at `now` (Redis time, ms), by the rules of lease.lua.
-fn is_fresh(wanted: Fresh, snapshot: &Snapshot, now: i64) -> bool {
+/// Returns `true` if the value is fresh at `now`, by the rules of lease.lua.
+fn is_fresh(wanted: Fresh, snapshot: &Snapshot, now: RedisTime) -> bool {
     snapshot.ours().is_some_and(|meta| {
-        meta.invalidated == 0
-            && meta.stale_for == 0
+        meta.invalidated.is_none()
+            && meta.stale_for.is_zero()
             && meta.validated_at <= now
             && (wanted.since.is_some_and(|since| meta.validated_at >= since)
                 || wanted.until.is_some_and(|until| meta.own_expiry >= until))
     })
 }
 
-fn next_tick(job: &Job, now: i64) -> Option<i64> {
-    let schedule = job.warm.schedule.as_ref()?;
-    schedule.next(DateTime::from_timestamp_millis(now)?).map(|next| next.timestamp_millis().max(now + 1))
+/// Returns the next tick of a job, later than `now`.
+fn next_tick(job: &Job, now: RedisTime) -> Option<RedisTime> {
+    next_after(job, now).map(|next| next.max(now + Duration::from_millis(1)))
+}
+
+/// Returns the time of a job's schedule that follows `time`.
+fn next_after(job: &Job, time: RedisTime) -> Option<RedisTime> {
+    let next = job.warm.schedule.as_ref()?.next(DateTime::from_timestamp_millis(time.as_millis())?)?;
+    Some(RedisTime::from_millis(next.timestamp_millis()))
 }

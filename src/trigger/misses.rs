@@ -19,7 +19,7 @@ use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
-use crate::redis::{Backoff, Connection, lead};
+use crate::redis::{Backoff, Connection, RedisTime, lead};
 use crate::store::Meta;
 
 /// The time for which a miss waits: an entry that a warmup asked for in vain is on the agenda by then.
@@ -31,8 +31,10 @@ const AT_ONCE: usize = 50;
 const MOST: usize = 5_000;
 /// The time for which further misses of a handled key do not count.
 const AGAIN: Duration = Duration::from_secs(5);
-/// The time (ms) for which an upstream's answer that an entry does not exist counts.
-const GONE: i64 = 300_000;
+/// The time for which an upstream's answer that an entry does not exist counts.
+const GONE: Duration = Duration::from_secs(300);
+/// An entry that is due within this time is not made due by a miss.
+const SOON: Duration = Duration::from_secs(1);
 /// The time for which a worker is elected to listen, and the interval at which it renews that.
 const ELECTED: Duration = Duration::from_secs(6);
 const RENEW: Duration = Duration::from_secs(2);
@@ -212,8 +214,7 @@ impl Misses {
         }
         let replies: Vec<RedisResult<redis::Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
         let Some((time, replies)) = replies.split_first() else { return Ok(()) };
-        let Some((seconds, _)) = reply::<(i64, i64)>(time) else { return Ok(()) };
-        let now = seconds * 1_000;
+        let Some(now) = reply::<RedisTime>(time) else { return Ok(()) };
         for ((job, key), replies) in owned.into_iter().zip(replies.chunks_exact(3)) {
             let (Some(there), Some(meta), Some(due)) = (
                 reply::<Option<String>>(&replies[0]),
@@ -240,8 +241,8 @@ fn reply<T: redis::FromRedisValue>(reply: &RedisResult<redis::Value>) -> Option<
 
 /// Returns `true` if an absent entry is worth a fetch: it is not due soon, it is no dead letter, and its upstream did
 /// not say lately that it does not exist.
-fn is_wanted(job: &Job, meta: Option<Meta>, due: Option<Due>, now: i64) -> bool {
-    let is_due = due.is_some_and(|due| due.state != State::Scheduled || due.at <= now + 1_000);
+fn is_wanted(job: &Job, meta: Option<Meta>, due: Option<Due>, now: RedisTime) -> bool {
+    let is_due = due.is_some_and(|due| due.state != State::Scheduled || due.at <= now + SOON);
     let last = meta.map(|meta| meta.note).unwrap_or_default();
     let is_gone = last.outcome == Some(Outcome::Gone) && last.attempted + GONE > now;
     // An entry that failed waits for its retry, however many clients ask for it.

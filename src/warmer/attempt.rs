@@ -27,7 +27,6 @@ use super::freshness::{fresh, with_recheck};
 use super::inputs::Missing;
 use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
 use crate::agenda::{Next, keep};
-use crate::entry::duration::millis;
 use crate::entry::{Outcome, Trigger};
 use crate::job::{Job, Params};
 use crate::source::{Ended, Permit};
@@ -192,7 +191,7 @@ impl Attempt<'_> {
         let (warmer, job, key) = (self.warmer, self.job, &self.entry.key);
         let Some(params) = job.key.read(key.as_str()) else {
             // No job fetches it anew, so an open invalidation can only remove it.
-            if let at @ 1.. = warmer.invalidated(key).await? {
+            if let Some(at) = warmer.invalidated(key).await? {
                 warmer.store.invalidate(key, at, Removal::Evict).await?;
             }
             let reason = "the job's key pattern has changed and does not match it";
@@ -201,7 +200,7 @@ impl Attempt<'_> {
         if self.entry.trigger == Trigger::Expiry
             && !job.entries.lists(&params)
             && !warmer.popularity.wanted(job, key).await?
-            && warmer.invalidated(key).await? == 0
+            && warmer.invalidated(key).await?.is_none()
         {
             let reason = "it is read too rarely: it is left to expire";
             return Err(Stop::End(Ending::because(Outcome::Unread, Next::Out, reason)));
@@ -229,7 +228,7 @@ impl Attempt<'_> {
         if self.is_kept_unasked().await? {
             return Ok(());
         }
-        let now = self.entry.since + millis(self.entry.late);
+        let now = self.entry.since + self.entry.late;
         if let Some(input) = warmer.awaited_input(job, &self.params, now).await? {
             let reason = format!("waits for its input {input}, which was invalidated");
             return Err(Stop::End(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason)));

@@ -9,9 +9,9 @@ use super::freshness::{is_storm, known, with_recheck};
 use super::{RESEND_WAIT, SHORT_WAIT, Warmer, stale_if_error};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
-use crate::entry::duration::millis;
 use crate::entry::{EntryKey, Outcome, Trigger};
 use crate::job::Job;
+use crate::redis::RedisTime;
 use crate::source::Answer;
 use crate::store::{Expiry, Lease, Note, Removal, Written};
 
@@ -32,7 +32,7 @@ impl Attempt<'_> {
     pub(super) fn first_round(&self, lease: &Lease) -> Round {
         // Whatever made the entry due, its fetch answers an open invalidation. A recheck follows then.
         let trigger = match &lease.before.meta {
-            Some(meta) if meta.invalidated > 0 => Trigger::Invalidation,
+            Some(meta) if meta.invalidated.is_some() => Trigger::Invalidation,
             _ => self.entry.trigger,
         };
         Round { trigger, storm: is_storm(lease, trigger), may_keep: true, indexed: Vec::new() }
@@ -143,8 +143,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Ends an attempt whose value is readable until `expires` (Redis time, ms): takes the entry off the tags that it
-    /// has lost, and makes due what is made from it.
+    /// Ends an attempt whose value is readable until `expiry`: takes the entry off the tags that it has lost, and
+    /// makes due what is made from it.
     async fn committed(
         &self,
         lease: &Lease,
@@ -161,7 +161,7 @@ impl Attempt<'_> {
         let before = lease.before.meta.as_ref().map(|meta| meta.note.tags.as_slice()).unwrap_or_default();
         let lost = before.iter().chain(&round.indexed).filter(|tag| !note.tags.contains(tag));
         let lost: Vec<String> = lost.cloned().collect();
-        warmer.store.untag(&entry.key, &lost, lease.fetched_at + millis(warmer.indexed_for(job, lease))).await?;
+        warmer.store.untag(&entry.key, &lost, lease.fetched_at + warmer.indexed_for(job, lease)).await?;
         if changed {
             warmer.wake_dependants(&entry.key, entry.priority).await?;
         } else {
@@ -173,14 +173,14 @@ impl Attempt<'_> {
                 warmer.wake_waiting(&entry.key).await?;
             }
         }
-        let written_at = expiry.at().map_or(lease.fetched_at, |at| at - millis(job.ttl));
+        let written_at = expiry.at().map_or(lease.fetched_at, |at| at - job.ttl);
         let next = with_recheck(job, entry, round.trigger, written_at, keep(job, &entry.key, expiry));
         Ok(Ending::new(note.outcome.unwrap_or(Outcome::Warmed), next))
     }
 
-    /// Prepares another round, since an invalidation came during this one: the lease was begun anew at `start` (Redis
-    /// time, ms). Ends the attempt where an input is to be fetched first.
-    async fn begin_again(&mut self, lease: &mut Lease, round: &mut Round, start: i64) -> Step<()> {
+    /// Prepares another round, since an invalidation came during this one: the lease was begun anew at `start`. Ends
+    /// the attempt where an input is to be fetched first.
+    async fn begin_again(&mut self, lease: &mut Lease, round: &mut Round, start: RedisTime) -> Step<()> {
         let (warmer, job, entry) = (self.warmer, self.job, self.entry);
         round.trigger = Trigger::Invalidation;
         round.storm = true;
@@ -201,14 +201,14 @@ impl Attempt<'_> {
 
 impl Warmer {
     /// Indexes an entry under its tags. Where an invalidation by one of them came since its content was asked for at
-    /// `asked` (Redis time, ms), marks what is older: the lease, or the value that is to be extended. `indexed` are the
-    /// tags of earlier rounds under the same lease.
+    /// `asked`, marks what is older: the lease, or the value that is to be extended. `indexed` are the tags of earlier
+    /// rounds under the same lease.
     async fn index(
         &self,
         job: &Job,
         key: &EntryKey,
         lease: &Lease,
-        asked: i64,
+        asked: RedisTime,
         tags: &[String],
         indexed: &[String],
     ) -> RedisResult<()> {
@@ -240,8 +240,8 @@ impl Warmer {
     }
 }
 
-/// Returns when the content of an answer was asked for (Redis time, ms). A value kept without a request keeps its time.
-fn asked_at(job: &Job, lease: &Lease, answer: &Answer) -> i64 {
+/// Returns when the content of an answer was asked for. A value kept without a request keeps its time.
+fn asked_at(job: &Job, lease: &Lease, answer: &Answer) -> RedisTime {
     match answer {
         Answer::Unchanged if job.may_hold_unasked() => {
             lease.before.meta.as_ref().map_or(lease.fetched_at, |meta| meta.fetched_at)

@@ -9,8 +9,8 @@ use super::attempt::{Attempt, Ending};
 use super::freshness::{RETRY_PLAUSIBLE, retry_after};
 use crate::agenda::Next;
 use crate::entry::EntryKey;
-use crate::entry::duration::millis;
 use crate::entry::{Outcome, Trigger};
+use crate::redis::RedisTime;
 use crate::store::{Fresh, Lease, Leased, Note, Removal};
 
 /// The longest reason kept, in characters.
@@ -75,17 +75,17 @@ impl Attempt<'_> {
     }
 }
 
-/// Counts a failure of a fetch that began at `start` (Redis time, ms); returns the wait before the retry.
+/// Counts a failure of a fetch that began at `start`; returns the wait before the retry.
 ///
 /// A fetch that an invalidation brings before the retry's time is none of the job's attempts, and leaves that time as
 /// it is. A retry that is later than any can be was noted by a clock that ran ahead.
-fn count_failure(note: &mut Note, start: i64) -> Duration {
-    let left = note.retry - start;
-    if note.failures > 0 && left > 0 && left <= millis(RETRY_PLAUSIBLE) {
-        return Duration::from_millis(u64::try_from(left).unwrap_or(0));
+fn count_failure(note: &mut Note, start: RedisTime) -> Duration {
+    let left = note.retry.saturating_since(start);
+    if note.failures > 0 && !left.is_zero() && left <= RETRY_PLAUSIBLE {
+        return left;
     }
     note.failures = note.failures.saturating_add(1);
     let wait = retry_after(note.failures);
-    note.retry = start + millis(wait);
+    note.retry = start + wait;
     wait
 }

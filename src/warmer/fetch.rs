@@ -25,7 +25,7 @@ impl Attempt<'_> {
             return Ok(false);
         }
         let snapshot = self.warmer.store.snapshot(&self.entry.key).await?;
-        let Some(meta) = snapshot.ours().filter(|meta| meta.invalidated == 0) else { return Ok(false) };
+        let Some(meta) = snapshot.ours().filter(|meta| meta.invalidated.is_none()) else { return Ok(false) };
         let ask = self.ask(0, Some(&meta.note.validators), Instant::now());
         Ok(self.warmer.sources.unchanged_without_asking(&self.warmer.jobs, &ask))
     }

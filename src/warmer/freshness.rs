@@ -7,9 +7,9 @@ use redis::RedisResult;
 use super::{Running, Warmer};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
-use crate::entry::duration::millis;
 use crate::entry::{EntryKey, Trigger};
 use crate::job::{FIRST_RETRY, Job, Jobs};
+use crate::redis::RedisTime;
 use crate::store::{Expiry, Fresh, Lease, Meta};
 
 /// The time of a lease beyond its fetches: the round trips to Redis, and the commit.
@@ -42,20 +42,20 @@ pub(super) fn fresh(job: &Job, entry: &Running) -> Fresh {
     let since = Fresh { since: Some(entry.since), ..Fresh::default() };
     match entry.trigger {
         // A fetch after the invalidation answers it and clears its mark. A changed input leaves no mark.
-        Trigger::Invalidation if job.inputs.is_empty() => Fresh { since: Some(1), ..Fresh::default() },
+        Trigger::Invalidation if job.inputs.is_empty() => Fresh::ours(),
         Trigger::Cron | Trigger::Invalidation | Trigger::Manual => since,
         // A value refreshed since then lives longer; see [`keep`].
-        Trigger::Expiry => Fresh { until: Some(entry.since + millis(job.warm.ahead.mul_f32(1.3))), ..Fresh::default() },
+        Trigger::Expiry => Fresh { until: Some(entry.since + job.warm.ahead.mul_f32(1.3)), ..Fresh::default() },
         Trigger::Demand => Fresh { any: true, ..Fresh::default() },
         // A value that another writer wrote since the invalidation may be older than it. One of ours is not.
-        Trigger::Settle => Fresh { since: Some(1), absent: true, ..Fresh::default() },
+        Trigger::Settle => Fresh { absent: true, ..Fresh::ours() },
     }
 }
 
 /// Returns `next`, or the recheck that the entry needs before it. After an invalidation or a miss, a service that fills
 /// misses itself may still write an old value. A recheck that made way for another fetch is owed as well.
-pub(super) fn with_recheck(job: &Job, entry: &Running, trigger: Trigger, now: i64, next: Next) -> Next {
-    let at = now + millis(job.warm.settle);
+pub(super) fn with_recheck(job: &Job, entry: &Running, trigger: Trigger, now: RedisTime, next: Next) -> Next {
+    let at = now + job.warm.settle;
     let is_sooner = matches!(next, Next::At(other) if other <= at);
     let is_needed = entry.recheck || matches!(trigger, Trigger::Invalidation | Trigger::Demand);
     if is_needed && !is_sooner && !job.warm.settle.is_zero() { Next::Settle(at) } else { next }
@@ -65,8 +65,8 @@ pub(super) fn with_recheck(job: &Job, entry: &Running, trigger: Trigger, now: i6
 /// then held off for longer.
 pub(super) fn is_storm(lease: &Lease, trigger: Trigger) -> bool {
     let follows = |meta: &Meta| {
-        let since = lease.fetched_at - meta.fetched_at;
-        meta.note.trigger == Some(Trigger::Invalidation) && (0..millis(STORM_WITHIN)).contains(&since)
+        let follows_soon = (meta.fetched_at..meta.fetched_at + STORM_WITHIN).contains(&lease.fetched_at);
+        meta.note.trigger == Some(Trigger::Invalidation) && follows_soon
     };
     trigger == Trigger::Invalidation && lease.before.meta.as_ref().is_some_and(follows)
 }
@@ -74,7 +74,7 @@ pub(super) fn is_storm(lease: &Lease, trigger: Trigger) -> bool {
 /// Returns the validators of the present value, where it may be kept if unchanged.
 pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
     let meta = lease.before.ours()?;
-    let may_keep = meta.invalidated == 0 || !job.may_hold_unasked();
+    let may_keep = meta.invalidated.is_none() || !job.may_hold_unasked();
     may_keep.then(|| meta.note.validators.clone())
 }
 
@@ -96,29 +96,29 @@ impl Warmer {
     /// one of ours that holds.
     pub(super) async fn recheck(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Next>> {
         let snapshot = self.store.snapshot(key).await?;
-        let holds = snapshot.ours().is_some_and(|meta| meta.invalidated == 0 && meta.stale_for == 0);
+        let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero());
         Ok(match snapshot.expiry {
             Expiry::Absent => Some(Next::Out),
             expiry => holds.then(|| keep(job, key, expiry)),
         })
     }
 
-    /// Returns the time of an entry's open invalidation (Redis time, ms); 0 where there is none.
-    pub(super) async fn invalidated(&self, key: &EntryKey) -> RedisResult<i64> {
-        Ok(self.store.snapshot(key).await?.meta.map_or(0, |meta| meta.invalidated))
+    /// Returns the time of an entry's open invalidation.
+    pub(super) async fn invalidated(&self, key: &EntryKey) -> RedisResult<Option<RedisTime>> {
+        Ok(self.store.snapshot(key).await?.meta.and_then(|meta| meta.invalidated))
     }
 
-    /// Returns when an entry is due that another writer wrote or removed during a fetch that began at `start` (Redis
-    /// time, ms): before the present value expires, or before one fetched now would. An eviction has taken the entry
-    /// off the agenda, so this is only for the time after.
-    pub(super) async fn next_after_foreign(&self, job: &Job, key: &EntryKey, start: i64) -> RedisResult<Next> {
+    /// Returns when an entry is due that another writer wrote or removed during a fetch that began at `start`: before
+    /// the present value expires, or before one fetched now would. An eviction has taken the entry off the agenda, so
+    /// this is only for the time after.
+    pub(super) async fn next_after_foreign(&self, job: &Job, key: &EntryKey, start: RedisTime) -> RedisResult<Next> {
         let expiry = match self.store.snapshot(key).await?.expiry {
-            Expiry::Absent => Expiry::At(start + millis(job.ttl)),
+            Expiry::Absent => Expiry::At(start + job.ttl),
             present => present,
         };
         Ok(match (keep(job, key, expiry), expiry.at()) {
             // The other writer's value keeps at least half of its life.
-            (Next::At(at), Some(expires)) => Next::At(at.max(start + (expires - start) / 2)),
+            (Next::At(at), Some(expires)) => Next::At(at.max(start + expires.saturating_since(start) / 2)),
             (next, _) => next,
         })
     }

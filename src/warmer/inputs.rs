@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 use super::{INPUT_WAIT, Warmer};
 use crate::agenda::When;
 use crate::entry::Outcome;
-use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName};
 use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Params};
+use crate::redis::RedisTime;
 use crate::store::{Meta, Snapshot};
 
 /// The longest wait for an invalidated input whose old value is readable, from the invalidation on.
@@ -23,8 +23,8 @@ const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
 enum Wake {
     /// The entry has changed: all dependants with a value are due then, and all that wait for it.
     Changed(When),
-    /// The entry's content is readable since then (Redis time, ms): dependants made before are due.
-    Outdated(i64),
+    /// The entry's content is readable since then: dependants made before are due.
+    Outdated(RedisTime),
     /// The entry is found to be readable, unchanged, or gone for good: dependants that wait for it are due.
     Waiting,
 }
@@ -32,8 +32,8 @@ enum Wake {
 /// Returns how an input is put on the agenda for an entry of this priority.
 fn when(priority: Priority) -> When {
     match priority {
-        Priority::Normal => When::Due(0),
-        Priority::Bulk => When::Bulk(0),
+        Priority::Normal => When::NOW,
+        Priority::Bulk => When::BULK_NOW,
         Priority::High => When::Urgent,
     }
 }
@@ -47,14 +47,13 @@ pub(super) struct Missing {
 }
 
 impl Warmer {
-    /// Returns the inputs by name of an entry that is due since `since` (Redis time, ms), or one that is missing and
-    /// was made due.
+    /// Returns the inputs by name of an entry that is due since `since`, or one that is missing and was made due.
     pub(super) async fn inputs(
         &self,
         job: &Job,
         params: &Params,
         priority: Priority,
-        since: i64,
+        since: RedisTime,
     ) -> RedisResult<Result<Map<String, Value>, Missing>> {
         let mut inputs = Map::new();
         let wanted: Vec<(&String, EntryKey)> =
@@ -78,8 +77,13 @@ impl Warmer {
 
     /// Returns an input that an entry made by AI must wait for: it was invalidated and is not fetched yet. Made from
     /// the old value, the entry would be paid for twice. It waits for [`FRESH_INPUT_WAIT`] at most, and not for an
-    /// input whose fetch has failed since. `now` is Redis's time, ms.
-    pub(super) async fn awaited_input(&self, job: &Job, params: &Params, now: i64) -> RedisResult<Option<EntryKey>> {
+    /// input whose fetch has failed since.
+    pub(super) async fn awaited_input(
+        &self,
+        job: &Job,
+        params: &Params,
+        now: RedisTime,
+    ) -> RedisResult<Option<EntryKey>> {
         if !job.waits_for_inputs() {
             return Ok(None);
         }
@@ -87,12 +91,12 @@ impl Warmer {
         let snapshots = self.store.snapshots(&keys).await?;
         let awaited = |snapshot: Snapshot| {
             let there = snapshot.has_value();
-            snapshot.meta.filter(|meta| there && meta.invalidated > 0).is_some_and(
-                |Meta { invalidated, note, .. }| {
+            snapshot.meta.filter(|_| there).is_some_and(|Meta { invalidated, note, .. }| {
+                invalidated.is_some_and(|invalidated| {
                     let failed = note.outcome == Some(Outcome::Failed) && note.attempted >= invalidated;
-                    !failed && (now - invalidated).abs() < millis(FRESH_INPUT_WAIT)
-                },
-            )
+                    !failed && now.abs_diff(invalidated) < FRESH_INPUT_WAIT
+                })
+            })
         };
         Ok(keys.into_iter().zip(snapshots).find_map(|(key, snapshot)| awaited(snapshot).then_some(key)))
     }
@@ -103,7 +107,7 @@ impl Warmer {
         key: &EntryKey,
         unreadable: bool,
         priority: Priority,
-        since: i64,
+        since: RedisTime,
     ) -> RedisResult<Option<String>> {
         let Some((owner, _)) = self.jobs.owner(key.as_str()) else { return Ok(None) };
         let when = when(priority);
@@ -115,13 +119,13 @@ impl Warmer {
         let note = self.store.snapshot(key).await?.meta.map(|meta| meta.note);
         let when = match note {
             Some(note) if note.outcome == Some(Outcome::Gone) || note.failures >= owner.warm.attempts => {
-                if note.attempted + 2 * millis(INPUT_WAIT) >= since {
+                if note.attempted + 2 * INPUT_WAIT >= since {
                     return Ok(Some(note.reason.unwrap_or_else(|| "its upstream does not have it".to_owned())));
                 }
                 when
             }
             // Its own retry makes it due, however many entries wait for it.
-            Some(note) if note.failures > 0 => When::Keep(0),
+            Some(note) if note.failures > 0 => When::Keep(RedisTime::ZERO),
             _ => when,
         };
         self.agenda.put(&owner.name, [key], when, Trigger::Demand).await?;
@@ -146,9 +150,9 @@ impl Warmer {
         Ok(found.iter().filter_map(Snapshot::ours).any(|input| made.validated_at <= input.content_since))
     }
 
-    /// Makes the dependants due that were made before an entry's content became readable at `content_since` (Redis
-    /// time, ms). The worker that wrote it may have crashed before it woke them.
-    pub(super) async fn wake_outdated(&self, found: &EntryKey, content_since: i64) -> RedisResult<()> {
+    /// Makes the dependants due that were made before an entry's content became readable at `content_since`. The
+    /// worker that wrote it may have crashed before it woke them.
+    pub(super) async fn wake_outdated(&self, found: &EntryKey, content_since: RedisTime) -> RedisResult<()> {
         self.wake(found, Wake::Outdated(content_since)).await
     }
 
@@ -211,7 +215,8 @@ impl Warmer {
         for (key, snapshot) in dependants.into_iter().zip(snapshots) {
             let there = snapshot.has_value();
             // It may wait for its input to be fetched anew.
-            if job.waits_for_inputs() && there && snapshot.meta.as_ref().is_some_and(|meta| meta.invalidated > 0) {
+            if job.waits_for_inputs() && there && snapshot.meta.as_ref().is_some_and(|meta| meta.invalidated.is_some())
+            {
                 waiting.push(key.clone());
             }
             let made = snapshot.ours().map(|meta| meta.validated_at);
@@ -222,7 +227,7 @@ impl Warmer {
                 Wake::Outdated(_) | Wake::Waiting => {}
             }
         }
-        let when = if let Wake::Changed(when) = why { when } else { When::Due(0) };
+        let when = if let Wake::Changed(when) = why { when } else { When::NOW };
         self.agenda.put(&job.name, &due, when, Trigger::Invalidation).await?;
         if let Wake::Outdated(_) = why {
             return Ok(());

@@ -36,12 +36,12 @@ use usage_buffer::UsageBuffer;
 
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next};
 use crate::entry::Last;
-use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName, UpstreamName};
 use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Jobs};
 use crate::popularity::Popularity;
 use crate::queue::Chunk;
+use crate::redis::RedisTime;
 use crate::source::{Gate, Sources};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
@@ -63,8 +63,8 @@ struct Running {
     priority: Priority,
     /// It took the place of a recheck, which is still owed.
     recheck: bool,
-    /// When it became due (Redis time, ms).
-    since: i64,
+    /// When it became due.
+    since: RedisTime,
     /// How long it had been due when this worker took it.
     late: Duration,
 }
@@ -74,7 +74,7 @@ impl Running {
         // This score is newer than the claim's: it says whether a recheck is owed by now, and when the entry is due
         // again.
         let due = Due::from_score(score.parse().unwrap_or_default());
-        let taken_at = due.at - millis(time);
+        let taken_at = due.at - time;
         Self {
             key: EntryKey::new(claimed.key),
             score,
@@ -82,7 +82,7 @@ impl Running {
             priority: due.priority,
             recheck: due.look,
             since: claimed.since,
-            late: Duration::from_millis(u64::try_from(taken_at - claimed.since).unwrap_or(0)),
+            late: taken_at.saturating_since(claimed.since),
         }
     }
 

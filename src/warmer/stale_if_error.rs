@@ -1,7 +1,5 @@
 //! Old values: how long one stays readable while its source fails, and the tags of a new or kept one.
 
-use std::time::Duration;
-
 use redis::RedisResult;
 use serde_json::{Map, Value};
 use tracing::debug;
@@ -13,7 +11,6 @@ use crate::agenda::Next;
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::duration;
-use crate::entry::duration::millis;
 use crate::job::{Job, Params};
 use crate::protocol::inbox::LONGEST_TAG;
 use crate::source::context;
@@ -34,11 +31,11 @@ impl Warmer {
         let time = wait + self.admission_wait + self.lease_time(job);
         match self.store.extend_stale(&entry.key, time, job.warm.stale_if_error).await {
             Ok(Some(extended)) if extended.expires > extended.ends => {
-                let longer = Duration::from_millis(u64::try_from(extended.expires - extended.ends).unwrap_or(0));
+                let longer = extended.expires.saturating_since(extended.ends);
                 let reason = ending.reason.take().unwrap_or_default();
                 let longer = duration::seconds(longer);
                 ending.reason = Some(format!("{reason}; the old value outlives its TTL, by {longer} so far"));
-                let may_go_on = extended.ends + millis(job.warm.stale_if_error) > extended.expires;
+                let may_go_on = extended.ends + job.warm.stale_if_error > extended.expires;
                 if matches!(ending.next, Next::Dead(_)) && may_go_on {
                     // An entry is given up only when its old value is no longer served.
                     ending.next = Next::In(wait);

@@ -73,7 +73,7 @@ impl Bench {
         // A value fetched before is older than this.
         let before = self.store.now().await.unwrap();
         while self.store.now().await.unwrap() == before {}
-        self.agenda.put(&name, &keys, When::Due(0), trigger).await.unwrap();
+        self.agenda.put(&name, &keys, When::NOW, trigger).await.unwrap();
         let claims = self.agenda.claim(&name, 100, 100, LONG).await.unwrap();
         assert_eq!(claims.entries.len(), names.len());
         Chunk { job: job.to_owned(), entries: claims.entries }

@@ -50,8 +50,8 @@ async fn a_worker_that_finds_no_redis_answers_all_the_same() {
     assert_eq!(state.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(state.json()["reasons"][0].as_str().unwrap().contains("not been reached yet"), "{state:?}");
     assert_eq!(server.get("/health/live").await.status, StatusCode::OK);
-    assert!(server.get("/redis/stats").await.problem(503).contains("is waiting for Redis"));
-    assert!(server.post("/warm", json!({"keys": ["art:a"]})).await.problem(503).contains("is waiting for Redis"));
+    assert!(server.get("/redis/stats").await.problem(503).contains("waits for Redis"));
+    assert!(server.post("/warm", json!({"keys": ["art:a"]})).await.problem(503).contains("waits for Redis"));
     assert!(server.get("/metrics").await.text.contains("\nsamovar_redis_up 0\n"));
     redis.start_again().await;
     server.ready().await;

@@ -138,7 +138,9 @@ async fn metrics_and_jobs_say_how_many_values_are_old() {
     eventually("the TTL is over, and the value lives on", async || {
         let now = parts.now().await;
         match parts.meta("a").await {
-            Some(meta) if meta.stale_for > 0 && meta.own_expiry - meta.stale_for < now && now < meta.own_expiry => {
+            Some(meta)
+                if !meta.stale_for.is_zero() && meta.own_expiry - meta.stale_for < now && now < meta.own_expiry =>
+            {
                 Ok(())
             }
             meta => Err((now, meta)),

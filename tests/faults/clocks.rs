@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use samovar::entry::EntryKey;
 use samovar::protocol::Message;
+use samovar::redis::RedisTime;
 use serde_json::json;
 
 use super::support::{
@@ -96,7 +97,7 @@ async fn with_clock(limits: &str, warm: &str) -> (OffsetClock, TestRedis, Upstre
 }
 
 /// The latest time that a worker saw on Redis's clock.
-async fn noted(redis: &TestRedis, parts: &Parts) -> Option<i64> {
+async fn noted(redis: &TestRedis, parts: &Parts) -> Option<RedisTime> {
     redis.ask(&["HGET", &parts.keys.clock(), "high"]).await
 }
 
@@ -105,7 +106,7 @@ async fn set_back(redis: &TestRedis, parts: &Parts) -> Option<u64> {
 }
 
 /// When the content of an entry was asked for.
-async fn asked(parts: &Parts, key: &str) -> i64 {
+async fn asked(parts: &Parts, key: &str) -> RedisTime {
     parts.store.snapshot(&EntryKey::new(key)).await.unwrap().meta.unwrap().fetched_at
 }
 
@@ -118,7 +119,7 @@ async fn a_clock_that_is_set_back_hides_no_invalidation() {
     // It says that something changed after the clock was set back; as the clock now goes, before it was fetched.
     let both = Message::parse(r#"{"keys": ["art:a", "story:a"]}"#).unwrap();
     eventually("the clock shows the time of the fetches again", async || parts.now().await > fetched.max(told)).await;
-    parts.invalidator(&jobs).handle(&both, fetched.min(told) - 60).await.unwrap();
+    parts.invalidator(&jobs).handle(&both, fetched.min(told) - Duration::from_millis(60)).await.unwrap();
     version(&redis, "a", edited).await;
     eventually("the story is told anew", async || upstream.calls(ASKED) >= 2).await;
     eventually("it is dealt with", async || redis.keys("samovar:{suspect}").await.is_empty()).await;
@@ -136,7 +137,8 @@ async fn a_clock_set_back_does_not_pay_again_for_old_generated_values() {
         set_back(&redis, &parts).await == Some(1) && redis.keys("samovar:{suspect}").await.is_empty()
     })
     .await;
-    eventually("what is made anew is", async || asked(&parts, "art:a").await > ahead - 6 * 60_000).await;
+    eventually("what is made anew is", async || asked(&parts, "art:a").await > ahead - Duration::from_secs(6 * 60))
+        .await;
     eventually("all is at rest", async || {
         let now = parts.now().await.to_string();
         redis.ask::<Vec<String>>(&["ZRANGEBYSCORE", "samovar:agenda:{story}", "-inf", &now]).await.is_empty()
@@ -168,7 +170,7 @@ async fn after_a_clock_was_set_back_all_works_at_once() {
             redis.ttl("art:a").await.is_some_and(|ttl| ttl <= Duration::from_secs(3_600))
         })
         .await;
-        assert!(asked(&parts, "art:a").await >= now - 60_000);
+        assert!(asked(&parts, "art:a").await >= now - Duration::from_secs(60));
     }
     assert!(worker.is_running());
 }

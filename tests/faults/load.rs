@@ -12,6 +12,7 @@ use redis::Value;
 use samovar::agenda::{Claimed, Due, State};
 use samovar::entry::{Priority, Trigger};
 use samovar::queue::{Chunk, Queue};
+use samovar::redis::RedisTime;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -55,7 +56,7 @@ async fn redis_is_responsive(redis: &TestRedis, worker: &WorkerProcess, what: &s
 }
 
 /// Puts entries on the agenda as an outage leaves them there.
-async fn backlog(parts: &Parts, count: usize, at: impl Fn(usize) -> i64) {
+async fn backlog(parts: &Parts, count: usize, at: impl Fn(usize) -> RedisTime) {
     let agenda = parts.keys.agenda(&super::support::job());
     for from in (0..count).step_by(1_000) {
         let mut add = redis::cmd("ZADD");
@@ -75,15 +76,15 @@ async fn backlog(parts: &Parts, count: usize, at: impl Fn(usize) -> i64) {
 }
 
 async fn waiting(redis: &TestRedis) -> usize {
-    let (seconds, micros): (i64, i64) = redis.ask(&["TIME"]).await;
-    let now = (seconds * 1_000 + micros / 1_000 + 1).to_string();
+    let now: RedisTime = redis.ask(&["TIME"]).await;
+    let now = (now + Duration::from_millis(1)).to_string();
     redis.ask(&["ZCOUNT", "samovar:agenda:{art}", "0", &now]).await
 }
 
 /// The oldest go first, what is urgent before all; and what comes due in the same second does no more harm.
 #[tokio::test]
 async fn a_backlog_is_worked_off_in_order_and_holds_up_nothing_urgent() {
-    for (what, spread) in [("a backlog", 1_000_i64), ("retries of one second", 0)] {
+    for (what, spread) in [("a backlog", 1_000_u64), ("retries of one second", 0)] {
         let count = entries(20_000);
         let (redis, upstream) = both().await;
         // So slow that there is a backlog still when the urgent ones have been answered.
@@ -91,7 +92,7 @@ async fn a_backlog_is_worked_off_in_order_and_holds_up_nothing_urgent() {
         let jobs = Art::of(&upstream).limits("concurrency = 16").folder();
         let parts = Parts::of(&redis).await;
         let now = parts.now().await;
-        backlog(&parts, count, |n| now - 1 - spread * i64::try_from(count - n).unwrap()).await;
+        backlog(&parts, count, |n| now - Duration::from_millis(1 + spread * (count - n) as u64)).await;
         watch(&redis).await;
         let worker = talkative(&redis, &jobs).env("SAMOVAR_LOG", "info").env("SAMOVAR_CONCURRENCY", "16").spawn();
         eventually("it has begun", async || waiting(&redis).await < count - 500).await;
@@ -269,7 +270,7 @@ async fn tasks_without_end_leave_nothing_on_the_queue() {
     }
     let (mut held, mut pushed, mut progress) = (Vec::new(), 0, Progress::of("tasks", total));
     let task = |n: usize| {
-        let entry = Claimed { key: format!("art:{}", n % 1_000), score: n.to_string(), since: 0 };
+        let entry = Claimed { key: format!("art:{}", n % 1_000), score: n.to_string(), since: RedisTime::ZERO };
         Chunk { job: "art".to_owned(), entries: vec![entry] }
     };
     for half in [total / 2, total] {

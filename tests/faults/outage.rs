@@ -349,7 +349,7 @@ async fn an_agenda_that_redis_evicted_is_written_again() {
     }
     let parts = Parts::of(&redis).await;
     let written = parts.now().await;
-    eventually("it is not used of late", async || parts.now().await > written + 2_000).await;
+    eventually("it is not used of late", async || parts.now().await > written + Duration::from_secs(2)).await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
     let mut worker = talkative(&redis, &jobs).env("SAMOVAR_SAMPLE", "1h").spawn();

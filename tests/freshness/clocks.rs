@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use samovar::redis::RedisTime;
 use samovar::store::{Fresh, Gap, Leased, Note, Removal};
 use samovar::trigger::{Clock, Gone};
 
@@ -13,8 +14,8 @@ use super::{LONG, TTL};
 async fn a_value_from_the_future_is_not_safe_from_invalidations() {
     let (redis, _) = both().await;
     let parts = Parts::of(&redis).await;
-    let future = parts.now().await + 3_600_000;
-    let expires = future + 3_600_000;
+    let future = parts.now().await + Duration::from_millis(3_600_000);
+    let expires = future + Duration::from_secs(3_600);
     redis.ask::<String>(&["SET", "art:a", "1", "PXAT", &expires.to_string()]).await;
     let meta = format!("{future} {expires} 0 0 abc {{}}");
     redis.ask::<String>(&["SET", &parts.keys.meta(&art("a")), &meta]).await;
@@ -34,7 +35,7 @@ async fn a_stamp_of_the_future_fences_once_and_hides_no_other() {
     let (tag, tags) = (parts.keys.tag("t"), ["t".to_owned()]);
     let stamped = async || parts.store.tag(&art("a"), &tags, LONG).await.unwrap()[0].unwrap();
     for removal in [Removal::Refresh, Removal::Evict] {
-        let future = parts.now().await + 3_600_000;
+        let future = parts.now().await + Duration::from_millis(3_600_000);
         parts.store.stamp("t", future, removal).await.unwrap();
         let begun = parts.now().await;
         let first = stamped().await;
@@ -57,7 +58,7 @@ async fn a_stamp_of_the_future_fences_once_and_hides_no_other() {
 async fn a_lease_of_the_future_ends_in_time() {
     let (redis, _) = both().await;
     let parts = Parts::of(&redis).await;
-    let future = parts.now().await + 3_600_000;
+    let future = parts.now().await + Duration::from_millis(3_600_000);
     let lease = format!("dead-1 {future} -");
     redis.set(&parts.keys.lease(&art("a")), &lease, 100 * LONG).await;
     let short = Duration::from_millis(200);
@@ -71,11 +72,11 @@ async fn a_lease_of_the_future_ends_in_time() {
 async fn what_was_fetched_in_the_future_is_fresh_to_nobody() {
     let (redis, _) = both().await;
     let parts = Parts::of(&redis).await;
-    let future = parts.now().await + 3_600_000;
-    let expires = (future + 3_600_000).to_string();
+    let future = parts.now().await + Duration::from_millis(3_600_000);
+    let expires = (future + Duration::from_secs(3_600)).to_string();
     redis.ask::<String>(&["SET", "art:a", "1", "PXAT", &expires]).await;
     redis.ask::<String>(&["SET", &parts.keys.meta(&art("a")), &format!("{future} {expires} 0 0 abc {{}}")]).await;
-    let fresh = Fresh { since: Some(parts.now().await), until: Some(1), ..Fresh::default() };
+    let fresh = Fresh { since: Some(parts.now().await), until: Some(RedisTime::from_millis(1)), ..Fresh::default() };
     let leased = parts.store.lease(&art("a"), LONG, fresh).await.unwrap();
     assert!(matches!(leased, Leased::Yes(_)), "{leased:?}");
 }
@@ -87,15 +88,22 @@ async fn what_was_marked_in_the_future_is_older_than_anything() {
     let parts = Parts::of(&redis).await;
     let lease = parts.lease("a", LONG).await;
     parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
-    let future = parts.now().await + 3_600_000;
+    let future = parts.now().await + Duration::from_millis(3_600_000);
     assert!(parts.store.invalidate(&art("a"), future, Removal::Refresh).await.unwrap().due);
     let meta = parts.meta("a").await.unwrap();
     assert_eq!(
         (meta.validated_at, meta.fetched_at, meta.invalidated, meta.own_expiry),
-        (1, 1, future, meta.own_expiry)
+        (RedisTime::from_millis(1), RedisTime::from_millis(1), Some(future), meta.own_expiry)
     );
     assert!(parts.store.snapshot(&art("a")).await.unwrap().ours().is_some(), "it is ours as before");
-    assert!(parts.store.invalidate(&art("a"), lease.fetched_at - 60, Removal::Evict).await.unwrap().removed);
+    assert!(
+        parts
+            .store
+            .invalidate(&art("a"), lease.fetched_at - Duration::from_millis(60), Removal::Evict)
+            .await
+            .unwrap()
+            .removed
+    );
 }
 
 /// Its latest time is later than the present one.
@@ -108,17 +116,17 @@ async fn a_clock_set_back_is_noted_once() {
     let (mut first, mut second) = (clock(), clock());
     assert_eq!((first.inspect().await.unwrap(), second.inspect().await.unwrap()), (Gone::On, Gone::On));
     assert_eq!(redis.get(&note).await, None);
-    let high = parts.now().await + 3_600_000;
+    let high = parts.now().await + Duration::from_millis(3_600_000);
     redis.ask::<u64>(&["HSET", &parts.keys.clock(), "high", &high.to_string()]).await;
     assert_eq!(first.inspect().await.unwrap(), Gone::Back);
     let noted = redis.get(&note).await.unwrap();
-    let words: Vec<i64> = noted.split(' ').map(|word| word.parse().unwrap()).collect();
-    assert!(words[0] >= high && words[1] == 1 && words[2] <= parts.now().await, "{noted}");
+    let words: Vec<RedisTime> = noted.split(' ').map(|word| word.parse().unwrap()).collect();
+    assert!(words[0] >= high && words[1].as_millis() == 1 && words[2] <= parts.now().await, "{noted}");
     assert_eq!((second.inspect().await.unwrap(), first.inspect().await.unwrap()), (Gone::Back, Gone::On));
     assert_eq!(redis.get(&note).await.as_deref(), Some(noted.as_str()), "nobody notes it again");
     assert_eq!(clock().inspect().await.unwrap(), Gone::On);
     assert_eq!(redis.ask::<u64>(&["HGET", &parts.keys.clock(), "set_back"]).await, 1);
     // Another gap leaves it as it is.
-    parts.store.note_gap(1, Gap::Missed).await.unwrap();
+    parts.store.note_gap(RedisTime::from_millis(1), Gap::Missed).await.unwrap();
     assert_eq!(redis.get(&note).await.as_deref(), Some(noted.as_str()));
 }

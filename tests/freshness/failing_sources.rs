@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use samovar::agenda::Due;
+use samovar::redis::RedisTime;
 use samovar::store::{Leased, Note, Removal, Written};
 
 use super::support::{Art, Parts, Reply, art, both, eventually, hasty_worker, publish, samovar, version, worker};
@@ -16,13 +17,13 @@ async fn an_old_value_outlives_its_ttl_while_its_source_fails() {
         Art::of(&upstream).ttl("2s").list(["a"]).warm("ahead = \"1s\"\nstale_if_error = \"1h\"\nattempts = 2").folder();
     let mut worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
-    let given: i64 = redis.ask(&["PEXPIRETIME", "art:a"]).await;
+    let given: RedisTime = redis.ask(&["PEXPIRETIME", "art:a"]).await;
     upstream.on("/art/a", Reply::status(500));
     let parts = Parts::of(&redis).await;
-    eventually("its TTL is over", async || parts.now().await > given + 500).await;
+    eventually("its TTL is over", async || parts.now().await > given + Duration::from_millis(500)).await;
     version(&redis, "a", 1).await;
     let meta = parts.meta("a").await.unwrap();
-    assert!(meta.stale_for > 0, "{meta:?}");
+    assert!(!meta.stale_for.is_zero(), "{meta:?}");
     worker.wait_for_log(&["outlives its TTL"]).await;
     let shown = samovar(["get", "art:a"]).redis(&redis).jobs(&jobs).run().await;
     assert!(format!("{shown:?}").contains("kept beyond its TTL"), "{shown:?}");
@@ -32,7 +33,7 @@ async fn an_old_value_outlives_its_ttl_while_its_source_fails() {
     // By itself it would be tried again in some minutes.
     publish(&redis, "art:a").await;
     version(&redis, "a", 2).await;
-    assert_eq!(parts.meta("a").await.unwrap().stale_for, 0);
+    assert_eq!(parts.meta("a").await.unwrap().stale_for, Duration::ZERO);
 }
 
 #[tokio::test]
@@ -54,7 +55,7 @@ async fn an_invalidation_ends_what_outlives_its_ttl() {
     let jobs = Art::of(&upstream).ttl("1s").list(["a"]).warm("ahead = \"500ms\"\nstale_if_error = \"1h\"").folder();
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
-    let given: i64 = redis.ask(&["PEXPIRETIME", "art:a"]).await;
+    let given: RedisTime = redis.ask(&["PEXPIRETIME", "art:a"]).await;
     upstream.on("/art/a", Reply::status(500));
     let parts = Parts::of(&redis).await;
     eventually("its TTL is over", async || parts.now().await > given).await;
@@ -80,7 +81,7 @@ async fn old_values_outlive_their_ttl_while_the_breaker_is_open() {
         upstream.on(&format!("/art/{name}"), Reply::status(500));
     }
     let parts = Parts::of(&redis).await;
-    let then = parts.now().await + 5_000;
+    let then = parts.now().await + Duration::from_millis(5_000);
     eventually("their TTLs are over", async || parts.now().await > then).await;
     for name in &names {
         assert!(redis.get(&format!("art:{name}")).await.is_some(), "art:{name}");
@@ -94,10 +95,10 @@ async fn what_outlives_its_ttl_is_fresh_to_nobody() {
     let parts = Parts::of(&redis).await;
     let lease = parts.lease("a", LONG).await;
     parts.store.commit(&art("a"), &lease, "1", Duration::from_secs(1), &Note::default()).await.unwrap();
-    let fresh = samovar::store::Fresh { since: Some(1), ..Default::default() };
+    let fresh = samovar::store::Fresh::ours();
     assert!(matches!(parts.store.lease(&art("a"), LONG, fresh).await.unwrap(), Leased::Fresh { .. }));
     let lives = parts.store.extend_stale(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
-    assert_eq!(lives.expires - lives.ends, 30_000, "as long as its job allows");
+    assert_eq!(lives.expires.saturating_since(lives.ends), Duration::from_secs(30), "as long as its job allows");
     let again = parts.store.extend_stale(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
     assert_eq!(again, lives);
     assert!(matches!(parts.store.lease(&art("a"), LONG, fresh).await.unwrap(), Leased::Yes(_)));
@@ -107,7 +108,7 @@ async fn what_outlives_its_ttl_is_fresh_to_nobody() {
 }
 
 /// A fetch of an entry failed just now, or long ago, and is tried again then.
-async fn failed(parts: &Parts, name: &str, attempted: i64, retry: i64) {
+async fn failed(parts: &Parts, name: &str, attempted: RedisTime, retry: RedisTime) {
     let lease = parts.lease(name, LONG).await;
     let written = parts.store.commit(&art(name), &lease, "1", TTL, &Note::default()).await.unwrap();
     assert!(matches!(written, Written::Done { .. }));
@@ -126,21 +127,21 @@ async fn a_storm_does_not_hit_a_failing_source_with_each_invalidation() {
     let now = parts.now().await;
     // On a busy machine a second may pass before it is asked.
     eventually("a failure just now holds the next refresh off", async || {
-        failed(&parts, "just now", parts.now().await, now + 600_000).await;
+        failed(&parts, "just now", parts.now().await, now + Duration::from_secs(600)).await;
         parts.next_instant().await;
         let handled = parts.store.invalidate(&art("just now"), parts.now().await, Removal::Refresh).await.unwrap();
         handled.debounced.is_some() && !handled.due
     })
     .await;
     // One of the future is of a clock that ran ahead.
-    for (name, attempted) in [("before", now - 5_000), ("after", now + 600_000)] {
-        failed(&parts, name, attempted, now + 600_000).await;
+    for (name, attempted) in [("before", now - Duration::from_secs(5)), ("after", now + Duration::from_secs(600))] {
+        failed(&parts, name, attempted, now + Duration::from_secs(600)).await;
         parts.next_instant().await;
         let handled = parts.store.invalidate(&art(name), parts.now().await, Removal::Refresh).await.unwrap();
         assert!(handled.due && handled.debounced.is_none(), "{name}: {handled:?}");
     }
     // What is still served beyond its TTL is not, once it is invalidated.
-    failed(&parts, "unmarked", parts.now().await, 0).await;
+    failed(&parts, "unmarked", parts.now().await, RedisTime::ZERO).await;
     let meta = redis.ask::<String>(&["GET", &parts.keys.meta(&art("unmarked"))]).await;
     let mut head: Vec<&str> = meta.splitn(4, ' ').collect();
     head[2] = "0";
@@ -156,19 +157,19 @@ async fn a_fetch_for_an_invalidation_uses_no_try_and_moves_no_retry() {
     let jobs = Art::of(&upstream).warm("attempts = 4").folder();
     let parts = Parts::of(&redis).await;
     parts.mark().await;
-    let retry = parts.now().await + 600_000;
-    failed(&parts, "a", parts.now().await - 5_000, retry).await;
+    let retry = parts.now().await + Duration::from_millis(600_000);
+    failed(&parts, "a", parts.now().await - Duration::from_millis(5_000), retry).await;
     let _worker = worker(&redis, &jobs);
     publish(&redis, "art:a").await;
     upstream.called("/art/a", 1).await;
-    at_rest_until(&parts, "a", retry - 60_000).await;
+    at_rest_until(&parts, "a", retry - Duration::from_secs(60)).await;
     let note = parts.meta("a").await.unwrap().note;
     assert_eq!((note.failures, note.retry), (3, retry));
     assert_eq!(redis.keys("samovar:dead:*").await, Vec::<String>::new());
 }
 
-/// Waits until an entry is due no sooner than then (Redis time, ms).
-async fn at_rest_until(parts: &Parts, name: &str, then: i64) {
+/// Waits until an entry is due no sooner than then.
+async fn at_rest_until(parts: &Parts, name: &str, then: RedisTime) {
     eventually("it waits for its retry", async || match parts.score(name).await.map(Due::from_score) {
         Some(due) if due.at >= then => Ok(()),
         other => Err(other),

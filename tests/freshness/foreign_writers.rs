@@ -47,13 +47,13 @@ async fn an_old_value_written_aside_after_an_eviction_is_replaced() {
 /// A warmup, or a person, comes between an invalidation and its look.
 #[tokio::test]
 async fn a_fetch_in_the_place_of_a_look_is_itself_looked_at_once_more() {
-    for (trigger, when) in [(Trigger::Cron, When::Due(0)), (Trigger::Manual, When::Urgent)] {
+    for (trigger, when) in [(Trigger::Cron, When::NOW), (Trigger::Manual, When::Urgent)] {
         let (redis, upstream) = both().await;
         upstream.edit("/art/a");
         let jobs = Art::of(&upstream).warm("settle = \"3s\"").folder();
         let parts = Parts::of(&redis).await;
         parts.mark().await;
-        let look = When::Keep(parts.now().await + 600_000);
+        let look = When::Keep(parts.now().await + Duration::from_millis(600_000));
         parts.agenda.put(&job(), &[art("a")], look, Trigger::Settle).await.unwrap();
         parts.agenda.put(&job(), &[art("a")], when, trigger).await.unwrap();
         let due = Due::from_score(parts.score("a").await.unwrap());
@@ -68,7 +68,7 @@ async fn a_fetch_in_the_place_of_a_look_is_itself_looked_at_once_more() {
 /// A warmup, or a person, has claimed what is evicted, and fetches it after.
 #[tokio::test]
 async fn the_look_after_an_eviction_is_not_lost_to_a_claim() {
-    for (trigger, when) in [(Trigger::Cron, When::Due(0)), (Trigger::Manual, When::Urgent)] {
+    for (trigger, when) in [(Trigger::Cron, When::NOW), (Trigger::Manual, When::Urgent)] {
         let (redis, upstream) = both().await;
         upstream.edit("/art/a");
         let jobs = Art::of(&upstream).warm("settle = \"3s\"").folder();

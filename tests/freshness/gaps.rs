@@ -1,5 +1,7 @@
 //! Gaps: what was published bare while nobody listened is made good.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 
 use super::support::{Art, JobsFolder, Parts, TestRedis, both, eventually, hasty_worker, talkative, version, worker};
@@ -115,7 +117,7 @@ async fn messages_a_dead_worker_only_heard_do_not_count_as_handled() {
     let edited = upstream.edit("/art/a");
     let now = Parts::of(&redis).await.now().await;
     redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
-    let heard = format!("{} {now} {} {}", now - 60_000, now - 1_000, identity(&jobs));
+    let heard = format!("{} {now} {} {}", now - Duration::from_secs(60), now - Duration::from_secs(1), identity(&jobs));
     redis.ask::<usize>(&["HSET", "samovar:ears", "dead", &heard]).await;
     let mut second = worker(&redis, &jobs);
     second.wait_for_log(&["nobody was listening"]).await;
@@ -243,9 +245,9 @@ async fn a_worker_from_the_future_vouches_for_nothing() {
     version(&redis, "a", 1).await;
     first.kill9();
     let edited = upstream.edit("/art/a");
-    let later = Parts::of(&redis).await.now().await + 600_000;
+    let later = Parts::of(&redis).await.now().await + Duration::from_millis(600_000);
     redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
-    let heard = format!("{} {later} {later} {}", later - 1_200_000, identity(&jobs));
+    let heard = format!("{} {later} {later} {}", later - Duration::from_secs(1_200), identity(&jobs));
     redis.ask::<usize>(&["HSET", "samovar:ears", "dead", &heard]).await;
     redis.ask::<usize>(&["HSET", "samovar:ears", "long dead", &format!("1 2 2 {}", identity(&jobs))]).await;
     let _second = worker(&redis, &jobs);

@@ -1,5 +1,7 @@
 //! Revalidation: after a gap, a restart or a failover, nothing fetched before is trusted.
 
+use std::time::Duration;
+
 use samovar::agenda::Due;
 use samovar::entry::Trigger;
 use samovar::job::Jobs;
@@ -88,7 +90,7 @@ async fn a_lock_that_another_worker_took_is_not_extended() {
     // More than become due at once, so that it takes a while.
     for batch in 0..3 {
         let mut fill = redis::pipe();
-        let (start, expires) = (parts.now().await, parts.now().await + 600_000);
+        let (start, expires) = (parts.now().await, parts.now().await + Duration::from_millis(600_000));
         for n in 0..1_000 {
             let key = art(&format!("{batch}-{n}"));
             fill.cmd("SET").arg(key.as_str()).arg("1").arg("PXAT").arg(expires).ignore();

@@ -78,7 +78,7 @@ async fn what_names_many_does_not_hold_up_what_is_named_by_itself() {
 
 /// A fetch for an invalidation is under way that followed another: refreshes are held off.
 async fn debounced(redis: &TestRedis, parts: &Parts, name: &str) {
-    let lease = format!("somebody {} +", parts.now().await - 1);
+    let lease = format!("somebody {} +", parts.now().await - Duration::from_millis(1));
     redis.ask::<String>(&["SET", &parts.keys.lease(&art(name)), &lease]).await;
 }
 

@@ -1,6 +1,7 @@
 //! The index of a tag, which Redis may evict: the entries of a tag without one are searched for.
 
 use samovar::entry::EntryKey;
+use samovar::redis::RedisTime;
 use samovar::store::Note;
 use samovar::telemetry::Telemetry;
 use samovar::trigger::{Ack, At, Pipeline};
@@ -46,9 +47,9 @@ async fn a_tag_without_its_index_is_sought_in_all_that_may_have_it() {
     parts.store.tag(&art("b"), &["t".to_owned()], LONG).await.unwrap();
     assert!(tagged().await.due >= 3);
     for name in ["a", "b", "c"] {
-        assert!(parts.meta(name).await.unwrap().invalidated > 0, "{name}");
+        assert!(parts.meta(name).await.unwrap().invalidated.is_some(), "{name}");
     }
-    assert_eq!(parts.meta("other").await.unwrap().invalidated, 0);
+    assert_eq!(parts.meta("other").await.unwrap().invalidated, None);
     // From now on the index is believed.
     let (_, mut named) = parts.store.tagged("t", 0).await.unwrap();
     named.sort();
@@ -110,7 +111,7 @@ async fn many_unknown_tags_cost_one_scan_and_leave_no_index() {
         let at = parts.now().await;
         let known = scans(&redis, async { _ = invalidator.handle(&tags(["t"]), at).await.unwrap() });
         assert_eq!(known.await, scanned);
-        assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
+        assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
     }
 }
 
@@ -133,10 +134,10 @@ async fn evicted_indexes_of_one_message_are_all_made_again() {
         let known = scans(&redis, async { _ = invalidator.handle(&all(), at).await.unwrap() });
         assert_eq!(known.await, scanned);
         for name in ["a", "b", "c"] {
-            assert_eq!(parts.meta(name).await.unwrap().invalidated, at, "{name}");
+            assert_eq!(parts.meta(name).await.unwrap().invalidated, Some(at), "{name}");
         }
     }
-    assert_eq!(parts.meta("other").await.unwrap().invalidated, 0);
+    assert_eq!(parts.meta("other").await.unwrap().invalidated, None);
     assert_eq!(redis.keys("samovar:tag:*").await, {
         let mut indexes = ["t1", "t2", "t3"].map(|tag| parts.keys.tag(tag));
         indexes.sort();
@@ -194,7 +195,7 @@ async fn messages_that_wait_with_unknown_tags_share_a_scan() {
         all.push(id);
     }
     assert_eq!(all.len(), messages.len());
-    assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
 }
 
 /// One names an entry that the user may not touch.
@@ -207,7 +208,9 @@ async fn a_message_that_fails_holds_up_none_that_it_waits_with() {
     let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
     let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
     for tag in ["more", "a", "b"] {
-        pipeline.take(tags([tag]), At::Redis(1), "inbox", Ack::new(tag.to_owned(), done.clone())).await;
+        pipeline
+            .take(tags([tag]), At::Redis(RedisTime::from_millis(1)), "inbox", Ack::new(tag.to_owned(), done.clone()))
+            .await;
     }
     let cut = tokio_util::sync::CancellationToken::new();
     let others = async {

@@ -76,7 +76,7 @@ async fn an_invalidation_that_is_older_than_the_value_changes_nothing() {
     let parts = Parts::of(&redis).await;
     let invalidator = parts.invalidator(&jobs);
     let before = (redis.get("art:a").await, parts.meta("a").await, parts.score("a").await);
-    let late = parts.meta("a").await.unwrap().validated_at - 1;
+    let late = parts.meta("a").await.unwrap().validated_at - Duration::from_millis(1);
     for action in ["refresh", "evict"] {
         for what in [r#""keys": ["art:a"]"#, r#""patterns": ["art:*"]"#, r#""jobs": ["art"]"#] {
             let message = Message::parse(&format!("{{{what}, \"action\": \"{action}\"}}")).unwrap();
@@ -142,9 +142,9 @@ async fn a_failed_fetch_keeps_the_invalidation_open() {
     parts.invalidate("art:a").await;
     eventually("the fetch has failed", async || parts.stat("failed").await > 0).await;
     let meta: Meta = parts.meta("a").await.unwrap();
-    assert!(meta.invalidated > 0, "{meta:?}");
+    assert!(meta.invalidated.is_some(), "{meta:?}");
     assert_eq!(redis.json("art:a").await.unwrap()["version"], 1);
     upstream.edit("/art/a");
     version(&redis, "a", 2).await;
-    assert_eq!(parts.meta("a").await.unwrap().invalidated, 0);
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, None);
 }

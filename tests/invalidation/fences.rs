@@ -106,19 +106,19 @@ async fn an_invalidation_between_take_and_lease_leaves_the_entry_due() {
     let jobs = Art::of(&upstream).list(["a"]).folder();
     let lease = parts.lease("a", LONG).await;
     parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
-    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
+    parts.agenda.put(&job(), &[art("a")], When::NOW, Trigger::Cron).await.unwrap();
     let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
     let held = parts.agenda.take(&job(), &claimed, LONG).await.unwrap().remove(0).unwrap();
     parts.next_instant().await;
     let message = Message::parse("art:a").unwrap();
     parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
-    let next = samovar::agenda::Next::At(parts.now().await + 60_000);
+    let next = samovar::agenda::Next::At(parts.now().await + Duration::from_millis(60_000));
     let finished = samovar::agenda::Finished { key: "art:a".into(), score: held, next, outcome: None };
     parts.agenda.finish(&job(), &[finished], "").await.unwrap();
     let due = Due::from_score(parts.score("a").await.unwrap());
     assert_eq!((due.state, due.trigger), (State::Urgent, Trigger::Invalidation));
     // And the value counts as fresh to nobody, until it was fetched anew.
-    for fresh in [Fresh { since: Some(1), ..Fresh::default() }, Fresh { any: true, ..Fresh::default() }] {
+    for fresh in [Fresh::ours(), Fresh { any: true, ..Fresh::default() }] {
         let leased = parts.store.lease(&art("a"), Duration::from_millis(1), fresh).await.unwrap();
         assert!(matches!(leased, Leased::Yes(_)), "{leased:?}");
         eventually("the lease is over", async || redis.keys("samovar:lease:*").await.is_empty()).await;
@@ -182,7 +182,9 @@ async fn no_second_message_lifts_the_fence_of_the_first() {
         let lease = parts.lease("a", LONG).await;
         let at = parts.now().await;
         assert!(parts.store.invalidate(&key, at, first).await.unwrap().fenced);
-        assert!(!parts.store.invalidate(&key, lease.fetched_at - 1, second).await.unwrap().fenced);
+        assert!(
+            !parts.store.invalidate(&key, lease.fetched_at - Duration::from_millis(1), second).await.unwrap().fenced
+        );
         assert!(parts.store.invalidate(&key, at, second).await.unwrap().fenced);
         let written = parts.store.commit(&key, &lease, "1", TTL, &note).await.unwrap();
         assert!(matches!(written, Written::Again(_) | Written::Evicted), "{written:?}");

@@ -1,8 +1,11 @@
 //! Names in a message: keys, patterns, jobs and tags.
 
+use std::time::Duration;
+
 use samovar::agenda::{Due, State};
 use samovar::entry::{EntryKey, JobName};
 use samovar::protocol::Message;
+use samovar::redis::RedisTime;
 use samovar::store::{Note, Removal};
 use serde_json::json;
 
@@ -166,7 +169,7 @@ async fn a_key_that_fails_holds_up_no_other_key_of_the_message() {
     let message = Message::parse(&message.to_string()).unwrap();
     parts.invalidator(&jobs).handle(&message, at).await.unwrap();
     for name in ["named", "tagged", "matched"] {
-        assert_eq!(parts.meta(name).await.unwrap().invalidated, at, "{name}");
+        assert_eq!(parts.meta(name).await.unwrap().invalidated, Some(at), "{name}");
         assert_eq!(Due::from_score(parts.score(name).await.unwrap()).state, State::Urgent, "{name}");
     }
 }
@@ -180,7 +183,7 @@ async fn tags_that_nothing_has_are_remembered_and_bounded() {
     let first = parts.now().await;
     let mut at = first;
     for n in 0..10_100 {
-        at = first + i64::try_from(n).unwrap() / 100 - 200;
+        at = first + Duration::from_millis(n as u64 / 100) - Duration::from_millis(200);
         let removal = if n % 2 == 0 { Removal::Evict } else { Removal::Refresh };
         parts.store.stamp(&tag(n), at, removal).await.unwrap();
     }
@@ -188,10 +191,10 @@ async fn tags_that_nothing_has_are_remembered_and_bounded() {
     assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:stamps"]).await, 10_001);
     let stamps = parts.store.tag(&art("a"), &[tag(10_099), tag(10_098), tag(0), "unheard of".to_owned()], TTL).await;
     let stamps = stamps.unwrap().into_iter().map(|stamp| stamp.map(|stamp| (stamp.at, stamp.removal)));
-    let stamps: Vec<Option<(i64, Removal)>> = stamps.collect();
+    let stamps: Vec<Option<(RedisTime, Removal)>> = stamps.collect();
     assert_eq!(stamps[..2], [Some((at, Removal::Refresh)), Some((at, Removal::Evict))]);
     // The latest of those that were forgotten stands for what is not known.
-    let forgotten = Some((first - 200, Removal::Refresh));
+    let forgotten = Some((first - Duration::from_millis(200), Removal::Refresh));
     assert_eq!(stamps[2..], [forgotten, forgotten]);
     // From now on it has an entry, and a stamp of its own.
     parts.store.stamp(&tag(0), at, Removal::Evict).await.unwrap();

@@ -36,7 +36,7 @@ async fn a_value_made_during_the_fetch_of_its_input_follows_it_untold() {
     parts.next_instant().await;
     let two = json!({"title": "two"}).to_string();
     parts.store.commit(&art("a"), &lease, &two, HOUR, &Note::default()).await.unwrap();
-    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Expiry).await.unwrap();
+    parts.agenda.put(&job(), &[art("a")], When::NOW, Trigger::Expiry).await.unwrap();
     parts.mark().await;
     let _worker = worker(&redis, &jobs);
     story_is(&redis, "two").await;

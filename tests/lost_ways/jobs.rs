@@ -24,7 +24,7 @@ async fn a_worker_does_not_absolve_what_it_does_not_know() {
     parts.next_instant().await;
     let (unknowing, knowing) = (parts.revalidator(&art_only), parts.revalidator(&both));
     parts.store.note_gap(parts.now().await, Gap::Lost).await.unwrap();
-    let suspected = async |key: EntryKey| parts.store.snapshot(&key).await.unwrap().meta.unwrap().invalidated > 0;
+    let suspected = async |key: EntryKey| parts.store.snapshot(&key).await.unwrap().meta.unwrap().invalidated.is_some();
     for _ in 0..2 {
         unknowing.revalidate().await.unwrap();
         assert_eq!((suspected(art("a")).await, suspected(story()).await), (true, false));
@@ -45,8 +45,8 @@ async fn a_jobs_state_goes_when_long_unknown_and_not_before() {
     let job_cleaner = |jobs: &Arc<Jobs>| JobCleaner::new(parts.redis.clone(), parts.keys.clone(), Arc::clone(jobs));
     let (without, with) = (job_cleaner(&without), job_cleaner(&with));
     let name = JobName::new("story");
-    parts.agenda.put(&name, &[story()], When::Due(0), Trigger::Cron).await.unwrap();
-    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
+    parts.agenda.put(&name, &[story()], When::NOW, Trigger::Cron).await.unwrap();
+    parts.agenda.put(&job(), &[art("a")], When::NOW, Trigger::Cron).await.unwrap();
     redis.ask::<usize>(&["ZADD", &parts.keys.schedules(), "1", "story", "1", "art"]).await;
     redis.ask::<usize>(&["HSET", &parts.keys.digests(), "story", "x", "art", "x"]).await;
     for key in &parts.keys.all_of(&name)[2..] {

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use samovar::agenda::When;
 use samovar::entry::{EntryKey, JobName, Trigger};
+use samovar::redis::RedisTime;
 use samovar::store::{Fresh, Leased, Meta, Note, Written};
 use serde_json::{Value, json};
 
@@ -67,7 +68,7 @@ async fn known(parts: &Parts, key: &EntryKey) -> Option<Meta> {
 }
 
 /// Lets a worker recheck the story, whose input is unchanged; returns a time between its generation and the recheck.
-async fn looked_at(parts: &Parts) -> i64 {
+async fn looked_at(parts: &Parts) -> RedisTime {
     parts.next_instant().await;
     let at = parts.now().await;
     parts.next_instant().await;
@@ -81,7 +82,7 @@ async fn looked_at(parts: &Parts) -> i64 {
 }
 
 /// Extends an entry with nobody asked; returns a time between its fetch and that.
-async fn extended(parts: &Parts, key: &EntryKey, note: &Note) -> i64 {
+async fn extended(parts: &Parts, key: &EntryKey, note: &Note) -> RedisTime {
     parts.next_instant().await;
     let at = parts.now().await;
     for _ in 0..2 {

@@ -103,7 +103,7 @@ async fn a_message_that_is_handled_ten_minutes_late_changes_nothing() {
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     let parts = Parts::of(&redis).await;
-    let (before, late) = (parts.meta("a").await, parts.now().await - 600_000);
+    let (before, late) = (parts.meta("a").await, parts.now().await - Duration::from_millis(600_000));
     for (n, message) in [
         r#"{"keys": ["art:a"]}"#,
         r#"{"keys": ["art:a"], "action": "evict"}"#,

@@ -1,8 +1,11 @@
 //! Between the steps: claim, take, commit, finish, and a fetch that breaks off.
 
+use std::time::Duration;
+
 use samovar::agenda::{Claimed, Due, Finished, Next, State, When};
 use samovar::entry::{EntryKey, Trigger};
 use samovar::protocol::Message;
+use samovar::redis::RedisTime;
 use samovar::store::{Fresh, Leased, Note, Written};
 use serde_json::json;
 
@@ -20,7 +23,7 @@ async fn an_invalidation_between_claim_and_take_needs_no_other_claim() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     commit(&parts, &art("a"), &json!(1)).await;
-    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
+    parts.agenda.put(&job(), &[art("a")], When::NOW, Trigger::Cron).await.unwrap();
     let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
     parts.next_instant().await;
     let at = parts.now().await;
@@ -32,9 +35,9 @@ async fn an_invalidation_between_claim_and_take_needs_no_other_claim() {
     assert!(parts.agenda.take(&job(), &claimed, LONG).await.unwrap()[0].is_some(), "the claim holds");
     parts.next_instant().await;
     for fresh in [
-        Fresh { since: Some(1), ..Fresh::default() },
+        Fresh::ours(),
         Fresh { any: true, ..Fresh::default() },
-        Fresh { until: Some(1), ..Fresh::default() },
+        Fresh { until: Some(RedisTime::from_millis(1)), ..Fresh::default() },
     ] {
         let Leased::Yes(lease) = parts.store.lease(&art("a"), LONG, fresh).await.unwrap() else {
             panic!("an invalidated value counts as fresh: {fresh:?}");
@@ -48,12 +51,12 @@ async fn an_invalidation_between_claim_and_take_needs_no_other_claim() {
 async fn an_invalidation_between_commit_and_finish_leaves_it_due() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
-    parts.agenda.put(&job(), &[art("a")], When::Due(0), Trigger::Cron).await.unwrap();
+    parts.agenda.put(&job(), &[art("a")], When::NOW, Trigger::Cron).await.unwrap();
     let (claimed, held) = claim_and_take(&parts).await;
     commit(&parts, &art("a"), &json!(1)).await;
     parts.next_instant().await;
     parts.invalidator(&jobs).handle(&Message::parse("art:a").unwrap(), parts.now().await).await.unwrap();
-    let next = Next::At(parts.now().await + 60_000);
+    let next = Next::At(parts.now().await + Duration::from_millis(60_000));
     let finished = Finished { key: claimed.key, score: held, next, outcome: None };
     parts.agenda.finish(&job(), &[finished], "").await.unwrap();
     let due = Due::from_score(parts.score("a").await.unwrap());
@@ -93,14 +96,14 @@ async fn what_became_urgent_since_an_eviction_stays_on_the_agenda() {
     let put = async |key: &EntryKey, when, trigger| {
         parts.agenda.put(&job(), [key], when, trigger).await.unwrap();
     };
-    put(&taken, When::Due(0), Trigger::Cron).await;
+    put(&taken, When::NOW, Trigger::Cron).await;
     claim_and_take(&parts).await;
     for (key, trigger) in [(&claimed, Trigger::Expiry), (&asked_for, Trigger::Demand)] {
-        put(key, When::Due(0), trigger).await;
+        put(key, When::NOW, trigger).await;
     }
     assert_eq!(parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries.len(), 2);
     put(&before, When::Urgent, Trigger::Invalidation).await;
-    put(&scheduled, When::Due(parts.now().await + 60_000), Trigger::Expiry).await;
+    put(&scheduled, When::Due(parts.now().await + Duration::from_millis(60_000)), Trigger::Expiry).await;
     parts.next_instant().await;
     let at = parts.now().await;
     parts.next_instant().await;

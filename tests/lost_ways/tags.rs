@@ -5,6 +5,7 @@ use std::time::Duration;
 use samovar::agenda::When;
 use samovar::entry::{JobName, Trigger};
 use samovar::protocol::Message;
+use samovar::redis::RedisTime;
 use samovar::store::{Note, Removal};
 use serde_json::json;
 
@@ -12,7 +13,7 @@ use super::support::{Art, Parts, Reply, art, both, eventually, worker};
 use super::{HOUR, LONG, commit, extended, known, looked_at, stories, story, story_is, tagged_stories};
 
 /// An entry whose tags were put for as short a life as its job gave it then; by now it gives a longer one.
-async fn tagged_for_a_short_life(parts: &Parts) -> i64 {
+async fn tagged_for_a_short_life(parts: &Parts) -> RedisTime {
     let lease = parts.lease("a", LONG).await;
     let tags = vec!["t".to_owned()];
     parts.store.tag(&art("a"), &tags, Duration::from_millis(1)).await.unwrap();
@@ -37,7 +38,7 @@ async fn a_tag_finds_what_outlives_the_life_that_it_was_put_there_for() {
     let message = Message::parse(r#"{"tags": ["t"]}"#).unwrap();
     parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
     let meta = parts.meta("a").await.unwrap();
-    assert!(meta.invalidated > 0 && meta.stale_for == 0, "{meta:?}");
+    assert!(meta.invalidated.is_some() && meta.stale_for.is_zero(), "{meta:?}");
 }
 
 #[tokio::test]
@@ -50,7 +51,7 @@ async fn what_a_tag_did_not_find_any_more_does_not_outlive_its_ttl() {
     assert!(at > start);
     parts.invalidator(&jobs).handle(&Message::parse(r#"{"tags": ["t"]}"#).unwrap(), at).await.unwrap();
     assert_eq!(parts.store.extend_stale(&art("a"), HOUR, HOUR).await.unwrap(), None);
-    assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
 }
 
 /// Whoever invalidates by the tag has stamped it, and has yet to read its entries when the story is looked at.
@@ -73,7 +74,7 @@ async fn a_tags_invalidation_older_than_a_recheck_generates_again() {
     let at = extended(&parts, &art("a"), &note).await;
     parts.store.stamp("told", at, Removal::Refresh).await.unwrap();
     assert_eq!(parts.store.extend_stale(&art("a"), HOUR * 2, HOUR * 2).await.unwrap(), None);
-    assert_eq!(parts.meta("a").await.unwrap().invalidated, at);
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
 }
 
 /// What AI made is not generated again for that.

@@ -8,7 +8,7 @@ use samovar::entry::{EntryKey, JobName};
 use samovar::job::Jobs;
 use samovar::popularity::Popularity;
 use samovar::protocol::{Keys, Message};
-use samovar::redis::{Connection, RedisUrl, Troubles};
+use samovar::redis::{Connection, RedisTime, RedisUrl, Troubles};
 use samovar::store::{Fresh, Lease, Leased, Meta, Store};
 use samovar::trigger::Invalidator;
 use samovar::trigger::invalidation::inbox;
@@ -123,8 +123,8 @@ impl Parts {
         count.unwrap_or_default()
     }
 
-    /// Redis's clock, ms.
-    pub async fn now(&self) -> i64 {
+    /// Redis's clock.
+    pub async fn now(&self) -> RedisTime {
         self.store.now().await.unwrap()
     }
 

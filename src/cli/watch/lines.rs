@@ -80,7 +80,7 @@ pub(super) fn clock(event: &Event) -> String {
         Event::Ended(ended) => ended.at_ms,
         Event::Invalidation(invalidation) => invalidation.at_ms,
     };
-    let time = DateTime::from_timestamp_millis(at).unwrap_or_default();
+    let time = DateTime::from_timestamp_millis(at.as_millis()).unwrap_or_default();
     time.with_timezone(&Local).format("%H:%M:%S%.3f").to_string()
 }
 
@@ -133,11 +133,12 @@ mod tests {
     use super::*;
     use crate::entry::Outcome;
     use crate::entry::Trigger;
+    use crate::redis::RedisTime;
 
     #[test]
     fn a_line_is_one_line_and_commands_no_terminal() {
         let event = Event::Ended(Ended {
-            at_ms: 1_732_270_000_123,
+            at_ms: RedisTime::from_millis(1_732_270_000_123),
             job: "art".into(),
             key: "art:\u{1b}[2Ja".into(),
             trigger: Trigger::Invalidation,
@@ -154,7 +155,7 @@ mod tests {
     #[test]
     fn an_invalidation_says_what_it_named_and_touched() {
         let event = Event::Invalidation(Invalidation {
-            at_ms: 0,
+            at_ms: RedisTime::ZERO,
             way: "inbox".into(),
             action: Action::Evict,
             keys: vec!["art:a".into()],

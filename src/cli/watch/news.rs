@@ -13,6 +13,7 @@ use super::super::session::Session;
 use super::filter::Filter;
 use crate::job::Jobs;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
+use crate::redis::RedisTime;
 use crate::telemetry::Told;
 
 /// The polling interval of Redis.
@@ -40,8 +41,8 @@ pub(super) enum News {
 /// The polled state.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Poll {
-    /// Redis's clock, ms.
-    pub(super) now_ms: i64,
+    /// Redis's clock.
+    pub(super) now: RedisTime,
     /// Live workers.
     pub(super) workers: usize,
     /// The jobs that are shown.
@@ -113,7 +114,7 @@ pub(super) async fn poll(session: &Session, jobs: &Arc<Jobs>, filter: &Filter, s
 
 async fn once(session: &Session, jobs: &Arc<Jobs>, filter: &Filter) -> RedisResult<Poll> {
     let before = reads(session).await?;
-    let now_ms = session.store.now().await?;
+    let now = session.store.now().await?;
     let workers = session.count_workers().await?;
     let mut statuses = Vec::new();
     for job in jobs.jobs.values().filter(|job| filter.job(job.name.as_str())) {
@@ -121,7 +122,7 @@ async fn once(session: &Session, jobs: &Arc<Jobs>, filter: &Filter) -> RedisResu
     }
     let upstreams = status::upstreams(&session.redis, &session.keys, jobs).await?;
     let after = reads(session).await?;
-    Ok(Poll { now_ms, workers, jobs: statuses, upstreams, before, after })
+    Ok(Poll { now, workers, jobs: statuses, upstreams, before, after })
 }
 
 async fn reads(session: &Session) -> RedisResult<Reads> {

@@ -176,6 +176,7 @@ mod tests {
     use crate::cli::watch::news::{News, Poll, Reads};
     use crate::entry::Trigger;
     use crate::ops::status::UpstreamStatus;
+    use crate::redis::RedisTime;
     use crate::telemetry::{Ended, Told};
 
     fn drawn(view: &View, width: u16, height: u16) -> String {
@@ -186,7 +187,7 @@ mod tests {
 
     fn ended(n: u64, outcome: Outcome, reason: Option<&str>) -> Event {
         Event::Ended(Ended {
-            at_ms: 1_732_270_000_123,
+            at_ms: RedisTime::from_millis(1_732_270_000_123),
             job: "art".into(),
             key: format!("art:Kaplumbağa {n}"),
             trigger: Trigger::Cron,
@@ -223,15 +224,16 @@ mod tests {
         let closed = UpstreamStatus {
             upstream: "openai".into(),
             closed: Some("tokens"),
-            closed_until_ms: Some(61_000),
+            closed_until_ms: Some(RedisTime::from_millis(61_000)),
             tokens_spent: Some(30),
             tokens_budget: Some(18),
-            tokens_window_ends_ms: Some(61_000),
+            tokens_window_ends_ms: Some(RedisTime::from_millis(61_000)),
             faults: Vec::new(),
         };
         let poll = |before, after| {
             let (jobs, upstreams) = (vec![job.clone()], vec![closed.clone()]);
-            News::Polled(Box::new(Poll { now_ms: 1_000, workers: 2, jobs, upstreams, before, after }))
+            let now = RedisTime::from_millis(1_000);
+            News::Polled(Box::new(Poll { now, workers: 2, jobs, upstreams, before, after }))
         };
         view.take(News::Connected);
         view.take(poll(Reads::default(), Reads::default()));

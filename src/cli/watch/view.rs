@@ -9,6 +9,7 @@ use super::news::{News, Poll, Reads};
 use crate::entry::Outcome;
 use crate::entry::duration;
 use crate::ops::status::UpstreamStatus;
+use crate::redis::RedisTime;
 use crate::telemetry::{Event, Told};
 
 /// The most events that are kept.
@@ -83,8 +84,8 @@ impl Tally {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Summary {
     event: &'static str,
-    /// Redis time, ms since the epoch.
-    at_ms: i64,
+    /// Redis's clock.
+    at_ms: RedisTime,
     /// The seconds since the last summary, or since the start.
     seconds: f64,
     workers: usize,
@@ -190,7 +191,7 @@ impl View {
     /// Returns a line for each upstream that is closed or has a budget.
     pub(super) fn upstreams(&self) -> Vec<(bool, String)> {
         let Some(poll) = &self.poll else { return Vec::new() };
-        poll.upstreams.iter().filter_map(|upstream| about(upstream, poll.now_ms)).collect()
+        poll.upstreams.iter().filter_map(|upstream| about(upstream, poll.now)).collect()
     }
 
     /// Returns a summary of events since the last call, and of the current state.
@@ -206,7 +207,7 @@ impl View {
         let upstreams = upstreams.filter(|upstream| upstream.closed.is_some() || upstream.tokens_budget.is_some());
         Summary {
             event: "summary",
-            at_ms: poll.map(|poll| poll.now_ms).unwrap_or_default(),
+            at_ms: poll.map(|poll| poll.now).unwrap_or_default(),
             seconds: (seconds * 10.0).round() / 10.0,
             workers: poll.map(|poll| poll.workers).unwrap_or_default(),
             due: sum(|job| job.due),
@@ -266,11 +267,10 @@ fn of_job(status: &crate::ops::status::JobStatus) -> JobSummary {
 }
 
 /// Returns whether an upstream is closed, and a line about it.
-fn about(upstream: &UpstreamStatus, now: i64) -> Option<(bool, String)> {
+fn about(upstream: &UpstreamStatus, now: RedisTime) -> Option<(bool, String)> {
     let mut words = Vec::new();
     if let Some(why) = upstream.closed {
-        let left = upstream.closed_until_ms.unwrap_or(now) - now;
-        let left = duration::rough(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
+        let left = duration::rough(upstream.closed_until_ms.unwrap_or(now).saturating_since(now));
         words.push(format!("no requests for {left} ({why})"));
     }
     if let (Some(spent), Some(budget)) = (upstream.tokens_spent, upstream.tokens_budget) {

@@ -16,7 +16,7 @@ use tracing::warn;
 
 use crate::entry::duration::millis;
 use crate::protocol::Keys;
-use crate::redis::Connection;
+use crate::redis::{Connection, RedisTime};
 use crate::store::REVALIDATE_SIGNAL;
 
 /// The difference between two readings that is always allowed.
@@ -32,8 +32,8 @@ static CLOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/
 /// A reading of Redis's clock.
 #[derive(Clone, Copy, Debug)]
 struct Reading {
-    /// The time it showed (ms).
-    at: i64,
+    /// The time it showed.
+    at: RedisTime,
     /// The number of times it was set back by then.
     set_back: u64,
     /// The reading took place between these two instants.
@@ -88,7 +88,7 @@ impl Clock {
             }
         }
         call.arg(self.keys.signal_channel()).arg(REVALIDATE_SIGNAL);
-        let (at, set_back): (i64, u64) = call.invoke_async(&mut self.redis.clone()).await?;
+        let (at, set_back): (RedisTime, u64) = call.invoke_async(&mut self.redis.clone()).await?;
         let answered = Instant::now();
         let before = self.last.replace(Reading { at, set_back, asked, answered });
         Ok(match before {
@@ -96,7 +96,7 @@ impl Clock {
                 warn!("Redis's clock was set back; values fetched before are revalidated, all jobs are warmed up");
                 Gone::Back
             }
-            Some(before) if at - before.at > millis(answered - before.asked + DRIFT_LONGEST) => {
+            Some(before) if at > before.at + (answered - before.asked + DRIFT_LONGEST) => {
                 warn!("Redis's clock was set ahead; values that expire by that are warmed up as they come due");
                 Gone::Ahead
             }

@@ -19,7 +19,7 @@ use crate::agenda::When;
 use crate::entry::EntryKey;
 use crate::job::Job;
 use crate::protocol::Handled;
-use crate::redis::Backoff;
+use crate::redis::{Backoff, RedisTime};
 
 /// The wait before a refresh is tried again that Redis did not answer.
 const RETRY: Duration = Duration::from_millis(100);
@@ -48,8 +48,8 @@ struct Waiting {
 #[derive(Debug)]
 struct Refresh {
     job: Arc<Job>,
-    /// The time of the last invalidation (Redis time, ms).
-    at: i64,
+    /// The time of the last invalidation.
+    at: RedisTime,
     /// The highest priority of the invalidations.
     when: When,
     until: Instant,
@@ -64,7 +64,7 @@ impl Refresh {
     }
 
     /// Adds an invalidation; returns the number of acknowledgements that it adds.
-    fn join(&mut self, at: i64, when: When, acks: impl IntoIterator<Item = Ack>) -> usize {
+    fn join(&mut self, at: RedisTime, when: When, acks: impl IntoIterator<Item = Ack>) -> usize {
         self.at = self.at.max(at);
         if when == When::Urgent {
             self.when = when;
@@ -94,7 +94,7 @@ impl Debounce {
     }
 
     /// Adds a high-priority invalidation to an entry that waits; returns `false` if the entry does not wait.
-    pub(super) fn joins(&self, key: &str, at: i64, acks: &[Ack]) -> bool {
+    pub(super) fn joins(&self, key: &str, at: RedisTime, acks: &[Ack]) -> bool {
         let mut waiting = self.lock();
         let Some(refresh) = waiting.entries.get_mut(key) else { return false };
         let more = refresh.join(at, When::Urgent, acks.iter().map(Ack::part));

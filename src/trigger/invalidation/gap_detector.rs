@@ -21,19 +21,19 @@ use tracing::{debug, info, warn};
 use crate::entry::JobName;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
-use crate::redis::Connection;
+use crate::redis::{Connection, RedisTime};
 use crate::store::{Gap, Store};
 
 /// The interval between two canaries.
 const CANARY: Duration = Duration::from_secs(1);
 /// Canaries in a row that do not come back before the subscription counts as stalled.
 const STALLED: usize = 4;
-/// The time (ms) for which a worker that sends no canary may still be alive.
-const SILENT: i64 = 12_000;
+/// The time for which a worker that sends no canary may still be alive.
+const SILENT: Duration = Duration::from_secs(12);
 /// Canaries after which the other workers have recorded what they heard.
 const CHECK_AFTER: u32 = 3;
-/// The time (ms) after which a worker's record is dropped.
-const FORGOTTEN: i64 = 24 * 3_600 * 1_000;
+/// The time after which a worker's record is dropped.
+const FORGOTTEN: Duration = Duration::from_secs(24 * 3_600);
 /// Jobs that one log line names.
 const NAMED: usize = 8;
 
@@ -50,9 +50,9 @@ struct Book {
     /// Messages in flight.
     open: BTreeSet<u64>,
     /// Canaries, each with the number of the message that came after it.
-    canaries: VecDeque<(u64, i64)>,
-    /// The time of the last canary before which all is handled (Redis time, ms).
-    handled: i64,
+    canaries: VecDeque<(u64, RedisTime)>,
+    /// The time of the last canary before which all is handled.
+    handled: RedisTime,
 }
 
 impl Unhandled {
@@ -74,8 +74,8 @@ impl Unhandled {
         self.book().open.remove(&number);
     }
 
-    /// Adds a canary that was sent at this time (Redis time, ms).
-    fn canary(&self, at: i64) {
+    /// Adds a canary that was sent at this time.
+    fn canary(&self, at: RedisTime) {
         let mut book = self.book();
         let next = book.next;
         match book.canaries.back_mut() {
@@ -84,8 +84,8 @@ impl Unhandled {
         }
     }
 
-    /// Returns the time of the last canary before which all is handled (Redis time, ms); 0 for none.
-    fn handled(&self) -> i64 {
+    /// Returns the time of the last canary before which all is handled; zero for none.
+    fn handled(&self) -> RedisTime {
         let mut book = self.book();
         let first = book.open.first().copied().unwrap_or(u64::MAX);
         while let Some((_, at)) = book.canaries.front().copied().filter(|(next, _)| *next <= first) {
@@ -96,21 +96,20 @@ impl Unhandled {
     }
 }
 
-/// The record of another worker: since when it hears, its last canary, and up to when it has handled all (Redis time,
-/// ms).
+/// The record of another worker: since when it hears, its last canary, and up to when it has handled all.
 #[derive(Debug)]
 struct Other {
     worker: String,
-    since: i64,
-    last: i64,
-    handled: i64,
+    since: RedisTime,
+    last: RedisTime,
+    handled: RedisTime,
     /// The identities of the jobs that it knows, separated by commas.
     jobs: String,
 }
 
 impl Other {
-    /// Reads a record as Redis had it at `now` (Redis time, ms); `None` if it is malformed or from another clock.
-    fn read(worker: &[u8], heard: &[u8], now: i64) -> Option<Self> {
+    /// Reads a record as Redis had it at `now`; `None` if it is malformed or from another clock.
+    fn read(worker: &[u8], heard: &[u8], now: RedisTime) -> Option<Self> {
         let (worker, heard) = (str::from_utf8(worker).ok()?, str::from_utf8(heard).ok()?);
         let mut words = heard.split(' ');
         let mut time = || words.next()?.parse().ok().filter(|time| *time <= now);
@@ -129,7 +128,7 @@ impl Other {
         self.jobs.split(',').any(|known| known == identity)
     }
 
-    fn is_alive(&self, now: i64) -> bool {
+    fn is_alive(&self, now: RedisTime) -> bool {
         self.last + SILENT > now
     }
 }
@@ -141,25 +140,25 @@ enum Coverage {
     Covered,
     /// A worker that may have done so has not recorded it yet.
     Open,
-    /// Invalidations published up to this time (Redis time, ms) may be missed.
-    Missed(i64),
+    /// Invalidations published up to this time may be missed.
+    Missed(RedisTime),
 }
 
-/// A worker's question to the others. All times are Redis's, in ms.
+/// A worker's question to the others.
 struct Asking<'a> {
     worker: &'a str,
     /// The time since which it hears.
-    since: i64,
-    /// The last canary that it heard before that; 0 if there is none.
-    before: i64,
-    now: i64,
+    since: RedisTime,
+    /// The last canary that it heard before that; zero if there is none.
+    before: RedisTime,
+    now: RedisTime,
 }
 
 impl Asking<'_> {
     /// Returns what the records of workers that know the job say about it.
     fn coverage(&self, job: &Job, others: &[Other]) -> Coverage {
         let Self { worker, since, before, now } = *self;
-        let fresh = before == 0;
+        let fresh = before == RedisTime::ZERO;
         // Of workers that start together, each counts only those that started before, so the first one counts none.
         let heard = others.iter().filter(|other| !fresh || (other.since, other.worker.as_str()) < (since, worker));
         let heard: Vec<&Other> = heard.collect();
@@ -167,7 +166,7 @@ impl Asking<'_> {
             return Coverage::Covered;
         }
         let heard: Vec<&Other> = heard.into_iter().filter(|other| other.knows(job)).collect();
-        let before = if fresh { heard.iter().map(|other| other.last).max().unwrap_or(0) } else { before };
+        let before = if fresh { heard.iter().map(|other| other.last).max().unwrap_or_default() } else { before };
         // If the clock was set back since, no worker can vouch for that time.
         let covers = heard.iter().filter(|other| other.since <= before && before <= now);
         if covers.clone().any(|other| other.handled >= since) {
@@ -176,11 +175,12 @@ impl Asking<'_> {
         let mut alive = covers.filter(|other| other.is_alive(now));
         // It heard everything and is still handling it, or it dies.
         let busy = alive.clone().any(|other| other.last >= since);
-        if busy || (alive.next().is_some() && now - since < SILENT) {
+        if busy || (alive.next().is_some() && now.saturating_since(since) < SILENT) {
             return Coverage::Open;
         }
         // Workers that heard again a little sooner, after the same gap, cover the time since then.
-        let since = heard.iter().filter(|other| other.handled >= since).map(|other| other.since).fold(since, i64::min);
+        let since =
+            heard.iter().filter(|other| other.handled >= since).map(|other| other.since).fold(since, RedisTime::min);
         Coverage::Missed(since)
     }
 }
@@ -203,19 +203,19 @@ pub struct GapDetector {
 
 #[derive(Debug, Default)]
 struct Hearing {
-    /// The first and the last canary heard over this connection (Redis time, ms); 0 for none.
-    since: i64,
-    last: i64,
+    /// The first and the last canary heard over this connection; zero for none.
+    since: RedisTime,
+    last: RedisTime,
     /// The last canary heard over the previous connection.
-    before: i64,
+    before: RedisTime,
     /// The nonces of canaries that have not come back, the oldest first.
     sent: VecDeque<u128>,
 }
 
 impl Hearing {
-    /// Takes a canary; returns its time (Redis time, ms) if this worker sent it and it comes for the first time. A copy
-    /// by another client comes later than the canary itself.
-    fn hear(&mut self, canary: &str) -> Option<i64> {
+    /// Takes a canary; returns its time if this worker sent it and it comes for the first time. A copy by another
+    /// client comes later than the canary itself.
+    fn hear(&mut self, canary: &str) -> Option<RedisTime> {
         let (nonce, at) = canary.split_once(' ')?;
         let nonce = u128::from_str_radix(nonce, 16).ok()?;
         let at = at.parse().ok()?;
@@ -223,7 +223,7 @@ impl Hearing {
         // Earlier canaries do not come any more.
         self.sent.drain(..=place);
         // If Redis's clock was set back, earlier times do not compare with later ones.
-        if self.since == 0 || at < self.last {
+        if self.since == RedisTime::ZERO || at < self.last {
             self.since = at;
         }
         self.last = at;
@@ -231,10 +231,10 @@ impl Hearing {
     }
 
     fn lose(&mut self) {
-        if self.last != 0 {
+        if self.last != RedisTime::ZERO {
             self.before = self.last;
         }
-        (self.since, self.last) = (0, 0);
+        (self.since, self.last) = (RedisTime::ZERO, RedisTime::ZERO);
         self.sent.clear();
     }
 }
@@ -283,10 +283,10 @@ impl GapDetector {
         let jobs: Vec<String> = self.jobs.jobs.values().map(|job| job.identity()).collect();
         let jobs = jobs.join(",");
         // The connection, by its first canary, before which gaps are noted; and the canaries sent since it began.
-        let mut checked = 0;
+        let mut checked = RedisTime::ZERO;
         let mut waited = 0;
         // The same, and the jobs whose gap is noted already.
-        let mut noted = (0, BTreeSet::new());
+        let mut noted = (RedisTime::ZERO, BTreeSet::new());
         while !stop.is_cancelled() {
             let nonce: u128 = rand::random();
             let (since, last, unheard) = {
@@ -305,7 +305,7 @@ impl GapDetector {
                         self.hearing().sent.clear();
                         self.stalled.notify_waiters();
                     }
-                    waited = if since != 0 && since != checked { waited + 1 } else { 0 };
+                    waited = if since != RedisTime::ZERO && since != checked { waited + 1 } else { 0 };
                     if waited >= CHECK_AFTER {
                         if noted.0 != since {
                             noted = (since, BTreeSet::new());
@@ -337,12 +337,11 @@ impl GapDetector {
     /// Checks, for each job, that a worker heard and handled all that was published since this worker, or the fleet,
     /// last heard. Notes a gap for the other jobs, and adds them to `noted`. Returns `false` while a worker has not
     /// recorded it yet.
-    async fn check(&self, since: i64, noted: &mut BTreeSet<JobName>) -> RedisResult<bool> {
+    async fn check(&self, since: RedisTime, noted: &mut BTreeSet<JobName>) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         // The time comes last, so that no true record is later.
-        let (records, (seconds, micros)): (HashMap<Vec<u8>, Vec<u8>>, (i64, i64)) =
+        let (records, now): (HashMap<Vec<u8>, Vec<u8>>, RedisTime) =
             redis::pipe().hgetall(self.keys.ears()).cmd("TIME").query_async(&mut redis).await?;
-        let now = seconds * 1_000 + micros / 1_000;
         let (mut others, mut gone) = (Vec::new(), Vec::new());
         for (worker, heard) in records.into_iter().filter(|(worker, _)| worker != self.worker.as_bytes()) {
             match Other::read(&worker, &heard, now) {
@@ -352,7 +351,7 @@ impl GapDetector {
             }
         }
         let asking = Asking { worker: &self.worker, since, before: self.hearing().before, now };
-        let (mut open, mut missed, mut until) = (false, Vec::new(), 0);
+        let (mut open, mut missed, mut until) = (false, Vec::new(), RedisTime::ZERO);
         for job in self.jobs.jobs.values().filter(|job| !noted.contains(&job.name)) {
             match asking.coverage(job, &others) {
                 Coverage::Covered => {}
@@ -364,8 +363,9 @@ impl GapDetector {
             }
         }
         if !missed.is_empty() {
-            let before = if asking.before == 0 { others.iter().map(|other| other.last).max() } else { None };
-            let seconds = (since - before.unwrap_or(asking.before)).max(0) / 1_000;
+            let before =
+                if asking.before == RedisTime::ZERO { others.iter().map(|other| other.last).max() } else { None };
+            let seconds = since.saturating_since(before.unwrap_or(asking.before)).as_secs();
             let names: Vec<&str> = missed.iter().take(NAMED).map(|job| job.name.as_str()).collect();
             info!(
                 jobs = missed.len(),
@@ -376,7 +376,7 @@ impl GapDetector {
             self.store.note_gap_for(&missed, until, Gap::Missed).await?;
             noted.extend(missed.iter().map(|job| job.name.clone()));
         }
-        let newest = others.iter().map(|other| other.last).max().unwrap_or(0);
+        let newest = others.iter().map(|other| other.last).max().unwrap_or_default();
         let old = others.into_iter().filter(|other| other.last < now - FORGOTTEN && other.last < newest);
         gone.extend(old.map(|other| other.worker.into_bytes()));
         if !gone.is_empty() {
@@ -390,34 +390,38 @@ impl GapDetector {
 mod tests {
     use super::*;
 
+    fn at(millis: i64) -> RedisTime {
+        RedisTime::from_millis(millis)
+    }
+
     #[test]
     fn a_canary_counts_when_all_that_was_heard_before_it_is_handled() {
         let unhandled = Unhandled::default();
-        unhandled.canary(1);
-        assert_eq!(unhandled.handled(), 1);
+        unhandled.canary(at(1));
+        assert_eq!(unhandled.handled(), at(1));
         let (first, second) = (unhandled.hear(), unhandled.hear());
-        unhandled.canary(2);
-        unhandled.canary(3);
+        unhandled.canary(at(2));
+        unhandled.canary(at(3));
         let third = unhandled.hear();
-        unhandled.canary(4);
+        unhandled.canary(at(4));
         unhandled.done(second);
-        assert_eq!(unhandled.handled(), 1);
+        assert_eq!(unhandled.handled(), at(1));
         unhandled.done(first);
-        assert_eq!(unhandled.handled(), 3);
+        assert_eq!(unhandled.handled(), at(3));
         unhandled.done(third);
-        assert_eq!(unhandled.handled(), 4);
+        assert_eq!(unhandled.handled(), at(4));
     }
 
     #[test]
     fn a_clock_that_went_back_is_followed() {
         let unhandled = Unhandled::default();
-        unhandled.canary(600_000);
-        unhandled.canary(10);
-        assert_eq!(unhandled.handled(), 10);
+        unhandled.canary(at(600_000));
+        unhandled.canary(at(10));
+        assert_eq!(unhandled.handled(), at(10));
         let mut hearing = Hearing { sent: VecDeque::from([1, 2, 3]), ..Hearing::default() };
-        assert_eq!(hearing.hear(&format!("{:032x} 600000", 1)), Some(600_000));
-        assert_eq!(hearing.hear(&format!("{:032x} 10", 2)), Some(10));
-        assert_eq!((hearing.since, hearing.last), (10, 10));
+        assert_eq!(hearing.hear(&format!("{:032x} 600000", 1)), Some(at(600_000)));
+        assert_eq!(hearing.hear(&format!("{:032x} 10", 2)), Some(at(10)));
+        assert_eq!((hearing.since, hearing.last), (at(10), at(10)));
     }
 
     #[test]
@@ -426,13 +430,13 @@ mod tests {
         for forged in ["99999999999999", " 99999999999999", "0 99999999999999", "7", "zz 1", "9 99999999999999"] {
             assert_eq!(hearing.hear(forged), None, "{forged}");
         }
-        assert_eq!(hearing.hear("8 5"), Some(5));
+        assert_eq!(hearing.hear("8 5"), Some(at(5)));
         // It was heard by then; the one before it got lost.
         assert_eq!((hearing.hear("8 99999999999999"), hearing.hear("7 99999999999999")), (None, None));
-        assert_eq!((hearing.since, hearing.last), (5, 5));
+        assert_eq!((hearing.since, hearing.last), (at(5), at(5)));
         hearing.sent.push_back(9);
         hearing.lose();
-        assert_eq!((hearing.hear("9 6"), hearing.before), (None, 5), "it was sent before the connection ended");
+        assert_eq!((hearing.hear("9 6"), hearing.before), (None, at(5)), "it was sent before the connection ended");
     }
 
     /// A job of this name over these keys.
@@ -446,7 +450,7 @@ mod tests {
         let [since, last, handled] = times;
         let jobs: Vec<String> = jobs.iter().map(|job| job.identity()).collect();
         let heard = format!("{since} {last} {handled} {}", jobs.join(","));
-        Other::read(worker.as_bytes(), heard.as_bytes(), 100_000).unwrap()
+        Other::read(worker.as_bytes(), heard.as_bytes(), at(100_000)).unwrap()
     }
 
     #[test]
@@ -454,24 +458,30 @@ mod tests {
         let (art, poem) = (job("art", "art:{name}"), job("poem", "poem:{name}"));
         let (moved, renamed) = (job("art", "picture:{name}"), job("picture", "art:{name}"));
         for before in [0, 50_000] {
-            let asking = Asking { worker: "x", since: 60_000, before, now: 100_000 };
+            let asking = Asking { worker: "x", since: at(60_000), before: at(before), now: at(100_000) };
             let gap = |jobs: &[&Job]| asking.coverage(&art, &[other("y", [1_000, 99_000, 99_000], jobs)]);
             assert_eq!(gap(&[&art]), Coverage::Covered);
             assert_eq!(gap(&[&poem, &art]), Coverage::Covered);
             for jobs in [&[][..], &[&poem], &[&moved], &[&renamed]] {
-                assert_eq!(gap(jobs), Coverage::Missed(60_000), "before {before}");
+                assert_eq!(gap(jobs), Coverage::Missed(at(60_000)), "before {before}");
             }
         }
-        let first = Asking { worker: "x", since: 60_000, before: 0, now: 100_000 };
+        let first = Asking { worker: "x", since: at(60_000), before: at(0), now: at(100_000) };
         assert_eq!(first.coverage(&art, &[]), Coverage::Covered, "there was no fleet");
     }
 
     #[test]
     fn a_shared_gap_ends_when_the_first_worker_hears_again() {
         let art = job("art", "art:{name}");
-        let asking = Asking { worker: "x", since: 60_000, before: 50_000, now: 100_000 };
-        assert_eq!(asking.coverage(&art, &[other("y", [55_000, 99_000, 99_000], &[&art])]), Coverage::Missed(55_000));
-        assert_eq!(asking.coverage(&art, &[other("y", [55_000, 99_000, 59_000], &[&art])]), Coverage::Missed(60_000));
+        let asking = Asking { worker: "x", since: at(60_000), before: at(50_000), now: at(100_000) };
+        assert_eq!(
+            asking.coverage(&art, &[other("y", [55_000, 99_000, 99_000], &[&art])]),
+            Coverage::Missed(at(55_000))
+        );
+        assert_eq!(
+            asking.coverage(&art, &[other("y", [55_000, 99_000, 59_000], &[&art])]),
+            Coverage::Missed(at(60_000))
+        );
         assert_eq!(
             asking.coverage(&art, &[other("y", [1_000, 99_000, 59_000], &[&art])]),
             Coverage::Open,
@@ -483,11 +493,11 @@ mod tests {
     fn times_of_another_clock_vouch_for_nothing() {
         let art = job("art", "art:{name}");
         for heard in ["1 2", "1", "", "1 99999999999999 3 x", "1 2 99999999999999 x", "99999999999999 2 3 x", "a b c"] {
-            assert!(Other::read(b"y", heard.as_bytes(), 100_000).is_none(), "{heard}");
+            assert!(Other::read(b"y", heard.as_bytes(), at(100_000)).is_none(), "{heard}");
         }
-        assert!(Other::read(b"\xff", b"1 2 3 x", 100_000).is_none());
-        let asking = Asking { worker: "x", since: 60_000, before: 700_000, now: 100_000 };
+        assert!(Other::read(b"\xff", b"1 2 3 x", at(100_000)).is_none());
+        let asking = Asking { worker: "x", since: at(60_000), before: at(700_000), now: at(100_000) };
         let others = [other("y", [59_000, 99_000, 99_000], &[&art])];
-        assert_eq!(asking.coverage(&art, &others), Coverage::Missed(59_000), "the clock was set back in the gap");
+        assert_eq!(asking.coverage(&art, &others), Coverage::Missed(at(59_000)), "the clock was set back in the gap");
     }
 }

@@ -25,7 +25,7 @@ use crate::entry::duration;
 use crate::protocol::Message;
 use crate::protocol::{Keys, inbox};
 use crate::redis::LoopHealth;
-use crate::redis::{Backoff, Connection};
+use crate::redis::{Backoff, Connection, RedisTime};
 use crate::store::{Gap, Store};
 use crate::telemetry::Telemetry;
 
@@ -264,11 +264,11 @@ impl Inbox {
 
     /// Notes a gap if Redis holds the marker but not the group: then it evicted the inbox, perhaps with messages.
     async fn note_lost_inbox(&mut self) -> RedisResult<()> {
-        let (has_marker, (seconds, micros)): (bool, (i64, i64)) =
+        let (has_marker, now): (bool, RedisTime) =
             redis::pipe().exists(self.keys.marker()).cmd("TIME").query_async(&mut self.control).await?;
         if has_marker {
             warn!("the inbox was gone, its messages may be lost; values fetched before are revalidated");
-            self.store.note_gap(seconds * 1_000 + micros / 1_000, Gap::Missed).await?;
+            self.store.note_gap(now, Gap::Missed).await?;
             self.watermark.compare(&self.store, None).await?;
         }
         Ok(())
@@ -336,7 +336,7 @@ impl Inbox {
     /// Passes a message to the pipeline; it is acknowledged when it is handled.
     async fn take(&mut self, found: &Found, ack: Ack, stop: &CancellationToken) {
         self.watermark.read(&found.id);
-        let at = found.id.split_once('-').and_then(|(ms, _)| ms.parse::<i64>().ok()).unwrap_or_default();
+        let at = found.id.split_once('-').and_then(|(time, _)| time.parse().ok()).unwrap_or_default();
         match found.content() {
             Content::Message(message) => return self.pipeline.take(message, At::Redis(at), "inbox", ack).await,
             Content::Gap(lost) => {

@@ -22,7 +22,7 @@ use crate::entry::{EntryKey, JobName};
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
 use crate::protocol::{Action, Handled, Message};
-use crate::redis::{Connection, Scan};
+use crate::redis::{Connection, RedisTime, Scan};
 use crate::store::{Removal, Store};
 
 /// Entries whose scripts run at once.
@@ -37,8 +37,8 @@ pub struct Debounced {
     pub job: Arc<Job>,
     /// The entry.
     pub key: EntryKey,
-    /// The time of the invalidation (Redis time, ms).
-    pub at: i64,
+    /// The time of the invalidation.
+    pub at: RedisTime,
     /// Its place on the agenda after the wait.
     pub when: When,
     /// The time to wait.
@@ -49,8 +49,8 @@ pub struct Debounced {
 #[derive(Clone, Copy)]
 struct Order {
     action: Action,
-    /// Its time (Redis time, ms).
-    at: i64,
+    /// Its time.
+    at: RedisTime,
     /// No other worker hears of it.
     alone: bool,
 }
@@ -80,11 +80,11 @@ struct Part<'a> {
     left: Left,
 }
 
-/// An entry to invalidate, with its job and the time of the invalidation (Redis time, ms).
-type Named = (Arc<Job>, EntryKey, i64);
+/// An entry to invalidate, with its job and the time of the invalidation.
+type Named = (Arc<Job>, EntryKey, RedisTime);
 
-/// Entries of one job without a value, and the time of the invalidation (Redis time, ms).
-type Absent<'a> = (&'a Arc<Job>, Vec<EntryKey>, i64);
+/// Entries of one job without a value, and the time of the invalidation.
+type Absent<'a> = (&'a Arc<Job>, Vec<EntryKey>, RedisTime);
 
 /// What the scripts of entries leave to do on the agenda.
 #[derive(Default)]
@@ -100,7 +100,7 @@ impl<'a> Next<'a> {
         self.due.entry(&job.name).or_default().push(key.clone());
     }
 
-    fn absent(&mut self, job: &'a Arc<Job>, key: &EntryKey, at: i64, is_unknown: bool) {
+    fn absent(&mut self, job: &'a Arc<Job>, key: &EntryKey, at: RedisTime, is_unknown: bool) {
         let (_, keys, _) = self.absent.entry((&job.name, is_unknown)).or_insert_with(|| (job, Vec::new(), at));
         keys.push(key.clone());
     }
@@ -122,19 +122,19 @@ impl Invalidator {
         Self { redis, keys, jobs, store, agenda }
     }
 
-    /// Returns Redis's time (ms), for a message that has none of its own.
+    /// Returns Redis's time, for a message that has none of its own.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn now(&self) -> RedisResult<i64> {
+    pub async fn now(&self) -> RedisResult<RedisTime> {
         self.store.now().await
     }
 
-    /// Handles a message of the time `at` (Redis time, ms), and waits for its debounced entries.
+    /// Handles a message of the time `at`, and waits for its debounced entries.
     ///
     /// # Errors
     /// Redis's; handle it again.
-    pub async fn handle(&self, message: &Message, at: i64) -> RedisResult<Handled> {
+    pub async fn handle(&self, message: &Message, at: RedisTime) -> RedisResult<Handled> {
         let (mut handled, mut debounced) = self.begin(message, at, true).await?;
         while let Some(wait) = debounced.iter().map(|entry| entry.wait).min() {
             tokio::time::sleep(wait).await;
@@ -149,7 +149,7 @@ impl Invalidator {
     ///
     /// # Errors
     /// Redis's; handle it again.
-    pub async fn begin(&self, message: &Message, at: i64, alone: bool) -> RedisResult<(Handled, Vec<Debounced>)> {
+    pub async fn begin(&self, message: &Message, at: RedisTime, alone: bool) -> RedisResult<(Handled, Vec<Debounced>)> {
         let (mut handled, mut left) = (Handled::default(), Left::one_of(1));
         let (mut named, mut foreign) = (Vec::new(), Vec::new());
         let order = Order { action: message.action, at, alone };
@@ -163,7 +163,7 @@ impl Invalidator {
         if alone && message.action != Action::Warm {
             self.remove_foreign(foreign, at, &mut handled).await?;
         }
-        let when = if message.is_narrow() { When::Urgent } else { When::Bulk(0) };
+        let when = if message.is_narrow() { When::Urgent } else { When::BULK_NOW };
         self.entries(&named, message.action, when, &mut handled, &mut left).await?;
         if !message.tags.is_empty() {
             let mut part = Part { tags: message.tags.iter().map(String::as_str).collect(), order, handled, left };
@@ -214,7 +214,10 @@ impl Invalidator {
     ///
     /// # Errors
     /// Redis's; handle all of them again.
-    pub async fn begin_tags(&self, messages: &[(&Message, i64, bool)]) -> RedisResult<Vec<(Handled, Vec<Debounced>)>> {
+    pub async fn begin_tags(
+        &self,
+        messages: &[(&Message, RedisTime, bool)],
+    ) -> RedisResult<Vec<(Handled, Vec<Debounced>)>> {
         let parts = messages.iter().map(|&(message, at, alone)| Part {
             tags: message.tags.iter().map(String::as_str).collect(),
             order: Order { action: message.action, at, alone },
@@ -224,7 +227,7 @@ impl Invalidator {
         let mut parts: Vec<Part<'_>> = parts.collect();
         self.tags(&mut parts).await?;
         for part in &mut parts {
-            self.put_last(&mut part.left, When::Bulk(0), part.order.action).await?;
+            self.put_last(&mut part.left, When::BULK_NOW, part.order.action).await?;
         }
         Ok(parts.into_iter().map(|part| (part.handled, part.left.debounced)).collect())
     }
@@ -258,7 +261,7 @@ impl Invalidator {
                     }
                 }
                 self.remove_foreign(foreign, at, handled).await?;
-                self.entries(&named, action, When::Bulk(0), handled, left).await?;
+                self.entries(&named, action, When::BULK_NOW, handled, left).await?;
             }
         }
         Ok(())
@@ -266,7 +269,7 @@ impl Invalidator {
 
     /// Removes the values of jobs that are unknown here, as happens while workers with new job files replace old ones.
     /// No other worker hears of the message, and no value is better than an outdated one.
-    async fn remove_foreign(&self, keys: Vec<EntryKey>, at: i64, handled: &mut Handled) -> RedisResult<()> {
+    async fn remove_foreign(&self, keys: Vec<EntryKey>, at: RedisTime, handled: &mut Handled) -> RedisResult<()> {
         for batch in keys.chunks(ABREAST) {
             let snapshots = self.store.snapshots(batch).await?;
             let leased = self.store.leased(batch).await?;
@@ -281,7 +284,7 @@ impl Invalidator {
     async fn remove(
         &self,
         keys: impl IntoIterator<Item = &EntryKey>,
-        at: i64,
+        at: RedisTime,
         handled: &mut Handled,
     ) -> RedisResult<()> {
         let scripts = keys.into_iter().map(async |key| (key, self.store.invalidate(key, at, Removal::Evict).await));
@@ -378,8 +381,8 @@ impl Invalidator {
             }
             // A service that fills misses itself may write an old value just after.
             if !job.warm.settle.is_zero() {
-                let settle = i64::try_from(job.warm.settle.as_millis()).unwrap_or(0);
-                pass_over(self.agenda.put(name, &entries, When::Keep(at + settle), Trigger::Settle).await, name)?;
+                let when = When::Keep(at + job.warm.settle);
+                pass_over(self.agenda.put(name, &entries, when, Trigger::Settle).await, name)?;
             }
         }
         Ok(())

@@ -15,9 +15,8 @@ use super::ack::Ack;
 use super::backlog::{Backlog, Place};
 use super::debounce::Debounce;
 use super::invalidator::{Debounced, Invalidator};
-use crate::entry::duration;
 use crate::protocol::{Action, Handled, Message};
-use crate::redis::{Backoff, is_of_keys};
+use crate::redis::{Backoff, RedisTime, is_of_keys};
 use crate::telemetry::Telemetry;
 
 /// Narrow messages that may wait. More wait where they came from.
@@ -38,8 +37,8 @@ const RETRY: Duration = Duration::from_millis(100);
 /// The time at which a message was published.
 #[derive(Clone, Copy, Debug)]
 pub enum At {
-    /// Redis's own time, ms.
-    Redis(i64),
+    /// Redis's own time.
+    Redis(RedisTime),
     /// The time at which it was received, on this process's clock.
     Received(Instant),
 }
@@ -246,11 +245,11 @@ impl Line<'_> {
     async fn round(&self, mut round: Vec<Work>) -> (Vec<Work>, Option<redis::RedisError>) {
         // The ages are taken before Redis is asked, so that no time is earlier than the message's. A message keeps its
         // time when it is tried again.
-        let ages: Vec<i64> = round
+        let ages: Vec<Duration> = round
             .iter()
             .map(|work| match work.at {
-                At::Received(then) => duration::millis(then.elapsed()),
-                At::Redis(_) => 0,
+                At::Received(then) => then.elapsed(),
+                At::Redis(_) => Duration::ZERO,
             })
             .collect();
         let now = match self.invalidator.now().await {

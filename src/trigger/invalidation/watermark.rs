@@ -11,12 +11,13 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use redis::{RedisResult, Script};
 use tracing::warn;
 
+use crate::redis::RedisTime;
 use crate::store::{Gap, Store};
 
 static LAST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/last.lua")));
 
-/// The id of a message in the inbox: its time (Redis time, ms), and its number within that millisecond.
-type Id = (i64, u64);
+/// The id of a message in the inbox: its time, and its number within that millisecond.
+type Id = (RedisTime, u64);
 
 /// One worker's watermark. Cheap to clone; clones share what they remember.
 #[derive(Clone, Debug)]
@@ -105,7 +106,7 @@ impl Watermark {
         let redis = &mut store.connection().clone();
         let mark: Option<String> =
             redis::cmd("HGET").arg(store.keys().acknowledged()).arg(&*self.worker).query_async(redis).await?;
-        let (last, now): (String, i64) = LAST.key(store.keys().inbox()).invoke_async(redis).await?;
+        let (last, now): (String, RedisTime) = LAST.key(store.keys().inbox()).invoke_async(redis).await?;
         let last = parse(&last);
         then.found(mark.as_deref());
         let lost = then.is_lost(last, run_id);
@@ -133,8 +134,8 @@ impl Watermark {
 }
 
 fn parse(id: &str) -> Id {
-    let (ms, number) = id.split_once('-').unwrap_or((id, "0"));
-    (ms.parse().unwrap_or(0), number.parse().unwrap_or(0))
+    let (time, number) = id.split_once('-').unwrap_or((id, "0"));
+    (time.parse().unwrap_or_default(), number.parse().unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -143,10 +144,10 @@ mod tests {
 
     #[test]
     fn a_last_id_below_one_that_was_seen_means_lost_messages() {
-        let remembered = Remembered { highest: (5_000, 1), ..Remembered::default() };
-        let lower = [((5_000, 1), false), ((5_000, 0), true), ((4_999, 9), true), ((0, 0), true), ((6_000, 0), false)];
+        let remembered = Remembered { highest: parse("5000-1"), ..Remembered::default() };
+        let lower = [("5000-1", false), ("5000-0", true), ("4999-9", true), ("0-0", true), ("6000-0", false)];
         for (last, lost) in lower {
-            assert_eq!(remembered.is_lost(last, None), lost, "{last:?}");
+            assert_eq!(remembered.is_lost(parse(last), None), lost, "{last}");
         }
     }
 
@@ -160,7 +161,7 @@ mod tests {
             watermark.marked(None, &left);
             let mut remembered = watermark.lock().clone();
             remembered.found(note);
-            remembered.is_lost((9_500, 0), Some(run_id))
+            remembered.is_lost(parse("9500-0"), Some(run_id))
         };
         assert!(lost(&["5000-1", "4000-7"], Some("5000-0"), "another"));
         assert!(!lost(&["5000-1", "4000-7"], Some("5000-1"), "another"), "Redis remembers");
@@ -172,7 +173,7 @@ mod tests {
 
     #[test]
     fn an_id_is_a_time_and_a_number() {
-        assert_eq!(parse("1732277200123-4"), (1_732_277_200_123, 4));
-        assert_eq!((parse("0-0"), parse("")), ((0, 0), (0, 0)));
+        assert_eq!(parse("1732277200123-4"), (RedisTime::from_millis(1_732_277_200_123), 4));
+        assert_eq!((parse("0-0"), parse("")), (Id::default(), Id::default()));
     }
 }

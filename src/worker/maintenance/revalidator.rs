@@ -24,7 +24,7 @@ use crate::popularity::Popularity;
 use crate::protocol::Handled;
 use crate::protocol::Keys;
 use crate::redis::Troubles;
-use crate::redis::{Backoff, Connection, Scan, lead};
+use crate::redis::{Backoff, Connection, RedisTime, Scan, lead};
 use crate::store::{Gap, Snapshot, Store};
 use crate::trigger::invalidation::{Debounced, Invalidator};
 
@@ -158,7 +158,7 @@ impl Revalidator {
             let keys = found.iter().filter_map(|lease| self.keys.entry_of_lease(lease)).map(EntryKey::new);
             let keys: Vec<EntryKey> = keys.collect();
             leases += keys.len();
-            self.invalidate(keys, gap.at, When::Bulk(0)).await?;
+            self.invalidate(keys, gap.at, When::BULK_NOW).await?;
             self.renew().await?;
         }
         jobs.sort_by_key(|job| job.may_hold_unasked() || job.waits_for_inputs());
@@ -178,7 +178,7 @@ impl Revalidator {
         let mut due = self.store.now().await?;
         let top = self.popularity.top(job, MOST_READ).await?;
         for page in top.chunks(FINE) {
-            due += 1;
+            due = due + Duration::from_millis(1);
             let keys = page.iter().map(|(key, _)| key.clone()).filter(|key| job.key.read(key.as_str()).is_some());
             pace.values += self.mark_stale(job, keys.collect(), gap, due).await?;
             self.pause(pace.rest()).await?;
@@ -186,15 +186,15 @@ impl Revalidator {
         let mut scan = Scan::new(job.key.glob());
         while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
-            due += 1;
+            due = due + Duration::from_millis(1);
             pace.values += self.mark_stale(job, found.map(EntryKey::new).collect(), gap, due).await?;
             self.pause(pace.rest()).await?;
         }
         Ok(())
     }
 
-    /// Makes the entries due that the gap affects, at `due` (Redis time, ms); returns how many.
-    async fn mark_stale(&self, job: &Job, keys: Vec<EntryKey>, gap: NotedGap, due: i64) -> RedisResult<usize> {
+    /// Makes the entries due that the gap affects, at `due`; returns how many.
+    async fn mark_stale(&self, job: &Job, keys: Vec<EntryKey>, gap: NotedGap, due: RedisTime) -> RedisResult<usize> {
         let mut lost = self.affected(keys, gap).await?;
         let count = lost.len();
         let mut missed = Vec::new();
@@ -216,7 +216,7 @@ impl Revalidator {
         let snapshots = self.store.snapshots(&keys).await?;
         let now = self.store.now().await?;
         let affected = |(key, snapshot): (EntryKey, Snapshot)| {
-            let meta = snapshot.into_ours().filter(|meta| meta.invalidated <= gap.at)?;
+            let meta = snapshot.into_ours().filter(|meta| meta.invalidated <= Some(gap.at))?;
             let lost = gap.kind == Gap::Lost || gap.lost_from.is_some_and(|from| meta.fetched_at > from);
             let (since, kind) = if lost { (meta.fetched_at, Gap::Lost) } else { (meta.validated_at, Gap::Missed) };
             (since <= gap.at || since > now).then_some((key, kind))
@@ -224,7 +224,7 @@ impl Revalidator {
         Ok(keys.into_iter().zip(snapshots).filter_map(affected).collect())
     }
 
-    async fn invalidate(&self, keys: Vec<EntryKey>, at: i64, when: When) -> RedisResult<()> {
+    async fn invalidate(&self, keys: Vec<EntryKey>, at: RedisTime, when: When) -> RedisResult<()> {
         let entry = |key: EntryKey| {
             let job = Arc::clone(self.jobs.owner(key.as_str())?.0);
             Some(Debounced { job, key, at, when, wait: Duration::ZERO })
@@ -287,11 +287,11 @@ fn rest(values: usize, passed: Duration) -> Duration {
 /// A gap as Redis holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct NotedGap {
-    /// The time (Redis time, ms) up to which everything fetched is affected.
-    at: i64,
+    /// The time up to which everything fetched is affected.
+    at: RedisTime,
     kind: Gap,
-    /// Invalidations were lost of what was fetched after this (Redis time, ms), since Redis's clock was set back.
-    lost_from: Option<i64>,
+    /// Invalidations were lost of what was fetched after this, since Redis's clock was set back.
+    lost_from: Option<RedisTime>,
 }
 
 impl NotedGap {
@@ -347,7 +347,7 @@ mod tests {
         store.release(&key, &lease().await.token, Some(&failed)).await.unwrap();
         let [_, lock, _] = keys.revalidation();
         redis::cmd("SET").arg(&lock).arg("a test").arg("PX").arg(600).exec_async(&mut redis.clone()).await.unwrap();
-        revalidator.invalidate(vec![key], at, When::Bulk(0)).await.unwrap();
+        revalidator.invalidate(vec![key], at, When::BULK_NOW).await.unwrap();
         let held: bool = redis::cmd("EXISTS").arg(&lock).query_async(&mut redis.clone()).await.unwrap();
         assert!(held, "another worker begins the same meanwhile");
     }

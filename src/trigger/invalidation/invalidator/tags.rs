@@ -72,7 +72,7 @@ impl Invalidator {
             if alone {
                 self.remove_foreign(foreign, at, handled).await?;
             }
-            self.entries(&named, action, When::Bulk(0), handled, left).await?;
+            self.entries(&named, action, When::BULK_NOW, handled, left).await?;
             cursor = next;
             if cursor == 0 {
                 return Ok(());
@@ -142,7 +142,7 @@ impl Invalidator {
                     self.remove(batch, at, handled).await?;
                 }
             }
-            self.entries(&named, action, When::Bulk(0), handled, left).await?;
+            self.entries(&named, action, When::BULK_NOW, handled, left).await?;
             cursor = next;
             if cursor == 0 {
                 return Ok(());
@@ -191,7 +191,7 @@ impl Invalidator {
                 });
                 let named: Vec<Named> = named.collect();
                 let Part { order, handled, left, .. } = part;
-                self.entries(&named, order.action, When::Bulk(0), handled, left).await?;
+                self.entries(&named, order.action, When::BULK_NOW, handled, left).await?;
             }
         }
         self.store.sought(seeking).await
