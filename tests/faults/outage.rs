@@ -356,7 +356,7 @@ async fn an_agenda_that_redis_evicted_is_written_again() {
     version(&redis, "a", 1).await;
     let on_agenda = async || redis.ask::<usize>(&["EXISTS", "samovar:agenda:{art}"]).await == 1;
     eventually("it is to be refreshed", on_agenda).await;
-    worker.wait_for_log(&["looked at evictions", "there=1"]).await;
+    worker.wait_for_log(&["inspected evictions", "agendas=1"]).await;
     let used = redis.ask::<String>(&["INFO", "memory"]).await;
     let used: u64 = used.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap();
     let less = (used - 500_000).to_string();
