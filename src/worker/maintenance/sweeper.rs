@@ -52,11 +52,11 @@ impl Sweeper {
         let (mut redis, lock) = (self.redis.clone(), self.keys.sweep_lock());
         let time = crate::entry::duration::millis(INTERVAL);
         let mut take = redis::cmd("SET");
-        take.arg(&lock).arg("1").arg("NX").arg("PX").arg(&time);
+        take.arg(&lock).arg("1").arg("NX").arg("PX").arg(time);
         let taken: Option<String> = take.query_async(&mut redis).await?;
         if taken.is_none() {
             // A lock ends later than that only where Redis's clock was set back.
-            redis::cmd("PEXPIRE").arg(&lock).arg(&time).arg("LT").exec_async(&mut redis).await?;
+            redis::cmd("PEXPIRE").arg(&lock).arg(time).arg("LT").exec_async(&mut redis).await?;
         }
         Ok(taken.is_some())
     }
