@@ -236,7 +236,8 @@ async fn a_draining_worker_keeps_what_it_fetches() {
     let mut first = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "10s").env("SAMOVAR_DRAIN", "10m").spawn();
     gate.arrived(1).await;
     let _second = hasty_worker(&redis, &jobs);
-    let beats = async || redis.ask::<Vec<(String, f64)>>(&["ZRANGE", "samovar:workers", "0", "-1", "WITHSCORES"]).await;
+    let beats =
+        async || redis.ask::<Vec<(String, f64)>>(&["ZRANGE", "{samovar:queue}:workers", "0", "-1", "WITHSCORES"]).await;
     eventually("both live", async || beats().await.len() == 2).await;
     first.term();
     first.wait_for_log(&["told to stop"]).await;

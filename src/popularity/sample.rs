@@ -222,6 +222,9 @@ impl Sampler {
             total.entries += entries;
             total.read += read;
             total.adopted += adopted;
+            if scan.is_complete() {
+                break;
+            }
             if held.elapsed() > self.claim / 4 {
                 self.hold(job).await?;
                 held = Instant::now();

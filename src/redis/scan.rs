@@ -36,6 +36,12 @@ impl Scan {
         self
     }
 
+    /// Returns `true` if all keys were returned.
+    #[cfg(feature = "worker")]
+    pub(crate) fn is_complete(&self) -> bool {
+        self.cursor.is_none() && self.found.is_empty()
+    }
+
     /// Returns the next keys, at most 500 and possibly none; `None` when the scan is complete.
     ///
     /// # Errors
