@@ -1,6 +1,8 @@
 //! One attempt to warm an entry: a pipeline of steps with one exit.
 //!
-//!     prepare → admit → lease → confirm → fetch → commit
+//! ```text
+//! prepare → admit → lease → confirm → fetch → commit
+//! ```
 //!
 //! A step returns what the next one needs, or a [`Stop`] that ends the attempt.
 //!
