@@ -189,7 +189,7 @@ impl Keys {
     }
 
     /// The key patterns of jobs with tags: a sorted set, member = glob, score = rounds since a worker last announced
-    /// such a job, see [`crate::worker::maintenance::job_cleaner`].
+    /// such a job, see `worker::maintenance::JobCleaner`.
     pub fn tagged(&self) -> String {
         format!("{}:tagged", self.prefix)
     }
@@ -221,7 +221,7 @@ impl Keys {
         format!("{}:paused:{{{job}}}", self.prefix)
     }
 
-    /// Rounds since a worker last announced a job: see [`crate::worker::maintenance::job_cleaner`].
+    /// Rounds since a worker last announced a job: see `worker::maintenance::JobCleaner`.
     pub fn unknown(&self, job: &JobName) -> String {
         format!("{}:unknown:{{{job}}}", self.prefix)
     }

@@ -3,7 +3,8 @@
 //! Responsibility: a task is a [`Chunk`] of claimed entries. The warmer takes each of them on the agenda (compare and
 //! swap) and makes one attempt at it (`attempt`), so that a panic or a slow answer affects one entry only.
 //!
-//! Invariant: every attempt ends with an [`Outcome`] and a [`Next`], and holds neither lease nor permit after its end.
+//! Invariant: every attempt ends with an [`crate::entry::Outcome`] and a [`Next`], and holds neither lease nor permit
+//! after its end.
 //! A request waits for its upstream before the lease, and ends before the lease does.
 //!
 //! On failure: an entry that a crash or an outage of Redis keeps from its end is due again when its claim runs out.
