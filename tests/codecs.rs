@@ -68,7 +68,7 @@ fn scripts_and_rust_agree_on_scores() {
     runner.run(&proptest::collection::vec(any_due(), 1..200), agree).unwrap();
 }
 
-/// What an entry's metadata say, and whether a worker of the previous version wrote them.
+/// An entry's metadata, and whether a worker of the previous version wrote them.
 #[derive(Clone, Debug)]
 struct Known {
     times: [i64; 4],

@@ -37,7 +37,7 @@ const EDITORS: u64 = 4;
 /// The jobs, and how many entries each has: `art` lives long, `brief` expires again and again, a `story` is made from
 /// an `art`.
 const SHELVES: [(&str, u64); 3] = [("art", 90), ("brief", 60), ("story", 50)];
-/// How long a failing test waits: longer than a lease, an entry of a dead worker and a wait for an input together.
+/// The time that a failing test waits: longer than a lease, an entry of a dead worker and a wait for an input together.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn jobs(upstream: &Versions) -> JobsFolder {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What names of variables that hold secrets have in them.
+/// Parts of the names of variables that hold secrets.
 const SECRET_WORDS: [&str; 8] = ["TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASS", "CREDENTIAL", "AUTH"];
 
 /// The values of the environment variables that job files name. They may be secret, so `Debug` shows only the names.

@@ -67,7 +67,7 @@ pub struct Dispatcher {
     pub workers: Arc<AtomicUsize>,
     /// The most concurrent fetches of a worker to one upstream.
     pub concurrency: usize,
-    /// How long a claim holds.
+    /// The time that a claim holds.
     pub claim: Duration,
     /// The health of this loop.
     pub loop_health: LoopHealth,

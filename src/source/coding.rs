@@ -15,9 +15,9 @@ pub(super) const ACCEPTED: &str = "gzip";
 const MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// The most codings of a body.
 const MOST_CODINGS: usize = 3;
-/// How much longer than its bound a coded body may be as it was sent: small documents grow by their members' frames.
+/// The excess of a coded body, as it was sent, over its bound: small documents grow by their members' frames.
 const FRAMES: u64 = 64 << 10;
-/// How much of an unknown coding's name a message shows, in characters.
+/// The longest part of an unknown coding's name in a message, in characters.
 const NAME_SHOWN: usize = 40;
 
 /// Why a body cannot be decoded.
@@ -34,14 +34,14 @@ pub(super) enum Broken {
 /// Decodes one body.
 pub(super) struct Decoder {
     layers: Layers,
-    /// How many more bytes may come as they were sent.
+    /// The bytes that may still come, as they were sent.
     left: u64,
     coded: bool,
-    /// How many bytes came as they were sent.
+    /// The bytes that came, as they were sent.
     sent: usize,
 }
 
-/// What a body passes through, the outermost coding first.
+/// The codings of a body, the outermost first.
 enum Layers {
     Plain(Bounded),
     Gzip(Box<MultiGzDecoder<Layers>>),

@@ -38,7 +38,7 @@ use crate::store::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
 /// Rounds of fetch and commit under one lease; each invalidation costs one. After the last, the entry is due again.
 const ROUNDS: usize = 5;
 
-/// How an attempt ended, why, and what becomes of the entry.
+/// The end of an attempt, its reason, and what becomes of the entry.
 #[derive(Debug)]
 pub(super) struct Ending {
     pub(super) outcome: Outcome,
@@ -74,7 +74,7 @@ impl Ending {
     }
 }
 
-/// What ends an attempt before its commit.
+/// The cause that ends an attempt before its commit.
 #[derive(Debug)]
 pub(super) enum Stop {
     /// This ending, of which the entry's metadata note nothing.

@@ -15,7 +15,7 @@ use crate::redis::RedisTime;
 use crate::source::Answer;
 use crate::store::{Expiry, Lease, Note, Removal, Written};
 
-/// What a round of fetch and commit leaves to the next one under the same lease.
+/// The state that a round of fetch and commit leaves to the next one under the same lease.
 pub(super) struct Round {
     /// The trigger that the metadata note: the invalidation that the fetch answers, else the entry's.
     trigger: Trigger,

@@ -66,7 +66,7 @@ struct Running {
     recheck: bool,
     /// When it became due.
     since: RedisTime,
-    /// How long it had been due when this worker took it.
+    /// The time that it had been due when this worker took it.
     late: Duration,
 }
 

@@ -13,7 +13,7 @@ use crate::redis::{Connection, requirements};
 
 /// The time after which a command fails. Longer than the longest pauses of Redis (a fork, a slow disk).
 pub(super) const COMMAND: Duration = Duration::from_secs(5);
-/// The same for the connection on which reads wait for messages.
+/// The timeout on the connection on which reads wait for messages.
 pub(super) const BLOCKING: Duration = Duration::from_secs(10);
 /// The first and the longest wait between two attempts.
 const FIRST_WAIT: Duration = Duration::from_millis(250);

@@ -39,7 +39,7 @@ use crate::telemetry::{Telemetry, metrics};
 /// The time that the last commands to Redis may take when the worker ends.
 const LAST_COMMANDS: Duration = Duration::from_secs(2);
 
-/// What the generations of one process share.
+/// The state that the generations of one process share.
 struct Process<'a> {
     settings: &'a Settings,
     redis: Connection,

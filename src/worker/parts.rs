@@ -48,7 +48,7 @@ pub(super) struct Parts<'a> {
     pub(super) admin: admin::Parts,
 }
 
-/// What most parts need.
+/// The values that most parts need.
 pub(super) struct Shared<'a> {
     settings: &'a Settings,
     /// The worker's name, unique in the fleet.
@@ -89,7 +89,7 @@ pub(super) struct Producers {
     pub(super) dispatcher: Dispatcher,
 }
 
-/// What warms the chunks that come from the queue.
+/// The warmers of the chunks that come from the queue.
 pub(super) struct Warming {
     /// Warms high-priority entries, on the main runtime.
     pub(super) warmer: Arc<Warmer>,

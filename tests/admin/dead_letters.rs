@@ -82,7 +82,7 @@ async fn dead_letters_come_in_pages_until_there_are_none() {
     assert_eq!(server.get("/dead").await.ok(), json!({"total": 0, "dead": []}));
 }
 
-/// Whoever reaches it may ask, as often as he likes at once.
+/// Any client may ask, with any number of requests at once.
 #[tokio::test]
 async fn no_flood_of_requests_for_dead_letters_fills_memory() {
     let (redis, upstream) = both().await;

@@ -65,7 +65,7 @@ async fn half_sent(server: &Server, text: &str) -> tokio::net::TcpStream {
     socket
 }
 
-/// Whether the worker has kept a socket open, on which it has nothing to say.
+/// Returns `true` if the worker keeps a socket open on which it has nothing to say.
 fn is_open(socket: &tokio::net::TcpStream) -> bool {
     matches!(socket.try_read(&mut [0]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
 }

@@ -25,7 +25,7 @@ struct Server {
     client: reqwest::Client,
 }
 
-/// What was answered.
+/// An answer.
 #[derive(Debug)]
 struct Answer {
     status: StatusCode,
@@ -114,7 +114,7 @@ async fn both() -> (TestRedis, Upstream) {
     (redis, upstream)
 }
 
-/// What changes or fetches something, or shows values.
+/// Requests that change or fetch something, or show values.
 const OWNERS: [(&str, &str); 10] = [
     ("DELETE", "/redis/clear"),
     ("DELETE", "/redis/clear/art:*"),
@@ -127,7 +127,7 @@ const OWNERS: [(&str, &str); 10] = [
     ("POST", "/dead/retry"),
     ("POST", "/reload"),
 ];
-/// What reads.
+/// Requests that only read.
 const OPEN: [&str; 11] = [
     "/health",
     "/health/live",

@@ -90,7 +90,7 @@ async fn the_look_after_an_eviction_is_not_lost_to_a_claim() {
     }
 }
 
-/// What is only looked at once more asks for nothing where there is no value: neither upstreams nor inputs.
+/// A recheck of an absent value asks for nothing: neither upstreams nor inputs.
 #[tokio::test]
 async fn looking_once_more_brings_back_nothing_that_was_evicted() {
     let (redis, upstream) = both().await;

@@ -197,7 +197,7 @@ async fn what_only_workers_of_other_jobs_heard_is_made_good() {
     version(&redis, "a", edited).await;
 }
 
-/// Whoever listens on the channel of signals knows all that was ever said there.
+/// A listener on the channel of signals knows all that was ever sent there.
 #[tokio::test]
 async fn a_forged_canary_hides_no_gap() {
     let (redis, upstream) = both().await;

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::support::{Art, Parts, art, both, eventually, publish, talkative, version, worker};
 use super::{CHANNEL, LONG, TTL, evicted};
 
-/// How a worker runs by fits and starts: how often it is let run, for how long, and for how long it is not.
+/// A worker that runs at intervals: the number of runs, their length, and the pauses.
 const STARTS: usize = 40;
 
 const FIT: Duration = Duration::from_millis(2);
@@ -54,7 +54,7 @@ async fn an_inbox_within_its_bound_loses_nothing() {
     assert_eq!(redis.ask::<usize>(&["XLEN", "samovar:inbox"]).await, 9);
 }
 
-/// Whoever publishes more than workers read is told, and not left to believe that it cannot be lost.
+/// A publisher that sends more than workers read is told that messages may be lost.
 #[tokio::test]
 async fn a_message_too_long_to_be_read_is_refused() {
     let (redis, _) = both().await;

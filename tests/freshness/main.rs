@@ -29,7 +29,7 @@ async fn evicted(redis: &TestRedis, name: &str) {
     eventually(&format!("{name} is gone"), async || redis.get(&format!("art:{name}")).await.is_none()).await;
 }
 
-/// What the job of a folder is told apart by.
+/// Returns the identity of the job of a folder.
 fn identity(jobs: &JobsFolder) -> String {
     let jobs = Jobs::load(jobs.path(), TTL, &|_| None).unwrap();
     jobs.jobs.values().next().unwrap().identity()

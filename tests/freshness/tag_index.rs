@@ -82,7 +82,7 @@ async fn commit_with(parts: &Parts, name: &str, tags: &[&str]) {
     parts.store.commit(&art(name), &lease, "1", TTL, &Note { tags, ..Note::default() }).await.unwrap();
 }
 
-/// How many times `SCAN` was called while this was done.
+/// Returns the number of calls of `SCAN` while this was done.
 async fn scans(redis: &TestRedis, done: impl Future<Output = ()>) -> u64 {
     redis.ask::<()>(&["CONFIG", "RESETSTAT"]).await;
     done.await;

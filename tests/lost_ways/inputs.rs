@@ -95,7 +95,7 @@ async fn put_off(redis: &TestRedis, before: u64) -> u64 {
     .await
 }
 
-/// How often it was put off until now.
+/// Returns the number of times that it was deferred.
 async fn times_put_off(redis: &TestRedis) -> u64 {
     redis.ask::<Option<u64>>(&["HGET", "samovar:stats:{story}", "deferred"]).await.unwrap_or(0)
 }
@@ -121,7 +121,7 @@ async fn input_and_dependant_invalidated_together_cost_one_generation() {
     }
 }
 
-/// What it is made from is found later, but marked before it is due.
+/// Its input is found later, but marked before the entry is due.
 #[tokio::test]
 async fn what_ai_makes_becomes_due_last_of_what_a_message_names() {
     let (redis, upstream) = both().await;

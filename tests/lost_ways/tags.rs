@@ -54,7 +54,7 @@ async fn what_a_tag_did_not_find_any_more_does_not_outlive_its_ttl() {
     assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
 }
 
-/// Whoever invalidates by the tag has stamped it, and has yet to read its entries when the story is looked at.
+/// The tag is stamped, and its entries are not read yet, when the story is inspected.
 #[tokio::test]
 async fn a_tags_invalidation_older_than_a_recheck_generates_again() {
     let (redis, upstream) = both().await;
@@ -77,7 +77,7 @@ async fn a_tags_invalidation_older_than_a_recheck_generates_again() {
     assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
 }
 
-/// What AI made is not generated again for that.
+/// An AI value is not generated again for that.
 #[tokio::test]
 async fn tags_that_a_job_or_an_input_gains_reach_what_ai_made_before() {
     let (redis, upstream) = both().await;

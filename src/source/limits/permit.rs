@@ -23,7 +23,7 @@ static RETURN: LazyLock<Script> =
 const OPEN_FIRST: Duration = Duration::from_secs(5);
 /// The longest time for which the breaker opens, and so for which a recovered upstream may go unnoticed.
 const OPEN_LONGEST: Duration = Duration::from_secs(120);
-/// The same two for a refused account. A person must fix that, so one such answer opens the breaker.
+/// Both times for a refused account. A person must fix that, so one such answer opens the breaker.
 const REFUSED_FIRST: Duration = Duration::from_secs(60);
 const REFUSED_LONGEST: Duration = Duration::from_secs(3600);
 /// The longest part of an upstream's message that the fleet is told, in characters.

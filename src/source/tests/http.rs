@@ -1,4 +1,4 @@
-//! What is sent to an HTTP service, and what is stored of its answer.
+//! Requests to an HTTP service, and the values stored of its answers.
 
 use super::*;
 

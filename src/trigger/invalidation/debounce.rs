@@ -40,7 +40,7 @@ pub(super) struct Debounce {
 #[derive(Debug, Default)]
 struct Waiting {
     entries: HashMap<EntryKey, Refresh>,
-    /// The same entries, in the order in which they are refreshed.
+    /// These entries, in the order in which they are refreshed.
     order: BTreeSet<(Instant, EntryKey)>,
 }
 

@@ -45,7 +45,7 @@ pub struct Debounced {
     pub wait: Duration,
 }
 
-/// What a message asks for.
+/// The order that a message gives.
 #[derive(Clone, Copy)]
 struct Order {
     action: Action,
@@ -55,7 +55,7 @@ struct Order {
     alone: bool,
 }
 
-/// What is left to do once all scripts of a message have run.
+/// The work that is left once all scripts of a message have run.
 struct Left {
     /// The most entries in `last`.
     most: usize,
@@ -86,7 +86,7 @@ type Named = (Arc<Job>, EntryKey, RedisTime);
 /// Entries of one job without a value, and the time of the invalidation.
 type Absent<'a> = (&'a Arc<Job>, Vec<EntryKey>, RedisTime);
 
-/// What the scripts of entries leave to do on the agenda.
+/// The work on the agenda that the scripts of entries leave.
 #[derive(Default)]
 struct Next<'a> {
     /// The entries to fetch, by job.

@@ -26,7 +26,7 @@ pub(in crate::worker) struct RestartMonitor {
     pub(in crate::worker) cron: Cron,
     pub(in crate::worker) job_cleaner: JobCleaner,
     pub(in crate::worker) watermark: Watermark,
-    /// What fails in single steps.
+    /// The failures of single steps.
     pub(in crate::worker) troubles: Troubles,
     /// The schedules are set up, as far as is known.
     pub(in crate::worker) is_set_up: bool,

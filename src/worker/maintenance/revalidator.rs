@@ -64,7 +64,7 @@ pub struct Revalidator {
     pub claim: Duration,
     /// Notified when there may be a gap.
     pub wakeup: Arc<Notify>,
-    /// What fails in single jobs.
+    /// The failures of single jobs.
     pub troubles: Troubles,
 }
 

@@ -24,7 +24,7 @@ pub(in crate::worker) struct Sweeper {
     pub(in crate::worker) keys: Keys,
     pub(in crate::worker) store: Store,
     pub(in crate::worker) job_cleaner: JobCleaner,
-    /// What fails for single keys.
+    /// The failures of single keys.
     pub(in crate::worker) troubles: Troubles,
 }
 

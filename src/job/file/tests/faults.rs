@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// How a file differs from [`GOOD`].
+/// A difference of a file from [`GOOD`].
 enum Change {
     Whole(&'static str),
     Append(&'static str),
