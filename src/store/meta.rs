@@ -9,7 +9,8 @@
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
-//! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there; where there is one, none is taken from the head, since such a
+//! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there; where there is one, none is taken from the head, since such
+//! a
 //! worker writes the note anew and leaves the head as it finds it. It reads this form as well, and takes an attempt for
 //! a part of the hash. Builds before that wrote outcomes and triggers as words, which Rust reads.
 
@@ -39,7 +40,8 @@ pub struct Meta {
     pub stale_for: Duration,
     /// Hash of the value; `-` for none.
     pub hash: String,
-    /// When this content became readable; later fetches of the same do not change it. Zero if unknown. An entry that was
+    /// When this content became readable; later fetches of the same do not change it. Zero if unknown. An entry that
+    /// was
     /// made from it before then may be made from other content.
     pub content_since: RedisTime,
     /// The last attempt, and what the value came with.
@@ -175,7 +177,8 @@ impl Note {
         fields.join(".").trim_end_matches('.').to_owned()
     }
 
-    /// Returns `true` if the note itself tells of the last attempt, as the previous version wrote it. The head's is then
+    /// Returns `true` if the note itself tells of the last attempt, as the previous version wrote it. The head's is
+    /// then
     /// of an attempt before.
     fn has_attempt(&self) -> bool {
         self.trigger.is_some()

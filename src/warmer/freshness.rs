@@ -92,7 +92,8 @@ pub(super) fn jitter(wait: Duration) -> Duration {
 }
 
 impl Warmer {
-    /// Rechecks an entry after its invalidation; returns what becomes of it where no fetch is needed: it has no value, or
+    /// Rechecks an entry after its invalidation; returns what becomes of it where no fetch is needed: it has no value,
+    /// or
     /// one of ours that holds.
     pub(super) async fn recheck(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Next>> {
         let snapshot = self.store.snapshot(key).await?;
