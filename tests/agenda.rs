@@ -231,8 +231,7 @@ async fn each_end_leads_where_it_says() {
         finish(&parts, name, &score.unwrap(), next).await;
     }
     let due = async |name: &str| parts.score(name).await.map(Due::from_score);
-    let at =
-        Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, priority: Priority::Normal, look: false };
+    let at = Due { at: then, state: State::Scheduled, trigger: Trigger::Expiry, priority: Priority::Normal };
     assert_eq!((due("at").await, due("out").await, due("dead").await), (Some(at), None, None));
     assert_eq!(state(&parts, "in").await, Some((State::Urgent, Trigger::Demand)));
     assert!(due("in").await.unwrap().at >= then - Duration::from_secs(1));
@@ -328,7 +327,7 @@ async fn an_entry_that_is_warm_again_is_no_dead_letter_any_more() {
 async fn scores_come_back_from_redis_exactly() {
     let (_redis, parts) = parts().await;
     for trigger in
-        [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Manual, Trigger::Settle]
+        [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Manual, Trigger::Recheck]
     {
         for (when, priority) in [
             (When::Urgent, Priority::High),
@@ -417,47 +416,24 @@ async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_recheck_stays_owed_when_a_warmup_or_a_person_comes_first() {
+async fn a_recheck_after_an_eviction_moves_nothing_that_is_due() {
     let (_redis, parts) = parts().await;
-    for trigger in [Trigger::Cron, Trigger::Manual] {
-        for when in [When::NOW, When::BULK_NOW, When::Urgent] {
-            put(&parts, &["waits", "claimed", "taken"], when, trigger).await;
-            let mut claimed = claim(&parts, MANY, MANY, LONG).await;
-            claimed.sort_by(|a, b| a.key.cmp(&b.key));
-            let taken = take(&parts, &claimed[1..2]).await.remove(0).unwrap();
-            parts.agenda.remove(&job(), &[art("waits")]).await.unwrap();
-            put(&parts, &["waits"], when, trigger).await;
-            let settle = When::Keep(parts.now().await + Duration::from_millis(3_000));
-            let before = [parts.score("waits").await.unwrap(), parts.score("claimed").await.unwrap()];
-            assert_eq!(put(&parts, &["waits", "claimed", "taken"], settle, Trigger::Settle).await, 2);
-            for (name, before) in ["waits", "claimed"].into_iter().zip(before.map(Due::from_score)) {
-                let now = Due::from_score(parts.score(name).await.unwrap());
-                assert_eq!(now, Due { look: true, ..before }, "{name} {trigger} {when:?}");
-            }
-            assert!(claimed[0].is_at(parts.score("claimed").await.unwrap()));
-            assert_eq!(put(&parts, &["waits", "claimed"], settle, Trigger::Settle).await, 0, "it is owed once");
-            // Whoever had the claim has it still, and learns of the debt; nobody else comes into it.
-            let score = take(&parts, &claimed[..1]).await.remove(0).unwrap();
-            assert!(Due::from_score(score.parse().unwrap()).look);
-            assert_eq!(take(&parts, &claimed[..1]).await, [None]);
-            finish(&parts, "claimed", &score, Next::Out).await;
-            finish(&parts, "taken", &taken, Next::Out).await;
-            assert_eq!((parts.score("claimed").await, parts.score("taken").await), (None, None));
-            parts.agenda.remove(&job(), &[art("waits")]).await.unwrap();
-        }
-    }
-    // What an invalidation or a demand fetches is looked at in any case.
-    for trigger in [Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Settle] {
+    for trigger in [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Manual] {
         put(&parts, &["a"], When::NOW, trigger).await;
-        assert_eq!(put(&parts, &["a"], When::Keep(RedisTime::from_millis(1)), Trigger::Settle).await, 0, "{trigger:?}");
+        assert_eq!(
+            put(&parts, &["a"], When::Keep(RedisTime::from_millis(1)), Trigger::Recheck).await,
+            0,
+            "{trigger:?}"
+        );
         parts.agenda.remove(&job(), &[art("a")]).await.unwrap();
     }
+    assert_eq!(put(&parts, &["a"], When::Keep(RedisTime::from_millis(1)), Trigger::Recheck).await, 1);
 }
 
 #[tokio::test]
 async fn what_is_only_looked_at_once_more_gives_way_to_a_demand() {
     let (_redis, parts) = parts().await;
-    put(&parts, &["a"], When::NOW, Trigger::Settle).await;
+    put(&parts, &["a"], When::NOW, Trigger::Recheck).await;
     let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
     put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
     finish(&parts, "a", &score, Next::Out).await;
@@ -476,7 +452,7 @@ async fn what_was_claimed_or_put_off_in_the_future_is_due() {
         ("single", State::Urgent, Priority::High),
     ];
     for (name, state, priority) in dues {
-        let due = Due { at: tomorrow, state, trigger: Trigger::Invalidation, priority, look: false };
+        let due = Due { at: tomorrow, state, trigger: Trigger::Invalidation, priority };
         let score = format!("{:.6}", due.score());
         redis.ask::<u64>(&["ZADD", "samovar:agenda:{art}", &score, art(name).as_str()]).await;
     }

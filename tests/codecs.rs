@@ -19,22 +19,19 @@ fn any_due() -> impl Strategy<Value = Due> {
         Just(Trigger::Expiry),
         Just(Trigger::Demand),
         Just(Trigger::Manual),
-        Just(Trigger::Settle)
+        Just(Trigger::Recheck)
     ];
     let priorities = prop_oneof![Just(Priority::Normal), Just(Priority::Bulk), Just(Priority::High)];
-    (0_i64..5_000_000_000_000, states, triggers, priorities, any::<bool>()).prop_map(
-        |(at, state, trigger, priority, look)| Due {
-            at: RedisTime::from_millis(at),
-            state,
-            trigger,
-            priority: match state {
-                State::Urgent => priority.max(Priority::Bulk),
-                State::Scheduled => Priority::Normal,
-                State::Claimed | State::Running => priority,
-            },
-            look: look && matches!(trigger, Trigger::Cron | Trigger::Manual),
+    (0_i64..5_000_000_000_000, states, triggers, priorities).prop_map(|(at, state, trigger, priority)| Due {
+        at: RedisTime::from_millis(at),
+        state,
+        trigger,
+        priority: match state {
+            State::Urgent => priority.max(Priority::Bulk),
+            State::Scheduled => Priority::Normal,
+            State::Claimed | State::Running => priority,
         },
-    )
+    })
 }
 
 #[test]
@@ -43,9 +40,9 @@ fn scripts_and_rust_agree_on_scores() {
         include_str!("../src/agenda/lua/score.lua"),
         "local reply = {}
         for i, score in ipairs(ARGV) do
-          local at, state, trigger, priority, look = decode(tonumber(score))
-          reply[2 * i - 1] = string.format('%.0f %s %d %d %s', at, state, trigger, priority, tostring(look))
-          reply[2 * i] = encode(at, state, trigger, priority, look)
+          local at, state, trigger, priority = decode(tonumber(score))
+          reply[2 * i - 1] = string.format('%.0f %s %d %d', at, state, trigger, priority)
+          reply[2 * i] = encode(at, state, trigger, priority)
         end
         return reply"
     );
@@ -56,9 +53,9 @@ fn scripts_and_rust_agree_on_scores() {
         let words: Vec<&str> = ["EVAL", SCRIPT, "0"].into_iter().chain(scores.iter().map(String::as_str)).collect();
         let read: Vec<String> = runtime.block_on(redis.ask(&words));
         for ((due, score), read) in dues.iter().zip(&scores).zip(read.chunks_exact(2)) {
-            let Due { at, state, trigger, priority, look } = due;
+            let Due { at, state, trigger, priority } = due;
             let state = format!("{state:?}").to_lowercase();
-            prop_assert_eq!(&read[0], &format!("{at} {state} {} {} {look}", *trigger as u8, *priority as u8));
+            prop_assert_eq!(&read[0], &format!("{at} {state} {} {}", *trigger as u8, *priority as u8));
             prop_assert_eq!(&read[1], score);
             prop_assert_eq!(Due::from_score(read[1].parse().unwrap()), *due);
         }
@@ -82,7 +79,7 @@ struct Known {
 fn any_known() -> impl Strategy<Value = Known> {
     let time = || 1_i64..5_000_000_000_000;
     let outcomes = [Outcome::Warmed, Outcome::Unchanged, Outcome::Deferred, Outcome::Gone, Outcome::Failed];
-    let triggers = [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Settle];
+    let triggers = [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Recheck];
     let attempt = (0..outcomes.len(), 0..triggers.len(), any::<bool>(), prop_oneof![Just(0), time()], 0_u32..4);
     let notes =
         (attempt, any::<bool>(), 0_u32..9).prop_map(move |((o, t, storm, attempted, crashes), tagged, failures)| {

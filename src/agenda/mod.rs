@@ -54,8 +54,7 @@ pub enum When {
     Bulk(RedisTime),
     /// At this time (zero is now), unless earlier already.
     Due(RedisTime),
-    /// At this time, unless on the agenda already. A warmup or a person's request that the entry is there for then
-    /// owes a second look ([`Trigger::Settle`]), except while it runs: see [`Due::look`].
+    /// At this time, unless on the agenda already.
     Keep(RedisTime),
     /// Now, if the entry is on the agenda; else it stays away.
     IfThere,
@@ -88,11 +87,9 @@ impl Claimed {
         Due::from_score(self.score.parse().unwrap_or_default())
     }
 
-    /// Returns true if an entry's present score is this claim's. The claim may have come to owe a second look
-    /// meanwhile.
+    /// Returns true if an entry's present score is this claim's.
     pub fn is_at(&self, score: f64) -> bool {
-        let bare = |due: Due| Due { look: false, ..due };
-        bare(Due::from_score(score)) == bare(self.due())
+        Due::from_score(score) == self.due()
     }
 }
 
@@ -112,8 +109,8 @@ pub struct Claims {
 pub enum Next {
     /// Due at this time, when its TTL comes to an end.
     At(RedisTime),
-    /// Due at this time for a second look ([`Trigger::Settle`]).
-    Settle(RedisTime),
+    /// Due at this time for [`Trigger::Recheck`].
+    Recheck(RedisTime),
     /// Due after this time, for the same trigger and with the same priority.
     In(Duration),
     /// It leaves the agenda.
@@ -280,7 +277,7 @@ impl Agenda {
             for Finished { key, score, next, .. } in batch {
                 let (what, argument) = match next {
                     Next::At(at) => ("at", at.to_string()),
-                    Next::Settle(at) => ("settle", at.to_string()),
+                    Next::Recheck(at) => ("recheck", at.to_string()),
                     Next::In(wait) => ("in", millis(*wait).to_string()),
                     Next::Out => ("out", String::new()),
                     Next::Dead(reason) => ("dead", reason.clone()),

@@ -11,8 +11,9 @@
 //! | running | `at` − 2·10¹³ | trigger + 8 · priority + 32 |
 //! | scheduled | `at` | trigger |
 //!
-//! Trigger 6 is a cron and 7 a manual one that owe a second look ([`Due::look`]). Doubles are exact for all of it, so
-//! that scripts can compare and swap. A band ends halfway to the next one.
+//! Doubles are exact for all of it, so that scripts can compare and swap. A band ends halfway to the next one.
+//!
+//! Rolling upgrade: the previous version wrote triggers 6 and 7 for a cron and a manual one that owed a recheck.
 
 use std::time::Duration;
 
@@ -43,9 +44,6 @@ pub struct Due {
     pub trigger: Trigger,
     /// Its priority; [`Priority::Normal`] where it is scheduled.
     pub priority: Priority,
-    /// It took the place of a second look ([`Trigger::Settle`]), which is still owed. Only for [`Trigger::Cron`] and
-    /// [`Trigger::Manual`]: an entry that others fetch is looked at once more in any case.
-    pub look: bool,
 }
 
 /// Distance between the bands; more than twice any time until 2128, and small enough for 64ths to be exact.
@@ -59,7 +57,6 @@ impl Due {
         let floor = score.floor();
         #[expect(clippy::cast_possible_truncation, reason = "scores are below 2^46")]
         let (floor, bits) = (floor as i64, ((score - floor) * 64.0) as usize);
-        let look = bits % 8 >= Trigger::ALL.len();
         let trigger = Trigger::ALL.get(bits % 8).copied();
         let trigger = trigger.unwrap_or(if bits % 8 == 6 { Trigger::Cron } else { Trigger::Manual });
         let (at, state, priority) = if score < -3.5 * BAND {
@@ -77,13 +74,13 @@ impl Due {
         } else {
             (floor, State::Scheduled, Priority::Normal)
         };
-        Self { at: RedisTime::from_millis(at), state, trigger, priority, look }
+        Self { at: RedisTime::from_millis(at), state, trigger, priority }
     }
 
     /// Returns the score.
     #[expect(clippy::cast_precision_loss, reason = "times are below 2^46")]
     pub fn score(self) -> f64 {
-        let (trigger, priority) = (number(self.trigger, self.look), self.priority as u8);
+        let (trigger, priority) = (self.trigger as u8, self.priority as u8);
         let (band, bits) = match self.state {
             State::Urgent => (if self.priority == Priority::High { 4.0 } else { 3.0 }, trigger),
             State::Scheduled => (0.0, trigger),
@@ -100,7 +97,7 @@ pub(super) type Range = (String, String);
 /// Returns the scores of entries that are due by `now`: scheduled ones, urgent ones of high priority, bulk.
 pub(super) fn due_by(now: RedisTime) -> [Range; 3] {
     let soon = now + Duration::from_millis(1);
-    let urgent = |priority| Due { at: soon, state: State::Urgent, trigger: Trigger::Cron, priority, look: false };
+    let urgent = |priority| Due { at: soon, state: State::Urgent, trigger: Trigger::Cron, priority };
     [
         ("0".to_owned(), now.to_string()),
         ("-inf".to_owned(), urgent(Priority::High).score().to_string()),
@@ -113,15 +110,6 @@ pub(super) fn in_flight() -> Range {
     ((-2.5 * BAND).to_string(), format!("({}", -BAND))
 }
 
-/// Returns the trigger's number in a score. `look`: see [`Due::look`].
-fn number(trigger: Trigger, look: bool) -> u8 {
-    match trigger {
-        Trigger::Cron if look => 6,
-        Trigger::Manual if look => 7,
-        other => other as u8,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -132,17 +120,18 @@ mod tests {
         let states =
             prop_oneof![Just(State::Urgent), Just(State::Scheduled), Just(State::Claimed), Just(State::Running)];
         let urgencies = prop_oneof![Just(Priority::Normal), Just(Priority::Bulk), Just(Priority::High)];
-        (0_i64..5_000_000_000_000, states, 0_usize..8, urgencies).prop_map(|(at, state, trigger, priority)| Due {
-            at: RedisTime::from_millis(at),
-            state,
-            trigger: Trigger::ALL.get(trigger).copied().unwrap_or([Trigger::Cron, Trigger::Manual][trigger % 2]),
-            look: trigger >= Trigger::ALL.len(),
-            priority: match state {
-                State::Urgent => priority.max(Priority::Bulk),
-                State::Scheduled => Priority::Normal,
-                State::Claimed | State::Running => priority,
+        (0_i64..5_000_000_000_000, states, 0..Trigger::ALL.len(), urgencies).prop_map(
+            |(at, state, trigger, priority)| Due {
+                at: RedisTime::from_millis(at),
+                state,
+                trigger: Trigger::ALL[trigger],
+                priority: match state {
+                    State::Urgent => priority.max(Priority::Bulk),
+                    State::Scheduled => Priority::Normal,
+                    State::Claimed | State::Running => priority,
+                },
             },
-        })
+        )
     }
 
     #[test]
@@ -154,7 +143,7 @@ mod tests {
         };
         let due = |at, state, priority| {
             let at = RedisTime::from_millis(at);
-            Due { at, state, trigger: Trigger::Settle, priority, look: false }.score()
+            Due { at, state, trigger: Trigger::Recheck, priority }.score()
         };
         let [scheduled, high, bulk] = due_by(RedisTime::from_millis(now));
         let all = [

@@ -58,6 +58,10 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         if let Some(at) = entry.invalidated_ms {
             say("invalidated", format!("{}, not fetched again yet", relative(at, now)));
         }
+        if !entry.rechecks_ms.is_empty() {
+            let times: Vec<String> = entry.rechecks_ms.iter().map(|at| relative(*at, now)).collect();
+            say("rechecks", format!("{}, since its upstream may lag", times.join(", ")));
+        }
         if let (Some(outcome), Some(trigger), Some(at)) =
             (entry.last_outcome, entry.last_trigger, entry.last_attempt_ms)
         {
@@ -97,7 +101,7 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
 /// Returns a trigger as text for people.
 fn purpose(trigger: Trigger) -> String {
     match trigger {
-        Trigger::Settle => format!("{trigger}: a recheck for an old value written by another program"),
+        Trigger::Recheck => format!("{trigger}: to see whether an old value was stored after the invalidation"),
         Trigger::Cron | Trigger::Invalidation | Trigger::Expiry | Trigger::Demand | Trigger::Manual => {
             trigger.to_string()
         }

@@ -1,6 +1,7 @@
 //! The outcomes of warming: a closed set.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,37 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// The result of a recheck that asked the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recheck {
+    /// The stored value is what the upstream has.
+    Unchanged,
+    /// The upstream has another value, and had answered the invalidation so long before with an old one.
+    Changed(Duration),
+    /// The upstream answered with the value from before the invalidation, which replaces no newer one.
+    Outdated,
+    /// Another program had stored a value meanwhile, which was replaced.
+    Foreign,
+    /// The upstream does not have the entry.
+    Gone,
+    /// There was no usable answer.
+    Failed,
+}
+
+impl Recheck {
+    /// Returns the name used in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unchanged => "unchanged",
+            Self::Changed(_) => "changed",
+            Self::Outdated => "outdated",
+            Self::Foreign => "foreign",
+            Self::Gone => "gone",
+            Self::Failed => "failed",
+        }
     }
 }
 

@@ -16,13 +16,14 @@ pub enum Trigger {
     Demand = 3,
     /// An operator requested it.
     Manual = 4,
-    /// A recheck after an invalidation or a demand: another writer may have stored an old value since.
-    Settle = 5,
+    /// A recheck after an invalidation: the upstream may have answered with an old value, or another program stored one.
+    #[serde(alias = "settle")]
+    Recheck = 5,
 }
 
 impl Trigger {
     pub(crate) const ALL: [Self; 6] =
-        [Self::Cron, Self::Invalidation, Self::Expiry, Self::Demand, Self::Manual, Self::Settle];
+        [Self::Cron, Self::Invalidation, Self::Expiry, Self::Demand, Self::Manual, Self::Recheck];
 
     /// Returns the name used in logs and metrics.
     pub fn as_str(self) -> &'static str {
@@ -32,7 +33,7 @@ impl Trigger {
             Self::Expiry => "expiry",
             Self::Demand => "demand",
             Self::Manual => "manual",
-            Self::Settle => "settle",
+            Self::Recheck => "recheck",
         }
     }
 }

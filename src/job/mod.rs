@@ -32,6 +32,7 @@ pub use template::{Shape, Template, TemplateError};
 pub use upstream::{Rate, Redirects, TokenBudget, Upstream};
 
 use crate::entry::{EntryKey, JobName, UpstreamName};
+use crate::redis::RedisTime;
 
 /// A fetch that failed is tried again within this time; later ones wait longer.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -94,6 +95,16 @@ impl Job {
     /// Returns whether a value may be kept without a request, as the first source tells.
     pub fn may_hold_unasked(&self) -> bool {
         self.sources.first().is_some_and(|source| source.properties().may_hold_unasked)
+    }
+
+    /// Returns whether the upstream may answer with an old value for a while, as the first source tells.
+    pub fn may_lag(&self) -> bool {
+        self.sources.first().is_some_and(|source| source.properties().may_lag)
+    }
+
+    /// Returns the first recheck after `after` of an entry whose invalidation was answered at `since`.
+    pub fn next_recheck(&self, since: RedisTime, after: RedisTime) -> Option<RedisTime> {
+        self.warm.recheck.iter().map(|time| since + *time).find(|at| *at > after)
     }
 
     /// Returns whether a fetch may cost money, from any of the sources.
@@ -167,8 +178,8 @@ pub struct Warm {
     pub ahead: Duration,
     /// The longest time by which a value may outlive its TTL while the source fails.
     pub stale_if_error: Duration,
-    /// The time after an invalidation at which the entry is checked once more.
-    pub settle: Duration,
+    /// The times after an invalidation at which the entry is rechecked, ascending.
+    pub recheck: Vec<Duration>,
     /// Fetches that fail in a row before an entry goes to the dead letters.
     pub attempts: u32,
 }

@@ -9,8 +9,9 @@ use crate::agenda::{Due, State};
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
+use crate::job::Job;
 use crate::redis::RedisTime;
-use crate::store::Expiry;
+use crate::store::{Expiry, Meta};
 
 /// One entry. Times are Redis's, in ms since the epoch.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -35,6 +36,9 @@ pub struct Entry {
     pub etag: Option<String>,
     /// The validator of its HTTP answer.
     pub last_modified: Option<String>,
+    /// When it is rechecked after its last invalidation, because the upstream may have lagged; empty if it is not.
+    #[schema(value_type = Vec<i64>)]
+    pub rechecks_ms: Vec<RedisTime>,
     /// The outcome of the last attempt.
     #[schema(value_type = Option<String>)]
     pub last_outcome: Option<Outcome>,
@@ -106,6 +110,7 @@ impl Ops {
             written_by_samovar: ours.is_some(),
             fetched_ms: ours.map(|meta| meta.fetched_at),
             invalidated_ms: meta.and_then(|meta| meta.invalidated),
+            rechecks_ms: owner.zip(meta).map_or_else(Vec::new, |(job, meta)| rechecks(job, meta, now)),
             etag: note.as_ref().and_then(|note| note.validators.etag.clone()),
             last_modified: note.as_ref().and_then(|note| note.validators.last_modified.clone()),
             last_outcome: note.as_ref().and_then(|note| note.outcome),
@@ -123,4 +128,11 @@ impl Ops {
             state: due.map(|due| due.state),
         })
     }
+}
+
+/// Returns the times of the rechecks that are to come.
+fn rechecks(job: &Job, meta: &Meta, now: RedisTime) -> Vec<RedisTime> {
+    let Some(rechecks) = &meta.note.rechecks else { return Vec::new() };
+    let after = if job.may_lag() { meta.answered_at() } else { now };
+    job.warm.recheck.iter().map(|time| rechecks.since + *time).filter(|at| *at > after).collect()
 }

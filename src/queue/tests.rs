@@ -10,7 +10,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 fn single(key: &str) -> Chunk {
     let (at, state, trigger) = (RedisTime::from_millis(1), State::Claimed, Trigger::Invalidation);
-    let due = Due { at, state, trigger, priority: Priority::High, look: false };
+    let due = Due { at, state, trigger, priority: Priority::High };
     Chunk {
         job: "art".to_owned(),
         entries: vec![Claimed { key: key.to_owned(), score: format!("{:.6}", due.score()), since: at }],

@@ -19,6 +19,10 @@ const STORM: Duration = Duration::from_millis(250);
 /// another.
 const PAID_STORM: Duration = Duration::from_secs(10);
 
+/// The time for which the invalidation of an entry without a value is remembered. A fetch by then answers it, and is
+/// rechecked.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
 static INVALIDATE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/invalidate.lua")));
 
 /// The result of an invalidation of one entry.
@@ -79,6 +83,7 @@ impl Store {
             .arg(change(key, "evicted"))
             .arg(millis(pause))
             .arg(millis(pause_in_storm))
+            .arg(millis(REMEMBERED))
             .invoke_async(&mut self.redis.clone())
             .await?;
         let unknown = due == 2;

@@ -150,6 +150,25 @@ pub struct Lease {
     pub before: Snapshot,
 }
 
+impl Lease {
+    /// Returns Redis's clock, as this process's clock has gone on since the fetch began.
+    pub fn now(&self) -> RedisTime {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        self.fetched_at + usable(self.time).saturating_sub(left)
+    }
+
+    /// Begins the fetch anew at this time.
+    pub fn begin_again(&mut self, at: RedisTime) {
+        self.fetched_at = at;
+        self.deadline = Instant::now() + usable(self.time);
+    }
+}
+
+/// Returns the part of a lease's time in which the answer must come.
+fn usable(time: Duration) -> Duration {
+    time.mul_f32(0.9)
+}
+
 /// The result of taking a lease.
 #[derive(Debug)]
 pub enum Leased {
@@ -161,10 +180,8 @@ pub enum Leased {
     Fresh {
         /// Redis's clock.
         now: RedisTime,
-        /// When the value expires.
-        expiry: Expiry,
-        /// When its content became readable; `None` where somebody else wrote it.
-        content_since: Option<RedisTime>,
+        /// The value and its metadata.
+        found: Snapshot,
     },
     /// There is no value, and none is wanted.
     Absent,
@@ -317,17 +334,14 @@ fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) ->
     let expiry = Expiry::from_pexpiretime(expires.unwrap_or(-2));
     Ok(match what.as_str() {
         "busy" => Leased::Busy(Duration::from_millis(u64::try_from(number).unwrap_or(0))),
-        "fresh" => {
-            let found = Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) };
-            Leased::Fresh { now, expiry, content_since: found.ours().map(|meta| meta.content_since) }
-        }
+        "fresh" => Leased::Fresh { now, found: Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) } },
         "absent" => Leased::Absent,
         "wrongtype" => Leased::WrongType(meta.unwrap_or_default()),
         "poison" => Leased::Poison,
         _ => Leased::Yes(Box::new(Lease {
             token,
             fetched_at: now,
-            deadline: begun + time.mul_f32(0.9),
+            deadline: begun + usable(time),
             time,
             before: Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) },
         })),

@@ -6,6 +6,8 @@
 //!
 //! - `/attempt` is absent where it is empty. It is `trigger.storm.outcome.attempted.crashes`; a usual value is empty,
 //!   and dots at the end are left out. Triggers and outcomes are numbers, as in [`Trigger::ALL`] and [`Outcome::ALL`].
+//! - The head of an evicted entry, or of one that was invalidated while nothing was known of it, has no attempt and
+//!   lives a minute: a fetch by then answers the invalidation.
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
@@ -81,9 +83,23 @@ pub struct Note {
     /// The value was fetched in a storm: for an invalidation that followed another. In the head.
     #[serde(rename = "s", default, skip_serializing, deserialize_with = "flag")]
     pub storm: bool,
+    /// The rechecks to come.
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    pub rechecks: Option<Rechecks>,
     /// Why the last one failed, for people; bounded.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// The rechecks of an entry that are to come after its invalidation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rechecks {
+    /// When the fetch ended that answered the invalidation; their times count from then.
+    #[serde(rename = "a")]
+    pub since: RedisTime,
+    /// The hash of the value from before the invalidation; `-` for none.
+    #[serde(rename = "b")]
+    pub before: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
@@ -158,6 +174,16 @@ impl Meta {
             note.trigger.get_or_insert(Trigger::Expiry);
         }
         Some(Self { validated_at, fetched_at, own_expiry, invalidated, stale_for, hash, content_since, note })
+    }
+}
+
+impl Meta {
+    /// Returns when the upstream last answered for the entry, whether or not its answer was stored.
+    pub fn answered_at(&self) -> RedisTime {
+        match self.note.outcome {
+            Some(Outcome::Warmed | Outcome::Unchanged | Outcome::Gone) => self.fetched_at.max(self.note.attempted),
+            _ => self.fetched_at,
+        }
     }
 }
 
@@ -244,6 +270,7 @@ mod tests {
             retry: at(18),
             crashes: 1,
             storm: true,
+            rechecks: Some(Rechecks { since: at(19), before: "h0".into() }),
             reason: Some("503 Service Unavailable".into()),
         };
         let packed = format!("1 2 3 0 h/{} {}", note.attempt(), note.to_json());

@@ -13,10 +13,12 @@ use tracing::debug;
 
 use crate::entry::Trigger;
 use crate::entry::{JobName, UpstreamName};
-use crate::entry::{Outcome, Spending};
+use crate::entry::{Outcome, Recheck, Spending};
 use crate::redis::RedisTime;
 
 const ENTRIES: &str = "samovar_entries_total";
+const RECHECKS: &str = "samovar_rechecks_total";
+const UPSTREAM_LAG: &str = "samovar_upstream_lag_seconds";
 const LAG: &str = "samovar_lag_seconds";
 const FETCH: &str = "samovar_fetch_duration_seconds";
 const TOKENS: &str = "samovar_tokens_total";
@@ -52,6 +54,9 @@ const FETCH_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 /// From an immediate invalidation to a backlog of hours.
 const LAG_SECONDS: [f64; 11] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0];
 
+/// From a cache in between to a slow replica.
+const UPSTREAM_LAG_SECONDS: [f64; 10] = [0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0];
+
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 static PROCESS: LazyLock<Collector> = LazyLock::new(Collector::default);
 
@@ -63,6 +68,7 @@ pub fn install() {
         };
         let builder = buckets(PrometheusBuilder::new(), FETCH, &FETCH_SECONDS)
             .and_then(|builder| buckets(builder, LAG, &LAG_SECONDS))
+            .and_then(|builder| buckets(builder, UPSTREAM_LAG, &UPSTREAM_LAG_SECONDS))
             .unwrap_or_default();
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
@@ -76,12 +82,18 @@ pub fn install() {
 
 fn describe() {
     describe_counter!(ENTRIES, "Entries whose warming ended, by outcome and trigger.");
+    describe_counter!(RECHECKS, "Rechecks that asked the upstream, by what they found.");
     describe_counter!(DEAD_TOTAL, "Entries moved to the dead letters.");
     describe_counter!(TOKENS, "AI tokens spent, whether or not the answers were usable.");
     describe_counter!(INVALIDATIONS, "Invalidations handled, by channel or inbox.");
     describe_counter!(MALFORMED, "Messages that were invalid.");
     describe_counter!(FOREIGN, "Keys and jobs in invalidations that belong to no known job.");
     describe_histogram!(LAG, Unit::Seconds, "Time from when an entry was due until it was warm.");
+    describe_histogram!(
+        UPSTREAM_LAG,
+        Unit::Seconds,
+        "Time from the answer to an invalidation until a recheck found another value: the upstream's lag at most."
+    );
     describe_histogram!(FETCH, Unit::Seconds, "Durations of requests to upstreams, by result.");
     describe_gauge!(AGENDA_DUE, "Entries due and not yet claimed, in the fleet.");
     describe_gauge!(AGENDA_IN_HAND, "Entries claimed by workers, in the fleet.");
@@ -137,6 +149,13 @@ pub(super) fn entry(job: &JobName, outcome: Outcome, trigger: Trigger) {
 
 pub(super) fn lag(job: &JobName, lag: Duration) {
     histogram!(LAG, "job" => Arc::<str>::from(job)).record(lag);
+}
+
+pub(super) fn recheck(job: &JobName, found: Recheck) {
+    counter!(RECHECKS, "job" => Arc::<str>::from(job), "found" => found.as_str()).increment(1);
+    if let Recheck::Changed(lag) = found {
+        histogram!(UPSTREAM_LAG, "job" => Arc::<str>::from(job)).record(lag);
+    }
 }
 
 pub(super) fn dead_letter(job: &JobName) {

@@ -10,9 +10,9 @@ use tracing::{debug, info, warn};
 
 use super::feed::{Event, Feed};
 use super::metrics;
-use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::{EntryKey, JobName};
+use crate::entry::{Outcome, Recheck};
 use crate::job::Job;
 use crate::protocol::Keys;
 use crate::protocol::{Handled, Message};
@@ -73,6 +73,12 @@ impl Telemetry {
         if outcome == Outcome::Failed {
             tally.failure = Some(format!("{key} ({trigger}): {}", reason.unwrap_or("no reason")));
         }
+    }
+
+    /// Records the result of a recheck.
+    pub fn recheck(&self, job: &JobName, found: Recheck) {
+        metrics::recheck(job, found);
+        debug!(%job, found = found.as_str(), "rechecked");
     }
 
     /// Records an entry that moved to the dead letters.

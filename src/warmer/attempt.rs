@@ -25,8 +25,9 @@ use serde_json::{Map, Value};
 use tokio::sync::MutexGuard;
 use tracing::{debug, error};
 
-use super::freshness::{fresh, with_recheck};
+use super::freshness::fresh;
 use super::inputs::Missing;
+use super::recheck::{Needs, with_next_recheck};
 use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
 use crate::agenda::{Next, keep};
 use crate::entry::{Outcome, Trigger};
@@ -107,6 +108,8 @@ pub(super) struct Attempt<'a> {
     pub(super) permit: Option<(usize, Option<Permit>)>,
     /// The token of the lease, while the attempt holds one.
     pub(super) token: Option<String>,
+    /// An entry that is evicted meanwhile stays away.
+    keeps_absent: bool,
     /// Held by an attempt at an entry that may crash the worker: only one such attempt runs at a time.
     suspect: Option<MutexGuard<'a, ()>>,
 }
@@ -122,6 +125,7 @@ impl Warmer {
             inputs: Map::new(),
             permit: None,
             token: None,
+            keeps_absent: false,
             suspect: None,
         };
         let ended = AssertUnwindSafe(attempt.run()).catch_unwind().await;
@@ -207,10 +211,11 @@ impl Attempt<'_> {
             let reason = "it is read too rarely: it is left to expire";
             return Err(Stop::End(Ending::because(Outcome::Unread, Next::Out, reason)));
         }
-        if self.entry.trigger == Trigger::Settle
-            && let Some(next) = warmer.recheck(job, key).await?
-        {
-            return Err(Stop::End(Ending::new(Outcome::Unchanged, next)));
+        if self.entry.trigger == Trigger::Recheck {
+            match warmer.recheck(job, self.entry).await? {
+                Needs::Nothing(next) => return Err(Stop::End(Ending::new(Outcome::Unchanged, next))),
+                Needs::Fetch { absent } => self.keeps_absent = !absent,
+            }
         }
         warmer.remember(job, key, &params).await?;
         self.inputs = match warmer.inputs(job, &params, self.entry.priority, self.entry.since).await? {
@@ -249,6 +254,7 @@ impl Attempt<'_> {
         let time = warmer.lease_time(job);
         let is_outdated = warmer.is_outdated(job, key, &self.params).await?;
         let fresh = if is_outdated { Fresh::default() } else { fresh(job, self.entry) };
+        let fresh = Fresh { absent: self.keeps_absent, ..fresh };
         let ask_score = warmer.agenda.ask_score(&job.name, key);
         let wary = Fresh { most_crashes: Some(SUSPECT_CRASHES), ..fresh };
         let (mut leased, mut score) = warmer.store.lease_and(key, time, wary, &ask_score).await?;
@@ -284,16 +290,20 @@ impl Attempt<'_> {
             Leased::Busy(left) => Ending::new(Outcome::Busy, Next::In(left.min(SHORT_WAIT))),
             Leased::WrongType(kind) => Ending::wrong_type(&format!("a {kind}")),
             Leased::Absent => Ending::new(Outcome::Unchanged, Next::Out),
-            Leased::Fresh { now, expiry, content_since } => {
-                if let Some(content_since) = content_since {
-                    warmer.wake_outdated(&entry.key, content_since).await?;
+            Leased::Fresh { now, found } => {
+                if let Some(meta) = found.ours() {
+                    warmer.wake_outdated(&entry.key, meta.content_since).await?;
                 }
                 if entry.trigger == Trigger::Demand {
                     // Another writer has written what entries made from it wait for.
                     warmer.wake_waiting(&entry.key).await?;
                 }
-                let next = keep(job, &entry.key, expiry);
-                Ending::new(Outcome::Unchanged, with_recheck(job, entry, entry.trigger, now, next))
+                let next = keep(job, &entry.key, found.expiry);
+                let next = match &found.meta {
+                    Some(meta) => with_next_recheck(job, meta, now, next),
+                    None => next,
+                };
+                Ending::new(Outcome::Unchanged, next)
             }
             Leased::Poison | Leased::Yes(_) => {
                 let reason = "its worker crashed while it was fetched: it waits for its turn to be fetched alone";

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 
 use super::attempt::{Attempt, Ending, Step, Stop};
-use super::freshness::{is_storm, known, with_recheck};
+use super::freshness::{is_storm, known};
+use super::recheck::with_recheck;
 use super::{RESEND_WAIT, SHORT_WAIT, Warmer, stale_if_error};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
-use crate::entry::{EntryKey, Outcome, Trigger};
+use crate::entry::{EntryKey, Outcome, Recheck, Trigger};
 use crate::job::Job;
 use crate::redis::RedisTime;
 use crate::source::Answer;
@@ -18,7 +19,7 @@ use crate::store::{Expiry, Lease, Note, Removal, Written};
 /// The state that a round of fetch and commit leaves to the next one under the same lease.
 pub(super) struct Round {
     /// The trigger that the metadata note: the invalidation that the fetch answers, else the entry's.
-    trigger: Trigger,
+    pub(super) trigger: Trigger,
     /// The fetch answers an invalidation that followed another.
     storm: bool,
     /// The present value may be kept where its source says that it is unchanged.
@@ -52,6 +53,9 @@ impl Attempt<'_> {
         answer: &Answer,
         known: Option<Validators>,
     ) -> Step<Option<Ending>> {
+        if let Answer::Value(fetched) = answer {
+            self.refuse_outdated(lease, round, fetched)?;
+        }
         let note = self.note(lease, round, answer, known).await?;
         let written = self.write(lease, answer, &note, &round.indexed).await?;
         if !matches!(written, Written::Again(_) | Written::Foreign) {
@@ -60,8 +64,9 @@ impl Attempt<'_> {
         }
         Ok(match written {
             Written::Done { .. } if note.outcome == Some(Outcome::Gone) => {
+                self.found(Recheck::Gone);
                 self.warmer.wake_waiting(&self.entry.key).await?;
-                let next = with_recheck(self.job, self.entry, round.trigger, lease.fetched_at, Next::Out);
+                let next = with_recheck(self.job, note.rechecks.as_ref(), lease.fetched_at, Next::Out);
                 Some(Ending::because(Outcome::Gone, next, "the upstream no longer has it"))
             }
             Written::Done { expiry, changed } => {
@@ -91,7 +96,8 @@ impl Attempt<'_> {
     /// Returns what the metadata note of an answer. Tags that cannot be rendered fail the fetch.
     async fn note(&self, lease: &Lease, round: &Round, answer: &Answer, known: Option<Validators>) -> Step<Note> {
         let before = lease.before.meta.as_ref().map(|meta| &meta.note);
-        let note = Note { trigger: Some(round.trigger), storm: round.storm, ..Note::default() };
+        let rechecks = self.rechecks_to_come(lease, round);
+        let note = Note { trigger: Some(round.trigger), storm: round.storm, rechecks, ..Note::default() };
         let failed = |reason| Stop::NoValue(Ending::because(Outcome::Failed, Next::Out, reason));
         Ok(match answer {
             Answer::Value(fetched) => {
@@ -173,8 +179,10 @@ impl Attempt<'_> {
                 warmer.wake_waiting(&entry.key).await?;
             }
         }
+        self.found_value(lease, changed);
         let written_at = expiry.at().map_or(lease.fetched_at, |at| at - job.ttl);
-        let next = with_recheck(job, entry, round.trigger, written_at, keep(job, &entry.key, expiry));
+        let after = if job.may_lag() { lease.fetched_at } else { written_at };
+        let next = with_recheck(job, note.rechecks.as_ref(), after, keep(job, &entry.key, expiry));
         Ok(Ending::new(note.outcome.unwrap_or(Outcome::Warmed), next))
     }
 
@@ -184,8 +192,7 @@ impl Attempt<'_> {
         let (warmer, job, entry) = (self.warmer, self.job, self.entry);
         round.trigger = Trigger::Invalidation;
         round.storm = true;
-        lease.fetched_at = start;
-        lease.deadline = Instant::now() + lease.time.mul_f32(0.9);
+        lease.begin_again(start);
         if warmer.awaited_input(job, &self.params, start).await?.is_some() {
             return Err(Stop::End(Ending::overtaken()));
         }

@@ -7,9 +7,9 @@ use redis::RedisResult;
 use super::INPUT_WAIT;
 use super::attempt::{Attempt, Ending};
 use super::freshness::{RETRY_PLAUSIBLE, retry_after};
-use crate::agenda::Next;
+use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
-use crate::entry::{Outcome, Trigger};
+use crate::entry::{Outcome, Recheck, Trigger};
 use crate::redis::RedisTime;
 use crate::store::{Fresh, Lease, Leased, Note, Removal};
 
@@ -42,17 +42,30 @@ impl Attempt<'_> {
         note.attempted = lease.fetched_at;
         note.reason.clone_from(&reason);
         let wait = if outcome == Outcome::Failed { count_failure(&mut note, lease.fetched_at) } else { Duration::ZERO };
+        let is_given_up = outcome == Outcome::Failed && note.failures >= job.warm.attempts;
+        let failures = note.failures;
+        if outcome == Outcome::Failed {
+            self.found(Recheck::Failed);
+        }
+        // The value that was to be rechecked is there: the entry goes on to its refresh.
+        let still = lease.before.expiry.at().filter(|_| entry.trigger == Trigger::Recheck && is_given_up);
+        if still.is_some() {
+            (note.failures, note.retry, note.rechecks) = (0, RedisTime::ZERO, None);
+        }
         let mark = self.warmer.store.release(&entry.key, &lease.token, Some(&note)).await?;
         self.token = None;
         let next = match (mark, outcome) {
             (Some(Removal::Evict), _) => self.warmer.next_after_foreign(job, &entry.key, lease.fetched_at).await?,
-            (_, Outcome::Failed) if note.failures >= job.warm.attempts => {
-                Next::Dead(format!("failed {} times, last: {}", note.failures, reason.as_deref().unwrap_or("?")))
+            _ if still.is_some() => keep(job, &entry.key, lease.before.expiry),
+            _ if is_given_up => {
+                Next::Dead(format!("failed {failures} times, last: {}", reason.as_deref().unwrap_or("?")))
             }
+            // An invalidation came during a recheck whose answer was refused.
+            (Some(Removal::Refresh), Outcome::Unchanged) => Next::In(Duration::ZERO),
             (_, Outcome::Failed) => Next::In(wait),
             _ => failure.next,
         };
-        Ok(Ending { outcome, next, reason, failures: note.failures })
+        Ok(Ending { outcome, next, reason, failures })
     }
 
     /// Gives up an entry whose input will not come soon. It counts as a failure, so that the entry does not wait for

@@ -47,18 +47,10 @@ pub(super) fn fresh(job: &Job, entry: &Running) -> Fresh {
         // A value refreshed since then lives longer; see [`keep`].
         Trigger::Expiry => Fresh { until: Some(entry.since + job.warm.ahead.mul_f32(1.3)), ..Fresh::default() },
         Trigger::Demand => Fresh { any: true, ..Fresh::default() },
-        // A value that another writer wrote since the invalidation may be older than it. One of ours is not.
-        Trigger::Settle => Fresh { absent: true, ..Fresh::ours() },
+        // A fetch since then was the recheck. No source that lags: only another program's value may be old.
+        Trigger::Recheck if job.may_lag() => since,
+        Trigger::Recheck => Fresh::ours(),
     }
-}
-
-/// Returns `next`, or the recheck that the entry needs before it. After an invalidation or a miss, a service that fills
-/// misses itself may still write an old value. A recheck that made way for another fetch is owed as well.
-pub(super) fn with_recheck(job: &Job, entry: &Running, trigger: Trigger, now: RedisTime, next: Next) -> Next {
-    let at = now + job.warm.settle;
-    let is_sooner = matches!(next, Next::At(other) if other <= at);
-    let is_needed = entry.recheck || matches!(trigger, Trigger::Invalidation | Trigger::Demand);
-    if is_needed && !is_sooner && !job.warm.settle.is_zero() { Next::Settle(at) } else { next }
 }
 
 /// Tells whether a fetch for an invalidation follows another such fetch. Invalidations of a value that costs money are
@@ -92,18 +84,6 @@ pub(super) fn jitter(wait: Duration) -> Duration {
 }
 
 impl Warmer {
-    /// Rechecks an entry after its invalidation; returns what becomes of it where no fetch is needed: it has no value,
-    /// or
-    /// one of ours that holds.
-    pub(super) async fn recheck(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Next>> {
-        let snapshot = self.store.snapshot(key).await?;
-        let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero());
-        Ok(match snapshot.expiry {
-            Expiry::Absent => Some(Next::Out),
-            expiry => holds.then(|| keep(job, key, expiry)),
-        })
-    }
-
     /// Returns the time of an entry's open invalidation.
     pub(super) async fn invalidated(&self, key: &EntryKey) -> RedisResult<Option<RedisTime>> {
         Ok(self.store.snapshot(key).await?.meta.and_then(|meta| meta.invalidated))

@@ -17,6 +17,7 @@ mod finisher;
 mod freshness;
 mod in_flight;
 mod inputs;
+mod recheck;
 mod stale_if_error;
 mod usage_buffer;
 
@@ -62,8 +63,6 @@ struct Running {
     score: String,
     trigger: Trigger,
     priority: Priority,
-    /// It took the place of a recheck, which is still owed.
-    recheck: bool,
     /// When it became due.
     since: RedisTime,
     /// The time that it had been due when this worker took it.
@@ -72,8 +71,6 @@ struct Running {
 
 impl Running {
     fn new(claimed: Claimed, score: String, time: Duration) -> Self {
-        // This score is newer than the claim's: it says whether a recheck is owed by now, and when the entry is due
-        // again.
         let due = Due::from_score(score.parse().unwrap_or_default());
         let taken_at = due.at - time;
         Self {
@@ -81,7 +78,6 @@ impl Running {
             score,
             trigger: due.trigger,
             priority: due.priority,
-            recheck: due.look,
             since: claimed.since,
             late: taken_at.saturating_since(claimed.since),
         }
@@ -96,7 +92,7 @@ impl Running {
     /// more than a recheck.
     fn is_wanted(&self, score: Option<f64>) -> bool {
         let ours = self.score.parse::<f64>().ok();
-        score.is_some_and(|now| Some(now) == ours || Due::from_score(now).trigger != Trigger::Settle)
+        score.is_some_and(|now| Some(now) == ours || Due::from_score(now).trigger != Trigger::Recheck)
     }
 }
 

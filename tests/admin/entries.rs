@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::support::{Art, Parts, Reply, art, eventually, readable_key as readable, samovar};
+use super::support::{Art, Parts, Reply, art, eventually, readable_key as readable, samovar, version};
 use super::{Server, both, send};
 
 #[tokio::test]
@@ -221,17 +221,28 @@ async fn a_value_too_long_to_be_shown_is_not_loaded() {
     assert_eq!(server.get("/entries?key=art:hash").await.ok()["value"], Value::Null);
 }
 
-/// Nobody invalidated it.
 #[tokio::test]
-async fn an_entry_fetched_on_demand_is_due_for_its_second_look() {
+async fn an_invalidated_entry_shows_its_rechecks() {
     let (redis, upstream) = both().await;
-    let jobs = Art::of(&upstream).warm("settle = \"10m\"").folder();
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"10m\", \"20m\"]").folder();
     let server = Server::start(&redis, &jobs).await.ready().await;
     assert_eq!(server.post("/warm?wait=true", json!({"keys": ["art:a"]})).await.ok()["warmed"], 1);
     let entry = server.get("/entries?key=art:a").await.ok();
-    assert_eq!((&entry["last_trigger"], &entry["due_for"]), (&json!("demand"), &json!("settle")));
+    assert_eq!((&entry["due_for"], &entry["rechecks_ms"]), (&json!("expiry"), &json!([])), "nobody invalidated it");
+    upstream.edit("/art/a");
+    Parts::of(&redis).await.invalidate("art:a").await;
+    version(&redis, "a", 2).await;
+    eventually("it is due for its recheck", async || {
+        server.get("/entries?key=art:a").await.ok()["due_for"] == json!("recheck")
+    })
+    .await;
+    let entry = server.get("/entries?key=art:a").await.ok();
+    let (due, now) = (entry["due_ms"].as_i64().unwrap(), entry["now_ms"].as_i64().unwrap());
+    assert!((550_000..=600_000).contains(&(due - now)), "{entry}");
+    assert_eq!(entry["rechecks_ms"], json!([due, due + 600_000]));
     let told = samovar(["get", "art:a"]).redis(&redis).jobs(&jobs).run().await.stdout;
-    assert!(told.contains("for settle: a recheck") && !told.contains("invalidation"), "{told}");
+    assert!(told.contains("for recheck: ") && told.contains("rechecks      in 9m"), "{told}");
 }
 
 /// SIGTERM while somebody waits: the answer comes, and the process ends in order.

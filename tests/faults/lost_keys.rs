@@ -110,7 +110,7 @@ async fn whatever_kind_of_key_goes_nothing_is_lost_and_nobody_hangs() {
         .top("tags = [\"tag {{ value.version }}\"]")
         .limits("concurrency = 8\nrate = \"1000/second\"\ntimeout = \"2s\"")
         .entries("feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }\npopular = 10")
-        .warm("every = \"2s\"\nattempts = 1\nsettle = \"100ms\"")
+        .warm("every = \"2s\"\nattempts = 1\nrecheck = [\"100ms\"]")
         .list(&listed)
         .folder();
     let worker = || {

@@ -39,7 +39,7 @@ impl Stage {
         let art = Art::of(&museum)
             .top("tags = [\"tag {{ name }}\"]")
             .entries("popular = 10")
-            .warm("every = \"1s\"\nsettle = \"100ms\"")
+            .warm("every = \"1s\"\nrecheck = [\"100ms\"]")
             .list(["1", "2"]);
         let song = art
             .clone()

@@ -14,7 +14,7 @@ use super::{LONG, TTL};
 async fn an_old_value_written_aside_after_a_refresh_is_replaced() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).warm("settle = \"500ms\"").folder();
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"500ms\"]").folder();
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     let edited = upstream.edit("/art/a");
@@ -29,7 +29,7 @@ async fn an_old_value_written_aside_after_a_refresh_is_replaced() {
 async fn an_old_value_written_aside_after_an_eviction_is_replaced() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).warm("settle = \"500ms\"").folder();
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"500ms\"]").folder();
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     let edited = upstream.edit("/art/a");
@@ -44,20 +44,19 @@ async fn an_old_value_written_aside_after_an_eviction_is_replaced() {
     assert_eq!((redis.get("art:a").await, upstream.calls("/art/a")), (None, calls));
 }
 
-/// A warmup, or a person, comes between an invalidation and its look.
+/// A warmup, or a person, comes between the invalidation of an unknown key and its recheck.
 #[tokio::test]
-async fn a_fetch_in_the_place_of_a_look_is_itself_looked_at_once_more() {
+async fn a_fetch_in_the_place_of_a_recheck_is_rechecked_itself() {
     for (trigger, when) in [(Trigger::Cron, When::NOW), (Trigger::Manual, When::Urgent)] {
         let (redis, upstream) = both().await;
         upstream.edit("/art/a");
-        let jobs = Art::of(&upstream).warm("settle = \"3s\"").folder();
+        let jobs = Art::of(&upstream).warm("recheck = [\"2s\"]").folder();
         let parts = Parts::of(&redis).await;
         parts.mark().await;
-        let look = When::Keep(parts.now().await + Duration::from_millis(600_000));
-        parts.agenda.put(&job(), &[art("a")], look, Trigger::Settle).await.unwrap();
+        let unknown = samovar::protocol::Message::parse("art:a").unwrap();
+        parts.invalidator(&jobs).handle(&unknown, parts.now().await).await.unwrap();
         parts.agenda.put(&job(), &[art("a")], when, trigger).await.unwrap();
-        let due = Due::from_score(parts.score("a").await.unwrap());
-        assert_eq!((due.trigger, due.look), (trigger, true));
+        assert_eq!(Due::from_score(parts.score("a").await.unwrap()).trigger, trigger);
         let _worker = worker(&redis, &jobs);
         version(&redis, "a", 1).await;
         redis.set("art:a", r#"{"version": 0}"#, TTL).await;
@@ -67,11 +66,11 @@ async fn a_fetch_in_the_place_of_a_look_is_itself_looked_at_once_more() {
 
 /// A warmup, or a person, has claimed what is evicted, and fetches it after.
 #[tokio::test]
-async fn the_look_after_an_eviction_is_not_lost_to_a_claim() {
+async fn the_recheck_after_an_eviction_is_not_lost_to_a_claim() {
     for (trigger, when) in [(Trigger::Cron, When::NOW), (Trigger::Manual, When::Urgent)] {
         let (redis, upstream) = both().await;
         upstream.edit("/art/a");
-        let jobs = Art::of(&upstream).warm("settle = \"3s\"").folder();
+        let jobs = Art::of(&upstream).warm("recheck = [\"2s\"]").folder();
         let parts = Parts::of(&redis).await;
         parts.mark().await;
         let lease = parts.lease("a", LONG).await;
@@ -97,9 +96,9 @@ async fn looking_once_more_brings_back_nothing_that_was_evicted() {
     upstream.edit("/art/a");
     let job = "key = \"story:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"http\"\n\
                upstream = \"museum\"\npath = \"/story/{{ art.version }}\"\n[entries]\nlist = [\"a\"]\n\
-               [warm]\nsettle = \"300ms\"\n";
+               [warm]\nrecheck = [\"300ms\"]\n";
     upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
-    let jobs = Art::of(&upstream).list(["a"]).warm("settle = \"300ms\"").folder().job("story", job);
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"300ms\"]").folder().job("story", job);
     let _worker = worker(&redis, &jobs);
     eventually("the story is there", async || redis.get("story:a").await.is_some()).await;
     let parts = Parts::of(&redis).await;
@@ -120,7 +119,7 @@ async fn looking_once_more_brings_back_nothing_that_was_evicted() {
 async fn an_old_value_written_aside_to_an_unknown_key_is_replaced() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).warm("settle = \"500ms\"").folder();
+    let jobs = Art::of(&upstream).warm("recheck = [\"500ms\"]").folder();
     let _worker = worker(&redis, &jobs);
     let edited = upstream.edit("/art/a");
     Parts::of(&redis).await.invalidate("art:a").await;

@@ -38,7 +38,7 @@ async fn an_input_of_many_wakes_what_is_off_the_agenda_too() {
     upstream.edit("/art/a");
     let job = "key = \"story:{lang}:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"http\"\n\
                upstream = \"museum\"\npath = \"/story/{{ lang }}/{{ art.version }}\"\n\
-               [warm]\nahead = \"0s\"\nsettle = \"0s\"\n";
+               [warm]\nahead = \"0s\"\nrecheck = []\n";
     upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
     let jobs = Art::of(&upstream).list(["a"]).folder().job("story", job);
     let _worker = worker(&redis, &jobs);

@@ -10,6 +10,7 @@ mod foreign_writers;
 mod gaps;
 mod inputs;
 mod lost_messages;
+mod rechecks;
 mod revalidation;
 mod storms;
 mod tag_index;

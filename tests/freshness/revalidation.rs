@@ -31,7 +31,7 @@ async fn revalidation_takes_the_most_read_first_and_pays_for_nothing() {
         upstream.url()
     );
     // Without looking once more, which would mix in.
-    let art = Art::of(&upstream).limits("concurrency = 1").list(&names).warm("settle = \"0s\"");
+    let art = Art::of(&upstream).limits("concurrency = 1").list(&names).warm("recheck = []");
     let jobs = art.folder().job("tale", &ai);
     let _worker = talkative(&redis, &jobs).env("SAMOVAR_SAMPLE", "1s").spawn();
     // To read them would make them popular.

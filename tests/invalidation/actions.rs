@@ -30,7 +30,7 @@ async fn evict_removes_at_once_and_stays_until_the_next_warmup() {
     parts.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
     assert_eq!(redis.get("art:a").await, None);
     let due = Due::from_score(parts.score("a").await.unwrap());
-    assert_eq!((due.trigger, due.state), (Trigger::Settle, State::Scheduled), "it is only looked at once more");
+    assert_eq!((due.trigger, due.state), (Trigger::Recheck, State::Scheduled), "it is only looked at once more");
     // Whatever else is due is warmed, and this is not.
     upstream.edit("/art/b");
     parts.invalidate("art:b").await;

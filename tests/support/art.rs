@@ -71,13 +71,14 @@ impl Art {
         self
     }
 
-    /// The job's file.
+    /// The job's file. Unless [`Self::warm`] names rechecks, none comes during a test.
     pub fn toml(&self) -> String {
         let Self { ttl, top, source, list, entries, warm, .. } = self;
+        let recheck = if warm.contains("recheck") { "" } else { "recheck = [\"10m\"]\n" };
         let list = serde_json::to_string(list).unwrap();
         format!(
             "key = \"art:{{name}}\"\nttl = \"{ttl}\"\n{top}\n\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
-             path = \"/art/{{{{ name }}}}\"\n{source}\n\n[entries]\nlist = {list}\n{entries}\n\n[warm]\n{warm}\n"
+             path = \"/art/{{{{ name }}}}\"\n{source}\n\n[entries]\nlist = {list}\n{entries}\n\n[warm]\n{recheck}{warm}\n"
         )
     }
 

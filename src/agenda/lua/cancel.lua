@@ -19,7 +19,7 @@ for i, entry in ipairs(entries) do
       -- Later than now: a retry, which goes.
       stays = at > evicted_at and at <= now
     elseif state == 'claimed' then
-      -- Neither an invalidation (1) and its second look (5) nor the end of the TTL (2).
+      -- Neither an invalidation (1) and its recheck (5) nor the end of the TTL (2).
       stays = trigger ~= 1 and trigger ~= 2 and trigger ~= 5
     end
     if not stays then out[#out + 1] = entry end

@@ -25,8 +25,8 @@ local function claim(from, to, most)
   local found = redis.call('ZRANGEBYSCORE', KEYS[1], from, to, 'WITHSCORES', 'LIMIT', 0, most)
   local moves = {}
   for i = 1, #found, 2 do
-    local _, _, trigger, priority, look = decode(tonumber(found[i + 1]))
-    local score = encode(till, 'claimed', trigger, priority, look)
+    local _, _, trigger, priority = decode(tonumber(found[i + 1]))
+    local score = encode(till, 'claimed', trigger, priority)
     moves[i], moves[i + 1] = score, found[i]
     reply[#reply + 1] = found[i]
     reply[#reply + 1] = score

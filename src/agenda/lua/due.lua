@@ -5,8 +5,7 @@
 -- ARGV  1 how: 'urgent' now, before all else
 --             'mass' before all that is merely due; in order of ARGV 3
 --             'due' at ARGV 3, unless it is due earlier, claimed or running
---             'keep' at ARGV 3, unless it is on the agenda already. Then a warmup or a person's request that it is
---               there for owes a second look, except while it runs: take.lua knows that a claim's score may change so
+--             'keep' at ARGV 3, unless it is on the agenda already
 --             'there' as 'due', but only if it is on the agenda
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
 --       4 '1': an invalidation: a running entry is made due again; so is one that is only claimed (and will be fetched
@@ -15,7 +14,7 @@
 --       7… entries (at most 1,000)
 -- Returns how many moved
 local how, trigger, override = ARGV[1], tonumber(ARGV[2]), ARGV[4] == '1'
--- cron, invalidation, expiry, demand, manual, settle
+-- cron, invalidation, expiry, demand, manual, recheck
 local strength = {[0] = 3, 4, 2, 1, 5, 0}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -23,12 +22,11 @@ local at = tonumber(ARGV[3])
 if at == 0 then at = now end
 local priority = how == 'urgent' and 2 or how == 'mass' and 1 or 0
 -- An entry of high priority keeps it among those that were named together.
-local function score(high, bulk, of, look)
-  if high then return encode(now, 'urgent', of, 2, look) end
-  return encode(at, (bulk or how == 'mass') and 'urgent' or 'scheduled', of, 1, look)
+local function score(high, bulk, of)
+  if high then return encode(now, 'urgent', of, 2) end
+  return encode(at, (bulk or how == 'mass') and 'urgent' or 'scheduled', of, 1)
 end
-local text = score(how == 'urgent', false, trigger, false)
-local owing = score(how == 'urgent', false, trigger, true)
+local text = score(how == 'urgent', false, trigger)
 local entries, moves = {}, {}
 for i = 7, #ARGV do entries[i - 6] = ARGV[i] end
 if not entries[1] then return 0 end
@@ -37,30 +35,24 @@ for i, entry in ipairs(entries) do
   local move, as = nil, text
   if not scores[i] then
     move = how ~= 'there'
-  else
+  elseif how ~= 'keep' then
     local old = tonumber(scores[i])
-    local old_at, state, before, held, look = decode(old)
+    local old_at, state, before, held = decode(old)
     local weaker = strength[trigger] < strength[before]
     local stronger = strength[trigger] > strength[before]
     local of = weaker and before or trigger
-    -- A fetch for an invalidation or a demand is followed by a second look in any case.
-    local owes = look or before == 5
-    if how == 'keep' then
-      as = encode(old_at, state, before, held, true)
-      move = trigger == 5 and state ~= 'running' and tonumber(as) ~= old
-    elseif state == 'urgent' then
+    if state == 'urgent' then
       -- An entry that waits for an input, or for its retry, comes forward with the same priority.
       local forward = how == 'there' and at < old_at
       move = forward or priority > 0 and (stronger or priority > held or tonumber(text) < math.floor(old))
-      as = score(how == 'urgent' or held == 2, true, of, owes)
+      as = score(how == 'urgent' or held == 2, true, of)
     elseif state == 'scheduled' then
       move = priority > 0 or at < old_at or (stronger and at <= now)
-      as = score(how == 'urgent', false, of, owes)
+      as = score(how == 'urgent', false, of)
     else
-      if owes and not weaker then as = owing end
       -- An entry whose input changes while it is made is made again with the same priority.
-      if how == 'there' and held > 0 then as = score(held == 2, true, trigger, owes) end
-      -- A second look (settle) and a look whether it is still read (expiry) may fetch nothing.
+      if how == 'there' and held > 0 then as = score(held == 2, true, trigger) end
+      -- A recheck, and a look whether it is still read (expiry), may fetch nothing.
       move = override and (state == 'running' or held < priority) or before == 5 and trigger ~= 5
         or before == 2 and priority > 0
     end

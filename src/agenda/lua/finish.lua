@@ -7,7 +7,7 @@
 --       time (`since`, ms)
 --       then for each entry (500 at most): entry, score while claimed or running, what, argument
 --         'at'   ms: due at that time, as `expiry`
---         'settle' ms: due at that time, as the second look after an invalidation
+--         'recheck' ms: due at that time, as `recheck`
 --         'in'   ms: due after that time, for the same trigger and with the same priority
 --         'out'  '': it leaves
 --         'dead' reason: it leaves for the dead letters
@@ -27,18 +27,18 @@ for n, entry in ipairs(entries) do
   local held, what, arg = tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
   if scores[n] and tonumber(scores[n]) == held then
     done = done + 1
-    if what == 'at' or what == 'settle' or what == 'out' then alive[#alive + 1] = entry end
+    if what == 'at' or what == 'recheck' or what == 'out' then alive[#alive + 1] = entry end
     local due
     if what == 'at' then
       due = encode(tonumber(arg), 'scheduled', 2)
       soonest = math.min(soonest, tonumber(arg))
-    elseif what == 'settle' then
+    elseif what == 'recheck' then
       due = encode(tonumber(arg), 'scheduled', 5)
       soonest = math.min(soonest, tonumber(arg))
     elseif what == 'in' then
-      local _, _, trigger, priority, look = decode(held)
+      local _, _, trigger, priority = decode(held)
       local at = now + tonumber(arg)
-      due = encode(at, priority > 0 and 'urgent' or 'scheduled', trigger, priority, look)
+      due = encode(at, priority > 0 and 'urgent' or 'scheduled', trigger, priority)
       soonest = math.min(soonest, at)
     end
     if due then

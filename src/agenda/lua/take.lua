@@ -2,8 +2,7 @@
 -- score.lua stands before this.
 -- KEYS  1 agenda
 -- ARGV  1 for how long at most (ms)  2… pairs: entry, score while claimed (500 pairs at most)
--- Returns for each pair the score while running, which says whether it owes a second look, or '' where somebody else
--- has the entry or it left the agenda
+-- Returns for each pair the score while running, or '' where another worker has the entry or it left the agenda
 local time = redis.call('TIME')
 local till = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[1])
 local entries, moves, reply = {}, {}, {}
@@ -11,16 +10,13 @@ for i = 2, #ARGV, 2 do entries[#entries + 1] = ARGV[i] end
 if not entries[1] then return reply end
 local scores = redis.call('ZMSCORE', KEYS[1], unpack(entries))
 for i, entry in ipairs(entries) do
-  local claimed, score = tonumber(ARGV[2 * i + 1]), scores[i] and tonumber(scores[i])
+  local claimed = tonumber(ARGV[2 * i + 1])
   reply[i] = ''
-  if score then
-    local at, state, trigger, priority, look = decode(score)
-    -- A claim that came to owe a second look is the same claim (due.lua).
-    if score == claimed or look and tonumber(encode(at, state, trigger, priority, false)) == claimed then
-      reply[i] = encode(till, 'running', trigger, priority, look)
-      moves[#moves + 1] = reply[i]
-      moves[#moves + 1] = entry
-    end
+  if scores[i] and tonumber(scores[i]) == claimed then
+    local _, _, trigger, priority = decode(claimed)
+    reply[i] = encode(till, 'running', trigger, priority)
+    moves[#moves + 1] = reply[i]
+    moves[#moves + 1] = entry
   end
 end
 if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end

@@ -88,7 +88,7 @@ impl Scale {
     fn job(&self, table: &mut Table, period: Option<Duration>) {
         self.duration(table, "ttl");
         let Some(warm) = table.get_mut("warm").and_then(Value::as_table_mut) else { return };
-        for name in ["ahead", "stale_if_error", "settle"] {
+        for name in ["ahead", "stale_if_error"] {
             self.duration(warm, name);
         }
         if let Some(period) = period {

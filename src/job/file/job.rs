@@ -19,8 +19,9 @@ use twox_hash::XxHash3_128;
 /// As long as ten of the years in which durations are written.
 const TEN_YEARS: Duration = Duration::from_secs(315_576_000);
 const TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=TEN_YEARS;
-const MOST_SETTLE: Duration = Duration::from_secs(24 * 3600);
-const DEFAULT_SETTLE: Duration = Duration::from_secs(3);
+const RECHECK: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(24 * 3600);
+const DEFAULT_RECHECK: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
+const MOST_RECHECKS: usize = 10;
 const DEFAULT_ATTEMPTS: u32 = 8;
 const MOST_LISTED: usize = 100_000;
 const MOST_TAGS: usize = 100;
@@ -267,7 +268,7 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
         refetch: false,
         ahead: ttl / 10,
         stale_if_error: Duration::ZERO,
-        settle: DEFAULT_SETTLE,
+        recheck: DEFAULT_RECHECK.to_vec(),
         attempts: DEFAULT_ATTEMPTS,
     };
     let Some(table) = field.and_then(|field| field.table("[warm]")) else { return warm };
@@ -291,14 +292,40 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
     if let Some(stale) = table.field("stale_if_error").and_then(|field| field.duration(long)) {
         warm.stale_if_error = stale;
     }
-    if let Some(settle) = table.field("settle").and_then(|field| field.duration(Duration::ZERO..=MOST_SETTLE)) {
-        warm.settle = settle;
+    if let Some(recheck) = table.field("recheck").and_then(|field| recheck(&field)) {
+        warm.recheck = recheck;
+    }
+    if let Some(settle) = table.field("settle") {
+        settle.doc.fault_with_help(
+            settle.key.clone(),
+            "`settle` is now `recheck`, a list of times",
+            Some("write recheck = [\"1s\", \"5s\", \"30s\"], or recheck = [] for none".to_owned()),
+        );
     }
     if let Some(attempts) = table.field("attempts").and_then(|field| field.integer(1..=1000)) {
         warm.attempts = u32::try_from(attempts).unwrap_or(DEFAULT_ATTEMPTS);
     }
     table.finish();
     warm
+}
+
+fn recheck(field: &Field<'_>) -> Option<Vec<Duration>> {
+    let items = field.items()?;
+    if items.len() > MOST_RECHECKS {
+        field.fault(format!("{} rechecks are too many; the most is {MOST_RECHECKS}", items.len()));
+        return None;
+    }
+    let mut times = Vec::with_capacity(items.len());
+    for item in items {
+        let time = item.duration(RECHECK)?;
+        if let Some(before) = times.last().filter(|before| **before >= time) {
+            let (before, time) = (duration::text(*before), duration::text(time));
+            item.fault(format!("`recheck`: {time} must come before {before}; each is a time after the invalidation"));
+            return None;
+        }
+        times.push(time);
+    }
+    Some(times)
 }
 
 fn schedule(table: &Table<'_>) -> Option<Schedule> {

@@ -296,7 +296,7 @@ every = "30m"
 refetch = true
 ahead = "0s"
 stale_if_error = "1d"
-settle = "0s"
+recheck = []
 attempts = 2
 "#;
     let base = GOOD.replace("art:{name}", "base").replace("{{ name }}", "").replace("ttl = \"1h\"", "");
@@ -319,7 +319,7 @@ attempts = 2
     assert_eq!((job.entries.list.len(), job.entries.popular), (1, 16));
     let warm = &job.warm;
     assert_eq!((warm.refetch, warm.ahead, warm.stale_if_error), (true, Duration::ZERO, 24 * HOUR));
-    assert_eq!((warm.settle, warm.attempts), (Duration::ZERO, 2));
+    assert_eq!((warm.recheck.as_slice(), warm.attempts), (&[] as &[Duration], 2));
     assert_eq!(warm.schedule.as_ref().unwrap().as_str(), "every 30m");
     let [Source::Http(first), Source::Http(second), Source::Ai(third)] = job.sources.as_slice() else {
         panic!("{job:?}")
@@ -348,7 +348,7 @@ attempts = 2
 
     let base = &jobs.jobs["base"];
     assert_eq!((base.ttl, base.entries.list.clone()), (HOUR, vec![Params::new()]));
-    assert_eq!((base.warm.ahead, base.warm.settle), (HOUR / 10, Duration::from_secs(3)));
+    assert_eq!((base.warm.ahead, base.warm.recheck.clone()), (HOUR / 10, [1, 5, 30].map(Duration::from_secs).to_vec()));
     let longer = Jobs::parse(&files, 2 * HOUR, &env).unwrap();
     assert_ne!(longer.jobs["base"].digest, base.digest);
     assert_eq!(longer.jobs["all"].digest, job.digest);

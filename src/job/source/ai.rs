@@ -51,6 +51,7 @@ impl AiSource {
     pub(super) fn properties(&self) -> Properties<'_> {
         Properties {
             upstream: Some(&self.upstream),
+            may_lag: false,
             costs_money: true,
             may_hold_unasked: true,
             // Each fetch is paid for, so one from an input's old value would be wasted.

@@ -15,6 +15,7 @@ impl ComposeSource {
     pub(super) fn properties(&self) -> Properties<'_> {
         Properties {
             upstream: None,
+            may_lag: false,
             costs_money: false,
             may_hold_unasked: false,
             // All of its content is in its inputs, so an old input answers no invalidation.

@@ -29,6 +29,7 @@ impl HttpSource {
     pub(super) fn properties(&self) -> Properties<'_> {
         Properties {
             upstream: Some(&self.upstream),
+            may_lag: true,
             costs_money: false,
             may_hold_unasked: false,
             waits_for_inputs: false,

@@ -31,6 +31,8 @@ pub enum Source {
 pub struct Properties<'a> {
     /// The server that is asked, with its limits. `None` if the source asks no server: it then needs no permit.
     pub upstream: Option<&'a UpstreamName>,
+    /// The server may answer with an old value for a while after a change, as replicas and caches do.
+    pub may_lag: bool,
     /// A fetch may cost money.
     pub costs_money: bool,
     /// A value may be kept without a request, because what it was made from says whether it would be the same.

@@ -15,6 +15,7 @@
 --       4 channel of changes  5 the removal of a value, as announced
 --       6 how long after a fetch for an invalidation began the next is held off (ms; 0: nothing is held off)
 --       7 the same after a fetch in a storm
+--       8 how long the invalidation of an entry without a value is remembered (ms): a fetch by then answers it
 -- Returns {1 if a fetch in flight was fenced,
 --          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
 --            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
@@ -38,11 +39,11 @@ if refresh and pause > 0 then
   if token then
     if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50} end
   elseif validated_at then
-    -- Triggers: 1 an invalidation, 5 the second look after one. Outcome 7: failed.
+    -- Trigger 1: an invalidation. Outcome 7: failed.
     local trigger, _, storm, outcome, began = read_attempt(attempt, note)
     local wait = 0
     if invalidated == '0' then
-      if ours and fetched <= math.min(S, now) and (trigger == 1 or trigger == 5) then
+      if ours and fetched <= math.min(S, now) and trigger == 1 then
         wait = fetched + (storm == '1' and tonumber(ARGV[7]) or pause) - now
       end
     elseif before(fetched) and outcome == 7 and began > 0 and began <= now then
@@ -50,6 +51,14 @@ if refresh and pause > 0 then
     end
     if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
   end
+end
+-- There is no value, and nothing is known but an invalidation.
+local blank = pxat == -2 and (not validated_at or validated_at == '0' and attempt == '' and note == '{}')
+-- Remembers the invalidation of an entry without a value. The hash tells a fetch whether it brings the old content.
+local function remember()
+  redis.call('SET', KEYS[3],
+    write_meta('0', '0', string.format('%.0f', S), '0', hash or '-', '', '0', content_since or '', '{}'),
+    'PX', ARGV[8])
 end
 local later = token and not before(tonumber(lease_fetched_at))
 -- An eviction is told once, and not by each worker that hears it: what was asked for since would leave the agenda.
@@ -62,10 +71,10 @@ if old and not refresh then
   -- A key that holds no string is somebody else's, and stays (lease.lua).
   local kind = redis.call('TYPE', KEYS[1]).ok
   if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end
-  if known[2] then redis.call('UNLINK', KEYS[3]) end
+  if kind == 'string' or kind == 'none' then remember() end
   if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
   if kind == 'none' and not token then due = 2 end
-elseif old and (pxat ~= -2 or validated_at) then
+elseif old and not blank then
   if not later then due = 1 end
   local at = string.format('%.0f', S)
   if ours and stale_for ~= '0' then
@@ -92,6 +101,7 @@ elseif old and (pxat ~= -2 or validated_at) then
   end
 elseif old and not token then
   due = 2
+  remember()
 end
 if refresh and fenced == 1 and mark == LOAD then due = 3 end
 return {fenced, due, removed, 0}

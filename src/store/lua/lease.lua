@@ -44,8 +44,8 @@ end
 local trigger, crashes = 0, 0
 if validated_at then trigger, crashes = read_attempt(attempt, note) end
 if ARGV[8] ~= '-1' and crashes >= tonumber(ARGV[8]) then return {'poison'} end
--- A fetch that follows another, which was made for an invalidation (1) or as a second look after one (5).
-local again = validated_at and (trigger == 1 or trigger == 5)
+-- A fetch that follows another, which was made for an invalidation (1).
+local again = validated_at and trigger == 1
   and (tonumber(validated_at) > now - tonumber(ARGV[7]) or invalidated ~= '0')
 redis.call('SET', KEYS[2], write_lease(ARGV[1], string.format('%d', now), again and AGAIN or FIRST), 'PX', ARGV[2])
 return {'leased', now, pxat, meta}

@@ -380,9 +380,9 @@ impl Invalidator {
                 pass_over(self.agenda.cancel(name, &entries, at).await, name)?;
             }
             // A service that fills misses itself may write an old value just after.
-            if !job.warm.settle.is_zero() {
-                let when = When::Keep(at + job.warm.settle);
-                pass_over(self.agenda.put(name, &entries, when, Trigger::Settle).await, name)?;
+            if let Some(first) = job.warm.recheck.first() {
+                let when = When::Keep(at + *first);
+                pass_over(self.agenda.put(name, &entries, when, Trigger::Recheck).await, name)?;
             }
         }
         Ok(())

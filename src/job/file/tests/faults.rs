@@ -300,7 +300,7 @@ fn every_fault_has_its_place_and_its_remedy() {
         ),
         (
             Append(
-                "[warm]\nschedule = \"61 * * * *\"\ntimezone = \"Europe/Instanbul\"\nahead = \"90m\"\nattempts = 0\nrefetch = \"yes\"\nsettle = \"2 days\"\nstale_if_error = \"x\"\n",
+                "[warm]\nschedule = \"61 * * * *\"\ntimezone = \"Europe/Instanbul\"\nahead = \"90m\"\nattempts = 0\nrefetch = \"yes\"\nrecheck = [\"2 days\"]\nstale_if_error = \"x\"\n",
             ),
             &[
                 "7:12: `61` is no minute; it goes from 0 to 59",
@@ -308,10 +308,18 @@ fn every_fault_has_its_place_and_its_remedy() {
                 "9:9: `ahead` (1h30m) must be shorter than `ttl` (1h) | a tenth of the TTL is usual: 6m",
                 "10:12: `attempts` (0) must be from 1 to 1000",
                 "11:11: `refetch` must be true or false, not a string",
-                "12:10: `settle` (2 days) must be at most 1d",
+                "12:12: `recheck` (2 days) must be at most 1d",
                 r#"13:18: `stale_if_error` is no time that can be read: expected number at 0 | write a number and a unit, such as "90s", "30m", "2h" or "1h30m""#,
             ],
         ),
+        (
+            Append("[warm]\nrecheck = [\"5s\", \"1s\"]\nsettle = \"3s\"\n"),
+            &[
+                "7:18: `recheck`: 1s must come before 5s; each is a time after the invalidation",
+                r#"8:1: `settle` is now `recheck`, a list of times | write recheck = ["1s", "5s", "30s"], or recheck = [] for none"#,
+            ],
+        ),
+        (Append("[warm]\nrecheck = \"5s\"\n"), &["7:11: `recheck` must be an array, not a string"]),
         (
             Append("[warm]\nschedule = \"* * * * *\"\nevery = \"5m\"\n"),
             &["8:1: `schedule` and `every` both say when warmups run | keep one of them"],

@@ -1,0 +1,151 @@
+//! Rechecks: an upstream that lags behind its own invalidations, and replicas that lag differently.
+
+use std::time::Duration;
+
+use samovar::entry::Trigger;
+use serde_json::{Value, json};
+
+use super::support::{Art, Parts, Reply, art, both, eventually, publish, version, worker};
+
+/// Answers of `/art/a` in turn, each with an `ETag` of its own; the last one stays.
+fn versions(all: &[u64]) -> Vec<Reply> {
+    all.iter().map(|n| Reply::json(json!({"version": n})).header("ETag", &format!("\"v{n}\""))).collect()
+}
+
+fn stored(value: Option<Value>) -> u64 {
+    value.and_then(|value| value["version"].as_u64()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn an_edit_that_shows_late_is_found_without_a_second_message() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", versions(&[1, 1, 1, 2]));
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"100ms\", \"300ms\"]").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    assert_eq!(upstream.calls("/art/a"), 4, "the warmup, the invalidation, two rechecks");
+    eventually("the entry waits for its refresh", async || {
+        let parts = Parts::of(&redis).await;
+        let meta = parts.store.snapshot(&art("a")).await.unwrap().meta.unwrap();
+        meta.note.rechecks.is_none() && meta.note.trigger == Some(Trigger::Recheck)
+    })
+    .await;
+}
+
+/// The default list.
+#[tokio::test]
+async fn rechecks_are_on_by_default_and_follow_only_invalidations() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", versions(&[1, 1, 2]));
+    let toml = Art::of(&upstream).list(["a", "b"]).warm("# recheck").toml();
+    let upstreams = format!("[museum]\nurl = \"{}\"\n", upstream.url());
+    let jobs = super::support::JobsFolder::new().upstreams(&upstreams).job("art", &toml);
+    upstream.on("/art/b", versions(&[1]).remove(0));
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    version(&redis, "b", 1).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    assert_eq!(upstream.calls("/art/b"), 1, "nobody invalidated it");
+}
+
+#[tokio::test]
+async fn an_answer_from_before_the_invalidation_replaces_no_newer_one() {
+    let (redis, upstream) = both().await;
+    // The last answer is that of a replica which was edited back: the last recheck takes it.
+    upstream.on_each("/art/a", versions(&[1, 2, 1, 1, 2, 1]));
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"100ms\", \"200ms\", \"300ms\", \"400ms\"]").folder();
+    let mut seen = Vec::new();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    eventually("all rechecks were made", async || {
+        let now = stored(redis.json("art:a").await);
+        if seen.last() != Some(&now) {
+            seen.push(now);
+        }
+        upstream.calls("/art/a") == 6 && now == 1
+    })
+    .await;
+    assert_eq!(seen, [2, 1], "it goes back only with the last recheck");
+}
+
+#[tokio::test]
+async fn what_an_upstream_does_not_have_yet_is_sought_again() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", [vec![Reply::status(404); 3], versions(&[1])].concat());
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"100ms\", \"300ms\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    eventually("the warmup found nothing", async || upstream.calls("/art/a") == 1).await;
+    parts.invalidate("art:a").await;
+    version(&redis, "a", 1).await;
+}
+
+/// A miss after an eviction is answered by a lagging upstream.
+#[tokio::test]
+async fn what_is_fetched_after_an_eviction_is_rechecked() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", versions(&[1, 1, 2]));
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"300ms\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
+    assert_eq!(redis.get("art:a").await, None);
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "warm"}"#).await;
+    version(&redis, "a", 2).await;
+}
+
+/// Whatever fetches the entry meanwhile takes the place of the rechecks that are due by then.
+#[tokio::test]
+async fn an_invalidation_in_between_begins_the_list_anew() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", versions(&[1, 2, 3, 3, 4]));
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"400ms\", \"800ms\"]").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 3).await;
+    version(&redis, "a", 4).await;
+    assert_eq!(upstream.calls("/art/a"), 5, "two rechecks, both after the second invalidation");
+}
+
+#[tokio::test]
+async fn a_recheck_that_fails_leaves_the_value_to_its_refresh() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", [versions(&[1, 2]), vec![Reply::status(500)]].concat());
+    let jobs = Art::of(&upstream).list(["a"]).warm("attempts = 2\nrecheck = [\"100ms\", \"200ms\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    eventually("the recheck was given up", async || {
+        let due = parts.agenda.dues(&super::support::job(), &[art("a")]).await.unwrap().remove(0);
+        upstream.calls("/art/a") >= 4 && due.is_some_and(|due| due.trigger == Trigger::Expiry)
+    })
+    .await;
+    assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:dead:{art}"]).await, 0);
+    let ttl = Duration::from_millis(redis.ask(&["PTTL", "art:a"]).await);
+    assert!(ttl > Duration::from_secs(3_000), "{ttl:?}");
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_owes_no_recheck() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", versions(&[1, 1, 2]));
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"500ms\"]").folder();
+    let mut first = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    publish(&redis, "art:a").await;
+    eventually("the invalidation was answered with the old value", async || upstream.calls("/art/a") == 2).await;
+    first.kill();
+    let _second = worker(&redis, &jobs);
+    version(&redis, "a", 2).await;
+}
