@@ -35,16 +35,16 @@ const ENTRIES: usize = 20_000;
 const CONCURRENCY: usize = 64;
 const ROUNDS: usize = 3;
 
-/// What one run came to.
+/// The result of one run.
 struct Run {
     name: &'static str,
     /// Entries per second.
     rate: f64,
-    /// CPU time per entry, µs: of who fetches, of Redis, of the upstream.
+    /// CPU time per entry, µs: of the fetching process, Redis and the upstream.
     cost: [f64; 3],
     /// Bytes in Redis per entry.
     bytes: f64,
-    /// The most memory that who fetches ever had, MB.
+    /// The peak memory of the fetching process, MB.
     memory: f64,
 }
 
@@ -176,7 +176,7 @@ async fn all(redis: &TestRedis, outcome: &str) {
     .await;
 }
 
-/// What somebody would write who needs no queue, no schedule and no invalidation; prints the seconds of CPU it took.
+/// Runs the loop of a program without queue, schedule and invalidation; prints the seconds of CPU that it took.
 async fn bare(fenced: bool, upstream: &str, redis: &str) {
     let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();
     let redis = redis::Client::open(redis).unwrap().get_multiplexed_async_connection().await.unwrap();

@@ -1,4 +1,4 @@
-//! What is due when: claims, the order they come in, and what overtakes them.
+//! The agenda: due times, claims, their order, and priorities.
 #![cfg(test)]
 
 mod support;

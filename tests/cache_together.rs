@@ -145,7 +145,7 @@ async fn a_slow_loader_elsewhere_is_not_waited_for_beyond_patience() {
     assert_eq!(redis.get("art:k").await.as_deref(), Some("1"));
 }
 
-/// What came of a load that was overtaken by a change.
+/// Changes a key during a load, and returns the value in Redis afterwards.
 async fn overtaken(redis: &TestRedis, loading: &Cache, change: impl AsyncFnOnce()) -> Option<String> {
     let mut stale = load(loading, 1);
     stale.begun().await;
@@ -195,7 +195,7 @@ async fn what_is_cleared_while_it_is_loaded_is_not_brought_back() {
     assert_eq!(left.await, None);
 }
 
-/// What it loaded is not written, and the service does not load again: a worker fetches it.
+/// The loaded value is not written, and the service does not load it again: a worker fetches it.
 #[tokio::test]
 async fn a_key_invalidated_during_a_load_is_fetched_by_a_worker() {
     let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
@@ -241,7 +241,7 @@ async fn a_stranger_s_key_at_a_lease_stops_no_write() {
     assert_eq!(redis.json("art:k").await, Some(json!(4)));
 }
 
-/// What came of values that were loaded before and while a tag was invalidated, on a job with tags.
+/// Invalidates a tag during and after loads under a job with tags, and checks the values.
 async fn loaded_and_tagged(top: &str, action: &str, first: bool) {
     let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
     for name in ["k", "before"] {

@@ -70,7 +70,7 @@ fn all_keys() -> Vec<String> {
     SHELVES.iter().flat_map(|(job, of)| (0..*of).map(move |n| format!("{job}:{n}"))).collect()
 }
 
-/// What the readers must not see any more, what was published, and what was seen that must not be.
+/// The oldest versions that readers may still see, the published versions, and the faults found.
 #[derive(Debug, Default)]
 struct Ledger {
     floors: HashMap<String, (u64, String)>,
@@ -98,7 +98,7 @@ impl Ledger {
     }
 }
 
-/// What everybody shares.
+/// The state that all tasks of a run share.
 struct World {
     seed: u64,
     begun: Instant,
@@ -106,7 +106,8 @@ struct World {
     upstream: Versions,
     parts: Parts,
     ledger: Mutex<Ledger>,
-    /// Whoever publishes bare holds it, so that subscribers stay connected; whoever disturbs them has it alone.
+    /// Publishers of bare messages hold it shared, so that subscribers stay connected; the one that cuts subscriptions
+    /// holds it alone.
     air: RwLock<()>,
     stop: CancellationToken,
     /// Readers ask for what they miss.
@@ -247,7 +248,7 @@ impl World {
         self.record(edit, &of_stories, &way).await;
     }
 
-    /// What a story is made of must not go back, either: what was readable when it was evicted is the least.
+    /// Returns the oldest inputs that a story may be made from: those readable when it was evicted.
     fn of_stories(&self, edit: &Edit) -> Vec<(String, u64)> {
         let stories = edit.concerned.iter().filter_map(|(key, _)| Some((key, key.strip_prefix("story:")?)));
         stories.map(|(key, n)| (of(key), self.note(|ledger| ledger.floor(&format!("art:{n}")).0))).collect()
@@ -523,7 +524,7 @@ impl World {
         }
     }
 
-    /// What Samovar knows of a key, for people.
+    /// Describes what Samovar knows about a key.
     async fn known(&self, key: &str) -> String {
         let meta = self.redis.get(&self.parts.keys.meta(&EntryKey::new(key))).await;
         let expires: i64 = self.redis.ask(&["PEXPIRETIME", key]).await;
@@ -531,7 +532,7 @@ impl World {
     }
 }
 
-/// The name under which it is kept what a story is made of.
+/// Returns the name under which the ledger keeps the input of a story.
 fn of(key: &str) -> String {
     format!("{key}#of")
 }

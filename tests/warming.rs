@@ -389,7 +389,7 @@ async fn names_reach_the_upstream_whole_and_the_key_is_unchanged() {
     assert_eq!(redis.keys("art:*").await.into_iter().collect::<BTreeSet<_>>(), expected);
 }
 
-/// Whoever normalises a URL takes such a segment for a step up, percent-encoded or not.
+/// A program that normalises a URL takes such a segment for a step up, percent-encoded or not.
 #[tokio::test]
 async fn a_name_no_url_can_carry_fails_with_the_reason_and_no_request() {
     let (redis, upstream) = both().await;
@@ -588,7 +588,7 @@ async fn who_waits_for_an_input_that_is_gone_gives_up_in_the_end() {
     assert_eq!(upstream.calls("/art/a"), 1);
 }
 
-/// A worker dies, or Redis's reply is lost, after the commit and before those are woken that are made from the entry.
+/// A worker dies, or Redis's reply is lost, after the commit and before it wakes the entry's dependants.
 #[tokio::test]
 async fn a_dependant_follows_though_a_worker_died_after_the_commit() {
     let (redis, upstream) = both().await;
@@ -627,7 +627,7 @@ async fn a_key_that_holds_no_string_is_left_to_its_owner_and_told() {
     assert_eq!((redis.ask::<String>(&["TYPE", "art:a"]).await.as_str(), upstream.calls("/art/a")), ("hash", 0));
 }
 
-/// What is made from an input that changes while it waits for its upstream is not made from the old one for good.
+/// An entry whose input changes while it waits for its upstream is made again from the new input.
 #[tokio::test]
 async fn an_input_that_changes_during_the_wait_for_a_permit_counts() {
     let (redis, upstream) = both().await;

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-/// What a server was asked.
+/// A request as a server received it.
 #[derive(Clone, Debug)]
 struct Seen {
     method: String,

@@ -72,7 +72,7 @@ pub struct Cron {
     pub claim: Duration,
     /// Notified when schedules change.
     pub wakeup: Arc<Notify>,
-    /// What fails in single jobs.
+    /// The failures of single jobs.
     pub troubles: Troubles,
 }
 

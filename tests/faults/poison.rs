@@ -67,7 +67,7 @@ async fn poison_is_given_up_and_its_neighbours_are_warmed() {
     assert!(minded.is_running());
 }
 
-/// What a worker may ever take in RAM, while some templates explode at the same time.
+/// The most memory of a worker while several templates grow at once, in bytes.
 const MOST: u64 = 700 << 20;
 /// As long as several crashes take.
 const DEATHS_TAKE: Duration = Duration::from_secs(90);

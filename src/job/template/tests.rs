@@ -15,7 +15,7 @@ fn url(source: &str, context: &Value) -> Result<String, String> {
 }
 
 impl Template {
-    /// The same template with one more function: for what no template can do.
+    /// Returns the template with one more function, for what no template can do.
     pub(crate) fn with_function(&self, name: &'static str, function: fn(String) -> bool) -> Self {
         let Compiled { source, engine, expression, plain } = &*self.0;
         let mut engine = engine.clone();

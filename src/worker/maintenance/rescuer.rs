@@ -43,7 +43,7 @@ pub struct Rescuer {
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
     /// The time without a beat after which a worker counts as dead.
     pub dead_after: Duration,
-    /// What fails in single jobs and upstreams.
+    /// The failures of single jobs and upstreams.
     pub troubles: Troubles,
 }
 
