@@ -402,7 +402,7 @@ async fn a_name_no_url_can_carry_fails_with_the_reason_and_no_request() {
             redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{art}", &key]).await
         })
         .await;
-        assert!(reason.contains("URLs cannot carry"), "{reason}");
+        assert!(reason.contains("no URL can carry"), "{reason}");
     }
     assert_eq!(upstream.all_requests().len(), 0);
 }

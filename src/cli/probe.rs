@@ -1,6 +1,6 @@
 //! `samovar check --fetch`: fetches one entry of each job, to check that its upstream answers as the file says. Nothing
-//! is stored. Redis is not used, so the fleet's rates and budgets do not apply: AI answers cost money, and count in no
-//! budget.
+//! is stored. Redis is not used, so the fleet's rates and budgets do not apply: AI answers cost money, and count
+//! against no budget.
 
 use std::collections::BTreeMap;
 use std::future::Future;

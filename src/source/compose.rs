@@ -77,7 +77,7 @@ mod tests {
         let long = json!({"text": "x".repeat(5 << 20), "none": null});
         for (value, reason) in [
             (r#"{ a = { b = "{{ art.lost }}" } }"#, "`value` cannot be composed: a: b: `art.lost` is undefined"),
-            (r#""{{ 1e308 * 10 }}""#, "`value` cannot be composed: inf is no JSON number"),
+            (r#""{{ 1e308 * 10 }}""#, "`value` cannot be composed: inf is not a JSON number"),
             (r#""{{ art.none }}""#, "`value` makes null: there is nothing to store"),
             (r#"["{{ art.text }}", "{{ art.text }}"]"#, "`value` makes 10485767 bytes of JSON; the most is 8388608"),
         ] {
