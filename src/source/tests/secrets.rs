@@ -92,7 +92,7 @@ async fn redirects_keep_secrets_at_home() {
     assert_eq!(server.last().headers["x-api-key"], "secret");
     for (name, reason) in [
         ("far", "redirects to another host"),
-        ("nowhere", "redirects nowhere"),
+        ("nowhere", "redirects without a usable Location"),
         ("login", "redirects to another host"),
         ("loop", "redirects more than 5 times"),
     ] {
