@@ -51,7 +51,7 @@ mod tests {
         let (key, inputs) = (job.key.write(&params).unwrap(), Map::from_iter([("art".to_owned(), art)]));
         let ask =
             Ask { job, source: 0, key: &key, params: &params, inputs: &inputs, known: None, deadline: Instant::now() };
-        match Sources::new(&jobs).unwrap().fetch_with(&jobs, &ask, None).await {
+        match Sources::new(&jobs).unwrap().fetch_with(&ask, None).await {
             (Ok(Answer::Value(fetched)), 0) => Ok(fetched.json),
             (Err(FetchError::Answer(reason)), 0) => Err(reason),
             other => panic!("{other:?}"),

@@ -166,19 +166,14 @@ impl Sources {
     ///
     /// # Errors
     /// Why there is no answer; never shows a secret.
-    pub async fn fetch(&self, _jobs: &Jobs, ask: &Ask<'_>) -> Result<Answer, FetchError> {
+    pub async fn fetch(&self, ask: &Ask<'_>) -> Result<Answer, FetchError> {
         self.fetch_counting(ask).await.0
     }
 
     /// Asks one source once under a permit of its upstream's gate, and gives the permit back: reports how the request
     /// ended and which tokens it spent, for an answer of use or not. Returns these tokens as well. A source that asks
     /// no server needs no permit.
-    pub async fn fetch_with(
-        &self,
-        _jobs: &Jobs,
-        ask: &Ask<'_>,
-        permit: Option<Permit>,
-    ) -> (Result<Answer, FetchError>, u64) {
+    pub async fn fetch_with(&self, ask: &Ask<'_>, permit: Option<Permit>) -> (Result<Answer, FetchError>, u64) {
         let Some(mut permit) = permit else { return (self.fetch_counting(ask).await.0, 0) };
         let began = Instant::now();
         permit.begin();
@@ -191,7 +186,7 @@ impl Sources {
 
     /// Returns whether the present value holds without asking the upstream, so that no permit is needed: an AI value
     /// made from the same model, messages and settings. False where it must be asked.
-    pub fn unchanged_without_asking(&self, _jobs: &Jobs, ask: &Ask<'_>) -> bool {
+    pub fn unchanged_without_asking(&self, ask: &Ask<'_>) -> bool {
         let Some(Source::Ai(source)) = ask.job.sources.get(ask.source) else { return false };
         ai::unchanged(source, ask)
     }
@@ -206,7 +201,7 @@ impl Sources {
     ///
     /// # Errors
     /// As [`Sources::fetch`]; an item of the wrong type refuses the whole feed.
-    pub async fn feed(&self, _jobs: &Jobs, job: &Arc<Job>) -> Result<Vec<Params>, FetchError> {
+    pub async fn feed(&self, job: &Arc<Job>) -> Result<Vec<Params>, FetchError> {
         let Some(feed) = &job.entries.feed else { return Ok(Vec::new()) };
         let client = self.client(&feed.upstream)?;
         http::feed(client, feed, job).await.map_err(|error| error.map(|text| client.hide(&text)))

@@ -252,7 +252,7 @@ impl Cron {
         };
         let permit =
             permit.transpose().map_err(|Refusal { reason, .. }| format!("{upstream} admits nothing: {reason}"))?;
-        let named = self.sources.feed(&self.jobs, job).await;
+        let named = self.sources.feed(job).await;
         if let Some(permit) = permit {
             permit.end(&named).await;
         }

@@ -27,7 +27,7 @@ impl Attempt<'_> {
         let snapshot = self.warmer.store.snapshot(&self.entry.key).await?;
         let Some(meta) = snapshot.ours().filter(|meta| meta.invalidated.is_none()) else { return Ok(false) };
         let ask = self.ask(0, Some(&meta.note.validators), Instant::now());
-        Ok(self.warmer.sources.unchanged_without_asking(&self.warmer.jobs, &ask))
+        Ok(self.warmer.sources.unchanged_without_asking(&ask))
     }
 
     /// Waits until `until` for the first source that admits a request; returns its number and the permit.
@@ -51,7 +51,7 @@ impl Attempt<'_> {
         let first = self.permit.as_ref().map_or(0, |(source, _)| *source);
         for source in first..job.sources.len() {
             let known = known.filter(|_| source == 0);
-            if warmer.sources.unchanged_without_asking(&warmer.jobs, &self.ask(source, known, deadline)) {
+            if warmer.sources.unchanged_without_asking(&self.ask(source, known, deadline)) {
                 // Nothing is asked: others may use the permit during the commit.
                 self.return_permit().await;
                 return Ok(Answer::Unchanged);
@@ -72,7 +72,7 @@ impl Attempt<'_> {
                 }
             };
             let ask = self.ask(source, known, deadline);
-            let (answer, tokens_spent) = warmer.sources.fetch_with(&warmer.jobs, &ask, permit).await;
+            let (answer, tokens_spent) = warmer.sources.fetch_with(&ask, permit).await;
             warmer.usage.add(&job.name, Spending { tokens_spent, ..Spending::default() });
             match answer {
                 Ok(answer) => return Ok(answer),

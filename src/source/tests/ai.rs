@@ -37,8 +37,7 @@ async fn completions_are_asked_for_and_stored_as_json() {
 async fn same_prompt_is_not_paid_twice() {
     let server = answering(completion("text", "stop")).await;
     let mut bench = Bench::ai(&server, "");
-    let unchanged =
-        async |bench: &Bench| bench.with(async |ask| bench.sources.unchanged_without_asking(&bench.jobs, &ask)).await;
+    let unchanged = async |bench: &Bench| bench.with(async |ask| bench.sources.unchanged_without_asking(&ask)).await;
     assert!(!unchanged(&bench).await);
     bench.known = Some(bench.value().await.validators);
     assert!(unchanged(&bench).await);

@@ -57,7 +57,7 @@ async fn secrets_of_the_environment_show_in_no_message() {
         let bench = Bench { name: name.into(), ..bench.again() };
         told.push(bench.fetch().await.unwrap_err().to_string());
     }
-    told.push(bench.sources.feed(&bench.jobs, bench.job()).await.unwrap_err().to_string());
+    told.push(bench.sources.feed(bench.job()).await.unwrap_err().to_string());
     drop(server);
     told.push(bench.fetch().await.unwrap_err().to_string());
     for told in told {
