@@ -70,8 +70,8 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// Tells whether all its entries have high priority, so that it goes before all other tasks.
-    pub fn is_single(&self) -> bool {
+    /// Returns `true` if all entries have high priority, so that the task goes before all others.
+    pub fn is_high_priority(&self) -> bool {
         self.entries.iter().all(|entry| entry.due().priority == Priority::High)
     }
 }
@@ -162,7 +162,7 @@ impl Queue {
         let mut taken = 0;
         for batch in chunks.chunks(50) {
             let call = self.push_call(batch, front)?;
-            let at_once = front && batch.iter().all(Chunk::is_single);
+            let at_once = front && batch.iter().all(Chunk::is_high_priority);
             let found_room =
                 if at_once { self.push_and_pull(&call, batch.len()).await? } else { self.call(&call).await? };
             taken += found_room;

@@ -182,7 +182,7 @@ impl Generation<'_> {
         let (main, bulk, tracker) = (Handle::current(), warming.bulk_runtime.handle().clone(), chunks.clone());
         // Each chunk is a task, so that all cores warm. It ends with the executor's future.
         let handle = move |chunk: Chunk| {
-            let (warmer, runtime) = if chunk.is_single() { (&warmer, &main) } else { (&bulk_warmer, &bulk) };
+            let (warmer, runtime) = if chunk.is_high_priority() { (&warmer, &main) } else { (&bulk_warmer, &bulk) };
             let task = AbortOnDropHandle::new(tracker.spawn_on(Arc::clone(warmer).warm_chunk(chunk), runtime));
             async move {
                 if let Err(e) = task.await
