@@ -9,7 +9,7 @@
 //! |---|---|---|---|
 //! | `-` | a worker fetches | `lease.lua` | commit, extend, gone and release drop the record |
 //! | `+` | as `-`, for an invalidation that follows another: a third is held off | `lease.lua`, `fence.lua` | as `-` |
-//! | `=` | a service loads | `begin.lua` of the library | `land.lua` and `drop.lua` drop the record |
+//! | `=` | a service loads | `begin.lua` of the library | `land.lua` and `drop_lease.lua` drop the record |
 //! | `r` | a refresh came | `invalidate.lua` | the worker's commit makes it `+`, begun anew; `land.lua` writes nothing |
 //! | `e` | an eviction came, or a service wrote | `invalidate.lua`, the library | the commit drops it; a load takes it over as `=` |
 //!
