@@ -399,7 +399,7 @@ impl Sampler {
         for (key, _, life) in adopted {
             let inputs = job.key.read(key.as_str()).map(|params| job.inputs_of_many(&params)).unwrap_or_default();
             if !inputs.is_empty() {
-                store.make_from(key, &inputs, *life).await?;
+                store.add_dependant(key, &inputs, *life).await?;
             }
         }
         Ok(())

@@ -5,11 +5,11 @@
 //! correctness argument, and each step is one script in one slot.
 
 mod commit;
+mod dependants;
 mod gap;
 mod invalidate;
 mod lease;
 mod loaded;
-mod made;
 mod meta;
 mod snapshot;
 mod tags;

@@ -170,7 +170,7 @@ impl Warmer {
         }
         // Its value is written before the lease ends.
         let life = self.admission_wait + self.lease_time(job) * 2 + job.ttl + job.warm.stale_if_error;
-        self.store.make_from(key, &inputs, life).await
+        self.store.add_dependant(key, &inputs, life).await
     }
 
     /// Makes an entry's dependants due, a page at a time where they are registered.
@@ -190,7 +190,7 @@ impl Warmer {
         }
         let mut cursor = 0;
         while of_many {
-            let (next, found) = self.store.made_from(input, cursor).await?;
+            let (next, found) = self.store.dependants(input, cursor).await?;
             let mut by_job: BTreeMap<&JobName, (&Job, Vec<EntryKey>)> = BTreeMap::new();
             for key in found {
                 // The job's file may have changed since it was registered.
