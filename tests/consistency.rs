@@ -443,7 +443,7 @@ impl World {
 
     // The end
 
-    /// Waits until nothing is in the inbox, urgent, in hand, or due.
+    /// Waits until nothing is in the inbox, urgent, in flight, or due.
     async fn settled(&self) {
         let inbox = self.parts.keys.inbox();
         self.until("the dust settles", async || {

@@ -54,7 +54,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
             status.next_warmup_ms.map_or_else(|| "–".to_owned(), |next| relative(next, now)),
             status.warm.unwrap_or_default().to_string(),
             status.due.to_string(),
-            status.in_hand.to_string(),
+            status.in_flight.to_string(),
             status.dead.to_string(),
             last.map_or_else(|| "–".to_owned(), |last| shortened(&last)),
         ]);

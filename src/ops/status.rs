@@ -50,8 +50,9 @@ pub struct JobStatus {
     pub old: Option<u64>,
     /// Entries that are due and not yet claimed.
     pub due: u64,
-    /// Entries that workers have claimed.
-    pub in_hand: u64,
+    /// Entries in flight: those that workers have claimed.
+    #[serde(rename = "in_hand")]
+    pub in_flight: u64,
     /// Dead letters.
     pub dead: u64,
     /// Outcomes since the counters started.
@@ -217,7 +218,7 @@ pub async fn of_job(
         oldest_ms: counted.and_then(|counted| counted.oldest_ms),
         old: counted.map(|counted| counted.old),
         due,
-        in_hand: in_flight,
+        in_flight,
         dead,
         outcomes,
         spending,

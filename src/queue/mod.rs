@@ -259,7 +259,7 @@ impl Queue {
     /// Redis's; the worker then counts as alive until its last beat is old.
     pub async fn leave(&self, dead_after: Duration) -> RedisResult<()> {
         loop {
-            let ids: Vec<String> = self.in_hand_of(&self.worker).await?.into_iter().map(|(id, _)| id).collect();
+            let ids: Vec<String> = self.tasks_in_flight(&self.worker).await?.into_iter().map(|(id, _)| id).collect();
             if ids.is_empty() || self.forget(&self.worker, &ids, dead_after).await? == 0 {
                 break;
             }
@@ -284,7 +284,7 @@ impl Queue {
     ///
     /// # Errors
     /// Redis's.
-    pub async fn in_hand_of(&self, worker: &str) -> RedisResult<Vec<(String, Option<Chunk>)>> {
+    pub async fn tasks_in_flight(&self, worker: &str) -> RedisResult<Vec<(String, Option<Chunk>)>> {
         let mut redis = self.redis.clone();
         let in_flight = self.in_flight(worker);
         let ids: Vec<String> = redis::cmd("SRANDMEMBER").arg(in_flight).arg(LEFT).query_async(&mut redis).await?;

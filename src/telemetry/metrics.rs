@@ -171,7 +171,7 @@ pub struct JobGauges {
     /// Entries due and not yet claimed.
     pub due: Option<u64>,
     /// Entries claimed by workers.
-    pub in_hand: Option<u64>,
+    pub in_flight: Option<u64>,
     /// Dead letters.
     pub dead: Option<u64>,
     /// Entries with a value.
@@ -193,7 +193,7 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
         gauge!(name, "job" => job.to_string()).set(value.map_or(f64::NAN, |value| value as f64));
     };
     set(AGENDA_DUE, gauges.due);
-    set(AGENDA_IN_HAND, gauges.in_hand);
+    set(AGENDA_IN_HAND, gauges.in_flight);
     set(DEAD, gauges.dead);
     set(WARM, gauges.warm);
     set(OLD, gauges.old);
@@ -240,10 +240,10 @@ pub fn forget_upstream(upstream: &UpstreamName) {
 }
 
 /// Sets the gauges of this process and of the fleet.
-pub fn set_process(redis_up: bool, in_hand: usize, workers: usize, waiting: usize) {
+pub fn set_process(redis_up: bool, in_flight: usize, workers: usize, waiting: usize) {
     gauge!(REDIS_UP).set(f64::from(u8::from(redis_up)));
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let counts = (in_hand as f64, workers as f64, waiting as f64);
+    let counts = (in_flight as f64, workers as f64, waiting as f64);
     gauge!(IN_HAND).set(counts.0);
     gauge!(WORKERS).set(counts.1);
     gauge!(WAITING).set(counts.2);

@@ -251,7 +251,7 @@ impl Warmer {
     }
 
     /// Returns the number of entries in flight.
-    pub fn in_hand(&self) -> usize {
+    pub fn in_flight(&self) -> usize {
         self.in_flight.count()
     }
 

@@ -134,7 +134,7 @@ impl Bench {
     async fn nothing_is_held(&self, what: &str) {
         assert_eq!(self.leases().await, Vec::<String>::new(), "{what}");
         self.no_permit_is_held(what).await;
-        assert_eq!(self.warmer.in_hand(), 0, "{what}");
+        assert_eq!(self.warmer.in_flight(), 0, "{what}");
     }
 
     async fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
@@ -420,7 +420,7 @@ async fn a_cancelled_attempt_is_handed_back() {
             _ = bench.requests.recv() => {}
         }
     }
-    assert_eq!((bench.leases().await.len(), bench.warmer.in_hand()), (1, 1));
+    assert_eq!((bench.leases().await.len(), bench.warmer.in_flight()), (1, 1));
     bench.warmer.hand_back().await;
     bench.gate.refresh().await;
     bench.nothing_is_held("cancelled").await;

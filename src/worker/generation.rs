@@ -202,7 +202,7 @@ impl Generation<'_> {
             stop.cancelled().await;
             tokio::select! {
                 () = tokio::time::sleep(process.settings.drain) => {
-                    let entries = warming.warmer.in_hand();
+                    let entries = warming.warmer.in_flight();
                     warn!(entries, "the drain time is over; entries in flight are handed back");
                 }
                 () = process.cut.cancelled() => {}

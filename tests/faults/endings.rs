@@ -22,7 +22,7 @@ async fn busy(drain: &str) -> (TestRedis, Upstream, JobsFolder, WorkerProcess, V
         .env("SAMOVAR_CONCURRENCY", "4")
         .env("SAMOVAR_DRAIN", drain)
         .spawn();
-    eventually("all are in hand", async || upstream.in_flight() == 4).await;
+    eventually("all are in flight", async || upstream.in_flight() == 4).await;
     (redis, upstream, jobs, worker, names)
 }
 

@@ -81,7 +81,7 @@ async fn a_late_eviction_does_not_undo_what_was_asked_for_since() {
     assert_eq!((due.state, due.trigger), (State::Urgent, Trigger::Demand));
     claim_and_take(&parts).await;
     invalidator.handle(&evict, at).await.unwrap();
-    assert_eq!(Due::from_score(parts.score("a").await.expect("it is in hand")).state, State::Running);
+    assert_eq!(Due::from_score(parts.score("a").await.expect("it is in flight")).state, State::Running);
     let written = parts.store.commit(&art("a"), &lease, "1", HOUR, &Note::default()).await.unwrap();
     assert_eq!(written, Written::Evicted);
 }

@@ -97,7 +97,7 @@ fn of_jobs<'a>(jobs: &'a [JobStatus], view: &View) -> Table<'a> {
         let row = Row::new([
             name,
             status.due.to_string(),
-            status.in_hand.to_string(),
+            status.in_flight.to_string(),
             status.dead.to_string(),
             warmed.to_string(),
             unchanged.to_string(),
@@ -213,7 +213,7 @@ mod tests {
             oldest_ms: None,
             old: None,
             due: 4_321,
-            in_hand: 17,
+            in_flight: 17,
             dead: 2,
             outcomes: std::collections::BTreeMap::default(),
             spending: crate::entry::Spending::default(),

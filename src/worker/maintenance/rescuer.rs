@@ -58,7 +58,7 @@ impl Rescuer {
         }
         let mut freed = 0;
         loop {
-            let tasks = self.queue.in_hand_of(worker).await?;
+            let tasks = self.queue.tasks_in_flight(worker).await?;
             for chunk in tasks.iter().filter_map(|(_, chunk)| chunk.as_ref()) {
                 // If that fails for good, the entries come due again when their claims expire.
                 freed += self.troubles.alone(&chunk.job, self.free(id(worker), chunk).await)?.unwrap_or(0);
