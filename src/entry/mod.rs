@@ -23,6 +23,6 @@ pub use outcome::{Last, Outcome};
 #[cfg(feature = "worker")]
 pub use trigger::{Priority, Trigger};
 #[cfg(feature = "worker")]
-pub use usage::Spending;
+pub use usage::Usage;
 #[cfg(feature = "worker")]
 pub use validators::Validators;

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::agenda::Agenda;
 use crate::entry::Last;
-use crate::entry::{Outcome, Spending};
+use crate::entry::{Outcome, Usage};
 use crate::job::{Job, Jobs, Source};
 use crate::ops::Census;
 use crate::protocol::Keys;
@@ -58,7 +58,8 @@ pub struct JobStatus {
     /// Outcomes since the counters started.
     pub outcomes: BTreeMap<String, u64>,
     /// Tokens and requests spent and saved since then.
-    pub spending: Spending,
+    #[serde(rename = "spending")]
+    pub usage: Usage,
     /// Its upstreams, the first choice first.
     pub upstreams: Vec<UpstreamStatus>,
     /// The last outcome.
@@ -199,7 +200,7 @@ pub async fn of_job(
     let (paused_ms, stats) = (there(paused_ms)?, there(stats)?);
     let counted = census.and_then(|census| census.jobs.get(job.name.as_str()));
     let last = stats.get("last").and_then(|last| serde_json::from_str(last).ok());
-    let spending = Spending::of(&stats);
+    let usage = Usage::of(&stats);
     let is_outcome = |name: &str| Outcome::ALL.iter().any(|outcome| outcome.as_str() == name);
     let outcomes = stats.into_iter().filter(|(name, _)| is_outcome(name));
     let outcomes = outcomes.filter_map(|(name, count)| Some((name, count.parse().ok()?))).collect();
@@ -221,7 +222,7 @@ pub async fn of_job(
         in_flight,
         dead,
         outcomes,
-        spending,
+        usage,
         upstreams: Vec::new(),
         last,
         faults,

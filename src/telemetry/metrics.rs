@@ -13,7 +13,7 @@ use tracing::debug;
 
 use crate::entry::Trigger;
 use crate::entry::{JobName, UpstreamName};
-use crate::entry::{Outcome, Spending};
+use crate::entry::{Outcome, Usage};
 use crate::redis::RedisTime;
 
 const ENTRIES: &str = "samovar_entries_total";
@@ -183,7 +183,7 @@ pub struct JobGauges {
     /// `true` while the job is paused.
     pub paused: Option<bool>,
     /// The job's usage.
-    pub spending: Option<Spending>,
+    pub usage: Option<Usage>,
 }
 
 /// Sets the gauges of a job.
@@ -198,10 +198,10 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
     set(WARM, gauges.warm);
     set(OLD, gauges.old);
     set(PAUSED, gauges.paused.map(u64::from));
-    set(JOB_SPENT, gauges.spending.map(|spending| spending.tokens_spent));
-    set(JOB_SAVED, gauges.spending.map(|spending| spending.tokens_saved));
-    set(CALLS_SAVED, gauges.spending.map(|spending| spending.calls_saved));
-    set(NOT_MODIFIED, gauges.spending.map(|spending| spending.not_modified));
+    set(JOB_SPENT, gauges.usage.map(|usage| usage.tokens_spent));
+    set(JOB_SAVED, gauges.usage.map(|usage| usage.tokens_saved));
+    set(CALLS_SAVED, gauges.usage.map(|usage| usage.calls_saved));
+    set(NOT_MODIFIED, gauges.usage.map(|usage| usage.not_modified));
     let age = gauges.oldest_age.map_or(f64::NAN, |age| age.as_secs_f64());
     gauge!(OLDEST, "job" => job.to_string()).set(age);
 }

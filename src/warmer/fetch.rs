@@ -9,7 +9,7 @@ use super::freshness::jitter;
 use super::{SHORT_WAIT, Warmer};
 use crate::agenda::Next;
 use crate::entry::Validators;
-use crate::entry::{Outcome, Priority, Spending};
+use crate::entry::{Outcome, Priority, Usage};
 use crate::job::Job;
 use crate::source::LONGEST_WAIT;
 use crate::source::{Answer, Ask, Cost, FetchError, Permit};
@@ -73,7 +73,7 @@ impl Attempt<'_> {
             };
             let ask = self.ask(source, known, deadline);
             let (answer, tokens_spent) = warmer.sources.fetch_with(&ask, permit).await;
-            warmer.usage.add(&job.name, Spending { tokens_spent, ..Spending::default() });
+            warmer.usage.add(&job.name, Usage { tokens_spent, ..Usage::default() });
             match answer {
                 Ok(answer) => return Ok(answer),
                 Err(e) => failure = warmer.failure(job, source, e),

@@ -216,7 +216,7 @@ mod tests {
             in_flight: 17,
             dead: 2,
             outcomes: std::collections::BTreeMap::default(),
-            spending: crate::entry::Spending::default(),
+            usage: crate::entry::Usage::default(),
             upstreams: Vec::new(),
             last: None,
             faults: Vec::new(),

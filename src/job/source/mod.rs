@@ -13,7 +13,7 @@ pub use compose::ComposeSource;
 pub use http::HttpSource;
 
 use super::{Shape, Template};
-use crate::entry::{Spending, UpstreamName};
+use crate::entry::{UpstreamName, Usage};
 
 /// Where values come from.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ pub struct Properties<'a> {
     /// An entry waits for an input that was invalidated: a fetch before the input's would be repeated after it.
     pub waits_for_inputs: bool,
     /// Returns what an unchanged value saved whose fetch cost this many tokens.
-    pub saves: fn(u64) -> Spending,
+    pub saves: fn(u64) -> Usage,
 }
 
 /// A source as people are shown it, with its templates.
