@@ -19,7 +19,7 @@ mod validators;
 pub use fingerprint::{compact, hash};
 pub use names::{EntryKey, JobName, LONGEST_KEY, UpstreamName};
 #[cfg(feature = "worker")]
-pub use outcome::{Last, Outcome};
+pub use outcome::{LastOutcome, Outcome};
 #[cfg(feature = "worker")]
 pub use trigger::{Priority, Trigger};
 #[cfg(feature = "worker")]

@@ -64,7 +64,7 @@ impl fmt::Display for Outcome {
 
 /// The outcome of the last attempt to warm an entry.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Last {
+pub struct LastOutcome {
     /// The entry.
     pub key: String,
     /// The outcome.

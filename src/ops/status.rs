@@ -8,7 +8,7 @@ use redis::RedisResult;
 use serde::Serialize;
 
 use crate::agenda::Agenda;
-use crate::entry::Last;
+use crate::entry::LastOutcome;
 use crate::entry::{Outcome, Usage};
 use crate::job::{Job, Jobs, Source};
 use crate::ops::Census;
@@ -64,7 +64,7 @@ pub struct JobStatus {
     pub upstreams: Vec<UpstreamStatus>,
     /// The last outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last: Option<Last>,
+    pub last: Option<LastOutcome>,
     /// Faults of single parts: its keys of the wrong type, whose contents count as empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,

@@ -177,7 +177,7 @@ mod tests {
     use crate::entry::Trigger;
     use crate::ops::status::UpstreamStatus;
     use crate::redis::RedisTime;
-    use crate::telemetry::{Ended, Told};
+    use crate::telemetry::{Ended, WorkerReport};
 
     fn drawn(view: &View, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -239,7 +239,7 @@ mod tests {
         view.take(poll(Reads::default(), Reads::default()));
         view.take(poll(Reads { hits: 999, misses: 1 }, Reads { hits: 999, misses: 1 }));
         let events = vec![ended(1, Outcome::Warmed, None), ended(2, Outcome::Failed, Some("503"))];
-        view.take(News::Told(Told { worker: "w".into(), dropped: 9, events }));
+        view.take(News::Report(WorkerReport { worker: "w".into(), dropped: 9, events }));
         view
     }
 

@@ -10,7 +10,7 @@ use crate::entry::Outcome;
 use crate::entry::duration;
 use crate::ops::status::UpstreamStatus;
 use crate::redis::RedisTime;
-use crate::telemetry::{Event, Told};
+use crate::telemetry::{Event, WorkerReport};
 
 /// The most events that are kept.
 const RECENT: usize = 500;
@@ -142,7 +142,7 @@ impl View {
             News::Connected => self.disconnected = None,
             News::Disconnected(why) => self.disconnected = Some(why),
             News::Unreachable(why) => self.unreachable = Some(why),
-            News::Told(told) => self.hear(told),
+            News::Report(report) => self.hear(report),
             News::Polled(poll) => self.see(*poll),
         }
     }
@@ -152,7 +152,7 @@ impl View {
         self.disconnected.is_none() && self.poll.is_some()
     }
 
-    fn hear(&mut self, Told { worker, dropped, events }: Told) {
+    fn hear(&mut self, WorkerReport { worker, dropped, events }: WorkerReport) {
         self.dropped += dropped;
         for event in events {
             match &event {
