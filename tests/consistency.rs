@@ -347,8 +347,8 @@ impl World {
 
     // Disturbances
 
-    /// Client ids of those who hear the channel.
-    async fn ears(&self) -> BTreeSet<u64> {
+    /// Returns the client ids of the subscriptions.
+    async fn subscriptions(&self) -> BTreeSet<u64> {
         let list: String = self
             .insist(async |mut redis| {
                 redis::cmd("CLIENT").arg(&["LIST", "TYPE", "pubsub"]).query_async(&mut redis).await
@@ -358,10 +358,10 @@ impl World {
         ids.collect()
     }
 
-    /// Waits until all workers hear the channel, so many of them by new connections.
-    async fn all_ears(&self, before: &BTreeSet<u64>, new: usize) {
-        self.until("all workers hear the channel", async || {
-            let now = self.ears().await;
+    /// Waits until all workers are subscribed, `new` of them at least by new connections.
+    async fn all_subscribed(&self, before: &BTreeSet<u64>, new: usize) {
+        self.until("all workers are subscribed", async || {
+            let now = self.subscriptions().await;
             if now.len() == WORKERS && now.difference(before).count() >= new { Ok(()) } else { Err(now) }
         })
         .await;
@@ -370,7 +370,7 @@ impl World {
     /// One disturbance; says which worker it left frozen.
     async fn disturb(&self, random: &mut StdRng, workers: &mut [WorkerProcess], jobs: &JobsFolder) -> Option<usize> {
         let _alone = self.air.write().await;
-        let before = self.ears().await;
+        let before = self.subscriptions().await;
         let what = random.random_range(0..100);
         let victim = random.random_range(0..workers.len());
         match what {
@@ -378,21 +378,21 @@ impl World {
                 self.note(|ledger| ledger.count("kills"));
                 workers[victim].kill9();
                 workers[victim] = worker(&self.redis, jobs);
-                self.all_ears(&before, 1).await;
+                self.all_subscribed(&before, 1).await;
             }
             20..35 => {
                 self.note(|ledger| ledger.count("stops"));
                 workers[victim].term();
                 assert!(workers[victim].wait().await.success(), "a worker that is told to stop ends well");
                 workers[victim] = worker(&self.redis, jobs);
-                self.all_ears(&before, 1).await;
+                self.all_subscribed(&before, 1).await;
             }
             35..48 => {
                 self.command("cuts", &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
             }
             48..60 => {
-                self.command("cuts of ears", &["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-                self.all_ears(&before, WORKERS).await;
+                self.command("cuts of subscriptions", &["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+                self.all_subscribed(&before, WORKERS).await;
             }
             60..72 => {
                 let time = random.random_range(100..700_u32).to_string();
@@ -569,7 +569,7 @@ async fn under_fire() {
     let (stop, demand) = (CancellationToken::new(), CancellationToken::new());
     let (ledger, air) = (Mutex::default(), RwLock::default());
     let world = Rc::new(World { seed, begun: Instant::now(), redis, upstream, parts, ledger, air, stop, demand });
-    world.all_ears(&BTreeSet::new(), WORKERS).await;
+    world.all_subscribed(&BTreeSet::new(), WORKERS).await;
     world.crowd().await;
 
     let (mut editors, mut readers) = (JoinSet::new(), JoinSet::new());

@@ -256,7 +256,7 @@ impl Sampler {
             Some(info) => info.is_lfu(),
             None => {
                 let idle: RedisResult<Option<i64>> =
-                    redis::cmd("OBJECT").arg("IDLETIME").arg(self.keys.ears()).query_async(&mut redis).await;
+                    redis::cmd("OBJECT").arg("IDLETIME").arg(self.keys.gap_detectors()).query_async(&mut redis).await;
                 match idle {
                     Err(e) if e.is_io_error() => return Err(e),
                     answer => answer.is_err_and(|e| e.to_string().contains("LFU")),

@@ -262,7 +262,7 @@ impl Generation<'_> {
         if served.is_ok() && !process.stop.is_cancelled() {
             // The next generation heard the same, so nobody needs to know what this one heard.
             let mut forget = redis::cmd("HDEL");
-            forget.arg(shared.keys.ears()).arg(&*shared.worker);
+            forget.arg(shared.keys.gap_detectors()).arg(&*shared.worker);
             let _: redis::RedisResult<()> = forget.exec_async(&mut shared.redis.clone()).await;
         }
         if served.is_ok() {
