@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_secs(10);
 const LATER: Duration = Duration::from_secs(60);
 
 fn builder(redis: &TestRedis) -> Builder {
-    Cache::builder(redis.redis_url()).prefix("art").bound(SOON).load_patience(LATER).lease(LATER)
+    Cache::builder(redis.redis_url()).prefix("art").bound(SOON).load_wait(LATER).lease(LATER)
 }
 
 async fn instance(redis: &TestRedis) -> Cache {
@@ -132,9 +132,9 @@ async fn a_loader_that_is_cancelled_leaves_its_place_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_slow_loader_elsewhere_is_not_waited_for_beyond_patience() {
+async fn a_slow_loader_elsewhere_is_not_waited_for_beyond_load_wait() {
     let redis = TestRedis::start().await;
-    let hasty = builder(&redis).load_patience(Duration::from_millis(50)).build().await.unwrap();
+    let hasty = builder(&redis).load_wait(Duration::from_millis(50)).build().await.unwrap();
     let mut slow = load(&instance(&redis).await, 1);
     slow.begun().await;
     let mut own = load(&hasty, 2);

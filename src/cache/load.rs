@@ -217,7 +217,7 @@ impl Cache {
     /// Acquires the lease, or waits for its holder.
     async fn begin(&self, key: &str, ttl: Ttl) -> Begun {
         let shared = &self.inner().shared;
-        let until = Instant::now() + shared.load_patience;
+        let until = Instant::now() + shared.load_wait;
         let name = self.link().names.lease(&EntryKey::new(key));
         let mut wait = POLL.0;
         // Released also if the answer is lost or the call is cancelled.
