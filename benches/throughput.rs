@@ -26,7 +26,7 @@ use samovar::entry::Validators;
 use samovar::entry::{EntryKey, JobName};
 use samovar::protocol::Keys;
 use samovar::redis::RedisUrl;
-use samovar::store::{Fresh, Leased, Note, Store, Written};
+use samovar::store::{Fresh, LastAttempt, Leased, Store, Written};
 
 use measure::{Upstream, info, median, memory, myself, redis_cpu};
 use support::{JobsFolder, TestRedis, eventually, samovar};
@@ -253,8 +253,8 @@ async fn promised(agenda: bool, upstream: &str, redis: &str) {
                 let body = answer.text().await.unwrap();
                 serde_json::from_str::<serde_json::Value>(&body).unwrap();
                 let validators = Validators { etag: Some(etag), ..Validators::default() };
-                let note = Note { validators, trigger: Some(Trigger::Cron), ..Note::default() };
-                let written = store.commit(&key, &lease, &body, TTL, &note).await.unwrap();
+                let last_attempt = LastAttempt { validators, trigger: Some(Trigger::Cron), ..LastAttempt::default() };
+                let written = store.commit(&key, &lease, &body, TTL, &last_attempt).await.unwrap();
                 assert!(matches!(written, Written::Done { .. }));
                 (key, lease.fetched_at)
             };

@@ -16,7 +16,7 @@ use samovar::entry::Trigger;
 use samovar::protocol::Keys;
 use samovar::protocol::Message;
 use samovar::redis::RedisTime;
-use samovar::store::{Fresh, Leased, Note, Removal, Store, Written};
+use samovar::store::{Fresh, LastAttempt, Leased, Removal, Store, Written};
 use serde_json::json;
 use support::{Art, Parts, Reply, TestRedis, Upstream, eventually, worker};
 use tokio::sync::oneshot;
@@ -396,7 +396,7 @@ async fn a_service_and_a_worker_do_not_fetch_the_same_at_once() {
     let key = EntryKey::new("art:k");
     let Leased::Yes(lease) = store.lease(&key, LATER, Fresh::default()).await.unwrap() else { panic!("leased") };
     let waiting = load(&cache, 1);
-    store.commit(&key, &lease, "7", LATER, &Note::default()).await.unwrap();
+    store.commit(&key, &lease, "7", LATER, &LastAttempt::default()).await.unwrap();
     assert_eq!(waiting.ends().await, 7, "it gets what the worker fetched");
 
     cache.delete("k").await.unwrap();
@@ -419,7 +419,7 @@ async fn what_a_service_deletes_or_writes_no_worker_brings_back() {
         } else {
             cache.delete("k").await.unwrap();
         }
-        let written = store.commit(&key, &lease, "7", LATER, &Note::default()).await.unwrap();
+        let written = store.commit(&key, &lease, "7", LATER, &LastAttempt::default()).await.unwrap();
         assert_eq!(written, Written::Evicted);
         assert_eq!(cache.get::<i32>("k").await.unwrap(), write.then_some(8));
     }

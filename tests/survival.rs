@@ -251,7 +251,7 @@ async fn a_draining_worker_keeps_what_it_fetches() {
     version(&redis, "a", 1).await;
     assert_eq!(first.wait().await.code(), Some(0));
     assert_eq!(upstream.calls("/art/a"), 1, "nobody fetched it again");
-    assert_eq!(Parts::of(&redis).await.meta("a").await.unwrap().note.crashes, 0);
+    assert_eq!(Parts::of(&redis).await.meta("a").await.unwrap().last_attempt.crashes, 0);
 }
 
 #[tokio::test]

@@ -162,7 +162,7 @@ async fn dry_run(
                     continue;
                 }
                 let known = snapshot.into_ours().filter(|meta| meta.invalidated.is_none());
-                let known = known.map(|meta| meta.note.validators);
+                let known = known.map(|meta| meta.last_attempt.validators);
                 let ask = Ask {
                     job,
                     source: 0,

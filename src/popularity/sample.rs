@@ -373,7 +373,8 @@ impl Sampler {
                 continue;
             }
             reads.push(((*key).clone(), *weight));
-            let given_up = access.snapshot.meta.as_ref().is_some_and(|meta| meta.note.failures >= job.warm.attempts);
+            let given_up =
+                access.snapshot.meta.as_ref().is_some_and(|meta| meta.last_attempt.failures >= job.warm.attempts);
             if scores.get(n).is_some_and(Option::is_none)
                 && !given_up
                 && let Some(expires) = access.snapshot.expiry.at()

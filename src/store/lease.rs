@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, FromRedisValue, RedisResult, Script};
 
-use super::meta::{Meta, Note};
+use super::meta::{LastAttempt, Meta};
 use super::snapshot::{Expiry, Snapshot};
 use super::{META_OUTLIVES, Store, coded};
 use crate::entry::EntryKey;
@@ -250,24 +250,39 @@ impl Store {
     ///
     /// # Errors
     /// Redis's; the lease then ends by itself.
-    pub async fn release(&self, key: &EntryKey, token: &str, note: Option<&Note>) -> RedisResult<Option<Removal>> {
-        Ok(self.released(key, token, note).await?.flatten())
+    pub async fn release(
+        &self,
+        key: &EntryKey,
+        token: &str,
+        last_attempt: Option<&LastAttempt>,
+    ) -> RedisResult<Option<Removal>> {
+        Ok(self.released(key, token, last_attempt).await?.flatten())
     }
 
     /// Ends the fetch of a holder that is dead; `None` if the lease is no longer there.
     ///
     /// # Errors
     /// Redis's; the lease then ends by itself.
-    pub async fn rescue(&self, key: &EntryKey, token: &str, note: &Note) -> RedisResult<Option<Option<Removal>>> {
-        self.released(key, token, Some(note)).await
+    pub async fn rescue(
+        &self,
+        key: &EntryKey,
+        token: &str,
+        last_attempt: &LastAttempt,
+    ) -> RedisResult<Option<Option<Removal>>> {
+        self.released(key, token, Some(last_attempt)).await
     }
 
-    async fn released(&self, key: &EntryKey, token: &str, note: Option<&Note>) -> RedisResult<Option<Option<Removal>>> {
+    async fn released(
+        &self,
+        key: &EntryKey,
+        token: &str,
+        last_attempt: Option<&LastAttempt>,
+    ) -> RedisResult<Option<Option<Removal>>> {
         let reply: Vec<String> = self
             .call(&RELEASE, key)
             .arg(token)
-            .arg(note.map(Note::attempt).unwrap_or_default())
-            .arg(note.map(Note::to_json).unwrap_or_default())
+            .arg(last_attempt.map(LastAttempt::attempt).unwrap_or_default())
+            .arg(last_attempt.map(LastAttempt::to_json).unwrap_or_default())
             .arg(millis(META_OUTLIVES))
             .invoke_async(&mut self.redis.clone())
             .await?;

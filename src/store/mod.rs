@@ -26,7 +26,7 @@ pub use gap::{Gap, REVALIDATE_SIGNAL};
 pub use invalidate::Invalidated;
 pub use lease::{Fresh, Lease, Leased, Removal};
 pub(crate) use lease::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
-pub use meta::{Meta, Note};
+pub use meta::{LastAttempt, Meta};
 pub(crate) use snapshot::TOUCHED;
 pub use snapshot::{Expiry, Snapshot};
 pub use tags::{Seeking, Stamp, WithTags};

@@ -119,10 +119,10 @@ impl Store {
     /// Redis's.
     pub(super) async fn tag_again(&self, key: &EntryKey, life: Duration) -> RedisResult<()> {
         let Some(meta) = self.snapshot(key).await?.into_ours() else { return Ok(()) };
-        if meta.note.tags.is_empty() {
+        if meta.last_attempt.tags.is_empty() {
             return Ok(());
         }
-        let stamps = self.tag(key, &meta.note.tags, life + SLACK).await?;
+        let stamps = self.tag(key, &meta.last_attempt.tags, life + SLACK).await?;
         for stamp in stamps.into_iter().flatten().filter(|stamp| stamp.at >= meta.fetched_at) {
             self.fence(key, stamp).await?;
         }
@@ -208,7 +208,8 @@ impl Store {
                 found.extend(expiry.at().map(|_| (key, None)));
                 continue;
             };
-            let has: Vec<String> = meta.note.tags.into_iter().filter(|tag| tags.contains(tag.as_str())).collect();
+            let has: Vec<String> =
+                meta.last_attempt.tags.into_iter().filter(|tag| tags.contains(tag.as_str())).collect();
             if !has.is_empty() {
                 let life = expiry.at().map_or(Duration::ZERO, |at| at.saturating_since(now)) + SLACK;
                 let sets: Vec<String> = has.iter().map(|tag| self.keys.tag(tag)).collect();

@@ -26,7 +26,7 @@ impl Attempt<'_> {
         }
         let snapshot = self.warmer.store.snapshot(&self.entry.key).await?;
         let Some(meta) = snapshot.ours().filter(|meta| meta.invalidated.is_none()) else { return Ok(false) };
-        let ask = self.ask(0, Some(&meta.note.validators), Instant::now());
+        let ask = self.ask(0, Some(&meta.last_attempt.validators), Instant::now());
         Ok(self.warmer.sources.unchanged_without_asking(&ask))
     }
 

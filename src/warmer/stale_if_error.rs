@@ -14,7 +14,7 @@ use crate::entry::duration;
 use crate::job::{Job, Params};
 use crate::protocol::inbox::LONGEST_TAG;
 use crate::source::context;
-use crate::store::Note;
+use crate::store::LastAttempt;
 
 impl Warmer {
     /// Keeps the old value of an entry that could not be fetched until the next try, as long as its job allows.
@@ -56,7 +56,7 @@ impl Warmer {
         key: &EntryKey,
         params: &Params,
         inputs: &Map<String, Value>,
-        before: Option<&Note>,
+        before: Option<&LastAttempt>,
     ) -> RedisResult<Result<Vec<String>, String>> {
         if job.may_hold_unasked() {
             if job.tags.is_empty() {
@@ -68,7 +68,7 @@ impl Warmer {
             }
             // The value has gone meanwhile, so the commit will not keep it.
         }
-        Ok(Ok(before.map(|note| note.tags.clone()).unwrap_or_default()))
+        Ok(Ok(before.map(|last_attempt| last_attempt.tags.clone()).unwrap_or_default()))
     }
 }
 

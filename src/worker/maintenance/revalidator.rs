@@ -308,7 +308,7 @@ mod tests {
     use super::*;
     use crate::entry::Outcome;
     use crate::redis::server::Server;
-    use crate::store::{Fresh, Leased, Note, Removal};
+    use crate::store::{Fresh, LastAttempt, Leased, Removal};
 
     /// The entry's fetch failed just now, so the next is held off for a second, longer than the lock holds by itself.
     #[tokio::test]
@@ -340,10 +340,10 @@ mod tests {
             Leased::Yes(lease) => *lease,
             other => panic!("no lease: {other:?}"),
         };
-        store.commit(&key, &lease().await, "1", MINUTE, &Note::default()).await.unwrap();
+        store.commit(&key, &lease().await, "1", MINUTE, &LastAttempt::default()).await.unwrap();
         let at = store.now().await.unwrap();
         store.invalidate(&key, at, Removal::Refresh).await.unwrap();
-        let failed = Note { outcome: Some(Outcome::Failed), attempted: at, ..Note::default() };
+        let failed = LastAttempt { outcome: Some(Outcome::Failed), attempted: at, ..LastAttempt::default() };
         store.release(&key, &lease().await.token, Some(&failed)).await.unwrap();
         let [_, lock, _] = keys.revalidation();
         redis::cmd("SET").arg(&lock).arg("a test").arg("PX").arg(600).exec_async(&mut redis.clone()).await.unwrap();
