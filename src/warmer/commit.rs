@@ -6,7 +6,7 @@ use redis::RedisResult;
 
 use super::attempt::{Attempt, Ending, Step, Stop};
 use super::freshness::{is_storm, known, with_recheck};
-use super::{RESEND_WAIT, SHORT_WAIT, Warmer, stale_if_error};
+use super::{RESEND_WAIT, SHORT_WAIT, Warmer, tags};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
 use crate::entry::{EntryKey, Outcome, Trigger};
@@ -101,7 +101,7 @@ impl Attempt<'_> {
         let failed = |reason| Stop::NoValue(Ending::because(Outcome::Failed, Next::Out, reason));
         Ok(match answer {
             Answer::Value(fetched) => {
-                let tags = stale_if_error::tags(self.job, &self.params, &self.inputs, || fetched.value());
+                let tags = tags::render(self.job, &self.params, &self.inputs, || fetched.value());
                 LastAttempt {
                     validators: fetched.validators.clone(),
                     tags: tags.map_err(failed)?,
