@@ -161,8 +161,8 @@ impl Template {
     /// Those of [`Template::render`], and these:
     /// - `null`, a list or an object, which cannot be part of a URL;
     /// - an empty value that is a whole path segment, since `/artworks/` is another resource;
-    /// - a path segment `.` or `..`, which no URL can carry: URL parsers (WHATWG URL, section 4.4) also take `%2E%2E` for
-    ///   `..` and shorten the path.
+    /// - a path segment `.` or `..`, which no URL can carry: URL parsers (WHATWG URL, section 4.4) also take `%2E%2E`
+    ///   for `..` and shorten the path.
     pub fn render_url(&self, context: &Value) -> Result<String, String> {
         let text = match self.plain_url(context) {
             Some(text) => text,

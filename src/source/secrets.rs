@@ -2,8 +2,8 @@
 //!
 //! Secrets are the values sent in headers and queries, and the values that job files take from the environment. They
 //! are found in a text verbatim (in any letter case), percent-encoded (also twice, and with `+` for a space), escaped
-//! as in JSON or HTML, and in base64. The user and password in a `Basic` credential are secret, too. Values shorter than
-//! [`SHORTEST`] are not hidden, because they occur in ordinary words.
+//! as in JSON or HTML, and in base64. The user and password in a `Basic` credential are secret, too. Values shorter
+//! than [`SHORTEST`] are not hidden, because they occur in ordinary words.
 
 use crate::job::{EnvValues, Upstream};
 use base64::Engine as _;

@@ -1,17 +1,16 @@
 //! The lease of an entry: the lock on its fetch, and the fence before its commit.
 //!
 //! The record beside the entry is `token fetched_at mark`: who fetches, when the fetch began on Redis's clock, and
-//! what came since. It expires by itself, and no record means that nobody fetches. `lease_record.lua` in `protocol` is
-//! its
-//! codec for scripts.
+//! what came since. It expires by itself, and no record means that nobody fetches. Its codec for scripts is
+//! `lease_record.lua` in `protocol`.
 //!
 //! | mark | state | set by | next |
 //! |---|---|---|---|
 //! | `-` | a worker fetches | `lease.lua` | commit, extend, gone and release drop the record |
 //! | `+` | as `-`, for an invalidation that follows another: a third is held off | `lease.lua`, `fence.lua` | as `-` |
 //! | `=` | a service loads | `begin.lua` of the library | `land.lua` and `drop_lease.lua` drop the record |
-//! | `r` | a refresh came | `invalidate.lua` | the worker's commit makes it `+`, begun anew; `land.lua` writes nothing |
-//! | `e` | an eviction came, or a service wrote | `invalidate.lua`, the library | the commit drops it; a load takes it over as `=` |
+//! | `r` | a refresh arrived | `invalidate.lua` | the worker's commit renews it as `+`; `land.lua` writes nothing |
+//! | `e` | an eviction arrived, or a service wrote | `invalidate.lua`, library | commit drops it; a load makes it `=` |
 //!
 //! The library marks in `set.lua`, `delete.lua` and `increment.lua`. A refresh replaces `e`, an eviction `r`. Only a
 //! holder whose token and `fetched_at` are in the record, under `-`, `+` or `=`, writes.

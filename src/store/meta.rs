@@ -9,9 +9,9 @@
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
-//! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there; where there is one, none is taken from the head, since such
-//! a worker writes the note anew and leaves the head as it finds it. It reads this form as well, and takes an attempt for
-//! a part of the hash. Builds before that wrote outcomes and triggers as words, which Rust reads.
+//! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there. If there is one, none is taken from the head, because such a
+//! worker writes a new note and leaves the head as it is. It reads this form as well, and takes an attempt for a part
+//! of the hash. Builds before that wrote outcomes and triggers as words, which Rust reads.
 
 use std::time::Duration;
 

@@ -11,9 +11,9 @@ use crate::source::context;
 use crate::store::LastAttempt;
 
 impl Warmer {
-    /// Returns the tags of a kept value, or the reason why they cannot be rendered; `before` is its metadata. An AI value
-    /// is kept although the job's tags or the inputs in them may have changed, so its tags are rendered again. A 304
-    /// counts only for the same job file and the same inputs.
+    /// Returns the tags of a kept value, or the reason why they cannot be rendered; `before` is its metadata. An AI
+    /// value is kept although the job's tags or the inputs in them may have changed, so its tags are rendered again. A
+    /// 304 counts only for the same job file and the same inputs.
     pub(super) async fn tags_kept(
         &self,
         job: &Job,
