@@ -92,8 +92,8 @@ pub(super) fn jitter(wait: Duration) -> Duration {
 }
 
 impl Warmer {
-    /// Rechecks an entry after its invalidation. Returns its next place if no fetch is needed, because it has no value or
-    /// a valid one of Samovar's.
+    /// Rechecks an entry after its invalidation. Returns its next place if no fetch is needed, because it has no value
+    /// or a valid one of Samovar's.
     pub(super) async fn recheck(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Next>> {
         let snapshot = self.store.snapshot(key).await?;
         let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero());
