@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use redis::{ErrorKind, RedisResult, Script};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::agenda::{Agenda, When};
 use crate::entry::EntryKey;
@@ -38,6 +38,9 @@ const AT_ONCE: u32 = 2_000;
 const A_SECOND: u32 = 500;
 /// The interval at which gaps are looked up without a signal.
 const IDLE: Duration = Duration::from_secs(5);
+
+/// The error of a worker that lost its lock.
+const LOST_LOCK: &str = "the lock of the revalidator expired, and another worker took it";
 
 static CLOSE_GAP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/close_gap.lua")));
 
@@ -75,6 +78,10 @@ impl Revalidator {
         while !stop.is_cancelled() {
             match self.revalidate().await {
                 Ok(()) => backoff.well(),
+                Err(e) if e.kind() == ErrorKind::Client && e.to_string().contains(LOST_LOCK) => {
+                    backoff.well();
+                    info!("the lock of the revalidation expired; the worker that took it continues");
+                }
                 Err(e) => {
                     backoff.ill(&e, &stop).await;
                     continue;
@@ -260,7 +267,7 @@ impl Revalidator {
         let [_, lock, _] = self.keys.revalidation();
         match lead(&self.redis, &lock, &self.worker, self.claim).await? {
             true => Ok(()),
-            false => Err((ErrorKind::Client, "the lock of the revalidator expired, and another worker took it").into()),
+            false => Err((ErrorKind::Client, LOST_LOCK).into()),
         }
     }
 }
