@@ -1,4 +1,4 @@
-//! The queue: spreads tasks over the fleet, each a chunk of claimed entries. The only room that names apalis.
+//! The queue: spreads tasks over the fleet, each a chunk of claimed entries. The only module that names apalis.
 //!
 //! Responsibility: apalis's worker runtime drives the tasks, and the data have apalis-redis's layout. Pulling,
 //! acknowledging and beating are our own. The shipped ones end the worker at the first error of Redis, trust the

@@ -1,8 +1,7 @@
 //! Sources: where a job's values come from, and the properties by which the rest of the program treats them.
 //!
-//! Each kind states its properties in its own file. No other room looks at the kind, except the room that fetches. A
-//! new kind is a file here, a variant of [`Source`], a reader in `job/file/source.rs`, and a fetch in the room
-//! `source`.
+//! Each kind states its properties in its own file. No other module looks at the kind, except `source`, which fetches.
+//! A new kind is a file here, a variant of [`Source`], a reader in `job/file/source.rs`, and a fetch in `source`.
 
 mod ai;
 mod compose;
