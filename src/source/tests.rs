@@ -57,7 +57,7 @@ impl Server {
         Self { url, seen, _tasks: tasks }
     }
 
-    /// One that writes these bytes to whoever comes, and then closes, or not.
+    /// Starts a server that writes these bytes to each connection, and then closes it if `close`.
     async fn raw(bytes: &'static [u8], close: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

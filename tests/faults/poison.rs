@@ -20,7 +20,7 @@ fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
     talkative(redis, jobs).env("SAMOVAR_CLAIM", "10s").spawn()
 }
 
-/// A worker dies while it fetches an entry, each time; whoever minds it starts another.
+/// An entry crashes each worker that fetches it, and a supervisor starts another.
 #[tokio::test]
 async fn poison_is_given_up_and_its_neighbours_are_warmed() {
     let (redis, upstream) = both().await;

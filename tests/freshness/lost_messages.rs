@@ -34,7 +34,7 @@ async fn a_trimmed_inbox_says_so_and_everything_is_made_anew() {
     inbox::bound(&mut parts.redis.clone(), &parts.keys, 10).await.unwrap();
     let left: usize = redis.ask(&["XLEN", "samovar:inbox"]).await;
     assert!(left < 15, "{left} are left");
-    // Whoever else is bound to hear of it is not asked here: its own canaries would do that.
+    // Without the records of gap detectors: a gap in those would also revalidate.
     redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
     let mut second = worker(&redis, &jobs);
     second.wait_for_log(&["dropped from the inbox"]).await;

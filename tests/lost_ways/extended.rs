@@ -22,7 +22,7 @@ async fn an_invalidation_handled_late_is_not_answered_without_a_fetch() {
     assert!(!handled.fenced && !handled.due, "{handled:?}");
     assert_eq!(parts.store.extend_unasked(&art("a"), &lease, HOUR, &last_attempt).await.unwrap(), Written::Foreign);
     assert!(parts.meta("a").await.unwrap().invalidated.is_some());
-    // Whoever asked has asked after the invalidation.
+    // A request to the source came after the invalidation.
     let written = parts.store.extend(&art("a"), &lease, HOUR, &last_attempt).await.unwrap();
     assert!(matches!(written, Written::Done { changed: false, .. }), "{written:?}");
     assert_eq!(parts.meta("a").await.unwrap().invalidated, None);
@@ -46,7 +46,7 @@ async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
             Removal::Evict => assert_eq!((after, redis.get("art:a").await), (None, None)),
         }
     }
-    // Whoever asked, or fetched the same, has asked after it.
+    // A request that was answered 304, or fetched the same content, came after it.
     commit(&parts, &art("a"), &json!("told")).await;
     for fetched in [false, true] {
         let at = extended(&parts, &art("a"), &last_attempt).await;
