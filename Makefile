@@ -48,7 +48,7 @@ $(VENV)/installed: examples/api/requirements.txt
 		echo "python3 or its module venv is missing: the example in Python is not tried" >&2; \
 	fi
 
-torture: setup ## Kill, cut, starve and flood it for long: make torture TIMES=50 SEED=7 SECONDS=600 ENTRIES=1000000 KILLS=300
+torture: setup ## Long runs with faults: make torture TIMES=50 SEED=7 SECONDS=600 ENTRIES=1000000 KILLS=300
 	@./scripts/install-faketime.sh
 	SAMOVAR_TORTURE=$(TIMES) SAMOVAR_TEST_SECONDS=$(SECONDS) $(if $(SEED),SAMOVAR_TEST_SEED=$(SEED)) \
 		$(if $(ENTRIES),SAMOVAR_TORTURE_ENTRIES=$(ENTRIES)) $(if $(KILLS),SAMOVAR_TORTURE_KILLS=$(KILLS)) \

@@ -119,7 +119,7 @@ async fn measure_with(latency: Duration, bulk: usize) {
     }
 }
 
-/// How long a command took that Redis tells of in its slow log.
+/// Returns the duration of a command in Redis's slow log.
 fn ms(entry: redis::Value) -> f64 {
     let fields: Vec<redis::Value> = redis::from_redis_value(entry).unwrap();
     redis::from_redis_value::<f64>(fields[2].clone()).unwrap() / 1_000.0

@@ -1,4 +1,4 @@
-//! What a worker costs while nothing happens, what size costs, how a fleet of two does, and the binary.
+//! The cost of an idle worker, of size, of a fleet of two, and the size of the binary.
 //!
 //! Arguments: the parts to run (`idle agenda start fleet binary`); all where none is named.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and stops at the first surprise")]
@@ -280,7 +280,7 @@ async fn start() {
     }
 }
 
-/// What two workers do together, against one, with an upstream that works on so many answers at once.
+/// Compares two workers with one, on an upstream that gives `at_once` answers at a time.
 async fn fleet(what: &str, latency: Duration, at_once: usize) {
     let mut rates = [Vec::new(), Vec::new()];
     for _ in 0..3 {

@@ -26,7 +26,7 @@ use samovar::entry::Validators;
 use samovar::entry::{EntryKey, JobName};
 use samovar::protocol::Keys;
 use samovar::redis::RedisUrl;
-use samovar::store::{Fresh, Leased, Note, Store, Written};
+use samovar::store::{Fresh, LastAttempt, Leased, Store, Written};
 
 use measure::{Upstream, info, median, memory, myself, redis_cpu};
 use support::{JobsFolder, TestRedis, eventually, samovar};
@@ -35,16 +35,16 @@ const ENTRIES: usize = 20_000;
 const CONCURRENCY: usize = 64;
 const ROUNDS: usize = 3;
 
-/// What one run came to.
+/// The result of one run.
 struct Run {
     name: &'static str,
     /// Entries per second.
     rate: f64,
-    /// CPU time per entry, µs: of who fetches, of Redis, of the upstream.
+    /// CPU time per entry, µs: of the fetching process, Redis and the upstream.
     cost: [f64; 3],
     /// Bytes in Redis per entry.
     bytes: f64,
-    /// The most memory that who fetches ever had, MB.
+    /// The peak memory of the fetching process, MB.
     memory: f64,
 }
 
@@ -176,7 +176,7 @@ async fn all(redis: &TestRedis, outcome: &str) {
     .await;
 }
 
-/// What somebody would write who needs no queue, no schedule and no invalidation; prints the seconds of CPU it took.
+/// Runs the loop of a program without queue, schedule and invalidation; prints the seconds of CPU that it took.
 async fn bare(fenced: bool, upstream: &str, redis: &str) {
     let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();
     let redis = redis::Client::open(redis).unwrap().get_multiplexed_async_connection().await.unwrap();
@@ -253,8 +253,8 @@ async fn promised(agenda: bool, upstream: &str, redis: &str) {
                 let body = answer.text().await.unwrap();
                 serde_json::from_str::<serde_json::Value>(&body).unwrap();
                 let validators = Validators { etag: Some(etag), ..Validators::default() };
-                let note = Note { validators, trigger: Some(Trigger::Cron), ..Note::default() };
-                let written = store.commit(&key, &lease, &body, TTL, &note).await.unwrap();
+                let last_attempt = LastAttempt { validators, trigger: Some(Trigger::Cron), ..LastAttempt::default() };
+                let written = store.commit(&key, &lease, &body, TTL, &last_attempt).await.unwrap();
                 assert!(matches!(written, Written::Done { .. }));
                 (key, lease.fetched_at)
             };

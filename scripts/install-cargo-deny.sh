@@ -9,4 +9,7 @@ cargo=${CARGO:-cargo}
 "$cargo" deny --version >/dev/null 2>&1 && exit 0
 printf '%s\n' "no cargo-deny; building it" >&2
 "$cargo" install --locked --debug --version '^0.20' cargo-deny ||
-    { printf '%s\n' "$0: it could not be installed; see https://github.com/EmbarkStudios/cargo-deny for ready-made ones" >&2; exit 1; }
+    {
+        printf '%s\n' "$0: cannot install cargo-deny; see https://github.com/EmbarkStudios/cargo-deny for binaries" >&2
+        exit 1
+    }

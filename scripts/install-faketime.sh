@@ -12,12 +12,14 @@ as_root() {
         sudo "$@"
     fi
 }
+apt_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends faketime
+}
 
 has faketime && exit 0
 say "no faketime on the PATH; installing it"
 if has apt-get; then
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends faketime ||
-        { as_root apt-get update -q && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends faketime; }
+    apt_install || { as_root apt-get update -q && apt_install; }
 elif has dnf; then
     as_root dnf install -y libfaketime
 elif has apk; then

@@ -37,7 +37,8 @@ with_apt() {
     fi
     installed=
     as_root apt-get update -q || say "$0: the package lists could not be refreshed; trying with those at hand"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends redis-server && installed=yes
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends redis-server &&
+        installed=yes
     if [ -n "$masked" ]; then
         as_root systemctl unmask --quiet redis-server.service
         as_root systemctl disable --quiet redis-server.service || true
@@ -69,5 +70,6 @@ program=$(server) || die "installed, yet neither redis-server nor valkey-server 
 version=$("$program" --version | sed -n 's/.*v=\([0-9][0-9.]*\).*/\1/p')
 major=${version%%.*}
 if [ -n "$major" ] && [ "$major" -lt 7 ]; then
-    die "$program is version $version and 7 or newer is needed; see https://redis.io/docs/latest/operate/oss_and_stack/install/"
+    die "$program is version $version and 7 or newer is needed;" \
+        "see https://redis.io/docs/latest/operate/oss_and_stack/install/"
 fi

@@ -1,4 +1,4 @@
-//! What is due when: claims, the order they come in, and what overtakes them.
+//! The agenda: due times, claims, their order, and priorities.
 #![cfg(test)]
 
 mod support;
@@ -260,7 +260,7 @@ async fn dead_letters_are_bounded_and_the_oldest_go_first() {
 
 /// Somebody else's key stands where the dead letters, their reasons or the counters should.
 #[tokio::test]
-async fn a_stranger_s_key_beside_the_agenda_keeps_no_entry_in_hand() {
+async fn a_stranger_s_key_beside_the_agenda_keeps_no_entry_in_flight() {
     let names: Vec<String> = (0..600).map(|n| format!("{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     for (key, letters) in [("samovar:dead:{art}", 0), ("samovar:dead-reasons:{art}", 200), ("samovar:stats:{art}", 200)]
@@ -288,7 +288,7 @@ async fn a_stranger_s_key_beside_the_agenda_keeps_no_entry_in_hand() {
     }
 }
 
-/// A full Redis keeps no dead letter as yet, so the entry stays in hand until there is one.
+/// A full Redis stores no dead letter, so the entry stays in flight until it can.
 #[tokio::test]
 async fn a_full_redis_loses_no_dead_letter() {
     let (redis, parts) = parts().await;

@@ -1,4 +1,4 @@
-//! What a service does with the cache library on a Redis that is well.
+//! The cache library on a healthy Redis.
 #![cfg(test)]
 
 mod support;

@@ -12,7 +12,7 @@ use samovar::cache::{
 };
 use samovar::entry::EntryKey;
 use samovar::protocol::Keys;
-use samovar::store::{Fresh, Leased, Note, Removal, Store};
+use samovar::store::{Fresh, LastAttempt, Leased, Removal, Store};
 use support::{TestRedis, eventually};
 use tokio::time::timeout;
 
@@ -267,7 +267,7 @@ async fn near_values_go_when_anybody_announces_a_change() {
     let store = Store::new(redis.redis_url().manager(DEADLINE).await.unwrap(), keys);
     let key = EntryKey::new("art:k");
     let Leased::Yes(lease) = store.lease(&key, HOUR, Fresh::default()).await.unwrap() else { panic!("leased") };
-    store.commit(&key, &lease, "5", HOUR, &Note::default()).await.unwrap();
+    store.commit(&key, &lease, "5", HOUR, &LastAttempt::default()).await.unwrap();
     sees("a worker's commit", Some(5)).await;
     store.invalidate(&key, store.now().await.unwrap() + Duration::from_millis(1), Removal::Evict).await.unwrap();
     sees("an eviction", None).await;

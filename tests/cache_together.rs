@@ -16,7 +16,7 @@ use samovar::entry::Trigger;
 use samovar::protocol::Keys;
 use samovar::protocol::Message;
 use samovar::redis::RedisTime;
-use samovar::store::{Fresh, Leased, Note, Removal, Store, Written};
+use samovar::store::{Fresh, LastAttempt, Leased, Removal, Store, Written};
 use serde_json::json;
 use support::{Art, Parts, Reply, TestRedis, Upstream, eventually, worker};
 use tokio::sync::oneshot;
@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_secs(10);
 const LATER: Duration = Duration::from_secs(60);
 
 fn builder(redis: &TestRedis) -> Builder {
-    Cache::builder(redis.redis_url()).prefix("art").bound(SOON).load_patience(LATER).lease(LATER)
+    Cache::builder(redis.redis_url()).prefix("art").bound(SOON).load_wait(LATER).lease(LATER)
 }
 
 async fn instance(redis: &TestRedis) -> Cache {
@@ -132,9 +132,9 @@ async fn a_loader_that_is_cancelled_leaves_its_place_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_slow_loader_elsewhere_is_not_waited_for_beyond_patience() {
+async fn a_slow_loader_elsewhere_is_not_waited_for_beyond_load_wait() {
     let redis = TestRedis::start().await;
-    let hasty = builder(&redis).load_patience(Duration::from_millis(50)).build().await.unwrap();
+    let hasty = builder(&redis).load_wait(Duration::from_millis(50)).build().await.unwrap();
     let mut slow = load(&instance(&redis).await, 1);
     slow.begun().await;
     let mut own = load(&hasty, 2);
@@ -145,7 +145,7 @@ async fn a_slow_loader_elsewhere_is_not_waited_for_beyond_patience() {
     assert_eq!(redis.get("art:k").await.as_deref(), Some("1"));
 }
 
-/// What came of a load that was overtaken by a change.
+/// Changes a key during a load, and returns the value in Redis afterwards.
 async fn overtaken(redis: &TestRedis, loading: &Cache, change: impl AsyncFnOnce()) -> Option<String> {
     let mut stale = load(loading, 1);
     stale.begun().await;
@@ -195,7 +195,7 @@ async fn what_is_cleared_while_it_is_loaded_is_not_brought_back() {
     assert_eq!(left.await, None);
 }
 
-/// What it loaded is not written, and the service does not load again: a worker fetches it.
+/// The loaded value is not written, and the service does not load it again: a worker fetches it.
 #[tokio::test]
 async fn a_key_invalidated_during_a_load_is_fetched_by_a_worker() {
     let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
@@ -241,7 +241,7 @@ async fn a_stranger_s_key_at_a_lease_stops_no_write() {
     assert_eq!(redis.json("art:k").await, Some(json!(4)));
 }
 
-/// What came of values that were loaded before and while a tag was invalidated, on a job with tags.
+/// Invalidates a tag during and after loads under a job with tags, and checks the values.
 async fn loaded_and_tagged(top: &str, action: &str, first: bool) {
     let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
     for name in ["k", "before"] {
@@ -396,7 +396,7 @@ async fn a_service_and_a_worker_do_not_fetch_the_same_at_once() {
     let key = EntryKey::new("art:k");
     let Leased::Yes(lease) = store.lease(&key, LATER, Fresh::default()).await.unwrap() else { panic!("leased") };
     let waiting = load(&cache, 1);
-    store.commit(&key, &lease, "7", LATER, &Note::default()).await.unwrap();
+    store.commit(&key, &lease, "7", LATER, &LastAttempt::default()).await.unwrap();
     assert_eq!(waiting.ends().await, 7, "it gets what the worker fetched");
 
     cache.delete("k").await.unwrap();
@@ -419,7 +419,7 @@ async fn what_a_service_deletes_or_writes_no_worker_brings_back() {
         } else {
             cache.delete("k").await.unwrap();
         }
-        let written = store.commit(&key, &lease, "7", LATER, &Note::default()).await.unwrap();
+        let written = store.commit(&key, &lease, "7", LATER, &LastAttempt::default()).await.unwrap();
         assert_eq!(written, Written::Evicted);
         assert_eq!(cache.get::<i32>("k").await.unwrap(), write.then_some(8));
     }

@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, TestRunner};
 use samovar::agenda::{Due, State};
 use samovar::entry::{Outcome, Priority, Trigger};
 use samovar::redis::RedisTime;
-use samovar::store::{Meta, Note};
+use samovar::store::{LastAttempt, Meta};
 use support::TestRedis;
 
 fn any_due() -> impl Strategy<Value = Due> {
@@ -72,7 +72,7 @@ struct Known {
     hash: String,
     fetched_at: i64,
     content_since: i64,
-    note: Note,
+    last_attempt: LastAttempt,
     previous: bool,
 }
 
@@ -83,7 +83,7 @@ fn any_known() -> impl Strategy<Value = Known> {
     let attempt = (0..outcomes.len(), 0..triggers.len(), any::<bool>(), prop_oneof![Just(0), time()], 0_u32..4);
     let notes =
         (attempt, any::<bool>(), 0_u32..9).prop_map(move |((o, t, storm, attempted, crashes), tagged, failures)| {
-            Note {
+            LastAttempt {
                 outcome: Some(outcomes[o]),
                 trigger: Some(triggers[t]),
                 storm,
@@ -91,29 +91,33 @@ fn any_known() -> impl Strategy<Value = Known> {
                 crashes: if attempted > 0 { crashes } else { 0 },
                 failures,
                 tags: if tagged { vec![r#""t":1 ~@/ {"d":3}"#.to_owned()] } else { Vec::new() },
-                ..Note::default()
+                ..LastAttempt::default()
             }
         });
     let times = [time().boxed(), time().boxed(), (0_i64..2).boxed(), (0_i64..9_000).boxed()];
     let zero_or = |some: BoxedStrategy<i64>| prop_oneof![Just(0), some];
     (times, "-|[0-9A-Za-z]{1,11}", zero_or(time().boxed()), zero_or(time().boxed()), notes, any::<bool>()).prop_map(
-        |(times, hash, fetched_at, content_since, note, previous)| {
+        |(times, hash, fetched_at, content_since, last_attempt, previous)| {
             let fetched_at = if fetched_at == 0 { times[0] } else { fetched_at };
-            Known { times, hash, fetched_at, content_since, note, previous }
+            Known { times, hash, fetched_at, content_since, last_attempt, previous }
         },
     )
 }
 
 /// The note as the previous version wrote it, with the last attempt in it.
-fn note_of_the_previous_version(note: &Note) -> String {
-    let mut json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&note.to_json()).unwrap();
-    let outcome = note.outcome.filter(|outcome| *outcome != Outcome::Warmed).map_or(-1, |outcome| outcome as i64);
-    let trigger = note.trigger.filter(|trigger| *trigger != Trigger::Expiry).map_or(-1, |trigger| trigger as i64);
+fn note_of_the_previous_version(last_attempt: &LastAttempt) -> String {
+    let mut json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&last_attempt.to_json()).unwrap();
+    let outcome =
+        last_attempt.outcome.filter(|outcome| *outcome != Outcome::Warmed).map_or(-1, |outcome| outcome as i64);
+    let trigger =
+        last_attempt.trigger.filter(|trigger| *trigger != Trigger::Expiry).map_or(-1, |trigger| trigger as i64);
     json.extend((outcome >= 0).then(|| ("o".to_owned(), outcome.into())));
     json.extend((trigger >= 0).then(|| ("t".to_owned(), trigger.into())));
-    json.extend((note.attempted > RedisTime::ZERO).then(|| ("a".to_owned(), note.attempted.as_millis().into())));
-    json.extend((note.crashes > 0).then(|| ("d".to_owned(), note.crashes.into())));
-    json.extend(note.storm.then(|| ("s".to_owned(), 1.into())));
+    json.extend(
+        (last_attempt.attempted > RedisTime::ZERO).then(|| ("a".to_owned(), last_attempt.attempted.as_millis().into())),
+    );
+    json.extend((last_attempt.crashes > 0).then(|| ("d".to_owned(), last_attempt.crashes.into())));
+    json.extend(last_attempt.storm.then(|| ("s".to_owned(), 1.into())));
     serde_json::Value::Object(json).to_string()
 }
 
@@ -140,10 +144,13 @@ fn scripts_and_rust_agree_on_metadata() {
             |known: &Known| if known.content_since > 0 { known.content_since.to_string() } else { String::new() };
         for known in &all {
             words.extend(known.times.map(|time| time.to_string()));
-            let old = note_of_the_previous_version(&known.note);
-            let (attempt, note) =
-                if known.previous { (String::new(), old) } else { (known.note.attempt(), known.note.to_json()) };
-            words.extend([known.hash.clone(), attempt, known.fetched_at.to_string(), since(known), note]);
+            let old = note_of_the_previous_version(&known.last_attempt);
+            let (attempt, json) = if known.previous {
+                (String::new(), old)
+            } else {
+                (known.last_attempt.attempt(), known.last_attempt.to_json())
+            };
+            words.extend([known.hash.clone(), attempt, known.fetched_at.to_string(), since(known), json]);
         }
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let replies: Vec<String> = runtime.block_on(redis.ask(&words));
@@ -151,7 +158,7 @@ fn scripts_and_rust_agree_on_metadata() {
             let [packed, fields, attempt] = reply else { unreachable!() };
             let head = format!("{} {} {} {} {}", words[0], words[1], words[2], words[3], words[4]);
             prop_assert_eq!(fields, &format!("{head} {} {} {}", words[6], words[7], words[8]));
-            let Note { outcome, trigger, storm, attempted, crashes, .. } = known.note;
+            let LastAttempt { outcome, trigger, storm, attempted, crashes, .. } = known.last_attempt;
             let (outcome, trigger, storm) =
                 (outcome.unwrap() as u8, trigger.unwrap() as u8, if storm { "1" } else { "" });
             prop_assert_eq!(attempt, &format!("{trigger} {crashes} {storm} {outcome} {attempted}"));
@@ -165,10 +172,14 @@ fn scripts_and_rust_agree_on_metadata() {
             );
             let attempted =
                 if attempted == RedisTime::ZERO { RedisTime::from_millis(known.times[0]) } else { attempted };
-            prop_assert_eq!(&meta.note, &Note { attempted, ..known.note.clone() });
+            prop_assert_eq!(&meta.last_attempt, &LastAttempt { attempted, ..known.last_attempt.clone() });
             let attempt = if words[5].is_empty() { 0 } else { words[5].len() + 1 };
             let room = attempt + words[8].len();
-            prop_assert!(room <= note_of_the_previous_version(&known.note).len(), "more room than before: {}", packed);
+            prop_assert!(
+                room <= note_of_the_previous_version(&known.last_attempt).len(),
+                "more room than before: {}",
+                packed
+            );
         }
         Ok(())
     };

@@ -70,7 +70,7 @@ fn all_keys() -> Vec<String> {
     SHELVES.iter().flat_map(|(job, of)| (0..*of).map(move |n| format!("{job}:{n}"))).collect()
 }
 
-/// What the readers must not see any more, what was published, and what was seen that must not be.
+/// The oldest versions that readers may still see, the published versions, and the faults found.
 #[derive(Debug, Default)]
 struct Ledger {
     floors: HashMap<String, (u64, String)>,
@@ -98,7 +98,7 @@ impl Ledger {
     }
 }
 
-/// What everybody shares.
+/// The state that all tasks of a run share.
 struct World {
     seed: u64,
     begun: Instant,
@@ -106,7 +106,8 @@ struct World {
     upstream: Versions,
     parts: Parts,
     ledger: Mutex<Ledger>,
-    /// Whoever publishes bare holds it, so that subscribers stay connected; whoever disturbs them has it alone.
+    /// Publishers of bare messages hold it shared, so that subscribers stay connected; the one that cuts subscriptions
+    /// holds it alone.
     air: RwLock<()>,
     stop: CancellationToken,
     /// Readers ask for what they miss.
@@ -247,7 +248,7 @@ impl World {
         self.record(edit, &of_stories, &way).await;
     }
 
-    /// What a story is made of must not go back, either: what was readable when it was evicted is the least.
+    /// Returns the oldest inputs that a story may be made from: those readable when it was evicted.
     fn of_stories(&self, edit: &Edit) -> Vec<(String, u64)> {
         let stories = edit.concerned.iter().filter_map(|(key, _)| Some((key, key.strip_prefix("story:")?)));
         stories.map(|(key, n)| (of(key), self.note(|ledger| ledger.floor(&format!("art:{n}")).0))).collect()
@@ -346,8 +347,8 @@ impl World {
 
     // Disturbances
 
-    /// Client ids of those who hear the channel.
-    async fn ears(&self) -> BTreeSet<u64> {
+    /// Returns the client ids of the subscriptions.
+    async fn subscriptions(&self) -> BTreeSet<u64> {
         let list: String = self
             .insist(async |mut redis| {
                 redis::cmd("CLIENT").arg(&["LIST", "TYPE", "pubsub"]).query_async(&mut redis).await
@@ -357,10 +358,10 @@ impl World {
         ids.collect()
     }
 
-    /// Waits until all workers hear the channel, so many of them by new connections.
-    async fn all_ears(&self, before: &BTreeSet<u64>, new: usize) {
-        self.until("all workers hear the channel", async || {
-            let now = self.ears().await;
+    /// Waits until all workers are subscribed, `new` of them at least by new connections.
+    async fn all_subscribed(&self, before: &BTreeSet<u64>, new: usize) {
+        self.until("all workers are subscribed", async || {
+            let now = self.subscriptions().await;
             if now.len() == WORKERS && now.difference(before).count() >= new { Ok(()) } else { Err(now) }
         })
         .await;
@@ -369,7 +370,7 @@ impl World {
     /// One disturbance; says which worker it left frozen.
     async fn disturb(&self, random: &mut StdRng, workers: &mut [WorkerProcess], jobs: &JobsFolder) -> Option<usize> {
         let _alone = self.air.write().await;
-        let before = self.ears().await;
+        let before = self.subscriptions().await;
         let what = random.random_range(0..100);
         let victim = random.random_range(0..workers.len());
         match what {
@@ -377,21 +378,21 @@ impl World {
                 self.note(|ledger| ledger.count("kills"));
                 workers[victim].kill9();
                 workers[victim] = worker(&self.redis, jobs);
-                self.all_ears(&before, 1).await;
+                self.all_subscribed(&before, 1).await;
             }
             20..35 => {
                 self.note(|ledger| ledger.count("stops"));
                 workers[victim].term();
                 assert!(workers[victim].wait().await.success(), "a worker that is told to stop ends well");
                 workers[victim] = worker(&self.redis, jobs);
-                self.all_ears(&before, 1).await;
+                self.all_subscribed(&before, 1).await;
             }
             35..48 => {
                 self.command("cuts", &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
             }
             48..60 => {
-                self.command("cuts of ears", &["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-                self.all_ears(&before, WORKERS).await;
+                self.command("cuts of subscriptions", &["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+                self.all_subscribed(&before, WORKERS).await;
             }
             60..72 => {
                 let time = random.random_range(100..700_u32).to_string();
@@ -442,7 +443,7 @@ impl World {
 
     // The end
 
-    /// Waits until nothing is in the inbox, urgent, in hand, or due.
+    /// Waits until nothing is in the inbox, urgent, in flight, or due.
     async fn settled(&self) {
         let inbox = self.parts.keys.inbox();
         self.until("the dust settles", async || {
@@ -523,7 +524,7 @@ impl World {
         }
     }
 
-    /// What Samovar knows of a key, for people.
+    /// Describes what Samovar knows about a key.
     async fn known(&self, key: &str) -> String {
         let meta = self.redis.get(&self.parts.keys.meta(&EntryKey::new(key))).await;
         let expires: i64 = self.redis.ask(&["PEXPIRETIME", key]).await;
@@ -531,7 +532,7 @@ impl World {
     }
 }
 
-/// The name under which it is kept what a story is made of.
+/// Returns the name under which the ledger keeps the input of a story.
 fn of(key: &str) -> String {
     format!("{key}#of")
 }
@@ -568,7 +569,7 @@ async fn under_fire() {
     let (stop, demand) = (CancellationToken::new(), CancellationToken::new());
     let (ledger, air) = (Mutex::default(), RwLock::default());
     let world = Rc::new(World { seed, begun: Instant::now(), redis, upstream, parts, ledger, air, stop, demand });
-    world.all_ears(&BTreeSet::new(), WORKERS).await;
+    world.all_subscribed(&BTreeSet::new(), WORKERS).await;
     world.crowd().await;
 
     let (mut editors, mut readers) = (JoinSet::new(), JoinSet::new());

@@ -154,7 +154,7 @@ async fn a_changed_job_file_is_warmed_up_at_once_an_unchanged_one_not() {
     assert_eq!(upstream.calls("/other"), 1);
 }
 
-/// What the worker remembers of its feed.
+/// Returns the names that the worker keeps of its feed.
 async fn named_last(redis: &TestRedis) -> Vec<String> {
     let buckets: Vec<String> = redis.ask(&["HVALS", "samovar:feed:{art}"]).await;
     let mut names: Vec<String> =

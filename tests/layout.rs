@@ -1,4 +1,4 @@
-//! The layout: rooms directly under `src/`, imports that go down only, and no circle of files.
+//! The layout: the top-level modules under `src/`, imports that go down only, and no circle of files.
 //!
 //! An import is any path that begins with `crate`, `super`, `self` or the name of a child module, in a `use` or in the
 //! code, in a function or an inline module. Tests are left out. A path through a re-export leads to the file that
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms, each above all that it may import.
+/// The top-level modules, each above all that it may import.
 const FLOORS: [&str; 18] = [
     "cli",
     "worker",
@@ -309,30 +309,30 @@ fn target<'a>(tree: &'a BTreeMap<Module, Source>, path: &[String]) -> Option<&'a
 }
 
 #[test]
-fn rooms_are_those_of_the_floor_plan() {
+fn top_level_modules_are_those_of_the_floor_plan() {
     let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let declared: Vec<&str> = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
-    assert_eq!(declared, FLOORS, "src/lib.rs declares the rooms in the order of the floors");
+    assert_eq!(declared, FLOORS, "src/lib.rs declares the modules in the order of the floors");
     let found: BTreeSet<String> = tree().into_keys().map(|module| module[0].clone()).collect();
-    assert_eq!(found, FLOORS.iter().map(|room| (*room).to_owned()).collect(), "rooms under src/");
+    assert_eq!(found, FLOORS.iter().map(|name| (*name).to_owned()).collect(), "modules under src/");
 }
 
 #[test]
 fn main_calls_the_command_line_and_nothing_else() {
     let main = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/main.rs")).unwrap();
     let tokens: Vec<String> = tokens(&main).into_iter().map(|token| token.text).collect();
-    let rooms: Vec<&str> =
+    let used: Vec<&str> =
         tokens.windows(3).filter(|path| path[0] == "samovar" && path[1] == "::").map(|path| path[2].as_str()).collect();
-    assert_eq!(rooms, ["cli"], "what src/main.rs uses of the crate");
+    assert_eq!(used, ["cli"], "what src/main.rs uses of the crate");
 }
 
 #[test]
 fn no_import_runs_upward() {
-    let floor = |room: &str| FLOORS.iter().position(|name| *name == room);
+    let floor = |top: &str| FLOORS.iter().position(|name| *name == top);
     let mut faults = Vec::new();
     for (module, Source { file, imports, .. }) in tree() {
         for Import { line, path, .. } in imports {
-            let (Some(from), Some(to)) = (floor(&module[0]), path.first().and_then(|room| floor(room))) else {
+            let (Some(from), Some(to)) = (floor(&module[0]), path.first().and_then(|top| floor(top))) else {
                 continue;
             };
             if to < from {
@@ -350,7 +350,7 @@ fn no_files_import_one_another_in_a_circle() {
     for (module, source) in &tree {
         for import in &source.imports {
             let Some(to) = target(&tree, &import.path) else { continue };
-            // A file of a room may use what the room's `mod.rs` defines, and the other way round.
+            // A file may use what the `mod.rs` above it defines, and the other way round.
             let is_inner = module.starts_with(to) || to.starts_with(module);
             if !is_inner {
                 edges.entry(module).or_default().entry(to).or_insert(import.line);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use samovar::job::{Job, Jobs};
 use samovar::popularity::{Popularity, Sampler};
 use samovar::redis::{RedisTime, Troubles};
-use samovar::store::{Note, Written};
+use samovar::store::{LastAttempt, Written};
 use serde_json::json;
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, talkative};
 
@@ -49,16 +49,16 @@ impl Learnt {
     /// Writes a value as the warmer does.
     async fn commit(&self, name: &str, value: &str) {
         let lease = self.parts.lease(name, Duration::from_secs(5)).await;
-        let note = Note { attempted: lease.fetched_at, ..Note::default() };
-        let written = self.parts.store.commit(&art(name), &lease, value, self.job.ttl, &note).await.unwrap();
+        let last_attempt = LastAttempt { attempted: lease.fetched_at, ..LastAttempt::default() };
+        let written = self.parts.store.commit(&art(name), &lease, value, self.job.ttl, &last_attempt).await.unwrap();
         assert!(matches!(written, Written::Done { .. }), "{written:?}");
     }
 
     /// Lets its life begin anew, as a 304 does.
     async fn extend(&self, name: &str) {
         let lease = self.parts.lease(name, Duration::from_secs(5)).await;
-        let note = Note { attempted: lease.fetched_at, ..Note::default() };
-        let written = self.parts.store.extend(&art(name), &lease, self.job.ttl, &note).await.unwrap();
+        let last_attempt = LastAttempt { attempted: lease.fetched_at, ..LastAttempt::default() };
+        let written = self.parts.store.extend(&art(name), &lease, self.job.ttl, &last_attempt).await.unwrap();
         assert!(matches!(written, Written::Done { .. }), "{written:?}");
     }
 

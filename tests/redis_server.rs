@@ -415,7 +415,7 @@ impl Fleet {
         RedisUrl::parse(&self.redis, None).unwrap().manager(Duration::from_secs(20)).await.unwrap()
     }
 
-    /// How many values are there.
+    /// Returns the number of values.
     async fn warm(&self) -> usize {
         let keys: Vec<String> =
             redis::cmd("KEYS").arg("art:*").query_async(&mut self.connection().await).await.unwrap();

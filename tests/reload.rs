@@ -12,7 +12,7 @@ use support::{
     talkative, worker,
 };
 
-/// What the log says when new jobs have taken over.
+/// The log line after new jobs have taken over.
 const IN_USE: &str = "the new jobs are in use";
 
 async fn both() -> (TestRedis, Upstream) {

@@ -1,4 +1,4 @@
-//! What AI costs, what is saved by not asking, and where spending stops.
+//! AI tokens: their count, the requests saved for unchanged prompts, and the budget's end.
 #![cfg(test)]
 
 mod support;

@@ -103,7 +103,7 @@ async fn a_flush_while_an_answer_is_awaited_fences_the_answer() {
 
 /// The drain time is longer than any test waits.
 #[tokio::test]
-async fn a_worker_that_has_nothing_in_hand_ends_at_once() {
+async fn a_worker_that_has_nothing_in_flight_ends_at_once() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
@@ -251,7 +251,7 @@ async fn a_draining_worker_keeps_what_it_fetches() {
     version(&redis, "a", 1).await;
     assert_eq!(first.wait().await.code(), Some(0));
     assert_eq!(upstream.calls("/art/a"), 1, "nobody fetched it again");
-    assert_eq!(Parts::of(&redis).await.meta("a").await.unwrap().note.crashes, 0);
+    assert_eq!(Parts::of(&redis).await.meta("a").await.unwrap().last_attempt.crashes, 0);
 }
 
 #[tokio::test]
@@ -463,7 +463,7 @@ async fn what_a_killed_worker_left_on_the_queue_is_cleared_up() {
     .await;
 }
 
-/// A worker that hung, with its sockets open, wakes up when all it had in hand is somebody else's.
+/// A worker hangs with open sockets, and wakes up when other workers have its entries.
 #[tokio::test]
 async fn a_worker_that_was_frozen_writes_nothing_old_when_it_wakes() {
     let (redis, upstream) = both().await;

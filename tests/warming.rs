@@ -10,7 +10,7 @@ use samovar::agenda::{Due, State, When};
 use samovar::entry::Outcome;
 use samovar::entry::Trigger;
 use samovar::entry::{EntryKey, JobName};
-use samovar::store::Note;
+use samovar::store::LastAttempt;
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, listening,
@@ -134,7 +134,7 @@ async fn a_304_extends_the_ttl_without_a_new_body() {
     let meta = eventually("it was extended", async || {
         // Both at once: it may be extended again at any moment.
         let found = parts.store.snapshot(&EntryKey::new("art:a")).await.unwrap();
-        found.into_ours().filter(|meta| meta.note.outcome == Some(Outcome::Unchanged))
+        found.into_ours().filter(|meta| meta.last_attempt.outcome == Some(Outcome::Unchanged))
     })
     .await;
     assert!(meta.own_expiry > first.own_expiry);
@@ -160,7 +160,7 @@ async fn an_entry_gone_upstream_is_removed_until_the_next_warmup() {
     eventually("it is gone", async || redis.get("art:a").await.is_none()).await;
     eventually("it is off the agenda", async || parts.score("a").await.is_none()).await;
     assert_eq!((upstream.calls("/art/a"), parts.stat("gone").await), (2, 1));
-    assert_eq!(parts.meta("a").await.unwrap().note.outcome, Some(Outcome::Gone));
+    assert_eq!(parts.meta("a").await.unwrap().last_attempt.outcome, Some(Outcome::Gone));
     // A changed job file is a warmup.
     first.kill9();
     upstream.edit("/art/a");
@@ -207,8 +207,12 @@ async fn any_fault_of_the_upstream_keeps_the_old_value_and_says_why() {
         upstream.on(&format!("/art/{name}"), reply);
         parts.invalidate(&format!("art:{name}")).await;
         let said = eventually(&format!("{name} has failed"), async || {
-            let note = parts.meta(name).await.unwrap().note;
-            if note.outcome == Some(Outcome::Failed) { Ok(note.reason.unwrap()) } else { Err(note) }
+            let last_attempt = parts.meta(name).await.unwrap().last_attempt;
+            if last_attempt.outcome == Some(Outcome::Failed) {
+                Ok(last_attempt.reason.unwrap())
+            } else {
+                Err(last_attempt)
+            }
         })
         .await;
         assert!(!said.is_empty() && reason.split('|').any(|reason| said.contains(reason)), "{name}: {said}");
@@ -232,7 +236,7 @@ async fn a_fetch_that_fails_is_tried_again() {
     version(&redis, "art:a", 1).await;
     let parts = Parts::of(&redis).await;
     assert_eq!((upstream.calls("/art/a"), parts.stat("failed").await), (3, 2));
-    assert_eq!(parts.meta("a").await.unwrap().note.failures, 0);
+    assert_eq!(parts.meta("a").await.unwrap().last_attempt.failures, 0);
 }
 
 #[tokio::test]
@@ -389,7 +393,7 @@ async fn names_reach_the_upstream_whole_and_the_key_is_unchanged() {
     assert_eq!(redis.keys("art:*").await.into_iter().collect::<BTreeSet<_>>(), expected);
 }
 
-/// Whoever normalises a URL takes such a segment for a step up, percent-encoded or not.
+/// A program that normalises a URL takes such a segment for a step up, percent-encoded or not.
 #[tokio::test]
 async fn a_name_no_url_can_carry_fails_with_the_reason_and_no_request() {
     let (redis, upstream) = both().await;
@@ -402,7 +406,7 @@ async fn a_name_no_url_can_carry_fails_with_the_reason_and_no_request() {
             redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{art}", &key]).await
         })
         .await;
-        assert!(reason.contains("URLs cannot carry"), "{reason}");
+        assert!(reason.contains("no URL can carry"), "{reason}");
     }
     assert_eq!(upstream.all_requests().len(), 0);
 }
@@ -588,7 +592,7 @@ async fn who_waits_for_an_input_that_is_gone_gives_up_in_the_end() {
     assert_eq!(upstream.calls("/art/a"), 1);
 }
 
-/// A worker dies, or Redis's reply is lost, after the commit and before those are woken that are made from the entry.
+/// A worker dies, or Redis's reply is lost, after the commit and before it wakes the entry's dependants.
 #[tokio::test]
 async fn a_dependant_follows_though_a_worker_died_after_the_commit() {
     let (redis, upstream) = both().await;
@@ -601,7 +605,7 @@ async fn a_dependant_follows_though_a_worker_died_after_the_commit() {
     parts.next_instant().await;
     let lease = parts.lease("a", Duration::from_secs(60)).await;
     let (two, hour) = (r#"{"title":"two"}"#, Duration::from_secs(3_600));
-    parts.store.commit(&support::art("a"), &lease, two, hour, &Note::default()).await.unwrap();
+    parts.store.commit(&support::art("a"), &lease, two, hour, &LastAttempt::default()).await.unwrap();
     parts.agenda.put(&support::job(), &[support::art("a")], When::NOW, Trigger::Expiry).await.unwrap();
     let _second = worker(&redis, &jobs);
     eventually("the story is told anew", async || {
@@ -627,7 +631,7 @@ async fn a_key_that_holds_no_string_is_left_to_its_owner_and_told() {
     assert_eq!((redis.ask::<String>(&["TYPE", "art:a"]).await.as_str(), upstream.calls("/art/a")), ("hash", 0));
 }
 
-/// What is made from an input that changes while it waits for its upstream is not made from the old one for good.
+/// An entry whose input changes while it waits for its upstream is made again from the new input.
 #[tokio::test]
 async fn an_input_that_changes_during_the_wait_for_a_permit_counts() {
     let (redis, upstream) = both().await;
@@ -651,7 +655,7 @@ async fn an_input_that_changes_during_the_wait_for_a_permit_counts() {
     let parts = Parts::of(&redis).await;
     let lease = parts.lease(waits, Duration::from_secs(60)).await;
     let (two, hour) = (r#"{"title":"two"}"#, Duration::from_secs(3_600));
-    parts.store.commit(&support::art(waits), &lease, two, hour, &Note::default()).await.unwrap();
+    parts.store.commit(&support::art(waits), &lease, two, hour, &LastAttempt::default()).await.unwrap();
     parts.agenda.put(&story, [&key], When::NOW, Trigger::Invalidation).await.unwrap();
     eventually("another has taken it, too", async || {
         let score: Option<f64> = redis.ask(&["ZSCORE", "samovar:agenda:{story}", key.as_str()]).await;

@@ -1,4 +1,4 @@
-//! What the benchmarks of the worker share: an upstream that is a process of its own, and what processes cost.
+//! Shared by the benchmarks of the worker: an upstream in a process of its own, and the cost of processes.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -49,7 +49,7 @@ impl Upstream {
         Self::narrow(entries, latency, Semaphore::MAX_PERMITS).await
     }
 
-    /// The same, but it works on so many answers at once, and on the others after them.
+    /// As [`Upstream::start`], with `at_once` answers at a time; the others wait.
     pub async fn narrow(entries: usize, latency: Duration, at_once: usize) -> Self {
         let mut command = myself();
         command.args(["upstream", &entries.to_string(), &latency.as_micros().to_string(), &at_once.to_string()]);
@@ -66,7 +66,7 @@ impl Upstream {
         http.get(url).send().await.unwrap().error_for_status().unwrap().text().await.unwrap()
     }
 
-    /// How many entries it was asked for, and how long from the first to the last of them.
+    /// Returns the number of entries requested, and the time from the first to the last of them.
     pub async fn asked(&self) -> (usize, Duration) {
         let answer = self.ask("asked").await;
         let (count, seconds) = answer.split_once(' ').unwrap();

@@ -44,21 +44,21 @@ async fn set_gauges(parts: &Parts, census: Option<&Census>) {
         redis::RedisResult::Ok((now, jobs, upstreams))
     };
     let asked = tokio::time::timeout(PATIENCE, asked).await.ok().and_then(Result::ok);
-    let in_hand = parts.warmer.upgrade().map_or(0, |warmer| warmer.in_hand());
+    let in_flight = parts.warmer.upgrade().map_or(0, |warmer| warmer.in_flight());
     let (waiting, _) = parts.backlog.length();
-    metrics::set_process(asked.is_some(), in_hand, parts.workers.load(Ordering::Relaxed), waiting);
+    metrics::set_process(asked.is_some(), in_flight, parts.workers.load(Ordering::Relaxed), waiting);
     match &asked {
         Some((now, jobs, _)) => {
             for (job, status) in jobs {
                 let gauges = JobGauges {
                     due: Some(status.due),
-                    in_hand: Some(status.in_hand),
+                    in_flight: Some(status.in_flight),
                     dead: Some(status.dead),
                     warm: status.warm,
                     oldest_age: status.oldest_ms.map(|oldest| now.saturating_since(oldest)),
                     old: status.old,
                     paused: Some(status.paused_ms.is_some()),
-                    spending: Some(status.spending),
+                    usage: Some(status.usage),
                 };
                 metrics::set_job(&job.name, gauges);
             }

@@ -3,8 +3,8 @@
 //! One sorted set per job: member = entry key, score = [`Due`]. An entry is on it once, however many triggers and
 //! workers name it. A claim moves the score and removes nothing: the entries of a worker that dies come due again.
 //! Every later step compares the score that the one before left ([`Agenda::take`], [`Agenda::finish`]). A step that
-//! comes too late, or that an invalidation has overtaken, changes nothing. No other room sends a command to an agenda's
-//! key: what others batch with commands of their own, they take from `ask_score` and its like.
+//! comes too late, or that an invalidation has overtaken, changes nothing. No other module sends a command to an
+//! agenda's key. Modules that batch such a command with their own take it from `ask_score` and similar functions.
 
 mod refresh;
 mod score;

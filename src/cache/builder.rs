@@ -79,7 +79,7 @@ pub struct Builder {
     announce: bool,
     demand: bool,
     lease: Duration,
-    load_patience: Duration,
+    load_wait: Duration,
 }
 
 impl Builder {
@@ -94,7 +94,7 @@ impl Builder {
             announce: true,
             demand: false,
             lease: Duration::from_secs(30),
-            load_patience: Duration::from_secs(5),
+            load_wait: Duration::from_secs(5),
         }
     }
 
@@ -145,10 +145,10 @@ impl Builder {
         self
     }
 
-    /// Sets how long [`Cache::get_or_load`] waits for another process that loads the same key before it loads by
-    /// itself. Default 5 s.
-    pub fn load_patience(mut self, patience: Duration) -> Self {
-        self.load_patience = patience;
+    /// Sets the longest time that [`Cache::get_or_load`] waits for another process that loads the same key. It then
+    /// loads the value itself and does not write it. Default 5 s.
+    pub fn load_wait(mut self, wait: Duration) -> Self {
+        self.load_wait = wait;
         self
     }
 
@@ -182,7 +182,7 @@ impl Builder {
             flights: Flights::default(),
             demanded: moka::sync::Cache::builder().max_capacity(10_000).time_to_live(Duration::from_secs(5)).build(),
             lease: self.lease,
-            load_patience: self.load_patience,
+            load_wait: self.load_wait,
             _tasks: Mutex::new(tasks),
         });
         Ok(Cache::from_inner(Inner {

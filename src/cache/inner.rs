@@ -31,7 +31,7 @@ pub(super) struct Shared {
     /// Keys that workers were recently asked to warm.
     pub(super) demanded: moka::sync::Cache<String, ()>,
     pub(super) lease: Duration,
-    pub(super) load_patience: Duration,
+    pub(super) load_wait: Duration,
     /// Background tasks; they end with the last clone.
     pub(super) _tasks: Mutex<JoinSet<()>>,
 }

@@ -33,7 +33,7 @@ const DROPPED: usize = 100;
 
 static BEGIN: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/begin.lua")));
 static LAND: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/land.lua")));
-static DROP: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/drop.lua")));
+static DROP_LEASE: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/drop_lease.lua")));
 
 /// A lease held by this process. Dropping it releases it.
 struct Lease {
@@ -51,7 +51,7 @@ impl Drop for Lease {
         let (link, name, token) =
             (Arc::clone(&self.link), std::mem::take(&mut self.name), std::mem::take(&mut self.token));
         afterwards(async move {
-            let mut give_back = DROP.key(name);
+            let mut give_back = DROP_LEASE.key(name);
             give_back.arg(token);
             // If this fails, the lease expires.
             let _ = link.ask(async |mut redis| give_back.invoke_async::<()>(&mut redis).await).await;
@@ -217,7 +217,7 @@ impl Cache {
     /// Acquires the lease, or waits for its holder.
     async fn begin(&self, key: &str, ttl: Ttl) -> Begun {
         let shared = &self.inner().shared;
-        let until = Instant::now() + shared.load_patience;
+        let until = Instant::now() + shared.load_wait;
         let name = self.link().names.lease(&EntryKey::new(key));
         let mut wait = POLL.0;
         // Released also if the answer is lost or the call is cancelled.

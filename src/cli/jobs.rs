@@ -36,7 +36,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         return Ok(exit::OK);
     }
     let mut rows = table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "DUE", "IN HAND", "DEAD", "LAST"]);
-    let spending = spending(&all, now);
+    let usage = usage(&all, now);
     let mut paused = Vec::new();
     for status in all {
         if let Some(since) = status.paused_ms {
@@ -54,14 +54,14 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
             status.next_warmup_ms.map_or_else(|| "–".to_owned(), |next| relative(next, now)),
             status.warm.unwrap_or_default().to_string(),
             status.due.to_string(),
-            status.in_hand.to_string(),
+            status.in_flight.to_string(),
             status.dead.to_string(),
             last.map_or_else(|| "–".to_owned(), |last| shortened(&last)),
         ]);
     }
     println!("{rows}");
-    if let Some(spending) = spending {
-        println!("\n{spending}");
+    if let Some(usage) = usage {
+        println!("\n{usage}");
     }
     if let Some(budgets) = budgets(&upstreams, now) {
         println!("\n{budgets}");
@@ -90,15 +90,15 @@ fn tell_workers(workers: usize) {
 }
 
 /// Returns a table of the jobs' usage, without unused jobs.
-fn spending(all: &[JobStatus], now: RedisTime) -> Option<Rows> {
+fn usage(all: &[JobStatus], now: RedisTime) -> Option<Rows> {
     let mut rows =
         table(&["JOB", "TOKENS SPENT", "TOKENS SAVED", "AI CALLS SAVED", "NOT MODIFIED (304)", "COUNTED SINCE"]);
     let mut some = false;
-    for JobStatus { job, spending, .. } in all {
-        let counts = [spending.tokens_spent, spending.tokens_saved, spending.calls_saved, spending.not_modified];
+    for JobStatus { job, usage, .. } in all {
+        let counts = [usage.tokens_spent, usage.tokens_saved, usage.calls_saved, usage.not_modified];
         if counts.iter().any(|count| *count > 0) {
             some = true;
-            let since = spending.since_ms.map(|since| relative(RedisTime::from_millis(since), now));
+            let since = usage.since_ms.map(|since| relative(RedisTime::from_millis(since), now));
             let since = since.unwrap_or_else(|| "–".to_owned());
             rows.add_row([job.clone()].into_iter().chain(counts.map(grouped)).chain([since]));
         }

@@ -87,8 +87,8 @@ struct CheckArgs {
     /// The folder of job files, instead of the configured one
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Also fetch one entry of each job and its inputs, without storing it; AI answers cost money and count in no
-    /// budget
+    /// Also fetch one entry of each job and its inputs, without storing it; AI answers cost money and count
+    /// against no budget
     #[arg(long)]
     fetch: bool,
     /// Print JSON

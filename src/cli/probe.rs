@@ -1,6 +1,6 @@
 //! `samovar check --fetch`: fetches one entry of each job, to check that its upstream answers as the file says. Nothing
-//! is stored. Redis is not used, so the fleet's rates and budgets do not apply: AI answers cost money, and count in no
-//! budget.
+//! is stored. Redis is not used, so the fleet's rates and budgets do not apply: AI answers cost money, and count
+//! against no budget.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -162,7 +162,7 @@ impl Probe<'_> {
         if let Some(params) = job.entries.list.first() {
             return Ok(params.clone());
         }
-        let fed = self.sources.feed(self.jobs, job).await.map_err(|e| format!("its feed: {e}"))?;
+        let fed = self.sources.feed(job).await.map_err(|e| format!("its feed: {e}"))?;
         fed.into_iter()
             .next()
             .ok_or_else(|| "neither the job nor its feed lists an entry, so there is nothing to fetch".to_owned())
@@ -193,7 +193,7 @@ impl Probe<'_> {
             for source in 0..job.sources.len() {
                 let deadline = Instant::now() + PATIENCE;
                 let ask = Ask { job, source, key: &key, params, inputs: &inputs, known: None, deadline };
-                match self.sources.fetch(self.jobs, &ask).await {
+                match self.sources.fetch(&ask).await {
                     Ok(Answer::Value(fetched)) => return Ok(fetched.value()),
                     Ok(Answer::Unchanged) => errors.push("answered 304 to a request without validators".to_owned()),
                     Ok(Answer::Gone) => errors.push(format!("{key} does not exist (404 or 410)")),

@@ -102,7 +102,7 @@ async fn entries(ops: &Ops, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, F
     let mut named = None;
     if job.entries.feed.is_some() {
         let fed = match Sources::new(&ops.jobs) {
-            Ok(sources) => sources.feed(&ops.jobs, job).await.map_err(|e| e.to_string()),
+            Ok(sources) => sources.feed(job).await.map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
         match fed {
@@ -162,7 +162,7 @@ async fn dry_run(
                     continue;
                 }
                 let known = snapshot.into_ours().filter(|meta| meta.invalidated.is_none());
-                let known = known.map(|meta| meta.note.validators);
+                let known = known.map(|meta| meta.last_attempt.validators);
                 let ask = Ask {
                     job,
                     source: 0,
@@ -172,7 +172,7 @@ async fn dry_run(
                     known: known.as_ref(),
                     deadline: Instant::now(),
                 };
-                if !sources.unchanged_without_asking(jobs, &ask) {
+                if !sources.unchanged_without_asking(&ask) {
                     plan.ai_calls += 1;
                 }
             }

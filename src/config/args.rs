@@ -53,12 +53,12 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "N")]
     pub concurrency: Option<String>,
 
-    /// How long a worker's claim on entries holds; after a crash the entries wait this long at most
-    /// [env: SAMOVAR_CLAIM] [default: 30s]
+    /// Time for which a worker's claim on entries holds; after a crash other workers take over within half of it
+    /// (5 s to 15 s) [env: SAMOVAR_CLAIM] [default: 30s]
     #[arg(long, value_name = "TIME")]
     pub claim: Option<String>,
 
-    /// How long work in flight may take to finish after SIGTERM or SIGHUP [env: SAMOVAR_DRAIN] [default: 20s]
+    /// Time that work in flight may take to finish after SIGTERM or SIGHUP [env: SAMOVAR_DRAIN] [default: 20s]
     #[arg(long, value_name = "TIME")]
     pub drain: Option<String>,
 

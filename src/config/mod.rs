@@ -1,4 +1,4 @@
-//! Process settings. This room is the only reader of the environment and of `.env`.
+//! Process settings. This module is the only reader of the environment and of `.env`.
 //!
 //! Each setting comes from its flag, else the environment, else `.env` in the working directory, else its default. An
 //! empty value means unset. All faults are reported at once; no fault shows a secret.

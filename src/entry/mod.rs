@@ -19,10 +19,10 @@ mod validators;
 pub use fingerprint::{compact, hash};
 pub use names::{EntryKey, JobName, LONGEST_KEY, UpstreamName};
 #[cfg(feature = "worker")]
-pub use outcome::{Last, Outcome, Recheck};
+pub use outcome::{LastOutcome, Outcome, Recheck};
 #[cfg(feature = "worker")]
 pub use trigger::{Priority, Trigger};
 #[cfg(feature = "worker")]
-pub use usage::Spending;
+pub use usage::Usage;
 #[cfg(feature = "worker")]
 pub use validators::Validators;

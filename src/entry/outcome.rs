@@ -96,7 +96,7 @@ impl Recheck {
 
 /// The outcome of the last attempt to warm an entry.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Last {
+pub struct LastOutcome {
     /// The entry.
     pub key: String,
     /// The outcome.

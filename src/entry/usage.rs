@@ -9,7 +9,7 @@ pub(crate) const NAMES: [&str; 4] = ["tokens_spent", "tokens_saved", "calls_save
 
 /// A job's usage in the whole fleet since its counters started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct Spending {
+pub struct Usage {
     /// AI tokens spent, whether or not the answers were usable.
     pub tokens_spent: u64,
     /// AI tokens saved: the cost of the values that were kept because nothing they are made from changed.
@@ -23,7 +23,7 @@ pub struct Spending {
     pub since_ms: Option<i64>,
 }
 
-impl Spending {
+impl Usage {
     /// Reads the usage from a job's counters.
     pub fn of(counters: &BTreeMap<String, String>) -> Self {
         let number = |name: &str| counters.get(name).and_then(|count| count.parse().ok());

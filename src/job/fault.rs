@@ -20,9 +20,9 @@ pub struct Fault {
     pub column: usize,
     /// Bytes in the file.
     pub span: Range<usize>,
-    /// What is wrong, with the value.
+    /// The fault, with the value.
     pub message: String,
-    /// What to do.
+    /// The remedy.
     pub help: Option<String>,
     /// The line's text.
     pub excerpt: String,

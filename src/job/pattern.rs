@@ -73,7 +73,7 @@ impl KeyPattern {
     /// its placeholders. Without a placeholder it is one key.
     ///
     /// # Errors
-    /// What is wrong, and the remedy.
+    /// A text that says what is wrong, and the remedy.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > MAX_PATTERN {
             return Err(format!("key pattern is {} bytes long; the most is {MAX_PATTERN}", text.len()));
@@ -242,7 +242,7 @@ impl KeyPattern {
     }
 }
 
-/// What a pattern asks of a key's next character.
+/// A pattern's demand on the next character of a key.
 #[derive(Clone, Copy, PartialEq)]
 enum Step {
     Char(char),

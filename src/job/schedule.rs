@@ -50,7 +50,8 @@ impl Schedule {
     /// `@yearly`, `@annually`.
     ///
     /// # Errors
-    /// What is wrong, and the remedy; also where the expression is well-formed but never comes (30 February).
+    /// A text that says what is wrong, and the remedy; also for a well-formed expression that never matches
+    /// (30 February).
     pub fn cron(text: &str, timezone: Tz) -> Result<Self, String> {
         let cron = Cron::parse(text, timezone)?;
         let start = DateTime::<Utc>::UNIX_EPOCH + Span::days(30 * 365);

@@ -1,7 +1,7 @@
 //! Templates: strict minijinja, checked when the file is loaded.
 //!
-//! A template reads nothing but its context and the environment variables bound to it: no files, no includes. What it
-//! may cost is bounded ([`FUEL`], [`MAX_OUTPUT`], [`bounds`]). Strings are inserted as they are and everything else as
+//! A template reads only its context and the environment variables bound to it: no files, no includes. Its time and
+//! memory are bounded ([`FUEL`], [`MAX_OUTPUT`], [`bounds`]). Strings are inserted as they are and everything else as
 //! JSON, so that `{{ artwork }}` in a prompt is a JSON document.
 
 mod bounds;
@@ -21,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 
 /// The most instructions of a rendering; a loop over 100,000 items fits.
 const FUEL: u64 = 2_000_000;
-/// The longest text a rendering may give, in bytes.
+/// The longest text that a rendering may produce, in bytes.
 const MAX_OUTPUT: usize = 8 << 20;
 /// The longest value that is inserted without the engine, in bytes.
 const MAX_PLAIN: usize = 1 << 16;
@@ -30,7 +30,7 @@ const MAX_DEPTH: usize = 100;
 
 const TEXT: &str = "text";
 const URL: &str = "url";
-/// Stands for an inserted value without characters, until it is known whether it is a whole path segment.
+/// A placeholder for an empty inserted value, until the check for empty path segments.
 const NOTHING: char = '\u{1}';
 
 /// All but RFC 3986's unreserved characters (section 2.3).
@@ -42,11 +42,12 @@ pub struct Template(Arc<Compiled>);
 
 struct Compiled {
     source: String,
-    /// The source twice, under [`TEXT`] and under [`URL`]: its name tells how it is rendered.
+    /// The source twice, under [`TEXT`] and under [`URL`]: the name selects the encoding.
     engine: Environment<'static>,
-    /// What stands between the braces, where nothing stands outside of them.
+    /// The expression between the braces, if the template consists of one pair of braces.
     expression: Option<String>,
-    /// Literal text and names, where it has nothing else: such a template is rendered by itself, as the engine would.
+    /// The pieces of a template of literal text and names only, which is rendered without the engine, with the same
+    /// result.
     plain: Option<Vec<Piece>>,
 }
 
@@ -57,11 +58,11 @@ enum Piece {
     Name(String),
 }
 
-/// Why a text is no template.
+/// A fault of a template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct TemplateError {
-    /// What is wrong.
+    /// The fault.
     pub message: String,
     /// Bytes in the template.
     pub at: Option<Range<usize>>,
@@ -83,7 +84,7 @@ impl Template {
     /// Compiles a template; filters and tests must be known, and other templates cannot be included.
     ///
     /// # Errors
-    /// What is wrong, and where.
+    /// A fault, with its place.
     pub fn parse(source: &str) -> Result<Self, TemplateError> {
         let mut engine = engine().clone();
         for name in [TEXT, URL] {
@@ -98,7 +99,7 @@ impl Template {
         Ok(Self(Arc::new(Compiled { source: source.to_owned(), engine, expression, plain: plain(source) })))
     }
 
-    /// Returns the template with values for `{{ env.NAME }}`; they show in what it renders, but not in its `Debug`.
+    /// Returns the template with values for `{{ env.NAME }}`. They occur in its output, but not in its `Debug`.
     pub fn with_env(&self, values: &BTreeMap<String, String>) -> Self {
         let Compiled { source, engine, expression, plain } = &*self.0;
         let mut engine = engine.clone();
@@ -107,17 +108,17 @@ impl Template {
         Self(Arc::new(Compiled { source: source.clone(), engine, expression, plain }))
     }
 
-    /// As written in the file.
+    /// Returns the template as written in the file.
     pub fn source(&self) -> &str {
         &self.0.source
     }
 
-    /// Returns whether it inserts anything.
+    /// Returns `true` if the template inserts nothing.
     pub fn is_literal(&self) -> bool {
         !["{{", "{%", "{#"].iter().any(|mark| self.0.source.contains(mark))
     }
 
-    /// The names that must come from outside, with the attributes asked of them: `value.artist.name`.
+    /// Returns the names that the context must provide, with their attributes: `value.artist.name`.
     pub fn names(&self) -> BTreeSet<String> {
         let Ok(template) = self.0.engine.get_template(TEXT) else { return BTreeSet::new() };
         let mut names: BTreeSet<String> = template.undeclared_variables(true).into_iter().collect();
@@ -127,7 +128,7 @@ impl Template {
         names
     }
 
-    /// Where a name, as in [`Template::names`], first stands: bytes in the source.
+    /// Returns the first place of a name, as in [`Template::names`]: bytes in the source.
     pub fn locate(&self, name: &str) -> Option<Range<usize>> {
         let mut parts = name.split('.');
         let top = parts.next()?;
@@ -143,24 +144,25 @@ impl Template {
         whole.or_else(|| Some(words.iter().find(|word| word.role == Role::Name && word.text == top)?.at.clone()))
     }
 
-    /// The text, with every inserted value as it is.
+    /// Renders the text, with every inserted value as it is.
     ///
     /// # Errors
-    /// What is undefined, or why it cannot be rendered.
+    /// A text that names the undefined expression, or the reason why the template cannot be rendered.
     pub fn render(&self, context: &Value) -> Result<String, String> {
         self.render_as(TEXT, context)
     }
 
-    /// The text, with every inserted value percent-encoded (all but RFC 3986's unreserved characters).
+    /// Renders the text, with every inserted value percent-encoded (all but RFC 3986's unreserved characters).
     ///
-    /// Literal text is kept as it is; nothing escapes the encoding of what is inserted, so a value is always one path
-    /// segment or one query value. Numbers and booleans are inserted as in JSON.
+    /// Literal text stays as it is. Every inserted value is encoded, so it is always one path segment or one query
+    /// value. Numbers and booleans are inserted as in JSON.
     ///
     /// # Errors
-    /// Besides those of [`Template::render`]: for `null`, lists and objects, which are no part of a URL; for an empty
-    /// value that is a whole path segment, since `/artworks/` is another resource; and where a path segment would be
-    /// `.` or `..`: URL parsers (WHATWG URL, section 4.4) take `%2E%2E` for `..` too and cut the path short, so there
-    /// is no way to send such a name whole.
+    /// Those of [`Template::render`], and these:
+    /// - `null`, a list or an object, which cannot be part of a URL;
+    /// - an empty value that is a whole path segment, since `/artworks/` is another resource;
+    /// - a path segment `.` or `..`, which no URL can carry: URL parsers (WHATWG URL, section 4.4) also take `%2E%2E`
+    ///   for `..` and shorten the path.
     pub fn render_url(&self, context: &Value) -> Result<String, String> {
         let text = match self.plain_url(context) {
             Some(text) => text,
@@ -171,16 +173,20 @@ impl Template {
         let path = path.split_once("://").map_or(path, |(_, rest)| rest.find('/').map_or("", |at| &rest[at..]));
         for segment in path.split('/') {
             if is_dot_segment(segment) {
-                return Err(format!("a path segment would be `{segment}`, which URLs cannot carry"));
+                return Err(format!("a path segment would be `{segment}`, which no URL can carry"));
             }
             if !segment.is_empty() && segment.chars().all(|c| c == NOTHING) {
-                return Err(format!("an inserted value is empty, and so is a path segment of `{}`", self.0.source));
+                return Err(format!(
+                    "an inserted value is empty, which leaves a path segment of `{}` empty",
+                    self.0.source
+                ));
             }
         }
         Ok(text.replace(NOTHING, ""))
     }
 
-    /// The same as [`Template::render_as`] makes for a URL, where the template is plain and all it names is short text.
+    /// Renders a plain template whose values are short texts, with the result of [`Template::render_as`] for a URL.
+    /// Returns `None` for any other.
     fn plain_url(&self, context: &Value) -> Option<String> {
         let mut text = String::with_capacity(self.0.source.len() + 32);
         for piece in self.0.plain.as_ref()? {
@@ -196,11 +202,11 @@ impl Template {
         Some(text)
     }
 
-    /// Returns whether the template's single expression is true (as minijinja has it: not false, zero, empty or null),
-    /// or its text says so: `true` or `false`.
+    /// Returns the truth of the template's single expression (as in minijinja, false, zero, empty and null are false);
+    /// for any other template, that of its text, `true` or `false`.
     ///
     /// # Errors
-    /// What is undefined, or a text that says neither.
+    /// A text that names the undefined expression, or a template whose text is neither.
     pub fn test(&self, context: &Value) -> Result<bool, String> {
         if let Some(expression) = &self.0.expression {
             return Ok(self.evaluate(expression, context)?.is_true());
@@ -209,14 +215,14 @@ impl Template {
         match text.trim().to_ascii_lowercase().as_str() {
             "true" => Ok(true),
             "false" => Ok(false),
-            _ => Err(format!("`{}` gives neither true nor false", self.0.source)),
+            _ => Err(format!("`{}` renders neither `true` nor `false`", self.0.source)),
         }
     }
 
-    /// The single expression's value with its JSON type, or else the text.
+    /// Returns the single expression's value with its JSON type; for any other template, its text.
     ///
     /// # Errors
-    /// As [`Template::render`], and for what is not JSON (NaN, functions).
+    /// Those of [`Template::render`], and a value that is not JSON (NaN, a function).
     pub fn value(&self, context: &Value) -> Result<Value, String> {
         match &self.0.expression {
             Some(expression) => to_json(&self.evaluate(expression, context)?),
@@ -246,7 +252,7 @@ impl Template {
     }
 }
 
-/// Returns whether a URL parser would take a path segment for `.` or `..` and drop it.
+/// Returns `true` if a URL parser takes a path segment for `.` or `..` and drops it.
 pub(super) fn is_dot_segment(segment: &str) -> bool {
     matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..")
 }
@@ -257,7 +263,7 @@ fn engine() -> &'static Environment<'static> {
         let mut engine = Environment::new();
         engine.set_undefined_behavior(UndefinedBehavior::Strict);
         engine.set_fuel(Some(FUEL));
-        // Its errors quote the context, which holds secrets and bodies.
+        // In debug mode, errors quote the context, which contains secrets and bodies.
         engine.set_debug(false);
         engine.remove_global("debug");
         engine.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
@@ -284,7 +290,7 @@ fn insert(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Jinja) -> Res
                 Err(message) => return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message)),
             },
             kind => {
-                let message = format!("{kind} is no part of a URL; only text, numbers and booleans are");
+                let message = format!("{kind} cannot be part of a URL; only text, numbers and booleans can");
                 return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
             }
         };
@@ -302,8 +308,8 @@ fn insert(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Jinja) -> Res
     }
 }
 
-/// Plain JSON: nothing is escaped for HTML, and letters of any script stay readable. `tojson(2)` or `tojson(indent=2)`
-/// spreads it over lines.
+/// Renders plain JSON, without escapes for HTML or for letters of any script. `tojson(2)` or `tojson(indent=2)` breaks
+/// it into lines.
 fn tojson(value: &Jinja, indent: Option<usize>, named: Kwargs) -> Result<String, minijinja::Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
@@ -328,19 +334,19 @@ fn to_json(value: &Jinja) -> Result<Value, String> {
 
 fn bounded_json(value: &Jinja, depth: usize, room: &mut usize) -> Result<Value, String> {
     let too_large = || format!("the document would be longer than {MAX_OUTPUT} bytes");
-    let deeper = depth.checked_sub(1).ok_or_else(|| format!("nested deeper than {MAX_DEPTH}"))?;
+    let deeper = depth.checked_sub(1).ok_or_else(|| format!("the document is nested deeper than {MAX_DEPTH}"))?;
     let mut take = |size: usize| -> Result<(), String> {
         *room = room.checked_sub(size).ok_or_else(too_large)?;
         Ok(())
     };
     take(2)?;
     match value.kind() {
-        ValueKind::Undefined => Err("a part of it is undefined".to_owned()),
+        ValueKind::Undefined => Err("a part of the value is undefined".to_owned()),
         ValueKind::None => Ok(Value::Null),
         ValueKind::Bool => Ok(Value::Bool(value.is_true())),
         ValueKind::Number => match serde_json::to_value(value) {
             Ok(number @ Value::Number(_)) => Ok(number),
-            _ => Err(format!("{value} is no JSON number")),
+            _ => Err(format!("{value} is not a JSON number")),
         },
         ValueKind::String => {
             let text = value.as_str().unwrap_or_default();
@@ -365,9 +371,9 @@ fn bounded_json(value: &Jinja, depth: usize, room: &mut usize) -> Result<Value, 
     }
 }
 
-/// The pieces of a template that has nothing but literal text and `{{ name }}`.
+/// Returns the pieces of a template of literal text and `{{ name }}` only; `None` for any other.
 fn plain(source: &str) -> Option<Vec<Piece>> {
-    // A line break at the end, comments and statements are the engine's.
+    // The engine renders comments and statements, and trims a line break at the end.
     if source.contains('\n') || source.contains("{%") || source.contains("{#") {
         return None;
     }
@@ -387,7 +393,7 @@ fn plain(source: &str) -> Option<Vec<Piece>> {
     Some(pieces)
 }
 
-/// Returns what stands between the braces if the text is nothing but one `{{ expression }}`.
+/// Returns the expression if the template is a single `{{ expression }}`.
 fn sole_expression(source: &str, engine: &Environment<'_>) -> Option<String> {
     let inner = source.trim().strip_prefix("{{")?.strip_suffix("}}")?;
     let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
@@ -402,14 +408,18 @@ fn check_words(source: &str, engine: &Environment<'_>) -> Result<(), TemplateErr
         let name = word.text;
         let wrong = match word.role {
             Role::Filter => unknown(&state.apply_filter(name, &[]), ErrorKind::UnknownFilter).then(|| match name {
-                "safe" | "escape" | "e" => format!("there is no filter `{name}`: nothing here is HTML"),
-                "urlencode" => "there is no filter `urlencode`: what enters a URL is encoded anyway".to_owned(),
+                "safe" | "escape" | "e" => {
+                    format!("unknown filter `{name}`: templates do not escape HTML, so remove it")
+                }
+                "urlencode" => {
+                    "unknown filter `urlencode`: values in a URL are always encoded, so remove it".to_owned()
+                }
                 _ => format!("unknown filter `{name}`"),
             }),
             Role::Test => unknown(&state.perform_test(name, &[]), ErrorKind::UnknownTest)
                 .then(|| format!("unknown test `is {name}`")),
             Role::Statement => matches!(name, "include" | "import" | "from" | "extends" | "block")
-                .then(|| format!("`{{% {name} %}}` needs other templates, and there are none; write the text here")),
+                .then(|| format!("`{{% {name} %}}` needs other templates, which do not exist; write the text here")),
             Role::Name | Role::Attribute => None,
         };
         if let Some(message) = wrong {
@@ -423,11 +433,11 @@ fn unknown<T>(result: &Result<T, minijinja::Error>, kind: ErrorKind) -> bool {
     result.as_ref().err().is_some_and(|error| error.kind() == kind)
 }
 
-/// The error in a sentence, with the piece of the template it is about.
+/// Returns the error as a sentence, with the piece of the template that causes it.
 fn explain(error: &minijinja::Error, source: Option<&str>) -> String {
     let piece = error.range().and_then(|at| whole_path(source?, at)).map(|piece| shorten(piece.trim()));
     match (error.kind(), piece) {
-        (ErrorKind::OutOfFuel, _) => "the template takes too long; it may loop over less".to_owned(),
+        (ErrorKind::OutOfFuel, _) => "the template takes too many steps; loop over fewer items".to_owned(),
         (ErrorKind::WriteFailure, _) => format!("the text would be longer than {MAX_OUTPUT} bytes"),
         (ErrorKind::UndefinedError, Some(piece)) => format!("`{piece}` is undefined"),
         (kind, piece) => {
@@ -444,7 +454,7 @@ fn explain(error: &minijinja::Error, source: Option<&str>) -> String {
     }
 }
 
-/// The piece of a template, from the name on where it is only the end of a path (`.name` of `value.artist.name`).
+/// Returns a piece of a template; if it is only the end of a path (`.name` of `value.artist.name`), the whole path.
 fn whole_path(source: &str, at: Range<usize>) -> Option<&str> {
     let piece = source.get(at.clone())?;
     if !piece.starts_with(['.', '[']) {
@@ -464,7 +474,7 @@ fn shorten(text: &str) -> String {
     }
 }
 
-/// Refuses to grow beyond [`MAX_OUTPUT`].
+/// A buffer of at most [`MAX_OUTPUT`] bytes; a longer write fails.
 struct Bounded(Vec<u8>);
 
 impl io::Write for Bounded {
@@ -499,10 +509,11 @@ impl Shape {
         Self(Arc::new(root))
     }
 
-    /// The document.
+    /// Renders the document.
     ///
     /// # Errors
-    /// What is undefined and where in the document, or why it cannot be rendered.
+    /// A text that names the undefined expression and its place in the document, or the reason why the document cannot
+    /// be rendered.
     pub fn render(&self, context: &Value) -> Result<Value, String> {
         self.0.render(context)
     }

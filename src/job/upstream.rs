@@ -27,7 +27,7 @@ pub struct Upstream {
     pub timeout: Duration,
     /// The longest body read. Default 1 MiB.
     pub max_bytes: u64,
-    /// What may be spent.
+    /// The AI tokens that may be spent.
     pub tokens: Option<TokenBudget>,
     /// Which redirects are followed.
     pub redirects: Redirects,
@@ -39,7 +39,7 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// Where an upstream may send us on. Its secrets go to its own host alone.
+/// The hosts to which an upstream may redirect. Its secrets go to its own host alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Redirects {
     /// Within its own host.
@@ -51,21 +51,21 @@ pub enum Redirects {
     Any,
 }
 
-/// So many in a time: `20/second`, `5 per 2 hours`.
+/// A number of events in a time: `20/second`, `5 per 2 hours`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// How many.
+    /// The number.
     pub count: u32,
-    /// In what time.
+    /// The time.
     pub per: Duration,
 }
 
 /// Tokens that may be spent in a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenBudget {
-    /// How many tokens.
+    /// The number of tokens.
     pub tokens: u64,
-    /// In what time.
+    /// The time.
     pub per: Duration,
 }
 
@@ -73,7 +73,7 @@ impl Rate {
     /// Reads `20/second`, `100/10s`, `10 per minute` or `5 per 2 hours`.
     ///
     /// # Errors
-    /// What is wrong, and the forms that serve.
+    /// A text that says what is wrong, and the accepted forms.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (count, per) = amount_per_time(text, "20/second", MAX_RATE_PERIOD)?;
         let count = u32::try_from(count).map_err(|_| format!("`{text}`: at most {} at a time", u32::MAX))?;
@@ -91,7 +91,7 @@ impl TokenBudget {
     /// Reads `200000/day`, `5_000_000 per 30 days`, in the forms of [`Rate::parse`].
     ///
     /// # Errors
-    /// What is wrong, and the forms that serve.
+    /// A text that says what is wrong, and the accepted forms.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (tokens, per) = amount_per_time(text, "200000/day", MAX_BUDGET_PERIOD)?;
         Ok(Self { tokens, per })

@@ -101,7 +101,7 @@ impl Ops {
         };
         let due = score.map(Due::from_score);
         let (expiry, ours, meta) = (snapshot.expiry, snapshot.ours(), snapshot.meta.as_ref());
-        let note = meta.map(|meta| meta.note.clone());
+        let attempt = meta.map(|meta| meta.last_attempt.clone());
         Ok(Entry {
             key: name.to_owned(),
             job: owner.map(|job| job.name.to_string()),
@@ -111,15 +111,15 @@ impl Ops {
             fetched_ms: ours.map(|meta| meta.fetched_at),
             invalidated_ms: meta.and_then(|meta| meta.invalidated),
             rechecks_ms: owner.zip(meta).map_or_else(Vec::new, |(job, meta)| rechecks(job, meta, now)),
-            etag: note.as_ref().and_then(|note| note.validators.etag.clone()),
-            last_modified: note.as_ref().and_then(|note| note.validators.last_modified.clone()),
-            last_outcome: note.as_ref().and_then(|note| note.outcome),
-            last_trigger: note.as_ref().and_then(|note| note.trigger),
-            last_attempt_ms: note.as_ref().map(|note| note.attempted),
-            failures: note.as_ref().map(|note| note.failures),
-            reason: note.as_ref().and_then(|note| note.reason.clone()),
+            etag: attempt.as_ref().and_then(|attempt| attempt.validators.etag.clone()),
+            last_modified: attempt.as_ref().and_then(|attempt| attempt.validators.last_modified.clone()),
+            last_outcome: attempt.as_ref().and_then(|attempt| attempt.outcome),
+            last_trigger: attempt.as_ref().and_then(|attempt| attempt.trigger),
+            last_attempt_ms: attempt.as_ref().map(|attempt| attempt.attempted),
+            failures: attempt.as_ref().map(|attempt| attempt.failures),
+            reason: attempt.as_ref().and_then(|attempt| attempt.reason.clone()),
             outlives_ms: ours.filter(|meta| !meta.stale_for.is_zero()).map(|meta| meta.own_expiry - meta.stale_for),
-            tags: note.filter(|_| ours.is_some()).map(|note| note.tags).unwrap_or_default(),
+            tags: attempt.filter(|_| ours.is_some()).map(|attempt| attempt.tags).unwrap_or_default(),
             due_ms: due.map(|due| due.at),
             due_for: due.map(|due| due.trigger),
             given_up: given_up.filter(|_| due.is_none()),
@@ -132,7 +132,7 @@ impl Ops {
 
 /// Returns the times of the rechecks that are to come.
 fn rechecks(job: &Job, meta: &Meta, now: RedisTime) -> Vec<RedisTime> {
-    let Some(rechecks) = &meta.note.rechecks else { return Vec::new() };
+    let Some(rechecks) = &meta.last_attempt.rechecks else { return Vec::new() };
     let after = if job.may_lag() { meta.answered_at() } else { now };
     job.warm.recheck.iter().map(|time| rechecks.since + *time).filter(|at| *at > after).collect()
 }

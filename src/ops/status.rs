@@ -8,8 +8,8 @@ use redis::RedisResult;
 use serde::Serialize;
 
 use crate::agenda::Agenda;
-use crate::entry::Last;
-use crate::entry::{Outcome, Spending};
+use crate::entry::LastOutcome;
+use crate::entry::{Outcome, Usage};
 use crate::job::{Job, Jobs, Source};
 use crate::ops::Census;
 use crate::protocol::Keys;
@@ -50,19 +50,21 @@ pub struct JobStatus {
     pub old: Option<u64>,
     /// Entries that are due and not yet claimed.
     pub due: u64,
-    /// Entries that workers have claimed.
-    pub in_hand: u64,
+    /// Entries in flight: those that workers have claimed.
+    #[serde(rename = "in_hand")]
+    pub in_flight: u64,
     /// Dead letters.
     pub dead: u64,
     /// Outcomes since the counters started.
     pub outcomes: BTreeMap<String, u64>,
     /// Tokens and requests spent and saved since then.
-    pub spending: Spending,
+    #[serde(rename = "spending")]
+    pub usage: Usage,
     /// Its upstreams, the first choice first.
     pub upstreams: Vec<UpstreamStatus>,
     /// The last outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last: Option<Last>,
+    pub last: Option<LastOutcome>,
     /// Faults of single parts: its keys of the wrong type, whose contents count as empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,
@@ -198,7 +200,7 @@ pub async fn of_job(
     let (paused_ms, stats) = (there(paused_ms)?, there(stats)?);
     let counted = census.and_then(|census| census.jobs.get(job.name.as_str()));
     let last = stats.get("last").and_then(|last| serde_json::from_str(last).ok());
-    let spending = Spending::of(&stats);
+    let usage = Usage::of(&stats);
     let is_outcome = |name: &str| Outcome::ALL.iter().any(|outcome| outcome.as_str() == name);
     let outcomes = stats.into_iter().filter(|(name, _)| is_outcome(name));
     let outcomes = outcomes.filter_map(|(name, count)| Some((name, count.parse().ok()?))).collect();
@@ -217,10 +219,10 @@ pub async fn of_job(
         oldest_ms: counted.and_then(|counted| counted.oldest_ms),
         old: counted.map(|counted| counted.old),
         due,
-        in_hand: in_flight,
+        in_flight,
         dead,
         outcomes,
-        spending,
+        usage,
         upstreams: Vec::new(),
         last,
         faults,

@@ -89,15 +89,15 @@ impl Ops {
                 let snapshots = self.store.snapshots(page).await?;
                 let dues = self.agenda.dues(&job.name, page).await?;
                 for ((key, snapshot), due) in page.iter().zip(snapshots).zip(dues) {
-                    let note = snapshot.meta.map(|meta| meta.note).unwrap_or_default();
-                    let attempted = note.attempted >= asked;
+                    let last_attempt = snapshot.meta.map(|meta| meta.last_attempt).unwrap_or_default();
+                    let attempted = last_attempt.attempted >= asked;
                     let pending = due.is_some_and(|due| match due.state {
                         State::Claimed | State::Running | State::Urgent => true,
                         State::Scheduled => due.at <= asked,
                     });
-                    match note.outcome {
+                    match last_attempt.outcome {
                         Some(Outcome::Failed) if attempted => {
-                            let reason = note.reason.unwrap_or_default();
+                            let reason = last_attempt.reason.unwrap_or_default();
                             done.failed.push(Failure { key: key.to_string(), reason });
                         }
                         Some(Outcome::Warmed) if attempted && !pending => done.warmed += 1,

@@ -256,7 +256,7 @@ impl Sampler {
             Some(info) => info.is_lfu(),
             None => {
                 let idle: RedisResult<Option<i64>> =
-                    redis::cmd("OBJECT").arg("IDLETIME").arg(self.keys.ears()).query_async(&mut redis).await;
+                    redis::cmd("OBJECT").arg("IDLETIME").arg(self.keys.gap_detectors()).query_async(&mut redis).await;
                 match idle {
                     Err(e) if e.is_io_error() => return Err(e),
                     answer => answer.is_err_and(|e| e.to_string().contains("LFU")),
@@ -373,7 +373,8 @@ impl Sampler {
                 continue;
             }
             reads.push(((*key).clone(), *weight));
-            let given_up = access.snapshot.meta.as_ref().is_some_and(|meta| meta.note.failures >= job.warm.attempts);
+            let given_up =
+                access.snapshot.meta.as_ref().is_some_and(|meta| meta.last_attempt.failures >= job.warm.attempts);
             if scores.get(n).is_some_and(Option::is_none)
                 && !given_up
                 && let Some(expires) = access.snapshot.expiry.at()
@@ -399,7 +400,7 @@ impl Sampler {
         for (key, _, life) in adopted {
             let inputs = job.key.read(key.as_str()).map(|params| job.inputs_of_many(&params)).unwrap_or_default();
             if !inputs.is_empty() {
-                store.make_from(key, &inputs, *life).await?;
+                store.add_dependant(key, &inputs, *life).await?;
             }
         }
         Ok(())

@@ -145,7 +145,7 @@ impl Keys {
             self.ticks(),
             self.digests(),
             self.marker(),
-            self.ears(),
+            self.gap_detectors(),
             self.sweep_lock(),
             self.acknowledged(),
             self.inbox(),
@@ -348,9 +348,9 @@ impl Keys {
         format!("{}:clock:{{11x}}", self.prefix)
     }
 
-    /// The period in which each worker received everything that was published, and of which jobs: a hash, worker to
-    /// `since last handled jobs` (ms).
-    pub fn ears(&self) -> String {
+    /// The records of the workers' gap detectors: a hash, worker to `since last handled jobs` (ms). Each holds the
+    /// period in which the worker received everything that was published for the jobs that it knows.
+    pub fn gap_detectors(&self) -> String {
         format!("{}:ears", self.prefix)
     }
 
@@ -371,8 +371,7 @@ impl Keys {
 
     /// The state of an upstream: rate and breaker (a hash), the permits in use (a sorted set, score = when they
     /// expire), the window of its token budget (a hash without a TTL: see `src/source/limits/lua/state.lua`), and the
-    /// tokens
-    /// reserved by requests in flight (a hash).
+    /// tokens reserved by requests in flight (a hash).
     pub fn upstream(&self, upstream: &UpstreamName) -> [String; 4] {
         ["limit", "permits", "budget", "reserved"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
     }

@@ -1,4 +1,4 @@
-//! The queue: spreads tasks over the fleet, each a chunk of claimed entries. The only room that names apalis.
+//! The queue: spreads tasks over the fleet, each a chunk of claimed entries. The only module that names apalis.
 //!
 //! Responsibility: apalis's worker runtime drives the tasks, and the data have apalis-redis's layout. Pulling,
 //! acknowledging and beating are our own. The shipped ones end the worker at the first error of Redis, trust the
@@ -70,8 +70,8 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// Tells whether all its entries have high priority, so that it goes before all other tasks.
-    pub fn is_single(&self) -> bool {
+    /// Returns `true` if all entries have high priority, so that the task goes before all others.
+    pub fn is_high_priority(&self) -> bool {
         self.entries.iter().all(|entry| entry.due().priority == Priority::High)
     }
 }
@@ -162,7 +162,7 @@ impl Queue {
         let mut taken = 0;
         for batch in chunks.chunks(50) {
             let call = self.push_call(batch, front)?;
-            let at_once = front && batch.iter().all(Chunk::is_single);
+            let at_once = front && batch.iter().all(Chunk::is_high_priority);
             let found_room =
                 if at_once { self.push_and_pull(&call, batch.len()).await? } else { self.call(&call).await? };
             taken += found_room;
@@ -259,7 +259,7 @@ impl Queue {
     /// Redis's; the worker then counts as alive until its last beat is old.
     pub async fn leave(&self, dead_after: Duration) -> RedisResult<()> {
         loop {
-            let ids: Vec<String> = self.in_hand_of(&self.worker).await?.into_iter().map(|(id, _)| id).collect();
+            let ids: Vec<String> = self.tasks_in_flight(&self.worker).await?.into_iter().map(|(id, _)| id).collect();
             if ids.is_empty() || self.forget(&self.worker, &ids, dead_after).await? == 0 {
                 break;
             }
@@ -284,7 +284,7 @@ impl Queue {
     ///
     /// # Errors
     /// Redis's.
-    pub async fn in_hand_of(&self, worker: &str) -> RedisResult<Vec<(String, Option<Chunk>)>> {
+    pub async fn tasks_in_flight(&self, worker: &str) -> RedisResult<Vec<(String, Option<Chunk>)>> {
         let mut redis = self.redis.clone();
         let in_flight = self.in_flight(worker);
         let ids: Vec<String> = redis::cmd("SRANDMEMBER").arg(in_flight).arg(LEFT).query_async(&mut redis).await?;

@@ -54,7 +54,7 @@ async fn a_running_worker_pulls_high_priority_tasks_as_it_pushes() {
     // No worker runs any more: the task waits for another one.
     assert_eq!(queue.push(&[single("late")], true).await.unwrap(), 1);
     assert_eq!(waiting().await, 1);
-    assert_eq!(queue.in_hand_of("host-1").await.unwrap(), []);
+    assert_eq!(queue.tasks_in_flight("host-1").await.unwrap(), []);
     queue.leave(DEAD_AFTER).await.unwrap();
 }
 
@@ -82,7 +82,7 @@ async fn tasks_of_a_pull_without_a_reply_are_handled() {
             lost.atomic().invoke_script(&pushed).invoke_script(&queue.pull_call(1));
             lost.exec_async(&mut redis.clone()).await.unwrap();
         }
-        let lost: Vec<(String, Option<Chunk>)> = queue.in_hand_of("host-1").await.unwrap();
+        let lost: Vec<(String, Option<Chunk>)> = queue.tasks_in_flight("host-1").await.unwrap();
         assert_eq!(lost.len(), 3);
         let is_bare = |(_, chunk): &&(String, Option<Chunk>)| *chunk == Some(single("without data"));
         let bare = &lost.iter().find(is_bare).unwrap().0;

@@ -1,11 +1,11 @@
-//! One exchange with an upstream: a request, its redirects, a bounded body, and what the status means.
+//! One exchange with an upstream: a request, its redirects, a bounded body, and the meaning of the status.
 //!
-//! Secrets go to the upstream's host only: a redirect to another one is not followed, or, where the upstream allows it,
-//! followed without the headers of the upstream and the source. Where only public hosts are allowed, neither a URL nor
-//! a name leads to a private address. Messages name an upstream by its URL without user, query
-//! and fragment, and show a body's first characters; secrets are blotted out of all of it ([`Secrets`]).
+//! Secrets go to the upstream's host only. A redirect to another host is followed only if the upstream's `redirects`
+//! allows it, and then without the headers of the upstream and the source. If only public hosts are allowed, neither a
+//! URL nor a name leads to a private address. Messages name an upstream by its URL without user, query and fragment,
+//! and show the first characters of a body; secrets in them are hidden ([`Secrets`]).
 //!
-//! A body counts only if it is whole: to the end of its frame, and to the end of its content coding ([`Decoder`]).
+//! A body counts only if it is complete, to the end of its frame and of its content coding ([`Decoder`]).
 
 use super::addresses::{PublicOnly, is_private};
 use super::coding::{self, Broken, Decoder};
@@ -32,8 +32,7 @@ const HOPS: usize = 5;
 /// The part of a body that messages show, in characters, and the bytes that it is taken from.
 const EXCERPT: usize = 200;
 const EXCERPT_OF: usize = 4096;
-/// The part of a refusal's body that is read, in bytes, and the longest time for that. The status says the most
-/// already.
+/// The part of a refusal's body that is read, in bytes, and the longest time for that. The status is what matters.
 const REFUSAL_READ: u64 = 16 << 10;
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
@@ -41,7 +40,7 @@ const REFUSAL_TIME: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(super) struct Client {
     http: reqwest::Client,
-    /// For other hosts than the upstream's.
+    /// Sends redirected requests to hosts other than the upstream's.
     away: reqwest::Client,
     upstream: Arc<Upstream>,
     headers: HeaderMap,
@@ -52,9 +51,9 @@ pub(super) struct Client {
 pub(super) struct Request<'a> {
     pub(super) url: &'a str,
     pub(super) headers: &'a [(&'a str, String)],
-    /// Sent with POST; GET where absent.
+    /// The body of a POST; `None` for a GET.
     pub(super) body: Option<&'a Value>,
-    /// Makes a GET conditional.
+    /// The validators that make a GET conditional.
     pub(super) known: Option<&'a Validators>,
     pub(super) deadline: Instant,
 }
@@ -66,7 +65,7 @@ pub(super) enum Received {
     Gone,
 }
 
-/// The progress of an exchange, failed ones included: the last answer's status, or a request without an answer.
+/// The progress of an exchange, also of a failed one: the last answer's status, or a request without an answer.
 #[derive(Default)]
 pub(super) struct Reached {
     status: AtomicU16,
@@ -76,8 +75,8 @@ pub(super) struct Reached {
 impl Reached {
     const NO_ANSWER: u16 = 1;
 
-    /// Returns whether the upstream may take money for it: it answered with success, or may have made an answer that
-    /// did not arrive.
+    /// Returns `true` if the upstream may charge for the request: it answered with success, or its answer may have been
+    /// lost.
     pub(super) fn may_be_paid(&self) -> bool {
         matches!(self.status.load(Ordering::Relaxed), Self::NO_ANSWER | 200..=299)
     }
@@ -96,19 +95,19 @@ impl Reached {
     }
 }
 
-/// A whole answer whose status says that it is the resource's value.
+/// An answer with its body.
 pub(super) struct Body {
     url: Box<Url>,
     status: StatusCode,
     headers: HeaderMap,
     bytes: Vec<u8>,
-    /// `bytes` are only the beginning.
+    /// `true` if `bytes` is only the beginning.
     cut: bool,
     secrets: Secrets,
 }
 
 impl Client {
-    /// A client that keeps connections to the upstream open between exchanges.
+    /// Returns a client that keeps connections to the upstream open between exchanges.
     pub(super) fn new(upstream: &Arc<Upstream>, env: &EnvValues) -> anyhow::Result<Self> {
         let name = &upstream.name;
         let client = |public: bool| {
@@ -117,9 +116,9 @@ impl Client {
                 .redirect(Policy::none())
                 .referer(false);
             let client = if public { client.dns_resolver(PublicOnly::resolver()).no_proxy() } else { client };
-            // So that a request that timed out has been sent: see [`Reached`].
+            // Shorter than the whole timeout, so that a request that times out has been sent: see [`Reached`].
             let client = client.connect_timeout(upstream.timeout.mul_f32(0.9));
-            // It has no time-out of its own, which would cost a timer each time: `exchange` ends a request in time.
+            // The client has no timeout, which would cost a second timer: `exchange` limits the whole request.
             client.build().with_context(|| format!("upstream `{name}`: no HTTP client"))
         };
         let http = client(false)?;
@@ -134,17 +133,17 @@ impl Client {
         Ok(Self { http, away, upstream: upstream.clone(), headers, secrets: Secrets::new(Some(upstream), env) })
     }
 
-    /// A message without the secrets of the upstream and of the job files.
+    /// Returns a message without the secrets of the upstream and of the job files.
     pub(super) fn hide(&self, message: &str) -> String {
         self.secrets.blot(message, false)
     }
 
-    /// The longest body read.
+    /// Returns the length of the longest body that is read, in bytes.
     pub(super) fn max_bytes(&self) -> u64 {
         self.upstream.max_bytes
     }
 
-    /// Returns how long a whole answer may take.
+    /// Returns the time for a whole answer.
     pub(super) fn timeout(&self) -> Duration {
         self.upstream.timeout
     }
@@ -154,7 +153,7 @@ impl Client {
         self.exchange_noting(request, &Reached::default()).await
     }
 
-    /// Does the same, and notes how far it came.
+    /// Like [`Client::exchange`], and records the progress in `reached`.
     pub(super) async fn exchange_noting(
         &self,
         request: Request<'_>,
@@ -167,8 +166,8 @@ impl Client {
             Ok(answer) => answer,
             Err(_) => {
                 reached.no_answer();
-                let patience = duration::rough(until.saturating_duration_since(now));
-                Err(FetchError::Upstream(format!("{} gave no whole answer within {patience}", shown(url))))
+                let limit = duration::rough(until.saturating_duration_since(now));
+                Err(FetchError::Upstream(format!("{} gave no complete answer within {limit}", shown(url))))
             }
         }
     }
@@ -188,7 +187,7 @@ impl Client {
             own.insert(key, value);
             secrets.add(text);
         }
-        // Keys are also sent as `?key=…`, and errors like to repeat what was asked.
+        // API keys are also sent as `?key=…`, and error texts often repeat the query.
         url.query_pairs().for_each(|(_, text)| secrets.add(&text));
         let conditions = conditions(request.known.filter(|_| body.is_none()));
         let mut hops = 0;
@@ -207,7 +206,7 @@ impl Client {
                     reached.no_answer();
                 }
                 let built = !error.is_builder();
-                let reason = format!("{} cannot be asked: {}", shown(url.as_str()), chain(error));
+                let reason = format!("{} cannot be reached: {}", shown(url.as_str()), chain(error));
                 if built { FetchError::Upstream(reason) } else { FetchError::Answer(reason) }
             })?;
             let status = response.status();
@@ -219,14 +218,17 @@ impl Client {
             let next = response.headers().get(header::LOCATION).and_then(|to| std::str::from_utf8(to.as_bytes()).ok());
             let next = next.and_then(|to| url.join(to).ok()).filter(|to| to.has_host());
             let Some(next) = next else {
-                return Err(answer_error(url.as_str(), &format!("redirects nowhere (status {})", status.as_u16())));
+                return Err(answer_error(
+                    url.as_str(),
+                    &format!("redirects without a usable Location (status {})", status.as_u16()),
+                ));
             };
             if !same_host(&origin, &next) {
                 let to = shown(next.as_str());
                 let refused = match self.upstream.redirects {
-                    Redirects::SameHost => {
-                        Some(format!("redirects to another host: {to}; ask there, or set `redirects = \"public\"`"))
-                    }
+                    Redirects::SameHost => Some(format!(
+                        "redirects to another host: {to}; write that URL, or set `redirects = \"public\"`"
+                    )),
                     Redirects::Public if is_private(&next) => {
                         Some(format!("redirects to a private address: {to}; `redirects = \"any\"` allows that"))
                     }
@@ -266,14 +268,14 @@ impl Client {
         let status = body.status.as_u16();
         match status {
             304 if asked.conditional => Ok(Received::Unchanged),
-            304 => Err(body.error("comes without having been asked for")),
+            304 => Err(body.error("is an answer to a conditional request, and this request had no validators")),
             404 | 410 if !asked.posted => Ok(Received::Gone),
-            // 203: as a proxy on the way has changed it. 201: what a request with a body made.
+            // 203: changed by a proxy. 201: made by a request with a body.
             200 | 203 => self.whole(body, response).await,
             201 if asked.posted => self.whole(body, response).await,
             _ => {
                 let left = asked.until.saturating_duration_since(Instant::now());
-                // Never all that is left, so that the status is not forgotten over its body.
+                // Not all of the remaining time, so that a slow body does not hide the status.
                 body.begin(response, REFUSAL_TIME.min(left.mul_f32(0.9))).await;
                 let answer = if matches!(status, 404 | 410) { Ok(Received::Gone) } else { Err(body.refusal()) };
                 let _ = reached.refusal.set(body.bytes);
@@ -282,13 +284,13 @@ impl Client {
         }
     }
 
-    /// Reads the body to its end.
+    /// Reads the whole body.
     async fn whole(&self, mut body: Body, mut response: Response) -> Result<Received, FetchError> {
         let most = self.upstream.max_bytes;
-        let too_long = |is: &str| format!("{is} more than `max_bytes` ({})", bytesize::ByteSize(most));
+        let too_long = |is: &str| format!("{is} longer than `max_bytes` ({})", bytesize::ByteSize(most));
         let mut decoder = Decoder::new(&body.headers, most).map_err(|reason| body.error(&reason))?;
         if response.content_length().is_some_and(|length| length > decoder.most_sent()) {
-            return Err(body.error(&too_long("announces")));
+            return Err(body.error(&too_long("has a Content-Length")));
         }
         let framed = response.version() >= Version::HTTP_2
             || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| body.headers.contains_key(name))
@@ -302,19 +304,19 @@ impl Client {
             let Some(chunk) = chunk else { break };
             read += chunk.len();
             decoder.feed(&chunk).map_err(|broken| match broken {
-                Broken::TooLong => body.error(&format!("is longer than `max_bytes` ({})", bytesize::ByteSize(most))),
+                Broken::TooLong => body.error(&too_long("is")),
                 Broken::Malformed | Broken::Incomplete => {
-                    body.error("is not the gzip that its Content-Encoding names, or has something else after it")
+                    body.error("is not valid gzip, although its Content-Encoding says so, or has other data after it")
                 }
             })?;
         }
         body.bytes = decoder.finish().map_err(|_| {
-            body.failure("does not end with whole gzip data: it is cut off, damaged, or has something else after it")
+            body.failure("has incomplete gzip data: it is cut off, damaged, or has other data after it")
         })?;
         let is_number = body.bytes.trim_ascii().first().is_some_and(|first| *first == b'-' || first.is_ascii_digit());
         if !framed && is_number {
             return Err(body.error(
-                "is a bare number that may be cut off: send Content-Length, or chunks, so that its end can be told",
+                "is a bare number that may be cut off: let the server send Content-Length or chunks to mark its end",
             ));
         }
         Ok(Received::Body(body))
@@ -325,7 +327,7 @@ impl Client {
 struct Asked<'a> {
     url: &'a Url,
     conditional: bool,
-    /// It was a POST.
+    /// `true` for a POST.
     posted: bool,
     until: Instant,
 }
@@ -337,7 +339,7 @@ impl fmt::Debug for Client {
 }
 
 impl Body {
-    /// Reads the beginning of a refusal's body, as far as it comes and can be decoded within this time.
+    /// Reads the beginning of a refusal's body: all that arrives and can be decoded within this time.
     async fn begin(&mut self, mut response: Response, time: Duration) {
         let Ok(mut decoder) = Decoder::new(&self.headers, REFUSAL_READ) else { return };
         let reading = async {
@@ -356,7 +358,7 @@ impl Body {
         let status = self.status.as_u16();
         let wait = (status >= 400).then(|| busy::wait(status, &self.headers, Utc::now())).flatten();
         if account::is_refused(status, &self.bytes) {
-            let reason = self.describe("refuses this account, which no waiting mends: see its quota and billing");
+            let reason = self.describe("refuses this account until a person acts: check its quota and billing");
             return FetchError::Refused(wait.unwrap_or_default(), reason);
         }
         if let Some(wait) = wait {
@@ -364,33 +366,33 @@ impl Body {
             return FetchError::Busy(wait, reason);
         }
         match status {
-            200..=299 => self.error("is not the resource's value: only 200, 203, and 201 to a `body` are"),
-            // A wrong key is so for all requests; ten in a row are enough.
-            401 => self.failure("refuses us: see the upstream's `headers`"),
-            403 => self.error("refuses us: see the upstream's `headers`"),
-            408 | 500..=599 => self.failure("comes instead of an answer"),
-            _ => self.error("comes instead of an answer"),
+            200..=299 => self.error("is not the resource's value: only 200, 203, and 201 after a `body` are"),
+            // A wrong API key affects all requests, so ten of these in a row open the breaker.
+            401 => self.failure("refuses Samovar: check the upstream's `headers`"),
+            403 => self.error("refuses Samovar: check the upstream's `headers`"),
+            408 | 500..=599 => self.failure("is an error of the server"),
+            _ => self.error("is not an answer with a value"),
         }
     }
 
-    /// The body without a byte order mark.
+    /// Returns the body as text, without a byte order mark.
     pub(super) fn text(&self) -> Result<&str, FetchError> {
         let bytes = self.bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&self.bytes);
         std::str::from_utf8(bytes)
             .map_err(|error| self.error(&format!("is not UTF-8 from byte {} on", error.valid_up_to())))
     }
 
-    /// A header, if it is text.
+    /// Returns a header that is a text and not empty.
     pub(super) fn header(&self, name: &str) -> Option<String> {
         self.headers.get(name)?.to_str().ok().filter(|text| !text.is_empty()).map(str::to_owned)
     }
 
-    /// Why the answer cannot be used, in one line.
+    /// Returns the reason why the answer cannot be used, in one line.
     pub(super) fn error(&self, reason: &str) -> FetchError {
         FetchError::Answer(self.describe(reason))
     }
 
-    /// Returns the same as an error of the upstream.
+    /// Returns such a reason as a failure of the upstream.
     fn failure(&self, reason: &str) -> FetchError {
         FetchError::Upstream(self.describe(reason))
     }
@@ -405,20 +407,20 @@ impl Body {
     }
 }
 
-/// An answer, known by its URL only, that cannot be used.
+/// Returns the error of an answer that is known by its URL only.
 pub(super) fn answer_error(url: &str, reason: &str) -> FetchError {
     FetchError::Answer(format!("{} {reason}", shown(url)))
 }
 
-/// A URL as it was rendered. Rendering has refused segments that are only dots, which the parser would resolve;
-/// anything else that it was given it keeps.
+/// Parses a rendered URL. The parser would resolve segments of dots, which the template has refused; it keeps the rest.
 fn whole(text: &str) -> Result<Url, FetchError> {
-    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host()).ok_or_else(|| {
-        answer_error(text, "is not a URL that can be asked: it must begin with http:// or https:// and a host")
-    })
+    Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .ok_or_else(|| answer_error(text, "is not a usable URL: it must begin with http:// or https:// and a host"))
 }
 
-/// Returns whether secrets of one URL's server may be sent to the other's: same host and port, or the same host's TLS.
+/// Returns `true` if the secrets for one URL may be sent to the other: same host and port, or TLS on the same host.
 fn same_host(one: &Url, other: &Url) -> bool {
     let port = one.port_or_known_default() == other.port_or_known_default();
     let same = one.scheme() == other.scheme() && port;
@@ -446,7 +448,7 @@ fn conditions(known: Option<&Validators>) -> HeaderMap {
     headers
 }
 
-/// A URL for messages: without user, password, query and fragment.
+/// Returns a URL for messages, without user, password, query and fragment.
 pub(super) fn shown(url: &str) -> String {
     let end = url.find(['?', '#']).unwrap_or(url.len());
     let (base, rest) = url.split_at(end);
@@ -478,7 +480,7 @@ fn one_line(text: &str, longest: usize) -> String {
     line
 }
 
-/// An error and its causes; reqwest's own message for most is only `error sending request`.
+/// Returns an error with its causes. Reqwest's own message is mostly `error sending request`.
 fn chain(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();

@@ -1,9 +1,8 @@
-//! Content codings (RFC 9110, section 8.4): a body decoded while it is read, within bounds.
+//! Content codings (RFC 9110, section 8.4): decodes a body while it is read, within bounds.
 //!
-//! The only coding that is read is gzip (RFC 1952), also as a series of members, which count as one document; it is
-//! also the only one that is asked for. A body that ends inside a member, fails a checksum, or holds anything but
-//! members is an error: half a document never passes for a whole one. Both what is decoded and what was sent are
-//! bounded.
+//! The only coding that is requested and decoded is gzip (RFC 1952). Several members count as one document. A body that
+//! ends inside a member, fails a checksum, or has data other than members is an error, so half a document never passes
+//! for a whole one. Both the decoded and the coded length are bounded.
 
 use flate2::write::MultiGzDecoder;
 use reqwest::header::{self, HeaderMap};
@@ -15,17 +14,17 @@ pub(super) const ACCEPTED: &str = "gzip";
 const MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// The most codings of a body.
 const MOST_CODINGS: usize = 3;
-/// The excess of a coded body, as it was sent, over its bound: small documents grow by their members' frames.
+/// The bytes that a coded body may be longer than its bound: the frames of members enlarge small documents.
 const FRAMES: u64 = 64 << 10;
-/// The longest part of an unknown coding's name in a message, in characters.
+/// The part of an unknown coding's name that messages show, in characters.
 const NAME_SHOWN: usize = 40;
 
-/// Why a body cannot be decoded.
+/// The reason why a body cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
     /// It is longer than its bound.
     TooLong,
-    /// It is not gzip, or holds something else beside it.
+    /// It is not gzip, or has other data beside it.
     Malformed,
     /// It ends inside a member, or the last member fails its checksum.
     Incomplete,
@@ -34,10 +33,10 @@ pub(super) enum Broken {
 /// Decodes one body.
 pub(super) struct Decoder {
     layers: Layers,
-    /// The bytes that may still come, as they were sent.
+    /// The number of coded bytes that may still arrive.
     left: u64,
     coded: bool,
-    /// The bytes that came, as they were sent.
+    /// The number of coded bytes that arrived.
     sent: usize,
 }
 
@@ -53,10 +52,10 @@ struct Bounded {
 }
 
 impl Decoder {
-    /// A decoder for a body with these headers that gives `most` bytes at most.
+    /// Returns a decoder for a body with these headers, of at most `most` decoded bytes.
     ///
     /// # Errors
-    /// Names a coding that is not read.
+    /// A coding that is not supported, by its name.
     pub(super) fn new(headers: &HeaderMap, most: u64) -> Result<Self, String> {
         let mut layers =
             Layers::Plain(Bounded { bytes: Vec::new(), most: usize::try_from(most).unwrap_or(usize::MAX) });
@@ -74,7 +73,7 @@ impl Decoder {
                     _ => {
                         let name: String = coding.chars().take(NAME_SHOWN).collect();
                         return Err(format!(
-                            "has the content coding `{name}`, but only {ACCEPTED} is read and asked for (Accept-Encoding)"
+                            "has the content coding `{name}`, but only {ACCEPTED}, which was requested, is supported"
                         ));
                     }
                 }
@@ -85,19 +84,19 @@ impl Decoder {
         Ok(Self { layers, left, coded, sent: 0 })
     }
 
-    /// The most bytes that the body may have as it is sent.
+    /// Returns the number of coded bytes that may still arrive.
     pub(super) fn most_sent(&self) -> u64 {
         self.left
     }
 
-    /// Returns whether the body is coded at all.
+    /// Returns `true` if the body has a coding.
     pub(super) fn is_coded(&self) -> bool {
         self.coded
     }
 
-    /// Takes the next bytes as they were sent.
+    /// Decodes the next bytes.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), Broken> {
-        // The decoder looks at a header only once all of it is there, and a short document is shorter.
+        // The decoder checks a header only when it is complete, and a short plain document is shorter than a header.
         let starts = MAGIC.iter().skip(self.sent).zip(bytes).all(|(magic, byte)| magic == byte);
         if self.coded && !starts {
             return Err(Broken::Malformed);
@@ -112,7 +111,7 @@ impl Decoder {
         if fits < bytes.len() { Err(Broken::TooLong) } else { Ok(()) }
     }
 
-    /// The whole body. One without any bytes is empty, whatever its coding.
+    /// Returns the whole body. A body without bytes is empty in any coding.
     pub(super) fn finish(self) -> Result<Vec<u8>, Broken> {
         if self.sent == 0 {
             return Ok(Vec::new());
@@ -123,9 +122,9 @@ impl Decoder {
         })
     }
 
-    /// Returns what could be decoded so far.
+    /// Returns the bytes that were decoded so far.
     pub(super) fn so_far(mut self) -> Vec<u8> {
-        // Whatever is wrong with the rest: what is there is shown.
+        // A fault of the rest does not matter: the beginning is shown.
         let _ = self.layers.flush();
         self.layers.written().to_vec()
     }
@@ -197,7 +196,7 @@ mod tests {
         headers
     }
 
-    /// Decodes a body that comes in pieces of so many bytes.
+    /// Decodes a body that arrives in pieces of this length.
     fn decoded(lines: &[&str], body: &[u8], piece: usize, most: u64) -> Result<Vec<u8>, Broken> {
         let mut decoder = Decoder::new(&headers(lines), most).unwrap();
         for bytes in body.chunks(piece.max(1)) {
@@ -241,7 +240,7 @@ mod tests {
             ("none", "`none`"),
         ] {
             let error = Decoder::new(&headers(&[line]), 100).err().unwrap();
-            assert!(error.contains(name) && error.contains("only gzip is read"), "{error}");
+            assert!(error.contains(name) && error.contains("only gzip"), "{error}");
         }
         assert!(Decoder::new(&headers(&["gzip,gzip,gzip,gzip"]), 100).is_err());
         let long = "x".repeat(10_000);
@@ -306,7 +305,7 @@ mod tests {
                 prop_assert!(decoded(&["gzip"], &more, piece, 1000).is_err());
             }
 
-            // A flipped bit may be in what a header only tells (a name, a time), and changes nothing then.
+            // A flipped bit in a header's name or time changes nothing.
             let mut flipped = body.clone();
             flipped[flip.index(body.len())] ^= 0x10;
             if let Ok(read) = decoded(&["gzip"], &flipped, piece, 1000) {

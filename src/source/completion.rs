@@ -1,22 +1,22 @@
 //! A chat completion, read field by field.
 //!
-//! Servers that call themselves OpenAI-compatible differ in every field, and an answer is paid for before it is read.
-//! So a field of an unexpected type or value counts as absent and takes no other field with it: the text is used if it
-//! can be read, and the tokens are counted from what is told. Only a text that was cut off, filtered or refused is not
-//! used, since it would be stored as if it were whole.
+//! OpenAI-compatible servers differ in every field, and an answer is paid for before it is read. A field of an
+//! unexpected type or value therefore counts as absent, and the other fields are still read. The text is used if it can
+//! be read, and tokens are counted as far as the server reports them. A text that was cut off, filtered or refused is
+//! not used, because it would be stored as if it were complete.
 
 use serde_json::Value;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use tracing::debug;
 
-/// The most tokens that one answer is believed to have cost. A larger count is no count.
+/// The largest plausible token count of one answer. A larger number is ignored.
 const MOST_TOKENS: u64 = 1_000_000_000;
 /// The part of a `finish_reason` that messages show, in characters.
 const REASON_SHOWN: usize = 40;
 
-/// Word stems in a `finish_reason` that say why a text is not the whole answer. Letter case and separators do not
-/// count, so that `MAX_TOKENS`, `maxTokens` and `max_output_tokens` are the same.
+/// Word stems in a `finish_reason` of an incomplete text. Letter case and separators are ignored, so `MAX_TOKENS`,
+/// `maxTokens` and `max_output_tokens` match alike.
 const CUT: &str = "length max limit trunc incomplete unfinish exceed window pause";
 const TOOL: &str = "tool function";
 const FILTERED: &str =
@@ -31,12 +31,12 @@ pub(super) struct Completion<'a> {
     usage: Fields<'a>,
     choice: Option<Fields<'a>>,
     message: Fields<'a>,
-    /// How long the answers are, in bytes, with all that was said beside the text.
+    /// The length of the answers in bytes, with everything beside the text.
     said: usize,
 }
 
 impl<'a> Completion<'a> {
-    /// Reads an answer's body; `None` where it is not JSON.
+    /// Reads an answer's body; returns `None` if it is not JSON.
     pub(super) fn read(body: &'a str) -> Option<Self> {
         let mut all = fields(serde_json::from_str(body).ok()?);
         let usage = all.remove("usage").or_else(|| fields(all.get("error")?).remove("usage"));
@@ -51,10 +51,10 @@ impl<'a> Completion<'a> {
         Some(Self { usage, choice, message: message.unwrap_or_default(), said })
     }
 
-    /// The tokens that the answer cost, of which the prompt's are `prompt` by estimate.
+    /// Returns the tokens that the answer cost; `prompt` is the estimate for the prompt.
     ///
-    /// The total and its parts are told in two places; the higher sum counts. A part that is not told, or told as
-    /// nothing, is estimated, unless the total is told.
+    /// Servers report a total and its two parts; the higher sum counts. If there is no total, a part that is missing or
+    /// zero is estimated.
     pub(super) fn tokens(&self, prompt: u64) -> u64 {
         let [total, asked, answered] = self.counts();
         match total {
@@ -63,25 +63,30 @@ impl<'a> Completion<'a> {
         }
     }
 
-    /// Returns whether the server tells any tokens.
+    /// Returns `true` if the server reports any tokens.
     pub(super) fn tells_usage(&self) -> bool {
         self.counts().iter().any(Option::is_some)
     }
 
-    /// The tokens that the server tells: all, the prompt's, the answer's.
+    /// Returns the tokens that the server reports: all, the prompt's, the answer's.
     fn counts(&self) -> [Option<u64>; 3] {
         [["total_tokens", "totalTokens"], ["prompt_tokens", "input_tokens"], ["completion_tokens", "output_tokens"]]
             .map(|names| names.into_iter().filter_map(|name| count(self.usage.get(name)?)).max())
     }
 
-    /// The whole text, or what the answer is instead. `limit` is the longest answer that was asked for, by its name.
+    /// Returns the complete text.
+    ///
+    /// `limit` is the requested limit of the answer, with the name of its option.
+    ///
+    /// # Errors
+    /// A text that says what the answer is instead.
     pub(super) fn text(&self, limit: Option<(&str, u64)>) -> Result<String, String> {
-        let Some(choice) = &self.choice else { return Err("is a completion without choices".into()) };
+        let Some(choice) = &self.choice else { return Err("is a completion without `choices`".into()) };
         if self.message.get("refusal").is_some_and(|raw| is_said(raw)) {
             return Err("is the model's refusal".into());
         }
         if choice.get("error").is_some_and(|raw| is_said(raw)) {
-            return Err("holds an error in place of a text".into());
+            return Err("has an error in place of a text".into());
         }
         if let Some(reason) = choice.get("finish_reason").and_then(|raw| whole_text(raw)) {
             check_finish(&reason, limit)?;
@@ -96,36 +101,35 @@ impl<'a> Completion<'a> {
     }
 }
 
-/// The tokens of so many bytes: one for four. That is close for Latin script, and for others, whose letters have more
-/// bytes and more tokens.
+/// Returns an estimate of the tokens in a text of this length: one for four bytes. It is close for Latin script, and
+/// for other scripts, whose letters have more bytes and more tokens.
 pub(super) fn estimate(bytes: usize) -> u64 {
     bytes.div_ceil(4) as u64
 }
 
-/// Refuses a reason that says that the text is not whole. Any other word is a server's own for a text that came to its
-/// end.
+/// Refuses a reason that says that the text is incomplete. Any other word counts as a server's own for a complete text.
 fn check_finish(reason: &str, limit: Option<(&str, u64)>) -> Result<(), String> {
     let word: String = reason.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
     let has = |stems: &str| stems.split(' ').any(|stem| word.contains(stem));
     let shown: String = reason.chars().take(REASON_SHOWN).collect();
     if has(TOOL) {
-        Err(format!("calls a tool in place of a text (finish_reason {shown:?}): take `tools` out of the options"))
+        Err(format!("calls a tool in place of a text (finish_reason {shown:?}): remove `tools` from the options"))
     } else if has(FILTERED) {
         Err(format!("was filtered or refused (finish_reason {shown:?})"))
     } else if has(BROKEN) {
-        Err(format!("did not come to its end (finish_reason {shown:?})"))
+        Err(format!("was not completed (finish_reason {shown:?})"))
     } else if has(CUT) {
         let most = limit.map_or("the server's limit".into(), |(name, most)| format!("`{name}` ({most})"));
-        Err(format!("was cut short at {most} (finish_reason {shown:?}): raise it, or ask for less"))
+        Err(format!("was cut off at {most} (finish_reason {shown:?}): raise the limit, or ask for a shorter text"))
     } else {
         if !matches!(word.as_str(), "stop" | "eos" | "eostoken" | "end" | "endturn" | "stopsequence" | "") {
-            debug!(finish_reason = shown, "a reason that is not known; the text is taken for a whole one");
+            debug!(finish_reason = shown, "unknown finish_reason; the text counts as complete");
         }
         Ok(())
     }
 }
 
-/// A text, or the texts of its parts in a row. `None` where one of them is no JSON string.
+/// Returns a text, or the joined texts of its parts; `None` if one of them is not a JSON string.
 fn text_of(raw: &RawValue) -> Option<String> {
     match raw.get().as_bytes().first()? {
         b'[' => serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok()?.into_iter().map(part).collect(),
@@ -133,7 +137,7 @@ fn text_of(raw: &RawValue) -> Option<String> {
     }
 }
 
-/// A part's text; empty for a part of another kind, such as reasoning.
+/// Returns a part's text; empty for a part of another kind, such as reasoning.
 fn part(raw: &RawValue) -> Option<String> {
     if let Some(text) = whole_text(raw) {
         return Some(text);
@@ -147,7 +151,7 @@ fn part(raw: &RawValue) -> Option<String> {
     whole_text(text).or_else(|| whole_text(fields(text).get("value")?))
 }
 
-/// Returns whether one of the parts is a refusal.
+/// Returns `true` if one of the parts is a refusal.
 fn refuses(raw: &RawValue) -> bool {
     let parts: Vec<&RawValue> = serde_json::from_str(raw.get()).unwrap_or_default();
     parts.into_iter().any(|part| fields(part).get("refusal").is_some_and(|raw| is_said(raw)))
@@ -161,12 +165,12 @@ fn whole_text(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
 }
 
-/// Returns whether a field is there that some servers send empty.
+/// Returns `true` if a field has a content; some servers send it empty.
 fn is_said(raw: &RawValue) -> bool {
     !matches!(raw.get(), "null" | "false" | "\"\"" | "{}" | "[]")
 }
 
-/// A count above zero; fractions are rounded up, and a number may be written as a string.
+/// Reads a count above zero. Fractions are rounded up, and the number may be a string.
 fn count(raw: &RawValue) -> Option<u64> {
     let number = match serde_json::from_str(raw.get()).ok()? {
         Value::Number(number) => number.as_f64()?,
@@ -194,7 +198,7 @@ mod tests {
         Completion::read(&json!({ "choices": [choice] }).to_string()).unwrap().text(None)
     }
 
-    /// The answer's part by estimate, as in [`tokens`].
+    /// Returns the estimate for the answer in [`tokens`].
     fn said() -> u64 {
         estimate(json!({"content": "x".repeat(100)}).to_string().len())
     }
@@ -326,7 +330,7 @@ mod tests {
         for message in refusals {
             assert_eq!(text(&json!({ "message": message })).unwrap_err(), "is the model's refusal", "{message}");
         }
-        // Half a pair of surrogates: no JSON text could be stored.
+        // Half of a surrogate pair cannot be stored as JSON.
         let half = r#"{"choices": [{"message": {"content": "a\ud83d"}}]}"#;
         assert!(Completion::read(half).unwrap().text(None).is_err());
         assert!(text(&json!({"message": {"content": "a"}, "error": {"message": "no"}})).is_err());
@@ -350,7 +354,7 @@ mod tests {
     fn texts_that_are_not_whole_are_refused_by_their_reason() {
         for (kind, reasons) in [
             (
-                "was cut short",
+                "was cut off",
                 "length Length max_tokens MAX_TOKENS maxTokens max_output_tokens max_new_tokens model_length \
                  model_context_window_exceeded token_limit truncated incomplete pause_turn",
             ),
@@ -361,7 +365,7 @@ mod tests {
             ),
             ("calls a tool", "tool_calls tool_use TOOL_CALL function_call MALFORMED_FUNCTION_CALL"),
             (
-                "did not come to its end",
+                "was not completed",
                 "error ERROR abort cancelled timeout insufficient_system_resource network_error failed",
             ),
         ] {

@@ -51,7 +51,7 @@ mod tests {
         let (key, inputs) = (job.key.write(&params).unwrap(), Map::from_iter([("art".to_owned(), art)]));
         let ask =
             Ask { job, source: 0, key: &key, params: &params, inputs: &inputs, known: None, deadline: Instant::now() };
-        match Sources::new(&jobs).unwrap().fetch_with(&jobs, &ask, None).await {
+        match Sources::new(&jobs).unwrap().fetch_with(&ask, None).await {
             (Ok(Answer::Value(fetched)), 0) => Ok(fetched.json),
             (Err(FetchError::Answer(reason)), 0) => Err(reason),
             other => panic!("{other:?}"),
@@ -77,7 +77,7 @@ mod tests {
         let long = json!({"text": "x".repeat(5 << 20), "none": null});
         for (value, reason) in [
             (r#"{ a = { b = "{{ art.lost }}" } }"#, "`value` cannot be composed: a: b: `art.lost` is undefined"),
-            (r#""{{ 1e308 * 10 }}""#, "`value` cannot be composed: inf is no JSON number"),
+            (r#""{{ 1e308 * 10 }}""#, "`value` cannot be composed: inf is not a JSON number"),
             (r#""{{ art.none }}""#, "`value` makes null: there is nothing to store"),
             (r#"["{{ art.text }}", "{{ art.text }}"]"#, "`value` makes 10485767 bytes of JSON; the most is 8388608"),
         ] {

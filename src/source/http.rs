@@ -1,10 +1,9 @@
-//! HTTP sources: one bounded exchange with an upstream, and JSON out of what it answers.
+//! HTTP sources: one bounded request to an upstream, and the JSON of its answer.
 //!
-//! What is stored is the upstream's own text wherever nothing was asked to be made of it: the whole answer, or with
-//! `select` that part of it, byte for byte, so that numbers too long for 64 bits stay as they are. Only `value` builds
-//! anew; there such numbers become floating-point, as with any JSON reader. Everything is checked by a full parse,
-//! which also refuses raw NUL bytes, invalid UTF-8, unpaired surrogates, numbers beyond a double and nesting beyond
-//! 128. A byte order mark is dropped.
+//! Without `value`, the stored text is the upstream's own: the whole answer, or with `select` that part of it, byte for
+//! byte, so that numbers too long for 64 bits stay as they are. A `value` builds a new document; there such numbers
+//! become floating-point, as in any JSON reader. A full parse checks every answer. It also refuses raw NUL bytes,
+//! invalid UTF-8, unpaired surrogates, numbers beyond a double and nesting beyond 128. A byte order mark is dropped.
 
 use super::client::{Client, Received, Request, answer_error};
 use super::{Answer, Ask, FetchError, Fetched, Sources, context};

@@ -82,20 +82,20 @@ impl Fetched {
     }
 }
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The upstream is not well or not there: connect, time-out, 5xx, cut off, 401. Counts against its breaker.
+    /// The upstream fails or cannot be reached: connect, timeout, 5xx, cut off, 401. Counts against its breaker.
     #[error("{0}")]
     Upstream(String),
-    /// The upstream asks to be left alone for so long (429, `Retry-After`, a spent rate limit), and what it says.
+    /// The upstream asks for a pause of this length (429, `Retry-After`, a spent rate limit), with its message.
     #[error("{1}")]
     Busy(Duration, String),
-    /// The upstream refuses the account, which no waiting mends (quota spent, payment due), and what it says. For at
-    /// least so long it asks to be left alone.
+    /// The upstream refuses the account until a person acts (quota spent, payment due), and asks for a pause of at
+    /// least this length; with its message.
     #[error("{1}")]
     Refused(Duration, String),
-    /// The answer came but cannot be used: refused by `accept`, not JSON, too large, wrong shape, 4xx.
+    /// The answer cannot be used: refused by `accept`, not JSON, too large, wrong shape, 4xx.
     #[error("{0}")]
     Answer(String),
 }
@@ -103,27 +103,27 @@ pub enum FetchError {
 /// The AI tokens that a request may cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// The prompt's, by estimate; 0 where the request costs none.
+    /// The prompt's, by estimate; 0 if the request costs none.
     pub prompt: u64,
-    /// The most that the answer may cost; `None` where the request does not limit it.
+    /// The most that the answer may cost; `None` if the request does not limit it.
     pub answer: Option<u64>,
 }
 
 /// The AI tokens that a request cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spent {
-    /// Nothing was asked, or the answer is free: an error's status without `usage`, or no connection.
+    /// Nothing was sent, or the answer is free: an error's status without `usage`, or no connection.
     Nothing,
-    /// As `usage` tells, or by estimate from the answer's text.
+    /// The tokens in `usage`, or an estimate from the answer's text.
     Tokens {
         /// The prompt's, by estimate.
         prompt: u64,
-        /// All of them.
+        /// The sum.
         all: u64,
     },
-    /// It may have been paid, but nothing tells how much: the answer was cut off, too long, late, or is not JSON.
+    /// The answer may have been charged for, but the cost is unknown: it was cut off, too long, late, or is not JSON.
     Untold {
-        /// The prompt's, by estimate; the answer's are what answers cost of late.
+        /// The prompt's, by estimate; recent answers estimate the answer's.
         prompt: u64,
     },
 }
@@ -149,10 +149,10 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Clients for the upstreams of these jobs. Connections are kept open, so make them once for each set of job files.
+    /// Returns clients for the upstreams of these jobs. Connections stay open, so make one for each set of job files.
     ///
     /// # Errors
-    /// An upstream's header that cannot be sent, or a TLS library without roots.
+    /// An upstream's header that cannot be sent, or a TLS library without root certificates.
     pub fn new(jobs: &Jobs) -> anyhow::Result<Self> {
         let client = |(name, upstream): (&UpstreamName, &Arc<_>)| {
             anyhow::Ok((name.clone(), Client::new(upstream, &jobs.env_values)?))
@@ -161,24 +161,18 @@ impl Sources {
         Ok(Self { clients, secrets: Secrets::new(None, &jobs.env_values) })
     }
 
-    /// Asks one source once. The tokens of an AI answer that cannot be used are lost to the count;
-    /// [`Sources::fetch_with`] counts them.
+    /// Asks one source once. The tokens of an unusable AI answer are not counted; [`Sources::fetch_with`] counts them.
     ///
     /// # Errors
-    /// Why there is no answer; never shows a secret.
-    pub async fn fetch(&self, _jobs: &Jobs, ask: &Ask<'_>) -> Result<Answer, FetchError> {
+    /// The reason why there is no answer, without secrets.
+    pub async fn fetch(&self, ask: &Ask<'_>) -> Result<Answer, FetchError> {
         self.fetch_counting(ask).await.0
     }
 
-    /// Asks one source once under a permit of its upstream's gate, and gives the permit back: reports how the request
-    /// ended and which tokens it spent, for an answer of use or not. Returns these tokens as well. A source that asks
-    /// no server needs no permit.
-    pub async fn fetch_with(
-        &self,
-        _jobs: &Jobs,
-        ask: &Ask<'_>,
-        permit: Option<Permit>,
-    ) -> (Result<Answer, FetchError>, u64) {
+    /// Asks one source once under a permit of its upstream's gate, and returns the permit with the request's end and
+    /// tokens, whether the answer is usable or not. Returns these tokens as well. A source without a server needs no
+    /// permit.
+    pub async fn fetch_with(&self, ask: &Ask<'_>, permit: Option<Permit>) -> (Result<Answer, FetchError>, u64) {
         let Some(mut permit) = permit else { return (self.fetch_counting(ask).await.0, 0) };
         let began = Instant::now();
         permit.begin();
@@ -189,24 +183,24 @@ impl Sources {
         (result, tokens)
     }
 
-    /// Returns whether the present value holds without asking the upstream, so that no permit is needed: an AI value
-    /// made from the same model, messages and settings. False where it must be asked.
-    pub fn unchanged_without_asking(&self, _jobs: &Jobs, ask: &Ask<'_>) -> bool {
+    /// Returns `true` if the present value is valid without a request, so that no permit is needed: an AI value made
+    /// from the same model, messages and settings.
+    pub fn unchanged_without_asking(&self, ask: &Ask<'_>) -> bool {
         let Some(Source::Ai(source)) = ask.job.sources.get(ask.source) else { return false };
         ai::unchanged(source, ask)
     }
 
-    /// The AI tokens that asking a source may cost, which its upstream's budget must have room for.
+    /// Returns the AI tokens that a request may cost. The upstream's budget must have room for them.
     pub fn cost(&self, ask: &Ask<'_>) -> Cost {
         let Some(Source::Ai(source)) = ask.job.sources.get(ask.source) else { return Cost::default() };
         ai::cost(source, ask)
     }
 
-    /// Asks a job's feed for its entries, at most 1,000,000; none where the job has no feed.
+    /// Asks a job's feed for its entries, at most 1,000,000; returns none if the job has no feed.
     ///
     /// # Errors
     /// As [`Sources::fetch`]; an item of the wrong type refuses the whole feed.
-    pub async fn feed(&self, _jobs: &Jobs, job: &Arc<Job>) -> Result<Vec<Params>, FetchError> {
+    pub async fn feed(&self, job: &Arc<Job>) -> Result<Vec<Params>, FetchError> {
         let Some(feed) = &job.entries.feed else { return Ok(Vec::new()) };
         let client = self.client(&feed.upstream)?;
         http::feed(client, feed, job).await.map_err(|error| error.map(|text| client.hide(&text)))
@@ -222,7 +216,7 @@ impl Sources {
             Source::Ai(source) => ai::fetch(self, source, ask).await,
             Source::Compose(source) => (compose::compose(source, ask), Spent::Nothing),
         };
-        // A message may quote anything, a template's text included.
+        // A message may quote anything, for example the text of a template.
         let client = source.upstream().and_then(|upstream| self.clients.get(upstream));
         let hide = |text: String| client.map_or_else(|| self.secrets.blot(&text, false), |client| client.hide(&text));
         (result.map_err(|error| error.map(hide)), spent)

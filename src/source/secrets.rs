@@ -1,9 +1,9 @@
-//! Secrets in messages: whatever an upstream echoes, in whatever encoding, is shown as `***`.
+//! Secrets in messages: a secret that an upstream echoes is shown as `***`.
 //!
-//! A secret is what is sent in a header or a query, and what job files took from the environment. It is found in a text
-//! as it is (in any case), percent-encoded (also twice, and with `+` for a space), escaped as in JSON or HTML, and in
-//! base64; and of a `Basic` credential also the user and password in it. What is shorter than [`SHORTEST`] is no
-//! secret, since blotting it out would make holes in ordinary words.
+//! Secrets are the values sent in headers and queries, and the values that job files take from the environment. They
+//! are found in a text verbatim (in any letter case), percent-encoded (also twice, and with `+` for a space), escaped
+//! as in JSON or HTML, and in base64. The user and password in a `Basic` credential are secret, too. Values shorter
+//! than [`SHORTEST`] are not hidden, because they occur in ordinary words.
 
 use crate::job::{EnvValues, Upstream};
 use base64::Engine as _;
@@ -12,25 +12,24 @@ use std::fmt;
 use std::sync::Arc;
 use url::Url;
 
-/// Shorter texts are blotted out only if a variable's name says that they are secret; and then not below
-/// [`SHORTEST_NAMED`].
+/// The shortest text that is hidden, in bytes; [`SHORTEST_NAMED`] if the variable's name marks it as secret.
 const SHORTEST: usize = 6;
 const SHORTEST_NAMED: usize = 4;
-/// The longest escape that stands for one character.
+/// The longest escape of one character, in bytes.
 const LONGEST_ESCAPE: usize = 12;
 const BLOT: &str = "***";
 
 /// Texts that messages must not show.
 #[derive(Clone, Default)]
 pub(super) struct Secrets {
-    /// Of the upstream and the job files.
+    /// The secrets of the upstream and the job files.
     lasting: Arc<[String]>,
-    /// Of one request.
+    /// The secrets of one request.
     own: Vec<String>,
 }
 
 impl fmt::Debug for Secrets {
-    /// Shows none of them.
+    /// Shows no secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(BLOT)
     }
@@ -39,8 +38,8 @@ impl fmt::Debug for Secrets {
 impl Secrets {
     /// Returns the secrets of an upstream's headers, if there is one, and of the environment.
     ///
-    /// Where a variable holds a URL or a host and its name does not say that it is secret, the host stays visible, so
-    /// that a message says which server it is about.
+    /// The host of a URL stays visible, so that a message names the server, unless the variable's name marks it as
+    /// secret.
     pub(super) fn new(upstream: Option<&Upstream>, env: &EnvValues) -> Self {
         let mut secrets = Self::default();
         for text in upstream.iter().flat_map(|upstream| upstream.headers.values()) {
@@ -66,7 +65,7 @@ impl Secrets {
         Self { lasting: secrets.own.into(), own: Vec::new() }
     }
 
-    /// Adds a text that is sent, and its parts: `Bearer abc` is shown by some servers as `abc`.
+    /// Adds a text that is sent, and its parts: some servers echo only the `abc` of `Bearer abc`.
     pub(super) fn add(&mut self, text: &str) {
         let parts = text.split(|c: char| c.is_whitespace() || matches!(c, '=' | ';' | ',' | '"'));
         for part in std::iter::once(text.trim()).chain(text.split_whitespace()).chain(parts) {
@@ -82,7 +81,8 @@ impl Secrets {
         }
     }
 
-    /// Shows a text without them. `cut` says that the text goes on where it ends, so that a secret may begin there.
+    /// Returns a text without the secrets. `cut` means that the text was cut off, so its end may be the beginning of a
+    /// secret.
     pub(super) fn blot(&self, text: &str, cut: bool) -> String {
         let bytes = text.as_bytes();
         let mut shown = String::with_capacity(text.len());
@@ -119,8 +119,8 @@ impl Secrets {
     }
 }
 
-/// Returns the length of a secret that the text begins with, plain or escaped; if the text is `cut`, its beginning
-/// suffices. What could be either (`\\` or `%25`) is tried as both.
+/// Returns the length of a secret at the beginning of the text, plain or escaped; if the text is `cut`, the beginning
+/// of the secret suffices. Characters that may be plain or an escape (`\\` or `%25`) are tried as both.
 fn occurrence(text: &[u8], secret: &[u8], cut: bool) -> Option<usize> {
     walk(text, secret, cut, true).max(walk(text, secret, cut, false))
 }
@@ -144,7 +144,7 @@ fn walk(text: &[u8], secret: &[u8], cut: bool, plain_first: bool) -> Option<usiz
     (at > 0).then_some(at)
 }
 
-/// Returns how much of the text is an escape of how much of the secret.
+/// Returns the lengths of an escape at the beginning of the text and of the part of the secret that it stands for.
 fn unescaped(text: &[u8], secret: &[u8]) -> Option<(usize, usize)> {
     let mut bytes = percent(text).into_iter().flatten();
     let byte = bytes.find(|(_, byte)| byte.eq_ignore_ascii_case(&secret[0])).map(|(length, _)| (length, 1));
@@ -158,7 +158,7 @@ fn unescaped(text: &[u8], secret: &[u8]) -> Option<(usize, usize)> {
     })
 }
 
-/// `%2541` read as an escape of an escape, and `%41`, with their lengths. `%2541` may be either.
+/// Decodes `%2541` (an escape of an escape) and `%41`, with their lengths. `%2541` may be either.
 fn percent(text: &[u8]) -> [Option<(usize, u8)>; 2] {
     let digits = |from: usize| u8::from_str_radix(std::str::from_utf8(text.get(from..from + 2)?).ok()?, 16).ok();
     if text.first() != Some(&b'%') {
@@ -168,7 +168,7 @@ fn percent(text: &[u8]) -> [Option<(usize, u8)>; 2] {
     [twice.map(|byte| (5, byte)), digits(1).map(|byte| (3, byte))]
 }
 
-/// Returns what a text may begin with instead of a character, with its length: `+`, escapes of JSON and of HTML.
+/// Decodes a `+`, or an escape of JSON or HTML, at the beginning of a text; returns its length and the character.
 fn escape(text: &[u8]) -> Option<(usize, char)> {
     match text.first()? {
         b'+' => Some((1, ' ')),
@@ -192,13 +192,13 @@ fn escape(text: &[u8]) -> Option<(usize, char)> {
     }
 }
 
-/// `\u0041` at a place.
+/// Decodes `\u0041` at a place.
 fn json_unit(text: &[u8], at: usize) -> Option<u32> {
     let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
     u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// `&amp;`, `&#38;`, `&#x26;`.
+/// Decodes `&amp;`, `&#38;` and `&#x26;`.
 fn html(text: &[u8]) -> Option<(usize, char)> {
     let end = text.iter().take(LONGEST_ESCAPE).position(|byte| *byte == b';')?;
     let name = std::str::from_utf8(text.get(1..end)?).ok()?;
@@ -220,7 +220,7 @@ fn html(text: &[u8]) -> Option<(usize, char)> {
     Some((end + 1, c))
 }
 
-/// Returns whether a text that is cut here may have been going on as an escape.
+/// Returns `true` if a text that was cut off may end inside an escape.
 fn could_be_half_an_escape(text: &[u8]) -> bool {
     text.len() < LONGEST_ESCAPE && text.first().is_none_or(|first| b"%\\&".contains(first))
 }

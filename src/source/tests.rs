@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-/// What a server was asked.
+/// A request as a server received it.
 #[derive(Clone, Debug)]
 struct Seen {
     method: String,
@@ -57,7 +57,7 @@ impl Server {
         Self { url, seen, _tasks: tasks }
     }
 
-    /// One that writes these bytes to whoever comes, and then closes, or not.
+    /// Starts a server that writes these bytes to each connection, and then closes it if `close`.
     async fn raw(bytes: &'static [u8], close: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -137,7 +137,7 @@ impl Bench {
     }
 
     async fn fetch(&self) -> Result<Answer, FetchError> {
-        self.with(async |ask| self.sources.fetch(&self.jobs, &ask).await).await
+        self.with(async |ask| self.sources.fetch(&ask).await).await
     }
 
     async fn with<T>(&self, f: impl AsyncFnOnce(Ask<'_>) -> T) -> T {
@@ -231,14 +231,14 @@ async fn shipped_jobs_are_answered_by_the_museum() {
     assert!(jobs.jobs.len() >= 5);
     for job in jobs.jobs.values() {
         let mut entries = job.entries.list.clone();
-        entries.extend(sources.feed(&jobs, job).await.unwrap());
+        entries.extend(sources.feed(job).await.unwrap());
         assert!(job.entries.feed.is_none() || entries.len() > 60, "{}", job.name);
         for params in entries {
             let inputs = job.inputs.keys().map(|name| (name.clone(), json!({ "title": "x" }))).collect();
             let key = job.key.write(&params).unwrap();
             let deadline = Instant::now() + Duration::from_secs(10);
             let ask = Ask { job, source: 0, key: &key, params: &params, inputs: &inputs, known: None, deadline };
-            let Answer::Value(fetched) = sources.fetch(&jobs, &ask).await.unwrap() else { panic!("{key}") };
+            let Answer::Value(fetched) = sources.fetch(&ask).await.unwrap() else { panic!("{key}") };
             let context = context(&params, &inputs, Some(fetched.value()));
             for tag in &job.tags {
                 assert!(!tag.render(&context).unwrap().is_empty());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use redis::{RedisResult, Script};
 
 use super::lease::Lease;
-use super::meta::Note;
+use super::meta::LastAttempt;
 use super::snapshot::Expiry;
 use super::{META, META_OUTLIVES, Store, change, coded};
 use crate::entry::duration::millis;
@@ -68,7 +68,7 @@ impl Store {
         lease: &Lease,
         json: &str,
         ttl: Duration,
-        note: &Note,
+        last_attempt: &LastAttempt,
     ) -> RedisResult<Written> {
         let reply = self
             .call(&COMMIT, key)
@@ -76,8 +76,8 @@ impl Store {
             .arg(json)
             .arg(millis(ttl))
             .arg(hash(json))
-            .arg(note.attempt())
-            .arg(note.to_json())
+            .arg(last_attempt.attempt())
+            .arg(last_attempt.to_json())
             .arg(millis(META_OUTLIVES))
             .arg(millis(lease.time))
             .arg(self.keys.changed_channel())
@@ -92,8 +92,14 @@ impl Store {
     ///
     /// # Errors
     /// Redis's.
-    pub async fn extend(&self, key: &EntryKey, lease: &Lease, ttl: Duration, note: &Note) -> RedisResult<Written> {
-        self.extend_script(key, lease, ttl, note, true).await
+    pub async fn extend(
+        &self,
+        key: &EntryKey,
+        lease: &Lease,
+        ttl: Duration,
+        last_attempt: &LastAttempt,
+    ) -> RedisResult<Written> {
+        self.extend_script(key, lease, ttl, last_attempt, true).await
     }
 
     /// Lets the present value live on for `ttl` with nobody asked, unless it was invalidated. For invalidations its
@@ -106,9 +112,9 @@ impl Store {
         key: &EntryKey,
         lease: &Lease,
         ttl: Duration,
-        note: &Note,
+        last_attempt: &LastAttempt,
     ) -> RedisResult<Written> {
-        self.extend_script(key, lease, ttl, note, false).await
+        self.extend_script(key, lease, ttl, last_attempt, false).await
     }
 
     async fn extend_script(
@@ -116,7 +122,7 @@ impl Store {
         key: &EntryKey,
         lease: &Lease,
         ttl: Duration,
-        note: &Note,
+        last_attempt: &LastAttempt,
         asked: bool,
     ) -> RedisResult<Written> {
         let reply = self
@@ -124,8 +130,8 @@ impl Store {
             .arg(&lease.token)
             .arg(millis(ttl))
             .arg(lease.before.expiry.pexpiretime())
-            .arg(note.attempt())
-            .arg(note.to_json())
+            .arg(last_attempt.attempt())
+            .arg(last_attempt.to_json())
             .arg(millis(META_OUTLIVES))
             .arg(millis(lease.time))
             .arg(u8::from(!asked))
@@ -139,12 +145,12 @@ impl Store {
     ///
     /// # Errors
     /// Redis's.
-    pub async fn gone(&self, key: &EntryKey, lease: &Lease, note: &Note) -> RedisResult<Written> {
+    pub async fn gone(&self, key: &EntryKey, lease: &Lease, last_attempt: &LastAttempt) -> RedisResult<Written> {
         let reply = self
             .call(&GONE, key)
             .arg(&lease.token)
-            .arg(note.attempt())
-            .arg(note.to_json())
+            .arg(last_attempt.attempt())
+            .arg(last_attempt.to_json())
             .arg(millis(META_OUTLIVES))
             .arg(millis(lease.time))
             .arg(self.keys.changed_channel())

@@ -54,18 +54,18 @@ impl Store {
 
     /// Returns all jobs of the fleet: by name, and by the identities that workers know.
     pub(crate) async fn fleet(&self) -> RedisResult<BTreeSet<String>> {
-        let (names, ears): (BTreeSet<String>, Vec<Vec<u8>>) = redis::pipe()
+        let (names, records): (BTreeSet<String>, Vec<Vec<u8>>) = redis::pipe()
             .hkeys(self.keys.digests())
-            .hvals(self.keys.ears())
+            .hvals(self.keys.gap_detectors())
             .query_async(&mut self.redis.clone())
             .await?;
-        Ok(&names | &known(&ears))
+        Ok(&names | &known(&records))
     }
 }
 
 /// Returns the jobs that the workers of these entries know, as [`Job::identity`] names them.
-fn known(ears: &[Vec<u8>]) -> BTreeSet<String> {
-    let jobs = ears.iter().filter_map(|heard| str::from_utf8(heard).ok()?.split(' ').nth(3));
+fn known(records: &[Vec<u8>]) -> BTreeSet<String> {
+    let jobs = records.iter().filter_map(|heard| str::from_utf8(heard).ok()?.split(' ').nth(3));
     jobs.flat_map(|jobs| jobs.split(',')).filter(|job| !job.is_empty()).map(str::to_owned).collect()
 }
 
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_worker_without_jobs_knows_none() {
-        let ears = ["1 2 3 ", "1 2 3", "", "1 2 3 art,poem", "1 2 3 ,"].map(|heard| heard.as_bytes().to_vec());
-        assert_eq!(known(&ears), BTreeSet::from(["art".to_owned(), "poem".to_owned()]));
+        let records = ["1 2 3 ", "1 2 3", "", "1 2 3 art,poem", "1 2 3 ,"].map(|heard| heard.as_bytes().to_vec());
+        assert_eq!(known(&records), BTreeSet::from(["art".to_owned(), "poem".to_owned()]));
     }
 }

@@ -1,17 +1,16 @@
 //! The lease of an entry: the lock on its fetch, and the fence before its commit.
 //!
 //! The record beside the entry is `token fetched_at mark`: who fetches, when the fetch began on Redis's clock, and
-//! what came since. It expires by itself, and no record means that nobody fetches. `lease_record.lua` in `protocol` is
-//! its
-//! codec for scripts.
+//! what came since. It expires by itself, and no record means that nobody fetches. Its codec for scripts is
+//! `lease_record.lua` in `protocol`.
 //!
 //! | mark | state | set by | next |
 //! |---|---|---|---|
 //! | `-` | a worker fetches | `lease.lua` | commit, extend, gone and release drop the record |
 //! | `+` | as `-`, for an invalidation that follows another: a third is held off | `lease.lua`, `fence.lua` | as `-` |
-//! | `=` | a service loads | `begin.lua` of the library | `land.lua` and `drop.lua` drop the record |
-//! | `r` | a refresh came | `invalidate.lua` | the worker's commit makes it `+`, begun anew; `land.lua` writes nothing |
-//! | `e` | an eviction came, or a service wrote | `invalidate.lua`, the library | the commit drops it; a load takes it over as `=` |
+//! | `=` | a service loads | `begin.lua` of the library | `land.lua` and `drop_lease.lua` drop the record |
+//! | `r` | a refresh arrived | `invalidate.lua` | the worker's commit renews it as `+`; `land.lua` writes nothing |
+//! | `e` | an eviction arrived, or a service wrote | `invalidate.lua`, library | commit drops it; a load makes it `=` |
 //!
 //! The library marks in `set.lua`, `delete.lua` and `increment.lua`. A refresh replaces `e`, an eviction `r`. Only a
 //! holder whose token and `fetched_at` are in the record, under `-`, `+` or `=`, writes.
@@ -22,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, FromRedisValue, RedisResult, Script};
 
-use super::meta::{Meta, Note};
+use super::meta::{LastAttempt, Meta};
 use super::snapshot::{Expiry, Snapshot};
 use super::{META_OUTLIVES, Store, coded};
 use crate::entry::EntryKey;
@@ -267,24 +266,39 @@ impl Store {
     ///
     /// # Errors
     /// Redis's; the lease then ends by itself.
-    pub async fn release(&self, key: &EntryKey, token: &str, note: Option<&Note>) -> RedisResult<Option<Removal>> {
-        Ok(self.released(key, token, note).await?.flatten())
+    pub async fn release(
+        &self,
+        key: &EntryKey,
+        token: &str,
+        last_attempt: Option<&LastAttempt>,
+    ) -> RedisResult<Option<Removal>> {
+        Ok(self.released(key, token, last_attempt).await?.flatten())
     }
 
     /// Ends the fetch of a holder that is dead; `None` if the lease is no longer there.
     ///
     /// # Errors
     /// Redis's; the lease then ends by itself.
-    pub async fn rescue(&self, key: &EntryKey, token: &str, note: &Note) -> RedisResult<Option<Option<Removal>>> {
-        self.released(key, token, Some(note)).await
+    pub async fn rescue(
+        &self,
+        key: &EntryKey,
+        token: &str,
+        last_attempt: &LastAttempt,
+    ) -> RedisResult<Option<Option<Removal>>> {
+        self.released(key, token, Some(last_attempt)).await
     }
 
-    async fn released(&self, key: &EntryKey, token: &str, note: Option<&Note>) -> RedisResult<Option<Option<Removal>>> {
+    async fn released(
+        &self,
+        key: &EntryKey,
+        token: &str,
+        last_attempt: Option<&LastAttempt>,
+    ) -> RedisResult<Option<Option<Removal>>> {
         let reply: Vec<String> = self
             .call(&RELEASE, key)
             .arg(token)
-            .arg(note.map(Note::attempt).unwrap_or_default())
-            .arg(note.map(Note::to_json).unwrap_or_default())
+            .arg(last_attempt.map(LastAttempt::attempt).unwrap_or_default())
+            .arg(last_attempt.map(LastAttempt::to_json).unwrap_or_default())
             .arg(millis(META_OUTLIVES))
             .invoke_async(&mut self.redis.clone())
             .await?;

@@ -11,10 +11,9 @@
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
-//! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there; where there is one, none is taken from the head, since such
-//! a
-//! worker writes the note anew and leaves the head as it finds it. It reads this form as well, and takes an attempt for
-//! a part of the hash. Builds before that wrote outcomes and triggers as words, which Rust reads.
+//! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there. If there is one, none is taken from the head, because such a
+//! worker writes a new note and leaves the head as it is. It reads this form as well, and takes an attempt for a part
+//! of the hash. Builds before that wrote outcomes and triggers as words, which Rust reads.
 
 use std::time::Duration;
 
@@ -42,17 +41,16 @@ pub struct Meta {
     pub stale_for: Duration,
     /// Hash of the value; `-` for none.
     pub hash: String,
-    /// When this content became readable; later fetches of the same do not change it. Zero if unknown. An entry that
-    /// was
-    /// made from it before then may be made from other content.
+    /// When this content became readable; later fetches of the same content do not change it. Zero if unknown. An entry
+    /// that was made from it before then may be made from other content.
     pub content_since: RedisTime,
     /// The last attempt, and what the value came with.
-    pub note: Note,
+    pub last_attempt: LastAttempt,
 }
 
 /// The last attempt, and what the value came with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Note {
+pub struct LastAttempt {
     /// The validators of the value.
     #[serde(flatten)]
     pub validators: Validators,
@@ -162,33 +160,35 @@ impl Meta {
         let (hash, content_since) = (hash.to_owned(), content_since.parse().ok()?);
         let packed = serde_json::from_str(parts.next()?).ok();
         let known = packed.is_some();
-        let mut note: Note = packed.unwrap_or_default();
-        if !note.has_attempt() {
-            note.read_attempt(attempt);
+        let mut last_attempt: LastAttempt = packed.unwrap_or_default();
+        if !last_attempt.has_attempt() {
+            last_attempt.read_attempt(attempt);
         }
-        if note.attempted == RedisTime::ZERO {
-            note.attempted = validated_at;
+        if last_attempt.attempted == RedisTime::ZERO {
+            last_attempt.attempted = validated_at;
         }
-        if known && note.attempted > RedisTime::ZERO {
-            note.outcome.get_or_insert(Outcome::Warmed);
-            note.trigger.get_or_insert(Trigger::Expiry);
+        if known && last_attempt.attempted > RedisTime::ZERO {
+            last_attempt.outcome.get_or_insert(Outcome::Warmed);
+            last_attempt.trigger.get_or_insert(Trigger::Expiry);
         }
-        Some(Self { validated_at, fetched_at, own_expiry, invalidated, stale_for, hash, content_since, note })
+        Some(Self { validated_at, fetched_at, own_expiry, invalidated, stale_for, hash, content_since, last_attempt })
     }
 }
 
 impl Meta {
     /// Returns when the upstream last answered for the entry, whether or not its answer was stored.
     pub fn answered_at(&self) -> RedisTime {
-        match self.note.outcome {
-            Some(Outcome::Warmed | Outcome::Unchanged | Outcome::Gone) => self.fetched_at.max(self.note.attempted),
+        match self.last_attempt.outcome {
+            Some(Outcome::Warmed | Outcome::Unchanged | Outcome::Gone) => {
+                self.fetched_at.max(self.last_attempt.attempted)
+            }
             _ => self.fetched_at,
         }
     }
 }
 
-impl Note {
-    /// Returns the note as it is packed: all but [`Self::attempt`].
+impl LastAttempt {
+    /// Returns the note, the JSON part of the packed form: everything except [`Self::attempt`].
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned())
     }
@@ -203,9 +203,8 @@ impl Note {
         fields.join(".").trim_end_matches('.').to_owned()
     }
 
-    /// Returns `true` if the note itself tells of the last attempt, as the previous version wrote it. The head's is
-    /// then
-    /// of an attempt before.
+    /// Returns `true` if the note itself describes the last attempt, as the previous version wrote it. The head then
+    /// describes an earlier attempt.
     fn has_attempt(&self) -> bool {
         self.trigger.is_some()
             || self.outcome.is_some()
@@ -214,7 +213,7 @@ impl Note {
             || self.crashes != 0
     }
 
-    /// Takes over what the head tells of the last attempt.
+    /// Reads the last attempt from the head.
     fn read_attempt(&mut self, packed: &str) {
         let mut fields = packed.split('.');
         let mut number = || fields.next()?.parse::<i64>().ok();
@@ -240,7 +239,7 @@ mod tests {
     fn a_head_without_a_readable_note_still_tells_whose_value_it_is() {
         let meta = Meta::parse("1732270000123 1732277200123 0 0 abc {broken").unwrap();
         assert_eq!((meta.validated_at, meta.own_expiry), (at(1_732_270_000_123), at(1_732_277_200_123)));
-        assert_eq!(meta.note, Note { attempted: meta.validated_at, ..Note::default() });
+        assert_eq!(meta.last_attempt, LastAttempt { attempted: meta.validated_at, ..LastAttempt::default() });
         assert_eq!(Meta::parse("garbage"), None);
     }
 
@@ -259,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_note_round_trips() {
-        let note = Note {
+        let last_attempt = LastAttempt {
             validators: Validators { etag: Some("\"v1\"".into()), ..Validators::default() },
             tags: vec!["artist:Frida".into()],
             tokens: 1_200,
@@ -273,25 +272,29 @@ mod tests {
             rechecks: Some(Rechecks { since: at(19), before: "h0".into() }),
             reason: Some("503 Service Unavailable".into()),
         };
-        let packed = format!("1 2 3 0 h/{} {}", note.attempt(), note.to_json());
-        assert_eq!(Meta::parse(&packed).unwrap().note, note);
-        assert_eq!(note.attempt(), "1.1.7.17.1");
+        let packed = format!("1 2 3 0 h/{} {}", last_attempt.attempt(), last_attempt.to_json());
+        assert_eq!(Meta::parse(&packed).unwrap().last_attempt, last_attempt);
+        assert_eq!(last_attempt.attempt(), "1.1.7.17.1");
     }
 
     #[test]
     fn outcomes_and_triggers_round_trip_and_usual_ones_are_empty() {
-        let note = |outcome, trigger| Note { outcome, trigger, ..Note::default() };
-        let read = |note: Note| Meta::parse(&format!("1 2 0 0 h/{} {}", note.attempt(), note.to_json())).unwrap().note;
+        let last_attempt = |outcome, trigger| LastAttempt { outcome, trigger, ..LastAttempt::default() };
+        let read = |last_attempt: LastAttempt| {
+            Meta::parse(&format!("1 2 0 0 h/{} {}", last_attempt.attempt(), last_attempt.to_json()))
+                .unwrap()
+                .last_attempt
+        };
         for outcome in Outcome::ALL {
-            assert_eq!(read(note(Some(outcome), None)).outcome, Some(outcome));
+            assert_eq!(read(last_attempt(Some(outcome), None)).outcome, Some(outcome));
         }
         for trigger in Trigger::ALL {
-            assert_eq!(read(note(None, Some(trigger))).trigger, Some(trigger));
+            assert_eq!(read(last_attempt(None, Some(trigger))).trigger, Some(trigger));
         }
-        let usual = note(Some(Outcome::Warmed), Some(Trigger::Expiry));
+        let usual = last_attempt(Some(Outcome::Warmed), Some(Trigger::Expiry));
         assert_eq!((usual.attempt(), usual.to_json()), (String::new(), "{}".to_owned()));
         // Somebody marked it before anybody fetched it.
-        assert_eq!(Meta::parse("0 0 17 0 - {}").unwrap().note, Note::default());
+        assert_eq!(Meta::parse("0 0 17 0 - {}").unwrap().last_attempt, LastAttempt::default());
     }
 
     #[test]
@@ -300,7 +303,7 @@ mod tests {
         for packed in [packed.to_owned(), packed.replace("/1.1", "")] {
             let meta = Meta::parse(&packed).unwrap();
             assert_eq!((meta.hash.as_str(), meta.fetched_at, meta.content_since), ("h", at(5), at(6)));
-            let Note { outcome, trigger, attempted, failures, crashes, .. } = meta.note;
+            let LastAttempt { outcome, trigger, attempted, failures, crashes, .. } = meta.last_attempt;
             assert_eq!((outcome, trigger), (Some(Outcome::Failed), Some(Trigger::Manual)));
             assert_eq!((attempted, failures, crashes), (at(17), 3, 2));
         }

@@ -5,11 +5,11 @@
 //! correctness argument, and each step is one script in one slot.
 
 mod commit;
+mod dependants;
 mod gap;
 mod invalidate;
 mod lease;
 mod loaded;
-mod made;
 mod meta;
 mod snapshot;
 mod tags;
@@ -26,7 +26,7 @@ pub use gap::{Gap, REVALIDATE_SIGNAL};
 pub use invalidate::Invalidated;
 pub use lease::{Fresh, Lease, Leased, Removal};
 pub(crate) use lease::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
-pub use meta::{Meta, Note, Rechecks};
+pub use meta::{LastAttempt, Meta, Rechecks};
 pub(crate) use snapshot::TOUCHED;
 pub use snapshot::{Expiry, Snapshot};
 pub use tags::{Seeking, Stamp, WithTags};

@@ -28,9 +28,8 @@ const DROPPED: usize = 100;
 const SWEPT: usize = 1_000;
 /// The time for which a stamp is kept; longer than any fetch takes.
 const STAMPED: Duration = Duration::from_secs(24 * 3_600);
-/// Tags that no entry has whose stamps are kept one by one: within a fetch, no fleet handles as many invalidations by
-/// tags.
-const STRAYING: usize = 10_000;
+/// The most unknown tags, which no entry has, with a stamp of their own: more than a fleet invalidates during a fetch.
+const MOST_UNKNOWN: usize = 10_000;
 /// The member that says that an index names all entries, even if Redis evicted it before. No entry has this key.
 pub(super) const WHOLE: &str = "\0";
 /// Its scores: below those of entries, above those of stamps. While a tag's entries are sought, each search has its
@@ -44,8 +43,8 @@ pub(super) const STEP: usize = 500;
 
 static TAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tag.lua")));
 pub(super) static UNTAG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/untag.lua")));
-static STRAY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stray.lua")));
-static STRAYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/strays.lua")));
+static STAMP_UNKNOWN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stamp_unknown.lua")));
+static READ_UNKNOWN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/read_unknown.lua")));
 static MARK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/mark.lua")));
 static STAMP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/stamp.lua")));
 static SWEEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/sweep.lua")));
@@ -94,10 +93,10 @@ impl Store {
             return Ok(Vec::new());
         }
         // After that, so that an invalidation in between finds the entry there.
-        let strays: Vec<String> =
-            STRAYS.key(self.keys.stamps()).arg(tags).invoke_async(&mut self.redis.clone()).await?;
-        let stamps = scores.iter().zip(&strays).map(|(score, stray)| {
-            let both = [Stamp::read(score), Stamp::read(stray)];
+        let unknown: Vec<String> =
+            READ_UNKNOWN.key(self.keys.stamps()).arg(tags).invoke_async(&mut self.redis.clone()).await?;
+        let stamps = scores.iter().zip(&unknown).map(|(score, other)| {
+            let both = [Stamp::read(score), Stamp::read(other)];
             both.into_iter().flatten().max_by_key(|stamp| stamp.at)
         });
         Ok(stamps.collect())
@@ -120,10 +119,10 @@ impl Store {
     /// Redis's.
     pub(super) async fn tag_again(&self, key: &EntryKey, life: Duration) -> RedisResult<()> {
         let Some(meta) = self.snapshot(key).await?.into_ours() else { return Ok(()) };
-        if meta.note.tags.is_empty() {
+        if meta.last_attempt.tags.is_empty() {
             return Ok(());
         }
-        let stamps = self.tag(key, &meta.note.tags, life + SLACK).await?;
+        let stamps = self.tag(key, &meta.last_attempt.tags, life + SLACK).await?;
         for stamp in stamps.into_iter().flatten().filter(|stamp| stamp.at >= meta.fetched_at) {
             self.fence(key, stamp).await?;
         }
@@ -153,8 +152,8 @@ impl Store {
         if call.invoke_async(&mut self.redis.clone()).await? {
             return Ok(());
         }
-        let mut call = STRAY.key(self.keys.stamps());
-        call.arg(tag).arg(at).arg(removal.as_str()).arg(STRAYING);
+        let mut call = STAMP_UNKNOWN.key(self.keys.stamps());
+        call.arg(tag).arg(at).arg(removal.as_str()).arg(MOST_UNKNOWN);
         call.invoke_async(&mut self.redis.clone()).await
     }
 
@@ -209,7 +208,8 @@ impl Store {
                 found.extend(expiry.at().map(|_| (key, None)));
                 continue;
             };
-            let has: Vec<String> = meta.note.tags.into_iter().filter(|tag| tags.contains(tag.as_str())).collect();
+            let has: Vec<String> =
+                meta.last_attempt.tags.into_iter().filter(|tag| tags.contains(tag.as_str())).collect();
             if !has.is_empty() {
                 let life = expiry.at().map_or(Duration::ZERO, |at| at.saturating_since(now)) + SLACK;
                 let sets: Vec<String> = has.iter().map(|tag| self.keys.tag(tag)).collect();

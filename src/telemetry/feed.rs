@@ -34,7 +34,7 @@ const LONGEST: usize = 500;
 
 /// One message on the channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
+pub struct WorkerReport {
     /// The worker.
     pub worker: String,
     /// Events that were dropped since the last message because there were too many.
@@ -254,8 +254,9 @@ impl Feed {
             if batch.is_empty() && dropped == 0 {
                 return Ok(());
             }
-            let told = Told { worker: worker.to_owned(), dropped: std::mem::take(&mut dropped), events: batch };
-            let text = serde_json::to_string(&told).map_err(std::io::Error::other)?;
+            let report =
+                WorkerReport { worker: worker.to_owned(), dropped: std::mem::take(&mut dropped), events: batch };
+            let text = serde_json::to_string(&report).map_err(std::io::Error::other)?;
             let () = redis::cmd("PUBLISH").arg(channel).arg(text).query_async(redis).await?;
         }
     }
@@ -321,9 +322,9 @@ mod tests {
         let message = Message::parse(r#"{"keys": ["art:a"], "jobs": ["art"], "action": "evict"}"#).unwrap();
         let events =
             vec![event().at(RedisTime::from_millis(17)), Event::invalidation("inbox", &message, &Handled::default())];
-        let told = Told { worker: "host-1".into(), dropped: 3, events };
-        let text = serde_json::to_string(&told).unwrap();
-        assert_eq!(serde_json::from_str::<Told>(&text).unwrap(), told);
+        let report = WorkerReport { worker: "host-1".into(), dropped: 3, events };
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<WorkerReport>(&text).unwrap(), report);
         assert!(text.contains(r#"{"event":"ended","at_ms":17,"job":"art","key":"art:a","trigger":"cron""#), "{text}");
     }
 
@@ -332,7 +333,7 @@ mod tests {
         assert_eq!(short(&"ş".repeat(LONGEST + 1)).chars().count(), LONGEST + 1);
         assert_eq!(short(&"ş".repeat(LONGEST)), "ş".repeat(LONGEST));
         let message = Message { keys: vec!["k".into(); 100], ..Message::default() };
-        let Event::Invalidation(told) = Event::invalidation("inbox", &message, &Handled::default()) else { panic!() };
-        assert_eq!(told.keys.len(), NAMES);
+        let Event::Invalidation(shown) = Event::invalidation("inbox", &message, &Handled::default()) else { panic!() };
+        assert_eq!(shown.keys.len(), NAMES);
     }
 }

@@ -13,7 +13,7 @@ use tracing::debug;
 
 use crate::entry::Trigger;
 use crate::entry::{JobName, UpstreamName};
-use crate::entry::{Outcome, Recheck, Spending};
+use crate::entry::{Outcome, Recheck, Usage};
 use crate::redis::RedisTime;
 
 const ENTRIES: &str = "samovar_entries_total";
@@ -190,7 +190,7 @@ pub struct JobGauges {
     /// Entries due and not yet claimed.
     pub due: Option<u64>,
     /// Entries claimed by workers.
-    pub in_hand: Option<u64>,
+    pub in_flight: Option<u64>,
     /// Dead letters.
     pub dead: Option<u64>,
     /// Entries with a value.
@@ -202,7 +202,7 @@ pub struct JobGauges {
     /// `true` while the job is paused.
     pub paused: Option<bool>,
     /// The job's usage.
-    pub spending: Option<Spending>,
+    pub usage: Option<Usage>,
 }
 
 /// Sets the gauges of a job.
@@ -212,15 +212,15 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
         gauge!(name, "job" => job.to_string()).set(value.map_or(f64::NAN, |value| value as f64));
     };
     set(AGENDA_DUE, gauges.due);
-    set(AGENDA_IN_HAND, gauges.in_hand);
+    set(AGENDA_IN_HAND, gauges.in_flight);
     set(DEAD, gauges.dead);
     set(WARM, gauges.warm);
     set(OLD, gauges.old);
     set(PAUSED, gauges.paused.map(u64::from));
-    set(JOB_SPENT, gauges.spending.map(|spending| spending.tokens_spent));
-    set(JOB_SAVED, gauges.spending.map(|spending| spending.tokens_saved));
-    set(CALLS_SAVED, gauges.spending.map(|spending| spending.calls_saved));
-    set(NOT_MODIFIED, gauges.spending.map(|spending| spending.not_modified));
+    set(JOB_SPENT, gauges.usage.map(|usage| usage.tokens_spent));
+    set(JOB_SAVED, gauges.usage.map(|usage| usage.tokens_saved));
+    set(CALLS_SAVED, gauges.usage.map(|usage| usage.calls_saved));
+    set(NOT_MODIFIED, gauges.usage.map(|usage| usage.not_modified));
     let age = gauges.oldest_age.map_or(f64::NAN, |age| age.as_secs_f64());
     gauge!(OLDEST, "job" => job.to_string()).set(age);
 }
@@ -259,10 +259,10 @@ pub fn forget_upstream(upstream: &UpstreamName) {
 }
 
 /// Sets the gauges of this process and of the fleet.
-pub fn set_process(redis_up: bool, in_hand: usize, workers: usize, waiting: usize) {
+pub fn set_process(redis_up: bool, in_flight: usize, workers: usize, waiting: usize) {
     gauge!(REDIS_UP).set(f64::from(u8::from(redis_up)));
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let counts = (in_hand as f64, workers as f64, waiting as f64);
+    let counts = (in_flight as f64, workers as f64, waiting as f64);
     gauge!(IN_HAND).set(counts.0);
     gauge!(WORKERS).set(counts.1);
     gauge!(WAITING).set(counts.2);

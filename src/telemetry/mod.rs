@@ -17,7 +17,7 @@ use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-pub use feed::{Ended, Event, Invalidation, Told};
+pub use feed::{Ended, Event, Invalidation, WorkerReport};
 pub use outcomes::Telemetry;
 
 use crate::entry::escape::{self, escaped};

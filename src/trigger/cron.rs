@@ -72,7 +72,7 @@ pub struct Cron {
     pub claim: Duration,
     /// Notified when schedules change.
     pub wakeup: Arc<Notify>,
-    /// What fails in single jobs.
+    /// The failures of single jobs.
     pub troubles: Troubles,
 }
 
@@ -252,7 +252,7 @@ impl Cron {
         };
         let permit =
             permit.transpose().map_err(|Refusal { reason, .. }| format!("{upstream} admits nothing: {reason}"))?;
-        let named = self.sources.feed(&self.jobs, job).await;
+        let named = self.sources.feed(job).await;
         if let Some(permit) = permit {
             permit.end(&named).await;
         }

@@ -243,7 +243,7 @@ fn reply<T: redis::FromRedisValue>(reply: &RedisResult<redis::Value>) -> Option<
 /// not say lately that it does not exist.
 fn is_wanted(job: &Job, meta: Option<Meta>, due: Option<Due>, now: RedisTime) -> bool {
     let is_due = due.is_some_and(|due| due.state != State::Scheduled || due.at <= now + SOON);
-    let last = meta.map(|meta| meta.note).unwrap_or_default();
+    let last = meta.map(|meta| meta.last_attempt).unwrap_or_default();
     let is_gone = last.outcome == Some(Outcome::Gone) && last.attempted + GONE > now;
     // An entry that failed waits for its retry, however many clients ask for it.
     let has_failed = last.failures > 0 && (due.is_some() || last.failures >= job.warm.attempts);

@@ -317,7 +317,7 @@ impl Attempt<'_> {
     /// older.
     async fn confirm(&mut self, lease: &Lease, score: Option<f64>) -> Step<()> {
         let (warmer, job, entry) = (self.warmer, self.job, self.entry);
-        let crashes = lease.before.meta.as_ref().map_or(0, |meta| meta.note.crashes);
+        let crashes = lease.before.meta.as_ref().map_or(0, |meta| meta.last_attempt.crashes);
         if crashes >= POISON_CRASHES && entry.trigger != Trigger::Manual {
             return Err(Stop::End(Ending::dead(poison_reason(crashes))));
         }

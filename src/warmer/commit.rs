@@ -7,14 +7,14 @@ use redis::RedisResult;
 use super::attempt::{Attempt, Ending, Step, Stop};
 use super::freshness::{is_storm, known};
 use super::recheck::with_recheck;
-use super::{RESEND_WAIT, SHORT_WAIT, Warmer, stale_if_error};
+use super::{RESEND_WAIT, SHORT_WAIT, Warmer, tags};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
 use crate::entry::{EntryKey, Outcome, Recheck, Trigger};
 use crate::job::Job;
 use crate::redis::RedisTime;
 use crate::source::Answer;
-use crate::store::{Expiry, Lease, Note, Removal, Written};
+use crate::store::{Expiry, LastAttempt, Lease, Removal, Written};
 
 /// The state that a round of fetch and commit leaves to the next one under the same lease.
 pub(super) struct Round {
@@ -56,24 +56,24 @@ impl Attempt<'_> {
         if let Answer::Value(fetched) = answer {
             self.refuse_outdated(lease, round, fetched)?;
         }
-        let note = self.note(lease, round, answer, known).await?;
-        let written = self.write(lease, answer, &note, &round.indexed).await?;
+        let last_attempt = self.last_attempt(lease, round, answer, known).await?;
+        let written = self.write(lease, answer, &last_attempt, &round.indexed).await?;
         if !matches!(written, Written::Again(_) | Written::Foreign) {
             // The lease has ended with the commit, or was lost before.
             self.token = None;
         }
         Ok(match written {
-            Written::Done { .. } if note.outcome == Some(Outcome::Gone) => {
+            Written::Done { .. } if last_attempt.outcome == Some(Outcome::Gone) => {
                 self.found(Recheck::Gone);
                 self.warmer.wake_waiting(&self.entry.key).await?;
-                let next = with_recheck(self.job, note.rechecks.as_ref(), lease.fetched_at, Next::Out);
+                let next = with_recheck(self.job, last_attempt.rechecks.as_ref(), lease.fetched_at, Next::Out);
                 Some(Ending::because(Outcome::Gone, next, "the upstream no longer has it"))
             }
             Written::Done { expiry, changed } => {
-                Some(self.committed(lease, round, answer, &note, expiry, changed).await?)
+                Some(self.committed(lease, round, answer, &last_attempt, expiry, changed).await?)
             }
             Written::Again(start) => {
-                round.indexed.extend(note.tags);
+                round.indexed.extend(last_attempt.tags);
                 self.begin_again(lease, round, start).await?;
                 None
             }
@@ -94,53 +94,66 @@ impl Attempt<'_> {
     }
 
     /// Returns what the metadata note of an answer. Tags that cannot be rendered fail the fetch.
-    async fn note(&self, lease: &Lease, round: &Round, answer: &Answer, known: Option<Validators>) -> Step<Note> {
-        let before = lease.before.meta.as_ref().map(|meta| &meta.note);
+    async fn last_attempt(
+        &self,
+        lease: &Lease,
+        round: &Round,
+        answer: &Answer,
+        known: Option<Validators>,
+    ) -> Step<LastAttempt> {
+        let before = lease.before.meta.as_ref().map(|meta| &meta.last_attempt);
         let rechecks = self.rechecks_to_come(lease, round);
-        let note = Note { trigger: Some(round.trigger), storm: round.storm, rechecks, ..Note::default() };
+        let last_attempt =
+            LastAttempt { trigger: Some(round.trigger), storm: round.storm, rechecks, ..LastAttempt::default() };
         let failed = |reason| Stop::NoValue(Ending::because(Outcome::Failed, Next::Out, reason));
         Ok(match answer {
             Answer::Value(fetched) => {
-                let tags = stale_if_error::tags(self.job, &self.params, &self.inputs, || fetched.value());
-                Note {
+                let tags = tags::render(self.job, &self.params, &self.inputs, || fetched.value());
+                LastAttempt {
                     validators: fetched.validators.clone(),
                     tags: tags.map_err(failed)?,
                     tokens: fetched.tokens,
                     outcome: Some(Outcome::Warmed),
-                    ..note
+                    ..last_attempt
                 }
             }
             Answer::Unchanged => {
                 let key = &self.entry.key;
                 let tags = self.warmer.tags_kept(self.job, key, &self.params, &self.inputs, before).await?;
-                Note {
+                LastAttempt {
                     validators: known.unwrap_or_default(),
                     tags: tags.map_err(failed)?,
-                    tokens: before.map(|note| note.tokens).unwrap_or_default(),
+                    tokens: before.map(|last_attempt| last_attempt.tokens).unwrap_or_default(),
                     outcome: Some(Outcome::Unchanged),
-                    ..note
+                    ..last_attempt
                 }
             }
-            Answer::Gone => Note { outcome: Some(Outcome::Gone), ..note },
+            Answer::Gone => LastAttempt { outcome: Some(Outcome::Gone), ..last_attempt },
         })
     }
 
     /// Writes an answer, and tries until the lease's deadline: an answer, perhaps paid for, is not dropped because
     /// Redis was away for a moment. Where only the reply to a write was lost, the next try finds the lease gone, and
     /// the entry is found fresh when it comes back.
-    async fn write(&self, lease: &Lease, answer: &Answer, note: &Note, indexed: &[String]) -> RedisResult<Written> {
+    async fn write(
+        &self,
+        lease: &Lease,
+        answer: &Answer,
+        last_attempt: &LastAttempt,
+        indexed: &[String],
+    ) -> RedisResult<Written> {
         let (warmer, job, key) = (self.warmer, self.job, &self.entry.key);
         loop {
             // First the tags: an invalidation by one of them either finds the entry, or has left its stamp before.
-            let tagged = warmer.index(job, key, lease, asked_at(job, lease, answer), &note.tags, indexed).await;
+            let tagged = warmer.index(job, key, lease, asked_at(job, lease, answer), &last_attempt.tags, indexed).await;
             let tried = match answer {
                 _ if tagged.is_err() => tagged.map(|()| Written::Lost),
-                Answer::Value(fetched) => warmer.store.commit(key, lease, &fetched.json, job.ttl, note).await,
+                Answer::Value(fetched) => warmer.store.commit(key, lease, &fetched.json, job.ttl, last_attempt).await,
                 Answer::Unchanged if job.may_hold_unasked() => {
-                    warmer.store.extend_unasked(key, lease, job.ttl, note).await
+                    warmer.store.extend_unasked(key, lease, job.ttl, last_attempt).await
                 }
-                Answer::Unchanged => warmer.store.extend(key, lease, job.ttl, note).await,
-                Answer::Gone => warmer.store.gone(key, lease, note).await,
+                Answer::Unchanged => warmer.store.extend(key, lease, job.ttl, last_attempt).await,
+                Answer::Gone => warmer.store.gone(key, lease, last_attempt).await,
             };
             match tried {
                 Err(_) if Instant::now() + RESEND_WAIT < lease.deadline => tokio::time::sleep(RESEND_WAIT).await,
@@ -156,16 +169,16 @@ impl Attempt<'_> {
         lease: &Lease,
         round: &Round,
         answer: &Answer,
-        note: &Note,
+        last_attempt: &LastAttempt,
         expiry: Expiry,
         changed: bool,
     ) -> RedisResult<Ending> {
         let (warmer, job, entry) = (self.warmer, self.job, self.entry);
         if let Answer::Unchanged = answer {
-            warmer.count_saved(job, note);
+            warmer.count_saved(job, last_attempt);
         }
-        let before = lease.before.meta.as_ref().map(|meta| meta.note.tags.as_slice()).unwrap_or_default();
-        let lost = before.iter().chain(&round.indexed).filter(|tag| !note.tags.contains(tag));
+        let before = lease.before.meta.as_ref().map(|meta| meta.last_attempt.tags.as_slice()).unwrap_or_default();
+        let lost = before.iter().chain(&round.indexed).filter(|tag| !last_attempt.tags.contains(tag));
         let lost: Vec<String> = lost.cloned().collect();
         warmer.store.untag(&entry.key, &lost, lease.fetched_at + warmer.indexed_for(job, lease)).await?;
         if changed {
@@ -182,8 +195,8 @@ impl Attempt<'_> {
         self.found_value(lease, changed);
         let written_at = expiry.at().map_or(lease.fetched_at, |at| at - job.ttl);
         let after = if job.may_lag() { lease.fetched_at } else { written_at };
-        let next = with_recheck(job, note.rechecks.as_ref(), after, keep(job, &entry.key, expiry));
-        Ok(Ending::new(note.outcome.unwrap_or(Outcome::Warmed), next))
+        let next = with_recheck(job, last_attempt.rechecks.as_ref(), after, keep(job, &entry.key, expiry));
+        Ok(Ending::new(last_attempt.outcome.unwrap_or(Outcome::Warmed), next))
     }
 
     /// Prepares another round, since an invalidation came during this one: the lease was begun anew at `start`. Ends
@@ -224,7 +237,8 @@ impl Warmer {
         }
         // An invalidation finds entries that had the tag before; in a storm it is held off while this fetch lands.
         let had = lease.before.ours();
-        let finds = |tag: &String| indexed.contains(tag) || had.is_some_and(|meta| meta.note.tags.contains(tag));
+        let finds =
+            |tag: &String| indexed.contains(tag) || had.is_some_and(|meta| meta.last_attempt.tags.contains(tag));
         let stamps = self.store.tag(key, tags, self.indexed_for(job, lease)).await?;
         let stamps = tags.iter().zip(stamps).filter_map(|(tag, stamp)| {
             stamp.filter(|stamp| stamp.at >= asked && (stamp.removal == Removal::Evict || !finds(tag)))
@@ -241,8 +255,8 @@ impl Warmer {
     }
 
     /// Counts what an unchanged value saved.
-    fn count_saved(&self, job: &Job, note: &Note) {
-        let saved = (job.sources[0].properties().saves)(note.tokens);
+    fn count_saved(&self, job: &Job, last_attempt: &LastAttempt) {
+        let saved = (job.sources[0].properties().saves)(last_attempt.tokens);
         self.usage.add(&job.name, saved);
     }
 }

@@ -11,7 +11,7 @@ use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
 use crate::entry::{Outcome, Recheck, Trigger};
 use crate::redis::RedisTime;
-use crate::store::{Fresh, Lease, Leased, Note, Removal};
+use crate::store::{Fresh, LastAttempt, Lease, Leased, Removal};
 
 /// The longest reason kept, in characters.
 const LONGEST_REASON: usize = 300;
@@ -32,27 +32,32 @@ impl Attempt<'_> {
     pub(super) async fn give_up(&mut self, lease: &Lease, failure: Ending) -> RedisResult<Ending> {
         let (job, entry, outcome) = (self.job, self.entry, failure.outcome);
         let reason = failure.reason.map(|reason| reason.chars().take(LONGEST_REASON).collect::<String>());
-        let mut note = lease.before.meta.as_ref().map(|meta| meta.note.clone()).unwrap_or_default();
-        if entry.trigger == Trigger::Manual && outcome == Outcome::Failed && note.failures >= job.warm.attempts {
-            note.failures = 0;
+        let mut last_attempt = lease.before.meta.as_ref().map(|meta| meta.last_attempt.clone()).unwrap_or_default();
+        if entry.trigger == Trigger::Manual && outcome == Outcome::Failed && last_attempt.failures >= job.warm.attempts
+        {
+            last_attempt.failures = 0;
         }
-        note.crashes = 0;
-        note.outcome = Some(outcome);
-        note.trigger = Some(entry.trigger);
-        note.attempted = lease.fetched_at;
-        note.reason.clone_from(&reason);
-        let wait = if outcome == Outcome::Failed { count_failure(&mut note, lease.fetched_at) } else { Duration::ZERO };
-        let is_given_up = outcome == Outcome::Failed && note.failures >= job.warm.attempts;
-        let failures = note.failures;
+        last_attempt.crashes = 0;
+        last_attempt.outcome = Some(outcome);
+        last_attempt.trigger = Some(entry.trigger);
+        last_attempt.attempted = lease.fetched_at;
+        last_attempt.reason.clone_from(&reason);
+        let wait = if outcome == Outcome::Failed {
+            count_failure(&mut last_attempt, lease.fetched_at)
+        } else {
+            Duration::ZERO
+        };
+        let is_given_up = outcome == Outcome::Failed && last_attempt.failures >= job.warm.attempts;
+        let failures = last_attempt.failures;
         if outcome == Outcome::Failed {
             self.found(Recheck::Failed);
         }
         // The value that was to be rechecked is there: the entry goes on to its refresh.
         let still = lease.before.expiry.at().filter(|_| entry.trigger == Trigger::Recheck && is_given_up);
         if still.is_some() {
-            (note.failures, note.retry, note.rechecks) = (0, RedisTime::ZERO, None);
+            (last_attempt.failures, last_attempt.retry, last_attempt.rechecks) = (0, RedisTime::ZERO, None);
         }
-        let mark = self.warmer.store.release(&entry.key, &lease.token, Some(&note)).await?;
+        let mark = self.warmer.store.release(&entry.key, &lease.token, Some(&last_attempt)).await?;
         self.token = None;
         let next = match (mark, outcome) {
             (Some(Removal::Evict), _) => self.warmer.next_after_foreign(job, &entry.key, lease.fetched_at).await?,
@@ -92,13 +97,13 @@ impl Attempt<'_> {
 ///
 /// A fetch that an invalidation brings before the retry's time is none of the job's attempts, and leaves that time as
 /// it is. A retry that is later than any can be was noted by a clock that ran ahead.
-fn count_failure(note: &mut Note, start: RedisTime) -> Duration {
-    let left = note.retry.saturating_since(start);
-    if note.failures > 0 && !left.is_zero() && left <= RETRY_PLAUSIBLE {
+fn count_failure(last_attempt: &mut LastAttempt, start: RedisTime) -> Duration {
+    let left = last_attempt.retry.saturating_since(start);
+    if last_attempt.failures > 0 && !left.is_zero() && left <= RETRY_PLAUSIBLE {
         return left;
     }
-    note.failures = note.failures.saturating_add(1);
-    let wait = retry_after(note.failures);
-    note.retry = start + wait;
+    last_attempt.failures = last_attempt.failures.saturating_add(1);
+    let wait = retry_after(last_attempt.failures);
+    last_attempt.retry = start + wait;
     wait
 }

@@ -9,7 +9,7 @@ use super::freshness::jitter;
 use super::{SHORT_WAIT, Warmer};
 use crate::agenda::Next;
 use crate::entry::Validators;
-use crate::entry::{Outcome, Priority, Spending};
+use crate::entry::{Outcome, Priority, Usage};
 use crate::job::Job;
 use crate::source::LONGEST_WAIT;
 use crate::source::{Answer, Ask, Cost, FetchError, Permit};
@@ -26,8 +26,8 @@ impl Attempt<'_> {
         }
         let snapshot = self.warmer.store.snapshot(&self.entry.key).await?;
         let Some(meta) = snapshot.ours().filter(|meta| meta.invalidated.is_none()) else { return Ok(false) };
-        let ask = self.ask(0, Some(&meta.note.validators), Instant::now());
-        Ok(self.warmer.sources.unchanged_without_asking(&self.warmer.jobs, &ask))
+        let ask = self.ask(0, Some(&meta.last_attempt.validators), Instant::now());
+        Ok(self.warmer.sources.unchanged_without_asking(&ask))
     }
 
     /// Waits until `until` for the first source that admits a request; returns its number and the permit.
@@ -51,7 +51,7 @@ impl Attempt<'_> {
         let first = self.permit.as_ref().map_or(0, |(source, _)| *source);
         for source in first..job.sources.len() {
             let known = known.filter(|_| source == 0);
-            if warmer.sources.unchanged_without_asking(&warmer.jobs, &self.ask(source, known, deadline)) {
+            if warmer.sources.unchanged_without_asking(&self.ask(source, known, deadline)) {
                 // Nothing is asked: others may use the permit during the commit.
                 self.return_permit().await;
                 return Ok(Answer::Unchanged);
@@ -72,8 +72,8 @@ impl Attempt<'_> {
                 }
             };
             let ask = self.ask(source, known, deadline);
-            let (answer, tokens_spent) = warmer.sources.fetch_with(&warmer.jobs, &ask, permit).await;
-            warmer.usage.add(&job.name, Spending { tokens_spent, ..Spending::default() });
+            let (answer, tokens_spent) = warmer.sources.fetch_with(&ask, permit).await;
+            warmer.usage.add(&job.name, Usage { tokens_spent, ..Usage::default() });
             match answer {
                 Ok(answer) => return Ok(answer),
                 Err(e) => failure = warmer.failure(job, source, e),

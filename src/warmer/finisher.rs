@@ -10,7 +10,7 @@ use super::usage_buffer::UsageBuffer;
 use crate::agenda::Wakeup;
 use crate::agenda::{Agenda, Finished};
 use crate::entry::JobName;
-use crate::entry::Last;
+use crate::entry::LastOutcome;
 use crate::redis::Troubles;
 use crate::redis::{Backoff, is_of_keys};
 
@@ -24,7 +24,7 @@ const MOST: usize = 500;
 #[derive(Debug)]
 pub struct Finisher {
     agenda: Agenda,
-    ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
+    ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<LastOutcome>)>,
     usage: UsageBuffer,
     wakeup: Option<Arc<Wakeup>>,
     troubles: Troubles,
@@ -33,7 +33,7 @@ pub struct Finisher {
 impl Finisher {
     pub(super) fn new(
         agenda: Agenda,
-        ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<Last>)>,
+        ends: mpsc::UnboundedReceiver<(JobName, Finished, Option<LastOutcome>)>,
         usage: UsageBuffer,
     ) -> Self {
         Self { agenda, ends, usage, wakeup: None, troubles: Troubles::default() }
@@ -58,7 +58,7 @@ impl Finisher {
         let mut ended = Vec::new();
         let mut backoff = Backoff::new("ending entries");
         while self.ends.recv_many(&mut ended, MOST).await > 0 {
-            let mut by_job: HashMap<JobName, (Vec<Finished>, Option<Last>)> = HashMap::new();
+            let mut by_job: HashMap<JobName, (Vec<Finished>, Option<LastOutcome>)> = HashMap::new();
             for (job, finished, last) in ended.drain(..) {
                 let place = by_job.entry(job).or_default();
                 place.0.push(finished);

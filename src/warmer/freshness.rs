@@ -58,7 +58,7 @@ pub(super) fn fresh(job: &Job, entry: &Running) -> Fresh {
 pub(super) fn is_storm(lease: &Lease, trigger: Trigger) -> bool {
     let follows = |meta: &Meta| {
         let follows_soon = (meta.fetched_at..meta.fetched_at + STORM_WITHIN).contains(&lease.fetched_at);
-        meta.note.trigger == Some(Trigger::Invalidation) && follows_soon
+        meta.last_attempt.trigger == Some(Trigger::Invalidation) && follows_soon
     };
     trigger == Trigger::Invalidation && lease.before.meta.as_ref().is_some_and(follows)
 }
@@ -67,7 +67,7 @@ pub(super) fn is_storm(lease: &Lease, trigger: Trigger) -> bool {
 pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
     let meta = lease.before.ours()?;
     let may_keep = meta.invalidated.is_none() || !job.may_hold_unasked();
-    may_keep.then(|| meta.note.validators.clone())
+    may_keep.then(|| meta.last_attempt.validators.clone())
 }
 
 /// Returns the wait before the next try: full jitter under an exponential ceiling, which is [`FIRST_RETRY`] at first

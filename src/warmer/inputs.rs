@@ -91,9 +91,9 @@ impl Warmer {
         let snapshots = self.store.snapshots(&keys).await?;
         let awaited = |snapshot: Snapshot| {
             let there = snapshot.has_value();
-            snapshot.meta.filter(|_| there).is_some_and(|Meta { invalidated, note, .. }| {
+            snapshot.meta.filter(|_| there).is_some_and(|Meta { invalidated, last_attempt, .. }| {
                 invalidated.is_some_and(|invalidated| {
-                    let failed = note.outcome == Some(Outcome::Failed) && note.attempted >= invalidated;
+                    let failed = last_attempt.outcome == Some(Outcome::Failed) && last_attempt.attempted >= invalidated;
                     !failed && now.abs_diff(invalidated) < FRESH_INPUT_WAIT
                 })
             })
@@ -116,16 +116,18 @@ impl Warmer {
             self.agenda.put(&owner.name, [key], when, Trigger::Invalidation).await?;
             return Ok(None);
         }
-        let note = self.store.snapshot(key).await?.meta.map(|meta| meta.note);
-        let when = match note {
-            Some(note) if note.outcome == Some(Outcome::Gone) || note.failures >= owner.warm.attempts => {
-                if note.attempted + 2 * INPUT_WAIT >= since {
-                    return Ok(Some(note.reason.unwrap_or_else(|| "its upstream does not have it".to_owned())));
+        let last_attempt = self.store.snapshot(key).await?.meta.map(|meta| meta.last_attempt);
+        let when = match last_attempt {
+            Some(last_attempt)
+                if last_attempt.outcome == Some(Outcome::Gone) || last_attempt.failures >= owner.warm.attempts =>
+            {
+                if last_attempt.attempted + 2 * INPUT_WAIT >= since {
+                    return Ok(Some(last_attempt.reason.unwrap_or_else(|| "its upstream does not have it".to_owned())));
                 }
                 when
             }
             // Its own retry makes it due, however many entries wait for it.
-            Some(note) if note.failures > 0 => When::Keep(RedisTime::ZERO),
+            Some(last_attempt) if last_attempt.failures > 0 => When::Keep(RedisTime::ZERO),
             _ => when,
         };
         self.agenda.put(&owner.name, [key], when, Trigger::Demand).await?;
@@ -170,7 +172,7 @@ impl Warmer {
         }
         // Its value is written before the lease ends.
         let life = self.admission_wait + self.lease_time(job) * 2 + job.ttl + job.warm.stale_if_error;
-        self.store.make_from(key, &inputs, life).await
+        self.store.add_dependant(key, &inputs, life).await
     }
 
     /// Makes an entry's dependants due, a page at a time where they are registered.
@@ -190,7 +192,7 @@ impl Warmer {
         }
         let mut cursor = 0;
         while of_many {
-            let (next, found) = self.store.made_from(input, cursor).await?;
+            let (next, found) = self.store.dependants(input, cursor).await?;
             let mut by_job: BTreeMap<&JobName, (&Job, Vec<EntryKey>)> = BTreeMap::new();
             for key in found {
                 // The job's file may have changed since it was registered.

@@ -19,6 +19,7 @@ mod in_flight;
 mod inputs;
 mod recheck;
 mod stale_if_error;
+mod tags;
 mod usage_buffer;
 
 use std::collections::BTreeMap;
@@ -37,7 +38,7 @@ use in_flight::{InFlight, Place};
 use usage_buffer::UsageBuffer;
 
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next};
-use crate::entry::Last;
+use crate::entry::LastOutcome;
 use crate::entry::{EntryKey, JobName, UpstreamName};
 use crate::entry::{Priority, Trigger};
 use crate::job::{Job, Jobs};
@@ -106,7 +107,7 @@ pub struct Warmer {
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
     telemetry: Telemetry,
     popularity: Popularity,
-    finished: mpsc::UnboundedSender<(JobName, Finished, Option<Last>)>,
+    finished: mpsc::UnboundedSender<(JobName, Finished, Option<LastOutcome>)>,
     /// The claim time.
     claim: Duration,
     /// The longest wait of an entry for its upstream; then it makes room for others.
@@ -234,20 +235,20 @@ impl Warmer {
         if let Next::Dead(_) = next {
             self.telemetry.dead_letter(job);
         }
-        let last = Last { key: entry.key.as_str().to_owned(), outcome, trigger: entry.trigger, reason };
+        let last = LastOutcome { key: entry.key.as_str().to_owned(), outcome, trigger: entry.trigger, reason };
         let finished =
             Finished { key: entry.key.as_str().to_owned(), score: entry.score, next, outcome: Some(outcome) };
         self.end(&job.name, finished, Some(last));
     }
 
-    fn end(&self, job: &JobName, finished: Finished, last: Option<Last>) {
+    fn end(&self, job: &JobName, finished: Finished, last: Option<LastOutcome>) {
         self.in_flight.end(&(job.clone(), EntryKey::new(finished.key.as_str()), finished.score.clone()));
         // The finisher ends after the warmer; without it the entries come due again by themselves.
         let _ = self.finished.send((job.clone(), finished, last));
     }
 
     /// Returns the number of entries in flight.
-    pub fn in_hand(&self) -> usize {
+    pub fn in_flight(&self) -> usize {
         self.in_flight.count()
     }
 

@@ -38,7 +38,7 @@ pub(super) fn with_recheck(job: &Job, rechecks: Option<&Rechecks>, after: RedisT
 /// one after `now`.
 pub(super) fn with_next_recheck(job: &Job, meta: &Meta, now: RedisTime, next: Next) -> Next {
     let after = if job.may_lag() { meta.answered_at() } else { now };
-    with_recheck(job, meta.note.rechecks.as_ref(), after, next)
+    with_recheck(job, meta.last_attempt.rechecks.as_ref(), after, next)
 }
 
 impl Attempt<'_> {
@@ -51,7 +51,7 @@ impl Attempt<'_> {
                 Rechecks { since: lease.now(), before }
             }
             Trigger::Cron | Trigger::Expiry | Trigger::Demand | Trigger::Manual | Trigger::Recheck => {
-                meta?.note.rechecks.clone()?
+                meta?.last_attempt.rechecks.clone()?
             }
         };
         // One that began later than this fetch is by a clock that was set back since.
@@ -63,7 +63,7 @@ impl Attempt<'_> {
     /// lags. The last recheck takes any answer.
     pub(super) fn refuse_outdated(&self, lease: &Lease, round: &Round, answer: &Fetched) -> Result<(), Stop> {
         let Some(ours) = lease.before.ours().filter(|meta| meta.invalidated.is_none()) else { return Ok(()) };
-        let Some(rechecks) = &ours.note.rechecks else { return Ok(()) };
+        let Some(rechecks) = &ours.last_attempt.rechecks else { return Ok(()) };
         let is_from_before = ours.hash != rechecks.before && hash(&answer.json) == rechecks.before;
         if round.trigger == Trigger::Invalidation || !is_from_before {
             return Ok(());
@@ -84,7 +84,7 @@ impl Attempt<'_> {
     /// Counts the result of a recheck that stored a value. `changed` tells that its content is another than before.
     pub(super) fn found_value(&self, lease: &Lease, changed: bool) {
         let Some(ours) = lease.before.ours() else { return self.found(Recheck::Foreign) };
-        let lag = ours.note.rechecks.as_ref().map(|rechecks| lease.fetched_at.saturating_since(rechecks.since));
+        let lag = ours.last_attempt.rechecks.as_ref().map(|rechecks| lease.fetched_at.saturating_since(rechecks.since));
         match (changed, lag) {
             (true, Some(lag)) if self.job.may_lag() => self.found(Recheck::Changed(lag)),
             _ => self.found(Recheck::Unchanged),
@@ -100,13 +100,15 @@ impl Warmer {
         let Some(meta) = &snapshot.meta else {
             return Ok(if snapshot.has_value() { Needs::Fetch { absent: false } } else { Needs::Nothing(Next::Out) });
         };
-        let to_come = meta.note.rechecks.as_ref().filter(|_| job.may_lag());
+        let to_come = meta.last_attempt.rechecks.as_ref().filter(|_| job.may_lag());
         let next = to_come.and_then(|rechecks| job.next_recheck(rechecks.since, meta.answered_at()));
         let is_due = next.is_some_and(|at| at <= now);
         let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero());
         Ok(match snapshot.expiry {
             // The upstream did not have it, and may have it by now.
-            Expiry::Absent if meta.note.outcome == Some(Outcome::Gone) && is_due => Needs::Fetch { absent: true },
+            Expiry::Absent if meta.last_attempt.outcome == Some(Outcome::Gone) && is_due => {
+                Needs::Fetch { absent: true }
+            }
             // Evicted, another program may still store an old value.
             Expiry::Absent => {
                 let evicted = meta.invalidated.and_then(|invalidated| job.next_recheck(invalidated, now));

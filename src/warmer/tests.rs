@@ -13,7 +13,7 @@ use crate::popularity::Popularity;
 use crate::protocol::Keys;
 use crate::redis::Connection;
 use crate::redis::server::Server;
-use crate::store::{Fresh, Lease, Leased, Note, Removal, Stamp};
+use crate::store::{Fresh, LastAttempt, Lease, Leased, Removal, Stamp};
 
 /// Longer than a test lasts: what is not given back stays.
 const LONG: Duration = Duration::from_secs(600);
@@ -134,7 +134,7 @@ impl Bench {
     async fn nothing_is_held(&self, what: &str) {
         assert_eq!(self.leases().await, Vec::<String>::new(), "{what}");
         self.no_permit_is_held(what).await;
-        assert_eq!(self.warmer.in_hand(), 0, "{what}");
+        assert_eq!(self.warmer.in_flight(), 0, "{what}");
     }
 
     async fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
@@ -331,7 +331,7 @@ async fn an_attempt_without_a_lease_gives_its_permit_back() {
     assert_eq!(bench.attempt(&entry, unasked).await.outcome, Outcome::Unchanged);
     bench.nothing_is_held("fresh").await;
 
-    let crashed = Note { crashes: 2, ..Note::default() };
+    let crashed = LastAttempt { crashes: 2, ..LastAttempt::default() };
     let lease = bench.lease("art:suspect").await;
     bench.store.release(&EntryKey::new("art:suspect"), &lease.token, Some(&crashed)).await.unwrap();
     let entry = bench.take("art", "suspect", Trigger::Cron).await;
@@ -349,7 +349,7 @@ async fn an_attempt_that_is_not_confirmed_gives_both_back() {
     let mut bench = Bench::start().await;
     let unasked = async |_: usize| -> Response { panic!("nothing is fetched") };
 
-    let crashed = Note { crashes: 3, ..Note::default() };
+    let crashed = LastAttempt { crashes: 3, ..LastAttempt::default() };
     let lease = bench.lease("art:poison").await;
     bench.store.release(&EntryKey::new("art:poison"), &lease.token, Some(&crashed)).await.unwrap();
     let entry = bench.take("art", "poison", Trigger::Cron).await;
@@ -420,7 +420,7 @@ async fn a_cancelled_attempt_is_handed_back() {
             _ = bench.requests.recv() => {}
         }
     }
-    assert_eq!((bench.leases().await.len(), bench.warmer.in_hand()), (1, 1));
+    assert_eq!((bench.leases().await.len(), bench.warmer.in_flight()), (1, 1));
     bench.warmer.hand_back().await;
     bench.gate.refresh().await;
     bench.nothing_is_held("cancelled").await;

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::entry::{JobName, Spending, usage::NAMES};
+use crate::entry::{JobName, Usage, usage::NAMES};
 
 /// Buffers what each job has spent and saved until the finisher sends it to Redis. Cheap to clone; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct UsageBuffer(Arc<Mutex<BTreeMap<JobName, Spending>>>);
+pub(super) struct UsageBuffer(Arc<Mutex<BTreeMap<JobName, Usage>>>);
 
 impl UsageBuffer {
     /// Adds usage of a job.
-    pub(super) fn add(&self, job: &JobName, more: Spending) {
-        if more == Spending::default() {
+    pub(super) fn add(&self, job: &JobName, more: Usage) {
+        if more == Usage::default() {
             return;
         }
         let mut jobs = self.0.lock().unwrap_or_else(PoisonError::into_inner);

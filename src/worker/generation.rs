@@ -182,7 +182,7 @@ impl Generation<'_> {
         let (main, bulk, tracker) = (Handle::current(), warming.bulk_runtime.handle().clone(), chunks.clone());
         // Each chunk is a task, so that all cores warm. It ends with the executor's future.
         let handle = move |chunk: Chunk| {
-            let (warmer, runtime) = if chunk.is_single() { (&warmer, &main) } else { (&bulk_warmer, &bulk) };
+            let (warmer, runtime) = if chunk.is_high_priority() { (&warmer, &main) } else { (&bulk_warmer, &bulk) };
             let task = AbortOnDropHandle::new(tracker.spawn_on(Arc::clone(warmer).warm_chunk(chunk), runtime));
             async move {
                 if let Err(e) = task.await
@@ -202,7 +202,7 @@ impl Generation<'_> {
             stop.cancelled().await;
             tokio::select! {
                 () = tokio::time::sleep(process.settings.drain) => {
-                    let entries = warming.warmer.in_hand();
+                    let entries = warming.warmer.in_flight();
                     warn!(entries, "the drain time is over; entries in flight are handed back");
                 }
                 () = process.cut.cancelled() => {}
@@ -262,7 +262,7 @@ impl Generation<'_> {
         if served.is_ok() && !process.stop.is_cancelled() {
             // The next generation heard the same, so nobody needs to know what this one heard.
             let mut forget = redis::cmd("HDEL");
-            forget.arg(shared.keys.ears()).arg(&*shared.worker);
+            forget.arg(shared.keys.gap_detectors()).arg(&*shared.worker);
             let _: redis::RedisResult<()> = forget.exec_async(&mut shared.redis.clone()).await;
         }
         if served.is_ok() {

@@ -53,7 +53,7 @@ async fn workers_an_hour_ahead_and_behind_do_no_harm() {
     let ticks = begun.elapsed().as_secs() as usize / 2 + 2;
     assert!(upstream.calls("/popular") <= ticks, "{} ticks where {ticks} are due", upstream.calls("/popular"));
     assert_eq!(redis.ask::<usize>(&["ZCARD", "{samovar:queue}:workers"]).await, 3, "nobody took another for dead");
-    // Each alone does it all, also what the others had in hand when they froze.
+    // Each alone does all work, also the work that was in flight in the others when they froze.
     for alone in 0..fleet.len() {
         for (n, worker) in fleet.iter().enumerate() {
             if n != alone {

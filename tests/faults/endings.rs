@@ -22,11 +22,11 @@ async fn busy(drain: &str) -> (TestRedis, Upstream, JobsFolder, WorkerProcess, V
         .env("SAMOVAR_CONCURRENCY", "4")
         .env("SAMOVAR_DRAIN", drain)
         .spawn();
-    eventually("all are in hand", async || upstream.in_flight() == 4).await;
+    eventually("all are in flight", async || upstream.in_flight() == 4).await;
     (redis, upstream, jobs, worker, names)
 }
 
-/// What was handed back another worker warms.
+/// Checks that nothing is held, and that another worker warms the entries that were handed back.
 async fn nothing_is_held(redis: &TestRedis, upstream: &Upstream, jobs: &JobsFolder, names: &[String]) {
     assert_eq!(redis.keys("samovar:lease:*").await, Vec::<String>::new());
     assert_eq!(redis.ask::<usize>(&["ZCARD", "samovar:permits:{museum}"]).await, 0);

@@ -82,7 +82,7 @@ fn nasty() -> impl Strategy<Value = String> {
     prop::collection::vec(token, 0..12).prop_map(|tokens| tokens.concat())
 }
 
-/// What the shipped and the test's job files are made of, with something changed.
+/// Job files of lines from the shipped ones and the tests', some of them changed.
 fn job_file() -> impl Strategy<Value = String> {
     let lines = vec![
         "key = \"art:{name}\"",

@@ -55,7 +55,7 @@ async fn lease_permit_and_entries_of_a_dead_worker_are_freed() {
     assert!(upstream.most_in_flight_for_any() <= 1);
 }
 
-/// It was taken for dead while it hung, and what it had in hand is somebody else's.
+/// The worker counted as dead while it hung, and another worker has its entries.
 #[tokio::test]
 async fn who_was_taken_for_dead_writes_nothing_when_it_wakes() {
     let (redis, upstream) = both().await;

@@ -21,12 +21,12 @@ use super::killed::{museum, nothing_is_held};
 use super::support::{Art, Parts, Reply, TestRedis, Versions, WorkerProcess, eventually, eventually_within, talkative};
 use super::{Progress, both, choices, entries, factor, kills, version};
 
-/// No command may keep Redis from others for longer, µs. A busy machine takes its time, too.
+/// The longest time that a command may block Redis, in µs, with room for a busy machine.
 const SLOWEST: u64 = 100_000;
-/// What a worker may take in RAM, debug build and all.
+/// The most memory of a worker in a debug build, in bytes.
 const RESIDENT: u64 = 400 << 20;
 
-/// What Redis's slow log holds, the slowest first: µs and command.
+/// Returns Redis's slow log, the slowest first: µs and command.
 async fn slowest(redis: &TestRedis) -> Vec<(u64, String)> {
     let log: Vec<Vec<Value>> = redis.ask(&["SLOWLOG", "GET", "-1"]).await;
     let read = |entry: &Vec<Value>| -> Option<(u64, String)> {
@@ -138,7 +138,7 @@ async fn a_burst_of_invalidations_is_handled_and_holds_up_nobody() {
     assert!(!worker.log().iter().any(|line| line.contains("nobody was listening")), "it was heard all the while");
 }
 
-/// What is held for Samovar's work.
+/// The memory that Samovar's work takes.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     /// Bytes that Redis gives to Samovar's own keys, the queue's included.
@@ -169,7 +169,8 @@ impl Held {
     }
 }
 
-/// The same entries again and again, by a fleet of which some are killed: what Redis and a worker hold does not grow.
+/// A fleet warms one set of entries again and again, and some workers are killed. The memory of Redis and of a worker
+/// does not grow.
 #[tokio::test]
 async fn entries_without_end_leave_nothing_behind() {
     const FLEET: usize = 3;

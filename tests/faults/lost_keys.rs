@@ -54,7 +54,7 @@ const KINDS: [&str; 34] = [
 ];
 /// Refreshed all the while.
 const BUSY: usize = 20;
-/// How long it may take until all is well again: claims and leases of a few seconds run out, and somebody looks.
+/// The longest recovery: claims and leases of a few seconds expire, and a worker finds out.
 const SOON: Duration = Duration::from_secs(60);
 
 /// Edits entries and says so, one after the other, but for pauses.

@@ -1,4 +1,4 @@
-//! Staying alive: what goes wrong with workers, Redis, upstreams and clocks, with real processes and a real Redis.
+//! Survival of faults of workers, Redis, upstreams and clocks, with real processes and a real Redis.
 //!
 //! In CI each test runs once, short. `make torture` runs them long: `SAMOVAR_TORTURE` multiplies the work (by 1 where
 //! it is unset). `SAMOVAR_TORTURE_ENTRIES` sets the number of entries and tasks, `SAMOVAR_TORTURE_KILLS` that of kills.
@@ -26,17 +26,17 @@ use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use support::{Parts, TestRedis, Upstream, both, eventually, number_from_environment, readable, version};
 
-/// How many times as much is done as in CI.
+/// Returns the factor of the work, which is 1 in CI.
 fn factor() -> usize {
     usize::try_from(number_from_environment("SAMOVAR_TORTURE").unwrap_or(1)).unwrap().max(1)
 }
 
-/// How many entries or tasks are worked off.
+/// Returns the number of entries or tasks.
 fn entries(short: usize) -> usize {
     named("SAMOVAR_TORTURE_ENTRIES").unwrap_or(short * factor())
 }
 
-/// How many workers are killed.
+/// Returns the number of workers to kill.
 fn kills(short: usize) -> usize {
     named("SAMOVAR_TORTURE_KILLS").unwrap_or(short * factor())
 }

@@ -11,11 +11,11 @@ use super::support::{
 };
 use super::{choices, factor, version, works};
 
-/// How long a fault lasts.
+/// The duration of a fault.
 const LASTS: Duration = Duration::from_secs(3);
-/// More log lines than this in a second are a flood; and some for each fault that comes or goes.
+/// The most log lines in a second, and those allowed for each fault that begins or ends.
 const LINES: (usize, usize) = (5, 60);
-/// The same for connections.
+/// The most connections in a second, and those allowed for each fault.
 const CONNECTIONS: (usize, usize) = (25, 40);
 
 /// A worker behind a proxy.

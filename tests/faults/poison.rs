@@ -20,7 +20,7 @@ fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
     talkative(redis, jobs).env("SAMOVAR_CLAIM", "10s").spawn()
 }
 
-/// A worker dies while it fetches an entry, each time; whoever minds it starts another.
+/// An entry crashes each worker that fetches it, and a supervisor starts another.
 #[tokio::test]
 async fn poison_is_given_up_and_its_neighbours_are_warmed() {
     let (redis, upstream) = both().await;
@@ -67,7 +67,7 @@ async fn poison_is_given_up_and_its_neighbours_are_warmed() {
     assert!(minded.is_running());
 }
 
-/// What a worker may ever take in RAM, while some templates explode at the same time.
+/// The most memory of a worker while several templates grow at once, in bytes.
 const MOST: u64 = 700 << 20;
 /// As long as several crashes take.
 const DEATHS_TAKE: Duration = Duration::from_secs(90);

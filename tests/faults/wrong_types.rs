@@ -12,7 +12,7 @@ use super::support::{
     talkative,
 };
 
-/// How long it may take until it is told, and until all is well again: claims and leases of a few seconds run out.
+/// The longest time until the fault is reported, and until recovery: claims and leases of a few seconds expire.
 const SOON: Duration = Duration::from_secs(60);
 
 /// A worker with the job `art` of the upstream `museum`, whose keys are replaced, and the job `song` of another.
@@ -64,7 +64,7 @@ impl Stage {
         Self { redis, museum, radio, worker, http, client, parts, jobs }
     }
 
-    /// What the worker says of itself, and with which status.
+    /// Returns the status and the body of the worker's `/health`.
     async fn health(&self) -> (u16, Value) {
         let answer = self.client.get(format!("{}/health", self.http)).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())

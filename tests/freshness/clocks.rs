@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use samovar::redis::RedisTime;
-use samovar::store::{Fresh, Gap, Leased, Note, Removal};
+use samovar::store::{Fresh, Gap, LastAttempt, Leased, Removal};
 use samovar::trigger::{Clock, Gone};
 
 use super::support::{Parts, art, both, eventually};
@@ -87,7 +87,7 @@ async fn what_was_marked_in_the_future_is_older_than_anything() {
     let (redis, _) = both().await;
     let parts = Parts::of(&redis).await;
     let lease = parts.lease("a", LONG).await;
-    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
     let future = parts.now().await + Duration::from_millis(3_600_000);
     assert!(parts.store.invalidate(&art("a"), future, Removal::Refresh).await.unwrap().due);
     let meta = parts.meta("a").await.unwrap();

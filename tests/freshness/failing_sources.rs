@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use samovar::agenda::Due;
 use samovar::redis::RedisTime;
-use samovar::store::{Leased, Note, Removal, Written};
+use samovar::store::{LastAttempt, Leased, Removal, Written};
 
 use super::support::{Art, Parts, Reply, art, both, eventually, hasty_worker, publish, samovar, version, worker};
 use super::{LONG, TTL, evicted};
@@ -94,7 +94,7 @@ async fn what_outlives_its_ttl_is_fresh_to_nobody() {
     let (redis, _) = both().await;
     let parts = Parts::of(&redis).await;
     let lease = parts.lease("a", LONG).await;
-    parts.store.commit(&art("a"), &lease, "1", Duration::from_secs(1), &Note::default()).await.unwrap();
+    parts.store.commit(&art("a"), &lease, "1", Duration::from_secs(1), &LastAttempt::default()).await.unwrap();
     let fresh = samovar::store::Fresh::ours();
     assert!(matches!(parts.store.lease(&art("a"), LONG, fresh).await.unwrap(), Leased::Fresh { .. }));
     let lives = parts.store.extend_stale(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
@@ -110,14 +110,14 @@ async fn what_outlives_its_ttl_is_fresh_to_nobody() {
 /// A fetch of an entry failed just now, or long ago, and is tried again then.
 async fn failed(parts: &Parts, name: &str, attempted: RedisTime, retry: RedisTime) {
     let lease = parts.lease(name, LONG).await;
-    let written = parts.store.commit(&art(name), &lease, "1", TTL, &Note::default()).await.unwrap();
+    let written = parts.store.commit(&art(name), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
     assert!(matches!(written, Written::Done { .. }));
     parts.next_instant().await;
     assert!(parts.store.invalidate(&art(name), parts.now().await, Removal::Refresh).await.unwrap().due);
     let lease = parts.lease(name, LONG).await;
     let outcome = Some(samovar::entry::Outcome::Failed);
-    let note = Note { attempted, retry, outcome, failures: 3, ..Note::default() };
-    parts.store.release(&art(name), &lease.token, Some(&note)).await.unwrap();
+    let last_attempt = LastAttempt { attempted, retry, outcome, failures: 3, ..LastAttempt::default() };
+    parts.store.release(&art(name), &lease.token, Some(&last_attempt)).await.unwrap();
 }
 
 #[tokio::test]
@@ -163,8 +163,8 @@ async fn a_fetch_for_an_invalidation_uses_no_try_and_moves_no_retry() {
     publish(&redis, "art:a").await;
     upstream.called("/art/a", 1).await;
     at_rest_until(&parts, "a", retry - Duration::from_secs(60)).await;
-    let note = parts.meta("a").await.unwrap().note;
-    assert_eq!((note.failures, note.retry), (3, retry));
+    let last_attempt = parts.meta("a").await.unwrap().last_attempt;
+    assert_eq!((last_attempt.failures, last_attempt.retry), (3, retry));
     assert_eq!(redis.keys("samovar:dead:*").await, Vec::<String>::new());
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use samovar::agenda::{Due, When};
 use samovar::entry::Trigger;
-use samovar::store::Note;
+use samovar::store::LastAttempt;
 use serde_json::json;
 
 use super::support::{Art, Parts, Reply, art, both, eventually, job, publish, version, worker};
@@ -74,7 +74,7 @@ async fn the_recheck_after_an_eviction_is_not_lost_to_a_claim() {
         let parts = Parts::of(&redis).await;
         parts.mark().await;
         let lease = parts.lease("a", LONG).await;
-        parts.store.commit(&art("a"), &lease, r#"{"version": 0}"#, TTL, &Note::default()).await.unwrap();
+        parts.store.commit(&art("a"), &lease, r#"{"version": 0}"#, TTL, &LastAttempt::default()).await.unwrap();
         parts.agenda.put(&job(), &[art("a")], when, trigger).await.unwrap();
         // By a worker that dies.
         parts.agenda.claim(&job(), 1, 1, Duration::from_millis(500)).await.unwrap();

@@ -31,10 +31,14 @@ async fn has_heard(redis: &TestRedis) {
 /// Waits until so many workers have said that they heard everything for some seconds.
 async fn have_listened(redis: &TestRedis, workers: usize) {
     eventually("they have listened for a while", async || {
-        let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
-        let times = ears.iter().map(|ear| ear.split(' ').take(3).map(|time| time.parse().unwrap()).collect());
+        let records: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
+        let times = records.iter().map(|record| record.split(' ').take(3).map(|time| time.parse().unwrap()).collect());
         let times: Vec<Vec<i64>> = times.collect();
-        if times.len() == workers && times.iter().all(|times| times[2] - times[0] > 4_500) { Ok(()) } else { Err(ears) }
+        if times.len() == workers && times.iter().all(|times| times[2] - times[0] > 4_500) {
+            Ok(())
+        } else {
+            Err(records)
+        }
     })
     .await;
 }
@@ -226,8 +230,8 @@ async fn a_forged_canary_hides_no_gap() {
         }
     }
     have_listened(&redis, 1).await;
-    let ears: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
-    assert!(!ears[0].contains(&future.to_string()), "{ears:?}");
+    let records: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
+    assert!(!records[0].contains(&future.to_string()), "{records:?}");
     first.kill9();
     let edited = upstream.edit("/art/a");
     assert_eq!(redis.publish(CHANNEL, "art:a").await, 0);

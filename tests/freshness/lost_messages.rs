@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use samovar::protocol::inbox;
-use samovar::store::{Note, Removal, Written};
+use samovar::store::{LastAttempt, Removal, Written};
 use serde_json::json;
 
 use super::support::{Art, Parts, art, both, eventually, publish, talkative, version, worker};
@@ -34,7 +34,7 @@ async fn a_trimmed_inbox_says_so_and_everything_is_made_anew() {
     inbox::bound(&mut parts.redis.clone(), &parts.keys, 10).await.unwrap();
     let left: usize = redis.ask(&["XLEN", "samovar:inbox"]).await;
     assert!(left < 15, "{left} are left");
-    // Whoever else is bound to hear of it is not asked here: its own canaries would do that.
+    // Without the records of gap detectors: a gap in those would also revalidate.
     redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
     let mut second = worker(&redis, &jobs);
     second.wait_for_log(&["dropped from the inbox"]).await;
@@ -140,14 +140,14 @@ async fn an_answer_that_was_refused_is_refused_again() {
     assert!(parts.store.invalidate(&art("a"), parts.now().await, Removal::Refresh).await.unwrap().fenced);
     parts.next_instant().await;
     for _ in 0..3 {
-        let written = parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+        let written = parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
         assert!(matches!(written, Written::Again(start) if start > lease.fetched_at), "{written:?}");
     }
     assert_eq!(redis.get("art:a").await, None);
-    let Written::Again(start) = parts.store.gone(&art("a"), &lease, &Note::default()).await.unwrap() else {
+    let Written::Again(start) = parts.store.gone(&art("a"), &lease, &LastAttempt::default()).await.unwrap() else {
         panic!("what was fetched before removes nothing, either");
     };
     let renewed = samovar::store::Lease { fetched_at: start, ..lease };
-    let written = parts.store.commit(&art("a"), &renewed, "2", TTL, &Note::default()).await.unwrap();
+    let written = parts.store.commit(&art("a"), &renewed, "2", TTL, &LastAttempt::default()).await.unwrap();
     assert!(matches!(written, Written::Done { .. }), "{written:?}");
 }

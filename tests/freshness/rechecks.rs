@@ -29,7 +29,7 @@ async fn an_edit_that_shows_late_is_found_without_a_second_message() {
     eventually("the entry waits for its refresh", async || {
         let parts = Parts::of(&redis).await;
         let meta = parts.store.snapshot(&art("a")).await.unwrap().meta.unwrap();
-        meta.note.rechecks.is_none() && meta.note.trigger == Some(Trigger::Recheck)
+        meta.last_attempt.rechecks.is_none() && meta.last_attempt.trigger == Some(Trigger::Recheck)
     })
     .await;
 }
@@ -145,7 +145,7 @@ async fn a_worker_that_dies_owes_no_recheck() {
     version(&redis, "a", 1).await;
     publish(&redis, "art:a").await;
     eventually("the invalidation was answered with the old value", async || upstream.calls("/art/a") == 2).await;
-    first.kill();
+    first.kill9();
     let _second = worker(&redis, &jobs);
     version(&redis, "a", 2).await;
 }

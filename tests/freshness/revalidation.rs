@@ -5,7 +5,7 @@ use std::time::Duration;
 use samovar::agenda::Due;
 use samovar::entry::Trigger;
 use samovar::job::Jobs;
-use samovar::store::{Gap, Note};
+use samovar::store::{Gap, LastAttempt};
 use serde_json::json;
 
 use super::support::{
@@ -134,7 +134,7 @@ async fn a_gap_from_the_future_swallows_no_other() {
     let (redis, upstream) = both().await;
     let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
     let lease = parts.lease("a", LONG).await;
-    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
     parts.next_instant().await;
     let note = "99999999999999 1";
     redis.ask::<String>(&["SET", "samovar:{suspect}", note]).await;

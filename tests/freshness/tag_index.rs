@@ -2,7 +2,7 @@
 
 use samovar::entry::EntryKey;
 use samovar::redis::RedisTime;
-use samovar::store::Note;
+use samovar::store::LastAttempt;
 use samovar::telemetry::Telemetry;
 use samovar::trigger::{Ack, At, Pipeline};
 
@@ -19,8 +19,8 @@ async fn a_tag_without_its_index_is_sought_in_all_that_may_have_it() {
     let invalidator = parts.invalidator(&jobs);
     let commit = async |name: &str, tag: &str| {
         let lease = parts.lease(name, LONG).await;
-        let note = Note { tags: vec![tag.to_owned()], ..Note::default() };
-        parts.store.commit(&art(name), &lease, "1", TTL, &note).await.unwrap();
+        let last_attempt = LastAttempt { tags: vec![tag.to_owned()], ..LastAttempt::default() };
+        parts.store.commit(&art(name), &lease, "1", TTL, &last_attempt).await.unwrap();
     };
     let tagged = async || {
         parts.next_instant().await;
@@ -79,7 +79,7 @@ async fn commit_with(parts: &Parts, name: &str, tags: &[&str]) {
     let tags: Vec<String> = tags.iter().map(|tag| (*tag).to_owned()).collect();
     let lease = parts.lease(name, LONG).await;
     parts.store.tag(&art(name), &tags, TTL).await.unwrap();
-    parts.store.commit(&art(name), &lease, "1", TTL, &Note { tags, ..Note::default() }).await.unwrap();
+    parts.store.commit(&art(name), &lease, "1", TTL, &LastAttempt { tags, ..LastAttempt::default() }).await.unwrap();
 }
 
 /// Returns the number of calls of `SCAN` while this was done.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use samovar::entry::EntryKey;
-use samovar::store::{Note, Removal, Written};
+use samovar::store::{LastAttempt, Removal, Written};
 use serde_json::json;
 
 use super::support::{
@@ -231,7 +231,7 @@ async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
             if let Some(stamp) = stamps[0].filter(|stamp| stamp.at >= lease.fetched_at) {
                 parts.store.fence(&art(&name), stamp).await.unwrap();
             }
-            parts.store.commit(&art(&name), &lease, "1", TTL, &Note::default()).await.unwrap()
+            parts.store.commit(&art(&name), &lease, "1", TTL, &LastAttempt::default()).await.unwrap()
         };
         let (handled, written) = tokio::join!(invalidator.handle(&message, at), commit);
         handled.unwrap();

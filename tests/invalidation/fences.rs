@@ -5,7 +5,7 @@ use std::time::Duration;
 use samovar::agenda::{Due, State, When};
 use samovar::entry::Trigger;
 use samovar::protocol::Message;
-use samovar::store::{Fresh, Lease, Leased, Note, Removal, Written};
+use samovar::store::{Fresh, LastAttempt, Lease, Leased, Removal, Written};
 
 use super::support::{
     Art, Parts, TestRedis, Upstream, WorkerProcess, art, at_rest, eventually, job, listening, publish, version, worker,
@@ -95,7 +95,7 @@ async fn a_fetch_that_began_after_the_invalidation_is_left_alone() {
     for removal in [Removal::Refresh, Removal::Evict] {
         assert!(!parts.store.invalidate(&art("a"), late, removal).await.unwrap().fenced);
     }
-    let written = parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    let written = parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
     assert!(matches!(written, Written::Done { changed: true, .. }), "{written:?}");
 }
 
@@ -105,7 +105,7 @@ async fn an_invalidation_between_take_and_lease_leaves_the_entry_due() {
     let (upstream, parts) = (Upstream::start().await, Parts::of(&redis).await);
     let jobs = Art::of(&upstream).list(["a"]).folder();
     let lease = parts.lease("a", LONG).await;
-    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
     parts.agenda.put(&job(), &[art("a")], When::NOW, Trigger::Cron).await.unwrap();
     let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
     let held = parts.agenda.take(&job(), &claimed, LONG).await.unwrap().remove(0).unwrap();
@@ -131,15 +131,15 @@ async fn a_lease_that_ran_out_cannot_commit() {
     let parts = Parts::of(&redis).await;
     let late = parts.lease("a", Duration::from_millis(20)).await;
     eventually("the lease is over", async || redis.keys("samovar:lease:*").await.is_empty()).await;
-    let (key, note) = (art("a"), Note::default());
-    assert_eq!(parts.store.commit(&key, &late, "1", TTL, &note).await.unwrap(), Written::Lost);
+    let (key, last_attempt) = (art("a"), LastAttempt::default());
+    assert_eq!(parts.store.commit(&key, &late, "1", TTL, &last_attempt).await.unwrap(), Written::Lost);
     let present = parts.lease("a", LONG).await;
-    assert_eq!(parts.store.commit(&key, &late, "1", TTL, &note).await.unwrap(), Written::Lost);
-    assert_eq!(parts.store.gone(&key, &late, &note).await.unwrap(), Written::Lost);
-    assert_eq!(parts.store.extend(&key, &late, TTL, &note).await.unwrap(), Written::Lost);
-    assert_eq!(parts.store.release(&key, &late.token, Some(&note)).await.unwrap(), None);
+    assert_eq!(parts.store.commit(&key, &late, "1", TTL, &last_attempt).await.unwrap(), Written::Lost);
+    assert_eq!(parts.store.gone(&key, &late, &last_attempt).await.unwrap(), Written::Lost);
+    assert_eq!(parts.store.extend(&key, &late, TTL, &last_attempt).await.unwrap(), Written::Lost);
+    assert_eq!(parts.store.release(&key, &late.token, Some(&last_attempt)).await.unwrap(), None);
     assert_eq!(redis.get("art:a").await, None);
-    let written = parts.store.commit(&key, &present, "2", TTL, &note).await.unwrap();
+    let written = parts.store.commit(&key, &present, "2", TTL, &last_attempt).await.unwrap();
     assert!(matches!(written, Written::Done { changed: true, .. }), "the present lease is unharmed: {written:?}");
 }
 
@@ -158,17 +158,17 @@ async fn an_entry_is_leased_once_at_a_time() {
 async fn a_fenced_commit_keeps_the_lease_and_begins_anew() {
     let redis = TestRedis::start().await;
     let parts = Parts::of(&redis).await;
-    let (key, note) = (art("a"), Note::default());
+    let (key, last_attempt) = (art("a"), LastAttempt::default());
     let lease = parts.lease("a", LONG).await;
     assert!(parts.store.invalidate(&key, parts.now().await, Removal::Refresh).await.unwrap().fenced);
-    let written = parts.store.commit(&key, &lease, "1", TTL, &note).await.unwrap();
+    let written = parts.store.commit(&key, &lease, "1", TTL, &last_attempt).await.unwrap();
     assert!(matches!(written, Written::Again(start) if start >= lease.fetched_at), "{written:?}");
     assert_eq!(redis.get("art:a").await, None);
     let other = parts.store.lease(&key, LONG, Fresh::default()).await.unwrap();
     assert!(matches!(other, Leased::Busy(_)), "nobody gets in between: {other:?}");
     let Written::Again(start) = written else { unreachable!() };
     let renewed = Lease { fetched_at: start, ..lease };
-    let written = parts.store.commit(&key, &renewed, "2", TTL, &note).await.unwrap();
+    let written = parts.store.commit(&key, &renewed, "2", TTL, &last_attempt).await.unwrap();
     assert!(matches!(written, Written::Done { .. }), "{written:?}");
     assert_eq!(redis.get("art:a").await.as_deref(), Some("2"));
 }
@@ -177,7 +177,7 @@ async fn a_fenced_commit_keeps_the_lease_and_begins_anew() {
 async fn no_second_message_lifts_the_fence_of_the_first() {
     let redis = TestRedis::start().await;
     let parts = Parts::of(&redis).await;
-    let (key, note) = (art("a"), Note::default());
+    let (key, last_attempt) = (art("a"), LastAttempt::default());
     for (first, second) in [(Removal::Evict, Removal::Refresh), (Removal::Refresh, Removal::Evict)] {
         let lease = parts.lease("a", LONG).await;
         let at = parts.now().await;
@@ -186,7 +186,7 @@ async fn no_second_message_lifts_the_fence_of_the_first() {
             !parts.store.invalidate(&key, lease.fetched_at - Duration::from_millis(1), second).await.unwrap().fenced
         );
         assert!(parts.store.invalidate(&key, at, second).await.unwrap().fenced);
-        let written = parts.store.commit(&key, &lease, "1", TTL, &note).await.unwrap();
+        let written = parts.store.commit(&key, &lease, "1", TTL, &last_attempt).await.unwrap();
         assert!(matches!(written, Written::Again(_) | Written::Evicted), "{written:?}");
         assert_eq!(redis.get("art:a").await, None);
         parts.store.release(&key, &lease.token, None).await.unwrap();
@@ -198,14 +198,14 @@ async fn a_redis_that_is_full_still_evicts_and_fences() {
     let redis = TestRedis::start().await;
     let parts = Parts::of(&redis).await;
     let lease = parts.lease("a", LONG).await;
-    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
     let lease = parts.lease("a", LONG).await;
     parts.next_instant().await;
     redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
     let handled = parts.store.invalidate(&art("a"), parts.now().await, Removal::Evict).await.unwrap();
     assert!(handled.fenced && handled.removed);
     redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
-    let written = parts.store.commit(&art("a"), &lease, "2", TTL, &Note::default()).await.unwrap();
+    let written = parts.store.commit(&art("a"), &lease, "2", TTL, &LastAttempt::default()).await.unwrap();
     assert_eq!((written, redis.get("art:a").await), (Written::Evicted, None));
 }
 
@@ -241,7 +241,7 @@ async fn a_worker_that_finds_a_fetch_handles_what_the_fetch_leaves() {
     let _worker = worker(&redis, &jobs);
     parts.invalidate(r#"{"keys": ["art:a"], "action": "warm"}"#).await;
     eventually("the worker has found it busy", async || parts.stat("busy").await > 0).await;
-    parts.store.commit(&art("a"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
     // The lease would have held for longer than this test waits.
     at_rest(&redis).await;
     assert_eq!((redis.get("art:a").await.as_deref(), upstream.calls("/art/a")), (Some("1"), 0));

@@ -3,7 +3,7 @@
 use samovar::agenda::{Due, State};
 use samovar::entry::Trigger;
 use samovar::protocol::Message;
-use samovar::store::{Note, Removal, Written};
+use samovar::store::{LastAttempt, Removal, Written};
 use serde_json::json;
 
 use super::support::{Art, Parts, Reply, TestRedis, Upstream, art, eventually, job, publish, version};
@@ -28,7 +28,7 @@ async fn an_eviction_leaves_a_key_alone_that_holds_no_string() {
     let parts = Parts::of(&redis).await;
     // Where ours was, and where nothing of ours ever was.
     let lease = parts.lease("ours", LONG).await;
-    parts.store.commit(&art("ours"), &lease, "1", TTL, &Note::default()).await.unwrap();
+    parts.store.commit(&art("ours"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
     redis.ask::<u64>(&["DEL", "art:ours"]).await;
     for key in ["art:ours", "art:theirs"] {
         redis.ask::<u64>(&["ZADD", key, "1", "theirs"]).await;
@@ -75,26 +75,26 @@ async fn what_holds_no_string_by_now_is_not_written_by_a_fetch() {
             let (key, entry) = (format!("art:{name}"), art(&name));
             if script != "first" {
                 let lease = parts.lease(&name, LONG).await;
-                store.commit(&entry, &lease, "1", TTL, &Note::default()).await.unwrap();
+                store.commit(&entry, &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
             }
             let lease = parts.lease(&name, LONG).await;
             let theirs = replace(&redis, &key, command).await;
             let before: i64 = redis.ask(&["PEXPIRETIME", &key]).await;
-            let note = Note::default();
+            let last_attempt = LastAttempt::default();
             let expected = match script {
                 "extend" | "unasked" => Some(Written::Foreign),
                 "outlive" => None,
                 _ => Some(Written::WrongType),
             };
             let written = match script {
-                "gone" => Some(store.gone(&entry, &lease, &note).await.unwrap()),
-                "extend" => Some(store.extend(&entry, &lease, TTL, &note).await.unwrap()),
-                "unasked" => Some(store.extend_unasked(&entry, &lease, TTL, &note).await.unwrap()),
+                "gone" => Some(store.gone(&entry, &lease, &last_attempt).await.unwrap()),
+                "extend" => Some(store.extend(&entry, &lease, TTL, &last_attempt).await.unwrap()),
+                "unasked" => Some(store.extend_unasked(&entry, &lease, TTL, &last_attempt).await.unwrap()),
                 "outlive" => {
                     assert_eq!(store.extend_stale(&entry, 2 * TTL, 2 * TTL).await.unwrap(), None, "{name}");
                     None
                 }
-                _ => Some(store.commit(&entry, &lease, "2", TTL, &note).await.unwrap()),
+                _ => Some(store.commit(&entry, &lease, "2", TTL, &last_attempt).await.unwrap()),
             };
             assert_eq!(written, expected, "{name}");
             assert_eq!(redis.ask::<Vec<u8>>(&["DUMP", &key]).await, theirs, "{name}");
@@ -188,9 +188,9 @@ async fn a_stranger_s_key_at_metadata_hides_no_failure() {
     let parts = Parts::of(&redis).await;
     let lease = parts.lease("a", LONG).await;
     redis.ask::<redis::Value>(&["EVAL", STRANGER, "1", &parts.keys.meta(&art("a"))]).await;
-    let note = Note { failures: 3, ..Note::default() };
-    assert_eq!(parts.store.release(&art("a"), &lease.token, Some(&note)).await.unwrap(), None);
-    assert_eq!(parts.meta("a").await.unwrap().note.failures, 3);
+    let last_attempt = LastAttempt { failures: 3, ..LastAttempt::default() };
+    assert_eq!(parts.store.release(&art("a"), &lease.token, Some(&last_attempt)).await.unwrap(), None);
+    assert_eq!(parts.meta("a").await.unwrap().last_attempt.failures, 3);
 }
 
 /// Makes a key somebody else's list.
@@ -200,16 +200,16 @@ const STRANGER: &str = "redis.call('DEL', KEYS[1]) return redis.call('LPUSH', KE
 async fn a_value_that_somebody_else_wrote_is_not_extended() {
     let redis = TestRedis::start().await;
     let parts = Parts::of(&redis).await;
-    let (key, note) = (art("a"), Note::default());
+    let (key, last_attempt) = (art("a"), LastAttempt::default());
     let first = parts.lease("a", LONG).await;
-    parts.store.commit(&key, &first, "1", TTL, &note).await.unwrap();
+    parts.store.commit(&key, &first, "1", TTL, &last_attempt).await.unwrap();
     let second = parts.lease("a", LONG).await;
     redis.set("art:a", "\"theirs\"", TTL / 2).await;
-    assert_eq!(parts.store.extend(&key, &second, TTL, &note).await.unwrap(), Written::Foreign);
+    assert_eq!(parts.store.extend(&key, &second, TTL, &last_attempt).await.unwrap(), Written::Foreign);
     assert!(redis.ttl("art:a").await.unwrap() <= TTL / 2);
     redis.ask::<u64>(&["DEL", "art:a"]).await;
-    assert_eq!(parts.store.extend(&key, &second, TTL, &note).await.unwrap(), Written::Foreign);
-    let written = parts.store.commit(&key, &second, "2", TTL, &note).await.unwrap();
+    assert_eq!(parts.store.extend(&key, &second, TTL, &last_attempt).await.unwrap(), Written::Foreign);
+    let written = parts.store.commit(&key, &second, "2", TTL, &last_attempt).await.unwrap();
     assert!(matches!(written, Written::Done { .. }), "the lease is kept for a whole answer: {written:?}");
 }
 

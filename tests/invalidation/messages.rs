@@ -136,7 +136,7 @@ async fn signals_of_strangers_are_not_kept() {
             flood.cmd("PUBLISH").arg("samovar:signal").arg(stranger).ignore();
         }
         flood.exec_async(&mut connection).await.unwrap();
-        // Redis cuts off whoever lags too far behind.
+        // Redis disconnects a subscriber that is too far behind.
         eventually("all is on its way", async || {
             redis.ask::<String>(&["CLIENT", "LIST", "TYPE", "pubsub"]).await.contains(" omem=0 ")
         })

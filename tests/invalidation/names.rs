@@ -6,7 +6,7 @@ use samovar::agenda::{Due, State};
 use samovar::entry::{EntryKey, JobName};
 use samovar::protocol::Message;
 use samovar::redis::RedisTime;
-use samovar::store::{Note, Removal};
+use samovar::store::{LastAttempt, Removal};
 use serde_json::json;
 
 use super::support::{Art, Parts, TestRedis, Upstream, art, at_rest, publish, version};
@@ -101,7 +101,7 @@ async fn a_key_born_while_its_pattern_is_invalidated_is_caught() {
         let (at, moment) = (parts.now().await, whole.mul_f32(n as f32 / 50.0));
         let commit = async {
             tokio::time::sleep(moment).await;
-            parts.store.commit(&art(&name), &lease, "1", TTL, &Note::default()).await.unwrap()
+            parts.store.commit(&art(&name), &lease, "1", TTL, &LastAttempt::default()).await.unwrap()
         };
         let (handled, written) = tokio::join!(invalidator.handle(&message, at), commit);
         handled.unwrap();
@@ -143,7 +143,7 @@ async fn a_key_that_fails_holds_up_no_other_key_of_the_message() {
     let parts = Parts::of(&redis).await;
     for name in ["named", "tagged", "matched"] {
         let lease = parts.lease(name, LONG).await;
-        parts.store.commit(&art(name), &lease, "1", TTL, &Note::default()).await.unwrap();
+        parts.store.commit(&art(name), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
     }
     parts.store.tag(&art("tagged"), &["good".to_owned()], LONG).await.unwrap();
     redis.set("a:1", "1", TTL).await;

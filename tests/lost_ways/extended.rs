@@ -2,7 +2,7 @@
 
 use samovar::entry::JobName;
 use samovar::protocol::Message;
-use samovar::store::{Gap, Meta, Note, Removal, Written};
+use samovar::store::{Gap, LastAttempt, Meta, Removal, Written};
 use serde_json::json;
 
 use super::support::{Parts, Reply, TestRedis, art, both, worker};
@@ -12,7 +12,7 @@ use super::{HOUR, LONG, commit, extended, known, looked_at, stories, story, stor
 #[tokio::test]
 async fn an_invalidation_handled_late_is_not_answered_without_a_fetch() {
     let redis = TestRedis::start().await;
-    let (parts, note) = (Parts::of(&redis).await, Note::default());
+    let (parts, last_attempt) = (Parts::of(&redis).await, LastAttempt::default());
     commit(&parts, &art("a"), &json!("told")).await;
     parts.next_instant().await;
     let at = parts.now().await;
@@ -20,10 +20,10 @@ async fn an_invalidation_handled_late_is_not_answered_without_a_fetch() {
     let lease = parts.lease("a", LONG).await;
     let handled = parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap();
     assert!(!handled.fenced && !handled.due, "{handled:?}");
-    assert_eq!(parts.store.extend_unasked(&art("a"), &lease, HOUR, &note).await.unwrap(), Written::Foreign);
+    assert_eq!(parts.store.extend_unasked(&art("a"), &lease, HOUR, &last_attempt).await.unwrap(), Written::Foreign);
     assert!(parts.meta("a").await.unwrap().invalidated.is_some());
-    // Whoever asked has asked after the invalidation.
-    let written = parts.store.extend(&art("a"), &lease, HOUR, &note).await.unwrap();
+    // A request to the source came after the invalidation.
+    let written = parts.store.extend(&art("a"), &lease, HOUR, &last_attempt).await.unwrap();
     assert!(matches!(written, Written::Done { changed: false, .. }), "{written:?}");
     assert_eq!(parts.meta("a").await.unwrap().invalidated, None);
 }
@@ -32,10 +32,10 @@ async fn an_invalidation_handled_late_is_not_answered_without_a_fetch() {
 #[tokio::test]
 async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
     let redis = TestRedis::start().await;
-    let (parts, note) = (Parts::of(&redis).await, Note::default());
+    let (parts, last_attempt) = (Parts::of(&redis).await, LastAttempt::default());
     for removal in [Removal::Refresh, Removal::Evict] {
         commit(&parts, &art("a"), &json!("told")).await;
-        let at = extended(&parts, &art("a"), &note).await;
+        let at = extended(&parts, &art("a"), &last_attempt).await;
         let before = parts.meta("a").await.unwrap();
         assert!(before.fetched_at < at && at < before.validated_at, "{before:?}");
         let handled = parts.store.invalidate(&art("a"), at, removal).await.unwrap();
@@ -46,16 +46,16 @@ async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
             Removal::Evict => assert_eq!((after, redis.get("art:a").await), (None, None)),
         }
     }
-    // Whoever asked, or fetched the same, has asked after it.
+    // A request that was answered 304, or fetched the same content, came after it.
     commit(&parts, &art("a"), &json!("told")).await;
     for fetched in [false, true] {
-        let at = extended(&parts, &art("a"), &note).await;
+        let at = extended(&parts, &art("a"), &last_attempt).await;
         let content_since = parts.meta("a").await.unwrap().content_since;
         let lease = parts.lease("a", LONG).await;
         let written = if fetched {
-            parts.store.commit(&art("a"), &lease, "\"told\"", HOUR, &note).await
+            parts.store.commit(&art("a"), &lease, "\"told\"", HOUR, &last_attempt).await
         } else {
-            parts.store.extend(&art("a"), &lease, HOUR, &note).await
+            parts.store.extend(&art("a"), &lease, HOUR, &last_attempt).await
         };
         assert!(matches!(written.unwrap(), Written::Done { changed: false, .. }));
         let handled = parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap();
@@ -69,14 +69,14 @@ async fn what_was_extended_with_nobody_asked_is_as_old_as_it_was() {
 #[tokio::test]
 async fn metadata_without_a_content_time_mean_when_the_fetch_began() {
     let redis = TestRedis::start().await;
-    let (parts, note) = (Parts::of(&redis).await, Note::default());
+    let (parts, last_attempt) = (Parts::of(&redis).await, LastAttempt::default());
     commit(&parts, &art("a"), &json!("told")).await;
-    let at = extended(&parts, &art("a"), &note).await;
+    let at = extended(&parts, &art("a"), &last_attempt).await;
     let meta = parts.meta("a").await.unwrap();
     let packed = redis.get(&parts.keys.meta(&art("a"))).await.unwrap().replace(&format!("~{}", meta.fetched_at), "");
     redis.set(&parts.keys.meta(&art("a")), &packed, HOUR).await;
     assert!(!parts.store.invalidate(&art("a"), at, Removal::Refresh).await.unwrap().due);
-    extended(&parts, &art("a"), &note).await;
+    extended(&parts, &art("a"), &last_attempt).await;
     assert_eq!(parts.meta("a").await.unwrap().fetched_at, meta.validated_at);
     assert!(parts.store.invalidate(&art("a"), meta.validated_at, Removal::Refresh).await.unwrap().due);
 }
@@ -101,7 +101,7 @@ async fn what_was_lost_is_made_good_for_what_was_only_looked_at_since() {
     let (parts, jobs) = (Parts::of(&redis).await, stories(&upstream));
     redis.ask::<usize>(&["HSET", &parts.keys.digests(), "story", "x", "art", "x"]).await;
     commit(&parts, &story(), &json!("one")).await;
-    let at = extended(&parts, &story(), &Note::default()).await;
+    let at = extended(&parts, &story(), &LastAttempt::default()).await;
     let revalidator = parts.revalidator(&jobs);
     let due =
         async || redis.ask::<Option<f64>>(&["ZSCORE", &parts.keys.agenda(&JobName::new("story")), "story:a"]).await;

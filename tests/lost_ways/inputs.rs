@@ -3,7 +3,7 @@
 use samovar::agenda::{Due, When};
 use samovar::entry::{EntryKey, JobName, Trigger};
 use samovar::protocol::Message;
-use samovar::store::Note;
+use samovar::store::LastAttempt;
 use serde_json::json;
 
 use super::support::{Parts, Reply, TestRedis, art, both, eventually, job, worker};
@@ -35,7 +35,7 @@ async fn a_value_made_during_the_fetch_of_its_input_follows_it_untold() {
     commit(&parts, &story(), &json!("one")).await;
     parts.next_instant().await;
     let two = json!({"title": "two"}).to_string();
-    parts.store.commit(&art("a"), &lease, &two, HOUR, &Note::default()).await.unwrap();
+    parts.store.commit(&art("a"), &lease, &two, HOUR, &LastAttempt::default()).await.unwrap();
     parts.agenda.put(&job(), &[art("a")], When::NOW, Trigger::Expiry).await.unwrap();
     parts.mark().await;
     let _worker = worker(&redis, &jobs);

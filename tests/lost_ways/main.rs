@@ -20,7 +20,7 @@ use std::time::Duration;
 use samovar::agenda::When;
 use samovar::entry::{EntryKey, JobName, Trigger};
 use samovar::redis::RedisTime;
-use samovar::store::{Fresh, Leased, Meta, Note, Written};
+use samovar::store::{Fresh, LastAttempt, Leased, Meta, Written};
 use serde_json::{Value, json};
 
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, eventually};
@@ -82,7 +82,7 @@ async fn looked_at(parts: &Parts) -> RedisTime {
 }
 
 /// Extends an entry with nobody asked; returns a time between its fetch and that.
-async fn extended(parts: &Parts, key: &EntryKey, note: &Note) -> RedisTime {
+async fn extended(parts: &Parts, key: &EntryKey, last_attempt: &LastAttempt) -> RedisTime {
     parts.next_instant().await;
     let at = parts.now().await;
     for _ in 0..2 {
@@ -90,7 +90,7 @@ async fn extended(parts: &Parts, key: &EntryKey, note: &Note) -> RedisTime {
         let Leased::Yes(lease) = parts.store.lease(key, LONG, Fresh::default()).await.unwrap() else {
             panic!("somebody fetches {key}");
         };
-        let written = parts.store.extend_unasked(key, &lease, HOUR, note).await.unwrap();
+        let written = parts.store.extend_unasked(key, &lease, HOUR, last_attempt).await.unwrap();
         assert!(matches!(written, Written::Done { changed: false, .. }), "{written:?}");
     }
     at
@@ -109,6 +109,6 @@ async fn commit(parts: &Parts, key: &EntryKey, value: &Value) {
     let Leased::Yes(lease) = parts.store.lease(key, LONG, Fresh::default()).await.unwrap() else {
         panic!("somebody fetches {key}");
     };
-    let written = parts.store.commit(key, &lease, &value.to_string(), HOUR, &Note::default()).await.unwrap();
+    let written = parts.store.commit(key, &lease, &value.to_string(), HOUR, &LastAttempt::default()).await.unwrap();
     assert!(matches!(written, Written::Done { .. }), "{written:?}");
 }

@@ -21,7 +21,7 @@ async fn no_message_in_the_inbox_is_lost_with_cut_connections() {
     let parts = Parts::of(&redis).await;
     for round in 0..15 {
         let edited = upstream.edit("/art/a");
-        // Whoever publishes is not cut off before Redis has said that the message is there.
+        // The publisher is disconnected only after Redis has confirmed the message.
         let add = ["XADD", "samovar:inbox", "*", "message", "art:a"];
         redis.ask::<String>(&add).await;
         redis.ask::<u64>(&["CLIENT", "KILL", "TYPE", if round % 2 == 0 { "normal" } else { "pubsub" }]).await;

@@ -6,7 +6,7 @@ use samovar::agenda::{Claimed, Due, Finished, Next, State, When};
 use samovar::entry::{EntryKey, Trigger};
 use samovar::protocol::Message;
 use samovar::redis::RedisTime;
-use samovar::store::{Fresh, Leased, Note, Written};
+use samovar::store::{Fresh, LastAttempt, Leased, Written};
 use serde_json::json;
 
 use super::support::{Art, Parts, Reply, TestRedis, art, both, eventually, job, worker};
@@ -81,8 +81,8 @@ async fn a_late_eviction_does_not_undo_what_was_asked_for_since() {
     assert_eq!((due.state, due.trigger), (State::Urgent, Trigger::Demand));
     claim_and_take(&parts).await;
     invalidator.handle(&evict, at).await.unwrap();
-    assert_eq!(Due::from_score(parts.score("a").await.expect("it is in hand")).state, State::Running);
-    let written = parts.store.commit(&art("a"), &lease, "1", HOUR, &Note::default()).await.unwrap();
+    assert_eq!(Due::from_score(parts.score("a").await.expect("it is in flight")).state, State::Running);
+    let written = parts.store.commit(&art("a"), &lease, "1", HOUR, &LastAttempt::default()).await.unwrap();
     assert_eq!(written, Written::Evicted);
 }
 

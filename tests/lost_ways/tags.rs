@@ -6,7 +6,7 @@ use samovar::agenda::When;
 use samovar::entry::{JobName, Trigger};
 use samovar::protocol::Message;
 use samovar::redis::RedisTime;
-use samovar::store::{Note, Removal};
+use samovar::store::{LastAttempt, Removal};
 use serde_json::json;
 
 use super::support::{Art, Parts, Reply, art, both, eventually, worker};
@@ -17,8 +17,8 @@ async fn tagged_for_a_short_life(parts: &Parts) -> RedisTime {
     let lease = parts.lease("a", LONG).await;
     let tags = vec!["t".to_owned()];
     parts.store.tag(&art("a"), &tags, Duration::from_millis(1)).await.unwrap();
-    let note = Note { tags, ..Note::default() };
-    parts.store.commit(&art("a"), &lease, "1", LONG, &note).await.unwrap();
+    let last_attempt = LastAttempt { tags, ..LastAttempt::default() };
+    parts.store.commit(&art("a"), &lease, "1", LONG, &last_attempt).await.unwrap();
     parts.next_instant().await;
     parts.next_instant().await;
     parts.store.sweep_tags().await.unwrap();
@@ -69,9 +69,9 @@ async fn a_tags_invalidation_older_than_a_recheck_generates_again() {
     looked_at(&parts).await;
     assert_eq!(upstream.calls("/v1/chat/completions"), 2);
     // The same of what is only kept for longer.
-    let note = Note { tags: vec!["told".to_owned()], ..Note::default() };
+    let last_attempt = LastAttempt { tags: vec!["told".to_owned()], ..LastAttempt::default() };
     commit(&parts, &art("a"), &json!("told")).await;
-    let at = extended(&parts, &art("a"), &note).await;
+    let at = extended(&parts, &art("a"), &last_attempt).await;
     parts.store.stamp("told", at, Removal::Refresh).await.unwrap();
     assert_eq!(parts.store.extend_stale(&art("a"), HOUR * 2, HOUR * 2).await.unwrap(), None);
     assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
@@ -92,7 +92,7 @@ async fn tags_that_a_job_or_an_input_gains_reach_what_ai_made_before() {
     let _second = worker(&redis, &jobs);
     let tags_are = async |tags: &[&str]| {
         eventually("the story has its tags", async || {
-            let found = known(&parts, &story()).await.unwrap().note.tags;
+            let found = known(&parts, &story()).await.unwrap().last_attempt.tags;
             if found == tags { Ok(()) } else { Err(found) }
         })
         .await;
@@ -124,7 +124,7 @@ async fn a_new_tag_that_fails_costs_neither_the_value_nor_a_call() {
     let _second = worker(&redis, &jobs);
     parts.next_instant().await;
     parts.agenda.put(&JobName::new("story"), &[story()], When::Urgent, Trigger::Invalidation).await.unwrap();
-    eventually("it says why", async || match known(&parts, &story()).await.unwrap().note.reason {
+    eventually("it says why", async || match known(&parts, &story()).await.unwrap().last_attempt.reason {
         Some(reason) if reason.contains("the tag `by:") => Ok(()),
         other => Err(other),
     })

@@ -1,5 +1,5 @@
-/* The wall clock of a process, set by a test: preloaded, it adds the microseconds that the file CLOCK_OFFSET holds. Clocks that only
-   go on (CLOCK_MONOTONIC and the like) stay as they are. */
+/* The wall clock of a process, set by a test. Preloaded, it adds the microseconds in the file CLOCK_OFFSET. Monotonic
+   clocks (CLOCK_MONOTONIC and the like) stay as they are. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>

@@ -182,7 +182,7 @@ impl WorkerProcess {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// What it has printed so far.
+    /// Returns the lines printed so far.
     pub fn printed(&self) -> Vec<String> {
         self.stdout.so_far()
     }

@@ -1,4 +1,4 @@
-//! What may happen between a worker and its Redis.
+//! Network faults between a worker and its Redis.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,27 +12,27 @@ use tokio::task::JoinSet;
 /// Longest piece handed on at once.
 const PIECE: usize = 4096;
 
-/// What befalls the connections through a [`Proxy`].
+/// A fault of the connections through a [`Proxy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
     None,
     /// Present connections end, new ones are closed at once.
     Refuse,
-    /// Everything comes so much later.
+    /// All data is delayed by this time.
     Delay(Duration),
     /// Each connection ends in the middle of a reply, after so many of its bytes from now on.
     CutReplies(usize),
-    /// Each connection ends before a reply in which this text is.
+    /// Each connection ends before a reply that contains this text.
     CutBefore(&'static str),
-    /// Redis hears everything, and its answers are lost. A connection that has lost one loses all that follow, for good
-    /// and without a sign.
+    /// Redis receives everything, and its answers are lost. A connection that has lost one answer loses all later ones,
+    /// without a sign.
     Deaf,
-    /// The same for subscriptions only.
+    /// As [`Fault::Deaf`], for subscriptions only.
     DeafSubscriptions,
-    /// What Redis is told is lost, likewise; everything that it says arrives.
+    /// Data sent to Redis is lost in the same way; everything that it sends arrives.
     Mute,
-    /// Where Redis answers to `HELLO`, this field has this value.
+    /// Redis's answer to `HELLO` has this value in this field.
     Says(&'static str, &'static str),
 }
 

@@ -182,7 +182,7 @@ impl Contender {
         let timeout = job.sources.first().and_then(|source| self.jobs.upstreams.get(source.upstream()?));
         let deadline = Instant::now() + timeout.map_or(PATIENCE, |upstream| upstream.timeout);
         let ask = Ask { job, source: 0, key, params, inputs: &inputs, known: None, deadline };
-        let Ok(Answer::Value(fetched)) = self.sources.fetch(&self.jobs, &ask).await else { return Ok(None) };
+        let Ok(Answer::Value(fetched)) = self.sources.fetch(&ask).await else { return Ok(None) };
         let ttl = duration::millis(job.ttl);
         let () = redis::cmd("SET")
             .arg(key.as_str())

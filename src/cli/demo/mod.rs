@@ -51,7 +51,7 @@ pub(super) struct DemoArgs {
     /// The time in which reads are counted after the warmup
     #[arg(long, value_name = "N", default_value_t = 36, value_parser = clap::value_parser!(u64).range(3..=3600))]
     seconds: u64,
-    /// The seed of reads and edits; the same seed gives the same ones
+    /// The seed of reads and edits; the same seed gives the same reads and edits
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Print only the result, as JSON

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `GET /artworks/{name}` | `{"data": {"title", "artist", "year", …, "description", "version"}}` |
 //! | `GET /artworks/{name}/image` | `{"data": {"title", "image_id", "url", …, "version"}}` |
-//! | `GET /artworks/{name}/similar` | `{"data": [{"title", "artist", …, "version"}]}`; the version is the requested work's |
+//! | `GET /artworks/{name}/similar` | `{"data": [{"title", "artist", …, "version"}]}`; the requested work's version |
 //! | `POST` or `PUT /artworks/{name}` | edits it: `{"name", "version"}` |
 //! | `GET /artists/{name}` | `{"data": {"name", "born", …, "works", "version"}}` |
 //! | `GET /popular`, `GET /artists/popular` | `{"names": […]}`, the most popular first; `?limit=` for fewer |

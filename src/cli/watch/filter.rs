@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::job::Jobs;
-use crate::telemetry::{Event, Invalidation, Told};
+use crate::telemetry::{Event, Invalidation, WorkerReport};
 
 /// The jobs and keys to show; empty for all.
 #[derive(Clone, Debug)]
@@ -25,8 +25,8 @@ impl Filter {
     }
 
     /// Drops the events that do not match.
-    pub(super) fn retain(&self, told: &mut Told) {
-        told.events.retain(|event| match event {
+    pub(super) fn retain(&self, report: &mut WorkerReport) {
+        report.events.retain(|event| match event {
             Event::Ended(ended) => self.job(&ended.job) && self.key(&ended.key),
             Event::Invalidation(invalidation) => self.invalidation(invalidation),
         });

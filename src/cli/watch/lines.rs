@@ -33,16 +33,16 @@ impl Lines {
     /// Prints an event.
     pub(super) fn show(self, news: &News) {
         match news {
-            News::Told(told) => {
-                for event in &told.events {
+            News::Report(report) => {
+                for event in &report.events {
                     if self.json {
-                        println!("{}", json_line(&Line { event, worker: &told.worker }));
+                        println!("{}", json_line(&Line { event, worker: &report.worker }));
                     } else {
                         println!("{}", line(event));
                     }
                 }
-                if self.json && told.dropped > 0 {
-                    let dropped = json!({ "event": "dropped", "count": told.dropped, "worker": told.worker });
+                if self.json && report.dropped > 0 {
+                    let dropped = json!({ "event": "dropped", "count": report.dropped, "worker": report.worker });
                     println!("{}", json_line(&dropped));
                 }
             }

@@ -83,8 +83,8 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
             () = &mut polling => return Ok(exit::FAILED),
             () = &mut stop => return Ok(exit::OK),
             Some(mut news) = news.recv() => {
-                if let News::Told(told) = &mut news {
-                    filter.retain(told);
+                if let News::Report(report) = &mut news {
+                    filter.retain(report);
                 }
                 if let Shown::Lines(lines) = &shown {
                     lines.show(&news);

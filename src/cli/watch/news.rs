@@ -14,7 +14,7 @@ use super::filter::Filter;
 use crate::job::Jobs;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::redis::RedisTime;
-use crate::telemetry::Told;
+use crate::telemetry::WorkerReport;
 
 /// The polling interval of Redis.
 const POLL: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ pub(super) enum News {
     /// The subscription is down, for this reason.
     Disconnected(String),
     /// Events of a worker.
-    Told(Told),
+    Report(WorkerReport),
     /// The polled state.
     Polled(Box<Poll>),
     /// Redis cannot be polled, for this reason.
@@ -91,8 +91,8 @@ async fn subscribed(client: &Client, channel: &str, sender: &Sender<News>) -> Re
     let _ = sender.send(News::Connected).await;
     while let Some(message) = messages.next().await {
         // Events of another version that cannot be read are ignored.
-        if let Ok(told) = serde_json::from_slice(message.get_payload_bytes()) {
-            let _ = sender.send(News::Told(told)).await;
+        if let Ok(report) = serde_json::from_slice(message.get_payload_bytes()) {
+            let _ = sender.send(News::Report(report)).await;
         }
     }
     Ok(())

@@ -97,7 +97,7 @@ fn of_jobs<'a>(jobs: &'a [JobStatus], view: &View) -> Table<'a> {
         let row = Row::new([
             name,
             status.due.to_string(),
-            status.in_hand.to_string(),
+            status.in_flight.to_string(),
             status.dead.to_string(),
             warmed.to_string(),
             unchanged.to_string(),
@@ -177,7 +177,7 @@ mod tests {
     use crate::entry::Trigger;
     use crate::ops::status::UpstreamStatus;
     use crate::redis::RedisTime;
-    use crate::telemetry::{Ended, Told};
+    use crate::telemetry::{Ended, WorkerReport};
 
     fn drawn(view: &View, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -213,10 +213,10 @@ mod tests {
             oldest_ms: None,
             old: None,
             due: 4_321,
-            in_hand: 17,
+            in_flight: 17,
             dead: 2,
             outcomes: std::collections::BTreeMap::default(),
-            spending: crate::entry::Spending::default(),
+            usage: crate::entry::Usage::default(),
             upstreams: Vec::new(),
             last: None,
             faults: Vec::new(),
@@ -239,7 +239,7 @@ mod tests {
         view.take(poll(Reads::default(), Reads::default()));
         view.take(poll(Reads { hits: 999, misses: 1 }, Reads { hits: 999, misses: 1 }));
         let events = vec![ended(1, Outcome::Warmed, None), ended(2, Outcome::Failed, Some("503"))];
-        view.take(News::Told(Told { worker: "w".into(), dropped: 9, events }));
+        view.take(News::Report(WorkerReport { worker: "w".into(), dropped: 9, events }));
         view
     }
 

@@ -10,7 +10,7 @@ use crate::entry::Outcome;
 use crate::entry::duration;
 use crate::ops::status::UpstreamStatus;
 use crate::redis::RedisTime;
-use crate::telemetry::{Event, Told};
+use crate::telemetry::{Event, WorkerReport};
 
 /// The most events that are kept.
 const RECENT: usize = 500;
@@ -90,7 +90,7 @@ pub(super) struct Summary {
     seconds: f64,
     workers: usize,
     due: u64,
-    in_hand: u64,
+    in_flight: u64,
     dead: u64,
     outcomes: BTreeMap<&'static str, u64>,
     invalidations: u64,
@@ -112,7 +112,7 @@ pub(super) struct Summary {
 struct JobSummary {
     job: String,
     due: u64,
-    in_hand: u64,
+    in_flight: u64,
     dead: u64,
     paused: bool,
 }
@@ -142,7 +142,7 @@ impl View {
             News::Connected => self.disconnected = None,
             News::Disconnected(why) => self.disconnected = Some(why),
             News::Unreachable(why) => self.unreachable = Some(why),
-            News::Told(told) => self.hear(told),
+            News::Report(report) => self.hear(report),
             News::Polled(poll) => self.see(*poll),
         }
     }
@@ -152,7 +152,7 @@ impl View {
         self.disconnected.is_none() && self.poll.is_some()
     }
 
-    fn hear(&mut self, Told { worker, dropped, events }: Told) {
+    fn hear(&mut self, WorkerReport { worker, dropped, events }: WorkerReport) {
         self.dropped += dropped;
         for event in events {
             match &event {
@@ -211,7 +211,7 @@ impl View {
             seconds: (seconds * 10.0).round() / 10.0,
             workers: poll.map(|poll| poll.workers).unwrap_or_default(),
             due: sum(|job| job.due),
-            in_hand: sum(|job| job.in_hand),
+            in_flight: sum(|job| job.in_flight),
             dead: sum(|job| job.dead),
             lag_p50_ms: tally.lag().map(|(half, _)| half),
             lag_p99_ms: tally.lag().map(|(_, most)| most),
@@ -235,7 +235,7 @@ impl Summary {
             1 => "1 worker".to_owned(),
             n => format!("{n} workers"),
         }];
-        parts.push(format!("{} due, {} in hand, {} dead", self.due, self.in_hand, self.dead));
+        parts.push(format!("{} due, {} in hand, {} dead", self.due, self.in_flight, self.dead));
         let ended: Vec<String> = self.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
         let ended = if ended.is_empty() { "nothing".to_owned() } else { ended.join(", ") };
         if self.seconds >= 1.0 || !self.outcomes.is_empty() {
@@ -260,7 +260,7 @@ fn of_job(status: &crate::ops::status::JobStatus) -> JobSummary {
     JobSummary {
         job: status.job.clone(),
         due: status.due,
-        in_hand: status.in_hand,
+        in_flight: status.in_flight,
         dead: status.dead,
         paused: status.paused_ms.is_some(),
     }

@@ -478,7 +478,7 @@ impl<'a> Field<'a> {
             DeValue::Float(float) => {
                 let number = float.as_str().parse().ok().and_then(serde_json::Number::from_f64);
                 if number.is_none() {
-                    self.fault(format!("{float} is no JSON number"));
+                    self.fault(format!("{float} is not a JSON number"));
                 }
                 number.map(Value::Number)
             }

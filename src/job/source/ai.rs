@@ -1,7 +1,7 @@
 //! `kind = "ai"`: one chat completion and what is made of it.
 
 use super::{Outline, Properties};
-use crate::entry::{Spending, UpstreamName};
+use crate::entry::{UpstreamName, Usage};
 use crate::job::Template;
 
 /// One chat completion and what is made of it.
@@ -56,7 +56,7 @@ impl AiSource {
             may_hold_unasked: true,
             // Each fetch is paid for, so one from an input's old value would be wasted.
             waits_for_inputs: true,
-            saves: |tokens| Spending { tokens_saved: tokens, calls_saved: 1, ..Spending::default() },
+            saves: |tokens| Usage { tokens_saved: tokens, calls_saved: 1, ..Usage::default() },
         }
     }
 

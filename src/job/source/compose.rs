@@ -1,7 +1,7 @@
 //! `kind = "compose"`: a value made from the entry's inputs, without a server.
 
 use super::{Outline, Properties};
-use crate::entry::Spending;
+use crate::entry::Usage;
 use crate::job::Shape;
 
 /// A value made from the entry's inputs.
@@ -20,7 +20,7 @@ impl ComposeSource {
             may_hold_unasked: false,
             // All of its content is in its inputs, so an old input answers no invalidation.
             waits_for_inputs: true,
-            saves: |_| Spending::default(),
+            saves: |_| Usage::default(),
         }
     }
 

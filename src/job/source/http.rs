@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Outline, Properties};
-use crate::entry::{Spending, UpstreamName};
+use crate::entry::{UpstreamName, Usage};
 use crate::job::{Shape, Template};
 
 /// One HTTP request and what is made of its answer.
@@ -33,7 +33,7 @@ impl HttpSource {
             costs_money: false,
             may_hold_unasked: false,
             waits_for_inputs: false,
-            saves: |_| Spending { not_modified: 1, ..Spending::default() },
+            saves: |_| Usage { not_modified: 1, ..Usage::default() },
         }
     }
 

@@ -1,8 +1,7 @@
 //! Sources: where a job's values come from, and the properties by which the rest of the program treats them.
 //!
-//! Each kind states its properties in its own file. No other room looks at the kind, except the room that fetches. A
-//! new kind is a file here, a variant of [`Source`], a reader in `job/file/source.rs`, and a fetch in the room
-//! `source`.
+//! Each kind states its properties in its own file. No other module looks at the kind, except `source`, which fetches.
+//! A new kind is a file here, a variant of [`Source`], a reader in `job/file/source.rs`, and a fetch in `source`.
 
 mod ai;
 mod compose;
@@ -13,7 +12,7 @@ pub use compose::ComposeSource;
 pub use http::HttpSource;
 
 use super::{Shape, Template};
-use crate::entry::{Spending, UpstreamName};
+use crate::entry::{UpstreamName, Usage};
 
 /// Where values come from.
 #[derive(Clone, Debug)]
@@ -40,7 +39,7 @@ pub struct Properties<'a> {
     /// An entry waits for an input that was invalidated: a fetch before the input's would be repeated after it.
     pub waits_for_inputs: bool,
     /// Returns what an unchanged value saved whose fetch cost this many tokens.
-    pub saves: fn(u64) -> Spending,
+    pub saves: fn(u64) -> Usage,
 }
 
 /// A source as people are shown it, with its templates.

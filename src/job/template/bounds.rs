@@ -1,23 +1,24 @@
-//! Bounds on a template's memory. The engine counts instructions, but not what one of them makes.
+//! Bounds on a template's memory. The engine counts instructions, but not the size of their results.
 //!
-//! Filters look at what they are given before they work on it ([`tame`]). What would catch text, or call itself, is no
-//! part of our templates, so that all text goes straight to the bounded output; and values cannot be doubled again and
-//! again, since what is made of what was made before is counted ([`check`]). What is left: the engine lets `*` make a
-//! text of 100 MB.
+//! - Filters check the size of their result before they work ([`tame`]).
+//! - Statements that catch text or call themselves are refused, so all text goes straight to the bounded output.
+//! - Assignments that use assigned values are counted, so no value is doubled again and again ([`check`]).
+//!
+//! One gap remains: the engine lets `*` make a text of 100 MB.
 
 use super::scan::{self, Role, Word};
 use super::{MAX_DEPTH, MAX_OUTPUT, TemplateError};
 use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 
-/// The longest list that a filter takes or makes.
+/// The longest list that a filter accepts or returns.
 const MAX_ITEMS: usize = 1_000_000;
-/// How many times as large as what it is made from a value may become by assignments.
+/// The largest factor by which assignments may enlarge a value.
 const MAX_GROWTH: usize = 64;
 
-/// Has the filters that could make much of little, or keep much, look first.
+/// Replaces the filters that can return much more than they get, or keep much, by ones that check the size first.
 pub(super) fn tame(engine: &mut Environment<'static>) {
-    // It would let a loop keep what it made, and make more of it.
+    // It would let a loop keep a value and enlarge it in each round.
     engine.remove_global("namespace");
     let tamed: [(&'static str, Value); 25] = [
         ("batch", Value::from_function(filters::batch)),
@@ -50,7 +51,7 @@ pub(super) fn tame(engine: &mut Environment<'static>) {
         engine.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| -> Result<Value, Error> {
             let args = args.into_values();
             if !fits(name, &args) {
-                let message = format!("`{name}` would make too much of it");
+                let message = format!("the result of `{name}` would be too large");
                 return Err(Error::new(ErrorKind::InvalidOperation, message));
             }
             filter.call(state, &args)
@@ -58,7 +59,7 @@ pub(super) fn tame(engine: &mut Environment<'static>) {
     }
 }
 
-/// Returns whether what a filter would make of these is of a size to be had. In doubt what it makes is overrated.
+/// Returns `true` if a filter's result for these arguments is small enough. The estimate is an upper bound.
 fn fits(filter: &str, args: &[Value]) -> bool {
     let Some(value) = args.first() else { return true };
     if !args.iter().all(|arg| arg.as_str().map_or_else(|| is_short(arg), |text| text.len() <= MAX_OUTPUT)) {
@@ -95,13 +96,13 @@ fn is_short(value: &Value) -> bool {
     items(value) <= MAX_ITEMS
 }
 
-/// Returns how many items a value has; counted, no further than need be, where it does not know itself.
+/// Returns the number of items of a value; if the value does not know it, counts up to just above [`MAX_ITEMS`].
 fn items(value: &Value) -> usize {
     let counted = || value.try_iter().map_or(0, |items| items.take(MAX_ITEMS + 1).count());
     value.len().unwrap_or_else(counted)
 }
 
-/// An argument, or those that are named in it.
+/// Returns an argument, or the values of named arguments.
 fn words_of(arg: &Value) -> Vec<Value> {
     if !arg.is_kwargs() {
         return vec![arg.clone()];
@@ -109,8 +110,7 @@ fn words_of(arg: &Value) -> Vec<Value> {
     arg.try_iter().into_iter().flatten().filter_map(|name| arg.get_item(&name).ok()).collect()
 }
 
-/// At most so many bytes come of a printf format: each number in it may be a width, and each field any of the
-/// arguments.
+/// Returns the longest result of a printf format: each number in it may be a width, and each field any argument.
 fn formatted(format: &str, args: &[Value]) -> Option<usize> {
     let mut size = format.len();
     for digits in format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty()) {
@@ -123,7 +123,7 @@ fn formatted(format: &str, args: &[Value]) -> Option<usize> {
     each.checked_mul(format.matches('%').count())?.checked_add(size)
 }
 
-/// About how many bytes a value takes as text; `None` where that is too many.
+/// Returns the approximate length of a value as text, in bytes; `None` if that is above [`MAX_OUTPUT`].
 fn weight(value: &Value) -> Option<usize> {
     let mut room = MAX_OUTPUT;
     weigh(value, MAX_DEPTH, &mut room)?;
@@ -146,7 +146,7 @@ fn weigh(value: &Value, depth: usize, room: &mut usize) -> Option<()> {
     Some(())
 }
 
-/// Refuses statements that catch text or call themselves, and too many assignments of what was assigned.
+/// Refuses statements that catch text or call themselves, and too many assignments that use assigned values.
 pub(super) fn check(source: &str) -> Result<(), TemplateError> {
     let mut assigned = Vec::new();
     let mut growth = 1_usize;
@@ -156,13 +156,14 @@ pub(super) fn check(source: &str) -> Result<(), TemplateError> {
         };
         let wrong = match statement.text {
             "macro" | "call" | "filter" => {
-                Some(format!("there is no `{{% {} %}}`: it could grow without end", statement.text))
+                Some(format!("`{{% {} %}}` is not supported: its result could grow without bound", statement.text))
             }
             "set" if !assigns(source, statement) => Some(
-                "there is no `{% set %}` over a block: write `{% set name = … %}`, or the text where it belongs".into(),
+                "`{% set %}` over a block is not supported: write `{% set name = … %}`, or the text in its place"
+                    .into(),
             ),
             "for" if is_recursive(source, words) => {
-                Some("there are no recursive loops: they could grow without end".into())
+                Some("recursive loops are not supported: their result could grow without bound".into())
             }
             _ => None,
         };
@@ -182,8 +183,8 @@ pub(super) fn check(source: &str) -> Result<(), TemplateError> {
             growth = growth.saturating_mul(uses.max(1));
             assigned.extend(targets.iter().map(|word| word.text));
             if growth > MAX_GROWTH {
-                let message = "values made of values made before, again and again, could grow without end: insert them \
-                               where they belong instead";
+                let message = "too many assignments use assigned values, so their size could grow without bound: insert \
+                               the values in place instead";
                 return Err(TemplateError { message: message.to_owned(), at: Some(statement.at.clone()) });
             }
         }
@@ -191,13 +192,13 @@ pub(super) fn check(source: &str) -> Result<(), TemplateError> {
     Ok(())
 }
 
-/// Returns whether a `set` has an equals sign before anything that would belong to a block.
+/// Returns `true` if a `set` assigns with an equals sign, and does not begin a block.
 fn assigns(source: &str, set: &Word<'_>) -> bool {
     let rest = source.get(set.at.end..).unwrap_or_default();
     rest.find(['=', '|', '%']).is_some_and(|at| rest[at..].starts_with('='))
 }
 
-/// Returns whether the last word of a `for` is the keyword, which stands behind a whole expression.
+/// Returns `true` if the last word of a `for` is the keyword `recursive`, which follows a complete expression.
 fn is_recursive(source: &str, words: &[Word<'_>]) -> bool {
     const OPERATORS: [&str; 6] = ["in", "if", "not", "and", "or", "else"];
     let Some((last, before)) = words.split_last().filter(|(last, _)| last.text == "recursive") else { return false };

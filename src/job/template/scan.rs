@@ -1,6 +1,6 @@
-//! Where a template names what: minijinja knows which names a template uses, this finds them in the text.
+//! The places of words in a template. Minijinja reports the names that a template uses, but not where they are.
 //!
-//! Only templates that minijinja accepts are scanned, so the scanner may be lenient.
+//! The scanner is lenient, because it gets only templates that minijinja accepts.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ pub(super) struct Word<'t> {
     pub(super) at: Range<usize>,
 }
 
-/// What a word is there for.
+/// The role of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Name,
@@ -23,12 +23,12 @@ pub(super) enum Role {
     Statement,
 }
 
-/// All words in order.
+/// Returns all words in order.
 pub(super) fn words(source: &str) -> Vec<Word<'_>> {
     blocks(source).into_iter().flatten().collect()
 }
 
-/// The words of each pair of braces, in order.
+/// Returns the words of each pair of braces, in order.
 pub(super) fn blocks(source: &str) -> Vec<Vec<Word<'_>>> {
     let mut blocks = Vec::new();
     let mut at = 0;
@@ -53,7 +53,7 @@ fn skip_past(source: &str, from: usize, mark: &str) -> usize {
     source.get(from..).and_then(|rest| rest.find(mark)).map_or(source.len(), |found| from + found + mark.len())
 }
 
-/// Takes the words up to the closing mark; returns the place after it.
+/// Collects the words up to the closing mark; returns the place after it.
 fn code<'t>(source: &'t str, from: usize, close: &str, words: &mut Vec<Word<'t>>) -> usize {
     let bytes = source.as_bytes();
     let mut at = from;

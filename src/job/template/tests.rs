@@ -15,7 +15,7 @@ fn url(source: &str, context: &Value) -> Result<String, String> {
 }
 
 impl Template {
-    /// The same template with one more function: for what no template can do.
+    /// Returns the template with one more function, for what no template can do.
     pub(crate) fn with_function(&self, name: &'static str, function: fn(String) -> bool) -> Self {
         let Compiled { source, engine, expression, plain } = &*self.0;
         let mut engine = engine.clone();
@@ -44,7 +44,7 @@ fn tojson_is_plain_json() {
     assert_eq!(text("{{ {'a': 1} | tojson(1) }}", &context), "{\n \"a\": 1\n}");
     assert_eq!(
         template("{{ artwork.artist | tojson }}").render(&context).unwrap_err(),
-        "could not serialize to value: a part of it is undefined (in `tojson`)"
+        "could not serialize to value: a part of the value is undefined (in `tojson`)"
     );
 }
 
@@ -78,7 +78,7 @@ fn nothing_escapes_the_encoding() {
     assert_eq!(url("/{% autoescape false %}{{ name }}{% endautoescape %}", &context).unwrap(), "/a%2Fb");
     assert_eq!(url("/{{ '/' ~ name }}", &context).unwrap(), "/%2Fa%2Fb");
     for source in ["{{ name | safe }}", "{{ name | escape }}", "{{ name | e }}"] {
-        assert!(Template::parse(source).unwrap_err().message.contains("nothing here is HTML"));
+        assert!(Template::parse(source).unwrap_err().message.contains("templates do not escape HTML"));
     }
 }
 
@@ -89,7 +89,7 @@ fn a_path_that_would_be_cut_short_is_refused() {
         if dots.starts_with('%') {
             assert!(message.is_ok(), "its percent sign is encoded: {message:?}");
         } else {
-            assert_eq!(message.unwrap_err(), format!("a path segment would be `{dots}`, which URLs cannot carry"));
+            assert_eq!(message.unwrap_err(), format!("a path segment would be `{dots}`, which no URL can carry"));
         }
     }
     assert!(url("/a/%2e{{ name }}", &json!({"name": "."})).is_err());
@@ -103,7 +103,7 @@ fn an_empty_path_segment_is_refused_where_a_value_was_meant() {
     let empty = json!({"name": ""});
     assert_eq!(
         url("/artworks/{{ name }}", &empty).unwrap_err(),
-        "an inserted value is empty, and so is a path segment of `/artworks/{{ name }}`"
+        "an inserted value is empty, which leaves a path segment of `/artworks/{{ name }}` empty"
     );
     assert_eq!(url("/artworks/a{{ name }}/?q={{ name }}", &empty).unwrap(), "/artworks/a/?q=");
 }
@@ -113,7 +113,7 @@ fn null_lists_and_objects_are_no_part_of_a_url() {
     for (value, kind) in [(json!(null), "none"), (json!([1]), "sequence"), (json!({}), "map")] {
         assert_eq!(
             url("/{{ x }}", &json!({"x": value})).unwrap_err(),
-            format!("{kind} is no part of a URL; only text, numbers and booleans are (in `x`)")
+            format!("{kind} cannot be part of a URL; only text, numbers and booleans can (in `x`)")
         );
     }
 }
@@ -155,7 +155,7 @@ fn a_test_is_an_expression_or_a_text_that_says_so() {
     assert_eq!(says("{{ value.n }}"), Ok(false));
     assert_eq!(says("{% if value.n == 0 %}true{% else %}false{% endif %}"), Ok(true));
     assert_eq!(says(" {% if value.n %}true{% else %}False{% endif %} "), Ok(false));
-    assert_eq!(says("x{{ value.n }}").unwrap_err(), "`x{{ value.n }}` gives neither true nor false");
+    assert_eq!(says("x{{ value.n }}").unwrap_err(), "`x{{ value.n }}` renders neither `true` nor `false`");
 }
 
 fn shape(value: Value) -> Shape {
@@ -190,14 +190,17 @@ fn a_shape_with_an_undefined_part_is_an_error_that_says_where() {
     let context = json!({"value": {}});
     let fails = |document: Value| shape(document).render(&context).unwrap_err();
     assert_eq!(fails(json!({"a": {"b": "{{ value.x }}"}})), "a: b: `value.x` is undefined");
-    assert_eq!(fails(json!("{{ {'k': value.x} }}")), "a part of it is undefined");
+    assert_eq!(fails(json!("{{ {'k': value.x} }}")), "a part of the value is undefined");
     assert_eq!(fails(json!("{{ range }}")), "plain object is not JSON");
 }
 
 #[test]
 fn time_and_size_are_bounded() {
     let loops = "{% for a in range(10000) %}{% for b in range(10000) %}{{ a }}{% endfor %}{% endfor %}";
-    assert_eq!(template(loops).render(&json!({})).unwrap_err(), "the template takes too long; it may loop over less");
+    assert_eq!(
+        template(loops).render(&json!({})).unwrap_err(),
+        "the template takes too many steps; loop over fewer items"
+    );
     let long = "{{ 'x' * 5000000 }}{{ 'x' * 5000000 }}";
     assert_eq!(template(long).render(&json!({})).unwrap_err(), "the text would be longer than 8388608 bytes");
     let document = "{{ ['x' * 5000000, 'x' * 5000000] }}";
@@ -211,15 +214,15 @@ fn what_could_grow_without_end_is_no_template() {
     let given = "{% with a = 'x' %}{% with b = a ~ a ~ a ~ a ~ a %}{% with c = b ~ b ~ b ~ b ~ b %}\
                  {% with d = c ~ c ~ c %}{{ d }}{% endwith %}{% endwith %}{% endwith %}{% endwith %}";
     for (source, message) in [
-        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "there is no `{% macro %}`"),
-        ("{% filter upper %}x{% endfilter %}", "there is no `{% filter %}`"),
-        ("{% set a %}x{% endset %}{{ a }}", "there is no `{% set %}` over a block"),
-        ("{% set a | replace('=', '') %}x{% endset %}{{ a }}", "there is no `{% set %}` over a block"),
-        ("{% for a in b recursive %}{{ loop(a) }}{% endfor %}", "there are no recursive loops"),
-        ("{%- for a in [1] recursive -%}{{ loop(a) }}{% endfor %}", "there are no recursive loops"),
-        (&doubled, "values made of values made before"),
-        (&nested, "values made of values made before"),
-        (given, "values made of values made before"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "`{% macro %}` is not supported"),
+        ("{% filter upper %}x{% endfilter %}", "`{% filter %}` is not supported"),
+        ("{% set a %}x{% endset %}{{ a }}", "`{% set %}` over a block is not supported"),
+        ("{% set a | replace('=', '') %}x{% endset %}{{ a }}", "`{% set %}` over a block is not supported"),
+        ("{% for a in b recursive %}{{ loop(a) }}{% endfor %}", "recursive loops are not supported"),
+        ("{%- for a in [1] recursive -%}{{ loop(a) }}{% endfor %}", "recursive loops are not supported"),
+        (&doubled, "too many assignments use assigned values"),
+        (&nested, "too many assignments use assigned values"),
+        (given, "too many assignments use assigned values"),
     ] {
         let refused = Template::parse(source).unwrap_err().message;
         assert!(refused.starts_with(message), "{source}: {refused}");
@@ -297,15 +300,19 @@ fn faults_are_found_when_a_template_is_parsed() {
         ("{{ a | shout }}", "unknown filter `shout`", "shout"),
         ("{{ a is loud }}", "unknown test `is loud`", "loud"),
         ("{% if a is not loud %}{% endif %}", "unknown test `is loud`", "loud"),
-        ("{{ a | urlencode }}", "there is no filter `urlencode`: what enters a URL is encoded anyway", "urlencode"),
+        (
+            "{{ a | urlencode }}",
+            "unknown filter `urlencode`: values in a URL are always encoded, so remove it",
+            "urlencode",
+        ),
         (
             "{% include 'x' %}",
-            "`{% include %}` needs other templates, and there are none; write the text here",
+            "`{% include %}` needs other templates, which do not exist; write the text here",
             "include",
         ),
         (
             "{% extends 'x' %}",
-            "`{% extends %}` needs other templates, and there are none; write the text here",
+            "`{% extends %}` needs other templates, which do not exist; write the text here",
             "extends",
         ),
     ] {

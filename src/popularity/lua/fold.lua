@@ -1,6 +1,6 @@
--- Adds reads to a job's decayed counts, in forward-decay form (after the prelude half_lives.lua): the score of an entry is
--- log2 of the sum over its reads of 2^(half-lives passed then). So scores of different times are comparable, and none
--- is decayed again.
+-- Adds reads to a job's decayed counts, in forward-decay form (after the prelude half_lives.lua). The score of an entry
+-- is log2 of the sum over its reads of 2^(half-lives passed then). Scores of different times are therefore comparable,
+-- and no score needs to decay later.
 -- KEYS  1 counts (sorted set)  2 clock (hash)
 -- ARGV  1 half-life (ms)  2 entries kept at most  3 'add' reads; 'report' the same, and remember when an API did;
 --         'least' a count becomes at least so much

@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 use tracing::debug;
 
-use super::gate::{Gate, Last};
+use super::gate::{Gate, LastResults};
 use super::millis;
 use super::permit::Permit;
 use super::refusal::{Refusal, reason};
@@ -163,7 +163,7 @@ impl Gate {
         Ok(answer)
     }
 
-    fn last(&self) -> MutexGuard<'_, Last> {
+    fn last(&self) -> MutexGuard<'_, LastResults> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -39,13 +39,13 @@ pub struct Gate {
     pub(super) budget: Budget,
     pub(super) line: Line,
     pub(super) requests: Requests,
-    pub(super) last: Mutex<Last>,
+    pub(super) last: Mutex<LastResults>,
     abandoned: Mutex<Vec<String>>,
 }
 
 /// The results of this gate's last requests for admission.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Last {
+pub(super) struct LastResults {
     /// When one was admitted; the turns of the fleet's gates go by that.
     pub(super) admitted: Option<Instant>,
     /// Why one was refused, for requests that did not come to ask.

@@ -31,8 +31,8 @@ const SAID: usize = 300;
 
 /// Permission for one request; give it back with [`Permit::done`].
 ///
-/// A dropped permit goes back with the gate's next command, at the latest with the next [`Gate::refresh`]. If the
-/// worker dies, it expires.
+/// A dropped permit is returned with the gate's next command, at the latest with the next [`Gate::refresh`]. If the
+/// worker dies, other workers free the permit, or it expires.
 pub struct Permit {
     gate: Arc<Gate>,
     pub(super) id: String,
@@ -145,8 +145,8 @@ impl Permit {
         self.done(Ended::from(result)).await;
     }
 
-    /// Gives the permit back and reports how the request ended. Without Redis, the permit expires and a failure is not
-    /// counted.
+    /// Returns the permit and reports the end of the request. If Redis fails, the permit and its tokens are returned
+    /// with the gate's next command, and a failure is not counted.
     pub async fn done(mut self, ended: Ended) {
         let gate = self.gate.clone();
         let (word, busy) = match ended {
@@ -201,7 +201,7 @@ impl Permit {
                 gate.budget.tell_spent(&verdict);
             }
             Err(error) => {
-                debug!(upstream = %gate.upstream.name, %error, "cannot give a permit back; it expires");
+                debug!(upstream = %gate.upstream.name, %error, "cannot return a permit; the next command returns it");
                 if !busy.is_zero() {
                     gate.breaker.pause(busy);
                 }

@@ -482,7 +482,7 @@ async fn tokens_of_answers_of_no_use_are_counted() {
         known: None,
         deadline: within(5000),
     };
-    let (refused, tokens) = sources.fetch_with(&jobs, &ask, Some(permit)).await;
+    let (refused, tokens) = sources.fetch_with(&ask, Some(permit)).await;
     let refused = refused.unwrap_err();
     assert!(tokens > 0, "{refused}");
     assert!(matches!(refused, FetchError::Answer(_)), "{refused}");

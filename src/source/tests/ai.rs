@@ -37,8 +37,7 @@ async fn completions_are_asked_for_and_stored_as_json() {
 async fn same_prompt_is_not_paid_twice() {
     let server = answering(completion("text", "stop")).await;
     let mut bench = Bench::ai(&server, "");
-    let unchanged =
-        async |bench: &Bench| bench.with(async |ask| bench.sources.unchanged_without_asking(&bench.jobs, &ask)).await;
+    let unchanged = async |bench: &Bench| bench.with(async |ask| bench.sources.unchanged_without_asking(&ask)).await;
     assert!(!unchanged(&bench).await);
     bench.known = Some(bench.value().await.validators);
     assert!(unchanged(&bench).await);
@@ -62,7 +61,7 @@ async fn answers_of_no_use_are_paid_for_all_the_same() {
     let told = |all| Spent::Tokens { prompt, all };
     let untold = Spent::Untold { prompt };
     let cases = [
-        (completion("half a", "length"), "was cut short", told(15)),
+        (completion("half a", "length"), "was cut off", told(15)),
         (completion("bad", "content_filter"), "content_filter", told(15)),
         (completion(" ", "stop"), "without text", told(15)),
         (r#"{"choices": []}"#.to_owned(), "without choices", told(prompt)),
@@ -194,7 +193,7 @@ async fn limits_are_named_as_they_are_written() {
         ("", "the server's limit"),
     ] {
         let refused = Bench::ai(&server, source).refused().await;
-        assert!(refused.contains(&format!("was cut short at {named}")), "{refused}");
+        assert!(refused.contains(&format!("was cut off at {named}")), "{refused}");
     }
     let message =
         "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.";

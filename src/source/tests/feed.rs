@@ -16,7 +16,7 @@ async fn feeds_name_entries_or_say_what_is_wrong() {
             ];
             let jobs = Jobs::parse(&files, Duration::from_secs(60), &|_| None).unwrap();
             let sources = Sources::new(&jobs).unwrap();
-            let names = sources.feed(&jobs, jobs.jobs.values().next().unwrap()).await;
+            let names = sources.feed(jobs.jobs.values().next().unwrap()).await;
             assert_eq!(server.last().target, "/popular");
             names
         }

@@ -140,5 +140,5 @@ async fn unchanged_is_believed_only_of_what_was_asked_the_same_way() {
     assert_eq!(reshaped.value().await.json, "{\"new\":1}");
 
     let (_server, bench) = http(StatusCode::NOT_MODIFIED, "").await;
-    assert!(bench.refused().await.contains("(status 304) comes without having been asked for"));
+    assert!(bench.refused().await.contains("(status 304) is an answer to a conditional request"));
 }

@@ -57,7 +57,7 @@ async fn secrets_of_the_environment_show_in_no_message() {
         let bench = Bench { name: name.into(), ..bench.again() };
         told.push(bench.fetch().await.unwrap_err().to_string());
     }
-    told.push(bench.sources.feed(&bench.jobs, bench.job()).await.unwrap_err().to_string());
+    told.push(bench.sources.feed(bench.job()).await.unwrap_err().to_string());
     drop(server);
     told.push(bench.fetch().await.unwrap_err().to_string());
     for told in told {
@@ -92,7 +92,7 @@ async fn redirects_keep_secrets_at_home() {
     assert_eq!(server.last().headers["x-api-key"], "secret");
     for (name, reason) in [
         ("far", "redirects to another host"),
-        ("nowhere", "redirects nowhere"),
+        ("nowhere", "redirects without a usable Location"),
         ("login", "redirects to another host"),
         ("loop", "redirects more than 5 times"),
     ] {

@@ -57,7 +57,7 @@ async fn a_refusal_says_why_in_one_line_and_bounded() {
     let (_server, bench) = http((StatusCode::FORBIDDEN, coded.0, coded.1[..30].to_vec()), "").await;
     assert!(bench.refused().await.contains("it begins: {\"message\""));
     let (_server, bench) = http((StatusCode::FORBIDDEN, [("content-encoding", "br")], "xyz"), "").await;
-    assert!(bench.refused().await.contains("(status 403) refuses us"));
+    assert!(bench.refused().await.contains("(status 403) refuses Samovar"));
 }
 
 #[tokio::test]

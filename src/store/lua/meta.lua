@@ -27,5 +27,6 @@ local function read_attempt(attempt, note)
     outcome, began = match(note, '"o":(%d+)'), match(note, '"a":(%d+)')
     crashes = match(note, '"d":(%d+)')
   end
-  return tonumber(trigger or '') or 2, tonumber(crashes or '') or 0, storm or '', tonumber(outcome or '') or 0, tonumber(began or '') or 0
+  return tonumber(trigger or '') or 2, tonumber(crashes or '') or 0, storm or '',
+    tonumber(outcome or '') or 0, tonumber(began or '') or 0
 end

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Stamp a tag with an invalidation, before its entries are read: a fetch that puts an entry under it later sees the
--- stamp. An absent tag is not stamped: anybody may name any tag, and stray.lua bounds how many of those are remembered.
+-- stamp. An absent tag is not stamped: a message may name any tag, and stamp_unknown.lua bounds the number of those
+-- that are kept.
 -- KEYS  1 tag (tag.lua)
 -- ARGV  1 time of the invalidation (ms)  2 'r' refresh or 'e' evict
 -- Returns 1 if it is stamped

@@ -295,7 +295,7 @@ impl GapDetector {
                 hearing.sent.push_back(nonce);
                 (hearing.since, hearing.last, unheard)
             };
-            let mut call = SEND.key(self.keys.ears());
+            let mut call = SEND.key(self.keys.gap_detectors());
             call.arg(&*self.worker).arg(since).arg(last).arg(self.unhandled.handled()).arg(&jobs);
             call.arg(self.keys.signal_channel()).arg(format!("canary {} {nonce:032x}", self.worker));
             match call.invoke_async::<i64>(&mut self.redis.clone()).await {
@@ -341,7 +341,7 @@ impl GapDetector {
         let mut redis = self.redis.clone();
         // The time comes last, so that no true record is later.
         let (records, now): (HashMap<Vec<u8>, Vec<u8>>, RedisTime) =
-            redis::pipe().hgetall(self.keys.ears()).cmd("TIME").query_async(&mut redis).await?;
+            redis::pipe().hgetall(self.keys.gap_detectors()).cmd("TIME").query_async(&mut redis).await?;
         let (mut others, mut gone) = (Vec::new(), Vec::new());
         for (worker, heard) in records.into_iter().filter(|(worker, _)| worker != self.worker.as_bytes()) {
             match Other::read(&worker, &heard, now) {
@@ -380,7 +380,7 @@ impl GapDetector {
         let old = others.into_iter().filter(|other| other.last < now - FORGOTTEN && other.last < newest);
         gone.extend(old.map(|other| other.worker.into_bytes()));
         if !gone.is_empty() {
-            let () = redis::cmd("HDEL").arg(self.keys.ears()).arg(gone).query_async(&mut redis).await?;
+            let () = redis::cmd("HDEL").arg(self.keys.gap_detectors()).arg(gone).query_async(&mut redis).await?;
         }
         Ok(!open)
     }

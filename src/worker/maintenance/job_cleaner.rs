@@ -21,7 +21,7 @@ pub const ROUNDS: u64 = 144;
 /// The name of the step that keeps the key patterns of jobs with tags, for messages.
 const TAGGED: &str = "key patterns of jobs with tags";
 
-static MISS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/miss.lua")));
+static DROP_JOB: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/drop_job.lua")));
 
 /// Drops what is kept of removed jobs. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -76,7 +76,7 @@ impl JobCleaner {
 
     /// Counts a round for key patterns unknown to this worker, and drops those that no worker knew for more than
     /// `rounds`.
-    async fn miss_globs(&self, rounds: u64) -> RedisResult<()> {
+    async fn drop_globs(&self, rounds: u64) -> RedisResult<()> {
         let (mut redis, key) = (self.redis.clone(), self.keys.tagged());
         let known = self.jobs.globs_with_tags();
         let all: Vec<String> = redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1).query_async(&mut redis).await?;
@@ -93,13 +93,13 @@ impl JobCleaner {
     /// Redis's; the next round does the rest.
     pub async fn round(&self, rounds: u64) -> RedisResult<usize> {
         self.know().await?;
-        self.troubles.alone(TAGGED, self.miss_globs(rounds).await)?;
+        self.troubles.alone(TAGGED, self.drop_globs(rounds).await)?;
         let mut dropped = 0;
         let mut scan = Scan::new(self.keys.unknown_glob());
         while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let found = found.iter().filter_map(|key| self.keys.job_of_unknown(key));
             for job in found.filter(|job| !self.jobs.jobs.contains_key(*job)).map(JobName::new) {
-                let gone = self.troubles.alone(job.as_str(), self.miss(&job, rounds).await)?;
+                let gone = self.troubles.alone(job.as_str(), self.drop_job(&job, rounds).await)?;
                 dropped += usize::from(gone.unwrap_or(false));
             }
         }
@@ -107,10 +107,10 @@ impl JobCleaner {
     }
 
     /// Counts a round for a job, and drops what is kept of it after `rounds`. Returns `true` if it was dropped.
-    async fn miss(&self, job: &JobName, rounds: u64) -> RedisResult<bool> {
+    async fn drop_job(&self, job: &JobName, rounds: u64) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         let [unknown, kept @ ..] = self.keys.all_of(job);
-        let mut count = MISS.key(&unknown);
+        let mut count = DROP_JOB.key(&unknown);
         if count.arg(rounds).arg(1).invoke_async::<u8>(&mut redis).await? == 0 {
             return Ok(false);
         }
@@ -120,7 +120,7 @@ impl JobCleaner {
         for hash in [self.keys.ticks(), self.keys.digests()] {
             redis::cmd("HDEL").arg(hash).arg(job.as_str()).exec_async(&mut redis).await?;
         }
-        let mut drop = MISS.key(unknown);
+        let mut drop = DROP_JOB.key(unknown);
         for key in kept {
             drop.key(key);
         }

@@ -20,7 +20,7 @@ use crate::job::Jobs;
 use crate::queue::{Chunk, Queue};
 use crate::redis::Troubles;
 use crate::source::Gate;
-use crate::store::{Note, Store};
+use crate::store::{LastAttempt, Store};
 use crate::store::{POISON_CRASHES, poison_reason};
 
 /// Returns the id in a worker's name, with which the tokens of its leases and permits begin.
@@ -43,7 +43,7 @@ pub struct Rescuer {
     pub gates: BTreeMap<UpstreamName, Arc<Gate>>,
     /// The time without a beat after which a worker counts as dead.
     pub dead_after: Duration,
-    /// What fails in single jobs and upstreams.
+    /// The failures of single jobs and upstreams.
     pub troubles: Troubles,
 }
 
@@ -58,7 +58,7 @@ impl Rescuer {
         }
         let mut freed = 0;
         loop {
-            let tasks = self.queue.in_hand_of(worker).await?;
+            let tasks = self.queue.tasks_in_flight(worker).await?;
             for chunk in tasks.iter().filter_map(|(_, chunk)| chunk.as_ref()) {
                 // If that fails for good, the entries come due again when their claims expire.
                 freed += self.troubles.alone(&chunk.job, self.free(id(worker), chunk).await)?.unwrap_or(0);
@@ -104,10 +104,10 @@ impl Rescuer {
 
     /// Ends the fetch of an entry whose worker died, and counts the crash.
     async fn take_lease(&self, job: &JobName, key: &EntryKey, token: &str) -> RedisResult<Next> {
-        let last = self.store.snapshot(key).await?.meta.map(|meta| meta.note).unwrap_or_default();
+        let last = self.store.snapshot(key).await?.meta.map(|meta| meta.last_attempt).unwrap_or_default();
         let crashes = last.crashes.saturating_add(1);
         let reason = poison_reason(crashes);
-        let attempt = Note { crashes, outcome: Some(Outcome::Failed), reason: Some(reason.clone()), ..last };
+        let attempt = LastAttempt { crashes, outcome: Some(Outcome::Failed), reason: Some(reason.clone()), ..last };
         Ok(match self.store.rescue(key, token, &attempt).await? {
             Some(_) if crashes >= POISON_CRASHES => {
                 error!(%job, %key, "{reason}; it is a dead letter until someone asks for it: check its source");

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use redis::{ErrorKind, RedisResult, Script};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::agenda::{Agenda, When};
 use crate::entry::EntryKey;
@@ -38,6 +38,9 @@ const AT_ONCE: u32 = 2_000;
 const A_SECOND: u32 = 500;
 /// The interval at which gaps are looked up without a signal.
 const IDLE: Duration = Duration::from_secs(5);
+
+/// The error of a worker that lost its lock.
+const LOST_LOCK: &str = "the lock of the revalidator expired, and another worker took it";
 
 static CLOSE_GAP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/close_gap.lua")));
 
@@ -75,6 +78,10 @@ impl Revalidator {
         while !stop.is_cancelled() {
             match self.revalidate().await {
                 Ok(()) => backoff.well(),
+                Err(e) if e.kind() == ErrorKind::Client && e.to_string().contains(LOST_LOCK) => {
+                    backoff.well();
+                    info!("the lock of the revalidation expired; the worker that took it continues");
+                }
                 Err(e) => {
                     backoff.ill(&e, &stop).await;
                     continue;
@@ -260,7 +267,7 @@ impl Revalidator {
         let [_, lock, _] = self.keys.revalidation();
         match lead(&self.redis, &lock, &self.worker, self.claim).await? {
             true => Ok(()),
-            false => Err((ErrorKind::Client, "the lock of the revalidator expired, and another worker took it").into()),
+            false => Err((ErrorKind::Client, LOST_LOCK).into()),
         }
     }
 }
@@ -308,7 +315,7 @@ mod tests {
     use super::*;
     use crate::entry::Outcome;
     use crate::redis::server::Server;
-    use crate::store::{Fresh, Leased, Note, Removal};
+    use crate::store::{Fresh, LastAttempt, Leased, Removal};
 
     /// The entry's fetch failed just now, so the next is held off for a second, longer than the lock holds by itself.
     #[tokio::test]
@@ -340,10 +347,10 @@ mod tests {
             Leased::Yes(lease) => *lease,
             other => panic!("no lease: {other:?}"),
         };
-        store.commit(&key, &lease().await, "1", MINUTE, &Note::default()).await.unwrap();
+        store.commit(&key, &lease().await, "1", MINUTE, &LastAttempt::default()).await.unwrap();
         let at = store.now().await.unwrap();
         store.invalidate(&key, at, Removal::Refresh).await.unwrap();
-        let failed = Note { outcome: Some(Outcome::Failed), attempted: at, ..Note::default() };
+        let failed = LastAttempt { outcome: Some(Outcome::Failed), attempted: at, ..LastAttempt::default() };
         store.release(&key, &lease().await.token, Some(&failed)).await.unwrap();
         let [_, lock, _] = keys.revalidation();
         redis::cmd("SET").arg(&lock).arg("a test").arg("PX").arg(600).exec_async(&mut redis.clone()).await.unwrap();

@@ -100,7 +100,9 @@ fn every_fault_has_its_place_and_its_remedy() {
         ),
         (
             Replace("{{ name }}", "{{ name | safe }}"),
-            &["5:37: `http://museum.test/{{ name | safe }}`: there is no filter `safe`: nothing here is HTML"],
+            &[
+                "5:37: `http://museum.test/{{ name | safe }}`: unknown filter `safe`: templates do not escape HTML, so remove it",
+            ],
         ),
         (
             Replace("{{ name }}", "{{ name | shout }}"),
@@ -109,7 +111,7 @@ fn every_fault_has_its_place_and_its_remedy() {
         (
             Replace("{{ name }}", "{% include 'x' %}"),
             &[
-                "5:30: `http://museum.test/{% include 'x' %}`: `{% include %}` needs other templates, and there are none; write the text here",
+                "5:30: `http://museum.test/{% include 'x' %}`: `{% include %}` needs other templates, which do not exist; write the text here",
             ],
         ),
         (
@@ -215,7 +217,7 @@ fn every_fault_has_its_place_and_its_remedy() {
             &[
                 "6:19: `value` is not defined | there is no answer yet where this stands; known here: name and env.NAME",
                 "7:20: `valu` is not defined | did you mean `value`? known here: name, value and env.NAME",
-                "7:32: nan is no JSON number",
+                "7:32: nan is not a JSON number",
             ],
         ),
         (
@@ -260,7 +262,7 @@ fn every_fault_has_its_place_and_its_remedy() {
                 "16:9: option `max_completion_tokens` limits the answer, as does option `max_tokens` | keep the one that the model knows",
                 "16:33: `max_completion_tokens` (0) must be from 1 to 1000000",
                 "17:16: `b` is a date, which JSON does not have | write it as a string: \"1979-05-27\"",
-                "18:13: nan is no JSON number",
+                "18:13: nan is not a JSON number",
                 "19:17: `name` is not defined | only `env.NAME` may be used here",
             ],
         ),

@@ -1,27 +1,25 @@
--- Takes a permit back, with the tokens held for it, and notes how its request ended: counts failures, opens and closes
--- the breaker, blocks the upstream for as long as it asked, counts tokens. Tells the other gates where that changes
--- what they may do. Tokens are counted by the last write that can fail: a caller who gets an error counts them once
--- more, and loses none.
+-- Takes a permit back, with the tokens reserved for it, and records the end of its request: counts failures, opens and
+-- closes the breaker, blocks the upstream for the pause that it asked for, counts tokens. Signals the other gates if
+-- that changes what they may do. The last write that can fail counts the tokens, so a caller that gets an error sends
+-- them again and loses none.
 --
 -- KEYS    as in state.lua
 -- ARGV[1] the permit's id
--- ARGV[2] 'answered' (well enough to close the breaker), 'failed', 'busy', 'dropped' (nothing is known), or 'refused: '
---         (the account is, which no waiting mends: the breaker opens at once) and what the upstream said, 300
---         characters at most
--- ARGV[3] for 'busy' and 'refused': milliseconds to leave the upstream alone
+-- ARGV[2] 'answered' (closes the breaker), 'failed', 'busy', 'dropped' (nothing is known), or 'refused: ' and the
+--         upstream's message, 300 characters at most (the account is refused: the breaker opens at once)
+-- ARGV[3] for 'busy' and 'refused': the pause in milliseconds
 -- ARGV[4] tokens spent
 -- ARGV[5] the token window in milliseconds
 -- ARGV[6] tokens that may be spent in a window, 0 for no limit
 -- ARGV[7] consecutive failures that open the breaker
 -- ARGV[8] milliseconds for which it opens first
 -- ARGV[9] milliseconds for which it opens at most
--- ARGV[10] the channel on which the others are told
--- ARGV[11] and what
--- ARGV[12] tokens of the answer, for those that come; 0 where they are not known
--- ARGV[13], … more permits handed back, a hundred at most
--- returns { reason, microseconds, told, health } as of now: why nothing is admitted, and for how long; told is 80 or
---         100 where so much of the budget is spent, in percent, and nobody said so in this window, else 0: the caller
---         says it
+-- ARGV[10] the channel of the signal to other gates
+-- ARGV[11] the signal
+-- ARGV[12] tokens of the answer, to estimate later ones; 0 if they are not known
+-- ARGV[13], … more permits to return, a hundred at most
+-- returns { reason, microseconds, told, health } as of now: why nothing is admitted, and for how long. told is 80 or
+--         100, the spent share of the budget in percent, if the caller is the first in this window to log it; else 0
 -- Work: constant.
 
 local id, ended = ARGV[1], ARGV[2]

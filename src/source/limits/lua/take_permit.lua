@@ -39,8 +39,8 @@ if wait > 0 then return { reason, wait * 1000, 0, health(), 0 } end
 local turn = redis.call('HGET', KEYS[1], 'turn')
 local others = turn and turn ~= gate and get('turn_until') > now
 
--- Refuses for want of room. Who has waited long gets the next, so that a busy gate that takes again what it gave back
--- starves nobody.
+-- Refuses a request because a limit is reached. A gate that has waited long gets the next turn, so that a busy gate,
+-- which takes again what it returned, starves no other gate.
 local function full(why, tokens)
   if waited >= 500 and not others then
     redis.call('HSET', KEYS[1], 'turn', gate)

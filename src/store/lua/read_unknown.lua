@@ -1,7 +1,7 @@
--- Read the stamps of tags that no entry had when they were invalidated.
--- KEYS  1 stamps of strays (stray.lua)
+-- Read the stamps of unknown tags: those that no entry had when they were invalidated.
+-- KEYS  1 stamps of unknown tags (stamp_unknown.lua)
 -- ARGV  1… tags
--- Returns for each its stamp's score, or '0' where there is none
+-- Returns for each tag the score of its stamp, or '0' if there is none
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local scores = redis.call('ZMSCORE', KEYS[1], '', unpack(ARGV))
