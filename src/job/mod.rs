@@ -32,7 +32,6 @@ pub use template::{Shape, Template, TemplateError};
 pub use upstream::{Rate, Redirects, TokenBudget, Upstream};
 
 use crate::entry::{EntryKey, JobName, UpstreamName};
-use crate::redis::RedisTime;
 
 /// A fetch that failed is tried again within this time; later ones wait longer.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -100,11 +99,6 @@ impl Job {
     /// Returns whether the upstream may answer with an old value for a while, as the first source tells.
     pub fn may_lag(&self) -> bool {
         self.sources.first().is_some_and(|source| source.properties().may_lag)
-    }
-
-    /// Returns the first recheck after `after` of an entry whose invalidation was answered at `since`.
-    pub fn next_recheck(&self, since: RedisTime, after: RedisTime) -> Option<RedisTime> {
-        self.warm.recheck.iter().map(|time| since + *time).find(|at| *at > after)
     }
 
     /// Returns whether a fetch may cost money, from any of the sources.

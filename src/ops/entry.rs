@@ -134,5 +134,5 @@ impl Ops {
 fn rechecks(job: &Job, meta: &Meta, now: RedisTime) -> Vec<RedisTime> {
     let Some(rechecks) = &meta.last_attempt.rechecks else { return Vec::new() };
     let after = if job.may_lag() { meta.answered_at() } else { now };
-    job.warm.recheck.iter().map(|time| rechecks.since + *time).filter(|at| *at > after).collect()
+    rechecks.after(&job.warm.recheck, after).collect()
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::rechecks::Rechecks;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::Validators;
@@ -87,17 +88,6 @@ pub struct LastAttempt {
     /// Why the last one failed, for people; bounded.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-}
-
-/// The rechecks of an entry that are to come after its invalidation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rechecks {
-    /// When the fetch ended that answered the invalidation; their times count from then.
-    #[serde(rename = "a")]
-    pub since: RedisTime,
-    /// The hash of the value from before the invalidation; `-` for none.
-    #[serde(rename = "b")]
-    pub before: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
@@ -269,7 +259,7 @@ mod tests {
             retry: at(18),
             crashes: 1,
             storm: true,
-            rechecks: Some(Rechecks { since: at(19), before: "h0".into() }),
+            rechecks: Some(Rechecks::new(at(19), "h0".into(), true)),
             reason: Some("503 Service Unavailable".into()),
         };
         let packed = format!("1 2 3 0 h/{} {}", last_attempt.attempt(), last_attempt.to_json());

@@ -11,6 +11,7 @@ mod invalidate;
 mod lease;
 mod loaded;
 mod meta;
+mod rechecks;
 mod snapshot;
 mod tags;
 
@@ -26,7 +27,8 @@ pub use gap::{Gap, REVALIDATE_SIGNAL};
 pub use invalidate::Invalidated;
 pub use lease::{Fresh, Lease, Leased, Removal};
 pub(crate) use lease::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
-pub use meta::{LastAttempt, Meta, Rechecks};
+pub use meta::{LastAttempt, Meta};
+pub use rechecks::{Rechecks, Verdict};
 pub(crate) use snapshot::TOUCHED;
 pub use snapshot::{Expiry, Snapshot};
 pub use tags::{Seeking, Stamp, WithTags};

@@ -33,7 +33,7 @@ use crate::agenda::{Next, keep};
 use crate::entry::{Outcome, Trigger};
 use crate::job::{Job, Params};
 use crate::source::{Ended, Permit};
-use crate::store::{Fresh, Lease, Leased, Removal};
+use crate::store::{Fresh, Lease, Leased, Rechecks, Removal};
 use crate::store::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
 
 /// Rounds of fetch and commit under one lease; each invalidation costs one. After the last, the entry is due again.
@@ -82,6 +82,8 @@ pub(super) enum Stop {
     End(Ending),
     /// A fetch without a value, which the entry's metadata must note: see [`Attempt::give_up`].
     NoValue(Ending),
+    /// An answer that is not stored since it is older than the value, and the rechecks that are then to come.
+    Refused(Ending, Rechecks),
     /// An error of Redis.
     Redis(RedisError),
 }
@@ -132,7 +134,7 @@ impl Warmer {
         attempt.give_back().await;
         drop(attempt);
         match ended {
-            Ok(Ok(ending) | Err(Stop::End(ending) | Stop::NoValue(ending))) => {
+            Ok(Ok(ending) | Err(Stop::End(ending) | Stop::NoValue(ending) | Stop::Refused(ending, _))) => {
                 let kept = AssertUnwindSafe(self.keep_stale(job, entry, ending)).catch_unwind().await;
                 kept.unwrap_or_else(|_| panicked(job, entry))
             }
@@ -173,7 +175,8 @@ impl Attempt<'_> {
         self.admit().await?;
         let (mut lease, score) = self.lease().await?;
         match self.run_under(&mut lease, score).await {
-            Err(Stop::NoValue(failure)) => Ok(self.give_up(&lease, failure).await?),
+            Err(Stop::NoValue(failure)) => Ok(self.give_up(&lease, failure, None).await?),
+            Err(Stop::Refused(refused, rechecks)) => Ok(self.give_up(&lease, refused, Some(rechecks)).await?),
             ended => ended,
         }
     }

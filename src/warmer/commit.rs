@@ -10,7 +10,7 @@ use super::recheck::with_recheck;
 use super::{RESEND_WAIT, SHORT_WAIT, Warmer, tags};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
-use crate::entry::{EntryKey, Outcome, Recheck, Trigger};
+use crate::entry::{EntryKey, Outcome, Recheck, Trigger, hash};
 use crate::job::Job;
 use crate::redis::RedisTime;
 use crate::source::Answer;
@@ -21,7 +21,7 @@ pub(super) struct Round {
     /// The trigger that the metadata note: the invalidation that the fetch answers, else the entry's.
     pub(super) trigger: Trigger,
     /// The fetch answers an invalidation that followed another.
-    storm: bool,
+    pub(super) storm: bool,
     /// The present value may be kept where its source says that it is unchanged.
     may_keep: bool,
     /// The tags under which earlier rounds have indexed the entry.
@@ -53,9 +53,6 @@ impl Attempt<'_> {
         answer: &Answer,
         known: Option<Validators>,
     ) -> Step<Option<Ending>> {
-        if let Answer::Value(fetched) = answer {
-            self.refuse_outdated(lease, round, fetched)?;
-        }
         let last_attempt = self.last_attempt(lease, round, answer, known).await?;
         let written = self.write(lease, answer, &last_attempt, &round.indexed).await?;
         if !matches!(written, Written::Again(_) | Written::Foreign) {
@@ -102,7 +99,13 @@ impl Attempt<'_> {
         known: Option<Validators>,
     ) -> Step<LastAttempt> {
         let before = lease.before.meta.as_ref().map(|meta| &meta.last_attempt);
-        let rechecks = self.rechecks_to_come(lease, round);
+        let present = lease.before.ours().map_or("-", |meta| meta.hash.as_str());
+        let content = match answer {
+            Answer::Value(fetched) => &hash(&fetched.json),
+            Answer::Unchanged => present,
+            Answer::Gone => "-",
+        };
+        let rechecks = self.rechecks_to_come(lease, round, content)?;
         let last_attempt =
             LastAttempt { trigger: Some(round.trigger), storm: round.storm, rechecks, ..LastAttempt::default() };
         let failed = |reason| Stop::NoValue(Ending::because(Outcome::Failed, Next::Out, reason));

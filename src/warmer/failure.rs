@@ -11,7 +11,7 @@ use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
 use crate::entry::{Outcome, Recheck, Trigger};
 use crate::redis::RedisTime;
-use crate::store::{Fresh, LastAttempt, Lease, Leased, Removal};
+use crate::store::{Fresh, LastAttempt, Lease, Leased, Rechecks, Removal};
 
 /// The longest reason kept, in characters.
 const LONGEST_REASON: usize = 300;
@@ -29,7 +29,12 @@ impl Attempt<'_> {
     ///
     /// # Errors
     /// Redis's; the lease is then still to be given back.
-    pub(super) async fn give_up(&mut self, lease: &Lease, failure: Ending) -> RedisResult<Ending> {
+    pub(super) async fn give_up(
+        &mut self,
+        lease: &Lease,
+        failure: Ending,
+        rechecks: Option<Rechecks>,
+    ) -> RedisResult<Ending> {
         let (job, entry, outcome) = (self.job, self.entry, failure.outcome);
         let reason = failure.reason.map(|reason| reason.chars().take(LONGEST_REASON).collect::<String>());
         let mut last_attempt = lease.before.meta.as_ref().map(|meta| meta.last_attempt.clone()).unwrap_or_default();
@@ -38,6 +43,7 @@ impl Attempt<'_> {
             last_attempt.failures = 0;
         }
         last_attempt.crashes = 0;
+        last_attempt.rechecks = rechecks.or(last_attempt.rechecks);
         last_attempt.outcome = Some(outcome);
         last_attempt.trigger = Some(entry.trigger);
         last_attempt.attempted = lease.fetched_at;
@@ -84,7 +90,7 @@ impl Attempt<'_> {
         match self.warmer.store.lease(&self.entry.key, time, Fresh::default()).await? {
             Leased::Yes(lease) => {
                 self.hold(&lease);
-                self.give_up(&lease, Ending::because(Outcome::Failed, Next::Out, reason)).await
+                self.give_up(&lease, Ending::because(Outcome::Failed, Next::Out, reason), None).await
             }
             Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::WrongType(_) | Leased::Poison => {
                 Ok(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason))

@@ -10,11 +10,10 @@ use super::attempt::{Attempt, Ending, Stop};
 use super::commit::Round;
 use super::{Running, Warmer};
 use crate::agenda::{Next, keep};
-use crate::entry::{Outcome, Recheck, Trigger, hash};
+use crate::entry::{Outcome, Recheck, Trigger};
 use crate::job::Job;
 use crate::redis::RedisTime;
-use crate::source::Fetched;
-use crate::store::{Expiry, Lease, Meta, Rechecks};
+use crate::store::{Expiry, Lease, Meta, Rechecks, Verdict};
 
 /// What a recheck that is due needs.
 pub(super) enum Needs {
@@ -26,7 +25,7 @@ pub(super) enum Needs {
 
 /// Returns the first recheck after `after`, unless `next` comes sooner.
 pub(super) fn with_recheck(job: &Job, rechecks: Option<&Rechecks>, after: RedisTime, next: Next) -> Next {
-    let at = rechecks.and_then(|rechecks| job.next_recheck(rechecks.since, after));
+    let at = rechecks.and_then(|rechecks| rechecks.next(&job.warm.recheck, after));
     match (at, &next) {
         (Some(at), Next::At(sooner)) if *sooner <= at => next,
         (Some(at), _) => Next::Recheck(at),
@@ -42,36 +41,39 @@ pub(super) fn with_next_recheck(job: &Job, meta: &Meta, now: RedisTime, next: Ne
 }
 
 impl Attempt<'_> {
-    /// Returns the rechecks that are to come after the present fetch: all of them if it answers an invalidation.
-    pub(super) fn rechecks_to_come(&self, lease: &Lease, round: &Round) -> Option<Rechecks> {
-        let meta = lease.before.meta.as_ref();
-        let mut rechecks = match round.trigger {
-            Trigger::Invalidation => {
-                let before = meta.map_or_else(|| "-".to_owned(), |meta| meta.hash.clone());
-                Rechecks { since: lease.now(), before }
-            }
-            Trigger::Cron | Trigger::Expiry | Trigger::Demand | Trigger::Manual | Trigger::Recheck => {
-                meta?.last_attempt.rechecks.clone()?
-            }
-        };
-        // One that began later than this fetch is by a clock that was set back since.
-        rechecks.since = rechecks.since.min(lease.now());
-        self.job.next_recheck(rechecks.since, lease.fetched_at).map(|_| rechecks)
-    }
-
-    /// Ends an attempt whose answer is the value from before the invalidation, where a newer one is stored: a replica
-    /// lags. The last recheck takes any answer.
-    pub(super) fn refuse_outdated(&self, lease: &Lease, round: &Round, answer: &Fetched) -> Result<(), Stop> {
-        let Some(ours) = lease.before.ours().filter(|meta| meta.invalidated.is_none()) else { return Ok(()) };
-        let Some(rechecks) = &ours.last_attempt.rechecks else { return Ok(()) };
-        let is_from_before = ours.hash != rechecks.before && hash(&answer.json) == rechecks.before;
-        if round.trigger == Trigger::Invalidation || !is_from_before {
-            return Ok(());
+    /// Returns the rechecks that are to come after the present fetch, which brought the content of this hash (`-` for
+    /// none): all of them if it answers an invalidation. Ends the attempt where the content is the one from before the
+    /// invalidation and a newer one is stored: a replica lags.
+    pub(super) fn rechecks_to_come(
+        &self,
+        lease: &Lease,
+        round: &Round,
+        answer: &str,
+    ) -> Result<Option<Rechecks>, Stop> {
+        let (meta, times) = (lease.before.meta.as_ref(), &self.job.warm.recheck);
+        let open = meta.and_then(|meta| meta.last_attempt.rechecks.as_ref());
+        if round.trigger == Trigger::Invalidation {
+            let before = meta.map_or_else(|| "-".to_owned(), |meta| meta.hash.clone());
+            let since = if self.job.may_lag() { lease.fetched_at } else { lease.now() };
+            let rechecks = Rechecks::new(since, before, open.is_none() && !round.storm);
+            return Ok(rechecks.next(times, lease.fetched_at).map(|_| rechecks));
         }
-        let Some(next) = self.job.next_recheck(rechecks.since, lease.fetched_at) else { return Ok(()) };
-        self.found(Recheck::Outdated);
-        let reason = "the upstream answered with the value from before the invalidation; the newer one stays";
-        Err(Stop::NoValue(Ending::because(Outcome::Unchanged, Next::Recheck(next), reason)))
+        let Some(open) = open else { return Ok(None) };
+        // One that began later than this fetch is by a clock that was set back since.
+        let rechecks = Rechecks { since: open.since.min(lease.fetched_at), ..open.clone() };
+        if !self.job.may_lag() {
+            return Ok(rechecks.next(times, lease.now()).map(|_| rechecks));
+        }
+        let present = lease.before.ours().map(|meta| meta.hash.as_str());
+        match rechecks.judge(times, present, answer, lease.fetched_at) {
+            Verdict::Take(rechecks) => Ok(rechecks),
+            Verdict::Refuse(rechecks) => {
+                self.found(Recheck::Outdated);
+                let next = rechecks.next(times, lease.fetched_at).map_or(Next::Out, Next::Recheck);
+                let reason = "the upstream answered with the value from before the invalidation; the newer one stays";
+                Err(Stop::Refused(Ending::because(Outcome::Unchanged, next, reason), rechecks))
+            }
+        }
     }
 
     /// Counts the result of a recheck; other attempts count nothing.
@@ -101,7 +103,7 @@ impl Warmer {
             return Ok(if snapshot.has_value() { Needs::Fetch { absent: false } } else { Needs::Nothing(Next::Out) });
         };
         let to_come = meta.last_attempt.rechecks.as_ref().filter(|_| job.may_lag());
-        let next = to_come.and_then(|rechecks| job.next_recheck(rechecks.since, meta.answered_at()));
+        let next = to_come.and_then(|rechecks| rechecks.next(&job.warm.recheck, meta.answered_at()));
         let is_due = next.is_some_and(|at| at <= now);
         let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero());
         Ok(match snapshot.expiry {
@@ -111,7 +113,8 @@ impl Warmer {
             }
             // Evicted, another program may still store an old value.
             Expiry::Absent => {
-                let evicted = meta.invalidated.and_then(|invalidated| job.next_recheck(invalidated, now));
+                let evicted =
+                    meta.invalidated.and_then(|at| job.warm.recheck.iter().map(|t| at + *t).find(|at| *at > now));
                 Needs::Nothing(next.or(evicted).map_or(Next::Out, Next::Recheck))
             }
             expiry if holds && !is_due => {

@@ -119,7 +119,7 @@ async fn looking_once_more_brings_back_nothing_that_was_evicted() {
 async fn an_old_value_written_aside_to_an_unknown_key_is_replaced() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).warm("recheck = [\"500ms\"]").folder();
+    let jobs = Art::of(&upstream).warm("recheck = [\"2s\"]").folder();
     let _worker = worker(&redis, &jobs);
     let edited = upstream.edit("/art/a");
     Parts::of(&redis).await.invalidate("art:a").await;

@@ -122,8 +122,8 @@ async fn a_restarted_redis_is_not_believed() {
     redis.restart().await;
     version(&redis, "a", edited).await;
     let parts = Parts::of(&redis).await;
-    eventually("it waits for its expiry again", async || {
-        parts.score("a").await.map(|score| Due::from_score(score).trigger) == Some(Trigger::Expiry)
+    eventually("it waits for its recheck", async || {
+        parts.score("a").await.map(|score| Due::from_score(score).trigger) == Some(Trigger::Recheck)
     })
     .await;
 }

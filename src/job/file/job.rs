@@ -20,7 +20,8 @@ use twox_hash::XxHash3_128;
 const TEN_YEARS: Duration = Duration::from_secs(315_576_000);
 const TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=TEN_YEARS;
 const RECHECK: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(24 * 3600);
-const DEFAULT_RECHECK: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
+const DEFAULT_RECHECK: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10), Duration::from_secs(30)];
 const MOST_RECHECKS: usize = 10;
 const DEFAULT_ATTEMPTS: u32 = 8;
 const MOST_LISTED: usize = 100_000;
@@ -299,7 +300,7 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
         settle.doc.fault_with_help(
             settle.key.clone(),
             "`settle` is now `recheck`, a list of times",
-            Some("write recheck = [\"1s\", \"5s\", \"30s\"], or recheck = [] for none".to_owned()),
+            Some("write recheck = [\"1s\", \"3s\", \"10s\", \"30s\"], or recheck = [] for none".to_owned()),
         );
     }
     if let Some(attempts) = table.field("attempts").and_then(|field| field.integer(1..=1000)) {

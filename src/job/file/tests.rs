@@ -348,7 +348,10 @@ attempts = 2
 
     let base = &jobs.jobs["base"];
     assert_eq!((base.ttl, base.entries.list.clone()), (HOUR, vec![Params::new()]));
-    assert_eq!((base.warm.ahead, base.warm.recheck.clone()), (HOUR / 10, [1, 5, 30].map(Duration::from_secs).to_vec()));
+    assert_eq!(
+        (base.warm.ahead, base.warm.recheck.clone()),
+        (HOUR / 10, [1, 3, 10, 30].map(Duration::from_secs).to_vec())
+    );
     let longer = Jobs::parse(&files, 2 * HOUR, &env).unwrap();
     assert_ne!(longer.jobs["base"].digest, base.digest);
     assert_eq!(longer.jobs["all"].digest, job.digest);

@@ -95,7 +95,7 @@ async fn compressed_answers_are_read_whole_or_not_at_all() {
         assert_eq!(server.last().headers["accept-encoding"], "gzip");
     }
     for (name, reason) in [
-        ("junk", "has something else after it"),
+        ("junk", "has other data after it"),
         ("plain", "is not valid gzip"),
         ("empty", "is empty"),
         ("nothing", "is empty"),

@@ -318,7 +318,7 @@ fn every_fault_has_its_place_and_its_remedy() {
             Append("[warm]\nrecheck = [\"5s\", \"1s\"]\nsettle = \"3s\"\n"),
             &[
                 "7:18: `recheck`: 1s must come before 5s; each is a time after the invalidation",
-                r#"8:1: `settle` is now `recheck`, a list of times | write recheck = ["1s", "5s", "30s"], or recheck = [] for none"#,
+                r#"8:1: `settle` is now `recheck`, a list of times | write recheck = ["1s", "3s", "10s", "30s"], or recheck = [] for none"#,
             ],
         ),
         (Append("[warm]\nrecheck = \"5s\"\n"), &["7:11: `recheck` must be an array, not a string"]),
