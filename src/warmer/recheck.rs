@@ -60,7 +60,8 @@ impl Attempt<'_> {
         }
         let Some(open) = open else { return Ok(None) };
         // One that began later than this fetch is by a clock that was set back since.
-        let rechecks = Rechecks { since: open.since.min(lease.fetched_at), ..open.clone() };
+        let mut rechecks = open.clone();
+        rechecks.since = rechecks.since.min(lease.fetched_at);
         if !self.job.may_lag() {
             return Ok(rechecks.next(times, lease.now()).map(|_| rechecks));
         }
