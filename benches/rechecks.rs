@@ -320,6 +320,8 @@ struct Entry<'a> {
     anchor: f64,
     /// The times of the rechecks to come, the next one last.
     due: Vec<f64>,
+    /// The times of the steps as the last invalidation planned them.
+    steps: Vec<f64>,
     /// The time of the list's last step.
     ends: f64,
 }
@@ -339,6 +341,7 @@ impl<'a> Entry<'a> {
             last_answer: None,
             anchor: 0.0,
             due: Vec::new(),
+            steps: Vec::new(),
             ends: 0.0,
         }
     }
@@ -355,6 +358,7 @@ impl<'a> Entry<'a> {
         self.held.push(self.present);
         (self.has_changed, self.last_answer, self.anchor) = (false, None, now);
         self.plan(now, random);
+        self.steps = self.due.iter().rev().copied().collect();
         if self.rule.pace == Pace::Never {
             self.due.clear();
         }
@@ -426,7 +430,9 @@ struct Tally {
     back: u64,
     /// Runs whose lag is shorter than the last step.
     within: u64,
-    /// Runs of `within` that had old content 1 s after the last step.
+    /// Runs of `within` with old content 0.5 s after the first step that came after the lag of every replica.
+    late: u64,
+    /// Runs of `within` with old content 1 s after the last step.
     broken: u64,
     fetches: u64,
     /// Fetches whose answer differed from the present content: a 304 cannot answer them.
@@ -439,6 +445,7 @@ impl Tally {
         self.runs += other.runs;
         self.back += other.back;
         self.within += other.within;
+        self.late += other.late;
         self.broken += other.broken;
         self.fetches += other.fetches;
         self.bodies += other.bodies;
@@ -453,10 +460,11 @@ impl Tally {
         self.stale.sort_by(f32::total_cmp);
         let percent = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
         format!(
-            "{:7.2} {:7.2} {:7.2} {:8.2} {:8.2} {:7.2}",
+            "{:7.2} {:7.2} {:7.2} {:7.2} {:7.2} {:8.2} {:7.2}",
             self.mean(),
             self.stale[edits * 99 / 100],
             percent(self.back, self.runs),
+            percent(self.late, self.within),
             percent(self.broken, self.within),
             self.fetches as f64 / edits as f64,
             self.bodies as f64 / edits as f64,
@@ -510,9 +518,14 @@ fn simulate(world: &World, rule: &Rule, list: &List, random: &mut Random, tally:
     tally.runs += 1;
     tally.back += u64::from(went_back);
     if world.lag() < list.last() {
-        let held = changes.iter().rev().find(|change| change.0 <= entry.ends + 1.0).map(|change| change.1);
+        let is_old = |at: f64| {
+            let held = changes.iter().rev().find(|change| change.0 <= at).map(|change| change.1);
+            held != world.contents.last().copied()
+        };
+        let is_past_lag = |step: &&f64| **step >= world.last_edit() + world.lag();
         tally.within += 1;
-        tally.broken += u64::from(held != world.contents.last().copied());
+        tally.late += u64::from(entry.steps.iter().find(is_past_lag).is_some_and(|step| is_old(step + 0.5)));
+        tally.broken += u64::from(is_old(entry.ends + 1.0));
     }
     for (index, &from) in world.edits.iter().enumerate().skip(world.first_published) {
         let to = world.edits.get(index + 1).copied().unwrap_or(end);
@@ -562,7 +575,7 @@ impl Bench {
     }
 
     fn table(&self, title: &str, kind: Edits, lags: &[Lag], replicas: &[usize], rows: &[(Rule, List)]) {
-        let columns = "   mean     p99  back %    old %  fetches  bodies";
+        let columns = "   mean     p99  back %  late %   old %  fetches  bodies";
         println!("\n{:56} {columns}", format!("{kind}, {title}"));
         for (rule, list) in rows {
             let mut sum = Tally::default();
@@ -637,7 +650,10 @@ fn main() -> std::process::ExitCode {
         }
     };
     println!("seed {}, {} runs a cell; seconds stale and fetches are per published edit", bench.seed, bench.runs);
-    println!("old: of the runs whose lag is shorter than the last step, those with old content 1 s after it");
+    println!(
+        "of the runs whose lag is shorter than the last step, late: with old content 0.5 s after the first step past"
+    );
+    println!("the lag of every replica; old: with old content 1 s after the last step");
     bench.rules();
     bench.lists();
     std::process::ExitCode::SUCCESS
