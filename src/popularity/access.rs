@@ -62,8 +62,7 @@ impl Access {
     pub(super) const COMMANDS: usize = 4;
 
     /// Adds the commands for one entry; [`Access::read`] reads the replies. None of them counts as an access, or causes
-    /// a
-    /// miss event if there is a value.
+    /// a miss event if there is a value.
     pub(super) fn ask(pipe: &mut Pipeline, keys: &Keys, key: &EntryKey, lfu: bool) {
         pipe.cmd("OBJECT").arg(if lfu { "FREQ" } else { "IDLETIME" }).arg(key.as_str());
         pipe.cmd("PEXPIRETIME").arg(key.as_str());

@@ -371,8 +371,7 @@ impl Keys {
 
     /// The state of an upstream: rate and breaker (a hash), the permits in use (a sorted set, score = when they
     /// expire), the window of its token budget (a hash without a TTL: see `src/source/limits/lua/state.lua`), and the
-    /// tokens
-    /// reserved by requests in flight (a hash).
+    /// tokens reserved by requests in flight (a hash).
     pub fn upstream(&self, upstream: &UpstreamName) -> [String; 4] {
         ["limit", "permits", "budget", "reserved"].map(|kind| format!("{}:{kind}:{{{upstream}}}", self.prefix))
     }

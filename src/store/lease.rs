@@ -1,8 +1,7 @@
 //! The lease of an entry: the lock on its fetch, and the fence before its commit.
 //!
-//! The record beside the entry is `token fetched_at mark`: who fetches, when the fetch began on Redis's clock, and
-//! what came since. It expires by itself, and no record means that nobody fetches. `lease_record.lua` in `protocol` is
-//! its
+//! The record beside the entry is `token fetched_at mark`: who fetches, when the fetch began on Redis's clock, and what
+//! came since. It expires by itself, and no record means that nobody fetches. `lease_record.lua` in `protocol` is its
 //! codec for scripts.
 //!
 //! | mark | state | set by | next |

@@ -10,9 +10,8 @@
 //!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
 //! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there; where there is one, none is taken from the head, since such
-//! a
-//! worker writes the note anew and leaves the head as it finds it. It reads this form as well, and takes an attempt for
-//! a part of the hash. Builds before that wrote outcomes and triggers as words, which Rust reads.
+//! a worker writes the note anew and leaves the head as it finds it. It reads this form as well, and takes an attempt
+//! for a part of the hash. Builds before that wrote outcomes and triggers as words, which Rust reads.
 
 use std::time::Duration;
 
@@ -41,8 +40,7 @@ pub struct Meta {
     /// Hash of the value; `-` for none.
     pub hash: String,
     /// When this content became readable; later fetches of the same do not change it. Zero if unknown. An entry that
-    /// was
-    /// made from it before then may be made from other content.
+    /// was made from it before then may be made from other content.
     pub content_since: RedisTime,
     /// The last attempt, and what the value came with.
     pub note: Note,
@@ -178,8 +176,7 @@ impl Note {
     }
 
     /// Returns `true` if the note itself tells of the last attempt, as the previous version wrote it. The head's is
-    /// then
-    /// of an attempt before.
+    /// then of an attempt before.
     fn has_attempt(&self) -> bool {
         self.trigger.is_some()
             || self.outcome.is_some()

@@ -93,8 +93,7 @@ pub(super) fn jitter(wait: Duration) -> Duration {
 
 impl Warmer {
     /// Rechecks an entry after its invalidation; returns what becomes of it where no fetch is needed: it has no value,
-    /// or
-    /// one of ours that holds.
+    /// or one of ours that holds.
     pub(super) async fn recheck(&self, job: &Job, key: &EntryKey) -> RedisResult<Option<Next>> {
         let snapshot = self.store.snapshot(key).await?;
         let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero());
