@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
+use samovar::agenda::{Due, State};
+use samovar::entry::{Priority, Trigger};
 use serde_json::{Value, json};
 
 use super::support::{Art, Parts, Reply, art, eventually, readable_key as readable, samovar};
@@ -219,6 +221,31 @@ async fn a_value_too_long_to_be_shown_is_not_loaded() {
     assert!(server.get("/entries?key=art:long").await.problem(422).contains("9000001 bytes"));
     redis.ask::<u64>(&["HSET", "art:hash", "a", "b"]).await;
     assert_eq!(server.get("/entries?key=art:hash").await.ok()["value"], Value::Null);
+}
+
+#[tokio::test]
+async fn warming_a_job_leaves_high_priority_to_named_keys() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a", "b"]).folder();
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    let parts = Parts::of(&redis).await;
+    let due = async |name: &str| parts.score(name).await.map(Due::from_score);
+    for name in ["a", "b"] {
+        eventually("it is kept warm", async || match due(name).await {
+            Some(due) if due.state == State::Scheduled && due.trigger == Trigger::Expiry => Ok(()),
+            other => Err(other),
+        })
+        .await;
+    }
+    server.post("/jobs/art/pause", json!({})).await.ok();
+    let wanted = json!({"keys": ["art:b", "art:c"], "jobs": ["art"]});
+    assert_eq!(server.post("/warm", wanted).await.json()["due"], 3);
+    let now = parts.now().await;
+    let place = async |name: &str| due(name).await.map(|due| (due.state, due.priority, due.at <= now));
+    assert_eq!(place("a").await, Some((State::Scheduled, Priority::Normal, true)));
+    for named in ["b", "c"] {
+        assert_eq!(place(named).await, Some((State::Urgent, Priority::High, true)), "{named}");
+    }
 }
 
 /// Nobody invalidated it.
