@@ -172,6 +172,19 @@ async fn bulk_runs_at_most_twice_the_cap_and_leaves_room_for_others() {
 }
 
 #[tokio::test]
+async fn a_lapsed_claim_of_high_priority_goes_before_bulk() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["scheduled"], When::NOW, Trigger::Cron).await;
+    assert_eq!(claim(&parts, MANY, MANY, SHORT).await.len(), 1);
+    put(&parts, &["named"], When::Urgent, Trigger::Demand).await;
+    let named = claim(&parts, MANY, MANY, SHORT).await;
+    put(&parts, &["1", "2"], When::BULK_NOW, Trigger::Invalidation).await;
+    eventually("both claims have run out", async || parts.now().await > named[0].due().at).await;
+    assert_eq!(names(&claim(&parts, 1, MANY, LONG).await), ["named"]);
+    assert_eq!(names(&claim(&parts, MANY, 2, LONG).await), ["1", "2", "scheduled"]);
+}
+
+#[tokio::test]
 async fn an_entry_that_ends_makes_room_under_the_cap() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a", "b"], When::NOW, Trigger::Cron).await;
