@@ -8,8 +8,8 @@
 //! |---|---|---|---|
 //! | `-` | a worker fetches | `lease.lua` | commit, extend, gone and release drop the record |
 //! | `+` | as `-`, for an invalidation that follows another: a third is held off | `lease.lua`, `fence.lua` | as `-` |
-//! | `=` | a service loads | `begin.lua` of the library | `land.lua` and `drop.lua` drop the record |
-//! | `r` | a refresh came | `invalidate.lua` | the worker's commit makes it `+`, begun anew; `land.lua` writes nothing |
+//! | `=` | a service loads | `begin_load.lua` of the library | `commit_load.lua` and `drop.lua` drop the record |
+//! | `r` | a refresh came | `invalidate.lua` | the worker's commit renews it as `+`; `commit_load.lua` writes nothing |
 //! | `e` | an eviction came, or a service wrote | `invalidate.lua`, the library | the commit drops it; a load takes it over as `=` |
 //!
 //! The library marks in `set.lua`, `delete.lua` and `increment.lua`. A refresh replaces `e`, an eviction `r`. Only a
