@@ -79,7 +79,7 @@ impl Ending {
 pub(super) enum Stop {
     /// This ending, of which the entry's metadata note nothing.
     End(Ending),
-    /// A fetch without a value, which the entry's metadata must note: see [`Attempt::give_up`].
+    /// A fetch without a value, which the entry's metadata must note: see [`Attempt::note_failure`].
     NoValue(Ending),
     /// An error of Redis.
     Redis(RedisError),
@@ -169,7 +169,7 @@ impl Attempt<'_> {
         self.admit().await?;
         let (mut lease, score) = self.lease().await?;
         match self.run_under(&mut lease, score).await {
-            Err(Stop::NoValue(failure)) => Ok(self.give_up(&lease, failure).await?),
+            Err(Stop::NoValue(failure)) => Ok(self.note_failure(&lease, failure).await?),
             ended => ended,
         }
     }

@@ -6,7 +6,8 @@ use redis::RedisResult;
 
 use super::attempt::{Attempt, Ending, Step, Stop};
 use super::freshness::{is_storm, known, with_recheck};
-use super::{RESEND_WAIT, SHORT_WAIT, Warmer, stale_if_error};
+use super::tags::render_tags;
+use super::{RESEND_WAIT, SHORT_WAIT, Warmer};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
 use crate::entry::{EntryKey, Outcome, Trigger};
@@ -95,7 +96,7 @@ impl Attempt<'_> {
         let failed = |reason| Stop::NoValue(Ending::because(Outcome::Failed, Next::Out, reason));
         Ok(match answer {
             Answer::Value(fetched) => {
-                let tags = stale_if_error::tags(self.job, &self.params, &self.inputs, || fetched.value());
+                let tags = render_tags(self.job, &self.params, &self.inputs, || fetched.value());
                 Note {
                     validators: fetched.validators.clone(),
                     tags: tags.map_err(failed)?,

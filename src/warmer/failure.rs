@@ -29,7 +29,7 @@ impl Attempt<'_> {
     ///
     /// # Errors
     /// Redis's; the lease is then still to be given back.
-    pub(super) async fn give_up(&mut self, lease: &Lease, failure: Ending) -> RedisResult<Ending> {
+    pub(super) async fn note_failure(&mut self, lease: &Lease, failure: Ending) -> RedisResult<Ending> {
         let (job, entry, outcome) = (self.job, self.entry, failure.outcome);
         let reason = failure.reason.map(|reason| reason.chars().take(LONGEST_REASON).collect::<String>());
         let mut note = lease.before.meta.as_ref().map(|meta| meta.note.clone()).unwrap_or_default();
@@ -66,7 +66,7 @@ impl Attempt<'_> {
         match self.warmer.store.lease(&self.entry.key, time, Fresh::default()).await? {
             Leased::Yes(lease) => {
                 self.hold(&lease);
-                self.give_up(&lease, Ending::because(Outcome::Failed, Next::Out, reason)).await
+                self.note_failure(&lease, Ending::because(Outcome::Failed, Next::Out, reason)).await
             }
             Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::WrongType(_) | Leased::Poison => {
                 Ok(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason))

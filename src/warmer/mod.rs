@@ -17,6 +17,7 @@ mod freshness;
 mod in_flight;
 mod inputs;
 mod stale_if_error;
+mod tags;
 mod usage_buffer;
 
 use std::collections::BTreeMap;
