@@ -246,6 +246,11 @@ async fn warming_a_job_leaves_high_priority_to_named_keys() {
     for named in ["b", "c"] {
         assert_eq!(place(named).await, Some((State::Urgent, Priority::High, true)), "{named}");
     }
+    for (key, agenda) in [("art:a", "scheduled, due "), ("art:b", "urgent (high priority), due ")] {
+        let shown = samovar(["get", key]).redis(&redis).jobs(&jobs).run().await.stdout;
+        let line = shown.lines().find_map(|line| line.strip_prefix("agenda")).unwrap().trim_start();
+        assert!(line.starts_with(agenda) && line.ends_with(" ago, for expiry"), "{line}");
+    }
 }
 
 /// Nobody invalidated it.
