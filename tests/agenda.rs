@@ -172,6 +172,19 @@ async fn bulk_runs_at_most_twice_the_cap_and_leaves_room_for_others() {
 }
 
 #[tokio::test]
+async fn a_lapsed_claim_of_high_priority_goes_before_bulk() {
+    let (_redis, parts) = parts().await;
+    put(&parts, &["scheduled"], When::NOW, Trigger::Cron).await;
+    assert_eq!(claim(&parts, MANY, MANY, SHORT).await.len(), 1);
+    put(&parts, &["named"], When::Urgent, Trigger::Demand).await;
+    let named = claim(&parts, MANY, MANY, SHORT).await;
+    put(&parts, &["1", "2"], When::BULK_NOW, Trigger::Invalidation).await;
+    eventually("both claims have run out", async || parts.now().await > named[0].due().at).await;
+    assert_eq!(names(&claim(&parts, 1, MANY, LONG).await), ["named"]);
+    assert_eq!(names(&claim(&parts, MANY, 2, LONG).await), ["1", "2", "scheduled"]);
+}
+
+#[tokio::test]
 async fn an_entry_that_ends_makes_room_under_the_cap() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a", "b"], When::NOW, Trigger::Cron).await;
@@ -367,12 +380,12 @@ async fn odd_names_pass_through_the_agenda_unharmed() {
 #[tokio::test]
 async fn what_is_named_by_itself_goes_before_what_was_named_with_many() {
     let (_redis, parts) = parts().await;
-    let mass: Vec<String> = (0..300).map(|n| format!("mass {n}")).collect();
-    put(&parts, &mass.iter().map(String::as_str).collect::<Vec<_>>(), When::BULK_NOW, Trigger::Invalidation).await;
-    put(&parts, &["named", "mass 250"], When::Urgent, Trigger::Invalidation).await;
+    let bulk: Vec<String> = (0..300).map(|n| format!("bulk {n}")).collect();
+    put(&parts, &bulk.iter().map(String::as_str).collect::<Vec<_>>(), When::BULK_NOW, Trigger::Invalidation).await;
+    put(&parts, &["named", "bulk 250"], When::Urgent, Trigger::Invalidation).await;
     let mut first: Vec<String> = claim(&parts, 2, MANY, LONG).await.into_iter().map(|entry| entry.key).collect();
     first.sort();
-    assert_eq!(first, ["art:mass 250", "art:named"]);
+    assert_eq!(first, ["art:bulk 250", "art:named"]);
     assert_eq!(claim(&parts, MANY, MANY, LONG).await.len(), 299);
 }
 
@@ -448,7 +461,7 @@ async fn what_was_claimed_or_put_off_in_the_future_is_due() {
     let dues = [
         ("claimed", State::Claimed, Priority::Normal),
         ("taken", State::Running, Priority::Bulk),
-        ("mass", State::Urgent, Priority::Bulk),
+        ("bulk", State::Urgent, Priority::Bulk),
         ("single", State::Urgent, Priority::High),
     ];
     for (name, state, priority) in dues {
@@ -458,6 +471,6 @@ async fn what_was_claimed_or_put_off_in_the_future_is_due() {
     }
     put(&parts, &["scheduled"], When::Due(tomorrow), Trigger::Expiry).await;
     let claimed = claim(&parts, MANY, MANY, LONG).await;
-    assert_eq!(names(&claimed), ["single", "mass", "claimed", "taken"]);
+    assert_eq!(names(&claimed), ["single", "bulk", "claimed", "taken"]);
     assert_eq!(claim(&parts, MANY, MANY, LONG).await.len(), 0, "once");
 }

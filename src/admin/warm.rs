@@ -1,11 +1,12 @@
 //! Fetching missing entries, and waiting for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use redis::RedisResult;
 use serde::{Deserialize, Serialize};
 
 use super::Parts;
@@ -15,6 +16,7 @@ use crate::agenda::When;
 use crate::entry::Trigger;
 use crate::entry::{EntryKey, JobName};
 use crate::ops::Done;
+use crate::redis::RedisTime;
 
 /// The default timeout.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,10 +27,10 @@ const LONGEST: Duration = Duration::from_secs(600);
 #[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Wanted {
-    /// Keys of entries; each must be a key of a job.
+    /// Keys of entries, with high priority; each must be a key of a job.
     #[schema(required = false)]
     keys: Vec<String>,
-    /// Jobs by name: the entries that they list and that their feeds name now.
+    /// Jobs by name, with normal priority: the entries that they keep warm.
     #[schema(required = false)]
     jobs: Vec<String>,
     /// `warm`, as in a message for the inbox; optional.
@@ -57,7 +59,7 @@ pub(super) struct Due {
     workers: usize,
 }
 
-/// Fetch missing entries, before all other work
+/// Fetch missing entries
 #[utoipa::path(
     post,
     path = "/warm",
@@ -91,17 +93,17 @@ pub(super) async fn warm(
         }
     }
     let asked = ops.store.now().await?;
-    for (job, keys) in &entries {
-        ops.agenda.put(job, keys, When::Urgent, Trigger::Demand).await?;
+    for (job, entries) in &entries {
+        entries.put(parts, job, asked).await?;
     }
     if !query.wait {
-        let due = entries.values().map(Vec::len).sum();
+        let due = entries.values().map(|entries| entries.named.len() + entries.of_job.len()).sum();
         let workers = parts.workers.load(std::sync::atomic::Ordering::Relaxed);
         return Ok((StatusCode::ACCEPTED, Json(Due { due, workers })).into_response());
     }
     let waits = entries
         .into_iter()
-        .filter_map(|(name, keys)| Some((ops.jobs.jobs.get(&name)?, keys)))
+        .filter_map(|(name, entries)| Some((ops.jobs.jobs.get(&name)?, entries.all())))
         .map(async |(job, keys)| ops.wait(job, keys, Trigger::Demand, asked, timeout, |_| {}).await);
     let done = tokio::select! {
         done = futures_util::future::try_join_all(waits) => sum(done?),
@@ -117,8 +119,32 @@ pub(super) async fn warm(
     Err(Problem::new(status, format!("{} entries were not fetched", done.failed.len())).with("result", done))
 }
 
+/// The wanted entries of one job, each once.
+#[derive(Default)]
+struct Entries {
+    /// Entries named by their keys.
+    named: BTreeSet<EntryKey>,
+    /// Entries that only their job was named for.
+    of_job: BTreeSet<EntryKey>,
+}
+
+impl Entries {
+    /// Puts the entries on the agenda: named ones with high priority, those of the job as due since `asked`.
+    async fn put(&self, parts: &Parts, job: &JobName, asked: RedisTime) -> RedisResult<()> {
+        for (keys, when) in [(&self.named, When::Urgent), (&self.of_job, When::Due(asked))] {
+            parts.ops.agenda.put(job, keys, when, Trigger::Demand).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns all of them.
+    fn all(self) -> Vec<EntryKey> {
+        self.named.into_iter().chain(self.of_job).collect()
+    }
+}
+
 /// Returns the wanted entries by job.
-async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Vec<EntryKey>>, Problem> {
+async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Entries>, Problem> {
     let refuse = |detail: String| Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     let unknown = |detail: String| Err(Problem::new(StatusCode::NOT_FOUND, detail));
     if wanted.keys.is_empty() && wanted.jobs.is_empty() {
@@ -128,10 +154,10 @@ async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Vec
         return refuse(format!("`{action}` is not supported here; use POST /invalidate"));
     }
     let ops = &parts.ops;
-    let mut entries: BTreeMap<JobName, Vec<EntryKey>> = BTreeMap::new();
+    let mut entries: BTreeMap<JobName, Entries> = BTreeMap::new();
     for key in &wanted.keys {
         let Some((job, _)) = ops.jobs.owner(key) else { return unknown(format!("no job has the key `{key}`")) };
-        entries.entry(job.name.clone()).or_default().push(EntryKey::new(key.as_str()));
+        entries.entry(job.name.clone()).or_default().named.insert(EntryKey::new(key.as_str()));
     }
     for name in &wanted.jobs {
         let Some(job) = ops.jobs.jobs.get(name.as_str()) else { return unknown(format!("there is no job `{name}`")) };
@@ -139,12 +165,9 @@ async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Vec
             Some(_) => Some(parts.cron.fed(job, ops.store.now().await?).await?),
             None => None,
         };
-        let listed = ops.entries(job, fed).await?;
-        entries.entry(job.name.clone()).or_default().extend(listed.into_iter().map(|(key, _)| key));
-    }
-    for keys in entries.values_mut() {
-        keys.sort_unstable();
-        keys.dedup();
+        let kept_warm = ops.entries(job, fed).await?;
+        let Entries { named, of_job } = entries.entry(job.name.clone()).or_default();
+        of_job.extend(kept_warm.into_iter().map(|(key, _)| key).filter(|key| !named.contains(key)));
     }
     Ok(entries)
 }

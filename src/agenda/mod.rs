@@ -160,7 +160,7 @@ impl Agenda {
     {
         let (how, at) = match when {
             When::Urgent => ("urgent", RedisTime::ZERO),
-            When::Bulk(at) => ("mass", at),
+            When::Bulk(at) => ("bulk", at),
             When::Due(at) => ("due", at),
             When::Keep(at) => ("keep", at),
             When::IfThere => ("there", RedisTime::ZERO),

@@ -31,8 +31,8 @@ const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mil
 /// Expired members that are removed when a value is tracked.
 const DROPPED: usize = 100;
 
-static BEGIN: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/begin.lua")));
-static LAND: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/land.lua")));
+static BEGIN_LOAD: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/begin_load.lua")));
+static COMMIT_LOAD: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/commit_load.lua")));
 static DROP_LEASE: LazyLock<Script> = LazyLock::new(|| leased(include_str!("lua/drop_lease.lua")));
 
 /// A lease held by this process. Dropping it releases it.
@@ -223,7 +223,7 @@ impl Cache {
         // Released also if the answer is lost or the call is cancelled.
         let mut lease = Lease { link: Arc::clone(self.link()), name, token: token(), held: true };
         loop {
-            let mut begin = self.on(&BEGIN, key);
+            let mut begin = self.on(&BEGIN_LOAD, key);
             begin.arg(&lease.token).arg(millis(shared.lease));
             let answer: Result<(String, Option<Vec<u8>>), Error> =
                 self.link().ask(async |mut redis| begin.invoke_async(&mut redis).await.and_then(begin_reply)).await;
@@ -282,7 +282,7 @@ impl Cache {
     async fn land(&self, key: &str, lease: Option<Lease>, json: &str, ttl: Ttl, seat: &Seat<'_>) -> bool {
         let current = seat.is_current();
         let Some(mut lease) = lease.filter(|_| current) else { return current };
-        let mut land = self.on(&LAND, key);
+        let mut land = self.on(&COMMIT_LOAD, key);
         land.arg(&lease.token).arg(json).arg(ttl.to_arg());
         self.announce(&mut land, key, "warmed");
         let written = self.link().ask(async |mut redis| land.invoke_async::<bool>(&mut redis).await).await;

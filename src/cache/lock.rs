@@ -20,7 +20,7 @@ const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
 const SHORTEST: Duration = Duration::from_millis(100);
 
 static LOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lock.lua")));
-static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/hold.lua")));
+static RENEW_LOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/renew_lock.lua")));
 
 /// A lock that one holder in the fleet has at a time.
 ///
@@ -101,7 +101,7 @@ impl Lock {
     /// Renews (`Some`) or releases (`None`) the lock; returns whether the token still held it.
     async fn hold(&self, token: &str, ttl: Option<Duration>) -> Result<bool, Error> {
         let [lock, _] = self.link.names.lock(&self.name);
-        let mut hold = HOLD.key(lock);
+        let mut hold = RENEW_LOCK.key(lock);
         hold.arg(token).arg(ttl.map_or(0, millis));
         self.link.insist(async |mut redis| hold.invoke_async(&mut redis).await).await
     }

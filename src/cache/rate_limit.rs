@@ -1,8 +1,7 @@
 //! Rate limits for the whole fleet.
 //!
 //! Authority: a log of admissions in Redis for each limited id, changed only by `lua/admit_within.lua`, in Redis's
-//! time.
-//! Within any period of that length, at most the limit is admitted, and of a burst exactly the limit.
+//! time. Within any period of that length, at most the limit is admitted, and of a burst exactly the limit.
 //!
 //! Without Redis each process applies the limit in its own memory (GCRA, by `governor`): M processes then admit up to M
 //! times the limit.

@@ -4,11 +4,11 @@ use clap::Args;
 
 use super::exit;
 use super::session::{Failed, Session, jobs, print_json, relative};
-use crate::agenda::State;
+use crate::agenda::{Due, State};
 use crate::config::{Environment, Settings};
-use crate::entry::Trigger;
 use crate::entry::duration;
 use crate::entry::escape::escaped;
+use crate::entry::{Priority, Trigger};
 use crate::store::Expiry;
 
 /// Arguments of `samovar get`.
@@ -84,15 +84,15 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         if let Some(reason) = &entry.given_up {
             say("agenda", format!("dead letter ({reason}); `samovar dead --retry` puts it back"));
         }
-        if let (Some(state), Some(at), Some(trigger)) = (entry.state, entry.due_ms, entry.due_for) {
-            let (what, when) = match state {
-                State::Claimed => ("on the queue", None),
-                State::Running => ("being warmed", None),
-                State::Urgent => ("due before all else", Some(at)),
-                State::Scheduled => ("due", Some(at)),
+        if let Some(Due { at, state, trigger, priority, .. }) = entry.due {
+            let state = match (state, priority) {
+                (State::Claimed, _) => "claimed".to_owned(),
+                (State::Running, _) => "running".to_owned(),
+                (State::Urgent, Priority::High) => format!("urgent (high priority), due {}", relative(at, now)),
+                (State::Urgent, _) => format!("urgent (bulk priority), due {}", relative(at, now)),
+                (State::Scheduled, _) => format!("scheduled, due {}", relative(at, now)),
             };
-            let when = when.map_or_else(String::new, |at| format!(" {}", relative(at, now)));
-            say("agenda", format!("{what}{when}, for {}", purpose(trigger)));
+            say("agenda", format!("{state}, for {}", purpose(trigger)));
         }
     }
     Ok(if entry.value.is_some() { exit::OK } else { exit::FAILED })

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Ops;
-use crate::agenda::{Due, State};
+use crate::agenda::Due;
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
@@ -71,9 +71,9 @@ pub struct Entry {
     /// When its value expires.
     #[serde(skip)]
     pub expiry: Expiry,
-    /// Its state on the agenda.
+    /// Its place on the agenda.
     #[serde(skip)]
-    pub state: Option<State>,
+    pub due: Option<Due>,
 }
 
 impl Ops {
@@ -125,7 +125,7 @@ impl Ops {
             given_up: given_up.filter(|_| due.is_none()),
             now_ms: now,
             expiry,
-            state: due.map(|due| due.state),
+            due,
         })
     }
 }

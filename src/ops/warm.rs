@@ -15,6 +15,7 @@ use crate::entry::duration;
 use crate::job::{Job, Params};
 use crate::popularity::{Popularity, feed};
 use crate::redis::RedisTime;
+use crate::store::Expiry;
 
 /// The polling interval of a wait.
 const POLL: Duration = Duration::from_millis(100);
@@ -89,11 +90,17 @@ impl Ops {
                 let snapshots = self.store.snapshots(page).await?;
                 let dues = self.agenda.dues(&job.name, page).await?;
                 for ((key, snapshot), due) in page.iter().zip(snapshots).zip(dues) {
+                    let is_absent = snapshot.expiry == Expiry::Absent;
                     let last_attempt = snapshot.meta.map(|meta| meta.last_attempt).unwrap_or_default();
                     let attempted = last_attempt.attempted >= asked;
                     let pending = due.is_some_and(|due| match due.state {
                         State::Claimed | State::Running | State::Urgent => true,
-                        State::Scheduled => due.at <= asked,
+                        // A demand keeps a stronger trigger that the entry had, also when a limit defers the fetch.
+                        State::Scheduled => {
+                            let fetches =
+                                matches!(due.trigger, Trigger::Cron | Trigger::Invalidation | Trigger::Expiry);
+                            due.at <= asked || is_absent && fetches
+                        }
                     });
                     match last_attempt.outcome {
                         Some(Outcome::Failed) if attempted => {

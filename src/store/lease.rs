@@ -8,8 +8,8 @@
 //! |---|---|---|---|
 //! | `-` | a worker fetches | `lease.lua` | commit, extend, gone and release drop the record |
 //! | `+` | as `-`, for an invalidation that follows another: a third is held off | `lease.lua`, `fence.lua` | as `-` |
-//! | `=` | a service loads | `begin.lua` of the library | `land.lua` and `drop_lease.lua` drop the record |
-//! | `r` | a refresh arrived | `invalidate.lua` | the worker's commit renews it as `+`; `land.lua` writes nothing |
+//! | `=` | a service loads | `begin_load.lua` of the library | `commit_load.lua` and `drop_lease.lua` drop the record |
+//! | `r` | a refresh arrived | `invalidate.lua` | the worker's commit renews it as `+`; `commit_load.lua` writes nothing |
 //! | `e` | an eviction arrived, or a service wrote | `invalidate.lua`, library | commit drops it; a load makes it `=` |
 //!
 //! The library marks in `set.lua`, `delete.lua` and `increment.lua`. A refresh replaces `e`, an eviction `r`. Only a

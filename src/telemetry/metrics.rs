@@ -253,7 +253,7 @@ pub fn set_upstream(upstream: &UpstreamName, in_flight: usize, open: bool, token
 
 /// Clears the gauges of an upstream that no job uses any more.
 pub fn forget_upstream(upstream: &UpstreamName) {
-    for name in [IN_FLIGHT, OPEN, SPENT, BUDGET] {
+    for name in [IN_FLIGHT, OPEN, SPENT, BUDGET, WINDOW_ENDS] {
         gauge!(name, "upstream" => upstream.to_string()).set(f64::NAN);
     }
 }
@@ -266,4 +266,26 @@ pub fn set_process(redis_up: bool, in_flight: usize, workers: usize, waiting: us
     gauge!(IN_HAND).set(counts.0);
     gauge!(WORKERS).set(counts.1);
     gauge!(WAITING).set(counts.2);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_gauges_of_a_forgotten_upstream_are_cleared() {
+        install();
+        let upstream = UpstreamName::new("forgotten");
+        let budget = Budget { budget: 2, spent: Some(1), ends: Some(RedisTime::from_millis(1_732_270_000_123)) };
+        set_upstream(&upstream, 3, true, Some(budget));
+        let gauges = || {
+            let lines = render();
+            let gauges = lines.lines().filter(|line| line.contains("{upstream=\"forgotten\"}")).map(str::to_owned);
+            gauges.collect::<Vec<_>>()
+        };
+        assert_eq!(gauges().len(), 5);
+        assert!(gauges().iter().all(|line| !line.ends_with("NaN")), "{:?}", gauges());
+        forget_upstream(&upstream);
+        assert!(gauges().iter().all(|line| line.ends_with("NaN")), "{:?}", gauges());
+    }
 }

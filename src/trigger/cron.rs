@@ -36,7 +36,7 @@ const ABREAST: usize = 64;
 const IDLE: Duration = Duration::from_secs(15);
 
 static TICK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tick.lua")));
-static TOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tock.lua")));
+static END_TICK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/end_tick.lua")));
 static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/hold_tick.lua")));
 static ENSURE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ensure.lua")));
 
@@ -146,7 +146,7 @@ impl Cron {
             return Ok(Duration::ZERO);
         };
         let next = next_tick(job, self.store.now().await?);
-        let _: u8 = TOCK
+        let _: u8 = END_TICK
             .key(self.keys.schedules())
             .key(self.keys.ticks())
             .arg(&name)

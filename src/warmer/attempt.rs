@@ -80,7 +80,7 @@ impl Ending {
 pub(super) enum Stop {
     /// This ending, of which the entry's metadata note nothing.
     End(Ending),
-    /// A fetch without a value, which the entry's metadata must note: see [`Attempt::give_up`].
+    /// A fetch without a value, which the entry's metadata must note: see [`Attempt::note_failure`].
     NoValue(Ending),
     /// An answer that is not stored since it is older than the value, and the rechecks that are then to come.
     Refused(Ending, Rechecks),
@@ -175,8 +175,8 @@ impl Attempt<'_> {
         self.admit().await?;
         let (mut lease, score) = self.lease().await?;
         match self.run_under(&mut lease, score).await {
-            Err(Stop::NoValue(failure)) => Ok(self.give_up(&lease, failure, None).await?),
-            Err(Stop::Refused(refused, rechecks)) => Ok(self.give_up(&lease, refused, Some(rechecks)).await?),
+            Err(Stop::NoValue(failure)) => Ok(self.note_failure(&lease, failure, None).await?),
+            Err(Stop::Refused(refused, rechecks)) => Ok(self.note_failure(&lease, refused, Some(rechecks)).await?),
             ended => ended,
         }
     }

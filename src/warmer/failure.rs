@@ -29,7 +29,7 @@ impl Attempt<'_> {
     ///
     /// # Errors
     /// Redis's; the lease is then still to be given back.
-    pub(super) async fn give_up(
+    pub(super) async fn note_failure(
         &mut self,
         lease: &Lease,
         failure: Ending,
@@ -90,7 +90,7 @@ impl Attempt<'_> {
         match self.warmer.store.lease(&self.entry.key, time, Fresh::default()).await? {
             Leased::Yes(lease) => {
                 self.hold(&lease);
-                self.give_up(&lease, Ending::because(Outcome::Failed, Next::Out, reason), None).await
+                self.note_failure(&lease, Ending::because(Outcome::Failed, Next::Out, reason), None).await
             }
             Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::WrongType(_) | Leased::Poison => {
                 Ok(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason))

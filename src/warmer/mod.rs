@@ -4,8 +4,7 @@
 //! swap) and makes one attempt at it (`attempt`), so that a panic or a slow answer affects one entry only.
 //!
 //! Invariant: every attempt ends with an [`crate::entry::Outcome`] and a [`Next`], and holds neither lease nor permit
-//! after its end.
-//! A request waits for its upstream before the lease, and ends before the lease does.
+//! after its end. A request waits for its upstream before the lease, and ends before the lease does.
 //!
 //! On failure: an entry that a crash or an outage of Redis keeps from its end is due again when its claim runs out.
 

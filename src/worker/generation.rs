@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use super::heartbeat::dead_after;
 use super::parts::{Listeners, Parts, Producers, Shared, Warming};
 use super::supervisor::Supervisor;
+use super::turn::Turn;
 use super::{LAST_COMMANDS, Process};
 use crate::job::Jobs;
 use crate::queue::Chunk;
@@ -36,7 +37,7 @@ pub(super) struct Life {
     /// The generation hears all that is published. It sets this itself.
     pub(super) heard: CancellationToken,
     /// The generation is in charge of the jobs.
-    pub(super) turn: CancellationToken,
+    pub(super) turn: Turn,
     /// The generation is told to stop.
     pub(super) stop: CancellationToken,
 }
@@ -44,8 +45,7 @@ pub(super) struct Life {
 impl Life {
     /// Creates the signals of a generation that stops with the process at the latest.
     pub(super) fn new(process: &Process<'_>) -> Self {
-        let (heard, turn) = (CancellationToken::new(), CancellationToken::new());
-        Self { heard, turn, stop: process.stop.child_token() }
+        Self { heard: CancellationToken::new(), turn: Turn::default(), stop: process.stop.child_token() }
     }
 
     /// Waits until the generation hears and its gaps are checked, reports that, and waits for its turn.
@@ -55,7 +55,7 @@ impl Life {
             tokio::time::sleep(HEARS).await;
         }
         self.heard.cancel();
-        self.turn.cancelled().await;
+        self.turn.begins().await;
     }
 
     /// Marks a generation that replaces another as ready while its other loops start.
@@ -107,12 +107,12 @@ pub(super) async fn run(process: &Process<'_>, jobs: Arc<Jobs>, life: Life) -> a
     let signals = start_listeners(&mut loops, listeners, &shared, process, &life.stop);
     let started = tokio::select! {
         biased;
-        () = life.turn.cancelled() => Ok(()),
+        () = life.turn.begins() => Ok(()),
         () = life.stop.cancelled() => Ok(()),
         ended = loops.wait() => Err(ended),
         () = life.hears(&gaps_checked, &shared.health) => Ok(()),
     };
-    if life.turn.is_cancelled() {
+    if life.turn.has_begun() {
         life.take_over(&shared.health);
         process.admin.ready(admin);
     }

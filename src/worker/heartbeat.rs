@@ -1,8 +1,8 @@
 //! The heartbeat: once a second it tells the fleet that this worker lives, and checks what can change at any time.
 //!
 //! A worker that drains beats until it leaves the fleet. Each beat before that also checks Redis's clock and the
-//! workers whose beats stopped. Every few seconds it checks evictions,
-//! gates and unanswered pulls. If a beat fails, it waits for Redis and beats again.
+//! workers whose beats stopped. Every few seconds it checks evictions, gates and unanswered pulls. If a beat fails, it
+//! waits for Redis and beats again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::maintenance::{EvictionMonitor, Rescuer, RestartMonitor};
+use super::turn::Turn;
 use crate::entry::UpstreamName;
 use crate::queue::Queue;
 use crate::redis::{Backoff, LoopHealth};
@@ -46,8 +47,8 @@ pub(super) struct Heartbeat {
     pub(super) workers: Arc<AtomicUsize>,
     pub(super) dead_after: Duration,
     pub(super) loop_health: LoopHealth,
-    /// Set when this generation is in charge of the jobs.
-    pub(super) turn: CancellationToken,
+    /// Begins when this generation is in charge of the jobs.
+    pub(super) turn: Turn,
 }
 
 impl Heartbeat {
@@ -100,7 +101,7 @@ impl Heartbeat {
     async fn beat(&mut self, thorough: bool) -> RedisResult<Vec<String>> {
         let (living, dead) = self.queue.beat(self.dead_after).await?;
         self.workers.store(living.max(1), Ordering::Relaxed);
-        if self.turn.is_cancelled() {
+        if self.turn.has_begun() {
             self.restarts.check(thorough).await?;
         }
         Ok(dead)

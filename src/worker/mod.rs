@@ -18,6 +18,7 @@ pub mod maintenance;
 mod parts;
 mod rollover;
 mod supervisor;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;

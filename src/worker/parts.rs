@@ -15,6 +15,7 @@ use super::bulk_runtime::BulkRuntime;
 use super::connect::{BLOCKING, COMMAND, connect};
 use super::heartbeat::{Heartbeat, dead_after};
 use super::maintenance::{self, EvictionMonitor, JobCleaner, KeyRights, Rescuer, RestartMonitor, Revalidator, Sweeper};
+use super::turn::Turn;
 use super::{Process, host};
 use crate::admin;
 use crate::agenda::{Agenda, Wakeup};
@@ -99,14 +100,14 @@ pub(super) struct Warming {
 }
 
 impl<'a> Parts<'a> {
-    /// Builds the parts of a generation that is in charge once `turn` is set. Waits for Redis until `stop`.
+    /// Builds the parts of a generation that is in charge once `turn` begins. Waits for Redis until `stop`.
     ///
     /// # Errors
     /// `stop` came first, or the system gives no threads or no HTTP client.
     pub(super) async fn build(
         process: &Process<'a>,
         jobs: Arc<Jobs>,
-        turn: &CancellationToken,
+        turn: &Turn,
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let reading = connect(process.settings, BLOCKING, stop).await?.telling(&process.wrong_types);
@@ -289,13 +290,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    fn heartbeat(
-        &self,
-        cron: Cron,
-        job_cleaner: JobCleaner,
-        watermark: Watermark,
-        turn: CancellationToken,
-    ) -> Heartbeat {
+    fn heartbeat(&self, cron: Cron, job_cleaner: JobCleaner, watermark: Watermark, turn: Turn) -> Heartbeat {
         let (redis, keys, jobs) = (&self.redis, &self.keys, &self.jobs);
         let dead_after = dead_after(self.settings.claim);
         Heartbeat {

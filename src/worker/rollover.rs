@@ -22,7 +22,7 @@ use crate::job::{Jobs, Reload};
 /// The generation in charge could not start, or one of its loops ended by itself.
 pub(super) async fn run(process: &Process<'_>, jobs: Arc<Jobs>, reload: &Reload) -> anyhow::Result<()> {
     let mut life = Life::new(process);
-    life.turn.cancel();
+    life.turn.begin();
     let mut present = Box::pin(generation::run(process, jobs, life.clone()));
     loop {
         tokio::select! {
@@ -55,7 +55,7 @@ pub(super) async fn run(process: &Process<'_>, jobs: Arc<Jobs>, reload: &Reload)
             continue;
         }
         life.stop.cancel();
-        next_life.turn.cancel();
+        next_life.turn.begin();
         info!("the new jobs are in use; the old ones drain");
         tokio::select! {
             ended = &mut present => if let Err(e) = ended {

@@ -220,3 +220,22 @@ async fn metrics_are_well_formed_and_their_labels_bounded() {
     assert!(one("process_resident_memory_bytes", &[]) > 1e6);
     assert_eq!(types["samovar_lag_seconds"], "histogram");
 }
+
+/// Returns the names of Samovar's metrics in a text.
+fn metric_names(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("samovar_")).collect()
+}
+
+#[test]
+fn each_metric_is_documented_and_each_documented_one_exists() {
+    let code: String =
+        include_str!("../../src/telemetry/metrics.rs").lines().filter(|line| line.starts_with("const ")).collect();
+    let documented: String = include_str!("../../docs/http.md")
+        .lines()
+        .filter_map(|row| row.strip_prefix("| `samovar_")?.split('|').next().map(|names| format!("`samovar_{names}")))
+        .collect();
+    let (code, documented) = (metric_names(&code), metric_names(&documented));
+    assert!(code.len() > 25, "{code:?}");
+    assert_eq!(documented, code);
+}

@@ -1,5 +1,6 @@
--- Claim due entries: high priority first, then bulk, then entries whose claim ran out, then scheduled ones; the oldest
--- first. A claimed entry stays on the agenda, due again when its claim runs out. score.lua stands before this.
+-- Claim due entries: high priority first, then bulk, then other entries whose claim ran out, then scheduled ones; the
+-- oldest first. A claimed entry stays on the agenda, due again when its claim runs out. If that entry has high priority,
+-- it goes with those, unless a thousand older claims ran out as well. score.lua stands before this.
 -- KEYS  1 agenda  2 since when the job is paused: then nothing is claimed
 -- ARGV  1 at most so many (1,000 at most)
 --       2 at most so many claimed or running at once; for bulk entries and lapsed claims twice, for high priority three
@@ -20,9 +21,19 @@ if soonest > now then return {string.format('%.0f', now), string.format('%.0f', 
 local room = tonumber(ARGV[1])
 local till = now + tonumber(ARGV[3])
 local reply = {string.format('%.0f', now), '-1'}
-local function claim(from, to, most)
+-- Returns the first entries of high priority in a list of entries and scores, at most so many.
+local function high(found, most)
+  local some = {}
+  for i = 1, #found, 2 do
+    local _, _, _, priority = decode(tonumber(found[i + 1]))
+    if priority == 2 and #some < 2 * most then some[#some + 1], some[#some + 2] = found[i], found[i + 1] end
+  end
+  return some
+end
+local function claim(from, to, most, only_high)
   if most <= 0 then return 0 end
-  local found = redis.call('ZRANGEBYSCORE', KEYS[1], from, to, 'WITHSCORES', 'LIMIT', 0, most)
+  local found = redis.call('ZRANGEBYSCORE', KEYS[1], from, to, 'WITHSCORES', 'LIMIT', 0, only_high and 1000 or most)
+  if only_high then found = high(found, most) end
   local moves = {}
   for i = 1, #found, 2 do
     local _, _, trigger, priority = decode(tonumber(found[i + 1]))
@@ -39,11 +50,12 @@ local lapsed = edge(now + 1, HELD)
 local cap = tonumber(ARGV[2])
 local future = now + tonumber(ARGV[3]) + 3600000
 local held = redis.call('ZCOUNT', KEYS[1], lapsed, edge(future, HELD))
-local function claimed(from, to, times)
-  local count = claim(from, to, math.min(room, times * cap - held))
+local function claimed(from, to, times, only_high)
+  local count = claim(from, to, math.min(room, times * cap - held), only_high)
   room, held = room - count, held + count
 end
 claimed('-inf', edge(now + 1, HIGH), 3)
+claimed(BULK_END, '(' .. lapsed, 3, true)
 claimed(HIGH_END, edge(now + 1, BULK), 2)
 claimed('(' .. edge(now + 900000, HIGH), '(' .. HIGH_END, 3)
 claimed('(' .. edge(now + 900000, BULK), '(' .. BULK_END, 2)

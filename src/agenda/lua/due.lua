@@ -3,7 +3,7 @@
 -- A weaker reason gives way to a stronger one: what a demand would leave alone, an invalidation does not.
 -- KEYS  1 agenda
 -- ARGV  1 how: 'urgent' now, before all else
---             'mass' before all that is merely due; in order of ARGV 3
+--             'bulk' before all that is merely due; in order of ARGV 3
 --             'due' at ARGV 3, unless it is due earlier, claimed or running
 --             'keep' at ARGV 3, unless it is on the agenda already
 --             'there' as 'due', but only if it is on the agenda
@@ -20,11 +20,11 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = tonumber(ARGV[3])
 if at == 0 then at = now end
-local priority = how == 'urgent' and 2 or how == 'mass' and 1 or 0
+local priority = how == 'urgent' and 2 or how == 'bulk' and 1 or 0
 -- An entry of high priority keeps it among those that were named together.
 local function score(high, bulk, of)
   if high then return encode(now, 'urgent', of, 2) end
-  return encode(at, (bulk or how == 'mass') and 'urgent' or 'scheduled', of, 1)
+  return encode(at, (bulk or how == 'bulk') and 'urgent' or 'scheduled', of, 1)
 end
 local text = score(how == 'urgent', false, trigger)
 local entries, moves = {}, {}

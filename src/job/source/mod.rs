@@ -1,7 +1,17 @@
 //! Sources: where a job's values come from, and the properties by which the rest of the program treats them.
 //!
-//! Each kind states its properties in its own file. No other module looks at the kind, except `source`, which fetches.
-//! A new kind is a file here, a variant of [`Source`], a reader in `job/file/source.rs`, and a fetch in `source`.
+//! Each kind states its properties in its own file. No other module looks at the kind, except `source`, which
+//! fetches. A new kind takes these steps:
+//!
+//! 1. Here: a file with its properties and outline, a variant of [`Source`], and an arm in [`Source::properties`] and
+//!    in [`Source::outline`].
+//! 2. In `job/file/source.rs`: a parser, its arm in `source` and the word in the fault text there. Fields that say what
+//!    a server is asked also go into `ASKING`, which `compose` refuses.
+//! 3. In `job/file/upstreams.rs`, if it speaks another protocol: `checked_url` admits only `http` and `https`.
+//! 4. In the module `source`: a file with its fetch, and an arm in `Sources::fetch_counting`. `Sources::new` builds an
+//!    HTTP client for every upstream. A kind that costs tokens or may be kept without a request also needs an arm in
+//!    `Sources::cost` or `Sources::unchanged_without_asking`.
+//! 5. In `docs/sources.md` and `docs/jobs.md`: its row and its fields.
 
 mod ai;
 mod compose;

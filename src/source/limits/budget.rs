@@ -69,8 +69,8 @@ impl Budget {
                 let wait = crate::entry::duration::seconds(Duration::from_micros(*wait));
                 warn!(
                     %upstream,
-                    "its budget of {limit} is spent: its entries are deferred for {wait}, and old values stay as long \
-                     as `stale_if_error` allows"
+                    "its budget of {limit} is spent: its entries are deferred, ten minutes at a time at most, until \
+                     the window ends in {wait}; old values stay until their TTL ends, or `stale_if_error` longer"
                 );
             }
             _ => {}

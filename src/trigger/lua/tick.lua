@@ -1,4 +1,4 @@
--- Claims a warmup that is due. The worker that gets it expands it and then sets the next tick (tock.lua).
+-- Claims a warmup that is due. The worker that gets it expands it and then sets the next tick (end_tick.lua).
 -- KEYS  1 schedules (sorted set, score = ms)  2 claimed ticks (hash, job to tick)
 -- ARGV  1 the time for which the claim holds (ms)  2… the jobs that the caller knows; it leaves others alone
 -- Returns {now, job, tick}, or {now, '', the time of the next tick (ms; -1 if there is none)}
