@@ -29,6 +29,8 @@ pub struct Invalidation {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     jobs: Vec<String>,
     action: Action,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<Option<u64>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -90,10 +92,25 @@ impl Invalidation {
         self
     }
 
+    /// Announces the version that the keys have now. A value of this version or a higher one is left alone, and a lower
+    /// one is not taken for the answer. The keys' jobs must have a `version`. A time counts as nanoseconds since the
+    /// epoch.
+    pub fn version(mut self, version: u64) -> Self {
+        self.version = Some(Some(version));
+        self
+    }
+
+    /// Lets a lower version replace the present one, as after a backup was restored.
+    pub fn any_version(mut self) -> Self {
+        self.version = Some(None);
+        self
+    }
+
     fn checked(&self) -> Result<String, Error> {
         let mut message = self.clone();
-        let Self { keys, patterns, tags, jobs, action } = &mut message;
-        inbox::Lists { keys, patterns, tags, jobs }.check(*action == Action::Warm).map_err(Error::Invalid)?;
+        let Self { keys, patterns, tags, jobs, action, version } = &mut message;
+        let only_keys = inbox::only_keys(*action == Action::Warm, version.is_some()).map_err(Error::Invalid)?;
+        inbox::Lists { keys, patterns, tags, jobs }.check(only_keys).map_err(Error::Invalid)?;
         let text = serde_json::to_string(&message).map_err(|source| Error::Encode { key: String::new(), source })?;
         inbox::check_size(text.len()).map_err(Error::Invalid).map(|()| text)
     }
@@ -159,9 +176,10 @@ mod tests {
             tags in names(inbox::LONGEST_TAG, inbox::MOST_TAGS),
             jobs in names(inbox::LONGEST_JOB, inbox::MOST_JOBS),
             warm in any::<bool>(),
+            version in any::<Option<Option<u64>>>(),
         ) {
             let action = if warm { Action::Warm } else { Action::Refresh };
-            let ours = Invalidation { keys, patterns, tags, jobs, action };
+            let ours = Invalidation { keys, patterns, tags, jobs, action, version };
             let published = ours.checked().map_err(|e| e.to_string());
             let text = serde_json::to_string(&ours).unwrap();
             let read = Message::parse(&text);

@@ -58,6 +58,12 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         if let Some(at) = entry.invalidated_ms {
             say("invalidated", format!("{}, not fetched again yet", relative(at, now)));
         }
+        if let Some(version) = entry.version {
+            say("version", version.to_string());
+        }
+        if let Some(announced) = entry.announced_version {
+            say("behind", format!("version {announced} was announced, and its upstream does not have it yet"));
+        }
         if !entry.rechecks_ms.is_empty() {
             let times: Vec<String> = entry.rechecks_ms.iter().map(|at| relative(*at, now)).collect();
             say("rechecks", format!("{}, since its upstream may lag", times.join(", ")));

@@ -5,11 +5,13 @@ use clap::Args;
 use super::exit;
 use super::session::{Failed, Session, complain, print_json};
 use crate::config::Settings;
+use crate::entry::{Announced, Version};
 use crate::protocol::{Action, Message};
 use crate::trigger::invalidation::inbox;
 
 /// Arguments of `samovar invalidate`.
 #[derive(Args)]
+#[command(disable_version_flag = true)]
 pub(super) struct InvalidateArgs {
     /// Literal keys, without wildcards; at most 10,000 keys of 2048 bytes
     #[arg(value_name = "KEY", required_unless_present_any = ["patterns", "tags", "jobs"])]
@@ -29,6 +31,9 @@ pub(super) struct InvalidateArgs {
     /// Fetch only the keys that are missing
     #[arg(long)]
     warm: bool,
+    /// The version that the keys have now: an integer, an RFC 3339 time, or `any` after a restored backup; keys only
+    #[arg(long, value_name = "VERSION", value_parser = announced)]
+    version: Option<Announced>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -46,6 +51,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings) -> Result<u8
         tags: args.tags.clone(),
         jobs: args.jobs.clone(),
         action,
+        version: args.version.unwrap_or_default(),
     };
     let checked = message.checked().and_then(|message| message.text().map(|_| message));
     let message = checked.map_err(|e| {
@@ -64,4 +70,11 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings) -> Result<u8
         }
     }
     Ok(exit::OK)
+}
+
+fn announced(text: &str) -> Result<Announced, String> {
+    match text {
+        "any" => Ok(Announced::Any),
+        version => Version::parse(version).map(Announced::AtLeast),
+    }
 }

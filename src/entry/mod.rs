@@ -14,6 +14,8 @@ mod trigger;
 pub mod usage;
 #[cfg(feature = "worker")]
 mod validators;
+#[cfg(feature = "worker")]
+mod version;
 
 #[cfg(feature = "worker")]
 pub use fingerprint::{compact, hash};
@@ -26,3 +28,5 @@ pub use trigger::{Priority, Trigger};
 pub use usage::Usage;
 #[cfg(feature = "worker")]
 pub use validators::Validators;
+#[cfg(feature = "worker")]
+pub use version::{Announced, Version};

@@ -65,6 +65,8 @@ pub struct Job {
     pub ttl: Duration,
     /// Rendered after each fetch with the placeholders, the inputs and `value`.
     pub tags: Vec<Template>,
+    /// Rendered after each fetch to the value's version, with the placeholders, the inputs and `value`.
+    pub version: Option<Template>,
     /// Entries this one is made from, by the name that templates use.
     pub inputs: BTreeMap<String, KeyPattern>,
     /// Where values come from, in the order they are tried: the source, then its fallbacks. Never empty.
@@ -174,6 +176,8 @@ pub struct Warm {
     pub stale_if_error: Duration,
     /// The times after an invalidation at which the entry is rechecked, ascending.
     pub recheck: Vec<Duration>,
+    /// The longest wait for an announced version; then a lower one is stored.
+    pub version_patience: Duration,
     /// Fetches that fail in a row before an entry goes to the dead letters.
     pub attempts: u32,
 }

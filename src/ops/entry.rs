@@ -9,6 +9,7 @@ use crate::agenda::Due;
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
+use crate::entry::Version;
 use crate::job::Job;
 use crate::redis::RedisTime;
 use crate::store::{Expiry, Meta};
@@ -36,6 +37,12 @@ pub struct Entry {
     pub etag: Option<String>,
     /// The validator of its HTTP answer.
     pub last_modified: Option<String>,
+    /// The value's version, if the job tells it.
+    #[schema(value_type = Option<u64>)]
+    pub version: Option<Version>,
+    /// A higher version that an invalidation announced, which the upstream does not have yet.
+    #[schema(value_type = Option<u64>)]
+    pub announced_version: Option<Version>,
     /// When it is rechecked after its last invalidation, because the upstream may have lagged; empty if it is not.
     #[schema(value_type = Vec<i64>)]
     pub rechecks_ms: Vec<RedisTime>,
@@ -110,6 +117,8 @@ impl Ops {
             written_by_samovar: ours.is_some(),
             fetched_ms: ours.map(|meta| meta.fetched_at),
             invalidated_ms: meta.and_then(|meta| meta.invalidated),
+            version: ours.and_then(|meta| meta.last_attempt.version),
+            announced_version: meta.filter(|meta| meta.is_behind()).and_then(|meta| meta.announced),
             rechecks_ms: owner.zip(meta).map_or_else(Vec::new, |(job, meta)| rechecks(job, meta, now)),
             etag: attempt.as_ref().and_then(|attempt| attempt.validators.etag.clone()),
             last_modified: attempt.as_ref().and_then(|attempt| attempt.validators.last_modified.clone()),

@@ -72,11 +72,11 @@ pub struct Lists<'a> {
 }
 
 impl Lists<'_> {
-    /// Removes duplicates and checks the lists. With `only_keys`, the message may name only keys.
+    /// Removes duplicates and checks the lists. With `only_keys`, the reason why the message may name only keys.
     ///
     /// # Errors
     /// The message names nothing, too much, or something invalid; the text tells the remedy.
-    pub fn check(self, only_keys: bool) -> Result<(), String> {
+    pub fn check(self, only_keys: Option<&str>) -> Result<(), String> {
         let Self { keys, patterns, tags, jobs } = self;
         let bounds = [
             (&mut *keys, "key", MOST_KEYS, LONGEST_KEY, "name a pattern, a tag or a job, or publish several messages"),
@@ -105,13 +105,28 @@ impl Lists<'_> {
         if keys.is_empty() && no_more {
             return Err("it names nothing: give keys, patterns, tags or jobs".to_owned());
         }
-        if only_keys && !no_more {
-            return Err("`warm` takes keys only: what is absent matches no pattern".to_owned());
+        if let Some(reason) = only_keys.filter(|_| !no_more) {
+            return Err(reason.to_owned());
         }
         if tags.iter().any(String::is_empty) {
             return Err("a tag is empty".to_owned());
         }
         Ok(())
+    }
+}
+
+/// Returns why a message may name only keys, by whether it is a `warm` and has a version.
+///
+/// # Errors
+/// It is both; the text tells the remedy.
+pub fn only_keys(warm: bool, version: bool) -> Result<Option<&'static str>, String> {
+    match (warm, version) {
+        (true, true) => Err("`warm` takes no version: it fetches only what is absent".to_owned()),
+        (true, false) => Ok(Some("`warm` takes keys only: what is absent matches no pattern")),
+        (false, true) => {
+            Ok(Some("`version` takes keys only: entries of a pattern, tag or job have versions of their own"))
+        }
+        (false, false) => Ok(None),
     }
 }
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::inbox;
+use crate::entry::Announced;
 
 /// The most keys of a narrow message.
 const NARROW: usize = 64;
@@ -39,6 +40,9 @@ pub struct Message {
     /// The requested action.
     #[serde(default)]
     pub action: Action,
+    /// The version that the keys must have, where their jobs tell versions.
+    #[serde(default, skip_serializing_if = "Announced::is_none")]
+    pub version: Announced,
 }
 
 /// The reason why a message is invalid.
@@ -89,8 +93,9 @@ impl Message {
     /// # Errors
     /// The message is invalid.
     pub fn checked(mut self) -> Result<Self, Malformed> {
-        let Self { keys, patterns, tags, jobs, action } = &mut self;
-        inbox::Lists { keys, patterns, tags, jobs }.check(*action == Action::Warm).map_err(Malformed)?;
+        let Self { keys, patterns, tags, jobs, action, version } = &mut self;
+        let only_keys = inbox::only_keys(*action == Action::Warm, !version.is_none()).map_err(Malformed)?;
+        inbox::Lists { keys, patterns, tags, jobs }.check(only_keys).map_err(Malformed)?;
         Ok(self)
     }
 
@@ -166,6 +171,11 @@ mod tests {
             (r#"{"key": ["a:1"]}"#, "unknown field"),
             (r#"{"patterns": ["a:*"], "action": "warm"}"#, "keys only"),
             (r#"{"tags": [""]}"#, "tag is empty"),
+            (r#"{"tags": ["t"], "version": 7}"#, "`version` takes keys only"),
+            (r#"{"keys": ["a:1"], "patterns": ["a:*"], "version": null}"#, "`version` takes keys only"),
+            (r#"{"keys": ["a:1"], "version": "soon"}"#, "no version"),
+            (r#"{"keys": ["a:1"], "version": -1}"#, "version"),
+            (r#"{"keys": ["a:1"], "action": "warm", "version": 7}"#, "`warm` takes no version"),
             (long.as_str(), "257 bytes"),
             (many.as_str(), "65 patterns"),
             (keys.as_str(), "10001 keys"),

@@ -12,7 +12,7 @@ use super::meta::LastAttempt;
 use super::snapshot::Expiry;
 use super::{META, META_OUTLIVES, Store, change, coded};
 use crate::entry::duration::millis;
-use crate::entry::{EntryKey, hash};
+use crate::entry::{EntryKey, Version, hash};
 use crate::protocol::LEASE_RECORD;
 use crate::redis::{RedisTime, with_preludes};
 
@@ -35,7 +35,13 @@ pub enum Written {
         expiry: Expiry,
         /// Its content is another than before.
         changed: bool,
+        /// A higher version was announced.
+        behind: bool,
     },
+    /// The answer's version is lower than that of the present value, which stays; the lease is kept.
+    Older(Version),
+    /// The answer's version is lower than this one, which was announced. Nothing is written; the lease is kept.
+    Behind(Version),
     /// An invalidation came: the lease began anew at this time; fetch again.
     Again(RedisTime),
     /// The entry was evicted meanwhile: the answer is dropped.
@@ -83,6 +89,8 @@ impl Store {
             .arg(self.keys.changed_channel())
             .arg(change(key, "warmed"))
             .arg(lease.fetched_at)
+            .arg(last_attempt.version.map(|version| version.to_string()).unwrap_or_default())
+            .arg(last_attempt.accepts.as_str())
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -136,6 +144,7 @@ impl Store {
             .arg(millis(lease.time))
             .arg(u8::from(!asked))
             .arg(lease.fetched_at)
+            .arg(last_attempt.accepts.as_str())
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -156,6 +165,7 @@ impl Store {
             .arg(self.keys.changed_channel())
             .arg(change(key, "gone"))
             .arg(lease.fetched_at)
+            .arg(last_attempt.accepts.as_str())
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -189,8 +199,18 @@ fn written(reply: Vec<redis::Value>) -> RedisResult<Written> {
     let number = |i: usize| -> RedisResult<i64> {
         Ok(reply.get(i).map(redis::from_redis_value_ref).transpose()?.unwrap_or_default())
     };
+    let version = || -> RedisResult<Version> {
+        let text: String = reply.get(1).map(redis::from_redis_value_ref).transpose()?.unwrap_or_default();
+        Version::parse(&text).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e).into())
+    };
     Ok(match what.as_str() {
-        "done" => Written::Done { expiry: Expiry::from_pexpiretime(number(2)?), changed: number(3)? == 1 },
+        "done" => Written::Done {
+            expiry: Expiry::from_pexpiretime(number(2)?),
+            changed: number(3)? == 1,
+            behind: number(4)? == 1,
+        },
+        "older" => Written::Older(version()?),
+        "behind" => Written::Behind(version()?),
         "again" => Written::Again(RedisTime::from_millis(number(1)?)),
         "evicted" => Written::Evicted,
         "foreign" => Written::Foreign,

@@ -8,8 +8,8 @@ use redis::{RedisResult, Script};
 use super::lease::Removal;
 use super::tags::Stamp;
 use super::{META_OUTLIVES, Store, change, coded};
-use crate::entry::EntryKey;
 use crate::entry::duration::millis;
+use crate::entry::{Announced, EntryKey};
 use crate::redis::RedisTime;
 
 /// The time for which the next refresh of an entry is held off after a fetch for an invalidation began. A storm of
@@ -48,7 +48,23 @@ impl Store {
     /// # Errors
     /// Redis's; handling it again does no harm.
     pub async fn invalidate(&self, key: &EntryKey, at: RedisTime, removal: Removal) -> RedisResult<Invalidated> {
-        self.invalidated(key, at, removal, (STORM, STORM)).await
+        self.announce(key, at, removal, Announced::None, false).await
+    }
+
+    /// Handles an invalidation that announces a version. A value that has it already is left alone. `paid` tells that
+    /// the entry's fetch costs money.
+    ///
+    /// # Errors
+    /// As [`Store::invalidate`].
+    pub async fn announce(
+        &self,
+        key: &EntryKey,
+        at: RedisTime,
+        removal: Removal,
+        announced: Announced,
+        paid: bool,
+    ) -> RedisResult<Invalidated> {
+        self.invalidated(key, at, removal, announced, (STORM, if paid { PAID_STORM } else { STORM })).await
     }
 
     /// Handles an invalidation of an entry whose fetch costs money: in a storm a refresh is held off for longer.
@@ -56,7 +72,7 @@ impl Store {
     /// # Errors
     /// As [`Store::invalidate`].
     pub async fn invalidate_paid(&self, key: &EntryKey, at: RedisTime, removal: Removal) -> RedisResult<Invalidated> {
-        self.invalidated(key, at, removal, (STORM, PAID_STORM)).await
+        self.announce(key, at, removal, Announced::None, true).await
     }
 
     /// Marks the caller's own lease with an invalidation by a tag, in a storm as well.
@@ -64,7 +80,8 @@ impl Store {
     /// # Errors
     /// Redis's.
     pub async fn fence(&self, key: &EntryKey, stamp: Stamp) -> RedisResult<()> {
-        self.invalidated(key, stamp.at, stamp.removal, (Duration::ZERO, Duration::ZERO)).await.map(|_| ())
+        let pauses = (Duration::ZERO, Duration::ZERO);
+        self.invalidated(key, stamp.at, stamp.removal, Announced::None, pauses).await.map(|_| ())
     }
 
     async fn invalidated(
@@ -72,6 +89,7 @@ impl Store {
         key: &EntryKey,
         at: RedisTime,
         removal: Removal,
+        announced: Announced,
         (pause, pause_in_storm): (Duration, Duration),
     ) -> RedisResult<Invalidated> {
         let (fenced, due, removed, wait): (u8, u8, u8, u64) = self
@@ -84,6 +102,11 @@ impl Store {
             .arg(millis(pause))
             .arg(millis(pause_in_storm))
             .arg(millis(REMEMBERED))
+            .arg(match announced {
+                Announced::None => String::new(),
+                Announced::AtLeast(version) => version.to_string(),
+                Announced::Any => "any".to_owned(),
+            })
             .invoke_async(&mut self.redis.clone())
             .await?;
         let unknown = due == 2;

@@ -1,6 +1,6 @@
 //! The codec of metadata: what is known of one entry's value, in one packed string beside it.
 //!
-//! The form is `validated_at own_expiry invalidated stale_for hash/attempt~fetched_at@content_since note`.
+//! The form is `validated_at own_expiry invalidated stale_for hash/attempt~fetched_at@content_since#version!announced note`.
 //! `lua/meta.lua` is the same codec for scripts, and no other file knows this form. Scripts read and write the head;
 //! only Rust reads the note, which is JSON.
 //!
@@ -8,6 +8,8 @@
 //!   and dots at the end are left out. Triggers and outcomes are numbers, as in [`Trigger::ALL`] and [`Outcome::ALL`].
 //! - The head of an evicted entry, or of one that was invalidated while nothing was known of it, has no attempt and
 //!   lives a minute: a fetch by then answers the invalidation.
+//! - `#version` and `!announced` are absent where a job has no versions, and where none higher was announced. A worker
+//!   of the previous version takes metadata with them for none.
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
@@ -23,6 +25,7 @@ use super::rechecks::Rechecks;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::Validators;
+use crate::entry::Version;
 use crate::redis::RedisTime;
 
 /// Metadata of an entry.
@@ -38,6 +41,8 @@ pub struct Meta {
     pub own_expiry: RedisTime,
     /// The time of an invalidation that is not yet answered.
     pub invalidated: Option<RedisTime>,
+    /// The version that an invalidation announced, while the value's is lower.
+    pub announced: Option<Version>,
     /// The time by which the value outlives its TTL, because its source fails; zero for none.
     pub stale_for: Duration,
     /// Hash of the value; `-` for none.
@@ -47,6 +52,29 @@ pub struct Meta {
     pub content_since: RedisTime,
     /// The last attempt, and what the value came with.
     pub last_attempt: LastAttempt,
+}
+
+/// The versions that a commit may store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accepts {
+    /// All: the job has no versions.
+    #[default]
+    All,
+    /// None lower than the stored one, or than the announced one.
+    Announced,
+    /// None lower than the stored one.
+    Stored,
+}
+
+impl Accepts {
+    /// Returns the word for scripts.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "",
+            Self::Announced => "wait",
+            Self::Stored => "take",
+        }
+    }
 }
 
 /// The last attempt, and what the value came with.
@@ -61,6 +89,12 @@ pub struct LastAttempt {
     /// AI tokens that the value cost.
     #[serde(rename = "c", default, skip_serializing_if = "is_none")]
     pub tokens: u64,
+    /// The value's version, where the job tells it. In the head.
+    #[serde(skip)]
+    pub version: Option<Version>,
+    /// The versions that a commit may store. Not in metadata.
+    #[serde(skip)]
+    pub accepts: Accepts,
     /// The last attempt's outcome. In the head; empty where it warmed the value, which is usual.
     #[serde(rename = "o", default, skip_serializing, deserialize_with = "outcome")]
     pub outcome: Option<Outcome>,
@@ -143,6 +177,9 @@ impl Meta {
         let invalidated = Some(invalidated).filter(|at| *at > RedisTime::ZERO);
         let stale_for = Duration::from_millis(parts.next()?.parse().ok()?);
         let hash = parts.next()?;
+        let version = |text: &str| Version::parse(text).ok();
+        let (hash, announced) = hash.split_once('!').map_or((hash, None), |(hash, text)| (hash, version(text)));
+        let (hash, version) = hash.split_once('#').map_or((hash, None), |(hash, text)| (hash, version(text)));
         let (hash, content_since) = hash.split_once('@').unwrap_or((hash, "0"));
         let (hash, fetched_at) = hash.split_once('~').map_or((hash, None), |(hash, at)| (hash, Some(at)));
         let (hash, attempt) = hash.split_once('/').unwrap_or((hash, ""));
@@ -161,11 +198,25 @@ impl Meta {
             last_attempt.outcome.get_or_insert(Outcome::Warmed);
             last_attempt.trigger.get_or_insert(Trigger::Expiry);
         }
-        Some(Self { validated_at, fetched_at, own_expiry, invalidated, stale_for, hash, content_since, last_attempt })
+        last_attempt.version = version;
+        Some(Self {
+            validated_at,
+            fetched_at,
+            own_expiry,
+            invalidated,
+            announced,
+            stale_for,
+            hash,
+            content_since,
+            last_attempt,
+        })
     }
-}
 
-impl Meta {
+    /// Returns `true` if a higher version was announced than the value has.
+    pub fn is_behind(&self) -> bool {
+        self.announced > self.last_attempt.version
+    }
+
     /// Returns when the upstream last answered for the entry, whether or not its answer was stored.
     pub fn answered_at(&self) -> RedisTime {
         match self.last_attempt.outcome {
@@ -252,6 +303,8 @@ mod tests {
             validators: Validators { etag: Some("\"v1\"".into()), ..Validators::default() },
             tags: vec!["artist:Frida".into()],
             tokens: 1_200,
+            version: None,
+            accepts: Accepts::All,
             outcome: Some(Outcome::Failed),
             trigger: Some(Trigger::Invalidation),
             attempted: at(17),

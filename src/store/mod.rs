@@ -27,7 +27,7 @@ pub use gap::{Gap, REVALIDATE_SIGNAL};
 pub use invalidate::Invalidated;
 pub use lease::{Fresh, Lease, Leased, Removal};
 pub(crate) use lease::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
-pub use meta::{LastAttempt, Meta};
+pub use meta::{Accepts, LastAttempt, Meta};
 pub use rechecks::{Rechecks, Verdict};
 pub(crate) use snapshot::TOUCHED;
 pub use snapshot::{Expiry, Snapshot};

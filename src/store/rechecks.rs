@@ -19,6 +19,8 @@ pub struct Rechecks {
     pub before: String,
     /// No other invalidation was open when it came, so the value from before is old for certain.
     pub lone: bool,
+    /// The answer had the version that the invalidation announced: only other programs may have stored an old value.
+    pub verified: bool,
     /// The last answer was refused.
     refused: bool,
     /// Two answers in a row were the same new value: only the last recheck is left.
@@ -27,21 +29,29 @@ pub struct Rechecks {
     doubled: bool,
 }
 
-/// The form in metadata: since, before, and the four flags as bits.
+/// The form in metadata: since, before, and the flags as bits.
 #[derive(Serialize, Deserialize)]
 struct Packed(RedisTime, String, u8);
 
 impl From<Packed> for Rechecks {
     fn from(Packed(since, before, flags): Packed) -> Self {
         let flag = |bit: u8| flags & bit != 0;
-        Self { since, before, lone: flag(1), refused: flag(2), confirmed: flag(4), doubled: flag(8) }
+        Self {
+            since,
+            before,
+            lone: flag(1),
+            refused: flag(2),
+            confirmed: flag(4),
+            doubled: flag(8),
+            verified: flag(16),
+        }
     }
 }
 
 impl From<Rechecks> for Packed {
     fn from(rechecks: Rechecks) -> Self {
-        let Rechecks { since, before, lone, refused, confirmed, doubled } = rechecks;
-        let flags = [(lone, 1), (refused, 2), (confirmed, 4), (doubled, 8)];
+        let Rechecks { since, before, lone, verified, refused, confirmed, doubled } = rechecks;
+        let flags = [(lone, 1), (refused, 2), (confirmed, 4), (doubled, 8), (verified, 16)];
         Self(since, before, flags.into_iter().map(|(set, bit)| u8::from(set) * bit).sum())
     }
 }
@@ -58,7 +68,7 @@ pub enum Verdict {
 impl Rechecks {
     /// Returns the rechecks after an invalidation that a fetch from `since` on answered.
     pub fn new(since: RedisTime, before: String, lone: bool) -> Self {
-        Self { since, before, lone, refused: false, confirmed: false, doubled: false }
+        Self { since, before, lone, verified: false, refused: false, confirmed: false, doubled: false }
     }
 
     /// Returns the times that are to come after `after`; `times` are the job's.
@@ -82,7 +92,7 @@ impl Rechecks {
         if goes_back && !is_last && (self.lone || !self.refused) {
             return Verdict::Refuse(Self { refused: true, ..self.clone() });
         }
-        let is_confirmed = self.lone && present == Some(answer) && answer != self.before;
+        let is_confirmed = self.lone && !self.refused && present == Some(answer) && answer != self.before;
         let taken = Self {
             refused: false,
             confirmed: self.confirmed || is_confirmed,
@@ -159,6 +169,7 @@ mod tests {
             since: RedisTime::from_millis(17),
             before: "h".to_owned(),
             lone: true,
+            verified: false,
             refused: false,
             confirmed: true,
             doubled: true,

@@ -18,6 +18,7 @@ use crate::redis::RedisTime;
 
 const ENTRIES: &str = "samovar_entries_total";
 const RECHECKS: &str = "samovar_rechecks_total";
+const BEHIND: &str = "samovar_upstream_behind_total";
 const UPSTREAM_LAG: &str = "samovar_upstream_lag_seconds";
 const LAG: &str = "samovar_lag_seconds";
 const FETCH: &str = "samovar_fetch_duration_seconds";
@@ -83,6 +84,7 @@ pub fn install() {
 fn describe() {
     describe_counter!(ENTRIES, "Entries whose warming ended, by outcome and trigger.");
     describe_counter!(RECHECKS, "Rechecks that asked the upstream, by what they found.");
+    describe_counter!(BEHIND, "Answers with a lower version than the stored or the announced one.");
     describe_counter!(DEAD_TOTAL, "Entries moved to the dead letters.");
     describe_counter!(TOKENS, "AI tokens spent, whether or not the answers were usable.");
     describe_counter!(INVALIDATIONS, "Invalidations handled, by channel or inbox.");
@@ -156,6 +158,10 @@ pub(super) fn recheck(job: &JobName, found: Recheck) {
     if let Recheck::Changed(lag) = found {
         histogram!(UPSTREAM_LAG, "job" => Arc::<str>::from(job)).record(lag);
     }
+}
+
+pub(super) fn behind(job: &JobName) {
+    counter!(BEHIND, "job" => Arc::<str>::from(job)).increment(1);
 }
 
 pub(super) fn dead_letter(job: &JobName) {

@@ -81,6 +81,11 @@ impl Telemetry {
         debug!(%job, found = found.as_str(), "rechecked");
     }
 
+    /// Records an answer whose version is lower than the stored one, or than an announced one.
+    pub fn behind(&self, job: &JobName) {
+        metrics::behind(job);
+    }
+
     /// Records an entry that moved to the dead letters.
     pub fn dead_letter(&self, job: &Job) {
         metrics::dead_letter(&job.name);

@@ -6,7 +6,9 @@ use redis::RedisResult;
 
 use super::attempt::{Attempt, Ending, Step, Stop};
 use super::freshness::{is_storm, known};
+use super::lag::render_version;
 use super::recheck::with_recheck;
+use super::round::Round;
 use super::{RESEND_WAIT, SHORT_WAIT, Warmer, tags};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
@@ -16,18 +18,6 @@ use crate::redis::RedisTime;
 use crate::source::Answer;
 use crate::store::{Expiry, LastAttempt, Lease, Removal, Written};
 
-/// The state that a round of fetch and commit leaves to the next one under the same lease.
-pub(super) struct Round {
-    /// The trigger that the metadata note: the invalidation that the fetch answers, else the entry's.
-    pub(super) trigger: Trigger,
-    /// The fetch answers an invalidation that followed another.
-    pub(super) storm: bool,
-    /// The present value may be kept where its source says that it is unchanged.
-    may_keep: bool,
-    /// The tags under which earlier rounds have indexed the entry.
-    indexed: Vec<String>,
-}
-
 impl Attempt<'_> {
     /// Returns the first round under a lease.
     pub(super) fn first_round(&self, lease: &Lease) -> Round {
@@ -36,7 +26,7 @@ impl Attempt<'_> {
             Some(meta) if meta.invalidated.is_some() => Trigger::Invalidation,
             _ => self.entry.trigger,
         };
-        Round { trigger, storm: is_storm(lease, trigger), may_keep: true, indexed: Vec::new() }
+        Round { trigger, storm: is_storm(lease, trigger), may_keep: true, is_again: false, indexed: Vec::new() }
     }
 
     /// Returns the validators of the present value, where it may be kept in this round.
@@ -55,7 +45,9 @@ impl Attempt<'_> {
     ) -> Step<Option<Ending>> {
         let last_attempt = self.last_attempt(lease, round, answer, known).await?;
         let written = self.write(lease, answer, &last_attempt, &round.indexed).await?;
-        if !matches!(written, Written::Again(_) | Written::Foreign) {
+        let is_leased =
+            matches!(written, Written::Again(_) | Written::Foreign | Written::Behind(_) | Written::Older(_));
+        if !is_leased {
             // The lease has ended with the commit, or was lost before.
             self.token = None;
         }
@@ -66,9 +58,12 @@ impl Attempt<'_> {
                 let next = with_recheck(self.job, last_attempt.rechecks.as_ref(), lease.fetched_at, Next::Out);
                 Some(Ending::because(Outcome::Gone, next, "the upstream no longer has it"))
             }
-            Written::Done { expiry, changed } => {
-                Some(self.committed(lease, round, answer, &last_attempt, expiry, changed).await?)
+            Written::Done { expiry, changed, behind } => {
+                let ending = self.committed(lease, round, answer, &last_attempt, expiry, changed).await?;
+                Some(if behind { self.stored_behind(lease, ending, last_attempt.version) } else { ending })
             }
+            Written::Behind(announced) => return Err(self.behind(lease, round, last_attempt.version, announced)),
+            Written::Older(stored) => return self.older(lease, round, last_attempt.version, stored).map(|()| None),
             Written::Again(start) => {
                 round.indexed.extend(last_attempt.tags);
                 self.begin_again(lease, round, start).await?;
@@ -105,10 +100,22 @@ impl Attempt<'_> {
             Answer::Unchanged => present,
             Answer::Gone => "-",
         };
-        let rechecks = self.rechecks_to_come(lease, round, content)?;
-        let last_attempt =
-            LastAttempt { trigger: Some(round.trigger), storm: round.storm, rechecks, ..LastAttempt::default() };
         let failed = |reason| Stop::NoValue(Ending::because(Outcome::Failed, Next::Out, reason));
+        let version = match answer {
+            Answer::Value(fetched) => {
+                render_version(self.job, &self.params, &self.inputs, || fetched.value()).map_err(failed)?
+            }
+            Answer::Unchanged => before.and_then(|before| before.version),
+            Answer::Gone => None,
+        };
+        let last_attempt = LastAttempt {
+            trigger: Some(round.trigger),
+            storm: round.storm,
+            rechecks: self.rechecks_to_come(lease, round, content, version)?,
+            version,
+            accepts: self.accepts(lease, round),
+            ..LastAttempt::default()
+        };
         Ok(match answer {
             Answer::Value(fetched) => {
                 let tags = tags::render(self.job, &self.params, &self.inputs, || fetched.value());
@@ -208,6 +215,7 @@ impl Attempt<'_> {
         let (warmer, job, entry) = (self.warmer, self.job, self.entry);
         round.trigger = Trigger::Invalidation;
         round.storm = true;
+        round.is_again = true;
         lease.begin_again(start);
         if warmer.awaited_input(job, &self.params, start).await?.is_some() {
             return Err(Stop::End(Ending::overtaken()));

@@ -18,6 +18,8 @@ const LEASE_MARGIN: Duration = Duration::from_secs(5);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
 /// A retry noted for later than this comes from a clock that ran ahead.
 pub(super) const RETRY_PLAUSIBLE: Duration = Duration::from_secs(3_600);
+/// The shortest and the longest pause before an upstream is asked again that is behind an announced version.
+pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Two invalidations of an entry within this time are a storm.
 const STORM_WITHIN: Duration = Duration::from_secs(60);
 
@@ -61,6 +63,11 @@ pub(super) fn is_storm(lease: &Lease, trigger: Trigger) -> bool {
         meta.last_attempt.trigger == Some(Trigger::Invalidation) && follows_soon
     };
     trigger == Trigger::Invalidation && lease.before.meta.as_ref().is_some_and(follows)
+}
+
+/// Returns when an upstream is asked again that was behind at `now`, after the patience of its job.
+pub(super) fn after_patience(now: RedisTime) -> RedisTime {
+    now + PAUSES.1
 }
 
 /// Returns the validators of the present value, where it may be kept if unchanged.

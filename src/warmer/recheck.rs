@@ -1,19 +1,19 @@
 //! Rechecks: an entry is fetched again after its invalidation, because its upstream may have answered that with the
 //! value from before, or another program may have stored one.
+//! `lag` decides what becomes of its answer.
 //!
 //! docs/rechecks.md gives the rule and its promise. The rechecks that are to come stand in the metadata ([`Rechecks`]),
 //! so whatever fetches the entry meanwhile takes the place of those that are due by then.
 
 use redis::RedisResult;
 
-use super::attempt::{Attempt, Ending, Stop};
-use super::commit::Round;
+use super::freshness::after_patience;
 use super::{Running, Warmer};
 use crate::agenda::{Next, keep};
-use crate::entry::{Outcome, Recheck, Trigger};
+use crate::entry::Outcome;
 use crate::job::Job;
 use crate::redis::RedisTime;
-use crate::store::{Expiry, Lease, Meta, Rechecks, Verdict};
+use crate::store::{Expiry, Meta, Rechecks};
 
 /// What a recheck that is due needs.
 pub(super) enum Needs {
@@ -40,61 +40,6 @@ pub(super) fn with_next_recheck(job: &Job, meta: &Meta, now: RedisTime, next: Ne
     with_recheck(job, meta.last_attempt.rechecks.as_ref(), after, next)
 }
 
-impl Attempt<'_> {
-    /// Returns the rechecks that are to come after the present fetch, which brought the content of this hash (`-` for
-    /// none): all of them if it answers an invalidation. Ends the attempt where the content is the one from before the
-    /// invalidation and a newer one is stored: a replica lags.
-    pub(super) fn rechecks_to_come(
-        &self,
-        lease: &Lease,
-        round: &Round,
-        answer: &str,
-    ) -> Result<Option<Rechecks>, Stop> {
-        let (meta, times) = (lease.before.meta.as_ref(), &self.job.warm.recheck);
-        let open = meta.and_then(|meta| meta.last_attempt.rechecks.as_ref());
-        if round.trigger == Trigger::Invalidation {
-            let before = meta.map_or_else(|| "-".to_owned(), |meta| meta.hash.clone());
-            let since = if self.job.may_lag() { lease.fetched_at } else { lease.now() };
-            let rechecks = Rechecks::new(since, before, open.is_none() && !round.storm);
-            return Ok(rechecks.next(times, lease.fetched_at).map(|_| rechecks));
-        }
-        let Some(open) = open else { return Ok(None) };
-        // One that began later than this fetch is by a clock that was set back since.
-        let mut rechecks = open.clone();
-        rechecks.since = rechecks.since.min(lease.fetched_at);
-        if !self.job.may_lag() {
-            return Ok(rechecks.next(times, lease.now()).map(|_| rechecks));
-        }
-        let present = lease.before.ours().map(|meta| meta.hash.as_str());
-        match rechecks.judge(times, present, answer, lease.fetched_at) {
-            Verdict::Take(rechecks) => Ok(rechecks),
-            Verdict::Refuse(rechecks) => {
-                self.found(Recheck::Outdated);
-                let next = rechecks.next(times, lease.fetched_at).map_or(Next::Out, Next::Recheck);
-                let reason = "the upstream answered with the value from before the invalidation; the newer one stays";
-                Err(Stop::Refused(Ending::because(Outcome::Unchanged, next, reason), rechecks))
-            }
-        }
-    }
-
-    /// Counts the result of a recheck; other attempts count nothing.
-    pub(super) fn found(&self, found: Recheck) {
-        if self.entry.trigger == Trigger::Recheck {
-            self.warmer.telemetry.recheck(&self.job.name, found);
-        }
-    }
-
-    /// Counts the result of a recheck that stored a value. `changed` tells that its content is another than before.
-    pub(super) fn found_value(&self, lease: &Lease, changed: bool) {
-        let Some(ours) = lease.before.ours() else { return self.found(Recheck::Foreign) };
-        let lag = ours.last_attempt.rechecks.as_ref().map(|rechecks| lease.fetched_at.saturating_since(rechecks.since));
-        match (changed, lag) {
-            (true, Some(lag)) if self.job.may_lag() => self.found(Recheck::Changed(lag)),
-            _ => self.found(Recheck::Unchanged),
-        }
-    }
-}
-
 impl Warmer {
     /// Looks at an entry whose recheck is due.
     pub(super) async fn recheck(&self, job: &Job, entry: &Running) -> RedisResult<Needs> {
@@ -103,8 +48,11 @@ impl Warmer {
         let Some(meta) = &snapshot.meta else {
             return Ok(if snapshot.has_value() { Needs::Fetch { absent: false } } else { Needs::Nothing(Next::Out) });
         };
-        let to_come = meta.last_attempt.rechecks.as_ref().filter(|_| job.may_lag());
-        let next = to_come.and_then(|rechecks| rechecks.next(&job.warm.recheck, meta.answered_at()));
+        let to_come = meta.last_attempt.rechecks.as_ref().filter(|rechecks| job.may_lag() && !rechecks.verified);
+        let next = match meta.is_behind() {
+            true => Some(after_patience(meta.answered_at())),
+            false => to_come.and_then(|rechecks| rechecks.next(&job.warm.recheck, meta.answered_at())),
+        };
         let is_due = next.is_some_and(|at| at <= now);
         let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero());
         Ok(match snapshot.expiry {

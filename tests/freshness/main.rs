@@ -15,6 +15,7 @@ mod revalidation;
 mod storms;
 mod tag_index;
 mod tags;
+mod versions;
 
 use std::time::Duration;
 

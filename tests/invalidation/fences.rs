@@ -81,7 +81,8 @@ async fn a_fetch_in_flight_does_not_resurrect_what_was_evicted() {
     gate.open();
     eventually("the fetch has ended", async || parts.stat("fenced").await == 1).await;
     at_rest(&redis).await;
-    eventually("it was looked at once more", async || parts.score("a").await.is_none()).await;
+    let due = Due::from_score(parts.score("a").await.unwrap());
+    assert_eq!(due.trigger, Trigger::Recheck, "nothing but its recheck is due");
     assert_eq!((redis.get("art:a").await, upstream.calls("/art/a")), (None, 2));
 }
 
@@ -222,8 +223,8 @@ async fn after_four_workers_hear_it_no_entry_waits_for_a_lease_to_end() {
         at_rest(&redis).await;
     }
     let parts = Parts::of(&redis).await;
-    eventually("it is looked at once more, and then waits for its expiry", async || {
-        parts.score("a").await.map(|score| Due::from_score(score).trigger) == Some(Trigger::Expiry)
+    eventually("it waits for its recheck", async || {
+        parts.score("a").await.map(|score| Due::from_score(score).trigger) == Some(Trigger::Recheck)
     })
     .await;
     assert_eq!(upstream.most_in_flight("/art/a"), 1);

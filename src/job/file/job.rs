@@ -22,6 +22,8 @@ const TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=TEN_YEARS;
 const RECHECK: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(24 * 3600);
 const DEFAULT_RECHECK: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10), Duration::from_secs(30)];
+const PATIENCE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 3600);
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
 const MOST_RECHECKS: usize = 10;
 const DEFAULT_ATTEMPTS: u32 = 8;
 const MOST_LISTED: usize = 100_000;
@@ -64,6 +66,7 @@ pub(super) fn read<'a>(
         let answered = scope.with_value();
         Some(items.iter().filter_map(|item| item.template(&answered)).collect())
     });
+    let version = table.field("version").and_then(|field| field.text()?.template(&scope.with_value()));
     let sources = table
         .required("source", "[source] with kind = \"http\", upstream and path")
         .map(|field| sources(&field, &scope, upstreams))
@@ -91,6 +94,7 @@ pub(super) fn read<'a>(
             key,
             ttl: life,
             tags: tags.unwrap_or_default(),
+            version,
             inputs,
             sources,
             entries,
@@ -270,6 +274,7 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
         ahead: ttl / 10,
         stale_if_error: Duration::ZERO,
         recheck: DEFAULT_RECHECK.to_vec(),
+        version_patience: DEFAULT_PATIENCE,
         attempts: DEFAULT_ATTEMPTS,
     };
     let Some(table) = field.and_then(|field| field.table("[warm]")) else { return warm };
@@ -295,6 +300,9 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
     }
     if let Some(recheck) = table.field("recheck").and_then(|field| recheck(&field)) {
         warm.recheck = recheck;
+    }
+    if let Some(patience) = table.field("version_patience").and_then(|field| field.duration(PATIENCE)) {
+        warm.version_patience = patience;
     }
     if let Some(settle) = table.field("settle") {
         settle.doc.fault_with_help(

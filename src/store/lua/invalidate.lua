@@ -16,6 +16,7 @@
 --       6 how long after a fetch for an invalidation began the next is held off (ms; 0: nothing is held off)
 --       7 the same after a fetch in a storm
 --       8 how long the invalidation of an entry without a value is remembered (ms): a fetch by then answers it
+--       9 the version that it announces ('' none; 'any': a lower version may replace the value as well)
 -- Returns {1 if a fetch in flight was fenced,
 --          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
 --            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
@@ -30,9 +31,15 @@ local refresh = ARGV[2] == REFRESH
 local known = redis.call('MGET', KEYS[2], KEYS[3])
 local token, lease_fetched_at, mark = read_lease(known[1])
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
-local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note =
+local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note, version, announced =
   read_meta(known[2])
 local ours = validated_at and tonumber(own_expiry) == pxat
+local any = ARGV[9] == 'any'
+version, announced = not any and version or '', not any and announced or ''
+if ARGV[9] ~= '' and not any then
+  if ours and pxat ~= -2 and not lower(version, ARGV[9]) then return {0, 0, 0, 0} end
+  if lower(announced, ARGV[9]) then announced = ARGV[9] end
+end
 local fetched = tonumber(fetched_at)
 local pause = tonumber(ARGV[6])
 if refresh and pause > 0 then
@@ -56,8 +63,9 @@ end
 local blank = pxat == -2 and (not validated_at or validated_at == '0' and attempt == '' and note == '{}')
 -- Remembers the invalidation of an entry without a value. The hash tells a fetch whether it brings the old content.
 local function remember()
+  if not known[2] and redis.call('TYPE', KEYS[3]).ok ~= 'none' then return end
   redis.call('SET', KEYS[3],
-    write_meta('0', '0', string.format('%.0f', S), '0', hash or '-', '', '0', content_since or '', '{}'),
+    write_meta('0', '0', string.format('%.0f', S), '0', hash or '-', '', '0', content_since or '', '{}', '', announced),
     'PX', ARGV[8])
 end
 local later = token and not before(tonumber(lease_fetched_at))
@@ -92,11 +100,12 @@ elseif old and not blank then
       validated_at, fetched_at = '1', '1'
     end
     redis.call('SET', KEYS[3],
-      write_meta(validated_at, own_expiry, at, stale_for, hash, attempt, fetched_at, content_since, note), 'KEEPTTL')
+      write_meta(validated_at, own_expiry, at, stale_for, hash, attempt, fetched_at, content_since, note,
+        version, announced), 'KEEPTTL')
   else
     local left = redis.call('PTTL', KEYS[1])
     if left < 0 then left = tonumber(ARGV[3]) end
-    redis.call('SET', KEYS[3], write_meta('0', '0', at, '0', '-', '', '0', '', '{}'),
+    redis.call('SET', KEYS[3], write_meta('0', '0', at, '0', '-', '', '0', '', '{}', '', announced),
       'PX', string.format('%.0f', math.max(left, 1)))
   end
 elseif old and not token then

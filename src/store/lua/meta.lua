@@ -2,21 +2,29 @@
 -- the form.
 local match = string.match
 -- Returns validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since ('' unknown),
--- note; all of them text. Returns nothing where no metadata are.
+-- note, version and announced version ('' for none); all of them text. Returns nothing where no metadata are.
 local function read_meta(packed)
-  local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note =
-    match(packed or '', '^(%d+) (%d+) (%d+) (%d+) ([^ /~@]+)/?([^ ~@]*)~?(%d*)@?(%d*) (.*)$')
+  local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, version, announced,
+    note = match(packed or '',
+      '^(%d+) (%d+) (%d+) (%d+) ([^ /~@#!]+)/?([^ ~@#!]*)~?(%d*)@?(%d*)#?(%d*)!?(%d*) (.*)$')
   if fetched_at == '' then fetched_at = validated_at end
-  return validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note
+  return validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note, version,
+    announced
 end
 -- Returns packed metadata.
 local function write_meta(
-    validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note)
+    validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note, version,
+    announced)
   if attempt ~= '' then hash = hash .. '/' .. attempt end
   if fetched_at ~= validated_at then hash = hash .. '~' .. fetched_at end
   if content_since ~= '' then hash = hash .. '@' .. content_since end
+  if version ~= '' then hash = hash .. '#' .. version end
+  if announced ~= '' then hash = hash .. '!' .. announced end
   return validated_at .. ' ' .. own_expiry .. ' ' .. invalidated .. ' ' .. stale_for .. ' ' .. hash .. ' ' .. note
 end
+-- Returns true if version a is lower than b; '' is lower than any. Versions are digits without leading zeros, and too
+-- large for doubles.
+local function lower(a, b) return #a < #b or #a == #b and a < b end
 -- Returns of the last attempt: trigger, crash count, storm ('1' or ''), outcome, when it began (ms; 0 where
 -- validated_at says so).
 local function read_attempt(attempt, note)

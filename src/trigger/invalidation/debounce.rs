@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::ack::Ack;
 use super::invalidator::{Debounced, Invalidator};
 use crate::agenda::When;
-use crate::entry::EntryKey;
+use crate::entry::{Announced, EntryKey};
 use crate::job::Job;
 use crate::protocol::Handled;
 use crate::redis::{Backoff, RedisTime};
@@ -50,6 +50,8 @@ struct Refresh {
     job: Arc<Job>,
     /// The time of the last invalidation.
     at: RedisTime,
+    /// The version that the invalidations announce together.
+    version: Announced,
     /// The highest priority of the invalidations.
     when: When,
     until: Instant,
@@ -60,12 +62,14 @@ struct Refresh {
 
 impl Refresh {
     fn new(debounced: Debounced, until: Instant) -> Self {
-        Self { job: debounced.job, at: debounced.at, when: debounced.when, until, acks: Vec::new(), oldest: None }
+        let Debounced { job, at, version, when, .. } = debounced;
+        Self { job, at, version, when, until, acks: Vec::new(), oldest: None }
     }
 
     /// Adds an invalidation; returns the number of acknowledgements that it adds.
-    fn join(&mut self, at: RedisTime, when: When, acks: impl IntoIterator<Item = Ack>) -> usize {
+    fn join(&mut self, at: RedisTime, version: Announced, when: When, acks: impl IntoIterator<Item = Ack>) -> usize {
         self.at = self.at.max(at);
+        self.version = self.version.and(version);
         if when == When::Urgent {
             self.when = when;
         }
@@ -94,10 +98,10 @@ impl Debounce {
     }
 
     /// Adds a high-priority invalidation to an entry that waits; returns `false` if the entry does not wait.
-    pub(super) fn joins(&self, key: &str, at: RedisTime, acks: &[Ack]) -> bool {
+    pub(super) fn joins(&self, key: &str, at: RedisTime, version: Announced, acks: &[Ack]) -> bool {
         let mut waiting = self.lock();
         let Some(refresh) = waiting.entries.get_mut(key) else { return false };
-        let more = refresh.join(at, When::Urgent, acks.iter().map(Ack::part));
+        let more = refresh.join(at, version, When::Urgent, acks.iter().map(Ack::part));
         self.acks.fetch_add(more, Ordering::Relaxed);
         true
     }
@@ -116,12 +120,12 @@ impl Debounce {
                     order.insert((until, key));
                     there.until = until;
                 }
-                there.join(debounced.at, debounced.when, acks)
+                there.join(debounced.at, debounced.version, debounced.when, acks)
             }
             Entry::Vacant(place) => {
                 order.insert((until, key));
-                let (at, when) = (debounced.at, debounced.when);
-                place.insert(Refresh::new(debounced, until)).join(at, when, acks)
+                let (at, version, when) = (debounced.at, debounced.version, debounced.when);
+                place.insert(Refresh::new(debounced, until)).join(at, version, when, acks)
             }
         };
         self.acks.fetch_add(more, Ordering::Relaxed);
@@ -189,6 +193,7 @@ impl Debounce {
             job: Arc::clone(&refresh.job),
             key: key.clone(),
             at: refresh.at,
+            version: refresh.version,
             when: refresh.when,
             wait: Duration::ZERO,
         });

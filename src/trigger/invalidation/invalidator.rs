@@ -18,7 +18,7 @@ use tracing::warn;
 
 use crate::agenda::{Agenda, When};
 use crate::entry::Trigger;
-use crate::entry::{EntryKey, JobName};
+use crate::entry::{Announced, EntryKey, JobName};
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
 use crate::protocol::{Action, Handled, Message};
@@ -39,6 +39,8 @@ pub struct Debounced {
     pub key: EntryKey,
     /// The time of the invalidation.
     pub at: RedisTime,
+    /// The version that it announces.
+    pub version: Announced,
     /// Its place on the agenda after the wait.
     pub when: When,
     /// The time to wait.
@@ -80,8 +82,8 @@ struct Part<'a> {
     left: Left,
 }
 
-/// An entry to invalidate, with its job and the time of the invalidation.
-type Named = (Arc<Job>, EntryKey, RedisTime);
+/// An entry to invalidate, with its job, and the time and version of the invalidation.
+type Named = (Arc<Job>, EntryKey, RedisTime, Announced);
 
 /// Entries of one job without a value, and the time of the invalidation.
 type Absent<'a> = (&'a Arc<Job>, Vec<EntryKey>, RedisTime);
@@ -155,7 +157,7 @@ impl Invalidator {
         let order = Order { action: message.action, at, alone };
         for key in &message.keys {
             match self.jobs.owner(key) {
-                Some((job, _)) => named.push((Arc::clone(job), EntryKey::new(key.as_str()), at)),
+                Some((job, _)) => named.push((Arc::clone(job), EntryKey::new(key.as_str()), at, message.version)),
                 None => foreign.push(EntryKey::new(key.as_str())),
             }
         }
@@ -201,7 +203,7 @@ impl Invalidator {
         let mut left = Left::one_of(1);
         while let Some(when) = debounced.first().map(|entry| entry.when) {
             let same = debounced.extract_if(.., |entry| entry.when == when);
-            let entries: Vec<Named> = same.map(|entry| (entry.job, entry.key, entry.at)).collect();
+            let entries: Vec<Named> = same.map(|entry| (entry.job, entry.key, entry.at, entry.version)).collect();
             handled.entries = handled.entries.saturating_sub(entries.len() as u64);
             self.entries(&entries, Action::Refresh, when, handled, &mut left).await?;
             self.put_last(&mut left, when, Action::Refresh).await?;
@@ -255,7 +257,7 @@ impl Invalidator {
                         None => self.jobs.owner(key).map(|(job, _)| job),
                     };
                     match owner {
-                        Some(job) => named.push((Arc::clone(job), EntryKey::new(key), at)),
+                        Some(job) => named.push((Arc::clone(job), EntryKey::new(key), at, Announced::None)),
                         None if alone => foreign.push(EntryKey::new(key)),
                         None => {}
                     }
@@ -311,7 +313,7 @@ impl Invalidator {
             match action {
                 Action::Refresh => self.remove_or_mark(batch, Removal::Refresh, when, handled, left, &mut next).await?,
                 Action::Evict => self.remove_or_mark(batch, Removal::Evict, when, handled, left, &mut next).await?,
-                Action::Warm => batch.iter().for_each(|(job, key, _)| next.due(job, key)),
+                Action::Warm => batch.iter().for_each(|(job, key, ..)| next.due(job, key)),
             }
         }
         self.schedule(next, action, when, handled, left).await
@@ -327,16 +329,17 @@ impl Invalidator {
         left: &mut Left,
         next: &mut Next<'a>,
     ) -> RedisResult<()> {
-        let scripts = batch.iter().map(async |(job, key, at)| match job.is_paid_for() {
-            true => self.store.invalidate_paid(key, *at, removal).await,
-            false => self.store.invalidate(key, *at, removal).await,
+        let scripts = batch.iter().map(async |(job, key, at, version)| {
+            let version = if job.version.is_some() { *version } else { Announced::None };
+            self.store.announce(key, *at, removal, version, job.is_paid_for()).await
         });
-        for ((job, key, at), result) in batch.iter().zip(join_all(scripts).await) {
+        for ((job, key, at, version), result) in batch.iter().zip(join_all(scripts).await) {
             let Some(result) = pass_over(result, key)? else { continue };
             handled.fenced += u64::from(result.fenced);
             handled.removed += u64::from(result.removed);
             if let Some(wait) = result.debounced {
-                left.debounced.push(Debounced { job: Arc::clone(job), key: key.clone(), at: *at, when, wait });
+                let (job, key) = (Arc::clone(job), key.clone());
+                left.debounced.push(Debounced { job, key, at: *at, version: *version, when, wait });
                 continue;
             }
             let lists = || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params));

@@ -283,7 +283,7 @@ impl Line<'_> {
     async fn handle(&self, work: &mut Work) -> redis::RedisResult<()> {
         let At::Redis(at) = work.at else { return Ok(()) };
         if work.message.action == Action::Refresh && work.message.is_narrow() {
-            let joined = |key: &mut String| self.debounce.joins(key, at, &work.acks);
+            let joined = |key: &mut String| self.debounce.joins(key, at, work.message.version, &work.acks);
             let joined: Vec<String> = work.message.keys.extract_if(.., joined).collect();
             if work.message.keys.is_empty() {
                 work.message.keys = joined;

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::agenda::{Agenda, When};
-use crate::entry::EntryKey;
 use crate::entry::Trigger;
 use crate::entry::duration;
+use crate::entry::{Announced, EntryKey};
 use crate::job::{Job, Jobs};
 use crate::popularity::Popularity;
 use crate::protocol::Handled;
@@ -234,7 +234,7 @@ impl Revalidator {
     async fn invalidate(&self, keys: Vec<EntryKey>, at: RedisTime, when: When) -> RedisResult<()> {
         let entry = |key: EntryKey| {
             let job = Arc::clone(self.jobs.owner(key.as_str())?.0);
-            Some(Debounced { job, key, at, when, wait: Duration::ZERO })
+            Some(Debounced { job, key, at, version: Announced::None, when, wait: Duration::ZERO })
         };
         let mut entries: Vec<Debounced> = keys.into_iter().filter_map(entry).collect();
         while !entries.is_empty() {

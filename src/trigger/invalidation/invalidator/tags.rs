@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::{ABREAST, Invalidator, Left, Named, Order, Part, pass_over};
 use crate::agenda::When;
+use crate::entry::Announced;
 use crate::entry::EntryKey;
 use crate::protocol::{Action, Handled};
 use crate::redis::{Scan, is_of_keys};
@@ -65,7 +66,7 @@ impl Invalidator {
             let (mut named, mut foreign) = (Vec::new(), Vec::new());
             for key in entries {
                 match self.jobs.owner(key.as_str()) {
-                    Some((job, _)) => named.push((Arc::clone(job), key, at)),
+                    Some((job, _)) => named.push((Arc::clone(job), key, at, Announced::None)),
                     None => foreign.push(key),
                 }
             }
@@ -132,7 +133,7 @@ impl Invalidator {
             let (mut named, mut foreign) = (Vec::new(), Vec::new());
             for key in found {
                 match self.jobs.owner(key.as_str()) {
-                    Some((job, _)) if !job.tags.is_empty() => named.push((Arc::clone(job), key, at)),
+                    Some((job, _)) if !job.tags.is_empty() => named.push((Arc::clone(job), key, at, Announced::None)),
                     Some(_) => {}
                     None => foreign.push(key),
                 }
@@ -187,7 +188,7 @@ impl Invalidator {
                 let named = found.iter().filter(|(_, has)| concerns(has.as_deref(), &sought));
                 let named = named.filter_map(|(key, _)| {
                     let (job, _) = self.jobs.owner(key.as_str())?;
-                    Some((Arc::clone(job), key.clone(), part.order.at))
+                    Some((Arc::clone(job), key.clone(), part.order.at, Announced::None))
                 });
                 let named: Vec<Named> = named.collect();
                 let Part { order, handled, left, .. } = part;
