@@ -6,9 +6,9 @@ mod support;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use samovar::agenda::{Due, State};
-use samovar::entry::{Outcome, Priority, Trigger};
+use samovar::entry::{Outcome, Priority, Trigger, Version};
 use samovar::redis::RedisTime;
-use samovar::store::{LastAttempt, Meta};
+use samovar::store::{LastAttempt, Meta, Rechecks};
 use support::TestRedis;
 
 fn any_due() -> impl Strategy<Value = Due> {
@@ -73,6 +73,8 @@ struct Known {
     fetched_at: i64,
     content_since: i64,
     last_attempt: LastAttempt,
+    /// The value's, and the one that was announced.
+    versions: [Option<Version>; 2],
     previous: bool,
 }
 
@@ -90,18 +92,60 @@ fn any_known() -> impl Strategy<Value = Known> {
                 attempted: RedisTime::from_millis(attempted),
                 crashes: if attempted > 0 { crashes } else { 0 },
                 failures,
+                rechecks: tagged.then(|| Rechecks::new(RedisTime::from_millis(1), "h".to_owned(), storm)),
                 tags: if tagged { vec![r#""t":1 ~@/ {"d":3}"#.to_owned()] } else { Vec::new() },
                 ..LastAttempt::default()
             }
         });
     let times = [time().boxed(), time().boxed(), (0_i64..2).boxed(), (0_i64..9_000).boxed()];
     let zero_or = |some: BoxedStrategy<i64>| prop_oneof![Just(0), some];
-    (times, "-|[0-9A-Za-z]{1,11}", zero_or(time().boxed()), zero_or(time().boxed()), notes, any::<bool>()).prop_map(
-        |(times, hash, fetched_at, content_since, last_attempt, previous)| {
+    (times, "-|[0-9A-Za-z]{1,11}", zero_or(time().boxed()), zero_or(time().boxed()), notes, versions(), any::<bool>())
+        .prop_map(|(times, hash, fetched_at, content_since, last_attempt, versions, previous)| {
             let fetched_at = if fetched_at == 0 { times[0] } else { fetched_at };
-            Known { times, hash, fetched_at, content_since, last_attempt, previous }
-        },
-    )
+            let versions = if previous { [None; 2] } else { versions };
+            Known { times, hash, fetched_at, content_since, last_attempt, versions, previous }
+        })
+}
+
+/// Two versions, or none, near one another as well as far apart.
+fn versions() -> impl Strategy<Value = [Option<Version>; 2]> {
+    let number = prop_oneof![0_u64..20, any::<u64>(), (u64::MAX - 20)..=u64::MAX];
+    let pair = (proptest::option::of(number), prop_oneof![Just(None), Just(Some(0_i64)), (-9_i64..9).prop_map(Some)]);
+    pair.prop_flat_map(|(a, by)| {
+        let near = a.zip(by).map(|(a, by)| a.saturating_add_signed(by));
+        (Just(a), prop_oneof![Just(near), proptest::option::of(any::<u64>())])
+    })
+    .prop_map(|(a, b)| [a, b].map(|number| number.map(Version::new)))
+}
+
+/// A version as scripts have it.
+fn digits(version: Option<Version>) -> String {
+    version.map(|version| version.to_string()).unwrap_or_default()
+}
+
+/// Beyond what doubles tell apart, too.
+#[test]
+fn scripts_and_rust_agree_on_which_version_is_lower() {
+    const SCRIPT: &str = concat!(
+        include_str!("../src/store/lua/meta.lua"),
+        "local reply = {}
+        for i = 1, #ARGV, 2 do reply[#reply + 1] = lower(ARGV[i], ARGV[i + 1]) and 1 or 0 end
+        return reply"
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let redis = runtime.block_on(TestRedis::start());
+    let agree = |pairs: Vec<[Option<Version>; 2]>| {
+        let mut words = vec!["EVAL".to_owned(), SCRIPT.to_owned(), "0".to_owned()];
+        words.extend(pairs.iter().flatten().map(|version| digits(*version)));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let lower: Vec<u8> = runtime.block_on(redis.ask(&words));
+        for ([a, b], lower) in pairs.iter().zip(lower) {
+            prop_assert_eq!(lower == 1, a < b, "{:?} {:?}", a, b);
+        }
+        Ok(())
+    };
+    let mut runner = TestRunner::new(Config::with_cases(32));
+    runner.run(&proptest::collection::vec(versions(), 1..200), agree).unwrap();
 }
 
 /// The note as the previous version wrote it, with the last attempt in it.
@@ -126,12 +170,12 @@ fn scripts_and_rust_agree_on_metadata() {
     const SCRIPT: &str = concat!(
         include_str!("../src/store/lua/meta.lua"),
         "local reply = {}
-        for i = 1, #ARGV, 9 do
-          local packed = write_meta(unpack(ARGV, i, i + 8))
+        for i = 1, #ARGV, 11 do
+          local packed = write_meta(unpack(ARGV, i, i + 10))
           local fields = {read_meta(packed)}
           local attempt = {read_attempt(fields[6], fields[9])}
           reply[#reply + 1] = packed
-          reply[#reply + 1] = table.concat(fields, ' ', 1, 5) .. ' ' .. table.concat(fields, ' ', 7, 9)
+          reply[#reply + 1] = table.concat(fields, ' ', 1, 5) .. ' ' .. table.concat(fields, ' ', 7, 11)
           reply[#reply + 1] = string.format('%d %d %s %d %.0f', unpack(attempt))
         end
         return reply"
@@ -151,13 +195,14 @@ fn scripts_and_rust_agree_on_metadata() {
                 (known.last_attempt.attempt(), known.last_attempt.to_json())
             };
             words.extend([known.hash.clone(), attempt, known.fetched_at.to_string(), since(known), json]);
+            words.extend(known.versions.map(digits));
         }
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let replies: Vec<String> = runtime.block_on(redis.ask(&words));
-        for ((known, reply), words) in all.iter().zip(replies.chunks_exact(3)).zip(words[3..].chunks_exact(9)) {
+        for ((known, reply), words) in all.iter().zip(replies.chunks_exact(3)).zip(words[3..].chunks_exact(11)) {
             let [packed, fields, attempt] = reply else { unreachable!() };
             let head = format!("{} {} {} {} {}", words[0], words[1], words[2], words[3], words[4]);
-            prop_assert_eq!(fields, &format!("{head} {} {} {}", words[6], words[7], words[8]));
+            prop_assert_eq!(fields, &format!("{head} {}", words[6..].join(" ")));
             let LastAttempt { outcome, trigger, storm, attempted, crashes, .. } = known.last_attempt;
             let (outcome, trigger, storm) =
                 (outcome.unwrap() as u8, trigger.unwrap() as u8, if storm { "1" } else { "" });
@@ -172,7 +217,9 @@ fn scripts_and_rust_agree_on_metadata() {
             );
             let attempted =
                 if attempted == RedisTime::ZERO { RedisTime::from_millis(known.times[0]) } else { attempted };
-            prop_assert_eq!(&meta.last_attempt, &LastAttempt { attempted, ..known.last_attempt.clone() });
+            let [version, announced] = known.versions;
+            prop_assert_eq!(meta.announced, announced);
+            prop_assert_eq!(&meta.last_attempt, &LastAttempt { attempted, version, ..known.last_attempt.clone() });
             let attempt = if words[5].is_empty() { 0 } else { words[5].len() + 1 };
             let room = attempt + words[8].len();
             prop_assert!(

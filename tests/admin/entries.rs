@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
-use samovar::agenda::{Due, State};
-use samovar::entry::{Priority, Trigger};
 use serde_json::{Value, json};
 
 use super::support::{Art, Parts, Reply, art, eventually, readable_key as readable, samovar, version};

@@ -2,6 +2,7 @@
 
 use samovar::entry::JobName;
 use samovar::protocol::Message;
+use samovar::redis::RedisTime;
 use samovar::store::{Gap, LastAttempt, Meta, Removal, Written};
 use serde_json::json;
 
