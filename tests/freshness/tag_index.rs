@@ -1,6 +1,11 @@
 //! The index of a tag, which Redis may evict: the entries of a tag without one are searched for.
 
-use samovar::entry::EntryKey;
+use std::fmt::Debug;
+use std::pin::{Pin, pin};
+use std::time::Instant;
+
+use futures_util::FutureExt;
+use samovar::entry::{EntryKey, Outcome, Trigger};
 use samovar::redis::RedisTime;
 use samovar::store::Note;
 use samovar::telemetry::Telemetry;
@@ -171,6 +176,101 @@ async fn a_search_vouches_for_no_index_that_was_evicted_meanwhile() {
     assert_eq!(redis.keys("samovar:tag:*").await, [parts.keys.tag("t")]);
 }
 
+/// Polls a future of the user `app` until the last command that Redis has of it is this one. Then the future rests.
+async fn run_until(redis: &TestRedis, command: &str, mut running: Pin<&mut impl Future<Output: Debug>>) {
+    let command = format!(" cmd={command} ");
+    eventually("the command is executed", async || {
+        let early = running.as_mut().now_or_never();
+        assert!(early.is_none(), "it ended before: {early:?}");
+        let clients: String = redis.ask(&["CLIENT", "LIST"]).await;
+        let is_there = clients.lines().any(|client| client.contains(" user=app ") && client.contains(&command));
+        if is_there { Ok(()) } else { Err(clients) }
+    })
+    .await;
+}
+
+/// Another worker handles an earlier message, which `a` is too new for, and finds all entries of the tag meanwhile.
+#[tokio::test]
+async fn an_index_that_another_search_completes_hides_no_entry() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    let (invalidator, message) = (parts.invalidator(&jobs), tags(["t"]));
+    let earlier = parts.now().await;
+    parts.next_instant().await;
+    commit_with(&parts, "a", &["t"]).await;
+    redis.ask::<u64>(&["DEL", &parts.keys.tag("t")]).await;
+    commit_with(&parts, "b", &["t"]).await;
+    parts.next_instant().await;
+    let at = parts.now().await;
+    let mut handling = pin!(invalidator.handle(&message, at));
+    run_until(&redis, "zscan", handling.as_mut()).await;
+    parts.invalidator(&jobs).handle(&message, earlier).await.unwrap();
+    assert_eq!(parts.store.may_lack(&["t"]).await.unwrap(), [""; 0], "the index is complete");
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, None);
+    handling.await.unwrap();
+    for name in ["a", "b"] {
+        assert_eq!(parts.meta(name).await.unwrap().invalidated, Some(at), "{name}");
+    }
+}
+
+/// The index is complete when the message is read, and evicted before its entries are.
+#[tokio::test]
+async fn an_index_evicted_just_before_it_is_read_hides_no_entry() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    let (invalidator, message) = (parts.invalidator(&jobs), tags(["t"]));
+    commit_with(&parts, "a", &["t"]).await;
+    commit_with(&parts, "b", &["t"]).await;
+    invalidator.handle(&message, RedisTime::from_millis(1)).await.unwrap();
+    assert_eq!(parts.store.may_lack(&["t"]).await.unwrap(), [""; 0], "the index is complete");
+    parts.next_instant().await;
+    let at = parts.now().await;
+    let mut handling = pin!(invalidator.handle(&message, at));
+    run_until(&redis, "zscore", handling.as_mut()).await;
+    redis.ask::<u64>(&["DEL", &parts.keys.tag("t")]).await;
+    parts.store.tag(&art("b"), &["t".to_owned()], LONG).await.unwrap();
+    handling.await.unwrap();
+    for name in ["a", "b"] {
+        assert_eq!(parts.meta(name).await.unwrap().invalidated, Some(at), "{name}");
+    }
+}
+
+/// Builds before there were numbers wrote outcomes and triggers as words.
+#[tokio::test]
+async fn a_search_finds_entries_that_older_builds_described() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    commit_with(&parts, "a", &["t"]).await;
+    redis.ask::<u64>(&["DEL", &parts.keys.tag("t")]).await;
+    let meta = parts.keys.meta(&art("a"));
+    let now: String = redis.ask(&["GET", &meta]).await;
+    let head = now.split(['/', '{']).next().unwrap().trim_end();
+    let before = format!(r#"{head} {{"g":["t"],"o":"failed","t":"manual","a":17,"n":3}}"#);
+    redis.ask::<String>(&["SET", &meta, &before, "KEEPTTL"]).await;
+    let note = parts.meta("a").await.unwrap().note;
+    assert_eq!((note.outcome, note.trigger, note.failures), (Some(Outcome::Failed), Some(Trigger::Manual), 3));
+    parts.next_instant().await;
+    let at = parts.now().await;
+    parts.invalidator(&jobs).handle(&tags(["t"]), at).await.unwrap();
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
+}
+
+/// A job that is unknown here has tags, and the user has no right to its keys.
+#[tokio::test]
+async fn loaded_values_that_the_user_may_not_touch_stop_no_tag() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    commit_with(&parts, "a", &["t"]).await;
+    redis.set("poem:a", "a service's", TTL).await;
+    redis.ask::<u64>(&["ZADD", &parts.keys.tagged(), "0", "poem:*"]).await;
+    redis.ask::<()>(&["ACL", "SETUSER", "app", "resetkeys", "~samovar:*", "~art:*", "~more:*"]).await;
+    parts.next_instant().await;
+    let at = parts.now().await;
+    parts.invalidator(&jobs).handle(&tags(["t"]), at).await.unwrap();
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
+    assert!(redis.get("poem:a").await.is_some());
+}
+
 #[tokio::test]
 async fn messages_that_wait_with_unknown_tags_share_a_scan() {
     let (redis, upstream) = both().await;
@@ -218,6 +318,35 @@ async fn a_message_that_fails_holds_up_none_that_it_waits_with() {
         let mut others = [next().await, next().await];
         others.sort();
         assert_eq!(others, ["a", "b"]);
+        cut.cancel();
+    };
+    tokio::join!(pipeline_loop.run(cut.clone()), others);
+}
+
+/// The message comes over the channel and through the inbox, and has too many tags for both to be handled together. The
+/// second is merged with the first, which failed, and is handled by itself as well: `late` does not fail with it.
+#[tokio::test]
+async fn a_message_that_failed_drags_none_along_once_it_is_merged() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    redis.ask::<()>(&["ACL", "SETUSER", "app", "resetkeys", "~samovar:*", "~art:*"]).await;
+    parts.store.tag(&EntryKey::new("more:1"), &["more".to_owned()], LONG).await.unwrap();
+    let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
+    let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
+    let failing = tags((0..509).map(|n| format!("unknown {n}")).chain(["more".to_owned()]));
+    let at = || At::Redis(RedisTime::from_millis(1));
+    for (id, message, at, way) in [
+        ("heard", failing.clone(), At::Received(Instant::now()), "channel"),
+        ("read", failing, at(), "inbox"),
+        ("with it", tags((0..300).map(|n| format!("with it {n}"))), at(), "inbox"),
+        ("late", tags((0..300).map(|n| format!("late {n}"))), at(), "inbox"),
+    ] {
+        pipeline.take(message, at, way, Ack::new(id.to_owned(), done.clone())).await;
+    }
+    let cut = tokio_util::sync::CancellationToken::new();
+    let others = async {
+        let mut next = async || tokio::time::timeout(LONG, handled.recv()).await.unwrap().unwrap();
+        assert_eq!([next().await, next().await], ["late", "with it"]);
         cut.cancel();
     };
     tokio::join!(pipeline_loop.run(cut.clone()), others);
