@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
-use super::support::{Art, JobsFolder, Parts, TestRedis, eventually, hasty_worker, talkative, version, worker};
+use super::support::{
+    Art, JobsFolder, Parts, TestRedis, Upstream, eventually, hasty_worker, talkative, version, worker,
+};
 use super::{CHANNEL, identity, warmed_by};
 
 #[tokio::test]
@@ -126,6 +128,11 @@ async fn cut_and_publish(redis: &TestRedis, client: &str, message: &str) -> usiz
     heard
 }
 
+/// Returns a folder with this job alone.
+fn folder(upstream: &Upstream, name: &str, toml: &str) -> JobsFolder {
+    JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job(name, toml)
+}
+
 /// The other one hears it, and drops what it does not know.
 #[tokio::test]
 async fn a_worker_does_not_vouch_for_jobs_that_it_does_not_know() {
@@ -135,7 +142,7 @@ async fn a_worker_does_not_vouch_for_jobs_that_it_does_not_know() {
         let clients: String = redis.ask(&["CLIENT", "LIST", "TYPE", "pubsub"]).await;
         let client = clients.split([' ', '=']).nth(1).unwrap();
         let toml = Art::of(&upstream).list(["p"]).toml().replace("art:{name}", key).replace("/art/", "/other/");
-        let others = JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job(name, &toml);
+        let others = folder(&upstream, name, &toml);
         let _other = hasty_worker(&redis, &others);
         have_listened(&redis, 2).await;
         let (edited, calls) = (upstream.edit("/art/a"), upstream.calls("/other/p"));
@@ -155,7 +162,7 @@ async fn a_worker_does_not_vouch_for_jobs_that_it_does_not_know() {
 async fn what_only_workers_of_other_jobs_heard_is_made_good() {
     let (redis, upstream, jobs, mut first) = warmed_by(hasty_worker).await;
     let other = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");
-    let others = JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job("poem", &other);
+    let others = folder(&upstream, "poem", &other);
     let _other = hasty_worker(&redis, &others);
     have_listened(&redis, 2).await;
     first.term();
