@@ -7,16 +7,42 @@ use samovar::entry::Trigger;
 use samovar::store::LastAttempt;
 use serde_json::json;
 
-use super::support::{Art, Parts, Reply, art, both, eventually, job, publish, version, worker};
+use super::support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, both, eventually, job, publish, version,
+    worker,
+};
 use super::{LONG, TTL};
 
-#[tokio::test]
-async fn an_old_value_written_aside_after_a_refresh_is_replaced() {
+/// Starts a Redis, an upstream, and a worker that has warmed `art:a` and rechecks it soon after an invalidation.
+async fn warm() -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"500ms\"]").folder();
-    let _worker = worker(&redis, &jobs);
+    let worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
+    (redis, upstream, jobs, worker)
+}
+
+/// Runs `before` with the trigger of a warmup and with that of a person. Then a worker fetches `art:a`, and replaces an
+/// old value that is written after.
+async fn fetched_and_rechecked(before: impl AsyncFn(&TestRedis, &Parts, &JobsFolder, Trigger, When)) {
+    for (trigger, when) in [(Trigger::Cron, When::NOW), (Trigger::Manual, When::Urgent)] {
+        let (redis, upstream) = both().await;
+        upstream.edit("/art/a");
+        let jobs = Art::of(&upstream).warm("recheck = [\"2s\"]").folder();
+        let parts = Parts::of(&redis).await;
+        parts.mark().await;
+        before(&redis, &parts, &jobs, trigger, when).await;
+        let _worker = worker(&redis, &jobs);
+        version(&redis, "a", 1).await;
+        redis.set("art:a", r#"{"version": 0}"#, TTL).await;
+        version(&redis, "a", 1).await;
+    }
+}
+
+#[tokio::test]
+async fn an_old_value_written_aside_after_a_refresh_is_replaced() {
+    let (redis, upstream, _jobs, _worker) = warm().await;
     let edited = upstream.edit("/art/a");
     publish(&redis, "art:a").await;
     version(&redis, "a", edited).await;
@@ -27,11 +53,7 @@ async fn an_old_value_written_aside_after_a_refresh_is_replaced() {
 
 #[tokio::test]
 async fn an_old_value_written_aside_after_an_eviction_is_replaced() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"500ms\"]").folder();
-    let _worker = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, _jobs, _worker) = warm().await;
     let edited = upstream.edit("/art/a");
     Parts::of(&redis).await.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
     redis.set("art:a", r#"{"version": 1}"#, TTL).await;
@@ -47,32 +69,19 @@ async fn an_old_value_written_aside_after_an_eviction_is_replaced() {
 /// A warmup, or a person, comes between the invalidation of an unknown key and its recheck.
 #[tokio::test]
 async fn a_fetch_in_the_place_of_a_recheck_is_rechecked_itself() {
-    for (trigger, when) in [(Trigger::Cron, When::NOW), (Trigger::Manual, When::Urgent)] {
-        let (redis, upstream) = both().await;
-        upstream.edit("/art/a");
-        let jobs = Art::of(&upstream).warm("recheck = [\"2s\"]").folder();
-        let parts = Parts::of(&redis).await;
-        parts.mark().await;
+    fetched_and_rechecked(async |_, parts, jobs, trigger, when| {
         let unknown = samovar::protocol::Message::parse("art:a").unwrap();
-        parts.invalidator(&jobs).handle(&unknown, parts.now().await).await.unwrap();
+        parts.invalidator(jobs).handle(&unknown, parts.now().await).await.unwrap();
         parts.agenda.put(&job(), &[art("a")], when, trigger).await.unwrap();
         assert_eq!(Due::from_score(parts.score("a").await.unwrap()).trigger, trigger);
-        let _worker = worker(&redis, &jobs);
-        version(&redis, "a", 1).await;
-        redis.set("art:a", r#"{"version": 0}"#, TTL).await;
-        version(&redis, "a", 1).await;
-    }
+    })
+    .await;
 }
 
 /// A warmup, or a person, has claimed what is evicted, and fetches it after.
 #[tokio::test]
 async fn the_recheck_after_an_eviction_is_not_lost_to_a_claim() {
-    for (trigger, when) in [(Trigger::Cron, When::NOW), (Trigger::Manual, When::Urgent)] {
-        let (redis, upstream) = both().await;
-        upstream.edit("/art/a");
-        let jobs = Art::of(&upstream).warm("recheck = [\"2s\"]").folder();
-        let parts = Parts::of(&redis).await;
-        parts.mark().await;
+    fetched_and_rechecked(async |redis, parts, jobs, trigger, when| {
         let lease = parts.lease("a", LONG).await;
         parts.store.commit(&art("a"), &lease, r#"{"version": 0}"#, TTL, &LastAttempt::default()).await.unwrap();
         parts.agenda.put(&job(), &[art("a")], when, trigger).await.unwrap();
@@ -80,13 +89,10 @@ async fn the_recheck_after_an_eviction_is_not_lost_to_a_claim() {
         parts.agenda.claim(&job(), 1, 1, Duration::from_millis(500)).await.unwrap();
         parts.next_instant().await;
         let evict = samovar::protocol::Message::parse(r#"{"keys": ["art:a"], "action": "evict"}"#).unwrap();
-        parts.invalidator(&jobs).handle(&evict, parts.now().await).await.unwrap();
+        parts.invalidator(jobs).handle(&evict, parts.now().await).await.unwrap();
         assert_eq!(redis.get("art:a").await, None);
-        let _worker = worker(&redis, &jobs);
-        version(&redis, "a", 1).await;
-        redis.set("art:a", r#"{"version": 0}"#, TTL).await;
-        version(&redis, "a", 1).await;
-    }
+    })
+    .await;
 }
 
 /// A recheck of an absent value asks for nothing: neither upstreams nor inputs.

@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
-use super::support::{Art, JobsFolder, Parts, TestRedis, both, eventually, hasty_worker, talkative, version, worker};
-use super::{CHANNEL, identity};
+use super::support::{
+    Art, JobsFolder, Parts, TestRedis, Upstream, eventually, hasty_worker, talkative, version, worker,
+};
+use super::{CHANNEL, identity, warmed_by};
 
 #[tokio::test]
 async fn what_is_published_bare_while_nobody_listens_is_made_good() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let mut first = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, jobs, mut first) = warmed_by(worker).await;
     has_heard(&redis).await;
     first.kill9();
     first.wait().await;
@@ -46,11 +44,7 @@ async fn have_listened(redis: &TestRedis, workers: usize) {
 /// Somebody else has heard it all: nothing is suspect.
 #[tokio::test]
 async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let _first = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, jobs, _first) = warmed_by(worker).await;
     has_heard(&redis).await;
     let _second = worker(&redis, &jobs);
     have_listened(&redis, 2).await;
@@ -59,11 +53,7 @@ async fn a_worker_that_comes_anew_into_a_fleet_suspects_nothing() {
 
 #[tokio::test]
 async fn a_cut_subscription_of_the_only_worker_revalidates_everything() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let _worker = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, _jobs, _worker) = warmed_by(worker).await;
     has_heard(&redis).await;
     let edited = upstream.edit("/art/a");
     // In one step, so that it cannot be subscribed again in between.
@@ -85,11 +75,8 @@ async fn a_cut_subscription_of_the_only_worker_revalidates_everything() {
 /// It is told to stop, and has no time to handle what it heard.
 #[tokio::test]
 async fn what_a_worker_did_not_handle_by_its_end_is_made_good() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let mut first = talkative(&redis, &jobs).env("SAMOVAR_DRAIN", "0").spawn();
-    version(&redis, "a", 1).await;
+    let hurried = |redis: &_, jobs: &_| talkative(redis, jobs).env("SAMOVAR_DRAIN", "0").spawn();
+    let (redis, upstream, jobs, mut first) = warmed_by(hurried).await;
     has_heard(&redis).await;
     first.freeze();
     let edited = upstream.edit("/art/a");
@@ -111,11 +98,7 @@ async fn what_a_worker_did_not_handle_by_its_end_is_made_good() {
 /// Another worker heard all the while, and died a moment later with what it had heard.
 #[tokio::test]
 async fn messages_a_dead_worker_only_heard_do_not_count_as_handled() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let mut first = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, jobs, mut first) = warmed_by(worker).await;
     first.kill9();
     first.wait().await;
     let edited = upstream.edit("/art/a");
@@ -131,11 +114,7 @@ async fn messages_a_dead_worker_only_heard_do_not_count_as_handled() {
 /// Two begin at once where there was nobody: neither vouches for the other.
 #[tokio::test]
 async fn workers_that_begin_together_where_none_was_trust_nothing() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let mut first = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, jobs, mut first) = warmed_by(worker).await;
     has_heard(&redis).await;
     first.kill9();
     first.wait().await;
@@ -153,20 +132,21 @@ async fn cut_and_publish(redis: &TestRedis, client: &str, message: &str) -> usiz
     heard
 }
 
+/// Returns a folder with this job alone.
+fn folder(upstream: &Upstream, name: &str, toml: &str) -> JobsFolder {
+    JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job(name, toml)
+}
+
 /// The other one hears it, and drops what it does not know.
 #[tokio::test]
 async fn a_worker_does_not_vouch_for_jobs_that_it_does_not_know() {
     for (name, key) in [("poem", "poem:{name}"), ("art", "painting:{name}")] {
-        let (redis, upstream) = both().await;
-        upstream.edit("/art/a");
+        let (redis, upstream, _jobs, _worker) = warmed_by(hasty_worker).await;
         upstream.edit("/other/p");
-        let jobs = Art::of(&upstream).list(["a"]).folder();
-        let _worker = hasty_worker(&redis, &jobs);
-        version(&redis, "a", 1).await;
         let clients: String = redis.ask(&["CLIENT", "LIST", "TYPE", "pubsub"]).await;
         let client = clients.split([' ', '=']).nth(1).unwrap();
         let toml = Art::of(&upstream).list(["p"]).toml().replace("art:{name}", key).replace("/art/", "/other/");
-        let others = JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job(name, &toml);
+        let others = folder(&upstream, name, &toml);
         let _other = hasty_worker(&redis, &others);
         have_listened(&redis, 2).await;
         let (edited, calls) = (upstream.edit("/art/a"), upstream.calls("/other/p"));
@@ -184,13 +164,9 @@ async fn a_worker_does_not_vouch_for_jobs_that_it_does_not_know() {
 
 #[tokio::test]
 async fn what_only_workers_of_other_jobs_heard_is_made_good() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let mut first = hasty_worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, jobs, mut first) = warmed_by(hasty_worker).await;
     let other = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");
-    let others = JobsFolder::new().upstreams(&format!("[museum]\nurl = \"{}\"\n", upstream.url())).job("poem", &other);
+    let others = folder(&upstream, "poem", &other);
     let _other = hasty_worker(&redis, &others);
     have_listened(&redis, 2).await;
     first.term();
@@ -204,11 +180,7 @@ async fn what_only_workers_of_other_jobs_heard_is_made_good() {
 /// A listener on the channel of signals knows all that was ever sent there.
 #[tokio::test]
 async fn a_forged_canary_hides_no_gap() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let mut first = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, jobs, mut first) = warmed_by(worker).await;
     let mut signals = redis.redis_url().client().unwrap().get_async_pubsub().await.unwrap();
     signals.subscribe("samovar:signal").await.unwrap();
     let mut signals = signals.into_on_message();
@@ -242,11 +214,7 @@ async fn a_forged_canary_hides_no_gap() {
 /// As a worker leaves it that ended just before Redis's clock was set back.
 #[tokio::test]
 async fn a_worker_from_the_future_vouches_for_nothing() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let mut first = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, jobs, mut first) = warmed_by(worker).await;
     first.kill9();
     let edited = upstream.edit("/art/a");
     let later = Parts::of(&redis).await.now().await + Duration::from_millis(600_000);

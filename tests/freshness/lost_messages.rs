@@ -7,7 +7,7 @@ use samovar::store::{LastAttempt, Removal, Written};
 use serde_json::json;
 
 use super::support::{Art, Parts, art, both, eventually, publish, talkative, version, worker};
-use super::{CHANNEL, LONG, TTL, evicted};
+use super::{CHANNEL, LONG, TTL, evicted, warmed_by};
 
 /// A worker that runs at intervals: the number of runs, their length, and the pauses.
 const STARTS: usize = 40;
@@ -18,11 +18,7 @@ const PAUSE: Duration = Duration::from_millis(25);
 
 #[tokio::test]
 async fn a_trimmed_inbox_says_so_and_everything_is_made_anew() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let mut first = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, jobs, mut first) = warmed_by(worker).await;
     first.kill9();
     first.wait().await;
     let edited = upstream.edit("/art/a");

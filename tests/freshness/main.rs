@@ -21,11 +21,23 @@ use std::time::Duration;
 
 use samovar::job::Jobs;
 
-use support::{JobsFolder, TestRedis, eventually};
+use support::{Art, JobsFolder, TestRedis, Upstream, WorkerProcess, both, eventually, version};
 
 const CHANNEL: &str = "samovar:invalidate";
 const LONG: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(600);
+
+/// Starts a Redis, an upstream, and a worker that has warmed the first version of `art:a`, which its job lists.
+async fn warmed_by(
+    start: impl FnOnce(&TestRedis, &JobsFolder) -> WorkerProcess,
+) -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let worker = start(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    (redis, upstream, jobs, worker)
+}
 
 async fn evicted(redis: &TestRedis, name: &str) {
     eventually(&format!("{name} is gone"), async || redis.get(&format!("art:{name}")).await.is_none()).await;

@@ -9,15 +9,11 @@ use samovar::trigger::{Ack, At, Pipeline};
 use serde_json::json;
 
 use super::support::{Art, Parts, Reply, TestRedis, art, both, eventually, publish, version, worker};
-use super::{CHANNEL, TTL};
+use super::{CHANNEL, TTL, warmed_by};
 
 #[tokio::test]
 async fn a_storm_of_invalidations_costs_few_fetches_and_stays_fresh() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let _worker = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
+    let (redis, upstream, _jobs, _worker) = warmed_by(worker).await;
     publish(&redis, "art:a").await;
     let calls = upstream.calls("/art/a");
     let began = std::time::Instant::now();

@@ -1,6 +1,11 @@
 //! The index of a tag, which Redis may evict: the entries of a tag without one are searched for.
 
-use samovar::entry::EntryKey;
+use std::pin::pin;
+use std::time::Instant;
+
+use futures_util::FutureExt;
+use samovar::entry::{EntryKey, Outcome, Trigger};
+use samovar::protocol::Message;
 use samovar::redis::RedisTime;
 use samovar::store::LastAttempt;
 use samovar::telemetry::Telemetry;
@@ -24,7 +29,7 @@ async fn a_tag_without_its_index_is_sought_in_all_that_may_have_it() {
     };
     let tagged = async || {
         parts.next_instant().await;
-        let message = samovar::protocol::Message::parse(r#"{"tags": ["t"]}"#).unwrap();
+        let message = Message::parse(r#"{"tags": ["t"]}"#).unwrap();
         invalidator.handle(&message, parts.now().await).await.unwrap()
     };
     // Nothing was evicted, so an index names all, and nothing is looked for.
@@ -70,9 +75,9 @@ async fn without_info(redis: &TestRedis, upstream: &Upstream) -> (Parts, JobsFol
     (parts, jobs)
 }
 
-fn tags<T: ToString>(tags: impl IntoIterator<Item = T>) -> samovar::protocol::Message {
+fn tags<T: ToString>(tags: impl IntoIterator<Item = T>) -> Message {
     let tags = tags.into_iter().map(|tag| tag.to_string()).collect();
-    samovar::protocol::Message { tags, ..Default::default() }
+    Message { tags, ..Default::default() }
 }
 
 async fn commit_with(parts: &Parts, name: &str, tags: &[&str]) {
@@ -171,6 +176,105 @@ async fn a_search_vouches_for_no_index_that_was_evicted_meanwhile() {
     assert_eq!(redis.keys("samovar:tag:*").await, [parts.keys.tag("t")]);
 }
 
+/// Handles an invalidation by the tag `t`, which the entries `a` and `b` have. It rests after this command while
+/// `meanwhile` runs, and invalidates both entries all the same.
+async fn interrupted_after(
+    command: &str,
+    redis: &TestRedis,
+    parts: &Parts,
+    jobs: &JobsFolder,
+    meanwhile: impl AsyncFnOnce(),
+) {
+    let (invalidator, message) = (parts.invalidator(jobs), tags(["t"]));
+    parts.next_instant().await;
+    let at = parts.now().await;
+    let mut handling = pin!(invalidator.handle(&message, at));
+    let last = format!(" cmd={command} user=app ");
+    eventually("the command is executed", async || {
+        // Each poll sends one command at most, since the next one waits for its reply.
+        let early = handling.as_mut().now_or_never();
+        assert!(early.is_none(), "it ended before: {early:?}");
+        let clients: String = redis.ask(&["CLIENT", "LIST"]).await;
+        if clients.contains(&last) { Ok(()) } else { Err(clients) }
+    })
+    .await;
+    meanwhile().await;
+    handling.await.unwrap();
+    for name in ["a", "b"] {
+        assert_eq!(parts.meta(name).await.unwrap().invalidated, Some(at), "{name}");
+    }
+}
+
+/// Another worker handles an earlier message, which `a` is too new for, and finds all entries of the tag meanwhile.
+#[tokio::test]
+async fn an_index_that_another_search_completes_hides_no_entry() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    let earlier = parts.now().await;
+    parts.next_instant().await;
+    commit_with(&parts, "a", &["t"]).await;
+    redis.ask::<u64>(&["DEL", &parts.keys.tag("t")]).await;
+    commit_with(&parts, "b", &["t"]).await;
+    interrupted_after("zscan", &redis, &parts, &jobs, async || {
+        parts.invalidator(&jobs).handle(&tags(["t"]), earlier).await.unwrap();
+        assert_eq!(parts.store.may_lack(&["t"]).await.unwrap(), [""; 0], "the index is complete");
+        assert_eq!(parts.meta("a").await.unwrap().invalidated, None);
+    })
+    .await;
+}
+
+/// The index is complete at first, and names only one of its entries when it is read.
+#[tokio::test]
+async fn an_index_evicted_just_before_it_is_read_hides_no_entry() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    commit_with(&parts, "a", &["t"]).await;
+    commit_with(&parts, "b", &["t"]).await;
+    parts.invalidator(&jobs).handle(&tags(["t"]), RedisTime::from_millis(1)).await.unwrap();
+    assert_eq!(parts.store.may_lack(&["t"]).await.unwrap(), [""; 0], "the index is complete");
+    interrupted_after("zscore", &redis, &parts, &jobs, async || {
+        redis.ask::<u64>(&["DEL", &parts.keys.tag("t")]).await;
+        parts.store.tag(&art("b"), &["t".to_owned()], LONG).await.unwrap();
+    })
+    .await;
+}
+
+/// Builds before there were numbers wrote outcomes and triggers as words.
+#[tokio::test]
+async fn a_search_finds_entries_that_older_builds_described() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    commit_with(&parts, "a", &["t"]).await;
+    redis.ask::<u64>(&["DEL", &parts.keys.tag("t")]).await;
+    let meta = parts.keys.meta(&art("a"));
+    let now: String = redis.ask(&["GET", &meta]).await;
+    let head = now.split(['/', '{']).next().unwrap().trim_end();
+    let before = format!(r#"{head} {{"g":["t"],"o":"failed","t":"manual","a":17,"n":3}}"#);
+    redis.ask::<String>(&["SET", &meta, &before, "KEEPTTL"]).await;
+    let note = parts.meta("a").await.unwrap().last_attempt;
+    assert_eq!((note.outcome, note.trigger, note.failures), (Some(Outcome::Failed), Some(Trigger::Manual), 3));
+    parts.next_instant().await;
+    let at = parts.now().await;
+    parts.invalidator(&jobs).handle(&tags(["t"]), at).await.unwrap();
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
+}
+
+/// A job that is unknown here has tags, and the user has no right to its keys.
+#[tokio::test]
+async fn loaded_values_that_the_user_may_not_touch_stop_no_tag() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = without_info(&redis, &upstream).await;
+    commit_with(&parts, "a", &["t"]).await;
+    redis.set("poem:a", "a service's", TTL).await;
+    redis.ask::<u64>(&["ZADD", &parts.keys.tagged(), "0", "poem:*"]).await;
+    redis.ask::<()>(&["ACL", "SETUSER", "app", "resetkeys", "~samovar:*", "~art:*", "~more:*"]).await;
+    parts.next_instant().await;
+    let at = parts.now().await;
+    parts.invalidator(&jobs).handle(&tags(["t"]), at).await.unwrap();
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
+    assert!(redis.get("poem:a").await.is_some());
+}
+
 #[tokio::test]
 async fn messages_that_wait_with_unknown_tags_share_a_scan() {
     let (redis, upstream) = both().await;
@@ -183,7 +287,7 @@ async fn messages_that_wait_with_unknown_tags_share_a_scan() {
     let at = parts.now().await;
     let mut messages: Vec<_> = (0..100).map(|n| tags([format!("unknown {n}")])).collect();
     messages.insert(50, tags(["t"]));
-    messages.insert(70, samovar::protocol::Message { patterns: vec!["no:*".to_owned()], ..Default::default() });
+    messages.insert(70, Message { patterns: vec!["no:*".to_owned()], ..Default::default() });
     for (n, message) in messages.iter().enumerate() {
         pipeline.take(message.clone(), At::Redis(at), "inbox", Ack::new(n.to_string(), done.clone())).await;
     }
@@ -198,29 +302,53 @@ async fn messages_that_wait_with_unknown_tags_share_a_scan() {
     assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
 }
 
-/// One names an entry that the user may not touch.
-#[tokio::test]
-async fn a_message_that_fails_holds_up_none_that_it_waits_with() {
+/// A message with its name, its time and its way.
+type Sent<'a> = (&'a str, Message, At, &'static str);
+
+/// Passes messages to a pipeline whose user may not touch the entry under the tag `more`; returns the names of the
+/// first two that are done.
+async fn first_two_done<'a>(messages: impl IntoIterator<Item = Sent<'a>>) -> [String; 2] {
     let (redis, upstream) = both().await;
     let (parts, jobs) = without_info(&redis, &upstream).await;
     redis.ask::<()>(&["ACL", "SETUSER", "app", "resetkeys", "~samovar:*", "~art:*"]).await;
     parts.store.tag(&EntryKey::new("more:1"), &["more".to_owned()], LONG).await.unwrap();
     let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
     let (done, mut handled) = tokio::sync::mpsc::unbounded_channel();
-    for tag in ["more", "a", "b"] {
-        pipeline
-            .take(tags([tag]), At::Redis(RedisTime::from_millis(1)), "inbox", Ack::new(tag.to_owned(), done.clone()))
-            .await;
+    for (name, message, at, way) in messages {
+        pipeline.take(message, at, way, Ack::new(name.to_owned(), done.clone())).await;
     }
     let cut = tokio_util::sync::CancellationToken::new();
-    let others = async {
+    let first_two = async {
         let mut next = async || tokio::time::timeout(LONG, handled.recv()).await.unwrap().unwrap();
-        let mut others = [next().await, next().await];
-        others.sort();
-        assert_eq!(others, ["a", "b"]);
+        let first_two = [next().await, next().await];
         cut.cancel();
+        first_two
     };
-    tokio::join!(pipeline_loop.run(cut.clone()), others);
+    tokio::join!(pipeline_loop.run(cut.clone()), first_two).1
+}
+
+#[tokio::test]
+async fn a_message_that_fails_holds_up_none_that_it_waits_with() {
+    let at = At::Redis(RedisTime::from_millis(1));
+    let mut done = first_two_done(["more", "a", "b"].map(|tag| (tag, tags([tag]), at, "inbox"))).await;
+    done.sort();
+    assert_eq!(done, ["a", "b"]);
+}
+
+/// The message comes over the channel and through the inbox, and has too many tags for both to be handled together. The
+/// second is merged with the first, which failed, and is handled by itself as well: `late` does not fail with it.
+#[tokio::test]
+async fn a_message_that_failed_drags_none_along_once_it_is_merged() {
+    let at = At::Redis(RedisTime::from_millis(1));
+    let failing = tags((0..509).map(|n| format!("unknown {n}")).chain(["more".to_owned()]));
+    let many = |of: &str| tags((0..300).map(|n| format!("{of} {n}")));
+    let done = first_two_done([
+        ("heard", failing.clone(), At::Received(Instant::now()), "channel"),
+        ("read", failing, at, "inbox"),
+        ("with it", many("with it"), at, "inbox"),
+        ("late", many("late"), at, "inbox"),
+    ]);
+    assert_eq!(done.await, ["late", "with it"]);
 }
 
 /// One came before the value, the other after it.
@@ -233,7 +361,7 @@ async fn messages_that_are_handled_together_keep_their_times() {
     commit_with(&parts, "a", &["early"]).await;
     commit_with(&parts, "b", &["late"]).await;
     parts.next_instant().await;
-    let evict = |tag: &str| samovar::protocol::Message { action: samovar::protocol::Action::Evict, ..tags([tag]) };
+    let evict = |tag: &str| Message { action: samovar::protocol::Action::Evict, ..tags([tag]) };
     let (early, late) = (evict("early"), evict("late"));
     for evicted in [false, true] {
         if evicted {

@@ -6,8 +6,8 @@ use samovar::redis::RedisTime;
 use samovar::store::{Gap, LastAttempt, Meta, Removal, Written};
 use serde_json::json;
 
-use super::support::{Parts, Reply, TestRedis, art, both, worker};
-use super::{HOUR, LONG, commit, extended, known, looked_at, stories, story, story_is};
+use super::support::{Parts, TestRedis, art, both};
+use super::{AI, HOUR, LONG, commit, extended, known, looked_at, stories, story, with_story};
 
 /// The invalidation is older than the lease, and is handled only while the lease holds.
 #[tokio::test]
@@ -88,16 +88,12 @@ async fn metadata_without_a_content_time_mean_when_the_fetch_began() {
 
 #[tokio::test]
 async fn an_invalidation_older_than_a_recheck_still_generates_again() {
-    let (redis, upstream) = both().await;
-    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
-    let jobs = stories(&upstream);
-    let _worker = worker(&redis, &jobs);
-    story_is(&redis, "one").await;
+    let (redis, upstream, jobs, _worker) = with_story("").await;
     let parts = Parts::of(&redis).await;
     let at = looked_at(&parts).await;
-    assert_eq!(upstream.calls("/v1/chat/completions"), 1);
+    assert_eq!(upstream.calls(AI), 1);
     parts.invalidator(&jobs).handle(&Message::parse("story:a").unwrap(), at).await.unwrap();
-    upstream.called("/v1/chat/completions", 2).await;
+    upstream.called(AI, 2).await;
 }
 
 #[tokio::test]

@@ -7,16 +7,11 @@ use samovar::store::LastAttempt;
 use serde_json::json;
 
 use super::support::{Parts, Reply, TestRedis, art, both, eventually, job, worker};
-use super::{HOUR, LONG, commit, stories, story, story_is};
+use super::{AI, HOUR, LONG, commit, stories, story, story_is, with_story, with_story_at_gate};
 
 #[tokio::test]
 async fn an_input_that_changes_while_its_dependant_is_made_counts() {
-    let (redis, upstream) = both().await;
-    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
-    let jobs = stories(&upstream);
-    let gate = upstream.gate("/v1/chat/completions");
-    let _worker = worker(&redis, &jobs);
-    gate.arrived(1).await;
+    let (redis, upstream, _jobs, _worker, gate) = with_story_at_gate().await;
     upstream.on("/art/a", Reply::json(json!({"title": "two"})));
     Parts::of(&redis).await.invalidate("art:a").await;
     eventually("the input has changed", async || redis.json("art:a").await == Some(json!({"title": "two"}))).await;
@@ -46,11 +41,7 @@ async fn a_value_made_during_the_fetch_of_its_input_follows_it_untold() {
 /// The next who fetches the input finds it unchanged.
 #[tokio::test]
 async fn a_change_a_dead_worker_kept_is_told_at_the_next_invalidation() {
-    let (redis, upstream) = both().await;
-    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
-    let jobs = stories(&upstream);
-    let mut first = worker(&redis, &jobs);
-    story_is(&redis, "one").await;
+    let (redis, upstream, jobs, mut first) = with_story("").await;
     first.kill9();
     let parts = Parts::of(&redis).await;
     parts.next_instant().await;
@@ -80,16 +71,13 @@ async fn a_changed_input_counts_whatever_its_dependant_was_due_for() {
     }
 }
 
-const AI: &str = "/v1/chat/completions";
-
 /// Both an input and what AI makes of it, by themselves and with many.
 const TOGETHER: [&str; 2] = [r#"{"keys": ["story:a", "art:a"]}"#, r#"{"patterns": ["*:a"]}"#];
 
 /// Waits until a story was put off once more than `before` times; returns how often it was.
 async fn put_off(redis: &TestRedis, before: u64) -> u64 {
     eventually("the story waits for its input", async || {
-        let stats = ["HGET", "samovar:stats:{story}", "deferred"];
-        let times = redis.ask::<Option<u64>>(&stats).await.unwrap_or(0);
+        let times = times_put_off(redis).await;
         if times > before { Ok(times) } else { Err(times) }
     })
     .await
@@ -103,11 +91,7 @@ async fn times_put_off(redis: &TestRedis) -> u64 {
 #[tokio::test]
 async fn input_and_dependant_invalidated_together_cost_one_generation() {
     for message in TOGETHER {
-        let (redis, upstream) = both().await;
-        upstream.on("/art/a", Reply::json(json!({"title": "one"})));
-        let jobs = stories(&upstream);
-        let _worker = worker(&redis, &jobs);
-        story_is(&redis, "one").await;
+        let (redis, upstream, _jobs, _worker) = with_story("").await;
         let before = times_put_off(&redis).await;
         upstream.on("/art/a", Reply::json(json!({"title": "two"})));
         let gate = upstream.gate("/art/a");
@@ -145,11 +129,7 @@ async fn what_ai_makes_becomes_due_last_of_what_a_message_names() {
 #[tokio::test]
 async fn a_generation_goes_on_when_its_invalidated_input_is_unchanged() {
     for message in TOGETHER {
-        let (redis, upstream) = both().await;
-        upstream.on("/art/a", Reply::json(json!({"title": "one"})));
-        let jobs = stories(&upstream);
-        let _worker = worker(&redis, &jobs);
-        story_is(&redis, "one").await;
+        let (redis, upstream, _jobs, _worker) = with_story("").await;
         let before = times_put_off(&redis).await;
         let gate = upstream.gate("/art/a");
         Parts::of(&redis).await.publish(message).await;
@@ -166,11 +146,7 @@ async fn a_generation_goes_on_when_its_invalidated_input_is_unchanged() {
 
 #[tokio::test]
 async fn what_ai_makes_does_not_wait_for_an_input_whose_fetch_failed() {
-    let (redis, upstream) = both().await;
-    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
-    let jobs = stories(&upstream);
-    let _worker = worker(&redis, &jobs);
-    story_is(&redis, "one").await;
+    let (redis, upstream, _jobs, _worker) = with_story("").await;
     upstream.on("/art/a", Reply::status(500));
     let parts = Parts::of(&redis).await;
     parts.invalidate("art:a").await;

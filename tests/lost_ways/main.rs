@@ -23,10 +23,12 @@ use samovar::redis::RedisTime;
 use samovar::store::{Fresh, LastAttempt, Leased, Meta, Written};
 use serde_json::{Value, json};
 
-use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, eventually};
+use support::{Art, Gate, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, worker};
 
 const LONG: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
+/// The path of the AI.
+const AI: &str = "/v1/chat/completions";
 
 /// `story:a` is made from `art:a` by an AI that repeats what it was told; both are listed.
 fn stories(upstream: &Upstream) -> JobsFolder {
@@ -35,7 +37,7 @@ fn stories(upstream: &Upstream) -> JobsFolder {
 
 /// Makes `story:a` as [`stories`] does, with these tags.
 fn tagged_stories(upstream: &Upstream, tags: &str) -> JobsFolder {
-    upstream.answer("/v1/chat/completions", |call, _| {
+    upstream.answer(AI, |call, _| {
         let prompt = call.json()["messages"].as_array().unwrap().last().unwrap()["content"].clone();
         let message = json!({"role": "assistant", "content": prompt});
         Reply::json(json!({
@@ -57,6 +59,27 @@ fn tagged_stories(upstream: &Upstream, tags: &str) -> JobsFolder {
         list = ["a"]
         "#;
     Art::of(upstream).limits(&ai).list(["a"]).folder().job("story", &(head + rest))
+}
+
+/// Starts a Redis, an upstream, and a worker that has made the story of the title `one`, with these tags.
+async fn with_story(tags: &str) -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = tagged_stories(&upstream, tags);
+    let worker = worker(&redis, &jobs);
+    story_is(&redis, "one").await;
+    (redis, upstream, jobs, worker)
+}
+
+/// Starts a Redis, an upstream, and a worker whose request for the story of the title `one` is at the gate.
+async fn with_story_at_gate() -> (TestRedis, Upstream, JobsFolder, WorkerProcess, Gate) {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let jobs = stories(&upstream);
+    let gate = upstream.gate(AI);
+    let worker = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    (redis, upstream, jobs, worker, gate)
 }
 
 fn story() -> EntryKey {

@@ -9,7 +9,8 @@ use samovar::trigger::{Complaints, Inbox, Pipeline, Watermark};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::support::{Art, Parts, both, eventually, hasty_worker, version, worker};
+use super::LONG;
+use super::support::{Art, JobsFolder, Parts, TestRedis, both, eventually, hasty_worker, version, worker};
 
 #[tokio::test]
 async fn no_message_in_the_inbox_is_lost_with_cut_connections() {
@@ -35,34 +36,70 @@ async fn no_message_in_the_inbox_is_lost_with_cut_connections() {
     .await;
 }
 
+/// Starts a reader of the inbox, and what handles its messages, until `stop`.
+async fn reader(
+    redis: &TestRedis,
+    jobs: &JobsFolder,
+    name: &str,
+    claim: Duration,
+    stop: &CancellationToken,
+) -> JoinSet<()> {
+    let parts = Parts::of(redis).await;
+    let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(jobs), Telemetry::default());
+    let inbox = Inbox {
+        redis: redis.redis_url().manager(Duration::from_secs(10)).await.unwrap(),
+        control: parts.redis.clone(),
+        keys: parts.keys.clone(),
+        pipeline,
+        store: parts.store.clone(),
+        watermark: Watermark::of(&Arc::from(name)),
+        telemetry: Telemetry::default(),
+        worker: Arc::from(name),
+        claim,
+        complaints: Complaints::of("a message in the inbox"),
+        loop_health: LoopHealth::default(),
+    };
+    let (mut reader, stop) = (JoinSet::new(), stop.clone());
+    reader.spawn(async move { _ = tokio::join!(inbox.run(stop.clone()), pipeline_loop.run(stop)) });
+    reader
+}
+
+/// The claim time is longer than the test waits.
+#[tokio::test]
+async fn a_reader_takes_new_messages_and_leaves_those_of_others() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    parts.mark().await;
+    let mut ids = Vec::new();
+    for name in ["held", "new"] {
+        redis.set(&format!("art:{name}"), "0", LONG).await;
+        ids.push(parts.publish(&format!(r#"{{"keys": ["art:{name}"], "action": "evict"}}"#)).await);
+    }
+    let take = ["XREADGROUP", "GROUP", "samovar", "live", "COUNT", "1", "STREAMS", "samovar:inbox", ">"];
+    redis.ask::<redis::Value>(&take).await;
+    let stop = CancellationToken::new();
+    let mut reader = reader(&redis, &jobs, "another", LONG, &stop).await;
+    eventually("a message is handled", async || redis.ask::<usize>(&["XLEN", "samovar:inbox"]).await == 1).await;
+    let pending: Vec<(String, String, u64, usize)> =
+        redis.ask(&["XPENDING", "samovar:inbox", "samovar", "-", "+", "10"]).await;
+    let pending: Vec<_> = pending.into_iter().map(|(id, reader, _, times)| (id, reader, times)).collect();
+    assert_eq!(pending, [(ids[0].clone(), "live".to_owned(), 1)]);
+    assert_eq!(redis.keys("art:*").await, ["art:held"]);
+    stop.cancel();
+    reader.join_next().await.unwrap().unwrap();
+}
+
 /// Readers leave at the moment when a message is given to them, which evicts a key of its own.
 #[tokio::test]
 async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
     let (redis, upstream) = both().await;
     let jobs = Art::of(&upstream).folder();
     let parts = Parts::of(&redis).await;
-    let control = redis.redis_url().manager(Duration::from_secs(5)).await.unwrap();
-    let read = async |readers: &mut JoinSet<()>, worker: &str, stop: &CancellationToken| {
-        let (pipeline, pipeline_loop) = Pipeline::new(parts.invalidator(&jobs), Telemetry::default());
-        let inbox = Inbox {
-            redis: redis.redis_url().manager(Duration::from_secs(10)).await.unwrap(),
-            control: control.clone(),
-            keys: parts.keys.clone(),
-            pipeline,
-            store: parts.store.clone(),
-            watermark: Watermark::of(&Arc::from(worker)),
-            telemetry: Telemetry::default(),
-            worker: Arc::from(worker),
-            claim: Duration::from_millis(500),
-            complaints: Complaints::of("a message in the inbox"),
-            loop_health: LoopHealth::default(),
-        };
-        let stop = stop.clone();
-        readers.spawn(async move { _ = tokio::join!(inbox.run(stop.clone()), pipeline_loop.run(stop)) });
-    };
+    let claim = Duration::from_millis(500);
     for round in 0..40 {
-        let (stop, mut ended) = (CancellationToken::new(), JoinSet::new());
-        read(&mut ended, &format!("reader {round}"), &stop).await;
+        let stop = CancellationToken::new();
+        let mut leaving = reader(&redis, &jobs, &format!("reader {round}"), claim, &stop).await;
         eventually("it waits for messages", async || {
             redis.ask::<String>(&["INFO", "clients"]).await.contains("blocked_clients:1")
         })
@@ -81,10 +118,10 @@ async fn a_reader_that_leaves_the_inbox_takes_no_message_with_it() {
             }
             publish.exec_async(&mut parts.redis.clone()).await.unwrap();
         }
-        ended.join_next().await.unwrap().unwrap();
+        leaving.join_next().await.unwrap().unwrap();
     }
-    let (stop, mut last) = (CancellationToken::new(), JoinSet::new());
-    read(&mut last, "the last", &stop).await;
+    let stop = CancellationToken::new();
+    let mut last = reader(&redis, &jobs, "the last", claim, &stop).await;
     eventually("all that was published is handled", async || {
         let left = redis.keys("art:*").await;
         if left.is_empty() { Ok(()) } else { Err(left) }

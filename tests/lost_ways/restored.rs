@@ -3,13 +3,13 @@
 use serde_json::json;
 
 use super::support::{JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, hasty_worker};
-use super::{known, stories, story, story_is};
+use super::{AI, known, stories, story, story_is};
 
 /// The story tells how often it was generated; the first of them is there.
 async fn counted_stories(redis: &TestRedis, upstream: &Upstream) -> (JobsFolder, WorkerProcess) {
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let jobs = stories(upstream);
-    upstream.answer("/v1/chat/completions", |_, calls| {
+    upstream.answer(AI, |_, calls| {
         let message = json!({"role": "assistant", "content": calls.to_string()});
         Reply::json(json!({"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"total_tokens": 2}}))
     });
@@ -57,7 +57,7 @@ async fn a_restart_that_lost_nothing_generates_nothing_again() {
     eventually("the gap is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
     let meta = known(&Parts::of(&redis).await, &story()).await.unwrap();
     assert_eq!((meta.invalidated, redis.json("story:a").await), (None, Some(json!("2"))));
-    assert_eq!(upstream.calls("/v1/chat/completions"), 2);
+    assert_eq!(upstream.calls(AI), 2);
 }
 
 #[tokio::test]
@@ -69,5 +69,5 @@ async fn what_was_in_an_inbox_that_redis_evicted_may_be_lost() {
     redis.ask::<usize>(&["DEL", "samovar:inbox"]).await;
     story_is(&redis, "3").await;
     eventually("the gap is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
-    assert_eq!(upstream.calls("/v1/chat/completions"), 3);
+    assert_eq!(upstream.calls(AI), 3);
 }

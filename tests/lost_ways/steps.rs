@@ -9,8 +9,8 @@ use samovar::redis::RedisTime;
 use samovar::store::{Fresh, LastAttempt, Leased, Written};
 use serde_json::json;
 
-use super::support::{Art, Parts, Reply, TestRedis, art, both, eventually, job, worker};
-use super::{HOUR, LONG, commit, stories, story};
+use super::support::{Art, Parts, TestRedis, art, both, eventually, job};
+use super::{HOUR, LONG, commit, story, with_story_at_gate};
 
 async fn claim_and_take(parts: &Parts) -> (Claimed, String) {
     let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries.remove(0);
@@ -117,13 +117,8 @@ async fn what_became_urgent_since_an_eviction_stays_on_the_agenda() {
 /// Its input goes while it is fetched, and a stranger's key stands where the input's agenda should.
 #[tokio::test]
 async fn a_fetch_that_redis_broke_off_leaves_no_lease() {
-    let (redis, upstream) = both().await;
-    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
-    // For longer than this test waits, if nobody gave it back.
-    let jobs = stories(&upstream);
-    let gate = upstream.gate("/v1/chat/completions");
-    let _worker = worker(&redis, &jobs);
-    gate.arrived(1).await;
+    // Its lease holds for longer than this test waits, if nobody gives it back.
+    let (redis, _upstream, _jobs, _worker, gate) = with_story_at_gate().await;
     let parts = Parts::of(&redis).await;
     let leased = async || parts.store.leased(&[story()]).await.unwrap()[0];
     assert!(leased().await);

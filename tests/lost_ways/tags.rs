@@ -10,7 +10,7 @@ use samovar::store::{LastAttempt, Removal};
 use serde_json::json;
 
 use super::support::{Art, Parts, Reply, art, both, eventually, worker};
-use super::{HOUR, LONG, commit, extended, known, looked_at, stories, story, story_is, tagged_stories};
+use super::{AI, HOUR, LONG, commit, extended, known, looked_at, story, story_is, tagged_stories, with_story};
 
 /// An entry whose tags were put for as short a life as its job gave it then; by now it gives a longer one.
 async fn tagged_for_a_short_life(parts: &Parts) -> RedisTime {
@@ -57,17 +57,13 @@ async fn what_a_tag_did_not_find_any_more_does_not_outlive_its_ttl() {
 /// The tag is stamped, and its entries are not read yet, when the story is inspected.
 #[tokio::test]
 async fn a_tags_invalidation_older_than_a_recheck_generates_again() {
-    let (redis, upstream) = both().await;
-    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
-    let jobs = tagged_stories(&upstream, "\"told\"");
-    let _worker = worker(&redis, &jobs);
-    story_is(&redis, "one").await;
+    let (redis, upstream, _jobs, _worker) = with_story("\"told\"").await;
     let parts = Parts::of(&redis).await;
     let at = looked_at(&parts).await;
-    assert_eq!(upstream.calls("/v1/chat/completions"), 1);
+    assert_eq!(upstream.calls(AI), 1);
     parts.store.stamp("told", at, Removal::Evict).await.unwrap();
     looked_at(&parts).await;
-    assert_eq!(upstream.calls("/v1/chat/completions"), 2);
+    assert_eq!(upstream.calls(AI), 2);
     // The same of what is only kept for longer.
     let last_attempt = LastAttempt { tags: vec!["told".to_owned()], ..LastAttempt::default() };
     commit(&parts, &art("a"), &json!("told")).await;
@@ -104,20 +100,16 @@ async fn tags_that_a_job_or_an_input_gains_reach_what_ai_made_before() {
     upstream.on("/art/a", Reply::json(json!({"title": "one", "artist": "Diego"})));
     parts.invalidate("art:a").await;
     tags_are(&["by:Diego", "of:one"]).await;
-    assert_eq!(upstream.calls("/v1/chat/completions"), 1);
+    assert_eq!(upstream.calls(AI), 1);
     parts.invalidate(r#"{"tags": ["by:Frida"]}"#).await;
     parts.invalidate(r#"{"tags": ["by:Diego"]}"#).await;
-    upstream.called("/v1/chat/completions", 2).await;
+    upstream.called(AI, 2).await;
 }
 
 #[tokio::test]
 async fn a_new_tag_that_fails_costs_neither_the_value_nor_a_call() {
-    let (redis, upstream) = both().await;
-    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    let (redis, upstream, _jobs, mut first) = with_story("").await;
     let parts = Parts::of(&redis).await;
-    let jobs = stories(&upstream);
-    let mut first = worker(&redis, &jobs);
-    story_is(&redis, "one").await;
     first.kill9();
     first.wait().await;
     let jobs = tagged_stories(&upstream, r#""by:{{ artwork.artist }}""#);
@@ -129,5 +121,5 @@ async fn a_new_tag_that_fails_costs_neither_the_value_nor_a_call() {
         other => Err(other),
     })
     .await;
-    assert_eq!((redis.json("story:a").await, upstream.calls("/v1/chat/completions")), (Some(json!("one")), 1));
+    assert_eq!((redis.json("story:a").await, upstream.calls(AI)), (Some(json!("one")), 1));
 }
