@@ -469,7 +469,7 @@ async fn a_services_write_during_a_refresh_leaves_the_entry_scheduled() {
         for what in ["set", "forever", "delete", "increment", "expire", "load"] {
             let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
             upstream.on("/art/k", Reply::json(json!(7)));
-            let jobs = Art::of(&upstream).list(["k"]).folder();
+            let jobs = Art::of(&upstream).list(["k"]).warm("recheck = []").folder();
             let _worker = worker(&redis, &jobs);
             let (parts, cache) = (Parts::of(&redis).await, instance(&redis).await);
             scheduled(&parts).await;

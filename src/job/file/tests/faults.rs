@@ -161,7 +161,7 @@ fn every_fault_has_its_place_and_its_remedy() {
             Replace("[source]\nkind", "source"),
             &[
                 "3:10: `source` must be a table, not a string",
-                "4:1: unknown field `url` in this file | known here: description, key, ttl, inputs, tags, source, entries, warm",
+                "4:1: unknown field `url` in this file | known here: description, key, ttl, inputs, tags, version, source, entries, warm",
             ],
         ),
         (
