@@ -9,7 +9,7 @@
 //! | `-` | a worker fetches | `lease.lua` | commit, extend, gone and release drop the record |
 //! | `+` | as `-`, for an invalidation that follows another: a third is held off | `lease.lua`, `fence.lua` | as `-` |
 //! | `=` | a service loads | `begin_load.lua` of the library | `commit_load.lua` and `drop_lease.lua` drop the record |
-//! | `r` | a refresh arrived | `invalidate.lua` | the worker's commit renews it as `+`; `commit_load.lua` writes nothing |
+//! | `r` | a refresh arrived | `invalidate.lua` | a worker's commit renews it as `+`; `commit_load.lua` writes nothing |
 //! | `e` | an eviction arrived, or a service wrote | `invalidate.lua`, library | commit drops it; a load makes it `=` |
 //!
 //! The library marks in `set.lua`, `delete.lua` and `increment.lua`. A refresh replaces `e`, an eviction `r`. Only a
@@ -180,7 +180,7 @@ pub enum Leased {
         /// Redis's clock.
         now: RedisTime,
         /// The value and its metadata.
-        found: Snapshot,
+        found: Box<Snapshot>,
     },
     /// There is no value, and none is wanted.
     Absent,
@@ -348,7 +348,9 @@ fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) ->
     let expiry = Expiry::from_pexpiretime(expires.unwrap_or(-2));
     Ok(match what.as_str() {
         "busy" => Leased::Busy(Duration::from_millis(u64::try_from(number).unwrap_or(0))),
-        "fresh" => Leased::Fresh { now, found: Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) } },
+        "fresh" => {
+            Leased::Fresh { now, found: Box::new(Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) }) }
+        }
         "absent" => Leased::Absent,
         "wrongtype" => Leased::WrongType(meta.unwrap_or_default()),
         "poison" => Leased::Poison,

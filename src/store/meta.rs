@@ -1,6 +1,7 @@
 //! The codec of metadata: what is known of one entry's value, in one packed string beside it.
 //!
-//! The form is `validated_at own_expiry invalidated stale_for hash/attempt~fetched_at@content_since#version!announced note`.
+//! The form is
+//! `validated_at own_expiry invalidated stale_for hash/attempt~fetched_at@content_since#version!announced note`.
 //! `lua/meta.lua` is the same codec for scripts, and no other file knows this form. Scripts read and write the head;
 //! only Rust reads the note, which is JSON.
 //!

@@ -13,7 +13,7 @@ use crate::redis::RedisTime;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Packed", into = "Packed")]
 pub struct Rechecks {
-    /// When the fetch began that answered the invalidation; their times count from then.
+    /// When the invalidation came; their times count from then.
     pub since: RedisTime,
     /// The hash of the value from before the invalidation; `-` for none.
     pub before: String,
@@ -66,7 +66,7 @@ pub enum Verdict {
 }
 
 impl Rechecks {
-    /// Returns the rechecks after an invalidation that a fetch from `since` on answered.
+    /// Returns the rechecks after an invalidation at `since`.
     pub fn new(since: RedisTime, before: String, lone: bool) -> Self {
         Self { since, before, lone, verified: false, refused: false, confirmed: false, doubled: false }
     }

@@ -94,7 +94,7 @@ fn describe() {
     describe_histogram!(
         UPSTREAM_LAG,
         Unit::Seconds,
-        "Time from the answer to an invalidation until a recheck found another value: the upstream's lag at most."
+        "Time from an invalidation until a recheck found another value: the upstream's lag at most."
     );
     describe_histogram!(FETCH, Unit::Seconds, "Durations of requests to upstreams, by result.");
     describe_gauge!(AGENDA_DUE, "Entries due and not yet claimed, in the fleet.");

@@ -15,7 +15,7 @@ use crate::store::{Expiry, Fresh, Lease, Meta};
 /// The time of a lease beyond its fetches: the round trips to Redis, and the commit.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// The longest wait for a retry.
-const LONGEST_RETRY: Duration = Duration::from_secs(300);
+pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(300);
 /// A retry noted for later than this comes from a clock that ran ahead.
 pub(super) const RETRY_PLAUSIBLE: Duration = Duration::from_secs(3_600);
 /// The shortest and the longest pause before an upstream is asked again that is behind an announced version.

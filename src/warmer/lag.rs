@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::attempt::{Attempt, Ending, Step, Stop};
-use super::freshness::{PAUSES, after_patience};
+use super::freshness::{LONGEST_RETRY, PAUSES, after_patience};
 use super::round::Round;
 use crate::agenda::Next;
 use crate::entry::{Outcome, Recheck, Trigger, Version};
@@ -46,7 +46,11 @@ impl Attempt<'_> {
         let open = meta.and_then(|meta| meta.last_attempt.rechecks.as_ref());
         if round.trigger == Trigger::Invalidation {
             let before = meta.map_or_else(|| "-".to_owned(), |meta| meta.hash.clone());
-            let since = if self.job.may_lag() { lease.fetched_at } else { lease.now() };
+            // A lag counts from the invalidation, another program's answer from this one.
+            let since = match self.invalidated(lease, round) {
+                Some(at) if self.job.may_lag() => at.min(lease.fetched_at),
+                _ => lease.now(),
+            };
             let mut rechecks = Rechecks::new(since, before, open.is_none() && !round.storm);
             rechecks.verified =
                 meta.and_then(|meta| meta.announced).is_some_and(|announced| version >= Some(announced));
@@ -148,10 +152,14 @@ impl Attempt<'_> {
         Ending { next, reason: Some(reason), ..ending }
     }
 
-    /// Returns the pause before the upstream is asked again: a third of the time that it has been behind for.
+    /// Returns the pause before the upstream is asked again: a third of the time that it has been behind for. After its
+    /// patience, a tenth: it may have gone back for good.
     fn pause(&self, lease: &Lease, round: &Round) -> Duration {
         let behind_for = self.invalidated(lease, round).map_or(PAUSES.1, |at| lease.now().saturating_since(at));
-        (behind_for / 3).clamp(PAUSES.0, PAUSES.1)
+        match behind_for < self.job.warm.version_patience {
+            true => (behind_for / 3).clamp(PAUSES.0, PAUSES.1),
+            false => (behind_for / 10).clamp(PAUSES.1, LONGEST_RETRY),
+        }
     }
 }
 

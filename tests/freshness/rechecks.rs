@@ -20,7 +20,7 @@ fn stored(value: Option<Value>) -> u64 {
 async fn an_edit_that_shows_late_is_found_without_a_second_message() {
     let (redis, upstream) = both().await;
     upstream.on_each("/art/a", versions(&[1, 1, 1, 2]));
-    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"100ms\", \"300ms\"]").folder();
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"1s\", \"2s\"]").folder();
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     publish(&redis, "art:a").await;
@@ -56,7 +56,7 @@ async fn an_answer_from_before_the_invalidation_replaces_no_newer_one() {
     let (redis, upstream) = both().await;
     // The last answer is that of a replica which was edited back: the last recheck takes it.
     upstream.on_each("/art/a", versions(&[1, 2, 1, 1, 2, 1]));
-    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"100ms\", \"200ms\", \"300ms\", \"400ms\"]").folder();
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"1s\", \"2s\", \"3s\", \"4s\"]").folder();
     let mut seen = Vec::new();
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
@@ -77,7 +77,7 @@ async fn an_answer_from_before_the_invalidation_replaces_no_newer_one() {
 async fn what_an_upstream_does_not_have_yet_is_sought_again() {
     let (redis, upstream) = both().await;
     upstream.on_each("/art/a", [vec![Reply::status(404); 3], versions(&[1])].concat());
-    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"100ms\", \"300ms\"]").folder();
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"1s\", \"2s\"]").folder();
     let parts = Parts::of(&redis).await;
     let _worker = worker(&redis, &jobs);
     eventually("the warmup found nothing", async || upstream.calls("/art/a") == 1).await;
@@ -90,7 +90,7 @@ async fn what_an_upstream_does_not_have_yet_is_sought_again() {
 async fn what_is_fetched_after_an_eviction_is_rechecked() {
     let (redis, upstream) = both().await;
     upstream.on_each("/art/a", versions(&[1, 1, 2]));
-    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"300ms\"]").folder();
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"2s\"]").folder();
     let parts = Parts::of(&redis).await;
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
@@ -105,7 +105,7 @@ async fn what_is_fetched_after_an_eviction_is_rechecked() {
 async fn an_invalidation_in_between_begins_the_list_anew() {
     let (redis, upstream) = both().await;
     upstream.on_each("/art/a", versions(&[1, 2, 3, 3, 4]));
-    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"400ms\", \"800ms\"]").folder();
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"1s\", \"2s\"]").folder();
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     publish(&redis, "art:a").await;
@@ -120,7 +120,7 @@ async fn an_invalidation_in_between_begins_the_list_anew() {
 async fn a_recheck_that_fails_leaves_the_value_to_its_refresh() {
     let (redis, upstream) = both().await;
     upstream.on_each("/art/a", [versions(&[1, 2]), vec![Reply::status(500)]].concat());
-    let jobs = Art::of(&upstream).list(["a"]).warm("attempts = 2\nrecheck = [\"100ms\", \"200ms\"]").folder();
+    let jobs = Art::of(&upstream).list(["a"]).warm("attempts = 2\nrecheck = [\"1s\", \"2s\"]").folder();
     let parts = Parts::of(&redis).await;
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
@@ -140,7 +140,7 @@ async fn a_recheck_that_fails_leaves_the_value_to_its_refresh() {
 async fn a_worker_that_dies_owes_no_recheck() {
     let (redis, upstream) = both().await;
     upstream.on_each("/art/a", versions(&[1, 1, 2]));
-    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"500ms\"]").folder();
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"2s\"]").folder();
     let mut first = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     publish(&redis, "art:a").await;

@@ -31,8 +31,8 @@ local refresh = ARGV[2] == REFRESH
 local known = redis.call('MGET', KEYS[2], KEYS[3])
 local token, lease_fetched_at, mark = read_lease(known[1])
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
-local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note, version, announced =
-  read_meta(known[2])
+local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note, version,
+  announced = read_meta(known[2])
 local ours = validated_at and tonumber(own_expiry) == pxat
 local any = ARGV[9] == 'any'
 version, announced = not any and version or '', not any and announced or ''
