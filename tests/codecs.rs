@@ -170,12 +170,12 @@ fn scripts_and_rust_agree_on_metadata() {
     const SCRIPT: &str = concat!(
         include_str!("../src/store/lua/meta.lua"),
         "local reply = {}
-        for i = 1, #ARGV, 11 do
-          local packed = write_meta(unpack(ARGV, i, i + 10))
+        for i = 1, #ARGV, 12 do
+          local packed = write_meta(unpack(ARGV, i, i + 11))
           local fields = {read_meta(packed)}
           local attempt = {read_attempt(fields[6], fields[9])}
           reply[#reply + 1] = packed
-          reply[#reply + 1] = table.concat(fields, ' ', 1, 5) .. ' ' .. table.concat(fields, ' ', 7, 11)
+          reply[#reply + 1] = table.concat(fields, ' ', 1, 5) .. ' ' .. table.concat(fields, ' ', 7, 12)
           reply[#reply + 1] = string.format('%d %d %s %d %.0f', unpack(attempt))
         end
         return reply"
@@ -196,10 +196,11 @@ fn scripts_and_rust_agree_on_metadata() {
             };
             words.extend([known.hash.clone(), attempt, known.fetched_at.to_string(), since(known), json]);
             words.extend(known.versions.map(digits));
+            words.push(known.versions[1].map(|_| known.times[0].to_string()).unwrap_or_default());
         }
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let replies: Vec<String> = runtime.block_on(redis.ask(&words));
-        for ((known, reply), words) in all.iter().zip(replies.chunks_exact(3)).zip(words[3..].chunks_exact(11)) {
+        for ((known, reply), words) in all.iter().zip(replies.chunks_exact(3)).zip(words[3..].chunks_exact(12)) {
             let [packed, fields, attempt] = reply else { unreachable!() };
             let head = format!("{} {} {} {} {}", words[0], words[1], words[2], words[3], words[4]);
             prop_assert_eq!(fields, &format!("{head} {}", words[6..].join(" ")));

@@ -36,12 +36,17 @@ pub enum Written {
         /// Its content is another than before.
         changed: bool,
         /// A higher version was announced.
-        behind: bool,
+        behind: Option<Behind>,
     },
     /// The answer's version is lower than that of the present value, which stays; the lease is kept.
-    Older(Version),
-    /// The answer's version is lower than this one, which was announced. Nothing is written; the lease is kept.
-    Behind(Version),
+    Older {
+        /// The present value's version.
+        stored: Version,
+        /// The time of the invalidation that is not yet answered.
+        invalidated: Option<RedisTime>,
+    },
+    /// The answer's version is lower than this one, which was announced, and is no gain; the lease is kept.
+    Behind(Version, Behind),
     /// An invalidation came: the lease began anew at this time; fetch again.
     Again(RedisTime),
     /// The entry was evicted meanwhile: the answer is dropped.
@@ -52,6 +57,15 @@ pub enum Written {
     Foreign,
     /// The key holds something else than a string by now. It is somebody else's and stays: the answer is dropped.
     WrongType,
+}
+
+/// An announced version that is not there yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// Since when it is announced.
+    pub since: RedisTime,
+    /// It is still waited for: the invalidation stays open.
+    pub waits: bool,
 }
 
 /// An old value that may outlive its TTL.
@@ -90,7 +104,8 @@ impl Store {
             .arg(change(key, "warmed"))
             .arg(lease.fetched_at)
             .arg(last_attempt.version.map(|version| version.to_string()).unwrap_or_default())
-            .arg(last_attempt.accepts.as_str())
+            .arg(patience(lease))
+            .arg(u8::from(lease.versions.look))
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -144,7 +159,8 @@ impl Store {
             .arg(millis(lease.time))
             .arg(u8::from(!asked))
             .arg(lease.fetched_at)
-            .arg(last_attempt.accepts.as_str())
+            .arg(patience(lease))
+            .arg(u8::from(lease.versions.look))
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -165,7 +181,8 @@ impl Store {
             .arg(self.keys.changed_channel())
             .arg(change(key, "gone"))
             .arg(lease.fetched_at)
-            .arg(last_attempt.accepts.as_str())
+            .arg(patience(lease))
+            .arg(u8::from(lease.versions.look))
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -194,11 +211,17 @@ impl Store {
     }
 }
 
+/// Returns the patience with announced versions for scripts.
+fn patience(lease: &Lease) -> String {
+    lease.versions.patience.map(|patience| millis(patience).to_string()).unwrap_or_default()
+}
+
 fn written(reply: Vec<redis::Value>) -> RedisResult<Written> {
     let what: String = reply.first().map(redis::from_redis_value_ref).transpose()?.unwrap_or_default();
     let number = |i: usize| -> RedisResult<i64> {
         Ok(reply.get(i).map(redis::from_redis_value_ref).transpose()?.unwrap_or_default())
     };
+    let time = |i: usize| number(i).map(RedisTime::from_millis);
     let version = || -> RedisResult<Version> {
         let text: String = reply.get(1).map(redis::from_redis_value_ref).transpose()?.unwrap_or_default();
         Version::parse(&text).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e).into())
@@ -207,10 +230,15 @@ fn written(reply: Vec<redis::Value>) -> RedisResult<Written> {
         "done" => Written::Done {
             expiry: Expiry::from_pexpiretime(number(2)?),
             changed: number(3)? == 1,
-            behind: number(4)? == 1,
+            behind: match number(4)? {
+                0 => None,
+                how => Some(Behind { since: time(5)?, waits: how == 1 }),
+            },
         },
-        "older" => Written::Older(version()?),
-        "behind" => Written::Behind(version()?),
+        "older" => {
+            Written::Older { stored: version()?, invalidated: Some(time(2)?).filter(|at| *at > RedisTime::ZERO) }
+        }
+        "behind" => Written::Behind(version()?, Behind { since: time(2)?, waits: number(3)? == 1 }),
         "again" => Written::Again(RedisTime::from_millis(number(1)?)),
         "evicted" => Written::Evicted,
         "foreign" => Written::Foreign,

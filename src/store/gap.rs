@@ -45,6 +45,17 @@ impl Store {
         self.write_gap(at, gap, &Vec::from_iter(spared)).await
     }
 
+    /// Returns the time up to which everything fetched is suspect, or was until it was revalidated.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn gap_at(&self) -> RedisResult<Option<RedisTime>> {
+        let [note, ..] = self.keys.revalidation();
+        // `GETRANGE` instead of `GET`, which the sampler takes for a read by an API.
+        let note: String = redis::cmd("GETRANGE").arg(note).arg(0).arg(-1).query_async(&mut self.redis.clone()).await?;
+        Ok(note.split(' ').next().and_then(|at| at.parse().ok()))
+    }
+
     async fn write_gap(&self, at: RedisTime, gap: Gap, spared: &[String]) -> RedisResult<()> {
         let [note, _, dealt] = self.keys.revalidation();
         let mut call = SUSPECT_SCRIPT.key(note);

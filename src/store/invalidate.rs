@@ -19,10 +19,6 @@ const STORM: Duration = Duration::from_millis(250);
 /// another.
 const PAID_STORM: Duration = Duration::from_secs(10);
 
-/// The time for which the invalidation of an entry without a value is remembered. A fetch by then answers it, and is
-/// rechecked.
-const REMEMBERED: Duration = Duration::from_secs(60);
-
 static INVALIDATE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/invalidate.lua")));
 
 /// The result of an invalidation of one entry.
@@ -42,37 +38,45 @@ pub struct Invalidated {
     pub debounced: Option<Duration>,
 }
 
+/// The terms of an invalidation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The version that it announces.
+    pub version: Announced,
+    /// A fetch costs money: in a storm a refresh is held off for longer.
+    pub is_paid_for: bool,
+    /// How long it is remembered where there is no value: a fetch by then answers it, and is rechecked.
+    pub remembered: Duration,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { version: Announced::None, is_paid_for: false, remembered: Duration::from_secs(60) }
+    }
+}
+
 impl Store {
     /// Handles an invalidation with time `at` of one entry. In a storm of invalidations a refresh is held off.
     ///
     /// # Errors
     /// Redis's; handling it again does no harm.
     pub async fn invalidate(&self, key: &EntryKey, at: RedisTime, removal: Removal) -> RedisResult<Invalidated> {
-        self.announce(key, at, removal, Announced::None, false).await
+        self.invalidate_on(key, at, removal, Terms::default()).await
     }
 
-    /// Handles an invalidation that announces a version. A value that has it already is left alone. `paid` tells that
-    /// the entry's fetch costs money.
+    /// Handles an invalidation on further terms. A value that has the announced version already is left alone.
     ///
     /// # Errors
     /// As [`Store::invalidate`].
-    pub async fn announce(
+    pub async fn invalidate_on(
         &self,
         key: &EntryKey,
         at: RedisTime,
         removal: Removal,
-        announced: Announced,
-        paid: bool,
+        terms: Terms,
     ) -> RedisResult<Invalidated> {
-        self.invalidated(key, at, removal, announced, (STORM, if paid { PAID_STORM } else { STORM })).await
-    }
-
-    /// Handles an invalidation of an entry whose fetch costs money: in a storm a refresh is held off for longer.
-    ///
-    /// # Errors
-    /// As [`Store::invalidate`].
-    pub async fn invalidate_paid(&self, key: &EntryKey, at: RedisTime, removal: Removal) -> RedisResult<Invalidated> {
-        self.announce(key, at, removal, Announced::None, true).await
+        let in_storm = if terms.is_paid_for { PAID_STORM } else { STORM };
+        self.invalidated(key, at, removal, terms, (STORM, in_storm)).await
     }
 
     /// Marks the caller's own lease with an invalidation by a tag, in a storm as well.
@@ -81,7 +85,7 @@ impl Store {
     /// Redis's.
     pub async fn fence(&self, key: &EntryKey, stamp: Stamp) -> RedisResult<()> {
         let pauses = (Duration::ZERO, Duration::ZERO);
-        self.invalidated(key, stamp.at, stamp.removal, Announced::None, pauses).await.map(|_| ())
+        self.invalidated(key, stamp.at, stamp.removal, Terms::default(), pauses).await.map(|_| ())
     }
 
     async fn invalidated(
@@ -89,7 +93,7 @@ impl Store {
         key: &EntryKey,
         at: RedisTime,
         removal: Removal,
-        announced: Announced,
+        terms: Terms,
         (pause, pause_in_storm): (Duration, Duration),
     ) -> RedisResult<Invalidated> {
         let (fenced, due, removed, wait): (u8, u8, u8, u64) = self
@@ -101,8 +105,8 @@ impl Store {
             .arg(change(key, "evicted"))
             .arg(millis(pause))
             .arg(millis(pause_in_storm))
-            .arg(millis(REMEMBERED))
-            .arg(match announced {
+            .arg(millis(terms.remembered))
+            .arg(match terms.version {
                 Announced::None => String::new(),
                 Announced::AtLeast(version) => version.to_string(),
                 Announced::Any => "any".to_owned(),

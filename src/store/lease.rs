@@ -147,6 +147,17 @@ pub struct Lease {
     pub time: Duration,
     /// The value and its metadata as it began.
     pub before: Snapshot,
+    /// How versions of its answer are met; the default is for jobs without versions.
+    pub versions: Versions,
+}
+
+/// How the version of an answer is met: see `judge` in `lua/meta.lua`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Versions {
+    /// The longest wait for an announced version; `None` if the job has no versions.
+    pub patience: Option<Duration>,
+    /// Only a higher version is stored, where one was announced and its patience has ended.
+    pub look: bool,
 }
 
 impl Lease {
@@ -360,6 +371,7 @@ fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) ->
             deadline: begun + usable(time),
             time,
             before: Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) },
+            versions: Versions::default(),
         })),
     })
 }

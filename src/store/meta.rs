@@ -1,7 +1,7 @@
 //! The codec of metadata: what is known of one entry's value, in one packed string beside it.
 //!
 //! The form is
-//! `validated_at own_expiry invalidated stale_for hash/attempt~fetched_at@content_since#version!announced note`.
+//! `validated_at own_expiry invalidated stale_for hash/attempt~fetched_at@content_since#version!announced,at note`.
 //! `lua/meta.lua` is the same codec for scripts, and no other file knows this form. Scripts read and write the head;
 //! only Rust reads the note, which is JSON.
 //!
@@ -9,8 +9,8 @@
 //!   and dots at the end are left out. Triggers and outcomes are numbers, as in [`Trigger::ALL`] and [`Outcome::ALL`].
 //! - The head of an evicted entry, or of one that was invalidated while nothing was known of it, has no attempt and
 //!   lives a minute: a fetch by then answers the invalidation.
-//! - `#version` and `!announced` are absent where a job has no versions, and where none higher was announced. A worker
-//!   of the previous version takes metadata with them for none.
+//! - `#version` is absent where the job has no versions, and `!announced,at` where no higher one was announced (since
+//!   `at`). A worker of the previous version takes metadata with them for none.
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
@@ -55,29 +55,6 @@ pub struct Meta {
     pub last_attempt: LastAttempt,
 }
 
-/// The versions that a commit may store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Accepts {
-    /// All: the job has no versions.
-    #[default]
-    All,
-    /// None lower than the stored one, or than the announced one.
-    Announced,
-    /// None lower than the stored one.
-    Stored,
-}
-
-impl Accepts {
-    /// Returns the word for scripts.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::All => "",
-            Self::Announced => "wait",
-            Self::Stored => "take",
-        }
-    }
-}
-
 /// The last attempt, and what the value came with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastAttempt {
@@ -93,9 +70,6 @@ pub struct LastAttempt {
     /// The value's version, where the job tells it. In the head.
     #[serde(skip)]
     pub version: Option<Version>,
-    /// The versions that a commit may store. Not in metadata.
-    #[serde(skip)]
-    pub accepts: Accepts,
     /// The last attempt's outcome. In the head; empty where it warmed the value, which is usual.
     #[serde(rename = "o", default, skip_serializing, deserialize_with = "outcome")]
     pub outcome: Option<Outcome>,
@@ -179,7 +153,8 @@ impl Meta {
         let stale_for = Duration::from_millis(parts.next()?.parse().ok()?);
         let hash = parts.next()?;
         let version = |text: &str| Version::parse(text).ok();
-        let (hash, announced) = hash.split_once('!').map_or((hash, None), |(hash, text)| (hash, version(text)));
+        let (hash, announced) = hash.split_once('!').unwrap_or((hash, ""));
+        let announced = announced.split_once(',').and_then(|(announced, _since)| version(announced));
         let (hash, version) = hash.split_once('#').map_or((hash, None), |(hash, text)| (hash, version(text)));
         let (hash, content_since) = hash.split_once('@').unwrap_or((hash, "0"));
         let (hash, fetched_at) = hash.split_once('~').map_or((hash, None), |(hash, at)| (hash, Some(at)));
@@ -305,7 +280,6 @@ mod tests {
             tags: vec!["artist:Frida".into()],
             tokens: 1_200,
             version: None,
-            accepts: Accepts::All,
             outcome: Some(Outcome::Failed),
             trigger: Some(Trigger::Invalidation),
             attempted: at(17),

@@ -22,12 +22,12 @@ use redis::{RedisResult, Script};
 use serde_json::json;
 use ulid::Ulid;
 
-pub use commit::{StaleExtension, Written};
+pub use commit::{Behind, StaleExtension, Written};
 pub use gap::{Gap, REVALIDATE_SIGNAL};
-pub use invalidate::Invalidated;
-pub use lease::{Fresh, Lease, Leased, Removal};
+pub use invalidate::{Invalidated, Terms};
+pub use lease::{Fresh, Lease, Leased, Removal, Versions};
 pub(crate) use lease::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
-pub use meta::{Accepts, LastAttempt, Meta};
+pub use meta::{LastAttempt, Meta};
 pub use rechecks::{Rechecks, Verdict};
 pub(crate) use snapshot::TOUCHED;
 pub use snapshot::{Expiry, Snapshot};

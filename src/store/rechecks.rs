@@ -71,6 +71,12 @@ impl Rechecks {
         Self { since, before, lone, verified: false, refused: false, confirmed: false, doubled: false }
     }
 
+    /// Leaves only the last recheck.
+    #[must_use]
+    pub fn last_only(self) -> Self {
+        Self { confirmed: true, ..self }
+    }
+
     /// Returns the times that are to come after `after`; `times` are the job's.
     pub fn after(&self, times: &[Duration], after: RedisTime) -> impl Iterator<Item = RedisTime> {
         let kept = if self.confirmed { times.len().saturating_sub(1) } else { 0 };

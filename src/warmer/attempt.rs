@@ -82,8 +82,8 @@ pub(super) enum Stop {
     End(Ending),
     /// A fetch without a value, which the entry's metadata must note: see [`Attempt::note_failure`].
     NoValue(Ending),
-    /// An answer that is not stored since it is older than the value, and the rechecks that are then to come.
-    Refused(Ending, Rechecks),
+    /// An answer that is not stored since it is old, and the rechecks that are then to come, if they are others.
+    Refused(Ending, Option<Rechecks>),
     /// An error of Redis.
     Redis(RedisError),
 }
@@ -175,8 +175,8 @@ impl Attempt<'_> {
         self.admit().await?;
         let (mut lease, score) = self.lease().await?;
         match self.run_under(&mut lease, score).await {
-            Err(Stop::NoValue(failure)) => Ok(self.note_failure(&lease, failure, None).await?),
-            Err(Stop::Refused(refused, rechecks)) => Ok(self.note_failure(&lease, refused, Some(rechecks)).await?),
+            Err(Stop::NoValue(failure)) => Ok(self.note_failure(&lease, failure).await?),
+            Err(Stop::Refused(refused, rechecks)) => Ok(self.note_refusal(&lease, refused, rechecks).await?),
             ended => ended,
         }
     }
@@ -269,8 +269,9 @@ impl Attempt<'_> {
             (leased, score) = warmer.store.lease_and(key, time, fresh, &ask_score).await?;
         }
         match leased {
-            Leased::Yes(lease) => {
+            Leased::Yes(mut lease) => {
                 self.hold(&lease);
+                lease.versions = self.versions();
                 Ok((lease, score))
             }
             refused => Err(Stop::End(self.without_lease(refused).await?)),

@@ -46,7 +46,7 @@ impl Attempt<'_> {
         let last_attempt = self.last_attempt(lease, round, answer, known).await?;
         let written = self.write(lease, answer, &last_attempt, &round.indexed).await?;
         let is_leased =
-            matches!(written, Written::Again(_) | Written::Foreign | Written::Behind(_) | Written::Older(_));
+            matches!(written, Written::Again(_) | Written::Foreign | Written::Behind(..) | Written::Older { .. });
         if !is_leased {
             // The lease has ended with the commit, or was lost before.
             self.token = None;
@@ -60,10 +60,17 @@ impl Attempt<'_> {
             }
             Written::Done { expiry, changed, behind } => {
                 let ending = self.committed(lease, round, answer, &last_attempt, expiry, changed).await?;
-                Some(if behind { self.stored_behind(lease, ending, last_attempt.version) } else { ending })
+                Some(match behind {
+                    Some(behind) => self.stored_behind(lease, ending, last_attempt.version, behind),
+                    None => ending,
+                })
             }
-            Written::Behind(announced) => return Err(self.behind(lease, round, last_attempt.version, announced)),
-            Written::Older(stored) => return self.older(lease, round, last_attempt.version, stored).map(|()| None),
+            Written::Behind(announced, behind) => {
+                return Err(self.behind(lease, last_attempt.version, announced, behind));
+            }
+            Written::Older { stored, invalidated } => {
+                return Err(self.older(lease, &last_attempt, stored, invalidated));
+            }
             Written::Again(start) => {
                 round.indexed.extend(last_attempt.tags);
                 self.begin_again(lease, round, start).await?;
@@ -111,9 +118,8 @@ impl Attempt<'_> {
         let last_attempt = LastAttempt {
             trigger: Some(round.trigger),
             storm: round.storm,
-            rechecks: self.rechecks_to_come(lease, round, content, version)?,
+            rechecks: self.rechecks_to_come(lease, round, content, version).await?,
             version,
-            accepts: self.accepts(lease, round),
             ..LastAttempt::default()
         };
         Ok(match answer {
@@ -202,7 +208,7 @@ impl Attempt<'_> {
                 warmer.wake_waiting(&entry.key).await?;
             }
         }
-        self.found_value(lease, changed);
+        self.found_value(lease, round, changed);
         let written_at = expiry.at().map_or(lease.fetched_at, |at| at - job.ttl);
         let after = if job.may_lag() { lease.fetched_at } else { written_at };
         let next = with_recheck(job, last_attempt.rechecks.as_ref(), after, keep(job, &entry.key, expiry));

@@ -29,54 +29,76 @@ impl Attempt<'_> {
     ///
     /// # Errors
     /// Redis's; the lease is then still to be given back.
-    pub(super) async fn note_failure(
-        &mut self,
-        lease: &Lease,
-        failure: Ending,
-        rechecks: Option<Rechecks>,
-    ) -> RedisResult<Ending> {
+    pub(super) async fn note_failure(&mut self, lease: &Lease, failure: Ending) -> RedisResult<Ending> {
         let (job, entry, outcome) = (self.job, self.entry, failure.outcome);
-        let reason = failure.reason.map(|reason| reason.chars().take(LONGEST_REASON).collect::<String>());
-        let mut last_attempt = lease.before.meta.as_ref().map(|meta| meta.last_attempt.clone()).unwrap_or_default();
+        let mut last_attempt = self.without_value(lease, &failure);
         if entry.trigger == Trigger::Manual && outcome == Outcome::Failed && last_attempt.failures >= job.warm.attempts
         {
             last_attempt.failures = 0;
         }
-        last_attempt.crashes = 0;
-        last_attempt.rechecks = rechecks.or(last_attempt.rechecks);
-        last_attempt.outcome = Some(outcome);
-        last_attempt.trigger = Some(entry.trigger);
-        last_attempt.attempted = lease.fetched_at;
-        last_attempt.reason.clone_from(&reason);
-        let wait = if outcome == Outcome::Failed {
-            count_failure(&mut last_attempt, lease.fetched_at)
-        } else {
-            Duration::ZERO
-        };
-        let is_given_up = outcome == Outcome::Failed && last_attempt.failures >= job.warm.attempts;
-        let failures = last_attempt.failures;
+        let (mut is_given_up, mut wait) = (false, Duration::ZERO);
         if outcome == Outcome::Failed {
+            wait = count_failure(&mut last_attempt, lease.fetched_at);
+            is_given_up = last_attempt.failures >= job.warm.attempts;
             self.found(Recheck::Failed);
         }
+        let failures = last_attempt.failures;
         // The value that was to be rechecked is there: the entry goes on to its refresh.
-        let still = lease.before.expiry.at().filter(|_| entry.trigger == Trigger::Recheck && is_given_up);
-        if still.is_some() {
+        let goes_on = is_given_up && entry.trigger == Trigger::Recheck && lease.before.expiry.at().is_some();
+        if goes_on {
             (last_attempt.failures, last_attempt.retry, last_attempt.rechecks) = (0, RedisTime::ZERO, None);
         }
         let mark = self.warmer.store.release(&entry.key, &lease.token, Some(&last_attempt)).await?;
         self.token = None;
+        let reason = last_attempt.reason;
         let next = match (mark, outcome) {
             (Some(Removal::Evict), _) => self.warmer.next_after_foreign(job, &entry.key, lease.fetched_at).await?,
-            _ if still.is_some() => keep(job, &entry.key, lease.before.expiry),
+            _ if goes_on => keep(job, &entry.key, lease.before.expiry),
             _ if is_given_up => {
                 Next::Dead(format!("failed {failures} times, last: {}", reason.as_deref().unwrap_or("?")))
             }
-            // An invalidation came during a recheck whose answer was refused.
-            (Some(Removal::Refresh), Outcome::Unchanged) => Next::In(Duration::ZERO),
             (_, Outcome::Failed) => Next::In(wait),
             _ => failure.next,
         };
         Ok(Ending { outcome, next, reason, failures })
+    }
+
+    /// Notes an answer that is not stored because it is old, as the lease ends. The upstream works, so failures before
+    /// it count no more.
+    ///
+    /// # Errors
+    /// Redis's; the lease is then still to be given back.
+    pub(super) async fn note_refusal(
+        &mut self,
+        lease: &Lease,
+        refusal: Ending,
+        rechecks: Option<Rechecks>,
+    ) -> RedisResult<Ending> {
+        let (job, key) = (self.job, &self.entry.key);
+        let mut last_attempt = self.without_value(lease, &refusal);
+        (last_attempt.failures, last_attempt.retry) = (0, RedisTime::ZERO);
+        last_attempt.rechecks = rechecks.or(last_attempt.rechecks);
+        let mark = self.warmer.store.release(key, &lease.token, Some(&last_attempt)).await?;
+        self.token = None;
+        let next = match mark {
+            Some(Removal::Evict) => self.warmer.next_after_foreign(job, key, lease.fetched_at).await?,
+            Some(Removal::Refresh) => Next::In(Duration::ZERO),
+            None => refusal.next,
+        };
+        Ok(Ending { next, reason: last_attempt.reason, ..refusal })
+    }
+
+    /// Returns what the metadata note of an attempt that ends without a value: all else is as before.
+    fn without_value(&self, lease: &Lease, ending: &Ending) -> LastAttempt {
+        let before = lease.before.meta.as_ref().map(|meta| meta.last_attempt.clone()).unwrap_or_default();
+        LastAttempt {
+            crashes: 0,
+            outcome: Some(ending.outcome),
+            trigger: Some(self.entry.trigger),
+            attempted: lease.fetched_at,
+            reason: ending.reason.as_ref().map(|reason| reason.chars().take(LONGEST_REASON).collect()),
+            ..before
+        }
     }
 
     /// Gives up an entry whose input will not come soon. It counts as a failure, so that the entry does not wait for
@@ -90,7 +112,7 @@ impl Attempt<'_> {
         match self.warmer.store.lease(&self.entry.key, time, Fresh::default()).await? {
             Leased::Yes(lease) => {
                 self.hold(&lease);
-                self.note_failure(&lease, Ending::because(Outcome::Failed, Next::Out, reason), None).await
+                self.note_failure(&lease, Ending::because(Outcome::Failed, Next::Out, reason)).await
             }
             Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::WrongType(_) | Leased::Poison => {
                 Ok(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason))

@@ -15,7 +15,7 @@ use crate::store::{Expiry, Fresh, Lease, Meta};
 /// The time of a lease beyond its fetches: the round trips to Redis, and the commit.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// The longest wait for a retry.
-pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(300);
+const LONGEST_RETRY: Duration = Duration::from_secs(300);
 /// A retry noted for later than this comes from a clock that ran ahead.
 pub(super) const RETRY_PLAUSIBLE: Duration = Duration::from_secs(3_600);
 /// The shortest and the longest pause before an upstream is asked again that is behind an announced version.
@@ -74,6 +74,8 @@ pub(super) fn after_patience(now: RedisTime) -> RedisTime {
 pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
     let meta = lease.before.ours()?;
     let may_keep = meta.invalidated.is_none() || !job.may_hold_unasked();
+    // A 304 would not tell its version.
+    let may_keep = may_keep && (job.version.is_none() || meta.last_attempt.version.is_some());
     may_keep.then(|| meta.last_attempt.validators.clone())
 }
 

@@ -6,17 +6,19 @@
 
 use std::time::Duration;
 
+use redis::RedisResult;
 use serde_json::{Map, Value};
 
 use super::attempt::{Attempt, Ending, Step, Stop};
-use super::freshness::{LONGEST_RETRY, PAUSES, after_patience};
+use super::freshness::{PAUSES, after_patience};
+use super::recheck::{asks, with_recheck};
 use super::round::Round;
-use crate::agenda::Next;
-use crate::entry::{Outcome, Recheck, Trigger, Version};
+use crate::agenda::{Next, keep};
+use crate::entry::{Outcome, Priority, Recheck, Trigger, Version};
 use crate::job::{Job, Params};
 use crate::redis::RedisTime;
 use crate::source::context;
-use crate::store::{Accepts, Lease, Rechecks, Verdict};
+use crate::store::{Behind, Expiry, LastAttempt, Lease, Rechecks, Verdict, Versions};
 
 /// Returns the version of a value, or the reason why it has none. `None` if the job has no versions.
 pub(super) fn render_version(
@@ -35,46 +37,65 @@ impl Attempt<'_> {
     /// Returns the rechecks that are to come after the present fetch, which brought the content of this hash (`-` for
     /// none): all of them if it answers an invalidation. Ends the attempt where the content is the one from before the
     /// invalidation and a newer one is stored: a replica lags.
-    pub(super) fn rechecks_to_come(
+    pub(super) async fn rechecks_to_come(
         &self,
         lease: &Lease,
         round: &Round,
         answer: &str,
         version: Option<Version>,
-    ) -> Result<Option<Rechecks>, Stop> {
+    ) -> Step<Option<Rechecks>> {
         let (meta, times) = (lease.before.meta.as_ref(), &self.job.warm.recheck);
         let open = meta.and_then(|meta| meta.last_attempt.rechecks.as_ref());
         if round.trigger == Trigger::Invalidation {
-            let before = meta.map_or_else(|| "-".to_owned(), |meta| meta.hash.clone());
-            // A lag counts from the invalidation, another program's answer from this one.
-            let since = match self.invalidated(lease, round) {
-                Some(at) if self.job.may_lag() => at.min(lease.fetched_at),
-                _ => lease.now(),
-            };
-            let mut rechecks = Rechecks::new(since, before, open.is_none() && !round.storm);
-            rechecks.verified =
-                meta.and_then(|meta| meta.announced).is_some_and(|announced| version >= Some(announced));
-            return Ok(rechecks.next(times, lease.fetched_at).map(|_| rechecks));
+            return Ok(self.rechecks_of_invalidation(lease, round, version).await?);
         }
         let Some(open) = open else { return Ok(None) };
         // One that began later than this fetch is by a clock that was set back since.
         let mut rechecks = open.clone();
         rechecks.since = rechecks.since.min(lease.fetched_at);
-        if !self.job.may_lag() {
+        if !asks(self.job, &rechecks) {
             return Ok(rechecks.next(times, lease.now()).map(|_| rechecks));
         }
-        let present = lease.before.ours().map(|meta| meta.hash.as_str());
+        let is_gone = meta.is_some_and(|meta| meta.last_attempt.outcome == Some(Outcome::Gone));
+        let present = lease.before.ours().map(|meta| meta.hash.as_str()).or(is_gone.then_some("-"));
         match rechecks.judge(times, present, answer, lease.fetched_at) {
             Verdict::Take(rechecks) => Ok(rechecks),
             // Versions tell which of the two is newer.
             Verdict::Refuse(rechecks) if version.is_some() => Ok(Some(rechecks)),
             Verdict::Refuse(rechecks) => {
                 self.found(Recheck::Outdated);
-                let next = rechecks.next(times, lease.fetched_at).map_or(Next::Out, Next::Recheck);
-                let reason = "the upstream answered with the value from before the invalidation; the newer one stays";
-                Err(Stop::Refused(Ending::because(Outcome::Unchanged, next, reason), rechecks))
+                let next = keep(self.job, &self.entry.key, lease.before.expiry);
+                let next = with_recheck(self.job, Some(&rechecks), lease.fetched_at, next);
+                let outcome = if is_gone { Outcome::Gone } else { Outcome::Unchanged };
+                let reason = "the upstream answered with the content from before the invalidation; the newer one stays";
+                Err(Stop::Refused(Ending::because(outcome, next, reason), Some(rechecks)))
             }
         }
+    }
+
+    /// Returns the rechecks of the invalidation that the present fetch answers.
+    async fn rechecks_of_invalidation(
+        &self,
+        lease: &Lease,
+        round: &Round,
+        version: Option<Version>,
+    ) -> RedisResult<Option<Rechecks>> {
+        let (meta, times) = (lease.before.meta.as_ref(), &self.job.warm.recheck);
+        let invalidated = self.invalidated(lease, round);
+        // A lag counts from the invalidation, another program's answer from this one.
+        let since = invalidated.filter(|_| self.job.may_lag()).unwrap_or_else(|| lease.now());
+        let before = meta.map_or_else(|| "-".to_owned(), |meta| meta.hash.clone());
+        let is_lone = !round.is_again && meta.is_none_or(|meta| meta.last_attempt.rechecks.is_none());
+        let mut rechecks = Rechecks::new(since, before, is_lone);
+        rechecks.verified = meta.and_then(|meta| meta.announced).is_some_and(|announced| version >= Some(announced));
+        if rechecks.next(times, lease.fetched_at).is_none() {
+            return Ok(None);
+        }
+        // A gap concerns all entries, and few of them have changed.
+        if self.entry.priority != Priority::High && self.warmer.store.gap_at().await? == invalidated {
+            rechecks = rechecks.last_only();
+        }
+        Ok(Some(rechecks))
     }
 
     /// Counts the result of a recheck; other attempts count nothing.
@@ -85,82 +106,107 @@ impl Attempt<'_> {
     }
 
     /// Counts the result of a recheck that stored a value. `changed` tells that its content is another than before.
-    pub(super) fn found_value(&self, lease: &Lease, changed: bool) {
-        let Some(ours) = lease.before.ours() else { return self.found(Recheck::Foreign) };
-        let lag = ours.last_attempt.rechecks.as_ref().map(|rechecks| lease.fetched_at.saturating_since(rechecks.since));
-        match (changed, lag) {
+    pub(super) fn found_value(&self, lease: &Lease, round: &Round, changed: bool) {
+        let Some(meta) = &lease.before.meta else { return self.found(Recheck::Foreign) };
+        // What an invalidation brings meanwhile, or an announced version that was missing, is no result of a recheck.
+        if round.trigger == Trigger::Invalidation || meta.is_behind() {
+            return;
+        }
+        let is_gone = meta.last_attempt.outcome == Some(Outcome::Gone);
+        if lease.before.ours().is_none() && !is_gone {
+            return self.found(Recheck::Foreign);
+        }
+        let lag = meta.last_attempt.rechecks.as_ref().map(|rechecks| lease.fetched_at.saturating_since(rechecks.since));
+        match (changed || is_gone, lag) {
             (true, Some(lag)) if self.job.may_lag() => self.found(Recheck::Changed(lag)),
             _ => self.found(Recheck::Unchanged),
         }
     }
-}
 
-impl Attempt<'_> {
     /// Returns the time of the invalidation that this round answers.
     fn invalidated(&self, lease: &Lease, round: &Round) -> Option<RedisTime> {
         match round.is_again {
             true => Some(lease.fetched_at),
-            false => lease.before.meta.as_ref().and_then(|meta| meta.invalidated),
+            false => lease.before.meta.as_ref()?.invalidated.map(|at| at.min(lease.fetched_at)),
         }
     }
 
-    /// Returns the versions that this round may store.
-    pub(super) fn accepts(&self, lease: &Lease, round: &Round) -> Accepts {
-        let patience = self.job.warm.version_patience;
-        match self.invalidated(lease, round) {
-            _ if self.job.version.is_none() => Accepts::All,
-            Some(at) if lease.now() < at + patience => Accepts::Announced,
-            _ => Accepts::Stored,
-        }
+    /// Returns how versions are met in this attempt.
+    pub(super) fn versions(&self) -> Versions {
+        let patience = self.job.version.as_ref().map(|_| self.job.warm.version_patience);
+        Versions { patience, look: self.entry.trigger == Trigger::Recheck }
     }
 
-    /// Ends an attempt whose answer has a lower version than was announced.
-    pub(super) fn behind(&self, lease: &Lease, round: &Round, version: Option<Version>, announced: Version) -> Stop {
+    /// Ends an attempt whose answer has a lower version than was announced, and is no gain.
+    pub(super) fn behind(&self, lease: &Lease, version: Option<Version>, announced: Version, behind: Behind) -> Stop {
         self.warmer.telemetry.behind(&self.job.name);
-        let wait = self.pause(lease, round);
-        Stop::NoValue(Ending::because(
-            Outcome::Deferred,
-            Next::In(wait),
-            format!("the upstream is behind: it has {}, and version {announced} was announced", told(version)),
-        ))
-    }
-
-    /// Ends an attempt whose answer has a lower version than the present value. Without an open invalidation the value
-    /// holds, and the upstream is asked again before the value expires.
-    pub(super) fn older(&self, lease: &Lease, round: &Round, version: Option<Version>, stored: Version) -> Step<()> {
-        self.warmer.telemetry.behind(&self.job.name);
-        let reason = format!("the upstream is behind: it has {}, and version {stored} is stored", told(version));
-        let (outcome, next) = match (self.invalidated(lease, round), lease.before.expiry.at()) {
-            (None, Some(expires)) => {
-                let left = expires.saturating_since(lease.now());
-                (Outcome::Unchanged, Next::At(lease.now() + (left / 4).max(PAUSES.1)))
-            }
-            _ => (Outcome::Deferred, Next::In(self.pause(lease, round))),
+        let reason = format!("the upstream is behind: it has {}, and version {announced} was announced", told(version));
+        let now = lease.now();
+        let (outcome, next) = match behind.waits {
+            true => (Outcome::Deferred, Next::In(pause(now.saturating_since(behind.since)))),
+            false => (Outcome::Unchanged, self.look_again(lease, lease.before.expiry)),
         };
-        Err(Stop::NoValue(Ending::because(outcome, next, reason)))
+        Stop::Refused(Ending::because(outcome, next, reason), None)
     }
 
-    /// Returns the ending of an attempt that stored a lower version than was announced, after its patience.
-    pub(super) fn stored_behind(&self, lease: &Lease, ending: Ending, version: Option<Version>) -> Ending {
+    /// Returns the ending of an attempt that stored a lower version than was announced.
+    pub(super) fn stored_behind(&self, lease: &Lease, ending: Ending, version: Option<Version>, by: Behind) -> Ending {
         self.warmer.telemetry.behind(&self.job.name);
-        let at = after_patience(lease.now());
-        let next = match ending.next {
-            Next::At(sooner) if sooner <= at => ending.next,
-            _ => Next::Recheck(at),
-        };
         let reason = format!("the upstream is behind: {} is stored, and a higher one was announced", told(version));
+        let next = match by.waits {
+            true => Next::In(pause(lease.now().saturating_since(by.since))),
+            false => sooner(ending.next, after_patience(lease.now())),
+        };
         Ending { next, reason: Some(reason), ..ending }
     }
 
-    /// Returns the pause before the upstream is asked again: a third of the time that it has been behind for. After its
-    /// patience, a tenth: it may have gone back for good.
-    fn pause(&self, lease: &Lease, round: &Round) -> Duration {
-        let behind_for = self.invalidated(lease, round).map_or(PAUSES.1, |at| lease.now().saturating_since(at));
-        match behind_for < self.job.warm.version_patience {
-            true => (behind_for / 3).clamp(PAUSES.0, PAUSES.1),
-            false => (behind_for / 10).clamp(PAUSES.1, LONGEST_RETRY),
+    /// Ends an attempt whose answer has a lower version than the present value. The value holds. While an invalidation
+    /// is open and the job's patience lasts, the upstream is asked again soon; else at the next recheck, or before the
+    /// value expires.
+    pub(super) fn older(
+        &self,
+        lease: &Lease,
+        answer: &LastAttempt,
+        stored: Version,
+        invalidated: Option<RedisTime>,
+    ) -> Stop {
+        self.warmer.telemetry.behind(&self.job.name);
+        let reason = format!("the upstream is behind: it has {}, and version {stored} is stored", told(answer.version));
+        let now = lease.now();
+        let behind_for = invalidated.map(|at| now.saturating_since(at.min(now)));
+        if let Some(behind_for) = behind_for.filter(|time| *time < self.job.warm.version_patience) {
+            return Stop::Refused(Ending::because(Outcome::Deferred, Next::In(pause(behind_for)), reason), None);
         }
+        self.found(Recheck::Outdated);
+        let expiry = lease.before.expiry;
+        let next = match (keep(self.job, &self.entry.key, expiry), expiry.at()) {
+            // It is to be refreshed by now.
+            (Next::At(at), Some(expires)) if at <= now => {
+                Next::At(now + (expires.saturating_since(now) / 4).max(PAUSES.1))
+            }
+            (next, _) => next,
+        };
+        let next = with_recheck(self.job, answer.rechecks.as_ref(), lease.fetched_at, next);
+        Stop::Refused(Ending::because(Outcome::Unchanged, next, reason), answer.rechecks.clone())
     }
+
+    /// Returns when an upstream is asked again that stays behind after its patience.
+    fn look_again(&self, lease: &Lease, expiry: Expiry) -> Next {
+        sooner(keep(self.job, &self.entry.key, expiry), after_patience(lease.now()))
+    }
+}
+
+/// Returns `next`, or a recheck at `at` if that is sooner.
+fn sooner(next: Next, at: RedisTime) -> Next {
+    match next {
+        Next::At(sooner) if sooner <= at => next,
+        _ => Next::Recheck(at),
+    }
+}
+
+/// Returns the pause before an upstream is asked again that has been behind for so long.
+fn pause(behind_for: Duration) -> Duration {
+    (behind_for / 3).clamp(PAUSES.0, PAUSES.1)
 }
 
 /// Returns a version for people.

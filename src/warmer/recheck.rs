@@ -33,11 +33,27 @@ pub(super) fn with_recheck(job: &Job, rechecks: Option<&Rechecks>, after: RedisT
     }
 }
 
-/// Returns the first recheck after the present value's fetch. A source that does not lag is not asked: then the first
-/// one after `now`.
+/// Tells whether rechecks ask the upstream. If not, they only look for values of other programs.
+pub(super) fn asks(job: &Job, rechecks: &Rechecks) -> bool {
+    job.may_lag() && !rechecks.verified
+}
+
+/// Returns the next recheck of a value by its metadata; one that asks the upstream may be due since before `now`.
+fn next_recheck(job: &Job, meta: &Meta, now: RedisTime) -> Option<RedisTime> {
+    if meta.is_behind() {
+        return Some(after_patience(meta.answered_at()));
+    }
+    let rechecks = meta.last_attempt.rechecks.as_ref()?;
+    rechecks.next(&job.warm.recheck, if asks(job, rechecks) { meta.answered_at() } else { now })
+}
+
+/// Returns the next recheck of a value by its metadata, unless `next` comes sooner.
 pub(super) fn with_next_recheck(job: &Job, meta: &Meta, now: RedisTime, next: Next) -> Next {
-    let after = if job.may_lag() { meta.answered_at() } else { now };
-    with_recheck(job, meta.last_attempt.rechecks.as_ref(), after, next)
+    match (next_recheck(job, meta, now), &next) {
+        (Some(at), Next::At(sooner)) if *sooner <= at => next,
+        (Some(at), _) => Next::Recheck(at),
+        (None, _) => next,
+    }
 }
 
 impl Warmer {
@@ -48,23 +64,20 @@ impl Warmer {
         let Some(meta) = &snapshot.meta else {
             return Ok(if snapshot.has_value() { Needs::Fetch { absent: false } } else { Needs::Nothing(Next::Out) });
         };
-        let to_come = meta.last_attempt.rechecks.as_ref().filter(|rechecks| job.may_lag() && !rechecks.verified);
-        let next = match meta.is_behind() {
-            true => Some(after_patience(meta.answered_at())),
-            false => to_come.and_then(|rechecks| rechecks.next(&job.warm.recheck, meta.answered_at())),
-        };
+        let next = next_recheck(job, meta, now);
         let is_due = next.is_some_and(|at| at <= now);
         let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero());
         Ok(match snapshot.expiry {
             // The upstream did not have it, and may have it by now.
-            Expiry::Absent if meta.last_attempt.outcome == Some(Outcome::Gone) && is_due => {
-                Needs::Fetch { absent: true }
-            }
+            Expiry::Absent if meta.last_attempt.outcome == Some(Outcome::Gone) => match next {
+                Some(_) if is_due => Needs::Fetch { absent: true },
+                next => Needs::Nothing(next.map_or(Next::Out, Next::Recheck)),
+            },
             // Evicted, another program may still store an old value.
             Expiry::Absent => {
-                let evicted =
-                    meta.invalidated.and_then(|at| job.warm.recheck.iter().map(|t| at + *t).find(|at| *at > now));
-                Needs::Nothing(next.or(evicted).map_or(Next::Out, Next::Recheck))
+                let later =
+                    |invalidated| job.warm.recheck.iter().map(move |time| invalidated + *time).find(|at| *at > now);
+                Needs::Nothing(meta.invalidated.and_then(later).map_or(Next::Out, Next::Recheck))
             }
             expiry if holds && !is_due => {
                 Needs::Nothing(with_next_recheck(job, meta, now, keep(job, &entry.key, expiry)))

@@ -136,16 +136,53 @@ async fn a_recheck_that_fails_leaves_the_value_to_its_refresh() {
     assert!(ttl > Duration::from_secs(3_000), "{ttl:?}");
 }
 
+/// An API removes the value before its recheck.
 #[tokio::test]
-async fn a_worker_that_dies_owes_no_recheck() {
+async fn a_value_that_another_program_removed_is_not_rechecked() {
     let (redis, upstream) = both().await;
-    upstream.on_each("/art/a", versions(&[1, 1, 2]));
-    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"2s\"]").folder();
-    let mut first = worker(&redis, &jobs);
+    upstream.on_each("/art/a", versions(&[1, 2]));
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"2s\", \"10m\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     publish(&redis, "art:a").await;
-    eventually("the invalidation was answered with the old value", async || upstream.calls("/art/a") == 2).await;
-    first.kill9();
-    let _second = worker(&redis, &jobs);
     version(&redis, "a", 2).await;
+    redis.ask::<u64>(&["DEL", "art:a"]).await;
+    eventually("it is off the agenda", async || parts.score("a").await.is_none()).await;
+    assert_eq!((upstream.calls("/art/a"), parts.stat("unchanged").await), (2, 1));
+}
+
+/// The lagging replica is asked again, and its old value is not.
+#[tokio::test]
+async fn what_was_deleted_does_not_come_back() {
+    let (redis, upstream) = both().await;
+    let (one, gone) = (versions(&[1]).remove(0), Reply::status(404));
+    upstream.on_each("/art/a", [one.clone(), gone.clone(), one.clone(), one, gone]);
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"1s\", \"2s\", \"3s\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    parts.invalidate("art:a").await;
+    eventually("it is gone", async || redis.get("art:a").await.is_none()).await;
+    eventually("all rechecks were made", async || {
+        assert_eq!(redis.get("art:a").await, None);
+        upstream.calls("/art/a") == 5 && parts.score("a").await.is_none()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_answer_does_not_put_off_the_refresh() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", versions(&[1, 2, 1, 2]));
+    let jobs = Art::of(&upstream).list(["a"]).ttl("6s").warm("ahead = \"2s\"\nrecheck = [\"1s\", \"1h\"]").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    eventually("it is refreshed", async || {
+        assert!(redis.get("art:a").await.is_some());
+        upstream.calls("/art/a") >= 5
+    })
+    .await;
 }

@@ -126,17 +126,19 @@ async fn a_restarted_redis_is_not_believed() {
     let mut redis = TestRedis::options().append_only().start().await;
     let upstream = Upstream::start().await;
     upstream.edit("/art/a");
-    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let recheck = "recheck = [\"500ms\", \"1s\", \"1500ms\", \"2s\", \"4s\"]";
+    let jobs = Art::of(&upstream).list(["a"]).warm(recheck).folder();
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     let edited = upstream.edit("/art/a");
     redis.restart().await;
     version(&redis, "a", edited).await;
     let parts = Parts::of(&redis).await;
-    eventually("it waits for its recheck", async || {
-        parts.score("a").await.map(|score| Due::from_score(score).trigger) == Some(Trigger::Recheck)
+    eventually("it waits for its expiry again", async || {
+        parts.score("a").await.map(|score| Due::from_score(score).trigger) == Some(Trigger::Expiry)
     })
     .await;
+    assert!(upstream.calls("/art/a") <= 3, "a gap is rechecked once");
 }
 
 /// A gap from another clock is dealt with already, but for a job that nobody here knows.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use samovar::entry::EntryKey;
-use samovar::store::{LastAttempt, Removal, Written};
+use samovar::store::{LastAttempt, Removal, Terms, Written};
 use serde_json::json;
 
 use super::support::{
@@ -183,7 +183,8 @@ async fn what_ai_makes_in_a_tag_storm_lands_and_is_then_held_off() {
         stamped(&redis, &parts, "t").await;
     }
     parts.next_instant().await;
-    let held = parts.store.invalidate_paid(&story, parts.now().await, Removal::Refresh).await.unwrap().debounced;
+    let paid = Terms { is_paid_for: true, ..Terms::default() };
+    let held = parts.store.invalidate_on(&story, parts.now().await, Removal::Refresh, paid).await.unwrap().debounced;
     assert!(held.is_some_and(|time| time > Duration::from_secs(1)), "{held:?}");
     assert_eq!(upstream.calls(asked), 2);
     // In the end it is answered.

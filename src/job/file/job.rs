@@ -8,7 +8,7 @@ use super::upstreams::Upstreams;
 use crate::entry::JobName;
 use crate::entry::duration;
 use crate::job::pattern::check_name;
-use crate::job::{Entries, Job, KeyPattern, Params, Schedule, Warm};
+use crate::job::{Entries, Job, KeyPattern, Params, Schedule, Source, Warm};
 use chrono_tz::{TZ_VARIANTS, Tz};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Range, RangeInclusive};
@@ -66,11 +66,21 @@ pub(super) fn read<'a>(
         let answered = scope.with_value();
         Some(items.iter().filter_map(|item| item.template(&answered)).collect())
     });
-    let version = table.field("version").and_then(|field| field.text()?.template(&scope.with_value()));
+    let version_field = table.field("version");
+    let version = version_field.as_ref().and_then(|field| field.text()?.template(&scope.with_value()));
     let sources = table
         .required("source", "[source] with kind = \"http\", upstream and path")
         .map(|field| sources(&field, &scope, upstreams))
         .unwrap_or_default();
+    if let Some(field) = &version_field
+        && sources.iter().any(|source: &Source| source.properties().costs_money)
+    {
+        field.doc.fault_with_help(
+            field.key.clone(),
+            "`version`: an AI answer has none, and each wait for one would be paid for",
+            Some("announce versions of the entry's inputs; it is made anew when they change".to_owned()),
+        );
+    }
     let entries = match table.field("entries") {
         Some(field) => entries(&field, key.as_ref(), upstreams),
         None => Entries::default(),

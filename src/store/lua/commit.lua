@@ -4,13 +4,12 @@
 -- ARGV  1 token  2 value (JSON)  3 TTL (ms)  4 hash of the value  5 the attempt  6 the note (JSON)
 --       7 how long metadata outlives the value (ms)  8 how long a renewed lease holds (ms)
 --       9 channel of changes  10 the change, as announced  11 when the fetch began (ms)
---       12 the value's version ('' for none)  13 '' the job has no versions | 'wait' for the announced version | 'take'
---       a lower one as well
+--       12 the value's version ('' for none)  13 patience  14 look (meta.lua, judge)
 -- Returns the fence's objection (fence.lua)
 --       | {'wrongtype'}, lease dropped: the key holds no string by now, so it is not ours to replace (lease.lua)
---       | {'older', version}, lease kept: the present value has this higher version
---       | {'behind', version}, lease kept: this higher version was announced
---       | {'done', now, PEXPIRETIME, 1 if the content is another than before, or than we knew of, 1 if behind}
+--       | the objection to its version (meta.lua, judge), lease kept
+--       | {'done', now, PEXPIRETIME, 1 if the content is another than before, or than we knew of,
+--         how far it is behind (judge), since when that version was announced}
 local there = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3])
 local before = there[1]
 local objection, now, fetched_at = fence(KEYS[2], there[2], ARGV[1], ARGV[8], ARGV[11])
@@ -21,13 +20,11 @@ if not before and redis.call('TYPE', KEYS[1]).ok ~= 'none' then
   return {'wrongtype'}
 end
 -- Somebody else may have written the same meanwhile: those who wait for us hear of it all the same.
-local _, _, _, _, hash, _, _, content_since, _, stored, announced = read_meta(there[3])
-local behind = false
-if ARGV[13] ~= '' then
-  if before and stored and lower(ARGV[12], stored) then return {'older', stored} end
-  behind = announced and lower(ARGV[12], announced)
-  if behind and ARGV[13] == 'wait' then return {'behind', announced} end
-end
+local _, _, invalidated, _, hash, _, _, content_since, _, stored, announced, announced_at = read_meta(there[3])
+local refused, behind = judge(
+  ARGV[12], before, stored, announced, announced_at, invalidated, ARGV[13], ARGV[14], now)
+if refused then return refused end
+if behind == 0 then announced, announced_at = '', '' end
 local changed = hash ~= ARGV[4] or (before and before ~= ARGV[2])
 -- An entry that was made from this one before `content_since` was made from other content.
 if changed or content_since == '' then content_since = string.format('%d', now) end
@@ -36,8 +33,8 @@ local expiry = string.format('%d', pxat)
 redis.call('SET', KEYS[1], ARGV[2], 'PXAT', expiry)
 if before ~= ARGV[2] then redis.call('PUBLISH', ARGV[9], ARGV[10]) end
 redis.call('SET', KEYS[3],
-  write_meta(fetched_at, expiry, '0', '0', ARGV[4], ARGV[5], fetched_at, content_since, ARGV[6], ARGV[12],
-    behind and announced or ''),
+  write_meta(fetched_at, expiry, behind == 1 and invalidated or '0', '0', ARGV[4], ARGV[5], fetched_at, content_since,
+    ARGV[6], ARGV[12], announced, announced_at),
   'PXAT', string.format('%d', pxat + tonumber(ARGV[7])))
 redis.call('DEL', KEYS[2])
-return {'done', now, pxat, changed and 1 or 0, behind and 1 or 0}
+return {'done', now, pxat, changed and 1 or 0, behind, tonumber(announced_at) or 0}

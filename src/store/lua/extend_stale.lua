@@ -6,7 +6,7 @@
 -- Returns {its PEXPIRETIME, when its TTL ends (ms)}, or {-2, -2} where there is no such value
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
 local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note, version,
-  announced = read_meta(redis.call('MGET', KEYS[3])[1])
+  announced, announced_at = read_meta(redis.call('MGET', KEYS[3])[1])
 if pxat < 0 or not validated_at or tonumber(own_expiry) ~= pxat or invalidated ~= '0'
   or redis.call('TYPE', KEYS[1]).ok ~= 'string' then return {-2, -2} end
 local time = redis.call('TIME')
@@ -18,7 +18,7 @@ if till > pxat then
   redis.call('PEXPIREAT', KEYS[1], own_expiry)
   redis.call('SET', KEYS[3],
     write_meta(validated_at, own_expiry, '0', stale_for, hash, attempt, fetched_at, content_since, note, version,
-      announced),
+      announced, announced_at),
     'PXAT', string.format('%.0f', till + tonumber(ARGV[3])))
   pxat = till
 end

@@ -3,11 +3,12 @@
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 token  2 the attempt  3 the note (JSON)  4 how long metadata is kept (ms)
 --       5 how long a renewed lease holds (ms)  6 channel of changes  7 the change, as announced
---       8 when the fetch began (ms)  9 as 13 of commit.lua
+--       8 when the fetch began (ms)  9 patience  10 look (meta.lua, judge)
 -- Returns the fence's objection (fence.lua)
 --       | {'wrongtype'}, lease dropped: the key holds no string by now, so it is not ours to remove (lease.lua)
---       | {'behind', version}, lease kept: this version was announced, and no version is known that could be gone
---       | {'done', now, -2, 1 if a value went, 0}
+--       | the objection of judge (meta.lua), lease kept: there is no value that could be gone, and a version of it was
+--         announced
+--       | {'done', now, -2, 1 if a value went, 0, 0}
 local objection, now, fetched_at = fence(KEYS[2], redis.call('GET', KEYS[2]), ARGV[1], ARGV[5], ARGV[8])
 if objection then return objection end
 local kind = redis.call('TYPE', KEYS[1]).ok
@@ -15,11 +16,15 @@ if kind ~= 'string' and kind ~= 'none' then
   redis.call('DEL', KEYS[2])
   return {'wrongtype'}
 end
-local _, _, _, _, _, _, _, _, _, _, announced = read_meta(redis.call('MGET', KEYS[3])[1])
-if kind == 'none' and ARGV[9] == 'wait' and announced and announced ~= '' then return {'behind', announced} end
+if kind == 'none' then
+  local _, _, invalidated, _, _, _, _, _, _, stored, announced, announced_at =
+    read_meta(redis.call('MGET', KEYS[3])[1])
+  local refused = judge('', false, stored, announced, announced_at, invalidated, ARGV[9], ARGV[10], now)
+  if refused then return refused end
+end
 local went = redis.call('DEL', KEYS[1])
 if went == 1 then redis.call('PUBLISH', ARGV[6], ARGV[7]) end
-redis.call('SET', KEYS[3], write_meta(fetched_at, '0', '0', '0', '-', ARGV[2], fetched_at, '', ARGV[3], '', ''),
+redis.call('SET', KEYS[3], write_meta(fetched_at, '0', '0', '0', '-', ARGV[2], fetched_at, '', ARGV[3], '', '', ''),
   'PX', ARGV[4])
 redis.call('DEL', KEYS[2])
-return {'done', now, -2, went, 0}
+return {'done', now, -2, went, 0, 0}

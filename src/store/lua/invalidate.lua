@@ -7,7 +7,7 @@
 -- or shortly after one began; for longer where one failed, whose invalidation is noted and which is tried again. Then
 -- nothing is done, and the caller comes again; so one fetch answers many. A fetched_at later than now is from a clock
 -- that ran ahead, and holds nothing off.
--- A full Redis does it, too: it may write a mark, and what an eviction frees is more.
+-- A full Redis does it, too: it may write a mark, which is small and goes soon.
 -- A lease or metadata of another type are somebody else's and count as absent (MGET); they hide no value from an
 -- invalidation.
 -- KEYS  1 value  2 lease  3 meta
@@ -32,13 +32,16 @@ local known = redis.call('MGET', KEYS[2], KEYS[3])
 local token, lease_fetched_at, mark = read_lease(known[1])
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
 local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note, version,
-  announced = read_meta(known[2])
+  announced, announced_at = read_meta(known[2])
 local ours = validated_at and tonumber(own_expiry) == pxat
-local any = ARGV[9] == 'any'
-version, announced = not any and version or '', not any and announced or ''
-if ARGV[9] ~= '' and not any then
-  if ours and pxat ~= -2 and not lower(version, ARGV[9]) then return {0, 0, 0, 0} end
-  if lower(announced, ARGV[9]) then announced = ARGV[9] end
+local wanted = ARGV[9] ~= 'any' and ARGV[9] or ''
+if not validated_at or ARGV[9] == 'any' then version, announced, announced_at = '', '', '' end
+-- One whose patience has ended, and whose invalidation was answered by a lower version.
+if invalidated == '0' then announced, announced_at = '', '' end
+if wanted ~= '' then
+  if ours and pxat ~= -2 and not lower(version, wanted) then return {0, 0, 0, 0} end
+  if lower(announced, wanted) then announced = wanted end
+  if announced_at == '' then announced_at = string.format('%.0f', S) end
 end
 local fetched = tonumber(fetched_at)
 local pause = tonumber(ARGV[6])
@@ -65,7 +68,8 @@ local blank = pxat == -2 and (not validated_at or validated_at == '0' and attemp
 local function remember()
   if not known[2] and redis.call('TYPE', KEYS[3]).ok ~= 'none' then return end
   redis.call('SET', KEYS[3],
-    write_meta('0', '0', string.format('%.0f', S), '0', hash or '-', '', '0', content_since or '', '{}', '', announced),
+    write_meta('0', '0', string.format('%.0f', S), '0', hash or '-', '', '0', content_since or '', '{}', '', announced,
+      announced_at),
     'PX', ARGV[8])
 end
 local later = token and not before(tonumber(lease_fetched_at))
@@ -74,7 +78,8 @@ if token and not later and (refresh or mark ~= EVICT) then
   redis.call('SET', KEYS[2], write_lease(token, lease_fetched_at, ARGV[2]), 'KEEPTTL')
   fenced = 1
 end
-local old = not validated_at or before(fetched) or (pxat ~= -2 and not ours)
+-- A value without the announced version is old, also where it was fetched after S: its upstream lagged.
+local old = wanted ~= '' or not validated_at or before(fetched) or (pxat ~= -2 and not ours)
 if old and not refresh then
   -- A key that holds no string is somebody else's, and stays (lease.lua).
   local kind = redis.call('TYPE', KEYS[1]).ok
@@ -101,15 +106,15 @@ elseif old and not blank then
     end
     redis.call('SET', KEYS[3],
       write_meta(validated_at, own_expiry, at, stale_for, hash, attempt, fetched_at, content_since, note,
-        version, announced), 'KEEPTTL')
+        version, announced, announced_at), 'KEEPTTL')
   else
     local left = redis.call('PTTL', KEYS[1])
     if left < 0 then left = tonumber(ARGV[3]) end
-    redis.call('SET', KEYS[3], write_meta('0', '0', at, '0', '-', '', '0', '', '{}', '', announced),
+    redis.call('SET', KEYS[3], write_meta('0', '0', at, '0', '-', '', '0', '', '{}', '', announced, announced_at),
       'PX', string.format('%.0f', math.max(left, 1)))
   end
-elseif old and not token then
-  due = 2
+elseif old then
+  if not token then due = 2 end
   remember()
 end
 if refresh and fenced == 1 and mark == LOAD then due = 3 end

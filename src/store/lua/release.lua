@@ -9,16 +9,16 @@ local token, _, mark = read_lease(known[1])
 if token ~= ARGV[1] then return {'lost'} end
 redis.call('DEL', KEYS[2])
 if ARGV[3] ~= '' then
-  local validated_at, own_expiry, invalidated, stale_for, hash, _, fetched_at, content_since, _, version, announced =
-    read_meta(known[2])
+  local validated_at, own_expiry, invalidated, stale_for, hash, _, fetched_at, content_since, _, version, announced,
+    announced_at = read_meta(known[2])
   if not validated_at then
     validated_at, own_expiry, invalidated, stale_for, hash, fetched_at, content_since = '0', '0', '0', '0', '-', '0', ''
-    version, announced = '', ''
+    version, announced, announced_at = '', '', ''
   end
   local left = math.max(redis.call('PTTL', KEYS[3]), tonumber(ARGV[4]))
   redis.call('SET', KEYS[3],
     write_meta(validated_at, own_expiry, invalidated, stale_for, hash, ARGV[2], fetched_at, content_since, ARGV[3],
-      version, announced),
+      version, announced, announced_at),
     'PX', string.format('%.0f', left))
 end
 return {'done', mark}

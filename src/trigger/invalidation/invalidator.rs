@@ -23,7 +23,7 @@ use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
 use crate::protocol::{Action, Handled, Message};
 use crate::redis::{Connection, RedisTime, Scan};
-use crate::store::{Removal, Store};
+use crate::store::{Removal, Store, Terms};
 
 /// Entries whose scripts run at once.
 const ABREAST: usize = 64;
@@ -330,8 +330,7 @@ impl Invalidator {
         next: &mut Next<'a>,
     ) -> RedisResult<()> {
         let scripts = batch.iter().map(async |(job, key, at, version)| {
-            let version = if job.version.is_some() { *version } else { Announced::None };
-            self.store.announce(key, *at, removal, version, job.is_paid_for()).await
+            self.store.invalidate_on(key, *at, removal, terms(job, *version)).await
         });
         for ((job, key, at, version), result) in batch.iter().zip(join_all(scripts).await) {
             let Some(result) = pass_over(result, key)? else { continue };
@@ -398,6 +397,15 @@ impl Invalidator {
         }
         Ok(())
     }
+}
+
+/// Returns the terms of an invalidation of a job's entry that announces this version.
+fn terms(job: &Job, version: Announced) -> Terms {
+    let version = if job.version.is_some() { version } else { Announced::None };
+    let patience = if version.is_none() { Duration::ZERO } else { job.warm.version_patience };
+    let usual = Terms::default();
+    let last = job.warm.recheck.last().copied().unwrap_or_default();
+    Terms { version, is_paid_for: job.is_paid_for(), remembered: usual.remembered.max(patience).max(last) }
 }
 
 /// Returns the trigger of the entries that a message names.
