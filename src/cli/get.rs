@@ -62,11 +62,12 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
             say("version", version.to_string());
         }
         if let Some(announced) = entry.announced_version {
-            say("behind", format!("version {announced} was announced, and its upstream does not have it yet"));
+            say("behind", format!("version {announced} was announced, and is not stored yet"));
         }
         if !entry.rechecks_ms.is_empty() {
-            let times: Vec<String> = entry.rechecks_ms.iter().map(|at| relative(*at, now)).collect();
-            say("rechecks", format!("{}, since its upstream may lag", times.join(", ")));
+            let times =
+                entry.rechecks_ms.iter().map(|at| if *at > now { relative(*at, now) } else { "now".to_owned() });
+            say("rechecks", Vec::from_iter(times).join(", "));
         }
         if let (Some(outcome), Some(trigger), Some(at)) =
             (entry.last_outcome, entry.last_trigger, entry.last_attempt_ms)

@@ -57,7 +57,7 @@ pub struct Entry {
     pub last_attempt_ms: Option<RedisTime>,
     /// Failed attempts in a row.
     pub failures: Option<u32>,
-    /// The reason of the last failure.
+    /// The reason of the last failure, or why the last answer was not stored.
     pub reason: Option<String>,
     /// When its TTL ends or ended, if the value is kept beyond it because its source fails.
     #[schema(value_type = Option<i64>)]

@@ -19,7 +19,8 @@ pub struct Rechecks {
     pub before: String,
     /// No other invalidation was open when it came, so the value from before is old for certain.
     pub lone: bool,
-    /// The answer had the version that the invalidation announced: only other programs may have stored an old value.
+    /// The answer had the version that the invalidation announced. Only the last recheck asks the upstream, since
+    /// another edit may have announced none; the others look for old values that other programs stored.
     pub verified: bool,
     /// The last answer was refused.
     refused: bool,
@@ -89,6 +90,11 @@ impl Rechecks {
     /// Returns the next time after `after`.
     pub fn next(&self, times: &[Duration], after: RedisTime) -> Option<RedisTime> {
         self.after(times, after).next()
+    }
+
+    /// Returns the next time after `after` at which the upstream is asked.
+    pub fn next_fetch(&self, times: &[Duration], after: RedisTime) -> Option<RedisTime> {
+        if self.verified { self.after(times, after).last() } else { self.next(times, after) }
     }
 
     /// Judges the answer of a fetch that began at `fetched_at`. `present` and `answer` are hashes.

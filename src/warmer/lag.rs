@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::attempt::{Attempt, Ending, Step, Stop};
 use super::freshness::{PAUSES, after_patience};
-use super::recheck::{asks, with_recheck};
+use super::recheck::with_recheck;
 use super::round::Round;
 use crate::agenda::{Next, keep};
 use crate::entry::{Outcome, Priority, Recheck, Trigger, Version};
@@ -53,7 +53,7 @@ impl Attempt<'_> {
         // One that began later than this fetch is by a clock that was set back since.
         let mut rechecks = open.clone();
         rechecks.since = rechecks.since.min(lease.fetched_at);
-        if !asks(self.job, &rechecks) {
+        if !self.job.may_lag() {
             return Ok(rechecks.next(times, lease.now()).map(|_| rechecks));
         }
         let is_gone = meta.is_some_and(|meta| meta.last_attempt.outcome == Some(Outcome::Gone));
@@ -92,7 +92,7 @@ impl Attempt<'_> {
             return Ok(None);
         }
         // A gap concerns all entries, and few of them have changed.
-        if self.entry.priority != Priority::High && self.warmer.store.gap_at().await? == invalidated {
+        if self.entry.priority != Priority::High && self.warmer.store.gap_at().await? >= Some(since) {
             rechecks = rechecks.last_only();
         }
         Ok(Some(rechecks))
@@ -182,7 +182,7 @@ impl Attempt<'_> {
         let next = match (keep(self.job, &self.entry.key, expiry), expiry.at()) {
             // It is to be refreshed by now.
             (Next::At(at), Some(expires)) if at <= now => {
-                Next::At(now + (expires.saturating_since(now) / 4).max(PAUSES.1))
+                Next::At(now + (expires.saturating_since(now) / 4).max(PAUSES.0))
             }
             (next, _) => next,
         };

@@ -33,23 +33,21 @@ pub(super) fn with_recheck(job: &Job, rechecks: Option<&Rechecks>, after: RedisT
     }
 }
 
-/// Tells whether rechecks ask the upstream. If not, they only look for values of other programs.
-pub(super) fn asks(job: &Job, rechecks: &Rechecks) -> bool {
-    job.may_lag() && !rechecks.verified
-}
-
-/// Returns the next recheck of a value by its metadata; one that asks the upstream may be due since before `now`.
-fn next_recheck(job: &Job, meta: &Meta, now: RedisTime) -> Option<RedisTime> {
+/// Returns when a value's upstream is asked next, by its metadata; due if that is past.
+fn next_fetch(job: &Job, meta: &Meta) -> Option<RedisTime> {
     if meta.is_behind() {
         return Some(after_patience(meta.answered_at()));
     }
-    let rechecks = meta.last_attempt.rechecks.as_ref()?;
-    rechecks.next(&job.warm.recheck, if asks(job, rechecks) { meta.answered_at() } else { now })
+    let rechecks = meta.last_attempt.rechecks.as_ref().filter(|_| job.may_lag())?;
+    rechecks.next_fetch(&job.warm.recheck, meta.answered_at())
 }
 
-/// Returns the next recheck of a value by its metadata, unless `next` comes sooner.
+/// Returns the next recheck of a value, by its metadata, unless `next` comes sooner. Those that do not ask the upstream
+/// look for old values that other programs stored.
 pub(super) fn with_next_recheck(job: &Job, meta: &Meta, now: RedisTime, next: Next) -> Next {
-    match (next_recheck(job, meta, now), &next) {
+    let rechecks = meta.last_attempt.rechecks.as_ref();
+    let look = rechecks.and_then(|rechecks| rechecks.next(&job.warm.recheck, now));
+    match (next_fetch(job, meta).into_iter().chain(look).min(), &next) {
         (Some(at), Next::At(sooner)) if *sooner <= at => next,
         (Some(at), _) => Next::Recheck(at),
         (None, _) => next,
@@ -64,7 +62,7 @@ impl Warmer {
         let Some(meta) = &snapshot.meta else {
             return Ok(if snapshot.has_value() { Needs::Fetch { absent: false } } else { Needs::Nothing(Next::Out) });
         };
-        let next = next_recheck(job, meta, now);
+        let next = next_fetch(job, meta);
         let is_due = next.is_some_and(|at| at <= now);
         let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero());
         Ok(match snapshot.expiry {

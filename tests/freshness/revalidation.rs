@@ -138,7 +138,7 @@ async fn a_restarted_redis_is_not_believed() {
         parts.score("a").await.map(|score| Due::from_score(score).trigger) == Some(Trigger::Expiry)
     })
     .await;
-    assert!(upstream.calls("/art/a") <= 3, "a gap is rechecked once");
+    assert!(upstream.calls("/art/a") <= 4, "a gap is rechecked once, or twice where two were noted");
 }
 
 /// A gap from another clock is dealt with already, but for a job that nobody here knows.

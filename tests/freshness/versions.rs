@@ -269,12 +269,12 @@ async fn an_upstream_that_lags_is_asked_until_it_has_the_version() {
     parts.invalidate(r#"{"keys": ["art:a"], "version": 2}"#).await;
     version(&redis, "a", 2).await;
     assert_eq!(upstream.calls("/art/a"), 5);
-    // The version is there: rechecks ask for nothing, and end.
+    // The version is there: only the last recheck asks for it, since another edit may have announced none.
     eventually("it waits for its refresh", async || {
         due(&parts).await.is_some_and(|due| due.trigger == Trigger::Expiry)
     })
     .await;
-    assert_eq!((upstream.calls("/art/a"), parts.stat("failed").await), (5, 0));
+    assert_eq!((upstream.calls("/art/a"), parts.stat("failed").await), (6, 0));
     assert!(parts.stat("unchanged").await <= 2, "each recheck once");
 }
 
@@ -368,6 +368,8 @@ async fn a_replica_that_is_behind_never_takes_readers_back() {
     assert_eq!((upstream.calls("/art/a"), parts.stat("deferred").await), (4, 2));
     // Nobody has invalidated it: it holds, and is looked at before it expires.
     answers(&upstream, &[3]);
+    eventually("its warming has ended", async || due(&parts).await.is_some_and(|due| due.state == State::Scheduled))
+        .await;
     parts.agenda.put(&job(), &[art("a")], samovar::agenda::When::Urgent, Trigger::Manual).await.unwrap();
     eventually("the answer is refused", async || {
         parts.meta("a").await.unwrap().last_attempt.outcome == Some(Outcome::Unchanged) && upstream.calls("/art/a") == 5
@@ -378,6 +380,34 @@ async fn a_replica_that_is_behind_never_takes_readers_back() {
     let due =
         eventually("it is due again", async || due(&parts).await.filter(|due| due.state == State::Scheduled)).await;
     assert_eq!(due.trigger, Trigger::Recheck);
+}
+
+#[tokio::test]
+async fn a_replica_that_is_behind_lets_no_value_expire() {
+    let (redis, upstream) = both().await;
+    answers(&upstream, &[5, 4]);
+    let jobs = Art::of(&upstream).ttl("4s").list(["a"]).top(VERSION).warm("ahead = \"2s\"").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 5).await;
+    let expires: i64 = redis.ask(&["PEXPIRETIME", "art:a"]).await;
+    eventually("it is refreshed in vain", async || upstream.calls("/art/a") == 2).await;
+    let due =
+        eventually("it is due again", async || due(&parts).await.filter(|due| due.state == State::Scheduled)).await;
+    assert!(due.at.as_millis() < expires, "{due:?}, {expires}");
+}
+
+#[tokio::test]
+async fn a_replica_that_is_behind_ends_no_rechecks() {
+    let (redis, upstream) = both().await;
+    answers(&upstream, &[5, 6, 5, 7]);
+    let jobs = Art::of(&upstream).list(["a"]).top(VERSION).warm("recheck = [\"1s\", \"2s\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 5).await;
+    // The first recheck finds a replica that is behind, the second one the last edit.
+    parts.invalidate("art:a").await;
+    version(&redis, "a", 7).await;
 }
 
 /// Entries that an older worker wrote, or that were fetched before their job told versions.
