@@ -19,6 +19,8 @@ async fn its_figures_add_up_and_samovar_misses_least() {
     let names: Vec<&Value> = rows.iter().map(|row| &row["name"]).collect();
     assert_eq!(names, ["Samovar", "hundred lines", "cache-aside"]);
     let edits = report["edits"].as_u64().unwrap();
+    assert!(report["lag_ms"].as_f64().unwrap() > 0.0, "the museum lags");
+    assert!(number(&rows[0], "outdated") > 0, "a fetch at once meets the lag: {}", rows[0]);
     for row in rows {
         let [reads, hits, misses, failed, away] =
             ["reads", "hits", "misses", "failed", "away"].map(|field| number(row, field));
@@ -28,6 +30,8 @@ async fn its_figures_add_up_and_samovar_misses_least() {
         assert_eq!(number(row, "published"), 3 * edits, "each edit is published as three entries: {row}");
         assert!(number(row, "stale_stories") <= number(row, "stories"), "{row}");
         assert!(number(row, "stale_reads") <= hits + misses, "{row}");
+        assert!(number(row, "stale_by_lag") <= number(row, "stale_reads"), "{row}");
+        assert!(number(row, "stale_by_lag") == 0 || number(row, "outdated") > 0, "{row}");
         assert!(number(row, "upstream_calls") >= number(row, "not_modified"), "{row}");
         assert!(number(row, "ai_calls") > 0 && row["ai_dollars"].as_f64().unwrap() > 0.0, "{row}");
         assert!(row["p50_ms"].as_f64().unwrap() <= row["p99_ms"].as_f64().unwrap(), "{row}");

@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand_distr::{Distribution as _, Exp, Zipf};
 
-use crate::cli::museum::Museum;
+use crate::cli::museum::{Endpoint, Museum};
 use crate::entry::EntryKey;
 use crate::job::{Job, Jobs, Params};
 use crate::source::Sources;
@@ -45,10 +45,15 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Returns `true` if an edit of the artwork publishes it. A story is not published, although it is made from the
-    /// artwork: editors do not know of it.
-    pub(super) fn is_published(self) -> bool {
-        matches!(self, Self::Info | Self::Image | Self::Similar)
+    /// Returns the page of an artwork that it is fetched from, which an edit publishes. A story is not published,
+    /// although it is made from the artwork: editors do not know of it.
+    pub(super) fn page(self) -> Option<Endpoint> {
+        match self {
+            Self::Info => Some(Endpoint::Artwork),
+            Self::Image => Some(Endpoint::Image),
+            Self::Similar => Some(Endpoint::Similar),
+            Self::Story | Self::Biography => None,
+        }
     }
 }
 
@@ -119,7 +124,7 @@ impl Catalogue {
 
     /// Returns the entries that an edit of an artwork publishes.
     pub(super) fn about(&self, artwork: usize) -> impl Iterator<Item = (Kind, &EntryKey)> {
-        let told = self.shelves.iter().filter(|shelf| shelf.kind.is_published());
+        let told = self.shelves.iter().filter(|shelf| shelf.kind.page().is_some());
         told.filter_map(move |shelf| {
             let entry = shelf.entries.iter().find(|entry| entry.artwork == Some(artwork))?;
             Some((shelf.kind, &entry.key))

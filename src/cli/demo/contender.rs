@@ -44,8 +44,8 @@ pub(super) struct Contender {
     pub(super) tally: Tally,
     /// `true` while its killed Redis does not answer yet.
     pub(super) away: AtomicBool,
-    /// The last published version of each artwork: later reads should not be older.
-    published: Vec<AtomicU64>,
+    /// The artworks with their last published versions: later reads should not be older.
+    published: Vec<(String, AtomicU64)>,
     /// The version of each picture's URL, which is all that its entry contains.
     pictures: RwLock<HashMap<String, u64>>,
 }
@@ -61,6 +61,8 @@ pub(super) struct Tally {
     pub(super) away: AtomicU64,
     /// Stale reads: older than the version published before the read.
     pub(super) stale: AtomicU64,
+    /// Stale reads because of the museum's lag: it was asked after the edit, and its answer was older.
+    pub(super) stale_by_lag: AtomicU64,
     /// Stories of an older version; edits do not publish them.
     pub(super) stale_stories: AtomicU64,
     /// Stories read.
@@ -95,7 +97,7 @@ impl Contender {
             redis: redis.manager(PATIENCE).await?,
             tally: Tally::new()?,
             away: AtomicBool::new(false),
-            published: catalogue.artworks.iter().map(|_| AtomicU64::new(1)).collect(),
+            published: catalogue.artworks.iter().map(|work| (work.clone(), AtomicU64::new(1))).collect(),
             pictures: RwLock::new(pictures),
             museum,
         })
@@ -103,8 +105,8 @@ impl Contender {
 
     /// Performs one read; it is counted if `counts`.
     pub(super) async fn read(&self, shelf: &Shelf, entry: &Entry, counts: bool) {
-        let expected =
-            entry.artwork.and_then(|artwork| self.published.get(artwork)).map(|version| version.load(Relaxed));
+        let expected = entry.artwork.and_then(|artwork| self.published.get(artwork));
+        let expected = expected.map(|(name, version)| (name.as_str(), version.load(Relaxed)));
         let begun = Instant::now();
         let met = if self.away.load(Relaxed) { Met::Away } else { self.get(&shelf.job.name, entry).await };
         let took = begun.elapsed();
@@ -135,13 +137,15 @@ impl Contender {
         let micros = u64::try_from(took.as_micros()).unwrap_or(LONGEST);
         tally.latency.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(micros);
         // A biography is of no artwork.
-        let Some(expected) = expected else { return };
-        let stale = u64::from(self.version(shelf.kind, &text).is_none_or(|version| version < expected));
-        if shelf.kind == Kind::Story {
-            tally.stories.fetch_add(1, Relaxed);
-            tally.stale_stories.fetch_add(stale, Relaxed);
+        let Some((artwork, expected)) = expected else { return };
+        let is_stale = self.version(shelf.kind, &text).is_none_or(|version| version < expected);
+        if let Some(page) = shelf.kind.page() {
+            let by_lag = is_stale && self.museum.lagged(page, artwork, expected);
+            tally.stale.fetch_add(u64::from(is_stale), Relaxed);
+            tally.stale_by_lag.fetch_add(u64::from(by_lag), Relaxed);
         } else {
-            tally.stale.fetch_add(stale, Relaxed);
+            tally.stories.fetch_add(1, Relaxed);
+            tally.stale_stories.fetch_add(u64::from(is_stale), Relaxed);
         }
     }
 
@@ -204,7 +208,7 @@ impl Contender {
 
     /// Sets the version that readers expect from now on.
     pub(super) fn expect(&self, artwork: usize, version: u64) {
-        if let Some(published) = self.published.get(artwork) {
+        if let Some((_, published)) = self.published.get(artwork) {
             published.fetch_max(version, Relaxed);
         }
     }
@@ -246,9 +250,10 @@ impl Contender {
 
 impl Tally {
     fn new() -> anyhow::Result<Self> {
-        let [reads, hits, misses, failed, away, stale, stale_stories, stories] = [(); 8].map(|()| AtomicU64::new(0));
+        let [reads, hits, misses, failed, away, stale, stale_by_lag, stale_stories, stories] =
+            [(); 9].map(|()| AtomicU64::new(0));
         let latency = Mutex::new(Histogram::new_with_max(LONGEST, DIGITS)?);
-        Ok(Self { reads, hits, misses, failed, away, stale, stale_stories, stories, latency })
+        Ok(Self { reads, hits, misses, failed, away, stale, stale_by_lag, stale_stories, stories, latency })
     }
 
     /// Returns the share of hits among answered reads, from 0 to 1; `None` before the first.

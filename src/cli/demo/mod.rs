@@ -127,11 +127,16 @@ fn introduce() {
          An hour takes {hour:.0} s here: TTLs, warmups and limits are those of jobs/*.toml, {faster:.0} times faster. \
          Upstreams are not: pages take {} to {} ms, AI answers {} to {} ms, {slower:.0} times faster than in reality, so that \
          relative to TTLs they are slow. Reads stand for {visits:.0} a minute: on a busier site, fewer would miss in all \
-         three. The shipped stories are two; here the {stories} most popular artworks have one.\n",
+         three. The shipped stories are two; here the {stories} most popular artworks have one.\n\n\
+         The museum lags, as a read replica does: its pages show an edit 0 to {} ms after it was made (0 to {} s in \
+         reality), the same in all three. Whoever fetches a published page at once may thus get old content. Samovar \
+         fetches it again a few times, further and further apart (`recheck`).\n",
         pages.0.as_millis(),
         pages.1.as_millis(),
         model.0.as_millis(),
         model.1.as_millis(),
+        SCALE.lag().as_millis(),
+        scale::LAG.as_secs(),
         faster = 3_600.0 / hour,
         slower = 1.0 / SCALE.latency,
         visits = READS * hour / 60.0,
@@ -184,11 +189,12 @@ async fn watch(
         for (contender, freshness) in stage.contenders.iter().zip(&stage.freshness) {
             let (tally, lag) = (&contender.tally, freshness.lag(0.5));
             lines.push(format!(
-                "  {:<14} hits {:>9}   p99 {:>7}   stale reads {:>5}   old for {:>7} (p50), {} waiting",
+                "  {:<14} hits {:>9}   p99 {:>7}   stale reads {:>5}, {:>3} by lag   old for {:>7} (p50), {} waiting",
                 contender.name,
                 tally.hit_rate().map_or_else(|| "–".to_owned(), percent),
                 time(tally.latency(0.99).as_secs_f64() * 1e3),
                 count(tally.stale.load(Relaxed)),
+                count(tally.stale_by_lag.load(Relaxed)),
                 lag.map_or_else(|| "–".to_owned(), |lag| time(lag.as_secs_f64() * 1e3)),
                 freshness.waiting.load(Relaxed),
             ));

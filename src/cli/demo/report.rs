@@ -20,6 +20,8 @@ pub(super) struct Report {
     hour_seconds: f64,
     /// The factor of upstream latencies.
     latency_factor: f64,
+    /// The longest lag of the museum behind an edit.
+    lag_ms: f64,
     /// The seconds in which reads were counted.
     seconds: f64,
     /// Edits, each of three entries.
@@ -49,6 +51,8 @@ struct Row {
     p50_ms: f64,
     p99_ms: f64,
     stale_reads: u64,
+    /// Stale reads because the museum was asked after the edit, and its answer was older.
+    stale_by_lag: u64,
     stories: u64,
     stale_stories: u64,
     /// Published entries that were watched.
@@ -59,6 +63,8 @@ struct Row {
     /// Requests for the museum's pages since the start, 304 included.
     upstream_calls: u64,
     not_modified: u64,
+    /// Answers of pages from before the last edit.
+    outdated: u64,
     ai_calls: u64,
     ai_dollars: f64,
     redis_bytes: Option<u64>,
@@ -84,6 +90,7 @@ impl Report {
                 p50_ms: millis(tally.latency(0.5)),
                 p99_ms: millis(tally.latency(0.99)),
                 stale_reads: tally.stale.load(Relaxed),
+                stale_by_lag: tally.stale_by_lag.load(Relaxed),
                 stories: tally.stories.load(Relaxed),
                 stale_stories: tally.stale_stories.load(Relaxed),
                 published: freshness.watched(),
@@ -92,6 +99,7 @@ impl Report {
                 lag_max_ms: millis(freshness.lag(1.0).unwrap_or_default()),
                 upstream_calls: stats["calls"].as_u64().unwrap_or(0).saturating_sub(ai_calls),
                 not_modified: pages.filter_map(|(_, page)| page["not_modified"].as_u64()).sum(),
+                outdated: stats["outdated"].as_u64().unwrap_or(0),
                 ai_calls,
                 ai_dollars: stats["ai"]["dollars"].as_f64().unwrap_or(0.0),
                 redis_bytes: contender.memory().await?,
@@ -101,6 +109,7 @@ impl Report {
         Ok(Self {
             hour_seconds: stage.scale.hour.as_secs_f64(),
             latency_factor: stage.scale.latency,
+            lag_ms: millis(stage.scale.lag()),
             seconds: counted.as_secs_f64(),
             edits: stage.edits.load(Relaxed),
             entries: stage.catalogue.len(),
@@ -117,13 +126,14 @@ impl Report {
             "HIT\nRATE",
             "READS\np50 / p99",
             "STALE\nREADS",
+            "BY\nLAG",
             "OLD FOR\np50 / p99",
             "STALE\nSTORIES",
-            "UPSTREAM\nCALLS",
+            "MUSEUM\nCALLS",
             "AI\nCALLS",
             "AI\nCOST",
             "REDIS\nMEMORY",
-            "WORKERS'\nMEMORY",
+            "WORKERS\nMEMORY",
         ];
         let cells = self.contenders.iter().map(|row| {
             [
@@ -131,6 +141,7 @@ impl Report {
                 percent(row.hit_rate),
                 format!("{} / {}", time(row.p50_ms), time(row.p99_ms)),
                 count(row.stale_reads),
+                count(row.stale_by_lag),
                 format!("{} / {}", time(row.lag_p50_ms), time(row.lag_p99_ms)),
                 count(row.stale_stories),
                 count(row.upstream_calls),
@@ -163,14 +174,17 @@ impl Report {
             "{} reads each in {:.0} s ({:.1} real hours), of which {} came while Redis was down and are left out; {} \
              edits, each published as three entries. Calls and costs are from the start on, warmup included ({hours:.1} \
              real hours); prices: {}.\n\
-             Stale: read after the publish, and older. Old for: from the publish until the old value was given for the \
-             last time. Stories are made from edited artworks, but edits do not publish them; biographies are of no artwork.",
+             Stale: read after the publish, and older. By lag: of these, the reads of content that the museum had still \
+             given to a request after the edit, because it shows an edit up to {} later. Old for: from the publish until \
+             the old value was given for the last time. Stories are made from edited artworks, but edits do not publish \
+             them; biographies are of no artwork.",
             count(reads),
             self.seconds,
             self.seconds / self.hour_seconds,
             count(away),
             self.edits,
-            self.prices_from
+            self.prices_from,
+            time(self.lag_ms),
         );
         for paragraph in facts.lines() {
             println!("{}", wrapped(paragraph, ""));
@@ -196,6 +210,17 @@ impl Report {
             time(ours.lag_max_ms),
             time(hundred.lag_max_ms),
             time(aside.lag_max_ms),
+        ));
+        lines.push(format!(
+            "After an edit the museum gave old content to {} requests of Samovar, {} of the hundred lines, {} of \
+             cache-aside. Because of it {}, {} and {} reads were stale: Samovar fetches again (`recheck`), the others keep \
+             it until they next fetch the page.",
+            count(ours.outdated),
+            count(hundred.outdated),
+            count(aside.outdated),
+            count(ours.stale_by_lag),
+            count(hundred.stale_by_lag),
+            count(aside.stale_by_lag),
         ));
         if hundred.lag_p50_ms < ours.lag_p50_ms {
             lines.push(format!(

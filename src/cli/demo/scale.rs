@@ -1,8 +1,8 @@
 //! Scaled time: copies of the shipped job files in which an hour takes some seconds.
 //!
 //! All durations in job files are scaled by the same factor, so that an entry has as many warmups and refreshes as in
-//! reality. Upstreams are sped up less, so that their latency stays visible. Limits on requests in flight stay as they
-//! are.
+//! reality. Upstreams are sped up less, so that their latency stays visible; so are their lag, and the rechecks that find
+//! it. Limits on requests in flight stay as they are.
 
 use std::time::Duration;
 
@@ -25,9 +25,13 @@ const SHIPPED: [(&str, &str); 6] = [
 ];
 /// The number of stories; the shipped job has few, because each costs money.
 pub(super) const STORIES: usize = 60;
+/// The longest lag of the museum behind an edit, in reality.
+pub(super) const LAG: Duration = Duration::from_secs(1);
 /// The shortest timeout of an upstream.
 const LEAST_TIMEOUT: Duration = Duration::from_secs(2);
-/// The shortest duration in a job file.
+/// The shortest time of a recheck in a job file.
+const LEAST_RECHECK: Duration = Duration::from_millis(50);
+/// The shortest other duration in a job file.
 const LEAST_TIME: Duration = Duration::from_secs(1);
 
 /// The scale of time in the demo.
@@ -35,7 +39,7 @@ const LEAST_TIME: Duration = Duration::from_secs(1);
 pub(super) struct Scale {
     /// The duration that stands for an hour.
     pub(super) hour: Duration,
-    /// The factor of upstream latencies.
+    /// The factor of upstream latencies, of their lag, and of rechecks.
     pub(super) latency: f64,
 }
 
@@ -48,6 +52,11 @@ impl Scale {
     /// Returns the real hours that `here` stands for.
     pub(super) fn hours(&self, here: Duration) -> f64 {
         here.as_secs_f64() / self.hour.as_secs_f64()
+    }
+
+    /// Returns the longest lag of a museum behind an edit.
+    pub(super) fn lag(&self) -> Duration {
+        LAG.mul_f64(self.latency)
     }
 
     /// Returns the latencies of a museum (from, to), for its pages and for its language model.
@@ -70,12 +79,13 @@ impl Scale {
                 }
             } else {
                 let stem = name.trim_end_matches(".toml");
-                let schedule = shipped.jobs.get(stem).and_then(|job| job.warm.schedule.as_ref());
+                let job = shipped.jobs.get(stem).with_context(|| format!("there is no job {stem}"))?;
+                let schedule = job.warm.schedule.as_ref();
                 let period = schedule.and_then(|schedule| {
                     let first = schedule.next(DateTime::<Utc>::UNIX_EPOCH)?;
                     (schedule.next(first)? - first).to_std().ok()
                 });
-                self.job(&mut table, period);
+                self.job(&mut table, period, &job.warm.recheck);
                 if stem == "ai_story" {
                     feed_stories(&mut table);
                 }
@@ -85,12 +95,14 @@ impl Scale {
         Ok(files)
     }
 
-    fn job(&self, table: &mut Table, period: Option<Duration>) {
+    fn job(&self, table: &mut Table, period: Option<Duration>, recheck: &[Duration]) {
         self.duration(table, "ttl");
         let Some(warm) = table.get_mut("warm").and_then(Value::as_table_mut) else { return };
         for name in ["ahead", "stale_if_error"] {
             self.duration(warm, name);
         }
+        let recheck = recheck.iter().map(|time| text(duration::text(time.mul_f64(self.latency).max(LEAST_RECHECK))));
+        warm.insert("recheck".to_owned(), Value::Array(recheck.collect()));
         if let Some(period) = period {
             for name in ["schedule", "timezone", "every"] {
                 warm.remove(name);
@@ -199,6 +211,8 @@ mod tests {
         assert_eq!(info.warm.ahead, Duration::from_millis(1_666));
         assert_eq!(info.warm.stale_if_error, Duration::from_secs(60));
         assert_eq!(info.warm.schedule.as_ref().unwrap().as_str(), "every 5s");
+        assert_eq!(info.warm.recheck, [50, 150, 500, 1_500].map(Duration::from_millis), "as upstreams are");
+        assert!(SCALE.lag() < info.warm.recheck[3]);
         let story = &jobs.jobs["ai_story"];
         assert_eq!(story.warm.schedule.as_ref().unwrap().as_str(), "every 4m");
         assert!(story.entries.feed.is_some());

@@ -86,7 +86,7 @@ impl Stage {
             let place = folder.path().join(name.replace(' ', "-"));
             std::fs::create_dir(&place)?;
             let server = Server::start(program, &place, &minder).await?;
-            let options = Options { latency_factor: scale.latency, ..Options::default() };
+            let options = Options { latency_factor: scale.latency, lag: scale.lag(), ..Options::default() };
             let museum = Museum::start(([127, 0, 0, 1], 0).into(), options).await?;
             contenders.push(Arc::new(Contender::new(name, museum, &server.url(), &files, &catalogue).await?));
             servers.push(server);

@@ -153,11 +153,14 @@ async fn similar(State(hall): State<Arc<Hall>>, Path(name): Path<String>, asked:
 async fn about(hall: &Hall, endpoint: Endpoint, name: &str, asked: &HeaderMap) -> Response {
     // The answer shows the state when the request arrived, like a service that reads first and answers slowly: an edit
     // in between makes it stale, and a cache must cope with that.
-    let known = hall.collection.artwork(name).map(|work| (work, work.version()));
+    let known = hall.collection.artwork(name).map(|work| (work, work.shown()));
     if let Err(response) = hall.wait(endpoint).await {
         return response;
     }
-    let Some((work, version)) = known else { return hall.unknown(endpoint, name) };
+    let Some((work, (version, last))) = known else { return hall.unknown(endpoint, name) };
+    if version < last {
+        hall.ledger.count_outdated(endpoint, work.title, version, last);
+    }
     hall.tagged(endpoint, asked, version, || {
         let data = match endpoint {
             Endpoint::Image => Collection::image(work, version),

@@ -1,8 +1,9 @@
 //! The collection: facts from two small tables, in the order of popularity, and a version of each work.
 
 use serde_json::{Value, json};
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use twox_hash::XxHash3_128;
 
 /// `title|artist|year|medium|museum`, the most popular first.
@@ -18,6 +19,8 @@ pub(super) struct Collection {
     pub(super) artists: Vec<Artist>,
     by_title: HashMap<&'static str, usize>,
     by_name: HashMap<&'static str, usize>,
+    /// The longest time from an edit until pages show it.
+    lag: Duration,
 }
 
 #[derive(Debug)]
@@ -27,7 +30,16 @@ pub(super) struct Artwork {
     year: u32,
     medium: &'static str,
     museum: &'static str,
-    version: AtomicU64,
+    edits: Mutex<Edits>,
+}
+
+/// The edits of a work, as a read replica has them.
+#[derive(Debug)]
+struct Edits {
+    /// The version of the last edit.
+    version: u64,
+    /// When the last versions show, in their order. Those that show already are taken out by and by.
+    showing: VecDeque<Instant>,
 }
 
 #[derive(Debug)]
@@ -42,12 +54,13 @@ pub(super) struct Artist {
 }
 
 impl Collection {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(lag: Duration) -> Self {
         let artworks: Vec<Artwork> = ARTWORKS
             .lines()
             .map(|line| {
                 let [title, artist, year, medium, museum] = columns(line);
-                Artwork { title, artist, year: year.parse().unwrap_or(0), medium, museum, version: AtomicU64::new(1) }
+                let edits = Mutex::new(Edits { version: 1, showing: VecDeque::new() });
+                Artwork { title, artist, year: year.parse().unwrap_or(0), medium, museum, edits }
             })
             .collect();
         let mut artists: Vec<Artist> = ARTISTS
@@ -63,7 +76,7 @@ impl Collection {
         artists.sort_by_key(|artist| artist.works.first().copied());
         let by_title = artworks.iter().enumerate().map(|(i, work)| (work.title, i)).collect();
         let by_name = artists.iter().enumerate().map(|(i, artist)| (artist.name, i)).collect();
-        Self { artworks, artists, by_title, by_name }
+        Self { artworks, artists, by_title, by_name, lag }
     }
 
     pub(super) fn artwork(&self, title: &str) -> Option<&Artwork> {
@@ -75,7 +88,12 @@ impl Collection {
     }
 
     pub(super) fn edit(&self, title: &str) -> Option<u64> {
-        Some(self.artwork(title)?.version.fetch_add(1, Ordering::AcqRel) + 1)
+        let mut edits = self.artwork(title)?.edits();
+        let version = edits.version + 1;
+        // The lag depends on nothing but the edit, so that all museums lag alike.
+        let share = seed(&format!("{title} {version}")) as f64 / u64::MAX as f64;
+        edits.add(Instant::now() + self.lag.mul_f64(share));
+        Some(version)
     }
 
     pub(super) fn version(&self, title: &str) -> Option<u64> {
@@ -226,8 +244,33 @@ impl Collection {
 }
 
 impl Artwork {
+    /// Returns the version of the last edit.
     pub(super) fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+        self.edits().version
+    }
+
+    /// Returns the version that pages show, and the version of the last edit.
+    pub(super) fn shown(&self) -> (u64, u64) {
+        let mut edits = self.edits();
+        (edits.shown(Instant::now()), edits.version)
+    }
+
+    fn edits(&self) -> MutexGuard<'_, Edits> {
+        self.edits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Edits {
+    /// Adds an edit that shows at `at`, but not before an earlier one.
+    fn add(&mut self, at: Instant) {
+        self.version += 1;
+        self.showing.push_back(self.showing.back().map_or(at, |before| at.max(*before)));
+    }
+
+    /// Returns the version that shows at `now`.
+    fn shown(&mut self, now: Instant) -> u64 {
+        while self.showing.pop_front_if(|at| *at <= now).is_some() {}
+        self.version - self.showing.len() as u64
     }
 }
 
@@ -254,4 +297,21 @@ fn image_id(title: &str, version: u64) -> String {
     let hash = format!("{:032x}", XxHash3_128::oneshot(format!("{title}\n{version}").as_bytes()));
     let part = |from: usize, to: usize| hash.get(from..to).unwrap_or_default();
     format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_show_after_their_lag_and_in_order() {
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let mut edits = Edits { version: 1, showing: VecDeque::new() };
+        edits.add(after(3));
+        edits.add(after(1));
+        edits.add(after(5));
+        let shown = [0, 2, 3, 4, 5].map(|seconds| edits.shown(after(seconds)));
+        assert_eq!((shown, edits.version), ([1, 1, 3, 3, 4], 4));
+    }
 }

@@ -1,7 +1,10 @@
 //! The requests that the museum received, and what they would have cost.
 
 use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 /// The price of a million prompt tokens, in US dollars.
 pub const DOLLARS_PER_MILLION_IN: f64 = 0.15;
@@ -11,8 +14,8 @@ pub const DOLLARS_PER_MILLION_OUT: f64 = 0.60;
 pub const PRICES_FROM: &str = "list price of gpt-4o-mini, https://openai.com/api/pricing";
 
 /// The counted endpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Endpoint {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::cli) enum Endpoint {
     Artwork,
     Image,
     Similar,
@@ -41,6 +44,9 @@ pub(super) struct Ledger {
     tokens_in: AtomicU64,
     tokens_out: AtomicU64,
     edits: AtomicU64,
+    outdated: AtomicU64,
+    /// For each page of a work, the versions that its last outdated answer lacked.
+    lacked: Mutex<HashMap<(Endpoint, &'static str), RangeInclusive<u64>>>,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +87,19 @@ impl Ledger {
         self.edits.fetch_add(1, Relaxed);
     }
 
+    /// Counts an answer that showed a work in this version, although its last edit had made a later one.
+    pub(super) fn count_outdated(&self, endpoint: Endpoint, title: &'static str, shown: u64, last: u64) {
+        self.outdated.fetch_add(1, Relaxed);
+        let mut lacked = self.lacked.lock().unwrap_or_else(PoisonError::into_inner);
+        lacked.insert((endpoint, title), shown + 1..=last);
+    }
+
+    /// Returns `true` if the last outdated answer of this page lacked this version.
+    pub(super) fn lacked(&self, endpoint: Endpoint, title: &'static str, version: u64) -> bool {
+        let lacked = self.lacked.lock().unwrap_or_else(PoisonError::into_inner);
+        lacked.get(&(endpoint, title)).is_some_and(|versions| versions.contains(&version))
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let endpoints: serde_json::Map<String, Value> = Endpoint::ALL
             .iter()
@@ -111,6 +130,7 @@ impl Ledger {
                 "prices_from": PRICES_FROM,
             },
             "edits": self.edits.load(Relaxed),
+            "outdated": self.outdated.load(Relaxed),
         })
     }
 }

@@ -1,8 +1,8 @@
 //! The bundled museum: an upstream for trials of Samovar, slow and sometimes failing like a real one.
 //!
 //! It serves artworks and artists as JSON, generates stories over an OpenAI-compatible endpoint, and counts requests
-//! and their cost. Artworks can be edited: each edit is a new `version`, shown in every answer about the work. It can
-//! be made to fail. Everything is in memory, and the same at each start. It is for demonstrations and tests, and has no
+//! and their cost. Artworks can be edited: each edit is a new `version`, shown in every answer about the work, at once
+//! or after a lag. It can be made to fail. Everything is in memory, and the same at each start. It is for demonstrations and tests, and has no
 //! authentication.
 //!
 //! | request | answer |
@@ -14,7 +14,7 @@
 //! | `GET /artists/{name}` | `{"data": {"name", "born", …, "works", "version"}}` |
 //! | `GET /popular`, `GET /artists/popular` | `{"names": […]}`, the most popular first; `?limit=` for fewer |
 //! | `POST /v1/chat/completions` | a completion whose text depends on the prompt |
-//! | `GET /stats` | calls by endpoint, AI tokens, dollars |
+//! | `GET /stats` | calls by endpoint, AI tokens, dollars, edits, answers from before an edit |
 //! | `GET /versions` | `{"Mona Lisa": 1, …}` |
 //! | `POST /faults` | `{"mode": "down"}`: 503; `"slow"`: ten times slower; `"ok"` |
 
@@ -36,6 +36,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use ledger::Endpoint;
 pub use ledger::{DOLLARS_PER_MILLION_IN, DOLLARS_PER_MILLION_OUT, PRICES_FROM};
 
 /// The time that `stop` waits for pending requests.
@@ -54,6 +55,9 @@ pub struct Options {
     pub latency_factor: f64,
     /// The share of answers that are a 500, from 0 to 1.
     pub failures: f64,
+    /// The longest lag of pages behind edits, as of a read replica. The lag of an edit is a part of it that depends on
+    /// the work and its version.
+    pub lag: Duration,
 }
 
 impl Default for Options {
@@ -63,6 +67,7 @@ impl Default for Options {
             ai_latency: (Duration::from_secs(1), Duration::from_secs(4)),
             latency_factor: 1.0,
             failures: 0.0,
+            lag: Duration::ZERO,
         }
     }
 }
@@ -89,7 +94,7 @@ impl Museum {
     /// # Errors
     /// The address cannot be bound, or an option is invalid.
     pub async fn start(address: SocketAddr, options: Options) -> anyhow::Result<Self> {
-        let hall = Arc::new(Hall::new(Collection::new(), options)?);
+        let hall = Arc::new(Hall::new(Collection::new(options.lag), options)?);
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("the museum cannot listen on {address}"))?;
         let address = listener.local_addr()?;
@@ -111,8 +116,8 @@ impl Museum {
         format!("http://{}", self.address)
     }
 
-    /// Edits an artwork: its description changes, its version increases by one. Returns the new version; `None` for an
-    /// unknown name.
+    /// Edits an artwork: its description changes, its version increases by one. Pages show it after the lag. Returns
+    /// the new version; `None` for an unknown name.
     pub fn edit(&self, name: &str) -> Option<u64> {
         self.hall.collection.edit(name)
     }
@@ -129,12 +134,19 @@ impl Museum {
         Collection::image(work, version)["url"].as_str().map(str::to_owned)
     }
 
+    /// Returns `true` if the page was requested after the edit that made this version, and its answer was older because
+    /// of the lag.
+    pub(super) fn lagged(&self, page: Endpoint, name: &str, version: u64) -> bool {
+        let work = self.hall.collection.artwork(name);
+        work.is_some_and(|work| self.hall.ledger.lacked(page, work.title, version))
+    }
+
     /// Returns the artworks' names, the most popular first.
     pub fn names(&self) -> Vec<String> {
         self.hall.collection.artworks.iter().map(|work| work.title.to_owned()).collect()
     }
 
-    /// Returns the answer of `GET /stats`: calls by endpoint, AI tokens, dollars.
+    /// Returns the answer of `GET /stats`.
     pub fn stats(&self) -> serde_json::Value {
         self.hall.ledger.to_json()
     }

@@ -91,6 +91,23 @@ async fn an_edit_shows_everywhere_and_only_there() {
 }
 
 #[tokio::test]
+async fn a_lagging_museum_shows_an_edit_later() {
+    let (museum, client) = open(Options { lag: Duration::from_secs(3_600), ..Options::instant() }).await;
+    let version = async |rest: &str| json(&client, &path(&museum, "artworks", "Mona Lisa", rest)).await;
+    let lagged = |version| museum.lagged(Endpoint::Artwork, "Mona Lisa", version);
+    assert_eq!((version("").await["data"]["version"].clone(), lagged(1), lagged(2)), (json!(1), false, false));
+
+    assert_eq!(museum.edit("Mona Lisa"), Some(2));
+    assert_eq!(museum.version("Mona Lisa"), Some(2));
+    assert!(!lagged(2), "nobody asked since the edit");
+    assert_eq!(version("").await["data"]["version"], 1);
+    assert_eq!((lagged(1), lagged(2), lagged(3)), (false, true, false));
+    assert!(!museum.lagged(Endpoint::Similar, "Mona Lisa", 2), "nobody asked for that page");
+    assert_eq!(version("/similar").await["data"][0]["version"], 1);
+    assert_eq!(museum.stats()["outdated"], 2);
+}
+
+#[tokio::test]
 async fn a_completion_depends_on_the_prompt_and_is_paid() {
     let (museum, client) = open(Options::instant()).await;
     let tell = async |prompt: &str, most: u64| -> Value {
