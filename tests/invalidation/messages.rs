@@ -1,5 +1,7 @@
 //! Messages on the channel and in the inbox.
 
+use std::time::{Duration, Instant};
+
 use super::support::{Art, Parts, TestRedis, Upstream, eventually, hasty_worker, publish, talkative, version, worker};
 use super::{TTL, warmed};
 
@@ -175,4 +177,20 @@ async fn a_backlog_of_a_dead_worker_is_taken_over_to_its_end() {
     let jobs = Art::of(&upstream).folder();
     let _worker = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "10m").spawn();
     parts.inbox_is_empty().await;
+}
+
+#[tokio::test]
+async fn an_empty_inbox_is_looked_through_once_a_claim_time() {
+    let (redis, _upstream, jobs, mut first) = warmed(&["a"]).await;
+    first.kill9();
+    let begun = Instant::now();
+    redis.ask::<()>(&["CONFIG", "RESETSTAT"]).await;
+    let _hasty = hasty_worker(&redis, &jobs);
+    eventually("the inbox is looked through for the fourth time", async || {
+        let stats: String = redis.ask(&["INFO", "commandstats"]).await;
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_xautoclaim:calls="));
+        calls.is_some_and(|calls| calls.split(',').next().unwrap().parse::<u64>().unwrap() >= 4)
+    })
+    .await;
+    assert!(begun.elapsed() >= Duration::from_secs(3), "only every second: {:?}", begun.elapsed());
 }

@@ -198,6 +198,7 @@ impl Inbox {
             if left.is_none() && taken_over.elapsed() >= self.claim {
                 left = Some(FIRST.to_owned());
             }
+            let takes_over = left.is_some();
             let messages = match self.next(&mut left, hurry).await {
                 Ok(messages) => messages,
                 Err(e) => {
@@ -211,7 +212,7 @@ impl Inbox {
                 }
             };
             backoff.well();
-            if left.is_some() {
+            if takes_over {
                 taken_over = tokio::time::Instant::now();
             }
             for message in messages {
