@@ -129,8 +129,8 @@ fn introduce() {
          relative to TTLs they are slow. Reads stand for {visits:.0} a minute: on a busier site, fewer would miss in all \
          three. The shipped stories are two; here the {stories} most popular artworks have one.\n\n\
          The museum lags, as a read replica does: its pages show an edit 0 to {} ms after it was made (0 to {} s in \
-         reality), the same in all three. Whoever fetches a published page at once may thus get old content. Samovar \
-         fetches it again a few times, further and further apart (`recheck`).\n",
+         reality), the same in all three. A fetch right after a publish may thus get old content. Samovar fetches the page \
+         again a few times, further and further apart (`recheck`).\n",
         pages.0.as_millis(),
         pages.1.as_millis(),
         model.0.as_millis(),
