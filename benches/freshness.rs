@@ -174,7 +174,7 @@ async fn main() {
         ttls: number(1, 6.0) as u32,
         rate: number(2, 150.0),
         latency: Duration::from_secs_f64(number(3, 450.0) / 1_000.0),
-        edits: number(4, 30.0) / 60.0,
+        edits: number(4, 60.0) / 60.0,
         lag: Duration::from_secs_f64(number(5, 3.0)),
     };
     let seed: u64 = rand::random();
@@ -202,7 +202,10 @@ async fn main() {
 
     let counted = |at: Duration| at >= setting.ttl * COLD;
     let edits = trace.iter().filter(|(at, _, event)| counted(*at) && matches!(event, Event::Edit(_))).count();
-    println!("\nwith {:.0} edits a minute, each published; {edits} are counted", setting.edits * 60.0);
+    println!(
+        "\nwith {:.0} edits a minute of the {POPULAR} most read, each published; {edits} are counted",
+        setting.edits * 60.0
+    );
     let runs = [
         of("Samovar", all, true, Duration::ZERO),
         of("no rechecks", none, true, Duration::ZERO),
@@ -230,18 +233,21 @@ fn trace(setting: &Setting, seed: u64) -> Trace {
     let mut random = StdRng::seed_from_u64(seed);
     let zipf = Zipf::new(ENTRIES as f64, EXPONENT).unwrap();
     let end = setting.ttl.as_secs_f64() * f64::from(setting.ttls);
-    let mut events = |rate: f64, event: fn(&mut StdRng) -> Event| {
+    let mut events = |rate: f64, event: &dyn Fn(&mut StdRng) -> (usize, Event)| {
         let (mut at, mut events) = (0.0, Trace::new());
         loop {
             at += -(1.0 - random.random::<f64>()).ln() / rate;
             if at >= end {
                 return events;
             }
-            events.push((Duration::from_secs_f64(at), random.sample(zipf) as usize - 1, event(&mut random)));
+            let (rank, event) = event(&mut random);
+            events.push((Duration::from_secs_f64(at), rank, event));
         }
     };
-    let mut trace = events(setting.rate, |_| Event::Read);
-    trace.extend(events(setting.edits, |random| Event::Edit(random.random())));
+    let mut trace = events(setting.rate, &|random| (random.sample(zipf) as usize - 1, Event::Read));
+    // Entries that are warm: only these cost a recheck.
+    let edits = events(setting.edits, &|random| (random.random_range(0..POPULAR), Event::Edit(random.random())));
+    trace.extend(edits);
     trace.sort_by_key(|(at, _, _)| *at);
     trace
 }

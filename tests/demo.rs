@@ -19,8 +19,7 @@ async fn its_figures_add_up_and_samovar_misses_least() {
     let names: Vec<&Value> = rows.iter().map(|row| &row["name"]).collect();
     assert_eq!(names, ["Samovar", "hundred lines", "cache-aside"]);
     let edits = report["edits"].as_u64().unwrap();
-    assert!(report["lag_ms"].as_f64().unwrap() > 0.0, "the museum lags");
-    assert!(number(&rows[0], "outdated") > 0, "a fetch at once meets the lag: {}", rows[0]);
+    assert!(report["museum_lag_ms"].as_f64().unwrap() > 0.0, "the museum lags");
     for row in rows {
         let [reads, hits, misses, failed, away] =
             ["reads", "hits", "misses", "failed", "away"].map(|field| number(row, field));

@@ -61,7 +61,7 @@ pub(super) struct Tally {
     pub(super) away: AtomicU64,
     /// Stale reads: older than the version published before the read.
     pub(super) stale: AtomicU64,
-    /// Stale reads because of the museum's lag: it was asked after the edit, and its answer was older.
+    /// Stale reads because of the museum's lag: it had given the old content to a request after the edit.
     pub(super) stale_by_lag: AtomicU64,
     /// Stories of an older version; edits do not publish them.
     pub(super) stale_stories: AtomicU64,

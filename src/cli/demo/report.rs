@@ -21,7 +21,7 @@ pub(super) struct Report {
     /// The factor of upstream latencies.
     latency_factor: f64,
     /// The longest lag of the museum behind an edit.
-    lag_ms: f64,
+    museum_lag_ms: f64,
     /// The seconds in which reads were counted.
     seconds: f64,
     /// Edits, each of three entries.
@@ -51,7 +51,7 @@ struct Row {
     p50_ms: f64,
     p99_ms: f64,
     stale_reads: u64,
-    /// Stale reads because the museum was asked after the edit, and its answer was older.
+    /// Stale reads because the museum had given the old content to a request after the edit.
     stale_by_lag: u64,
     stories: u64,
     stale_stories: u64,
@@ -109,7 +109,7 @@ impl Report {
         Ok(Self {
             hour_seconds: stage.scale.hour.as_secs_f64(),
             latency_factor: stage.scale.latency,
-            lag_ms: millis(stage.scale.lag()),
+            museum_lag_ms: millis(stage.scale.lag()),
             seconds: counted.as_secs_f64(),
             edits: stage.edits.load(Relaxed),
             entries: stage.catalogue.len(),
@@ -184,7 +184,7 @@ impl Report {
             count(away),
             self.edits,
             self.prices_from,
-            time(self.lag_ms),
+            time(self.museum_lag_ms),
         );
         for paragraph in facts.lines() {
             println!("{}", wrapped(paragraph, ""));

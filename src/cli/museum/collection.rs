@@ -38,7 +38,7 @@ pub(super) struct Artwork {
 struct Edits {
     /// The version of the last edit.
     version: u64,
-    /// When the last versions show, in their order. Those that show already are taken out by and by.
+    /// The times at which the last versions begin to show, in their order; past ones are removed by [`Edits::shown`].
     showing: VecDeque<Instant>,
 }
 

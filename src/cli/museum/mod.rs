@@ -2,8 +2,8 @@
 //!
 //! It serves artworks and artists as JSON, generates stories over an OpenAI-compatible endpoint, and counts requests
 //! and their cost. Artworks can be edited: each edit is a new `version`, shown in every answer about the work, at once
-//! or after a lag. It can be made to fail. Everything is in memory, and the same at each start. It is for demonstrations and tests, and has no
-//! authentication.
+//! or after a lag. It can be made to fail. Everything is in memory, and the same at each start. It is for
+//! demonstrations and tests, and has no authentication.
 //!
 //! | request | answer |
 //! |---|---|
