@@ -26,7 +26,7 @@ const SHIPPED: [(&str, &str); 6] = [
 /// The number of stories; the shipped job has few, because each costs money.
 pub(super) const STORIES: usize = 60;
 /// The longest lag of the museum behind an edit, in reality.
-pub(super) const LAG: Duration = Duration::from_secs(1);
+pub(super) const LAG: Duration = Duration::from_secs(3);
 /// The shortest timeout of an upstream.
 const LEAST_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest time of a recheck in a job file.
