@@ -11,7 +11,7 @@ use crate::cli::museum::PRICES_FROM;
 use crate::cli::session::{table, wrapped};
 
 /// The width of the horizontal table.
-const WIDE: usize = 118;
+const WIDE: usize = 120;
 
 /// All measurements.
 #[derive(Debug, Serialize)]
