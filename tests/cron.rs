@@ -239,7 +239,7 @@ async fn a_feed_that_fails_keeps_warm_what_it_named_last() {
     readable(&redis, "a").await;
     for (bad, path) in [
         (Reply::status(500), "500"),
-        (Reply::json(json!({"names": [1, 2]})), "wrong type"),
+        (Reply::json(json!({"names": [null, {}]})), "no entry"),
         (Reply::text("<html>"), "HTML"),
     ] {
         upstream.on("/popular", bad);

@@ -45,6 +45,9 @@ fn withhold(fleet: &Fleet, status: &mut JobStatus) {
     if let Some(last) = status.last.as_mut().filter(|_| !fleet.trusted) {
         last.reason = None;
     }
+    if let Some(feed) = status.feed.as_mut().filter(|_| !fleet.trusted) {
+        (feed.reason, feed.first_skipped) = (None, None);
+    }
 }
 
 /// Returns the state of all jobs.

@@ -37,8 +37,9 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     let mut rows = table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "DUE", "IN HAND", "DEAD", "LAST"]);
     let usage = usage(&all, now);
-    let mut paused = Vec::new();
+    let (mut paused, mut feeds) = (Vec::new(), Vec::new());
     for status in all {
+        feeds.extend(feed(&status, now));
         if let Some(since) = status.paused_ms {
             paused.push(format!("{} ({})", status.job, relative(since, now)));
         }
@@ -66,6 +67,9 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     if let Some(budgets) = budgets(&upstreams, now) {
         println!("\n{budgets}");
     }
+    for feed in feeds {
+        println!("\n{}", wrapped(&feed, ""));
+    }
     if !paused.is_empty() {
         println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", paused.join(", "));
     }
@@ -87,6 +91,25 @@ fn tell_workers(workers: usize) {
         1 => println!("\n1 worker is running."),
         n => println!("\n{n} workers are running."),
     }
+}
+
+/// Returns what is wrong with a job's feed, if anything is.
+fn feed(status: &JobStatus, now: RedisTime) -> Option<String> {
+    let (job, feed) = (&status.job, status.feed.as_ref()?);
+    if let Some(reason) = &feed.reason {
+        let failed = feed.failed_ms.map(|failed| relative(failed, now)).unwrap_or_default();
+        let again = status.next_warmup_ms.map(|next| format!("asked again {}", relative(next, now)));
+        let again = again.unwrap_or_else(|| "not asked again".to_owned());
+        let answered = match feed.answered_ms {
+            Some(answered) => format!("the entries that it named {} are kept warm", relative(answered, now)),
+            None => "it never answered".to_owned(),
+        };
+        let failures = if feed.failures == 1 { "once".to_owned() } else { format!("{} times", feed.failures) };
+        return Some(format!("Feed of {job}: failed {failures}, last {failed}; {again}; {answered}. {reason}"));
+    }
+    let first = feed.first_skipped.as_ref()?;
+    let skipped = grouped(feed.skipped as u64);
+    Some(format!("Feed of {job}: {skipped} of its items name no entry and are skipped; the first: {first}."))
 }
 
 /// Returns a table of the jobs' usage, without unused jobs.

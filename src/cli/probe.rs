@@ -162,8 +162,9 @@ impl Probe<'_> {
         if let Some(params) = job.entries.list.first() {
             return Ok(params.clone());
         }
-        let fed = self.sources.feed(job).await.map_err(|e| format!("its feed: {e}"))?;
-        fed.into_iter()
+        let fed = self.sources.feed(job).await.map_err(|e| format!("its feed {}", e.of_feed()))?;
+        fed.entries
+            .into_iter()
             .next()
             .ok_or_else(|| "neither the job nor its feed lists an entry, so there is nothing to fetch".to_owned())
     }

@@ -102,14 +102,14 @@ async fn entries(ops: &Ops, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, F
     let mut named = None;
     if job.entries.feed.is_some() {
         let fed = match Sources::new(&ops.jobs) {
-            Ok(sources) => sources.feed(job).await.map_err(|e| e.to_string()),
-            Err(e) => Err(e.to_string()),
+            Ok(sources) => sources.feed(job).await.map_err(|e| e.of_feed()),
+            Err(e) => Err(format!("cannot be asked: {e}")),
         };
         match fed {
-            Ok(fed) => named = Some(fed),
+            Ok(fed) => named = Some(fed.entries),
             Err(e) => {
                 let name = &job.name;
-                complain(format_args!("the feed of {name} does not answer; using its last answer: {e}"));
+                complain(format_args!("the feed of {name} {e}; the entries of its last usable answer are taken"));
             }
         }
     }

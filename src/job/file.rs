@@ -4,6 +4,8 @@
 //! two jobs claim, inputs that nobody warms, circles), and either there is no fault at all or there are no jobs.
 
 mod document;
+mod entries;
+mod feed;
 mod job;
 mod literal;
 mod scope;

@@ -158,8 +158,19 @@ pub struct Feed {
     pub upstream: UpstreamName,
     /// The absolute URL.
     pub url: Template,
-    /// JSON Pointer to an array of strings (for a single placeholder) or of objects.
+    /// JSON Pointer to the array of items.
     pub select: jsonptr::PointerBuf,
+    /// Templates over `value`, the item, by placeholder. If empty, an item is a text or a number (for a single
+    /// placeholder) or an object with a field for each placeholder.
+    pub item: BTreeMap<String, Template>,
+    /// The combinations of constants that each item is crossed with. Never empty: without constants, one without names.
+    pub with: Vec<Params>,
+    /// JSON Pointer to the next page in an answer.
+    pub next: Option<jsonptr::PointerBuf>,
+    /// The query parameter that sends what `next` points to; if absent, that is a URL.
+    pub next_param: Option<String>,
+    /// An answer without entries is as good as any other, also after many entries.
+    pub may_be_empty: bool,
 }
 
 /// When and how a job is kept warm.

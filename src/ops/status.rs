@@ -12,8 +12,10 @@ use crate::entry::LastOutcome;
 use crate::entry::{Outcome, Usage};
 use crate::job::{Job, Jobs, Source};
 use crate::ops::Census;
+use crate::popularity::FeedState;
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime, WrongType, is_of_keys, wrong_types};
+use crate::trigger::cron::WARMED_UP;
 
 /// One job.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -34,6 +36,13 @@ pub struct JobStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<i64>)]
     pub next_warmup_ms: Option<RedisTime>,
+    /// When the last complete warmup ended (Redis time, ms since the epoch); absent before the first one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<i64>)]
+    pub warmed_up_ms: Option<RedisTime>,
+    /// The state of its feed; absent without one, and before it is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feed: Option<FeedState>,
     /// When it was paused (Redis time, ms since the epoch).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<i64>)]
@@ -201,6 +210,8 @@ pub async fn of_job(
     let counted = census.and_then(|census| census.jobs.get(job.name.as_str()));
     let last = stats.get("last").and_then(|last| serde_json::from_str(last).ok());
     let usage = Usage::of(&stats);
+    let warmed_up_ms = stats.get(WARMED_UP).and_then(|at| at.parse().ok());
+    let feed = job.entries.feed.as_ref().and_then(|_| FeedState::of(&stats));
     let is_outcome = |name: &str| Outcome::ALL.iter().any(|outcome| outcome.as_str() == name);
     let outcomes = stats.into_iter().filter(|(name, _)| is_outcome(name));
     let outcomes = outcomes.filter_map(|(name, count)| Some((name, count.parse().ok()?))).collect();
@@ -213,6 +224,8 @@ pub async fn of_job(
         ttl_seconds: job.ttl.as_secs(),
         schedule: job.warm.schedule.as_ref().map(|schedule| schedule.as_str().to_owned()),
         next_warmup_ms,
+        warmed_up_ms,
+        feed,
         paused_ms,
         warm: counted.map(|counted| counted.warm),
         warm_counted_ms: census.map(|census| census.at_ms),

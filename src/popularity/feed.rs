@@ -1,5 +1,5 @@
-//! The last answer of a job's feed: used when the feed does not answer, and to decide on an entry that is about to
-//! expire.
+//! The last answer of a job's feed: used when the feed fails, and to decide on an entry that is about to expire. And
+//! the state of the feed in the fleet.
 //!
 //! A hash of buckets, each a JSON array of entry keys: compact, and one bucket shows whether the feed named an entry.
 
@@ -8,14 +8,15 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use redis::RedisResult;
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 use twox_hash::XxHash3_64;
 
-use crate::entry::EntryKey;
 use crate::entry::compact;
+use crate::entry::{EntryKey, JobName};
 use crate::job::{Job, Params};
 use crate::protocol::Keys;
-use crate::redis::Connection;
+use crate::redis::{Connection, RedisTime};
 
 /// Buckets of a job; with a million entries each holds 500.
 const BUCKETS: u64 = 2_048;
@@ -23,6 +24,72 @@ const BUCKETS: u64 = 2_048;
 const BATCH: usize = 32;
 /// The TTL of an unfinished list.
 const UNFINISHED: Duration = Duration::from_secs(600);
+
+/// The field of a job's counters that holds the state of its feed, as JSON.
+const STATE: &str = "feed";
+/// The longest reason kept, in characters.
+const LONGEST_REASON: usize = 300;
+
+/// The state of a job's feed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct FeedState {
+    /// When it last gave a usable answer (Redis time, ms since the epoch).
+    #[schema(value_type = Option<i64>)]
+    pub answered_ms: Option<RedisTime>,
+    /// Entries that this answer named.
+    pub entries: usize,
+    /// Items of this answer that name no entry.
+    pub skipped: usize,
+    /// Where the first of them stands, and why it was skipped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_skipped: Option<String>,
+    /// Failures in a row since then.
+    pub failures: u32,
+    /// When it last failed (Redis time, ms since the epoch).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<i64>)]
+    pub failed_ms: Option<RedisTime>,
+    /// The reason of this failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The tick of the warmup that waits for the feed, once all its other entries are on the agenda.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<i64>)]
+    pub(crate) tick_ms: Option<RedisTime>,
+}
+
+impl FeedState {
+    /// Reads the state from a job's counters.
+    pub fn of(counters: &BTreeMap<String, String>) -> Option<Self> {
+        serde_json::from_str(counters.get(STATE)?).ok()
+    }
+
+    /// Reads the state of a job's feed; a text that is none counts as absent.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub(crate) async fn read(redis: &mut Connection, keys: &Keys, job: &JobName) -> RedisResult<Self> {
+        let text: Option<Vec<u8>> = redis::cmd("HGET").arg(keys.stats(job)).arg(STATE).query_async(redis).await?;
+        Ok(text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default())
+    }
+
+    /// Stores the state of a job's feed.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub(crate) async fn keep(&self, redis: &mut Connection, keys: &Keys, job: &JobName) -> RedisResult<()> {
+        let text = serde_json::to_string(self).unwrap_or_default();
+        redis::cmd("HSET").arg(keys.stats(job)).arg(STATE).arg(text).exec_async(redis).await
+    }
+
+    /// Counts a failure.
+    pub(crate) fn fail(&mut self, now: RedisTime, reason: &str) {
+        self.failures = self.failures.saturating_add(1);
+        self.failed_ms = Some(now);
+        self.reason = Some(reason.chars().take(LONGEST_REASON).collect());
+    }
+}
 
 /// Returns the bucket of an entry: a field of [`Keys::feed`].
 pub(super) fn bucket(key: &EntryKey) -> String {

@@ -19,6 +19,7 @@ use redis::{RedisResult, Script};
 use tracing::debug;
 
 use decay::half_life;
+pub use feed::FeedState;
 pub use sample::Sampler;
 
 use crate::entry::duration::millis;

@@ -5,24 +5,20 @@
 //! become floating-point, as in any JSON reader. A full parse checks every answer. It also refuses raw NUL bytes,
 //! invalid UTF-8, unpaired surrogates, numbers beyond a double and nesting beyond 128. A byte order mark is dropped.
 
-use super::client::{Client, Received, Request, answer_error};
+use super::client::{Received, Request};
 use super::{Answer, Ask, FetchError, Fetched, Sources, context};
 use crate::entry::Validators;
-use crate::job::{Feed, HttpSource, Job, KeyPattern, Params};
+use crate::job::HttpSource;
 use jsonptr::Pointer;
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Instant;
-use tracing::warn;
 use twox_hash::XxHash3_64;
 
-/// The most entries that a feed may name; more are refused, for nobody means that.
-const FEED_LONGEST: usize = 1_000_000;
 /// Validators longer than this are not kept; they live in Redis with every entry.
 const VALIDATOR_LONGEST: usize = 512;
 
@@ -100,62 +96,6 @@ pub(super) async fn fetch(sources: &Sources, source: &HttpSource, ask: &Ask<'_>)
     Ok(Answer::Value(Fetched { json: json.into_owned(), parsed: Some(value), validators, tokens: 0 }))
 }
 
-/// Asks a feed for a job's entries, in the upstream's order; one that is named twice comes twice. One bad name does not
-/// keep the others cold: names that make no key are left out, which is logged.
-pub(super) async fn feed(client: &Client, feed: &Feed, job: &Job) -> Result<Vec<Params>, FetchError> {
-    let url = feed
-        .url
-        .render_url(&context(&Params::new(), &Map::new(), None))
-        .map_err(|reason| FetchError::Answer(format!("url: {reason}")))?;
-    let deadline = Instant::now() + client.timeout();
-    let request = Request { url: &url, headers: &[], body: None, known: None, deadline };
-    let answer = match client.exchange(request).await? {
-        Received::Body(answer) => answer,
-        Received::Gone => return Err(answer_error(&url, "says that there is no such feed (404 or 410)")),
-        Received::Unchanged => return Err(answer_error(&url, "answers 304 without having been asked")),
-    };
-    let (_, value) = select(answer.text()?, &feed.select).map_err(|reason| answer.error(&reason))?;
-    let Value::Array(items) = value else {
-        return Err(answer.error(&format!("is {}, but a feed is an array: see `select`", kind(&value))));
-    };
-    if items.len() > FEED_LONGEST {
-        return Err(answer.error(&format!("names {} entries, more than {FEED_LONGEST}", items.len())));
-    }
-    let (mut entries, mut refused) = (Vec::with_capacity(items.len()), Vec::new());
-    for (index, item) in items.into_iter().enumerate() {
-        let params = entry(&job.key, item).map_err(|reason| answer.error(&format!("item {index} {reason}")))?;
-        match job.key.write(&params) {
-            Some(_) => entries.push(params),
-            None => refused.push(params),
-        }
-    }
-    if let Some(first) = refused.first() {
-        warn!(job = %job.name, refused = refused.len(), ?first, "the feed names entries that make no key");
-    }
-    Ok(entries)
-}
-
-fn entry(key: &KeyPattern, item: Value) -> Result<Params, String> {
-    let names = key.names();
-    let params = match item {
-        Value::String(text) if names.len() == 1 => Params::from([(names[0].clone(), text)]),
-        Value::Object(mut fields) => {
-            let mut params = Params::new();
-            for name in names {
-                match fields.remove(name) {
-                    Some(Value::String(text)) => params.insert(name.clone(), text),
-                    Some(other) => return Err(format!("has {} as `{name}`, which must be a string", kind(&other))),
-                    None => return Err(format!("has no `{name}`")),
-                };
-            }
-            params
-        }
-        other if names.len() == 1 => return Err(format!("is {}, but must be a string", kind(&other))),
-        other => return Err(format!("is {}, but must be an object with {}", kind(&other), names.join(", "))),
-    };
-    Ok(params)
-}
-
 /// The part of a JSON text that a pointer names: as it is written, and parsed. The last of several equal keys counts,
 /// as everywhere.
 pub(super) fn select<'a>(text: &'a str, pointer: &Pointer) -> Result<(&'a str, Value), String> {
@@ -180,7 +120,7 @@ fn not_json(text: &str, error: &serde_json::Error) -> String {
 }
 
 /// Returns that part as it is written; checked, not parsed.
-fn select_text<'a>(text: &'a str, pointer: &Pointer) -> Result<&'a str, String> {
+pub(super) fn select_text<'a>(text: &'a str, pointer: &Pointer) -> Result<&'a str, String> {
     let not_json = |error: serde_json::Error| not_json(text, &error);
     // All of it, so that nothing is taken out of half an answer.
     let mut whole = serde_json::Deserializer::from_str(text);
@@ -268,7 +208,7 @@ fn fingerprint(ask: &Ask<'_>, url: &str, headers: &[(&str, String)], context: &V
     crate::entry::compact(XxHash3_64::oneshot(&made_from))
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

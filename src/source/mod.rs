@@ -11,13 +11,14 @@ mod coding;
 mod client;
 mod completion;
 mod compose;
+mod feed;
 mod http;
 mod limits;
 mod secrets;
 
 use crate::entry::Validators;
 use crate::entry::{EntryKey, UpstreamName};
-use crate::job::{Job, Jobs, Params, Source};
+use crate::job::{Feed, Job, Jobs, Params, Source};
 use client::Client;
 use secrets::Secrets;
 use serde_json::{Map, Value};
@@ -25,6 +26,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use feed::{Fed, FeedReading};
 pub(crate) use limits::LONGEST_WAIT;
 pub use limits::{Ended, Fetches, Gate, Lately, Permit, Refusal};
 
@@ -129,6 +131,16 @@ enum Spent {
 }
 
 impl FetchError {
+    /// Returns what a feed did, as the rest of a sentence that begins with the feed.
+    pub fn of_feed(&self) -> String {
+        match self {
+            Self::Upstream(reason) => format!("does not work: {reason}"),
+            Self::Busy(_, reason) => format!("asks for a pause: {reason}"),
+            Self::Refused(_, reason) => format!("refuses this account: {reason}"),
+            Self::Answer(reason) => format!("answered with something unusable: {reason}"),
+        }
+    }
+
     /// Returns the error with another text.
     fn map(self, text: impl FnOnce(String) -> String) -> Self {
         match self {
@@ -196,14 +208,25 @@ impl Sources {
         ai::cost(source, ask)
     }
 
-    /// Asks a job's feed for its entries, at most 1,000,000; returns none if the job has no feed.
+    /// Asks a job's feed for its entries, page by page, without a permit; returns none if the job has no feed.
     ///
     /// # Errors
-    /// As [`Sources::fetch`]; an item of the wrong type refuses the whole feed.
-    pub async fn feed(&self, job: &Arc<Job>) -> Result<Vec<Params>, FetchError> {
-        let Some(feed) = &job.entries.feed else { return Ok(Vec::new()) };
-        let client = self.client(&feed.upstream)?;
-        http::feed(client, feed, job).await.map_err(|error| error.map(|text| client.hide(&text)))
+    /// As [`FeedReading::read_page`] and [`FeedReading::finish`].
+    pub async fn feed(&self, job: &Job) -> Result<Fed, FetchError> {
+        let Some(feed) = &job.entries.feed else { return Ok(Fed::default()) };
+        let mut reading = self.read_feed(job, feed)?;
+        while !reading.is_over() {
+            reading.read_page().await?;
+        }
+        reading.finish()
+    }
+
+    /// Returns a reading of a job's feed, of which no page is read.
+    ///
+    /// # Errors
+    /// A URL that cannot be used, or an upstream that is not known.
+    pub fn read_feed<'a>(&'a self, job: &'a Job, feed: &'a Feed) -> Result<FeedReading<'a>, FetchError> {
+        FeedReading::new(self.client(&feed.upstream)?, feed, job)
     }
 
     async fn fetch_counting(&self, ask: &Ask<'_>) -> (Result<Answer, FetchError>, Spent) {

@@ -28,6 +28,7 @@ const MALFORMED: &str = "samovar_invalidations_malformed_total";
 const FOREIGN: &str = "samovar_invalidations_foreign_total";
 const WAITING: &str = "samovar_invalidations_waiting";
 const DEAD_TOTAL: &str = "samovar_dead_letters_total";
+const FEED_FAILURES: &str = "samovar_feed_failures_total";
 
 const AGENDA_DUE: &str = "samovar_agenda_due";
 const AGENDA_IN_HAND: &str = "samovar_agenda_in_hand";
@@ -36,6 +37,7 @@ const WARM: &str = "samovar_warm_entries";
 const OLDEST: &str = "samovar_oldest_value_age_seconds";
 const OLD: &str = "samovar_old_entries";
 const PAUSED: &str = "samovar_job_paused";
+const WARMED_UP: &str = "samovar_warmup_last_success_timestamp_seconds";
 const IN_HAND: &str = "samovar_in_hand";
 const WORKERS: &str = "samovar_workers";
 const IN_FLIGHT: &str = "samovar_upstream_in_flight";
@@ -86,6 +88,7 @@ fn describe() {
     describe_counter!(RECHECKS, "Rechecks that asked the upstream, by what they found.");
     describe_counter!(BEHIND, "Answers with a lower version than the stored or the announced one.");
     describe_counter!(DEAD_TOTAL, "Entries moved to the dead letters.");
+    describe_counter!(FEED_FAILURES, "Requests to a job's feed without a usable answer, and requests not admitted.");
     describe_counter!(TOKENS, "AI tokens spent, whether or not the answers were usable.");
     describe_counter!(INVALIDATIONS, "Invalidations handled, by channel or inbox.");
     describe_counter!(MALFORMED, "Messages that were invalid.");
@@ -104,6 +107,11 @@ fn describe() {
     describe_gauge!(OLDEST, Unit::Seconds, "Age of the oldest value as of the last count, in the fleet.");
     describe_gauge!(OLD, "Values kept beyond their TTL while their source fails, as of the last count, in the fleet.");
     describe_gauge!(PAUSED, "1 while the job is paused.");
+    describe_gauge!(
+        WARMED_UP,
+        Unit::Seconds,
+        "When the job's last complete warmup ended (Unix time), in the fleet; NaN before the first one."
+    );
     describe_gauge!(WAITING, "Invalidations by pattern, tag or job, or of many keys, that wait in this worker.");
     describe_gauge!(IN_HAND, "Entries claimed by this worker.");
     describe_gauge!(WORKERS, "Live workers.");
@@ -168,6 +176,16 @@ pub(super) fn dead_letter(job: &JobName) {
     counter!(DEAD_TOTAL, "job" => job.to_string()).increment(1);
 }
 
+/// Counts a failure of a job's feed.
+pub(crate) fn feed_failed(job: &JobName) {
+    counter!(FEED_FAILURES, "job" => job.to_string()).increment(1);
+}
+
+/// Starts the counter of a feed's failures at zero, so that the first one is an increase.
+pub(crate) fn count_feed_failures(job: &JobName) {
+    counter!(FEED_FAILURES, "job" => job.to_string()).increment(0);
+}
+
 pub(super) fn invalidation(way: &'static str, foreign: u64) {
     counter!(INVALIDATIONS, "way" => way).increment(1);
     counter!(FOREIGN).increment(foreign);
@@ -207,6 +225,8 @@ pub struct JobGauges {
     pub old: Option<u64>,
     /// `true` while the job is paused.
     pub paused: Option<bool>,
+    /// When the last complete warmup ended.
+    pub warmed_up: Option<RedisTime>,
     /// The job's usage.
     pub usage: Option<Usage>,
 }
@@ -229,6 +249,7 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
     set(NOT_MODIFIED, gauges.usage.map(|usage| usage.not_modified));
     let age = gauges.oldest_age.map_or(f64::NAN, |age| age.as_secs_f64());
     gauge!(OLDEST, "job" => job.to_string()).set(age);
+    set(WARMED_UP, gauges.warmed_up.and_then(|at| u64::try_from(at.as_millis() / 1_000).ok()));
 }
 
 /// An upstream's token budget.

@@ -4,6 +4,8 @@
 //! entries and then sets the job's next tick, later than Redis's now. If the worker dies in between, the claim expires
 //! and another worker expands the tick again. That is safe, because an entry that is fresh enough for the tick is left
 //! alone.
+//!
+//! A warmup whose feed fails stays open in the same way, and is claimed again after a backoff ([`super::feeds`]).
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, LazyLock};
@@ -17,16 +19,17 @@ use tracing::info;
 
 use crate::agenda::keep;
 use crate::agenda::{Agenda, Next, When};
+use crate::entry::Trigger;
 use crate::entry::duration;
 use crate::entry::{EntryKey, JobName, UpstreamName};
-use crate::entry::{Priority, Trigger};
-use crate::job::{Job, Jobs, Params};
-use crate::popularity::{Popularity, feed};
+use crate::job::{Job, Jobs};
+use crate::popularity::Popularity;
 use crate::protocol::Keys;
 use crate::redis::Troubles;
 use crate::redis::{Backoff, Connection, RedisTime};
-use crate::source::{Gate, Refusal, Sources};
+use crate::source::{Gate, Sources};
 use crate::store::{Fresh, Snapshot, Store};
+use crate::telemetry::metrics;
 
 /// Entries examined in one round trip.
 const BATCH: usize = 500;
@@ -35,9 +38,13 @@ const ABREAST: usize = 64;
 /// The longest wait when nothing is due. A change of the schedules wakes the loop.
 const IDLE: Duration = Duration::from_secs(15);
 
+/// The field of a job's counters that holds when its last complete warmup ended.
+pub(crate) const WARMED_UP: &str = "warmed_up";
+
 static TICK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/tick.lua")));
 static END_TICK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/end_tick.lua")));
 static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/hold_tick.lua")));
+static RETRY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/retry_tick.lua")));
 static ENSURE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ensure.lua")));
 
 /// The result of a warmup.
@@ -47,6 +54,8 @@ pub struct Expanded {
     pub entries: usize,
     /// The number of these to fetch.
     pub due: usize,
+    /// When to ask the job's feed again, if it failed.
+    pub ask_again: Option<Duration>,
 }
 
 /// Runs warmups.
@@ -81,7 +90,7 @@ impl Cron {
     pub async fn run(self, stop: CancellationToken) {
         let mut backoff = Backoff::new("cron");
         while !stop.is_cancelled() {
-            let wait = match self.tick().await {
+            let wait = match self.round().await {
                 Ok(wait) => {
                     backoff.well();
                     wait
@@ -99,6 +108,15 @@ impl Cron {
         }
     }
 
+    /// Runs a warmup if one is due; otherwise reports the state of feeds. Returns the time until the next call.
+    async fn round(&self) -> RedisResult<Duration> {
+        let wait = self.tick().await?;
+        if !wait.is_zero() {
+            self.tell_feeds().await?;
+        }
+        Ok(wait)
+    }
+
     /// Schedules every job; at once if its file has changed or Redis has restarted, which `run_id` tells. The fleet
     /// warms each job up once, however many workers call this.
     ///
@@ -108,6 +126,9 @@ impl Cron {
         let now = self.store.now().await?;
         let restoring = self.troubles.of("restoring what is read");
         for job in self.jobs.jobs.values() {
+            if job.entries.feed.is_some() {
+                metrics::count_feed_failures(&job.name);
+            }
             // The warmup uses the read counts. If they cannot be restored, it runs without.
             restoring.alone(job.name.as_str(), self.popularity.restore(job).await)?;
             let _: u8 = ENSURE
@@ -141,11 +162,28 @@ impl Cron {
         }
         let Some(job) = self.jobs.jobs.get(name.as_str()) else { return Ok(IDLE) };
         let begun = Instant::now();
-        let Some(Expanded { entries, due }) = self.troubles.alone(&name, self.expand(job, tick).await)? else {
+        let Some(expanded) = self.troubles.alone(&name, self.expand(job, tick).await)? else {
             // The tick is tried again when its claim expires; other jobs do not wait for that.
             return Ok(Duration::ZERO);
         };
-        let next = next_tick(job, self.store.now().await?);
+        let Expanded { entries, due, ask_again } = expanded;
+        let now = self.store.now().await?;
+        let next = next_tick(job, now);
+        if let Some(wait) = ask_again.filter(|wait| next.is_none_or(|next| now + *wait < next)) {
+            let _: u8 = RETRY
+                .key(self.keys.schedules())
+                .key(self.keys.ticks())
+                .arg(&name)
+                .arg(tick)
+                .arg(duration::millis(wait))
+                .invoke_async(&mut self.redis.clone())
+                .await?;
+            if entries > 0 {
+                let again = wait.as_secs_f32();
+                info!(job = name, entries, due, again, "warmup without the job's feed, which is asked again");
+            }
+            return Ok(Duration::ZERO);
+        }
         let _: u8 = END_TICK
             .key(self.keys.schedules())
             .key(self.keys.ticks())
@@ -154,8 +192,21 @@ impl Cron {
             .arg(next.map(|next| next.to_string()).unwrap_or_default())
             .invoke_async(&mut self.redis.clone())
             .await?;
+        if ask_again.is_some() {
+            info!(job = name, entries, due, "warmup without the job's feed, which is asked again at the next one");
+            return Ok(Duration::ZERO);
+        }
+        self.note_success(job, now).await?;
         info!(job = name, entries, due, seconds = begun.elapsed().as_secs_f32(), "warmup");
         Ok(Duration::ZERO)
+    }
+
+    /// Notes the time of the job's last complete warmup, for people and metrics.
+    async fn note_success(&self, job: &Job, now: RedisTime) -> RedisResult<()> {
+        let mut note = redis::cmd("HSET");
+        note.arg(self.keys.stats(&job.name)).arg(WARMED_UP).arg(now);
+        let noted = note.exec_async(&mut self.redis.clone()).await;
+        self.troubles.of("noting a warmup").alone(job.name.as_str(), noted).map(|_| ())
     }
 
     /// Puts the entries on the agenda that the warmup at `tick` must fetch.
@@ -163,9 +214,13 @@ impl Cron {
     /// # Errors
     /// Redis's.
     pub async fn expand(&self, job: &Arc<Job>, tick: RedisTime) -> RedisResult<Expanded> {
-        let fed = self.fed(job, tick).await?;
-        let mut total = Expanded::default();
-        let named = job.entries.list.iter().chain(&fed).filter_map(|params| job.key.write(params));
+        let mut fed = self.fed(job, tick).await?;
+        let mut total = Expanded { ask_again: fed.ask_again, ..Expanded::default() };
+        if fed.ask_again.is_some() && fed.state.tick_ms == Some(tick) {
+            // Everything else of this warmup is on the agenda since the feed failed first.
+            return Ok(total);
+        }
+        let named = job.entries.list.iter().chain(&fed.entries).filter_map(|params| job.key.write(params));
         let popular = self.popularity.top(job, job.entries.popular).await?;
         let popular = popular.into_iter().map(|(key, _)| key).filter(|key| job.key.read(key.as_str()).is_some());
         let mut seen = HashSet::new();
@@ -207,10 +262,15 @@ impl Cron {
             // A long warmup renews its claim.
             self.hold(job, tick).await?;
         }
+        if fed.ask_again.is_some() {
+            fed.state.tick_ms = Some(tick);
+            self.keep_state(job, &fed.state).await?;
+        }
         Ok(total)
     }
 
-    async fn hold(&self, job: &Job, tick: RedisTime) -> RedisResult<()> {
+    /// Renews the claim on a tick.
+    pub(super) async fn hold(&self, job: &Job, tick: RedisTime) -> RedisResult<()> {
         let _: u8 = HOLD
             .key(self.keys.schedules())
             .key(self.keys.ticks())
@@ -220,43 +280,6 @@ impl Cron {
             .invoke_async(&mut self.redis.clone())
             .await?;
         Ok(())
-    }
-
-    /// Returns the entries that the job's feed names; if it does not answer, those of its last answer.
-    pub(crate) async fn fed(&self, job: &Arc<Job>, tick: RedisTime) -> RedisResult<Vec<Params>> {
-        let Some(asked) = &job.entries.feed else {
-            feed::forget(&mut self.redis.clone(), &self.keys, job).await?;
-            return Ok(Vec::new());
-        };
-        let named = self.ask_feed(job, &asked.upstream).await;
-        self.hold(job, tick).await?;
-        let feeds = self.troubles.of("asking a job's feed");
-        match named {
-            Ok(entries) => {
-                feeds.well(job.name.as_str());
-                feed::remember(&mut self.redis.clone(), &self.keys, job, &entries).await?;
-                Ok(entries)
-            }
-            Err(e) => {
-                feeds.ill(job.name.as_str(), format!("the entries of its last answer are kept warm: {e}"));
-                feed::named_last(&mut self.redis.clone(), &self.keys, job).await
-            }
-        }
-    }
-
-    /// Asks a job's feed, within its upstream's limits and with high priority, since a whole warmup depends on it.
-    async fn ask_feed(&self, job: &Arc<Job>, upstream: &UpstreamName) -> Result<Vec<Params>, String> {
-        let permit = match self.gates.get(upstream) {
-            Some(gate) => Some(gate.admit(Priority::High, Instant::now() + self.claim / 2).await),
-            None => None,
-        };
-        let permit =
-            permit.transpose().map_err(|Refusal { reason, .. }| format!("{upstream} admits nothing: {reason}"))?;
-        let named = self.sources.feed(job).await;
-        if let Some(permit) = permit {
-            permit.end(&named).await;
-        }
-        named.map_err(|e| e.to_string())
     }
 }
 

@@ -5,6 +5,7 @@
 //! - [`Misses`] fetches keys that an API asked Redis for in vain.
 
 pub mod cron;
+mod feeds;
 pub mod invalidation;
 pub mod misses;
 

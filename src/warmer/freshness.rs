@@ -81,7 +81,7 @@ pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
 
 /// Returns the wait before the next try: full jitter under an exponential ceiling, which is [`FIRST_RETRY`] at first
 /// (AWS Architecture Blog, "Exponential Backoff And Jitter").
-pub(super) fn retry_after(failures: u32) -> Duration {
+pub(crate) fn retry_after(failures: u32) -> Duration {
     let ceiling = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
     ceiling.min(LONGEST_RETRY).mul_f64(rand::random_range(0.1..=1.0))
 }

@@ -35,6 +35,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 
 use attempt::Ending;
 pub use finisher::Finisher;
+pub(crate) use freshness::retry_after;
 use in_flight::{InFlight, Place};
 use usage_buffer::UsageBuffer;
 

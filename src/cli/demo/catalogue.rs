@@ -98,7 +98,7 @@ impl Catalogue {
         let mut shelves = Vec::new();
         for (name, kind, share) in READS {
             let job = jobs.jobs.get(name).with_context(|| format!("there is no job {name}"))?;
-            let mut all = sources.feed(job).await?;
+            let mut all = sources.feed(job).await?.entries;
             let more: Vec<Params> = job.entries.list.iter().filter(|one| !all.contains(one)).cloned().collect();
             all.extend(more);
             let entries = all.into_iter().filter_map(|params| {

@@ -28,7 +28,8 @@ pub(super) async fn prefetch(contender: &Contender, shelf: &Shelf, once: &Atomic
     loop {
         cron.tick().await;
         // The popular works; if the museum does not answer, the next round asks again.
-        let Ok(mut all) = contender.sources.feed(job).await else { continue };
+        let Ok(fed) = contender.sources.feed(job).await else { continue };
+        let mut all = fed.entries;
         let more: Vec<_> = job.entries.list.iter().filter(|one| !all.contains(one)).cloned().collect();
         all.extend(more);
         futures_util::stream::iter(all)

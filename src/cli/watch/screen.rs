@@ -207,6 +207,8 @@ mod tests {
             ttl_seconds: 60,
             schedule: None,
             next_warmup_ms: None,
+            warmed_up_ms: None,
+            feed: None,
             paused_ms: None,
             warm: None,
             warm_counted_ms: None,

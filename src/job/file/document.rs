@@ -255,10 +255,6 @@ impl<'a> Field<'a> {
         self.fault(format!("`{}` must be {wanted}, not {article} {found}", self.name));
     }
 
-    pub(super) fn is_text(&self) -> bool {
-        self.value.get_ref().is_str()
-    }
-
     pub(super) fn is_table(&self) -> bool {
         self.value.get_ref().is_table()
     }
@@ -276,6 +272,20 @@ impl<'a> Field<'a> {
                 None
             }
         }
+    }
+
+    pub(super) fn is_text_or_number(&self) -> bool {
+        matches!(self.value.get_ref(), DeValue::String(_) | DeValue::Integer(_) | DeValue::Float(_))
+    }
+
+    /// A string as it is, or a number as its text: an integer in decimal digits, any other as it is written.
+    pub(super) fn text_or_number(&self) -> Option<Text<'a>> {
+        let value = match self.value.get_ref() {
+            DeValue::Integer(_) => self.scalar()?.to_string(),
+            DeValue::Float(float) => self.scalar().map(|_| float.as_str().to_owned())?,
+            _ => return self.text_or("a string or a number"),
+        };
+        Some(Text { doc: self.doc, at: self.at(), value })
     }
 
     /// A string in which nothing but environment variables may be inserted, with their values.

@@ -1,11 +1,11 @@
-//! `[source]`, its fallbacks, and `feed`: what is asked for, and where.
+//! `[source]` and its fallbacks: what is asked for, and where.
 
 use super::document::{Field, Table, Text, short};
 use super::scope::Scope;
 use super::upstreams::{Base, Upstreams, check_header_names, checked_url, header_value_fault};
 use crate::entry::UpstreamName;
 use crate::job::template::is_dot_segment;
-use crate::job::{AiFormat, AiSource, ComposeSource, Feed, HttpSource, Source, Template};
+use crate::job::{AiFormat, AiSource, ComposeSource, HttpSource, Source, Template};
 use jsonptr::PointerBuf;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -41,9 +41,9 @@ const ASKING: [&str; 20] = [
 ];
 
 /// The server asked, and the absolute URL.
-struct Target {
-    upstream: UpstreamName,
-    url: Template,
+pub(super) struct Target {
+    pub(super) upstream: UpstreamName,
+    pub(super) url: Template,
 }
 
 /// The source and its fallbacks, in the order they are tried.
@@ -178,16 +178,6 @@ fn options(field: &Field<'_>, own: &[&str]) -> Map<String, Value> {
     options
 }
 
-/// `feed` of `[entries]`.
-pub(super) fn feed(field: &Field<'_>, upstreams: &Upstreams) -> Option<Feed> {
-    let table = field.table("`feed`")?;
-    let target = target(&table, &Scope::environment(), upstreams, None);
-    let select = table.field("select").and_then(|field| pointer(&field)).unwrap_or_default();
-    table.finish();
-    let Target { upstream, url } = target?;
-    Some(Feed { upstream, url, select })
-}
-
 fn headers(field: &Field<'_>, scope: &Scope) -> BTreeMap<String, Template> {
     let Some(table) = field.table("`headers`") else { return BTreeMap::new() };
     let fields = table.all();
@@ -216,7 +206,7 @@ fn accept(field: &Field<'_>, scope: &Scope) -> Option<Template> {
     Some(template)
 }
 
-fn pointer(field: &Field<'_>) -> Option<PointerBuf> {
+pub(super) fn pointer(field: &Field<'_>) -> Option<PointerBuf> {
     let text = field.plain()?;
     match PointerBuf::parse(text.value.as_str()) {
         Ok(pointer) => Some(pointer),
@@ -237,7 +227,12 @@ fn pointer(field: &Field<'_>) -> Option<PointerBuf> {
     }
 }
 
-fn target(table: &Table<'_>, scope: &Scope, upstreams: &Upstreams, usual_path: Option<&str>) -> Option<Target> {
+pub(super) fn target(
+    table: &Table<'_>,
+    scope: &Scope,
+    upstreams: &Upstreams,
+    usual_path: Option<&str>,
+) -> Option<Target> {
     let (url, upstream, path) = (table.field("url"), table.field("upstream"), table.field("path"));
     match (url, upstream) {
         (Some(url), None) => {

@@ -1,4 +1,12 @@
-//! The known name that a misspelt one is closest to.
+//! Known names, for the remedy of an unknown one.
+
+use crate::job::KeyPattern;
+
+/// Returns the placeholders of a key, as a sentence.
+pub(super) fn has_names(key: &KeyPattern) -> String {
+    let names: Vec<String> = key.names().iter().map(|name| format!("`{name}`")).collect();
+    format!("the key has {}", names.join(", "))
+}
 
 /// The known name that somebody most likely meant.
 pub(super) fn closest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {

@@ -259,6 +259,17 @@ fn other_files_in_the_folder_are_left_alone() {
 }
 
 #[test]
+fn numbers_name_entries_as_their_text() {
+    let list = "[entries]\nlist = [7, 0x1F, 1_000, -3, 1.50, \"7\"]\n";
+    let jobs = parse(&[("a.toml", &(GOOD.to_owned() + list))]).unwrap();
+    let names: Vec<&str> = jobs.jobs["a"].entries.list.iter().map(|params| params["name"].as_str()).collect();
+    assert_eq!(names, ["7", "31", "1000", "-3", "1.50"]);
+    let table = GOOD.replace("art:{name}", "art:{size}:{name}") + "[entries]\nlist = [{ size = 2, name = \"x\" }]\n";
+    let jobs = parse(&[("a.toml", &table)]).unwrap();
+    assert_eq!(jobs.jobs["a"].entries.list[0]["size"], "2");
+}
+
+#[test]
 fn a_job_with_everything_is_read() {
     let text = r#"
 description = "All there is"
@@ -341,6 +352,7 @@ attempts = 2
         ("https://ai.test", "m1", AiFormat::Json)
     );
     let feed = job.entries.feed.as_ref().unwrap();
+    assert_eq!((&feed.with, feed.item.len(), &feed.next), (&vec![Params::new()], 0, &None));
     assert_eq!(feed.url.render_url(&json!({})).unwrap(), "http://museum.test/api/popular?k=k%2Fy");
     let museum = &jobs.upstreams["museum"];
     assert_eq!((museum.max_bytes, museum.redirects), (2_000_000, Redirects::Any));

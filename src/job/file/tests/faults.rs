@@ -268,17 +268,58 @@ fn every_fault_has_its_place_and_its_remedy() {
         ),
         (
             Append(
-                "[entries]\nlist = [\"a\", \"\", 5, { nme = \"x\" }, {}, { name = \"\" }, \"a\"]\npopular = -1\nfeed = { url = \"http://x/{{ name }}\" }\nfed = 1\n",
+                "[entries]\nlist = [\"a\", \"\", true, { nme = \"x\" }, {}, { name = \"\" }, \"a\"]\npopular = -1\nfeed = { url = \"http://x/{{ name }}\" }\nfed = 1\n",
             ),
             &[
                 "7:14: an entry's name is empty",
-                "7:18: an entry is a string, or a table with a string for each placeholder",
-                "7:23: `nme` is no placeholder of the key `art:{name}` | the key has `name`",
-                "7:36: the entry has no `name`",
-                "7:49: `name` is empty",
+                "7:18: an entry is a string or a number, or a table with one for each placeholder",
+                "7:26: `nme` is no placeholder of the key `art:{name}` | the key has `name`",
+                "7:39: the entry has no `name`",
+                "7:52: `name` is empty",
                 "8:11: `popular` (-1) must be from 0 to 1000000",
                 "9:29: `name` is not defined | only `env.NAME` may be used here",
                 "10:1: unknown field `fed` in [entries] | did you mean `feed`?",
+            ],
+        ),
+        (
+            Append(
+                "[entries.feed]\nurl = \"http://x/\"\nitem = { nme = \"{{ value.id }}\", name = \"x\" }\nnext_param = \"after\"\nempty = \"yes\"\nnxt = \"/next\"\n",
+            ),
+            &[
+                "8:10: `nme` is no placeholder of the key `art:{name}` | the key has `name`",
+                r#"8:41: `name` inserts nothing, so all items name the same: `x` | write a template over the item, such as "{{ value.id }}"; constants belong in `with`"#,
+                r#"9:1: `next_param` has no effect without `next` | add `next`, a JSON Pointer to the cursor in an answer, such as "/next""#,
+                r#"10:9: `empty` can only be "ok", not "yes" | remove it: an answer without entries is then refused if there were many"#,
+                "11:1: unknown field `nxt` in `feed` | did you mean `next`?",
+            ],
+        ),
+        (
+            Append(
+                "[entries.feed]\nurl = \"http://x/\"\nitem = { id = 1, name = \"{{ name }}\" }\nnext = \"next\"\nwith = { lang = [], name = [\"\", true], size = \"m\" }\n",
+            ),
+            &[
+                "8:10: `id` is no placeholder of the key `art:{name}` | the key has `name`",
+                "8:15: `id` must be a string, not an integer",
+                "8:18: `name` stands in `item` and in `with` | keep one of them",
+                "8:29: `name` is not defined | known here: value and env.NAME",
+                "9:8: `next` is no JSON Pointer: it does not begin with `/` | write \"/next\"",
+                "10:1: `with` gives all placeholders of the key, and leaves none to the feed | write these entries into `list`, or leave a placeholder to the items",
+                "10:10: `lang` is no placeholder of the key `art:{name}` | the key has `name`",
+                "10:17: `lang` lists nothing, so the feed would name no entry | write at least one constant, or leave the placeholder to the items",
+                "10:29: a constant of `name` is empty",
+                "10:33: `name` must be a string or a number, not a boolean",
+                "10:40: `size` is no placeholder of the key `art:{name}` | the key has `name`",
+                "10:47: `size` must be an array, not a string",
+            ],
+        ),
+        (
+            Replace(
+                r#"art:{name}""#,
+                "art:{size}:{name}\"\nentries = { feed = { url = \"http://x/\", item = { name = \"{{ value }}\" }, next = \"\" } }",
+            ),
+            &[
+                r#"2:41: `item` has no `size` | add size = "{{ value.size }}", or constants for it in `with`"#,
+                "2:81: `next` points to the whole answer | write where the next page stands: \"/next\"",
             ],
         ),
         (
@@ -369,4 +410,22 @@ fn every_fault_has_its_place_and_its_remedy() {
         let expected: Vec<String> = expected.iter().map(|line| format!("jobs/a.toml:{line}")).collect();
         assert_eq!(found, expected, "{text}");
     }
+}
+
+#[test]
+fn a_feed_makes_at_most_a_thousand_entries_of_an_item() {
+    let numbers: Vec<String> = (0..1_001).map(|number| number.to_string()).collect();
+    let job = |numbers: &[String]| {
+        let numbers = numbers.join(", ");
+        GOOD.replace("art:{name}", "art:{page}:{name}")
+            + &format!("[entries.feed]\nurl = \"http://x/\"\nwith = {{ page = [{numbers}] }}\n")
+    };
+    assert_eq!(faults(&[("a.toml", &job(&numbers[..1_000]))]), [] as [&str; 0]);
+    assert_eq!(
+        faults(&[("a.toml", &job(&numbers))]),
+        [concat!(
+            "a.toml:8:1: `with` makes 1001 entries of each item; the most is 1000 | ",
+            "list fewer constants, or let the feed name the combinations that are needed"
+        )]
+    );
 }

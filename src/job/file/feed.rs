@@ -1,0 +1,173 @@
+//! `feed` of `[entries]`: where entries are asked for, and how an answer's items name them.
+
+use super::document::{Field, Table, short};
+use super::scope::Scope;
+use super::source::{Target, pointer, target};
+use super::spelling::has_names;
+use super::upstreams::Upstreams;
+use crate::job::{Feed, KeyPattern, Params, Template};
+use std::collections::BTreeMap;
+
+/// The most combinations of constants that an item is crossed with.
+const MOST_COMBINATIONS: usize = 1_000;
+
+/// Reads a feed; `key` is absent where it is at fault itself.
+pub(super) fn feed(field: &Field<'_>, key: Option<&KeyPattern>, upstreams: &Upstreams) -> Option<Feed> {
+    let table = field.table("`feed`")?;
+    let target = target(&table, &Scope::environment(), upstreams, None);
+    let select = table.field("select").and_then(|field| pointer(&field)).unwrap_or_default();
+    let (item_field, with_field) = (table.field("item"), table.field("with"));
+    let constants = with_field.as_ref().map(|field| constants(field, key)).unwrap_or_default();
+    let item = item_field.as_ref().map(|field| item(field, key, &constants)).unwrap_or_default();
+    let names = key.map(KeyPattern::names).unwrap_or_default();
+    if let Some(field) = with_field.as_ref().filter(|_| !names.is_empty()) {
+        if names.iter().all(|name| constants.contains_key(name)) {
+            field.doc.fault_with_help(
+                field.key.clone(),
+                "`with` gives all placeholders of the key, and leaves none to the feed",
+                Some("write these entries into `list`, or leave a placeholder to the items".to_owned()),
+            );
+        }
+    }
+    let (next, next_param) = next(&table);
+    let may_be_empty = table.field("empty").and_then(|field| empty(&field));
+    table.finish();
+    let Target { upstream, url } = target?;
+    let with = with_field.as_ref().map_or_else(|| crossed(&constants), |field| bounded(field, &constants));
+    Some(Feed { upstream, url, select, item, with, next, next_param, may_be_empty: may_be_empty.is_some() })
+}
+
+/// Reads `item`: a template over an item for each placeholder that `with` does not give.
+fn item(
+    field: &Field<'_>,
+    key: Option<&KeyPattern>,
+    constants: &BTreeMap<String, Vec<String>>,
+) -> BTreeMap<String, Template> {
+    let Some(table) = field.table("`item`") else { return BTreeMap::new() };
+    let scope = Scope::environment().with_value();
+    let fields = table.all();
+    let mut item = BTreeMap::new();
+    for field in &fields {
+        if constants.contains_key(&field.name) {
+            field.doc.fault_with_help(
+                field.key.clone(),
+                format!("`{}` stands in `item` and in `with`", field.name),
+                Some("keep one of them".to_owned()),
+            );
+        } else {
+            check_placeholder(field, key);
+        }
+        let Some(template) = field.template(&scope) else { continue };
+        if template.is_literal() {
+            field.fault_with_help(
+                format!("`{}` inserts nothing, so all items name the same: `{}`", field.name, short(template.source())),
+                "write a template over the item, such as \"{{ value.id }}\"; constants belong in `with`",
+            );
+        }
+        item.insert(field.name.clone(), template);
+    }
+    let is_given = |name: &String| constants.contains_key(name) || fields.iter().any(|field| field.name == *name);
+    let names = key.map(KeyPattern::names).unwrap_or_default();
+    let missing: Vec<String> = names.iter().filter(|name| !is_given(name)).map(|name| format!("`{name}`")).collect();
+    if let Some(first) = missing.first() {
+        let name = first.trim_matches('`');
+        field.doc.fault_with_help(
+            field.key.clone(),
+            format!("`item` has no {}", missing.join(", ")),
+            Some(format!("add {name} = \"{{{{ value.{name} }}}}\", or constants for it in `with`")),
+        );
+    }
+    item
+}
+
+/// Reads `with`: constants by placeholder. One that stands twice counts once.
+fn constants(field: &Field<'_>, key: Option<&KeyPattern>) -> BTreeMap<String, Vec<String>> {
+    let mut constants = BTreeMap::new();
+    for field in field.table("`with`").iter().flat_map(Table::all) {
+        check_placeholder(&field, key);
+        let mut texts: Vec<String> = Vec::new();
+        let Some(items) = field.items() else { continue };
+        if items.is_empty() {
+            field.fault_with_help(
+                format!("`{}` lists nothing, so the feed would name no entry", field.name),
+                "write at least one constant, or leave the placeholder to the items",
+            );
+        }
+        for text in items.iter().filter_map(Field::text_or_number) {
+            if text.value.is_empty() {
+                text.fault(format!("a constant of `{}` is empty", field.name));
+            } else if !texts.contains(&text.value) {
+                texts.push(text.value);
+            }
+        }
+        constants.insert(field.name, texts);
+    }
+    constants
+}
+
+fn check_placeholder(field: &Field<'_>, key: Option<&KeyPattern>) {
+    let Some(key) = key.filter(|key| !key.names().is_empty() && !key.names().contains(&field.name)) else { return };
+    field.doc.fault_with_help(
+        field.key.clone(),
+        format!("`{}` is no placeholder of the key `{key}`", field.name),
+        Some(has_names(key)),
+    );
+}
+
+/// Returns all combinations of the constants; a fault where they are too many.
+fn bounded(field: &Field<'_>, constants: &BTreeMap<String, Vec<String>>) -> Vec<Params> {
+    let count = constants.values().fold(1, |count: usize, texts| count.saturating_mul(texts.len()));
+    if count <= MOST_COMBINATIONS {
+        return crossed(constants);
+    }
+    field.doc.fault_with_help(
+        field.key.clone(),
+        format!("`with` makes {count} entries of each item; the most is {MOST_COMBINATIONS}"),
+        Some("list fewer constants, or let the feed name the combinations that are needed".to_owned()),
+    );
+    Vec::new()
+}
+
+fn crossed(constants: &BTreeMap<String, Vec<String>>) -> Vec<Params> {
+    constants.iter().fold(vec![Params::new()], |combinations, (name, texts)| {
+        let with = |params: &Params, text: &String| {
+            let mut params = params.clone();
+            params.insert(name.clone(), text.clone());
+            params
+        };
+        combinations.iter().flat_map(|params| texts.iter().map(move |text| with(params, text))).collect()
+    })
+}
+
+/// Reads `next` and `next_param`.
+fn next(table: &Table<'_>) -> (Option<jsonptr::PointerBuf>, Option<String>) {
+    let (next, param) = (table.field("next"), table.field("next_param"));
+    if let Some(param) = param.as_ref().filter(|_| next.is_none()) {
+        param.doc.fault_with_help(
+            param.key.clone(),
+            "`next_param` has no effect without `next`",
+            Some("add `next`, a JSON Pointer to the cursor in an answer, such as \"/next\"".to_owned()),
+        );
+    }
+    let pointer = next.and_then(|field| {
+        let pointer = pointer(&field)?;
+        if pointer.is_root() {
+            field.fault_with_help("`next` points to the whole answer", "write where the next page stands: \"/next\"");
+        }
+        Some(pointer)
+    });
+    (pointer, param.and_then(|field| field.filled()).map(|text| text.value))
+}
+
+/// Reads `empty`.
+fn empty(field: &Field<'_>) -> Option<()> {
+    let text = field.filled()?;
+    if text.value == "ok" {
+        return Some(());
+    }
+    text.fault_with_help(
+        format!("`empty` can only be \"ok\", not \"{}\"", short(&text.value)),
+        "remove it: an answer without entries is then refused if there were many",
+    );
+    None
+}

@@ -1,0 +1,164 @@
+//! Asking the feeds of jobs at their warmups.
+//!
+//! A feed that fails leaves its warmup open: the tick is claimed again after a backoff, by any worker, until the feed
+//! answers or the next tick comes. Meanwhile the entries that the feed named last are kept warm. The state of a feed is
+//! kept in Redis, so each worker reports a feed that fails, whichever worker asked it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::RedisResult;
+
+use super::cron::Cron;
+use crate::entry::{Priority, UpstreamName};
+use crate::job::{Feed, Job, Params};
+use crate::popularity::{FeedState, feed};
+use crate::redis::RedisTime;
+use crate::source::{Fed, FetchError, Permit, Refusal};
+use crate::telemetry::metrics;
+use crate::warmer::retry_after;
+
+/// An answer without entries is suspicious after one that named so many.
+const MANY: usize = 10;
+/// The name of this step in messages.
+const ASKING: &str = "asking a job's feed";
+
+/// The entries of a job's feed at a warmup.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Named {
+    /// The entries.
+    pub(crate) entries: Vec<Params>,
+    /// When to ask the feed again, if it failed.
+    pub(super) ask_again: Option<Duration>,
+    /// The state of the feed after it was asked.
+    pub(super) state: FeedState,
+}
+
+/// Why a feed's answer is not used, and the least wait before the next request.
+#[derive(Debug)]
+struct Failure {
+    reason: String,
+    wait: Duration,
+}
+
+impl From<FetchError> for Failure {
+    fn from(error: FetchError) -> Self {
+        let wait = match &error {
+            FetchError::Busy(wait, _) | FetchError::Refused(wait, _) => *wait,
+            FetchError::Upstream(_) | FetchError::Answer(_) => Duration::ZERO,
+        };
+        Self { reason: format!("the feed {}", error.of_feed()), wait }
+    }
+}
+
+impl Cron {
+    /// Returns the entries that the job's feed names; if it fails, those of its last answer.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub(crate) async fn fed(&self, job: &Arc<Job>, tick: RedisTime) -> RedisResult<Named> {
+        let mut redis = self.redis.clone();
+        let Some(asked) = &job.entries.feed else {
+            feed::forget(&mut redis, &self.keys, job).await?;
+            return Ok(Named::default());
+        };
+        let answer = self.ask_feed(job, asked, tick).await;
+        self.hold(job, tick).await?;
+        let kept = self.troubles.of("reading the state of a feed");
+        let state = kept.alone(job.name.as_str(), FeedState::read(&mut redis, &self.keys, &job.name).await)?;
+        let mut state = state.unwrap_or_default();
+        let now = self.store.now().await?;
+        let failure = match answer {
+            Ok(fed) if !fed.entries.is_empty() || asked.may_be_empty => return self.use_answer(job, fed, now).await,
+            Ok(fed) => {
+                let last = feed::named_last(&mut redis, &self.keys, job).await?.len();
+                if last < MANY {
+                    return self.use_answer(job, fed, now).await;
+                }
+                let reason = format!(
+                    "the feed answered without an entry, and named {last} before; write `empty = \"ok\"` if it may be \
+                     empty"
+                );
+                Failure { reason, wait: Duration::ZERO }
+            }
+            Err(failure) => failure,
+        };
+        metrics::feed_failed(&job.name);
+        state.fail(now, &failure.reason);
+        self.tell_feed(job, &state);
+        let wait = retry_after(state.failures).max(failure.wait);
+        self.keep_state(job, &state).await?;
+        let entries = feed::named_last(&mut redis, &self.keys, job).await?;
+        Ok(Named { entries, ask_again: Some(wait), state })
+    }
+
+    async fn use_answer(&self, job: &Job, fed: Fed, now: RedisTime) -> RedisResult<Named> {
+        feed::remember(&mut self.redis.clone(), &self.keys, job, &fed.entries).await?;
+        let state = FeedState {
+            answered_ms: Some(now),
+            entries: fed.entries.len(),
+            skipped: fed.skipped,
+            first_skipped: fed.first_skipped,
+            ..FeedState::default()
+        };
+        self.tell_feed(job, &state);
+        self.keep_state(job, &state).await?;
+        Ok(Named { entries: fed.entries, ask_again: None, state })
+    }
+
+    /// Keeps the state of a job's feed. If it cannot be kept, the warmup goes on.
+    pub(super) async fn keep_state(&self, job: &Job, state: &FeedState) -> RedisResult<()> {
+        let kept = state.keep(&mut self.redis.clone(), &self.keys, &job.name).await;
+        self.troubles.of("keeping the state of a feed").alone(job.name.as_str(), kept).map(|_| ())
+    }
+
+    /// Reports the feeds of this worker's jobs, whichever worker asked them.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub(super) async fn tell_feeds(&self) -> RedisResult<()> {
+        for job in self.jobs.jobs.values().filter(|job| job.entries.feed.is_some()) {
+            let state = FeedState::read(&mut self.redis.clone(), &self.keys, &job.name).await;
+            if let Some(state) = self.troubles.of("reading the state of a feed").alone(job.name.as_str(), state)? {
+                self.tell_feed(job, &state);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_feed(&self, job: &Job, state: &FeedState) {
+        let feeds = self.troubles.of(ASKING);
+        match &state.reason {
+            Some(reason) => {
+                feeds.ill(job.name.as_str(), format!("the entries of its last usable answer are kept warm: {reason}"));
+            }
+            None => feeds.well(job.name.as_str()),
+        }
+    }
+
+    /// Asks a job's feed, each page within its upstream's limits and with high priority, since a whole warmup depends
+    /// on it.
+    async fn ask_feed(&self, job: &Arc<Job>, feed: &Feed, tick: RedisTime) -> Result<Fed, Failure> {
+        let mut reading = self.sources.read_feed(job, feed)?;
+        while !reading.is_over() {
+            let permit = self.permit(&feed.upstream).await?;
+            let page = reading.read_page().await;
+            if let Some(permit) = permit {
+                permit.end(&page).await;
+            }
+            page?;
+            // Many pages take longer than the claim holds. A claim that cannot be renewed runs out.
+            let _ = self.hold(job, tick).await;
+        }
+        Ok(reading.finish()?)
+    }
+
+    async fn permit(&self, upstream: &UpstreamName) -> Result<Option<Permit>, Failure> {
+        let Some(gate) = self.gates.get(upstream) else { return Ok(None) };
+        let admitted = gate.admit(Priority::High, Instant::now() + self.claim / 2).await;
+        admitted.map(Some).map_err(|Refusal { reason, wait }| Failure {
+            reason: format!("{upstream} admits nothing: {reason}"),
+            wait,
+        })
+    }
+}

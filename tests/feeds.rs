@@ -1,0 +1,267 @@
+//! Feeds: which entries they name, and what becomes of a warmup whose feed fails.
+#![cfg(test)]
+
+mod support;
+
+use std::time::Duration;
+
+use samovar::redis::RedisTime;
+use serde_json::{Value, json};
+use support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, readable, readable_key,
+    samovar, talkative, worker,
+};
+
+const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
+/// The next warmup after the first one is far away.
+const RARELY: &str = "every = \"366d\"";
+
+/// Returns a job whose feed is asked once in a year, and the upstream that answers for all entries.
+async fn rarely(feed: &str) -> (TestRedis, Upstream, Art) {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let art = Art::of(&upstream).entries(feed).warm(RARELY);
+    (redis, upstream, art)
+}
+
+/// Returns a worker that answers over HTTP, and its address.
+async fn server(redis: &TestRedis, jobs: &JobsFolder) -> (WorkerProcess, String) {
+    let mut worker = talkative(redis, jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    let url = worker.http().await;
+    (worker, url)
+}
+
+async fn get(url: &str, path: &str) -> String {
+    reqwest::get(format!("{url}{path}")).await.unwrap().text().await.unwrap()
+}
+
+async fn get_json(url: &str, path: &str) -> Value {
+    serde_json::from_str(&get(url, path).await).unwrap()
+}
+
+/// Returns what `samovar jobs` prints, in one line.
+async fn jobs_table(redis: &TestRedis, jobs: &JobsFolder) -> String {
+    let shown = samovar(["jobs"]).redis(redis).jobs(jobs).run().await;
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    shown.stdout.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Lets a warmup begin now.
+async fn warm_up_now(redis: &TestRedis) {
+    redis.ask::<u64>(&["ZADD", "samovar:{schedules}", "1", "art"]).await;
+}
+
+/// Returns the number of entries that the worker keeps of its feed.
+async fn named_last(redis: &TestRedis) -> usize {
+    let buckets: Vec<String> = redis.ask(&["HVALS", "samovar:feed:{art}"]).await;
+    buckets.iter().map(|bucket| serde_json::from_str::<Vec<String>>(bucket).unwrap().len()).sum()
+}
+
+/// Returns the state of the job's feed.
+async fn state(redis: &TestRedis) -> Value {
+    let text: Option<String> = redis.ask(&["HGET", "samovar:stats:{art}", "feed"]).await;
+    text.map_or(Value::Null, |text| serde_json::from_str(&text).unwrap())
+}
+
+#[tokio::test]
+async fn a_failed_feed_is_asked_again_before_the_next_warmup() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    let good = Reply::json(json!({"names": ["a"]}));
+    upstream.on_each("/popular", [Reply::status(500), Reply::text("<html>"), good]);
+    let jobs = art.folder();
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    eventually("the warmup is over", async || redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0)
+        .await;
+    assert_eq!(upstream.calls("/popular"), 3);
+    let now = Parts::of(&redis).await.now().await;
+    let next: RedisTime = redis.ask(&["ZSCORE", "samovar:{schedules}", "art"]).await;
+    assert!(next > now + Duration::from_secs(3_600), "the schedule goes on: {next}");
+}
+
+#[tokio::test]
+async fn a_failed_feed_is_asked_again_without_a_schedule() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on_each("/popular", [Reply::status(500), Reply::json(json!({"names": ["a"]}))]);
+    let jobs = art.warm("").folder();
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    eventually("the warmup is over", async || redis.ask::<usize>(&["ZCARD", "samovar:{schedules}"]).await == 0).await;
+}
+
+#[tokio::test]
+async fn a_failed_feed_is_asked_again_after_a_worker_died() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::status(500));
+    let jobs = art.folder();
+    let mut first = worker(&redis, &jobs);
+    upstream.called("/popular", 2).await;
+    first.kill9();
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    let _second = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+}
+
+#[tokio::test]
+async fn a_retry_of_a_feed_puts_no_entry_on_the_agenda_again() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a", "b"]})));
+    let jobs = art.warm("every = \"366d\"\nrefetch = true").folder();
+    let mut worker = worker(&redis, &jobs);
+    readable(&redis, "b").await;
+    upstream.on("/popular", Reply::status(500));
+    let asked = upstream.calls("/popular");
+    warm_up_now(&redis).await;
+    upstream.called("/popular", asked + 4).await;
+    worker.wait_for_log(&["warmup without the job's feed", "entries=2"]).await;
+    let warmups = worker.log().iter().filter(|line| line.contains("warmup without the job's feed")).count();
+    assert_eq!(warmups, 1, "the entries of the last answer are warmed up once");
+}
+
+#[tokio::test]
+async fn a_failing_feed_shows_on_every_worker() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::text("<html>secret</html>"));
+    let jobs = art.folder();
+    let (_first, one) = server(&redis, &jobs).await;
+    let (_second, other) = server(&redis, &jobs).await;
+    for url in [&one, &other] {
+        eventually("health is degraded", async || {
+            let health = get_json(url, "/health").await;
+            let reasons = health["reasons"].to_string();
+            let told = health["status"] == "degraded"
+                && reasons.contains("asking a job's feed fails (art)")
+                && reasons.contains("answered with something unusable")
+                && !reasons.contains("secret");
+            if told { Ok(()) } else { Err(health) }
+        })
+        .await;
+        let ready = reqwest::get(format!("{url}/health/ready")).await.unwrap();
+        assert_eq!(ready.status(), 200, "{ready:?}");
+        let feed = get_json(url, "/jobs/art").await["feed"].clone();
+        assert!(feed["failures"].as_u64() > Some(0) && feed["failed_ms"].is_i64(), "{feed}");
+        assert!(feed["answered_ms"].is_null() && feed["reason"].is_string(), "{feed}");
+        let metrics = get(url, "/metrics").await;
+        assert!(metrics.contains("samovar_warmup_last_success_timestamp_seconds{job=\"art\"} NaN"), "{metrics}");
+        assert!(metrics.contains("samovar_feed_failures_total{job=\"art\"} "), "{metrics}");
+    }
+    let counted = [get(&one, "/metrics").await, get(&other, "/metrics").await];
+    assert!(counted.iter().any(|text| !text.contains("samovar_feed_failures_total{job=\"art\"} 0")), "{counted:?}");
+    let table = jobs_table(&redis, &jobs).await;
+    assert!(table.contains("Feed of art: failed ") && table.contains("it never answered"), "{table}");
+    assert!(table.contains("asked again in") || table.contains("asked again now"), "{table}");
+
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    warm_up_now(&redis).await;
+    readable(&redis, "a").await;
+    for url in [&one, &other] {
+        eventually("health is good again", async || {
+            let health = get_json(url, "/health").await;
+            if health["status"] == "healthy" { Ok(()) } else { Err(health) }
+        })
+        .await;
+        let feed = get_json(url, "/jobs/art").await;
+        assert!(feed["feed"]["answered_ms"].is_i64() && feed["warmed_up_ms"].is_i64(), "{feed}");
+        assert_eq!((&feed["feed"]["entries"], &feed["feed"]["failures"]), (&json!(1), &json!(0)), "{feed}");
+        let metrics = get(url, "/metrics").await;
+        assert!(!metrics.contains("samovar_warmup_last_success_timestamp_seconds{job=\"art\"} NaN"), "{metrics}");
+    }
+    assert!(!jobs_table(&redis, &jobs).await.contains("Feed of art"));
+}
+
+#[tokio::test]
+async fn numbers_name_entries_and_bad_items_are_skipped() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::json(json!({"names": [7, null, {"name": 8}, [], "x"]})));
+    let jobs = art.list(["listed"]).folder();
+    let mut worker = worker(&redis, &jobs);
+    for name in ["7", "8", "x", "listed"] {
+        readable(&redis, name).await;
+    }
+    let line = worker.wait_for_log(&["items of the job's feed name no entry", "skipped=2"]).await;
+    assert!(line.contains("item 1 is null"), "{line}");
+    let table = jobs_table(&redis, &jobs).await;
+    assert!(
+        table.contains("Feed of art: 2 of its items name no entry and are skipped; the first: item 1 is null"),
+        "{table}"
+    );
+    assert_eq!(upstream.calls("/popular"), 1, "it did not fail");
+}
+
+#[tokio::test]
+async fn a_feed_without_entries_after_many_is_not_believed() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    let names: Vec<usize> = (0..10).collect();
+    upstream.on("/popular", Reply::json(json!({"names": names})));
+    let jobs = art.folder();
+    let first = worker(&redis, &jobs);
+    readable(&redis, "9").await;
+    eventually("all are kept", async || named_last(&redis).await == 10).await;
+    upstream.on("/popular", Reply::json(json!({"names": []})));
+    warm_up_now(&redis).await;
+    eventually("it is told", async || {
+        let state = state(&redis).await;
+        let reason = state["reason"].as_str().unwrap_or_default();
+        if reason.contains("without an entry, and named 10 before") && reason.contains("empty = \"ok\"") {
+            Ok(())
+        } else {
+            Err(state)
+        }
+    })
+    .await;
+    assert_eq!(named_last(&redis).await, 10);
+    drop(first);
+    jobs.write("art.toml", &art.entries(&FEED.replace(" }", ", empty = \"ok\" }")).toml());
+    let _second = worker(&redis, &jobs);
+    eventually("it may be empty", async || named_last(&redis).await == 0).await;
+}
+
+#[tokio::test]
+async fn a_feed_of_few_entries_may_become_empty() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::json(json!({"names": (0..9).collect::<Vec<_>>()})));
+    let jobs = art.folder();
+    let _worker = worker(&redis, &jobs);
+    eventually("all are kept", async || named_last(&redis).await == 9).await;
+    upstream.on("/popular", Reply::json(json!({"names": []})));
+    warm_up_now(&redis).await;
+    eventually("none is kept", async || named_last(&redis).await == 0).await;
+    assert_eq!(state(&redis).await["failures"], 0);
+}
+
+#[tokio::test]
+async fn items_are_mapped_and_crossed_over_all_pages() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
+    upstream.on("/products", Reply::json(json!({"products": [{"id": 1}, {"id": 2}], "next": "c/2"})));
+    upstream.on("/products?after=c%2F2", Reply::json(json!({"products": [{"id": 3}], "next": null})));
+    let job = "key = \"text:{lang}:{product}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"shop\"\n\
+               path = \"/text/{{ lang }}/{{ product }}\"\n[entries.feed]\nupstream = \"shop\"\npath = \"/products\"\n\
+               select = \"/products\"\nitem = { product = \"{{ value.id }}\" }\nwith = { lang = [\"tr\", \"en\"] }\n\
+               next = \"/next\"\nnext_param = \"after\"\n";
+    let upstreams = format!("[shop]\nurl = \"{}\"\nrate = \"100/second\"\n", upstream.url());
+    let jobs = JobsFolder::new().upstreams(&upstreams).job("text", job);
+    let _worker = worker(&redis, &jobs);
+    for lang in ["tr", "en"] {
+        for product in 1..=3 {
+            let value = readable_key(&redis, &format!("text:{lang}:{product}")).await;
+            assert_eq!(value["path"], format!("/text/{lang}/{product}"));
+        }
+    }
+    let stored: String = redis.ask(&["HGET", "samovar:stats:{text}", "feed"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&stored).unwrap()["entries"], 6);
+}
+
+#[tokio::test]
+async fn a_page_that_fails_fails_the_feed() {
+    let (redis, upstream, art) = rarely(&FEED.replace(" }", ", next = \"/next\" }")).await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a"], "next": "/rest"})));
+    let rest = Reply::json(json!({"names": ["b"]}));
+    upstream.on_each("/rest", [Reply::status(500), rest]);
+    let jobs = art.folder();
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    readable(&redis, "b").await;
+    assert_eq!((upstream.calls("/popular"), upstream.calls("/rest")), (2, 2));
+    assert_eq!(named_last(&redis).await, 2, "half of a list is none");
+}
