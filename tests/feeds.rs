@@ -8,8 +8,8 @@ use std::time::Duration;
 use samovar::redis::RedisTime;
 use serde_json::{Value, json};
 use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, readable, readable_key,
-    samovar, talkative, worker,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, eventually_within,
+    hasty_worker, readable, readable_key, samovar, talkative, worker,
 };
 
 const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
@@ -94,11 +94,11 @@ async fn a_failed_feed_is_asked_again_after_a_worker_died() {
     let (redis, upstream, art) = rarely(FEED).await;
     upstream.on("/popular", Reply::status(500));
     let jobs = art.folder();
-    let mut first = worker(&redis, &jobs);
+    let mut first = hasty_worker(&redis, &jobs);
     upstream.called("/popular", 2).await;
     first.kill9();
     upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
-    let _second = worker(&redis, &jobs);
+    let _second = hasty_worker(&redis, &jobs);
     readable(&redis, "a").await;
 }
 
@@ -155,7 +155,8 @@ async fn a_failing_feed_shows_on_every_worker() {
     warm_up_now(&redis).await;
     readable(&redis, "a").await;
     for url in [&one, &other] {
-        eventually("health is good again", async || {
+        // A worker that has nothing to do reads the state of feeds every 15 s.
+        eventually_within(Duration::from_secs(40), "health is good again", async || {
             let health = get_json(url, "/health").await;
             if health["status"] == "healthy" { Ok(()) } else { Err(health) }
         })

@@ -6,6 +6,7 @@ use super::exit;
 use super::session::{Failed, Rows, Session, jobs, print_json, relative, table, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
+use crate::entry::escape::escaped;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
@@ -68,7 +69,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         println!("\n{budgets}");
     }
     for feed in feeds {
-        println!("\n{}", wrapped(&feed, ""));
+        println!("\n{}", wrapped(&escaped(&feed), ""));
     }
     if !paused.is_empty() {
         println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", paused.join(", "));

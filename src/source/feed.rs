@@ -86,7 +86,8 @@ impl<'a> FeedReading<'a> {
             let reason = format!("answered with {items} item{plural}, and none names an entry: {why}");
             return Err(answer_error(&client.hide(first.as_str()), &reason));
         }
-        warn!(job = %job.name, skipped = fed.skipped, "items of the job's feed name no entry and are skipped; the first: {why}");
+        let skipped = fed.skipped;
+        warn!(job = %job.name, skipped, "items of the job's feed name no entry and are skipped; the first: {why}");
         Ok(fed)
     }
 
@@ -238,7 +239,8 @@ impl<'a> FeedReading<'a> {
     }
 }
 
-/// Returns the text that a JSON value stands for: a string's, or a number as it is written. Otherwise what the value is.
+/// Returns the text that a JSON value stands for: a string's, or a number as it is written. Otherwise returns what the
+/// value is.
 fn text_of(json: &str) -> Result<String, &'static str> {
     if json.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
         return Ok(json.to_owned());

@@ -5,7 +5,7 @@
 //! and another worker expands the tick again. That is safe, because an entry that is fresh enough for the tick is left
 //! alone.
 //!
-//! A warmup whose feed fails stays open in the same way, and is claimed again after a backoff ([`super::feeds`]).
+//! A warmup whose feed fails stays open in the same way, and is claimed again after a backoff (`feeds`).
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, LazyLock};
