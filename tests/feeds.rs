@@ -46,11 +46,6 @@ async fn jobs_table(redis: &TestRedis, jobs: &JobsFolder) -> String {
     shown.stdout.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Lets a warmup begin now.
-async fn warm_up_now(redis: &TestRedis) {
-    redis.ask::<u64>(&["ZADD", "samovar:{schedules}", "1", "art"]).await;
-}
-
 /// Returns the number of entries that the worker keeps of its feed.
 async fn named_last(redis: &TestRedis) -> usize {
     let buckets: Vec<String> = redis.ask(&["HVALS", "samovar:feed:{art}"]).await;
@@ -105,17 +100,14 @@ async fn a_failed_feed_is_asked_again_after_a_worker_died() {
 #[tokio::test]
 async fn a_retry_of_a_feed_puts_no_entry_on_the_agenda_again() {
     let (redis, upstream, art) = rarely(FEED).await;
-    upstream.on("/popular", Reply::json(json!({"names": ["a", "b"]})));
-    let jobs = art.warm("every = \"366d\"\nrefetch = true").folder();
-    let mut worker = worker(&redis, &jobs);
-    readable(&redis, "b").await;
     upstream.on("/popular", Reply::status(500));
-    let asked = upstream.calls("/popular");
-    warm_up_now(&redis).await;
-    upstream.called("/popular", asked + 4).await;
+    let jobs = art.list(["a", "b"]).folder();
+    let mut worker = worker(&redis, &jobs);
     worker.wait_for_log(&["warmup without the job's feed", "entries=2"]).await;
+    readable(&redis, "b").await;
+    upstream.called("/popular", 4).await;
     let warmups = worker.log().iter().filter(|line| line.contains("warmup without the job's feed")).count();
-    assert_eq!(warmups, 1, "the entries of the last answer are warmed up once");
+    assert_eq!(warmups, 1, "the listed entries are warmed up once");
 }
 
 #[tokio::test]
@@ -152,10 +144,10 @@ async fn a_failing_feed_shows_on_every_worker() {
     assert!(table.contains("asked again in") || table.contains("asked again now"), "{table}");
 
     upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
-    warm_up_now(&redis).await;
-    readable(&redis, "a").await;
+    // Workers that have nothing to do look for warmups, and read the state of feeds, every 15 s.
+    redis.ask::<u64>(&["ZADD", "samovar:{schedules}", "1", "art"]).await;
+    eventually_within(Duration::from_secs(40), "the feed is asked", async || redis.json("art:a").await).await;
     for url in [&one, &other] {
-        // A worker that has nothing to do reads the state of feeds every 15 s.
         eventually_within(Duration::from_secs(40), "health is good again", async || {
             let health = get_json(url, "/health").await;
             if health["status"] == "healthy" { Ok(()) } else { Err(health) }
@@ -192,6 +184,7 @@ async fn numbers_name_entries_and_bad_items_are_skipped() {
 #[tokio::test]
 async fn a_feed_without_entries_after_many_is_not_believed() {
     let (redis, upstream, art) = rarely(FEED).await;
+    let art = art.warm("every = \"1s\"");
     let names: Vec<usize> = (0..10).collect();
     upstream.on("/popular", Reply::json(json!({"names": names})));
     let jobs = art.folder();
@@ -199,7 +192,6 @@ async fn a_feed_without_entries_after_many_is_not_believed() {
     readable(&redis, "9").await;
     eventually("all are kept", async || named_last(&redis).await == 10).await;
     upstream.on("/popular", Reply::json(json!({"names": []})));
-    warm_up_now(&redis).await;
     eventually("it is told", async || {
         let state = state(&redis).await;
         let reason = state["reason"].as_str().unwrap_or_default();
@@ -220,12 +212,12 @@ async fn a_feed_without_entries_after_many_is_not_believed() {
 #[tokio::test]
 async fn a_feed_of_few_entries_may_become_empty() {
     let (redis, upstream, art) = rarely(FEED).await;
+    let art = art.warm("every = \"1s\"");
     upstream.on("/popular", Reply::json(json!({"names": (0..9).collect::<Vec<_>>()})));
     let jobs = art.folder();
     let _worker = worker(&redis, &jobs);
     eventually("all are kept", async || named_last(&redis).await == 9).await;
     upstream.on("/popular", Reply::json(json!({"names": []})));
-    warm_up_now(&redis).await;
     eventually("none is kept", async || named_last(&redis).await == 0).await;
     assert_eq!(state(&redis).await["failures"], 0);
 }

@@ -99,8 +99,11 @@ fn feed(status: &JobStatus, now: RedisTime) -> Option<String> {
     let (job, feed) = (&status.job, status.feed.as_ref()?);
     if let Some(reason) = &feed.reason {
         let failed = feed.failed_ms.map(|failed| relative(failed, now)).unwrap_or_default();
-        let again = status.next_warmup_ms.map(|next| format!("asked again {}", relative(next, now)));
-        let again = again.unwrap_or_else(|| "not asked again".to_owned());
+        let again = match status.next_warmup_ms {
+            Some(next) if next > now => format!("asked again {}", relative(next, now)),
+            Some(_) => "asked again now".to_owned(),
+            None => "not asked again".to_owned(),
+        };
         let answered = match feed.answered_ms {
             Some(answered) => format!("the entries that it named {} are kept warm", relative(answered, now)),
             None => "it never answered".to_owned(),

@@ -226,7 +226,8 @@ impl Sources {
     /// # Errors
     /// A URL that cannot be used, or an upstream that is not known.
     pub fn read_feed<'a>(&'a self, job: &'a Job, feed: &'a Feed) -> Result<FeedReading<'a>, FetchError> {
-        FeedReading::new(self.client(&feed.upstream)?, feed, job)
+        let client = self.client(&feed.upstream)?;
+        FeedReading::new(client, feed, job).map_err(|error| error.map(|text| client.hide(&text)))
     }
 
     async fn fetch_counting(&self, ask: &Ask<'_>) -> (Result<Answer, FetchError>, Spent) {
