@@ -20,14 +20,13 @@ pub(super) fn feed(field: &Field<'_>, key: Option<&KeyPattern>, upstreams: &Upst
     let constants = with_field.as_ref().map(|field| constants(field, key)).unwrap_or_default();
     let item = item_field.as_ref().map(|field| item(field, key, &constants)).unwrap_or_default();
     let names = key.map(KeyPattern::names).unwrap_or_default();
-    if let Some(field) = with_field.as_ref().filter(|_| !names.is_empty()) {
-        if names.iter().all(|name| constants.contains_key(name)) {
-            field.doc.fault_with_help(
-                field.key.clone(),
-                "`with` gives all placeholders of the key, and leaves none to the feed",
-                Some("write these entries into `list`, or leave a placeholder to the items".to_owned()),
-            );
-        }
+    let gives_all = !names.is_empty() && names.iter().all(|name| constants.contains_key(name));
+    if let Some(field) = with_field.as_ref().filter(|_| gives_all) {
+        field.doc.fault_with_help(
+            field.key.clone(),
+            "`with` gives all placeholders of the key, and leaves none to the feed",
+            Some("write these entries into `list`, or leave a placeholder to the items".to_owned()),
+        );
     }
     let (next, next_param) = next(&table);
     let may_be_empty = table.field("empty").and_then(|field| empty(&field));
