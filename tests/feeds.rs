@@ -31,8 +31,20 @@ async fn server(redis: &TestRedis, jobs: &JobsFolder) -> (WorkerProcess, String)
     (worker, url)
 }
 
+async fn answer(url: &str, path: &str) -> reqwest::Response {
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap();
+    client.get(format!("{url}{path}")).send().await.unwrap()
+}
+
+/// Returns what a worker says of its health, also while it is not ready.
+async fn health(url: &str) -> Value {
+    serde_json::from_str(&answer(url, "/health").await.text().await.unwrap()).unwrap()
+}
+
 async fn get(url: &str, path: &str) -> String {
-    reqwest::get(format!("{url}{path}")).await.unwrap().text().await.unwrap()
+    let answer = answer(url, path).await;
+    assert_eq!(answer.status(), 200, "{path}: {answer:?}");
+    answer.text().await.unwrap()
 }
 
 async fn get_json(url: &str, path: &str) -> Value {
@@ -119,7 +131,7 @@ async fn a_failing_feed_shows_on_every_worker() {
     let (_second, other) = server(&redis, &jobs).await;
     for url in [&one, &other] {
         eventually("health is degraded", async || {
-            let health = get_json(url, "/health").await;
+            let health = health(url).await;
             let reasons = health["reasons"].to_string();
             let told = health["status"] == "degraded"
                 && reasons.contains("asking a job's feed fails (art)")
@@ -128,8 +140,7 @@ async fn a_failing_feed_shows_on_every_worker() {
             if told { Ok(()) } else { Err(health) }
         })
         .await;
-        let ready = reqwest::get(format!("{url}/health/ready")).await.unwrap();
-        assert_eq!(ready.status(), 200, "{ready:?}");
+        assert_eq!(get_json(url, "/health/ready").await["status"], "degraded", "it is ready");
         let feed = get_json(url, "/jobs/art").await["feed"].clone();
         assert!(feed["failures"].as_u64() > Some(0) && feed["failed_ms"].is_i64(), "{feed}");
         assert!(feed["answered_ms"].is_null() && feed["reason"].is_string(), "{feed}");
@@ -149,7 +160,7 @@ async fn a_failing_feed_shows_on_every_worker() {
     eventually_within(Duration::from_secs(40), "the feed is asked", async || redis.json("art:a").await).await;
     for url in [&one, &other] {
         eventually_within(Duration::from_secs(40), "health is good again", async || {
-            let health = get_json(url, "/health").await;
+            let health = health(url).await;
             if health["status"] == "healthy" { Ok(()) } else { Err(health) }
         })
         .await;
