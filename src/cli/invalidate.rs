@@ -1,20 +1,27 @@
 //! `samovar invalidate`: invalidates values through the inbox, where the message is stored until a worker handles it.
 
+use std::sync::Arc;
+
 use clap::Args;
 
 use super::exit;
 use super::session::{Failed, Session, complain, print_json};
-use crate::config::Settings;
-use crate::entry::{Announced, Version};
+use crate::config::{Environment, Settings};
+use crate::entry::{Announced, EntryKey, Version};
+use crate::job::Jobs;
+use crate::ops::unknown_names;
 use crate::protocol::{Action, Message};
 use crate::trigger::invalidation::inbox;
+
+/// The most names that an error shows.
+const SHOWN: usize = 5;
 
 /// Arguments of `samovar invalidate`.
 #[derive(Args)]
 #[command(disable_version_flag = true)]
 pub(super) struct InvalidateArgs {
     /// Literal keys, without wildcards; at most 10,000 keys of 2048 bytes
-    #[arg(value_name = "KEY", required_unless_present_any = ["patterns", "tags", "jobs"])]
+    #[arg(value_name = "KEY", required_unless_present_any = ["patterns", "tags", "job"])]
     keys: Vec<String>,
     /// Keys that match a glob, such as 'ai_content:*'; only keys of jobs match; at most 64 globs of 256 bytes
     #[arg(long = "pattern", value_name = "GLOB")]
@@ -23,8 +30,8 @@ pub(super) struct InvalidateArgs {
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
     /// All entries of a job; at most 64 jobs
-    #[arg(long = "job", value_name = "JOB")]
-    jobs: Vec<String>,
+    #[arg(long, value_name = "JOB")]
+    job: Vec<String>,
     /// Remove the values at once; the next warmup or demand fetches them again
     #[arg(long, conflicts_with = "warm")]
     evict: bool,
@@ -34,12 +41,15 @@ pub(super) struct InvalidateArgs {
     /// The version that the keys have now: an integer, an RFC 3339 time, or `any` after a restored backup; keys only
     #[arg(long, value_name = "VERSION", value_parser = announced)]
     version: Option<Announced>,
+    /// Publish also if a name matches no job of the local job files, or a key looks like a pattern
+    #[arg(long)]
+    force: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-pub(super) async fn run(args: &InvalidateArgs, settings: &Settings) -> Result<u8, Failed> {
+pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let action = match (args.evict, args.warm) {
         (true, _) => Action::Evict,
         (_, true) => Action::Warm,
@@ -49,7 +59,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings) -> Result<u8
         keys: args.keys.clone(),
         patterns: args.patterns.clone(),
         tags: args.tags.clone(),
-        jobs: args.jobs.clone(),
+        jobs: args.job.clone(),
         action,
         version: args.version.unwrap_or_default(),
     };
@@ -58,7 +68,16 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings) -> Result<u8
         complain(e);
         Failed(exit::USAGE)
     })?;
+    // Without readable job files nothing is known about names: workers know theirs.
+    let jobs = Jobs::load(&settings.jobs, settings.default_ttl, &|name| env.get(name)).ok().map(Arc::new);
+    let jobs = jobs.filter(|_| !args.force);
+    if let Some(jobs) = &jobs {
+        refuse_unknown(&unknown_names(jobs, &message))?;
+    }
     let mut session = Session::open(settings).await?;
+    if let Some(jobs) = &jobs {
+        refuse_patterns(&session, jobs, &message.keys).await?;
+    }
     let id = inbox::publish(&mut session.redis, &session.keys, &message).await?;
     let workers = session.workers().await?;
     if args.json {
@@ -70,6 +89,35 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings) -> Result<u8
         }
     }
     Ok(exit::OK)
+}
+
+/// Ends the command if names match no job: most likely they are misspelt.
+fn refuse_unknown(unknown: &[String]) -> Result<(), Failed> {
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let shown = unknown.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = unknown.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let verb = if unknown.len() == 1 { "matches" } else { "match" };
+    complain(format_args!("{shown}{more} {verb} no job; nothing was published; --force publishes all the same"));
+    Err(Failed(exit::FAILED))
+}
+
+/// Ends the command if a key looks like a pattern and no entry has it.
+async fn refuse_patterns(session: &Session, jobs: &Arc<Jobs>, keys: &[String]) -> Result<(), Failed> {
+    let ops = session.ops(jobs);
+    for key in keys {
+        let Some((job, params)) = jobs.owner(key) else { continue };
+        if ops.is_mistaken_pattern(job, &EntryKey::new(key.as_str()), &params).await? {
+            complain(format_args!(
+                "`{key}` is a literal key, and no entry has it; nothing was published. --pattern '{key}' invalidates \
+                 the keys that match; --force publishes all the same"
+            ));
+            return Err(Failed(exit::FAILED));
+        }
+    }
+    Ok(())
 }
 
 fn announced(text: &str) -> Result<Announced, String> {

@@ -146,7 +146,7 @@ fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
             Command::Check(args) => Ok(probe::run(&args, settings, env).await),
             Command::Jobs(args) => jobs::run(&args, settings, env).await,
             Command::Warm(args) => warm::run(&args, settings, env).await,
-            Command::Invalidate(args) => invalidate::run(&args, settings).await,
+            Command::Invalidate(args) => invalidate::run(&args, settings, env).await,
             Command::Pause(args) => pause::run(&args, settings, env).await,
             Command::Resume(args) => resume::run(&args, settings, env).await,
             Command::Watch(args) => watch::run(&args, settings, env).await,

@@ -37,6 +37,9 @@ pub(super) struct WarmArgs {
     /// With --wait: the longest wait; entries that are not fetched by then count as failed
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// Fetch a key that looks like a pattern although no entry has it
+    #[arg(long)]
+    force: bool,
     /// Only count what would be fetched
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
@@ -51,7 +54,18 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     let ops = session.ops(&jobs);
     let (job, entries, when) = match (jobs.jobs.get(args.what.as_str()), jobs.owner(&args.what)) {
         (Some(job), _) => (job, entries(&ops, job).await?, When::NOW),
-        (None, Some((job, params))) => (job, vec![(EntryKey::new(args.what.as_str()), params)], When::Urgent),
+        (None, Some((job, params))) => {
+            let key = EntryKey::new(args.what.as_str());
+            if !args.force && ops.is_mistaken_pattern(job, &key, &params).await? {
+                complain(format_args!(
+                    "`{key}` is a literal key, and no entry has it. `samovar warm {}` fetches all entries of the job, \
+                     `samovar invalidate --pattern '{key}'` those that match; --force fetches this key",
+                    job.name
+                ));
+                return Ok(exit::USAGE);
+            }
+            (job, vec![(key, params)], When::Urgent)
+        }
         (None, None) => {
             let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
             let (what, known) = (&args.what, known.join(", "));

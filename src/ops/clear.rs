@@ -35,7 +35,12 @@ impl Pattern {
 
     /// Returns the literal beginning of every matching key.
     fn literal(&self) -> &str {
-        self.0.split(['*', '?', '[', '\\']).next().unwrap_or_default()
+        Self::literal_of(&self.0)
+    }
+
+    /// Returns the literal beginning of every key that matches a glob.
+    pub(super) fn literal_of(glob: &str) -> &str {
+        glob.split(['*', '?', '[', '\\']).next().unwrap_or_default()
     }
 }
 

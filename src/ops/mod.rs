@@ -6,6 +6,7 @@ mod census;
 mod clear;
 mod dead;
 mod entry;
+mod names;
 mod pause;
 pub mod status;
 mod warm;
@@ -16,6 +17,7 @@ pub use census::{Census, Counted};
 pub use clear::Pattern;
 pub use dead::{Dead, Letters};
 pub use entry::Entry;
+pub use names::unknown_names;
 pub use warm::{Done, Failure};
 
 use crate::agenda::Agenda;
