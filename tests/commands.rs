@@ -76,3 +76,27 @@ async fn an_invalidation_of_what_no_job_knows_is_refused() {
     assert_eq!(messages(&redis).await, 7);
 }
 
+#[tokio::test]
+async fn a_key_that_is_a_path_asks_below_its_place_only() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| Reply::json(json!({"target": call.target})));
+    let jobs = JobsFolder::new().job(
+        "page",
+        &format!(
+            "key = \"page:{{slug}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nurl = \"{}/pages/{{{{ slug | path }}}}\"\n\
+             [entries]\nlist = [\"a\", \"guides/2024/çay?#%2F\", \"../admin\", \"a/../../admin\", \"a//b\", \"/a\"]\n\
+             [warm]\nattempts = 1\n",
+            upstream.url()
+        ),
+    );
+    let _worker = talkative(&redis, &jobs).spawn();
+    for (slug, target) in [("a", "/pages/a"), ("guides/2024/çay?#%2F", "/pages/guides/2024/%C3%A7ay%3F%23%252F")] {
+        assert_eq!(readable_key(&redis, &format!("page:{slug}")).await["target"], target);
+    }
+    eventually("the others are given up", async || redis.ask::<usize>(&["ZCARD", "samovar:dead:{page}"]).await == 4)
+        .await;
+    assert_eq!(upstream.all_requests().len(), 2, "{:?}", upstream.all_requests());
+    let shown = run(&redis, &jobs, &["get", "page:../admin"]).await.stdout;
+    assert!(shown.contains("`..`, which no URL can carry"), "{shown}");
+}
+

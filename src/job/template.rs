@@ -6,6 +6,7 @@
 
 mod bounds;
 mod scan;
+mod url_path;
 
 use minijinja::value::{Kwargs, Serde, Value as Jinja, ValueKind};
 use minijinja::{Environment, ErrorKind, Output, State, UndefinedBehavior};
@@ -18,6 +19,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
+use url_path::{UrlPath, path};
 
 /// The most instructions of a rendering; a loop over 100,000 items fits.
 const FUEL: u64 = 2_000_000;
@@ -155,7 +157,7 @@ impl Template {
     /// Renders the text, with every inserted value percent-encoded (all but RFC 3986's unreserved characters).
     ///
     /// Literal text stays as it is. Every inserted value is encoded, so it is always one path segment or one query
-    /// value. Numbers and booleans are inserted as in JSON.
+    /// value. Numbers and booleans are inserted as in JSON. The filter `path` keeps `/` between segments.
     ///
     /// # Errors
     /// Those of [`Template::render`], and these:
@@ -270,6 +272,7 @@ fn engine() -> &'static Environment<'static> {
         engine.set_formatter(insert);
         bounds::tame(&mut engine);
         engine.add_filter("tojson", tojson);
+        engine.add_filter("path", path);
         for markup in ["safe", "escape", "e"] {
             engine.remove_filter(markup);
         }
@@ -283,6 +286,9 @@ fn insert(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Jinja) -> Res
         return Ok(());
     }
     if state.name() == URL {
+        if let Some(path) = UrlPath::of(value) {
+            return path.write(out).map_err(full);
+        }
         let text = match value.kind() {
             ValueKind::String => value.to_string(),
             ValueKind::Number | ValueKind::Bool => match to_json(value) {
@@ -367,6 +373,7 @@ fn bounded_json(value: &Jinja, depth: usize, room: &mut usize) -> Result<Value, 
             }
             Ok(Value::Object(object))
         }
+        _ if UrlPath::of(value).is_some() => Err("the filter `path` is for URLs only".to_owned()),
         kind => Err(format!("{kind} is not JSON")),
     }
 }

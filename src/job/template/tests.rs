@@ -83,6 +83,51 @@ fn nothing_escapes_the_encoding() {
 }
 
 #[test]
+fn the_filter_path_keeps_slashes_and_encodes_the_rest() {
+    let context = json!({"slug": "blog/2024/ş ?#%2F", "n": 5, "one": "a", "list": ["a"]});
+    assert_eq!(url("/p/{{ slug | path }}.json", &context).unwrap(), "/p/blog/2024/%C5%9F%20%3F%23%252F.json");
+    assert_eq!(
+        url("/{{ n | path }}/{{ one | path }}?q={{ slug | path }}", &context).unwrap().split('?').next(),
+        Some("/5/a")
+    );
+    // Only the filter's own result keeps slashes.
+    assert_eq!(url("/{{ (slug | path) ~ '/x' }}", &json!({"slug": "a/b"})).unwrap(), "/a%2Fb%2Fx");
+    assert_eq!(url("/{{ slug | path | upper }}", &json!({"slug": "a/b"})).unwrap(), "/A%2FB");
+    let refused = [
+        url("/{{ list | path }}", &context),
+        template("{{ slug | path }}").render(&context),
+        template("{{ slug | path }}").value(&context).map(|value| value.to_string()),
+    ];
+    for message in refused {
+        assert!(message.as_ref().is_err_and(|message| message.contains("path")), "{message:?}");
+    }
+}
+
+#[test]
+fn the_filter_path_refuses_to_leave_its_place() {
+    for slug in ["..", "../x", "a/../b", "a/.", "./a", "", "/", "/a", "a/", "a//b"] {
+        let refused = url("/p/{{ slug | path }}", &json!({"slug": slug}));
+        assert!(refused.as_ref().is_err_and(|message| message.contains("path")), "{slug}: {refused:?}");
+    }
+    // What the URL makes of a segment and its neighbours is checked, too.
+    assert!(url("/p/.{{ slug | path }}", &json!({"slug": "%2e"})).is_ok(), "its percent sign is encoded");
+    assert!(url("/p/%2e{{ slug }}/{{ other | path }}", &json!({"slug": ".", "other": "a"})).is_err());
+}
+
+proptest! {
+    #[test]
+    fn a_path_of_any_text_stays_below_its_place(slug in "[a./%\\\\?#é]{0,12}") {
+        if let Ok(text) = url("http://h/p/{{ slug | path }}", &json!({"slug": slug})) {
+            let parsed = url::Url::parse(&text).unwrap();
+            prop_assert_eq!(parsed.as_str(), &text);
+            let segments: Vec<String> = parsed.path_segments().unwrap().skip(1)
+                .map(|segment| percent_encoding::percent_decode_str(segment).decode_utf8().unwrap().into_owned()).collect();
+            prop_assert_eq!(segments.join("/"), slug);
+        }
+    }
+}
+
+#[test]
 fn a_path_that_would_be_cut_short_is_refused() {
     for dots in [".", "..", "%2e", "%2E."] {
         let message = url("/a/{{ name }}/b", &json!({"name": dots}));
