@@ -100,3 +100,88 @@ async fn a_key_that_is_a_path_asks_below_its_place_only() {
     assert!(shown.contains("`..`, which no URL can carry"), "{shown}");
 }
 
+/// Demands an entry, and waits until it is off the agenda again.
+async fn demand(redis: &TestRedis, parts: &Parts, key: &str) {
+    parts.invalidate(&json!({"keys": [key], "action": "warm"}).to_string()).await;
+    at_rest(redis).await;
+}
+
+#[tokio::test]
+async fn what_the_upstream_does_not_have_is_not_asked_for_again() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    let http = worker.http().await;
+    let client = reqwest::Client::new();
+    let warm = async |key: &str| {
+        let asked = client.post(format!("{http}/warm?wait=true")).json(&json!({"keys": [key]})).send().await.unwrap();
+        asked.json::<serde_json::Value>().await.unwrap()
+    };
+    demand(&redis, &parts, "art:new").await;
+    assert_eq!(upstream.calls("/art/new"), 1);
+    for _ in 0..3 {
+        demand(&redis, &parts, "art:new").await;
+        assert_eq!(warm("art:new").await["gone"], 1);
+    }
+    assert_eq!(upstream.calls("/art/new"), 1, "it is absent for a minute");
+    // A person and an invalidation ask at once.
+    let asked = run(&redis, &jobs, &["warm", "art:new", "--wait"]).await;
+    assert!(asked.code == Some(0) && asked.stdout.contains("1 gone"), "{asked:?}");
+    assert_eq!(upstream.calls("/art/new"), 2);
+    upstream.edit("/art/new");
+    demand(&redis, &parts, "art:new").await;
+    assert_eq!(upstream.calls("/art/new"), 2);
+    parts.invalidate("art:new").await;
+    assert_eq!(readable(&redis, "new").await["version"], 1);
+}
+
+#[tokio::test]
+async fn absent_entries_are_asked_for_again_in_time() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).warm("absent_for = \"1s\"\nrecheck = [\"300ms\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    // A recheck goes on although demands come in between.
+    parts.invalidate("art:late").await;
+    demand(&redis, &parts, "art:late").await;
+    upstream.called("/art/late", 1).await;
+    upstream.edit("/art/late");
+    demand(&redis, &parts, "art:late").await;
+    demand(&redis, &parts, "art:late").await;
+    assert_eq!(readable(&redis, "late").await["version"], 1);
+    demand(&redis, &parts, "art:new").await;
+    upstream.edit("/art/new");
+    eventually("a demand asks again after a second", async || {
+        demand(&redis, &parts, "art:new").await;
+        redis.get("art:new").await.is_some()
+    })
+    .await;
+    let [first, second] = &upstream.requests("/art/new")[..] else { panic!("{:?}", upstream.requests("/art/new")) };
+    assert!(second.at - first.at >= Duration::from_millis(900), "{:?}", second.at - first.at);
+}
+
+/// The input of a demanded entry is demanded, too.
+#[tokio::test]
+async fn an_absent_input_is_not_asked_for_by_each_dependant() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| match call.path() {
+        "/art/none" => Reply::status(404),
+        path => Reply::json(json!(path)),
+    });
+    let story = "key = \"story:{n}:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n\
+                 [source]\nkind = \"compose\"\nvalue = \"{{ art }}\"\n[warm]\nattempts = 1\n";
+    let jobs = Art::of(&upstream).folder().job("story", story);
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    for n in 0..3 {
+        let key = format!("story:{n}:none");
+        demand(&redis, &parts, &key).await;
+        eventually("the entry fails", async || {
+            let snapshot = parts.store.snapshot(&EntryKey::new(key.as_str())).await.unwrap();
+            snapshot.meta.is_some_and(|meta| meta.last_attempt.outcome == Some(Outcome::Failed))
+        })
+        .await;
+    }
+    assert_eq!(upstream.calls("/art/none"), 1);
+}

@@ -189,6 +189,8 @@ pub struct Warm {
     pub recheck: Vec<Duration>,
     /// The longest wait for an announced version; then a lower one is stored.
     pub version_patience: Duration,
+    /// The time for which an upstream's answer that it does not have an entry holds for all who demand the entry.
+    pub absent_for: Duration,
     /// Fetches that fail in a row before an entry goes to the dead letters.
     pub attempts: u32,
 }

@@ -110,6 +110,8 @@ impl Ops {
                         Some(Outcome::Warmed) if attempted && !pending => done.warmed += 1,
                         Some(Outcome::Gone) if attempted && !pending => done.gone += 1,
                         _ if pending || due.is_some_and(|due| due.trigger == trigger) => still.push(key.clone()),
+                        // The upstream was not asked again: see `absent_for`.
+                        Some(Outcome::Gone) if is_absent => done.gone += 1,
                         _ => done.unchanged += 1,
                     }
                 }

@@ -193,6 +193,14 @@ impl Meta {
         self.announced > self.last_attempt.version
     }
 
+    /// Returns `true` if the upstream answered within `time` before `now` that it does not have the entry, and no
+    /// invalidation came since.
+    pub fn is_gone(&self, time: Duration, now: RedisTime) -> bool {
+        let LastAttempt { outcome, attempted, .. } = self.last_attempt;
+        let is_recent = attempted <= now && now < attempted + time;
+        outcome == Some(Outcome::Gone) && is_recent && self.invalidated.is_none() && !self.is_behind()
+    }
+
     /// Returns when the upstream last answered for the entry, whether or not its answer was stored.
     pub fn answered_at(&self) -> RedisTime {
         match self.last_attempt.outcome {

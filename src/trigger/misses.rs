@@ -15,7 +15,6 @@ use tracing::{debug, info, warn};
 
 use crate::agenda::{Agenda, Due, State, When};
 use crate::entry::EntryKey;
-use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
@@ -31,8 +30,6 @@ const AT_ONCE: usize = 50;
 const MOST: usize = 5_000;
 /// The time for which further misses of a handled key do not count.
 const AGAIN: Duration = Duration::from_secs(5);
-/// The time for which an upstream's answer that an entry does not exist counts.
-const GONE: Duration = Duration::from_secs(300);
 /// An entry that is due within this time is not made due by a miss.
 const SOON: Duration = Duration::from_secs(1);
 /// The time for which a worker is elected to listen, and the interval at which it renews that.
@@ -243,8 +240,8 @@ fn reply<T: redis::FromRedisValue>(reply: &RedisResult<redis::Value>) -> Option<
 /// not say lately that it does not exist.
 fn is_wanted(job: &Job, meta: Option<Meta>, due: Option<Due>, now: RedisTime) -> bool {
     let is_due = due.is_some_and(|due| due.state != State::Scheduled || due.at <= now + SOON);
+    let is_gone = meta.as_ref().is_some_and(|meta| meta.is_gone(job.warm.absent_for, now));
     let last = meta.map(|meta| meta.last_attempt).unwrap_or_default();
-    let is_gone = last.outcome == Some(Outcome::Gone) && last.attempted + GONE > now;
     // An entry that failed waits for its retry, however many clients ask for it.
     let has_failed = last.failures > 0 && (due.is_some() || last.failures >= job.warm.attempts);
     !is_due && !is_gone && !has_failed

@@ -27,7 +27,7 @@ use tracing::{debug, error};
 
 use super::freshness::fresh;
 use super::inputs::Missing;
-use super::recheck::{Needs, with_next_recheck};
+use super::recheck::{NO_VALUE, Needs, with_next_recheck};
 use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
 use crate::agenda::{Next, keep};
 use crate::entry::{Outcome, Trigger};
@@ -214,9 +214,12 @@ impl Attempt<'_> {
             let reason = "it is read too rarely: it is left to expire";
             return Err(Stop::End(Ending::because(Outcome::Unread, Next::Out, reason)));
         }
+        if let Some(absent) = warmer.known_absent(job, self.entry).await? {
+            return Err(Stop::End(absent));
+        }
         if self.entry.trigger == Trigger::Recheck {
             match warmer.recheck(job, self.entry).await? {
-                Needs::Nothing(next) => return Err(Stop::End(Ending::new(Outcome::Unchanged, next))),
+                Needs::Nothing(ending) => return Err(Stop::End(ending)),
                 Needs::Fetch { absent } => self.keeps_absent = !absent,
             }
         }
@@ -293,7 +296,7 @@ impl Attempt<'_> {
             // The agenda's entry is ours, so the lease's holder cannot end it there.
             Leased::Busy(left) => Ending::new(Outcome::Busy, Next::In(left.min(SHORT_WAIT))),
             Leased::WrongType(kind) => Ending::wrong_type(&format!("a {kind}")),
-            Leased::Absent => Ending::new(Outcome::Unchanged, Next::Out),
+            Leased::Absent => Ending::because(Outcome::Unchanged, Next::Out, NO_VALUE),
             Leased::Fresh { now, found } => {
                 if let Some(meta) = found.ours() {
                     warmer.wake_outdated(&entry.key, meta.content_since).await?;

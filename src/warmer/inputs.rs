@@ -116,12 +116,13 @@ impl Warmer {
             self.agenda.put(&owner.name, [key], when, Trigger::Invalidation).await?;
             return Ok(None);
         }
-        let last_attempt = self.store.snapshot(key).await?.meta.map(|meta| meta.last_attempt);
-        let when = match last_attempt {
+        let meta = self.store.snapshot(key).await?.meta;
+        let is_absent = meta.as_ref().is_some_and(|meta| meta.is_gone(owner.warm.absent_for, since));
+        let when = match meta.map(|meta| meta.last_attempt) {
             Some(last_attempt)
                 if last_attempt.outcome == Some(Outcome::Gone) || last_attempt.failures >= owner.warm.attempts =>
             {
-                if last_attempt.attempted + 2 * INPUT_WAIT >= since {
+                if is_absent || last_attempt.attempted + 2 * INPUT_WAIT >= since {
                     return Ok(Some(last_attempt.reason.unwrap_or_else(|| "its upstream does not have it".to_owned())));
                 }
                 when

@@ -8,6 +8,7 @@
 //!
 //! On failure: an entry that a crash or an outage of Redis keeps from its end is due again when its claim runs out.
 
+mod absence;
 mod attempt;
 mod commit;
 mod failure;

@@ -7,6 +7,7 @@
 
 use redis::RedisResult;
 
+use super::attempt::Ending;
 use super::freshness::after_patience;
 use super::{Running, Warmer};
 use crate::agenda::{Next, keep};
@@ -15,10 +16,13 @@ use crate::job::Job;
 use crate::redis::RedisTime;
 use crate::store::{Expiry, Meta, Rechecks};
 
+/// The reason of a recheck that finds no value, and leaves it so.
+pub(super) const NO_VALUE: &str = "it has no value, and none is fetched for a recheck";
+
 /// What a recheck that is due needs.
 pub(super) enum Needs {
     /// No fetch: the entry has no value, or one of ours that holds and whose upstream was asked since.
-    Nothing(Next),
+    Nothing(Ending),
     /// A fetch. `absent` tells that there is no value, because the upstream did not have it.
     Fetch { absent: bool },
 }
@@ -60,7 +64,10 @@ impl Warmer {
         let now = entry.since + entry.late;
         let snapshot = self.store.snapshot(&entry.key).await?;
         let Some(meta) = &snapshot.meta else {
-            return Ok(if snapshot.has_value() { Needs::Fetch { absent: false } } else { Needs::Nothing(Next::Out) });
+            return Ok(match snapshot.has_value() {
+                true => Needs::Fetch { absent: false },
+                false => Needs::Nothing(Ending::because(Outcome::Unchanged, Next::Out, NO_VALUE)),
+            });
         };
         let next = next_fetch(job, meta);
         let is_due = next.is_some_and(|at| at <= now);
@@ -69,16 +76,21 @@ impl Warmer {
             // The upstream did not have it, and may have it by now.
             Expiry::Absent if meta.last_attempt.outcome == Some(Outcome::Gone) => match next {
                 Some(_) if is_due => Needs::Fetch { absent: true },
-                next => Needs::Nothing(next.map_or(Next::Out, Next::Recheck)),
+                next => {
+                    let next = next.map_or(Next::Out, Next::Recheck);
+                    Needs::Nothing(Ending::because(Outcome::Gone, next, "the upstream did not have it"))
+                }
             },
             // Evicted, another program may still store an old value.
             Expiry::Absent => {
                 let later =
                     |invalidated| job.warm.recheck.iter().map(move |time| invalidated + *time).find(|at| *at > now);
-                Needs::Nothing(meta.invalidated.and_then(later).map_or(Next::Out, Next::Recheck))
+                let next = meta.invalidated.and_then(later).map_or(Next::Out, Next::Recheck);
+                Needs::Nothing(Ending::because(Outcome::Unchanged, next, NO_VALUE))
             }
             expiry if holds && !is_due => {
-                Needs::Nothing(with_next_recheck(job, meta, now, keep(job, &entry.key, expiry)))
+                let next = with_next_recheck(job, meta, now, keep(job, &entry.key, expiry));
+                Needs::Nothing(Ending::new(Outcome::Unchanged, next))
             }
             _ => Needs::Fetch { absent: false },
         })

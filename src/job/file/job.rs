@@ -25,6 +25,8 @@ const DEFAULT_RECHECK: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10), Duration::from_secs(30)];
 const PATIENCE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 3600);
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
+const ABSENT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 3600);
+const DEFAULT_ABSENT: Duration = Duration::from_secs(60);
 const MOST_RECHECKS: usize = 10;
 const DEFAULT_ATTEMPTS: u32 = 8;
 const MOST_TAGS: usize = 100;
@@ -170,6 +172,7 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
         stale_if_error: Duration::ZERO,
         recheck: DEFAULT_RECHECK.to_vec(),
         version_patience: DEFAULT_PATIENCE,
+        absent_for: DEFAULT_ABSENT,
         attempts: DEFAULT_ATTEMPTS,
     };
     let Some(table) = field.and_then(|field| field.table("[warm]")) else { return warm };
@@ -198,6 +201,9 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
     }
     if let Some(patience) = table.field("version_patience").and_then(|field| field.duration(PATIENCE)) {
         warm.version_patience = patience;
+    }
+    if let Some(absent) = table.field("absent_for").and_then(|field| field.duration(ABSENT)) {
+        warm.absent_for = absent;
     }
     if let Some(settle) = table.field("settle") {
         settle.doc.fault_with_help(
