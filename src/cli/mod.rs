@@ -112,7 +112,7 @@ pub fn main() -> ExitCode {
     end_quietly_when_nobody_reads();
     let cli = Cli::parse();
     match prepare(&cli) {
-        Ok((settings, env)) => start(cli.command, &settings, &env),
+        Ok((settings, env)) => start(cli.command, cli.common.env_file, &settings, &env),
         Err(faults) => {
             eprintln!("samovar: {}", escaped_lines(&faults.to_string()));
             ExitCode::from(exit::CONFIG)
@@ -121,7 +121,7 @@ pub fn main() -> ExitCode {
 }
 
 fn prepare(cli: &Cli) -> Result<(Settings, Environment), crate::config::ConfigError> {
-    let env = Environment::read()?;
+    let env = Environment::read(&cli.common.env_file)?;
     let worker = match &cli.command {
         Command::Worker(args) => args.clone(),
         Command::Health(args) => WorkerArgs { listen: args.listen.clone(), ..WorkerArgs::default() },
@@ -131,7 +131,7 @@ fn prepare(cli: &Cli) -> Result<(Settings, Environment), crate::config::ConfigEr
     Ok((settings, env))
 }
 
-fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
+fn start(command: Command, env_files: Vec<PathBuf>, settings: &Settings, env: &Environment) -> ExitCode {
     telemetry::init(&settings.log, settings.log_format);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -142,7 +142,7 @@ fn start(command: Command, settings: &Settings, env: &Environment) -> ExitCode {
     };
     let code = runtime.block_on(async {
         let ended = match command {
-            Command::Worker(_) => worker::run(settings, env).await,
+            Command::Worker(_) => worker::run(settings, env, env_files).await,
             Command::Check(args) => Ok(probe::run(&args, settings, env).await),
             Command::Jobs(args) => jobs::run(&args, settings, env).await,
             Command::Warm(args) => warm::run(&args, settings, env).await,

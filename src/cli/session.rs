@@ -5,6 +5,8 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::warn;
+
 use super::exit;
 use crate::agenda::Agenda;
 use crate::config::{Environment, Settings};
@@ -35,10 +37,23 @@ impl From<redis::RedisError> for Failed {
 /// Reads the jobs folder, or prints all its faults.
 pub(super) fn jobs(settings: &Settings, env: &Environment) -> Result<Arc<Jobs>, Failed> {
     match Jobs::load(&settings.jobs, settings.default_ttl, &|name| env.get(name)) {
-        Ok(jobs) => Ok(Arc::new(jobs)),
+        Ok(jobs) => {
+            warn_of_unknown_settings(env, |name| jobs.env.contains(name));
+            Ok(Arc::new(jobs))
+        }
         Err(faults) => {
-            eprint!("{}", faults.render(std::io::stderr().is_terminal()));
+            eprintln!("{}", faults.render(std::io::stderr().is_terminal()));
             Err(Failed(exit::CONFIG))
+        }
+    }
+}
+
+/// Warns of variables that look like settings and are none, unless job files use them.
+pub(super) fn warn_of_unknown_settings(env: &Environment, is_used: impl Fn(&str) -> bool) {
+    for (name, nearest) in env.unknown_settings().filter(|(name, _)| !is_used(name)) {
+        match nearest {
+            Some(nearest) => warn!("{name} is no setting and has no effect: did you mean {nearest}?"),
+            None => warn!("{name} is no setting and has no effect"),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `samovar worker`: runs a worker.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,13 @@ use crate::job::Reload;
 use crate::job::{Fault, Faults, Jobs};
 use crate::worker;
 
-pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, session::Failed> {
+pub(super) async fn run(
+    settings: &Settings,
+    env: &Environment,
+    env_files: Vec<PathBuf>,
+) -> Result<u8, session::Failed> {
     let jobs = session::jobs(settings, env)?;
-    let reload = reload(settings);
+    let reload = reload(settings, env_files);
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let signals = signals(stop.clone(), cut.clone(), Arc::clone(&reload), settings.drain);
     let code = tokio::select! {
@@ -37,11 +42,11 @@ pub(super) async fn run(settings: &Settings, env: &Environment) -> Result<u8, se
 /// The timeout of leaving the fleet when the worker must end at once.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// Reloads the jobs folder, and the secrets in `.env` that it names.
-fn reload(settings: &Settings) -> Arc<Reload> {
+/// Reloads the jobs folder, and the secrets that it names in `.env` or these files.
+fn reload(settings: &Settings, env_files: Vec<PathBuf>) -> Arc<Reload> {
     let (folder, ttl) = (settings.jobs.clone(), settings.default_ttl);
     Reload::new(move || {
-        let env = Environment::read().map_err(|e| Faults(vec![Fault::whole(".env", e.to_string(), None)]))?;
+        let env = Environment::read(&env_files).map_err(|e| Faults(vec![Fault::whole(".env", e.to_string(), None)]))?;
         Jobs::load(&folder, ttl, &|name| env.get(name))
     })
 }

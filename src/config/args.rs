@@ -2,10 +2,16 @@
 
 use clap::Args;
 use std::fmt;
+use std::path::PathBuf;
 
 /// The flags of every command.
 #[derive(Args, Clone, Default)]
 pub struct CommonArgs {
+    /// File of settings and secrets instead of .env, read in the same way; of several, the last that has a variable
+    /// counts; the environment comes first
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Settings")]
+    pub env_file: Vec<PathBuf>,
+
     /// Address of Redis: redis://user:password@host:port/db (only the host is required); rediss:// for TLS
     /// [env: REDIS_URL, else REDIS_HOST, REDIS_PORT, REDIS_DB, REDIS_PASSWORD] [default: redis://127.0.0.1:6379/0]
     #[arg(long, global = true, value_name = "URL", help_heading = "Settings")]

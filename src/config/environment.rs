@@ -3,12 +3,33 @@
 //! The process's own environment is never changed. No fault shows a secret.
 
 use super::{ConfigError, dotenv};
-use std::collections::BTreeMap;
+use crate::job::closest;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// What all of Samovar's own variables begin with.
+const PREFIX: &str = "SAMOVAR_";
+/// The names of settings after the prefix.
+pub(super) const SETTINGS: [&str; 14] = [
+    "CHANNEL",
+    "CLAIM",
+    "CONCURRENCY",
+    "DRAIN",
+    "HOSTS",
+    "JOBS",
+    "LISTEN",
+    "LOG",
+    "LOG_FORMAT",
+    "MISSES",
+    "PREFIX",
+    "REDIS_CA",
+    "SAMPLE",
+    "TOKEN",
+];
 
 /// The environment and, below it, `.env`. Job files read it, too.
 #[derive(Clone, Default)]
@@ -25,18 +46,22 @@ impl fmt::Debug for Environment {
 }
 
 impl Environment {
-    /// Reads the process's environment and, if present, `.env` in the working directory.
+    /// Reads the process's environment and these files, of which the last that has a variable counts. Without files,
+    /// reads `.env` in the working directory if it is present.
     ///
     /// # Errors
     /// A file that cannot be read, each malformed line, and a variable of Samovar's that is not UTF-8.
     #[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
-    pub fn read() -> Result<Self, ConfigError> {
-        Self::gather(std::env::vars_os(), Path::new(".env"))
+    pub fn read(files: &[PathBuf]) -> Result<Self, ConfigError> {
+        let (is_named, default) = (!files.is_empty(), [PathBuf::from(".env")]);
+        Self::gather(std::env::vars_os(), if is_named { files } else { &default }, is_named)
     }
 
+    /// Reads as [`Self::read`] does. Files that are `named` must exist.
     pub(super) fn gather(
         process: impl Iterator<Item = (OsString, OsString)>,
-        file: &Path,
+        files: &[PathBuf],
+        named: bool,
     ) -> Result<Self, ConfigError> {
         let mut faults = Vec::new();
         let mut variables = BTreeMap::new();
@@ -46,13 +71,16 @@ impl Environment {
                 Ok(value) => {
                     variables.insert(name, value);
                 }
-                Err(_) if name.starts_with("SAMOVAR_") || name.starts_with("REDIS_") => {
+                Err(_) if name.starts_with(PREFIX) || name.starts_with("REDIS_") => {
                     faults.push(format!("{name}: the value is not UTF-8"));
                 }
                 Err(_) => {}
             }
         }
-        let file = read_file(file, &mut faults);
+        let mut file = BTreeMap::new();
+        for path in files {
+            file.extend(read_file(path, named, &mut faults));
+        }
         if faults.is_empty() { Ok(Self { process: variables, file }) } else { Err(ConfigError { faults }) }
     }
 
@@ -66,6 +94,24 @@ impl Environment {
     }
 }
 
+impl Environment {
+    /// Returns the variables that begin like settings and are none, each with the setting that it resembles.
+    pub fn unknown_settings(&self) -> impl Iterator<Item = (&str, Option<String>)> {
+        let names: BTreeSet<&String> = self.process.keys().chain(self.file.keys()).collect();
+        names.into_iter().filter_map(|name| {
+            let rest = name.strip_prefix(PREFIX)?;
+            let is_unknown = !SETTINGS.contains(&rest) && !is_of_kubernetes(rest);
+            let nearest = || closest(rest, SETTINGS.into_iter()).map(|setting| format!("{PREFIX}{setting}"));
+            (is_unknown && self.get(name).is_some()).then(|| (name.as_str(), nearest()))
+        })
+    }
+}
+
+/// Returns `true` if Kubernetes sets such a variable for a service with the name `samovar`.
+fn is_of_kubernetes(rest: &str) -> bool {
+    rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_")
+}
+
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
     /// Holds these variables and no others.
     fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
@@ -74,11 +120,11 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
     }
 }
 
-fn read_file(path: &Path, faults: &mut Vec<String>) -> BTreeMap<String, String> {
+fn read_file(path: &Path, named: bool, faults: &mut Vec<String>) -> BTreeMap<String, String> {
     let shown = path.display();
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return BTreeMap::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !named => return BTreeMap::new(),
         Err(error) => {
             faults.push(format!("{shown}: cannot be read: {error}"));
             return BTreeMap::new();

@@ -1,7 +1,8 @@
 //! Process settings. This module is the only reader of the environment and of `.env`.
 //!
-//! Each setting comes from its flag, else the environment, else `.env` in the working directory, else its default. An
-//! empty value means unset. All faults are reported at once; no fault shows a secret.
+//! Each setting comes from its flag, else the environment, else `.env` in the working directory (or the files of
+//! `--env-file`), else its default. An empty value means unset. All faults are reported at once; no fault shows a
+//! secret.
 
 mod args;
 mod dotenv;

@@ -18,7 +18,7 @@ fn environment(process: &[(&str, &str)], file: &str) -> Result<Environment, Conf
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(".env"), file).unwrap();
     let process = process.iter().map(|(name, value)| (name.into(), value.into()));
-    Environment::gather(process, &folder.path().join(".env")).map_err(|error| ConfigError {
+    Environment::gather(process, &[folder.path().join(".env")], false).map_err(|error| ConfigError {
         faults: error.faults.iter().map(|f| f.replace(&folder.path().display().to_string(), "")).collect(),
     })
 }
@@ -188,15 +188,15 @@ fn a_fault_in_the_file_is_named_by_its_line_and_not_shown() {
 fn a_file_that_is_not_utf_8_is_named_by_the_line() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(".env"), b"A=1\nB=hunter2\xff\n").unwrap();
-    let error = Environment::gather([].into_iter(), &folder.path().join(".env")).unwrap_err().to_string();
+    let error = Environment::gather([].into_iter(), &[folder.path().join(".env")], false).unwrap_err().to_string();
     assert!(error.contains(".env:2: not UTF-8") && !error.contains("hunter2"), "{error}");
 }
 
 #[test]
 fn a_missing_file_is_no_fault_and_an_unreadable_one_is() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(Environment::gather([].into_iter(), &folder.path().join(".env")).is_ok());
-    assert!(Environment::gather([].into_iter(), folder.path()).is_err());
+    assert!(Environment::gather([].into_iter(), &[folder.path().join(".env")], false).is_ok());
+    assert!(Environment::gather([].into_iter(), &[folder.path().to_owned()], false).is_err());
 }
 
 #[test]
@@ -216,4 +216,38 @@ fn nothing_that_is_printed_holds_a_secret() {
     let error = Settings::resolve(&common, &WorkerArgs::default(), &env).unwrap_err();
     let printed = format!("{env:?} {common:?} {settings:?} {error} {error:?}");
     assert!(!printed.contains("hunter2"), "{printed}");
+}
+
+#[test]
+fn a_variable_that_looks_like_a_setting_is_told_with_the_nearest() {
+    let env =
+        [("SAMOVAR_TOKNE", "x"), ("SAMOVAR_LOG", "info"), ("SAMOVAR_XYZZY", "y"), ("REDIS_URL", ""), ("HOME", "/")];
+    let kubernetes = [("SAMOVAR_PORT", "tcp://"), ("SAMOVAR_PORT_7070_TCP", "1"), ("SAMOVAR_SERVICE_HOST", "h")];
+    let env: Environment = env.into_iter().chain(kubernetes).collect();
+    let unknown: Vec<_> = env.unknown_settings().collect();
+    assert_eq!(unknown, [("SAMOVAR_TOKNE", Some("SAMOVAR_TOKEN".to_owned())), ("SAMOVAR_XYZZY", None)]);
+}
+
+#[test]
+fn the_list_of_settings_is_complete() {
+    let names = include_str!("mod.rs").split("\"SAMOVAR_").skip(1).filter_map(|rest| rest.split('"').next());
+    let names = names.filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+    let read: std::collections::BTreeSet<&str> = names.collect();
+    assert_eq!(Vec::from_iter(read), environment::SETTINGS);
+}
+
+#[test]
+fn of_several_files_the_last_counts_and_each_must_exist() {
+    let folder = tempfile::tempdir().unwrap();
+    let [base, local] = ["base", "local"].map(|name| folder.path().join(name));
+    fs::write(&base, "SAMOVAR_PREFIX=base\nSAMOVAR_CLAIM=2s\n").unwrap();
+    let read = |files: &[PathBuf]| Environment::gather([].into_iter(), files, true);
+    let missing = read(&[base.clone(), local.clone()]).unwrap_err().to_string();
+    assert!(missing.contains("local: cannot be read"), "{missing}");
+    fs::write(&local, "SAMOVAR_PREFIX=local\n").unwrap();
+    let env = read(&[base, local]).unwrap();
+    assert_eq!(
+        (env.get("SAMOVAR_PREFIX").as_deref(), env.get("SAMOVAR_CLAIM").as_deref()),
+        (Some("local"), Some("2s"))
+    );
 }

@@ -26,6 +26,7 @@ use toml::de::DeTable;
 use upstreams::Upstreams;
 
 pub use document::EnvUse;
+pub(crate) use spelling::closest;
 
 /// The one file that is not a job.
 const UPSTREAMS: &str = "upstreams.toml";

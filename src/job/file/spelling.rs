@@ -9,7 +9,7 @@ pub(super) fn has_names(key: &KeyPattern) -> String {
 }
 
 /// The known name that somebody most likely meant.
-pub(super) fn closest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+pub(crate) fn closest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let name = name.to_lowercase();
     let best = known.map(|candidate| (distance(&name, &candidate.to_lowercase()), candidate)).min()?;
     let tolerance = (name.chars().count() / 3).clamp(1, 4);
