@@ -219,7 +219,10 @@ impl Attempt<'_> {
         }
         if self.entry.trigger == Trigger::Recheck {
             match warmer.recheck(job, self.entry).await? {
-                Needs::Nothing(ending) => return Err(Stop::End(ending)),
+                Needs::Nothing { outcome, next, reason } => {
+                    let reason = reason.map(str::to_owned);
+                    return Err(Stop::End(Ending { reason, ..Ending::new(outcome, next) }));
+                }
                 Needs::Fetch { absent } => self.keeps_absent = !absent,
             }
         }

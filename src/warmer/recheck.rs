@@ -7,7 +7,6 @@
 
 use redis::RedisResult;
 
-use super::attempt::Ending;
 use super::freshness::after_patience;
 use super::{Running, Warmer};
 use crate::agenda::{Next, keep};
@@ -22,7 +21,7 @@ pub(super) const NO_VALUE: &str = "it has no value, and none is fetched for a re
 /// What a recheck that is due needs.
 pub(super) enum Needs {
     /// No fetch: the entry has no value, or one of ours that holds and whose upstream was asked since.
-    Nothing(Ending),
+    Nothing { outcome: Outcome, next: Next, reason: Option<&'static str> },
     /// A fetch. `absent` tells that there is no value, because the upstream did not have it.
     Fetch { absent: bool },
 }
@@ -66,7 +65,7 @@ impl Warmer {
         let Some(meta) = &snapshot.meta else {
             return Ok(match snapshot.has_value() {
                 true => Needs::Fetch { absent: false },
-                false => Needs::Nothing(Ending::because(Outcome::Unchanged, Next::Out, NO_VALUE)),
+                false => Needs::Nothing { outcome: Outcome::Unchanged, next: Next::Out, reason: Some(NO_VALUE) },
             });
         };
         let next = next_fetch(job, meta);
@@ -78,7 +77,7 @@ impl Warmer {
                 Some(_) if is_due => Needs::Fetch { absent: true },
                 next => {
                     let next = next.map_or(Next::Out, Next::Recheck);
-                    Needs::Nothing(Ending::because(Outcome::Gone, next, "the upstream did not have it"))
+                    Needs::Nothing { outcome: Outcome::Gone, next, reason: Some("the upstream did not have it") }
                 }
             },
             // Evicted, another program may still store an old value.
@@ -86,11 +85,11 @@ impl Warmer {
                 let later =
                     |invalidated| job.warm.recheck.iter().map(move |time| invalidated + *time).find(|at| *at > now);
                 let next = meta.invalidated.and_then(later).map_or(Next::Out, Next::Recheck);
-                Needs::Nothing(Ending::because(Outcome::Unchanged, next, NO_VALUE))
+                Needs::Nothing { outcome: Outcome::Unchanged, next, reason: Some(NO_VALUE) }
             }
             expiry if holds && !is_due => {
                 let next = with_next_recheck(job, meta, now, keep(job, &entry.key, expiry));
-                Needs::Nothing(Ending::new(Outcome::Unchanged, next))
+                Needs::Nothing { outcome: Outcome::Unchanged, next, reason: None }
             }
             _ => Needs::Fetch { absent: false },
         })

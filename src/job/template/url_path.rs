@@ -7,7 +7,7 @@ use minijinja::value::{Object, ObjectRepr, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 use percent_encoding::utf8_percent_encode;
 
-use super::{ENCODED, is_dot_segment};
+use super::ENCODED;
 
 /// Path segments, separated by `/`. None is empty, `.` or `..`, so a URL keeps each of them. Only the filter makes it:
 /// text that a template builds from it is plain text again, whose `/` is encoded.
@@ -53,7 +53,8 @@ pub(super) fn path(value: &Value) -> Result<Value, Error> {
         if segment.is_empty() {
             return refused("a path must not be empty, begin or end with `/`, or contain `//`".to_owned());
         }
-        if is_dot_segment(segment) {
+        // `%2e` is no dot here, since its percent sign is encoded.
+        if matches!(segment, "." | "..") {
             return refused(format!("a path segment would be `{segment}`, which no URL can carry"));
         }
     }
