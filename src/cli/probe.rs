@@ -1,6 +1,6 @@
-//! `samovar check --fetch`: fetches one entry of each job, to check that its upstream answers as the file says. Nothing
-//! is stored. Redis is not used, so the fleet's rates and budgets do not apply: AI answers cost money, and count
-//! against no budget.
+//! `samovar check --fetch`: fetches one entry of each job, to check that its upstream answers as the file says, and
+//! renders its tags and version as a worker does. Nothing is stored. Redis is not used, so the fleet's rates and budgets
+//! do not apply: AI answers cost money, and count against no budget.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -13,13 +13,14 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::check::check;
-use super::session::{complain, print_json};
+use super::session::{complain, print_json, warn_of_unknown_settings};
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
 use crate::entry::JobName;
 use crate::entry::escape::{escaped, json};
 use crate::job::{Job, Jobs, Params};
 use crate::source::{Answer, Ask, Sources};
+use crate::warmer::check_storable;
 
 /// The timeout of one answer; upstreams' own timeouts are usually shorter.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -30,6 +31,7 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
     let folder = args.folder.as_deref().unwrap_or(&settings.jobs);
     let lookup = |name: &str| env.get(name);
     let report = check(folder, settings.default_ttl, &lookup);
+    warn_of_unknown_settings(env, |name| report.env.iter().any(|used| used.name == name));
     let (channel, database) = (settings.keys().invalidate_channel(), settings.redis.database());
     if !args.json {
         println!("{}", report.render(std::io::stdout().is_terminal()).trim_end());
@@ -195,7 +197,10 @@ impl Probe<'_> {
                 let deadline = Instant::now() + PATIENCE;
                 let ask = Ask { job, source, key: &key, params, inputs: &inputs, known: None, deadline };
                 match self.sources.fetch(&ask).await {
-                    Ok(Answer::Value(fetched)) => return Ok(fetched.value()),
+                    Ok(Answer::Value(fetched)) => {
+                        let value = fetched.value();
+                        return check_storable(job, params, &inputs, &value).map(|()| value);
+                    }
                     Ok(Answer::Unchanged) => errors.push("answered 304 to a request without validators".to_owned()),
                     Ok(Answer::Gone) => errors.push(format!("{key} does not exist (404 or 410)")),
                     Err(e) => errors.push(e.to_string()),

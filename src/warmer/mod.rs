@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, warn};
@@ -44,7 +45,7 @@ use crate::agenda::{Agenda, Claimed, Due, Finished, Next};
 use crate::entry::LastOutcome;
 use crate::entry::{EntryKey, JobName, UpstreamName};
 use crate::entry::{Priority, Trigger};
-use crate::job::{Job, Jobs};
+use crate::job::{Job, Jobs, Params};
 use crate::popularity::Popularity;
 use crate::queue::Chunk;
 use crate::redis::RedisTime;
@@ -278,6 +279,16 @@ impl Warmer {
     fn timeout(&self, job: &Job, source: usize) -> Duration {
         self.jobs.timeout(&job.sources[source])
     }
+}
+
+/// Renders what a commit stores with a value: its tags and its version.
+///
+/// # Errors
+/// The reason why a fetch with this value fails.
+pub fn check_storable(job: &Job, params: &Params, inputs: &Map<String, Value>, value: &Value) -> Result<(), String> {
+    tags::render(job, params, inputs, || value.clone())?;
+    lag::render_version(job, params, inputs, || value.clone())?;
+    Ok(())
 }
 
 #[cfg(test)]
