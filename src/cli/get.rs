@@ -26,6 +26,8 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
     let session = Session::open(settings).await?;
     let entry = session.ops(&jobs).entry(&args.key).await?;
     let now = entry.now_ms;
+    let owner = entry.job.as_ref().and_then(|name| jobs.jobs.get(name.as_str()));
+    let has_inputs = owner.is_some_and(|job| !job.inputs.is_empty());
     if args.json {
         print_json(&entry);
     } else {
@@ -36,6 +38,10 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         println!();
         let say = |what: &str, text: String| println!("{what:<14}{}", escaped(&text));
         say("job", entry.job.clone().unwrap_or_else(|| "none: no job's key pattern matches".to_owned()));
+        if let (Some(since), Some(job)) = (entry.job_paused_ms, &entry.job) {
+            let since = relative(since, now);
+            say("paused", format!("the job is paused since {since}: nothing is fetched until `samovar resume {job}`"));
+        }
         match entry.expiry {
             Expiry::Absent => {}
             Expiry::Never => say("expires", "never: it has no TTL, so another program wrote it".to_owned()),
@@ -72,7 +78,8 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         if let (Some(outcome), Some(trigger), Some(at)) =
             (entry.last_outcome, entry.last_trigger, entry.last_attempt_ms)
         {
-            say("last attempt", format!("{outcome}, {}, for {}", relative(at, now), purpose(trigger)));
+            let why = if has_inputs { INVALIDATION_OR_INPUT } else { INVALIDATION };
+            say("last attempt", format!("{outcome}, {}, for {}", relative(at, now), purpose(trigger, why)));
         }
         if let Some(reason) = entry.reason.as_ref().filter(|_| entry.outlives_ms.is_none()) {
             say("reason", reason.clone());
@@ -99,18 +106,26 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
                 (State::Urgent, _) => format!("urgent (bulk priority), due {}", relative(at, now)),
                 (State::Scheduled, _) => format!("scheduled, due {}", relative(at, now)),
             };
-            say("agenda", format!("{state}, for {}", purpose(trigger)));
+            let why = match (has_inputs, entry.invalidated_ms) {
+                (true, None) => "a change of an input",
+                _ => INVALIDATION,
+            };
+            say("agenda", format!("{state}, for {}", purpose(trigger, why)));
         }
     }
     Ok(if entry.value.is_some() { exit::OK } else { exit::FAILED })
 }
 
-/// Returns a trigger as text for people.
-fn purpose(trigger: Trigger) -> String {
+/// Reasons of entries that are due for [`Trigger::Invalidation`]. A change of an input has the same trigger, and leaves
+/// no mark of an invalidation. Once the entry is fetched, the two are not told apart.
+const INVALIDATION: &str = "invalidation";
+const INVALIDATION_OR_INPUT: &str = "an invalidation, or a change of an input";
+
+/// Returns a trigger as text for people; `invalidation` is that of an invalidation.
+fn purpose(trigger: Trigger, invalidation: &str) -> String {
     match trigger {
+        Trigger::Invalidation => invalidation.to_owned(),
         Trigger::Recheck => format!("{trigger}: to see whether an old value was stored after the invalidation"),
-        Trigger::Cron | Trigger::Invalidation | Trigger::Expiry | Trigger::Demand | Trigger::Manual => {
-            trigger.to_string()
-        }
+        Trigger::Cron | Trigger::Expiry | Trigger::Demand | Trigger::Manual => trigger.to_string(),
     }
 }

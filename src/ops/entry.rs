@@ -70,6 +70,9 @@ pub struct Entry {
     /// The trigger.
     #[schema(value_type = Option<String>)]
     pub due_for: Option<Trigger>,
+    /// Since when its job is paused: nothing of it is fetched.
+    #[schema(value_type = Option<i64>)]
+    pub job_paused_ms: Option<RedisTime>,
     /// The reason of its dead letter, if there is one.
     pub given_up: Option<String>,
     /// Redis's clock at the time of reading.
@@ -106,6 +109,10 @@ impl Ops {
             }
             None => (None, None),
         };
+        let job_paused_ms = match owner {
+            Some(job) => self.paused(&job.name).await?,
+            None => None,
+        };
         let due = score.map(Due::from_score);
         let (expiry, ours, meta) = (snapshot.expiry, snapshot.ours(), snapshot.meta.as_ref());
         let attempt = meta.map(|meta| meta.last_attempt.clone());
@@ -131,6 +138,7 @@ impl Ops {
             tags: attempt.filter(|_| ours.is_some()).map(|attempt| attempt.tags).unwrap_or_default(),
             due_ms: due.map(|due| due.at),
             due_for: due.map(|due| due.trigger),
+            job_paused_ms,
             given_up: given_up.filter(|_| due.is_none()),
             now_ms: now,
             expiry,
