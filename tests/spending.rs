@@ -105,10 +105,10 @@ async fn http_and_metrics_show_what_is_spent_and_saved() {
     let base = address(&mut worker).await;
     warm(&redis, &jobs, "story").await;
     let expected = [
-        "samovar_job_tokens_spent{job=\"story\"} 15",
-        "samovar_job_tokens_saved{job=\"story\"} 15",
-        "samovar_job_calls_saved{job=\"story\"} 1",
-        "samovar_job_not_modified{job=\"story\"} 0",
+        "samovar_job_tokens_spent_total{job=\"story\"} 15",
+        "samovar_job_tokens_saved_total{job=\"story\"} 15",
+        "samovar_job_calls_saved_total{job=\"story\"} 1",
+        "samovar_job_not_modified_total{job=\"story\"} 0",
         "samovar_tokens_spent{upstream=\"openai\"} 15",
         "samovar_tokens_budget{upstream=\"openai\"} 1000",
         "samovar_tokens_window_ends_timestamp_seconds{upstream=\"openai\"} 1",

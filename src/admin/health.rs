@@ -94,6 +94,9 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     }
     let ready = reasons.is_empty();
     reasons.extend(parts.iter().flat_map(|parts| parts.health.troubles()));
+    let refused = admin.reload.refused();
+    reasons
+        .extend(refused.map(|why| format!("the last reload of the job files was refused, the old jobs stay: {why}")));
     let (invalidations_waiting, waits) = parts.as_ref().map(|parts| parts.backlog.length()).unwrap_or_default();
     let state = Readiness {
         status: if ready && !reasons.is_empty() { "degraded" } else { word(ready) },

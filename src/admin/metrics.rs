@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
     responses((status = 200, body = String, content_type = "text/plain; version=0.0.4; charset=utf-8"))
 )]
 pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    metrics::set_reload_refused(admin.reload.refused().is_some());
     if let Some(parts) = admin.parts() {
         let census = admin.census(Duration::ZERO).await;
         set_gauges(&parts, census.as_deref()).await;

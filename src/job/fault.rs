@@ -112,6 +112,16 @@ impl Fault {
 }
 
 impl Faults {
+    /// Returns the number of faults and the place of the first, without any text of a file.
+    pub(crate) fn summary(&self) -> String {
+        let first = self.0.first().map(Fault::place).unwrap_or_default();
+        let first = first.trim_end_matches(": ");
+        match self.0.len() {
+            1 => format!("1 fault, at {first}"),
+            faults => format!("{faults} faults, the first at {first}"),
+        }
+    }
+
     /// All faults as text, each with the line it is in; with colours for a terminal.
     pub fn render(&self, colours: bool) -> String {
         let paint = if colours { Paint::COLOURS } else { Paint::PLAIN };

@@ -1,7 +1,7 @@
 //! A request to read the job files anew.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -12,6 +12,8 @@ pub struct Reload {
     read: Box<dyn Fn() -> Result<Jobs, Faults> + Send + Sync>,
     /// Set off by [`Reload::ask`].
     pub(crate) asked: Notify,
+    /// Why the last reload was refused.
+    refused: Mutex<Option<String>>,
 }
 
 impl fmt::Debug for Reload {
@@ -23,15 +25,31 @@ impl fmt::Debug for Reload {
 impl Reload {
     /// For jobs that are read like this.
     pub fn new(read: impl Fn() -> Result<Jobs, Faults> + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { read: Box::new(read), asked: Notify::new() })
+        Arc::new(Self { read: Box::new(read), asked: Notify::new(), refused: Mutex::default() })
     }
 
-    /// Reads the jobs as they are now.
+    /// Reads the jobs as they are now, and remembers whether they were refused.
     ///
     /// # Errors
     /// All their faults.
     pub fn read(&self) -> Result<Jobs, Faults> {
-        (self.read)()
+        let read = (self.read)();
+        *self.lock() = read.as_ref().err().map(Faults::summary);
+        read
+    }
+
+    /// Notes that jobs without faults could not be used.
+    pub(crate) fn refuse(&self, why: &str) {
+        *self.lock() = Some(why.to_owned());
+    }
+
+    /// Returns why the last reload was refused; `None` if it was not, or if there was none.
+    pub(crate) fn refused(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The worker is to take the jobs as they are now; asking several times while it reloads is asking once.

@@ -14,6 +14,7 @@ use super::{FetchError, account, busy};
 use crate::entry::Validators;
 use crate::entry::duration;
 use crate::job::{EnvValues, Redirects, Upstream};
+use crate::telemetry::metrics;
 use anyhow::Context as _;
 use chrono::Utc;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -84,6 +85,11 @@ impl Reached {
     /// Returns the beginning of the body of an answer whose status brings no value.
     pub(super) fn refusal(&self) -> Option<&str> {
         self.refusal.get().and_then(|body| std::str::from_utf8(body).ok())
+    }
+
+    /// Returns `true` if the last answer's status is known.
+    fn has_status(&self) -> bool {
+        self.status.load(Ordering::Relaxed) > Self::NO_ANSWER
     }
 
     fn status(&self, status: StatusCode) {
@@ -162,14 +168,18 @@ impl Client {
         let now = Instant::now();
         let until = request.deadline.min(now + self.upstream.timeout);
         let url = request.url;
-        match timeout_at(until.into(), self.send(request, until, reached)).await {
+        let answer = match timeout_at(until.into(), self.send(request, until, reached)).await {
             Ok(answer) => answer,
             Err(_) => {
                 reached.no_answer();
                 let limit = duration::rough(until.saturating_duration_since(now));
                 Err(FetchError::Upstream(format!("{} gave no complete answer within {limit}", shown(url))))
             }
+        };
+        if matches!(answer, Err(FetchError::Upstream(_))) && !reached.has_status() {
+            metrics::answered(&self.upstream.name, None);
         }
+        answer
     }
 
     async fn send(&self, request: Request<'_>, until: Instant, reached: &Reached) -> Result<Received, FetchError> {
@@ -210,6 +220,7 @@ impl Client {
                 if built { FetchError::Upstream(reason) } else { FetchError::Answer(reason) }
             })?;
             let status = response.status();
+            metrics::answered(&self.upstream.name, Some(status.as_u16()));
             if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
                 reached.status(status);
                 let asked = Asked { url: &url, conditional: !conditions.is_empty(), posted: body.is_some(), until };

@@ -45,12 +45,18 @@ const OPEN: &str = "samovar_upstream_open";
 const SPENT: &str = "samovar_tokens_spent";
 const BUDGET: &str = "samovar_tokens_budget";
 const WINDOW_ENDS: &str = "samovar_tokens_window_ends_timestamp_seconds";
-const JOB_SPENT: &str = "samovar_job_tokens_spent";
-const JOB_SAVED: &str = "samovar_job_tokens_saved";
-const CALLS_SAVED: &str = "samovar_job_calls_saved";
-const NOT_MODIFIED: &str = "samovar_job_not_modified";
+const JOB_SPENT: &str = "samovar_job_tokens_spent_total";
+const JOB_SAVED: &str = "samovar_job_tokens_saved_total";
+const CALLS_SAVED: &str = "samovar_job_calls_saved_total";
+const NOT_MODIFIED: &str = "samovar_job_not_modified_total";
+const ANSWERS: &str = "samovar_upstream_answers_total";
+const RELOAD_REFUSED: &str = "samovar_reload_refused";
 const REDIS_UP: &str = "samovar_redis_up";
 const BUILD: &str = "samovar_build_info";
+
+/// Counters that Redis keeps. They fall when Redis loses them, which a counter of the recorder cannot do, so they are
+/// recorded as gauges.
+const KEPT_IN_REDIS: [&str; 4] = [JOB_SPENT, JOB_SAVED, CALLS_SAVED, NOT_MODIFIED];
 
 /// From a nearby cached answer to a slow model's timeout.
 const FETCH_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
@@ -128,6 +134,8 @@ fn describe() {
     describe_gauge!(JOB_SAVED, "AI tokens saved since then by keeping unchanged values, by the fleet.");
     describe_gauge!(CALLS_SAVED, "AI calls saved since then by keeping unchanged values, by the fleet.");
     describe_gauge!(NOT_MODIFIED, "HTTP answers 304 since then, in the fleet.");
+    describe_counter!(ANSWERS, "Answers of upstreams, by class of the status; `none` for a request without an answer.");
+    describe_gauge!(RELOAD_REFUSED, "1 while the job files of the last reload are refused and the old jobs stay.");
     describe_gauge!(REDIS_UP, "1 while Redis answers.");
     describe_gauge!(BUILD, "Always 1; the label is the version.");
     PROCESS.describe();
@@ -142,7 +150,10 @@ fn describe() {
 /// Returns all metrics in Prometheus's text format; gauges keep their last value.
 pub fn render() -> String {
     PROCESS.collect();
-    RECORDER.get().map(PrometheusHandle::render).unwrap_or_default()
+    let text = RECORDER.get().map(PrometheusHandle::render).unwrap_or_default();
+    KEPT_IN_REDIS.iter().fold(text, |text, name| {
+        text.replacen(&format!("# TYPE {name} gauge\n"), &format!("# TYPE {name} counter\n"), 1)
+    })
 }
 
 /// Aggregates recorded samples, so that they take no memory while nobody scrapes.
@@ -208,6 +219,19 @@ pub(crate) fn fetched(upstream: &UpstreamName, job: &JobName, result: &'static s
     }
 }
 
+/// Counts an answer of an upstream by its status; `None` for a request without an answer.
+pub(crate) fn answered(upstream: &UpstreamName, status: Option<u16>) {
+    let class = match status {
+        None => "none",
+        Some(200..=299) => "2xx",
+        Some(300..=399) => "3xx",
+        Some(400..=499) => "4xx",
+        Some(500..=599) => "5xx",
+        Some(_) => "other",
+    };
+    counter!(ANSWERS, "upstream" => Arc::<str>::from(upstream), "class" => class).increment(1);
+}
+
 /// The gauges of a job in the fleet; `None` if Redis does not answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct JobGauges {
@@ -243,10 +267,12 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
     set(WARM, gauges.warm);
     set(OLD, gauges.old);
     set(PAUSED, gauges.paused.map(u64::from));
-    set(JOB_SPENT, gauges.usage.map(|usage| usage.tokens_spent));
-    set(JOB_SAVED, gauges.usage.map(|usage| usage.tokens_saved));
-    set(CALLS_SAVED, gauges.usage.map(|usage| usage.calls_saved));
-    set(NOT_MODIFIED, gauges.usage.map(|usage| usage.not_modified));
+    // A counter keeps its last value: NaN would spoil the rates over it.
+    if let Some(Usage { tokens_spent, tokens_saved, calls_saved, not_modified, .. }) = gauges.usage {
+        for (name, count) in KEPT_IN_REDIS.into_iter().zip([tokens_spent, tokens_saved, calls_saved, not_modified]) {
+            set(name, Some(count));
+        }
+    }
     let age = gauges.oldest_age.map_or(f64::NAN, |age| age.as_secs_f64());
     gauge!(OLDEST, "job" => job.to_string()).set(age);
     set(WARMED_UP, gauges.warmed_up.and_then(|at| u64::try_from(at.as_millis() / 1_000).ok()));
@@ -283,6 +309,11 @@ pub fn forget_upstream(upstream: &UpstreamName) {
     for name in [IN_FLIGHT, OPEN, SPENT, BUDGET, WINDOW_ENDS] {
         gauge!(name, "upstream" => upstream.to_string()).set(f64::NAN);
     }
+}
+
+/// Sets the gauge that tells whether the last reload was refused.
+pub fn set_reload_refused(refused: bool) {
+    gauge!(RELOAD_REFUSED).set(f64::from(u8::from(refused)));
 }
 
 /// Sets the gauges of this process and of the fleet.

@@ -52,6 +52,7 @@ pub(super) async fn run(process: &Process<'_>, jobs: Arc<Jobs>, reload: &Reload)
         if let Some(ended) = refused {
             let why = ended.err().map_or_else(|| "it ended by itself".to_owned(), |e| format!("{e:#}"));
             error!("the new jobs could not start, the old ones stay: {why}");
+            reload.refuse("the new jobs could not start, see the log");
             continue;
         }
         life.stop.cancel();

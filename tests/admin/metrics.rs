@@ -191,9 +191,10 @@ async fn metrics_are_well_formed_and_their_labels_bounded() {
     let bounded: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::from([
         ("job", BTreeSet::from(["art"])),
         ("upstream", BTreeSet::from(["museum"])),
-        ("trigger", BTreeSet::from(["cron", "invalidation", "expiry", "demand", "manual", "settle"])),
+        ("trigger", BTreeSet::from(["cron", "invalidation", "expiry", "demand", "manual", "recheck"])),
         ("outcome", BTreeSet::from(["warmed", "unchanged", "busy", "fenced", "deferred", "gone", "unread", "failed"])),
         ("way", BTreeSet::from(["channel", "inbox"])),
+        ("class", BTreeSet::from(["2xx", "5xx"])),
         ("result", BTreeSet::from(["answer", "unusable", "failed", "busy"])),
         ("version", BTreeSet::from([env!("CARGO_PKG_VERSION")])),
     ]);
@@ -216,6 +217,9 @@ async fn metrics_are_well_formed_and_their_labels_bounded() {
     assert!(is(one("samovar_upstream_open", &[("upstream", "museum")]), 0.0));
     assert!(is(one("samovar_dead_letters", &[("job", "art")]), 1.0));
     assert!(one("samovar_fetch_duration_seconds_count", &[("result", "answer"), ("upstream", "museum")]) >= 41.0);
+    assert!(one("samovar_upstream_answers_total", &[("class", "2xx"), ("upstream", "museum")]) >= 41.0);
+    assert!(is(one("samovar_upstream_answers_total", &[("class", "5xx"), ("upstream", "museum")]), 1.0));
+    assert!(is(one("samovar_reload_refused", &[]), 0.0));
     assert!(one("samovar_lag_seconds_count", &[("job", "art")]) >= 41.0);
     assert!(one("process_resident_memory_bytes", &[]) > 1e6);
     assert_eq!(types["samovar_lag_seconds"], "histogram");
