@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use samovar::entry::{EntryKey, Outcome};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{
     Art, Finished, JobsFolder, Parts, Reply, TestRedis, at_rest, both, eventually, readable, readable_key, samovar,
     talkative, worker,
@@ -116,7 +116,7 @@ async fn what_the_upstream_does_not_have_is_not_asked_for_again() {
     let client = reqwest::Client::new();
     let warm = async |key: &str| {
         let asked = client.post(format!("{http}/warm?wait=true")).json(&json!({"keys": [key]})).send().await.unwrap();
-        asked.json::<serde_json::Value>().await.unwrap()
+        asked.json::<Value>().await.unwrap()
     };
     demand(&redis, &parts, "art:new").await;
     assert_eq!(upstream.calls("/art/new"), 1);
@@ -184,4 +184,199 @@ async fn an_absent_input_is_not_asked_for_by_each_dependant() {
         .await;
     }
     assert_eq!(upstream.calls("/art/none"), 1);
+}
+
+#[tokio::test]
+async fn check_fetch_refuses_what_a_worker_could_not_store() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({"name": "a", "at": "yesterday"})));
+    for (top, said) in [
+        ("tags = [\"by:{{ value.artist }}\"]", "the tag `by:{{ value.artist }}`: `value.artist` is undefined"),
+        ("version = \"{{ value.at }}\"", "the version `{{ value.at }}`"),
+    ] {
+        let jobs = Art::of(&upstream).list(["a"]).top(top).folder();
+        let checked = run(&redis, &jobs, &["check", "--fetch"]).await;
+        assert_eq!(checked.code, Some(1), "{checked:?}");
+        assert!(checked.stdout.contains("✗ art: art:a: ") && checked.stdout.contains(said), "{checked:?}");
+    }
+    let jobs = Art::of(&upstream).list(["a"]).top("tags = [\"by:{{ value.name }}\"]").folder();
+    assert_eq!(run(&redis, &jobs, &["check", "--fetch"]).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_summary_has_numbers_in_fields_and_times_all_fetches() {
+    let (redis, upstream) = both().await;
+    upstream.answer("/art/a", |call, _| match call.header("if-none-match") {
+        "" => Reply::json(json!(1)).header("ETag", "\"1\""),
+        _ => Reply::status(304).after(Duration::from_millis(150)),
+    });
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut worker = samovar(["worker"]).redis(&redis).jobs(&jobs).env("SAMOVAR_LOG_FORMAT", "json").spawn();
+    readable(&redis, "a").await;
+    let warmed = run(&redis, &jobs, &["warm", "art:a", "--wait"]).await;
+    assert!(warmed.stdout.contains("1 unchanged"), "{warmed:?}");
+    worker.term();
+    worker.wait().await;
+    let lines = worker.log();
+    let lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let summaries: Vec<Value> = lines.filter(|line| line["slowest_ms"] != Value::Null).collect();
+    let sum = |field: &str| summaries.iter().filter_map(|line| line[field].as_u64()).sum::<u64>();
+    assert_eq!((sum("warmed"), sum("unchanged"), sum("failed")), (1, 1, 0), "{summaries:?}");
+    assert!(summaries.iter().any(|line| line["slowest_ms"].as_u64() >= Some(150)), "{summaries:?}");
+}
+
+#[tokio::test]
+async fn a_worker_has_one_name_in_health_log_and_watch() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    let http = worker.http().await;
+    readable(&redis, "a").await;
+    let health = async || reqwest::get(format!("{http}/health")).await.unwrap().json::<Value>().await.unwrap();
+    let name = health().await["worker"].as_str().unwrap().to_owned();
+    worker.wait_for_log(&[&format!("worker=\"{name}\"")]).await;
+    let watch = samovar(["watch", "--json"]).redis(&redis).jobs(&jobs).spawn();
+    let parts = Parts::of(&redis).await;
+    let seen = async |name: &str| {
+        eventually("watch names it", async || {
+            parts.invalidate("art:a").await;
+            let lines = watch.printed();
+            let found = lines.iter().any(|line| {
+                let line: Value = serde_json::from_str(line).unwrap();
+                line["event"] == "ended" && line["worker"] == name
+            });
+            if found { Ok(()) } else { Err(lines) }
+        })
+        .await;
+    };
+    seen(&name).await;
+    // A reload is a new worker, with a name of its own.
+    worker.hangup();
+    worker.wait_for_log(&["the new jobs are in use"]).await;
+    let next = health().await["worker"].as_str().unwrap().to_owned();
+    assert_ne!(next, name);
+    seen(&next).await;
+}
+
+#[tokio::test]
+async fn a_refused_reload_shows_in_health_and_metrics() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let good = std::fs::read_to_string(jobs.path().join("art.toml")).unwrap();
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    let http = worker.http().await;
+    readable(&redis, "a").await;
+    let get = async |path: &str| reqwest::get(format!("{http}{path}")).await.unwrap().text().await.unwrap();
+    eventually("it is healthy", async || get("/health").await.contains("\"healthy\"")).await;
+    assert!(get("/metrics").await.contains("samovar_reload_refused 0\n"));
+    jobs.write("art.toml", &good.replace("ttl = \"1h\"", "ttl = \"hunter2\""));
+    worker.hangup();
+    worker.wait_for_log(&["the old ones stay"]).await;
+    let health = get("/health").await;
+    for said in ["\"degraded\"", "reload", "1 fault, at ", "art.toml:2:7"] {
+        assert!(health.contains(said), "{said}: {health}");
+    }
+    assert!(!health.contains("hunter2"), "{health}");
+    assert!(get("/metrics").await.contains("samovar_reload_refused 1\n"));
+    jobs.write("art.toml", &good);
+    worker.hangup();
+    worker.wait_for_log(&["the new jobs are in use"]).await;
+    eventually("it is healthy again", async || get("/health").await.contains("\"healthy\"")).await;
+    assert!(get("/metrics").await.contains("samovar_reload_refused 0\n"));
+}
+
+#[tokio::test]
+async fn get_says_that_a_job_is_paused_and_that_an_input_changed() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let story = "key = \"story:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n\
+                 [source]\nkind = \"compose\"\nvalue = \"{{ art }}\"\n[entries]\nlist = [\"a\"]\n";
+    let jobs = Art::of(&upstream).folder().job("story", story);
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    readable_key(&redis, "story:a").await;
+    assert_eq!(run(&redis, &jobs, &["pause", "story"]).await.code, Some(0));
+    upstream.edit("/art/a");
+    parts.invalidate("art:a").await;
+    eventually("it tells", async || {
+        let shown = run(&redis, &jobs, &["get", "story:a"]).await.stdout;
+        let paused = shown.contains("paused") && shown.contains("`samovar resume story`");
+        if paused && shown.contains("for a change of an input") { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    let shown = run(&redis, &jobs, &["get", "story:a", "--json"]).await.stdout;
+    assert!(serde_json::from_str::<Value>(&shown).unwrap()["job_paused_ms"].is_u64(), "{shown}");
+    let shown = run(&redis, &jobs, &["get", "art:a"]).await.stdout;
+    assert!(!shown.contains("paused") && shown.contains("for invalidation"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_misspelt_setting_is_told_with_its_remedy() {
+    let source = "[source]\nkind = \"http\"\nurl = \"http://127.0.0.1:1/{{ name }}\"\n";
+    let jobs = JobsFolder::new().job("art", &format!("key = \"art:{{name}}\"\n{source}"));
+    for filter in ["inf0", "debug,tarce", "samovar=inf0"] {
+        let refused = samovar(["check"]).jobs(&jobs).env("SAMOVAR_LOG", filter).run().await;
+        assert_eq!(refused.code, Some(78), "{filter}: {refused:?}");
+        assert!(refused.stderr.contains("SAMOVAR_LOG") && refused.stderr.contains("module=level"), "{refused:?}");
+    }
+    for filter in ["debug", "samovar", "samovar::warmer=trace,hyper=off", "off"] {
+        let taken = samovar(["check"]).jobs(&jobs).env("SAMOVAR_LOG", filter).run().await;
+        assert_eq!(taken.code, Some(0), "{filter}: {taken:?}");
+    }
+    let warned =
+        samovar(["check"]).jobs(&jobs).env("SAMOVAR_TOKNE", "hunter22").dot_env("SAMOVAR_LISTENS=x\n").run().await;
+    assert_eq!(warned.code, Some(0), "{warned:?}");
+    for said in ["SAMOVAR_TOKNE is no setting", "SAMOVAR_TOKEN?", "SAMOVAR_LISTENS is no setting", "SAMOVAR_LISTEN?"] {
+        assert!(warned.stderr.contains(said), "{said}: {warned:?}");
+    }
+    assert!(!warned.stderr.contains("hunter22"), "{warned:?}");
+}
+
+#[tokio::test]
+async fn settings_come_from_the_named_files_instead_of_dot_env() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!(1)));
+    let jobs = Art::of(&upstream).list(["a"]).limits("headers = { X-Key = \"{{ env.APP_KEY }}\" }").folder();
+    let [base, local] = [("base.env", "APP_KEY='$base'\nSAMOVAR_LOG=off\n"), ("local.env", "APP_KEY=local # ours\n")]
+        .map(|(name, text)| jobs.write(name, text).display().to_string());
+    let fetch = async |args: &[&str]| {
+        let args = [&["check", "--fetch"][..], args].concat();
+        samovar(&args).redis(&redis).jobs(&jobs).dot_env("APP_KEY=default\n").run().await
+    };
+    for (args, sent) in [
+        (&[][..], "default"),
+        (&["--env-file", &base], "$base"),
+        (&["--env-file", &base, "--env-file", &local], "local"),
+    ] {
+        let fetched = fetch(args).await;
+        assert_eq!(fetched.code, Some(0), "{fetched:?}");
+        assert_eq!(upstream.all_requests().last().unwrap().header("x-key"), sent, "{args:?}");
+    }
+    let missing = fetch(&["--env-file", &base, "--env-file", "nowhere.env"]).await;
+    assert_eq!(missing.code, Some(78), "{missing:?}");
+    assert!(missing.stderr.contains("nowhere.env: cannot be read"), "{missing:?}");
+    // A reload reads the same files.
+    let args = ["worker", "--env-file", &base];
+    let mut worker = samovar(args).redis(&redis).jobs(&jobs).env("SAMOVAR_LOG", "info").spawn();
+    readable(&redis, "a").await;
+    jobs.write("base.env", "APP_KEY=rotated\n");
+    worker.hangup();
+    worker.wait_for_log(&["the new jobs are in use"]).await;
+    assert_eq!(run_with(&redis, &jobs, &base, &["warm", "art:a", "--wait"]).await.code, Some(0));
+    assert_eq!(upstream.all_requests().last().unwrap().header("x-key"), "rotated");
+}
+
+async fn run_with(redis: &TestRedis, jobs: &JobsFolder, env_file: &str, args: &[&str]) -> Finished {
+    run(redis, jobs, &[args, &["--env-file", env_file]].concat()).await
+}
+
+#[test]
+fn faults_of_job_files_end_with_a_line_break() {
+    let jobs = JobsFolder::new().job("art", "key = 1\n");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_samovar"));
+    let ended = command.arg("jobs").env_clear().env("SAMOVAR_JOBS", jobs.path()).output().unwrap();
+    let told = String::from_utf8(ended.stderr).unwrap();
+    assert!(told.ends_with("no job was loaded\n"), "{told:?}");
 }

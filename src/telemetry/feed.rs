@@ -5,7 +5,7 @@
 //! event is published at most once: nothing waits for a subscriber.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::RedisResult;
@@ -168,32 +168,38 @@ pub(super) struct Feed {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    events: Vec<(Instant, Event)>,
+    events: Vec<Recorded>,
+    /// The worker of the last event.
+    worker: Arc<str>,
     /// Events accepted since subscribers were last counted.
     taken: usize,
     dropped: u64,
 }
 
+/// An event, its local instant, and its worker.
+type Recorded = (Instant, Arc<str>, Event);
+
 /// A reading of Redis's clock, and the local instant of it.
 type Clock = (Instant, RedisTime);
 
 impl Feed {
-    /// Records an event if there is a subscriber.
-    pub(super) fn record(&self, event: impl FnOnce() -> Event) {
+    /// Records an event of a worker if there is a subscriber.
+    pub(super) fn record(&self, worker: &Arc<str>, event: impl FnOnce() -> Event) {
         if !self.watched.load(Ordering::Relaxed) {
             return;
         }
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.worker = Arc::clone(worker);
         if waiting.taken < MOST {
             waiting.taken += 1;
-            waiting.events.push((Instant::now(), event()));
+            waiting.events.push((Instant::now(), Arc::clone(worker), event()));
         } else {
             waiting.dropped += 1;
         }
     }
 
     /// Publishes events on `channel` until `over`, then the remaining ones.
-    pub(super) async fn run(&self, mut redis: Connection, channel: &str, worker: &str, over: CancellationToken) {
+    pub(super) async fn run(&self, mut redis: Connection, channel: &str, over: CancellationToken) {
         let mut clock: Option<Clock> = None;
         while !over.is_cancelled() {
             if clock.is_none_or(|(looked, _)| looked.elapsed() >= POLL) {
@@ -215,7 +221,7 @@ impl Feed {
                 () = over.cancelled() => {}
             }
             if let Some(clock) = clock
-                && let Err(e) = self.publish(&mut redis, channel, worker, clock).await
+                && let Err(e) = self.publish(&mut redis, channel, clock).await
             {
                 debug!("events were not published: {e}");
             }
@@ -231,16 +237,10 @@ impl Feed {
         }
     }
 
-    async fn publish(
-        &self,
-        redis: &mut Connection,
-        channel: &str,
-        worker: &str,
-        (then, clock): Clock,
-    ) -> RedisResult<()> {
-        let (events, mut dropped) = {
+    async fn publish(&self, redis: &mut Connection, channel: &str, (then, clock): Clock) -> RedisResult<()> {
+        let (events, mut dropped, last) = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            (std::mem::take(&mut waiting.events), std::mem::take(&mut waiting.dropped))
+            (std::mem::take(&mut waiting.events), std::mem::take(&mut waiting.dropped), Arc::clone(&waiting.worker))
         };
         if events.is_empty() && dropped == 0 {
             return Ok(());
@@ -248,14 +248,20 @@ impl Feed {
         let at = |instant: Instant| {
             clock + instant.saturating_duration_since(then) - then.saturating_duration_since(instant)
         };
-        let mut events = events.into_iter().map(|(instant, event)| event.at(at(instant)));
+        let mut events = events.into_iter().peekable();
         loop {
-            let batch: Vec<Event> = events.by_ref().take(TOGETHER).collect();
+            let worker = events.peek().map_or(&last, |(_, worker, _)| worker).clone();
+            let mut batch = Vec::new();
+            while batch.len() < TOGETHER
+                && let Some((instant, _, event)) = events.next_if(|(_, of, _)| *of == worker)
+            {
+                batch.push(event.at(at(instant)));
+            }
             if batch.is_empty() && dropped == 0 {
                 return Ok(());
             }
             let report =
-                WorkerReport { worker: worker.to_owned(), dropped: std::mem::take(&mut dropped), events: batch };
+                WorkerReport { worker: worker.to_string(), dropped: std::mem::take(&mut dropped), events: batch };
             let text = serde_json::to_string(&report).map_err(std::io::Error::other)?;
             let () = redis::cmd("PUBLISH").arg(channel).arg(text).query_async(redis).await?;
         }
@@ -298,7 +304,7 @@ mod tests {
     #[test]
     fn what_nobody_watches_is_not_even_made() {
         let feed = Feed::default();
-        feed.record(|| panic!("nobody watches"));
+        feed.record(&Arc::default(), || panic!("nobody watches"));
     }
 
     #[test]
@@ -306,7 +312,7 @@ mod tests {
         let feed = Feed::default();
         feed.set_watched(true);
         for _ in 0..MOST + 7 {
-            feed.record(event);
+            feed.record(&Arc::default(), event);
         }
         let counts = || {
             let waiting = feed.waiting.lock().unwrap();

@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal};
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
-use tracing_subscriber::filter::{LevelFilter, ParseError};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{FormatFields, Writer, debug_fn};
 use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
@@ -40,15 +40,25 @@ impl LogFilter {
     /// Reads directives of `tracing-subscriber`. A level alone applies to Samovar; libraries still log warnings only.
     ///
     /// # Errors
-    /// Fails on an invalid directive.
-    pub fn parse(text: &str) -> Result<Self, ParseError> {
+    /// Fails on an invalid directive, and on a bare word that is no level. The engine would take it for a module, and a
+    /// misspelt level would switch the log off.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(word) = text.split(',').map(str::trim).find(|word| is_misspelt(word)) {
+            return Err(format!("`{word}` is no level"));
+        }
         let text = match text.parse::<LevelFilter>() {
             Ok(level) if level > LevelFilter::WARN => format!("warn,samovar={level}"),
             _ => text.to_owned(),
         };
-        EnvFilter::builder().parse(&text)?;
+        EnvFilter::builder().parse(&text).map_err(|e| e.to_string())?;
         Ok(Self(text))
     }
+}
+
+/// Returns `true` if a directive is a bare word that is neither a level nor Samovar's name.
+fn is_misspelt(word: &str) -> bool {
+    let is_bare = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
+    is_bare && word != "samovar" && word.parse::<LevelFilter>().is_err()
 }
 
 impl Default for LogFilter {
@@ -128,8 +138,10 @@ mod tests {
 
     #[test]
     fn directives_are_taken_as_they_are() {
-        let text = "samovar::warmer=trace,warn";
-        assert_eq!(LogFilter::parse(text).unwrap().to_string(), text);
+        for text in ["samovar::warmer=trace,warn", "samovar", "hyper::client,info", "samovar[warm{job=art}]=debug"] {
+            assert_eq!(LogFilter::parse(text).unwrap().to_string(), text);
+        }
+        assert!(LogFilter::parse("debug,hyper").is_err());
         assert!(LogFilter::parse("samovar=loud").is_err());
     }
 }

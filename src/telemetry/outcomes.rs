@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 use super::feed::{Event, Feed};
 use super::metrics;
 use crate::entry::Trigger;
+use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName};
 use crate::entry::{Outcome, Recheck};
 use crate::job::Job;
@@ -21,9 +22,9 @@ use crate::redis::Connection;
 /// The interval between summaries in the log.
 const SUMMARY: Duration = Duration::from_secs(10);
 
-/// The counters of one worker. Cheap to clone.
+/// The counters of one process, and the name of the worker that counts. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Telemetry(Arc<Inner>);
+pub struct Telemetry(Arc<Inner>, Arc<str>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -44,7 +45,21 @@ struct Tally {
     dead: u64,
 }
 
+/// Returns `true` if an entry with this outcome was most likely fetched, so that its duration counts.
+fn is_timed(outcome: Outcome) -> bool {
+    match outcome {
+        Outcome::Warmed | Outcome::Unchanged | Outcome::Gone | Outcome::Fenced | Outcome::Failed => true,
+        Outcome::Busy | Outcome::Deferred | Outcome::Unread => false,
+    }
+}
+
 impl Telemetry {
+    /// Returns the same counters for a worker with this name, which its events bear.
+    #[must_use]
+    pub fn of(&self, worker: &Arc<str>) -> Self {
+        Self(Arc::clone(&self.0), Arc::clone(worker))
+    }
+
     /// Records the outcome of an entry. `late` is the time from due to the start of the warming, `took` the duration of
     /// the warming.
     #[expect(clippy::too_many_arguments, reason = "all of it is one line of the log")]
@@ -62,12 +77,14 @@ impl Telemetry {
         if matches!(outcome, Outcome::Warmed | Outcome::Unchanged) {
             metrics::lag(&job.name, late + took);
         }
-        debug!(%outcome, reason, ms = took.as_millis(), "ended");
-        self.0.feed.record(|| Event::ended(job.name.as_str(), key.as_str(), trigger, outcome, reason, late, took));
+        debug!(%outcome, reason, ms = millis(took), "ended");
+        self.0
+            .feed
+            .record(&self.1, || Event::ended(job.name.as_str(), key.as_str(), trigger, outcome, reason, late, took));
         let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let tally = jobs.entry(job.name.clone()).or_default();
         *tally.outcomes.entry(outcome.as_str()).or_default() += 1;
-        if outcome == Outcome::Warmed {
+        if is_timed(outcome) {
             tally.slowest = tally.slowest.max(took);
         }
         if outcome == Outcome::Failed {
@@ -95,7 +112,7 @@ impl Telemetry {
 
     /// Records a handled invalidation; `way` is `channel` or `inbox`.
     pub fn invalidation(&self, way: &'static str, message: &Message, handled: &Handled) {
-        self.0.feed.record(|| Event::invalidation(way, message, handled));
+        self.0.feed.record(&self.1, || Event::invalidation(way, message, handled));
         self.0.invalidations.fetch_add(1, Ordering::Relaxed);
         metrics::invalidation(way, handled.foreign);
         let Handled { entries, due, removed, fenced, foreign } = *handled;
@@ -134,9 +151,9 @@ impl Telemetry {
         }
     }
 
-    /// Publishes this worker's events until `over`.
-    pub async fn feed(self, redis: Connection, keys: Keys, worker: Arc<str>, over: CancellationToken) {
-        self.0.feed.run(redis, &keys.watched_channel(), &worker, over).await;
+    /// Publishes the events of this process's workers until `over`.
+    pub async fn feed(self, redis: Connection, keys: Keys, over: CancellationToken) {
+        self.0.feed.run(redis, &keys.watched_channel(), over).await;
     }
 
     fn log_summary(&self) {
@@ -144,7 +161,21 @@ impl Telemetry {
         for (job, tally) in tallies {
             let counts: Vec<String> =
                 tally.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
-            info!(%job, slowest_ms = tally.slowest.as_millis(), "{}", counts.join(", "));
+            let count = |outcome: Outcome| tally.outcomes.get(outcome.as_str()).copied();
+            info!(
+                %job,
+                warmed = count(Outcome::Warmed),
+                unchanged = count(Outcome::Unchanged),
+                busy = count(Outcome::Busy),
+                fenced = count(Outcome::Fenced),
+                deferred = count(Outcome::Deferred),
+                gone = count(Outcome::Gone),
+                unread = count(Outcome::Unread),
+                failed = count(Outcome::Failed),
+                slowest_ms = millis(tally.slowest),
+                "{}",
+                counts.join(", ")
+            );
             if tally.dead > 0 {
                 warn!(%job, given_up = tally.dead, "entries moved to the dead letters; see `samovar dead`");
             }

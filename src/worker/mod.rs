@@ -83,8 +83,7 @@ pub async fn run(
         Ok(redis) => {
             let redis = redis.telling(&wrong_types);
             let keys = settings.keys();
-            let name = format!("{}-{}", host(), std::process::id());
-            loops.run("the feed", telemetry.clone().feed(redis.clone(), keys, name.into(), over.clone()));
+            loops.run("the feed", telemetry.clone().feed(redis.clone(), keys, over.clone()));
             let process = Process { settings, redis, admin, telemetry, wrong_types, stop: stop.clone(), cut };
             let mut generations = Box::pin(rollover::run(&process, jobs, &reload));
             tokio::select! {

@@ -173,7 +173,7 @@ impl<'a> Shared<'a> {
             ),
             wakeup: Arc::new(Wakeup::of(&jobs)),
             workers: Arc::new(AtomicUsize::new(1)),
-            telemetry: telemetry.clone(),
+            telemetry: telemetry.of(&worker),
             redis: redis.clone(),
             worker,
             keys,
