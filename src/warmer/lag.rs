@@ -64,8 +64,7 @@ impl Attempt<'_> {
             Verdict::Refuse(rechecks) if version.is_some() => Ok(Some(rechecks)),
             Verdict::Refuse(rechecks) => {
                 self.found(Recheck::Outdated);
-                let next = keep(self.job, &self.entry.key, lease.before.expiry);
-                let next = with_recheck(self.job, Some(&rechecks), lease.fetched_at, next);
+                let next = with_recheck(self.job, Some(&rechecks), lease.fetched_at, self.refresh(lease));
                 let outcome = if is_gone { Outcome::Gone } else { Outcome::Unchanged };
                 let reason = "the upstream answered with the content from before the invalidation; the newer one stays";
                 Err(Stop::Refused(Ending::because(outcome, next, reason), Some(rechecks)))
@@ -178,16 +177,19 @@ impl Attempt<'_> {
             return Stop::Refused(Ending::because(Outcome::Deferred, Next::In(pause(behind_for)), reason), None);
         }
         self.found(Recheck::Outdated);
-        let expiry = lease.before.expiry;
-        let next = match (keep(self.job, &self.entry.key, expiry), expiry.at()) {
-            // It is to be refreshed by now.
+        let next = with_recheck(self.job, answer.rechecks.as_ref(), lease.fetched_at, self.refresh(lease));
+        Stop::Refused(Ending::because(Outcome::Unchanged, next, reason), answer.rechecks.clone())
+    }
+
+    /// Returns when a value is refreshed whose answer was refused. If this was the refresh, some time before it expires.
+    fn refresh(&self, lease: &Lease) -> Next {
+        let (expiry, now) = (lease.before.expiry, lease.now());
+        match (keep(self.job, &self.entry.key, expiry), expiry.at()) {
             (Next::At(at), Some(expires)) if at <= now => {
                 Next::At(now + (expires.saturating_since(now) / 4).max(PAUSES.0))
             }
             (next, _) => next,
-        };
-        let next = with_recheck(self.job, answer.rechecks.as_ref(), lease.fetched_at, next);
-        Stop::Refused(Ending::because(Outcome::Unchanged, next, reason), answer.rechecks.clone())
+        }
     }
 
     /// Returns when an upstream is asked again that stays behind after its patience.
