@@ -41,7 +41,7 @@ pub(super) struct InvalidateArgs {
     /// The version that the keys have now: an integer, an RFC 3339 time, or `any` after a restored backup; keys only
     #[arg(long, value_name = "VERSION", value_parser = announced)]
     version: Option<Announced>,
-    /// Publish also if a name matches no job of the local job files, or a key looks like a pattern
+    /// Publish even if a name matches no job of the local job files, or if a key looks like a pattern
     #[arg(long)]
     force: bool,
     /// Print JSON

@@ -37,7 +37,7 @@ pub(super) struct WarmArgs {
     /// With --wait: the longest wait; entries that are not fetched by then count as failed
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Fetch a key that looks like a pattern although no entry has it
+    /// Fetch a key that looks like a pattern even if no entry has it
     #[arg(long)]
     force: bool,
     /// Only count what would be fetched

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 /// The flags of every command.
 #[derive(Args, Clone, Default)]
 pub struct CommonArgs {
-    /// File of settings and secrets instead of .env, read in the same way; of several, the last that has a variable
-    /// counts; the environment comes first
+    /// File of settings and secrets, read instead of .env in the same way; of several, the last that sets a variable
+    /// wins; the environment takes precedence over all
     #[arg(long, global = true, value_name = "FILE", help_heading = "Settings")]
     pub env_file: Vec<PathBuf>,
 
