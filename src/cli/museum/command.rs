@@ -13,7 +13,7 @@ pub(in crate::cli) struct MuseumArgs {
     /// The address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// The factor of latencies: 1 means 200 to 2000 ms, 0 answers at once
+    /// The factor for latencies: 1 means 200 to 2000 ms, 0 answers at once
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     latency: f64,
     /// The share of answers that fail with status 500, from 0 to 1
