@@ -139,7 +139,7 @@ async fn what_the_upstream_does_not_have_is_not_asked_for_again() {
 #[tokio::test]
 async fn absent_entries_are_asked_for_again_in_time() {
     let (redis, upstream) = both().await;
-    let jobs = Art::of(&upstream).warm("absent_for = \"1s\"\nrecheck = [\"300ms\"]").folder();
+    let jobs = Art::of(&upstream).warm("absent_for = \"1s\"\nrecheck = [\"3s\"]").folder();
     let parts = Parts::of(&redis).await;
     let _worker = worker(&redis, &jobs);
     // A recheck goes on although demands come in between.

@@ -154,7 +154,9 @@ impl Attempt<'_> {
         let reason = format!("the upstream is behind: {} is stored, and a higher one was announced", told(version));
         let next = match by.waits {
             true => Next::In(pause(lease.now().saturating_since(by.since))),
-            false => sooner(ending.next, after_patience(lease.now())),
+            false if self.job.may_lag() => sooner(ending.next, after_patience(lease.now())),
+            // Its inputs make it due when they change.
+            false => ending.next,
         };
         Ending { next, reason: Some(reason), ..ending }
     }

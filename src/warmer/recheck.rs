@@ -38,10 +38,13 @@ pub(super) fn with_recheck(job: &Job, rechecks: Option<&Rechecks>, after: RedisT
 
 /// Returns when a value's upstream is asked next, by its metadata; due if that is past.
 fn next_fetch(job: &Job, meta: &Meta) -> Option<RedisTime> {
+    if !job.may_lag() {
+        return None;
+    }
     if meta.is_behind() {
         return Some(after_patience(meta.answered_at()));
     }
-    let rechecks = meta.last_attempt.rechecks.as_ref().filter(|_| job.may_lag())?;
+    let rechecks = meta.last_attempt.rechecks.as_ref()?;
     rechecks.next_fetch(&job.warm.recheck, meta.answered_at())
 }
 
