@@ -161,6 +161,41 @@ async fn absent_entries_are_asked_for_again_in_time() {
     assert!(second.at - first.at >= Duration::from_millis(900), "{:?}", second.at - first.at);
 }
 
+#[tokio::test]
+async fn an_absence_holds_only_for_what_was_asked() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| match (call.path(), call.header("x-key")) {
+        ("/art/a", "right") => Reply::json(json!(1)),
+        _ => Reply::status(404),
+    });
+    let art = Art::of(&upstream).warm("absent_for = \"1h\"").limits("headers = { X-Key = \"{{ env.APP_KEY }}\" }");
+    let jobs = art.folder();
+    jobs.write("art.toml", &art.toml().replace("/art/", "/arts/"));
+    let keys = jobs.write("keys.env", "APP_KEY=wrong\n").display().to_string();
+    let parts = Parts::of(&redis).await;
+    let worker = samovar(["worker", "--env-file", &keys]).redis(&redis).jobs(&jobs).spawn();
+    let asked_once = async |path: &str| {
+        eventually("the upstream is asked", async || {
+            demand(&redis, &parts, "art:a").await;
+            upstream.calls(path) == 1
+        })
+        .await;
+        demand(&redis, &parts, "art:a").await;
+        assert_eq!((upstream.calls(path), redis.get("art:a").await), (1, None));
+    };
+    asked_once("/arts/a").await;
+    jobs.write("art.toml", &art.toml());
+    worker.hangup();
+    asked_once("/art/a").await;
+    jobs.write("keys.env", "APP_KEY=right\n");
+    worker.hangup();
+    eventually("the corrected key has it fetched", async || {
+        demand(&redis, &parts, "art:a").await;
+        redis.get("art:a").await.is_some()
+    })
+    .await;
+}
+
 /// The input of a demanded entry is demanded, too.
 #[tokio::test]
 async fn an_absent_input_is_not_asked_for_by_each_dependant() {

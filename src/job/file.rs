@@ -13,8 +13,8 @@ mod source;
 mod spelling;
 mod upstreams;
 
-use super::{EnvValues, Fault, Faults, Job, Jobs, KeyPattern, Params};
-use crate::entry::JobName;
+use super::{EnvValues, Fault, Faults, Job, Jobs, KeyPattern, Params, Upstream};
+use crate::entry::{JobName, UpstreamName};
 use document::{Document, Findings, Table, variables};
 use job::ReadJob;
 use std::cell::RefCell;
@@ -23,6 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use toml::de::DeTable;
+use twox_hash::XxHash3_64;
 use upstreams::Upstreams;
 
 pub use document::EnvUse;
@@ -195,10 +196,19 @@ fn together(jobs: BTreeMap<JobName, Job>, upstreams: Upstreams, uses: &[EnvUse],
         if !job.warm.ahead.is_zero() && least <= job.ttl / 6 {
             job.warm.ahead = job.warm.ahead.max(least);
         }
+        job.requests = requests(&job, &upstreams, &env_values);
         Arc::new(job)
     };
     let jobs = jobs.into_iter().map(|(name, job)| (name, refreshed_in_time(job))).collect();
     Jobs { jobs, upstreams, env: variables(uses), env_values }
+}
+
+/// Returns a digest of what a job's requests are made from, apart from the entry and its inputs.
+fn requests(job: &Job, upstreams: &BTreeMap<UpstreamName, Arc<Upstream>>, env_values: &EnvValues) -> String {
+    let upstreams = job.sources.iter().filter_map(|source| upstreams.get(source.upstream()?));
+    let upstreams: Vec<_> = upstreams.map(|upstream| (&upstream.url, &upstream.headers)).collect();
+    let made_from = (&job.digest, upstreams, env_values.iter().collect::<Vec<_>>());
+    format!("{:016x}", XxHash3_64::oneshot(&serde_json::to_vec(&made_from).unwrap_or_default()))
 }
 
 /// Names of jobs and upstreams are parts of Redis keys.

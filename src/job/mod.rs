@@ -78,6 +78,9 @@ pub struct Job {
     pub warm: Warm,
     /// Changes whenever the file does; a new digest is warmed up at once.
     pub digest: String,
+    /// Changes whenever the requests for its entries may: a digest of the file, of its sources' upstreams, and of the
+    /// environment variables that job files name. An upstream's answer that it does not have an entry holds for it.
+    pub requests: String,
 }
 
 impl Job {

@@ -193,12 +193,12 @@ impl Meta {
         self.announced > self.last_attempt.version
     }
 
-    /// Returns `true` if the upstream answered within `time` before `now` that it does not have the entry, and no
-    /// invalidation came since.
-    pub fn is_gone(&self, time: Duration, now: RedisTime) -> bool {
-        let LastAttempt { outcome, attempted, .. } = self.last_attempt;
+    /// Returns `true` if the upstream answered within `time` before `now` that it does not have the entry, requests are
+    /// still made from `requests`, and no invalidation came since.
+    pub fn is_gone(&self, requests: &str, time: Duration, now: RedisTime) -> bool {
+        let attempted = self.last_attempt.attempted;
         let is_recent = attempted <= now && now < attempted + time;
-        outcome == Some(Outcome::Gone) && is_recent && self.invalidated.is_none() && !self.is_behind()
+        self.last_attempt.is_gone(requests) && is_recent && self.invalidated.is_none() && !self.is_behind()
     }
 
     /// Returns when the upstream last answered for the entry, whether or not its answer was stored.
@@ -236,6 +236,12 @@ impl LastAttempt {
             || self.storm
             || self.attempted != RedisTime::ZERO
             || self.crashes != 0
+    }
+
+    /// Returns `true` if the upstream answered that it does not have the entry, and the request was made from
+    /// `requests`.
+    pub fn is_gone(&self, requests: &str) -> bool {
+        self.outcome == Some(Outcome::Gone) && self.validators.prompt.as_deref() == Some(requests)
     }
 
     /// Reads the last attempt from the head.

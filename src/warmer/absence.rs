@@ -14,7 +14,8 @@ use crate::store::Expiry;
 
 impl Warmer {
     /// Returns the ending of a demanded entry whose upstream answered within the job's `absent_for` that it does not
-    /// have it; `None` for any other entry. Rechecks go on: a demand that finds one due is asked in its place.
+    /// have it; `None` for any other entry, and where the request is made from something else since. Rechecks go on:
+    /// a demand that finds one due is asked in its place.
     pub(super) async fn known_absent(&self, job: &Job, entry: &Running) -> RedisResult<Option<Ending>> {
         if entry.trigger != Trigger::Demand || job.warm.absent_for.is_zero() {
             return Ok(None);
@@ -22,7 +23,9 @@ impl Warmer {
         let now = entry.since + entry.late;
         let snapshot = self.store.snapshot(&entry.key).await?;
         let is_absent = snapshot.expiry == Expiry::Absent;
-        let Some(meta) = snapshot.meta.filter(|meta| is_absent && meta.is_gone(job.warm.absent_for, now)) else {
+        let Some(meta) =
+            snapshot.meta.filter(|meta| is_absent && meta.is_gone(&job.requests, job.warm.absent_for, now))
+        else {
             return Ok(None);
         };
         let rechecks = meta.last_attempt.rechecks.as_ref().filter(|_| job.may_lag());

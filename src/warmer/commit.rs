@@ -144,7 +144,10 @@ impl Attempt<'_> {
                     ..last_attempt
                 }
             }
-            Answer::Gone => LastAttempt { outcome: Some(Outcome::Gone), ..last_attempt },
+            Answer::Gone => {
+                let validators = Validators { prompt: Some(self.job.requests.clone()), ..Validators::default() };
+                LastAttempt { validators, outcome: Some(Outcome::Gone), ..last_attempt }
+            }
         })
     }
 

@@ -117,10 +117,10 @@ impl Warmer {
             return Ok(None);
         }
         let meta = self.store.snapshot(key).await?.meta;
-        let is_absent = meta.as_ref().is_some_and(|meta| meta.is_gone(owner.warm.absent_for, since));
+        let is_absent = meta.as_ref().is_some_and(|meta| meta.is_gone(&owner.requests, owner.warm.absent_for, since));
         let when = match meta.map(|meta| meta.last_attempt) {
             Some(last_attempt)
-                if last_attempt.outcome == Some(Outcome::Gone) || last_attempt.failures >= owner.warm.attempts =>
+                if last_attempt.is_gone(&owner.requests) || last_attempt.failures >= owner.warm.attempts =>
             {
                 if is_absent || last_attempt.attempted + 2 * INPUT_WAIT >= since {
                     return Ok(Some(last_attempt.reason.unwrap_or_else(|| "its upstream does not have it".to_owned())));

@@ -112,6 +112,8 @@ pub(super) fn read<'a>(
             entries,
             warm,
             digest: format!("{:032x}", XxHash3_128::oneshot(digest.as_bytes())),
+            // Known with all files: the upstreams may be in another one.
+            requests: String::new(),
         },
         key_at: key_field.map_or(0..0, |field| field.at()),
         inputs_at,
