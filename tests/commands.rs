@@ -6,6 +6,7 @@ mod support;
 use std::time::Duration;
 
 use samovar::entry::{EntryKey, Outcome};
+use samovar::store::{Fresh, LastAttempt, Leased};
 use serde_json::{Value, json};
 use support::{
     Art, Finished, JobsFolder, Parts, Reply, TestRedis, at_rest, both, eventually, readable, readable_key, samovar,
@@ -25,7 +26,7 @@ async fn a_key_like_a_pattern_is_not_warmed_by_mistake() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a", "x*"]).folder();
-    for key in ["art:*", "art:a?", "art:[ab]"] {
+    for key in ["art:*", "art:a*?", "art:[ab]"] {
         for args in [&["warm", key][..], &["warm", key, "--dry-run"]] {
             let refused = run(&redis, &jobs, args).await;
             assert_eq!(refused.code, Some(2), "{args:?}: {refused:?}");
@@ -45,6 +46,11 @@ async fn a_key_like_a_pattern_is_not_warmed_by_mistake() {
         assert_eq!(warmed.code, Some(0), "{args:?}: {warmed:?}");
     }
     assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:agenda:{art}"]).await, 3);
+    for args in [&["warm", "art:Who?"][..], &["invalidate", "art:Who?"], &["invalidate", "art:Who?", "--warm"]] {
+        let taken = run(&redis, &jobs, args).await;
+        assert_eq!(taken.code, Some(0), "{args:?}: {taken:?}");
+    }
+    assert_eq!(messages(&redis).await, 2);
 }
 
 #[tokio::test]
@@ -74,6 +80,29 @@ async fn an_invalidation_of_what_no_job_knows_is_refused() {
         assert_eq!(sent.code, Some(0), "{args:?}: {sent:?}");
     }
     assert_eq!(messages(&redis).await, 7);
+}
+
+#[tokio::test]
+async fn a_key_of_no_job_that_a_service_loaded_is_invalidated() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    let (loaded, leased) = (EntryKey::new("report:loaded"), EntryKey::new("report:leased"));
+    let lease = match parts.store.lease(&loaded, Duration::from_secs(60), Fresh::default()).await.unwrap() {
+        Leased::Yes(lease) => lease,
+        other => panic!("{other:?}"),
+    };
+    let hour = Duration::from_secs(3_600);
+    parts.store.commit(&loaded, &lease, "1", hour, &LastAttempt::default()).await.unwrap();
+    parts.store.lease(&leased, Duration::from_secs(60), Fresh::default()).await.unwrap();
+    redis.set("report:theirs", "1", hour).await;
+    for key in ["report:loaded", "report:leased"] {
+        let sent = run(&redis, &jobs, &["invalidate", key]).await;
+        assert_eq!(sent.code, Some(0), "{sent:?}");
+    }
+    let refused = run(&redis, &jobs, &["invalidate", "report:theirs", "report:loaded"]).await;
+    assert_eq!((refused.code, messages(&redis).await), (Some(1), 2), "{refused:?}");
+    assert!(refused.stderr.contains("the key `report:theirs` matches no job"), "{refused:?}");
 }
 
 #[tokio::test]

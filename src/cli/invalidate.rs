@@ -9,7 +9,6 @@ use super::session::{Failed, Session, complain, print_json};
 use crate::config::{Environment, Settings};
 use crate::entry::{Announced, EntryKey, Version};
 use crate::job::Jobs;
-use crate::ops::unknown_names;
 use crate::protocol::{Action, Message};
 use crate::trigger::invalidation::inbox;
 
@@ -71,11 +70,9 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
     // Without readable job files nothing is known about names: workers know theirs.
     let jobs = Jobs::load(&settings.jobs, settings.default_ttl, &|name| env.get(name)).ok().map(Arc::new);
     let jobs = jobs.filter(|_| !args.force);
-    if let Some(jobs) = &jobs {
-        refuse_unknown(&unknown_names(jobs, &message))?;
-    }
     let mut session = Session::open(settings).await?;
     if let Some(jobs) = &jobs {
+        refuse_unknown(&session.ops(jobs).unknown_names(&message).await?)?;
         refuse_patterns(&session, jobs, &message.keys).await?;
     }
     let id = inbox::publish(&mut session.redis, &session.keys, &message).await?;

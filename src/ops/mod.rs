@@ -17,7 +17,6 @@ pub use census::{Census, Counted};
 pub use clear::Pattern;
 pub use dead::{Dead, Letters};
 pub use entry::Entry;
-pub use names::unknown_names;
 pub use warm::{Done, Failure};
 
 use crate::agenda::Agenda;

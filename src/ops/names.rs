@@ -2,15 +2,15 @@
 
 use redis::RedisResult;
 
-use super::{Ops, Pattern};
+use super::{Ops, PAGE, Pattern};
 use crate::entry::EntryKey;
 use crate::job::{Job, Jobs, Params};
 use crate::protocol::Message;
 
-/// Returns the names in a message that match no job, each with its kind. A tag counts as known if any job has tags.
-pub fn unknown_names(jobs: &Jobs, message: &Message) -> Vec<String> {
-    let Message { keys, patterns, tags, jobs: names, .. } = message;
-    let is_owned = |key: &&String| jobs.owner(key).is_some();
+/// Returns the patterns, tags and jobs in a message that match no job, each with its kind. A tag counts as known if any
+/// job has tags.
+fn unknown_names(jobs: &Jobs, message: &Message) -> Vec<String> {
+    let Message { patterns, tags, jobs: names, .. } = message;
     let may_match = |glob: &&String| {
         let literal = Pattern::literal_of(glob);
         let prefixes = jobs.jobs.values().map(|job| job.key.literal_prefix());
@@ -18,19 +18,39 @@ pub fn unknown_names(jobs: &Jobs, message: &Message) -> Vec<String> {
     };
     let has_tags = jobs.jobs.values().any(|job| !job.tags.is_empty());
     let named = |kind: &'static str| move |name: &String| format!("{kind} `{name}`");
-    let keys = keys.iter().filter(|key| !is_owned(key)).map(named("the key"));
     let patterns = patterns.iter().filter(|glob| !may_match(glob)).map(named("the pattern"));
     let tags = tags.iter().filter(|_| !has_tags).map(named("the tag"));
     let names = names.iter().filter(|name| !jobs.jobs.contains_key(name.as_str())).map(named("the job"));
-    keys.chain(patterns).chain(tags).chain(names).collect()
+    patterns.chain(tags).chain(names).collect()
 }
 
-/// Returns `true` if a key contains `*`, `?` or `[…]`, which mean something in a pattern and nothing in a key.
+/// Returns `true` if a key contains `*` or `[…]`, which mean something in a pattern and nothing in a key. A `?` alone is
+/// no sign of a pattern: titles end with it.
 fn looks_like_a_pattern(key: &str) -> bool {
-    key.contains(['*', '?']) || key.split_once('[').is_some_and(|(_, after)| after.contains(']'))
+    key.contains('*') || key.split_once('[').is_some_and(|(_, after)| after.contains(']'))
 }
 
 impl Ops {
+    /// Returns the names in a message that match no job, each with its kind. A key of no job is known if it has
+    /// Samovar's metadata or a lease: a service loads it with the library, or an earlier job owned it.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn unknown_names(&self, message: &Message) -> RedisResult<Vec<String>> {
+        let foreign = message.keys.iter().filter(|key| self.jobs.owner(key).is_none());
+        let foreign: Vec<EntryKey> = foreign.map(|key| EntryKey::new(key.as_str())).collect();
+        let mut unknown = Vec::new();
+        for page in foreign.chunks(PAGE) {
+            let snapshots = self.store.snapshots(page).await?;
+            let leased = self.store.leased(page).await?;
+            let found = page.iter().zip(snapshots).zip(leased);
+            let absent = found.filter(|((_, snapshot), leased)| snapshot.meta.is_none() && !leased);
+            unknown.extend(absent.map(|((key, _), _)| format!("the key `{key}`")));
+        }
+        unknown.extend(unknown_names(&self.jobs, message));
+        Ok(unknown)
+    }
+
     /// Returns `true` if a key looks like a pattern and no entry has it: none is listed, on the agenda or in Redis.
     ///
     /// # Errors
