@@ -73,6 +73,10 @@ async fn an_invalidation_of_what_no_job_knows_is_refused() {
     assert_eq!((forced.code, messages(&redis).await), (Some(0), 1), "{forced:?}");
     let nowhere = samovar(["invalidate", "arts:a", "--job", "arts"]).redis(&redis).run().await;
     assert_eq!((nowhere.code, messages(&redis).await), (Some(0), 2), "no job files, so nothing is known: {nowhere:?}");
+    for said in ["the names are not checked", "cannot be read"] {
+        assert!(nowhere.stderr.contains(said), "{said}: {nowhere:?}");
+    }
+    assert!(!forced.stderr.contains("not checked"), "it was told not to: {forced:?}");
     for args in
         [&["art:a"][..], &["--tag", "t:nobody"], &["--pattern", "a*"], &["--pattern", "art:x?"], &["--job", "art"]]
     {

@@ -67,9 +67,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         complain(e);
         Failed(exit::USAGE)
     })?;
-    // Without readable job files nothing is known about names: workers know theirs.
-    let jobs = Jobs::load(&settings.jobs, settings.default_ttl, &|name| env.get(name)).ok().map(Arc::new);
-    let jobs = jobs.filter(|_| !args.force);
+    let jobs = if args.force { None } else { known_jobs(settings, env) };
     let mut session = Session::open(settings).await?;
     if let Some(jobs) = &jobs {
         refuse_unknown(&session.ops(jobs).unknown_names(&message).await?)?;
@@ -86,6 +84,18 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         }
     }
     Ok(exit::OK)
+}
+
+/// Returns the jobs to check names against; `None` if the job files cannot be read, which it says. The command goes on,
+/// because workers have job files of their own.
+fn known_jobs(settings: &Settings, env: &Environment) -> Option<Arc<Jobs>> {
+    let loaded = Jobs::load(&settings.jobs, settings.default_ttl, &|name| env.get(name));
+    let told = loaded.map_err(|faults| {
+        let more = if faults.0.len() > 1 { "; `samovar check` shows all faults" } else { "" };
+        let first = faults.0.first().map(ToString::to_string).unwrap_or_default();
+        complain(format_args!("the names are not checked, because no job files could be read: {first}{more}"));
+    });
+    told.ok().map(Arc::new)
 }
 
 /// Ends the command if names match no job: most likely they are misspelt.
