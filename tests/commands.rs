@@ -384,12 +384,15 @@ async fn get_says_that_a_job_is_paused_and_that_an_input_changed() {
 async fn a_misspelt_setting_is_told_with_its_remedy() {
     let source = "[source]\nkind = \"http\"\nurl = \"http://127.0.0.1:1/{{ name }}\"\n";
     let jobs = JobsFolder::new().job("art", &format!("key = \"art:{{name}}\"\n{source}"));
-    for filter in ["inf0", "debug,tarce", "samovar=inf0"] {
+    for (filter, said) in [("inf0", "`inf0`"), ("debug,tarce", ": `tarce` is no level"), ("samovar=inf0", "directive")]
+    {
         let refused = samovar(["check"]).jobs(&jobs).env("SAMOVAR_LOG", filter).run().await;
         assert_eq!(refused.code, Some(78), "{filter}: {refused:?}");
-        assert!(refused.stderr.contains("SAMOVAR_LOG") && refused.stderr.contains("module=level"), "{refused:?}");
+        for said in ["SAMOVAR_LOG", "module=level", said] {
+            assert!(refused.stderr.contains(said), "{said}: {refused:?}");
+        }
     }
-    for filter in ["debug", "samovar", "samovar::warmer=trace,hyper=off", "off"] {
+    for filter in ["debug", "samovar", "samovar::warmer=trace,hyper=off", "off", "samovar[warm{job,key}]=debug"] {
         let taken = samovar(["check"]).jobs(&jobs).env("SAMOVAR_LOG", filter).run().await;
         assert_eq!(taken.code, Some(0), "{filter}: {taken:?}");
     }

@@ -124,8 +124,8 @@ pub(super) fn hosts(text: &str) -> Result<Vec<String>, String> {
 }
 
 pub(super) fn log_filter(text: &str) -> Result<LogFilter, String> {
-    LogFilter::parse(text).map_err(|_| {
-        "is not a log filter; write a level such as `info`, or `module=level`, separated by commas".to_owned()
+    LogFilter::parse(text).map_err(|what| {
+        format!("is not a log filter: {what}; write a level such as `info`, or `module=level`, separated by commas")
     })
 }
 

@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal};
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{Directive, LevelFilter};
 use tracing_subscriber::fmt::format::{FormatFields, Writer, debug_fn};
 use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
@@ -43,16 +43,43 @@ impl LogFilter {
     /// Fails on an invalid directive, and on a bare word that is no level. The engine would take it for a module, and a
     /// misspelt level would switch the log off.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if let Some(word) = text.split(',').map(str::trim).find(|word| is_misspelt(word)) {
-            return Err(format!("`{word}` is no level"));
+        for directive in directives(text) {
+            if is_misspelt(directive) {
+                return Err(format!("`{directive}` is no level"));
+            }
+            if directive.parse::<Directive>().is_err() {
+                return Err(format!("`{directive}` is no directive"));
+            }
         }
         let text = match text.parse::<LevelFilter>() {
             Ok(level) if level > LevelFilter::WARN => format!("warn,samovar={level}"),
             _ => text.to_owned(),
         };
-        EnvFilter::builder().parse(&text).map_err(|e| e.to_string())?;
         Ok(Self(text))
     }
+
+    /// Returns the engine's filter.
+    fn engine(&self) -> EnvFilter {
+        // The engine splits text at each comma, also at those between the fields of a span.
+        let (with_fields, plain): (Vec<_>, Vec<_>) = directives(&self.0).partition(|directive| directive.contains(','));
+        let builder = EnvFilter::builder().with_default_directive(LevelFilter::OFF.into());
+        let with_fields = with_fields.iter().filter_map(|directive| directive.parse().ok());
+        with_fields.fold(builder.parse_lossy(plain.join(",")), EnvFilter::add_directive)
+    }
+}
+
+/// Returns the directives of a filter: its parts between commas, except those in brackets.
+fn directives(text: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0_usize;
+    let parts = text.split(move |c| {
+        match c {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    });
+    parts.map(str::trim).filter(|part| !part.is_empty())
 }
 
 /// Returns `true` if a directive is a bare word that is neither a level nor Samovar's name.
@@ -76,8 +103,7 @@ impl fmt::Display for LogFilter {
 
 /// Starts logging for the whole process. Only the first call has an effect.
 pub fn init(filter: &LogFilter, format: LogFormat) {
-    let filter = EnvFilter::builder().parse_lossy(&filter.0);
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter.engine());
     let started = match format {
         LogFormat::Json => {
             let lines = layer().with_writer(|| JsonLines(io::stderr()));
@@ -141,7 +167,22 @@ mod tests {
         for text in ["samovar::warmer=trace,warn", "samovar", "hyper::client,info", "samovar[warm{job=art}]=debug"] {
             assert_eq!(LogFilter::parse(text).unwrap().to_string(), text);
         }
-        assert!(LogFilter::parse("debug,hyper").is_err());
-        assert!(LogFilter::parse("samovar=loud").is_err());
+        for (text, why) in [
+            ("debug,hyper", "`hyper` is no level"),
+            ("samovar=loud", "`samovar=loud` is no directive"),
+            ("warn, samovar[warm{job,key}]=loud", "`samovar[warm{job,key}]=loud` is no directive"),
+        ] {
+            assert_eq!(LogFilter::parse(text).unwrap_err(), why);
+        }
+    }
+
+    #[test]
+    fn a_directive_may_name_several_fields() {
+        for text in ["samovar[warm{job,key}]=debug", "warn,samovar[warm{job,key}]=debug,hyper=off"] {
+            let filter = LogFilter::parse(text).unwrap();
+            assert_eq!(filter.to_string(), text);
+            let engine = filter.engine().to_string();
+            assert!(engine.contains("samovar[warm{job,key}]=debug"), "{engine}");
+        }
     }
 }
