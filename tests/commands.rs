@@ -403,6 +403,11 @@ async fn a_misspelt_setting_is_told_with_its_remedy() {
         assert!(warned.stderr.contains(said), "{said}: {warned:?}");
     }
     assert!(!warned.stderr.contains("hunter22"), "{warned:?}");
+    // A misspelt name of the folder is the cause of what fails then.
+    let failed = samovar(["jobs"]).env("SAMOVAR_JOB", "/etc/jobs").run().await;
+    assert_eq!(failed.code, Some(78), "{failed:?}");
+    let told = ["did you mean SAMOVAR_JOBS?", "cannot be read"].map(|said| failed.stderr.find(said));
+    assert!(matches!(told, [Some(warned), Some(failed)] if warned < failed), "{failed:?}");
 }
 
 #[tokio::test]

@@ -36,11 +36,10 @@ impl From<redis::RedisError> for Failed {
 
 /// Reads the jobs folder, or prints all its faults.
 pub(super) fn jobs(settings: &Settings, env: &Environment) -> Result<Arc<Jobs>, Failed> {
-    match Jobs::load(&settings.jobs, settings.default_ttl, &|name| env.get(name)) {
-        Ok(jobs) => {
-            warn_of_unknown_settings(env, |name| jobs.env.contains(name));
-            Ok(Arc::new(jobs))
-        }
+    let read = Jobs::read(&settings.jobs, settings.default_ttl, &|name| env.get(name));
+    warn_of_unknown_settings(env, |name| read.env.iter().any(|used| used.name == name));
+    match read.jobs {
+        Ok(jobs) => Ok(Arc::new(jobs)),
         Err(faults) => {
             eprintln!("{}", faults.render(std::io::stderr().is_terminal()));
             Err(Failed(exit::CONFIG))

@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What all of Samovar's own variables begin with.
+/// The beginning of the names of all of Samovar's own variables.
 const PREFIX: &str = "SAMOVAR_";
 /// The names of settings after the prefix.
 pub(super) const SETTINGS: [&str; 14] = [
@@ -107,9 +107,12 @@ impl Environment {
     }
 }
 
-/// Returns `true` if Kubernetes sets such a variable for a service with the name `samovar`.
+/// Returns `true` if Kubernetes sets such a variable for a service whose name is or begins with `samovar`, as in
+/// `SAMOVAR_HTTP_PORT_7070_TCP_ADDR`.
 fn is_of_kubernetes(rest: &str) -> bool {
-    rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_")
+    let rest = format!("_{rest}");
+    let ends = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"];
+    ends.iter().any(|end| rest.ends_with(end)) || ["_SERVICE_PORT_", "_PORT_"].iter().any(|part| rest.contains(part))
 }
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {

@@ -222,8 +222,11 @@ fn nothing_that_is_printed_holds_a_secret() {
 fn a_variable_that_looks_like_a_setting_is_told_with_the_nearest() {
     let env =
         [("SAMOVAR_TOKNE", "x"), ("SAMOVAR_LOG", "info"), ("SAMOVAR_XYZZY", "y"), ("REDIS_URL", ""), ("HOME", "/")];
-    let kubernetes = [("SAMOVAR_PORT", "tcp://"), ("SAMOVAR_PORT_7070_TCP", "1"), ("SAMOVAR_SERVICE_HOST", "h")];
-    let env: Environment = env.into_iter().chain(kubernetes).collect();
+    let services = ["SAMOVAR", "SAMOVAR_HTTP", "SAMOVAR_WORKER_2"].iter().flat_map(|service| {
+        let ends = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_7070_TCP", "PORT_7070_TCP_ADDR"];
+        ends.map(|end| (format!("{service}_{end}"), "x"))
+    });
+    let env: Environment = env.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(services).collect();
     let unknown: Vec<_> = env.unknown_settings().collect();
     assert_eq!(unknown, [("SAMOVAR_TOKNE", Some("SAMOVAR_TOKEN".to_owned())), ("SAMOVAR_XYZZY", None)]);
 }
