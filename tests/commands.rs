@@ -435,13 +435,20 @@ async fn settings_come_from_the_named_files_instead_of_dot_env() {
     assert!(missing.stderr.contains("nowhere.env: cannot be read"), "{missing:?}");
     // A reload reads the same files.
     let args = ["worker", "--env-file", &base];
-    let mut worker = samovar(args).redis(&redis).jobs(&jobs).env("SAMOVAR_LOG", "info").spawn();
+    let worker = samovar(args).redis(&redis).jobs(&jobs).env("SAMOVAR_LOG", "info");
+    let mut worker = worker.env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    let http = worker.http().await;
     readable(&redis, "a").await;
     jobs.write("base.env", "APP_KEY=rotated\n");
     worker.hangup();
     worker.wait_for_log(&["the new jobs are in use"]).await;
     assert_eq!(run_with(&redis, &jobs, &base, &["warm", "art:a", "--wait"]).await.code, Some(0));
     assert_eq!(upstream.all_requests().last().unwrap().header("x-key"), "rotated");
+    jobs.write("base.env", "APP_KEY rotated\n");
+    worker.hangup();
+    worker.wait_for_log(&["the old ones stay"]).await;
+    let health = reqwest::get(format!("{http}/health")).await.unwrap().text().await.unwrap();
+    assert!(health.contains(&format!("1 fault, at {base}")), "{health}");
 }
 
 async fn run_with(redis: &TestRedis, jobs: &JobsFolder, env_file: &str, args: &[&str]) -> Finished {

@@ -42,11 +42,17 @@ pub(super) async fn run(
 /// The timeout of leaving the fleet when the worker must end at once.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// Reloads the jobs folder, and the secrets that it names in `.env` or these files.
+/// Reloads the jobs folder, and the secrets that it names in `.env` or these files. A fault of such a file names it.
 fn reload(settings: &Settings, env_files: Vec<PathBuf>) -> Arc<Reload> {
     let (folder, ttl) = (settings.jobs.clone(), settings.default_ttl);
     Reload::new(move || {
-        let env = Environment::read(&env_files).map_err(|e| Faults(vec![Fault::whole(".env", e.to_string(), None)]))?;
+        let env = Environment::read(&env_files).map_err(|e| {
+            let names: Vec<String> = env_files.iter().map(|file| file.display().to_string()).collect();
+            let faulty = |fault: &str| names.iter().find(|name| fault.starts_with(&format!("{name}:")));
+            let fault =
+                |fault: String| Fault::whole(faulty(&fault).map_or(".env", String::as_str), fault.clone(), None);
+            Faults(e.faults.into_iter().map(fault).collect())
+        })?;
         Jobs::load(&folder, ttl, &|name| env.get(name))
     })
 }
