@@ -267,7 +267,8 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
     set(WARM, gauges.warm);
     set(OLD, gauges.old);
     set(PAUSED, gauges.paused.map(u64::from));
-    // A counter keeps its last value: NaN would spoil the rates over it.
+    // A counter keeps its last value, also after its job is removed, as the counters of this process do: NaN would
+    // spoil the rates over it.
     if let Some(Usage { tokens_spent, tokens_saved, calls_saved, not_modified, .. }) = gauges.usage {
         for (name, count) in KEPT_IN_REDIS.into_iter().zip([tokens_spent, tokens_saved, calls_saved, not_modified]) {
             set(name, Some(count));
