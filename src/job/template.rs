@@ -130,6 +130,12 @@ impl Template {
         names
     }
 
+    /// Returns the first place of the filter `path`, which is for URLs only: bytes in the source.
+    pub fn path_filter(&self) -> Option<Range<usize>> {
+        let mut words = scan::words(&self.0.source).into_iter();
+        words.find(|word| word.role == Role::Filter && word.text == "path").map(|word| word.at)
+    }
+
     /// Returns the first place of a name, as in [`Template::names`]: bytes in the source.
     pub fn locate(&self, name: &str) -> Option<Range<usize>> {
         let mut parts = name.split('.');

@@ -194,12 +194,19 @@ impl<'a> Text<'a> {
         self.doc.fault_with_help(self.at.clone(), message, Some(help.to_owned()));
     }
 
-    /// The value as a template in which these names may stand.
+    /// The value as a template of no URL, in which these names may stand.
     pub(super) fn template(&self, scope: &Scope) -> Option<Template> {
-        self.template_after("", 0, scope)
+        let template = self.template_after("", 0, scope)?;
+        let Some(at) = template.path_filter() else { return Some(template) };
+        self.doc.fault_with_help(
+            self.place(at),
+            format!("`{}`: the filter `path` is for URLs only", short(&self.value)),
+            Some("remove `| path`: text outside a URL is inserted as it is".to_owned()),
+        );
+        None
     }
 
-    /// The value from `skip` on as a template, after literal text that is not in the file.
+    /// The value from `skip` on as a template of a URL, after literal text that is not in the file.
     pub(super) fn template_after(&self, before: &str, skip: usize, scope: &Scope) -> Option<Template> {
         let source = format!("{before}{}", self.value.get(skip..).unwrap_or_default());
         let shift = |at: usize| at.saturating_sub(before.len()) + skip;

@@ -50,6 +50,24 @@ fn every_fault_has_its_place_and_its_remedy() {
             ],
         ),
         (Replace(r#""art:{name}""#, "7"), &["1:7: `key` must be a string, not an integer"]),
+        (
+            Replace("ttl =", "tags = [\"in:{{ name | path }}\"]\nttl ="),
+            &[
+                "2:23: `in:{{ name | path }}`: the filter `path` is for URLs only | remove `| path`: text outside a URL is inserted as it is",
+            ],
+        ),
+        (
+            Append("headers = { X-Name = \"{{ name | path }}\" }\n"),
+            &[
+                "6:33: `{{ name | path }}`: the filter `path` is for URLs only | remove `| path`: text outside a URL is inserted as it is",
+            ],
+        ),
+        (
+            Append("[entries.feed]\nurl = \"http://x/\"\nitem = { name = \"{{ value.name | path }}\" }\n"),
+            &[
+                "8:34: `{{ value.name | path }}`: the filter `path` is for URLs only | remove `| path`: text outside a URL is inserted as it is",
+            ],
+        ),
         (Replace("ttl =", "tll ="), &["2:1: unknown field `tll` in this file | did you mean `ttl`?"]),
         (
             Replace("1h", "1 hour ago"),
