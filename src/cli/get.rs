@@ -40,7 +40,7 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
         say("job", entry.job.clone().unwrap_or_else(|| "none: no job's key pattern matches".to_owned()));
         if let (Some(since), Some(job)) = (entry.job_paused_ms, &entry.job) {
             let since = relative(since, now);
-            say("paused", format!("the job is paused since {since}: nothing is fetched until `samovar resume {job}`"));
+            say("paused", format!("the job was paused {since}: nothing is fetched until `samovar resume {job}`"));
         }
         match entry.expiry {
             Expiry::Absent => {}
