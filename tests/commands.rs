@@ -17,6 +17,14 @@ async fn run(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> Finished {
     samovar(args).redis(redis).jobs(jobs).run().await
 }
 
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap()
+}
+
+async fn get(url: &str) -> String {
+    client().get(url).send().await.unwrap().text().await.unwrap()
+}
+
 async fn messages(redis: &TestRedis) -> u64 {
     redis.ask(&["XLEN", "samovar:inbox"]).await
 }
@@ -146,7 +154,7 @@ async fn what_the_upstream_does_not_have_is_not_asked_for_again() {
     let parts = Parts::of(&redis).await;
     let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
     let http = worker.http().await;
-    let client = reqwest::Client::new();
+    let client = client();
     let warm = async |key: &str| {
         let asked = client.post(format!("{http}/warm?wait=true")).json(&json!({"keys": [key]})).send().await.unwrap();
         asked.json::<Value>().await.unwrap()
@@ -301,7 +309,7 @@ async fn a_worker_has_one_name_in_health_log_and_watch() {
     let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
     let http = worker.http().await;
     readable(&redis, "a").await;
-    let health = async || reqwest::get(format!("{http}/health")).await.unwrap().json::<Value>().await.unwrap();
+    let health = async || serde_json::from_str::<Value>(&get(&format!("{http}/health")).await).unwrap();
     let name = health().await["worker"].as_str().unwrap().to_owned();
     worker.wait_for_log(&[&format!("worker=\"{name}\"")]).await;
     let watch = samovar(["watch", "--json"]).redis(&redis).jobs(&jobs).spawn();
@@ -336,7 +344,7 @@ async fn a_refused_reload_shows_in_health_and_metrics() {
     let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
     let http = worker.http().await;
     readable(&redis, "a").await;
-    let get = async |path: &str| reqwest::get(format!("{http}{path}")).await.unwrap().text().await.unwrap();
+    let get = async |path: &str| get(&format!("{http}{path}")).await;
     eventually("it is healthy", async || get("/health").await.contains("\"healthy\"")).await;
     assert!(get("/metrics").await.contains("samovar_reload_refused 0\n"));
     jobs.write("art.toml", &good.replace("ttl = \"1h\"", "ttl = \"hunter2\""));
@@ -447,7 +455,7 @@ async fn settings_come_from_the_named_files_instead_of_dot_env() {
     jobs.write("base.env", "APP_KEY rotated\n");
     worker.hangup();
     worker.wait_for_log(&["the old ones stay"]).await;
-    let health = reqwest::get(format!("{http}/health")).await.unwrap().text().await.unwrap();
+    let health = get(&format!("{http}/health")).await;
     assert!(health.contains(&format!("1 fault, at {base}")), "{health}");
 }
 
