@@ -31,9 +31,12 @@ async fn server(redis: &TestRedis, jobs: &JobsFolder) -> (WorkerProcess, String)
     (worker, url)
 }
 
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap()
+}
+
 async fn answer(url: &str, path: &str) -> reqwest::Response {
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap();
-    client.get(format!("{url}{path}")).send().await.unwrap()
+    client().get(format!("{url}{path}")).send().await.unwrap()
 }
 
 /// Returns what a worker says of its health, also while it is not ready.
@@ -268,4 +271,100 @@ async fn a_page_that_fails_fails_the_feed() {
     readable(&redis, "b").await;
     assert_eq!((upstream.calls("/popular"), upstream.calls("/rest")), (2, 2));
     assert_eq!(named_last(&redis).await, 2, "half of a list is none");
+}
+
+/// Returns the time until which the claim on the job's tick holds, or its next tick.
+async fn claimed_until(redis: &TestRedis) -> RedisTime {
+    redis.ask(&["ZSCORE", "samovar:{schedules}", "art"]).await
+}
+
+#[tokio::test]
+async fn a_claim_holds_while_a_page_is_read() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    let gate = upstream.gate("/popular");
+    let jobs = art.limits("timeout = \"60s\"").folder();
+    let _workers = [hasty_worker(&redis, &jobs), hasty_worker(&redis, &jobs)];
+    gate.arrived(1).await;
+    let till = claimed_until(&redis).await + Duration::from_secs(2);
+    eventually("the claim is renewed", async || claimed_until(&redis).await > till).await;
+    assert_eq!(upstream.calls("/popular"), 1, "one worker asks");
+    gate.open();
+    readable(&redis, "a").await;
+}
+
+#[tokio::test]
+async fn a_late_failure_does_not_replace_a_success() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on_each("/popular", [Reply::status(500), Reply::json(json!({"names": ["a"]}))]);
+    let gate = upstream.gate("/popular");
+    let jobs = art.limits("timeout = \"60s\"").folder();
+    let mut first = hasty_worker(&redis, &jobs);
+    gate.arrived(1).await;
+    first.freeze();
+    let _second = hasty_worker(&redis, &jobs);
+    gate.arrived(2).await;
+    gate.open();
+    readable(&redis, "a").await;
+    eventually("the warmup is over", async || redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0)
+        .await;
+    let (answered, next) = (state(&redis).await, claimed_until(&redis).await);
+    first.thaw();
+    first.wait_for_log(&["claim on a warmup has run out", "job=art"]).await;
+    assert_eq!((state(&redis).await, claimed_until(&redis).await), (answered, next));
+    assert!(!first.log().iter().any(|line| line.contains("asking a job's feed fails")));
+}
+
+#[tokio::test]
+async fn a_feed_that_hangs_delays_no_warmup_of_another_job() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    let gate = upstream.gate("/popular");
+    let other = "key = \"other:{name}\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/other\"\n\
+                 [entries]\nlist = [\"x\"]\n[warm]\nevery = \"1s\"\nrefetch = true";
+    let jobs = art.limits("timeout = \"60s\"").folder().job("other", other);
+    let _worker = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    upstream.called("/other", 2).await;
+    assert_eq!(upstream.calls("/popular"), 1);
+    gate.open();
+    readable(&redis, "a").await;
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_waits_for_no_feed() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    let gate = upstream.gate("/popular");
+    let jobs = art.limits("timeout = \"60s\"\nconcurrency = 1").folder();
+    let mut first = worker(&redis, &jobs);
+    gate.arrived(1).await;
+    first.term();
+    assert_eq!(first.wait().await.code(), Some(0));
+    let log = first.log();
+    assert!(!log.iter().any(|line| line.contains("Redis does not answer")), "it gave all back: {log:?}");
+    let now = Parts::of(&redis).await.now().await;
+    assert!(claimed_until(&redis).await <= now, "another worker can take the warmup over at once");
+    gate.open();
+    let _second = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+}
+
+#[tokio::test]
+async fn a_request_over_http_leaves_the_state_of_a_feed() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a", "b"]})));
+    let jobs = art.folder();
+    let (_worker, url) = server(&redis, &jobs).await;
+    readable(&redis, "b").await;
+    eventually("the warmup is over", async || redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0)
+        .await;
+    let before = state(&redis).await;
+    upstream.on("/popular", Reply::status(500));
+    let body = json!({"jobs": ["art"]});
+    let asked = client().post(format!("{url}/warm")).json(&body).send().await.unwrap();
+    assert_eq!(asked.status(), 202);
+    assert_eq!(asked.json::<Value>().await.unwrap()["due"], 2, "the entries of its last answer");
+    assert_eq!((upstream.calls("/popular"), state(&redis).await), (2, before));
+    assert_eq!(health(&url).await["status"], "healthy");
 }

@@ -161,8 +161,8 @@ async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Ent
     }
     for name in &wanted.jobs {
         let Some(job) = ops.jobs.jobs.get(name.as_str()) else { return unknown(format!("there is no job `{name}`")) };
-        let fed = match job.entries.feed {
-            Some(_) => Some(parts.cron.fed(job, ops.store.now().await?).await?.entries),
+        let fed = match &job.entries.feed {
+            Some(feed) => Some(parts.cron.entries_of_feed(job, feed).await?),
             None => None,
         };
         let kept_warm = ops.entries(job, fed).await?;

@@ -5,17 +5,19 @@
 //! and another worker expands the tick again. That is safe, because an entry that is fresh enough for the tick is left
 //! alone.
 //!
-//! A warmup whose feed fails stays open in the same way, and is claimed again after a backoff (`feeds`).
+//! A warmup whose feed fails stays open in the same way, and is claimed again after a backoff (`feeds`). A job with a
+//! feed is warmed up in a task of its own, so that a slow feed does not delay other jobs.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use redis::{RedisResult, Script};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::agenda::keep;
 use crate::agenda::{Agenda, Next, When};
@@ -49,13 +51,54 @@ static ENSURE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua
 
 /// The result of a warmup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Expanded {
+struct Expanded {
     /// The number of entries that the job keeps warm.
-    pub entries: usize,
+    entries: usize,
     /// The number of these to fetch.
-    pub due: usize,
+    due: usize,
     /// When to ask the job's feed again, if it failed.
-    pub ask_again: Option<Duration>,
+    ask_again: Option<Duration>,
+}
+
+/// A tick that this worker has claimed. If the claim runs out, another worker claims the tick until a later time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claim {
+    pub(super) tick: RedisTime,
+    till: RedisTime,
+}
+
+/// What is to do next.
+enum Todo {
+    /// A warmup whose tick is claimed.
+    Warmup(Arc<Job>, Claim),
+    /// Nothing for this long.
+    Wait(Duration),
+}
+
+/// The warmups of jobs with feeds that run in this worker, at most one for each job.
+#[derive(Debug, Default)]
+struct Warmups {
+    jobs: BTreeSet<JobName>,
+    tasks: JoinSet<(JobName, RedisResult<()>)>,
+}
+
+impl Warmups {
+    fn start(&mut self, cron: Cron, job: Arc<Job>, claim: Claim) {
+        self.jobs.insert(job.name.clone());
+        self.tasks.spawn(async move { (job.name.clone(), cron.warm_up(&job, claim).await) });
+    }
+
+    /// Waits until one of them ends, and returns its result; `None` if none runs.
+    async fn next(&mut self) -> Option<RedisResult<()>> {
+        match self.tasks.join_next().await? {
+            Ok((job, done)) => {
+                self.jobs.remove(&job);
+                Some(done)
+            }
+            // Nothing aborts a task while this runs.
+            Err(e) => std::panic::resume_unwind(e.into_panic()),
+        }
+    }
 }
 
 /// Runs warmups.
@@ -83,38 +126,50 @@ pub struct Cron {
     pub wakeup: Arc<Notify>,
     /// The failures of single jobs.
     pub troubles: Troubles,
+    /// Ends the loop, and at once each request to a feed.
+    pub stop: CancellationToken,
 }
 
 impl Cron {
     /// Runs until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(self) {
         let mut backoff = Backoff::new("cron");
-        while !stop.is_cancelled() {
-            let wait = match self.round().await {
+        let mut warmups = Warmups::default();
+        while !self.stop.is_cancelled() {
+            let wait = match self.round(&mut warmups).await {
                 Ok(wait) => {
                     backoff.well();
                     wait
                 }
                 Err(e) => {
-                    backoff.ill(&e, &stop).await;
+                    backoff.ill(&e, &self.stop).await;
                     continue;
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(wait.min(IDLE)) => {}
                 () = self.wakeup.notified() => {}
-                () = stop.cancelled() => {}
+                Some(done) = warmups.next() => if let Err(e) = done {
+                    backoff.ill(&e, &self.stop).await;
+                },
+                () = self.stop.cancelled() => {}
             }
         }
+        while warmups.next().await.is_some() {}
     }
 
-    /// Runs a warmup if one is due; otherwise reports the state of feeds. Returns the time until the next call.
-    async fn round(&self) -> RedisResult<Duration> {
-        let wait = self.tick().await?;
-        if !wait.is_zero() {
-            self.tell_feeds().await?;
+    /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds. Returns
+    /// the time until the next call.
+    async fn round(&self, warmups: &mut Warmups) -> RedisResult<Duration> {
+        match self.claim_tick(&warmups.jobs).await? {
+            Todo::Warmup(job, claim) if job.entries.feed.is_some() => warmups.start(self.clone(), job, claim),
+            Todo::Warmup(job, claim) => self.warm_up(&job, claim).await?,
+            Todo::Wait(wait) => {
+                self.tell_feeds().await?;
+                return Ok(wait);
+            }
         }
-        Ok(wait)
+        Ok(Duration::ZERO)
     }
 
     /// Schedules every job; at once if its file has changed or Redis has restarted, which `run_id` tells. The fleet
@@ -138,6 +193,7 @@ impl Cron {
                 .arg(job.name.as_str())
                 .arg(format!("{} {run_id}", job.digest))
                 .arg(next_tick(job, now).map(|next| next.to_string()).unwrap_or_default())
+                .arg(duration::millis(self.claim))
                 .invoke_async(&mut self.redis.clone())
                 .await?;
         }
@@ -145,60 +201,76 @@ impl Cron {
         Ok(())
     }
 
-    /// Claims and expands one warmup if one is due; returns the time until the next call.
-    ///
-    /// # Errors
-    /// Redis's; the tick is tried again when its claim expires.
-    pub async fn tick(&self) -> RedisResult<Duration> {
-        let (now, name, tick): (RedisTime, String, RedisTime) = TICK
+    /// Claims a warmup if one is due of a job that is not `running`.
+    async fn claim_tick(&self, running: &BTreeSet<JobName>) -> RedisResult<Todo> {
+        let names = self.jobs.jobs.keys().filter(|name| !running.contains(*name));
+        let (now, name, tick, till): (RedisTime, String, RedisTime, RedisTime) = TICK
             .key(self.keys.schedules())
             .key(self.keys.ticks())
             .arg(duration::millis(self.claim))
-            .arg(self.jobs.jobs.keys().map(JobName::as_str).collect::<Vec<_>>())
+            .arg(names.map(JobName::as_str).collect::<Vec<_>>())
             .invoke_async(&mut self.redis.clone())
             .await?;
         if name.is_empty() {
-            return Ok(if tick < RedisTime::ZERO { IDLE } else { tick.saturating_since(now) });
+            return Ok(Todo::Wait(if tick < RedisTime::ZERO { IDLE } else { tick.saturating_since(now) }));
         }
-        let Some(job) = self.jobs.jobs.get(name.as_str()) else { return Ok(IDLE) };
+        let Some(job) = self.jobs.jobs.get(name.as_str()) else { return Ok(Todo::Wait(IDLE)) };
+        Ok(Todo::Warmup(Arc::clone(job), Claim { tick, till }))
+    }
+
+    /// Expands a claimed tick and sets the next one. Does neither if another worker takes the tick over.
+    ///
+    /// # Errors
+    /// Redis's; the tick is tried again when its claim expires.
+    async fn warm_up(&self, job: &Arc<Job>, mut claim: Claim) -> RedisResult<()> {
         let begun = Instant::now();
-        let Some(expanded) = self.troubles.alone(&name, self.expand(job, tick).await)? else {
+        let name = job.name.as_str();
+        let Some(expanded) = self.troubles.alone(name, self.expand(job, &mut claim).await)?.flatten() else {
             // The tick is tried again when its claim expires; other jobs do not wait for that.
-            return Ok(Duration::ZERO);
+            return Ok(());
         };
         let Expanded { entries, due, ask_again } = expanded;
         let now = self.store.now().await?;
         let next = next_tick(job, now);
         if let Some(wait) = ask_again.filter(|wait| next.is_none_or(|next| now + *wait < next)) {
-            let _: u8 = RETRY
-                .key(self.keys.schedules())
-                .key(self.keys.ticks())
-                .arg(&name)
-                .arg(tick)
-                .arg(duration::millis(wait))
-                .invoke_async(&mut self.redis.clone())
-                .await?;
-            if entries > 0 {
+            if self.leave_open(job, claim, wait).await? && entries > 0 {
                 let again = wait.as_secs_f32();
                 info!(job = name, entries, due, again, "warmup without the job's feed, which is asked again");
             }
-            return Ok(Duration::ZERO);
+            return Ok(());
         }
-        let _: u8 = END_TICK
+        let ended: bool = END_TICK
             .key(self.keys.schedules())
             .key(self.keys.ticks())
-            .arg(&name)
-            .arg(tick)
+            .arg(name)
+            .arg(claim.tick)
+            .arg(claim.till)
             .arg(next.map(|next| next.to_string()).unwrap_or_default())
             .invoke_async(&mut self.redis.clone())
             .await?;
+        if !ended {
+            return Ok(());
+        }
         if ask_again.is_some() {
             info!(job = name, entries, due, "warmup without the job's feed, which is asked again at the next one");
-            return Ok(Duration::ZERO);
+            return Ok(());
         }
         self.note_success(job, now).await?;
         info!(job = name, entries, due, seconds = begun.elapsed().as_secs_f32(), "warmup");
-        Ok(Duration::ZERO)
+        Ok(())
+    }
+
+    /// Leaves a tick open, to be claimed again after `wait`. Returns `false` if another worker has taken it over.
+    pub(super) async fn leave_open(&self, job: &Job, claim: Claim, wait: Duration) -> RedisResult<bool> {
+        RETRY
+            .key(self.keys.schedules())
+            .key(self.keys.ticks())
+            .arg(job.name.as_str())
+            .arg(claim.tick)
+            .arg(claim.till)
+            .arg(duration::millis(wait))
+            .invoke_async(&mut self.redis.clone())
+            .await
     }
 
     /// Notes the time of the job's last complete warmup, for people and metrics.
@@ -209,16 +281,18 @@ impl Cron {
         self.troubles.of("noting a warmup").alone(job.name.as_str(), noted).map(|_| ())
     }
 
-    /// Puts the entries on the agenda that the warmup at `tick` must fetch.
+    /// Puts the entries on the agenda that the warmup at a claimed tick must fetch. Returns `None` if another worker
+    /// takes the tick over.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn expand(&self, job: &Arc<Job>, tick: RedisTime) -> RedisResult<Expanded> {
-        let mut fed = self.fed(job, tick).await?;
+    async fn expand(&self, job: &Arc<Job>, claim: &mut Claim) -> RedisResult<Option<Expanded>> {
+        let Some(mut fed) = self.fed(job, claim).await? else { return Ok(None) };
+        let tick = claim.tick;
         let mut total = Expanded { ask_again: fed.ask_again, ..Expanded::default() };
         if fed.ask_again.is_some() && fed.state.tick_ms == Some(tick) {
             // Everything else of this warmup is on the agenda since the feed failed first.
-            return Ok(total);
+            return Ok(Some(total));
         }
         let named = job.entries.list.iter().chain(&fed.entries).filter_map(|params| job.key.write(params));
         let popular = self.popularity.top(job, job.entries.popular).await?;
@@ -260,26 +334,35 @@ impl Cron {
             total.entries += keys.len();
             total.due += due.len();
             // A long warmup renews its claim.
-            self.hold(job, tick).await?;
+            if !self.hold(job, claim).await? {
+                return Ok(None);
+            }
         }
         if fed.ask_again.is_some() {
             fed.state.tick_ms = Some(tick);
             self.keep_state(job, &fed.state).await?;
         }
-        Ok(total)
+        Ok(Some(total))
     }
 
-    /// Renews the claim on a tick.
-    pub(super) async fn hold(&self, job: &Job, tick: RedisTime) -> RedisResult<()> {
-        let _: u8 = HOLD
+    /// Renews the claim on a tick. Returns `false` if another worker has taken the tick over.
+    pub(super) async fn hold(&self, job: &Job, claim: &mut Claim) -> RedisResult<bool> {
+        let till: RedisTime = HOLD
             .key(self.keys.schedules())
             .key(self.keys.ticks())
             .arg(job.name.as_str())
-            .arg(tick)
+            .arg(claim.tick)
+            .arg(claim.till)
             .arg(duration::millis(self.claim))
             .invoke_async(&mut self.redis.clone())
             .await?;
-        Ok(())
+        let holds = till > RedisTime::ZERO;
+        if holds {
+            claim.till = till;
+        } else {
+            debug!(job = %job.name, "this worker's claim on a warmup has run out; another worker runs the warmup");
+        }
+        Ok(holds)
     }
 }
 

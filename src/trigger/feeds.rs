@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::RedisResult;
+use tracing::warn;
 
-use super::cron::Cron;
+use super::cron::{Claim, Cron};
 use crate::entry::{Priority, UpstreamName};
 use crate::job::{Feed, Job, Params};
 use crate::popularity::{FeedState, feed};
@@ -25,9 +26,9 @@ const ASKING: &str = "asking a job's feed";
 
 /// The entries of a job's feed at a warmup.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Named {
+pub(super) struct Named {
     /// The entries.
-    pub(crate) entries: Vec<Params>,
+    pub(super) entries: Vec<Params>,
     /// When to ask the feed again, if it failed.
     pub(super) ask_again: Option<Duration>,
     /// The state of the feed after it was asked.
@@ -52,35 +53,29 @@ impl From<FetchError> for Failure {
 }
 
 impl Cron {
-    /// Returns the entries that the job's feed names; if it fails, those of its last answer.
+    /// Returns the entries that the job's feed names; if it fails, those of its last answer. Returns `None` if another
+    /// worker takes the tick over, or once this one stops.
     ///
     /// # Errors
     /// Redis's.
-    pub(crate) async fn fed(&self, job: &Arc<Job>, tick: RedisTime) -> RedisResult<Named> {
+    pub(super) async fn fed(&self, job: &Arc<Job>, claim: &mut Claim) -> RedisResult<Option<Named>> {
         let mut redis = self.redis.clone();
         let Some(asked) = &job.entries.feed else {
             feed::forget(&mut redis, &self.keys, job).await?;
-            return Ok(Named::default());
+            return Ok(Some(Named::default()));
         };
-        let answer = self.ask_feed(job, asked, tick).await;
-        self.hold(job, tick).await?;
+        let Some(answer) = self.ask_and_hold(job, asked, claim).await? else { return Ok(None) };
+        let answer = self.doubt(job, asked, answer).await?;
+        // After this, no other worker writes the state for as long as the claim holds.
+        if !self.hold(job, claim).await? {
+            return Ok(None);
+        }
         let kept = self.troubles.of("reading the state of a feed");
         let state = kept.alone(job.name.as_str(), FeedState::read(&mut redis, &self.keys, &job.name).await)?;
         let mut state = state.unwrap_or_default();
         let now = self.store.now().await?;
         let failure = match answer {
-            Ok(fed) if !fed.entries.is_empty() || asked.may_be_empty => return self.use_answer(job, fed, now).await,
-            Ok(fed) => {
-                let last = feed::named_last(&mut redis, &self.keys, job).await?.len();
-                if last < MANY {
-                    return self.use_answer(job, fed, now).await;
-                }
-                let reason = format!(
-                    "the feed answered without an entry, and named {last} before; write `empty = \"ok\"` if it may be \
-                     empty"
-                );
-                Failure { reason, wait: Duration::ZERO }
-            }
+            Ok(fed) => return self.use_answer(job, fed, now).await.map(Some),
             Err(failure) => failure,
         };
         metrics::feed_failed(&job.name);
@@ -89,7 +84,41 @@ impl Cron {
         let wait = retry_after(state.failures).max(failure.wait);
         self.keep_state(job, &state).await?;
         let entries = feed::named_last(&mut redis, &self.keys, job).await?;
-        Ok(Named { entries, ask_again: Some(wait), state })
+        Ok(Some(Named { entries, ask_again: Some(wait), state }))
+    }
+
+    /// Returns the entries that a job's feed names now; if it fails, those of its last answer. The state of the feed
+    /// stays as the last warmup left it.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub(crate) async fn entries_of_feed(&self, job: &Job, asked: &Feed) -> RedisResult<Vec<Params>> {
+        let answer = tokio::select! {
+            answer = self.ask_feed(job, asked) => answer,
+            () = self.stop.cancelled() => Err(Failure { reason: "the worker stops".to_owned(), wait: Duration::ZERO }),
+        };
+        match self.doubt(job, asked, answer).await? {
+            Ok(fed) => Ok(fed.entries),
+            Err(Failure { reason, .. }) => {
+                warn!(job = %job.name, "a request takes the entries of the feed's last usable answer: {reason}");
+                feed::named_last(&mut self.redis.clone(), &self.keys, job).await
+            }
+        }
+    }
+
+    /// Makes an empty answer after one that named many entries a failure, unless the feed may be empty.
+    async fn doubt(&self, job: &Job, asked: &Feed, answer: Result<Fed, Failure>) -> RedisResult<Result<Fed, Failure>> {
+        if asked.may_be_empty || answer.as_ref().is_ok_and(|fed| !fed.entries.is_empty()) || answer.is_err() {
+            return Ok(answer);
+        }
+        let last = feed::named_last(&mut self.redis.clone(), &self.keys, job).await?.len();
+        if last < MANY {
+            return Ok(answer);
+        }
+        let reason = format!(
+            "the feed answered without an entry, and named {last} before; write `empty = \"ok\"` if it may be empty"
+        );
+        Ok(Err(Failure { reason, wait: Duration::ZERO }))
     }
 
     async fn use_answer(&self, job: &Job, fed: Fed, now: RedisTime) -> RedisResult<Named> {
@@ -136,9 +165,34 @@ impl Cron {
         }
     }
 
+    /// Asks a job's feed, and renews the claim on the tick meanwhile. Returns `None` if another worker takes the tick
+    /// over. Once this worker stops, leaves the tick to others and returns `None` as well.
+    async fn ask_and_hold(
+        &self,
+        job: &Job,
+        feed: &Feed,
+        claim: &mut Claim,
+    ) -> RedisResult<Option<Result<Fed, Failure>>> {
+        {
+            let asking = self.ask_feed(job, feed);
+            tokio::pin!(asking);
+            loop {
+                tokio::select! {
+                    answer = &mut asking => return Ok(Some(answer)),
+                    () = tokio::time::sleep(self.claim / 3) => if !self.hold(job, claim).await? {
+                        return Ok(None);
+                    },
+                    () = self.stop.cancelled() => break,
+                }
+            }
+        }
+        self.leave_open(job, *claim, Duration::ZERO).await?;
+        Ok(None)
+    }
+
     /// Asks a job's feed, each page within its upstream's limits and with high priority, since a whole warmup depends
     /// on it.
-    async fn ask_feed(&self, job: &Arc<Job>, feed: &Feed, tick: RedisTime) -> Result<Fed, Failure> {
+    async fn ask_feed(&self, job: &Job, feed: &Feed) -> Result<Fed, Failure> {
         let mut reading = self.sources.read_feed(job, feed)?;
         while !reading.is_over() {
             let permit = self.permit(&feed.upstream).await?;
@@ -147,8 +201,6 @@ impl Cron {
                 permit.end(&page).await;
             }
             page?;
-            // Many pages take longer than the claim holds. A claim that cannot be renewed runs out.
-            let _ = self.hold(job, tick).await;
         }
         Ok(reading.finish()?)
     }

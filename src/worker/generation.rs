@@ -165,7 +165,7 @@ fn start_listeners(
 /// Starts the loops that make entries due and claim them.
 fn start_producers(loops: &mut Supervisor, producers: Producers, stop: &CancellationToken) {
     let Producers { cron, misses, sampler, dispatcher } = producers;
-    loops.run("cron", cron.run(stop.clone()));
+    loops.run("cron", cron.run());
     if let Some(misses) = misses {
         loops.run("the misses", misses.run(stop.clone()));
     }

@@ -114,7 +114,7 @@ impl<'a> Parts<'a> {
         let shared = Shared::new(process, jobs)?;
         let (warming, finisher) = Box::pin(shared.warming(&process.wrong_types, stop)).await?;
         let (pipeline, pipeline_loop) = Pipeline::new(shared.invalidator.clone(), shared.telemetry.clone());
-        let (cron, revalidator) = (shared.cron(), shared.revalidator());
+        let (cron, revalidator) = (shared.cron(stop), shared.revalidator());
         let job_cleaner = shared.job_cleaner();
         let watermark = Watermark::of(&shared.worker);
         let channel = shared.channel(&pipeline, Arc::clone(&revalidator.wakeup))?;
@@ -326,7 +326,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    fn cron(&self) -> Cron {
+    fn cron(&self, stop: &CancellationToken) -> Cron {
         Cron {
             popularity: self.popularity.clone(),
             redis: self.redis.clone(),
@@ -339,6 +339,7 @@ impl<'a> Shared<'a> {
             claim: self.settings.claim,
             wakeup: Arc::new(Notify::new()),
             troubles: self.health.troubles.of("cron"),
+            stop: stop.clone(),
         }
     }
 
