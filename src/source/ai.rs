@@ -43,7 +43,7 @@ pub(super) async fn fetch(sources: &Sources, source: &AiSource, ask: &Ask<'_>) -
             return (Err(answer_error(&url, &reason)), told(&reached, prompt).unwrap_or(Spent::Nothing));
         }
         Ok(Received::Unchanged) => {
-            return (Err(answer_error(&url, "answers 304 without having been asked")), Spent::Nothing);
+            return (Err(answer_error(&url, "answers 304 to an unconditional request")), Spent::Nothing);
         }
         Err(error) => {
             let untold = if reached.may_be_paid() { Spent::Untold { prompt } } else { Spent::Nothing };

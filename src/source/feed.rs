@@ -22,6 +22,8 @@ const LONGEST: usize = 1_000_000;
 const MOST_PAGES: usize = 1_000;
 /// The part of an item that messages show, in characters.
 const EXCERPT: usize = 100;
+/// JSON integers of this size or more are read as floats, unless they fit into 64 bits.
+const EXACT: f64 = 9_223_372_036_854_775_808.0;
 /// The longest time that all pages may take together.
 const LONGEST_READING: Duration = Duration::from_secs(300);
 
@@ -30,7 +32,7 @@ const LONGEST_READING: Duration = Duration::from_secs(300);
 pub struct Fed {
     /// The entries, in the upstream's order; one that is named twice comes twice.
     pub entries: Vec<Params>,
-    /// Items that name no entry, or too long a key.
+    /// Items that name no entry, and combinations of items with constants that make no key.
     pub skipped: usize,
     /// Where the first of these stands, and why it was skipped.
     pub first_skipped: Option<String>,
@@ -64,6 +66,11 @@ impl<'a> FeedReading<'a> {
         self.next.is_none()
     }
 
+    /// Returns `true` as long as no page named an entry.
+    pub fn names_nothing(&self) -> bool {
+        self.fed.entries.is_empty()
+    }
+
     /// Reads the next page, with one request.
     ///
     /// # Errors
@@ -87,7 +94,10 @@ impl<'a> FeedReading<'a> {
             return Err(answer_error(&client.hide(first.as_str()), &reason));
         }
         let skipped = fed.skipped;
-        warn!(job = %job.name, skipped, "items of the job's feed name no entry and are skipped; the first: {why}");
+        warn!(
+            job = %job.name, skipped,
+            "items of the job's feed name no entry, with some constants or at all, and are skipped; the first: {why}"
+        );
         Ok(fed)
     }
 
@@ -107,13 +117,13 @@ impl<'a> FeedReading<'a> {
         let answer = match self.client.exchange(request).await? {
             Received::Body(answer) => answer,
             Received::Gone => return Err(answer_error(url.as_str(), "says that there is no such feed (404 or 410)")),
-            Received::Unchanged => return Err(answer_error(url.as_str(), "answers 304 without having been asked")),
+            Received::Unchanged => return Err(answer_error(url.as_str(), "answers 304 to an unconditional request")),
         };
         self.add_items(&answer)?;
         let next = self.next_page(&answer, &url)?;
         self.asked.insert(url);
         if next.as_ref().is_some_and(|next| self.asked.contains(next)) {
-            return Err(answer.error("names a page as the next one that was read before: see `next`"));
+            return Err(answer.error("has a `next` that names a page that was already read"));
         }
         self.next = next;
         Ok(())
@@ -133,8 +143,8 @@ impl<'a> FeedReading<'a> {
             if self.fed.entries.len() > LONGEST {
                 return Err(answer.error(&format!("names more than {LONGEST} entries")));
             }
-            if let Err(reason) = added {
-                self.fed.skipped += 1;
+            if let Err((skipped, reason)) = added {
+                self.fed.skipped += skipped;
                 self.fed.first_skipped.get_or_insert_with(|| match self.feed.next {
                     Some(_) => format!("item {index} of page {page} {reason}"),
                     None => format!("item {index} {reason}"),
@@ -144,31 +154,38 @@ impl<'a> FeedReading<'a> {
         Ok(())
     }
 
-    /// Adds the entries that an item names, one for each combination of the constants.
-    fn add(&mut self, item: &str) -> Result<(), String> {
-        let named = self.params(item)?;
-        let mut added = Ok(());
+    /// Adds the entries that an item names, one for each combination of the constants. Otherwise returns the number of
+    /// combinations that make no key (1 if the item names nothing), and why.
+    fn add(&mut self, item: &str) -> Result<(), (usize, String)> {
+        let named = self.params(item).map_err(|reason| (1, reason))?;
+        let mut skipped = 0;
         for constants in &self.feed.with {
             let mut params = named.clone();
             params.extend(constants.iter().map(|(name, text)| (name.clone(), text.clone())));
             match self.job.key.write(&params) {
                 Some(_) => self.fed.entries.push(params),
-                None => {
-                    let beginning: String = item.chars().take(EXCERPT).collect();
-                    added = Err(format!("makes no key of `{}`; it begins: {beginning}", self.job.key));
-                }
+                None => skipped += 1,
             }
         }
-        added
+        if skipped == 0 {
+            return Ok(());
+        }
+        let beginning: String = item.chars().take(EXCERPT).collect();
+        Err((skipped, format!("makes no key of `{}`; it begins: {beginning}", self.job.key)))
     }
 
     /// Returns the placeholders' values that an item gives.
     fn params(&self, item: &str) -> Result<Params, String> {
         if !self.feed.item.is_empty() {
-            let value = serde_json::from_str(item).map_err(|error| format!("is not JSON: {error}"))?;
-            let context = context(&Params::new(), &Map::new(), Some(value));
+            let mut value: Value = serde_json::from_str(item).map_err(|error| format!("is not JSON: {error}"))?;
+            let of = |value| context(&Params::new(), &Map::new(), Some(value));
+            let context = of(value.clone());
+            let exact = (zero_inexact(&mut value) > 0).then(|| of(value));
             let params = self.feed.item.iter().map(|(name, template)| {
                 let value = template.value(&context).map_err(|reason| format!("gives no `{name}`: {reason}"))?;
+                if exact.as_ref().is_some_and(|exact| template.value(exact).as_ref() != Ok(&value)) {
+                    return Err(format!("gives a number of more than 64 bits as `{name}`: send it as a string"));
+                }
                 // A string is a text already; anything else is read as the answer's own fields are.
                 let text = match value {
                     Value::String(text) => filled(text),
@@ -249,6 +266,19 @@ fn text_of(json: &str) -> Result<String, &'static str> {
         Ok(Value::String(text)) => filled(text),
         Ok(other) => Err(kind(&other)),
         Err(_) => Err("not JSON"),
+    }
+}
+
+/// Replaces the numbers that are too large to be exact by 0, and returns how many there are.
+fn zero_inexact(value: &mut Value) -> usize {
+    match value {
+        Value::Number(number) if number.as_f64().is_some_and(|float| number.is_f64() && float.abs() >= EXACT) => {
+            *value = 0.into();
+            1
+        }
+        Value::Array(items) => items.iter_mut().map(zero_inexact).sum(),
+        Value::Object(fields) => fields.values_mut().map(zero_inexact).sum(),
+        _ => 0,
     }
 }
 

@@ -50,7 +50,7 @@ fn item(
         if constants.contains_key(&field.name) {
             field.doc.fault_with_help(
                 field.key.clone(),
-                format!("`{}` stands in `item` and in `with`", field.name),
+                format!("`{}` is in both `item` and `with`", field.name),
                 Some("keep one of them".to_owned()),
             );
         } else {

@@ -70,7 +70,7 @@ async fn items_of_each_shape_name_entries() {
 #[tokio::test]
 async fn an_item_that_names_no_entry_is_skipped_and_told() {
     let item = "item = { name = \"{{ value.id }}\" }";
-    let cases: [(&str, &str, &'static str, usize, &str); 10] = [
+    let cases: [(&str, &str, &'static str, usize, &str); 14] = [
         ("t:{name}", "", r#"{"names": ["a", null, "", true]}"#, 3, "item 1 is null, but must be text or a number"),
         ("t:{name}", "", r#"{"names": ["", "a"]}"#, 1, "item 0 is an empty string"),
         ("t:{name}", "", r#"{"names": ["a", ["b"]]}"#, 1, "item 1 is an array"),
@@ -80,6 +80,28 @@ async fn an_item_that_names_no_entry_is_skipped_and_told() {
         ("t:{name}", item, r#"{"names": [{"id": "a"}, {"no": 1}]}"#, 1, "item 1 gives no `name`: "),
         ("t:{name}", item, r#"{"names": [{"id": "a"}, null]}"#, 1, "item 1 gives no `name`: "),
         ("t:{name}:x", "with = {}", r#"{"names": [7, {"name": {}}]}"#, 1, "item 1 has an object as `name`"),
+        (
+            "t:{name}",
+            item,
+            r#"{"names": [{"id": 18446744073709551615, "no": 123456789012345678901}, {"id": 123456789012345678901}]}"#,
+            1,
+            "item 1 gives a number of more than 64 bits as `name`",
+        ),
+        (
+            "t:{name}",
+            "item = { name = \"p-{{ value.id }}\" }",
+            r#"{"names": [{"no": 1e30, "id": 123456789012345678901}, {"id": -9223372036854775807}]}"#,
+            1,
+            "item 0 gives a number of more than 64 bits as `name`",
+        ),
+        (
+            "t:{size}:{name}",
+            "with = { size = [\"s\", \"a:b\", \"c:d\"] }",
+            r#"{"names": [1]}"#,
+            2,
+            "item 0 makes no key",
+        ),
+        ("t:{size}:{name}", "with = { size = [\"s\", \"a:b\"] }", r#"{"names": [1, null]}"#, 2, "item 0 makes no key"),
         (
             "t:{size}:{name}",
             "",
@@ -150,7 +172,7 @@ async fn a_next_page_is_asked_only_where_the_feed_is() {
         (r#""eyJpZCI6MX0""#, "has no URL at `/next`: set `next_param`"),
         ("17", "has a number at `/next`, which names no page"),
         ("{}", "has an object at `/next`, which names no page"),
-        (r#""/popular?sort=up""#, "names a page as the next one that was read before"),
+        (r#""/popular?sort=up""#, "has a `next` that names a page that was already read"),
     ];
     for (next, reason) in cases {
         let answer = format!(r#"{{"names": [1], "next": {next}}}"#);

@@ -318,7 +318,7 @@ fn every_fault_has_its_place_and_its_remedy() {
             &[
                 "8:10: `id` is no placeholder of the key `art:{name}` | the key has `name`",
                 "8:15: `id` must be a string, not an integer",
-                "8:18: `name` stands in `item` and in `with` | keep one of them",
+                "8:18: `name` is in both `item` and `with` | keep one of them",
                 "8:29: `name` is not defined | known here: value and env.NAME",
                 "9:8: `next` is no JSON Pointer: it does not begin with `/` | write \"/next\"",
                 "10:1: `with` gives all placeholders of the key, and leaves none to the feed | write these entries into `list`, or leave a placeholder to the items",
