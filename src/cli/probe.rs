@@ -19,7 +19,7 @@ use crate::config::{Environment, Settings};
 use crate::entry::JobName;
 use crate::entry::escape::{escaped, json};
 use crate::job::{Job, Jobs, Params};
-use crate::source::{Answer, Ask, Sources};
+use crate::source::{Answer, Ask, Fed, FetchError, Sources};
 use crate::warmer::check_storable;
 
 /// The timeout of one answer; upstreams' own timeouts are usually shorter.
@@ -159,15 +159,23 @@ struct Probe<'a> {
 type Input = (String, Duration, Result<Value, String>);
 
 impl Probe<'_> {
-    /// Returns an entry of a job: the first listed one, or the first of its feed.
-    async fn example(&self, job: &std::sync::Arc<Job>) -> Result<Params, String> {
-        if let Some(params) = job.entries.list.first() {
-            return Ok(params.clone());
+    /// Returns an entry of a job: the first listed one, or the first of its feed. Asks the feed in both cases, up to the
+    /// first page that names an entry.
+    async fn example(&self, job: &Job) -> Result<Params, String> {
+        let mut fed = Fed::default();
+        if let Some(feed) = &job.entries.feed {
+            let fails = |e: FetchError| format!("its feed {}", e.of_feed());
+            let mut reading = self.sources.read_feed(job, feed).map_err(fails)?;
+            while !reading.is_over() && reading.names_nothing() {
+                reading.read_page().await.map_err(fails)?;
+            }
+            fed = reading.finish().map_err(fails)?;
         }
-        let fed = self.sources.feed(job).await.map_err(|e| format!("its feed {}", e.of_feed()))?;
-        fed.entries
-            .into_iter()
-            .next()
+        job.entries
+            .list
+            .first()
+            .cloned()
+            .or_else(|| fed.entries.into_iter().next())
             .ok_or_else(|| "neither the job nor its feed lists an entry, so there is nothing to fetch".to_owned())
     }
 

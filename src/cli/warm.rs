@@ -13,15 +13,17 @@ use super::exit;
 use super::session::{Failed, Session, complain, jobs, print_json, relative};
 use crate::agenda::When;
 use crate::config::{Environment, Settings};
-use crate::entry::EntryKey;
 use crate::entry::Trigger;
 use crate::entry::escape::escaped;
-use crate::job::{Job, Jobs, Params};
+use crate::entry::{EntryKey, Priority};
+use crate::job::{Feed, Job, Jobs, Params};
 use crate::ops::{Done, Failure, Ops};
-use crate::source::{Ask, Sources};
+use crate::source::{Ask, Fed, Gate, Refusal, Sources};
 
 /// Entries in one round trip.
 const PAGE: usize = 500;
+/// The longest wait until the upstream admits a request for a page of the feed.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The most failures that are shown.
 const SHOWN: usize = 20;
 
@@ -53,7 +55,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     let session = Session::open(settings).await?;
     let ops = session.ops(&jobs);
     let (job, entries, when) = match (jobs.jobs.get(args.what.as_str()), jobs.owner(&args.what)) {
-        (Some(job), _) => (job, entries(&ops, job).await?, When::NOW),
+        (Some(job), _) => (job, entries(&session, &ops, job).await?, When::NOW),
         (None, Some((job, params))) => {
             let key = EntryKey::new(args.what.as_str());
             if !args.force && ops.is_mistaken_pattern(job, &key, &params).await? {
@@ -112,14 +114,10 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
 }
 
 /// Returns the entries that a job keeps warm: those its file lists, and those its feed names now.
-async fn entries(ops: &Ops, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, Failed> {
+async fn entries(session: &Session, ops: &Ops, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, Failed> {
     let mut named = None;
-    if job.entries.feed.is_some() {
-        let fed = match Sources::new(&ops.jobs) {
-            Ok(sources) => sources.feed(job).await.map_err(|e| e.of_feed()),
-            Err(e) => Err(format!("cannot be asked: {e}")),
-        };
-        match fed {
+    if let Some(feed) = &job.entries.feed {
+        match ask(session, ops, job, feed).await {
             Ok(fed) => named = Some(fed.entries),
             Err(e) => {
                 let name = &job.name;
@@ -128,6 +126,33 @@ async fn entries(ops: &Ops, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, F
         }
     }
     Ok(ops.entries(job, named).await?)
+}
+
+/// Asks a job's feed within its upstream's limits.
+async fn ask(session: &Session, ops: &Ops, job: &Job, feed: &Feed) -> Result<Fed, String> {
+    let sources = Sources::new(&ops.jobs).map_err(|e| format!("cannot be asked: {e}"))?;
+    let mut reading = sources.read_feed(job, feed).map_err(|e| e.of_feed())?;
+    let upstream = ops.jobs.upstreams.get(&feed.upstream);
+    let gate =
+        upstream.map(|upstream| Arc::new(Gate::new(Arc::clone(upstream), session.redis.clone(), &session.keys, 1)));
+    while !reading.is_over() {
+        let permit = match &gate {
+            Some(gate) => {
+                // No signal tells this gate of a pause.
+                gate.refresh().await;
+                let refused =
+                    |refusal: Refusal| format!("cannot be asked: {} admits nothing: {}", feed.upstream, refusal.reason);
+                Some(gate.admit(Priority::High, Instant::now() + LONGEST_WAIT).await.map_err(refused)?)
+            }
+            None => None,
+        };
+        let page = reading.read_page().await;
+        if let Some(permit) = permit {
+            permit.end(&page).await;
+        }
+        page.map_err(|e| e.of_feed())?;
+    }
+    reading.finish().map_err(|e| e.of_feed())
 }
 
 /// The most requests that a warming would make.
