@@ -368,3 +368,45 @@ async fn a_request_over_http_leaves_the_state_of_a_feed() {
     assert_eq!((upstream.calls("/popular"), state(&redis).await), (2, before));
     assert_eq!(health(&url).await["status"], "healthy");
 }
+
+#[tokio::test]
+async fn a_feed_that_is_removed_leaves_no_failures() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::status(500));
+    let jobs = art.folder();
+    let first = worker(&redis, &jobs);
+    eventually("it failed", async || state(&redis).await["failures"].as_u64() > Some(0)).await;
+    drop(first);
+    jobs.write("art.toml", &art.entries("").toml());
+    let _second = worker(&redis, &jobs);
+    eventually("its state is gone", async || state(&redis).await.is_null()).await;
+}
+
+#[tokio::test]
+async fn samovar_warm_asks_no_feed_of_a_paused_upstream() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::status(429).header("Retry-After", "600"));
+    let jobs = art.list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    eventually("it failed", async || state(&redis).await["failures"].as_u64() > Some(0)).await;
+    let warmed = samovar(["warm", "art"]).redis(&redis).jobs(&jobs).run().await;
+    assert_eq!(warmed.code, Some(0), "{warmed:?}");
+    assert!(warmed.stderr.contains("museum admits nothing: retry-after"), "{warmed:?}");
+    assert_eq!(upstream.calls("/popular"), 1);
+}
+
+#[tokio::test]
+async fn check_fetch_asks_a_feed_up_to_its_first_entry() {
+    let (redis, upstream, art) = rarely(&FEED.replace(" }", ", next = \"/next\" }")).await;
+    upstream.on("/popular", Reply::json(json!({"names": [], "next": "/more"})));
+    upstream.on("/more", Reply::json(json!({"names": ["a"], "next": "/rest"})));
+    let jobs = art.list(["listed"]).folder();
+    let checked = samovar(["check", "--fetch"]).redis(&redis).jobs(&jobs).run().await;
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    assert_eq!((upstream.calls("/popular"), upstream.calls("/more"), upstream.calls("/rest")), (1, 1, 0));
+    assert_eq!((upstream.calls("/art/listed"), upstream.calls("/art/a")), (1, 0));
+    upstream.on("/popular", Reply::status(500));
+    let checked = samovar(["check", "--fetch"]).redis(&redis).jobs(&jobs).run().await;
+    assert_eq!(checked.code, Some(1), "{checked:?}");
+    assert!(checked.stdout.contains("its feed does not work"), "{checked:?}");
+}

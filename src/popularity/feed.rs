@@ -39,7 +39,7 @@ pub struct FeedState {
     pub answered_ms: Option<RedisTime>,
     /// Entries that this answer named.
     pub entries: usize,
-    /// Items of this answer that name no entry.
+    /// Items of this answer that name no entry, and combinations of items with constants that make no key.
     pub skipped: usize,
     /// Where the first of them stands, and why it was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,6 +81,14 @@ impl FeedState {
     pub(crate) async fn keep(&self, redis: &mut Connection, keys: &Keys, job: &JobName) -> RedisResult<()> {
         let text = serde_json::to_string(self).unwrap_or_default();
         redis::cmd("HSET").arg(keys.stats(job)).arg(STATE).arg(text).exec_async(redis).await
+    }
+
+    /// Removes the state of a job that has no feed.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub(crate) async fn forget(redis: &mut Connection, keys: &Keys, job: &JobName) -> RedisResult<()> {
+        redis::cmd("HDEL").arg(keys.stats(job)).arg(STATE).exec_async(redis).await
     }
 
     /// Counts a failure.

@@ -62,6 +62,8 @@ impl Cron {
         let mut redis = self.redis.clone();
         let Some(asked) = &job.entries.feed else {
             feed::forget(&mut redis, &self.keys, job).await?;
+            let forgotten = FeedState::forget(&mut redis, &self.keys, &job.name).await;
+            self.troubles.of("forgetting the state of a feed").alone(job.name.as_str(), forgotten)?;
             return Ok(Some(Named::default()));
         };
         let Some(answer) = self.ask_and_hold(job, asked, claim).await? else { return Ok(None) };

@@ -1,4 +1,4 @@
--- Renews the claim on a warmup that takes long. The time until which a claim holds tells it from other claims on its tick.
+-- Renews the claim on a warmup that takes long. Claims on the same tick differ in the time until which they hold.
 -- KEYS  1 schedules (sorted set, score = ms)  2 claimed ticks (hash, job to tick)
 -- ARGV  1 job  2 the claimed tick (ms)  3 the time until which the claim holds (ms)
 --       4 the time for which it holds from now on (ms)
