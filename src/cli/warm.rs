@@ -83,12 +83,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     session.agenda.put(&job.name, &keys, when, Trigger::Manual).await?;
     let workers = session.workers().await?;
     if let Some(since) = ops.paused(&job.name).await? {
-        eprintln!(
-            "{} is paused since {}: resume it with `samovar resume {}`.",
-            job.name,
-            relative(since, asked),
-            job.name
-        );
+        eprintln!("{} was paused {}: resume it with `samovar resume {}`.", job.name, relative(since, asked), job.name);
     }
     if workers == 0 {
         eprintln!("No worker is running: due entries are fetched once you start one with `samovar worker`.");
