@@ -52,7 +52,8 @@ torture: setup ## Long runs with faults: make torture TIMES=50 SEED=7 SECONDS=60
 	@./scripts/install-faketime.sh
 	SAMOVAR_TORTURE=$(TIMES) SAMOVAR_TEST_SECONDS=$(SECONDS) $(if $(SEED),SAMOVAR_TEST_SEED=$(SEED)) \
 		$(if $(ENTRIES),SAMOVAR_TORTURE_ENTRIES=$(ENTRIES)) $(if $(KILLS),SAMOVAR_TORTURE_KILLS=$(KILLS)) \
-		$(CARGO) test --profile bench --locked --test faults --test consistency --test lag -- --nocapture --test-threads 2 $(ARGS)
+		$(CARGO) test --profile bench --locked --test faults --test consistency --test lag -- \
+		--nocapture --test-threads 2 $(ARGS)
 
 lint: ## Check formatting, lints and documentation; warnings are errors here
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 \

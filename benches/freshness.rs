@@ -4,8 +4,8 @@
 //! All read the same trace at the same time, each on a Redis and an upstream of its own. The API knows nothing of
 //! Samovar, which learns from Redis what is read. Rechecks are on where nothing else is said.
 //!
-//! Arguments: seconds of a TTL, TTLs, reads a second, upstream latency in ms, edits a minute, longest lag of the upstream
-//! behind an edit in s.
+//! Arguments: seconds of a TTL, TTLs, reads a second, upstream latency in ms, edits a minute, longest lag of the
+//! upstream behind an edit in s.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and stops at the first surprise")]
 
 #[path = "../tests/support/mod.rs"]

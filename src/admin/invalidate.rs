@@ -29,7 +29,7 @@ pub(super) struct Invalidation {
     /// `refresh` (default), `evict` or `warm`.
     #[schema(required = false, pattern = "^(refresh|evict|warm)$")]
     action: String,
-    /// The version that the keys have now: an integer, or an RFC 3339 time; `null` lets a lower one replace the present.
+    /// The version that the keys have now: an integer, or an RFC 3339 time; `null` lets a lower one replace it.
     #[schema(required = false, value_type = Option<u64>)]
     version: Option<u64>,
 }

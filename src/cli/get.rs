@@ -9,6 +9,7 @@ use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::entry::{Priority, Trigger};
+use crate::ops::Entry;
 use crate::store::Expiry;
 
 /// Arguments of `samovar get`.
@@ -25,95 +26,112 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
     let jobs = jobs(settings, env)?;
     let session = Session::open(settings).await?;
     let entry = session.ops(&jobs).entry(&args.key).await?;
-    let now = entry.now_ms;
     let owner = entry.job.as_ref().and_then(|name| jobs.jobs.get(name.as_str()));
     let has_inputs = owner.is_some_and(|job| !job.inputs.is_empty());
     if args.json {
         print_json(&entry);
     } else {
-        match &entry.value {
-            Some(value) => print_json(value),
-            None => println!("(no value)"),
-        }
-        println!();
-        let say = |what: &str, text: String| println!("{what:<14}{}", escaped(&text));
-        say("job", entry.job.clone().unwrap_or_else(|| "none: no job's key pattern matches".to_owned()));
-        if let (Some(since), Some(job)) = (entry.job_paused_ms, &entry.job) {
-            let since = relative(since, now);
-            say("paused", format!("the job was paused {since}: nothing is fetched until `samovar resume {job}`"));
-        }
-        match entry.expiry {
-            Expiry::Absent => {}
-            Expiry::Never => say("expires", "never: it has no TTL, so another program wrote it".to_owned()),
-            Expiry::At(at) => say("expires", relative(at, now)),
-        }
-        if let Some(at) = entry.fetched_ms {
-            say("fetched", format!("{}, age {}", relative(at, now), duration::rough(now.abs_diff(at))));
-        } else if entry.expiry != Expiry::Absent {
-            say("written by", "another program".to_owned());
-        }
-        if let Some(ends) = entry.outlives_ms {
-            let since = if ends > now {
-                format!("from {} on", relative(ends, now))
-            } else {
-                format!("since {}", relative(ends, now))
-            };
-            let reason = entry.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
-            say("old", format!("kept beyond its TTL, {since}, because its source fails{reason}"));
-        }
-        if let Some(at) = entry.invalidated_ms {
-            say("invalidated", format!("{}, not fetched again yet", relative(at, now)));
-        }
-        if let Some(version) = entry.version {
-            say("version", version.to_string());
-        }
-        if let Some(announced) = entry.announced_version {
-            say("behind", format!("version {announced} was announced, and is not stored yet"));
-        }
-        if !entry.rechecks_ms.is_empty() {
-            let times =
-                entry.rechecks_ms.iter().map(|at| if *at > now { relative(*at, now) } else { "now".to_owned() });
-            say("rechecks", Vec::from_iter(times).join(", "));
-        }
-        if let (Some(outcome), Some(trigger), Some(at)) =
-            (entry.last_outcome, entry.last_trigger, entry.last_attempt_ms)
-        {
-            let why = if has_inputs { INVALIDATION_OR_INPUT } else { INVALIDATION };
-            say("last attempt", format!("{outcome}, {}, for {}", relative(at, now), purpose(trigger, why)));
-        }
-        if let Some(reason) = entry.reason.as_ref().filter(|_| entry.outlives_ms.is_none()) {
-            say("reason", reason.clone());
-        }
-        if let Some(failures) = entry.failures.filter(|failures| *failures > 0) {
-            say("failures", format!("{failures} in a row"));
-        }
-        for (what, validator) in [("etag", &entry.etag), ("last modified", &entry.last_modified)] {
-            if let Some(validator) = validator {
-                say(what, validator.clone());
-            }
-        }
-        if !entry.tags.is_empty() {
-            say("tags", entry.tags.join(", "));
-        }
-        if let Some(reason) = &entry.given_up {
-            say("agenda", format!("dead letter ({reason}); `samovar dead --retry` puts it back"));
-        }
-        if let Some(Due { at, state, trigger, priority, .. }) = entry.due {
-            let state = match (state, priority) {
-                (State::Claimed, _) => "claimed".to_owned(),
-                (State::Running, _) => "running".to_owned(),
-                (State::Urgent, Priority::High) => format!("urgent (high priority), due {}", relative(at, now)),
-                (State::Urgent, _) => format!("urgent (bulk priority), due {}", relative(at, now)),
-                (State::Scheduled, _) => format!("scheduled, due {}", relative(at, now)),
-            };
-            let why = match (has_inputs, entry.invalidated_ms) {
-                (true, None) => "a change of an input",
-                _ => INVALIDATION,
-            };
-            say("agenda", format!("{state}, for {}", purpose(trigger, why)));
-        }
+        tell_value(&entry);
+        tell_last_attempt(&entry, has_inputs);
+        tell_agenda(&entry, has_inputs);
     }
     Ok(if entry.value.is_some() { exit::OK } else { exit::FAILED })
+}
+
+fn say(what: &str, text: String) {
+    println!("{what:<14}{}", escaped(&text));
+}
+
+/// Prints the value, its age and its versions.
+fn tell_value(entry: &Entry) {
+    let now = entry.now_ms;
+    match &entry.value {
+        Some(value) => print_json(value),
+        None => println!("(no value)"),
+    }
+    println!();
+    say("job", entry.job.clone().unwrap_or_else(|| "none: no job's key pattern matches".to_owned()));
+    if let (Some(since), Some(job)) = (entry.job_paused_ms, &entry.job) {
+        let since = relative(since, now);
+        say("paused", format!("the job was paused {since}: nothing is fetched until `samovar resume {job}`"));
+    }
+    match entry.expiry {
+        Expiry::Absent => {}
+        Expiry::Never => say("expires", "never: it has no TTL, so another program wrote it".to_owned()),
+        Expiry::At(at) => say("expires", relative(at, now)),
+    }
+    if let Some(at) = entry.fetched_ms {
+        say("fetched", format!("{}, age {}", relative(at, now), duration::rough(now.abs_diff(at))));
+    } else if entry.expiry != Expiry::Absent {
+        say("written by", "another program".to_owned());
+    }
+    if let Some(ends) = entry.outlives_ms {
+        let since = if ends > now {
+            format!("from {} on", relative(ends, now))
+        } else {
+            format!("since {}", relative(ends, now))
+        };
+        let reason = entry.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
+        say("old", format!("kept beyond its TTL, {since}, because its source fails{reason}"));
+    }
+    if let Some(at) = entry.invalidated_ms {
+        say("invalidated", format!("{}, not fetched again yet", relative(at, now)));
+    }
+    if let Some(version) = entry.version {
+        say("version", version.to_string());
+    }
+    if let Some(announced) = entry.announced_version {
+        say("behind", format!("version {announced} was announced, and is not stored yet"));
+    }
+    if !entry.rechecks_ms.is_empty() {
+        let times = entry.rechecks_ms.iter().map(|at| if *at > now { relative(*at, now) } else { "now".to_owned() });
+        say("rechecks", Vec::from_iter(times).join(", "));
+    }
+}
+
+/// Prints the last attempt and what the value came with.
+fn tell_last_attempt(entry: &Entry, has_inputs: bool) {
+    let now = entry.now_ms;
+    if let (Some(outcome), Some(trigger), Some(at)) = (entry.last_outcome, entry.last_trigger, entry.last_attempt_ms) {
+        let why = if has_inputs { INVALIDATION_OR_INPUT } else { INVALIDATION };
+        say("last attempt", format!("{outcome}, {}, for {}", relative(at, now), purpose(trigger, why)));
+    }
+    if let Some(reason) = entry.reason.as_ref().filter(|_| entry.outlives_ms.is_none()) {
+        say("reason", reason.clone());
+    }
+    if let Some(failures) = entry.failures.filter(|failures| *failures > 0) {
+        say("failures", format!("{failures} in a row"));
+    }
+    for (what, validator) in [("etag", &entry.etag), ("last modified", &entry.last_modified)] {
+        if let Some(validator) = validator {
+            say(what, validator.clone());
+        }
+    }
+    if !entry.tags.is_empty() {
+        say("tags", entry.tags.join(", "));
+    }
+}
+
+/// Prints when and why the entry is due.
+fn tell_agenda(entry: &Entry, has_inputs: bool) {
+    let now = entry.now_ms;
+    if let Some(reason) = &entry.given_up {
+        say("agenda", format!("dead letter ({reason}); `samovar dead --retry` puts it back"));
+    }
+    if let Some(Due { at, state, trigger, priority, .. }) = entry.due {
+        let state = match (state, priority) {
+            (State::Claimed, _) => "claimed".to_owned(),
+            (State::Running, _) => "running".to_owned(),
+            (State::Urgent, Priority::High) => format!("urgent (high priority), due {}", relative(at, now)),
+            (State::Urgent, _) => format!("urgent (bulk priority), due {}", relative(at, now)),
+            (State::Scheduled, _) => format!("scheduled, due {}", relative(at, now)),
+        };
+        let why = match (has_inputs, entry.invalidated_ms) {
+            (true, None) => "a change of an input",
+            _ => INVALIDATION,
+        };
+        say("agenda", format!("{state}, for {}", purpose(trigger, why)));
+    }
 }
 
 /// Reasons of entries that are due for [`Trigger::Invalidation`]. A change of an input has the same trigger, and leaves

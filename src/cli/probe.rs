@@ -1,6 +1,6 @@
 //! `samovar check --fetch`: fetches one entry of each job, to check that its upstream answers as the file says, and
-//! renders its tags and version as a worker does. Nothing is stored. Redis is not used, so the fleet's rates and budgets
-//! do not apply: AI answers cost money, and count against no budget.
+//! renders its tags and version as a worker does. Nothing is stored. Redis is not used, so the fleet's rates and
+//! budgets do not apply: AI answers cost money, and count against no budget.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -159,8 +159,8 @@ struct Probe<'a> {
 type Input = (String, Duration, Result<Value, String>);
 
 impl Probe<'_> {
-    /// Returns an entry of a job: the first listed one, or the first of its feed. Asks the feed in both cases, up to the
-    /// first page that names an entry.
+    /// Returns an entry of a job: the first listed one, or the first of its feed. Asks the feed in both cases, up to
+    /// the first page that names an entry.
     async fn example(&self, job: &Job) -> Result<Params, String> {
         let mut fed = Fed::default();
         if let Some(feed) = &job.entries.feed {

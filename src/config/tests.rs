@@ -219,7 +219,7 @@ fn nothing_that_is_printed_holds_a_secret() {
 }
 
 #[test]
-fn a_variable_that_looks_like_a_setting_is_told_with_the_nearest() {
+fn a_variable_like_a_setting_is_told_with_the_nearest() {
     let env =
         [("SAMOVAR_TOKNE", "x"), ("SAMOVAR_LOG", "info"), ("SAMOVAR_XYZZY", "y"), ("REDIS_URL", ""), ("HOME", "/")];
     let services = ["SAMOVAR", "SAMOVAR_HTTP", "SAMOVAR_WORKER_2"].iter().flat_map(|service| {

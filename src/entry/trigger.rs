@@ -16,7 +16,8 @@ pub enum Trigger {
     Demand = 3,
     /// An operator requested it.
     Manual = 4,
-    /// A recheck after an invalidation: the upstream may have answered with an old value, or another program stored one.
+    /// A recheck after an invalidation: the upstream may have answered with an old value, or another program may have
+    /// stored one.
     #[serde(alias = "settle")]
     Recheck = 5,
 }

@@ -1,6 +1,6 @@
 -- Claim due entries: high priority first, then bulk, then other entries whose claim ran out, then scheduled ones; the
--- oldest first. A claimed entry stays on the agenda, due again when its claim runs out. If that entry has high priority,
--- it goes with those, unless a thousand older claims ran out as well. score.lua stands before this.
+-- oldest first. A claimed entry stays on the agenda, due again when its claim runs out. If that entry has high
+-- priority, it goes with those, unless a thousand older claims ran out as well. score.lua stands before this.
 -- KEYS  1 agenda  2 since when the job is paused: then nothing is claimed
 -- ARGV  1 at most so many (1,000 at most)
 --       2 at most so many claimed or running at once; for bulk entries and lapsed claims twice, for high priority three

@@ -1,8 +1,8 @@
 //! Scaled time: copies of the shipped job files in which an hour takes some seconds.
 //!
 //! All durations in job files are scaled by the same factor, so that an entry has as many warmups and refreshes as in
-//! reality. Upstreams are sped up less, so that their latency stays visible; so are their lag, and the rechecks that find
-//! it. Limits on requests in flight stay as they are.
+//! reality. Upstreams are sped up less, so that their latency stays visible; so are their lag, and the rechecks that
+//! find it. Limits on requests in flight stay as they are.
 
 use std::time::Duration;
 
