@@ -210,7 +210,7 @@ fn sooner(next: Next, at: RedisTime) -> Next {
 
 /// Returns the pause before an upstream is asked again that has been behind for so long.
 fn pause(behind_for: Duration) -> Duration {
-    (behind_for / 3).clamp(PAUSES.0, PAUSES.1)
+    (behind_for / 4).clamp(PAUSES.0, PAUSES.1)
 }
 
 /// Returns a version for people.
