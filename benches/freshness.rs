@@ -77,7 +77,7 @@ struct Hall {
     bytes: AtomicUsize,
 }
 
-/// What an upstream has answered.
+/// The answers of an upstream.
 #[derive(Clone, Copy, Default)]
 struct Answers {
     full: usize,
@@ -154,7 +154,7 @@ struct Tally {
     stale: AtomicUsize,
 }
 
-/// What happens at a time of the trace, to the entry of a rank.
+/// An event of the trace: its time, and the rank of its entry.
 #[derive(Clone, Copy)]
 enum Event {
     Read,

@@ -54,7 +54,7 @@ struct Setting {
     told: bool,
     /// Editors announce versions.
     announced: bool,
-    /// What versions promise is checked.
+    /// The promise of versions is checked.
     versions: bool,
     /// A worker is killed and replaced.
     kills: bool,
@@ -297,7 +297,7 @@ impl World {
         }
     }
 
-    /// Checks a value that was asked for at `asked`, when the newest content seen and the number of edits were `before`.
+    /// Checks a value that was asked for at `asked`, with the newest content seen and the number of edits by then.
     fn check(&self, n: usize, seen: u64, (newest, edits): (u64, usize), asked: Instant) {
         self.count("hits");
         let mut faults = Vec::new();

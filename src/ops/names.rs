@@ -24,8 +24,8 @@ fn unknown_names(jobs: &Jobs, message: &Message) -> Vec<String> {
     patterns.chain(tags).chain(names).collect()
 }
 
-/// Returns `true` if a key contains `*` or `[…]`, which mean something in a pattern and nothing in a key. A `?` alone is
-/// no sign of a pattern: titles end with it.
+/// Returns `true` if a key contains `*` or `[…]`, which mean something in a pattern and nothing in a key. A `?` alone
+/// is no sign of a pattern: titles end with it.
 fn looks_like_a_pattern(key: &str) -> bool {
     key.contains('*') || key.split_once('[').is_some_and(|(_, after)| after.contains(']'))
 }

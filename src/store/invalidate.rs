@@ -45,7 +45,7 @@ pub struct Terms {
     pub version: Announced,
     /// A fetch costs money: in a storm a refresh is held off for longer.
     pub is_paid_for: bool,
-    /// How long it is remembered where there is no value: a fetch by then answers it, and is rechecked.
+    /// The time for which it is remembered if there is no value: a fetch by then answers it, and is rechecked.
     pub remembered: Duration,
 }
 

@@ -9,7 +9,7 @@
 //! | `-` | a worker fetches | `lease.lua` | commit, extend, gone and release drop the record |
 //! | `+` | as `-`, for an invalidation that follows another: a third is held off | `lease.lua`, `fence.lua` | as `-` |
 //! | `=` | a service loads | `begin_load.lua` of the library | `commit_load.lua` and `drop_lease.lua` drop the record |
-//! | `r` | a refresh arrived | `invalidate.lua` | a worker's commit renews it as `+`; `commit_load.lua` writes nothing |
+//! | `r` | a refresh arrived | `invalidate.lua` | the commit renews it as `+`; `commit_load.lua` writes nothing |
 //! | `e` | an eviction arrived, or a service wrote | `invalidate.lua`, library | commit drops it; a load makes it `=` |
 //!
 //! The library marks in `set.lua`, `delete.lua` and `increment.lua`. A refresh replaces `e`, an eviction `r`. Only a
@@ -147,11 +147,11 @@ pub struct Lease {
     pub time: Duration,
     /// The value and its metadata as it began.
     pub before: Snapshot,
-    /// How versions of its answer are met; the default is for jobs without versions.
+    /// The rule for versions of its answer; the default is for jobs without versions.
     pub versions: Versions,
 }
 
-/// How the version of an answer is met: see `judge` in `lua/meta.lua`.
+/// The rule for the version of an answer: see `judge` in `lua/meta.lua`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Versions {
     /// The longest wait for an announced version; `None` if the job has no versions.

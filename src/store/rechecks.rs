@@ -57,7 +57,7 @@ impl From<Rechecks> for Packed {
     }
 }
 
-/// What becomes of an answer, with the rechecks that are then to come.
+/// The decision about an answer, with the rechecks that are then to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It replaces the value.

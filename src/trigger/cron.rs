@@ -67,7 +67,7 @@ pub(super) struct Claim {
     till: RedisTime,
 }
 
-/// What is to do next.
+/// The next step.
 enum Todo {
     /// A warmup whose tick is claimed.
     Warmup(Arc<Job>, Claim),

@@ -183,7 +183,7 @@ impl Attempt<'_> {
         Stop::Refused(Ending::because(Outcome::Unchanged, next, reason), answer.rechecks.clone())
     }
 
-    /// Returns when a value is refreshed whose answer was refused. If this was the refresh, some time before it expires.
+    /// Returns when a value is refreshed whose answer was refused: if this was the refresh, before it expires.
     fn refresh(&self, lease: &Lease) -> Next {
         let (expiry, now) = (lease.before.expiry, lease.now());
         match (keep(self.job, &self.entry.key, expiry), expiry.at()) {

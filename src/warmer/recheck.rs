@@ -18,7 +18,7 @@ use crate::store::{Expiry, Meta, Rechecks};
 /// The reason of a recheck that finds no value, and leaves it so.
 pub(super) const NO_VALUE: &str = "it has no value, and none is fetched for a recheck";
 
-/// What a recheck that is due needs.
+/// The need of a recheck that is due.
 pub(super) enum Needs {
     /// No fetch: the entry has no value, or one of ours that holds and whose upstream was asked since.
     Nothing { outcome: Outcome, next: Next, reason: Option<&'static str> },

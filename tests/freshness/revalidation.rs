@@ -58,7 +58,7 @@ async fn revalidation_asks_for_all_again_and_pays_for_nothing() {
     }
 }
 
-/// What becomes due first is claimed first; of entries that are claimed together, any may be asked for first.
+/// Entries are claimed in the order in which they become due; of those claimed together, any may be asked for first.
 #[tokio::test]
 async fn the_most_read_entry_becomes_due_first_after_a_gap() {
     let (redis, upstream) = both().await;

@@ -26,9 +26,9 @@ fn last_attempt(version: u64) -> LastAttempt {
     LastAttempt { version: Some(Version::new(version)), ..LastAttempt::default() }
 }
 
-/// How a version is met by a refresh whose job waits for announced ones.
+/// The rule of a refresh whose job waits for announced versions.
 const WAITS: Versions = Versions { patience: Some(LONG), look: false };
-/// The same after the patience.
+/// The rule of a refresh after the patience.
 const TAKES: Versions = Versions { patience: Some(Duration::ZERO), look: false };
 /// A recheck after the patience.
 const LOOKS: Versions = Versions { patience: Some(Duration::ZERO), look: true };
