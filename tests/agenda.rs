@@ -213,7 +213,7 @@ async fn an_invalidation_makes_a_taken_entry_due_whatever_its_finish() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a"], When::NOW, Trigger::Cron).await;
     let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
-    assert_eq!(put(&parts, &["a"], When::Urgent, Trigger::Demand).await, 0, "nobody else overtakes");
+    assert_eq!(put(&parts, &["a"], When::Urgent, Trigger::Demand).await, 0, "a demand does not overtake");
     assert_eq!(put(&parts, &["a"], When::Urgent, Trigger::Invalidation).await, 1);
     for next in
         [Next::At(RedisTime::from_millis(i64::MAX >> 20)), Next::Out, Next::In(LONG), Next::Dead("too late".to_owned())]
@@ -222,6 +222,19 @@ async fn an_invalidation_makes_a_taken_entry_due_whatever_its_finish() {
         assert_eq!(state(&parts, "a").await, Some((State::Urgent, Trigger::Invalidation)));
     }
     assert_eq!(names(&claim(&parts, MANY, MANY, LONG).await), ["a"]);
+}
+
+/// The fetch that runs may have begun before somebody asked for a new one.
+#[tokio::test]
+async fn a_manual_request_overtakes_what_runs() {
+    for (when, state_then) in [(When::NOW, State::Scheduled), (When::Urgent, State::Urgent)] {
+        let (_redis, parts) = parts().await;
+        put(&parts, &["a"], When::NOW, Trigger::Cron).await;
+        let taken = take(&parts, &claim(&parts, 1, 10, LONG).await).await;
+        assert_eq!(put(&parts, &["a"], when, Trigger::Manual).await, 1);
+        finish(&parts, "a", taken[0].as_ref().unwrap(), Next::Out).await;
+        assert_eq!(state(&parts, "a").await, Some((state_then, Trigger::Manual)));
+    }
 }
 
 #[tokio::test]

@@ -150,7 +150,8 @@ impl Agenda {
         Self { redis, keys }
     }
 
-    /// Makes entries due; returns how many moved. An invalidation also overtakes running entries.
+    /// Makes entries due; returns how many moved. An invalidation and a manual request also overtake running entries,
+    /// whose fetch may have begun before.
     ///
     /// # Errors
     /// Redis's; earlier batches may have moved.
@@ -175,7 +176,7 @@ impl Agenda {
                 .arg(how)
                 .arg(trigger as u8)
                 .arg(at)
-                .arg(u8::from(trigger == Trigger::Invalidation))
+                .arg(u8::from(matches!(trigger, Trigger::Invalidation | Trigger::Manual)))
                 .arg(self.keys.signal_channel())
                 .arg(&signal)
                 .arg(batch)

@@ -8,8 +8,8 @@
 --             'keep' at ARGV 3, unless it is on the agenda already
 --             'there' as 'due', but only if it is on the agenda
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
---       4 '1': an invalidation: a running entry is made due again; so is one that is only claimed (and will be fetched
---         anyway), if less urgently
+--       4 '1': an invalidation or a manual request: a running entry is made due again; so is one that is only claimed
+--         (and will be fetched anyway), if less urgently
 --       5 channel of signals  6 the signal to send if anything is due soon: before dispatchers would look by themselves
 --       7… entries (at most 1,000)
 -- Returns how many moved
