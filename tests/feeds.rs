@@ -99,6 +99,18 @@ async fn a_failed_feed_is_asked_again_without_a_schedule() {
     eventually("the warmup is over", async || redis.ask::<usize>(&["ZCARD", "samovar:{schedules}"]).await == 0).await;
 }
 
+/// Otherwise a corrected feed that fails once more would wait as long as the old one did.
+#[tokio::test]
+async fn failures_of_the_feed_in_an_earlier_file_do_not_count() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on_each("/popular", [Reply::status(500), Reply::json(json!({"names": ["a"]}))]);
+    let earlier = json!({"failures": 30, "digest": "of another file"}).to_string();
+    redis.ask::<usize>(&["HSET", "samovar:stats:{art}", "feed", &earlier]).await;
+    let jobs = art.folder();
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+}
+
 #[tokio::test]
 async fn a_failed_feed_is_asked_again_after_a_worker_died() {
     let (redis, upstream, art) = rarely(FEED).await;

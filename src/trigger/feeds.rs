@@ -81,7 +81,7 @@ impl Cron {
             Err(failure) => failure,
         };
         metrics::feed_failed(&job.name);
-        state.fail(now, &failure.reason);
+        state.fail(&job.digest, now, &failure.reason);
         self.tell_feed(job, &state);
         let wait = retry_after(state.failures).max(failure.wait);
         self.keep_state(job, &state).await?;
