@@ -3,8 +3,9 @@
 CARGO ?= cargo
 # Handed on: make demo ARGS=--stay, make test ARGS=fence
 ARGS ?=
-# Where the Python example and what it needs are tried.
+# Where the Python example and the checks of deploy/ are tried, and what they need.
 VENV := target/venv
+PYTHON_NEEDS := examples/api/requirements.txt tests/deploy/requirements.txt
 # How many times as much as in the tests, and for how long
 TIMES ?= 50
 SECONDS ?= 600
@@ -39,13 +40,13 @@ test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start
 		set -x; $(CARGO) test --locked --no-fail-fast $(ARGS); \
 	fi
 
-# Without Python there is no such file, and the test of that example passes it over.
-$(VENV)/installed: examples/api/requirements.txt
+# Without Python there is no such file, and the tests that use it say what they leave out.
+$(VENV)/installed: $(PYTHON_NEEDS)
 	@if python3 -c 'import ensurepip, venv' 2>/dev/null; then \
 		set -ex; python3 -m venv --clear $(VENV); \
-		$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<; touch $@; \
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check $(addprefix --requirement ,$^); touch $@; \
 	else \
-		echo "python3 or its module venv is missing: the example in Python is not tried" >&2; \
+		echo "python3 or its module venv is missing: the example in Python and the schemas of deploy/ are not tried" >&2; \
 	fi
 
 torture: setup ## Long runs with faults: make torture TIMES=50 SEED=7 SECONDS=600 ENTRIES=1000000 KILLS=300
