@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use super::support::{Art, TestRedis, Upstream, eventually, readable_key as readable, samovar, talkative};
-use super::{checked, files, text, time, yaml};
+use super::{checked, files, only, text, time, yaml};
 
 const FOLDER: &str = "deploy/kubernetes";
 
@@ -76,7 +76,11 @@ fn the_manifests_fit_one_another_and_the_image() {
         (&service["spec"]["clusterIP"], &service["spec"]["publishNotReadyAddresses"]),
         (&json!("None"), &json!(true))
     );
+    // It is no object of Kubernetes, so there is no schema for it.
+    only(&kustomization, &["apiVersion", "kind", "resources", "configMapGenerator", "images"]);
+    only(&kustomization["configMapGenerator"][0], &["name", "files"]);
     let image = &kustomization["images"][0];
+    only(image, &["name", "newName", "newTag"]);
     assert_eq!((&image["name"], &image["newTag"]), (&container["image"], &json!(env!("CARGO_PKG_VERSION"))));
     for resource in kustomization["resources"].as_array().unwrap() {
         manifest(resource.as_str().unwrap().strip_suffix(".yaml").unwrap());

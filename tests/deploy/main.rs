@@ -68,6 +68,13 @@ fn yaml(path: &str) -> Value {
     json(&all[0])
 }
 
+/// Checks that an object has no fields but these.
+fn only(object: &Value, fields: &[&str]) {
+    for field in object.as_object().unwrap_or_else(|| panic!("{object}")).keys() {
+        assert!(fields.contains(&field.as_str()), "unknown field {field}: {object}");
+    }
+}
+
 /// Reads a time of a file: `20s`, or seconds without a unit.
 fn time(text: &str) -> Duration {
     text.parse().map_or_else(|_| humantime::parse_duration(text).unwrap(), Duration::from_secs)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::promql::{self, Query, Selector};
 use super::support::{Art, Parts, Reply, TestRedis, Upstream, eventually, talkative};
-use super::{checked, root, text, yaml};
+use super::{checked, only, root, text, yaml};
 
 const DASHBOARD: &str = "deploy/grafana/samovar.json";
 const ALERTS: &str = "deploy/prometheus/alerts.yaml";
@@ -192,8 +192,12 @@ fn the_dashboard_belongs_to_no_installation() {
 #[test]
 fn each_alert_says_what_to_do_and_where_to_read() {
     let mut names = BTreeSet::new();
+    only(&yaml(ALERTS), &["groups"]);
+    only(&yaml(ALERTS)["groups"][0], &["name", "rules"]);
     for rule in rules() {
         let name = string(&rule, "alert");
+        only(&rule, &["alert", "expr", "for", "labels", "annotations"]);
+        only(&rule["annotations"], &["summary", "description"]);
         assert!(name.starts_with("Samovar") && names.insert(name.to_owned()), "{name}");
         assert!(super::time(string(&rule, "for")) >= Duration::from_secs(300), "{name}");
         assert!(["critical", "warning"].contains(&string(&rule["labels"], "severity")), "{name}");
@@ -222,6 +226,8 @@ fn each_alert_says_what_to_do_and_where_to_read() {
 fn the_scrape_configuration_honours_labels() {
     let scrape = yaml("deploy/prometheus/scrape.yaml");
     let one = &scrape["scrape_configs"][0];
+    only(&scrape, &["scrape_configs"]);
+    only(one, &["job_name", "honor_labels", "metrics_path", "static_configs"]);
     assert_eq!((&one["honor_labels"], &one["metrics_path"]), (&json!(true), &json!("/metrics")));
     let port = samovar::config::DEFAULT_PORT;
     assert_eq!(one["static_configs"][0]["targets"], json!([format!("127.0.0.1:{port}")]));
