@@ -65,6 +65,31 @@ fn scripts_and_rust_agree_on_scores() {
     runner.run(&proptest::collection::vec(any_due(), 1..200), agree).unwrap();
 }
 
+/// Its triggers 6 and 7 were a cron and a manual one that owed a recheck.
+#[test]
+fn scripts_and_rust_read_scores_of_the_previous_version() {
+    const SCRIPT: &str = concat!(
+        include_str!("../src/agenda/lua/score.lua"),
+        "local at, state, trigger, priority = decode(tonumber(ARGV[1]))
+        return string.format('%.0f %s %d %d', at, state, trigger, priority)"
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let redis = runtime.block_on(TestRedis::start());
+    let at = RedisTime::from_millis(1_732_270_000_123);
+    for (state, priority) in
+        [(State::Urgent, Priority::High), (State::Scheduled, Priority::Normal), (State::Running, Priority::Bulk)]
+    {
+        for (trigger, written) in [(Trigger::Cron, 6_u8), (Trigger::Manual, 7)] {
+            let due = Due { at, state, trigger, priority };
+            let score = due.score() + f64::from(written - trigger as u8) / 64.0;
+            assert_eq!(Due::from_score(score), due);
+            let read: String = runtime.block_on(redis.ask(&["EVAL", SCRIPT, "0", &format!("{score:.6}")]));
+            let state = format!("{state:?}").to_lowercase();
+            assert_eq!(read, format!("{at} {state} {} {}", trigger as u8, priority as u8));
+        }
+    }
+}
+
 /// An entry's metadata, and whether a worker of the previous version wrote them.
 #[derive(Clone, Debug)]
 struct Known {
