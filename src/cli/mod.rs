@@ -4,16 +4,19 @@
 pub mod check;
 pub mod exit;
 
+mod completions;
 mod dead;
 mod demo;
 mod get;
 mod health;
 mod invalidate;
 mod jobs;
+mod man;
 pub mod museum;
 mod pause;
 mod probe;
 mod resume;
+mod schema;
 mod session;
 mod warm;
 mod watch;
@@ -22,7 +25,7 @@ mod worker;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{CommonArgs, Environment, Settings, WorkerArgs};
 use crate::entry::escape::escaped_lines;
@@ -45,9 +48,18 @@ struct Cli {
     #[command(flatten)]
     common: CommonArgs,
     #[command(subcommand)]
-    command: Command,
+    command: AnyCommand,
 }
 
+#[derive(Subcommand)]
+enum AnyCommand {
+    #[command(flatten)]
+    Settled(Command),
+    #[command(flatten)]
+    Printing(Printing),
+}
+
+/// Commands that need settings.
 #[derive(Subcommand)]
 enum Command {
     /// Keep caches warm until stopped
@@ -81,6 +93,27 @@ enum Command {
     Museum(museum::command::MuseumArgs),
 }
 
+/// Commands that print something about Samovar itself. They read no settings, so faults in these do not stop them.
+#[derive(Subcommand)]
+enum Printing {
+    /// Print the JSON Schema of job files or of upstreams.toml, with which editors complete and check them
+    Schema(schema::SchemaArgs),
+    /// Print the completions of a shell
+    Completions(completions::CompletionsArgs),
+    /// Print the man page, or write one page for each command
+    Man(man::ManArgs),
+}
+
+impl Printing {
+    fn run(&self) -> u8 {
+        match self {
+            Self::Schema(args) => schema::run(args),
+            Self::Completions(args) => completions::run(args, &Cli::command()),
+            Self::Man(args) => man::run(args, Cli::command()),
+        }
+    }
+}
+
 /// Arguments of `samovar check`.
 #[derive(Args)]
 struct CheckArgs {
@@ -110,9 +143,13 @@ fn end_quietly_when_nobody_reads() {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     end_quietly_when_nobody_reads();
-    let cli = Cli::parse();
-    match prepare(&cli) {
-        Ok((settings, env)) => start(cli.command, cli.common.env_file, &settings, &env),
+    let Cli { common, command } = Cli::parse();
+    let command = match command {
+        AnyCommand::Settled(command) => command,
+        AnyCommand::Printing(command) => return ExitCode::from(command.run()),
+    };
+    match prepare(&common, &command) {
+        Ok((settings, env)) => start(command, common.env_file, &settings, &env),
         Err(faults) => {
             eprintln!("samovar: {}", escaped_lines(&faults.to_string()));
             ExitCode::from(exit::CONFIG)
@@ -120,14 +157,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn prepare(cli: &Cli) -> Result<(Settings, Environment), crate::config::ConfigError> {
-    let env = Environment::read(&cli.common.env_file)?;
-    let worker = match &cli.command {
+fn prepare(
+    common: &CommonArgs,
+    command: &Command,
+) -> Result<(Settings, Environment), crate::config::ConfigError> {
+    let env = Environment::read(&common.env_file)?;
+    let worker = match command {
         Command::Worker(args) => args.clone(),
         Command::Health(args) => WorkerArgs { listen: args.listen.clone(), ..WorkerArgs::default() },
         _ => WorkerArgs::default(),
     };
-    let settings = Settings::resolve(&cli.common, &worker, &env)?;
+    let settings = Settings::resolve(common, &worker, &env)?;
     Ok((settings, env))
 }
 

@@ -8,6 +8,7 @@ mod entries;
 mod feed;
 mod job;
 mod literal;
+mod schema;
 mod scope;
 mod source;
 mod spelling;
@@ -27,6 +28,7 @@ use twox_hash::XxHash3_64;
 use upstreams::Upstreams;
 
 pub use document::EnvUse;
+pub use schema::{JOB_SCHEMA, UPSTREAMS_SCHEMA};
 pub(crate) use spelling::closest;
 
 /// The one file that is not a job.

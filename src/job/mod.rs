@@ -24,7 +24,7 @@ use twox_hash::XxHash3_64;
 pub use env::EnvValues;
 pub use fault::{Fault, Faults};
 pub(crate) use file::closest;
-pub use file::{EnvUse, Reading};
+pub use file::{EnvUse, JOB_SCHEMA, Reading, UPSTREAMS_SCHEMA};
 pub use pattern::KeyPattern;
 pub use reload::Reload;
 pub use schedule::Schedule;

@@ -1,4 +1,5 @@
 mod faults;
+mod schema;
 
 use super::*;
 use crate::job::{AiFormat, Redirects, Source};
@@ -66,11 +67,18 @@ kind = "http"
 url = "http://museum.test/{{ name }}"
 "#;
 
+/// Faults of upstreams that their schema does not refuse: rules of URLs and bounds of amounts, which no pattern has.
+const UPSTREAMS_MISSED: [&str; 0] = [];
+
 const UPSTREAM: &str = "[museum]\nurl = \"http://museum.test/api\"\n";
 
 fn parse(files: &[(&str, &str)]) -> Result<Jobs, Faults> {
-    let files: Vec<_> = files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
-    Jobs::parse(&files, HOUR, &environment)
+    let owned: Vec<_> = files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+    let jobs = Jobs::parse(&owned, HOUR, &environment);
+    if jobs.is_ok() {
+        schema::assert_accepted(files);
+    }
+    jobs
 }
 
 /// All faults, each as its first line and its help.
@@ -176,8 +184,9 @@ url = "http://h"
         "22:7: no absolute URL: relative URL without a base".to_owned(),
         "23:2: `g h` is no name; use letters, digits, `_` and `-`".to_owned(),
     ];
-    let found = faults(&[("jobs/upstreams.toml", text), ("jobs/a.toml", GOOD)]);
-    assert_eq!(found, expected.map(|line| format!("jobs/upstreams.toml:{line}")));
+    let files = [("jobs/upstreams.toml", text), ("jobs/a.toml", GOOD)];
+    assert_eq!(faults(&files), expected.map(|line| format!("jobs/upstreams.toml:{line}")));
+    assert_eq!(schema::missed(&files), UPSTREAMS_MISSED);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A difference of a file from [`GOOD`].
-enum Change {
+pub(super) enum Change {
     Whole(&'static str),
     Append(&'static str),
     Replace(&'static str, &'static str),
@@ -11,7 +11,7 @@ enum Change {
 use Change::{Append, Replace, Whole};
 
 impl Change {
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self {
             Whole(text) => (*text).to_owned(),
             Append(text) => format!("{GOOD}{text}"),
@@ -23,9 +23,9 @@ impl Change {
     }
 }
 
-#[test]
-fn every_fault_has_its_place_and_its_remedy() {
-    let cases: &[(Change, &[&str])] = &[
+/// Returns each change with the faults that it causes.
+pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
+    &[
         (Whole("key = "), &["1:7: not TOML: string values must be quoted, expected literal string"]),
         (Whole("a = 1\na = 2\n[b\n"), &["2:1: not TOML: duplicate key", "3:3: not TOML: unclosed table, expected `]`"]),
         (
@@ -421,8 +421,12 @@ fn every_fault_has_its_place_and_its_remedy() {
             Append("[inputs]\nme = \"art:{name}\"\n"),
             &["7:6: jobs wait for each other: a → a | remove one of these inputs"],
         ),
-    ];
-    for (change, expected) in cases {
+    ]
+}
+
+#[test]
+fn every_fault_has_its_place_and_its_remedy() {
+    for (change, expected) in cases() {
         let text = change.text();
         let found = faults(&[("jobs/a.toml", &text), ("jobs/upstreams.toml", UPSTREAM)]);
         let expected: Vec<String> = expected.iter().map(|line| format!("jobs/a.toml:{line}")).collect();
