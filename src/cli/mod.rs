@@ -157,10 +157,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn prepare(
-    common: &CommonArgs,
-    command: &Command,
-) -> Result<(Settings, Environment), crate::config::ConfigError> {
+fn prepare(common: &CommonArgs, command: &Command) -> Result<(Settings, Environment), crate::config::ConfigError> {
     let env = Environment::read(&common.env_file)?;
     let worker = match command {
         Command::Worker(args) => args.clone(),
