@@ -1,11 +1,14 @@
 //! The schemas and the parser: they know the same fields, accept the same files, and refuse the same ones, except for
 //! the faults in [`BEYOND`].
 
+mod walk;
+
 use super::*;
 use jsonschema::{Validator, error::ValidationErrorKind};
 use serde_json::Value;
 use std::sync::LazyLock;
 use toml::de::DeValue;
+use walk::{Walk, to_be_used};
 
 /// A field that no table has, and that is like no other.
 const STRAY: &str = "zzzzzzzzzzzz";
@@ -90,7 +93,15 @@ every = "30m"
     ),
     (
         "page.toml",
-        "key = \"page\"\n[inputs]\nbio = \"bio:x\"\n[source]\nkind = \"compose\"\nvalue = [\"{{ bio }}\"]\nfallback = []\n",
+        r#"
+key = "page"
+[inputs]
+bio = "bio:x"
+[source]
+kind = "compose"
+value = ["{{ bio }}"]
+fallback = []
+"#,
     ),
     (
         "upstreams.toml",
@@ -279,95 +290,6 @@ pub(super) fn assert_refused(files: &[(&str, &str)]) -> BTreeSet<&'static str> {
     missed.iter().filter_map(beyond).collect()
 }
 
-/// The tables of an instance with the fields that a schema knows in each.
-struct Walk<'s> {
-    schema: &'s Schema,
-    tables: Vec<(Vec<String>, BTreeSet<String>)>,
-    /// JSON Pointers of the parts of the schema that were used.
-    used: BTreeSet<String>,
-}
-
-impl Walk<'_> {
-    fn node(&self, pointer: &str) -> &Value {
-        self.schema.document.pointer(pointer).unwrap_or(&Value::Null)
-    }
-
-    fn is_valid(&self, pointer: &str, instance: &Value) -> bool {
-        self.schema.part(pointer).is_valid(instance)
-    }
-
-    fn visit(&mut self, pointer: &str, instance: &Value, path: &[String]) {
-        self.used.insert(pointer.to_owned());
-        let node = self.node(pointer).clone();
-        if let Some(target) = node["$ref"].as_str() {
-            return self.visit(target.trim_start_matches('#'), instance, path);
-        }
-        let first = self.tables.len();
-        for keyword in ["allOf", "anyOf", "oneOf"] {
-            for branch in 0..node[keyword].as_array().map_or(0, Vec::len) {
-                let branch = format!("{pointer}/{keyword}/{branch}");
-                if self.is_valid(&branch, instance) {
-                    self.visit(&branch, instance, path);
-                }
-            }
-        }
-        let below = |name: &str| [path, &[name.to_owned()]].concat();
-        for (index, item) in instance.as_array().into_iter().flatten().enumerate() {
-            if node["items"].is_object() {
-                self.visit(&format!("{pointer}/items"), item, &below(&index.to_string()));
-            }
-        }
-        let known = |name: &String| !node["properties"][name].is_null();
-        for (name, value) in instance.as_object().into_iter().flatten() {
-            if known(name) {
-                self.visit(&format!("{pointer}/properties/{name}"), value, &below(name));
-            } else if node["additionalProperties"].is_object() {
-                self.visit(&format!("{pointer}/additionalProperties"), value, &below(name));
-            }
-        }
-        if node["additionalProperties"] == false {
-            let mut names: BTreeSet<String> = node["properties"].as_object().unwrap().keys().cloned().collect();
-            self.narrow(pointer, instance, &mut names);
-            self.tables.push((path.to_owned(), names));
-        }
-        for refused in node["not"]["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            for (_, names) in self.tables[first..].iter_mut().filter(|(table, _)| table == path) {
-                names.remove(refused);
-            }
-        }
-    }
-
-    /// Leaves the names that the conditions of a part of the schema allow.
-    fn narrow(&mut self, pointer: &str, instance: &Value, names: &mut BTreeSet<String>) {
-        if let Some(allowed) = self.node(pointer)["propertyNames"]["enum"].as_array() {
-            names.retain(|name| allowed.iter().any(|one| one == name));
-            self.used.insert(format!("{pointer}/propertyNames"));
-        }
-        if self.node(pointer)["if"].is_object() {
-            let branch = if self.is_valid(&format!("{pointer}/if"), instance) { "then" } else { "else" };
-            self.narrow(&format!("{pointer}/{branch}"), instance, names);
-        }
-    }
-}
-
-/// Returns the JSON Pointers of what an example must use: each field of a table, and each list of the names of a kind.
-fn to_be_used(schema: &Value, pointer: &str, found: &mut BTreeSet<String>) {
-    if schema["propertyNames"]["enum"].is_array() {
-        found.insert(format!("{pointer}/propertyNames"));
-    }
-    let is_closed = schema["additionalProperties"] == false;
-    for name in schema["properties"].as_object().into_iter().flat_map(|all| all.keys()).filter(|_| is_closed) {
-        found.insert(format!("{pointer}/properties/{name}"));
-    }
-    match schema {
-        Value::Object(all) => all.iter().for_each(|(name, part)| to_be_used(part, &format!("{pointer}/{name}"), found)),
-        Value::Array(all) => {
-            all.iter().enumerate().for_each(|(at, part)| to_be_used(part, &format!("{pointer}/{at}"), found));
-        }
-        _ => {}
-    }
-}
-
 /// Returns the fields that the parser knows in a table of one of the files.
 fn known_to_the_parser(file: &str, path: &[String]) -> BTreeSet<String> {
     let files: Vec<(String, String)> = RIGHT
@@ -397,8 +319,7 @@ fn the_schemas_and_the_parser_know_the_same_fields() {
     parse(&RIGHT).unwrap();
     for (name, text) in RIGHT {
         let schema = Schema::of(name);
-        let mut walk = Walk { schema, tables: Vec::new(), used: BTreeSet::new() };
-        walk.visit("", &instance(text).unwrap(), &[]);
+        let walk = Walk::over(schema, &instance(text).unwrap());
         used.entry(schema.document["title"].as_str().unwrap()).or_default().extend(walk.used);
         for (path, names) in walk.tables {
             assert_eq!(names, known_to_the_parser(name, &path), "the fields of {path:?} in {name}");
