@@ -13,6 +13,7 @@ use super::problem::Problem;
 use crate::job::Job;
 use crate::ops::Census;
 use crate::ops::status::{self, JobStatus};
+use crate::store::GoneGuard;
 
 /// The timeout of waiting for a first count of entries.
 const CENSUS: Duration = Duration::from_secs(2);
@@ -26,6 +27,17 @@ pub(super) struct Pause {
     paused: bool,
     /// `true` if this changed its state.
     changed: bool,
+}
+
+/// The state of a job's guard after a decision.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Gone {
+    /// The job.
+    job: String,
+    /// Its guard, while it holds removals back or lets them through.
+    gone_guard: Option<GoneGuard>,
+    /// Entries that were made due, since their removal was held back.
+    due: usize,
 }
 
 fn find<'a>(parts: &'a Parts, name: &str) -> Result<&'a Arc<Job>, Problem> {
@@ -115,4 +127,36 @@ pub(super) async fn resume(fleet: Fleet, Named(name): Named) -> Result<Json<Paus
     let parts = &fleet.parts;
     let changed = parts.ops.resume(find(parts, &name)?).await?;
     Ok(Json(Pause { job: name, paused: false, changed }))
+}
+
+/// Let the removals through that a job's guard holds back, and all others for an hour
+#[utoipa::path(
+    post,
+    path = "/jobs/{job}/gone/accept",
+    tag = "changes",
+    params(("job" = String, Path, description = "The job's name")),
+    responses((status = 200, body = Gone))
+)]
+pub(super) async fn accept_gone(fleet: Fleet, Named(name): Named) -> Result<Json<Gone>, Problem> {
+    let parts = &fleet.parts;
+    let job = find(parts, &name)?;
+    let due = parts.ops.accept_gone(job).await?;
+    Ok(Json(Gone { gone_guard: parts.ops.gone_guard(&job.name).await?, job: name, due }))
+}
+
+/// Hold back a job's removals for another hour
+#[utoipa::path(
+    post,
+    path = "/jobs/{job}/gone/hold",
+    tag = "changes",
+    params(("job" = String, Path, description = "The job's name")),
+    responses((status = 200, body = Gone))
+)]
+pub(super) async fn hold_gone(fleet: Fleet, Named(name): Named) -> Result<Json<Gone>, Problem> {
+    let parts = &fleet.parts;
+    let job = find(parts, &name)?;
+    if !parts.ops.hold_gone(job).await? {
+        return Err(Problem::new(StatusCode::CONFLICT, format!("no removals of the job `{name}` are held back")));
+    }
+    Ok(Json(Gone { gone_guard: parts.ops.gone_guard(&job.name).await?, job: name, due: 0 }))
 }

@@ -59,6 +59,7 @@ async fn set_gauges(parts: &Parts, census: Option<&Census>) {
                     oldest_age: status.oldest_ms.map(|oldest| now.saturating_since(oldest)),
                     old: status.old,
                     paused: Some(status.paused_ms.is_some()),
+                    holding: Some(status.gone_guard.is_some_and(|guard| guard.is_holding())),
                     warmed_up: status.warmed_up_ms,
                     usage: Some(status.usage),
                 };

@@ -49,6 +49,8 @@ pub(super) fn router(admin: &Arc<Admin>) -> (Router<Arc<Admin>>, String) {
         .routes(routes!(warm::warm))
         .routes(routes!(jobs::pause))
         .routes(routes!(jobs::resume))
+        .routes(routes!(jobs::accept_gone))
+        .routes(routes!(jobs::hold_gone))
         .routes(routes!(entries::entry))
         .routes(routes!(dead::retry))
         .routes(routes!(reload::reload));

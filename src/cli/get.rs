@@ -55,6 +55,10 @@ fn tell_value(entry: &Entry) {
         let since = relative(since, now);
         say("paused", format!("the job was paused {since}: nothing is fetched until `samovar resume {job}`"));
     }
+    if let (Some(until), Some(job)) = (entry.removal_held_until_ms, &entry.job) {
+        let until = relative(until, now);
+        say("held", format!("its upstream says that it is gone; the guard decides {until}, or `samovar gone {job}`"));
+    }
     match entry.expiry {
         Expiry::Absent => {}
         Expiry::Never => say("expires", "never: it has no TTL, so another program wrote it".to_owned()),

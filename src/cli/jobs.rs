@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::exit;
+use super::gone;
 use super::session::{Failed, Rows, Session, jobs, print_json, relative, table, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
@@ -38,9 +39,10 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     let mut rows = table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "DUE", "IN HAND", "DEAD", "LAST"]);
     let usage = usage(&all, now);
-    let (mut paused, mut feeds) = (Vec::new(), Vec::new());
+    let (mut paused, mut told) = (Vec::new(), Vec::new());
     for status in all {
-        feeds.extend(feed(&status, now));
+        told.extend(feed(&status, now));
+        told.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now)));
         if let Some(since) = status.paused_ms {
             paused.push(format!("{} ({})", status.job, relative(since, now)));
         }
@@ -68,8 +70,8 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     if let Some(budgets) = budgets(&upstreams, now) {
         println!("\n{budgets}");
     }
-    for feed in feeds {
-        println!("\n{}", wrapped(&escaped(&feed), ""));
+    for state in told {
+        println!("\n{}", wrapped(&escaped(&state), ""));
     }
     if !paused.is_empty() {
         println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", paused.join(", "));

@@ -8,6 +8,7 @@ mod completions;
 mod dead;
 mod demo;
 mod get;
+mod gone;
 mod health;
 mod invalidate;
 mod jobs;
@@ -76,6 +77,8 @@ enum Command {
     Pause(pause::PauseArgs),
     /// Resume a paused job
     Resume(pause::PauseArgs),
+    /// Show the removals that a job holds back since its upstream says that many entries are gone, or decide on them
+    Gone(gone::GoneArgs),
     /// Watch warming live, with triggers and outcomes
     Watch(watch::WatchArgs),
     /// Show one entry's value and metadata
@@ -186,6 +189,7 @@ fn start(command: Command, env_files: Vec<PathBuf>, settings: &Settings, env: &E
             Command::Invalidate(args) => invalidate::run(&args, settings, env).await,
             Command::Pause(args) => pause::run(&args, settings, env).await,
             Command::Resume(args) => resume::run(&args, settings, env).await,
+            Command::Gone(args) => gone::run(&args, settings, env).await,
             Command::Watch(args) => watch::run(&args, settings, env).await,
             Command::Get(args) => get::run(&args, settings, env).await,
             Command::Dead(args) => dead::run(&args, settings, env).await,

@@ -197,6 +197,9 @@ pub struct Warm {
     pub absent_for: Duration,
     /// Fetches that fail in a row before an entry goes to the dead letters.
     pub attempts: u32,
+    /// The share of the job's values, in per cent, that may be removed within a minute since the upstream says that
+    /// they are gone; more are held back. `None` holds none back.
+    pub gone_guard: Option<u8>,
 }
 
 impl Jobs {

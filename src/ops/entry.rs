@@ -12,7 +12,7 @@ use crate::entry::Trigger;
 use crate::entry::Version;
 use crate::job::Job;
 use crate::redis::RedisTime;
-use crate::store::{Expiry, Meta};
+use crate::store::{Expiry, GoneGuard, Meta};
 
 /// One entry. Times are Redis's, in ms since the epoch.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -73,6 +73,9 @@ pub struct Entry {
     /// Since when its job is paused: nothing of it is fetched.
     #[schema(value_type = Option<i64>)]
     pub job_paused_ms: Option<RedisTime>,
+    /// Until when the removal of its value is held back, since its upstream says that it is gone.
+    #[schema(value_type = Option<i64>)]
+    pub removal_held_until_ms: Option<RedisTime>,
     /// The reason of its dead letter, if there is one.
     pub given_up: Option<String>,
     /// Redis's clock at the time of reading.
@@ -113,6 +116,10 @@ impl Ops {
             Some(job) => self.paused(&job.name).await?,
             None => None,
         };
+        let gone_guard = match owner {
+            Some(job) => self.gone_guard(&job.name).await?.filter(GoneGuard::is_holding),
+            None => None,
+        };
         let due = score.map(Due::from_score);
         let (expiry, ours, meta) = (snapshot.expiry, snapshot.ours(), snapshot.meta.as_ref());
         let attempt = meta.map(|meta| meta.last_attempt.clone());
@@ -139,6 +146,9 @@ impl Ops {
             due_ms: due.map(|due| due.at),
             due_for: due.map(|due| due.trigger),
             job_paused_ms,
+            removal_held_until_ms: gone_guard
+                .filter(|_| ours.is_some_and(|meta| meta.last_attempt.held_until > RedisTime::ZERO))
+                .map(|guard| guard.until_ms),
             given_up: given_up.filter(|_| due.is_none()),
             now_ms: now,
             expiry,

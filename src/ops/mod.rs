@@ -6,6 +6,7 @@ mod census;
 mod clear;
 mod dead;
 mod entry;
+mod gone;
 mod names;
 mod pause;
 pub mod status;

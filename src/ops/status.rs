@@ -15,6 +15,7 @@ use crate::ops::Census;
 use crate::popularity::FeedState;
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime, WrongType, is_of_keys, wrong_types};
+use crate::store::GoneGuard;
 use crate::trigger::cron::WARMED_UP;
 
 /// One job.
@@ -47,6 +48,9 @@ pub struct JobStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<i64>)]
     pub paused_ms: Option<RedisTime>,
+    /// Its guard while it holds removals back, or lets them through as a person decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gone_guard: Option<GoneGuard>,
     /// Keys of this job at the last count; absent before the first one.
     pub warm: Option<u64>,
     /// When that count was made (Redis time, ms since the epoch).
@@ -204,6 +208,7 @@ pub async fn of_job(
         .ignore_errors()
         .query_async(&mut redis)
         .await?;
+    let gone_guard = there(GoneGuard::read(&mut redis, keys, &job.name, now).await)?;
     let due: u64 = [there(scheduled)?, there(high)?, there(bulk)?].into_iter().sum();
     let (in_flight, dead, next) = (there(in_flight)?, there(dead)?, there(next)?);
     let (paused_ms, stats) = (there(paused_ms)?, there(stats)?);
@@ -227,6 +232,7 @@ pub async fn of_job(
         warmed_up_ms,
         feed,
         paused_ms,
+        gone_guard,
         warm: counted.map(|counted| counted.warm),
         warm_counted_ms: census.map(|census| census.at_ms),
         oldest_ms: counted.and_then(|counted| counted.oldest_ms),

@@ -113,6 +113,7 @@ impl Keys {
             | "frequencies-next"
             | "dead-reasons"
             | "stats"
+            | "gone"
             | "limit"
             | "budget"
             | "reserved"
@@ -237,7 +238,7 @@ impl Keys {
     }
 
     /// Returns all keys of a job in its own slot, [`Keys::unknown`] first.
-    pub fn all_of(&self, job: &JobName) -> [String; 11] {
+    pub fn all_of(&self, job: &JobName) -> [String; 12] {
         let [frequencies, next_frequencies] = self.frequencies(job);
         [
             self.unknown(job),
@@ -251,6 +252,7 @@ impl Keys {
             self.dead(job),
             self.dead_reasons(job),
             self.stats(job),
+            self.gone(job),
         ]
     }
 
@@ -307,6 +309,11 @@ impl Keys {
     /// A job's counters for the whole fleet: a hash of outcomes, usage, `since` and `last`.
     pub fn stats(&self, job: &JobName) -> String {
         format!("{}:stats:{{{job}}}", self.prefix)
+    }
+
+    /// A job's guard against removals: a hash with a TTL, see [`crate::store::GoneGuard`].
+    pub fn gone(&self, job: &JobName) -> String {
+        format!("{}:gone:{{{job}}}", self.prefix)
     }
 
     /// The next warmup of each job: a sorted set, member = job, score = the tick (ms) or, while a tick is expanded,

@@ -37,6 +37,7 @@ const CAUSE: usize = 300;
 pub struct Troubles {
     /// The loop that this clone reports for.
     of: &'static str,
+    notices: Arc<Mutex<BTreeMap<String, String>>>,
     all: Arc<Mutex<BTreeMap<(&'static str, String), Trouble>>>,
 }
 
@@ -62,7 +63,7 @@ impl Troubles {
     /// Returns a clone that reports for the loop of this name.
     #[must_use]
     pub fn of(&self, name: &'static str) -> Self {
-        Self { of: name, all: Arc::clone(&self.all) }
+        Self { of: name, notices: Arc::clone(&self.notices), all: Arc::clone(&self.all) }
     }
 
     /// Records a success for this job, upstream or step. The recovery is logged if the failure was.
@@ -110,6 +111,15 @@ impl Troubles {
         ceiling.mul_f64(rand::random_range(0.5..=1.0))
     }
 
+    /// Records a state of this job that people must know, or its end. Whoever caused the state logs it.
+    pub fn notice(&self, job: &str, state: Option<String>) {
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        match state {
+            Some(state) => notices.insert(job.to_owned(), state),
+            None => notices.remove(job),
+        };
+    }
+
     /// Records a failure that concerns only this job, upstream or step, and returns `None`, so that the others
     /// continue.
     ///
@@ -134,13 +144,15 @@ impl Troubles {
         self.all().iter().filter(|((of, _), trouble)| *of == self.of && !trouble.is_over).count()
     }
 
-    /// Returns one sentence for each failure, of all loops.
+    /// Returns one sentence for each failure, of all loops, and for each notice.
     pub fn reasons(&self) -> Vec<String> {
         let all = self.all();
         let all = all.iter().filter(|(_, trouble)| !trouble.is_over);
         // This is public, so the upstream's answer stays in the log.
         let bare = |cause: &str| cause.split("; it begins: ").next().unwrap_or_default().to_owned();
-        all.map(|((of, subject), trouble)| format!("{of} fails ({subject}): {}", bare(&trouble.cause))).collect()
+        let failures = all.map(|((of, subject), trouble)| format!("{of} fails ({subject}): {}", bare(&trouble.cause)));
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.chain(notices.values().cloned()).collect()
     }
 
     /// Marks and logs the failures that ended, then returns all. A failure has ended when the subject succeeded and did

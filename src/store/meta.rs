@@ -85,6 +85,10 @@ pub struct LastAttempt {
     /// When it is tried again after the last of them, whatever brings it on before; zero for none.
     #[serde(rename = "w", default, skip_serializing_if = "is_never")]
     pub retry: RedisTime,
+    /// Until when the removal of the value is held back, since the upstream said that it is gone; zero for never. A
+    /// build before the guard ignores it, and drops it where it fetches the entry. See `guard.rs`.
+    #[serde(rename = "h", default, skip_serializing_if = "is_never")]
+    pub held_until: RedisTime,
     /// The number of workers in a row that died while they fetched it. In the head.
     #[serde(rename = "d", default, skip_serializing)]
     pub crashes: u32,
@@ -299,6 +303,7 @@ mod tests {
             attempted: at(17),
             failures: 3,
             retry: at(18),
+            held_until: at(20),
             crashes: 1,
             storm: true,
             rechecks: Some(Rechecks::new(at(19), "h0".into(), true)),

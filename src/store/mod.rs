@@ -7,6 +7,7 @@
 mod commit;
 mod dependants;
 mod gap;
+mod guard;
 mod invalidate;
 mod lease;
 mod loaded;
@@ -24,6 +25,7 @@ use ulid::Ulid;
 
 pub use commit::{Behind, StaleExtension, Written};
 pub use gap::{Gap, REVALIDATE_SIGNAL};
+pub use guard::{GoneGuard, GuardState, HeldBack};
 pub use invalidate::{Invalidated, Terms};
 pub use lease::{Fresh, Lease, Leased, Removal, Versions};
 pub(crate) use lease::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};

@@ -29,6 +29,7 @@ const FOREIGN: &str = "samovar_invalidations_foreign_total";
 const WAITING: &str = "samovar_invalidations_waiting";
 const DEAD_TOTAL: &str = "samovar_dead_letters_total";
 const FEED_FAILURES: &str = "samovar_feed_failures_total";
+const HELD_BACK: &str = "samovar_removals_held_total";
 
 const AGENDA_DUE: &str = "samovar_agenda_due";
 const AGENDA_IN_HAND: &str = "samovar_agenda_in_hand";
@@ -37,6 +38,7 @@ const WARM: &str = "samovar_warm_entries";
 const OLDEST: &str = "samovar_oldest_value_age_seconds";
 const OLD: &str = "samovar_old_entries";
 const PAUSED: &str = "samovar_job_paused";
+const HOLDING: &str = "samovar_gone_guard_holding";
 const WARMED_UP: &str = "samovar_warmup_last_success_timestamp_seconds";
 const IN_HAND: &str = "samovar_in_hand";
 const WORKERS: &str = "samovar_workers";
@@ -95,6 +97,7 @@ fn describe() {
     describe_counter!(BEHIND, "Answers with a lower version than the stored or the announced one.");
     describe_counter!(DEAD_TOTAL, "Entries moved to the dead letters.");
     describe_counter!(FEED_FAILURES, "Requests to a job's feed without a usable answer, and requests not admitted.");
+    describe_counter!(HELD_BACK, "Answers that an entry is gone whose removal was held back.");
     describe_counter!(TOKENS, "AI tokens spent, whether or not the answers were usable.");
     describe_counter!(INVALIDATIONS, "Invalidations handled, by channel or inbox.");
     describe_counter!(MALFORMED, "Messages that were invalid.");
@@ -113,6 +116,7 @@ fn describe() {
     describe_gauge!(OLDEST, Unit::Seconds, "Age of the oldest value as of the last count, in the fleet.");
     describe_gauge!(OLD, "Values kept beyond their TTL while their source fails, as of the last count, in the fleet.");
     describe_gauge!(PAUSED, "1 while the job is paused.");
+    describe_gauge!(HOLDING, "1 while the job's guard holds removals back.");
     describe_gauge!(
         WARMED_UP,
         Unit::Seconds,
@@ -192,6 +196,16 @@ pub(crate) fn feed_failed(job: &JobName) {
     counter!(FEED_FAILURES, "job" => job.to_string()).increment(1);
 }
 
+/// Counts a removal that is held back.
+pub(crate) fn removal_held(job: &JobName) {
+    counter!(HELD_BACK, "job" => job.to_string()).increment(1);
+}
+
+/// Starts the counter of removals that are held back at zero, so that the first one is an increase.
+pub(crate) fn count_removals_held(job: &JobName) {
+    counter!(HELD_BACK, "job" => job.to_string()).increment(0);
+}
+
 /// Starts the counter of a feed's failures at zero, so that the first one is an increase.
 pub(crate) fn count_feed_failures(job: &JobName) {
     counter!(FEED_FAILURES, "job" => job.to_string()).increment(0);
@@ -249,6 +263,8 @@ pub struct JobGauges {
     pub old: Option<u64>,
     /// `true` while the job is paused.
     pub paused: Option<bool>,
+    /// `true` while the job's guard holds removals back.
+    pub holding: Option<bool>,
     /// When the last complete warmup ended.
     pub warmed_up: Option<RedisTime>,
     /// The job's usage.
@@ -267,6 +283,7 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
     set(WARM, gauges.warm);
     set(OLD, gauges.old);
     set(PAUSED, gauges.paused.map(u64::from));
+    set(HOLDING, gauges.holding.map(u64::from));
     // A counter keeps its last value, also after its job is removed, as the counters of this process do: NaN would
     // spoil the rates over it.
     if let Some(Usage { tokens_spent, tokens_saved, calls_saved, not_modified, .. }) = gauges.usage {

@@ -30,7 +30,7 @@ use crate::protocol::Keys;
 use crate::redis::Troubles;
 use crate::redis::{Backoff, Connection, RedisTime};
 use crate::source::{Gate, Sources};
-use crate::store::{Fresh, Snapshot, Store};
+use crate::store::{Fresh, GoneGuard, Snapshot, Store};
 use crate::telemetry::metrics;
 
 /// Entries examined in one round trip.
@@ -158,7 +158,7 @@ impl Cron {
         while warmups.next().await.is_some() {}
     }
 
-    /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds. Returns
+    /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds and guards. Returns
     /// the time until the next call.
     async fn round(&self, warmups: &mut Warmups) -> RedisResult<Duration> {
         match self.claim_tick(&warmups.jobs).await? {
@@ -166,6 +166,7 @@ impl Cron {
             Todo::Warmup(job, claim) => self.warm_up(&job, claim).await?,
             Todo::Wait(wait) => {
                 self.tell_feeds().await?;
+                self.tell_guards().await?;
                 return Ok(wait);
             }
         }
@@ -184,6 +185,9 @@ impl Cron {
             if job.entries.feed.is_some() {
                 metrics::count_feed_failures(&job.name);
             }
+            if job.warm.gone_guard.is_some() {
+                metrics::count_removals_held(&job.name);
+            }
             // The warmup uses the read counts. If they cannot be restored, it runs without.
             restoring.alone(job.name.as_str(), self.popularity.restore(job).await)?;
             let _: u8 = ENSURE
@@ -198,6 +202,23 @@ impl Cron {
                 .await?;
         }
         self.wakeup.notify_one();
+        Ok(())
+    }
+
+    /// Reports removals that guards hold back, whichever worker asked the upstream.
+    async fn tell_guards(&self) -> RedisResult<()> {
+        let now = self.store.now().await?;
+        for job in self.jobs.jobs.keys() {
+            let guard = GoneGuard::read(&mut self.redis.clone(), &self.keys, job, now).await;
+            let guard = self.troubles.of("reading a job's guard").alone(job.as_str(), guard)?.flatten();
+            let state = guard.filter(GoneGuard::is_holding).map(|GoneGuard { gone, of, .. }| {
+                format!(
+                    "removals of {job} are held back, and the old values are served: within a minute the upstream said \
+                     that {gone} of about {of} entries are gone; `samovar gone {job}` shows it and lets a person decide"
+                )
+            });
+            self.troubles.notice(job.as_str(), state);
+        }
         Ok(())
     }
 

@@ -33,7 +33,7 @@ use crate::agenda::{Next, keep};
 use crate::entry::{Outcome, Trigger};
 use crate::job::{Job, Params};
 use crate::source::{Ended, Permit};
-use crate::store::{Fresh, Lease, Leased, Rechecks, Removal};
+use crate::store::{Fresh, HeldBack, Lease, Leased, Rechecks, Removal};
 use crate::store::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
 
 /// Rounds of fetch and commit under one lease; each invalidation costs one. After the last, the entry is due again.
@@ -84,6 +84,8 @@ pub(super) enum Stop {
     NoValue(Ending),
     /// An answer that is not stored since it is old, and the rechecks that are then to come, if they are others.
     Refused(Ending, Option<Rechecks>),
+    /// An answer that the entry is gone, whose removal the job's guard holds back.
+    HeldBack(Ending, HeldBack),
     /// An error of Redis.
     Redis(RedisError),
 }
@@ -134,7 +136,8 @@ impl Warmer {
         attempt.give_back().await;
         drop(attempt);
         match ended {
-            Ok(Ok(ending) | Err(Stop::End(ending) | Stop::NoValue(ending) | Stop::Refused(ending, _))) => {
+            Ok(Ok(ending) | Err(
+                Stop::End(ending) | Stop::NoValue(ending) | Stop::Refused(ending, _) | Stop::HeldBack(ending, _))) => {
                 let kept = AssertUnwindSafe(self.keep_stale(job, entry, ending)).catch_unwind().await;
                 kept.unwrap_or_else(|_| panicked(job, entry))
             }
@@ -177,6 +180,7 @@ impl Attempt<'_> {
         match self.run_under(&mut lease, score).await {
             Err(Stop::NoValue(failure)) => Ok(self.note_failure(&lease, failure).await?),
             Err(Stop::Refused(refused, rechecks)) => Ok(self.note_refusal(&lease, refused, rechecks).await?),
+            Err(Stop::HeldBack(ending, held)) => Ok(self.note_held_back(&lease, ending, held).await?),
             ended => ended,
         }
     }

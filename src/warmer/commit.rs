@@ -26,7 +26,7 @@ impl Attempt<'_> {
             Some(meta) if meta.invalidated.is_some() => Trigger::Invalidation,
             _ => self.entry.trigger,
         };
-        Round { trigger, storm: is_storm(lease, trigger), may_keep: true, is_again: false, indexed: Vec::new() }
+        Round { trigger, storm: is_storm(lease, trigger), may_keep: true, is_again: false, may_remove: false, indexed: Vec::new() }
     }
 
     /// Returns the validators of the present value, where it may be kept in this round.
@@ -44,6 +44,9 @@ impl Attempt<'_> {
         known: Option<Validators>,
     ) -> Step<Option<Ending>> {
         let last_attempt = self.last_attempt(lease, round, answer, known).await?;
+        if let Answer::Gone = answer {
+            self.guard_removal(lease, round).await?;
+        }
         let written = self.write(lease, answer, &last_attempt, &round.indexed).await?;
         let is_leased =
             matches!(written, Written::Again(_) | Written::Foreign | Written::Behind(..) | Written::Older { .. });
@@ -211,6 +214,7 @@ impl Attempt<'_> {
                 warmer.wake_waiting(&entry.key).await?;
             }
         }
+        self.note_recovery(lease).await?;
         self.found_value(lease, round, changed);
         let written_at = expiry.at().map_or(lease.fetched_at, |at| at - job.ttl);
         let after = if job.may_lag() { lease.fetched_at } else { written_at };

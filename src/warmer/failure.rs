@@ -89,7 +89,7 @@ impl Attempt<'_> {
     }
 
     /// Returns what the metadata note of an attempt that ends without a value: all else is as before.
-    fn without_value(&self, lease: &Lease, ending: &Ending) -> LastAttempt {
+    pub(super) fn without_value(&self, lease: &Lease, ending: &Ending) -> LastAttempt {
         let before = lease.before.meta.as_ref().map(|meta| meta.last_attempt.clone()).unwrap_or_default();
         LastAttempt {
             crashes: 0,

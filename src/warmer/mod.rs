@@ -15,6 +15,7 @@ mod failure;
 mod fetch;
 mod finisher;
 mod freshness;
+mod guard;
 mod in_flight;
 mod inputs;
 mod lag;

@@ -12,6 +12,8 @@ pub(super) struct Round {
     pub(super) may_keep: bool,
     /// An invalidation came during an earlier round.
     pub(super) is_again: bool,
+    /// The job's guard lets the removal of the value through.
+    pub(super) may_remove: bool,
     /// The tags under which earlier rounds have indexed the entry.
     pub(super) indexed: Vec<String>,
 }

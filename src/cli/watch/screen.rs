@@ -210,6 +210,7 @@ mod tests {
             warmed_up_ms: None,
             feed: None,
             paused_ms: None,
+            gone_guard: None,
             warm: None,
             warm_counted_ms: None,
             oldest_ms: None,

@@ -1,6 +1,6 @@
 //! One job file: TOML to a [`Job`].
 
-use super::document::{Document, Field, Table};
+use super::document::{Document, Field, Table, short};
 use super::entries::entries;
 use super::scope::Scope;
 use super::source::sources;
@@ -29,6 +29,7 @@ const ABSENT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24
 const DEFAULT_ABSENT: Duration = Duration::from_secs(60);
 const MOST_RECHECKS: usize = 10;
 const DEFAULT_ATTEMPTS: u32 = 8;
+const DEFAULT_GONE_GUARD: u8 = 10;
 const MOST_TAGS: usize = 100;
 const MOST_INPUTS: usize = 20;
 
@@ -176,6 +177,7 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
         version_patience: DEFAULT_PATIENCE,
         absent_for: DEFAULT_ABSENT,
         attempts: DEFAULT_ATTEMPTS,
+        gone_guard: Some(DEFAULT_GONE_GUARD),
     };
     let Some(table) = field.and_then(|field| field.table("[warm]")) else { return warm };
     let long = Duration::ZERO..=*TTL.end();
@@ -217,6 +219,7 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
     if let Some(attempts) = table.field("attempts").and_then(|field| field.integer(1..=1000)) {
         warm.attempts = u32::try_from(attempts).unwrap_or(DEFAULT_ATTEMPTS);
     }
+    warm.gone_guard = gone_guard(&table);
     table.finish();
     warm
 }
@@ -238,6 +241,25 @@ fn recheck(field: &Field<'_>) -> Option<Vec<Duration>> {
         times.push(time);
     }
     Some(times)
+}
+
+/// Reads the share of `gone_guard`; `None` for "off" and where it has a fault.
+fn gone_guard(table: &Table<'_>) -> Option<u8> {
+    let Some(field) = table.field("gone_guard") else { return Some(DEFAULT_GONE_GUARD) };
+    let text = field.text_or_number()?.value;
+    let text = text.trim();
+    if text == "off" {
+        return None;
+    }
+    let share = text.strip_suffix('%').and_then(|share| share.trim_end().parse().ok());
+    let share = share.filter(|share| (1..=100).contains(share));
+    if share.is_none() {
+        field.fault_with_help(
+            format!("`gone_guard` ({}) is neither a share from 1% to 100% nor \"off\"", short(text)),
+            "write gone_guard = \"10%\", or gone_guard = \"off\" to remove at once what the upstream says is gone",
+        );
+    }
+    share
 }
 
 fn schedule(table: &Table<'_>) -> Option<Schedule> {

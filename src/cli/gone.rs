@@ -1,0 +1,69 @@
+//! `samovar gone`: shows the removals that a job's guard holds back, lets them through, or has them held longer.
+
+use clap::Args;
+
+use super::exit;
+use super::pause::PauseArgs;
+use super::session::{Failed, Session, complain, jobs, print_json, relative, wrapped};
+use crate::config::{Environment, Settings};
+use crate::entry::escape::escaped;
+use crate::redis::RedisTime;
+use crate::store::{GoneGuard, GuardState};
+
+/// Arguments of `samovar gone`.
+#[derive(Args)]
+pub(super) struct GoneArgs {
+    #[command(flatten)]
+    job: PauseArgs,
+    /// Let removals through for an hour: values that are held back are removed if the upstream still says so
+    #[arg(long, conflicts_with = "hold")]
+    accept: bool,
+    /// Hold removals back for another hour
+    #[arg(long)]
+    hold: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
+    let jobs = jobs(settings, env)?;
+    let job = args.job.job(&jobs)?;
+    let session = Session::open(settings).await?;
+    let ops = session.ops(&jobs);
+    let due = if args.accept { Some(ops.accept_gone(job).await?) } else { None };
+    if args.hold && !ops.hold_gone(job).await? {
+        complain(format_args!("no removals of {} are held back, so none can be held longer", job.name));
+        return Ok(exit::FAILED);
+    }
+    let guard = ops.gone_guard(&job.name).await?;
+    if args.json {
+        print_json(&guard);
+        return Ok(exit::OK);
+    }
+    let now = session.store.now().await?;
+    println!("{}", wrapped(&escaped(&state(job.name.as_str(), guard.as_ref(), now)), ""));
+    if let Some(due) = due {
+        println!("{due} entries are asked for again at once.");
+    }
+    Ok(exit::OK)
+}
+
+/// Returns what a job's guard does, in sentences.
+pub(super) fn state(job: &str, guard: Option<&GoneGuard>, now: RedisTime) -> String {
+    let Some(GoneGuard { state, since_ms, until_ms, gone, of, held }) = guard else {
+        return format!("Removals of {job}: none are held back.");
+    };
+    let (since, ends) = (relative(*since_ms, now), relative(*until_ms, now));
+    match state {
+        GuardState::Holding => format!(
+            "Removals of {job}: held back since {since}, because the upstream said within a minute that {gone} of about \
+             {of} entries are gone. The old values of {held} entries are served; removals go on {ends}, for what is \
+             gone then. `samovar gone {job} --accept` lets them through now, `--hold` holds them for another hour."
+        ),
+        GuardState::Accepted => format!(
+            "Removals of {job}: let through, as a person decided; the guard counts again {ends}. \
+             `samovar gone {job} --hold` holds them back."
+        ),
+    }
+}

@@ -1,0 +1,177 @@
+//! The guard of a job's values against a bad deploy of its upstream, which answers that many entries are gone.
+//!
+//! It counts removals of values in the whole fleet. Once they exceed the job's share within a minute, it holds further
+//! ones back for an hour. Then the next answer that an entry is gone removes its value, unless a person has decided
+//! before. The guard is one hash in the job's slot (`lua/guard.lua`); each entry that it holds back has its end in its
+//! metadata ([`super::LastAttempt::held_until`]).
+//!
+//! On failure: if Redis loses the guard, the mark of an entry sets it up again. If Redis does not answer, or the key
+//! has another type, nothing is removed.
+//!
+//! Rolling upgrade: workers of builds before the guard remove values without asking it. They drop the marks of entries
+//! that they fetch; such an entry then counts anew.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{RedisResult, Script};
+use serde::Serialize;
+
+use super::Store;
+use crate::entry::JobName;
+use crate::entry::duration::millis;
+use crate::protocol::Keys;
+use crate::redis::{Connection, RedisTime, with_preludes};
+
+/// The time in which removals are counted.
+const MINUTE: Duration = Duration::from_secs(60);
+/// Fewer removals in that time never trip a guard.
+const LEAST: usize = 10;
+/// The time for which a guard holds removals back, or a person lets them through.
+const HOLDS: Duration = Duration::from_secs(3_600);
+/// The longest time for which a person can have them held back.
+const LONGEST: Duration = Duration::from_secs(24 * 3_600);
+
+static REMOVAL: LazyLock<Script> = LazyLock::new(|| guarding(include_str!("lua/guard_removal.lua")));
+static RECOVERY: LazyLock<Script> = LazyLock::new(|| guarding(include_str!("lua/guard_recovery.lua")));
+static DECISION: LazyLock<Script> = LazyLock::new(|| guarding(include_str!("lua/guard_decision.lua")));
+
+/// Returns a script that reads or writes guards.
+fn guarding(script: &str) -> Script {
+    with_preludes(&[include_str!("lua/guard.lua")], script)
+}
+
+/// A removal that is held back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldBack {
+    /// Redis's clock.
+    pub now: RedisTime,
+    /// Since when the guard holds removals back.
+    pub since: RedisTime,
+    /// Until when.
+    pub until: RedisTime,
+    /// Removals within a minute as the guard tripped, the first that was held back included.
+    pub gone: u64,
+    /// The job's entries then, about.
+    pub of: u64,
+    /// This removal tripped the guard.
+    pub tripped: bool,
+}
+
+/// What a guard does with removals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GuardState {
+    /// It holds them back; time or a person decides.
+    Holding,
+    /// It lets them through, as a person decided.
+    Accepted,
+}
+
+/// The guard of a job's values, while it holds removals back or lets them through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct GoneGuard {
+    /// What it does with removals.
+    pub state: GuardState,
+    /// When it tripped (Redis time, ms since the epoch).
+    #[schema(value_type = i64)]
+    pub since_ms: RedisTime,
+    /// Until when removals are held back, or let through.
+    #[schema(value_type = i64)]
+    pub until_ms: RedisTime,
+    /// Values that were to be removed within a minute as it tripped; 0 if a person let removals through before.
+    pub gone: u64,
+    /// The job's entries then, about.
+    pub of: u64,
+    /// Entries whose removal was held back since then and that were not fetched again. Some may be evicted by now.
+    pub held: u64,
+}
+
+impl GoneGuard {
+    /// Reads a job's guard; `None` if it neither holds nor lets through anything at `now`.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn read(redis: &mut Connection, keys: &Keys, job: &JobName, now: RedisTime) -> RedisResult<Option<Self>> {
+        let mut ask = redis::cmd("HMGET");
+        ask.arg(keys.gone(job)).arg(&["since", "until", "accepted", "gone", "of", "held"]);
+        let fields: Vec<Option<Vec<u8>>> = ask.query_async(redis).await?;
+        let number = |i: usize| -> i64 {
+            let text = fields.get(i).and_then(Option::as_deref).and_then(|text| str::from_utf8(text).ok());
+            text.and_then(|text| text.parse().ok()).unwrap_or_default()
+        };
+        let count = |i| u64::try_from(number(i)).unwrap_or_default();
+        let (since_ms, until_ms) = (RedisTime::from_millis(number(0)), RedisTime::from_millis(number(1)));
+        let state = if number(2) == 1 { GuardState::Accepted } else { GuardState::Holding };
+        let is_active = since_ms <= now && now < until_ms;
+        Ok(is_active.then(|| Self { state, since_ms, until_ms, gone: count(3), of: count(4), held: count(5) }))
+    }
+
+    /// Returns true while removals are held back.
+    pub fn is_holding(&self) -> bool {
+        self.state == GuardState::Holding
+    }
+}
+
+impl Store {
+    /// Decides on the removal of a value of ours that the upstream says is gone: `None` lets it through. `share` is
+    /// the job's, in per cent; `marked` is the entry's [`super::LastAttempt::held_until`].
+    ///
+    /// # Errors
+    /// Redis's; the removal may have been counted.
+    pub async fn guard_removal(&self, job: &JobName, share: u8, marked: RedisTime) -> RedisResult<Option<HeldBack>> {
+        let reply: Vec<i64> = REMOVAL
+            .key(self.keys.gone(job))
+            .key(self.keys.agenda(job))
+            .arg(share)
+            .arg(LEAST)
+            .arg(millis(MINUTE))
+            .arg(millis(HOLDS))
+            .arg(millis(LONGEST))
+            .arg(marked)
+            .invoke_async(&mut self.redis.clone())
+            .await?;
+        let number = |i: usize| reply.get(i).copied().unwrap_or_default();
+        let (time, count) = (|i| RedisTime::from_millis(number(i)), |i| u64::try_from(number(i)).unwrap_or_default());
+        Ok((number(0) > 0).then(|| HeldBack {
+            now: time(1),
+            since: time(2),
+            until: time(3),
+            gone: count(4),
+            of: count(5),
+            tripped: number(0) == 2,
+        }))
+    }
+
+    /// Notes that an entry is well again whose removal was held back until `marked`.
+    ///
+    /// # Errors
+    /// Redis's; the guard then counts the entry until it ends.
+    pub async fn note_recovery(&self, job: &JobName, marked: RedisTime) -> RedisResult<()> {
+        let mut call = RECOVERY.key(self.keys.gone(job));
+        let _: u8 = call.arg(marked).arg(millis(MINUTE)).invoke_async(&mut self.redis.clone()).await?;
+        Ok(())
+    }
+
+    /// Lets the removals through that a job's guard holds back, and all others for an hour.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn accept_removals(&self, job: &JobName) -> RedisResult<()> {
+        self.decide(job, "accept").await.map(|_| ())
+    }
+
+    /// Has removals held back for another hour, a day from now at most; returns `false` if none are.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn hold_removals(&self, job: &JobName) -> RedisResult<bool> {
+        self.decide(job, "hold").await
+    }
+
+    async fn decide(&self, job: &JobName, decision: &str) -> RedisResult<bool> {
+        let mut call = DECISION.key(self.keys.gone(job));
+        call.arg(decision).arg(millis(HOLDS)).arg(millis(LONGEST));
+        Ok(call.invoke_async::<u8>(&mut self.redis.clone()).await? == 1)
+    }
+}
