@@ -57,9 +57,9 @@ pub(super) fn state(job: &str, guard: Option<&GoneGuard>, now: RedisTime) -> Str
     let (since, ends) = (relative(*since_ms, now), relative(*until_ms, now));
     match state {
         GuardState::Holding => format!(
-            "Removals of {job}: held back since {since}, because the upstream said within a minute that {gone} of about \
-             {of} entries are gone. The old values of {held} entries are served; removals go on {ends}, for what is \
-             gone then. `samovar gone {job} --accept` lets them through now, `--hold` holds them for another hour."
+            "Removals of {job}: held back. The upstream said within a minute, {since}, that {gone} of about {of} \
+             entries are gone. The old values of {held} entries are served; {ends} removals go on, for what is gone \
+             then. `samovar gone {job} --accept` lets them through now, `--hold` holds them for another hour."
         ),
         GuardState::Accepted => format!(
             "Removals of {job}: let through, as a person decided; the guard counts again {ends}. \

@@ -158,8 +158,8 @@ impl Cron {
         while warmups.next().await.is_some() {}
     }
 
-    /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds and guards. Returns
-    /// the time until the next call.
+    /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds and guards.
+    /// Returns the time until the next call.
     async fn round(&self, warmups: &mut Warmups) -> RedisResult<Duration> {
         match self.claim_tick(&warmups.jobs).await? {
             Todo::Warmup(job, claim) if job.entries.feed.is_some() => warmups.start(self.clone(), job, claim),

@@ -136,8 +136,10 @@ impl Warmer {
         attempt.give_back().await;
         drop(attempt);
         match ended {
-            Ok(Ok(ending) | Err(
-                Stop::End(ending) | Stop::NoValue(ending) | Stop::Refused(ending, _) | Stop::HeldBack(ending, _))) => {
+            Ok(
+                Ok(ending)
+                | Err(Stop::End(ending) | Stop::NoValue(ending) | Stop::Refused(ending, _) | Stop::HeldBack(ending, _)),
+            ) => {
                 let kept = AssertUnwindSafe(self.keep_stale(job, entry, ending)).catch_unwind().await;
                 kept.unwrap_or_else(|_| panicked(job, entry))
             }

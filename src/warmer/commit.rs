@@ -26,7 +26,14 @@ impl Attempt<'_> {
             Some(meta) if meta.invalidated.is_some() => Trigger::Invalidation,
             _ => self.entry.trigger,
         };
-        Round { trigger, storm: is_storm(lease, trigger), may_keep: true, is_again: false, may_remove: false, indexed: Vec::new() }
+        Round {
+            trigger,
+            storm: is_storm(lease, trigger),
+            may_keep: true,
+            is_again: false,
+            may_remove: false,
+            indexed: Vec::new(),
+        }
     }
 
     /// Returns the validators of the present value, where it may be kept in this round.

@@ -9,9 +9,9 @@ use chrono::DateTime;
 use redis::RedisResult;
 use tracing::warn;
 
+use super::INPUT_WAIT;
 use super::attempt::{Attempt, Ending, Step, Stop};
 use super::round::Round;
-use super::INPUT_WAIT;
 use crate::agenda::Next;
 use crate::entry::{Outcome, Recheck};
 use crate::redis::{RedisTime, is_of_keys};
@@ -61,8 +61,9 @@ impl Attempt<'_> {
             );
         }
         let reason = format!(
-            "the upstream says that it is gone, as it said of {gone} of about {of} entries within a minute; the removal \
-             is held back until {until} (`gone_guard`): mend the upstream, or run `samovar gone {job} --accept`"
+            "the upstream says that it is gone, as it said of {gone} of about {of} entries within a minute; the \
+             removal is held back until {until} (`gone_guard`): mend the upstream, or run \
+             `samovar gone {job} --accept`"
         );
         Stop::HeldBack(Ending::because(Outcome::Deferred, Next::In(wait(&held)), reason), held)
     }

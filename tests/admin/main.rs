@@ -115,7 +115,7 @@ async fn both() -> (TestRedis, Upstream) {
 }
 
 /// Requests that change or fetch something, or show values.
-const OWNERS: [(&str, &str); 10] = [
+const OWNERS: [(&str, &str); 12] = [
     ("DELETE", "/redis/clear"),
     ("DELETE", "/redis/clear/art:*"),
     ("POST", "/invalidate"),
@@ -123,6 +123,8 @@ const OWNERS: [(&str, &str); 10] = [
     ("POST", "/warm?wait=true"),
     ("POST", "/jobs/art/pause"),
     ("POST", "/jobs/art/resume"),
+    ("POST", "/jobs/art/gone/accept"),
+    ("POST", "/jobs/art/gone/hold"),
     ("GET", "/entries?key=art:a"),
     ("POST", "/dead/retry"),
     ("POST", "/reload"),

@@ -457,3 +457,19 @@ fn deep_nesting_is_refused_and_not_followed() {
     let template = GOOD.replace("{{ name }}", &format!("{{{{ {}name{} }}}}", "(".repeat(100_000), ")".repeat(100_000)));
     assert!(!faults(&[("a.toml", &template)]).is_empty());
 }
+
+#[test]
+fn a_gone_guard_is_a_share_or_off() {
+    let guard = |text: &str| {
+        let job = format!("{GOOD}[warm]\n{text}\n");
+        let jobs = parse(&[("art.toml", &job), ("upstreams.toml", UPSTREAM)]);
+        jobs.map(|jobs| jobs.jobs["art"].warm.gone_guard).map_err(|faults| faults.0.len())
+    };
+    for (text, share) in [("", Some(10)), ("gone_guard = \"off\"", None), ("gone_guard = \" 1 % \"", Some(1))] {
+        assert_eq!(guard(text), Ok(share), "{text}");
+    }
+    assert_eq!(guard("gone_guard = \"100%\""), Ok(Some(100)));
+    for text in ["0%", "101%", "2.5%", "-1%", "10", "%", "", "OFF", "kapalı", "1000%", "no"] {
+        assert_eq!(guard(&format!("gone_guard = \"{text}\"")), Err(1), "{text}");
+    }
+}

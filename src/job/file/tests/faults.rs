@@ -382,6 +382,13 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
         ),
         (Append("[warm]\nrecheck = \"5s\"\n"), &["7:11: `recheck` must be an array, not a string"]),
         (
+            Append("[warm]\ngone_guard = 10\n"),
+            &[
+                r#"7:14: `gone_guard` (10) is neither a share from 1% to 100% nor "off" | write gone_guard = "10%", or gone_guard = "off" to remove at once what the upstream says is gone"#,
+            ],
+        ),
+        (Append("[warm]\ngone_guard = true\n"), &["7:14: `gone_guard` must be a string or a number, not a boolean"]),
+        (
             Append("[warm]\nschedule = \"* * * * *\"\nevery = \"5m\"\n"),
             &["8:1: `schedule` and `every` both say when warmups run | keep one of them"],
         ),

@@ -1,0 +1,449 @@
+//! The guard against a bad deploy of an upstream: removals that it holds back, and what ends that.
+#![cfg(test)]
+
+mod support;
+
+use std::time::Duration;
+
+use samovar::agenda::When;
+use samovar::entry::{EntryKey, Trigger};
+use samovar::redis::RedisTime;
+use samovar::store::{GoneGuard, GuardState, HeldBack, Snapshot};
+use serde_json::{Value, json};
+use support::{
+    Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, at_rest, both, eventually, job,
+    samovar, talkative, worker,
+};
+
+const GUARD: &str = "samovar:gone:{art}";
+const HOUR: Duration = Duration::from_secs(3_600);
+/// More than the values of a job of 30 entries that may be removed within a minute.
+const MANY: usize = 30;
+
+/// The upstream has every entry, in this version.
+fn has_all(upstream: &Upstream, version: u64) {
+    upstream.otherwise(move |_, _| Reply::json(json!({ "version": version })));
+}
+
+/// The upstream answers of every entry that it is gone.
+fn has_none(upstream: &Upstream) {
+    upstream.otherwise(|_, _| Reply::status(404));
+}
+
+/// Returns the readable values of the job.
+async fn served(redis: &TestRedis) -> usize {
+    redis.keys("art:*").await.len()
+}
+
+async fn held(redis: &TestRedis) -> usize {
+    redis.ask::<Option<usize>>(&["HGET", GUARD, "held"]).await.unwrap_or_default()
+}
+
+/// Waits until so many values are readable, and no others.
+async fn all_served(redis: &TestRedis, entries: usize) {
+    eventually(&format!("{entries} are readable"), async || {
+        let served = served(redis).await;
+        if served == entries { Ok(()) } else { Err(served) }
+    })
+    .await;
+}
+
+/// Waits until the guard has held back so many removals.
+async fn all_held(redis: &TestRedis, entries: usize) {
+    eventually(&format!("{entries} removals are held back"), async || {
+        let held = held(redis).await;
+        if held == entries { Ok(()) } else { Err(held) }
+    })
+    .await;
+}
+
+/// A job of so many listed entries, with these lines of `[warm]`.
+fn many(upstream: &Upstream, entries: usize, warm: &str) -> Art {
+    Art::of(upstream).list(0..entries).warm(warm)
+}
+
+/// A worker whose job has [`MANY`] entries; of 9 the values are removed, and the guard holds the others back.
+async fn tripped() -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let jobs = many(&upstream, MANY, "").folder();
+    let worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    all_served(&redis, MANY).await;
+    at_rest(&redis).await;
+    has_none(&upstream);
+    Parts::of(&redis).await.invalidate("{\"jobs\": [\"art\"]}").await;
+    all_held(&redis, MANY - 9).await;
+    all_served(&redis, MANY - 9).await;
+    (redis, upstream, jobs, worker)
+}
+
+async fn run(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> support::Finished {
+    samovar(args).redis(redis).jobs(jobs).run().await
+}
+
+async fn health(worker: &mut WorkerProcess) -> Value {
+    let url = format!("{}/health", worker.http().await);
+    reqwest::get(url).await.unwrap().json().await.unwrap()
+}
+
+/// The warnings of guards that tripped.
+fn warnings(worker: &WorkerProcess) -> usize {
+    let of_guards = |line: &String| line.contains("WARN") && line.contains("removals are held back");
+    worker.log().iter().filter(|line| of_guards(line)).count()
+}
+
+/// A Redis whose clock the test sets, and an upstream that has every entry.
+async fn with_clock() -> (OffsetClock, TestRedis, Upstream) {
+    let clock = OffsetClock::new();
+    let redis = TestRedis::options().clock(&clock).start().await;
+    let upstream = Upstream::start().await;
+    has_all(&upstream, 1);
+    (clock, redis, upstream)
+}
+
+/// Has all values fetched anew, and waits until the removals of so many are held back, of each as its metadata say.
+async fn all_gone_but(redis: &TestRedis, parts: &Parts, upstream: &Upstream, entries: usize) {
+    at_rest(redis).await;
+    has_none(upstream);
+    let keys = redis.keys("art:*").await.into_iter().map(EntryKey::new).collect::<Vec<_>>();
+    parts.agenda.put(&job(), &keys, When::NOW, Trigger::Manual).await.unwrap();
+    eventually("each is removed, or its removal held back", async || {
+        let snapshots = parts.store.snapshots(&keys).await.unwrap();
+        let ours: Vec<_> = snapshots.iter().filter_map(Snapshot::ours).collect();
+        let held = ours.iter().filter(|meta| meta.last_attempt.held_until > RedisTime::ZERO).count();
+        if (ours.len(), held) == (entries, entries) { Ok(()) } else { Err((ours.len(), held)) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tenth_is_removed_and_the_rest_is_served_beyond_its_ttl() {
+    let (clock, redis, upstream) = with_clock().await;
+    let jobs = many(&upstream, 200, "").ttl("20m").folder();
+    let fleet = [worker(&redis, &jobs), worker(&redis, &jobs)];
+    all_served(&redis, 200).await;
+    let parts = Parts::of(&redis).await;
+    all_gone_but(&redis, &parts, &upstream, 180).await;
+    assert_eq!(held(&redis).await, 180, "two workers count together");
+    clock.set(25 * 60_000);
+    let asked = upstream.all_requests().len();
+    eventually("they are asked again", async || upstream.all_requests().len() >= asked + 180).await;
+    assert_eq!(served(&redis).await, 180);
+    assert_eq!(redis.keys("samovar:dead:*").await, Vec::<String>::new());
+    assert_eq!(redis.ask::<Option<String>>(&["HGET", "samovar:limit:{museum}", "open"]).await, None, "no breaker");
+    assert_eq!(fleet.iter().map(warnings).sum::<usize>(), 1, "a warning for all of it");
+    assert_eq!((parts.stat("gone").await, parts.stat("failed").await), (20, 0));
+}
+
+#[tokio::test]
+async fn nine_of_nine_are_removed() {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let jobs = many(&upstream, 9, "").folder();
+    let _worker = worker(&redis, &jobs);
+    all_served(&redis, 9).await;
+    has_none(&upstream);
+    Parts::of(&redis).await.invalidate("{\"jobs\": [\"art\"]}").await;
+    eventually("all are gone", async || served(&redis).await == 0).await;
+}
+
+#[tokio::test]
+async fn a_guard_that_is_off_holds_nothing_back() {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let jobs = many(&upstream, MANY, "gone_guard = \"off\"").folder();
+    let _worker = worker(&redis, &jobs);
+    all_served(&redis, MANY).await;
+    has_none(&upstream);
+    Parts::of(&redis).await.invalidate("{\"jobs\": [\"art\"]}").await;
+    eventually("all are gone", async || served(&redis).await == 0).await;
+    assert_eq!(redis.keys("samovar:gone:*").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn entries_that_are_absent_do_not_count() {
+    let (redis, upstream) = both().await;
+    has_none(&upstream);
+    let jobs = many(&upstream, MANY, "").folder();
+    let _worker = worker(&redis, &jobs);
+    let parts = Parts::of(&redis).await;
+    eventually("all were asked for", async || parts.stat("gone").await == MANY as u64).await;
+    assert_eq!(redis.keys("samovar:gone:*").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_is_held_back_is_told_everywhere() {
+    let (redis, _upstream, jobs, mut worker) = tripped().await;
+    eventually("health tells", async || {
+        let health = health(&mut worker).await;
+        let reasons = health["reasons"].to_string();
+        let told = health["status"] == "degraded" && reasons.contains("samovar gone art") && reasons.contains("10 of");
+        if told { Ok(()) } else { Err(health) }
+    })
+    .await;
+    let kept = redis.keys("art:*").await.remove(0);
+    let shown = run(&redis, &jobs, &["get", &kept]).await.stdout;
+    for said in ["held          its upstream says that it is gone", "deferred", "gone art --accept", "`gone_guard`"] {
+        assert!(shown.contains(said), "{said}: {shown}");
+    }
+    assert!(run(&redis, &jobs, &["jobs"]).await.stdout.contains("Removals of art: held back"));
+    let state = run(&redis, &jobs, &["gone", "art"]).await;
+    assert!(state.code == Some(0) && state.stdout.contains("old values of 21 entries"), "{state:?}");
+    let state: Value = serde_json::from_str(&run(&redis, &jobs, &["gone", "art", "--json"]).await.stdout).unwrap();
+    assert_eq!((&state["state"], &state["gone"], &state["held"]), (&json!("holding"), &json!(10), &json!(21)));
+    assert_eq!(run(&redis, &jobs, &["gone", "nobody"]).await.code, Some(2));
+    let metrics = reqwest::get(format!("{}/metrics", worker.http().await)).await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("samovar_gone_guard_holding{job=\"art\"} 1"), "{metrics}");
+    let counted = metrics.lines().find_map(|line| line.strip_prefix("samovar_removals_held_total{job=\"art\"} "));
+    assert!(counted.unwrap().parse::<u64>().unwrap() >= 21, "{counted:?}");
+    assert_eq!(warnings(&worker), 1);
+}
+
+#[tokio::test]
+async fn all_is_fresh_once_the_upstream_has_it_again() {
+    let (redis, upstream, jobs, _worker) = tripped().await;
+    let kept = redis.keys("art:*").await;
+    has_all(&upstream, 2);
+    for key in &kept {
+        eventually(&format!("{key} is fresh"), async || redis.json(key).await.filter(|value| value["version"] == 2))
+            .await;
+    }
+    all_held(&redis, 0).await;
+    // The guard ends a minute after the last such answer, which a wavering upstream may take back.
+    let until: RedisTime = redis.ask(&["HGET", GUARD, "until"]).await;
+    let last: RedisTime = redis.ask(&["HGET", GUARD, "last"]).await;
+    assert_eq!(until.saturating_since(last), Duration::from_secs(60));
+    redis.ask::<usize>(&["HSET", GUARD, "until", "1"]).await;
+    let state = run(&redis, &jobs, &["gone", "art"]).await;
+    assert!(state.stdout.contains("none are held back"), "{state:?}");
+    // Each entry is as any other from now on.
+    let parts = Parts::of(&redis).await;
+    assert!(
+        parts.meta(kept[0].strip_prefix("art:").unwrap()).await.unwrap().last_attempt.held_until == RedisTime::ZERO
+    );
+}
+
+#[tokio::test]
+async fn a_person_lets_removals_through_or_has_them_held() {
+    let (redis, _upstream, jobs, mut worker) = tripped().await;
+    let before: RedisTime = redis.ask(&["HGET", GUARD, "until"]).await;
+    let longer = run(&redis, &jobs, &["gone", "art", "--hold"]).await;
+    assert_eq!(longer.code, Some(0), "{longer:?}");
+    assert_eq!(redis.ask::<RedisTime>(&["HGET", GUARD, "until"]).await, before + HOUR);
+    let accepted = run(&redis, &jobs, &["gone", "art", "--accept"]).await;
+    for said in ["let through, as a person decided", "21 entries are asked for again at once"] {
+        assert!(accepted.code == Some(0) && accepted.stdout.contains(said), "{said}: {accepted:?}");
+    }
+    eventually("all are gone", async || served(&redis).await == 0).await;
+    eventually("the worker is healthy", async || {
+        let health = health(&mut worker).await;
+        if health["status"] == "healthy" { Ok(()) } else { Err(health) }
+    })
+    .await;
+    assert_eq!(run(&redis, &jobs, &["gone", "art", "--accept", "--hold"]).await.code, Some(2));
+    redis.ask::<usize>(&["DEL", GUARD]).await;
+    let nothing = run(&redis, &jobs, &["gone", "art", "--hold"]).await;
+    assert!(nothing.code == Some(1) && nothing.stderr.contains("no removals of art are held back"), "{nothing:?}");
+}
+
+/// What is to be removed in a planned clean-up is let through before.
+#[tokio::test]
+async fn removals_accepted_before_are_not_held_back() {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let jobs = many(&upstream, MANY, "").folder();
+    let worker = worker(&redis, &jobs);
+    all_served(&redis, MANY).await;
+    assert_eq!(run(&redis, &jobs, &["gone", "art", "--accept"]).await.code, Some(0));
+    has_none(&upstream);
+    Parts::of(&redis).await.invalidate("{\"jobs\": [\"art\"]}").await;
+    eventually("all are gone", async || served(&redis).await == 0).await;
+    assert_eq!(warnings(&worker), 0);
+}
+
+#[tokio::test]
+async fn after_an_hour_what_is_still_gone_is_removed() {
+    let (clock, redis, upstream) = with_clock().await;
+    let jobs = many(&upstream, MANY, "every = \"2s\"\nrefetch = true").ttl("3h").folder();
+    let worker = talkative(&redis, &jobs).spawn();
+    all_served(&redis, MANY).await;
+    has_none(&upstream);
+    all_held(&redis, MANY - 9).await;
+    let parts = Parts::of(&redis).await;
+    eventually("the others are removed", async || parts.stat("gone").await == 9).await;
+    let kept = redis.keys("art:*").await.remove(0).replace(':', "/");
+    clock.set(3_500_000);
+    let asked = upstream.calls(&format!("/{kept}"));
+    upstream.called(&format!("/{kept}"), asked + 2).await;
+    assert_eq!((served(&redis).await, parts.stat("gone").await), (MANY - 9, 9), "the hour is not over");
+    clock.set(3_660_000);
+    eventually("all are gone", async || served(&redis).await == 0).await;
+    eventually("their upstream was asked", async || parts.stat("gone").await >= MANY as u64).await;
+    assert_eq!(warnings(&worker), 1, "the guard does not hold them back once more");
+}
+
+#[tokio::test]
+async fn a_person_decides_over_http() {
+    let (redis, _upstream, _jobs, mut worker) = tripped().await;
+    let (client, url) = (reqwest::Client::new(), worker.http().await);
+    let post = async |path: &str| {
+        let answer = client.post(format!("{url}/jobs/{path}")).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let shown: Value = reqwest::get(format!("{url}/jobs/art")).await.unwrap().json().await.unwrap();
+    let guard = &shown["gone_guard"];
+    assert_eq!((&guard["state"], &guard["held"], &guard["of"]), (&json!("holding"), &json!(21), &json!(30)));
+    let (code, longer) = post("art/gone/hold").await;
+    let later = guard["until_ms"].as_i64().unwrap() + 3_600_000;
+    assert_eq!((code, longer["gone_guard"]["until_ms"].as_i64()), (200, Some(later)));
+    let (code, accepted) = post("art/gone/accept").await;
+    assert_eq!((code, &accepted["gone_guard"]["state"], &accepted["due"]), (200, &json!("accepted"), &json!(21)));
+    eventually("all are gone", async || served(&redis).await == 0).await;
+    assert_eq!(post("nobody/gone/accept").await.0, 404);
+    redis.ask::<usize>(&["DEL", GUARD]).await;
+    assert_eq!(post("art/gone/hold").await.0, 409);
+}
+
+#[tokio::test]
+async fn accept_keeps_a_value_from_shrinking_to_nothing() {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let jobs = Art::of(&upstream).list(0..3).source("accept = \"{{ value | length > 0 }}\"").folder();
+    let _worker = worker(&redis, &jobs);
+    all_served(&redis, 3).await;
+    for (name, empty) in [json!([]), json!({}), json!("")].into_iter().enumerate() {
+        upstream.on(&format!("/art/{name}"), Reply::json(empty));
+    }
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("{\"jobs\": [\"art\"]}").await;
+    eventually("all were refused", async || parts.stat("failed").await >= 3).await;
+    for key in redis.keys("art:*").await {
+        assert_eq!(redis.json(&key).await, Some(json!({"version": 1})), "{key}");
+    }
+    assert_eq!(served(&redis).await, 3);
+}
+
+#[tokio::test]
+async fn an_eviction_removes_at_once_what_is_held_back() {
+    let (redis, _upstream, _jobs, _worker) = tripped().await;
+    let kept = redis.keys("art:*").await.remove(0);
+    Parts::of(&redis).await.invalidate(&json!({"keys": [kept], "action": "evict"}).to_string()).await;
+    assert_eq!(redis.get(&kept).await, None);
+    assert_eq!(served(&redis).await, MANY - 10);
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_at_the_guard_s_place_removes_nothing() {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let jobs = many(&upstream, 9, "").folder();
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    all_served(&redis, 9).await;
+    redis.set(GUARD, "somebody else's", HOUR).await;
+    has_none(&upstream);
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("{\"jobs\": [\"art\"]}").await;
+    eventually("all were asked for", async || parts.stat("deferred").await >= 9).await;
+    assert_eq!((served(&redis).await, parts.stat("gone").await), (9, 0));
+    eventually("health names the key", async || {
+        let health = health(&mut worker).await;
+        if health["reasons"].to_string().contains(GUARD) { Ok(()) } else { Err(health) }
+    })
+    .await;
+    redis.ask::<usize>(&["DEL", GUARD]).await;
+    for name in 0..9 {
+        parts.publish(&format!("art:{name}")).await;
+    }
+    eventually("all are gone", async || served(&redis).await == 0).await;
+}
+
+#[tokio::test]
+async fn values_that_are_held_back_survive_a_killed_worker() {
+    let (clock, redis, upstream) = with_clock().await;
+    let jobs = many(&upstream, MANY, "").ttl("20m").folder();
+    let mut first = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "1s").spawn();
+    all_served(&redis, MANY).await;
+    all_gone_but(&redis, &Parts::of(&redis).await, &upstream, MANY - 9).await;
+    first.kill9();
+    clock.set(25 * 60_000);
+    let kept = redis.keys("art:*").await;
+    assert_eq!(kept.len(), MANY - 9, "beyond their TTL");
+    has_all(&upstream, 2);
+    let second = talkative(&redis, &jobs).env("SAMOVAR_CLAIM", "1s").spawn();
+    for key in kept {
+        eventually(&format!("{key} is fresh"), async || redis.json(&key).await.filter(|value| value["version"] == 2))
+            .await;
+    }
+    assert_eq!((warnings(&first), warnings(&second)), (1, 0));
+}
+
+/// One entry after another, of a job with so many on its agenda.
+async fn removal(parts: &Parts, marked: RedisTime) -> Option<HeldBack> {
+    parts.store.guard_removal(&job(), 10, marked).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_guard_goes_by_marks_of_entries_and_by_its_own_time() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    for _ in 0..9 {
+        assert_eq!(removal(&parts, RedisTime::ZERO).await, None);
+    }
+    let tripped = removal(&parts, RedisTime::ZERO).await.unwrap();
+    assert_eq!((tripped.tripped, tripped.gone, tripped.until), (true, 10, tripped.now + HOUR));
+    let again = removal(&parts, tripped.until).await.unwrap();
+    assert_eq!((again.tripped, held(&redis).await), (false, 1), "an entry that is asked again counts once");
+    // Redis lost the guard; the mark of an entry tells until when it held.
+    redis.ask::<usize>(&["DEL", GUARD]).await;
+    let restored = removal(&parts, tripped.until).await.unwrap();
+    assert_eq!((restored.until, restored.tripped), (tripped.until, true));
+    // A person prolonged it: a mark of its first end is not over.
+    let now = parts.now().await;
+    let [before, after] = [now - HOUR, now + HOUR].map(|at| at.to_string());
+    let marked = now - Duration::from_secs(60);
+    redis.ask::<usize>(&["HSET", GUARD, "since", &before, "until", &after]).await;
+    assert!(removal(&parts, marked).await.is_some());
+    // That of an earlier guard is.
+    redis.ask::<usize>(&["HSET", GUARD, "since", &now.to_string()]).await;
+    assert_eq!(removal(&parts, marked).await, None);
+    // A guard of the future, and a mark that no guard can have given, are by a clock that ran ahead.
+    redis.ask::<usize>(&["HSET", GUARD, "since", &after, "until", &(now + HOUR * 2).to_string()]).await;
+    redis.ask::<usize>(&["HSET", GUARD, "count", "0", "before", "0"]).await;
+    assert_eq!(removal(&parts, now + HOUR * 30).await, None);
+    for garbage in ["garbage", "inf", "nan", "-1", "1e300", ""] {
+        for field in ["since", "until", "accepted", "count", "before", "minute", "most", "most_before", "held"] {
+            redis.ask::<usize>(&["DEL", GUARD]).await;
+            redis.ask::<usize>(&["HSET", GUARD, field, garbage]).await;
+            assert_eq!(removal(&parts, RedisTime::ZERO).await, None, "{field} = {garbage}");
+        }
+    }
+    let ttl = redis.ttl(GUARD).await.unwrap();
+    assert!(ttl <= Duration::from_secs(120), "{ttl:?}");
+}
+
+#[tokio::test]
+async fn a_wavering_upstream_trips_a_guard_once() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    for _ in 0..9 {
+        assert_eq!(removal(&parts, RedisTime::ZERO).await, None);
+    }
+    for round in 0..20 {
+        let held = removal(&parts, RedisTime::ZERO).await.unwrap();
+        assert_eq!((held.tripped, held.until.saturating_since(held.now)), (round == 0, HOUR));
+        parts.store.note_recovery(&job(), held.until).await.unwrap();
+    }
+    assert_eq!(held(&redis).await, 0);
+    assert!(parts.store.hold_removals(&job()).await.unwrap());
+    parts.store.accept_removals(&job()).await.unwrap();
+    assert_eq!(removal(&parts, RedisTime::ZERO).await, None);
+    let now = parts.now().await;
+    let guard = GoneGuard::read(&mut parts.redis.clone(), &parts.keys, &job(), now).await.unwrap();
+    assert_eq!(guard.unwrap().state, GuardState::Accepted);
+    // At most a day from now.
+    for _ in 0..30 {
+        assert!(parts.store.hold_removals(&job()).await.unwrap());
+    }
+    let until: RedisTime = redis.ask(&["HGET", GUARD, "until"]).await;
+    assert!(until <= parts.now().await + HOUR * 24, "{until}");
+}
