@@ -11,8 +11,8 @@ use samovar::redis::RedisTime;
 use samovar::store::{GoneGuard, GuardState, HeldBack, Snapshot};
 use serde_json::{Value, json};
 use support::{
-    Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, at_rest, both, eventually, job,
-    samovar, talkative, worker,
+    Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually,
+    job, samovar, talkative, worker,
 };
 
 const GUARD: &str = "samovar:gone:{art}";
@@ -57,6 +57,18 @@ async fn all_held(redis: &TestRedis, entries: usize) {
     .await;
 }
 
+/// Waits until of all entries of the job so many have a value, of each of which the removal is noted as held back.
+async fn all_noted(parts: &Parts, all: usize, entries: usize) {
+    let keys: Vec<EntryKey> = (0..all).map(|name| art(&name.to_string())).collect();
+    eventually("each is removed, or its removal held back", async || {
+        let snapshots = parts.store.snapshots(&keys).await.unwrap();
+        let ours: Vec<_> = snapshots.iter().filter_map(Snapshot::ours).collect();
+        let held = ours.iter().filter(|meta| meta.last_attempt.held_until > RedisTime::ZERO).count();
+        if (ours.len(), held) == (entries, entries) { Ok(()) } else { Err((ours.len(), held)) }
+    })
+    .await;
+}
+
 /// A job of so many listed entries, with these lines of `[warm]`.
 fn many(upstream: &Upstream, entries: usize, warm: &str) -> Art {
     Art::of(upstream).list(0..entries).warm(warm)
@@ -71,9 +83,10 @@ async fn tripped() -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
     all_served(&redis, MANY).await;
     at_rest(&redis).await;
     has_none(&upstream);
-    Parts::of(&redis).await.invalidate("{\"jobs\": [\"art\"]}").await;
-    all_held(&redis, MANY - 9).await;
-    all_served(&redis, MANY - 9).await;
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("{\"jobs\": [\"art\"]}").await;
+    all_noted(&parts, MANY, MANY - 9).await;
+    assert_eq!(held(&redis).await, MANY - 9);
     (redis, upstream, jobs, worker)
 }
 
@@ -81,9 +94,13 @@ async fn run(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> support::Fi
     samovar(args).redis(redis).jobs(jobs).run().await
 }
 
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap()
+}
+
 async fn health(worker: &mut WorkerProcess) -> Value {
     let url = format!("{}/health", worker.http().await);
-    reqwest::get(url).await.unwrap().json().await.unwrap()
+    client().get(url).send().await.unwrap().json().await.unwrap()
 }
 
 /// The warnings of guards that tripped.
@@ -101,19 +118,13 @@ async fn with_clock() -> (OffsetClock, TestRedis, Upstream) {
     (clock, redis, upstream)
 }
 
-/// Has all values fetched anew, and waits until the removals of so many are held back, of each as its metadata say.
+/// Has all values fetched anew, and waits until the removals of so many are held back.
 async fn all_gone_but(redis: &TestRedis, parts: &Parts, upstream: &Upstream, entries: usize) {
     at_rest(redis).await;
     has_none(upstream);
-    let keys = redis.keys("art:*").await.into_iter().map(EntryKey::new).collect::<Vec<_>>();
+    let keys: Vec<EntryKey> = redis.keys("art:*").await.into_iter().map(EntryKey::new).collect();
     parts.agenda.put(&job(), &keys, When::NOW, Trigger::Manual).await.unwrap();
-    eventually("each is removed, or its removal held back", async || {
-        let snapshots = parts.store.snapshots(&keys).await.unwrap();
-        let ours: Vec<_> = snapshots.iter().filter_map(Snapshot::ours).collect();
-        let held = ours.iter().filter(|meta| meta.last_attempt.held_until > RedisTime::ZERO).count();
-        if (ours.len(), held) == (entries, entries) { Ok(()) } else { Err((ours.len(), held)) }
-    })
-    .await;
+    all_noted(parts, keys.len(), entries).await;
 }
 
 #[tokio::test]
@@ -192,7 +203,8 @@ async fn what_is_held_back_is_told_everywhere() {
     let state: Value = serde_json::from_str(&run(&redis, &jobs, &["gone", "art", "--json"]).await.stdout).unwrap();
     assert_eq!((&state["state"], &state["gone"], &state["held"]), (&json!("holding"), &json!(10), &json!(21)));
     assert_eq!(run(&redis, &jobs, &["gone", "nobody"]).await.code, Some(2));
-    let metrics = reqwest::get(format!("{}/metrics", worker.http().await)).await.unwrap().text().await.unwrap();
+    let metrics = client().get(format!("{}/metrics", worker.http().await)).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
     assert!(metrics.contains("samovar_gone_guard_holding{job=\"art\"} 1"), "{metrics}");
     let counted = metrics.lines().find_map(|line| line.strip_prefix("samovar_removals_held_total{job=\"art\"} "));
     assert!(counted.unwrap().parse::<u64>().unwrap() >= 21, "{counted:?}");
@@ -285,12 +297,12 @@ async fn after_an_hour_what_is_still_gone_is_removed() {
 #[tokio::test]
 async fn a_person_decides_over_http() {
     let (redis, _upstream, _jobs, mut worker) = tripped().await;
-    let (client, url) = (reqwest::Client::new(), worker.http().await);
+    let (client, url) = (client(), worker.http().await);
     let post = async |path: &str| {
         let answer = client.post(format!("{url}/jobs/{path}")).send().await.unwrap();
         (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
     };
-    let shown: Value = reqwest::get(format!("{url}/jobs/art")).await.unwrap().json().await.unwrap();
+    let shown: Value = client.get(format!("{url}/jobs/art")).send().await.unwrap().json().await.unwrap();
     let guard = &shown["gone_guard"];
     assert_eq!((&guard["state"], &guard["held"], &guard["of"]), (&json!("holding"), &json!(21), &json!(30)));
     let (code, longer) = post("art/gone/hold").await;

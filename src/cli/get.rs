@@ -57,7 +57,10 @@ fn tell_value(entry: &Entry) {
     }
     if let (Some(until), Some(job)) = (entry.removal_held_until_ms, &entry.job) {
         let until = relative(until, now);
-        say("held", format!("its upstream says that it is gone; the guard decides {until}, or `samovar gone {job}`"));
+        say(
+            "held",
+            format!("its upstream says that it is gone; its removal goes on {until}: see `samovar gone {job}`"),
+        );
     }
     match entry.expiry {
         Expiry::Absent => {}
