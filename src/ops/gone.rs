@@ -33,7 +33,7 @@ impl Ops {
                 snapshot.ours().is_some_and(|meta| meta.last_attempt.held_until > RedisTime::ZERO)
             });
             let held: Vec<EntryKey> = held.map(|(key, _)| key.clone()).collect();
-            self.agenda.put(&job.name, &held, When::NOW, Trigger::Manual).await?;
+            self.agenda.put(&job.name, &held, When::IfThere, Trigger::Manual).await?;
             due += held.len();
         }
         Ok(due)
