@@ -4,7 +4,9 @@
 //! of a secret are hidden.
 
 use crate::entry::duration;
-use crate::job::{EnvUse, EnvValues, Fault, Faults, Job, Jobs, KeyPattern, Params, Schedule, Shape, Source, Template};
+use crate::job::{
+    EnvUse, EnvValues, Fault, Faults, Job, JobSchedule, Jobs, KeyPattern, Params, Shape, Source, Template,
+};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -64,12 +66,15 @@ pub struct JobReport {
     pub ahead: f64,
     /// The time a value is kept beyond its TTL while the source fails, in seconds.
     pub stale_if_error: f64,
-    /// The schedule, as written.
+    /// The schedule, as written. Several are joined by `; `, each with its time zone unless that is UTC, and with
+    /// `(refetch)` if its warmups fetch everything.
     pub schedule: Option<String>,
-    /// The time zone of the schedule.
+    /// The time zone of a single schedule.
     pub timezone: Option<String>,
-    /// The next warmup, in RFC 3339.
+    /// The next warmup of any schedule, in RFC 3339.
     pub next: Option<String>,
+    /// All schedules, in the file's order.
+    pub schedules: Vec<ScheduleReport>,
     /// The inputs' key patterns by name.
     pub inputs: BTreeMap<String, String>,
     /// The number of entries that the file lists.
@@ -82,6 +87,19 @@ pub struct JobReport {
     pub warnings: Vec<String>,
     /// The requests of one entry.
     pub example: Example,
+}
+
+/// One schedule of a job.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScheduleReport {
+    /// The schedule, as written.
+    pub schedule: String,
+    /// Its time zone; absent for an interval.
+    pub timezone: Option<String>,
+    /// Its next warmup, in RFC 3339.
+    pub next: Option<String>,
+    /// Its warmups fetch everything.
+    pub refetch: bool,
 }
 
 /// One entry and its requests.
@@ -162,9 +180,11 @@ fn variables(uses: &[EnvUse]) -> Vec<EnvReport> {
 
 fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) -> JobReport {
     let env = &jobs.env;
-    let schedule = job.warm.schedule.as_ref();
-    let timezone = schedule.and_then(Schedule::timezone);
-    let next = schedule.and_then(|schedule| schedule.next(now));
+    let all = job.warm.schedules.list();
+    let schedules: Vec<ScheduleReport> = all.iter().map(|one| schedule_report(one, now)).collect();
+    let first =
+        all.iter().zip(&schedules).min_by_key(|(one, _)| one.schedule.next(now).unwrap_or(DateTime::<Utc>::MAX_UTC));
+    let timezone = schedules.first().filter(|_| schedules.len() == 1).and_then(|one| one.timezone.clone());
     let masks: serde_json::Map<String, Value> = env.iter().map(|name| (name.clone(), json!(MASK))).collect();
     let params = job.entries.list.first().cloned().unwrap_or_else(|| sample(&job.key));
     let mut context: serde_json::Map<String, Value> =
@@ -178,12 +198,10 @@ fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) ->
         ttl: job.ttl.as_secs_f64(),
         ahead: job.warm.ahead.as_secs_f64(),
         stale_if_error: job.warm.stale_if_error.as_secs_f64(),
-        schedule: schedule.map(|schedule| schedule.as_str().to_owned()),
-        timezone: timezone.map(|zone| zone.name().to_owned()),
-        next: next.map(|at| match timezone {
-            Some(zone) => at.with_timezone(&zone).to_rfc3339(),
-            None => at.to_rfc3339(),
-        }),
+        schedule: job.warm.schedules.text(),
+        timezone,
+        next: first.and_then(|(_, report)| report.next.clone()),
+        schedules,
         inputs: job.inputs.iter().map(|(name, pattern)| (name.clone(), pattern.to_string())).collect(),
         listed: job.entries.list.len(),
         feed: job.entries.feed.as_ref().map(|feed| view.url(&feed.url)),
@@ -193,6 +211,19 @@ fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) ->
             key: job.key.write(&params).map(|key| key.to_string()),
             requests: job.sources.iter().map(|source| view.request(source)).collect(),
         },
+    }
+}
+
+fn schedule_report(one: &JobSchedule, now: DateTime<Utc>) -> ScheduleReport {
+    let timezone = one.schedule.timezone();
+    ScheduleReport {
+        schedule: one.schedule.as_str().to_owned(),
+        timezone: timezone.map(|zone| zone.name().to_owned()),
+        next: one.schedule.next(now).map(|at| match timezone {
+            Some(zone) => at.with_timezone(&zone).to_rfc3339(),
+            None => at.to_rfc3339(),
+        }),
+        refetch: one.refetch,
     }
 }
 
@@ -342,12 +373,14 @@ impl JobReport {
             write!(f, ", kept {} longer while the source fails", time(self.stale_if_error))?;
         }
         writeln!(f)?;
-        match (&self.schedule, &self.next) {
-            (Some(schedule), Some(next)) => {
-                let zone = self.timezone.as_deref().map(|zone| format!(" {zone}")).unwrap_or_default();
-                writeln!(f, "  warmup    {schedule}{zone}, next {next}")?;
-            }
-            _ => writeln!(f, "  warmup    at the start, after a change of the file, and after a flush")?,
+        if self.schedules.is_empty() {
+            writeln!(f, "  warmup    at the start, after a change of the file, and after a flush")?;
+        }
+        for ScheduleReport { schedule, timezone, next, refetch } in &self.schedules {
+            let zone = timezone.as_deref().map(|zone| format!(" {zone}")).unwrap_or_default();
+            let next = next.as_deref().map(|next| format!(", next {next}")).unwrap_or_default();
+            let refetch = if *refetch { ", fetches everything" } else { "" };
+            writeln!(f, "  warmup    {schedule}{zone}{next}{refetch}")?;
         }
         let mut kept = vec![format!("{} listed", self.listed)];
         if self.popular > 0 {
@@ -425,6 +458,25 @@ mod tests {
         }
         let json = serde_json::to_string(&report).unwrap();
         assert!(!text.contains("very-secret") && !json.contains("very-secret"));
+    }
+
+    #[test]
+    fn each_schedule_is_shown_with_its_next_warmup() {
+        let report = report(&[(
+            "a.toml",
+            "key = \"a:{x}\"\n[source]\nkind = \"http\"\nurl = \"http://h/{{ x }}\"\n\
+             [[warm.schedules]]\nschedule = \"0 4 * * *\"\ntimezone = \"Europe/Istanbul\"\nrefetch = true\n\
+             [[warm.schedules]]\nevery = \"15m\"\n[[warm.schedules]]\nschedule = \"@hourly\"\n",
+        )]);
+        let job = &report.jobs[0];
+        let joined = "0 4 * * * Europe/Istanbul (refetch); every 15m; @hourly";
+        assert_eq!((job.schedule.as_deref(), job.timezone.as_deref()), (Some(joined), None));
+        assert_eq!(job.next.as_deref(), Some("2026-01-01T00:15:00+00:00"), "the earliest of all");
+        let text = report.to_string();
+        let lines = "  warmup    0 4 * * * Europe/Istanbul, next 2026-01-01T04:00:00+03:00, fetches everything\n  \
+                     warmup    every 15m, next 2026-01-01T00:15:00+00:00\n  \
+                     warmup    @hourly UTC, next 2026-01-01T01:00:00+00:00\n";
+        assert!(text.contains(lines), "{text}");
     }
 
     #[test]

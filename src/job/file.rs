@@ -9,6 +9,7 @@ mod feed;
 mod job;
 mod literal;
 mod schema;
+mod schedules;
 mod scope;
 mod source;
 mod spelling;

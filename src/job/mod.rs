@@ -10,6 +10,7 @@ mod file;
 mod pattern;
 mod reload;
 mod schedule;
+mod schedules;
 mod source;
 mod template;
 mod upstream;
@@ -28,6 +29,7 @@ pub use file::{EnvUse, JOB_SCHEMA, Reading, UPSTREAMS_SCHEMA};
 pub use pattern::KeyPattern;
 pub use reload::Reload;
 pub use schedule::Schedule;
+pub use schedules::{JobSchedule, Schedules};
 pub use source::{AiFormat, AiSource, ComposeSource, HttpSource, Outline, Properties, Source};
 pub use template::{Shape, Template, TemplateError};
 pub use upstream::{Rate, Redirects, TokenBudget, Upstream};
@@ -180,10 +182,8 @@ pub struct Feed {
 /// When and how a job is kept warm.
 #[derive(Clone, Debug)]
 pub struct Warm {
-    /// When warmups run; without one only at the start, after a change of the file, and after a flush.
-    pub schedule: Option<Schedule>,
-    /// A warmup also fetches values that are still good.
-    pub refetch: bool,
+    /// When warmups run, and which of them fetch everything.
+    pub schedules: Schedules,
     /// The time before expiry at which an entry is refreshed; zero for never. Default: a tenth of the TTL. Never less
     /// than [`Job::least_ahead`], if that is no more than a sixth of the TTL.
     pub ahead: Duration,

@@ -25,13 +25,20 @@ pub struct Schedule {
     kind: Kind,
 }
 
-#[derive(Clone)]
+/// Two are equal if they have the same times, however the file writes them.
+impl PartialEq for Schedule {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind == other.kind
+    }
+}
+
+#[derive(Clone, PartialEq)]
 enum Kind {
     Cron(Box<Cron>),
     Every { millis: i64 },
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 struct Cron {
     /// A wall-clock time is a tick if it is one of any of these; there are two where either day field suffices.
     alternatives: Vec<cron::Schedule>,
@@ -86,6 +93,22 @@ impl Schedule {
                 DateTime::from_timestamp_millis(ticks.checked_add(1)?.checked_mul(*millis)?)
             }
         }
+    }
+
+    /// The last tick from `from` to `to`, both included.
+    pub fn last(&self, from: DateTime<Utc>, to: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let instant = Span::milliseconds(1);
+        let mut last = self.next(from.checked_sub_signed(instant)?).filter(|tick| *tick <= to)?;
+        // No tick lies between `end` and `to`.
+        let mut end = to;
+        while end - last > instant {
+            let middle = last + (end - last) / 2;
+            match self.next(middle).filter(|tick| *tick <= to) {
+                Some(tick) => last = tick,
+                None => end = middle,
+            }
+        }
+        Some(last)
     }
 
     /// As written in the file, for people.

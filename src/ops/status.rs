@@ -30,7 +30,8 @@ pub struct JobStatus {
     pub key: String,
     /// The TTL, in seconds.
     pub ttl_seconds: u64,
-    /// The schedule, as written in the file.
+    /// The schedule, as written in the file. Several are joined by `; `, each with its time zone unless that is UTC,
+    /// and with `(refetch)` if its warmups fetch everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
     /// The next warmup (Redis time, ms since the epoch).
@@ -227,7 +228,7 @@ pub async fn of_job(
         description: job.description.clone(),
         key: job.key.to_string(),
         ttl_seconds: job.ttl.as_secs(),
-        schedule: job.warm.schedule.as_ref().map(|schedule| schedule.as_str().to_owned()),
+        schedule: job.warm.schedules.text(),
         next_warmup_ms,
         warmed_up_ms,
         feed,

@@ -53,7 +53,7 @@ pub struct FeedState {
     /// The reason of this failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The tick of the warmup that waits for the feed, once all its other entries are on the agenda.
+    /// The time of the warmup that waits for the feed, once all its other entries are on the agenda.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<i64>)]
     pub(crate) tick_ms: Option<RedisTime>,

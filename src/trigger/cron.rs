@@ -1,9 +1,9 @@
 //! Warmups: each tick runs once in the whole fleet, and after an outage one tick catches up.
 //!
 //! The schedules are a sorted set with the next tick as score. The worker that claims a tick expands it into agenda
-//! entries and then sets the job's next tick, later than Redis's now. If the worker dies in between, the claim expires
-//! and another worker expands the tick again. That is safe, because an entry that is fresh enough for the tick is left
-//! alone.
+//! entries and then sets the job's next tick. If the worker dies in between, the claim expires and another worker
+//! expands the tick again. That is safe, because an entry that is fresh enough for the tick is left alone. `tick` tells
+//! what a warmup fetches, and which tick follows.
 //!
 //! A warmup whose feed fails stays open in the same way, and is claimed again after a backoff (`feeds`). A job with a
 //! feed is warmed up in a task of its own, so that a slow feed does not delay other jobs.
@@ -12,20 +12,20 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use chrono::DateTime;
 use redis::{RedisResult, Script};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use super::tick::{Claim, last_refetch, next_after, next_tick};
 use crate::agenda::keep;
 use crate::agenda::{Agenda, Next, When};
 use crate::entry::Trigger;
 use crate::entry::duration;
 use crate::entry::{EntryKey, JobName, UpstreamName};
 use crate::job::{Job, Jobs};
-use crate::popularity::Popularity;
+use crate::popularity::{FeedState, Popularity};
 use crate::protocol::Keys;
 use crate::redis::Troubles;
 use crate::redis::{Backoff, Connection, RedisTime};
@@ -58,13 +58,6 @@ struct Expanded {
     due: usize,
     /// When to ask the job's feed again, if it failed.
     ask_again: Option<Duration>,
-}
-
-/// A tick that this worker has claimed. If the claim runs out, another worker claims the tick until a later time.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Claim {
-    pub(super) tick: RedisTime,
-    till: RedisTime,
 }
 
 /// The next step.
@@ -190,7 +183,8 @@ impl Cron {
             }
             // The warmup uses the read counts. If they cannot be restored, it runs without.
             restoring.alone(job.name.as_str(), self.popularity.restore(job).await)?;
-            let _: u8 = ENSURE
+            let missed = self.missed_refetch(job, now).await?;
+            let at_once: bool = ENSURE
                 .key(self.keys.schedules())
                 .key(self.keys.ticks())
                 .key(self.keys.digests())
@@ -198,8 +192,12 @@ impl Cron {
                 .arg(format!("{} {run_id}", job.digest))
                 .arg(next_tick(job, now).map(|next| next.to_string()).unwrap_or_default())
                 .arg(duration::millis(self.claim))
+                .arg(missed.map(|missed| missed.to_string()).unwrap_or_default())
                 .invoke_async(&mut self.redis.clone())
                 .await?;
+            if at_once && missed.is_some() && job.entries.feed.is_some() {
+                self.reopen(job).await?;
+            }
         }
         self.wakeup.notify_one();
         Ok(())
@@ -222,6 +220,32 @@ impl Cron {
         Ok(())
     }
 
+    /// Returns the last refetch until `now` that is not complete, of a job that also has warmups that fill. A warmup
+    /// that starts anew must catch up with it.
+    async fn missed_refetch(&self, job: &Job, now: RedisTime) -> RedisResult<Option<RedisTime>> {
+        if !job.warm.schedules.refetch_sometimes() {
+            return Ok(None);
+        }
+        let (claimed, next): (Option<String>, Option<f64>) = redis::pipe()
+            .hget(self.keys.ticks(), job.name.as_str())
+            .zscore(self.keys.schedules(), job.name.as_str())
+            .query_async(&mut self.redis.clone())
+            .await?;
+        #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
+        let next = next.map(|next| RedisTime::from_millis(next as i64));
+        let open = claimed.and_then(|claimed| claimed.parse().ok()).or(next);
+        Ok(open.and_then(|open| last_refetch(&job.warm.schedules, open, now)))
+    }
+
+    /// Forgets that a warmup's entries are on the agenda while its feed fails: the job's file may have changed.
+    async fn reopen(&self, job: &Job) -> RedisResult<()> {
+        let read = FeedState::read(&mut self.redis.clone(), &self.keys, &job.name).await;
+        let state = self.troubles.of("reading the state of a feed").alone(job.name.as_str(), read)?;
+        let Some(mut state) = state.filter(|state| state.tick_ms.is_some()) else { return Ok(()) };
+        state.tick_ms = None;
+        self.keep_state(job, &state).await
+    }
+
     /// Claims a warmup if one is due of a job that is not `running`.
     async fn claim_tick(&self, running: &BTreeSet<JobName>) -> RedisResult<Todo> {
         let names = self.jobs.jobs.keys().filter(|name| !running.contains(*name));
@@ -236,7 +260,7 @@ impl Cron {
             return Ok(Todo::Wait(if tick < RedisTime::ZERO { IDLE } else { tick.saturating_since(now) }));
         }
         let Some(job) = self.jobs.jobs.get(name.as_str()) else { return Ok(Todo::Wait(IDLE)) };
-        Ok(Todo::Warmup(Arc::clone(job), Claim { tick, till }))
+        Ok(Todo::Warmup(Arc::clone(job), Claim { tick, till, at: now }))
     }
 
     /// Expands a claimed tick and sets the next one. Does neither if another worker takes the tick over.
@@ -252,8 +276,15 @@ impl Cron {
         };
         let Expanded { entries, due, ask_again } = expanded;
         let now = self.store.now().await?;
-        let next = next_tick(job, now);
-        if let Some(wait) = ask_again.filter(|wait| next.is_none_or(|next| now + *wait < next)) {
+        let next = claim.next(job, now);
+        let to_next = next.map(|next| next.saturating_since(now));
+        // A refetch stays open beyond the next tick, which its next claim stands for, too.
+        let stays_open = job.warm.schedules.refetch_sometimes() && claim.refetch_since(job).is_some();
+        let wait = ask_again.and_then(|wait| match to_next {
+            Some(to_next) if to_next <= wait => stays_open.then_some(to_next),
+            _ => Some(wait),
+        });
+        if let Some(wait) = wait {
             if self.leave_open(job, claim, wait).await? && entries > 0 {
                 let again = wait.as_secs_f32();
                 info!(job = name, entries, due, again, "warmup without the job's feed, which is asked again");
@@ -309,9 +340,9 @@ impl Cron {
     /// Redis's.
     async fn expand(&self, job: &Arc<Job>, claim: &mut Claim) -> RedisResult<Option<Expanded>> {
         let Some(mut fed) = self.fed(job, claim).await? else { return Ok(None) };
-        let tick = claim.tick;
+        let (refetch, time) = (claim.refetch_since(job), claim.last_time(job));
         let mut total = Expanded { ask_again: fed.ask_again, ..Expanded::default() };
-        if fed.ask_again.is_some() && fed.state.tick_ms == Some(tick) {
+        if fed.ask_again.is_some() && fed.state.tick_ms == Some(time) {
             // Everything else of this warmup is on the agenda since the feed failed first.
             return Ok(Some(total));
         }
@@ -326,17 +357,18 @@ impl Cron {
             let snapshots = self.store.snapshots(keys).await?;
             let now = self.store.now().await?;
             // For a tick that is late, a value must live until the next tick from now on.
-            let wanted =
-                if job.warm.refetch { Fresh { since: Some(tick), ..Fresh::default() } } else { filled(job, now) };
-            let (mut due, mut kept) = (Vec::new(), Vec::new());
+            let filled = filled(job, now);
+            let (mut old, mut due, mut kept) = (Vec::new(), Vec::new(), Vec::new());
             for (key, snapshot) in keys.iter().zip(snapshots) {
                 let ahead = match keep(job, key, snapshot.expiry) {
                     Next::At(at) => Some(at),
                     _ => None,
                 };
                 // An entry that is refreshed before it expires is not fetched now, with all others and before its time.
-                let in_time = !job.warm.refetch && ahead > Some(now) && is_fresh(Fresh::ours(), &snapshot, now);
-                if !in_time && !is_fresh(wanted, &snapshot, now) {
+                let in_time = ahead > Some(now) && is_fresh(Fresh::ours(), &snapshot, now);
+                if refetch.is_some_and(|since| !is_fresh(fetched(since), &snapshot, now)) {
+                    old.push(key);
+                } else if !job.warm.schedules.refetch_always() && !in_time && !is_fresh(filled, &snapshot, now) {
                     due.push(key);
                 } else if let Some(at) = ahead {
                     kept.push((key, at));
@@ -348,19 +380,19 @@ impl Cron {
                     .map(async |(key, at)| self.agenda.put(&job.name, [*key], When::Keep(*at), Trigger::Expiry).await);
                 futures_util::future::try_join_all(puts).await?;
             }
-            let at = if job.warm.refetch { tick } else { now };
-            self.agenda
-                .put(&job.name, due.iter().copied(), When::Due(at + Duration::from_millis(moment)), Trigger::Cron)
-                .await?;
+            for (keys, at) in [(&old, refetch.unwrap_or(now)), (&due, now)] {
+                let at = When::Due(at + Duration::from_millis(moment));
+                self.agenda.put(&job.name, keys.iter().copied(), at, Trigger::Cron).await?;
+            }
             total.entries += keys.len();
-            total.due += due.len();
+            total.due += old.len() + due.len();
             // A long warmup renews its claim.
             if !self.hold(job, claim).await? {
                 return Ok(None);
             }
         }
         if fed.ask_again.is_some() {
-            fed.state.tick_ms = Some(tick);
+            fed.state.tick_ms = Some(time);
             self.keep_state(job, &fed.state).await?;
         }
         Ok(Some(total))
@@ -387,12 +419,17 @@ impl Cron {
     }
 }
 
-/// Returns what a warmup at `tick` without `refetch` leaves alone: values that live until the next tick.
-fn filled(job: &Job, tick: RedisTime) -> Fresh {
-    match next_after(job, tick) {
+/// Returns the condition of values that live until the next tick after `now`.
+fn filled(job: &Job, now: RedisTime) -> Fresh {
+    match next_after(job, now) {
         Some(next) => Fresh { until: Some(next), ..Fresh::default() },
         None => Fresh::ours(),
     }
+}
+
+/// Returns the condition of values that were fetched at `since` or later.
+fn fetched(since: RedisTime) -> Fresh {
+    Fresh { since: Some(since), ..Fresh::default() }
 }
 
 /// Returns `true` if the value is fresh at `now`, by the rules of lease.lua.
@@ -404,15 +441,4 @@ fn is_fresh(wanted: Fresh, snapshot: &Snapshot, now: RedisTime) -> bool {
             && (wanted.since.is_some_and(|since| meta.validated_at >= since)
                 || wanted.until.is_some_and(|until| meta.own_expiry >= until))
     })
-}
-
-/// Returns the next tick of a job, later than `now`.
-fn next_tick(job: &Job, now: RedisTime) -> Option<RedisTime> {
-    next_after(job, now).map(|next| next.max(now + Duration::from_millis(1)))
-}
-
-/// Returns the time of a job's schedule that follows `time`.
-fn next_after(job: &Job, time: RedisTime) -> Option<RedisTime> {
-    let next = job.warm.schedule.as_ref()?.next(DateTime::from_timestamp_millis(time.as_millis())?)?;
-    Some(RedisTime::from_millis(next.timestamp_millis()))
 }

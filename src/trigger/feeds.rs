@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 use tracing::warn;
 
-use super::cron::{Claim, Cron};
+use super::cron::Cron;
+use super::tick::Claim;
 use crate::entry::{Priority, UpstreamName};
 use crate::job::{Feed, Job, Params};
 use crate::popularity::{FeedState, feed};

@@ -8,6 +8,7 @@ pub mod cron;
 mod feeds;
 pub mod invalidation;
 pub mod misses;
+mod tick;
 
 pub use cron::Cron;
 pub use invalidation::{

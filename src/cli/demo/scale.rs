@@ -80,11 +80,9 @@ impl Scale {
             } else {
                 let stem = name.trim_end_matches(".toml");
                 let job = shipped.jobs.get(stem).with_context(|| format!("there is no job {stem}"))?;
-                let schedule = job.warm.schedule.as_ref();
-                let period = schedule.and_then(|schedule| {
-                    let first = schedule.next(DateTime::<Utc>::UNIX_EPOCH)?;
-                    (schedule.next(first)? - first).to_std().ok()
-                });
+                let schedules = &job.warm.schedules;
+                let first = schedules.next(DateTime::<Utc>::UNIX_EPOCH);
+                let period = first.and_then(|first| (schedules.next(first)? - first).to_std().ok());
                 self.job(&mut table, period, &job.warm.recheck);
                 if stem == "ai_story" {
                     feed_stories(&mut table);
@@ -210,11 +208,11 @@ mod tests {
         assert_eq!(info.ttl, Duration::from_secs(20));
         assert_eq!(info.warm.ahead, Duration::from_millis(1_666));
         assert_eq!(info.warm.stale_if_error, Duration::from_secs(60));
-        assert_eq!(info.warm.schedule.as_ref().unwrap().as_str(), "every 5s");
+        assert_eq!(info.warm.schedules.text().as_deref(), Some("every 5s"));
         assert_eq!(info.warm.recheck, [50, 150, 500, 1_500].map(Duration::from_millis), "as upstreams are");
         assert!(SCALE.lag() < info.warm.recheck[3]);
         let story = &jobs.jobs["ai_story"];
-        assert_eq!(story.warm.schedule.as_ref().unwrap().as_str(), "every 4m");
+        assert_eq!(story.warm.schedules.text().as_deref(), Some("every 4m"));
         assert!(story.entries.feed.is_some());
         let museum = &jobs.upstreams["museum"];
         assert_eq!(museum.rate.unwrap().to_string(), "7200 per 1s");

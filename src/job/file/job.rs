@@ -2,6 +2,7 @@
 
 use super::document::{Document, Field, Table, short};
 use super::entries::entries;
+use super::schedules::schedules;
 use super::scope::Scope;
 use super::source::sources;
 use super::spelling::{closest, has_names};
@@ -9,8 +10,7 @@ use super::upstreams::Upstreams;
 use crate::entry::JobName;
 use crate::entry::duration;
 use crate::job::pattern::check_name;
-use crate::job::{Entries, Job, KeyPattern, Params, Schedule, Source, Warm};
-use chrono_tz::{TZ_VARIANTS, Tz};
+use crate::job::{Entries, Job, KeyPattern, Params, Schedules, Source, Warm};
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
@@ -169,8 +169,7 @@ fn inputs(field: &Field<'_>, key: Option<&KeyPattern>) -> Inputs {
 
 fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
     let mut warm = Warm {
-        schedule: None,
-        refetch: false,
+        schedules: Schedules::default(),
         ahead: ttl / 10,
         stale_if_error: Duration::ZERO,
         recheck: DEFAULT_RECHECK.to_vec(),
@@ -181,10 +180,7 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
     };
     let Some(table) = field.and_then(|field| field.table("[warm]")) else { return warm };
     let long = Duration::ZERO..=*TTL.end();
-    warm.schedule = schedule(&table);
-    if let Some(refetch) = table.field("refetch").and_then(|field| field.boolean()) {
-        warm.refetch = refetch;
-    }
+    warm.schedules = schedules(&table);
     if let Some(field) = table.field("ahead")
         && let Some(ahead) = field.duration(long.clone())
     {
@@ -260,58 +256,4 @@ fn gone_guard(table: &Table<'_>) -> Option<u8> {
         );
     }
     share
-}
-
-fn schedule(table: &Table<'_>) -> Option<Schedule> {
-    let (cron, every, zone) = (table.field("schedule"), table.field("every"), table.field("timezone"));
-    let timezone = zone.as_ref().map(timezone);
-    match (cron, every) {
-        (Some(_), Some(every)) => {
-            every.doc.fault_with_help(
-                every.key.clone(),
-                "`schedule` and `every` both say when warmups run",
-                Some("keep one of them".to_owned()),
-            );
-            None
-        }
-        (Some(cron), None) => {
-            let timezone = timezone.map_or(Some(Tz::UTC), |zone| zone);
-            let schedule = cron.parsed(|text| Schedule::cron(text, timezone.unwrap_or(Tz::UTC)));
-            timezone.and(schedule)
-        }
-        (None, every) => {
-            if let Some(zone) = zone {
-                zone.doc.fault_with_help(
-                    zone.key.clone(),
-                    "`timezone` has no effect without a `schedule`",
-                    Some("add a `schedule` such as \"0 3 * * *\", or remove it".to_owned()),
-                );
-            }
-            let field = every?;
-            let interval = field.duration(Duration::ZERO..=*TTL.end())?;
-            match Schedule::every(interval) {
-                Ok(schedule) => Some(schedule),
-                Err(message) => {
-                    field.fault(message);
-                    None
-                }
-            }
-        }
-    }
-}
-
-fn timezone(field: &Field<'_>) -> Option<Tz> {
-    let text = field.filled()?;
-    let name = text.value.trim();
-    match name.parse() {
-        Ok(zone) => Some(zone),
-        Err(_) => {
-            let help = match closest(name, TZ_VARIANTS.iter().map(|zone| zone.name())) {
-                Some(close) => format!("did you mean \"{close}\"?"),
-                None => "write a name from the IANA time zone database, such as \"Europe/Istanbul\"".to_owned(),
-            };
-            text.fault_with_help(format!("there is no time zone `{name}`"), &help);
-            None
-        }
-    }
 }

@@ -335,9 +335,10 @@ attempts = 2
     assert_eq!((job.ttl, job.tags.len(), job.inputs["base"].as_str()), (2 * HOUR, 2, "base"));
     assert_eq!((job.entries.list.len(), job.entries.popular), (1, 16));
     let warm = &job.warm;
-    assert_eq!((warm.refetch, warm.ahead, warm.stale_if_error), (true, Duration::ZERO, 24 * HOUR));
+    let refetches = warm.schedules.refetch_always();
+    assert_eq!((refetches, warm.ahead, warm.stale_if_error), (true, Duration::ZERO, 24 * HOUR));
     assert_eq!((warm.recheck.as_slice(), warm.attempts), (&[] as &[Duration], 2));
-    assert_eq!(warm.schedule.as_ref().unwrap().as_str(), "every 30m");
+    assert_eq!(warm.schedules.text().as_deref(), Some("every 30m"));
     let [Source::Http(first), Source::Http(second), Source::Ai(third)] = job.sources.as_slice() else {
         panic!("{job:?}")
     };
@@ -373,6 +374,26 @@ attempts = 2
     let longer = Jobs::parse(&files, 2 * HOUR, &env).unwrap();
     assert_ne!(longer.jobs["base"].digest, base.digest);
     assert_eq!(longer.jobs["all"].digest, job.digest);
+}
+
+#[test]
+fn a_job_may_have_several_schedules() {
+    let schedules = |warm: &str| {
+        let jobs = parse(&[("a.toml", &format!("{GOOD}{warm}"))]).unwrap();
+        jobs.jobs["a"].warm.schedules.clone()
+    };
+    let several = schedules(
+        "[warm]\nahead = \"5m\"\n[[warm.schedules]]\nevery = \"15m\"\n[[warm.schedules]]\nschedule = \"0 4 * * *\"\n\
+         timezone = \"Europe/Istanbul\"\nrefetch = true\n[[warm.schedules]]\nschedule = \"0 4 * * *\"\nrefetch = false\n",
+    );
+    assert_eq!(several.text().as_deref(), Some("every 15m; 0 4 * * * Europe/Istanbul (refetch); 0 4 * * *"));
+    assert!(several.refetch_sometimes() && !several.refetch_always());
+    let inline =
+        schedules("[warm]\nschedules = [{ every = \"15m\", refetch = true }, { every = \"1h\", refetch = true }]\n");
+    assert!(inline.refetch_always() && !inline.refetch_sometimes());
+    let one = schedules("[[warm.schedules]]\nevery = \"15m\"\n");
+    assert_eq!(one.text(), schedules("[warm]\nevery = \"15m\"\n").text());
+    assert_eq!(schedules("[warm]\nrefetch = true\n").text(), None);
 }
 
 #[test]

@@ -164,6 +164,42 @@ fn intervals_tick_on_multiples_of_the_epoch() {
 }
 
 #[test]
+fn schedules_with_the_same_times_are_equal() {
+    let every = |seconds| Schedule::every(Duration::from_secs(seconds)).unwrap();
+    for (one, other, same) in [
+        (cron("@daily", Tz::UTC), cron("0 0 0 * * *", Tz::UTC), true),
+        (cron("*/30 * * * *", Tz::UTC), cron("0,30 * * * *", Tz::UTC), true),
+        (cron("0 0 * * 0", Tz::UTC), cron("0 0 * * sun", Tz::UTC), true),
+        (cron("0 4 * * *", Tz::UTC), cron("0 5 * * *", Tz::UTC), false),
+        (cron("0 4 * * *", Tz::UTC), cron("0 4 * * *", Tz::Asia__Tokyo), false),
+        (cron("0 0 13 * 5", Tz::UTC), cron("0 0 13 * *", Tz::UTC), false),
+        (every(300), every(300), true),
+        (every(300), every(301), false),
+        (every(3_600), cron("@hourly", Tz::UTC), false),
+    ] {
+        assert_eq!(one == other, same, "{one:?} {other:?}");
+    }
+}
+
+#[test]
+fn the_last_tick_is_found_without_counting_up_to_it() {
+    let daily = cron("0 4 * * *", Tz::UTC);
+    for (from, to, last) in [
+        ("2026-01-01 04:00:00", "2026-01-01 04:00:00", "2026-01-01 04:00:00"),
+        ("2026-01-01 04:00:00", "2026-01-02 03:59:59", "2026-01-01 04:00:00"),
+        ("1970-01-01 00:00:00", "2026-01-01 04:00:01", "2026-01-01 04:00:00"),
+        ("2026-01-01 04:00:01", "2026-01-02 03:59:59", "none"),
+        ("2026-01-02 00:00:00", "2026-01-01 23:00:00", "none"),
+    ] {
+        let found = daily.last(utc(from), utc(to)).map(|tick| tick.naive_utc().to_string());
+        assert_eq!(found.as_deref().unwrap_or("none"), last, "{from} {to}");
+    }
+    let seconds = Schedule::every(Duration::from_secs(1)).unwrap();
+    let to = utc("2026-01-01 00:00:00") + Span::milliseconds(1);
+    assert_eq!(seconds.last(DateTime::UNIX_EPOCH, to), Some(utc("2026-01-01 00:00:00")));
+}
+
+#[test]
 fn what_is_no_crontab_line_is_refused_with_the_remedy() {
     for (text, message) in [
         ("", "`` has 0 fields; cron has 5 (minute hour day month weekday) or 6 (second first)"),
@@ -278,6 +314,22 @@ proptest! {
         let expected = (1..).map(|step| after + Span::minutes(step))
             .find(|at| minutes.contains(&at.with_timezone(&zone).minute())).unwrap();
         prop_assert_eq!(next, expected);
+    }
+
+    #[test]
+    fn the_last_tick_is_the_one_before_the_end(
+        (minute, _) in field(0, 59), (hour, _) in field(0, 23), start in 0_i64..4_000_000_000, near in any::<bool>(),
+        zone in 0_usize..590, length in 0_i64..40_000_000,
+    ) {
+        let zone = chrono_tz::TZ_VARIANTS[zone % chrono_tz::TZ_VARIANTS.len()];
+        let schedule = cron(&format!("{minute} {hour} * * *"), zone);
+        // Near a change of Berlin's and New York's clocks, too.
+        let start = if near { 1_774_746_000 + start % 200_000 } else { start };
+        let from = DateTime::from_timestamp(start, 0).unwrap();
+        let to = from + Span::milliseconds(length);
+        let before = from - Span::milliseconds(1);
+        let ticks = std::iter::successors(schedule.next(before), |tick| schedule.next(*tick));
+        prop_assert_eq!(schedule.last(from, to), ticks.take_while(|tick| *tick <= to).last());
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl RestartMonitor {
             .query_async(&mut self.redis.clone())
             .await?;
         let jobs = &self.cron.jobs.jobs;
-        Ok((!scheduled && jobs.values().any(|job| job.warm.schedule.is_some()))
+        Ok((!scheduled && jobs.values().any(|job| !job.warm.schedules.list().is_empty()))
             || !jobs.keys().all(|job| digests.contains(job.as_str())))
     }
 }

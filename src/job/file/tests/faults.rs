@@ -404,6 +404,56 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
             &["7:12: `0 0 30 2 *` never comes: no month it names has such a day"],
         ),
         (
+            Append("[warm]\nevery = \"1h\"\nrefetch = true\n[[warm.schedules]]\nevery = \"5m\"\n"),
+            &[
+                "7:1: `every` beside `schedules`: each table of the list says when its warmups run | move it into a table of `schedules`, or remove it",
+                "8:1: `refetch` beside `schedules`: each table of the list has its own | write it into the tables whose warmups fetch everything",
+            ],
+        ),
+        (
+            Append("[warm]\nschedule = \"@daily\"\ntimezone = \"UTC\"\n[[warm.schedules]]\nevery = \"5m\"\n"),
+            &[
+                "7:1: `schedule` beside `schedules`: each table of the list says when its warmups run | move it into a table of `schedules`, or remove it",
+                "8:1: `timezone` beside `schedules`: each table of the list says when its warmups run | move it into a table of `schedules`, or remove it",
+            ],
+        ),
+        (
+            Append(
+                "[[warm.schedules]]\nevery = \"5m\"\n[[warm.schedules]]\nrefetch = true\n[[warm.schedules]]\nschedule = \"61 * * * *\"\nevry = \"5m\"\n[[warm.schedules]]\nevery = \"300s\"\nrefetch = 1\n",
+            ),
+            &[
+                r#"8:1: a schedule needs `schedule` or `every` | add one, such as schedule = "0 4 * * *" or every = "15m""#,
+                "11:12: `61` is no minute; it goes from 0 to 59",
+                "12:1: unknown field `evry` in [[warm.schedules]] | did you mean `every`?",
+                "13:1: two of `schedules` have the same times: `every 5m` | remove one of them; keep the one with `refetch = true` if all is to be fetched then",
+                "15:11: `refetch` must be true or false, not an integer",
+            ],
+        ),
+        (
+            Append(
+                "[warm]\nschedules = [\n{ schedule = \"@daily\" },\n{ schedule = \"0 0 * * *\", timezone = \"Asia/Tokyo\" },\n{ schedule = \"0 0 0 * * *\", refetch = true },\n\"@hourly\",\n{}]\n",
+            ),
+            &[
+                "10:1: two of `schedules` have the same times: `0 0 0 * * *` | remove one of them; keep the one with `refetch = true` if all is to be fetched then",
+                "11:1: `schedules` must be a table, not a string",
+                r#"12:1: a schedule needs `schedule` or `every` | add one, such as schedule = "0 4 * * *" or every = "15m""#,
+            ],
+        ),
+        (Append("[warm]\nschedules = []\n"), &["7:13: `schedules` lists nothing | write at least one, or remove it"]),
+        (
+            Append("[warm.schedules]\nevery = \"5m\"\n"),
+            &[
+                "6:1: `schedules` must be a list of tables, not a table | write [[warm.schedules]] with double brackets above each of them",
+            ],
+        ),
+        (Append("[warm]\nschedules = \"@daily\"\n"), &["7:13: `schedules` must be an array, not a string"]),
+        (
+            Append(
+                "[warm]\nschedules = [{ every = \"1m\" }, { every = \"2m\" }, { every = \"3m\" }, { every = \"4m\" }, { every = \"5m\" }, { every = \"6m\" }, { every = \"7m\" }, { every = \"8m\" }, { every = \"9m\" }, { every = \"10m\" }, { every = \"11m\" }]\n",
+            ),
+            &["7:13: 11 schedules are too many; the most is 10"],
+        ),
+        (
             Append(
                 "[inputs]\nname = \"art:{name}\"\nother = \"art:{nam}\"\nenv = \"x{name}\"\nlost = \"lost:{name}\"\nbad = \"{x}\"\n",
             ),
