@@ -17,7 +17,7 @@ const STRAY: &str = "zzzzzzzzzzzz";
 const REPLACED: [&str; 1] = ["settle"];
 
 /// Files that use every field. A field that is added to a schema is added here, too.
-const RIGHT: [(&str, &str); 4] = [
+const RIGHT: [(&str, &str); 5] = [
     (
         "art.toml",
         r#"
@@ -62,6 +62,23 @@ stale_if_error = "1.5h"
 recheck = ["50ms", "1s"]
 absent_for = "0s"
 version_patience = "1 minute"
+"#,
+    ),
+    (
+        "often.toml",
+        r#"
+key = "often:{name}"
+[source]
+kind = "http"
+url = "http://other.test/often/{{ name }}"
+[warm]
+gone_guard = "25%"
+[[warm.schedules]]
+schedule = "0 4 * * *"
+timezone = "Europe/Istanbul"
+refetch = true
+[[warm.schedules]]
+every = "15m"
 "#,
     ),
     (
