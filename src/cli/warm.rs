@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use serde_json::{Map, Value};
 
 use super::exit;
 use super::session::{Failed, Session, complain, jobs, print_json, relative};
@@ -16,9 +15,9 @@ use crate::config::{Environment, Settings};
 use crate::entry::Trigger;
 use crate::entry::escape::escaped;
 use crate::entry::{EntryKey, Priority};
-use crate::job::{Feed, Job, Jobs, Params};
-use crate::ops::{Done, Failure, Ops};
-use crate::source::{Ask, Fed, Gate, Refusal, Sources};
+use crate::job::{Feed, Job, Params};
+use crate::ops::{Done, Failure, Ops, Plan};
+use crate::source::{Fed, Gate, Refusal, Sources};
 
 /// Entries in one round trip.
 const PAGE: usize = 500;
@@ -76,7 +75,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         }
     };
     if args.dry_run {
-        return dry_run(args, &session, &jobs, job, &entries).await;
+        return dry_run(args, &ops, job, &entries).await;
     }
     let keys: Vec<EntryKey> = entries.into_iter().map(|(key, _)| key).collect();
     let asked = session.store.now().await?;
@@ -150,76 +149,29 @@ async fn ask(session: &Session, ops: &Ops, job: &Job, feed: &Feed) -> Result<Fed
     reading.finish().map_err(|e| e.of_feed())
 }
 
-/// The most requests that a warming would make.
+/// What a dry run shows.
 #[derive(Serialize)]
-struct Plan {
+struct Shown {
     job: String,
-    entries: usize,
-    /// Requests to HTTP upstreams; with validators, some are answered 304.
-    fetches: usize,
-    /// Requests to AI upstreams: entries whose prompt has changed, or that have no value.
-    ai_calls: usize,
-    /// Entries whose inputs are missing, so that their requests are not known yet. Counted as AI calls or fetches.
-    inputs_missing: usize,
+    #[serde(flatten)]
+    plan: Plan,
 }
 
-async fn dry_run(
-    args: &WarmArgs,
-    session: &Session,
-    jobs: &Jobs,
-    job: &Arc<Job>,
-    entries: &[(EntryKey, Params)],
-) -> Result<u8, Failed> {
-    let mut plan =
-        Plan { job: job.name.to_string(), entries: entries.len(), fetches: 0, ai_calls: 0, inputs_missing: 0 };
-    if job.may_hold_unasked() {
-        let sources = Sources::new(jobs).map_err(|e| {
-            complain(format_args!("{e:#}"));
-            Failed(exit::CONFIG)
-        })?;
-        for page in entries.chunks(PAGE) {
-            let keys: Vec<EntryKey> = page.iter().map(|(key, _)| key.clone()).collect();
-            let snapshots = session.store.snapshots(&keys).await?;
-            for ((key, params), snapshot) in page.iter().zip(snapshots) {
-                let mut inputs = Map::new();
-                for (name, pattern) in &job.inputs {
-                    let Some(input) = pattern.write(params) else { continue };
-                    if let Some(Some(text)) = session.store.values(&[input]).await?.pop()
-                        && let Ok(value) = serde_json::from_str::<Value>(&text)
-                    {
-                        inputs.insert(name.clone(), value);
-                    }
-                }
-                if inputs.len() < job.inputs.len() {
-                    plan.inputs_missing += 1;
-                    plan.ai_calls += 1;
-                    continue;
-                }
-                let known = snapshot.into_ours().filter(|meta| meta.invalidated.is_none());
-                let known = known.map(|meta| meta.last_attempt.validators);
-                let ask = Ask {
-                    job,
-                    source: 0,
-                    key,
-                    params,
-                    inputs: &inputs,
-                    known: known.as_ref(),
-                    deadline: Instant::now(),
-                };
-                if !sources.unchanged_without_asking(&ask) {
-                    plan.ai_calls += 1;
-                }
-            }
-        }
-    } else if job.sources[0].upstream().is_some() {
-        plan.fetches = entries.len();
+async fn dry_run(args: &WarmArgs, ops: &Ops, job: &Arc<Job>, entries: &[(EntryKey, Params)]) -> Result<u8, Failed> {
+    let sources = Sources::new(&ops.jobs).map_err(|e| {
+        complain(format_args!("{e:#}"));
+        Failed(exit::CONFIG)
+    })?;
+    let mut plan = Plan::default();
+    for page in entries.chunks(PAGE) {
+        plan += ops.plan(job, &sources, page).await?;
     }
     if args.json {
-        print_json(&plan);
+        print_json(&Shown { job: job.name.to_string(), plan });
     } else {
-        let Plan { job, entries, fetches, ai_calls, inputs_missing } = &plan;
-        println!("{} of {job}: {fetches} fetches, {ai_calls} AI calls", count(*entries));
-        if *inputs_missing > 0 {
+        let Plan { entries, fetches, ai_calls, inputs_missing } = plan;
+        println!("{} of {}: {fetches} fetches, {ai_calls} AI calls", count(entries), job.name);
+        if inputs_missing > 0 {
             println!("{inputs_missing} of them wait for inputs that are missing");
         }
     }

@@ -8,6 +8,7 @@ mod entries;
 mod feed;
 mod job;
 mod literal;
+mod made;
 mod schema;
 mod schedules;
 mod scope;
@@ -193,13 +194,14 @@ fn read_jobs<'a>(
 
 /// Returns the jobs with their upstreams. Entries are refreshed early enough for a time-out and a retry.
 fn together(jobs: BTreeMap<JobName, Job>, upstreams: Upstreams, uses: &[EnvUse], env_values: EnvValues) -> Jobs {
-    let upstreams = upstreams.into_all();
+    let (upstreams, written) = upstreams.into_all();
     let refreshed_in_time = |mut job: Job| {
         let least = job.least_ahead(&upstreams);
         if !job.warm.ahead.is_zero() && least <= job.ttl / 6 {
             job.warm.ahead = job.warm.ahead.max(least);
         }
         job.requests = requests(&job, &upstreams, &env_values);
+        job.made = made::digest(&job, &written);
         Arc::new(job)
     };
     let jobs = jobs.into_iter().map(|(name, job)| (name, refreshed_in_time(job))).collect();

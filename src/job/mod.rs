@@ -80,6 +80,12 @@ pub struct Job {
     pub warm: Warm,
     /// Changes whenever the file does; a new digest is warmed up at once.
     pub digest: String,
+    /// A digest of what its values are made from: the key, the source with its fallbacks, tags, version, inputs, and the
+    /// URLs and headers of its upstreams. Of the text before environment variables are inserted, so that a rotated token
+    /// changes nothing.
+    pub made: String,
+    /// Digests of the fields `ttl`, `entries` and `warm`, where the file has them.
+    pub parts: BTreeMap<&'static str, String>,
     /// Changes whenever the requests for its entries may: a digest of the file, of its sources' upstreams, and of the
     /// environment variables that job files name. An upstream's answer that it does not have an entry holds for it.
     pub requests: String,

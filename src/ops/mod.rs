@@ -6,9 +6,11 @@ mod census;
 mod clear;
 mod dead;
 mod entry;
+mod files;
 mod gone;
 mod names;
 mod pause;
+mod plan;
 pub mod status;
 mod warm;
 
@@ -18,6 +20,8 @@ pub use census::{Census, Counted};
 pub use clear::Pattern;
 pub use dead::{Dead, Letters};
 pub use entry::Entry;
+pub use files::{Digests, Noted, differences, digests};
+pub use plan::Plan;
 pub use warm::{Done, Failure};
 
 use crate::agenda::Agenda;

@@ -102,7 +102,7 @@ impl Keys {
         let kind = rest.split_once(":{").map_or(rest, |(kind, _)| kind);
         match kind {
             "lease" | "lock" | "number" | "meta" | "paused" | "unknown" | "census" | "touched" | "misses" | "sweep"
-            | "marker" | "{suspect}" | "{suspect}:lock" => Some("string"),
+            | "marker" | "{suspect}" | "{suspect}:lock" | "remaker" => Some("string"),
             "tag" | "stamps" | "tagged" | "loaded" | "made-from" | "agenda" | "popular" | "reads" | "dead"
             | "permits" | "{schedules}" => Some("zset"),
             "acknowledged"
@@ -120,6 +120,8 @@ impl Keys {
             | "clock"
             | "{schedules}:ticks"
             | "{schedules}:digests"
+            | "{schedules}:made"
+            | "{schedules}:files"
             | "{suspect}:dealt" => Some("hash"),
             "inbox" => Some("stream"),
             _ => kind.starts_with("fetched:").then_some("hash"),
@@ -145,6 +147,9 @@ impl Keys {
             self.schedules(),
             self.ticks(),
             self.digests(),
+            self.made(),
+            self.files(),
+            self.remaker(),
             self.marker(),
             self.gap_detectors(),
             self.sweep_lock(),
@@ -330,6 +335,21 @@ impl Keys {
     /// The digest of each job's file when its schedule was last set, and the `run_id` of Redis then: a hash.
     pub fn digests(&self) -> String {
         format!("{}:{{schedules}}:digests", self.prefix)
+    }
+
+    /// The digest of what each job's values are made from; see [`crate::ops::Noted`]: a hash.
+    pub fn made(&self) -> String {
+        format!("{}:{{schedules}}:made", self.prefix)
+    }
+
+    /// The digests of the job files that each worker works with: a hash, worker to JSON.
+    pub fn files(&self) -> String {
+        format!("{}:{{schedules}}:files", self.prefix)
+    }
+
+    /// The worker that makes values due after a change of job files; it has a TTL.
+    pub fn remaker(&self) -> String {
+        format!("{}:remaker", self.prefix)
     }
 
     /// The name of the queue for apalis; all its keys are in one slot.

@@ -253,6 +253,17 @@ impl Queue {
         self.beat_script("", dead_after, false).await.map(|(living, _)| living)
     }
 
+    /// Returns the names of the live workers.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn living(&self, dead_after: Duration) -> RedisResult<Vec<String>> {
+        let (seconds, _): (u64, u64) = redis::cmd("TIME").query_async(&mut self.redis.clone()).await?;
+        let mut ask = redis::cmd("ZRANGEBYSCORE");
+        ask.arg(self.layout.workers_set()).arg(seconds.saturating_sub(dead_after.as_secs().max(1))).arg("+inf");
+        ask.query_async(&mut self.redis.clone()).await
+    }
+
     /// Removes this worker from the fleet, and drops its tasks in flight: their entries were handed back.
     ///
     /// # Errors

@@ -64,6 +64,10 @@ pub struct LastAttempt {
     /// The value's tags.
     #[serde(rename = "g", default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// The digest [`crate::job::Job::made`] of the job file that the value was made from or found unchanged under. `None`
+    /// for a value of an earlier build, whose workers ignore this field and drop it with their next commit.
+    #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<String>,
     /// AI tokens that the value cost.
     #[serde(rename = "c", default, skip_serializing_if = "is_none")]
     pub tokens: u64,
@@ -203,6 +207,12 @@ impl Meta {
         let attempted = self.last_attempt.attempted;
         let is_recent = attempted <= now && now < attempted + time;
         self.last_attempt.is_gone(requests) && is_recent && self.invalidated.is_none() && !self.is_behind()
+    }
+
+    /// Returns `true` if the value was made from another job file than `made` tells. A value that does not tell counts
+    /// as made from `base`.
+    pub fn is_outdated(&self, made: &str, base: &str) -> bool {
+        self.last_attempt.made.as_deref().unwrap_or(base) != made
     }
 
     /// Returns when the upstream last answered for the entry, whether or not its answer was stored.

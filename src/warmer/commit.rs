@@ -138,6 +138,7 @@ impl Attempt<'_> {
                 LastAttempt {
                     validators: fetched.validators.clone(),
                     tags: tags.map_err(failed)?,
+                    made: Some(self.job.made.clone()),
                     tokens: fetched.tokens,
                     outcome: Some(Outcome::Warmed),
                     ..last_attempt
@@ -149,6 +150,7 @@ impl Attempt<'_> {
                 LastAttempt {
                     validators: known.unwrap_or_default(),
                     tags: tags.map_err(failed)?,
+                    made: Some(self.job.made.clone()),
                     tokens: before.map(|last_attempt| last_attempt.tokens).unwrap_or_default(),
                     outcome: Some(Outcome::Unchanged),
                     ..last_attempt

@@ -74,6 +74,9 @@ pub(super) fn after_patience(now: RedisTime) -> RedisTime {
 pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
     let meta = lease.before.ours()?;
     let may_keep = meta.invalidated.is_none() || !job.may_hold_unasked();
+    // A 304 speaks of the answer alone, and not of what a changed file makes of it, nor of changed headers of the
+    // upstream. An AI value tells by its prompt.
+    let may_keep = may_keep && (job.may_hold_unasked() || !meta.is_outdated(&job.made, &job.made));
     // A 304 would not tell its version.
     let may_keep = may_keep && (job.version.is_none() || meta.last_attempt.version.is_some());
     may_keep.then(|| meta.last_attempt.validators.clone())

@@ -14,7 +14,9 @@ use ulid::Ulid;
 use super::bulk_runtime::BulkRuntime;
 use super::connect::{BLOCKING, COMMAND, connect};
 use super::heartbeat::{Heartbeat, dead_after};
-use super::maintenance::{self, EvictionMonitor, JobCleaner, KeyRights, Rescuer, RestartMonitor, Revalidator, Sweeper};
+use super::maintenance::{
+    self, EvictionMonitor, JobCleaner, KeyRights, Remaker, Rescuer, RestartMonitor, Revalidator, Sweeper,
+};
 use super::turn::Turn;
 use super::{Process, host};
 use crate::admin;
@@ -88,6 +90,7 @@ pub(super) struct Producers {
     pub(super) misses: Option<Misses>,
     pub(super) sampler: Sampler,
     pub(super) dispatcher: Dispatcher,
+    pub(super) remaker: Remaker,
 }
 
 /// The warmers of the chunks that come from the queue.
@@ -124,6 +127,7 @@ impl<'a> Parts<'a> {
             misses: if shared.settings.misses { Some(shared.misses()?) } else { None },
             sampler: shared.sampler(),
             dispatcher: shared.dispatcher(),
+            remaker: shared.remaker(),
             cron: cron.clone(),
         };
         let listeners = Listeners {
@@ -273,6 +277,19 @@ impl<'a> Shared<'a> {
             claim: self.settings.claim,
             wakeup: Arc::new(Notify::new()),
             troubles: self.health.troubles.of("the revalidator"),
+        }
+    }
+
+    fn remaker(&self) -> Remaker {
+        Remaker {
+            ops: Ops::new(self.redis.clone(), self.keys.clone(), Arc::clone(&self.jobs)),
+            sources: self.sources.clone(),
+            popularity: self.popularity.clone(),
+            queue: self.queue.clone(),
+            worker: Arc::clone(&self.worker),
+            claim: self.settings.claim,
+            dead_after: dead_after(self.settings.claim),
+            troubles: self.health.troubles.of("the remaker"),
         }
     }
 

@@ -262,6 +262,11 @@ impl<'a> Field<'a> {
         self.fault(format!("`{}` must be {wanted}, not {article} {found}", self.name));
     }
 
+    /// The value as it is written, before environment variables are inserted.
+    pub(super) fn written(&self) -> &'a DeValue<'a> {
+        self.value.get_ref()
+    }
+
     pub(super) fn is_table(&self) -> bool {
         self.value.get_ref().is_table()
     }

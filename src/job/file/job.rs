@@ -2,6 +2,7 @@
 
 use super::document::{Document, Field, Table, short};
 use super::entries::entries;
+use super::made;
 use super::schedules::schedules;
 use super::scope::Scope;
 use super::source::sources;
@@ -113,7 +114,9 @@ pub(super) fn read<'a>(
             entries,
             warm,
             digest: format!("{:032x}", XxHash3_128::oneshot(digest.as_bytes())),
+            parts: made::parts(root),
             // Known with all files: the upstreams may be in another one.
+            made: made::text(root),
             requests: String::new(),
         },
         key_at: key_field.map_or(0..0, |field| field.at()),

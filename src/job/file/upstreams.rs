@@ -1,6 +1,7 @@
 //! `upstreams.toml`: servers, and which of them holds for a URL.
 
 use super::document::{Document, Field, Table};
+use super::made;
 use crate::entry::UpstreamName;
 use crate::job::template::is_dot_segment;
 use crate::job::{Rate, Redirects, TokenBudget, Upstream};
@@ -26,6 +27,8 @@ pub(super) struct Upstreams {
     named: BTreeMap<String, Option<Arc<Upstream>>>,
     /// The file could not be read as TOML, so that any name may be right.
     unreadable: bool,
+    /// The URL and the headers of each as they are written: see [`made`].
+    written: BTreeMap<String, String>,
     /// Of absolute URLs below no other.
     implicit: RefCell<BTreeMap<UpstreamName, Arc<Upstream>>>,
 }
@@ -46,8 +49,10 @@ impl Upstreams {
     }
 
     pub(super) fn read(table: &Table<'_>) -> Self {
-        let named = table.all().into_iter().map(|field| (field.name.clone(), upstream(&field))).collect();
-        Self { named, ..Self::default() }
+        let fields = table.all();
+        let written = fields.iter().map(|field| (field.name.clone(), made::upstream_text(field))).collect();
+        let named = fields.into_iter().map(|field| (field.name.clone(), upstream(&field))).collect();
+        Self { named, written, ..Self::default() }
     }
 
     /// The upstream of this name; where there is none a fault.
@@ -113,9 +118,10 @@ impl Upstreams {
         }
     }
 
-    pub(super) fn into_all(self) -> BTreeMap<UpstreamName, Arc<Upstream>> {
+    /// Returns all upstreams, and the URL and the headers of the named ones as they are written.
+    pub(super) fn into_all(self) -> (BTreeMap<UpstreamName, Arc<Upstream>>, BTreeMap<String, String>) {
         let named = self.named.into_values().flatten().map(|upstream| (upstream.name.clone(), upstream));
-        named.chain(self.implicit.into_inner()).collect()
+        (named.chain(self.implicit.into_inner()).collect(), self.written)
     }
 }
 

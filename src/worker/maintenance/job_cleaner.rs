@@ -117,7 +117,7 @@ impl JobCleaner {
         // The schedule is in another slot and goes first: a worker that gets the job now misses the digest and sets it
         // up.
         redis::cmd("ZREM").arg(self.keys.schedules()).arg(job.as_str()).exec_async(&mut redis).await?;
-        for hash in [self.keys.ticks(), self.keys.digests()] {
+        for hash in [self.keys.ticks(), self.keys.digests(), self.keys.made()] {
             redis::cmd("HDEL").arg(hash).arg(job.as_str()).exec_async(&mut redis).await?;
         }
         let mut drop = DROP_JOB.key(unknown);

@@ -2,6 +2,7 @@
 //!
 //! - [`Rescuer`] frees what a dead worker held.
 //! - [`Revalidator`] makes values due that may have missed an invalidation.
+//! - `Remaker` makes values due that were made from an earlier job file.
 //! - `RestartMonitor` notices a restarted or flushed Redis, `EvictionMonitor` evicted agendas.
 //! - `Sweeper` drops dead entries from tags; [`JobCleaner`] drops what is kept of removed jobs.
 //! - `KeyRights` tells when the Redis user may not use a job's keys.
@@ -9,6 +10,7 @@
 mod eviction_monitor;
 mod job_cleaner;
 mod key_rights;
+mod remaker;
 mod rescuer;
 mod restart_monitor;
 mod revalidator;
@@ -17,6 +19,7 @@ mod sweeper;
 pub(super) use eviction_monitor::EvictionMonitor;
 pub use job_cleaner::{JobCleaner, ROUNDS};
 pub(super) use key_rights::KeyRights;
+pub(super) use remaker::Remaker;
 pub use rescuer::{Rescuer, id};
 pub(super) use restart_monitor::RestartMonitor;
 pub use revalidator::Revalidator;

@@ -169,7 +169,7 @@ impl Revalidator {
             self.renew().await?;
         }
         jobs.sort_by_key(|job| job.may_hold_unasked() || job.waits_for_inputs());
-        let mut pace = Pace { begun: Instant::now(), values: 0 };
+        let mut pace = Pace::begin();
         for job in std::mem::take(jobs) {
             let examined = self.examine_job(job, gap, &mut pace).await;
             if self.troubles.alone(job.name.as_str(), examined)?.is_some() {
@@ -273,14 +273,19 @@ impl Revalidator {
 }
 
 /// The number of entries that have become due, and since when.
-struct Pace {
+pub(super) struct Pace {
     begun: Instant,
-    values: usize,
+    pub(super) values: usize,
 }
 
 impl Pace {
+    /// Returns a pace that begins now.
+    pub(super) fn begin() -> Self {
+        Self { begun: Instant::now(), values: 0 }
+    }
+
     /// Returns the time to wait before more entries become due.
-    fn rest(&self) -> Duration {
+    pub(super) fn rest(&self) -> Duration {
         rest(self.values, self.begun.elapsed())
     }
 }

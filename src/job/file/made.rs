@@ -1,0 +1,73 @@
+//! Digests of what a job file says: a change of what values are made from is told from all other changes.
+//!
+//! They are taken of the TOML before environment variables are inserted. So a rotated token changes none of them, and
+//! files can be compared without secrets. Comments, layout and the order of keys do not count.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use toml::de::{DeTable, DeValue};
+use twox_hash::XxHash3_64;
+
+use super::document::Field;
+use crate::entry::compact;
+use crate::job::Job;
+
+/// The fields of a job file that its values are made from.
+const MADE_FROM: [&str; 5] = ["key", "source", "tags", "version", "inputs"];
+/// The other fields that change how a job is kept warm.
+const OTHERS: [&str; 3] = ["ttl", "entries", "warm"];
+/// The fields of an upstream that answers depend on.
+const OF_UPSTREAM: [&str; 2] = ["url", "headers"];
+
+/// Returns the fields of a job file that its values are made from, as text.
+pub(super) fn text(root: &DeTable<'_>) -> String {
+    some_of(root, &MADE_FROM)
+}
+
+/// Returns the URL and the headers of an upstream, as text.
+pub(super) fn upstream_text(upstream: &Field<'_>) -> String {
+    upstream.written().as_table().map(|table| some_of(table, &OF_UPSTREAM)).unwrap_or_default()
+}
+
+/// Returns the digests of a job file's other fields, by name.
+pub(super) fn parts(root: &DeTable<'_>) -> BTreeMap<&'static str, String> {
+    let found = OTHERS.into_iter().filter_map(|name| Some((name, root.get(name)?)));
+    found.map(|(name, value)| (name, short(&canonical(value.get_ref()).to_string()))).collect()
+}
+
+/// Returns the digest of what a job's values are made from; `job.made` holds its own part as text. `upstreams` holds
+/// the texts of the named upstreams.
+pub(super) fn digest(job: &Job, upstreams: &BTreeMap<String, String>) -> String {
+    let asked = job.sources.iter().filter_map(|source| upstreams.get(source.upstream()?.as_str()));
+    short(&json!((&job.made, asked.collect::<Vec<_>>())).to_string())
+}
+
+fn some_of(table: &DeTable<'_>, names: &[&str]) -> String {
+    let found = names.iter().filter_map(|name| Some(((*name).to_owned(), canonical(table.get(*name)?.get_ref()))));
+    Value::Object(found.collect()).to_string()
+}
+
+/// Returns a value in a form that depends on its content alone.
+fn canonical(value: &DeValue<'_>) -> Value {
+    match value {
+        DeValue::String(text) => json!(text),
+        DeValue::Integer(number) => {
+            number.to_string().parse::<i64>().map_or_else(|_| json!([number.to_string()]), Into::into)
+        }
+        DeValue::Float(number) => number.as_str().parse::<f64>().map_or(Value::Null, Into::into),
+        DeValue::Boolean(is_true) => json!(is_true),
+        DeValue::Datetime(time) => json!([time.to_string()]),
+        DeValue::Array(items) => items.iter().map(|item| canonical(item.get_ref())).collect(),
+        DeValue::Table(table) => {
+            let sorted: BTreeMap<_, _> =
+                table.iter().map(|(name, value)| (name.get_ref().to_string(), canonical(value.get_ref()))).collect();
+            Value::Object(sorted.into_iter().collect())
+        }
+    }
+}
+
+/// Returns a digest of at most 6 letters and digits: it stands in the metadata of every value.
+fn short(text: &str) -> String {
+    compact(XxHash3_64::oneshot(text.as_bytes()) & u64::from(u32::MAX))
+}
