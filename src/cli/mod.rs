@@ -7,6 +7,7 @@ pub mod exit;
 mod completions;
 mod dead;
 mod demo;
+mod diff;
 mod get;
 mod gone;
 mod health;
@@ -127,6 +128,10 @@ struct CheckArgs {
     /// against no budget
     #[arg(long)]
     fetch: bool,
+    /// Compare with the files that the fleet works with: the jobs that change, and the values, requests and AI calls
+    /// that a reload would cause. Reads Redis, changes nothing and needs no secrets
+    #[arg(long, conflicts_with = "fetch")]
+    diff: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -183,6 +188,7 @@ fn start(command: Command, env_files: Vec<PathBuf>, settings: &Settings, env: &E
     let code = runtime.block_on(async {
         let ended = match command {
             Command::Worker(_) => worker::run(settings, env, env_files).await,
+            Command::Check(args) if args.diff => diff::run(&args, settings, env).await,
             Command::Check(args) => Ok(probe::run(&args, settings, env).await),
             Command::Jobs(args) => jobs::run(&args, settings, env).await,
             Command::Warm(args) => warm::run(&args, settings, env).await,

@@ -106,6 +106,13 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Returns the names of the live workers.
+    pub(super) async fn living(&self) -> Result<Vec<String>, Failed> {
+        Ok(Queue::new(self.redis.clone(), &self.keys, "").living(dead_after(self.claim)).await?)
+    }
+}
+
 /// Returns the distance of a time from `now`, as text.
 pub(super) fn relative(at: RedisTime, now: RedisTime) -> String {
     let distance = duration::rough(at.abs_diff(now));

@@ -1,9 +1,9 @@
 //! The job files that a fleet works with: what its values are made from, and what each worker has read.
 //!
-//! Redis holds two records. One notes for each job the digest that its values are made from ([`Noted`]). It changes when
-//! a worker with another file begins, and again when all outdated values are on the agenda, so that a crash in between
-//! repeats the work. The other holds the digests of the files that each worker works with. Workers of earlier builds
-//! write neither.
+//! Redis holds two records. One notes for each job the digest that its values are made from ([`Noted`]). It changes
+//! when a worker with another file begins, and again when all outdated values are on the agenda, so that a crash in
+//! between repeats the work. The other holds the digests of the files that each worker works with. Workers of earlier
+//! builds write neither.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;

@@ -64,8 +64,8 @@ pub struct LastAttempt {
     /// The value's tags.
     #[serde(rename = "g", default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// The digest [`crate::job::Job::made`] of the job file that the value was made from or found unchanged under. `None`
-    /// for a value of an earlier build, whose workers ignore this field and drop it with their next commit.
+    /// The digest [`crate::job::Job::made`] of the job file that the value was made from or found unchanged under.
+    /// `None` for a value of an earlier build, whose workers ignore this field and drop it with their next commit.
     #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
     pub made: Option<String>,
     /// AI tokens that the value cost.

@@ -71,3 +71,58 @@ fn canonical(value: &DeValue<'_>) -> Value {
 fn short(text: &str) -> String {
     compact(XxHash3_64::oneshot(text.as_bytes()) & u64::from(u32::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::job::Jobs;
+
+    const ART: &str = "key = \"art:{name}\"\nttl = \"1h\"\ntags = [\"all\"]\n[source]\nkind = \"http\"\nupstream = \"m\"\n\
+                       path = \"/{{ name }}\"\nselect = \"/a\"\n";
+    const MUSEUM: &str = "[m]\nurl = \"{{ env.URL }}\"\nrate = \"5/second\"\nheaders = { X = \"{{ env.TOKEN }}\" }\n";
+
+    /// Returns the digests of the job `art` with these files, and with this value for each variable.
+    fn read(art: &str, museum: &str, variable: &str) -> (String, BTreeMap<&'static str, String>) {
+        let files =
+            [("art.toml", art), ("upstreams.toml", museum)].map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let jobs = Jobs::parse(&files, Duration::from_secs(60), &|_| Some(variable.to_owned())).unwrap();
+        let job = &jobs.jobs["art"];
+        (job.made.clone(), job.parts.clone())
+    }
+
+    #[test]
+    fn only_what_values_are_made_from_changes_their_digest() {
+        let (made, parts) = read(ART, MUSEUM, "http://a");
+        assert!(made.len() <= 6, "{made}");
+        assert_eq!(read(ART, MUSEUM, "http://rotated"), (made.clone(), parts.clone()), "a variable's value");
+        for (from, to) in [
+            ("ttl = \"1h\"", "# a comment\nttl = \"2h\""),
+            (
+                "[source]\nkind = \"http\"\nupstream = \"m\"",
+                "[source] # moved\nupstream = 'm'\nkind = \"\"\"http\"\"\"",
+            ),
+            ("[source]", "description = \"new\"\n[warm]\nevery = \"5m\"\n[entries]\nlist = [\"a\"]\n[source]"),
+        ] {
+            assert_eq!(read(&ART.replace(from, to), MUSEUM, "http://a").0, made, "{to}");
+        }
+        let limits = MUSEUM.replace("rate = \"5/second\"", "timeout = \"3s\"");
+        assert_eq!(read(ART, &limits, "http://a").0, made, "limits");
+        for (from, to) in [
+            ("\"/a\"", "\"/b\""),
+            ("\"all\"", "\"some\""),
+            ("\"/{{ name }}\"", "\"/{{ env.URL }}/{{ name }}\""),
+            ("select", "value = \"{{ value }}\"\nselect"),
+            ("[source]", "version = \"{{ value.v }}\"\n[source]"),
+            ("select", "fallback = [{ kind = \"http\", url = \"http://b/{{ name }}\" }]\nselect"),
+        ] {
+            assert_ne!(read(&ART.replace(from, to), MUSEUM, "http://a").0, made, "{to}");
+        }
+        for (from, to) in [("X =", "Y ="), ("{{ env.URL }}", "http://a"), ("{{ env.TOKEN }}", "{{ env.URL }}")] {
+            assert_ne!(read(ART, &MUSEUM.replace(from, to), "http://a").0, made, "{to}");
+        }
+        assert_eq!(parts.keys().copied().collect::<Vec<_>>(), ["ttl"]);
+        assert_ne!(read(&ART.replace("1h", "2h"), MUSEUM, "http://a").1, parts);
+    }
+}

@@ -1,10 +1,10 @@
 //! The remaker: after a change of what a job's values are made from, it makes those of the earlier file due.
 //!
 //! Redis notes what the values of each job are made from, and each worker announces its files ([`crate::ops`]). One
-//! worker at a time makes outdated values due, the most read first, at a bounded rate, like a warmup. It begins when no
-//! live worker has another file of the job: such a worker would make values from its own file again. So a rolling deploy
-//! makes each value anew once. Values are served until the new ones land. The note is written last: after a crash
-//! another worker begins again, and leaves alone what is made anew by then.
+//! worker at a time makes outdated values due, the most read first, at a bounded rate, like a warmup. It begins when
+//! no live worker has another file of the job: such a worker would make values from its own file again. So a rolling
+//! deploy makes each value anew once. Values are served until the new ones land. The note is written last: after a
+//! crash another worker begins again, and leaves alone what is made anew by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,6 +32,8 @@ const PAGE: usize = 250;
 const IDLE: Duration = Duration::from_secs(5);
 /// The interval while a change waits for other workers.
 const WAITING: Duration = Duration::from_secs(1);
+/// The wait for other workers after which the log tells of it: a reload takes less.
+const LONG_WAIT: Duration = Duration::from_secs(30);
 /// The interval between two passes over the entries of a job.
 const PASSES: Duration = Duration::from_secs(2);
 /// The time for which entries wait for their inputs to be made anew.
@@ -65,15 +67,17 @@ impl Remaker {
     /// Runs until `stop`.
     pub(in crate::worker) async fn run(self, stop: CancellationToken) {
         let mut backoff = Backoff::new("the remaker");
-        let (mut has_begun, mut told) = (false, BTreeSet::new());
+        let (mut has_begun, mut waits) = (false, BTreeMap::new());
         while !stop.is_cancelled() {
             let round = async {
                 self.ops.announce_files(&self.worker).await?;
                 if !has_begun {
                     self.ops.begin_files(self.ops.jobs.jobs.values().map(|job| &**job)).await?;
                     has_begun = true;
+                    // Drops the announcements of workers that were killed.
+                    drop(self.jobs_of_others().await?);
                 }
-                self.round(&mut told).await
+                self.round(&mut waits).await
             };
             // What a walk leaves undone at its end is begun again by the next worker.
             let done = tokio::select! {
@@ -95,13 +99,14 @@ impl Remaker {
                 () = stop.cancelled() => {}
             }
         }
-        // Another worker need not wait for the lock.
+        // Another worker need not wait for the lock. A worker that announces nothing may still fetch while it drains.
+        let _ = self.ops.forget_files(&[self.worker.to_string()]).await;
         let _ = lead(&self.ops.redis, &self.ops.keys.remaker(), &self.worker, Duration::from_millis(1)).await;
     }
 
-    /// Carries out the changes that wait for no other worker; returns the time until the next round. `told` holds the
-    /// jobs whose wait was logged.
-    async fn round(&self, told: &mut BTreeSet<JobName>) -> RedisResult<Duration> {
+    /// Carries out the changes that wait for no other worker; returns the time until the next round. `waits` holds
+    /// the jobs that wait, since when, and `None` once that was logged.
+    async fn round(&self, waits: &mut BTreeMap<JobName, Option<Instant>>) -> RedisResult<Duration> {
         let jobs = &self.ops.jobs.jobs;
         let noted = self.ops.noted().await?;
         // After a flush there are no values to make anew.
@@ -109,15 +114,16 @@ impl Remaker {
         self.ops.begin_files(new.map(|job| &**job)).await?;
         let is_open = |(name, noted): &(JobName, Noted)| jobs.get(name).is_some_and(|job| !noted.is_settled(&job.made));
         let changes: Changes = noted.into_iter().filter(is_open).collect();
-        told.retain(|job| changes.contains_key(job));
+        waits.retain(|job, _| changes.contains_key(job));
         if changes.is_empty() {
             return Ok(IDLE);
         }
         let others = self.jobs_of_others().await?;
         let (waiting, ready): (Vec<&JobName>, Vec<&JobName>) = changes.keys().partition(|job| others(job));
         for job in waiting {
-            if told.insert(job.clone()) {
-                info!(%job, "the job's file has changed; its values wait until all workers have read the new file");
+            let since = waits.entry(job.clone()).or_insert_with(|| Some(Instant::now()));
+            if since.take_if(|since| since.elapsed() > LONG_WAIT).is_some() {
+                info!(%job, "the job's file has changed; its values stay until all live workers have read the new file");
             }
         }
         if ready.is_empty() || !self.leads().await? {

@@ -1,0 +1,272 @@
+//! `samovar check --diff`: compares the job files with those that the fleet works with, and counts what taking them up
+//! would cause. It changes nothing, and needs no secrets: variables that are not set count as set to [`UNSET`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::check::{FaultReport, check};
+use super::session::{Failed, Session, complain, print_json, table, warn_of_unknown_settings, wrapped};
+use super::{CheckArgs, exit};
+use crate::config::{Environment, Settings};
+use crate::entry::JobName;
+use crate::job::{EnvUse, Job, Jobs};
+use crate::ops::{Census, Digests, Noted, Ops, Plan, differences, digests};
+use crate::redis::Scan;
+use crate::source::Sources;
+
+/// The value of a variable that is not set; it is valid in a URL and in a header.
+const UNSET: &str = "http://unset.invalid";
+/// Entries in one round trip.
+const PAGE: usize = 500;
+
+/// The comparison of a folder with a fleet.
+#[derive(Debug, Serialize)]
+struct Report {
+    jobs: Vec<JobDiff>,
+    /// The variables that are not set here.
+    unset: Vec<String>,
+}
+
+/// One job.
+#[derive(Debug, Serialize)]
+struct JobDiff {
+    job: String,
+    state: State,
+    /// The parts of the file that differ: `values` (what they are made from), `ttl`, `entries`, `warm`; `text` for
+    /// comments and descriptions; `file` where the fleet does not tell which.
+    changed: Vec<String>,
+    /// Values in Redis that are made anew.
+    values: usize,
+    /// Entries to keep warm that have no value.
+    missing: usize,
+    /// Requests to HTTP upstreams for both.
+    fetches: usize,
+    /// Requests to AI upstreams for both, at most.
+    ai_calls: usize,
+    notes: Vec<String>,
+}
+
+/// The state of a job in the new files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    New,
+    Changed,
+    Unchanged,
+    Removed,
+}
+
+/// What Redis knows of the fleet's jobs.
+struct Fleet {
+    /// What each job's values are made from.
+    noted: BTreeMap<JobName, Noted>,
+    /// The files of live workers.
+    files: Vec<BTreeMap<String, Digests>>,
+    /// The digest of each job's file when it was last scheduled.
+    scheduled: BTreeMap<String, String>,
+    /// The names of all jobs that are not forgotten.
+    names: BTreeSet<JobName>,
+    census: Option<Census>,
+}
+
+/// Compares the folder with the fleet, and prints the result.
+pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
+    let folder = args.folder.as_deref().unwrap_or(&settings.jobs);
+    let lookup = |name: &str| env.get(name).or_else(|| Some(UNSET.to_owned()));
+    let read = Jobs::read(folder, settings.default_ttl, &lookup);
+    warn_of_unknown_settings(env, |name| read.env.iter().any(|used| used.name == name));
+    let unset: Vec<EnvUse> = read.env.into_iter().filter(|used| env.get(&used.name).is_none()).collect();
+    let names: BTreeSet<String> = unset.iter().map(|used| used.name.clone()).collect();
+    let jobs = match read.jobs {
+        Ok(jobs) => Arc::new(jobs),
+        Err(faults) => {
+            if args.json {
+                let faults: Vec<FaultReport> = check(folder, settings.default_ttl, &lookup).faults;
+                print_json(&serde_json::json!({ "faults": faults, "unset": names }));
+            } else {
+                complain(format_args!("{faults}"));
+                if !names.is_empty() {
+                    let names = names.into_iter().collect::<Vec<_>>().join(", ");
+                    complain(format_args!("not set here: {names}; a fault may be gone once they are"));
+                }
+            }
+            return Ok(exit::CONFIG);
+        }
+    };
+    let sources = Sources::new(&jobs).map_err(|e| {
+        complain(format_args!("{e:#}"));
+        Failed(exit::CONFIG)
+    })?;
+    let session = Session::open(settings).await?;
+    let ops = session.ops(&jobs);
+    let fleet = Fleet::read(&session, &ops).await?;
+    let mut diffs = Vec::new();
+    for job in jobs.jobs.values() {
+        let of_file = |used: &&EnvUse| Path::new(&used.file).file_stem().is_some_and(|stem| stem == job.name.as_str());
+        let unset: BTreeSet<&str> = unset.iter().filter(of_file).map(|used| used.name.as_str()).collect();
+        diffs.push(fleet.compare(&ops, &sources, job, &unset).await?);
+    }
+    note_inputs(&jobs, &mut diffs);
+    diffs.extend(fleet.names.iter().filter(|name| !jobs.jobs.contains_key(*name)).map(|name| fleet.removed(name)));
+    let report = Report { jobs: diffs, unset: names.into_iter().collect() };
+    if args.json {
+        print_json(&report);
+    } else {
+        report.print();
+    }
+    Ok(exit::OK)
+}
+
+impl Fleet {
+    async fn read(session: &Session, ops: &Ops) -> Result<Self, Failed> {
+        let living = session.living().await?;
+        let announced = ops.announced_files().await?;
+        let files = announced.into_iter().filter(|(worker, _)| living.contains(worker)).map(|(_, files)| files);
+        let noted = ops.noted().await?;
+        let mut redis = session.redis.clone();
+        let scheduled: BTreeMap<String, String> =
+            redis::cmd("HGETALL").arg(session.keys.digests()).query_async(&mut redis).await?;
+        let mut names: BTreeSet<JobName> = noted.keys().cloned().collect();
+        names.extend(scheduled.keys().map(|name| JobName::new(name.as_str())));
+        let mut scan = Scan::new(session.keys.unknown_glob());
+        while let Some(found) = scan.next(&mut redis).await? {
+            names.extend(found.iter().filter_map(|key| session.keys.job_of_unknown(key)).map(JobName::new));
+        }
+        Ok(Self { noted, files: files.collect(), scheduled, names, census: ops.last_count().await? })
+    }
+
+    /// Compares one job's file with the fleet's, and counts what taking it up causes.
+    async fn compare(
+        &self,
+        ops: &Ops,
+        sources: &Sources,
+        job: &Arc<Job>,
+        unset: &BTreeSet<&str>,
+    ) -> Result<JobDiff, Failed> {
+        let name = job.name.as_str();
+        let noted = self.noted.get(&job.name);
+        let mut notes = Vec::new();
+        let mut changed = self.changed(job, noted);
+        let state = match (self.names.contains(&job.name), changed.is_empty()) {
+            (false, _) => State::New,
+            (true, true) => State::Unchanged,
+            (true, false) => State::Changed,
+        };
+        let mut plan = Plan::default();
+        match noted {
+            Some(noted) if !noted.is_settled(&job.made) => {
+                plan = ops.plan_outdated(job, noted.base(), sources).await?;
+            }
+            None if state != State::New => notes.push(
+                "no worker of this version has run with this job: its values count as made from the new file"
+                    .to_owned(),
+            ),
+            Some(_) | None => {}
+        }
+        let values = plan.entries;
+        if state != State::Unchanged {
+            plan += self.missing(ops, sources, job).await?;
+        }
+        if state == State::New {
+            changed.clear();
+            if job.entries.feed.is_some() {
+                notes.push("its feed is not asked: the entries that it names come in addition".to_owned());
+            }
+        }
+        if plan.ai_calls > 0 && !unset.is_empty() {
+            let unset = Vec::from_iter(unset.iter().copied()).join(", ");
+            notes.push(format!("not set here: {unset}; if a prompt contains it, fewer AI calls may be made"));
+        }
+        let Plan { entries, fetches, ai_calls, .. } = plan;
+        Ok(JobDiff {
+            job: name.to_owned(),
+            state,
+            changed,
+            values,
+            missing: entries - values,
+            fetches,
+            ai_calls,
+            notes,
+        })
+    }
+
+    /// Returns the parts of a job's file that differ from the fleet's.
+    fn changed(&self, job: &Job, noted: Option<&Noted>) -> Vec<String> {
+        let new = digests(job);
+        let known: Vec<&Digests> = self.files.iter().filter_map(|files| files.get(job.name.as_str())).collect();
+        let mut changed: BTreeSet<String> = known.iter().flat_map(|file| differences(file, &new)).collect();
+        if noted.is_some_and(|noted| !noted.is_settled(&job.made)) {
+            changed.insert("values".to_owned());
+        }
+        let scheduled = self.scheduled.get(job.name.as_str()).and_then(|text| text.split(' ').next());
+        if known.is_empty() && changed.is_empty() && scheduled.is_some_and(|digest| digest != job.digest) {
+            changed.insert("file".to_owned());
+        }
+        changed.into_iter().collect()
+    }
+
+    /// Counts the requests for entries to keep warm that have no value.
+    async fn missing(&self, ops: &Ops, sources: &Sources, job: &Arc<Job>) -> Result<Plan, Failed> {
+        let mut plan = Plan::default();
+        for page in ops.entries(job, None).await?.chunks(PAGE) {
+            let keys: Vec<_> = page.iter().map(|(key, _)| key.clone()).collect();
+            let snapshots = ops.store.snapshots(&keys).await?;
+            let absent = page.iter().zip(snapshots).filter(|(_, snapshot)| !snapshot.has_value());
+            let absent: Vec<_> = absent.map(|(entry, _)| entry.clone()).collect();
+            plan += ops.plan(job, sources, &absent).await?;
+        }
+        Ok(plan)
+    }
+
+    fn removed(&self, name: &JobName) -> JobDiff {
+        let counted = self.census.as_ref().and_then(|census| census.jobs.get(name.as_str()));
+        let which = counted.map_or_else(|| "its values".to_owned(), |counted| format!("its {} values", counted.warm));
+        let note = format!("{which} expire with their TTL; its agenda, counts and dead letters are dropped after 1d");
+        JobDiff {
+            job: name.to_string(),
+            state: State::Removed,
+            changed: Vec::new(),
+            values: 0,
+            missing: 0,
+            fetches: 0,
+            ai_calls: 0,
+            notes: vec![note],
+        }
+    }
+}
+
+/// Notes where inputs are made anew: what is made from them follows if their content changes.
+fn note_inputs(jobs: &Jobs, diffs: &mut [JobDiff]) {
+    let renewed: BTreeSet<String> = diffs.iter().filter(|diff| diff.values > 0).map(|diff| diff.job.clone()).collect();
+    for diff in diffs {
+        let Some(job) = jobs.jobs.get(diff.job.as_str()) else { continue };
+        let owners = jobs.jobs.values().filter(|owner| renewed.contains(owner.name.as_str()));
+        let owners = owners.filter(|owner| job.inputs.values().any(|input| owner.key.overlaps(input)));
+        for owner in owners {
+            let name = &owner.name;
+            diff.notes.push(format!("entries whose input of {name} changes are made anew as well; not counted here"));
+        }
+    }
+}
+
+impl Report {
+    fn print(&self) {
+        let mut rows = table(&["JOB", "STATE", "CHANGED", "VALUES", "MISSING", "REQUESTS", "AI CALLS"]);
+        for diff in &self.jobs {
+            let state = serde_json::to_value(diff.state).ok().and_then(|state| Some(state.as_str()?.to_owned()));
+            let counts = [diff.values, diff.missing, diff.fetches, diff.ai_calls].map(|count| count.to_string());
+            let words = [diff.job.clone(), state.unwrap_or_default(), diff.changed.join(", ")];
+            rows.add_row(words.into_iter().chain(counts));
+        }
+        println!("{rows}");
+        for diff in &self.jobs {
+            for note in &diff.notes {
+                println!("{}", wrapped(&format!("{}: {note}", diff.job), "  "));
+            }
+        }
+        println!("VALUES in Redis are made anew, MISSING ones fetched. AI CALLS are the most that are made.");
+    }
+}
