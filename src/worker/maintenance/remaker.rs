@@ -131,8 +131,9 @@ impl Remaker {
         }
         let mut ready: Vec<&Arc<Job>> = ready.into_iter().filter_map(|name| jobs.get(name)).collect();
         ready.sort_by_key(|job| self.depth(job));
+        let mut pace = Pace::begin();
         for job in ready {
-            let made = self.remake(job, &changes).await;
+            let made = self.remake(job, &changes, &mut pace).await;
             if self.troubles.alone(job.name.as_str(), made)? == Some(false) {
                 debug!(job = %job.name, "the lock of the remaker has expired; another worker continues");
                 return Ok(WAITING);
@@ -174,15 +175,14 @@ impl Remaker {
 
     /// Makes all outdated values of a job due, in passes until none is left. Returns `false` if another worker has the
     /// lock.
-    async fn remake(&self, job: &Job, changes: &Changes) -> RedisResult<bool> {
+    async fn remake(&self, job: &Job, changes: &Changes, pace: &mut Pace) -> RedisResult<bool> {
         let Some(noted) = changes.get(&job.name) else { return Ok(true) };
         let plan = self.ops.plan_outdated(job, noted.base(), &self.sources).await?;
         self.announce(job, plan);
         let until = Instant::now() + INPUTS_WAIT;
-        let mut pace = Pace::begin();
         while plan.entries > 0 {
             let is_last = Instant::now() >= until;
-            let Some(left) = self.pass(job, changes, is_last, &mut pace).await? else { return Ok(false) };
+            let Some(left) = self.pass(job, changes, is_last, pace).await? else { return Ok(false) };
             if left == 0 || is_last {
                 break;
             }
