@@ -306,6 +306,7 @@ mod tests {
         let last_attempt = LastAttempt {
             validators: Validators { etag: Some("\"v1\"".into()), ..Validators::default() },
             tags: vec!["artist:Frida".into()],
+            made: Some("1a2B3c".into()),
             tokens: 1_200,
             version: None,
             outcome: Some(Outcome::Failed),

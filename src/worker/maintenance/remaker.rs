@@ -179,21 +179,29 @@ impl Remaker {
         let Some(noted) = changes.get(&job.name) else { return Ok(true) };
         let plan = self.ops.plan_outdated(job, noted.base(), &self.sources).await?;
         self.announce(job, plan);
-        let until = Instant::now() + INPUTS_WAIT;
-        while plan.entries > 0 {
-            let is_last = Instant::now() >= until;
-            let Some(left) = self.pass(job, changes, is_last, pace).await? else { return Ok(false) };
-            if left == 0 || is_last {
-                break;
-            }
-            if !self.pause(PASSES).await? {
-                return Ok(false);
-            }
+        if plan.entries > 0 && !self.passes(job, changes, pace).await? {
+            return Ok(false);
         }
         if !self.ops.end_change(job, noted).await? {
             debug!(job = %job.name, "a worker with another file of the job began meanwhile");
         }
         Ok(true)
+    }
+
+    /// Examines the entries of a job until none is left that must be made due, or the time for inputs is over. Returns
+    /// `false` if another worker has the lock.
+    async fn passes(&self, job: &Job, changes: &Changes, pace: &mut Pace) -> RedisResult<bool> {
+        let until = Instant::now() + INPUTS_WAIT;
+        loop {
+            let is_last = Instant::now() >= until;
+            let Some(left) = self.pass(job, changes, is_last, pace).await? else { return Ok(false) };
+            if left == 0 || is_last {
+                return Ok(true);
+            }
+            if !self.pause(PASSES).await? {
+                return Ok(false);
+            }
+        }
     }
 
     /// Logs what a change causes, before it does.
