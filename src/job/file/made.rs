@@ -79,8 +79,8 @@ mod tests {
     use super::*;
     use crate::job::Jobs;
 
-    const ART: &str = "key = \"art:{name}\"\nttl = \"1h\"\ntags = [\"all\"]\n[source]\nkind = \"http\"\nupstream = \"m\"\n\
-                       path = \"/{{ name }}\"\nselect = \"/a\"\n";
+    const ART: &str = "key = \"art:{name}\"\nttl = \"1h\"\ntags = [\"all\"]\n[source]\nkind = \"http\"\n\
+                       upstream = \"m\"\npath = \"/{{ name }}\"\nselect = \"/a\"\n";
     const MUSEUM: &str = "[m]\nurl = \"{{ env.URL }}\"\nrate = \"5/second\"\nheaders = { X = \"{{ env.TOKEN }}\" }\n";
 
     /// Returns the digests of the job `art` with these files, and with this value for each variable.

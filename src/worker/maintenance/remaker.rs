@@ -123,7 +123,7 @@ impl Remaker {
         for job in waiting {
             let since = waits.entry(job.clone()).or_insert_with(|| Some(Instant::now()));
             if since.take_if(|since| since.elapsed() > LONG_WAIT).is_some() {
-                info!(%job, "the job's file has changed; its values stay until all live workers have read the new file");
+                info!(%job, "the job's file has changed; its values stay until all live workers have read it");
             }
         }
         if ready.is_empty() || !self.leads().await? {
