@@ -121,7 +121,7 @@ async fn a_compose_source_takes_no_permit() {
 }
 
 #[tokio::test]
-async fn a_composed_value_stays_while_an_input_fails_or_is_gone() {
+async fn a_composed_value_stays_while_an_input_fails_and_goes_with_it() {
     let (redis, upstream) = both().await;
     let jobs = pages(&upstream, &format!("{PAGE}[warm]\nattempts = 2\n"));
     let _worker = worker(&redis, &jobs);
@@ -133,16 +133,11 @@ async fn a_composed_value_stays_while_an_input_fails_or_is_gone() {
     shows(&redis, page("one")).await;
     upstream.on("/art/a", Reply::status(404));
     parts.invalidate("art:a").await;
-    eventually("the input is gone", async || redis.get("art:a").await.is_none()).await;
+    eventually("the page is gone with its input", async || redis.get("page:a").await.is_none()).await;
     parts.invalidate("page:a").await;
-    let reason = eventually("the page is given up", async || {
-        redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{page}", "page:a"]).await
-    })
-    .await;
-    assert!(reason.contains("its input art:a is missing"), "{reason}");
-    shows(&redis, page("one")).await;
+    eventually("it is found gone again", async || count(&redis, "gone").await > 1).await;
+    assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:dead:{page}"]).await, 0);
     upstream.publish("/art/a", json!({"title": "two", "artist": "Osman Hamdi Bey"}));
-    // A demand would not ask again within `absent_for`.
     parts.invalidate("art:a").await;
     shows(&redis, page("two")).await;
 }

@@ -581,9 +581,23 @@ async fn an_input_that_cannot_be_read_is_fetched_anew() {
 }
 
 #[tokio::test]
-async fn who_waits_for_an_input_that_is_gone_gives_up_in_the_end() {
+async fn an_entry_whose_input_does_not_exist_is_gone_at_once() {
     let (redis, upstream) = both().await;
     let jobs = stories(&upstream, &Art::of(&upstream));
+    let _worker = worker(&redis, &jobs);
+    let story = async |field: &str| redis.ask::<Option<String>>(&["HGET", "samovar:stats:{story}", field]).await;
+    eventually("it is gone", async || story("gone").await).await;
+    let last = story("last").await.unwrap_or_default();
+    assert!(last.contains("its input art:a is gone"), "{last}");
+    assert_eq!((upstream.calls("/art/a"), story("failed").await), (1, None));
+    assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:dead:{story}"]).await, 0);
+}
+
+#[tokio::test]
+async fn an_entry_whose_input_was_given_up_gives_up_in_the_end() {
+    let (redis, upstream) = both().await;
+    upstream.on("/art/a", Reply::status(500));
+    let jobs = stories(&upstream, &Art::of(&upstream).warm("attempts = 2"));
     let text = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
     jobs.write("story.toml", &format!("{text}\n[warm]\nattempts = 2"));
     let _worker = worker(&redis, &jobs);
@@ -591,8 +605,7 @@ async fn who_waits_for_an_input_that_is_gone_gives_up_in_the_end() {
         redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{story}", "story:a"]).await
     })
     .await;
-    assert!(reason.contains("art:a"), "{reason}");
-    assert_eq!(upstream.calls("/art/a"), 1);
+    assert!(reason.contains("its input art:a is missing"), "{reason}");
 }
 
 /// A worker dies, or Redis's reply is lost, after the commit and before it wakes the entry's dependants.

@@ -77,6 +77,9 @@ pub struct JobReport {
     pub schedules: Vec<ScheduleReport>,
     /// The inputs' key patterns by name.
     pub inputs: BTreeMap<String, String>,
+    /// The names of the optional inputs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub optional_inputs: Vec<String>,
     /// The number of entries that the file lists.
     pub listed: usize,
     /// The URL of the feed.
@@ -191,6 +194,7 @@ fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) ->
         params.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
     context.insert("env".to_owned(), Value::Object(masks));
     let view = View { job, context: Value::Object(context), secrets };
+    let optional = job.inputs.iter().filter(|(_, input)| input.is_optional);
     JobReport {
         name: job.name.to_string(),
         description: job.description.clone(),
@@ -202,7 +206,8 @@ fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) ->
         timezone,
         next: first.and_then(|(_, report)| report.next.clone()),
         schedules,
-        inputs: job.inputs.iter().map(|(name, pattern)| (name.clone(), pattern.to_string())).collect(),
+        inputs: job.inputs.iter().map(|(name, input)| (name.clone(), input.key.to_string())).collect(),
+        optional_inputs: optional.map(|(name, _)| name.clone()).collect(),
         listed: job.entries.list.len(),
         feed: job.entries.feed.as_ref().map(|feed| view.url(&feed.url)),
         popular: job.entries.popular,
@@ -389,7 +394,8 @@ impl JobReport {
         kept.extend(self.feed.as_ref().map(|feed| format!("those of {feed}")));
         writeln!(f, "  entries   {}", escaped(&kept.join(", ")))?;
         for (name, pattern) in &self.inputs {
-            writeln!(f, "  input     {name} = {}", escaped(pattern))?;
+            let optional = if self.optional_inputs.contains(name) { " (optional)" } else { "" };
+            writeln!(f, "  input     {name} = {}{optional}", escaped(pattern))?;
         }
         for warning in &self.warnings {
             writeln!(f, "  warning   {warning}")?;

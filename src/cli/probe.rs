@@ -16,7 +16,7 @@ use super::check::check;
 use super::session::{complain, print_json, warn_of_unknown_settings};
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
-use crate::entry::JobName;
+use crate::entry::{EntryKey, JobName};
 use crate::entry::escape::{escaped, json};
 use crate::job::{Job, Jobs, Params};
 use crate::source::{Answer, Ask, Fed, FetchError, Sources};
@@ -129,7 +129,7 @@ async fn fetch(folder: &std::path::Path, settings: &Settings, env: &dyn Fn(&str)
         let result = match probe.example(job).await {
             Ok(params) => {
                 key = job.key.write(&params).map(|key| key.to_string());
-                probe.value(job, &params).await
+                probe.value(job, &params).await.map_err(NoValue::reason)
             }
             Err(e) => Err(e),
         };
@@ -184,22 +184,22 @@ impl Probe<'_> {
         &'b self,
         job: &'b Job,
         params: &'b Params,
-    ) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send + 'b>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Value, NoValue>> + Send + 'b>> {
         Box::pin(async move {
+            let failed = NoValue::Failed;
             let mut inputs = Map::new();
-            for (name, pattern) in &job.inputs {
-                let key =
-                    pattern.write(params).ok_or_else(|| format!("its input `{name}` has no key for {params:?}"))?;
-                let (owner, of) =
-                    self.jobs.owner(key.as_str()).ok_or_else(|| format!("no job owns its input {key}"))?;
-                let begun = Instant::now();
-                let value = self.value(owner, &of).await;
-                let input = (key.to_string(), begun.elapsed(), value.clone());
-                self.inputs.lock().unwrap_or_else(PoisonError::into_inner).entry(owner.name.clone()).or_insert(input);
-                let value = value.map_err(|e| format!("its input {key}: {e}"))?;
+            for (name, input) in &job.inputs {
+                let no_key = || failed(format!("its input `{name}` has no key for {params:?}"));
+                let key = input.key.write(params).ok_or_else(no_key)?;
+                let value = match self.input(&key).await {
+                    Err(NoValue::Gone(_)) if input.is_optional => Value::Null,
+                    Err(NoValue::Gone(e)) => return Err(NoValue::Gone(format!("its input {key} is gone: {e}"))),
+                    Err(NoValue::Failed(e)) => return Err(failed(format!("its input {key}: {e}"))),
+                    Ok(value) => value,
+                };
                 inputs.insert(name.clone(), value);
             }
-            let key = job.key.write(params).ok_or_else(|| format!("no key for {params:?}"))?;
+            let key = job.key.write(params).ok_or_else(|| failed(format!("no key for {params:?}")))?;
             let mut errors = Vec::new();
             for source in 0..job.sources.len() {
                 let deadline = Instant::now() + PATIENCE;
@@ -207,14 +207,43 @@ impl Probe<'_> {
                 match self.sources.fetch(&ask).await {
                     Ok(Answer::Value(fetched)) => {
                         let value = fetched.value();
-                        return check_storable(job, params, &inputs, &value).map(|()| value);
+                        return check_storable(job, params, &inputs, &value).map(|()| value).map_err(failed);
                     }
                     Ok(Answer::Unchanged) => errors.push("answered 304 to a request without validators".to_owned()),
-                    Ok(Answer::Gone) => errors.push(format!("{key} does not exist (404 or 410)")),
+                    Ok(Answer::Gone) => return Err(NoValue::Gone(format!("{key} does not exist (404 or 410)"))),
                     Err(e) => errors.push(e.to_string()),
                 }
             }
-            Err(errors.join("; then "))
+            Err(failed(errors.join("; then ")))
         })
+    }
+
+    /// Fetches the value of an input, and remembers the first of each job.
+    async fn input(&self, key: &EntryKey) -> Result<Value, NoValue> {
+        let Some((owner, params)) = self.jobs.owner(key.as_str()) else {
+            return Err(NoValue::Failed("no job owns it".to_owned()));
+        };
+        let begun = Instant::now();
+        let value = self.value(owner, &params).await;
+        let input = (key.to_string(), begun.elapsed(), value.clone().map_err(NoValue::reason));
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).entry(owner.name.clone()).or_insert(input);
+        value
+    }
+}
+
+/// The reason why an entry has no value.
+#[derive(Clone)]
+enum NoValue {
+    /// It does not exist, or an input does not.
+    Gone(String),
+    /// There is no usable answer.
+    Failed(String),
+}
+
+impl NoValue {
+    fn reason(self) -> String {
+        match self {
+            Self::Gone(reason) | Self::Failed(reason) => reason,
+        }
     }
 }

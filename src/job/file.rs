@@ -257,7 +257,8 @@ fn check_keys(jobs: &BTreeMap<JobName, ReadJob<'_>>) {
 fn check_inputs(jobs: &BTreeMap<JobName, ReadJob<'_>>) {
     let mut needs: BTreeMap<&JobName, Vec<(&JobName, &str)>> = BTreeMap::new();
     for (name, read) in jobs {
-        for (input, pattern) in &read.job.inputs {
+        for (input, of) in &read.job.inputs {
+            let pattern = &of.key;
             let at = read.inputs_at.get(input).cloned().unwrap_or(0..0);
             match jobs.iter().find(|(_, other)| owns(&other.job.key, pattern)) {
                 Some((owner, _)) => needs.entry(name).or_default().push((owner, input)),

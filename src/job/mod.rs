@@ -71,7 +71,7 @@ pub struct Job {
     /// Rendered after each fetch to the value's version, with the placeholders, the inputs and `value`.
     pub version: Option<Template>,
     /// Entries this one is made from, by the name that templates use.
-    pub inputs: BTreeMap<String, KeyPattern>,
+    pub inputs: BTreeMap<String, Input>,
     /// Where values come from, in the order they are tried: the source, then its fallbacks. Never empty.
     pub sources: Vec<Source>,
     /// The entries that are kept warm.
@@ -123,7 +123,7 @@ impl Job {
     /// Returns the inputs of an entry whose keys do not tell its own: each is an input of many entries.
     pub fn inputs_of_many(&self, params: &Params) -> Vec<EntryKey> {
         let of_many = self.inputs.values().filter(|input| !self.is_told_by(input));
-        of_many.filter_map(|input| input.write(params)).collect()
+        of_many.filter_map(|input| input.key.write(params)).collect()
     }
 
     /// Returns whether its entries wait for inputs that were invalidated, as the first source tells.
@@ -132,9 +132,18 @@ impl Job {
     }
 
     /// Returns whether an input's key says all that an entry's does.
-    pub fn is_told_by(&self, input: &KeyPattern) -> bool {
-        self.key.names().iter().all(|name| input.names().contains(name))
+    pub fn is_told_by(&self, input: &Input) -> bool {
+        self.key.names().iter().all(|name| input.key.names().contains(name))
     }
+}
+
+/// Another entry that a job's entries are made from.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Its key, over the placeholders of the job's key.
+    pub key: KeyPattern,
+    /// While it is gone, the entry is made without it, and templates see `null`. Otherwise the entry is gone, too.
+    pub is_optional: bool,
 }
 
 /// The entries that a job keeps warm.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Ops;
 use crate::entry::EntryKey;
-use crate::job::{Job, Params};
+use crate::job::{Input, Job, Params};
 use crate::redis::Scan;
 use crate::source::{Ask, Sources};
 
@@ -50,12 +50,16 @@ impl Ops {
         let snapshots = self.store.snapshots(&keys).await?;
         for ((key, params), snapshot) in page.iter().zip(snapshots) {
             let mut inputs = Map::new();
-            for (name, pattern) in &job.inputs {
+            for (name, Input { key: pattern, is_optional }) in &job.inputs {
                 let Some(input) = pattern.write(params) else { continue };
-                if let Some(Some(text)) = self.store.values(&[input]).await?.pop()
-                    && let Ok(value) = serde_json::from_str::<Value>(&text)
-                {
+                let text = self.store.values(std::slice::from_ref(&input)).await?.pop().flatten();
+                if let Some(value) = text.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok()) {
                     inputs.insert(name.clone(), value);
+                } else if *is_optional
+                    && let Some((owner, _)) = self.jobs.owner(input.as_str())
+                    && self.store.snapshot(&input).await?.gone(&owner.requests).is_some()
+                {
+                    inputs.insert(name.clone(), Value::Null);
                 }
             }
             if inputs.len() < job.inputs.len() {

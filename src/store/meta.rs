@@ -13,6 +13,9 @@
 //!   `at`). A worker of the previous version takes metadata with them for none.
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
+//! The note of an entry that is gone because of an input says so (`i`, `v`). A worker of the previous version ignores
+//! that, takes it for an entry that its upstream does not have, and drops these fields when it writes the note.
+//!
 //! Rolling upgrade: the previous version wrote the same form without `/attempt`, and those five fields into the note
 //! (`t`, `s`, `o`, `a`, `d`). Both codecs read them there. If there is one, none is taken from the head, because such a
 //! worker writes a new note and leaves the head as it is. It reads this form as well, and takes an attempt for a part
@@ -48,8 +51,8 @@ pub struct Meta {
     pub stale_for: Duration,
     /// Hash of the value; `-` for none.
     pub hash: String,
-    /// When this content became readable; later fetches of the same content do not change it. Zero if unknown. An entry
-    /// that was made from it before then may be made from other content.
+    /// When this content became readable, or the entry was found to be gone; later fetches of the same content do not
+    /// change it. Zero if unknown. An entry that was made from it before then may be made from other content.
     pub content_since: RedisTime,
     /// The last attempt, and what the value came with.
     pub last_attempt: LastAttempt,
@@ -105,6 +108,12 @@ pub struct LastAttempt {
     /// Why the last one failed, for people; bounded.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The key of the input that is gone, if the entry is gone because of that.
+    #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
+    pub gone_with: Option<String>,
+    /// The entry had a value when it went with its input. It is made again when the input returns.
+    #[serde(rename = "v", default, skip_serializing_if = "std::ops::Not::not")]
+    pub had_value: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
@@ -202,7 +211,14 @@ impl Meta {
     }
 
     /// Returns `true` if the upstream answered within `time` before `now` that it does not have the entry, requests are
-    /// still made from `requests`, and no invalidation came since.
+    /// still made from `requests`, and no invalidation came since. An entry that is gone because of an input does not
+    /// count: the input may be back.
+    pub fn is_absent(&self, requests: &str, time: Duration, now: RedisTime) -> bool {
+        self.is_gone(requests, time, now) && self.last_attempt.gone_with.is_none()
+    }
+
+    /// Returns `true` if the entry was found to be gone within `time` before `now`, requests are still made from
+    /// `requests`, and no invalidation came since.
     pub fn is_gone(&self, requests: &str, time: Duration, now: RedisTime) -> bool {
         let attempted = self.last_attempt.attempted;
         let is_recent = attempted <= now && now < attempted + time;
@@ -213,6 +229,11 @@ impl Meta {
     /// as made from `base`.
     pub fn is_outdated(&self, made: &str, base: &str) -> bool {
         self.last_attempt.made.as_deref().unwrap_or(base) != made
+    }
+
+    /// Returns when the entry was found to be gone, if nothing was fetched since; `None` if that is unknown.
+    pub fn gone_since(&self) -> Option<RedisTime> {
+        Some(self.content_since).filter(|since| self.hash == "-" && *since > RedisTime::ZERO)
     }
 
     /// Returns when the upstream last answered for the entry, whether or not its answer was stored.
@@ -252,8 +273,8 @@ impl LastAttempt {
             || self.crashes != 0
     }
 
-    /// Returns `true` if the upstream answered that it does not have the entry, and the request was made from
-    /// `requests`.
+    /// Returns `true` if the entry is gone: its upstream answered that it does not have it, or an input is gone. Requests
+    /// were then made from `requests`.
     pub fn is_gone(&self, requests: &str) -> bool {
         self.outcome == Some(Outcome::Gone) && self.validators.prompt.as_deref() == Some(requests)
     }
@@ -319,6 +340,8 @@ mod tests {
             storm: true,
             rechecks: Some(Rechecks::new(at(19), "h0".into(), true)),
             reason: Some("503 Service Unavailable".into()),
+            gone_with: Some("art:a".into()),
+            had_value: true,
         };
         let packed = format!("1 2 3 0 h/{} {}", last_attempt.attempt(), last_attempt.to_json());
         assert_eq!(Meta::parse(&packed).unwrap().last_attempt, last_attempt);

@@ -40,7 +40,7 @@ use crate::protocol::{Keys, LEASE_RECORD};
 use crate::redis::{Connection, RedisTime, with_preludes};
 
 /// The time for which metadata outlive their value: people ask why it went.
-const META_OUTLIVES: Duration = Duration::from_secs(3_600);
+pub(crate) const META_OUTLIVES: Duration = Duration::from_secs(3_600);
 
 /// The codec of metadata, for scripts.
 const META: &str = include_str!("lua/meta.lua");

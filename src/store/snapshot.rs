@@ -6,8 +6,8 @@ use redis::RedisResult;
 
 use super::Store;
 use super::meta::Meta;
-use crate::entry::EntryKey;
 use crate::entry::duration::millis;
+use crate::entry::{EntryKey, Outcome};
 use crate::redis::RedisTime;
 
 /// The time for which our own read of a value is remembered, where Redis takes it for a read like any other.
@@ -72,6 +72,19 @@ impl Snapshot {
         self.meta
             .as_ref()
             .filter(|meta| meta.validated_at > RedisTime::ZERO && self.expiry == Expiry::At(meta.own_expiry))
+    }
+
+    /// Returns the metadata of an entry that is gone, and whose requests are made from `requests`.
+    pub fn gone(&self, requests: &str) -> Option<&Meta> {
+        self.meta.as_ref().filter(|meta| !self.has_value() && meta.last_attempt.is_gone(requests))
+    }
+
+    /// Returns when the entry's present content became readable, or the entry was found to be gone.
+    pub fn content_since(&self) -> Option<RedisTime> {
+        match self.has_value() {
+            true => self.ours().map(|meta| meta.content_since),
+            false => self.meta.as_ref().filter(|meta| meta.last_attempt.outcome == Some(Outcome::Gone))?.gone_since(),
+        }
     }
 
     /// Returns the metadata as [`Self::ours`] does.

@@ -240,7 +240,7 @@ fn reply<T: redis::FromRedisValue>(reply: &RedisResult<redis::Value>) -> Option<
 /// not say lately that it does not exist.
 fn is_wanted(job: &Job, meta: Option<Meta>, due: Option<Due>, now: RedisTime) -> bool {
     let is_due = due.is_some_and(|due| due.state != State::Scheduled || due.at <= now + SOON);
-    let is_gone = meta.as_ref().is_some_and(|meta| meta.is_gone(&job.requests, job.warm.absent_for, now));
+    let is_gone = meta.as_ref().is_some_and(|meta| meta.is_absent(&job.requests, job.warm.absent_for, now));
     let last = meta.map(|meta| meta.last_attempt).unwrap_or_default();
     // An entry that failed waits for its retry, however many clients ask for it.
     let has_failed = last.failures > 0 && (due.is_some() || last.failures >= job.warm.attempts);

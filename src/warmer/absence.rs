@@ -24,7 +24,7 @@ impl Warmer {
         let snapshot = self.store.snapshot(&entry.key).await?;
         let is_absent = snapshot.expiry == Expiry::Absent;
         let Some(meta) =
-            snapshot.meta.filter(|meta| is_absent && meta.is_gone(&job.requests, job.warm.absent_for, now))
+            snapshot.meta.filter(|meta| is_absent && meta.is_absent(&job.requests, job.warm.absent_for, now))
         else {
             return Ok(None);
         };

@@ -26,14 +26,15 @@ use tokio::sync::MutexGuard;
 use tracing::{debug, error};
 
 use super::freshness::fresh;
-use super::inputs::Missing;
+use super::inputs::{Lack, Missing};
 use super::recheck::{NO_VALUE, Needs, with_next_recheck};
 use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
 use crate::agenda::{Next, keep};
-use crate::entry::{Outcome, Trigger};
+use crate::entry::{EntryKey, Outcome, Trigger, Validators};
 use crate::job::{Job, Params};
-use crate::source::{Ended, Permit};
-use crate::store::{Fresh, HeldBack, Lease, Leased, Rechecks, Removal};
+use crate::redis::RedisTime;
+use crate::source::{Answer, Ended, Permit};
+use crate::store::{Fresh, HeldBack, Lease, Leased, Rechecks, Removal, Versions};
 use crate::store::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
 
 /// Rounds of fetch and commit under one lease; each invalidation costs one. After the last, the entry is due again.
@@ -108,6 +109,8 @@ pub(super) struct Attempt<'a> {
     pub(super) params: Params,
     /// The values of the inputs by name.
     pub(super) inputs: Map<String, Value>,
+    /// An input that is gone, and with it the entry.
+    pub(super) gone_input: Option<EntryKey>,
     /// The number of the source that is asked first, and the permit of its upstream, where it has one.
     pub(super) permit: Option<(usize, Option<Permit>)>,
     /// The token of the lease, while the attempt holds one.
@@ -127,6 +130,7 @@ impl Warmer {
             entry,
             params: Params::new(),
             inputs: Map::new(),
+            gone_input: None,
             permit: None,
             token: None,
             keeps_absent: false,
@@ -193,12 +197,35 @@ impl Attempt<'_> {
         let mut round = self.first_round(lease);
         for _ in 0..ROUNDS {
             let known = self.known(lease, &round);
-            let answer = self.fetch(lease, known.as_ref()).await?;
+            let answer = self.answer(lease, known.as_ref()).await?;
             if let Some(ending) = self.commit(lease, &mut round, &answer, known).await? {
                 return Ok(ending);
             }
         }
         Err(Stop::End(Ending::overtaken()))
+    }
+
+    /// Returns the answer of a source. If an input is gone, so is the entry, and none is asked.
+    async fn answer(&mut self, lease: &mut Lease, known: Option<&Validators>) -> Step<Answer> {
+        // No version is waited for then.
+        lease.versions = if self.gone_input.is_some() { Versions::default() } else { self.versions() };
+        if self.gone_input.is_none() {
+            return self.fetch(lease, known).await;
+        }
+        self.return_permit().await;
+        Ok(Answer::Gone)
+    }
+
+    /// Reads the inputs at `now`; returns one that the entry has to wait for, or whose fetch was given up.
+    pub(super) async fn read_inputs(&mut self, now: RedisTime) -> RedisResult<Option<Missing>> {
+        let found = self.warmer.inputs(self.job, &self.params, self.entry, now).await?;
+        (self.inputs, self.gone_input) = (Map::new(), None);
+        match found {
+            Ok(inputs) => self.inputs = inputs,
+            Err(Missing { key, lack: Lack::Gone }) => self.gone_input = Some(key),
+            Err(missing) => return Ok(Some(missing)),
+        }
+        Ok(None)
     }
 
     /// Reads the key's parameters and the inputs; ends the attempt where no fetch is needed or possible.
@@ -233,21 +260,21 @@ impl Attempt<'_> {
             }
         }
         warmer.remember(job, key, &params).await?;
-        self.inputs = match warmer.inputs(job, &params, self.entry.priority, self.entry.since).await? {
-            Ok(inputs) => inputs,
-            Err(Missing { key: input, hopeless: None }) => return Err(Stop::End(Ending::input_missing(&input))),
-            Err(Missing { key: input, hopeless: Some(why) }) => {
-                return Err(Stop::End(self.give_up_input(&input, &why).await?));
-            }
-        };
         self.params = params;
-        Ok(())
+        let now = self.entry.since + self.entry.late;
+        match self.read_inputs(now).await? {
+            None => Ok(()),
+            Some(Missing { key: input, lack: Lack::GivenUp(why) }) => {
+                Err(Stop::End(self.give_up_input(&input, &why).await?))
+            }
+            Some(missing) => Err(Stop::End(Ending::input_missing(&missing, now))),
+        }
     }
 
     /// Waits for a permit of the first source that admits a request, unless the value may be kept without a request.
     async fn admit(&mut self) -> Step<()> {
         let (warmer, job) = (self.warmer, self.job);
-        if self.is_kept_unasked().await? {
+        if self.gone_input.is_some() || self.is_kept_unasked().await? {
             return Ok(());
         }
         let now = self.entry.since + self.entry.late;
@@ -281,9 +308,8 @@ impl Attempt<'_> {
             (leased, score) = warmer.store.lease_and(key, time, fresh, &ask_score).await?;
         }
         match leased {
-            Leased::Yes(mut lease) => {
+            Leased::Yes(lease) => {
                 self.hold(&lease);
-                lease.versions = self.versions();
                 Ok((lease, score))
             }
             refused => Err(Stop::End(self.without_lease(refused).await?)),
@@ -350,14 +376,13 @@ impl Attempt<'_> {
             Some(_) => warmer.awaited_input(job, &self.params, lease.fetched_at).await?,
             None => None,
         };
-        let found = match awaited {
-            Some(key) => Err(Missing { key, hopeless: None }),
-            None => warmer.inputs(job, &self.params, entry.priority, entry.since).await?,
+        let missing = match awaited {
+            Some(key) => Some(Missing { key, lack: Lack::Unfetched }),
+            None => self.read_inputs(lease.fetched_at).await?,
         };
-        match found {
-            Ok(inputs) => self.inputs = inputs,
-            Err(Missing { key: input, .. }) => return Err(Stop::NoValue(Ending::input_missing(&input))),
+        match missing {
+            Some(missing) => Err(Stop::NoValue(Ending::input_missing(&missing, lease.fetched_at))),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 
 use super::attempt::{Attempt, Ending, Step, Stop};
+use super::failure::LONGEST_REASON;
 use super::freshness::{is_storm, known};
 use super::lag::render_version;
 use super::recheck::with_recheck;
@@ -16,7 +17,7 @@ use crate::entry::{EntryKey, Outcome, Recheck, Trigger, hash};
 use crate::job::Job;
 use crate::redis::RedisTime;
 use crate::source::Answer;
-use crate::store::{Expiry, LastAttempt, Lease, Removal, Written};
+use crate::store::{Expiry, LastAttempt, Lease, META_OUTLIVES, Meta, Removal, Written};
 
 impl Attempt<'_> {
     /// Returns the first round under a lease.
@@ -62,11 +63,8 @@ impl Attempt<'_> {
             self.token = None;
         }
         Ok(match written {
-            Written::Done { .. } if last_attempt.outcome == Some(Outcome::Gone) => {
-                self.found(Recheck::Gone);
-                self.warmer.wake_waiting(&self.entry.key).await?;
-                let next = with_recheck(self.job, last_attempt.rechecks.as_ref(), lease.fetched_at, Next::Out);
-                Some(Ending::because(Outcome::Gone, next, "the upstream no longer has it"))
+            Written::Done { changed, .. } if last_attempt.outcome == Some(Outcome::Gone) => {
+                Some(self.gone(lease, last_attempt, changed).await?)
             }
             Written::Done { expiry, changed, behind } => {
                 let ending = self.committed(lease, round, answer, &last_attempt, expiry, changed).await?;
@@ -128,7 +126,10 @@ impl Attempt<'_> {
         let last_attempt = LastAttempt {
             trigger: Some(round.trigger),
             storm: round.storm,
-            rechecks: self.rechecks_to_come(lease, round, content, version).await?,
+            rechecks: match &self.gone_input {
+                Some(_) => None,
+                None => self.rechecks_to_come(lease, round, content, version).await?,
+            },
             version,
             ..LastAttempt::default()
         };
@@ -158,7 +159,16 @@ impl Attempt<'_> {
             }
             Answer::Gone => {
                 let validators = Validators { prompt: Some(self.job.requests.clone()), ..Validators::default() };
-                LastAttempt { validators, outcome: Some(Outcome::Gone), ..last_attempt }
+                let gone = LastAttempt { validators, outcome: Some(Outcome::Gone), ..last_attempt };
+                match &self.gone_input {
+                    Some(input) => LastAttempt {
+                        reason: Some(format!("its input {input} is gone").chars().take(LONGEST_REASON).collect()),
+                        gone_with: Some(input.as_str().to_owned()),
+                        had_value: lease.before.has_value() || before.is_some_and(|before| before.had_value),
+                        ..gone
+                    },
+                    None => gone,
+                }
             }
         })
     }
@@ -184,13 +194,24 @@ impl Attempt<'_> {
                     warmer.store.extend_unasked(key, lease, job.ttl, last_attempt).await
                 }
                 Answer::Unchanged => warmer.store.extend(key, lease, job.ttl, last_attempt).await,
-                Answer::Gone => warmer.store.gone(key, lease, last_attempt).await,
+                Answer::Gone => self.write_gone(lease, last_attempt).await,
             };
             match tried {
                 Err(_) if Instant::now() + RESEND_WAIT < lease.deadline => tokio::time::sleep(RESEND_WAIT).await,
                 done => return done,
             }
         }
+    }
+
+    /// Removes the value of an entry that is gone. If that is because of an input, the input's return finds the entry as
+    /// long as its metadata say so.
+    async fn write_gone(&self, lease: &Lease, last_attempt: &LastAttempt) -> RedisResult<Written> {
+        let (store, key) = (&self.warmer.store, &self.entry.key);
+        if self.gone_input.is_some() {
+            let inputs = self.job.inputs_of_many(&self.params);
+            store.add_dependant(key, &inputs, lease.time + META_OUTLIVES).await?;
+        }
+        store.gone(key, lease, last_attempt).await
     }
 
     /// Ends an attempt whose value is readable until `expiry`: takes the entry off the tags that it has lost, and
@@ -231,10 +252,30 @@ impl Attempt<'_> {
         Ok(Ending::new(last_attempt.outcome.unwrap_or(Outcome::Warmed), next))
     }
 
+    /// Ends an attempt whose entry is gone: makes due what is made from it. `had_value` tells that a value was removed.
+    async fn gone(&self, lease: &Lease, last_attempt: LastAttempt, had_value: bool) -> RedisResult<Ending> {
+        let (warmer, job, key) = (self.warmer, self.job, &self.entry.key);
+        let before = lease.before.meta.as_ref().filter(|_| !had_value);
+        match before.and_then(Meta::gone_since) {
+            // It was gone before. The worker that found that may have crashed before it woke the dependants.
+            Some(since) => {
+                warmer.wake_outdated(key, since).await?;
+                warmer.wake_waiting(key).await?;
+            }
+            None => warmer.wake_dependants_of_gone(key, self.entry.priority).await?,
+        }
+        if let Some(reason) = last_attempt.reason {
+            return Ok(Ending::because(Outcome::Gone, Next::Out, reason));
+        }
+        self.found(Recheck::Gone);
+        let next = with_recheck(job, last_attempt.rechecks.as_ref(), lease.fetched_at, Next::Out);
+        Ok(Ending::because(Outcome::Gone, next, "the upstream no longer has it"))
+    }
+
     /// Prepares another round, since an invalidation came during this one: the lease was begun anew at `start`. Ends
     /// the attempt where an input is to be fetched first.
     async fn begin_again(&mut self, lease: &mut Lease, round: &mut Round, start: RedisTime) -> Step<()> {
-        let (warmer, job, entry) = (self.warmer, self.job, self.entry);
+        let (warmer, job) = (self.warmer, self.job);
         round.trigger = Trigger::Invalidation;
         round.storm = true;
         round.is_again = true;
@@ -242,10 +283,9 @@ impl Attempt<'_> {
         if warmer.awaited_input(job, &self.params, start).await?.is_some() {
             return Err(Stop::End(Ending::overtaken()));
         }
-        self.inputs = match warmer.inputs(job, &self.params, entry.priority, entry.since).await? {
-            Ok(inputs) => inputs,
-            Err(_) => return Err(Stop::End(Ending::overtaken())),
-        };
+        if self.read_inputs(start).await?.is_some() {
+            return Err(Stop::End(Ending::overtaken()));
+        }
         // The invalidation says that a value made from the same prompt does not hold any more.
         round.may_keep &= !job.may_hold_unasked();
         Ok(())

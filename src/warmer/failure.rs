@@ -7,6 +7,7 @@ use redis::RedisResult;
 use super::INPUT_WAIT;
 use super::attempt::{Attempt, Ending};
 use super::freshness::{RETRY_PLAUSIBLE, retry_after};
+use super::inputs::{Lack, Missing};
 use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
 use crate::entry::{Outcome, Recheck, Trigger};
@@ -14,12 +15,20 @@ use crate::redis::RedisTime;
 use crate::store::{Fresh, LastAttempt, Lease, Leased, Rechecks, Removal};
 
 /// The longest reason kept, in characters.
-const LONGEST_REASON: usize = 300;
+pub(super) const LONGEST_REASON: usize = 300;
 
 impl Ending {
-    /// Returns the ending of an entry that waits for an input.
-    pub(super) fn input_missing(input: &EntryKey) -> Self {
-        Self::because(Outcome::Deferred, Next::In(INPUT_WAIT), format!("waits for its input {input}"))
+    /// Returns the ending of an entry that waits for an input at `now`.
+    pub(super) fn input_missing(missing: &Missing, now: RedisTime) -> Self {
+        let Missing { key, lack } = missing;
+        let (wait, reason) = match lack {
+            Lack::Rechecked(until) => {
+                let wait = until.saturating_since(now).max(INPUT_WAIT);
+                (wait, format!("waits for the rechecks of its input {key}, which is gone"))
+            }
+            Lack::Unfetched | Lack::GivenUp(_) | Lack::Gone => (INPUT_WAIT, format!("waits for its input {key}")),
+        };
+        Self::because(Outcome::Deferred, Next::In(wait), reason)
     }
 }
 

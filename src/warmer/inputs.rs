@@ -6,26 +6,30 @@ use std::time::Duration;
 use redis::RedisResult;
 use serde_json::{Map, Value};
 
-use super::{INPUT_WAIT, Warmer};
+use super::{INPUT_WAIT, Running, Warmer};
 use crate::agenda::When;
 use crate::entry::Outcome;
 use crate::entry::{EntryKey, JobName};
 use crate::entry::{Priority, Trigger};
-use crate::job::{Job, Params};
+use crate::job::{Input, Job, Params};
 use crate::redis::RedisTime;
-use crate::store::{Meta, Snapshot};
+use crate::store::{LastAttempt, Meta, Snapshot};
 
-/// The longest wait for an invalidated input whose old value is readable, from the invalidation on.
+/// The longest wait for an invalidated input whose old value is readable, from the invalidation on. Also the longest
+/// wait for the rechecks of an input that is gone, from then on.
 const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
 
 /// Why an entry's dependants become due.
 #[derive(Clone, Copy)]
 enum Wake {
-    /// The entry has changed: all dependants with a value are due then, and all that wait for it.
+    /// The entry has changed: all dependants with a value are due then, those that went with it, and all that wait for
+    /// it.
     Changed(When),
-    /// The entry's content is readable since then: dependants made before are due.
+    /// The entry is gone: all dependants with a value are due then, and all that wait for it.
+    Gone(When),
+    /// The entry's content is readable since then, or it is gone since then: dependants made before are due.
     Outdated(RedisTime),
-    /// The entry is found to be readable, unchanged, or gone for good: dependants that wait for it are due.
+    /// The entry is found to be readable, unchanged, or gone: dependants that wait for it are due.
     Waiting,
 }
 
@@ -42,37 +46,97 @@ fn when(priority: Priority) -> When {
 #[derive(Debug)]
 pub(super) struct Missing {
     pub(super) key: EntryKey,
-    /// Why it will not be readable soon: its own warming was just given up, or its upstream does not have it.
-    pub(super) hopeless: Option<String>,
+    pub(super) lack: Lack,
+}
+
+/// Why an input has no readable value, the least important first.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lack {
+    /// It is to be fetched.
+    Unfetched,
+    /// It is gone. Rechecks may find it again until then, at most, and the entry waits for them.
+    Rechecked(RedisTime),
+    /// Its own warming was given up just now, for this reason.
+    GivenUp(String),
+    /// It is gone, and so is the entry.
+    Gone,
+}
+
+/// An input without a value, as its metadata tell.
+enum Wanted {
+    /// It is to be fetched, and was made due.
+    Due,
+    /// Its own warming was given up just now, for this reason.
+    GivenUp(String),
+    /// It is gone. Rechecks may find it again until then, at most.
+    Gone(Option<RedisTime>),
 }
 
 impl Warmer {
-    /// Returns the inputs by name of an entry that is due since `since`, or one that is missing and was made due.
+    /// Returns the inputs of an entry by name, or one that is missing; those that are to be fetched were made due. An
+    /// optional input that is gone is null.
     pub(super) async fn inputs(
         &self,
         job: &Job,
         params: &Params,
-        priority: Priority,
-        since: RedisTime,
+        entry: &Running,
+        now: RedisTime,
     ) -> RedisResult<Result<Map<String, Value>, Missing>> {
         let mut inputs = Map::new();
-        let wanted: Vec<(&String, EntryKey)> =
-            job.inputs.iter().filter_map(|(name, pattern)| Some((name, pattern.write(params)?))).collect();
-        let keys: Vec<EntryKey> = wanted.iter().map(|(_, key)| key.clone()).collect();
+        let wanted = job.inputs.iter().filter_map(|(name, input)| Some((name, input, input.key.write(params)?)));
+        let wanted: Vec<(&String, &Input, EntryKey)> = wanted.collect();
+        let keys: Vec<EntryKey> = wanted.iter().map(|(_, _, key)| key.clone()).collect();
         let values = self.store.values(&keys).await?;
-        let mut missing = None;
-        for ((name, key), value) in wanted.into_iter().zip(values) {
-            match value.as_deref().map(serde_json::from_str) {
+        let mut missing: Option<Missing> = None;
+        for ((name, input, key), value) in wanted.into_iter().zip(values) {
+            let unreadable = match value.as_deref().map(serde_json::from_str) {
                 Some(Ok(value)) => {
                     inputs.insert(name.clone(), value);
+                    continue;
                 }
-                unreadable => {
-                    let hopeless = self.want(&key, unreadable.is_some(), priority, since).await?;
-                    missing = Some(Missing { key, hopeless });
-                }
+                unreadable => unreadable.is_some(),
+            };
+            let lack = match self.want(&key, unreadable, entry.priority, entry.since, now).await? {
+                Wanted::Due => Lack::Unfetched,
+                Wanted::GivenUp(why) => Lack::GivenUp(why),
+                Wanted::Gone(rechecked) => match rechecked {
+                    Some(until) if self.waits_for_rechecks(job, input, &entry.key).await? => Lack::Rechecked(until),
+                    _ if input.is_optional => {
+                        inputs.insert(name.clone(), Value::Null);
+                        continue;
+                    }
+                    _ => Lack::Gone,
+                },
+            };
+            if missing.as_ref().is_none_or(|missing| missing.lack <= lack) {
+                missing = Some(Missing { key, lack });
             }
         }
         Ok(missing.map_or(Ok(inputs), Err))
+    }
+
+    /// Tells whether an entry waits for the rechecks of an input that is gone: another fetch of it would be paid for,
+    /// or waiting costs its readers nothing, because it has no value.
+    async fn waits_for_rechecks(&self, job: &Job, input: &Input, key: &EntryKey) -> RedisResult<bool> {
+        Ok(self.is_paid_for_again(job) || !input.is_optional && !self.store.snapshot(key).await?.has_value())
+    }
+
+    /// Tells whether money is paid if a job's entry is made again: for itself, or for an entry that is made from it.
+    fn is_paid_for_again(&self, job: &Job) -> bool {
+        let (mut reached, mut at) = (vec![job], 0);
+        while let Some(job) = reached.get(at).copied() {
+            if job.is_paid_for() {
+                return true;
+            }
+            at += 1;
+            for other in self.jobs.jobs.values() {
+                let is_made_from = other.inputs.values().any(|input| input.key.overlaps(&job.key));
+                if is_made_from && !reached.iter().any(|job| job.name == other.name) {
+                    reached.push(other);
+                }
+            }
+        }
+        false
     }
 
     /// Returns an input that an entry made by AI must wait for: it was invalidated and is not fetched yet. Made from
@@ -87,7 +151,7 @@ impl Warmer {
         if !job.waits_for_inputs() {
             return Ok(None);
         }
-        let keys: Vec<EntryKey> = job.inputs.values().filter_map(|pattern| pattern.write(params)).collect();
+        let keys: Vec<EntryKey> = job.inputs.values().filter_map(|input| input.key.write(params)).collect();
         let snapshots = self.store.snapshots(&keys).await?;
         let awaited = |snapshot: Snapshot| {
             let there = snapshot.has_value();
@@ -101,38 +165,44 @@ impl Warmer {
         Ok(keys.into_iter().zip(snapshots).find_map(|(key, snapshot)| awaited(snapshot).then_some(key)))
     }
 
-    /// Makes an input due; returns why not where its fetch was given up just now.
+    /// Makes an input due that has no readable value, unless it is gone or its fetch was given up just now.
     async fn want(
         &self,
         key: &EntryKey,
         unreadable: bool,
         priority: Priority,
         since: RedisTime,
-    ) -> RedisResult<Option<String>> {
-        let Some((owner, _)) = self.jobs.owner(key.as_str()) else { return Ok(None) };
+        now: RedisTime,
+    ) -> RedisResult<Wanted> {
+        let Some((owner, _)) = self.jobs.owner(key.as_str()) else { return Ok(Wanted::Due) };
         let when = when(priority);
         if unreadable {
             // A demand would leave the unreadable value as it is.
             self.agenda.put(&owner.name, [key], when, Trigger::Invalidation).await?;
-            return Ok(None);
+            return Ok(Wanted::Due);
         }
-        let meta = self.store.snapshot(key).await?.meta;
-        let is_absent = meta.as_ref().is_some_and(|meta| meta.is_gone(&owner.requests, owner.warm.absent_for, since));
-        let when = match meta.map(|meta| meta.last_attempt) {
-            Some(last_attempt)
-                if last_attempt.is_gone(&owner.requests) || last_attempt.failures >= owner.warm.attempts =>
-            {
-                if is_absent || last_attempt.attempted + 2 * INPUT_WAIT >= since {
-                    return Ok(Some(last_attempt.reason.unwrap_or_else(|| "its upstream does not have it".to_owned())));
+        let snapshot = self.store.snapshot(key).await?;
+        let tried_lately = |meta: &Meta| meta.last_attempt.attempted + 2 * INPUT_WAIT >= since;
+        if let Some(meta) = snapshot.gone(&owner.requests)
+            && meta.invalidated.is_none()
+            && (tried_lately(meta) || meta.is_gone(&owner.requests, owner.warm.absent_for, since))
+        {
+            return Ok(Wanted::Gone(rechecked_until(owner, meta).filter(|until| now < *until)));
+        }
+        let when = match snapshot.meta {
+            Some(meta) if meta.last_attempt.failures >= owner.warm.attempts => {
+                if tried_lately(&meta) {
+                    let reason = meta.last_attempt.reason;
+                    return Ok(Wanted::GivenUp(reason.unwrap_or_else(|| "its fetches failed".to_owned())));
                 }
                 when
             }
             // Its own retry makes it due, however many entries wait for it.
-            Some(last_attempt) if last_attempt.failures > 0 => When::Keep(RedisTime::ZERO),
+            Some(meta) if meta.last_attempt.failures > 0 => When::Keep(RedisTime::ZERO),
             _ => when,
         };
         self.agenda.put(&owner.name, [key], when, Trigger::Demand).await?;
-        Ok(None)
+        Ok(Wanted::Due)
     }
 
     /// Makes the dependants of a changed entry due: those with a value, and those that wait on the agenda.
@@ -140,26 +210,31 @@ impl Warmer {
         self.wake(changed, Wake::Changed(when(priority))).await
     }
 
-    /// Tells whether an entry was made before the present content of one of its inputs became readable. Its trigger
-    /// need not tell: the entry may have been due already when the input's commit woke it.
+    /// Makes the dependants of an entry due that is gone: those with a value, and those that wait on the agenda.
+    pub(super) async fn wake_dependants_of_gone(&self, gone: &EntryKey, priority: Priority) -> RedisResult<()> {
+        self.wake(gone, Wake::Gone(when(priority))).await
+    }
+
+    /// Tells whether an entry was made before the present content of one of its inputs became readable, or before one
+    /// was gone. Its trigger need not tell: the entry may have been due already when the input's commit woke it.
     pub(super) async fn is_outdated(&self, job: &Job, key: &EntryKey, params: &Params) -> RedisResult<bool> {
-        let mut keys: Vec<EntryKey> = job.inputs.values().filter_map(|pattern| pattern.write(params)).collect();
+        let mut keys: Vec<EntryKey> = job.inputs.values().filter_map(|input| input.key.write(params)).collect();
         if keys.is_empty() {
             return Ok(false);
         }
         keys.push(key.clone());
         let mut found = self.store.snapshots(&keys).await?;
         let Some(made) = found.pop().and_then(Snapshot::into_ours) else { return Ok(false) };
-        Ok(found.iter().filter_map(Snapshot::ours).any(|input| made.validated_at <= input.content_since))
+        Ok(found.iter().filter_map(Snapshot::content_since).any(|since| made.validated_at <= since))
     }
 
-    /// Makes the dependants due that were made before an entry's content became readable at `content_since`. The
-    /// worker that wrote it may have crashed before it woke them.
+    /// Makes the dependants due that were made before an entry's content became readable at `content_since`, or before
+    /// it was gone since then. The worker that wrote that may have crashed before it woke them.
     pub(super) async fn wake_outdated(&self, found: &EntryKey, content_since: RedisTime) -> RedisResult<()> {
         self.wake(found, Wake::Outdated(content_since)).await
     }
 
-    /// Makes the dependants due that wait for an entry which is found to be readable, or gone for good.
+    /// Makes the dependants due that wait for an entry which is found to be readable or gone.
     pub(super) async fn wake_waiting(&self, found: &EntryKey) -> RedisResult<()> {
         self.wake(found, Wake::Waiting).await
     }
@@ -181,15 +256,15 @@ impl Warmer {
         let mut of_many = false;
         for job in self.jobs.jobs.values() {
             let mut dependants = Vec::new();
-            for pattern in job.inputs.values() {
-                let Some(params) = pattern.read(input.as_str()) else { continue };
-                if job.is_told_by(pattern) {
+            for of in job.inputs.values() {
+                let Some(params) = of.key.read(input.as_str()) else { continue };
+                if job.is_told_by(of) {
                     dependants.extend(job.key.write(&params));
                 } else {
                     of_many = true;
                 }
             }
-            self.wake_all(job, dependants, why).await?;
+            self.wake_all(job, input, dependants, why).await?;
         }
         let mut cursor = 0;
         while of_many {
@@ -204,7 +279,7 @@ impl Warmer {
                 }
             }
             for (job, dependants) in by_job.into_values() {
-                self.wake_all(job, dependants, why).await?;
+                self.wake_all(job, input, dependants, why).await?;
             }
             cursor = next;
             of_many = cursor != 0;
@@ -212,29 +287,54 @@ impl Warmer {
         Ok(())
     }
 
-    async fn wake_all(&self, job: &Job, dependants: Vec<EntryKey>, why: Wake) -> RedisResult<()> {
+    async fn wake_all(
+        &self,
+        job: &Job,
+        input: &EntryKey,
+        dependants: Vec<EntryKey>,
+        why: Wake,
+    ) -> RedisResult<()> {
         let snapshots = self.store.snapshots(&dependants).await?;
-        let (mut due, mut waiting) = (Vec::new(), Vec::new());
+        let (mut due, mut unserved, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
         for (key, snapshot) in dependants.into_iter().zip(snapshots) {
             let there = snapshot.has_value();
-            // It may wait for its input to be fetched anew.
-            if job.waits_for_inputs() && there && snapshot.meta.as_ref().is_some_and(|meta| meta.invalidated.is_some())
-            {
+            let meta = snapshot.meta.as_ref();
+            let made = if there { snapshot.ours() } else { meta.filter(|meta| went_with(meta, input)) };
+            let is_due = match why {
+                Wake::Changed(_) => there || made.is_some(),
+                Wake::Gone(_) => there,
+                Wake::Outdated(content_since) => made.is_some_and(|meta| meta.validated_at <= content_since),
+                Wake::Waiting => false,
+            };
+            // It may wait for its input to be fetched anew, or for the input's rechecks.
+            let is_invalidated = meta.is_some_and(|meta| meta.invalidated.is_some());
+            let may_wait = !there || job.waits_for_inputs() && is_invalidated;
+            if is_due || may_wait && !matches!(why, Wake::Outdated(_)) {
                 waiting.push(key.clone());
             }
-            let made = snapshot.ours().map(|meta| meta.validated_at);
-            match why {
-                _ if !there => waiting.push(key),
-                Wake::Changed(_) => due.push(key),
-                Wake::Outdated(content_since) if made.is_some_and(|made| made <= content_since) => due.push(key),
-                Wake::Outdated(_) | Wake::Waiting => {}
+            if is_due && (there || made.is_some_and(|meta| meta.last_attempt.had_value)) {
+                due.push(key);
+            } else if is_due {
+                unserved.push(key);
             }
         }
-        let when = if let Wake::Changed(when) = why { when } else { When::NOW };
+        let when = if let Wake::Changed(when) | Wake::Gone(when) = why { when } else { When::NOW };
+        self.agenda.put(&job.name, &waiting, When::IfThere, Trigger::Invalidation).await?;
         self.agenda.put(&job.name, &due, when, Trigger::Invalidation).await?;
-        if let Wake::Outdated(_) = why {
-            return Ok(());
-        }
-        self.agenda.put(&job.name, &waiting, When::IfThere, Trigger::Invalidation).await.map(|_| ())
+        // Those that had no value are fetched only if they are kept warm or read, as at a refresh.
+        self.agenda.put(&job.name, &unserved, When::NOW, Trigger::Expiry).await.map(|_| ())
     }
+}
+
+/// Returns until when rechecks may find an input that is gone; `None` if none is to come.
+fn rechecked_until(owner: &Job, gone: &Meta) -> Option<RedisTime> {
+    let rechecks = gone.last_attempt.rechecks.as_ref().filter(|_| owner.may_lag())?;
+    let last = rechecks.after(&owner.warm.recheck, gone.answered_at()).last()?;
+    Some(last.min(gone.gone_since().unwrap_or(gone.validated_at) + FRESH_INPUT_WAIT))
+}
+
+/// Tells whether an entry without a value is gone because an input is.
+fn went_with(entry: &Meta, input: &EntryKey) -> bool {
+    let LastAttempt { outcome, gone_with, .. } = &entry.last_attempt;
+    *outcome == Some(Outcome::Gone) && gone_with.as_deref() == Some(input.as_str())
 }

@@ -8,6 +8,7 @@ mod clocks;
 mod failing_sources;
 mod foreign_writers;
 mod gaps;
+mod gone_inputs;
 mod inputs;
 mod lost_messages;
 mod rechecks;

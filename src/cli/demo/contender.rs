@@ -170,8 +170,8 @@ impl Contender {
     /// Fetches a value and writes it with `SET key value EX ttl`. `None` without a usable answer.
     pub(super) async fn fill(&self, job: &Arc<Job>, key: &EntryKey, params: &Params) -> RedisResult<Option<String>> {
         let mut inputs = Map::new();
-        for (name, pattern) in &job.inputs {
-            let Some(input) = pattern.write(params) else { return Ok(None) };
+        for (name, of) in &job.inputs {
+            let Some(input) = of.key.write(params) else { return Ok(None) };
             let Some((owner, params)) = self.jobs.owner(input.as_str()) else { return Ok(None) };
             let text = match self.value(&input).await? {
                 Some(text) => text,

@@ -11,7 +11,7 @@ use super::upstreams::Upstreams;
 use crate::entry::JobName;
 use crate::entry::duration;
 use crate::job::pattern::check_name;
-use crate::job::{Entries, Job, KeyPattern, Params, Schedules, Source, Warm};
+use crate::job::{Entries, Input, Job, KeyPattern, Params, Schedules, Source, Warm};
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
@@ -135,7 +135,7 @@ fn pattern(field: &Field<'_>) -> Option<KeyPattern> {
     }
 }
 
-type Inputs = (BTreeMap<String, KeyPattern>, BTreeMap<String, Range<usize>>);
+type Inputs = (BTreeMap<String, Input>, BTreeMap<String, Range<usize>>);
 
 fn inputs(field: &Field<'_>, key: Option<&KeyPattern>) -> Inputs {
     let mut read = Inputs::default();
@@ -153,6 +153,16 @@ fn inputs(field: &Field<'_>, key: Option<&KeyPattern>) -> Inputs {
             input.doc.fault(input.key.clone(), format!("input `{name}` has the name of a placeholder in `key`"));
         }
         read.1.insert(name.clone(), input.at());
+        let (input, is_optional) = if input.is_table() {
+            let Some(table) = input.table(&format!("input `{name}`")) else { continue };
+            let key = table.required("key", "key = \"artist:{id}\"");
+            let is_optional = table.field("optional").and_then(|field| field.boolean());
+            table.finish();
+            let Some(key) = key else { continue };
+            (key, is_optional.unwrap_or(false))
+        } else {
+            (input, false)
+        };
         let Some(pattern) = pattern(&input) else { continue };
         for placeholder in pattern.names() {
             let Some(key) = key.filter(|key| !key.names().contains(placeholder)) else { continue };
@@ -165,7 +175,7 @@ fn inputs(field: &Field<'_>, key: Option<&KeyPattern>) -> Inputs {
             };
             input.fault_with_help(format!("`{{{placeholder}}}` is no placeholder of the key `{key}`"), help);
         }
-        read.0.insert(name, pattern);
+        read.0.insert(name, Input { key: pattern, is_optional });
     }
     read
 }

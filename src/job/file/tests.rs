@@ -332,7 +332,7 @@ attempts = 2
         Err(faults) => panic!("{faults}"),
     };
     let job = &jobs.jobs["all"];
-    assert_eq!((job.ttl, job.tags.len(), job.inputs["base"].as_str()), (2 * HOUR, 2, "base"));
+    assert_eq!((job.ttl, job.tags.len(), job.inputs["base"].key.as_str()), (2 * HOUR, 2, "base"));
     assert_eq!((job.entries.list.len(), job.entries.popular), (1, 16));
     let warm = &job.warm;
     let refetches = warm.schedules.refetch_always();

@@ -1,4 +1,5 @@
--- Remove the value of what the upstream no longer has, if the lease is ours and no invalidation came.
+-- Remove the value of an entry that its upstream no longer has, or whose input is gone, if the lease is ours and no
+-- invalidation came. The metadata then say since when it is gone.
 -- fence.lua and meta.lua stand before this.
 -- KEYS  1 value  2 lease  3 meta
 -- ARGV  1 token  2 the attempt  3 the note (JSON)  4 how long metadata is kept (ms)
@@ -16,15 +17,19 @@ if kind ~= 'string' and kind ~= 'none' then
   redis.call('DEL', KEYS[2])
   return {'wrongtype'}
 end
+local _, _, invalidated, _, hash, _, _, content_since, _, stored, announced, announced_at =
+  read_meta(redis.call('MGET', KEYS[3])[1])
 if kind == 'none' then
-  local _, _, invalidated, _, _, _, _, _, _, stored, announced, announced_at =
-    read_meta(redis.call('MGET', KEYS[3])[1])
   local refused = judge('', false, stored, announced, announced_at, invalidated, ARGV[9], ARGV[10], now)
   if refused then return refused end
 end
 local went = redis.call('DEL', KEYS[1])
 if went == 1 then redis.call('PUBLISH', ARGV[6], ARGV[7]) end
-redis.call('SET', KEYS[3], write_meta(fetched_at, '0', '0', '0', '-', ARGV[2], fetched_at, '', ARGV[3], '', '', ''),
-  'PX', ARGV[4])
+-- An entry that was made from this one before `content_since` was made from its value.
+if went == 1 or hash ~= '-' or (tonumber(content_since) or now + 1) > now then
+  content_since = string.format('%d', now)
+end
+redis.call('SET', KEYS[3],
+  write_meta(fetched_at, '0', '0', '0', '-', ARGV[2], fetched_at, content_since, ARGV[3], '', '', ''), 'PX', ARGV[4])
 redis.call('DEL', KEYS[2])
 return {'done', now, -2, went, 0, 0}

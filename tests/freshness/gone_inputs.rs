@@ -1,0 +1,250 @@
+//! Inputs that are gone: what is made from them goes too, and comes back with them.
+
+use std::time::Duration;
+
+use samovar::agenda::When;
+use samovar::entry::{EntryKey, JobName, Outcome, Trigger, Validators};
+use samovar::job::Jobs;
+use samovar::store::{LastAttempt, Written};
+use serde_json::{Value, json};
+
+use super::TTL;
+use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, both, eventually, samovar, worker};
+
+const AI: &str = "/v1/chat/completions";
+/// `told:{lang}:{name}`, from the museum: the key of its input `art:{name}` does not tell its own.
+const TOLD: &str = "key = \"told:{lang}:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n\
+                    [source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/told/{{ lang }}/{{ art.version }}\"\n";
+/// `page:{name}`, composed of `story:{name}`, which is made of `art:{name}`.
+const PAGE: &str = "key = \"page:{name}\"\nttl = \"1h\"\n[inputs]\nstory = \"story:{name}\"\n\
+                    [source]\nkind = \"compose\"\nvalue = { story = \"{{ story }}\" }\n";
+
+/// The jobs `art`, which lists `a`, and `story`, which an AI tells of it and which nobody lists.
+fn stories(upstream: &Upstream, recheck: &str) -> JobsFolder {
+    upstream.edit("/art/a");
+    upstream.answer(AI, |call, _| {
+        let content = call.json()["messages"][0]["content"].clone();
+        Reply::json(json!({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}))
+    });
+    upstream.otherwise(|call, _| match call.path().starts_with("/told") {
+        true => Reply::json(json!({"path": call.path()})),
+        false => Reply::status(404),
+    });
+    let story = "key = \"story:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n\
+                 [source]\nkind = \"ai\"\nupstream = \"openai\"\nmodel = \"tiny\"\nprompt = \"Of {{ art.version }}\"\n";
+    let ai = format!("[openai]\nurl = \"{}/v1\"\n", upstream.url());
+    let art = Art::of(upstream).list(["a"]).warm(&format!("recheck = {recheck}")).limits(&ai).folder();
+    art.job("story", story)
+}
+
+async fn warm(redis: &TestRedis, keys: &[&str]) {
+    Parts::of(redis).await.invalidate(&json!({"keys": keys, "action": "warm"}).to_string()).await;
+}
+
+async fn shows(redis: &TestRedis, key: &str, value: Value) {
+    eventually(&format!("{key} is {value}"), async || {
+        let shown = redis.json(key).await;
+        if shown.as_ref() == Some(&value) { Ok(()) } else { Err(shown) }
+    })
+    .await;
+}
+
+async fn gone(redis: &TestRedis, key: &str) {
+    eventually(&format!("{key} is gone"), async || redis.get(key).await.is_none()).await;
+}
+
+async fn count(redis: &TestRedis, job: &str, outcome: &str) -> u64 {
+    redis.ask::<Option<u64>>(&["HGET", &format!("samovar:stats:{{{job}}}"), outcome]).await.unwrap_or_default()
+}
+
+async fn dead_letters(redis: &TestRedis) -> u64 {
+    let mut all = 0;
+    for job in ["art", "story", "page", "told"] {
+        all += redis.ask::<u64>(&["ZCARD", &format!("samovar:dead:{{{job}}}")]).await;
+    }
+    all
+}
+
+#[tokio::test]
+async fn what_is_made_from_something_gone_goes_and_returns_with_it() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, "[]").job("page", PAGE).job("told", TOLD);
+    let _worker = worker(&redis, &jobs);
+    let parts = Parts::of(&redis).await;
+    let made = ["story:a", "page:a", "told:tr:a", "told:en:a"];
+    warm(&redis, &made).await;
+    shows(&redis, "page:a", json!({"story": "Of 1"})).await;
+    for lang in ["tr", "en"] {
+        shows(&redis, &format!("told:{lang}:a"), json!({"path": format!("/told/{lang}/1")})).await;
+    }
+    let asked = upstream.all_requests().len();
+    upstream.on("/art/a", Reply::status(404));
+    parts.invalidate("art:a").await;
+    for key in made {
+        gone(&redis, key).await;
+    }
+    // Nobody had a value of it.
+    warm(&redis, &["told:de:a"]).await;
+    eventually("a demand finds it gone", async || count(&redis, "told", "gone").await == 3).await;
+    for job in ["story", "page"] {
+        let before = count(&redis, job, "gone").await;
+        parts.invalidate(&format!("{job}:a")).await;
+        eventually("an invalidation finds it gone", async || count(&redis, job, "gone").await > before).await;
+        assert_eq!(count(&redis, job, "failed").await, 0);
+    }
+    assert_eq!((upstream.all_requests().len(), dead_letters(&redis).await), (asked + 1, 0), "only the artwork's 404");
+    for (key, input) in [("story:a", "art:a"), ("page:a", "story:a"), ("told:tr:a", "art:a")] {
+        let shown = samovar(["get", key]).redis(&redis).jobs(&jobs).run().await;
+        assert!(shown.stdout.contains(&format!("its input {input} is gone")), "{shown:?}");
+    }
+
+    upstream.edit("/art/a");
+    parts.invalidate("art:a").await;
+    shows(&redis, "page:a", json!({"story": "Of 2"})).await;
+    for lang in ["tr", "en"] {
+        shows(&redis, &format!("told:{lang}:a"), json!({"path": format!("/told/{lang}/2")})).await;
+    }
+    assert_eq!(upstream.calls(AI), 2);
+    eventually("what nobody reads is left", async || count(&redis, "told", "unread").await == 1).await;
+    assert_eq!(redis.get("told:de:a").await, None);
+}
+
+/// The input is back, and nobody has said so: `absent_for` holds for the upstream's answer alone.
+#[tokio::test]
+async fn a_demand_makes_what_went_with_an_input_again() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, "[]").job("told", TOLD);
+    upstream.on("/art/a", Reply::status(404));
+    let _worker = worker(&redis, &jobs);
+    eventually("the artwork is gone", async || count(&redis, "art", "gone").await == 1).await;
+    warm(&redis, &["told:tr:a"]).await;
+    eventually("it is gone", async || count(&redis, "told", "gone").await == 1).await;
+    redis.set("art:a", r#"{"version": 5}"#, TTL).await;
+    warm(&redis, &["told:tr:a"]).await;
+    shows(&redis, "told:tr:a", json!({"path": "/told/tr/5"})).await;
+    assert_eq!(upstream.calls("/art/a"), 1);
+}
+
+/// The first answer after the edit is a 404 of a replica that lags, and the last recheck finds the artwork.
+#[tokio::test]
+async fn a_paid_for_entry_outlasts_a_404_that_a_recheck_revokes() {
+    let (redis, upstream) = both().await;
+    let page = PAGE.replace("story", "art");
+    let jobs = stories(&upstream, r#"["1s", "2s"]"#).job("page", &page);
+    let there = || Reply::json(json!({"version": 1}));
+    upstream.on_each("/art/a", [there(), Reply::status(404), there()]);
+    let _worker = worker(&redis, &jobs);
+    let parts = Parts::of(&redis).await;
+    warm(&redis, &["story:a", "page:a"]).await;
+    shows(&redis, "story:a", json!("Of 1")).await;
+    shows(&redis, "page:a", json!({"art": {"version": 1}})).await;
+    parts.invalidate("art:a").await;
+    gone(&redis, "art:a").await;
+    gone(&redis, "page:a").await;
+    eventually("the story waits", async || count(&redis, "story", "deferred").await > 0).await;
+    let unchanged = count(&redis, "story", "unchanged").await;
+    shows(&redis, "page:a", json!({"art": {"version": 1}})).await;
+    eventually("the story holds", async || count(&redis, "story", "unchanged").await > unchanged).await;
+    assert_eq!((redis.json("story:a").await, upstream.calls(AI)), (Some(json!("Of 1")), 1));
+    assert_eq!(count(&redis, "story", "gone").await, 0);
+}
+
+#[tokio::test]
+async fn a_paid_for_entry_goes_after_the_last_recheck() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, r#"["1s", "2s"]"#).job("page", PAGE);
+    let _worker = worker(&redis, &jobs);
+    let parts = Parts::of(&redis).await;
+    warm(&redis, &["story:a", "page:a"]).await;
+    shows(&redis, "page:a", json!({"story": "Of 1"})).await;
+    upstream.on("/art/a", Reply::status(404));
+    parts.invalidate("art:a").await;
+    eventually("all of it is gone", async || {
+        let (story, page) = (redis.get("story:a").await, redis.get("page:a").await);
+        assert!(story.is_none() <= (upstream.calls("/art/a") == 4), "the warmup, the invalidation, two rechecks");
+        story.is_none() && page.is_none()
+    })
+    .await;
+    assert_eq!((upstream.calls(AI), dead_letters(&redis).await), (1, 0));
+}
+
+#[tokio::test]
+async fn an_optional_input_that_is_gone_is_null() {
+    let (redis, upstream) = both().await;
+    let page = "key = \"page:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n\
+                frame = { key = \"frame:{name}\", optional = true }\n[source]\nkind = \"compose\"\n\
+                value = { art = \"{{ art.version }}\", frame = \"{{ frame }}\" }\n[entries]\nlist = [\"a\"]\n";
+    let frame = "key = \"frame:{name}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+                 path = \"/frame/{{ name }}\"\n[warm]\nrecheck = []\nattempts = 2\n";
+    let jobs = stories(&upstream, "[]").job("page", page).job("frame", frame);
+    let _worker = worker(&redis, &jobs);
+    let parts = Parts::of(&redis).await;
+    shows(&redis, "page:a", json!({"art": 1, "frame": null})).await;
+    let checked = samovar(["check", "--fetch"]).redis(&redis).jobs(&jobs).run().await;
+    assert!(checked.stdout.contains(r#"✓ page: page:a: "#), "{checked:?}");
+    assert!(checked.stdout.contains("input     frame = frame:{name} (optional)"), "{checked:?}");
+    upstream.on("/frame/a", Reply::json(json!("oak")));
+    parts.invalidate("frame:a").await;
+    shows(&redis, "page:a", json!({"art": 1, "frame": "oak"})).await;
+    // A failure is no 404.
+    upstream.on("/frame/a", Reply::status(500));
+    parts.invalidate("frame:a").await;
+    eventually("it fails", async || count(&redis, "frame", "failed").await > 0).await;
+    shows(&redis, "page:a", json!({"art": 1, "frame": "oak"})).await;
+    upstream.on("/frame/a", Reply::status(404));
+    parts.invalidate("frame:a").await;
+    shows(&redis, "page:a", json!({"art": 1, "frame": null})).await;
+    assert_eq!(count(&redis, "page", "gone").await, 0);
+    upstream.on("/art/a", Reply::status(404));
+    parts.invalidate("art:a").await;
+    gone(&redis, "page:a").await;
+    let checked = samovar(["check", "--fetch"]).redis(&redis).jobs(&jobs).run().await;
+    assert!(checked.stdout.contains("✗ page: page:a: its input art:a is gone: art:a does not exist"), "{checked:?}");
+}
+
+/// A worker dies after it has removed the input, and before it wakes what is made from it.
+#[tokio::test]
+async fn a_refresh_finds_that_an_input_is_gone() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, "[]");
+    let mut first = worker(&redis, &jobs);
+    warm(&redis, &["story:a"]).await;
+    shows(&redis, "story:a", json!("Of 1")).await;
+    first.kill9();
+    let parts = Parts::of(&redis).await;
+    parts.next_instant().await;
+    let lease = parts.lease("a", Duration::from_secs(60)).await;
+    let requests = Jobs::load(jobs.path(), TTL, &|_| None).unwrap().jobs["art"].requests.clone();
+    let validators = Validators { prompt: Some(requests), ..Validators::default() };
+    let answered = LastAttempt { validators, outcome: Some(Outcome::Gone), ..LastAttempt::default() };
+    let written = parts.store.gone(&super::support::art("a"), &lease, &answered).await.unwrap();
+    assert!(matches!(written, Written::Done { changed: true, .. }), "{written:?}");
+    let (story, key) = (JobName::new("story"), EntryKey::new("story:a"));
+    // A demand leaves a value alone that is not outdated.
+    parts.agenda.put(&story, [&key], When::NOW, Trigger::Demand).await.unwrap();
+    let _second = worker(&redis, &jobs);
+    gone(&redis, "story:a").await;
+    assert_eq!((upstream.calls("/art/a"), upstream.calls(AI)), (1, 1));
+}
+
+/// The answer is let out when the input is gone. With a message for both, the lease is renewed as well.
+#[tokio::test]
+async fn an_input_that_goes_during_a_fetch_takes_the_entry_along() {
+    for message in ["art:a", r#"{"keys": ["art:a", "told:tr:a"]}"#] {
+        let (redis, upstream) = both().await;
+        let jobs = stories(&upstream, "[]").job("told", TOLD);
+        let gate = upstream.gate("/told/tr/1");
+        let _worker = worker(&redis, &jobs);
+        let parts = Parts::of(&redis).await;
+        warm(&redis, &["told:tr:a"]).await;
+        gate.arrived(1).await;
+        upstream.on("/art/a", Reply::status(404));
+        parts.invalidate(message).await;
+        gone(&redis, "art:a").await;
+        gate.open();
+        eventually("it is gone, too", async || count(&redis, "told", "gone").await > 0).await;
+        eventually("nothing is left to do", async || redis.ask::<u64>(&["ZCARD", "samovar:agenda:{told}"]).await == 0)
+            .await;
+        assert_eq!((redis.get("told:tr:a").await, dead_letters(&redis).await), (None, 0), "{message}");
+    }
+}
