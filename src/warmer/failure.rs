@@ -22,9 +22,9 @@ impl Ending {
     pub(super) fn input_missing(missing: &Missing, now: RedisTime) -> Self {
         let Missing { key, lack } = missing;
         let (wait, reason) = match lack {
-            Lack::Rechecked(until) => {
+            Lack::Uncertain(until) => {
                 let wait = until.saturating_since(now).max(INPUT_WAIT);
-                (wait, format!("waits for the rechecks of its input {key}, which is gone"))
+                (wait, format!("waits until it is certain that its input {key} is gone"))
             }
             Lack::Unfetched | Lack::GivenUp(_) | Lack::Gone => (INPUT_WAIT, format!("waits for its input {key}")),
         };

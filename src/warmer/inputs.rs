@@ -16,7 +16,7 @@ use crate::redis::RedisTime;
 use crate::store::{LastAttempt, Meta, Snapshot};
 
 /// The longest wait for an invalidated input whose old value is readable, from the invalidation on. Also the longest
-/// wait for the rechecks of an input that is gone, from then on.
+/// wait until it is certain that an input is gone, from its first such answer on.
 const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
 
 /// Why an entry's dependants become due.
@@ -54,8 +54,8 @@ pub(super) struct Missing {
 pub(super) enum Lack {
     /// It is to be fetched.
     Unfetched,
-    /// It is gone. Rechecks may find it again until then, at most, and the entry waits for them.
-    Rechecked(RedisTime),
+    /// It is gone. The entry waits until this is certain, or until then.
+    Uncertain(RedisTime),
     /// Its own warming was given up just now, for this reason.
     GivenUp(String),
     /// It is gone, and so is the entry.
@@ -68,8 +68,13 @@ enum Wanted {
     Due,
     /// Its own warming was given up just now, for this reason.
     GivenUp(String),
-    /// It is gone. Rechecks may find it again until then, at most.
-    Gone(Option<RedisTime>),
+    /// It is gone.
+    Gone {
+        /// Until when rechecks may find it again; `None` if none is to come.
+        rechecked: Option<RedisTime>,
+        /// Until when a second answer is waited for, after `rechecked`; `None` if there was one.
+        confirmed: Option<RedisTime>,
+    },
 }
 
 impl Warmer {
@@ -96,17 +101,21 @@ impl Warmer {
                 }
                 unreadable => unreadable.is_some(),
             };
-            let lack = match self.want(&key, unreadable, entry.priority, entry.since, now).await? {
+            let lack = match self.want(&key, unreadable, entry.priority, entry.since).await? {
                 Wanted::Due => Lack::Unfetched,
                 Wanted::GivenUp(why) => Lack::GivenUp(why),
-                Wanted::Gone(rechecked) => match rechecked {
-                    Some(until) if self.waits_for_rechecks(job, input, &entry.key).await? => Lack::Rechecked(until),
-                    _ if input.is_optional => {
-                        inputs.insert(name.clone(), Value::Null);
-                        continue;
+                Wanted::Gone { rechecked, confirmed } => {
+                    let (waits_for_rechecks, waits_for_second) = self.waits(job, input, &entry.key).await?;
+                    let until = [rechecked.filter(|_| waits_for_rechecks), confirmed.filter(|_| waits_for_second)];
+                    match until.into_iter().flatten().max().filter(|until| now < *until) {
+                        Some(until) => Lack::Uncertain(until),
+                        None if input.is_optional => {
+                            inputs.insert(name.clone(), Value::Null);
+                            continue;
+                        }
+                        None => Lack::Gone,
                     }
-                    _ => Lack::Gone,
-                },
+                }
             };
             if missing.as_ref().is_none_or(|missing| missing.lack <= lack) {
                 missing = Some(Missing { key, lack });
@@ -115,10 +124,15 @@ impl Warmer {
         Ok(missing.map_or(Ok(inputs), Err))
     }
 
-    /// Tells whether an entry waits for the rechecks of an input that is gone: another fetch of it would be paid for,
-    /// or waiting costs its readers nothing, because it has no value.
-    async fn waits_for_rechecks(&self, job: &Job, input: &Input, key: &EntryKey) -> RedisResult<bool> {
-        Ok(self.is_paid_for_again(job) || !input.is_optional && !self.store.snapshot(key).await?.has_value())
+    /// Tells whether an entry with an input that is gone waits for the input's rechecks, and for a second answer. A
+    /// value that would be paid for again waits for both. Without a value, waiting costs no reader anything.
+    async fn waits(&self, job: &Job, input: &Input, key: &EntryKey) -> RedisResult<(bool, bool)> {
+        let is_paid_for = self.is_paid_for_again(job);
+        if input.is_optional && !is_paid_for {
+            return Ok((false, false));
+        }
+        let there = self.store.snapshot(key).await?.has_value();
+        Ok((is_paid_for || !there, is_paid_for && there))
     }
 
     /// Tells whether money is paid if a job's entry is made again: for itself, or for an entry that is made from it.
@@ -172,7 +186,6 @@ impl Warmer {
         unreadable: bool,
         priority: Priority,
         since: RedisTime,
-        now: RedisTime,
     ) -> RedisResult<Wanted> {
         let Some((owner, _)) = self.jobs.owner(key.as_str()) else { return Ok(Wanted::Due) };
         let when = when(priority);
@@ -187,7 +200,7 @@ impl Warmer {
             && meta.invalidated.is_none()
             && (tried_lately(meta) || meta.is_gone(&owner.requests, owner.warm.absent_for, since))
         {
-            return Ok(Wanted::Gone(rechecked_until(owner, meta).filter(|until| now < *until)));
+            return Ok(gone_input(owner, meta));
         }
         let when = match snapshot.meta {
             Some(meta) if meta.last_attempt.failures >= owner.warm.attempts => {
@@ -287,13 +300,7 @@ impl Warmer {
         Ok(())
     }
 
-    async fn wake_all(
-        &self,
-        job: &Job,
-        input: &EntryKey,
-        dependants: Vec<EntryKey>,
-        why: Wake,
-    ) -> RedisResult<()> {
+    async fn wake_all(&self, job: &Job, input: &EntryKey, dependants: Vec<EntryKey>, why: Wake) -> RedisResult<()> {
         let snapshots = self.store.snapshots(&dependants).await?;
         let (mut due, mut unserved, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
         for (key, snapshot) in dependants.into_iter().zip(snapshots) {
@@ -306,7 +313,7 @@ impl Warmer {
                 Wake::Outdated(content_since) => made.is_some_and(|meta| meta.validated_at <= content_since),
                 Wake::Waiting => false,
             };
-            // It may wait for its input to be fetched anew, or for the input's rechecks.
+            // It may wait for its input to be fetched anew.
             let is_invalidated = meta.is_some_and(|meta| meta.invalidated.is_some());
             let may_wait = !there || job.waits_for_inputs() && is_invalidated;
             if is_due || may_wait && !matches!(why, Wake::Outdated(_)) {
@@ -326,11 +333,18 @@ impl Warmer {
     }
 }
 
-/// Returns until when rechecks may find an input that is gone; `None` if none is to come.
-fn rechecked_until(owner: &Job, gone: &Meta) -> Option<RedisTime> {
-    let rechecks = gone.last_attempt.rechecks.as_ref().filter(|_| owner.may_lag())?;
-    let last = rechecks.after(&owner.warm.recheck, gone.answered_at()).last()?;
-    Some(last.min(gone.gone_since().unwrap_or(gone.validated_at) + FRESH_INPUT_WAIT))
+/// Returns an input that is gone, by its metadata. No wait is longer than [`FRESH_INPUT_WAIT`]. If no recheck follows,
+/// the second answer is asked for by an entry that waits for it, as soon as [`Warmer::want`] asks again.
+fn gone_input(owner: &Job, meta: &Meta) -> Wanted {
+    let LastAttempt { rechecks, attempted, gone_with, .. } = &meta.last_attempt;
+    let since = meta.gone_since().unwrap_or(meta.validated_at);
+    let longest = since + FRESH_INPUT_WAIT;
+    let rechecks = rechecks.as_ref().filter(|_| owner.may_lag());
+    let rechecked = rechecks.and_then(|rechecks| rechecks.after(&owner.warm.recheck, meta.answered_at()).last());
+    let is_confirmed = gone_with.is_some() || *attempted >= since;
+    let second = since + owner.warm.absent_for.max(2 * INPUT_WAIT);
+    let confirmed = Some(second).filter(|_| !is_confirmed && rechecked.is_none());
+    Wanted::Gone { rechecked: rechecked.map(|at| at.min(longest)), confirmed: confirmed.map(|at| at.min(longest)) }
 }
 
 /// Tells whether an entry without a value is gone because an input is.
