@@ -40,7 +40,7 @@ pub enum ChangeEvent {
     Warmed,
     /// It was removed: an invalidation, or a service's own delete.
     Evicted,
-    /// The upstream no longer has it.
+    /// The upstream no longer has it, or an entry that it is made from is gone.
     Gone,
     /// An event that this version does not know.
     #[serde(other)]

@@ -244,7 +244,7 @@ fn note_inputs(jobs: &Jobs, diffs: &mut [JobDiff]) {
     for diff in diffs {
         let Some(job) = jobs.jobs.get(diff.job.as_str()) else { continue };
         let owners = jobs.jobs.values().filter(|owner| renewed.contains(owner.name.as_str()));
-        let owners = owners.filter(|owner| job.inputs.values().any(|input| owner.key.overlaps(input)));
+        let owners = owners.filter(|owner| job.inputs.values().any(|input| owner.key.overlaps(&input.key)));
         for owner in owners {
             let name = &owner.name;
             diff.notes.push(format!("entries whose input of {name} changes are made anew as well; not counted here"));

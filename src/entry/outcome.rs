@@ -21,7 +21,7 @@ pub enum Outcome {
     Fenced,
     /// Postponed: by a limit, an open breaker, a missing input, or a worker that stops.
     Deferred,
-    /// The upstream no longer has it; the value was removed.
+    /// The upstream no longer has it, or an input is gone; the value was removed.
     Gone,
     /// It is not read, so it is left to expire.
     Unread,

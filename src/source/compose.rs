@@ -72,6 +72,20 @@ mod tests {
         }
     }
 
+    /// An optional input that is gone is null.
+    #[tokio::test]
+    async fn a_template_goes_on_without_an_input_that_is_null() {
+        for (value, expected) in [
+            (r#"["{{ art }}"]"#, "[null]"),
+            (r#""by {{ art.title | default('nobody') }}""#, r#""by nobody""#),
+            (r#""by {{ art.title if art else 'nobody' }}""#, r#""by nobody""#),
+        ] {
+            assert_eq!(composed(value, Value::Null).await, Ok(expected.to_owned()), "{value}");
+        }
+        let reason = composed(r#""by {{ art.title }}""#, Value::Null).await.unwrap_err();
+        assert!(reason.contains("`art.title` is undefined"), "{reason}");
+    }
+
     #[tokio::test]
     async fn a_value_that_cannot_be_stored_fails_with_its_reason() {
         let long = json!({"text": "x".repeat(5 << 20), "none": null});

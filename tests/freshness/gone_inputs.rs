@@ -15,7 +15,7 @@ const AI: &str = "/v1/chat/completions";
 const MS: Duration = Duration::from_millis(1);
 /// `told:{lang}:{name}`, from the museum: the key of its input `art:{name}` does not tell its own.
 const TOLD: &str = "key = \"told:{lang}:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n\
-                    [source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/told/{{ lang }}/{{ art.version }}\"\n";
+                    [source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/told/{{ lang }}/{{ art.version }}\"\n[warm]\nrecheck = []\n";
 /// `page:{name}`, composed of `story:{name}`, which is made of `art:{name}`.
 const PAGE: &str = "key = \"page:{name}\"\nttl = \"1h\"\n[inputs]\nstory = \"story:{name}\"\n\
                     [source]\nkind = \"compose\"\nvalue = { story = \"{{ story }}\" }\n";
@@ -153,6 +153,28 @@ async fn a_paid_for_entry_outlasts_a_404_that_a_recheck_revokes() {
     assert_eq!(count(&redis, "story", "gone").await, 0);
 }
 
+/// What is composed costs nothing, but an AI tells of it.
+#[tokio::test]
+async fn what_a_paid_for_entry_is_made_from_outlasts_a_404_too() {
+    let (redis, upstream) = both().await;
+    let page = PAGE.replace("story", "art");
+    let jobs = stories(&upstream, r#"["1s", "2s"]"#).job("page", &page);
+    let story = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
+    jobs.write("story.toml", &story.replace("\"art:", "\"page:").replace("art.version", "art.art.version"));
+    let there = || Reply::json(json!({"version": 1}));
+    upstream.on_each("/art/a", [there(), Reply::status(404), there()]);
+    let _worker = worker(&redis, &jobs);
+    warm(&redis, &["story:a"]).await;
+    shows(&redis, "story:a", json!("Of 1")).await;
+    Parts::of(&redis).await.invalidate("art:a").await;
+    gone(&redis, "art:a").await;
+    let before = count(&redis, "page", "warmed").await;
+    shows(&redis, "art:a", json!({"version": 1})).await;
+    eventually("the page is composed again", async || count(&redis, "page", "warmed").await > before).await;
+    assert_eq!((count(&redis, "page", "gone").await, upstream.calls(AI)), (0, 1));
+    assert_eq!(redis.json("story:a").await, Some(json!("Of 1")));
+}
+
 #[tokio::test]
 async fn a_paid_for_entry_goes_after_the_last_recheck() {
     let (redis, upstream) = both().await;
@@ -187,13 +209,15 @@ async fn a_paid_for_entry_goes_after_a_second_404() {
     gone(&redis, "told:tr:a").await;
     eventually("the story waits", async || count(&redis, "story", "deferred").await > 0).await;
     assert_eq!(redis.json("story:a").await, Some(json!("Of 1")));
-    // Two minutes pass for the answer.
-    let meta = parts.meta("a").await.unwrap();
-    let ago = parts.now().await - Duration::from_secs(120);
-    let attempted = LastAttempt { attempted: ago, ..meta.last_attempt };
+    // Two minutes pass, in what is known of both.
+    let (ago, story) = (parts.now().await - Duration::from_secs(120), EntryKey::new("story:a"));
+    let attempted = LastAttempt { attempted: ago, ..parts.meta("a").await.unwrap().last_attempt };
     let packed = format!("{ago} 0 0 0 -/{}@{} {}", attempted.attempt(), ago + MS, attempted.to_json());
     redis.set(&parts.keys.meta(&art("a")), &packed, TTL).await;
-    parts.agenda.put(&JobName::new("story"), &[EntryKey::new("story:a")], When::Urgent, Trigger::Manual).await.unwrap();
+    let made = redis.get(&parts.keys.meta(&story)).await.unwrap();
+    let (_, made) = made.split_once(' ').unwrap();
+    redis.set(&parts.keys.meta(&story), &format!("{} {made}", ago - MS), TTL).await;
+    parts.agenda.put(&JobName::new("story"), &[story], When::Urgent, Trigger::Manual).await.unwrap();
     gone(&redis, "story:a").await;
     assert_eq!((upstream.calls("/art/a"), upstream.calls(AI), dead_letters(&redis).await), (3, 1, 0));
 }

@@ -284,6 +284,7 @@ ttl = "{{ env.LIFE }}"
 tags = ["a:{{ value.artist }}", "b:{{ size }}"]
 [inputs]
 base = "base"
+more = { key = "base", optional = true }
 [source]
 kind = "http"
 url = "http://other.test/{{ size }}/{{ name }}?from={{ base.from }}&k={{ env.KEY }}"
@@ -333,6 +334,7 @@ attempts = 2
     };
     let job = &jobs.jobs["all"];
     assert_eq!((job.ttl, job.tags.len(), job.inputs["base"].key.as_str()), (2 * HOUR, 2, "base"));
+    assert_eq!(["base", "more"].map(|name| job.inputs[name].is_optional), [false, true]);
     assert_eq!((job.entries.list.len(), job.entries.popular), (1, 16));
     let warm = &job.warm;
     let refetches = warm.schedules.refetch_always();

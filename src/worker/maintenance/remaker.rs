@@ -168,7 +168,7 @@ impl Remaker {
     /// Returns how many jobs in a row a job's entries are made from.
     fn depth(&self, job: &Job) -> usize {
         let owners = job.inputs.values().filter_map(|input| {
-            self.ops.jobs.jobs.values().find(|owner| owner.name != job.name && owner.key.overlaps(input))
+            self.ops.jobs.jobs.values().find(|owner| owner.name != job.name && owner.key.overlaps(&input.key))
         });
         owners.map(|owner| 1 + self.depth(owner)).max().unwrap_or_default()
     }
@@ -292,7 +292,7 @@ impl Remaker {
     /// Returns `true` if an input of an entry is still to be made anew: an AI value made from the old one would be paid
     /// for twice.
     async fn has_outdated_input(&self, job: &Job, params: &Params, changes: &Changes) -> RedisResult<bool> {
-        for key in job.inputs.values().filter_map(|input| input.write(params)) {
+        for key in job.inputs.values().filter_map(|input| input.key.write(params)) {
             let Some((owner, _)) = self.ops.jobs.owner(key.as_str()) else { continue };
             let Some(noted) = changes.get(&owner.name) else { continue };
             if !self.ops.outdated(owner, noted.base(), [key]).await?.is_empty() {

@@ -455,7 +455,8 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
         ),
         (
             Append(
-                "[inputs]\nname = \"art:{name}\"\nother = \"art:{nam}\"\nenv = \"x{name}\"\nlost = \"lost:{name}\"\nbad = \"{x}\"\n",
+                "[inputs]\nname = \"art:{name}\"\nother = \"art:{nam}\"\nenv = \"x{name}\"\nlost = \"lost:{name}\"\nbad = \"{x}\"\n\
+                 table = { key = \"lost:{nam}\", optional = \"no\", more = 1 }\nempty = {}\n",
             ),
             &[
                 "7:1: input `name` has the name of a placeholder in `key`",
@@ -465,6 +466,10 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
                 "9:7: no job warms `x{name}`, which the input `env` asks for | write a job file with that key, or correct the input",
                 "10:8: no job warms `lost:{name}`, which the input `lost` asks for | write a job file with that key, or correct the input",
                 "11:7: key pattern `{x}` must begin with literal text, such as `x:{x}`",
+                "12:17: `{nam}` is no placeholder of the key `art:{name}` | did you mean `{name}`?",
+                "12:40: `optional` must be true or false, not a string",
+                "12:46: unknown field `more` in input `table` | known here: key, optional",
+                "13:9: input `empty` has no `key` | add one, such as key = \"artist:{id}\"",
             ],
         ),
         (
