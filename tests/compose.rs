@@ -28,7 +28,7 @@ fn pages(upstream: &Upstream, page: &str) -> JobsFolder {
     let story = "key = \"story:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n\
                  [source]\nkind = \"ai\"\nupstream = \"openai\"\nmodel = \"tiny\"\nprompt = \"Of {{ art.title }}\"\n";
     let limits = format!("concurrency = 1\n[openai]\nurl = \"{}/v1\"\nconcurrency = 1\n", upstream.url());
-    let art = Art::of(upstream).top("tags = [\"{{ value.artist }}\"]").limits(&limits).folder();
+    let art = Art::of(upstream).top("tags = [\"{{ value.artist }}\"]").warm("recheck = []").limits(&limits).folder();
     art.job("story", story).job("page", page)
 }
 

@@ -399,13 +399,13 @@ async fn an_error_of_redis_under_the_lease_gives_both_back() {
 }
 
 #[tokio::test]
-async fn a_hopeless_input_gives_the_lease_back() {
+async fn an_input_that_is_gone_gives_the_lease_back() {
     let mut bench = Bench::start().await;
     let unasked = async |_: usize| -> Response { panic!("nothing is fetched") };
     assert_eq!(bench.answered("a", 404, "").await, Outcome::Gone);
     let entry = bench.take("story", "a", Trigger::Cron).await;
     let ending = bench.attempt(&entry, unasked).await;
-    assert_eq!(ending.outcome, Outcome::Failed, "{ending:?}");
+    assert_eq!(ending.outcome, Outcome::Gone, "{ending:?}");
     bench.nothing_is_held("an input that is gone").await;
 }
 

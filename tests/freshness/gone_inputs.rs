@@ -279,6 +279,7 @@ async fn a_refresh_finds_that_an_input_is_gone() {
     let mut first = worker(&redis, &jobs);
     warm(&redis, &["told:tr:a"]).await;
     shows(&redis, "told:tr:a", json!({"path": "/told/tr/1"})).await;
+    eventually("its attempt has ended", async || count(&redis, "told", "warmed").await == 1).await;
     first.kill9();
     let parts = Parts::of(&redis).await;
     parts.next_instant().await;
