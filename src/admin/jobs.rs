@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Parts;
 use super::extract::{Fleet, Named};
 use super::problem::Problem;
-use crate::job::Job;
+use crate::job::KnownJob;
 use crate::ops::Census;
 use crate::ops::status::{self, JobStatus};
 use crate::store::GoneGuard;
@@ -40,7 +40,7 @@ pub(super) struct Gone {
     due: usize,
 }
 
-fn find<'a>(parts: &'a Parts, name: &str) -> Result<&'a Arc<Job>, Problem> {
+fn find<'a>(parts: &'a Parts, name: &str) -> Result<&'a Arc<KnownJob>, Problem> {
     let unknown = || Problem::new(StatusCode::NOT_FOUND, format!("there is no job `{name}`; GET /jobs lists the jobs"));
     parts.ops.jobs.jobs.get(name).ok_or_else(unknown)
 }

@@ -124,7 +124,7 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
     let total_keys = redis::cmd("DBSIZE").query_async(&mut redis).await?;
     let mut jobs = Vec::new();
     for status in statuses(fleet).await? {
-        let Some(job) = parts.ops.jobs.jobs.get(status.job.as_str()) else { continue };
+        let Some(job) = parts.cron.jobs.jobs.get(status.job.as_str()) else { continue };
         jobs.push(of_job(fleet, job, status).await?);
     }
     let (hits, misses) = (info.hits(), info.misses());

@@ -161,8 +161,8 @@ async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Ent
     }
     for name in &wanted.jobs {
         let Some(job) = ops.jobs.jobs.get(name.as_str()) else { return unknown(format!("there is no job `{name}`")) };
-        let fed = match &job.entries.feed {
-            Some(feed) => Some(parts.cron.entries_of_feed(job, feed).await?),
+        let fed = match job.file.as_ref().and_then(|file| Some((file, file.entries.feed.as_ref()?))) {
+            Some((file, feed)) => Some(parts.cron.entries_of_feed(file, feed).await?),
             None => None,
         };
         let kept_warm = ops.entries(job, fed).await?;

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, Session, complain, jobs, relative, table};
+use super::session::{Failed, complain, fleet, relative, table};
 use crate::config::{Environment, Settings};
 use crate::entry::escape::json_line;
 use crate::ops::Dead;
@@ -27,9 +27,7 @@ pub(super) struct DeadArgs {
 }
 
 pub(super) async fn run(args: &DeadArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let jobs = jobs(settings, env)?;
-    let session = Session::open(settings).await?;
-    let ops = session.ops(&jobs);
+    let (session, ops) = fleet(settings, env).await?;
     if let Some(unknown) = ops.unknown(&args.only) {
         complain(format_args!("`{unknown}` is neither a job nor a key of a job"));
         return Ok(exit::USAGE);

@@ -12,7 +12,7 @@ use super::session::{Failed, Session, complain, print_json, table, warn_of_unkno
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
 use crate::entry::JobName;
-use crate::job::{EnvUse, Job, Jobs};
+use crate::job::{EnvUse, Job, Jobs, KnownJobs};
 use crate::ops::{Census, Digests, Noted, Ops, Plan, differences, digests};
 use crate::redis::Scan;
 use crate::source::Sources;
@@ -101,7 +101,7 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
         Failed(exit::CONFIG)
     })?;
     let session = Session::open(settings).await?;
-    let ops = session.ops(&jobs);
+    let ops = session.ops(Arc::new(KnownJobs::from(&*jobs)));
     let fleet = Fleet::read(&session, &ops).await?;
     let mut diffs = Vec::new();
     for job in jobs.jobs.values() {
@@ -211,7 +211,8 @@ impl Fleet {
     /// Counts the requests for entries to keep warm that have no value.
     async fn missing(&self, ops: &Ops, sources: &Sources, job: &Arc<Job>) -> Result<Plan, Failed> {
         let mut plan = Plan::default();
-        for page in ops.entries(job, None).await?.chunks(PAGE) {
+        let Some(known) = ops.jobs.jobs.get(&job.name) else { return Ok(plan) };
+        for page in ops.entries(known, None).await?.chunks(PAGE) {
             let keys: Vec<_> = page.iter().map(|(key, _)| key.clone()).collect();
             let snapshots = ops.store.snapshots(&keys).await?;
             let absent = page.iter().zip(snapshots).filter(|(_, snapshot)| !snapshot.has_value());

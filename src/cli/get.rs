@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, Session, jobs, print_json, relative};
+use super::session::{Failed, fleet, print_json, relative};
 use crate::agenda::{Due, State};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
@@ -23,11 +23,10 @@ pub(super) struct GetArgs {
 }
 
 pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let jobs = jobs(settings, env)?;
-    let session = Session::open(settings).await?;
-    let entry = session.ops(&jobs).entry(&args.key).await?;
-    let owner = entry.job.as_ref().and_then(|name| jobs.jobs.get(name.as_str()));
-    let has_inputs = owner.is_some_and(|job| !job.inputs.is_empty());
+    let (_, ops) = fleet(settings, env).await?;
+    let entry = ops.entry(&args.key).await?;
+    let owner = entry.job.as_ref().and_then(|name| ops.jobs.jobs.get(name.as_str()));
+    let has_inputs = owner.is_some_and(|job| job.inputs);
     if args.json {
         print_json(&entry);
     } else {

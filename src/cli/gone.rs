@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::exit;
 use super::pause::PauseArgs;
-use super::session::{Failed, Session, complain, jobs, print_json, relative, wrapped};
+use super::session::{Failed, complain, fleet, print_json, relative, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::escape::escaped;
 use crate::redis::RedisTime;
@@ -27,10 +27,8 @@ pub(super) struct GoneArgs {
 }
 
 pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let jobs = jobs(settings, env)?;
-    let job = args.job.job(&jobs)?;
-    let session = Session::open(settings).await?;
-    let ops = session.ops(&jobs);
+    let (session, ops) = fleet(settings, env).await?;
+    let job = args.job.job(&ops.jobs)?;
     let due = if args.accept { Some(ops.accept_gone(job).await?) } else { None };
     if args.hold && !ops.hold_gone(job).await? {
         complain(format_args!("no removals of {} are held back, so none can be held longer", job.name));

@@ -1,14 +1,12 @@
 //! `samovar invalidate`: invalidates values through the inbox, where the message is stored until a worker handles it.
 
-use std::sync::Arc;
-
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, Session, complain, print_json};
+use super::session::{Failed, NoJobs, Session, complain, print_json, refuse};
 use crate::config::{Environment, Settings};
 use crate::entry::{Announced, EntryKey, Version};
-use crate::job::Jobs;
+use crate::ops::Ops;
 use crate::protocol::{Action, Message};
 use crate::trigger::invalidation::inbox;
 
@@ -40,7 +38,7 @@ pub(super) struct InvalidateArgs {
     /// The version that the keys have now: an integer, an RFC 3339 time, or `any` after a restored backup; keys only
     #[arg(long, value_name = "VERSION", value_parser = announced)]
     version: Option<Announced>,
-    /// Publish even if a name matches no job of the local job files, or if a key looks like a pattern
+    /// Publish even if a name matches no job, or if a key looks like a pattern and no entry has it
     #[arg(long)]
     force: bool,
     /// Print JSON
@@ -63,15 +61,13 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         version: args.version.unwrap_or_default(),
     };
     let checked = message.checked().and_then(|message| message.text().map(|_| message));
-    let message = checked.map_err(|e| {
-        complain(e);
-        Failed(exit::USAGE)
-    })?;
-    let jobs = if args.force { None } else { known_jobs(settings, env) };
+    let message = checked.map_err(|e| refuse(args.json, e))?;
     let mut session = Session::open(settings).await?;
-    if let Some(jobs) = &jobs {
-        refuse_unknown(&session.ops(jobs).unknown_names(&message).await?)?;
-        refuse_patterns(&session, jobs, &message.keys).await?;
+    if !args.force {
+        match session.known_jobs(settings, env).await? {
+            Ok(jobs) => check_names(args.json, &session.ops(jobs), &message).await?,
+            Err(unknown) => tell_unchecked(&unknown),
+        }
     }
     let id = inbox::publish(&mut session.redis, &session.keys, &message).await?;
     let workers = session.workers().await?;
@@ -86,42 +82,34 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
     Ok(exit::OK)
 }
 
-/// Returns the jobs to check names against; `None` if the job files cannot be read, which it says. The command goes on,
-/// because workers have job files of their own.
-fn known_jobs(settings: &Settings, env: &Environment) -> Option<Arc<Jobs>> {
-    let loaded = Jobs::load(&settings.jobs, settings.default_ttl, &|name| env.get(name));
-    let told = loaded.map_err(|faults| {
-        let more = if faults.0.len() > 1 { "; `samovar check` shows all faults" } else { "" };
-        let first = faults.0.first().map(ToString::to_string).unwrap_or_default();
-        complain(format_args!("the names are not checked, because no job files could be read: {first}{more}"));
-    });
-    told.ok().map(Arc::new)
+/// Says that no jobs are known to check names against. The command goes on, because workers have job files of their
+/// own.
+fn tell_unchecked(NoJobs { why, faults }: &NoJobs) {
+    let more = if faults.0.len() > 1 { "; `samovar check` shows all faults" } else { "" };
+    let first = faults.0.first().map(ToString::to_string).unwrap_or_default();
+    complain(format_args!("the names are not checked: {why}, and no job files could be read: {first}{more}"));
 }
 
-/// Ends the command if names match no job: most likely they are misspelt.
-fn refuse_unknown(unknown: &[String]) -> Result<(), Failed> {
-    if unknown.is_empty() {
-        return Ok(());
+/// Ends the command if names match no job, most likely because they are misspelt, or if a key looks like a pattern and
+/// no entry has it.
+async fn check_names(json: bool, ops: &Ops, message: &Message) -> Result<(), Failed> {
+    let unknown = ops.unknown_names(message).await?;
+    if !unknown.is_empty() {
+        let shown = unknown.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = unknown.len().saturating_sub(SHOWN);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let verb = if unknown.len() == 1 { "matches" } else { "match" };
+        let remedy = "nothing was published; --force publishes all the same";
+        return Err(refuse(json, format_args!("{shown}{more} {verb} no job; {remedy}")));
     }
-    let shown = unknown.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    let more = unknown.len().saturating_sub(SHOWN);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let verb = if unknown.len() == 1 { "matches" } else { "match" };
-    complain(format_args!("{shown}{more} {verb} no job; nothing was published; --force publishes all the same"));
-    Err(Failed(exit::FAILED))
-}
-
-/// Ends the command if a key looks like a pattern and no entry has it.
-async fn refuse_patterns(session: &Session, jobs: &Arc<Jobs>, keys: &[String]) -> Result<(), Failed> {
-    let ops = session.ops(jobs);
-    for key in keys {
-        let Some((job, params)) = jobs.owner(key) else { continue };
+    for key in &message.keys {
+        let Some((job, params)) = ops.jobs.owner(key) else { continue };
         if ops.is_mistaken_pattern(job, &EntryKey::new(key.as_str()), &params).await? {
-            complain(format_args!(
+            let what = format!(
                 "`{key}` is a literal key, and no entry has it; nothing was published. --pattern '{key}' invalidates \
                  the keys that match; --force publishes all the same"
-            ));
-            return Err(Failed(exit::FAILED));
+            );
+            return Err(refuse(json, what));
         }
     }
     Ok(())

@@ -1,10 +1,13 @@
 //! `samovar jobs`: shows the state of all jobs.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use clap::Args;
 
 use super::exit;
 use super::gone;
-use super::session::{Failed, Rows, Session, jobs, print_json, relative, table, wrapped};
+use super::session::{Failed, Rows, fleet, print_json, relative, table, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
@@ -13,6 +16,10 @@ use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
 /// The longest last outcome in the table, in characters.
 const LAST: usize = 80;
+
+/// The consequence for a job that no running worker knows.
+const LEFT: &str = "its file was removed, or its key was changed; nothing is fetched, its values expire, and what else \
+                    Redis keeps of it is dropped after a day";
 
 /// Arguments of `samovar jobs`.
 #[derive(Args)]
@@ -23,13 +30,18 @@ pub(super) struct JobsArgs {
 }
 
 pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let jobs = jobs(settings, env)?;
-    let session = Session::open(settings).await?;
+    let (session, ops) = fleet(settings, env).await?;
+    let jobs = Arc::clone(&ops.jobs);
     let now = session.store.now().await?;
-    let census = session.ops(&jobs).count().await?;
+    let census = ops.count().await?;
+    let left = ops.left_jobs().await.or_else(|e| if is_of_keys(&e) { Ok(BTreeSet::new()) } else { Err(e) })?;
     let mut all = Vec::new();
     for job in jobs.jobs.values() {
-        all.push(status::of_job(&session.redis, &session.keys, job, Some(&census)).await?);
+        let mut status = status::of_job(&session.redis, &session.keys, job, Some(&census)).await?;
+        if left.contains(&job.name) {
+            status.faults.push(format!("no running worker knows the job {}: {LEFT}", job.name));
+        }
+        all.push(status);
     }
     let upstreams = status::upstreams(&session.redis, &session.keys, &jobs).await?;
     status::assign(&mut all, &jobs, &upstreams);
@@ -72,6 +84,9 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     for state in told {
         println!("\n{}", wrapped(&escaped(&state), ""));
+    }
+    for job in &left {
+        println!("\n{}", wrapped(&format!("No running worker knows {job}: {LEFT}."), ""));
     }
     if !paused.is_empty() {
         println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", paused.join(", "));

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, Session, complain, jobs};
+use super::session::{Failed, complain, fleet};
 use crate::config::{Environment, Settings};
-use crate::job::{Job, Jobs};
+use crate::job::{KnownJob, KnownJobs};
 
 /// Arguments of `samovar pause` and `samovar resume`.
 #[derive(Args)]
@@ -19,7 +19,7 @@ pub(super) struct PauseArgs {
 
 impl PauseArgs {
     /// Returns the job, or reports that there is none.
-    pub(super) fn job<'a>(&self, jobs: &'a Jobs) -> Result<&'a Arc<Job>, Failed> {
+    pub(super) fn job<'a>(&self, jobs: &'a KnownJobs) -> Result<&'a Arc<KnownJob>, Failed> {
         jobs.jobs.get(self.job.as_str()).ok_or_else(|| {
             let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
             complain(format_args!("there is no job `{}`; the jobs are {}", self.job, known.join(", ")));
@@ -29,10 +29,9 @@ impl PauseArgs {
 }
 
 pub(super) async fn run(args: &PauseArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let jobs = jobs(settings, env)?;
-    let job = args.job(&jobs)?;
-    let session = Session::open(settings).await?;
-    if session.ops(&jobs).pause(job).await? {
+    let (_, ops) = fleet(settings, env).await?;
+    let job = args.job(&ops.jobs)?;
+    if ops.pause(job).await? {
         println!("{0} is paused in the whole fleet; `samovar resume {0}` resumes it", job.name);
     } else {
         println!("{} was already paused", job.name);

@@ -2,14 +2,13 @@
 
 use super::exit;
 use super::pause::PauseArgs;
-use super::session::{Failed, Session, jobs};
+use super::session::{Failed, fleet};
 use crate::config::{Environment, Settings};
 
 pub(super) async fn run(args: &PauseArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let jobs = jobs(settings, env)?;
-    let job = args.job(&jobs)?;
-    let session = Session::open(settings).await?;
-    if session.ops(&jobs).resume(job).await? {
+    let (_, ops) = fleet(settings, env).await?;
+    let job = args.job(&ops.jobs)?;
+    if ops.resume(job).await? {
         println!("{} is resumed", job.name);
     } else {
         println!("{} was not paused", job.name);

@@ -12,11 +12,11 @@ use crate::agenda::Agenda;
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::{self, escaped};
-use crate::job::Jobs;
-use crate::ops::Ops;
+use crate::job::{Faults, Jobs, KnownJobs};
+use crate::ops::{Ops, descriptions};
 use crate::protocol::Keys;
 use crate::queue::Queue;
-use crate::redis::{Connection, RedisTime, requirements};
+use crate::redis::{Connection, RedisTime, is_of_keys, requirements};
 use crate::store::Store;
 use crate::worker::dead_after;
 
@@ -41,10 +41,39 @@ pub(super) fn jobs(settings: &Settings, env: &Environment) -> Result<Arc<Jobs>, 
     match read.jobs {
         Ok(jobs) => Ok(Arc::new(jobs)),
         Err(faults) => {
-            eprintln!("{}", faults.render(std::io::stderr().is_terminal()));
+            tell_faults(&faults);
             Err(Failed(exit::CONFIG))
         }
     }
+}
+
+fn tell_faults(faults: &Faults) {
+    eprintln!("{}", faults.render(std::io::stderr().is_terminal()));
+}
+
+/// Connects to the fleet, and returns the operations on the jobs that it knows. They come from Redis; the job files are
+/// read only if no worker has described its jobs there.
+pub(super) async fn fleet(settings: &Settings, env: &Environment) -> Result<(Session, Ops), Failed> {
+    let session = Session::open(settings).await?;
+    match session.known_jobs(settings, env).await? {
+        Ok(jobs) => {
+            let ops = session.ops(jobs);
+            Ok((session, ops))
+        }
+        Err(NoJobs { why, faults }) => {
+            complain(format_args!("{why}, so the job files are needed, and they have faults:"));
+            tell_faults(&faults);
+            Err(Failed(exit::CONFIG))
+        }
+    }
+}
+
+/// Why no jobs are known.
+pub(super) struct NoJobs {
+    /// Why Redis does not tell them.
+    pub(super) why: String,
+    /// Why the job files do not.
+    pub(super) faults: Faults,
 }
 
 /// Warns of variables that look like settings and are none, unless job files use them.
@@ -84,14 +113,41 @@ impl Session {
         Ok(Self { redis, keys, store, agenda, claim: settings.claim })
     }
 
+    /// Returns the jobs that the fleet knows: those that its workers described in Redis, or else those of the job
+    /// files.
+    pub(super) async fn known_jobs(
+        &self,
+        settings: &Settings,
+        env: &Environment,
+    ) -> Result<Result<Arc<KnownJobs>, NoJobs>, Failed> {
+        let why = match descriptions::read(&self.redis, &self.keys).await {
+            Ok(described) => {
+                described.unreadable.iter().for_each(|unreadable| complain(unreadable));
+                let jobs = described.jobs;
+                if !jobs.jobs.is_empty() {
+                    // The job files that name them are with the workers.
+                    let is_used = |name: &str| jobs.jobs.values().any(|job| job.variables.contains(name));
+                    warn_of_unknown_settings(env, is_used);
+                    return Ok(Ok(Arc::new(jobs)));
+                }
+                "no worker has described its jobs in Redis yet".to_owned()
+            }
+            Err(e) if is_of_keys(&e) => format!("the descriptions of jobs in Redis cannot be read ({e})"),
+            Err(e) => return Err(e.into()),
+        };
+        let read = Jobs::read(&settings.jobs, settings.default_ttl, &|name| env.get(name));
+        warn_of_unknown_settings(env, |name| read.env.iter().any(|used| used.name == name));
+        Ok(read.jobs.map(|jobs| Arc::new(KnownJobs::from(&jobs))).map_err(|faults| NoJobs { why, faults }))
+    }
+
     /// Returns the operations on the fleet.
-    pub(super) fn ops(&self, jobs: &Arc<Jobs>) -> Ops {
+    pub(super) fn ops(&self, jobs: Arc<KnownJobs>) -> Ops {
         Ops {
             redis: self.redis.clone(),
             keys: self.keys.clone(),
             store: self.store.clone(),
             agenda: self.agenda.clone(),
-            jobs: Arc::clone(jobs),
+            jobs,
         }
     }
 
@@ -140,6 +196,17 @@ pub(super) fn print_json(document: &impl serde::Serialize) {
 /// Prints an error in one line on standard error.
 pub(super) fn complain(what: impl fmt::Display) {
     eprintln!("samovar: {}", escaped(&what.to_string()));
+}
+
+/// Reports that a command refuses what it is given: as an object with `error` if `json` is set, otherwise in one line on
+/// standard error. Returns the exit code of a command line that is invalid.
+pub(super) fn refuse(json: bool, what: impl fmt::Display) -> Failed {
+    if json {
+        print_json(&serde_json::json!({ "error": what.to_string() }));
+    } else {
+        complain(what);
+    }
+    Failed(exit::USAGE)
 }
 
 /// A table with escaped cells.

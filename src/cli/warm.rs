@@ -2,34 +2,35 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use serde_json::json;
 
 use super::exit;
-use super::session::{Failed, Session, complain, jobs, print_json, relative};
+use super::session::{Failed, complain, fleet, print_json, refuse, relative};
 use crate::agenda::When;
 use crate::config::{Environment, Settings};
 use crate::entry::Trigger;
 use crate::entry::escape::escaped;
-use crate::entry::{EntryKey, Priority};
-use crate::job::{Feed, Job, Params};
+use crate::entry::{EntryKey, JobName};
+use crate::job::{Job, Jobs, KnownJob, KnownJobs, Params};
 use crate::ops::{Done, Failure, Ops, Plan};
-use crate::source::{Fed, Gate, Refusal, Sources};
+use crate::source::Sources;
+use crate::trigger::warm_up_now;
 
 /// Entries in one round trip.
 const PAGE: usize = 500;
-/// The longest wait until the upstream admits a request for a page of the feed.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The most failures that are shown.
 const SHOWN: usize = 20;
 
 /// Arguments of `samovar warm`.
 #[derive(Args)]
 pub(super) struct WarmArgs {
-    /// A job's name, for all its entries, or an entry's key
+    /// A job's name, for all entries that it keeps warm, or an entry's key. Of a job with a feed, those of the feed's
+    /// last answer; a worker then asks the feed and fetches what is new, for which --wait does not wait
     #[arg(value_name = "JOB|KEY")]
     what: String,
     /// Wait until all entries are fetched; exit 1 if any failed
@@ -41,7 +42,8 @@ pub(super) struct WarmArgs {
     /// Fetch a key that looks like a pattern even if no entry has it
     #[arg(long)]
     force: bool,
-    /// Only count what would be fetched
+    /// Only count what would be fetched. For a job with an AI source this reads the job files; without them it gives
+    /// the most AI calls that there can be
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
     /// Print JSON
@@ -50,36 +52,19 @@ pub(super) struct WarmArgs {
 }
 
 pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let jobs = jobs(settings, env)?;
-    let session = Session::open(settings).await?;
-    let ops = session.ops(&jobs);
-    let (job, entries, when) = match (jobs.jobs.get(args.what.as_str()), jobs.owner(&args.what)) {
-        (Some(job), _) => (job, entries(&session, &ops, job).await?, When::NOW),
-        (None, Some((job, params))) => {
-            let key = EntryKey::new(args.what.as_str());
-            if !args.force && ops.is_mistaken_pattern(job, &key, &params).await? {
-                complain(format_args!(
-                    "`{key}` is a literal key, and no entry has it. `samovar warm {}` fetches all entries of the job, \
-                     `samovar invalidate --pattern '{key}'` those that match; --force fetches this key",
-                    job.name
-                ));
-                return Ok(exit::USAGE);
-            }
-            (job, vec![(key, params)], When::Urgent)
-        }
-        (None, None) => {
-            let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
-            let (what, known) = (&args.what, known.join(", "));
-            complain(format_args!("`{what}` is neither a job nor a key of a job; the jobs are {known}"));
-            return Ok(exit::USAGE);
-        }
-    };
+    let (session, ops) = fleet(settings, env).await?;
+    let (job, entries, when) = wanted(args, &ops).await?;
     if args.dry_run {
-        return dry_run(args, &ops, job, &entries).await;
+        let prompts = if job.may_hold_unasked { Prompts::read(job, settings, env) } else { None };
+        return dry_run(args, &ops, job, prompts, &entries).await;
     }
     let keys: Vec<EntryKey> = entries.into_iter().map(|(key, _)| key).collect();
     let asked = session.store.now().await?;
     session.agenda.put(&job.name, &keys, when, Trigger::Manual).await?;
+    let asks_feed = job.feed && when == When::NOW;
+    if asks_feed {
+        warm_up_now(&mut session.redis.clone(), &session.keys, &job.name).await?;
+    }
     let workers = session.workers().await?;
     if let Some(since) = ops.paused(&job.name).await? {
         eprintln!("{} was paused {}: resume it with `samovar resume {}`.", job.name, relative(since, asked), job.name);
@@ -89,13 +74,15 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     }
     if !args.wait {
         if args.json {
-            print_json(&serde_json::json!({ "job": job.name.as_str(), "due": keys.len(), "workers": workers }));
+            let due = keys.len();
+            print_json(&json!({ "job": job.name.as_str(), "due": due, "asks_feed": asks_feed, "workers": workers }));
         } else {
-            println!("{} of {} due now", count(keys.len()), job.name);
+            let feed = if asks_feed { "; a worker asks its feed, and fetches what is new" } else { "" };
+            println!("{} of {} due now{feed}", count(keys.len()), job.name);
         }
         return Ok(exit::OK);
     }
-    let (bar, all) = (bar(job, keys.len()), keys.len());
+    let (bar, all) = (bar(&job.name, keys.len()), keys.len());
     let progress = |still| bar.set_position((all - still) as u64);
     let done = ops.wait(job, keys, Trigger::Manual, asked, args.timeout, progress).await?;
     bar.finish_and_clear();
@@ -107,46 +94,71 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     Ok(if done.failed.is_empty() { exit::OK } else { exit::FAILED })
 }
 
-/// Returns the entries that a job keeps warm: those its file lists, and those its feed names now.
-async fn entries(session: &Session, ops: &Ops, job: &Arc<Job>) -> Result<Vec<(EntryKey, Params)>, Failed> {
-    let mut named = None;
-    if let Some(feed) = &job.entries.feed {
-        match ask(session, ops, job, feed).await {
-            Ok(fed) => named = Some(fed.entries),
-            Err(e) => {
-                let name = &job.name;
-                complain(format_args!("the feed of {name} {e}; the entries of its last usable answer are taken"));
-            }
-        }
+/// An entry with the values of its key's placeholders.
+type Named = (EntryKey, Params);
+
+/// Returns the job and the entries that the command names, and when they are due.
+async fn wanted<'a>(args: &WarmArgs, ops: &'a Ops) -> Result<(&'a Arc<KnownJob>, Vec<Named>, When), Failed> {
+    let what = args.what.as_str();
+    if let Some(job) = ops.jobs.jobs.get(what) {
+        return Ok((job, ops.entries(job, None).await?, When::NOW));
     }
-    Ok(ops.entries(job, named).await?)
+    let Some((job, params)) = ops.jobs.owner(what) else {
+        let known: Vec<&str> = ops.jobs.jobs.keys().map(JobName::as_str).collect();
+        let known = known.join(", ");
+        let what = format!("`{what}` is neither a job nor a key of a job; the jobs are {known}");
+        return Err(refuse(args.json, what));
+    };
+    let key = EntryKey::new(what);
+    if !args.force && ops.is_mistaken_pattern(job, &key, &params).await? {
+        let what = format!(
+            "`{key}` is a literal key, and no entry has it. `samovar warm {}` fetches all entries of the job, `samovar \
+             invalidate --pattern '{key}'` those that match; --force fetches this key",
+            job.name
+        );
+        return Err(refuse(args.json, what));
+    }
+    Ok((job, vec![(key, params)], When::Urgent))
 }
 
-/// Asks a job's feed within its upstream's limits.
-async fn ask(session: &Session, ops: &Ops, job: &Job, feed: &Feed) -> Result<Fed, String> {
-    let sources = Sources::new(&ops.jobs).map_err(|e| format!("cannot be asked: {e}"))?;
-    let mut reading = sources.read_feed(job, feed).map_err(|e| e.of_feed())?;
-    let upstream = ops.jobs.upstreams.get(&feed.upstream);
-    let gate =
-        upstream.map(|upstream| Arc::new(Gate::new(Arc::clone(upstream), session.redis.clone(), &session.keys, 1)));
-    while !reading.is_over() {
-        let permit = match &gate {
-            Some(gate) => {
-                // No signal tells this gate of a pause.
-                gate.refresh().await;
-                let refused =
-                    |refusal: Refusal| format!("cannot be asked: {} admits nothing: {}", feed.upstream, refusal.reason);
-                Some(gate.admit(Priority::High, Instant::now() + LONGEST_WAIT).await.map_err(refused)?)
-            }
-            None => None,
+/// A job's prompts, to tell which values an AI source would keep.
+struct Prompts {
+    job: Arc<Job>,
+    /// All jobs of the folder.
+    jobs: Arc<KnownJobs>,
+    sources: Sources,
+}
+
+impl Prompts {
+    /// Reads a job's file. If it cannot be read, or is not the one that the workers use, says so and returns `None`.
+    fn read(known: &KnownJob, settings: &Settings, env: &Environment) -> Option<Self> {
+        let read = Jobs::read(&settings.jobs, settings.default_ttl, &|name| env.get(name)).jobs;
+        let why = match read {
+            Ok(jobs) => match jobs.jobs.get(&known.name).filter(|job| job.digest == known.digest) {
+                Some(job) => match Sources::new(&jobs) {
+                    Ok(sources) => {
+                        let jobs_of_files = Arc::new(KnownJobs::from(&jobs));
+                        return Some(Self { job: Arc::clone(job), jobs: jobs_of_files, sources });
+                    }
+                    Err(e) => format!("{e:#}"),
+                },
+                None => format!("{} has no file for it, or another than the workers", settings.jobs.display()),
+            },
+            Err(faults) => faults.0.first().map(ToString::to_string).unwrap_or_default(),
         };
-        let page = reading.read_page().await;
-        if let Some(permit) = permit {
-            permit.end(&page).await;
-        }
-        page.map_err(|e| e.of_feed())?;
+        complain(format_args!(
+            "every entry of {} counts as an AI call: the prompts of its job file are needed to tell which values would be \
+             kept, and they cannot be read: {why}",
+            known.name
+        ));
+        None
     }
-    reading.finish().map_err(|e| e.of_feed())
+
+    /// Counts the requests that warming these entries would make; at most a page of entries.
+    async fn plan(&self, ops: &Ops, page: &[Named]) -> Result<Plan, Failed> {
+        let ops = Ops { jobs: Arc::clone(&self.jobs), ..ops.clone() };
+        Ok(ops.plan(&self.job, &self.sources, page).await?)
+    }
 }
 
 /// What a dry run shows.
@@ -157,14 +169,24 @@ struct Shown {
     plan: Plan,
 }
 
-async fn dry_run(args: &WarmArgs, ops: &Ops, job: &Arc<Job>, entries: &[(EntryKey, Params)]) -> Result<u8, Failed> {
-    let sources = Sources::new(&ops.jobs).map_err(|e| {
-        complain(format_args!("{e:#}"));
-        Failed(exit::CONFIG)
-    })?;
-    let mut plan = Plan::default();
-    for page in entries.chunks(PAGE) {
-        plan += ops.plan(job, &sources, page).await?;
+async fn dry_run(
+    args: &WarmArgs,
+    ops: &Ops,
+    job: &KnownJob,
+    prompts: Option<Prompts>,
+    entries: &[Named],
+) -> Result<u8, Failed> {
+    let mut plan = Plan { entries: entries.len(), ..Plan::default() };
+    match prompts {
+        Some(prompts) => {
+            plan = Plan::default();
+            for page in entries.chunks(PAGE) {
+                plan += prompts.plan(ops, page).await?;
+            }
+        }
+        None if job.may_hold_unasked => plan.ai_calls = entries.len(),
+        None if !job.upstreams.is_empty() => plan.fetches = entries.len(),
+        None => {}
     }
     if args.json {
         print_json(&Shown { job: job.name.to_string(), plan });
@@ -192,11 +214,11 @@ fn print(done: &Done) {
     }
 }
 
-fn bar(job: &Job, entries: usize) -> ProgressBar {
+fn bar(job: &JobName, entries: usize) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = "{job} [{bar:40}] {pos}/{len}  {per_sec}  {eta} left".replace("{job}", job.name.as_str());
+    let style = "{job} [{bar:40}] {pos}/{len}  {per_sec}  {eta} left".replace("{job}", job.as_str());
     let style = ProgressStyle::with_template(&style).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(entries as u64).with_style(style)
 }

@@ -7,6 +7,7 @@
 mod env;
 mod fault;
 mod file;
+mod known;
 mod pattern;
 mod reload;
 mod schedule;
@@ -26,6 +27,7 @@ pub use env::EnvValues;
 pub use fault::{Fault, Faults};
 pub(crate) use file::closest;
 pub use file::{EnvUse, JOB_SCHEMA, Reading, UPSTREAMS_SCHEMA};
+pub use known::{KnownJob, KnownJobs, KnownUpstream};
 pub use pattern::KeyPattern;
 pub use reload::Reload;
 pub use schedule::Schedule;
@@ -91,11 +93,16 @@ pub struct Job {
     pub requests: String,
 }
 
+/// Returns the identity of a job with this name and these keys: see [`Job::identity`].
+fn identity(name: &JobName, key: &KeyPattern) -> String {
+    format!("{:016x}", XxHash3_64::oneshot(format!("{name} {key}").as_bytes()))
+}
+
 impl Job {
     /// Tells the job from others, those included that bear its name over other keys, among workers that read different
     /// files.
     pub fn identity(&self) -> String {
-        format!("{:016x}", XxHash3_64::oneshot(format!("{} {}", self.name, self.key).as_bytes()))
+        identity(&self.name, &self.key)
     }
 
     /// Returns how long before expiry a refresh must begin so that it may time out once and be retried: an expired

@@ -10,7 +10,7 @@ use super::Ops;
 use crate::agenda::When;
 use crate::entry::EntryKey;
 use crate::entry::Trigger;
-use crate::job::Job;
+use crate::job::KnownJob;
 use crate::redis::RedisTime;
 
 /// Dead letters read at once.
@@ -113,7 +113,7 @@ impl Ops {
         Ok(Vec::new())
     }
 
-    async fn put_back(&self, job: &Job, dead: &[Dead]) -> RedisResult<()> {
+    async fn put_back(&self, job: &KnownJob, dead: &[Dead]) -> RedisResult<()> {
         let keys: Vec<EntryKey> = dead.iter().map(|dead| EntryKey::new(&*dead.key)).collect();
         // First put on the agenda, then removed from the dead letters: a crash in between only leaves a superfluous
         // letter.
@@ -133,26 +133,26 @@ impl Ops {
     }
 
     /// Returns the named jobs; all if nothing is named.
-    fn named_jobs(&self, only: &[String]) -> impl Iterator<Item = &Arc<Job>> {
+    fn named_jobs(&self, only: &[String]) -> impl Iterator<Item = &Arc<KnownJob>> {
         self.jobs.jobs.values().filter(move |job| only.is_empty() || only.iter().any(|name| *name == job.name.as_str()))
     }
 
     /// Returns the named keys whose jobs are not named, each once.
-    fn named_keys<'a>(&'a self, only: &'a [String]) -> impl Iterator<Item = (&'a Arc<Job>, &'a str)> {
+    fn named_keys<'a>(&'a self, only: &'a [String]) -> impl Iterator<Item = (&'a Arc<KnownJob>, &'a str)> {
         let names: BTreeSet<&str> = only.iter().map(String::as_str).collect();
         let named = names.clone();
         let owned = names.into_iter().filter_map(|name| Some((self.jobs.owner(name)?.0, name)));
         owned.filter(move |(job, _)| !named.contains(job.name.as_str()))
     }
 
-    async fn letter(&self, job: &Job, key: &str) -> RedisResult<Option<Dead>> {
+    async fn letter(&self, job: &KnownJob, key: &str) -> RedisResult<Option<Dead>> {
         let at: Option<f64> =
             redis::cmd("ZSCORE").arg(self.keys.dead(&job.name)).arg(key).query_async(&mut self.redis.clone()).await?;
         let found = at.map(|at| (key.to_owned(), at)).into_iter().collect();
         Ok(self.letters(job, found).await?.pop())
     }
 
-    async fn letters(&self, job: &Job, found: Vec<(String, f64)>) -> RedisResult<Vec<Dead>> {
+    async fn letters(&self, job: &KnownJob, found: Vec<(String, f64)>) -> RedisResult<Vec<Dead>> {
         if found.is_empty() {
             return Ok(Vec::new());
         }

@@ -10,7 +10,7 @@ use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::Version;
-use crate::job::Job;
+use crate::job::KnownJob;
 use crate::redis::RedisTime;
 use crate::store::{Expiry, GoneGuard, Meta};
 
@@ -158,8 +158,8 @@ impl Ops {
 }
 
 /// Returns the times of the rechecks that are to come.
-fn rechecks(job: &Job, meta: &Meta, now: RedisTime) -> Vec<RedisTime> {
+fn rechecks(job: &KnownJob, meta: &Meta, now: RedisTime) -> Vec<RedisTime> {
     let Some(rechecks) = &meta.last_attempt.rechecks else { return Vec::new() };
-    let after = if job.may_lag() { meta.answered_at() } else { now };
-    rechecks.after(&job.warm.recheck, after).collect()
+    let after = if job.may_lag { meta.answered_at() } else { now };
+    rechecks.after(&job.recheck, after).collect()
 }

@@ -12,7 +12,7 @@ use redis::{RedisResult, Script};
 
 use super::Ops;
 use crate::entry::JobName;
-use crate::job::Job;
+use crate::job::{Job, Jobs};
 
 /// Jobs in one script call.
 const BATCH: usize = 125;
@@ -85,9 +85,9 @@ impl Ops {
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn announce_files(&self, worker: &str) -> RedisResult<()> {
+    pub async fn announce_files(&self, worker: &str, jobs: &Jobs) -> RedisResult<()> {
         let files: BTreeMap<&str, Digests> =
-            self.jobs.jobs.values().map(|job| (job.name.as_str(), digests(job))).collect();
+            jobs.jobs.values().map(|job| (job.name.as_str(), digests(job))).collect();
         let text = serde_json::to_string(&files).map_err(std::io::Error::other)?;
         redis::cmd("HSET").arg(self.keys.files()).arg(worker).arg(text).exec_async(&mut self.redis.clone()).await
     }

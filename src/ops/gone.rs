@@ -5,7 +5,7 @@ use redis::RedisResult;
 use super::{Ops, PAGE};
 use crate::agenda::When;
 use crate::entry::{EntryKey, JobName, Trigger};
-use crate::job::Job;
+use crate::job::KnownJob;
 use crate::redis::RedisTime;
 use crate::store::GoneGuard;
 
@@ -24,7 +24,7 @@ impl Ops {
     ///
     /// # Errors
     /// Fails if Redis returns an error; removals may be let through then.
-    pub async fn accept_gone(&self, job: &Job) -> RedisResult<usize> {
+    pub async fn accept_gone(&self, job: &KnownJob) -> RedisResult<usize> {
         self.store.accept_removals(&job.name).await?;
         let mut due = 0;
         for page in self.agenda.matching(&job.name, "*").await?.chunks(PAGE) {
@@ -43,7 +43,7 @@ impl Ops {
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn hold_gone(&self, job: &Job) -> RedisResult<bool> {
+    pub async fn hold_gone(&self, job: &KnownJob) -> RedisResult<bool> {
         self.store.hold_removals(&job.name).await
     }
 }

@@ -5,6 +5,7 @@
 mod census;
 mod clear;
 mod dead;
+pub mod descriptions;
 mod entry;
 mod files;
 mod gone;
@@ -25,7 +26,7 @@ pub use plan::Plan;
 pub use warm::{Done, Failure};
 
 use crate::agenda::Agenda;
-use crate::job::Jobs;
+use crate::job::KnownJobs;
 use crate::protocol::Keys;
 use crate::redis::Connection;
 use crate::store::Store;
@@ -44,13 +45,13 @@ pub struct Ops {
     pub store: Store,
     /// The agenda.
     pub agenda: Agenda,
-    /// The jobs.
-    pub jobs: Arc<Jobs>,
+    /// The jobs: a worker's own, or those that workers described in Redis.
+    pub jobs: Arc<KnownJobs>,
 }
 
 impl Ops {
     /// Creates the operations on the fleet of these jobs.
-    pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>) -> Self {
+    pub fn new(redis: Connection, keys: Keys, jobs: Arc<KnownJobs>) -> Self {
         let store = Store::new(redis.clone(), keys.clone());
         let agenda = Agenda::new(redis.clone(), keys.clone());
         Self { redis, keys, store, agenda, jobs }

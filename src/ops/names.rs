@@ -4,19 +4,19 @@ use redis::RedisResult;
 
 use super::{Ops, PAGE, Pattern};
 use crate::entry::EntryKey;
-use crate::job::{Job, Jobs, Params};
+use crate::job::{KnownJob, KnownJobs, Params};
 use crate::protocol::Message;
 
 /// Returns the patterns, tags and jobs in a message that match no job, each with its kind. A tag counts as known if any
 /// job has tags.
-fn unknown_names(jobs: &Jobs, message: &Message) -> Vec<String> {
+fn unknown_names(jobs: &KnownJobs, message: &Message) -> Vec<String> {
     let Message { patterns, tags, jobs: names, .. } = message;
     let may_match = |glob: &&String| {
         let literal = Pattern::literal_of(glob);
         let prefixes = jobs.jobs.values().map(|job| job.key.literal_prefix());
         prefixes.into_iter().any(|prefix| prefix.starts_with(literal) || literal.starts_with(prefix))
     };
-    let has_tags = jobs.jobs.values().any(|job| !job.tags.is_empty());
+    let has_tags = jobs.jobs.values().any(|job| job.tags);
     let named = |kind: &'static str| move |name: &String| format!("{kind} `{name}`");
     let patterns = patterns.iter().filter(|glob| !may_match(glob)).map(named("the pattern"));
     let tags = tags.iter().filter(|_| !has_tags).map(named("the tag"));
@@ -55,8 +55,8 @@ impl Ops {
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn is_mistaken_pattern(&self, job: &Job, key: &EntryKey, params: &Params) -> RedisResult<bool> {
-        if !looks_like_a_pattern(key.as_str()) || job.entries.lists(params) {
+    pub async fn is_mistaken_pattern(&self, job: &KnownJob, key: &EntryKey, params: &Params) -> RedisResult<bool> {
+        if !looks_like_a_pattern(key.as_str()) || self.lists(job, key, params).await? {
             return Ok(false);
         }
         let on_agenda = self.agenda.dues(&job.name, std::slice::from_ref(key)).await?.iter().any(Option::is_some);

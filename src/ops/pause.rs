@@ -5,7 +5,7 @@ use redis::RedisResult;
 use super::Ops;
 use crate::agenda::due_signal;
 use crate::entry::JobName;
-use crate::job::Job;
+use crate::job::KnownJob;
 use crate::redis::RedisTime;
 
 impl Ops {
@@ -14,7 +14,7 @@ impl Ops {
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn pause(&self, job: &Job) -> RedisResult<bool> {
+    pub async fn pause(&self, job: &KnownJob) -> RedisResult<bool> {
         let now = self.store.now().await?;
         let set: Option<String> = redis::cmd("SET")
             .arg(self.keys.paused(&job.name))
@@ -29,7 +29,7 @@ impl Ops {
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn resume(&self, job: &Job) -> RedisResult<bool> {
+    pub async fn resume(&self, job: &KnownJob) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         let deleted: u64 = redis::cmd("DEL").arg(self.keys.paused(&job.name)).query_async(&mut redis).await?;
         let () = redis::cmd("PUBLISH")

@@ -57,6 +57,7 @@ impl Ops {
                     inputs.insert(name.clone(), value);
                 } else if *is_optional
                     && let Some((owner, _)) = self.jobs.owner(input.as_str())
+                    && let Some(owner) = &owner.file
                     && self.store.snapshot(&input).await?.gone(&owner.requests).is_some()
                 {
                     inputs.insert(name.clone(), Value::Null);

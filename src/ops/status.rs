@@ -1,7 +1,6 @@
 //! The current state of a fleet's jobs and upstreams.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use redis::RedisResult;
@@ -10,7 +9,7 @@ use serde::Serialize;
 use crate::agenda::Agenda;
 use crate::entry::LastOutcome;
 use crate::entry::{Outcome, Usage};
-use crate::job::{Job, Jobs, Source};
+use crate::job::{KnownJob, KnownJobs};
 use crate::ops::Census;
 use crate::popularity::FeedState;
 use crate::protocol::Keys;
@@ -115,7 +114,7 @@ pub struct UpstreamStatus {
 ///
 /// # Errors
 /// Fails if Redis returns an error.
-pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisResult<Vec<UpstreamStatus>> {
+pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &KnownJobs) -> RedisResult<Vec<UpstreamStatus>> {
     let mut all = Vec::new();
     for upstream in jobs.upstreams.values() {
         let [limit, _, window, _] = keys.upstream(&upstream.name);
@@ -127,7 +126,7 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisRes
         type Reply = (RedisResult<RedisTime>, RedisResult<Limits>, RedisResult<Spent>);
         let (now, limits, spent): Reply = ask.ignore_errors().query_async(&mut redis.clone()).await?;
         let (now, (blocked, open, said), (spent, ends)) = (now?, there(limits)?, there(spent)?);
-        let budget = upstream.tokens.map(|budget| budget.tokens);
+        let budget = upstream.budget;
         let ends = ends.filter(|ends| *ends > now);
         let spent = ends.and(spent).unwrap_or_default();
         let mut status = UpstreamStatus {
@@ -163,14 +162,12 @@ async fn faults(redis: &Connection, keys: &Keys, names: &[String]) -> RedisResul
 }
 
 /// Adds its upstreams to each job.
-pub fn assign(statuses: &mut [JobStatus], jobs: &Jobs, upstreams: &[UpstreamStatus]) {
+pub fn assign(statuses: &mut [JobStatus], jobs: &KnownJobs, upstreams: &[UpstreamStatus]) {
     for status in statuses {
         let Some(job) = jobs.jobs.get(status.job.as_str()) else { continue };
-        for name in job.sources.iter().filter_map(Source::upstream) {
-            let name = name.as_str();
-            if status.upstreams.iter().all(|known| known.upstream != name) {
-                status.upstreams.extend(upstreams.iter().find(|upstream| upstream.upstream == name).cloned());
-            }
+        for known in &job.upstreams {
+            let name = known.name.as_str();
+            status.upstreams.extend(upstreams.iter().find(|upstream| upstream.upstream == name).cloned());
         }
     }
 }
@@ -182,7 +179,7 @@ pub fn assign(statuses: &mut [JobStatus], jobs: &Jobs, upstreams: &[UpstreamStat
 pub async fn of_job(
     redis: &Connection,
     keys: &Keys,
-    job: &Arc<Job>,
+    job: &KnownJob,
     census: Option<&Census>,
 ) -> RedisResult<JobStatus> {
     let faults = faults(redis, keys, &keys.all_of(&job.name)).await?;
@@ -217,7 +214,7 @@ pub async fn of_job(
     let last = stats.get("last").and_then(|last| serde_json::from_str(last).ok());
     let usage = Usage::of(&stats);
     let warmed_up_ms = stats.get(WARMED_UP).and_then(|at| at.parse().ok());
-    let feed = job.entries.feed.as_ref().and_then(|_| FeedState::of(&stats));
+    let feed = job.feed.then(|| FeedState::of(&stats)).flatten();
     let is_outcome = |name: &str| Outcome::ALL.iter().any(|outcome| outcome.as_str() == name);
     let outcomes = stats.into_iter().filter(|(name, _)| is_outcome(name));
     let outcomes = outcomes.filter_map(|(name, count)| Some((name, count.parse().ok()?))).collect();
@@ -228,7 +225,7 @@ pub async fn of_job(
         description: job.description.clone(),
         key: job.key.to_string(),
         ttl_seconds: job.ttl.as_secs(),
-        schedule: job.warm.schedules.text(),
+        schedule: job.schedule.clone(),
         next_warmup_ms,
         warmed_up_ms,
         feed,

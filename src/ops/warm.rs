@@ -1,6 +1,5 @@
 //! Warming entries now, and waiting for the result.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::RedisResult;
@@ -12,7 +11,7 @@ use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::duration;
-use crate::job::{Job, Params};
+use crate::job::{KnownJob, Params};
 use crate::popularity::{Popularity, feed};
 use crate::redis::RedisTime;
 use crate::store::Expiry;
@@ -46,20 +45,21 @@ pub struct Failure {
 
 impl Ops {
     /// Returns the entries that a job keeps warm: those its file lists, those of its feed, and the most read ones, in
-    /// this order. If the feed did not answer, its last answer is used.
+    /// this order. Without an answer of the feed, its last one is used.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn entries(&self, job: &Arc<Job>, fed: Option<Vec<Params>>) -> RedisResult<Vec<(EntryKey, Params)>> {
-        let mut all = job.entries.list.clone();
+    pub async fn entries(&self, job: &KnownJob, fed: Option<Vec<Params>>) -> RedisResult<Vec<(EntryKey, Params)>> {
+        let mut all = self.list(job).await?;
         match fed {
             Some(fed) => all.extend(fed),
-            None if job.entries.feed.is_some() => {
-                all.extend(feed::named_last(&mut self.redis.clone(), &self.keys, job).await?);
+            None if job.feed => {
+                all.extend(feed::named_last(&mut self.redis.clone(), &self.keys, &job.name, &job.key).await?);
             }
             None => {}
         }
-        let popular = Popularity::new(self.redis.clone(), self.keys.clone()).top(job, job.entries.popular).await?;
+        let popularity = Popularity::new(self.redis.clone(), self.keys.clone());
+        let popular = popularity.top_of(&job.name, job.ttl, job.popular).await?;
         all.extend(popular.iter().filter_map(|(key, _)| job.key.read(key.as_str())));
         all.sort_unstable();
         all.dedup();
@@ -74,7 +74,7 @@ impl Ops {
     /// Fails if Redis returns an error.
     pub async fn wait(
         &self,
-        job: &Job,
+        job: &KnownJob,
         keys: Vec<EntryKey>,
         trigger: Trigger,
         asked: RedisTime,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 
 use super::decay::{count, expected, half_life};
-use super::{Popularity, counted, feed, millis};
+use super::{Popularity, buckets, counted, millis};
 use crate::entry::EntryKey;
 use crate::job::Job;
 use crate::protocol::Keys;
@@ -160,7 +160,7 @@ impl Popularity {
         let mut pipe = redis::pipe();
         pipe.cmd("TIME");
         // Empty if the job no longer has a feed.
-        let bucket = job.entries.feed.as_ref().map_or_else(String::new, |_| feed::bucket(key));
+        let bucket = job.entries.feed.as_ref().map_or_else(String::new, |_| buckets::bucket(key));
         pipe.cmd("HGET").arg(self.keys.feed(&job.name)).arg(bucket);
         pipe.cmd("ZREVRANK").arg(&popular).arg(key.as_str());
         pipe.cmd("ZSCORE").arg(&popular).arg(key.as_str());
@@ -173,7 +173,7 @@ impl Popularity {
         debug_assert_eq!(replies.len(), BEFORE + Access::COMMANDS + 1);
         let Some((access, shared)) = rest.split_at_checked(Access::COMMANDS) else { return Ok(true) };
         let Some(now) = reply::<RedisTime>(time) else { return Ok(true) };
-        if reply::<Option<Vec<u8>>>(fed).flatten().is_some_and(|bucket| feed::names(&bucket, key))
+        if reply::<Option<Vec<u8>>>(fed).flatten().is_some_and(|bucket| buckets::names(&bucket, key))
             || reply::<Option<usize>>(rank).flatten().is_some_and(|rank| rank < job.entries.popular)
         {
             return Ok(true);

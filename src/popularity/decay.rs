@@ -16,7 +16,12 @@ const LONGEST: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// Returns the half-life of a read of this job's entries: twice the TTL, from ten seconds to thirty days.
 pub(crate) fn half_life(job: &Job) -> Duration {
-    (job.ttl * 2).clamp(SHORTEST, LONGEST)
+    half_life_of(job.ttl)
+}
+
+/// Returns the half-life of a read of entries with this TTL.
+pub(super) fn half_life_of(ttl: Duration) -> Duration {
+    ttl.saturating_mul(2).clamp(SHORTEST, LONGEST)
 }
 
 /// Returns the count of a score after this many half-lives.

@@ -6,6 +6,7 @@
 //! estimates that correct themselves: losing some costs a fetch or a miss, never a wrong value.
 
 mod access;
+pub(crate) mod buckets;
 mod decay;
 pub(crate) mod feed;
 mod sample;
@@ -14,11 +15,12 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redis::{RedisResult, Script};
 use tracing::debug;
 
-use decay::half_life;
+use decay::{half_life, half_life_of};
 pub use feed::FeedState;
 pub use sample::Sampler;
 
@@ -90,13 +92,21 @@ impl Popularity {
     /// # Errors
     /// Fails if Redis returns an error.
     pub async fn top(&self, job: &Job, most: usize) -> RedisResult<Vec<(EntryKey, f64)>> {
+        self.top_of(&job.name, job.ttl, most).await
+    }
+
+    /// Returns the same of a job by its name and TTL.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn top_of(&self, job: &JobName, ttl: Duration, most: usize) -> RedisResult<Vec<(EntryKey, f64)>> {
         let mut top: Vec<Read> = Vec::new();
         while top.len() < most {
             let wanted = PAGE.min(most - top.len());
             let page: Vec<(String, f64)> = TOP
-                .key(self.keys.popular(&job.name))
-                .key(self.keys.sample(&job.name))
-                .arg(millis(half_life(job)))
+                .key(self.keys.popular(job))
+                .key(self.keys.sample(job))
+                .arg(millis(half_life_of(ttl)))
                 .arg(top.len())
                 .arg(wanted)
                 .invoke_async(&mut self.redis.clone())

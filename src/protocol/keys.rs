@@ -122,7 +122,9 @@ impl Keys {
             | "{schedules}:digests"
             | "{schedules}:made"
             | "{schedules}:files"
-            | "{suspect}:dealt" => Some("hash"),
+            | "{suspect}:dealt"
+            | "jobs"
+            | "list" => Some("hash"),
             "inbox" => Some("stream"),
             _ => kind.starts_with("fetched:").then_some("hash"),
         }
@@ -158,6 +160,7 @@ impl Keys {
             self.stamps(),
             self.tagged(),
             self.clock(),
+            self.jobs(),
         ];
         all.extend(self.revalidation());
         all.extend(["active", "data", "workers"].map(|kind| format!("{}:{kind}", self.queue())));
@@ -243,7 +246,7 @@ impl Keys {
     }
 
     /// Returns all keys of a job in its own slot, [`Keys::unknown`] first.
-    pub fn all_of(&self, job: &JobName) -> [String; 12] {
+    pub fn all_of(&self, job: &JobName) -> [String; 13] {
         let [frequencies, next_frequencies] = self.frequencies(job);
         [
             self.unknown(job),
@@ -258,7 +261,18 @@ impl Keys {
             self.dead_reasons(job),
             self.stats(job),
             self.gone(job),
+            self.list(job),
         ]
+    }
+
+    /// The descriptions of the fleet's jobs: a hash, job to JSON, see [`crate::job::KnownJob`].
+    pub fn jobs(&self) -> String {
+        format!("{}:jobs", self.prefix)
+    }
+
+    /// The entries that a job's file lists: a hash of buckets like [`Keys::feed`], and the digest of the file.
+    pub fn list(&self, job: &JobName) -> String {
+        format!("{}:list:{{{job}}}", self.prefix)
     }
 
     /// The last census: see [`crate::ops::Census`].

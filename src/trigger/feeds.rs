@@ -4,18 +4,20 @@
 //! answers or the next tick comes. Meanwhile the entries that the feed named last are kept warm. The state of a feed is
 //! kept in Redis, so each worker reports a feed that fails, whichever worker asked it.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use redis::RedisResult;
+use redis::{RedisResult, Script};
 use tracing::warn;
 
 use super::cron::Cron;
+use super::invalidation::WARMUP_SIGNAL;
 use super::tick::Claim;
-use crate::entry::{Priority, UpstreamName};
+use crate::entry::{JobName, Priority, UpstreamName};
 use crate::job::{Feed, Job, Params};
 use crate::popularity::{FeedState, feed};
-use crate::redis::RedisTime;
+use crate::protocol::Keys;
+use crate::redis::{Connection, RedisTime};
 use crate::source::{Fed, FetchError, Permit, Refusal};
 use crate::telemetry::metrics;
 use crate::warmer::retry_after;
@@ -24,6 +26,8 @@ use crate::warmer::retry_after;
 const MANY: usize = 10;
 /// The name of this step in messages.
 const ASKING: &str = "asking a job's feed";
+
+static HASTEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/hasten.lua")));
 
 /// The entries of a job's feed at a warmup.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +55,16 @@ impl From<FetchError> for Failure {
         };
         Self { reason: format!("the feed {}", error.of_feed()), wait }
     }
+}
+
+/// Brings the next warmup of a job with a feed forward to now, so that a worker asks the feed.
+///
+/// # Errors
+/// Redis's.
+pub async fn warm_up_now(redis: &mut Connection, keys: &Keys, job: &JobName) -> RedisResult<()> {
+    let _: u8 = HASTEN.key(keys.schedules()).arg(job.as_str()).invoke_async(redis).await?;
+    let signal = format!("{WARMUP_SIGNAL} {job}");
+    redis::cmd("PUBLISH").arg(keys.signal_channel()).arg(signal).exec_async(redis).await
 }
 
 impl Cron {
@@ -86,7 +100,7 @@ impl Cron {
         self.tell_feed(job, &state);
         let wait = retry_after(state.failures).max(failure.wait);
         self.keep_state(job, &state).await?;
-        let entries = feed::named_last(&mut redis, &self.keys, job).await?;
+        let entries = feed::named_last(&mut redis, &self.keys, &job.name, &job.key).await?;
         Ok(Some(Named { entries, ask_again: Some(wait), state }))
     }
 
@@ -104,7 +118,7 @@ impl Cron {
             Ok(fed) => Ok(fed.entries),
             Err(Failure { reason, .. }) => {
                 warn!(job = %job.name, "a request takes the entries of the feed's last usable answer: {reason}");
-                feed::named_last(&mut self.redis.clone(), &self.keys, job).await
+                feed::named_last(&mut self.redis.clone(), &self.keys, &job.name, &job.key).await
             }
         }
     }
@@ -114,7 +128,7 @@ impl Cron {
         if asked.may_be_empty || answer.as_ref().is_ok_and(|fed| !fed.entries.is_empty()) || answer.is_err() {
             return Ok(answer);
         }
-        let last = feed::named_last(&mut self.redis.clone(), &self.keys, job).await?.len();
+        let last = feed::named_last(&mut self.redis.clone(), &self.keys, &job.name, &job.key).await?.len();
         if last < MANY {
             return Ok(answer);
         }

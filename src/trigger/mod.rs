@@ -11,6 +11,7 @@ pub mod misses;
 mod tick;
 
 pub use cron::Cron;
+pub use feeds::warm_up_now;
 pub use invalidation::{
     Ack, At, Backlog, Channel, Clock, Complaints, GapDetector, Gone, Inbox, Invalidator, Pipeline, Watermark, inbox,
 };

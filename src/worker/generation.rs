@@ -136,7 +136,7 @@ fn start_listeners(
     process: &Process<'_>,
     stop: &CancellationToken,
 ) -> DrainSignals {
-    let Listeners { channel, inbox, pipeline, sweeper, key_rights, revalidator, heartbeat } = listeners;
+    let Listeners { channel, inbox, pipeline, sweeper, describer, key_rights, revalidator, heartbeat } = listeners;
     let signals =
         DrainSignals { ended: CancellationToken::new(), cut: CancellationToken::new(), left: CancellationToken::new() };
     let (ended, cut) = (signals.ended.clone(), signals.cut.clone());
@@ -150,6 +150,7 @@ fn start_listeners(
     let names = keys.all_fixed(shared.jobs.jobs.keys(), shared.jobs.upstreams.keys());
     loops.run("the check of types", shared.health.wrong_types.clone().run(redis, keys, names, stop.clone()));
     loops.run("the sweeper", sweeper.run(stop.clone()));
+    loops.run("the description of jobs", describer.run(stop.clone()));
     loops.run("the check of rights", key_rights.run(stop.clone()));
     loops.run("the revalidator", revalidator.run(stop.clone()));
     let (left, stop) = (signals.left.clone(), stop.clone());

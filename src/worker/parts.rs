@@ -15,7 +15,7 @@ use super::bulk_runtime::BulkRuntime;
 use super::connect::{BLOCKING, COMMAND, connect};
 use super::heartbeat::{Heartbeat, dead_after};
 use super::maintenance::{
-    self, EvictionMonitor, JobCleaner, KeyRights, Remaker, Rescuer, RestartMonitor, Revalidator, Sweeper,
+    self, Describer, EvictionMonitor, JobCleaner, KeyRights, Remaker, Rescuer, RestartMonitor, Revalidator, Sweeper,
 };
 use super::turn::Turn;
 use super::{Process, host};
@@ -23,7 +23,7 @@ use crate::admin;
 use crate::agenda::{Agenda, Wakeup};
 use crate::config::Settings;
 use crate::entry::UpstreamName;
-use crate::job::Jobs;
+use crate::job::{Jobs, KnownJobs};
 use crate::ops::Ops;
 use crate::popularity::{Popularity, Sampler};
 use crate::protocol::Keys;
@@ -79,6 +79,7 @@ pub(super) struct Listeners {
     pub(super) inbox: Inbox,
     pub(super) pipeline: PipelineLoop,
     pub(super) sweeper: Sweeper,
+    pub(super) describer: Describer,
     pub(super) key_rights: KeyRights,
     pub(super) revalidator: Revalidator,
     pub(super) heartbeat: Heartbeat,
@@ -120,7 +121,7 @@ impl<'a> Parts<'a> {
         let (cron, revalidator) = (shared.cron(stop), shared.revalidator());
         let job_cleaner = shared.job_cleaner();
         let watermark = Watermark::of(&shared.worker);
-        let channel = shared.channel(&pipeline, Arc::clone(&revalidator.wakeup))?;
+        let channel = shared.channel(&pipeline, Arc::clone(&revalidator.wakeup), Arc::clone(&cron.wakeup))?;
         let gaps_checked = channel.gap_detector.checked();
         let admin = shared.admin(&cron, &pipeline, &warming.warmer);
         let producers = Producers {
@@ -133,6 +134,7 @@ impl<'a> Parts<'a> {
         let listeners = Listeners {
             channel,
             sweeper: shared.sweeper(job_cleaner.clone()),
+            describer: shared.describer(turn.clone()),
             key_rights: KeyRights::new(shared.redis.clone(), Arc::clone(&shared.jobs), shared.health.keys.clone()),
             heartbeat: shared.heartbeat(cron, job_cleaner, watermark.clone(), turn.clone()),
             inbox: shared.inbox(reading, pipeline, watermark),
@@ -229,7 +231,12 @@ impl<'a> Shared<'a> {
         bulk_runtime.handle().spawn(connecting).await.context("connecting panicked: please report this")?
     }
 
-    fn channel(&self, pipeline: &Pipeline, revalidator: Arc<Notify>) -> anyhow::Result<Channel> {
+    fn channel(
+        &self,
+        pipeline: &Pipeline,
+        revalidator: Arc<Notify>,
+        schedules: Arc<Notify>,
+    ) -> anyhow::Result<Channel> {
         let (redis, keys) = (self.redis.clone(), self.keys.clone());
         let (worker, jobs) = (Arc::clone(&self.worker), Arc::clone(&self.jobs));
         Ok(Channel {
@@ -239,6 +246,7 @@ impl<'a> Shared<'a> {
             keys,
             pipeline: pipeline.clone(),
             revalidator,
+            schedules,
             wakeup: Arc::clone(&self.wakeup),
             queue: self.queue.clone(),
             gates: self.gates.clone(),
@@ -282,7 +290,8 @@ impl<'a> Shared<'a> {
 
     fn remaker(&self) -> Remaker {
         Remaker {
-            ops: Ops::new(self.redis.clone(), self.keys.clone(), Arc::clone(&self.jobs)),
+            ops: Ops::new(self.redis.clone(), self.keys.clone(), Arc::clone(&self.known_jobs)),
+            jobs: Arc::clone(&self.jobs),
             sources: self.sources.clone(),
             popularity: self.popularity.clone(),
             queue: self.queue.clone(),
@@ -304,6 +313,17 @@ impl<'a> Shared<'a> {
             store: self.store.clone(),
             job_cleaner,
             troubles: self.health.troubles.of("the sweeper"),
+        }
+    }
+
+    fn describer(&self, turn: Turn) -> Describer {
+        Describer {
+            redis: self.redis.clone(),
+            keys: self.keys.clone(),
+            jobs: Arc::clone(&self.jobs),
+            store: self.store.clone(),
+            troubles: self.health.troubles.of("describing jobs"),
+            turn,
         }
     }
 
@@ -405,7 +425,7 @@ impl<'a> Shared<'a> {
         let redis = self.redis.clone().with_timeout(HTTP_COMMAND);
         admin::Parts {
             health: self.health.clone(),
-            ops: Ops::new(redis, self.keys.clone(), Arc::clone(&self.jobs)),
+            ops: Ops::new(redis, self.keys.clone(), Arc::new(KnownJobs::from(&*self.jobs))),
             invalidator: self.invalidator.clone(),
             backlog: pipeline.backlog().clone(),
             cron: cron.clone(),

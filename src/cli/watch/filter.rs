@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::job::Jobs;
+use crate::job::KnownJobs;
 use crate::telemetry::{Event, Invalidation, WorkerReport};
 
 /// The jobs and keys to show; empty for all.
@@ -11,11 +11,11 @@ use crate::telemetry::{Event, Invalidation, WorkerReport};
 pub(super) struct Filter {
     only: Vec<String>,
     globs: Vec<String>,
-    jobs: Arc<Jobs>,
+    jobs: Arc<KnownJobs>,
 }
 
 impl Filter {
-    pub(super) fn new(only: Vec<String>, globs: Vec<String>, jobs: &Arc<Jobs>) -> Self {
+    pub(super) fn new(only: Vec<String>, globs: Vec<String>, jobs: &Arc<KnownJobs>) -> Self {
         Self { only, globs, jobs: Arc::clone(jobs) }
     }
 

@@ -23,7 +23,7 @@ use self::lines::Lines;
 use self::news::News;
 use self::screen::Screen;
 use self::view::View;
-use super::session::{Failed, Session, complain, jobs};
+use super::session::{Failed, complain, fleet};
 use super::{asked_to_stop, exit};
 use crate::config::{Environment, Settings};
 
@@ -49,16 +49,16 @@ pub(super) struct WatchArgs {
 }
 
 pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let jobs = jobs(settings, env)?;
+    let (session, ops) = fleet(settings, env).await?;
+    let jobs = &ops.jobs;
     if let Some(unknown) = args.job.iter().find(|name| !jobs.jobs.contains_key(name.as_str())) {
         complain(format_args!("there is no job `{unknown}`; `samovar jobs` lists the jobs"));
         return Ok(exit::USAGE);
     }
-    let filter = Filter::new(args.job.clone(), args.key.clone(), &jobs);
-    let session = Session::open(settings).await?;
+    let filter = Filter::new(args.job.clone(), args.key.clone(), jobs);
     let (sender, mut news) = mpsc::channel(WAITING);
     let receiving = news::receive(session.redis.client().clone(), session.keys.watched_channel(), sender.clone());
-    let polling = news::poll(&session, &jobs, &filter, sender);
+    let polling = news::poll(&session, jobs, &filter, sender);
     let mut view = View::new(settings.redis.to_string(), filter.to_string());
     let mut shown = if args.json || !std::io::stdout().is_terminal() {
         Shown::Lines(Lines::new(args.json))

@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::super::session::Session;
 use super::filter::Filter;
-use crate::job::Jobs;
+use crate::job::KnownJobs;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::redis::RedisTime;
 use crate::telemetry::WorkerReport;
@@ -99,7 +99,7 @@ async fn subscribed(client: &Client, channel: &str, sender: &Sender<News>) -> Re
 }
 
 /// Polls Redis without end.
-pub(super) async fn poll(session: &Session, jobs: &Arc<Jobs>, filter: &Filter, sender: Sender<News>) {
+pub(super) async fn poll(session: &Session, jobs: &Arc<KnownJobs>, filter: &Filter, sender: Sender<News>) {
     let mut ticks = interval(POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -112,7 +112,7 @@ pub(super) async fn poll(session: &Session, jobs: &Arc<Jobs>, filter: &Filter, s
     }
 }
 
-async fn once(session: &Session, jobs: &Arc<Jobs>, filter: &Filter) -> RedisResult<Poll> {
+async fn once(session: &Session, jobs: &Arc<KnownJobs>, filter: &Filter) -> RedisResult<Poll> {
     let before = reads(session).await?;
     let now = session.store.now().await?;
     let workers = session.count_workers().await?;

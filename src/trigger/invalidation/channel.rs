@@ -33,6 +33,9 @@ use crate::telemetry::Telemetry;
 
 /// Messages that may wait to be passed on. More wait on the connection, which has no bound.
 const WAITING: usize = 10_000;
+/// The first word of the signal that a warmup was brought forward; the job follows. Workers of builds before it ignore
+/// the signal, and notice the warmup within the longest wait between two looks at the schedules.
+pub(in crate::trigger) const WARMUP_SIGNAL: &str = "warmup";
 /// The time that Redis may take to confirm a subscription or its end. Longer than the longest pauses of Redis.
 const CONFIRMED: Duration = Duration::from_secs(5);
 
@@ -51,6 +54,8 @@ pub struct Channel {
     pub gap_detector: GapDetector,
     /// Woken when there is a gap.
     pub revalidator: Arc<Notify>,
+    /// Woken when a warmup is brought forward.
+    pub schedules: Arc<Notify>,
     /// Woken when an entry is due.
     pub wakeup: Arc<Wakeup>,
     /// Woken when a task is queued.
@@ -206,6 +211,7 @@ impl Channel {
             }
             Some(("canary", canary)) => self.gap_detector.heard(canary),
             _ if text == QUEUED_SIGNAL => self.queue.wake(),
+            Some((WARMUP_SIGNAL, _)) => self.schedules.notify_one(),
             _ if text == REVALIDATE_SIGNAL => self.revalidator.notify_one(),
             _ => {}
         }

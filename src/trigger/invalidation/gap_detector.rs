@@ -9,7 +9,7 @@
 //! keys ([`Job::identity`]). Any client may publish signals, so a canary counts once, by a nonce that only its sender
 //! knows. Times later than Redis's now are from another clock and do not count.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -131,6 +131,18 @@ impl Other {
     fn is_alive(&self, now: RedisTime) -> bool {
         self.last + SILENT > now
     }
+}
+
+/// Returns the identities of the jobs that live workers know: see [`Job::identity`].
+///
+/// # Errors
+/// Fails if Redis returns an error.
+pub async fn known_to_workers(redis: &mut Connection, keys: &Keys, now: RedisTime) -> RedisResult<HashSet<String>> {
+    let all: HashMap<Vec<u8>, Vec<u8>> = redis::cmd("HGETALL").arg(keys.gap_detectors()).query_async(redis).await?;
+    let records = all.iter().filter_map(|(worker, heard)| Other::read(worker, heard, now));
+    let alive: Vec<Other> = records.filter(|record| record.is_alive(now)).collect();
+    let jobs = alive.iter().flat_map(|record| record.jobs.split(','));
+    Ok(jobs.filter(|job| !job.is_empty()).map(str::to_owned).collect())
 }
 
 /// The state of a job's bare invalidations from a time when this worker did not hear.

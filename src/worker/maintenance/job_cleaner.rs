@@ -11,6 +11,7 @@ use tracing::info;
 
 use crate::entry::JobName;
 use crate::job::Jobs;
+use crate::ops::descriptions;
 use crate::protocol::Keys;
 use crate::redis::Troubles;
 use crate::redis::{Connection, Scan};
@@ -20,6 +21,9 @@ pub const ROUNDS: u64 = 144;
 
 /// The name of the step that keeps the key patterns of jobs with tags, for messages.
 const TAGGED: &str = "key patterns of jobs with tags";
+
+/// The name of the step that drops descriptions of jobs, for messages.
+const DESCRIBED: &str = "descriptions of jobs";
 
 static DROP_JOB: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/drop_job.lua")));
 
@@ -103,6 +107,8 @@ impl JobCleaner {
                 dropped += usize::from(gone.unwrap_or(false));
             }
         }
+        let described = descriptions::drop_unknown(&self.redis, &self.keys, &self.jobs).await;
+        self.troubles.alone(DESCRIBED, described)?;
         Ok(dropped)
     }
 

@@ -5,8 +5,10 @@
 //! - `Remaker` makes values due that were made from an earlier job file.
 //! - `RestartMonitor` notices a restarted or flushed Redis, `EvictionMonitor` evicted agendas.
 //! - `Sweeper` drops dead entries from tags; [`JobCleaner`] drops what is kept of removed jobs.
+//! - `Describer` publishes what commands need to know of this worker's jobs.
 //! - `KeyRights` tells when the Redis user may not use a job's keys.
 
+mod describer;
 mod eviction_monitor;
 mod job_cleaner;
 mod key_rights;
@@ -16,6 +18,7 @@ mod restart_monitor;
 mod revalidator;
 mod sweeper;
 
+pub(super) use describer::Describer;
 pub(super) use eviction_monitor::EvictionMonitor;
 pub use job_cleaner::{JobCleaner, ROUNDS};
 pub(super) use key_rights::KeyRights;

@@ -17,7 +17,7 @@ use tracing::{debug, info};
 use super::revalidator::Pace;
 use crate::agenda::When;
 use crate::entry::{EntryKey, JobName, Trigger};
-use crate::job::{Job, Params};
+use crate::job::{Job, Jobs, Params};
 use crate::ops::{Noted, Ops, Plan};
 use crate::popularity::Popularity;
 use crate::queue::Queue;
@@ -44,6 +44,8 @@ const INPUTS_WAIT: Duration = Duration::from_secs(300);
 pub(in crate::worker) struct Remaker {
     /// The records of files and values, and the agenda.
     pub(in crate::worker) ops: Ops,
+    /// The jobs.
+    pub(in crate::worker) jobs: Arc<Jobs>,
     /// Tell which AI values would stay the same.
     pub(in crate::worker) sources: Sources,
     /// Tells which entries are read most.
@@ -70,9 +72,9 @@ impl Remaker {
         let (mut has_begun, mut waits) = (false, BTreeMap::new());
         while !stop.is_cancelled() {
             let round = async {
-                self.ops.announce_files(&self.worker).await?;
+                self.ops.announce_files(&self.worker, &self.jobs).await?;
                 if !has_begun {
-                    self.ops.begin_files(self.ops.jobs.jobs.values().map(|job| &**job)).await?;
+                    self.ops.begin_files(self.jobs.jobs.values().map(|job| &**job)).await?;
                     has_begun = true;
                     // Drops the announcements of workers that were killed.
                     drop(self.jobs_of_others().await?);
@@ -107,7 +109,7 @@ impl Remaker {
     /// Carries out the changes that wait for no other worker; returns the time until the next round. `waits` holds
     /// the jobs that wait, since when, and `None` once that was logged.
     async fn round(&self, waits: &mut BTreeMap<JobName, Option<Instant>>) -> RedisResult<Duration> {
-        let jobs = &self.ops.jobs.jobs;
+        let jobs = &self.jobs.jobs;
         let noted = self.ops.noted().await?;
         // After a flush there are no values to make anew.
         let new = jobs.values().filter(|job| !noted.contains_key(&job.name));
@@ -152,7 +154,7 @@ impl Remaker {
         announced.retain(|worker, _| living.contains(worker));
         let is_silent = living.iter().any(|worker| !announced.contains_key(worker));
         Ok(move |name: &JobName| {
-            let made = self.ops.jobs.jobs.get(name).map(|job| &job.made);
+            let made = self.jobs.jobs.get(name).map(|job| &job.made);
             let differs = |files: &BTreeMap<String, crate::ops::Digests>| {
                 files.get(name.as_str()).is_some_and(|file| file.get("values") != made)
             };
@@ -168,7 +170,7 @@ impl Remaker {
     /// Returns how many jobs in a row a job's entries are made from.
     fn depth(&self, job: &Job) -> usize {
         let owners = job.inputs.values().filter_map(|input| {
-            self.ops.jobs.jobs.values().find(|owner| owner.name != job.name && owner.key.overlaps(&input.key))
+            self.jobs.jobs.values().find(|owner| owner.name != job.name && owner.key.overlaps(&input.key))
         });
         owners.map(|owner| 1 + self.depth(owner)).max().unwrap_or_default()
     }
@@ -212,7 +214,7 @@ impl Remaker {
             debug!(job = %job_name, "the job's file has changed, and no value was made from the earlier one");
             return;
         }
-        let upstream = job.sources[0].upstream().and_then(|upstream| self.ops.jobs.upstreams.get(upstream));
+        let upstream = job.sources[0].upstream().and_then(|upstream| self.jobs.upstreams.get(upstream));
         match upstream.filter(|_| job.may_hold_unasked()) {
             Some(upstream) => {
                 let budget = upstream.tokens.map_or_else(|| "none".to_owned(), |budget| budget.to_string());
@@ -293,7 +295,7 @@ impl Remaker {
     /// for twice.
     async fn has_outdated_input(&self, job: &Job, params: &Params, changes: &Changes) -> RedisResult<bool> {
         for key in job.inputs.values().filter_map(|input| input.key.write(params)) {
-            let Some((owner, _)) = self.ops.jobs.owner(key.as_str()) else { continue };
+            let Some((owner, _)) = self.jobs.owner(key.as_str()) else { continue };
             let Some(noted) = changes.get(&owner.name) else { continue };
             if !self.ops.outdated(owner, noted.base(), [key]).await?.is_empty() {
                 return Ok(true);

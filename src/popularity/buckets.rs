@@ -1,0 +1,127 @@
+//! Sets of entries in Redis: a hash of buckets, each a JSON array of entry keys.
+//!
+//! This is compact, and one bucket shows whether the set has an entry. A set is written in steps under another name and
+//! then takes its place at once, so readers see all of the previous set or all of the new one.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use redis::RedisResult;
+use tracing::warn;
+use twox_hash::XxHash3_64;
+
+use crate::entry::{EntryKey, compact};
+use crate::redis::Connection;
+
+/// Buckets of a set; with a million entries each holds 500.
+const BUCKETS: u64 = 2_048;
+/// Buckets written or read by one command.
+const BATCH: usize = 32;
+/// The TTL of an unfinished set.
+const UNFINISHED: Duration = Duration::from_secs(600);
+/// The field that tells what the set was made from. Names of buckets are shorter.
+const MADE_FROM: &str = "digest";
+
+/// Returns the bucket of an entry: a field of the hash.
+pub(crate) fn bucket(key: &EntryKey) -> String {
+    compact(XxHash3_64::oneshot(key.as_str().as_bytes()) % BUCKETS)
+}
+
+/// Returns `true` if a bucket names an entry.
+pub(crate) fn names(bucket: &[u8], key: &EntryKey) -> bool {
+    serde_json::from_slice::<Vec<Cow<'_, str>>>(bucket).is_ok_and(|names| names.iter().any(|name| name == key.as_str()))
+}
+
+/// Replaces a set atomically, and notes what it was made from.
+///
+/// # Errors
+/// Fails if Redis returns an error; the previous set then stays.
+pub(crate) async fn write(
+    redis: &mut Connection,
+    set: &str,
+    entries: impl Iterator<Item = EntryKey>,
+    made_from: Option<&str>,
+) -> RedisResult<()> {
+    let mut buckets: BTreeMap<String, HashSet<EntryKey>> = BTreeMap::new();
+    for key in entries {
+        buckets.entry(bucket(&key)).or_default().insert(key);
+    }
+    if buckets.is_empty() {
+        return redis::cmd("UNLINK").arg(set).exec_async(redis).await;
+    }
+    let unfinished = format!("{set}:{}", ulid::Ulid::generate());
+    let buckets: Vec<_> = buckets.into_iter().collect();
+    for batch in buckets.chunks(BATCH) {
+        // In one step, so that an interrupted write expires.
+        let mut pipe = redis::pipe();
+        let fields = pipe.atomic().cmd("HSET").arg(&unfinished);
+        for (bucket, keys) in batch {
+            let names: Vec<&str> = keys.iter().map(EntryKey::as_str).collect();
+            fields.arg(bucket).arg(serde_json::to_string(&names).unwrap_or_default());
+        }
+        pipe.cmd("EXPIRE").arg(&unfinished).arg(UNFINISHED.as_secs());
+        pipe.exec_async(redis).await?;
+    }
+    let mut finish = redis::pipe();
+    finish.atomic();
+    if let Some(made_from) = made_from {
+        finish.cmd("HSET").arg(&unfinished).arg(MADE_FROM).arg(made_from);
+    }
+    finish.cmd("RENAME").arg(&unfinished).arg(set).cmd("PERSIST").arg(set);
+    finish.exec_async(redis).await
+}
+
+/// Returns what a set was made from; `None` if there is no set.
+///
+/// # Errors
+/// Fails if Redis returns an error.
+pub(crate) async fn made_from(redis: &mut Connection, set: &str) -> RedisResult<Option<Vec<u8>>> {
+    redis::cmd("HGET").arg(set).arg(MADE_FROM).query_async(redis).await
+}
+
+/// Returns the entries of a set, read in steps. Parts that are no lists of names are left out, with a warning.
+///
+/// # Errors
+/// Fails if Redis returns an error.
+pub(crate) async fn read(redis: &mut Connection, set: &str) -> RedisResult<Vec<String>> {
+    let mut buckets: Vec<Vec<u8>> = redis::cmd("HKEYS").arg(set).query_async(redis).await?;
+    buckets.retain(|bucket| bucket != MADE_FROM.as_bytes());
+    let mut entries = Vec::new();
+    for batch in buckets.chunks(BATCH) {
+        let texts: Vec<Option<Vec<u8>>> = redis::cmd("HMGET").arg(set).arg(batch).query_async(redis).await?;
+        for text in texts.into_iter().flatten() {
+            match serde_json::from_slice::<Vec<String>>(&text) {
+                Ok(names) => entries.extend(names),
+                Err(e) => warn!(key = set, "a part of a stored list of entries is no list of names; ignoring it: {e}"),
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// Returns `true` if a set has an entry.
+///
+/// # Errors
+/// Fails if Redis returns an error.
+pub(crate) async fn has(redis: &mut Connection, set: &str, key: &EntryKey) -> RedisResult<bool> {
+    let found: Option<Vec<u8>> = redis::cmd("HGET").arg(set).arg(bucket(key)).query_async(redis).await?;
+    Ok(found.is_some_and(|found| names(&found, key)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_names_what_is_in_it_and_nothing_else() {
+        let bucket = r#"["art:\"Göl\"","art:Kuğu"]"#.as_bytes();
+        for (key, named) in [("art:Kuğu", true), ("art:\"Göl\"", true), ("Göl", false), ("art:Kuğ", false), ("", false)]
+        {
+            assert_eq!(names(bucket, &EntryKey::new(key)), named, "{key}");
+        }
+        for garbage in [&b"garbage"[..], b"[\"\xff\"]", b""] {
+            assert!(!names(garbage, &EntryKey::new("art:Kuğu")));
+        }
+    }
+}
