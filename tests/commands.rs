@@ -43,7 +43,7 @@ async fn a_key_like_a_pattern_is_not_warmed_by_mistake() {
             }
         }
         let refused = run(&redis, &jobs, &["invalidate", key]).await;
-        assert_eq!((refused.code, messages(&redis).await), (Some(1), 0), "{refused:?}");
+        assert_eq!((refused.code, messages(&redis).await), (Some(2), 0), "{refused:?}");
         assert!(refused.stderr.contains(&format!("--pattern '{key}'")), "{refused:?}");
     }
     assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:agenda:{art}"]).await, 0, "nothing is due");
@@ -74,7 +74,7 @@ async fn an_invalidation_of_what_no_job_knows_is_refused() {
         (&["a:1", "a:2", "a:3", "a:4", "a:5", "a:6", "a:7"], "`a:5` and 2 more match no job"),
     ] {
         let refused = run(&redis, &plain, &[&["invalidate"][..], args].concat()).await;
-        assert_eq!((refused.code, messages(&redis).await), (Some(1), 0), "{args:?}: {refused:?}");
+        assert_eq!((refused.code, messages(&redis).await), (Some(2), 0), "{args:?}: {refused:?}");
         assert!(refused.stderr.contains(said) && refused.stderr.contains("--force"), "{args:?}: {refused:?}");
     }
     let forced = run(&redis, &plain, &["invalidate", "arts:a", "--tag", "t:a", "--force"]).await;
@@ -113,7 +113,7 @@ async fn a_key_of_no_job_that_a_service_loaded_is_invalidated() {
         assert_eq!(sent.code, Some(0), "{sent:?}");
     }
     let refused = run(&redis, &jobs, &["invalidate", "report:theirs", "report:loaded"]).await;
-    assert_eq!((refused.code, messages(&redis).await), (Some(1), 2), "{refused:?}");
+    assert_eq!((refused.code, messages(&redis).await), (Some(2), 2), "{refused:?}");
     assert!(refused.stderr.contains("the key `report:theirs` matches no job"), "{refused:?}");
 }
 
@@ -412,7 +412,8 @@ async fn a_misspelt_setting_is_told_with_its_remedy() {
     }
     assert!(!warned.stderr.contains("hunter22"), "{warned:?}");
     // A misspelt name of the folder is the cause of what fails then.
-    let failed = samovar(["jobs"]).env("SAMOVAR_JOB", "/etc/jobs").run().await;
+    let redis = TestRedis::start().await;
+    let failed = samovar(["jobs"]).redis(&redis).env("SAMOVAR_JOB", "/etc/jobs").run().await;
     assert_eq!(failed.code, Some(78), "{failed:?}");
     let told = ["did you mean SAMOVAR_JOBS?", "cannot be read"].map(|said| failed.stderr.find(said));
     assert!(matches!(told, [Some(warned), Some(failed)] if warned < failed), "{failed:?}");
@@ -467,7 +468,7 @@ async fn run_with(redis: &TestRedis, jobs: &JobsFolder, env_file: &str, args: &[
 fn faults_of_job_files_end_with_a_line_break() {
     let jobs = JobsFolder::new().job("art", "key = 1\n");
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_samovar"));
-    let ended = command.arg("jobs").env_clear().env("SAMOVAR_JOBS", jobs.path()).output().unwrap();
+    let ended = command.arg("worker").env_clear().env("SAMOVAR_JOBS", jobs.path()).output().unwrap();
     let told = String::from_utf8(ended.stderr).unwrap();
     assert!(told.ends_with("no job was loaded\n"), "{told:?}");
 }

@@ -400,10 +400,13 @@ async fn samovar_warm_asks_no_feed_of_a_paused_upstream() {
     upstream.on("/popular", Reply::status(429).header("Retry-After", "600"));
     let jobs = art.list(["a"]).folder();
     let _worker = worker(&redis, &jobs);
-    eventually("it failed", async || state(&redis).await["failures"].as_u64() > Some(0)).await;
+    let failures = async || state(&redis).await["failures"].as_u64();
+    eventually("it failed", async || failures().await == Some(1)).await;
     let warmed = samovar(["warm", "art"]).redis(&redis).jobs(&jobs).run().await;
     assert_eq!(warmed.code, Some(0), "{warmed:?}");
-    assert!(warmed.stderr.contains("museum admits nothing: retry-after"), "{warmed:?}");
+    eventually("a worker tried", async || failures().await == Some(2)).await;
+    let reason = state(&redis).await["reason"].to_string();
+    assert!(reason.contains("museum admits nothing: retry-after"), "{reason}");
     assert_eq!(upstream.calls("/popular"), 1);
 }
 

@@ -1,12 +1,12 @@
 //! The descriptions of jobs that workers publish in Redis, so that commands need no job files and no secrets.
 //!
-//! A worker publishes them when it takes charge, and again if some are missing. Each has the time since when its
+//! A worker publishes them when it takes charge, and again if Redis lost them. Each has the time since when its
 //! publisher is in charge, and one of a worker that started later stays. So in a rolling deploy the new workers win,
 //! and after a rollback the old ones, which started last. Workers of builds before this one publish nothing and leave
 //! these keys alone.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use redis::{RedisResult, Script};
@@ -53,20 +53,19 @@ pub async fn read(redis: &Connection, keys: &Keys) -> RedisResult<Descriptions> 
 }
 
 /// Publishes the descriptions of a worker that is in charge of these jobs since then, and the entries that their files
-/// list. Publishes nothing of jobs that a worker described that started later.
+/// list. Writes only what differs, and nothing of jobs that a worker described that took charge later.
 ///
 /// # Errors
 /// Fails if Redis returns an error; publish again.
 pub async fn publish(
     redis: &Connection,
     keys: &Keys,
-    jobs: &Jobs,
+    jobs: &KnownJobs,
     since: RedisTime,
     troubles: &Troubles,
 ) -> RedisResult<()> {
     let mut redis = redis.clone();
-    let known = KnownJobs::from(jobs);
-    let all: Vec<&Arc<KnownJob>> = known.jobs.values().collect();
+    let all: Vec<&KnownJob> = jobs.jobs.values().map(|job| &**job).collect();
     for some in all.chunks(AT_ONCE) {
         let mut call = DESCRIBE.key(keys.jobs());
         call.arg(since);
@@ -75,42 +74,32 @@ pub async fn publish(
             call.arg(job.name.as_str()).arg(text);
         }
         let taken: Vec<String> = call.invoke_async(&mut redis).await?;
-        for job in some.iter().filter(|job| taken.iter().any(|name| *name == job.name.as_str())) {
-            troubles.alone(job.name.as_str(), publish_list(&mut redis, keys, job).await)?;
+        let taken = some.iter().filter(|job| taken.iter().any(|name| *name == job.name.as_str()));
+        let taken: Vec<&KnownJob> = taken.copied().collect();
+        if taken.is_empty() {
+            continue;
+        }
+        let lists: Vec<String> = taken.iter().map(|job| keys.list(&job.name)).collect();
+        for ((job, list), present) in taken.iter().zip(&lists).zip(buckets::made_from(&mut redis, &lists).await?) {
+            let published = match present {
+                Ok(present) => publish_list(&mut redis, list, job, present.as_deref()).await,
+                Err(e) => Err(e),
+            };
+            troubles.alone(job.name.as_str(), published)?;
         }
     }
     Ok(())
 }
 
-/// Publishes the entries that a job's file lists, unless they are there. A crash in between leaves the earlier ones.
-async fn publish_list(redis: &mut Connection, keys: &Keys, job: &KnownJob) -> RedisResult<()> {
+/// Publishes the entries that a job's file lists, unless they are those that are present. A crash in between leaves the
+/// earlier ones.
+async fn publish_list(redis: &mut Connection, list: &str, job: &KnownJob, present: Option<&[u8]>) -> RedisResult<()> {
     let Some(file) = &job.file else { return Ok(()) };
-    let set = keys.list(&job.name);
-    let is_there = match buckets::made_from(redis, &set).await? {
-        Some(made_from) => made_from == job.digest.as_bytes(),
-        None => job.listed == 0,
-    };
-    if is_there {
+    if present.map_or(job.listed == 0, |present| present == job.digest.as_bytes()) {
         return Ok(());
     }
     let listed = file.entries.list.iter().filter_map(|params| job.key.write(params));
-    buckets::write(redis, &set, listed, Some(&job.digest)).await
-}
-
-/// Returns `true` if descriptions or lists of these jobs are missing.
-///
-/// # Errors
-/// Fails if Redis returns an error.
-pub async fn are_missing(redis: &Connection, keys: &Keys, jobs: &Jobs) -> RedisResult<bool> {
-    let lists = jobs.jobs.values().filter(|job| !job.entries.list.is_empty()).map(|job| keys.list(&job.name));
-    let lists: Vec<String> = lists.collect();
-    let mut ask = redis::pipe();
-    ask.hkeys(keys.jobs());
-    lists.iter().for_each(|list| _ = ask.exists(list));
-    let mut replies: Vec<redis::Value> = ask.query_async(&mut redis.clone()).await?;
-    let described: BTreeSet<String> = redis::from_redis_value(replies.remove(0))?;
-    let exist: Vec<bool> = redis::from_redis_value(redis::Value::Array(replies))?;
-    Ok(!jobs.jobs.keys().all(|job| described.contains(job.as_str())) || exist.contains(&false))
+    buckets::write(redis, list, listed, Some(&job.digest)).await
 }
 
 /// Removes the descriptions of jobs of which Redis keeps nothing else: the job cleaner dropped them.

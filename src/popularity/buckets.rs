@@ -72,12 +72,19 @@ pub(crate) async fn write(
     finish.exec_async(redis).await
 }
 
-/// Returns what a set was made from; `None` if there is no set.
+/// Returns what each of these sets was made from; `None` for one that there is not.
 ///
 /// # Errors
-/// Fails if Redis returns an error.
-pub(crate) async fn made_from(redis: &mut Connection, set: &str) -> RedisResult<Option<Vec<u8>>> {
-    redis::cmd("HGET").arg(set).arg(MADE_FROM).query_async(redis).await
+/// Fails if Redis cannot be asked; a set of a wrong type has an error of its own.
+pub(crate) async fn made_from(
+    redis: &mut Connection,
+    sets: &[String],
+) -> RedisResult<Vec<RedisResult<Option<Vec<u8>>>>> {
+    let mut ask = redis::pipe();
+    for set in sets {
+        ask.cmd("HGET").arg(set).arg(MADE_FROM);
+    }
+    ask.ignore_errors().query_async(redis).await
 }
 
 /// Returns the entries of a set, read in steps. Parts that are no lists of names are left out, with a warning.

@@ -59,6 +59,7 @@ pub(super) struct Shared<'a> {
     pub(super) redis: Connection,
     pub(super) keys: Keys,
     pub(super) jobs: Arc<Jobs>,
+    known_jobs: Arc<KnownJobs>,
     store: Store,
     agenda: Agenda,
     pub(super) queue: Queue,
@@ -183,6 +184,7 @@ impl<'a> Shared<'a> {
             redis: redis.clone(),
             worker,
             keys,
+            known_jobs: Arc::new(KnownJobs::from(&*jobs)),
             jobs,
             store,
             agenda,
@@ -320,7 +322,7 @@ impl<'a> Shared<'a> {
         Describer {
             redis: self.redis.clone(),
             keys: self.keys.clone(),
-            jobs: Arc::clone(&self.jobs),
+            jobs: Arc::clone(&self.known_jobs),
             store: self.store.clone(),
             troubles: self.health.troubles.of("describing jobs"),
             turn,
@@ -425,7 +427,7 @@ impl<'a> Shared<'a> {
         let redis = self.redis.clone().with_timeout(HTTP_COMMAND);
         admin::Parts {
             health: self.health.clone(),
-            ops: Ops::new(redis, self.keys.clone(), Arc::new(KnownJobs::from(&*self.jobs))),
+            ops: Ops::new(redis, self.keys.clone(), Arc::clone(&self.known_jobs)),
             invalidator: self.invalidator.clone(),
             backlog: pipeline.backlog().clone(),
             cron: cron.clone(),

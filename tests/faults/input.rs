@@ -426,8 +426,9 @@ async fn no_key_and_no_answer_commands_a_terminal_or_forges_a_line() {
 async fn a_faulty_job_file_commands_no_terminal() {
     let file = "key = \"art:{name}\"\nttl = \"1\u{9b}2J\u{202e}\"\n[source]\nkind = \"\u{9b}2J\"\n";
     let jobs = JobsFolder::new().job("art", file);
+    let redis = TestRedis::start().await;
     for args in [&["check"][..], &["check", "--json"], &["worker"], &["jobs"]] {
-        let ended = samovar(args).jobs(&jobs).run().await;
+        let ended = samovar(args).redis(&redis).jobs(&jobs).run().await;
         assert_eq!(ended.code, Some(78), "{ended:?}");
         is_clean(&args.join(" "), &format!("{}{}", ended.stdout, ended.stderr));
     }

@@ -16,7 +16,7 @@ use super::{both, choices, factor, readable, works};
 
 /// All keys that begin with Samovar's prefix, by kind, without the locks of services and their numbers, which no test
 /// of one job has.
-const KINDS: [&str; 34] = [
+const KINDS: [&str; 36] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
@@ -41,6 +41,8 @@ const KINDS: [&str; 34] = [
     "samovar:reserved:*",
     "samovar:fetched:*",
     "samovar:census",
+    "samovar:jobs",
+    "samovar:list:*",
     "samovar:reads",
     "samovar:misses",
     "samovar:marker",

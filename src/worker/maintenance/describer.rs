@@ -1,6 +1,7 @@
 //! The describer: publishes what commands need to know of the jobs that this worker is in charge of.
 //!
-//! It publishes when the generation takes charge, and again when Redis lost some of it. If it fails, it tries again.
+//! It publishes when the generation takes charge. Each later round writes only what Redis lost, or what another worker
+//! wrote that took charge earlier.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,22 +9,22 @@ use std::time::Duration;
 use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::Jobs;
+use crate::job::KnownJobs;
 use crate::ops::descriptions;
 use crate::protocol::Keys;
 use crate::redis::{Backoff, Connection, RedisTime, Troubles};
 use crate::store::Store;
 use crate::worker::turn::Turn;
 
-/// The interval at which it checks whether Redis still has all of it.
-const CHECK: Duration = Duration::from_secs(5);
+/// The interval between two rounds, each of which writes what Redis lost.
+const ROUND: Duration = Duration::from_secs(5);
 
 /// One worker's descriptions.
 #[derive(Debug)]
 pub(in crate::worker) struct Describer {
     pub(in crate::worker) redis: Connection,
     pub(in crate::worker) keys: Keys,
-    pub(in crate::worker) jobs: Arc<Jobs>,
+    pub(in crate::worker) jobs: Arc<KnownJobs>,
     pub(in crate::worker) store: Store,
     /// The failures of single jobs.
     pub(in crate::worker) troubles: Troubles,
@@ -47,25 +48,19 @@ impl Describer {
             }
             backoff.well();
             tokio::select! {
-                () = tokio::time::sleep(CHECK) => {}
+                () = tokio::time::sleep(ROUND) => {}
                 () = stop.cancelled() => {}
             }
         }
     }
 
-    /// Publishes what is missing; everything if this is the first time. `since` is when the generation took charge.
+    /// Publishes what Redis does not have. `since` is when the generation took charge.
     async fn round(&self, since: &mut Option<RedisTime>) -> RedisResult<()> {
-        let publishing = async {
-            let began = match *since {
-                Some(_) if !descriptions::are_missing(&self.redis, &self.keys, &self.jobs).await? => return Ok(()),
-                Some(began) => began,
-                None => self.store.now().await?,
-            };
-            descriptions::publish(&self.redis, &self.keys, &self.jobs, began, &self.troubles).await?;
-            *since = Some(began);
-            Ok(())
+        let began = match *since {
+            Some(began) => began,
+            None => *since.insert(self.store.now().await?),
         };
-        let published = publishing.await;
+        let published = descriptions::publish(&self.redis, &self.keys, &self.jobs, began, &self.troubles).await;
         self.troubles.alone("all jobs", published).map(|_| ())
     }
 }

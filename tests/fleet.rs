@@ -1,0 +1,355 @@
+//! Commands ask Redis what the fleet knows of its jobs: they need no job files and no secrets.
+#![cfg(test)]
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::{
+    Art, Finished, JobsFolder, Parts, Reply, Samovar, TestRedis, Upstream, WorkerProcess, both, eventually, readable,
+    samovar, talkative, worker,
+};
+
+const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
+const KEY: &str = "headers = { X-Key = \"{{ env.APP_KEY }}\" }";
+
+/// A command on another machine: without job files and their secrets.
+fn elsewhere<'a>(redis: &TestRedis, args: &[&'a str]) -> Samovar {
+    samovar(args).redis(redis).env("SAMOVAR_JOBS", "/nowhere")
+}
+
+async fn run(redis: &TestRedis, args: &[&str]) -> Finished {
+    elsewhere(redis, args).run().await
+}
+
+/// Waits until a worker has described a job.
+async fn described(redis: &TestRedis, job: &str) -> Value {
+    eventually(&format!("{job} is described"), async || {
+        let text: Option<String> = redis.ask(&["HGET", "samovar:jobs", job]).await;
+        text.and_then(|text| serde_json::from_str(&text).ok())
+    })
+    .await
+}
+
+/// Returns all jobs as `samovar jobs --json` shows them elsewhere; none before a worker has described them.
+async fn jobs(redis: &TestRedis) -> Vec<Value> {
+    let shown = run(redis, &["jobs", "--json"]).await;
+    serde_json::from_str(&shown.stdout).unwrap_or_default()
+}
+
+/// Waits until a job has this TTL elsewhere.
+async fn has_ttl(redis: &TestRedis, seconds: u64) {
+    eventually(&format!("the TTL is {seconds} s"), async || {
+        let all = jobs(redis).await;
+        let art = all.iter().find(|job| job["job"] == "art").cloned();
+        if art.as_ref().is_some_and(|art| art["ttl_seconds"] == seconds) { Ok(()) } else { Err(all) }
+    })
+    .await;
+}
+
+fn with_secret(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
+    talkative(redis, jobs).env("APP_KEY", "hunter22").spawn()
+}
+
+#[tokio::test]
+async fn commands_need_neither_job_files_nor_secrets() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a", "x*"]).limits(KEY).folder();
+    let _worker = with_secret(&redis, &jobs);
+    readable(&redis, "a").await;
+    described(&redis, "art").await;
+    eventually("the list is there", async || redis.keys("samovar:list:*").await.len() == 1).await;
+    let broken = JobsFolder::new().job("art", "this is no TOML");
+    let same = jobs;
+    let places: [&dyn Fn(&[&str]) -> Samovar; 3] = [
+        &|args| elsewhere(&redis, args),
+        &|args| samovar(args).redis(&redis).jobs(&broken),
+        // The secret is not set.
+        &|args| samovar(args).redis(&redis).jobs(&same),
+    ];
+    for place in places {
+        for args in [
+            &["jobs"][..],
+            &["get", "art:a"],
+            &["dead"],
+            &["dead", "--retry", "art"],
+            &["pause", "art"],
+            &["resume", "art"],
+            &["warm", "art:a", "--wait"],
+            &["warm", "art:x*"],
+            &["warm", "art"],
+            &["warm", "art", "--dry-run"],
+            &["invalidate", "art:a"],
+            &["invalidate", "--job", "art"],
+        ] {
+            let done = place(args).run().await;
+            assert_eq!((done.code, &*done.stderr), (Some(0), ""), "{args:?}: {done:?}");
+        }
+        let due: Value = serde_json::from_str(&place(&["warm", "art", "--json"]).run().await.stdout).unwrap();
+        assert_eq!(due["due"], 2, "{due}");
+        for args in [&["invalidate", "arts:a"][..], &["pause", "arts"], &["warm", "art:y*"], &["dead", "arts"]] {
+            assert_eq!(place(args).run().await.code, Some(2), "{args:?}");
+        }
+        let watch = place(&["watch", "--job", "art"]).spawn();
+        eventually("it shows what is warmed", async || {
+            redis.publish("samovar:invalidate", "art:a").await;
+            watch.printed().iter().any(|line| line.contains("art:a"))
+        })
+        .await;
+        assert_eq!(place(&["check"]).run().await.code, Some(78), "check reads files");
+    }
+    let known: Vec<String> = redis.ask(&["HGETALL", "samovar:jobs"]).await;
+    assert!(!known.join(" ").contains("hunter22"), "{known:?}");
+}
+
+#[tokio::test]
+async fn before_the_first_worker_commands_read_job_files() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    for args in [&["jobs"][..], &["get", "art:a"], &["pause", "art"], &["resume", "art"], &["warm", "art"], &["dead"]] {
+        let done = samovar(args).redis(&redis).jobs(&jobs).run().await;
+        assert_ne!(done.code, Some(78), "{args:?}: {done:?}");
+        let failed = run(&redis, args).await;
+        assert_eq!(failed.code, Some(78), "{args:?}: {failed:?}");
+        for said in ["no worker has described its jobs in Redis", "/nowhere"] {
+            assert!(failed.stderr.contains(said), "{args:?}: {failed:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_worker_that_started_last_describes_the_jobs() {
+    let (redis, upstream) = both().await;
+    let (old, new) = (Art::of(&upstream).folder(), Art::of(&upstream).ttl("2h").folder());
+    let first = worker(&redis, &old);
+    has_ttl(&redis, 3_600).await;
+    let mut second = worker(&redis, &new);
+    has_ttl(&redis, 7_200).await;
+    let since = described(&redis, "art").await["since_ms"].clone();
+    // The old one runs on, and both describe what is lost.
+    redis.flush().await;
+    eventually("it is the last one's again", async || {
+        let text: Option<String> = redis.ask(&["HGET", "samovar:jobs", "art"]).await;
+        text.is_some_and(|text| serde_json::from_str::<Value>(&text).unwrap()["since_ms"] == since)
+    })
+    .await;
+    has_ttl(&redis, 7_200).await;
+    // A rollback is a start, too.
+    second.kill9();
+    let _third = worker(&redis, &old);
+    has_ttl(&redis, 3_600).await;
+    drop(first);
+}
+
+#[tokio::test]
+async fn a_job_that_no_worker_knows_any_more_is_told() {
+    let (redis, upstream) = both().await;
+    let poem = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");
+    let both_jobs = Art::of(&upstream).folder().job("poem", &poem);
+    let first = worker(&redis, &both_jobs);
+    described(&redis, "poem").await;
+    let told = run(&redis, &["jobs"]).await.stdout;
+    assert!(!told.contains("No running worker knows"), "{told}");
+    std::fs::remove_file(both_jobs.path().join("poem.toml")).unwrap();
+    first.hangup();
+    eventually("it is told", async || {
+        let told = run(&redis, &["jobs"]).await.stdout;
+        if told.contains("No running worker knows poem: its file was removed") { Ok(()) } else { Err(told) }
+    })
+    .await;
+    let all = jobs(&redis).await;
+    let faults = |name: &str| all.iter().find(|job| job["job"] == name).unwrap()["faults"].to_string();
+    assert!(faults("poem").contains("no running worker knows"), "{all:?}");
+    assert_eq!(faults("art"), "null", "{all:?}");
+}
+
+#[tokio::test]
+async fn descriptions_that_cannot_be_read_are_told_and_replaced() {
+    let (redis, upstream) = both().await;
+    let folder = Art::of(&upstream).folder();
+    let later = json!({"job": "later", "key": "later:{x}", "since_ms": 1, "new": {"field": []}}).to_string();
+    redis.ask::<u64>(&["HSET", "samovar:jobs", "art", "gar\x1bbage", "later", &later, "huge", "{}"]).await;
+    let shown = run(&redis, &["jobs"]).await;
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    assert!(shown.stdout.contains("later:{x}"), "{shown:?}");
+    for name in ["art", "huge"] {
+        let said = format!("the description of the job `{name}` in Redis cannot be read");
+        assert!(shown.stderr.contains(&said) && !shown.stderr.contains('\x1b'), "{shown:?}");
+    }
+    let first = worker(&redis, &folder);
+    has_ttl(&redis, 3_600).await;
+    drop(first);
+    redis.ask::<u64>(&["DEL", "samovar:jobs"]).await;
+    redis.set("samovar:jobs", "a stranger's", Duration::from_secs(600)).await;
+    let failed = run(&redis, &["jobs"]).await;
+    assert_eq!(failed.code, Some(78), "{failed:?}");
+    for said in ["the descriptions of jobs in Redis cannot be read", "/nowhere"] {
+        assert!(failed.stderr.contains(said), "{failed:?}");
+    }
+    let _second = worker(&redis, &folder);
+    readable_from_files(&redis, &folder).await;
+    redis.ask::<u64>(&["DEL", "samovar:jobs"]).await;
+    has_ttl(&redis, 3_600).await;
+}
+
+async fn readable_from_files(redis: &TestRedis, jobs: &JobsFolder) {
+    let shown = samovar(["jobs"]).redis(redis).jobs(jobs).run().await;
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    assert!(shown.stdout.contains("art:{name}") && shown.stdout.contains("samovar:jobs"), "{shown:?}");
+}
+
+#[tokio::test]
+async fn a_renamed_job_owns_its_keys_by_its_new_name() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let folder = Art::of(&upstream).folder();
+    let first = worker(&redis, &folder);
+    described(&redis, "art").await;
+    drop(first);
+    let renamed = Art::of(&upstream).folder().job("works", &Art::of(&upstream).toml());
+    std::fs::remove_file(renamed.path().join("art.toml")).unwrap();
+    let _second = worker(&redis, &renamed);
+    described(&redis, "works").await;
+    let warmed = run(&redis, &["warm", "art:a", "--wait"]).await;
+    assert_eq!(warmed.code, Some(0), "{warmed:?}");
+    let shown: Value = serde_json::from_str(&run(&redis, &["get", "art:a", "--json"]).await.stdout).unwrap();
+    assert_eq!(shown["job"], "works");
+}
+
+/// And is not written again by each worker that starts.
+#[tokio::test]
+async fn a_long_list_is_published_and_warmed() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let art = Art::of(&upstream).list((0..20_000).map(|n| format!("Kaplumbağa {n}"))).warm("every = \"366d\"");
+    let folder = art.folder();
+    let _paused: () = redis.ask(&["SET", "samovar:paused:{art}", "1"]).await;
+    let first = worker(&redis, &folder);
+    eventually("the list is there", async || redis.keys("samovar:list:{art}").await.len() == 1).await;
+    let due: Value = serde_json::from_str(&run(&redis, &["warm", "art", "--json"]).await.stdout).unwrap();
+    assert_eq!(due["due"], 20_000, "{due}");
+    let most: u64 = redis.ask(&["HSTRLEN", "samovar:jobs", "art"]).await;
+    assert!(most < 1_000, "the list is no part of the description, which has {most} bytes");
+    drop(first);
+    redis.ask::<u64>(&["HSET", "samovar:list:{art}", "zz", "[\"art:kept\"]"]).await;
+    let since = described(&redis, "art").await["since_ms"].clone();
+    let second = worker(&redis, &folder);
+    let republished = async || described(&redis, "art").await["since_ms"] != since;
+    eventually("another worker is in charge", republished).await;
+    assert_eq!(redis.ask::<Vec<String>>(&["HMGET", "samovar:list:{art}", "zz"]).await, ["[\"art:kept\"]"]);
+    drop(second);
+    // A list that became empty goes.
+    let unlisted = Art::of(&upstream).folder();
+    let _third = worker(&redis, &unlisted);
+    eventually("it is gone", async || redis.keys("samovar:list:*").await.is_empty()).await;
+}
+
+async fn feed_of(upstream: &Upstream, names: &[&str]) {
+    upstream.on("/popular", Reply::json(json!({ "names": names })));
+}
+
+#[tokio::test]
+async fn warming_a_job_has_a_worker_ask_its_feed() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let folder = Art::of(&upstream).entries(FEED).limits(KEY).warm("every = \"366d\"").folder();
+    // The first answer is a former one: it is held back until the job is warmed.
+    feed_of(&upstream, &["a"]).await;
+    let gate = upstream.gate("/popular");
+    let _worker = with_secret(&redis, &folder);
+    gate.arrived(1).await;
+    described(&redis, "art").await;
+    feed_of(&upstream, &["a", "b"]).await;
+    let warmed: Value = serde_json::from_str(&run(&redis, &["warm", "art", "--json"]).await.stdout).unwrap();
+    assert_eq!((&warmed["due"], &warmed["asks_feed"]), (&json!(0), &json!(true)), "{warmed}");
+    gate.open();
+    readable(&redis, "b").await;
+    let ended = async || {
+        let next: Option<f64> = redis.ask(&["ZSCORE", "samovar:{schedules}", "art"]).await;
+        let ticks: u64 = redis.ask(&["HLEN", "samovar:{schedules}:ticks"]).await;
+        let now = Parts::of(&redis).await.now().await.as_millis();
+        #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
+        let is_next = next.is_some_and(|next| next as i64 > now + 3_600_000);
+        if is_next && ticks == 0 { Ok(()) } else { Err((next, ticks)) }
+    };
+    eventually("the warmup has ended, and the next is scheduled", ended).await;
+    assert!(upstream.requests("/popular").iter().all(|call| call.header("x-key") == "hunter22"));
+    feed_of(&upstream, &["c"]).await;
+    let warmed = run(&redis, &["warm", "art"]).await;
+    assert!(warmed.stdout.contains("2 entries of art due now; a worker asks its feed"), "{warmed:?}");
+    readable(&redis, "c").await;
+    eventually("the warmup has ended again", ended).await;
+    let asked = upstream.calls("/popular");
+    let one = run(&redis, &["warm", "art:a", "--wait"]).await;
+    assert_eq!((one.code, upstream.calls("/popular")), (Some(0), asked), "{one:?}");
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_ai_calls_by_the_prompts_or_at_most() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| {
+        Reply::json(json!({
+            "choices": [{"message": {"content": "Story"}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+        }))
+    });
+    let story = |prompt: &str| {
+        format!(
+            "key = \"story:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nupstream = \"museum\"\n\
+             model = \"tiny\"\nprompt = \"{prompt} {{{{ name }}}}\"\n[entries]\nlist = [\"a\", \"b\"]\n"
+        )
+    };
+    let folder = Art::of(&upstream).limits(KEY).folder().job("story", &story("Tell of"));
+    let _worker = with_secret(&redis, &folder);
+    eventually("both are there", async || redis.keys("story:*").await.len() == 2).await;
+    described(&redis, "story").await;
+    let args = ["warm", "story", "--dry-run"];
+    let exact = samovar(args).redis(&redis).jobs(&folder).env("APP_KEY", "x").run().await;
+    assert!(exact.stdout.contains("0 AI calls") && exact.stderr.is_empty(), "{exact:?}");
+    let other = Art::of(&upstream).folder().job("story", &story("Sing of"));
+    let (unset, changed) = (samovar(args).redis(&redis).jobs(&folder), samovar(args).redis(&redis).jobs(&other));
+    for (place, why) in [(elsewhere(&redis, &args), "/nowhere"), (unset, "APP_KEY"), (changed, "another than")] {
+        let bound = place.run().await;
+        assert_eq!(bound.code, Some(0), "{bound:?}");
+        assert!(bound.stdout.contains("2 AI calls"), "{bound:?}");
+        let said = bound.stderr.contains("every entry of story counts as an AI call") && bound.stderr.contains(why);
+        assert!(said, "{why}: {bound:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_is_told_as_json_to_programs() {
+    let (redis, upstream) = both().await;
+    let folder = Art::of(&upstream).folder();
+    for args in [
+        &["warm", "arts"][..],
+        &["warm", "art:*"],
+        &["invalidate", "arts:a"],
+        &["invalidate", "art:*"],
+        &["invalidate", "--tag", ""],
+    ] {
+        let refuse = async |more: &[&str]| {
+            let refused = samovar([args, more].concat()).redis(&redis).jobs(&folder).run().await;
+            assert_eq!(refused.code, Some(2), "{args:?}: {refused:?}");
+            refused
+        };
+        let (text, json) = (refuse(&[]).await, refuse(&["--json"]).await);
+        let error: Value = serde_json::from_str(&json.stdout).unwrap_or_else(|e| panic!("{e}: {json:?}"));
+        assert_eq!((&*text.stdout, &*json.stderr), ("", ""), "{args:?}");
+        assert_eq!(format!("samovar: {}\n", error["error"].as_str().unwrap()), text.stderr, "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn variables_of_the_workers_job_files_are_no_misspelt_settings() {
+    let (redis, upstream) = both().await;
+    let folder = Art::of(&upstream).limits("headers = { X-Key = \"{{ env.SAMOVAR_TOKENS }}\" }").folder();
+    let _worker = talkative(&redis, &folder).env("SAMOVAR_TOKENS", "hunter22").spawn();
+    described(&redis, "art").await;
+    let shown = elsewhere(&redis, &["jobs"]).env("SAMOVAR_TOKENS", "x").env("SAMOVAR_TOKNE", "x").run().await;
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    assert!(shown.stderr.contains("SAMOVAR_TOKNE is no setting"), "{shown:?}");
+    assert!(!shown.stderr.contains("SAMOVAR_TOKENS"), "{shown:?}");
+}
