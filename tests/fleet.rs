@@ -163,6 +163,10 @@ async fn a_job_that_no_worker_knows_any_more_is_told() {
     let faults = |name: &str| all.iter().find(|job| job["job"] == name).unwrap()["faults"].to_string();
     assert!(faults("poem").contains("no running worker knows"), "{all:?}");
     assert_eq!(faults("art"), "null", "{all:?}");
+    let warmed = run(&redis, &["warm", "poem:a"]).await;
+    assert_eq!(warmed.code, Some(0), "{warmed:?}");
+    assert!(warmed.stderr.contains("No running worker knows poem"), "{warmed:?}");
+    assert!(run(&redis, &["warm", "art:a"]).await.stderr.is_empty());
 }
 
 #[tokio::test]

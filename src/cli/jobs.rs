@@ -1,6 +1,5 @@
 //! `samovar jobs`: shows the state of all jobs.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use clap::Args;
@@ -34,7 +33,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     let jobs = Arc::clone(&ops.jobs);
     let now = session.store.now().await?;
     let census = ops.count().await?;
-    let left = ops.left_jobs().await.or_else(|e| if is_of_keys(&e) { Ok(BTreeSet::new()) } else { Err(e) })?;
+    let left = ops.left_jobs().await?;
     let mut all = Vec::new();
     for job in jobs.jobs.values() {
         let mut status = status::of_job(&session.redis, &session.keys, job, Some(&census)).await?;

@@ -122,7 +122,7 @@ impl Session {
     ) -> Result<Result<Arc<KnownJobs>, NoJobs>, Failed> {
         let why = match descriptions::read(&self.redis, &self.keys).await {
             Ok(described) => {
-                described.unreadable.iter().for_each(|unreadable| complain(unreadable));
+                described.unreadable.iter().for_each(complain);
                 let jobs = described.jobs;
                 if !jobs.jobs.is_empty() {
                     // The job files that name them are with the workers.

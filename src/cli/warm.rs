@@ -69,6 +69,9 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     if let Some(since) = ops.paused(&job.name).await? {
         eprintln!("{} was paused {}: resume it with `samovar resume {}`.", job.name, relative(since, asked), job.name);
     }
+    if ops.left_jobs().await?.contains(&job.name) {
+        eprintln!("No running worker knows {}: `samovar jobs` says more. Nothing of it is fetched.", job.name);
+    }
     if workers == 0 {
         eprintln!("No worker is running: due entries are fetched once you start one with `samovar worker`.");
     }

@@ -16,7 +16,7 @@ use crate::entry::{EntryKey, JobName};
 use crate::job::{Jobs, KnownJob, KnownJobs, Params};
 use crate::popularity::buckets;
 use crate::protocol::Keys;
-use crate::redis::{Connection, RedisTime, Troubles};
+use crate::redis::{Connection, RedisTime, Troubles, is_of_keys};
 use crate::trigger::invalidation::known_to_workers;
 
 /// Descriptions in one script call.
@@ -145,13 +145,16 @@ impl Ops {
     }
 
     /// Returns the described jobs that no running worker knows: their files were removed, or their keys changed. Empty
-    /// if no worker is running.
+    /// if no worker is running, or if the workers' records are of a wrong type.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
     pub async fn left_jobs(&self) -> RedisResult<BTreeSet<JobName>> {
         let now = self.store.now().await?;
-        let known = known_to_workers(&mut self.redis.clone(), &self.keys, now).await?;
+        let known = match known_to_workers(&mut self.redis.clone(), &self.keys, now).await {
+            Err(e) if is_of_keys(&e) => return Ok(BTreeSet::new()),
+            known => known?,
+        };
         if known.is_empty() {
             return Ok(BTreeSet::new());
         }

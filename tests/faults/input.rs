@@ -13,7 +13,7 @@ use samovar::protocol::keys::slot;
 use samovar::redis::RedisUrl;
 use serde_json::json;
 
-use super::support::{Art, JobsFolder, Parts, Reply, eventually, samovar, talkative};
+use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, eventually, samovar, talkative};
 use super::{both, factor, readable};
 
 const HOUR: Duration = Duration::from_secs(3_600);

@@ -53,15 +53,19 @@ async fn a_jobs_state_goes_when_long_unknown_and_not_before() {
         redis.set(key, "kept", HOUR).await;
     }
     let kept = async || redis.keys("samovar:*:{story}").await.len();
+    let described = async || redis.ask::<Vec<String>>(&["HKEYS", "samovar:jobs"]).await;
     // What no worker ever said to know was left by one that did not say so.
     assert_eq!((without.round(0).await.unwrap(), kept().await), (0, 11));
+    redis.ask::<usize>(&["HSET", "samovar:jobs", "story", "x", "art", "x", "never", "x"]).await;
     for _ in 0..3 {
         with.know().await.unwrap();
         for _ in 0..2 {
             assert_eq!((without.round(2).await.unwrap(), kept().await), (0, 12));
         }
     }
+    assert_eq!(described().await, ["story", "art"], "nobody ever knew the third");
     assert_eq!((without.round(2).await.unwrap(), kept().await), (1, 0));
+    assert_eq!(described().await, ["art"]);
     assert_eq!(redis.ask::<Vec<String>>(&["ZRANGE", &parts.keys.schedules(), "0", "-1"]).await, ["art"]);
     assert_eq!(redis.ask::<Vec<String>>(&["HKEYS", &parts.keys.digests()]).await, ["art"]);
     assert!(parts.score("a").await.is_some());
