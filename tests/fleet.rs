@@ -14,8 +14,11 @@ use support::{
 const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
 const KEY: &str = "headers = { X-Key = \"{{ env.APP_KEY }}\" }";
 
+/// A machine on which commands run.
+type Place<'a> = dyn Fn(&[&str]) -> Samovar + 'a;
+
 /// A command on another machine: without job files and their secrets.
-fn elsewhere<'a>(redis: &TestRedis, args: &[&'a str]) -> Samovar {
+fn elsewhere(redis: &TestRedis, args: &[&str]) -> Samovar {
     samovar(args).redis(redis).env("SAMOVAR_JOBS", "/nowhere")
 }
 
@@ -63,7 +66,7 @@ async fn commands_need_neither_job_files_nor_secrets() {
     eventually("the list is there", async || redis.keys("samovar:list:*").await.len() == 1).await;
     let broken = JobsFolder::new().job("art", "this is no TOML");
     let same = jobs;
-    let places: [&dyn Fn(&[&str]) -> Samovar; 3] = [
+    let places: [&Place<'_>; 3] = [
         &|args| elsewhere(&redis, args),
         &|args| samovar(args).redis(&redis).jobs(&broken),
         // The secret is not set.
