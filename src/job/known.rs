@@ -238,9 +238,9 @@ mod tests {
 
     fn jobs() -> Jobs {
         let job = "description = \"Art\"\nkey = \"art:{name}\"\nttl = \"1h\"\ntags = [\"t\"]\n\
-                   [source]\nkind = \"http\"\nupstream = \"museum\"\nurl = \"/{{ env.SAMOVAR_PART }}/{{ name }}\"\n\
-                   [entries]\nlist = [\"a\", \"b\"]\npopular = 5\n[warm]\nschedule = \"every 1h\"\n";
-        let museum = "[museum]\nurl = \"http://u:{{ env.APP_KEY }}@127.0.0.1:1\"\ntokens = \"100/day\"\n\
+                   [source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/{{ env.SAMOVAR_PART }}/{{ name }}\"\n\
+                   [entries]\nlist = [\"a\", \"b\"]\npopular = 5\n[warm]\nschedule = \"0 3 * * *\"\n";
+        let museum = "[museum]\nurl = \"http://127.0.0.1:1/{{ env.APP_KEY }}\"\ntokens = \"100/day\"\n\
                       headers = { X-Key = \"{{ env.APP_KEY }}\" }\n";
         let files = [("art.toml", job), ("upstreams.toml", museum)].map(|(name, text)| (name.into(), text.into()));
         Jobs::parse(&files, Duration::from_secs(60), &|_| Some("hunter22".to_owned())).unwrap()
