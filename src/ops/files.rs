@@ -86,8 +86,7 @@ impl Ops {
     /// # Errors
     /// Fails if Redis returns an error.
     pub async fn announce_files(&self, worker: &str, jobs: &Jobs) -> RedisResult<()> {
-        let files: BTreeMap<&str, Digests> =
-            jobs.jobs.values().map(|job| (job.name.as_str(), digests(job))).collect();
+        let files: BTreeMap<&str, Digests> = jobs.jobs.values().map(|job| (job.name.as_str(), digests(job))).collect();
         let text = serde_json::to_string(&files).map_err(std::io::Error::other)?;
         redis::cmd("HSET").arg(self.keys.files()).arg(worker).arg(text).exec_async(&mut self.redis.clone()).await
     }

@@ -28,6 +28,7 @@ tags = ["artist:{{ value.artist }}"]
 version = "{{ value.updated_at }}"
 [inputs]
 bio = "bio:{name}"
+often = { key = "often:{name}", optional = true }
 [source]
 kind = "http"
 upstream = "museum"
@@ -170,6 +171,7 @@ const BEYOND: [(&str, &[&str]); 8] = [
             "stands twice; upper and lower case are the same",
             "must be shorter than `ttl`",
             "must come before",
+            "have the same times",
         ],
     ),
     ("a pattern compares no amounts", &["must be at least", "must be at most"]),
