@@ -253,9 +253,9 @@ async fn an_absent_input_is_not_asked_for_by_each_dependant() {
     for n in 0..3 {
         let key = format!("story:{n}:none");
         demand(&redis, &parts, &key).await;
-        eventually("the entry fails", async || {
+        eventually("the entry is gone as well", async || {
             let snapshot = parts.store.snapshot(&EntryKey::new(key.as_str())).await.unwrap();
-            snapshot.meta.is_some_and(|meta| meta.last_attempt.outcome == Some(Outcome::Failed))
+            snapshot.meta.is_some_and(|meta| meta.last_attempt.outcome == Some(Outcome::Gone))
         })
         .await;
     }
