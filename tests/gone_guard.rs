@@ -267,7 +267,7 @@ async fn a_person_lets_removals_through_or_has_them_held() {
     assert!(nothing.code == Some(1) && nothing.stderr.contains("no removals of art are held back"), "{nothing:?}");
 }
 
-/// What is to be removed in a planned clean-up is let through before.
+/// A person lets the removals of a planned clean-up through before it.
 #[tokio::test]
 async fn removals_accepted_before_are_not_held_back() {
     let (redis, upstream) = both().await;

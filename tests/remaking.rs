@@ -60,7 +60,7 @@ async fn diff(redis: &TestRedis, jobs: &JobsFolder) -> Finished {
     samovar(["check", "--diff", "--json"]).redis(redis).jobs(jobs).run().await
 }
 
-/// What `check --diff` says of a job.
+/// The report of `check --diff` on a job.
 async fn diff_of(redis: &TestRedis, jobs: &JobsFolder, name: &str) -> Value {
     let done = diff(redis, jobs).await;
     assert_eq!(done.code, Some(0), "{done:?}");

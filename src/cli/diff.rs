@@ -59,9 +59,9 @@ enum State {
     Removed,
 }
 
-/// What Redis knows of the fleet's jobs.
+/// The records of the fleet's jobs in Redis.
 struct Fleet {
-    /// What each job's values are made from.
+    /// The digests that each job's values are made from.
     noted: BTreeMap<JobName, Noted>,
     /// The files of live workers.
     files: Vec<BTreeMap<String, Digests>>,

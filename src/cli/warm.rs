@@ -164,7 +164,7 @@ impl Prompts {
     }
 }
 
-/// What a dry run shows.
+/// The output of a dry run.
 #[derive(Serialize)]
 struct Shown {
     job: String,

@@ -58,7 +58,7 @@ pub struct HeldBack {
     pub tripped: bool,
 }
 
-/// What a guard does with removals.
+/// The state of a guard, as it decides on removals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum GuardState {
@@ -71,7 +71,7 @@ pub enum GuardState {
 /// The guard of a job's values, while it holds removals back or lets them through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct GoneGuard {
-    /// What it does with removals.
+    /// The guard's decision on removals.
     pub state: GuardState,
     /// When it tripped (Redis time, ms since the epoch).
     #[schema(value_type = i64)]

@@ -21,7 +21,7 @@ const WORDS: [&str; 11] = [
 /// The words with a list of labels.
 const GROUPING: [&str; 2] = ["by", "on"];
 
-/// What an expression selects and groups by.
+/// The series that an expression selects, and the labels that it groups by.
 #[derive(Debug, Default)]
 pub(crate) struct Query {
     pub(crate) selectors: Vec<Selector>,

@@ -153,7 +153,7 @@ async fn a_paid_for_entry_outlasts_a_404_that_a_recheck_revokes() {
     assert_eq!(count(&redis, "story", "gone").await, 0);
 }
 
-/// What is composed costs nothing, but an AI tells of it.
+/// A composed value costs nothing, but an AI value is made from it.
 #[tokio::test]
 async fn what_a_paid_for_entry_is_made_from_outlasts_a_404_too() {
     let (redis, upstream) = both().await;
