@@ -1,0 +1,381 @@
+//! What the callers in `src/` send with each script: keys and arguments, and nothing else.
+//!
+//! The callers are `src/store/`, `src/agenda/`, `src/cache/` and `src/trigger/cron.rs`. Channels and keys have shorter
+//! names here, and times are those of a job whose upstream answers within a second.
+
+use crate::scripts::Script;
+
+/// A script with its keys and arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The script.
+    pub script: Script,
+    /// Its keys.
+    pub keys: Vec<String>,
+    /// Its arguments.
+    pub args: Vec<String>,
+}
+
+/// The time of a lease (ms).
+pub const LEASE: i64 = 2_000;
+/// The time of a claim (ms).
+pub const CLAIM: i64 = 1_000;
+/// The time for which an entry may run (ms).
+pub const RUN: i64 = 3_000;
+/// The TTL of values (ms).
+pub const TTL: i64 = 600_000;
+/// How long before its expiry a value is refreshed (ms).
+pub const AHEAD: i64 = 60_000;
+/// How long metadata outlive a value (ms).
+pub const OUTLIVES: i64 = 3_600_000;
+/// How long the invalidation of an entry without a value is remembered (ms).
+pub const REMEMBERED: i64 = 60_000;
+/// How long a refresh is held off, and in a storm where a fetch costs money (ms).
+pub const PAUSE: (i64, i64) = (250, 10_000);
+/// The longest time by which an old value outlives its TTL while its source fails (ms).
+pub const STALE: i64 = 120_000;
+/// How long an announced version is waited for (ms).
+pub const PATIENCE: i64 = 5_000;
+/// The wait before a retry (ms).
+pub const RETRY: i64 = 500;
+/// The wait of an entry whose lease ended too early (ms).
+pub const SHORT_WAIT: i64 = 1_000;
+/// When an entry is rechecked after an invalidation (ms).
+pub const RECHECK: i64 = 1_000;
+/// The most entries of a job in flight.
+pub const CAP: usize = 2;
+/// The most dead letters.
+pub const DEAD: usize = 2;
+/// The most stamps of unknown tags.
+pub const STAMPS: usize = 1;
+/// How long a stamp is kept (ms).
+pub const STAMPED: i64 = 86_400_000;
+
+/// The agenda of the one job.
+pub const AGENDA: &str = "agenda";
+/// The key that pauses the job.
+pub const PAUSED: &str = "paused";
+/// Dead letters.
+pub const DEAD_LETTERS: &str = "dead";
+/// The reasons of dead letters.
+pub const REASONS: &str = "dead-reasons";
+/// The counters.
+pub const STATS: &str = "stats";
+/// The index of the one known tag.
+pub const TAG: &str = "tag:T";
+/// The stamps of unknown tags.
+pub const STAMPS_KEY: &str = "stamps";
+/// The schedules of warmups.
+pub const SCHEDULES: &str = "schedules";
+/// The claimed ticks.
+pub const TICKS: &str = "ticks";
+/// The digests of job files.
+pub const DIGESTS: &str = "digests";
+const CHANGED: &str = "changed";
+const SIGNAL: &str = "signal";
+
+/// Returns the key of an entry's lease.
+pub fn lease_key(entry: &str) -> String {
+    format!("lease:{entry}")
+}
+
+/// Returns the key of an entry's metadata.
+pub fn meta_key(entry: &str) -> String {
+    format!("meta:{entry}")
+}
+
+/// Returns the announcement of a change.
+pub fn change(entry: &str, event: &str) -> String {
+    format!(r#"{{"key":"{entry}","event":"{event}"}}"#)
+}
+
+fn call(script: Script, keys: &[&str], args: &[&dyn ToString]) -> Call {
+    Call {
+        script,
+        keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+        args: args.iter().map(|arg| arg.to_string()).collect(),
+    }
+}
+
+fn stored(script: Script, entry: &str, args: &[&dyn ToString]) -> Call {
+    call(script, &[entry, &lease_key(entry), &meta_key(entry)], args)
+}
+
+/// The conditions that make a fetch unnecessary (`Fresh` in `src/store/lease.rs`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fresh {
+    /// Our value was fetched at or after this.
+    pub since: Option<i64>,
+    /// Our value lives at least until this.
+    pub until: Option<i64>,
+    /// There is a value.
+    pub any: bool,
+    /// There is no value.
+    pub absent: bool,
+    /// So many crashes in a row.
+    pub crashes: Option<i64>,
+}
+
+/// What the metadata note of an attempt.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Attempt {
+    /// The trigger's number.
+    pub trigger: u8,
+    /// The fetch answers an invalidation that followed another.
+    pub storm: bool,
+    /// The outcome's number.
+    pub outcome: u8,
+    /// When it began; 0 where `validated_at` says so.
+    pub began: i64,
+    /// Crashes in a row.
+    pub crashes: u32,
+    /// The value has the tag.
+    pub tagged: bool,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The value's version.
+    pub version: Option<u32>,
+}
+
+impl Attempt {
+    /// Returns the attempt as `src/store/meta.rs` packs it.
+    pub fn packed(&self) -> String {
+        let number = |number: i64, usual: i64| if number == usual { String::new() } else { number.to_string() };
+        let fields = [
+            number(self.trigger.into(), 2),
+            number(self.storm.into(), 0),
+            number(self.outcome.into(), 0),
+            number(self.began, 0),
+            number(self.crashes.into(), 0),
+        ];
+        fields.join(".").trim_end_matches('.').to_owned()
+    }
+
+    /// Returns the note.
+    pub fn note(&self) -> String {
+        let tags = self.tagged.then(|| r#""g":["T"]"#.to_owned());
+        let failures = (self.failures > 0).then(|| format!(r#""n":{}"#, self.failures));
+        format!("{{{}}}", tags.into_iter().chain(failures).collect::<Vec<_>>().join(","))
+    }
+
+    fn version(&self) -> String {
+        self.version.map(|version| version.to_string()).unwrap_or_default()
+    }
+}
+
+/// How an answer's version is judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Versions {
+    /// The job has versions.
+    pub kept: bool,
+    /// Only a higher version is stored.
+    pub look: bool,
+}
+
+impl Versions {
+    fn patience(self) -> String {
+        if self.kept { PATIENCE.to_string() } else { String::new() }
+    }
+}
+
+/// `Store::lease`.
+pub fn lease(entry: &str, token: &str, fresh: Fresh) -> Call {
+    let (since, until) = (fresh.since.unwrap_or(-1), fresh.until.unwrap_or(-1));
+    let (any, absent) = (u8::from(fresh.any), u8::from(fresh.absent));
+    let crashes = fresh.crashes.unwrap_or(-1);
+    stored(Script::Lease, entry, &[&token, &LEASE, &since, &until, &any, &absent, &1_000, &crashes])
+}
+
+/// `Store::release`.
+pub fn release(entry: &str, token: &str, attempt: Option<&Attempt>) -> Call {
+    let (packed, note) = attempt.map(|attempt| (attempt.packed(), attempt.note())).unwrap_or_default();
+    stored(Script::Release, entry, &[&token, &packed, &note, &OUTLIVES])
+}
+
+/// `Store::commit`.
+pub fn commit(entry: &str, token: &str, json: &str, attempt: &Attempt, began: i64, versions: Versions) -> Call {
+    let (hash, look) = (format!("h{json}"), u8::from(versions.look));
+    let (packed, note, version) = (attempt.packed(), attempt.note(), attempt.version());
+    stored(Script::Commit, entry, &[
+        &token, &json, &TTL, &hash, &packed, &note, &OUTLIVES, &LEASE, &CHANGED, &change(entry, "warmed"), &began,
+        &version, &versions.patience(), &look,
+    ])
+}
+
+/// `Store::extend`, and `Store::extend_unasked` where nobody was `asked`.
+pub fn extend(
+    entry: &str,
+    token: &str,
+    before: i64,
+    attempt: &Attempt,
+    asked: bool,
+    began: i64,
+    versions: Versions,
+) -> Call {
+    let (unasked, look) = (u8::from(!asked), u8::from(versions.look));
+    stored(Script::Extend, entry, &[
+        &token, &TTL, &before, &attempt.packed(), &attempt.note(), &OUTLIVES, &LEASE, &unasked, &began,
+        &versions.patience(), &look,
+    ])
+}
+
+/// `Store::gone`.
+pub fn gone(entry: &str, token: &str, attempt: &Attempt, began: i64, versions: Versions) -> Call {
+    let look = u8::from(versions.look);
+    stored(Script::Gone, entry, &[
+        &token, &attempt.packed(), &attempt.note(), &OUTLIVES, &LEASE, &CHANGED, &change(entry, "gone"), &began,
+        &versions.patience(), &look,
+    ])
+}
+
+/// The script of `Store::extend_stale`.
+pub fn extend_stale(entry: &str, time: i64) -> Call {
+    stored(Script::ExtendStale, entry, &[&time, &STALE, &OUTLIVES])
+}
+
+/// `Store::invalidate_on`; `pauses` are zero in `Store::fence`. `version` is `''`, a number or `any`.
+pub fn invalidate(entry: &str, at: i64, evict: bool, pauses: (i64, i64), version: &str) -> Call {
+    let removal = if evict { "e" } else { "r" };
+    stored(Script::Invalidate, entry, &[
+        &at, &removal, &OUTLIVES, &CHANGED, &change(entry, "evicted"), &pauses.0, &pauses.1, &REMEMBERED, &version,
+    ])
+}
+
+/// `Store::tag`, its first step.
+pub fn tag(entry: &str) -> Call {
+    call(Script::Tag, &[TAG], &[&entry, &(TTL + STALE + LEASE), &100])
+}
+
+/// `Store::tag`, its second step.
+pub fn read_unknown() -> Call {
+    call(Script::ReadUnknown, &[STAMPS_KEY], &[&"T"])
+}
+
+/// `Store::untag`.
+pub fn untag(entry: &str, until: i64) -> Call {
+    call(Script::Untag, &[TAG], &[&entry, &until])
+}
+
+/// `Store::stamp`, its first step.
+pub fn stamp(at: i64, evict: bool) -> Call {
+    call(Script::Stamp, &[TAG], &[&at, &if evict { "e" } else { "r" }])
+}
+
+/// `Store::stamp`, its second step.
+pub fn stamp_unknown(tag: &str, at: i64, evict: bool) -> Call {
+    call(Script::StampUnknown, &[STAMPS_KEY], &[&tag, &at, &if evict { "e" } else { "r" }, &STAMPS])
+}
+
+/// `Store::mark`.
+pub fn mark(before: i64, mark: i64) -> Call {
+    call(Script::Mark, &[TAG], &[&before, &mark])
+}
+
+/// `Store::sweep_tags`.
+pub fn sweep() -> Call {
+    call(Script::Sweep, &[TAG], &[&1_000, &STAMPED])
+}
+
+/// `Agenda::put`.
+pub fn due(how: &str, trigger: u8, at: i64, entries: &[&str]) -> Call {
+    let mut call = call(Script::Due, &[AGENDA], &[&how, &trigger, &at, &u8::from(trigger == 1), &SIGNAL, &"due art"]);
+    call.args.extend(entries.iter().map(|entry| (*entry).to_owned()));
+    call
+}
+
+/// `Agenda::claim`.
+pub fn claim(most: usize) -> Call {
+    call(Script::Claim, &[AGENDA, PAUSED], &[&most, &CAP, &CLAIM])
+}
+
+/// `Agenda::take`.
+pub fn take(entry: &str, score: &str) -> Call {
+    call(Script::Take, &[AGENDA], &[&RUN, &entry, &score])
+}
+
+/// `Agenda::cancel`.
+pub fn cancel(entry: &str, at: i64) -> Call {
+    call(Script::Cancel, &[AGENDA], &[&at, &entry])
+}
+
+/// `Agenda::finish_counting` of one entry; `counter` is its outcome.
+pub fn finish(entry: &str, score: &str, counter: &str, (what, arg): (&str, &str)) -> Call {
+    let keys = [AGENDA, DEAD_LETTERS, REASONS, STATS];
+    if counter.is_empty() {
+        return call(Script::Finish, &keys, &[&DEAD, &"", &SIGNAL, &"due art", &0, &entry, &score, &what, &arg]);
+    }
+    let last = format!(r#"{{"outcome":"{counter}"}}"#);
+    call(Script::Finish, &keys, &[
+        &DEAD, &last, &SIGNAL, &"due art", &1, &counter, &1, &entry, &score, &what, &arg,
+    ])
+}
+
+/// `Cache::begin`.
+pub fn begin_load(entry: &str, token: &str) -> Call {
+    call(Script::BeginLoad, &[entry, &lease_key(entry)], &[&token, &LEASE])
+}
+
+/// `Cache::land`.
+pub fn commit_load(entry: &str, token: &str, json: &str, ttl: &str) -> Call {
+    call(Script::CommitLoad, &[entry, &lease_key(entry)], &[&token, &json, &ttl, &CHANGED, &change(entry, "warmed")])
+}
+
+/// A lease that a load drops.
+pub fn drop_lease(entry: &str, token: &str) -> Call {
+    call(Script::DropLease, &[&lease_key(entry)], &[&token])
+}
+
+/// `Cache::set`.
+pub fn set(entry: &str, json: &str, ttl: &str) -> Call {
+    call(Script::Set, &[entry, &lease_key(entry)], &[&json, &ttl, &CHANGED, &change(entry, "warmed")])
+}
+
+/// `Cache::delete`.
+pub fn delete(entry: &str) -> Call {
+    call(Script::Delete, &[entry, &lease_key(entry)], &[&CHANGED, &change(entry, "evicted")])
+}
+
+/// `Cache::increment`.
+pub fn increment(entry: &str, by: i64, ttl: &str) -> Call {
+    call(Script::Increment, &[entry, &lease_key(entry)], &[&by, &ttl, &CHANGED, &change(entry, "warmed")])
+}
+
+/// `Cache::track`.
+pub fn track(entry: &str, life: i64) -> Call {
+    call(Script::Track, &["loaded"], &[&entry, &life, &100])
+}
+
+/// `Cache::lock`.
+pub fn lock(token: &str) -> Call {
+    call(Script::Lock, &["lock", "number"], &[&token, &LEASE, &86_400_000])
+}
+
+/// A lock that is renewed, or released with 0.
+pub fn renew_lock(token: &str, time: i64) -> Call {
+    call(Script::RenewLock, &["lock"], &[&token, &time])
+}
+
+/// `Cron::claim_tick`.
+pub fn tick() -> Call {
+    call(Script::Tick, &[SCHEDULES, TICKS], &[&CLAIM, &"art", &"zoo"])
+}
+
+/// The end of a warmup.
+pub fn end_tick(job: &str, tick: i64, till: i64, next: &str) -> Call {
+    call(Script::EndTick, &[SCHEDULES, TICKS], &[&job, &tick, &till, &next])
+}
+
+/// A warmup that takes long.
+pub fn hold_tick(job: &str, tick: i64, till: i64) -> Call {
+    call(Script::HoldTick, &[SCHEDULES, TICKS], &[&job, &tick, &till, &CLAIM])
+}
+
+/// A warmup whose feed failed.
+pub fn retry_tick(job: &str, tick: i64, till: i64) -> Call {
+    call(Script::RetryTick, &[SCHEDULES, TICKS], &[&job, &tick, &till, &RETRY])
+}
+
+/// `Cron::ensure`.
+pub fn ensure(job: &str, digest: &str, next: &str) -> Call {
+    call(Script::Ensure, &[SCHEDULES, TICKS, DIGESTS], &[&job, &digest, &next, &CLAIM])
+}

@@ -1,0 +1,15 @@
+//! Explores Samovar's Lua scripts over a model of Redis: every interleaving to a depth, then random ones.
+//!
+//! The scripts are those of `src/`, unchanged, in Lua 5.1. `db` and `commands` are the modelled Redis, `world` has the
+//! actors, `properties` what must hold, `explorer` the search. docs/verification.md says what this shows.
+
+mod bytecode;
+pub mod calls;
+pub mod commands;
+pub mod db;
+pub mod engine;
+pub mod scripts;
+pub mod explorer;
+pub mod properties;
+pub mod scenarios;
+pub mod world;

@@ -1,0 +1,198 @@
+//! The scenarios: which job, what is there at first, and what may happen how often.
+
+use crate::engine::Engine;
+use crate::world::{Action, Job, Kind, Violation, World};
+
+/// A part of the world that is searched by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// The name.
+    pub name: &'static str,
+    /// The job.
+    pub job: Job,
+    /// The number of entries.
+    pub entries: usize,
+    /// How often each kind of action may happen; four times as often in random walks.
+    pub budget: &'static [(Kind, u8)],
+    /// What has happened at first.
+    pub setup: &'static [Action],
+}
+
+const PLAIN: Job = Job {
+    tagged: false,
+    versions: false,
+    paid: false,
+    stale: false,
+    recheck: false,
+    etags: false,
+    attempts: 0,
+    channel: false,
+};
+
+/// A value that a worker warmed, seconds ago.
+const WARM: &[Action] = &[
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Tick,
+];
+/// The same, with the steps that a tag takes.
+const WARM_TAGGED: &[Action] = &[
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Tick,
+];
+
+use Kind::{
+    AnyVersion, Announce, Back, Crash, Cron, Delete, Demand, Evict, EvictTag, Fail, FarBack, Foreign, ForeignForever,
+    ForeignHash, HandBack, Increment, Jump, Lag, Load, Lost, Manual, OtherTag, Pause, Refresh, RefreshTag, Repeat, Set,
+    Sweep, Tick, Vanish,
+};
+
+/// All scenarios.
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "edits",
+        job: PLAIN,
+        entries: 1,
+        budget: &[(Refresh, 2), (Evict, 1), (Tick, 2), (Jump, 2), (Crash, 1), (Demand, 1)],
+        setup: WARM,
+    },
+    Scenario {
+        name: "lost replies",
+        job: Job { channel: true, ..PLAIN },
+        entries: 1,
+        budget: &[(Refresh, 1), (Evict, 1), (Lost, 2), (Crash, 1), (Tick, 1), (Jump, 2), (HandBack, 1), (Manual, 1)],
+        setup: WARM,
+    },
+    Scenario {
+        name: "other writers",
+        job: Job { recheck: true, etags: true, ..PLAIN },
+        entries: 1,
+        budget: &[
+            (Refresh, 1), (Evict, 1), (Foreign, 1), (ForeignForever, 1), (ForeignHash, 1), (Set, 1), (Delete, 1),
+            (Demand, 1), (Tick, 1), (Jump, 2),
+        ],
+        setup: WARM,
+    },
+    Scenario {
+        name: "loads",
+        job: Job { recheck: true, ..PLAIN },
+        entries: 1,
+        budget: &[
+            (Load, 2), (Refresh, 2), (Evict, 1), (Demand, 1), (Set, 1), (Delete, 1), (Lost, 1), (Crash, 1), (Fail, 1),
+            (Tick, 1), (Jump, 2),
+        ],
+        setup: &[],
+    },
+    Scenario {
+        name: "failures",
+        job: Job { stale: true, attempts: 3, ..PLAIN },
+        entries: 1,
+        budget: &[
+            (Refresh, 2), (Evict, 1), (Fail, 3), (Crash, 3), (Vanish, 1), (Manual, 1), (Cron, 1), (Tick, 1), (Jump, 4),
+        ],
+        setup: WARM,
+    },
+    Scenario {
+        name: "unchanged",
+        job: Job { etags: true, stale: true, ..PLAIN },
+        entries: 1,
+        budget: &[(Refresh, 1), (Repeat, 2), (Evict, 1), (Manual, 2), (Foreign, 1), (Fail, 1), (Tick, 1), (Jump, 3)],
+        setup: WARM,
+    },
+    Scenario {
+        name: "paid for",
+        job: Job { paid: true, ..PLAIN },
+        entries: 1,
+        budget: &[(Refresh, 2), (Repeat, 1), (Manual, 2), (Cron, 1), (Crash, 1), (Tick, 1), (Jump, 3)],
+        setup: WARM,
+    },
+    Scenario {
+        name: "tags",
+        job: Job { tagged: true, ..PLAIN },
+        entries: 1,
+        budget: &[
+            (RefreshTag, 2), (EvictTag, 1), (Refresh, 1), (OtherTag, 2), (Manual, 1), (Crash, 1), (Sweep, 1), (Tick, 2),
+            (Jump, 2),
+        ],
+        setup: WARM_TAGGED,
+    },
+    Scenario {
+        name: "tags of a new entry",
+        job: Job { tagged: true, stale: true, recheck: true, ..PLAIN },
+        entries: 1,
+        budget: &[
+            (RefreshTag, 2), (EvictTag, 2), (OtherTag, 2), (Demand, 1), (Lost, 1), (Fail, 1), (Sweep, 1), (Tick, 2),
+            (Jump, 2),
+        ],
+        setup: &[],
+    },
+    Scenario {
+        name: "versions",
+        job: Job { versions: true, etags: true, recheck: true, ..PLAIN },
+        entries: 1,
+        budget: &[
+            (Announce, 2), (AnyVersion, 1), (Lag, 3), (Vanish, 1), (Crash, 1), (Manual, 1), (Tick, 1), (Jump, 4),
+        ],
+        setup: WARM,
+    },
+    Scenario {
+        name: "two entries",
+        job: Job { recheck: true, attempts: 1, ..PLAIN },
+        entries: 2,
+        budget: &[
+            (Refresh, 2), (Evict, 2), (Demand, 2), (Manual, 1), (Cron, 2), (Fail, 2), (Pause, 2), (Tick, 2), (Jump, 3),
+            (Crash, 1), (HandBack, 1), (Increment, 3),
+        ],
+        setup: &[],
+    },
+    Scenario {
+        name: "clock back a little",
+        job: PLAIN,
+        entries: 1,
+        budget: &[(Refresh, 2), (Evict, 1), (Back, 2), (Tick, 2), (Jump, 1), (Demand, 1)],
+        setup: WARM,
+    },
+    Scenario {
+        name: "clock back far",
+        job: Job { tagged: true, ..PLAIN },
+        entries: 1,
+        budget: &[
+            (Refresh, 1), (RefreshTag, 1), (Evict, 1), (FarBack, 1), (Load, 1), (Demand, 1), (Crash, 1), (Tick, 1),
+            (Jump, 2), (Sweep, 1), (OtherTag, 1),
+        ],
+        setup: WARM_TAGGED,
+    },
+];
+
+impl Scenario {
+    /// Returns the world at the scenario's beginning; each kind of action may happen so many times as often.
+    ///
+    /// # Errors
+    /// A property that does not hold even then.
+    pub fn begin(&self, engine: &Engine, times: u8) -> Result<World, Violation> {
+        let mut world = World::new(self.job, self.budget);
+        engine.set_clock(&mut world.db, crate::world::EPOCH);
+        for action in self.setup {
+            if world.can(engine, *action) || action.kind().is_some() {
+                world.apply(engine, *action)?;
+            }
+        }
+        world.left = World::new(self.job, self.budget).left.map(|left| left * times);
+        (world.fetches, world.landed) = (0, 0);
+        Ok(world)
+    }
+}

@@ -1,0 +1,189 @@
+//! The invalidator: the store first, then the agenda, then the acknowledgement. A crash begins the message anew.
+
+use super::{ENTRIES, Step, Violation, World};
+use crate::calls::{self, PATIENCE, PAUSE, RECHECK, TAG};
+use crate::engine::Engine;
+
+/// A step of a message.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Todo {
+    /// Its time is that of its receipt.
+    Receive,
+    Invalidate(usize),
+    Due(usize),
+    Cancel(usize),
+    /// The entry has no value: a recheck follows.
+    Keep(usize),
+    Stamp,
+    StampUnknown,
+    /// The entries under the tag.
+    Read,
+}
+
+/// An invalidation that was published.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Message {
+    /// The entry; `None` for the tag.
+    entry: Option<usize>,
+    evict: bool,
+    /// The version that it announces: `''`, a number or `any`.
+    version: String,
+    /// The content of each entry when it was published.
+    content: [u32; 2],
+    at: (i64, u8),
+    todo: Vec<Todo>,
+    /// When it is tried again.
+    pub retry_at: i64,
+}
+
+impl Message {
+    fn begin(&mut self, channel: bool) {
+        let first = match self.entry {
+            Some(entry) => Todo::Invalidate(entry),
+            None => Todo::Stamp,
+        };
+        self.todo = if channel { vec![Todo::Receive, first] } else { vec![first] };
+    }
+
+    /// Returns true if the message names this entry, and no version.
+    pub fn concerns(&self, entry: usize) -> bool {
+        self.entry.is_none_or(|of| of == entry)
+    }
+}
+
+impl World {
+    /// Publishes an invalidation of an entry, or of the tag.
+    pub(crate) fn publish(&mut self, entry: Option<usize>, evict: bool, version: String) {
+        let content = [0, 1].map(|entry: usize| self.known[entry].content);
+        let at = (self.now(), self.epoch);
+        let mut message = Message { entry, evict, version, content, at, todo: Vec::new(), retry_at: 0 };
+        message.begin(self.job.channel);
+        self.messages.push(message);
+    }
+
+    /// Does a message's next step. `lost`: the reply does not arrive, and the message is handled anew.
+    pub(crate) fn handle(&mut self, engine: &Engine, n: usize, lost: bool) -> Step {
+        let mut message = self.messages[n].clone();
+        let step = message.todo.remove(0);
+        self.carry_out(engine, &mut message, &step)?;
+        if lost {
+            message.begin(false);
+        }
+        if message.todo.is_empty() {
+            self.messages.remove(n);
+        } else {
+            self.messages[n] = message;
+        }
+        Ok(())
+    }
+
+    /// Begins a message anew: its worker died.
+    pub(crate) fn begin_anew(&mut self, n: usize) {
+        let channel = self.job.channel && self.messages[n].todo.first() == Some(&Todo::Receive);
+        self.messages[n].begin(channel);
+    }
+
+    fn carry_out(&mut self, engine: &Engine, message: &mut Message, step: &Todo) -> Step {
+        let (at, evict) = (message.at.0, message.evict);
+        match *step {
+            Todo::Receive => message.at = (self.now(), self.epoch),
+            Todo::Invalidate(entry) => self.invalidate(engine, message, entry)?,
+            Todo::Due(entry) => {
+                let how = if message.entry.is_some() { "urgent" } else { "bulk" };
+                self.run(engine, &calls::due(how, 1, 0, &[ENTRIES[entry]]))?;
+                self.known[entry].dead = false;
+            }
+            Todo::Cancel(entry) => {
+                let running = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score).state);
+                // One that runs leaves, whenever it was asked for: the protocol promises no order of the two.
+                let runs = running.is_some_and(|state| state == "running");
+                if self.known[entry].wanted.is_some_and(|wanted| wanted <= at) || runs {
+                    self.known[entry].wanted = None;
+                }
+                self.run(engine, &calls::cancel(ENTRIES[entry], at))?;
+            }
+            Todo::Keep(entry) => {
+                self.run(engine, &calls::due("keep", 5, at + RECHECK, &[ENTRIES[entry]]))?;
+            }
+            Todo::Stamp => {
+                let is_known = self.run(engine, &calls::stamp(at, evict))?.int() == 1;
+                message.todo.push(if is_known { Todo::Read } else { Todo::StampUnknown });
+            }
+            Todo::StampUnknown => {
+                self.run(engine, &calls::stamp_unknown("T", at, evict))?;
+                message.todo.push(Todo::Read);
+            }
+            Todo::Read => {
+                let found = engine.command(&mut self.db, &["ZRANGE", TAG, "0", "-1"]);
+                for member in found.parts() {
+                    let entry = ENTRIES.iter().position(|of| *of == member.text());
+                    message.todo.extend(entry.map(Todo::Invalidate));
+                }
+                if message.todo.is_empty() {
+                    self.tag_handled(message);
+                }
+            }
+        }
+        if message.entry.is_none() && message.todo.is_empty() {
+            self.tag_handled(message);
+        }
+        Ok(())
+    }
+
+    fn tag_handled(&mut self, message: &Message) {
+        for entry in 0..ENTRIES.len() {
+            self.handled(entry, message.content[entry], message.at, message.evict, true);
+        }
+    }
+
+    fn invalidate(&mut self, engine: &Engine, message: &mut Message, entry: usize) -> Result<(), Violation> {
+        let (at, evict) = (message.at.0, message.evict);
+        let pauses = if self.job.paid { PAUSE } else { (PAUSE.0, PAUSE.0) };
+        let was_there = self.readable(entry);
+        let reply = self.run(engine, &calls::invalidate(ENTRIES[entry], at, evict, pauses, &message.version))?;
+        let [fenced, due, removed, wait] = [0, 1, 2, 3].map(|n| reply.part(n).int());
+        if wait > 0 {
+            // A message that waits does not hold up what follows it.
+            message.todo.insert(0, Todo::Invalidate(entry));
+            message.retry_at = self.now() + wait;
+            return Ok(());
+        }
+        message.retry_at = 0;
+        match message.version.as_str() {
+            "" if message.entry.is_some() => {
+                self.handled(entry, message.content[entry], message.at, evict, false);
+            }
+            "" => {}
+            "any" => {
+                self.known[entry].any_version = true;
+                self.known[entry].announced = None;
+            }
+            version => {
+                let version = version.parse().unwrap_or(0);
+                let is_there = was_there.is_some_and(|(writer, content)| writer == 'c' && content >= version);
+                if !is_there && self.known[entry].announced.is_none_or(|(before, _)| before < version) {
+                    self.known[entry].announced = Some((version, self.now().min(at) + PATIENCE));
+                }
+            }
+        }
+        // The entry's own steps come before those of the tag's next entry.
+        let mut next = Vec::new();
+        if evict {
+            if removed == 1 || fenced == 1 || due == 2 {
+                if due != 2 {
+                    next.push(Todo::Cancel(entry));
+                }
+                if self.job.recheck {
+                    next.push(Todo::Keep(entry));
+                }
+            }
+        } else if fenced == 1 && due != 3 {
+        } else if due == 1 || due == 3 {
+            next.push(Todo::Due(entry));
+        } else if due == 2 && self.job.recheck {
+            next.push(Todo::Keep(entry));
+        }
+        message.todo.splice(0..0, next);
+        Ok(())
+    }
+}

@@ -1,0 +1,678 @@
+//! A worker: claims an entry, takes it, leases, fetches, commits, and ends it (`src/warmer/`).
+
+use super::{ENTRIES, Step, Violation, World, violated};
+use crate::calls::{self, AHEAD, Attempt, Call, Fresh, LEASE, PATIENCE, RECHECK, RETRY, SHORT_WAIT, TTL, Versions};
+use crate::commands::Reply;
+use crate::engine::{Engine, Meta};
+use crate::properties::{self, COSTS, OVERWRITTEN, SCRIPT_FAILS, TWO_FETCHES, VERSION_BACK};
+
+/// Rounds of fetch and commit under one lease.
+const ROUNDS: u8 = 3;
+/// Crashes that make an entry suspect, and poison.
+const CRASHES: (i64, u32) = (2, 3);
+/// The counters' names.
+pub(super) const OUTCOMES: [&str; 8] = ["warmed", "unchanged", "busy", "fenced", "deferred", "gone", "unread", "failed"];
+
+const WARMED: u8 = 0;
+const UNCHANGED: u8 = 1;
+const BUSY: u8 = 2;
+const FENCED: u8 = 3;
+const DEFERRED: u8 = 4;
+const GONE: u8 = 5;
+const FAILED: u8 = 7;
+
+/// A worker process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Worker {
+    /// Processes before this one, and leases: for tokens.
+    life: (u8, u8),
+    /// What it works on.
+    pub task: Option<Task>,
+}
+
+/// An entry in a worker's hands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Task {
+    /// The entry.
+    pub entry: usize,
+    score: String,
+    since: i64,
+    trigger: u8,
+    /// The lease, while it believes to hold one.
+    pub lease: Option<Lease>,
+    /// The next step.
+    pub stage: Stage,
+}
+
+/// A fetch under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// The token.
+    pub token: String,
+    /// When it began.
+    pub fetched_at: i64,
+    /// When it ends, unless the clock is set back.
+    pub ends: i64,
+    /// How often the clock was set back when it began.
+    pub epoch: u8,
+    /// A service wrote or deleted the entry since it began.
+    pub overwritten: bool,
+    before: Option<Meta>,
+    before_expiry: i64,
+    trigger: u8,
+    storm: bool,
+    may_keep: bool,
+    indexed: bool,
+    rounds: u8,
+    look: bool,
+}
+
+/// The upstream's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// This content.
+    Value(u32),
+    /// The value is this content still; `asked` is false where nobody was asked.
+    Unchanged {
+        /// The content.
+        content: u32,
+        /// The upstream was asked.
+        asked: bool,
+    },
+    /// The upstream, whose content is this, has no such entry.
+    Gone(u32),
+    /// None.
+    Failed,
+}
+
+/// The next step of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Take it.
+    Claimed,
+    /// Lease it.
+    Running,
+    /// Ask the upstream.
+    Leased,
+    /// Put it under its tag.
+    Fetched(Answer),
+    /// Read the stamps of unknown tags; the tag's own is this.
+    Tagged(Answer, String),
+    /// Mark what a tag's invalidation overtook: its time, and whether it evicts.
+    Fence(Answer, i64, bool),
+    /// Write it.
+    Ready(Answer),
+    /// Take it off the tag that it lost, which holds it until then.
+    Untag(i64, Next),
+    /// Keep the old value beyond its TTL.
+    KeepStale(u8, i64),
+    /// End it: its outcome, and what becomes of it.
+    Ended(u8, Next),
+}
+
+/// What becomes of an entry on the agenda.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Next {
+    /// Due at this time.
+    At(i64),
+    /// Due for a recheck.
+    Recheck(i64),
+    /// Due after this time.
+    In(i64),
+    /// It leaves.
+    Out,
+    /// A dead letter.
+    Dead,
+}
+
+/// How a worker's step goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// As it should.
+    Well,
+    /// The script runs, and its reply is lost.
+    Lost,
+    /// The upstream fails.
+    Fails,
+    /// The upstream answers with the content before.
+    Lags,
+}
+
+impl Worker {
+    /// Returns the content that it is about to write for an entry.
+    pub fn content(&self, entry: usize) -> Option<u32> {
+        match &self.task.as_ref().filter(|task| task.entry == entry)?.stage {
+            Stage::Fetched(answer) | Stage::Tagged(answer, _) | Stage::Fence(answer, ..) | Stage::Ready(answer) => {
+                match answer {
+                    Answer::Value(content) | Answer::Unchanged { content, .. } | Answer::Gone(content) => Some(*content),
+                    Answer::Failed => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the lease that it holds on an entry.
+    pub fn lease(&self, entry: usize) -> Option<&Lease> {
+        self.task.as_ref().filter(|task| task.entry == entry)?.lease.as_ref()
+    }
+}
+
+/// Returns when an entry is refreshed whose value expires then.
+fn keep(expiry: i64) -> Next {
+    if expiry > 0 { Next::At(expiry - AHEAD) } else { Next::Out }
+}
+
+impl Lease {
+    fn ours(&self) -> Option<&Meta> {
+        self.before.as_ref().filter(|meta| meta.validated_at > 0 && meta.own_expiry == self.before_expiry)
+    }
+}
+
+impl World {
+    /// Returns true if a worker can do something.
+    pub(crate) fn has_work(&self, engine: &Engine, worker: usize) -> bool {
+        self.workers[worker].task.is_some() || {
+            let now = self.now();
+            self.db.members(calls::AGENDA).iter().any(|(score, _)| {
+                let due = engine.due(score.0);
+                due.at <= now || due.at > now + 900_000 && due.state != "scheduled"
+            })
+        }
+    }
+
+    /// Does a worker's next step.
+    pub(crate) fn work(&mut self, engine: &Engine, worker: usize, how: How) -> Step {
+        let Some(task) = self.workers[worker].task.clone() else { return self.claim(engine, worker, how) };
+        let next = match task.stage.clone() {
+            Stage::Claimed => return self.take(engine, worker, task, how),
+            Stage::Running => return self.lease(engine, worker, task, how),
+            Stage::Leased => Stage::Fetched(self.fetch(&task, how)),
+            Stage::Fetched(answer) => self.index(engine, &task, answer, how)?,
+            Stage::Tagged(answer, stamp) => self.read_stamps(engine, &task, answer, &stamp, how)?,
+            Stage::Fence(answer, at, evict) => {
+                self.run(engine, &calls::invalidate(ENTRIES[task.entry], at, evict, (0, 0), ""))?;
+                if how == How::Lost { Stage::Fetched(answer) } else { Stage::Ready(answer) }
+            }
+            Stage::Ready(answer) => return self.write(engine, worker, task, answer, how),
+            Stage::Untag(until, next) => {
+                self.run(engine, &calls::untag(ENTRIES[task.entry], until))?;
+                Stage::Ended(WARMED, next)
+            }
+            Stage::KeepStale(outcome, wait) => {
+                if let Some(stamp) = self.tag_again(engine, task.entry)? {
+                    self.run(engine, &calls::invalidate(ENTRIES[task.entry], stamp.0, stamp.1, (0, 0), ""))?;
+                }
+                self.run(engine, &calls::extend_stale(ENTRIES[task.entry], wait + LEASE))?;
+                Stage::Ended(outcome, Next::In(wait))
+            }
+            Stage::Ended(outcome, next) => return self.finish(engine, worker, &task, outcome, &next, how),
+        };
+        self.workers[worker].task = Some(Task { stage: next, ..task });
+        Ok(())
+    }
+
+    fn claim(&mut self, engine: &Engine, worker: usize, how: How) -> Step {
+        let reply = self.run(engine, &calls::claim(1))?;
+        if how == How::Lost || reply.parts().len() < 5 {
+            return Ok(());
+        }
+        let [entry, score, before] = [2, 3, 4].map(|n| reply.part(n).text());
+        let Some(entry) = ENTRIES.iter().position(|of| *of == entry) else { return Ok(()) };
+        let since = engine.due(before.parse().unwrap_or_default()).at;
+        let trigger = engine.due(score.parse().unwrap_or_default()).trigger;
+        self.workers[worker].task = Some(Task { entry, score, since, trigger, lease: None, stage: Stage::Claimed });
+        Ok(())
+    }
+
+    fn take(&mut self, engine: &Engine, worker: usize, task: Task, how: How) -> Step {
+        let reply = self.run(engine, &calls::take(ENTRIES[task.entry], &task.score))?;
+        let score = reply.part(0).text();
+        // Sent again after a lost reply, it finds the entry running.
+        let is_ours = how != How::Lost && !score.is_empty();
+        self.workers[worker].task = is_ours.then_some(Task { score, stage: Stage::Running, ..task });
+        Ok(())
+    }
+
+    fn lease(&mut self, engine: &Engine, worker: usize, mut task: Task, how: How) -> Step {
+        let (entry, now) = (task.entry, self.now());
+        let life = &mut self.workers[worker].life;
+        life.1 += 1;
+        let token = format!("w{worker}.{}-{}", life.0, life.1);
+        let since = Fresh { since: Some(task.since), ..Fresh::default() };
+        let fresh = match task.trigger {
+            1 => Fresh { since: Some(1), ..Fresh::default() },
+            2 => Fresh { until: Some(task.since + AHEAD + AHEAD / 3), ..Fresh::default() },
+            3 => Fresh { any: true, ..Fresh::default() },
+            5 => Fresh { absent: true, ..since },
+            _ => since,
+        };
+        let live = self.fetches_of(entry);
+        let mark = properties::mark(&self.db, entry);
+        let fresh = Fresh { crashes: Some(CRASHES.0), ..fresh };
+        let mut reply = self.run(engine, &calls::lease(ENTRIES[entry], &token, fresh))?;
+        if reply.part(0).text() == "poison" {
+            reply = self.run(engine, &calls::lease(ENTRIES[entry], &token, Fresh { crashes: None, ..fresh }))?;
+        }
+        let score = self.db.score(calls::AGENDA, ENTRIES[entry]);
+        let (what, number, expiry) = (reply.part(0).text(), reply.part(1).int(), reply.part(2).int());
+        if what == "leased" && live > 0 && mark != Some('e') {
+            return violated(TWO_FETCHES, format!("{token} got a lease while another fetch holds one"));
+        }
+        if how == How::Lost {
+            task.stage = Stage::Ended(DEFERRED, Next::In(SHORT_WAIT));
+            self.workers[worker].task = Some(task);
+            return Ok(());
+        }
+        task.stage = match what.as_str() {
+            "busy" => Stage::Ended(BUSY, Next::In(number.clamp(0, SHORT_WAIT))),
+            "fresh" => Stage::Ended(UNCHANGED, keep(expiry)),
+            "absent" => Stage::Ended(UNCHANGED, Next::Out),
+            "wrongtype" => Stage::Ended(FAILED, Next::Dead),
+            "leased" => {
+                let before = engine.meta(&reply.part(3).text());
+                let crashes = before.as_ref().map_or(0, |meta| meta.crashes);
+                let is_open = before.as_ref().is_some_and(|meta| meta.invalidated > 0);
+                let trigger = if is_open { 1 } else { task.trigger };
+                let follows = |meta: &Meta| meta.trigger == 1 && (meta.fetched_at..meta.fetched_at + 60_000).contains(&now);
+                let storm = trigger == 1 && before.as_ref().is_some_and(follows);
+                task.lease = Some(Lease {
+                    token,
+                    fetched_at: number,
+                    ends: now + LEASE,
+                    epoch: self.epoch,
+                    overwritten: false,
+                    before,
+                    before_expiry: expiry,
+                    trigger,
+                    storm,
+                    may_keep: true,
+                    indexed: false,
+                    rounds: 0,
+                    look: task.trigger == 5,
+                });
+                let is_wanted = score.is_some_and(|score| {
+                    Some(score) == task.score.parse().ok() || engine.due(score).trigger != 5
+                });
+                if crashes >= CRASHES.1 && task.trigger != 4 {
+                    self.give_back(engine, &mut task)?;
+                    Stage::Ended(FAILED, Next::Dead)
+                } else if is_wanted {
+                    Stage::Leased
+                } else {
+                    self.give_back(engine, &mut task)?;
+                    Stage::Ended(FENCED, Next::Out)
+                }
+            }
+            _ => return violated(SCRIPT_FAILS, format!("lease.lua: {reply:?}")),
+        };
+        self.workers[worker].task = Some(task);
+        Ok(())
+    }
+
+    /// Returns how many live processes fetch an entry under a lease that has not ended.
+    pub(crate) fn fetches_of(&self, entry: usize) -> usize {
+        let now = self.now();
+        let leases = self.workers.iter().filter_map(|worker| worker.lease(entry));
+        let live = leases.filter(|lease| lease.epoch == self.epoch && now <= lease.ends && !lease.overwritten);
+        live.count() + usize::from(self.load.is_live(entry, now, self.epoch))
+    }
+
+    /// Releases a task's lease without a note.
+    fn give_back(&mut self, engine: &Engine, task: &mut Task) -> Step {
+        if let Some(lease) = task.lease.take() {
+            self.run(engine, &calls::release(ENTRIES[task.entry], &lease.token, None))?;
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self, task: &Task, how: How) -> Answer {
+        let known = &self.known[task.entry];
+        let content = if how == How::Lags { known.content.saturating_sub(1) } else { known.content };
+        let lease = task.lease.as_ref();
+        let may_keep = lease.filter(|lease| lease.may_keep).and_then(Lease::ours);
+        let stored = may_keep.and_then(|meta| meta.hash.strip_prefix("hc")?.parse::<u32>().ok().map(|of| (meta, of)));
+        if let Some((meta, stored)) = stored {
+            if self.job.paid && meta.invalidated == 0 {
+                return Answer::Unchanged { content: stored, asked: false };
+            }
+            let may_keep = !self.job.versions || meta.version.is_some();
+            if self.job.etags && may_keep && stored == content && !known.missing && how != How::Fails {
+                self.fetches += 1;
+                return Answer::Unchanged { content, asked: true };
+            }
+        }
+        self.fetches += 1;
+        match how {
+            How::Fails => Answer::Failed,
+            _ if known.missing => Answer::Gone(content),
+            _ => Answer::Value(content),
+        }
+    }
+
+    fn index(&mut self, engine: &Engine, task: &Task, answer: Answer, how: How) -> Result<Stage, Violation> {
+        let tagged = match answer {
+            Answer::Value(content) | Answer::Unchanged { content, .. } => self.is_tagged(content),
+            Answer::Gone(_) | Answer::Failed => false,
+        };
+        if !tagged {
+            return Ok(Stage::Ready(answer));
+        }
+        let reply = self.run(engine, &calls::tag(ENTRIES[task.entry]))?;
+        Ok(if how == How::Lost { Stage::Fetched(answer) } else { Stage::Tagged(answer, reply.text()) })
+    }
+
+    fn read_stamps(
+        &mut self,
+        engine: &Engine,
+        task: &Task,
+        answer: Answer,
+        own: &str,
+        how: How,
+    ) -> Result<Stage, Violation> {
+        let reply = self.run(engine, &calls::read_unknown())?;
+        if how == How::Lost {
+            return Ok(Stage::Fetched(answer));
+        }
+        let Some(lease) = &task.lease else { return Ok(Stage::Ready(answer)) };
+        let asked = match answer {
+            Answer::Unchanged { asked: false, .. } => lease.before.as_ref().map_or(lease.fetched_at, |meta| meta.fetched_at),
+            _ => lease.fetched_at,
+        };
+        let finds = lease.indexed || lease.ours().is_some_and(|meta| meta.tagged);
+        let stamp = newest([own.to_owned(), reply.part(0).text()]);
+        Ok(match stamp.filter(|(at, evict)| *at >= asked && (*evict || !finds)) {
+            Some((at, evict)) => Stage::Fence(answer, at, evict),
+            None => Stage::Ready(answer),
+        })
+    }
+
+    /// `Store::tag_again`: returns the stamp that overtook the present value.
+    fn tag_again(&mut self, engine: &Engine, entry: usize) -> Result<Option<(i64, bool)>, Violation> {
+        let Some(meta) = self.meta(engine, entry) else { return Ok(None) };
+        if meta.validated_at == 0 || meta.own_expiry != self.expiry(entry) || !meta.tagged {
+            return Ok(None);
+        }
+        let own = self.run(engine, &calls::tag(ENTRIES[entry]))?.text();
+        let other = self.run(engine, &calls::read_unknown())?.part(0).text();
+        Ok(newest([own, other]).filter(|(at, _)| *at >= meta.fetched_at))
+    }
+
+    fn write(&mut self, engine: &Engine, worker: usize, mut task: Task, answer: Answer, how: How) -> Step {
+        let Some(lease) = task.lease.clone() else { return Ok(()) };
+        let entry = task.entry;
+        let before = lease.before.as_ref();
+        let failed = matches!(answer, Answer::Failed);
+        let attempt = Attempt {
+            trigger: lease.trigger,
+            storm: lease.storm,
+            tagged: match answer {
+                Answer::Value(content) | Answer::Unchanged { content, .. } => self.is_tagged(content),
+                Answer::Gone(_) => false,
+                Answer::Failed => before.is_some_and(|meta| meta.tagged),
+            },
+            failures: if failed { before.map_or(0, |meta| meta.failures) + 1 } else { 0 },
+            version: match answer {
+                Answer::Value(content) if self.job.versions => Some(content),
+                Answer::Unchanged { .. } => before.and_then(|meta| meta.version),
+                _ => None,
+            },
+            ..Attempt::default()
+        };
+        let versions = Versions { kept: self.job.versions, look: lease.look };
+        let (name, token, began) = (ENTRIES[entry], lease.token.as_str(), lease.fetched_at);
+        let call = match answer {
+            Answer::Value(content) => calls::commit(name, token, &format!("c{content}"), &attempt, began, versions),
+            Answer::Unchanged { asked, .. } => {
+                let attempt = Attempt { outcome: UNCHANGED, ..attempt };
+                calls::extend(name, token, lease.before_expiry, &attempt, asked, began, versions)
+            }
+            Answer::Gone(_) => {
+                calls::gone(name, token, &Attempt { outcome: GONE, ..attempt }, began, versions)
+            }
+            Answer::Failed => {
+                let attempt = Attempt { outcome: FAILED, began, trigger: task.trigger, ..attempt.clone() };
+                calls::release(name, token, Some(&attempt))
+            }
+        };
+        let reply = self.judged(engine, entry, &lease, answer, &call)?;
+        if how == How::Lost {
+            // It is sent again.
+            return Ok(());
+        }
+        task.stage = self.written(engine, &mut task, answer, &attempt, &reply)?;
+        self.workers[worker].task = Some(task);
+        Ok(())
+    }
+
+    /// Writes an answer, and checks that it may be written.
+    fn judged(
+        &mut self,
+        engine: &Engine,
+        entry: usize,
+        lease: &Lease,
+        answer: Answer,
+        call: &Call,
+    ) -> Result<Reply, Violation> {
+        let value = self.readable(entry);
+        let (fetched, stored) = (self.known[entry].fetched, self.meta(engine, entry));
+        let reply = self.run(engine, call)?;
+        if reply.part(0).text() != "done" || answer == Answer::Failed {
+            return Ok(reply);
+        }
+        if lease.overwritten {
+            return violated(OVERWRITTEN, format!("{} wrote over what a service wrote or deleted", lease.token));
+        }
+        let (content, at, epoch) = match answer {
+            Answer::Value(content) | Answer::Gone(content) => (content, lease.fetched_at, lease.epoch),
+            Answer::Unchanged { content, asked: true } => (content, lease.fetched_at, lease.epoch),
+            // Its content is as old as before.
+            Answer::Unchanged { content, asked: false } => (content, fetched.0, fetched.1),
+            Answer::Failed => return Ok(reply),
+        };
+        properties::may_be_written(self, entry, content, at, epoch)?;
+        if let (Answer::Unchanged { .. }, Some((_, there))) = (answer, value)
+            && there != content
+        {
+            return violated(OVERWRITTEN, format!("content {there} was extended as {content}"));
+        }
+        let known = &mut self.known[entry];
+        if self.job.versions && matches!(answer, Answer::Value(_)) {
+            let before = stored.as_ref().and_then(|meta| meta.version);
+            if value.is_some() && before > Some(content) && !known.any_version {
+                return violated(VERSION_BACK, format!("version {content} replaced {before:?}"));
+            }
+            known.any_version = false;
+        }
+        if known.announced.is_some_and(|(version, _)| content >= version) || matches!(answer, Answer::Gone(_)) {
+            known.announced = None;
+        }
+        if !matches!(answer, Answer::Gone(_)) {
+            known.fetched = (at, epoch, reply.part(2).int());
+        }
+        (known.wanted, known.dead) = (None, false);
+        self.landed += 1;
+        Ok(reply)
+    }
+
+    fn written(
+        &mut self,
+        engine: &Engine,
+        task: &mut Task,
+        answer: Answer,
+        attempt: &Attempt,
+        reply: &Reply,
+    ) -> Result<Stage, Violation> {
+        let Some(lease) = task.lease.clone() else { return Ok(Stage::Ended(FENCED, Next::Out)) };
+        let (entry, now) = (task.entry, self.now());
+        let what = reply.part(0).text();
+        let is_leased = matches!(what.as_str(), "again" | "foreign" | "behind" | "older");
+        if !is_leased {
+            task.lease = None;
+        }
+        let refused = |attempt: &Attempt, trigger| Attempt {
+            trigger,
+            outcome: UNCHANGED,
+            began: lease.fetched_at,
+            tagged: lease.before.as_ref().is_some_and(|meta| meta.tagged),
+            version: None,
+            ..attempt.clone()
+        };
+        Ok(match what.as_str() {
+            "done" if answer == Answer::Failed => self.failed(task, attempt, &reply.part(1).text(), &lease),
+            "done" if matches!(answer, Answer::Gone(_)) => Stage::Ended(GONE, Next::Out),
+            "done" => {
+                let next = match reply.part(4).int() {
+                    1 => Next::In(pause(now - reply.part(5).int())),
+                    2 => Next::Recheck(now + 5_000),
+                    _ if self.job.recheck && lease.trigger == 1 => Next::Recheck(lease.fetched_at + RECHECK),
+                    _ => keep(reply.part(2).int()),
+                };
+                let had = lease.indexed || lease.before.as_ref().is_some_and(|meta| meta.tagged);
+                match had && !attempt.tagged {
+                    true => Stage::Untag(lease.fetched_at + TTL + calls::STALE + LEASE, next),
+                    false => Stage::Ended(WARMED, next),
+                }
+            }
+            "again" => {
+                let begun = reply.part(1).int();
+                let again = Lease {
+                    fetched_at: begun,
+                    ends: now + LEASE,
+                    epoch: self.epoch,
+                    overwritten: false,
+                    trigger: 1,
+                    storm: true,
+                    may_keep: lease.may_keep && !self.job.paid,
+                    indexed: lease.indexed || attempt.tagged,
+                    rounds: lease.rounds + 1,
+                    ..lease
+                };
+                let is_over = again.rounds >= ROUNDS;
+                task.lease = Some(again);
+                if is_over {
+                    self.give_back(engine, task)?;
+                    return Ok(Stage::Ended(FENCED, Next::In(0)));
+                }
+                Stage::Leased
+            }
+            "foreign" => {
+                if lease.rounds + 1 >= ROUNDS {
+                    self.give_back(engine, task)?;
+                    return Ok(Stage::Ended(FENCED, Next::In(0)));
+                }
+                task.lease = Some(Lease { may_keep: false, rounds: lease.rounds + 1, ..lease });
+                Stage::Leased
+            }
+            "behind" | "older" => {
+                let behind_for = now - reply.part(2).int();
+                let waits = match what.as_str() {
+                    "behind" => reply.part(3).int() == 1,
+                    _ => reply.part(2).int() > 0 && behind_for < PATIENCE,
+                };
+                self.run(engine, &calls::release(ENTRIES[entry], &lease.token, Some(&refused(attempt, task.trigger))))?;
+                task.lease = None;
+                match waits {
+                    true => Stage::Ended(DEFERRED, Next::In(pause(behind_for))),
+                    false => Stage::Ended(UNCHANGED, Next::Recheck(now + 5_000)),
+                }
+            }
+            "evicted" => {
+                let expiry = match self.expiry(entry) {
+                    -2 => lease.fetched_at + TTL,
+                    at => at,
+                };
+                Stage::Ended(FENCED, keep(expiry))
+            }
+            "lost" => Stage::Ended(FENCED, Next::In(SHORT_WAIT)),
+            "wrongtype" => Stage::Ended(FAILED, Next::Dead),
+            _ => return violated(SCRIPT_FAILS, format!("{reply:?}")),
+        })
+    }
+
+    fn failed(&self, task: &Task, attempt: &Attempt, mark: &str, lease: &Lease) -> Stage {
+        if mark == "e" {
+            return Stage::Ended(FAILED, keep(lease.fetched_at + TTL));
+        }
+        if self.job.attempts > 0 && attempt.failures >= self.job.attempts && task.trigger != 4 {
+            return Stage::Ended(FAILED, Next::Dead);
+        }
+        if self.job.stale { Stage::KeepStale(FAILED, RETRY) } else { Stage::Ended(FAILED, Next::In(RETRY)) }
+    }
+
+    fn finish(&mut self, engine: &Engine, worker: usize, task: &Task, outcome: u8, next: &Next, how: How) -> Step {
+        let name = ENTRIES[task.entry];
+        let is_ours = self.db.score(calls::AGENDA, name) == task.score.parse().ok();
+        let (what, arg) = match next {
+            Next::At(at) => ("at", at.to_string()),
+            Next::Recheck(at) => ("recheck", at.to_string()),
+            Next::In(wait) => ("in", wait.to_string()),
+            Next::Out => ("out", String::new()),
+            Next::Dead => ("dead", "reason".to_owned()),
+        };
+        let counter = OUTCOMES[usize::from(outcome)];
+        self.run(engine, &calls::finish(name, &task.score, counter, (what, &arg)))?;
+        let count = &mut self.outcomes[usize::from(outcome)];
+        *count = count.saturating_add(1);
+        if is_ours {
+            let known = &mut self.known[task.entry];
+            known.wanted = None;
+            known.dead = *next == Next::Dead || known.dead && matches!(next, Next::In(_));
+        }
+        if how != How::Lost {
+            self.workers[worker].task = None;
+        }
+        Ok(())
+    }
+
+    /// Ends a worker's process, which another one replaces.
+    pub(crate) fn crash(&mut self, worker: usize) {
+        let task = self.workers[worker].task.take();
+        self.workers[worker].life = (self.workers[worker].life.0 + 1, 0);
+        if let Some(Task { entry, lease: Some(lease), .. }) = task {
+            let crashes = lease.before.as_ref().map_or(0, |meta| meta.crashes);
+            self.orphans.push((entry, lease.token, crashes));
+        }
+    }
+
+    /// `Store::rescue`: ends the fetch of a dead worker.
+    pub(crate) fn rescue(&mut self, engine: &Engine) -> Step {
+        let Some((entry, token, crashes)) = self.orphans.pop() else { return Ok(()) };
+        let began = self.now();
+        let attempt = Attempt { outcome: FAILED, began, crashes: crashes + 1, ..Attempt::default() };
+        self.run(engine, &calls::release(ENTRIES[entry], &token, Some(&attempt)))?;
+        Ok(())
+    }
+
+    /// `Warmer::hand_back`: a worker that stops gives back its entry and its lease.
+    pub(crate) fn hand_back(&mut self, engine: &Engine, worker: usize) -> Step {
+        let Some(mut task) = self.workers[worker].task.take() else { return Ok(()) };
+        self.give_back(engine, &mut task)?;
+        self.run(engine, &calls::finish(ENTRIES[task.entry], &task.score, "", ("in", "0")))?;
+        Ok(())
+    }
+
+    /// Checks that requests stay within this number.
+    pub(crate) fn costs_at_most(&self, most: u32, what: &str) -> Step {
+        if self.fetches > most {
+            return violated(COSTS, format!("{} requests, and {most} are allowed: {what}", self.fetches));
+        }
+        Ok(())
+    }
+}
+
+/// Returns the pause before an upstream is asked again that has been behind for so long.
+fn pause(behind_for: i64) -> i64 {
+    (behind_for / 4).clamp(50, 5_000)
+}
+
+/// Returns the newest stamp: its time, and whether it evicts.
+fn newest(scores: [String; 2]) -> Option<(i64, bool)> {
+    let read = |score: &String| {
+        let score = score.parse::<f64>().ok().filter(|score| *score < 0.0)?;
+        #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
+        let at = -score.ceil() as i64;
+        Some((at, score.fract() != 0.0))
+    };
+    scores.iter().filter_map(read).max_by_key(|(at, _)| *at)
+}
