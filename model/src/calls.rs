@@ -28,8 +28,9 @@ pub const TTL: i64 = 600_000;
 pub const AHEAD: i64 = 60_000;
 /// How long metadata outlive a value (ms).
 pub const OUTLIVES: i64 = 3_600_000;
-/// How long the invalidation of an entry without a value is remembered (ms).
-pub const REMEMBERED: i64 = 60_000;
+/// How long the invalidation of an entry without a value is remembered (ms): longer than values live here. Where it is
+/// shorter, a loaded value can outlive what is remembered; docs/verification.md says what then happens.
+pub const REMEMBERED: i64 = 2 * TTL;
 /// How long a refresh is held off, and in a storm where a fetch costs money (ms).
 pub const PAUSE: (i64, i64) = (250, 10_000);
 /// The longest time by which an old value outlives its TTL while its source fails (ms).
@@ -43,9 +44,9 @@ pub const SHORT_WAIT: i64 = 1_000;
 /// When an entry is rechecked after an invalidation (ms).
 pub const RECHECK: i64 = 1_000;
 /// The most entries of a job in flight.
-pub const CAP: usize = 2;
+pub const CAP: usize = 1;
 /// The most dead letters.
-pub const DEAD: usize = 2;
+pub const DEAD: usize = 1;
 /// The most stamps of unknown tags.
 pub const STAMPS: usize = 1;
 /// How long a stamp is kept (ms).

@@ -95,7 +95,8 @@ impl World {
             Action::Message(n) | Action::MessageLost(n) | Action::MessageCrash(n) => {
                 self.messages.get(n).is_some_and(|message| message.retry_at <= self.now())
             }
-            Action::Work(n) | Action::WorkLost(n) => self.has_work(engine, n),
+            Action::Work(n) => self.has_work(engine, n),
+            Action::WorkLost(_) => self.actions(engine, 1).contains(&action),
             Action::Crash(n) => self.workers[n].task.is_some(),
             Action::Fail(n) | Action::Lag(n) | Action::HandBack(n) => {
                 self.workers[n].task.as_ref().is_some_and(|task| task.stage == crate::world::Stage::Leased)
@@ -106,14 +107,14 @@ impl World {
         }
     }
 
-    /// Returns the actions that a fair scheduler takes next; `None` where only time can pass.
-    pub fn fair(&self, engine: &Engine) -> Option<Vec<Action>> {
+    /// Returns the actions that a fair scheduler takes next.
+    pub fn fair(&self, engine: &Engine) -> Vec<Action> {
         let mut next: Vec<Action> = Vec::new();
         next.extend((0..self.messages.len()).rev().map(Action::Message));
         next.extend((0..self.workers.len()).map(Action::Work));
         next.extend((self.load != Load::None).then_some(Action::Load(0)));
         next.retain(|action| self.can(engine, *action));
-        (!next.is_empty()).then_some(next)
+        next
     }
 }
 
@@ -320,4 +321,27 @@ pub fn tell(engine: &Engine, scenario: &Scenario, failure: &Failure) -> String {
     }
     let _ = writeln!(text, "    at rest: {:?}", settle(engine, &world).err().map(|violation| violation.to_string()));
     text
+}
+
+/// Searches all scenarios briefly for a failure of a script of this file; those that use the file come first.
+pub fn hunt(engine: &Engine, file: &str) -> Option<(&'static str, Failure)> {
+    let uses = |scenario: &&Scenario| match file.split('/').next() {
+        Some("agenda") => scenario.entries == 2,
+        Some("cache") => scenario.budget.iter().any(|(kind, _)| {
+            matches!(kind, crate::world::Kind::Load | crate::world::Kind::Set | crate::world::Kind::Increment)
+        }),
+        _ if file.contains("tag") || file.contains("stamp") || file.contains("unknown") => scenario.job.tagged,
+        _ => true,
+    };
+    let (first, rest): (Vec<_>, Vec<_>) = crate::scenarios::ALL.iter().partition(uses);
+    // Little of each, then more of each.
+    for (states, walks) in [(400, 40), (0, 300)] {
+        for scenario in first.iter().chain(&rest) {
+            let bounds = Bounds { depth: 100, states, walks, steps: 60, settled: 8, seed: 1_000, until: None };
+            if let Some(failure) = search(engine, scenario, bounds).failure {
+                return Some((scenario.name, failure));
+            }
+        }
+    }
+    None
 }

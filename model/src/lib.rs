@@ -13,3 +13,4 @@ pub mod explorer;
 pub mod properties;
 pub mod scenarios;
 pub mod world;
+pub mod mutants;

@@ -41,6 +41,28 @@ const WARM: &[Action] = &[
     Action::Work(0),
     Action::Tick,
 ];
+/// A fetch that is under way.
+const LEASED: &[Action] = &[Action::Manual(0), Action::Work(0), Action::Work(0), Action::Work(0)];
+/// A value whose TTL is about to end, and whose upstream has just failed.
+const OUTLIVES: &[Action] = &[
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Late,
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Fail(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+];
 /// The same, with the steps that a tag takes.
 const WARM_TAGGED: &[Action] = &[
     Action::Manual(0),
@@ -58,7 +80,7 @@ const WARM_TAGGED: &[Action] = &[
 use Kind::{
     AnyVersion, Announce, Back, Crash, Cron, Delete, Demand, Evict, EvictTag, Fail, FarBack, Foreign, ForeignForever,
     ForeignHash, HandBack, Increment, Jump, Lag, Load, Lost, Manual, OtherTag, Pause, Refresh, RefreshTag, Repeat, Set,
-    Sweep, Tick, Vanish,
+    Sweep, Tick, Vanish, Wake,
 };
 
 /// All scenarios.
@@ -76,6 +98,20 @@ pub const ALL: &[Scenario] = &[
         entries: 1,
         budget: &[(Refresh, 1), (Evict, 1), (Lost, 2), (Crash, 1), (Tick, 1), (Jump, 2), (HandBack, 1), (Manual, 1)],
         setup: WARM,
+    },
+    Scenario {
+        name: "a lost commit",
+        job: PLAIN,
+        entries: 1,
+        budget: &[(Refresh, 1), (Lost, 1), (Tick, 2), (Vanish, 1)],
+        setup: LEASED,
+    },
+    Scenario {
+        name: "outlives its TTL",
+        job: Job { stale: true, etags: true, ..PLAIN },
+        entries: 1,
+        budget: &[(Refresh, 1), (Repeat, 1), (Evict, 1), (Fail, 2), (Cron, 1), (Manual, 1), (Tick, 1), (Jump, 4)],
+        setup: OUTLIVES,
     },
     Scenario {
         name: "other writers",
@@ -155,7 +191,7 @@ pub const ALL: &[Scenario] = &[
         entries: 2,
         budget: &[
             (Refresh, 2), (Evict, 2), (Demand, 2), (Manual, 1), (Cron, 2), (Fail, 2), (Pause, 2), (Tick, 2), (Jump, 3),
-            (Crash, 1), (HandBack, 1), (Increment, 3),
+            (Crash, 1), (HandBack, 1), (Increment, 3), (Wake, 2),
         ],
         setup: &[],
     },

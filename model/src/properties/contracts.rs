@@ -20,6 +20,8 @@ pub(crate) fn after_script(engine: &Engine, before: &Db, after: &Db, call: &Call
     keeps_foreign(before, after, call)?;
     match call.script {
         Script::Lease => lease(engine, before, after, call, reply),
+        Script::Commit | Script::Extend | Script::Gone | Script::Release => fenced(engine, before, after, call, reply),
+        Script::BeginLoad => ends_in_time(before, after, &call.keys[1], &call.args[1]),
         Script::Due => due(engine, before, after, call),
         Script::Claim => claim(engine, before, after, call, reply),
         Script::Take => take(engine, before, after, call, reply),
@@ -92,6 +94,7 @@ fn lease(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -
     if what != expected {
         return violated(CONTRACT, format!("lease.lua: {what}, not {expected}"));
     }
+    ends_in_time(before, after, key, &call.args[1])?;
     if what == "leased" {
         let follows = meta.is_some_and(|meta| {
             meta.trigger == 1 && (meta.validated_at > now - number(6) || meta.invalidated != 0)
@@ -102,6 +105,72 @@ fn lease(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -
         }
     }
     Ok(())
+}
+
+/// A lease that a clock which ran ahead has begun ends no later than one that begins now.
+fn ends_in_time(before: &Db, after: &Db, key: &str, time: &str) -> Step {
+    let began = after.text(key).and_then(|record| record.split(' ').nth(1)?.parse::<i64>().ok());
+    let latest = before.now() + time.parse::<i64>().unwrap_or(0);
+    match after.slot(key).and_then(|slot| slot.expires) {
+        Some(at) if began.is_some_and(|began| began > before.now()) && at > latest => {
+            violated(CONTRACT, format!("{key} ends at {at}, and {latest} is the latest"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the fence and the scripts behind it leave of the lease, and what they note.
+fn fenced(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
+    let (key, now) = (call.keys[1].as_str(), before.now());
+    let record = before.text(key).unwrap_or_default();
+    let mut words = record.split(' ');
+    let (token, began, mark) = (words.next(), words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let what = reply.part(0).text();
+    let wrong = |found: &str| violated(CONTRACT, format!("{}: {what} of {record:?}: {found}", call.script.path()));
+    if token != Some(&call.args[0]) {
+        return if what == "lost" && before == after { Ok(()) } else { wrong("it is another's") };
+    }
+    let asked = match call.script {
+        Script::Commit => &call.args[10],
+        Script::Extend => &call.args[8],
+        Script::Gone => &call.args[7],
+        _ => began,
+    };
+    let expected = match mark {
+        _ if call.script == Script::Release => "done",
+        "e" => "evicted",
+        _ if asked != began => "again",
+        "r" => "again",
+        _ if what == "again" || what == "evicted" || what == "lost" => "done",
+        _ => what.as_str(),
+    };
+    if what != expected {
+        return wrong(expected);
+    }
+    match what.as_str() {
+        "done" | "evicted" | "wrongtype" if after.slot(key).is_some() => wrong("the lease is there"),
+        "again" if mark == "r" && asked == began => {
+            let renewed = after.text(key) == Some(&format!("{} {now} +", call.args[0]));
+            if renewed && reply.part(1).int() == now { Ok(()) } else { wrong("the lease is not begun anew") }
+        }
+        "again" | "foreign" | "older" | "behind" if after.text(key) != before.text(key) => wrong("the lease changed"),
+        "done" if call.script == Script::Release && reply.part(1).text() != mark => wrong("the mark is lost"),
+        "done" if call.script != Script::Release => {
+            let (old, new) = (before.text(&call.keys[2]), after.text(&call.keys[2]));
+            let (old, new) = (old.and_then(|packed| engine.meta(packed)), new.and_then(|packed| engine.meta(packed)));
+            let unasked = call.script == Script::Extend && call.args[7] == "1";
+            let asked = match &old {
+                Some(old) if unasked => old.fetched_at,
+                _ => asked.parse().unwrap_or(0),
+            };
+            let waits = call.script == Script::Commit && reply.part(4).int() == 1;
+            match new {
+                Some(new) if new.fetched_at == asked && (new.invalidated == 0) != waits => Ok(()),
+                new => wrong(&format!("{new:?}")),
+            }
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The strength of a trigger.

@@ -39,11 +39,13 @@ pub enum Kind {
     Sweep,
     OtherTag,
     Pause,
+    Wake,
+    Late,
 }
 
 impl Kind {
     /// The number of kinds.
-    pub const COUNT: usize = Self::Pause as usize + 1;
+    pub const COUNT: usize = Self::Late as usize + 1;
 }
 
 /// One step.
@@ -125,6 +127,10 @@ pub enum Action {
     OtherTag,
     /// The job is paused, or goes on.
     Pause,
+    /// An input of an entry changed.
+    Wake(usize),
+    /// Time passes until a second before the first value expires.
+    Late,
 }
 
 impl Action {
@@ -160,6 +166,8 @@ impl Action {
             Self::Sweep => Kind::Sweep,
             Self::OtherTag => Kind::OtherTag,
             Self::Pause => Kind::Pause,
+            Self::Wake(_) => Kind::Wake,
+            Self::Late => Kind::Late,
             Self::Message(_) | Self::Work(_) | Self::Rescue | Self::Load(_) => return None,
         })
     }
@@ -185,6 +193,7 @@ impl World {
                 Action::Demand(entry),
                 Action::Manual(entry),
                 Action::Cron(entry),
+                Action::Wake(entry),
             ]);
             if self.load == Load::None && self.left[Kind::Load as usize] > 0 && self.db.slot(ENTRIES[entry]).is_none() {
                 all.push(Action::Load(entry));
@@ -192,6 +201,7 @@ impl World {
         }
         all.extend([Action::RefreshTag, Action::EvictTag, Action::Increment, Action::Tick, Action::Jump]);
         all.extend([Action::Back, Action::FarBack, Action::Sweep, Action::OtherTag, Action::Pause]);
+        all.push(Action::Late);
         for (n, message) in self.messages.iter().enumerate() {
             if message.retry_at <= self.now() {
                 all.extend([Action::Message(n), Action::MessageLost(n), Action::MessageCrash(n)]);
@@ -205,6 +215,10 @@ impl World {
             }
             if let Some(task) = &worker.task {
                 all.push(Action::Crash(n));
+                // A request takes a millisecond at least.
+                if matches!(task.stage, super::Stage::Ready(_)) && !task.began_before(self.now()) {
+                    all.retain(|action| *action != Action::WorkLost(n));
+                }
                 if task.stage == super::Stage::Leased {
                     all.extend([Action::HandBack(n), Action::Fail(n), Action::Lag(n)]);
                 }
@@ -292,6 +306,15 @@ impl World {
             Action::Demand(entry) => self.put(engine, entry, "urgent", 3)?,
             Action::Manual(entry) => self.put(engine, entry, "urgent", 4)?,
             Action::Cron(entry) => self.put(engine, entry, "due", 0)?,
+            Action::Wake(entry) => {
+                self.run(engine, &calls::due("there", 1, 0, &[ENTRIES[entry]]))?;
+            }
+            Action::Late => {
+                let at = self.expiry(0) - 1_000;
+                if at > self.now() {
+                    engine.set_clock(&mut self.db, at);
+                }
+            }
             Action::Tick => {
                 let now = self.now();
                 engine.set_clock(&mut self.db, now + 1);
@@ -306,6 +329,9 @@ impl World {
                 let now = self.now();
                 engine.set_clock(&mut self.db, now - by);
                 self.epoch += 1;
+                // Workers wait by their own clocks.
+                self.messages.iter_mut().for_each(|message| message.retry_at -= by);
+                self.known.iter_mut().for_each(|known| known.wanted = None);
             }
             Action::Sweep => {
                 self.run(engine, &calls::sweep())?;

@@ -91,7 +91,8 @@ impl World {
             Todo::Due(entry) => {
                 let how = if message.entry.is_some() { "urgent" } else { "bulk" };
                 self.run(engine, &calls::due(how, 1, 0, &[ENTRIES[entry]]))?;
-                self.known[entry].dead = false;
+                // A demand for it goes along with it, and goes with it where it is evicted.
+                (self.known[entry].dead, self.known[entry].wanted) = (false, None);
             }
             Todo::Cancel(entry) => {
                 let running = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score).state);

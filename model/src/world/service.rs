@@ -5,6 +5,9 @@ use crate::calls::{self, LEASE, TTL};
 use crate::engine::Engine;
 use crate::properties::{self, COUNTER, OVERWRITTEN, TWO_FETCHES};
 
+/// The TTLs of loads and of writes. By another expiry a worker tells that a value is not its own.
+const TTLS: (i64, i64) = (TTL - 7, TTL / 3);
+
 /// A service's load.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Load {
@@ -63,6 +66,7 @@ impl World {
                     if live > 0 && mark != Some('e') {
                         return violated(TWO_FETCHES, format!("{token} got a lease while another fetch holds one"));
                     }
+                    self.take_over(entry);
                     let held = Held { entry, token, at: self.now(), epoch: self.epoch, overwritten: false };
                     self.run(engine, &calls::track(ENTRIES[entry], TTL + LEASE))?;
                     if lost {
@@ -79,7 +83,7 @@ impl World {
             }
             Load::Loaded(held, content) => {
                 let Held { entry, ref token, at, epoch, overwritten } = held;
-                let call = calls::commit_load(ENTRIES[entry], token, &format!("l{content}"), &TTL.to_string());
+                let call = calls::commit_load(ENTRIES[entry], token, &format!("l{content}"), &TTLS.0.to_string());
                 let was_there = self.db.slot(ENTRIES[entry]).is_some();
                 let reply = self.run(engine, &call)?;
                 if reply.int() == 1 {
@@ -87,7 +91,7 @@ impl World {
                         return violated(OVERWRITTEN, format!("{token} wrote over what was written meanwhile"));
                     }
                     properties::may_be_written(self, entry, content, at, epoch)?;
-                    self.known[entry].fetched = (at, epoch, self.now() + TTL);
+                    self.known[entry].fetched = (at, epoch, self.now() + TTLS.0);
                 }
                 if lost {
                     self.run(engine, &calls::drop_lease(ENTRIES[entry], token))?;
@@ -124,8 +128,10 @@ impl World {
 
     /// `Cache::set`.
     pub(crate) fn set(&mut self, engine: &Engine, entry: usize) -> Step {
-        self.run(engine, &calls::set(ENTRIES[entry], "s0", &TTL.to_string()))?;
-        self.overwrite(entry);
+        let reply = self.run(engine, &calls::set(ENTRIES[entry], "s0", &TTLS.1.to_string()))?;
+        if reply.int() == 1 {
+            self.overwrite(entry);
+        }
         Ok(())
     }
 

@@ -57,6 +57,8 @@ pub struct Lease {
     pub epoch: u8,
     /// A service wrote or deleted the entry since it began.
     pub overwritten: bool,
+    /// Its answer is here, or another fetch took the lease over: it is no fetch in flight.
+    pub over: bool,
     before: Option<Meta>,
     before_expiry: i64,
     trigger: u8,
@@ -161,6 +163,13 @@ impl Worker {
 /// Returns when an entry is refreshed whose value expires then.
 fn keep(expiry: i64) -> Next {
     if expiry > 0 { Next::At(expiry - AHEAD) } else { Next::Out }
+}
+
+impl Task {
+    /// Returns true if its fetch began before this time.
+    pub(crate) fn began_before(&self, now: i64) -> bool {
+        self.lease.as_ref().is_none_or(|lease| lease.fetched_at < now)
+    }
 }
 
 impl Lease {
@@ -270,6 +279,7 @@ impl World {
             "absent" => Stage::Ended(UNCHANGED, Next::Out),
             "wrongtype" => Stage::Ended(FAILED, Next::Dead),
             "leased" => {
+                self.take_over(entry);
                 let before = engine.meta(&reply.part(3).text());
                 let crashes = before.as_ref().map_or(0, |meta| meta.crashes);
                 let is_open = before.as_ref().is_some_and(|meta| meta.invalidated > 0);
@@ -282,6 +292,7 @@ impl World {
                     ends: now + LEASE,
                     epoch: self.epoch,
                     overwritten: false,
+                    over: false,
                     before,
                     before_expiry: expiry,
                     trigger,
@@ -314,8 +325,16 @@ impl World {
     pub(crate) fn fetches_of(&self, entry: usize) -> usize {
         let now = self.now();
         let leases = self.workers.iter().filter_map(|worker| worker.lease(entry));
-        let live = leases.filter(|lease| lease.epoch == self.epoch && now <= lease.ends && !lease.overwritten);
+        let live = leases.filter(|lease| lease.epoch == self.epoch && now <= lease.ends && !lease.over);
         live.count() + usize::from(self.load.is_live(entry, now, self.epoch))
+    }
+
+    /// Notes that the fetches of an entry that are under way have lost their lease.
+    pub(crate) fn take_over(&mut self, entry: usize) {
+        let tasks = self.workers.iter_mut().filter_map(|worker| worker.task.as_mut());
+        for lease in tasks.filter(|task| task.entry == entry).filter_map(|task| task.lease.as_mut()) {
+            lease.over = true;
+        }
     }
 
     /// Releases a task's lease without a note.
@@ -438,6 +457,8 @@ impl World {
         let reply = self.judged(engine, entry, &lease, answer, &call)?;
         if how == How::Lost {
             // It is sent again.
+            task.lease = Some(Lease { over: true, ..lease });
+            self.workers[worker].task = Some(task);
             return Ok(());
         }
         task.stage = self.written(engine, &mut task, answer, &attempt, &reply)?;
@@ -541,6 +562,7 @@ impl World {
                     ends: now + LEASE,
                     epoch: self.epoch,
                     overwritten: false,
+                    over: false,
                     trigger: 1,
                     storm: true,
                     may_keep: lease.may_keep && !self.job.paid,

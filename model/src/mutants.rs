@@ -1,0 +1,223 @@
+//! Changes of one place in a script, each of which some property must notice.
+//!
+//! A text that is no longer in its script, or is there twice, fails the test, so that this list stays true.
+
+use crate::scripts::Mutant;
+
+macro_rules! mutants {
+    ($($file:literal: [$($from:literal => $to:literal,)*])*) => {
+        &[$($(Mutant { file: $file, from: $from, to: $to },)*)*]
+    };
+}
+
+/// Mutants that must be killed.
+pub const KILLED: &[Mutant] = mutants! {
+    "protocol/lua/lease_record.lua": [
+        "'-', '+', '=', 'r', 'e'" => "'-', '+', '=', 'r', 'r'",
+    ]
+    "store/lua/fence.lua": [
+        "if holder ~= token then return {'lost'} end" => "",
+        "if mark ~= EVICT and fetched_at ~= began then return {'again', tonumber(fetched_at)} end" => "",
+        "if mark == EVICT then\n    redis.call('DEL', key)\n    return {'evicted'}\n  elseif" => "if",
+        "    redis.call('DEL', key)\n    return {'evicted'}" => "    return {'evicted'}",
+        "elseif mark == REFRESH then" => "elseif mark == LOAD then",
+        "AGAIN), 'PX', renewed_ms)" => "REFRESH), 'PX', renewed_ms)",
+        ", AGAIN), 'PX', renewed_ms)" => ", AGAIN))",
+        "return {'again', now}" => "return {'lost'}",
+    ]
+    "store/lua/lease.lua": [
+        "if known[1] then" => "if known[3] then",
+        "if fetched_at and tonumber(fetched_at) > now then" => "if false then",
+        "if ARGV[6] == '1' then return {'absent'} end" => "",
+        "if kind ~= 'string' then" => "if kind == 'none' then",
+        "(invalidated or '0') == '0'" => "true",
+        "stale_for == '0' and" => "",
+        "tonumber(validated_at) <= now" => "true",
+        "ours = ours and stale_for" => "ours = stale_for",
+        "tonumber(validated_at) >= since" => "tonumber(validated_at) > since",
+        "crashes >= tonumber(ARGV[8])" => "crashes > tonumber(ARGV[8])",
+        "trigger == 1\n" => "trigger == 2\n",
+        "again and AGAIN or FIRST), 'PX', ARGV[2])" => "again and AGAIN or FIRST))",
+    ]
+    "store/lua/commit.lua": [
+        "if objection then return objection end" => "",
+        "if not before and redis.call('TYPE', KEYS[1]).ok ~= 'none' then" => "if false then",
+        "  redis.call('DEL', KEYS[2])\n  return {'wrongtype'}" => "  return {'wrongtype'}",
+        "if refused then return refused end" => "",
+        "if behind == 0 then announced, announced_at = '', '' end" => "announced, announced_at = '', ''",
+        "if before ~= ARGV[2] then redis.call('PUBLISH', ARGV[9], ARGV[10]) end" => "",
+        "if before ~= ARGV[2] then redis.call" => "if before then redis.call",
+        "behind == 1 and invalidated or '0'" => "'0'",
+        "behind == 1 and invalidated or '0'" => "invalidated or '0'",
+        "write_meta(fetched_at, expiry" => "write_meta(string.format('%d', now), expiry",
+        "ARGV[2], 'PXAT', expiry)" => "ARGV[2])",
+        "    ARGV[6], ARGV[12], announced, announced_at),\n  'PXAT', string.format('%d', pxat + tonumber(ARGV[7])))"
+            => "    ARGV[6], ARGV[12], announced, announced_at))",
+        "redis.call('DEL', KEYS[2])\nreturn {'done'" => "return {'done'",
+    ]
+    "store/lua/extend.lua": [
+        "if objection then return objection end" => "",
+        "own_expiry ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3])" => "own_expiry ~= ARGV[3]",
+        "  or (unasked and invalidated ~= '0')" => " ",
+        "if refused then return refused end" => "",
+        "unasked and fetched_at or began" => "began",
+        "write_meta(began, expiry, '0'" => "write_meta(began, expiry, invalidated",
+        "redis.call('PEXPIREAT', KEYS[1], expiry)" => "",
+        "redis.call('DEL', KEYS[2])\nreturn {'done'" => "return {'done'",
+    ]
+    "store/lua/extend_stale.lua": [
+        "tonumber(own_expiry) ~= pxat or" => "",
+        "invalidated ~= '0'" => "false",
+        "math.min(ends + tonumber(ARGV[2]), now + tonumber(ARGV[1]))" => "now + tonumber(ARGV[1])",
+        "local ends = pxat - tonumber(stale_for)" => "local ends = pxat",
+        "if till > pxat then" => "if till ~= pxat then",
+    ]
+    "store/lua/gone.lua": [
+        "if objection then return objection end" => "",
+        "if kind ~= 'string' and kind ~= 'none' then" => "if false then",
+        "if went == 1 then redis.call('PUBLISH', ARGV[6], ARGV[7]) end" => "",
+        "redis.call('DEL', KEYS[2])\nreturn {'done'" => "return {'done'",
+    ]
+    "store/lua/release.lua": [
+        "if token ~= ARGV[1] then return {'lost'} end" => "",
+        "redis.call('DEL', KEYS[2])\nif" => "if",
+        "write_meta(validated_at, own_expiry, invalidated, stale_for" => "write_meta(validated_at, own_expiry, '0', stale_for",
+        "return {'done', mark}" => "return {'done', '-'}",
+    ]
+    "store/lua/invalidate.lua": [
+        "return at <= S or at > now end" => "return at < S or at > now end",
+        "return at <= S or at > now end" => "return at <= S end",
+        "local later = token and not before(tonumber(lease_fetched_at))" => "local later = true",
+        "(refresh or mark ~= EVICT)" => "refresh",
+        "write_lease(token, lease_fetched_at, ARGV[2]), 'KEEPTTL')" => "write_lease(token, lease_fetched_at, ARGV[2]))",
+        "  fenced = 1" => "",
+        "or before(fetched) or (pxat ~= -2 and not ours)" => "or before(fetched)",
+        "local old = wanted ~= '' or not validated_at or before(fetched)" => "local old = wanted ~= '' or not validated_at",
+        "if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end" => "removed = redis.call('UNLINK', KEYS[1])",
+        "if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end" => "",
+        "  if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end\n  if kind" => "  if kind",
+        "if not later then due = 1 end" => "",
+        "    redis.call('PEXPIREAT', KEYS[1], own_expiry)" => "",
+        "announced, announced_at), 'KEEPTTL')" => "announced, announced_at))",
+        "if refresh and fenced == 1 and mark == LOAD then due = 3 end" => "",
+        "if ours and pxat ~= -2 and not lower(version, wanted) then" => "if false then",
+        "if lower(announced, wanted) then announced = wanted end" => "",
+        "validated_at, own_expiry, at, stale_for, hash" => "validated_at, own_expiry, invalidated, stale_for, hash",
+        "write_meta('0', '0', at, '0', '-'" => "write_meta('0', '0', '0', '0', '-'",
+        "if wait > 0 then return" => "if wait >= 0 then return",
+        "if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50} end" => "",
+    ]
+    "store/lua/meta.lua": [
+        "return #a < #b or #a == #b and a < b" => "return a < b and #a <= #b and false",
+        "if has_value and lower(version, stored) then" => "if false then",
+        "now < since + tonumber(patience)" => "false",
+        "if fetched_at == '' then fetched_at = validated_at end" => "",
+    ]
+    "store/lua/tag.lua": [
+        "redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', now + tonumber(ARGV[2])), ARGV[1])" => "",
+        "return stamp" => "return '0'",
+    ]
+    "store/lua/untag.lua": [
+        "if not score or tonumber(score) > tonumber(ARGV[2]) then" => "if not score then",
+    ]
+    "store/lua/stamp.lua": [
+        "if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end" => "if false then return 0 end",
+        "if ARGV[2] == 'e' then score = score - 0.5 end" => "",
+        "redis.call('ZADD', KEYS[1], 'LT', string.format('%.1f', score), '')" => "",
+    ]
+    "store/lua/stamp_unknown.lua": [
+        "redis.call('ZADD', KEYS[1], 'LT', string.format('%.1f', score), ARGV[1])" => "",
+        "if spare <= 0 then return end" => "if true then return end",
+        "redis.call('ZADD', KEYS[1], string.format('%.0f', math.floor(tonumber(forgotten[#forgotten]) + 0.5)), '')" => "",
+    ]
+    "store/lua/read_unknown.lua": [
+        "scores[i + 1] or scores[1] or '0'" => "scores[1] or '0'",
+        "scores[i + 1] or scores[1] or '0'" => "scores[i + 1] or '0'",
+    ]
+    "agenda/lua/score.lua": [
+        "bits < 32 and 'claimed' or 'running'" => "'claimed'",
+        "(state == 'running' and 32 or 0)" => "0",
+        "bits = bits + 8 * priority" => "bits = bits + 8",
+    ]
+    "agenda/lua/due.lua": [
+        "move = how ~= 'there'" => "move = true",
+        "elseif how ~= 'keep' then" => "else",
+        "local of = weaker and before or trigger" => "local of = trigger",
+        "move = priority > 0 or at < old_at or (stronger and at <= now)" => "move = priority > 0 or at < old_at",
+        "override and (state == 'running' or held < priority)" => "override and held < priority",
+        "or before == 5 and trigger ~= 5" => "",
+        "or before == 2 and priority > 0" => "",
+        "as = score(how == 'urgent' or held == 2, true, of)" => "as = score(how == 'urgent', true, of)",
+        "if priority > 0 or at < now + 5000 then" => "if priority > 0 then",
+    ]
+    "agenda/lua/claim.lua": [
+        "if redis.call('EXISTS', KEYS[2]) == 1 then" => "if false then",
+        "math.min(room, times * cap - held)" => "room",
+        "room, held = room - count, held + count" => "held = held + count",
+        "claimed('-inf', edge(now + 1, HIGH), 3)" => "",
+        "claimed(HIGH_END, edge(now + 1, BULK), 2)" => "",
+        "claimed(BULK_END, '(' .. lapsed, 2)" => "",
+        "claimed(BULK_END, '(' .. lapsed, 3, true)" => "",
+        "claimed('(' .. edge(future, HELD), '(' .. HELD_END, 2)" => "",
+        "claimed('0', '(' .. edge(now + 1, SCHEDULED), 1)" => "claimed('0', '(' .. edge(now + 1, SCHEDULED), 2)",
+        "if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end" => "",
+        "nearest = math.min(nearest," => "nearest = math.max(0,",
+    ]
+    "agenda/lua/take.lua": [
+        "tonumber(scores[i]) == claimed" => "true",
+        "if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end" => "",
+    ]
+    "agenda/lua/cancel.lua": [
+        "stays = at > evicted_at and at <= now" => "stays = at >= evicted_at and at <= now",
+        "stays = at > evicted_at and at <= now" => "stays = at > evicted_at",
+        "trigger ~= 1 and trigger ~= 2 and trigger ~= 5" => "trigger ~= 1 and trigger ~= 2",
+    ]
+    "agenda/lua/finish.lua": [
+        "if scores[n] and tonumber(scores[n]) == held then" => "if scores[n] then",
+        "due = encode(tonumber(arg), 'scheduled', 5)" => "due = encode(tonumber(arg), 'scheduled', 2)",
+        "priority > 0 and 'urgent' or 'scheduled'" => "'scheduled'",
+        "if soonest < now + 5000 then" => "if false then",
+        "if out[1] then redis.call('ZREM', KEYS[1], unpack(out)) end" => "",
+        "local spare = dead[1] and" => "local spare = false and",
+        "try('ZREM', KEYS[2], unpack(alive))" => "",
+        "try('HSETNX', KEYS[4], 'since', string.format('%.0f', now))" => "",
+    ]
+    "cache/lua/begin_load.lua": [
+        "if redis.call('EXISTS', KEYS[1]) == 1 then return" => "if false then return",
+        "if mark and mark ~= EVICT then" => "if false then",
+        "if mark and mark ~= EVICT then" => "if mark == LOAD then",
+        "if tonumber(fetched_at) > now then redis.call('PEXPIRE', KEYS[2], ARGV[2], 'LT') end" => "",
+        "LOAD), 'PX', ARGV[2])" => "LOAD))",
+    ]
+    "cache/lua/commit_load.lua": [
+        "if token ~= ARGV[1] then return 0 end" => "",
+        "redis.call('DEL', KEYS[2])\n" => "",
+        "if mark ~= LOAD then return 0 end" => "",
+        "ARGV[2], 'NX', 'PX', ARGV[3])" => "ARGV[2], 'PX', ARGV[3])",
+        "if ARGV[4] ~= '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end" => "",
+    ]
+    "cache/lua/drop_lease.lua": [
+        "if token ~= ARGV[1] then return 0 end" => "",
+        "return redis.call('DEL', KEYS[1])" => "return 1",
+    ]
+    "cache/lua/set.lua": [
+        "if kind ~= 'string' and kind ~= 'none' then" => "if false then",
+        "if token then redis.call('SET', KEYS[2], write_lease(token, fetched_at, EVICT), 'KEEPTTL') end" => "",
+        "write_lease(token, fetched_at, EVICT), 'KEEPTTL')" => "write_lease(token, fetched_at, EVICT))",
+    ]
+    "cache/lua/delete.lua": [
+        "if token then redis.call('SET', KEYS[2], write_lease(token, fetched_at, EVICT), 'KEEPTTL') end" => "",
+        "redis.call('TYPE', KEYS[1]).ok == 'string' and" => "",
+        "if removed == 1 and ARGV[1] ~= '' then redis.call('PUBLISH', ARGV[1], ARGV[2]) end" => "",
+    ]
+    "cache/lua/increment.lua": [
+        "if created and ARGV[2] ~= ''" => "if ARGV[2] ~= ''",
+        "if created and ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end" => "",
+    ]
+};
+
+/// Mutants that nothing can notice, and why.
+pub const EQUIVALENT: &[(Mutant, &str)] = &[(
+    Mutant { file: "store/lua/lease.lua", from: "pxat >= till", to: "pxat > till" },
+    "The bound lies three tenths of `ahead` from any expiry that is compared with it; either is right at it.",
+)];
