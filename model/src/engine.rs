@@ -38,6 +38,7 @@ pub struct Meta {
     pub crashes: u32,
     pub version: Option<u32>,
     pub announced: Option<u32>,
+    pub announced_at: i64,
     pub tagged: bool,
     pub failures: u32,
 }
@@ -125,6 +126,7 @@ impl Engine {
                 crashes: all[13].parse().unwrap_or(0),
                 version: all[9].parse().ok(),
                 announced: all[10].parse().ok(),
+                announced_at: number(11),
                 tagged: all[8].contains(r#""g":"#),
                 failures: failures.parse().unwrap_or(0),
             }

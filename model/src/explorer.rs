@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::engine::Engine;
 use crate::properties::settle;
 use crate::scenarios::Scenario;
+use crate::storms::Storm;
 use crate::world::{Action, Load, Violation, World};
 
 /// A failure, and how to come to it.
@@ -335,11 +336,21 @@ pub fn hunt(engine: &Engine, file: &str) -> Option<(&'static str, Failure)> {
     };
     let (first, rest): (Vec<_>, Vec<_>) = crate::scenarios::ALL.iter().partition(uses);
     // Little of each, then more of each.
-    for (states, walks) in [(400, 40), (0, 300)] {
+    for (seed, states, walks) in [(1_000, 150, 12), (2_000, 600, 60), (3_000, 0, 400)] {
         for scenario in first.iter().chain(&rest) {
-            let bounds = Bounds { depth: 100, states, walks, steps: 60, settled: 8, seed: 1_000, until: None };
+            let bounds = Bounds { depth: 100, states, walks, steps: 60, settled: 8, seed, until: None };
             if let Some(failure) = search(engine, scenario, bounds).failure {
                 return Some((scenario.name, failure));
+            }
+        }
+        for walk in 0..walks as u64 {
+            if let Err(violation) = crate::schedules::walk(engine, seed + walk, 120) {
+                return Some(("schedules", Failure { actions: Vec::new(), violation, seed: Some(seed + walk) }));
+            }
+        }
+        for walk in 0..walks as u64 / 10 {
+            if let Err(violation) = Storm::of(seed + walk).rage(engine) {
+                return Some(("storms", Failure { actions: Vec::new(), violation, seed: Some(seed + walk) }));
             }
         }
     }

@@ -210,6 +210,43 @@ pub const KILLED: &[Mutant] = mutants! {
         "redis.call('TYPE', KEYS[1]).ok == 'string' and" => "",
         "if removed == 1 and ARGV[1] ~= '' then redis.call('PUBLISH', ARGV[1], ARGV[2]) end" => "",
     ]
+    "cache/lua/track.lua": [
+        "if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end" => "if false then return 0 end",
+        "'GT', " => "",
+    ]
+    "cache/lua/lock.lua": [
+        "if holder and holder ~= ARGV[1] then" => "if false then",
+        "math.max(now_us, last + 1)" => "now_us",
+        "if not holder then" => "if true then",
+    ]
+    "cache/lua/renew_lock.lua": [
+        "if holder ~= ARGV[1] then return 0 end" => "",
+    ]
+    "store/lua/mark.lua": [
+        "if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end" => "",
+        "if before ~= 0 and tonumber(redis.call('ZSCORE', KEYS[1], '\0') or 0) ~= before then return 0 end" => "",
+    ]
+    "trigger/lua/tick.lua": [
+        "if at > now then" => "if at >= now then",
+        "tonumber(redis.call('HGET', KEYS[2], job) or at)" => "at",
+        "redis.call('ZADD', KEYS[1], string.format('%.0f', till), job)" => "",
+    ]
+    "trigger/lua/end_tick.lua": [
+        "if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end" => "",
+        "if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1])) ~= tonumber(ARGV[3]) then return 0 end" => "",
+        "redis.call('HDEL', KEYS[2], ARGV[1])" => "",
+    ]
+    "trigger/lua/hold_tick.lua": [
+        "if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1])) ~= till then return -1 end" => "",
+    ]
+    "trigger/lua/retry_tick.lua": [
+        "if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1])) ~= tonumber(ARGV[3]) then return 0 end" => "",
+    ]
+    "trigger/lua/ensure.lua": [
+        "redis.call('HDEL', KEYS[2], ARGV[1])" => "",
+        "redis.call('ZADD', KEYS[1], 'LT', string.format('%.0f', latest), ARGV[1])" => "",
+        "latest = math.max(latest, now + tonumber(ARGV[4]))" => "",
+    ]
     "cache/lua/increment.lua": [
         "if created and ARGV[2] ~= ''" => "if ARGV[2] ~= ''",
         "if created and ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end" => "",

@@ -93,7 +93,12 @@ pub(crate) fn always(engine: &Engine, world: &World) -> Step {
     if running.count() > 3 * CAP {
         return violated(BOUNDED, "more entries are in flight than a job may have");
     }
-    if world.db.members(calls::DEAD_LETTERS).len() > DEAD || world.db.members(calls::STAMPS_KEY).len() > STAMPS + 1 {
+    let letters = world.db.members(calls::DEAD_LETTERS);
+    let reasons = world.db.slot(calls::REASONS).map(|slot| match &*slot.value {
+        Value::Hash(fields) => fields.len(),
+        Value::Text(_) | Value::Sorted(_) => 0,
+    });
+    if letters.len() > DEAD || reasons.unwrap_or(0) != letters.len() || world.db.members(calls::STAMPS_KEY).len() > STAMPS + 1 {
         return violated(BOUNDED, "more dead letters or stamps than are kept");
     }
     Ok(())
@@ -209,7 +214,9 @@ pub fn settle(engine: &Engine, world: &World) -> Step {
         if matches!(writer, 'c' | 'l') && is_old && !known.dead {
             return violated(FRESH_AT_LAST, format!("{} still has content {content}:\n{world}", ENTRIES[entry]));
         }
-        if writer == 'c' && known.announced.is_some_and(|(version, _)| content < version && version <= known.content) {
+        if writer == 'c' && known.announced.is_some_and(|(version, until)| {
+            content < version && version <= known.content && until > began
+        }) {
             return violated(FRESH_AT_LAST, format!("{} still has version {content}:\n{world}", ENTRIES[entry]));
         }
     }

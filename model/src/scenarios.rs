@@ -41,6 +41,20 @@ const WARM: &[Action] = &[
     Action::Work(0),
     Action::Tick,
 ];
+/// A value whose version was announced.
+const VERSION_1: &[Action] = &[
+    Action::Announce(0),
+    Action::Message(0),
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Tick,
+];
 /// A fetch that is under way.
 const LEASED: &[Action] = &[Action::Manual(0), Action::Work(0), Action::Work(0), Action::Work(0)];
 /// A value whose TTL is about to end, and whose upstream has just failed.
@@ -110,7 +124,7 @@ pub const ALL: &[Scenario] = &[
         name: "outlives its TTL",
         job: Job { stale: true, etags: true, ..PLAIN },
         entries: 1,
-        budget: &[(Refresh, 1), (Repeat, 1), (Evict, 1), (Fail, 2), (Cron, 1), (Manual, 1), (Tick, 1), (Jump, 4)],
+        budget: &[(Refresh, 1), (Repeat, 1), (Evict, 1), (Fail, 2), (Wake, 1), (Manual, 1), (Tick, 1), (Jump, 4)],
         setup: OUTLIVES,
     },
     Scenario {
@@ -129,7 +143,7 @@ pub const ALL: &[Scenario] = &[
         entries: 1,
         budget: &[
             (Load, 2), (Refresh, 2), (Evict, 1), (Demand, 1), (Set, 1), (Delete, 1), (Lost, 1), (Crash, 1), (Fail, 1),
-            (Tick, 1), (Jump, 2),
+            (Foreign, 1), (Tick, 1), (Jump, 2),
         ],
         setup: &[],
     },
@@ -183,7 +197,14 @@ pub const ALL: &[Scenario] = &[
         budget: &[
             (Announce, 2), (AnyVersion, 1), (Lag, 3), (Vanish, 1), (Crash, 1), (Manual, 1), (Tick, 1), (Jump, 4),
         ],
-        setup: WARM,
+        setup: VERSION_1,
+    },
+    Scenario {
+        name: "dead letters",
+        job: Job { attempts: 1, ..PLAIN },
+        entries: 2,
+        budget: &[(Fail, 2), (Cron, 2), (Manual, 1), (Demand, 1), (Tick, 1)],
+        setup: &[],
     },
     Scenario {
         name: "two entries",

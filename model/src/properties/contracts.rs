@@ -21,7 +21,10 @@ pub(crate) fn after_script(engine: &Engine, before: &Db, after: &Db, call: &Call
     match call.script {
         Script::Lease => lease(engine, before, after, call, reply),
         Script::Commit | Script::Extend | Script::Gone | Script::Release => fenced(engine, before, after, call, reply),
-        Script::BeginLoad => ends_in_time(before, after, &call.keys[1], &call.args[1]),
+        Script::BeginLoad => begin_load(before, after, call, reply),
+        Script::CommitLoad => ends_own_lease(before, after, &call.keys[1], call, reply.int() == 1),
+        Script::DropLease => ends_own_lease(before, after, &call.keys[0], call, reply.int() == 1),
+        Script::Set | Script::Delete | Script::Increment => marks(before, after, call),
         Script::Due => due(engine, before, after, call),
         Script::Claim => claim(engine, before, after, call, reply),
         Script::Take => take(engine, before, after, call, reply),
@@ -119,6 +122,43 @@ fn ends_in_time(before: &Db, after: &Db, key: &str, time: &str) -> Step {
     }
 }
 
+fn begin_load(before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
+    ends_in_time(before, after, &call.keys[1], &call.args[1])?;
+    let mark = before.text(&call.keys[1]).and_then(|record| record.chars().last());
+    let expected = match (before.text(&call.keys[0]), mark) {
+        (Some(_), _) => "there",
+        (None, None | Some('e')) => "leased",
+        (None, Some(_)) => "busy",
+    };
+    let record = format!("{} {} =", call.args[0], before.now());
+    let is_held = after.text(&call.keys[1]) == Some(&record);
+    if reply.part(0).text() != expected || expected == "leased" && !is_held {
+        return violated(CONTRACT, format!("begin_load.lua: {reply:?}, not {expected}"));
+    }
+    Ok(())
+}
+
+/// A load ends its own lease, and no other.
+fn ends_own_lease(before: &Db, after: &Db, key: &str, call: &Call, done: bool) -> Step {
+    let (held, left) = (before.text(key), after.text(key));
+    let is_ours = held.is_some_and(|record| record.split(' ').next() == Some(&call.args[0]));
+    if is_ours == (left.is_some() || held.is_none()) || done && !is_ours {
+        return violated(CONTRACT, format!("{}: the lease {held:?} became {left:?}", call.script.path()));
+    }
+    Ok(())
+}
+
+/// What a service writes or deletes marks the fetch in flight.
+fn marks(before: &Db, after: &Db, call: &Call) -> Step {
+    let key = call.keys[1].as_str();
+    let expected = before.text(key).map(|record| format!("{}e", &record[..record.len() - 1]));
+    let ends = |db: &Db| db.slot(key).map(|slot| slot.expires);
+    if after.text(key).map(str::to_owned) != expected || ends(before) != ends(after) {
+        return violated(CONTRACT, format!("{}: the lease became {:?}", call.script.path(), after.text(key)));
+    }
+    Ok(())
+}
+
 /// What the fence and the scripts behind it leave of the lease, and what they note.
 fn fenced(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
     let (key, now) = (call.keys[1].as_str(), before.now());
@@ -147,6 +187,10 @@ fn fenced(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) 
     if what != expected {
         return wrong(expected);
     }
+    let refused = refused(engine, before, call);
+    if matches!(what.as_str(), "done" | "older" | "behind") && refused.unwrap_or("done") != what {
+        return wrong(refused.unwrap_or("done"));
+    }
     match what.as_str() {
         "done" | "evicted" | "wrongtype" if after.slot(key).is_some() => wrong("the lease is there"),
         "again" if mark == "r" && asked == began => {
@@ -164,13 +208,46 @@ fn fenced(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) 
                 _ => asked.parse().unwrap_or(0),
             };
             let waits = call.script == Script::Commit && reply.part(4).int() == 1;
+            let expiry = after.slot(&call.keys[0]).and_then(|slot| slot.expires).unwrap_or(0);
+            let told = reply.part(2).int().max(0);
             match new {
-                Some(new) if new.fetched_at == asked && (new.invalidated == 0) != waits => Ok(()),
+                Some(new)
+                    if new.fetched_at == asked
+                        && new.validated_at.to_string() == began
+                        && (new.invalidated == 0) != waits
+                        && (new.own_expiry, new.stale_for) == (expiry, 0)
+                        && told == expiry =>
+                {
+                    Ok(())
+                }
                 new => wrong(&format!("{new:?}")),
             }
         }
         _ => Ok(()),
     }
+}
+
+/// Returns the objection to an answer's version (`judge` in `meta.lua`).
+fn refused(engine: &Engine, before: &Db, call: &Call) -> Option<&'static str> {
+    let has_value = before.text(&call.keys[0]).is_some();
+    let meta = before.text(&call.keys[2]).and_then(|packed| engine.meta(packed))?;
+    let (version, patience, look) = match call.script {
+        Script::Commit => (call.args[11].parse().ok(), &call.args[12], &call.args[13]),
+        Script::Extend => (meta.version, &call.args[9], &call.args[10]),
+        Script::Gone if !has_value => (None, &call.args[8], &call.args[9]),
+        _ => return None,
+    };
+    let patience: i64 = patience.parse().ok()?;
+    if has_value && version < meta.version {
+        return Some("older");
+    }
+    let (is_open, now) = (meta.invalidated != 0, before.now());
+    if version >= meta.announced || !is_open && look != "1" {
+        return None;
+    }
+    let waits = is_open && (meta.announced_at..meta.announced_at + patience).contains(&now);
+    let gains = has_value && meta.version < version;
+    (!gains && (waits || !is_open && has_value)).then_some("behind")
 }
 
 /// The strength of a trigger.
@@ -390,7 +467,8 @@ fn finish(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step {
         }
         let (letter, reason) = (after.score(DEAD_LETTERS, entry), after.field(calls::REASONS, entry));
         let is_dead = match what.as_str() {
-            "dead" => letter.is_some() && reason == Some(arg),
+            "dead" if letter.is_none() => after.members(DEAD_LETTERS).len() == calls::DEAD,
+            "dead" => reason == Some(arg),
             "in" => letter == before.score(DEAD_LETTERS, entry),
             _ => letter.is_none() && reason.is_none(),
         };

@@ -195,7 +195,7 @@ impl World {
                 Action::Cron(entry),
                 Action::Wake(entry),
             ]);
-            if self.load == Load::None && self.left[Kind::Load as usize] > 0 && self.db.slot(ENTRIES[entry]).is_none() {
+            if self.load == Load::None && self.left[Kind::Load as usize] > 0 {
                 all.push(Action::Load(entry));
             }
         }

@@ -253,6 +253,8 @@ impl World {
             1 => Fresh { since: Some(1), ..Fresh::default() },
             2 => Fresh { until: Some(task.since + AHEAD + AHEAD / 3), ..Fresh::default() },
             3 => Fresh { any: true, ..Fresh::default() },
+            // A value that costs money is no older than its inputs: only another program's is fetched again.
+            5 if self.job.paid => Fresh { absent: true, since: Some(1), ..since },
             5 => Fresh { absent: true, ..since },
             _ => since,
         };

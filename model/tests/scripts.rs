@@ -1,0 +1,128 @@
+//! The short form of the proof: all scenarios, storms and schedules; the coverage of the scripts; and their mutants.
+#![cfg(test)]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use samovar_model::engine::Engine;
+use samovar_model::explorer::{Bounds, hunt, search, tell, walk_once};
+use samovar_model::mutants::{EQUIVALENT, KILLED};
+use samovar_model::scenarios::ALL;
+use samovar_model::schedules;
+use samovar_model::storms::Storm;
+
+/// Lines that no scenario runs, and why.
+const NEVER_RUN: &[(&str, &str, &str)] = &[];
+
+#[test]
+fn all_properties_hold_in_every_scenario() {
+    let engine = Engine::new(None);
+    for scenario in ALL {
+        let began = Instant::now();
+        let bounds =
+            Bounds { depth: 100, states: 4_000, walks: 60, steps: 60, settled: 16, seed: 1, until: None };
+        let found = search(&engine, scenario, bounds);
+        println!("{}: {} states, depth {}, {} random steps, {:.1?}", scenario.name, found.states, found.depth, found.steps,
+            began.elapsed());
+        if let Some(failure) = &found.failure {
+            panic!("{}", tell(&engine, scenario, failure));
+        }
+    }
+}
+
+#[test]
+fn in_storms_fetches_land_and_are_few() {
+    let engine = Engine::new(None);
+    for seed in 0..60 {
+        if let Err(violation) = Storm::of(seed).rage(&engine) {
+            panic!("seed {seed}: {violation}");
+        }
+    }
+}
+
+#[test]
+fn ticks_and_locks_have_one_holder() {
+    let engine = Engine::new(None);
+    for seed in 0..500 {
+        if let Err(violation) = schedules::walk(&engine, seed, 120) {
+            panic!("seed {seed}: {violation}");
+        }
+    }
+}
+
+/// What hunts a mutant finds nothing in the scripts as they are.
+#[test]
+fn the_hunt_for_mutants_finds_no_fault_in_the_scripts() {
+    let engine = Engine::new(None);
+    for file in ["store/", "agenda/", "cache/"] {
+        if let Some((name, failure)) = hunt(&engine, file) {
+            match ALL.iter().find(|scenario| scenario.name == name) {
+                Some(scenario) => panic!("{}", tell(&engine, scenario, &failure)),
+                None => panic!("{name}: {failure:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn each_mutant_is_killed() {
+    let next = AtomicUsize::new(0);
+    let (survivors, killers) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::<String, usize>::new()));
+    for mutant in KILLED.iter().chain(EQUIVALENT.iter().map(|(mutant, _)| mutant)) {
+        assert_eq!(mutant.places(), Some(1), "{}: {:?} is not there once", mutant.file, mutant.from);
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(mutant) = KILLED.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let began = Instant::now();
+                    let found = hunt(&Engine::new(Some(mutant)), mutant.file);
+                    let property = found.as_ref().map_or("SURVIVES", |(_, failure)| failure.violation.property);
+                    let scenario = found.as_ref().map_or("", |(scenario, _)| scenario);
+                    println!("{:.1?} {} {:?} => {:?}: {property} [{scenario}]", began.elapsed(), mutant.file, mutant.from,
+                        mutant.to);
+                    *killers.lock().unwrap().entry(property.to_owned()).or_default() += 1;
+                    if found.is_none() {
+                        survivors.lock().unwrap().push(mutant);
+                    }
+                }
+            });
+        }
+    });
+    let survivors = survivors.into_inner().unwrap();
+    println!("{} of {} killed: {:#?}", KILLED.len() - survivors.len(), KILLED.len(), killers.into_inner().unwrap());
+    assert!(survivors.is_empty(), "no property notices these: {survivors:#?}");
+}
+
+#[test]
+fn each_line_of_the_scripts_runs() {
+    let engine = Engine::new(None);
+    engine.watch_lines();
+    for scenario in ALL {
+        for seed in 0..60 {
+            let (_, result) = walk_once(&engine, scenario, seed, 60);
+            assert_eq!(result, Ok(()), "{} {seed}", scenario.name);
+        }
+    }
+    for seed in 0..60 {
+        assert_eq!(schedules::walk(&engine, seed, 120), Ok(()), "{seed}");
+    }
+    let (never, lines) = engine.never_ran();
+    let (mut unexplained, mut count) = (String::new(), 0);
+    for (file, numbers) in &never {
+        let path = format!("{}/../src/{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        for number in numbers {
+            let line = text.lines().nth(number - 1).unwrap_or_default();
+            count += 1;
+            if !NEVER_RUN.iter().any(|(of, part, _)| of == file && line.contains(part)) {
+                let _ = writeln!(unexplained, "{file}:{number}: {line}");
+            }
+        }
+    }
+    println!("{} of {lines} lines of code ran", lines - count);
+    assert!(unexplained.is_empty(), "these lines never ran:\n{unexplained}");
+}
