@@ -62,16 +62,18 @@ fn is_excused(handled: &Handled, at: i64, epoch: u8) -> bool {
 
 impl Handled {
     /// Returns true if content that was asked for then is too old for this invalidation.
-    fn forbids(&self, world: &World, content: u32, at: i64, epoch: u8) -> bool {
+    fn forbids(&self, world: &World, (writer, content): (char, u32), at: i64, epoch: u8) -> bool {
         // With versions it is they that tell what is old, since the upstream lags.
-        !world.job.versions && content < self.content && (!self.tag || world.is_tagged(content)) && !is_excused(self, at, epoch)
+        // Which loads a tag concerns is told by a set and a search that are not modelled.
+        let concerns = !self.tag || writer == 'c' && world.is_tagged(content);
+        !world.job.versions && content < self.content && concerns && !is_excused(self, at, epoch)
     }
 }
 
-/// Checks that content that was asked for at this time may be written.
-pub(crate) fn may_be_written(world: &World, entry: usize, content: u32, at: i64, epoch: u8) -> Step {
+/// Checks that content that was asked for at this time may be written, by a worker (`c`) or a load (`l`).
+pub(crate) fn may_be_written(world: &World, entry: usize, content: (char, u32), at: i64, epoch: u8) -> Step {
     match world.known[entry].handled.iter().find(|handled| handled.forbids(world, content, at, epoch)) {
-        Some(handled) => violated(NOT_WRITTEN, format!("content {content}, asked for at {at}, after {handled:?}")),
+        Some(handled) => violated(NOT_WRITTEN, format!("content {content:?}, asked for at {at}, after {handled:?}")),
         None => Ok(()),
     }
 }
@@ -119,7 +121,7 @@ fn of_value(engine: &Engine, world: &World, entry: usize) -> Step {
         return violated(BOUNDED, format!("{name} is readable at {now}, and its TTL ended at {ends}"));
     }
     let is_waiting = world.messages.iter().any(|message| message.concerns(entry));
-    for handled in known.handled.iter().filter(|handled| handled.forbids(world, content, at, epoch)) {
+    for handled in known.handled.iter().filter(|handled| handled.forbids(world, (writer, content), at, epoch)) {
         if handled.evict {
             return violated(NOT_READABLE, format!("{name} has content {content} after {handled:?}"));
         }
@@ -210,7 +212,7 @@ pub fn settle(engine: &Engine, world: &World) -> Step {
         let (at, epoch, _) = known.fetched;
         // What is of another clock is revalidated, which is not modelled.
         let same = |handled: &&Handled| epoch == world.epoch && handled.epoch == world.epoch;
-        let is_old = known.handled.iter().filter(same).any(|handled| handled.forbids(&world, content, at, epoch));
+        let is_old = known.handled.iter().filter(same).any(|handled| handled.forbids(&world, (writer, content), at, epoch));
         if matches!(writer, 'c' | 'l') && is_old && !known.dead {
             return violated(FRESH_AT_LAST, format!("{} still has content {content}:\n{world}", ENTRIES[entry]));
         }

@@ -57,7 +57,7 @@ const VERSION_1: &[Action] = &[
 ];
 /// A fetch that is under way.
 const LEASED: &[Action] = &[Action::Manual(0), Action::Work(0), Action::Work(0), Action::Work(0)];
-/// A value whose TTL is about to end, and whose upstream has just failed.
+/// A value that outlives its TTL, whose upstream has failed four times.
 const OUTLIVES: &[Action] = &[
     Action::Manual(0),
     Action::Work(0),
@@ -68,6 +68,33 @@ const OUTLIVES: &[Action] = &[
     Action::Work(0),
     Action::Work(0),
     Action::Late,
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Fail(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Jump,
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Fail(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Jump,
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Fail(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Jump,
     Action::Work(0),
     Action::Work(0),
     Action::Work(0),
@@ -132,8 +159,8 @@ pub const ALL: &[Scenario] = &[
         job: Job { recheck: true, etags: true, ..PLAIN },
         entries: 1,
         budget: &[
-            (Refresh, 1), (Evict, 1), (Foreign, 1), (ForeignForever, 1), (ForeignHash, 1), (Set, 1), (Delete, 1),
-            (Demand, 1), (Tick, 1), (Jump, 2),
+            (Refresh, 1), (Evict, 1), (Foreign, 1), (ForeignForever, 1), (ForeignHash, 1), (Set, 2), (Delete, 1),
+            (Vanish, 1), (Demand, 1), (Tick, 1), (Jump, 2),
         ],
         setup: WARM,
     },

@@ -15,7 +15,18 @@ use samovar_model::schedules;
 use samovar_model::storms::Storm;
 
 /// Lines that no scenario runs, and why.
-const NEVER_RUN: &[(&str, &str, &str)] = &[];
+const NEVER_RUN: &[(&str, &str, &str)] = &[
+    ("agenda/lua/cancel.lua", "end", LOOP),
+    ("agenda/lua/due.lua", "end", LOOP),
+    ("agenda/lua/finish.lua", "end", LOOP),
+    ("agenda/lua/take.lua", "end", LOOP),
+    ("store/lua/read_unknown.lua", "end", LOOP),
+    ("agenda/lua/finish.lua", "trouble = trouble or reply", "A key of another type: see tests/agenda.rs."),
+    ("cache/lua/commit_load.lua", "ARGV[2], 'NX')", "A load without a TTL: see tests/cache.rs."),
+    ("store/lua/meta.lua", "match(note, ", "Metadata of the previous version, which nothing here writes: see tests/codecs.rs."),
+];
+
+const LOOP: &str = "Lua's `for … in` carries out the jump at its end itself, so no hook sees it.";
 
 #[test]
 fn all_properties_hold_in_every_scenario() {

@@ -338,7 +338,8 @@ impl World {
             }
             Action::OtherTag => {
                 let at = self.now();
-                self.run(engine, &calls::stamp_unknown("other", at, false))?;
+                let other = format!("other{}", self.left[Kind::OtherTag as usize] % 2);
+                self.run(engine, &calls::stamp_unknown(&other, at, false))?;
             }
             Action::Pause => {
                 if self.db.slot(calls::PAUSED).is_none() {

@@ -90,7 +90,7 @@ impl World {
                     if overwritten || was_there {
                         return violated(OVERWRITTEN, format!("{token} wrote over what was written meanwhile"));
                     }
-                    properties::may_be_written(self, entry, content, at, epoch)?;
+                    properties::may_be_written(self, entry, ('l', content), at, epoch)?;
                     self.known[entry].fetched = (at, epoch, self.now() + TTLS.0);
                 }
                 if lost {
@@ -128,7 +128,10 @@ impl World {
 
     /// `Cache::set`.
     pub(crate) fn set(&mut self, engine: &Engine, entry: usize) -> Step {
-        let reply = self.run(engine, &calls::set(ENTRIES[entry], "s0", &TTLS.1.to_string()))?;
+        // Each second value has no TTL.
+        let is_even = self.left[super::Kind::Set as usize].is_multiple_of(2);
+        let ttl = if is_even { String::new() } else { TTLS.1.to_string() };
+        let reply = self.run(engine, &calls::set(ENTRIES[entry], "s0", &ttl))?;
         if reply.int() == 1 {
             self.overwrite(entry);
         }

@@ -493,7 +493,7 @@ impl World {
             Answer::Unchanged { content, asked: false } => (content, fetched.0, fetched.1),
             Answer::Failed => return Ok(reply),
         };
-        properties::may_be_written(self, entry, content, at, epoch)?;
+        properties::may_be_written(self, entry, ('c', content), at, epoch)?;
         if let (Answer::Unchanged { .. }, Some((_, there))) = (answer, value)
             && there != content
         {
