@@ -34,7 +34,7 @@ pub const REMEMBERED: i64 = 2 * TTL;
 /// How long a refresh is held off, and in a storm where a fetch costs money (ms).
 pub const PAUSE: (i64, i64) = (250, 10_000);
 /// The longest time by which an old value outlives its TTL while its source fails (ms).
-pub const STALE: i64 = 120_000;
+pub const STALE: i64 = 2_000;
 /// How long an announced version is waited for (ms).
 pub const PATIENCE: i64 = 5_000;
 /// The wait before a retry (ms).

@@ -224,7 +224,7 @@ pub const KILLED: &[Mutant] = mutants! {
     ]
     "store/lua/mark.lua": [
         "if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end" => "",
-        "if before ~= 0 and tonumber(redis.call('ZSCORE', KEYS[1], '\0') or 0) ~= before then return 0 end" => "",
+        "if before ~= 0 and tonumber(redis.call('ZSCORE', KEYS[1], '\\0') or 0) ~= before then return 0 end" => "",
     ]
     "trigger/lua/tick.lua": [
         "if at > now then" => "if at >= now then",

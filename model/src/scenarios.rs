@@ -41,6 +41,24 @@ const WARM: &[Action] = &[
     Action::Work(0),
     Action::Tick,
 ];
+/// An entry under the tag, and an answer for another one.
+const FETCHED_TAGGED: &[Action] = &[
+    Action::Manual(1),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Tick,
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+];
 /// A value whose version was announced.
 const VERSION_1: &[Action] = &[
     Action::Announce(0),
@@ -151,7 +169,7 @@ pub const ALL: &[Scenario] = &[
         name: "outlives its TTL",
         job: Job { stale: true, etags: true, ..PLAIN },
         entries: 1,
-        budget: &[(Refresh, 1), (Repeat, 1), (Evict, 1), (Fail, 2), (Wake, 1), (Manual, 1), (Tick, 1), (Jump, 4)],
+        budget: &[(Refresh, 1), (Repeat, 1), (Evict, 1), (Fail, 2), (Wake, 1), (Foreign, 1), (Tick, 1), (Jump, 4)],
         setup: OUTLIVES,
     },
     Scenario {
@@ -216,6 +234,20 @@ pub const ALL: &[Scenario] = &[
             (Jump, 2),
         ],
         setup: &[],
+    },
+    Scenario {
+        name: "a tag that others have",
+        job: Job { tagged: true, ..PLAIN },
+        entries: 1,
+        budget: &[(RefreshTag, 1), (EvictTag, 1), (OtherTag, 2), (Sweep, 1), (Tick, 2), (Jump, 1)],
+        setup: FETCHED_TAGGED,
+    },
+    Scenario {
+        name: "a slow load",
+        job: PLAIN,
+        entries: 1,
+        budget: &[(Load, 1), (Refresh, 1), (Evict, 1), (Fail, 1), (Lost, 1), (Tick, 1), (Jump, 2)],
+        setup: &[Action::Load(0), Action::Demand(0), Action::Work(0), Action::Work(0)],
     },
     Scenario {
         name: "versions",

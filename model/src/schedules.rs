@@ -43,7 +43,7 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize) -> Step {
     for _ in 0..steps {
         let (caller, job) = (random.below(2), random.below(2));
         match random.below(20) {
-            0 => fleet.set_clock(engine, CLAIM + 1),
+            0 => fleet.set_clock(engine, CLAIM),
             1 => fleet.set_clock(engine, 1),
             2 => fleet.set_clock(engine, PERIOD),
             3 => fleet.set_clock(engine, 400),
@@ -59,7 +59,7 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize) -> Step {
             13 | 14 => fleet.lock(engine, caller)?,
             15 => fleet.renew(engine, caller, random.below(2) == 0)?,
             16 => fleet.track(engine, random.below(3))?,
-            17 => fleet.mark(engine, random.below(3))?,
+            17 => fleet.mark(engine, random.below(3), random.below(3) == 0)?,
             18 => fleet.claims[caller] = None,
             _ => fleet.count(engine, random.below(3))?,
         }
@@ -251,8 +251,8 @@ impl Fleet {
         Ok(())
     }
 
-    fn mark(&mut self, engine: &Engine, how: usize) -> Step {
-        if how == 0 {
+    fn mark(&mut self, engine: &Engine, how: usize, is_made: bool) -> Step {
+        if is_made {
             engine.command(&mut self.db, &["ZADD", calls::TAG, "-5", ""]);
         }
         let there = self.db.score(calls::TAG, "\0");

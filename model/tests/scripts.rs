@@ -85,10 +85,13 @@ fn each_mutant_is_killed() {
     for mutant in KILLED.iter().chain(EQUIVALENT.iter().map(|(mutant, _)| mutant)) {
         assert_eq!(mutant.places(), Some(1), "{}: {:?} is not there once", mutant.file, mutant.from);
     }
+    // Of one file only, while one works on it.
+    let only = std::env::var("SAMOVAR_MODEL_MUTANTS").unwrap_or_default();
+    let mutants: Vec<_> = KILLED.iter().filter(|mutant| mutant.file.contains(&only)).collect();
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                while let Some(mutant) = KILLED.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let began = Instant::now();
                     let found = hunt(&Engine::new(Some(mutant)), mutant.file);
                     let property = found.as_ref().map_or("SURVIVES", |(_, failure)| failure.violation.property);
@@ -104,7 +107,7 @@ fn each_mutant_is_killed() {
         }
     });
     let survivors = survivors.into_inner().unwrap();
-    println!("{} of {} killed: {:#?}", KILLED.len() - survivors.len(), KILLED.len(), killers.into_inner().unwrap());
+    println!("{} of {} killed: {:#?}", mutants.len() - survivors.len(), mutants.len(), killers.into_inner().unwrap());
     assert!(survivors.is_empty(), "no property notices these: {survivors:#?}");
 }
 

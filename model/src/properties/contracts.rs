@@ -21,6 +21,11 @@ pub(crate) fn after_script(engine: &Engine, before: &Db, after: &Db, call: &Call
     match call.script {
         Script::Lease => lease(engine, before, after, call, reply),
         Script::Commit | Script::Extend | Script::Gone | Script::Release => fenced(engine, before, after, call, reply),
+        Script::Invalidate => invalidate(engine, before, after, call, reply),
+        Script::ExtendStale => extend_stale(engine, before, after, call, reply),
+        Script::Stamp | Script::StampUnknown => stamp(before, after, call, reply),
+        Script::ReadUnknown => read_unknown(before, call, reply),
+        Script::Untag => untag(before, after, call),
         Script::BeginLoad => begin_load(before, after, call, reply),
         Script::CommitLoad => ends_own_lease(before, after, &call.keys[1], call, reply.int() == 1),
         Script::DropLease => ends_own_lease(before, after, &call.keys[0], call, reply.int() == 1),
@@ -120,6 +125,132 @@ fn ends_in_time(before: &Db, after: &Db, key: &str, time: &str) -> Step {
         }
         _ => Ok(()),
     }
+}
+
+fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
+    let at = call.args[0].parse::<i64>().unwrap_or(0);
+    let (now, refresh, wanted) = (before.now(), call.args[1] == "r", call.args[8].as_str());
+    let [fenced, due, removed, wait] = [0, 1, 2, 3].map(|n| reply.part(n).int());
+    let wrong = |found: &str| violated(CONTRACT, format!("invalidate.lua: {found}: {reply:?}"));
+    let unchanged = [0, 1, 2].into_iter().all(|n| before.slot(&call.keys[n]) == after.slot(&call.keys[n]));
+    if wait > 0 {
+        return if refresh && unchanged { Ok(()) } else { wrong("held off, and something changed") };
+    }
+    let is_before = |of: i64| of <= at || of > now;
+    let value = before.slot(&call.keys[0]);
+    let pxat = value.map_or(-2, |slot| slot.expires.unwrap_or(-1));
+    let meta = before.text(&call.keys[2]).and_then(|packed| engine.meta(packed));
+    let ours = meta.as_ref().is_some_and(|meta| meta.own_expiry == pxat);
+    if let Ok(wanted) = wanted.parse::<u32>()
+        && ours
+        && value.is_some()
+        && meta.as_ref().and_then(|meta| meta.version) >= Some(wanted)
+    {
+        return if unchanged && due == 0 { Ok(()) } else { wrong("it has the version") };
+    }
+    let record = before.text(&call.keys[1]);
+    let began = record.and_then(|record| record.split(' ').nth(1)?.parse::<i64>().ok());
+    let mark = record.and_then(|record| record.chars().last());
+    let is_overtaken = began.is_some_and(is_before);
+    let is_fenced = is_overtaken && (refresh || mark != Some('e'));
+    let marked = record.filter(|_| is_fenced).map(|record| format!("{}{}", &record[..record.len() - 1], call.args[1]));
+    let ends = |db: &Db| db.slot(&call.keys[1]).map(|slot| slot.expires);
+    if (fenced == 1) != is_fenced || marked.is_some_and(|marked| after.text(&call.keys[1]) != Some(&marked)) {
+        return wrong("the fetch in flight");
+    }
+    if ends(before) != ends(after) {
+        return wrong("the lease's end");
+    }
+    if (due == 3) != (refresh && is_fenced && mark == Some('=')) {
+        return wrong("a service's load");
+    }
+    let has_new = meta.as_ref().is_some_and(|meta| !is_before(meta.fetched_at)) && (value.is_none() || ours);
+    let is_old = (wanted != "" && wanted != "any") || !has_new || wanted == "any" && meta.is_none();
+    let is_text = value.is_some_and(|slot| slot.value.kind() == "string");
+    if !refresh && (removed == 1) != (is_old && is_text) {
+        return wrong("the value");
+    }
+    let later = began.is_some() && !is_overtaken;
+    if refresh && is_old && value.is_some() && !later && due != 1 && due != 3 {
+        return wrong("it is to be fetched");
+    }
+    let noted = after.text(&call.keys[2]).and_then(|packed| engine.meta(packed));
+    if refresh && is_old && is_text && removed == 0 && noted.is_none_or(|meta| meta.invalidated != at) {
+        return wrong("it is not noted");
+    }
+    Ok(())
+}
+
+fn extend_stale(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
+    let pxat = before.slot(&call.keys[0]).map_or(-2, |slot| slot.expires.unwrap_or(-1));
+    let meta = before.text(&call.keys[2]).and_then(|packed| engine.meta(packed));
+    let is_text = before.text(&call.keys[0]).is_some();
+    let expires = |db: &Db| db.slot(&call.keys[0]).map(|slot| slot.expires);
+    let meta = meta.filter(|meta| is_text && pxat > 0 && meta.own_expiry == pxat && meta.invalidated == 0);
+    let Some(meta) = meta else {
+        return match reply.part(0).int() == -2 && expires(before) == expires(after) {
+            true => Ok(()),
+            false => violated(CONTRACT, format!("extend_stale.lua: {reply:?} of a value that is not kept")),
+        };
+    };
+    let number = |n: usize| call.args[n].parse::<i64>().unwrap_or(0);
+    let ends = pxat - meta.stale_for;
+    let till = pxat.max((ends + number(1)).min(before.now() + number(0)));
+    let noted = after.text(&call.keys[2]).and_then(|packed| engine.meta(packed));
+    let noted = noted.is_some_and(|meta| (meta.own_expiry, meta.stale_for) == (till, till - ends));
+    if expires(after) != Some(Some(till)) || !noted || (reply.part(0).int(), reply.part(1).int()) != (till, ends) {
+        return violated(CONTRACT, format!("extend_stale.lua: {reply:?}, not {till} {ends}"));
+    }
+    Ok(())
+}
+
+/// A stamp is as late as the invalidation, or later.
+fn stamp(before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
+    let is_known = call.script == Script::Stamp;
+    let (key, args) = (call.keys[0].as_str(), if is_known { &call.args[..] } else { &call.args[1..] });
+    let at = args[0].parse::<f64>().unwrap_or(0.0) + if args[1] == "e" { 0.5 } else { 0.0 };
+    if is_known && before.slot(key).is_none() {
+        return match after.slot(key).is_none() && reply.int() == 0 {
+            true => Ok(()),
+            false => violated(CONTRACT, "stamp.lua: it made a tag"),
+        };
+    }
+    let stamped = |db: &Db, tag: &str| db.score(key, tag).or(db.score(key, "")).map_or(0.0, |score| -score);
+    let tag = if is_known { "" } else { call.args[0].as_str() };
+    let lost = before.members(key).iter().filter(|_| !is_known).find(|(score, tag)| -score.0 > stamped(after, tag) + 0.5);
+    if stamped(after, tag) < at.floor() || !(tag.is_empty() || after.score(key, tag).is_none()) && stamped(after, tag) < at {
+        return violated(CONTRACT, format!("{}: {tag:?} is stamped {}, not {at}", call.script.path(), stamped(after, tag)));
+    }
+    if is_known && stamped(after, tag) < at {
+        return violated(CONTRACT, format!("stamp.lua: stamped {}, not {at}", stamped(after, tag)));
+    }
+    match lost {
+        Some(lost) => violated(CONTRACT, format!("stamp_unknown.lua: {lost:?} is forgotten")),
+        None => Ok(()),
+    }
+}
+
+fn read_unknown(before: &Db, call: &Call, reply: &Reply) -> Step {
+    #[expect(clippy::cast_precision_loss, reason = "times in ms")]
+    let latest = before.now() as f64 + 0.5;
+    for (n, tag) in call.args.iter().enumerate() {
+        let stamp = before.score(&call.keys[0], tag).or(before.score(&call.keys[0], "")).map_or(0.0, |score| -score);
+        let told = -reply.part(n).text().parse::<f64>().unwrap_or(0.0);
+        if told != stamp && (stamp <= latest || told.floor() + 0.5 != latest) {
+            return violated(CONTRACT, format!("read_unknown.lua: {tag} was stamped {stamp}, not {told}"));
+        }
+    }
+    Ok(())
+}
+
+fn untag(before: &Db, after: &Db, call: &Call) -> Step {
+    let entry = call.args[0].as_str();
+    let until = call.args[1].parse::<f64>().unwrap_or(0.0);
+    let expected = before.score(&call.keys[0], entry).filter(|score| *score > until);
+    if after.score(&call.keys[0], entry) != expected {
+        return violated(CONTRACT, format!("untag.lua: {entry} is there until {:?}", after.score(&call.keys[0], entry)));
+    }
+    Ok(())
 }
 
 fn begin_load(before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {

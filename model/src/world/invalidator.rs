@@ -101,6 +101,13 @@ impl World {
                 if self.known[entry].wanted.is_some_and(|wanted| wanted <= at) || runs {
                     self.known[entry].wanted = None;
                 }
+                // What became due in the eviction's own millisecond leaves as well, and so does a refresh that came
+                // after the eviction and was claimed before this: docs/verification.md.
+                let due = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score));
+                self.known[entry].dead |= due.is_some_and(|due| match due.state.as_str() {
+                    "urgent" => due.at == at,
+                    state => state != "scheduled",
+                });
                 self.run(engine, &calls::cancel(ENTRIES[entry], at))?;
             }
             Todo::Keep(entry) => {
