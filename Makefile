@@ -12,11 +12,13 @@ SECONDS ?= 600
 # Entries and tasks worked off, and workers killed; where they are empty, TIMES says
 ENTRIES ?=
 KILLS ?=
+# For how long `make prove` searches each of some twenty scenarios
+PROVE ?= 60
 
 # What `make deny` looks at: all of advisories, bans, licenses and sources where it is empty
 CHECKS ?=
 
-.PHONY: help setup build demo test torture lint deny bench clean
+.PHONY: help setup build demo test torture prove lint deny bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -39,6 +41,7 @@ test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start
 	else \
 		set -x; $(CARGO) test --locked --no-fail-fast $(ARGS); \
 	fi
+	$(CARGO) test --locked --package samovar-model
 
 # Without Python there is no such file, and the tests that use it say what they leave out.
 $(VENV)/installed: $(PYTHON_NEEDS)
@@ -56,12 +59,17 @@ torture: setup ## Long runs with faults: make torture TIMES=50 SEED=7 SECONDS=60
 		$(CARGO) test --profile bench --locked --test faults --test consistency --test lag -- \
 		--nocapture --test-threads 2 $(ARGS)
 
+prove: setup ## Search the interleavings of the Lua scripts for long: make prove PROVE=600 SEED=7
+	SAMOVAR_MODEL_WALKS=200 $(CARGO) test --locked --package samovar-model -- --nocapture
+	$(CARGO) run --locked --package samovar-model --bin prove -- $(PROVE) $(SEED)
+
 lint: ## Check formatting, lints and documentation; warnings are errors here
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 \
 		|| rustup component add rustfmt clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
+	$(CARGO) clippy --locked --package samovar-model --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
 deny: ## Check licences, known vulnerabilities, and where crates come from; builds cargo-deny if there is none

@@ -28,8 +28,8 @@ pub const TTL: i64 = 600_000;
 pub const AHEAD: i64 = 60_000;
 /// How long metadata outlive a value (ms).
 pub const OUTLIVES: i64 = 3_600_000;
-/// How long the invalidation of an entry without a value is remembered (ms): longer than values live here. Where it is
-/// shorter, a loaded value can outlive what is remembered; docs/verification.md says what then happens.
+/// How long the invalidation of an entry without a value is remembered (ms): longer than values live here, since a
+/// value that a service loads can outlive it otherwise (see `faults`).
 pub const REMEMBERED: i64 = 2 * TTL;
 /// How long a refresh is held off, and in a storm where a fetch costs money (ms).
 pub const PAUSE: (i64, i64) = (250, 10_000);
@@ -197,10 +197,26 @@ pub fn release(entry: &str, token: &str, attempt: Option<&Attempt>) -> Call {
 pub fn commit(entry: &str, token: &str, json: &str, attempt: &Attempt, began: i64, versions: Versions) -> Call {
     let (hash, look) = (format!("h{json}"), u8::from(versions.look));
     let (packed, note, version) = (attempt.packed(), attempt.note(), attempt.version());
-    stored(Script::Commit, entry, &[
-        &token, &json, &TTL, &hash, &packed, &note, &OUTLIVES, &LEASE, &CHANGED, &change(entry, "warmed"), &began,
-        &version, &versions.patience(), &look,
-    ])
+    stored(
+        Script::Commit,
+        entry,
+        &[
+            &token,
+            &json,
+            &TTL,
+            &hash,
+            &packed,
+            &note,
+            &OUTLIVES,
+            &LEASE,
+            &CHANGED,
+            &change(entry, "warmed"),
+            &began,
+            &version,
+            &versions.patience(),
+            &look,
+        ],
+    )
 }
 
 /// `Store::extend`, and `Store::extend_unasked` where nobody was `asked`.
@@ -214,19 +230,44 @@ pub fn extend(
     versions: Versions,
 ) -> Call {
     let (unasked, look) = (u8::from(!asked), u8::from(versions.look));
-    stored(Script::Extend, entry, &[
-        &token, &TTL, &before, &attempt.packed(), &attempt.note(), &OUTLIVES, &LEASE, &unasked, &began,
-        &versions.patience(), &look,
-    ])
+    stored(
+        Script::Extend,
+        entry,
+        &[
+            &token,
+            &TTL,
+            &before,
+            &attempt.packed(),
+            &attempt.note(),
+            &OUTLIVES,
+            &LEASE,
+            &unasked,
+            &began,
+            &versions.patience(),
+            &look,
+        ],
+    )
 }
 
 /// `Store::gone`.
 pub fn gone(entry: &str, token: &str, attempt: &Attempt, began: i64, versions: Versions) -> Call {
     let look = u8::from(versions.look);
-    stored(Script::Gone, entry, &[
-        &token, &attempt.packed(), &attempt.note(), &OUTLIVES, &LEASE, &CHANGED, &change(entry, "gone"), &began,
-        &versions.patience(), &look,
-    ])
+    stored(
+        Script::Gone,
+        entry,
+        &[
+            &token,
+            &attempt.packed(),
+            &attempt.note(),
+            &OUTLIVES,
+            &LEASE,
+            &CHANGED,
+            &change(entry, "gone"),
+            &began,
+            &versions.patience(),
+            &look,
+        ],
+    )
 }
 
 /// The script of `Store::extend_stale`.
@@ -235,11 +276,13 @@ pub fn extend_stale(entry: &str, time: i64) -> Call {
 }
 
 /// `Store::invalidate_on`; `pauses` are zero in `Store::fence`. `version` is `''`, a number or `any`.
-pub fn invalidate(entry: &str, at: i64, evict: bool, pauses: (i64, i64), version: &str) -> Call {
+pub fn invalidate(entry: &str, at: i64, evict: bool, pauses: (i64, i64), remembered: i64, version: &str) -> Call {
     let removal = if evict { "e" } else { "r" };
-    stored(Script::Invalidate, entry, &[
-        &at, &removal, &OUTLIVES, &CHANGED, &change(entry, "evicted"), &pauses.0, &pauses.1, &REMEMBERED, &version,
-    ])
+    stored(
+        Script::Invalidate,
+        entry,
+        &[&at, &removal, &OUTLIVES, &CHANGED, &change(entry, "evicted"), &pauses.0, &pauses.1, &remembered, &version],
+    )
 }
 
 /// `Store::tag`, its first step.
@@ -306,9 +349,7 @@ pub fn finish(entry: &str, score: &str, counter: &str, (what, arg): (&str, &str)
         return call(Script::Finish, &keys, &[&DEAD, &"", &SIGNAL, &"due art", &0, &entry, &score, &what, &arg]);
     }
     let last = format!(r#"{{"outcome":"{counter}"}}"#);
-    call(Script::Finish, &keys, &[
-        &DEAD, &last, &SIGNAL, &"due art", &1, &counter, &1, &entry, &score, &what, &arg,
-    ])
+    call(Script::Finish, &keys, &[&DEAD, &last, &SIGNAL, &"due art", &1, &counter, &1, &entry, &score, &what, &arg])
 }
 
 /// `Cache::begin`.

@@ -76,9 +76,7 @@ fn run(db: &mut Db, words: &[String]) -> Answer {
             Ok(Reply::Int(0))
         }
         "GET" | "SET" | "MGET" | "INCRBY" => strings(db, name, args),
-        "DEL" | "UNLINK" | "EXISTS" | "TYPE" | "PEXPIRE" | "PEXPIREAT" | "PEXPIRETIME" | "PTTL" => {
-            keys(db, name, args)
-        }
+        "DEL" | "UNLINK" | "EXISTS" | "TYPE" | "PEXPIRE" | "PEXPIREAT" | "PEXPIRETIME" | "PTTL" => keys(db, name, args),
         _ if name.starts_with('H') => hashes(db, name, args),
         _ if name.starts_with('Z') => sorted(db, name, args),
         _ => Err(format!("ERR the model does not know {name}")),
@@ -297,8 +295,10 @@ fn sorted(db: &mut Db, name: &str, args: &[String]) -> Answer {
             if args.len() <= from || !(args.len() - from).is_multiple_of(2) {
                 return Err("ERR syntax error".into());
             }
-            let pairs: Vec<(f64, &String)> =
-                args[from..].chunks_exact(2).map(|pair| Ok((score(&pair[0])?, &pair[1]))).collect::<Result<_, String>>()?;
+            let pairs: Vec<(f64, &String)> = args[from..]
+                .chunks_exact(2)
+                .map(|pair| Ok((score(&pair[0])?, &pair[1])))
+                .collect::<Result<_, String>>()?;
             let mut added = 0;
             for (at, member) in pairs {
                 match find(&members, member) {

@@ -282,7 +282,11 @@ fn word(value: &LuaValue) -> mlua::Result<String> {
         LuaValue::String(text) => text.to_str()?.to_owned(),
         LuaValue::Integer(number) => number.to_string(),
         LuaValue::Number(number) => double(*number),
-        _ => return Err(mlua::Error::RuntimeError("ERR Lua redis lib command arguments must be strings or integers".into())),
+        _ => {
+            return Err(mlua::Error::RuntimeError(
+                "ERR Lua redis lib command arguments must be strings or integers".into(),
+            ));
+        }
     })
 }
 

@@ -258,9 +258,8 @@ pub fn replay(engine: &Engine, scenario: &Scenario, actions: &[Action]) -> Resul
 
 /// Leaves out actions as long as the same property fails.
 fn shrink(engine: &Engine, scenario: &Scenario, mut actions: Vec<Action>, violation: &Violation) -> Vec<Action> {
-    let fails = |actions: &[Action]| {
-        replay(engine, scenario, actions).is_err_and(|found| found.property == violation.property)
-    };
+    let fails =
+        |actions: &[Action]| replay(engine, scenario, actions).is_err_and(|found| found.property == violation.property);
     if !fails(&actions) {
         return actions;
     }

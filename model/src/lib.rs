@@ -15,4 +15,5 @@ pub mod explorer;
 pub mod properties;
 pub mod scenarios;
 pub mod world;
+pub mod faults;
 pub mod mutants;

@@ -81,7 +81,8 @@ pub const KILLED: &[Mutant] = mutants! {
     "store/lua/release.lua": [
         "if token ~= ARGV[1] then return {'lost'} end" => "",
         "redis.call('DEL', KEYS[2])\nif" => "if",
-        "write_meta(validated_at, own_expiry, invalidated, stale_for" => "write_meta(validated_at, own_expiry, '0', stale_for",
+        "write_meta(validated_at, own_expiry, invalidated, stale_for"
+            => "write_meta(validated_at, own_expiry, '0', stale_for",
         "return {'done', mark}" => "return {'done', '-'}",
     ]
     "store/lua/invalidate.lua": [
@@ -92,8 +93,10 @@ pub const KILLED: &[Mutant] = mutants! {
         "write_lease(token, lease_fetched_at, ARGV[2]), 'KEEPTTL')" => "write_lease(token, lease_fetched_at, ARGV[2]))",
         "  fenced = 1" => "",
         "or before(fetched) or (pxat ~= -2 and not ours)" => "or before(fetched)",
-        "local old = wanted ~= '' or not validated_at or before(fetched)" => "local old = wanted ~= '' or not validated_at",
-        "if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end" => "removed = redis.call('UNLINK', KEYS[1])",
+        "local old = wanted ~= '' or not validated_at or before(fetched)"
+            => "local old = wanted ~= '' or not validated_at",
+        "if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end"
+            => "removed = redis.call('UNLINK', KEYS[1])",
         "if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end" => "",
         "  if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end\n  if kind" => "  if kind",
         "if not later then due = 1 end" => "",
@@ -128,7 +131,8 @@ pub const KILLED: &[Mutant] = mutants! {
     "store/lua/stamp_unknown.lua": [
         "redis.call('ZADD', KEYS[1], 'LT', string.format('%.1f', score), ARGV[1])" => "",
         "if spare <= 0 then return end" => "if true then return end",
-        "redis.call('ZADD', KEYS[1], string.format('%.0f', math.floor(tonumber(forgotten[#forgotten]) + 0.5)), '')" => "",
+        "redis.call('ZADD', KEYS[1], string.format('%.0f', math.floor(tonumber(forgotten[#forgotten]) + 0.5)), '')"
+            => "",
     ]
     "store/lua/read_unknown.lua": [
         "scores[i + 1] or scores[1] or '0'" => "scores[1] or '0'",

@@ -80,12 +80,12 @@ pub(crate) fn may_be_written(world: &World, entry: usize, content: (char, u32), 
 
 /// Checks what holds in every state.
 pub(crate) fn always(engine: &Engine, world: &World) -> Step {
-    for entry in 0..ENTRIES.len() {
+    for (entry, name) in ENTRIES.into_iter().enumerate() {
         of_value(engine, world, entry)?;
         of_keys(world, entry)?;
         let known = &world.known[entry];
-        if known.wanted.is_some() && world.db.score(calls::AGENDA, ENTRIES[entry]).is_none() {
-            return violated(WANTED, format!("{} was demanded, and left before it was tried", ENTRIES[entry]));
+        if known.wanted.is_some() && world.db.score(calls::AGENDA, name).is_none() {
+            return violated(WANTED, format!("{} was demanded, and left before it was tried", name));
         }
     }
     let running = world.db.members(calls::AGENDA).iter().filter(|(score, _)| {
@@ -100,7 +100,10 @@ pub(crate) fn always(engine: &Engine, world: &World) -> Step {
         Value::Hash(fields) => fields.len(),
         Value::Text(_) | Value::Sorted(_) => 0,
     });
-    if letters.len() > DEAD || reasons.unwrap_or(0) != letters.len() || world.db.members(calls::STAMPS_KEY).len() > STAMPS + 1 {
+    if letters.len() > DEAD
+        || reasons.unwrap_or(0) != letters.len()
+        || world.db.members(calls::STAMPS_KEY).len() > STAMPS + 1
+    {
         return violated(BOUNDED, "more dead letters or stamps than are kept");
     }
     Ok(())
@@ -206,20 +209,23 @@ pub fn settle(engine: &Engine, world: &World) -> Step {
     if !world.messages.is_empty() || world.workers.iter().any(|worker| worker.task.is_some()) {
         return violated(FRESH_AT_LAST, format!("{} ms later, work is left:\n{world}", world.now() - began));
     }
-    for entry in 0..ENTRIES.len() {
+    for (entry, name) in ENTRIES.into_iter().enumerate() {
         let known = &world.known[entry];
         let Some((writer, content)) = world.readable(entry) else { continue };
         let (at, epoch, _) = known.fetched;
         // What is of another clock is revalidated, which is not modelled.
         let same = |handled: &&Handled| epoch == world.epoch && handled.epoch == world.epoch;
-        let is_old = known.handled.iter().filter(same).any(|handled| handled.forbids(&world, (writer, content), at, epoch));
+        let is_old =
+            known.handled.iter().filter(same).any(|handled| handled.forbids(&world, (writer, content), at, epoch));
         if matches!(writer, 'c' | 'l') && is_old && !known.dead {
-            return violated(FRESH_AT_LAST, format!("{} still has content {content}:\n{world}", ENTRIES[entry]));
+            return violated(FRESH_AT_LAST, format!("{} still has content {content}:\n{world}", name));
         }
-        if writer == 'c' && known.announced.is_some_and(|(version, until)| {
-            content < version && version <= known.content && until > began
-        }) {
-            return violated(FRESH_AT_LAST, format!("{} still has version {content}:\n{world}", ENTRIES[entry]));
+        if writer == 'c'
+            && known
+                .announced
+                .is_some_and(|(version, until)| content < version && version <= known.content && until > began)
+        {
+            return violated(FRESH_AT_LAST, format!("{} still has version {content}:\n{world}", name));
         }
     }
     world.costs_at_most(fetches + allowed, "after all was quiet")

@@ -18,7 +18,7 @@ pub struct Scenario {
     pub setup: &'static [Action],
 }
 
-const PLAIN: Job = Job {
+pub(crate) const PLAIN: Job = Job {
     tagged: false,
     versions: false,
     paid: false,
@@ -27,10 +27,11 @@ const PLAIN: Job = Job {
     etags: false,
     attempts: 0,
     channel: false,
+    strict: false,
 };
 
 /// A value that a worker warmed, seconds ago.
-const WARM: &[Action] = &[
+pub(crate) const WARM: &[Action] = &[
     Action::Manual(0),
     Action::Work(0),
     Action::Work(0),
@@ -74,7 +75,7 @@ const VERSION_1: &[Action] = &[
     Action::Tick,
 ];
 /// A fetch that is under way.
-const LEASED: &[Action] = &[Action::Manual(0), Action::Work(0), Action::Work(0), Action::Work(0)];
+pub(crate) const LEASED: &[Action] = &[Action::Manual(0), Action::Work(0), Action::Work(0), Action::Work(0)];
 /// A value that outlives its TTL, whose upstream has failed four times.
 const OUTLIVES: &[Action] = &[
     Action::Manual(0),
@@ -137,7 +138,7 @@ const WARM_TAGGED: &[Action] = &[
 ];
 
 use Kind::{
-    AnyVersion, Announce, Back, Crash, Cron, Delete, Demand, Evict, EvictTag, Fail, FarBack, Foreign, ForeignForever,
+    Announce, AnyVersion, Back, Crash, Cron, Delete, Demand, Evict, EvictTag, Fail, FarBack, Foreign, ForeignForever,
     ForeignHash, HandBack, Increment, Jump, Lag, Load, Lost, Manual, OtherTag, Pause, Refresh, RefreshTag, Repeat, Set,
     Sweep, Tick, Vanish, Wake,
 };
@@ -177,8 +178,17 @@ pub const ALL: &[Scenario] = &[
         job: Job { recheck: true, etags: true, ..PLAIN },
         entries: 1,
         budget: &[
-            (Refresh, 1), (Evict, 1), (Foreign, 1), (ForeignForever, 1), (ForeignHash, 1), (Set, 2), (Delete, 1),
-            (Vanish, 1), (Demand, 1), (Tick, 1), (Jump, 2),
+            (Refresh, 1),
+            (Evict, 1),
+            (Foreign, 1),
+            (ForeignForever, 1),
+            (ForeignHash, 1),
+            (Set, 2),
+            (Delete, 1),
+            (Vanish, 1),
+            (Demand, 1),
+            (Tick, 1),
+            (Jump, 2),
         ],
         setup: WARM,
     },
@@ -187,8 +197,18 @@ pub const ALL: &[Scenario] = &[
         job: Job { recheck: true, ..PLAIN },
         entries: 1,
         budget: &[
-            (Load, 2), (Refresh, 2), (Evict, 1), (Demand, 1), (Set, 1), (Delete, 1), (Lost, 1), (Crash, 1), (Fail, 1),
-            (Foreign, 1), (Tick, 1), (Jump, 2),
+            (Load, 2),
+            (Refresh, 2),
+            (Evict, 1),
+            (Demand, 1),
+            (Set, 1),
+            (Delete, 1),
+            (Lost, 1),
+            (Crash, 1),
+            (Fail, 1),
+            (Foreign, 1),
+            (Tick, 1),
+            (Jump, 2),
         ],
         setup: &[],
     },
@@ -197,7 +217,15 @@ pub const ALL: &[Scenario] = &[
         job: Job { stale: true, attempts: 3, ..PLAIN },
         entries: 1,
         budget: &[
-            (Refresh, 2), (Evict, 1), (Fail, 3), (Crash, 3), (Vanish, 1), (Manual, 1), (Cron, 1), (Tick, 1), (Jump, 4),
+            (Refresh, 2),
+            (Evict, 1),
+            (Fail, 3),
+            (Crash, 3),
+            (Vanish, 1),
+            (Manual, 1),
+            (Cron, 1),
+            (Tick, 1),
+            (Jump, 4),
         ],
         setup: WARM,
     },
@@ -220,7 +248,14 @@ pub const ALL: &[Scenario] = &[
         job: Job { tagged: true, ..PLAIN },
         entries: 1,
         budget: &[
-            (RefreshTag, 2), (EvictTag, 1), (Refresh, 1), (OtherTag, 2), (Manual, 1), (Crash, 1), (Sweep, 1), (Tick, 2),
+            (RefreshTag, 2),
+            (EvictTag, 1),
+            (Refresh, 1),
+            (OtherTag, 2),
+            (Manual, 1),
+            (Crash, 1),
+            (Sweep, 1),
+            (Tick, 2),
             (Jump, 2),
         ],
         setup: WARM_TAGGED,
@@ -230,7 +265,14 @@ pub const ALL: &[Scenario] = &[
         job: Job { tagged: true, stale: true, recheck: true, ..PLAIN },
         entries: 1,
         budget: &[
-            (RefreshTag, 2), (EvictTag, 2), (OtherTag, 2), (Demand, 1), (Lost, 1), (Fail, 1), (Sweep, 1), (Tick, 2),
+            (RefreshTag, 2),
+            (EvictTag, 2),
+            (OtherTag, 2),
+            (Demand, 1),
+            (Lost, 1),
+            (Fail, 1),
+            (Sweep, 1),
+            (Tick, 2),
             (Jump, 2),
         ],
         setup: &[],
@@ -253,9 +295,7 @@ pub const ALL: &[Scenario] = &[
         name: "versions",
         job: Job { versions: true, etags: true, recheck: true, ..PLAIN },
         entries: 1,
-        budget: &[
-            (Announce, 2), (AnyVersion, 1), (Lag, 3), (Vanish, 1), (Crash, 1), (Manual, 1), (Tick, 1), (Jump, 4),
-        ],
+        budget: &[(Announce, 2), (AnyVersion, 1), (Lag, 3), (Vanish, 1), (Crash, 1), (Manual, 1), (Tick, 1), (Jump, 4)],
         setup: VERSION_1,
     },
     Scenario {
@@ -270,8 +310,19 @@ pub const ALL: &[Scenario] = &[
         job: Job { recheck: true, attempts: 1, ..PLAIN },
         entries: 2,
         budget: &[
-            (Refresh, 2), (Evict, 2), (Demand, 2), (Manual, 1), (Cron, 2), (Fail, 2), (Pause, 2), (Tick, 2), (Jump, 3),
-            (Crash, 1), (HandBack, 1), (Increment, 3), (Wake, 2),
+            (Refresh, 2),
+            (Evict, 2),
+            (Demand, 2),
+            (Manual, 1),
+            (Cron, 2),
+            (Fail, 2),
+            (Pause, 2),
+            (Tick, 2),
+            (Jump, 3),
+            (Crash, 1),
+            (HandBack, 1),
+            (Increment, 3),
+            (Wake, 2),
         ],
         setup: &[],
     },
@@ -287,8 +338,17 @@ pub const ALL: &[Scenario] = &[
         job: Job { tagged: true, ..PLAIN },
         entries: 1,
         budget: &[
-            (Refresh, 1), (RefreshTag, 1), (Evict, 1), (FarBack, 1), (Load, 1), (Demand, 1), (Crash, 1), (Tick, 1),
-            (Jump, 2), (Sweep, 1), (OtherTag, 1),
+            (Refresh, 1),
+            (RefreshTag, 1),
+            (Evict, 1),
+            (FarBack, 1),
+            (Load, 1),
+            (Demand, 1),
+            (Crash, 1),
+            (Tick, 1),
+            (Jump, 2),
+            (Sweep, 1),
+            (OtherTag, 1),
         ],
         setup: WARM_TAGGED,
     },

@@ -51,7 +51,7 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize) -> Step {
                 fleet.is_set_back = true;
                 fleet.set_clock(engine, -PERIOD);
             }
-            5 => fleet.ensure(engine, job, random.below(4) == 0)?,
+            5 => fleet.ensure(engine, job, random.below(2) == 0)?,
             6..=8 => fleet.tick(engine, caller)?,
             9 | 10 => fleet.end(engine, caller, random.below(5) > 0)?,
             11 => fleet.hold(engine, caller)?,
@@ -158,7 +158,10 @@ impl Fleet {
             self.owed[claim.job] = false;
             let expected = next.parse().ok();
             if self.score(claim.job) != expected || self.db.field(TICKS, JOBS[claim.job]).is_some() {
-                return violated(CONTRACT, format!("end_tick.lua: due at {:?}, not {expected:?}", self.score(claim.job)));
+                return violated(
+                    CONTRACT,
+                    format!("end_tick.lua: due at {:?}, not {expected:?}", self.score(claim.job)),
+                );
             }
         }
         Ok(())
@@ -183,7 +186,9 @@ impl Fleet {
         let call = calls::retry_tick(JOBS[claim.job], claim.tick, claim.till);
         let left = engine.run(&mut self.db, &call).int() == 1;
         let at = self.db.now() + calls::RETRY;
-        if left != held || held && (self.score(claim.job) != Some(at) || self.db.field(TICKS, JOBS[claim.job]).is_none()) {
+        if left != held
+            || held && (self.score(claim.job) != Some(at) || self.db.field(TICKS, JOBS[claim.job]).is_none())
+        {
             return violated(CONTRACT, format!("retry_tick.lua: due at {:?}, not {at}", self.score(claim.job)));
         }
         Ok(())
@@ -286,9 +291,9 @@ impl Fleet {
     }
 
     fn holds(&self) -> Step {
-        for job in 0..2 {
+        for (job, name) in JOBS.into_iter().enumerate() {
             if self.owed[job] && self.score(job).is_none() {
-                return violated(ONE_TICK, format!("the warmup of {} is lost", JOBS[job]));
+                return violated(ONE_TICK, format!("the warmup of {name} is lost"));
             }
         }
         let ends = self.db.slot("lock").map(|slot| slot.expires);

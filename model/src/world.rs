@@ -69,6 +69,8 @@ pub struct Job {
     pub attempts: u32,
     /// Messages come over the channel: their time is that of their receipt.
     pub channel: bool,
+    /// The faults that are known are not passed over (`faults`).
+    pub strict: bool,
 }
 
 /// An invalidation that was handled.
@@ -195,7 +197,7 @@ impl World {
         self.db.slot(ENTRIES[entry]).map_or(-2, |slot| slot.expires.unwrap_or(-1))
     }
 
-    /// Returns the readable value's writer (`c` a worker, `l` a load, `f` a foreign program, `s` a service) and content.
+    /// Returns the readable value's writer (`c` a worker, `l` a load, `f` another program, `s` a service) and content.
     pub fn readable(&self, entry: usize) -> Option<(char, u32)> {
         let text = self.db.text(ENTRIES[entry])?;
         let writer = text.chars().next()?;

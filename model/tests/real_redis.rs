@@ -1,5 +1,6 @@
 //! The model of Redis is compared with a real server: the same scripts and commands at the same times, reply by reply.
 #![cfg(test)]
+#![expect(clippy::disallowed_methods, reason = "tests read how long they are to take")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};

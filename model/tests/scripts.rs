@@ -1,5 +1,6 @@
 //! The short form of the proof: all scenarios, storms and schedules; the coverage of the scripts; and their mutants.
 #![cfg(test)]
+#![expect(clippy::disallowed_methods, reason = "tests read how long they are to take")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use samovar_model::engine::Engine;
-use samovar_model::explorer::{Bounds, hunt, search, tell, walk_once};
+use samovar_model::explorer::{Bounds, hunt, replay, search, tell, walk_once};
+use samovar_model::faults::KNOWN;
 use samovar_model::mutants::{EQUIVALENT, KILLED};
 use samovar_model::scenarios::ALL;
 use samovar_model::schedules;
@@ -23,7 +25,11 @@ const NEVER_RUN: &[(&str, &str, &str)] = &[
     ("store/lua/read_unknown.lua", "end", LOOP),
     ("agenda/lua/finish.lua", "trouble = trouble or reply", "A key of another type: see tests/agenda.rs."),
     ("cache/lua/commit_load.lua", "ARGV[2], 'NX')", "A load without a TTL: see tests/cache.rs."),
-    ("store/lua/meta.lua", "match(note, ", "Metadata of the previous version, which nothing here writes: see tests/codecs.rs."),
+    (
+        "store/lua/meta.lua",
+        "match(note, ",
+        "Metadata of the previous version, which nothing here writes: see tests/codecs.rs.",
+    ),
 ];
 
 const LOOP: &str = "Lua's `for … in` carries out the jump at its end itself, so no hook sees it.";
@@ -33,11 +39,16 @@ fn all_properties_hold_in_every_scenario() {
     let engine = Engine::new(None);
     for scenario in ALL {
         let began = Instant::now();
-        let bounds =
-            Bounds { depth: 100, states: 4_000, walks: 60, steps: 60, settled: 16, seed: 1, until: None };
+        let bounds = Bounds { depth: 100, states: 4_000, walks: 60, steps: 60, settled: 16, seed: 1, until: None };
         let found = search(&engine, scenario, bounds);
-        println!("{}: {} states, depth {}, {} random steps, {:.1?}", scenario.name, found.states, found.depth, found.steps,
-            began.elapsed());
+        println!(
+            "{}: {} states, depth {}, {} random steps, {:.1?}",
+            scenario.name,
+            found.states,
+            found.depth,
+            found.steps,
+            began.elapsed()
+        );
         if let Some(failure) = &found.failure {
             panic!("{}", tell(&engine, scenario, failure));
         }
@@ -61,6 +72,15 @@ fn ticks_and_locks_have_one_holder() {
         if let Err(violation) = schedules::walk(&engine, seed, 120) {
             panic!("seed {seed}: {violation}");
         }
+    }
+}
+
+#[test]
+fn known_faults_are_still_there() {
+    let engine = Engine::new(None);
+    for fault in KNOWN {
+        let found = replay(&engine, &fault.scenario, fault.actions).err();
+        assert_eq!(found.map(|found| found.property), Some(fault.property), "mended? {}", fault.what);
     }
 }
 
@@ -96,8 +116,13 @@ fn each_mutant_is_killed() {
                     let found = hunt(&Engine::new(Some(mutant)), mutant.file);
                     let property = found.as_ref().map_or("SURVIVES", |(_, failure)| failure.violation.property);
                     let scenario = found.as_ref().map_or("", |(scenario, _)| scenario);
-                    println!("{:.1?} {} {:?} => {:?}: {property} [{scenario}]", began.elapsed(), mutant.file, mutant.from,
-                        mutant.to);
+                    println!(
+                        "{:.1?} {} {:?} => {:?}: {property} [{scenario}]",
+                        began.elapsed(),
+                        mutant.file,
+                        mutant.from,
+                        mutant.to
+                    );
                     *killers.lock().unwrap().entry(property.to_owned()).or_default() += 1;
                     if found.is_none() {
                         survivors.lock().unwrap().push(mutant);

@@ -1,5 +1,5 @@
 //! The long form of the proof: searches all scenarios, storms and schedules for so many seconds each, and prints what
-//! was searched. `prove [SECONDS] [SCENARIO]`.
+//! was searched. `prove [SECONDS] [SEED] [SCENARIO]`.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,8 +13,8 @@ use samovar_model::storms::Storm;
 fn main() -> ExitCode {
     let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(60);
     let time = Duration::from_secs(seconds);
-    let only = std::env::args().nth(2);
-    let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok());
+    let seed = std::env::args().nth(2).and_then(|text| text.parse().ok());
+    let only = std::env::args().nth(3);
     let seed = seed.unwrap_or_else(|| SystemTime::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_secs() << 20));
     let mut code = ExitCode::SUCCESS;
     for scenario in ALL.iter().filter(|of| only.as_ref().is_none_or(|only| of.name == only)) {
@@ -27,8 +27,14 @@ fn main() -> ExitCode {
             (found.steps, found.failure) = (walks.steps, walks.failure);
         }
         let all = if found.is_complete { "all" } else { "in part" };
-        println!("{:20} {:>7} states, depth {:>2} ({all}), {:>7} random steps, {:.0} s", scenario.name, found.states,
-            found.depth, found.steps, began.elapsed().as_secs_f32());
+        println!(
+            "{:20} {:>7} states, depth {:>2} ({all}), {:>7} random steps, {:.0} s",
+            scenario.name,
+            found.states,
+            found.depth,
+            found.steps,
+            began.elapsed().as_secs_f32()
+        );
         if let Some(failure) = &found.failure {
             println!("{}", tell(&engine, scenario, failure));
             code = ExitCode::FAILURE;

@@ -60,7 +60,8 @@ fn is_told(before: &Db, after: &Db, call: &Call) -> Step {
 
 /// A key that holds no string is somebody else's, and stays.
 fn keeps_foreign(before: &Db, after: &Db, call: &Call) -> Step {
-    let Some(key) = call.keys.first().filter(|key| before.slot(key).is_some_and(|slot| slot.value.kind() == "hash")) else {
+    let Some(key) = call.keys.first().filter(|key| before.slot(key).is_some_and(|slot| slot.value.kind() == "hash"))
+    else {
         return Ok(());
     };
     let entry = crate::world::ENTRIES.contains(&key.as_str());
@@ -104,9 +105,8 @@ fn lease(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -
     }
     ends_in_time(before, after, key, &call.args[1])?;
     if what == "leased" {
-        let follows = meta.is_some_and(|meta| {
-            meta.trigger == 1 && (meta.validated_at > now - number(6) || meta.invalidated != 0)
-        });
+        let follows = meta
+            .is_some_and(|meta| meta.trigger == 1 && (meta.validated_at > now - number(6) || meta.invalidated != 0));
         let record = format!("{} {now} {}", call.args[0], if follows { '+' } else { '-' });
         if after.text(key) != Some(&record) || reply.part(2).int() != pxat {
             return violated(CONTRACT, format!("lease.lua: {:?}, not {record}", after.text(key)));
@@ -165,7 +165,7 @@ fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Rep
         return wrong("a service's load");
     }
     let has_new = meta.as_ref().is_some_and(|meta| !is_before(meta.fetched_at)) && (value.is_none() || ours);
-    let is_old = (wanted != "" && wanted != "any") || !has_new || wanted == "any" && meta.is_none();
+    let is_old = (!wanted.is_empty() && wanted != "any") || !has_new || wanted == "any" && meta.is_none();
     let is_text = value.is_some_and(|slot| slot.value.kind() == "string");
     if !refresh && (removed == 1) != (is_old && is_text) {
         return wrong("the value");
@@ -217,9 +217,15 @@ fn stamp(before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
     }
     let stamped = |db: &Db, tag: &str| db.score(key, tag).or(db.score(key, "")).map_or(0.0, |score| -score);
     let tag = if is_known { "" } else { call.args[0].as_str() };
-    let lost = before.members(key).iter().filter(|_| !is_known).find(|(score, tag)| -score.0 > stamped(after, tag) + 0.5);
-    if stamped(after, tag) < at.floor() || !(tag.is_empty() || after.score(key, tag).is_none()) && stamped(after, tag) < at {
-        return violated(CONTRACT, format!("{}: {tag:?} is stamped {}, not {at}", call.script.path(), stamped(after, tag)));
+    let lost =
+        before.members(key).iter().filter(|_| !is_known).find(|(score, tag)| -score.0 > stamped(after, tag) + 0.5);
+    if stamped(after, tag) < at.floor()
+        || !(tag.is_empty() || after.score(key, tag).is_none()) && stamped(after, tag) < at
+    {
+        return violated(
+            CONTRACT,
+            format!("{}: {tag:?} is stamped {}, not {at}", call.script.path(), stamped(after, tag)),
+        );
     }
     if is_known && stamped(after, tag) < at {
         return violated(CONTRACT, format!("stamp.lua: stamped {}, not {at}", stamped(after, tag)));
@@ -248,7 +254,10 @@ fn untag(before: &Db, after: &Db, call: &Call) -> Step {
     let until = call.args[1].parse::<f64>().unwrap_or(0.0);
     let expected = before.score(&call.keys[0], entry).filter(|score| *score > until);
     if after.score(&call.keys[0], entry) != expected {
-        return violated(CONTRACT, format!("untag.lua: {entry} is there until {:?}", after.score(&call.keys[0], entry)));
+        return violated(
+            CONTRACT,
+            format!("untag.lua: {entry} is there until {:?}", after.score(&call.keys[0], entry)),
+        );
     }
     Ok(())
 }
@@ -536,7 +545,10 @@ fn take(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) ->
     let taken = reply.part(0).text();
     let right = taken.is_empty() || taken.parse().ok() == after.score(AGENDA, entry);
     if decoded(engine, after, entry) != expected || !right || taken.is_empty() == (old.is_some() && old == score) {
-        return violated(CONTRACT, format!("take.lua: {entry} is {:?}, not {expected:?}", decoded(engine, after, entry)));
+        return violated(
+            CONTRACT,
+            format!("take.lua: {entry} is {:?}, not {expected:?}", decoded(engine, after, entry)),
+        );
     }
     Ok(())
 }
@@ -562,7 +574,8 @@ fn finish(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step {
     let counters = call.args[4].parse::<usize>().unwrap_or(0);
     for pair in call.args[5..5 + 2 * counters].chunks_exact(2) {
         let count = |db: &Db| db.field(STATS, &pair[0]).and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
-        if count(after) != count(before) + pair[1].parse::<i64>().unwrap_or(0) || after.field(STATS, "since").is_none() {
+        if count(after) != count(before) + pair[1].parse::<i64>().unwrap_or(0) || after.field(STATS, "since").is_none()
+        {
             return violated(super::COUNTER, format!("finish.lua: {} was not counted", pair[0]));
         }
         if !call.args[1].is_empty() && after.field(STATS, "last") != Some(&call.args[1]) {

@@ -216,7 +216,7 @@ impl World {
             if let Some(task) = &worker.task {
                 all.push(Action::Crash(n));
                 // A request takes a millisecond at least.
-                if matches!(task.stage, super::Stage::Ready(_)) && !task.began_before(self.now()) {
+                if !self.job.strict && matches!(task.stage, super::Stage::Ready(_)) && !task.began_before(self.now()) {
                     all.retain(|action| *action != Action::WorkLost(n));
                 }
                 if task.stage == super::Stage::Leased {

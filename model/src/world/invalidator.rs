@@ -1,7 +1,7 @@
 //! The invalidator: the store first, then the agenda, then the acknowledgement. A crash begins the message anew.
 
 use super::{ENTRIES, Step, Violation, World};
-use crate::calls::{self, PATIENCE, PAUSE, RECHECK, TAG};
+use crate::calls::{self, PATIENCE, PAUSE, RECHECK, REMEMBERED, TAG};
 use crate::engine::Engine;
 
 /// A step of a message.
@@ -95,19 +95,23 @@ impl World {
                 (self.known[entry].dead, self.known[entry].wanted) = (false, None);
             }
             Todo::Cancel(entry) => {
-                let running = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score).state);
-                // One that runs leaves, whenever it was asked for: the protocol promises no order of the two.
-                let runs = running.is_some_and(|state| state == "running");
-                if self.known[entry].wanted.is_some_and(|wanted| wanted <= at) || runs {
+                let due = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score));
+                // One that runs leaves, whenever it was asked for: the protocol promises no order of the two. So does one
+                // that a warmup has scheduled since the eviction: see `faults`.
+                let goes = due.as_ref().is_some_and(|due| match due.state.as_str() {
+                    "scheduled" => !self.job.strict,
+                    state => state == "running",
+                });
+                if self.known[entry].wanted.is_some_and(|wanted| wanted <= at) || goes {
                     self.known[entry].wanted = None;
                 }
                 // What became due in the eviction's own millisecond leaves as well, and so does a refresh that came
-                // after the eviction and was claimed before this: docs/verification.md.
-                let due = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score));
-                self.known[entry].dead |= due.is_some_and(|due| match due.state.as_str() {
+                // after the eviction and was claimed before this: see `faults`.
+                let goes = due.is_some_and(|due| match due.state.as_str() {
                     "urgent" => due.at == at,
                     state => state != "scheduled",
                 });
+                self.known[entry].dead |= goes && !self.job.strict;
                 self.run(engine, &calls::cancel(ENTRIES[entry], at))?;
             }
             Todo::Keep(entry) => {
@@ -148,7 +152,9 @@ impl World {
         let (at, evict) = (message.at.0, message.evict);
         let pauses = if self.job.paid { PAUSE } else { (PAUSE.0, PAUSE.0) };
         let was_there = self.readable(entry);
-        let reply = self.run(engine, &calls::invalidate(ENTRIES[entry], at, evict, pauses, &message.version))?;
+        let remembered = if self.job.strict { 60_000 } else { REMEMBERED };
+        let reply =
+            self.run(engine, &calls::invalidate(ENTRIES[entry], at, evict, pauses, remembered, &message.version))?;
         let [fenced, due, removed, wait] = [0, 1, 2, 3].map(|n| reply.part(n).int());
         if wait > 0 {
             // A message that waits does not hold up what follows it.

@@ -1,7 +1,9 @@
 //! A worker: claims an entry, takes it, leases, fetches, commits, and ends it (`src/warmer/`).
 
 use super::{ENTRIES, Step, Violation, World, violated};
-use crate::calls::{self, AHEAD, Attempt, Call, Fresh, LEASE, PATIENCE, RECHECK, RETRY, SHORT_WAIT, TTL, Versions};
+use crate::calls::{
+    self, AHEAD, Attempt, Call, Fresh, LEASE, PATIENCE, RECHECK, REMEMBERED, RETRY, SHORT_WAIT, TTL, Versions,
+};
 use crate::commands::Reply;
 use crate::engine::{Engine, Meta};
 use crate::properties::{self, COSTS, OVERWRITTEN, SCRIPT_FAILS, TWO_FETCHES, VERSION_BACK};
@@ -11,7 +13,8 @@ const ROUNDS: u8 = 3;
 /// Crashes that make an entry suspect, and poison.
 const CRASHES: (i64, u32) = (2, 3);
 /// The counters' names.
-pub(super) const OUTCOMES: [&str; 8] = ["warmed", "unchanged", "busy", "fenced", "deferred", "gone", "unread", "failed"];
+pub(super) const OUTCOMES: [&str; 8] =
+    ["warmed", "unchanged", "busy", "fenced", "deferred", "gone", "unread", "failed"];
 
 const WARMED: u8 = 0;
 const UNCHANGED: u8 = 1;
@@ -146,7 +149,9 @@ impl Worker {
         match &self.task.as_ref().filter(|task| task.entry == entry)?.stage {
             Stage::Fetched(answer) | Stage::Tagged(answer, _) | Stage::Fence(answer, ..) | Stage::Ready(answer) => {
                 match answer {
-                    Answer::Value(content) | Answer::Unchanged { content, .. } | Answer::Gone(content) => Some(*content),
+                    Answer::Value(content) | Answer::Unchanged { content, .. } | Answer::Gone(content) => {
+                        Some(*content)
+                    }
                     Answer::Failed => None,
                 }
             }
@@ -200,7 +205,7 @@ impl World {
             Stage::Fetched(answer) => self.index(engine, &task, answer, how)?,
             Stage::Tagged(answer, stamp) => self.read_stamps(engine, &task, answer, &stamp, how)?,
             Stage::Fence(answer, at, evict) => {
-                self.run(engine, &calls::invalidate(ENTRIES[task.entry], at, evict, (0, 0), ""))?;
+                self.run(engine, &calls::invalidate(ENTRIES[task.entry], at, evict, (0, 0), REMEMBERED, ""))?;
                 if how == How::Lost { Stage::Fetched(answer) } else { Stage::Ready(answer) }
             }
             Stage::Ready(answer) => return self.write(engine, worker, task, answer, how),
@@ -210,7 +215,10 @@ impl World {
             }
             Stage::KeepStale(outcome, wait) => {
                 if let Some(stamp) = self.tag_again(engine, task.entry)? {
-                    self.run(engine, &calls::invalidate(ENTRIES[task.entry], stamp.0, stamp.1, (0, 0), ""))?;
+                    self.run(
+                        engine,
+                        &calls::invalidate(ENTRIES[task.entry], stamp.0, stamp.1, (0, 0), REMEMBERED, ""),
+                    )?;
                 }
                 self.run(engine, &calls::extend_stale(ENTRIES[task.entry], wait + LEASE))?;
                 Stage::Ended(outcome, Next::In(wait))
@@ -286,7 +294,8 @@ impl World {
                 let crashes = before.as_ref().map_or(0, |meta| meta.crashes);
                 let is_open = before.as_ref().is_some_and(|meta| meta.invalidated > 0);
                 let trigger = if is_open { 1 } else { task.trigger };
-                let follows = |meta: &Meta| meta.trigger == 1 && (meta.fetched_at..meta.fetched_at + 60_000).contains(&now);
+                let follows =
+                    |meta: &Meta| meta.trigger == 1 && (meta.fetched_at..meta.fetched_at + 60_000).contains(&now);
                 let storm = trigger == 1 && before.as_ref().is_some_and(follows);
                 task.lease = Some(Lease {
                     token,
@@ -304,9 +313,8 @@ impl World {
                     rounds: 0,
                     look: task.trigger == 5,
                 });
-                let is_wanted = score.is_some_and(|score| {
-                    Some(score) == task.score.parse().ok() || engine.due(score).trigger != 5
-                });
+                let is_wanted =
+                    score.is_some_and(|score| Some(score) == task.score.parse().ok() || engine.due(score).trigger != 5);
                 if crashes >= CRASHES.1 && task.trigger != 4 {
                     self.give_back(engine, &mut task)?;
                     Stage::Ended(FAILED, Next::Dead)
@@ -397,7 +405,9 @@ impl World {
         }
         let Some(lease) = &task.lease else { return Ok(Stage::Ready(answer)) };
         let asked = match answer {
-            Answer::Unchanged { asked: false, .. } => lease.before.as_ref().map_or(lease.fetched_at, |meta| meta.fetched_at),
+            Answer::Unchanged { asked: false, .. } => {
+                lease.before.as_ref().map_or(lease.fetched_at, |meta| meta.fetched_at)
+            }
             _ => lease.fetched_at,
         };
         let finds = lease.indexed || lease.ours().is_some_and(|meta| meta.tagged);
@@ -448,9 +458,7 @@ impl World {
                 let attempt = Attempt { outcome: UNCHANGED, ..attempt };
                 calls::extend(name, token, lease.before_expiry, &attempt, asked, began, versions)
             }
-            Answer::Gone(_) => {
-                calls::gone(name, token, &Attempt { outcome: GONE, ..attempt }, began, versions)
-            }
+            Answer::Gone(_) => calls::gone(name, token, &Attempt { outcome: GONE, ..attempt }, began, versions),
             Answer::Failed => {
                 let attempt = Attempt { outcome: FAILED, began, trigger: task.trigger, ..attempt.clone() };
                 calls::release(name, token, Some(&attempt))

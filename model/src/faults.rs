@@ -1,0 +1,111 @@
+//! Faults of the scripts that are known, and the shortest way to each.
+//!
+//! The search passes them over, and a test walks these ways. Where it no longer finds a fault, the fault is mended:
+//! take it off this list, and take away what passes it over (`strict` in [`Job`]).
+
+use crate::properties::{FRESH_AT_LAST, NOT_WRITTEN, WANTED};
+use crate::scenarios::{LEASED, PLAIN, Scenario, WARM};
+use crate::world::{Action, Job, Kind};
+
+/// A way to a fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// What goes wrong.
+    pub what: &'static str,
+    /// Where it begins.
+    pub scenario: Scenario,
+    /// The way.
+    pub actions: &'static [Action],
+    /// The property that does not hold then.
+    pub property: &'static str,
+}
+
+const BUDGET: &[(Kind, u8)] = &[
+    (Kind::Refresh, 2),
+    (Kind::Evict, 2),
+    (Kind::Load, 2),
+    (Kind::Demand, 2),
+    (Kind::Cron, 1),
+    (Kind::Lost, 2),
+    (Kind::Tick, 2),
+    (Kind::Jump, 2),
+];
+
+const fn from(setup: &'static [Action]) -> Scenario {
+    Scenario { name: "fault", job: Job { strict: true, ..PLAIN }, entries: 1, budget: BUDGET, setup }
+}
+
+/// The faults.
+pub const KNOWN: &[Fault] = &[
+    Fault {
+        what: "A commit, sent again after its reply was lost, writes an answer from before a refresh, if the lease \
+               began, was marked and was renewed in one millisecond: the fence cannot tell the two starts apart.",
+        scenario: from(LEASED),
+        actions: &[
+            Action::Work(0),
+            Action::Work(0),
+            Action::Refresh(0),
+            Action::Message(0),
+            Action::WorkLost(0),
+            Action::Work(0),
+        ],
+        property: NOT_WRITTEN,
+    },
+    Fault {
+        what: "An eviction takes a later refresh off the agenda, if that is claimed between the eviction's two \
+               scripts: cancel.lua cannot tell since when a claimed entry is due. A loaded value then stays old until \
+               its TTL ends.",
+        scenario: from(WARM),
+        actions: &[
+            Action::Evict(0),
+            Action::Message(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Tick,
+            Action::Refresh(0),
+            Action::Message(1),
+            Action::Message(1),
+            Action::Work(0),
+            Action::Message(0),
+        ],
+        property: WANTED,
+    },
+    Fault {
+        what: "An eviction takes an entry off the agenda that a warmup has scheduled since, if it is not claimed yet; a \
+               claimed one stays. The key is absent until a demand or the next warmup.",
+        scenario: from(LEASED),
+        actions: &[
+            Action::Evict(0),
+            Action::Message(0),
+            Action::Message(0),
+            Action::Refresh(0),
+            Action::Message(0),
+            Action::Evict(0),
+            Action::Message(0),
+            Action::Tick,
+            Action::Cron(0),
+            Action::Message(0),
+        ],
+        property: WANTED,
+    },
+    Fault {
+        what: "A value that a service loads after an eviction outlives the metadata that remember the eviction \
+               (KEEPTTL in invalidate.lua). A refresh that these note is forgotten with them, and a demand takes the \
+               value for fresh.",
+        scenario: from(&[]),
+        actions: &[
+            Action::Evict(0),
+            Action::Message(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Refresh(0),
+            Action::Message(0),
+            Action::Demand(0),
+            Action::Jump,
+            Action::Work(0),
+        ],
+        property: FRESH_AT_LAST,
+    },
+];
