@@ -24,8 +24,7 @@ macro_rules! scripts {
     ($($name:ident = [$($prelude:ident),*] $path:literal;)*) => {
         /// A script.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[expect(missing_docs, reason = "the names are those of the files")]
-        pub enum Script { $($name),* }
+        pub enum Script { $(#[doc = $path] $name),* }
 
         impl Script {
             /// All scripts.
@@ -98,12 +97,13 @@ impl Script {
         (text, lines)
     }
 
-    /// Returns the text with its flags first, as the callers build it.
+    /// Returns the text as its callers send it: flags, preludes, script (`src/redis/script.rs`).
     pub fn for_redis(self) -> String {
-        let (text, _) = self.source(None);
-        match self.files().last().and_then(|file| file.text.lines().next()) {
-            Some(flags) if flags.starts_with("#!") => format!("{flags}\n{text}"),
-            _ => text,
+        let Some((own, preludes)) = self.files().split_last() else { return String::new() };
+        let preludes: String = preludes.iter().map(|file| file.text).collect();
+        match own.text.split_once('\n') {
+            Some((flags, body)) if flags.starts_with("#!") => format!("{flags}\n{preludes}{body}"),
+            _ => preludes + own.text,
         }
     }
 }
