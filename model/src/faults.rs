@@ -72,8 +72,8 @@ pub const KNOWN: &[Fault] = &[
         property: WANTED,
     },
     Fault {
-        what: "An eviction takes an entry off the agenda that a warmup has scheduled since, if it is not claimed yet; a \
-               claimed one stays. The key is absent until a demand or the next warmup.",
+        what: "An eviction takes an entry off the agenda that a warmup has scheduled since, if it is not claimed yet; \
+               a claimed one stays. The key is absent until a demand or the next warmup.",
         scenario: from(LEASED),
         actions: &[
             Action::Evict(0),

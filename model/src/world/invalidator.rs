@@ -96,8 +96,8 @@ impl World {
             }
             Todo::Cancel(entry) => {
                 let due = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score));
-                // One that runs leaves, whenever it was asked for: the protocol promises no order of the two. So does one
-                // that a warmup has scheduled since the eviction: see `faults`.
+                // One that runs leaves, whenever it was asked for: the protocol promises no order of the two. So does
+                // one that a warmup has scheduled since the eviction: see `faults`.
                 let goes = due.as_ref().is_some_and(|due| match due.state.as_str() {
                     "scheduled" => !self.job.strict,
                     state => state == "running",
