@@ -151,7 +151,7 @@ impl World {
     fn invalidate(&mut self, engine: &Engine, message: &mut Message, entry: usize) -> Result<(), Violation> {
         let (at, evict) = (message.at.0, message.evict);
         let pauses = if self.job.paid { PAUSE } else { (PAUSE.0, PAUSE.0) };
-        let was_there = self.readable(entry);
+        let (was_there, before) = (self.readable(entry), self.meta(engine, entry));
         let remembered = if self.job.strict { 60_000 } else { REMEMBERED };
         let reply =
             self.run(engine, &calls::invalidate(ENTRIES[entry], at, evict, pauses, remembered, &message.version))?;
@@ -176,7 +176,10 @@ impl World {
                 let version = version.parse().unwrap_or(0);
                 let is_there = was_there.is_some_and(|(writer, content)| writer == 'c' && content >= version);
                 if !is_there && self.known[entry].announced.is_none_or(|(before, _)| before < version) {
-                    self.known[entry].announced = Some((version, self.now().min(at) + PATIENCE));
+                    // The patience of several counts from the first one that is not answered.
+                    let first = before.filter(|meta| meta.invalidated > 0 && meta.announced.is_some());
+                    let since = first.map_or(at, |meta| meta.announced_at).min(self.now());
+                    self.known[entry].announced = Some((version, since + PATIENCE));
                 }
             }
         }
