@@ -138,9 +138,9 @@ const WARM_TAGGED: &[Action] = &[
 ];
 
 use Kind::{
-    Announce, AnyVersion, Back, Crash, Cron, Delete, Demand, Evict, EvictTag, Fail, FarBack, Foreign, ForeignForever,
-    ForeignHash, HandBack, Increment, Jump, Lag, Load, Lost, Manual, OtherTag, Pause, Refresh, RefreshTag, Repeat, Set,
-    Sweep, Tick, Vanish, Wake,
+    Announce, AnyVersion, Back, Crash, Cron, Delete, Demand, Evict, EvictAll, EvictTag, Fail, FarBack, Foreign,
+    ForeignForever, ForeignHash, HandBack, Increment, Jump, Lag, Load, Lost, Manual, OtherTag, Pause, Refresh,
+    RefreshAll, RefreshTag, Repeat, Set, Sweep, Tick, Vanish, Wake,
 };
 
 /// All scenarios.
@@ -150,6 +150,13 @@ pub const ALL: &[Scenario] = &[
         job: PLAIN,
         entries: 1,
         budget: &[(Refresh, 2), (Evict, 1), (Tick, 2), (Jump, 2), (Crash, 1), (Demand, 1)],
+        setup: WARM,
+    },
+    Scenario {
+        name: "patterns",
+        job: Job { recheck: true, ..PLAIN },
+        entries: 1,
+        budget: &[(RefreshAll, 2), (EvictAll, 1), (Demand, 1), (Load, 1), (Crash, 1), (Tick, 2), (Jump, 2)],
         setup: WARM,
     },
     Scenario {

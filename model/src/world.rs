@@ -134,7 +134,7 @@ pub struct World {
     pub left: [u8; Kind::COUNT],
     /// How often `increment.lua` added one, and what the counter must be.
     pub counted: i64,
-    /// Outcomes that were counted at least so often, by the counter's name in [`worker::OUTCOMES`].
+    /// Outcomes that were counted at least so often, in the order of `OUTCOMES`.
     pub outcomes: [u8; 8],
     /// Requests to the upstream.
     pub fetches: u32,

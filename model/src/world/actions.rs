@@ -1,5 +1,6 @@
 //! The actions, and which of them can happen.
 
+use super::invalidator::Scope;
 use super::worker::How;
 use super::{ENTRIES, Load, Step, World};
 use crate::calls::{self, TTL};
@@ -41,11 +42,13 @@ pub enum Kind {
     Pause,
     Wake,
     Late,
+    RefreshAll,
+    EvictAll,
 }
 
 impl Kind {
     /// The number of kinds.
-    pub const COUNT: usize = Self::Late as usize + 1;
+    pub const COUNT: usize = Self::EvictAll as usize + 1;
 }
 
 /// One step.
@@ -131,6 +134,10 @@ pub enum Action {
     Wake(usize),
     /// Time passes until a second before the first value expires.
     Late,
+    /// An editor saves all entries and publishes the refresh of a pattern.
+    RefreshAll,
+    /// The same, with an eviction.
+    EvictAll,
 }
 
 impl Action {
@@ -168,6 +175,8 @@ impl Action {
             Self::Pause => Kind::Pause,
             Self::Wake(_) => Kind::Wake,
             Self::Late => Kind::Late,
+            Self::RefreshAll => Kind::RefreshAll,
+            Self::EvictAll => Kind::EvictAll,
             Self::Message(_) | Self::Work(_) | Self::Rescue | Self::Load(_) => return None,
         })
     }
@@ -201,7 +210,7 @@ impl World {
         }
         all.extend([Action::RefreshTag, Action::EvictTag, Action::Increment, Action::Tick, Action::Jump]);
         all.extend([Action::Back, Action::FarBack, Action::Sweep, Action::OtherTag, Action::Pause]);
-        all.push(Action::Late);
+        all.extend([Action::Late, Action::RefreshAll, Action::EvictAll]);
         for (n, message) in self.messages.iter().enumerate() {
             if message.retry_at <= self.now() {
                 all.extend([Action::Message(n), Action::MessageLost(n), Action::MessageCrash(n)]);
@@ -252,22 +261,26 @@ impl World {
         match action {
             Action::Refresh(entry) | Action::Evict(entry) => {
                 self.edit(entry);
-                self.publish(Some(entry), matches!(action, Action::Evict(_)), String::new());
+                self.publish(Scope::Entry(entry), matches!(action, Action::Evict(_)), String::new());
             }
             Action::RefreshTag | Action::EvictTag => {
                 (0..ENTRIES.len()).for_each(|entry| self.edit(entry));
-                self.publish(None, action == Action::EvictTag, String::new());
+                self.publish(Scope::Tag, action == Action::EvictTag, String::new());
             }
-            Action::Repeat(entry) => self.publish(Some(entry), false, String::new()),
+            Action::RefreshAll | Action::EvictAll => {
+                (0..ENTRIES.len()).for_each(|entry| self.edit(entry));
+                self.publish(Scope::All, action == Action::EvictAll, String::new());
+            }
+            Action::Repeat(entry) => self.publish(Scope::Entry(entry), false, String::new()),
             Action::Announce(entry) => {
                 self.edit(entry);
-                self.publish(Some(entry), false, self.known[entry].content.to_string());
+                self.publish(Scope::Entry(entry), false, self.known[entry].content.to_string());
             }
-            Action::AnyVersion(entry) => self.publish(Some(entry), false, "any".into()),
+            Action::AnyVersion(entry) => self.publish(Scope::Entry(entry), false, "any".into()),
             Action::Vanish(entry) => {
                 self.edit(entry);
                 self.known[entry].missing = true;
-                self.publish(Some(entry), false, String::new());
+                self.publish(Scope::Entry(entry), false, String::new());
             }
             Action::Message(n) => self.handle(engine, n, false)?,
             Action::MessageLost(n) => self.handle(engine, n, true)?,

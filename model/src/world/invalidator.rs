@@ -18,13 +18,27 @@ enum Todo {
     StampUnknown,
     /// The entries under the tag.
     Read,
+    /// The entries that match a pattern: those that have leases, then those that have values.
+    Scan {
+        leases: bool,
+    },
+}
+
+/// What a message names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Scope {
+    /// One entry.
+    Entry(usize),
+    /// The tag.
+    Tag,
+    /// All entries of the job, by a pattern or by the job's name.
+    All,
 }
 
 /// An invalidation that was published.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Message {
-    /// The entry; `None` for the tag.
-    entry: Option<usize>,
+    scope: Scope,
     evict: bool,
     /// The version that it announces: `''`, a number or `any`.
     version: String,
@@ -38,25 +52,26 @@ pub struct Message {
 
 impl Message {
     fn begin(&mut self, channel: bool) {
-        let first = match self.entry {
-            Some(entry) => Todo::Invalidate(entry),
-            None => Todo::Stamp,
-        };
-        self.todo = if channel { vec![Todo::Receive, first] } else { vec![first] };
+        self.todo = if channel { vec![Todo::Receive] } else { Vec::new() };
+        match self.scope {
+            Scope::Entry(entry) => self.todo.push(Todo::Invalidate(entry)),
+            Scope::Tag => self.todo.push(Todo::Stamp),
+            Scope::All => self.todo.extend([Todo::Scan { leases: true }, Todo::Scan { leases: false }]),
+        }
     }
 
-    /// Returns true if the message names this entry, and no version.
+    /// Returns true if the message may concern this entry.
     pub fn concerns(&self, entry: usize) -> bool {
-        self.entry.is_none_or(|of| of == entry)
+        self.scope == Scope::Entry(entry) || !matches!(self.scope, Scope::Entry(_))
     }
 }
 
 impl World {
-    /// Publishes an invalidation of an entry, or of the tag.
-    pub(crate) fn publish(&mut self, entry: Option<usize>, evict: bool, version: String) {
+    /// Publishes an invalidation.
+    pub(crate) fn publish(&mut self, scope: Scope, evict: bool, version: String) {
         let content = [0, 1].map(|entry: usize| self.known[entry].content);
         let at = (self.now(), self.epoch);
-        let mut message = Message { entry, evict, version, content, at, todo: Vec::new(), retry_at: 0 };
+        let mut message = Message { scope, evict, version, content, at, todo: Vec::new(), retry_at: 0 };
         message.begin(self.job.channel);
         self.messages.push(message);
     }
@@ -89,7 +104,7 @@ impl World {
             Todo::Receive => message.at = (self.now(), self.epoch),
             Todo::Invalidate(entry) => self.invalidate(engine, message, entry)?,
             Todo::Due(entry) => {
-                let how = if message.entry.is_some() { "urgent" } else { "bulk" };
+                let how = if matches!(message.scope, Scope::Entry(_)) { "urgent" } else { "bulk" };
                 self.run(engine, &calls::due(how, 1, 0, &[ENTRIES[entry]]))?;
                 // A demand for it goes along with it, and goes with it where it is evicted.
                 (self.known[entry].dead, self.known[entry].wanted) = (false, None);
@@ -131,21 +146,25 @@ impl World {
                     let entry = ENTRIES.iter().position(|of| *of == member.text());
                     message.todo.extend(entry.map(Todo::Invalidate));
                 }
-                if message.todo.is_empty() {
-                    self.tag_handled(message);
+            }
+            Todo::Scan { leases } => {
+                let mut found = Vec::new();
+                for (entry, name) in ENTRIES.into_iter().enumerate() {
+                    let key = if leases { calls::lease_key(name) } else { name.to_owned() };
+                    if engine.command(&mut self.db, &["EXISTS", &key]).int() == 1 {
+                        found.push(Todo::Invalidate(entry));
+                    }
                 }
+                message.todo.splice(0..0, found);
             }
         }
-        if message.entry.is_none() && message.todo.is_empty() {
-            self.tag_handled(message);
+        if message.todo.is_empty() && !matches!(message.scope, Scope::Entry(_)) {
+            for entry in 0..ENTRIES.len() {
+                let is_tag = message.scope == Scope::Tag;
+                self.handled(entry, message.content[entry], message.at, message.evict, is_tag);
+            }
         }
         Ok(())
-    }
-
-    fn tag_handled(&mut self, message: &Message) {
-        for entry in 0..ENTRIES.len() {
-            self.handled(entry, message.content[entry], message.at, message.evict, true);
-        }
     }
 
     fn invalidate(&mut self, engine: &Engine, message: &mut Message, entry: usize) -> Result<(), Violation> {
@@ -164,7 +183,7 @@ impl World {
         }
         message.retry_at = 0;
         match message.version.as_str() {
-            "" if message.entry.is_some() => {
+            "" if message.scope != Scope::Tag => {
                 self.handled(entry, message.content[entry], message.at, evict, false);
             }
             "" => {}

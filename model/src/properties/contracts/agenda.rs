@@ -101,11 +101,13 @@ pub(super) fn claim(engine: &Engine, before: &Db, after: &Db, call: &Call, reply
     let future = now + CLAIM + 3_600_000;
     let is = |due: &Due, state: &str, priority: u8| due.state == state && due.priority == priority;
     let holds = |due: &Due| matches!(due.state.as_str(), "claimed" | "running");
+    // The range ends with the first score of the next millisecond, which is that of a warmup.
+    let is_due = |due: &Due| due.at <= now || due.at == now + 1 && due.trigger == 0;
     type Class<'a> = (usize, &'a dyn Fn(&Due) -> bool);
     let classes: [Class<'_>; 8] = [
-        (3, &|due| is(due, "urgent", 2) && due.at <= now),
+        (3, &|due| is(due, "urgent", 2) && is_due(due)),
         (3, &|due| holds(due) && due.priority == 2 && due.at <= now),
-        (2, &|due| is(due, "urgent", 1) && due.at <= now),
+        (2, &|due| is(due, "urgent", 1) && is_due(due)),
         (3, &|due| is(due, "urgent", 2) && due.at > now + 900_000),
         (2, &|due| is(due, "urgent", 1) && due.at > now + 900_000),
         (2, &|due| holds(due) && due.at <= now),
