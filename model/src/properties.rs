@@ -220,10 +220,8 @@ pub fn settle(engine: &Engine, world: &World) -> Step {
         if matches!(writer, 'c' | 'l') && is_old && !known.dead {
             return violated(FRESH_AT_LAST, format!("{} still has content {content}:\n{world}", name));
         }
-        if writer == 'c'
-            && known
-                .announced
-                .is_some_and(|(version, until)| content < version && version <= known.content && until > began)
+        let awaited = known.announced.filter(|(_, until)| *until > began).map(|(version, _)| version);
+        if writer == 'c' && !known.dead && awaited.is_some_and(|version| content < version && version <= known.content)
         {
             return violated(FRESH_AT_LAST, format!("{} still has version {content}:\n{world}", name));
         }

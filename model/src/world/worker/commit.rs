@@ -138,7 +138,8 @@ impl World {
                 let begun = reply.part(1).int();
                 let again = Lease {
                     fetched_at: begun,
-                    ends: now + LEASE,
+                    // The first reply may have been lost.
+                    ends: begun + LEASE,
                     epoch: self.epoch,
                     overwritten: false,
                     over: false,
