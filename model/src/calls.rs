@@ -28,9 +28,8 @@ pub const TTL: i64 = 600_000;
 pub const AHEAD: i64 = 60_000;
 /// How long metadata outlive a value (ms).
 pub const OUTLIVES: i64 = 3_600_000;
-/// How long the invalidation of an entry without a value is remembered (ms): longer than values live here, since a
-/// value that a service loads can outlive it otherwise (see `faults`).
-pub const REMEMBERED: i64 = 2 * TTL;
+/// How long the invalidation of an entry without a value is remembered (ms).
+pub const REMEMBERED: i64 = 60_000;
 /// How long a refresh is held off, and in a storm where a fetch costs money (ms).
 pub const PAUSE: (i64, i64) = (250, 10_000);
 /// The longest time by which an old value outlives its TTL while its source fails (ms).

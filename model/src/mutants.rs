@@ -20,6 +20,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "if mark ~= EVICT and fetched_at ~= began then return {'again', tonumber(fetched_at)} end" => "",
         "if mark == EVICT then\n    redis.call('DEL', key)\n    return {'evicted'}\n  elseif" => "if",
         "    redis.call('DEL', key)\n    return {'evicted'}" => "    return {'evicted'}",
+        "elseif mark == REFRESH and now == tonumber(fetched_at) then" => "elseif false then",
         "elseif mark == REFRESH then" => "elseif mark == LOAD then",
         "AGAIN), 'PX', renewed_ms)" => "REFRESH), 'PX', renewed_ms)",
         ", AGAIN), 'PX', renewed_ms)" => ", AGAIN))",
@@ -101,7 +102,9 @@ pub const KILLED: &[Mutant] = mutants! {
         "  if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end\n  if kind" => "  if kind",
         "if not later then due = 1 end" => "",
         "    redis.call('PEXPIREAT', KEYS[1], own_expiry)" => "",
-        "announced, announced_at), 'KEEPTTL')" => "announced, announced_at))",
+        "announced, announced_at), 'PX', string.format('%.0f', life))" => "announced, announced_at))",
+        "math.max(redis.call('PTTL', KEYS[3]), redis.call('PTTL', KEYS[1]), 1)"
+            => "math.max(redis.call('PTTL', KEYS[3]), 1)",
         "if refresh and fenced == 1 and mark == LOAD then due = 3 end" => "",
         "if ours and pxat ~= -2 and not lower(version, wanted) then" => "if false then",
         "if lower(announced, wanted) then announced = wanted end" => "",

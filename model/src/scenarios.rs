@@ -123,7 +123,7 @@ const OUTLIVES: &[Action] = &[
     Action::Work(0),
     Action::Work(0),
 ];
-/// The same, with the steps that a tag takes.
+/// A value that a worker warmed, with the steps that a tag takes.
 const WARM_TAGGED: &[Action] = &[
     Action::Manual(0),
     Action::Work(0),

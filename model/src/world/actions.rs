@@ -224,10 +224,6 @@ impl World {
             }
             if let Some(task) = &worker.task {
                 all.push(Action::Crash(n));
-                // A request takes a millisecond at least.
-                if !self.job.strict && matches!(task.stage, super::Stage::Ready(_)) && !task.began_before(self.now()) {
-                    all.retain(|action| *action != Action::WorkLost(n));
-                }
                 if task.stage == super::Stage::Leased {
                     all.extend([Action::HandBack(n), Action::Fail(n), Action::Lag(n)]);
                 }

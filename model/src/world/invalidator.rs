@@ -171,9 +171,8 @@ impl World {
         let (at, evict) = (message.at.0, message.evict);
         let pauses = if self.job.paid { PAUSE } else { (PAUSE.0, PAUSE.0) };
         let (was_there, before) = (self.readable(entry), self.meta(engine, entry));
-        let remembered = if self.job.strict { 60_000 } else { REMEMBERED };
         let reply =
-            self.run(engine, &calls::invalidate(ENTRIES[entry], at, evict, pauses, remembered, &message.version))?;
+            self.run(engine, &calls::invalidate(ENTRIES[entry], at, evict, pauses, REMEMBERED, &message.version))?;
         let [fenced, due, removed, wait] = [0, 1, 2, 3].map(|n| reply.part(n).int());
         if wait > 0 {
             // A message that waits does not hold up what follows it.

@@ -104,9 +104,11 @@ elseif old and not blank then
     if validated_at ~= '0' and (S > now or tonumber(validated_at) > now or fetched > now) then
       validated_at, fetched_at = '1', '1'
     end
+    -- Metadata that remember an eviction live for a minute; the value that they now tell of may outlive them.
+    local life = math.max(redis.call('PTTL', KEYS[3]), redis.call('PTTL', KEYS[1]), 1)
     redis.call('SET', KEYS[3],
       write_meta(validated_at, own_expiry, at, stale_for, hash, attempt, fetched_at, content_since, note,
-        version, announced, announced_at), 'KEEPTTL')
+        version, announced, announced_at), 'PX', string.format('%.0f', life))
   else
     local left = redis.call('PTTL', KEYS[1])
     if left < 0 then left = tonumber(ARGV[3]) end
