@@ -66,8 +66,8 @@ pub struct JobReport {
     pub ahead: f64,
     /// The time a value is kept beyond its TTL while the source fails, in seconds.
     pub stale_if_error: f64,
-    /// The schedule, as written. Several are joined by `; `, each with its time zone unless that is UTC, and with
-    /// `(refetch)` if its warmups fetch everything.
+    /// The schedules, joined by `; `, each with its time zone unless that is UTC, and with `(refetch)` if its warmups
+    /// fetch everything.
     pub schedule: Option<String>,
     /// The time zone of a single schedule.
     pub timezone: Option<String>,

@@ -78,6 +78,9 @@ impl KeyPattern {
         if text.len() > MAX_PATTERN {
             return Err(format!("key pattern is {} bytes long; the most is {MAX_PATTERN}", text.len()));
         }
+        if let Some(template) = template_in(text) {
+            return Err(format!("`{template}` is a template, and a key has placeholders: write one as `{{name}}`"));
+        }
         let mut literals = Vec::new();
         let mut names: Vec<String> = Vec::new();
         let mut literal = String::new();
@@ -266,6 +269,21 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Returns a part of a key pattern that looks like a template. Doubled braces stand for literal ones, which hold a plain
+/// name at most, such as the hash tag `{{user}}`.
+fn template_in(text: &str) -> Option<&str> {
+    let mut from = 0;
+    while let Some(start) = text[from..].find("{{").map(|at| from + at) {
+        let end = start + 2 + text[start + 2..].find("}}")?;
+        let inner = &text[start + 2..end];
+        if !inner.contains(['{', '}']) && inner.contains([' ', '.', '|']) {
+            return Some(&text[start..end + 2]);
+        }
+        from = start + 2;
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,6 +325,9 @@ mod tests {
         assert_eq!(tagged.write(&params(&[("name", "{x}")])).unwrap().as_str(), "{tag}:{x}");
         assert_eq!(tagged.read("{tag}:{x}"), Some(params(&[("name", "{x}")])));
         assert_eq!(tagged.names(), ["name"]);
+        for template in ["b:{{ name }}", "b:{{product.brand.slug}}", "b:{{name|lower}}:{name}"] {
+            assert!(KeyPattern::parse(template).unwrap_err().contains("is a template"), "{template}");
+        }
     }
 
     #[test]

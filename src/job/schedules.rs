@@ -81,13 +81,10 @@ impl Schedules {
         self.refetching().filter_map(|schedule| schedule.last(from, to)).max()
     }
 
-    /// Returns a single schedule as it is in the file, and several as texts joined by `; `; `None` if there is none.
+    /// Returns the schedules as texts joined by `; `; `None` if there is none.
     pub fn text(&self) -> Option<String> {
-        match self.list.as_slice() {
-            [] => None,
-            [one] => Some(one.schedule.as_str().to_owned()),
-            several => Some(several.iter().map(JobSchedule::to_string).collect::<Vec<_>>().join("; ")),
-        }
+        let texts: Vec<String> = self.list.iter().map(JobSchedule::to_string).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
     }
 
     fn refetching(&self) -> impl Iterator<Item = &Schedule> {

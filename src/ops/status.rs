@@ -29,7 +29,7 @@ pub struct JobStatus {
     pub key: String,
     /// The TTL, in seconds.
     pub ttl_seconds: u64,
-    /// The schedule, as written in the file. Several are joined by `; `, each with its time zone unless that is UTC,
+    /// The schedules, joined by `; `, each with its time zone unless that is UTC,
     /// and with `(refetch)` if its warmups fetch everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,

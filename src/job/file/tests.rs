@@ -340,7 +340,7 @@ attempts = 2
     let refetches = warm.schedules.refetch_always();
     assert_eq!((refetches, warm.ahead, warm.stale_if_error), (true, Duration::ZERO, 24 * HOUR));
     assert_eq!((warm.recheck.as_slice(), warm.attempts), (&[] as &[Duration], 2));
-    assert_eq!(warm.schedules.text().as_deref(), Some("every 30m"));
+    assert_eq!(warm.schedules.text().as_deref(), Some("every 30m (refetch)"));
     let [Source::Http(first), Source::Http(second), Source::Ai(third)] = job.sources.as_slice() else {
         panic!("{job:?}")
     };

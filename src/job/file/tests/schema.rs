@@ -145,6 +145,7 @@ const BEYOND: [(&str, &[&str]); 8] = [
         &[
             "is not defined",
             "is text and has no",
+            "is a template, and a key",
             "`env` must be followed by",
             "syntax error",
             "unknown filter",
