@@ -51,6 +51,10 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
         ),
         (Replace(r#""art:{name}""#, "7"), &["1:7: `key` must be a string, not an integer"]),
         (
+            Append("[inputs]\nbrand = \"brand:{{ art.brand.slug }}\"\n"),
+            &["7:9: `{{ art.brand.slug }}` is a template, and a key has placeholders: write one as `{name}`"],
+        ),
+        (
             Replace("ttl =", "tags = [\"in:{{ name | path }}\"]\nttl ="),
             &[
                 "2:23: `in:{{ name | path }}`: the filter `path` is for URLs only | remove `| path`: text outside a URL is inserted as it is",
