@@ -159,6 +159,7 @@ async fn a_failing_feed_shows_on_every_worker() {
         let feed = get_json(url, "/jobs/art").await["feed"].clone();
         assert!(feed["failures"].as_u64() > Some(0) && feed["failed_ms"].is_i64(), "{feed}");
         assert!(feed["answered_ms"].is_null() && feed["reason"].is_string(), "{feed}");
+        assert!(feed["digest"].is_null() && feed["tick_ms"].is_null(), "these are for workers: {feed}");
         let metrics = get(url, "/metrics").await;
         assert!(metrics.contains("samovar_warmup_last_success_timestamp_seconds{job=\"art\"} NaN"), "{metrics}");
         assert!(metrics.contains("samovar_feed_failures_total{job=\"art\"} "), "{metrics}");

@@ -40,19 +40,22 @@ pub struct FeedState {
     /// The reason of this failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The time of the warmup that waits for the feed, once all its other entries are on the agenda.
+    /// The time of the warmup that waits for the feed, once all its other entries are on the agenda. Only in Redis.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<i64>)]
+    #[schema(ignore)]
     pub(crate) tick_ms: Option<RedisTime>,
-    /// The digest of the job file whose feed failed; empty if none did. Failures of another file do not count.
+    /// The digest of the job file whose feed failed; empty if none did. Failures of another file do not count. Only in
+    /// Redis.
     #[serde(skip_serializing_if = "String::is_empty")]
+    #[schema(ignore)]
     pub(crate) digest: String,
 }
 
 impl FeedState {
-    /// Reads the state from a job's counters.
+    /// Reads what people and programs see of the state from a job's counters.
     pub fn of(counters: &BTreeMap<String, String>) -> Option<Self> {
-        serde_json::from_str(counters.get(STATE)?).ok()
+        let state: Self = serde_json::from_str(counters.get(STATE)?).ok()?;
+        Some(Self { tick_ms: None, digest: String::new(), ..state })
     }
 
     /// Reads the state of a job's feed; a text that is none counts as absent.
