@@ -465,6 +465,34 @@ fn the_schemas_refuse_the_faults_that_they_can_express() {
     assert!(unused.is_empty(), "the schemas refuse these, or nothing has them: {unused:?}");
 }
 
+/// Faults that the parser finds in one field each, and that no schema may miss.
+#[test]
+fn the_schemas_refuse_zero_reserved_names_and_leading_space() {
+    let job = |key: &str, ttl: &str, url: &str| {
+        format!("key = \"{key}\"\nttl = \"{ttl}\"\n[source]\nkind = \"http\"\nurl = \"{url}\"\n")
+    };
+    let (key, ttl, url) = ("art:{name}", "1h", "http://h.test/{{ name }}");
+    assert_accepted(&[("art.toml", &job("art:{{value}}:{values}", "0h 10s", url))]);
+    for (file, text) in [
+        ("art.toml", job(key, "0s", url)),
+        ("art.toml", job(key, "0h 00.0 s", url)),
+        ("art.toml", job("art:{value}", ttl, "http://h.test/")),
+        ("art.toml", job("art:{{{Env}", ttl, "http://h.test/")),
+        ("art.toml", job("art:{id}:{in}", ttl, "http://h.test/")),
+        ("art.toml", job(key, ttl, " http://h.test/{{ name }}")),
+        ("art.toml", job(key, ttl, url) + "[warm]\nevery = \"0s\"\n"),
+        ("art.toml", job(key, ttl, url) + "[inputs]\nbio = \"bio:{value}\"\n"),
+        ("upstreams.toml", "[museum]\nurl = \"http://h.test\"\ntimeout = \"0 ms\"\n".to_owned()),
+        ("art.toml", job(key, ttl, url) + "[entries.feed]\nurl = \" http://h.test/all\"\n"),
+    ] {
+        let right = job(key, ttl, url);
+        let files = [("art.toml", right.as_str()), (file, text.as_str())];
+        let files = if file == "art.toml" { &files[1..] } else { &files[..] };
+        assert!(parse(files).is_err(), "{text}");
+        assert_eq!(missed(files), [""; 0], "{text}");
+    }
+}
+
 #[test]
 fn the_line_that_names_a_schema_is_a_comment() {
     for line in ["#:schema ../schemas/job.json", "#:schema {{ name }} \\ \"", "#:schema"] {
