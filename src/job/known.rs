@@ -2,7 +2,8 @@
 //!
 //! Workers publish this in Redis, and commands read it there. Its JSON is part of docs/protocol.md. Earlier and later
 //! builds read it too: they ignore fields that they do not know, and take the default for those that are missing. A
-//! field never changes its meaning. No value of an environment variable gets into it: of upstreams it has the names.
+//! field never changes its meaning. Of upstreams it has the names. An upstream that only a `url` names has its scheme,
+//! host and port as name, also if they come from an environment variable. No other value of one gets into it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
