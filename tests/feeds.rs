@@ -403,6 +403,11 @@ async fn samovar_warm_asks_no_feed_of_a_paused_upstream() {
     let _worker = worker(&redis, &jobs);
     let failures = async || state(&redis).await["failures"].as_u64();
     eventually("it failed", async || failures().await == Some(1)).await;
+    eventually("the warmup waits", async || {
+        redis.ask::<Option<String>>(&["HGET", "samovar:{schedules}:ticks", "art/state"]).await.as_deref()
+            == Some("waits")
+    })
+    .await;
     let warmed = samovar(["warm", "art"]).redis(&redis).jobs(&jobs).run().await;
     assert_eq!(warmed.code, Some(0), "{warmed:?}");
     eventually("a worker tried", async || failures().await == Some(2)).await;

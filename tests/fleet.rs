@@ -293,6 +293,30 @@ async fn warming_a_job_has_a_worker_ask_its_feed() {
     assert_eq!((one.code, upstream.calls("/popular")), (Some(0), asked), "{one:?}");
 }
 
+/// `samovar warm` must not starve the warmup of a job whose feed takes longer than the time between two calls.
+#[tokio::test]
+async fn warming_a_job_uses_the_answer_that_its_feed_prepares() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let folder = Art::of(&upstream).entries(FEED).limits(KEY).warm("every = \"366d\"").folder();
+    feed_of(&upstream, &["a"]).await;
+    let gate = upstream.gate("/popular");
+    let _worker = with_secret(&redis, &folder);
+    gate.arrived(1).await;
+    described(&redis, "art").await;
+    feed_of(&upstream, &["b"]).await;
+    for _ in 0..2 {
+        let warmed = run(&redis, &["warm", "art"]).await;
+        assert_eq!(warmed.code, Some(0), "{warmed:?}");
+    }
+    gate.open();
+    readable(&redis, "a").await;
+    readable(&redis, "b").await;
+    eventually("no warmup is left", async || redis.ask::<usize>(&["HLEN", "samovar:{schedules}:ticks"]).await == 0)
+        .await;
+    assert_eq!(upstream.calls("/popular"), 2, "one more warmup follows, for both calls");
+}
+
 #[tokio::test]
 async fn a_dry_run_counts_ai_calls_by_the_prompts_or_at_most() {
     let (redis, upstream) = both().await;

@@ -341,7 +341,7 @@ impl Keys {
         format!("{}:{{schedules}}", self.prefix)
     }
 
-    /// The tick that is being expanded: a hash, job to tick (ms).
+    /// The tick that is being expanded: a hash, job to tick (ms), and `JOB/state`: see hasten.lua.
     pub fn ticks(&self) -> String {
         format!("{}:{{schedules}}:ticks", self.prefix)
     }

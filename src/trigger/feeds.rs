@@ -57,12 +57,13 @@ impl From<FetchError> for Failure {
     }
 }
 
-/// Brings the next warmup of a job with a feed forward to now, so that a worker asks the feed.
+/// Brings the next warmup of a job with a feed forward to now, so that a worker asks the feed. If a warmup is running,
+/// the next one follows it.
 ///
 /// # Errors
 /// Redis's.
 pub async fn warm_up_now(redis: &mut Connection, keys: &Keys, job: &JobName) -> RedisResult<()> {
-    let _: u8 = HASTEN.key(keys.schedules()).arg(job.as_str()).invoke_async(redis).await?;
+    let _: u8 = HASTEN.key(keys.schedules()).key(keys.ticks()).arg(job.as_str()).invoke_async(redis).await?;
     let signal = format!("{WARMUP_SIGNAL} {job}");
     redis::cmd("PUBLISH").arg(keys.signal_channel()).arg(signal).exec_async(redis).await
 }

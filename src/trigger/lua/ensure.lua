@@ -9,7 +9,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then
   redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
-  redis.call('HDEL', KEYS[2], ARGV[1])
+  redis.call('HDEL', KEYS[2], ARGV[1], ARGV[1] .. '/state')
   redis.call('ZADD', KEYS[1], string.format('%.0f', math.min(now, tonumber(ARGV[5]) or now)), ARGV[1])
   return 1
 end

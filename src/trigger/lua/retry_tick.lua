@@ -8,4 +8,5 @@ if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1])) ~= tonumber(ARGV[3]) then re
 local time = redis.call('TIME')
 local at = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[4])
 redis.call('ZADD', KEYS[1], string.format('%.0f', at), ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1] .. '/state', 'waits')
 return 1

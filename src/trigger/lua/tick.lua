@@ -14,6 +14,7 @@ for i = 1, #all, 2 do
     if at > now then return {now, '', math.floor(at), -1} end
     local tick = tonumber(redis.call('HGET', KEYS[2], job) or at)
     redis.call('HSET', KEYS[2], job, string.format('%.0f', tick))
+    redis.call('HDEL', KEYS[2], job .. '/state')
     local till = now + tonumber(ARGV[1])
     redis.call('ZADD', KEYS[1], string.format('%.0f', till), job)
     return {now, job, tick, till}
