@@ -30,7 +30,7 @@ pub(super) async fn run(args: &DeadArgs, settings: &Settings, env: &Environment)
     let (session, ops) = fleet(settings, env).await?;
     if let Some(unknown) = ops.unknown(&args.only) {
         complain(format_args!("`{unknown}` is neither a job nor a key of a job"));
-        return Ok(exit::USAGE);
+        return Ok(exit::FAILED);
     }
     let now = session.store.now().await?;
     let mut list = List::begin(args.json);

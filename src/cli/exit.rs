@@ -2,7 +2,7 @@
 
 /// Success.
 pub const OK: u8 = 0;
-/// Partial failure: entries failed, or the worker ended unexpectedly.
+/// Failure: entries failed, the fleet knows no such name, or the worker ended unexpectedly.
 pub const FAILED: u8 = 1;
 /// The command line is invalid (clap's number).
 pub const USAGE: u8 = 2;

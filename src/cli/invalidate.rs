@@ -61,7 +61,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         version: args.version.unwrap_or_default(),
     };
     let checked = message.checked().and_then(|message| message.text().map(|_| message));
-    let message = checked.map_err(|e| refuse(args.json, e))?;
+    let message = checked.map_err(|e| refuse(exit::USAGE, args.json, e))?;
     let mut session = Session::open(settings).await?;
     if !args.force {
         match session.known_jobs(settings, env).await? {
@@ -100,7 +100,7 @@ async fn check_names(json: bool, ops: &Ops, message: &Message) -> Result<(), Fai
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let verb = if unknown.len() == 1 { "matches" } else { "match" };
         let remedy = "nothing was published; --force publishes all the same";
-        return Err(refuse(json, format_args!("{shown}{more} {verb} no job; {remedy}")));
+        return Err(refuse(exit::FAILED, json, format_args!("{shown}{more} {verb} no job; {remedy}")));
     }
     for key in &message.keys {
         let Some((job, params)) = ops.jobs.owner(key) else { continue };
@@ -109,7 +109,7 @@ async fn check_names(json: bool, ops: &Ops, message: &Message) -> Result<(), Fai
                 "`{key}` is a literal key, and no entry has it; nothing was published. --pattern '{key}' invalidates \
                  the keys that match; --force publishes all the same"
             );
-            return Err(refuse(json, what));
+            return Err(refuse(exit::FAILED, json, what));
         }
     }
     Ok(())

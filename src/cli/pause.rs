@@ -23,7 +23,7 @@ impl PauseArgs {
         jobs.jobs.get(self.job.as_str()).ok_or_else(|| {
             let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
             complain(format_args!("there is no job `{}`; the jobs are {}", self.job, known.join(", ")));
-            Failed(exit::USAGE)
+            Failed(exit::FAILED)
         })
     }
 }

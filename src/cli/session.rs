@@ -199,14 +199,15 @@ pub(super) fn complain(what: impl fmt::Display) {
 }
 
 /// Reports that a command refuses what it is given: as an object with `error` if `json` is set, otherwise in one line on
-/// standard error. Returns the exit code of a command line that is invalid.
-pub(super) fn refuse(json: bool, what: impl fmt::Display) -> Failed {
+/// standard error. Returns the exit code: [`exit::USAGE`] for a fault of the command line, [`exit::FAILED`] for a name
+/// that the fleet does not know.
+pub(super) fn refuse(code: u8, json: bool, what: impl fmt::Display) -> Failed {
     if json {
         print_json(&serde_json::json!({ "error": what.to_string() }));
     } else {
         complain(what);
     }
-    Failed(exit::USAGE)
+    Failed(code)
 }
 
 /// A table with escaped cells.

@@ -110,7 +110,7 @@ async fn wanted<'a>(args: &WarmArgs, ops: &'a Ops) -> Result<(&'a Arc<KnownJob>,
         let known: Vec<&str> = ops.jobs.jobs.keys().map(JobName::as_str).collect();
         let known = known.join(", ");
         let what = format!("`{what}` is neither a job nor a key of a job; the jobs are {known}");
-        return Err(refuse(args.json, what));
+        return Err(refuse(exit::FAILED, args.json, what));
     };
     let key = EntryKey::new(what);
     if !args.force && ops.is_mistaken_pattern(job, &key, &params).await? {
@@ -119,7 +119,7 @@ async fn wanted<'a>(args: &WarmArgs, ops: &'a Ops) -> Result<(&'a Arc<KnownJob>,
              invalidate --pattern '{key}'` those that match; --force fetches this key",
             job.name
         );
-        return Err(refuse(args.json, what));
+        return Err(refuse(exit::FAILED, args.json, what));
     }
     Ok((job, vec![(key, params)], When::Urgent))
 }

@@ -53,7 +53,7 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
     let jobs = &ops.jobs;
     if let Some(unknown) = args.job.iter().find(|name| !jobs.jobs.contains_key(name.as_str())) {
         complain(format_args!("there is no job `{unknown}`; `samovar jobs` lists the jobs"));
-        return Ok(exit::USAGE);
+        return Ok(exit::FAILED);
     }
     let filter = Filter::new(args.job.clone(), args.key.clone(), jobs);
     let (sender, mut news) = mpsc::channel(WAITING);
