@@ -17,8 +17,8 @@ use crate::redis::{RedisTime, is_of_keys, wrong_types};
 const LAST: usize = 80;
 
 /// The consequence for a job that no running worker knows.
-const LEFT: &str = "its file was removed, or its key was changed; nothing is fetched, its values expire, and what else \
-                    Redis keeps of it is dropped after a day";
+const LEFT: &str = "its file was removed, its key was changed, or the workers that had it have ended; nothing is \
+                    fetched, its values expire, and what else Redis keeps of it is dropped after a day";
 
 /// Arguments of `samovar jobs`.
 #[derive(Args)]
