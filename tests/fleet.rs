@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{
-    Art, Finished, JobsFolder, Parts, Reply, Samovar, TestRedis, Upstream, WorkerProcess, both, eventually, readable,
-    samovar, talkative, worker,
+    Art, Finished, JobsFolder, Parts, Reply, Samovar, TestRedis, Upstream, WorkerProcess, both, eventually,
+    hasty_worker, readable, samovar, talkative, worker,
 };
 
 const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
@@ -49,6 +49,10 @@ async fn has_ttl(redis: &TestRedis, seconds: u64) {
         if art.as_ref().is_some_and(|art| art["ttl_seconds"] == seconds) { Ok(()) } else { Err(all) }
     })
     .await;
+}
+
+fn upstreams(jobs: &JobsFolder) -> String {
+    std::fs::read_to_string(jobs.path().join("upstreams.toml")).unwrap()
 }
 
 fn with_secret(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
@@ -153,6 +157,66 @@ async fn the_worker_that_started_last_describes_the_jobs() {
     let _third = worker(&redis, &old);
     has_ttl(&redis, 3_600).await;
     drop(first);
+}
+
+#[tokio::test]
+async fn a_canary_that_has_ended_describes_nothing_any_more() {
+    let (redis, upstream) = both().await;
+    let list = |art: Art, name: &str| art.list([name]).warm("every = \"366d\"").folder();
+    let (old, new) = (list(Art::of(&upstream), "a"), list(Art::of(&upstream).ttl("2h"), "b"));
+    let listed = async || redis.ask::<Vec<String>>(&["HVALS", "samovar:list:{art}"]).await.concat();
+    let (_first, _second) = (hasty_worker(&redis, &old), hasty_worker(&redis, &old));
+    has_ttl(&redis, 3_600).await;
+    let canary = hasty_worker(&redis, &new);
+    has_ttl(&redis, 7_200).await;
+    eventually("its list is there", async || listed().await.contains("art:b")).await;
+    drop(canary);
+    has_ttl(&redis, 3_600).await;
+    eventually("the list is the old one", async || listed().await.contains("art:a")).await;
+    assert!(!listed().await.contains("art:b"));
+}
+
+#[tokio::test]
+async fn a_canary_that_has_ended_owns_no_key_of_another_job() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let old = Art::of(&upstream).folder();
+    let renamed = JobsFolder::new().upstreams(&upstreams(&old)).job("works", &Art::of(&upstream).toml());
+    let _first = worker(&redis, &old);
+    described(&redis, "art").await;
+    let canary = worker(&redis, &renamed);
+    let owner = async |name: &str| {
+        eventually(&format!("{name} owns the key"), async || {
+            let warmed = run(&redis, &["warm", "art:a", "--json"]).await;
+            let shown: Value = serde_json::from_str(&warmed.stdout).unwrap_or_default();
+            if shown["job"] == name { Ok(()) } else { Err(warmed) }
+        })
+        .await;
+    };
+    owner("works").await;
+    drop(canary);
+    owner("art").await;
+}
+
+#[tokio::test]
+async fn descriptions_that_did_not_change_are_not_sent_again() {
+    let (redis, upstream) = both().await;
+    let folder = Art::of(&upstream).folder();
+    redis.ask::<()>(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]).await;
+    redis.ask::<()>(&["CONFIG", "SET", "slowlog-max-len", "100000"]).await;
+    let (_first, _second) = (worker(&redis, &folder), worker(&redis, &folder));
+    eventually("workers compare a digest only", async || {
+        let log: Vec<redis::Value> = redis.ask(&["SLOWLOG", "GET", "-1"]).await;
+        let calls = log.iter().filter_map(|call| match call {
+            redis::Value::Array(call) => redis::from_redis_value::<Vec<Vec<u8>>>(call.get(3)?.clone()).ok(),
+            _ => None,
+        });
+        // A digest is asked for without arguments; descriptions are sent with the publisher's time and their jobs.
+        let calls = calls.filter(|call| call.get(3).is_some_and(|key| key == b"samovar:jobs"));
+        let (digests, sent): (Vec<_>, Vec<_>) = calls.partition(|call| call.len() == 4);
+        if digests.len() >= sent.len() + 2 { Ok(()) } else { Err((digests.len(), sent.len())) }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -120,7 +120,7 @@ impl Session {
         settings: &Settings,
         env: &Environment,
     ) -> Result<Result<Arc<KnownJobs>, NoJobs>, Failed> {
-        let why = match descriptions::read(&self.redis, &self.keys).await {
+        let why = match descriptions::read(&self.redis, &self.keys, self.store.now().await?).await {
             Ok(described) => {
                 described.unreadable.iter().for_each(complain);
                 let jobs = described.jobs;

@@ -320,9 +320,10 @@ impl<'a> Shared<'a> {
 
     fn describer(&self, turn: Turn) -> Describer {
         Describer {
-            redis: self.redis.clone(),
-            keys: self.keys.clone(),
-            jobs: Arc::clone(&self.known_jobs),
+            ops: Ops::new(self.redis.clone(), self.keys.clone(), Arc::clone(&self.known_jobs)),
+            queue: self.queue.clone(),
+            worker: Arc::clone(&self.worker),
+            dead_after: dead_after(self.settings.claim),
             store: self.store.clone(),
             troubles: self.health.troubles.of("describing jobs"),
             turn,
