@@ -383,8 +383,8 @@ impl Keys {
         ["", ":lock", ":dealt"].map(|kind| format!("{}:{{suspect}}{kind}", self.prefix))
     }
 
-    /// Redis's clock as workers last read it (a hash), in the slot of [`Keys::revalidation`]. The tag is precomputed,
-    /// so that the first heartbeat does not wait for the table of tags.
+    /// Redis's clock as workers last read it, and the time of the last closed gap (a hash), in the slot of
+    /// [`Keys::revalidation`]. The tag is precomputed, so that the first heartbeat does not wait for the table of tags.
     pub fn clock(&self) -> String {
         format!("{}:clock:{{11x}}", self.prefix)
     }

@@ -90,8 +90,10 @@ impl Attempt<'_> {
         if rechecks.next(times, lease.fetched_at).is_none() {
             return Ok(None);
         }
-        // A gap concerns all entries, and few of them have changed.
-        if self.entry.priority != Priority::High && self.warmer.store.gap_at().await? >= Some(since) {
+        // A gap concerns all entries, and few of them have changed. A time in the future is of an earlier clock.
+        if self.entry.priority != Priority::High
+            && self.warmer.store.gap_at().await?.is_some_and(|gap| (since..=lease.now()).contains(&gap))
+        {
             rechecks = rechecks.last_only();
         }
         Ok(Some(rechecks))

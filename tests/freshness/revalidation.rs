@@ -8,7 +8,9 @@ use samovar::job::Jobs;
 use samovar::store::{Gap, LastAttempt};
 use serde_json::json;
 
-use super::support::{Art, Parts, Reply, TestRedis, Upstream, art, at_rest, both, eventually, job, version, worker};
+use super::support::{
+    Art, Parts, Reply, TestRedis, Upstream, art, at_rest, both, eventually, job, samovar, version, worker,
+};
 use super::{LONG, TTL, identity};
 
 #[tokio::test]
@@ -56,6 +58,44 @@ async fn revalidation_asks_for_all_again_and_pays_for_nothing() {
         })
         .await;
     }
+}
+
+/// The entries are fetched only when the gap is closed.
+#[tokio::test]
+async fn an_entry_revalidated_after_a_gap_is_rechecked_once() {
+    let (redis, upstream) = both().await;
+    let names = ["a", "b", "c"];
+    for name in names {
+        upstream.edit(&format!("/art/{name}"));
+    }
+    let jobs = Art::of(&upstream).list(names).warm("recheck = [\"500ms\", \"1s\", \"2s\"]").folder();
+    let mut worker = worker(&redis, &jobs);
+    eventually("all is warm", async || redis.keys("art:*").await.len() == names.len()).await;
+    at_rest(&redis).await;
+    // Each is found twice: among the most read, and by the scan.
+    for name in names {
+        redis.ask::<u64>(&["ZADD", "samovar:popular:{art}", "100", &format!("art:{name}")]).await;
+    }
+    let parts = Parts::of(&redis).await;
+    assert_eq!(samovar(["pause", "art"]).redis(&redis).jobs(&jobs).run().await.code, Some(0));
+    let before = upstream.all_requests().len();
+    parts.next_instant().await;
+    parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+    let line = worker.wait_for_log(&["what was fetched before is revalidated"]).await;
+    assert!(line.contains("values=3"), "{line}");
+    eventually("the gap is closed", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    assert_eq!(samovar(["resume", "art"]).redis(&redis).jobs(&jobs).run().await.code, Some(0));
+    eventually("no recheck is left", async || {
+        let mut left = Vec::new();
+        for name in names {
+            let meta = parts.meta(name).await.unwrap();
+            left.extend(meta.invalidated.map(|_| name));
+            left.extend(meta.last_attempt.rechecks.map(|_| name));
+        }
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+    assert_eq!(upstream.all_requests().len() - before, 2 * names.len(), "{:?}", upstream.all_requests());
 }
 
 /// Entries are claimed in the order in which they become due; of those claimed together, any may be asked for first.

@@ -6,7 +6,7 @@
 //! at a bounded rate; they are served until new ones land. Values that other programs wrote are left alone. If Redis
 //! fails, the gap is handled again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -143,7 +143,7 @@ impl Revalidator {
                 }
             }
             let mut call = CLOSE_GAP.key(&gap);
-            call.key(&lock).key(&done).arg(&known).arg(&*self.worker).arg(2 * jobs.len());
+            call.key(&lock).key(&done).key(self.keys.clock()).arg(&known).arg(&*self.worker).arg(2 * jobs.len());
             for job in &jobs {
                 call.arg(job.name.as_str()).arg(job.identity());
             }
@@ -190,11 +190,14 @@ impl Revalidator {
             pace.values += self.mark_stale(job, keys.collect(), gap, due).await?;
             self.pause(pace.rest()).await?;
         }
+        // Those have been marked.
+        let top: HashSet<EntryKey> = top.into_iter().map(|(key, _)| key).collect();
         let mut scan = Scan::new(job.key.glob());
         while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
+            let found = found.map(EntryKey::new).filter(|key| !top.contains(key));
             due = due + Duration::from_millis(1);
-            pace.values += self.mark_stale(job, found.map(EntryKey::new).collect(), gap, due).await?;
+            pace.values += self.mark_stale(job, found.collect(), gap, due).await?;
             self.pause(pace.rest()).await?;
         }
         Ok(())
