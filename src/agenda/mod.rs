@@ -186,6 +186,30 @@ impl Agenda {
         Ok(moved)
     }
 
+    /// Returns those of these entries that are dead letters whose reason contains `reason`.
+    ///
+    /// # Errors
+    /// Redis's. Reasons under a key of another type are somebody else's, and count as none.
+    pub(crate) async fn died_of(
+        &self,
+        job: &JobName,
+        entries: Vec<EntryKey>,
+        reason: &str,
+    ) -> RedisResult<Vec<EntryKey>> {
+        if entries.is_empty() {
+            return Ok(entries);
+        }
+        let names: Vec<&str> = entries.iter().map(EntryKey::as_str).collect();
+        let mut ask = redis::cmd("HMGET");
+        let asked = ask.arg(self.keys.dead_reasons(job)).arg(names).query_async(&mut self.redis.clone()).await;
+        let reasons: Vec<Option<String>> = match asked {
+            Err(e) if is_of_keys(&e) => Vec::new(),
+            reasons => reasons?,
+        };
+        let died = entries.into_iter().zip(reasons);
+        Ok(died.filter_map(|(key, of)| of.is_some_and(|of| of.contains(reason)).then_some(key)).collect())
+    }
+
     /// Claims at most `most` due entries for `claim`, while at most `cap` are claimed or running; for bulk ones twice,
     /// for ones of high priority three times as many.
     ///

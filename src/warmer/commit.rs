@@ -241,7 +241,8 @@ impl Attempt<'_> {
             if let Some(before) = &lease.before.meta {
                 warmer.wake_outdated(&entry.key, before.content_since).await?;
             }
-            if entry.trigger == Trigger::Demand || round.trigger == Trigger::Invalidation {
+            let had_expired = !lease.before.has_value();
+            if had_expired || entry.trigger == Trigger::Demand || round.trigger == Trigger::Invalidation {
                 // It had expired, or was invalidated, and its content is the one of before.
                 warmer.wake_waiting(&entry.key).await?;
             }

@@ -12,7 +12,7 @@ use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
 use crate::entry::{Outcome, Recheck, Trigger};
 use crate::redis::RedisTime;
-use crate::store::{Fresh, LastAttempt, Lease, Leased, Rechecks, Removal};
+use crate::store::{Fresh, LastAttempt, Lease, Leased, META_OUTLIVES, Rechecks, Removal};
 
 /// The longest reason kept, in characters.
 pub(super) const LONGEST_REASON: usize = 300;
@@ -44,6 +44,11 @@ impl Attempt<'_> {
         if entry.trigger == Trigger::Manual && outcome == Outcome::Failed && last_attempt.failures >= job.warm.attempts
         {
             last_attempt.failures = 0;
+        }
+        let before = lease.before.meta.as_ref().and_then(|meta| meta.last_attempt.reason.as_ref());
+        if is_of_input(before) && !is_of_input(last_attempt.reason.as_ref()) {
+            // Its input is back: what follows are its own failures.
+            (last_attempt.failures, last_attempt.retry) = (0, RedisTime::ZERO);
         }
         let (mut is_given_up, mut wait) = (false, Duration::ZERO);
         if outcome == Outcome::Failed {
@@ -117,10 +122,13 @@ impl Attempt<'_> {
     /// Redis's.
     pub(super) async fn give_up_input(&mut self, input: &EntryKey, why: &str) -> RedisResult<Ending> {
         let time = self.warmer.lease_time(self.job);
-        let reason = format!("its input {input} is missing: {why}");
+        let reason = format!("{}{why}", missing(input));
         match self.warmer.store.lease(&self.entry.key, time, Fresh::default()).await? {
             Leased::Yes(lease) => {
                 self.hold(&lease);
+                // The input finds it when it is back, also if it has become a dead letter by then.
+                let inputs = self.job.inputs_of_many(&self.params);
+                self.warmer.store.add_dependant(&self.entry.key, &inputs, lease.time + META_OUTLIVES).await?;
                 self.note_failure(&lease, Ending::because(Outcome::Failed, Next::Out, reason)).await
             }
             Leased::Busy(_) | Leased::Fresh { .. } | Leased::Absent | Leased::WrongType(_) | Leased::Poison => {
@@ -128,6 +136,17 @@ impl Attempt<'_> {
             }
         }
     }
+}
+
+/// Returns the beginning of the reason of an entry whose input was given up. Dead letters are found by it, see
+/// [`Agenda::died_of`](crate::agenda::Agenda::died_of).
+pub(super) fn missing(input: &EntryKey) -> String {
+    format!("its input {input} is missing: ")
+}
+
+/// Tells whether this is the reason of an entry whose input was given up.
+fn is_of_input(reason: Option<&String>) -> bool {
+    reason.is_some_and(|reason| reason.starts_with("its input ") && reason.contains(" is missing: "))
 }
 
 /// Counts a failure of a fetch that began at `start`; returns the wait before the retry.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use redis::RedisResult;
 use serde_json::{Map, Value};
 
+use super::failure::missing;
 use super::{INPUT_WAIT, Running, Warmer};
 use crate::agenda::When;
 use crate::entry::Outcome;
@@ -303,6 +304,7 @@ impl Warmer {
     async fn wake_all(&self, job: &Job, input: &EntryKey, dependants: Vec<EntryKey>, why: Wake) -> RedisResult<()> {
         let snapshots = self.store.snapshots(&dependants).await?;
         let (mut due, mut unserved, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+        let mut others = Vec::new();
         for (key, snapshot) in dependants.into_iter().zip(snapshots) {
             let there = snapshot.has_value();
             let meta = snapshot.meta.as_ref();
@@ -323,8 +325,12 @@ impl Warmer {
                 due.push(key);
             } else if is_due {
                 unserved.push(key);
+            } else if !matches!(why, Wake::Outdated(_)) {
+                others.push(key);
             }
         }
+        // Those that were given up because the input was missing.
+        unserved.extend(self.agenda.died_of(&job.name, others, &missing(input)).await?);
         let when = if let Wake::Changed(when) | Wake::Gone(when) = why { when } else { When::NOW };
         self.agenda.put(&job.name, &waiting, When::IfThere, Trigger::Invalidation).await?;
         self.agenda.put(&job.name, &due, when, Trigger::Invalidation).await?;
