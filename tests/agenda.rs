@@ -442,6 +442,24 @@ async fn what_waits_for_its_input_comes_forward_as_urgent_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_warmup_or_a_person_brings_what_waits_forward() {
+    let (_redis, parts) = parts().await;
+    for (when, priority) in [(When::Urgent, Priority::High), (When::BULK_NOW, Priority::Bulk)] {
+        for trigger in [Trigger::Cron, Trigger::Manual] {
+            put(&parts, &["a"], when, Trigger::Demand).await;
+            let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
+            finish(&parts, "a", &score, Next::In(LONG)).await;
+            assert_eq!(put(&parts, &["a"], When::NOW, Trigger::Demand).await, 0, "a retry keeps its time");
+            assert_eq!(put(&parts, &["a"], When::NOW, trigger).await, 1, "{trigger}");
+            let claimed = claim(&parts, MANY, MANY, LONG).await;
+            assert_eq!((claimed[0].due().priority, claimed[0].due().trigger), (priority, trigger));
+            let score = take(&parts, &claimed).await.remove(0).unwrap();
+            finish(&parts, "a", &score, Next::Out).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_recheck_after_an_eviction_moves_nothing_that_is_due() {
     let (_redis, parts) = parts().await;
     for trigger in [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Manual] {

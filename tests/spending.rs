@@ -278,6 +278,30 @@ async fn a_spent_budget_holds_up_only_what_needs_a_request() {
     assert!(saved > Some(0), "{saved:?}");
 }
 
+/// Its value would expire during the wait for the budget.
+#[tokio::test]
+async fn a_deferred_entry_is_tried_again_before_its_value_expires() {
+    let (redis, upstream) = both().await;
+    let story = "key = \"story:{name}\"\nttl = \"2m\"\n[source]\nkind = \"ai\"\nupstream = \"openai\"\n\
+                 model = \"tiny\"\nprompt = \"Tell of {{ name }}\"\n[entries]\nlist = [\"a\", \"b\"]\n\
+                 [warm]\nahead = \"30s\"\n";
+    let jobs = stories(&upstream, &[], "tokens = \"30/hour\"").job("story", story);
+    let _worker = worker(&redis, &jobs);
+    eventually("both stories are there", async || redis.keys("story:*").await.len() == 2).await;
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("story:a").await;
+    eventually("it is deferred until its usual refresh", async || {
+        let deferred: Option<u64> = redis.ask(&["HGET", "samovar:stats:{story}", "deferred"]).await;
+        let score: f64 = redis.ask(&["ZSCORE", "samovar:agenda:{story}", "story:a"]).await;
+        let wait = Due::from_score(score).at.saturating_since(parts.now().await);
+        let is_due_in_time = (Duration::from_secs(30)..Duration::from_secs(91)).contains(&wait);
+        if deferred > Some(0) && is_due_in_time { Ok(()) } else { Err((deferred, wait)) }
+    })
+    .await;
+    let tried = samovar(["warm", "story:a", "--wait", "--timeout", "3s"]).redis(&redis).jobs(&jobs).run().await;
+    assert!(tried.stderr.contains("budget") || tried.stdout.contains("budget"), "{tried:?}");
+}
+
 async fn address(worker: &mut WorkerProcess) -> String {
     let line = worker.wait_for_log(&["http://127.0.0.1:"]).await;
     let rest = &line[line.find("http://").unwrap()..];

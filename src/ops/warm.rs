@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::{Ops, PAGE};
 use crate::agenda::State;
-use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::duration;
+use crate::entry::{EntryKey, JobName, LastOutcome};
 use crate::job::{KnownJob, Params};
 use crate::popularity::{Popularity, feed};
 use crate::redis::RedisTime;
@@ -120,9 +120,11 @@ impl Ops {
             waiting = still;
             if begun.elapsed() >= timeout {
                 let within = duration::text(timeout);
-                let reason = format!("not fetched within {within}; `samovar jobs` shows the reason");
-                let late = waiting.drain(..).map(|key| Failure { key: key.to_string(), reason: reason.clone() });
-                done.failed.extend(late);
+                let reasons = self.last_reasons(&job.name, &waiting).await?;
+                done.failed.extend(waiting.drain(..).zip(reasons).map(|(key, reason)| {
+                    let reason = reason.unwrap_or_else(|| "`samovar get KEY` shows its state".to_owned());
+                    Failure { key: key.to_string(), reason: format!("not fetched within {within}: {reason}") }
+                }));
             }
             if !waiting.is_empty() {
                 tokio::time::sleep(POLL).await;
@@ -130,5 +132,22 @@ impl Ops {
         }
         done.seconds = begun.elapsed().as_secs_f32();
         Ok(done)
+    }
+
+    /// Returns the last reason of each of these entries of a job, in order, if it is known: that of a deferral stands
+    /// only in the last outcome of the job.
+    async fn last_reasons(&self, job: &JobName, keys: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
+        let last: RedisResult<Option<String>> =
+            redis::cmd("HGET").arg(self.keys.stats(job)).arg("last").query_async(&mut self.redis.clone()).await;
+        // Statistics of another type are somebody else's.
+        let last = last.ok().flatten().and_then(|last| serde_json::from_str::<LastOutcome>(&last).ok());
+        let mut reasons = Vec::with_capacity(keys.len());
+        for page in keys.chunks(PAGE) {
+            for (key, snapshot) in page.iter().zip(self.store.snapshots(page).await?) {
+                let told = last.as_ref().filter(|last| last.key == key.as_str()).and_then(|last| last.reason.clone());
+                reasons.push(told.or_else(|| snapshot.meta?.last_attempt.reason));
+            }
+        }
+        Ok(reasons)
     }
 }

@@ -144,7 +144,8 @@ impl Warmer {
                 Ok(ending)
                 | Err(Stop::End(ending) | Stop::NoValue(ending) | Stop::Refused(ending, _) | Stop::HeldBack(ending, _)),
             ) => {
-                let kept = AssertUnwindSafe(self.keep_stale(job, entry, ending)).catch_unwind().await;
+                let kept = async { self.keep_stale(job, entry, self.before_expiry(job, entry, ending).await).await };
+                let kept = AssertUnwindSafe(kept).catch_unwind().await;
                 kept.unwrap_or_else(|_| panicked(job, entry))
             }
             Ok(Err(Stop::Redis(e))) => Ending::because(Outcome::Deferred, Next::In(SHORT_WAIT), format!("redis: {e}")),

@@ -1,5 +1,8 @@
 //! `stale_if_error`: an old value stays readable beyond its TTL while its source fails.
 
+use std::time::Duration;
+
+use redis::RedisError;
 use tracing::debug;
 
 use super::attempt::Ending;
@@ -10,7 +13,36 @@ use crate::entry::Outcome;
 use crate::entry::duration;
 use crate::job::Job;
 
+/// A shorter wait of a deferred entry is not looked at.
+const SHORT: Duration = Duration::from_secs(15);
+/// The shortest wait to which that of a deferred entry is cut.
+const LEAST: Duration = Duration::from_secs(1);
+
 impl Warmer {
+    /// Cuts the wait of a deferred entry whose value would expire meanwhile: the limit that deferred it may have been
+    /// raised by then. It is tried again before its usual refresh; once that is past, after half the time that is left.
+    pub(super) async fn before_expiry(&self, job: &Job, entry: &Running, mut ending: Ending) -> Ending {
+        let Next::In(wait) = ending.next else { return ending };
+        if ending.outcome != Outcome::Deferred || wait <= SHORT {
+            return ending;
+        }
+        let read = async { Ok::<_, RedisError>((self.store.snapshot(&entry.key).await?, self.store.now().await?)) };
+        let (found, now) = match read.await {
+            Ok(read) => read,
+            Err(e) => {
+                debug!(key = %entry.key, "its wait may be longer than its value lives: {e}");
+                return ending;
+            }
+        };
+        let is_invalidated = found.meta.as_ref().is_some_and(|meta| meta.invalidated.is_some());
+        let outlives = !job.warm.stale_if_error.is_zero() && !is_invalidated;
+        let Some(expires) = found.expiry.at().filter(|at| !outlives && *at > now) else { return ending };
+        let refresh = (expires - job.warm.ahead).saturating_since(now);
+        let sooner = if refresh > LEAST { refresh } else { (expires.saturating_since(now) / 2).max(LEAST) };
+        ending.next = Next::In(wait.min(sooner));
+        ending
+    }
+
     /// Keeps the old value of an entry that could not be fetched until the next try, as long as its job allows.
     pub(super) async fn keep_stale(&self, job: &Job, entry: &Running, mut ending: Ending) -> Ending {
         if job.warm.stale_if_error.is_zero() || !matches!(ending.outcome, Outcome::Failed | Outcome::Deferred) {

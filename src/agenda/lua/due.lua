@@ -4,7 +4,8 @@
 -- KEYS  1 agenda
 -- ARGV  1 how: 'urgent' now, before all else
 --             'bulk' before all that is merely due; in order of ARGV 3
---             'due' at ARGV 3, unless it is due earlier, claimed or running
+--             'due' at ARGV 3, unless it is due earlier, claimed or running; an urgent entry that waits comes forward
+--             only for a warmup or a manual request, and keeps its time for other triggers
 --             'keep' at ARGV 3, unless it is on the agenda already
 --             'there' as 'due', but only if it is on the agenda
 --       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
@@ -42,8 +43,8 @@ for i, entry in ipairs(entries) do
     local stronger = strength[trigger] > strength[before]
     local of = weaker and before or trigger
     if state == 'urgent' then
-      -- An entry that waits for an input, or for its retry, comes forward with the same priority.
-      local forward = how == 'there' and at < old_at
+      -- An entry that waits for an input, a limit, or its retry comes forward with the same priority.
+      local forward = at < old_at and (how == 'there' or how == 'due' and (trigger == 0 or trigger == 4))
       move = forward or priority > 0 and (stronger or priority > held or tonumber(text) < math.floor(old))
       as = score(how == 'urgent' or held == 2, true, of)
     elseif state == 'scheduled' then
