@@ -19,6 +19,9 @@ use crate::redis::{RedisTime, with_preludes};
 static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/commit.lua")));
 static EXTEND: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/extend.lua")));
 static GONE: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/gone.lua")));
+/// Longer than any value lives beyond its TTL.
+const ANY_TIME: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
+
 static EXTEND_STALE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/extend_stale.lua")));
 
 /// Returns a script that writes only where the fence lets it.
@@ -199,12 +202,31 @@ impl Store {
         time: Duration,
         longest: Duration,
     ) -> RedisResult<Option<StaleExtension>> {
+        self.extend_old(key, time, longest, false).await
+    }
+
+    /// Lets an old value live for `time` from now on, whose removal is held back; also if it was invalidated in doubt.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn extend_held(&self, key: &EntryKey, time: Duration) -> RedisResult<()> {
+        self.extend_old(key, time, ANY_TIME, true).await.map(|_| ())
+    }
+
+    async fn extend_old(
+        &self,
+        key: &EntryKey,
+        time: Duration,
+        longest: Duration,
+        in_doubt: bool,
+    ) -> RedisResult<Option<StaleExtension>> {
         self.tag_again(key, time).await?;
         let (expires, ends): (RedisTime, RedisTime) = self
             .call(&EXTEND_STALE, key)
             .arg(millis(time))
             .arg(millis(longest))
             .arg(millis(META_OUTLIVES))
+            .arg(u8::from(in_doubt))
             .invoke_async(&mut self.redis.clone())
             .await?;
         Ok((expires > RedisTime::ZERO).then_some(StaleExtension { expires, ends }))

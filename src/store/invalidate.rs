@@ -47,11 +47,13 @@ pub struct Terms {
     pub is_paid_for: bool,
     /// The time for which it is remembered if there is no value: a fetch by then answers it, and is rechecked.
     pub remembered: Duration,
+    /// It is a doubt after a gap, and does not end a value that the guard of its job holds back.
+    pub is_doubt: bool,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { version: Announced::None, is_paid_for: false, remembered: Duration::from_secs(60) }
+        Self { version: Announced::None, is_paid_for: false, remembered: Duration::from_secs(60), is_doubt: false }
     }
 }
 
@@ -111,6 +113,7 @@ impl Store {
                 Announced::AtLeast(version) => version.to_string(),
                 Announced::Any => "any".to_owned(),
             })
+            .arg(u8::from(terms.is_doubt))
             .invoke_async(&mut self.redis.clone())
             .await?;
         let unknown = due == 2;

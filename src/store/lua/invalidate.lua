@@ -17,6 +17,8 @@
 --       7 the same after a fetch in a storm
 --       8 how long the invalidation of an entry without a value is remembered (ms): a fetch by then answers it
 --       9 the version that it announces ('' none; 'any': a lower version may replace the value as well)
+--      10 '1': a doubt after a gap. It replaces no open invalidation, and does not end a value that the guard of its job
+--         holds back (src/store/guard.rs)
 -- Returns {1 if a fetch in flight was fenced,
 --          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
 --            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
@@ -90,7 +92,9 @@ if old and not refresh then
 elseif old and not blank then
   if not later then due = 1 end
   local at = string.format('%.0f', S)
-  if ours and stale_for ~= '0' then
+  local doubt, open = ARGV[10] == '1', validated_at and invalidated ~= '0' and not is_doubt(note)
+  local held_until = tonumber(match(note or '', '"h":(%d+)')) or 0
+  if ours and stale_for ~= '0' and not (doubt and held_until > now) then
     -- Invalidated, it lives no longer than its TTL.
     own_expiry, stale_for = string.format('%.0f', pxat - tonumber(stale_for)), '0'
     redis.call('PEXPIREAT', KEYS[1], own_expiry)
@@ -104,6 +108,7 @@ elseif old and not blank then
     if validated_at ~= '0' and (S > now or tonumber(validated_at) > now or fetched > now) then
       validated_at, fetched_at = '1', '1'
     end
+    if doubt and open then at = invalidated else note = with_doubt(note, doubt) end
     -- Metadata that remember an eviction live for a minute; the value that they now tell of may outlive them.
     local life = math.max(redis.call('PTTL', KEYS[3]), redis.call('PTTL', KEYS[1]), 1)
     redis.call('SET', KEYS[3],

@@ -116,12 +116,20 @@ pub struct Invalidator {
     jobs: Arc<Jobs>,
     store: Store,
     agenda: Agenda,
+    /// Its invalidations are only doubts after a gap.
+    in_doubt: bool,
 }
 
 impl Invalidator {
     /// Creates the invalidator of these jobs.
     pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>, store: Store, agenda: Agenda) -> Self {
-        Self { redis, keys, jobs, store, agenda }
+        Self { redis, keys, jobs, store, agenda, in_doubt: false }
+    }
+
+    /// Returns an invalidator of the same jobs whose invalidations are only doubts after a gap.
+    #[must_use]
+    pub fn in_doubt(&self) -> Self {
+        Self { in_doubt: true, ..self.clone() }
     }
 
     /// Returns Redis's time, for a message that has none of its own.
@@ -330,7 +338,8 @@ impl Invalidator {
         next: &mut Next<'a>,
     ) -> RedisResult<()> {
         let scripts = batch.iter().map(async |(job, key, at, version)| {
-            self.store.invalidate_on(key, *at, removal, terms(job, *version)).await
+            let terms = Terms { is_doubt: self.in_doubt, ..terms(job, *version) };
+            self.store.invalidate_on(key, *at, removal, terms).await
         });
         for ((job, key, at, version), result) in batch.iter().zip(join_all(scripts).await) {
             let Some(result) = pass_over(result, key)? else { continue };
@@ -405,7 +414,8 @@ fn terms(job: &Job, version: Announced) -> Terms {
     let patience = if version.is_none() { Duration::ZERO } else { job.warm.version_patience };
     let usual = Terms::default();
     let last = job.warm.recheck.last().copied().unwrap_or_default();
-    Terms { version, is_paid_for: job.is_paid_for(), remembered: usual.remembered.max(patience).max(last) }
+    let remembered = usual.remembered.max(patience).max(last);
+    Terms { version, is_paid_for: job.is_paid_for(), remembered, ..usual }
 }
 
 /// Returns the trigger of the entries that a message names.

@@ -239,9 +239,10 @@ impl Revalidator {
             let job = Arc::clone(self.jobs.owner(key.as_str())?.0);
             Some(Debounced { job, key, at, version: Announced::None, when, wait: Duration::ZERO })
         };
+        let invalidator = self.invalidator.in_doubt();
         let mut entries: Vec<Debounced> = keys.into_iter().filter_map(entry).collect();
         while !entries.is_empty() {
-            entries = self.invalidator.again(entries, &mut Handled::default()).await?;
+            entries = invalidator.again(entries, &mut Handled::default()).await?;
             if let Some(wait) = entries.iter().map(|entry| entry.wait).min() {
                 self.pause(wait).await?;
             }
