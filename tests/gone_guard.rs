@@ -5,10 +5,10 @@ mod support;
 
 use std::time::Duration;
 
-use samovar::agenda::When;
+use samovar::agenda::{State, When};
 use samovar::entry::{EntryKey, Trigger};
 use samovar::redis::RedisTime;
-use samovar::store::{GoneGuard, GuardState, HeldBack, Snapshot};
+use samovar::store::{Gap, GoneGuard, GuardState, HeldBack, LastAttempt, Removal, Snapshot, Terms};
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually,
@@ -76,9 +76,14 @@ fn many(upstream: &Upstream, entries: usize, warm: &str) -> Art {
 
 /// A worker whose job has [`MANY`] entries; of 9 the values are removed, and the guard holds the others back.
 async fn tripped() -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
+    tripped_with("").await
+}
+
+/// The same, with these lines of `[warm]`.
+async fn tripped_with(warm: &str) -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
     let (redis, upstream) = both().await;
     has_all(&upstream, 1);
-    let jobs = many(&upstream, MANY, "").folder();
+    let jobs = many(&upstream, MANY, warm).folder();
     let worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
     all_served(&redis, MANY).await;
     at_rest(&redis).await;
@@ -194,12 +199,12 @@ async fn what_is_held_back_is_told_everywhere() {
     .await;
     let kept = redis.keys("art:*").await.remove(0);
     let shown = run(&redis, &jobs, &["get", &kept]).await.stdout;
-    for said in ["held          its upstream says that it is gone", "deferred", "gone art --accept", "`gone_guard`"] {
+    for said in ["held          it is gone at its upstream", "deferred", "gone art --accept", "`gone_guard`"] {
         assert!(shown.contains(said), "{said}: {shown}");
     }
     assert!(run(&redis, &jobs, &["jobs"]).await.stdout.contains("Removals of art: held back"));
     let state = run(&redis, &jobs, &["gone", "art"]).await;
-    assert!(state.code == Some(0) && state.stdout.contains("old values of 21 entries"), "{state:?}");
+    assert!(state.code == Some(0) && state.stdout.contains("of 21 entries are served"), "{state:?}");
     let state: Value = serde_json::from_str(&run(&redis, &jobs, &["gone", "art", "--json"]).await.stdout).unwrap();
     assert_eq!((&state["state"], &state["gone"], &state["held"]), (&json!("holding"), &json!(10), &json!(21)));
     assert_eq!(run(&redis, &jobs, &["gone", "nobody"]).await.code, Some(1));
@@ -326,6 +331,163 @@ async fn a_person_decides_over_http() {
     assert_eq!(post("art/gone/hold").await.0, 409);
 }
 
+/// Of one input many entries are made: it goes alone, and trips no guard.
+#[tokio::test]
+async fn values_made_from_an_input_that_is_gone_are_held_back() {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let names: Vec<String> = (0..MANY).map(|name| format!("\"{name}\"")).collect();
+    let page = format!(
+        "key = \"page:{{name}}\"\nttl = \"1h\"\n[entries]\nlist = [{}]\n[inputs]\nmenu = \"art:menu\"\n[source]\n\
+         kind = \"compose\"\nvalue = {{ version = \"{{{{ menu.version }}}}\" }}\n",
+        names.join(", ")
+    );
+    let jobs = Art::of(&upstream).warm("recheck = []").folder().job("page", &page);
+    let worker = talkative(&redis, &jobs).spawn();
+    let pages = async || redis.keys("page:*").await.len();
+    eventually("all pages are there", async || pages().await == MANY).await;
+    at_rest(&redis).await;
+    has_none(&upstream);
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("art:menu").await;
+    eventually("the others are held back", async || {
+        let held: Option<usize> = redis.ask(&["HGET", "samovar:gone:{page}", "held"]).await;
+        if held == Some(MANY - 9) { Ok(()) } else { Err(held) }
+    })
+    .await;
+    assert_eq!((pages().await, warnings(&worker)), (MANY - 9, 1));
+    let kept = redis.keys("page:*").await.remove(0);
+    let shown = run(&redis, &jobs, &["get", &kept]).await.stdout;
+    assert!(shown.contains("its input art:menu is gone; within a minute 10 of about 30 entries were gone"), "{shown}");
+    has_all(&upstream, 2);
+    parts.invalidate("art:menu").await;
+    for name in 0..MANY {
+        let key = format!("page:{name}");
+        eventually(&format!("{key} is made anew"), async || {
+            redis.json(&key).await.filter(|value| value["version"] == 2)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_back_is_not_given_up() {
+    let (redis, upstream, _jobs, _worker) = tripped_with("attempts = 1").await;
+    upstream.otherwise(|_, _| Reply::status(400));
+    let parts = Parts::of(&redis).await;
+    eventually("each fails", async || parts.stat("failed").await >= 2 * MANY as u64).await;
+    assert_eq!(redis.keys("samovar:dead:*").await, Vec::<String>::new());
+    has_all(&upstream, 2);
+    all_held(&redis, 0).await;
+}
+
+#[tokio::test]
+async fn what_is_held_back_comes_behind_other_work() {
+    let (redis, _upstream, _jobs, _worker) = tripped().await;
+    let parts = Parts::of(&redis).await;
+    let keys: Vec<EntryKey> = redis.keys("art:*").await.into_iter().map(EntryKey::new).collect();
+    eventually("none is urgent", async || {
+        let dues = parts.agenda.dues(&job(), &keys).await.unwrap();
+        dues.iter().flatten().all(|due| due.state == State::Scheduled)
+    })
+    .await;
+}
+
+/// Values without our metadata, as services that use the library load them.
+#[tokio::test]
+async fn values_of_other_writers_are_held_back() {
+    let (redis, upstream) = both().await;
+    has_none(&upstream);
+    let jobs = Art::of(&upstream).folder();
+    let _worker = worker(&redis, &jobs);
+    for name in 0..MANY {
+        redis.set(&format!("art:{name}"), "1", HOUR).await;
+    }
+    let keys: Vec<EntryKey> = (0..MANY).map(|name| art(&name.to_string())).collect();
+    let parts = Parts::of(&redis).await;
+    parts.agenda.put(&job(), &keys, When::NOW, Trigger::Manual).await.unwrap();
+    all_held(&redis, MANY - 9).await;
+    assert_eq!(served(&redis).await, MANY - 9);
+    let accepted = run(&redis, &jobs, &["gone", "art", "--accept"]).await;
+    assert!(accepted.stdout.contains("21 entries are asked for again"), "{accepted:?}");
+    eventually("all are gone", async || served(&redis).await == 0).await;
+}
+
+/// After a gap an invalidation may have been missed. That is no reason to let values end that the guard keeps.
+#[tokio::test]
+async fn a_gap_ends_no_value_that_is_held_back() {
+    let (clock, redis, upstream) = with_clock().await;
+    let jobs = many(&upstream, MANY, "").ttl("20m").folder();
+    let _worker = worker(&redis, &jobs);
+    all_served(&redis, MANY).await;
+    at_rest(&redis).await;
+    has_none(&upstream);
+    let parts = Parts::of(&redis).await;
+    let revalidated = async || {
+        parts.next_instant().await;
+        parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+        eventually("the gap is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    };
+    // First a gap, and then the answers.
+    revalidated().await;
+    all_noted(&parts, MANY, MANY - 9).await;
+    clock.set(25 * 60_000);
+    assert_eq!(served(&redis).await, MANY - 9, "beyond their TTL");
+    // A gap while they are held back.
+    revalidated().await;
+    at_rest(&redis).await;
+    assert_eq!(served(&redis).await, MANY - 9);
+    // An invalidation is no doubt, before and after a gap.
+    let kept = redis.keys("art:*").await.remove(0);
+    parts.publish(&kept).await;
+    eventually("it has ended", async || redis.get(&kept).await.is_none()).await;
+    assert_eq!(served(&redis).await, MANY - 10);
+}
+
+#[tokio::test]
+async fn a_gap_hides_no_invalidation() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let key = art("a");
+    let lease = parts.lease("a", Duration::from_secs(60)).await;
+    parts.store.commit(&key, &lease, "1", HOUR, &LastAttempt::default()).await.unwrap();
+    let doubt = Terms { is_doubt: true, ..Terms::default() };
+    let at = parts.now().await;
+    let invalidated = async |at, terms| {
+        parts.store.invalidate_on(&key, at, Removal::Refresh, terms).await.unwrap();
+        let meta = parts.meta("a").await.unwrap();
+        (meta.invalidated, meta.last_attempt.in_doubt)
+    };
+    let later = at + Duration::from_millis(1);
+    parts.next_instant().await;
+    assert_eq!(invalidated(at, doubt).await, (Some(at), true));
+    assert_eq!(invalidated(later, doubt).await, (Some(later), true));
+    let ttl = redis.ttl("art:a").await.unwrap();
+    parts.store.extend_held(&key, 2 * HOUR).await.unwrap();
+    assert!(redis.ttl("art:a").await.unwrap() > ttl);
+    assert_eq!(parts.store.extend_stale(&key, 3 * HOUR, 3 * HOUR).await.unwrap(), None);
+    assert_eq!(invalidated(later, Terms::default()).await, (Some(later), false));
+    assert_eq!(invalidated(later + Duration::from_millis(1), doubt).await, (Some(later), false));
+    let ttl = redis.ttl("art:a").await.unwrap();
+    parts.store.extend_held(&key, 5 * HOUR).await.unwrap();
+    assert!(ttl <= HOUR && redis.ttl("art:a").await.unwrap() <= ttl, "it ends with its TTL");
+}
+
+#[tokio::test]
+async fn a_guard_that_is_switched_off_holds_nothing_any_more() {
+    let (redis, upstream, jobs, mut worker) = tripped().await;
+    eventually("health tells", async || health(&mut worker).await["status"] == "degraded").await;
+    jobs.write("art.toml", &many(&upstream, MANY, "gone_guard = \"off\"").toml());
+    worker.hangup();
+    eventually("all are gone", async || served(&redis).await == 0).await;
+    eventually("the worker is healthy", async || {
+        let health = health(&mut worker).await;
+        if health["status"] == "healthy" { Ok(()) } else { Err(health) }
+    })
+    .await;
+    assert_eq!(redis.keys("samovar:gone:*").await, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn accept_keeps_a_value_from_shrinking_to_nothing() {
     let (redis, upstream) = both().await;
@@ -419,6 +581,15 @@ async fn a_guard_goes_by_marks_of_entries_and_by_its_own_time() {
     redis.ask::<usize>(&["DEL", GUARD]).await;
     let restored = removal(&parts, tripped.until).await.unwrap();
     assert_eq!((restored.until, restored.tripped), (tripped.until, true));
+    // A person accepted the removals: no mark of before holds them back after that.
+    parts.store.accept_removals(&job()).await.unwrap();
+    redis.ask::<usize>(&["HSET", GUARD, "until", "1"]).await;
+    assert_eq!(removal(&parts, tripped.until).await, None);
+    assert!(redis.ttl(GUARD).await.unwrap() > HOUR * 24, "so long may a mark be valid");
+    // A mark that a person prolonged sets up no guard for longer than an hour.
+    redis.ask::<usize>(&["DEL", GUARD]).await;
+    let restored = removal(&parts, tripped.until + HOUR * 20).await.unwrap();
+    assert_eq!(restored.until, restored.now + HOUR);
     // A person prolonged it: a mark of its first end is not over.
     let now = parts.now().await;
     let [before, after] = [now - HOUR, now + HOUR].map(|at| at.to_string());
@@ -456,6 +627,12 @@ async fn a_wavering_upstream_trips_a_guard_once() {
         parts.store.note_recovery(&job(), held.until).await.unwrap();
     }
     assert_eq!(held(&redis).await, 0);
+    // A day after it tripped it ends, however the upstream wavers.
+    let now = parts.now().await;
+    let since = now - HOUR * 24 + Duration::from_secs(60);
+    let [since_text, until] = [since, now + Duration::from_secs(30)].map(|at| at.to_string());
+    redis.ask::<usize>(&["HSET", GUARD, "since", &since_text, "until", &until]).await;
+    assert_eq!(removal(&parts, RedisTime::ZERO).await.unwrap().until, since + HOUR * 24);
     assert!(parts.store.hold_removals(&job()).await.unwrap());
     parts.store.accept_removals(&job()).await.unwrap();
     assert_eq!(removal(&parts, RedisTime::ZERO).await, None);

@@ -113,6 +113,8 @@ pub enum Next {
     Recheck(RedisTime),
     /// Due after this time, for the same trigger and with the same priority.
     In(Duration),
+    /// Due after this time, for the same trigger, behind urgent entries.
+    Aside(Duration),
     /// It leaves the agenda.
     Out,
     /// It leaves the agenda for the dead letters, for this reason.
@@ -304,6 +306,7 @@ impl Agenda {
                     Next::At(at) => ("at", at.to_string()),
                     Next::Recheck(at) => ("recheck", at.to_string()),
                     Next::In(wait) => ("in", millis(*wait).to_string()),
+                    Next::Aside(wait) => ("aside", millis(*wait).to_string()),
                     Next::Out => ("out", String::new()),
                     Next::Dead(reason) => ("dead", reason.clone()),
                 };

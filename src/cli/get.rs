@@ -55,11 +55,11 @@ fn tell_value(entry: &Entry) {
         say("paused", format!("the job was paused {since}: nothing is fetched until `samovar resume {job}`"));
     }
     if let (Some(until), Some(job)) = (entry.removal_held_until_ms, &entry.job) {
-        let until = relative(until, now);
-        say(
-            "held",
-            format!("its upstream says that it is gone; its removal goes on {until}: see `samovar gone {job}`"),
-        );
+        let kept = match entry.expiry.at() {
+            Some(ends) if ends < until => "the value is kept until it expires".to_owned(),
+            _ => format!("its removal goes on {}", relative(until, now)),
+        };
+        say("held", format!("it is gone at its upstream, or with an input; {kept}: see `samovar gone {job}`"));
     }
     match entry.expiry {
         Expiry::Absent => {}
@@ -78,7 +78,11 @@ fn tell_value(entry: &Entry) {
             format!("since {}", relative(ends, now))
         };
         let reason = entry.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
-        say("old", format!("kept beyond its TTL, {since}, because its source fails{reason}"));
+        let why = match entry.removal_held_until_ms {
+            Some(_) => "because its job's guard holds its removal back; last attempt",
+            None => "because its source fails",
+        };
+        say("old", format!("kept beyond its TTL, {since}, {why}{reason}"));
     }
     if let Some(at) = entry.invalidated_ms {
         say("invalidated", format!("{}, not fetched again yet", relative(at, now)));

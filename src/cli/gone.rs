@@ -6,6 +6,7 @@ use super::exit;
 use super::pause::PauseArgs;
 use super::session::{Failed, complain, fleet, print_json, relative, wrapped};
 use crate::config::{Environment, Settings};
+use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::redis::RedisTime;
 use crate::store::{GoneGuard, GuardState};
@@ -53,11 +54,13 @@ pub(super) fn state(job: &str, guard: Option<&GoneGuard>, now: RedisTime) -> Str
         return format!("Removals of {job}: none are held back.");
     };
     let (since, ends) = (relative(*since_ms, now), relative(*until_ms, now));
+    let left = duration::rough(until_ms.saturating_since(now));
     match state {
         GuardState::Holding => format!(
-            "Removals of {job}: held back. The upstream said within a minute, {since}, that {gone} of about {of} \
-             entries are gone. The old values of {held} entries are served; {ends} removals go on, for what is gone \
-             then. `samovar gone {job} --accept` lets them through now, `--hold` holds them for another hour."
+            "Removals of {job}: held back for another {left}. Within a minute, {since}, {gone} of about {of} entries \
+             were gone, at the upstream or with an input. The old values of {held} entries are served meanwhile; one \
+             that was invalidated ends with its TTL. What is still gone {ends} is removed then. \
+             `samovar gone {job} --accept` lets removals through now, `--hold` holds them for another hour."
         ),
         GuardState::Accepted => format!(
             "Removals of {job}: let through, as a person decided; the guard counts again {ends}. \

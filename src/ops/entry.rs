@@ -147,7 +147,8 @@ impl Ops {
             due_for: due.map(|due| due.trigger),
             job_paused_ms,
             removal_held_until_ms: gone_guard
-                .filter(|_| ours.is_some_and(|meta| meta.last_attempt.held_until > RedisTime::ZERO))
+                .filter(|_| snapshot.has_value())
+                .filter(|_| meta.is_some_and(|meta| meta.last_attempt.held_until > RedisTime::ZERO))
                 .map(|guard| guard.until_ms),
             given_up: given_up.filter(|_| due.is_none()),
             now_ms: now,

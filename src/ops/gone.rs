@@ -7,7 +7,7 @@ use crate::agenda::When;
 use crate::entry::{EntryKey, JobName, Trigger};
 use crate::job::KnownJob;
 use crate::redis::RedisTime;
-use crate::store::GoneGuard;
+use crate::store::{GoneGuard, Snapshot};
 
 impl Ops {
     /// Returns a job's guard while it holds removals back or lets them through.
@@ -19,8 +19,8 @@ impl Ops {
         GoneGuard::read(&mut self.redis.clone(), &self.keys, job, now).await
     }
 
-    /// Lets a job's removals through for an hour, and makes the entries due whose removal was held back. Returns how
-    /// many these are.
+    /// Lets a job's removals through for an hour, and makes the entries due whose removal was held back, dead letters
+    /// among them. Returns how many these are.
     ///
     /// # Errors
     /// Fails if Redis returns an error; removals may be let through then.
@@ -28,15 +28,29 @@ impl Ops {
         self.store.accept_removals(&job.name).await?;
         let mut due = 0;
         for page in self.agenda.matching(&job.name, "*").await?.chunks(PAGE) {
-            let snapshots = self.store.snapshots(page).await?;
-            let held = page.iter().zip(snapshots).filter(|(_, snapshot)| {
-                snapshot.ours().is_some_and(|meta| meta.last_attempt.held_until > RedisTime::ZERO)
-            });
-            let held: Vec<EntryKey> = held.map(|(key, _)| key.clone()).collect();
-            self.agenda.put(&job.name, &held, When::IfThere, Trigger::Manual).await?;
-            due += held.len();
+            due += self.ask_again(job, page, When::IfThere).await?;
+        }
+        let mut ask = redis::cmd("ZRANGE");
+        ask.arg(self.keys.dead(&job.name)).arg(0).arg(-1);
+        let dead: Vec<String> = ask.query_async(&mut self.redis.clone()).await?;
+        let dead: Vec<EntryKey> = dead.into_iter().map(EntryKey::new).collect();
+        for page in dead.chunks(PAGE) {
+            due += self.ask_again(job, page, When::NOW).await?;
         }
         Ok(due)
+    }
+
+    /// Makes those of these entries due whose removal was held back; returns how many these are.
+    async fn ask_again(&self, job: &KnownJob, page: &[EntryKey], when: When) -> RedisResult<usize> {
+        let snapshots = self.store.snapshots(page).await?;
+        let is_held = |snapshot: &Snapshot| {
+            let held_until = snapshot.meta.as_ref().map(|meta| meta.last_attempt.held_until);
+            snapshot.has_value() && held_until > Some(RedisTime::ZERO)
+        };
+        let held = page.iter().zip(&snapshots).filter(|(_, snapshot)| is_held(snapshot)).map(|(key, _)| key);
+        let held: Vec<EntryKey> = held.cloned().collect();
+        self.agenda.put(&job.name, &held, when, Trigger::Manual).await?;
+        Ok(held.len())
     }
 
     /// Has a job's removals held back for another hour; returns `false` if none are.

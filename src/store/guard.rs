@@ -1,23 +1,25 @@
-//! The guard of a job's values against a bad deploy of its upstream, which answers that many entries are gone.
+//! The guard of a job's values against a bad deploy of an upstream, which answers that many entries are gone. Entries that
+//! are gone with an input count as well, in the guard of their own job.
 //!
 //! It counts removals of values in the whole fleet. Once they exceed the job's share within a minute, it holds further
 //! ones back for an hour. Then the next answer that an entry is gone removes its value, unless a person has decided
 //! before. The guard is one hash in the job's slot (`lua/guard.lua`); each entry that it holds back has its end in its
 //! metadata ([`super::LastAttempt::held_until`]).
 //!
-//! On failure: if Redis loses the guard, the mark of an entry sets it up again. If Redis does not answer, or the key
-//! has another type, nothing is removed.
+//! On failure: if Redis loses the guard, the mark of an entry sets it up again, for an hour at most. A guard that has
+//! ended is kept for a day, so that a mark of its does not. If Redis does not answer, or the key has another type, nothing
+//! is removed.
 //!
 //! Rolling upgrade: workers of builds before the guard remove values without asking it. They drop the marks of entries
-//! that they fetch; such an entry then counts anew.
+//! that they fetch; such an entry then counts anew. They do not ask it for removals with an input.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::{RedisResult, Script};
+use redis::{Cmd, RedisResult, Script};
 use serde::Serialize;
 
-use super::Store;
+use super::{Snapshot, Store};
 use crate::entry::JobName;
 use crate::entry::duration::millis;
 use crate::protocol::Keys;
@@ -54,6 +56,8 @@ pub struct HeldBack {
     pub gone: u64,
     /// The job's entries then, about.
     pub of: u64,
+    /// Entries whose removal is held back.
+    pub held: u64,
     /// This removal tripped the guard.
     pub tripped: bool,
 }
@@ -93,9 +97,38 @@ impl GoneGuard {
     /// # Errors
     /// Redis's.
     pub async fn read(redis: &mut Connection, keys: &Keys, job: &JobName, now: RedisTime) -> RedisResult<Option<Self>> {
+        let fields: Vec<Option<Vec<u8>>> = Self::ask(keys, job).query_async(redis).await?;
+        Ok(Self::of(&fields, now))
+    }
+
+    /// Reads the guards of jobs in one round trip, each as [`Self::read`] does.
+    ///
+    /// # Errors
+    /// Redis's; a key of another type has an error of its own.
+    pub async fn read_all(
+        redis: &mut Connection,
+        keys: &Keys,
+        jobs: &[&JobName],
+        now: RedisTime,
+    ) -> RedisResult<Vec<RedisResult<Option<Self>>>> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut ask = redis::pipe();
+        for job in jobs {
+            ask.add_command(Self::ask(keys, job));
+        }
+        let replies: Vec<RedisResult<Vec<Option<Vec<u8>>>>> = ask.ignore_errors().query_async(redis).await?;
+        Ok(replies.into_iter().map(|fields| Ok(Self::of(&fields?, now))).collect())
+    }
+
+    fn ask(keys: &Keys, job: &JobName) -> Cmd {
         let mut ask = redis::cmd("HMGET");
         ask.arg(keys.gone(job)).arg(&["since", "until", "accepted", "gone", "of", "held"]);
-        let fields: Vec<Option<Vec<u8>>> = ask.query_async(redis).await?;
+        ask
+    }
+
+    fn of(fields: &[Option<Vec<u8>>], now: RedisTime) -> Option<Self> {
         let number = |i: usize| -> i64 {
             let text = fields.get(i).and_then(Option::as_deref).and_then(|text| str::from_utf8(text).ok());
             text.and_then(|text| text.parse().ok()).unwrap_or_default()
@@ -104,7 +137,7 @@ impl GoneGuard {
         let (since_ms, until_ms) = (RedisTime::from_millis(number(0)), RedisTime::from_millis(number(1)));
         let state = if number(2) == 1 { GuardState::Accepted } else { GuardState::Holding };
         let is_active = since_ms <= now && now < until_ms;
-        Ok(is_active.then(|| Self { state, since_ms, until_ms, gone: count(3), of: count(4), held: count(5) }))
+        is_active.then(|| Self { state, since_ms, until_ms, gone: count(3), of: count(4), held: count(5) })
     }
 
     /// Returns true while removals are held back.
@@ -113,8 +146,17 @@ impl GoneGuard {
     }
 }
 
+impl Snapshot {
+    /// Returns true if the entry has a value whose removal is held back at `now`. A later end than any can be was noted
+    /// by a clock that ran ahead.
+    pub fn is_removal_held(&self, now: RedisTime) -> bool {
+        let held_until = self.meta.as_ref().map_or(RedisTime::ZERO, |meta| meta.last_attempt.held_until);
+        self.has_value() && now < held_until && held_until <= now + LONGEST
+    }
+}
+
 impl Store {
-    /// Decides on the removal of a value of ours that the upstream says is gone: `None` lets it through. `share` is
+    /// Decides on the removal of a value that is gone at its upstream, or with an input: `None` lets it through. `share` is
     /// the job's, in per cent; `marked` is the entry's [`super::LastAttempt::held_until`].
     ///
     /// # Errors
@@ -139,6 +181,7 @@ impl Store {
             until: time(3),
             gone: count(4),
             of: count(5),
+            held: count(6),
             tripped: number(0) == 2,
         }))
     }
@@ -167,6 +210,14 @@ impl Store {
     /// Redis's.
     pub async fn hold_removals(&self, job: &JobName) -> RedisResult<bool> {
         self.decide(job, "hold").await
+    }
+
+    /// Forgets a job's guard: the job has none by now.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn forget_guard(&self, job: &JobName) -> RedisResult<()> {
+        redis::cmd("UNLINK").arg(self.keys.gone(job)).exec_async(&mut self.redis.clone()).await
     }
 
     async fn decide(&self, job: &JobName, decision: &str) -> RedisResult<bool> {

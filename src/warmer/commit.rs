@@ -52,9 +52,7 @@ impl Attempt<'_> {
         known: Option<Validators>,
     ) -> Step<Option<Ending>> {
         let last_attempt = self.last_attempt(lease, round, answer, known).await?;
-        if let Answer::Gone = answer
-            && self.gone_input.is_none()
-        {
+        if let Answer::Gone = answer {
             self.guard_removal(lease, round).await?;
         }
         let written = self.write(lease, answer, &last_attempt, &round.indexed).await?;

@@ -53,7 +53,9 @@ impl Attempt<'_> {
         let (mut is_given_up, mut wait) = (false, Duration::ZERO);
         if outcome == Outcome::Failed {
             wait = count_failure(&mut last_attempt, lease.fetched_at);
-            is_given_up = last_attempt.failures >= job.warm.attempts;
+            // While the job's guard keeps the value, the entry must find out when its upstream is well again.
+            let is_held = lease.before.is_removal_held(lease.fetched_at);
+            is_given_up = !is_held && last_attempt.failures >= job.warm.attempts;
             self.found(Recheck::Failed);
         }
         let failures = last_attempt.failures;

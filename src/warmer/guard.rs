@@ -1,4 +1,4 @@
-//! Removals that a job's guard holds back: the upstream says of too many entries at once that they are gone.
+//! Removals that a job's guard holds back: too many entries at once are gone, at their upstream or with an input.
 //!
 //! Such an attempt ends like a failed one: the old value stays, beyond its TTL until the guard ends, and an open
 //! invalidation stays open. But it is deferred: it counts as no failure, and makes no dead letter.
@@ -18,28 +18,31 @@ use crate::redis::{RedisTime, is_of_keys};
 use crate::store::{HeldBack, Lease, Removal};
 use crate::telemetry::metrics;
 
-/// The shortest and the longest wait before the upstream is asked again.
+/// The shortest wait before the upstream is asked again, and the longest where few entries are held back.
 const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-/// A guard never keeps a value for longer than this beyond its TTL.
-const ANY_TIME: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
+/// Held back entries of a job are asked for again with at least this between two of them, so that other work goes on.
+const SPACING: Duration = Duration::from_millis(100);
+/// The longest wait, however many are held back.
+const LONGEST_WAIT: Duration = Duration::from_secs(900);
 
 impl Attempt<'_> {
-    /// Asks the job's guard whether a value may be removed that the upstream says is gone. Only a readable value of
-    /// ours counts, once under a lease.
+    /// Asks the job's guard whether a value may be removed that is gone, at the upstream or with an input. Only a
+    /// readable value counts, once under a lease.
     pub(super) async fn guard_removal(&self, lease: &Lease, round: &mut Round) -> Step<()> {
         let (warmer, job) = (self.warmer, &self.job.name);
-        let (Some(share), Some(meta)) = (self.job.warm.gone_guard, lease.before.ours()) else { return Ok(()) };
-        if round.may_remove {
+        let Some(share) = self.job.warm.gone_guard else { return Ok(()) };
+        if round.may_remove || !lease.before.has_value() {
             return Ok(());
         }
-        match warmer.store.guard_removal(job, share, meta.last_attempt.held_until).await {
+        let marked = lease.before.meta.as_ref().map_or(RedisTime::ZERO, |meta| meta.last_attempt.held_until);
+        match warmer.store.guard_removal(job, share, marked).await {
             Ok(None) => {
                 round.may_remove = true;
                 Ok(())
             }
             Ok(Some(held)) => Err(self.hold_back(held)),
             Err(e) if is_of_keys(&e) => {
-                let reason = format!("the upstream says that it is gone; the removal waits for the job's guard: {e}");
+                let reason = format!("{}; the removal waits for the job's guard: {e}", self.why_gone());
                 Err(Stop::NoValue(Ending::because(Outcome::Deferred, Next::In(INPUT_WAIT), reason)))
             }
             Err(e) => Err(e.into()),
@@ -49,23 +52,32 @@ impl Attempt<'_> {
     /// Tells that a removal is held back.
     fn hold_back(&self, held: HeldBack) -> Stop {
         let (job, HeldBack { gone, of, .. }) = (&self.job.name, held);
-        let until = utc(held.until);
+        let (until, why) = (utc(held.until), self.why_gone());
         metrics::removal_held(job);
-        self.found(Recheck::Gone);
+        if self.gone_input.is_none() {
+            self.found(Recheck::Gone);
+        }
         if held.tripped {
             warn!(
                 %job, gone, of, %until,
-                "removals are held back, and the old values are served: within a minute the upstream said that {gone} \
-                 of about {of} entries are gone; `samovar gone {job}` shows it, `samovar gone {job} --accept` removes \
-                 them"
+                "removals are held back, and the old values are served: within a minute {gone} of about {of} entries \
+                 were gone, at last because {why}; `samovar gone {job}` shows it, `samovar gone {job} --accept` \
+                 removes them"
             );
         }
         let reason = format!(
-            "the upstream says that it is gone, as it said of {gone} of about {of} entries within a minute; the \
-             removal is held back until {until} (`gone_guard`): mend the upstream, or run \
-             `samovar gone {job} --accept`"
+            "{why}; within a minute {gone} of about {of} entries were gone, so the removal is held back until {until} \
+             (`gone_guard`): mend the upstream, or run `samovar gone {job} --accept`"
         );
-        Stop::HeldBack(Ending::because(Outcome::Deferred, Next::In(wait(&held)), reason), held)
+        Stop::HeldBack(Ending::because(Outcome::Deferred, Next::Aside(wait(&held)), reason), held)
+    }
+
+    /// Returns why the entry is gone.
+    fn why_gone(&self) -> String {
+        match &self.gone_input {
+            Some(input) => format!("its input {input} is gone"),
+            None => "the upstream says that it is gone".to_owned(),
+        }
     }
 
     /// Notes as the lease ends that the removal is held back, and keeps the old value until the guard ends and a later
@@ -80,10 +92,10 @@ impl Attempt<'_> {
         held: HeldBack,
     ) -> RedisResult<Ending> {
         let (warmer, job, key) = (self.warmer, self.job, &self.entry.key);
-        let later = WAITS.1 + warmer.admission_wait + warmer.lease_time(job);
+        let later = LONGEST_WAIT + warmer.admission_wait + warmer.lease_time(job);
         let time = held.until.saturating_since(held.now) + later;
-        // A value that was invalidated lives no longer than its TTL.
-        warmer.store.extend_stale(key, time, ANY_TIME).await?;
+        // A value that was invalidated lives no longer than its TTL. After a gap that is only a doubt.
+        warmer.store.extend_held(key, time).await?;
         let mut last_attempt = self.without_value(lease, &ending);
         (last_attempt.failures, last_attempt.retry) = (0, RedisTime::ZERO);
         last_attempt.held_until = held.until;
@@ -110,11 +122,12 @@ impl Attempt<'_> {
     }
 }
 
-/// Returns the wait before the upstream is asked again: about as long as the guard has held removals back, so that all
-/// entries together ask less and less often.
+/// Returns the wait before the upstream is asked again: about as long as the guard has held removals back, and longer the
+/// more are held. So all entries together ask less and less often, and other work of the upstream goes on.
 fn wait(held: &HeldBack) -> Duration {
     let elapsed = held.now.saturating_since(held.since);
-    elapsed.clamp(WAITS.0, WAITS.1).mul_f64(rand::random_range(0.5..=1.0))
+    let spread = SPACING.saturating_mul(u32::try_from(held.held).unwrap_or(u32::MAX)).min(LONGEST_WAIT);
+    elapsed.clamp(WAITS.0, WAITS.1).max(spread).mul_f64(rand::random_range(0.5..=1.0))
 }
 
 /// Returns a time for people.

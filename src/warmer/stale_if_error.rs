@@ -49,7 +49,7 @@ impl Warmer {
             return ending;
         }
         let wait = match &ending.next {
-            Next::In(wait) => *wait,
+            Next::In(wait) | Next::Aside(wait) => *wait,
             Next::Dead(_) => retry_after(ending.failures),
             _ => return ending,
         };

@@ -9,6 +9,7 @@
 --         'at'   ms: due at that time, as `expiry`
 --         'recheck' ms: due at that time, as `recheck`
 --         'in'   ms: due after that time, for the same trigger and with the same priority
+--         'aside' ms: due after that time, for the same trigger and with normal priority
 --         'out'  '': it leaves
 --         'dead' reason: it leaves for the dead letters
 -- Returns how many were as the caller thought; an error where dead letters or counters hold a key of another type,
@@ -35,8 +36,9 @@ for n, entry in ipairs(entries) do
     elseif what == 'recheck' then
       due = encode(tonumber(arg), 'scheduled', 5)
       soonest = math.min(soonest, tonumber(arg))
-    elseif what == 'in' then
+    elseif what == 'in' or what == 'aside' then
       local _, _, trigger, priority = decode(held)
+      if what == 'aside' then priority = 0 end
       local at = now + tonumber(arg)
       due = encode(at, priority > 0 and 'urgent' or 'scheduled', trigger, priority)
       soonest = math.min(soonest, at)

@@ -19,7 +19,8 @@ local function read_guard(key)
   end
   return guard
 end
--- Writes a guard. It lives two minutes longer than it counts or holds.
+-- Writes a guard. It lives two minutes longer than it counts; one that has held removals back a day longer, so that
+-- the marks that it gave entries set up no second one.
 local function write_guard(key, guard, now)
   local words = {}
   for _, name in ipairs(NUMBERS) do
@@ -27,7 +28,7 @@ local function write_guard(key, guard, now)
     words[#words + 1] = string.format('%.0f', guard[name])
   end
   redis.call('HSET', key, unpack(words))
-  redis.call('PEXPIREAT', key, string.format('%.0f', math.max(guard['until'], now) + 120000))
+  redis.call('PEXPIREAT', key, string.format('%.0f', math.max(guard['until'], now) + (guard.since > 0 and 86520000 or 120000)))
 end
 -- Returns true while a guard holds removals back or lets them through. One of the future is by a clock that ran ahead.
 local function is_active(guard, now) return guard.since <= now and now < guard['until'] end

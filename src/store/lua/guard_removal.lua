@@ -1,4 +1,4 @@
--- Decide on the removal of a value that the upstream says is gone. Removals are counted in a sliding minute, which is
+-- Decide on the removal of a value that is gone at its upstream, or with an input. Removals are counted in a sliding minute, which is
 -- estimated from two fixed ones. The removal that exceeds the job's share trips the guard: it and all others are held
 -- back until the guard ends. An entry that was held back until the end of a guard is then removed. guard.lua stands
 -- before this.
@@ -8,24 +8,29 @@
 --       4 how long removals are held back (ms)  5 the longest time for which they can be (ms)
 --       6 until when this entry's removal was to be held back, as its metadata say (ms; 0: it was not)
 -- Returns {0}: remove it
---       | {1 | 2 if this tripped the guard, now, since, until, gone, of}: it is held back; the rest as in guard.lua
+--       | {1 | 2 if this tripped the guard, now, since, until, gone, of, held}: it is held back; the rest as in guard.lua
 local share, least, minute, hold = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local longest = tonumber(ARGV[5])
 local now, guard, marked = clock(), read_guard(KEYS[1]), tonumber(ARGV[6])
 -- By a clock that ran ahead.
-if marked > now + tonumber(ARGV[5]) then marked = 0 end
+if marked > now + longest then marked = 0 end
 local is_over = marked > 0 and marked <= now
-local function held_back(how) return {how, now, guard.since, guard['until'], guard.gone, guard.of} end
+local function held_back(how) return {how, now, guard.since, guard['until'], guard.gone, guard.of, guard.held} end
 if is_active(guard, now) then
   -- A guard that began before the mark's end is the same one, which a person prolonged.
   if guard.accepted == 1 or is_over and guard.since >= marked then return {0} end
   if marked == 0 then guard.held = guard.held + 1 end
   -- All others are well again, and the upstream is still not.
-  if guard.held == 1 and marked == 0 then guard['until'] = math.max(guard['until'], now + hold) end
+  if guard.held == 1 and marked == 0 then
+    guard['until'] = math.max(guard['until'], math.min(now + hold, guard.since + longest))
+  end
   guard.last = now
   write_guard(KEYS[1], guard, now)
   return held_back(1)
 end
 if is_over then return {0} end
+-- The guard that gave the mark has ended: a person accepted removals, or the upstream was well again.
+if guard.since > 0 then marked = 0 end
 local present = math.floor(now / minute)
 if guard.minute == present - 1 then
   guard.before, guard.most_before = guard.count, guard.most
@@ -43,6 +48,6 @@ if marked == 0 and (gone < least or gone * 100 <= share * of) then
   return {0}
 end
 guard.since, guard.accepted, guard.held, guard.last = now, 0, 1, now
-guard.gone, guard.of, guard['until'] = gone, of, marked > 0 and marked or now + hold
+guard.gone, guard.of, guard['until'] = gone, of, marked > 0 and math.min(marked, now + hold) or now + hold
 write_guard(KEYS[1], guard, now)
 return held_back(2)
