@@ -39,6 +39,8 @@ const BATCH: usize = 500;
 const ABREAST: usize = 64;
 /// The longest wait when nothing is due. A change of the schedules wakes the loop.
 const IDLE: Duration = Duration::from_secs(15);
+/// Guards are read once in this time at most.
+const GUARDS_TOLD: Duration = Duration::from_secs(3);
 
 /// The field of a job's counters that holds when its last complete warmup ended.
 pub(crate) const WARMED_UP: &str = "warmed_up";
@@ -128,8 +130,9 @@ impl Cron {
     pub async fn run(self) {
         let mut backoff = Backoff::new("cron");
         let mut warmups = Warmups::default();
+        let mut told = None;
         while !self.stop.is_cancelled() {
-            let wait = match self.round(&mut warmups).await {
+            let wait = match self.round(&mut warmups, &mut told).await {
                 Ok(wait) => {
                     backoff.well();
                     wait
@@ -152,14 +155,17 @@ impl Cron {
     }
 
     /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds and guards.
-    /// Returns the time until the next call.
-    async fn round(&self, warmups: &mut Warmups) -> RedisResult<Duration> {
+    /// Returns the time until the next call. `told` is when guards were reported last.
+    async fn round(&self, warmups: &mut Warmups, told: &mut Option<Instant>) -> RedisResult<Duration> {
         match self.claim_tick(&warmups.jobs).await? {
             Todo::Warmup(job, claim) if job.entries.feed.is_some() => warmups.start(self.clone(), job, claim),
             Todo::Warmup(job, claim) => self.warm_up(&job, claim).await?,
             Todo::Wait(wait) => {
                 self.tell_feeds().await?;
-                self.tell_guards().await?;
+                if told.is_none_or(|told| told.elapsed() >= GUARDS_TOLD) {
+                    self.tell_guards().await?;
+                    *told = Some(Instant::now());
+                }
                 return Ok(wait);
             }
         }
@@ -178,8 +184,10 @@ impl Cron {
             if job.entries.feed.is_some() {
                 metrics::count_feed_failures(&job.name);
             }
-            if job.warm.gone_guard.is_some() {
-                metrics::count_removals_held(&job.name);
+            match job.warm.gone_guard {
+                Some(_) => metrics::count_removals_held(&job.name),
+                // It may hold removals back since the time when the job had one.
+                None => self.store.forget_guard(&job.name).await?,
             }
             // The warmup uses the read counts. If they cannot be restored, it runs without.
             restoring.alone(job.name.as_str(), self.popularity.restore(job).await)?;
@@ -206,16 +214,26 @@ impl Cron {
     /// Reports removals that guards hold back, whichever worker asked the upstream.
     async fn tell_guards(&self) -> RedisResult<()> {
         let now = self.store.now().await?;
-        for job in self.jobs.jobs.keys() {
-            let guard = GoneGuard::read(&mut self.redis.clone(), &self.keys, job, now).await;
-            let guard = self.troubles.of("reading a job's guard").alone(job.as_str(), guard)?.flatten();
-            let state = guard.filter(GoneGuard::is_holding).map(|GoneGuard { gone, of, .. }| {
+        let (guarded, others): (Vec<&Arc<Job>>, _) =
+            self.jobs.jobs.values().partition(|job| job.warm.gone_guard.is_some());
+        let guarded: Vec<&JobName> = guarded.iter().map(|job| &job.name).collect();
+        let guards = GoneGuard::read_all(&mut self.redis.clone(), &self.keys, &guarded, now).await?;
+        let troubles = self.troubles.of("reading a job's guard");
+        for (job, guard) in guarded.into_iter().zip(guards) {
+            let guard = troubles.alone(job.as_str(), guard)?.flatten();
+            let state = guard.filter(GoneGuard::is_holding).map(|GoneGuard { until_ms, gone, of, held, .. }| {
+                let left = duration::rough(until_ms.saturating_since(now));
                 format!(
-                    "removals of {job} are held back, and the old values are served: within a minute the upstream said \
-                     that {gone} of about {of} entries are gone; `samovar gone {job}` shows it and lets a person decide"
+                    "removals of {job} are held back for another {left}: within a minute {gone} of about {of} entries \
+                     were gone; the old values of {held} entries are served, and one that was invalidated ends with \
+                     its TTL; `samovar gone {job}` shows it and lets a person decide"
                 )
             });
             self.troubles.notice(job.as_str(), state);
+        }
+        let others: Vec<&Arc<Job>> = others;
+        for job in others {
+            self.troubles.notice(job.name.as_str(), None);
         }
         Ok(())
     }
