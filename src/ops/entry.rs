@@ -73,7 +73,7 @@ pub struct Entry {
     /// Since when its job is paused: nothing of it is fetched.
     #[schema(value_type = Option<i64>)]
     pub job_paused_ms: Option<RedisTime>,
-    /// Until when the removal of its value is held back, since its upstream says that it is gone.
+    /// Until when the removal of its value is held back, since it is gone at its upstream or with an input.
     #[schema(value_type = Option<i64>)]
     pub removal_held_until_ms: Option<RedisTime>,
     /// The reason of its dead letter, if there is one.

@@ -87,7 +87,8 @@ pub struct GoneGuard {
     pub gone: u64,
     /// The job's entries then, about.
     pub of: u64,
-    /// Entries whose removal was held back since then and that were not fetched again. Some may be evicted by now.
+    /// Entries whose removal was held back since then and that were not fetched again. Some may be evicted by now, or
+    /// invalidated and expired.
     pub held: u64,
 }
 

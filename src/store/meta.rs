@@ -95,8 +95,8 @@ pub struct LastAttempt {
     /// When it is tried again after the last of them, whatever brings it on before; zero for none.
     #[serde(rename = "w", default, skip_serializing_if = "is_never")]
     pub retry: RedisTime,
-    /// Until when the removal of the value is held back, since the upstream said that it is gone; zero for never. A
-    /// build before the guard ignores it, and drops it where it fetches the entry. See `guard.rs`.
+    /// Until when the removal of the value is held back, since it is gone at its upstream or with an input; zero for
+    /// never. A build before the guard ignores it, and drops it where it fetches the entry. See `guard.rs`.
     #[serde(rename = "h", default, skip_serializing_if = "is_never")]
     pub held_until: RedisTime,
     /// The number of workers in a row that died while they fetched it. In the head.

@@ -214,8 +214,11 @@ impl Cron {
     /// Reports removals that guards hold back, whichever worker asked the upstream.
     async fn tell_guards(&self) -> RedisResult<()> {
         let now = self.store.now().await?;
-        let (guarded, others): (Vec<&Arc<Job>>, _) =
+        let (guarded, others): (Vec<&Arc<Job>>, Vec<&Arc<Job>>) =
             self.jobs.jobs.values().partition(|job| job.warm.gone_guard.is_some());
+        for job in others {
+            self.troubles.notice(job.name.as_str(), None);
+        }
         let guarded: Vec<&JobName> = guarded.iter().map(|job| &job.name).collect();
         let guards = GoneGuard::read_all(&mut self.redis.clone(), &self.keys, &guarded, now).await?;
         let troubles = self.troubles.of("reading a job's guard");
@@ -230,10 +233,6 @@ impl Cron {
                 )
             });
             self.troubles.notice(job.as_str(), state);
-        }
-        let others: Vec<&Arc<Job>> = others;
-        for job in others {
-            self.troubles.notice(job.name.as_str(), None);
         }
         Ok(())
     }
