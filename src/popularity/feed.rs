@@ -44,11 +44,6 @@ pub struct FeedState {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(ignore)]
     pub(crate) tick_ms: Option<RedisTime>,
-    /// The digest of the job file whose feed failed; empty if none did. Failures of another file do not count. Only in
-    /// Redis.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    #[schema(ignore)]
-    pub(crate) digest: String,
 }
 
 impl FeedState {
@@ -84,11 +79,9 @@ impl FeedState {
         redis::cmd("HDEL").arg(keys.stats(job)).arg(STATE).exec_async(redis).await
     }
 
-    /// Counts a failure of the feed in a job file of this digest.
-    pub(crate) fn fail(&mut self, digest: &str, now: RedisTime, reason: &str) {
-        let before = if self.digest == digest { self.failures } else { 0 };
-        self.failures = before.saturating_add(1);
-        digest.clone_into(&mut self.digest);
+    /// Counts a failure of the feed.
+    pub(crate) fn fail(&mut self, now: RedisTime, reason: &str) {
+        self.failures = self.failures.saturating_add(1);
         self.failed_ms = Some(now);
         self.reason = Some(reason.chars().take(LONGEST_REASON).collect());
     }

@@ -203,8 +203,8 @@ impl Cron {
                 .arg(missed.map(|missed| missed.to_string()).unwrap_or_default())
                 .invoke_async(&mut self.redis.clone())
                 .await?;
-            if at_once && missed.is_some() && job.entries.feed.is_some() {
-                self.reopen(job).await?;
+            if at_once && job.entries.feed.is_some() {
+                self.renew_feed(job, missed.is_some()).await?;
             }
         }
         self.wakeup.notify_one();
@@ -254,13 +254,15 @@ impl Cron {
         Ok(open.and_then(|open| last_refetch(&job.warm.schedules, open, now)))
     }
 
-    /// Forgets that a warmup's entries are on the agenda while its feed fails: the job's file may have changed.
-    async fn reopen(&self, job: &Job) -> RedisResult<()> {
+    /// Forgets the failures of a job's feed, since the job's file may have changed: a corrected feed that fails once more
+    /// is asked again soon. If the warmup is a refetch, forgets as well that its entries are on the agenda meanwhile.
+    async fn renew_feed(&self, job: &Job, is_refetch: bool) -> RedisResult<()> {
         let read = FeedState::read(&mut self.redis.clone(), &self.keys, &job.name).await;
         let state = self.troubles.of("reading the state of a feed").alone(job.name.as_str(), read)?;
-        let Some(mut state) = state.filter(|state| state.tick_ms.is_some()) else { return Ok(()) };
-        state.tick_ms = None;
-        self.keep_state(job, &state).await
+        let Some(state) = state else { return Ok(()) };
+        let tick_ms = state.tick_ms.filter(|_| !is_refetch);
+        let renewed = FeedState { failures: 0, failed_ms: None, reason: None, tick_ms, ..state.clone() };
+        if renewed == state { Ok(()) } else { self.keep_state(job, &renewed).await }
     }
 
     /// Claims a warmup if one is due of a job that is not `running`.

@@ -97,7 +97,7 @@ impl Cron {
             Err(failure) => failure,
         };
         metrics::feed_failed(&job.name);
-        state.fail(&job.digest, now, &failure.reason);
+        state.fail(now, &failure.reason);
         self.tell_feed(job, &state);
         let wait = retry_after(state.failures).max(failure.wait);
         self.keep_state(job, &state).await?;
