@@ -460,6 +460,27 @@ async fn a_warmup_or_a_person_brings_what_waits_forward() {
 }
 
 #[tokio::test]
+async fn what_is_due_soon_comes_forward_for_its_own_trigger() {
+    let (_redis, parts) = parts().await;
+    let soon = When::IfSoon(LONG);
+    assert_eq!(put(&parts, &["a"], soon, Trigger::Recheck).await, 0, "it is not on the agenda");
+    for (when, priority) in [(When::Urgent, Priority::High), (When::NOW, Priority::Normal)] {
+        put(&parts, &["a"], when, Trigger::Demand).await;
+        let claimed = claim(&parts, MANY, MANY, LONG).await;
+        assert_eq!(put(&parts, &["a"], soon, Trigger::Recheck).await, 0, "it is claimed");
+        let score = take(&parts, &claimed).await.remove(0).unwrap();
+        assert_eq!(put(&parts, &["a"], soon, Trigger::Recheck).await, 0, "it runs");
+        finish(&parts, "a", &score, Next::In(2 * LONG)).await;
+        assert_eq!(put(&parts, &["a"], soon, Trigger::Recheck).await, 0, "it is due later");
+        assert_eq!(put(&parts, &["a"], When::IfSoon(3 * LONG), Trigger::Recheck).await, 1);
+        let claimed = claim(&parts, MANY, MANY, LONG).await.remove(0);
+        assert_eq!((claimed.due().priority, claimed.due().trigger), (priority, Trigger::Demand));
+        let score = take(&parts, &[claimed]).await.remove(0).unwrap();
+        finish(&parts, "a", &score, Next::Out).await;
+    }
+}
+
+#[tokio::test]
 async fn a_recheck_after_an_eviction_moves_nothing_that_is_due() {
     let (_redis, parts) = parts().await;
     for trigger in [Trigger::Cron, Trigger::Invalidation, Trigger::Expiry, Trigger::Demand, Trigger::Manual] {

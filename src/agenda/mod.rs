@@ -58,6 +58,8 @@ pub enum When {
     Keep(RedisTime),
     /// Now, if the entry is on the agenda; else it stays away.
     IfThere,
+    /// Now, if the entry is due within this time; else it stays as it is.
+    IfSoon(Duration),
 }
 
 impl When {
@@ -167,6 +169,7 @@ impl Agenda {
             When::Due(at) => ("due", at),
             When::Keep(at) => ("keep", at),
             When::IfThere => ("there", RedisTime::ZERO),
+            When::IfSoon(within) => ("soon", RedisTime::ZERO + within),
         };
         let agenda = self.keys.agenda(job);
         let signal = due_signal(job);

@@ -50,7 +50,7 @@ impl FeedState {
     /// Reads what people and programs see of the state from a job's counters.
     pub fn of(counters: &BTreeMap<String, String>) -> Option<Self> {
         let state: Self = serde_json::from_str(counters.get(STATE)?).ok()?;
-        Some(Self { tick_ms: None, digest: String::new(), ..state })
+        Some(Self { tick_ms: None, ..state })
     }
 
     /// Reads the state of a job's feed; a text that is none counts as absent.

@@ -15,7 +15,8 @@ use crate::store::Expiry;
 impl Warmer {
     /// Returns the ending of a demanded entry whose upstream answered within the job's `absent_for` that it does not
     /// have it; `None` for any other entry, and where the request is made from something else since. Rechecks go on:
-    /// a demand that finds one due is asked in its place.
+    /// a demand that finds one due is asked in its place. So does the second request on which it depends whether
+    /// something paid for goes with the entry.
     pub(super) async fn known_absent(&self, job: &Job, entry: &Running) -> RedisResult<Option<Ending>> {
         if entry.trigger != Trigger::Demand || job.warm.absent_for.is_zero() {
             return Ok(None);
@@ -30,7 +31,7 @@ impl Warmer {
         };
         let rechecks = meta.last_attempt.rechecks.as_ref().filter(|_| job.may_lag());
         let recheck = rechecks.and_then(|rechecks| rechecks.next(&job.warm.recheck, meta.answered_at()));
-        if recheck.is_some_and(|at| at <= now) {
+        if recheck.is_some_and(|at| at <= now) || self.is_to_be_confirmed(job, &meta, now) {
             return Ok(None);
         }
         let since = now.saturating_since(meta.last_attempt.attempted);

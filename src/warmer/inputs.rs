@@ -17,7 +17,7 @@ use crate::redis::RedisTime;
 use crate::store::{LastAttempt, Meta, Snapshot};
 
 /// The longest wait for an invalidated input whose old value is readable, from the invalidation on. Also the longest
-/// wait until it is certain that an input is gone, from its first such answer on.
+/// time from the first answer that an input is gone until it is asked for a second one.
 const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
 
 /// Why an entry's dependants become due.
@@ -30,7 +30,8 @@ enum Wake {
     Gone(When),
     /// The entry's content is readable since then, or it is gone since then: dependants made before are due.
     Outdated(RedisTime),
-    /// The entry is found to be readable, unchanged, or gone: dependants that wait for it are due.
+    /// The entry is found to be readable, unchanged, or gone: dependants that wait for it are due. Their values, where
+    /// they have one, are refreshed meanwhile.
     Waiting,
 }
 
@@ -50,7 +51,9 @@ pub(super) struct Missing {
     pub(super) lack: Lack,
 }
 
-/// Why an input has no readable value, the least important first.
+/// Why an input has no readable value, the least important first. Of several inputs without one, the most important
+/// decides what becomes of the entry and is the one that is reported: an entry goes with an input that is gone, though
+/// the fetches of another one fail.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lack {
     /// It is to be fetched.
@@ -70,12 +73,18 @@ enum Wanted {
     /// Its own warming was given up just now, for this reason.
     GivenUp(String),
     /// It is gone.
-    Gone {
-        /// Until when rechecks may find it again; `None` if none is to come.
-        rechecked: Option<RedisTime>,
-        /// Until when a second answer is waited for, after `rechecked`; `None` if there was one.
-        confirmed: Option<RedisTime>,
-    },
+    Gone(GoneInput),
+}
+
+/// An input that is gone.
+struct GoneInput {
+    since: RedisTime,
+    /// Until when rechecks may find it again; `None` if none is to come.
+    rechecked: Option<RedisTime>,
+    /// When it is asked for a second answer, unless rechecks come first; `None` if there was one.
+    second: Option<RedisTime>,
+    /// It was asked long ago, and was made due again.
+    is_asked: bool,
 }
 
 impl Warmer {
@@ -105,18 +114,13 @@ impl Warmer {
             let lack = match self.want(&key, unreadable, entry.priority, entry.since).await? {
                 Wanted::Due => Lack::Unfetched,
                 Wanted::GivenUp(why) => Lack::GivenUp(why),
-                Wanted::Gone { rechecked, confirmed } => {
-                    let (waits_for_rechecks, waits_for_second) = self.waits(job, input, &entry.key).await?;
-                    let until = [rechecked.filter(|_| waits_for_rechecks), confirmed.filter(|_| waits_for_second)];
-                    match until.into_iter().flatten().max().filter(|until| now < *until) {
-                        Some(until) => Lack::Uncertain(until),
-                        None if input.is_optional => {
-                            inputs.insert(name.clone(), Value::Null);
-                            continue;
-                        }
-                        None => Lack::Gone,
+                Wanted::Gone(gone) => match self.lack_of_gone(job, input, &key, gone, entry, now).await? {
+                    Some(lack) => lack,
+                    None => {
+                        inputs.insert(name.clone(), Value::Null);
+                        continue;
                     }
-                }
+                },
             };
             if missing.as_ref().is_none_or(|missing| missing.lack <= lack) {
                 missing = Some(Missing { key, lack });
@@ -125,15 +129,51 @@ impl Warmer {
         Ok(missing.map_or(Ok(inputs), Err))
     }
 
-    /// Tells whether an entry with an input that is gone waits for the input's rechecks, and for a second answer. A
-    /// value that would be paid for again waits for both. Without a value, waiting costs no reader anything.
-    async fn waits(&self, job: &Job, input: &Input, key: &EntryKey) -> RedisResult<(bool, bool)> {
-        let is_paid_for = self.is_paid_for_again(job);
-        if input.is_optional && !is_paid_for {
-            return Ok((false, false));
+    /// Returns what an input that is gone means for an entry at `now`; `None` if the entry is made without it. A value
+    /// that would be paid for again waits for the input's rechecks, and then for a second answer. Without a value,
+    /// waiting costs no reader anything.
+    async fn lack_of_gone(
+        &self,
+        job: &Job,
+        input: &Input,
+        key: &EntryKey,
+        gone: GoneInput,
+        entry: &Running,
+        now: RedisTime,
+    ) -> RedisResult<Option<Lack>> {
+        let present = self.store.snapshot(&entry.key).await?;
+        // The present value was made without the input. If the input returns, its commit wakes the entry.
+        if input.is_optional && present.ours().is_some_and(|made| made.validated_at > gone.since) {
+            return Ok(None);
         }
-        let there = self.store.snapshot(key).await?.has_value();
-        Ok((is_paid_for || !there, is_paid_for && there))
+        if gone.is_asked {
+            return Ok(Some(Lack::Unfetched));
+        }
+        let there = present.has_value();
+        let is_paid_for = self.is_paid_for_again(job);
+        let waits_for_rechecks = is_paid_for || !there && !input.is_optional;
+        let second = gone.second.filter(|_| is_paid_for && there);
+        let until = gone.rechecked.filter(|_| waits_for_rechecks).or(second);
+        if let Some(until) = until.filter(|until| now < *until) {
+            return Ok(Some(Lack::Uncertain(until)));
+        }
+        if second.is_some() {
+            // The entry is late, or the recheck is.
+            self.demand(key, entry.priority).await?;
+            return Ok(Some(Lack::Unfetched));
+        }
+        Ok((!input.is_optional).then_some(Lack::Gone))
+    }
+
+    async fn demand(&self, input: &EntryKey, priority: Priority) -> RedisResult<()> {
+        let Some((owner, _)) = self.jobs.owner(input.as_str()) else { return Ok(()) };
+        self.agenda.put(&owner.name, [input], when(priority), Trigger::Demand).await.map(|_| ())
+    }
+
+    /// Tells whether a demand asks for an entry a second time, whatever `absent_for` says: by its metadata its upstream
+    /// answered once that it does not have it, and something that was paid for waits until this is certain.
+    pub(super) fn is_to_be_confirmed(&self, job: &Job, meta: &Meta, now: RedisTime) -> bool {
+        gone_input(job, meta).second.is_some_and(|second| second <= now) && self.is_paid_for_again(job)
     }
 
     /// Tells whether money is paid if a job's entry is made again: for itself, or for an entry that is made from it.
@@ -196,12 +236,17 @@ impl Warmer {
             return Ok(Wanted::Due);
         }
         let snapshot = self.store.snapshot(key).await?;
+        // Since the entry became due, however late it is. Otherwise an entry of a job with a backlog asks again whenever
+        // its turn comes.
         let tried_lately = |meta: &Meta| meta.last_attempt.attempted + 2 * INPUT_WAIT >= since;
         if let Some(meta) = snapshot.gone(&owner.requests)
             && meta.invalidated.is_none()
-            && (tried_lately(meta) || meta.is_gone(&owner.requests, owner.warm.absent_for, since))
         {
-            return Ok(gone_input(owner, meta));
+            let is_known = tried_lately(meta) || meta.is_gone(&owner.requests, owner.warm.absent_for, since);
+            if !is_known {
+                self.demand(key, priority).await?;
+            }
+            return Ok(Wanted::Gone(GoneInput { is_asked: !is_known, ..gone_input(owner, meta) }));
         }
         let when = match snapshot.meta {
             Some(meta) if meta.last_attempt.failures >= owner.warm.attempts => {
@@ -303,7 +348,7 @@ impl Warmer {
 
     async fn wake_all(&self, job: &Job, input: &EntryKey, dependants: Vec<EntryKey>, why: Wake) -> RedisResult<()> {
         let snapshots = self.store.snapshots(&dependants).await?;
-        let (mut due, mut unserved, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut due, mut unserved, mut waiting, mut refreshed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut others = Vec::new();
         for (key, snapshot) in dependants.into_iter().zip(snapshots) {
             let there = snapshot.has_value();
@@ -320,6 +365,8 @@ impl Warmer {
             let may_wait = !there || job.waits_for_inputs() && is_invalidated;
             if is_due || may_wait && !matches!(why, Wake::Outdated(_)) {
                 waiting.push(key.clone());
+            } else if matches!(why, Wake::Waiting) {
+                refreshed.push(key.clone());
             }
             if is_due && (there || made.is_some_and(|meta| meta.last_attempt.had_value)) {
                 due.push(key);
@@ -333,24 +380,29 @@ impl Warmer {
         unserved.extend(self.agenda.died_of(&job.name, others, &missing(input)).await?);
         let when = if let Wake::Changed(when) | Wake::Gone(when) = why { when } else { When::NOW };
         self.agenda.put(&job.name, &waiting, When::IfThere, Trigger::Invalidation).await?;
+        // Nothing tells those that wait from those that are due soon anyway. The weakest trigger leaves each its own.
+        self.agenda.put(&job.name, &refreshed, When::IfSoon(INPUT_WAIT), Trigger::Recheck).await?;
         self.agenda.put(&job.name, &due, when, Trigger::Invalidation).await?;
         // Those that had no value are fetched only if they are kept warm or read, as at a refresh.
         self.agenda.put(&job.name, &unserved, When::NOW, Trigger::Expiry).await.map(|_| ())
     }
 }
 
-/// Returns an input that is gone, by its metadata. No wait is longer than [`FRESH_INPUT_WAIT`]. If no recheck follows,
-/// the second answer is asked for by an entry that waits for it, as soon as [`Warmer::want`] asks again.
-fn gone_input(owner: &Job, meta: &Meta) -> Wanted {
+/// Returns an input that is gone, by its metadata. Its rechecks are waited for, and it is asked for a second answer,
+/// within [`FRESH_INPUT_WAIT`].
+fn gone_input(owner: &Job, meta: &Meta) -> GoneInput {
     let LastAttempt { rechecks, attempted, gone_with, .. } = &meta.last_attempt;
     let since = meta.gone_since().unwrap_or(meta.validated_at);
-    let longest = since + FRESH_INPUT_WAIT;
     let rechecks = rechecks.as_ref().filter(|_| owner.may_lag());
-    let rechecked = rechecks.and_then(|rechecks| rechecks.after(&owner.warm.recheck, meta.answered_at()).last());
+    let last = rechecks.and_then(|rechecks| rechecks.after(&owner.warm.recheck, meta.answered_at()).last());
     let is_confirmed = gone_with.is_some() || *attempted >= since;
-    let second = since + owner.warm.absent_for.max(2 * INPUT_WAIT);
-    let confirmed = Some(second).filter(|_| !is_confirmed && rechecked.is_none());
-    Wanted::Gone { rechecked: rechecked.map(|at| at.min(longest)), confirmed: confirmed.map(|at| at.min(longest)) }
+    let second = since + owner.warm.absent_for.clamp(2 * INPUT_WAIT, FRESH_INPUT_WAIT);
+    GoneInput {
+        since,
+        rechecked: last.map(|last| last.min(since + FRESH_INPUT_WAIT)),
+        second: (!is_confirmed).then_some(second),
+        is_asked: false,
+    }
 }
 
 /// Tells whether an entry without a value is gone because an input is.

@@ -5,11 +5,14 @@ use std::time::Duration;
 use samovar::agenda::When;
 use samovar::entry::{EntryKey, JobName, Outcome, Trigger, Validators};
 use samovar::job::Jobs;
-use samovar::store::{LastAttempt, Written};
+use samovar::redis::RedisTime;
+use samovar::store::{LastAttempt, Meta, Written};
 use serde_json::{Value, json};
 
 use super::TTL;
-use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, art, both, eventually, samovar, worker};
+use super::support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, both, eventually, samovar, worker,
+};
 
 const AI: &str = "/v1/chat/completions";
 const MS: Duration = Duration::from_millis(1);
@@ -19,6 +22,9 @@ const TOLD: &str = "key = \"told:{lang}:{name}\"\nttl = \"1h\"\n[inputs]\nart = 
 /// `page:{name}`, composed of `story:{name}`, which is made of `art:{name}`.
 const PAGE: &str = "key = \"page:{name}\"\nttl = \"1h\"\n[inputs]\nstory = \"story:{name}\"\n\
                     [source]\nkind = \"compose\"\nvalue = { story = \"{{ story }}\" }\n";
+
+/// The source of a story that is told of `frame`.
+const STORY_OF_FRAME: &str = "kind = \"ai\"\nupstream = \"openai\"\nmodel = \"tiny\"\nprompt = \"Of {{ frame }}\"";
 
 /// The jobs `art`, which lists `a`, and `story`, which an AI tells of it and which nobody lists.
 fn stories(upstream: &Upstream, recheck: &str) -> JobsFolder {
@@ -52,6 +58,22 @@ async fn shows(redis: &TestRedis, key: &str, value: Value) {
 
 async fn gone(redis: &TestRedis, key: &str) {
     eventually(&format!("{key} is gone"), async || redis.get(key).await.is_none()).await;
+}
+
+/// Lets time pass, in what is known of these entries: an input that is gone first, then what was made before that.
+async fn pass(redis: &TestRedis, parts: &Parts, time: Duration, keys: &[&str]) -> RedisTime {
+    let ago = parts.now().await - time;
+    for (before, key) in (0..).zip(keys) {
+        let key = EntryKey::new(*key);
+        let snapshot = parts.store.snapshot(&key).await.unwrap();
+        let Meta { hash, own_expiry, last_attempt, .. } = snapshot.meta.unwrap();
+        let attempted = LastAttempt { attempted: ago - before * MS, ..last_attempt };
+        let (attempt, note) = (attempted.attempt(), attempted.to_json());
+        let (made, since) = (attempted.attempted, attempted.attempted + MS);
+        let packed = format!("{made} {own_expiry} 0 0 {hash}/{attempt}@{since} {note}");
+        redis.set(&parts.keys.meta(&key), &packed, TTL).await;
+    }
+    ago
 }
 
 async fn count(redis: &TestRedis, job: &str, outcome: &str) -> u64 {
@@ -209,15 +231,58 @@ async fn a_paid_for_entry_goes_after_a_second_404() {
     gone(&redis, "told:tr:a").await;
     eventually("the story waits", async || count(&redis, "story", "deferred").await > 0).await;
     assert_eq!(redis.json("story:a").await, Some(json!("Of 1")));
-    // Two minutes pass, in what is known of both.
-    let (ago, story) = (parts.now().await - Duration::from_secs(120), EntryKey::new("story:a"));
-    let attempted = LastAttempt { attempted: ago, ..parts.meta("a").await.unwrap().last_attempt };
-    let packed = format!("{ago} 0 0 0 -/{}@{} {}", attempted.attempt(), ago + MS, attempted.to_json());
-    redis.set(&parts.keys.meta(&art("a")), &packed, TTL).await;
-    let made = redis.get(&parts.keys.meta(&story)).await.unwrap();
-    let (_, made) = made.split_once(' ').unwrap();
-    redis.set(&parts.keys.meta(&story), &format!("{} {made}", ago - MS), TTL).await;
+    let story = EntryKey::new("story:a");
+    pass(&redis, &parts, Duration::from_secs(120), &["art:a", "story:a"]).await;
     parts.agenda.put(&JobName::new("story"), &[story], When::Urgent, Trigger::Manual).await.unwrap();
+    gone(&redis, "story:a").await;
+    assert_eq!((upstream.calls("/art/a"), upstream.calls(AI), dead_letters(&redis).await), (3, 1, 0));
+}
+
+/// Makes a story, lets its input be gone for one answer, and makes the story due `late` ago, as in a paused job.
+async fn late_story(upstream: &Upstream, redis: &TestRedis, jobs: &JobsFolder, late: Duration) -> WorkerProcess {
+    let worker = worker(redis, jobs);
+    let parts = Parts::of(redis).await;
+    warm(redis, &["story:a"]).await;
+    shows(redis, "story:a", json!("Of 1")).await;
+    let waits = count(redis, "story", "deferred").await;
+    parts.agenda.put(&super::support::job(), &[art("a")], When::Urgent, Trigger::Manual).await.unwrap();
+    eventually("the story waits", async || count(redis, "story", "deferred").await > waits).await;
+    assert_eq!(upstream.calls("/art/a"), 2);
+    let ago = pass(redis, &parts, late, &["art:a", "story:a"]).await;
+    let (job, story) = (JobName::new("story"), [EntryKey::new("story:a")]);
+    parts.agenda.remove(&job, &story).await.unwrap();
+    parts.agenda.put(&job, &story, When::Due(ago), Trigger::Invalidation).await.unwrap();
+    worker
+}
+
+/// The upstream has the artwork again, and is asked before anything is lost or paid for.
+#[tokio::test]
+async fn a_late_paid_for_entry_outlasts_a_single_404() {
+    for optional in [false, true] {
+        let (redis, upstream) = both().await;
+        let jobs = stories(&upstream, "[]");
+        if optional {
+            let story = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
+            let story = story.replace("\"art:{name}\"", "{ key = \"art:{name}\", optional = true }");
+            jobs.write("story.toml", &story.replace("art.version", "art.version if art else 'nothing'"));
+        }
+        let there = || Reply::json(json!({"version": 1}));
+        upstream.on_each("/art/a", [there(), Reply::status(404), there()]);
+        let _worker = late_story(&upstream, &redis, &jobs, Duration::from_secs(120)).await;
+        shows(&redis, "art:a", json!({"version": 1})).await;
+        eventually("the story holds", async || count(&redis, "story", "unchanged").await > 0).await;
+        assert_eq!((redis.json("story:a").await, upstream.calls(AI)), (Some(json!("Of 1")), 1));
+        assert_eq!((count(&redis, "story", "gone").await, upstream.calls("/art/a")), (0, 3));
+    }
+}
+
+/// The second request is made after five minutes, though no other demand asks again so soon.
+#[tokio::test]
+async fn a_second_404_is_asked_for_within_a_long_absent_for() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, "[]\nabsent_for = \"1h\"");
+    upstream.on_each("/art/a", [Reply::json(json!({"version": 1})), Reply::status(404)]);
+    let _worker = late_story(&upstream, &redis, &jobs, Duration::from_secs(301)).await;
     gone(&redis, "story:a").await;
     assert_eq!((upstream.calls("/art/a"), upstream.calls(AI), dead_letters(&redis).await), (3, 1, 0));
 }
@@ -269,6 +334,52 @@ async fn an_optional_input_that_is_gone_is_null() {
     gone(&redis, "page:a").await;
     let checked = samovar(["check", "--fetch"]).redis(&redis).jobs(&jobs).run().await;
     assert!(checked.stdout.contains("✗ page: page:a: its input art:a is gone: art:a does not exist"), "{checked:?}");
+}
+
+/// Its refresh comes later than `absent_for`, and asks for the input again. The value was made without it.
+#[tokio::test]
+async fn a_refresh_does_not_wait_for_an_optional_input_that_is_gone() {
+    for source in ["kind = \"compose\"\nvalue = { frame = \"{{ frame }}\" }", STORY_OF_FRAME] {
+        let (redis, upstream) = both().await;
+        let page = format!(
+            "key = \"page:{{name}}\"\nttl = \"1h\"\n[inputs]\nframe = {{ key = \"frame:{{name}}\", optional = true }}\n\
+             [source]\n{source}\n[entries]\nlist = [\"a\"]\n"
+        );
+        let frame = "key = \"frame:{name}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+                     path = \"/frame/{{ name }}\"\n[warm]\nrecheck = []\n";
+        let jobs = stories(&upstream, "[]").job("page", &page).job("frame", frame);
+        let _worker = worker(&redis, &jobs);
+        let parts = Parts::of(&redis).await;
+        eventually("the page is there", async || count(&redis, "page", "warmed").await == 1).await;
+        pass(&redis, &parts, Duration::from_secs(120), &["frame:a"]).await;
+        let (waits, calls) = (count(&redis, "page", "deferred").await, upstream.calls(AI));
+        parts.agenda.put(&JobName::new("page"), &[EntryKey::new("page:a")], When::NOW, Trigger::Expiry).await.unwrap();
+        eventually("the refresh ends", async || count(&redis, "page", "unchanged").await > 0).await;
+        eventually("the frame is asked for", async || count(&redis, "frame", "gone").await == 2).await;
+        assert_eq!((count(&redis, "page", "deferred").await, upstream.calls(AI)), (waits, calls), "{source}");
+    }
+}
+
+/// Nobody reads the artwork. It expires before the page, and has the same content when it is fetched for the page's
+/// refresh.
+#[tokio::test]
+async fn a_refresh_goes_on_as_soon_as_its_input_is_there() {
+    let (redis, upstream) = both().await;
+    let page = "key = \"page:{name}\"\nttl = \"19s\"\n[inputs]\nart = \"art:{name}\"\n[entries]\nlist = [\"a\"]\n\
+                [source]\nkind = \"compose\"\nvalue = { art = \"{{ art.version }}\" }\n[warm]\nahead = \"13s\"\n";
+    let jobs = stories(&upstream, "[]").job("page", page);
+    let _worker = worker(&redis, &jobs);
+    shows(&redis, "page:a", json!({"art": 1})).await;
+    let made = redis.ask::<i64>(&["PEXPIRETIME", "page:a"]).await;
+    Parts::of(&redis).await.agenda.remove(&super::support::job(), &[art("a")]).await.unwrap();
+    redis.ask::<u64>(&["DEL", "art:a"]).await;
+    eventually("the page is refreshed", async || {
+        let expires = redis.ask::<i64>(&["PEXPIRETIME", "page:a"]).await;
+        assert_ne!(expires, -2, "the page is there all the time");
+        if expires > made { Ok(()) } else { Err(expires) }
+    })
+    .await;
+    assert_eq!(count(&redis, "page", "gone").await, 0);
 }
 
 /// A worker dies after it has removed the input, and before it wakes what is made from it.

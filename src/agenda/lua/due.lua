@@ -8,7 +8,8 @@
 --             only for a warmup or a manual request, and keeps its time for other triggers
 --             'keep' at ARGV 3, unless it is on the agenda already
 --             'there' as 'due', but only if it is on the agenda
---       2 the trigger's number  3 when (ms; 0: now; not for 'urgent')
+--             'soon' as 'there', but only if it is due in at most ARGV 3 (ms), and neither claimed nor running
+--       2 the trigger's number  3 when (ms; 0: now; not for 'urgent', 'there')
 --       4 '1': an invalidation or a manual request: a running entry is made due again; so is one that is only claimed
 --         (and will be fetched anyway), if less urgently
 --       5 channel of signals  6 the signal to send if anything is due soon: before dispatchers would look by themselves
@@ -20,6 +21,10 @@ local strength = {[0] = 3, 4, 2, 1, 5, 0}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = tonumber(ARGV[3])
+local latest
+if how == 'soon' then
+  how, latest, at = 'there', now + at, now
+end
 if at == 0 then at = now end
 local priority = how == 'urgent' and 2 or how == 'bulk' and 1 or 0
 -- An entry of high priority keeps it among those that were named together.
@@ -42,7 +47,9 @@ for i, entry in ipairs(entries) do
     local weaker = strength[trigger] < strength[before]
     local stronger = strength[trigger] > strength[before]
     local of = weaker and before or trigger
-    if state == 'urgent' then
+    if latest and (old_at > latest or state == 'claimed' or state == 'running') then
+      move = false
+    elseif state == 'urgent' then
       -- An entry that waits for an input, a limit, or its retry comes forward with the same priority.
       local forward = at < old_at and (how == 'there' or how == 'due' and (trigger == 0 or trigger == 4))
       move = forward or priority > 0 and (stronger or priority > held or tonumber(text) < math.floor(old))
