@@ -2,9 +2,12 @@
 
 use std::fmt;
 
-use chrono::DateTime;
+use chrono::{DateTime, SecondsFormat};
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Numbers that are most likely times: nanoseconds since the epoch, from September 2001 to December 2099.
+const TIMES: std::ops::Range<u64> = 1_000_000_000_000_000_000..4_102_444_800_000_000_000;
 
 /// The version of a value: an integer, or a time as nanoseconds since the epoch. A higher one is newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -32,6 +35,17 @@ impl Version {
         };
         let time = DateTime::parse_from_rfc3339(text).map_err(|_| told())?;
         time.timestamp_nanos_opt().and_then(|nanos| u64::try_from(nanos).ok()).map(Self).ok_or_else(told)
+    }
+
+    /// Returns the version as text for people: a time if the number is most likely one, otherwise the number.
+    /// [`Version::parse`] reads both back.
+    pub fn shown(self) -> String {
+        // Few numbers of other kinds are that large, and fewer have no nanoseconds.
+        let is_time = TIMES.contains(&self.0) && self.0.is_multiple_of(1_000);
+        let nanos = i64::try_from(self.0).ok().filter(|_| is_time);
+        let time =
+            nanos.map(|nanos| DateTime::from_timestamp_nanos(nanos).to_rfc3339_opts(SecondsFormat::AutoSi, true));
+        time.unwrap_or_else(|| self.to_string())
     }
 }
 
@@ -120,6 +134,21 @@ mod tests {
         for text in ["", "-1", "7.0", "1e3", "v7", "18446744073709551616", "1969-12-31T23:59:59Z", "2026-11-29", "null"]
         {
             assert!(Version::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_shown_as_one() {
+        for (number, shown) in [
+            (0, "0"),
+            (1_795_942_800, "1795942800"),
+            (1_795_942_800_000_000_000, "2026-11-29T09:00:00Z"),
+            (1_795_942_800_123_456_000, "2026-11-29T09:00:00.123456Z"),
+            (1_795_942_800_123_456_789, "1795942800123456789"),
+            (u64::MAX, "18446744073709551615"),
+        ] {
+            assert_eq!(Version::new(number).shown(), shown);
+            assert_eq!(Version::parse(shown), Ok(Version::new(number)), "it reads back");
         }
     }
 

@@ -141,7 +141,11 @@ impl Attempt<'_> {
     /// Ends an attempt whose answer has a lower version than was announced, and is no gain.
     pub(super) fn behind(&self, lease: &Lease, version: Option<Version>, announced: Version, behind: Behind) -> Stop {
         self.warmer.telemetry.behind(&self.job.name);
-        let reason = format!("the upstream is behind: it has {}, and version {announced} was announced", told(version));
+        let reason = format!(
+            "the upstream is behind: it has {}, and version {} was announced",
+            told(version),
+            announced.shown()
+        );
         let now = lease.now();
         let (outcome, next) = match behind.waits {
             true => (Outcome::Deferred, Next::In(pause(now.saturating_since(behind.since)))),
@@ -174,7 +178,11 @@ impl Attempt<'_> {
         invalidated: Option<RedisTime>,
     ) -> Stop {
         self.warmer.telemetry.behind(&self.job.name);
-        let reason = format!("the upstream is behind: it has {}, and version {stored} is stored", told(answer.version));
+        let reason = format!(
+            "the upstream is behind: it has {}, and version {} is stored",
+            told(answer.version),
+            stored.shown()
+        );
         let now = lease.now();
         let behind_for = invalidated.map(|at| now.saturating_since(at.min(now)));
         if let Some(behind_for) = behind_for.filter(|time| *time < self.job.warm.version_patience) {
@@ -217,5 +225,5 @@ fn pause(behind_for: Duration) -> Duration {
 
 /// Returns a version for people.
 fn told(version: Option<Version>) -> String {
-    version.map_or_else(|| "no version of it".to_owned(), |version| format!("version {version}"))
+    version.map_or_else(|| "no version of it".to_owned(), |version| format!("version {}", version.shown()))
 }
