@@ -53,6 +53,11 @@ pub fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// Returns a duration in seconds, rounded to milliseconds, for fields of log lines.
+pub fn logged(time: Duration) -> f64 {
+    Duration::from_millis(millis(time.saturating_add(Duration::from_micros(500))).unsigned_abs()).as_secs_f64()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +90,12 @@ mod tests {
             let time = Duration::from_nanos(nanos);
             assert_eq!(humantime::parse_duration(&text(time)).unwrap(), time, "{}", text(time));
         }
+    }
+
+    #[test]
+    fn a_logged_duration_has_no_more_than_milliseconds() {
+        assert_eq!(logged(Duration::from_nanos(172_502_949)).to_string(), "0.173");
+        assert_eq!(logged(Duration::from_secs(61)).to_string(), "61");
     }
 
     #[test]

@@ -305,7 +305,7 @@ impl Cron {
         });
         if let Some(wait) = wait {
             if self.leave_open(job, claim, wait).await? && entries > 0 {
-                let again = wait.as_secs_f32();
+                let again = duration::logged(wait);
                 info!(job = name, entries, due, again, "warmup without the job's feed, which is asked again");
             }
             return Ok(());
@@ -327,7 +327,7 @@ impl Cron {
             return Ok(());
         }
         self.note_success(job, now).await?;
-        info!(job = name, entries, due, seconds = begun.elapsed().as_secs_f32(), "warmup");
+        info!(job = name, entries, due, seconds = duration::logged(begun.elapsed()), "warmup");
         Ok(())
     }
 

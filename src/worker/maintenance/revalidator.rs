@@ -135,7 +135,7 @@ impl Revalidator {
                 let (leases, values) = self.examine(&mut jobs, gap).await?;
                 failed = jobs.len() < all;
                 if leases + values > 0 {
-                    let seconds = begun.elapsed().as_secs_f32();
+                    let seconds = duration::logged(begun.elapsed());
                     warn!(
                         leases,
                         values, seconds, "invalidations may have been missed; what was fetched before is revalidated"
