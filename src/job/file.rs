@@ -151,11 +151,22 @@ fn parse<'a>(files: &'a [(String, String)], findings: &'a Findings<'a>) -> Vec<P
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in &errors {
             let at = error.span().unwrap_or(0..0);
-            doc.fault(at, format!("not TOML: {}", error.message().trim()));
+            let help = leading_zero(error.message(), text, at.start);
+            doc.fault_with_help(at, format!("not TOML: {}", error.message().trim()), help);
         }
         parsed.push(Parsed { doc, name, table, sound: errors.is_empty() });
     }
     parsed
+}
+
+/// Returns the remedy if a number of a TOML file begins with a zero, as postcodes and station numbers do.
+fn leading_zero(error: &str, text: &str, at: usize) -> Option<String> {
+    let (before, after) = (text.get(..at)?, text.get(at..)?);
+    let digits = |c: char| c.is_ascii_digit();
+    let start = before.trim_end_matches(digits).len();
+    let end = at + after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
+    let number = text.get(start..end).filter(|_| error.contains("leading zero"))?;
+    Some(format!("write it as a string: \"{number}\""))
 }
 
 /// Reads the jobs, and checks their keys and inputs against each other.

@@ -205,6 +205,14 @@ fn all_files_are_read_to_their_end() {
 }
 
 #[test]
+fn a_number_with_a_leading_zero_is_to_be_a_string() {
+    let job = format!("{GOOD}[entries]\nlist = [17000, 06011]\n");
+    let told = faults(&[("a.toml", &job)]);
+    let help = r#"write it as a string: "06011""#;
+    assert!(told.len() == 1 && told[0].contains("leading zero") && told[0].ends_with(help), "{told:?}");
+}
+
+#[test]
 fn jobs_that_wait_for_each_other_are_named_in_a_row() {
     let job = |key: &str, input: &str| {
         GOOD.replace("art:{name}", &format!("{key}:{{name}}")) + &format!("[inputs]\nneeded = \"{input}:{{name}}\"\n")
