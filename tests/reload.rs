@@ -184,6 +184,8 @@ async fn jobs_are_reloaded_over_http_by_whoever_may() {
     let (status, problem) = ask(Method::POST, "/reload", "sesame").await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
     assert!(problem["faults"].as_array().unwrap()[0].as_str().unwrap().contains("broken.toml"), "{problem}");
+    worker.wait_for_log(&["ERROR", "broken.toml:1:"]).await;
+    logged(&worker, "the old ones stay", 1).await;
     std::fs::remove_file(broken).unwrap();
 
     let (status, taken) = ask(Method::POST, "/reload", "sesame").await;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tracing::error;
 
 use super::{Faults, Jobs};
 
@@ -28,13 +29,19 @@ impl Reload {
         Arc::new(Self { read: Box::new(read), asked: Notify::new(), refused: Mutex::default() })
     }
 
-    /// Reads the jobs as they are now, and remembers whether they were refused.
+    /// Reads the jobs as they are now, logs their faults, and remembers whether they were refused.
     ///
     /// # Errors
     /// All their faults.
     pub fn read(&self) -> Result<Jobs, Faults> {
         let read = (self.read)();
         *self.lock() = read.as_ref().err().map(Faults::summary);
+        if let Err(faults) = &read {
+            for fault in &faults.0 {
+                error!(help = fault.help, "{fault}");
+            }
+            error!(faults = faults.0.len(), "the jobs have faults and are not used: the old ones stay");
+        }
         read
     }
 

@@ -72,19 +72,9 @@ pub(super) async fn run(process: &Process<'_>, jobs: Arc<Jobs>, reload: &Reload)
     }
 }
 
-/// Returns the jobs as they are now; logs their faults and returns `None` if they have any.
+/// Returns the jobs as they are now; `None` if they have faults.
 fn read(reload: &Reload) -> Option<Arc<Jobs>> {
-    match reload.read() {
-        Ok(jobs) => {
-            info!(jobs = jobs.jobs.len(), "the jobs were read again without faults: they are taken up");
-            Some(Arc::new(jobs))
-        }
-        Err(faults) => {
-            for fault in &faults.0 {
-                error!(help = fault.help, "{fault}");
-            }
-            error!(faults = faults.0.len(), "the jobs have faults and are not used: the old ones stay");
-            None
-        }
-    }
+    let jobs = reload.read().ok()?;
+    info!(jobs = jobs.jobs.len(), "the jobs were read again without faults: they are taken up");
+    Some(Arc::new(jobs))
 }
