@@ -411,6 +411,11 @@ async fn check_diff_says_what_a_reload_then_does() {
     let removed = diff_of(&redis, &jobs, "other").await;
     assert_eq!(removed["state"], "removed", "{removed}");
     assert!(removed["notes"].to_string().contains("expire with their TTL"), "{removed}");
+    // Under another name it keeps its values.
+    let renamed = jobs.write("renamed.toml", &other);
+    let removed = diff_of(&redis, &jobs, "other").await;
+    assert!(removed["notes"].to_string().contains("taken over by renamed"), "{removed}");
+    std::fs::remove_file(renamed).unwrap();
     let text = samovar(["check", "--diff"]).redis(&redis).jobs(&jobs).run().await.stdout;
     assert!(text.contains("entries, ttl, values") && text.contains("removed"), "{text}");
     assert_eq!(noted(&redis, "art").await.as_deref(), Some(&*before), "nothing was changed");
@@ -440,6 +445,8 @@ async fn check_diff_without_redis_or_with_faults_says_so() {
     assert_eq!(empty["state"], "new", "{empty}");
     jobs.write("art.toml", "key = 7");
     assert_eq!(diff(&redis, &jobs).await.code, Some(78));
+    let told = samovar(["check", "--diff"]).redis(&redis).jobs(&jobs).run().await.stderr;
+    assert!(told.contains("art.toml:1:7: ") && told.lines().count() > 3 && !told.contains("\\n"), "{told}");
     assert_eq!(redis.keys("*").await, Vec::<String>::new());
 }
 

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::check::{FaultReport, check};
-use super::session::{Failed, Session, complain, print_json, table, warn_of_unknown_settings, wrapped};
+use super::session::{Failed, Session, complain, print_json, table, tell_faults, warn_of_unknown_settings, wrapped};
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
 use crate::entry::JobName;
 use crate::job::{EnvUse, Job, Jobs, KnownJobs};
-use crate::ops::{Census, Digests, Noted, Ops, Plan, differences, digests};
+use crate::ops::{Census, Digests, Noted, Ops, Plan, descriptions, differences, digests};
 use crate::redis::Scan;
 use crate::source::Sources;
 
@@ -70,6 +70,8 @@ struct Fleet {
     /// The names of all jobs that are not forgotten.
     names: BTreeSet<JobName>,
     census: Option<Census>,
+    /// The jobs as workers described them.
+    described: KnownJobs,
 }
 
 /// Compares the folder with the fleet, and prints the result.
@@ -87,7 +89,7 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
                 let faults: Vec<FaultReport> = check(folder, settings.default_ttl, &lookup).faults;
                 print_json(&serde_json::json!({ "faults": faults, "unset": names }));
             } else {
-                complain(format_args!("{faults}"));
+                tell_faults(&faults);
                 if !names.is_empty() {
                     let names = names.into_iter().collect::<Vec<_>>().join(", ");
                     complain(format_args!("not set here: {names}; a fault may be gone once they are"));
@@ -110,7 +112,8 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
         diffs.push(fleet.compare(&ops, &sources, job, &unset).await?);
     }
     note_inputs(&jobs, &mut diffs);
-    diffs.extend(fleet.names.iter().filter(|name| !jobs.jobs.contains_key(*name)).map(|name| fleet.removed(name)));
+    let removed = fleet.names.iter().filter(|name| !jobs.jobs.contains_key(*name));
+    diffs.extend(removed.map(|name| fleet.removed(name, &jobs)));
     let report = Report { jobs: diffs, unset: names.into_iter().collect() };
     if args.json {
         print_json(&report);
@@ -135,7 +138,9 @@ impl Fleet {
         while let Some(found) = scan.next(&mut redis).await? {
             names.extend(found.iter().filter_map(|key| session.keys.job_of_unknown(key)).map(JobName::new));
         }
-        Ok(Self { noted, files: files.collect(), scheduled, names, census: ops.last_count().await? })
+        let census = ops.last_count().await?;
+        let described = descriptions::read(&redis, &session.keys).await?.jobs;
+        Ok(Self { noted, files: files.collect(), scheduled, names, census, described })
     }
 
     /// Compares one job's file with the fleet's, and counts what taking it up causes.
@@ -222,10 +227,17 @@ impl Fleet {
         Ok(plan)
     }
 
-    fn removed(&self, name: &JobName) -> JobDiff {
+    /// Reports a job without a file. If another job has its key, that one takes its values over.
+    fn removed(&self, name: &JobName, jobs: &Jobs) -> JobDiff {
         let counted = self.census.as_ref().and_then(|census| census.jobs.get(name.as_str()));
         let which = counted.map_or_else(|| "its values".to_owned(), |counted| format!("its {} values", counted.warm));
-        let note = format!("{which} expire with their TTL; its agenda, counts and dead letters are dropped after 1d");
+        let key = self.described.jobs.get(name).map(|job| job.key.to_string());
+        let heir = jobs.jobs.values().find(|job| key.as_ref().is_some_and(|key| *key == job.key.to_string()));
+        let becomes = match heir {
+            Some(heir) => format!("are taken over by {}, which has the same key", heir.name),
+            None => "expire with their TTL".to_owned(),
+        };
+        let note = format!("{which} {becomes}; its agenda, counts and dead letters are dropped after 1d");
         JobDiff {
             job: name.to_string(),
             state: State::Removed,

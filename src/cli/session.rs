@@ -47,7 +47,8 @@ pub(super) fn jobs(settings: &Settings, env: &Environment) -> Result<Arc<Jobs>, 
     }
 }
 
-fn tell_faults(faults: &Faults) {
+/// Prints faults of job files on standard error, each with its line.
+pub(super) fn tell_faults(faults: &Faults) {
     eprintln!("{}", faults.render(std::io::stderr().is_terminal()));
 }
 
