@@ -336,6 +336,12 @@ async fn a_worker_has_one_name_in_health_log_and_watch() {
 }
 
 #[tokio::test]
+async fn a_time_without_a_unit_is_refused_with_the_remedy() {
+    let refused = samovar(["warm", "art", "--wait", "--timeout", "3"]).run().await;
+    assert!(refused.code == Some(2) && refused.stderr.contains("write 3s"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_refused_reload_shows_in_health_and_metrics() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");

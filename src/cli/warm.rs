@@ -26,6 +26,15 @@ const PAGE: usize = 500;
 /// The most failures that are shown.
 const SHOWN: usize = 20;
 
+/// Reads a time of the command line.
+fn time(text: &str) -> Result<Duration, String> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    humantime::parse_duration(text).map_err(|e| match is_number {
+        true => format!("it has no unit: write {text}s"),
+        false => e.to_string(),
+    })
+}
+
 /// Arguments of `samovar warm`.
 #[derive(Args)]
 pub(super) struct WarmArgs {
@@ -37,7 +46,7 @@ pub(super) struct WarmArgs {
     #[arg(long)]
     wait: bool,
     /// With --wait: the longest wait; entries that are not fetched by then count as failed
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
     timeout: Duration,
     /// Fetch a key that looks like a pattern even if no entry has it
     #[arg(long)]
