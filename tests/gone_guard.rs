@@ -208,6 +208,11 @@ async fn what_is_held_back_is_told_everywhere() {
     let state: Value = serde_json::from_str(&run(&redis, &jobs, &["gone", "art", "--json"]).await.stdout).unwrap();
     assert_eq!((&state["state"], &state["gone"], &state["held"]), (&json!("holding"), &json!(10), &json!(21)));
     assert_eq!(run(&redis, &jobs, &["gone", "nobody"]).await.code, Some(1));
+    let all = run(&redis, &jobs, &["gone"]).await;
+    assert!(all.code == Some(0) && all.stdout.contains("Removals of art: held back"), "{all:?}");
+    let all: Value = serde_json::from_str(&run(&redis, &jobs, &["gone", "--json"]).await.stdout).unwrap();
+    assert_eq!(all["art"]["state"], "holding", "{all}");
+    assert_eq!(run(&redis, &jobs, &["gone", "--accept"]).await.code, Some(2), "of which job?");
     let metrics = client().get(format!("{}/metrics", worker.http().await)).send().await.unwrap();
     let metrics = metrics.text().await.unwrap();
     assert!(metrics.contains("samovar_gone_guard_holding{job=\"art\"} 1"), "{metrics}");

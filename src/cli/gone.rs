@@ -1,26 +1,30 @@
 //! `samovar gone`: shows the removals that a job's guard holds back, lets them through, or has them held longer.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 
 use super::exit;
-use super::pause::PauseArgs;
-use super::session::{Failed, complain, fleet, print_json, relative, wrapped};
+use super::pause;
+use super::session::{Failed, Session, complain, fleet, print_json, relative, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
+use crate::ops::Ops;
 use crate::redis::RedisTime;
 use crate::store::{GoneGuard, GuardState};
 
 /// Arguments of `samovar gone`.
 #[derive(Args)]
 pub(super) struct GoneArgs {
-    #[command(flatten)]
-    job: PauseArgs,
+    /// The job's name; without it, all jobs are shown whose removals are held back or let through
+    #[arg(value_name = "JOB")]
+    job: Option<String>,
     /// Let removals through for an hour: values that are held back are removed if the upstream still says so
-    #[arg(long, conflicts_with = "hold")]
+    #[arg(long, conflicts_with = "hold", requires = "job")]
     accept: bool,
     /// Hold removals back for another hour
-    #[arg(long)]
+    #[arg(long, requires = "job")]
     hold: bool,
     /// Print JSON
     #[arg(long)]
@@ -29,7 +33,8 @@ pub(super) struct GoneArgs {
 
 pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let (session, ops) = fleet(settings, env).await?;
-    let job = args.job.job(&ops.jobs)?;
+    let Some(name) = &args.job else { return all(args.json, &session, &ops).await };
+    let job = pause::find(name, &ops.jobs)?;
     let due = if args.accept { Some(ops.accept_gone(job).await?) } else { None };
     if args.hold && !ops.hold_gone(job).await? {
         complain(format_args!("no removals of {} are held back, so none can be held longer", job.name));
@@ -44,6 +49,26 @@ pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment)
     println!("{}", wrapped(&escaped(&state(job.name.as_str(), guard.as_ref(), now)), ""));
     if let Some(due) = due {
         println!("{due} entries are asked for again at once.");
+    }
+    Ok(exit::OK)
+}
+
+/// Shows the guards of all jobs that hold removals back or let them through.
+async fn all(json: bool, session: &Session, ops: &Ops) -> Result<u8, Failed> {
+    let mut guards = BTreeMap::new();
+    for job in ops.jobs.jobs.keys() {
+        guards.extend(ops.gone_guard(job).await?.map(|guard| (job.as_str(), guard)));
+    }
+    if json {
+        print_json(&guards);
+        return Ok(exit::OK);
+    }
+    let now = session.store.now().await?;
+    for (job, guard) in &guards {
+        println!("{}", wrapped(&escaped(&state(job, Some(guard), now)), ""));
+    }
+    if guards.is_empty() {
+        println!("No removals are held back.");
     }
     Ok(exit::OK)
 }

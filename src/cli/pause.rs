@@ -20,12 +20,17 @@ pub(super) struct PauseArgs {
 impl PauseArgs {
     /// Returns the job, or reports that there is none.
     pub(super) fn job<'a>(&self, jobs: &'a KnownJobs) -> Result<&'a Arc<KnownJob>, Failed> {
-        jobs.jobs.get(self.job.as_str()).ok_or_else(|| {
-            let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
-            complain(format_args!("there is no job `{}`; the jobs are {}", self.job, known.join(", ")));
-            Failed(exit::FAILED)
-        })
+        find(&self.job, jobs)
     }
+}
+
+/// Returns the job of this name, or reports that there is none.
+pub(super) fn find<'a>(name: &str, jobs: &'a KnownJobs) -> Result<&'a Arc<KnownJob>, Failed> {
+    jobs.jobs.get(name).ok_or_else(|| {
+        let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
+        complain(format_args!("there is no job `{name}`; the jobs are {}", known.join(", ")));
+        Failed(exit::FAILED)
+    })
 }
 
 pub(super) async fn run(args: &PauseArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
