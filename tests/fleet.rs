@@ -222,7 +222,7 @@ async fn descriptions_that_did_not_change_are_not_sent_again() {
 #[tokio::test]
 async fn a_job_that_no_worker_knows_any_more_is_told() {
     let (redis, upstream) = both().await;
-    let poem = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");
+    let poem = Art::of(&upstream).warm("every = \"1h\"").toml().replace("art:{name}", "poem:{name}");
     let both_jobs = Art::of(&upstream).folder().job("poem", &poem);
     let first = worker(&redis, &both_jobs);
     described(&redis, "poem").await;
@@ -239,6 +239,8 @@ async fn a_job_that_no_worker_knows_any_more_is_told() {
     let faults = |name: &str| all.iter().find(|job| job["job"] == name).unwrap()["faults"].to_string();
     assert!(faults("poem").contains("no running worker knows"), "{all:?}");
     assert_eq!(faults("art"), "null", "{all:?}");
+    let poem = all.iter().find(|job| job["job"] == "poem").unwrap();
+    assert_eq!(poem["next_warmup_ms"], Value::Null, "nobody warms it up: {poem}");
     let warmed = run(&redis, &["warm", "poem:a"]).await;
     assert_eq!(warmed.code, Some(0), "{warmed:?}");
     assert!(warmed.stderr.contains("No running worker knows poem"), "{warmed:?}");

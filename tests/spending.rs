@@ -245,7 +245,7 @@ async fn a_spent_budget_holds_up_only_what_needs_a_request() {
                  prompt = \"Tell of {{ art.title }}\"\n[entries]\nlist = [\"a\", \"b\"]\n\
                  [warm]\nahead = \"7s\"\nstale_if_error = \"1h\"\n";
     let jobs = stories(&upstream, &[], "tokens = \"30/hour\"").job("story", story);
-    let _worker = worker(&redis, &jobs);
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
     eventually("both stories are there", async || redis.keys("story:*").await.len() == 2).await;
     let parts = Parts::of(&redis).await;
     upstream.publish("/art/b", json!({"title": "two"}));
@@ -276,6 +276,13 @@ async fn a_spent_budget_holds_up_only_what_needs_a_request() {
     assert!(deferred < 20, "{deferred}");
     let saved = job(&redis, &jobs, "story").await["spending"]["calls_saved"].as_u64();
     assert!(saved > Some(0), "{saved:?}");
+    let shown = samovar(["get", "story:b"]).redis(&redis).jobs(&jobs).run().await.stdout;
+    for said in ["because the token budget of openai is spent", "openai: no requests for ", "(tokens)"] {
+        assert!(shown.contains(said), "{said}: {shown}");
+    }
+    let health: Value = serde_json::from_str(&get(&format!("{}/health", worker.http().await)).await).unwrap();
+    assert_eq!(health["status"], "degraded", "{health}");
+    assert!(health["reasons"].to_string().contains("upstream openai has spent its token budget"), "{health}");
 }
 
 /// Its value would expire during the wait for the budget.

@@ -94,6 +94,7 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     }
     let ready = reasons.is_empty();
     reasons.extend(parts.iter().flat_map(|parts| parts.health.troubles()));
+    reasons.extend(parts.iter().flat_map(|parts| parts.gates.values()).filter_map(|gate| gate.trouble()));
     let refused = admin.reload.refused();
     reasons
         .extend(refused.map(|why| format!("the last reload of the job files was refused, the old jobs stay: {why}")));

@@ -8,8 +8,9 @@ use crate::agenda::{Due, State};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
-use crate::entry::{Priority, Trigger};
+use crate::entry::{Outcome, Priority, Trigger};
 use crate::ops::Entry;
+use crate::ops::status::{self, UpstreamStatus};
 use crate::store::Expiry;
 
 /// Arguments of `samovar get`.
@@ -23,14 +24,20 @@ pub(super) struct GetArgs {
 }
 
 pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let (_, ops) = fleet(settings, env).await?;
+    let (session, ops) = fleet(settings, env).await?;
     let entry = ops.entry(&args.key).await?;
     let owner = entry.job.as_ref().and_then(|name| ops.jobs.jobs.get(name.as_str()));
     let has_inputs = owner.is_some_and(|job| job.inputs);
     if args.json {
         print_json(&entry);
     } else {
-        tell_value(&entry);
+        let upstreams = status::upstreams(&session.redis, &session.keys, &ops.jobs).await?;
+        let of_job = |upstream: &&UpstreamStatus| {
+            owner.is_some_and(|job| job.upstreams.iter().any(|known| known.name.as_str() == upstream.upstream))
+        };
+        let closed: Vec<&UpstreamStatus> =
+            upstreams.iter().filter(of_job).filter(|upstream| upstream.closed.is_some()).collect();
+        tell_value(&entry, &closed);
         tell_last_attempt(&entry, has_inputs);
         tell_agenda(&entry, has_inputs);
     }
@@ -41,8 +48,8 @@ fn say(what: &str, text: String) {
     println!("{what:<14}{}", escaped(&text));
 }
 
-/// Prints the value, its age and its versions.
-fn tell_value(entry: &Entry) {
+/// Prints the value, its age and its versions. `closed` are upstreams of its job to which no requests are sent now.
+fn tell_value(entry: &Entry, closed: &[&UpstreamStatus]) {
     let now = entry.now_ms;
     match &entry.value {
         Some(value) => print_json(value),
@@ -72,30 +79,46 @@ fn tell_value(entry: &Entry) {
         say("written by", "another program".to_owned());
     }
     if let Some(ends) = entry.outlives_ms {
-        let since = if ends > now {
-            format!("from {} on", relative(ends, now))
-        } else {
-            format!("since {}", relative(ends, now))
+        let (at, cause) = (relative(ends, now), cause_of_age(entry, closed));
+        let kept = match ends > now {
+            true => format!("will be kept beyond its TTL {at}"),
+            false => format!("kept beyond its TTL, since {at}"),
         };
-        let reason = entry.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
-        let why = match entry.removal_held_until_ms {
-            Some(_) => "because its job's guard holds its removal back; last attempt",
-            None => "because its source fails",
-        };
-        say("old", format!("kept beyond its TTL, {since}, {why}{reason}"));
+        say("old", format!("{kept}, because {cause}"));
+    }
+    for upstream in closed {
+        say("upstream", format!("{}: {}", upstream.upstream, upstream.closed_text(now).unwrap_or_default()));
     }
     if let Some(at) = entry.invalidated_ms {
         say("invalidated", format!("{}, not fetched again yet", relative(at, now)));
     }
     if let Some(version) = entry.version {
-        say("version", version.to_string());
+        say("version", version.shown());
     }
     if let Some(announced) = entry.announced_version {
-        say("behind", format!("version {announced} was announced, and is not stored yet"));
+        say("behind", format!("version {} was announced, and is not stored yet", announced.shown()));
     }
     if !entry.rechecks_ms.is_empty() {
         let times = entry.rechecks_ms.iter().map(|at| if *at > now { relative(*at, now) } else { "now".to_owned() });
         say("rechecks", Vec::from_iter(times).join(", "));
+    }
+}
+
+/// Returns why a value is kept beyond its TTL. The metadata tell no attempt that ended before its fetch, so an upstream
+/// to which no requests are sent is the cause unless the last attempt has another.
+fn cause_of_age(entry: &Entry, closed: &[&UpstreamStatus]) -> String {
+    let reason = entry.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
+    if entry.removal_held_until_ms.is_some() {
+        return format!("its removal is held back{reason}");
+    }
+    match (entry.last_outcome, closed.first()) {
+        (Some(Outcome::Failed), _) => format!("its source fails{reason}"),
+        (Some(Outcome::Deferred), _) => format!("its fetch is deferred{reason}"),
+        (_, Some(UpstreamStatus { upstream, closed: Some("tokens"), .. })) => {
+            format!("the token budget of {upstream} is spent")
+        }
+        (_, Some(UpstreamStatus { upstream, .. })) => format!("no requests are sent to {upstream}"),
+        (_, None) => "it could not be fetched in time".to_owned(),
     }
 }
 
@@ -106,7 +129,9 @@ fn tell_last_attempt(entry: &Entry, has_inputs: bool) {
         let why = if has_inputs { INVALIDATION_OR_INPUT } else { INVALIDATION };
         say("last attempt", format!("{outcome}, {}, for {}", relative(at, now), purpose(trigger, why)));
     }
-    if let Some(reason) = entry.reason.as_ref().filter(|_| entry.outlives_ms.is_none()) {
+    let is_told =
+        entry.outlives_ms.is_some() && matches!(entry.last_outcome, Some(Outcome::Failed | Outcome::Deferred));
+    if let Some(reason) = entry.reason.as_ref().filter(|_| !is_told) {
         say("reason", reason.clone());
     }
     if let Some(failures) = entry.failures.filter(|failures| *failures > 0) {

@@ -39,6 +39,8 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         let mut status = status::of_job(&session.redis, &session.keys, job, Some(&census)).await?;
         if left.contains(&job.name) {
             status.faults.push(format!("no running worker knows the job {}: {LEFT}", job.name));
+            // Nobody warms it up.
+            status.next_warmup_ms = None;
         }
         all.push(status);
     }
@@ -80,6 +82,11 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     if let Some(budgets) = budgets(&upstreams, now) {
         println!("\n{budgets}");
+    }
+    for upstream in &upstreams {
+        if let Some(closed) = upstream.closed_text(now) {
+            println!("\n{}", wrapped(&format!("Upstream {}: {closed}.", upstream.upstream), ""));
+        }
     }
     for state in told {
         println!("\n{}", wrapped(&escaped(&state), ""));

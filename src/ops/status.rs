@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::agenda::Agenda;
 use crate::entry::LastOutcome;
+use crate::entry::duration;
 use crate::entry::{Outcome, Usage};
 use crate::job::{KnownJob, KnownJobs};
 use crate::ops::Census;
@@ -108,6 +109,14 @@ pub struct UpstreamStatus {
     /// Its keys of the wrong type.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,
+}
+
+impl UpstreamStatus {
+    /// Returns as text that no requests are sent now, and why; `None` while requests are sent.
+    pub fn closed_text(&self, now: RedisTime) -> Option<String> {
+        let left = duration::rough(self.closed_until_ms.unwrap_or(now).saturating_since(now));
+        self.closed.map(|why| format!("no requests for {left} ({why})"))
+    }
 }
 
 /// Reads all upstreams, in the order of their names.

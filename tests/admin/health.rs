@@ -3,7 +3,7 @@
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use super::support::{Art, eventually, samovar, talkative};
+use super::support::{Art, Reply, eventually, samovar, talkative};
 use super::{Server, both};
 
 #[tokio::test]
@@ -38,6 +38,22 @@ async fn health_follows_redis_and_says_what_is_wrong() {
         server.get("/metrics").await.text.contains("\nsamovar_redis_up 1\n")
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_open_breaker_is_told_by_health_and_jobs() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::status(500));
+    let jobs = Art::of(&upstream).list(0..12).folder();
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    eventually("health is degraded", async || {
+        let state = server.get("/health").await.ok();
+        let told = state["reasons"].to_string().contains("upstream museum failed too often");
+        if told && state["status"] == "degraded" { Ok(()) } else { Err(state) }
+    })
+    .await;
+    let shown = samovar(["jobs"]).redis(&redis).jobs(&jobs).run().await.stdout;
+    assert!(shown.contains("Upstream museum: no requests for ") && shown.contains("(breaker)."), "{shown}");
 }
 
 #[tokio::test]

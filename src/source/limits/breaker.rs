@@ -69,6 +69,19 @@ impl Breaker {
         Some(Refusal { wait, reason })
     }
 
+    /// Returns why a person should know of the upstream: its breaker is open, it refuses the account, or its token
+    /// budget is spent. `None` for a `Retry-After`, which ends by itself soon.
+    pub(super) fn trouble(&self) -> Option<Refusal> {
+        let closed = self.closed();
+        let reason = match self.known().health {
+            Health::Broken => "breaker",
+            Health::Refused => "refused",
+            Health::Well | Health::Shaky => return closed.filter(|refusal| refusal.reason == "tokens"),
+        };
+        // The breaker stays open until a probe succeeds, also when the next probe is due.
+        Some(Refusal { wait: closed.map(|refusal| refusal.wait).unwrap_or_default(), reason })
+    }
+
     /// Admits nothing for a time that Redis could not be told of.
     pub(super) fn pause(&self, wait: Duration) {
         self.known().closed = Some((Instant::now() + wait, "retry-after"));

@@ -13,6 +13,7 @@ use super::budget::Budget;
 use super::line::Line;
 use super::refusal::Refusal;
 use super::requests::{Fetches, Lately, Requests};
+use crate::entry::duration;
 use crate::job::Upstream;
 use crate::protocol::Keys;
 use crate::redis::Connection;
@@ -115,6 +116,17 @@ impl Gate {
     /// Returns why nothing is admitted for now, and for how long, without a command.
     pub fn refusal(&self) -> Option<Refusal> {
         self.breaker.closed()
+    }
+
+    /// Returns why a person should know of the upstream, as a sentence without what the upstream said: its breaker is
+    /// open, it refuses the account, or its token budget is spent. Sends no command.
+    pub fn trouble(&self) -> Option<String> {
+        let refusal = self.breaker.trouble()?;
+        let text = format!("upstream {} {}", self.upstream.name, refusal.says());
+        match refusal.wait {
+            Duration::ZERO => Some(text),
+            wait => Some(format!("{text}; no requests for {}", duration::rough(wait))),
+        }
     }
 
     /// Returns whether the upstream's breaker is open.
