@@ -49,10 +49,10 @@ pub(super) struct Poll {
     pub(super) jobs: Vec<JobStatus>,
     /// All upstreams.
     pub(super) upstreams: Vec<UpstreamStatus>,
-    /// Reads counted by Redis before this poll.
-    pub(super) before: Reads,
+    /// Reads counted by Redis before this poll; `None` if Redis does not tell.
+    pub(super) before: Option<Reads>,
     /// Reads counted by Redis after this poll.
-    pub(super) after: Reads,
+    pub(super) after: Option<Reads>,
 }
 
 /// Reads by all clients since Redis started.
@@ -125,8 +125,8 @@ async fn once(session: &Session, jobs: &Arc<KnownJobs>, filter: &Filter) -> Redi
     Ok(Poll { now, workers, jobs: statuses, upstreams, before, after })
 }
 
-async fn reads(session: &Session) -> RedisResult<Reads> {
+async fn reads(session: &Session) -> RedisResult<Option<Reads>> {
     // Without `INFO` no hit rate is shown.
     let info = session.redis.clone().info(&["stats"]).await?.unwrap_or_default();
-    Ok(Reads { hits: info.hits().unwrap_or_default(), misses: info.misses().unwrap_or_default() })
+    Ok(info.hits().zip(info.misses()).map(|(hits, misses)| Reads { hits, misses }))
 }

@@ -73,7 +73,8 @@ fn header(view: &View) -> Vec<Line<'_>> {
                 1 => Span::from("1 worker"),
                 n => Span::from(format!("{n} workers")),
             };
-            let mut spans = vec![workers, Span::from(format!("  {}", hit_rate(view.reads())))];
+            let mut spans = vec![workers];
+            spans.extend(view.reads().map(|reads| Span::from(format!("  {}", hit_rate(reads)))));
             spans.push(Span::from(format!("  {} invalidations", view.invalidations)));
             if view.dropped > 0 {
                 spans.push(Span::from(format!("  {} events dropped", view.dropped)).yellow());

@@ -10,12 +10,14 @@ use crate::entry::Outcome;
 use crate::entry::duration;
 use crate::ops::status::UpstreamStatus;
 use crate::redis::RedisTime;
-use crate::telemetry::{Event, WorkerReport};
+use crate::telemetry::{Event, Invalidation, WorkerReport};
 
 /// The most events that are kept.
 const RECENT: usize = 500;
 /// The most times of a job from which percentiles are computed.
 const TIMES: usize = 500;
+/// The time in which all workers report the same message of the channel.
+const TOGETHER: Duration = Duration::from_secs(10);
 /// The polls over which reads are summed.
 const POLLS: usize = 10;
 
@@ -40,10 +42,28 @@ pub(super) struct View {
     pub(super) dropped: u64,
     /// Invalidations since the start.
     pub(super) invalidations: u64,
+    /// Messages of the channel of late, by what they name. Each worker reports each of them.
+    bare: BTreeMap<String, Bare>,
     reads: VecDeque<Reads>,
     summed_up: Instant,
     since_summary: Tally,
     before: (u64, u64),
+}
+
+/// Messages of the channel with the same names.
+#[derive(Debug)]
+struct Bare {
+    /// When one was last reported.
+    heard: Instant,
+    /// How often each worker reported one, and how often the worker did that reported most.
+    times: BTreeMap<String, u64>,
+    most: u64,
+}
+
+impl Bare {
+    fn new() -> Self {
+        Self { heard: Instant::now(), times: BTreeMap::new(), most: 0 }
+    }
 }
 
 /// Outcomes of entries and their times.
@@ -103,6 +123,9 @@ pub(super) struct Summary {
     hits: u64,
     misses: u64,
     hit_rate: Option<f64>,
+    /// The reads that these are of; `None` before they are known.
+    #[serde(skip)]
+    reads: Option<Reads>,
     jobs: Vec<JobSummary>,
     /// Upstreams that are closed or have a budget.
     upstreams: Vec<UpstreamStatus>,
@@ -129,6 +152,7 @@ impl View {
             recent: VecDeque::new(),
             dropped: 0,
             invalidations: 0,
+            bare: BTreeMap::new(),
             reads: VecDeque::new(),
             summed_up: Instant::now(),
             since_summary: Tally::default(),
@@ -152,6 +176,26 @@ impl View {
         self.disconnected.is_none() && self.poll.is_some()
     }
 
+    /// Counts an invalidation. Every worker handles a message of the channel, so such messages with the same names
+    /// count as often as the worker reports them that does most often.
+    fn count(&mut self, worker: &str, invalidation: &Invalidation) {
+        let Invalidation { way, action, keys, patterns, tags, jobs, .. } = invalidation;
+        if way != "channel" {
+            self.invalidations += 1;
+            return;
+        }
+        self.bare.retain(|_, bare| bare.heard.elapsed() < TOGETHER);
+        let names = format!("{:?}", (action, keys, patterns, tags, jobs));
+        let bare = self.bare.entry(names).or_insert_with(Bare::new);
+        bare.heard = Instant::now();
+        let times = bare.times.entry(worker.to_owned()).or_default();
+        *times += 1;
+        if *times > bare.most {
+            bare.most = *times;
+            self.invalidations += 1;
+        }
+    }
+
     fn hear(&mut self, WorkerReport { worker, dropped, events }: WorkerReport) {
         self.dropped += dropped;
         for event in events {
@@ -161,7 +205,7 @@ impl View {
                     tally.add(ended.outcome, ended.lag_ms, ended.took_ms);
                     self.since_summary.add(ended.outcome, ended.lag_ms, ended.took_ms);
                 }
-                Event::Invalidation(_) => self.invalidations += 1,
+                Event::Invalidation(invalidation) => self.count(&worker, invalidation),
             }
             push(&mut self.recent, (worker.clone(), event), RECENT);
         }
@@ -170,9 +214,9 @@ impl View {
     /// The polls' own reads do not count: the sum is from the end of one poll to the start of the next.
     fn see(&mut self, poll: Poll) {
         self.unreachable = None;
-        if let Some(last) = &self.poll {
-            let hits = poll.before.hits.checked_sub(last.after.hits);
-            let misses = poll.before.misses.checked_sub(last.after.misses);
+        if let Some((before, last)) = poll.before.zip(self.poll.as_ref().and_then(|last| last.after)) {
+            let hits = before.hits.checked_sub(last.hits);
+            let misses = before.misses.checked_sub(last.misses);
             match (hits, misses) {
                 (Some(hits), Some(misses)) => push(&mut self.reads, Reads { hits, misses }, POLLS),
                 // Redis was restarted.
@@ -182,10 +226,10 @@ impl View {
         self.poll = Some(poll);
     }
 
-    /// Returns the reads of Redis in the last ten seconds, by all clients.
-    pub(super) fn reads(&self) -> Reads {
-        let add = |sum: Reads, more: &Reads| Reads { hits: sum.hits + more.hits, misses: sum.misses + more.misses };
-        self.reads.iter().fold(Reads::default(), add)
+    /// Returns the reads of Redis in the last ten seconds, by all clients; `None` before they are known.
+    pub(super) fn reads(&self) -> Option<Reads> {
+        let add = |sum: Reads, more: Reads| Reads { hits: sum.hits + more.hits, misses: sum.misses + more.misses };
+        self.reads.iter().copied().reduce(add)
     }
 
     /// Returns a line for each upstream that is closed or has a budget.
@@ -218,9 +262,10 @@ impl View {
             outcomes: tally.outcomes,
             invalidations: self.invalidations - before.0,
             dropped: self.dropped - before.1,
-            hits: reads.hits,
-            misses: reads.misses,
-            hit_rate: rate(reads),
+            hits: reads.unwrap_or_default().hits,
+            misses: reads.unwrap_or_default().misses,
+            hit_rate: reads.and_then(rate),
+            reads,
             upstreams: upstreams.cloned().collect(),
             jobs,
         }
@@ -247,7 +292,7 @@ impl Summary {
         if let (Some(half), Some(most)) = (self.lag_p50_ms, self.lag_p99_ms) {
             parts.push(format!("lag p50 {}, p99 {}", ms(half), ms(most)));
         }
-        parts.push(hit_rate(Reads { hits: self.hits, misses: self.misses }));
+        parts.extend(self.reads.map(hit_rate));
         if self.dropped > 0 {
             parts.push(format!("{} events dropped", self.dropped));
         }
@@ -268,11 +313,7 @@ fn of_job(status: &crate::ops::status::JobStatus) -> JobSummary {
 
 /// Returns whether an upstream is closed, and a line about it.
 fn about(upstream: &UpstreamStatus, now: RedisTime) -> Option<(bool, String)> {
-    let mut words = Vec::new();
-    if let Some(why) = upstream.closed {
-        let left = duration::rough(upstream.closed_until_ms.unwrap_or(now).saturating_since(now));
-        words.push(format!("no requests for {left} ({why})"));
-    }
+    let mut words = Vec::from_iter(upstream.closed_text(now));
     if let (Some(spent), Some(budget)) = (upstream.tokens_spent, upstream.tokens_budget) {
         words.push(format!("{spent} of {budget} tokens spent"));
     }
@@ -319,10 +360,12 @@ fn push<T>(queue: &mut VecDeque<T>, item: T, most: usize) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn poll(before: (u64, u64), after: (u64, u64)) -> News {
-        let reads = |(hits, misses)| Reads { hits, misses };
+        let reads = |(hits, misses)| Some(Reads { hits, misses });
         News::Polled(Box::new(Poll { before: reads(before), after: reads(after), ..Poll::default() }))
     }
 
@@ -330,12 +373,44 @@ mod tests {
     fn our_own_looks_are_no_reads_and_a_restart_begins_anew() {
         let mut view = View::new(String::new(), String::new());
         view.take(poll((100, 10), (150, 60)));
-        assert_eq!(hit_rate(view.reads()), "no reads");
+        assert_eq!(view.reads(), None, "not known yet");
+        assert!(!view.sum_up().line().contains("reads"));
         view.take(poll((159, 61), (200, 100)));
-        assert_eq!(view.reads(), Reads { hits: 9, misses: 1 });
-        assert_eq!(hit_rate(view.reads()), "Redis hits 90.0 % of 10 reads (of all clients, workers included)");
+        assert_eq!(view.reads(), Some(Reads { hits: 9, misses: 1 }));
+        assert_eq!(hit_rate(view.reads().unwrap()), "Redis hits 90.0 % of 10 reads (of all clients, workers included)");
         view.take(poll((1, 1), (2, 2)));
-        assert_eq!(view.reads(), Reads::default());
+        assert_eq!(view.reads(), None);
+        view.take(poll((2, 2), (3, 3)));
+        assert_eq!(hit_rate(view.reads().unwrap()), "no reads");
+    }
+
+    /// A worker's report of invalidations of these keys, heard in this way.
+    fn heard(worker: &str, way: &str, keys: &[&str]) -> News {
+        let event = |key: &&str| {
+            let invalidation = json!({
+                "event": "invalidation", "at_ms": 1, "way": way, "action": "refresh", "keys": [key],
+                "entries": 1, "due": 1, "removed": 0, "fenced": 0, "foreign": 0,
+            });
+            serde_json::from_value(invalidation).unwrap()
+        };
+        News::Report(WorkerReport { worker: worker.into(), dropped: 0, events: keys.iter().map(event).collect() })
+    }
+
+    #[test]
+    fn a_message_that_all_workers_hear_counts_once() {
+        let mut view = View::new(String::new(), String::new());
+        view.take(heard("one", "channel", &["a", "b", "a"]));
+        view.take(heard("two", "channel", &["a", "b", "a"]));
+        assert_eq!(view.invalidations, 3);
+        view.take(heard("two", "channel", &["a"]));
+        view.take(heard("one", "channel", &["a"]));
+        assert_eq!(view.invalidations, 4);
+        view.take(heard("one", "inbox", &["a"]));
+        view.take(heard("two", "inbox", &["a"]));
+        assert_eq!(view.invalidations, 6, "each was read from the inbox by one worker");
+        view.bare.values_mut().for_each(|bare| bare.heard = Instant::now().checked_sub(TOGETHER).unwrap());
+        view.take(heard("three", "channel", &["a"]));
+        assert_eq!(view.invalidations, 7, "a later one is another one");
     }
 
     #[test]
