@@ -1,11 +1,13 @@
 //! `samovar dead`: lists the dead letters with their reasons, or retries them.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, complain, fleet, relative, table};
+use super::session::{Failed, complain, fleet, relative, table, wrapped};
 use crate::config::{Environment, Settings};
-use crate::entry::escape::json_line;
+use crate::entry::escape::{escaped, json_line};
 use crate::ops::Dead;
 use crate::redis::RedisTime;
 
@@ -56,6 +58,21 @@ pub(super) async fn run(args: &DeadArgs, settings: &Settings, env: &Environment)
     Ok(exit::OK)
 }
 
+fn reason_of(letter: &Dead) -> &str {
+    letter.reason.as_deref().unwrap_or_default()
+}
+
+/// Returns a reason with `…` for the paths of URLs, which name entries.
+fn without_paths(reason: &str) -> String {
+    let host = |word: &str| {
+        let rest = word.strip_prefix("http://").or_else(|| word.strip_prefix("https://"))?;
+        let end = word.len() - rest.len() + rest.find('/')?;
+        Some(format!("{}/…", &word[..end]))
+    };
+    let words = reason.split(' ').map(|word| host(word).unwrap_or_else(|| word.to_owned()));
+    Vec::from_iter(words).join(" ")
+}
+
 /// A printer of dead letters, page by page.
 struct List {
     json: bool,
@@ -70,6 +87,8 @@ impl List {
         Self { json, shown: 0 }
     }
 
+    /// Prints a page. For people, the letters of a job with the same reason follow it, so that an outage is one group;
+    /// reasons that differ only in the paths of URLs are the same.
     fn show(&mut self, page: &[Dead], now: RedisTime) {
         if self.json {
             for letter in page {
@@ -79,12 +98,26 @@ impl List {
             }
             return;
         }
-        let mut rows = if self.shown == 0 { table(&["JOB", "KEY", "GIVEN UP", "REASON"]) } else { table(&[]) };
-        for Dead { job, key, at_ms, reason } in page {
-            rows.add_row([job.clone(), key.clone(), relative(*at_ms, now), reason.clone().unwrap_or_default()]);
+        let mut groups: BTreeMap<(&str, String), Vec<&Dead>> = BTreeMap::new();
+        for letter in page {
+            groups.entry((&letter.job, without_paths(reason_of(letter)))).or_default().push(letter);
         }
-        println!("{rows}");
-        self.shown += page.len();
+        for ((job, reason), letters) in groups {
+            if self.shown > 0 {
+                println!();
+            }
+            let reason = match letters.as_slice() {
+                [first, others @ ..] if others.iter().all(|other| other.reason == first.reason) => reason_of(first),
+                _ => &reason,
+            };
+            println!("{}", wrapped(&escaped(&format!("{job}: {reason}")), "  "));
+            let mut rows = table(&["KEY", "GIVEN UP"]);
+            for Dead { key, at_ms, .. } in &letters {
+                rows.add_row([key.clone(), relative(*at_ms, now)]);
+            }
+            println!("{rows}");
+            self.shown += letters.len();
+        }
     }
 
     fn end(self, retried: bool) {
@@ -96,6 +129,21 @@ impl List {
             0 => println!("No dead letters."),
             shown if retried => println!("\n{shown} put back on the agenda."),
             _ => println!("\nPut them back with `samovar dead --retry`."),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_of_an_outage_are_the_same_for_all_entries() {
+        let reason = |path: &str| format!("failed 5 times, last: https://museum.test:81/{path} answered 503");
+        assert_eq!(without_paths(&reason("art/a?x=ı")), "failed 5 times, last: https://museum.test:81/… answered 503");
+        assert_eq!(without_paths(&reason("b")), without_paths(&reason("")));
+        for other in ["", "http://", "http://museum.test refused: ü  /art/a"] {
+            assert_eq!(without_paths(other), other);
         }
     }
 }

@@ -76,6 +76,10 @@ async fn dead_letters_come_in_pages_until_there_are_none() {
     let key = seen.first().unwrap();
     let one = samovar(["dead", key, "art:none"]).redis(&redis).jobs(&jobs).run().await;
     assert!(one.stdout.contains(key) && !one.stdout.contains("art:00001"), "{one:?}");
+    let all = samovar(["dead", "art"]).redis(&redis).jobs(&jobs).run().await.stdout;
+    let reasons = all.matches(&"r".repeat(70)).count();
+    assert!((1..20).contains(&reasons) && all.contains("art:00001") && all.contains("art:01202"), "{reasons}: {all}");
+    assert!(all.lines().all(|line| line.chars().count() <= 110), "{all}");
     let retry = samovar(["dead", "--retry", key]).redis(&redis).jobs(&jobs).run().await;
     assert!(retry.stdout.contains("\n1 put back"), "{retry:?}");
     assert_eq!(server.post("/dead/retry", json!({})).await.ok(), json!({"retried": 1_202}));
