@@ -240,8 +240,9 @@ mod tests {
             News::Polled(Box::new(Poll { now, workers: 2, jobs, upstreams, before, after }))
         };
         view.take(News::Connected);
-        view.take(poll(Reads::default(), Reads::default()));
-        view.take(poll(Reads { hits: 999, misses: 1 }, Reads { hits: 999, misses: 1 }));
+        view.take(poll(Some(Reads::default()), Some(Reads::default())));
+        let read = Some(Reads { hits: 999, misses: 1 });
+        view.take(poll(read, read));
         let events = vec![ended(1, Outcome::Warmed, None), ended(2, Outcome::Failed, Some("503"))];
         view.take(News::Report(WorkerReport { worker: "w".into(), dropped: 9, events }));
         view
