@@ -37,7 +37,7 @@ const CAUSE: usize = 300;
 pub struct Troubles {
     /// The loop that this clone reports for.
     of: &'static str,
-    notices: Arc<Mutex<BTreeMap<String, String>>>,
+    notices: Arc<Mutex<BTreeMap<(&'static str, String), String>>>,
     all: Arc<Mutex<BTreeMap<(&'static str, String), Trouble>>>,
 }
 
@@ -114,10 +114,17 @@ impl Troubles {
     /// Records a state of this job that people must know, or its end. Whoever caused the state logs it.
     pub fn notice(&self, job: &str, state: Option<String>) {
         let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        let subject = (self.of, job.to_owned());
         match state {
-            Some(state) => notices.insert(job.to_owned(), state),
-            None => notices.remove(job),
+            Some(state) => notices.insert(subject, state),
+            None => notices.remove(&subject),
         };
+    }
+
+    /// Returns the state of this job that this loop recorded.
+    pub fn notice_of(&self, job: &str) -> Option<String> {
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.get(&(self.of, job.to_owned())).cloned()
     }
 
     /// Records a failure that concerns only this job, upstream or step, and returns `None`, so that the others
