@@ -257,6 +257,17 @@ async fn workers_with_two_files_do_not_fetch_from_each_other() {
     eventually("the change is noted", async || noted(&redis, "art").await.is_some_and(|now| now.contains(' '))).await;
     at_rest(&redis).await;
     assert_eq!([upstream.calls("/art/a"), upstream.calls("/art/b")], [1, 1]);
+    // The workers are named where people look.
+    let name = worker_with(&redis, &before).await;
+    let table = samovar(["jobs"]).redis(&redis).jobs(&new).run().await.stdout;
+    assert!(
+        table.split_whitespace().collect::<Vec<_>>().join(" ").contains(&format!("unknown file: {name}.")),
+        "{table}"
+    );
+    let json = samovar(["jobs", "--json"]).redis(&redis).jobs(&new).run().await.stdout;
+    for told in [json, diff_of(&redis, &new, "art").await["notes"].to_string()] {
+        assert!(told.contains(&format!("unknown file: {name}\"")), "{told}");
+    }
     ends(first).await;
     settled(&redis, "art", &before).await;
     for name in ["a", "b"] {
@@ -272,6 +283,101 @@ async fn workers_with_two_files_do_not_fetch_from_each_other() {
         assert_eq!(upstream.calls(&format!("/art/{name}")), 3, "{name}");
     }
     drop(third);
+}
+
+/// Returns the worker that announces this digest of what the values of the job `art` are made from.
+async fn worker_with(redis: &TestRedis, made: &str) -> String {
+    eventually("a worker announces the file", async || {
+        let all: Vec<String> = redis.ask(&["HGETALL", "samovar:{schedules}:files"]).await;
+        all.chunks(2).find(|pair| pair[1].contains(made)).map(|pair| pair[0].clone())
+    })
+    .await
+}
+
+/// Waits until values of several files of the job `art` may be there.
+async fn is_open(redis: &TestRedis) {
+    eventually("the change is noted", async || noted(redis, "art").await.is_some_and(|now| now.contains(' '))).await;
+}
+
+/// A worker that was taken for dead may fetch with its old file, after the change was carried out without it.
+#[tokio::test]
+async fn a_worker_that_was_cut_off_leaves_no_old_values() {
+    let (redis, upstream) = both().await;
+    let names: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    for name in &names {
+        upstream.publish(&format!("/art/{name}"), json!({"one": 1, "two": 2}));
+    }
+    let base = Art::of(&upstream).list(&names);
+    let (old, new) = (base.clone().source("select = \"/one\"").folder(), base.source("select = \"/two\"").folder());
+    let first = hasty_worker(&redis, &old);
+    for name in &names {
+        readable_key(&redis, &format!("art:{name}")).await;
+    }
+    let before = settled(&redis, "art", "").await;
+    first.freeze();
+    let second = hasty_worker(&redis, &new);
+    let after = settled(&redis, "art", &before).await;
+    for name in &names {
+        becomes(&redis, &format!("art:{name}"), json!(2)).await;
+    }
+    first.thaw();
+    is_open(&redis).await;
+    let warmed = samovar(["warm", "art", "--wait"]).redis(&redis).jobs(&old).run().await;
+    assert_eq!(warmed.code, Some(0), "{warmed:?}");
+    ends(first).await;
+    assert_eq!(settled(&redis, "art", "").await, after);
+    for name in &names {
+        becomes(&redis, &format!("art:{name}"), json!(2)).await;
+    }
+    drop(second);
+}
+
+#[tokio::test]
+async fn two_files_are_noted_again_after_a_flush() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"one": 1, "two": 2}));
+    let base = Art::of(&upstream).list(["a"]);
+    let (old, new) = (base.clone().source("select = \"/one\"").folder(), base.source("select = \"/two\"").folder());
+    let first = worker(&redis, &old);
+    readable_key(&redis, "art:a").await;
+    let before = settled(&redis, "art", "").await;
+    let second = worker(&redis, &new);
+    is_open(&redis).await;
+    redis.ask::<String>(&["FLUSHALL"]).await;
+    is_open(&redis).await;
+    worker_with(&redis, &before).await;
+    readable_key(&redis, "art:a").await;
+    ends(first).await;
+    becomes(&redis, "art:a", json!(2)).await;
+    assert_ne!(settled(&redis, "art", "").await, before);
+    drop(second);
+}
+
+#[tokio::test]
+async fn ai_calls_of_fallbacks_are_told_beforehand() {
+    let (redis, upstream) = both().await;
+    for name in ["a", "b"] {
+        upstream.publish(&format!("/art/{name}"), json!({"title": name}));
+    }
+    let openai = format!("[openai]\nurl = \"{}/v1\"", upstream.url());
+    let fallback =
+        "fallback = [{ kind = \"ai\", upstream = \"openai\", model = \"tiny\", prompt = \"Of {{ name }}\" }]";
+    let base = Art::of(&upstream).list(["a", "b"]).limits(&openai);
+    let jobs = base.clone().source(fallback).folder();
+    let mut worker = worker(&redis, &jobs);
+    for name in ["a", "b"] {
+        readable_key(&redis, &format!("art:{name}")).await;
+    }
+    let dry = samovar(["warm", "art", "--dry-run", "--json"]).redis(&redis).jobs(&jobs).run().await;
+    let dry: Value = serde_json::from_str(&dry.stdout).unwrap();
+    assert_eq!((&dry["ai_calls"], &dry["fallback_ai_calls"]), (&json!(0), &json!(2)), "{dry}");
+    jobs.write("art.toml", &base.source(&format!("select = \"/title\"\n{fallback}")).toml());
+    let planned = diff_of(&redis, &jobs, "art").await;
+    assert_eq!((&planned["ai_calls"], &planned["fallback_ai_calls"]), (&json!(0), &json!(2)), "{planned}");
+    assert!(planned["notes"].to_string().contains("2 AI calls come in addition"), "{planned}");
+    worker.hangup();
+    worker.wait_for_log(&["job=art", "2 requests to come", "fallback_ai_calls=2"]).await;
+    assert_eq!(upstream.calls(ASKED), 0);
 }
 
 /// A job `story` that tells of the job `art`, by this prompt; each answer costs 15 tokens.

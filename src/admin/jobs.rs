@@ -62,6 +62,12 @@ fn withhold(fleet: &Fleet, status: &mut JobStatus) {
     }
 }
 
+/// Adds a change that waits long for other workers.
+fn add_waiting(fleet: &Fleet, status: &mut JobStatus) {
+    let remaker = fleet.parts.health.troubles.of("the remaker");
+    status.faults.extend(remaker.notice_of(&status.job));
+}
+
 /// Returns the state of all jobs.
 pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
     let parts = &fleet.parts;
@@ -72,7 +78,10 @@ pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
     }
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(&mut all, &parts.ops.jobs, &upstreams);
-    all.iter_mut().for_each(|status| withhold(fleet, status));
+    for status in &mut all {
+        add_waiting(fleet, status);
+        withhold(fleet, status);
+    }
     Ok(all)
 }
 
@@ -97,6 +106,7 @@ pub(super) async fn job(fleet: Fleet, Named(name): Named) -> Result<Json<JobStat
     let mut status = status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?;
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(std::slice::from_mut(&mut status), &parts.ops.jobs, &upstreams);
+    add_waiting(&fleet, &mut status);
     withhold(&fleet, &mut status);
     Ok(Json(status))
 }

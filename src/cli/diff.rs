@@ -11,9 +11,9 @@ use super::check::{FaultReport, check};
 use super::session::{Failed, Session, complain, print_json, table, tell_faults, warn_of_unknown_settings, wrapped};
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
-use crate::entry::JobName;
+use crate::entry::{EntryKey, JobName};
 use crate::job::{EnvUse, Job, Jobs, KnownJobs};
-use crate::ops::{Census, Digests, Noted, Ops, Plan, descriptions, differences, digests};
+use crate::ops::{Census, Digests, Noted, Ops, Plan, descriptions, differences, digests, still_waits};
 use crate::redis::Scan;
 use crate::source::Sources;
 
@@ -44,8 +44,10 @@ struct JobDiff {
     missing: usize,
     /// Requests to HTTP upstreams for both.
     fetches: usize,
-    /// Requests to AI upstreams for both, at most.
+    /// Requests to AI upstreams for both, at most, unless requests fail.
     ai_calls: usize,
+    /// Requests to AI upstreams that fallbacks make in addition, if the sources before them fail for all entries.
+    fallback_ai_calls: usize,
     notes: Vec<String>,
 }
 
@@ -65,6 +67,8 @@ struct Fleet {
     noted: BTreeMap<JobName, Noted>,
     /// The files of live workers.
     files: Vec<BTreeMap<String, Digests>>,
+    /// The live workers that hold the change of a job back, by job.
+    held_back: BTreeMap<JobName, Vec<String>>,
     /// The digest of each job's file when it was last scheduled.
     scheduled: BTreeMap<String, String>,
     /// The names of all jobs that are not forgotten.
@@ -126,6 +130,7 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
 impl Fleet {
     async fn read(session: &Session, ops: &Ops) -> Result<Self, Failed> {
         let living = session.living().await?;
+        let held_back = ops.held_back(&living).await?;
         let announced = ops.announced_files().await?;
         let files = announced.into_iter().filter(|(worker, _)| living.contains(worker)).map(|(_, files)| files);
         let noted = ops.noted().await?;
@@ -140,7 +145,7 @@ impl Fleet {
         }
         let census = ops.last_count().await?;
         let described = descriptions::read(&redis, &session.keys).await?.jobs;
-        Ok(Self { noted, files: files.collect(), scheduled, names, census, described })
+        Ok(Self { noted, files: files.collect(), held_back, scheduled, names, census, described })
     }
 
     /// Compares one job's file with the fleet's, and counts what taking it up causes.
@@ -163,7 +168,11 @@ impl Fleet {
         let mut plan = Plan::default();
         match noted {
             Some(noted) if !noted.is_settled(&job.made) => {
-                plan = ops.plan_outdated(job, noted.base(), sources).await?;
+                let mut scan = Scan::new(job.key.glob());
+                while let Some(found) = scan.next(&mut ops.redis.clone()).await? {
+                    let keys = found.into_iter().map(EntryKey::new);
+                    plan += ops.plan_outdated(job, noted.base(), sources, keys).await?;
+                }
             }
             None if state != State::New => notes.push(
                 "no worker of this version has run with this job: its values count as made from the new file"
@@ -185,7 +194,15 @@ impl Fleet {
             let unset = Vec::from_iter(unset.iter().copied()).join(", ");
             notes.push(format!("not set here: {unset}; if a prompt contains it, fewer AI calls may be made"));
         }
-        let Plan { entries, fetches, ai_calls, .. } = plan;
+        let Plan { entries, fetches, ai_calls, fallback_ai_calls, .. } = plan;
+        if fallback_ai_calls > 0 {
+            notes.push(format!(
+                "if the sources before its AI fallback fail, {fallback_ai_calls} AI calls come in addition"
+            ));
+        }
+        if let Some(workers) = self.held_back.get(&job.name) {
+            notes.push(still_waits(name, workers));
+        }
         Ok(JobDiff {
             job: name.to_owned(),
             state,
@@ -194,6 +211,7 @@ impl Fleet {
             missing: entries - values,
             fetches,
             ai_calls,
+            fallback_ai_calls,
             notes,
         })
     }
@@ -246,6 +264,7 @@ impl Fleet {
             missing: 0,
             fetches: 0,
             ai_calls: 0,
+            fallback_ai_calls: 0,
             notes: vec![note],
         }
     }
@@ -280,6 +299,8 @@ impl Report {
                 println!("{}", wrapped(&format!("{}: {note}", diff.job), "  "));
             }
         }
-        println!("VALUES in Redis are made anew, MISSING ones fetched. AI CALLS are the most that are made.");
+        println!(
+            "VALUES in Redis are made anew, MISSING ones fetched. AI CALLS are the most that are made if none fails."
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! `samovar jobs`: shows the state of all jobs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clap::Args;
@@ -11,6 +12,7 @@ use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
+use crate::ops::still_waits;
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
 /// The longest last outcome in the table, in characters.
@@ -34,6 +36,11 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     let now = session.store.now().await?;
     let census = ops.count().await?;
     let left = ops.left_jobs().await?;
+    let held_back = async { ops.held_back(&session.living().await?).await };
+    let held_back = match held_back.await {
+        Err(e) if is_of_keys(&e) => BTreeMap::new(),
+        held_back => held_back?,
+    };
     let mut all = Vec::new();
     for job in jobs.jobs.values() {
         let mut status = status::of_job(&session.redis, &session.keys, job, Some(&census)).await?;
@@ -41,6 +48,9 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
             status.faults.push(format!("no running worker knows the job {}: {LEFT}", job.name));
             // Nobody warms it up.
             status.next_warmup_ms = None;
+        }
+        if let Some(workers) = held_back.get(&job.name) {
+            status.faults.push(still_waits(job.name.as_str(), workers));
         }
         all.push(status);
     }
@@ -93,6 +103,9 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     for job in &left {
         println!("\n{}", wrapped(&format!("No running worker knows {job}: {LEFT}."), ""));
+    }
+    for (job, workers) in &held_back {
+        println!("\n{}", wrapped(&format!("Fault: {}.", escaped(&still_waits(job.as_str(), workers))), ""));
     }
     if !paused.is_empty() {
         println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", paused.join(", "));

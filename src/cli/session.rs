@@ -165,8 +165,8 @@ impl Session {
 
 impl Session {
     /// Returns the names of the live workers.
-    pub(super) async fn living(&self) -> Result<Vec<String>, Failed> {
-        Ok(Queue::new(self.redis.clone(), &self.keys, "").living(dead_after(self.claim)).await?)
+    pub(super) async fn living(&self) -> redis::RedisResult<Vec<String>> {
+        Queue::new(self.redis.clone(), &self.keys, "").living(dead_after(self.claim)).await
     }
 }
 

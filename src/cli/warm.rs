@@ -196,15 +196,23 @@ async fn dry_run(
                 plan += prompts.plan(ops, page).await?;
             }
         }
-        None if job.may_hold_unasked => plan.ai_calls = entries.len(),
-        None if !job.upstreams.is_empty() => plan.fetches = entries.len(),
-        None => {}
+        None => {
+            match job.may_hold_unasked {
+                true => plan.ai_calls = entries.len(),
+                false if !job.upstreams.is_empty() => plan.fetches = entries.len(),
+                false => {}
+            }
+            plan.fallback_ai_calls = entries.len() * job.paid_fallbacks;
+        }
     }
     if args.json {
         print_json(&Shown { job: job.name.to_string(), plan });
     } else {
-        let Plan { entries, fetches, ai_calls, inputs_missing } = plan;
+        let Plan { entries, fetches, ai_calls, fallback_ai_calls, inputs_missing } = plan;
         println!("{} of {}: {fetches} fetches, {ai_calls} AI calls", count(entries), job.name);
+        if fallback_ai_calls > 0 {
+            println!("If the sources before its AI fallback fail, {fallback_ai_calls} AI calls come in addition");
+        }
         if inputs_missing > 0 {
             println!("{inputs_missing} of them wait for inputs that are missing");
         }

@@ -60,6 +60,9 @@ pub struct KnownJob {
     /// `true` if a value may be kept without a request, as that of an unchanged prompt.
     #[serde(default)]
     pub may_hold_unasked: bool,
+    /// The number of its fallbacks whose requests may cost money.
+    #[serde(default)]
+    pub paid_fallbacks: usize,
     /// The times after an invalidation at which an entry is rechecked.
     #[serde(default, rename = "recheck_ms", with = "all_ms")]
     pub recheck: Vec<Duration>,
@@ -111,6 +114,7 @@ impl KnownJob {
             upstreams,
             may_lag: job.may_lag(),
             may_hold_unasked: job.may_hold_unasked(),
+            paid_fallbacks: job.paid_fallbacks(),
             recheck: job.warm.recheck.clone(),
             digest: job.digest.clone(),
             variables: jobs.env.iter().filter(|name| name.starts_with(LIKE_SETTINGS)).cloned().collect(),

@@ -127,6 +127,11 @@ impl Job {
         self.sources.iter().any(|source| source.properties().costs_money)
     }
 
+    /// Returns the number of fallbacks whose requests may cost money.
+    pub fn paid_fallbacks(&self) -> usize {
+        self.sources.iter().skip(1).filter(|source| source.properties().costs_money).count()
+    }
+
     /// Returns the inputs of an entry whose keys do not tell its own: each is an input of many entries.
     pub fn inputs_of_many(&self, params: &Params) -> Vec<EntryKey> {
         let of_many = self.inputs.values().filter(|input| !self.is_told_by(input));

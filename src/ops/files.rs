@@ -24,8 +24,13 @@ const TEXT: &str = "text";
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/begin_files.lua")));
 static END: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/end_change.lua")));
 
+/// Names of workers in one message.
+const NAMES: usize = 10;
+
 /// The digests of one job file, by the names of its parts.
 pub type Digests = BTreeMap<String, String>;
+/// The files that workers have announced, by worker and job.
+pub type Announced = BTreeMap<String, BTreeMap<String, Digests>>;
 
 /// The record of what a job's values are made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +47,16 @@ impl Noted {
     /// Returns `true` if all values are made from `made`, or are on the agenda.
     pub fn is_settled(&self, made: &str) -> bool {
         self.text == made
+    }
+
+    /// Returns `true` if all values are made from another file than `made` tells, or are on the agenda.
+    pub fn is_settled_otherwise(&self, made: &str) -> bool {
+        self.last().is_none() && !self.is_settled(made)
+    }
+
+    /// Returns the digest of the file that a worker began with last, while values of another one may be left.
+    fn last(&self) -> Option<&str> {
+        Some(self.text.split_once(' ')?.1)
     }
 }
 
@@ -64,6 +79,32 @@ pub fn differences(one: &Digests, other: &Digests) -> Vec<String> {
     names
 }
 
+/// Returns those of these workers that work with another file of a job than `made` tells. A worker that announces
+/// nothing may: it is of an earlier build, or it is about to begin or end.
+pub fn with_another_file<'a>(
+    workers: impl IntoIterator<Item = &'a String>,
+    announced: &Announced,
+    job: &str,
+    made: &str,
+) -> Vec<String> {
+    let differs = |file: &Digests| file.get(VALUES).is_none_or(|values| values != made);
+    let may_differ = |worker: &&String| announced.get(*worker).is_none_or(|files| files.get(job).is_some_and(differs));
+    workers.into_iter().filter(may_differ).cloned().collect()
+}
+
+/// Returns the reason why a change of a job waits for these workers.
+pub fn still_waits(job: &str, workers: &[String]) -> String {
+    let more = match workers.len().saturating_sub(NAMES) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let names = workers.iter().take(NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+    format!(
+        "the file of {job} has changed, and its values are made anew once all workers have the same file: reload or stop \
+         those with the old one. With another or an unknown file: {names}{more}"
+    )
+}
+
 impl Ops {
     /// Notes that a worker begins to work with these jobs.
     ///
@@ -81,24 +122,52 @@ impl Ops {
         Ok(())
     }
 
-    /// Announces the files that a worker works with.
+    /// Announces the files that a worker works with. Returns `false` if they were announced already.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn announce_files(&self, worker: &str, jobs: &Jobs) -> RedisResult<()> {
-        let files: BTreeMap<&str, Digests> = jobs.jobs.values().map(|job| (job.name.as_str(), digests(job))).collect();
-        let text = serde_json::to_string(&files).map_err(std::io::Error::other)?;
-        redis::cmd("HSET").arg(self.keys.files()).arg(worker).arg(text).exec_async(&mut self.redis.clone()).await
+    pub async fn announce_files(&self, worker: &str, jobs: &Jobs) -> RedisResult<bool> {
+        let (files, mut redis) = (self.keys.files(), self.redis.clone());
+        if redis::cmd("HEXISTS").arg(&files).arg(worker).query_async(&mut redis).await? {
+            return Ok(false);
+        }
+        let all: BTreeMap<&str, Digests> = jobs.jobs.values().map(|job| (job.name.as_str(), digests(job))).collect();
+        let text = serde_json::to_string(&all).map_err(std::io::Error::other)?;
+        let () = redis::cmd("HSET").arg(&files).arg(worker).arg(text).query_async(&mut redis).await?;
+        Ok(true)
     }
 
-    /// Returns the files that workers have announced, by worker and job. A record that cannot be read is empty.
+    /// Returns the files that workers have announced. A record that cannot be read is empty.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn announced_files(&self) -> RedisResult<BTreeMap<String, BTreeMap<String, Digests>>> {
+    pub async fn announced_files(&self) -> RedisResult<Announced> {
         let all: BTreeMap<String, String> =
             redis::cmd("HGETALL").arg(self.keys.files()).query_async(&mut self.redis.clone()).await?;
         Ok(all.into_iter().map(|(worker, text)| (worker, serde_json::from_str(&text).unwrap_or_default())).collect())
+    }
+
+    /// Returns the changes that wait for some of these live workers, with these workers.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn held_back(&self, living: &[String]) -> RedisResult<BTreeMap<JobName, Vec<String>>> {
+        let mut noted = self.noted().await?;
+        noted.retain(|_, noted| noted.last().is_some());
+        if noted.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let announced = self.announced_files().await?;
+        let waiting = |(job, noted): (JobName, Noted)| {
+            // A worker that was cut off may have begun after those with the new file.
+            let newest = self.jobs.jobs.get(&job).map(|known| &known.digest);
+            let mut files = announced.values().filter_map(|files| files.get(job.as_str()));
+            let newest = files.find(|file| newest.is_some() && file.get(TEXT) == newest);
+            let made = newest.and_then(|file| file.get(VALUES)).map_or_else(|| noted.last(), |made| Some(made));
+            let workers = with_another_file(living, &announced, job.as_str(), made?);
+            (!workers.is_empty()).then_some((job, workers))
+        };
+        Ok(noted.into_iter().filter_map(waiting).collect())
     }
 
     /// Drops the announcements of these workers, which have left the fleet.

@@ -21,7 +21,7 @@ pub use census::{Census, Counted};
 pub use clear::Pattern;
 pub use dead::{Dead, Letters};
 pub use entry::Entry;
-pub use files::{Digests, Noted, differences, digests};
+pub use files::{Announced, Digests, Noted, differences, digests, still_waits, with_another_file};
 pub use plan::Plan;
 pub use warm::{Done, Failure};
 

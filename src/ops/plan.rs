@@ -1,5 +1,6 @@
 //! The requests that warming would make, counted without making them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
 use std::time::Instant;
 
@@ -10,8 +11,10 @@ use serde_json::{Map, Value};
 use super::Ops;
 use crate::entry::EntryKey;
 use crate::job::{Input, Job, Params};
-use crate::redis::Scan;
 use crate::source::{Ask, Sources};
+
+/// Values of inputs that are read at once.
+const INPUTS: usize = 64;
 
 /// The most requests that a warming would make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -22,6 +25,8 @@ pub struct Plan {
     pub fetches: usize,
     /// Requests to AI upstreams: entries whose prompt has changed, or that have no value.
     pub ai_calls: usize,
+    /// Requests to AI upstreams that fallbacks make in addition, if the sources before them fail for all entries.
+    pub fallback_ai_calls: usize,
     /// Entries whose inputs are missing, so that their requests are not known yet. Counted as AI calls or fetches.
     pub inputs_missing: usize,
 }
@@ -31,6 +36,7 @@ impl AddAssign for Plan {
         self.entries += other.entries;
         self.fetches += other.fetches;
         self.ai_calls += other.ai_calls;
+        self.fallback_ai_calls += other.fallback_ai_calls;
         self.inputs_missing += other.inputs_missing;
     }
 }
@@ -42,39 +48,59 @@ impl Ops {
     /// Fails if Redis returns an error.
     pub async fn plan(&self, job: &Job, sources: &Sources, page: &[(EntryKey, Params)]) -> RedisResult<Plan> {
         let mut plan = Plan { entries: page.len(), ..Plan::default() };
+        let paid_fallbacks = job.paid_fallbacks();
         if !job.may_hold_unasked() {
             plan.fetches = if job.sources[0].upstream().is_some() { page.len() } else { 0 };
+            plan.fallback_ai_calls = page.len() * paid_fallbacks;
             return Ok(plan);
         }
-        let keys: Vec<EntryKey> = page.iter().map(|(key, _)| key.clone()).collect();
-        let snapshots = self.store.snapshots(&keys).await?;
-        for ((key, params), snapshot) in page.iter().zip(snapshots) {
-            let mut inputs = Map::new();
-            for (name, Input { key: pattern, is_optional }) in &job.inputs {
-                let Some(input) = pattern.write(params) else { continue };
-                let text = self.store.values(std::slice::from_ref(&input)).await?.pop().flatten();
-                if let Some(value) = text.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok()) {
-                    inputs.insert(name.clone(), value);
-                } else if *is_optional
-                    && let Some((owner, _)) = self.jobs.owner(input.as_str())
-                    && let Some(owner) = &owner.file
-                    && self.store.snapshot(&input).await?.gone(&owner.requests).is_some()
-                {
-                    inputs.insert(name.clone(), Value::Null);
+        for entries in page.chunks(INPUTS.div_ceil(job.inputs.len().max(1))) {
+            let keys: Vec<EntryKey> = entries.iter().map(|(key, _)| key.clone()).collect();
+            let snapshots = self.store.snapshots(&keys).await?;
+            let values = self.inputs_of(job, entries).await?;
+            for ((key, params), snapshot) in entries.iter().zip(snapshots) {
+                let input = |(name, input): (&String, &Input)| {
+                    Some((name.clone(), values.get(&input.key.write(params)?)?.clone()))
+                };
+                let inputs: Map<String, Value> = job.inputs.iter().filter_map(input).collect();
+                if inputs.len() < job.inputs.len() {
+                    plan.inputs_missing += 1;
+                    plan.ai_calls += 1;
+                    continue;
                 }
+                let known = snapshot.into_ours().filter(|meta| meta.invalidated.is_none());
+                let known = known.map(|meta| meta.last_attempt.validators);
+                let deadline = Instant::now();
+                let ask = Ask { job, source: 0, key, params, inputs: &inputs, known: known.as_ref(), deadline };
+                plan.ai_calls += usize::from(!sources.unchanged_without_asking(&ask));
             }
-            if inputs.len() < job.inputs.len() {
-                plan.inputs_missing += 1;
-                plan.ai_calls += 1;
-                continue;
-            }
-            let known = snapshot.into_ours().filter(|meta| meta.invalidated.is_none());
-            let known = known.map(|meta| meta.last_attempt.validators);
-            let deadline = Instant::now();
-            let ask = Ask { job, source: 0, key, params, inputs: &inputs, known: known.as_ref(), deadline };
-            plan.ai_calls += usize::from(!sources.unchanged_without_asking(&ask));
         }
+        plan.fallback_ai_calls = plan.ai_calls * paid_fallbacks;
         Ok(plan)
+    }
+
+    /// Reads the inputs of entries, each once. An optional input that is gone is `null`; one that is missing is absent.
+    async fn inputs_of(&self, job: &Job, entries: &[(EntryKey, Params)]) -> RedisResult<BTreeMap<EntryKey, Value>> {
+        let all = |is_optional: bool| {
+            let inputs = job.inputs.values().filter(move |input| !is_optional || input.is_optional);
+            inputs.flat_map(|input| entries.iter().filter_map(|(_, params)| input.key.write(params)))
+        };
+        let keys: Vec<EntryKey> = Vec::from_iter(all(false).collect::<BTreeSet<_>>());
+        let texts = self.store.values(&keys).await?;
+        let value = |(key, text): (EntryKey, Option<String>)| Some((key, serde_json::from_str(&text?).ok()?));
+        let mut values: BTreeMap<EntryKey, Value> = keys.into_iter().zip(texts).filter_map(value).collect();
+        let absent: BTreeSet<EntryKey> = all(true).filter(|key| !values.contains_key(key)).collect();
+        let absent = Vec::from_iter(absent);
+        let snapshots = self.store.snapshots(&absent).await?;
+        for (key, snapshot) in absent.into_iter().zip(snapshots) {
+            if let Some((owner, _)) = self.jobs.owner(key.as_str())
+                && let Some(owner) = &owner.file
+                && snapshot.gone(&owner.requests).is_some()
+            {
+                values.insert(key, Value::Null);
+            }
+        }
+        Ok(values)
     }
 
     /// Returns those of these keys that are entries of a job with a value of Samovar's that was made from another file.
@@ -102,17 +128,18 @@ impl Ops {
         Ok(outdated.map(|(entry, _)| entry).collect())
     }
 
-    /// Counts the requests that making all outdated values of a job anew would take, with one scan of all keys.
+    /// Counts the requests that making those of these keys anew would take that are outdated values of a job.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn plan_outdated(&self, job: &Job, base: &str, sources: &Sources) -> RedisResult<Plan> {
-        let mut plan = Plan::default();
-        let mut scan = Scan::new(job.key.glob());
-        while let Some(found) = scan.next(&mut self.redis.clone()).await? {
-            let outdated = self.outdated(job, base, found.into_iter().map(EntryKey::new)).await?;
-            plan += self.plan(job, sources, &outdated).await?;
-        }
-        Ok(plan)
+    pub async fn plan_outdated(
+        &self,
+        job: &Job,
+        base: &str,
+        sources: &Sources,
+        keys: impl IntoIterator<Item = EntryKey>,
+    ) -> RedisResult<Plan> {
+        let outdated = self.outdated(job, base, keys).await?;
+        self.plan(job, sources, &outdated).await
     }
 }

@@ -79,7 +79,8 @@ pub struct JobStatus {
     /// The last outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<LastOutcome>,
-    /// Faults of single parts: its keys of the wrong type, whose contents count as empty.
+    /// Faults of single parts: its keys of the wrong type, whose contents count as empty; a change of its file that
+    /// waits for workers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,
 }

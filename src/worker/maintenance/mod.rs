@@ -17,6 +17,7 @@ mod rescuer;
 mod restart_monitor;
 mod revalidator;
 mod sweeper;
+mod walk;
 
 pub(super) use describer::Describer;
 pub(super) use eviction_monitor::EvictionMonitor;

@@ -14,29 +14,28 @@ use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::revalidator::Pace;
+use super::walk::{Pace, Walk};
 use crate::agenda::When;
 use crate::entry::{EntryKey, JobName, Trigger};
 use crate::job::{Job, Jobs, Params};
-use crate::ops::{Noted, Ops, Plan};
+use crate::ops::{Noted, Ops, Plan, still_waits, with_another_file};
 use crate::popularity::Popularity;
 use crate::queue::Queue;
 use crate::redis::{Backoff, Scan, Troubles, lead};
 use crate::source::Sources;
 
-/// Entries of a job that become due in the order of their reads.
-const MOST_READ: usize = 10_000;
 /// Entries that become due in one step.
 const PAGE: usize = 250;
-/// The interval at which changes are looked for.
+/// The interval at which changes are looked for, also while one waits for other workers.
 const IDLE: Duration = Duration::from_secs(5);
-/// The interval while a change waits for other workers.
-const WAITING: Duration = Duration::from_secs(1);
-/// The wait for other workers after which the log tells of it: a reload takes less.
+/// The wait for other workers after which the log and the health tell of it: a reload takes less.
 const LONG_WAIT: Duration = Duration::from_secs(30);
-/// The interval between two passes over the entries of a job.
-const PASSES: Duration = Duration::from_secs(2);
-/// The time for which entries wait for their inputs to be made anew.
+/// The shortest and the longest interval between two passes over the entries of a job. A pass that takes long is not
+/// repeated soon.
+const PASSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// Entries that are remembered for the next pass. If more are left, all entries are examined again after these.
+const LEFT: usize = 10_000;
+/// The time for which entries wait for their inputs while none of these is made anew.
 const INPUTS_WAIT: Duration = Duration::from_secs(300);
 
 /// Makes values due that were made from an earlier job file.
@@ -65,25 +64,56 @@ pub(in crate::worker) struct Remaker {
 /// The changes that wait to be carried out, by job.
 type Changes = BTreeMap<JobName, Noted>;
 
+/// What a worker keeps between its rounds.
+#[derive(Debug)]
+struct Progress {
+    has_begun: bool,
+    /// The jobs whose changes wait for other workers, since when, and whether that was logged.
+    waits: BTreeMap<JobName, (Instant, bool)>,
+    /// The changes that this worker carries out.
+    remakes: BTreeMap<JobName, Remake>,
+    pace: Pace,
+}
+
+/// A change that a worker carries out, in passes until no entry is left.
+#[derive(Debug)]
+struct Remake {
+    /// The note of the change, as it was planned and announced.
+    noted: Noted,
+    /// All changes at that time: those of inputs may end sooner.
+    changes: Changes,
+    /// The entries to examine in the next pass; `None` for all.
+    keys: Option<Vec<EntryKey>>,
+    /// Whether all are examined again after these.
+    has_more: bool,
+    /// When the number of entries that are left last fell.
+    progressed: Instant,
+    /// When the next pass begins.
+    next: Instant,
+}
+
+/// The outcome of a pass over the entries of a job.
+#[derive(Debug, Default)]
+struct Pass {
+    /// Entries that must be looked at again, at most [`LEFT`]: they wait for their inputs, or are in the course of
+    /// something that may leave the value as it is.
+    left: Vec<EntryKey>,
+    /// Whether there are more of them.
+    has_more: bool,
+    /// Entries that became due before their inputs were made anew.
+    early: usize,
+}
+
 impl Remaker {
     /// Runs until `stop`.
     pub(in crate::worker) async fn run(self, stop: CancellationToken) {
         let mut backoff = Backoff::new("the remaker");
-        let (mut has_begun, mut waits) = (false, BTreeMap::new());
+        let (waits, remakes) = (BTreeMap::new(), BTreeMap::new());
+        let mut progress = Progress { has_begun: false, waits, remakes, pace: Pace::begin() };
         while !stop.is_cancelled() {
-            let round = async {
-                self.ops.announce_files(&self.worker, &self.jobs).await?;
-                if !has_begun {
-                    self.ops.begin_files(self.jobs.jobs.values().map(|job| &**job)).await?;
-                    has_begun = true;
-                    // Drops the announcements of workers that were killed.
-                    drop(self.jobs_of_others().await?);
-                }
-                self.round(&mut waits).await
-            };
             // What a walk leaves undone at its end is begun again by the next worker.
             let done = tokio::select! {
-                done = round => done,
+                done = self.round(&mut progress) => done,
                 () = stop.cancelled() => break,
             };
             let wait = match done {
@@ -106,60 +136,105 @@ impl Remaker {
         let _ = lead(&self.ops.redis, &self.ops.keys.remaker(), &self.worker, Duration::from_millis(1)).await;
     }
 
-    /// Carries out the changes that wait for no other worker; returns the time until the next round. `waits` holds
-    /// the jobs that wait, since when, and `None` once that was logged.
-    async fn round(&self, waits: &mut BTreeMap<JobName, Option<Instant>>) -> RedisResult<Duration> {
+    /// Carries out the changes that wait for no other worker; returns the time until the next round.
+    async fn round(&self, progress: &mut Progress) -> RedisResult<Duration> {
         let jobs = &self.jobs.jobs;
-        let noted = self.ops.noted().await?;
-        // After a flush there are no values to make anew.
-        let new = jobs.values().filter(|job| !noted.contains_key(&job.name));
-        self.ops.begin_files(new.map(|job| &**job)).await?;
+        let noted = self.begin(progress).await?;
         let is_open = |(name, noted): &(JobName, Noted)| jobs.get(name).is_some_and(|job| !noted.is_settled(&job.made));
         let changes: Changes = noted.into_iter().filter(is_open).collect();
-        waits.retain(|job, _| changes.contains_key(job));
-        if changes.is_empty() {
+        progress.remakes.retain(|job, remake| changes.get(job) == Some(&remake.noted));
+        let waiting = if changes.is_empty() { BTreeMap::new() } else { self.waiting(&changes).await? };
+        self.tell(&waiting, &mut progress.waits);
+        progress.remakes.retain(|job, _| !waiting.contains_key(job));
+        let ready = changes.keys().filter(|name| !waiting.contains_key(*name));
+        let mut ready: Vec<&Arc<Job>> = ready.filter_map(|name| jobs.get(name)).collect();
+        if ready.is_empty() {
             return Ok(IDLE);
         }
-        let others = self.jobs_of_others().await?;
-        let (waiting, ready): (Vec<&JobName>, Vec<&JobName>) = changes.keys().partition(|job| others(job));
-        for job in waiting {
-            let since = waits.entry(job.clone()).or_insert_with(|| Some(Instant::now()));
-            if since.take_if(|since| since.elapsed() > LONG_WAIT).is_some() {
-                info!(%job, "the job's file has changed; its values stay until all live workers have read it");
-            }
-        }
-        if ready.is_empty() || !self.leads().await? {
-            return Ok(WAITING);
-        }
-        let mut ready: Vec<&Arc<Job>> = ready.into_iter().filter_map(|name| jobs.get(name)).collect();
         ready.sort_by_key(|job| self.depth(job));
-        let mut pace = Pace::begin();
+        let mut leads = self.leads().await?;
         for job in ready {
-            let made = self.remake(job, &changes, &mut pace).await;
-            if self.troubles.alone(job.name.as_str(), made)? == Some(false) {
-                debug!(job = %job.name, "the lock of the remaker has expired; another worker continues");
-                return Ok(WAITING);
+            if !leads {
+                break;
+            }
+            let made = self.remake(job, &changes, progress).await;
+            leads = self.troubles.alone(job.name.as_str(), made)? != Some(false);
+        }
+        let next = progress.remakes.values().map(|remake| remake.next.saturating_duration_since(Instant::now())).min();
+        if let Some(next) = next
+            && leads
+        {
+            leads = self.pause(next.min(IDLE)).await?;
+            if leads {
+                return Ok(Duration::ZERO);
             }
         }
-        Ok(WAITING)
+        if !leads {
+            debug!("another worker has the lock of the remaker");
+            progress.remakes.clear();
+        }
+        Ok(IDLE)
     }
 
-    /// Returns a function that tells whether a live worker may have another file of a job. A worker that announces
-    /// nothing is of an earlier build, or is about to announce its files.
-    async fn jobs_of_others(&self) -> RedisResult<impl Fn(&JobName) -> bool + use<'_>> {
-        let living: BTreeSet<String> = self.queue.living(self.dead_after).await?.into_iter().collect();
-        let mut announced = self.ops.announced_files().await?;
+    /// Announces this worker's files, and notes that it works with them, unless that is known; returns all notes.
+    ///
+    /// Other workers may take this one for dead while it is stopped, and settle a change without it. What it fetches
+    /// afterwards is made from its own file, so it begins again.
+    async fn begin(&self, progress: &mut Progress) -> RedisResult<Changes> {
+        let jobs = &self.jobs.jobs;
+        if self.ops.announce_files(&self.worker, &self.jobs).await? || !progress.has_begun {
+            self.ops.begin_files(jobs.values().map(|job| &**job)).await?;
+        }
+        if !progress.has_begun {
+            // Drops the announcements of workers that were killed.
+            self.waiting(&Changes::new()).await?;
+            progress.has_begun = true;
+        }
+        let noted = self.ops.noted().await?;
+        let is_unknown =
+            |job: &&Arc<Job>| noted.get(&job.name).is_none_or(|noted| noted.is_settled_otherwise(&job.made));
+        let unknown: Vec<&Job> = jobs.values().filter(is_unknown).map(|job| &**job).collect();
+        if unknown.is_empty() {
+            return Ok(noted);
+        }
+        self.ops.begin_files(unknown).await?;
+        self.ops.noted().await
+    }
+
+    /// Returns the changes that wait for live workers, with these workers.
+    async fn waiting(&self, changes: &Changes) -> RedisResult<BTreeMap<JobName, Vec<String>>> {
+        let mut living: BTreeSet<String> = self.queue.living(self.dead_after).await?.into_iter().collect();
+        living.insert(self.worker.to_string());
+        let announced = self.ops.announced_files().await?;
         let gone: Vec<String> = announced.keys().filter(|worker| !living.contains(*worker)).cloned().collect();
         self.ops.forget_files(&gone).await?;
-        announced.retain(|worker, _| living.contains(worker));
-        let is_silent = living.iter().any(|worker| !announced.contains_key(worker));
-        Ok(move |name: &JobName| {
-            let made = self.jobs.jobs.get(name).map(|job| &job.made);
-            let differs = |files: &BTreeMap<String, crate::ops::Digests>| {
-                files.get(name.as_str()).is_some_and(|file| file.get("values") != made)
-            };
-            is_silent || announced.values().any(differs)
-        })
+        let waiting = |name: &JobName| {
+            let made = &self.jobs.jobs.get(name)?.made;
+            let workers = with_another_file(&living, &announced, name.as_str(), made);
+            (!workers.is_empty()).then(|| (name.clone(), workers))
+        };
+        Ok(changes.keys().filter_map(waiting).collect())
+    }
+
+    /// Tells people of changes that wait long.
+    fn tell(&self, waiting: &BTreeMap<JobName, Vec<String>>, waits: &mut BTreeMap<JobName, (Instant, bool)>) {
+        waits.retain(|job, _| {
+            let waits = waiting.contains_key(job);
+            if !waits {
+                self.troubles.notice(job.as_str(), None);
+            }
+            waits
+        });
+        for (job, workers) in waiting {
+            let (since, is_told) = waits.entry(job.clone()).or_insert_with(|| (Instant::now(), false));
+            if since.elapsed() > LONG_WAIT {
+                let why = still_waits(job.as_str(), workers);
+                if !std::mem::replace(is_told, true) {
+                    info!(%job, "{why}");
+                }
+                self.troubles.notice(job.as_str(), Some(why));
+            }
+        }
     }
 
     /// Acquires or renews the lock.
@@ -175,40 +250,77 @@ impl Remaker {
         owners.map(|owner| 1 + self.depth(owner)).max().unwrap_or_default()
     }
 
-    /// Makes all outdated values of a job due, in passes until none is left. Returns `false` if another worker has the
+    /// Makes outdated values of a job due, in one pass if it is time for one. Returns `false` if another worker has the
     /// lock.
-    async fn remake(&self, job: &Job, changes: &Changes, pace: &mut Pace) -> RedisResult<bool> {
+    async fn remake(&self, job: &Job, changes: &Changes, progress: &mut Progress) -> RedisResult<bool> {
         let Some(noted) = changes.get(&job.name) else { return Ok(true) };
-        let plan = self.ops.plan_outdated(job, noted.base(), &self.sources).await?;
-        self.announce(job, plan);
-        if plan.entries > 0 && !self.passes(job, changes, pace).await? {
-            return Ok(false);
+        if !progress.remakes.contains_key(&job.name) {
+            let Some(plan) = self.plan(job, noted).await? else { return Ok(false) };
+            // The change may be another one by now.
+            if self.ops.noted().await?.get(&job.name) != Some(noted) {
+                return Ok(true);
+            }
+            self.announce(job, plan);
+            if plan.entries == 0 {
+                return self.end(job, noted).await.map(|()| true);
+            }
+            let (noted, changes, now) = (noted.clone(), changes.clone(), Instant::now());
+            let remake = Remake { noted, changes, keys: None, has_more: false, progressed: now, next: now };
+            progress.remakes.insert(job.name.clone(), remake);
         }
-        if !self.ops.end_change(job, noted).await? {
-            debug!(job = %job.name, "a worker with another file of the job began meanwhile");
+        let Some(remake) = progress.remakes.get_mut(&job.name) else { return Ok(true) };
+        let begun = Instant::now();
+        if begun < remake.next {
+            return Ok(true);
         }
+        // If this pass fails.
+        remake.next = begun + IDLE;
+        let is_last = remake.progressed.elapsed() >= INPUTS_WAIT;
+        let Some(pass) = self.pass(job, remake, is_last, &mut progress.pace).await? else { return Ok(false) };
+        if pass.early > 0 {
+            let entries = pass.early;
+            info!(job = %job.name, entries, "inputs are not made anew for long; entries become due without waiting");
+        }
+        // A pass over some of the entries says nothing of the others.
+        let has_more = pass.has_more || (remake.has_more && remake.keys.is_some());
+        if is_last || (pass.left.is_empty() && !has_more) {
+            progress.remakes.remove(&job.name);
+            return self.end(job, noted).await.map(|()| true);
+        }
+        if remake.keys.as_ref().is_none_or(|before| pass.left.len() < before.len()) {
+            remake.progressed = Instant::now();
+        }
+        remake.has_more = has_more;
+        remake.keys = (!pass.left.is_empty()).then_some(pass.left);
+        remake.next = Instant::now() + (begun.elapsed() * 4).clamp(PASSES.0, PASSES.1);
         Ok(true)
     }
 
-    /// Examines the entries of a job until none is left that must be made due, or the time for inputs is over. Returns
-    /// `false` if another worker has the lock.
-    async fn passes(&self, job: &Job, changes: &Changes, pace: &mut Pace) -> RedisResult<bool> {
-        let until = Instant::now() + INPUTS_WAIT;
-        loop {
-            let is_last = Instant::now() >= until;
-            let Some(left) = self.pass(job, changes, is_last, pace).await? else { return Ok(false) };
-            if left == 0 || is_last {
-                return Ok(true);
-            }
-            if !self.pause(PASSES).await? {
-                return Ok(false);
+    /// Counts what a change causes; `None` if another worker has the lock.
+    async fn plan(&self, job: &Job, noted: &Noted) -> RedisResult<Option<Plan>> {
+        let mut plan = Plan::default();
+        let mut scan = Scan::new(job.key.glob());
+        while let Some(found) = scan.next(&mut self.ops.redis.clone()).await? {
+            let keys = found.into_iter().map(EntryKey::new);
+            plan += self.ops.plan_outdated(job, noted.base(), &self.sources, keys).await?;
+            if !self.leads().await? {
+                return Ok(None);
             }
         }
+        Ok(Some(plan))
+    }
+
+    /// Notes that the values of a job are made from its file.
+    async fn end(&self, job: &Job, noted: &Noted) -> RedisResult<()> {
+        if !self.ops.end_change(job, noted).await? {
+            debug!(job = %job.name, "a worker with another file of the job began meanwhile");
+        }
+        Ok(())
     }
 
     /// Logs what a change causes, before it does.
     fn announce(&self, job: &Job, plan: Plan) {
-        let Plan { entries, fetches, ai_calls, .. } = plan;
+        let Plan { entries, fetches, ai_calls, fallback_ai_calls, .. } = plan;
         let job_name = &job.name;
         if entries == 0 {
             debug!(job = %job_name, "the job's file has changed, and no value was made from the earlier one");
@@ -219,69 +331,80 @@ impl Remaker {
             Some(upstream) => {
                 let budget = upstream.tokens.map_or_else(|| "none".to_owned(), |budget| budget.to_string());
                 info!(
-                    job = %job_name, entries, ai_calls, budget,
+                    job = %job_name, entries, ai_calls, fallback_ai_calls, budget,
                     "what values are made from has changed: they become due, {ai_calls} AI calls to come"
                 );
             }
             None => info!(
-                job = %job_name, entries, fetches,
+                job = %job_name, entries, fetches, fallback_ai_calls,
                 "what values are made from has changed: they become due, {fetches} requests to come"
             ),
         }
     }
 
-    /// Makes outdated values due that are not; returns how many are left for a later pass, or `None` if another worker
-    /// has the lock.
-    async fn pass(&self, job: &Job, changes: &Changes, is_last: bool, pace: &mut Pace) -> RedisResult<Option<usize>> {
-        let mut left = 0;
-        let top = self.popularity.top(job, MOST_READ).await?;
-        for page in top.chunks(PAGE) {
-            let keys = page.iter().map(|(key, _)| key.clone()).collect();
-            left += self.make_due(job, changes, keys, is_last, pace).await?;
-            if !self.pause(pace.rest()).await? {
+    /// Makes outdated values due that are not; returns `None` if another worker has the lock. The last pass makes all
+    /// due.
+    async fn pass(&self, job: &Job, remake: &Remake, is_last: bool, pace: &mut Pace) -> RedisResult<Option<Pass>> {
+        let mut pass = Pass::default();
+        // The lock may have expired since the last step.
+        if !self.leads().await? {
+            return Ok(None);
+        }
+        if let Some(keys) = remake.keys.as_ref().filter(|_| !is_last) {
+            for page in keys.chunks(PAGE) {
+                let due = self.make_due(job, remake, page.to_vec(), is_last, &mut pass).await?;
+                if !self.pause(pace.add(due)).await? {
+                    return Ok(None);
+                }
+            }
+            return Ok(Some(pass));
+        }
+        let mut walk = Walk::begin(job, &self.popularity, PAGE).await?;
+        while let Some(keys) = walk.next(&self.ops.redis).await? {
+            let due = self.make_due(job, remake, keys, is_last, &mut pass).await?;
+            if !self.pause(pace.add(due)).await? {
                 return Ok(None);
             }
         }
-        let mut scan = Scan::new(job.key.glob());
-        while let Some(found) = scan.next(&mut self.ops.redis.clone()).await? {
-            let keys = found.into_iter().map(EntryKey::new).collect();
-            left += self.make_due(job, changes, keys, is_last, pace).await?;
-            if !self.pause(pace.rest()).await? {
-                return Ok(None);
-            }
-        }
-        Ok(Some(left))
+        Ok(Some(pass))
     }
 
-    /// Makes those of these entries due that are outdated, as a warmup does; returns how many must be looked at again:
-    /// they wait for their inputs, or are in the course of something that may leave the value as it is.
+    /// Makes those of these entries due that are outdated, as a warmup does, and adds those to `pass` that must be
+    /// looked at again; returns how many have become due.
     async fn make_due(
         &self,
         job: &Job,
-        changes: &Changes,
+        remake: &Remake,
         keys: Vec<EntryKey>,
         is_last: bool,
-        pace: &mut Pace,
+        pass: &mut Pass,
     ) -> RedisResult<usize> {
-        let Some(noted) = changes.get(&job.name) else { return Ok(0) };
-        let outdated = self.ops.outdated(job, noted.base(), keys).await?;
-        let all = outdated.len();
-        let mut ready = Vec::with_capacity(all);
-        for (key, params) in outdated {
-            if is_last || !job.waits_for_inputs() || !self.has_outdated_input(job, &params, changes).await? {
-                ready.push(key);
-            }
+        let outdated = self.ops.outdated(job, remake.noted.base(), keys).await?;
+        let inputs = self.outdated_inputs(job, &outdated, &remake.changes).await?;
+        let waits = |params: &Params| {
+            job.inputs.values().any(|input| input.key.write(params).is_some_and(|key| inputs.contains(&key)))
+        };
+        let (early, ready): (Vec<_>, Vec<_>) = outdated.into_iter().partition(|(_, params)| waits(params));
+        let keys = |entries: Vec<(EntryKey, Params)>| entries.into_iter().map(|(key, _)| key);
+        let (mut left, mut ready) = (Vec::from_iter(keys(early)), Vec::from_iter(keys(ready)));
+        if is_last {
+            pass.early += left.len();
+            ready.append(&mut left);
         }
         let agenda = &self.ops.agenda;
         let mut sure = self.surely_due(job, &ready).await?;
         let due = ready.iter().zip(&sure).filter(|(_, sure)| !**sure);
         let due: Vec<&EntryKey> = due.map(|(key, _)| key).collect();
-        if !due.is_empty() {
-            pace.values += due.len();
+        let count = due.len();
+        if count > 0 {
             agenda.put(&job.name, due, When::NOW, Trigger::Cron).await?;
             sure = self.surely_due(job, &ready).await?;
         }
-        Ok(all - sure.into_iter().filter(|sure| *sure).count())
+        left.extend(ready.into_iter().zip(sure).filter(|(_, sure)| !sure).map(|(key, _)| key));
+        pass.has_more |= pass.left.len() + left.len() > LEFT;
+        pass.left.extend(left);
+        pass.left.truncate(LEFT);
+        Ok(count)
     }
 
     /// Returns for each entry whether it is on the agenda for a trigger that fetches whatever value there is.
@@ -291,17 +414,29 @@ impl Remaker {
         Ok(dues.into_iter().map(|due| due.is_some_and(fetches)).collect())
     }
 
-    /// Returns `true` if an input of an entry is still to be made anew: an AI value made from the old one would be paid
-    /// for twice.
-    async fn has_outdated_input(&self, job: &Job, params: &Params, changes: &Changes) -> RedisResult<bool> {
-        for key in job.inputs.values().filter_map(|input| input.key.write(params)) {
-            let Some((owner, _)) = self.jobs.owner(key.as_str()) else { continue };
-            let Some(noted) = changes.get(&owner.name) else { continue };
-            if !self.ops.outdated(owner, noted.base(), [key]).await?.is_empty() {
-                return Ok(true);
+    /// Returns the inputs of these entries that are still to be made anew: an AI value made from the old one would be
+    /// paid for twice.
+    async fn outdated_inputs(
+        &self,
+        job: &Job,
+        entries: &[(EntryKey, Params)],
+        changes: &Changes,
+    ) -> RedisResult<BTreeSet<EntryKey>> {
+        let mut by_owner: BTreeMap<&JobName, (&Job, BTreeSet<EntryKey>)> = BTreeMap::new();
+        if job.waits_for_inputs() {
+            for (_, params) in entries {
+                for key in job.inputs.values().filter_map(|input| input.key.write(params)) {
+                    let Some((owner, _)) = self.jobs.owner(key.as_str()) else { continue };
+                    by_owner.entry(&owner.name).or_insert_with(|| (owner, BTreeSet::new())).1.insert(key);
+                }
             }
         }
-        Ok(false)
+        let mut outdated = BTreeSet::new();
+        for (name, (owner, keys)) in by_owner {
+            let base = changes.get(name).map_or(&*owner.made, Noted::base);
+            outdated.extend(self.ops.outdated(owner, base, keys).await?.into_iter().map(|(key, _)| key));
+        }
+        Ok(outdated)
     }
 
     /// Waits, and renews the lock meanwhile; returns `false` if another worker has it.

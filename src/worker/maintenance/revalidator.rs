@@ -6,7 +6,7 @@
 //! at a bounded rate; they are served until new ones land. Values that other programs wrote are left alone. If Redis
 //! fails, the gap is handled again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::walk::{Pace, Walk};
 use crate::agenda::{Agenda, When};
 use crate::entry::Trigger;
 use crate::entry::duration;
@@ -28,14 +29,8 @@ use crate::redis::{Backoff, Connection, RedisTime, Scan, lead};
 use crate::store::{Gap, Snapshot, Store};
 use crate::trigger::invalidation::{Debounced, Invalidator};
 
-/// Entries of a job that become due in the order of their reads.
-const MOST_READ: usize = 10_000;
-/// Entries of these that become due at the same millisecond.
+/// The most read entries that become due at the same millisecond.
 const FINE: usize = 32;
-/// Entries that become due at once, and those that follow each second. Revalidation comes after all other work, and a
-/// client that can stall the channel must not overload all upstreams by that.
-const AT_ONCE: u32 = 2_000;
-const A_SECOND: u32 = 500;
 /// The interval at which gaps are looked up without a signal.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -183,22 +178,12 @@ impl Revalidator {
     async fn examine_job(&self, job: &Arc<Job>, gap: NotedGap, pace: &mut Pace) -> RedisResult<()> {
         // Earlier entries are due a millisecond sooner.
         let mut due = self.store.now().await?;
-        let top = self.popularity.top(job, MOST_READ).await?;
-        for page in top.chunks(FINE) {
+        let mut walk = Walk::begin(job, &self.popularity, FINE).await?;
+        while let Some(mut keys) = walk.next(&self.redis).await? {
+            keys.retain(|key| !self.keys.is_own(key.as_str()) && job.key.read(key.as_str()).is_some());
             due = due + Duration::from_millis(1);
-            let keys = page.iter().map(|(key, _)| key.clone()).filter(|key| job.key.read(key.as_str()).is_some());
-            pace.values += self.mark_stale(job, keys.collect(), gap, due).await?;
-            self.pause(pace.rest()).await?;
-        }
-        // Those have been marked.
-        let top: HashSet<EntryKey> = top.into_iter().map(|(key, _)| key).collect();
-        let mut scan = Scan::new(job.key.glob());
-        while let Some(found) = scan.next(&mut self.redis.clone()).await? {
-            let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());
-            let found = found.map(EntryKey::new).filter(|key| !top.contains(key));
-            due = due + Duration::from_millis(1);
-            pace.values += self.mark_stale(job, found.collect(), gap, due).await?;
-            self.pause(pace.rest()).await?;
+            let stale = self.mark_stale(job, keys, gap, due).await?;
+            self.pause(pace.add(stale)).await?;
         }
         Ok(())
     }
@@ -276,30 +261,6 @@ impl Revalidator {
     }
 }
 
-/// The number of entries that have become due, and since when.
-pub(super) struct Pace {
-    begun: Instant,
-    pub(super) values: usize,
-}
-
-impl Pace {
-    /// Returns a pace that begins now.
-    pub(super) fn begin() -> Self {
-        Self { begun: Instant::now(), values: 0 }
-    }
-
-    /// Returns the time to wait before more entries become due.
-    pub(super) fn rest(&self) -> Duration {
-        rest(self.values, self.begun.elapsed())
-    }
-}
-
-/// Returns the time to wait before more entries become due, after `values` did within `passed`.
-fn rest(values: usize, passed: Duration) -> Duration {
-    let paced = u32::try_from(values).unwrap_or(u32::MAX).saturating_sub(AT_ONCE);
-    (Duration::from_secs(1) * paced / A_SECOND).saturating_sub(passed)
-}
-
 /// A gap as Redis holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct NotedGap {
@@ -366,14 +327,5 @@ mod tests {
         revalidator.invalidate(vec![key], at, When::BULK_NOW).await.unwrap();
         let held: bool = redis::cmd("EXISTS").arg(&lock).query_async(&mut redis.clone()).await.unwrap();
         assert!(held, "another worker begins the same meanwhile");
-    }
-
-    #[test]
-    fn what_is_suspect_becomes_due_at_a_bounded_rate() {
-        let seconds = Duration::from_secs;
-        assert_eq!(rest(2_000, seconds(0)), seconds(0));
-        assert_eq!(rest(7_000, seconds(4)), seconds(6));
-        assert_eq!(rest(7_000, seconds(11)), seconds(0));
-        assert_eq!(rest(302_000, seconds(0)), seconds(600));
     }
 }
