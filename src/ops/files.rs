@@ -224,4 +224,23 @@ mod tests {
             ["ttl", "values", "warm"]
         );
     }
+
+    #[test]
+    fn a_worker_that_announces_nothing_may_have_another_file() {
+        let workers = ["new", "old", "silent", "without"].map(str::to_owned);
+        let files =
+            |values: &str| BTreeMap::from([("art".to_owned(), Digests::from([(VALUES.into(), values.into())]))]);
+        let mut announced = Announced::from([("new".into(), files("a")), ("old".into(), files("b"))]);
+        announced.insert("without".into(), BTreeMap::new());
+        assert_eq!(with_another_file(&workers, &announced, "art", "a"), ["old", "silent"]);
+    }
+
+    #[test]
+    fn a_note_of_one_file_is_settled_for_that_file_alone() {
+        let noted = |text: &str| Noted { text: text.to_owned() };
+        assert_eq!((noted("a").is_settled("a"), noted("a").is_settled_otherwise("a")), (true, false));
+        assert_eq!((noted("a").is_settled("b"), noted("a").is_settled_otherwise("b")), (false, true));
+        assert_eq!((noted("a b").is_settled("b"), noted("a b").is_settled_otherwise("c")), (false, false));
+        assert_eq!((noted("a b").base(), noted("a b").last(), noted("a").last()), ("a", Some("b"), None));
+    }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::walk::{Pace, Walk};
 use crate::agenda::When;
@@ -86,8 +86,8 @@ struct Remake {
     keys: Option<Vec<EntryKey>>,
     /// Whether all are examined again after these.
     has_more: bool,
-    /// When the number of entries that are left last fell.
-    progressed: Instant,
+    /// The waits between passes since the number of entries that are left last fell.
+    stalled: Duration,
     /// When the next pass begins.
     next: Instant,
 }
@@ -230,7 +230,7 @@ impl Remaker {
             if since.elapsed() > LONG_WAIT {
                 let why = still_waits(job.as_str(), workers);
                 if !std::mem::replace(is_told, true) {
-                    info!(%job, "{why}");
+                    warn!(%job, "{why}");
                 }
                 self.troubles.notice(job.as_str(), Some(why));
             }
@@ -264,8 +264,8 @@ impl Remaker {
             if plan.entries == 0 {
                 return self.end(job, noted).await.map(|()| true);
             }
-            let (noted, changes, now) = (noted.clone(), changes.clone(), Instant::now());
-            let remake = Remake { noted, changes, keys: None, has_more: false, progressed: now, next: now };
+            let (noted, changes, next) = (noted.clone(), changes.clone(), Instant::now());
+            let remake = Remake { noted, changes, keys: None, has_more: false, stalled: Duration::ZERO, next };
             progress.remakes.insert(job.name.clone(), remake);
         }
         let Some(remake) = progress.remakes.get_mut(&job.name) else { return Ok(true) };
@@ -275,7 +275,7 @@ impl Remaker {
         }
         // If this pass fails.
         remake.next = begun + IDLE;
-        let is_last = remake.progressed.elapsed() >= INPUTS_WAIT;
+        let is_last = remake.stalled >= INPUTS_WAIT;
         let Some(pass) = self.pass(job, remake, is_last, &mut progress.pace).await? else { return Ok(false) };
         if pass.early > 0 {
             let entries = pass.early;
@@ -287,12 +287,12 @@ impl Remaker {
             progress.remakes.remove(&job.name);
             return self.end(job, noted).await.map(|()| true);
         }
-        if remake.keys.as_ref().is_none_or(|before| pass.left.len() < before.len()) {
-            remake.progressed = Instant::now();
-        }
+        let pause = (begun.elapsed() * 4).clamp(PASSES.0, PASSES.1);
+        let falls = remake.keys.as_ref().is_none_or(|before| pass.left.len() < before.len());
+        remake.stalled = if falls { Duration::ZERO } else { remake.stalled + pause };
         remake.has_more = has_more;
         remake.keys = (!pass.left.is_empty()).then_some(pass.left);
-        remake.next = Instant::now() + (begun.elapsed() * 4).clamp(PASSES.0, PASSES.1);
+        remake.next = Instant::now() + pause;
         Ok(true)
     }
 
