@@ -144,7 +144,7 @@ impl Fleet {
             names.extend(found.iter().filter_map(|key| session.keys.job_of_unknown(key)).map(JobName::new));
         }
         let census = ops.last_count().await?;
-        let described = descriptions::read(&redis, &session.keys).await?.jobs;
+        let described = descriptions::read(&redis, &session.keys, session.store.now().await?).await?.jobs;
         Ok(Self { noted, files: files.collect(), held_back, scheduled, names, census, described })
     }
 
