@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use super::TTL;
 use super::support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, both, eventually, samovar, worker,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, both, eventually, eventually_within,
+    samovar, worker,
 };
 
 const AI: &str = "/v1/chat/completions";
@@ -373,7 +374,8 @@ async fn a_refresh_goes_on_as_soon_as_its_input_is_there() {
     let made = redis.ask::<i64>(&["PEXPIRETIME", "page:a"]).await;
     Parts::of(&redis).await.agenda.remove(&super::support::job(), &[art("a")]).await.unwrap();
     redis.ask::<u64>(&["DEL", "art:a"]).await;
-    eventually("the page is refreshed", async || {
+    // It would wait for the artwork for 15 s, from 3 s on.
+    eventually_within(Duration::from_secs(14), "the page is refreshed", async || {
         let expires = redis.ask::<i64>(&["PEXPIRETIME", "page:a"]).await;
         assert_ne!(expires, -2, "the page is there all the time");
         if expires > made { Ok(()) } else { Err(expires) }
