@@ -7,7 +7,7 @@ use redis::RedisResult;
 use super::INPUT_WAIT;
 use super::attempt::{Attempt, Ending};
 use super::freshness::{RETRY_PLAUSIBLE, retry_after};
-use super::inputs::{Lack, Missing};
+use super::inputs::{Lack, Missing, missing};
 use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
 use crate::entry::{Outcome, Recheck, Trigger};
@@ -138,12 +138,6 @@ impl Attempt<'_> {
             }
         }
     }
-}
-
-/// Returns the beginning of the reason of an entry whose input was given up. Dead letters are found by it, see
-/// [`Agenda::died_of`](crate::agenda::Agenda::died_of).
-pub(super) fn missing(input: &EntryKey) -> String {
-    format!("its input {input} is missing: ")
 }
 
 /// Tells whether this is the reason of an entry whose input was given up.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use redis::RedisResult;
 use serde_json::{Map, Value};
 
-use super::failure::missing;
 use super::{INPUT_WAIT, Running, Warmer};
 use crate::agenda::When;
 use crate::entry::Outcome;
@@ -403,6 +402,12 @@ fn gone_input(owner: &Job, meta: &Meta) -> GoneInput {
         second: (!is_confirmed).then_some(second),
         is_asked: false,
     }
+}
+
+/// Returns the beginning of the reason of an entry whose input was given up. Dead letters are found by it, see
+/// [`Agenda::died_of`](crate::agenda::Agenda::died_of).
+pub(super) fn missing(input: &EntryKey) -> String {
+    format!("its input {input} is missing: ")
 }
 
 /// Tells whether an entry without a value is gone because an input is.
