@@ -271,7 +271,7 @@ pub fn gone(entry: &str, token: &str, attempt: &Attempt, began: i64, versions: V
 
 /// The script of `Store::extend_stale`.
 pub fn extend_stale(entry: &str, time: i64) -> Call {
-    stored(Script::ExtendStale, entry, &[&time, &STALE, &OUTLIVES])
+    stored(Script::ExtendStale, entry, &[&time, &STALE, &OUTLIVES, &0])
 }
 
 /// `Store::invalidate_on`; `pauses` are zero in `Store::fence`. `version` is `''`, a number or `any`.
@@ -280,7 +280,18 @@ pub fn invalidate(entry: &str, at: i64, evict: bool, pauses: (i64, i64), remembe
     stored(
         Script::Invalidate,
         entry,
-        &[&at, &removal, &OUTLIVES, &CHANGED, &change(entry, "evicted"), &pauses.0, &pauses.1, &remembered, &version],
+        &[
+            &at,
+            &removal,
+            &OUTLIVES,
+            &CHANGED,
+            &change(entry, "evicted"),
+            &pauses.0,
+            &pauses.1,
+            &remembered,
+            &version,
+            &0,
+        ],
     )
 }
 
@@ -321,7 +332,11 @@ pub fn sweep() -> Call {
 
 /// `Agenda::put`.
 pub fn due(how: &str, trigger: u8, at: i64, entries: &[&str]) -> Call {
-    let mut call = call(Script::Due, &[AGENDA], &[&how, &trigger, &at, &u8::from(trigger == 1), &SIGNAL, &"due art"]);
+    let mut call = call(
+        Script::Due,
+        &[AGENDA],
+        &[&how, &trigger, &at, &u8::from(trigger == 1 || trigger == 4), &SIGNAL, &"due art"],
+    );
     call.args.extend(entries.iter().map(|entry| (*entry).to_owned()));
     call
 }
@@ -418,5 +433,5 @@ pub fn retry_tick(job: &str, tick: i64, till: i64) -> Call {
 
 /// `Cron::ensure`.
 pub fn ensure(job: &str, digest: &str, next: &str) -> Call {
-    call(Script::Ensure, &[SCHEDULES, TICKS, DIGESTS], &[&job, &digest, &next, &CLAIM])
+    call(Script::Ensure, &[SCHEDULES, TICKS, DIGESTS], &[&job, &digest, &next, &CLAIM, &""])
 }

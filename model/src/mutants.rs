@@ -67,7 +67,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "redis.call('DEL', KEYS[2])\nreturn {'done'" => "return {'done'",
     ]
     "store/lua/extend_stale.lua": [
-        "tonumber(own_expiry) ~= pxat or" => "",
+        " or tonumber(own_expiry) ~= pxat\n" => "\n",
         "invalidated ~= '0'" => "false",
         "math.min(ends + tonumber(ARGV[2]), now + tonumber(ARGV[1]))" => "now + tonumber(ARGV[1])",
         "local ends = pxat - tonumber(stale_for)" => "local ends = pxat",
@@ -241,7 +241,7 @@ pub const KILLED: &[Mutant] = mutants! {
     "trigger/lua/end_tick.lua": [
         "if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end" => "",
         "if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1])) ~= tonumber(ARGV[3]) then return 0 end" => "",
-        "redis.call('HDEL', KEYS[2], ARGV[1])" => "",
+        "redis.call('HDEL', KEYS[2], ARGV[1], state)" => "",
     ]
     "trigger/lua/hold_tick.lua": [
         "if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1])) ~= till then return -1 end" => "",
@@ -250,7 +250,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1])) ~= tonumber(ARGV[3]) then return 0 end" => "",
     ]
     "trigger/lua/ensure.lua": [
-        "redis.call('HDEL', KEYS[2], ARGV[1])" => "",
+        "redis.call('HDEL', KEYS[2], ARGV[1], ARGV[1] .. '/state')" => "",
         "redis.call('ZADD', KEYS[1], 'LT', string.format('%.0f', latest), ARGV[1])" => "",
         "latest = math.max(latest, now + tonumber(ARGV[4]))" => "",
     ]

@@ -24,6 +24,13 @@ const NEVER_RUN: &[(&str, &str, &str)] = &[
     ("agenda/lua/take.lua", "end", LOOP),
     ("store/lua/read_unknown.lua", "end", LOOP),
     ("agenda/lua/finish.lua", "trouble = trouble or reply", "A key of another type: see tests/agenda.rs."),
+    ("agenda/lua/finish.lua", "local oldest", "Ten thousand dead letters: see tests/agenda.rs."),
+    ("agenda/lua/due.lua", "how, latest, at = 'there'", SOON),
+    ("agenda/lua/due.lua", "move = false", SOON),
+    ("store/lua/meta.lua", "return note == '{}'", "Doubts after a gap, which no actor has: see tests/gone_guard.rs."),
+    ("trigger/lua/end_tick.lua", "local time", AGAIN),
+    ("trigger/lua/end_tick.lua", "local now", AGAIN),
+    ("trigger/lua/end_tick.lua", "next = math.min", AGAIN),
     ("cache/lua/commit_load.lua", "ARGV[2], 'NX')", "A load without a TTL: see tests/cache.rs."),
     (
         "store/lua/meta.lua",
@@ -32,6 +39,8 @@ const NEVER_RUN: &[(&str, &str, &str)] = &[
     ),
 ];
 
+const SOON: &str = "Waits for inputs, which no entry has here: see tests/agenda.rs.";
+const AGAIN: &str = "A warmup that a person asks for while another runs: see tests/feeds.rs.";
 const LOOP: &str = "Lua's `for … in` carries out the jump at its end itself, so no hook sees it.";
 
 #[test]
