@@ -12,7 +12,7 @@ use samovar::store::{Gap, GoneGuard, GuardState, HeldBack, LastAttempt, Removal,
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually,
-    job, samovar, talkative, worker,
+    eventually_within, job, samovar, talkative, worker,
 };
 
 const GUARD: &str = "samovar:gone:{art}";
@@ -143,7 +143,8 @@ async fn a_tenth_is_removed_and_the_rest_is_served_beyond_its_ttl() {
     assert_eq!(held(&redis).await, 180, "two workers count together");
     clock.set(25 * 60_000);
     let asked = upstream.all_requests().len();
-    eventually("they are asked again", async || upstream.all_requests().len() >= asked + 180).await;
+    let all_again = async || upstream.all_requests().len() >= asked + 180;
+    eventually_within(Duration::from_secs(90), "they are asked again, spread over time", all_again).await;
     assert_eq!(served(&redis).await, 180);
     assert_eq!(redis.keys("samovar:dead:*").await, Vec::<String>::new());
     assert_eq!(redis.ask::<Option<String>>(&["HGET", "samovar:limit:{museum}", "open"]).await, None, "no breaker");
@@ -243,6 +244,22 @@ async fn all_is_fresh_once_the_upstream_has_it_again() {
     assert!(
         parts.meta(kept[0].strip_prefix("art:").unwrap()).await.unwrap().last_attempt.held_until == RedisTime::ZERO
     );
+}
+
+/// Invalidated values live no longer than their TTL, also where their removal is held back.
+#[tokio::test]
+async fn a_guard_ends_with_the_last_value_that_it_held() {
+    let (redis, _upstream, _jobs, _worker) = tripped().await;
+    let keys: Vec<EntryKey> = redis.keys("art:*").await.into_iter().map(EntryKey::new).collect();
+    for key in &keys {
+        redis.ask::<usize>(&["PEXPIRE", key.as_str(), "1"]).await;
+    }
+    all_served(&redis, 0).await;
+    let parts = Parts::of(&redis).await;
+    parts.agenda.put(&job(), &keys, When::NOW, Trigger::Manual).await.unwrap();
+    all_held(&redis, 0).await;
+    let until: RedisTime = redis.ask(&["HGET", GUARD, "until"]).await;
+    assert!(until <= parts.now().await + Duration::from_secs(60), "{until}");
 }
 
 #[tokio::test]

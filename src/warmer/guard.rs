@@ -31,8 +31,13 @@ impl Attempt<'_> {
     pub(super) async fn guard_removal(&self, lease: &Lease, round: &mut Round) -> Step<()> {
         let (warmer, job) = (self.warmer, &self.job.name);
         let Some(share) = self.job.warm.gone_guard else { return Ok(()) };
-        if round.may_remove || !lease.before.has_value() {
+        if round.may_remove {
             return Ok(());
+        }
+        if !lease.before.has_value() {
+            // A value whose removal was held back has expired meanwhile: nothing is held of this entry any more.
+            round.may_remove = true;
+            return Ok(self.note_recovery(lease).await?);
         }
         let marked = lease.before.meta.as_ref().map_or(RedisTime::ZERO, |meta| meta.last_attempt.held_until);
         match warmer.store.guard_removal(job, share, marked).await {
@@ -109,7 +114,8 @@ impl Attempt<'_> {
         Ok(Ending { next, ..ending })
     }
 
-    /// Tells the job's guard that the upstream has an entry again whose removal was held back.
+    /// Tells the job's guard that the upstream has an entry again whose removal was held back, or that its value has
+    /// expired.
     pub(super) async fn note_recovery(&self, lease: &Lease) -> RedisResult<()> {
         let held_until = lease.before.meta.as_ref().map_or(RedisTime::ZERO, |meta| meta.last_attempt.held_until);
         if held_until == RedisTime::ZERO {

@@ -404,7 +404,7 @@ async fn no_key_and_no_answer_commands_a_terminal_or_forges_a_line() {
         }
     }
     for args in [&["warm", HOSTILE][..], &["dead", HOSTILE], &["pause", HOSTILE], &["watch", "--job", HOSTILE]] {
-        assert_eq!(command(args).await.code, Some(2), "{args:?}");
+        assert_eq!(command(args).await.code, Some(1), "{args:?}");
     }
     let shown = command(&["get", &good]).await.stdout;
     assert!(shown.contains("\\u009b") && shown.contains("\\u202e"), "{shown}");

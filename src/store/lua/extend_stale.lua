@@ -1,5 +1,5 @@
--- Let an old value live beyond its TTL while its source fails or its removal is held back, if it is the one we wrote and
--- was not invalidated.
+-- Let an old value live beyond its TTL while its source fails or its removal is held back, if it is the one we wrote
+-- and was not invalidated.
 -- meta.lua stands before this.
 -- KEYS  1 value  2 lease (not looked at)  3 meta
 -- ARGV  1 how long it must live from now on (ms)  2 by how much it may outlive its TTL (ms)
@@ -20,8 +20,8 @@ if till > pxat then
   own_expiry, stale_for = string.format('%.0f', till), string.format('%.0f', till - ends)
   redis.call('PEXPIREAT', KEYS[1], own_expiry)
   redis.call('SET', KEYS[3],
-    write_meta(validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note, version,
-      announced, announced_at),
+    write_meta(validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note,
+      version, announced, announced_at),
     'PXAT', string.format('%.0f', till + tonumber(ARGV[3])))
   pxat = till
 end

@@ -28,7 +28,8 @@ local function write_guard(key, guard, now)
     words[#words + 1] = string.format('%.0f', guard[name])
   end
   redis.call('HSET', key, unpack(words))
-  redis.call('PEXPIREAT', key, string.format('%.0f', math.max(guard['until'], now) + (guard.since > 0 and 86520000 or 120000)))
+  local longer = guard.since > 0 and 86520000 or 120000
+  redis.call('PEXPIREAT', key, string.format('%.0f', math.max(guard['until'], now) + longer))
 end
 -- Returns true while a guard holds removals back or lets them through. One of the future is by a clock that ran ahead.
 local function is_active(guard, now) return guard.since <= now and now < guard['until'] end

@@ -1,14 +1,15 @@
--- Decide on the removal of a value that is gone at its upstream, or with an input. Removals are counted in a sliding minute, which is
--- estimated from two fixed ones. The removal that exceeds the job's share trips the guard: it and all others are held
--- back until the guard ends. An entry that was held back until the end of a guard is then removed. guard.lua stands
--- before this.
+-- Decide on the removal of a value that is gone at its upstream, or with an input. Removals are counted in a sliding
+-- minute, which is estimated from two fixed ones. The removal that exceeds the job's share trips the guard: it and all
+-- others are held back until the guard ends. An entry that was held back until the end of a guard is then removed.
+-- guard.lua stands before this.
 -- KEYS  1 guard  2 agenda of the job
 -- ARGV  1 the share of the job's entries that may be removed within a minute (%)
 --       2 so many removals within a minute trip the guard at least  3 the minute (ms)
 --       4 how long removals are held back (ms)  5 the longest time for which they can be (ms)
 --       6 until when this entry's removal was to be held back, as its metadata say (ms; 0: it was not)
 -- Returns {0}: remove it
---       | {1 | 2 if this tripped the guard, now, since, until, gone, of, held}: it is held back; the rest as in guard.lua
+--       | {1 | 2 if this tripped the guard, now, since, until, gone, of, held}: it is held back; the rest as in
+--         guard.lua
 local share, least, minute, hold = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local longest = tonumber(ARGV[5])
 local now, guard, marked = clock(), read_guard(KEYS[1]), tonumber(ARGV[6])

@@ -17,8 +17,8 @@
 --       7 the same after a fetch in a storm
 --       8 how long the invalidation of an entry without a value is remembered (ms): a fetch by then answers it
 --       9 the version that it announces ('' none; 'any': a lower version may replace the value as well)
---      10 '1': a doubt after a gap. It replaces no open invalidation, and does not end a value that the guard of its job
---         holds back (src/store/guard.rs)
+--      10 '1': a doubt after a gap. It replaces no open invalidation, and does not end a value that the guard of its
+--         job holds back (src/store/guard.rs)
 -- Returns {1 if a fetch in flight was fenced,
 --          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
 --            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
