@@ -174,3 +174,55 @@ async fn commands_show_and_try_what_would_be_composed() {
     let planned = run(&redis, &jobs, &["warm", "page", "--dry-run"]).await.stdout;
     assert!(planned.contains("0 fetches, 0 AI calls"), "{planned}");
 }
+
+/// One with an input that it needs, one whose input is optional, and one whose key its input does not tell.
+#[tokio::test]
+async fn dead_letters_of_a_missing_input_return_when_it_is_back() {
+    let (redis, upstream) = both().await;
+    let refuse = || Reply::status(422);
+    for name in ["a", "b"] {
+        upstream.on(&format!("/art/{name}"), refuse());
+    }
+    let page = |job: &str, key: &str, list: &str| {
+        format!(
+            "key = \"{job}:{key}\"\nttl = \"1h\"\n[inputs]\nart = {{ key = \"art:{{name}}\", optional = {} }}\n\
+             [source]\nkind = \"compose\"\nvalue = {{ art = \"{{{{ art }}}}\" }}\n\
+             [entries]\nlist = [{list}]\n[warm]\nattempts = 1\n",
+            job == "maybe"
+        )
+    };
+    let art = Art::of(&upstream).list(["a", "b"]).warm("attempts = 1\nrecheck = []\nabsent_for = \"0s\"").folder();
+    let jobs = art
+        .job("page", &page("page", "{name}", "\"a\""))
+        .job("maybe", &page("maybe", "{name}", "\"a\", \"b\""))
+        .job("wide", &page("wide", "{lang}:{name}", r#"{ lang = "tr", name = "a" }"#));
+    let _worker = worker(&redis, &jobs);
+    let dead = async || {
+        let mut all = Vec::new();
+        for job in ["page", "maybe", "wide"] {
+            all.extend(redis.ask::<Vec<String>>(&["ZRANGE", &format!("samovar:dead:{{{job}}}"), "0", "-1"]).await);
+        }
+        all
+    };
+    let given_up = ["page:a", "maybe:a", "maybe:b", "wide:tr:a"];
+    eventually("all are dead letters", async || {
+        let dead = dead().await;
+        if dead.len() == given_up.len() { Ok(()) } else { Err(dead) }
+    })
+    .await;
+    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    upstream.on("/art/b", Reply::status(404));
+    for name in ["art:a", "art:b"] {
+        samovar(["warm", name, "--wait"]).redis(&redis).jobs(&jobs).run().await;
+    }
+    eventually("they are made", async || {
+        let mut left = Vec::new();
+        for key in given_up {
+            let art = if key == "maybe:b" { serde_json::Value::Null } else { json!({"title": "one"}) };
+            left.extend(redis.json(key).await.filter(|value| value["art"] == art).is_none().then_some(key));
+        }
+        let dead = dead().await;
+        if left.is_empty() && dead.is_empty() { Ok(()) } else { Err((left, dead)) }
+    })
+    .await;
+}

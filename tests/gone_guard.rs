@@ -79,7 +79,7 @@ async fn tripped() -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
     tripped_with("").await
 }
 
-/// The same, with these lines of `[warm]`.
+/// As [`tripped`], with these lines of `[warm]`.
 async fn tripped_with(warm: &str) -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {
     let (redis, upstream) = both().await;
     has_all(&upstream, 1);

@@ -27,7 +27,7 @@ const fn ms(time: i64) -> Duration {
     Duration::from_millis(time.unsigned_abs())
 }
 
-/// What a server is asked, as `MONITOR` tells it.
+/// The commands that a server gets, as `MONITOR` tells them.
 struct Monitor {
     lines: BufReader<TcpStream>,
 }

@@ -1,4 +1,4 @@
-//! What the callers in `src/` send with each script: keys and arguments, and nothing else.
+//! The calls of `src/`, as they are sent with each script: keys and arguments, and nothing else.
 //!
 //! The callers are `src/store/`, `src/agenda/`, `src/cache/` and `src/trigger/cron.rs`. Channels and keys have shorter
 //! names here, and times are those of a job whose upstream answers within a second.
@@ -24,17 +24,17 @@ pub const CLAIM: i64 = 1_000;
 pub const RUN: i64 = 3_000;
 /// The TTL of values (ms).
 pub const TTL: i64 = 600_000;
-/// How long before its expiry a value is refreshed (ms).
+/// The time before its expiry at which a value is refreshed (ms).
 pub const AHEAD: i64 = 60_000;
-/// How long metadata outlive a value (ms).
+/// The time by which metadata outlive a value (ms).
 pub const OUTLIVES: i64 = 3_600_000;
-/// How long the invalidation of an entry without a value is remembered (ms).
+/// The time for which the invalidation of an entry without a value is remembered (ms).
 pub const REMEMBERED: i64 = 60_000;
-/// How long a refresh is held off, and in a storm where a fetch costs money (ms).
+/// The time for which a refresh is held off, and in a storm where a fetch costs money (ms).
 pub const PAUSE: (i64, i64) = (250, 10_000);
 /// The longest time by which an old value outlives its TTL while its source fails (ms).
 pub const STALE: i64 = 2_000;
-/// How long an announced version is waited for (ms).
+/// The wait for an announced version (ms).
 pub const PATIENCE: i64 = 5_000;
 /// The wait before a retry (ms).
 pub const RETRY: i64 = 500;
@@ -48,7 +48,7 @@ pub const CAP: usize = 1;
 pub const DEAD: usize = 1;
 /// The most stamps of unknown tags.
 pub const STAMPS: usize = 1;
-/// How long a stamp is kept (ms).
+/// The time for which a stamp is kept (ms).
 pub const STAMPED: i64 = 86_400_000;
 
 /// The agenda of the one job.
@@ -116,7 +116,7 @@ pub struct Fresh {
     pub crashes: Option<i64>,
 }
 
-/// What the metadata note of an attempt.
+/// The attempt, as metadata note it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Attempt {
     /// The trigger's number.
@@ -163,7 +163,7 @@ impl Attempt {
     }
 }
 
-/// How an answer's version is judged.
+/// The rules by which an answer's version is judged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Versions {
     /// The job has versions.

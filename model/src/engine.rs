@@ -11,7 +11,7 @@ use crate::commands::{Reply, double, execute};
 use crate::db::Db;
 use crate::scripts::{META, Mutant, SCORE, Script};
 
-/// What was asked of Redis, for a real server to be asked the same.
+/// The commands that Redis got, for a real server to get them as well.
 #[derive(Clone, Debug)]
 pub enum Asked {
     /// The clock was set to this (µs).

@@ -16,7 +16,7 @@ use crate::world::{Action, Load, Violation, World};
 pub struct Failure {
     /// The actions from the scenario's beginning.
     pub actions: Vec<Action>,
-    /// What does not hold afterwards.
+    /// The property that does not hold afterwards.
     pub violation: Violation,
     /// The seed of the random walk that found it.
     pub seed: Option<u64>,
@@ -245,7 +245,7 @@ pub fn walk_once(
 /// Repeats actions, leaving out those that cannot happen, and lets the world come to rest.
 ///
 /// # Errors
-/// What does not hold.
+/// The property that does not hold.
 pub fn replay(engine: &Engine, scenario: &Scenario, actions: &[Action]) -> Result<(), Violation> {
     let mut world = scenario.begin(engine, 4)?;
     for action in actions {

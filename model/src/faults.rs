@@ -10,7 +10,7 @@ use crate::world::{Action, Job, Kind};
 /// A way to a fault.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
-    /// What goes wrong.
+    /// The consequence.
     pub what: &'static str,
     /// Where it begins.
     pub scenario: Scenario,

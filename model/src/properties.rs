@@ -1,4 +1,4 @@
-//! What must hold: the invariants of ARCHITECTURE.md, and the contract that each script's header states.
+//! The properties that must hold: the invariants of ARCHITECTURE.md, and the contract that each script's header states.
 
 mod contracts;
 
@@ -29,7 +29,7 @@ pub const OPEN: &str = "a handled refresh stays noted until a fetch answers it";
 pub const WANTED: &str = "nothing wanted leaves the agenda";
 /// An announced version is waited for.
 pub const ANNOUNCED: &str = "an announced version is waited for";
-/// What a service writes stays.
+/// A value that a service writes stays.
 pub const OVERWRITTEN: &str = "a fetch writes nothing over what was written since it began";
 /// Counters.
 pub const COUNTER: &str = "counters lose nothing";

@@ -12,9 +12,9 @@ pub struct Scenario {
     pub job: Job,
     /// The number of entries.
     pub entries: usize,
-    /// How often each kind of action may happen; four times as often in random walks.
+    /// The most actions of each kind; four times as many in random walks.
     pub budget: &'static [(Kind, u8)],
-    /// What has happened at first.
+    /// The actions before the search.
     pub setup: &'static [Action],
 }
 

@@ -35,7 +35,7 @@ struct Fleet {
 /// Makes random calls.
 ///
 /// # Errors
-/// What does not hold.
+/// The property that does not hold.
 pub fn walk(engine: &Engine, seed: u64, steps: usize) -> Step {
     let mut random = Random(seed);
     let mut fleet = Fleet::default();

@@ -115,7 +115,7 @@ pub struct Mutant {
     pub file: &'static str,
     /// The text that is replaced; the file has it once.
     pub from: &'static str,
-    /// What replaces it.
+    /// The text that replaces it.
     pub to: &'static str,
 }
 

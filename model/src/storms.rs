@@ -5,14 +5,14 @@ use crate::explorer::Random;
 use crate::properties::{COSTS, STARVED, settle};
 use crate::world::{Action, Job, Kind, Stage, Step, World, violated};
 
-/// How a storm goes.
+/// The course of a storm.
 #[derive(Clone, Copy, Debug)]
 pub struct Storm {
     /// The pause between two invalidations (ms).
     pub every: i64,
-    /// How long a fetch takes (ms).
+    /// The time that a fetch takes (ms).
     pub takes: i64,
-    /// How long it lasts (ms).
+    /// The time that it lasts (ms).
     pub lasts: i64,
     /// The job.
     pub job: Job,

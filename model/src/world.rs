@@ -32,7 +32,7 @@ pub const EPOCH: i64 = 1_700_000_000_000;
 pub struct Violation {
     /// The property.
     pub property: &'static str,
-    /// What was found.
+    /// The finding.
     pub found: String,
 }
 
@@ -50,7 +50,7 @@ pub fn violated<T>(property: &'static str, found: impl Into<String>) -> Result<T
 /// The result of a step.
 pub type Step = Result<(), Violation>;
 
-/// What the job's file says.
+/// The job's file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Job {
     /// Values have the tag `T`, except each third content.
@@ -80,7 +80,7 @@ pub struct Handled {
     pub content: u32,
     /// Its time.
     pub at: i64,
-    /// How often the clock was set back by then.
+    /// The number of times that the clock was set back by then.
     pub epoch: u8,
     /// When it was handled.
     pub now: i64,
@@ -90,7 +90,7 @@ pub struct Handled {
     pub tag: bool,
 }
 
-/// What the observer knows of an entry.
+/// The observer's knowledge of an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Known {
     /// The content that the upstream has: grows with each edit.
@@ -118,9 +118,9 @@ pub struct World {
     pub db: Db,
     /// The job.
     pub job: Job,
-    /// How often the clock was set back.
+    /// The number of times that the clock was set back.
     pub epoch: u8,
-    /// What is known of each entry.
+    /// The knowledge of each entry.
     pub known: [Known; 2],
     /// The workers.
     pub workers: [Worker; 2],
@@ -130,9 +130,9 @@ pub struct World {
     pub messages: Vec<Message>,
     /// The leases of workers that died: entry, token, and crashes before.
     pub orphans: Vec<(usize, String, u32)>,
-    /// How often each kind of action may still happen.
+    /// The number of actions of each kind that may still happen.
     pub left: [u8; Kind::COUNT],
-    /// How often `increment.lua` added one, and what the counter must be.
+    /// The number of times that `increment.lua` added one, and what the counter must be.
     pub counted: i64,
     /// Outcomes that were counted at least so often, in the order of `OUTCOMES`.
     pub outcomes: [u8; 8],

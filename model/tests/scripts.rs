@@ -101,7 +101,7 @@ fn mended_faults_stay_mended() {
     }
 }
 
-/// What hunts a mutant finds nothing in the scripts as they are.
+/// The search that hunts mutants finds nothing in the scripts as they are.
 #[test]
 fn the_hunt_for_mutants_finds_no_fault_in_the_scripts() {
     let engine = Engine::new(None);

@@ -60,14 +60,57 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         print_json(&all);
         return Ok(exit::OK);
     }
+    let told = tell_jobs(all, now);
+    if let Some(budgets) = budgets(&upstreams, now) {
+        println!("\n{budgets}");
+    }
+    for upstream in &upstreams {
+        if let Some(closed) = upstream.closed_text(now) {
+            println!("\n{}", wrapped(&format!("Upstream {}: {closed}.", upstream.upstream), ""));
+        }
+    }
+    for state in told.states {
+        println!("\n{}", wrapped(&escaped(&state), ""));
+    }
+    for job in &left {
+        println!("\n{}", wrapped(&format!("No running worker knows {job}: {LEFT}."), ""));
+    }
+    for (job, workers) in &held_back {
+        println!("\n{}", wrapped(&format!("Fault: {}.", escaped(&still_waits(job.as_str(), workers))), ""));
+    }
+    if !told.paused.is_empty() {
+        println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", told.paused.join(", "));
+    }
+    let names = session.keys.all_fixed(jobs.jobs.keys(), jobs.upstreams.keys());
+    for wrong in wrong_types(&mut session.redis.clone(), &session.keys, &names).await? {
+        println!("\n{}", wrapped(&format!("Fault: {wrong}."), ""));
+    }
+    match session.count_workers().await {
+        Err(e) if is_of_keys(&e) => println!("\nThe number of running workers is unknown: {e}."),
+        Err(e) => return Err(e.into()),
+        Ok(workers) => tell_workers(workers),
+    }
+    Ok(exit::OK)
+}
+
+/// The sentences on jobs that follow the table.
+struct Told {
+    /// Paused jobs, each with the time since then.
+    paused: Vec<String>,
+    /// Feeds that fail, and guards that hold removals back.
+    states: Vec<String>,
+}
+
+/// Prints the table of jobs and what they used; returns the sentences that follow.
+fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
     let mut rows = table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "DUE", "IN HAND", "DEAD", "LAST"]);
     let usage = usage(&all, now);
-    let (mut paused, mut told) = (Vec::new(), Vec::new());
+    let mut told = Told { paused: Vec::new(), states: Vec::new() };
     for status in all {
-        told.extend(feed(&status, now));
-        told.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now)));
+        told.states.extend(feed(&status, now));
+        told.states.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now)));
         if let Some(since) = status.paused_ms {
-            paused.push(format!("{} ({})", status.job, relative(since, now)));
+            told.paused.push(format!("{} ({})", status.job, relative(since, now)));
         }
         let last = status.last.map(|last| match last.reason {
             Some(reason) => format!("{} {} ({}): {reason}", last.outcome, last.key, last.trigger),
@@ -90,36 +133,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     if let Some(usage) = usage {
         println!("\n{usage}");
     }
-    if let Some(budgets) = budgets(&upstreams, now) {
-        println!("\n{budgets}");
-    }
-    for upstream in &upstreams {
-        if let Some(closed) = upstream.closed_text(now) {
-            println!("\n{}", wrapped(&format!("Upstream {}: {closed}.", upstream.upstream), ""));
-        }
-    }
-    for state in told {
-        println!("\n{}", wrapped(&escaped(&state), ""));
-    }
-    for job in &left {
-        println!("\n{}", wrapped(&format!("No running worker knows {job}: {LEFT}."), ""));
-    }
-    for (job, workers) in &held_back {
-        println!("\n{}", wrapped(&format!("Fault: {}.", escaped(&still_waits(job.as_str(), workers))), ""));
-    }
-    if !paused.is_empty() {
-        println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", paused.join(", "));
-    }
-    let names = session.keys.all_fixed(jobs.jobs.keys(), jobs.upstreams.keys());
-    for wrong in wrong_types(&mut session.redis.clone(), &session.keys, &names).await? {
-        println!("\n{}", wrapped(&format!("Fault: {wrong}."), ""));
-    }
-    match session.count_workers().await {
-        Err(e) if is_of_keys(&e) => println!("\nThe number of running workers is unknown: {e}."),
-        Err(e) => return Err(e.into()),
-        Ok(workers) => tell_workers(workers),
-    }
-    Ok(exit::OK)
+    told
 }
 
 fn tell_workers(workers: usize) {

@@ -199,9 +199,9 @@ pub(super) fn complain(what: impl fmt::Display) {
     eprintln!("samovar: {}", escaped(&what.to_string()));
 }
 
-/// Reports that a command refuses what it is given: as an object with `error` if `json` is set, otherwise in one line on
-/// standard error. Returns the exit code: [`exit::USAGE`] for a fault of the command line, [`exit::FAILED`] for a name
-/// that the fleet does not know.
+/// Reports that a command refuses what it is given: as an object with `error` if `json` is set, otherwise in one line
+/// on standard error. Returns the exit code: [`exit::USAGE`] for a fault of the command line, [`exit::FAILED`] for a
+/// name that the fleet does not know.
 pub(super) fn refuse(code: u8, json: bool, what: impl fmt::Display) -> Failed {
     if json {
         print_json(&serde_json::json!({ "error": what.to_string() }));

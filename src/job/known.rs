@@ -1,4 +1,4 @@
-//! What the fleet knows of its jobs: enough to show them and to act on them, without job files and secrets.
+//! The fleet's knowledge of its jobs: enough to show them and to act on them, without job files and secrets.
 //!
 //! Workers publish this in Redis, and commands read it there. Its JSON is part of docs/protocol.md. Earlier and later
 //! builds read it too: they ignore fields that they do not know, and take the default for those that are missing. A

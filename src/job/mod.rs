@@ -82,9 +82,9 @@ pub struct Job {
     pub warm: Warm,
     /// Changes whenever the file does; a new digest is warmed up at once.
     pub digest: String,
-    /// A digest of what its values are made from: the key, the source with its fallbacks, tags, version, inputs, and the
-    /// URLs and headers of its upstreams. Of the text before environment variables are inserted, so that a rotated token
-    /// changes nothing.
+    /// A digest of what its values are made from: the key, the source with its fallbacks, tags, version, inputs, and
+    /// the URLs and headers of its upstreams. Of the text before environment variables are inserted, so that a rotated
+    /// token changes nothing.
     pub made: String,
     /// Digests of the fields `ttl`, `entries` and `warm`, where the file has them.
     pub parts: BTreeMap<&'static str, String>,

@@ -269,8 +269,8 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns a part of a key pattern that looks like a template. Doubled braces stand for literal ones, which hold a plain
-/// name at most, such as the hash tag `{{user}}`.
+/// Returns a part of a key pattern that looks like a template. Doubled braces stand for literal ones, which hold a
+/// plain name at most, such as the hash tag `{{user}}`.
 fn template_in(text: &str) -> Option<&str> {
     let mut from = 0;
     while let Some(start) = text[from..].find("{{").map(|at| from + at) {

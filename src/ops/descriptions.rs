@@ -39,8 +39,8 @@ pub struct Descriptions {
     pub unreadable: Vec<String>,
 }
 
-/// Reads the descriptions of all jobs. Those of jobs that no running worker knows count as published first, so that they
-/// own no key of another job.
+/// Reads the descriptions of all jobs. Those of jobs that no running worker knows count as published first, so that
+/// they own no key of another job.
 ///
 /// # Errors
 /// Fails if Redis returns an error.

@@ -1,5 +1,5 @@
-//! The guard of a job's values against a bad deploy of an upstream, which answers that many entries are gone. Entries that
-//! are gone with an input count as well, in the guard of their own job.
+//! The guard of a job's values against a bad deploy of an upstream, which answers that many entries are gone. Entries
+//! that are gone with an input count as well, in the guard of their own job.
 //!
 //! It counts removals of values in the whole fleet. Once they exceed the job's share within a minute, it holds further
 //! ones back for an hour. Then the next answer that an entry is gone removes its value, unless a person has decided
@@ -7,8 +7,8 @@
 //! metadata ([`super::LastAttempt::held_until`]).
 //!
 //! On failure: if Redis loses the guard, the mark of an entry sets it up again, for an hour at most. A guard that has
-//! ended is kept for a day, so that a mark of its does not. If Redis does not answer, or the key has another type, nothing
-//! is removed.
+//! ended is kept for a day, so that a mark of its does not. If Redis does not answer, or the key has another type,
+//! nothing is removed.
 //!
 //! Rolling upgrade: workers of builds before the guard remove values without asking it. They drop the marks of entries
 //! that they fetch; such an entry then counts anew. They do not ask it for removals with an input.
@@ -157,8 +157,8 @@ impl Snapshot {
 }
 
 impl Store {
-    /// Decides on the removal of a value that is gone at its upstream, or with an input: `None` lets it through. `share` is
-    /// the job's, in per cent; `marked` is the entry's [`super::LastAttempt::held_until`].
+    /// Decides on the removal of a value that is gone at its upstream, or with an input: `None` lets it through.
+    /// `share` is the job's, in per cent; `marked` is the entry's [`super::LastAttempt::held_until`].
     ///
     /// # Errors
     /// Redis's; the removal may have been counted.

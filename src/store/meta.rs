@@ -13,8 +13,8 @@
 //!   `at`). A worker of the previous version takes metadata with them for none.
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
-//! The note says if the open invalidation is only a doubt (`q`). A worker of the previous version ignores that, and drops
-//! it when it writes the note; its own invalidations leave it.
+//! The note says if the open invalidation is only a doubt (`q`). A worker of the previous version ignores that, and
+//! drops it when it writes the note; its own invalidations leave it.
 //!
 //! The note of an entry that is gone because of an input says so (`i`, `v`). A worker of the previous version ignores
 //! that, takes it for an entry that its upstream does not have, and drops these fields when it writes the note.
@@ -279,8 +279,8 @@ impl LastAttempt {
             || self.crashes != 0
     }
 
-    /// Returns `true` if the entry is gone: its upstream answered that it does not have it, or an input is gone. Requests
-    /// were then made from `requests`.
+    /// Returns `true` if the entry is gone: its upstream answered that it does not have it, or an input is gone.
+    /// Requests were then made from `requests`.
     pub fn is_gone(&self, requests: &str) -> bool {
         self.outcome == Some(Outcome::Gone) && self.validators.prompt.as_deref() == Some(requests)
     }

@@ -154,8 +154,8 @@ impl Cron {
         while warmups.next().await.is_some() {}
     }
 
-    /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds and guards.
-    /// Returns the time until the next call. `told` is when guards were reported last.
+    /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds and
+    /// guards. Returns the time until the next call. `told` is when guards were reported last.
     async fn round(&self, warmups: &mut Warmups, told: &mut Option<Instant>) -> RedisResult<Duration> {
         match self.claim_tick(&warmups.jobs).await? {
             Todo::Warmup(job, claim) if job.entries.feed.is_some() => warmups.start(self.clone(), job, claim),
@@ -254,8 +254,9 @@ impl Cron {
         Ok(open.and_then(|open| last_refetch(&job.warm.schedules, open, now)))
     }
 
-    /// Forgets the failures of a job's feed, since the job's file may have changed: a corrected feed that fails once more
-    /// is asked again soon. If the warmup is a refetch, forgets as well that its entries are on the agenda meanwhile.
+    /// Forgets the failures of a job's feed, since the job's file may have changed: a corrected feed that fails once
+    /// more is asked again soon. If the warmup is a refetch, forgets as well that its entries are on the agenda
+    /// meanwhile.
     async fn renew_feed(&self, job: &Job, is_refetch: bool) -> RedisResult<()> {
         let read = FeedState::read(&mut self.redis.clone(), &self.keys, &job.name).await;
         let state = self.troubles.of("reading the state of a feed").alone(job.name.as_str(), read)?;

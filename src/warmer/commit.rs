@@ -203,8 +203,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Removes the value of an entry that is gone. If that is because of an input, the input's return finds the entry as
-    /// long as its metadata say so.
+    /// Removes the value of an entry that is gone. If that is because of an input, the input's return finds the entry
+    /// as long as its metadata say so.
     async fn write_gone(&self, lease: &Lease, last_attempt: &LastAttempt) -> RedisResult<Written> {
         let (store, key) = (&self.warmer.store, &self.entry.key);
         if self.gone_input.is_some() {

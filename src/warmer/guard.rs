@@ -128,8 +128,8 @@ impl Attempt<'_> {
     }
 }
 
-/// Returns the wait before the upstream is asked again: about as long as the guard has held removals back, and longer the
-/// more are held. So all entries together ask less and less often, and other work of the upstream goes on.
+/// Returns the wait before the upstream is asked again: about as long as the guard has held removals back, and longer
+/// the more are held. So all entries together ask less and less often, and other work of the upstream goes on.
 fn wait(held: &HeldBack) -> Duration {
     let elapsed = held.now.saturating_since(held.since);
     let spread = SPACING.saturating_mul(u32::try_from(held.held).unwrap_or(u32::MAX)).min(LONGEST_WAIT);

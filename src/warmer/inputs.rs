@@ -235,8 +235,8 @@ impl Warmer {
             return Ok(Wanted::Due);
         }
         let snapshot = self.store.snapshot(key).await?;
-        // Since the entry became due, however late it is. Otherwise an entry of a job with a backlog asks again whenever
-        // its turn comes.
+        // Since the entry became due, however late it is. Otherwise an entry of a job with a backlog asks again
+        // whenever its turn comes.
         let tried_lately = |meta: &Meta| meta.last_attempt.attempted + 2 * INPUT_WAIT >= since;
         if let Some(meta) = snapshot.gone(&owner.requests)
             && meta.invalidated.is_none()

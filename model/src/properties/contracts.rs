@@ -295,7 +295,7 @@ fn ends_own_lease(before: &Db, after: &Db, key: &str, call: &Call, done: bool) -
     Ok(())
 }
 
-/// What a service writes or deletes marks the fetch in flight.
+/// A write or a deletion by a service marks the fetch in flight.
 fn marks(before: &Db, after: &Db, call: &Call) -> Step {
     let key = call.keys[1].as_str();
     let expected = before.text(key).map(|record| format!("{}e", &record[..record.len() - 1]));
@@ -306,7 +306,7 @@ fn marks(before: &Db, after: &Db, call: &Call) -> Step {
     Ok(())
 }
 
-/// What the fence and the scripts behind it leave of the lease, and what they note.
+/// Checks what the fence and the scripts behind it leave of the lease, and what they note.
 fn fenced(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
     let (key, now) = (call.keys[1].as_str(), before.now());
     let record = before.text(key).unwrap_or_default();

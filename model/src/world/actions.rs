@@ -60,7 +60,7 @@ pub enum Action {
     Evict(usize),
     /// An editor saves all entries and publishes the refresh of the tag.
     RefreshTag,
-    /// The same, with an eviction.
+    /// As above, with an eviction.
     EvictTag,
     /// A refresh without an edit.
     Repeat(usize),
@@ -72,13 +72,13 @@ pub enum Action {
     Vanish(usize),
     /// The next step of a message.
     Message(usize),
-    /// The same; the reply is lost, and the message begins anew.
+    /// As above; the reply is lost, and the message begins anew.
     MessageLost(usize),
     /// The worker that handles a message dies.
     MessageCrash(usize),
     /// The next step of a worker.
     Work(usize),
-    /// The same; the reply is lost.
+    /// As above; the reply is lost.
     WorkLost(usize),
     /// A worker's request fails.
     Fail(usize),
@@ -92,7 +92,7 @@ pub enum Action {
     Rescue,
     /// The next step of a service's load.
     Load(usize),
-    /// The same; the reply is lost.
+    /// As above; the reply is lost.
     LoadLost,
     /// The service dies.
     LoadCrash,
@@ -106,7 +106,7 @@ pub enum Action {
     Increment,
     /// Another program writes the content that it read before the last edit, with a TTL.
     Foreign(usize),
-    /// The same, without a TTL.
+    /// As above, without a TTL.
     ForeignForever(usize),
     /// Another program writes a hash.
     ForeignHash(usize),
@@ -136,7 +136,7 @@ pub enum Action {
     Late,
     /// An editor saves all entries and publishes the refresh of a pattern.
     RefreshAll,
-    /// The same, with an eviction.
+    /// As above, with an eviction.
     EvictAll,
 }
 

@@ -24,7 +24,7 @@ enum Todo {
     },
 }
 
-/// What a message names.
+/// The part that a message names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scope {
     /// One entry.

@@ -28,7 +28,7 @@ const FAILED: u8 = 7;
 pub struct Worker {
     /// Processes before this one, and leases: for tokens.
     life: (u8, u8),
-    /// What it works on.
+    /// The work in hand.
     pub task: Option<Task>,
 }
 
@@ -55,7 +55,7 @@ pub struct Lease {
     pub fetched_at: i64,
     /// When it ends, unless the clock is set back.
     pub ends: i64,
-    /// How often the clock was set back when it began.
+    /// The number of times that the clock was set back when it began.
     pub epoch: u8,
     /// A service wrote or deleted the entry since it began.
     pub overwritten: bool,
@@ -114,7 +114,7 @@ pub enum Stage {
     Ended(u8, Next),
 }
 
-/// What becomes of an entry on the agenda.
+/// The next place of an entry on the agenda.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Next {
     /// Due at this time.
@@ -129,7 +129,7 @@ pub enum Next {
     Dead,
 }
 
-/// How a worker's step goes.
+/// The course of a worker's step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
     /// As it should.
@@ -169,12 +169,7 @@ fn keep(expiry: i64) -> Next {
     if expiry > 0 { Next::At(expiry - AHEAD) } else { Next::Out }
 }
 
-impl Task {
-    /// Returns true if its fetch began before this time.
-    pub(crate) fn began_before(&self, now: i64) -> bool {
-        self.lease.as_ref().is_none_or(|lease| lease.fetched_at < now)
-    }
-}
+impl Task {}
 
 impl Lease {
     fn ours(&self) -> Option<&Meta> {

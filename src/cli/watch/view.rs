@@ -55,7 +55,7 @@ pub(super) struct View {
 struct Bare {
     /// When one was last reported.
     heard: Instant,
-    /// How often each worker reported one, and how often the worker did that reported most.
+    /// The count of each worker's reports of one, and how often the worker did that reported most.
     times: BTreeMap<String, u64>,
     most: u64,
 }

@@ -64,7 +64,7 @@ pub(in crate::worker) struct Remaker {
 /// The changes that wait to be carried out, by job.
 type Changes = BTreeMap<JobName, Noted>;
 
-/// What a worker keeps between its rounds.
+/// The state of a worker between its rounds.
 #[derive(Debug)]
 struct Progress {
     has_begun: bool,
@@ -84,7 +84,7 @@ struct Remake {
     changes: Changes,
     /// The entries to examine in the next pass; `None` for all.
     keys: Option<Vec<EntryKey>>,
-    /// Whether all are examined again after these.
+    /// All are examined again after these.
     has_more: bool,
     /// The waits between passes since the number of entries that are left last fell.
     stalled: Duration,
@@ -98,7 +98,7 @@ struct Pass {
     /// Entries that must be looked at again, at most [`LEFT`]: they wait for their inputs, or are in the course of
     /// something that may leave the value as it is.
     left: Vec<EntryKey>,
-    /// Whether there are more of them.
+    /// There are more of them.
     has_more: bool,
     /// Entries that became due before their inputs were made anew.
     early: usize,

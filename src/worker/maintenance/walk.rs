@@ -21,7 +21,7 @@ const A_SECOND: u32 = 500;
 #[derive(Debug)]
 pub(super) struct Walk {
     most_read: Vec<EntryKey>,
-    /// How many of these have come.
+    /// The number of these that have come.
     given: usize,
     /// The most read ones, which the scan leaves out.
     ranked: HashSet<EntryKey>,
