@@ -169,8 +169,6 @@ fn keep(expiry: i64) -> Next {
     if expiry > 0 { Next::At(expiry - AHEAD) } else { Next::Out }
 }
 
-impl Task {}
-
 impl Lease {
     fn ours(&self) -> Option<&Meta> {
         self.before.as_ref().filter(|meta| meta.validated_at > 0 && meta.own_expiry == self.before_expiry)
