@@ -79,7 +79,7 @@ pub const KNOWN: &[Fault] = &[
     },
     Fault {
         what: "Two workers that take an entry in one millisecond, for the same reason, have the same score: the first \
-               ends the second's work. A retry is lost if that one fails; the value stays old until its refresh is due.",
+               ends the second's work. A retry is lost if that one fails; the value stays old until its refresh.",
         scenario: from(LEASED),
         actions: &[
             Action::Work(0),

@@ -159,8 +159,8 @@ impl Prompts {
             Err(faults) => faults.0.first().map(ToString::to_string).unwrap_or_default(),
         };
         complain(format_args!(
-            "every entry of {} counts as an AI call: the prompts of its job file are needed to tell which values would be \
-             kept, and they cannot be read: {why}",
+            "every entry of {} counts as an AI call: the prompts of its job file are needed to tell which values would \
+             be kept, and they cannot be read: {why}",
             known.name
         ));
         None

@@ -100,8 +100,8 @@ pub fn still_waits(job: &str, workers: &[String]) -> String {
     };
     let names = workers.iter().take(NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
     format!(
-        "the file of {job} has changed, and its values are made anew once all workers have the same file: reload or stop \
-         those with the old one. With another or an unknown file: {names}{more}"
+        "the file of {job} has changed, and its values are made anew once all workers have the same file: reload or \
+         stop those with the old one. With another or an unknown file: {names}{more}"
     )
 }
 

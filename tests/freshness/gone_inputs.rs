@@ -19,7 +19,8 @@ const AI: &str = "/v1/chat/completions";
 const MS: Duration = Duration::from_millis(1);
 /// `told:{lang}:{name}`, from the museum: the key of its input `art:{name}` does not tell its own.
 const TOLD: &str = "key = \"told:{lang}:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n\
-                    [source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/told/{{ lang }}/{{ art.version }}\"\n[warm]\nrecheck = []\n";
+                    [source]\nkind = \"http\"\nupstream = \"museum\"\npath = \"/told/{{ lang }}/{{ art.version }}\"\n\
+                    [warm]\nrecheck = []\n";
 /// `page:{name}`, composed of `story:{name}`, which is made of `art:{name}`.
 const PAGE: &str = "key = \"page:{name}\"\nttl = \"1h\"\n[inputs]\nstory = \"story:{name}\"\n\
                     [source]\nkind = \"compose\"\nvalue = { story = \"{{ story }}\" }\n";

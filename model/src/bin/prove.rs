@@ -11,10 +11,20 @@ use samovar_model::schedules;
 use samovar_model::storms::Storm;
 
 fn main() -> ExitCode {
-    let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(60);
-    let time = Duration::from_secs(seconds);
-    let seed = std::env::args().nth(2).and_then(|text| text.parse().ok());
+    let argument = |n| std::env::args().nth(n).map_or(Ok(None), |text| text.parse::<u64>().map(Some).map_err(|_| text));
     let only = std::env::args().nth(3);
+    let (time, seed) = match (argument(1), argument(2)) {
+        (Ok(seconds), Ok(seed)) => (Duration::from_secs(seconds.unwrap_or(60)), seed),
+        (Err(text), _) | (_, Err(text)) => {
+            eprintln!("`{text}` is no number; write prove [SECONDS] [SEED] [SCENARIO]");
+            return ExitCode::from(2);
+        }
+    };
+    if only.as_ref().is_some_and(|only| ALL.iter().all(|scenario| scenario.name != only)) {
+        let names: Vec<&str> = ALL.iter().map(|scenario| scenario.name).collect();
+        eprintln!("there is no such scenario; the scenarios are: {}", names.join(", "));
+        return ExitCode::from(2);
+    }
     let seed = seed.unwrap_or_else(|| SystemTime::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_secs() << 20));
     let mut code = ExitCode::SUCCESS;
     for scenario in ALL.iter().filter(|of| only.as_ref().is_none_or(|only| of.name == only)) {
