@@ -9,7 +9,7 @@ use super::{OPEN, OWNERS, Server, both, send};
 #[tokio::test]
 async fn reasons_are_told_to_whoever_shows_the_token() {
     let (redis, upstream) = both().await;
-    upstream.answer("/art/bad", |_, _| Reply::text("account 4711 of Frida").with_status(400));
+    upstream.answer("/art/bad", |_, _| Reply::text("account of Frida Kahlo").with_status(400));
     let jobs = Art::of(&upstream).list(["bad"]).warm("attempts = 1").folder();
     let secret =
         |address: &'static str| Server::at(address, talkative(&redis, &jobs).env("SAMOVAR_TOKEN", "hunter2-hunter2"));
@@ -21,13 +21,13 @@ async fn reasons_are_told_to_whoever_shows_the_token() {
     for path in reads {
         for server in [&loopback, &open] {
             let shown = send(server.request(Method::GET, path).bearer_auth("hunter2-hunter2")).await;
-            assert!(shown.text.contains("4711"), "{path}: {shown:?}");
+            assert!(shown.text.contains("Frida Kahlo"), "{path}: {shown:?}");
         }
     }
     for path in OPEN.iter().chain(&reads) {
         for server in [&loopback, &open, &bare] {
             let hidden = server.get(path).await;
-            assert!(hidden.status == StatusCode::OK && !hidden.text.contains("4711"), "{path}: {hidden:?}");
+            assert!(hidden.status == StatusCode::OK && !hidden.text.contains("Frida Kahlo"), "{path}: {hidden:?}");
         }
     }
     assert_eq!(open.get("/jobs/art").await.ok()["last"]["outcome"], "failed");
