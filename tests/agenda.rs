@@ -526,3 +526,51 @@ async fn what_was_claimed_or_put_off_in_the_future_is_due() {
     assert_eq!(names(&claimed), ["single", "bulk", "claimed", "taken"]);
     assert_eq!(claim(&parts, MANY, MANY, LONG).await.len(), 0, "once");
 }
+
+#[tokio::test]
+async fn an_eviction_leaves_what_was_asked_for_since() {
+    let (_redis, parts) = parts().await;
+    let cancel = async |at| parts.agenda.cancel(&job(), &[art("a")], at).await.unwrap();
+    let stays = async |when, trigger, asked_first: bool| {
+        let before = parts.now().await;
+        parts.next_instant().await;
+        put(&parts, &["a"], when, trigger).await;
+        let asked = parts.score("a").await;
+        parts.next_instant().await;
+        cancel(if asked_first { parts.now().await } else { before }).await;
+        let left = parts.score("a").await;
+        parts.agenda.remove(&job(), &[art("a")]).await.unwrap();
+        left.is_some() && left == asked
+    };
+    for trigger in [Trigger::Cron, Trigger::Demand, Trigger::Manual] {
+        assert!(stays(When::NOW, trigger, false).await, "{trigger}: since the eviction");
+        assert!(!stays(When::NOW, trigger, true).await, "{trigger}: before it");
+    }
+    assert!(stays(When::Urgent, Trigger::Invalidation, false).await);
+    assert!(!stays(When::NOW, Trigger::Expiry, false).await);
+}
+
+/// A value that was loaded since the eviction may be invalidated: only its metadata tell.
+#[tokio::test]
+async fn an_eviction_makes_rechecks_of_pending_refreshes() {
+    let (_redis, parts) = parts().await;
+    let cancelled = async || {
+        parts.agenda.cancel(&job(), &[art("a")], parts.now().await).await.unwrap();
+        let due = parts.score("a").await.map(Due::from_score).unwrap();
+        parts.agenda.remove(&job(), &[art("a")]).await.unwrap();
+        (due.state, due.trigger, due.priority)
+    };
+    for (when, priority) in [(When::Urgent, Priority::High), (When::BULK_NOW, Priority::Bulk)] {
+        let recheck = (State::Urgent, Trigger::Recheck, priority);
+        put(&parts, &["a"], when, Trigger::Invalidation).await;
+        assert_eq!(cancelled().await, recheck, "it waits");
+        put(&parts, &["a"], when, Trigger::Invalidation).await;
+        claim(&parts, MANY, MANY, LONG).await;
+        assert_eq!(cancelled().await, recheck, "it is claimed");
+        for trigger in [Trigger::Invalidation, Trigger::Demand, Trigger::Expiry] {
+            put(&parts, &["a"], when, trigger).await;
+            take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
+            assert_eq!(cancelled().await, recheck, "it runs: {trigger}");
+        }
+    }
+}

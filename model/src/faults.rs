@@ -26,6 +26,7 @@ const BUDGET: &[(Kind, u8)] = &[
     (Kind::Load, 2),
     (Kind::Demand, 2),
     (Kind::Cron, 1),
+    (Kind::Manual, 1),
     (Kind::Wake, 1),
     (Kind::Fail, 1),
     (Kind::Lost, 2),
@@ -40,9 +41,9 @@ const fn from(setup: &'static [Action]) -> Scenario {
 /// The faults.
 pub const KNOWN: &[Fault] = &[
     Fault {
-        what: "An eviction takes a later refresh off the agenda, if that is claimed between the eviction's two \
-               scripts: cancel.lua cannot tell since when a claimed entry is due. A loaded value then stays old until \
-               its TTL ends.",
+        what: "An eviction takes an entry off the agenda that waits for the end of a TTL or a recheck. Its worker did not \
+               hear that it has the lease; a refresh between the eviction's two scripts has marked that. A loaded \
+               value then stays old until its TTL ends.",
         scenario: from(WARM),
         actions: &[
             Action::Evict(0),
@@ -50,29 +51,14 @@ pub const KNOWN: &[Fault] = &[
             Action::Load(0),
             Action::Load(0),
             Action::Load(0),
-            Action::Tick,
+            Action::Jump,
+            Action::Jump,
+            Action::Work(0),
+            Action::Work(0),
+            Action::WorkLost(0),
             Action::Refresh(0),
-            Action::Message(1),
             Action::Message(1),
             Action::Work(0),
-            Action::Message(0),
-        ],
-        property: WANTED,
-    },
-    Fault {
-        what: "An eviction takes an entry off the agenda that a warmup has scheduled since, if it is not claimed yet; \
-               a claimed one stays. The key is absent until a demand or the next warmup.",
-        scenario: from(LEASED),
-        actions: &[
-            Action::Evict(0),
-            Action::Message(0),
-            Action::Message(0),
-            Action::Refresh(0),
-            Action::Message(0),
-            Action::Evict(0),
-            Action::Message(0),
-            Action::Tick,
-            Action::Cron(0),
             Action::Message(0),
         ],
         property: WANTED,
@@ -108,6 +94,125 @@ pub const KNOWN: &[Fault] = &[
 
 /// Faults that were found and mended: the ways to them, which no property may object to any more.
 pub const MENDED: &[Fault] = &[
+    Fault {
+        what: "An eviction takes a later refresh off the agenda, if that is claimed between the eviction's two \
+               scripts: cancel.lua cannot tell since when a claimed entry is due. A loaded value then stays old until \
+               its TTL ends.",
+        scenario: from(WARM),
+        actions: &[
+            Action::Evict(0),
+            Action::Message(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Tick,
+            Action::Refresh(0),
+            Action::Message(1),
+            Action::Message(1),
+            Action::Work(0),
+            Action::Message(0),
+        ],
+        property: WANTED,
+    },
+    Fault {
+        what: "An eviction takes an entry off the agenda that a warmup has scheduled since, if it is not claimed yet; \
+               a claimed one stays. The key is absent until a demand or the next warmup.",
+        scenario: from(&[]),
+        actions: &[
+            Action::Load(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Evict(0),
+            Action::Message(0),
+            Action::Tick,
+            Action::Cron(0),
+            Action::Message(0),
+        ],
+        property: WANTED,
+    },
+    Fault {
+        what: "An eviction takes an urgent refresh off the agenda, under which a later one hides: both came while no \
+               worker claimed.",
+        scenario: from(WARM),
+        actions: &[
+            Action::Refresh(0),
+            Action::Message(0),
+            Action::Message(0),
+            Action::Tick,
+            Action::Evict(0),
+            Action::Message(0),
+            Action::Tick,
+            Action::Load(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Tick,
+            Action::Refresh(0),
+            Action::Message(1),
+            Action::Message(1),
+            Action::Message(0),
+        ],
+        property: WANTED,
+    },
+    Fault {
+        what: "As above, under an urgent manual request.",
+        scenario: from(WARM),
+        actions: &[
+            Action::Manual(0),
+            Action::Tick,
+            Action::Evict(0),
+            Action::Message(0),
+            Action::Tick,
+            Action::Load(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Tick,
+            Action::Refresh(0),
+            Action::Message(1),
+            Action::Message(1),
+            Action::Message(0),
+        ],
+        property: WANTED,
+    },
+    Fault {
+        what: "An eviction takes a later refresh off the agenda that a worker has taken, and that has no lease yet.",
+        scenario: from(WARM),
+        actions: &[
+            Action::Evict(0),
+            Action::Message(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Tick,
+            Action::Refresh(0),
+            Action::Message(1),
+            Action::Message(1),
+            Action::Work(0),
+            Action::Work(0),
+            Action::Message(0),
+        ],
+        property: WANTED,
+    },
+    Fault {
+        what: "An eviction takes a running entry off the agenda whose worker did not hear that it has the lease, and a \
+               later refresh has marked that.",
+        scenario: from(WARM),
+        actions: &[
+            Action::Evict(0),
+            Action::Message(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Load(0),
+            Action::Demand(0),
+            Action::Work(0),
+            Action::Work(0),
+            Action::WorkLost(0),
+            Action::Refresh(0),
+            Action::Message(1),
+            Action::Message(0),
+            Action::Work(0),
+        ],
+        property: WANTED,
+    },
     Fault {
         what: "A commit, sent again after its reply was lost, writes an answer from before a refresh, if the lease \
                began, was marked and was renewed in one millisecond: the fence cannot tell the two starts apart.",

@@ -178,6 +178,15 @@ pub const KILLED: &[Mutant] = mutants! {
         "stays = at > evicted_at and at <= now" => "stays = at >= evicted_at and at <= now",
         "stays = at > evicted_at and at <= now" => "stays = at > evicted_at",
         "trigger ~= 1 and trigger ~= 2 and trigger ~= 5" => "trigger ~= 1 and trigger ~= 2",
+        "trigger ~= 1 and trigger ~= 2 and trigger ~= 5" => "true",
+        "      stays = asked" => "      stays = true",
+        " or state == 'scheduled' and asked then" => " then",
+        " or state == 'scheduled' and asked then" => " or state == 'scheduled' then",
+        "if not stays and (state == 'running' or trigger ~= 2 and trigger ~= 5) then" => "if false then",
+        "(state == 'running' or trigger ~= 2 and trigger ~= 5)" => "trigger ~= 2 and trigger ~= 5",
+        "(state == 'running' or trigger ~= 2 and trigger ~= 5)" => "(state == 'running' or trigger == 1)",
+        "if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end" => "",
+        "if out[1] then redis.call('ZREM', KEYS[1], unpack(out)) end" => "",
     ]
     "agenda/lua/finish.lua": [
         "if scores[n] and tonumber(scores[n]) == held then" => "if scores[n] then",

@@ -434,7 +434,8 @@ impl Agenda {
         Ok(())
     }
 
-    /// Takes entries off the agenda that were evicted at `at`, unless somebody asked for them since.
+    /// Takes entries off the agenda that were evicted at `at`, unless somebody asked for them since. What may be
+    /// a later invalidation becomes a recheck, which fetches only a value that is there and invalidated.
     ///
     /// # Errors
     /// Redis's; some may have left.

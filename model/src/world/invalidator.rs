@@ -3,6 +3,7 @@
 use super::{ENTRIES, Step, Violation, World};
 use crate::calls::{self, PATIENCE, PAUSE, RECHECK, REMEMBERED, TAG};
 use crate::engine::Engine;
+use crate::properties;
 
 /// A step of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -111,22 +112,15 @@ impl World {
             }
             Todo::Cancel(entry) => {
                 let due = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score));
-                // One that runs leaves, whenever it was asked for: the protocol promises no order of the two. So does
-                // one that a warmup has scheduled since the eviction: see `faults`.
-                let goes = due.as_ref().is_some_and(|due| match due.state.as_str() {
-                    "scheduled" => !self.job.strict,
-                    state => state == "running",
-                });
-                if self.known[entry].wanted.is_some_and(|wanted| wanted <= at) || goes {
+                // One that runs leaves, whenever it was asked for: the protocol promises no order of the two.
+                let runs = due.as_ref().is_some_and(|due| due.state == "running");
+                if self.known[entry].wanted.is_some_and(|wanted| wanted <= at) || runs {
                     self.known[entry].wanted = None;
                 }
-                // What became due in the eviction's own millisecond leaves as well, and so does a refresh that came
-                // after the eviction and was claimed before this: see `faults`.
-                let goes = due.is_some_and(|due| match due.state.as_str() {
-                    "urgent" => due.at == at,
-                    state => state != "scheduled",
-                });
-                self.known[entry].dead |= goes && !self.job.strict;
+                // A refresh that has marked a lease of which no worker knows: see `faults`.
+                let leaves = due.is_some_and(|due| due.state != "running" && matches!(due.trigger, 2 | 5));
+                let is_marked = properties::mark(&self.db, entry) == Some('r');
+                self.known[entry].dead |= leaves && is_marked && !self.job.strict;
                 self.run(engine, &calls::cancel(ENTRIES[entry], at))?;
             }
             Todo::Keep(entry) => {

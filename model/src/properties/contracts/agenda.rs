@@ -173,14 +173,25 @@ pub(super) fn take(engine: &Engine, before: &Db, after: &Db, call: &Call, reply:
 pub(super) fn cancel(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step {
     let at = call.args[0].parse::<i64>().unwrap_or(0);
     for entry in &call.args[1..] {
-        let old = decoded(engine, before, entry);
-        let stays = old.as_ref().is_some_and(|due| match due.state.as_str() {
-            "urgent" => due.at > at && due.at <= before.now(),
-            "claimed" => !matches!(due.trigger, 1 | 2 | 5),
-            _ => false,
+        let (old, new) = (decoded(engine, before, entry), decoded(engine, after, entry));
+        let expected = old.clone().and_then(|due| {
+            let is_asked = !matches!(due.trigger, 1 | 2 | 5);
+            let is_later = due.at > at && due.at <= before.now();
+            let stays = match due.state.as_str() {
+                "urgent" => is_later,
+                "scheduled" => is_later && is_asked,
+                "claimed" => is_asked,
+                _ => false,
+            };
+            let is_rechecked = due.state == "running" || !matches!(due.trigger, 2 | 5);
+            let state = if due.priority > 0 { "urgent" } else { "scheduled" };
+            match stays {
+                true => Some(due),
+                false => is_rechecked.then(|| Due { at: before.now(), state: state.into(), trigger: 5, ..due }),
+            }
         });
-        if decoded(engine, after, entry) != old.clone().filter(|_| stays) {
-            return violated(CONTRACT, format!("cancel.lua: {entry}, which was {old:?}, stays: {stays}"));
+        if new != expected {
+            return violated(CONTRACT, format!("cancel.lua: {entry}, which was {old:?}, became {new:?}"));
         }
     }
     Ok(())
