@@ -27,7 +27,9 @@ async fn put(parts: &Parts, names: &[&str], when: When, trigger: Trigger) -> u64
     parts.agenda.put(&job(), &keys, when, trigger).await.unwrap()
 }
 
+/// Claims what is due by now, and what is due in a millisecond because a worker had it.
 async fn claim(parts: &Parts, most: usize, cap: usize, time: Duration) -> Vec<Claimed> {
+    parts.next_instant().await;
     parts.agenda.claim(&job(), most, cap, time).await.unwrap().entries
 }
 
@@ -573,4 +575,27 @@ async fn an_eviction_makes_rechecks_of_pending_refreshes() {
             assert_eq!(cancelled().await, recheck, "it runs: {trigger}");
         }
     }
+}
+
+/// Taken again in one millisecond, it could have the same score, and one worker would end the other's work.
+#[tokio::test]
+async fn an_entry_is_not_taken_twice_in_one_millisecond() {
+    let (_redis, parts) = parts().await;
+    let due = async || parts.score("a").await.map(Due::from_score).unwrap().at;
+    for when in [When::Urgent, When::BULK_NOW, When::NOW, When::IfThere] {
+        put(&parts, &["a"], When::Urgent, Trigger::Invalidation).await;
+        let claimed = claim(&parts, MANY, MANY, LONG).await;
+        let before = parts.now().await;
+        let score = take(&parts, &claimed).await.remove(0).unwrap();
+        put(&parts, &["a"], when, Trigger::Invalidation).await;
+        assert!(due().await > before, "{when:?}: it is made due again");
+        let again = claim(&parts, MANY, MANY, LONG).await;
+        assert_ne!(take(&parts, &again).await.remove(0).unwrap(), score, "{when:?}");
+        parts.agenda.remove(&job(), &[art("a")]).await.unwrap();
+    }
+    put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
+    let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
+    let before = parts.now().await;
+    finish(&parts, "a", &score, Next::In(Duration::ZERO)).await;
+    assert!(due().await > before, "it is handed back");
 }

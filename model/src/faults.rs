@@ -39,30 +39,32 @@ const fn from(setup: &'static [Action]) -> Scenario {
 }
 
 /// The faults.
-pub const KNOWN: &[Fault] = &[
-    Fault {
-        what: "An eviction takes an entry off the agenda that waits for the end of a TTL or a recheck. Its worker did not \
+pub const KNOWN: &[Fault] = &[Fault {
+    what: "An eviction takes an entry off the agenda that waits for the end of a TTL or a recheck. Its worker did not \
                hear that it has the lease; a refresh between the eviction's two scripts has marked that. A loaded \
                value then stays old until its TTL ends.",
-        scenario: from(WARM),
-        actions: &[
-            Action::Evict(0),
-            Action::Message(0),
-            Action::Load(0),
-            Action::Load(0),
-            Action::Load(0),
-            Action::Jump,
-            Action::Jump,
-            Action::Work(0),
-            Action::Work(0),
-            Action::WorkLost(0),
-            Action::Refresh(0),
-            Action::Message(1),
-            Action::Work(0),
-            Action::Message(0),
-        ],
-        property: WANTED,
-    },
+    scenario: from(WARM),
+    actions: &[
+        Action::Evict(0),
+        Action::Message(0),
+        Action::Load(0),
+        Action::Load(0),
+        Action::Load(0),
+        Action::Jump,
+        Action::Jump,
+        Action::Work(0),
+        Action::Work(0),
+        Action::WorkLost(0),
+        Action::Refresh(0),
+        Action::Message(1),
+        Action::Work(0),
+        Action::Message(0),
+    ],
+    property: WANTED,
+}];
+
+/// Faults that were found and mended: the ways to them, which no property may object to any more.
+pub const MENDED: &[Fault] = &[
     Fault {
         what: "Two workers that take an entry in one millisecond, for the same reason, have the same score: the first \
                ends the second's work. A retry is lost if that one fails; the value stays old until its refresh.",
@@ -90,10 +92,6 @@ pub const KNOWN: &[Fault] = &[
         ],
         property: FRESH_AT_LAST,
     },
-];
-
-/// Faults that were found and mended: the ways to them, which no property may object to any more.
-pub const MENDED: &[Fault] = &[
     Fault {
         what: "An eviction takes a later refresh off the agenda, if that is claimed between the eviction's two \
                scripts: cancel.lua cannot tell since when a claimed entry is due. A loaded value then stays old until \

@@ -109,6 +109,8 @@ pub struct Known {
     pub any_version: bool,
     /// It was put into the dead letters, or given up.
     pub dead: bool,
+    /// When a worker's entry last left the agenda, or came back to it as due, if that is now.
+    pub left: i64,
 }
 
 /// Everything at one moment.
@@ -178,6 +180,14 @@ impl World {
         let before = self.db.clone();
         let reply = engine.run(&mut self.db, call);
         properties::after_script(engine, &before, &self.db, call, &reply)?;
+        let now = self.now();
+        for (known, name) in self.known.iter_mut().zip(ENTRIES) {
+            let due = |db: &Db| db.score(calls::AGENDA, name).map(|score| engine.due(score));
+            let ran = due(&before).is_some_and(|due| due.state == "running");
+            if ran && due(&self.db).is_none_or(|due| due.at <= now) {
+                known.left = now;
+            }
+        }
         self.db.published.clear();
         Ok(reply)
     }
@@ -219,6 +229,9 @@ impl World {
             let fetched = self.workers.iter().filter_map(|worker| worker.content(entry));
             let oldest = fetched.chain(self.load.content(entry)).chain(value).min().unwrap_or(u32::MAX);
             self.known[entry].handled.retain(|handled| handled.content > oldest);
+            if self.known[entry].left != self.now() {
+                self.known[entry].left = 0;
+            }
         }
     }
 

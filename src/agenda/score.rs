@@ -99,9 +99,9 @@ pub(super) fn due_by(now: RedisTime) -> [Range; 3] {
     let soon = now + Duration::from_millis(1);
     let urgent = |priority| Due { at: soon, state: State::Urgent, trigger: Trigger::Cron, priority };
     [
-        ("0".to_owned(), now.to_string()),
-        ("-inf".to_owned(), urgent(Priority::High).score().to_string()),
-        ((-3.5 * BAND).to_string(), urgent(Priority::Bulk).score().to_string()),
+        ("0".to_owned(), format!("({}", soon)),
+        ("-inf".to_owned(), format!("({}", urgent(Priority::High).score())),
+        ((-3.5 * BAND).to_string(), format!("({}", urgent(Priority::Bulk).score())),
     ]
 }
 
@@ -145,6 +145,9 @@ mod tests {
             let at = RedisTime::from_millis(at);
             Due { at, state, trigger: Trigger::Recheck, priority }.score()
         };
+        let first = |state, priority| {
+            Due { at: RedisTime::from_millis(now + 1), state, trigger: Trigger::Cron, priority }.score()
+        };
         let [scheduled, high, bulk] = due_by(RedisTime::from_millis(now));
         let all = [
             (State::Scheduled, Priority::Normal, &scheduled),
@@ -159,7 +162,8 @@ mod tests {
                     "{state:?} {priority:?} {range:?}"
                 );
             }
-            assert!(!within(of, due(now + 2, state, priority)), "{state:?}: not yet");
+            assert!(within(of, due(now, state, priority)), "{state:?}: now");
+            assert!(!within(of, first(state, priority)), "{state:?}: in a millisecond");
         }
         for state in [State::Claimed, State::Running] {
             assert!(within(&in_flight(), due(now + 60_000, state, Priority::High)));

@@ -235,12 +235,10 @@ impl World {
     }
 
     fn take(&mut self, engine: &Engine, worker: usize, task: Task, how: How) -> Step {
-        // Two that take an entry in one millisecond cannot be told apart: see `faults`.
+        // An entry that leaves the agenda does not come back, and to another worker, in the same millisecond. Where the
+        // clock was set back, one that only was put off may.
         let now = self.now();
-        let others = self.workers.iter().filter_map(|worker| worker.task.as_ref());
-        let mut others = others.filter(|of| of.entry == task.entry && of.stage != Stage::Claimed);
-        if !self.job.strict && others.any(|of| engine.due(of.score.parse().unwrap_or_default()).at == now + calls::RUN)
-        {
+        if self.known[task.entry].left == now || self.epoch > 0 {
             engine.set_clock(&mut self.db, now + 1);
         }
         let reply = self.run(engine, &calls::take(ENTRIES[task.entry], &task.score))?;

@@ -8,7 +8,7 @@
 -- value may have been loaded and invalidated since the eviction. The agenda does not tell: such an invalidation may be
 -- claimed or running by now, wait behind an older one or a manual request, or have marked a fetch whose worker then
 -- died. The entry's metadata do. What waits for the end of a TTL (2) or is a recheck (5) leaves: an invalidation would
--- have replaced it.
+-- have replaced it. A recheck is due in a millisecond: see due.lua.
 -- Returns how many left or became rechecks
 local evicted_at = tonumber(ARGV[1])
 local time = redis.call('TIME')
@@ -26,11 +26,11 @@ for i, entry in ipairs(entries) do
     if state == 'claimed' then
       stays = asked
     elseif state == 'urgent' or state == 'scheduled' and asked then
-      -- Later than now: a retry, which goes.
-      stays = at > evicted_at and at <= now
+      -- Later than that: a retry, which goes.
+      stays = at > evicted_at and at <= now + 1
     end
     if not stays and (state == 'running' or trigger ~= 2 and trigger ~= 5) then
-      moves[#moves + 1] = encode(now, priority > 0 and 'urgent' or 'scheduled', 5, priority)
+      moves[#moves + 1] = encode(now + 1, priority > 0 and 'urgent' or 'scheduled', 5, priority)
       moves[#moves + 1] = entry
     elseif not stays then
       out[#out + 1] = entry

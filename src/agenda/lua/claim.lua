@@ -54,9 +54,9 @@ local function claimed(from, to, times, only_high)
   local count = claim(from, to, math.min(room, times * cap - held), only_high)
   room, held = room - count, held + count
 end
-claimed('-inf', edge(now + 1, HIGH), 3)
+claimed('-inf', '(' .. edge(now + 1, HIGH), 3)
 claimed(BULK_END, '(' .. lapsed, 3, true)
-claimed(HIGH_END, edge(now + 1, BULK), 2)
+claimed(HIGH_END, '(' .. edge(now + 1, BULK), 2)
 claimed('(' .. edge(now + 900000, HIGH), '(' .. HIGH_END, 3)
 claimed('(' .. edge(now + 900000, BULK), '(' .. BULK_END, 2)
 claimed(BULK_END, '(' .. lapsed, 2)

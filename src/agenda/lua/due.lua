@@ -1,6 +1,9 @@
 #!lua flags=allow-oom
 -- Put entries on a job's agenda, or move them forward. score.lua stands before this.
 -- A weaker reason gives way to a stronger one: what a demand would leave alone, an invalidation does not.
+-- A running entry that is made due again is due a millisecond later, and no call brings it forward by that. Taken again
+-- in the millisecond in which it was taken, it could have the same score, and the first worker would end the second's
+-- work.
 -- KEYS  1 agenda
 -- ARGV  1 how: 'urgent' now, before all else
 --             'bulk' before all that is merely due; in order of ARGV 3
@@ -28,11 +31,11 @@ end
 if at == 0 then at = now end
 local priority = how == 'urgent' and 2 or how == 'bulk' and 1 or 0
 -- An entry of high priority keeps it among those that were named together.
-local function score(high, bulk, of)
-  if high then return encode(now, 'urgent', of, 2) end
-  return encode(at, (bulk or how == 'bulk') and 'urgent' or 'scheduled', of, 1)
+local function score(high, bulk, of, earliest)
+  if high then return encode(math.max(now, earliest), 'urgent', of, 2) end
+  return encode(math.max(at, earliest), (bulk or how == 'bulk') and 'urgent' or 'scheduled', of, 1)
 end
-local text = score(how == 'urgent', false, trigger)
+local text = score(how == 'urgent', false, trigger, 0)
 local entries, moves = {}, {}
 for i = 7, #ARGV do entries[i - 6] = ARGV[i] end
 if not entries[1] then return 0 end
@@ -47,19 +50,22 @@ for i, entry in ipairs(entries) do
     local weaker = strength[trigger] < strength[before]
     local stronger = strength[trigger] > strength[before]
     local of = weaker and before or trigger
+    local earliest = (state == 'running' or old_at == now + 1) and now + 1 or 0
     if latest and (old_at > latest or state == 'claimed' or state == 'running') then
       move = false
     elseif state == 'urgent' then
       -- An entry that waits for an input, a limit, or its retry comes forward with the same priority.
       local forward = at < old_at and (how == 'there' or how == 'due' and (trigger == 0 or trigger == 4))
-      move = forward or priority > 0 and (stronger or priority > held or tonumber(text) < math.floor(old))
-      as = score(how == 'urgent' or held == 2, true, of)
+      move = forward or priority > 0
+        and (stronger or priority > held or earliest == 0 and tonumber(text) < math.floor(old))
+      as = score(how == 'urgent' or held == 2, true, of, earliest)
     elseif state == 'scheduled' then
       move = priority > 0 or at < old_at or (stronger and at <= now)
-      as = score(how == 'urgent', false, of)
+      as = score(how == 'urgent', false, of, earliest)
     else
       -- An entry whose input changes while it is made is made again with the same priority.
-      if how == 'there' and held > 0 then as = score(held == 2, true, trigger) end
+      local keeps = how == 'there' and held > 0
+      as = score(how == 'urgent' or keeps and held == 2, keeps, trigger, earliest)
       -- A recheck, and a look whether it is still read (expiry), may fetch nothing.
       move = override and (state == 'running' or held < priority) or before == 5 and trigger ~= 5
         or before == 2 and priority > 0

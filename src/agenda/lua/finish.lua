@@ -8,8 +8,8 @@
 --       then for each entry (500 at most): entry, score while claimed or running, what, argument
 --         'at'   ms: due at that time, as `expiry`
 --         'recheck' ms: due at that time, as `recheck`
---         'in'   ms: due after that time, for the same trigger and with the same priority
---         'aside' ms: due after that time, for the same trigger and with normal priority
+--         'in'   ms: due after that time, at least a millisecond, for the same trigger and with the same priority
+--         'aside' ms: as 'in', with normal priority
 --         'out'  '': it leaves
 --         'dead' reason: it leaves for the dead letters
 -- Returns how many were as the caller thought; an error where dead letters or counters hold a key of another type,
@@ -39,7 +39,7 @@ for n, entry in ipairs(entries) do
     elseif what == 'in' or what == 'aside' then
       local _, _, trigger, priority = decode(held)
       if what == 'aside' then priority = 0 end
-      local at = now + tonumber(arg)
+      local at = now + math.max(tonumber(arg), 1)
       due = encode(at, priority > 0 and 'urgent' or 'scheduled', trigger, priority)
       soonest = math.min(soonest, at)
     end

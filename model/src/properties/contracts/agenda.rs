@@ -26,6 +26,8 @@ pub(super) fn due(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step
         _ => 0,
     };
     let override_ = call.args[3] == "1";
+    // What was taken in this millisecond, or put off by one, is not taken in it.
+    let later = |was: &Due| was.state == "running" || was.at == now + 1;
     let wrong = |what: &str, old: &Option<Due>, new: &Option<Due>| {
         violated(CONTRACT, format!("due.lua: {how} {trigger} at {at}: {what}: {old:?} became {new:?}"))
     };
@@ -45,6 +47,11 @@ pub(super) fn due(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step
             continue;
         };
         let Some(is) = &new else { return wrong("it left", &old, &new) };
+        let earliest = if later(was) { now + 1 } else { 0 };
+        let placed = Due { at: placed.at.max(earliest), ..placed };
+        if is != was && is.at < earliest {
+            return wrong("it is due at once", &old, &new);
+        }
         if how == "keep" && is != was {
             return wrong("it was there", &old, &new);
         }
@@ -56,13 +63,17 @@ pub(super) fn due(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step
                     && stays(is)
                     && is.priority >= was.priority.max(priority)
                     && (is.priority > was.priority || is.at <= was.at || strength(trigger) > strength(was.trigger))
-                    && (how != "there" || at >= was.at || is.at == at || was.priority == 2 && is.at == now)
+                    && (how != "there"
+                        || at >= was.at
+                        || later(was)
+                        || is.at == at
+                        || was.priority == 2 && is.at == now)
                     && (priority == 0 || strength(trigger) <= strength(was.trigger) || is.trigger == trigger)
             }
             "scheduled" if priority > 0 => is.state == "urgent" && is.priority == priority && stays(is),
             "scheduled" => {
                 let anew = strength(trigger) > strength(was.trigger) && at <= now;
-                let expected = if at < was.at || anew { at } else { was.at };
+                let expected = if at < was.at || anew { at.max(earliest) } else { was.at };
                 is.at == expected && stays(is) && is.state == "scheduled"
             }
             state => {
@@ -101,8 +112,7 @@ pub(super) fn claim(engine: &Engine, before: &Db, after: &Db, call: &Call, reply
     let future = now + CLAIM + 3_600_000;
     let is = |due: &Due, state: &str, priority: u8| due.state == state && due.priority == priority;
     let holds = |due: &Due| matches!(due.state.as_str(), "claimed" | "running");
-    // The range ends with the first score of the next millisecond, which is that of a warmup.
-    let is_due = |due: &Due| due.at <= now || due.at == now + 1 && due.trigger == 0;
+    let is_due = |due: &Due| due.at <= now;
     type Class<'a> = (usize, &'a dyn Fn(&Due) -> bool);
     let classes: [Class<'_>; 8] = [
         (3, &|due| is(due, "urgent", 2) && is_due(due)),
@@ -176,7 +186,7 @@ pub(super) fn cancel(engine: &Engine, before: &Db, after: &Db, call: &Call) -> S
         let (old, new) = (decoded(engine, before, entry), decoded(engine, after, entry));
         let expected = old.clone().and_then(|due| {
             let is_asked = !matches!(due.trigger, 1 | 2 | 5);
-            let is_later = due.at > at && due.at <= before.now();
+            let is_later = due.at > at && due.at <= before.now() + 1;
             let stays = match due.state.as_str() {
                 "urgent" => is_later,
                 "scheduled" => is_later && is_asked,
@@ -187,7 +197,7 @@ pub(super) fn cancel(engine: &Engine, before: &Db, after: &Db, call: &Call) -> S
             let state = if due.priority > 0 { "urgent" } else { "scheduled" };
             match stays {
                 true => Some(due),
-                false => is_rechecked.then(|| Due { at: before.now(), state: state.into(), trigger: 5, ..due }),
+                false => is_rechecked.then(|| Due { at: before.now() + 1, state: state.into(), trigger: 5, ..due }),
             }
         });
         if new != expected {
@@ -228,7 +238,7 @@ pub(super) fn finish(engine: &Engine, before: &Db, after: &Db, call: &Call) -> S
             "recheck" => scheduled(5),
             "in" => {
                 let state = if was.priority > 0 { "urgent" } else { "scheduled" };
-                Some(Due { at: now + number, state: state.into(), ..was })
+                Some(Due { at: now + number.max(1), state: state.into(), ..was })
             }
             _ => None,
         };
