@@ -167,10 +167,12 @@ impl Lease {
         self.fetched_at + usable(self.time).saturating_sub(left)
     }
 
-    /// Begins the fetch anew at this time.
+    /// Begins the fetch anew at this time, which may be long ago: the reply that told it may have been lost.
     pub fn begin_again(&mut self, at: RedisTime) {
+        // Redis's clock may have been set.
+        let latest = Instant::now() + usable(self.time);
+        self.deadline = (self.deadline + at.saturating_since(self.fetched_at)).min(latest);
         self.fetched_at = at;
-        self.deadline = Instant::now() + usable(self.time);
     }
 }
 
@@ -389,6 +391,31 @@ fn lease_reply(reply: redis::Value) -> RedisResult<(String, i64, Option<i64>, Op
 mod tests {
     use super::*;
     use crate::protocol::LEASE_RECORD;
+
+    #[test]
+    fn a_renewed_lease_counts_from_its_renewal() {
+        let (at, second) = (RedisTime::from_millis(1_732_270_000_000), Duration::from_secs(1));
+        let begun = Instant::now();
+        let lease = |left: Duration| Lease {
+            token: "worker-7".to_owned(),
+            fetched_at: at,
+            deadline: begun + left,
+            time: second * 10,
+            before: Snapshot { expiry: Expiry::Absent, meta: None },
+            versions: Versions::default(),
+        };
+        // It began six seconds ago, and was renewed after two; that is heard only now.
+        let mut late = lease(second * 3);
+        late.begin_again(at + second * 2);
+        assert_eq!((late.deadline, late.fetched_at), (begun + second * 5, at + second * 2));
+        // The clock was set ahead, and back.
+        let mut ahead = lease(second * 3);
+        ahead.begin_again(at + second * 3_600);
+        assert!(ahead.deadline <= Instant::now() + second * 9);
+        let mut back = lease(second * 3);
+        back.begin_again(at - second * 3_600);
+        assert_eq!(back.deadline, begun + second * 3);
+    }
 
     #[test]
     fn a_record_is_read_as_scripts_write_it() {
