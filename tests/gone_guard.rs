@@ -479,7 +479,7 @@ async fn a_gap_hides_no_invalidation() {
     let invalidated = async |at, terms| {
         parts.store.invalidate_on(&key, at, Removal::Refresh, terms).await.unwrap();
         let meta = parts.meta("a").await.unwrap();
-        (meta.invalidated, meta.last_attempt.in_doubt)
+        (meta.invalidated, meta.is_in_doubt())
     };
     let later = at + Duration::from_millis(1);
     parts.next_instant().await;
@@ -494,6 +494,33 @@ async fn a_gap_hides_no_invalidation() {
     let ttl = redis.ttl("art:a").await.unwrap();
     parts.store.extend_held(&key, 5 * HOUR).await.unwrap();
     assert!(ttl <= HOUR && redis.ttl("art:a").await.unwrap() <= ttl, "it ends with its TTL");
+}
+
+/// A worker of the previous build leaves the doubt of before in the note, and its own doubts have no time.
+#[tokio::test]
+async fn a_doubt_does_not_stand_for_another_invalidation() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let (key, meta) = (art("a"), "samovar:meta:art:a");
+    let lease = parts.lease("a", Duration::from_secs(60)).await;
+    parts.store.commit(&key, &lease, "1", HOUR, &LastAttempt::default()).await.unwrap();
+    parts.next_instant().await;
+    let at = parts.now().await;
+    let doubt = Terms { is_doubt: true, ..Terms::default() };
+    parts.store.invalidate_on(&key, at, Removal::Refresh, doubt).await.unwrap();
+    let packed: String = redis.ask(&["GET", meta]).await;
+    assert!(parts.meta("a").await.unwrap().is_in_doubt(), "{packed}");
+    let later = packed.replace(&format!(" {at} "), &format!(" {} ", at + Duration::from_millis(1)));
+    assert_ne!(later, packed);
+    for left in [later, packed.replace(&format!("\"u\":{at}"), "\"q\":true")] {
+        redis.ask::<String>(&["SET", meta, &left, "KEEPTTL"]).await;
+        assert!(!parts.meta("a").await.unwrap().is_in_doubt(), "{left}");
+        parts.store.extend_held(&key, 2 * HOUR).await.unwrap();
+        assert!(redis.ttl("art:a").await.unwrap() <= HOUR, "it ends with its TTL: {left}");
+    }
+    // The next invalidation takes the mark away, which the previous build would go by.
+    parts.store.invalidate(&key, at + Duration::from_millis(2), Removal::Refresh).await.unwrap();
+    assert!(redis.ask::<String>(&["GET", meta]).await.ends_with(" {}"));
 }
 
 #[tokio::test]

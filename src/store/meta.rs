@@ -3,7 +3,7 @@
 //! The form is
 //! `validated_at own_expiry invalidated stale_for hash/attempt~fetched_at@content_since#version!announced,at note`.
 //! `lua/meta.lua` is the same codec for scripts, and no other file knows this form. Scripts read and write the head;
-//! Rust reads the note, which is JSON. Of the note, `invalidate.lua` reads `h` and writes `q`.
+//! Rust reads the note, which is JSON. Of the note, `invalidate.lua` reads `h` and writes `u`.
 //!
 //! - `/attempt` is absent where it is empty. It is `trigger.storm.outcome.attempted.crashes`; a usual value is empty,
 //!   and dots at the end are left out. Triggers and outcomes are numbers, as in [`Trigger::ALL`] and [`Outcome::ALL`].
@@ -13,8 +13,10 @@
 //!   `at`). A worker of the previous version takes metadata with them for none.
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
-//! The note says if the open invalidation is only a doubt (`q`). A worker of the previous version ignores that, and
-//! drops it when it writes the note; its own invalidations leave it.
+//! The note has the time of a doubt (`u`). The open invalidation is only a doubt if it has this very time. A worker of
+//! the previous version takes such an invalidation for a certain one. It drops the time when it writes the note, and its
+//! own invalidations leave it, which have other times. Its own doubts (`"q":true`) have no time, and an invalidation
+//! that it handles after them leaves their mark: so they count as certain.
 //!
 //! The note of an entry that is gone because of an input says so (`i`, `v`). A worker of the previous version ignores
 //! that, takes it for an entry that its upstream does not have, and drops these fields when it writes the note.
@@ -117,9 +119,9 @@ pub struct LastAttempt {
     /// The entry had a value when it went with its input. It is made again when the input returns.
     #[serde(rename = "v", default, skip_serializing_if = "std::ops::Not::not")]
     pub had_value: bool,
-    /// The open invalidation is only a doubt: after a gap, one may have been missed.
-    #[serde(rename = "q", default, skip_serializing_if = "std::ops::Not::not")]
-    pub in_doubt: bool,
+    /// The time of a doubt: after a gap, an invalidation may have been missed. See [`Meta::is_in_doubt`].
+    #[serde(rename = "u", default, skip_serializing_if = "is_never")]
+    pub doubted: RedisTime,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
@@ -209,6 +211,11 @@ impl Meta {
             content_since,
             last_attempt,
         })
+    }
+
+    /// Returns `true` if the open invalidation is only a doubt.
+    pub fn is_in_doubt(&self) -> bool {
+        self.invalidated == Some(self.last_attempt.doubted)
     }
 
     /// Returns `true` if a higher version was announced than the value has.
@@ -348,7 +355,7 @@ mod tests {
             reason: Some("503 Service Unavailable".into()),
             gone_with: Some("art:a".into()),
             had_value: true,
-            in_doubt: true,
+            doubted: at(21),
         };
         let packed = format!("1 2 3 0 h/{} {}", last_attempt.attempt(), last_attempt.to_json());
         assert_eq!(Meta::parse(&packed).unwrap().last_attempt, last_attempt);

@@ -10,7 +10,7 @@ local pxat = redis.call('PEXPIRETIME', KEYS[1])
 local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note, version,
   announced, announced_at = read_meta(redis.call('MGET', KEYS[3])[1])
 if pxat < 0 or not validated_at or tonumber(own_expiry) ~= pxat
-  or invalidated ~= '0' and not (ARGV[4] == '1' and is_doubt(note))
+  or invalidated ~= '0' and not (ARGV[4] == '1' and is_doubt(note, invalidated))
   or redis.call('TYPE', KEYS[1]).ok ~= 'string' then return {-2, -2} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -92,7 +92,7 @@ if old and not refresh then
 elseif old and not blank then
   if not later then due = 1 end
   local at = string.format('%.0f', S)
-  local doubt, open = ARGV[10] == '1', validated_at and invalidated ~= '0' and not is_doubt(note)
+  local doubt, open = ARGV[10] == '1', validated_at and invalidated ~= '0' and not is_doubt(note, invalidated)
   local held_until = tonumber(match(note or '', '"h":(%d+)')) or 0
   if ours and stale_for ~= '0' and not (doubt and held_until > now) then
     -- Invalidated, it lives no longer than its TTL.
@@ -108,7 +108,7 @@ elseif old and not blank then
     if validated_at ~= '0' and (S > now or tonumber(validated_at) > now or fetched > now) then
       validated_at, fetched_at = '1', '1'
     end
-    if doubt and open then at = invalidated else note = with_doubt(note, doubt) end
+    if doubt and open then at = invalidated else note = with_doubt(note, doubt and at or '') end
     -- Metadata that remember an eviction live for a minute; the value that they now tell of may outlive them.
     local life = math.max(redis.call('PTTL', KEYS[3]), redis.call('PTTL', KEYS[1]), 1)
     redis.call('SET', KEYS[3],

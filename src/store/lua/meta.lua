@@ -23,14 +23,15 @@ local function write_meta(
   if announced ~= '' then hash = hash .. '!' .. announced .. ',' .. announced_at end
   return validated_at .. ' ' .. own_expiry .. ' ' .. invalidated .. ' ' .. stale_for .. ' ' .. hash .. ' ' .. note
 end
--- Returns true if the note says that the open invalidation is only a doubt.
-local function is_doubt(note) return string.find(note, '"q":true', 1, true) ~= nil end
--- Returns the note with or without that. A note that is no JSON object stays as it is.
-local function with_doubt(note, doubt)
-  note = string.gsub(note, ',"q":true', '')
-  note = string.gsub(note, '"q":true,?', '')
-  if not doubt or string.sub(note, 1, 1) ~= '{' then return note end
-  return note == '{}' and '{"q":true}' or '{"q":true,' .. string.sub(note, 2)
+-- Returns true if the note says that the open invalidation, of this time (text), is only a doubt.
+local function is_doubt(note, invalidated) return match(note, '"u":(%d+)') == invalidated end
+-- Returns the note with a doubt of this time (text; '' for none), and without any other. `q` is that of the previous
+-- version. A note that is no JSON object stays as it is.
+local function with_doubt(note, at)
+  note = string.gsub(note, ',"[qu]":%w+', '')
+  note = string.gsub(note, '"[qu]":%w+,?', '')
+  if at == '' or string.sub(note, 1, 1) ~= '{' then return note end
+  return '{"u":' .. at .. (note == '{}' and '' or ',') .. string.sub(note, 2)
 end
 -- Returns true if version a is lower than b; '' is lower than any. Versions are digits without leading zeros, and too
 -- large for doubles.
