@@ -564,6 +564,42 @@ async fn an_eviction_removes_at_once_what_is_held_back() {
     Parts::of(&redis).await.invalidate(&json!({"keys": [kept], "action": "evict"}).to_string()).await;
     assert_eq!(redis.get(&kept).await, None);
     assert_eq!(served(&redis).await, MANY - 10);
+    all_held(&redis, MANY - 10).await;
+}
+
+async fn ends_soon(redis: &TestRedis) {
+    all_held(redis, 0).await;
+    let [until, last] = [redis.ask(&["HGET", GUARD, "until"]).await, redis.ask(&["HGET", GUARD, "last"]).await];
+    let (until, last): (RedisTime, RedisTime) = (until, last);
+    assert_eq!(until.saturating_since(last), Duration::from_secs(60));
+}
+
+#[tokio::test]
+async fn a_guard_ends_with_the_last_value_that_is_evicted() {
+    let (redis, _upstream, _jobs, _worker) = tripped().await;
+    let kept = redis.keys("art:*").await;
+    let parts = Parts::of(&redis).await;
+    // Every worker that hears of it handles it, and each value counts once.
+    for _ in 0..2 {
+        parts.invalidate(&json!({"keys": &kept[1..], "action": "evict"}).to_string()).await;
+        all_held(&redis, 1).await;
+    }
+    parts.invalidate("{\"patterns\": [\"art:*\"], \"action\": \"evict\"}").await;
+    ends_soon(&redis).await;
+}
+
+#[tokio::test]
+async fn a_value_that_expired_and_fails_is_not_held_back() {
+    let (redis, upstream, _jobs, _worker) = tripped().await;
+    let keys: Vec<EntryKey> = redis.keys("art:*").await.into_iter().map(EntryKey::new).collect();
+    upstream.otherwise(|_, _| Reply::status(400));
+    for key in &keys {
+        redis.ask::<usize>(&["PEXPIRE", key.as_str(), "1"]).await;
+    }
+    all_served(&redis, 0).await;
+    let parts = Parts::of(&redis).await;
+    parts.agenda.put(&job(), &keys, When::NOW, Trigger::Manual).await.unwrap();
+    ends_soon(&redis).await;
 }
 
 #[tokio::test]

@@ -87,8 +87,8 @@ pub struct GoneGuard {
     pub gone: u64,
     /// The job's entries then, about.
     pub of: u64,
-    /// Entries whose removal was held back since then and that were not fetched again. Some may be evicted by now, or
-    /// invalidated and expired.
+    /// Entries whose removal was held back since then and that were neither fetched again nor evicted. Some may be
+    /// invalidated and expired by now, or deleted by another program.
     pub held: u64,
 }
 
@@ -187,7 +187,7 @@ impl Store {
         }))
     }
 
-    /// Notes that an entry is well again whose removal was held back until `marked`.
+    /// Notes that an entry is well again, or has no value any more, whose removal was held back until `marked`.
     ///
     /// # Errors
     /// Redis's; the guard then counts the entry until it ends.

@@ -34,6 +34,8 @@ pub struct Invalidated {
     pub unknown: bool,
     /// A value was removed.
     pub removed: bool,
+    /// Until when the removal of that value was held back: the guard of its job counts it still.
+    pub held_until: Option<RedisTime>,
     /// Nothing was done: a storm is on, and a fetch for the last invalidation is under way. Come again after this time.
     pub debounced: Option<Duration>,
 }
@@ -98,7 +100,7 @@ impl Store {
         terms: Terms,
         (pause, pause_in_storm): (Duration, Duration),
     ) -> RedisResult<Invalidated> {
-        let (fenced, due, removed, wait): (u8, u8, u8, u64) = self
+        let (fenced, due, removed, wait, held_until): (u8, u8, u8, u64, RedisTime) = self
             .call(&INVALIDATE, key)
             .arg(at)
             .arg(removal.as_str())
@@ -119,6 +121,7 @@ impl Store {
         let unknown = due == 2;
         let debounced = (wait > 0).then(|| Duration::from_millis(wait));
         let (loading, due) = (due == 3, due == 1 || due == 3);
-        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, debounced })
+        let held_until = Some(held_until).filter(|at| *at > RedisTime::ZERO);
+        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, held_until, debounced })
     }
 }

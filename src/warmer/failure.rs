@@ -64,8 +64,16 @@ impl Attempt<'_> {
         if goes_on {
             (last_attempt.failures, last_attempt.retry, last_attempt.rechecks) = (0, RedisTime::ZERO, None);
         }
+        let is_freed = !lease.before.has_value() && last_attempt.held_until > RedisTime::ZERO;
+        if is_freed {
+            last_attempt.held_until = RedisTime::ZERO;
+        }
         let mark = self.warmer.store.release(&entry.key, &lease.token, Some(&last_attempt)).await?;
         self.token = None;
+        if is_freed {
+            // The value has expired, and nobody may ever fetch it again.
+            self.note_recovery(lease).await?;
+        }
         let reason = last_attempt.reason;
         let next = match (mark, outcome) {
             (Some(Removal::Evict), _) => self.warmer.next_after_foreign(job, &entry.key, lease.fetched_at).await?,

@@ -1,6 +1,6 @@
--- Note that an entry is well again whose removal was held back, or that its value has expired. With the last of them
--- the guard ends, a minute after it last held a removal back: an upstream that wavers trips it no second time.
--- guard.lua stands before this.
+-- Note that an entry is well again whose removal was held back, or that its value has expired or was evicted. With the
+-- last of them the guard ends, a minute after it last held a removal back: an upstream that wavers trips it no second
+-- time. guard.lua stands before this.
 -- KEYS  1 guard
 -- ARGV  1 until when the entry's removal was held back, as its metadata say (ms)  2 the minute (ms)
 -- Returns 1 if the guard counted the entry

@@ -23,12 +23,13 @@
 --          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
 --            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
 --          1 if a value was removed,
---          ms after which to come again: held off; else 0}
+--          ms after which to come again: held off; else 0,
+--          until when the removal of the evicted value was held back, as its metadata say (ms); else 0}
 local S = tonumber(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function before(at) return at <= S or at > now end
-local fenced, due, removed = 0, 0, 0
+local fenced, due, removed, released = 0, 0, 0, 0
 local refresh = ARGV[2] == REFRESH
 local known = redis.call('MGET', KEYS[2], KEYS[3])
 local token, lease_fetched_at, mark = read_lease(known[1])
@@ -41,7 +42,7 @@ if not validated_at or ARGV[9] == 'any' then version, announced, announced_at = 
 -- One whose patience has ended, and whose invalidation was answered by a lower version.
 if invalidated == '0' then announced, announced_at = '', '' end
 if wanted ~= '' then
-  if ours and pxat ~= -2 and not lower(version, wanted) then return {0, 0, 0, 0} end
+  if ours and pxat ~= -2 and not lower(version, wanted) then return {0, 0, 0, 0, 0} end
   if lower(announced, wanted) then announced = wanted end
   if announced_at == '' then announced_at = string.format('%.0f', S) end
 end
@@ -49,7 +50,7 @@ local fetched = tonumber(fetched_at)
 local pause = tonumber(ARGV[6])
 if refresh and pause > 0 then
   if token then
-    if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50} end
+    if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50, 0} end
   elseif validated_at then
     -- Trigger 1: an invalidation. Outcome 7: failed.
     local trigger, _, storm, outcome, began = read_attempt(attempt, note)
@@ -61,7 +62,7 @@ if refresh and pause > 0 then
     elseif before(fetched) and outcome == 7 and began > 0 and began <= now then
       wait = began + 4 * pause - now
     end
-    if wait > 0 then return {0, 0, 0, math.ceil(wait)} end
+    if wait > 0 then return {0, 0, 0, math.ceil(wait), 0} end
   end
 end
 -- There is no value, and nothing is known but an invalidation.
@@ -74,6 +75,7 @@ local function remember()
       announced_at),
     'PX', ARGV[8])
 end
+local held_until = tonumber(match(note or '', '"h":(%d+)')) or 0
 local later = token and not before(tonumber(lease_fetched_at))
 -- An eviction is told once, and not by each worker that hears it: what was asked for since would leave the agenda.
 if token and not later and (refresh or mark ~= EVICT) then
@@ -87,13 +89,15 @@ if old and not refresh then
   local kind = redis.call('TYPE', KEYS[1]).ok
   if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end
   if kind == 'string' or kind == 'none' then remember() end
-  if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
+  if removed == 1 then
+    redis.call('PUBLISH', ARGV[4], ARGV[5])
+    released = held_until
+  end
   if kind == 'none' and not token then due = 2 end
 elseif old and not blank then
   if not later then due = 1 end
   local at = string.format('%.0f', S)
   local doubt, open = ARGV[10] == '1', validated_at and invalidated ~= '0' and not is_doubt(note, invalidated)
-  local held_until = tonumber(match(note or '', '"h":(%d+)')) or 0
   if ours and stale_for ~= '0' and not (doubt and held_until > now) then
     -- Invalidated, it lives no longer than its TTL.
     own_expiry, stale_for = string.format('%.0f', pxat - tonumber(stale_for)), '0'
@@ -125,4 +129,4 @@ elseif old then
   remember()
 end
 if refresh and fenced == 1 and mark == LOAD then due = 3 end
-return {fenced, due, removed, 0}
+return {fenced, due, removed, 0, released}
