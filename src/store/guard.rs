@@ -1,17 +1,18 @@
 //! The guard of a job's values against a bad deploy of an upstream, which answers that many entries are gone. Entries
 //! that are gone with an input count as well, in the guard of their own job.
 //!
-//! It counts removals of values in the whole fleet. Once they exceed the job's share within a minute, it holds further
-//! ones back for an hour. Then the next answer that an entry is gone removes its value, unless a person has decided
-//! before. The guard is one hash in the job's slot (`lua/guard.lua`); each entry that it holds back has its end in its
-//! metadata ([`super::LastAttempt::held_until`]).
+//! It counts removals of values in the whole fleet. Once they exceed the job's share within a minute, and are ten or
+//! more than half of a small job's entries, it holds further ones back for an hour. Then the next answer that an entry
+//! is gone removes its value, unless a person has decided before. The guard is one hash in the job's slot
+//! (`lua/guard.lua`); each entry that it holds back has its end in its metadata ([`super::LastAttempt::held_until`]).
 //!
 //! On failure: if Redis loses the guard, the mark of an entry sets it up again, for an hour at most. A guard that has
 //! ended is kept for a day, so that a mark of its does not. If Redis does not answer, or the key has another type,
 //! nothing is removed.
 //!
 //! Rolling upgrade: workers of builds before the guard remove values without asking it. They drop the marks of entries
-//! that they fetch; such an entry then counts anew. They do not ask it for removals with an input.
+//! that they fetch; such an entry then counts anew. They do not ask it for removals with an input. Builds before the
+//! rule for small jobs count in the same guard, and need ten.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -27,8 +28,10 @@ use crate::redis::{Connection, RedisTime, with_preludes};
 
 /// The time in which removals are counted.
 const MINUTE: Duration = Duration::from_secs(60);
-/// Fewer removals in that time never trip a guard.
-const LEAST: usize = 10;
+/// So many removals in that time are enough to trip a guard.
+const ENOUGH: usize = 10;
+/// So many are enough in a small job, of whose entries they are more than half.
+const ENOUGH_OF_FEW: usize = 3;
 /// The time for which a guard holds removals back, or a person lets them through.
 const HOLDS: Duration = Duration::from_secs(3_600);
 /// The longest time for which a person can have them held back.
@@ -158,20 +161,28 @@ impl Snapshot {
 
 impl Store {
     /// Decides on the removal of a value that is gone at its upstream, or with an input: `None` lets it through.
-    /// `share` is the job's, in per cent; `marked` is the entry's [`super::LastAttempt::held_until`].
+    /// `share` is the job's, in per cent; `marked` is the entry's [`super::LastAttempt::held_until`]. `are_all_due`
+    /// tells that the agenda has about all entries of the job with a value; otherwise nothing tells a small job.
     ///
     /// # Errors
     /// Redis's; the removal may have been counted.
-    pub async fn guard_removal(&self, job: &JobName, share: u8, marked: RedisTime) -> RedisResult<Option<HeldBack>> {
+    pub async fn guard_removal(
+        &self,
+        job: &JobName,
+        share: u8,
+        are_all_due: bool,
+        marked: RedisTime,
+    ) -> RedisResult<Option<HeldBack>> {
         let reply: Vec<i64> = REMOVAL
             .key(self.keys.gone(job))
             .key(self.keys.agenda(job))
             .arg(share)
-            .arg(LEAST)
+            .arg(ENOUGH)
             .arg(millis(MINUTE))
             .arg(millis(HOLDS))
             .arg(millis(LONGEST))
             .arg(marked)
+            .arg(if are_all_due { ENOUGH_OF_FEW } else { ENOUGH })
             .invoke_async(&mut self.redis.clone())
             .await?;
         let number = |i: usize| reply.get(i).copied().unwrap_or_default();

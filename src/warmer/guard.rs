@@ -40,7 +40,9 @@ impl Attempt<'_> {
             return Ok(self.note_recovery(lease).await?);
         }
         let marked = lease.before.meta.as_ref().map_or(RedisTime::ZERO, |meta| meta.last_attempt.held_until);
-        match warmer.store.guard_removal(job, share, marked).await {
+        // Values that other programs wrote need not be on the agenda, nor ours in a job without refreshes.
+        let are_all_due = lease.before.ours().is_some() && !self.job.warm.ahead.is_zero();
+        match warmer.store.guard_removal(job, share, are_all_due, marked).await {
             Ok(None) => {
                 round.may_remove = true;
                 Ok(())

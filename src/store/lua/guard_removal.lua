@@ -1,17 +1,18 @@
 -- Decide on the removal of a value that is gone at its upstream, or with an input. Removals are counted in a sliding
--- minute, which is estimated from two fixed ones. The removal that exceeds the job's share trips the guard: it and all
--- others are held back until the guard ends. An entry that was held back until the end of a guard is then removed.
+-- minute, which is estimated from two fixed ones. The removal that exceeds the job's share trips the guard, if there
+-- are enough of them: it and all others are held back until the guard ends. An entry that was held back until the end
+-- of a guard is then removed.
 -- guard.lua stands before this.
 -- KEYS  1 guard  2 agenda of the job
 -- ARGV  1 the share of the job's entries that may be removed within a minute (%)
---       2 so many removals within a minute trip the guard at least  3 the minute (ms)
+--       2 so many removals within a minute are enough  3 the minute (ms)
 --       4 how long removals are held back (ms)  5 the longest time for which they can be (ms)
 --       6 until when this entry's removal was to be held back, as its metadata say (ms; 0: it was not)
+--       7 so many are enough if they are more than half of the job's entries
 -- Returns {0}: remove it
 --       | {1 | 2 if this tripped the guard, now, since, until, gone, of, held}: it is held back; the rest as in
 --         guard.lua
-local share, least, minute, hold = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local longest = tonumber(ARGV[5])
+local share, minute, hold, longest = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local now, guard, marked = clock(), read_guard(KEYS[1]), tonumber(ARGV[6])
 -- By a clock that ran ahead.
 if marked > now + longest then marked = 0 end
@@ -42,6 +43,7 @@ if guard.minute ~= present then guard.minute, guard.count, guard.most = present,
 guard.most = math.max(guard.most, redis.call('ZCARD', KEYS[2]))
 local gone = math.ceil(guard.before * (1 - now % minute / minute)) + guard.count + 1
 local of = math.max(guard.most, guard.most_before, gone)
+local least = math.min(tonumber(ARGV[2]), math.max(tonumber(ARGV[7]), math.floor(of / 2) + 1))
 -- A mark of a guard that is not there: Redis lost the guard, and the mark sets it up again.
 if marked == 0 and (gone < least or gone * 100 <= share * of) then
   guard.count = guard.count + 1
