@@ -1,4 +1,5 @@
 //! `samovar check`: reads job files and reports their content or their faults, without access to Redis or an upstream.
+//! It renders the listed entries, as far as that needs no answer.
 //!
 //! Values of environment variables are hidden as `***`, except in upstreams' URLs, where only variables with the name
 //! of a secret are hidden.
@@ -15,6 +16,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use super::listed::Rendered;
 use crate::entry::escape::{escaped, escaped_lines};
 
 const MASK: &str = "***";
@@ -82,6 +84,8 @@ pub struct JobReport {
     pub optional_inputs: Vec<String>,
     /// The number of entries that the file lists.
     pub listed: usize,
+    /// These entries, rendered.
+    pub rendered: Rendered,
     /// The URL of the feed.
     pub feed: Option<String>,
     /// The number of most read entries that are kept warm.
@@ -209,6 +213,7 @@ fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) ->
         inputs: job.inputs.iter().map(|(name, input)| (name.clone(), input.key.to_string())).collect(),
         optional_inputs: optional.map(|(name, _)| name.clone()).collect(),
         listed: job.entries.list.len(),
+        rendered: Rendered::of(job, jobs),
         feed: job.entries.feed.as_ref().map(|feed| view.url(&feed.url)),
         popular: job.entries.popular,
         warnings: too_late(job, jobs).into_iter().collect(),
@@ -272,7 +277,7 @@ impl View<'_> {
 
     fn url(&self, template: &Template) -> String {
         let source = || self.masked(template.source().to_owned());
-        if self.needs_inputs(template) {
+        if self.job.names_input(template) {
             return source();
         }
         match template.render_url(&self.context) {
@@ -282,7 +287,7 @@ impl View<'_> {
     }
 
     fn text(&self, template: &Template) -> String {
-        let text = if self.needs_inputs(template) { None } else { template.render(&self.context).ok() };
+        let text = if self.job.names_input(template) { None } else { template.render(&self.context).ok() };
         let text = self.masked(text.unwrap_or_else(|| template.source().to_owned()));
         match text.char_indices().nth(SHOWN_PROMPT) {
             Some((end, _)) => format!("{}…", &text[..end]),
@@ -295,13 +300,6 @@ impl View<'_> {
             .iter()
             .filter(|secret| secret.len() >= SHORTEST_SECRET)
             .fold(text, |text, secret| text.replace(secret, MASK))
-    }
-
-    fn needs_inputs(&self, template: &Template) -> bool {
-        template.names().iter().any(|name| {
-            let top = name.split_once('.').map_or(name.as_str(), |(top, _)| top);
-            self.job.inputs.contains_key(top)
-        })
     }
 }
 
@@ -321,6 +319,11 @@ impl Report {
     /// Returns `true` if the jobs can run.
     pub fn is_sound(&self) -> bool {
         self.faults.is_empty()
+    }
+
+    /// Returns the number of listed entries for which a template fails.
+    pub fn failing(&self) -> usize {
+        self.jobs.iter().map(|job| job.rendered.failing).sum()
     }
 
     /// Returns the report as text, with colours for a terminal.
@@ -354,7 +357,11 @@ impl Report {
             Some(faults) => writeln!(f, "{}", faults.render(colours)),
             None => {
                 let plural = if self.jobs.len() == 1 { "" } else { "s" };
-                writeln!(f, "{} job{plural}, no fault", self.jobs.len())
+                let failing = match self.failing() {
+                    0 => String::new(),
+                    failing => format!(" in the files; listed entries that fail: {failing}"),
+                };
+                writeln!(f, "{} job{plural}, no fault{failing}", self.jobs.len())
             }
         }
     }
@@ -393,6 +400,7 @@ impl JobReport {
         }
         kept.extend(self.feed.as_ref().map(|feed| format!("those of {feed}")));
         writeln!(f, "  entries   {}", escaped(&kept.join(", ")))?;
+        self.rendered.write(f, self.listed)?;
         for (name, pattern) in &self.inputs {
             let optional = if self.optional_inputs.contains(name) { " (optional)" } else { "" };
             writeln!(f, "  input     {name} = {}{optional}", escaped(pattern))?;

@@ -13,6 +13,7 @@ mod gone;
 mod health;
 mod invalidate;
 mod jobs;
+mod listed;
 mod man;
 pub mod museum;
 mod pause;
@@ -124,8 +125,8 @@ struct CheckArgs {
     /// The folder of job files, instead of the configured one
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Also fetch one entry of each job and its inputs, without storing it; AI answers cost money and count
-    /// against no budget
+    /// Also fetch one entry of each job and its inputs, without storing it, or further entries if that one is gone;
+    /// AI answers cost money and count against no budget
     #[arg(long)]
     fetch: bool,
     /// Compare with the files that the fleet works with: the jobs that change, and the values, requests and AI calls

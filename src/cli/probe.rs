@@ -1,11 +1,14 @@
 //! `samovar check --fetch`: fetches one entry of each job, to check that its upstream answers as the file says, and
 //! renders its tags and version as a worker does. Nothing is stored. Redis is not used, so the fleet's rates and
 //! budgets do not apply: AI answers cost money, and count against no budget.
+//!
+//! One entry may be gone, or have an answer that cannot be used: then the next one is tried.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::IsTerminal;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +29,8 @@ use crate::warmer::check_storable;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The longest part of a value that is shown, in characters.
 const SHOWN: usize = 200;
+/// The most entries of a job that are tried.
+const TRIED: usize = 5;
 
 pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment) -> u8 {
     let folder = args.folder.as_deref().unwrap_or(&settings.jobs);
@@ -37,10 +42,20 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
         println!("{}", report.render(std::io::stdout().is_terminal()).trim_end());
         println!("invalidations are received on the channel {channel}, for database {database} of {}", settings.redis);
     }
-    let mut code = if report.is_sound() { exit::OK } else { exit::CONFIG };
+    let mut code = match (report.is_sound(), report.failing()) {
+        (false, _) => exit::CONFIG,
+        (true, 0) => exit::OK,
+        (true, _) => exit::FAILED,
+    };
     let mut fetched = Vec::new();
     if args.fetch && report.is_sound() {
-        fetched = fetch(folder, settings, &lookup).await;
+        match fetch(folder, settings, &lookup).await {
+            Ok(all) => fetched = all,
+            Err(e) => {
+                complain(format_args!("{e:#}"));
+                code = exit::CONFIG;
+            }
+        }
         if fetched.iter().any(|fetched| fetched.error.is_some()) {
             code = exit::FAILED;
         }
@@ -73,6 +88,16 @@ struct Fetched {
     /// Why nothing was fetched.
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<String>,
+    /// The entries that were tried before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    passed_over: Vec<PassedOver>,
+}
+
+/// An entry that has no value now, so that the next one was tried.
+#[derive(Serialize)]
+struct PassedOver {
+    key: String,
+    reason: String,
 }
 
 impl Fetched {
@@ -82,16 +107,17 @@ impl Fetched {
             Err(error) => (None, Some(error)),
         };
         let bytes = value.as_ref().map_or(0, |value| value.to_string().len());
-        Self { job: job.name.to_string(), key, milliseconds: took.as_millis(), bytes, value, error, skipped: None }
+        let (job, milliseconds) = (job.name.to_string(), took.as_millis());
+        Self { job, key, milliseconds, bytes, value, error, skipped: None, passed_over: Vec::new() }
     }
 
-    fn skipped(job: &Job, why: &str) -> Self {
-        let (job, skipped) = (job.name.to_string(), Some(why.to_owned()));
-        Self { job, key: None, milliseconds: 0, bytes: 0, value: None, error: None, skipped }
+    fn skipped(job: &Job, why: String) -> Self {
+        let error = Self::of(job, None, Duration::ZERO, Err(String::new()));
+        Self { error: None, skipped: Some(why), ..error }
     }
 
     fn print(&self) {
-        let Self { job, key, milliseconds, bytes, value, error, skipped } = self;
+        let Self { job, key, milliseconds, bytes, value, error, skipped, passed_over } = self;
         if let Some(why) = skipped {
             println!("– {job}: not fetched: {}", escaped(why));
             return;
@@ -106,34 +132,26 @@ impl Fetched {
                 println!("✓ {job}: {key}: {bytes} bytes in {milliseconds} ms\n  {}{more}", json(&shown));
             }
         }
+        for PassedOver { key, reason } in passed_over {
+            println!("  tried before: {}", escaped(&format!("{key}: {reason}")));
+        }
     }
 }
 
-async fn fetch(folder: &std::path::Path, settings: &Settings, env: &dyn Fn(&str) -> Option<String>) -> Vec<Fetched> {
+async fn fetch(
+    folder: &std::path::Path,
+    settings: &Settings,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> anyhow::Result<Vec<Fetched>> {
     // The files were valid a moment ago; if they changed since, there is nothing to fetch.
-    let Ok(jobs) = Jobs::load(folder, settings.default_ttl, env) else { return Vec::new() };
-    let sources = match Sources::new(&jobs) {
-        Ok(sources) => sources,
-        Err(e) => {
-            complain(format_args!("{e:#}"));
-            return Vec::new();
-        }
-    };
-    let probe = Probe { jobs: &jobs, sources: &sources, inputs: Mutex::default() };
+    let Ok(jobs) = Jobs::load(folder, settings.default_ttl, env) else { return Ok(Vec::new()) };
+    let sources = Sources::new(&jobs)?;
+    let probe = Probe { jobs: &jobs, sources: &sources, inputs: Mutex::default(), paid: AtomicBool::new(false) };
     let mut all = BTreeMap::new();
     let (with_entries, others): (Vec<_>, Vec<_>) =
         jobs.jobs.values().partition(|job| !job.entries.list.is_empty() || job.entries.feed.is_some());
     for job in with_entries {
-        let begun = Instant::now();
-        let mut key = None;
-        let result = match probe.example(job).await {
-            Ok(params) => {
-                key = job.key.write(&params).map(|key| key.to_string());
-                probe.value(job, &params).await.map_err(NoValue::reason)
-            }
-            Err(e) => Err(e),
-        };
-        all.insert(&job.name, Fetched::of(job, key, begun.elapsed(), result));
+        all.insert(&job.name, probe.first_value(job).await);
     }
     // A job without listed entries is an input of others, or fetched on demand only.
     let inputs = probe.inputs.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -141,27 +159,68 @@ async fn fetch(folder: &std::path::Path, settings: &Settings, env: &dyn Fn(&str)
         all.insert(
             &job.name,
             match inputs.get(&job.name) {
-                Some((key, took, result)) => Fetched::of(job, Some(key.clone()), *took, result.clone()),
-                None => Fetched::skipped(job, "it lists no entry, and no tested job uses it as an input"),
+                // An entry made from it says whether that is a fault.
+                Some((_, _, Err(NoValue::Gone(reason)))) => Fetched::skipped(job, reason.clone()),
+                Some((key, took, result)) => {
+                    Fetched::of(job, Some(key.clone()), *took, result.clone().map_err(NoValue::reason))
+                }
+                None => Fetched::skipped(job, "it lists no entry, and no tested job uses it as an input".to_owned()),
             },
         );
     }
-    all.into_values().collect()
+    Ok(all.into_values().collect())
 }
 
 struct Probe<'a> {
     jobs: &'a Jobs,
     sources: &'a Sources,
-    /// The first entry of each job that was fetched as an input of another: its key, the duration and the result.
+    /// An entry of each job that was fetched as an input of another: its key, the duration and the result. The first
+    /// one that has a value, or else the first.
     inputs: Mutex<BTreeMap<JobName, Input>>,
+    /// A request that may cost money was made for the entry that is being tried.
+    paid: AtomicBool,
 }
 
-type Input = (String, Duration, Result<Value, String>);
+type Input = (String, Duration, Result<Value, NoValue>);
 
 impl Probe<'_> {
-    /// Returns an entry of a job: the first listed one, or the first of its feed. Asks the feed in both cases, up to
-    /// the first page that names an entry.
-    async fn example(&self, job: &Job) -> Result<Params, String> {
+    /// Fetches entries of a job until one could be stored. A failure of the upstream ends that, since the next entry
+    /// would fail as well, and so does an answer that cannot be used and cost money.
+    async fn first_value(&self, job: &Job) -> Fetched {
+        let begun = Instant::now();
+        let examples = match self.examples(job).await {
+            Ok(examples) => examples,
+            Err(e) => return Fetched::of(job, None, begun.elapsed(), Err(e)),
+        };
+        let mut passed_over = Vec::new();
+        let mut left = examples.len();
+        for params in examples {
+            left -= 1;
+            let (begun, key) = (Instant::now(), job.key.write(&params).map(|key| key.to_string()));
+            self.paid.store(false, Ordering::Relaxed);
+            let result = self.value(job, &params).await;
+            let may_go_on = match &result {
+                Ok(_) | Err(NoValue::Upstream(_)) => false,
+                Err(NoValue::Gone(_)) => true,
+                Err(NoValue::Failed(_)) => !self.paid.load(Ordering::Relaxed),
+            };
+            match (result, key) {
+                (Err(no_value), Some(key)) if may_go_on && left > 0 => {
+                    passed_over.push(PassedOver { key, reason: no_value.reason() });
+                }
+                (result, key) => {
+                    let fetched = Fetched::of(job, key, begun.elapsed(), result.map_err(NoValue::reason));
+                    return Fetched { passed_over, ..fetched };
+                }
+            }
+        }
+        let nothing = "neither the job nor its feed lists an entry, so there is nothing to fetch".to_owned();
+        Fetched::of(job, None, begun.elapsed(), Err(nothing))
+    }
+
+    /// Returns the entries of a job that are tried: the first listed ones, then the first of its feed. Asks the feed in
+    /// both cases, up to the first page that names an entry.
+    async fn examples(&self, job: &Job) -> Result<Vec<Params>, String> {
         let mut fed = Fed::default();
         if let Some(feed) = &job.entries.feed {
             let fails = |e: FetchError| format!("its feed {}", e.of_feed());
@@ -171,12 +230,13 @@ impl Probe<'_> {
             }
             fed = reading.finish().map_err(fails)?;
         }
-        job.entries
-            .list
-            .first()
-            .cloned()
-            .or_else(|| fed.entries.into_iter().next())
-            .ok_or_else(|| "neither the job nor its feed lists an entry, so there is nothing to fetch".to_owned())
+        let mut examples: Vec<Params> = Vec::new();
+        for params in job.entries.list.iter().take(TRIED).chain(&fed.entries) {
+            if examples.len() < TRIED && !examples.contains(params) {
+                examples.push(params.clone());
+            }
+        }
+        Ok(examples)
     }
 
     /// Fetches an entry's value, after its inputs.
@@ -187,6 +247,7 @@ impl Probe<'_> {
     ) -> Pin<Box<dyn Future<Output = Result<Value, NoValue>> + Send + 'b>> {
         Box::pin(async move {
             let failed = NoValue::Failed;
+            let mut upstream_fails = false;
             let mut inputs = Map::new();
             for (name, input) in &job.inputs {
                 let no_key = || failed(format!("its input `{name}` has no key for {params:?}"));
@@ -195,6 +256,7 @@ impl Probe<'_> {
                     Err(NoValue::Gone(_)) if input.is_optional => Value::Null,
                     Err(NoValue::Gone(e)) => return Err(NoValue::Gone(format!("its input {key} is gone: {e}"))),
                     Err(NoValue::Failed(e)) => return Err(failed(format!("its input {key}: {e}"))),
+                    Err(NoValue::Upstream(e)) => return Err(NoValue::Upstream(format!("its input {key}: {e}"))),
                     Ok(value) => value,
                 };
                 inputs.insert(name.clone(), value);
@@ -204,6 +266,7 @@ impl Probe<'_> {
             for source in 0..job.sources.len() {
                 let deadline = Instant::now() + PATIENCE;
                 let ask = Ask { job, source, key: &key, params, inputs: &inputs, known: None, deadline };
+                self.paid.fetch_or(job.sources[source].properties().costs_money, Ordering::Relaxed);
                 match self.sources.fetch(&ask).await {
                     Ok(Answer::Value(fetched)) => {
                         let value = fetched.value();
@@ -211,22 +274,29 @@ impl Probe<'_> {
                     }
                     Ok(Answer::Unchanged) => errors.push("answered 304 to a request without validators".to_owned()),
                     Ok(Answer::Gone) => return Err(NoValue::Gone(format!("{key} does not exist (404 or 410)"))),
-                    Err(e) => errors.push(e.to_string()),
+                    Err(e) => {
+                        upstream_fails |= !matches!(e, FetchError::Answer(_));
+                        errors.push(e.to_string());
+                    }
                 }
             }
-            Err(failed(errors.join("; then ")))
+            let reason = errors.join("; then ");
+            Err(if upstream_fails { NoValue::Upstream(reason) } else { failed(reason) })
         })
     }
 
-    /// Fetches the value of an input, and remembers the first of each job.
+    /// Fetches the value of an input, and remembers one of each job.
     async fn input(&self, key: &EntryKey) -> Result<Value, NoValue> {
         let Some((owner, params)) = self.jobs.owner(key.as_str()) else {
             return Err(NoValue::Failed("no job owns it".to_owned()));
         };
         let begun = Instant::now();
         let value = self.value(owner, &params).await;
-        let input = (key.to_string(), begun.elapsed(), value.clone().map_err(NoValue::reason));
-        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).entry(owner.name.clone()).or_insert(input);
+        let input = (key.to_string(), begun.elapsed(), value.clone());
+        let mut inputs = self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        if inputs.get(&owner.name).is_none_or(|(_, _, before)| before.is_err() && value.is_ok()) {
+            inputs.insert(owner.name.clone(), input);
+        }
         value
     }
 }
@@ -236,14 +306,16 @@ impl Probe<'_> {
 enum NoValue {
     /// It does not exist, or an input does not.
     Gone(String),
-    /// There is no usable answer.
+    /// There is no usable answer for it.
     Failed(String),
+    /// Its upstream fails, or asks for a pause.
+    Upstream(String),
 }
 
 impl NoValue {
     fn reason(self) -> String {
         match self {
-            Self::Gone(reason) | Self::Failed(reason) => reason,
+            Self::Gone(reason) | Self::Failed(reason) | Self::Upstream(reason) => reason,
         }
     }
 }

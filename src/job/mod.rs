@@ -143,6 +143,12 @@ impl Job {
         !self.inputs.is_empty() && self.sources.first().is_some_and(|source| source.properties().waits_for_inputs)
     }
 
+    /// Returns whether a template names an input, and so can be rendered only once the input has a value.
+    pub fn names_input(&self, template: &Template) -> bool {
+        let names = template.names();
+        names.iter().any(|name| self.inputs.contains_key(name.split_once('.').map_or(name.as_str(), |(top, _)| top)))
+    }
+
     /// Returns whether an input's key says all that an entry's does.
     pub fn is_told_by(&self, input: &Input) -> bool {
         self.key.names().iter().all(|name| input.key.names().contains(name))

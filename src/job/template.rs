@@ -535,6 +535,20 @@ impl Shape {
     pub fn source(&self) -> Value {
         self.0.source()
     }
+
+    /// Returns the templates in it.
+    pub fn templates(&self) -> Vec<&Template> {
+        let (mut found, mut nodes) = (Vec::new(), vec![&*self.0]);
+        while let Some(node) = nodes.pop() {
+            match node {
+                Node::Plain(_) => {}
+                Node::Template(template) => found.push(template),
+                Node::Array(items) => nodes.extend(items.iter().rev()),
+                Node::Object(fields) => nodes.extend(fields.iter().rev().map(|(_, node)| node)),
+            }
+        }
+        found
+    }
 }
 
 impl Node {

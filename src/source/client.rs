@@ -424,7 +424,7 @@ pub(super) fn answer_error(url: &str, reason: &str) -> FetchError {
 }
 
 /// Parses a rendered URL. The parser would resolve segments of dots, which the template has refused; it keeps the rest.
-fn whole(text: &str) -> Result<Url, FetchError> {
+pub(super) fn whole(text: &str) -> Result<Url, FetchError> {
     Url::parse(text)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
@@ -440,7 +440,7 @@ fn same_host(one: &Url, other: &Url) -> bool {
     one.host() == other.host() && (same || upgraded)
 }
 
-fn header_line(name: &str, text: &str) -> Result<(HeaderName, HeaderValue), String> {
+pub(super) fn header_line(name: &str, text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("`{name}` is not a header's name"))?;
     let value = HeaderValue::from_bytes(text.as_bytes())
         .map_err(|_| format!("header `{name}` holds a line break or another control character"))?;

@@ -14,6 +14,7 @@ mod compose;
 mod feed;
 mod http;
 mod limits;
+mod preview;
 mod secrets;
 
 use crate::entry::Validators;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 pub use feed::{Fed, FeedReading};
 pub(crate) use limits::LONGEST_WAIT;
 pub use limits::{Ended, Fetches, Gate, Lately, Permit, Refusal};
+pub use preview::{Preview, RequestFault};
 
 /// One request for an entry's value.
 #[derive(Debug)]

@@ -64,6 +64,8 @@ impl AiSource {
         Outline {
             method: "POST",
             url: Some(&self.url),
+            headers: None,
+            body: None,
             model: Some(&self.model),
             system: self.system.as_ref(),
             prompt: Some(&self.prompt),

@@ -25,6 +25,15 @@ impl ComposeSource {
     }
 
     pub(super) fn outline(&self) -> Outline<'_> {
-        Outline { method: "COMPOSE", url: None, model: None, system: None, prompt: None, value: Some(&self.value) }
+        Outline {
+            method: "COMPOSE",
+            url: None,
+            headers: None,
+            body: None,
+            model: None,
+            system: None,
+            prompt: None,
+            value: Some(&self.value),
+        }
     }
 }

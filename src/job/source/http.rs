@@ -39,6 +39,15 @@ impl HttpSource {
 
     pub(super) fn outline(&self) -> Outline<'_> {
         let method = if self.body.is_some() { "POST" } else { "GET" };
-        Outline { method, url: Some(&self.url), model: None, system: None, prompt: None, value: None }
+        Outline {
+            method,
+            url: Some(&self.url),
+            headers: Some(&self.headers),
+            body: self.body.as_ref(),
+            model: None,
+            system: None,
+            prompt: None,
+            value: None,
+        }
     }
 }

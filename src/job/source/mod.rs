@@ -21,6 +21,8 @@ pub use ai::{AiFormat, AiSource};
 pub use compose::ComposeSource;
 pub use http::HttpSource;
 
+use std::collections::BTreeMap;
+
 use super::{Shape, Template};
 use crate::entry::{UpstreamName, Usage};
 
@@ -52,13 +54,17 @@ pub struct Properties<'a> {
     pub saves: fn(u64) -> Usage,
 }
 
-/// A source as people are shown it, with its templates.
+/// A source as people are shown it, with the templates that are rendered before there is an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Outline<'a> {
     /// `GET` or `POST`; the kind of a source that asks no server, in capitals.
     pub method: &'static str,
     /// The URL that is asked.
     pub url: Option<&'a Template>,
+    /// Headers sent in addition to the upstream's.
+    pub headers: Option<&'a BTreeMap<String, Template>>,
+    /// The JSON body of an HTTP source.
+    pub body: Option<&'a Shape>,
     /// The AI model.
     pub model: Option<&'a str>,
     /// The system message of an AI source.
