@@ -6,7 +6,7 @@ mod support;
 use samovar::entry::EntryKey;
 use samovar::store::Meta;
 use serde_json::{Value, json};
-use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, eventually, samovar, worker};
+use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, eventually, samovar, talkative, worker};
 
 const ASKED: &str = "/v1/chat/completions";
 const PAGE: &str = "key = \"page:{name}\"\nttl = \"1h\"\ntags = [\"{{ value.info.artist }}\"]\n\
@@ -173,6 +173,45 @@ async fn commands_show_and_try_what_would_be_composed() {
     assert_eq!(request["requests"][0]["url"], Value::Null, "{request}");
     let planned = run(&redis, &jobs, &["warm", "page", "--dry-run"]).await.stdout;
     assert!(planned.contains("0 fetches, 0 AI calls"), "{planned}");
+}
+
+/// An attempt that ends before its fetch notes nothing. What keeps the entry is derived as one looks.
+#[tokio::test]
+async fn what_keeps_an_entry_from_its_fetch_is_shown() {
+    let (redis, upstream) = both().await;
+    let jobs = pages(&upstream, PAGE);
+    assert_eq!(run(&redis, &jobs, &["pause", "art"]).await.code, Some(0));
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    let get = async |key: &str| run(&redis, &jobs, &["get", key]).await.stdout;
+    let entry = async |key: &str| -> Value {
+        let shown = run(&redis, &jobs, &["get", key, "--json"]).await.stdout;
+        serde_json::from_str(&shown).unwrap_or_else(|e| panic!("{e}: {shown}"))
+    };
+    let shows = async |key: &str, said: &str| {
+        eventually(&format!("{key}: {said}"), async || {
+            let shown = get(key).await;
+            if shown.contains(said) { Ok(()) } else { Err(shown) }
+        })
+        .await;
+    };
+    shows("page:a", "waits for     its input art:a, which has no value yet").await;
+    shows("page:a", "waits for     its input story:a, which has no value yet").await;
+    let http = worker.http().await;
+    let shown: Value = reqwest::get(format!("{http}/entries?key=page:a")).await.unwrap().json().await.unwrap();
+    assert_eq!(shown["missing_inputs"].as_array().map(Vec::len), Some(2), "{shown}");
+    assert!(entry("art:a").await["job_paused_ms"].is_number());
+    upstream.on("/art/a", Reply::status(422));
+    assert_eq!(run(&redis, &jobs, &["resume", "art"]).await.code, Some(0));
+    shows("story:a", "waits for     its input art:a, which has no value: ").await;
+    assert!(get("story:a").await.contains("(status 422)"), "{}", get("story:a").await);
+    // The story is made, but its upstream asks for a pause then.
+    upstream.on("/art/a", Reply::json(json!({"title": "one", "artist": "Osman Hamdi Bey"})));
+    upstream.on(ASKED, Reply::status(429).header("Retry-After", "600"));
+    assert_eq!(run(&redis, &jobs, &["warm", "art:a", "--wait"]).await.code, Some(0));
+    shows("story:a", "upstream      openai: no requests for").await;
+    let shown = entry("story:a").await;
+    assert_eq!(shown["closed_upstreams"][0]["closed"], "retry-after", "{shown}");
+    assert_eq!(shown["missing_inputs"], json!([]), "{shown}");
 }
 
 /// One with an input that it needs, one whose input is optional, and one whose key its input does not tell.

@@ -9,8 +9,8 @@ use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::entry::{Outcome, Priority, Trigger};
-use crate::ops::Entry;
-use crate::ops::status::{self, UpstreamStatus};
+use crate::ops::status::UpstreamStatus;
+use crate::ops::{Entry, MissingInput};
 use crate::store::Expiry;
 
 /// Arguments of `samovar get`.
@@ -24,20 +24,14 @@ pub(super) struct GetArgs {
 }
 
 pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let (session, ops) = fleet(settings, env).await?;
+    let (_session, ops) = fleet(settings, env).await?;
     let entry = ops.entry(&args.key).await?;
     let owner = entry.job.as_ref().and_then(|name| ops.jobs.jobs.get(name.as_str()));
     let has_inputs = owner.is_some_and(|job| job.inputs);
     if args.json {
         print_json(&entry);
     } else {
-        let upstreams = status::upstreams(&session.redis, &session.keys, &ops.jobs).await?;
-        let of_job = |upstream: &&UpstreamStatus| {
-            owner.is_some_and(|job| job.upstreams.iter().any(|known| known.name.as_str() == upstream.upstream))
-        };
-        let closed: Vec<&UpstreamStatus> =
-            upstreams.iter().filter(of_job).filter(|upstream| upstream.closed.is_some()).collect();
-        tell_value(&entry, &closed);
+        tell_value(&entry);
         tell_last_attempt(&entry, has_inputs);
         tell_agenda(&entry, has_inputs);
     }
@@ -48,8 +42,8 @@ fn say(what: &str, text: String) {
     println!("{what:<14}{}", escaped(&text));
 }
 
-/// Prints the value, its age and its versions. `closed` are upstreams of its job to which no requests are sent now.
-fn tell_value(entry: &Entry, closed: &[&UpstreamStatus]) {
+/// Prints the value, its age and its versions, and what keeps the entry from being fetched.
+fn tell_value(entry: &Entry) {
     let now = entry.now_ms;
     match &entry.value {
         Some(value) => print_json(value),
@@ -79,15 +73,18 @@ fn tell_value(entry: &Entry, closed: &[&UpstreamStatus]) {
         say("written by", "another program".to_owned());
     }
     if let Some(ends) = entry.outlives_ms {
-        let (at, cause) = (relative(ends, now), cause_of_age(entry, closed));
+        let (at, cause) = (relative(ends, now), cause_of_age(entry));
         let kept = match ends > now {
             true => format!("will be kept beyond its TTL {at}"),
             false => format!("kept beyond its TTL, since {at}"),
         };
         say("old", format!("{kept}, because {cause}"));
     }
-    for upstream in closed {
+    for upstream in &entry.closed_upstreams {
         say("upstream", format!("{}: {}", upstream.upstream, upstream.closed_text(now).unwrap_or_default()));
+    }
+    for MissingInput { key, reason } in entry.missing_inputs.iter().filter(|_| entry.due.is_some()) {
+        say("waits for", format!("its input {key}, which {reason}"));
     }
     if let Some(at) = entry.invalidated_ms {
         say("invalidated", format!("{}, not fetched again yet", relative(at, now)));
@@ -106,12 +103,12 @@ fn tell_value(entry: &Entry, closed: &[&UpstreamStatus]) {
 
 /// Returns why a value is kept beyond its TTL. The metadata tell no attempt that ended before its fetch, so an upstream
 /// to which no requests are sent is the cause unless the last attempt has another.
-fn cause_of_age(entry: &Entry, closed: &[&UpstreamStatus]) -> String {
+fn cause_of_age(entry: &Entry) -> String {
     let reason = entry.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
     if entry.removal_held_until_ms.is_some() {
         return format!("its removal is held back{reason}");
     }
-    match (entry.last_outcome, closed.first()) {
+    match (entry.last_outcome, entry.closed_upstreams.first()) {
         (Some(Outcome::Failed), _) => format!("its source fails{reason}"),
         (Some(Outcome::Deferred), _) => format!("its fetch is deferred{reason}"),
         (_, Some(UpstreamStatus { upstream, closed: Some("tokens"), .. })) => {

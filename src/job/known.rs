@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Job, Jobs, KeyPattern, Params, Source, identity};
+use super::{Input, Job, Jobs, KeyPattern, Params, Source, identity};
 use crate::entry::{JobName, UpstreamName};
 use crate::redis::RedisTime;
 
@@ -48,6 +48,12 @@ pub struct KnownJob {
     /// `true` if its entries are made from inputs.
     #[serde(default)]
     pub inputs: bool,
+    /// These inputs. Empty in descriptions of earlier builds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made_from: Vec<KnownInput>,
+    /// `true` if its entries wait for inputs that were invalidated.
+    #[serde(default)]
+    pub waits_for_inputs: bool,
     /// `true` if its entries have tags.
     #[serde(default)]
     pub tags: bool,
@@ -91,6 +97,17 @@ pub struct KnownUpstream {
     pub budget: Option<u64>,
 }
 
+/// An input of a job's entries, as the fleet knows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KnownInput {
+    /// Its key, over the placeholders of the job's key.
+    #[serde(with = "key_pattern")]
+    pub key: KeyPattern,
+    /// While it is gone, the entry is made without it.
+    #[serde(default, rename = "optional")]
+    pub is_optional: bool,
+}
+
 impl KnownJob {
     /// Returns what the fleet knows of a job.
     fn of(job: &Arc<Job>, jobs: &Jobs) -> Self {
@@ -110,6 +127,8 @@ impl KnownJob {
             popular: job.entries.popular,
             listed: job.entries.list.len(),
             inputs: !job.inputs.is_empty(),
+            made_from: job.inputs.values().map(KnownInput::of).collect(),
+            waits_for_inputs: job.waits_for_inputs(),
             tags: !job.tags.is_empty(),
             upstreams,
             may_lag: job.may_lag(),
@@ -135,6 +154,12 @@ impl KnownJob {
     /// Returns the job's identity: see [`Job::identity`].
     pub fn identity(&self) -> String {
         identity(&self.name, &self.key)
+    }
+}
+
+impl KnownInput {
+    fn of(input: &Input) -> Self {
+        Self { key: input.key.clone(), is_optional: input.is_optional }
     }
 }
 

@@ -27,7 +27,7 @@ pub use env::EnvValues;
 pub use fault::{Fault, Faults};
 pub(crate) use file::closest;
 pub use file::{EnvUse, JOB_SCHEMA, Reading, UPSTREAMS_SCHEMA};
-pub use known::{KnownJob, KnownJobs, KnownUpstream};
+pub use known::{KnownInput, KnownJob, KnownJobs, KnownUpstream};
 pub use pattern::KeyPattern;
 pub use reload::Reload;
 pub use schedule::Schedule;

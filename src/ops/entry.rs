@@ -5,6 +5,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Ops;
+use super::missing_input::MissingInput;
+use super::status::{self, UpstreamStatus};
 use crate::agenda::Due;
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
@@ -76,6 +78,10 @@ pub struct Entry {
     /// Until when the removal of its value is held back, since it is gone at its upstream or with an input.
     #[schema(value_type = Option<i64>)]
     pub removal_held_until_ms: Option<RedisTime>,
+    /// The upstreams of its job to which no requests are sent now.
+    pub closed_upstreams: Vec<UpstreamStatus>,
+    /// Its inputs that keep it from being made now.
+    pub missing_inputs: Vec<MissingInput>,
     /// The reason of its dead letter, if there is one.
     pub given_up: Option<String>,
     /// Redis's clock at the time of reading.
@@ -96,7 +102,7 @@ impl Ops {
     /// Fails if Redis returns an error.
     pub async fn entry(&self, name: &str) -> RedisResult<Entry> {
         let key = EntryKey::new(name);
-        let owner = self.jobs.owner(name).map(|(job, _)| job);
+        let (owner, params) = self.jobs.owner(name).unzip();
         let now = self.store.now().await?;
         let text = self.store.values(std::slice::from_ref(&key)).await?.pop().flatten();
         let snapshot = self.store.snapshot(&key).await?;
@@ -119,6 +125,10 @@ impl Ops {
         let gone_guard = match owner {
             Some(job) => self.gone_guard(&job.name).await?.filter(GoneGuard::is_holding),
             None => None,
+        };
+        let (closed_upstreams, missing_inputs) = match owner.zip(params) {
+            Some((job, params)) => (self.closed_upstreams(job).await?, self.missing_inputs(job, &params, now).await?),
+            None => (Vec::new(), Vec::new()),
         };
         let due = score.map(Due::from_score);
         let (expiry, ours, meta) = (snapshot.expiry, snapshot.ours(), snapshot.meta.as_ref());
@@ -150,11 +160,22 @@ impl Ops {
                 .filter(|_| snapshot.has_value())
                 .filter(|_| meta.is_some_and(|meta| meta.last_attempt.held_until > RedisTime::ZERO))
                 .map(|guard| guard.until_ms),
+            closed_upstreams,
+            missing_inputs,
             given_up: given_up.filter(|_| due.is_none()),
             now_ms: now,
             expiry,
             due,
         })
+    }
+}
+
+impl Ops {
+    /// Returns the upstreams of a job to which no requests are sent now.
+    async fn closed_upstreams(&self, job: &KnownJob) -> RedisResult<Vec<UpstreamStatus>> {
+        let all = status::upstreams(&self.redis, &self.keys, &self.jobs).await?;
+        let of_job = |upstream: &UpstreamStatus| job.upstreams.iter().any(|one| one.name.as_str() == upstream.upstream);
+        Ok(all.into_iter().filter(|upstream| upstream.closed.is_some() && of_job(upstream)).collect())
     }
 }
 

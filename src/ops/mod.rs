@@ -9,6 +9,7 @@ pub mod descriptions;
 mod entry;
 mod files;
 mod gone;
+mod missing_input;
 mod names;
 mod pause;
 mod plan;
@@ -22,6 +23,7 @@ pub use clear::Pattern;
 pub use dead::{Dead, Letters};
 pub use entry::Entry;
 pub use files::{Announced, Digests, Noted, differences, digests, still_waits, with_another_file};
+pub use missing_input::MissingInput;
 pub use plan::Plan;
 pub use warm::{Done, Failure};
 

@@ -74,6 +74,15 @@ impl Snapshot {
             .filter(|meta| meta.validated_at > RedisTime::ZERO && self.expiry == Expiry::At(meta.own_expiry))
     }
 
+    /// Returns true if there is a value that was invalidated less than `time` before `now`, is not fetched again yet,
+    /// and whose fetch has not failed since.
+    pub fn is_awaited(&self, time: Duration, now: RedisTime) -> bool {
+        let Some(meta) = self.meta.as_ref().filter(|_| self.has_value()) else { return false };
+        let Meta { invalidated: Some(invalidated), last_attempt, .. } = meta else { return false };
+        let failed = last_attempt.outcome == Some(Outcome::Failed) && last_attempt.attempted >= *invalidated;
+        !failed && now.abs_diff(*invalidated) < time
+    }
+
     /// Returns the metadata of an entry that is gone, and whose requests are made from `requests`.
     pub fn gone(&self, requests: &str) -> Option<&Meta> {
         self.meta.as_ref().filter(|meta| !self.has_value() && meta.last_attempt.is_gone(requests))

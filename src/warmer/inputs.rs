@@ -17,7 +17,7 @@ use crate::store::{LastAttempt, Meta, Snapshot};
 
 /// The longest wait for an invalidated input whose old value is readable, from the invalidation on. Also the longest
 /// time from the first answer that an input is gone until it is asked for a second one.
-const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
+pub const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
 
 /// Why an entry's dependants become due.
 #[derive(Clone, Copy)]
@@ -207,16 +207,8 @@ impl Warmer {
         }
         let keys: Vec<EntryKey> = job.inputs.values().filter_map(|input| input.key.write(params)).collect();
         let snapshots = self.store.snapshots(&keys).await?;
-        let awaited = |snapshot: Snapshot| {
-            let there = snapshot.has_value();
-            snapshot.meta.filter(|_| there).is_some_and(|Meta { invalidated, last_attempt, .. }| {
-                invalidated.is_some_and(|invalidated| {
-                    let failed = last_attempt.outcome == Some(Outcome::Failed) && last_attempt.attempted >= invalidated;
-                    !failed && now.abs_diff(invalidated) < FRESH_INPUT_WAIT
-                })
-            })
-        };
-        Ok(keys.into_iter().zip(snapshots).find_map(|(key, snapshot)| awaited(snapshot).then_some(key)))
+        let awaited = keys.into_iter().zip(snapshots).find(|(_, input)| input.is_awaited(FRESH_INPUT_WAIT, now));
+        Ok(awaited.map(|(key, _)| key))
     }
 
     /// Makes an input due that has no readable value, unless it is gone or its fetch was given up just now.

@@ -40,6 +40,7 @@ use attempt::Ending;
 pub use finisher::Finisher;
 pub(crate) use freshness::retry_after;
 use in_flight::{InFlight, Place};
+pub use inputs::FRESH_INPUT_WAIT;
 use usage_buffer::UsageBuffer;
 
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next};
