@@ -56,6 +56,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
 #[serde(deny_unknown_fields)]
 pub(super) struct Nothing {}
 
+/// The switch for names that match nothing.
+#[derive(Debug, Default, serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Force {
+    /// Go on even if a name matches no job that the fleet knows, or if a key looks like a pattern and no entry has it.
+    pub(super) force: bool,
+}
+
 /// A name in the path.
 pub(super) struct Named(pub(super) String);
 

@@ -4,8 +4,9 @@ use axum::Json;
 use axum::http::StatusCode;
 use serde::Serialize;
 
-use super::extract::{Fleet, Text};
+use super::extract::{Asked, Fleet, Force, Text};
 use super::problem::Problem;
+use crate::ops::{Mistake, Ops};
 use crate::protocol::Message;
 use crate::trigger::invalidation::inbox;
 
@@ -48,16 +49,45 @@ pub(super) struct Published {
     post,
     path = "/invalidate",
     tag = "changes",
+    params(Force),
     request_body = Invalidation,
     responses((status = 202, body = Published))
 )]
-pub(super) async fn invalidate(fleet: Fleet, Text(text): Text) -> Result<(StatusCode, Json<Published>), Problem> {
+pub(super) async fn invalidate(
+    fleet: Fleet,
+    Asked(Force { force }): Asked<Force>,
+    Text(text): Text,
+) -> Result<(StatusCode, Json<Published>), Problem> {
     let parts = &fleet.parts;
     let message = read(&text)?;
     message.text().map_err(|e| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, e))?;
+    if !force {
+        check_names(&parts.ops, &message).await?;
+    }
     let id = inbox::publish(&mut parts.ops.redis.clone(), &parts.ops.keys, &message).await?;
     let workers = parts.workers.load(std::sync::atomic::Ordering::Relaxed);
     Ok((StatusCode::ACCEPTED, Json(Published { id, workers })))
+}
+
+/// Refuses names that match no job that the fleet knows, most likely because they are misspelt, and a key that looks
+/// like a pattern if no entry has it.
+async fn check_names(ops: &Ops, message: &Message) -> Result<(), Problem> {
+    if ops.mistake_in(message).await?.is_none() {
+        return Ok(());
+    }
+    // Other workers may have other files.
+    let Some(mistake) = ops.of_fleet().await?.mistake_in(message).await? else { return Ok(()) };
+    let remedy = "nothing was published; `?force=true` publishes all the same";
+    Err(match &mistake {
+        Mistake::Unknown(names) => {
+            let detail = format!("{mistake} that the fleet knows; {remedy}");
+            Problem::new(StatusCode::NOT_FOUND, detail).with("unknown", names)
+        }
+        Mistake::Pattern(_) => {
+            let detail = format!("{mistake}; name it in `patterns` to invalidate the keys that match; {remedy}");
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+        }
+    })
 }
 
 fn read(text: &str) -> Result<Message, Problem> {

@@ -48,6 +48,8 @@ pub(super) struct WaitQuery {
     /// The most seconds to wait; 30 if absent.
     #[param(minimum = 1, maximum = 600)]
     timeout: Option<u64>,
+    /// Go on even if a key looks like a pattern and no entry has it.
+    force: bool,
 }
 
 /// The entries put on the agenda.
@@ -83,7 +85,7 @@ pub(super) async fn warm(
         let detail = format!("`timeout` must be from 1 to {} seconds", LONGEST.as_secs());
         return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
     }
-    let entries = entries(parts, &wanted).await?;
+    let entries = entries(parts, &wanted, query.force).await?;
     if query.wait {
         for job in entries.keys() {
             if ops.paused(job).await?.is_some() {
@@ -144,7 +146,11 @@ impl Entries {
 }
 
 /// Returns the wanted entries by job.
-async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Entries>, Problem> {
+async fn entries(
+    parts: &Parts,
+    wanted: &Wanted,
+    force: bool,
+) -> Result<BTreeMap<JobName, Entries>, Problem> {
     let refuse = |detail: String| Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     let unknown = |detail: String| Err(Problem::new(StatusCode::NOT_FOUND, detail));
     if wanted.keys.is_empty() && wanted.jobs.is_empty() {
@@ -156,11 +162,22 @@ async fn entries(parts: &Parts, wanted: &Wanted) -> Result<BTreeMap<JobName, Ent
     let ops = &parts.ops;
     let mut entries: BTreeMap<JobName, Entries> = BTreeMap::new();
     for key in &wanted.keys {
-        let Some((job, _)) = ops.jobs.owner(key) else { return unknown(format!("no job has the key `{key}`")) };
-        entries.entry(job.name.clone()).or_default().named.insert(EntryKey::new(key.as_str()));
+        let Some((job, params)) = ops.jobs.owner(key) else {
+            return unknown(format!("no job has the key `{key}`; GET /jobs lists the jobs of this worker"));
+        };
+        let named = EntryKey::new(key.as_str());
+        if !force && ops.is_mistaken_pattern(job, &named, &params).await? {
+            return refuse(format!(
+                "`{key}` is a literal key, and no entry has it; nothing is due. Name the job in `jobs` for all its \
+                 entries; `?force=true` fetches this key"
+            ));
+        }
+        entries.entry(job.name.clone()).or_default().named.insert(named);
     }
     for name in &wanted.jobs {
-        let Some(job) = ops.jobs.jobs.get(name.as_str()) else { return unknown(format!("there is no job `{name}`")) };
+        let Some(job) = ops.jobs.jobs.get(name.as_str()) else { 
+            return unknown(format!("there is no job `{name}`; GET /jobs lists the jobs of this worker"));
+        };
         let fed = match job.file.as_ref().and_then(|file| Some((file, file.entries.feed.as_ref()?))) {
             Some((file, feed)) => Some(parts.cron.entries_of_feed(file, feed).await?),
             None => None,

@@ -5,13 +5,10 @@ use clap::Args;
 use super::exit;
 use super::session::{Failed, NoJobs, Session, complain, print_json, refuse};
 use crate::config::{Environment, Settings};
-use crate::entry::{Announced, EntryKey, Version};
-use crate::ops::Ops;
+use crate::entry::{Announced, Version};
+use crate::ops::{Mistake, Ops};
 use crate::protocol::{Action, Message};
 use crate::trigger::invalidation::inbox;
-
-/// The most names that an error shows.
-const SHOWN: usize = 5;
 
 /// Arguments of `samovar invalidate`.
 #[derive(Args)]
@@ -93,26 +90,14 @@ fn tell_unchecked(NoJobs { why, faults }: &NoJobs) {
 /// Ends the command if names match no job, most likely because they are misspelt, or if a key looks like a pattern and
 /// no entry has it.
 async fn check_names(json: bool, ops: &Ops, message: &Message) -> Result<(), Failed> {
-    let unknown = ops.unknown_names(message).await?;
-    if !unknown.is_empty() {
-        let shown = unknown.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-        let more = unknown.len().saturating_sub(SHOWN);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let verb = if unknown.len() == 1 { "matches" } else { "match" };
-        let remedy = "nothing was published; --force publishes all the same";
-        return Err(refuse(exit::FAILED, json, format_args!("{shown}{more} {verb} no job; {remedy}")));
-    }
-    for key in &message.keys {
-        let Some((job, params)) = ops.jobs.owner(key) else { continue };
-        if ops.is_mistaken_pattern(job, &EntryKey::new(key.as_str()), &params).await? {
-            let what = format!(
-                "`{key}` is a literal key, and no entry has it; nothing was published. --pattern '{key}' invalidates \
-                 the keys that match; --force publishes all the same"
-            );
-            return Err(refuse(exit::FAILED, json, what));
-        }
-    }
-    Ok(())
+    let Some(mistake) = ops.mistake_in(message).await? else { return Ok(()) };
+    let remedy = match &mistake {
+        Mistake::Unknown(_) => "nothing was published; --force publishes all the same".to_owned(),
+        Mistake::Pattern(key) => format!(
+            "nothing was published. --pattern '{key}' invalidates the keys that match; --force publishes all the same"
+        ),
+    };
+    Err(refuse(exit::FAILED, json, format_args!("{mistake}; {remedy}")))
 }
 
 fn announced(text: &str) -> Result<Announced, String> {

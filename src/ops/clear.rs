@@ -6,6 +6,7 @@ use redis::RedisResult;
 
 use super::Ops;
 use crate::cache::KNOWN_PREFIXES;
+use crate::job::KnownJobs;
 use crate::protocol::inbox;
 use crate::protocol::{Action, Message};
 use crate::redis::Scan;
@@ -39,7 +40,7 @@ impl Pattern {
     }
 
     /// Returns the literal beginning of every key that matches a glob.
-    pub(super) fn literal_of(glob: &str) -> &str {
+    fn literal_of(glob: &str) -> &str {
         glob.split(['*', '?', '[', '\\']).next().unwrap_or_default()
     }
 }
@@ -50,7 +51,30 @@ impl fmt::Display for Pattern {
     }
 }
 
+/// Returns `true` if a key of a job may match a glob.
+pub(super) fn may_match(jobs: &KnownJobs, glob: &str) -> bool {
+    if glob.is_empty() {
+        return false;
+    }
+    let literal = Pattern::literal_of(glob);
+    let mut prefixes = jobs.jobs.values().map(|job| job.key.literal_prefix());
+    prefixes.any(|prefix| prefix.starts_with(literal) || literal.starts_with(prefix))
+}
+
+/// Returns `true` if a key of the library's caches may match a glob that begins so.
+fn may_match_library(literal: &str) -> bool {
+    KNOWN_PREFIXES
+        .iter()
+        .map(|prefix| format!("{prefix}:"))
+        .any(|prefix| prefix.starts_with(literal) || literal.starts_with(&prefix))
+}
+
 impl Ops {
+    /// Returns `true` if a key of a job or of the library's caches may match.
+    pub fn may_clear(&self, pattern: &Pattern) -> bool {
+        may_match(&self.jobs, &pattern.0) || may_match_library(pattern.literal())
+    }
+
     /// Evicts what matches: entries of jobs, and keys of the library's caches; never Samovar's own or foreign keys.
     /// Fetches in flight are dropped, and due entries leave the agenda until the next warmup or demand. Returns the
     /// number of removed keys.
@@ -78,13 +102,12 @@ impl Ops {
     }
 
     async fn clear_library(&self, pattern: &Pattern) -> RedisResult<u64> {
-        let literal = pattern.literal();
         let mut deleted = 0;
-        // Besides the jobs' entries, the keys of the library's caches.
-        let prefixes = KNOWN_PREFIXES.map(|prefix| format!("{prefix}:"));
-        if !prefixes.iter().any(|prefix| prefix.starts_with(literal) || literal.starts_with(prefix.as_str())) {
+        if !may_match_library(pattern.literal()) {
             return Ok(deleted);
         }
+        // Besides the jobs' entries, the keys of the library's caches.
+        let prefixes = KNOWN_PREFIXES.map(|prefix| format!("{prefix}:"));
         let mut redis = self.redis.clone();
         let ours = |key: &str| {
             prefixes.iter().any(|prefix| key.starts_with(prefix.as_str()))

@@ -6,7 +6,7 @@
 //! ended those that stay. Workers of builds before this one publish nothing and leave these keys alone.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::{RedisResult, Script};
@@ -170,6 +170,20 @@ pub async fn drop_unknown(redis: &Connection, keys: &Keys, jobs: &Jobs) -> Redis
 }
 
 impl Ops {
+    /// Returns these operations on all jobs that the fleet knows: also on those that other workers described.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn of_fleet(&self) -> RedisResult<Self> {
+        let mut jobs = match read(&self.redis, &self.keys, self.store.now().await?).await {
+            Err(e) if is_of_keys(&e) => KnownJobs::default(),
+            described => described?.jobs,
+        };
+        jobs.jobs.extend(self.jobs.jobs.clone());
+        jobs.upstreams.extend(self.jobs.upstreams.clone());
+        Ok(Self { jobs: Arc::new(jobs), ..self.clone() })
+    }
+
     /// Returns the files of the live workers other than `worker`.
     ///
     /// # Errors

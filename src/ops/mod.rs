@@ -24,6 +24,7 @@ pub use dead::{Dead, Letters};
 pub use entry::Entry;
 pub use files::{Announced, Digests, Noted, differences, digests, still_waits, with_another_file};
 pub use missing_input::MissingInput;
+pub use names::Mistake;
 pub use plan::Plan;
 pub use warm::{Done, Failure};
 

@@ -1,24 +1,51 @@
-//! Names that people give to commands: which of them no job knows, and which keys look like patterns.
+//! Names that people and programs give: which of them no job knows, and which keys look like patterns.
+
+use std::fmt;
 
 use redis::RedisResult;
 
-use super::{Ops, PAGE, Pattern};
+use super::clear::may_match;
+use super::{Ops, PAGE};
 use crate::entry::EntryKey;
 use crate::job::{KnownJob, KnownJobs, Params};
 use crate::protocol::Message;
+
+/// The most names that an error shows.
+const SHOWN: usize = 5;
+
+/// A mistake in the names of a message. Most likely they are misspelt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// Names that match no job, each with its kind.
+    Unknown(Vec<String>),
+    /// A key that looks like a pattern, and that no entry has.
+    Pattern(String),
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(names) => {
+                let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+                let more = match names.len().saturating_sub(SHOWN) {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                let verb = if names.len() == 1 { "matches" } else { "match" };
+                write!(f, "{shown}{more} {verb} no job")
+            }
+            Self::Pattern(key) => write!(f, "`{key}` is a literal key, and no entry has it"),
+        }
+    }
+}
 
 /// Returns the patterns, tags and jobs in a message that match no job, each with its kind. A tag counts as known if any
 /// job has tags.
 fn unknown_names(jobs: &KnownJobs, message: &Message) -> Vec<String> {
     let Message { patterns, tags, jobs: names, .. } = message;
-    let may_match = |glob: &&String| {
-        let literal = Pattern::literal_of(glob);
-        let prefixes = jobs.jobs.values().map(|job| job.key.literal_prefix());
-        prefixes.into_iter().any(|prefix| prefix.starts_with(literal) || literal.starts_with(prefix))
-    };
     let has_tags = jobs.jobs.values().any(|job| job.tags);
     let named = |kind: &'static str| move |name: &String| format!("{kind} `{name}`");
-    let patterns = patterns.iter().filter(|glob| !may_match(glob)).map(named("the pattern"));
+    let patterns = patterns.iter().filter(|glob| !may_match(jobs, glob)).map(named("the pattern"));
     let tags = tags.iter().filter(|_| !has_tags).map(named("the tag"));
     let names = names.iter().filter(|name| !jobs.jobs.contains_key(name.as_str())).map(named("the job"));
     patterns.chain(tags).chain(names).collect()
@@ -31,12 +58,27 @@ fn looks_like_a_pattern(key: &str) -> bool {
 }
 
 impl Ops {
-    /// Returns the names in a message that match no job, each with its kind. A key of no job is known if it has
-    /// Samovar's metadata or a lease: a service loads it with the library, or an earlier job owned it.
+    /// Returns the mistake in the names of a message, if there is one.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn unknown_names(&self, message: &Message) -> RedisResult<Vec<String>> {
+    pub async fn mistake_in(&self, message: &Message) -> RedisResult<Option<Mistake>> {
+        let unknown = self.unknown_names(message).await?;
+        if !unknown.is_empty() {
+            return Ok(Some(Mistake::Unknown(unknown)));
+        }
+        for key in &message.keys {
+            let Some((job, params)) = self.jobs.owner(key) else { continue };
+            if self.is_mistaken_pattern(job, &EntryKey::new(key.as_str()), &params).await? {
+                return Ok(Some(Mistake::Pattern(key.clone())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the names in a message that match no job, each with its kind. A key of no job is known if it has
+    /// Samovar's metadata or a lease: a service loads it with the library, or an earlier job owned it.
+    async fn unknown_names(&self, message: &Message) -> RedisResult<Vec<String>> {
         let foreign = message.keys.iter().filter(|key| self.jobs.owner(key).is_none());
         let foreign: Vec<EntryKey> = foreign.map(|key| EntryKey::new(key.as_str())).collect();
         let mut unknown = Vec::new();

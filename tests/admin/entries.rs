@@ -1,6 +1,6 @@
 //! Entries: cleared, invalidated, warmed and shown over HTTP.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
@@ -120,6 +120,54 @@ async fn an_invalidation_is_published_and_a_senseless_one_refused() {
     send(json(r#"{"keys": "#.into())).await.problem(400);
     assert!(send(json("x".repeat((1 << 20) + 1))).await.problem(413).contains("bytes"));
     assert_eq!(upstream.calls("/art/a"), 2);
+}
+
+#[tokio::test]
+async fn names_that_match_nothing_are_refused_unless_forced() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    readable(&redis, "art:a").await;
+    let published = async || {
+        let stream: HashMap<String, redis::Value> = redis.ask(&["XINFO", "STREAM", "samovar:inbox"]).await;
+        redis::from_redis_value_ref::<u64>(&stream["entries-added"]).unwrap()
+    };
+    let before = published().await;
+    for (message, status, said) in [
+        (json!({"keys": ["arts:a", "art:a"]}), 404, "the key `arts:a` matches no job that the fleet knows"),
+        (json!({"tags": ["by:a"], "jobs": ["arts"]}), 404, "the tag `by:a`, the job `arts` match no job"),
+        (json!({"patterns": ["arts:*"], "action": "evict"}), 404, "the pattern `arts:*` matches no job"),
+        (json!({"keys": ["art:*"]}), 422, "`art:*` is a literal key"),
+    ] {
+        let refused = server.post("/invalidate", message.clone()).await;
+        let (problem, detail) = (refused.json(), refused.problem(status));
+        assert!(detail.contains(said) && detail.contains("?force=true"), "{message}: {detail}");
+        assert_eq!(problem["unknown"].is_array(), status == 404, "{problem}");
+    }
+    let two = server.post("/invalidate", json!({"tags": ["by:a"], "jobs": ["arts"]})).await.json();
+    assert_eq!(two["unknown"], json!(["the tag `by:a`", "the job `arts`"]));
+    server.post("/invalidate?frce=true", json!({"keys": ["arts:a"]})).await.problem(400);
+    assert_eq!(published().await, before, "nothing of a refused message is published");
+    for message in [json!({"keys": ["arts:a", "art:a"]}), json!({"keys": ["art:*"]})] {
+        assert_eq!(server.post("/invalidate?force=true", message).await.status, StatusCode::ACCEPTED);
+    }
+    // A job of another worker.
+    let () = redis.ask(&["HSET", "samovar:jobs", "other", r#"{"job": "other", "key": "other:{x}"}"#]).await;
+    assert_eq!(server.post("/invalidate", json!({"keys": ["other:1"]})).await.status, StatusCode::ACCEPTED);
+    assert_eq!(published().await, before + 3);
+
+    assert!(server.delete("/redis/clear/arts:*").await.problem(404).contains("the pattern `arts:*`"));
+    assert_eq!(server.delete("/redis/clear/arts:*?force=true").await.ok(), json!({"deleted": 0}));
+    assert_eq!(server.delete("/redis/clear?pattern=arts:*&force=true").await.ok(), json!({"deleted": 0}));
+    for known in ["other:*", "session:*", "[a-b]rt:none", "art:none"] {
+        assert_eq!(server.delete(&format!("/redis/clear?pattern={known}")).await.ok(), json!({"deleted": 0}), "{known}");
+    }
+
+    let calls = upstream.all_requests().len();
+    assert!(server.post("/warm", json!({"keys": ["art:b", "art:*"]})).await.problem(422).contains("literal key"));
+    assert_eq!(server.post("/warm?wait=true", json!({"keys": ["art:c"]})).await.ok()["warmed"], 1);
+    assert_eq!(upstream.all_requests().len(), calls + 1, "nothing of a refused request is fetched");
+    assert_eq!(server.post("/warm?wait=true&force=true", json!({"keys": ["art:*"]})).await.ok()["warmed"], 1);
 }
 
 #[tokio::test]
