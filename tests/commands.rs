@@ -370,6 +370,49 @@ async fn a_refused_reload_shows_in_health_and_metrics() {
 }
 
 #[tokio::test]
+async fn a_refused_reload_is_told_by_jobs_anywhere() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let good = std::fs::read_to_string(jobs.path().join("art.toml")).unwrap();
+    let mut refusing = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    let http = refusing.http().await;
+    readable(&redis, "a").await;
+    let mut other = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    let elsewhere = other.http().await;
+    let health: Value = serde_json::from_str(&get(&format!("{http}/health")).await).unwrap();
+    let name = health["worker"].as_str().unwrap().to_owned();
+    let told = async || {
+        let shown = samovar(["jobs", "--json"]).redis(&redis).env("SAMOVAR_JOBS", "/nowhere").run().await.stdout;
+        serde_json::from_str::<Value>(&shown).unwrap_or_default()[0].clone()
+    };
+    eventually("both workers are counted", async || told().await["workers"] == 2).await;
+    assert_eq!(told().await["refused_reloads"], Value::Null);
+    jobs.write("art.toml", &good.replace("ttl = \"1h\"", "ttl = \"hunter2\""));
+    refusing.hangup();
+    let refused = eventually("it is told", async || told().await["refused_reloads"].as_array().cloned()).await;
+    assert_eq!((refused.len(), &refused[0]["worker"]), (1, &json!(name)), "{refused:?}");
+    assert!(refused[0]["reason"].as_str().unwrap().contains("1 fault, at ") && refused[0]["at_ms"].is_i64());
+    for url in [&http, &elsewhere] {
+        for path in ["/jobs", "/jobs/art"] {
+            let shown = get(&format!("{url}{path}")).await;
+            assert!(shown.contains(&format!("\"refused_reloads\":[{{\"worker\":\"{name}\"")), "{shown}");
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+    let shown = run(&redis, &jobs, &["jobs"]).await.stdout.replace('\n', " ");
+    assert!(shown.contains(&format!("Fault: the worker {name} refused its last reload")), "{shown}");
+    // The same fault again is another refusal.
+    refusing.hangup();
+    let first = refused[0]["at_ms"].as_i64();
+    eventually("the last one is told", async || told().await["refused_reloads"][0]["at_ms"].as_i64() > first).await;
+    jobs.write("art.toml", &good);
+    refusing.hangup();
+    eventually("it is taken back", async || told().await["refused_reloads"].is_null()).await;
+    eventually("nothing is left", async || redis.keys("samovar:refused:*").await.is_empty()).await;
+}
+
+#[tokio::test]
 async fn get_says_that_a_job_is_paused_and_that_an_input_changed() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");

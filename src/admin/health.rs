@@ -95,9 +95,11 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     let ready = reasons.is_empty();
     reasons.extend(parts.iter().flat_map(|parts| parts.health.troubles()));
     reasons.extend(parts.iter().flat_map(|parts| parts.gates.values()).filter_map(|gate| gate.trouble()));
-    let refused = admin.reload.refused();
-    reasons
-        .extend(refused.map(|why| format!("the last reload of the job files was refused, the old jobs stay: {why}")));
+    reasons.extend(
+        admin.reload.refused().map(|refused| {
+            format!("the last reload of the job files was refused, the old jobs stay: {}", refused.reason)
+        }),
+    );
     let (invalidations_waiting, waits) = parts.as_ref().map(|parts| parts.backlog.length()).unwrap_or_default();
     let state = Readiness {
         status: if ready && !reasons.is_empty() { "degraded" } else { word(ready) },

@@ -68,6 +68,14 @@ fn add_waiting(fleet: &Fleet, status: &mut JobStatus) {
     status.faults.extend(remaker.notice_of(&status.job));
 }
 
+/// Adds the state that all jobs share.
+async fn add_fleet(fleet: &Fleet, statuses: &mut [JobStatus]) -> Result<(), Problem> {
+    let parts = &fleet.parts;
+    let living = parts.queue.living(parts.dead_after).await;
+    status::add_fleet(statuses, &parts.ops.fleet(living).await?);
+    Ok(())
+}
+
 /// Returns the state of all jobs.
 pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
     let parts = &fleet.parts;
@@ -78,6 +86,7 @@ pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
     }
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(&mut all, &parts.ops.jobs, &upstreams);
+    add_fleet(fleet, &mut all).await?;
     for status in &mut all {
         add_waiting(fleet, status);
         withhold(fleet, status);
@@ -106,6 +115,7 @@ pub(super) async fn job(fleet: Fleet, Named(name): Named) -> Result<Json<JobStat
     let mut status = status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?;
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(std::slice::from_mut(&mut status), &parts.ops.jobs, &upstreams);
+    add_fleet(&fleet, std::slice::from_mut(&mut status)).await?;
     add_waiting(&fleet, &mut status);
     withhold(&fleet, &mut status);
     Ok(Json(status))

@@ -34,6 +34,7 @@ use crate::config::Secret;
 use crate::entry::UpstreamName;
 use crate::job::Reload;
 use crate::ops::{Census, Ops};
+use crate::queue::Queue;
 use crate::redis::Health;
 use crate::source::Gate;
 use crate::telemetry::metrics as gauges;
@@ -66,6 +67,10 @@ pub struct Parts {
     pub workers: Arc<AtomicUsize>,
     /// The worker's name.
     pub worker: Arc<str>,
+    /// Tells which workers live.
+    pub queue: Queue,
+    /// The time without a heartbeat after which a worker is dead.
+    pub dead_after: Duration,
 }
 
 /// The state that all requests share.

@@ -12,7 +12,7 @@ use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
-use crate::ops::still_waits;
+use crate::ops::{RefusedReload, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
 /// The longest last outcome in the table, in characters.
@@ -36,7 +36,8 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     let now = session.store.now().await?;
     let census = ops.count().await?;
     let left = ops.left_jobs().await?;
-    let held_back = async { ops.held_back(&session.living().await?).await };
+    let living = session.living().await;
+    let held_back = async { ops.held_back(&living.clone()?).await };
     let held_back = match held_back.await {
         Err(e) if is_of_keys(&e) => BTreeMap::new(),
         held_back => held_back?,
@@ -56,6 +57,8 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     let upstreams = status::upstreams(&session.redis, &session.keys, &jobs).await?;
     status::assign(&mut all, &jobs, &upstreams);
+    let fleet = ops.fleet(living).await?;
+    status::add_fleet(&mut all, &fleet);
     if args.json {
         print_json(&all);
         return Ok(exit::OK);
@@ -77,6 +80,9 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     for (job, workers) in &held_back {
         println!("\n{}", wrapped(&format!("Fault: {}.", escaped(&still_waits(job.as_str(), workers))), ""));
+    }
+    for refused in &fleet.refused_reloads {
+        println!("\n{}", wrapped(&format!("Fault: {}.", escaped(&refusal(refused, now))), ""));
     }
     if !told.paused.is_empty() {
         println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", told.paused.join(", "));
@@ -142,6 +148,15 @@ fn tell_workers(workers: usize) {
         1 => println!("\n1 worker is running."),
         n => println!("\n{n} workers are running."),
     }
+}
+
+/// Returns what a refused reload means.
+fn refusal(RefusedReload { worker, at_ms, reason }: &RefusedReload, now: RedisTime) -> String {
+    let at = relative(*at_ms, now);
+    format!(
+        "the worker {worker} refused its last reload {at} ({reason}) and goes on with its earlier job files: mend the \
+         files, which `samovar check` helps with, and reload it"
+    )
 }
 
 /// Returns what is wrong with a job's feed, if anything is.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::Notify;
 use tracing::error;
@@ -13,8 +14,23 @@ pub struct Reload {
     read: Box<dyn Fn() -> Result<Jobs, Faults> + Send + Sync>,
     /// Set off by [`Reload::ask`].
     pub(crate) asked: Notify,
-    /// Why the last reload was refused.
-    refused: Mutex<Option<String>>,
+    /// The last reload, if it was refused.
+    refused: Mutex<Option<Refusal>>,
+}
+
+/// A reload that was refused.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    /// When.
+    pub(crate) at: Instant,
+    /// The number of faults and the place of the first, without any text of a file.
+    pub(crate) reason: String,
+}
+
+impl Refusal {
+    fn now(reason: String) -> Self {
+        Self { at: Instant::now(), reason }
+    }
 }
 
 impl fmt::Debug for Reload {
@@ -35,7 +51,7 @@ impl Reload {
     /// All their faults.
     pub fn read(&self) -> Result<Jobs, Faults> {
         let read = (self.read)();
-        *self.lock() = read.as_ref().err().map(Faults::summary);
+        *self.lock() = read.as_ref().err().map(|faults| Refusal::now(faults.summary()));
         if let Err(faults) = &read {
             for fault in &faults.0 {
                 error!(help = fault.help, "{fault}");
@@ -47,15 +63,15 @@ impl Reload {
 
     /// Notes that jobs without faults could not be used.
     pub(crate) fn refuse(&self, why: &str) {
-        *self.lock() = Some(why.to_owned());
+        *self.lock() = Some(Refusal::now(why.to_owned()));
     }
 
-    /// Returns why the last reload was refused; `None` if it was not, or if there was none.
-    pub(crate) fn refused(&self) -> Option<String> {
+    /// Returns the last reload if it was refused; `None` if it was not, or if there was none.
+    pub(crate) fn refused(&self) -> Option<Refusal> {
         self.lock().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Refusal>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -11,7 +11,7 @@ use crate::entry::LastOutcome;
 use crate::entry::duration;
 use crate::entry::{Outcome, Usage};
 use crate::job::{KnownJob, KnownJobs};
-use crate::ops::Census;
+use crate::ops::{Census, FleetStatus, RefusedReload};
 use crate::popularity::FeedState;
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime, WrongType, is_of_keys, wrong_types};
@@ -79,10 +79,16 @@ pub struct JobStatus {
     /// The last outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<LastOutcome>,
-    /// Faults of single parts: its keys of the wrong type, whose contents count as empty; a change of its file that
-    /// waits for workers.
+    /// Faults of single parts: its keys of the wrong type, whose contents count as empty, and those that all jobs share;
+    /// a change of its file that waits for workers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,
+    /// Live workers of the fleet; 0 means that nothing is fetched. Absent if it is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<usize>,
+    /// Workers that refused their last reload and go on with their earlier job files, the latest first; ten at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refused_reloads: Vec<RefusedReload>,
 }
 
 /// The state of an upstream in the fleet.
@@ -182,7 +188,17 @@ pub fn assign(statuses: &mut [JobStatus], jobs: &KnownJobs, upstreams: &[Upstrea
     }
 }
 
-/// Reads one job, with the keys of the last count. [`assign`] adds its upstreams.
+/// Adds the state that all jobs share to each job.
+pub fn add_fleet(statuses: &mut [JobStatus], fleet: &FleetStatus) {
+    for status in statuses {
+        status.workers = fleet.workers;
+        status.refused_reloads.clone_from(&fleet.refused_reloads);
+        status.faults.extend(fleet.faults.iter().cloned());
+    }
+}
+
+/// Reads one job, with the keys of the last count. [`assign`] adds its upstreams, [`add_fleet`] the state that all jobs
+/// share.
 ///
 /// # Errors
 /// Fails if Redis returns an error.
@@ -253,5 +269,7 @@ pub async fn of_job(
         upstreams: Vec::new(),
         last,
         faults,
+        workers: None,
+        refused_reloads: Vec::new(),
     })
 }

@@ -126,6 +126,7 @@ impl Keys {
             | "jobs"
             | "list" => Some("hash"),
             "inbox" => Some("stream"),
+            _ if kind.starts_with("refused:") => Some("string"),
             _ => kind.starts_with("fetched:").then_some("hash"),
         }
     }
@@ -361,6 +362,11 @@ impl Keys {
         format!("{}:{{schedules}}:files", self.prefix)
     }
 
+    /// The refusal of a worker's last reload, as JSON; it has a TTL: see [`crate::ops::RefusedReload`].
+    pub fn refused(&self, worker: &str) -> String {
+        format!("{}:refused:{worker}", self.prefix)
+    }
+
     /// The worker that makes values due after a change of job files; it has a TTL.
     pub fn remaker(&self) -> String {
         format!("{}:remaker", self.prefix)
@@ -540,8 +546,8 @@ mod tests {
         let all = keys.all_fixed([&job], [&upstream]);
         assert!(all.iter().all(|key| keys.type_of(key).is_some()), "{all:?}");
         let entry = EntryKey::new("art:1");
-        let others =
-            [keys.lease(&entry), keys.meta(&entry), keys.made_from(&entry), keys.touched(&entry), keys.tag("x")];
+        let [lease, meta, touched] = [keys.lease(&entry), keys.meta(&entry), keys.touched(&entry)];
+        let others = [lease, meta, touched, keys.made_from(&entry), keys.tag("x"), keys.refused("host-01K")];
         assert!(others.iter().all(|key| keys.type_of(key).is_some()), "{others:?}");
         for stranger in
             ["art:1", "samovar", "samovar:else", "samovars:marker", "{samovar:queue}:meta:1", "session:{x}:marker"]

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::maintenance::{EvictionMonitor, Rescuer, RestartMonitor};
+use super::refusal_report::RefusalReport;
 use super::turn::Turn;
 use crate::entry::UpstreamName;
 use crate::queue::Queue;
@@ -47,6 +48,7 @@ pub(super) struct Heartbeat {
     pub(super) workers: Arc<AtomicUsize>,
     pub(super) dead_after: Duration,
     pub(super) loop_health: LoopHealth,
+    pub(super) refusal_report: RefusalReport,
     /// Begins when this generation is in charge of the jobs.
     pub(super) turn: Turn,
 }
@@ -80,6 +82,11 @@ impl Heartbeat {
             if steady_since.elapsed() >= self.dead_after {
                 self.rescue(dead).await;
             }
+            if self.turn.has_begun()
+                && let Err(e) = self.refusal_report.tell().await
+            {
+                debug!("could not tell the fleet of the last reload: {e}");
+            }
             if thorough {
                 self.inspect().await;
                 inspected = Instant::now();
@@ -88,6 +95,10 @@ impl Heartbeat {
                 () = tokio::time::sleep(BEAT) => {}
                 () = stop.cancelled() => {}
             }
+        }
+        // This worker ends, and another one may work with the new files.
+        if let Err(e) = self.refusal_report.take_back().await {
+            debug!("could not take back what the fleet was told of the last reload: {e}");
         }
         loop {
             if let Err(e) = self.queue.beat(self.dead_after).await {

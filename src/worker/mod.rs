@@ -16,6 +16,7 @@ mod generation;
 mod heartbeat;
 pub mod maintenance;
 mod parts;
+mod refusal_report;
 mod rollover;
 mod supervisor;
 mod turn;
@@ -46,6 +47,7 @@ struct Process<'a> {
     redis: Connection,
     admin: Arc<Admin>,
     telemetry: Telemetry,
+    reload: Arc<Reload>,
     /// Keys of a wrong type that the process's connections met.
     wrong_types: WrongTypes,
     /// Set when the process is told to stop.
@@ -84,8 +86,8 @@ pub async fn run(
             let redis = redis.telling(&wrong_types);
             let keys = settings.keys();
             loops.run("the feed", telemetry.clone().feed(redis.clone(), keys, over.clone()));
-            let process = Process { settings, redis, admin, telemetry, wrong_types, stop: stop.clone(), cut };
-            let mut generations = Box::pin(rollover::run(&process, jobs, &reload));
+            let process = Process { settings, redis, admin, telemetry, reload, wrong_types, stop: stop.clone(), cut };
+            let mut generations = Box::pin(rollover::run(&process, jobs));
             tokio::select! {
                 ended = &mut generations => ended,
                 ended = loops.wait() => {

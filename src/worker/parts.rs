@@ -17,13 +17,14 @@ use super::heartbeat::{Heartbeat, dead_after};
 use super::maintenance::{
     self, Describer, EvictionMonitor, JobCleaner, KeyRights, Remaker, Rescuer, RestartMonitor, Revalidator, Sweeper,
 };
+use super::refusal_report::RefusalReport;
 use super::turn::Turn;
 use super::{Process, host};
 use crate::admin;
 use crate::agenda::{Agenda, Wakeup};
 use crate::config::Settings;
 use crate::entry::UpstreamName;
-use crate::job::{Jobs, KnownJobs};
+use crate::job::{Jobs, KnownJobs, Reload};
 use crate::ops::Ops;
 use crate::popularity::{Popularity, Sampler};
 use crate::protocol::Keys;
@@ -72,6 +73,7 @@ pub(super) struct Shared<'a> {
     workers: Arc<AtomicUsize>,
     pub(super) health: Health,
     telemetry: Telemetry,
+    reload: Arc<Reload>,
 }
 
 /// The loops that run from the start: they hear invalidations and look after the fleet.
@@ -148,7 +150,7 @@ impl<'a> Parts<'a> {
 
 impl<'a> Shared<'a> {
     fn new(process: &Process<'a>, jobs: Arc<Jobs>) -> anyhow::Result<Self> {
-        let Process { settings, redis, telemetry, wrong_types, .. } = process;
+        let Process { settings, redis, telemetry, reload, wrong_types, .. } = process;
         let health = Health { wrong_types: wrong_types.clone(), ..Health::default() };
         let worker: Arc<str> = format!("{}-{}", host(), Ulid::generate()).into();
         let keys = settings.keys();
@@ -181,6 +183,7 @@ impl<'a> Shared<'a> {
             wakeup: Arc::new(Wakeup::of(&jobs)),
             workers: Arc::new(AtomicUsize::new(1)),
             telemetry: telemetry.of(&worker),
+            reload: Arc::clone(reload),
             redis: redis.clone(),
             worker,
             keys,
@@ -362,6 +365,11 @@ impl<'a> Shared<'a> {
             workers: Arc::clone(&self.workers),
             dead_after,
             loop_health: self.health.beat.clone(),
+            refusal_report: RefusalReport::new(
+                Ops::new(redis.clone(), keys.clone(), Arc::clone(&self.known_jobs)),
+                Arc::clone(&self.reload),
+                Arc::clone(&self.worker),
+            ),
             turn,
         }
     }
@@ -428,6 +436,8 @@ impl<'a> Shared<'a> {
         let redis = self.redis.clone().with_timeout(HTTP_COMMAND);
         admin::Parts {
             health: self.health.clone(),
+            queue: Queue::new(redis.clone(), &self.keys, ""),
+            dead_after: dead_after(self.settings.claim),
             ops: Ops::new(redis, self.keys.clone(), Arc::clone(&self.known_jobs)),
             invalidator: self.invalidator.clone(),
             backlog: pipeline.backlog().clone(),

@@ -20,7 +20,8 @@ use crate::job::{Jobs, Reload};
 ///
 /// # Errors
 /// The generation in charge could not start, or one of its loops ended by itself.
-pub(super) async fn run(process: &Process<'_>, jobs: Arc<Jobs>, reload: &Reload) -> anyhow::Result<()> {
+pub(super) async fn run(process: &Process<'_>, jobs: Arc<Jobs>) -> anyhow::Result<()> {
+    let reload = &process.reload;
     let mut life = Life::new(process);
     life.turn.begin();
     let mut present = Box::pin(generation::run(process, jobs, life.clone()));

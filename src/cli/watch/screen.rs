@@ -224,6 +224,8 @@ mod tests {
             upstreams: Vec::new(),
             last: None,
             faults: Vec::new(),
+            workers: None,
+            refused_reloads: Vec::new(),
         };
         let closed = UpstreamStatus {
             upstream: "openai".into(),
