@@ -338,7 +338,7 @@ async fn a_worker_has_one_name_in_health_log_and_watch() {
 #[tokio::test]
 async fn a_time_without_a_unit_is_refused_with_the_remedy() {
     let refused = samovar(["warm", "art", "--wait", "--timeout", "3"]).run().await;
-    assert!(refused.code == Some(2) && refused.stderr.contains("write 3s"), "{refused:?}");
+    assert!(refused.code == Some(2) && refused.stderr.contains("has no unit; write `3s`"), "{refused:?}");
 }
 
 #[tokio::test]

@@ -14,12 +14,15 @@ use super::extract::{Asked, Body, Fleet};
 use super::problem::Problem;
 use crate::agenda::When;
 use crate::entry::Trigger;
+use crate::entry::duration;
 use crate::entry::{EntryKey, JobName};
 use crate::ops::Done;
 use crate::redis::RedisTime;
 
 /// The default timeout.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// The shortest timeout.
+const SHORTEST: Duration = Duration::from_secs(1);
 /// The longest timeout.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -45,11 +48,24 @@ pub(super) struct Wanted {
 pub(super) struct WaitQuery {
     /// Answer when the entries are fetched.
     wait: bool,
-    /// The most seconds to wait; 30 if absent.
-    #[param(minimum = 1, maximum = 600)]
-    timeout: Option<u64>,
+    /// The longest wait, from `1s` to `10m`; `30s` if absent. A plain number counts as seconds.
+    #[param(example = "30s")]
+    timeout: Option<String>,
     /// Go on even if a key looks like a pattern and no entry has it.
     force: bool,
+}
+
+impl WaitQuery {
+    fn timeout(&self) -> Result<Duration, Problem> {
+        let Some(text) = &self.timeout else { return Ok(TIMEOUT) };
+        let refuse = |why: String| Problem::new(StatusCode::BAD_REQUEST, format!("`timeout`: `{text}` {why}"));
+        let timeout = duration::parse_or_seconds(text).map_err(refuse)?;
+        if (SHORTEST..=LONGEST).contains(&timeout) {
+            return Ok(timeout);
+        }
+        let [shortest, longest] = [SHORTEST, LONGEST].map(duration::text);
+        Err(refuse(format!("must be between {shortest} and {longest}")))
+    }
 }
 
 /// The entries put on the agenda.
@@ -80,11 +96,7 @@ pub(super) async fn warm(
 ) -> Result<Response, Problem> {
     let parts = &fleet.parts;
     let ops = &parts.ops;
-    let timeout = query.timeout.map_or(TIMEOUT, Duration::from_secs);
-    if timeout.is_zero() || timeout > LONGEST {
-        let detail = format!("`timeout` must be from 1 to {} seconds", LONGEST.as_secs());
-        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
-    }
+    let timeout = query.timeout()?;
     let entries = entries(parts, &wanted, query.force).await?;
     if query.wait {
         for job in entries.keys() {
@@ -146,11 +158,7 @@ impl Entries {
 }
 
 /// Returns the wanted entries by job.
-async fn entries(
-    parts: &Parts,
-    wanted: &Wanted,
-    force: bool,
-) -> Result<BTreeMap<JobName, Entries>, Problem> {
+async fn entries(parts: &Parts, wanted: &Wanted, force: bool) -> Result<BTreeMap<JobName, Entries>, Problem> {
     let refuse = |detail: String| Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     let unknown = |detail: String| Err(Problem::new(StatusCode::NOT_FOUND, detail));
     if wanted.keys.is_empty() && wanted.jobs.is_empty() {
@@ -175,7 +183,7 @@ async fn entries(
         entries.entry(job.name.clone()).or_default().named.insert(named);
     }
     for name in &wanted.jobs {
-        let Some(job) = ops.jobs.jobs.get(name.as_str()) else { 
+        let Some(job) = ops.jobs.jobs.get(name.as_str()) else {
             return unknown(format!("there is no job `{name}`; GET /jobs lists the jobs of this worker"));
         };
         let fed = match job.file.as_ref().and_then(|file| Some((file, file.entries.feed.as_ref()?))) {

@@ -63,10 +63,13 @@ pub struct JobReport {
     /// The key pattern.
     pub key: String,
     /// The TTL, in seconds.
+    #[serde(rename = "ttl_seconds")]
     pub ttl: f64,
     /// The time before expiry at which an entry is refreshed, in seconds; 0 for never.
+    #[serde(rename = "ahead_seconds")]
     pub ahead: f64,
     /// The time a value is kept beyond its TTL while the source fails, in seconds.
+    #[serde(rename = "stale_if_error_seconds")]
     pub stale_if_error: f64,
     /// The schedules, joined by `; `, each with its time zone unless that is UTC, and with `(refetch)` if its warmups
     /// fetch everything.

@@ -14,6 +14,7 @@ use super::session::{Failed, complain, fleet, print_json, refuse, relative};
 use crate::agenda::When;
 use crate::config::{Environment, Settings};
 use crate::entry::Trigger;
+use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::entry::{EntryKey, JobName};
 use crate::job::{Job, Jobs, KnownJob, KnownJobs, Params};
@@ -26,15 +27,6 @@ const PAGE: usize = 500;
 /// The most failures that are shown.
 const SHOWN: usize = 20;
 
-/// Reads a time of the command line.
-fn time(text: &str) -> Result<Duration, String> {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    humantime::parse_duration(text).map_err(|e| match is_number {
-        true => format!("it has no unit: write {text}s"),
-        false => e.to_string(),
-    })
-}
-
 /// Arguments of `samovar warm`.
 #[derive(Args)]
 pub(super) struct WarmArgs {
@@ -45,8 +37,8 @@ pub(super) struct WarmArgs {
     /// Wait until all entries are fetched; exit 1 if any failed
     #[arg(long)]
     wait: bool,
-    /// With --wait: the longest wait; entries that are not fetched by then count as failed
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
+    /// With --wait: the longest wait, such as 30s or 1h30m; entries that are not fetched by then count as failed
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
     timeout: Duration,
     /// Fetch a key that looks like a pattern even if no entry has it
     #[arg(long)]

@@ -19,7 +19,9 @@ use crate::telemetry::{LogFilter, LogFormat};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use values::{channel, duration, hosts, listen, log_filter, log_format, prefix, switch, token, within};
+use values::{
+    channel, duration, duration_or_seconds, hosts, listen, log_filter, log_format, prefix, switch, token, within,
+};
 
 const DEFAULT_REDIS_URL: &str = "redis://127.0.0.1:6379/0";
 const REDIS_PARTS: [&str; 4] = ["REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD"];
@@ -33,8 +35,8 @@ const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 
 /// Beyond this, one process waits for itself more than for upstreams.
 const CONCURRENCY: RangeInclusive<usize> = 1..=4096;
 
-/// In seconds; the upper end is ten years.
-const DEFAULT_TTL: RangeInclusive<u64> = 1..=10 * 365 * 24 * 60 * 60;
+/// The upper end is ten years.
+const DEFAULT_TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// The settings of one process, valid together.
 #[derive(Clone, Debug)]
@@ -100,8 +102,8 @@ impl Settings {
             channel(text, &Keys::of(&prefix).in_database(redis.as_ref().map_or(0, RedisUrl::database)))
         });
         let default_ttl = lookup
-            .setting("", &None, "REDIS_CACHE_TTL", |text| within(text, &DEFAULT_TTL))
-            .map_or(Duration::from_secs(3600), Duration::from_secs);
+            .setting("", &None, "REDIS_CACHE_TTL", |text| duration_or_seconds(text, &DEFAULT_TTL))
+            .unwrap_or(Duration::from_secs(3600));
         let listen = lookup.setting("--listen", &worker.listen, "SAMOVAR_LISTEN", listen).unwrap_or_default();
         let hosts = lookup.setting("--hosts", &worker.hosts, "SAMOVAR_HOSTS", hosts).unwrap_or_default();
         let token = lookup.token();

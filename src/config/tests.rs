@@ -130,7 +130,7 @@ fn all_faults_are_reported_at_once_with_value_and_remedy() {
         "SAMOVAR_MISSES: `maybe` must be `on` or `off`",
         "SAMOVAR_PREFIX: `{app}` may hold only letters, digits, `_`, `-`, `:` and `.`",
         "SAMOVAR_CHANNEL: `samovar:changed` is the channel of announced changes; choose another for invalidations",
-        "REDIS_CACHE_TTL: `0` must be a whole number from 1 to 315360000",
+        "REDIS_CACHE_TTL: `0` must be between 1s and 3650d",
         "SAMOVAR_LISTEN: `7070` is not an address; write `127.0.0.1:7070`, `0.0.0.0:7070` for all interfaces, `[::1]:7070`, or \
          `off`",
         "SAMOVAR_HOSTS: `http://tea.example` is not a list of names; write `samovar.example, 10.0.0.7`, without `http://`, \
@@ -147,6 +147,16 @@ fn all_faults_are_reported_at_once_with_value_and_remedy() {
 fn a_claim_is_never_shorter_than_a_second() {
     assert_eq!(faults(&[("SAMOVAR_CLAIM", "900ms")]), ["SAMOVAR_CLAIM: `900ms` must be between 1s and 1d"]);
     assert_eq!(settings(&[("SAMOVAR_DRAIN", "0")]).drain, Duration::ZERO);
+}
+
+#[test]
+fn the_default_ttl_is_a_time_or_seconds() {
+    for (text, seconds) in [("3600", 3_600), ("1h", 3_600), ("1h30m", 5_400), ("1", 1)] {
+        assert_eq!(settings(&[("REDIS_CACHE_TTL", text)]).default_ttl, Duration::from_secs(seconds), "{text}");
+    }
+    for text in ["-1", "900ms", "11y", "1.5", "an hour"] {
+        assert_eq!(faults(&[("REDIS_CACHE_TTL", text)]).len(), 1, "{text}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The values of settings, read from text. Each reader returns what is wrong and what to write.
 
+use crate::entry::duration;
 use crate::protocol::Keys;
 use crate::telemetry::{LogFilter, LogFormat};
 use std::fmt;
@@ -53,14 +54,19 @@ pub(super) fn within<T: FromStr + PartialOrd + fmt::Display>(
 }
 
 pub(super) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
-    if text != "0" && !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(format!("has no unit; write `{text}s` for seconds"));
-    }
-    let time = humantime::parse_duration(text).map_err(|_| "is not a time; write `30s`, `5m` or `1h30m`".to_owned())?;
+    in_range(duration::parse(text)?, range)
+}
+
+/// Reads a duration, or a whole number of seconds.
+pub(super) fn duration_or_seconds(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
+    in_range(duration::parse_or_seconds(text)?, range)
+}
+
+fn in_range(time: Duration, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
     if range.contains(&time) {
         return Ok(time);
     }
-    let [first, last] = [range.start(), range.end()].map(|end| crate::entry::duration::text(*end));
+    let [first, last] = [range.start(), range.end()].map(|end| duration::text(*end));
     Err(format!("must be between {first} and {last}"))
 }
 

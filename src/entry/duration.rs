@@ -29,6 +29,32 @@ pub fn text(time: Duration) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
+/// Reads a duration as job files and settings write it: `30s`, `5m`, `1h30m`.
+///
+/// # Errors
+/// The text is none; the error continues the sentence that begins with the text, and tells what to write.
+#[cfg(feature = "worker")]
+pub fn parse(text: &str) -> Result<Duration, String> {
+    if text != "0" && is_number(text) {
+        return Err(format!("has no unit; write `{text}s` for seconds"));
+    }
+    humantime::parse_duration(text).map_err(|_| "is not a time; write `30s`, `5m` or `1h30m`".to_owned())
+}
+
+/// Reads a duration as [`parse`] does, or a whole number of seconds.
+///
+/// # Errors
+/// The text is neither.
+#[cfg(feature = "worker")]
+pub fn parse_or_seconds(text: &str) -> Result<Duration, String> {
+    if is_number(text) { parse(&format!("{text}s")) } else { parse(text) }
+}
+
+#[cfg(feature = "worker")]
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// Returns a duration in whole seconds as text. Use it where fractions of a second do not matter.
 pub fn seconds(time: Duration) -> String {
     text(Duration::from_secs(time.as_secs()))
@@ -89,6 +115,21 @@ mod tests {
         for nanos in [0, 1, 999, 1_000, 123_456_789, 5_400_000_000_000, 40_000_000_000_000_001, u64::MAX] {
             let time = Duration::from_nanos(nanos);
             assert_eq!(humantime::parse_duration(&text(time)).unwrap(), time, "{}", text(time));
+        }
+    }
+
+    #[cfg(feature = "worker")]
+    #[test]
+    fn a_plain_number_is_seconds_only_where_it_may_be() {
+        let (minute, huge) = (Duration::from_secs(60), "9".repeat(40));
+        for text in ["1m", "60s", "60000ms"] {
+            assert_eq!((parse(text), parse_or_seconds(text)), (Ok(minute), Ok(minute)));
+        }
+        assert_eq!((parse("0"), parse_or_seconds("0")), (Ok(Duration::ZERO), Ok(Duration::ZERO)));
+        assert_eq!(parse_or_seconds("60"), Ok(minute));
+        assert_eq!(parse("60").unwrap_err(), "has no unit; write `60s` for seconds");
+        for text in ["", " ", "-1", "1.5", "1 parsec", "soon", "60\u{660}", huge.as_str()] {
+            assert!(parse_or_seconds(text).is_err(), "{text}");
         }
     }
 

@@ -160,7 +160,11 @@ async fn names_that_match_nothing_are_refused_unless_forced() {
     assert_eq!(server.delete("/redis/clear/arts:*?force=true").await.ok(), json!({"deleted": 0}));
     assert_eq!(server.delete("/redis/clear?pattern=arts:*&force=true").await.ok(), json!({"deleted": 0}));
     for known in ["other:*", "session:*", "[a-b]rt:none", "art:none"] {
-        assert_eq!(server.delete(&format!("/redis/clear?pattern={known}")).await.ok(), json!({"deleted": 0}), "{known}");
+        assert_eq!(
+            server.delete(&format!("/redis/clear?pattern={known}")).await.ok(),
+            json!({"deleted": 0}),
+            "{known}"
+        );
     }
 
     let calls = upstream.all_requests().len();
@@ -187,9 +191,14 @@ async fn a_client_that_waits_hears_of_the_value_or_why_there_is_none() {
     let bad = warm("?wait=true", "art:bad").await;
     assert!(bad.json()["result"]["failed"][0]["reason"].as_str().unwrap().contains("500"), "{bad:?}");
     bad.problem(502);
-    let late = warm("?wait=true&timeout=1", "art:slow").await;
-    assert_eq!(late.json()["result"]["failed"][0]["key"], "art:slow");
-    late.problem(504);
+    // A plain number counts as seconds.
+    for timeout in ["1", "1s", "1000ms"] {
+        let late = warm(&format!("?wait=true&timeout={timeout}"), "art:slow").await;
+        let failed = &late.json()["result"]["failed"][0];
+        assert_eq!(failed["key"], "art:slow");
+        assert!(failed["reason"].as_str().unwrap().contains("within 1s"), "{failed}");
+        late.problem(504);
+    }
     slow.open();
     assert_eq!(warm("", "art:b").await.status, StatusCode::ACCEPTED);
     readable(&redis, "art:b").await;
@@ -197,7 +206,12 @@ async fn a_client_that_waits_hears_of_the_value_or_why_there_is_none() {
     assert!(server.post("/warm", json!({"jobs": ["nobody"]})).await.problem(404).contains("no job"));
     assert!(server.post("/warm", json!({})).await.problem(422).contains("names nothing"));
     warm("?wait=perhaps", "art:b").await.problem(400);
-    warm("?timeout=0", "art:b").await.problem(400);
+    for (timeout, said) in
+        [("0", "between 1s and 10m"), ("11m", "between 1s and 10m"), ("soon", "`soon` is not a time")]
+    {
+        let refused = warm(&format!("?timeout={timeout}"), "art:b").await.problem(400);
+        assert!(refused.contains("`timeout`") && refused.contains(said), "{refused}");
+    }
 }
 
 #[tokio::test]
