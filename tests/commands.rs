@@ -432,9 +432,38 @@ async fn get_says_that_a_job_is_paused_and_that_an_input_changed() {
     })
     .await;
     let shown = run(&redis, &jobs, &["get", "story:a", "--json"]).await.stdout;
-    assert!(serde_json::from_str::<Value>(&shown).unwrap()["job_paused_ms"].is_u64(), "{shown}");
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert!(shown["job_paused_ms"].is_u64() && shown["due_for_input"] == true, "{shown}");
     let shown = run(&redis, &jobs, &["get", "art:a"]).await.stdout;
     assert!(!shown.contains("paused") && shown.contains("for invalidation"), "{shown}");
+}
+
+#[tokio::test]
+async fn json_tells_what_the_text_tells() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let json = async |args: &[&str]| {
+        let shown = run(&redis, &jobs, &[args, &["--json"]].concat()).await;
+        assert_eq!(shown.code, Some(0), "{args:?}: {shown:?}");
+        serde_json::from_str::<Value>(&shown.stdout).unwrap()
+    };
+    assert_eq!(json(&["invalidate", "art:a"]).await["names_checked"], true);
+    assert_eq!(json(&["invalidate", "art:a", "--force"]).await["names_checked"], false);
+    run(&redis, &jobs, &["pause", "art"]).await;
+    let warmed = json(&["warm", "art"]).await;
+    let notes = warmed["notes"].as_array().unwrap();
+    assert!(notes[0].as_str().unwrap().contains("`samovar resume art`"), "{warmed}");
+    assert!(notes[1].as_str().unwrap().contains("No worker is running"), "{warmed}");
+    let due = run(&redis, &jobs, &["get", "art:a", "--json"]).await.stdout;
+    let due: Value = serde_json::from_str(&due).unwrap();
+    assert_eq!((&due["due_state"], &due["due_priority"]), (&json!("scheduled"), &json!("normal")), "{due}");
+    assert_eq!((&due["due_for_input"], &due["closed_upstreams"]), (&json!(false), &json!([])), "{due}");
+    assert_eq!(json(&["gone", "art", "--accept"]).await["due"], 0);
+    let () = redis.ask(&["SET", "samovar:{schedules}:ticks", "1"]).await;
+    let shown = json(&["jobs"]).await;
+    assert_eq!(shown[0]["workers"], 0, "{shown}");
+    assert!(shown[0]["faults"].to_string().contains("samovar:{schedules}:ticks holds a string"), "{shown}");
+    assert_eq!(json(&["check", "--diff"]).await["at_most"], true);
 }
 
 #[tokio::test]

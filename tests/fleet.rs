@@ -413,13 +413,21 @@ async fn a_dry_run_counts_ai_calls_by_the_prompts_or_at_most() {
     described(&redis, "story").await;
     let args = ["warm", "story", "--dry-run"];
     let exact = samovar(args).redis(&redis).jobs(&folder).env("APP_KEY", "x").run().await;
-    assert!(exact.stdout.contains("0 AI calls") && exact.stderr.is_empty(), "{exact:?}");
+    assert!(exact.stdout.contains(", 0 AI calls") && exact.stderr.is_empty(), "{exact:?}");
+    let args_json = ["warm", "story", "--dry-run", "--json"];
+    let exact = samovar(args_json).redis(&redis).jobs(&folder).env("APP_KEY", "x");
+    for (place, calls, at_most) in [(exact, 0, false), (elsewhere(&redis, &args_json), 2, true)] {
+        let shown = place.run().await.stdout;
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!((&shown["ai_calls"], &shown["at_most"]), (&json!(calls), &json!(at_most)), "{shown}");
+        assert_eq!(shown["notes"].to_string().contains("counts as an AI call"), at_most, "{shown}");
+    }
     let other = Art::of(&upstream).folder().job("story", &story("Sing of"));
     let (unset, changed) = (samovar(args).redis(&redis).jobs(&folder), samovar(args).redis(&redis).jobs(&other));
     for (place, why) in [(elsewhere(&redis, &args), "/nowhere"), (unset, "APP_KEY"), (changed, "another than")] {
         let bound = place.run().await;
         assert_eq!(bound.code, Some(0), "{bound:?}");
-        assert!(bound.stdout.contains("2 AI calls"), "{bound:?}");
+        assert!(bound.stdout.contains("at most 2 AI calls"), "{bound:?}");
         let said = bound.stderr.contains("every entry of story counts as an AI call") && bound.stderr.contains(why);
         assert!(said, "{why}: {bound:?}");
     }
@@ -435,6 +443,11 @@ async fn what_is_refused_is_told_as_json_to_programs() {
         &["invalidate", "arts:a"],
         &["invalidate", "art:*"],
         &["invalidate", "--tag", ""],
+        &["dead", "arts"],
+        &["gone", "arts"],
+        &["gone", "art", "--hold"],
+        &["watch", "--job", "arts"],
+        &["health"],
     ] {
         let refuse = async |more: &[&str]| {
             let refused = samovar([args, more].concat()).redis(&redis).jobs(&folder).run().await;

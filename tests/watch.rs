@@ -182,6 +182,13 @@ async fn watching_goes_on_when_redis_is_back() {
     let mut watch = watch(&redis, &jobs, &["--json"]).await;
     redis.stop().await;
     watch.wait_for_log(&["no events are received"]).await;
+    event(&watch, json!({"event": "disconnected"})).await;
+    event(&watch, json!({"event": "unreachable"})).await;
+    // Each failure is told once, however often it is met.
+    let failures = watch.log().len();
+    let later = std::time::Instant::now() + Duration::from_secs(3);
+    eventually("some attempts are made", async || std::time::Instant::now() > later).await;
+    assert!(watch.log().len() <= failures + 1, "{:?}", watch.log());
     redis.start_again().await;
     eventually("it is subscribed again", async || watchers(&redis).await == 1).await;
     noticed(&redis, &watch, "art:a").await;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, complain, fleet, relative, table, wrapped};
+use super::session::{Failed, fleet, refuse, relative, table, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::escape::{escaped, json_line};
 use crate::ops::Dead;
@@ -31,8 +31,8 @@ pub(super) struct DeadArgs {
 pub(super) async fn run(args: &DeadArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let (session, ops) = fleet(settings, env).await?;
     if let Some(unknown) = ops.unknown(&args.only) {
-        complain(format_args!("`{unknown}` is neither a job nor a key of a job"));
-        return Ok(exit::FAILED);
+        let what = format!("`{unknown}` is neither a job nor a key of a job; `samovar jobs` lists the jobs");
+        return Err(refuse(exit::FAILED, args.json, what));
     }
     let now = session.store.now().await?;
     let mut list = List::begin(args.json);

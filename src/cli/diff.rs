@@ -28,6 +28,8 @@ struct Report {
     jobs: Vec<JobDiff>,
     /// The variables that are not set here.
     unset: Vec<String>,
+    /// The numbers of requests and AI calls are the most that are made, if none fails.
+    at_most: bool,
 }
 
 /// One job.
@@ -118,7 +120,7 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
     note_inputs(&jobs, &mut diffs);
     let removed = fleet.names.iter().filter(|name| !jobs.jobs.contains_key(*name));
     diffs.extend(removed.map(|name| fleet.removed(name, &jobs)));
-    let report = Report { jobs: diffs, unset: names.into_iter().collect() };
+    let report = Report { jobs: diffs, unset: names.into_iter().collect(), at_most: true };
     if args.json {
         print_json(&report);
     } else {
@@ -300,7 +302,8 @@ impl Report {
             }
         }
         println!(
-            "VALUES in Redis are made anew, MISSING ones fetched. AI CALLS are the most that are made if none fails."
+            "VALUES in Redis are made anew, MISSING ones fetched. REQUESTS and AI CALLS are the most that are made, if \
+             none fails."
         );
     }
 }

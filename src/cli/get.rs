@@ -24,7 +24,7 @@ pub(super) struct GetArgs {
 }
 
 pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let (_session, ops) = fleet(settings, env).await?;
+    let (_, ops) = fleet(settings, env).await?;
     let entry = ops.entry(&args.key).await?;
     let owner = entry.job.as_ref().and_then(|name| ops.jobs.jobs.get(name.as_str()));
     let has_inputs = owner.is_some_and(|job| job.inputs);
@@ -33,7 +33,7 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
     } else {
         tell_value(&entry);
         tell_last_attempt(&entry, has_inputs);
-        tell_agenda(&entry, has_inputs);
+        tell_agenda(&entry);
     }
     Ok(if entry.value.is_some() { exit::OK } else { exit::FAILED })
 }
@@ -145,7 +145,7 @@ fn tell_last_attempt(entry: &Entry, has_inputs: bool) {
 }
 
 /// Prints when and why the entry is due.
-fn tell_agenda(entry: &Entry, has_inputs: bool) {
+fn tell_agenda(entry: &Entry) {
     let now = entry.now_ms;
     if let Some(reason) = &entry.given_up {
         say("agenda", format!("dead letter ({reason}); `samovar dead --retry` puts it back"));
@@ -158,10 +158,7 @@ fn tell_agenda(entry: &Entry, has_inputs: bool) {
             (State::Urgent, _) => format!("urgent (bulk priority), due {}", relative(at, now)),
             (State::Scheduled, _) => format!("scheduled, due {}", relative(at, now)),
         };
-        let why = match (has_inputs, entry.invalidated_ms) {
-            (true, None) => "a change of an input",
-            _ => INVALIDATION,
-        };
+        let why = if entry.due_for_input { "a change of an input" } else { INVALIDATION };
         say("agenda", format!("{state}, for {}", purpose(trigger, why)));
     }
 }

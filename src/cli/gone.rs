@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::exit;
 use super::pause;
-use super::session::{Failed, Session, complain, fleet, print_json, relative, wrapped};
+use super::session::{Failed, Session, fleet, print_json, refuse, relative, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
@@ -31,18 +32,28 @@ pub(super) struct GoneArgs {
     json: bool,
 }
 
+/// A guard, as JSON shows it.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    guard: GoneGuard,
+    /// The entries that are asked for again at once, after `--accept`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due: Option<usize>,
+}
+
 pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let (session, ops) = fleet(settings, env).await?;
     let Some(name) = &args.job else { return all(args.json, &session, &ops).await };
-    let job = pause::find(name, &ops.jobs)?;
+    let job = pause::find(name, &ops.jobs, args.json)?;
     let due = if args.accept { Some(ops.accept_gone(job).await?) } else { None };
     if args.hold && !ops.hold_gone(job).await? {
-        complain(format_args!("no removals of {} are held back, so none can be held longer", job.name));
-        return Ok(exit::FAILED);
+        let what = format!("no removals of {} are held back, so none can be held longer", job.name);
+        return Err(refuse(exit::FAILED, args.json, what));
     }
     let guard = ops.gone_guard(&job.name).await?;
     if args.json {
-        print_json(&guard);
+        print_json(&guard.map(|guard| Shown { guard, due }));
         return Ok(exit::OK);
     }
     let now = session.store.now().await?;

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::exit;
-use super::session::{complain, print_json};
+use super::session::{print_json, refuse};
 use crate::config::{DEFAULT_PORT, Listen, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
@@ -31,10 +31,7 @@ pub(super) struct HealthArgs {
 pub(super) async fn run(args: &HealthArgs, settings: &Settings) -> u8 {
     let address = match address(settings.listen) {
         Ok(address) => address,
-        Err(why) => {
-            complain(why);
-            return exit::FAILED;
-        }
+        Err(why) => return refuse(exit::FAILED, args.json, why).0,
     };
     match ask(address).await {
         Ok(state) => {
@@ -52,8 +49,8 @@ pub(super) async fn run(args: &HealthArgs, settings: &Settings) -> u8 {
         }
         Err(why) => {
             let remedy = "is a worker running here with the same SAMOVAR_LISTEN?";
-            complain(format_args!("no worker answers at http://{address}/health: {why}; {remedy}"));
-            exit::FAILED
+            let what = format!("no worker answers at http://{address}/health: {why}; {remedy}");
+            refuse(exit::FAILED, args.json, what).0
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `samovar invalidate`: invalidates values through the inbox, where the message is stored until a worker handles it.
 
 use clap::Args;
+use serde_json::json;
 
 use super::exit;
 use super::session::{Failed, NoJobs, Session, complain, print_json, refuse};
@@ -60,16 +61,21 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
     let checked = message.checked().and_then(|message| message.text().map(|_| message));
     let message = checked.map_err(|e| refuse(exit::USAGE, args.json, e))?;
     let mut session = Session::open(settings).await?;
+    let mut names_checked = false;
     if !args.force {
         match session.known_jobs(settings, env).await? {
-            Ok(jobs) => check_names(args.json, &session.ops(jobs), &message).await?,
+            Ok(jobs) => {
+                check_names(args.json, &session.ops(jobs), &message).await?;
+                names_checked = true;
+            }
             Err(unknown) => tell_unchecked(&unknown),
         }
     }
     let id = inbox::publish(&mut session.redis, &session.keys, &message).await?;
     let workers = session.workers().await?;
     if args.json {
-        print_json(&serde_json::json!({ "id": id, "message": message, "workers": workers }));
+        let published = json!({ "id": id, "message": message, "names_checked": names_checked, "workers": workers });
+        print_json(&published);
     } else {
         println!("published as {id}");
         if workers == 0 {

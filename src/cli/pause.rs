@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, complain, fleet};
+use super::session::{Failed, fleet, refuse};
 use crate::config::{Environment, Settings};
 use crate::job::{KnownJob, KnownJobs};
 
@@ -20,16 +20,15 @@ pub(super) struct PauseArgs {
 impl PauseArgs {
     /// Returns the job, or reports that there is none.
     pub(super) fn job<'a>(&self, jobs: &'a KnownJobs) -> Result<&'a Arc<KnownJob>, Failed> {
-        find(&self.job, jobs)
+        find(&self.job, jobs, false)
     }
 }
 
-/// Returns the job of this name, or reports that there is none.
-pub(super) fn find<'a>(name: &str, jobs: &'a KnownJobs) -> Result<&'a Arc<KnownJob>, Failed> {
+/// Returns the job of this name, or reports that there is none, as an object if `json` is set.
+pub(super) fn find<'a>(name: &str, jobs: &'a KnownJobs, json: bool) -> Result<&'a Arc<KnownJob>, Failed> {
     jobs.jobs.get(name).ok_or_else(|| {
         let known: Vec<&str> = jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
-        complain(format_args!("there is no job `{name}`; the jobs are {}", known.join(", ")));
-        Failed(exit::FAILED)
+        refuse(exit::FAILED, json, format_args!("there is no job `{name}`; the jobs are {}", known.join(", ")))
     })
 }
 

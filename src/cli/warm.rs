@@ -19,6 +19,7 @@ use crate::entry::escape::escaped;
 use crate::entry::{EntryKey, JobName};
 use crate::job::{Job, Jobs, KnownJob, KnownJobs, Params};
 use crate::ops::{Done, Failure, Ops, Plan};
+use crate::redis::RedisTime;
 use crate::source::Sources;
 use crate::trigger::warm_up_now;
 
@@ -55,31 +56,24 @@ pub(super) struct WarmArgs {
 pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let (session, ops) = fleet(settings, env).await?;
     let (job, entries, when) = wanted(args, &ops).await?;
+    let asks_feed = job.feed && when == When::NOW;
     if args.dry_run {
-        let prompts = if job.may_hold_unasked { Prompts::read(job, settings, env) } else { None };
-        return dry_run(args, &ops, job, prompts, &entries).await;
+        let prompts = if job.may_hold_unasked { Some(Prompts::read(job, settings, env)) } else { None };
+        return dry_run(args, &ops, job, prompts, asks_feed, &entries).await;
     }
     let keys: Vec<EntryKey> = entries.into_iter().map(|(key, _)| key).collect();
     let asked = session.store.now().await?;
     session.agenda.put(&job.name, &keys, when, Trigger::Manual).await?;
-    let asks_feed = job.feed && when == When::NOW;
     if asks_feed {
         warm_up_now(&mut session.redis.clone(), &session.keys, &job.name).await?;
     }
     let workers = session.workers().await?;
-    if let Some(since) = ops.paused(&job.name).await? {
-        eprintln!("{} was paused {}: resume it with `samovar resume {}`.", job.name, relative(since, asked), job.name);
-    }
-    if ops.left_jobs().await?.contains(&job.name) {
-        eprintln!("No running worker knows {}: `samovar jobs` says more. Nothing of it is fetched.", job.name);
-    }
-    if workers == 0 {
-        eprintln!("No worker is running: due entries are fetched once you start one with `samovar worker`.");
-    }
+    let notes = hindrances(&ops, job, workers, asked).await?;
+    notes.iter().for_each(|note| eprintln!("{note}"));
     if !args.wait {
         if args.json {
-            let due = keys.len();
-            print_json(&json!({ "job": job.name.as_str(), "due": due, "asks_feed": asks_feed, "workers": workers }));
+            let (job, due) = (job.name.as_str(), keys.len());
+            print_json(&json!({ "job": job, "due": due, "asks_feed": asks_feed, "workers": workers, "notes": notes }));
         } else {
             let feed = if asks_feed { "; a worker asks its feed, and fetches what is new" } else { "" };
             println!("{} of {} due now{feed}", count(keys.len()), job.name);
@@ -96,6 +90,24 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         print(&done);
     }
     Ok(if done.failed.is_empty() { exit::OK } else { exit::FAILED })
+}
+
+/// Returns what keeps due entries of a job from being fetched, each as a sentence.
+async fn hindrances(ops: &Ops, job: &KnownJob, workers: usize, now: RedisTime) -> Result<Vec<String>, Failed> {
+    let mut found = Vec::new();
+    if let Some(since) = ops.paused(&job.name).await? {
+        let since = relative(since, now);
+        found.push(format!("{0} was paused {since}: resume it with `samovar resume {0}`.", job.name));
+    }
+    if ops.left_jobs().await?.contains(&job.name) {
+        let name = &job.name;
+        found.push(format!("No running worker knows {name}: `samovar jobs` says more. Nothing of it is fetched."));
+    }
+    if workers == 0 {
+        let remedy = "due entries are fetched once you start one with `samovar worker`";
+        found.push(format!("No worker is running: {remedy}."));
+    }
+    Ok(found)
 }
 
 /// An entry with the values of its key's placeholders.
@@ -134,15 +146,18 @@ struct Prompts {
 }
 
 impl Prompts {
-    /// Reads a job's file. If it cannot be read, or is not the one that the workers use, says so and returns `None`.
-    fn read(known: &KnownJob, settings: &Settings, env: &Environment) -> Option<Self> {
+    /// Reads a job's file.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not the one that the workers use; the text says what follows from that.
+    fn read(known: &KnownJob, settings: &Settings, env: &Environment) -> Result<Self, String> {
         let read = Jobs::read(&settings.jobs, settings.default_ttl, &|name| env.get(name)).jobs;
         let why = match read {
             Ok(jobs) => match jobs.jobs.get(&known.name).filter(|job| job.digest == known.digest) {
                 Some(job) => match Sources::new(&jobs) {
                     Ok(sources) => {
                         let jobs_of_files = Arc::new(KnownJobs::from(&jobs));
-                        return Some(Self { job: Arc::clone(job), jobs: jobs_of_files, sources });
+                        return Ok(Self { job: Arc::clone(job), jobs: jobs_of_files, sources });
                     }
                     Err(e) => format!("{e:#}"),
                 },
@@ -150,12 +165,11 @@ impl Prompts {
             },
             Err(faults) => faults.0.first().map(ToString::to_string).unwrap_or_default(),
         };
-        complain(format_args!(
+        Err(format!(
             "every entry of {} counts as an AI call: the prompts of its job file are needed to tell which values would \
              be kept, and they cannot be read: {why}",
             known.name
-        ));
-        None
+        ))
     }
 
     /// Counts the requests that warming these entries would make; at most a page of entries.
@@ -171,43 +185,58 @@ struct Shown {
     job: String,
     #[serde(flatten)]
     plan: Plan,
+    /// `true` if fewer AI calls may be made.
+    at_most: bool,
+    /// `true` if a worker asks the job's feed, whose new entries come in addition.
+    asks_feed: bool,
+    notes: Vec<String>,
 }
 
 async fn dry_run(
     args: &WarmArgs,
     ops: &Ops,
     job: &KnownJob,
-    prompts: Option<Prompts>,
+    prompts: Option<Result<Prompts, String>>,
+    asks_feed: bool,
     entries: &[Named],
 ) -> Result<u8, Failed> {
     let mut plan = Plan { entries: entries.len(), ..Plan::default() };
+    let mut notes = Vec::new();
+    let is_bound = matches!(prompts, Some(Err(_)));
     match prompts {
-        Some(prompts) => {
+        Some(Ok(prompts)) => {
             plan = Plan::default();
             for page in entries.chunks(PAGE) {
                 plan += prompts.plan(ops, page).await?;
             }
         }
+        Some(Err(why)) => {
+            complain(&why);
+            notes.push(why);
+            plan.ai_calls = entries.len();
+            plan.fallback_ai_calls = entries.len() * job.paid_fallbacks;
+        }
         None => {
-            match job.may_hold_unasked {
-                true => plan.ai_calls = entries.len(),
-                false if !job.upstreams.is_empty() => plan.fetches = entries.len(),
-                false => {}
-            }
+            plan.fetches = if job.upstreams.is_empty() { 0 } else { entries.len() };
             plan.fallback_ai_calls = entries.len() * job.paid_fallbacks;
         }
     }
+    let at_most = is_bound || plan.inputs_missing > 0;
     if args.json {
-        print_json(&Shown { job: job.name.to_string(), plan });
-    } else {
-        let Plan { entries, fetches, ai_calls, fallback_ai_calls, inputs_missing } = plan;
-        println!("{} of {}: {fetches} fetches, {ai_calls} AI calls", count(entries), job.name);
-        if fallback_ai_calls > 0 {
-            println!("If the sources before its AI fallback fail, {fallback_ai_calls} AI calls come in addition");
-        }
-        if inputs_missing > 0 {
-            println!("{inputs_missing} of them wait for inputs that are missing");
-        }
+        print_json(&Shown { job: job.name.to_string(), plan, at_most, asks_feed, notes });
+        return Ok(exit::OK);
+    }
+    let Plan { entries, fetches, ai_calls, fallback_ai_calls, inputs_missing } = plan;
+    let bound = if at_most { "at most " } else { "" };
+    println!("{} of {}: {fetches} fetches, {bound}{ai_calls} AI calls", count(entries), job.name);
+    if fallback_ai_calls > 0 {
+        println!("If the sources before its AI fallback fail, {fallback_ai_calls} AI calls come in addition");
+    }
+    if inputs_missing > 0 {
+        println!("{inputs_missing} of them wait for inputs that are missing");
+    }
+    if asks_feed {
+        println!("A worker would also ask its feed: entries that it names for the first time come in addition");
     }
     Ok(exit::OK)
 }

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use super::Ops;
 use super::missing_input::MissingInput;
 use super::status::{self, UpstreamStatus};
-use crate::agenda::Due;
+use crate::agenda::{Due, State};
 use crate::entry::EntryKey;
 use crate::entry::Outcome;
+use crate::entry::Priority;
 use crate::entry::Trigger;
 use crate::entry::Version;
 use crate::job::KnownJob;
@@ -72,14 +73,20 @@ pub struct Entry {
     /// The trigger.
     #[schema(value_type = Option<String>)]
     pub due_for: Option<Trigger>,
+    /// `true` if it is due since an input changed. Its trigger is `invalidation` then.
+    pub due_for_input: bool,
+    /// Its state on the agenda: `scheduled`, `urgent`, `claimed` or `running`.
+    pub due_state: Option<&'static str>,
+    /// The priority with which it is due: `high`, `bulk` or `normal`.
+    pub due_priority: Option<&'static str>,
+    /// Upstreams of its job to which no requests are sent now.
+    pub closed_upstreams: Vec<UpstreamStatus>,
     /// Since when its job is paused: nothing of it is fetched.
     #[schema(value_type = Option<i64>)]
     pub job_paused_ms: Option<RedisTime>,
     /// Until when the removal of its value is held back, since it is gone at its upstream or with an input.
     #[schema(value_type = Option<i64>)]
     pub removal_held_until_ms: Option<RedisTime>,
-    /// The upstreams of its job to which no requests are sent now.
-    pub closed_upstreams: Vec<UpstreamStatus>,
     /// Its inputs that keep it from being made now.
     pub missing_inputs: Vec<MissingInput>,
     /// The reason of its dead letter, if there is one.
@@ -127,7 +134,10 @@ impl Ops {
             None => None,
         };
         let (closed_upstreams, missing_inputs) = match owner.zip(params) {
-            Some((job, params)) => (self.closed_upstreams(job).await?, self.missing_inputs(job, &params, now).await?),
+            Some((job, params)) => (
+                status::closed(&self.redis, &self.keys, job).await?,
+                self.missing_inputs(job, &params, now).await?,
+            ),
             None => (Vec::new(), Vec::new()),
         };
         let due = score.map(Due::from_score);
@@ -155,12 +165,17 @@ impl Ops {
             tags: attempt.filter(|_| ours.is_some()).map(|attempt| attempt.tags).unwrap_or_default(),
             due_ms: due.map(|due| due.at),
             due_for: due.map(|due| due.trigger),
+            due_for_input: owner.is_some_and(|job| job.inputs)
+                && due.is_some_and(|due| due.trigger == Trigger::Invalidation)
+                && meta.and_then(|meta| meta.invalidated).is_none(),
+            due_state: due.map(|due| state(due.state)),
+            due_priority: due.map(|due| priority(due.priority)),
+            closed_upstreams,
             job_paused_ms,
             removal_held_until_ms: gone_guard
                 .filter(|_| snapshot.has_value())
                 .filter(|_| meta.is_some_and(|meta| meta.last_attempt.held_until > RedisTime::ZERO))
                 .map(|guard| guard.until_ms),
-            closed_upstreams,
             missing_inputs,
             given_up: given_up.filter(|_| due.is_none()),
             now_ms: now,
@@ -170,12 +185,20 @@ impl Ops {
     }
 }
 
-impl Ops {
-    /// Returns the upstreams of a job to which no requests are sent now.
-    async fn closed_upstreams(&self, job: &KnownJob) -> RedisResult<Vec<UpstreamStatus>> {
-        let all = status::upstreams(&self.redis, &self.keys, &self.jobs).await?;
-        let of_job = |upstream: &UpstreamStatus| job.upstreams.iter().any(|one| one.name.as_str() == upstream.upstream);
-        Ok(all.into_iter().filter(|upstream| upstream.closed.is_some() && of_job(upstream)).collect())
+fn state(state: State) -> &'static str {
+    match state {
+        State::Urgent => "urgent",
+        State::Scheduled => "scheduled",
+        State::Claimed => "claimed",
+        State::Running => "running",
+    }
+}
+
+fn priority(priority: Priority) -> &'static str {
+    match priority {
+        Priority::High => "high",
+        Priority::Bulk => "bulk",
+        Priority::Normal => "normal",
     }
 }
 

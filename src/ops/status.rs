@@ -10,7 +10,7 @@ use crate::agenda::Agenda;
 use crate::entry::LastOutcome;
 use crate::entry::duration;
 use crate::entry::{Outcome, Usage};
-use crate::job::{KnownJob, KnownJobs};
+use crate::job::{KnownJob, KnownJobs, KnownUpstream};
 use crate::ops::{Census, FleetStatus, RefusedReload};
 use crate::popularity::FeedState;
 use crate::protocol::Keys;
@@ -79,8 +79,8 @@ pub struct JobStatus {
     /// The last outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<LastOutcome>,
-    /// Faults of single parts: its keys of the wrong type, whose contents count as empty, and those that all jobs share;
-    /// a change of its file that waits for workers.
+    /// Faults of single parts: its keys of the wrong type, whose contents count as empty, and those that all jobs
+    /// share; a change of its file that waits for workers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,
     /// Live workers of the fleet; 0 means that nothing is fetched. Absent if it is unknown.
@@ -132,40 +132,57 @@ impl UpstreamStatus {
 /// Fails if Redis returns an error.
 pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &KnownJobs) -> RedisResult<Vec<UpstreamStatus>> {
     let mut all = Vec::new();
-    for upstream in jobs.upstreams.values() {
-        let [limit, _, window, _] = keys.upstream(&upstream.name);
-        let mut ask = redis::pipe();
-        ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open").arg("said");
-        ask.cmd("HMGET").arg(&window).arg("tokens").arg("ends");
-        type Limits = (Option<RedisTime>, Option<RedisTime>, Option<String>);
-        type Spent = (Option<u64>, Option<RedisTime>);
-        type Reply = (RedisResult<RedisTime>, RedisResult<Limits>, RedisResult<Spent>);
-        let (now, limits, spent): Reply = ask.ignore_errors().query_async(&mut redis.clone()).await?;
-        let (now, (blocked, open, said), (spent, ends)) = (now?, there(limits)?, there(spent)?);
-        let budget = upstream.budget;
-        let ends = ends.filter(|ends| *ends > now);
-        let spent = ends.and(spent).unwrap_or_default();
-        let mut status = UpstreamStatus {
-            upstream: upstream.name.to_string(),
-            tokens_spent: budget.map(|_| spent),
-            tokens_budget: budget,
-            tokens_window_ends_ms: budget.and(ends),
-            faults: faults(redis, keys, &keys.upstream(&upstream.name)).await?,
-            ..UpstreamStatus::default()
-        };
-        let out_of_tokens = budget.filter(|budget| spent >= *budget).and(ends);
-        // A breaker stays open until a probe succeeds.
-        let open = open.filter(|open| *open > RedisTime::ZERO).map(|open| open.max(now + Duration::from_millis(1)));
-        let breaker = if said.is_some() { "refused" } else { "breaker" };
-        let closed = [("tokens", out_of_tokens), (breaker, open), ("retry-after", blocked)];
-        let closed = closed.into_iter().filter_map(|(why, until)| Some((why, until.filter(|until| *until > now)?)));
-        if let Some((why, until)) = closed.max_by_key(|(_, until)| *until) {
-            status.closed = Some(why);
-            status.closed_until_ms = Some(until);
-        }
-        all.push(status);
+    for known in jobs.upstreams.values() {
+        all.push(upstream(redis, keys, known).await?);
     }
     Ok(all)
+}
+
+/// Reads the upstreams of a job to which no requests are sent now.
+///
+/// # Errors
+/// Fails if Redis returns an error.
+pub async fn closed(redis: &Connection, keys: &Keys, job: &KnownJob) -> RedisResult<Vec<UpstreamStatus>> {
+    let mut closed = Vec::new();
+    for known in &job.upstreams {
+        closed.push(upstream(redis, keys, known).await?);
+    }
+    closed.retain(|upstream| upstream.closed.is_some());
+    Ok(closed)
+}
+
+async fn upstream(redis: &Connection, keys: &Keys, known: &KnownUpstream) -> RedisResult<UpstreamStatus> {
+    let [limit, _, window, _] = keys.upstream(&known.name);
+    let mut ask = redis::pipe();
+    ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open").arg("said");
+    ask.cmd("HMGET").arg(&window).arg("tokens").arg("ends");
+    type Limits = (Option<RedisTime>, Option<RedisTime>, Option<String>);
+    type Spent = (Option<u64>, Option<RedisTime>);
+    type Reply = (RedisResult<RedisTime>, RedisResult<Limits>, RedisResult<Spent>);
+    let (now, limits, spent): Reply = ask.ignore_errors().query_async(&mut redis.clone()).await?;
+    let (now, (blocked, open, said), (spent, ends)) = (now?, there(limits)?, there(spent)?);
+    let budget = known.budget;
+    let ends = ends.filter(|ends| *ends > now);
+    let spent = ends.and(spent).unwrap_or_default();
+    let mut status = UpstreamStatus {
+        upstream: known.name.to_string(),
+        tokens_spent: budget.map(|_| spent),
+        tokens_budget: budget,
+        tokens_window_ends_ms: budget.and(ends),
+        faults: faults(redis, keys, &keys.upstream(&known.name)).await?,
+        ..UpstreamStatus::default()
+    };
+    let out_of_tokens = budget.filter(|budget| spent >= *budget).and(ends);
+    // A breaker stays open until a probe succeeds.
+    let open = open.filter(|open| *open > RedisTime::ZERO).map(|open| open.max(now + Duration::from_millis(1)));
+    let breaker = if said.is_some() { "refused" } else { "breaker" };
+    let closed = [("tokens", out_of_tokens), (breaker, open), ("retry-after", blocked)];
+    let closed = closed.into_iter().filter_map(|(why, until)| Some((why, until.filter(|until| *until > now)?)));
+    if let Some((why, until)) = closed.max_by_key(|(_, until)| *until) {
+        status.closed = Some(why);
+        status.closed_until_ms = Some(until);
+    }
+    Ok(status)
 }
 
 /// Reads one reply; a key of the wrong type counts as empty.

@@ -46,11 +46,19 @@ impl Lines {
                     println!("{}", json_line(&dropped));
                 }
             }
-            News::Disconnected(why) => complain(format_args!("no events are received for now: {why}")),
-            News::Unreachable(why) => complain(format_args!("Redis does not answer for now: {why}")),
+            News::Disconnected(why) => self.fails("disconnected", "no events are received for now", why),
+            News::Unreachable(why) => self.fails("unreachable", "Redis does not answer for now", why),
             News::Connected if self.json => println!("{}", json_line(&json!({ "event": "watching" }))),
             News::Connected | News::Polled(_) => {}
         }
+    }
+
+    /// Prints a failure on standard error and, for programs, as an event.
+    fn fails(self, event: &str, what: &str, why: &str) {
+        if self.json {
+            println!("{}", json_line(&json!({ "event": event, "reason": why })));
+        }
+        complain(format_args!("{what}: {why}"));
     }
 
     /// Prints a summary.

@@ -23,7 +23,7 @@ use self::lines::Lines;
 use self::news::News;
 use self::screen::Screen;
 use self::view::View;
-use super::session::{Failed, complain, fleet};
+use super::session::{Failed, fleet, refuse};
 use super::{asked_to_stop, exit};
 use crate::config::{Environment, Settings};
 
@@ -52,8 +52,8 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
     let (session, ops) = fleet(settings, env).await?;
     let jobs = &ops.jobs;
     if let Some(unknown) = args.job.iter().find(|name| !jobs.jobs.contains_key(name.as_str())) {
-        complain(format_args!("there is no job `{unknown}`; `samovar jobs` lists the jobs"));
-        return Ok(exit::FAILED);
+        let what = format!("there is no job `{unknown}`; `samovar jobs` lists the jobs");
+        return Err(refuse(exit::FAILED, args.json, what));
     }
     let filter = Filter::new(args.job.clone(), args.key.clone(), jobs);
     let (sender, mut news) = mpsc::channel(WAITING);
@@ -86,7 +86,9 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
                 if let News::Report(report) = &mut news {
                     filter.retain(report);
                 }
-                if let Shown::Lines(lines) = &shown {
+                if let Shown::Lines(lines) = &shown
+                    && !view.knows(&news)
+                {
                     lines.show(&news);
                 }
                 view.take(news);

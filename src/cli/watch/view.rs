@@ -160,6 +160,15 @@ impl View {
         }
     }
 
+    /// Returns `true` if an input is a failure that lasts, with the same reason.
+    pub(super) fn knows(&self, news: &News) -> bool {
+        match news {
+            News::Disconnected(why) => self.disconnected.as_ref() == Some(why),
+            News::Unreachable(why) => self.unreachable.as_ref() == Some(why),
+            News::Connected | News::Report(_) | News::Polled(_) => false,
+        }
+    }
+
     /// Adds an input.
     pub(super) fn take(&mut self, news: News) {
         match news {
