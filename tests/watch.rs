@@ -149,6 +149,29 @@ async fn only_what_was_asked_for_is_shown() {
 }
 
 #[tokio::test]
+async fn a_bare_message_that_two_workers_handle_is_shown_once() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _workers = [worker(&redis, &jobs), worker(&redis, &jobs)];
+    support::listening(&redis, 2).await;
+    eventually("it is warm", async || redis.get("art:a").await).await;
+    let watch = watch(&redis, &jobs, &["--json"]).await;
+    noticed(&redis, &watch, "art:a").await;
+    let of_channel = || events(&watch).into_iter().filter(|event| event["way"] == "channel").collect::<Vec<_>>();
+    for round in 0..5 {
+        redis.publish("samovar:invalidate", &json!({"jobs": [format!("none{round}")]}).to_string()).await;
+        redis.publish("samovar:invalidate", &format!("art:{round}")).await;
+        let shown = async || of_channel().len() >= 2 * (round + 1);
+        eventually("both are shown", shown).await;
+    }
+    // A batch of events is published every 100 ms.
+    let later = std::time::Instant::now() + Duration::from_millis(500);
+    eventually("all is reported", async || std::time::Instant::now() > later).await;
+    assert_eq!(of_channel().len(), 10, "{:?}", of_channel());
+}
+
+#[tokio::test]
 async fn without_a_terminal_people_see_lines_and_the_state() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");

@@ -85,6 +85,7 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
             Some(mut news) = news.recv() => {
                 if let News::Report(report) = &mut news {
                     filter.retain(report);
+                    view.drop_repeats(report);
                 }
                 if let Shown::Lines(lines) = &shown
                     && !view.knows(&news)

@@ -185,13 +185,22 @@ impl View {
         self.disconnected.is_none() && self.poll.is_some()
     }
 
-    /// Counts an invalidation. Every worker handles a message of the channel, so such messages with the same names
-    /// count as often as the worker reports them that does most often.
-    fn count(&mut self, worker: &str, invalidation: &Invalidation) {
+    /// Drops the events that tell of a message of the channel again: each worker handles and reports it.
+    pub(super) fn drop_repeats(&mut self, report: &mut WorkerReport) {
+        let worker = &report.worker;
+        report.events.retain(|event| match event {
+            Event::Ended(_) => true,
+            Event::Invalidation(invalidation) => self.is_first(worker, invalidation),
+        });
+    }
+
+    /// Counts an invalidation, and returns `true` if no other worker has reported it. Messages of the channel with the
+    /// same names count as often as the worker reports them that does most often.
+    fn is_first(&mut self, worker: &str, invalidation: &Invalidation) -> bool {
         let Invalidation { way, action, keys, patterns, tags, jobs, .. } = invalidation;
         if way != "channel" {
             self.invalidations += 1;
-            return;
+            return true;
         }
         self.bare.retain(|_, bare| bare.heard.elapsed() < TOGETHER);
         let names = format!("{:?}", (action, keys, patterns, tags, jobs));
@@ -199,10 +208,10 @@ impl View {
         bare.heard = Instant::now();
         let times = bare.times.entry(worker.to_owned()).or_default();
         *times += 1;
-        if *times > bare.most {
-            bare.most = *times;
-            self.invalidations += 1;
-        }
+        let is_first = *times > bare.most;
+        bare.most = bare.most.max(*times);
+        self.invalidations += u64::from(is_first);
+        is_first
     }
 
     fn hear(&mut self, WorkerReport { worker, dropped, events }: WorkerReport) {
@@ -214,7 +223,8 @@ impl View {
                     tally.add(ended.outcome, ended.lag_ms, ended.took_ms);
                     self.since_summary.add(ended.outcome, ended.lag_ms, ended.took_ms);
                 }
-                Event::Invalidation(invalidation) => self.count(&worker, invalidation),
+                // They are counted when repeats are dropped.
+                Event::Invalidation(_) => {}
             }
             push(&mut self.recent, (worker.clone(), event), RECENT);
         }
@@ -393,8 +403,8 @@ mod tests {
         assert_eq!(hit_rate(view.reads().unwrap()), "no reads");
     }
 
-    /// A worker's report of invalidations of these keys, heard in this way.
-    fn heard(worker: &str, way: &str, keys: &[&str]) -> News {
+    /// Takes a worker's report of invalidations of these keys, heard in this way; returns how many are shown.
+    fn hear(view: &mut View, worker: &str, way: &str, keys: &[&str]) -> usize {
         let event = |key: &&str| {
             let invalidation = json!({
                 "event": "invalidation", "at_ms": 1, "way": way, "action": "refresh", "keys": [key],
@@ -402,24 +412,27 @@ mod tests {
             });
             serde_json::from_value(invalidation).unwrap()
         };
-        News::Report(WorkerReport { worker: worker.into(), dropped: 0, events: keys.iter().map(event).collect() })
+        let mut report = WorkerReport { worker: worker.into(), dropped: 0, events: keys.iter().map(event).collect() };
+        view.drop_repeats(&mut report);
+        let shown = report.events.len();
+        view.take(News::Report(report));
+        shown
     }
 
     #[test]
-    fn a_message_that_all_workers_hear_counts_once() {
+    fn a_message_that_all_workers_hear_counts_and_shows_once() {
         let mut view = View::new(String::new(), String::new());
-        view.take(heard("one", "channel", &["a", "b", "a"]));
-        view.take(heard("two", "channel", &["a", "b", "a"]));
+        assert_eq!(hear(&mut view, "one", "channel", &["a", "b", "a"]), 3);
+        assert_eq!(hear(&mut view, "two", "channel", &["a", "b", "a"]), 0);
         assert_eq!(view.invalidations, 3);
-        view.take(heard("two", "channel", &["a"]));
-        view.take(heard("one", "channel", &["a"]));
-        assert_eq!(view.invalidations, 4);
-        view.take(heard("one", "inbox", &["a"]));
-        view.take(heard("two", "inbox", &["a"]));
-        assert_eq!(view.invalidations, 6, "each was read from the inbox by one worker");
+        assert_eq!(hear(&mut view, "two", "channel", &["a"]), 1);
+        assert_eq!(hear(&mut view, "one", "channel", &["a", "c"]), 1);
+        assert_eq!(view.invalidations, 5);
+        assert_eq!(hear(&mut view, "one", "inbox", &["a"]) + hear(&mut view, "two", "inbox", &["a"]), 2);
+        assert_eq!(view.invalidations, 7, "each was read from the inbox by one worker");
         view.bare.values_mut().for_each(|bare| bare.heard = Instant::now().checked_sub(TOGETHER).unwrap());
-        view.take(heard("three", "channel", &["a"]));
-        assert_eq!(view.invalidations, 7, "a later one is another one");
+        assert_eq!(hear(&mut view, "three", "channel", &["a"]), 1, "a later one is another one");
+        assert_eq!((view.invalidations, view.recent.len()), (8, 8));
     }
 
     #[test]
