@@ -96,6 +96,33 @@ async fn spending_and_savings_are_the_fleets_and_outlive_its_workers() {
 }
 
 #[tokio::test]
+async fn check_diff_tells_the_budget_that_is_left() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"title": "one"}));
+    let jobs = stories(&upstream, &["a", "b"], "tokens = \"1000/hour\"");
+    let diff = async |args: &[&str]| {
+        let done = samovar([&["check", "--diff"], args].concat()).redis(&redis).jobs(&jobs).run().await;
+        assert_eq!(done.code, Some(0), "{done:?}");
+        done.stdout
+    };
+    let budgets = async || serde_json::from_str::<Value>(&diff(&["--json"]).await).unwrap()["budgets"].clone();
+    let whole = json!([{"upstream": "openai", "tokens_left": 1000, "tokens_budget": 1000}]);
+    assert_eq!(budgets().await, whole);
+    assert!(diff(&[]).await.contains("Budget of openai: 1,000 of 1,000 tokens are left; a window begins"));
+    let mut worker = worker(&redis, &jobs);
+    eventually("it is counted", async || job(&redis, &jobs, "story").await["spending"]["tokens_spent"] == 30).await;
+    assert_eq!(budgets().await, json!([]), "no AI calls are to come");
+    worker.term();
+    worker.wait().await;
+    let story = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
+    jobs.write("story.toml", &story.replace("Tell of", "Sing of"));
+    let left = budgets().await;
+    assert_eq!((left[0]["tokens_left"].as_u64(), left[0]["window_ends_ms"].is_i64()), (Some(970), true), "{left}");
+    let text = diff(&[]).await.replace("\n  ", " ");
+    assert!(text.contains("Budget of openai: 970 of 1,000 tokens are left in this window, which ends in"), "{text}");
+}
+
+#[tokio::test]
 async fn http_and_metrics_show_what_is_spent_and_saved() {
     let (redis, upstream) = both().await;
     upstream.publish("/art/a", json!({"title": "one"}));

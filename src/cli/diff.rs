@@ -8,13 +8,17 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::check::{FaultReport, check};
-use super::session::{Failed, Session, complain, print_json, table, tell_faults, warn_of_unknown_settings, wrapped};
+use super::jobs::grouped;
+use super::session::{
+    Failed, Session, complain, print_json, relative, table, tell_faults, warn_of_unknown_settings, wrapped,
+};
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
 use crate::entry::{EntryKey, JobName};
 use crate::job::{EnvUse, Job, Jobs, KnownJobs};
+use crate::ops::status::{self, UpstreamStatus};
 use crate::ops::{Census, Digests, Noted, Ops, Plan, descriptions, differences, digests, still_waits};
-use crate::redis::Scan;
+use crate::redis::{RedisTime, Scan};
 use crate::source::Sources;
 
 /// The value of a variable that is not set; it is valid in a URL and in a header.
@@ -28,8 +32,23 @@ struct Report {
     jobs: Vec<JobDiff>,
     /// The variables that are not set here.
     unset: Vec<String>,
+    /// The token budgets of the upstreams that AI calls to come may ask.
+    budgets: Vec<Budget>,
     /// The numbers of requests and AI calls are the most that are made, if none fails.
     at_most: bool,
+}
+
+/// The rest of a token budget.
+#[derive(Debug, Serialize)]
+struct Budget {
+    upstream: String,
+    /// The tokens that may still be spent in this window.
+    tokens_left: u64,
+    /// The tokens that may be spent in a window.
+    tokens_budget: u64,
+    /// When this window ends (Redis time, ms since the epoch); absent before the first tokens of a window are spent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window_ends_ms: Option<RedisTime>,
 }
 
 /// One job.
@@ -120,13 +139,31 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
     note_inputs(&jobs, &mut diffs);
     let removed = fleet.names.iter().filter(|name| !jobs.jobs.contains_key(*name));
     diffs.extend(removed.map(|name| fleet.removed(name, &jobs)));
-    let report = Report { jobs: diffs, unset: names.into_iter().collect(), at_most: true };
+    let budgets = budgets(&ops, &diffs).await?;
+    let report = Report { jobs: diffs, unset: names.into_iter().collect(), budgets, at_most: true };
     if args.json {
         print_json(&report);
     } else {
-        report.print();
+        report.print(session.store.now().await?);
     }
     Ok(exit::OK)
+}
+
+/// Returns what is left of the budgets of upstreams that AI calls to come may ask.
+async fn budgets(ops: &Ops, diffs: &[JobDiff]) -> Result<Vec<Budget>, Failed> {
+    let paid = diffs.iter().filter(|diff| diff.ai_calls + diff.fallback_ai_calls > 0);
+    let jobs = paid.filter_map(|diff| ops.jobs.jobs.get(diff.job.as_str()));
+    let asked: BTreeSet<&str> = jobs.flat_map(|job| &job.upstreams).map(|upstream| upstream.name.as_str()).collect();
+    let known = status::upstreams(&ops.redis, &ops.keys, &ops.jobs).await?;
+    let budget = |known: UpstreamStatus| {
+        Some(Budget {
+            tokens_left: known.tokens_budget?.saturating_sub(known.tokens_spent?),
+            tokens_budget: known.tokens_budget?,
+            window_ends_ms: known.tokens_window_ends_ms,
+            upstream: known.upstream,
+        })
+    };
+    Ok(known.into_iter().filter(|known| asked.contains(known.upstream.as_str())).filter_map(budget).collect())
 }
 
 impl Fleet {
@@ -286,8 +323,21 @@ fn note_inputs(jobs: &Jobs, diffs: &mut [JobDiff]) {
     }
 }
 
+impl Budget {
+    /// Returns the rest as a sentence.
+    fn text(&self, now: RedisTime) -> String {
+        let Self { upstream, tokens_left, tokens_budget, window_ends_ms } = self;
+        let [left, budget] = [*tokens_left, *tokens_budget].map(grouped);
+        let rest = format!("Budget of {upstream}: {left} of {budget} tokens are left");
+        match window_ends_ms {
+            Some(ends) => format!("{rest} in this window, which ends {}.", relative(*ends, now)),
+            None => format!("{rest}; a window begins with the first tokens spent."),
+        }
+    }
+}
+
 impl Report {
-    fn print(&self) {
+    fn print(&self, now: RedisTime) {
         let mut rows = table(&["JOB", "STATE", "CHANGED", "VALUES", "MISSING", "REQUESTS", "AI CALLS"]);
         for diff in &self.jobs {
             let state = serde_json::to_value(diff.state).ok().and_then(|state| Some(state.as_str()?.to_owned()));
@@ -300,6 +350,9 @@ impl Report {
             for note in &diff.notes {
                 println!("{}", wrapped(&format!("{}: {note}", diff.job), "  "));
             }
+        }
+        for budget in &self.budgets {
+            println!("{}", wrapped(&budget.text(now), "  "));
         }
         println!(
             "VALUES in Redis are made anew, MISSING ones fetched. REQUESTS and AI CALLS are the most that are made, if \

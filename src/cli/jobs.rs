@@ -213,7 +213,7 @@ fn budgets(upstreams: &[UpstreamStatus], now: RedisTime) -> Option<Rows> {
 }
 
 /// Returns a number with separators: `1,234,567`.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {
