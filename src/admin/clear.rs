@@ -41,7 +41,7 @@ pub(super) async fn clear(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Js
     path = "/redis/clear/{pattern}",
     tag = "changes",
     params(
-        ("pattern" = String, Path, description = "A glob in the syntax of Redis's `KEYS`, percent-encoded", max_length = 256),
+        ("pattern" = String, Path, description = "A glob as in Redis's `KEYS`, percent-encoded", max_length = 256),
         Force
     ),
     responses((status = 200, body = Cleared))

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::extract::{Asked, Body, Fleet};
+use super::extract::{Asked, Body, Fleet, Nothing};
 use super::problem::Problem;
 use crate::ops::Letters;
 
@@ -52,7 +52,9 @@ pub(super) async fn dead(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Jso
     }
     let limit = which.limit.unwrap_or(SHOWN);
     if limit > MOST {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, format!("`limit` must be at most {MOST}")));
+        let detail =
+            format!("`limit`: `{limit}` must be at most {MOST}; `next` of an answer is the `from` of the next page");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
     }
     let only: Vec<String> = which.job.into_iter().collect();
     let _turn = fleet.admin.turn().await;
@@ -71,10 +73,15 @@ pub(super) async fn dead(fleet: Fleet, Asked(which): Asked<Which>) -> Result<Jso
     request_body = inline(Option<Retry>),
     responses((status = 200, body = Retried))
 )]
-pub(super) async fn retry(fleet: Fleet, Body(Retry { only }): Body<Retry>) -> Result<Json<Retried>, Problem> {
+pub(super) async fn retry(
+    fleet: Fleet,
+    Asked(Nothing {}): Asked<Nothing>,
+    Body(Retry { only }): Body<Retry>,
+) -> Result<Json<Retried>, Problem> {
     let parts = &fleet.parts;
     if let Some(unknown) = parts.ops.unknown(&only) {
-        let detail = format!("`{unknown}` is neither a job nor a key of a job");
+        let detail =
+            format!("`{unknown}` is neither a job nor a key of a job; GET /jobs lists the jobs of this worker");
         return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     }
     let _turn = fleet.admin.turn().await;

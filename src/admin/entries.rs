@@ -25,7 +25,9 @@ pub(super) struct Which {
 pub(super) async fn entry(fleet: Fleet, Asked(Which { key }): Asked<Which>) -> Result<Json<Entry>, Problem> {
     let parts = &fleet.parts;
     if parts.ops.keys.is_own(&key) || parts.ops.jobs.owner(&key).is_none() {
-        return Err(Problem::new(StatusCode::NOT_FOUND, "no job's key pattern matches this key"));
+        let detail =
+            format!("no job has the key `{key}`; GET /jobs lists the jobs of this worker with their key patterns");
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     }
     let _turn = fleet.admin.turn().await;
     let mut redis = parts.ops.redis.clone();

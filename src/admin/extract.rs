@@ -47,8 +47,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
 
     async fn from_request_parts(parts: &mut request::Parts, state: &S) -> Result<Self, Problem> {
         let query = Query::<T>::from_request_parts(parts, state).await;
-        query.map(|Query(query)| Self(query)).map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))
+        query
+            .map(|Query(query)| Self(query))
+            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, of_query(&e.body_text())))
     }
+}
+
+/// Returns why a query cannot be read, from its deserializer's words.
+fn of_query(words: &str) -> String {
+    let why = words.strip_prefix("Failed to deserialize query string: ").unwrap_or(words);
+    let why = why
+        .replace("provided string was not `true` or `false`", "write `true` or `false`")
+        .replace("invalid digit found in string", "write a whole number")
+        .replace("there are no fields", "this request has no parameters");
+    format!("the query cannot be read: {why}")
 }
 
 /// Rejects a query.
@@ -123,11 +135,20 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
         if text.is_empty() {
             return Ok(Self(T::default()));
         }
-        let object: Option<Map<String, Value>> = serde_json::from_str(&text).map_err(|e| {
-            Problem::new(StatusCode::BAD_REQUEST, format!("the body is not the expected JSON object: {e}"))
-        })?;
-        serde_json::from_value(Value::Object(object.unwrap_or_default()))
+        read_object::<Option<Map<String, Value>>>(&text)?
+            .map_or_else(|| Ok(T::default()), |_| read_fields(&text))
             .map(Self)
-            .map_err(|e| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, e))
     }
+}
+
+/// Reads a body as far as it is a JSON object.
+pub(super) fn read_object<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+    let refuse = |e| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not the expected JSON object: {e}"));
+    serde_json::from_str(text).map_err(refuse)
+}
+
+/// Reads the fields of a JSON object. The error tells where the fault is.
+pub(super) fn read_fields<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+    let refuse = |e| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("the body cannot be followed: {e}"));
+    serde_json::from_str(text).map_err(refuse)
 }

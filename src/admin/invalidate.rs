@@ -3,8 +3,9 @@
 use axum::Json;
 use axum::http::StatusCode;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::extract::{Asked, Fleet, Force, Text};
+use super::extract::{Asked, Fleet, Force, Text, read_fields, read_object};
 use super::problem::Problem;
 use crate::ops::{Mistake, Ops};
 use crate::protocol::Message;
@@ -92,10 +93,6 @@ async fn check_names(ops: &Ops, message: &Message) -> Result<(), Problem> {
 
 fn read(text: &str) -> Result<Message, Problem> {
     // On the channel plain text is a key; here it is an error.
-    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
-        .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not the expected JSON object: {e}")))?;
-    serde_json::from_value::<Message>(object.into())
-        .map_err(|e| e.to_string())
-        .and_then(|message| message.checked().map_err(|e| e.to_string()))
-        .map_err(|e| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, e))
+    read_object::<Map<String, Value>>(text)?;
+    read_fields::<Message>(text)?.checked().map_err(|e| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, e))
 }

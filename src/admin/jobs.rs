@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 
 use super::Parts;
-use super::extract::{Fleet, Named};
+use super::extract::{Asked, Fleet, Named, Nothing};
 use super::problem::Problem;
 use crate::job::KnownJob;
 use crate::ops::Census;
@@ -96,7 +96,7 @@ pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
 
 /// Show the state of all jobs
 #[utoipa::path(get, path = "/jobs", tag = "jobs", responses((status = 200, body = Vec<JobStatus>)))]
-pub(super) async fn jobs(fleet: Fleet) -> Result<Json<Vec<JobStatus>>, Problem> {
+pub(super) async fn jobs(fleet: Fleet, Asked(Nothing {}): Asked<Nothing>) -> Result<Json<Vec<JobStatus>>, Problem> {
     statuses(&fleet).await.map(Json)
 }
 
@@ -108,7 +108,11 @@ pub(super) async fn jobs(fleet: Fleet) -> Result<Json<Vec<JobStatus>>, Problem> 
     params(("job" = String, Path, description = "The job's name")),
     responses((status = 200, body = JobStatus))
 )]
-pub(super) async fn job(fleet: Fleet, Named(name): Named) -> Result<Json<JobStatus>, Problem> {
+pub(super) async fn job(
+    fleet: Fleet,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+) -> Result<Json<JobStatus>, Problem> {
     let parts = &fleet.parts;
     let job = find(parts, &name)?;
     let census = census(&fleet).await?;
@@ -129,7 +133,11 @@ pub(super) async fn job(fleet: Fleet, Named(name): Named) -> Result<Json<JobStat
     params(("job" = String, Path, description = "The job's name")),
     responses((status = 200, body = Pause))
 )]
-pub(super) async fn pause(fleet: Fleet, Named(name): Named) -> Result<Json<Pause>, Problem> {
+pub(super) async fn pause(
+    fleet: Fleet,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+) -> Result<Json<Pause>, Problem> {
     let parts = &fleet.parts;
     let changed = parts.ops.pause(find(parts, &name)?).await?;
     Ok(Json(Pause { job: name, paused: true, changed }))
@@ -143,7 +151,11 @@ pub(super) async fn pause(fleet: Fleet, Named(name): Named) -> Result<Json<Pause
     params(("job" = String, Path, description = "The job's name")),
     responses((status = 200, body = Pause))
 )]
-pub(super) async fn resume(fleet: Fleet, Named(name): Named) -> Result<Json<Pause>, Problem> {
+pub(super) async fn resume(
+    fleet: Fleet,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+) -> Result<Json<Pause>, Problem> {
     let parts = &fleet.parts;
     let changed = parts.ops.resume(find(parts, &name)?).await?;
     Ok(Json(Pause { job: name, paused: false, changed }))
@@ -157,7 +169,11 @@ pub(super) async fn resume(fleet: Fleet, Named(name): Named) -> Result<Json<Paus
     params(("job" = String, Path, description = "The job's name")),
     responses((status = 200, body = Gone))
 )]
-pub(super) async fn accept_gone(fleet: Fleet, Named(name): Named) -> Result<Json<Gone>, Problem> {
+pub(super) async fn accept_gone(
+    fleet: Fleet,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+) -> Result<Json<Gone>, Problem> {
     let parts = &fleet.parts;
     let job = find(parts, &name)?;
     let due = parts.ops.accept_gone(job).await?;
@@ -172,7 +188,11 @@ pub(super) async fn accept_gone(fleet: Fleet, Named(name): Named) -> Result<Json
     params(("job" = String, Path, description = "The job's name")),
     responses((status = 200, body = Gone))
 )]
-pub(super) async fn hold_gone(fleet: Fleet, Named(name): Named) -> Result<Json<Gone>, Problem> {
+pub(super) async fn hold_gone(
+    fleet: Fleet,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+) -> Result<Json<Gone>, Problem> {
     let parts = &fleet.parts;
     let job = find(parts, &name)?;
     if !parts.ops.hold_gone(job).await? {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use serde::Serialize;
 
-use super::extract::Fleet;
+use super::extract::{Asked, Fleet, Nothing};
 use super::jobs::statuses;
 use super::problem::Problem;
 use crate::job::Job;
@@ -107,13 +107,13 @@ pub(super) struct Upstream {
 
 /// Statistics of Redis and the jobs
 #[utoipa::path(get, path = "/redis/stats", tag = "stats", responses((status = 200, body = Stats)))]
-pub(super) async fn redis_stats(fleet: Fleet) -> Result<Json<Stats>, Problem> {
+pub(super) async fn redis_stats(fleet: Fleet, Asked(Nothing {}): Asked<Nothing>) -> Result<Json<Stats>, Problem> {
     stats(&fleet).await.map(Json)
 }
 
 /// Alias of `/redis/stats`
 #[utoipa::path(get, path = "/api/v1/cache/stats", tag = "stats", responses((status = 200, body = Stats)))]
-pub(super) async fn cache_stats(fleet: Fleet) -> Result<Json<Stats>, Problem> {
+pub(super) async fn cache_stats(fleet: Fleet, Asked(Nothing {}): Asked<Nothing>) -> Result<Json<Stats>, Problem> {
     stats(&fleet).await.map(Json)
 }
 

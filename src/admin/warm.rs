@@ -48,7 +48,7 @@ pub(super) struct Wanted {
 pub(super) struct WaitQuery {
     /// Answer when the entries are fetched.
     wait: bool,
-    /// The longest wait, from `1s` to `10m`; `30s` if absent. A plain number counts as seconds.
+    /// With `wait`: the longest wait, from `1s` to `10m`; `30s` if absent. A plain number counts as seconds.
     #[param(example = "30s")]
     timeout: Option<String>,
     /// Go on even if a key looks like a pattern and no entry has it.
@@ -60,11 +60,11 @@ impl WaitQuery {
         let Some(text) = &self.timeout else { return Ok(TIMEOUT) };
         let refuse = |why: String| Problem::new(StatusCode::BAD_REQUEST, format!("`timeout`: `{text}` {why}"));
         let timeout = duration::parse_or_seconds(text).map_err(refuse)?;
-        if (SHORTEST..=LONGEST).contains(&timeout) {
-            return Ok(timeout);
+        if !(SHORTEST..=LONGEST).contains(&timeout) {
+            let [shortest, longest] = [SHORTEST, LONGEST].map(duration::text);
+            return Err(refuse(format!("must be between {shortest} and {longest}")));
         }
-        let [shortest, longest] = [SHORTEST, LONGEST].map(duration::text);
-        Err(refuse(format!("must be between {shortest} and {longest}")))
+        if self.wait { Ok(timeout) } else { Err(refuse("has no effect without `wait=true`".to_owned())) }
     }
 }
 

@@ -171,5 +171,15 @@ async fn what_is_not_there_or_cannot_be_asked_is_told_as_a_problem() {
     put.problem(405);
     assert_eq!(server.get("/warm").await.headers["allow"], "POST");
     assert_eq!(server.get("/redis/clear").await.headers["allow"], "DELETE");
-    server.ready().await.get("/jobs/nobody").await.problem(404);
+    let server = server.ready().await;
+    server.get("/jobs/nobody").await.problem(404);
+    // A parameter that has no effect is not passed over in silence.
+    for (method, path) in
+        [("GET", "/jobs"), ("GET", "/redis/stats"), ("POST", "/jobs/art/pause"), ("POST", "/dead/retry")]
+    {
+        let refused = send(server.request(method.parse().unwrap(), &format!("{path}?for=1h"))).await.problem(400);
+        assert!(refused.contains("unknown field `for`, this request has no parameters"), "{path}: {refused}");
+    }
+    assert!(server.get("/dead?limit=few").await.problem(400).contains("limit: write a whole number"));
+    assert_eq!(server.get("/jobs/art").await.ok()["paused_ms"], json!(null));
 }

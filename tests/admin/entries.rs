@@ -108,6 +108,8 @@ async fn an_invalidation_is_published_and_a_senseless_one_refused() {
         (json!({"keys": ["a".repeat(2_049)]}), 422, "2049 bytes"),
         (json!({"tags": (0..1_001).map(|n| n.to_string()).collect::<Vec<_>>()}), 422, "1001 tags"),
         (json!({"jobs": (0..65).map(|n| n.to_string()).collect::<Vec<_>>()}), 422, "65 jobs"),
+        (json!({"keys": "art:a"}), 422, "expected a sequence at line 1 column 15"),
+        (json!({"keys": [], "version": -1}), 422, "version"),
         (json!(["art:a"]), 400, "not the expected JSON object"),
     ];
     for (message, status, reason) in refused {
@@ -168,10 +170,10 @@ async fn names_that_match_nothing_are_refused_unless_forced() {
     }
 
     let calls = upstream.all_requests().len();
-    assert!(server.post("/warm", json!({"keys": ["art:b", "art:*"]})).await.problem(422).contains("literal key"));
+    assert!(server.post("/warm", json!({"keys": ["art:b", "art:[x]"]})).await.problem(422).contains("literal key"));
     assert_eq!(server.post("/warm?wait=true", json!({"keys": ["art:c"]})).await.ok()["warmed"], 1);
     assert_eq!(upstream.all_requests().len(), calls + 1, "nothing of a refused request is fetched");
-    assert_eq!(server.post("/warm?wait=true&force=true", json!({"keys": ["art:*"]})).await.ok()["warmed"], 1);
+    assert_eq!(server.post("/warm?wait=true&force=true", json!({"keys": ["art:[x]"]})).await.ok()["warmed"], 1);
 }
 
 #[tokio::test]
@@ -205,7 +207,8 @@ async fn a_client_that_waits_hears_of_the_value_or_why_there_is_none() {
     assert!(warm("", "elsewhere:b").await.problem(404).contains("no job has the key"));
     assert!(server.post("/warm", json!({"jobs": ["nobody"]})).await.problem(404).contains("no job"));
     assert!(server.post("/warm", json!({})).await.problem(422).contains("names nothing"));
-    warm("?wait=perhaps", "art:b").await.problem(400);
+    assert!(warm("?wait=perhaps", "art:b").await.problem(400).contains("wait: write `true` or `false`"));
+    assert!(warm("?timeout=5s", "art:b").await.problem(400).contains("no effect without `wait=true`"));
     for (timeout, said) in
         [("0", "between 1s and 10m"), ("11m", "between 1s and 10m"), ("soon", "`soon` is not a time")]
     {
