@@ -70,6 +70,7 @@ async fn an_invalidation_of_what_no_job_knows_is_refused() {
         (&["arts:a", "art:a"][..], "the key `arts:a` matches no job"),
         (&["--tag", "t:a"], "the tag `t:a` matches no job"),
         (&["--pattern", "arts:*"], "the pattern `arts:*` matches no job"),
+        (&["--pattern", ""], "the pattern `` matches no job"),
         (&["--job", "arts"], "the job `arts` matches no job"),
         (&["a:1", "a:2", "a:3", "a:4", "a:5", "a:6", "a:7"], "`a:5` and 2 more match no job"),
     ] {
@@ -337,6 +338,10 @@ async fn a_worker_has_one_name_in_health_log_and_watch() {
 
 #[tokio::test]
 async fn a_time_without_a_unit_is_refused_with_the_remedy() {
+    let useless = samovar(["warm", "art", "--timeout", "3s"]).run().await;
+    assert!(useless.code == Some(2) && useless.stderr.contains("--wait"), "{useless:?}");
+    let negative = samovar(["warm", "art", "--wait", "--timeout", "-3s"]).run().await;
+    assert!(negative.code == Some(2) && negative.stderr.contains("is not a time; write `30s`"), "{negative:?}");
     let refused = samovar(["warm", "art", "--wait", "--timeout", "3"]).run().await;
     assert!(refused.code == Some(2) && refused.stderr.contains("has no unit; write `3s`"), "{refused:?}");
 }

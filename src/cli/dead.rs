@@ -16,6 +16,9 @@ const PAGE: usize = 500;
 
 /// Arguments of `samovar dead`.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 samovar dead product                            # the job's dead letters, with reasons\n\
+\x20 samovar dead product:42 --retry                 # tries one again; without names, all")]
 pub(super) struct DeadArgs {
     /// Only these entries or jobs
     #[arg(value_name = "JOB|KEY")]

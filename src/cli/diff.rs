@@ -354,9 +354,8 @@ impl Report {
         for budget in &self.budgets {
             println!("{}", wrapped(&budget.text(now), "  "));
         }
-        println!(
-            "VALUES in Redis are made anew, MISSING ones fetched. REQUESTS and AI CALLS are the most that are made, if \
-             none fails."
-        );
+        let legend = "VALUES in Redis are made anew, MISSING ones fetched. REQUESTS and AI CALLS are the most that are \
+                      made, if none fails.";
+        println!("{}", wrapped(legend, ""));
     }
 }

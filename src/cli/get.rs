@@ -15,6 +15,8 @@ use crate::store::Expiry;
 
 /// Arguments of `samovar get`.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 samovar get 'product:42'\n\nExit codes: 1 if the key has no value.")]
 pub(super) struct GetArgs {
     /// The entry's key
     key: String,
@@ -51,6 +53,9 @@ fn tell_value(entry: &Entry) {
     }
     println!();
     say("job", entry.job.clone().unwrap_or_else(|| "none: no job's key pattern matches".to_owned()));
+    if entry.job_is_left {
+        say("left", "no running worker knows the job, so nothing is fetched: `samovar jobs` says more".to_owned());
+    }
     if let (Some(since), Some(job)) = (entry.job_paused_ms, &entry.job) {
         let since = relative(since, now);
         say("paused", format!("the job was paused {since}: nothing is fetched until `samovar resume {job}`"));

@@ -17,6 +17,9 @@ use crate::store::{GoneGuard, GuardState};
 
 /// Arguments of `samovar gone`.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 samovar gone                                    # the jobs whose removals are held back\n\
+\x20 samovar gone product --accept                   # the upstream is right")]
 pub(super) struct GoneArgs {
     /// The job's name; without it, all jobs are shown whose removals are held back or let through
     #[arg(value_name = "JOB")]

@@ -13,6 +13,11 @@ use crate::trigger::invalidation::inbox;
 
 /// Arguments of `samovar invalidate`.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 samovar invalidate product:42                   # serves the old value until the new one lands\n\
+\x20 samovar invalidate --pattern 'product:4*' --tag brand:acme\n\
+\x20 samovar invalidate --job product --evict        # removes all values at once\n\
+\x20 samovar invalidate product:42 --version 7       # waits for this version")]
 #[command(disable_version_flag = true)]
 pub(super) struct InvalidateArgs {
     /// Literal keys, without wildcards; at most 10,000 keys of 2048 bytes
@@ -34,7 +39,7 @@ pub(super) struct InvalidateArgs {
     #[arg(long)]
     warm: bool,
     /// The version that the keys have now: an integer, an RFC 3339 time, or `any` after a restored backup; keys only
-    #[arg(long, value_name = "VERSION", value_parser = announced)]
+    #[arg(long, value_name = "VERSION", value_parser = announced, allow_hyphen_values = true)]
     version: Option<Announced>,
     /// Publish even if a name matches no job, or if a key looks like a pattern and no entry has it
     #[arg(long)]

@@ -87,7 +87,7 @@ enum Command {
     Get(get::GetArgs),
     /// List dead letters, or put them back on the agenda
     Dead(dead::DeadArgs),
-    /// Check the worker of this machine with one request: exit 0 if it is healthy, 1 if not
+    /// Check the worker of this machine with one request: exit 0 if it is healthy or degraded, 1 if not
     Health(health::HealthArgs),
     /// Run a one-minute demo on its own Redis, against two alternatives
     Demo(demo::DemoArgs),
@@ -121,6 +121,11 @@ impl Printing {
 
 /// Arguments of `samovar check`.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 samovar check                                   # all faults, with line, column and remedy\n\
+\x20 samovar check --fetch new-jobs                  # also whether each upstream answers as the files say\n\
+\x20 samovar check --diff                            # what a reload would cause\n\n\
+Exit codes: 78 if the files have faults; 1 if a job has no value with --fetch.")]
 struct CheckArgs {
     /// The folder of job files, instead of the configured one
     #[arg(value_name = "DIR")]

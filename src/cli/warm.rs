@@ -30,6 +30,10 @@ const SHOWN: usize = 20;
 
 /// Arguments of `samovar warm`.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 samovar warm product                            # all entries that the job keeps warm\n\
+\x20 samovar warm product:42 --wait --timeout 30s    # one entry; exit 1 if it was not fetched\n\
+\x20 samovar warm product --dry-run                  # how many fetches and AI calls that is")]
 pub(super) struct WarmArgs {
     /// A job's name, for all entries that it keeps warm, or an entry's key. Of a job with a feed, those of the feed's
     /// last answer; a worker then asks the feed and fetches what is new, for which --wait does not wait
@@ -40,6 +44,7 @@ pub(super) struct WarmArgs {
     wait: bool,
     /// With --wait: the longest wait, such as 30s or 1h30m; entries that are not fetched by then count as failed
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
+    #[arg(requires = "wait", allow_hyphen_values = true)]
     timeout: Duration,
     /// Fetch a key that looks like a pattern even if no entry has it
     #[arg(long)]

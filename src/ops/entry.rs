@@ -81,6 +81,8 @@ pub struct Entry {
     pub due_priority: Option<&'static str>,
     /// Upstreams of its job to which no requests are sent now.
     pub closed_upstreams: Vec<UpstreamStatus>,
+    /// `true` if no running worker knows its job: nothing of it is fetched.
+    pub job_is_left: bool,
     /// Since when its job is paused: nothing of it is fetched.
     #[schema(value_type = Option<i64>)]
     pub job_paused_ms: Option<RedisTime>,
@@ -140,6 +142,10 @@ impl Ops {
             ),
             None => (Vec::new(), Vec::new()),
         };
+        let job_is_left = match owner {
+            Some(job) => self.left_jobs().await?.contains(&job.name),
+            None => false,
+        };
         let due = score.map(Due::from_score);
         let (expiry, ours, meta) = (snapshot.expiry, snapshot.ours(), snapshot.meta.as_ref());
         let attempt = meta.map(|meta| meta.last_attempt.clone());
@@ -171,6 +177,7 @@ impl Ops {
             due_state: due.map(|due| state(due.state)),
             due_priority: due.map(|due| priority(due.priority)),
             closed_upstreams,
+            job_is_left,
             job_paused_ms,
             removal_held_until_ms: gone_guard
                 .filter(|_| snapshot.has_value())

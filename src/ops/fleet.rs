@@ -1,5 +1,5 @@
-//! The state that all jobs of a fleet share: its live workers, the reloads that they refused, and keys of the wrong type
-//! in place of those that all jobs need.
+//! The state that all jobs of a fleet share: its live workers, the reloads that they refused, and keys of the wrong
+//! type in place of those that all jobs need.
 //!
 //! A worker tells that it refused its last reload under a key that expires, again and again while that lasts. Builds
 //! before this one tell nothing, and leave these keys alone.

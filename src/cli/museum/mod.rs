@@ -156,6 +156,20 @@ impl Museum {
         self.hall.set_mode(if down { answers::Mode::Down } else { answers::Mode::Ok });
     }
 
+    /// Runs until `shutdown`, then stops.
+    ///
+    /// # Errors
+    /// The server fails.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tokio::select! {
+            () = shutdown => self.stop().await,
+            ended = self.server.join_next() => match ended {
+                Some(ended) => Ok(ended??),
+                None => Ok(()),
+            },
+        }
+    }
+
     /// Stops; pending requests have two seconds to finish.
     ///
     /// # Errors
@@ -166,22 +180,6 @@ impl Museum {
             Ok(Some(ended)) => Ok(ended??),
             Ok(None) | Err(_) => Ok(()),
         }
-    }
-}
-
-/// Runs a museum until `shutdown`.
-///
-/// # Errors
-/// As [`Museum::start`], and when the server fails.
-pub async fn serve(address: SocketAddr, options: Options, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let mut museum = Museum::start(address, options).await?;
-    tracing::info!(address = %museum.address(), artworks = museum.names().len(), "the museum is open");
-    tokio::select! {
-        () = shutdown => museum.stop().await,
-        ended = museum.server.join_next() => match ended {
-            Some(ended) => Ok(ended??),
-            None => Ok(()),
-        },
     }
 }
 

@@ -36,6 +36,9 @@ const WAITING: usize = 1_000;
 
 /// Arguments of `samovar watch`.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 samovar watch --job product --key 'product:4*'\n\
+\x20 samovar watch --json | jq 'select(.outcome == \"failed\")'")]
 pub(super) struct WatchArgs {
     /// Only these jobs
     #[arg(long, value_name = "JOB")]
