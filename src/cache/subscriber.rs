@@ -15,6 +15,8 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use crate::redis::subscriber;
+
 /// The timeout of one attempt to connect and subscribe.
 const CONNECT: Duration = Duration::from_secs(5);
 /// The wait before the second attempt; each later wait doubles.
@@ -178,7 +180,7 @@ impl ChannelListener {
 
     async fn subscribe(&self) -> RedisResult<PubSubStream> {
         let subscribing = async {
-            let mut pubsub = self.client.get_async_pubsub().await?;
+            let mut pubsub = subscriber(&self.client).await?;
             pubsub.subscribe(&self.channel).await?;
             Ok(pubsub.into_on_message())
         };

@@ -12,7 +12,7 @@
 
 use super::ServerInfo;
 use super::refused::is_refusal;
-use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, PubSub};
 use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisFuture, RedisResult, Value};
 use std::fmt;
 use std::io;
@@ -22,7 +22,12 @@ use tokio::runtime::Handle;
 use tokio_util::context::TokioContext;
 
 use super::WrongTypes;
+#[cfg(feature = "simulation")]
+use super::simulated::{self, Manager};
 use crate::entry::duration;
+
+#[cfg(not(feature = "simulation"))]
+type Manager = ConnectionManager;
 
 /// The timeout of one attempt: name resolution, TCP, TLS and authentication together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,7 +75,7 @@ pub struct Connection {
 
 /// The current connection and when it was opened.
 struct Line {
-    manager: ConnectionManager,
+    manager: Manager,
     since: Instant,
 }
 
@@ -84,13 +89,7 @@ impl Connection {
     /// Connects once. A failure (no server, wrong password, still loading) is returned at once, and the caller decides
     /// about another attempt. Later failures are retried without limit.
     pub(super) async fn open(client: Client, server: Arc<str>, timeout: Duration) -> RedisResult<Self> {
-        let first_try = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(timeout));
-        let mut probe = client.get_multiplexed_async_connection_with_config(&first_try).await?;
-        ping(&mut probe).await?;
-        drop(probe);
-
+        probe(&client, timeout).await?;
         let mut connection = Self::lazy(client, server, timeout)?;
         ping(&mut connection).await?;
         Ok(connection)
@@ -105,7 +104,7 @@ impl Connection {
         Ok(Self { line, client: client.into(), server, timeout, home, refused, loaded, wrong_types })
     }
 
-    fn manager(&self) -> ConnectionManager {
+    fn manager(&self) -> Manager {
         self.line.lock().unwrap_or_else(PoisonError::into_inner).manager.clone()
     }
 
@@ -208,7 +207,35 @@ impl Connection {
     }
 }
 
-fn manager(client: &Client) -> RedisResult<ConnectionManager> {
+/// Opens a connection of its own for subscriptions.
+///
+/// # Errors
+/// Redis cannot be reached, or refuses the user.
+pub(crate) async fn subscriber(client: &Client) -> RedisResult<PubSub> {
+    #[cfg(feature = "simulation")]
+    if let Some(simulated) = simulated::subscriber(client).await {
+        return simulated;
+    }
+    client.get_async_pubsub().await
+}
+
+/// Connects once, without a second attempt.
+async fn probe(client: &Client, timeout: Duration) -> RedisResult<()> {
+    #[cfg(feature = "simulation")]
+    if simulated::is_on() {
+        return Ok(());
+    }
+    let first_try = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(timeout));
+    ping(&mut client.get_multiplexed_async_connection_with_config(&first_try).await?).await
+}
+
+fn manager(client: &Client) -> RedisResult<Manager> {
+    #[cfg(feature = "simulation")]
+    if let Some(simulated) = simulated::socket(client) {
+        return Ok(simulated);
+    }
     let for_good = ConnectionManagerConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         // `Connection` applies its own timeout to each command.
@@ -217,7 +244,10 @@ fn manager(client: &Client) -> RedisResult<ConnectionManager> {
         .set_exponent_base(2.0)
         .set_min_delay(FIRST_DELAY)
         .set_max_delay(LONGEST_DELAY);
-    ConnectionManager::new_lazy_with_config(client.clone(), for_good)
+    let manager = ConnectionManager::new_lazy_with_config(client.clone(), for_good)?;
+    #[cfg(feature = "simulation")]
+    let manager = Manager::Real(manager);
+    Ok(manager)
 }
 
 /// Returns `true` if the answer is this error of the server.

@@ -11,6 +11,8 @@ mod refused;
 pub mod requirements;
 mod scan;
 mod script;
+#[cfg(feature = "simulation")]
+pub mod simulated;
 #[cfg(test)]
 pub(crate) mod server;
 #[cfg(feature = "worker")]
@@ -20,6 +22,7 @@ mod wrong_types;
 
 pub use backoff::Backoff;
 pub use connection::Connection;
+pub(crate) use connection::subscriber;
 pub use health::{Health, LoopHealth, Troubles};
 pub use info::ServerInfo;
 #[cfg(feature = "worker")]

@@ -6,6 +6,7 @@
 use redis::{Client, RedisError, RedisResult, Value};
 
 use super::Connection;
+use super::connection::subscriber;
 use super::refused::{Refused, is_refusal};
 use crate::protocol::Keys;
 
@@ -268,7 +269,7 @@ pub async fn lacking(redis: &mut Connection, client: &Client, keys: &Keys) -> Re
         }
     }
     for channel in [keys.invalidate_channel(), keys.signal_channel(), keys.hearing_channel()] {
-        let mut pubsub = client.get_async_pubsub().await?;
+        let mut pubsub = subscriber(client).await?;
         match pubsub.subscribe(&channel).await {
             Ok(()) => {}
             Err(e) => match Refused::by(&e) {

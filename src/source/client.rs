@@ -10,6 +10,8 @@
 use super::addresses::{PublicOnly, is_private};
 use super::coding::{self, Broken, Decoder};
 use super::secrets::Secrets;
+#[cfg(feature = "simulation")]
+use super::simulated::transmit;
 use super::{FetchError, account, busy};
 use crate::entry::Validators;
 use crate::entry::duration;
@@ -117,6 +119,10 @@ impl Client {
     pub(super) fn new(upstream: &Arc<Upstream>, env: &EnvValues) -> anyhow::Result<Self> {
         let name = &upstream.name;
         let client = |public: bool| {
+            #[cfg(feature = "simulation")]
+            if let Some(client) = super::simulated::client() {
+                return Ok(client);
+            }
             let client = reqwest::Client::builder()
                 .user_agent(concat!("samovar/", env!("CARGO_PKG_VERSION")))
                 .redirect(Policy::none())
@@ -211,7 +217,8 @@ impl Client {
             if let Some(body) = &body {
                 asked = asked.header(header::CONTENT_TYPE, "application/json").body(body.clone());
             }
-            let response = asked.headers(own.clone()).headers(conditions.clone()).send().await.map_err(|error| {
+            let asked = asked.headers(own.clone()).headers(conditions.clone());
+            let response = transmit(asked).await.map_err(|error| {
                 if !error.is_connect() && !error.is_builder() {
                     reached.no_answer();
                 }
@@ -332,6 +339,12 @@ impl Client {
         }
         Ok(Received::Body(body))
     }
+}
+
+/// Sends a request.
+#[cfg(not(feature = "simulation"))]
+async fn transmit(request: reqwest::RequestBuilder) -> reqwest::Result<Response> {
+    request.send().await
 }
 
 /// The request that a response answers.

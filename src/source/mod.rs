@@ -16,6 +16,8 @@ mod http;
 mod limits;
 mod preview;
 mod secrets;
+#[cfg(feature = "simulation")]
+pub mod simulated;
 
 use crate::entry::Validators;
 use crate::entry::{EntryKey, UpstreamName};

@@ -18,7 +18,7 @@ use crate::entry::EntryKey;
 use crate::entry::Trigger;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
-use crate::redis::{Backoff, Connection, RedisTime, lead};
+use crate::redis::{Backoff, Connection, RedisTime, lead, subscriber};
 use crate::store::Meta;
 
 /// The time for which a miss waits: an entry that a warmup asked for in vain is on the agenda by then.
@@ -125,7 +125,7 @@ impl Misses {
 
     /// Listens until the connection ends or another worker is elected.
     async fn listen(&self, backoff: &mut Backoff) -> RedisResult<()> {
-        let connect = tokio::time::timeout(Duration::from_secs(5), self.client.get_async_pubsub());
+        let connect = tokio::time::timeout(Duration::from_secs(5), subscriber(&self.client));
         let mut pubsub = connect.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         let database = self.client.get_connection_info().redis_settings().db();
         pubsub.subscribe(format!("__keyevent@{database}__:keymiss")).await?;

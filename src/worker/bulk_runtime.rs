@@ -26,6 +26,10 @@ impl BulkRuntime {
     /// # Errors
     /// The system gives no threads.
     pub(super) fn new(name: &str) -> std::io::Result<Self> {
+        #[cfg(feature = "simulation")]
+        if crate::redis::simulated::is_on() {
+            return Ok(Self { runtime: None, handle: Handle::current() });
+        }
         let runtime = Builder::new_multi_thread().thread_name(name).enable_all().build()?;
         let handle = runtime.handle().clone();
         Ok(Self { runtime: Some(runtime), handle })

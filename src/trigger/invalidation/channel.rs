@@ -26,7 +26,7 @@ use crate::protocol::Message;
 use crate::protocol::{Keys, inbox};
 use crate::queue::{QUEUED_SIGNAL, Queue};
 use crate::redis::LoopHealth;
-use crate::redis::{Backoff, Connection};
+use crate::redis::{Backoff, Connection, subscriber};
 use crate::source::Gate;
 use crate::store::REVALIDATE_SIGNAL;
 use crate::telemetry::Telemetry;
@@ -107,7 +107,7 @@ impl Channel {
         lost_since: &mut Option<Instant>,
         backoff: &mut Backoff,
     ) -> redis::RedisResult<()> {
-        let connect = self.client.get_async_pubsub();
+        let connect = subscriber(&self.client);
         let signals = self.keys.signal_channel();
         let channels = [self.keys.invalidate_channel(), signals.clone(), self.keys.hearing_channel()];
         let subscribed = async {
