@@ -69,7 +69,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     for upstream in &upstreams {
         if let Some(closed) = upstream.closed_text(now) {
-            println!("\n{}", wrapped(&format!("Upstream {}: {closed}.", upstream.upstream), ""));
+            println!("\n{}", wrapped(&escaped(&format!("Upstream {}: {closed}.", upstream.upstream)), ""));
         }
     }
     for state in told.states {

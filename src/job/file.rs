@@ -159,14 +159,19 @@ fn parse<'a>(files: &'a [(String, String)], findings: &'a Findings<'a>) -> Vec<P
     parsed
 }
 
-/// Returns the remedy if a number of a TOML file begins with a zero, as postcodes and station numbers do.
+/// Returns the remedy if a number of a TOML file begins with a zero. In a list, postcodes and station numbers do.
 fn leading_zero(error: &str, text: &str, at: usize) -> Option<String> {
     let (before, after) = (text.get(..at)?, text.get(at..)?);
-    let digits = |c: char| c.is_ascii_digit();
-    let start = before.trim_end_matches(digits).len();
-    let end = at + after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
+    let part = |c: char| c.is_ascii_digit() || "+-._".contains(c);
+    let start = before.trim_end_matches(part).len();
+    let end = at + after.find(|c: char| !part(c)).unwrap_or(after.len());
     let number = text.get(start..end).filter(|_| error.contains("leading zero"))?;
-    Some(format!("write it as a string: \"{number}\""))
+    let is_in_list = before[..start].trim_end().ends_with(['[', ',']);
+    Some(if is_in_list && number.chars().all(|c| c.is_ascii_digit()) {
+        format!("write it as a string: \"{number}\"")
+    } else {
+        "write it without the leading zero".to_owned()
+    })
 }
 
 /// Reads the jobs, and checks their keys and inputs against each other.

@@ -16,6 +16,8 @@ use crate::job::{Job, Jobs};
 
 /// Jobs in one script call.
 const BATCH: usize = 125;
+/// Names of workers in one message.
+const NAMES: usize = 10;
 /// The name of the digest of what values are made from, among those of a file.
 const VALUES: &str = "values";
 /// The name of the digest of a whole file.
@@ -23,9 +25,6 @@ const TEXT: &str = "text";
 
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/begin_files.lua")));
 static END: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/end_change.lua")));
-
-/// Names of workers in one message.
-const NAMES: usize = 10;
 
 /// The digests of one job file, by the names of its parts.
 pub type Digests = BTreeMap<String, String>;

@@ -16,12 +16,12 @@ use crate::entry::{EntryKey, Version, hash};
 use crate::protocol::LEASE_RECORD;
 use crate::redis::{RedisTime, with_preludes};
 
-static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/commit.lua")));
-static EXTEND: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/extend.lua")));
-static GONE: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/gone.lua")));
 /// Longer than any value lives beyond its TTL.
 const ANY_TIME: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
 
+static COMMIT: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/commit.lua")));
+static EXTEND: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/extend.lua")));
+static GONE: LazyLock<Script> = LazyLock::new(|| fenced(include_str!("lua/gone.lua")));
 static EXTEND_STALE: LazyLock<Script> = LazyLock::new(|| coded(include_str!("lua/extend_stale.lua")));
 
 /// Returns a script that writes only where the fence lets it.

@@ -210,6 +210,10 @@ fn a_number_with_a_leading_zero_is_to_be_a_string() {
     let told = faults(&[("a.toml", &job)]);
     let help = r#"write it as a string: "06011""#;
     assert!(told.len() == 1 && told[0].contains("leading zero") && told[0].ends_with(help), "{told:?}");
+    for number in ["[entries]\nlist = [17000, -06]\n", "[entries]\nlist = [01.5]\n", "[warm]\nattempts = 05\n"] {
+        let told = faults(&[("a.toml", &format!("{GOOD}{number}"))]);
+        assert!(told.len() == 1 && told[0].ends_with("write it without the leading zero"), "{number}: {told:?}");
+    }
 }
 
 #[test]
