@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-use mlua::{Function, HookTriggers, Lua, MultiValue, Table, Value as LuaValue, VmState};
+use mlua::{Function, HookTriggers, Lua, Table, VmState};
 
 use crate::calls::Call;
-use crate::commands::{Reply, double, execute};
-use crate::db::Db;
+use crate::commands::{Reply, execute};
+use crate::db::{Bytes, Db};
+use crate::lua::{Interpreter, Rights};
 use crate::scripts::{META, Mutant, SCORE, Script};
 
 /// The commands that Redis got, for a real server to get them as well.
@@ -77,9 +78,8 @@ impl Codecs {
 /// The scripts, compiled.
 pub struct Engine {
     codecs: Codecs,
-    lua: Lua,
+    interpreter: Interpreter,
     functions: Vec<Function>,
-    db: Rc<RefCell<Db>>,
     asked: RefCell<Option<Vec<Asked>>>,
     ran: Rc<RefCell<Lines>>,
 }
@@ -90,17 +90,15 @@ impl Engine {
     /// # Panics
     /// A script does not compile.
     pub fn new(mutant: Option<&Mutant>) -> Self {
-        let lua = Lua::new();
-        let db = Rc::new(RefCell::new(Db::default()));
-        install(&lua, &db).expect("the functions of Redis");
+        let interpreter = Interpreter::new();
         let compile = |script: &Script| {
             let (source, _) = script.source(mutant);
             let name = format!("={}", *script as usize);
-            lua.load(source).set_name(name).into_function().unwrap_or_else(|e| panic!("{}: {e}", script.path()))
+            interpreter.compile(&source, &name).unwrap_or_else(|e| panic!("{}: {e}", script.path()))
         };
         let functions = Script::ALL.iter().map(compile).collect();
-        let codecs = Codecs::new(&lua).expect("the codecs");
-        Self { codecs, lua, functions, db, asked: RefCell::default(), ran: Rc::default() }
+        let codecs = Codecs::new(&interpreter.lua).expect("the codecs");
+        Self { codecs, interpreter, functions, asked: RefCell::default(), ran: Rc::default() }
     }
 
     /// Reads metadata.
@@ -156,27 +154,19 @@ impl Engine {
 
     /// Runs a script.
     pub fn run(&self, db: &mut Db, call: &Call) -> Reply {
-        std::mem::swap(&mut *self.db.borrow_mut(), db);
-        let reply = self.invoke(call).unwrap_or_else(|e| Reply::Error(message(&e)));
-        std::mem::swap(&mut *self.db.borrow_mut(), db);
+        let function = &self.functions[call.script as usize];
+        let reply = self.interpreter.run(db, function, (&call.keys, &call.args), Rights::default());
+        let reply = reply.unwrap_or_else(|failure| Reply::Error(failure.text));
         if let Some(asked) = &mut *self.asked.borrow_mut() {
             asked.push(Asked::Script(call.clone(), reply.clone()));
         }
         reply
     }
 
-    fn invoke(&self, call: &Call) -> mlua::Result<Reply> {
-        let globals = self.lua.globals();
-        globals.raw_set("KEYS", self.lua.create_sequence_from(call.keys.iter().map(String::as_str))?)?;
-        globals.raw_set("ARGV", self.lua.create_sequence_from(call.args.iter().map(String::as_str))?)?;
-        let reply: MultiValue = self.functions[call.script as usize].call(())?;
-        Ok(to_reply(&reply.into_iter().next().unwrap_or(LuaValue::Nil)))
-    }
-
     /// Carries out a command of a caller.
     pub fn command(&self, db: &mut Db, words: &[&str]) -> Reply {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let reply = execute(db, &words);
+        let reply = execute(db, &words.iter().map(|word| Bytes::from(word.as_str())).collect::<Vec<_>>());
         if let Some(asked) = &mut *self.asked.borrow_mut() {
             asked.push(Asked::Command(words, reply.clone()));
         }
@@ -219,7 +209,7 @@ impl Engine {
             }
             Ok(VmState::Continue)
         };
-        self.lua.set_hook(HookTriggers::EVERY_LINE, hook).expect("a hook");
+        self.interpreter.lua.set_hook(HookTriggers::EVERY_LINE, hook).expect("a hook");
     }
 
     /// Returns the lines of code that never ran while they were watched, and how many lines of code there are.
@@ -240,103 +230,4 @@ impl Engine {
         }
         (never, all.len())
     }
-}
-
-/// Returns an error's first line, without the place where Lua adds it.
-fn message(error: &mlua::Error) -> String {
-    let error = match error {
-        mlua::Error::CallbackError { cause, .. } => cause.to_string(),
-        other => other.to_string(),
-    };
-    let error = error.strip_prefix("runtime error: ").unwrap_or(&error);
-    error.lines().next().unwrap_or_default().to_owned()
-}
-
-fn install(lua: &Lua, db: &Rc<RefCell<Db>>) -> mlua::Result<()> {
-    let redis = lua.create_table()?;
-    for (name, raises) in [("call", true), ("pcall", false)] {
-        let db = Rc::clone(db);
-        let function = lua.create_function(move |lua, args: MultiValue| {
-            let words: Vec<String> = args.iter().map(word).collect::<mlua::Result<_>>()?;
-            match execute(&mut db.borrow_mut(), &words) {
-                Reply::Error(e) if raises => Err(mlua::Error::RuntimeError(e)),
-                reply => to_lua(lua, &reply),
-            }
-        })?;
-        redis.set(name, function)?;
-    }
-    let field = |name: &'static str| {
-        lua.create_function(move |lua, text: String| {
-            let table = lua.create_table()?;
-            table.set(name, text)?;
-            Ok(table)
-        })
-    };
-    redis.set("error_reply", field("err")?)?;
-    redis.set("status_reply", field("ok")?)?;
-    lua.globals().set("redis", redis)
-}
-
-fn word(value: &LuaValue) -> mlua::Result<String> {
-    Ok(match value {
-        LuaValue::String(text) => text.to_str()?.to_owned(),
-        LuaValue::Integer(number) => number.to_string(),
-        LuaValue::Number(number) => double(*number),
-        _ => {
-            return Err(mlua::Error::RuntimeError(
-                "ERR Lua redis lib command arguments must be strings or integers".into(),
-            ));
-        }
-    })
-}
-
-fn to_lua(lua: &Lua, reply: &Reply) -> mlua::Result<LuaValue> {
-    let table = |name: &str, text: &str| -> mlua::Result<LuaValue> {
-        let table = lua.create_table()?;
-        table.set(name, text)?;
-        Ok(LuaValue::Table(table))
-    };
-    Ok(match reply {
-        Reply::Nil => LuaValue::Boolean(false),
-        Reply::Int(number) => LuaValue::Number(*number as f64),
-        Reply::Bulk(text) => LuaValue::String(lua.create_string(text)?),
-        Reply::Status(text) => table("ok", text)?,
-        Reply::Error(text) => table("err", text)?,
-        Reply::Array(parts) => {
-            let table = lua.create_table_with_capacity(parts.len(), 0)?;
-            for (n, part) in parts.iter().enumerate() {
-                table.raw_set(n + 1, to_lua(lua, part)?)?;
-            }
-            LuaValue::Table(table)
-        }
-    })
-}
-
-fn to_reply(value: &LuaValue) -> Reply {
-    match value {
-        LuaValue::Boolean(true) => Reply::Int(1),
-        LuaValue::Integer(number) => Reply::Int(*number),
-        #[expect(clippy::cast_possible_truncation, reason = "Redis truncates as well")]
-        LuaValue::Number(number) => Reply::Int(*number as i64),
-        LuaValue::String(text) => Reply::Bulk(text.to_string_lossy()),
-        LuaValue::Table(table) => table_reply(table),
-        _ => Reply::Nil,
-    }
-}
-
-fn table_reply(table: &Table) -> Reply {
-    if let Ok(Some(text)) = table.raw_get::<Option<String>>("err") {
-        return Reply::Error(text);
-    }
-    if let Ok(Some(text)) = table.raw_get::<Option<String>>("ok") {
-        return Reply::Status(text);
-    }
-    let mut parts = Vec::new();
-    for n in 1.. {
-        match table.raw_get::<LuaValue>(n) {
-            Ok(LuaValue::Nil) | Err(_) => break,
-            Ok(part) => parts.push(to_reply(&part)),
-        }
-    }
-    Reply::Array(parts)
 }

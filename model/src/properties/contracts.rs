@@ -223,7 +223,7 @@ fn stamp(before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
     #[expect(clippy::cast_precision_loss, reason = "times in ms")]
     let latest = before.now() as f64 + 0.5;
     let mut stamps = before.members(key).iter().filter(|(score, _)| !is_known && -score.0 <= latest);
-    let lost = stamps.find(|(score, tag)| -score.0 > stamped(after, tag) + 0.5);
+    let lost = stamps.find(|(score, tag)| -score.0 > stamped(after, tag.as_str()) + 0.5);
     if stamped(after, tag) < at.floor()
         || !(tag.is_empty() || after.score(key, tag).is_none()) && stamped(after, tag) < at
     {
