@@ -1,5 +1,5 @@
-//! The commands of Redis that scripts and callers use, with Redis's replies. `tests/real_redis.rs` and
-//! `tests/real_server.rs` compare them with a real server.
+//! The commands of Redis that scripts and callers use, with Redis's replies. `tests/real_redis.rs` compares
+//! them with a real server.
 
 pub(crate) mod glob;
 pub(crate) mod groups;

@@ -241,8 +241,13 @@ impl Db {
 
     fn put_slot(&mut self, key: &Bytes, slot: Slot) {
         let expires = slot.expires;
-        let before = self.keys.insert(key.clone(), slot).and_then(|slot| slot.expires);
-        self.index(key, before, expires);
+        let before = self.keys.insert(key.clone(), slot);
+        if let Some(live) = &mut self.live
+            && before.as_ref().is_some_and(|slot| matches!(*slot.value, Value::Stream(_)))
+        {
+            live.changed.push(key.clone());
+        }
+        self.index(key, before.and_then(|slot| slot.expires), expires);
     }
 
     fn index(&mut self, key: &Bytes, before: Option<i64>, after: Option<i64>) {

@@ -3,6 +3,7 @@
 mod cjson;
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::rc::Rc;
 
 use mlua::{Function, Lua, LuaOptions, MultiValue, StdLib, Table, Value as LuaValue};
@@ -106,28 +107,14 @@ fn first_line(error: &mlua::Error) -> String {
 /// Adds what Redis has, and returns the function that runs a script and catches its error.
 fn install(lua: &Lua, db: &Rc<RefCell<Db>>, rights: &Rc<Cell<Rights>>) -> mlua::Result<Function> {
     let redis = lua.create_table()?;
-    // An error is raised in Lua: raised here, it would be no table.
-    let raising: Function = lua
-        .load(
-            "local run, raise = ...
-             return function(...)
-               local reply, failed = run(...)
-               if failed then raise(reply, 0) end
-               return reply
-             end",
-        )
-        .into_function()?;
-    let commands = |caught: bool| {
+    for (name, raises) in [("call", true), ("pcall", false)] {
         let (db, rights) = (Rc::clone(db), Rc::clone(rights));
-        lua.create_function(move |lua, args: MultiValue| {
-            let reply = command(&mut db.borrow_mut(), &rights, &args)?;
-            let failed = !caught && matches!(reply, Reply::Error(_));
-            Ok((to_lua(lua, &reply)?, failed.then_some(true)))
-        })
-    };
-    let raise: Function = lua.globals().get("error")?;
-    redis.set("call", raising.call::<Function>((commands(false)?, raise))?)?;
-    redis.set("pcall", commands(true)?)?;
+        let run = move |lua: &Lua, args: MultiValue| match command(&mut db.borrow_mut(), &rights, &args)? {
+            Reply::Error(text) if raises => Err(mlua::Error::external(Refusal(text))),
+            reply => to_lua(lua, &reply),
+        };
+        redis.set(name, lua.create_function(run)?)?;
+    }
     redis.set(
         "error_reply",
         lua.create_function(|lua, text: mlua::LuaString| error_table(lua, &text.to_string_lossy()))?,
@@ -171,6 +158,26 @@ fn protect(lua: &Lua) -> mlua::Result<()> {
     lua.globals().set_metatable(Some(meta))
 }
 
+/// An error of a command.
+#[derive(Debug)]
+struct Refusal(String);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Returns the text of a command's error.
+fn refusal(error: &mlua::Error) -> Option<String> {
+    match error {
+        mlua::Error::CallbackError { cause, .. } => refusal(cause),
+        other => other.downcast_ref::<Refusal>().map(|refusal| refusal.0.clone()),
+    }
+}
+
 /// Turns an error into a table with its text and place, as Redis's handler does.
 fn place(lua: &Lua, error: LuaValue) -> mlua::Result<Table> {
     let at = (1..4).find_map(|level| {
@@ -182,20 +189,22 @@ fn place(lua: &Lua, error: LuaValue) -> mlua::Result<Table> {
         .flatten()
         .flatten()
     });
+    let text = match &error {
+        LuaValue::Table(_) => String::new(),
+        LuaValue::Error(e) => match (refusal(e), &at) {
+            (Some(refusal), _) => refusal,
+            // Functions in Rust do not say where they were called.
+            (None, Some((_, line))) => format!("ERR user_script:{line}: {}", first_line(e)),
+            (None, None) => format!("ERR {}", first_line(e)),
+        },
+        LuaValue::String(text) => format!("ERR {}", text.to_string_lossy()),
+        other => format!("ERR {}", other.to_string()?),
+    };
     let table = match error {
         LuaValue::Table(table) => table,
-        other => {
+        _ => {
             let table = lua.create_table()?;
-            let text = match &other {
-                // Functions in Rust do not say where they were called.
-                LuaValue::Error(e) => {
-                    let line = at.as_ref().map(|(_, line)| format!("user_script:{line}: ")).unwrap_or_default();
-                    line + &first_line(e)
-                }
-                LuaValue::String(text) => text.to_string_lossy(),
-                other => other.to_string()?,
-            };
-            table.raw_set("err", format!("ERR {text}"))?;
+            table.raw_set("err", text)?;
             table
         }
     };
@@ -237,13 +246,13 @@ fn command(db: &mut Db, rights: &Cell<Rights>, args: &MultiValue) -> mlua::Resul
     if !spec.takes(words.len()) {
         return error("ERR Wrong number of args calling Redis command from script");
     }
-    if let Some(refusal) = refusal(db, rights, spec) {
+    if let Some(refusal) = denial(db, rights, spec) {
         return error(refusal);
     }
     Ok(spec.run(db, rest))
 }
 
-fn refusal(db: &Db, rights: &Cell<Rights>, spec: &Spec) -> Option<&'static str> {
+fn denial(db: &Db, rights: &Cell<Rights>, spec: &Spec) -> Option<&'static str> {
     if spec.is(NOT_IN_SCRIPTS) {
         return Some("ERR This Redis command is not allowed from script");
     }

@@ -1,7 +1,7 @@
 //! A Redis server in memory: clients send commands and get the replies of Redis 7.0.
 //!
 //! It does no I/O, and nothing in it happens by itself: its user sets the clock, and takes what clients are sent. The
-//! same seed and the same calls give the same replies. `tests/real_server.rs` compares them with a real server.
+//! same seed and the same calls give the same replies. `tests/real_redis.rs` compares them with a real server.
 
 mod blocked;
 mod clients;
@@ -155,7 +155,6 @@ impl Server {
             "client" => self.client(client, args),
             "config" => self.configure_by_command(args),
             "discard" => self.discard(client),
-            "echo" => Ok(Reply::Bulk(args[0].clone())),
             "eval" => self.eval(args),
             "evalsha" => self.evalsha(args),
             "hello" => self.hello(client, args),

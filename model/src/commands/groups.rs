@@ -299,7 +299,7 @@ pub(super) fn xautoclaim(db: &mut Db, args: &[Bytes]) -> Answer {
             continue;
         };
         let Some(pending) = group.pending.get_mut(&id) else { continue };
-        if now - pending.at < least {
+        if least > 0 && now - pending.at < least {
             continue;
         }
         group.readers.insert(reader.clone(), now);

@@ -146,6 +146,10 @@ pub(super) fn time(db: &mut Db, _: &[Bytes]) -> Answer {
     Ok(Reply::Array(vec![bulk(seconds.to_string()), bulk(micros.to_string())]))
 }
 
+pub(super) fn echo(_: &mut Db, args: &[Bytes]) -> Answer {
+    Ok(Reply::Bulk(args[0].clone()))
+}
+
 pub(super) fn publish(db: &mut Db, args: &[Bytes]) -> Answer {
     let Some(live) = &mut db.live else {
         db.published.push((args[0].clone(), args[1].clone()));

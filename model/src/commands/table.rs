@@ -88,6 +88,7 @@ const N: u8 = NOT_IN_SCRIPTS;
 const KEYS: &[Row] = &[
     ("dbsize", 1, R, keys::dbsize),
     ("del", -2, W, keys::del),
+    ("echo", 2, R, keys::echo),
     ("exists", -2, R, keys::exists),
     ("expire", -3, W, keys::expire),
     ("expireat", -3, W, keys::expireat),
@@ -203,7 +204,6 @@ const SERVER: &[(&str, i8, u8)] = &[
     ("client", -2, N),
     ("config", -2, N),
     ("discard", 1, N),
-    ("echo", 2, R),
     ("eval", -3, N),
     ("evalsha", -3, N),
     ("exec", 1, N),

@@ -32,13 +32,16 @@ impl Server {
 
     fn retry(&mut self, blocked: &Blocked) -> Reply {
         for key in &blocked.keys {
-            match self.db.slot(key).map(|slot| &*slot.value) {
-                Some(Value::Stream(_)) => {}
-                Some(_) => return Reply::Error(crate::commands::WRONG_TYPE.into()),
-                None => return Reply::Error("UNBLOCKED the stream key no longer exists".into()),
+            if !self.db.slot(key).is_some_and(|slot| matches!(*slot.value, Value::Stream(_))) {
+                return Reply::Error("UNBLOCKED the stream key no longer exists".into());
             }
         }
-        ReadGroup::read(&blocked.args).and_then(|ask| ask.answer(&mut self.db)).unwrap_or_else(Reply::Error)
+        let reply = ReadGroup::read(&blocked.args).and_then(|ask| ask.answer(&mut self.db));
+        reply.unwrap_or_else(|error| {
+            let is_gone = error.starts_with("NOGROUP");
+            let gone = "NOGROUP the consumer group this client was blocked on no longer exists";
+            Reply::Error(if is_gone { gone.into() } else { error })
+        })
     }
 
     /// Ends the waits whose time is over.

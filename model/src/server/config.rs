@@ -45,13 +45,15 @@ impl Config {
 /// Returns the flags of `notify-keyspace-events` as Redis tells them.
 fn events(text: &str) -> Option<String> {
     const ALL: &str = "g$lshzxetd";
-    if !text.chars().all(|flag| "AKEmn".contains(flag) || ALL.contains(flag)) {
+    let is_known = |flag| "AKEmn".contains(flag) || ALL.contains(flag);
+    if !text.chars().all(is_known) {
         return None;
     }
     let has = |flag: char| text.contains(flag) || text.contains('A') && ALL.contains(flag);
     let is_all = ALL.chars().all(has);
-    let kinds = if is_all { "A".to_owned() } else { ALL.chars().filter(|flag| has(*flag)).collect() };
-    Some(kinds + &"KEmn".chars().filter(|flag| text.contains(*flag)).collect::<String>())
+    let kinds =
+        if is_all { "A".into() } else { ALL.chars().chain(['n']).filter(|flag| has(*flag)).collect::<String>() };
+    Some(kinds + &"KEm".chars().filter(|flag| text.contains(*flag)).collect::<String>())
 }
 
 impl Server {

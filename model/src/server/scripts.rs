@@ -64,7 +64,7 @@ fn flags(line: &str) -> Result<Rights, String> {
     let mut words = line.split_whitespace();
     let engine = words.next().unwrap_or_default();
     if engine != "lua" {
-        return Err(format!("ERR Unexpected engine in script shebang: {engine}"));
+        return Err(format!("ERR Unexpected engine in script shebang: #!{engine}"));
     }
     let mut rights = Rights::default();
     for word in words {

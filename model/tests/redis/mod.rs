@@ -1,4 +1,9 @@
-//! A real server whose clock the test sets.
+//! A real server whose clock the test sets, and the server in memory that is compared with it.
+
+mod commands;
+mod connections;
+pub(crate) mod pair;
+mod scripts;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,12 +13,18 @@ use std::process::{Child, Command, Stdio};
 
 use samovar_model::commands::Reply;
 
+/// Returns how much to compare: more for `make prove`.
+pub(crate) fn walks() -> u64 {
+    std::env::var("SAMOVAR_MODEL_WALKS").ok().and_then(|text| text.parse().ok()).unwrap_or(15)
+}
+
 /// A server whose clock the test sets.
 #[derive(Debug)]
 pub(crate) struct Redis {
     child: Child,
     folder: PathBuf,
-    link: BufReader<TcpStream>,
+    port: u16,
+    link: Link,
 }
 
 impl Drop for Redis {
@@ -52,7 +63,7 @@ impl Redis {
             while child.try_wait().unwrap().is_none() {
                 if let Ok(link) = TcpStream::connect(("127.0.0.1", port)) {
                     link.set_nodelay(true).unwrap();
-                    return Self { child, folder, link: BufReader::new(link) };
+                    return Self { child, folder, port, link: Link(BufReader::new(link)) };
                 }
                 std::thread::yield_now();
             }
@@ -66,12 +77,37 @@ impl Redis {
         file.write_all_at(&us.to_ne_bytes(), 0).unwrap();
     }
 
-    /// Asks, and returns the reply.
-    pub(crate) fn ask<T: AsRef<[u8]>>(&mut self, words: &[T]) -> Reply {
-        self.send(words);
-        self.reply()
+    /// Opens another connection.
+    pub(crate) fn connect(&self) -> Link {
+        let link = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        link.set_nodelay(true).unwrap();
+        Link(BufReader::new(link))
     }
 
+    /// Asks, and returns the reply.
+    pub(crate) fn ask<T: AsRef<[u8]>>(&mut self, words: &[T]) -> Reply {
+        self.link.send(words);
+        self.link.reply()
+    }
+
+    /// Waits until so many clients block.
+    pub(crate) fn wait_for_blocked(&mut self, count: usize) {
+        let expected = format!("blocked_clients:{count}");
+        for _ in 0..20_000 {
+            if self.ask(&["INFO", "clients"]).text().lines().any(|line| line == expected) {
+                return;
+            }
+            std::thread::yield_now();
+        }
+        panic!("other than {count} clients block");
+    }
+}
+
+/// A connection to a real server.
+#[derive(Debug)]
+pub(crate) struct Link(BufReader<TcpStream>);
+
+impl Link {
     /// Asks.
     pub(crate) fn send<T: AsRef<[u8]>>(&mut self, words: &[T]) {
         let mut request = format!("*{}\r\n", words.len()).into_bytes();
@@ -81,13 +117,13 @@ impl Redis {
             request.extend(word);
             request.extend(b"\r\n");
         }
-        self.link.get_mut().write_all(&request).unwrap();
+        self.0.get_mut().write_all(&request).unwrap();
     }
 
     /// Returns the next reply.
     pub(crate) fn reply(&mut self) -> Reply {
         let mut line = String::new();
-        self.link.read_line(&mut line).unwrap();
+        self.0.read_line(&mut line).unwrap();
         let line = line.trim_end_matches(['\r', '\n']);
         let (kind, rest) = line.split_at(1);
         match kind {
@@ -97,7 +133,7 @@ impl Redis {
             "$" if rest == "-1" => Reply::Nil,
             "$" => {
                 let mut bytes = vec![0; rest.parse::<usize>().unwrap() + 2];
-                self.link.read_exact(&mut bytes).unwrap();
+                self.0.read_exact(&mut bytes).unwrap();
                 bytes.truncate(bytes.len() - 2);
                 Reply::Bulk(bytes.into())
             }

@@ -1,99 +1,6 @@
-//! The server in memory is compared with a real one: random commands on keys of all types, reply by reply.
-#![cfg(test)]
-#![expect(clippy::disallowed_methods, reason = "tests read how long they are to take")]
+//! Random commands on keys of all types.
 
-mod redis;
-
-use std::fmt::Debug;
-
-use redis::Redis;
-use samovar_model::commands::Reply;
-use samovar_model::server::Server;
-
-const EPOCH: i64 = 1_700_000_000_000_000;
-const CLIENT: u64 = 1;
-
-/// Random choices, the same for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 11).unwrap() % end
-    }
-
-    fn of<'a>(&mut self, words: &[&'a str]) -> &'a str {
-        words[self.below(words.len())]
-    }
-}
-
-/// Both servers.
-struct Pair {
-    model: Server,
-    redis: Redis,
-    told: Vec<String>,
-}
-
-impl Pair {
-    fn new(name: &str) -> Self {
-        Self { model: Server::new(1, EPOCH), redis: Redis::start(name), told: Vec::new() }
-    }
-
-    fn set_clock(&mut self, us: i64) {
-        self.model.set_clock(us);
-        self.redis.set_clock(us);
-        // Makes it drop what has expired, as the model does; else it would be back once the clock is set back.
-        self.redis.ask(&["SCAN", "0", "COUNT", "1000"]);
-    }
-
-    fn both<T: AsRef<[u8]> + Debug>(&mut self, words: &[T]) -> (Reply, Reply) {
-        let model = self.model.execute(CLIENT, words).expect("a reply");
-        if words[0].as_ref() == b"DBSIZE" {
-            // Keys that were set with an expiry in the past.
-            self.redis.ask(&["SCAN", "0", "COUNT", "1000"]);
-        }
-        let redis = self.redis.ask(words);
-        self.told.push(format!("{words:?} = {redis:?}"));
-        (model, redis)
-    }
-
-    fn same<T: AsRef<[u8]> + Debug>(&mut self, words: &[T]) -> Reply {
-        let (model, redis) = self.both(words);
-        if ordered(words, &model) != ordered(words, &redis) {
-            let before = self.told[self.told.len().saturating_sub(40)..].join("\n");
-            panic!("{before}\nmodel: {model:?}\nRedis: {redis:?}");
-        }
-        redis
-    }
-}
-
-/// Sorts what has no order: fields of hashes and members of sets. The fields of `XINFO` that count nodes are left out.
-fn ordered<T: AsRef<[u8]>>(words: &[T], reply: &Reply) -> String {
-    let name = words[0].as_ref().to_ascii_uppercase();
-    let parts = reply.parts();
-    let sorted = |parts: &[Reply], size: usize| {
-        let mut all: Vec<String> = parts.chunks(size).map(|some| format!("{some:?}")).collect();
-        all.sort();
-        all.join("\n")
-    };
-    match (name.as_slice(), parts) {
-        (b"SRANDMEMBER" | b"SPOP", parts) => {
-            format!("{} {}", parts.len(), matches!(reply, Reply::Error(_) | Reply::Nil))
-        }
-        (_, []) => format!("{reply:?}"),
-        (b"HGETALL", _) => sorted(parts, 2),
-        (b"HKEYS" | b"HVALS" | b"SMEMBERS" | b"KEYS", _) => sorted(parts, 1),
-        (b"HSCAN" | b"ZSCAN", [cursor, found]) => format!("{cursor:?} {}", sorted(found.parts(), 2)),
-        (b"SSCAN", [cursor, found]) => format!("{cursor:?} {}", sorted(found.parts(), 1)),
-        (b"XINFO", _) => {
-            let told = parts.chunks(2).filter(|pair| !pair[0].text().starts_with("radix"));
-            told.map(|pair| format!("{pair:?}")).collect()
-        }
-        _ => format!("{reply:?}"),
-    }
-}
+use super::pair::{Dice, EPOCH, Pair};
 
 /// Words of commands. `K` stands for a key, of any type; `V` for a value, `F` for a field or member, `I` for an integer,
 /// `N` for a number, `R` for a rank, `B` for a bound of scores, `T` for a time in ms, `A` for a time since the epoch,
@@ -376,7 +283,7 @@ fn filled(dice: &mut Dice, template: &str) -> Vec<String> {
 fn random_commands_get_the_replies_of_a_real_server() {
     let mut pair = Pair::new("commands");
     let began = std::time::Instant::now();
-    let rounds = std::env::var("SAMOVAR_MODEL_WALKS").ok().and_then(|text| text.parse().ok()).unwrap_or(15);
+    let rounds = super::walks();
     for seed in 1..=6 * rounds {
         pair.same(&["FLUSHALL"]);
         pair.told.clear();
