@@ -92,6 +92,7 @@ impl Reply {
 }
 
 pub(crate) const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
+pub(crate) const FULL: &str = "OOM command not allowed when used memory > 'maxmemory'.";
 pub(crate) const SYNTAX: &str = "ERR syntax error";
 pub(crate) const NOT_INT: &str = "ERR value is not an integer or out of range";
 pub(crate) const NOT_FLOAT: &str = "ERR value is not a valid float";

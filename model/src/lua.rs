@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use mlua::{Function, Lua, LuaOptions, MultiValue, StdLib, Table, Value as LuaValue};
 
-use crate::commands::{DENIED_WHEN_FULL, NOT_IN_SCRIPTS, Reply, Spec, WRITES, double, find};
+use crate::commands::{DENIED_WHEN_FULL, FULL, NOT_IN_SCRIPTS, Reply, Spec, WRITES, double, find};
 use crate::db::{Bytes, Db};
 
 /// A script's error, and the line where it happened.
@@ -262,7 +262,7 @@ fn denial(db: &Db, rights: &Cell<Rights>, spec: &Spec) -> Option<&'static str> {
     }
     let is_full = db.live.as_ref().is_some_and(|live| live.is_full);
     if is_full && !right.allows_oom && spec.is(DENIED_WHEN_FULL) {
-        return Some("OOM command not allowed when used memory > 'maxmemory'.");
+        return Some(FULL);
     }
     // A script that has written may go on, so that it does not end halfway.
     if spec.is(WRITES) && !right.allows_oom {

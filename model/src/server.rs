@@ -17,7 +17,7 @@ use config::Config;
 use scripts::Scripts;
 
 pub use crate::commands::Reply;
-use crate::commands::{Answer, DENIED_WHEN_FULL, Run, bulk, find, groups::ReadGroup};
+use crate::commands::{Answer, DENIED_WHEN_FULL, FULL, Run, bulk, find, groups::ReadGroup};
 use crate::db::{Bytes, Db};
 pub use crate::live::ClientId;
 use crate::live::Live;
@@ -92,9 +92,7 @@ impl Server {
                 Err(format!("ERR unknown command '{name}', with args beginning with: {args}"))
             }
             Some(spec) if !spec.takes(words.len()) => Err(spec.wrong_number()),
-            Some(spec) if spec.is(DENIED_WHEN_FULL) && self.live().is_full => {
-                Err("OOM command not allowed when used memory > 'maxmemory'.".into())
-            }
+            Some(spec) if spec.is(DENIED_WHEN_FULL) && self.live().is_full => Err(FULL.into()),
             Some(spec) => Ok(spec),
         };
         let state = self.clients.entry(client).or_default();

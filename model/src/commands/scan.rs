@@ -35,7 +35,12 @@ impl Ask {
     fn step<T>(&self, all: impl Iterator<Item = T>, seed: u64, name: impl Fn(&T) -> &[u8]) -> (u64, Vec<T>) {
         let hashed = all.map(|item| (hash(seed, name(&item)), item)).filter(|(hash, _)| *hash >= self.cursor);
         let mut rest: Vec<(u64, T)> = hashed.collect();
-        rest.sort_by_key(|(hash, _)| *hash);
+        // A few more than asked for are put in order, so that the next one is known.
+        let sorted = rest.len().min(self.most.saturating_add(8));
+        if sorted < rest.len() {
+            rest.select_nth_unstable_by_key(sorted, |(hash, _)| *hash);
+        }
+        rest[..sorted].sort_by_key(|(hash, _)| *hash);
         // Items of one hash belong to one step.
         let mut end = self.most.min(rest.len());
         while end > 0 && end < rest.len() && rest[end].0 == rest[end - 1].0 {
@@ -77,7 +82,14 @@ pub(super) fn scan(db: &mut Db, args: &[Bytes]) -> Answer {
     Ok(reply(next, found.map(|(key, _)| Reply::Bulk(key.clone())).collect()))
 }
 
-/// Scans the members of a key, each of which has one or two parts. A small key is returned at once.
+/// What a member has beside its name.
+enum Beside<'a> {
+    Text(&'a Bytes),
+    Score(f64),
+    Nothing,
+}
+
+/// Scans the members of a key. A small key is returned at once.
 fn members(db: &mut Db, args: &[Bytes], kind: &str) -> Answer {
     let cursor = cursor(&args[1])?;
     let Some(slot) = db.read(&args[0]) else { return Ok(reply(0, Vec::new())) };
@@ -85,21 +97,25 @@ fn members(db: &mut Db, args: &[Bytes], kind: &str) -> Answer {
         return Err(WRONG_TYPE.into());
     }
     let ask = Ask::read(cursor, &args[2..], false)?;
-    let all: Vec<(&Bytes, Option<Bytes>)> = match &*slot.value {
-        Value::Hash(fields) => fields.iter().map(|(name, text)| (name, Some(text.clone()))).collect(),
+    let all: Vec<(&Bytes, Beside<'_>)> = match &*slot.value {
+        Value::Hash(fields) => fields.iter().map(|(name, text)| (name, Beside::Text(text))).collect(),
         Value::Sorted(sorted) => {
-            sorted.members().iter().map(|(score, member)| (member, Some(double(score.0).into()))).collect()
+            sorted.members().iter().map(|(score, member)| (member, Beside::Score(score.0))).collect()
         }
-        Value::Set(members) => members.iter().map(|member| (member, None)).collect(),
+        Value::Set(members) => members.iter().map(|member| (member, Beside::Nothing)).collect(),
         Value::Text(_) | Value::List(_) | Value::Stream(_) => Vec::new(),
     };
     let is_small = matches!(keys::encoding(&slot.value), "listpack" | "intset");
     let (next, found) = if is_small { (0, all) } else { ask.step(all.into_iter(), 1, |(name, _)| name) };
     let mut parts = Vec::new();
-    for (name, more) in found {
+    for (name, beside) in found {
         if ask.matches(name) {
             parts.push(Reply::Bulk(name.clone()));
-            parts.extend(more.map(Reply::Bulk));
+            match beside {
+                Beside::Text(text) => parts.push(Reply::Bulk(text.clone())),
+                Beside::Score(score) => parts.push(bulk(double(score))),
+                Beside::Nothing => {}
+            }
         }
     }
     Ok(reply(next, parts))

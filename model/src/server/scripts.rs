@@ -7,7 +7,7 @@ use mlua::Function;
 use super::{Reply, Server};
 use crate::commands::keys::unknown_subcommand;
 use crate::commands::number::int;
-use crate::commands::{Answer, bulk, ok};
+use crate::commands::{Answer, FULL, bulk, ok};
 use crate::db::Bytes;
 use crate::lua::{Interpreter, Rights, sha1};
 
@@ -119,9 +119,7 @@ impl Server {
         let Script { function, mut rights, is_flagged } = script.ok_or(NO_SCRIPT)?;
         if self.live().is_full {
             if is_flagged && !rights.allows_oom && !rights.reads_only {
-                return Err("OOM allow-oom flag is not set on the script, can not run it when used memory > \
-                            'maxmemory'"
-                    .into());
+                return Err(FULL.into());
             }
         } else {
             rights.allows_oom = true;

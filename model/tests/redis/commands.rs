@@ -2,9 +2,9 @@
 
 use super::pair::{Dice, EPOCH, Pair};
 
-/// Words of commands. `K` stands for a key, of any type; `V` for a value, `F` for a field or member, `I` for an integer,
-/// `N` for a number, `R` for a rank, `B` for a bound of scores, `T` for a time in ms, `A` for a time since the epoch,
-/// `S` for an id of a stream, `G` for a group, `C` for a reader.
+/// Words of commands. `K` stands for a key, of any type; `V` for a value, `F` for a field or member, `I` for an
+/// integer, `N` for a number, `R` for a rank, `B` for a bound of scores, `T` for a time in ms, `A` for a time since the
+/// epoch, `S` for an id of a stream, `G` for a group, `C` for a reader.
 const COMMANDS: &[&str] = &[
     "DEL K",
     "DEL K K K",

@@ -301,6 +301,51 @@ fn fields_of_info_are_those_of_a_real_server() {
 }
 
 #[test]
+fn a_full_server_refuses_what_a_real_one_refuses() {
+    let mut pair = Pair::new("full");
+    for words in [&["SET", "a", "1"][..], &["RPUSH", "l", "x"], &["XGROUP", "CREATE", "s", "g", "0", "MKSTREAM"]] {
+        pair.same(words);
+    }
+    pair.same(&["CONFIG", "SET", "maxmemory", "1"]);
+    pair.model.set_full(true);
+    let write = "return redis.call('SET', 'a', '2')";
+    let late = "redis.call('DEL', 'b') return redis.call('SET', 'a', '2')";
+    let flagged = "#!lua flags=allow-oom\nreturn redis.call('SET', 'a', '3')";
+    let reads = "#!lua flags=no-writes\nreturn redis.call('GET', 'a')";
+    for words in [
+        &["SET", "a", "2"][..],
+        &["GET", "a"],
+        &["HSET", "h", "a", "b"],
+        &["ZADD", "z", "1", "a"],
+        &["XADD", "s", "*", "a", "b"],
+        &["LPUSH", "l", "a"],
+        &["LPOP", "l"],
+        &["DEL", "l"],
+        &["EXPIRE", "a", "100"],
+        &["PUBLISH", "c", "x"],
+        &["XACK", "s", "g", "1-1"],
+        &["XREADGROUP", "GROUP", "g", "c", "STREAMS", "s", ">"],
+        &["XGROUP", "CREATE", "s", "h", "0"],
+        &["SCRIPT", "LOAD", write],
+        &["EVAL", write, "0"],
+        &["EVAL", late, "0"],
+        &["EVAL", flagged, "0"],
+        &["EVAL", reads, "0"],
+        &["EVAL", "#!lua\nreturn 1", "0"],
+        &["EVAL", "return redis.pcall('SET', 'a', 1)", "0"],
+        &["MULTI"],
+        &["SET", "a", "4"],
+        &["EXEC"],
+        &["GET", "a"],
+        &["RENAME", "a", "b"],
+        &["HDEL", "h", "a"],
+        &["INCR", "n"],
+    ] {
+        pair.same(words);
+    }
+}
+
+#[test]
 fn a_restart_loses_scripts_and_keeps_or_loses_data() {
     let mut server = Server::new(1, EPOCH);
     let text = |server: &mut Server, words: &[&str]| server.execute(1, words).unwrap().text();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use samovar_model::commands::Reply;
 use samovar_model::scripts::Script;
+use samovar_model::server::Server;
 
 use super::pair::{Dice, EPOCH, Pair};
 
@@ -14,7 +15,8 @@ use super::pair::{Dice, EPOCH, Pair};
 const ROWS: &[&str] = &[
     "ops/lua/begin_files.lua | files | a d1,d2 b d1,d3",
     "ops/lua/end_change.lua | files | a,b d1,d1~d2,d2 d2,d3",
-    "ops/lua/describe_jobs.lua | jobs | now-5,now,7 a,b {\"since_ms\":now-9,\"digest\":\"x\"},{\"since_ms\":7},no~json,[1,{} *,x~y,",
+    "ops/lua/describe_jobs.lua | jobs | now-5,now,7 a,b {\"since_ms\":now-9,\"digest\":\"x\"},{\"since_ms\":7},no~json,\
+     [1,{} *,x~y,",
     "ops/lua/digest_descriptions.lua | one-job |",
     " | HSET one-job a b |",
     "redis/lua/lead.lua | leader | one,two 5,1000",
@@ -25,12 +27,14 @@ const ROWS: &[&str] = &[
     "queue/lua/forget.lua | q:workers q:inflight:one,q:inflight:two q:data | q:meta: one,two 0,60 id1,id2 id3",
     " | ZADD q:workers nows,9 one,two |",
     " | HDEL q:data id1,id2,id4 |",
-    "source/limits/lua/take_permit.lua | {u} {u}:p {u}:w {u}:h | p1,p2,p3,p4 20,1000 0,1,2 0,1000,50000 0,9000 0,20 0,100 \
-     g1,g2 0,600 0,10 0,50",
-    "source/limits/lua/take_permit.lua | {u} {u}:p {u}:w {u}:h | p5 1000 3 0 0 0 1000 g1,g2 0,600 10,90 0,500 p1,p2 p3",
-    "source/limits/lua/return_permit.lua | {u} {u}:p {u}:w {u}:h | p1,p2,p3 answered,failed,busy,dropped,refused:~broke \
-     5,100 0,10,900 1000 0,1000 1,2 20 100 signal news 0,30",
-    "source/limits/lua/return_permit.lua | {u} {u}:p {u}:w {u}:h | p4,p5 answered,failed 0 10 1000 1000 2 20 100 signal news 0 p1 p2",
+    "source/limits/lua/take_permit.lua | {u} {u}:p {u}:w {u}:h | p1,p2,p3,p4 20,1000 0,1,2 0,1000,50000 0,9000 0,20 \
+     0,100 g1,g2 0,600 0,10 0,50",
+    "source/limits/lua/take_permit.lua | {u} {u}:p {u}:w {u}:h | p5 1000 3 0 0 0 1000 g1,g2 0,600 10,90 \
+     0,500 p1,p2 p3",
+    "source/limits/lua/return_permit.lua | {u} {u}:p {u}:w {u}:h | p1,p2,p3 \
+     answered,failed,busy,dropped,refused:~broke 5,100 0,10,900 1000 0,1000 1,2 20 100 signal news 0,30",
+    "source/limits/lua/return_permit.lua | {u} {u}:p {u}:w {u}:h | p4,p5 answered,failed 0 10 1000 1000 2 20 100 \
+     signal news 0 p1 p2",
     "source/limits/lua/inspect.lua | {u} {u}:p {u}:w {u}:h | 0,1000 1000 0,400 signal news p1,p5 p2",
     "source/limits/lua/count_requests.lua | {u}:r | 1,3 100,2500",
     "popularity/lua/fold.lua | popular clock | 1000,60000 3,9 add,report,least a,b,c 1,2.5 d,e 3",
@@ -68,7 +72,8 @@ const ROWS: &[&str] = &[
     "apalis/keep_alive.lua | aq:workers | nows one,two",
     "apalis/batch_push.lua | aq:data aq:active aq:signal aq:meta aq:scheduled aq:once | 10,1 0,1 t1,t2,t3 payload 0 3 \
      {\"a\":1},,nonsense 0,nows k1,k2,",
-    "apalis/fetch_next.lua | aq:workers aq:active aq:inflight:one aq:data aq:signal aq:meta aq:scheduled | nows 1,3 one",
+    "apalis/fetch_next.lua | aq:workers aq:active aq:inflight:one aq:data aq:signal aq:meta aq:scheduled | \
+     nows 1,3 one",
     "apalis/fetch_by_id.lua | aq:data aq:meta | t1,t9",
     "apalis/acquire_leases.lua | aq:inflight:one aq:workers aq:meta aq:active | one nows 1 t1,t2",
     "apalis/renew_leases.lua | aq:inflight:one aq:workers aq:meta aq:active | one nows 1 t1,t2",
@@ -191,6 +196,48 @@ fn each_script_of_the_sources_is_compared() {
         missing.remove(path);
     }
     assert!(missing.is_empty(), "add rows for {missing:?}");
+}
+
+/// Returns the words that stand between two texts in the files below a folder.
+fn between(folder: &Path, extension: &str, begin: &str, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            between(&path, extension, begin, found);
+        } else if path.extension().is_some_and(|of| of == extension) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            for rest in text.split(begin).skip(1) {
+                let end = rest.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(rest.len());
+                found.insert(rest[..end].to_owned());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_server_has_each_command_of_the_sources() {
+    let mut names = BTreeSet::new();
+    between(&sources(), "rs", "cmd(\"", &mut names);
+    for begin in ["redis.call('", "redis.pcall('"] {
+        between(&sources(), "lua", begin, &mut names);
+    }
+    // The commands whose rights a worker needs.
+    let rights = std::fs::read_to_string(sources().join("redis/requirements.rs")).unwrap();
+    let lists = rights.split_once("const NEEDED").unwrap().1.split_once("/// The missing rights").unwrap().0;
+    let words = lists.split('"').filter_map(|text| text.split(['|', ' ']).next());
+    names.extend(words.filter(|name| is_name(name)).map(str::to_owned));
+    assert!(names.len() > 60, "{names:?}");
+    let mut server = Server::new(1, EPOCH);
+    let is_unknown = |name: &&String| match server.execute(1, &[name.as_str()]) {
+        Some(Reply::Error(text)) => text.contains("unknown command"),
+        _ => false,
+    };
+    let missing: Vec<&String> = names.iter().filter(is_unknown).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+fn is_name(word: &str) -> bool {
+    word.len() > 1 && word.chars().all(|c| c.is_ascii_uppercase())
 }
 
 #[test]
