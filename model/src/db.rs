@@ -13,7 +13,7 @@ pub use bytes::Bytes;
 pub use sorted::{Score, Sorted};
 pub use stream::{Group, Id, Pending, Stream};
 
-use crate::live::Live;
+use crate::live::{Live, place};
 
 /// The content of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -138,6 +138,7 @@ impl Db {
             }
             live.expired += 1;
             self.keys.remove(&key);
+            live.forget(&key);
             live.changed.push(key);
         }
     }
@@ -189,8 +190,23 @@ impl Db {
     }
 
     /// Returns all keys in the order of their names.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = (&Bytes, &Slot)> {
+    pub fn keys(&self) -> impl Iterator<Item = (&Bytes, &Slot)> {
         self.keys.iter()
+    }
+
+    /// Returns the keys at a scan's cursor, at most so many, and the next cursor: 0 at the end.
+    pub(crate) fn scan(&self, cursor: u64, most: usize) -> (u64, Vec<(&Bytes, &Slot)>) {
+        let places = self.live.iter().flat_map(|live| live.places.range((cursor, Bytes::from(""))..));
+        let (mut found, mut last) = (Vec::new(), 0);
+        for (place, key) in places {
+            // Keys of one place belong to one step.
+            if found.len() >= most && *place != last {
+                return (*place, found);
+            }
+            last = *place;
+            found.extend(self.slot(key).map(|slot| (key, slot)));
+        }
+        (0, found)
     }
 
     /// Returns the text of a string.
@@ -242,10 +258,12 @@ impl Db {
     fn put_slot(&mut self, key: &Bytes, slot: Slot) {
         let expires = slot.expires;
         let before = self.keys.insert(key.clone(), slot);
-        if let Some(live) = &mut self.live
-            && before.as_ref().is_some_and(|slot| matches!(*slot.value, Value::Stream(_)))
-        {
-            live.changed.push(key.clone());
+        if let Some(live) = &mut self.live {
+            match &before {
+                None => live.places.extend([(place(key), key.clone())]),
+                Some(slot) if matches!(*slot.value, Value::Stream(_)) => live.changed.push(key.clone()),
+                Some(_) => {}
+            }
         }
         self.index(key, before.and_then(|slot| slot.expires), expires);
     }
@@ -284,6 +302,7 @@ impl Db {
         let (key, slot) = self.keys.remove_entry(key)?;
         self.index(&key, slot.expires, None);
         if let Some(live) = &mut self.live {
+            live.forget(&key);
             live.changed.push(key);
         }
         is_there.then_some(slot)
@@ -318,6 +337,7 @@ impl Db {
         let gone = std::mem::take(&mut self.keys);
         if let Some(live) = &mut self.live {
             live.expiries.clear();
+            live.places.clear();
             live.changed.extend(gone.into_keys());
         }
     }

@@ -13,6 +13,8 @@ pub type ClientId = u64;
 pub(crate) struct Live {
     /// Each expiry, and its key.
     pub(crate) expiries: BTreeSet<(i64, Bytes)>,
+    /// Each key at its place in scans.
+    pub(crate) places: BTreeSet<(u64, Bytes)>,
     /// Reads that found a key, and that found none.
     pub(crate) reads: [u64; 2],
     /// Keys that expired.
@@ -35,7 +37,22 @@ pub(crate) struct Live {
     pub(crate) seed: u64,
 }
 
+/// Returns where scans find a name: from 1 to 2^48.
+pub(crate) fn place(name: &[u8]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in name {
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash >> 16) + 1
+}
+
 impl Live {
+    /// Notes that a key is gone from scans.
+    pub(crate) fn forget(&mut self, key: &Bytes) {
+        self.places.remove(&(place(key), key.clone()));
+    }
+
     /// Returns a random number below `end`.
     pub(crate) fn random(&mut self, end: usize) -> usize {
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -128,7 +128,7 @@ pub(super) fn keys(db: &mut Db, args: &[Bytes]) -> Answer {
 }
 
 pub(super) fn dbsize(db: &mut Db, _: &[Bytes]) -> Answer {
-    Ok(count(db.keys().count()))
+    Ok(count(db.live.as_ref().map_or_else(|| db.keys().count(), |live| live.places.len())))
 }
 
 pub(super) fn flush(db: &mut Db, args: &[Bytes]) -> Answer {

@@ -1,11 +1,12 @@
 //! `SCAN` and its relatives.
 //!
-//! A cursor is a hash of the next key: what is there during a whole scan is returned, whatever else comes and goes.
+//! A cursor is the place of the next key, a hash of its name: what is there during a whole scan is returned, whatever else comes and goes.
 
 use super::number::double;
 use super::{Answer, Reply, SYNTAX, WRONG_TYPE, bulk, glob, keys};
 use crate::commands::number::int;
 use crate::db::{Bytes, Db, Value};
+use crate::live::place;
 
 /// What a scan asks for.
 struct Ask {
@@ -31,24 +32,19 @@ impl Ask {
         Ok(ask)
     }
 
-    /// Returns the next cursor, and the items of this step.
-    fn step<T>(&self, all: impl Iterator<Item = T>, seed: u64, name: impl Fn(&T) -> &[u8]) -> (u64, Vec<T>) {
-        let hashed = all.map(|item| (hash(seed, name(&item)), item)).filter(|(hash, _)| *hash >= self.cursor);
-        let mut rest: Vec<(u64, T)> = hashed.collect();
-        // A few more than asked for are put in order, so that the next one is known.
-        let sorted = rest.len().min(self.most.saturating_add(8));
-        if sorted < rest.len() {
-            rest.select_nth_unstable_by_key(sorted, |(hash, _)| *hash);
-        }
-        rest[..sorted].sort_by_key(|(hash, _)| *hash);
-        // Items of one hash belong to one step.
+    /// Returns the next cursor, and the members of this step.
+    fn step<'a, T>(&self, all: Vec<(&'a Bytes, T)>) -> (u64, Vec<(&'a Bytes, T)>) {
+        let placed = all.into_iter().map(|member| (place(member.0), member));
+        let mut rest: Vec<(u64, (&Bytes, T))> = placed.filter(|(place, _)| *place >= self.cursor).collect();
+        rest.sort_by_key(|(place, _)| *place);
+        // Members of one place belong to one step.
         let mut end = self.most.min(rest.len());
         while end > 0 && end < rest.len() && rest[end].0 == rest[end - 1].0 {
             end += 1;
         }
-        let next = rest.get(end).map_or(0, |(hash, _)| *hash);
+        let next = rest.get(end).map_or(0, |(place, _)| *place);
         rest.truncate(end);
-        (next, rest.into_iter().map(|(_, item)| item).collect())
+        (next, rest.into_iter().map(|(_, member)| member).collect())
     }
 
     fn matches(&self, name: &[u8]) -> bool {
@@ -60,23 +56,13 @@ fn cursor(text: &[u8]) -> Result<u64, String> {
     str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or_else(|| "ERR invalid cursor".to_owned())
 }
 
-/// Returns a number from 1 to 2^48.
-fn hash(seed: u64, name: &[u8]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325 ^ seed;
-    for byte in name {
-        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    hash = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (hash >> 16) + 1
-}
-
 fn reply(next: u64, items: Vec<Reply>) -> Reply {
     Reply::Array(vec![bulk(next.to_string()), Reply::Array(items)])
 }
 
 pub(super) fn scan(db: &mut Db, args: &[Bytes]) -> Answer {
     let ask = Ask::read(cursor(&args[0])?, &args[1..], true)?;
-    let (next, found) = ask.step(db.keys(), 0, |(key, _)| key);
+    let (next, found) = db.scan(ask.cursor, ask.most);
     let is_kind = |value: &Value| ask.kind.as_ref().is_none_or(|kind| kind == value.kind().as_bytes());
     let found = found.into_iter().filter(|(key, slot)| ask.matches(key) && is_kind(&slot.value));
     Ok(reply(next, found.map(|(key, _)| Reply::Bulk(key.clone())).collect()))
@@ -106,7 +92,7 @@ fn members(db: &mut Db, args: &[Bytes], kind: &str) -> Answer {
         Value::Text(_) | Value::List(_) | Value::Stream(_) => Vec::new(),
     };
     let is_small = matches!(keys::encoding(&slot.value), "listpack" | "intset");
-    let (next, found) = if is_small { (0, all) } else { ask.step(all.into_iter(), 1, |(name, _)| name) };
+    let (next, found) = if is_small { (0, all) } else { ask.step(all) };
     let mut parts = Vec::new();
     for (name, beside) in found {
         if ask.matches(name) {

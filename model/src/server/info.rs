@@ -115,7 +115,7 @@ impl Server {
                 self.live().calls.iter().map(told).collect()
             }
             "Keyspace" => {
-                let (keys, expires) = (self.db.keys().count(), self.db.expiries().count());
+                let (keys, expires) = (self.live().places.len(), self.live().expiries.len());
                 let told = format!("keys={keys},expires={expires},avg_ttl=0");
                 if keys > 0 { vec![("db0".to_owned(), told)] } else { Vec::new() }
             }
