@@ -99,7 +99,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end"
             => "removed = redis.call('UNLINK', KEYS[1])",
         "if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end" => "",
-        "  if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end\n  if kind" => "  if kind",
+        "    redis.call('PUBLISH', ARGV[4], ARGV[5])\n    released" => "    released",
         "if not later then due = 1 end" => "",
         "    redis.call('PEXPIREAT', KEYS[1], own_expiry)" => "",
         "announced, announced_at), 'PX', string.format('%.0f', life))" => "announced, announced_at))",
@@ -160,7 +160,6 @@ pub const KILLED: &[Mutant] = mutants! {
         "(state == 'running' or old_at == now + 1) and now + 1 or 0" => "0",
         "(state == 'running' or old_at == now + 1)" => "old_at == now + 1",
         "(state == 'running' or old_at == now + 1)" => "state == 'running'",
-        "earliest == 0 and tonumber(text)" => "tonumber(text)",
         "encode(math.max(now, earliest)" => "encode(now",
         "encode(math.max(at, earliest)" => "encode(at",
     ]
@@ -171,7 +170,6 @@ pub const KILLED: &[Mutant] = mutants! {
         "claimed('-inf', '(' .. edge(now + 1, HIGH), 3)" => "",
         "claimed('-inf', '(' .. edge(now + 1, HIGH), 3)" => "claimed('-inf', edge(now + 1, HIGH), 3)",
         "claimed(HIGH_END, '(' .. edge(now + 1, BULK), 2)" => "",
-        "claimed(HIGH_END, '(' .. edge(now + 1, BULK), 2)" => "claimed(HIGH_END, edge(now + 1, BULK), 2)",
         "claimed(BULK_END, '(' .. lapsed, 2)" => "",
         "claimed(BULK_END, '(' .. lapsed, 3, true)" => "",
         "claimed('(' .. edge(future, HELD), '(' .. HELD_END, 2)" => "",
@@ -184,10 +182,11 @@ pub const KILLED: &[Mutant] = mutants! {
         "if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end" => "",
     ]
     "agenda/lua/cancel.lua": [
-        "stays = at > evicted_at and at <= now + 1" => "stays = at >= evicted_at and at <= now + 1",
-        "stays = at > evicted_at and at <= now + 1" => "stays = at > evicted_at",
-        "stays = at > evicted_at and at <= now + 1" => "stays = at > evicted_at and at <= now",
+        "stays = at > evicted_at" => "stays = at >= evicted_at",
+        "(state == 'urgent' and 1 or 1000)" => "1e6",
+        "(state == 'urgent' and 1 or 1000)" => "(state == 'urgent' and 0 or 1000)",
         "encode(now + 1, priority" => "encode(now, priority",
+        "(state == 'urgent' and 1 or 1000)" => "1",
         "trigger ~= 1 and trigger ~= 2 and trigger ~= 5" => "trigger ~= 1 and trigger ~= 2",
         "trigger ~= 1 and trigger ~= 2 and trigger ~= 5" => "true",
         "      stays = asked" => "      stays = true",
@@ -282,7 +281,17 @@ pub const KILLED: &[Mutant] = mutants! {
 };
 
 /// Mutants that nothing can notice, and why.
-pub const EQUIVALENT: &[(Mutant, &str)] = &[(
-    Mutant { file: "store/lua/lease.lua", from: "pxat >= till", to: "pxat > till" },
-    "The bound lies three tenths of `ahead` from any expiry that is compared with it; either is right at it.",
-)];
+pub const EQUIVALENT: &[(Mutant, &str)] = &[
+    (
+        Mutant { file: "store/lua/lease.lua", from: "pxat >= till", to: "pxat > till" },
+        "The bound lies three tenths of `ahead` from any expiry that is compared with it; either is right at it.",
+    ),
+    (
+        Mutant {
+            file: "agenda/lua/claim.lua",
+            from: "claimed(HIGH_END, '(' .. edge(now + 1, BULK), 2)",
+            to: "claimed(HIGH_END, edge(now + 1, BULK), 2)",
+        },
+        "The bound is the score of a warmup (trigger 0), and no warmup makes an entry due as bulk.",
+    ),
+];

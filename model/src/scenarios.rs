@@ -136,6 +136,22 @@ const WARM_TAGGED: &[Action] = &[
     Action::Work(0),
     Action::Tick,
 ];
+/// As above; other tags, which no entry has, were invalidated.
+const WARM_STAMPED: &[Action] = &[
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Tick,
+    Action::OtherTag,
+    Action::OtherTag,
+    Action::OtherTag,
+];
 
 use Kind::{
     Announce, AnyVersion, Back, Crash, Cron, Delete, Demand, Evict, EvictAll, EvictTag, Fail, FarBack, Foreign,
@@ -355,9 +371,9 @@ pub const ALL: &[Scenario] = &[
             (Tick, 1),
             (Jump, 2),
             (Sweep, 1),
-            (OtherTag, 1),
+            (OtherTag, 3),
         ],
-        setup: WARM_TAGGED,
+        setup: WARM_STAMPED,
     },
 ];
 

@@ -14,9 +14,9 @@
 //! - `~fetched_at` is absent where it equals `validated_at`, and `@content_since` where it is not known.
 //!
 //! The note has the time of a doubt (`u`). The open invalidation is only a doubt if it has this very time. A worker of
-//! the previous version takes such an invalidation for a certain one. It drops the time when it writes the note, and its
-//! own invalidations leave it, which have other times. Its own doubts (`"q":true`) have no time, and an invalidation
-//! that it handles after them leaves their mark: so they count as certain.
+//! the previous version takes such an invalidation for a certain one. It drops the time when it writes the note, and
+//! its own invalidations leave it, which have other times. Its own doubts (`"q":true`) have no time, and an
+//! invalidation that it handles after them leaves their mark: so they count as certain.
 //!
 //! The note of an entry that is gone because of an input says so (`i`, `v`). A worker of the previous version ignores
 //! that, takes it for an entry that its upstream does not have, and drops these fields when it writes the note.

@@ -347,7 +347,7 @@ impl World {
             }
             Action::OtherTag => {
                 let at = self.now();
-                let other = format!("other{}", self.left[Kind::OtherTag as usize] % 2);
+                let other = format!("other{}", self.left[Kind::OtherTag as usize] % 3);
                 self.run(engine, &calls::stamp_unknown(&other, at, false))?;
             }
             Action::Pause => {

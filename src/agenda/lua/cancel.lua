@@ -26,8 +26,8 @@ for i, entry in ipairs(entries) do
     if state == 'claimed' then
       stays = asked
     elseif state == 'urgent' or state == 'scheduled' and asked then
-      -- Later than that: a retry, which goes.
-      stays = at > evicted_at and at <= now + 1
+      -- A warmup schedules its entries up to a second ahead. Later than that: a retry, which goes.
+      stays = at > evicted_at and at <= now + (state == 'urgent' and 1 or 1000)
     end
     if not stays and (state == 'running' or trigger ~= 2 and trigger ~= 5) then
       moves[#moves + 1] = encode(now + 1, priority > 0 and 'urgent' or 'scheduled', 5, priority)

@@ -56,8 +56,7 @@ for i, entry in ipairs(entries) do
     elseif state == 'urgent' then
       -- An entry that waits for an input, a limit, or its retry comes forward with the same priority.
       local forward = at < old_at and (how == 'there' or how == 'due' and (trigger == 0 or trigger == 4))
-      move = forward or priority > 0
-        and (stronger or priority > held or earliest == 0 and tonumber(text) < math.floor(old))
+      move = forward or priority > 0 and (stronger or priority > held or tonumber(text) < math.floor(old))
       as = score(how == 'urgent' or held == 2, true, of, earliest)
     elseif state == 'scheduled' then
       move = priority > 0 or at < old_at or (stronger and at <= now)

@@ -186,7 +186,8 @@ pub(super) fn cancel(engine: &Engine, before: &Db, after: &Db, call: &Call) -> S
         let (old, new) = (decoded(engine, before, entry), decoded(engine, after, entry));
         let expected = old.clone().and_then(|due| {
             let is_asked = !matches!(due.trigger, 1 | 2 | 5);
-            let is_later = due.at > at && due.at <= before.now() + 1;
+            let ahead = if due.state == "urgent" { 1 } else { 1_000 };
+            let is_later = due.at > at && due.at <= before.now() + ahead;
             let stays = match due.state.as_str() {
                 "urgent" => is_later,
                 "scheduled" => is_later && is_asked,
