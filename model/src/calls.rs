@@ -40,6 +40,10 @@ pub const PATIENCE: i64 = 5_000;
 pub const RETRY: i64 = 500;
 /// The wait of an entry whose lease ended too early (ms).
 pub const SHORT_WAIT: i64 = 1_000;
+/// The time for which removals are held back (ms).
+pub const HOLDS: i64 = 2 * TTL;
+/// The wait of an entry whose removal is held back (ms).
+pub const HELD_WAIT: i64 = 20_000;
 /// When an entry is rechecked after an invalidation (ms).
 pub const RECHECK: i64 = 1_000;
 /// The most entries of a job in flight.
@@ -135,6 +139,10 @@ pub struct Attempt {
     pub failures: u32,
     /// The value's version.
     pub version: Option<u32>,
+    /// Until when the removal of the value is held back; 0 for never.
+    pub held_until: i64,
+    /// The time of a doubt; 0 for none.
+    pub doubted: i64,
 }
 
 impl Attempt {
@@ -154,8 +162,10 @@ impl Attempt {
     /// Returns the note.
     pub fn note(&self) -> String {
         let tags = self.tagged.then(|| r#""g":["T"]"#.to_owned());
-        let failures = (self.failures > 0).then(|| format!(r#""n":{}"#, self.failures));
-        format!("{{{}}}", tags.into_iter().chain(failures).collect::<Vec<_>>().join(","))
+        let number = |name: &str, number: i64| (number > 0).then(|| format!(r#""{name}":{number}"#));
+        let (held, doubted) = (number("h", self.held_until), number("u", self.doubted));
+        let fields = [tags, held, doubted, number("n", self.failures.into())];
+        format!("{{{}}}", fields.into_iter().flatten().collect::<Vec<_>>().join(","))
     }
 
     fn version(&self) -> String {
@@ -272,6 +282,18 @@ pub fn gone(entry: &str, token: &str, attempt: &Attempt, began: i64, versions: V
 /// The script of `Store::extend_stale`.
 pub fn extend_stale(entry: &str, time: i64) -> Call {
     stored(Script::ExtendStale, entry, &[&time, &STALE, &OUTLIVES, &0])
+}
+
+/// The script of `Store::extend_held`.
+pub fn extend_held(entry: &str, time: i64) -> Call {
+    stored(Script::ExtendStale, entry, &[&time, &(10 * 366 * 24 * 3_600_000_i64), &OUTLIVES, &1])
+}
+
+/// `Store::invalidate_on` of a doubt after a gap.
+pub fn doubt(entry: &str, at: i64, pauses: (i64, i64)) -> Call {
+    let mut call = invalidate(entry, at, false, pauses, REMEMBERED, "");
+    call.args[9] = "1".to_owned();
+    call
 }
 
 /// `Store::invalidate_on`; `pauses` are zero in `Store::fence`. `version` is `''`, a number or `any`.

@@ -42,6 +42,8 @@ pub struct Meta {
     pub announced_at: i64,
     pub tagged: bool,
     pub failures: u32,
+    pub held_until: i64,
+    pub doubted: i64,
 }
 
 /// A score, as `score.lua` reads it.
@@ -112,7 +114,10 @@ impl Engine {
         let all: Option<Vec<String>> = self.codecs.meta.call(packed).expect("meta.lua");
         let meta = all.map(|all| {
             let number = |n: usize| all[n].parse::<i64>().unwrap_or(0);
-            let failures = all[8].split_once(r#""n":"#).map_or("", |(_, rest)| rest.trim_end_matches('}'));
+            let noted = |name: &str| {
+                let rest = all[8].split_once(name).map_or("", |(_, rest)| rest);
+                rest.split([',', '}']).next().and_then(|text| text.parse::<i64>().ok()).unwrap_or(0)
+            };
             Meta {
                 validated_at: number(0),
                 own_expiry: number(1),
@@ -126,7 +131,9 @@ impl Engine {
                 announced: all[10].parse().ok(),
                 announced_at: number(11),
                 tagged: all[8].contains(r#""g":"#),
-                failures: failures.parse().unwrap_or(0),
+                failures: u32::try_from(noted(r#""n":"#)).unwrap_or(0),
+                held_until: noted(r#""h":"#),
+                doubted: noted(r#""u":"#),
             }
         });
         self.codecs.metas.borrow_mut().insert(packed.to_owned(), meta.clone());

@@ -69,6 +69,8 @@ pub const KILLED: &[Mutant] = mutants! {
     "store/lua/extend_stale.lua": [
         " or tonumber(own_expiry) ~= pxat\n" => "\n",
         "invalidated ~= '0'" => "false",
+        "not (ARGV[4] == '1' and is_doubt(note, invalidated))" => "not is_doubt(note, invalidated)",
+        "not (ARGV[4] == '1' and is_doubt(note, invalidated))" => "ARGV[4] ~= '1'",
         "math.min(ends + tonumber(ARGV[2]), now + tonumber(ARGV[1]))" => "now + tonumber(ARGV[1])",
         "local ends = pxat - tonumber(stale_for)" => "local ends = pxat",
         "if till > pxat then" => "if till ~= pxat then",
@@ -111,13 +113,20 @@ pub const KILLED: &[Mutant] = mutants! {
         "validated_at, own_expiry, at, stale_for, hash" => "validated_at, own_expiry, invalidated, stale_for, hash",
         "write_meta('0', '0', at, '0', '-'" => "write_meta('0', '0', '0', '0', '-'",
         "if wait > 0 then return" => "if wait >= 0 then return",
-        "if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50} end" => "",
+        "if doubt and open then at = invalidated else" => "if false then else",
+        "doubt and at or ''" => "at",
+        "and not (doubt and held_until > now)" => "",
+        "    released = held_until\n" => "",
+        "if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50, 0} end" => "",
     ]
     "store/lua/meta.lua": [
         "return #a < #b or #a == #b and a < b" => "return a < b and #a <= #b and false",
         "if has_value and lower(version, stored) then" => "if false then",
         "now < since + tonumber(patience)" => "false",
         "if fetched_at == '' then fetched_at = validated_at end" => "",
+        "match(note, '\"u\":(%d+)') == invalidated" => "match(note, '\"u\":(%d+)') ~= nil",
+        "match(note, '\"u\":(%d+)') == invalidated" => "false",
+        "if at == '' or string.sub(note, 1, 1) ~= '{' then return note end" => "if true then return note end",
     ]
     "store/lua/tag.lua": [
         "redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', now + tonumber(ARGV[2])), ARGV[1])" => "",

@@ -120,7 +120,7 @@ fn of_value(engine: &Engine, world: &World, entry: usize) -> Step {
     if expiry < 0 {
         return violated(HAS_TTL, name);
     }
-    if world.epoch == 0 && now > ends + if world.job.stale { STALE } else { 0 } {
+    if world.epoch == 0 && !world.job.held && now > ends + if world.job.stale { STALE } else { 0 } {
         return violated(BOUNDED, format!("{name} is readable at {now}, and its TTL ended at {ends}"));
     }
     let is_waiting = world.messages.iter().any(|message| message.concerns(entry));
@@ -217,7 +217,8 @@ pub fn settle(engine: &Engine, world: &World) -> Step {
         let same = |handled: &&Handled| epoch == world.epoch && handled.epoch == world.epoch;
         let is_old =
             known.handled.iter().filter(same).any(|handled| handled.forbids(&world, (writer, content), at, epoch));
-        if matches!(writer, 'c' | 'l') && is_old && !known.dead {
+        let is_held = world.job.held && known.missing;
+        if matches!(writer, 'c' | 'l') && is_old && !known.dead && !is_held {
             return violated(FRESH_AT_LAST, format!("{} still has content {content}:\n{world}", name));
         }
         let awaited = known.announced.filter(|(_, until)| *until > began).map(|(version, _)| version);

@@ -26,6 +26,7 @@ pub(crate) const PLAIN: Job = Job {
     recheck: false,
     etags: false,
     attempts: 0,
+    held: false,
     channel: false,
     strict: false,
 };
@@ -153,9 +154,33 @@ const WARM_STAMPED: &[Action] = &[
     Action::OtherTag,
 ];
 
+/// A value whose removal is held back.
+const HELD: &[Action] = &[
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Tick,
+    Action::Lose(0),
+    Action::Doubt(0),
+    Action::Message(0),
+    Action::Message(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Tick,
+];
+
 use Kind::{
-    Announce, AnyVersion, Back, Crash, Cron, Delete, Demand, Evict, EvictAll, EvictTag, Fail, FarBack, Foreign,
-    ForeignForever, ForeignHash, HandBack, Increment, Jump, Lag, Load, Lost, Manual, OtherTag, Pause, Refresh,
+    Announce, AnyVersion, Back, Crash, Cron, Delete, Demand, Doubt, Evict, EvictAll, EvictTag, Fail, FarBack, Foreign,
+    ForeignForever, ForeignHash, HandBack, Increment, Jump, Lag, Load, Lose, Lost, Manual, OtherTag, Pause, Refresh,
     RefreshAll, RefreshTag, Repeat, Set, Sweep, Tick, Vanish, Wake,
 };
 
@@ -258,6 +283,13 @@ pub const ALL: &[Scenario] = &[
         entries: 1,
         budget: &[(Refresh, 1), (Repeat, 2), (Evict, 1), (Manual, 2), (Foreign, 1), (Fail, 1), (Tick, 1), (Jump, 3)],
         setup: WARM,
+    },
+    Scenario {
+        name: "held back",
+        job: Job { held: true, stale: true, ..PLAIN },
+        entries: 1,
+        budget: &[(Repeat, 2), (Doubt, 2), (Evict, 1), (Fail, 1), (Lose, 1), (Manual, 2), (Tick, 2), (Jump, 6)],
+        setup: HELD,
     },
     Scenario {
         name: "paid for",

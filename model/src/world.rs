@@ -67,6 +67,8 @@ pub struct Job {
     pub etags: bool,
     /// Failures after which an entry is a dead letter; 0 for never.
     pub attempts: u32,
+    /// A guard holds the removals of values back.
+    pub held: bool,
     /// Messages come over the channel: their time is that of their receipt.
     pub channel: bool,
     /// The faults that are known are not passed over (`faults`).

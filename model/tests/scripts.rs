@@ -27,7 +27,6 @@ const NEVER_RUN: &[(&str, &str, &str)] = &[
     ("agenda/lua/finish.lua", "local oldest", "Ten thousand dead letters: see tests/agenda.rs."),
     ("agenda/lua/due.lua", "how, latest, at = 'there'", SOON),
     ("agenda/lua/due.lua", "move = false", SOON),
-    ("store/lua/meta.lua", "return '{\"u\":'", "Doubts after a gap, which no actor has: see tests/gone_guard.rs."),
     ("trigger/lua/end_tick.lua", "local time", AGAIN),
     ("trigger/lua/end_tick.lua", "local now", AGAIN),
     ("trigger/lua/end_tick.lua", "next = math.min", AGAIN),

@@ -6,7 +6,7 @@ use super::{CONTRACT, SCRIPT_FAILS, TOLD};
 use crate::calls::{self, Call};
 use crate::commands::Reply;
 use crate::db::Db;
-use crate::engine::Engine;
+use crate::engine::{Engine, Meta};
 use crate::scripts::Script;
 use crate::world::{Step, violated};
 
@@ -177,8 +177,24 @@ fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Rep
         return wrong("it is to be fetched");
     }
     let noted = after.text(&call.keys[2]).and_then(|packed| engine.meta(packed));
-    if refresh && is_old && is_text && removed == 0 && noted.is_none_or(|meta| meta.invalidated != at) {
+    let doubt = call.args[9] == "1";
+    // A doubt replaces no certain invalidation, and ends no value that is held back.
+    let open = meta.as_ref().filter(|meta| doubt && meta.invalidated > 0 && meta.doubted != meta.invalidated);
+    let (at, doubted) = open.map_or((at, doubt), |meta| (meta.invalidated, false));
+    let is_noted = |noted: &Meta| {
+        // Metadata that a load or another program left none of have no note.
+        let is_right = meta.is_none() || (noted.doubted == noted.invalidated) == doubted;
+        noted.invalidated == at && is_right
+    };
+    if refresh && is_old && is_text && removed == 0 && !noted.as_ref().is_some_and(is_noted) {
         return wrong("it is not noted");
+    }
+    if doubt && ours && meta.as_ref().is_some_and(|meta| meta.held_until > now) && after.slot(&call.keys[0]) != value {
+        return wrong("it is held back, and ends");
+    }
+    let held_until = meta.as_ref().filter(|_| !refresh && removed == 1).map_or(0, |meta| meta.held_until);
+    if reply.part(4).int() != held_until {
+        return wrong("until when it was held back");
     }
     Ok(())
 }
@@ -188,7 +204,9 @@ fn extend_stale(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &R
     let meta = before.text(&call.keys[2]).and_then(|packed| engine.meta(packed));
     let is_text = before.text(&call.keys[0]).is_some();
     let expires = |db: &Db| db.slot(&call.keys[0]).map(|slot| slot.expires);
-    let meta = meta.filter(|meta| is_text && pxat > 0 && meta.own_expiry == pxat && meta.invalidated == 0);
+    let in_doubt = |meta: &Meta| call.args[3] == "1" && meta.doubted == meta.invalidated;
+    let may_live = |meta: &Meta| meta.invalidated == 0 || in_doubt(meta);
+    let meta = meta.filter(|meta| is_text && pxat > 0 && meta.own_expiry == pxat && may_live(meta));
     let Some(meta) = meta else {
         return match reply.part(0).int() == -2 && expires(before) == expires(after) {
             true => Ok(()),

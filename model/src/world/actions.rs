@@ -44,11 +44,13 @@ pub enum Kind {
     Late,
     RefreshAll,
     EvictAll,
+    Doubt,
+    Lose,
 }
 
 impl Kind {
     /// The number of kinds.
-    pub const COUNT: usize = Self::EvictAll as usize + 1;
+    pub const COUNT: usize = Self::Lose as usize + 1;
 }
 
 /// One step.
@@ -138,6 +140,10 @@ pub enum Action {
     RefreshAll,
     /// As above, with an eviction.
     EvictAll,
+    /// After a gap, an invalidation of an entry may have been missed.
+    Doubt(usize),
+    /// The upstream loses an entry, and publishes nothing.
+    Lose(usize),
 }
 
 impl Action {
@@ -177,6 +183,8 @@ impl Action {
             Self::Late => Kind::Late,
             Self::RefreshAll => Kind::RefreshAll,
             Self::EvictAll => Kind::EvictAll,
+            Self::Doubt(_) => Kind::Doubt,
+            Self::Lose(_) => Kind::Lose,
             Self::Message(_) | Self::Work(_) | Self::Rescue | Self::Load(_) => return None,
         })
     }
@@ -203,6 +211,8 @@ impl World {
                 Action::Manual(entry),
                 Action::Cron(entry),
                 Action::Wake(entry),
+                Action::Doubt(entry),
+                Action::Lose(entry),
             ]);
             if self.load == Load::None && self.left[Kind::Load as usize] > 0 {
                 all.push(Action::Load(entry));
@@ -272,6 +282,8 @@ impl World {
                 self.edit(entry);
                 self.publish(Scope::Entry(entry), false, self.known[entry].content.to_string());
             }
+            Action::Doubt(entry) => self.doubt(entry),
+            Action::Lose(entry) => self.known[entry].missing = true,
             Action::AnyVersion(entry) => self.publish(Scope::Entry(entry), false, "any".into()),
             Action::Vanish(entry) => {
                 self.edit(entry);

@@ -41,6 +41,8 @@ pub(crate) enum Scope {
 pub struct Message {
     scope: Scope,
     evict: bool,
+    /// It is only a doubt after a gap.
+    doubt: bool,
     /// The version that it announces: `''`, a number or `any`.
     version: String,
     /// The content of each entry when it was published.
@@ -72,9 +74,18 @@ impl World {
     pub(crate) fn publish(&mut self, scope: Scope, evict: bool, version: String) {
         let content = [0, 1].map(|entry: usize| self.known[entry].content);
         let at = (self.now(), self.epoch);
-        let mut message = Message { scope, evict, version, content, at, todo: Vec::new(), retry_at: 0 };
+        let doubt = false;
+        let mut message = Message { scope, evict, doubt, version, content, at, todo: Vec::new(), retry_at: 0 };
         message.begin(self.job.channel);
         self.messages.push(message);
+    }
+
+    /// Revalidates an entry after a gap.
+    pub(crate) fn doubt(&mut self, entry: usize) {
+        self.publish(Scope::Entry(entry), false, String::new());
+        if let Some(message) = self.messages.last_mut() {
+            message.doubt = true;
+        }
     }
 
     /// Does a message's next step. `lost`: the reply does not arrive, and the message is handled anew.
@@ -165,8 +176,11 @@ impl World {
         let (at, evict) = (message.at.0, message.evict);
         let pauses = if self.job.paid { PAUSE } else { (PAUSE.0, PAUSE.0) };
         let (was_there, before) = (self.readable(entry), self.meta(engine, entry));
-        let reply =
-            self.run(engine, &calls::invalidate(ENTRIES[entry], at, evict, pauses, REMEMBERED, &message.version))?;
+        let call = match message.doubt {
+            true => calls::doubt(ENTRIES[entry], at, pauses),
+            false => calls::invalidate(ENTRIES[entry], at, evict, pauses, REMEMBERED, &message.version),
+        };
+        let reply = self.run(engine, &call)?;
         let [fenced, due, removed, wait] = [0, 1, 2, 3].map(|n| reply.part(n).int());
         if wait > 0 {
             // A message that waits does not hold up what follows it.
@@ -176,7 +190,7 @@ impl World {
         }
         message.retry_at = 0;
         match message.version.as_str() {
-            "" if message.scope != Scope::Tag => {
+            "" if message.scope != Scope::Tag && !message.doubt => {
                 self.handled(entry, message.content[entry], message.at, evict, false);
             }
             "" => {}
