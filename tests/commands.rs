@@ -347,6 +347,20 @@ async fn a_time_without_a_unit_is_refused_with_the_remedy() {
 }
 
 #[tokio::test]
+async fn options_of_the_museum_say_what_to_write() {
+    for (args, said) in [
+        (["--failures", "7"], "must be a number from 0 to 1, such as 0.1"),
+        (["--latency", "-1"], "must be a number from 0 on, such as 0.5"),
+        (["--latency", "inf"], "must be a number from 0 on, such as 0.5"),
+        (["--listen", "8080"], "is not an address; write 127.0.0.1:8080"),
+    ] {
+        let refused = samovar([&["museum"][..], &args].concat()).run().await;
+        assert!(refused.code == Some(2) && refused.stderr.contains(said), "{args:?}: {refused:?}");
+        assert_eq!(refused.stdout, "", "it is not open");
+    }
+}
+
+#[tokio::test]
 async fn a_refused_reload_shows_in_health_and_metrics() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");

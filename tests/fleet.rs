@@ -245,6 +245,12 @@ async fn a_job_that_no_worker_knows_any_more_is_told() {
     assert_eq!(warmed.code, Some(0), "{warmed:?}");
     assert!(warmed.stderr.contains("No running worker knows poem"), "{warmed:?}");
     assert!(run(&redis, &["warm", "art:a"]).await.stderr.is_empty());
+    for (key, is_left) in [("poem:a", true), ("art:a", false), ("nobody:a", false)] {
+        let text = run(&redis, &["get", key]).await.stdout;
+        let json = run(&redis, &["get", key, "--json"]).await.stdout;
+        assert_eq!(text.contains("no running worker knows the job"), is_left, "{text}");
+        assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["job_is_left"], is_left, "{json}");
+    }
 }
 
 #[tokio::test]
