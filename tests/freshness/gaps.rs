@@ -1,5 +1,6 @@
 //! Gaps: what was published bare while nobody listened is made good.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -25,13 +26,24 @@ async fn what_is_published_bare_while_nobody_listens_is_made_good() {
 
 /// Waits until one worker has said what it hears.
 async fn has_heard(redis: &TestRedis) {
-    eventually("it has said what it hears", async || redis.ask::<usize>(&["HLEN", "samovar:ears"]).await == 1).await;
+    eventually("it has said what it hears", async || {
+        let records = records(redis).await;
+        records.len() == 1 && !records[0].starts_with("0 ")
+    })
+    .await;
+}
+
+/// Returns what workers recorded.
+async fn records(redis: &TestRedis) -> Vec<String> {
+    let mut all: BTreeMap<String, String> = redis.ask(&["HGETALL", "samovar:ears"]).await;
+    all.remove("clock");
+    all.into_values().collect()
 }
 
 /// Waits until so many workers have said that they heard everything for some seconds.
 async fn have_listened(redis: &TestRedis, workers: usize) {
     eventually("they have listened for a while", async || {
-        let records: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
+        let records = records(redis).await;
         let times = records.iter().map(|record| record.split(' ').take(3).map(|time| time.parse().unwrap()).collect());
         let times: Vec<Vec<i64>> = times.collect();
         if times.len() == workers && times.iter().all(|times| times[2] - times[0] > 4_500) {
@@ -111,6 +123,32 @@ async fn messages_a_dead_worker_only_heard_do_not_count_as_handled() {
     let mut second = worker(&redis, &jobs);
     second.wait_for_log(&["nobody was listening"]).await;
     version(&redis, "a", edited).await;
+}
+
+/// Nobody ran for a day. Another worker began a moment sooner, and dies before it has found out that nobody listened.
+#[tokio::test]
+async fn a_worker_that_has_not_checked_vouches_for_nothing() {
+    let (redis, upstream, jobs, mut first) = warmed_by(worker).await;
+    first.kill9();
+    first.wait().await;
+    let edited = upstream.edit("/art/a");
+    let parts = Parts::of(&redis).await;
+    let (known, began) = (identity(&jobs), parts.now().await);
+    redis.ask::<usize>(&["DEL", "samovar:ears"]).await;
+    let ended = began - Duration::from_secs(90_000);
+    let heard = format!("{} {ended} {ended} {known}", ended - Duration::from_secs(60));
+    redis.ask::<usize>(&["HSET", "samovar:ears", "long gone", &heard]).await;
+    let _third = worker(&redis, &jobs);
+    eventually("the second one hears longer than the third", async || {
+        let now = parts.now().await;
+        let records = records(&redis).await;
+        redis.ask::<usize>(&["HSET", "samovar:ears", "second", &format!("{began} {now} {now} {known} 0")]).await;
+        let since = |record: &String| record.split(' ').next().unwrap().parse::<i64>().unwrap();
+        records.iter().any(|record| since(record) > began.as_millis() && since(record) < now.as_millis())
+    })
+    .await;
+    version(&redis, "a", edited).await;
+    assert!(redis.ask::<bool>(&["HEXISTS", "samovar:ears", "long gone"]).await, "the second one needs it");
 }
 
 /// Two begin at once where there was nobody: neither vouches for the other.
@@ -220,7 +258,7 @@ async fn a_forged_canary_hides_no_gap() {
         }
     }
     have_listened(&redis, 1).await;
-    let records: Vec<String> = redis.ask(&["HVALS", "samovar:ears"]).await;
+    let records = records(&redis).await;
     assert!(!records[0].contains(&future.to_string()), "{records:?}");
     first.kill9();
     let edited = upstream.edit("/art/a");

@@ -224,3 +224,53 @@ async fn a_gap_of_some_jobs_spares_the_others() {
     parts.store.note_gap_for(&[&known.jobs["art"]], parts.now().await, Gap::Missed).await.unwrap();
     assert_eq!((dealt("poem").await, dealt("song").await), (note().await, None));
 }
+
+/// A gap of other jobs is open, with a later time.
+#[tokio::test]
+async fn a_job_that_was_spared_is_revalidated_after_its_own_gap() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let other = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");
+    let both = Art::of(&upstream).folder().job("poem", &other);
+    let known = Jobs::load(both.path(), TTL, &|_| None).unwrap();
+    let revalidator = parts.revalidator(&jobs);
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
+    redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "art", "x", "poem", "x"]).await;
+    redis.ask::<u8>(&["HSET", "samovar:ears", "a worker", &format!("1 2 2 {}", identity(&jobs))]).await;
+    parts.next_instant().await;
+    let heard_again = parts.now().await;
+    parts.next_instant().await;
+    parts.store.note_gap_for(&[&known.jobs["poem"]], parts.now().await, Gap::Missed).await.unwrap();
+    revalidator.revalidate().await.unwrap();
+    assert_eq!(parts.score("a").await, None, "it is not in doubt");
+    parts.store.note_gap_for(&[&known.jobs["art"]], heard_again, Gap::Missed).await.unwrap();
+    revalidator.revalidate().await.unwrap();
+    assert!(parts.score("a").await.is_some(), "it is looked at");
+    // What was looked at stays so for another note of the same gap.
+    let dealt = async || redis.ask::<Option<String>>(&["HGET", "samovar:{suspect}:dealt", "art"]).await;
+    assert!(dealt().await.is_some());
+    parts.store.note_gap_for(&[&known.jobs["art"]], heard_again, Gap::Missed).await.unwrap();
+    assert!(dealt().await.is_some());
+}
+
+/// The clock was set back by a minute, and has passed the time of that gap since, which is open for another job.
+#[tokio::test]
+async fn a_gap_of_a_time_shown_twice_swallows_no_other() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
+    parts.next_instant().await;
+    let heard_again = parts.now().await;
+    parts.next_instant().await;
+    let set_back = heard_again - Duration::from_secs(60);
+    let note = format!("{} 1 {set_back}", parts.now().await);
+    redis.ask::<String>(&["SET", "samovar:{suspect}", &note]).await;
+    redis.ask::<u8>(&["HSET", "samovar:{suspect}:dealt", "art", &note, &identity(&jobs), &note]).await;
+    redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "unknown", "x"]).await;
+    parts.next_instant().await;
+    parts.store.note_gap(heard_again, Gap::Missed).await.unwrap();
+    parts.revalidator(&jobs).revalidate().await.unwrap();
+    assert!(parts.score("a").await.is_some(), "it is looked at");
+}

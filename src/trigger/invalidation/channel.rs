@@ -118,6 +118,7 @@ impl Channel {
         let pubsub = tokio::time::timeout(CONFIRMED, subscribed)
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+        self.gap_detector.subscribed();
         backoff.well();
         if let Some(since) = lost_since.take() {
             info!(channel = channels[0], "subscribed again after {}", duration::rough(since.elapsed()));

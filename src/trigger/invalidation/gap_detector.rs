@@ -7,7 +7,12 @@
 //!
 //! A worker drops messages about jobs that it does not know. So it vouches only for the jobs that it knows, by name and
 //! keys ([`Job::identity`]). Any client may publish signals, so a canary counts once, by a nonce that only its sender
-//! knows. Times later than Redis's now are from another clock and do not count.
+//! knows, and only if it was sent after the subscription began: before that, others hear it first. The times of
+//! canaries do not go back when Redis's clock does. Times later than now are forged and do not count.
+//!
+//! A worker that heard again and has not checked its own gap says so in its record. Until it has, a worker that begins
+//! does not rely on it, and its record is not taken for the latest of the fleet. The search in `model/src/knowledge`
+//! repeats these rules; docs/verification.md says what it shows.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -96,6 +101,35 @@ impl Unhandled {
     }
 }
 
+/// The clock of the records, as Redis holds it. Workers of builds before it drop records that are ahead of Redis's
+/// clock, and note gaps; those are needless and do no harm.
+#[derive(Clone, Copy, Debug, Default)]
+struct RecordClock {
+    /// Redis's time at the last canary.
+    high: RedisTime,
+    /// By how much the times of canaries are ahead of Redis's clock, which was set back.
+    ahead: Duration,
+}
+
+impl RecordClock {
+    /// The field of the clock among the records.
+    const FIELD: &[u8] = b"clock";
+
+    /// Takes the clock out of the records.
+    fn take(records: &mut HashMap<Vec<u8>, Vec<u8>>) -> Self {
+        let field = records.remove(Self::FIELD).unwrap_or_default();
+        let clock = str::from_utf8(&field).ok().and_then(|text| text.split_once(' '));
+        let clock = clock.and_then(|(high, ahead)| Some((high.parse().ok()?, ahead.parse().ok()?)));
+        let (high, ahead) = clock.unwrap_or_default();
+        Self { high, ahead: Duration::from_millis(ahead) }
+    }
+
+    /// Returns the present time of this clock.
+    fn at(self, now: RedisTime) -> RedisTime {
+        now.max(self.high) + self.ahead
+    }
+}
+
 /// The record of another worker: since when it hears, its last canary, and up to when it has handled all.
 #[derive(Debug)]
 struct Other {
@@ -105,6 +139,9 @@ struct Other {
     handled: RedisTime,
     /// The identities of the jobs that it knows, separated by commas.
     jobs: String,
+    /// If it has not checked for a gap before `since`: its last canary before that gap, zero if it has never checked;
+    /// and its first canary of all. Builds before this one neither write nor read it.
+    unchecked: Option<(RedisTime, RedisTime)>,
 }
 
 impl Other {
@@ -120,6 +157,10 @@ impl Other {
             last,
             handled,
             jobs: words.next().unwrap_or_default().to_owned(),
+            unchecked: words.next().map(|before| {
+                let began = words.next().and_then(|began| began.parse().ok());
+                (before.parse().unwrap_or_default(), began.unwrap_or_default())
+            }),
         })
     }
 
@@ -131,6 +172,16 @@ impl Other {
     fn is_alive(&self, now: RedisTime) -> bool {
         self.last + SILENT > now
     }
+
+    /// Returns `true` if it may know what was before a worker that began at `began` and hears since `since`. Workers
+    /// that have never checked wait for those that began before them, and no two for each other.
+    fn is_before(&self, worker: &str, began: RedisTime, since: RedisTime) -> bool {
+        match self.unchecked {
+            None => (self.since, &*self.worker) < (since, worker),
+            Some((RedisTime::ZERO, other)) => (other, &*self.worker) < (began, worker),
+            Some(_) => true,
+        }
+    }
 }
 
 /// Returns the identities of the jobs that live workers know: see [`Job::identity`].
@@ -138,7 +189,8 @@ impl Other {
 /// # Errors
 /// Fails if Redis returns an error.
 pub async fn known_to_workers(redis: &mut Connection, keys: &Keys, now: RedisTime) -> RedisResult<HashSet<String>> {
-    let all: HashMap<Vec<u8>, Vec<u8>> = redis::cmd("HGETALL").arg(keys.gap_detectors()).query_async(redis).await?;
+    let mut all: HashMap<Vec<u8>, Vec<u8>> = redis::cmd("HGETALL").arg(keys.gap_detectors()).query_async(redis).await?;
+    let now = RecordClock::take(&mut all).at(now);
     let records = all.iter().filter_map(|(worker, heard)| Other::read(worker, heard, now));
     let alive: Vec<Other> = records.filter(|record| record.is_alive(now)).collect();
     let jobs = alive.iter().flat_map(|record| record.jobs.split(','));
@@ -161,27 +213,33 @@ struct Asking<'a> {
     worker: &'a str,
     /// The time since which it hears.
     since: RedisTime,
-    /// The last canary that it heard before that; zero if there is none.
+    /// The last canary that it heard before that and before any gap that is not checked; zero if there is none.
     before: RedisTime,
+    /// The first canary of all that it heard.
+    began: RedisTime,
     now: RedisTime,
 }
 
 impl Asking<'_> {
     /// Returns what the records of workers that know the job say about it.
     fn coverage(&self, job: &Job, others: &[Other]) -> Coverage {
-        let Self { worker, since, before, now } = *self;
+        let Self { worker, since, before, began, now } = *self;
         let fresh = before == RedisTime::ZERO;
         // Of workers that start together, each counts only those that started before, so the first one counts none.
-        let heard = others.iter().filter(|other| !fresh || (other.since, other.worker.as_str()) < (since, worker));
-        let heard: Vec<&Other> = heard.collect();
+        let is_before = |other: &&Other| !fresh || other.is_before(worker, began, since);
+        let heard: Vec<&Other> = others.iter().filter(is_before).collect();
         if fresh && heard.is_empty() {
-            return Coverage::Covered;
+            // There was no fleet, unless it was this worker alone.
+            return if began < since { Coverage::Missed(since) } else { Coverage::Covered };
         }
         let heard: Vec<&Other> = heard.into_iter().filter(|other| other.knows(job)).collect();
         let before = if fresh { heard.iter().map(|other| other.last).max().unwrap_or_default() } else { before };
-        // If the clock was set back since, no worker can vouch for that time.
-        let covers = heard.iter().filter(|other| other.since <= before && before <= now);
-        if covers.clone().any(|other| other.handled >= since) {
+        // Messages may come between two canaries of one millisecond.
+        let hears = |other: &&&Other| (other.since < before || (fresh && other.since == before)) && before <= now;
+        let covers = heard.iter().filter(hears);
+        // What was before the gap of an unchecked worker is known to itself alone.
+        let is_relied_on = |other: &&Other| !fresh || other.unchecked.is_none();
+        if covers.clone().any(|other| other.handled > since && is_relied_on(other)) {
             return Coverage::Covered;
         }
         let mut alive = covers.filter(|other| other.is_alive(now));
@@ -192,7 +250,7 @@ impl Asking<'_> {
         }
         // Workers that heard again a little sooner, after the same gap, cover the time since then.
         let since =
-            heard.iter().filter(|other| other.handled >= since).map(|other| other.since).fold(since, RedisTime::min);
+            heard.iter().filter(|other| other.handled > since).map(|other| other.since).fold(since, RedisTime::min);
         Coverage::Missed(since)
     }
 }
@@ -218,8 +276,12 @@ struct Hearing {
     /// The first and the last canary heard over this connection; zero for none.
     since: RedisTime,
     last: RedisTime,
-    /// The last canary heard over the previous connection.
+    /// The last canary before a gap that is not checked, or before the present connection; zero for none.
     before: RedisTime,
+    /// The first canary of all; zero for none.
+    began: RedisTime,
+    /// Any gap before `since` is noted.
+    is_checked: bool,
     /// The nonces of canaries that have not come back, the oldest first.
     sent: VecDeque<u128>,
 }
@@ -234,19 +296,23 @@ impl Hearing {
         let place = self.sent.iter().position(|sent| *sent == nonce)?;
         // Earlier canaries do not come any more.
         self.sent.drain(..=place);
-        // If Redis's clock was set back, earlier times do not compare with later ones.
+        // If the clock of the records was lost, earlier times do not compare with later ones.
         if self.since == RedisTime::ZERO || at < self.last {
             self.since = at;
+        }
+        if self.began == RedisTime::ZERO {
+            self.began = at;
         }
         self.last = at;
         Some(at)
     }
 
     fn lose(&mut self) {
-        if self.last != RedisTime::ZERO {
+        // A gap that is not checked yet becomes longer.
+        if self.is_checked {
             self.before = self.last;
         }
-        (self.since, self.last) = (RedisTime::ZERO, RedisTime::ZERO);
+        (self.since, self.last, self.is_checked) = (RedisTime::ZERO, RedisTime::ZERO, false);
         self.sent.clear();
     }
 }
@@ -280,6 +346,12 @@ impl GapDetector {
         }
     }
 
+    /// Notes that the subscription begins. Canaries that were sent before that do not count: other clients heard them
+    /// already, and could send them with other times.
+    pub fn subscribed(&self) {
+        self.hearing().sent.clear();
+    }
+
     /// Notes that the connection ended.
     pub fn lost(&self) {
         self.hearing().lose();
@@ -294,21 +366,21 @@ impl GapDetector {
     pub async fn run(&self, stop: &CancellationToken) {
         let jobs: Vec<String> = self.jobs.jobs.values().map(|job| job.identity()).collect();
         let jobs = jobs.join(",");
-        // The connection, by its first canary, before which gaps are noted; and the canaries sent since it began.
-        let mut checked = RedisTime::ZERO;
+        // The canaries sent since the worker hears again.
         let mut waited = 0;
-        // The same, and the jobs whose gap is noted already.
+        // The connection, by its first canary, and the jobs whose gap before that is noted already.
         let mut noted = (RedisTime::ZERO, BTreeSet::new());
         while !stop.is_cancelled() {
             let nonce: u128 = rand::random();
-            let (since, last, unheard) = {
+            let (since, last, unchecked, unheard) = {
                 let mut hearing = self.hearing();
                 let unheard = hearing.sent.len();
                 hearing.sent.push_back(nonce);
-                (hearing.since, hearing.last, unheard)
+                (hearing.since, hearing.last, (!hearing.is_checked).then_some((hearing.before, hearing.began)), unheard)
             };
             let mut call = SEND.key(self.keys.gap_detectors());
             call.arg(&*self.worker).arg(since).arg(last).arg(self.unhandled.handled()).arg(&jobs);
+            call.arg(unchecked.map(|(before, began)| format!("{before} {began}")).unwrap_or_default());
             call.arg(self.keys.signal_channel()).arg(format!("canary {} {nonce:032x}", self.worker));
             match call.invoke_async::<i64>(&mut self.redis.clone()).await {
                 Ok(_) => {
@@ -317,14 +389,17 @@ impl GapDetector {
                         self.hearing().sent.clear();
                         self.stalled.notify_waiters();
                     }
-                    waited = if since != RedisTime::ZERO && since != checked { waited + 1 } else { 0 };
+                    waited = if since != RedisTime::ZERO && unchecked.is_some() { waited + 1 } else { 0 };
                     if waited >= CHECK_AFTER {
                         if noted.0 != since {
                             noted = (since, BTreeSet::new());
                         }
                         match self.check(since, &mut noted.1).await {
                             Ok(true) => {
-                                (checked, waited) = (since, 0);
+                                waited = 0;
+                                let mut hearing = self.hearing();
+                                // Unless the connection ended meanwhile.
+                                hearing.is_checked |= hearing.since == since;
                                 self.checked.cancel();
                             }
                             // A worker that may have heard everything has not recorded it yet.
@@ -352,8 +427,10 @@ impl GapDetector {
     async fn check(&self, since: RedisTime, noted: &mut BTreeSet<JobName>) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         // The time comes last, so that no true record is later.
-        let (records, now): (HashMap<Vec<u8>, Vec<u8>>, RedisTime) =
+        let (mut records, now): (HashMap<Vec<u8>, Vec<u8>>, RedisTime) =
             redis::pipe().hgetall(self.keys.gap_detectors()).cmd("TIME").query_async(&mut redis).await?;
+        let clock = RecordClock::take(&mut records);
+        let now = clock.at(now);
         let (mut others, mut gone) = (Vec::new(), Vec::new());
         for (worker, heard) in records.into_iter().filter(|(worker, _)| worker != self.worker.as_bytes()) {
             match Other::read(&worker, &heard, now) {
@@ -362,7 +439,11 @@ impl GapDetector {
                 None => gone.push(worker),
             }
         }
-        let asking = Asking { worker: &self.worker, since, before: self.hearing().before, now };
+        let (before, began) = {
+            let hearing = self.hearing();
+            (hearing.before, hearing.began)
+        };
+        let asking = Asking { worker: &self.worker, since, before, began, now };
         let (mut open, mut missed, mut until) = (false, Vec::new(), RedisTime::ZERO);
         for job in self.jobs.jobs.values().filter(|job| !noted.contains(&job.name)) {
             match asking.coverage(job, &others) {
@@ -385,10 +466,12 @@ impl GapDetector {
                  are revalidated",
                 names.join(", ")
             );
-            self.store.note_gap_for(&missed, until, Gap::Missed).await?;
+            self.store.note_gap_for(&missed, until - clock.ahead, Gap::Missed).await?;
             noted.extend(missed.iter().map(|job| job.name.clone()));
         }
-        let newest = others.iter().map(|other| other.last).max().unwrap_or_default();
+        // Workers that begin together after a long time all need the last record from before.
+        let checked = others.iter().filter(|other| other.unchecked.is_none());
+        let newest = checked.map(|other| other.last).max().unwrap_or_default();
         let old = others.into_iter().filter(|other| other.last < now - FORGOTTEN && other.last < newest);
         gone.extend(old.map(|other| other.worker.into_bytes()));
         if !gone.is_empty() {
@@ -447,15 +530,79 @@ mod tests {
         assert_eq!((hearing.hear("8 99999999999999"), hearing.hear("7 99999999999999")), (None, None));
         assert_eq!((hearing.since, hearing.last), (at(5), at(5)));
         hearing.sent.push_back(9);
+        hearing.is_checked = true;
         hearing.lose();
         assert_eq!((hearing.hear("9 6"), hearing.before), (None, at(5)), "it was sent before the connection ended");
     }
 
-    /// A job of this name over these keys.
-    fn job(name: &str, key: &str) -> Job {
+    #[test]
+    fn a_gap_that_is_not_checked_becomes_longer() {
+        let mut hearing = Hearing { sent: VecDeque::from([1]), is_checked: true, last: at(5), ..Hearing::default() };
+        hearing.lose();
+        hearing.sent.push_back(2);
+        hearing.hear("2 60");
+        hearing.lose();
+        assert_eq!(
+            (hearing.before, hearing.began),
+            (at(5), at(60)),
+            "what was published between them is not known yet"
+        );
+        hearing.sent.push_back(3);
+        hearing.hear("3 70");
+        hearing.is_checked = true;
+        hearing.lose();
+        assert_eq!(hearing.before, at(70));
+    }
+
+    #[tokio::test]
+    async fn a_canary_from_before_the_subscription_counts_nothing() {
+        let server = crate::redis::server::Server::start().await;
+        let (redis, keys) = (server.connect().await, Keys::new("test", "test:invalidate"));
+        let store = Store::new(redis.clone(), keys.clone());
+        let detector = GapDetector::new(redis, keys, Arc::from("w"), jobs("art", "art:{name}"), store);
+        detector.lost();
+        detector.hearing().sent.push_back(7);
+        detector.subscribed();
+        detector.heard(&format!("w {:032x} 5", 7));
+        assert_eq!(detector.hearing().since, RedisTime::ZERO, "a stranger heard it first, and sends another time");
+    }
+
+    #[tokio::test]
+    async fn times_of_canaries_go_on_when_the_clock_is_set_back() {
+        let server = crate::redis::server::Server::start().await;
+        let (redis, keys) = (server.connect().await, Keys::new("test", "test:invalidate"));
+        let send = async || {
+            let mut call = SEND.key(keys.gap_detectors());
+            call.arg("w").arg(0).arg(0).arg(0).arg("art").arg("0 5").arg(keys.signal_channel()).arg("canary w 0");
+            call.invoke_async::<i64>(&mut redis.clone()).await.unwrap()
+        };
+        let before = send().await;
+        let records = async || -> HashMap<Vec<u8>, Vec<u8>> {
+            redis::cmd("HGETALL").arg(keys.gap_detectors()).query_async(&mut redis.clone()).await.unwrap()
+        };
+        let mut first = records().await;
+        assert_eq!(RecordClock::take(&mut first).at(at(before)), at(before));
+        assert_eq!(first[&b"w"[..]], b"0 0 0 art 0 5", "one that does not hear any more is there, too");
+        // As it is after a canary, when the clock is then set back by ten minutes.
+        let high = before + 600_000;
+        let set = redis::cmd("HSET").arg(keys.gap_detectors()).arg("clock").arg(format!("{high} 7")).clone();
+        set.exec_async(&mut redis.clone()).await.unwrap();
+        let clock = RecordClock::take(&mut records().await);
+        assert_eq!(clock.at(at(before)), at(high + 7), "no canary came since");
+        let (next, last) = (send().await, send().await);
+        assert!(high + 7 < next && next <= last, "{high} {next} {last}");
+        let clock = RecordClock::take(&mut records().await);
+        assert_eq!(clock.at(clock.high), at(last));
+    }
+
+    /// A job of this name over these keys, and nothing else.
+    fn jobs(name: &str, key: &str) -> Arc<Jobs> {
         let text = format!("key = \"{key}\"\n[source]\nkind = \"http\"\nurl = \"http://127.0.0.1/{{{{ name }}}}\"\n");
-        let jobs = crate::job::Jobs::parse(&[(format!("{name}.toml"), text)], Duration::from_secs(60), &|_| None);
-        Job::clone(&jobs.unwrap().jobs[name])
+        Arc::new(Jobs::parse(&[(format!("{name}.toml"), text)], Duration::from_secs(60), &|_| None).unwrap())
+    }
+
+    fn job(name: &str, key: &str) -> Job {
+        Job::clone(&jobs(name, key).jobs[name])
     }
 
     fn other(worker: &str, times: [i64; 3], jobs: &[&Job]) -> Other {
@@ -465,12 +612,16 @@ mod tests {
         Other::read(worker.as_bytes(), heard.as_bytes(), at(100_000)).unwrap()
     }
 
+    fn asking() -> Asking<'static> {
+        Asking { worker: "x", since: at(60_000), before: at(50_000), began: at(60_000), now: at(100_000) }
+    }
+
     #[test]
     fn only_who_knows_the_job_and_its_keys_vouches_for_it() {
         let (art, poem) = (job("art", "art:{name}"), job("poem", "poem:{name}"));
         let (moved, renamed) = (job("art", "picture:{name}"), job("picture", "art:{name}"));
         for before in [0, 50_000] {
-            let asking = Asking { worker: "x", since: at(60_000), before: at(before), now: at(100_000) };
+            let asking = Asking { before: at(before), ..asking() };
             let gap = |jobs: &[&Job]| asking.coverage(&art, &[other("y", [1_000, 99_000, 99_000], jobs)]);
             assert_eq!(gap(&[&art]), Coverage::Covered);
             assert_eq!(gap(&[&poem, &art]), Coverage::Covered);
@@ -478,14 +629,44 @@ mod tests {
                 assert_eq!(gap(jobs), Coverage::Missed(at(60_000)), "before {before}");
             }
         }
-        let first = Asking { worker: "x", since: at(60_000), before: at(0), now: at(100_000) };
+        let first = Asking { before: at(0), ..asking() };
         assert_eq!(first.coverage(&art, &[]), Coverage::Covered, "there was no fleet");
+        let again = Asking { began: at(55_000), ..first };
+        assert_eq!(again.coverage(&art, &[]), Coverage::Missed(at(60_000)), "it was the fleet");
+    }
+
+    #[test]
+    fn a_worker_that_begins_does_not_rely_on_an_unchecked_one() {
+        let art = job("art", "art:{name}");
+        let fresh = Asking { before: at(0), now: at(64_000), ..asking() };
+        let unchecked = |since, last, before| Other {
+            unchecked: Some((at(before), at(since))),
+            ..other("y", [since, last, last], &[&art])
+        };
+        assert_eq!(fresh.coverage(&art, &[unchecked(59_000, 63_000, 0)]), Coverage::Open, "it is about to check");
+        assert_eq!(fresh.coverage(&art, &[unchecked(59_000, 63_000, 40_000)]), Coverage::Open);
+        let later = Asking { now: at(90_000), ..fresh };
+        assert_eq!(later.coverage(&art, &[unchecked(59_000, 63_000, 40_000)]), Coverage::Missed(at(59_000)), "it died");
+        assert_eq!(later.coverage(&art, &[unchecked(61_000, 63_000, 40_000)]), Coverage::Missed(at(60_000)));
+        assert_eq!(later.coverage(&art, &[unchecked(61_000, 63_000, 0)]), Coverage::Covered, "it began later");
+        let knows = Asking { before: at(59_500), ..fresh };
+        assert_eq!(knows.coverage(&art, &[unchecked(59_000, 63_000, 40_000)]), Coverage::Covered, "its gap was heard");
+    }
+
+    #[test]
+    fn a_canary_of_one_millisecond_covers_nothing() {
+        let art = job("art", "art:{name}");
+        let asking = asking();
+        let gap = |times| asking.coverage(&art, &[other("y", times, &[&art])]);
+        assert_eq!(gap([50_000, 99_000, 99_000]), Coverage::Missed(at(50_000)));
+        assert_eq!(gap([49_999, 60_000, 60_000]), Coverage::Missed(at(60_000)));
+        assert_eq!(gap([49_999, 60_001, 60_001]), Coverage::Covered);
     }
 
     #[test]
     fn a_shared_gap_ends_when_the_first_worker_hears_again() {
         let art = job("art", "art:{name}");
-        let asking = Asking { worker: "x", since: at(60_000), before: at(50_000), now: at(100_000) };
+        let asking = asking();
         assert_eq!(
             asking.coverage(&art, &[other("y", [55_000, 99_000, 99_000], &[&art])]),
             Coverage::Missed(at(55_000))
@@ -508,7 +689,7 @@ mod tests {
             assert!(Other::read(b"y", heard.as_bytes(), at(100_000)).is_none(), "{heard}");
         }
         assert!(Other::read(b"\xff", b"1 2 3 x", at(100_000)).is_none());
-        let asking = Asking { worker: "x", since: at(60_000), before: at(700_000), now: at(100_000) };
+        let asking = Asking { before: at(700_000), ..asking() };
         let others = [other("y", [59_000, 99_000, 99_000], &[&art])];
         assert_eq!(asking.coverage(&art, &others), Coverage::Missed(at(59_000)), "the clock was set back in the gap");
     }

@@ -29,7 +29,7 @@ local noted, kind, since = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+
 at = math.max(at, tonumber(noted) or 0)
 kind = math.max(tonumber(kind) or 0, from == 0 and 2 or 1)
 since = math.min(from, tonumber(since) or from)
-redis.call('SET', KEYS[1], string.format('%.0f %d', at, kind) .. (since > 0 and string.format(' %.0f', since) or ''))
+redis.call('SET', KEYS[1], string.format('%.0f %d %.0f', at, kind, since))
 redis.call('HSET', KEYS[2], 'high', string.format('%.0f', now), 'set_back', count + 1)
 redis.call('PUBLISH', ARGV[5], ARGV[6])
 return {now, count + 1}

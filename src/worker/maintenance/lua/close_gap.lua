@@ -16,7 +16,10 @@ elseif gap ~= ARGV[1] then
   return 0
 end
 local known = tonumber(ARGV[3])
-for i = 4, 3 + known do redis.call('HSET', KEYS[3], ARGV[i], gap) end
+for i = 4, 3 + known do
+  redis.call('HSET', KEYS[3], ARGV[i], gap)
+  redis.call('HDEL', KEYS[3], 'spared ' .. ARGV[i])
+end
 for i = 4 + known, #ARGV do
   if redis.call('HGET', KEYS[3], ARGV[i]) ~= gap then return 1 end
 end
