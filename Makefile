@@ -12,7 +12,7 @@ SECONDS ?= 600
 # Entries and tasks worked off, and workers killed; where they are empty, TIMES says
 ENTRIES ?=
 KILLS ?=
-# For how long `make prove` searches each of some twenty scenarios
+# For how long `make prove` searches each of some forty scenarios
 PROVE ?= 60
 
 # What `make deny` looks at: all of advisories, bans, licenses and sources where it is empty
@@ -59,9 +59,10 @@ torture: setup ## Long runs with faults: make torture TIMES=50 SEED=7 SECONDS=60
 		$(CARGO) test --profile bench --locked --test faults --test consistency --test lag -- \
 		--nocapture --test-threads 2 $(ARGS)
 
-prove: setup ## Search the interleavings of the Lua scripts for long: make prove PROVE=600 SEED=7
+prove: setup ## Search the interleavings of the Lua scripts and of gap detection: make prove PROVE=600 SEED=7
 	SAMOVAR_MODEL_WALKS=200 $(CARGO) test --locked --package samovar-model -- --nocapture
 	$(CARGO) run --locked --package samovar-model --bin prove -- $(PROVE) $(SEED)
+	$(CARGO) run --locked --package samovar-model --bin knowledge -- $(PROVE)
 
 lint: ## Check formatting, lints and documentation; warnings are errors here
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 \

@@ -19,4 +19,5 @@ pub mod properties;
 pub mod scenarios;
 pub mod world;
 pub mod faults;
+pub mod knowledge;
 pub mod mutants;
