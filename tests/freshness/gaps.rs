@@ -6,11 +6,14 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use samovar::agenda::State;
 use samovar::entry::{EntryKey, JobName};
+use samovar::store::{LastAttempt, Removal, Terms};
 
 use super::support::{
-    Art, JobsFolder, Parts, TestRedis, Upstream, eventually, hasty_worker, talkative, version, worker,
+    Art, JobsFolder, Parts, TestRedis, Upstream, art, both, eventually, hasty_worker, talkative, version, worker,
 };
 use super::{CHANNEL, identity, warmed_by};
+
+const HOUR: Duration = Duration::from_secs(3_600);
 
 #[tokio::test]
 async fn what_is_published_bare_while_nobody_listens_is_made_good() {
@@ -281,4 +284,61 @@ async fn a_worker_from_the_future_vouches_for_nothing() {
     let _second = worker(&redis, &jobs);
     version(&redis, "a", edited).await;
     assert!(!redis.ask::<bool>(&["HEXISTS", "samovar:ears", "dead"]).await, "it does not come true later");
+}
+
+#[tokio::test]
+async fn a_gap_hides_no_invalidation() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let key = art("a");
+    let lease = parts.lease("a", Duration::from_secs(60)).await;
+    parts.store.commit(&key, &lease, "1", HOUR, &LastAttempt::default()).await.unwrap();
+    let doubt = Terms { is_doubt: true, ..Terms::default() };
+    let at = parts.now().await;
+    let invalidated = async |at, terms| {
+        parts.store.invalidate_on(&key, at, Removal::Refresh, terms).await.unwrap();
+        let meta = parts.meta("a").await.unwrap();
+        (meta.invalidated, meta.is_in_doubt())
+    };
+    let later = at + Duration::from_millis(1);
+    parts.next_instant().await;
+    assert_eq!(invalidated(at, doubt).await, (Some(at), true));
+    assert_eq!(invalidated(later, doubt).await, (Some(later), true));
+    let ttl = redis.ttl("art:a").await.unwrap();
+    parts.store.extend_held(&key, 2 * HOUR).await.unwrap();
+    assert!(redis.ttl("art:a").await.unwrap() > ttl);
+    assert_eq!(parts.store.extend_stale(&key, 3 * HOUR, 3 * HOUR).await.unwrap(), None);
+    assert_eq!(invalidated(later, Terms::default()).await, (Some(later), false));
+    assert_eq!(invalidated(later + Duration::from_millis(1), doubt).await, (Some(later), false));
+    let ttl = redis.ttl("art:a").await.unwrap();
+    parts.store.extend_held(&key, 5 * HOUR).await.unwrap();
+    assert!(ttl <= HOUR && redis.ttl("art:a").await.unwrap() <= ttl, "it ends with its TTL");
+}
+
+/// A worker of the previous build leaves the doubt of before in the note, and its own doubts have no time.
+#[tokio::test]
+async fn a_doubt_does_not_stand_for_another_invalidation() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let key = art("a");
+    let lease = parts.lease("a", Duration::from_secs(60)).await;
+    parts.store.commit(&key, &lease, "1", HOUR, &LastAttempt::default()).await.unwrap();
+    let meta = &redis.keys("samovar:meta:*").await.remove(0);
+    parts.next_instant().await;
+    let at = parts.now().await;
+    let doubt = Terms { is_doubt: true, ..Terms::default() };
+    parts.store.invalidate_on(&key, at, Removal::Refresh, doubt).await.unwrap();
+    let packed: String = redis.ask(&["GET", meta]).await;
+    assert!(parts.meta("a").await.unwrap().is_in_doubt(), "{packed}");
+    let later = packed.replace(&format!(" {at} "), &format!(" {} ", at + Duration::from_millis(1)));
+    assert_ne!(later, packed);
+    for left in [later, packed.replace(&format!("\"u\":{at}"), "\"q\":true")] {
+        redis.ask::<String>(&["SET", meta, &left, "KEEPTTL"]).await;
+        assert!(!parts.meta("a").await.unwrap().is_in_doubt(), "{left}");
+        parts.store.extend_held(&key, 2 * HOUR).await.unwrap();
+        assert!(redis.ttl("art:a").await.unwrap() <= HOUR, "it ends with its TTL: {left}");
+    }
+    // The next invalidation takes the mark away, which the previous build would go by.
+    parts.store.invalidate(&key, at + Duration::from_millis(2), Removal::Refresh).await.unwrap();
+    assert!(redis.ask::<String>(&["GET", meta]).await.ends_with(" {}"));
 }
