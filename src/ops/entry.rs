@@ -136,10 +136,9 @@ impl Ops {
             None => None,
         };
         let (closed_upstreams, missing_inputs) = match owner.zip(params) {
-            Some((job, params)) => (
-                status::closed(&self.redis, &self.keys, job).await?,
-                self.missing_inputs(job, &params, now).await?,
-            ),
+            Some((job, params)) => {
+                (status::closed(&self.redis, &self.keys, job).await?, self.missing_inputs(job, &params, now).await?)
+            }
             None => (Vec::new(), Vec::new()),
         };
         let job_is_left = match owner {

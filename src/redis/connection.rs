@@ -225,9 +225,8 @@ async fn probe(client: &Client, timeout: Duration) -> RedisResult<()> {
     if simulated::is_on() {
         return Ok(());
     }
-    let first_try = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT_TIMEOUT))
-        .set_response_timeout(Some(timeout));
+    let first_try =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(timeout));
     ping(&mut client.get_multiplexed_async_connection_with_config(&first_try).await?).await
 }
 
