@@ -583,3 +583,32 @@ async fn an_entry_that_is_in_flight_for_a_demand_is_made_anew() {
     .unwrap();
     settled(&redis, "art", &before).await;
 }
+
+/// An invalidated value that is not there anew yet waits for its retry, and no pass brings it forward.
+#[tokio::test]
+async fn a_change_leaves_the_waits_between_retries_alone() {
+    let (redis, upstream) = both().await;
+    for name in ["a", "b"] {
+        upstream.publish(&format!("/art/{name}"), json!({"one": 1, "two": 2}));
+    }
+    let base = Art::of(&upstream).list(["a", "b"]).warm("attempts = 50");
+    let jobs = base.clone().source("select = \"/one\"").folder();
+    let worker = worker(&redis, &jobs);
+    for name in ["a", "b"] {
+        readable_key(&redis, &format!("art:{name}")).await;
+    }
+    let before = settled(&redis, "art", "").await;
+    at_rest(&redis).await;
+    upstream.answer("/art/a", |_, _| Reply::status(500));
+    publish(&redis, "art:a").await;
+    upstream.called("/art/a", 5).await;
+    jobs.write("art.toml", &base.source("select = \"/two\"").toml());
+    worker.hangup();
+    becomes(&redis, "art:b", json!(2)).await;
+    // Otherwise the passes go on for five minutes, and each of them asks the upstream.
+    settled(&redis, "art", &before).await;
+    upstream.publish("/art/a", json!({"one": 1, "two": 2}));
+    let warmed = samovar(["warm", "art:a", "--wait"]).redis(&redis).jobs(&jobs).run().await;
+    assert_eq!(warmed.code, Some(0), "{warmed:?}");
+    becomes(&redis, "art:a", json!(2)).await;
+}

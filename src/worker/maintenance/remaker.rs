@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::walk::{Pace, Walk};
-use crate::agenda::When;
+use crate::agenda::{Due, State, When};
 use crate::entry::{EntryKey, JobName, Trigger};
 use crate::job::{Job, Jobs, Params};
 use crate::ops::{Noted, Ops, Plan, still_waits, with_another_file};
@@ -23,6 +23,7 @@ use crate::popularity::Popularity;
 use crate::queue::Queue;
 use crate::redis::{Backoff, Scan, Troubles, lead};
 use crate::source::Sources;
+use crate::store::Snapshot;
 
 /// Entries that become due in one step.
 const PAGE: usize = 250;
@@ -407,11 +408,20 @@ impl Remaker {
         Ok(count)
     }
 
-    /// Returns for each entry whether it is on the agenda for a trigger that fetches whatever value there is.
+    /// Returns for each entry whether it is on the agenda and will be fetched, whatever value there is. It may wait for
+    /// its retry, for a limit, or because its removal is held back: it must not come forward in each pass.
     async fn surely_due(&self, job: &Job, entries: &[EntryKey]) -> RedisResult<Vec<bool>> {
         let dues = self.ops.agenda.dues(&job.name, entries).await?;
-        let fetches = |due: crate::agenda::Due| matches!(due.trigger, Trigger::Cron | Trigger::Manual);
-        Ok(dues.into_iter().map(|due| due.is_some_and(fetches)).collect())
+        let invalidated = entries.iter().zip(&dues).filter(|(_, due)| due.is_some_and(is_for_invalidation));
+        let invalidated: Vec<EntryKey> = invalidated.map(|(key, _)| key.clone()).collect();
+        let mut snapshots = self.ops.store.snapshots(&invalidated).await?.into_iter();
+        let is_sure = |due: Option<Due>| match due {
+            Some(due) if is_for_invalidation(due) => {
+                snapshots.next().is_some_and(|snapshot| is_not_fresh(job, due, &snapshot))
+            }
+            due => due.is_some_and(|due| matches!(due.trigger, Trigger::Cron | Trigger::Manual)),
+        };
+        Ok(dues.into_iter().map(is_sure).collect())
     }
 
     /// Returns the inputs of these entries that are still to be made anew: an AI value made from the old one would be
@@ -453,4 +463,16 @@ impl Remaker {
             tokio::time::sleep(left.min(self.claim / 4)).await;
         }
     }
+}
+
+fn is_for_invalidation(due: Due) -> bool {
+    due.trigger == Trigger::Invalidation
+}
+
+/// Returns `true` if an entry that is due for an invalidation finds its present value not fresh: an invalidation is
+/// open, or the value is older than the change of an input. While such an entry is in flight, its time tells nothing.
+fn is_not_fresh(job: &Job, due: Due, found: &Snapshot) -> bool {
+    let Some(meta) = found.ours() else { return false };
+    let waits = matches!(due.state, State::Urgent | State::Scheduled);
+    meta.invalidated.is_some() || waits && !job.inputs.is_empty() && meta.validated_at < due.at
 }
