@@ -612,3 +612,45 @@ async fn a_change_leaves_the_waits_between_retries_alone() {
     assert_eq!(warmed.code, Some(0), "{warmed:?}");
     becomes(&redis, "art:a", json!(2)).await;
 }
+
+/// Nothing of the entry in between changes but its content.
+#[tokio::test]
+async fn a_story_of_a_chain_is_paid_for_once() {
+    let (redis, upstream) = both().await;
+    let names = ["a", "b"];
+    for name in names {
+        upstream.publish(&format!("/art/{name}"), json!({"title": name}));
+    }
+    let plate = "key = \"plate:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"compose\"\n\
+                 value = { of = \"{{ art }}\" }\n";
+    let jobs = museum_and_openai(&upstream, "").job("plate", plate);
+    let story = |prompt: &str| {
+        story(&upstream, &jobs, &names, prompt, "");
+        let text = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
+        jobs.write("story.toml", &text.replace("art = \"art:{name}\"", "art = \"plate:{name}\""));
+    };
+    story("Of {{ art.of }}");
+    let worker = worker(&redis, &jobs);
+    for name in names {
+        readable_key(&redis, &format!("story:{name}")).await;
+    }
+    let before = settled(&redis, "story", "").await;
+    let gate = upstream.gate("/art/b");
+    let changed = Art::of(&upstream).source("select = \"/title\"\nvalue = \"{{ value | upper }}\"");
+    jobs.write("art.toml", &changed.toml());
+    story("Tell of {{ art.of }}");
+    for (job, input) in [("plate", "art"), ("story", "plate")] {
+        let planned = diff_of(&redis, &jobs, job).await;
+        assert!(planned["notes"].to_string().contains(&format!("input of {input} changes")), "{planned}");
+    }
+    worker.hangup();
+    gate.arrived(1).await;
+    eventually("the other story is told", async || upstream.calls(ASKED) == 3).await;
+    gate.open();
+    settled(&redis, "story", &before).await;
+    eventually("both stories are told", async || upstream.calls(ASKED) == 4).await;
+    at_rest(&redis).await;
+    let prompts: Vec<String> = upstream.requests(ASKED).iter().skip(2).map(|call| call.body.clone()).collect();
+    assert_eq!(prompts.len(), 2, "{prompts:?}");
+    assert!(prompts[0].contains("Tell of A") && prompts[1].contains("Tell of B"), "{prompts:?}");
+}

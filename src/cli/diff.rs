@@ -309,14 +309,25 @@ impl Fleet {
     }
 }
 
-/// Notes where inputs are made anew: what is made from them follows if their content changes.
+/// Notes where inputs are made anew, direct or not: what is made from them follows if their content changes.
 fn note_inputs(jobs: &Jobs, diffs: &mut [JobDiff]) {
-    let renewed: BTreeSet<String> = diffs.iter().filter(|diff| diff.values > 0).map(|diff| diff.job.clone()).collect();
+    let mut renewed: BTreeSet<String> =
+        diffs.iter().filter(|diff| diff.values > 0).map(|diff| diff.job.clone()).collect();
+    let is_made_from = |job: &Job, owner: &Job| job.inputs.values().any(|input| owner.key.overlaps(&input.key));
+    // Each round goes one job further.
+    loop {
+        let owners: Vec<&Arc<Job>> = renewed.iter().filter_map(|name| jobs.jobs.get(name.as_str())).collect();
+        let follows = |job: &&Arc<Job>| owners.iter().any(|owner| is_made_from(job, owner));
+        let before = renewed.len();
+        renewed.extend(jobs.jobs.values().filter(follows).map(|job| job.name.to_string()));
+        if renewed.len() == before {
+            break;
+        }
+    }
     for diff in diffs {
         let Some(job) = jobs.jobs.get(diff.job.as_str()) else { continue };
         let owners = jobs.jobs.values().filter(|owner| renewed.contains(owner.name.as_str()));
-        let owners = owners.filter(|owner| job.inputs.values().any(|input| owner.key.overlaps(&input.key)));
-        for owner in owners {
+        for owner in owners.filter(|owner| is_made_from(job, owner)) {
             let name = &owner.name;
             diff.notes.push(format!("entries whose input of {name} changes are made anew as well; not counted here"));
         }

@@ -6,6 +6,8 @@
 //! deploy makes each value anew once. Values are served until the new ones land. The note is written last: after a
 //! crash another worker begins again, and leaves alone what is made anew by then.
 
+mod inputs;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -243,14 +245,6 @@ impl Remaker {
         lead(&self.ops.redis, &self.ops.keys.remaker(), &self.worker, self.claim).await
     }
 
-    /// Returns how many jobs in a row a job's entries are made from.
-    fn depth(&self, job: &Job) -> usize {
-        let owners = job.inputs.values().filter_map(|input| {
-            self.jobs.jobs.values().find(|owner| owner.name != job.name && owner.key.overlaps(&input.key))
-        });
-        owners.map(|owner| 1 + self.depth(owner)).max().unwrap_or_default()
-    }
-
     /// Makes outdated values of a job due, in one pass if it is time for one. Returns `false` if another worker has the
     /// lock.
     async fn remake(&self, job: &Job, changes: &Changes, progress: &mut Progress) -> RedisResult<bool> {
@@ -381,7 +375,7 @@ impl Remaker {
         pass: &mut Pass,
     ) -> RedisResult<usize> {
         let outdated = self.ops.outdated(job, remake.noted.base(), keys).await?;
-        let inputs = self.outdated_inputs(job, &outdated, &remake.changes).await?;
+        let inputs = self.pending_inputs(job, &outdated, &remake.changes).await?;
         let waits = |params: &Params| {
             job.inputs.values().any(|input| input.key.write(params).is_some_and(|key| inputs.contains(&key)))
         };
@@ -422,31 +416,6 @@ impl Remaker {
             due => due.is_some_and(|due| matches!(due.trigger, Trigger::Cron | Trigger::Manual)),
         };
         Ok(dues.into_iter().map(is_sure).collect())
-    }
-
-    /// Returns the inputs of these entries that are still to be made anew: an AI value made from the old one would be
-    /// paid for twice.
-    async fn outdated_inputs(
-        &self,
-        job: &Job,
-        entries: &[(EntryKey, Params)],
-        changes: &Changes,
-    ) -> RedisResult<BTreeSet<EntryKey>> {
-        let mut by_owner: BTreeMap<&JobName, (&Job, BTreeSet<EntryKey>)> = BTreeMap::new();
-        if job.waits_for_inputs() {
-            for (_, params) in entries {
-                for key in job.inputs.values().filter_map(|input| input.key.write(params)) {
-                    let Some((owner, _)) = self.jobs.owner(key.as_str()) else { continue };
-                    by_owner.entry(&owner.name).or_insert_with(|| (owner, BTreeSet::new())).1.insert(key);
-                }
-            }
-        }
-        let mut outdated = BTreeSet::new();
-        for (name, (owner, keys)) in by_owner {
-            let base = changes.get(name).map_or(&*owner.made, Noted::base);
-            outdated.extend(self.ops.outdated(owner, base, keys).await?.into_iter().map(|(key, _)| key));
-        }
-        Ok(outdated)
     }
 
     /// Waits, and renews the lock meanwhile; returns `false` if another worker has it.
