@@ -251,6 +251,14 @@ async fn a_job_that_no_worker_knows_any_more_is_told() {
         assert_eq!(text.contains("no running worker knows the job"), is_left, "{text}");
         assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["job_is_left"], is_left, "{json}");
     }
+    let paused = run(&redis, &["pause", "poem"]).await;
+    assert_eq!(paused.code, Some(0), "{paused:?}");
+    assert!(paused.stderr.contains("No running worker knows poem"), "{paused:?}");
+    let refused = run(&redis, &["invalidate", "--job", "poem", "--job", "art"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("no running worker knows the job `poem`: it was renamed"), "{refused:?}");
+    let forced = run(&redis, &["invalidate", "--job", "poem", "--force"]).await;
+    assert_eq!(forced.code, Some(0), "{forced:?}");
 }
 
 #[tokio::test]

@@ -84,6 +84,9 @@ async fn check_names(ops: &Ops, message: &Message) -> Result<(), Problem> {
             let detail = format!("{mistake} that the fleet knows; {remedy}");
             Problem::new(StatusCode::NOT_FOUND, detail).with("unknown", names)
         }
+        Mistake::Left(names) => {
+            Problem::new(StatusCode::NOT_FOUND, format!("{mistake}; {remedy}")).with("unknown", names)
+        }
         Mistake::Pattern(_) => {
             let detail = format!("{mistake}; name it in `patterns` to invalidate the keys that match; {remedy}");
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)

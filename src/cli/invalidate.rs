@@ -103,7 +103,7 @@ fn tell_unchecked(NoJobs { why, faults }: &NoJobs) {
 async fn check_names(json: bool, ops: &Ops, message: &Message) -> Result<(), Failed> {
     let Some(mistake) = ops.mistake_in(message).await? else { return Ok(()) };
     let remedy = match &mistake {
-        Mistake::Unknown(_) => "nothing was published; --force publishes all the same".to_owned(),
+        Mistake::Unknown(_) | Mistake::Left(_) => "nothing was published; --force publishes all the same".to_owned(),
         Mistake::Pattern(key) => format!(
             "nothing was published. --pattern '{key}' invalidates the keys that match; --force publishes all the same"
         ),

@@ -32,6 +32,12 @@ pub(super) fn find<'a>(name: &str, jobs: &'a KnownJobs, json: bool) -> Result<&'
     })
 }
 
+/// Returns that no running worker knows a job, as a sentence.
+pub(super) fn unknown_to_workers(job: &KnownJob) -> String {
+    let name = &job.name;
+    format!("No running worker knows {name}: `samovar jobs` says more. Nothing of it is fetched.")
+}
+
 pub(super) async fn run(args: &PauseArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let (_, ops) = fleet(settings, env).await?;
     let job = args.job(&ops.jobs)?;
@@ -39,6 +45,9 @@ pub(super) async fn run(args: &PauseArgs, settings: &Settings, env: &Environment
         println!("{0} is paused in the whole fleet; `samovar resume {0}` resumes it", job.name);
     } else {
         println!("{} was already paused", job.name);
+    }
+    if ops.left_jobs().await?.contains(&job.name) {
+        eprintln!("{}", unknown_to_workers(job));
     }
     Ok(exit::OK)
 }

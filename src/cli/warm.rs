@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::exit;
+use super::pause::unknown_to_workers;
 use super::session::{Failed, complain, fleet, print_json, refuse, relative};
 use crate::agenda::When;
 use crate::config::{Environment, Settings};
@@ -105,8 +106,7 @@ async fn hindrances(ops: &Ops, job: &KnownJob, workers: usize, now: RedisTime) -
         found.push(format!("{0} was paused {since}: resume it with `samovar resume {0}`.", job.name));
     }
     if ops.left_jobs().await?.contains(&job.name) {
-        let name = &job.name;
-        found.push(format!("No running worker knows {name}: `samovar jobs` says more. Nothing of it is fetched."));
+        found.push(unknown_to_workers(job));
     }
     if workers == 0 {
         let remedy = "due entries are fetched once you start one with `samovar worker`";

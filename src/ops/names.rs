@@ -18,6 +18,8 @@ const SHOWN: usize = 5;
 pub enum Mistake {
     /// Names that match no job, each with its kind.
     Unknown(Vec<String>),
+    /// Names of jobs that no running worker knows, each with its kind: they were renamed or removed.
+    Left(Vec<String>),
     /// A key that looks like a pattern, and that no entry has.
     Pattern(String),
 }
@@ -26,16 +28,24 @@ impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown(names) => {
-                let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-                let more = match names.len().saturating_sub(SHOWN) {
-                    0 => String::new(),
-                    more => format!(" and {more} more"),
-                };
                 let verb = if names.len() == 1 { "matches" } else { "match" };
-                write!(f, "{shown}{more} {verb} no job")
+                write!(f, "{} {verb} no job", some(names))
+            }
+            Self::Left(names) => {
+                let those = if names.len() == 1 { "it was" } else { "they were" };
+                write!(f, "no running worker knows {}: {those} renamed or removed", some(names))
             }
             Self::Pattern(key) => write!(f, "`{key}` is a literal key, and no entry has it"),
         }
+    }
+}
+
+/// Returns the first of these names, and the number of the others.
+fn some(names: &[String]) -> String {
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }
 
@@ -66,6 +76,14 @@ impl Ops {
         let unknown = self.unknown_names(message).await?;
         if !unknown.is_empty() {
             return Ok(Some(Mistake::Unknown(unknown)));
+        }
+        if !message.jobs.is_empty() {
+            let left = self.left_jobs().await?;
+            let left = message.jobs.iter().filter(|name| left.contains(name.as_str()));
+            let left: Vec<String> = left.map(|name| format!("the job `{name}`")).collect();
+            if !left.is_empty() {
+                return Ok(Some(Mistake::Left(left)));
+            }
         }
         for key in &message.keys {
             let Some((job, params)) = self.jobs.owner(key) else { continue };

@@ -156,6 +156,10 @@ async fn names_that_match_nothing_are_refused_unless_forced() {
     // A job of another worker.
     let () = redis.ask(&["HSET", "samovar:jobs", "other", r#"{"job": "other", "key": "other:{x}"}"#]).await;
     assert_eq!(server.post("/invalidate", json!({"keys": ["other:1"]})).await.status, StatusCode::ACCEPTED);
+    let left = server.post("/invalidate", json!({"jobs": ["other", "art"]})).await;
+    let problem = left.json();
+    assert!(left.problem(404).contains("no running worker knows the job `other`"));
+    assert_eq!(problem["unknown"], json!(["the job `other`"]));
     assert_eq!(published().await, before + 3);
 
     assert!(server.delete("/redis/clear/arts:*").await.problem(404).contains("the pattern `arts:*`"));

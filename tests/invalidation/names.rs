@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use samovar::agenda::{Due, State};
-use samovar::entry::{EntryKey, JobName};
+use samovar::agenda::{Due, State, When};
+use samovar::entry::{EntryKey, JobName, Trigger};
 use samovar::protocol::Message;
 use samovar::redis::RedisTime;
-use samovar::store::{LastAttempt, Removal};
+use samovar::store::{Fresh, LastAttempt, Leased, Removal};
 use serde_json::json;
 
 use super::support::{Art, Parts, TestRedis, Upstream, art, at_rest, publish, version};
@@ -172,6 +172,35 @@ async fn a_key_that_fails_holds_up_no_other_key_of_the_message() {
         assert_eq!(parts.meta(name).await.unwrap().invalidated, Some(at), "{name}");
         assert_eq!(Due::from_score(parts.score(name).await.unwrap()).state, State::Urgent, "{name}");
     }
+}
+
+/// The agenda of the earlier name names the entries; their keys are those of the new name.
+#[tokio::test]
+async fn the_old_name_of_a_job_evicts_nothing_of_the_new_one() {
+    let (redis, upstream) = (TestRedis::start().await, Upstream::start().await);
+    let jobs = Art::of(&upstream).folder();
+    let (parts, old) = (Parts::of(&redis).await, JobName::new("works"));
+    let theirs = EntryKey::new("poem:1");
+    let store = async |key: &EntryKey| {
+        let Leased::Yes(lease) = parts.store.lease(key, LONG, Fresh::default()).await.unwrap() else { panic!("{key}") };
+        parts.store.commit(key, &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
+    };
+    for key in [&art("a"), &theirs] {
+        store(key).await;
+    }
+    let later = When::Due(parts.now().await + TTL);
+    parts.agenda.put(&old, [&art("a"), &theirs], later, Trigger::Expiry).await.unwrap();
+    parts.next_instant().await;
+    let at = parts.now().await;
+    let message = Message::parse(r#"{"jobs": ["works"]}"#).unwrap();
+    let handled = parts.invalidator(&jobs).handle(&message, at).await.unwrap();
+    assert_eq!((handled.foreign, handled.removed, handled.due), (1, 1, 1), "{handled:?}");
+    assert_eq!((redis.get("art:a").await.as_deref(), redis.get("poem:1").await), (Some("1"), None));
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, Some(at));
+    assert_eq!(Due::from_score(parts.score("a").await.unwrap()).trigger, Trigger::Invalidation);
+    let message = Message::parse(r#"{"jobs": ["works"], "action": "evict"}"#).unwrap();
+    let handled = parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
+    assert_eq!((handled.removed, redis.get("art:a").await), (1, None), "{handled:?}");
 }
 
 /// They may be on their way to an entry, so their stamps count; and anybody may name any.

@@ -161,14 +161,9 @@ impl Invalidator {
     /// Redis's; handle it again.
     pub async fn begin(&self, message: &Message, at: RedisTime, alone: bool) -> RedisResult<(Handled, Vec<Debounced>)> {
         let (mut handled, mut left) = (Handled::default(), Left::one_of(1));
-        let (mut named, mut foreign) = (Vec::new(), Vec::new());
         let order = Order { action: message.action, at, alone };
-        for key in &message.keys {
-            match self.jobs.owner(key) {
-                Some((job, _)) => named.push((Arc::clone(job), EntryKey::new(key.as_str()), at, message.version)),
-                None => foreign.push(EntryKey::new(key.as_str())),
-            }
-        }
+        let keys = message.keys.iter().map(|key| EntryKey::new(key.as_str()));
+        let (named, foreign) = self.by_owner(keys, at, message.version);
         handled.foreign += foreign.len() as u64;
         if alone && message.action != Action::Warm {
             self.remove_foreign(foreign, at, &mut handled).await?;
@@ -192,9 +187,7 @@ impl Invalidator {
                 None => {
                     handled.foreign += 1;
                     if alone {
-                        let kept = self.agenda.matching(&JobName::new(name.as_str()), "*").await;
-                        let kept = pass_over(kept, name)?.unwrap_or_default();
-                        self.remove_foreign(kept, at, &mut handled).await?;
+                        self.left_by(name, order, &mut handled, &mut left).await?;
                     }
                 }
             }
@@ -275,6 +268,32 @@ impl Invalidator {
             }
         }
         Ok(())
+    }
+
+    /// Handles what is on the agenda of a job that is unknown here. If it was renamed, its keys belong to another job,
+    /// and are handled as entries of that one.
+    async fn left_by(&self, name: &str, order: Order, handled: &mut Handled, left: &mut Left) -> RedisResult<()> {
+        let kept = pass_over(self.agenda.matching(&JobName::new(name), "*").await, name)?.unwrap_or_default();
+        let (named, foreign) = self.by_owner(kept, order.at, Announced::None);
+        self.remove_foreign(foreign, order.at, handled).await?;
+        self.entries(&named, order.action, When::BULK_NOW, handled, left).await
+    }
+
+    /// Parts keys into entries of jobs, with the time and version of their invalidation, and those of no job here.
+    fn by_owner(
+        &self,
+        keys: impl IntoIterator<Item = EntryKey>,
+        at: RedisTime,
+        version: Announced,
+    ) -> (Vec<Named>, Vec<EntryKey>) {
+        let (mut named, mut foreign) = (Vec::new(), Vec::new());
+        for key in keys {
+            match self.jobs.owner(key.as_str()) {
+                Some((job, _)) => named.push((Arc::clone(job), key, at, version)),
+                None => foreign.push(key),
+            }
+        }
+        (named, foreign)
     }
 
     /// Removes the values of jobs that are unknown here, as happens while workers with new job files replace old ones.

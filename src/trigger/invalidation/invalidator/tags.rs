@@ -63,13 +63,7 @@ impl Invalidator {
         let mut cursor = 0;
         loop {
             let (next, entries) = self.store.tagged(tag, cursor).await?;
-            let (mut named, mut foreign) = (Vec::new(), Vec::new());
-            for key in entries {
-                match self.jobs.owner(key.as_str()) {
-                    Some((job, _)) => named.push((Arc::clone(job), key, at, Announced::None)),
-                    None => foreign.push(key),
-                }
-            }
+            let (named, foreign) = self.by_owner(entries, at, Announced::None);
             if alone {
                 self.remove_foreign(foreign, at, handled).await?;
             }
