@@ -451,3 +451,28 @@ async fn check_fetch_asks_a_feed_up_to_its_first_entry() {
     assert_eq!(checked.code, Some(1), "{checked:?}");
     assert!(checked.stdout.contains("its feed does not work"), "{checked:?}");
 }
+
+/// An eviction forgets the entry, and nobody lists it; but its job keeps it warm.
+#[tokio::test]
+async fn a_refresh_fetches_an_absent_entry_of_the_feed() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    let jobs = art.folder();
+    let _worker = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    let parts = Parts::of(&redis).await;
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
+    assert_eq!(redis.get("art:a").await, None);
+    let run = async |args: &[&str]| samovar(args).redis(&redis).jobs(&jobs).run().await;
+    let shown = run(&["get", "art:a"]).await.stdout;
+    assert!(shown.contains("absent: nothing fetches it before") && !shown.contains("not fetched again yet"), "{shown}");
+    let sent = run(&["invalidate", "art:a"]).await;
+    assert_eq!(sent.code, Some(0), "{sent:?}");
+    assert!(sent.stderr.contains("art:a has no value: a refresh fetches an absent entry only if"), "{sent:?}");
+    readable(&redis, "a").await;
+    // Nobody wants this one.
+    parts.invalidate("art:x").await;
+    let shown = run(&["get", "art:x"]).await.stdout;
+    assert!(shown.contains("absent: nothing fetches it") && shown.contains("while it is absent, nothing"), "{shown}");
+    assert_eq!(upstream.calls("/art/x"), 0);
+}

@@ -92,7 +92,8 @@ fn tell_value(entry: &Entry) {
         say("waits for", format!("its input {key}, which {reason}"));
     }
     if let Some(at) = entry.invalidated_ms {
-        say("invalidated", format!("{}, not fetched again yet", relative(at, now)));
+        let then = if stays_absent(entry) { ABSENT } else { "not fetched again yet" };
+        say("invalidated", format!("{}, {then}", relative(at, now)));
     }
     if let Some(version) = entry.version {
         say("version", version.shown());
@@ -164,8 +165,21 @@ fn tell_agenda(entry: &Entry) {
             (State::Scheduled, _) => format!("scheduled, due {}", relative(at, now)),
         };
         let why = if entry.due_for_input { "a change of an input" } else { INVALIDATION };
-        say("agenda", format!("{state}, for {}", purpose(trigger, why)));
+        let none = if stays_absent(entry) { NONE_FETCHED } else { "" };
+        say("agenda", format!("{state}, for {}{none}", purpose(trigger, why)));
     }
+}
+
+/// What follows from the invalidation of an absent entry that is not due.
+const ABSENT: &str = "absent: nothing fetches it before a warmup or a demand; `samovar warm KEY` does";
+/// What a recheck does not do for such an entry.
+const NONE_FETCHED: &str = "; while it is absent, nothing is fetched";
+
+/// Returns `true` if an entry has no value and is not due to be fetched. A recheck fetches an absent entry only if the
+/// upstream did not have it.
+fn stays_absent(entry: &Entry) -> bool {
+    let is_due = entry.due.is_some_and(|due| due.trigger != Trigger::Recheck);
+    entry.value.is_none() && !is_due && entry.last_outcome != Some(Outcome::Gone)
 }
 
 /// Reasons of entries that are due for [`Trigger::Invalidation`]. A change of an input has the same trigger, and leaves

@@ -6,10 +6,14 @@ use serde_json::json;
 use super::exit;
 use super::session::{Failed, NoJobs, Session, complain, print_json, refuse};
 use crate::config::{Environment, Settings};
-use crate::entry::{Announced, Version};
+use crate::entry::escape::escaped;
+use crate::entry::{Announced, EntryKey, Version};
 use crate::ops::{Mistake, Ops};
 use crate::protocol::{Action, Message};
 use crate::trigger::invalidation::inbox;
+
+/// Keys in one round trip.
+const PAGE: usize = 500;
 
 /// Arguments of `samovar invalidate`.
 #[derive(Args)]
@@ -76,18 +80,44 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
             Err(unknown) => tell_unchecked(&unknown),
         }
     }
+    let absent = if action == Action::Refresh { absent(&session, &message.keys).await? } else { Vec::new() };
     let id = inbox::publish(&mut session.redis, &session.keys, &message).await?;
     let workers = session.workers().await?;
     if args.json {
-        let published = json!({ "id": id, "message": message, "names_checked": names_checked, "workers": workers });
-        print_json(&published);
+        print_json(&json!({
+            "id": id, "message": message, "names_checked": names_checked, "absent": absent, "workers": workers,
+        }));
     } else {
         println!("published as {id}");
+        tell_absent(&absent, message.keys.len());
         if workers == 0 {
             eprintln!("No worker is running: the message waits in the inbox until one starts.");
         }
     }
     Ok(exit::OK)
+}
+
+/// Returns those of these keys that have no value.
+async fn absent(session: &Session, keys: &[String]) -> Result<Vec<String>, Failed> {
+    let mut absent = Vec::new();
+    for page in keys.chunks(PAGE) {
+        let keys: Vec<EntryKey> = page.iter().map(|key| EntryKey::new(key.as_str())).collect();
+        let found = page.iter().zip(session.store.snapshots(&keys).await?);
+        absent.extend(found.filter(|(_, snapshot)| !snapshot.has_value()).map(|(key, _)| key.clone()));
+    }
+    Ok(absent)
+}
+
+/// Says that keys have no value, and what a refresh then does.
+fn tell_absent(absent: &[String], all: usize) {
+    let Some(first) = absent.first() else { return };
+    let which = match absent.len() {
+        1 => format!("{first} has no value"),
+        n => format!("{n} of {all} keys have no value, such as {first}"),
+    };
+    let rule = "a refresh fetches an absent entry only if its job keeps it warm, or if it was attempted within the \
+                last hour";
+    eprintln!("{}", escaped(&format!("{which}: {rule}. `samovar warm KEY` fetches it.")));
 }
 
 /// Says that no jobs are known to check names against. The command goes on, because workers have job files of their

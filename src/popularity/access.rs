@@ -220,6 +220,31 @@ impl Popularity {
         }
     }
 
+    /// Returns for each of at most a few hundred entries of a job whether the job keeps it warm, besides those that its
+    /// file lists: the feed named it last, or it is one of the most read that the job keeps.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error; a key of another type counts as empty.
+    pub async fn keeps_warm(&self, job: &Job, entries: &[EntryKey]) -> RedisResult<Vec<bool>> {
+        let (has_feed, most) = (job.entries.feed.is_some(), job.entries.popular);
+        if entries.is_empty() || !has_feed && most == 0 {
+            return Ok(vec![false; entries.len()]);
+        }
+        let mut pipe = redis::pipe();
+        for key in entries {
+            // Empty if the job no longer has a feed.
+            let bucket = if has_feed { buckets::bucket(key) } else { String::new() };
+            pipe.cmd("HGET").arg(self.keys.feed(&job.name)).arg(bucket);
+            pipe.cmd("ZREVRANK").arg(self.keys.popular(&job.name)).arg(key.as_str());
+        }
+        let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
+        let is_kept = |(key, replies): (&EntryKey, &[RedisResult<Value>])| {
+            reply::<Option<Vec<u8>>>(&replies[0]).flatten().is_some_and(|bucket| buckets::names(&bucket, key))
+                || reply::<Option<usize>>(&replies[1]).flatten().is_some_and(|rank| rank < most)
+        };
+        Ok(entries.iter().zip(replies.chunks_exact(2)).map(is_kept).collect())
+    }
+
     /// Returns `true` if Redis saved for more than half of the time since `since`, so that reads were not recorded.
     async fn was_saving(&self, now: RedisTime, since: RedisTime) -> RedisResult<bool> {
         let Some(info) = self.redis.clone().info(&["persistence"]).await? else { return Ok(false) };

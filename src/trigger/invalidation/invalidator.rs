@@ -20,6 +20,7 @@ use crate::agenda::{Agenda, When};
 use crate::entry::Trigger;
 use crate::entry::{Announced, EntryKey, JobName};
 use crate::job::{Job, Jobs};
+use crate::popularity::Popularity;
 use crate::protocol::Keys;
 use crate::protocol::{Action, Handled, Message};
 use crate::redis::{Connection, RedisTime, Scan};
@@ -116,6 +117,7 @@ pub struct Invalidator {
     jobs: Arc<Jobs>,
     store: Store,
     agenda: Agenda,
+    popularity: Popularity,
     /// Its invalidations are only doubts after a gap.
     in_doubt: bool,
 }
@@ -123,7 +125,8 @@ pub struct Invalidator {
 impl Invalidator {
     /// Creates the invalidator of these jobs.
     pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>, store: Store, agenda: Agenda) -> Self {
-        Self { redis, keys, jobs, store, agenda, in_doubt: false }
+        let popularity = Popularity::new(redis.clone(), keys.clone());
+        Self { redis, keys, jobs, store, agenda, popularity, in_doubt: false }
     }
 
     /// Returns an invalidator of the same jobs whose invalidations are only doubts after a gap.
@@ -360,7 +363,9 @@ impl Invalidator {
             let terms = Terms { is_doubt: self.in_doubt, ..terms(job, *version) };
             self.store.invalidate_on(key, *at, removal, terms).await
         });
-        for ((job, key, at, version), result) in batch.iter().zip(join_all(scripts).await) {
+        let mut unknown: BTreeMap<&JobName, Vec<&Named>> = BTreeMap::new();
+        for (named, result) in batch.iter().zip(join_all(scripts).await) {
+            let (job, key, at, version) = named;
             let Some(result) = pass_over(result, key)? else { continue };
             handled.fenced += u64::from(result.fenced);
             handled.removed += u64::from(result.removed);
@@ -372,17 +377,34 @@ impl Invalidator {
                 left.debounced.push(Debounced { job, key, at: *at, version: *version, when, wait });
                 continue;
             }
-            let lists = || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params));
             match removal {
                 // The fetch's own worker fetches again; a service's load does not.
                 Removal::Refresh if result.fenced && !result.loading => {}
-                Removal::Refresh if result.due || (result.unknown && lists()) => next.due(job, key),
-                // There is no value, and a service may be about to write an old one.
-                Removal::Refresh if result.unknown => next.absent(job, key, *at, true),
+                Removal::Refresh if result.due => next.due(job, key),
+                Removal::Refresh if result.unknown => unknown.entry(&job.name).or_default().push(named),
                 Removal::Evict if result.removed || result.fenced || result.unknown => {
                     next.absent(job, key, *at, result.unknown);
                 }
                 Removal::Refresh | Removal::Evict => {}
+            }
+        }
+        for entries in unknown.into_values() {
+            self.unknown(&entries, next).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes what follows from a refresh of entries of one job of which nothing is known. Those that the job keeps warm
+    /// are fetched. The others stay absent, and a service may be about to write an old value.
+    async fn unknown<'a>(&self, entries: &[&'a Named], next: &mut Next<'a>) -> RedisResult<()> {
+        let Some((job, ..)) = entries.first() else { return Ok(()) };
+        let keys: Vec<EntryKey> = entries.iter().map(|(_, key, ..)| key.clone()).collect();
+        let kept = self.popularity.keeps_warm(job, &keys).await?;
+        for ((job, key, at, _), kept) in entries.iter().zip(kept) {
+            if kept || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params)) {
+                next.due(job, key);
+            } else {
+                next.absent(job, key, *at, true);
             }
         }
         Ok(())
