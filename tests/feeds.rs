@@ -476,3 +476,40 @@ async fn a_refresh_fetches_an_absent_entry_of_the_feed() {
     assert!(shown.contains("absent: nothing fetches it") && shown.contains("while it is absent, nothing"), "{shown}");
     assert_eq!(upstream.calls("/art/x"), 0);
 }
+
+#[tokio::test]
+async fn check_diff_counts_what_the_last_answer_names_anew() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    upstream.on("/ids", Reply::json(json!([{"id": 1}, {"id": 2}])));
+    let page = |key: &str, langs: &[&str]| {
+        format!(
+            "key = \"{key}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+             path = \"/{{{{ lang }}}}/{{{{ id }}}}\"\n[entries.feed]\nupstream = \"museum\"\npath = \"/ids\"\n\
+             item = {{ id = \"{{{{ value.id }}}}\" }}\nwith = {{ lang = {} }}\n",
+            json!(langs)
+        )
+    };
+    let jobs = Art::of(&upstream).folder().job("page", &page("page:{lang}:{id}", &["de"]));
+    let _worker = worker(&redis, &jobs);
+    for key in ["page:de:1", "page:de:2"] {
+        readable_key(&redis, key).await;
+    }
+    let diff = async || {
+        let done = samovar(["check", "--diff", "--json"]).redis(&redis).jobs(&jobs).run().await;
+        assert_eq!(done.code, Some(0), "{done:?}");
+        let document: Value = serde_json::from_str(&done.stdout).unwrap();
+        document["jobs"].as_array().unwrap().iter().find(|job| job["job"] == "page").cloned().unwrap()
+    };
+    let same = diff().await;
+    assert_eq!((&same["state"], &same["notes"]), (&json!("unchanged"), &json!([])), "{same}");
+    jobs.write("page.toml", &page("page:{lang}:{id}", &["de", "tr"]));
+    let more = diff().await;
+    assert_eq!((&more["missing"], &more["fetches"]), (&json!(2), &json!(2)), "{more}");
+    assert!(more["notes"].to_string().contains("its feed is not asked"), "{more}");
+    jobs.write("page.toml", &page("seite:{id}:{lang}", &["de"]));
+    let other = diff().await;
+    assert_eq!((&other["missing"], &other["fetches"]), (&json!(2), &json!(2)), "{other}");
+    let notes = other["notes"].to_string();
+    assert!(notes.contains("2 values at the earlier keys `page:{lang}:{id}`"), "{notes}");
+}

@@ -439,6 +439,7 @@ async fn a_changed_prompt_is_announced_and_stays_in_its_budget() {
         readable_key(&redis, &format!("story:{name}")).await;
     }
     assert_eq!(upstream.calls(ASKED), 4);
+    worker.wait_for_log(&["job=\"story\"", "warmup: up to 4 AI calls to come"]).await;
     story(&upstream, &jobs, &names, "Tell of {{ art }}", "");
     let planned = diff_of(&redis, &jobs, "story").await;
     assert_eq!((&planned["changed"], &planned["ai_calls"]), (&json!(["values"]), &json!(4)), "{planned}");

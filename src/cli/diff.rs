@@ -1,6 +1,8 @@
 //! `samovar check --diff`: compares the job files with those that the fleet works with, and counts what taking them up
 //! would cause. It changes nothing, and needs no secrets: variables that are not set count as set to [`UNSET`].
 
+mod handover;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -15,9 +17,9 @@ use super::session::{
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
 use crate::entry::{EntryKey, JobName};
-use crate::job::{EnvUse, Job, Jobs, KnownJobs};
+use crate::job::{EnvUse, Job, Jobs, KnownJobs, Params};
 use crate::ops::status::{self, UpstreamStatus};
-use crate::ops::{Census, Digests, Noted, Ops, Plan, descriptions, differences, digests, still_waits};
+use crate::ops::{Digests, Noted, Ops, Plan, descriptions, differences, digests, still_waits};
 use crate::redis::{RedisTime, Scan};
 use crate::source::Sources;
 
@@ -94,7 +96,6 @@ struct Fleet {
     scheduled: BTreeMap<String, String>,
     /// The names of all jobs that are not forgotten.
     names: BTreeSet<JobName>,
-    census: Option<Census>,
     /// The jobs as workers described them.
     described: KnownJobs,
 }
@@ -134,11 +135,14 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
     for job in jobs.jobs.values() {
         let of_file = |used: &&EnvUse| Path::new(&used.file).file_stem().is_some_and(|stem| stem == job.name.as_str());
         let unset: BTreeSet<&str> = unset.iter().filter(of_file).map(|used| used.name.as_str()).collect();
-        diffs.push(fleet.compare(&ops, &sources, job, &unset).await?);
+        let mut diff = fleet.compare(&ops, &sources, job, &unset).await?;
+        fleet.note_handover(&ops, &sources, &jobs, job, &mut diff).await?;
+        diffs.push(diff);
     }
     note_inputs(&jobs, &mut diffs);
-    let removed = fleet.names.iter().filter(|name| !jobs.jobs.contains_key(*name));
-    diffs.extend(removed.map(|name| fleet.removed(name, &jobs)));
+    for name in fleet.names.iter().filter(|name| !jobs.jobs.contains_key(*name)) {
+        diffs.push(fleet.removed(&ops, name, &jobs).await?);
+    }
     let budgets = budgets(&ops, &diffs).await?;
     let report = Report { jobs: diffs, unset: names.into_iter().collect(), budgets, at_most: true };
     if args.json {
@@ -182,9 +186,8 @@ impl Fleet {
         while let Some(found) = scan.next(&mut redis).await? {
             names.extend(found.iter().filter_map(|key| session.keys.job_of_unknown(key)).map(JobName::new));
         }
-        let census = ops.last_count().await?;
         let described = descriptions::read(&redis, &session.keys, session.store.now().await?).await?.jobs;
-        Ok(Self { noted, files: files.collect(), held_back, scheduled, names, census, described })
+        Ok(Self { noted, files: files.collect(), held_back, scheduled, names, described })
     }
 
     /// Compares one job's file with the fleet's, and counts what taking it up causes.
@@ -220,14 +223,17 @@ impl Fleet {
             Some(_) | None => {}
         }
         let values = plan.entries;
+        let fed = self.fed(ops, job).await?;
         if state != State::Unchanged {
-            plan += self.missing(ops, sources, job).await?;
+            plan += self.missing(ops, sources, job, &fed).await?;
+        }
+        let names_others = changed.iter().any(|part| matches!(part.as_str(), "entries" | "values" | "file"));
+        if job.entries.feed.is_some() && (state == State::New || names_others) {
+            let counted = if fed.is_empty() { "" } else { "; counted is what its last answer names by the new file" };
+            notes.push(format!("its feed is not asked: the entries that it names come in addition{counted}"));
         }
         if state == State::New {
             changed.clear();
-            if job.entries.feed.is_some() {
-                notes.push("its feed is not asked: the entries that it names come in addition".to_owned());
-            }
         }
         if plan.ai_calls > 0 && !unset.is_empty() {
             let unset = Vec::from_iter(unset.iter().copied()).join(", ");
@@ -271,10 +277,10 @@ impl Fleet {
     }
 
     /// Counts the requests for entries to keep warm that have no value.
-    async fn missing(&self, ops: &Ops, sources: &Sources, job: &Arc<Job>) -> Result<Plan, Failed> {
+    async fn missing(&self, ops: &Ops, sources: &Sources, job: &Arc<Job>, fed: &[Params]) -> Result<Plan, Failed> {
         let mut plan = Plan::default();
         let Some(known) = ops.jobs.jobs.get(&job.name) else { return Ok(plan) };
-        for page in ops.entries(known, None).await?.chunks(PAGE) {
+        for page in ops.entries(known, Some(fed.to_vec())).await?.chunks(PAGE) {
             let keys: Vec<_> = page.iter().map(|(key, _)| key.clone()).collect();
             let snapshots = ops.store.snapshots(&keys).await?;
             let absent = page.iter().zip(snapshots).filter(|(_, snapshot)| !snapshot.has_value());
@@ -282,30 +288,6 @@ impl Fleet {
             plan += ops.plan(job, sources, &absent).await?;
         }
         Ok(plan)
-    }
-
-    /// Reports a job without a file. If another job has its key, that one takes its values over.
-    fn removed(&self, name: &JobName, jobs: &Jobs) -> JobDiff {
-        let counted = self.census.as_ref().and_then(|census| census.jobs.get(name.as_str()));
-        let which = counted.map_or_else(|| "its values".to_owned(), |counted| format!("its {} values", counted.warm));
-        let key = self.described.jobs.get(name).map(|job| job.key.to_string());
-        let heir = jobs.jobs.values().find(|job| key.as_ref().is_some_and(|key| *key == job.key.to_string()));
-        let becomes = match heir {
-            Some(heir) => format!("are taken over by {}, which has the same key", heir.name),
-            None => "expire with their TTL".to_owned(),
-        };
-        let note = format!("{which} {becomes}; its agenda, counts and dead letters are dropped after 1d");
-        JobDiff {
-            job: name.to_string(),
-            state: State::Removed,
-            changed: Vec::new(),
-            values: 0,
-            missing: 0,
-            fetches: 0,
-            ai_calls: 0,
-            fallback_ai_calls: 0,
-            notes: vec![note],
-        }
     }
 }
 

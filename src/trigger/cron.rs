@@ -58,6 +58,8 @@ struct Expanded {
     entries: usize,
     /// The number of these to fetch.
     due: usize,
+    /// Those of them without a value, less those that were found to be gone.
+    missing: usize,
     /// When to ask the job's feed again, if it failed.
     ask_again: Option<Duration>,
 }
@@ -294,7 +296,7 @@ impl Cron {
             // The tick is tried again when its claim expires; other jobs do not wait for that.
             return Ok(());
         };
-        let Expanded { entries, due, ask_again } = expanded;
+        let Expanded { entries, due, missing, ask_again } = expanded;
         let now = self.store.now().await?;
         let next = claim.next(job, now);
         let to_next = next.map(|next| next.saturating_since(now));
@@ -328,7 +330,13 @@ impl Cron {
             return Ok(());
         }
         self.note_success(job, now).await?;
-        info!(job = name, entries, due, seconds = duration::logged(begun.elapsed()), "warmup");
+        let seconds = duration::logged(begun.elapsed());
+        if job.may_hold_unasked() && missing > 0 {
+            let calls = format!("up to {missing} AI calls to come for entries without a value");
+            info!(job = name, entries, due, seconds, "warmup: {calls}");
+        } else {
+            info!(job = name, entries, due, seconds, "warmup");
+        }
         Ok(())
     }
 
@@ -380,6 +388,7 @@ impl Cron {
             let filled = filled(job, now);
             let (mut old, mut due, mut kept) = (Vec::new(), Vec::new(), Vec::new());
             for (key, snapshot) in keys.iter().zip(snapshots) {
+                total.missing += usize::from(!snapshot.has_value() && snapshot.gone(&job.requests).is_none());
                 let ahead = match keep(job, key, snapshot.expiry) {
                     Next::At(at) => Some(at),
                     _ => None,
