@@ -655,3 +655,14 @@ async fn a_story_of_a_chain_is_paid_for_once() {
     assert_eq!(prompts.len(), 2, "{prompts:?}");
     assert!(prompts[0].contains("Tell of A") && prompts[1].contains("Tell of B"), "{prompts:?}");
 }
+
+#[tokio::test]
+async fn an_unreadable_announcement_is_written_again() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    let _worker = worker(&redis, &jobs);
+    let before = settled(&redis, "art", "").await;
+    let worker = worker_with(&redis, &before).await;
+    redis.ask::<u8>(&["HSET", "samovar:{schedules}:files", &worker, "gar\x1bbage"]).await;
+    assert_eq!(worker_with(&redis, &before).await, worker);
+}

@@ -175,7 +175,7 @@ impl Fleet {
         let living = session.living().await?;
         let held_back = ops.held_back(&living).await?;
         let announced = ops.announced_files().await?;
-        let files = announced.into_iter().filter(|(worker, _)| living.contains(worker)).map(|(_, files)| files);
+        let files = announced.into_iter().filter(|(worker, _)| living.contains(worker)).filter_map(|(_, files)| files);
         let noted = ops.noted().await?;
         let mut redis = session.redis.clone();
         let scheduled: BTreeMap<String, String> =

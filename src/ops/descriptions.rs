@@ -192,7 +192,7 @@ impl Ops {
         let announced = self.announced_files().await?;
         let mut files: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for other in living.iter().filter(|other| *other != worker) {
-            let Some(announced) = announced.get(other) else { return Ok(None) };
+            let Some(Some(announced)) = announced.get(other) else { return Ok(None) };
             for (job, digests) in announced {
                 files.entry(job.clone()).or_default().extend(digests.get("text").cloned());
             }

@@ -28,8 +28,8 @@ static END: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/en
 
 /// The digests of one job file, by the names of its parts.
 pub type Digests = BTreeMap<String, String>;
-/// The files that workers have announced, by worker and job.
-pub type Announced = BTreeMap<String, BTreeMap<String, Digests>>;
+/// The files that workers have announced, by worker and job; `None` for a record that cannot be read.
+pub type Announced = BTreeMap<String, Option<BTreeMap<String, Digests>>>;
 
 /// The record of what a job's values are made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +79,8 @@ pub fn differences(one: &Digests, other: &Digests) -> Vec<String> {
 }
 
 /// Returns those of these workers that work with another file of a job than `made` tells. A worker that announces
-/// nothing may: it is of an earlier build, or it is about to begin or end.
+/// nothing that can be read may: it is of an earlier build, or it is about to begin, to end, or to announce its files
+/// again.
 pub fn with_another_file<'a>(
     workers: impl IntoIterator<Item = &'a String>,
     announced: &Announced,
@@ -87,7 +88,8 @@ pub fn with_another_file<'a>(
     made: &str,
 ) -> Vec<String> {
     let differs = |file: &Digests| file.get(VALUES).is_none_or(|values| values != made);
-    let may_differ = |worker: &&String| announced.get(*worker).is_none_or(|files| files.get(job).is_some_and(differs));
+    let files_of = |worker: &String| announced.get(worker)?.as_ref();
+    let may_differ = |worker: &&String| files_of(worker).is_none_or(|files| files.get(job).is_some_and(differs));
     workers.into_iter().filter(may_differ).cloned().collect()
 }
 
@@ -121,29 +123,34 @@ impl Ops {
         Ok(())
     }
 
-    /// Announces the files that a worker works with. Returns `false` if they were announced already.
+    /// Announces the files that a worker works with. Returns `false` if they were announced already: then a record of
+    /// the same length is there.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
     pub async fn announce_files(&self, worker: &str, jobs: &Jobs) -> RedisResult<bool> {
         let (files, mut redis) = (self.keys.files(), self.redis.clone());
-        if redis::cmd("HEXISTS").arg(&files).arg(worker).query_async(&mut redis).await? {
-            return Ok(false);
-        }
         let all: BTreeMap<&str, Digests> = jobs.jobs.values().map(|job| (job.name.as_str(), digests(job))).collect();
         let text = serde_json::to_string(&all).map_err(std::io::Error::other)?;
+        let length: usize = redis::cmd("HSTRLEN").arg(&files).arg(worker).query_async(&mut redis).await?;
+        if length == text.len() {
+            return Ok(false);
+        }
         let () = redis::cmd("HSET").arg(&files).arg(worker).arg(text).query_async(&mut redis).await?;
         Ok(true)
     }
 
-    /// Returns the files that workers have announced. A record that cannot be read is empty.
+    /// Returns the files that workers have announced.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
     pub async fn announced_files(&self) -> RedisResult<Announced> {
-        let all: BTreeMap<String, String> =
+        let all: Vec<(Vec<u8>, Vec<u8>)> =
             redis::cmd("HGETALL").arg(self.keys.files()).query_async(&mut self.redis.clone()).await?;
-        Ok(all.into_iter().map(|(worker, text)| (worker, serde_json::from_str(&text).unwrap_or_default())).collect())
+        let named = |(worker, text): (Vec<u8>, Vec<u8>)| {
+            Some((String::from_utf8(worker).ok()?, serde_json::from_slice(&text).ok()))
+        };
+        Ok(all.into_iter().filter_map(named).collect())
     }
 
     /// Returns the changes that wait for some of these live workers, with these workers.
@@ -160,7 +167,7 @@ impl Ops {
         let waiting = |(job, noted): (JobName, Noted)| {
             // A worker that was cut off may have begun after those with the new file.
             let newest = self.jobs.jobs.get(&job).map(|known| &known.digest);
-            let mut files = announced.values().filter_map(|files| files.get(job.as_str()));
+            let mut files = announced.values().flatten().filter_map(|files| files.get(job.as_str()));
             let newest = files.find(|file| newest.is_some() && file.get(TEXT) == newest);
             let made = newest.and_then(|file| file.get(VALUES)).map_or_else(|| noted.last(), |made| Some(made));
             let workers = with_another_file(living, &announced, job.as_str(), made?);
@@ -226,12 +233,12 @@ mod tests {
 
     #[test]
     fn a_worker_that_announces_nothing_may_have_another_file() {
-        let workers = ["new", "old", "silent", "without"].map(str::to_owned);
+        let workers = ["new", "old", "silent", "unreadable", "without"].map(str::to_owned);
         let files =
-            |values: &str| BTreeMap::from([("art".to_owned(), Digests::from([(VALUES.into(), values.into())]))]);
+            |values: &str| Some(BTreeMap::from([("art".to_owned(), Digests::from([(VALUES.into(), values.into())]))]));
         let mut announced = Announced::from([("new".into(), files("a")), ("old".into(), files("b"))]);
-        announced.insert("without".into(), BTreeMap::new());
-        assert_eq!(with_another_file(&workers, &announced, "art", "a"), ["old", "silent"]);
+        announced.extend([("without".into(), Some(BTreeMap::new())), ("unreadable".into(), None)]);
+        assert_eq!(with_another_file(&workers, &announced, "art", "a"), ["old", "silent", "unreadable"]);
     }
 
     #[test]
