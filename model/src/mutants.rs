@@ -86,6 +86,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "redis.call('DEL', KEYS[2])\nif" => "if",
         "write_meta(validated_at, own_expiry, invalidated, stale_for"
             => "write_meta(validated_at, own_expiry, '0', stale_for",
+        "with_doubt(ARGV[3], doubt)" => "ARGV[3]",
         "return {'done', mark}" => "return {'done', '-'}",
     ]
     "store/lua/invalidate.lua": [
@@ -124,7 +125,6 @@ pub const KILLED: &[Mutant] = mutants! {
         "if has_value and lower(version, stored) then" => "if false then",
         "now < since + tonumber(patience)" => "false",
         "if fetched_at == '' then fetched_at = validated_at end" => "",
-        "match(note, '\"u\":(%d+)') == invalidated" => "match(note, '\"u\":(%d+)') ~= nil",
         "match(note, '\"u\":(%d+)') == invalidated" => "false",
         "if at == '' or string.sub(note, 1, 1) ~= '{' then return note end" => "if true then return note end",
     ]
@@ -294,6 +294,14 @@ pub const EQUIVALENT: &[(Mutant, &str)] = &[
     (
         Mutant { file: "store/lua/lease.lua", from: "pxat >= till", to: "pxat > till" },
         "The bound lies three tenths of `ahead` from any expiry that is compared with it; either is right at it.",
+    ),
+    (
+        Mutant {
+            file: "store/lua/meta.lua",
+            from: "match(note, '\"u\":(%d+)') == invalidated",
+            to: "match(note, '\"u\":(%d+)') ~= nil",
+        },
+        "Only workers of the previous build leave the time of another doubt in the note: see tests/gone_guard/marks.rs.",
     ),
     (
         Mutant {

@@ -22,7 +22,11 @@ pub(crate) fn after_script(engine: &Engine, before: &Db, after: &Db, call: &Call
     keeps_foreign(before, after, call)?;
     match call.script {
         Script::Lease => lease(engine, before, after, call, reply),
-        Script::Commit | Script::Extend | Script::Gone | Script::Release => fenced(engine, before, after, call, reply),
+        Script::Commit | Script::Extend | Script::Gone => fenced(engine, before, after, call, reply),
+        Script::Release => {
+            fenced(engine, before, after, call, reply)?;
+            release(engine, before, after, call, reply)
+        }
         Script::Invalidate => invalidate(engine, before, after, call, reply),
         Script::ExtendStale => extend_stale(engine, before, after, call, reply),
         Script::Stamp | Script::StampUnknown => stamp(before, after, call, reply),
@@ -181,11 +185,7 @@ fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Rep
     // A doubt replaces no certain invalidation, and ends no value that is held back.
     let open = meta.as_ref().filter(|meta| doubt && meta.invalidated > 0 && meta.doubted != meta.invalidated);
     let (at, doubted) = open.map_or((at, doubt), |meta| (meta.invalidated, false));
-    let is_noted = |noted: &Meta| {
-        // Metadata that a load or another program left none of have no note.
-        let is_right = meta.is_none() || (noted.doubted == noted.invalidated) == doubted;
-        noted.invalidated == at && is_right
-    };
+    let is_noted = |noted: &Meta| noted.invalidated == at && (noted.doubted == noted.invalidated) == doubted;
     if refresh && is_old && is_text && removed == 0 && !noted.as_ref().is_some_and(is_noted) {
         return wrong("it is not noted");
     }
@@ -197,6 +197,21 @@ fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Rep
         return wrong("until when it was held back");
     }
     Ok(())
+}
+
+/// An open invalidation stays a doubt, or more than that, whatever the note says.
+fn release(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
+    let in_doubt = |db: &Db| {
+        let meta = engine.meta(db.text(&call.keys[2])?)?;
+        Some(meta.doubted == meta.invalidated).filter(|_| meta.invalidated > 0)
+    };
+    let is_noted = reply.part(0).text() == "done" && !call.args[2].is_empty();
+    match in_doubt(before) {
+        Some(doubt) if is_noted && in_doubt(after) != Some(doubt) => {
+            violated(CONTRACT, "release.lua: a doubt is none, or one that was none".to_owned())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn extend_stale(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
