@@ -12,9 +12,6 @@ use crate::redis::RedisTime;
 /// The signal that makes workers look for a gap to revalidate.
 pub const REVALIDATE_SIGNAL: &str = "suspect";
 
-/// The field of the clock with the time of the last closed gap.
-const REVALIDATED: &str = "revalidated";
-
 /// The kind of a gap; the later one is worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gap {
@@ -46,25 +43,6 @@ impl Store {
             spared.remove(&job.identity());
         }
         self.write_gap(at, gap, &Vec::from_iter(spared)).await
-    }
-
-    /// Returns the time up to which everything fetched is suspect, or was until the last gap was closed.
-    ///
-    /// A worker of an earlier build does not note the last closed gap.
-    ///
-    /// # Errors
-    /// Redis's.
-    pub async fn gap_at(&self) -> RedisResult<Option<RedisTime>> {
-        let [note, ..] = self.keys.revalidation();
-        let mut pipe = redis::pipe();
-        // `GETRANGE` instead of `GET`, which the sampler takes for a read by an API.
-        pipe.cmd("GETRANGE").arg(note).arg(0).arg(-1);
-        // A clock of another type is somebody else's.
-        pipe.cmd("HGET").arg(self.keys.clock()).arg(REVALIDATED).ignore_errors();
-        let (note, closed): (RedisResult<String>, RedisResult<Option<RedisTime>>) =
-            pipe.query_async(&mut self.redis.clone()).await?;
-        let noted = note?.split(' ').next().and_then(|at| at.parse().ok());
-        Ok(noted.max(closed.ok().flatten()))
     }
 
     async fn write_gap(&self, at: RedisTime, gap: Gap, spared: &[String]) -> RedisResult<()> {

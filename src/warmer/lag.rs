@@ -14,11 +14,11 @@ use super::freshness::{PAUSES, after_patience};
 use super::recheck::with_recheck;
 use super::round::Round;
 use crate::agenda::{Next, keep};
-use crate::entry::{Outcome, Priority, Recheck, Trigger, Version};
+use crate::entry::{Outcome, Recheck, Trigger, Version};
 use crate::job::{Job, Params};
 use crate::redis::RedisTime;
 use crate::source::context;
-use crate::store::{Behind, Expiry, LastAttempt, Lease, Rechecks, Verdict, Versions};
+use crate::store::{Behind, Expiry, LastAttempt, Lease, Meta, Rechecks, Verdict, Versions};
 
 /// Returns the version of a value, or the reason why it has none. `None` if the job has no versions.
 pub(super) fn render_version(
@@ -92,13 +92,20 @@ impl Attempt<'_> {
         if rechecks.next(times, lease.fetched_at).is_none() {
             return Ok(None);
         }
-        // A gap concerns all entries, and few of them have changed. A time in the future is of an earlier clock.
-        if self.entry.priority != Priority::High
-            && self.warmer.store.gap_at().await?.is_some_and(|gap| (since..=lease.now()).contains(&gap))
-        {
+        // A gap concerns all entries, and few of them have changed.
+        if self.is_in_doubt(lease, round).await? {
             rechecks = rechecks.last_only();
         }
         Ok(Some(rechecks))
+    }
+
+    /// Tells that the invalidation which this round answers is only a doubt after a gap. One that came during the fetch
+    /// stands in the metadata by now.
+    async fn is_in_doubt(&self, lease: &Lease, round: &Round) -> RedisResult<bool> {
+        if round.is_again {
+            return Ok(self.warmer.store.snapshot(&self.entry.key).await?.meta.is_some_and(|meta| meta.is_in_doubt()));
+        }
+        Ok(lease.before.meta.as_ref().is_some_and(Meta::is_in_doubt))
     }
 
     /// Counts the result of a recheck; other attempts count nothing.

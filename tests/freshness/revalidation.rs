@@ -98,6 +98,37 @@ async fn an_entry_revalidated_after_a_gap_is_rechecked_once() {
     assert_eq!(upstream.all_requests().len() - before, 2 * names.len(), "{:?}", upstream.all_requests());
 }
 
+/// A gap that comes while an invalidation is open takes no recheck from it.
+#[tokio::test]
+async fn an_invalidation_before_a_gap_keeps_its_rechecks() {
+    let (redis, upstream) = both().await;
+    for name in ["a", "b"] {
+        upstream.edit(&format!("/art/{name}"));
+    }
+    let steps = [1, 2].map(|hours| Duration::from_secs(hours * 3_600));
+    let art = Art::of(&upstream).list(["a", "b"]).warm("recheck = [\"1h\", \"2h\"]");
+    let jobs = art.ttl("12h").folder();
+    let mut worker = worker(&redis, &jobs);
+    eventually("all is warm", async || redis.keys("art:*").await.len() == 2).await;
+    at_rest(&redis).await;
+    let parts = Parts::of(&redis).await;
+    assert_eq!(samovar(["pause", "art"]).redis(&redis).jobs(&jobs).run().await.code, Some(0));
+    parts.next_instant().await;
+    parts.invalidate("{\"patterns\": [\"art:a*\"]}").await;
+    eventually("it is noted", async || parts.meta("a").await.unwrap().invalidated).await;
+    parts.next_instant().await;
+    parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+    worker.wait_for_log(&["what was fetched before is revalidated"]).await;
+    eventually("the gap is closed", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    assert_eq!(samovar(["resume", "art"]).redis(&redis).jobs(&jobs).run().await.code, Some(0));
+    for (name, step) in [("a", steps[0]), ("b", steps[1])] {
+        let rechecks = async || parts.meta(name).await.unwrap().last_attempt.rechecks;
+        let rechecks = eventually(&format!("{name} is fetched"), rechecks).await;
+        let next = rechecks.next(&steps, parts.now().await).unwrap();
+        assert_eq!(next.saturating_since(rechecks.since), step, "{name}");
+    }
+}
+
 /// Entries are claimed in the order in which they become due; of those claimed together, any may be asked for first.
 #[tokio::test]
 async fn the_most_read_entry_becomes_due_first_after_a_gap() {

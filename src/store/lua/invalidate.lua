@@ -66,7 +66,8 @@ if refresh and pause > 0 then
   end
 end
 -- There is no value, and nothing is known but an invalidation.
-local blank = pxat == -2 and (not validated_at or validated_at == '0' and attempt == '' and note == '{}')
+local blank = pxat == -2 and (not validated_at or validated_at == '0' and attempt == ''
+  and with_doubt(note, '') == '{}')
 -- Remembers the invalidation of an entry without a value. The hash tells a fetch whether it brings the old content.
 local function remember()
   if not known[2] and redis.call('TYPE', KEYS[3]).ok ~= 'none' then return end
@@ -121,8 +122,8 @@ elseif old and not blank then
   else
     local left = redis.call('PTTL', KEYS[1])
     if left < 0 then left = tonumber(ARGV[3]) end
-    redis.call('SET', KEYS[3], write_meta('0', '0', at, '0', '-', '', '0', '', '{}', '', announced, announced_at),
-      'PX', string.format('%.0f', math.max(left, 1)))
+    redis.call('SET', KEYS[3], write_meta('0', '0', at, '0', '-', '', '0', '',
+      doubt and with_doubt('{}', at) or '{}', '', announced, announced_at), 'PX', string.format('%.0f', math.max(left, 1)))
   end
 elseif old then
   if not token then due = 2 end

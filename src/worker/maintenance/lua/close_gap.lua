@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Notes that a gap is handled for the jobs that the caller knows. Closes the gap once that is true of all jobs, unless
--- there is a newer one. Drops the lock if it is the caller's. The time of the latest closed gap stays in the clock:
--- entries that are fetched after the close are still those of the gap.
+-- there is a newer one. Drops the lock if it is the caller's. The time of the latest closed gap stays in the clock, for
+-- workers of the previous build: they take an invalidation from before it for one of the gap.
 -- KEYS  1 the gap (suspect.lua)  2 the lock  3 the handled jobs (hash, job to gap)
 --       4 the clock (hash): `revalidated`, the time of the latest closed gap (ms)
 -- ARGV  1 the gap as it was handled  2 the caller  3 the number of fields for the jobs that the caller knows
