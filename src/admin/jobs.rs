@@ -11,8 +11,8 @@ use super::Parts;
 use super::extract::{Asked, Fleet, Named, Nothing};
 use super::problem::Problem;
 use crate::job::KnownJob;
-use crate::ops::Census;
 use crate::ops::status::{self, JobStatus};
+use crate::ops::{Census, unguarded};
 use crate::store::GoneGuard;
 
 /// The timeout of waiting for a first count of entries.
@@ -161,6 +161,12 @@ pub(super) async fn resume(
     Ok(Json(Pause { job: name, paused: false, changed }))
 }
 
+/// Returns a job that has a guard.
+fn guarded<'a>(parts: &'a Parts, name: &str) -> Result<&'a Arc<KnownJob>, Problem> {
+    let job = find(parts, name)?;
+    if job.unguarded { Err(Problem::new(StatusCode::CONFLICT, unguarded(job))) } else { Ok(job) }
+}
+
 /// Let the removals through that a job's guard holds back, and all others for an hour
 #[utoipa::path(
     post,
@@ -175,7 +181,7 @@ pub(super) async fn accept_gone(
     Asked(Nothing {}): Asked<Nothing>,
 ) -> Result<Json<Gone>, Problem> {
     let parts = &fleet.parts;
-    let job = find(parts, &name)?;
+    let job = guarded(parts, &name)?;
     let due = parts.ops.accept_gone(job).await?;
     Ok(Json(Gone { gone_guard: parts.ops.gone_guard(&job.name).await?, job: name, due }))
 }
@@ -194,7 +200,7 @@ pub(super) async fn hold_gone(
     Asked(Nothing {}): Asked<Nothing>,
 ) -> Result<Json<Gone>, Problem> {
     let parts = &fleet.parts;
-    let job = find(parts, &name)?;
+    let job = guarded(parts, &name)?;
     if !parts.ops.hold_gone(job).await? {
         return Err(Problem::new(StatusCode::CONFLICT, format!("no removals of the job `{name}` are held back")));
     }

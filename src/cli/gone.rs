@@ -11,7 +11,7 @@ use super::session::{Failed, Session, fleet, print_json, refuse, relative, wrapp
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
-use crate::ops::Ops;
+use crate::ops::{Ops, unguarded};
 use crate::redis::RedisTime;
 use crate::store::{GoneGuard, GuardState};
 
@@ -49,6 +49,9 @@ pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment)
     let (session, ops) = fleet(settings, env).await?;
     let Some(name) = &args.job else { return all(args.json, &session, &ops).await };
     let job = pause::find(name, &ops.jobs, args.json)?;
+    if (args.accept || args.hold) && job.unguarded {
+        return Err(refuse(exit::FAILED, args.json, unguarded(job)));
+    }
     let due = if args.accept { Some(ops.accept_gone(job).await?) } else { None };
     if args.hold && !ops.hold_gone(job).await? {
         let what = format!("no removals of {} are held back, so none can be held longer", job.name);

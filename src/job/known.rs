@@ -69,6 +69,9 @@ pub struct KnownJob {
     /// The number of its fallbacks whose requests may cost money.
     #[serde(default)]
     pub paid_fallbacks: usize,
+    /// `true` if `gone_guard` is "off". Missing in descriptions of earlier builds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unguarded: bool,
     /// The times after an invalidation at which an entry is rechecked.
     #[serde(default, rename = "recheck_ms", with = "all_ms")]
     pub recheck: Vec<Duration>,
@@ -134,6 +137,7 @@ impl KnownJob {
             may_lag: job.may_lag(),
             may_hold_unasked: job.may_hold_unasked(),
             paid_fallbacks: job.paid_fallbacks(),
+            unguarded: job.warm.gone_guard.is_none(),
             recheck: job.warm.recheck.clone(),
             digest: job.digest.clone(),
             variables: jobs.env.iter().filter(|name| name.starts_with(LIKE_SETTINGS)).cloned().collect(),

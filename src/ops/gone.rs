@@ -6,8 +6,12 @@ use super::{Ops, PAGE};
 use crate::agenda::When;
 use crate::entry::{EntryKey, JobName, Trigger};
 use crate::job::KnownJob;
-use crate::redis::RedisTime;
-use crate::store::{GoneGuard, Snapshot};
+use crate::store::GoneGuard;
+
+/// Returns why no person decides on the removals of a job without a guard.
+pub(crate) fn unguarded(job: &KnownJob) -> String {
+    format!("the job {} has no guard (`gone_guard = \"off\"`): its removals are never held back", job.name)
+}
 
 impl Ops {
     /// Returns a job's guard while it holds removals back or lets them through.
@@ -19,22 +23,27 @@ impl Ops {
         GoneGuard::read(&mut self.redis.clone(), &self.keys, job, now).await
     }
 
-    /// Lets a job's removals through for an hour, and makes the entries due whose removal was held back, dead letters
-    /// among them. Returns how many these are.
+    /// Lets a job's removals through for an hour, and makes the entries due whose removal was held back, also those that
+    /// are not on the agenda. Returns how many these are.
     ///
     /// # Errors
     /// Fails if Redis returns an error; removals may be let through then.
     pub async fn accept_gone(&self, job: &KnownJob) -> RedisResult<usize> {
+        let mut others = self.store.held_entries(&job.name).await?;
         self.store.accept_removals(&job.name).await?;
-        let mut due = 0;
-        for page in self.agenda.matching(&job.name, "*").await?.chunks(PAGE) {
-            due += self.ask_again(job, page, When::IfThere).await?;
-        }
+        let on_agenda = self.agenda.matching(&job.name, "*").await?;
         let mut ask = redis::cmd("ZRANGE");
         ask.arg(self.keys.dead(&job.name)).arg(0).arg(-1);
         let dead: Vec<String> = ask.query_async(&mut self.redis.clone()).await?;
-        let dead: Vec<EntryKey> = dead.into_iter().map(EntryKey::new).collect();
-        for page in dead.chunks(PAGE) {
+        others.extend(dead.into_iter().map(EntryKey::new));
+        for key in &on_agenda {
+            others.remove(key);
+        }
+        let mut due = 0;
+        for page in on_agenda.chunks(PAGE) {
+            due += self.ask_again(job, page, When::IfThere).await?;
+        }
+        for page in Vec::from_iter(others).chunks(PAGE) {
             due += self.ask_again(job, page, When::NOW).await?;
         }
         Ok(due)
@@ -43,11 +52,7 @@ impl Ops {
     /// Makes those of these entries due whose removal was held back; returns how many these are.
     async fn ask_again(&self, job: &KnownJob, page: &[EntryKey], when: When) -> RedisResult<usize> {
         let snapshots = self.store.snapshots(page).await?;
-        let is_held = |snapshot: &Snapshot| {
-            let held_until = snapshot.meta.as_ref().map(|meta| meta.last_attempt.held_until);
-            snapshot.has_value() && held_until > Some(RedisTime::ZERO)
-        };
-        let held = page.iter().zip(&snapshots).filter(|(_, snapshot)| is_held(snapshot)).map(|(key, _)| key);
+        let held = page.iter().zip(&snapshots).filter(|(_, snapshot)| snapshot.was_held_back()).map(|(key, _)| key);
         let held: Vec<EntryKey> = held.cloned().collect();
         self.agenda.put(&job.name, &held, when, Trigger::Manual).await?;
         Ok(held.len())

@@ -23,6 +23,7 @@ pub use census::{Census, Counted};
 pub use clear::Pattern;
 pub use dead::{Dead, Letters};
 pub use entry::Entry;
+pub(crate) use gone::unguarded;
 pub use files::{Announced, Digests, Noted, differences, digests, still_waits, with_another_file};
 pub use fleet::{FleetStatus, RefusedReload};
 pub use missing_input::MissingInput;

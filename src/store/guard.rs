@@ -4,25 +4,29 @@
 //! It counts removals of values in the whole fleet. Once they exceed the job's share within a minute, and are ten or
 //! more than half of a small job's entries, it holds further ones back for an hour. Then the next answer that an entry
 //! is gone removes its value, unless a person has decided before. The guard is one hash in the job's slot
-//! (`lua/guard.lua`); each entry that it holds back has its end in its metadata ([`super::LastAttempt::held_until`]).
+//! (`lua/guard.lua`) that names each entry that it holds back. The entry has the guard's end in its metadata as a mark
+//! ([`super::LastAttempt::held_until`]), and is asked for again while it has a value and a mark.
 //!
-//! On failure: if Redis loses the guard, the mark of an entry sets it up again, for an hour at most. A guard that has
-//! ended is kept for a day, so that a mark of its does not. If Redis does not answer, or the key has another type,
-//! nothing is removed.
+//! On failure: if Redis loses the guard, or its clock is set back, the mark of an entry sets it up again, for an hour at
+//! most. Such a guard learns only later which other entries it holds back, so it does not end before its time. A guard
+//! that has ended is kept for a day: the marks that it gave set up no other. If Redis does not answer, or the key has
+//! another type, nothing is removed.
 //!
 //! Rolling upgrade: workers of builds before the guard remove values without asking it. They drop the marks of entries
 //! that they fetch; such an entry then counts anew. They do not ask it for removals with an input. Builds before the
-//! rule for small jobs count in the same guard, and need ten.
+//! rule for small jobs count in the same guard, and need ten. The previous build counts entries without naming them; a
+//! guard in which it did does not end before its time.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use redis::{Cmd, RedisResult, Script};
 use serde::Serialize;
 
-use super::{Snapshot, Store};
-use crate::entry::JobName;
+use super::{Meta, Snapshot, Store};
 use crate::entry::duration::millis;
+use crate::entry::{EntryKey, JobName};
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime, with_preludes};
 
@@ -34,6 +38,8 @@ const ENOUGH: usize = 10;
 const ENOUGH_OF_FEW: usize = 3;
 /// The time for which a guard holds removals back, or a person lets them through.
 const HOLDS: Duration = Duration::from_secs(3_600);
+/// Held entries that are read in one step of a scan.
+const STEP: usize = 500;
 /// The longest time for which a person can have them held back.
 const LONGEST: Duration = Duration::from_secs(24 * 3_600);
 
@@ -151,6 +157,13 @@ impl GoneGuard {
 }
 
 impl Snapshot {
+    /// Returns true if the entry has a value whose removal is held back, or was until that time ended: only an answer of
+    /// its source, or an input that is back, settles what becomes of it.
+    pub fn was_held_back(&self) -> bool {
+        let is_marked = |meta: &Meta| meta.last_attempt.held_until > RedisTime::ZERO;
+        self.has_value() && self.meta.as_ref().is_some_and(is_marked)
+    }
+
     /// Returns true if the entry has a value whose removal is held back at `now`. A later end than any can be was noted
     /// by a clock that ran ahead.
     pub fn is_removal_held(&self, now: RedisTime) -> bool {
@@ -161,7 +174,7 @@ impl Snapshot {
 
 impl Store {
     /// Decides on the removal of a value that is gone at its upstream, or with an input: `None` lets it through.
-    /// `share` is the job's, in per cent; `marked` is the entry's [`super::LastAttempt::held_until`]. `are_all_due`
+    /// `share` is the job's, in per cent; `marked` is the [`super::LastAttempt::held_until`] of `entry`. `are_all_due`
     /// tells that the agenda has about all entries of the job with a value; otherwise nothing tells a small job.
     ///
     /// # Errors
@@ -169,6 +182,7 @@ impl Store {
     pub async fn guard_removal(
         &self,
         job: &JobName,
+        entry: &EntryKey,
         share: u8,
         are_all_due: bool,
         marked: RedisTime,
@@ -183,6 +197,7 @@ impl Store {
             .arg(millis(LONGEST))
             .arg(marked)
             .arg(if are_all_due { ENOUGH_OF_FEW } else { ENOUGH })
+            .arg(entry.as_str())
             .invoke_async(&mut self.redis.clone())
             .await?;
         let number = |i: usize| reply.get(i).copied().unwrap_or_default();
@@ -198,14 +213,33 @@ impl Store {
         }))
     }
 
-    /// Notes that an entry is well again, or has no value any more, whose removal was held back until `marked`.
+    /// Notes that an entry is well again, or has no value any more, whose removal was held back.
     ///
     /// # Errors
     /// Redis's; the guard then counts the entry until it ends.
-    pub async fn note_recovery(&self, job: &JobName, marked: RedisTime) -> RedisResult<()> {
+    pub async fn note_recovery(&self, job: &JobName, entry: &EntryKey) -> RedisResult<()> {
         let mut call = RECOVERY.key(self.keys.gone(job));
-        let _: u8 = call.arg(marked).arg(millis(MINUTE)).invoke_async(&mut self.redis.clone()).await?;
+        let _: u8 = call.arg(entry.as_str()).arg(millis(MINUTE)).invoke_async(&mut self.redis.clone()).await?;
         Ok(())
+    }
+
+    /// Returns the entries whose removal a job's guard holds back, as far as it knows them.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn held_entries(&self, job: &JobName) -> RedisResult<BTreeSet<EntryKey>> {
+        let (mut held, mut cursor) = (BTreeSet::new(), 0_u64);
+        loop {
+            let mut ask = redis::cmd("HSCAN");
+            ask.arg(self.keys.gone(job)).arg(cursor).arg("MATCH").arg("=*").arg("COUNT").arg(STEP);
+            let fields: Vec<(Vec<u8>, Vec<u8>)>;
+            (cursor, fields) = ask.query_async(&mut self.redis.clone()).await?;
+            let names = fields.into_iter().filter_map(|(name, _)| String::from_utf8(name).ok());
+            held.extend(names.filter_map(|name| name.strip_prefix('=').map(EntryKey::new)));
+            if cursor == 0 {
+                return Ok(held);
+            }
+        }
     }
 
     /// Lets the removals through that a job's guard holds back, and all others for an hour.
@@ -216,7 +250,8 @@ impl Store {
         self.decide(job, "accept").await.map(|_| ())
     }
 
-    /// Has removals held back for another hour, a day from now at most; returns `false` if none are.
+    /// Has removals held back for another hour, a day from now at most; returns `false` if none are. If a person has
+    /// accepted removals before any was held back, the guard counts again.
     ///
     /// # Errors
     /// Redis's.
@@ -224,12 +259,12 @@ impl Store {
         self.decide(job, "hold").await
     }
 
-    /// Forgets a job's guard: the job has none by now.
+    /// Forgets a job's guard: the job has none by now. A key of another type stays.
     ///
     /// # Errors
     /// Redis's.
     pub async fn forget_guard(&self, job: &JobName) -> RedisResult<()> {
-        redis::cmd("UNLINK").arg(self.keys.gone(job)).exec_async(&mut self.redis.clone()).await
+        self.decide(job, "forget").await.map(|_| ())
     }
 
     async fn decide(&self, job: &JobName, decision: &str) -> RedisResult<bool> {

@@ -34,8 +34,8 @@ pub struct Invalidated {
     pub unknown: bool,
     /// A value was removed.
     pub removed: bool,
-    /// Until when the removal of that value was held back: the guard of its job counts it still.
-    pub held_until: Option<RedisTime>,
+    /// The removal of that value was held back: the guard of its job counts it still.
+    pub was_held: bool,
     /// Nothing was done: a storm is on, and a fetch for the last invalidation is under way. Come again after this time.
     pub debounced: Option<Duration>,
 }
@@ -121,7 +121,7 @@ impl Store {
         let unknown = due == 2;
         let debounced = (wait > 0).then(|| Duration::from_millis(wait));
         let (loading, due) = (due == 3, due == 1 || due == 3);
-        let held_until = Some(held_until).filter(|at| *at > RedisTime::ZERO);
-        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, held_until, debounced })
+        let was_held = held_until > RedisTime::ZERO;
+        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, was_held, debounced })
     }
 }

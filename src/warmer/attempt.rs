@@ -243,7 +243,7 @@ impl Attempt<'_> {
         if self.entry.trigger == Trigger::Expiry
             && !job.entries.lists(&params)
             && !warmer.popularity.wanted(job, key).await?
-            && warmer.invalidated(key).await?.is_none()
+            && !warmer.is_unsettled(key).await?
         {
             let reason = "it is read too rarely: it is left to expire";
             return Err(Stop::End(Ending::because(Outcome::Unread, Next::Out, reason)));
@@ -301,6 +301,13 @@ impl Attempt<'_> {
         let ask_score = warmer.agenda.ask_score(&job.name, key);
         let wary = Fresh { most_crashes: Some(SUSPECT_CRASHES), ..fresh };
         let (mut leased, mut score) = warmer.store.lease_and(key, time, wary, &ask_score).await?;
+        if let Leased::Fresh { found, .. } = &leased
+            && found.was_held_back()
+        {
+            // However long such a value may live, its source must be asked again.
+            let asked = Fresh { most_crashes: wary.most_crashes, absent: self.keeps_absent, ..Fresh::default() };
+            (leased, score) = warmer.store.lease_and(key, time, asked, &ask_score).await?;
+        }
         // A suspect takes its lease when its turn comes: a crash counts for every entry that has a lease then.
         if let Leased::Poison = leased {
             self.suspect = warmer.suspect.try_lock().ok();

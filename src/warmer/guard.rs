@@ -42,7 +42,7 @@ impl Attempt<'_> {
         let marked = lease.before.meta.as_ref().map_or(RedisTime::ZERO, |meta| meta.last_attempt.held_until);
         // Values that other programs wrote need not be on the agenda, nor ours in a job without refreshes.
         let are_all_due = lease.before.ours().is_some() && !self.job.warm.ahead.is_zero();
-        match warmer.store.guard_removal(job, share, are_all_due, marked).await {
+        match warmer.store.guard_removal(job, &self.entry.key, share, are_all_due, marked).await {
             Ok(None) => {
                 round.may_remove = true;
                 Ok(())
@@ -123,7 +123,7 @@ impl Attempt<'_> {
         if held_until == RedisTime::ZERO {
             return Ok(());
         }
-        match self.warmer.store.note_recovery(&self.job.name, held_until).await {
+        match self.warmer.store.note_recovery(&self.job.name, &self.entry.key).await {
             Err(e) if !is_of_keys(&e) => Err(e),
             Ok(()) | Err(_) => Ok(()),
         }

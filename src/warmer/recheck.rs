@@ -73,7 +73,8 @@ impl Warmer {
         };
         let next = next_fetch(job, meta);
         let is_due = next.is_some_and(|at| at <= now);
-        let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero());
+        let holds = snapshot.ours().is_some_and(|meta| meta.invalidated.is_none() && meta.stale_for.is_zero())
+            && !snapshot.was_held_back();
         Ok(match snapshot.expiry {
             // The upstream did not have it, and may have it by now.
             Expiry::Absent if meta.last_attempt.outcome == Some(Outcome::Gone) => match next {

@@ -369,8 +369,8 @@ impl Invalidator {
             let Some(result) = pass_over(result, key)? else { continue };
             handled.fenced += u64::from(result.fenced);
             handled.removed += u64::from(result.removed);
-            if let Some(marked) = result.held_until {
-                pass_over(self.store.note_recovery(&job.name, marked).await, key)?;
+            if result.was_held {
+                pass_over(self.store.note_recovery(&job.name, key).await, key)?;
             }
             if let Some(wait) = result.debounced {
                 let (job, key) = (Arc::clone(job), key.clone());

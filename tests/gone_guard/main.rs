@@ -1,14 +1,18 @@
 //! The guard against a bad deploy of an upstream: removals that it holds back, and what ends that.
 #![cfg(test)]
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod decisions;
+mod marks;
 
 use std::time::Duration;
 
 use samovar::agenda::{State, When};
 use samovar::entry::{EntryKey, Trigger};
 use samovar::redis::RedisTime;
-use samovar::store::{Gap, GoneGuard, GuardState, HeldBack, Snapshot};
+use samovar::store::{Gap, Snapshot};
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually,
@@ -217,40 +221,6 @@ async fn entries_that_are_absent_do_not_count() {
 }
 
 #[tokio::test]
-async fn what_is_held_back_is_told_everywhere() {
-    let (redis, _upstream, jobs, mut worker) = tripped().await;
-    eventually("health tells", async || {
-        let health = health(&mut worker).await;
-        let reasons = health["reasons"].to_string();
-        let told = health["status"] == "degraded" && reasons.contains("samovar gone art") && reasons.contains("10 of");
-        if told { Ok(()) } else { Err(health) }
-    })
-    .await;
-    let kept = redis.keys("art:*").await.remove(0);
-    let shown = run(&redis, &jobs, &["get", &kept]).await.stdout;
-    for said in ["held          it is gone at its upstream", "deferred", "gone art --accept", "`gone_guard`"] {
-        assert!(shown.contains(said), "{said}: {shown}");
-    }
-    assert!(run(&redis, &jobs, &["jobs"]).await.stdout.contains("Removals of art: held back"));
-    let state = run(&redis, &jobs, &["gone", "art"]).await;
-    assert!(state.code == Some(0) && state.stdout.contains("of 21 entries are served"), "{state:?}");
-    let state: Value = serde_json::from_str(&run(&redis, &jobs, &["gone", "art", "--json"]).await.stdout).unwrap();
-    assert_eq!((&state["state"], &state["gone"], &state["held"]), (&json!("holding"), &json!(10), &json!(21)));
-    assert_eq!(run(&redis, &jobs, &["gone", "nobody"]).await.code, Some(1));
-    let all = run(&redis, &jobs, &["gone"]).await;
-    assert!(all.code == Some(0) && all.stdout.contains("Removals of art: held back"), "{all:?}");
-    let all: Value = serde_json::from_str(&run(&redis, &jobs, &["gone", "--json"]).await.stdout).unwrap();
-    assert_eq!(all["art"]["state"], "holding", "{all}");
-    assert_eq!(run(&redis, &jobs, &["gone", "--accept"]).await.code, Some(2), "of which job?");
-    let metrics = client().get(format!("{}/metrics", worker.http().await)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
-    assert!(metrics.contains("samovar_gone_guard_holding{job=\"art\"} 1"), "{metrics}");
-    let counted = metrics.lines().find_map(|line| line.strip_prefix("samovar_removals_held_total{job=\"art\"} "));
-    assert!(counted.unwrap().parse::<u64>().unwrap() >= 21, "{counted:?}");
-    assert_eq!(warnings(&worker), 1);
-}
-
-#[tokio::test]
 async fn all_is_fresh_once_the_upstream_has_it_again() {
     let (redis, upstream, jobs, _worker) = tripped().await;
     let kept = redis.keys("art:*").await;
@@ -291,53 +261,6 @@ async fn a_guard_ends_with_the_last_value_that_it_held() {
 }
 
 #[tokio::test]
-async fn a_person_lets_removals_through_or_has_them_held() {
-    let (redis, _upstream, jobs, mut worker) = tripped().await;
-    let before: RedisTime = redis.ask(&["HGET", GUARD, "until"]).await;
-    let longer = run(&redis, &jobs, &["gone", "art", "--hold"]).await;
-    assert_eq!(longer.code, Some(0), "{longer:?}");
-    assert_eq!(redis.ask::<RedisTime>(&["HGET", GUARD, "until"]).await, before + HOUR);
-    // A guard that has held for long asks seldom.
-    let (parts, now) = (Parts::of(&redis).await, Parts::of(&redis).await.now().await);
-    redis.ask::<usize>(&["HSET", GUARD, "since", &(now - Duration::from_secs(3_000)).to_string()]).await;
-    eventually("each entry is asked for again in minutes", async || {
-        let keys: Vec<EntryKey> = redis.keys("art:*").await.into_iter().map(EntryKey::new).collect();
-        let dues = parts.agenda.dues(&job(), &keys).await.unwrap();
-        dues.iter().flatten().filter(|due| due.at > now + Duration::from_secs(120)).count() == MANY - 9
-    })
-    .await;
-    let accepted = run(&redis, &jobs, &["gone", "art", "--accept"]).await;
-    for said in ["let through, as a person decided", "21 entries are asked for again at once"] {
-        assert!(accepted.code == Some(0) && accepted.stdout.contains(said), "{said}: {accepted:?}");
-    }
-    eventually("all are gone", async || served(&redis).await == 0).await;
-    eventually("the worker is healthy", async || {
-        let health = health(&mut worker).await;
-        if health["status"] == "healthy" { Ok(()) } else { Err(health) }
-    })
-    .await;
-    assert_eq!(run(&redis, &jobs, &["gone", "art", "--accept", "--hold"]).await.code, Some(2));
-    redis.ask::<usize>(&["DEL", GUARD]).await;
-    let nothing = run(&redis, &jobs, &["gone", "art", "--hold"]).await;
-    assert!(nothing.code == Some(1) && nothing.stderr.contains("no removals of art are held back"), "{nothing:?}");
-}
-
-/// A person lets the removals of a planned clean-up through before it.
-#[tokio::test]
-async fn removals_accepted_before_are_not_held_back() {
-    let (redis, upstream) = both().await;
-    has_all(&upstream, 1);
-    let jobs = many(&upstream, MANY, "").folder();
-    let worker = worker(&redis, &jobs);
-    all_served(&redis, MANY).await;
-    assert_eq!(run(&redis, &jobs, &["gone", "art", "--accept"]).await.code, Some(0));
-    has_none(&upstream);
-    Parts::of(&redis).await.invalidate("{\"jobs\": [\"art\"]}").await;
-    eventually("all are gone", async || served(&redis).await == 0).await;
-    assert_eq!(warnings(&worker), 0);
-}
-
-#[tokio::test]
 async fn after_an_hour_what_is_still_gone_is_removed() {
     let (clock, redis, upstream) = with_clock().await;
     let jobs = many(&upstream, MANY, "every = \"2s\"\nrefetch = true").ttl("3h").folder();
@@ -357,29 +280,6 @@ async fn after_an_hour_what_is_still_gone_is_removed() {
     eventually("all are gone", async || served(&redis).await == 0).await;
     eventually("their upstream was asked", async || parts.stat("gone").await >= MANY as u64).await;
     assert_eq!(warnings(&worker), 1, "the guard does not hold them back once more");
-}
-
-#[tokio::test]
-async fn a_person_decides_over_http() {
-    let (redis, _upstream, _jobs, mut worker) = tripped().await;
-    let (client, url) = (client(), worker.http().await);
-    let post = async |path: &str| {
-        let answer = client.post(format!("{url}/jobs/{path}")).send().await.unwrap();
-        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
-    };
-    let shown: Value = client.get(format!("{url}/jobs/art")).send().await.unwrap().json().await.unwrap();
-    let guard = &shown["gone_guard"];
-    assert_eq!((&guard["state"], &guard["held"], &guard["of"]), (&json!("holding"), &json!(21), &json!(30)));
-    let (code, longer) = post("art/gone/hold").await;
-    let later = guard["until_ms"].as_i64().unwrap() + 3_600_000;
-    assert_eq!((code, longer["gone_guard"]["until_ms"].as_i64()), (200, Some(later)));
-    let (code, accepted) = post("art/gone/accept").await;
-    assert_eq!((code, &accepted["gone_guard"]["state"]), (200, &json!("accepted")));
-    assert!(accepted["due"].as_u64().is_some_and(|due| due <= 21), "{accepted}");
-    eventually("all are gone", async || served(&redis).await == 0).await;
-    assert_eq!(post("nobody/gone/accept").await.0, 404);
-    redis.ask::<usize>(&["DEL", GUARD]).await;
-    assert_eq!(post("art/gone/hold").await.0, 409);
 }
 
 /// Of one input many entries are made: it goes alone, and trips no guard.
@@ -497,21 +397,6 @@ async fn a_gap_ends_no_value_that_is_held_back() {
 }
 
 #[tokio::test]
-async fn a_guard_that_is_switched_off_holds_nothing_any_more() {
-    let (redis, upstream, jobs, mut worker) = tripped().await;
-    eventually("health tells", async || health(&mut worker).await["status"] == "degraded").await;
-    jobs.write("art.toml", &many(&upstream, MANY, "gone_guard = \"off\"").toml());
-    worker.hangup();
-    eventually("all are gone", async || served(&redis).await == 0).await;
-    eventually("the worker is healthy", async || {
-        let health = health(&mut worker).await;
-        if health["status"] == "healthy" { Ok(()) } else { Err(health) }
-    })
-    .await;
-    assert_eq!(redis.keys("samovar:gone:*").await, Vec::<String>::new());
-}
-
-#[tokio::test]
 async fn accept_keeps_a_value_from_shrinking_to_nothing() {
     let (redis, upstream) = both().await;
     has_all(&upstream, 1);
@@ -620,88 +505,31 @@ async fn values_that_are_held_back_survive_a_killed_worker() {
     assert_eq!((warnings(&first), warnings(&second)), (1, 0));
 }
 
-/// One entry after another, of a job with so many on its agenda.
-async fn removal(parts: &Parts, marked: RedisTime) -> Option<HeldBack> {
-    parts.store.guard_removal(&job(), 10, false, marked).await.unwrap()
-}
-
+/// Until its source has answered, whatever its trigger and however long its value lives.
 #[tokio::test]
-async fn a_guard_goes_by_marks_of_entries_and_by_its_own_time() {
-    let (redis, _) = both().await;
-    let parts = Parts::of(&redis).await;
-    for _ in 0..9 {
-        assert_eq!(removal(&parts, RedisTime::ZERO).await, None);
-    }
-    let tripped = removal(&parts, RedisTime::ZERO).await.unwrap();
-    assert_eq!((tripped.tripped, tripped.gone, tripped.until), (true, 10, tripped.now + HOUR));
-    let again = removal(&parts, tripped.until).await.unwrap();
-    assert_eq!((again.tripped, held(&redis).await), (false, 1), "an entry that is asked again counts once");
-    // Redis lost the guard; the mark of an entry tells until when it held.
-    redis.ask::<usize>(&["DEL", GUARD]).await;
-    let restored = removal(&parts, tripped.until).await.unwrap();
-    assert_eq!((restored.until, restored.tripped), (tripped.until, true));
-    // A person accepted the removals: no mark of before holds them back after that.
-    parts.store.accept_removals(&job()).await.unwrap();
-    redis.ask::<usize>(&["HSET", GUARD, "until", "1"]).await;
-    assert_eq!(removal(&parts, tripped.until).await, None);
-    assert!(redis.ttl(GUARD).await.unwrap() > HOUR * 24, "so long may a mark be valid");
-    // A mark that a person prolonged sets up no guard for longer than an hour.
-    redis.ask::<usize>(&["DEL", GUARD]).await;
-    let restored = removal(&parts, tripped.until + HOUR * 20).await.unwrap();
-    assert_eq!(restored.until, restored.now + HOUR);
-    // A person prolonged it: a mark of its first end is not over.
-    let now = parts.now().await;
-    let [before, after] = [now - HOUR, now + HOUR].map(|at| at.to_string());
-    let marked = now - Duration::from_secs(60);
-    redis.ask::<usize>(&["HSET", GUARD, "since", &before, "until", &after]).await;
-    assert!(removal(&parts, marked).await.is_some());
-    // That of an earlier guard is.
-    redis.ask::<usize>(&["HSET", GUARD, "since", &now.to_string()]).await;
-    assert_eq!(removal(&parts, marked).await, None);
-    // A guard of the future, and a mark that no guard can have given, are by a clock that ran ahead.
-    redis.ask::<usize>(&["HSET", GUARD, "since", &after, "until", &(now + HOUR * 2).to_string()]).await;
-    redis.ask::<usize>(&["HSET", GUARD, "count", "0", "before", "0"]).await;
-    assert_eq!(removal(&parts, now + HOUR * 30).await, None);
-    for garbage in ["garbage", "inf", "nan", "-1", "1e300", ""] {
-        for field in ["since", "until", "accepted", "count", "before", "minute", "most", "most_before", "held"] {
-            redis.ask::<usize>(&["DEL", GUARD]).await;
-            redis.ask::<usize>(&["HSET", GUARD, field, garbage]).await;
-            assert_eq!(removal(&parts, RedisTime::ZERO).await, None, "{field} = {garbage}");
+async fn what_is_held_back_is_asked_for_again_though_unread() {
+    for (listed, ttl) in [(false, "1h"), (true, "5h")] {
+        let (redis, upstream) = both().await;
+        has_all(&upstream, 1);
+        let many = if listed { many(&upstream, MANY, "") } else { Art::of(&upstream) };
+        let jobs = many.ttl(ttl).folder();
+        let _worker = worker(&redis, &jobs);
+        let parts = Parts::of(&redis).await;
+        let keys: Vec<EntryKey> = (0..MANY).map(|name| art(&name.to_string())).collect();
+        parts.agenda.put(&job(), &keys, When::NOW, Trigger::Manual).await.unwrap();
+        all_served(&redis, MANY).await;
+        all_gone_but(&redis, &parts, &upstream, MANY - 9).await;
+        let kept: Vec<EntryKey> = redis.keys("art:*").await.into_iter().map(EntryKey::new).collect();
+        redis.ask::<usize>(&["DEL", "samovar:agenda:{art}"]).await;
+        parts.agenda.put(&job(), &kept, When::NOW, Trigger::Expiry).await.unwrap();
+        let asked = upstream.all_requests().len();
+        eventually("each is asked for", async || upstream.all_requests().len() >= asked + kept.len()).await;
+        has_all(&upstream, 2);
+        for key in &kept {
+            let fresh = async || redis.json(key.as_str()).await.filter(|value| value["version"] == 2);
+            eventually(&format!("{key} is fresh"), fresh).await;
         }
+        assert_eq!(parts.stat("unread").await, 0);
+        all_held(&redis, 0).await;
     }
-    let ttl = redis.ttl(GUARD).await.unwrap();
-    assert!(ttl <= Duration::from_secs(120), "{ttl:?}");
-}
-
-#[tokio::test]
-async fn a_wavering_upstream_trips_a_guard_once() {
-    let (redis, _) = both().await;
-    let parts = Parts::of(&redis).await;
-    for _ in 0..9 {
-        assert_eq!(removal(&parts, RedisTime::ZERO).await, None);
-    }
-    for round in 0..20 {
-        let held = removal(&parts, RedisTime::ZERO).await.unwrap();
-        assert_eq!((held.tripped, held.until.saturating_since(held.now)), (round == 0, HOUR));
-        parts.store.note_recovery(&job(), held.until).await.unwrap();
-    }
-    assert_eq!(held(&redis).await, 0);
-    // A day after it tripped it ends, however the upstream wavers.
-    let now = parts.now().await;
-    let since = now - HOUR * 24 + Duration::from_secs(60);
-    let [since_text, until] = [since, now + Duration::from_secs(30)].map(|at| at.to_string());
-    redis.ask::<usize>(&["HSET", GUARD, "since", &since_text, "until", &until]).await;
-    assert_eq!(removal(&parts, RedisTime::ZERO).await.unwrap().until, since + HOUR * 24);
-    assert!(parts.store.hold_removals(&job()).await.unwrap());
-    parts.store.accept_removals(&job()).await.unwrap();
-    assert_eq!(removal(&parts, RedisTime::ZERO).await, None);
-    let now = parts.now().await;
-    let guard = GoneGuard::read(&mut parts.redis.clone(), &parts.keys, &job(), now).await.unwrap();
-    assert_eq!(guard.unwrap().state, GuardState::Accepted);
-    // At most a day from now.
-    for _ in 0..30 {
-        assert!(parts.store.hold_removals(&job()).await.unwrap());
-    }
-    let until: RedisTime = redis.ask(&["HGET", GUARD, "until"]).await;
-    assert!(until <= parts.now().await + HOUR * 24, "{until}");
 }

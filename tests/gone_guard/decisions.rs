@@ -1,0 +1,182 @@
+//! Persons see what is held back, and decide on it.
+
+use std::time::Duration;
+
+use samovar::entry::EntryKey;
+use samovar::redis::RedisTime;
+use serde_json::{Value, json};
+
+use super::support::{Parts, both, eventually, job, talkative, worker};
+use super::{
+    GUARD, HOUR, MANY, all_noted, all_served, at_rest, client, has_all, has_none, health, many, run, served, tripped,
+    warnings,
+};
+
+#[tokio::test]
+async fn what_is_held_back_is_told_everywhere() {
+    let (redis, _upstream, jobs, mut worker) = tripped().await;
+    eventually("health tells", async || {
+        let health = health(&mut worker).await;
+        let reasons = health["reasons"].to_string();
+        let told = health["status"] == "degraded" && reasons.contains("samovar gone art") && reasons.contains("10 of");
+        if told { Ok(()) } else { Err(health) }
+    })
+    .await;
+    let kept = redis.keys("art:*").await.remove(0);
+    let shown = run(&redis, &jobs, &["get", &kept]).await.stdout;
+    for said in ["held          it is gone at its upstream", "deferred", "gone art --accept", "`gone_guard`"] {
+        assert!(shown.contains(said), "{said}: {shown}");
+    }
+    assert!(run(&redis, &jobs, &["jobs"]).await.stdout.contains("Removals of art: held back"));
+    let state = run(&redis, &jobs, &["gone", "art"]).await;
+    assert!(state.code == Some(0) && state.stdout.contains("of 21 entries are served"), "{state:?}");
+    let state: Value = serde_json::from_str(&run(&redis, &jobs, &["gone", "art", "--json"]).await.stdout).unwrap();
+    assert_eq!((&state["state"], &state["gone"], &state["held"]), (&json!("holding"), &json!(10), &json!(21)));
+    assert_eq!(run(&redis, &jobs, &["gone", "nobody"]).await.code, Some(1));
+    let all = run(&redis, &jobs, &["gone"]).await;
+    assert!(all.code == Some(0) && all.stdout.contains("Removals of art: held back"), "{all:?}");
+    let all: Value = serde_json::from_str(&run(&redis, &jobs, &["gone", "--json"]).await.stdout).unwrap();
+    assert_eq!(all["art"]["state"], "holding", "{all}");
+    assert_eq!(run(&redis, &jobs, &["gone", "--accept"]).await.code, Some(2), "of which job?");
+    let metrics = client().get(format!("{}/metrics", worker.http().await)).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(metrics.contains("samovar_gone_guard_holding{job=\"art\"} 1"), "{metrics}");
+    let counted = metrics.lines().find_map(|line| line.strip_prefix("samovar_removals_held_total{job=\"art\"} "));
+    assert!(counted.unwrap().parse::<u64>().unwrap() >= 21, "{counted:?}");
+    assert_eq!(warnings(&worker), 1);
+}
+
+#[tokio::test]
+async fn a_person_lets_removals_through_or_has_them_held() {
+    let (redis, _upstream, jobs, mut worker) = tripped().await;
+    let before: RedisTime = redis.ask(&["HGET", GUARD, "until"]).await;
+    let longer = run(&redis, &jobs, &["gone", "art", "--hold"]).await;
+    assert_eq!(longer.code, Some(0), "{longer:?}");
+    assert_eq!(redis.ask::<RedisTime>(&["HGET", GUARD, "until"]).await, before + HOUR);
+    // A guard that has held for long asks seldom.
+    let (parts, now) = (Parts::of(&redis).await, Parts::of(&redis).await.now().await);
+    redis.ask::<usize>(&["HSET", GUARD, "since", &(now - Duration::from_secs(3_000)).to_string()]).await;
+    eventually("each entry is asked for again in minutes", async || {
+        let keys: Vec<EntryKey> = redis.keys("art:*").await.into_iter().map(EntryKey::new).collect();
+        let dues = parts.agenda.dues(&job(), &keys).await.unwrap();
+        dues.iter().flatten().filter(|due| due.at > now + Duration::from_secs(120)).count() == MANY - 9
+    })
+    .await;
+    let accepted = run(&redis, &jobs, &["gone", "art", "--accept"]).await;
+    for said in ["let through, as a person decided", "21 entries are asked for again at once"] {
+        assert!(accepted.code == Some(0) && accepted.stdout.contains(said), "{said}: {accepted:?}");
+    }
+    eventually("all are gone", async || served(&redis).await == 0).await;
+    eventually("the worker is healthy", async || {
+        let health = health(&mut worker).await;
+        if health["status"] == "healthy" { Ok(()) } else { Err(health) }
+    })
+    .await;
+    assert_eq!(run(&redis, &jobs, &["gone", "art", "--accept", "--hold"]).await.code, Some(2));
+    redis.ask::<usize>(&["DEL", GUARD]).await;
+    let nothing = run(&redis, &jobs, &["gone", "art", "--hold"]).await;
+    assert!(nothing.code == Some(1) && nothing.stderr.contains("no removals of art are held back"), "{nothing:?}");
+}
+
+/// A person lets the removals of a planned clean-up through before it.
+#[tokio::test]
+async fn removals_accepted_before_are_not_held_back() {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let jobs = many(&upstream, MANY, "").folder();
+    let worker = worker(&redis, &jobs);
+    all_served(&redis, MANY).await;
+    assert_eq!(run(&redis, &jobs, &["gone", "art", "--accept"]).await.code, Some(0));
+    has_none(&upstream);
+    Parts::of(&redis).await.invalidate("{\"jobs\": [\"art\"]}").await;
+    eventually("all are gone", async || served(&redis).await == 0).await;
+    assert_eq!(warnings(&worker), 0);
+}
+
+#[tokio::test]
+async fn a_person_decides_over_http() {
+    let (redis, _upstream, _jobs, mut worker) = tripped().await;
+    let (client, url) = (client(), worker.http().await);
+    let post = async |path: &str| {
+        let answer = client.post(format!("{url}/jobs/{path}")).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let shown: Value = client.get(format!("{url}/jobs/art")).send().await.unwrap().json().await.unwrap();
+    let guard = &shown["gone_guard"];
+    assert_eq!((&guard["state"], &guard["held"], &guard["of"]), (&json!("holding"), &json!(21), &json!(30)));
+    let (code, longer) = post("art/gone/hold").await;
+    let later = guard["until_ms"].as_i64().unwrap() + 3_600_000;
+    assert_eq!((code, longer["gone_guard"]["until_ms"].as_i64()), (200, Some(later)));
+    let (code, accepted) = post("art/gone/accept").await;
+    assert_eq!((code, &accepted["gone_guard"]["state"]), (200, &json!("accepted")));
+    assert!(accepted["due"].as_u64().is_some_and(|due| due <= 21), "{accepted}");
+    eventually("all are gone", async || served(&redis).await == 0).await;
+    assert_eq!(post("nobody/gone/accept").await.0, 404);
+    redis.ask::<usize>(&["DEL", GUARD]).await;
+    assert_eq!(post("art/gone/hold").await.0, 409);
+}
+
+#[tokio::test]
+async fn a_guard_that_is_switched_off_holds_nothing_any_more() {
+    let (redis, upstream, jobs, mut worker) = tripped().await;
+    eventually("health tells", async || health(&mut worker).await["status"] == "degraded").await;
+    jobs.write("art.toml", &many(&upstream, MANY, "gone_guard = \"off\"").toml());
+    worker.hangup();
+    eventually("all are gone", async || served(&redis).await == 0).await;
+    eventually("the worker is healthy", async || {
+        let health = health(&mut worker).await;
+        if health["status"] == "healthy" { Ok(()) } else { Err(health) }
+    })
+    .await;
+    assert_eq!(redis.keys("samovar:gone:*").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn removals_are_accepted_of_entries_off_the_agenda() {
+    let (redis, _upstream, jobs, _worker) = tripped().await;
+    at_rest(&redis).await;
+    redis.ask::<usize>(&["DEL", "samovar:agenda:{art}"]).await;
+    let accepted = run(&redis, &jobs, &["gone", "art", "--accept"]).await;
+    assert!(accepted.stdout.contains("21 entries are asked for again at once"), "{accepted:?}");
+    eventually("all are gone", async || served(&redis).await == 0).await;
+}
+
+#[tokio::test]
+async fn an_acceptance_of_nothing_can_be_taken_back() {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let jobs = many(&upstream, MANY, "").folder();
+    let worker = worker(&redis, &jobs);
+    all_served(&redis, MANY).await;
+    at_rest(&redis).await;
+    assert_eq!(run(&redis, &jobs, &["gone", "art", "--accept"]).await.code, Some(0));
+    let back = run(&redis, &jobs, &["gone", "art", "--hold"]).await;
+    assert!(back.code == Some(0) && back.stdout.contains("none are held back"), "{back:?}");
+    assert_eq!(run(&redis, &jobs, &["gone", "art", "--hold"]).await.code, Some(1));
+    has_none(&upstream);
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("art:1").await;
+    all_served(&redis, MANY - 1).await;
+    assert_eq!(warnings(&worker), 0);
+    parts.invalidate("{\"jobs\": [\"art\"]}").await;
+    all_noted(&parts, MANY, MANY - 9).await;
+    assert_eq!(warnings(&worker), 1);
+}
+
+#[tokio::test]
+async fn nobody_decides_for_a_job_without_a_guard() {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let jobs = many(&upstream, 3, "gone_guard = \"off\"").folder();
+    redis.set(GUARD, "somebody else's", HOUR).await;
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    all_served(&redis, 3).await;
+    let url = worker.http().await;
+    for decision in ["accept", "hold"] {
+        let refused = run(&redis, &jobs, &["gone", "art", &format!("--{decision}")]).await;
+        assert!(refused.code == Some(1) && refused.stderr.contains("art has no guard"), "{refused:?}");
+        let answer = client().post(format!("{url}/jobs/art/gone/{decision}")).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 409);
+    }
+    assert_eq!(redis.get(GUARD).await.as_deref(), Some("somebody else's"));
+}
