@@ -278,13 +278,14 @@ async fn what_keeps_an_entry_from_its_fetch_is_shown() {
     assert_eq!(shown["missing_inputs"], json!([]), "{shown}");
 }
 
-/// One with an input that it needs, one whose input is optional, and one whose key its input does not tell.
+/// One with an input that it needs, one whose input is optional, and one whose key its input does not tell. One has an
+/// input with a key that is longer than a reason.
 #[tokio::test]
 async fn dead_letters_of_a_missing_input_return_when_it_is_back() {
     let (redis, upstream) = both().await;
-    let refuse = || Reply::status(422);
-    for name in ["a", "b"] {
-        upstream.on(&format!("/art/{name}"), refuse());
+    let long = "x".repeat(400);
+    for name in ["a", "b", &long] {
+        upstream.on(&format!("/art/{name}"), Reply::status(422));
     }
     let page = |job: &str, key: &str, list: &str| {
         format!(
@@ -294,9 +295,10 @@ async fn dead_letters_of_a_missing_input_return_when_it_is_back() {
             job == "maybe"
         )
     };
-    let art = Art::of(&upstream).list(["a", "b"]).warm("attempts = 1\nrecheck = []\nabsent_for = \"0s\"").folder();
-    let jobs = art
-        .job("page", &page("page", "{name}", "\"a\""))
+    let art = Art::of(&upstream).list(["a", "b", &long]);
+    let jobs = art.warm("attempts = 1\nrecheck = []\nabsent_for = \"0s\"").folder();
+    let jobs = jobs
+        .job("page", &page("page", "{name}", &format!("\"a\", \"{long}\"")))
         .job("maybe", &page("maybe", "{name}", "\"a\", \"b\""))
         .job("wide", &page("wide", "{lang}:{name}", r#"{ lang = "tr", name = "a" }"#));
     let _worker = worker(&redis, &jobs);
@@ -307,16 +309,19 @@ async fn dead_letters_of_a_missing_input_return_when_it_is_back() {
         }
         all
     };
-    let given_up = ["page:a", "maybe:a", "maybe:b", "wide:tr:a"];
+    let far = format!("page:{long}");
+    let given_up = ["page:a", &far, "maybe:a", "maybe:b", "wide:tr:a"];
     eventually("all are dead letters", async || {
         let dead = dead().await;
         if dead.len() == given_up.len() { Ok(()) } else { Err(dead) }
     })
     .await;
-    upstream.on("/art/a", Reply::json(json!({"title": "one"})));
+    for name in ["a", &long] {
+        upstream.on(&format!("/art/{name}"), Reply::json(json!({"title": "one"})));
+    }
     upstream.on("/art/b", Reply::status(404));
-    for name in ["art:a", "art:b"] {
-        samovar(["warm", name, "--wait"]).redis(&redis).jobs(&jobs).run().await;
+    for name in ["a", "b", &long] {
+        samovar(["warm", &format!("art:{name}"), "--wait"]).redis(&redis).jobs(&jobs).run().await;
     }
     eventually("they are made", async || {
         let mut left = Vec::new();

@@ -7,14 +7,14 @@ use redis::RedisResult;
 use super::INPUT_WAIT;
 use super::attempt::{Attempt, Ending};
 use super::freshness::{RETRY_PLAUSIBLE, retry_after};
-use super::inputs::{Lack, Missing, missing};
+use super::inputs::{Lack, Missing, input_named_in, missing};
 use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
 use crate::entry::{Outcome, Recheck, Trigger};
 use crate::redis::RedisTime;
 use crate::store::{Fresh, LastAttempt, Lease, Leased, META_OUTLIVES, Rechecks, Removal};
 
-/// The longest reason kept, in characters.
+/// The longest reason kept, in characters, without the name of an input that is missing.
 pub(super) const LONGEST_REASON: usize = 300;
 
 impl Ending {
@@ -120,7 +120,7 @@ impl Attempt<'_> {
             outcome: Some(ending.outcome),
             trigger: Some(self.entry.trigger),
             attempted: lease.fetched_at,
-            reason: ending.reason.as_ref().map(|reason| reason.chars().take(LONGEST_REASON).collect()),
+            reason: ending.reason.as_deref().map(bounded),
             ..before
         }
     }
@@ -150,7 +150,14 @@ impl Attempt<'_> {
 
 /// Tells whether this is the reason of an entry whose input was given up.
 fn is_of_input(reason: Option<&String>) -> bool {
-    reason.is_some_and(|reason| reason.starts_with("its input ") && reason.contains(" is missing: "))
+    reason.is_some_and(|reason| input_named_in(reason) > 0)
+}
+
+/// Returns a reason that is not too long. The name of an input that is missing stays whole, because dead letters are
+/// found by it.
+fn bounded(reason: &str) -> String {
+    let (input, why) = reason.split_at(input_named_in(reason));
+    input.chars().chain(why.chars().take(LONGEST_REASON)).collect()
 }
 
 /// Counts a failure of a fetch that began at `start`; returns the wait before the retry.
@@ -166,4 +173,19 @@ fn count_failure(last_attempt: &mut LastAttempt, start: RedisTime) -> Duration {
     let wait = retry_after(last_attempt.failures);
     last_attempt.retry = start + wait;
     wait
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bounded_reason_names_its_input_in_full() {
+        let input = missing(&EntryKey::new(format!("art:{}", "ı".repeat(900))));
+        let why = "ü".repeat(2 * LONGEST_REASON);
+        assert_eq!(bounded(&format!("{input}{why}")), format!("{input}{}", "ü".repeat(LONGEST_REASON)));
+        assert_eq!(bounded(&why), "ü".repeat(LONGEST_REASON));
+        assert!(is_of_input(Some(&bounded(&format!("{input}{why}")))));
+        assert!(!is_of_input(Some(&"its input art:a is gone".to_owned())));
+    }
 }

@@ -19,6 +19,10 @@ use crate::store::{LastAttempt, Meta, Snapshot};
 /// time from the first answer that an input is gone until it is asked for a second one.
 pub const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
 
+/// The texts before and after the key of an input that was given up, in the reason of an entry that waits for it.
+const INPUT: &str = "its input ";
+const MISSING: &str = " is missing: ";
+
 /// Why an entry's dependants become due.
 #[derive(Clone, Copy)]
 enum Wake {
@@ -413,7 +417,8 @@ impl Warmer {
         unserved.extend(self.agenda.died_of(&job.name, others, &missing(input)).await?);
         let when = if let Wake::Changed(when) | Wake::Gone(when) = why { when } else { When::NOW };
         self.agenda.put(&job.name, &waiting, When::IfThere, Trigger::Invalidation).await?;
-        // Nothing tells those that wait from those that are due soon anyway. The weakest trigger leaves each its own.
+        // Some of these wait for the input, others are due soon for another reason; the metadata do not tell which.
+        // All are made due now. The trigger of a recheck is the weakest, so each keeps the trigger that it has.
         self.agenda.put(&job.name, &refreshed, When::IfSoon(INPUT_WAIT), Trigger::Recheck).await?;
         self.agenda.put(&job.name, &due, when, Trigger::Invalidation).await?;
         // Those that had no value are fetched only if they are kept warm or read, as at a refresh.
@@ -441,7 +446,13 @@ fn gone_input(owner: &Job, meta: &Meta) -> GoneInput {
 /// Returns the beginning of the reason of an entry whose input was given up. Dead letters are found by it, see
 /// [`Agenda::died_of`](crate::agenda::Agenda::died_of).
 pub(super) fn missing(input: &EntryKey) -> String {
-    format!("its input {input} is missing: ")
+    format!("{INPUT}{input}{MISSING}")
+}
+
+/// Returns the length of what [`missing`] writes at the beginning of a reason; 0 if the reason begins with other text.
+pub(super) fn input_named_in(reason: &str) -> usize {
+    let named = reason.starts_with(INPUT).then(|| reason.find(MISSING)).flatten();
+    named.map_or(0, |at| at + MISSING.len())
 }
 
 /// Tells whether an entry without a value is gone because an input is.
