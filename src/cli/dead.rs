@@ -65,7 +65,17 @@ fn reason_of(letter: &Dead) -> &str {
     letter.reason.as_deref().unwrap_or_default()
 }
 
-/// Returns a reason with `…` for the paths of URLs, which name entries.
+/// Returns a reason with `…` for what names entries: the keys of inputs that are missing, and the paths of URLs.
+fn without_names(reason: &str) -> String {
+    let mut parts = reason.split("its input ");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (input, rest) = part.split_once(" is missing: ").map_or(("", part), |(_, rest)| ("… is missing: ", rest));
+        text.extend(["its input ", input, rest]);
+    }
+    without_paths(&text)
+}
+
 fn without_paths(reason: &str) -> String {
     let host = |word: &str| {
         let rest = word.strip_prefix("http://").or_else(|| word.strip_prefix("https://"))?;
@@ -90,8 +100,8 @@ impl List {
         Self { json, shown: 0 }
     }
 
-    /// Prints a page. For people, the letters of a job with the same reason follow it, so that an outage is one group;
-    /// reasons that differ only in the paths of URLs are the same.
+    /// Prints a page. For people, the letters of a job with the same reason follow it, so that an outage is one group.
+    /// Reasons are the same if they differ only in what names entries.
     fn show(&mut self, page: &[Dead], now: RedisTime) {
         if self.json {
             for letter in page {
@@ -103,7 +113,7 @@ impl List {
         }
         let mut groups: BTreeMap<(&str, String), Vec<&Dead>> = BTreeMap::new();
         for letter in page {
-            groups.entry((&letter.job, without_paths(reason_of(letter)))).or_default().push(letter);
+            groups.entry((&letter.job, without_names(reason_of(letter)))).or_default().push(letter);
         }
         for ((job, reason), letters) in groups {
             if self.shown > 0 {
@@ -148,5 +158,13 @@ mod tests {
         for other in ["", "http://", "http://museum.test refused: ü  /art/a"] {
             assert_eq!(without_paths(other), other);
         }
+        let cascade = |key: &str| {
+            let own = format!("its input art:{key} is missing: failed 5 times, last: http://museum.test/{key} refused");
+            format!("failed 5 times, last: its input story:{key} is missing: {own}")
+        };
+        let own = "its input … is missing: failed 5 times, last: http://museum.test/… refused";
+        assert_eq!(without_names(&cascade("a")), format!("failed 5 times, last: its input … is missing: {own}"));
+        assert_eq!(without_names(&cascade("a b")), without_names(&cascade("ı")));
+        assert_eq!(without_names("its input art:a is gone"), "its input art:a is gone");
     }
 }
