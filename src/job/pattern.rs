@@ -87,7 +87,7 @@ impl KeyPattern {
             Some((input, field)) => check_name(input).and_then(|()| check_field(name, field)),
             None => check_name(name),
         };
-        Self::parse_with(text, check).map_err(|message| match template_in(text) {
+        Self::parse_with(text, check).map_err(|message| match template_in(text, &[]) {
             Some(_) => format!("{message}, or as `{{input.field}}` for a field of another input"),
             None => message,
         })
@@ -96,9 +96,6 @@ impl KeyPattern {
     fn parse_with(text: &str, check_name: fn(&str) -> Result<(), String>) -> Result<Self, String> {
         if text.len() > MAX_PATTERN {
             return Err(format!("key pattern is {} bytes long; the most is {MAX_PATTERN}", text.len()));
-        }
-        if let Some(template) = template_in(text) {
-            return Err(format!("`{template}` is a template, and a key has placeholders: write one as `{{name}}`"));
         }
         let mut literals = Vec::new();
         let mut names: Vec<String> = Vec::new();
@@ -143,6 +140,9 @@ impl KeyPattern {
             return Err("key pattern is empty; write one such as `artwork_info:{artwork_name}`".to_owned());
         }
         literals.push(literal);
+        if let Some(template) = template_in(text, &names) {
+            return Err(format!("`{template}` is a template, and a key has placeholders: write one as `{{name}}`"));
+        }
         Ok(Self { source: text.to_owned(), literals, names })
     }
 
@@ -298,14 +298,20 @@ fn check_field(name: &str, path: &str) -> Result<(), String> {
     }
 }
 
-/// Returns a part of a key pattern that looks like a template. Doubled braces stand for literal ones, which hold a
-/// plain name at most, such as the hash tag `{{user}}`.
-fn template_in(text: &str) -> Option<&str> {
+/// Returns a part of a key pattern with these placeholders that is meant as a template. Doubled braces stand for
+/// literal ones, as in the hash tags `{{user}}`, `{{shop.eu}}` and `{{my tag}}`. A template has spaces inside its
+/// braces, a filter, or a field of a placeholder.
+fn template_in<'a>(text: &'a str, names: &[String]) -> Option<&'a str> {
+    let is_template = |inner: &str| {
+        let is_spaced = inner.len() > 2 && inner.starts_with(' ') && inner.ends_with(' ');
+        let first = inner.split(['.', ' ']).next().filter(|first| first.len() < inner.len());
+        is_spaced || inner.contains('|') || first.is_some_and(|first| names.iter().any(|name| name == first))
+    };
     let mut from = 0;
     while let Some(start) = text[from..].find("{{").map(|at| from + at) {
         let end = start + 2 + text[start + 2..].find("}}")?;
         let inner = &text[start + 2..end];
-        if !inner.contains(['{', '}']) && inner.contains([' ', '.', '|']) {
+        if !inner.contains(['{', '}']) && is_template(inner) {
             return Some(&text[start..end + 2]);
         }
         from = start + 2;
@@ -354,7 +360,11 @@ mod tests {
         assert_eq!(tagged.write(&params(&[("name", "{x}")])).unwrap().as_str(), "{tag}:{x}");
         assert_eq!(tagged.read("{tag}:{x}"), Some(params(&[("name", "{x}")])));
         assert_eq!(tagged.names(), ["name"]);
-        for template in ["b:{{ name }}", "b:{{product.brand.slug}}", "b:{{name|lower}}:{name}"] {
+        for (tag, key) in [("{{shop.eu}}", "{shop.eu}"), ("{{my tag}}", "{my tag}"), ("{{name}}", "{name}")] {
+            let tagged = pattern(&format!("cart:{tag}:{{name}}"));
+            assert_eq!(tagged.write(&params(&[("name", "7")])).unwrap().as_str(), format!("cart:{key}:7"));
+        }
+        for template in ["b:{{ name }}", "b:{{product.brand.slug}}:{product}", "b:{{name|lower}}:{name}"] {
             assert!(KeyPattern::parse(template).unwrap_err().contains("is a template"), "{template}");
         }
     }
