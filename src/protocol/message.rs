@@ -109,6 +109,16 @@ impl Message {
         !self.tags.is_empty() && self.keys.is_empty() && self.patterns.is_empty() && self.jobs.is_empty()
     }
 
+    /// Returns `true` if it names one key alone that begins as JSON does. If no job has such a key, it is a message
+    /// that was cut off or that no program wrote as JSON. A hash tag may begin a key: `{shop}:17`.
+    pub fn may_be_broken_json(&self) -> bool {
+        let [key] = self.keys.as_slice() else { return false };
+        let key = key.trim();
+        let tagged = key.strip_prefix('{').and_then(|key| key.split_once('}'));
+        let has_hash_tag = tagged.is_some_and(|(tag, rest)| !rest.is_empty() && !tag.contains(['"', '\'']));
+        key.starts_with(['{', '[', '"']) && !has_hash_tag && self.is_narrow()
+    }
+
     /// Returns `true` if it names only a few keys, so that it goes before broad messages.
     pub fn is_narrow(&self) -> bool {
         self.patterns.is_empty() && self.tags.is_empty() && self.jobs.is_empty() && self.keys.len() <= NARROW
@@ -116,7 +126,7 @@ impl Message {
 }
 
 /// The effect of an invalidation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Handled {
     /// Entries of jobs that were examined.
     pub entries: u64,
@@ -126,8 +136,20 @@ pub struct Handled {
     pub removed: u64,
     /// Fetches in flight whose answers will not be written.
     pub fenced: u64,
-    /// Keys that belong to no job.
+    /// Keys and jobs that it names and that are unknown here.
     pub foreign: u64,
+    /// The first of these.
+    pub first_foreign: Option<String>,
+    /// It is no JSON message and no key of a job, so it is dropped: see [`Message::may_be_broken_json`].
+    pub is_broken: bool,
+}
+
+impl Handled {
+    /// Counts a key or a job that is unknown here.
+    pub(crate) fn add_foreign(&mut self, name: &str) {
+        self.foreign += 1;
+        self.first_foreign.get_or_insert_with(|| name.to_owned());
+    }
 }
 
 #[cfg(test)]
@@ -141,6 +163,25 @@ mod tests {
         for key in ["artwork_info:Mona Lisa", "a:[x]?*", "{not json", "{\"keys\": broken", "\"quoted\"", "[1]"] {
             let message = Message::parse(key).unwrap();
             assert_eq!(message, Message { keys: vec![key.to_owned()], ..Message::default() });
+        }
+    }
+
+    #[test]
+    fn text_that_begins_as_json_does_may_be_a_broken_message() {
+        for (text, may_be) in [
+            (r#"{"keys": ["team:4401""#, true),
+            ("{'keys': ['team:4401']}\n", true),
+            ("{keys: [team:4401]}", true),
+            (r#"["team:4401"]"#, true),
+            (r#" "team:4401""#, true),
+            ("team:4401", false),
+            ("{shop}:17", false),
+            ("{my shop}{17}", false),
+            (r#"{"keys": ["team:4401"]}"#, false),
+            (r#"{"keys": ["{", "a:1"]}"#, false),
+            (r#"{"keys": ["{"], "tags": ["a"]}"#, false),
+        ] {
+            assert_eq!(Message::parse(text).unwrap().may_be_broken_json(), may_be, "{text}");
         }
     }
 

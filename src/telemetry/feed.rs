@@ -133,7 +133,7 @@ impl Event {
 
     pub(super) fn invalidation(way: &str, message: &Message, handled: &Handled) -> Self {
         let names = |names: &[String]| names.iter().take(NAMES).map(|name| short(name)).collect();
-        let Handled { entries, due, removed, fenced, foreign } = *handled;
+        let Handled { entries, due, removed, fenced, foreign, .. } = *handled;
         Self::Invalidation(Invalidation {
             at_ms: RedisTime::ZERO,
             way: way.to_owned(),

@@ -22,6 +22,9 @@ use crate::redis::Connection;
 /// The interval between summaries in the log.
 const SUMMARY: Duration = Duration::from_secs(10);
 
+/// The longest excerpt of a name in the log, in characters.
+const EXCERPT: usize = 80;
+
 /// The counters of one process, and the name of the worker that counts. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Telemetry(Arc<Inner>, Arc<str>);
@@ -31,8 +34,8 @@ struct Inner {
     jobs: Mutex<BTreeMap<JobName, Tally>>,
     paused: Mutex<BTreeSet<JobName>>,
     invalidations: AtomicU64,
-    malformed: AtomicU64,
-    foreign: AtomicU64,
+    /// The names that belong to no job, and the first of them.
+    foreign: Mutex<(u64, String)>,
     feed: Feed,
 }
 
@@ -115,15 +118,20 @@ impl Telemetry {
         self.0.feed.record(&self.1, || Event::invalidation(way, message, handled));
         self.0.invalidations.fetch_add(1, Ordering::Relaxed);
         metrics::invalidation(way, handled.foreign);
-        let Handled { entries, due, removed, fenced, foreign } = *handled;
+        let Handled { entries, due, removed, fenced, foreign, .. } = *handled;
         debug!(way, entries, due, removed, fenced, foreign, "invalidation");
-        self.0.foreign.fetch_add(foreign, Ordering::Relaxed);
+        if let Some(first) = &handled.first_foreign {
+            let mut told = self.0.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.0 == 0 {
+                told.1 = first.chars().take(EXCERPT).collect();
+            }
+            told.0 += foreign;
+        }
     }
 
     /// Records an invalid message.
     pub fn malformed(&self) {
         metrics::malformed();
-        self.0.malformed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Records whether a job is paused, and logs a change.
@@ -187,9 +195,9 @@ impl Telemetry {
         if invalidations > 0 {
             info!(invalidations, "invalidations handled");
         }
-        let foreign = self.0.foreign.swap(0, Ordering::Relaxed);
+        let (foreign, first) = std::mem::take(&mut *self.0.foreign.lock().unwrap_or_else(PoisonError::into_inner));
         if foreign > 0 {
-            warn!(foreign, "invalidations named keys or jobs that belong to no job of this worker");
+            warn!(foreign, first, "invalidations named keys or jobs that belong to no job of this worker");
         }
     }
 }

@@ -170,6 +170,8 @@ async fn metrics_are_well_formed_and_their_labels_bounded() {
     parts.invalidate("art:name-1").await;
     parts.invalidate("elsewhere:1").await;
     redis.publish("samovar:invalidate", "{\"keys\": 1}").await;
+    redis.publish("samovar:invalidate", "{\"keys\": [\"art:name-1\"").await;
+    parts.invalidate("['art:name-1']").await;
     server.post("/warm?wait=true", json!({"keys": ["art:name-39", "art:more"]})).await.ok();
     eventually("all is done and counted", async || {
         let (samples, _) = parse_metrics(&server.get("/metrics").await.text);
@@ -182,7 +184,7 @@ async fn metrics_are_well_formed_and_their_labels_bounded() {
             sum("samovar_invalidations_foreign_total"),
             sum("samovar_warm_entries") > 0.0,
         );
-        if seen == (true, 1.0, 1.0, 1.0, true) { Ok(()) } else { Err(seen) }
+        if seen == (true, 1.0, 3.0, 1.0, true) { Ok(()) } else { Err(seen) }
     })
     .await;
     let answer = server.get("/metrics").await;

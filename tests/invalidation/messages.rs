@@ -37,8 +37,18 @@ async fn malformed_messages_are_survived_and_told() {
     publish(&redis, "art:a").await;
     version(&redis, "a", 2).await;
     worker.wait_for_log(&["cannot follow a message", "it is empty"]).await;
-    for what in ["on the invalidation channel", "in the inbox"] {
-        let told = worker.log().iter().filter(|line| line.contains(&format!("cannot follow a message {what}"))).count();
+    for broken in [r#"{"keys": ["team:4401""#, "{'keys': ['team:4401']}", r#"["team:4401"]"#, "\"team:4401\""] {
+        publish(&redis, broken).await;
+        redis.ask::<String>(&["XADD", "samovar:inbox", "*", "message", broken]).await;
+    }
+    publish(&redis, &format!("team:\u{1b}{}", "x".repeat(500))).await;
+    Parts::of(&redis).await.inbox_is_empty().await;
+    worker.wait_for_log(&["cannot follow a message", "no job has such a key", "team:4401"]).await;
+    let told = worker.wait_for_log(&["foreign=1", "belong to no job"]).await;
+    assert!(told.contains(r"first=team:\u{1b}xxx") && told.len() < 400, "{told}");
+    for what in ["on the invalidation channel,", "in the inbox,", "on the invalidation channel or in the inbox,"] {
+        let told = |line: &&String| line.contains(&format!("cannot follow a message {what}"));
+        let told = worker.log().iter().filter(told).count();
         assert_eq!(told, 1, "once a minute at most");
     }
     assert!(worker.log().iter().all(|line| line.len() < 2_000), "excerpts are bounded");

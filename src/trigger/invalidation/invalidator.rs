@@ -167,7 +167,12 @@ impl Invalidator {
         let order = Order { action: message.action, at, alone };
         let keys = message.keys.iter().map(|key| EntryKey::new(key.as_str()));
         let (named, foreign) = self.by_owner(keys, at, message.version);
-        handled.foreign += foreign.len() as u64;
+        if message.may_be_broken_json() && !foreign.is_empty() {
+            handled.is_broken = true;
+        } else {
+            foreign.iter().for_each(|key| handled.add_foreign(key.as_str()));
+        }
+        // An earlier job may have had such a key.
         if alone && message.action != Action::Warm {
             self.remove_foreign(foreign, at, &mut handled).await?;
         }
@@ -188,7 +193,7 @@ impl Invalidator {
                     self.matching(&glob, Some(job), Order { alone: false, ..order }, &mut handled, &mut left).await?;
                 }
                 None => {
-                    handled.foreign += 1;
+                    handled.add_foreign(name);
                     if alone {
                         self.left_by(name, order, &mut handled, &mut left).await?;
                     }

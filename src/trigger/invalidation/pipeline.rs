@@ -4,7 +4,7 @@
 //! their own, so that they delay no narrow one. Debounced refreshes wait in the [`Debounce`]. A message is acknowledged
 //! by its [`Ack`] when all of it is done. If Redis fails, what it did not answer is tried again.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ack::Ack;
 use super::backlog::{Backlog, Place};
+use super::complaints::Complaints;
 use super::debounce::Debounce;
 use super::invalidator::{Debounced, Invalidator};
 use crate::protocol::{Action, Handled, Message};
@@ -149,7 +150,9 @@ impl Pipeline {
         let debounce = Arc::<Debounce>::default();
         let (narrow, wide) = (Entrance::to(narrow), Entrance::to(wide));
         let pipeline = Self { narrow, wide, backlog: Backlog::default(), debounce: Arc::clone(&debounce) };
-        (pipeline, PipelineLoop { invalidator, telemetry, narrow: narrow_end, wide: wide_end, debounce })
+        let complaints = Mutex::new(Complaints::of("a message on the invalidation channel or in the inbox"));
+        let (narrow, wide) = (narrow_end, wide_end);
+        (pipeline, PipelineLoop { invalidator, telemetry, complaints, narrow, wide, debounce })
     }
 
     /// Accepts a message; waits while there are too many. `way` is `channel` or `inbox`.
@@ -175,6 +178,7 @@ impl Pipeline {
 pub struct PipelineLoop {
     invalidator: Invalidator,
     telemetry: Telemetry,
+    complaints: Mutex<Complaints>,
     narrow: mpsc::Receiver<Work>,
     wide: mpsc::Receiver<Work>,
     debounce: Arc<Debounce>,
@@ -183,10 +187,11 @@ pub struct PipelineLoop {
 impl PipelineLoop {
     /// Runs until all [`Pipeline`]s are dropped and their messages are handled, or until `cut`.
     pub async fn run(self, cut: CancellationToken) {
-        let Self { invalidator, telemetry, narrow, wide, debounce } = self;
+        let Self { invalidator, telemetry, complaints, narrow, wide, debounce } = self;
         let line = |work, most, name| {
             let (invalidator, telemetry) = (invalidator.clone(), telemetry.clone());
-            Line { invalidator, telemetry, debounce: &debounce, work, most, backoff: Backoff::new(name) }.run(&cut)
+            let (complaints, debounce, backoff) = (&complaints, &debounce, Backoff::new(name));
+            Line { invalidator, telemetry, complaints, debounce, work, most, backoff }.run(&cut)
         };
         let lines = async {
             tokio::join!(line(narrow, ABREAST, "invalidating"), line(wide, 1, "invalidating many"));
@@ -201,6 +206,7 @@ impl PipelineLoop {
 struct Line<'a> {
     invalidator: Invalidator,
     telemetry: Telemetry,
+    complaints: &'a Mutex<Complaints>,
     debounce: &'a Debounce,
     work: mpsc::Receiver<Work>,
     most: usize,
@@ -292,7 +298,7 @@ impl Line<'_> {
             }
         }
         let (handled, debounced) = self.invalidator.begin(&work.message, at, work.is_alone()).await?;
-        self.begun(work, handled, debounced);
+        self.begun(work, &handled, debounced);
         Ok(())
     }
 
@@ -305,15 +311,21 @@ impl Line<'_> {
         let (works, messages): (Vec<&Work>, Vec<_>) = timed.unzip();
         let result = self.invalidator.begin_tags(&messages).await.map(|begun| {
             for (work, (handled, debounced)) in works.into_iter().zip(begun) {
-                self.begun(work, handled, debounced);
+                self.begun(work, &handled, debounced);
             }
         });
         vec![result; round.len()]
     }
 
     /// Reports a message that is handled except for its debounced entries, and lets those wait.
-    fn begun(&self, work: &Work, handled: Handled, debounced: Vec<Debounced>) {
-        self.telemetry.invalidation(work.way, &work.message, &handled);
+    fn begun(&self, work: &Work, handled: &Handled, debounced: Vec<Debounced>) {
+        if let Some(text) = work.message.keys.first().filter(|_| handled.is_broken) {
+            self.telemetry.malformed();
+            let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+            complaints.complain(text.as_bytes(), "it is not a message of valid JSON, and no job has such a key");
+            return;
+        }
+        self.telemetry.invalidation(work.way, &work.message, handled);
         for entry in debounced {
             self.debounce.add(entry, work.acks.iter().map(Ack::part).collect());
         }
