@@ -448,6 +448,51 @@ async fn a_dry_run_counts_ai_calls_by_the_prompts_or_at_most() {
 }
 
 #[tokio::test]
+async fn a_dry_run_counts_what_an_invalidation_would_take() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| {
+        Reply::json(json!({ "choices": [{"message": {"content": "Story"}, "finish_reason": "stop"}] }))
+    });
+    let story = "key = \"story:{name}\"\nttl = \"1h\"\ntags = [\"of:{{ name }}\"]\n\
+                 [inputs]\nart = \"art:{name}\"\n[source]\nkind = \"ai\"\nupstream = \"museum\"\n\
+                 model = \"tiny\"\nprompt = \"Tell of {{ name }}\"\n[entries]\nlist = [\"a\", \"b\"]\n";
+    let jobs = Art::of(&upstream).list(["a", "b"]).folder().job("story", story);
+    let _worker = worker(&redis, &jobs);
+    eventually("all are there", async || redis.keys("story:*").await.len() + redis.keys("art:*").await.len() == 4)
+        .await;
+    described(&redis, "story").await;
+    let asked = upstream.calls("/art/a");
+    let dry = async |args: &[&str]| {
+        let args: Vec<&str> = ["invalidate", "--dry-run"].into_iter().chain(args.iter().copied()).collect();
+        let done = elsewhere(&redis, &args).run().await;
+        assert_eq!(done.code, Some(0), "{done:?}");
+        done.stdout
+    };
+    for (args, said) in [
+        (&["art:a"][..], "1 entry of art: 1 fetches, 0 AI calls\nEntries made from these come in addition"),
+        (&["story:a", "--pattern", "story:*"], "2 entries of story: 0 fetches, 2 AI calls\n"),
+        (&["--tag", "of:a"], "1 entry of story: 0 fetches, 1 AI calls\n"),
+        (
+            &["--job", "art", "--evict"],
+            "removed at once. What warmups and demands would fetch anew, at most:\n2 entries",
+        ),
+        (&["art:c", "art:a", "--warm"], "1 entry of art: 1 fetches"),
+        (&["art:c"], "It concerns no entry.\n"),
+    ] {
+        let told = dry(args).await;
+        assert!(told.contains(said), "{args:?}: {told}");
+    }
+    let shown: Value = serde_json::from_str(&dry(&["--pattern", "*:a", "--json"]).await).unwrap();
+    let (art, story) = (&shown["jobs"]["art"], &shown["jobs"]["story"]);
+    assert_eq!((&art["entries"], &art["fetches"], &story["ai_calls"]), (&json!(1), &json!(1), &json!(1)), "{shown}");
+    assert_eq!(shown["dependants"], json!(["story"]), "{shown}");
+    assert_eq!(elsewhere(&redis, &["invalidate", "arts:a", "--dry-run"]).run().await.code, Some(1));
+    let entry: Value =
+        serde_json::from_str(&elsewhere(&redis, &["get", "art:a", "--json"]).run().await.stdout).unwrap();
+    assert_eq!((&entry["invalidated_ms"], upstream.calls("/art/a")), (&Value::Null, asked), "nothing is published");
+}
+
+#[tokio::test]
 async fn what_is_refused_is_told_as_json_to_programs() {
     let (redis, upstream) = both().await;
     let folder = Art::of(&upstream).folder();

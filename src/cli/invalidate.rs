@@ -1,14 +1,16 @@
 //! `samovar invalidate`: invalidates values through the inbox, where the message is stored until a worker handles it.
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::json;
 
 use super::exit;
-use super::session::{Failed, NoJobs, Session, complain, print_json, refuse};
+use super::session::{Failed, NoJobs, Session, complain, fleet, print_json, refuse};
+use super::warm;
 use crate::config::{Environment, Settings};
 use crate::entry::escape::escaped;
 use crate::entry::{Announced, EntryKey, Version};
-use crate::ops::{Mistake, Ops};
+use crate::ops::{Effect, Mistake, Ops};
 use crate::protocol::{Action, Message};
 use crate::trigger::invalidation::inbox;
 
@@ -20,6 +22,7 @@ const PAGE: usize = 500;
 #[command(after_help = "Examples:\n\
 \x20 samovar invalidate product:42                   # serves the old value until the new one lands\n\
 \x20 samovar invalidate --pattern 'product:4*' --tag brand:acme\n\
+\x20 samovar invalidate --tag brand:acme --dry-run   # how many entries, fetches and AI calls that is\n\
 \x20 samovar invalidate --job product --evict        # removes all values at once\n\
 \x20 samovar invalidate product:42 --version 7       # waits for this version")]
 #[command(disable_version_flag = true)]
@@ -48,6 +51,9 @@ pub(super) struct InvalidateArgs {
     /// Publish even if a name matches no job, or if a key looks like a pattern and no entry has it
     #[arg(long)]
     force: bool,
+    /// Only count the entries, and what fetching them anew would take; publish nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -69,6 +75,9 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
     };
     let checked = message.checked().and_then(|message| message.text().map(|_| message));
     let message = checked.map_err(|e| refuse(exit::USAGE, args.json, e))?;
+    if args.dry_run {
+        return dry_run(args, &message, settings, env).await;
+    }
     let mut session = Session::open(settings).await?;
     let mut names_checked = false;
     if !args.force {
@@ -118,6 +127,50 @@ fn tell_absent(absent: &[String], all: usize) {
     let rule = "a refresh fetches an absent entry only if its job keeps it warm, or if it was attempted within the \
                 last hour";
     eprintln!("{}", escaped(&format!("{which}: {rule}. `samovar warm KEY` fetches it.")));
+}
+
+/// The output of a dry run.
+#[derive(Serialize)]
+struct Shown {
+    action: Action,
+    #[serde(flatten)]
+    effect: Effect,
+    /// `true` if fewer entries may be fetched: those that have the version already are not.
+    at_most: bool,
+}
+
+/// Prints what a message would do.
+async fn dry_run(
+    args: &InvalidateArgs,
+    message: &Message,
+    settings: &Settings,
+    env: &Environment,
+) -> Result<u8, Failed> {
+    let (_, ops) = fleet(settings, env).await?;
+    if !args.force {
+        check_names(args.json, &ops, message).await?;
+    }
+    let (effect, at_most) = (ops.effect(message).await?, !message.version.is_none());
+    if args.json {
+        print_json(&Shown { action: message.action, effect, at_most });
+        return Ok(exit::OK);
+    }
+    let Effect { jobs, dependants } = effect;
+    if jobs.is_empty() {
+        println!("It concerns no entry.");
+    } else if message.action == Action::Evict {
+        println!("These values would be removed at once. What warmups and demands would fetch anew, at most:");
+    } else if at_most {
+        println!("At most, since entries that have this version already are left as they are:");
+    }
+    for (job, plan) in jobs {
+        warm::tell(plan, &job, at_most);
+    }
+    if !dependants.is_empty() {
+        let names = Vec::from_iter(dependants);
+        println!("Entries made from these come in addition, as far as their inputs change: {}", names.join(", "));
+    }
+    Ok(exit::OK)
 }
 
 /// Says that no jobs are known to check names against. The command goes on, because workers have job files of their

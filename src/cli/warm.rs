@@ -231,19 +231,24 @@ async fn dry_run(
         print_json(&Shown { job: job.name.to_string(), plan, at_most, asks_feed, notes });
         return Ok(exit::OK);
     }
+    tell(plan, job.name.as_str(), at_most);
+    if asks_feed {
+        println!("A worker would also ask its feed: entries that it names for the first time come in addition");
+    }
+    Ok(exit::OK)
+}
+
+/// Prints the requests for some entries of a job.
+pub(super) fn tell(plan: Plan, job: &str, at_most: bool) {
     let Plan { entries, fetches, ai_calls, fallback_ai_calls, inputs_missing } = plan;
     let bound = if at_most { "at most " } else { "" };
-    println!("{} of {}: {fetches} fetches, {bound}{ai_calls} AI calls", count(entries), job.name);
+    println!("{} of {job}: {fetches} fetches, {bound}{ai_calls} AI calls", count(entries));
     if fallback_ai_calls > 0 {
         println!("If the sources before its AI fallback fail, {fallback_ai_calls} AI calls come in addition");
     }
     if inputs_missing > 0 {
         println!("{inputs_missing} of them wait for inputs that are missing");
     }
-    if asks_feed {
-        println!("A worker would also ask its feed: entries that it names for the first time come in addition");
-    }
-    Ok(exit::OK)
 }
 
 fn print(done: &Done) {

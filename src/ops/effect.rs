@@ -1,0 +1,152 @@
+//! The effect of an invalidation, counted without carrying it out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use redis::RedisResult;
+use serde::Serialize;
+
+use super::{Ops, PAGE, Plan};
+use crate::entry::{EntryKey, JobName};
+use crate::job::{KnownJob, KnownJobs};
+use crate::protocol::{Action, Message};
+use crate::redis::Scan;
+
+/// The entries that an invalidation concerns, and the most requests that they take.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Effect {
+    /// By job.
+    pub jobs: BTreeMap<String, Plan>,
+    /// Jobs whose entries are made from these. Those whose inputs change are made again, which comes in addition.
+    pub dependants: BTreeSet<String>,
+}
+
+/// The keys that a message names, by job.
+type Named = BTreeMap<JobName, BTreeSet<EntryKey>>;
+
+impl Ops {
+    /// Counts the entries that a message concerns, and the requests that it would cause.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn effect(&self, message: &Message) -> RedisResult<Effect> {
+        let named = self.named(message).await?;
+        let mut effect = Effect { dependants: dependants(&self.jobs, named.keys()), ..Effect::default() };
+        for (name, keys) in named {
+            let Some(job) = self.jobs.jobs.get(&name) else { continue };
+            let mut entries = 0;
+            for page in Vec::from_iter(keys).chunks(PAGE) {
+                entries += self.concerned(job, page, message.action).await?;
+            }
+            if entries > 0 {
+                effect.jobs.insert(name.to_string(), requests(job, entries));
+            }
+        }
+        Ok(effect)
+    }
+
+    /// Returns the keys of jobs that a message names.
+    async fn named(&self, message: &Message) -> RedisResult<Named> {
+        let mut named = Named::new();
+        self.add(&mut named, message.keys.iter().map(|key| EntryKey::new(key.as_str())));
+        for glob in &message.patterns {
+            self.add_matching(&mut named, glob).await?;
+        }
+        for job in message.jobs.iter().filter_map(|name| self.jobs.jobs.get(name.as_str())) {
+            self.add_matching(&mut named, &job.key.glob()).await?;
+        }
+        for tag in &message.tags {
+            let mut cursor = 0;
+            loop {
+                let (next, found) = self.store.tagged(tag, cursor).await?;
+                self.add(&mut named, found);
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        if !message.tags.is_empty() {
+            self.add_loaded(&mut named).await?;
+        }
+        Ok(named)
+    }
+
+    /// Adds those of these keys that are a job's.
+    fn add(&self, named: &mut Named, keys: impl IntoIterator<Item = EntryKey>) {
+        for key in keys {
+            if let Some((job, _)) = self.jobs.owner(key.as_str())
+                && !self.keys.is_own(key.as_str())
+            {
+                named.entry(job.name.clone()).or_default().insert(key);
+            }
+        }
+    }
+
+    async fn add_matching(&self, named: &mut Named, glob: &str) -> RedisResult<()> {
+        let mut scan = Scan::new(glob);
+        while let Some(found) = scan.next(&mut self.redis.clone()).await? {
+            self.add(named, found.into_iter().map(EntryKey::new));
+        }
+        Ok(())
+    }
+
+    /// Adds the values that services loaded for jobs with tags: they count as values with every tag.
+    async fn add_loaded(&self, named: &mut Named) -> RedisResult<()> {
+        let tagged = self.jobs.jobs.values().filter(|job| job.tags);
+        let globs: Vec<String> = tagged.map(|job| job.key.glob()).collect();
+        for set in self.store.loaded_sets(globs.iter().map(String::as_str)) {
+            let mut cursor = 0;
+            loop {
+                let (next, found) = self.store.loaded(&set, cursor).await?;
+                let has_tags = |key: &EntryKey| self.jobs.owner(key.as_str()).is_some_and(|(job, _)| job.tags);
+                self.add(named, found.into_iter().filter(has_tags));
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns how many of these entries of a job an action concerns: a refresh those that are known or listed, an
+    /// eviction those with a value, and a warming those without.
+    async fn concerned(&self, job: &KnownJob, page: &[EntryKey], action: Action) -> RedisResult<usize> {
+        let mut concerned = 0;
+        for (key, snapshot) in page.iter().zip(self.store.snapshots(page).await?) {
+            let counts = match action {
+                Action::Evict => snapshot.has_value(),
+                Action::Warm => !snapshot.has_value(),
+                Action::Refresh if snapshot.has_value() || snapshot.meta.is_some() => true,
+                Action::Refresh => match job.key.read(key.as_str()) {
+                    Some(params) => self.lists(job, key, &params).await?,
+                    None => false,
+                },
+            };
+            concerned += usize::from(counts);
+        }
+        Ok(concerned)
+    }
+}
+
+/// Returns the requests for these many entries of a job without a value that may be kept.
+fn requests(job: &KnownJob, entries: usize) -> Plan {
+    let fetches = if job.may_hold_unasked || job.upstreams.is_empty() { 0 } else { entries };
+    let ai_calls = if job.may_hold_unasked { entries } else { 0 };
+    Plan { entries, fetches, ai_calls, fallback_ai_calls: entries * job.paid_fallbacks, inputs_missing: 0 }
+}
+
+/// Returns the jobs whose entries are made from entries of these, directly or not.
+fn dependants<'a>(jobs: &'a KnownJobs, of: impl Iterator<Item = &'a JobName>) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut reached: Vec<&JobName> = of.collect();
+    while let Some(input) = reached.pop().and_then(|name| jobs.jobs.get(name)) {
+        for job in jobs.jobs.values() {
+            let is_made_from = job.made_from.iter().any(|made_from| made_from.key.overlaps(&input.key));
+            if is_made_from && found.insert(job.name.to_string()) {
+                reached.push(&job.name);
+            }
+        }
+    }
+    found
+}
