@@ -262,6 +262,30 @@ async fn a_job_that_no_worker_knows_any_more_is_told() {
 }
 
 #[tokio::test]
+async fn a_guard_that_cannot_be_read_is_told_alone() {
+    let (redis, upstream) = both().await;
+    let poem = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");
+    let folder = Art::of(&upstream).folder().job("poem", &poem);
+    let _worker = worker(&redis, &folder);
+    described(&redis, "poem").await;
+    let now = Parts::of(&redis).await.now().await.as_millis();
+    let (since, until) = ((now - 1).to_string(), (now + 600_000).to_string());
+    let guard = ["since", &since, "until", &until, "gone", "10", "of", "20", "held", "5"];
+    let set: Vec<&str> = ["HSET", "samovar:gone:{poem}"].into_iter().chain(guard).collect();
+    redis.ask::<u64>(&set).await;
+    for key in ["samovar:gone:{art}", "samovar:dead:{poem}"] {
+        redis.ask::<()>(&["SET", key, "theirs"]).await;
+    }
+    let shown = run(&redis, &["gone"]).await;
+    assert!(shown.code == Some(1) && shown.stdout.contains("Removals of poem: held back for another"), "{shown:?}");
+    assert!(shown.stderr.contains("the guard of art, samovar:gone:{art}, cannot be read"), "{shown:?}");
+    let shown = run(&redis, &["gone", "--json"]).await;
+    assert!(shown.stdout.contains("\"poem\"") && !shown.stdout.contains("\"art\""), "{shown:?}");
+    let accepted = run(&redis, &["gone", "poem", "--accept"]).await;
+    assert!(accepted.code == Some(0) && accepted.stdout.contains("0 entries are asked for again"), "{accepted:?}");
+}
+
+#[tokio::test]
 async fn descriptions_that_cannot_be_read_are_told_and_replaced() {
     let (redis, upstream) = both().await;
     let folder = Art::of(&upstream).folder();

@@ -7,12 +7,13 @@ use serde::Serialize;
 
 use super::exit;
 use super::pause;
-use super::session::{Failed, Session, fleet, print_json, refuse, relative, wrapped};
+use super::session::{Failed, Session, complain, fleet, print_json, refuse, relative, wrapped};
 use crate::config::{Environment, Settings};
+use crate::entry::JobName;
 use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::ops::{Ops, unguarded};
-use crate::redis::RedisTime;
+use crate::redis::{RedisTime, is_of_keys};
 use crate::store::{GoneGuard, GuardState};
 
 /// Arguments of `samovar gone`.
@@ -72,22 +73,32 @@ pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment)
 
 /// Shows the guards of all jobs that hold removals back or let them through.
 async fn all(json: bool, session: &Session, ops: &Ops) -> Result<u8, Failed> {
-    let mut guards = BTreeMap::new();
-    for job in ops.jobs.jobs.keys() {
-        guards.extend(ops.gone_guard(job).await?.map(|guard| (job.as_str(), guard)));
+    let now = session.store.now().await?;
+    let jobs: Vec<&JobName> = ops.jobs.jobs.keys().collect();
+    let all = GoneGuard::read_all(&mut session.redis.clone(), &session.keys, &jobs, now).await?;
+    let (mut guards, mut faults) = (BTreeMap::new(), 0);
+    for (job, guard) in jobs.into_iter().zip(all) {
+        match guard {
+            Ok(guard) => guards.extend(guard.map(|guard| (job.as_str(), guard))),
+            Err(e) if is_of_keys(&e) => {
+                faults += 1;
+                complain(format_args!("the guard of {job}, {}, cannot be read: {e}", session.keys.gone(job)));
+            }
+            Err(e) => return Err(e.into()),
+        }
     }
+    let code = if faults == 0 { exit::OK } else { exit::FAILED };
     if json {
         print_json(&guards);
-        return Ok(exit::OK);
+        return Ok(code);
     }
-    let now = session.store.now().await?;
     for (job, guard) in &guards {
         println!("{}", wrapped(&escaped(&state(job, Some(guard), now)), ""));
     }
-    if guards.is_empty() {
+    if guards.is_empty() && faults == 0 {
         println!("No removals are held back.");
     }
-    Ok(exit::OK)
+    Ok(code)
 }
 
 /// Returns what a job's guard does, in sentences.

@@ -6,6 +6,7 @@ use super::{Ops, PAGE};
 use crate::agenda::When;
 use crate::entry::{EntryKey, JobName, Trigger};
 use crate::job::KnownJob;
+use crate::redis::is_of_keys;
 use crate::store::GoneGuard;
 
 /// Returns why no person decides on the removals of a job without a guard.
@@ -34,7 +35,11 @@ impl Ops {
         let on_agenda = self.agenda.matching(&job.name, "*").await?;
         let mut ask = redis::cmd("ZRANGE");
         ask.arg(self.keys.dead(&job.name)).arg(0).arg(-1);
-        let dead: Vec<String> = ask.query_async(&mut self.redis.clone()).await?;
+        let dead: Vec<String> = match ask.query_async(&mut self.redis.clone()).await {
+            // A key of another type is somebody else's, and has no dead letters.
+            Err(e) if is_of_keys(&e) => Vec::new(),
+            dead => dead?,
+        };
         others.extend(dead.into_iter().map(EntryKey::new));
         for key in &on_agenda {
             others.remove(key);
