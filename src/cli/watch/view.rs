@@ -18,6 +18,8 @@ const RECENT: usize = 500;
 const TIMES: usize = 500;
 /// The time in which all workers report the same message of the channel.
 const TOGETHER: Duration = Duration::from_secs(10);
+/// The longest time between the reports of two workers of when they handled the same message of the channel.
+const APART: Duration = Duration::from_secs(2);
 /// The polls over which reads are summed.
 const POLLS: usize = 10;
 
@@ -55,14 +57,35 @@ pub(super) struct View {
 struct Bare {
     /// When one was last reported.
     heard: Instant,
-    /// The count of each worker's reports of one, and how often the worker did that reported most.
+    /// The count of each worker's reports of one. A worker that started later counts as if it had heard the earlier
+    /// ones.
     times: BTreeMap<String, u64>,
+    /// The count of the worker that reported most.
     most: u64,
+    /// When those were handled that were reported first, without those that are older than [`APART`].
+    recent: VecDeque<RedisTime>,
 }
 
 impl Bare {
     fn new() -> Self {
-        Self { heard: Instant::now(), times: BTreeMap::new(), most: 0 }
+        Self { heard: Instant::now(), times: BTreeMap::new(), most: 0, recent: VecDeque::new() }
+    }
+
+    /// Counts a worker's report of a message that it handled at `at`. Returns `true` if no other worker has reported
+    /// it.
+    fn is_first(&mut self, worker: &str, at: RedisTime) -> bool {
+        self.heard = Instant::now();
+        let (most, recent) = (self.most, &self.recent);
+        let before = || most.saturating_sub(recent.iter().filter(|other| other.abs_diff(at) <= APART).count() as u64);
+        let times = self.times.entry(worker.to_owned()).or_insert_with(before);
+        *times += 1;
+        if *times <= self.most {
+            return false;
+        }
+        self.most = *times;
+        self.recent.retain(|other| other.abs_diff(at) <= APART);
+        self.recent.push_back(at);
+        true
     }
 }
 
@@ -197,19 +220,14 @@ impl View {
     /// Counts an invalidation, and returns `true` if no other worker has reported it. Messages of the channel with the
     /// same names count as often as the worker reports them that does most often.
     fn is_first(&mut self, worker: &str, invalidation: &Invalidation) -> bool {
-        let Invalidation { way, action, keys, patterns, tags, jobs, .. } = invalidation;
+        let Invalidation { at_ms, way, action, keys, patterns, tags, jobs, .. } = invalidation;
         if way != "channel" {
             self.invalidations += 1;
             return true;
         }
         self.bare.retain(|_, bare| bare.heard.elapsed() < TOGETHER);
         let names = format!("{:?}", (action, keys, patterns, tags, jobs));
-        let bare = self.bare.entry(names).or_insert_with(Bare::new);
-        bare.heard = Instant::now();
-        let times = bare.times.entry(worker.to_owned()).or_default();
-        *times += 1;
-        let is_first = *times > bare.most;
-        bare.most = bare.most.max(*times);
+        let is_first = self.bare.entry(names).or_insert_with(Bare::new).is_first(worker, *at_ms);
         self.invalidations += u64::from(is_first);
         is_first
     }
@@ -405,9 +423,13 @@ mod tests {
 
     /// Takes a worker's report of invalidations of these keys, heard in this way; returns how many are shown.
     fn hear(view: &mut View, worker: &str, way: &str, keys: &[&str]) -> usize {
+        hear_at(view, 1, worker, way, keys)
+    }
+
+    fn hear_at(view: &mut View, at_ms: u64, worker: &str, way: &str, keys: &[&str]) -> usize {
         let event = |key: &&str| {
             let invalidation = json!({
-                "event": "invalidation", "at_ms": 1, "way": way, "action": "refresh", "keys": [key],
+                "event": "invalidation", "at_ms": at_ms, "way": way, "action": "refresh", "keys": [key],
                 "entries": 1, "due": 1, "removed": 0, "fenced": 0, "foreign": 0,
             });
             serde_json::from_value(invalidation).unwrap()
@@ -433,6 +455,23 @@ mod tests {
         view.bare.values_mut().for_each(|bare| bare.heard = Instant::now().checked_sub(TOGETHER).unwrap());
         assert_eq!(hear(&mut view, "three", "channel", &["a"]), 1, "a later one is another one");
         assert_eq!((view.invalidations, view.recent.len()), (8, 8));
+    }
+
+    #[test]
+    fn a_worker_that_replaces_another_goes_on_with_its_count() {
+        let mut view = View::new(String::new(), String::new());
+        let mut shown = 0;
+        for second in 0..30 {
+            let both = (14..16).contains(&second);
+            if second < 14 || both {
+                shown += hear_at(&mut view, second * 1_000, "old", "channel", &["a"]);
+            }
+            if second >= 14 {
+                shown += hear_at(&mut view, second * 1_000 + 7, "new", "channel", &["a"]);
+            }
+        }
+        assert!((27..=30).contains(&view.invalidations), "{}", view.invalidations);
+        assert_eq!(shown as u64, view.invalidations);
     }
 
     #[test]
