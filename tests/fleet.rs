@@ -262,6 +262,44 @@ async fn a_job_that_no_worker_knows_any_more_is_told() {
 }
 
 #[tokio::test]
+async fn a_renamed_job_is_told_in_a_short_line() {
+    let (redis, upstream) = both().await;
+    let poem = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");
+    let folder = Art::of(&upstream).folder().job("poem", &poem);
+    let first = worker(&redis, &folder);
+    described(&redis, "poem").await;
+    std::fs::rename(folder.path().join("poem.toml"), folder.path().join("verse.toml")).unwrap();
+    first.hangup();
+    eventually("it is told", async || {
+        let told = run(&redis, &["jobs"]).await.stdout;
+        if told.contains("\npoem was renamed: verse has its values.\n") { Ok(()) } else { Err(told) }
+    })
+    .await;
+    assert!(jobs(&redis).await.iter().all(|job| job["faults"].is_null()), "it is no fault");
+}
+
+#[tokio::test]
+async fn a_reload_that_has_not_reached_all_workers_is_no_fault() {
+    let (redis, upstream) = both().await;
+    let folder = Art::of(&upstream).list(["a"]).folder();
+    let (first, _second) = (worker(&redis, &folder), worker(&redis, &folder));
+    readable(&redis, "a").await;
+    eventually("both announce their files", async || {
+        redis.ask::<usize>(&["HLEN", "samovar:{schedules}:files"]).await == 2
+    })
+    .await;
+    folder.write("art.toml", &Art::of(&upstream).list(["a"]).toml().replace("/art/", "/arts/"));
+    first.hangup();
+    eventually("the change waits", async || {
+        let told = run(&redis, &["jobs"]).await.stdout;
+        assert!(!told.contains("Fault:"), "{told}");
+        if told.contains("The change of art waits for workers with the old file: ") { Ok(()) } else { Err(told) }
+    })
+    .await;
+    assert_eq!(jobs(&redis).await[0]["faults"], Value::Null);
+}
+
+#[tokio::test]
 async fn a_guard_that_cannot_be_read_is_told_alone() {
     let (redis, upstream) = both().await;
     let poem = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");

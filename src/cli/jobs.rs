@@ -1,7 +1,8 @@
 //! `samovar jobs`: shows the state of all jobs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -9,8 +10,10 @@ use super::exit;
 use super::gone;
 use super::session::{Failed, Rows, fleet, print_json, relative, table, wrapped};
 use crate::config::{Environment, Settings};
+use crate::entry::JobName;
 use crate::entry::duration;
 use crate::entry::escape::escaped;
+use crate::job::{KnownJob, KnownJobs};
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::ops::{RefusedReload, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
@@ -19,6 +22,10 @@ use crate::redis::{RedisTime, is_of_keys, wrong_types};
 const LAST: usize = 80;
 
 /// The consequence for a job that no running worker knows.
+/// The time in which a fleet reloads its job files. A change that waits for other workers for longer is a fault, as in
+/// a worker's log.
+const RELOADS: Duration = Duration::from_secs(30);
+
 const LEFT: &str = "its file was removed, its key was changed, or the workers that had it have ended; nothing is \
                     fetched, its values expire, and what else Redis keeps of it is dropped after a day";
 
@@ -46,11 +53,13 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     for job in jobs.jobs.values() {
         let mut status = status::of_job(&session.redis, &session.keys, job, Some(&census)).await?;
         if left.contains(&job.name) {
-            status.faults.push(format!("no running worker knows the job {}: {LEFT}", job.name));
+            if heir(job, &jobs, &left).is_none() {
+                status.faults.push(format!("no running worker knows the job {}: {LEFT}", job.name));
+            }
             // Nobody warms it up.
             status.next_warmup_ms = None;
         }
-        if let Some(workers) = held_back.get(&job.name) {
+        if let Some(workers) = held_back.get(&job.name).filter(|_| job.since + RELOADS < now) {
             status.faults.push(still_waits(job.name.as_str(), workers));
         }
         all.push(status);
@@ -75,11 +84,20 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     for state in told.states {
         println!("\n{}", wrapped(&escaped(&state), ""));
     }
-    for job in &left {
-        println!("\n{}", wrapped(&format!("No running worker knows {job}: {LEFT}."), ""));
+    for job in left.iter().filter_map(|name| jobs.jobs.get(name)) {
+        let said = match heir(job, &jobs, &left) {
+            Some(heir) => format!("{} was renamed: {heir} has its values.", job.name),
+            None => format!("No running worker knows {}: {LEFT}.", job.name),
+        };
+        println!("\n{}", wrapped(&escaped(&said), ""));
     }
     for (job, workers) in &held_back {
-        println!("\n{}", wrapped(&format!("Fault: {}.", escaped(&still_waits(job.as_str(), workers))), ""));
+        let is_long = jobs.jobs.get(job).is_none_or(|job| job.since + RELOADS < now);
+        let said = match is_long {
+            true => format!("Fault: {}.", still_waits(job.as_str(), workers)),
+            false => format!("The change of {job} waits for workers with the old file: {}.", workers.join(", ")),
+        };
+        println!("\n{}", wrapped(&escaped(&said), ""));
     }
     for refused in &fleet.refused_reloads {
         println!("\n{}", wrapped(&format!("Fault: {}.", escaped(&refusal(refused, now))), ""));
@@ -97,6 +115,12 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         Ok(workers) => tell_workers(workers),
     }
     Ok(exit::OK)
+}
+
+/// Returns the job with the same keys as one that no running worker knows any more.
+fn heir<'a>(left: &KnownJob, jobs: &'a KnownJobs, all_left: &BTreeSet<JobName>) -> Option<&'a JobName> {
+    let heirs = jobs.jobs.values().filter(|job| !all_left.contains(&job.name));
+    heirs.filter(|job| job.key.glob() == left.key.glob()).map(|job| &job.name).next()
 }
 
 /// The sentences on jobs that follow the table.
@@ -125,7 +149,7 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
         rows.add_row([
             status.job,
             status.key,
-            duration::rough(std::time::Duration::from_secs(status.ttl_seconds)),
+            duration::rough(Duration::from_secs(status.ttl_seconds)),
             status.schedule.unwrap_or_else(|| "–".to_owned()),
             status.next_warmup_ms.map_or_else(|| "–".to_owned(), |next| relative(next, now)),
             status.warm.unwrap_or_default().to_string(),

@@ -18,6 +18,9 @@ use crate::redis::{Connection, RedisTime, WrongType, is_of_keys, wrong_types};
 use crate::store::GoneGuard;
 use crate::trigger::cron::WARMED_UP;
 
+/// The time before the next probe of a closed upstream from which on it counts as sent.
+const PROBES: Duration = Duration::from_secs(1);
+
 /// One job.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct JobStatus {
@@ -121,8 +124,11 @@ pub struct UpstreamStatus {
 impl UpstreamStatus {
     /// Returns as text that no requests are sent now, and why; `None` while requests are sent.
     pub fn closed_text(&self, now: RedisTime) -> Option<String> {
-        let left = duration::rough(self.closed_until_ms.unwrap_or(now).saturating_since(now));
-        self.closed.map(|why| format!("no requests for {left} ({why})"))
+        let left = self.closed_until_ms.unwrap_or(now).saturating_since(now);
+        self.closed.map(|why| match why {
+            "breaker" | "refused" if left < PROBES => format!("only probes are sent ({why})"),
+            _ => format!("no requests for {} ({why})", duration::rough(left)),
+        })
     }
 }
 
@@ -289,4 +295,23 @@ pub async fn of_job(
         workers: None,
         refused_reloads: Vec::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_breaker_whose_probe_is_due_sends_probes_only() {
+        let now = RedisTime::from_millis(1_000);
+        let text = |closed, left_ms| {
+            let closed_until_ms = Some(now + Duration::from_millis(left_ms));
+            UpstreamStatus { closed: Some(closed), closed_until_ms, ..UpstreamStatus::default() }
+                .closed_text(now)
+                .unwrap()
+        };
+        assert_eq!(text("breaker", 17), "only probes are sent (breaker)");
+        assert_eq!(text("breaker", 9_000), "no requests for 9s (breaker)");
+        assert_eq!(text("tokens", 17), "no requests for 17ms (tokens)");
+    }
 }
