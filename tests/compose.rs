@@ -264,6 +264,13 @@ async fn what_keeps_an_entry_from_its_fetch_is_shown() {
     let shown: Value = shown.json().await.unwrap();
     assert_eq!(shown["missing_inputs"].as_array().map(Vec::len), Some(2), "{shown}");
     assert!(entry("art:a").await["job_paused_ms"].is_number());
+    let late = async |key: &str| {
+        let tried = run(&redis, &jobs, &["warm", key, "--wait", "--timeout", "300ms"]).await;
+        assert_eq!(tried.code, Some(1), "{tried:?}");
+        tried.stderr
+    };
+    assert!(late("art:a").await.contains("not fetched within 300ms: the job is paused; `samovar resume art`"));
+    assert!(late("page:a").await.contains("not fetched within 300ms: its input art:a has no value yet"));
     upstream.on("/art/a", Reply::status(422));
     assert_eq!(run(&redis, &jobs, &["resume", "art"]).await.code, Some(0));
     shows("story:a", "waits for     its input art:a, which has no value: ").await;
@@ -276,6 +283,8 @@ async fn what_keeps_an_entry_from_its_fetch_is_shown() {
     let shown = entry("story:a").await;
     assert_eq!(shown["closed_upstreams"][0]["closed"], "retry-after", "{shown}");
     assert_eq!(shown["missing_inputs"], json!([]), "{shown}");
+    let late = late("story:a").await;
+    assert!(late.contains("not fetched within 300ms: upstream openai: no requests for"), "{late}");
 }
 
 /// One with an input that it needs, one whose input is optional, and one whose key its input does not tell. One has an

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 use serde::Serialize;
 
-use super::{Ops, PAGE};
+use super::missing_input::MissingInput;
+use super::{Ops, PAGE, status};
 use crate::agenda::State;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
@@ -16,6 +17,8 @@ use crate::popularity::{Popularity, feed};
 use crate::redis::RedisTime;
 use crate::store::Expiry;
 
+/// The most entries whose inputs are read after a wait that was too short.
+const EXAMINED: usize = 20;
 /// The polling interval of a wait.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -120,7 +123,7 @@ impl Ops {
             waiting = still;
             if begun.elapsed() >= timeout {
                 let within = duration::text(timeout);
-                let reasons = self.last_reasons(&job.name, &waiting).await?;
+                let reasons = self.waits_for(job, &waiting).await?;
                 done.failed.extend(waiting.drain(..).zip(reasons).map(|(key, reason)| {
                     let reason = reason.unwrap_or_else(|| "`samovar get KEY` shows its state".to_owned());
                     Failure { key: key.to_string(), reason: format!("not fetched within {within}: {reason}") }
@@ -132,6 +135,37 @@ impl Ops {
         }
         done.seconds = begun.elapsed().as_secs_f32();
         Ok(done)
+    }
+
+    /// Returns why each of these due entries of a job is not fetched, in order, if it is known: the state of the job
+    /// and of its upstreams, an input of the entry, or its last reason. Only of some the inputs are read.
+    async fn waits_for(&self, job: &KnownJob, keys: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
+        let now = self.store.now().await?;
+        if self.paused(&job.name).await?.is_some() {
+            let reason = format!("the job is paused; `samovar resume {}` resumes it", job.name);
+            return Ok(vec![Some(reason); keys.len()]);
+        }
+        // A request goes to the first upstream that takes it.
+        let closed = status::closed(&self.redis, &self.keys, job).await?;
+        let are_all = !closed.is_empty() && closed.len() == job.upstreams.len();
+        let closed: Vec<String> = closed
+            .iter()
+            .filter_map(|upstream| Some(format!("upstream {}: {}", upstream.upstream, upstream.closed_text(now)?)))
+            .collect();
+        let closed = are_all.then(|| closed.join("; "));
+        let mut reasons = self.last_reasons(&job.name, keys).await?;
+        for (n, (key, reason)) in keys.iter().zip(&mut reasons).enumerate() {
+            let missing = match job.key.read(key.as_str()).filter(|_| n < EXAMINED) {
+                Some(params) => self.missing_inputs(job, &params, now).await?.into_iter().next(),
+                None => None,
+            };
+            if let Some(MissingInput { key, reason: why }) = missing {
+                *reason = Some(format!("its input {key} {why}"));
+            } else if let Some(closed) = &closed {
+                *reason = Some(closed.clone());
+            }
+        }
+        Ok(reasons)
     }
 
     /// Returns the last reason of each of these entries of a job, in order, if it is known: that of a deferral stands
