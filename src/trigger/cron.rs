@@ -413,6 +413,10 @@ impl Cron {
                 let at = When::Due(at + Duration::from_millis(moment));
                 self.agenda.put(&job.name, keys.iter().copied(), at, Trigger::Cron).await?;
             }
+            if job.inputs.values().any(|input| input.is_optional) {
+                let is_due = |key: &&EntryKey| old.contains(key) || due.contains(key);
+                self.ask_for_gone(job, keys.iter().filter(|key| !is_due(key)), now).await?;
+            }
             total.entries += keys.len();
             total.due += old.len() + due.len();
             // A long warmup renews its claim.
@@ -425,6 +429,38 @@ impl Cron {
             self.keep_state(job, &fed.state).await?;
         }
         Ok(Some(total))
+    }
+
+    /// Asks again for the optional inputs that are gone of entries which a warmup leaves as they are. These were made
+    /// without them, and only an entry that is made asks otherwise. An input is asked for at most once in the
+    /// `absent_for` of its job.
+    async fn ask_for_gone(
+        &self,
+        job: &Job,
+        entries: impl Iterator<Item = &EntryKey>,
+        now: RedisTime,
+    ) -> RedisResult<()> {
+        let optional: Vec<_> = job.inputs.values().filter(|input| input.is_optional).collect();
+        let of_entry = |key: &EntryKey| {
+            let params = job.key.read(key.as_str()).unwrap_or_default();
+            Vec::from_iter(optional.iter().filter_map(|input| input.key.write(&params)))
+        };
+        let inputs: BTreeSet<EntryKey> = entries.flat_map(of_entry).collect();
+        let inputs = Vec::from_iter(inputs);
+        for inputs in inputs.chunks(BATCH) {
+            let mut gone: BTreeMap<&JobName, Vec<&EntryKey>> = BTreeMap::new();
+            for (key, snapshot) in inputs.iter().zip(self.store.snapshots(inputs).await?) {
+                let Some((owner, _)) = self.jobs.owner(key.as_str()) else { continue };
+                let meta = snapshot.gone(&owner.requests);
+                if meta.is_some_and(|meta| !meta.is_gone(&owner.requests, owner.warm.absent_for, now)) {
+                    gone.entry(&owner.name).or_default().push(key);
+                }
+            }
+            for (owner, keys) in gone {
+                self.agenda.put(owner, keys, When::BULK_NOW, Trigger::Demand).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Renews the claim on a tick. Returns `false` if another worker has taken the tick over.

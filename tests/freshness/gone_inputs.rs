@@ -362,6 +362,25 @@ async fn a_refresh_does_not_wait_for_an_optional_input_that_is_gone() {
     }
 }
 
+/// Nobody lists the frame or tells of its return, and the page is fresh.
+#[tokio::test]
+async fn a_warmup_asks_again_for_an_optional_input() {
+    let (redis, upstream) = both().await;
+    let page = "key = \"page:{name}\"\nttl = \"1h\"\n[inputs]\nframe = { key = \"frame:{name}\", optional = true }\n\
+                [source]\nkind = \"compose\"\nvalue = { frame = \"{{ frame }}\" }\n[entries]\nlist = [\"a\"]\n\
+                [warm]\nevery = \"1s\"\n";
+    let frame = "key = \"frame:{name}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+                 path = \"/frame/{{ name }}\"\n[warm]\nrecheck = []\nabsent_for = \"3s\"\n";
+    let jobs = stories(&upstream, "[]").job("page", page).job("frame", frame);
+    let _worker = worker(&redis, &jobs);
+    shows(&redis, "page:a", json!({"frame": null})).await;
+    eventually("it is asked for again", async || upstream.calls("/frame/a") >= 2).await;
+    upstream.on("/frame/a", Reply::json(json!("oak")));
+    shows(&redis, "page:a", json!({"frame": "oak"})).await;
+    let calls = upstream.calls("/frame/a");
+    assert!(calls <= 20, "not at each warmup: {calls}");
+}
+
 /// Nobody reads the artwork. It expires before the page, and has the same content when it is fetched for the page's
 /// refresh.
 #[tokio::test]
