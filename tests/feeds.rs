@@ -219,10 +219,10 @@ async fn numbers_name_entries_and_bad_items_are_skipped() {
         readable(&redis, name).await;
     }
     let line = worker.wait_for_log(&["items of the job's feed name no entry", "skipped=2"]).await;
-    assert!(line.contains("item 1 is null"), "{line}");
+    assert!(line.contains("item 2 is null"), "{line}");
     let table = jobs_table(&redis, &jobs).await;
     assert!(
-        table.contains("Feed of art: 2 of its items name no entry and are skipped; the first: item 1 is null"),
+        table.contains("Feed of art: 2 of its items name no entry and are skipped; the first: item 2 is null"),
         "{table}"
     );
     assert_eq!(upstream.calls("/popular"), 1, "it did not fail");

@@ -34,7 +34,7 @@ pub struct Fed {
     pub entries: Vec<Params>,
     /// Items that name no entry, and combinations of items with constants that make no key.
     pub skipped: usize,
-    /// Where the first of these stands, and why it was skipped.
+    /// The number of the first of these, counted from 1, and why it was skipped.
     pub first_skipped: Option<String>,
 }
 
@@ -137,7 +137,7 @@ impl<'a> FeedReading<'a> {
             answer.error(&format!("is {found}, but a feed is an array: see `select`"))
         })?;
         let page = self.asked.len() + 1;
-        for (index, item) in items.into_iter().enumerate() {
+        for (number, item) in (1..).zip(items) {
             self.items += 1;
             let added = self.add(item.get());
             if self.fed.entries.len() > LONGEST {
@@ -146,8 +146,8 @@ impl<'a> FeedReading<'a> {
             if let Err((skipped, reason)) = added {
                 self.fed.skipped += skipped;
                 self.fed.first_skipped.get_or_insert_with(|| match self.feed.next {
-                    Some(_) => format!("item {index} of page {page} {reason}"),
-                    None => format!("item {index} {reason}"),
+                    Some(_) => format!("item {number} of page {page} {reason}"),
+                    None => format!("item {number} {reason}"),
                 });
             }
         }

@@ -85,7 +85,11 @@ fn constants(field: &Field<'_>, key: Option<&KeyPattern>) -> BTreeMap<String, Ve
     for field in field.table("`with`").iter().flat_map(Table::all) {
         check_placeholder(&field, key);
         let mut texts: Vec<String> = Vec::new();
-        let Some(items) = field.items() else { continue };
+        let Some(items) = field.items() else {
+            // `item` need not give this placeholder.
+            constants.insert(field.name, texts);
+            continue;
+        };
         if items.is_empty() {
             field.fault_with_help(
                 format!("`{}` lists nothing, so the feed would name no entry", field.name),

@@ -71,43 +71,43 @@ async fn items_of_each_shape_name_entries() {
 async fn an_item_that_names_no_entry_is_skipped_and_told() {
     let item = "item = { name = \"{{ value.id }}\" }";
     let cases: [(&str, &str, &'static str, usize, &str); 14] = [
-        ("t:{name}", "", r#"{"names": ["a", null, "", true]}"#, 3, "item 1 is null, but must be text or a number"),
-        ("t:{name}", "", r#"{"names": ["", "a"]}"#, 1, "item 0 is an empty string"),
-        ("t:{name}", "", r#"{"names": ["a", ["b"]]}"#, 1, "item 1 is an array"),
-        ("t:{name}", "", r#"{"names": ["a", {"id": 1}]}"#, 1, "item 1 has no `name`: see `item`"),
-        ("t:{name}", "", r#"{"names": ["a", {"name": null}]}"#, 1, "item 1 has null as `name`"),
-        ("t:{name}", item, r#"{"names": [{"id": "a"}, {"id": false}]}"#, 1, "item 1 gives a boolean as `name`"),
-        ("t:{name}", item, r#"{"names": [{"id": "a"}, {"no": 1}]}"#, 1, "item 1 gives no `name`: "),
-        ("t:{name}", item, r#"{"names": [{"id": "a"}, null]}"#, 1, "item 1 gives no `name`: "),
-        ("t:{name}:x", "with = {}", r#"{"names": [7, {"name": {}}]}"#, 1, "item 1 has an object as `name`"),
+        ("t:{name}", "", r#"{"names": ["a", null, "", true]}"#, 3, "item 2 is null, but must be text or a number"),
+        ("t:{name}", "", r#"{"names": ["", "a"]}"#, 1, "item 1 is an empty string"),
+        ("t:{name}", "", r#"{"names": ["a", ["b"]]}"#, 1, "item 2 is an array"),
+        ("t:{name}", "", r#"{"names": ["a", {"id": 1}]}"#, 1, "item 2 has no `name`: see `item`"),
+        ("t:{name}", "", r#"{"names": ["a", {"name": null}]}"#, 1, "item 2 has null as `name`"),
+        ("t:{name}", item, r#"{"names": [{"id": "a"}, {"id": false}]}"#, 1, "item 2 gives a boolean as `name`"),
+        ("t:{name}", item, r#"{"names": [{"id": "a"}, {"no": 1}]}"#, 1, "item 2 gives no `name`: "),
+        ("t:{name}", item, r#"{"names": [{"id": "a"}, null]}"#, 1, "item 2 gives no `name`: "),
+        ("t:{name}:x", "with = {}", r#"{"names": [7, {"name": {}}]}"#, 1, "item 2 has an object as `name`"),
         (
             "t:{name}",
             item,
             r#"{"names": [{"id": 18446744073709551615, "no": 123456789012345678901}, {"id": 123456789012345678901}]}"#,
             1,
-            "item 1 gives a number of more than 64 bits as `name`",
+            "item 2 gives a number of more than 64 bits as `name`",
         ),
         (
             "t:{name}",
             "item = { name = \"p-{{ value.id }}\" }",
             r#"{"names": [{"no": 1e30, "id": 123456789012345678901}, {"id": -9223372036854775807}]}"#,
             1,
-            "item 0 gives a number of more than 64 bits as `name`",
+            "item 1 gives a number of more than 64 bits as `name`",
         ),
         (
             "t:{size}:{name}",
             "with = { size = [\"s\", \"a:b\", \"c:d\"] }",
             r#"{"names": [1]}"#,
             2,
-            "item 0 makes no key",
+            "item 1 makes no key",
         ),
-        ("t:{size}:{name}", "with = { size = [\"s\", \"a:b\"] }", r#"{"names": [1, null]}"#, 2, "item 0 makes no key"),
+        ("t:{size}:{name}", "with = { size = [\"s\", \"a:b\"] }", r#"{"names": [1, null]}"#, 2, "item 1 makes no key"),
         (
             "t:{size}:{name}",
             "",
             r#"{"names": [{"size": "a:b", "name": 1}, {"size": 1, "name": 1}]}"#,
             1,
-            r#"item 0 makes no key of `t:{size}:{name}`; it begins: {"size": "a:b""#,
+            r#"item 1 makes no key of `t:{size}:{name}`; it begins: {"size": "a:b""#,
         ),
     ];
     for (key, fields, answer, skipped, first) in cases {
@@ -125,8 +125,8 @@ async fn an_answer_that_cannot_be_used_is_told_as_such() {
         ("t:{name}", r#"{"names": null}"#, "is null"),
         ("t:{name}", r#"["a"]"#, "has nothing at `/names`"),
         ("t:{name}", "<html>", "is HTML or XML, not JSON"),
-        ("t:{name}", r#"{"names": [null]}"#, "answered with 1 item, and none names an entry: item 0 is null"),
-        ("t:{size}:{name}", r#"{"names": ["a", 1]}"#, "item 0 is a string, but must be an object with size, name"),
+        ("t:{name}", r#"{"names": [null]}"#, "answered with 1 item, and none names an entry: item 1 is null"),
+        ("t:{size}:{name}", r#"{"names": ["a", 1]}"#, "item 1 is a string, but must be an object with size, name"),
         ("t:{name}", r#"{"names": ["a", 1e999]}"#, "is not JSON"),
     ];
     for (key, answer, reason) in cases {
@@ -149,7 +149,7 @@ async fn pages_are_read_by_url_or_by_cursor() {
     let (server, fed) = feed("t:{name}", "next = \"/page/next\"", by_url).await;
     let fed = fed.unwrap();
     assert_eq!((keys("t:{name}", &fed), fed.skipped, server.calls()), (vec!["t:1".into(), "t:2".into()], 1, 3));
-    assert!(fed.first_skipped.unwrap().starts_with("item 1 of page 2 is null"));
+    assert!(fed.first_skipped.unwrap().starts_with("item 2 of page 2 is null"));
 
     let by_cursor = |target: &str| match target {
         "/popular?sort=up" => r#"{"names": [1], "next": "a b&c=/http://x"}"#.to_owned(),

@@ -338,6 +338,13 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
         (
             Replace(
                 r#"art:{name}""#,
+                "art:{size}:{name}\"\nentries = { feed = { url = \"http://x/\", item = { name = \"{{ value }}\" }, with = { size = \"m\" } } }",
+            ),
+            &["2:90: `size` must be an array, not a string"],
+        ),
+        (
+            Replace(
+                r#"art:{name}""#,
                 "art:{size}:{name}\"\nentries = { feed = { url = \"http://x/\", item = { name = \"{{ value }}\" }, next = \"\" } }",
             ),
             &[
