@@ -70,6 +70,10 @@ fn tell_value(entry: &Entry) {
     match entry.expiry {
         Expiry::Absent => {}
         Expiry::Never => say("expires", "never: it has no TTL, so another program wrote it".to_owned()),
+        Expiry::At(at) if entry.removal_held_until_ms.is_some_and(|until| until < at) => {
+            let later = "later than its removal goes on, so that the upstream can be asked once more before";
+            say("expires", format!("{}: {later}", relative(at, now)));
+        }
         Expiry::At(at) => say("expires", relative(at, now)),
     }
     if let Some(at) = entry.fetched_ms {
