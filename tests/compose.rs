@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::time::Duration;
-
 use samovar::entry::EntryKey;
 use samovar::store::Meta;
 use serde_json::{Value, json};
@@ -177,66 +175,6 @@ async fn commands_show_and_try_what_would_be_composed() {
     assert!(planned.contains("0 fetches, 0 AI calls"), "{planned}");
 }
 
-/// The key of the second input is a field of the first one's value, which changes.
-#[tokio::test]
-async fn an_input_named_by_another_follows_that_one() {
-    let (redis, upstream) = both().await;
-    let city = |zone: Value| Reply::json(json!({"place": {"zone": zone}}));
-    let sky = |sky: &str| Reply::json(json!({"sky": sky}));
-    upstream.on("/art/a", city(json!("west")));
-    upstream.on("/sky/west", sky("clear"));
-    upstream.on("/sky/7", sky("grey"));
-    let weather = format!(
-        "key = \"sky:{{zone}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nurl = \"{}/sky/{{{{ zone }}}}\"\n\
-         [warm]\nrecheck = []\n",
-        upstream.url()
-    );
-    let page = "key = \"page:{name}\"\nttl = \"1h\"\n[inputs]\ncity = \"art:{name}\"\n\
-                weather = \"sky:{city.place.zone}\"\n[source]\nkind = \"compose\"\n\
-                value = { zone = \"{{ city.place.zone }}\", sky = \"{{ weather.sky }}\" }\n\
-                [entries]\nlist = [\"a\"]\n[warm]\nattempts = 2\n";
-    let jobs = Art::of(&upstream).warm("recheck = []").folder().job("sky", &weather).job("page", page);
-    let checked = run(&redis, &jobs, &["check", "--fetch"]).await;
-    assert!(checked.code == Some(0) && checked.stdout.contains("✓ sky: sky:west: "), "{checked:?}");
-    let _worker = worker(&redis, &jobs);
-    let parts = Parts::of(&redis).await;
-    shows(&redis, json!({"zone": "west", "sky": "clear"})).await;
-    upstream.on("/sky/west", sky("red"));
-    parts.invalidate("sky:west").await;
-    shows(&redis, json!({"zone": "west", "sky": "red"})).await;
-    // Another key, which is a number and was not fetched before.
-    upstream.on("/art/a", city(json!(7)));
-    parts.invalidate("art:a").await;
-    shows(&redis, json!({"zone": 7, "sky": "grey"})).await;
-    upstream.on("/sky/7", sky("dark"));
-    parts.invalidate("sky:7").await;
-    shows(&redis, json!({"zone": 7, "sky": "dark"})).await;
-    // It was made from the former input once, whose end is none of its own now.
-    upstream.on("/sky/west", Reply::status(404));
-    parts.invalidate("sky:west").await;
-    eventually("the former input is gone", async || redis.get("sky:west").await.is_none()).await;
-    shows(&redis, json!({"zone": 7, "sky": "dark"})).await;
-    // Without the field there is no key: the old value stays, and the entry is given up until the city changes.
-    upstream.on("/art/a", city(Value::Null));
-    parts.invalidate("art:a").await;
-    let reason = eventually("it is given up", async || {
-        redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{page}", "page:a"]).await
-    })
-    .await;
-    assert!(reason.contains("its input art:a is missing: it has no text or number `place.zone`"), "{reason}");
-    shows(&redis, json!({"zone": 7, "sky": "dark"})).await;
-    upstream.on("/art/a", city(json!("7")));
-    parts.invalidate("art:a").await;
-    shows(&redis, json!({"zone": "7", "sky": "dark"})).await;
-    // With its input it goes.
-    upstream.on("/sky/7", Reply::status(404));
-    parts.invalidate("sky:7").await;
-    eventually("it is gone with its input", async || redis.get("page:a").await.is_none()).await;
-    upstream.on("/sky/7", sky("dawn"));
-    parts.invalidate("sky:7").await;
-    shows(&redis, json!({"zone": "7", "sky": "dawn"})).await;
-}
-
 /// An attempt that ends before its fetch notes nothing. What keeps the entry is derived as one looks.
 #[tokio::test]
 async fn what_keeps_an_entry_from_its_fetch_is_shown() {
@@ -259,9 +197,7 @@ async fn what_keeps_an_entry_from_its_fetch_is_shown() {
     shows("page:a", "waits for     its input art:a, which has no value yet").await;
     shows("page:a", "waits for     its input story:a, which has no value yet").await;
     let http = worker.http().await;
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap();
-    let shown = client.get(format!("{http}/entries?key=page:a")).send().await.unwrap();
-    let shown: Value = shown.json().await.unwrap();
+    let shown: Value = reqwest::get(format!("{http}/entries?key=page:a")).await.unwrap().json().await.unwrap();
     assert_eq!(shown["missing_inputs"].as_array().map(Vec::len), Some(2), "{shown}");
     assert!(entry("art:a").await["job_paused_ms"].is_number());
     let late = async |key: &str| {

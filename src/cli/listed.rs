@@ -87,7 +87,7 @@ impl Rendered {
 
 /// Returns the fault of an input that has no key for an entry, or whose key is no job's.
 fn input_fault(job: &Job, jobs: &Jobs, params: &Params) -> Option<RequestFault> {
-    job.inputs.iter().filter(|(_, input)| !input.is_derived()).find_map(|(name, input)| {
+    job.inputs.iter().find_map(|(name, input)| {
         let reason = match input.key.write(params) {
             None => "it makes no key: the key would be too long, or be read back as something else".to_owned(),
             Some(key) if jobs.owner(key.as_str()).is_none() => format!("no job warms {key}"),

@@ -248,18 +248,10 @@ impl Probe<'_> {
         Box::pin(async move {
             let failed = NoValue::Failed;
             let mut upstream_fails = false;
-            let (mut inputs, mut all) = (Map::new(), params.clone());
-            let (derived, direct): (Vec<_>, Vec<_>) = job.inputs.iter().partition(|(_, input)| input.is_derived());
-            for (name, input) in direct.into_iter().chain(derived) {
-                if let Err((from, reason)) = input.derive(&inputs, &mut all) {
-                    if input.is_optional {
-                        inputs.insert(name.clone(), Value::Null);
-                        continue;
-                    }
-                    return Err(failed(format!("its input `{from}`: {reason}")));
-                }
-                let no_key = || failed(format!("its input `{name}` has no key for {all:?}"));
-                let key = input.key.write(&all).ok_or_else(no_key)?;
+            let mut inputs = Map::new();
+            for (name, input) in &job.inputs {
+                let no_key = || failed(format!("its input `{name}` has no key for {params:?}"));
+                let key = input.key.write(params).ok_or_else(no_key)?;
                 let value = match self.input(&key).await {
                     Err(NoValue::Gone(_)) if input.is_optional => Value::Null,
                     Err(NoValue::Gone(e)) => return Err(NoValue::Gone(format!("its input {key} is gone: {e}"))),

@@ -48,7 +48,7 @@ pub struct KnownJob {
     /// `true` if its entries are made from inputs.
     #[serde(default)]
     pub inputs: bool,
-    /// These inputs, without those whose keys are taken from others. Empty in descriptions of earlier builds.
+    /// These inputs. Empty in descriptions of earlier builds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub made_from: Vec<KnownInput>,
     /// `true` if its entries wait for inputs that were invalidated.
@@ -130,7 +130,7 @@ impl KnownJob {
             popular: job.entries.popular,
             listed: job.entries.list.len(),
             inputs: !job.inputs.is_empty(),
-            made_from: job.inputs.values().filter(|input| !input.is_derived()).map(KnownInput::of).collect(),
+            made_from: job.inputs.values().map(KnownInput::of).collect(),
             waits_for_inputs: job.waits_for_inputs(),
             tags: !job.tags.is_empty(),
             upstreams,

@@ -21,7 +21,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
 use twox_hash::XxHash3_64;
 
 pub use env::EnvValues;
@@ -144,16 +143,6 @@ impl Job {
         !self.inputs.is_empty() && self.sources.first().is_some_and(|source| source.properties().waits_for_inputs)
     }
 
-    /// Returns whether an entry may be made from an input whose key does not tell the entry's. If the input's key is
-    /// taken from another input, the value of that one at the time decides, so all such keys count.
-    pub fn may_be_made_from(&self, params: &Params, input: &EntryKey) -> bool {
-        let mut of_many = self.inputs.values().filter(|of| !self.is_told_by(of));
-        of_many.any(|of| match of.is_derived() {
-            true => of.key.read(input.as_str()).is_some(),
-            false => of.key.write(params).as_ref() == Some(input),
-        })
-    }
-
     /// Returns whether a template names an input, and so can be rendered only once the input has a value.
     pub fn names_input(&self, template: &Template) -> bool {
         let names = template.names();
@@ -169,46 +158,10 @@ impl Job {
 /// Another entry that a job's entries are made from.
 #[derive(Clone, Debug)]
 pub struct Input {
-    /// Its key, over the placeholders of the job's key and, as `city.zone`, over fields of other inputs.
+    /// Its key, over the placeholders of the job's key.
     pub key: KeyPattern,
     /// While it is gone, the entry is made without it, and templates see `null`. Otherwise the entry is gone, too.
     pub is_optional: bool,
-}
-
-impl Input {
-    /// Returns whether its key is taken from the value of another input.
-    pub fn is_derived(&self) -> bool {
-        self.derived_from().next().is_some()
-    }
-
-    /// Returns the placeholders that are fields of other inputs: the whole, the input's name and the field.
-    pub fn derived_from(&self) -> impl Iterator<Item = (&str, &str, &str)> {
-        self.key.names().iter().filter_map(|name| {
-            let (input, field) = name.split_once('.')?;
-            Some((name.as_str(), input, field))
-        })
-    }
-
-    /// Adds to an entry's parameters what this input's key takes from the values of other inputs.
-    ///
-    /// # Errors
-    /// The name of an input whose value does not have the field as text, number or boolean, and a reason that begins
-    /// with it.
-    pub fn derive(&self, inputs: &Map<String, Value>, params: &mut Params) -> Result<(), (String, String)> {
-        for (name, input, path) in self.derived_from() {
-            let value = path.split('.').try_fold(inputs.get(input).unwrap_or(&Value::Null), |at, field| at.get(field));
-            let text = match value {
-                Some(Value::String(text)) if !text.is_empty() => text.clone(),
-                Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string(),
-                _ => {
-                    let reason = format!("it has no text or number `{path}`, from which `{}` is taken", self.key);
-                    return Err((input.to_owned(), reason));
-                }
-            };
-            params.insert(name.to_owned(), text);
-        }
-        Ok(())
-    }
 }
 
 /// The entries that a job keeps warm.

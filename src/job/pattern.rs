@@ -75,25 +75,6 @@ impl KeyPattern {
     /// # Errors
     /// A text that says what is wrong, and the remedy.
     pub fn parse(text: &str) -> Result<Self, String> {
-        Self::parse_with(text, check_name)
-    }
-
-    /// Reads the pattern of an input's key, in which `{city.zone}` stands for a field of the input `city`.
-    ///
-    /// # Errors
-    /// Those of [`KeyPattern::parse`].
-    pub fn parse_of_input(text: &str) -> Result<Self, String> {
-        let check = |name: &str| match name.split_once('.') {
-            Some((input, field)) => check_name(input).and_then(|()| check_field(name, field)),
-            None => check_name(name),
-        };
-        Self::parse_with(text, check).map_err(|message| match template_in(text, &[]) {
-            Some(_) => format!("{message}, or as `{{input.field}}` for a field of another input"),
-            None => message,
-        })
-    }
-
-    fn parse_with(text: &str, check_name: fn(&str) -> Result<(), String>) -> Result<Self, String> {
         if text.len() > MAX_PATTERN {
             return Err(format!("key pattern is {} bytes long; the most is {MAX_PATTERN}", text.len()));
         }
@@ -286,16 +267,6 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
         return Err(format!("the name `{name}` means something else in templates; choose another"));
     }
     Ok(())
-}
-
-/// Refuses what is no path of fields.
-fn check_field(name: &str, path: &str) -> Result<(), String> {
-    let is_field =
-        |field: &str| !field.is_empty() && field.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
-    match path.split('.').all(is_field) {
-        true => Ok(()),
-        false => Err(format!("`{name}` names no field of an input; fields have letters, digits, `_` and `-`")),
-    }
 }
 
 /// Returns a part of a key pattern with these placeholders that is meant as a template. Doubled braces stand for

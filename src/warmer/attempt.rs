@@ -105,7 +105,7 @@ pub(super) struct Attempt<'a> {
     pub(super) warmer: &'a Warmer,
     pub(super) job: &'a Arc<Job>,
     pub(super) entry: &'a Running,
-    /// The values of the key's placeholders, and what inputs' keys take from other inputs.
+    /// The values of the key's placeholders.
     pub(super) params: Params,
     /// The values of the inputs by name.
     pub(super) inputs: Map<String, Value>,
@@ -219,7 +219,7 @@ impl Attempt<'_> {
 
     /// Reads the inputs at `now`; returns one that the entry has to wait for, or whose fetch was given up.
     pub(super) async fn read_inputs(&mut self, now: RedisTime) -> RedisResult<Option<Missing>> {
-        let found = self.warmer.inputs(self.job, &mut self.params, self.entry, now).await?;
+        let found = self.warmer.inputs(self.job, &self.params, self.entry, now).await?;
         (self.inputs, self.gone_input) = (Map::new(), None);
         match found {
             Ok(inputs) => self.inputs = inputs,

@@ -92,59 +92,17 @@ struct GoneInput {
 
 impl Warmer {
     /// Returns the inputs of an entry by name, or one that is missing; those that are to be fetched were made due. An
-    /// optional input that is gone is null. Adds to the parameters what inputs' keys take from other inputs.
+    /// optional input that is gone is null.
     pub(super) async fn inputs(
         &self,
         job: &Job,
-        params: &mut Params,
-        entry: &Running,
-        now: RedisTime,
-    ) -> RedisResult<Result<Map<String, Value>, Missing>> {
-        // Those that were taken from earlier values.
-        params.retain(|name, _| !name.contains('.'));
-        let (derived, direct): (Vec<_>, Vec<_>) = job.inputs.iter().partition(|(_, input)| input.is_derived());
-        let mut inputs = match self.inputs_with_keys(job, &direct, params, entry, now).await? {
-            Ok(inputs) if !derived.is_empty() => inputs,
-            found => return Ok(found),
-        };
-        let mut with_keys = Vec::new();
-        for (name, input) in derived {
-            let fault = match input.derive(&inputs, params) {
-                Ok(()) if input.key.write(params).is_some() => {
-                    with_keys.push((name, input));
-                    continue;
-                }
-                Ok(()) => input.derived_from().next().map(|(placeholder, from, _)| {
-                    (from.to_owned(), format!("its `{placeholder}` makes no key of `{}`", input.key))
-                }),
-                Err(fault) => Some(fault),
-            };
-            let from = fault.and_then(|(from, why)| Some((job.inputs.get(&from)?.key.write(params)?, why)));
-            match from {
-                _ if input.is_optional => {
-                    inputs.insert(name.clone(), Value::Null);
-                }
-                Some((key, why)) => return Ok(Err(Missing { key, lack: Lack::GivenUp(why) })),
-                None => {}
-            }
-        }
-        self.remember(job, &entry.key, params).await?;
-        let found = self.inputs_with_keys(job, &with_keys, params, entry, now).await?;
-        Ok(found.map(|found| inputs.into_iter().chain(found).collect()))
-    }
-
-    /// Returns those of an entry's inputs by name, or one that is missing, as [`Self::inputs`] does.
-    async fn inputs_with_keys(
-        &self,
-        job: &Job,
-        inputs: &[(&String, &Input)],
         params: &Params,
         entry: &Running,
         now: RedisTime,
     ) -> RedisResult<Result<Map<String, Value>, Missing>> {
-        let wanted = inputs.iter().filter_map(|(name, input)| Some((*name, *input, input.key.write(params)?)));
-        let wanted: Vec<(&String, &Input, EntryKey)> = wanted.collect();
         let mut inputs = Map::new();
+        let wanted = job.inputs.iter().filter_map(|(name, input)| Some((name, input, input.key.write(params)?)));
+        let wanted: Vec<(&String, &Input, EntryKey)> = wanted.collect();
         let keys: Vec<EntryKey> = wanted.iter().map(|(_, _, key)| key.clone()).collect();
         let values = self.store.values(&keys).await?;
         let mut missing: Option<Missing> = None;
@@ -369,7 +327,7 @@ impl Warmer {
             for key in found {
                 // The job's file may have changed since it was registered.
                 if let Some((job, params)) = self.jobs.owner(key.as_str())
-                    && job.may_be_made_from(&params, input)
+                    && job.inputs_of_many(&params).contains(input)
                 {
                     by_job.entry(&job.name).or_insert_with(|| (&**job, Vec::new())).1.push(key);
                 }

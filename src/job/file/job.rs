@@ -125,12 +125,8 @@ pub(super) fn read<'a>(
 }
 
 fn pattern(field: &Field<'_>) -> Option<KeyPattern> {
-    pattern_of(field, KeyPattern::parse)
-}
-
-fn pattern_of(field: &Field<'_>, parse: fn(&str) -> Result<KeyPattern, String>) -> Option<KeyPattern> {
     let text = field.text()?;
-    match parse(&text.value) {
+    match KeyPattern::parse(&text.value) {
         Ok(pattern) => Some(pattern),
         Err(message) => {
             text.fault(message);
@@ -167,8 +163,8 @@ fn inputs(field: &Field<'_>, key: Option<&KeyPattern>) -> Inputs {
         } else {
             (input, false)
         };
-        let Some(pattern) = pattern_of(&input, KeyPattern::parse_of_input) else { continue };
-        for placeholder in pattern.names().iter().filter(|name| !name.contains('.')) {
+        let Some(pattern) = pattern(&input) else { continue };
+        for placeholder in pattern.names() {
             let Some(key) = key.filter(|key| !key.names().contains(placeholder)) else { continue };
             let help = match key.names() {
                 [] => "the key has none".to_owned(),
@@ -181,24 +177,7 @@ fn inputs(field: &Field<'_>, key: Option<&KeyPattern>) -> Inputs {
         }
         read.0.insert(name, Input { key: pattern, is_optional });
     }
-    check_derived(field, &read);
     read
-}
-
-/// Checks that a key is taken only from inputs whose keys are not taken from others.
-fn check_derived(field: &Field<'_>, (inputs, at): &Inputs) {
-    for (name, input) in inputs {
-        for (placeholder, from, _) in input.derived_from() {
-            let fault = match inputs.get(from) {
-                Some(other) if !other.is_derived() => continue,
-                Some(_) => format!("`{{{placeholder}}}`: the key of `{from}` is itself taken from another input"),
-                None if at.contains_key(from) => continue,
-                None => format!("`{{{placeholder}}}`: there is no input `{from}`"),
-            };
-            let help = "write `{name.field}` with the name of an input whose key has placeholders of `key` only";
-            field.doc.fault_with_help(at.get(name).cloned().unwrap_or(0..0), fault, Some(help.to_owned()));
-        }
-    }
 }
 
 fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {

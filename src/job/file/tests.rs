@@ -228,40 +228,6 @@ fn jobs_that_wait_for_each_other_are_named_in_a_row() {
 }
 
 #[test]
-fn an_input_may_be_named_by_a_field_of_another() {
-    let of = |inputs: &str| {
-        let page = GOOD.replace("art:{name}", "page:{name}") + "[inputs]\n" + inputs;
-        let zone = GOOD.replace("art:{name}", "zone:{name}");
-        parse(&[("art.toml", GOOD), ("zone.toml", &zone), ("page.toml", &page)])
-    };
-    let jobs = of("art = \"art:{name}\"\nzone = \"zone:{art.place.zone}\"\n").unwrap();
-    let page = &jobs.jobs["page"];
-    assert_eq!((page.inputs["art"].is_derived(), page.inputs["zone"].is_derived()), (false, true));
-    let named = Params::from([("name".to_owned(), "a".to_owned())]);
-    let zone = |art: serde_json::Value| {
-        let (mut params, inputs) = (named.clone(), serde_json::Map::from_iter([("art".to_owned(), art)]));
-        page.inputs["zone"].derive(&inputs, &mut params)?;
-        Ok::<_, (String, String)>(page.inputs["zone"].key.write(&params).unwrap().to_string())
-    };
-    for (zone_of, key) in [(serde_json::json!("west"), "zone:west"), (7.into(), "zone:7"), (true.into(), "zone:true")] {
-        assert_eq!(zone(serde_json::json!({"place": {"zone": zone_of}})).unwrap(), key);
-    }
-    for art in [serde_json::json!({"place": {"zone": ""}}), serde_json::json!({"place": {"zone": []}}), 7.into()] {
-        let (input, reason) = zone(art).unwrap_err();
-        assert!(input == "art" && reason.starts_with("it has no text or number `place.zone`"), "{input}: {reason}");
-    }
-    for (inputs, fault) in [
-        ("zone = \"zone:{lost.zone}\"\n", "there is no input `lost`"),
-        ("zone = \"zone:{more.a}\"\nmore = \"art:{art.b}\"\nart = \"art:{name}\"\n", "itself taken from another"),
-        ("art = \"art:{name}\"\nzone = \"zone:{art.}\"\n", "names no field of an input"),
-        ("art = \"art:{name}\"\nzone = \"zone:{{ art.zone }}\"\n", "or as `{input.field}`"),
-    ] {
-        let faults = of(inputs).unwrap_err().to_string();
-        assert!(faults.contains(fault), "{fault}: {faults}");
-    }
-}
-
-#[test]
 fn an_input_that_a_job_covers_only_in_part_is_a_fault() {
     let narrow = GOOD.replace("art:{name}", "art:{name}:small");
     let wide = GOOD.replace("art:{name}", "b:{name}") + "[inputs]\nart = \"art:{name}\"\n";

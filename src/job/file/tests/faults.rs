@@ -52,8 +52,7 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
         (Replace(r#""art:{name}""#, "7"), &["1:7: `key` must be a string, not an integer"]),
         (
             Append("[inputs]\nbrand = \"brand:{{ art.brand.slug }}\"\n"),
-            &["7:9: `{{ art.brand.slug }}` is a template, and a key has placeholders: write one as `{name}`, or as \
-               `{input.field}` for a field of another input"],
+            &["7:9: `{{ art.brand.slug }}` is a template, and a key has placeholders: write one as `{name}`"],
         ),
         (
             Replace("ttl =", "tags = [\"in:{{ name | path }}\"]\nttl ="),

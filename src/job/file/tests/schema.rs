@@ -29,7 +29,6 @@ version = "{{ value.updated_at }}"
 [inputs]
 bio = "bio:{name}"
 often = { key = "often:{name}", optional = true }
-near = "often:{bio.friends.first-name}"
 [source]
 kind = "http"
 upstream = "museum"
