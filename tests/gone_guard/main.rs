@@ -145,8 +145,8 @@ async fn a_tenth_is_removed_and_the_rest_is_served_beyond_its_ttl() {
     let parts = Parts::of(&redis).await;
     all_gone_but(&redis, &parts, &upstream, 180).await;
     assert_eq!(held(&redis).await, 180, "two workers count together");
-    clock.set(25 * 60_000);
     let asked = upstream.all_requests().len();
+    clock.set(25 * 60_000);
     let all_again = async || upstream.all_requests().len() >= asked + 180;
     eventually_within(Duration::from_secs(90), "they are asked again, spread over time", all_again).await;
     assert_eq!(served(&redis).await, 180);
