@@ -301,7 +301,7 @@ pub const EQUIVALENT: &[(Mutant, &str)] = &[
             from: "match(note, '\"u\":(%d+)') == invalidated",
             to: "match(note, '\"u\":(%d+)') ~= nil",
         },
-        "Only workers of the previous build leave the time of another doubt in the note: see tests/gone_guard/marks.rs.",
+        "Only workers of the previous build leave another doubt's time in the note: see tests/gone_guard/marks.rs.",
     ),
     (
         Mutant {

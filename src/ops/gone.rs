@@ -24,8 +24,8 @@ impl Ops {
         GoneGuard::read(&mut self.redis.clone(), &self.keys, job, now).await
     }
 
-    /// Lets a job's removals through for an hour, and makes the entries due whose removal was held back, also those that
-    /// are not on the agenda. Returns how many these are.
+    /// Lets a job's removals through for an hour, and makes the entries due whose removal was held back, also those
+    /// that are not on the agenda. Returns how many these are.
     ///
     /// # Errors
     /// Fails if Redis returns an error; removals may be let through then.

@@ -7,10 +7,10 @@
 //! (`lua/guard.lua`) that names each entry that it holds back. The entry has the guard's end in its metadata as a mark
 //! ([`super::LastAttempt::held_until`]), and is asked for again while it has a value and a mark.
 //!
-//! On failure: if Redis loses the guard, or its clock is set back, the mark of an entry sets it up again, for an hour at
-//! most. Such a guard learns only later which other entries it holds back, so it does not end before its time. A guard
-//! that has ended is kept for a day: the marks that it gave set up no other. If Redis does not answer, or the key has
-//! another type, nothing is removed.
+//! On failure: if Redis loses the guard, or its clock is set back, the mark of an entry sets it up again, for an hour
+//! at most. Such a guard learns only later which other entries it holds back, so it does not end before its time. A
+//! guard that has ended is kept for a day: the marks that it gave set up no other. If Redis does not answer, or the key
+//! has another type, nothing is removed.
 //!
 //! Rolling upgrade: workers of builds before the guard remove values without asking it. They drop the marks of entries
 //! that they fetch; such an entry then counts anew. They do not ask it for removals with an input. Builds before the
@@ -157,8 +157,8 @@ impl GoneGuard {
 }
 
 impl Snapshot {
-    /// Returns true if the entry has a value whose removal is held back, or was until that time ended: only an answer of
-    /// its source, or an input that is back, settles what becomes of it.
+    /// Returns true if the entry has a value whose removal is held back, or was until that time ended: only an answer
+    /// of its source, or an input that is back, settles what becomes of it.
     pub fn was_held_back(&self) -> bool {
         let is_marked = |meta: &Meta| meta.last_attempt.held_until > RedisTime::ZERO;
         self.has_value() && self.meta.as_ref().is_some_and(is_marked)

@@ -101,8 +101,8 @@ impl Warmer {
         Ok(self.store.snapshot(key).await?.meta.and_then(|meta| meta.invalidated))
     }
 
-    /// Tells that an entry must be fetched even if it is not read: its invalidation is open, or its removal is or was held
-    /// back. Nothing else would tell the guard of its job, and its value may live for long.
+    /// Tells that an entry must be fetched even if it is not read: its invalidation is open, or its removal is or was
+    /// held back. Nothing else would tell the guard of its job, and its value may live for long.
     pub(super) async fn is_unsettled(&self, key: &EntryKey) -> RedisResult<bool> {
         let snapshot = self.store.snapshot(key).await?;
         Ok(snapshot.was_held_back() || snapshot.meta.is_some_and(|meta| meta.invalidated.is_some()))

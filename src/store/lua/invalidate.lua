@@ -122,8 +122,10 @@ elseif old and not blank then
   else
     local left = redis.call('PTTL', KEYS[1])
     if left < 0 then left = tonumber(ARGV[3]) end
-    redis.call('SET', KEYS[3], write_meta('0', '0', at, '0', '-', '', '0', '',
-      doubt and with_doubt('{}', at) or '{}', '', announced, announced_at), 'PX', string.format('%.0f', math.max(left, 1)))
+    redis.call('SET', KEYS[3],
+      write_meta('0', '0', at, '0', '-', '', '0', '', doubt and with_doubt('{}', at) or '{}', '', announced,
+        announced_at),
+      'PX', string.format('%.0f', math.max(left, 1)))
   end
 elseif old then
   if not token then due = 2 end
