@@ -281,6 +281,7 @@ async fn a_renamed_job_is_told_in_a_short_line() {
 #[tokio::test]
 async fn a_reload_that_has_not_reached_all_workers_is_no_fault() {
     let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
     let folder = Art::of(&upstream).list(["a"]).folder();
     let (first, _second) = (worker(&redis, &folder), worker(&redis, &folder));
     readable(&redis, "a").await;
@@ -317,6 +318,8 @@ async fn a_guard_that_cannot_be_read_is_told_alone() {
     let shown = run(&redis, &["gone"]).await;
     assert!(shown.code == Some(1) && shown.stdout.contains("Removals of poem: held back for another"), "{shown:?}");
     assert!(shown.stderr.contains("the guard of art, samovar:gone:{art}, cannot be read"), "{shown:?}");
+    let shown = run(&redis, &["gone", "art"]).await;
+    assert!(shown.code == Some(1) && shown.stderr.contains("the guard of art, samovar:gone:{art}"), "{shown:?}");
     let shown = run(&redis, &["gone", "--json"]).await;
     assert!(shown.stdout.contains("\"poem\"") && !shown.stdout.contains("\"art\""), "{shown:?}");
     let accepted = run(&redis, &["gone", "poem", "--accept"]).await;

@@ -164,7 +164,7 @@ mod tests {
         };
         let own = "its input … is missing: failed 5 times, last: http://museum.test/… refused";
         assert_eq!(without_names(&cascade("a")), format!("failed 5 times, last: its input … is missing: {own}"));
-        assert_eq!(without_names(&cascade("a b")), without_names(&cascade("ı")));
+        assert_eq!(without_names(&cascade("b:c")), without_names(&cascade("ı")));
         assert_eq!(without_names("its input art:a is gone"), "its input art:a is gone");
     }
 }

@@ -53,12 +53,16 @@ pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment)
     if (args.accept || args.hold) && job.unguarded {
         return Err(refuse(exit::FAILED, args.json, unguarded(job)));
     }
-    let due = if args.accept { Some(ops.accept_gone(job).await?) } else { None };
-    if args.hold && !ops.hold_gone(job).await? {
+    let failed = |e: redis::RedisError| match is_of_keys(&e) {
+        true => refuse(exit::FAILED, args.json, unreadable(&session, &job.name, &e)),
+        false => e.into(),
+    };
+    let due = if args.accept { Some(ops.accept_gone(job).await.map_err(failed)?) } else { None };
+    if args.hold && !ops.hold_gone(job).await.map_err(failed)? {
         let what = format!("no removals of {} are held back, so none can be held longer", job.name);
         return Err(refuse(exit::FAILED, args.json, what));
     }
-    let guard = ops.gone_guard(&job.name).await?;
+    let guard = ops.gone_guard(&job.name).await.map_err(failed)?;
     if args.json {
         print_json(&guard.map(|guard| Shown { guard, due }));
         return Ok(exit::OK);
@@ -82,7 +86,7 @@ async fn all(json: bool, session: &Session, ops: &Ops) -> Result<u8, Failed> {
             Ok(guard) => guards.extend(guard.map(|guard| (job.as_str(), guard))),
             Err(e) if is_of_keys(&e) => {
                 faults += 1;
-                complain(format_args!("the guard of {job}, {}, cannot be read: {e}", session.keys.gone(job)));
+                complain(unreadable(session, job, &e));
             }
             Err(e) => return Err(e.into()),
         }
@@ -99,6 +103,10 @@ async fn all(json: bool, session: &Session, ops: &Ops) -> Result<u8, Failed> {
         println!("No removals are held back.");
     }
     Ok(code)
+}
+
+fn unreadable(session: &Session, job: &JobName, error: &redis::RedisError) -> String {
+    format!("the guard of {job}, {}, cannot be read: {error}", session.keys.gone(job))
 }
 
 /// Returns what a job's guard does, in sentences.

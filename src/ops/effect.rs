@@ -55,14 +55,11 @@ impl Ops {
             self.add_matching(&mut named, &job.key.glob()).await?;
         }
         for tag in &message.tags {
-            let mut cursor = 0;
-            loop {
-                let (next, found) = self.store.tagged(tag, cursor).await?;
+            let mut cursor = Some(0);
+            while let Some(from) = cursor {
+                let (next, found) = self.store.tagged(tag, from).await?;
                 self.add(&mut named, found);
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
+                cursor = (next != 0).then_some(next);
             }
         }
         if !message.tags.is_empty() {
@@ -95,15 +92,12 @@ impl Ops {
         let tagged = self.jobs.jobs.values().filter(|job| job.tags);
         let globs: Vec<String> = tagged.map(|job| job.key.glob()).collect();
         for set in self.store.loaded_sets(globs.iter().map(String::as_str)) {
-            let mut cursor = 0;
-            loop {
-                let (next, found) = self.store.loaded(&set, cursor).await?;
+            let mut cursor = Some(0);
+            while let Some(from) = cursor {
+                let (next, found) = self.store.loaded(&set, from).await?;
                 let has_tags = |key: &EntryKey| self.jobs.owner(key.as_str()).is_some_and(|(job, _)| job.tags);
                 self.add(named, found.into_iter().filter(has_tags));
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
+                cursor = (next != 0).then_some(next);
             }
         }
         Ok(())

@@ -45,7 +45,7 @@ async fn malformed_messages_are_survived_and_told() {
     Parts::of(&redis).await.inbox_is_empty().await;
     worker.wait_for_log(&["cannot follow a message", "no job has such a key", "team:4401"]).await;
     let told = worker.wait_for_log(&["foreign=1", "belong to no job"]).await;
-    assert!(told.contains(r"first=team:\u{1b}xxx") && told.len() < 400, "{told}");
+    assert!(told.contains(r#"first="team:\u{1b}xxx"#) && told.len() < 400, "{told}");
     for what in ["on the invalidation channel,", "in the inbox,", "on the invalidation channel or in the inbox,"] {
         let told = |line: &&String| line.contains(&format!("cannot follow a message {what}"));
         let told = worker.log().iter().filter(told).count();
