@@ -57,9 +57,7 @@ impl Attempt<'_> {
             return Ok(rechecks.next(times, lease.now()).map(|_| rechecks));
         }
         let is_gone = meta.is_some_and(|meta| meta.last_attempt.outcome == Some(Outcome::Gone));
-        // What another file made of the content does not tell how old that is.
-        let present = lease.before.ours().filter(|meta| !meta.is_outdated(&self.job.made, &self.job.made));
-        let present = present.map(|meta| meta.hash.as_str()).or(is_gone.then_some("-"));
+        let present = lease.before.ours().map(|meta| meta.hash.as_str()).or(is_gone.then_some("-"));
         match rechecks.judge(times, present, answer, lease.fetched_at) {
             Verdict::Take(rechecks) => Ok(rechecks),
             // Versions tell which of the two is newer.

@@ -7,13 +7,13 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::agenda::When;
-use crate::entry::{Outcome, hash};
+use crate::entry::Outcome;
 use crate::job::{Source, Template};
 use crate::popularity::Popularity;
 use crate::protocol::Keys;
 use crate::redis::Connection;
 use crate::redis::server::Server;
-use crate::store::{Fresh, LastAttempt, Lease, Leased, Rechecks, Removal, Stamp};
+use crate::store::{Fresh, LastAttempt, Lease, Leased, Removal, Stamp};
 
 /// Longer than a test lasts: what is not given back stays.
 const LONG: Duration = Duration::from_secs(600);
@@ -424,19 +424,4 @@ async fn a_cancelled_attempt_is_handed_back() {
     bench.warmer.hand_back().await;
     bench.gate.refresh().await;
     bench.nothing_is_held("cancelled").await;
-}
-
-/// By its content alone the answer is that of before the invalidation.
-#[tokio::test]
-async fn a_value_of_another_file_keeps_no_answer_away() {
-    let mut bench = Bench::start().await;
-    let (key, before) = (EntryKey::new("art:a"), r#"{"title":"before"}"#);
-    let own = bench.jobs.jobs["art"].made.clone();
-    for (made, outcome) in [(own, Outcome::Unchanged), ("another".to_owned(), Outcome::Warmed)] {
-        let lease = bench.lease(key.as_str()).await;
-        let rechecks = Some(Rechecks::new(lease.fetched_at, hash(before), true));
-        let last_attempt = LastAttempt { made: Some(made), rechecks, ..LastAttempt::default() };
-        bench.store.commit(&key, &lease, "1", LONG, &last_attempt).await.unwrap();
-        assert_eq!(bench.answered("a", 200, before).await, outcome);
-    }
 }
