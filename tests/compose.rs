@@ -5,6 +5,8 @@ mod support;
 
 use samovar::entry::EntryKey;
 use samovar::store::Meta;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, eventually, samovar, talkative, worker};
 
@@ -197,7 +199,9 @@ async fn what_keeps_an_entry_from_its_fetch_is_shown() {
     shows("page:a", "waits for     its input art:a, which has no value yet").await;
     shows("page:a", "waits for     its input story:a, which has no value yet").await;
     let http = worker.http().await;
-    let shown: Value = reqwest::get(format!("{http}/entries?key=page:a")).await.unwrap().json().await.unwrap();
+    let request = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();
+    let answer = request.get(format!("{http}/entries?key=page:a")).send().await.unwrap();
+    let shown: Value = answer.json().await.unwrap();
     assert_eq!(shown["missing_inputs"].as_array().map(Vec::len), Some(2), "{shown}");
     assert!(entry("art:a").await["job_paused_ms"].is_number());
     let late = async |key: &str| {

@@ -170,7 +170,7 @@ pub async fn drop_unknown(redis: &Connection, keys: &Keys, jobs: &Jobs) -> Redis
 }
 
 impl Ops {
-    /// Returns these operations on all jobs that the fleet knows: also on those that other workers described.
+    /// Returns these operations on all jobs that the fleet knows: as workers described them, and on own jobs besides.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -179,8 +179,13 @@ impl Ops {
             Err(e) if is_of_keys(&e) => KnownJobs::default(),
             described => described?.jobs,
         };
-        jobs.jobs.extend(self.jobs.jobs.clone());
-        jobs.upstreams.extend(self.jobs.upstreams.clone());
+        // While files change, the description may be of other files than this worker's.
+        for (name, job) in &self.jobs.jobs {
+            jobs.jobs.entry(name.clone()).or_insert_with(|| job.clone());
+        }
+        for (name, upstream) in &self.jobs.upstreams {
+            jobs.upstreams.entry(name.clone()).or_insert_with(|| upstream.clone());
+        }
         Ok(Self { jobs: Arc::new(jobs), ..self.clone() })
     }
 

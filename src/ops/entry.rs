@@ -172,7 +172,7 @@ impl Ops {
             due_for: due.map(|due| due.trigger),
             due_for_input: owner.is_some_and(|job| job.inputs)
                 && due.is_some_and(|due| due.trigger == Trigger::Invalidation)
-                && meta.and_then(|meta| meta.invalidated).is_none(),
+                && meta.is_some_and(|meta| meta.invalidated.is_none()),
             due_state: due.map(|due| state(due.state)),
             due_priority: due.map(|due| priority(due.priority)),
             closed_upstreams,
