@@ -153,7 +153,7 @@ fn broken() -> io::Error {
 fn words(command: &Cmd) -> Vec<Vec<u8>> {
     let word = |arg: Arg<&[u8]>| match arg {
         Arg::Simple(word) => word.to_vec(),
-        Arg::Cursor => b"0".to_vec(),
+        _ => b"0".to_vec(),
     };
     command.args_iter().map(word).collect()
 }
