@@ -255,7 +255,7 @@ impl Db {
         self.put_slot(key, Slot { value: Rc::new(value), expires, used: self.now(), frequency: 5 });
     }
 
-    fn put_slot(&mut self, key: &Bytes, slot: Slot) {
+    pub(crate) fn put_slot(&mut self, key: &Bytes, slot: Slot) {
         let expires = slot.expires;
         let before = self.keys.insert(key.clone(), slot);
         if let Some(live) = &mut self.live {

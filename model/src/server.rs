@@ -255,6 +255,21 @@ impl Server {
         self.begin();
     }
 
+    /// Returns the data that the server would save now.
+    pub fn save(&self) -> Db {
+        let mut saved = self.db.clone();
+        saved.live = None;
+        saved
+    }
+
+    /// Restarts the server with data that were saved before.
+    pub fn restart_from(&mut self, saved: &Db) {
+        self.restart(false);
+        for (key, slot) in saved.keys() {
+            self.db.put_slot(key, slot.clone());
+        }
+    }
+
     /// Removes all keys, as an operator may.
     pub fn flush(&mut self) {
         self.db.clear();
