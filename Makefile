@@ -14,15 +14,18 @@ ENTRIES ?=
 KILLS ?=
 # For how long `make prove` searches each of some forty scenarios
 PROVE ?= 60
+# How many simulated worlds `make simulate` runs, from seed FIRST on
+SEEDS ?= 1000
+FIRST ?= 1
 
 # What `make deny` looks at: all of advisories, bans, licenses and sources where it is empty
 CHECKS ?=
 
-.PHONY: help setup build demo test torture prove lint deny bench clean
+.PHONY: help setup build demo test torture prove simulate lint deny bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-7s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install redis-server, if there is neither it nor valkey-server, and look for Rust
 	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: see https://rustup.rs" >&2; exit 1; }
@@ -42,6 +45,7 @@ test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start
 		set -x; $(CARGO) test --locked --no-fail-fast $(ARGS); \
 	fi
 	$(CARGO) test --locked --package samovar-model
+	$(CARGO) test --locked --package samovar-simulator -- --nocapture
 
 # Without Python there is no such file, and the tests that use it say what they leave out.
 $(VENV)/installed: $(PYTHON_NEEDS)
@@ -64,6 +68,9 @@ prove: setup ## Search the interleavings of the Lua scripts and of gap detection
 	$(CARGO) run --locked --package samovar-model --bin prove -- $(PROVE) $(SEED)
 	$(CARGO) run --locked --package samovar-model --bin knowledge -- $(PROVE)
 
+simulate: ## Run fleets of real workers in simulated worlds: make simulate SEEDS=10000 FIRST=1
+	$(CARGO) run --profile bench --locked --package samovar-simulator -- $(SEEDS) $(FIRST)
+
 lint: ## Check formatting, lints and documentation; warnings are errors here
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 \
 		|| rustup component add rustfmt clippy
@@ -71,6 +78,7 @@ lint: ## Check formatting, lints and documentation; warnings are errors here
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 	$(CARGO) clippy --locked --package samovar-model --all-targets -- -D warnings
+	$(CARGO) clippy --locked --package samovar-simulator --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
 deny: ## Check licences, known vulnerabilities, and where crates come from; builds cargo-deny if there is none

@@ -3,10 +3,10 @@
 
 mod support;
 
-use samovar::entry::EntryKey;
-use samovar::store::Meta;
 use std::time::Duration;
 
+use samovar::entry::EntryKey;
+use samovar::store::Meta;
 use serde_json::{Value, json};
 use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, eventually, samovar, talkative, worker};
 
