@@ -177,7 +177,7 @@ async fn commands_show_and_try_what_would_be_composed() {
     assert!(planned.contains("0 fetches, 0 AI calls"), "{planned}");
 }
 
-/// An attempt that ends before its fetch notes nothing. What keeps the entry is derived as one looks.
+/// An attempt that ends before its fetch notes nothing. `samovar get` derives what keeps the entry.
 #[tokio::test]
 async fn what_keeps_an_entry_from_its_fetch_is_shown() {
     let (redis, upstream) = both().await;
