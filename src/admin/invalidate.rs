@@ -78,13 +78,13 @@ async fn check_names(ops: &Ops, message: &Message) -> Result<(), Problem> {
     }
     // Other workers may have other files.
     let Some(mistake) = ops.of_fleet().await?.mistake_in(message).await? else { return Ok(()) };
-    let remedy = "nothing was published; `?force=true` publishes all the same";
+    let remedy = "nothing was published; `?force=true` publishes it anyway";
     Err(match &mistake {
         Mistake::Unknown(names) => {
             let detail = format!("{mistake} that the fleet knows; {remedy}");
             Problem::new(StatusCode::NOT_FOUND, detail).with("unknown", names)
         }
-        Mistake::Left(names) => {
+        Mistake::Renamed(names) => {
             Problem::new(StatusCode::NOT_FOUND, format!("{mistake}; {remedy}")).with("unknown", names)
         }
         Mistake::Pattern(_) => {

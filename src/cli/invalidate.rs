@@ -89,7 +89,8 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
             Err(unknown) => tell_unchecked(&unknown),
         }
     }
-    let absent = if action == Action::Refresh { absent(&session, &message.keys).await? } else { Vec::new() };
+    // A user who may not read the keys publishes all the same.
+    let absent = if action == Action::Refresh { absent(&session, &message.keys).await.ok() } else { Some(Vec::new()) };
     let id = inbox::publish(&mut session.redis, &session.keys, &message).await?;
     let workers = session.workers().await?;
     if args.json {
@@ -98,7 +99,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         }));
     } else {
         println!("published as {id}");
-        tell_absent(&absent, message.keys.len());
+        tell_absent(absent.as_deref().unwrap_or_default(), message.keys.len());
         if workers == 0 {
             eprintln!("No worker is running: the message waits in the inbox until one starts.");
         }
@@ -186,7 +187,7 @@ fn tell_unchecked(NoJobs { why, faults }: &NoJobs) {
 async fn check_names(json: bool, ops: &Ops, message: &Message) -> Result<(), Failed> {
     let Some(mistake) = ops.mistake_in(message).await? else { return Ok(()) };
     let remedy = match &mistake {
-        Mistake::Unknown(_) | Mistake::Left(_) => "nothing was published; --force publishes all the same".to_owned(),
+        Mistake::Unknown(_) | Mistake::Renamed(_) => "nothing was published; --force publishes all the same".to_owned(),
         Mistake::Pattern(key) => format!(
             "nothing was published. --pattern '{key}' invalidates the keys that match; --force publishes all the same"
         ),

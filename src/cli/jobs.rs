@@ -1,6 +1,6 @@
 //! `samovar jobs`: shows the state of all jobs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +10,8 @@ use super::exit;
 use super::gone;
 use super::session::{Failed, Rows, fleet, print_json, relative, table, wrapped};
 use crate::config::{Environment, Settings};
-use crate::entry::JobName;
 use crate::entry::duration;
 use crate::entry::escape::escaped;
-use crate::job::{KnownJob, KnownJobs};
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::ops::{RefusedReload, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
@@ -53,7 +51,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     for job in jobs.jobs.values() {
         let mut status = status::of_job(&session.redis, &session.keys, job, Some(&census)).await?;
         if left.contains(&job.name) {
-            if heir(job, &jobs, &left).is_none() {
+            if jobs.heir(job, &left).is_none() {
                 status.faults.push(format!("no running worker knows the job {}: {LEFT}", job.name));
             }
             // Nobody warms it up.
@@ -85,7 +83,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         println!("\n{}", wrapped(&escaped(&state), ""));
     }
     for job in left.iter().filter_map(|name| jobs.jobs.get(name)) {
-        let said = match heir(job, &jobs, &left) {
+        let said = match jobs.heir(job, &left) {
             Some(heir) => format!("{} was renamed: {heir} has its values.", job.name),
             None => format!("No running worker knows {}: {LEFT}.", job.name),
         };
@@ -115,12 +113,6 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         Ok(workers) => tell_workers(workers),
     }
     Ok(exit::OK)
-}
-
-/// Returns the job with the same keys as one that no running worker knows any more.
-fn heir<'a>(left: &KnownJob, jobs: &'a KnownJobs, all_left: &BTreeSet<JobName>) -> Option<&'a JobName> {
-    let heirs = jobs.jobs.values().filter(|job| !all_left.contains(&job.name));
-    heirs.filter(|job| job.key.glob() == left.key.glob()).map(|job| &job.name).next()
 }
 
 /// The sentences on jobs that follow the table.

@@ -190,6 +190,12 @@ impl KnownJobs {
         let owners = self.jobs.values().filter_map(|job| Some((job, job.key.read(key)?)));
         owners.max_by_key(|(job, _)| job.since)
     }
+
+    /// Returns the job with the same keys as a job that no running worker knows any more; `all_left` are all of these.
+    pub fn heir(&self, left: &KnownJob, all_left: &BTreeSet<JobName>) -> Option<&JobName> {
+        let heirs = self.jobs.values().filter(|job| !all_left.contains(&job.name));
+        heirs.filter(|job| job.key.glob() == left.key.glob()).map(|job| &job.name).next()
+    }
 }
 
 impl From<&Jobs> for KnownJobs {

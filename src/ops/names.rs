@@ -18,8 +18,8 @@ const SHOWN: usize = 5;
 pub enum Mistake {
     /// Names that match no job, each with its kind.
     Unknown(Vec<String>),
-    /// Names of jobs that no running worker knows, each with its kind: they were renamed or removed.
-    Left(Vec<String>),
+    /// Names of jobs that no running worker knows, each with its kind: they were renamed, and other jobs have their keys.
+    Renamed(Vec<String>),
     /// A key that looks like a pattern, and that no entry has.
     Pattern(String),
 }
@@ -31,10 +31,7 @@ impl fmt::Display for Mistake {
                 let verb = if names.len() == 1 { "matches" } else { "match" };
                 write!(f, "{} {verb} no job", some(names))
             }
-            Self::Left(names) => {
-                let those = if names.len() == 1 { "it was" } else { "they were" };
-                write!(f, "no running worker knows {}: {those} renamed or removed", some(names))
-            }
+            Self::Renamed(names) => write!(f, "no running worker knows {}", some(names)),
             Self::Pattern(key) => write!(f, "`{key}` is a literal key, and no entry has it"),
         }
     }
@@ -78,11 +75,15 @@ impl Ops {
             return Ok(Some(Mistake::Unknown(unknown)));
         }
         if !message.jobs.is_empty() {
+            // One without an heir was removed, or its workers are only restarting: they handle the message then.
             let left = self.left_jobs().await?;
-            let left = message.jobs.iter().filter(|name| left.contains(name.as_str()));
-            let left: Vec<String> = left.map(|name| format!("the job `{name}`")).collect();
-            if !left.is_empty() {
-                return Ok(Some(Mistake::Left(left)));
+            let renamed = |name: &String| {
+                let job = self.jobs.jobs.get(name.as_str()).filter(|job| left.contains(&job.name))?;
+                Some(format!("the job `{name}`, which was renamed to `{}`", self.jobs.heir(job, &left)?))
+            };
+            let renamed: Vec<String> = message.jobs.iter().filter_map(renamed).collect();
+            if !renamed.is_empty() {
+                return Ok(Some(Mistake::Renamed(renamed)));
             }
         }
         for key in &message.keys {

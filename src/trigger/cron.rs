@@ -457,7 +457,7 @@ impl Cron {
                 }
             }
             for (owner, keys) in gone {
-                self.agenda.put(owner, keys, When::BULK_NOW, Trigger::Demand).await?;
+                self.agenda.put(owner, keys, When::NOW, Trigger::Demand).await?;
             }
         }
         Ok(())

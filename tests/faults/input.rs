@@ -244,7 +244,7 @@ async fn keys_reach_an_upstream_as_one_segment_and_redis_as_they_are() {
     let keys: Vec<String> = NASTY.iter().map(|name| format!("art:{name}")).collect();
     for key in &keys {
         let message = json!({"keys": [key], "action": "warm"});
-        let answer = client.post(format!("{http}/invalidate")).json(&message).send().await.unwrap();
+        let answer = client.post(format!("{http}/invalidate?force=true")).json(&message).send().await.unwrap();
         assert!(answer.status().is_success(), "{key}: {} {}", answer.status(), answer.text().await.unwrap());
     }
     for (name, key) in NASTY.iter().zip(&keys) {

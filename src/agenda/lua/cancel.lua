@@ -2,8 +2,8 @@
 -- score.lua stands before this.
 -- KEYS  1 agenda
 -- ARGV  1 the eviction's time (ms)  2… entries (at most 1,000)
--- An entry stays as it is if it became urgent since then, if a warmup has scheduled it since then, or if a warmup, a
--- demand or a person has claimed it: its fetch has not begun. What a demand or a person scheduled may be a retry.
+-- An entry stays as it is if it became urgent since then, if a warmup, a demand or a person has scheduled it since
+-- then, or if one of these has claimed it: its fetch has not begun.
 -- All else leaves or becomes a recheck, which fetches a value that is invalidated, and nothing where there is none. A
 -- value may have been loaded and invalidated since the eviction. The agenda does not tell: such an invalidation may be
 -- claimed or running by now, wait behind an older one or a manual request, or have marked a fetch whose worker then
@@ -25,7 +25,7 @@ for i, entry in ipairs(entries) do
     local stays = false
     if state == 'claimed' then
       stays = asked
-    elseif state == 'urgent' or state == 'scheduled' and trigger == 0 then
+    elseif state == 'urgent' or state == 'scheduled' and asked then
       -- A warmup schedules its entries up to a second ahead. Later than that: a retry, which goes.
       stays = at > evicted_at and at <= now + (state == 'urgent' and 1 or 1000)
     end
