@@ -285,6 +285,34 @@ async fn a_job_that_was_spared_is_revalidated_after_its_own_gap() {
     assert!(dealt().await.is_some());
 }
 
+/// A gap of all jobs is open for another one.
+#[tokio::test]
+async fn a_job_handled_for_an_open_gap_is_looked_at_after_its_next() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let other = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");
+    let known = Jobs::load(Art::of(&upstream).folder().job("poem", &other).path(), TTL, &|_| None).unwrap();
+    let (art_job, poem) = (&known.jobs["art"], &known.jobs["poem"]);
+    let revalidator = parts.revalidator(&jobs);
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
+    redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "art", "x", "poem", "x"]).await;
+    let record = format!("1 2 2 {}", identity(&jobs));
+    redis.ask::<u8>(&["HSET", "samovar:ears", "a worker", &record]).await;
+    parts.next_instant().await;
+    parts.store.note_gap_for(&[art_job, poem], parts.now().await, Gap::Missed).await.unwrap();
+    revalidator.revalidate().await.unwrap();
+    assert!(parts.score("a").await.is_some(), "it is looked at");
+    parts.next_instant().await;
+    let heard_again = parts.now().await;
+    parts.next_instant().await;
+    parts.store.note_gap_for(&[poem], parts.now().await, Gap::Missed).await.unwrap();
+    let dealt = async || redis.ask::<Option<String>>(&["HGET", "samovar:{suspect}:dealt", "art"]).await;
+    assert!(dealt().await.is_some(), "it is not in doubt");
+    parts.store.note_gap_for(&[art_job], heard_again, Gap::Missed).await.unwrap();
+    assert_eq!(dealt().await, None, "its own gap is another one");
+}
+
 /// The clock was set back by a minute, and has passed the time of that gap since, which is open for another job.
 #[tokio::test]
 async fn a_gap_of_a_time_shown_twice_swallows_no_other() {

@@ -172,7 +172,7 @@ impl Redis {
                     self.handled[job] = None;
                 }
             } else if old.is_none() || self.handled[job] == old || !rules.has(Rule::SpareHandled) {
-                if old.is_none() {
+                if old != Some(note) {
                     self.spared |= bit;
                 }
                 self.handled[job] = Some(note);

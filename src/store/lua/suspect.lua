@@ -30,6 +30,8 @@ for i = 5, #ARGV do
     redis.call('HSET', KEYS[2], ARGV[i], note, 'spared ' .. ARGV[i], note)
   elseif redis.call('HGET', KEYS[2], ARGV[i]) == old then
     redis.call('HSET', KEYS[2], ARGV[i], note)
+    -- It was dealt with up to the old note only.
+    if note ~= old then redis.call('HSET', KEYS[2], 'spared ' .. ARGV[i], note) end
   end
 end
 if old then
