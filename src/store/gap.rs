@@ -27,7 +27,7 @@ impl Store {
     /// Notes that everything fetched at or before `at` is suspect from now on.
     ///
     /// # Errors
-    /// Redis's; raising it again does no harm.
+    /// Redis's; noting it again does no harm.
     pub async fn note_gap(&self, at: RedisTime, gap: Gap) -> RedisResult<()> {
         self.write_gap(at, gap, &[]).await
     }
@@ -35,7 +35,7 @@ impl Store {
     /// Notes the same of these jobs' entries alone.
     ///
     /// # Errors
-    /// Redis's; raising it again does no harm.
+    /// Redis's; noting it again does no harm.
     pub async fn note_gap_for(&self, jobs: &[&Job], at: RedisTime, gap: Gap) -> RedisResult<()> {
         let mut spared = self.fleet().await?;
         for job in jobs {

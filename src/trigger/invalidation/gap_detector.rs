@@ -101,8 +101,8 @@ impl Unhandled {
     }
 }
 
-/// The clock of the records, as Redis holds it. Workers of builds before it drop records that are ahead of Redis's
-/// clock, and note gaps; those are needless and do no harm.
+/// The clock of the records, as Redis holds it. Earlier builds drop records that are ahead of Redis's clock, and note
+/// needless gaps. One that begins after such records only, as after a rollback, takes the fleet for none.
 #[derive(Clone, Copy, Debug, Default)]
 struct RecordClock {
     /// Redis's time at the last canary.
