@@ -164,7 +164,7 @@ async fn an_unusable_ai_answer_is_paid_for_by_check_once() {
     }
 }
 
-/// What is made without it can be stored.
+/// A value that is made without it can be stored.
 #[tokio::test]
 async fn an_optional_input_that_is_gone_does_not_fail_a_check() {
     let upstream = Upstream::start().await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{
-    Art, Finished, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually,
+    Art, Finished, Gate, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually,
     hasty_worker, publish, readable_key, samovar, talkative, worker,
 };
 
@@ -450,6 +450,20 @@ async fn a_changed_prompt_is_announced_and_stays_in_its_budget() {
     }
 }
 
+/// After a change of two AI stories and of what they are made from, of which `gate` holds one back: each story is told
+/// once, from its present input.
+async fn the_second_waits_for_its_input(redis: &TestRedis, upstream: &Upstream, gate: Gate, before: &str) {
+    gate.arrived(1).await;
+    eventually("the other story is told", async || upstream.calls(ASKED) == 3).await;
+    gate.open();
+    settled(redis, "story", before).await;
+    eventually("both stories are told", async || upstream.calls(ASKED) == 4).await;
+    at_rest(redis).await;
+    let prompts: Vec<String> = upstream.requests(ASKED).iter().skip(2).map(|call| call.body.clone()).collect();
+    assert_eq!(prompts.len(), 2, "{prompts:?}");
+    assert!(prompts[0].contains("Tell of A") && prompts[1].contains("Tell of B"), "{prompts:?}");
+}
+
 #[tokio::test]
 async fn a_story_whose_input_changes_too_is_paid_for_once() {
     let (redis, upstream) = both().await;
@@ -472,15 +486,7 @@ async fn a_story_whose_input_changes_too_is_paid_for_once() {
     assert_eq!(planned["ai_calls"], 2, "{planned}");
     assert!(planned["notes"].to_string().contains("input of art"), "{planned}");
     worker.hangup();
-    gate.arrived(1).await;
-    eventually("the other story is told", async || upstream.calls(ASKED) == 3).await;
-    gate.open();
-    settled(&redis, "story", &before).await;
-    eventually("both stories are told", async || upstream.calls(ASKED) == 4).await;
-    at_rest(&redis).await;
-    let prompts: Vec<String> = upstream.requests(ASKED).iter().skip(2).map(|call| call.body.clone()).collect();
-    assert_eq!(prompts.len(), 2, "{prompts:?}");
-    assert!(prompts[0].contains("Tell of A") && prompts[1].contains("Tell of B"), "{prompts:?}");
+    the_second_waits_for_its_input(&redis, &upstream, gate, &before).await;
 }
 
 #[tokio::test]
@@ -641,15 +647,7 @@ async fn a_story_of_a_chain_is_paid_for_once() {
         assert!(planned["notes"].to_string().contains(&format!("input of {input} changes")), "{planned}");
     }
     worker.hangup();
-    gate.arrived(1).await;
-    eventually("the other story is told", async || upstream.calls(ASKED) == 3).await;
-    gate.open();
-    settled(&redis, "story", &before).await;
-    eventually("both stories are told", async || upstream.calls(ASKED) == 4).await;
-    at_rest(&redis).await;
-    let prompts: Vec<String> = upstream.requests(ASKED).iter().skip(2).map(|call| call.body.clone()).collect();
-    assert_eq!(prompts.len(), 2, "{prompts:?}");
-    assert!(prompts[0].contains("Tell of A") && prompts[1].contains("Tell of B"), "{prompts:?}");
+    the_second_waits_for_its_input(&redis, &upstream, gate, &before).await;
 }
 
 #[tokio::test]

@@ -66,7 +66,7 @@ pub struct Slot {
     pub expires: Option<i64>,
     /// When a command last used it (ms). It belongs to no state that is explored.
     pub(crate) used: i64,
-    /// How often it is used, as `OBJECT FREQ` tells.
+    /// Its frequency of use, as `OBJECT FREQ` tells.
     pub(crate) frequency: u8,
 }
 
@@ -93,7 +93,7 @@ pub struct Db {
     keys: BTreeMap<Bytes, Slot>,
     /// The messages published since they were last taken: channel and message. A live server delivers them instead.
     pub published: Vec<(Bytes, Bytes)>,
-    /// What a server has besides keys; `None` where states are explored.
+    /// The state of a server besides keys; `None` where states are explored.
     pub(crate) live: Option<Box<Live>>,
 }
 

@@ -1,4 +1,4 @@
-//! What a server has besides its keys: counters, the index of expiries, subscriptions.
+//! The state of a server besides its keys: counters, the index of expiries, subscriptions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::db::Bytes;
 /// A connection.
 pub type ClientId = u64;
 
-/// What a server has besides its keys.
+/// The state of a server besides its keys.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Live {
     /// Each expiry, and its key.
@@ -21,7 +21,7 @@ pub(crate) struct Live {
     pub(crate) expired: u64,
     /// Keys that were evicted.
     pub(crate) evicted: u64,
-    /// How often each command was called.
+    /// The calls of each command.
     pub(crate) calls: BTreeMap<&'static str, u64>,
     /// Keys that are gone, or streams that have news, since blocked readers were last looked at.
     pub(crate) changed: Vec<Bytes>,

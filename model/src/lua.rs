@@ -19,7 +19,7 @@ pub(crate) struct Failure {
     pub(crate) place: Option<String>,
 }
 
-/// What a script may do.
+/// The rights of a script.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rights {
     /// It may not write.

@@ -174,9 +174,9 @@ fn tell_agenda(entry: &Entry) {
     }
 }
 
-/// What follows from the invalidation of an absent entry that is not due.
+/// The consequence of the invalidation of an absent entry that is not due.
 const ABSENT: &str = "absent: nothing fetches it before a warmup or a demand; `samovar warm KEY` does";
-/// What a recheck does not do for such an entry.
+/// The limit of a recheck for such an entry.
 const NONE_FETCHED: &str = "; while it is absent, nothing is fetched";
 
 /// Returns `true` if an entry has no value and is not due to be fetched. A recheck fetches an absent entry only if the

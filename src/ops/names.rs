@@ -18,7 +18,7 @@ const SHOWN: usize = 5;
 pub enum Mistake {
     /// Names that match no job, each with its kind.
     Unknown(Vec<String>),
-    /// Names of jobs that no running worker knows, each with its kind: they were renamed, and other jobs have their keys.
+    /// Names of renamed jobs, each with its kind: no running worker knows them, and other jobs have their keys.
     Renamed(Vec<String>),
     /// A key that looks like a pattern, and that no entry has.
     Pattern(String),

@@ -94,7 +94,7 @@ pub(crate) struct ReadGroup<'a> {
     group: &'a Bytes,
     reader: &'a Bytes,
     most: usize,
-    /// How long it blocks (ms; 0 for ever) if there is nothing.
+    /// The time for which it blocks (ms; 0 for ever) if there is nothing.
     pub(crate) block: Option<i64>,
     acknowledges: bool,
     /// The streams.

@@ -1,6 +1,7 @@
 //! `SCAN` and its relatives.
 //!
-//! A cursor is the place of the next key, a hash of its name: what is there during a whole scan is returned, whatever else comes and goes.
+//! A cursor is the place of the next key, a hash of its name: what is there during a whole scan is returned, whatever
+//! else comes and goes.
 
 use super::number::double;
 use super::{Answer, Reply, SYNTAX, WRONG_TYPE, bulk, glob, keys};
@@ -8,7 +9,7 @@ use crate::commands::number::int;
 use crate::db::{Bytes, Db, Value};
 use crate::live::place;
 
-/// What a scan asks for.
+/// The arguments of a scan.
 struct Ask {
     cursor: u64,
     most: usize,
@@ -68,7 +69,7 @@ pub(super) fn scan(db: &mut Db, args: &[Bytes]) -> Answer {
     Ok(reply(next, found.map(|(key, _)| Reply::Bulk(key.clone())).collect()))
 }
 
-/// What a member has beside its name.
+/// The value or score beside a member's name.
 enum Beside<'a> {
     Text(&'a Bytes),
     Score(f64),

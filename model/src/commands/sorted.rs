@@ -194,7 +194,7 @@ pub(super) fn zpopmax(db: &mut Db, args: &[Bytes]) -> Answer {
     pop(db, args, true)
 }
 
-/// What a command of ranges asks for.
+/// The arguments of a command of ranges.
 #[derive(Default)]
 struct Ask {
     by_score: bool,

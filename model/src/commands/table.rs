@@ -13,7 +13,7 @@ pub(crate) const DENIED_WHEN_FULL: u8 = 2;
 /// Scripts may not use the command.
 pub(crate) const NOT_IN_SCRIPTS: u8 = 4;
 
-/// What carries a command out.
+/// The function that carries a command out.
 #[derive(Clone, Copy)]
 pub(crate) enum Run {
     /// A function on keys.
@@ -29,7 +29,7 @@ pub(crate) struct Spec {
     /// The number of words, the name included; the least number, negated, if there may be more.
     words: i8,
     flags: u8,
-    /// What carries it out.
+    /// The function that carries it out.
     pub(crate) run: Run,
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Client {
     name: Option<Bytes>,
 }
 
-/// What was queued since `MULTI`.
+/// The commands that were queued since `MULTI`.
 #[derive(Debug, Default)]
 pub(super) struct Transaction {
     pub(super) commands: Vec<Vec<Bytes>>,

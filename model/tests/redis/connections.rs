@@ -1,4 +1,4 @@
-//! What concerns connections and the server itself: transactions, subscriptions, blocking, scans, `INFO`.
+//! Commands of connections and of the server itself: transactions, subscriptions, blocking, scans, `INFO`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -200,7 +200,7 @@ fn blocked_readers_get_what_a_real_server_gives() {
     }
 }
 
-/// Whatever comes and goes meanwhile, a scan finds what is there throughout.
+/// A scan finds what is there throughout, whatever comes and goes meanwhile.
 #[test]
 fn scans_find_what_is_there_throughout() {
     let mut server = Server::new(7, EPOCH);

@@ -289,7 +289,7 @@ fn walks() -> u64 {
     super::walks() * 2
 }
 
-/// What scripts can do, and how they fail.
+/// The ways in which scripts return and fail.
 #[test]
 fn errors_of_scripts_are_those_of_a_real_server() {
     let mut pair = Pair::new("errors");
