@@ -75,10 +75,8 @@ lint: ## Check formatting, lints and documentation; warnings are errors here
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 \
 		|| rustup component add rustfmt clippy
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
-	$(CARGO) clippy --locked --package samovar-model --all-targets -- -D warnings
-	$(CARGO) clippy --locked --package samovar-simulator --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
 deny: ## Check licences, known vulnerabilities, and where crates come from; builds cargo-deny if there is none

@@ -48,7 +48,7 @@ const ROWS: &[&str] = &[
     "trigger/invalidation/lua/leave.lua | inbox | g one,two",
     "trigger/invalidation/lua/last.lua | inbox,none |",
     "trigger/invalidation/lua/clock.lua | gap times | ,0,1 now,now-20,now+20 5 9 signal gap",
-    "trigger/invalidation/lua/canary.lua | heard | one,two 0,now-9 now now-5 a,b signal canary~x",
+    "trigger/invalidation/lua/canary.lua | heard | one,two 0,now-9 now now-5 a,b 0~0,5~1 signal canary~x",
     " | XGROUP CREATE inbox g 0 MKSTREAM |",
     " | XADD inbox * message three |",
     " | XACK inbox g 0-1 |",
