@@ -45,7 +45,6 @@ test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start
 		set -x; $(CARGO) test --locked --no-fail-fast $(ARGS); \
 	fi
 	$(CARGO) test --locked --package samovar-model
-	$(CARGO) test --locked --package samovar-simulator -- --nocapture
 
 # Without Python there is no such file, and the tests that use it say what they leave out.
 $(VENV)/installed: $(PYTHON_NEEDS)
