@@ -45,7 +45,8 @@ use crate::telemetry;
     propagate_version = true,
     max_term_width = 110,
     after_help = "Exit codes: 0 success; 1 partial failure, or a name that the fleet does not know; 2 the command \
-                  line is invalid; 69 Redis is unreachable or unsupported; 78 the settings or the job files have faults."
+                  line is invalid; 69 Redis is unreachable or unsupported; 78 the settings or the job files have \
+                  faults."
 )]
 struct Cli {
     #[command(flatten)]

@@ -136,8 +136,8 @@ fn all_faults_are_reported_at_once_with_value_and_remedy() {
         "SAMOVAR_HOSTS: `http://tea.example` is not a list of names; write `samovar.example, 10.0.0.7`, without `http://`, \
          ports and wildcards",
         "SAMOVAR_TOKEN: may hold only letters, digits and signs of ASCII without spaces, as HTTP headers can carry them",
-        "SAMOVAR_LOG: `samovar=loud` is not a log filter: `samovar=loud` is no directive; write a level such as `info`, \
-         or `module=level`, separated by commas",
+        "SAMOVAR_LOG: `samovar=loud` is not a log filter: `samovar=loud` is no directive; write a level such as \
+         `info`, or `module=level`, separated by commas",
         "SAMOVAR_LOG_FORMAT: `xml` must be `text` or `json`",
     ];
     assert_eq!(faults, expected);

@@ -337,7 +337,8 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
         (
             Replace(
                 r#"art:{name}""#,
-                "art:{size}:{name}\"\nentries = { feed = { url = \"http://x/\", item = { name = \"{{ value }}\" }, with = { size = \"m\" } } }",
+                "art:{size}:{name}\"\nentries = { feed = { url = \"http://x/\", \
+                 item = { name = \"{{ value }}\" }, with = { size = \"m\" } } }",
             ),
             &["2:90: `size` must be an array, not a string"],
         ),
