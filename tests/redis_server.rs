@@ -336,7 +336,7 @@ async fn an_unsupported_server_is_named_and_waited_out() {
         (Fault::Says("version", "6.2.14"), "the server is Redis 6.2.14: Redis 7.0 or newer, or Valkey, is needed"),
         (Fault::Says("version", "6.3.4"), "the server is Redis 6.3.4"),
         (Fault::Says("mode", "cluster"), "a node of a Redis Cluster, which is not supported yet"),
-        (Fault::Says("mode", "sentinel"), "a Sentinel, which is not supported yet"),
+        (Fault::Says("mode", "sentinel"), "the server is a Sentinel, which knows no service: write redis+sentinel://"),
     ];
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");

@@ -172,7 +172,7 @@ impl Builder {
         let mut tasks = JoinSet::new();
         let near = self.near.map(|(max_bytes, ttl)| {
             let near = Arc::new(Near::new(max_bytes, ttl));
-            let changes = ChannelListener::new(link.redis.client().clone(), link.names.changed_channel());
+            let changes = ChannelListener::new(link.redis.clone(), link.names.changed_channel());
             let listener = Arc::clone(&near);
             tasks.spawn(async move { listener.listen(changes).await });
             near

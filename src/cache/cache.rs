@@ -398,7 +398,7 @@ impl Cache {
 
     /// Subscribes to JSON messages on a channel, over a separate connection.
     pub async fn subscribe<T: DeserializeOwned>(&self, channel: &str) -> Subscription<T> {
-        Subscription::open(self.link().redis.client().clone(), channel.to_owned()).await
+        Subscription::open(self.link().redis.clone(), channel.to_owned()).await
     }
 
     /// Subscribes to the changes of values that Samovar and this library announce, of all prefixes.

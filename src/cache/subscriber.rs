@@ -8,14 +8,13 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
-use redis::aio::PubSubStream;
-use redis::{Client, RedisResult};
+use redis::RedisResult;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use crate::redis::subscriber;
+use crate::redis::{Connection, Subscribed};
 
 /// The timeout of one attempt to connect and subscribe.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -77,8 +76,8 @@ impl<T> fmt::Debug for Subscription<T> {
 
 impl<T: DeserializeOwned> Subscription<T> {
     /// Subscribes. After a failure each [`Subscription::next`] tries again, and success is reported as a gap.
-    pub(super) async fn open(client: Client, channel: String) -> Self {
-        let mut listener = ChannelListener::new(client, channel);
+    pub(super) async fn open(redis: Connection, channel: String) -> Self {
+        let mut listener = ChannelListener::new(redis, channel);
         listener.first().await;
         Self { listener, message: PhantomData }
     }
@@ -118,9 +117,9 @@ pub(super) enum ChannelEvent {
 
 /// A subscription to one channel over a separate connection.
 pub(super) struct ChannelListener {
-    client: Client,
+    redis: Connection,
     channel: String,
-    stream: Option<PubSubStream>,
+    subscribed: Option<Subscribed>,
     /// `true` if an interruption is not reported yet.
     gap: bool,
     wait: Duration,
@@ -128,15 +127,15 @@ pub(super) struct ChannelListener {
 }
 
 impl ChannelListener {
-    pub(super) fn new(client: Client, channel: String) -> Self {
+    pub(super) fn new(redis: Connection, channel: String) -> Self {
         let next_try = Instant::now();
-        Self { client, channel, stream: None, gap: false, wait: FIRST_WAIT, next_try }
+        Self { redis, channel, subscribed: None, gap: false, wait: FIRST_WAIT, next_try }
     }
 
     /// Makes one attempt; a failure counts as a gap.
     async fn first(&mut self) {
         match self.subscribe().await {
-            Ok(stream) => self.stream = Some(stream),
+            Ok(subscribed) => self.subscribed = Some(subscribed),
             Err(e) => {
                 warn!(channel = self.channel, "cannot subscribe yet: {e}");
                 self.gap = true;
@@ -147,20 +146,20 @@ impl ChannelListener {
     /// Returns the next event. Cancelling it loses at most an attempt to connect.
     pub(super) async fn next(&mut self) -> ChannelEvent {
         loop {
-            if let Some(stream) = &mut self.stream {
-                if let Some(message) = stream.next().await {
+            if let Some(Subscribed { messages, .. }) = &mut self.subscribed {
+                if let Some(message) = messages.next().await {
                     return ChannelEvent::Message(message.get_payload_bytes().to_vec());
                 }
                 debug!(channel = self.channel, "the subscription ended");
-                self.stream = None;
+                self.subscribed = None;
                 self.gap = true;
                 self.next_try = Instant::now();
                 return ChannelEvent::Down;
             }
             sleep_until(self.next_try).await;
             match self.subscribe().await {
-                Ok(stream) => {
-                    self.stream = Some(stream);
+                Ok(subscribed) => {
+                    self.subscribed = Some(subscribed);
                     self.wait = FIRST_WAIT;
                     let gap = std::mem::take(&mut self.gap);
                     if gap {
@@ -178,13 +177,8 @@ impl ChannelListener {
         }
     }
 
-    async fn subscribe(&self) -> RedisResult<PubSubStream> {
-        let subscribing = async {
-            let mut pubsub = subscriber(&self.client).await?;
-            pubsub.subscribe(&self.channel).await?;
-            Ok(pubsub.into_on_message())
-        };
+    async fn subscribe(&mut self) -> RedisResult<Subscribed> {
         let late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
-        timeout(CONNECT, subscribing).await.unwrap_or_else(late)
+        timeout(CONNECT, self.redis.subscribe(&self.channel)).await.unwrap_or_else(late)
     }
 }

@@ -12,7 +12,8 @@ pub struct CommonArgs {
     #[arg(long, global = true, value_name = "FILE", help_heading = "Settings")]
     pub env_file: Vec<PathBuf>,
 
-    /// Address of Redis: redis://user:password@host:port/db (only the host is required); rediss:// for TLS
+    /// Address of Redis: redis://user:password@host:port/db (only the host is required); rediss:// for TLS;
+    /// redis+sentinel://host,host/NAME for Sentinels
     /// [env: REDIS_URL, else REDIS_HOST, REDIS_PORT, REDIS_DB, REDIS_PASSWORD] [default: redis://127.0.0.1:6379/0]
     #[arg(long, global = true, value_name = "URL", help_heading = "Settings")]
     pub redis_url: Option<String>,

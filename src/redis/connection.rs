@@ -8,22 +8,24 @@
 //! It does not notice two failures. A server that became a replica keeps its connections and refuses every write. A
 //! network path that drops packets silently (a firewall that lost the connection's state) keeps TCP waiting for up to
 //! 15 minutes. So a connection that is refused for that reason, or gets no answer in time, is replaced by a new one: by
-//! then the name may resolve to another server.
+//! then the name may resolve to another server. Where Sentinels name the master, all connections follow them.
 
-use super::ServerInfo;
-use super::refused::is_refusal;
-use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, PubSub};
-use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisFuture, RedisResult, Value};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use futures_util::stream::{BoxStream, StreamExt};
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, PubSub, PubSubSink};
+use redis::{AsyncConnectionConfig, Client, Cmd, Msg, Pipeline, RedisFuture, RedisResult, ToRedisArgs, Value};
 use tokio::runtime::Handle;
 use tokio_util::context::TokioContext;
 
-use super::WrongTypes;
+use super::refused::is_refusal;
 #[cfg(feature = "simulation")]
 use super::simulated::{self, Manager};
+use super::target::{Moved, Target};
+use super::{ServerInfo, WrongTypes};
 use crate::entry::duration;
 
 #[cfg(not(feature = "simulation"))]
@@ -47,8 +49,9 @@ const REFUSED: Duration = Duration::from_secs(60);
 /// The prefix of an incarnation that is the digest of a script.
 const SCRIPT: &str = "script:";
 
-/// The error code of a replica that receives a write.
-const READONLY: &str = "READONLY";
+/// The error codes of a server that is no master any more, or may be none: a replica that receives a write or has lost
+/// its master, a master that became a replica during a blocking command, one that its replicas have left.
+const NO_MASTER: [&str; 4] = ["READONLY", "MASTERDOWN", "UNBLOCKED", "NOREPLICAS"];
 
 /// The error code of a command on a key of another type.
 const WRONGTYPE: &str = "WRONGTYPE";
@@ -59,8 +62,8 @@ const WRONGTYPE: &str = "WRONGTYPE";
 /// every user of the socket; give them a connection of their own.
 #[derive(Clone)]
 pub struct Connection {
-    line: Arc<Mutex<Line>>,
-    client: Arc<Client>,
+    line: Arc<Mutex<Option<Line>>>,
+    target: Target,
     server: Arc<str>,
     timeout: Duration,
     wrong_types: WrongTypes,
@@ -73,10 +76,19 @@ pub struct Connection {
     loaded: Arc<Mutex<Option<String>>>,
 }
 
-/// The current connection and when it was opened.
+/// The current socket, when it was opened, and the number of its server.
 struct Line {
     manager: Manager,
     since: Instant,
+    number: u64,
+}
+
+/// A subscription over a connection of its own. Its messages end with the connection, and when the server is replaced.
+pub(crate) struct Subscribed {
+    /// Subscribes and unsubscribes.
+    pub(crate) sink: PubSubSink,
+    /// The messages.
+    pub(crate) messages: BoxStream<'static, Msg>,
 }
 
 impl fmt::Debug for Connection {
@@ -88,42 +100,64 @@ impl fmt::Debug for Connection {
 impl Connection {
     /// Connects once. A failure (no server, wrong password, still loading) is returned at once, and the caller decides
     /// about another attempt. Later failures are retried without limit.
-    pub(super) async fn open(client: Client, server: Arc<str>, timeout: Duration) -> RedisResult<Self> {
-        probe(&client, timeout).await?;
-        let mut connection = Self::lazy(client, server, timeout)?;
+    pub(super) async fn open(target: Target, server: Arc<str>, timeout: Duration) -> RedisResult<Self> {
+        probe(&*target.find().await?, timeout).await?;
+        let mut connection = Self::lazy(target, server, timeout);
         ping(&mut connection).await?;
         Ok(connection)
     }
 
-    /// Connects lazily, at the latest with the first command, which fails like any later one. Call it on the runtime
-    /// that shall drive the connection.
-    pub(super) fn lazy(client: Client, server: Arc<str>, timeout: Duration) -> RedisResult<Self> {
-        let line = Line { manager: manager(&client)?, since: Instant::now() };
-        let (line, home) = (Arc::new(Mutex::new(line)), Handle::current());
+    /// Connects with the first command, which fails like any later one. Call it on the runtime that shall drive the
+    /// connection.
+    pub(super) fn lazy(target: Target, server: Arc<str>, timeout: Duration) -> Self {
+        let (line, home) = (Arc::default(), Handle::current());
         let (refused, loaded, wrong_types) = (Arc::default(), Arc::default(), WrongTypes::default());
-        Ok(Self { line, client: client.into(), server, timeout, home, refused, loaded, wrong_types })
+        Self { line, target, server, timeout, wrong_types, home, refused, loaded }
     }
 
-    fn manager(&self) -> Manager {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner).manager.clone()
-    }
-
-    /// Reconnects, for all clones, unless the connection is younger than `age`.
-    fn renew(&self, age: Duration) {
+    /// Returns the current socket to the current server.
+    async fn manager(&self) -> RedisResult<(Manager, Moved)> {
+        let (client, moved) = self.target.current().await;
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        if line.since.elapsed() >= age
-            && let Ok(manager) = {
-                let _home = self.home.enter();
-                manager(&self.client)
-            }
-        {
-            *line = Line { manager, since: Instant::now() };
+        if let Some(line) = line.as_ref().filter(|line| line.number == moved.number()) {
+            return Ok((line.manager.clone(), moved));
         }
+        let opened = self.opened(&client, moved.number())?;
+        let manager = opened.manager.clone();
+        *line = Some(opened);
+        Ok((manager, moved))
     }
 
-    /// Returns the client, for separate connections to the same server: subscriptions and blocking commands.
-    pub fn client(&self) -> &Client {
-        &self.client
+    fn opened(&self, client: &Client, number: u64) -> RedisResult<Line> {
+        let _home = self.home.enter();
+        Ok(Line { manager: manager(client)?, since: Instant::now(), number })
+    }
+
+    /// Reconnects, for all clones, unless the connection is younger than `age`. The next command opens it.
+    fn renew(&self, age: Duration) {
+        self.target.doubt();
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).take_if(|line| line.since.elapsed() >= age);
+    }
+
+    /// Opens a connection of its own and subscribes to channels.
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or refuses the user.
+    pub(crate) async fn subscribe(&self, channels: impl ToRedisArgs) -> RedisResult<Subscribed> {
+        let (client, moved) = self.target.current().await;
+        let (mut sink, messages) = subscriber(&client).await?.split();
+        sink.subscribe(channels).await?;
+        Ok(Subscribed { sink, messages: messages.take_until(moved.moved()).boxed() })
+    }
+
+    /// Returns why a failover would go unnoticed: no Sentinel names the master. `None` if one does, or there are none.
+    pub fn fault_of_sentinels(&self) -> Option<String> {
+        self.target.fault()
+    }
+
+    /// Returns the name of the user; `None` for the default user.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.target.user()
     }
 
     /// Returns the command timeout.
@@ -207,11 +241,7 @@ impl Connection {
     }
 }
 
-/// Opens a connection of its own for subscriptions.
-///
-/// # Errors
-/// Redis cannot be reached, or refuses the user.
-pub(crate) async fn subscriber(client: &Client) -> RedisResult<PubSub> {
+async fn subscriber(client: &Client) -> RedisResult<PubSub> {
     #[cfg(feature = "simulation")]
     if let Some(simulated) = simulated::subscriber(client).await {
         return simulated;
@@ -249,9 +279,12 @@ fn manager(client: &Client) -> RedisResult<Manager> {
     Ok(manager)
 }
 
-/// Returns `true` if the answer is this error of the server.
-fn is_error(code: &str, answer: &Value) -> bool {
-    matches!(answer, Value::ServerError(e) if e.code() == code)
+/// Returns the error code if the answer is an error of the server.
+fn code_of(answer: &Value) -> Option<&str> {
+    match answer {
+        Value::ServerError(e) => Some(e.code()),
+        _ => None,
+    }
 }
 
 async fn ping(connection: &mut impl ConnectionLike) -> RedisResult<()> {
@@ -261,16 +294,18 @@ async fn ping(connection: &mut impl ConnectionLike) -> RedisResult<()> {
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            let mut manager = self.manager();
-            let sent = TokioContext::new(manager.send_packed_command(cmd), self.home.clone());
-            match tokio::time::timeout(self.timeout, sent).await {
+            let sending = async {
+                let (mut manager, moved) = self.manager().await?;
+                let sent = TokioContext::new(manager.send_packed_command(cmd), self.home.clone());
+                moved.or_moved(sent).await
+            };
+            match tokio::time::timeout(self.timeout, sending).await {
                 Ok(answer) => {
-                    let is =
-                        |code| answer.as_ref().map_or_else(|e| e.code() == Some(code), |answer| is_error(code, answer));
-                    if is(READONLY) {
+                    let code = answer.as_ref().map_or_else(|e| e.code(), code_of);
+                    if code.is_some_and(|code| NO_MASTER.contains(&code)) {
                         self.renew(RENEW);
                     }
-                    if is(WRONGTYPE) {
+                    if code == Some(WRONGTYPE) {
                         self.wrong_types.met(cmd);
                     }
                     answer
@@ -287,25 +322,26 @@ impl ConnectionLike for Connection {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
-            let mut manager = self.manager();
-            let sent = TokioContext::new(manager.send_packed_commands(pipeline, offset, count), self.home.clone());
-            match tokio::time::timeout(self.timeout, sent).await {
+            let sending = async {
+                let (mut manager, moved) = self.manager().await?;
+                let sent = TokioContext::new(manager.send_packed_commands(pipeline, offset, count), self.home.clone());
+                moved.or_moved(sent).await
+            };
+            match tokio::time::timeout(self.timeout, sending).await {
                 Ok(answers) => {
-                    let is = |code| {
-                        answers.as_ref().map_or_else(
-                            |e| e.code() == Some(code),
-                            |all| all.iter().any(|answer| is_error(code, answer)),
-                        )
+                    let codes: Vec<&str> = match &answers {
+                        Ok(answers) => answers.iter().filter_map(code_of).collect(),
+                        Err(e) => e.code().into_iter().collect(),
                     };
-                    if is(READONLY) {
+                    if codes.iter().any(|code| NO_MASTER.contains(code)) {
                         self.renew(RENEW);
                     }
-                    if is(WRONGTYPE) {
+                    if codes.contains(&WRONGTYPE) {
                         // In a transaction, and where only the first error is reported, any of the commands may have
                         // failed.
                         let each = answers.as_ref().ok().filter(|answers| answers.len() == pipeline.len());
                         for (n, cmd) in pipeline.cmd_iter().enumerate() {
-                            if each.is_none_or(|answers| is_error(WRONGTYPE, &answers[n])) {
+                            if each.is_none_or(|answers| code_of(&answers[n]) == Some(WRONGTYPE)) {
                                 self.wrong_types.met(cmd);
                             }
                         }
@@ -318,7 +354,7 @@ impl ConnectionLike for Connection {
     }
 
     fn get_db(&self) -> i64 {
-        self.client.get_connection_info().redis_settings().db()
+        self.target.db()
     }
 }
 

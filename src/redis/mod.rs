@@ -3,6 +3,7 @@
 
 mod backoff;
 mod connection;
+mod endpoint;
 pub mod health;
 mod info;
 #[cfg(feature = "worker")]
@@ -11,10 +12,12 @@ mod refused;
 pub mod requirements;
 mod scan;
 mod script;
+mod sentinels;
 #[cfg(feature = "simulation")]
 pub mod simulated;
 #[cfg(test)]
 pub(crate) mod server;
+mod target;
 #[cfg(feature = "worker")]
 mod time;
 mod url;
@@ -22,7 +25,7 @@ mod wrong_types;
 
 pub use backoff::Backoff;
 pub use connection::Connection;
-pub(crate) use connection::subscriber;
+pub(crate) use connection::Subscribed;
 pub use health::{Health, LoopHealth, Troubles};
 pub use info::ServerInfo;
 #[cfg(feature = "worker")]

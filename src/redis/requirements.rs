@@ -3,11 +3,12 @@
 //! The check executes no command: commands are queued in a transaction, where Redis checks the user's rights, and
 //! discarded.
 
-use redis::{Client, RedisError, RedisResult, Value};
+use redis::{RedisError, RedisResult, Value};
 
 use super::Connection;
-use super::connection::subscriber;
 use super::refused::{Refused, is_refusal};
+use super::sentinels;
+use super::url::SENTINEL_FORM;
 use crate::protocol::Keys;
 
 /// The oldest supported major version: scripts with flags, `PEXPIRETIME`, `EXPIRE … GT`.
@@ -169,6 +170,13 @@ pub async fn unsupported(redis: &mut Connection) -> RedisResult<Option<String>> 
             _ => Ok(None),
         };
     };
+    if server.mode == "sentinel" {
+        let watched = sentinels::services(redis).await.unwrap_or_default();
+        return Ok(Some(format!(
+            "the server is a Sentinel, which knows {}: {SENTINEL_FORM}",
+            sentinels::listed(&watched)
+        )));
+    }
     Ok(server.fault())
 }
 
@@ -215,9 +223,6 @@ impl Server {
                  cluster-enabled"
                     .into(),
             ),
-            "sentinel" => {
-                Some("the server is a Sentinel, which is not supported yet: give the URL of the master itself".into())
-            }
             _ => {
                 let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
                 let old = major.is_some_and(|major| major < OLDEST);
@@ -227,12 +232,12 @@ impl Server {
     }
 }
 
-/// Returns the missing rights that every worker needs, whatever its jobs; `None` if none is missing. `client` opens a
-/// test subscription.
+/// Returns the missing rights that every worker needs, whatever its jobs; `None` if none is missing. Opens a test
+/// subscription.
 ///
 /// # Errors
 /// Fails if the rights cannot be determined.
-pub async fn lacking(redis: &mut Connection, client: &Client, keys: &Keys) -> RedisResult<Option<String>> {
+pub async fn lacking(redis: &mut Connection, keys: &Keys) -> RedisResult<Option<String>> {
     let own = format!("{}:rights", keys.prefix());
     let mut lack = Lack::default();
     let mut transaction = redis::pipe();
@@ -245,7 +250,7 @@ pub async fn lacking(redis: &mut Connection, client: &Client, keys: &Keys) -> Re
     }
     if !lack.is_none() {
         // Without a transaction the commands would be executed.
-        return Ok(Some(lack.told(&user_of(client))));
+        return Ok(Some(lack.told(&user_of(redis))));
     }
     let channels = [keys.signal_channel(), keys.changed_channel(), keys.watched_channel()];
     for (word, refused) in NEEDED.iter().zip(queue(redis, NEEDED.iter().copied(), &own, &channels[0]).await?) {
@@ -271,9 +276,8 @@ pub async fn lacking(redis: &mut Connection, client: &Client, keys: &Keys) -> Re
         }
     }
     for channel in [keys.invalidate_channel(), keys.signal_channel(), keys.hearing_channel()] {
-        let mut pubsub = subscriber(client).await?;
-        match pubsub.subscribe(&channel).await {
-            Ok(()) => {}
+        match redis.subscribe(&channel).await {
+            Ok(_) => {}
             Err(e) => match Refused::by(&e) {
                 Some(Refused::Channel) if !lack.channels.contains(&channel) => lack.channels.push(channel),
                 Some(Refused::Channel) => {}
@@ -285,7 +289,7 @@ pub async fn lacking(redis: &mut Connection, client: &Client, keys: &Keys) -> Re
             },
         }
     }
-    Ok((!lack.is_none()).then(|| lack.told(&user_of(client))))
+    Ok((!lack.is_none()).then(|| lack.told(&user_of(redis))))
 }
 
 /// Returns which of these patterns the user has no right to, by testing one key of each; `None` if none.
@@ -299,7 +303,7 @@ pub async fn lacking_keys(redis: &mut Connection, keys: &[(String, String)]) -> 
             lack.keys.push(glob.clone());
         }
     }
-    Ok((!lack.is_none()).then(|| lack.told(&user_of(redis.client()))))
+    Ok((!lack.is_none()).then(|| lack.told(&user_of(redis))))
 }
 
 /// Returns what a worker cannot do because an optional right is missing; empty if the user has all.
@@ -369,8 +373,8 @@ fn name_of(words: &str) -> String {
     words.split(' ').next().unwrap_or_default().to_lowercase()
 }
 
-fn user_of(client: &Client) -> String {
-    client.get_connection_info().redis_settings().username().unwrap_or("default").to_owned()
+fn user_of(redis: &Connection) -> String {
+    redis.user().unwrap_or("default").to_owned()
 }
 
 #[cfg(test)]
@@ -387,7 +391,14 @@ mod tests {
     fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            let skipped = ["src/cache", "src/cli/demo", "src/cli/museum", "tests.rs", "redis/connection.rs"];
+            let skipped = [
+                "src/cache",
+                "src/cli/demo",
+                "src/cli/museum",
+                "tests.rs",
+                "redis/connection.rs",
+                "redis/sentinels.rs",
+            ];
             if skipped.iter().any(|end| path.ends_with(end)) {
                 continue;
             }
@@ -430,8 +441,7 @@ mod tests {
         let mut redis = server.connect().await;
         let keys = Keys::of("samovar");
         assert_eq!(unsupported(&mut redis).await.unwrap(), None);
-        let client = redis.client().clone();
-        assert_eq!(lacking(&mut redis, &client, &keys).await.unwrap(), None);
+        assert_eq!(lacking(&mut redis, &keys).await.unwrap(), None);
         assert_eq!(doing_without(&mut redis, &keys).await.unwrap(), [""; 0]);
         let one = ("art:*".to_owned(), "art:a".to_owned());
         assert_eq!(lacking_keys(&mut redis, &[one]).await.unwrap(), None);
@@ -471,6 +481,5 @@ mod tests {
             assert_eq!(fault(new, "standalone"), None, "{new}");
         }
         assert!(fault("7.2.4", "cluster").unwrap().contains("Cluster"));
-        assert!(fault("7.2.4", "sentinel").unwrap().contains("Sentinel"));
     }
 }

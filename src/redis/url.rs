@@ -3,51 +3,48 @@
 //! A [`RedisUrl`] is valid as far as its text tells. Neither its output nor an error ever contains the password: an
 //! error quotes the text only if no password can be in it.
 
-use super::Connection;
-use percent_encoding::percent_decode_str;
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates};
-use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use redis::{ErrorKind, RedisResult};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use url::{Host, Url};
 
-/// The port of a URL that names none.
+use super::Connection;
+use super::endpoint::{Address, Endpoint, Login, Tls};
+use super::sentinels::{Sentinels, Service};
+use super::target::Target;
+
+/// The port of a server and of a Sentinel whose URL names none.
 const DEFAULT_PORT: u16 = 6379;
-
-/// The time without an acknowledgement after which a connection is closed, instead of the kernel's 15 minutes.
-const DEAD_PEER: Duration = Duration::from_secs(15);
-
-/// The placeholder that is printed instead of the password.
-const HIDDEN: &str = "***";
+const DEFAULT_SENTINEL_PORT: u16 = 26379;
 
 const FORM: &str = "write redis://[[user]:password@]host[:port][/db], and percent-encode special characters in the \
                     password (`/` as %2F, `@` as %40, `%` as %25)";
+pub(super) const SENTINEL_FORM: &str = "write redis+sentinel://[[user]:password@]sentinel1[:port],sentinel2[:port]/NAME[/db], \
+                             where NAME is the master's in `sentinel monitor NAME …`";
 
-/// The address and credentials of a Redis server. `Display` and `Debug` never show the password.
+/// The address and credentials of a Redis server, or of the Sentinels that name it. `Display` and `Debug` never show
+/// the password.
 #[derive(Clone)]
 pub struct RedisUrl {
-    server: Server,
-    db: u32,
-    user: Option<String>,
-    password: Option<String>,
+    servers: Servers,
+    login: Login,
 }
 
 #[derive(Clone)]
-enum Server {
-    Tcp {
-        host: String,
-        port: u16,
-    },
-    Tls {
-        host: String,
-        port: u16,
-        /// PEM; the system's roots if absent.
-        roots: Option<Arc<[u8]>>,
-    },
-    Unix(PathBuf),
+enum Servers {
+    One(Endpoint),
+    Sentinels(Arc<Watched>),
+}
+
+/// A service, and its Sentinels while connections use them: all connections to one URL share them.
+struct Watched {
+    service: Service,
+    sentinels: Mutex<Weak<Sentinels>>,
 }
 
 /// The reason why a URL cannot be used; it contains no password.
@@ -63,50 +60,64 @@ impl fmt::Debug for RedisUrl {
 
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (scheme, host, port) = match &self.server {
-            Server::Tcp { host, port } => ("redis", host, port),
-            Server::Tls { host, port, .. } => ("rediss", host, port),
-            Server::Unix(path) => return write!(f, "unix://{}?db={}", path.display(), self.db),
-        };
-        write!(f, "{scheme}://")?;
-        match (&self.user, &self.password) {
-            (Some(user), Some(_)) => write!(f, "{user}:{HIDDEN}@")?,
-            (Some(user), None) => write!(f, "{user}@")?,
-            (None, Some(_)) => write!(f, "{HIDDEN}@")?,
-            (None, None) => {}
-        }
-        if host.contains(':') {
-            write!(f, "[{host}]:{port}/{}", self.db)
-        } else {
-            write!(f, "{host}:{port}/{}", self.db)
+        let Self { servers, login } = self;
+        let scheme = |tls: &Tls| if matches!(tls, Tls::On(_)) { "rediss" } else { "redis" };
+        match servers {
+            Servers::One(Endpoint::Unix(path)) => write!(f, "unix://{}?db={}", path.display(), login.db),
+            Servers::One(Endpoint::Tcp(address, tls)) => {
+                write!(f, "{}://{login}{address}/{}", scheme(tls), login.db)
+            }
+            Servers::Sentinels(watched) => {
+                let Service { sentinels, name, tls, .. } = &watched.service;
+                let sentinels: Vec<String> = sentinels.iter().map(Address::to_string).collect();
+                write!(f, "{}+sentinel://{login}{}/{name}/{}", scheme(tls), sentinels.join(","), login.db)
+            }
         }
     }
 }
 
 impl RedisUrl {
-    /// Reads `redis://`, `rediss://` (TLS) or `unix://` with the usual parts; `valkey` may stand for `redis`. A lone
-    /// name before the `@` is the password. `ca` is a PEM file of root certificates that replace the system's.
+    /// Reads `redis://`, `rediss://` (TLS) or `unix://` with the usual parts, or `redis+sentinel://` (docs/redis.md);
+    /// `valkey` may stand for `redis`. A lone name before the `@` is the password. `ca` is a PEM file of root
+    /// certificates that replace the system's.
     ///
     /// # Errors
     /// Returns what is wrong with the text or the file and the remedy, without the password.
     pub fn parse(text: &str, ca: Option<&Path>) -> Result<Self, UrlError> {
         let text = text.trim();
-        refuse_what_comes_later(text)?;
-        let url = Url::parse(text).map_err(|error| fault(text, format!("is not a URL ({error}); {FORM}")))?;
+        let (first, hosts) = split_hosts(text);
+        let url = Url::parse(&first).map_err(|error| fault(text, format!("is not a URL ({error}); {FORM}")))?;
         if url.fragment().is_some() {
             let remedy = "to trust a private certificate authority, set SAMOVAR_REDIS_CA to its PEM file";
             return Err(fault(text, format!("has a fragment (`#…`), which is not supported; {remedy}")));
         }
-        let scheme = url.scheme();
-        let tls = matches!(scheme, "rediss" | "valkeys");
-        if !tls && ca.is_some() {
+        let (base, topology) = url.scheme().split_once('+').unwrap_or((url.scheme(), ""));
+        let is_tls = matches!(base, "rediss" | "valkeys");
+        if !is_tls && ca.is_some() {
             let remedy = "write rediss:// for TLS, or unset SAMOVAR_REDIS_CA";
             return Err(fault(text, format!("is not encrypted, but SAMOVAR_REDIS_CA names a CA; {remedy}")));
         }
-        match scheme {
-            "redis" | "valkey" | "rediss" | "valkeys" => Self::over_tcp(text, &url, tls, ca),
-            "unix" | "redis+unix" | "valkey+unix" => Self::over_unix_socket(text, &url),
-            _ => Err(fault(text, "is of an unknown kind; write redis://, rediss:// or unix://".into())),
+        let tls = |ca: Option<&Path>| Ok(if is_tls { Tls::On(ca.map(roots).transpose()?) } else { Tls::Off });
+        match (base, topology) {
+            ("redis" | "valkey" | "rediss" | "valkeys", "" | "sentinel" | "cluster") => {}
+            ("unix", "") | ("redis" | "valkey", "unix") => return Self::over_unix_socket(text, &url),
+            _ => {
+                let known = "redis://, rediss:// or unix://, or redis+sentinel:// for Sentinels";
+                return Err(fault(text, format!("is of an unknown kind; write {known}")));
+            }
+        }
+        match (topology, hosts.as_slice()) {
+            ("", [_]) => Self::over_tcp(text, &url, tls(ca)?),
+            ("sentinel", _) => Self::by_sentinels(text, &url, &hosts, None, tls(ca)?),
+            // The form of other clients: a last item without a port, where others have one, is a service's name.
+            ("", [sentinels @ .., name]) if !has_port(name) && sentinels.iter().any(|host| has_port(host)) => {
+                Self::by_sentinels(text, &url, sentinels, Some(name), tls(ca)?)
+            }
+            ("", hosts) if !hosts.iter().any(|host| has_port(host)) => {
+                let remedy = format!("give each its port, or {SENTINEL_FORM}");
+                Err(fault(text, format!("lists several hosts and does not tell whether they are Sentinels; {remedy}")))
+            }
+            _ => Err(fault(text, "names a Cluster, which is not supported yet; give the URL of one server".into())),
         }
     }
 
@@ -114,45 +125,48 @@ impl RedisUrl {
     #[must_use]
     pub fn at(host: &str, port: u16, db: u32, password: Option<&str>) -> Self {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Self { server: Server::Tcp { host, port }, db, user: None, password: password.map(str::to_owned) }
+        let login = Login { db, user: None, password: password.map(str::to_owned) };
+        Self { servers: Servers::One(Endpoint::Tcp(Address { host, port }, Tls::Off)), login }
     }
 
-    fn over_tcp(text: &str, url: &Url, tls: bool, ca: Option<&Path>) -> Result<Self, UrlError> {
-        let host = match url.host() {
-            Some(Host::Domain(name)) if !name.is_empty() => name.to_owned(),
-            Some(Host::Ipv4(address)) => address.to_string(),
-            Some(Host::Ipv6(address)) => address.to_string(),
-            _ => return Err(fault(text, format!("names no host; {FORM}"))),
-        };
-        if host == "0.0.0.0" || host == "::" {
-            return Err(fault(text, "names an address to listen on, not to connect to; write 127.0.0.1".into()));
-        }
-        let port = url.port().unwrap_or(DEFAULT_PORT);
-        let mut options = Options::read(text, url)?;
+    fn over_tcp(text: &str, url: &Url, tls: Tls) -> Result<Self, UrlError> {
+        let address = address(text, url, DEFAULT_PORT)?;
+        let mut options = Options::read(text, url, &[])?;
         let path = url.path().trim_matches('/');
         if !path.is_empty() {
-            options.db = Some(database(text, path)?);
+            options.login.db = database(text, path)?;
         }
-        let (user, password) = match (decoded(text, url.username())?, url.password()) {
-            (name, Some(password)) => {
-                let (user, password) = (filled(name), decoded(text, password)?);
-                // A user without a password: Redis accepts any (`nopass`).
-                let password = if user.is_some() { Some(password) } else { filled(password) };
-                (user, password)
-            }
-            (lone, None) => (None, filled(lone)),
-        };
-        let server = if tls {
-            Server::Tls { host, port, roots: ca.map(roots).transpose()? }
-        } else {
-            Server::Tcp { host, port }
-        };
-        Ok(Self {
-            server,
-            db: options.db.unwrap_or(0),
-            user: user.or(options.user),
-            password: password.or(options.password),
-        })
+        let login = options.login(text, url)?;
+        Ok(Self { servers: Servers::One(Endpoint::Tcp(address, tls)), login })
+    }
+
+    /// Reads the URL of Sentinels. `name` is the service's where it stands among the hosts; else it is the first part
+    /// of the path.
+    fn by_sentinels(text: &str, url: &Url, hosts: &[&str], name: Option<&str>, tls: Tls) -> Result<Self, UrlError> {
+        let sentinels = hosts.iter().map(|host| {
+            let of_host = Url::parse(&format!("redis://{host}"));
+            let of_host = of_host.map_err(|e| fault(text, format!("lists a host that is none ({e}); {SENTINEL_FORM}")));
+            address(text, &of_host?, DEFAULT_SENTINEL_PORT)
+        });
+        let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
+        let mut options = Options::read(text, url, &["sentinel_user", "sentinel_password", "sentinel_tls"])?;
+        let mut parts = url.path().split('/').filter(|part| !part.is_empty());
+        let name = decoded(text, name.or_else(|| parts.next()).unwrap_or_default())?;
+        if name.is_empty() {
+            return Err(fault(text, format!("names no service of the Sentinels; {SENTINEL_FORM}")));
+        }
+        if let Some(db) = parts.next() {
+            options.login.db = database(text, db)?;
+        }
+        if parts.next().is_some() {
+            return Err(fault(text, format!("has a part too many in its path; {SENTINEL_FORM}")));
+        }
+        let sentinel_tls = if options.sentinel_tls.unwrap_or(true) { tls.clone() } else { Tls::Off };
+        let sentinel_login = options.sentinel_login.clone();
+        let login = options.login(text, url)?;
+        let service = Service { sentinels, name, sentinel_login, sentinel_tls, login: login.clone(), tls };
+        let watched = Watched { service, sentinels: Mutex::new(Weak::new()) };
+        Ok(Self { servers: Servers::Sentinels(Arc::new(watched)), login })
     }
 
     fn over_unix_socket(text: &str, url: &Url) -> Result<Self, UrlError> {
@@ -163,47 +177,43 @@ impl RedisUrl {
         if path.trim_matches('/').is_empty() {
             return Err(fault(text, "names no socket; write unix:///run/redis.sock?db=0".into()));
         }
-        let Options { db, user, password } = Options::read(text, url)?;
-        Ok(Self { server: Server::Unix(path.into()), db: db.unwrap_or(0), user, password })
+        let login = Options::read(text, url, &[])?.login;
+        Ok(Self { servers: Servers::One(Endpoint::Unix(path.into())), login })
     }
 
     /// Returns the number of the database.
     #[must_use]
     pub fn database(&self) -> i64 {
-        self.db.into()
+        self.login.db.into()
     }
 
-    /// Returns a client that is not connected yet, for pub/sub and blocking reads.
+    /// Returns a client that is not connected yet, for uses beside [`Connection`].
     ///
     /// # Errors
-    /// Fails if the root certificates are invalid.
-    pub fn client(&self) -> redis::RedisResult<redis::Client> {
-        let address = match &self.server {
-            Server::Tcp { host, port } => ConnectionAddr::Tcp(host.clone(), *port),
-            Server::Tls { host, port, .. } => {
-                ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }
+    /// Fails if the root certificates are invalid, or if Sentinels name the server: it is not known then.
+    pub fn client(&self) -> RedisResult<redis::Client> {
+        match &self.servers {
+            Servers::One(endpoint) => endpoint.client(&self.login),
+            Servers::Sentinels(_) => {
+                Err((ErrorKind::InvalidClientConfig, "the server is known only while Sentinels are asked").into())
             }
-            Server::Unix(path) => ConnectionAddr::Unix(path.clone()),
+        }
+    }
+
+    /// Returns where connections lead. Sentinels are asked from now on, by a task on the current runtime.
+    fn target(&self) -> RedisResult<Target> {
+        let watched = match &self.servers {
+            Servers::One(endpoint) => return Ok(Target::Server(Arc::new(endpoint.client(&self.login)?))),
+            Servers::Sentinels(watched) => watched,
         };
-        let mut login = RedisConnectionInfo::default()
-            .set_db(self.db.into())
-            .set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-        if let Some(user) = &self.user {
-            login = login.set_username(user);
-        }
-        if let Some(password) = &self.password {
-            login = login.set_password(password);
-        }
-        let info = address.into_connection_info()?.set_redis_settings(login).set_tcp_settings(tcp_settings());
-        match &self.server {
-            Server::Tls { roots, .. } => {
-                // An application that embeds this crate may have installed another provider; it is then used.
-                let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-                let root_cert = roots.as_deref().map(<[u8]>::to_vec);
-                redis::Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })
-            }
-            Server::Tcp { .. } | Server::Unix(_) => redis::Client::open(info),
-        }
+        let mut shared = watched.sentinels.lock().unwrap_or_else(PoisonError::into_inner);
+        let sentinels = match shared.upgrade() {
+            Some(sentinels) => sentinels,
+            None => Arc::new(Sentinels::new(watched.service.clone())?),
+        };
+        *shared = Arc::downgrade(&sentinels);
+        sentinels.ask_on();
+        Ok(Target::Master(sentinels))
     }
 
     /// Opens a multiplexed connection that reconnects without limit. Commands fail after `timeout`, also while Redis is
@@ -211,57 +221,91 @@ impl RedisUrl {
     ///
     /// # Errors
     /// The first attempt is not repeated: its error is returned at once, and the caller decides about another.
-    pub async fn manager(&self, timeout: Duration) -> redis::RedisResult<Connection> {
-        Connection::open(self.client()?, self.to_string().into(), timeout).await
+    pub async fn manager(&self, timeout: Duration) -> RedisResult<Connection> {
+        Connection::open(self.target()?, self.to_string().into(), timeout).await
     }
 
     /// Opens the connection lazily, for callers that can work while Redis is unreachable.
     ///
     /// # Errors
     /// Fails if the root certificates are invalid.
-    pub fn lazy_manager(&self, timeout: Duration) -> redis::RedisResult<Connection> {
-        Connection::lazy(self.client()?, self.to_string().into(), timeout)
+    pub fn lazy_manager(&self, timeout: Duration) -> RedisResult<Connection> {
+        Ok(Connection::lazy(self.target()?, self.to_string().into(), timeout))
     }
 }
 
 /// The options in a URL's query.
 #[derive(Default)]
 struct Options {
-    db: Option<u32>,
-    user: Option<String>,
-    password: Option<String>,
+    login: Login,
+    sentinel_login: Login,
+    sentinel_tls: Option<bool>,
 }
 
 impl Options {
-    fn read(text: &str, url: &Url) -> Result<Self, UrlError> {
+    /// Reads the options; those of Sentinels only if they are in `also`.
+    fn read(text: &str, url: &Url, also: &[&str]) -> Result<Self, UrlError> {
         let mut options = Self::default();
         for (name, value) in url.query_pairs() {
             match name.as_ref() {
-                "db" => options.db = Some(database(text, &value)?),
-                "user" | "username" => options.user = filled(value.into_owned()),
-                "pass" | "password" => options.password = filled(value.into_owned()),
+                "db" => options.login.db = database(text, &value)?,
+                "user" | "username" => options.login.user = filled(value.into_owned()),
+                "pass" | "password" => options.login.password = filled(value.into_owned()),
                 "protocol" if matches!(value.as_ref(), "2" | "3" | "resp2" | "resp3") => {}
-                _ => return Err(fault(text, "has an unknown option after `?`; known: db, user, password".into())),
+                name if !also.contains(&name) => {
+                    let known = [&["db", "user", "password"], also].concat().join(", ");
+                    return Err(fault(text, format!("has an unknown option after `?`; known: {known}")));
+                }
+                "sentinel_user" => options.sentinel_login.user = filled(value.into_owned()),
+                "sentinel_password" => options.sentinel_login.password = filled(value.into_owned()),
+                _ if matches!(value.as_ref(), "on" | "off") => options.sentinel_tls = Some(value == "on"),
+                _ => return Err(fault(text, "says neither on nor off after `sentinel_tls=`".into())),
             }
         }
         Ok(options)
     }
+
+    /// Returns the login: user and password before the `@` have precedence over options.
+    fn login(self, text: &str, url: &Url) -> Result<Login, UrlError> {
+        let (user, password) = match (decoded(text, url.username())?, url.password()) {
+            (name, Some(password)) => {
+                let (user, password) = (filled(name), decoded(text, password)?);
+                // A user without a password: Redis accepts any (`nopass`).
+                let password = if user.is_some() { Some(password) } else { filled(password) };
+                (user, password)
+            }
+            (lone, None) => (None, filled(lone)),
+        };
+        let Login { db, user: other_user, password: other_password } = self.login;
+        Ok(Login { db, user: user.or(other_user), password: password.or(other_password) })
+    }
 }
 
-fn refuse_what_comes_later(text: &str) -> Result<(), UrlError> {
-    let (scheme, rest) = text.split_once("://").unwrap_or_default();
-    if scheme.contains("sentinel") {
-        return Err(fault(text, "names Sentinels, which are not supported yet; give the master's own URL".into()));
+/// Splits `scheme://login@host,host/path` into the text with only the first host, and all hosts.
+fn split_hosts(text: &str) -> (String, Vec<&str>) {
+    let Some((scheme, rest)) = text.split_once("://") else { return (text.to_owned(), Vec::new()) };
+    let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (login, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+    let hosts: Vec<&str> = hosts.split(',').map(str::trim).collect();
+    (format!("{scheme}://{login}{}{tail}", hosts[0]), hosts)
+}
+
+/// Returns `true` if a port follows the host.
+fn has_port(host: &str) -> bool {
+    host.rsplit(']').next().is_some_and(|end| end.contains(':'))
+}
+
+fn address(text: &str, url: &Url, default_port: u16) -> Result<Address, UrlError> {
+    let host = match url.host() {
+        Some(Host::Domain(name)) if !name.is_empty() => name.to_owned(),
+        Some(Host::Ipv4(address)) => address.to_string(),
+        Some(Host::Ipv6(address)) => address.to_string(),
+        _ => return Err(fault(text, format!("names no host; {FORM}"))),
+    };
+    if host == "0.0.0.0" || host == "::" {
+        return Err(fault(text, "names an address to listen on, not to connect to; write 127.0.0.1".into()));
     }
-    if scheme.contains("cluster") {
-        return Err(fault(text, "names a Cluster, which is not supported yet; give the URL of one server".into()));
-    }
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let hosts = authority.rsplit('@').next().unwrap_or_default();
-    if hosts.contains(',') {
-        return Err(fault(text, "lists several hosts, which is not supported yet; give the URL of one server".into()));
-    }
-    Ok(())
+    Ok(Address { host, port: url.port().unwrap_or(default_port) })
 }
 
 /// Returns an error that quotes the text only if no password can be in it.
@@ -300,149 +344,5 @@ fn roots(path: &Path) -> Result<Arc<[u8]>, UrlError> {
     Ok(pem.into())
 }
 
-fn tcp_settings() -> TcpSettings {
-    let keepalive = TcpKeepalive::new().with_time(DEAD_PEER).with_interval(DEAD_PEER / 5);
-    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
-    #[cfg(target_os = "linux")]
-    let settings = settings.set_user_timeout(DEAD_PEER);
-    settings
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-    use proptest::prelude::*;
-
-    fn parse(text: &str) -> RedisUrl {
-        RedisUrl::parse(text, None).unwrap()
-    }
-
-    fn refused(text: &str) -> String {
-        RedisUrl::parse(text, None).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn missing_parts_have_the_usual_defaults() {
-        assert_eq!(parse("redis://cache").to_string(), "redis://cache:6379/0");
-        assert_eq!(parse(" redis://cache:6380/\n").to_string(), "redis://cache:6380/0");
-        assert_eq!(parse("redis://cache/7").to_string(), "redis://cache:6379/7");
-        assert_eq!(parse("redis://cache?db=7").to_string(), "redis://cache:6379/7");
-    }
-
-    #[test]
-    fn a_lone_name_before_the_host_is_the_password() {
-        let url = parse("redis://secret@cache");
-        assert_eq!((url.user.as_deref(), url.password.as_deref()), (None, Some("secret")));
-        let url = parse("redis://:secret@cache");
-        assert_eq!((url.user.as_deref(), url.password.as_deref()), (None, Some("secret")));
-        let url = parse("redis://app:secret@cache");
-        assert_eq!((url.user.as_deref(), url.password.as_deref()), (Some("app"), Some("secret")));
-        let url = parse("redis://:@cache");
-        assert_eq!((url.user, url.password), (None, None));
-    }
-
-    #[test]
-    fn valkey_means_redis() {
-        assert_eq!(parse("valkey://cache").to_string(), "redis://cache:6379/0");
-        assert_eq!(parse("valkeys://cache").to_string(), "rediss://cache:6379/0");
-    }
-
-    #[test]
-    fn ipv6_hosts_have_brackets_in_print_and_none_on_the_wire() {
-        let url = parse("redis://[::1]:6380/2");
-        assert_eq!(url.to_string(), "redis://[::1]:6380/2");
-        let client = url.client().unwrap();
-        assert_eq!(*client.get_connection_info().addr(), ConnectionAddr::Tcp("::1".into(), 6380));
-    }
-
-    #[test]
-    fn unix_sockets_take_their_options_from_the_query() {
-        let url = parse("unix:///run/my%20redis.sock?db=3&user=app&pass=secret");
-        assert_eq!(url.to_string(), "unix:///run/my redis.sock?db=3");
-        assert_eq!((url.user.as_deref(), url.password.as_deref()), (Some("app"), Some("secret")));
-        assert!(refused("unix://run/redis.sock").contains("absolute path"));
-    }
-
-    #[test]
-    fn what_comes_later_is_said_to_come_later() {
-        for text in [
-            "redis-sentinel://a:26379/mymaster",
-            "redis+sentinel://a/mymaster",
-            "redis+cluster://a",
-            "redis://a:1,b:2",
-            "redis://:pa,ss@a,b",
-        ] {
-            assert!(refused(text).contains("not supported yet"), "{text}");
-        }
-        assert_eq!(parse("redis://:pa,ss@cache").password.as_deref(), Some("pa,ss"));
-    }
-
-    #[test]
-    fn faults_name_the_value_and_the_remedy() {
-        assert_eq!(
-            refused("http://cache"),
-            "`http://cache` is of an unknown kind; write redis://, rediss:// or unix://"
-        );
-        assert!(refused("cache:6379").contains("write redis://"));
-        assert!(refused("redis://cache/zero").contains("write /0"));
-        assert!(refused("redis://0.0.0.0").contains("127.0.0.1"));
-        assert!(refused("redis:///0").contains("names no host"));
-        assert!(refused("").contains("not a URL"));
-        assert!(refused("rediss://cache#insecure").contains("SAMOVAR_REDIS_CA"));
-        assert!(refused("rediss://cache?ssl_cert_reqs=none").contains("unknown option"));
-    }
-
-    #[test]
-    fn a_ca_is_refused_where_nothing_is_encrypted() {
-        let error = RedisUrl::parse("redis://cache", Some(Path::new("ca.pem"))).unwrap_err().to_string();
-        assert!(error.contains("rediss://"), "{error}");
-    }
-
-    #[test]
-    fn a_ca_file_must_hold_a_certificate() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "nothing here").unwrap();
-        let error = RedisUrl::parse("rediss://cache", Some(file.path())).unwrap_err().to_string();
-        assert!(error.contains("holds no certificate"), "{error}");
-        let error = RedisUrl::parse("rediss://cache", Some(Path::new("/nowhere.pem"))).unwrap_err().to_string();
-        assert!(error.contains("cannot read the CA file"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn an_encoded_password_arrives_whole(password in "\\PC{1,40}", user in "[a-z]{0,8}") {
-            let encoded = utf8_percent_encode(&password, NON_ALPHANUMERIC);
-            let url = parse(&format!("redis://{user}:{encoded}@cache:6380/4"));
-            prop_assert_eq!(url.password.as_deref(), Some(password.as_str()));
-            prop_assert_eq!(url.user.as_deref().unwrap_or_default(), user.as_str());
-            let client = url.client().unwrap();
-            prop_assert_eq!(client.get_connection_info().redis_settings().password(), Some(password.as_str()));
-        }
-
-        #[test]
-        fn nothing_printed_holds_the_password(
-            password in "[A-Z0-9/@:?#%&,\\[\\] ]{0,4}(ZZ|77)[A-Z0-9/@:?#%&,\\[\\] ]{4,12}",
-            shape in prop::sample::select(vec![
-                "redis://:PW@cache", "redis://app:PW@cache:6380/1", "redis://PW@cache/x", "rediss://PW@a,b/1",
-                "redis+sentinel://:PW@a/b", "http://:PW@cache", "redis://:PW@", "unix:///s?pass=PW", "redis://:PW@[::1",
-                "unix:///s?secret=PW", "redis://cache?pass=PW&db=x", ":PW@cache", "redis//:PW@cache", "redis://cache#PW",
-            ]),
-            encode in any::<bool>(),
-        ) {
-            let encoded = utf8_percent_encode(&password, NON_ALPHANUMERIC).to_string();
-            let text = shape.replace("PW", if encode { &encoded } else { &password });
-            let printed = match RedisUrl::parse(&text, None) {
-                Ok(url) => format!("{url} {url:?} {:?}", url.client().unwrap()),
-                Err(error) => format!("{error} {error:?}"),
-            };
-            // Any four characters in a row would be a piece of it; the shape's own host may hold shorter ones.
-            prop_assert!(!printed.contains(&password), "{printed}");
-            prop_assert!(!printed.contains(&encoded), "{printed}");
-            let secret: Vec<char> = password.chars().collect();
-            for piece in secret.windows(4).map(|piece| piece.iter().collect::<String>()) {
-                prop_assert!(!printed.contains(&piece), "`{piece}` of `{password}` in `{printed}`");
-            }
-        }
-    }
-}
+mod tests;

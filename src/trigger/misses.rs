@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use redis::{Client, RedisResult};
+use redis::RedisResult;
+use redis::aio::ConnectionLike;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -18,7 +19,7 @@ use crate::entry::EntryKey;
 use crate::entry::Trigger;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
-use crate::redis::{Backoff, Connection, RedisTime, lead, subscriber};
+use crate::redis::{Backoff, Connection, RedisTime, lead};
 use crate::store::Meta;
 
 /// The time for which a miss waits: an entry that a warmup asked for in vain is on the agenda by then.
@@ -43,9 +44,7 @@ const FLAGS: [char; 2] = ['E', 'm'];
 /// One worker's listener for misses.
 #[derive(Debug)]
 pub struct Misses {
-    /// Opens a connection of its own.
-    pub client: Client,
-    /// The connection for everything else.
+    /// The connection; the subscription opens another.
     pub redis: Connection,
     /// The key names.
     pub keys: Keys,
@@ -125,20 +124,18 @@ impl Misses {
 
     /// Listens until the connection ends or another worker is elected.
     async fn listen(&self, backoff: &mut Backoff) -> RedisResult<()> {
-        let connect = tokio::time::timeout(Duration::from_secs(5), subscriber(&self.client));
-        let mut pubsub = connect.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
-        let database = self.client.get_connection_info().redis_settings().db();
-        pubsub.subscribe(format!("__keyevent@{database}__:keymiss")).await?;
+        let channel = format!("__keyevent@{}__:keymiss", self.redis.get_db());
+        let subscribed = tokio::time::timeout(Duration::from_secs(5), self.redis.subscribe(channel));
+        let mut subscribed = subscribed.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         self.switch_on().await?;
         backoff.well();
         let mut misses = Heard::default();
-        let mut events = pubsub.into_on_message();
         let (mut handle, mut renew) = (tokio::time::interval(HANDLE), tokio::time::interval(RENEW));
         handle.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut logged = Instant::now();
         loop {
             tokio::select! {
-                event = events.next() => {
+                event = subscribed.messages.next() => {
                     let Some(event) = event else { return Ok(()) };
                     // A key that is not UTF-8 is no entry.
                     let Ok(key) = std::str::from_utf8(event.get_payload_bytes()) else { continue };

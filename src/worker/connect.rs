@@ -76,8 +76,7 @@ async fn unusable(redis: &mut Connection, keys: &Keys) -> redis::RedisResult<Opt
     if let Some(fault) = requirements::unsupported(redis).await? {
         return Ok(Some(fault));
     }
-    let client = redis.client().clone();
-    requirements::lacking(redis, &client, keys).await
+    requirements::lacking(redis, keys).await
 }
 
 /// The wait between two attempts: it doubles each time, and logs the reason when that changes and now and then.

@@ -124,11 +124,11 @@ impl<'a> Parts<'a> {
         let (cron, revalidator) = (shared.cron(stop), shared.revalidator());
         let job_cleaner = shared.job_cleaner();
         let watermark = Watermark::of(&shared.worker);
-        let channel = shared.channel(&pipeline, Arc::clone(&revalidator.wakeup), Arc::clone(&cron.wakeup))?;
+        let channel = shared.channel(&pipeline, Arc::clone(&revalidator.wakeup), Arc::clone(&cron.wakeup));
         let gaps_checked = channel.gap_detector.checked();
         let admin = shared.admin(&cron, &pipeline, &warming.warmer);
         let producers = Producers {
-            misses: if shared.settings.misses { Some(shared.misses()?) } else { None },
+            misses: shared.settings.misses.then(|| shared.misses()),
             sampler: shared.sampler(),
             dispatcher: shared.dispatcher(),
             remaker: shared.remaker(),
@@ -236,16 +236,10 @@ impl<'a> Shared<'a> {
         bulk_runtime.handle().spawn(connecting).await.context("connecting panicked: please report this")?
     }
 
-    fn channel(
-        &self,
-        pipeline: &Pipeline,
-        revalidator: Arc<Notify>,
-        schedules: Arc<Notify>,
-    ) -> anyhow::Result<Channel> {
+    fn channel(&self, pipeline: &Pipeline, revalidator: Arc<Notify>, schedules: Arc<Notify>) -> Channel {
         let (redis, keys) = (self.redis.clone(), self.keys.clone());
         let (worker, jobs) = (Arc::clone(&self.worker), Arc::clone(&self.jobs));
-        Ok(Channel {
-            client: self.settings.redis.client()?,
+        Channel {
             gap_detector: GapDetector::new(redis.clone(), keys.clone(), worker, jobs, self.store.clone()),
             redis,
             keys,
@@ -257,7 +251,7 @@ impl<'a> Shared<'a> {
             gates: self.gates.clone(),
             telemetry: self.telemetry.clone(),
             loop_health: self.health.subscription.clone(),
-        })
+        }
     }
 
     /// Builds the inbox's reader, over a connection of its own, since reads block it.
@@ -391,15 +385,14 @@ impl<'a> Shared<'a> {
         }
     }
 
-    fn misses(&self) -> anyhow::Result<Misses> {
-        Ok(Misses {
-            client: self.settings.redis.client()?,
+    fn misses(&self) -> Misses {
+        Misses {
             redis: self.redis.clone(),
             keys: self.keys.clone(),
             jobs: Arc::clone(&self.jobs),
             agenda: self.agenda.clone(),
             worker: Arc::clone(&self.worker),
-        })
+        }
     }
 
     fn sampler(&self) -> Sampler {

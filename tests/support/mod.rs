@@ -19,6 +19,7 @@ mod process;
 mod proxy;
 mod redis;
 mod replicas;
+mod sentinels;
 mod servers;
 mod upstream;
 mod versions;
@@ -33,6 +34,7 @@ pub use process::{Finished, Samovar, WorkerProcess, number_from_environment, sam
 pub use proxy::{Fault, Proxy};
 pub use redis::{RedisOptions, TestRedis};
 pub use replicas::{Replicas, Shown};
+pub use sentinels::{SERVICE, TestSentinels};
 pub use servers::both;
 pub use upstream::{Call, Gate, Reply, Upstream};
 pub use versions::Versions;

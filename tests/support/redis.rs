@@ -33,7 +33,7 @@ pub struct TestRedis {
 #[derive(Debug, Clone, Default)]
 pub struct RedisOptions {
     args: Vec<String>,
-    password: Option<String>,
+    pub(super) password: Option<String>,
     environment: Vec<(&'static str, PathBuf)>,
     tls: Option<(String, String)>,
 }
@@ -107,6 +107,10 @@ impl TestRedis {
     /// Its URL, as Samovar reads it.
     pub fn redis_url(&self) -> RedisUrl {
         RedisUrl::parse(&self.url(), self.ca().as_deref()).unwrap()
+    }
+
+    pub fn password(&self) -> Option<&str> {
+        self.options.password.as_deref()
     }
 
     /// The file that holds the authority of a server with TLS.
@@ -270,7 +274,7 @@ impl Drop for TestRedis {
     }
 }
 
-fn spawn_server(args: &[&str], environment: &[(&str, PathBuf)], folder: &TempDir) -> Child {
+pub(super) fn spawn_server(args: &[&str], environment: &[(&str, PathBuf)], folder: &TempDir) -> Child {
     for server in SERVERS {
         let mut command = Command::new(server);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
@@ -284,7 +288,7 @@ fn spawn_server(args: &[&str], environment: &[(&str, PathBuf)], folder: &TempDir
     panic!("no redis-server or valkey-server on the PATH: run `make setup`, which installs one");
 }
 
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     let mut random = rand::rng();
     let mut ports = std::iter::repeat_with(|| random.random_range(PORTS));
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("some port is free")

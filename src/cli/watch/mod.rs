@@ -60,7 +60,7 @@ pub(super) async fn run(args: &WatchArgs, settings: &Settings, env: &Environment
     }
     let filter = Filter::new(args.job.clone(), args.key.clone(), jobs);
     let (sender, mut news) = mpsc::channel(WAITING);
-    let receiving = news::receive(session.redis.client().clone(), session.keys.watched_channel(), sender.clone());
+    let receiving = news::receive(session.redis.clone(), session.keys.watched_channel(), sender.clone());
     let polling = news::poll(&session, jobs, &filter, sender);
     let mut view = View::new(settings.redis.to_string(), filter.to_string());
     let mut shown = if args.json || !std::io::stdout().is_terminal() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use redis::{Client, RedisResult};
+use redis::RedisResult;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -13,7 +13,7 @@ use super::super::session::Session;
 use super::filter::Filter;
 use crate::job::KnownJobs;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
-use crate::redis::RedisTime;
+use crate::redis::{Connection, RedisTime};
 use crate::telemetry::WorkerReport;
 
 /// The polling interval of Redis.
@@ -65,9 +65,9 @@ pub(super) struct Reads {
 }
 
 /// Receives the workers' events without end.
-pub(super) async fn receive(client: Client, channel: String, sender: Sender<News>) {
+pub(super) async fn receive(redis: Connection, channel: String, sender: Sender<News>) {
     loop {
-        let why = match subscribed(&client, &channel, &sender).await {
+        let why = match subscribed(&redis, &channel, &sender).await {
             Ok(()) => "the connection ended".to_owned(),
             Err(e) => e.to_string(),
         };
@@ -79,17 +79,11 @@ pub(super) async fn receive(client: Client, channel: String, sender: Sender<News
     }
 }
 
-async fn subscribed(client: &Client, channel: &str, sender: &Sender<News>) -> RedisResult<()> {
-    let connecting = async {
-        let mut subscription = client.get_async_pubsub().await?;
-        subscription.subscribe(channel).await?;
-        RedisResult::Ok(subscription)
-    };
+async fn subscribed(redis: &Connection, channel: &str, sender: &Sender<News>) -> RedisResult<()> {
     let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
-    let mut subscription = tokio::time::timeout(PATIENCE, connecting).await.map_err(late)??;
-    let mut messages = subscription.on_message();
+    let mut subscribed = tokio::time::timeout(PATIENCE, redis.subscribe(channel)).await.map_err(late)??;
     let _ = sender.send(News::Connected).await;
-    while let Some(message) = messages.next().await {
+    while let Some(message) = subscribed.messages.next().await {
         // Events of another version that cannot be read are ignored.
         if let Ok(report) = serde_json::from_slice(message.get_payload_bytes()) {
             let _ = sender.send(News::Report(report)).await;

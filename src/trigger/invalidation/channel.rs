@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, Stream, StreamExt};
-use redis::{Client, Msg};
+use redis::Msg;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::unconstrained;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use crate::protocol::Message;
 use crate::protocol::{Keys, inbox};
 use crate::queue::{QUEUED_SIGNAL, Queue};
 use crate::redis::LoopHealth;
-use crate::redis::{Backoff, Connection, subscriber};
+use crate::redis::{Backoff, Connection, Subscribed};
 use crate::source::Gate;
 use crate::store::REVALIDATE_SIGNAL;
 use crate::telemetry::Telemetry;
@@ -42,9 +42,7 @@ const CONFIRMED: Duration = Duration::from_secs(5);
 /// One worker's subscription.
 #[derive(Debug)]
 pub struct Channel {
-    /// Opens a connection of its own.
-    pub client: Client,
-    /// The connection for everything else.
+    /// The connection; the subscription opens another.
     pub redis: Connection,
     /// The key names.
     pub keys: Keys,
@@ -107,15 +105,9 @@ impl Channel {
         lost_since: &mut Option<Instant>,
         backoff: &mut Backoff,
     ) -> redis::RedisResult<()> {
-        let connect = subscriber(&self.client);
         let signals = self.keys.signal_channel();
         let channels = [self.keys.invalidate_channel(), signals.clone(), self.keys.hearing_channel()];
-        let subscribed = async {
-            let mut pubsub = connect.await?;
-            pubsub.subscribe(&channels).await?;
-            Ok::<_, redis::RedisError>(pubsub)
-        };
-        let pubsub = tokio::time::timeout(CONFIRMED, subscribed)
+        let Subscribed { mut sink, mut messages } = tokio::time::timeout(CONFIRMED, self.redis.subscribe(&channels))
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         self.gap_detector.subscribed();
@@ -127,7 +119,6 @@ impl Channel {
         // Signals may have been missed meanwhile.
         self.queue.wake();
         self.revalidator.notify_one();
-        let (mut sink, mut messages) = pubsub.split();
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,

@@ -46,6 +46,7 @@ impl RestartMonitor {
     /// Redis's; check again.
     pub(in crate::worker) async fn check(&mut self, thorough: bool) -> RedisResult<()> {
         let mut redis = self.redis.clone();
+        self.troubles.notice("the Sentinels", redis.fault_of_sentinels());
         let set_back: RedisResult<Option<u64>> =
             redis::cmd("HGET").arg(self.keys.clock()).arg(SET_BACK).query_async(&mut redis).await;
         let set_back = self.troubles.alone("the clock", set_back)?.flatten();

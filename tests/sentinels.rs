@@ -1,0 +1,161 @@
+//! A master that Sentinels name: the worker and the library follow a failover, and nothing published is lost.
+#![cfg(test)]
+
+mod support;
+
+use std::time::Duration;
+
+use redis::AsyncTypedCommands;
+use samovar::redis::{Connection, RedisUrl};
+use serde_json::json;
+use support::{
+    Art, Parts, SERVICE, TestRedis, TestSentinels, Upstream, WorkerProcess, eventually, readable, samovar, version,
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+async fn connected(url: &str) -> redis::RedisResult<Connection> {
+    RedisUrl::parse(url, None).unwrap().manager(PATIENCE).await
+}
+
+/// Waits until writes through this connection arrive at this server.
+async fn leads_to(connection: &mut Connection, server: &TestRedis) {
+    eventually("the connection leads to the server", async || {
+        connection.set("probe", server.port()).await.is_ok()
+            && server.get("probe").await == Some(server.port().to_string())
+    })
+    .await;
+}
+
+/// A worker on Sentinels, and an edit that it answers on this server.
+async fn answers(url: &str, server: &TestRedis, upstream: &Upstream, name: &str) {
+    let parts = Parts::at(&RedisUrl::parse(url, None).unwrap()).await;
+    let edited = upstream.edit(&format!("/art/{name}"));
+    parts.invalidate(&json!({"keys": [format!("art:{name}")], "action": "warm"}).to_string()).await;
+    version(server, name, edited).await;
+}
+
+#[tokio::test]
+async fn both_forms_lead_to_the_master() {
+    let all = TestSentinels::start().await;
+    let ports = all.ports();
+    for url in [
+        all.url(),
+        format!("redis+sentinel://127.0.0.1:{}/{SERVICE}", ports[1]),
+        format!("redis://127.0.0.1:{},127.0.0.1:{},{SERVICE}", ports[0], ports[2]),
+    ] {
+        let mut connection = connected(&url).await.unwrap();
+        connection.set("by", &url).await.unwrap();
+        assert_eq!(all.servers[0].get("by").await, Some(url));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_follows_a_failover() {
+    let mut all = TestSentinels::start().await;
+    // One Sentinel is enough: it tells of the others.
+    let mut connection = connected(&format!("redis+sentinel://127.0.0.1:{}/{SERVICE}", all.ports()[0])).await.unwrap();
+    leads_to(&mut connection, &all.servers[0]).await;
+    all.servers[0].kill9();
+    all.named(&all.servers[1]).await;
+    leads_to(&mut connection, &all.servers[1]).await;
+    all.kill9(0);
+    all.servers[0].start_again().await;
+    all.replicates(&all.servers[0]).await;
+    all.servers[1].kill9();
+    all.named(&all.servers[0]).await;
+    leads_to(&mut connection, &all.servers[0]).await;
+}
+
+#[tokio::test]
+async fn a_master_that_wakes_after_a_failover_is_left_alone() {
+    let all = TestSentinels::start().await;
+    let mut connection = connected(&all.url()).await.unwrap();
+    let mut subscription = connected(&all.url()).await.unwrap();
+    leads_to(&mut connection, &all.servers[0]).await;
+    leads_to(&mut subscription, &all.servers[0]).await;
+    all.servers[0].freeze();
+    all.named(&all.servers[1]).await;
+    leads_to(&mut connection, &all.servers[1]).await;
+    all.servers[0].thaw();
+    for n in 0..200 {
+        connection.set("counted", n).await.unwrap();
+        assert_eq!(all.servers[1].get("counted").await, Some(n.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_answers_again_after_a_failover() {
+    let (mut all, upstream) = tokio::join!(TestSentinels::start(), Upstream::start());
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut worker: WorkerProcess = samovar(["worker"]).redis_at(&all.url()).jobs(&jobs).spawn();
+    readable(&all.servers[0], "a").await;
+    answers(&all.url(), &all.servers[0], &upstream, "b").await;
+    eventually("the replica has it", async || all.servers[1].get("art:b").await.is_some()).await;
+    // Published with a master that has the message on its replica, and dies.
+    all.servers[0].kill9();
+    let edited = upstream.edit("/art/a");
+    all.named(&all.servers[1]).await;
+    // Nobody tells of this edit: a failover makes everything suspect.
+    version(&all.servers[1], "a", edited).await;
+    answers(&all.url(), &all.servers[1], &upstream, "c").await;
+    worker.wait_for_log(&["another master"]).await;
+    assert!(worker.is_running());
+}
+
+#[tokio::test]
+async fn a_worker_goes_on_without_sentinels_and_says_so() {
+    let (mut all, upstream) = tokio::join!(TestSentinels::start(), Upstream::start());
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut worker = samovar(["worker"]).redis_at(&all.url()).jobs(&jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    readable(&all.servers[0], "a").await;
+    for nth in 0..3 {
+        all.kill9(nth);
+    }
+    worker.wait_for_log(&["connections stay where they are"]).await;
+    let http = worker.http().await;
+    eventually("health says so", async || {
+        let health = reqwest::get(format!("{http}/health")).await.unwrap().text().await.unwrap();
+        (health.contains("degraded") && health.contains("the Sentinels do not name the master"))
+            .then_some(())
+            .ok_or(health)
+    })
+    .await;
+    let edited = upstream.edit("/art/a");
+    support::publish(&all.servers[0], "art:a").await;
+    version(&all.servers[0], "a", edited).await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_sentinels_is_told() {
+    let all = TestSentinels::of(TestRedis::options().password("Mpass"), Some("Spass")).await;
+    let url = |login: &str, name: &str, options: &str| {
+        format!("redis+sentinel://{login}127.0.0.1:{}/{name}?{options}", all.ports()[0])
+    };
+    let login = ":Mpass@";
+    let right = "sentinel_password=Spass";
+    connected(&url(login, SERVICE, right)).await.unwrap().set("a", 1).await.unwrap();
+    for (url, part) in [
+        (url(login, "other", right), "knows cache, not `other`"),
+        (url(login, SERVICE, ""), "sentinel_password"),
+        (url(login, SERVICE, "sentinel_password=wrong"), "sentinel_password"),
+        (url(":wrong@", SERVICE, right), "authentication failed"),
+        ("redis+sentinel://127.0.0.1:1/cache".to_owned(), "no Sentinel answers (127.0.0.1:1"),
+    ] {
+        let error = connected(&url).await.unwrap_err().to_string();
+        assert!(error.contains(part), "{url}: {error}");
+        assert!(!error.contains("wrong") && !error.contains("pass@") && !error.contains("Spass"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_address_of_a_sentinel_is_recognised() {
+    let all = TestSentinels::start().await;
+    let jobs = Art::of(&Upstream::start().await).folder();
+    let url = format!("redis://127.0.0.1:{}", all.ports()[0]);
+    let run = samovar(["jobs"]).jobs(&jobs).redis_at(&url).run().await;
+    let told = "the server is a Sentinel, which knows cache: write redis+sentinel://";
+    assert!(run.code == Some(69) && run.stderr.contains(told), "{run:?}");
+}

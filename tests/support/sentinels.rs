@@ -1,0 +1,140 @@
+//! Sentinels of a test's own, over a master and a replica.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::Child;
+
+use redis::FromRedisValue;
+use samovar::redis::RedisUrl;
+use tempfile::TempDir;
+
+use super::eventually::eventually;
+use super::redis::{RedisOptions, TestRedis, free_port, spawn_server};
+
+/// The name of the service.
+pub const SERVICE: &str = "cache";
+/// Sentinels, and how many of them must agree that the master is down.
+const SENTINELS: usize = 3;
+const QUORUM: usize = 2;
+
+/// A master, a replica, and three Sentinels on free ports. They end when this is dropped.
+pub struct TestSentinels {
+    /// The first begins as the master.
+    pub servers: [TestRedis; 2],
+    sentinels: Vec<Sentinel>,
+    password: Option<String>,
+}
+
+struct Sentinel {
+    child: Child,
+    port: u16,
+    folder: TempDir,
+}
+
+impl TestSentinels {
+    /// Starts all, without passwords.
+    pub async fn start() -> Self {
+        Self::of(TestRedis::options(), None).await
+    }
+
+    /// Starts all: the servers with these options, the Sentinels with this password.
+    pub async fn of(options: RedisOptions, password: Option<&str>) -> Self {
+        let options = options.arg("--repl-diskless-sync-delay", "0").arg("--repl-ping-replica-period", "1");
+        let options = match options.password.clone() {
+            Some(password) => options.arg("--masterauth", &password),
+            None => options,
+        };
+        let servers: [TestRedis; 2] = tokio::join!(options.clone().start(), options.start()).into();
+        let port = servers[0].port().to_string();
+        let () = servers[1].ask(&["REPLICAOF", "127.0.0.1", &port]).await;
+        let password = password.map(str::to_owned);
+        let sentinels = (0..SENTINELS).map(|_| Sentinel::launch(&servers[0], password.as_deref())).collect();
+        let all = Self { servers, sentinels, password };
+        for sentinel in &all.sentinels {
+            eventually("the Sentinel knows the replica and the other Sentinels", async || {
+                let known: HashMap<String, String> = all.ask(sentinel, "MASTER").await.unwrap_or_default();
+                let has = |field: &str, count: usize| known.get(field).is_some_and(|n| *n == count.to_string());
+                has("num-slaves", 1) && has("num-other-sentinels", SENTINELS - 1)
+            })
+            .await;
+        }
+        all
+    }
+
+    /// The URL that names all Sentinels, without logins.
+    pub fn url(&self) -> String {
+        let hosts: Vec<String> = self.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        format!("redis+sentinel://{}/{SERVICE}", hosts.join(","))
+    }
+
+    /// The ports of the Sentinels.
+    pub fn ports(&self) -> Vec<u16> {
+        self.sentinels.iter().map(|sentinel| sentinel.port).collect()
+    }
+
+    /// Ends a Sentinel at once.
+    pub fn kill9(&mut self, nth: usize) {
+        let child = &mut self.sentinels[nth].child;
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Waits until all Sentinels that answer name this server as the master.
+    pub async fn named(&self, server: &TestRedis) {
+        eventually("the Sentinels name the server", async || {
+            let mut named = Vec::new();
+            for sentinel in &self.sentinels {
+                if let Ok((_, port)) = self.ask::<(String, u16)>(sentinel, "GET-MASTER-ADDR-BY-NAME").await {
+                    named.push(port);
+                }
+            }
+            !named.is_empty() && named.iter().all(|port| *port == server.port())
+        })
+        .await;
+    }
+
+    /// Waits until this server is a replica that is up to date with its master.
+    pub async fn replicates(&self, server: &TestRedis) {
+        eventually("the server is a replica", async || {
+            let replication: String = server.ask(&["INFO", "replication"]).await;
+            replication.contains("role:slave") && replication.contains("master_link_status:up")
+        })
+        .await;
+    }
+
+    async fn ask<T: FromRedisValue>(&self, sentinel: &Sentinel, question: &str) -> redis::RedisResult<T> {
+        let client = RedisUrl::at("127.0.0.1", sentinel.port, 0, self.password.as_deref()).client()?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        redis::cmd("SENTINEL").arg(question).arg(SERVICE).query_async(&mut connection).await
+    }
+}
+
+impl Sentinel {
+    fn launch(master: &TestRedis, password: Option<&str>) -> Self {
+        let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
+        let mut settings = format!(
+            "port {port}\nbind 127.0.0.1\nprotected-mode no\nlogfile sentinel.log\ndir .\n\
+             sentinel monitor {SERVICE} 127.0.0.1 {} {QUORUM}\n\
+             sentinel down-after-milliseconds {SERVICE} 1000\n\
+             sentinel failover-timeout {SERVICE} 1000\n",
+            master.port()
+        );
+        if let Some(password) = master.password() {
+            settings += &format!("sentinel auth-pass {SERVICE} \"{password}\"\n");
+        }
+        if let Some(password) = password {
+            settings += &format!("requirepass \"{password}\"\nsentinel sentinel-pass \"{password}\"\n");
+        }
+        let file: PathBuf = folder.path().join("sentinel.conf");
+        std::fs::write(&file, settings).unwrap();
+        let child = spawn_server(&["sentinel.conf", "--sentinel"], &[], &folder);
+        Self { child, port, folder }
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
