@@ -116,8 +116,9 @@ async fn a_worker_goes_on_without_sentinels_and_says_so() {
     }
     worker.wait_for_log(&["connections stay where they are"]).await;
     let http = worker.http().await;
+    let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
     eventually("health says so", async || {
-        let health = reqwest::get(format!("{http}/health")).await.unwrap().text().await.unwrap();
+        let health = client.get(format!("{http}/health")).send().await.unwrap().text().await.unwrap();
         (health.contains("degraded") && health.contains("the Sentinels do not name the master"))
             .then_some(())
             .ok_or(health)

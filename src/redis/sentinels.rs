@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -56,6 +56,9 @@ pub(super) struct Master {
     named: Named,
 }
 
+/// What a Sentinel tells of a service or of another Sentinel.
+type Fields = HashMap<String, String>;
+
 /// An answer of a Sentinel.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Named {
@@ -71,7 +74,7 @@ pub(super) struct Sentinels {
     doubt: Notify,
     /// Why the last question had no answer.
     fault: Mutex<Option<String>>,
-    asking: Mutex<Option<JoinHandle<()>>>,
+    asking: Mutex<JoinSet<()>>,
 }
 
 impl Sentinels {
@@ -98,8 +101,10 @@ impl Sentinels {
     /// Starts to ask on this runtime, unless a task does already.
     pub(super) fn ask_on(self: &Arc<Self>) {
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        if asking.as_ref().is_none_or(JoinHandle::is_finished) {
-            *asking = Some(tokio::spawn(keep_asking(Arc::downgrade(self))));
+        // It ended if its runtime did.
+        while asking.try_join_next().is_some() {}
+        if asking.is_empty() {
+            asking.spawn(keep_asking(Arc::downgrade(self)));
         }
     }
 
@@ -228,7 +233,7 @@ impl fmt::Debug for Sentinels {
 
 /// Returns the names of the services that a Sentinel knows.
 pub(super) async fn services(sentinel: &mut impl ConnectionLike) -> RedisResult<Vec<String>> {
-    let services: Vec<HashMap<String, String>> = redis::cmd("SENTINEL").arg("MASTERS").query_async(sentinel).await?;
+    let services: Vec<Fields> = redis::cmd("SENTINEL").arg("MASTERS").query_async(sentinel).await?;
     Ok(services.into_iter().filter_map(|mut service| service.remove("name")).collect())
 }
 
@@ -280,7 +285,7 @@ impl Sentinel {
         question.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(service);
         // Its address is that of before a failover until all replicas follow, but it has the epoch.
         question.cmd("SENTINEL").arg("MASTER").arg(service).ignore_errors();
-        let (address, master): (RedisResult<Option<(String, u16)>>, RedisResult<HashMap<String, String>>) =
+        let (address, master): (RedisResult<Option<(String, u16)>>, RedisResult<Fields>) =
             self.send(async |connection| question.query_async(connection).await).await?;
         let epoch = master.ok().and_then(|master| master.get("config-epoch")?.parse().ok()).unwrap_or_default();
         Ok(address?.map(|(host, port)| Named { epoch, address: Address { host, port } }))
@@ -290,11 +295,9 @@ impl Sentinel {
     async fn peers(&self, service: &str) -> RedisResult<Vec<Address>> {
         let mut question = redis::cmd("SENTINEL");
         question.arg("SENTINELS").arg(service);
-        let peers: Vec<HashMap<String, String>> =
-            self.send(async |connection| question.query_async(connection).await).await?;
-        let address = |peer: &HashMap<String, String>| {
-            Some(Address { host: peer.get("ip")?.clone(), port: peer.get("port")?.parse().ok()? })
-        };
+        let peers: Vec<Fields> = self.send(async |connection| question.query_async(connection).await).await?;
+        let address =
+            |peer: &Fields| Some(Address { host: peer.get("ip")?.clone(), port: peer.get("port")?.parse().ok()? });
         Ok(peers.iter().filter_map(address).collect())
     }
 
