@@ -29,7 +29,7 @@ struct Artwork {
 #[tokio::main]
 async fn main() {
     let redis = TestRedis::start().await;
-    let client = redis.redis_url().client().unwrap();
+    let client = redis.client();
     let raw = client.get_multiplexed_async_connection().await.unwrap();
     let cache = Cache::builder(redis.redis_url()).prefix("art").build().await.unwrap();
     let artworks = (0..KEYS).map(|n| {

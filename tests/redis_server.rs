@@ -447,7 +447,7 @@ async fn fleets_on_two_databases_do_not_hear_each_other() {
     staging.is_warm().await;
     production.is_warm().await;
 
-    let client = redis::Client::open(redis.url()).unwrap();
+    let client = redis.client();
     let mut changed = client.get_async_pubsub().await.unwrap();
     changed.subscribe("samovar:changed").await.unwrap();
     let near = async |fleet: &Fleet| {

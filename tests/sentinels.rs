@@ -3,13 +3,15 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::AsyncTypedCommands;
+use samovar::cache::Cache;
 use samovar::redis::{Connection, RedisUrl};
 use serde_json::json;
 use support::{
-    Art, Parts, SERVICE, TestRedis, TestSentinels, Upstream, WorkerProcess, eventually, readable, samovar, version,
+    Art, Parts, SERVICE, TestRedis, TestSentinels, Upstream, WorkerProcess, eventually, eventually_within,
+    number_from_environment, readable, samovar, version,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -102,6 +104,98 @@ async fn a_worker_answers_again_after_a_failover() {
     answers(&all.url(), &all.servers[1], &upstream, "c").await;
     worker.wait_for_log(&["another master"]).await;
     assert!(worker.is_running());
+}
+
+/// Publishes to the inbox until a replica has the message too.
+async fn publish_safely(redis: &mut Connection, key: &str) {
+    let message = json!({ "keys": [key] }).to_string();
+    eventually_within(PATIENCE * 8, "a replica has the message", async || {
+        let mut steps = redis::pipe();
+        steps.cmd("XADD").arg("samovar:inbox").arg("*").arg("message").arg(&message);
+        steps.cmd("WAIT").arg(1).arg(1_000);
+        let (_, replicas): (String, u64) = steps.query_async(redis).await?;
+        if replicas > 0 { Ok(()) } else { Err(redis::RedisError::from(std::io::Error::other("no replica"))) }
+    })
+    .await;
+}
+
+/// Editors, two workers, and masters that die or freeze again and again: `SAMOVAR_TEST_SECONDS` sets how long. A master
+/// that froze wakes when its replica has taken its place.
+#[tokio::test]
+async fn no_edit_that_a_replica_has_is_lost_in_failovers() {
+    let lasts = Duration::from_secs(number_from_environment("SAMOVAR_TEST_SECONDS").unwrap_or(8));
+    let (mut all, upstream) = tokio::join!(TestSentinels::start(), Upstream::start());
+    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    names.iter().for_each(|name| drop(upstream.edit(&format!("/art/{name}"))));
+    let jobs = Art::of(&upstream).list(&names).folder();
+    let spawn = || samovar(["worker"]).redis_at(&all.url()).jobs(&jobs).env("SAMOVAR_CLAIM", "2s").spawn();
+    let mut workers = [spawn(), spawn()];
+    for name in &names {
+        readable(&all.servers[0], name).await;
+    }
+    let (url, begun) = (all.url(), Instant::now());
+    let (mut master, mut failovers, mut edits) = (0, 0, 0);
+    while begun.elapsed() < lasts || failovers < 2 {
+        let editing = async {
+            let mut redis = RedisUrl::parse(&url, None).unwrap().lazy_manager(PATIENCE).unwrap();
+            for name in &names {
+                upstream.edit(&format!("/art/{name}"));
+                publish_safely(&mut redis, &format!("art:{name}")).await;
+            }
+        };
+        let failing = async {
+            all.replicates(&all.servers[1 - master]).await;
+            let freezes = failovers % 2 == 0;
+            if freezes {
+                all.servers[master].freeze()
+            } else {
+                all.servers[master].kill9()
+            }
+            all.named(&all.servers[1 - master]).await;
+            if freezes {
+                all.servers[master].thaw()
+            } else {
+                all.servers[master].start_again().await
+            }
+            all.replicates(&all.servers[master]).await;
+        };
+        tokio::join!(editing, failing);
+        (master, failovers, edits) = (1 - master, failovers + 1, edits + names.len());
+    }
+    for name in &names {
+        version(&all.servers[master], name, upstream.version(&format!("/art/{name}"))).await;
+    }
+    eprintln!("{failovers} failovers, {edits} edits in {:?}", begun.elapsed());
+    assert!(workers.iter_mut().all(WorkerProcess::is_running));
+}
+
+#[tokio::test]
+async fn a_service_keeps_its_near_cache_true_over_a_failover() {
+    let mut all = TestSentinels::start().await;
+    let cache = |near: u64| {
+        let builder = Cache::builder(all.url().as_str()).prefix("art").bound(PATIENCE);
+        builder.near(near, Duration::from_secs(60)).announce(true).build()
+    };
+    let (reader, writer) = (cache(1 << 20).await.unwrap(), cache(1 << 20).await.unwrap());
+    writer.set("a", &1).await.unwrap();
+    eventually("the reader has it", async || reader.get::<u64>("a").await.ok().flatten() == Some(1)).await;
+    all.replicates(&all.servers[1]).await;
+    all.servers[0].kill9();
+    all.named(&all.servers[1]).await;
+    // Until the writer leads to the new master, its writes are dropped.
+    eventually("the writer writes again", async || {
+        writer.set("a", &2).await.unwrap();
+        all.servers[1].get("art:a").await == Some("2".to_owned())
+    })
+    .await;
+    for n in 2..50 {
+        writer.set("a", &n).await.unwrap();
+        eventually("the reader reads it", async || match reader.get::<u64>("a").await {
+            Ok(Some(read)) if read == n => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

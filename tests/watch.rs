@@ -93,7 +93,7 @@ async fn nothing_is_told_while_nobody_watches() {
         upstream.edit(&format!("/art/{name}"));
     }
     let jobs = Art::of(&upstream).list(&names).folder();
-    let client = redis.redis_url().client().unwrap();
+    let client = redis.client();
     // Who subscribes to a pattern is not counted as a subscriber of the channel.
     let mut tap = client.get_async_pubsub().await.unwrap();
     tap.psubscribe("samovar:watche*").await.unwrap();

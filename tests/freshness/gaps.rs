@@ -240,7 +240,7 @@ async fn what_only_workers_of_other_jobs_heard_is_made_good() {
 #[tokio::test]
 async fn a_forged_canary_hides_no_gap() {
     let (redis, upstream, jobs, mut first) = warmed_by(worker).await;
-    let mut signals = redis.redis_url().client().unwrap().get_async_pubsub().await.unwrap();
+    let mut signals = redis.client().get_async_pubsub().await.unwrap();
     signals.subscribe("samovar:signal").await.unwrap();
     let mut signals = signals.into_on_message();
     let future = 99_999_999_999_999_i64;

@@ -110,7 +110,7 @@ async fn an_invalidation_that_is_handled_twice_is_answered_once() {
 #[tokio::test]
 async fn changes_are_announced_and_what_stays_the_same_is_not() {
     let (redis, upstream, _jobs, _worker) = warmed(&["a"]).await;
-    let mut heard = redis.redis_url().client().unwrap().get_async_pubsub().await.unwrap();
+    let mut heard = redis.client().get_async_pubsub().await.unwrap();
     heard.subscribe("samovar:changed").await.unwrap();
     let mut heard = heard.into_on_message();
     let mut next = async || {

@@ -1,6 +1,7 @@
 //! A Redis server of a test's own.
 
 use super::eventually::{DEADLINE, eventually};
+use super::sentinels::{self, SERVICE, Sentinel};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::RngExt;
@@ -27,6 +28,8 @@ pub struct TestRedis {
     options: RedisOptions,
     port: u16,
     folder: TempDir,
+    /// Names the server, if tests shall reach it so.
+    sentinel: Option<Sentinel>,
 }
 
 /// The settings of a [`TestRedis`].
@@ -36,6 +39,8 @@ pub struct RedisOptions {
     pub(super) password: Option<String>,
     environment: Vec<(&'static str, PathBuf)>,
     tls: Option<(String, String)>,
+    /// It is reached without Sentinels, whatever tests are told.
+    is_direct: bool,
 }
 
 impl RedisOptions {
@@ -62,6 +67,12 @@ impl RedisOptions {
         self
     }
 
+    /// Is reached without Sentinels, whatever SAMOVAR_TEST_TOPOLOGY says.
+    pub fn direct(mut self) -> Self {
+        self.is_direct = true;
+        self
+    }
+
     /// Any other setting: `arg("--maxmemory", "2mb")`.
     pub fn arg(mut self, name: &str, value: &str) -> Self {
         self.args.extend([name.into(), value.into()]);
@@ -75,10 +86,13 @@ impl RedisOptions {
             std::fs::write(folder.path().join("cert.pem"), certificate).unwrap();
             std::fs::write(folder.path().join("key.pem"), key).unwrap();
         }
-        let mut server = TestRedis { child: None, options: self, port: 0, folder };
+        let mut server = TestRedis { child: None, options: self, port: 0, folder, sentinel: None };
         for _ in 0..20 {
             server.port = free_port();
             if server.launch().await {
+                if sentinels::are_wanted() && server.options.tls.is_none() && !server.options.is_direct {
+                    server.sentinel = Some(Sentinel::launch(&server, None, 1));
+                }
                 return server;
             }
         }
@@ -97,11 +111,26 @@ impl TestRedis {
         RedisOptions::default()
     }
 
-    /// Its URL, with the password.
+    /// Its URL, with the password: what Samovar is told.
     pub fn url(&self) -> String {
+        match &self.sentinel {
+            Some(Sentinel { port, .. }) => format!("redis+sentinel://{}127.0.0.1:{port}/{SERVICE}/0", self.login()),
+            None => self.own_url(),
+        }
+    }
+
+    fn login(&self) -> String {
+        self.options.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default()
+    }
+
+    fn own_url(&self) -> String {
         let scheme = if self.options.tls.is_some() { "rediss" } else { "redis" };
-        let login = self.options.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
-        format!("{scheme}://{login}127.0.0.1:{}/0", self.port)
+        format!("{scheme}://{}127.0.0.1:{}/0", self.login(), self.port)
+    }
+
+    /// Leads to it, without Sentinels.
+    pub fn client(&self) -> redis::Client {
+        RedisUrl::parse(&self.own_url(), self.ca().as_deref()).unwrap().client().expect("the URL is one")
     }
 
     /// Its URL, as Samovar reads it.
@@ -174,8 +203,7 @@ impl TestRedis {
         let patient = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(DEADLINE))
             .set_response_timeout(Some(DEADLINE));
-        let client = self.redis_url().client().expect("the URL is one");
-        client.get_multiplexed_async_connection_with_config(&patient).await.expect("the test's Redis answers")
+        self.client().get_multiplexed_async_connection_with_config(&patient).await.expect("the test's Redis answers")
     }
 
     /// One command: `redis.ask::<u64>(&["DBSIZE"])`.
@@ -223,7 +251,7 @@ impl TestRedis {
     }
 
     async fn try_connection(&self) -> redis::RedisResult<MultiplexedConnection> {
-        self.redis_url().client()?.get_multiplexed_async_connection().await
+        self.client().get_multiplexed_async_connection().await
     }
 
     /// Starts the server; returns whether it is the one that answers on the port.

@@ -17,6 +17,15 @@ pub const SERVICE: &str = "cache";
 const SENTINELS: usize = 3;
 const QUORUM: usize = 2;
 
+/// Returns `true` if the tests shall reach their servers through Sentinels.
+pub(super) fn are_wanted() -> bool {
+    match std::env::var("SAMOVAR_TEST_TOPOLOGY").as_deref() {
+        Ok("sentinel") => true,
+        Ok("single") | Err(_) => false,
+        Ok(other) => panic!("SAMOVAR_TEST_TOPOLOGY is `{other}`: write single or sentinel"),
+    }
+}
+
 /// A master, a replica, and three Sentinels on free ports. They end when this is dropped.
 pub struct TestSentinels {
     /// The first begins as the master.
@@ -25,10 +34,11 @@ pub struct TestSentinels {
     password: Option<String>,
 }
 
-struct Sentinel {
+#[derive(Debug)]
+pub(super) struct Sentinel {
     child: Child,
-    port: u16,
-    folder: TempDir,
+    pub(super) port: u16,
+    _folder: TempDir,
 }
 
 impl TestSentinels {
@@ -39,7 +49,7 @@ impl TestSentinels {
 
     /// Starts all: the servers with these options, the Sentinels with this password.
     pub async fn of(options: RedisOptions, password: Option<&str>) -> Self {
-        let options = options.arg("--repl-diskless-sync-delay", "0").arg("--repl-ping-replica-period", "1");
+        let options = options.direct().arg("--repl-diskless-sync-delay", "0").arg("--repl-ping-replica-period", "1");
         let options = match options.password.clone() {
             Some(password) => options.arg("--masterauth", &password),
             None => options,
@@ -48,7 +58,7 @@ impl TestSentinels {
         let port = servers[0].port().to_string();
         let () = servers[1].ask(&["REPLICAOF", "127.0.0.1", &port]).await;
         let password = password.map(str::to_owned);
-        let sentinels = (0..SENTINELS).map(|_| Sentinel::launch(&servers[0], password.as_deref())).collect();
+        let sentinels = (0..SENTINELS).map(|_| Sentinel::launch(&servers[0], password.as_deref(), QUORUM)).collect();
         let all = Self { servers, sentinels, password };
         for sentinel in &all.sentinels {
             eventually("the Sentinel knows the replica and the other Sentinels", async || {
@@ -110,11 +120,11 @@ impl TestSentinels {
 }
 
 impl Sentinel {
-    fn launch(master: &TestRedis, password: Option<&str>) -> Self {
+    pub(super) fn launch(master: &TestRedis, password: Option<&str>, quorum: usize) -> Self {
         let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
         let mut settings = format!(
             "port {port}\nbind 127.0.0.1\nprotected-mode no\nlogfile sentinel.log\ndir .\n\
-             sentinel monitor {SERVICE} 127.0.0.1 {} {QUORUM}\n\
+             sentinel monitor {SERVICE} 127.0.0.1 {} {quorum}\n\
              sentinel down-after-milliseconds {SERVICE} 1000\n\
              sentinel failover-timeout {SERVICE} 1000\n",
             master.port()
@@ -128,7 +138,7 @@ impl Sentinel {
         let file: PathBuf = folder.path().join("sentinel.conf");
         std::fs::write(&file, settings).unwrap();
         let child = spawn_server(&["sentinel.conf", "--sentinel"], &[], &folder);
-        Self { child, port, folder }
+        Self { child, port, _folder: folder }
     }
 }
 
