@@ -12,7 +12,16 @@ fn number(row: &Value, field: &str) -> u64 {
 
 #[tokio::test]
 async fn its_figures_add_up_and_samovar_misses_least() {
-    let finished = samovar(["demo", "--seconds", "3", "--json"]).run().await;
+    adds_up(["demo", "--seconds", "3", "--json"]).await;
+}
+
+#[tokio::test]
+async fn its_figures_add_up_with_a_failover() {
+    adds_up(["demo", "--seconds", "6", "--json", "--topology", "sentinel"]).await;
+}
+
+async fn adds_up<const N: usize>(line: [&str; N]) {
+    let finished = samovar(line).run().await;
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let report: Value = serde_json::from_str(&finished.stdout).unwrap();
     let rows = report["contenders"].as_array().unwrap();

@@ -12,7 +12,6 @@ use redis::RedisResult;
 
 use super::catalogue::Shelf;
 use super::contender::Contender;
-use crate::redis::RedisUrl;
 
 /// Concurrent fetches for each kind of content.
 const ABREAST: usize = 8;
@@ -47,19 +46,17 @@ pub(super) async fn prefetch(contender: &Contender, shelf: &Shelf, once: &Atomic
 }
 
 /// Deletes published keys without end.
-pub(super) async fn delete_on_publish(contender: &Contender, redis: &RedisUrl, channel: &str) {
+pub(super) async fn delete_on_publish(contender: &Contender, channel: &str) {
     loop {
         // A broken subscription is restored; messages in between are lost.
-        let _ = subscribed(contender, redis, channel).await;
+        let _ = subscribed(contender, channel).await;
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn subscribed(contender: &Contender, redis: &RedisUrl, channel: &str) -> RedisResult<()> {
-    let mut pubsub = redis.client()?.get_async_pubsub().await?;
-    pubsub.subscribe(channel).await?;
-    let mut messages = pubsub.into_on_message();
-    while let Some(message) = messages.next().await {
+async fn subscribed(contender: &Contender, channel: &str) -> RedisResult<()> {
+    let mut subscribed = contender.redis.subscribe(channel).await?;
+    while let Some(message) = subscribed.messages.next().await {
         let key: String = message.get_payload()?;
         let () = redis::cmd("DEL").arg(key).query_async(&mut contender.redis.clone()).await?;
     }

@@ -1,7 +1,7 @@
 //! `samovar demo`: a one-minute run of Samovar, measured against two alternatives.
 //!
 //! Each contender has its own Redis and museum. All get the same reads and edits at the same times, a worker is killed,
-//! and every Redis is restarted. Every number on the screen is measured in this run. All started processes end with the
+//! and every Redis is killed, and restarted or replaced by its replica. Every number on the screen is measured in this run. All started processes end with the
 //! demo, however it ends.
 
 mod catalogue;
@@ -15,6 +15,7 @@ mod report;
 mod scale;
 mod screen;
 mod server;
+mod site;
 mod stage;
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 use self::report::{Report, count, percent, time};
 use self::scale::Scale;
 use self::screen::Screen;
+use self::site::Topology;
 use self::stage::{EDITS, READS, Stage};
 use super::session::wrapped;
 use super::{exit, session};
@@ -54,6 +56,9 @@ pub(super) struct DemoArgs {
     /// The seed of reads and edits; the same seed gives the same reads and edits
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// The Redis of each contender
+    #[arg(long, value_enum, default_value_t = Topology::Single)]
+    topology: Topology,
     /// Print only the result, as JSON
     #[arg(long)]
     json: bool,
@@ -86,7 +91,7 @@ async fn play(args: &DemoArgs, program: &'static str) -> anyhow::Result<()> {
     if !args.json {
         introduce();
     }
-    let mut stage = Stage::set(program, SCALE, args.seed).await?;
+    let mut stage = Stage::set(program, args.topology, SCALE, args.seed).await?;
     let warmup = warm_up(&mut stage, &mut screen).await?;
     let from = Instant::now();
     stage.count();
@@ -237,7 +242,10 @@ async fn kill_a_worker(
 }
 
 async fn restart_redis(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result<()> {
-    screen.say("all three Redis servers killed with SIGKILL, and restarted from their append-only files");
+    screen.say(match stage.topology {
+        Topology::Single => "all three Redis servers killed with SIGKILL, and restarted from their append-only files",
+        Topology::Sentinel => "all three masters killed with SIGKILL; their Sentinels promote the replicas",
+    });
     let killed = Instant::now();
     let before = stage.refreshed().await?;
     let back = stage.restart().await?;
@@ -263,7 +271,7 @@ async fn restart_redis(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result
 
 /// Prints how to try it.
 fn invite(stage: &Stage, stay: bool) {
-    let Some((url, port)) = stage.redis().into_iter().next() else { return };
+    let Some((url, port)) = stage.redis() else { return };
     if !stay {
         let how = "Try it yourself: `samovar demo --stay` (or `make demo ARGS=--stay`) keeps everything running and shows how.";
         println!("\n{}", wrapped(how, ""));

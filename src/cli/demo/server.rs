@@ -111,7 +111,7 @@ impl Server {
     }
 }
 
-fn free_port() -> anyhow::Result<u16> {
+pub(super) fn free_port() -> anyhow::Result<u16> {
     let mut random = rand::rng();
     (0..1_000)
         .map(|_| random.random_range(PORTS))

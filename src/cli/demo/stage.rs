@@ -19,7 +19,7 @@ use super::hundred_lines;
 use super::minder::Minder;
 use super::readers::{self, Window};
 use super::scale::{self, Scale};
-use super::server::Server;
+use super::site::{Site, Topology};
 use crate::cli::museum::{Museum, Options};
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisUrl};
@@ -42,7 +42,9 @@ pub(super) struct Stage {
     crowd: JoinSet<anyhow::Result<()>>,
     /// Samovar's workers.
     pub(super) fleet: Fleet,
-    servers: Vec<Server>,
+    sites: Vec<Site>,
+    /// The servers of each site.
+    pub(super) topology: Topology,
     /// In the order of [`NAMES`].
     pub(super) contenders: Vec<Arc<Contender>>,
     /// The results of the edits, in the same order.
@@ -68,7 +70,12 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Starts servers, museums, workers and readers.
-    pub(super) async fn set(program: &'static str, scale: Scale, seed: u64) -> anyhow::Result<Self> {
+    pub(super) async fn set(
+        program: &'static str,
+        topology: Topology,
+        scale: Scale,
+        seed: u64,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("samovar-demo-").tempdir().context("no temporary folder")?;
         let minder = Minder::start(folder.path())?;
         let files = scale.files()?;
@@ -81,23 +88,24 @@ impl Stage {
             let museum = Museum::start(([127, 0, 0, 1], 0).into(), Options::instant()).await?;
             Arc::new(Catalogue::read(&scale::read(&files, &museum.url())?, &museum).await?)
         };
-        let (mut servers, mut contenders) = (Vec::new(), Vec::new());
+        let (mut sites, mut contenders) = (Vec::new(), Vec::new());
         for name in NAMES {
             let place = folder.path().join(name.replace(' ', "-"));
             std::fs::create_dir(&place)?;
-            let server = Server::start(program, &place, &minder).await?;
+            let site = Site::start(program, topology, &place, &minder).await?;
             let options = Options { latency_factor: scale.latency, lag: scale.lag(), ..Options::default() };
             let museum = Museum::start(([127, 0, 0, 1], 0).into(), options).await?;
-            contenders.push(Arc::new(Contender::new(name, museum, &server.url(), &files, &catalogue).await?));
-            servers.push(server);
+            contenders.push(Arc::new(Contender::new(name, museum, &site.url()?, &files, &catalogue).await?));
+            sites.push(site);
         }
-        let redis = servers.first().map(Server::url).context("no server")?;
+        let redis = sites.first().context("no server")?.url()?;
         let museum = contenders.first().map(|contender| contender.museum.url()).unwrap_or_default();
         let mut stage = Self {
             loops: JoinSet::new(),
             crowd: JoinSet::new(),
             fleet: Fleet::new(&jobs, folder.path(), redis.to_string(), museum, &minder),
-            servers,
+            sites,
+            topology,
             freshness: contenders.iter().map(|_| Arc::default()).collect(),
             contenders,
             catalogue,
@@ -134,9 +142,9 @@ impl Stage {
                 Ok(())
             });
         }
-        let (url, channel) = (self.servers[1].url(), self.keys.invalidate_channel());
+        let channel = self.keys.invalidate_channel();
         self.loops.spawn(async move {
-            hundred_lines::delete_on_publish(&hundred, &url, &channel).await;
+            hundred_lines::delete_on_publish(&hundred, &channel).await;
             Ok(())
         });
         for contender in &self.contenders {
@@ -209,24 +217,26 @@ impl Stage {
         self.prefetched.iter().all(|once| once.load(Relaxed))
     }
 
-    /// Kills all three Redis servers and restarts them; returns the time until each answered.
+    /// Kills the three Redis servers that clients use, and restarts or replaces them; returns the time until each
+    /// contender had an answer.
     pub(super) async fn restart(&mut self) -> anyhow::Result<Vec<Duration>> {
         let begun = Instant::now();
-        for (server, contender) in self.servers.iter_mut().zip(&self.contenders) {
+        for (site, contender) in self.sites.iter_mut().zip(&self.contenders) {
             contender.away.store(true, Relaxed);
-            server.kill9();
+            site.kill9();
         }
-        let back = self.servers.iter_mut().zip(&self.contenders).map(async |(server, contender)| {
-            server.start_again().await?;
+        let back = self.sites.iter_mut().zip(&self.contenders).map(async |(site, contender)| {
+            site.recover().await?;
             contender.back().await;
             anyhow::Ok(begun.elapsed())
         });
         futures_util::future::try_join_all(back).await
     }
 
-    /// Returns the ports of the contenders' Redis servers.
-    pub(super) fn redis(&self) -> Vec<(RedisUrl, u16)> {
-        self.servers.iter().map(|server| (server.url(), server.port())).collect()
+    /// Returns the URL of Samovar's Redis, and the port of the server that clients use.
+    pub(super) fn redis(&self) -> Option<(RedisUrl, u16)> {
+        let site = self.sites.first()?;
+        Some((site.url().ok()?, site.port()))
     }
 
     /// Returns the folder of scaled jobs.
