@@ -179,7 +179,12 @@ fn prepare(common: &CommonArgs, command: &Command) -> Result<(Settings, Environm
         Command::Health(args) => WorkerArgs { listen: args.listen.clone(), ..WorkerArgs::default() },
         _ => WorkerArgs::default(),
     };
-    let settings = Settings::resolve(common, &worker, &env)?;
+    let mut common = common.clone();
+    if matches!(command, Command::Demo(_)) && env.get("SAMOVAR_LOG").is_none() {
+        // It has a screen of its own.
+        common.log.get_or_insert_with(|| "warn".to_owned());
+    }
+    let settings = Settings::resolve(&common, &worker, &env)?;
     Ok((settings, env))
 }
 
