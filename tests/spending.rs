@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use samovar::agenda::Due;
-use samovar::entry::EntryKey;
+use samovar::entry::{EntryKey, Trigger};
 use samovar::redis::RedisTime;
 use serde_json::{Value, json};
 use support::{
@@ -120,6 +120,89 @@ async fn check_diff_tells_the_budget_that_is_left() {
     assert_eq!((left[0]["tokens_left"].as_u64(), left[0]["window_ends_ms"].is_i64()), (Some(970), true), "{left}");
     let text = diff(&[]).await.replace("\n  ", " ");
     assert!(text.contains("Budget of openai: 970 of 1,000 tokens are left in this window, which ends in"), "{text}");
+}
+
+/// Changes the prompt of the job `story`, and has a worker take it up.
+fn change_the_prompt(jobs: &JobsFolder, worker: &WorkerProcess) {
+    let story = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
+    jobs.write("story.toml", &story.replace("Tell of", "Sing of"));
+    worker.hangup();
+}
+
+#[tokio::test]
+async fn values_of_an_earlier_file_that_wait_for_the_budget_are_told() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"title": "one"}));
+    let jobs = stories(&upstream, &["a", "b", "c"], "tokens = \"60/hour\"");
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    eventually("it is counted", async || job(&redis, &jobs, "story").await["spending"]["tokens_spent"] == 45).await;
+    assert_eq!(job(&redis, &jobs, "story").await["outdated"], Value::Null);
+    change_the_prompt(&jobs, &worker);
+    let told = eventually("two wait", async || {
+        let outdated = job(&redis, &jobs, "story").await["outdated"].clone();
+        let waits = outdated["waits_for"].to_string().contains("the budget of openai: no requests for ");
+        if outdated["values"] == 2 && waits { Ok(outdated) } else { Err(outdated) }
+    })
+    .await;
+    assert_eq!(told["reason"], Value::Null, "{told}");
+    let shown = samovar(["jobs"]).redis(&redis).jobs(&jobs).run().await.stdout.replace('\n', " ");
+    let said = "2 values of story are made from an earlier file. They wait for the budget of openai: no requests for ";
+    assert!(shown.contains(said), "{shown}");
+    let base = worker.http().await;
+    let one: Value = serde_json::from_str(&get(&format!("{base}/jobs/story")).await).unwrap();
+    assert!(one["outdated"]["values"].as_u64() > Some(0), "{one}");
+    // A raised budget would let them be made, and changes nothing that values are made from.
+    let upstreams = std::fs::read_to_string(jobs.path().join("upstreams.toml")).unwrap();
+    jobs.write("upstreams.toml", &upstreams.replace("60/hour", "100/hour"));
+    eventually("the change is carried out", async || {
+        let done = samovar(["check", "--diff", "--json"]).redis(&redis).jobs(&jobs).run().await;
+        let diff: Value = serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}: {done:?}"));
+        let story = diff["jobs"].as_array().unwrap().iter().find(|job| job["job"] == "story").unwrap();
+        let counts = ["state", "values", "ai_calls"].map(|field| story[field].clone());
+        let budget = &diff["budgets"][0];
+        let left = ["tokens_left", "tokens_per_call", "calls_left"].map(|field| budget[field].clone());
+        let expected = ([json!("unchanged"), json!(2), json!(2)], [json!(40), json!(15), json!(2)]);
+        if (counts, left) == expected { Ok(()) } else { Err(diff) }
+    })
+    .await;
+    let shown = samovar(["check", "--diff"]).redis(&redis).jobs(&jobs).run().await.stdout.replace("\n  ", " ");
+    for said in ["story: its values wait since an earlier change", "last for about 2 AI calls, at 15 tokens each"] {
+        assert!(shown.contains(said), "{said}: {shown}");
+    }
+    samovar(["pause", "story"]).redis(&redis).run().await;
+    let waits = job(&redis, &jobs, "story").await["outdated"]["waits_for"].to_string();
+    assert!(waits.contains("the end of the pause"), "{waits}");
+}
+
+#[tokio::test]
+async fn a_new_window_makes_what_a_change_left_without_a_warmup() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"title": "one"}));
+    let jobs = stories(&upstream, &["a", "b", "c"], "tokens = \"60/hour\"");
+    let worker = worker(&redis, &jobs);
+    eventually("all are there", async || redis.keys("story:*").await.len() == 3).await;
+    change_the_prompt(&jobs, &worker);
+    let parts = Parts::of(&redis).await;
+    let deferred = async || {
+        let now = parts.now().await;
+        let all: Vec<(String, f64)> = redis.ask(&["ZRANGE", "samovar:agenda:{story}", "0", "-1", "WITHSCORES"]).await;
+        let all = all.into_iter().map(|(key, score)| (key, Due::from_score(score)));
+        let waits = all.filter(|(_, due)| due.trigger == Trigger::Cron && due.at > now + Duration::from_secs(60));
+        Vec::from_iter(waits.map(|(key, due)| (key, due.at.saturating_since(now))))
+    };
+    eventually("two are deferred", async || deferred().await.len() == 2).await;
+    // The window ends, and with it their wait.
+    redis.ask::<u8>(&["DEL", "samovar:budget:{openai}"]).await;
+    eventually("all are made from the new prompt", async || {
+        for (key, wait) in deferred().await {
+            let sooner = format!("-{}", wait.as_millis());
+            redis.ask::<f64>(&["ZINCRBY", "samovar:agenda:{story}", &sooner, &key]).await;
+        }
+        let asked = upstream.requests(ASKED).iter().filter(|request| request.body.contains("Sing of")).count();
+        let outdated = job(&redis, &jobs, "story").await["outdated"].clone();
+        if asked == 3 && outdated.is_null() { Ok(()) } else { Err((asked, outdated)) }
+    })
+    .await;
 }
 
 #[tokio::test]

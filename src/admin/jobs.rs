@@ -60,6 +60,9 @@ fn withhold(fleet: &Fleet, status: &mut JobStatus) {
     if let Some(feed) = status.feed.as_mut().filter(|_| !fleet.trusted) {
         (feed.reason, feed.first_skipped) = (None, None);
     }
+    if let Some(outdated) = status.outdated.as_mut().filter(|_| !fleet.trusted) {
+        outdated.reason = None;
+    }
 }
 
 /// Adds a change that waits long for other workers.
@@ -68,10 +71,13 @@ fn add_waiting(fleet: &Fleet, status: &mut JobStatus) {
     status.faults.extend(remaker.notice_of(&status.job));
 }
 
-/// Adds the state that all jobs share.
-async fn add_fleet(fleet: &Fleet, statuses: &mut [JobStatus]) -> Result<(), Problem> {
+/// Adds values of earlier files, and the state that all jobs share.
+async fn add_fleet(fleet: &Fleet, statuses: &mut [JobStatus], census: Option<&Census>) -> Result<(), Problem> {
     let parts = &fleet.parts;
     let living = parts.queue.living(parts.dead_after).await;
+    if let Some(census) = census {
+        parts.ops.add_outdated(statuses, census, &living).await?;
+    }
     status::add_fleet(statuses, &parts.ops.fleet(living).await?);
     Ok(())
 }
@@ -86,7 +92,7 @@ pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
     }
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(&mut all, &parts.ops.jobs, &upstreams);
-    add_fleet(fleet, &mut all).await?;
+    add_fleet(fleet, &mut all, census.as_deref()).await?;
     for status in &mut all {
         add_waiting(fleet, status);
         withhold(fleet, status);
@@ -119,7 +125,7 @@ pub(super) async fn job(
     let mut status = status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?;
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(std::slice::from_mut(&mut status), &parts.ops.jobs, &upstreams);
-    add_fleet(&fleet, std::slice::from_mut(&mut status)).await?;
+    add_fleet(&fleet, std::slice::from_mut(&mut status), census.as_deref()).await?;
     add_waiting(&fleet, &mut status);
     withhold(&fleet, &mut status);
     Ok(Json(status))

@@ -16,9 +16,9 @@ use super::session::{
 };
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
-use crate::entry::{EntryKey, JobName};
+use crate::entry::{EntryKey, JobName, Outcome};
 use crate::job::{EnvUse, Job, Jobs, KnownJobs, Params};
-use crate::ops::status::{self, UpstreamStatus};
+use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::ops::{Digests, Noted, Ops, Plan, descriptions, differences, digests, still_waits};
 use crate::redis::{RedisTime, Scan};
 use crate::source::Sources;
@@ -51,6 +51,12 @@ struct Budget {
     /// When this window ends (Redis time, ms since the epoch); absent before the first tokens of a window are spent.
     #[serde(skip_serializing_if = "Option::is_none")]
     window_ends_ms: Option<RedisTime>,
+    /// The tokens that each AI call to come may cost, by what the values of its job cost so far; absent if unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_per_call: Option<u64>,
+    /// The AI calls for which the tokens that are left may last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calls_left: Option<u64>,
 }
 
 /// One job.
@@ -61,7 +67,7 @@ struct JobDiff {
     /// The parts of the file that differ: `values` (what they are made from), `ttl`, `entries`, `warm`; `text` for
     /// comments and descriptions; `file` where the fleet does not tell which.
     changed: Vec<String>,
-    /// Values in Redis that are made anew.
+    /// Values in Redis that are made anew, also those that wait since an earlier change.
     values: usize,
     /// Entries to keep warm that have no value.
     missing: usize,
@@ -131,11 +137,13 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
     let session = Session::open(settings).await?;
     let ops = session.ops(Arc::new(KnownJobs::from(&*jobs)));
     let fleet = Fleet::read(&session, &ops).await?;
+    let outdated = fleet.outdated(&ops, &sources, &jobs).await?;
     let mut diffs = Vec::new();
     for job in jobs.jobs.values() {
         let of_file = |used: &&EnvUse| Path::new(&used.file).file_stem().is_some_and(|stem| stem == job.name.as_str());
         let unset: BTreeSet<&str> = unset.iter().filter(of_file).map(|used| used.name.as_str()).collect();
-        let mut diff = fleet.compare(&ops, &sources, job, &unset).await?;
+        let outdated = outdated.get(&job.name).copied().unwrap_or_default();
+        let mut diff = fleet.compare(&ops, &sources, job, outdated, &unset).await?;
         fleet.note_handover(&ops, &sources, &jobs, job, &mut diff).await?;
         diffs.push(diff);
     }
@@ -159,15 +167,39 @@ async fn budgets(ops: &Ops, diffs: &[JobDiff]) -> Result<Vec<Budget>, Failed> {
     let jobs = paid.filter_map(|diff| ops.jobs.jobs.get(diff.job.as_str()));
     let asked: BTreeSet<&str> = jobs.flat_map(|job| &job.upstreams).map(|upstream| upstream.name.as_str()).collect();
     let known = status::upstreams(&ops.redis, &ops.keys, &ops.jobs).await?;
+    let costs = costs(ops, diffs).await?;
     let budget = |known: UpstreamStatus| {
+        let tokens_left = known.tokens_budget?.saturating_sub(known.tokens_spent?);
+        let tokens_per_call = costs.get(&known.upstream).copied();
         Some(Budget {
-            tokens_left: known.tokens_budget?.saturating_sub(known.tokens_spent?),
+            tokens_left,
             tokens_budget: known.tokens_budget?,
             window_ends_ms: known.tokens_window_ends_ms,
+            tokens_per_call,
+            calls_left: tokens_per_call.map(|tokens| tokens_left / tokens),
             upstream: known.upstream,
         })
     };
     Ok(known.into_iter().filter(|known| asked.contains(known.upstream.as_str())).filter_map(budget).collect())
+}
+
+/// Returns the tokens that a call to come to each upstream may cost: as much as a value of its job did so far. An
+/// upstream of several jobs has the mean over the calls.
+async fn costs(ops: &Ops, diffs: &[JobDiff]) -> Result<BTreeMap<String, u64>, Failed> {
+    let mut sums: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for diff in diffs.iter().filter(|diff| diff.ai_calls > 0) {
+        let Some(job) = ops.jobs.jobs.get(diff.job.as_str()).filter(|job| job.may_hold_unasked) else { continue };
+        let Some(upstream) = job.upstreams.first() else { continue };
+        let JobStatus { usage, outcomes, .. } = status::of_job(&ops.redis, &ops.keys, job, None).await?;
+        let values = outcomes.get(Outcome::Warmed.as_str()).copied().unwrap_or_default();
+        if values > 0 && usage.tokens_spent > 0 {
+            let (calls, tokens) = sums.entry(upstream.name.to_string()).or_default();
+            let cost = (diff.ai_calls as u64).saturating_mul(usage.tokens_spent.div_ceil(values));
+            *calls += diff.ai_calls as u64;
+            *tokens = tokens.saturating_add(cost);
+        }
+    }
+    Ok(sums.into_iter().map(|(upstream, (calls, tokens))| (upstream, tokens.div_ceil(calls))).collect())
 }
 
 impl Fleet {
@@ -196,6 +228,7 @@ impl Fleet {
         ops: &Ops,
         sources: &Sources,
         job: &Arc<Job>,
+        outdated: Plan,
         unset: &BTreeSet<&str>,
     ) -> Result<JobDiff, Failed> {
         let name = job.name.as_str();
@@ -207,22 +240,16 @@ impl Fleet {
             (true, true) => State::Unchanged,
             (true, false) => State::Changed,
         };
-        let mut plan = Plan::default();
-        match noted {
-            Some(noted) if !noted.is_settled(&job.made) => {
-                let mut scan = Scan::new(job.key.glob());
-                while let Some(found) = scan.next(&mut ops.redis.clone()).await? {
-                    let keys = found.into_iter().map(EntryKey::new);
-                    plan += ops.plan_outdated(job, noted.base(), sources, keys).await?;
-                }
-            }
-            None if state != State::New => notes.push(
+        if noted.is_none() && state != State::New {
+            notes.push(
                 "no worker of this version has run with this job: its values count as made from the new file"
                     .to_owned(),
-            ),
-            Some(_) | None => {}
+            );
         }
-        let values = plan.entries;
+        let (mut plan, values) = (outdated, outdated.entries);
+        if values > 0 && noted.is_some_and(|noted| noted.is_settled(&job.made)) {
+            notes.push("its values wait since an earlier change; `samovar jobs` shows what for".to_owned());
+        }
         let fed = self.fed(ops, job).await?;
         if state != State::Unchanged {
             plan += self.missing(ops, sources, job, &fed).await?;
@@ -259,6 +286,25 @@ impl Fleet {
             fallback_ai_calls,
             notes,
         })
+    }
+
+    /// Counts what values take that are not made from the new files, by job, with one scan of the whole database.
+    async fn outdated(&self, ops: &Ops, sources: &Sources, jobs: &Jobs) -> Result<BTreeMap<JobName, Plan>, Failed> {
+        let mut plans: BTreeMap<JobName, Plan> = BTreeMap::new();
+        let mut scan = Scan::new("*");
+        while let Some(found) = scan.next(&mut ops.redis.clone()).await? {
+            let mut by_job: BTreeMap<&JobName, (&Job, Vec<EntryKey>)> = BTreeMap::new();
+            for key in found {
+                if let Some((job, _)) = jobs.owner(&key) {
+                    by_job.entry(&job.name).or_insert_with(|| (&**job, Vec::new())).1.push(EntryKey::new(key));
+                }
+            }
+            for (name, (job, keys)) in by_job {
+                let Some(noted) = self.noted.get(name) else { continue };
+                *plans.entry(name.clone()).or_default() += ops.plan_outdated(job, noted.base(), sources, keys).await?;
+            }
+        }
+        Ok(plans)
     }
 
     /// Returns the parts of a job's file that differ from the fleet's.
@@ -319,12 +365,19 @@ fn note_inputs(jobs: &Jobs, diffs: &mut [JobDiff]) {
 impl Budget {
     /// Returns the rest as a sentence.
     fn text(&self, now: RedisTime) -> String {
-        let Self { upstream, tokens_left, tokens_budget, window_ends_ms } = self;
+        let Self { upstream, tokens_left, tokens_budget, window_ends_ms, tokens_per_call, calls_left } = self;
         let [left, budget] = [*tokens_left, *tokens_budget].map(grouped);
         let rest = format!("Budget of {upstream}: {left} of {budget} tokens are left");
-        match window_ends_ms {
+        let rest = match window_ends_ms {
             Some(ends) => format!("{rest} in this window, which ends {}.", relative(*ends, now)),
             None => format!("{rest}; a window begins with the first tokens spent."),
+        };
+        match calls_left.zip(*tokens_per_call) {
+            Some((calls, tokens)) => {
+                let [calls, tokens] = [calls, tokens].map(grouped);
+                format!("{rest} They last for about {calls} AI calls, at {tokens} tokens each as so far.")
+            }
+            None => rest,
         }
     }
 }

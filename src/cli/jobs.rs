@@ -13,7 +13,7 @@ use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
-use crate::ops::{RefusedReload, still_waits};
+use crate::ops::{Outdated, RefusedReload, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
 /// The longest last outcome in the table, in characters.
@@ -64,6 +64,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     let upstreams = status::upstreams(&session.redis, &session.keys, &jobs).await?;
     status::assign(&mut all, &jobs, &upstreams);
+    ops.add_outdated(&mut all, &census, &living).await?;
     let fleet = ops.fleet(living).await?;
     status::add_fleet(&mut all, &fleet);
     if args.json {
@@ -130,6 +131,7 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
     let mut told = Told { paused: Vec::new(), states: Vec::new() };
     for status in all {
         told.states.extend(feed(&status, now));
+        told.states.extend(outdated(&status));
         told.states.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now)));
         if let Some(since) = status.paused_ms {
             told.paused.push(format!("{} ({})", status.job, relative(since, now)));
@@ -195,6 +197,18 @@ fn feed(status: &JobStatus, now: RedisTime) -> Option<String> {
     let first = feed.first_skipped.as_ref()?;
     let skipped = grouped(feed.skipped as u64);
     Some(format!("Feed of {job}: {skipped} of its items name no entry and are skipped; the first: {first}."))
+}
+
+/// Returns how many values of a job are made from an earlier file, and what they wait for.
+fn outdated(status: &JobStatus) -> Option<String> {
+    let Outdated { values, waits_for, reason } = status.outdated.as_ref()?;
+    let (job, number) = (&status.job, grouped(*values));
+    let made = match values {
+        1 => format!("1 value of {job} is made from an earlier file. It waits for"),
+        _ => format!("{number} values of {job} are made from an earlier file. They wait for"),
+    };
+    let reason = reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    Some(format!("{made} {waits_for}{reason}."))
 }
 
 /// Returns a table of the jobs' usage, without unused jobs.

@@ -22,7 +22,7 @@ pub struct Census {
 }
 
 /// The count of one job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
     /// Keys that exist.
     pub warm: u64,
@@ -31,6 +31,12 @@ pub struct Counted {
     /// Values kept beyond their TTL because their source fails.
     #[serde(default)]
     pub old: u64,
+    /// Values that are made from an earlier job file. Earlier builds do not count them, and ignore both fields.
+    #[serde(default)]
+    pub outdated: u64,
+    /// One of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_outdated: Option<String>,
 }
 
 /// The TTL of a stored count, in seconds.
@@ -43,6 +49,10 @@ impl Ops {
     /// Fails if Redis returns an error.
     pub async fn count(&self) -> RedisResult<Census> {
         let at_ms = self.store.now().await?;
+        let noted = match self.noted().await {
+            Err(e) if is_of_keys(&e) => BTreeMap::new(),
+            noted => noted?,
+        };
         let mut jobs: BTreeMap<String, Counted> =
             self.jobs.jobs.keys().map(|job| (job.to_string(), Counted::default())).collect();
         let mut scan = Scan::new("*");
@@ -53,12 +63,16 @@ impl Ops {
                 .filter_map(|key| Some((self.jobs.owner(key)?.0.name.as_str(), EntryKey::new(key.as_str()))))
                 .collect();
             let keys: Vec<EntryKey> = owned.iter().map(|(_, key)| key.clone()).collect();
-            for ((job, _), snapshot) in owned.iter().zip(self.store.snapshots(&keys).await?) {
+            for ((job, key), snapshot) in owned.iter().zip(self.store.snapshots(&keys).await?) {
                 let Some(counted) = jobs.get_mut(*job).filter(|_| snapshot.has_value()) else { continue };
                 counted.warm += 1;
                 let Some(meta) = snapshot.into_ours() else { continue };
                 counted.oldest_ms = counted.oldest_ms.into_iter().chain([meta.validated_at]).min();
                 counted.old += u64::from(!meta.stale_for.is_zero() && meta.own_expiry - meta.stale_for <= at_ms);
+                if noted.get(*job).is_some_and(|noted| meta.is_outdated(noted.newest(), noted.base())) {
+                    counted.outdated += 1;
+                    counted.first_outdated.get_or_insert_with(|| key.to_string());
+                }
             }
         }
         let took_ms = millis(self.store.now().await?.saturating_since(at_ms));

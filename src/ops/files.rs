@@ -43,6 +43,11 @@ impl Noted {
         self.text.split(' ').next().unwrap_or_default()
     }
 
+    /// Returns the digest of the file that a worker began with last: all values are to be made from it.
+    pub fn newest(&self) -> &str {
+        self.last().unwrap_or_else(|| self.base())
+    }
+
     /// Returns `true` if all values are made from `made`, or are on the agenda.
     pub fn is_settled(&self, made: &str) -> bool {
         self.text == made

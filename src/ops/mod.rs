@@ -13,6 +13,7 @@ mod fleet;
 mod gone;
 mod missing_input;
 mod names;
+mod outdated;
 mod pause;
 mod plan;
 pub mod status;
@@ -30,6 +31,7 @@ pub use fleet::{FleetStatus, RefusedReload};
 pub(crate) use gone::unguarded;
 pub use missing_input::MissingInput;
 pub use names::Mistake;
+pub use outdated::Outdated;
 pub use plan::Plan;
 pub use warm::{Done, Failure};
 

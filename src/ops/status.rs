@@ -11,7 +11,7 @@ use crate::entry::LastOutcome;
 use crate::entry::duration;
 use crate::entry::{Outcome, Usage};
 use crate::job::{KnownJob, KnownJobs, KnownUpstream};
-use crate::ops::{Census, FleetStatus, RefusedReload};
+use crate::ops::{Census, FleetStatus, Outdated, RefusedReload};
 use crate::popularity::FeedState;
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime, WrongType, is_of_keys, wrong_types};
@@ -65,6 +65,9 @@ pub struct JobStatus {
     pub oldest_ms: Option<RedisTime>,
     /// Values kept beyond their TTL because their source fails (`stale_if_error`), as of that count.
     pub old: Option<u64>,
+    /// Its values that are made from an earlier job file, as of that count; absent if there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outdated: Option<Outdated>,
     /// Entries that are due and not yet claimed.
     pub due: u64,
     /// Entries in flight: those that workers have claimed.
@@ -284,6 +287,7 @@ pub async fn of_job(
         warm_counted_ms: census.map(|census| census.at_ms),
         oldest_ms: counted.and_then(|counted| counted.oldest_ms),
         old: counted.map(|counted| counted.old),
+        outdated: None,
         due,
         in_flight,
         dead,

@@ -170,7 +170,7 @@ impl Ops {
 
     /// Returns the last reason of each of these entries of a job, in order, if it is known: that of a deferral stands
     /// only in the last outcome of the job.
-    async fn last_reasons(&self, job: &JobName, keys: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
+    pub(super) async fn last_reasons(&self, job: &JobName, keys: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
         let last: RedisResult<Option<String>> =
             redis::cmd("HGET").arg(self.keys.stats(job)).arg("last").query_async(&mut self.redis.clone()).await;
         // Statistics of another type are somebody else's.

@@ -216,6 +216,7 @@ mod tests {
             warm_counted_ms: None,
             oldest_ms: None,
             old: None,
+            outdated: None,
             due: 4_321,
             in_flight: 17,
             dead: 2,

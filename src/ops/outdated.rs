@@ -1,0 +1,110 @@
+//! Values of earlier job files: how many of a job are still to be made anew, and what they wait for.
+//!
+//! The last count of all entries tells their number, by the file that each value notes. The state of the job tells what
+//! they wait for; if nothing holds the whole job, one of the entries does.
+
+use std::collections::BTreeMap;
+
+use redis::RedisResult;
+use serde::Serialize;
+
+use super::status::JobStatus;
+use super::{Census, Ops};
+use crate::agenda::State;
+use crate::entry::{EntryKey, JobName, duration};
+use crate::redis::{RedisTime, is_of_keys};
+
+/// The wait of entries that are due.
+const TURN: &str = "a turn";
+
+/// Values of a job that are made from an earlier job file and are still to be made anew.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Outdated {
+    /// Their number.
+    pub values: u64,
+    /// What they wait for.
+    pub waits_for: String,
+    /// The reason of the last attempt at one of them, if it waits for its next one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Ops {
+    /// Adds to each job its values of an earlier file at the last count. Call it when the upstreams are added. `living`
+    /// are the live workers.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn add_outdated(
+        &self,
+        statuses: &mut [JobStatus],
+        census: &Census,
+        living: &RedisResult<Vec<String>>,
+    ) -> RedisResult<()> {
+        let of = |status: &JobStatus| census.jobs.get(&status.job).filter(|counted| counted.outdated > 0);
+        if !statuses.iter().any(|status| of(status).is_some()) {
+            return Ok(());
+        }
+        let held_back = match living {
+            Ok(living) => self.held_back(living).await,
+            Err(_) => Ok(BTreeMap::new()),
+        };
+        let held_back = match held_back {
+            Err(e) if is_of_keys(&e) => BTreeMap::new(),
+            held_back => held_back?,
+        };
+        let now = self.store.now().await?;
+        for status in statuses {
+            let Some(counted) = of(status) else { continue };
+            let job = JobName::new(status.job.as_str());
+            let of_job = match held_back.contains_key(&job) {
+                true => Some("workers that have the earlier file".to_owned()),
+                false => wait_of_job(status, now),
+            };
+            let (waits_for, reason) = match (of_job, &counted.first_outdated) {
+                (Some(wait), _) => (wait, None),
+                (None, Some(key)) => self.wait_of_entry(&job, &EntryKey::new(key.as_str()), now).await?,
+                (None, None) => (TURN.to_owned(), None),
+            };
+            status.outdated = Some(Outdated { values: counted.outdated, waits_for, reason });
+        }
+        Ok(())
+    }
+
+    /// Returns what an entry waits for, and the reason of its last attempt.
+    async fn wait_of_entry(
+        &self,
+        job: &JobName,
+        key: &EntryKey,
+        now: RedisTime,
+    ) -> RedisResult<(String, Option<String>)> {
+        let due = self.agenda.dues(job, std::slice::from_ref(key)).await?.into_iter().next().flatten();
+        let Some(due) = due else {
+            return Ok((format!("an attempt; {key} is not on the agenda, and `samovar get` shows why"), None));
+        };
+        let waits = matches!(due.state, State::Urgent | State::Scheduled) && due.at > now;
+        if !waits {
+            return Ok((TURN.to_owned(), None));
+        }
+        let reason = self.last_reasons(job, std::slice::from_ref(key)).await?.into_iter().next().flatten();
+        let left = duration::rough(due.at.saturating_since(now));
+        Ok((format!("the next attempt; that at {key} comes in {left}"), reason))
+    }
+}
+
+/// Returns what keeps all entries of a job from a request.
+fn wait_of_job(status: &JobStatus, now: RedisTime) -> Option<String> {
+    if status.paused_ms.is_some() {
+        return Some(format!("the end of the pause (`samovar resume {}`)", status.job));
+    }
+    let closed: Option<Vec<String>> = status
+        .upstreams
+        .iter()
+        .map(|upstream| {
+            let (name, why) = (&upstream.upstream, upstream.closed_text(now)?);
+            let what = if upstream.closed == Some("tokens") { "the budget of" } else { "the upstream" };
+            Some(format!("{what} {name}: {why}"))
+        })
+        .collect();
+    closed.filter(|closed| !closed.is_empty()).map(|closed| closed.join("; "))
+}
