@@ -569,3 +569,27 @@ fn faults_of_job_files_end_with_a_line_break() {
     let told = String::from_utf8(ended.stderr).unwrap();
     assert!(told.ends_with("no job was loaded\n"), "{told:?}");
 }
+
+#[tokio::test]
+async fn warm_does_not_wait_for_a_paused_job() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    assert_eq!(run(&redis, &jobs, &["pause", "art"]).await.code, Some(0));
+    let refused = run(&redis, &jobs, &["warm", "art:a", "--wait"]).await;
+    assert_eq!((refused.code, &*refused.stdout), (Some(1), ""), "{refused:?}");
+    assert!(
+        refused.stderr.contains("art was paused ") && refused.stderr.contains("`samovar resume art`"),
+        "{refused:?}"
+    );
+    let refused = run(&redis, &jobs, &["warm", "art", "--wait", "--json"]).await;
+    assert!(refused.code == Some(1) && refused.stdout.contains("\"error\": \"art was paused "), "{refused:?}");
+    assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:agenda:{art}"]).await, 0, "nothing is due");
+    // Nor for one that is paused during the wait. No worker runs.
+    assert_eq!(run(&redis, &jobs, &["resume", "art"]).await.code, Some(0));
+    let mut waits = samovar(["warm", "art:a", "--wait"]).redis(&redis).jobs(&jobs).spawn();
+    eventually("it is due", async || redis.ask::<u64>(&["ZCARD", "samovar:agenda:{art}"]).await == 1).await;
+    assert_eq!(run(&redis, &jobs, &["pause", "art"]).await.code, Some(0));
+    assert_eq!(waits.wait().await.code(), Some(1));
+    let said = waits.log().join(" ");
+    assert!(said.contains("art:a: the job is paused; `samovar resume art` resumes it"), "{said}");
+}

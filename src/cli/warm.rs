@@ -69,6 +69,17 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     }
     let keys: Vec<EntryKey> = entries.into_iter().map(|(key, _)| key).collect();
     let asked = session.store.now().await?;
+    if args.wait
+        && let Some(since) = ops.paused(&job.name).await?
+    {
+        let since = relative(since, asked);
+        let what = format!(
+            "{0} was paused {since}, so its entries would not be fetched: resume it with `samovar resume {0}`; without \
+             --wait they become due for then",
+            job.name
+        );
+        return Err(refuse(exit::FAILED, args.json, what));
+    }
     session.agenda.put(&job.name, &keys, when, Trigger::Manual).await?;
     if asks_feed {
         warm_up_now(&mut session.redis.clone(), &session.keys, &job.name).await?;
@@ -242,12 +253,14 @@ async fn dry_run(
 pub(super) fn tell(plan: Plan, job: &str, at_most: bool) {
     let Plan { entries, fetches, ai_calls, fallback_ai_calls, inputs_missing } = plan;
     let bound = if at_most { "at most " } else { "" };
-    println!("{} of {job}: {fetches} fetches, {bound}{ai_calls} AI calls", count(entries));
+    let fetches = many(fetches, "fetch", "fetches");
+    println!("{} of {job}: {fetches}, {bound}{}", count(entries), many(ai_calls, "AI call", "AI calls"));
     if fallback_ai_calls > 0 {
-        println!("If the sources before its AI fallback fail, {fallback_ai_calls} AI calls come in addition");
+        let calls = many(fallback_ai_calls, "AI call comes", "AI calls come");
+        println!("If the sources before its AI fallback fail, {calls} in addition");
     }
     if inputs_missing > 0 {
-        println!("{inputs_missing} of them wait for inputs that are missing");
+        println!("{} for inputs that are missing", many(inputs_missing, "of them waits", "of them wait"));
     }
 }
 
@@ -275,5 +288,10 @@ fn bar(job: &JobName, entries: usize) -> ProgressBar {
 }
 
 fn count(entries: usize) -> String {
-    if entries == 1 { "1 entry".to_owned() } else { format!("{entries} entries") }
+    many(entries, "entry", "entries")
+}
+
+/// Returns a number with the words for one or for many.
+fn many(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }

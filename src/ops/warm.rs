@@ -70,8 +70,8 @@ impl Ops {
     }
 
     /// Waits until each of these entries, put on the agenda for `trigger` at `asked`, was attempted.
-    /// Entries that were not attempted within `timeout` count as failed. `progress` receives the number of remaining
-    /// entries.
+    /// Entries that were not attempted within `timeout` count as failed, and so do those that are not in flight when the
+    /// job is paused, and those that have no value afterwards. `progress` receives the number of remaining entries.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -89,13 +89,17 @@ impl Ops {
         let mut waiting = keys;
         while !waiting.is_empty() {
             let mut still = Vec::with_capacity(waiting.len());
+            let is_paused = self.paused(&job.name).await?.is_some();
             for page in waiting.chunks(PAGE) {
-                let snapshots = self.store.snapshots(page).await?;
+                // In this order: the value is there before its entry's attempt ends on the agenda.
                 let dues = self.agenda.dues(&job.name, page).await?;
+                let snapshots = self.store.snapshots(page).await?;
                 for ((key, snapshot), due) in page.iter().zip(snapshots).zip(dues) {
                     let is_absent = snapshot.expiry == Expiry::Absent;
                     let last_attempt = snapshot.meta.map(|meta| meta.last_attempt).unwrap_or_default();
                     let attempted = last_attempt.attempted >= asked;
+                    let is_in_flight = due.is_some_and(|due| matches!(due.state, State::Claimed | State::Running));
+                    let mut fail = |reason| done.failed.push(Failure { key: key.to_string(), reason });
                     let pending = due.is_some_and(|due| match due.state {
                         State::Claimed | State::Running | State::Urgent => true,
                         // A demand keeps a stronger trigger that the entry had, also when a limit defers the fetch.
@@ -106,15 +110,16 @@ impl Ops {
                         }
                     });
                     match last_attempt.outcome {
-                        Some(Outcome::Failed) if attempted => {
-                            let reason = last_attempt.reason.unwrap_or_default();
-                            done.failed.push(Failure { key: key.to_string(), reason });
-                        }
+                        Some(Outcome::Failed) if attempted => fail(last_attempt.reason.unwrap_or_default()),
                         Some(Outcome::Warmed) if attempted && !pending => done.warmed += 1,
                         Some(Outcome::Gone) if attempted && !pending => done.gone += 1,
-                        _ if pending || due.is_some_and(|due| due.trigger == trigger) => still.push(key.clone()),
+                        _ if pending || due.is_some_and(|due| due.trigger == trigger) => match is_paused {
+                            true if !is_in_flight => fail(paused_reason(job)),
+                            _ => still.push(key.clone()),
+                        },
                         // The upstream was not asked again: see `absent_for`.
                         Some(Outcome::Gone) if is_absent => done.gone += 1,
+                        _ if is_absent => fail("it has no value: it was removed meanwhile".to_owned()),
                         _ => done.unchanged += 1,
                     }
                 }
@@ -142,8 +147,7 @@ impl Ops {
     async fn waits_for(&self, job: &KnownJob, keys: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
         let now = self.store.now().await?;
         if self.paused(&job.name).await?.is_some() {
-            let reason = format!("the job is paused; `samovar resume {}` resumes it", job.name);
-            return Ok(vec![Some(reason); keys.len()]);
+            return Ok(vec![Some(paused_reason(job)); keys.len()]);
         }
         // A request goes to the first upstream that takes it.
         let closed = status::closed(&self.redis, &self.keys, job).await?;
@@ -184,4 +188,8 @@ impl Ops {
         }
         Ok(reasons)
     }
+}
+
+fn paused_reason(job: &KnownJob) -> String {
+    format!("the job is paused; `samovar resume {}` resumes it", job.name)
 }

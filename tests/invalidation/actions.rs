@@ -8,7 +8,7 @@ use samovar::protocol::Message;
 use samovar::store::Meta;
 use serde_json::json;
 
-use super::support::{Parts, Reply, at_rest, eventually, publish, version};
+use super::support::{Parts, Reply, at_rest, eventually, publish, samovar, version};
 use super::{TTL, warmed};
 
 #[tokio::test]
@@ -147,4 +147,18 @@ async fn a_failed_fetch_keeps_the_invalidation_open() {
     upstream.edit("/art/a");
     version(&redis, "a", 2).await;
     assert_eq!(parts.meta("a").await.unwrap().invalidated, None);
+}
+
+#[tokio::test]
+async fn a_value_that_is_evicted_meanwhile_counts_as_failed() {
+    let (redis, upstream, jobs, _worker) = warmed(&["a"]).await;
+    let gate = upstream.gate("/art/a");
+    let mut waits = samovar(["warm", "art:a", "--wait"]).redis(&redis).jobs(&jobs).spawn();
+    gate.arrived(1).await;
+    Parts::of(&redis).await.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
+    eventually("it is evicted", async || redis.get("art:a").await.is_none()).await;
+    gate.open();
+    assert_eq!(waits.wait().await.code(), Some(1));
+    let said = waits.log().join(" ");
+    assert!(said.contains("art:a: it has no value: it was removed meanwhile"), "{said}");
 }
