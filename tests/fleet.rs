@@ -5,6 +5,8 @@ mod support;
 
 use std::time::Duration;
 
+use samovar::entry::EntryKey;
+use samovar::store::Removal;
 use serde_json::{Value, json};
 use support::{
     Art, Finished, JobsFolder, Parts, Reply, Samovar, TestRedis, Upstream, WorkerProcess, both, eventually,
@@ -538,14 +540,14 @@ async fn a_dry_run_counts_what_an_invalidation_would_take() {
         done.stdout
     };
     for (args, said) in [
-        (&["art:a"][..], "1 entry of art: 1 fetches, 0 AI calls\nEntries made from these come in addition"),
+        (&["art:a"][..], "1 entry of art: 1 fetch, 0 AI calls\nEntries made from these come in addition"),
         (&["story:a", "--pattern", "story:*"], "2 entries of story: 0 fetches, 2 AI calls\n"),
-        (&["--tag", "of:a"], "1 entry of story: 0 fetches, 1 AI calls\n"),
+        (&["--tag", "of:a"], "1 entry of story: 0 fetches, 1 AI call\n"),
         (
             &["--job", "art", "--evict"],
             "removed at once. What warmups and demands would fetch anew, at most:\n2 entries",
         ),
-        (&["art:c", "art:a", "--warm"], "1 entry of art: 1 fetches"),
+        (&["art:c", "art:a", "--warm"], "1 entry of art: 1 fetch,"),
         (&["art:c"], "It concerns no entry.\n"),
     ] {
         let told = dry(args).await;
@@ -559,6 +561,34 @@ async fn a_dry_run_counts_what_an_invalidation_would_take() {
     let entry: Value =
         serde_json::from_str(&elsewhere(&redis, &["get", "art:a", "--json"]).run().await.stdout).unwrap();
     assert_eq!((&entry["invalidated_ms"], upstream.calls("/art/a")), (&Value::Null, asked), "nothing is published");
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_absent_entries_that_are_kept_warm() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/popular", json!({"names": ["fed"]}));
+    upstream.edit("/art/fed");
+    let jobs = Art::of(&upstream).entries(FEED).folder();
+    let worker = worker(&redis, &jobs);
+    readable(&redis, "fed").await;
+    described(&redis, "art").await;
+    drop(worker);
+    let dry = async |key: &str| {
+        let done = elsewhere(&redis, &["invalidate", "--dry-run", key]).run().await;
+        assert_eq!(done.code, Some(0), "{done:?}");
+        done.stdout
+    };
+    redis.ask::<u8>(&["DEL", "art:fed"]).await;
+    for meta in redis.keys("samovar:meta:*").await {
+        redis.ask::<u8>(&["DEL", &meta]).await;
+    }
+    assert!(dry("art:fed").await.contains("1 entry of art: 1 fetch,"));
+    // Of this one only an invalidation is known, and nothing keeps it warm.
+    let parts = Parts::of(&redis).await;
+    let (key, now) = (EntryKey::new("art:other"), parts.now().await);
+    parts.store.invalidate(&key, now, Removal::Evict).await.unwrap();
+    assert_eq!(redis.keys("samovar:meta:*").await.len(), 1);
+    assert_eq!(dry("art:other").await, "It concerns no entry.\n");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{Ops, PAGE, Plan};
 use crate::entry::{EntryKey, JobName};
 use crate::job::{KnownJob, KnownJobs};
+use crate::popularity::Popularity;
 use crate::protocol::{Action, Message};
 use crate::redis::Scan;
 
@@ -103,21 +104,28 @@ impl Ops {
         Ok(())
     }
 
-    /// Returns how many of these entries of a job an action concerns: a refresh those that are known or listed, an
+    /// Returns how many of these entries of a job an action concerns: a refresh those that are known or kept warm, an
     /// eviction those with a value, and a warming those without.
     async fn concerned(&self, job: &KnownJob, page: &[EntryKey], action: Action) -> RedisResult<usize> {
-        let mut concerned = 0;
+        let (mut concerned, mut blank) = (0, Vec::new());
         for (key, snapshot) in page.iter().zip(self.store.snapshots(page).await?) {
-            let counts = match action {
+            concerned += usize::from(match action {
                 Action::Evict => snapshot.has_value(),
                 Action::Warm => !snapshot.has_value(),
-                Action::Refresh if snapshot.has_value() || snapshot.meta.is_some() => true,
-                Action::Refresh => match job.key.read(key.as_str()) {
-                    Some(params) => self.lists(job, key, &params).await?,
-                    None => false,
-                },
+                Action::Refresh => !snapshot.is_blank(),
+            });
+            if action == Action::Refresh && snapshot.is_blank() {
+                blank.push(key.clone());
+            }
+        }
+        let popularity = Popularity::new(self.redis.clone(), self.keys.clone());
+        let kept = popularity.keeps_warm_of(&job.name, job.feed, job.popular, &blank).await?;
+        for (key, kept) in blank.iter().zip(kept) {
+            let lists = match job.key.read(key.as_str()) {
+                Some(params) if !kept => self.lists(job, key, &params).await?,
+                _ => false,
             };
-            concerned += usize::from(counts);
+            concerned += usize::from(kept || lists);
         }
         Ok(concerned)
     }

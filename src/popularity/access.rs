@@ -13,7 +13,7 @@ use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 
 use super::decay::{count, expected, half_life};
 use super::{Popularity, buckets, counted, millis};
-use crate::entry::EntryKey;
+use crate::entry::{EntryKey, JobName};
 use crate::job::Job;
 use crate::protocol::Keys;
 use crate::redis::RedisTime;
@@ -226,7 +226,20 @@ impl Popularity {
     /// # Errors
     /// Fails if Redis returns an error; a key of another type counts as empty.
     pub async fn keeps_warm(&self, job: &Job, entries: &[EntryKey]) -> RedisResult<Vec<bool>> {
-        let (has_feed, most) = (job.entries.feed.is_some(), job.entries.popular);
+        self.keeps_warm_of(&job.name, job.entries.feed.is_some(), job.entries.popular, entries).await
+    }
+
+    /// Returns the same of a job by its name, by whether it has a feed, and by how many of the most read it keeps.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error; a key of another type counts as empty.
+    pub async fn keeps_warm_of(
+        &self,
+        job: &JobName,
+        has_feed: bool,
+        most: usize,
+        entries: &[EntryKey],
+    ) -> RedisResult<Vec<bool>> {
         if entries.is_empty() || !has_feed && most == 0 {
             return Ok(vec![false; entries.len()]);
         }
@@ -234,8 +247,8 @@ impl Popularity {
         for key in entries {
             // Empty if the job no longer has a feed.
             let bucket = if has_feed { buckets::bucket(key) } else { String::new() };
-            pipe.cmd("HGET").arg(self.keys.feed(&job.name)).arg(bucket);
-            pipe.cmd("ZREVRANK").arg(self.keys.popular(&job.name)).arg(key.as_str());
+            pipe.cmd("HGET").arg(self.keys.feed(job)).arg(bucket);
+            pipe.cmd("ZREVRANK").arg(self.keys.popular(job)).arg(key.as_str());
         }
         let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
         let is_kept = |(key, replies): (&EntryKey, &[RedisResult<Value>])| {

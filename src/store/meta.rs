@@ -213,6 +213,13 @@ impl Meta {
         })
     }
 
+    /// Returns `true` if nothing is known of the entry but an invalidation.
+    pub(super) fn is_blank(&self) -> bool {
+        let mut note = self.last_attempt.clone();
+        (note.doubted, note.version) = (RedisTime::ZERO, None);
+        self.validated_at == RedisTime::ZERO && note == LastAttempt::default()
+    }
+
     /// Returns `true` if the open invalidation is only a doubt.
     pub fn is_in_doubt(&self) -> bool {
         self.invalidated == Some(self.last_attempt.doubted)
@@ -380,6 +387,19 @@ mod tests {
         assert_eq!((usual.attempt(), usual.to_json()), (String::new(), "{}".to_owned()));
         // Somebody marked it before anybody fetched it.
         assert_eq!(Meta::parse("0 0 17 0 - {}").unwrap().last_attempt, LastAttempt::default());
+    }
+
+    #[test]
+    fn what_was_only_invalidated_is_blank() {
+        for (packed, is_blank) in [
+            ("0 0 17 0 - {}", true),
+            (r#"0 0 17 0 h!8,17 {"u":17}"#, true),
+            ("0 0 17 0 -/..7.16 {}", false),
+            (r#"0 0 17 0 - {"n":1}"#, false),
+            ("1 2 17 0 h {}", false),
+        ] {
+            assert_eq!(Meta::parse(packed).unwrap().is_blank(), is_blank, "{packed}");
+        }
     }
 
     #[test]

@@ -67,6 +67,12 @@ impl Snapshot {
         self.expiry != Expiry::Absent
     }
 
+    /// Returns true if there is no value, and nothing is known but an invalidation: an entry that `invalidate.lua` calls
+    /// blank.
+    pub fn is_blank(&self) -> bool {
+        !self.has_value() && self.meta.as_ref().is_none_or(Meta::is_blank)
+    }
+
     /// Returns the metadata if the value is the one they speak of: we wrote it, and nobody else since.
     pub fn ours(&self) -> Option<&Meta> {
         self.meta
