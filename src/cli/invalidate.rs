@@ -72,6 +72,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         jobs: args.job.clone(),
         action,
         version: args.version.unwrap_or_default(),
+        is_plain: false,
     };
     let checked = message.checked().and_then(|message| message.text().map(|_| message));
     let message = checked.map_err(|e| refuse(exit::USAGE, args.json, e))?;

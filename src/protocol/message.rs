@@ -43,6 +43,9 @@ pub struct Message {
     /// The version that the keys must have, where their jobs tell versions.
     #[serde(default, skip_serializing_if = "Announced::is_none")]
     pub version: Announced,
+    /// It was published as plain text, which is one key.
+    #[serde(skip)]
+    pub is_plain: bool,
 }
 
 /// The reason why a message is invalid.
@@ -67,7 +70,7 @@ impl Message {
             let message: Self = serde_json::from_value(object.into()).map_err(|e| Malformed(e.to_string()))?;
             return message.checked();
         }
-        Self { keys: vec![text.to_owned()], ..Self::default() }.checked()
+        Self { keys: vec![text.to_owned()], is_plain: true, ..Self::default() }.checked()
     }
 
     /// Reads a message from bytes.
@@ -93,7 +96,7 @@ impl Message {
     /// # Errors
     /// The message is invalid.
     pub fn checked(mut self) -> Result<Self, Malformed> {
-        let Self { keys, patterns, tags, jobs, action, version } = &mut self;
+        let Self { keys, patterns, tags, jobs, action, version, is_plain: _ } = &mut self;
         let only_keys = inbox::only_keys(*action == Action::Warm, !version.is_none()).map_err(Malformed)?;
         inbox::Lists { keys, patterns, tags, jobs }.check(only_keys).map_err(Malformed)?;
         Ok(self)
@@ -109,14 +112,14 @@ impl Message {
         !self.tags.is_empty() && self.keys.is_empty() && self.patterns.is_empty() && self.jobs.is_empty()
     }
 
-    /// Returns `true` if it names one key alone that begins as JSON does. If no job has such a key, it is a message
-    /// that was cut off or that no program wrote as JSON. A hash tag may begin a key: `{shop}:17`.
+    /// Returns `true` if it is plain text that begins as JSON does. If no job has such a key, it is a message that was
+    /// cut off or that no program wrote as JSON. A hash tag may begin a key: `{shop}:17`.
     pub fn may_be_broken_json(&self) -> bool {
-        let [key] = self.keys.as_slice() else { return false };
+        let Some(key) = self.keys.first().filter(|_| self.is_plain) else { return false };
         let key = key.trim();
         let tagged = key.strip_prefix('{').and_then(|key| key.split_once('}'));
         let has_hash_tag = tagged.is_some_and(|(tag, rest)| !rest.is_empty() && !tag.contains(['"', '\'']));
-        key.starts_with(['{', '[', '"']) && !has_hash_tag && self.is_narrow()
+        key.starts_with(['{', '[', '"']) && !has_hash_tag
     }
 
     /// Returns `true` if it names only a few keys, so that it goes before broad messages.
@@ -162,7 +165,7 @@ mod tests {
     fn text_is_one_literal_key() {
         for key in ["artwork_info:Mona Lisa", "a:[x]?*", "{not json", "{\"keys\": broken", "\"quoted\"", "[1]"] {
             let message = Message::parse(key).unwrap();
-            assert_eq!(message, Message { keys: vec![key.to_owned()], ..Message::default() });
+            assert_eq!(message, Message { keys: vec![key.to_owned()], is_plain: true, ..Message::default() });
         }
     }
 
@@ -179,6 +182,8 @@ mod tests {
             ("{my shop}{17}", false),
             (r#"{"keys": ["team:4401"]}"#, false),
             (r#"{"keys": ["{", "a:1"]}"#, false),
+            (r#"{"keys": ["{open"]}"#, false),
+            (r#"{"keys": ["[1]"], "action": "evict"}"#, false),
             (r#"{"keys": ["{"], "tags": ["a"]}"#, false),
         ] {
             assert_eq!(Message::parse(text).unwrap().may_be_broken_json(), may_be, "{text}");
