@@ -223,6 +223,14 @@ fn each_alert_says_what_to_do_and_where_to_read() {
     assert!(names.len() > 8, "{names:?}");
 }
 
+/// After a deploy that removes or renames a job, programs that follow within the hour still publish its keys.
+#[test]
+fn a_deploy_that_removes_a_job_alerts_nobody() {
+    let rule = rules().into_iter().find(|rule| rule["alert"] == "SamovarInvalidationsForeign").unwrap();
+    let range = string(&rule, "expr").split_once('[').unwrap().1.split_once(']').unwrap().0;
+    assert!(super::time(string(&rule, "for")) > super::time(range) + Duration::from_secs(3_600), "{rule}");
+}
+
 /// Without it, Prometheus renames Samovar's label `job`.
 #[test]
 fn the_scrape_configuration_honours_labels() {
