@@ -593,3 +593,23 @@ async fn warm_does_not_wait_for_a_paused_job() {
     let said = waits.log().join(" ");
     assert!(said.contains("art:a: the job is paused; `samovar resume art` resumes it"), "{said}");
 }
+
+#[tokio::test]
+async fn many_keys_like_patterns_are_looked_up_together() {
+    let (redis, upstream) = both().await;
+    let names: Vec<String> = (0..1_000).map(|n| format!("x*{n}")).collect();
+    let jobs = Art::of(&upstream).list(&names).folder();
+    let keys: Vec<String> = names.iter().map(|name| format!("art:{name}")).collect();
+    let reads = async || -> u64 {
+        let stats: String = redis.ask(&["INFO", "stats"]).await;
+        stats.lines().find_map(|line| line.strip_prefix("total_reads_processed:")?.trim().parse().ok()).unwrap()
+    };
+    let before = reads().await;
+    let args: Vec<&str> = ["invalidate"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+    let sent = run(&redis, &jobs, &args).await;
+    assert_eq!((sent.code, messages(&redis).await), (Some(0), 1), "{:?}", sent.stderr);
+    let took = reads().await - before;
+    assert!(took < 200, "{took} reads for {} keys", keys.len());
+    let refused = run(&redis, &jobs, &[&args[..], &["art:y*"]].concat()).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("`art:y*` is a literal key"), "{:?}", refused.stderr);
+}

@@ -8,10 +8,14 @@ use super::clear::may_match;
 use super::{Ops, PAGE};
 use crate::entry::EntryKey;
 use crate::job::{KnownJob, KnownJobs, Params};
+use crate::popularity::buckets;
 use crate::protocol::Message;
 
 /// The most names that an error shows.
 const SHOWN: usize = 5;
+
+/// A key with its job and the values of its placeholders.
+type Named<'a> = (&'a KnownJob, EntryKey, Params);
 
 /// A mistake in the names of a message. Most likely they are misspelt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,10 +90,12 @@ impl Ops {
                 return Ok(Some(Mistake::Renamed(renamed)));
             }
         }
-        for key in &message.keys {
-            let Some((job, params)) = self.jobs.owner(key) else { continue };
-            if self.is_mistaken_pattern(job, &EntryKey::new(key.as_str()), &params).await? {
-                return Ok(Some(Mistake::Pattern(key.clone())));
+        let named = |key: &String| self.jobs.owner(key).map(|(job, params)| (&**job, EntryKey::new(&**key), params));
+        let named: Vec<Named<'_>> =
+            message.keys.iter().filter(|key| looks_like_a_pattern(key)).filter_map(named).collect();
+        for page in named.chunks(PAGE) {
+            if let Some(key) = self.first_without_entry(page).await? {
+                return Ok(Some(Mistake::Pattern(key.to_string())));
             }
         }
         Ok(None)
@@ -117,10 +123,39 @@ impl Ops {
     /// # Errors
     /// Fails if Redis returns an error.
     pub async fn is_mistaken_pattern(&self, job: &KnownJob, key: &EntryKey, params: &Params) -> RedisResult<bool> {
-        if !looks_like_a_pattern(key.as_str()) || self.lists(job, key, params).await? {
+        if !looks_like_a_pattern(key.as_str()) {
             return Ok(false);
         }
-        let on_agenda = self.agenda.dues(&job.name, std::slice::from_ref(key)).await?.iter().any(Option::is_some);
-        Ok(!on_agenda && !self.store.snapshot(key).await?.has_value())
+        Ok(self.first_without_entry(&[(job, key.clone(), params.clone())]).await?.is_some())
+    }
+
+    /// Returns the first of these keys that no entry has: none is listed, on the agenda or in Redis. It takes two round
+    /// trips.
+    async fn first_without_entry(&self, named: &[Named<'_>]) -> RedisResult<Option<EntryKey>> {
+        let keys: Vec<EntryKey> = named.iter().map(|(_, key, _)| key.clone()).collect();
+        let snapshots = self.store.snapshots(&keys).await?;
+        let absent = named.iter().zip(snapshots).filter(|(_, snapshot)| !snapshot.has_value());
+        let absent: Vec<&Named<'_>> = absent.map(|(named, _)| named).collect();
+        if absent.is_empty() {
+            return Ok(None);
+        }
+        let mut ask = redis::pipe();
+        for (job, key, _) in &absent {
+            ask.add_command(self.agenda.ask_score(&job.name, key));
+            ask.add_command(buckets::ask(&self.keys.list(&job.name), key));
+        }
+        let replies: Vec<redis::Value> = ask.query_async(&mut self.redis.clone()).await?;
+        for ((job, key, params), replies) in absent.into_iter().zip(replies.chunks_exact(2)) {
+            let score: Option<f64> = redis::from_redis_value_ref(&replies[0])?;
+            let listed: Option<Vec<u8>> = redis::from_redis_value_ref(&replies[1])?;
+            let is_listed = match &job.file {
+                Some(file) => file.entries.lists(params),
+                None => listed.is_some_and(|listed| buckets::names(&listed, key)),
+            };
+            if score.is_none() && !is_listed {
+                return Ok(Some(key.clone()));
+            }
+        }
+        Ok(None)
     }
 }

@@ -112,8 +112,15 @@ pub(crate) async fn read(redis: &mut Connection, set: &str) -> RedisResult<Vec<S
 /// # Errors
 /// Fails if Redis returns an error.
 pub(crate) async fn has(redis: &mut Connection, set: &str, key: &EntryKey) -> RedisResult<bool> {
-    let found: Option<Vec<u8>> = redis::cmd("HGET").arg(set).arg(bucket(key)).query_async(redis).await?;
+    let found: Option<Vec<u8>> = ask(set, key).query_async(redis).await?;
     Ok(found.is_some_and(|found| names(&found, key)))
+}
+
+/// Returns the command that asks for the bucket of an entry, for a pipeline of the caller; [`names`] reads the reply.
+pub(crate) fn ask(set: &str, key: &EntryKey) -> redis::Cmd {
+    let mut ask = redis::cmd("HGET");
+    ask.arg(set).arg(bucket(key));
+    ask
 }
 
 #[cfg(test)]
