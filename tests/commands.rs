@@ -613,3 +613,35 @@ async fn many_keys_like_patterns_are_looked_up_together() {
     let refused = run(&redis, &jobs, &[&args[..], &["art:y*"]].concat()).await;
     assert!(refused.code == Some(1) && refused.stderr.contains("`art:y*` is a literal key"), "{:?}", refused.stderr);
 }
+
+#[tokio::test]
+async fn programs_get_whole_texts_and_people_apart() {
+    let (redis, upstream) = both().await;
+    let base = Art::of(&upstream);
+    let jobs = base.folder().job("song", &base.toml().replace("art:", "song:"));
+    let reason = "r".repeat(150);
+    let last = json!({"key": "art:a", "outcome": "failed", "trigger": "cron", "reason": reason}).to_string();
+    redis.ask::<u8>(&["HSET", "samovar:stats:{art}", "last", &last]).await;
+    let shown = run(&redis, &jobs, &["jobs"]).await.stdout;
+    assert!(shown.contains(&reason), "{shown}");
+    for job in ["art", "song"] {
+        assert_eq!(run(&redis, &jobs, &["gone", job, "--accept"]).await.code, Some(0));
+    }
+    let shown = run(&redis, &jobs, &["gone"]).await.stdout;
+    let blocks: Vec<&str> = shown.split("\n\n").collect();
+    let is_of = |(block, job): (&&str, &str)| block.starts_with(&format!("Removals of {job}: "));
+    assert!(blocks.len() == 2 && blocks.iter().zip(["art", "song"]).all(is_of), "{shown}");
+}
+
+#[tokio::test]
+async fn a_flush_that_ends_a_pause_is_logged() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut worker = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    assert_eq!(run(&redis, &jobs, &["pause", "art"]).await.code, Some(0));
+    worker.wait_for_log(&["the job is paused", "job=art"]).await;
+    redis.flush().await;
+    worker.wait_for_log(&["the job is no longer paused", "Redis lost the pause", "job=art"]).await;
+}

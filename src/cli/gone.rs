@@ -96,7 +96,10 @@ async fn all(json: bool, session: &Session, ops: &Ops) -> Result<u8, Failed> {
         print_json(&guards);
         return Ok(code);
     }
-    for (job, guard) in &guards {
+    for (n, (job, guard)) in guards.iter().enumerate() {
+        if n > 0 {
+            println!();
+        }
         println!("{}", wrapped(&escaped(&state(job, Some(guard), now)), ""));
     }
     if guards.is_empty() && faults == 0 {

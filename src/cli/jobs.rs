@@ -1,6 +1,7 @@
 //! `samovar jobs`: shows the state of all jobs.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::ops::{Outdated, RefusedReload, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
-/// The longest last outcome in the table, in characters.
+/// The longest last outcome in a table on a terminal, in characters.
 const LAST: usize = 80;
 
 /// The consequence for a job that no running worker knows.
@@ -128,6 +129,8 @@ struct Told {
 fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
     let mut rows = table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "DUE", "IN HAND", "DEAD", "LAST"]);
     let usage = usage(&all, now);
+    // A program that reads the table gets the whole text.
+    let is_terminal = std::io::stdout().is_terminal();
     let mut told = Told { paused: Vec::new(), states: Vec::new() };
     for status in all {
         told.states.extend(feed(&status, now));
@@ -150,7 +153,7 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
             status.due.to_string(),
             status.in_flight.to_string(),
             status.dead.to_string(),
-            last.map_or_else(|| "–".to_owned(), |last| shortened(&last)),
+            last.map_or_else(|| "–".to_owned(), |last| if is_terminal { shortened(&last) } else { last }),
         ]);
     }
     println!("{rows}");

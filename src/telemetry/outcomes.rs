@@ -140,7 +140,7 @@ impl Telemetry {
         if is && paused.insert(job.clone()) {
             warn!(%job, "the job is paused; nothing is fetched until `samovar resume {job}`");
         } else if !is && paused.remove(job) {
-            info!(%job, "the job is resumed");
+            info!(%job, "the job is no longer paused: a person resumed it, or Redis lost the pause");
         } else {
             return;
         }
