@@ -432,6 +432,28 @@ async fn a_refused_reload_is_told_by_jobs_anywhere() {
 }
 
 #[tokio::test]
+async fn a_key_of_a_refusal_that_another_program_uses_stays() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let good = std::fs::read_to_string(jobs.path().join("art.toml")).unwrap();
+    let mut worker = worker(&redis, &jobs);
+    readable(&redis, "a").await;
+    jobs.write("art.toml", "key = 7");
+    worker.hangup();
+    let key = eventually("it is told", async || redis.keys("samovar:refused:*").await.pop()).await;
+    redis.ask::<String>(&["SET", &key, "theirs"]).await;
+    worker.wait_for_log(&["another program uses this key", &key]).await;
+    assert_eq!(redis.get(&key).await.as_deref(), Some("theirs"));
+    redis.ask::<u8>(&["RPUSH", "theirs", "1"]).await;
+    redis.ask::<String>(&["RENAME", "theirs", &key]).await;
+    jobs.write("art.toml", &good);
+    worker.hangup();
+    worker.wait_for_log(&["INFO", " ended worker="]).await;
+    assert_eq!(redis.ask::<String>(&["TYPE", &key]).await, "list");
+}
+
+#[tokio::test]
 async fn get_says_that_a_job_is_paused_and_that_an_input_changed() {
     let (redis, upstream) = both().await;
     upstream.edit("/art/a");

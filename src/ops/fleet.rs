@@ -32,6 +32,17 @@ pub struct RefusedReload {
     pub reason: String,
 }
 
+/// The contents of the key of a worker's refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Nothing, or an empty string of another program.
+    Free,
+    /// A refusal of this worker.
+    Own,
+    /// What another program wrote.
+    Foreign,
+}
+
 /// The state that all jobs share.
 #[derive(Debug, Default)]
 pub struct FleetStatus {
@@ -79,17 +90,45 @@ impl Ops {
         Ok(refused)
     }
 
-    /// Tells the fleet that a worker refused its last reload. It counts for a few seconds, so tell it again.
+    /// Tells the fleet that a worker refused its last reload. It counts for a few seconds, so tell it again. Returns
+    /// `false` if another program uses the key, which then stays as it is.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn tell_refused(&self, refused: &RefusedReload) -> RedisResult<()> {
+    pub async fn tell_refused(&self, refused: &RefusedReload) -> RedisResult<bool> {
+        let place = self.place_of_refusal(&refused.worker).await?;
+        if place == Place::Foreign {
+            return Ok(false);
+        }
         let reason = refused.reason.chars().take(REASON).collect();
         let text =
             serde_json::to_string(&RefusedReload { reason, ..refused.clone() }).map_err(std::io::Error::other)?;
         let mut tell = redis::cmd("SET");
         tell.arg(self.keys.refused(&refused.worker)).arg(text).arg("PX").arg(millis(KEPT));
-        tell.exec_async(&mut self.redis.clone()).await
+        if place == Place::Free {
+            tell.arg("NX");
+        }
+        let set: Option<String> = tell.query_async(&mut self.redis.clone()).await?;
+        Ok(set.is_some())
+    }
+
+    /// Returns what the key of a worker's refusal holds.
+    async fn place_of_refusal(&self, worker: &str) -> RedisResult<Place> {
+        // Not `GET`, which the sampler takes for a read by an API.
+        let mut ask = redis::cmd("GETRANGE");
+        let ask = ask.arg(self.keys.refused(worker)).arg(0).arg(-1);
+        let text: Vec<u8> = match ask.query_async(&mut self.redis.clone()).await {
+            Err(e) if e.code() == Some("WRONGTYPE") => return Ok(Place::Foreign),
+            text => text?,
+        };
+        let is_own = || serde_json::from_slice::<RefusedReload>(&text).is_ok_and(|refused| refused.worker == worker);
+        Ok(if text.is_empty() {
+            Place::Free
+        } else if is_own() {
+            Place::Own
+        } else {
+            Place::Foreign
+        })
     }
 
     /// Takes back that a worker refused its last reload.
@@ -97,6 +136,9 @@ impl Ops {
     /// # Errors
     /// Fails if Redis returns an error; it is forgotten by itself then.
     pub async fn take_back_refused(&self, worker: &str) -> RedisResult<()> {
+        if self.place_of_refusal(worker).await? != Place::Own {
+            return Ok(());
+        }
         redis::cmd("DEL").arg(self.keys.refused(worker)).exec_async(&mut self.redis.clone()).await
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use redis::RedisResult;
+use tracing::warn;
 
 use crate::job::Reload;
 use crate::ops::{Ops, RefusedReload};
@@ -16,11 +17,13 @@ pub(super) struct RefusalReport {
     worker: Arc<str>,
     /// The refusal that was told last, and when it was on this machine's clock.
     told: Option<(Instant, RefusedReload)>,
+    /// Another program uses the key.
+    is_blocked: bool,
 }
 
 impl RefusalReport {
     pub(super) fn new(ops: Ops, reload: Arc<Reload>, worker: Arc<str>) -> Self {
-        Self { ops, reload, worker, told: None }
+        Self { ops, reload, worker, told: None, is_blocked: false }
     }
 
     /// Tells the refusal of the last reload, or takes it back if a reload succeeded since. What is told lasts for a few
@@ -35,7 +38,13 @@ impl RefusalReport {
             }
         };
         let (_, refused) = self.told.insert((refusal.at, refused));
-        self.ops.tell_refused(refused).await
+        let is_told = self.ops.tell_refused(refused).await?;
+        if !is_told && !self.is_blocked {
+            let key = self.ops.keys.refused(&self.worker);
+            warn!(key, "another program uses this key; the fleet is not told of the refused reload: rename the key");
+        }
+        self.is_blocked = !is_told;
+        Ok(())
     }
 
     /// Takes back what was told.
