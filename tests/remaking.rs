@@ -660,3 +660,36 @@ async fn an_unreadable_announcement_is_written_again() {
     redis.ask::<u8>(&["HSET", "samovar:{schedules}:files", &worker, "gar\x1bbage"]).await;
     assert_eq!(worker_with(&redis, &before).await, worker);
 }
+
+/// The plate is older than the artwork that it is made from, and is on no agenda.
+#[tokio::test]
+async fn an_older_input_that_nobody_makes_is_not_waited_for() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"title": "one"}));
+    let plate = "key = \"plate:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"compose\"\n\
+                 value = { of = \"{{ art }}\" }\n";
+    let jobs = museum_and_openai(&upstream, "").job("plate", plate);
+    let story = |prompt: &str| {
+        story(&upstream, &jobs, &["a"], prompt, "");
+        let text = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
+        jobs.write("story.toml", &text.replace("art = \"art:{name}\"", "art = \"plate:{name}\""));
+    };
+    story("Of {{ art.of }}");
+    let worker = worker(&redis, &jobs);
+    readable_key(&redis, "story:a").await;
+    let before = settled(&redis, "story", "").await;
+    at_rest(&redis).await;
+    redis.ask::<String>(&["SET", "samovar:paused:{plate}", "1"]).await;
+    upstream.publish("/art/a", json!({"title": "two"}));
+    publish(&redis, "art:a").await;
+    becomes(&redis, "art:a", json!("two")).await;
+    eventually("the plate is woken", async || {
+        redis.ask::<u8>(&["ZREM", "samovar:agenda:{plate}", "plate:a"]).await == 1
+    })
+    .await;
+    story("Tell of {{ art.of }}");
+    worker.hangup();
+    settled(&redis, "story", &before).await;
+    eventually("the story is told", async || upstream.calls(ASKED) == 2).await;
+    assert_eq!(redis.json("plate:a").await, Some(json!({"of": "one"})));
+}

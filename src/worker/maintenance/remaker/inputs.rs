@@ -2,14 +2,20 @@
 //! would be paid for twice.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use redis::RedisResult;
 
 use super::{Changes, Remaker};
+use crate::agenda::State;
 use crate::entry::{EntryKey, JobName};
 use crate::job::{Job, Params};
 use crate::ops::Noted;
+use crate::redis::RedisTime;
 use crate::store::Snapshot;
+
+/// The time in which entries that are made from new content become due.
+const WAKES: Duration = Duration::from_secs(15);
 
 /// An input, direct or not.
 struct Needed<'a> {
@@ -27,8 +33,8 @@ impl Remaker {
         owners.map(|owner| 1 + self.depth(owner)).max().unwrap_or_default()
     }
 
-    /// Returns the inputs of these entries that are still to be made anew: those of an earlier file, those that were
-    /// made before the present content of one of their own inputs, and those with such an input.
+    /// Returns the inputs of these entries that are still to be made anew: those of an earlier file, those that a worker
+    /// makes since they are older than the present content of one of their own inputs, and those with such an input.
     pub(super) async fn pending_inputs(
         &self,
         job: &Job,
@@ -47,21 +53,43 @@ impl Remaker {
             pending.extend(outdated.into_iter().map(|(key, _)| key));
         }
         let keys: Vec<EntryKey> = needed.keys().cloned().collect();
+        let now = self.ops.store.now().await?;
         let snapshots = self.ops.store.snapshots(&keys).await?;
         let found: BTreeMap<&EntryKey, Snapshot> = keys.iter().zip(snapshots).collect();
         // Those that others are made from come first.
         let mut owners: Vec<(&Job, Vec<EntryKey>)> = by_owner.into_values().collect();
         owners.sort_by_cached_key(|(owner, _)| self.depth(owner));
-        for key in owners.into_iter().flat_map(|(_, keys)| keys) {
-            let inputs = &needed[&key].inputs;
-            let made = found[&key].ours().map(|meta| meta.validated_at);
-            let since = inputs.iter().filter_map(|input| found.get(input)?.content_since()).max();
-            let is_older = made.zip(since).is_some_and(|(made, since)| made <= since);
-            if is_older || inputs.iter().any(|input| pending.contains(input)) {
-                pending.insert(key);
-            }
+        for (owner, keys) in owners {
+            let newer = |key: &EntryKey| {
+                let made = found[key].ours()?.validated_at;
+                let since = needed[key].inputs.iter().filter_map(|input| found.get(input)?.content_since()).max()?;
+                (made <= since).then_some(since)
+            };
+            let older = keys.iter().filter_map(|key| Some((key.clone(), newer(key)?)));
+            pending.extend(self.in_the_making(owner, older.collect(), now).await?);
+            let follows = |key: &EntryKey| needed[key].inputs.iter().any(|input| pending.contains(input));
+            let following: Vec<EntryKey> = keys.into_iter().filter(follows).collect();
+            pending.extend(following);
         }
         Ok(pending)
+    }
+
+    /// Returns those of these entries of a job that a worker makes anew. Each is older than an input, whose content is
+    /// there since the time beside it. If none makes an entry, nothing is to be waited for.
+    async fn in_the_making(
+        &self,
+        owner: &Job,
+        older: Vec<(EntryKey, RedisTime)>,
+        now: RedisTime,
+    ) -> RedisResult<Vec<EntryKey>> {
+        let keys: Vec<EntryKey> = older.iter().map(|(key, _)| key.clone()).collect();
+        let dues = self.ops.agenda.dues(&owner.name, &keys).await?;
+        let sure = self.surely_due(owner, &keys).await?;
+        let made = older.into_iter().zip(dues.into_iter().zip(sure)).filter(|((_, since), (due, sure))| {
+            let is_in_flight = due.is_some_and(|due| matches!(due.state, State::Claimed | State::Running));
+            *sure || is_in_flight || now < *since + WAKES
+        });
+        Ok(made.map(|((key, _), _)| key).collect())
     }
 
     /// Returns all inputs of these entries, direct or not.
