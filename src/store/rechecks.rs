@@ -15,7 +15,7 @@ use crate::redis::RedisTime;
 pub struct Rechecks {
     /// When the invalidation came; their times count from then.
     pub since: RedisTime,
-    /// The hash of the value from before the invalidation; `-` for none.
+    /// The hash of the value from before the invalidation; `-` for none, and empty if it cannot be compared.
     pub before: String,
     /// No other invalidation was open when it came, so the value from before is old for certain.
     pub lone: bool,
@@ -70,6 +70,13 @@ impl Rechecks {
     /// Returns the rechecks after an invalidation at `since`.
     pub fn new(since: RedisTime, before: String, lone: bool) -> Self {
         Self { since, before, lone, verified: false, refused: false, confirmed: false, doubled: false }
+    }
+
+    /// Forgets the value from before: it was made from another job file, so its hash says nothing of an answer. No
+    /// answer is refused then, and none confirms another.
+    #[must_use]
+    pub fn without_before(self) -> Self {
+        Self { before: String::new(), lone: false, ..self }
     }
 
     /// Leaves only the last recheck.
@@ -173,6 +180,20 @@ mod tests {
         let at = RedisTime::from_millis(1_000);
         assert!(matches!(rechecks.judge(&TIMES, None, "A", at), Verdict::Take(Some(_))));
         assert_eq!(rechecks.judge(&[], Some("B"), "A", at), Verdict::Take(None));
+    }
+
+    #[test]
+    fn without_the_value_from_before_no_answer_is_judged_by_it() {
+        let mut rechecks = Rechecks::new(RedisTime::from_millis(0), "A".to_owned(), true).without_before();
+        for (present, answer) in [("A", "B"), ("B", "A"), ("A", "A"), ("A", "-")] {
+            let Verdict::Take(Some(left)) =
+                rechecks.judge(&TIMES, Some(present), answer, RedisTime::from_millis(1_000))
+            else {
+                panic!("{answer} is refused, or ends the rechecks")
+            };
+            assert!(!left.confirmed, "{answer}");
+            rechecks = left;
+        }
     }
 
     #[test]

@@ -53,6 +53,9 @@ impl Attempt<'_> {
         // One that began later than this fetch is by a clock that was set back since.
         let mut rechecks = open.clone();
         rechecks.since = rechecks.since.min(lease.fetched_at);
+        if self.is_of_another_file(lease) {
+            rechecks = rechecks.without_before();
+        }
         if !self.job.may_lag() {
             return Ok(rechecks.next(times, lease.now()).map(|_| rechecks));
         }
@@ -86,6 +89,9 @@ impl Attempt<'_> {
         let before = meta.map_or_else(|| "-".to_owned(), |meta| meta.hash.clone());
         let is_lone = !round.is_again && meta.is_none_or(|meta| meta.last_attempt.rechecks.is_none());
         let mut rechecks = Rechecks::new(since, before, is_lone);
+        if self.is_of_another_file(lease) {
+            rechecks = rechecks.without_before();
+        }
         rechecks.verified = meta.and_then(|meta| meta.announced).is_some_and(|announced| version >= Some(announced));
         if rechecks.next(times, lease.fetched_at).is_none() {
             return Ok(None);
@@ -95,6 +101,12 @@ impl Attempt<'_> {
             rechecks = rechecks.last_only();
         }
         Ok(Some(rechecks))
+    }
+
+    /// Tells that the value from before this fetch was made from another job file: the same content then has another
+    /// hash.
+    fn is_of_another_file(&self, lease: &Lease) -> bool {
+        lease.before.meta.as_ref().is_some_and(|meta| meta.is_outdated(&self.job.made, &self.job.made))
     }
 
     /// Tells that the invalidation which this round answers is only a doubt after a gap. One that came during the fetch

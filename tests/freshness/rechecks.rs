@@ -186,3 +186,19 @@ async fn a_refused_answer_does_not_put_off_the_refresh() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_value_of_an_earlier_file_is_compared_with_no_answer() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", versions(&[1, 2]));
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"10m\", \"20m\"]").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let key = redis.keys("samovar:meta:*:art:a").await.remove(0);
+    let meta: String = redis.ask(&["GET", &key]).await;
+    redis.ask::<String>(&["SET", &key, &meta.replace("\"m\":\"", "\"m\":\"earlier-"), "KEEPTTL"]).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    let rechecks = Parts::of(&redis).await.meta("a").await.unwrap().last_attempt.rechecks.unwrap();
+    assert_eq!((rechecks.before.as_str(), rechecks.lone), ("", false));
+}
