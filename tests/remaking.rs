@@ -392,6 +392,17 @@ fn story(upstream: &Upstream, jobs: &JobsFolder, names: &[&str], prompt: &str, m
     jobs.write("story.toml", &text);
 }
 
+/// A job that makes plates of artworks.
+const PLATE: &str = "key = \"plate:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n\
+                     [source]\nkind = \"compose\"\nvalue = { of = \"{{ art }}\" }\n";
+
+/// A job [`story`] that tells of plates instead.
+fn story_of_plates(upstream: &Upstream, jobs: &JobsFolder, names: &[&str], prompt: &str) {
+    story(upstream, jobs, names, prompt, "");
+    let text = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
+    jobs.write("story.toml", &text.replace("art = \"art:{name}\"", "art = \"plate:{name}\""));
+}
+
 fn museum_and_openai(upstream: &Upstream, budget: &str) -> JobsFolder {
     let openai = format!("[openai]\nurl = \"{}/v1\"\nconcurrency = 1\n{budget}", upstream.url());
     Art::of(upstream).source("select = \"/title\"").limits(&openai).folder()
@@ -624,14 +635,8 @@ async fn a_story_of_a_chain_is_paid_for_once() {
     for name in names {
         upstream.publish(&format!("/art/{name}"), json!({"title": name}));
     }
-    let plate = "key = \"plate:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"compose\"\n\
-                 value = { of = \"{{ art }}\" }\n";
-    let jobs = museum_and_openai(&upstream, "").job("plate", plate);
-    let story = |prompt: &str| {
-        story(&upstream, &jobs, &names, prompt, "");
-        let text = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
-        jobs.write("story.toml", &text.replace("art = \"art:{name}\"", "art = \"plate:{name}\""));
-    };
+    let jobs = museum_and_openai(&upstream, "").job("plate", PLATE);
+    let story = |prompt: &str| story_of_plates(&upstream, &jobs, &names, prompt);
     story("Of {{ art.of }}");
     let worker = worker(&redis, &jobs);
     for name in names {
@@ -666,14 +671,8 @@ async fn an_unreadable_announcement_is_written_again() {
 async fn an_older_input_that_nobody_makes_is_not_waited_for() {
     let (redis, upstream) = both().await;
     upstream.publish("/art/a", json!({"title": "one"}));
-    let plate = "key = \"plate:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"compose\"\n\
-                 value = { of = \"{{ art }}\" }\n";
-    let jobs = museum_and_openai(&upstream, "").job("plate", plate);
-    let story = |prompt: &str| {
-        story(&upstream, &jobs, &["a"], prompt, "");
-        let text = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
-        jobs.write("story.toml", &text.replace("art = \"art:{name}\"", "art = \"plate:{name}\""));
-    };
+    let jobs = museum_and_openai(&upstream, "").job("plate", PLATE);
+    let story = |prompt: &str| story_of_plates(&upstream, &jobs, &["a"], prompt);
     story("Of {{ art.of }}");
     let worker = worker(&redis, &jobs);
     readable_key(&redis, "story:a").await;

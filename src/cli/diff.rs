@@ -291,6 +291,9 @@ impl Fleet {
     /// Counts what values take that are not made from the new files, by job, with one scan of the whole database.
     async fn outdated(&self, ops: &Ops, sources: &Sources, jobs: &Jobs) -> Result<BTreeMap<JobName, Plan>, Failed> {
         let mut plans: BTreeMap<JobName, Plan> = BTreeMap::new();
+        if self.noted.is_empty() {
+            return Ok(plans);
+        }
         let mut scan = Scan::new("*");
         while let Some(found) = scan.next(&mut ops.redis.clone()).await? {
             let mut by_job: BTreeMap<&JobName, (&Job, Vec<EntryKey>)> = BTreeMap::new();

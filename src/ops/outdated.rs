@@ -63,7 +63,10 @@ impl Ops {
             };
             let (waits_for, reason) = match (of_job, &counted.first_outdated) {
                 (Some(wait), _) => (wait, None),
-                (None, Some(key)) => self.wait_of_entry(&job, &EntryKey::new(key.as_str()), now).await?,
+                (None, Some(key)) => match self.wait_of_entry(&job, &EntryKey::new(key.as_str()), now).await {
+                    Err(e) if is_of_keys(&e) => (TURN.to_owned(), None),
+                    wait => wait?,
+                },
                 (None, None) => (TURN.to_owned(), None),
             };
             status.outdated = Some(Outdated { values: counted.outdated, waits_for, reason });

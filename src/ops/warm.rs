@@ -70,7 +70,7 @@ impl Ops {
     }
 
     /// Waits until each of these entries, put on the agenda for `trigger` at `asked`, was attempted.
-    /// Entries that were not attempted within `timeout` count as failed, and so do those that are not in flight when the
+    /// Entries that were not attempted within `timeout` count as failed. So do those that are not in flight when the
     /// job is paused, and those that have no value afterwards. `progress` receives the number of remaining entries.
     ///
     /// # Errors

@@ -67,8 +67,8 @@ impl Snapshot {
         self.expiry != Expiry::Absent
     }
 
-    /// Returns true if there is no value, and nothing is known but an invalidation: an entry that `invalidate.lua` calls
-    /// blank.
+    /// Returns true if there is no value, and nothing is known but an invalidation: `invalidate.lua` calls such an
+    /// entry blank.
     pub fn is_blank(&self) -> bool {
         !self.has_value() && self.meta.as_ref().is_none_or(Meta::is_blank)
     }

@@ -33,8 +33,8 @@ impl Remaker {
         owners.map(|owner| 1 + self.depth(owner)).max().unwrap_or_default()
     }
 
-    /// Returns the inputs of these entries that are still to be made anew: those of an earlier file, those that a worker
-    /// makes since they are older than the present content of one of their own inputs, and those with such an input.
+    /// Returns the inputs of these entries that are still to be made anew: those of an earlier file; those that a
+    /// worker makes because they are older than the content of one of their own inputs; and those with such an input.
     pub(super) async fn pending_inputs(
         &self,
         job: &Job,
