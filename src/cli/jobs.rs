@@ -13,8 +13,8 @@ use super::session::{Failed, Rows, fleet, print_json, relative, table, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
-use crate::ops::status::{self, JobStatus, UpstreamStatus};
-use crate::ops::{Outdated, RefusedReload, still_waits};
+use crate::ops::status::{self, JobStatus, Outdated, UpstreamStatus};
+use crate::ops::{RefusedReload, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
 /// The longest last outcome in a table on a terminal, in characters.

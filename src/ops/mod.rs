@@ -31,7 +31,6 @@ pub use fleet::{FleetStatus, RefusedReload};
 pub(crate) use gone::unguarded;
 pub use missing_input::MissingInput;
 pub use names::Mistake;
-pub use outdated::Outdated;
 pub use plan::Plan;
 pub use warm::{Done, Failure};
 

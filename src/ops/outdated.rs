@@ -6,9 +6,8 @@
 use std::collections::BTreeMap;
 
 use redis::RedisResult;
-use serde::Serialize;
 
-use super::status::JobStatus;
+use super::status::{JobStatus, Outdated};
 use super::{Census, Ops};
 use crate::agenda::State;
 use crate::entry::{EntryKey, JobName, duration};
@@ -16,18 +15,6 @@ use crate::redis::{RedisTime, is_of_keys};
 
 /// The wait of entries that are due.
 const TURN: &str = "a turn";
-
-/// Values of a job that are made from an earlier job file and are still to be made anew.
-#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-pub struct Outdated {
-    /// Their number.
-    pub values: u64,
-    /// What they wait for.
-    pub waits_for: String,
-    /// The reason of the last attempt at one of them, if it waits for its next one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-}
 
 impl Ops {
     /// Adds to each job its values of an earlier file at the last count. Call it when the upstreams are added. `living`

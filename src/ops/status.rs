@@ -11,7 +11,7 @@ use crate::entry::LastOutcome;
 use crate::entry::duration;
 use crate::entry::{Outcome, Usage};
 use crate::job::{KnownJob, KnownJobs, KnownUpstream};
-use crate::ops::{Census, FleetStatus, Outdated, RefusedReload};
+use crate::ops::{Census, FleetStatus, RefusedReload};
 use crate::popularity::FeedState;
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime, WrongType, is_of_keys, wrong_types};
@@ -95,6 +95,18 @@ pub struct JobStatus {
     /// Workers that refused their last reload and go on with their earlier job files, the latest first; ten at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub refused_reloads: Vec<RefusedReload>,
+}
+
+/// Values of a job that are made from an earlier job file and are still to be made anew.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Outdated {
+    /// Their number.
+    pub values: u64,
+    /// What they wait for.
+    pub waits_for: String,
+    /// The reason of the last attempt at one of them, if it waits for its next one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The state of an upstream in the fleet.

@@ -427,7 +427,7 @@ mod tests {
 
     #[test]
     fn whatever_is_in_the_inbox_is_followed_or_told() {
-        let key = |key: &str| Content::Message(Message { keys: vec![key.to_owned()], ..Message::default() });
+        let key = |key: &str| Content::Message(Message::parse(key).unwrap());
         assert_eq!(found(&[(b"message", b"art:a")]).content(), key("art:a"));
         assert_eq!(found(&[(b"by", b"\xff"), (b"message", b"art:a"), (b"gap", b"1")]).content(), key("art:a"));
         assert_eq!(found(&[(b"gap", b"17")]).content(), Content::Gap(17));
