@@ -129,4 +129,10 @@ async fn a_clock_set_back_is_noted_once() {
     // Another gap leaves it as it is.
     parts.store.note_gap(RedisTime::from_millis(1), Gap::Missed).await.unwrap();
     assert_eq!(redis.get(&note).await.as_deref(), Some(noted.as_str()));
+    // A smaller step while it is open. Jobs may be done with the first one.
+    let high = parts.now().await + Duration::from_millis(600_000);
+    redis.ask::<u64>(&["HSET", &parts.keys.clock(), "high", &high.to_string()]).await;
+    assert_eq!(first.inspect().await.unwrap(), Gone::Back);
+    let again = redis.get(&note).await.unwrap();
+    assert_eq!(again, noted.replace(&words[0].to_string(), &(words[0] + Duration::from_millis(1)).to_string()));
 }

@@ -73,6 +73,8 @@ pub enum Action {
     Start(usize),
     /// A worker is replaced by another in its process, and takes its record along.
     Retire(usize),
+    /// What is kept of a job is dropped, which no worker knows any more.
+    Vanish(usize),
     /// A worker cannot handle what it hears.
     Stick(usize),
     /// It can again.
@@ -108,6 +110,7 @@ pub enum Kind {
     Freeze,
     Start,
     Retire,
+    Vanish,
     Stick,
     Back,
     Restart,
@@ -158,6 +161,8 @@ pub struct World {
     pub upstream: [u8; JOBS],
     /// Jobs whose values are kept without a request, unless messages were lost.
     pub paid: Jobs,
+    /// Jobs that nobody knows any more.
+    pub vanished: Jobs,
     /// The workers that read the last message of the inbox about each job.
     pub readers: [u8; JOBS],
     /// The next worker, or the number of workers: time passes.
@@ -178,6 +183,7 @@ impl World {
             workers: Default::default(),
             upstream: [1; JOBS],
             paid: scenario.paid,
+            vanished: 0,
             readers: [0; JOBS],
             turn: 0,
             left: [0; KINDS],
@@ -234,7 +240,7 @@ impl World {
     }
 
     fn is_stale(&self, job: usize) -> bool {
-        self.redis.values[job].is_some_and(|value| value.content != self.upstream[job])
+        self.vanished & (1 << job) == 0 && self.redis.values[job].is_some_and(|value| value.content != self.upstream[job])
     }
 
     /// Returns true if an entry has an old value, and nothing in Redis says so.
@@ -290,6 +296,8 @@ impl World {
         if has(Kind::Restart) {
             actions.extend(scenario.restarts.iter().map(|how| Action::Restart(*how)));
         }
+        let may_vanish = |job: &usize| has(Kind::Vanish) && self.is_forgotten(*job);
+        actions.extend((0..JOBS).filter(may_vanish).map(Action::Vanish));
         actions.extend((has(Kind::Unlock) && self.redis.lock.is_some()).then_some(Action::Unlock));
         let is_filled = self.redis.inbox.as_ref().is_some_and(|inbox| !inbox.is_empty());
         actions.extend((has(Kind::Trim) && is_filled).then_some(Action::Trim));
@@ -307,6 +315,12 @@ impl World {
     /// Returns true if a later worker knows the jobs of this one, hears and has checked.
     fn has_heir(&self, w: usize) -> bool {
         self.workers[w + 1..].iter().any(|heir| heir.life == Life::Up && heir.is_checked)
+    }
+
+    /// Returns true if a job is kept in Redis whose workers are gone.
+    fn is_forgotten(&self, job: usize) -> bool {
+        let gone = |worker: &Worker| worker.life == Life::Gone || !worker.knows(job);
+        self.redis.digests & (1 << job) != 0 && self.workers.iter().all(gone)
     }
 
     fn spend(&mut self, kind: Kind) {
@@ -392,6 +406,13 @@ impl World {
             Action::Refetch(job) => {
                 self.spend(Kind::Refetch);
                 self.fetch_job(job);
+            }
+            // `JobCleaner::round`, and the records of workers that are gone for long.
+            Action::Vanish(job) => {
+                self.spend(Kind::Vanish);
+                self.vanished |= 1 << job;
+                self.redis.digests &= !self.vanished;
+                self.redis.records.iter_mut().flatten().for_each(|record| record.jobs &= !(1 << job));
             }
             Action::Unlock => {
                 self.spend(Kind::Unlock);
@@ -486,7 +507,7 @@ impl World {
             worker.is_stuck = false;
         }
         let before = alive(&world);
-        let all = world.workers.iter().fold(0, |jobs, worker| jobs | worker.jobs);
+        let all = world.workers.iter().fold(0, |jobs, worker| jobs | worker.jobs) & !world.vanished;
         for w in 0..WORKERS {
             let missing = all & !known(&world);
             let worker = &mut world.workers[w];

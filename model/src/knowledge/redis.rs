@@ -222,7 +222,8 @@ impl Redis {
             from = (self.now - age - 2).max(0);
         }
         if rules.has(Rule::ClockBack) {
-            let at = self.note.map_or(at, |note| note.at.max(at));
+            let anew = Time::from(rules.has(Rule::StepAnew));
+            let at = self.note.map_or(at, |note| at.max(note.at + anew));
             let kind = if from == 0 { Gap::Lost } else { Gap::Missed };
             let kind = self.note.map_or(kind, |note| note.kind.max(kind));
             let since = self.note.and_then(|note| note.from).map_or(from, |since| since.min(from));

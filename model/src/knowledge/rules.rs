@@ -74,6 +74,10 @@ pub enum Rule {
     HandledLast,
     /// `clock.lua`: a clock that is set back is a gap of all that was fetched.
     ClockBack,
+    /// `clock.lua`: the note of a gap that is open becomes another one.
+    StepAnew,
+    /// `Revalidator::revalidate`: a worker with nothing left to do tries to close the gap.
+    CloseAgain,
     /// `Revalidator::affected`: what was fetched in the future is affected.
     FutureFetch,
     /// `Inbox::next`: messages of a worker that died are taken over.
@@ -122,6 +126,8 @@ pub const NEEDED: &[(Rule, &str)] = &[
     (Rule::SameNote, "restarts"),
     (Rule::HandledLast, "a revalidator dies"),
     (Rule::ClockBack, "clock back, an open gap"),
+    (Rule::StepAnew, "clock back twice, an open gap"),
+    (Rule::CloseAgain, "a job that vanishes"),
     (Rule::TakeOver, "the inbox"),
     (Rule::AckLast, "the inbox"),
     (Rule::Foreign, "the inbox"),

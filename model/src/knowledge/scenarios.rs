@@ -174,6 +174,14 @@ pub const ALL: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
+        name: "clock back twice, an open gap",
+        workers: &[1, 2],
+        running: 1,
+        budget: &[(Kind::Tick, 11), (Kind::Publish, 1), (Kind::Cut, 1), (Kind::Back, 2), (Kind::Refetch, 1)],
+        back: &[2, 4],
+        ..PLAIN
+    },
+    Scenario {
         name: "restarts",
         budget: &[(Kind::Tick, 7), (Kind::Publish, 1), (Kind::Kill, 1), (Kind::Restart, 2), (Kind::Start, 1)],
         workers: &[1, 1],
@@ -199,6 +207,13 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "a revalidator dies",
         budget: &[(Kind::Tick, 9), (Kind::Publish, 1), (Kind::Cut, 2), (Kind::Kill, 1)],
+        ..PLAIN
+    },
+    Scenario {
+        name: "a job that vanishes",
+        workers: &[1, 2],
+        budget: &[(Kind::Tick, 9), (Kind::Publish, 1), (Kind::Restart, 1), (Kind::Kill, 1), (Kind::Vanish, 1)],
+        restarts: &[Restart::Kept],
         ..PLAIN
     },
     Scenario {

@@ -399,6 +399,12 @@ impl World {
             let Some(note) = self.redis.note else { return };
             let is_left = |job: &usize| self.workers[w].knows(*job) && self.redis.handled[*job] != Some(note);
             let left = (0..JOBS).filter(is_left).fold(0, |jobs, job| jobs | 1 << job);
+            if left == 0 && rules.has(Rule::CloseAgain) {
+                // It holds no lock.
+                let lock = self.redis.lock.take();
+                self.redis.close_gap(rules, note, w, 0);
+                self.redis.lock = lock;
+            }
             if left != 0 && self.redis.lock.is_none() {
                 self.redis.lock = Some(w);
                 if !rules.has(Rule::HandledLast) {

@@ -2,7 +2,7 @@
 -- Checks whether Redis's clock was set back, and notes a gap if it was: times from before and after do not compare.
 -- Everything fetched up to the latest time that any worker saw may be older than an invalidation that was handled
 -- since. What was fetched at a time that the clock shows twice counts as lost. Of workers that notice the same,
--- the first notes the gap.
+-- the first notes the gap. If a gap is open, its note becomes another one: jobs may be done with it.
 -- KEYS  1 the gap (suspect.lua)
 --       2 the clock (hash): high, the latest time that any worker saw since the clock was last set back (ms);
 --         set_back, how often it was set back
@@ -26,7 +26,7 @@ end
 local at, from = high, 0
 if compares then at, from = math.max(high, last + most), math.max(now - most - 1, 0) end
 local noted, kind, since = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+) (%d) ?(%d*)$')
-at = math.max(at, tonumber(noted) or 0)
+at = math.max(at, (tonumber(noted) or -1) + 1)
 kind = math.max(tonumber(kind) or 0, from == 0 and 2 or 1)
 since = math.min(from, tonumber(since) or from)
 redis.call('SET', KEYS[1], string.format('%.0f %d %.0f', at, kind, since))
