@@ -313,6 +313,24 @@ async fn a_job_handled_for_an_open_gap_is_looked_at_after_its_next() {
     assert_eq!(dealt().await, None, "its own gap is another one");
 }
 
+/// The job that was left was removed, and long after that the fleet forgot it.
+#[tokio::test]
+async fn a_gap_is_closed_once_the_job_that_was_left_is_forgotten() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let revalidator = parts.revalidator(&jobs);
+    redis.ask::<u8>(&["HSET", "samovar:{schedules}:digests", "art", "x", "removed", "x"]).await;
+    parts.store.note_gap(parts.now().await, Gap::Lost).await.unwrap();
+    for _ in 0..2 {
+        revalidator.revalidate().await.unwrap();
+    }
+    assert!(redis.get("samovar:{suspect}").await.is_some(), "another worker may know it");
+    redis.ask::<u8>(&["HDEL", "samovar:{schedules}:digests", "removed"]).await;
+    redis.ask::<String>(&["SET", "samovar:{suspect}:lock", "another", "PX", "60000"]).await;
+    revalidator.revalidate().await.unwrap();
+    assert_eq!(redis.keys("samovar:{suspect}*").await, ["samovar:{suspect}:lock"], "the next gap inherits nothing");
+}
+
 /// The clock was set back by a minute, and has passed the time of that gap since, which is open for another job.
 #[tokio::test]
 async fn a_gap_of_a_time_shown_twice_swallows_no_other() {

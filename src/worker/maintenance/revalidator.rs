@@ -4,7 +4,8 @@
 //! writer. One worker at a time handles the gap, for the jobs that it knows. The gap stays until that is done for all
 //! jobs of the fleet. Leases that began before it are marked. Values fetched before it become due, the most read first,
 //! at a bounded rate; they are served until new ones land. Values that other programs wrote are left alone. If Redis
-//! fails, the gap is handled again.
+//! fails, the gap is handled again. A worker with nothing left to do goes on trying to close it, since a job of the
+//! fleet may vanish.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -107,8 +108,12 @@ impl Revalidator {
             let handled: HashMap<String, String> = redis::cmd("HGETALL").arg(&done).query_async(&mut redis).await?;
             let jobs = self.jobs.jobs.values().filter(|job| handled.get(&job.identity()) != Some(&known));
             let mut jobs: Vec<&Arc<Job>> = jobs.collect();
-            if jobs.is_empty() && !self.jobs.jobs.is_empty() {
-                return Ok(());
+            if jobs.is_empty() {
+                // The last job that was left may have vanished since.
+                if self.close(&known, "", &jobs).await? {
+                    return Ok(());
+                }
+                continue;
             }
             let locked: Option<String> = redis::cmd("SET")
                 .arg(&lock)
@@ -137,18 +142,24 @@ impl Revalidator {
                     );
                 }
             }
-            let mut call = CLOSE_GAP.key(&gap);
-            call.key(&lock).key(&done).key(self.keys.clock()).arg(&known).arg(&*self.worker).arg(2 * jobs.len());
-            for job in &jobs {
-                call.arg(job.name.as_str()).arg(job.identity());
-            }
-            call.arg(Vec::from_iter(self.store.fleet().await?));
-            let closed: u8 = call.invoke_async(&mut redis).await?;
             // The next round handles the jobs that failed.
-            if closed == 1 || failed {
+            if self.close(&known, &self.worker, &jobs).await? || failed {
                 return Ok(());
             }
         }
+    }
+
+    /// Notes that these jobs are done with the gap that was read as `known`, drops the lock of `holder`, and closes the
+    /// gap if it is the present one and all jobs of the fleet are done. Returns `false` if there is another gap.
+    async fn close(&self, known: &str, holder: &str, jobs: &[&Arc<Job>]) -> RedisResult<bool> {
+        let [gap, lock, done] = self.keys.revalidation();
+        let mut call = CLOSE_GAP.key(gap);
+        call.key(lock).key(done).key(self.keys.clock()).arg(known).arg(holder).arg(2 * jobs.len());
+        for job in jobs {
+            call.arg(job.name.as_str()).arg(job.identity());
+        }
+        call.arg(Vec::from_iter(self.store.fleet().await?));
+        call.invoke_async(&mut self.redis.clone()).await
     }
 
     /// Marks all leases and makes the values of these jobs due; returns how many of each. Jobs that fail are removed

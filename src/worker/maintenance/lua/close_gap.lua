@@ -4,7 +4,8 @@
 -- workers of the previous build: they take an invalidation from before it for one of the gap.
 -- KEYS  1 the gap (suspect.lua)  2 the lock  3 the handled jobs (hash, job to gap)
 --       4 the clock (hash): `revalidated`, the time of the latest closed gap (ms)
--- ARGV  1 the gap as it was handled  2 the caller  3 the number of fields for the jobs that the caller knows
+-- ARGV  1 the gap as it was handled  2 the caller, '' if it has no lock
+--       3 the number of fields for the jobs that the caller has handled
 --       4… these fields, then those of all jobs of the fleet: for each job its name and its identity (name and keys)
 -- Returns 1 if nothing is left for the caller to do
 if redis.call('GET', KEYS[2]) == ARGV[2] then redis.call('DEL', KEYS[2]) end
