@@ -85,6 +85,13 @@ impl Rechecks {
         Self { confirmed: true, ..self }
     }
 
+    /// Returns the list after a doubt, if a fetch at `after` leaves some of it: an edit may have been missed as well, so
+    /// the invalidation is not lone. One more recheck follows, which comes no sooner than the last one after the doubt.
+    pub fn with_doubt(&self, times: &[Duration], after: RedisTime) -> Option<Self> {
+        let is_left = !self.confirmed && times.last().is_some_and(|last| self.since + *last > after);
+        is_left.then(|| Self { lone: false, doubled: true, ..self.clone() })
+    }
+
     /// Returns the times that are to come after `after`; `times` are the job's.
     pub fn after(&self, times: &[Duration], after: RedisTime) -> impl Iterator<Item = RedisTime> {
         let kept = if self.confirmed { times.len().saturating_sub(1) } else { 0 };
@@ -194,6 +201,24 @@ mod tests {
             assert!(!left.confirmed, "{answer}");
             rechecks = left;
         }
+    }
+
+    #[test]
+    fn a_doubt_leaves_what_is_to_come_and_adds_one() {
+        let at = |s: i64| RedisTime::from_millis(1_000 * s);
+        let left = |rechecks: &Rechecks, after| {
+            let doubted = rechecks.with_doubt(&TIMES, at(after))?;
+            Some(doubted.after(&TIMES, at(after)).map(|at| at.as_millis() / 1_000).collect::<Vec<_>>())
+        };
+        let rechecks = Rechecks::new(at(100), "A".to_owned(), true);
+        assert_eq!(left(&rechecks, 102), Some(vec![103, 110, 130, 160]));
+        assert_eq!(left(&rechecks, 129), Some(vec![130, 160]), "the last comes 30 s after the doubt, or later");
+        assert_eq!(left(&rechecks, 130), None, "a doubt has a list of its own then");
+        assert_eq!(left(&rechecks.clone().last_only(), 102), None);
+        let doubted = rechecks.with_doubt(&TIMES, at(102)).unwrap();
+        let Verdict::Refuse(refused) = doubted.judge(&TIMES, Some("B"), "A", at(102)) else { panic!("it is older") };
+        let taken = refused.judge(&TIMES, Some("B"), "A", at(103));
+        assert!(matches!(taken, Verdict::Take(_)), "the missed edit may have gone back: {taken:?}");
     }
 
     #[test]

@@ -35,8 +35,8 @@ pub(super) fn render_version(
 
 impl Attempt<'_> {
     /// Returns the rechecks that are to come after the present fetch, which brought the content of this hash (`-` for
-    /// none): all of them if it answers an invalidation. Ends the attempt where the content is the one from before the
-    /// invalidation and a newer one is stored: a replica lags.
+    /// none): all of them if it answers an invalidation. If that is only a doubt, those that are left stay. Ends the
+    /// attempt where the content is the one from before the invalidation and a newer one is stored: a replica lags.
     pub(super) async fn rechecks_to_come(
         &self,
         lease: &Lease,
@@ -45,13 +45,15 @@ impl Attempt<'_> {
         version: Option<Version>,
     ) -> Step<Option<Rechecks>> {
         let (meta, times) = (lease.before.meta.as_ref(), &self.job.warm.recheck);
-        let open = meta.and_then(|meta| meta.last_attempt.rechecks.as_ref());
+        let mut open = meta.and_then(|meta| meta.last_attempt.rechecks.clone());
         if round.trigger == Trigger::Invalidation {
-            return Ok(self.rechecks_of_invalidation(lease, round, version).await?);
+            open = open.and_then(|open| open.with_doubt(times, lease.fetched_at));
+            if open.is_none() || !self.is_in_doubt(lease, round).await? {
+                return Ok(self.rechecks_of_invalidation(lease, round, version).await?);
+            }
         }
-        let Some(open) = open else { return Ok(None) };
+        let Some(mut rechecks) = open else { return Ok(None) };
         // One that began later than this fetch is by a clock that was set back since.
-        let mut rechecks = open.clone();
         rechecks.since = rechecks.since.min(lease.fetched_at);
         if self.is_of_another_file(lease) {
             rechecks = rechecks.without_before();

@@ -129,6 +129,34 @@ async fn an_invalidation_before_a_gap_keeps_its_rechecks() {
     }
 }
 
+/// The upstream may lag still.
+#[tokio::test]
+async fn a_gap_takes_no_recheck_from_an_answered_edit() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let steps = [1, 2].map(|hours| Duration::from_secs(hours * 3_600));
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"1h\", \"2h\"]").ttl("12h").folder();
+    let mut worker = worker(&redis, &jobs);
+    eventually("it is warm", async || redis.get("art:a").await.is_some()).await;
+    at_rest(&redis).await;
+    let parts = Parts::of(&redis).await;
+    parts.next_instant().await;
+    parts.invalidate("art:a").await;
+    let rechecks = async || parts.meta("a").await.unwrap().last_attempt.rechecks;
+    let edited = eventually("the edit is answered", rechecks).await;
+    parts.next_instant().await;
+    let gap = parts.now().await;
+    parts.store.note_gap(gap, Gap::Missed).await.unwrap();
+    worker.wait_for_log(&["what was fetched before is revalidated"]).await;
+    let left = eventually("it is asked for again", async || {
+        let meta = parts.meta("a").await.unwrap();
+        meta.last_attempt.rechecks.filter(|_| meta.invalidated.is_none() && meta.fetched_at > gap)
+    })
+    .await;
+    let times: Vec<Duration> = left.after(&steps, gap).map(|at| at.saturating_since(edited.since)).collect();
+    assert_eq!(times, [steps[0], steps[1], 2 * steps[1]]);
+}
+
 /// Entries are claimed in the order in which they become due; of those claimed together, any may be asked for first.
 #[tokio::test]
 async fn the_most_read_entry_becomes_due_first_after_a_gap() {
