@@ -315,6 +315,24 @@ async fn a_gap_hides_no_invalidation() {
     assert!(ttl <= HOUR && redis.ttl("art:a").await.unwrap() <= ttl, "it ends with its TTL");
 }
 
+#[tokio::test]
+async fn a_gap_replaces_no_invalidation_of_an_absent_entry() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    let (key, at) = (art("a"), parts.now().await);
+    let doubt = Terms { is_doubt: true, ..Terms::default() };
+    let invalidated = async |at, removal, terms| {
+        parts.store.invalidate_on(&key, at, removal, terms).await.unwrap();
+        let meta = parts.meta("a").await.unwrap();
+        (meta.invalidated, meta.is_in_doubt())
+    };
+    let [second, third, last] = [1, 2, 3].map(|n| at + Duration::from_millis(n));
+    assert_eq!(invalidated(at, Removal::Refresh, doubt).await, (Some(at), true));
+    assert_eq!(invalidated(second, Removal::Refresh, doubt).await, (Some(second), true));
+    assert_eq!(invalidated(third, Removal::Evict, Terms::default()).await, (Some(third), false));
+    assert_eq!(invalidated(last, Removal::Refresh, doubt).await, (Some(third), false), "its rechecks count from it");
+}
+
 /// A worker of the previous build leaves the doubt of before in the note, and its own doubts have no time.
 #[tokio::test]
 async fn a_doubt_does_not_stand_for_another_invalidation() {

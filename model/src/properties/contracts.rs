@@ -186,7 +186,8 @@ fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Rep
     let open = meta.as_ref().filter(|meta| doubt && meta.invalidated > 0 && meta.doubted != meta.invalidated);
     let (at, doubted) = open.map_or((at, doubt), |meta| (meta.invalidated, false));
     let is_noted = |noted: &Meta| noted.invalidated == at && (noted.doubted == noted.invalidated) == doubted;
-    if refresh && is_old && is_text && removed == 0 && !noted.as_ref().is_some_and(is_noted) {
+    let is_to_be_noted = is_text && removed == 0 || value.is_none() && meta.as_ref().is_none_or(is_blank);
+    if refresh && is_old && is_to_be_noted && !noted.as_ref().is_some_and(is_noted) {
         return wrong("it is not noted");
     }
     if doubt && ours && meta.as_ref().is_some_and(|meta| meta.held_until > now) && after.slot(&call.keys[0]) != value {
@@ -197,6 +198,11 @@ fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Rep
         return wrong("until when it was held back");
     }
     Ok(())
+}
+
+/// Returns true if metadata remember an invalidation, and nothing else.
+fn is_blank(meta: &Meta) -> bool {
+    meta.validated_at == 0 && (meta.trigger, meta.failures, meta.crashes, meta.held_until) == (2, 0, 0, 0)
 }
 
 /// An open invalidation stays a doubt, or more than that, whatever the note says.

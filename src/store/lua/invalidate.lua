@@ -68,12 +68,14 @@ end
 -- There is no value, and nothing is known but an invalidation.
 local blank = pxat == -2 and (not validated_at or validated_at == '0' and attempt == ''
   and with_doubt(note, '') == '{}')
+local at, doubt = string.format('%.0f', S), ARGV[10] == '1'
+local open = validated_at and invalidated ~= '0' and not is_doubt(note, invalidated)
 -- Remembers the invalidation of an entry without a value. The hash tells a fetch whether it brings the old content.
 local function remember()
-  if not known[2] and redis.call('TYPE', KEYS[3]).ok ~= 'none' then return end
+  if doubt and open or not known[2] and redis.call('TYPE', KEYS[3]).ok ~= 'none' then return end
   redis.call('SET', KEYS[3],
-    write_meta('0', '0', string.format('%.0f', S), '0', hash or '-', '', '0', content_since or '', '{}', '', announced,
-      announced_at),
+    write_meta('0', '0', at, '0', hash or '-', '', '0', content_since or '', with_doubt('{}', doubt and at or ''), '',
+      announced, announced_at),
     'PX', ARGV[8])
 end
 local held_until = tonumber(match(note or '', '"h":(%d+)')) or 0
@@ -97,8 +99,6 @@ if old and not refresh then
   if kind == 'none' and not token then due = 2 end
 elseif old and not blank then
   if not later then due = 1 end
-  local at = string.format('%.0f', S)
-  local doubt, open = ARGV[10] == '1', validated_at and invalidated ~= '0' and not is_doubt(note, invalidated)
   if ours and stale_for ~= '0' and not (doubt and held_until > now) then
     -- Invalidated, it lives no longer than its TTL.
     own_expiry, stale_for = string.format('%.0f', pxat - tonumber(stale_for)), '0'
@@ -123,7 +123,7 @@ elseif old and not blank then
     local left = redis.call('PTTL', KEYS[1])
     if left < 0 then left = tonumber(ARGV[3]) end
     redis.call('SET', KEYS[3],
-      write_meta('0', '0', at, '0', '-', '', '0', '', doubt and with_doubt('{}', at) or '{}', '', announced,
+      write_meta('0', '0', at, '0', '-', '', '0', '', with_doubt('{}', doubt and at or ''), '', announced,
         announced_at),
       'PX', string.format('%.0f', math.max(left, 1)))
   end
