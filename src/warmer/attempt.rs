@@ -299,20 +299,21 @@ impl Attempt<'_> {
         let fresh = if is_outdated { Fresh::default() } else { fresh(job, self.entry) };
         let fresh = Fresh { absent: self.keeps_absent, ..fresh };
         let ask_score = warmer.agenda.ask_score(&job.name, key);
-        let wary = Fresh { most_crashes: Some(SUSPECT_CRASHES), ..fresh };
+        let mut wary = Fresh { most_crashes: Some(SUSPECT_CRASHES), ..fresh };
         let (mut leased, mut score) = warmer.store.lease_and(key, time, wary, &ask_score).await?;
         if let Leased::Fresh { found, .. } = &leased
             && found.was_held_back()
         {
             // However long such a value may live, its source must be asked again.
-            let asked = Fresh { most_crashes: wary.most_crashes, absent: self.keeps_absent, ..Fresh::default() };
-            (leased, score) = warmer.store.lease_and(key, time, asked, &ask_score).await?;
+            wary = Fresh { most_crashes: wary.most_crashes, absent: self.keeps_absent, ..Fresh::default() };
+            (leased, score) = warmer.store.lease_and(key, time, wary, &ask_score).await?;
         }
         // A suspect takes its lease when its turn comes: a crash counts for every entry that has a lease then.
         if let Leased::Poison = leased {
             self.suspect = warmer.suspect.try_lock().ok();
         }
         if self.suspect.is_some() {
+            let fresh = Fresh { most_crashes: None, ..wary };
             (leased, score) = warmer.store.lease_and(key, time, fresh, &ask_score).await?;
         }
         match leased {
