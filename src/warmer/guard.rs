@@ -109,7 +109,11 @@ impl Attempt<'_> {
         let mark = warmer.store.release(key, &lease.token, Some(&last_attempt)).await?;
         self.token = None;
         let next = match mark {
-            Some(Removal::Evict) => warmer.next_after_foreign(job, key, lease.fetched_at).await?,
+            Some(Removal::Evict) => {
+                // It found no mark, so it told the guard nothing.
+                self.forget_held().await?;
+                warmer.next_after_foreign(job, key, lease.fetched_at).await?
+            }
             Some(Removal::Refresh) => Next::In(Duration::ZERO),
             None => ending.next,
         };
@@ -120,9 +124,10 @@ impl Attempt<'_> {
     /// expired.
     pub(super) async fn note_recovery(&self, lease: &Lease) -> RedisResult<()> {
         let held_until = lease.before.meta.as_ref().map_or(RedisTime::ZERO, |meta| meta.last_attempt.held_until);
-        if held_until == RedisTime::ZERO {
-            return Ok(());
-        }
+        if held_until == RedisTime::ZERO { Ok(()) } else { self.forget_held().await }
+    }
+
+    async fn forget_held(&self) -> RedisResult<()> {
         match self.warmer.store.note_recovery(&self.job.name, &self.entry.key).await {
             Err(e) if !is_of_keys(&e) => Err(e),
             Ok(()) | Err(_) => Ok(()),

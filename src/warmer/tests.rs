@@ -13,7 +13,7 @@ use crate::popularity::Popularity;
 use crate::protocol::Keys;
 use crate::redis::Connection;
 use crate::redis::server::Server;
-use crate::store::{Fresh, LastAttempt, Lease, Leased, Removal, Stamp};
+use crate::store::{Fresh, LastAttempt, Lease, Leased, Removal, SUSPECT_CRASHES, Stamp};
 
 /// Longer than a test lasts: what is not given back stays.
 const LONG: Duration = Duration::from_secs(600);
@@ -407,6 +407,41 @@ async fn an_input_that_is_gone_gives_the_lease_back() {
     let ending = bench.attempt(&entry, unasked).await;
     assert_eq!(ending.outcome, Outcome::Gone, "{ending:?}");
     bench.nothing_is_held("an input that is gone").await;
+}
+
+/// A value that is fresh, whose removal was held back, and whose worker died twice since.
+#[tokio::test]
+async fn a_suspect_whose_removal_is_held_back_is_asked_for() {
+    let mut bench = Bench::start().await;
+    assert_eq!(bench.answered("a", 200, "1").await, Outcome::Warmed);
+    let (key, lease) = (EntryKey::new("art:a"), bench.lease("art:a").await);
+    let held_until = lease.fetched_at + LONG;
+    let died = LastAttempt { held_until, crashes: SUSPECT_CRASHES, ..LastAttempt::default() };
+    bench.store.release(&key, &lease.token, Some(&died)).await.unwrap();
+    let entry = bench.take("art", "a", Trigger::Demand).await;
+    let ending = bench.attempt(&entry, async |_| reply(200, "2")).await;
+    assert_eq!((ending.outcome, bench.ask::<String>(&["GET", "art:a"]).await.as_str()), (Outcome::Warmed, "2"));
+    bench.nothing_is_held("a suspect").await;
+}
+
+#[tokio::test]
+async fn what_is_evicted_while_it_is_asked_for_is_not_held_back() {
+    let mut bench = Bench::start().await;
+    let (job, key, other) = (JobName::new("art"), EntryKey::new("art:a"), EntryKey::new("art:b"));
+    assert_eq!(bench.answered("a", 200, "1").await, Outcome::Warmed);
+    for _ in 0..10 {
+        bench.store.guard_removal(&job, &other, 10, false, RedisTime::ZERO).await.unwrap();
+    }
+    let entry = bench.take("art", "a", Trigger::Cron).await;
+    let store = bench.store.clone();
+    let evicted = async |_| {
+        let now = store.now().await.unwrap();
+        assert!(store.invalidate(&key, now, Removal::Evict).await.unwrap().removed);
+        reply(404, "")
+    };
+    assert_eq!(bench.attempt(&entry, evicted).await.outcome, Outcome::Deferred);
+    assert_eq!(bench.store.held_entries(&job).await.unwrap(), [other].into());
+    bench.nothing_is_held("an eviction").await;
 }
 
 #[tokio::test]

@@ -447,6 +447,20 @@ async fn a_guard_ends_with_the_last_value_that_is_evicted() {
 }
 
 #[tokio::test]
+async fn a_guard_ends_if_the_last_is_evicted_after_it_expired() {
+    let (redis, _upstream, _jobs, _worker) = tripped().await;
+    let parts = Parts::of(&redis).await;
+    let kept = redis.keys("art:*").await;
+    redis.ask::<usize>(&["DEL", "samovar:agenda:{art}"]).await;
+    for key in &kept {
+        redis.ask::<usize>(&["PEXPIRE", key, "1"]).await;
+    }
+    all_served(&redis, 0).await;
+    parts.invalidate(&json!({"keys": &kept, "action": "evict"}).to_string()).await;
+    ends_soon(&redis).await;
+}
+
+#[tokio::test]
 async fn a_value_that_expired_and_fails_is_not_held_back() {
     let (redis, upstream, _jobs, _worker) = tripped().await;
     let keys: Vec<EntryKey> = redis.keys("art:*").await.into_iter().map(EntryKey::new).collect();

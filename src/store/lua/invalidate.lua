@@ -24,7 +24,8 @@
 --            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
 --          1 if a value was removed,
 --          ms after which to come again: held off; else 0,
---          until when the removal of the evicted value was held back, as its metadata say (ms); else 0}
+--          until when the removal of the entry's value was held back, as its metadata say, if it is evicted (ms);
+--            also if the value is gone by now; else 0}
 local S = tonumber(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -91,11 +92,11 @@ if old and not refresh then
   -- A key that holds no string is somebody else's, and stays (lease.lua).
   local kind = redis.call('TYPE', KEYS[1]).ok
   if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end
-  if kind == 'string' or kind == 'none' then remember() end
-  if removed == 1 then
-    redis.call('PUBLISH', ARGV[4], ARGV[5])
+  if kind == 'string' or kind == 'none' then
+    remember()
     released = held_until
   end
+  if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
   if kind == 'none' and not token then due = 2 end
 elseif old and not blank then
   if not later then due = 1 end
