@@ -12,10 +12,14 @@
 //! guard that has ended is kept for a day: the marks that it gave set up no other. If Redis does not answer, or the key
 //! has another type, nothing is removed.
 //!
+//! A worker may die before it gives an entry its mark, another program may delete the value, Redis may evict the mark.
+//! So a sweep ([`Store::sweep_guard`]) makes the guard forget entries that have none.
+//!
 //! Rolling upgrade: workers of builds before the guard remove values without asking it. They drop the marks of entries
 //! that they fetch; such an entry then counts anew. They do not ask it for removals with an input. Builds before the
-//! rule for small jobs count in the same guard, and need ten. The previous build counts entries without naming them; a
-//! guard in which it did does not end before its time.
+//! rule for small jobs count in the same guard, and need ten. The build before names counts entries without naming them;
+//! a guard in which it did does not end before its time. It leaves the names of entries that are well; the sweep finds
+//! these. The previous build names entries without the time, which the sweep takes for long ago.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -38,6 +42,8 @@ const ENOUGH: usize = 10;
 const ENOUGH_OF_FEW: usize = 3;
 /// The time for which a guard holds removals back, or a person lets them through.
 const HOLDS: Duration = Duration::from_secs(3_600);
+/// The time from the guard's decision until the entry has its mark, at most.
+const SETTLED: Duration = Duration::from_secs(300);
 /// Held entries that are read in one step of a scan.
 const STEP: usize = 500;
 /// The longest time for which a person can have them held back.
@@ -218,9 +224,41 @@ impl Store {
     /// # Errors
     /// Redis's; the guard then counts the entry until it ends.
     pub async fn note_recovery(&self, job: &JobName, entry: &EntryKey) -> RedisResult<()> {
+        self.forget_held(job, entry, "").await.map(|_| ())
+    }
+
+    /// Makes a job's guard forget an entry that was last held back then; empty for whenever that was. Returns `true` if
+    /// it knew the entry.
+    async fn forget_held(&self, job: &JobName, entry: &EntryKey, noted: &str) -> RedisResult<bool> {
         let mut call = RECOVERY.key(self.keys.gone(job));
-        let _: u8 = call.arg(entry.as_str()).arg(millis(MINUTE)).invoke_async(&mut self.redis.clone()).await?;
-        Ok(())
+        call.arg(entry.as_str()).arg(millis(MINUTE)).arg(noted).invoke_async(&mut self.redis.clone()).await
+    }
+
+    /// Makes a job's guard forget the entries that have no value, or no mark, a while after their removal was held back.
+    /// Returns how many these are.
+    ///
+    /// # Errors
+    /// Redis's; the next sweep does the rest.
+    pub async fn sweep_guard(&self, job: &JobName) -> RedisResult<usize> {
+        let (mut swept, mut cursor, now) = (0, 0, self.now().await?);
+        loop {
+            let mut held;
+            (cursor, held) = self.scan_held(job, cursor).await?;
+            held.retain(|(_, noted)| {
+                let at: RedisTime = noted.parse().unwrap_or_default();
+                // One of the future is by a clock that ran ahead.
+                at + SETTLED < now || at > now
+            });
+            let (keys, noted): (Vec<EntryKey>, Vec<String>) = held.into_iter().unzip();
+            let snapshots = self.snapshots(&keys).await?;
+            for ((key, noted), _) in keys.iter().zip(&noted).zip(snapshots).filter(|(_, found)| !found.was_held_back())
+            {
+                swept += usize::from(self.forget_held(job, key, noted).await?);
+            }
+            if cursor == 0 {
+                return Ok(swept);
+            }
+        }
     }
 
     /// Returns the entries whose removal a job's guard holds back, as far as it knows them.
@@ -228,18 +266,27 @@ impl Store {
     /// # Errors
     /// Redis's.
     pub async fn held_entries(&self, job: &JobName) -> RedisResult<BTreeSet<EntryKey>> {
-        let (mut held, mut cursor) = (BTreeSet::new(), 0_u64);
+        let (mut all, mut cursor) = (BTreeSet::new(), 0);
         loop {
-            let mut ask = redis::cmd("HSCAN");
-            ask.arg(self.keys.gone(job)).arg(cursor).arg("MATCH").arg("=*").arg("COUNT").arg(STEP);
-            let fields: Vec<(Vec<u8>, Vec<u8>)>;
-            (cursor, fields) = ask.query_async(&mut self.redis.clone()).await?;
-            let names = fields.into_iter().filter_map(|(name, _)| String::from_utf8(name).ok());
-            held.extend(names.filter_map(|name| name.strip_prefix('=').map(EntryKey::new)));
+            let held;
+            (cursor, held) = self.scan_held(job, cursor).await?;
+            all.extend(held.into_iter().map(|(key, _)| key));
             if cursor == 0 {
-                return Ok(held);
+                return Ok(all);
             }
         }
+    }
+
+    /// Returns the next cursor of a scan, and some entries that a job's guard holds back, each with the time.
+    async fn scan_held(&self, job: &JobName, cursor: u64) -> RedisResult<(u64, Vec<(EntryKey, String)>)> {
+        let mut ask = redis::cmd("HSCAN");
+        ask.arg(self.keys.gone(job)).arg(cursor).arg("MATCH").arg("=*").arg("COUNT").arg(STEP);
+        let (cursor, fields): (u64, Vec<(Vec<u8>, Vec<u8>)>) = ask.query_async(&mut self.redis.clone()).await?;
+        let held = fields.into_iter().filter_map(|(name, noted)| {
+            let name = String::from_utf8(name).ok()?;
+            Some((EntryKey::new(name.strip_prefix('=')?), String::from_utf8(noted).ok()?))
+        });
+        Ok((cursor, held.collect()))
     }
 
     /// Lets the removals through that a job's guard holds back, and all others for an hour.

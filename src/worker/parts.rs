@@ -309,6 +309,7 @@ impl<'a> Shared<'a> {
         Sweeper {
             redis: self.redis.clone(),
             keys: self.keys.clone(),
+            jobs: Arc::clone(&self.jobs),
             store: self.store.clone(),
             job_cleaner,
             troubles: self.health.troubles.of("the sweeper"),

@@ -163,6 +163,44 @@ async fn a_guard_ends_with_the_last_entry_that_it_knows() {
     assert!(removal_of(&parts, "c", until).await.unwrap().until >= until);
 }
 
+/// Its worker died before it gave the entry a mark, another program deleted the value, or an earlier build found the
+/// entry well.
+#[tokio::test]
+async fn entries_without_a_mark_leave_the_guard_by_a_sweep() {
+    let (redis, _) = both().await;
+    let parts = Parts::of(&redis).await;
+    for _ in 0..9 {
+        assert_eq!(removal(&parts, RedisTime::ZERO).await, None);
+    }
+    let until = removal(&parts, RedisTime::ZERO).await.unwrap().until;
+    for name in ["b", "c", "d"] {
+        removal_of(&parts, name, RedisTime::ZERO).await.unwrap();
+    }
+    for name in ["a", "b"] {
+        let lease = parts.lease(name, HOUR).await;
+        parts.store.commit(&art(name), &lease, "1", HOUR, &LastAttempt::default()).await.unwrap();
+        let (lease, marked) = (parts.lease(name, HOUR).await, LastAttempt { held_until: until, ..Default::default() });
+        parts.store.release(&art(name), &lease.token, Some(&marked)).await.unwrap();
+    }
+    let noted = |name: &str| format!("={}", art(name));
+    let swept = async || {
+        let swept = parts.store.sweep_guard(&job()).await.unwrap();
+        (swept, parts.store.held_entries(&job()).await.unwrap().len())
+    };
+    assert_eq!(swept().await, (0, 4), "their workers may be about to mark them");
+    let long_ago = (parts.now().await - Duration::from_secs(301)).to_string();
+    redis.ask::<usize>(&["HSET", GUARD, &noted("a"), &long_ago, &noted("c"), &long_ago, &noted("d"), "1"]).await;
+    assert_eq!(swept().await, (2, 2));
+    redis.ask::<usize>(&["DEL", "art:a"]).await;
+    assert_eq!(swept().await, (1, 1));
+    assert_eq!(redis.ask::<RedisTime>(&["HGET", GUARD, "until"]).await, until);
+    redis.ask::<usize>(&["DEL", &parts.keys.meta(&art("b"))]).await;
+    let future = (parts.now().await + HOUR).to_string();
+    redis.ask::<usize>(&["HSET", GUARD, &noted("b"), &future]).await;
+    assert_eq!(swept().await, (1, 0), "the clock was set back");
+    ends_soon(&redis).await;
+}
+
 /// While an entry is fetched: a doubt may become certain, and a doubt may come.
 #[tokio::test]
 async fn a_failed_fetch_leaves_an_invalidation_what_it_is() {

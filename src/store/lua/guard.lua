@@ -3,7 +3,8 @@
 --   since, until       it holds removals back, or lets them through, from then to then (ms)
 --   accepted           1: a person lets removals through until then
 --   gone, of           as it tripped: removals within a minute, this one included; the job's entries
---   held               entries whose removal it holds back; for each there is a field, `=` and the entry's key
+--   held               entries whose removal it holds back; for each there is a field, `=` and the entry's key, whose
+--                      value is when it was last held back (ms); 1 by a worker of the previous build
 --   restored           1: it was set up from the mark of an entry, so there may be others that it does not know yet
 --   last               when it last held a removal back (ms)
 --   minute             the minute that it counts in, since the epoch

@@ -18,9 +18,9 @@ local now, guard, marked = clock(), read_guard(KEYS[1]), tonumber(ARGV[6])
 -- By a clock that ran ahead.
 if marked > now + longest then marked = 0 end
 local is_over = marked > 0 and marked <= now
--- Notes the entry; returns true if the guard did not know it.
+-- Notes the entry and the time; returns true if the guard did not know it.
 local function note()
-  if redis.call('HSETNX', KEYS[1], '=' .. ARGV[8], 1) == 0 then return false end
+  if redis.call('HSET', KEYS[1], '=' .. ARGV[8], string.format('%.0f', now)) == 0 then return false end
   guard.held = guard.held + 1
   return true
 end

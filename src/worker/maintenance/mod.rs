@@ -4,7 +4,7 @@
 //! - [`Revalidator`] makes values due that may have missed an invalidation.
 //! - `Remaker` makes values due that were made from an earlier job file.
 //! - `RestartMonitor` notices a restarted or flushed Redis, `EvictionMonitor` evicted agendas.
-//! - `Sweeper` drops dead entries from tags; [`JobCleaner`] drops what is kept of removed jobs.
+//! - `Sweeper` drops dead entries from tags and guards; [`JobCleaner`] drops what is kept of removed jobs.
 //! - `Describer` publishes what commands need to know of this worker's jobs.
 //! - `KeyRights` tells when the Redis user may not use a job's keys.
 

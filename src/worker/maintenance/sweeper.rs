@@ -1,8 +1,9 @@
-//! The sweeper: every ten minutes one worker of the fleet drops dead entries from tags, and what is kept of removed
-//! jobs.
+//! The sweeper: every ten minutes one worker of the fleet drops dead entries from tags and guards, and what is kept of
+//! removed jobs.
 //!
 //! A lock elects the worker of a round. If a round fails, the next one does the work.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::RedisResult;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{JobCleaner, ROUNDS};
+use crate::job::Jobs;
 use crate::protocol::Keys;
 use crate::redis::{Connection, Troubles, is_of_keys};
 use crate::store::Store;
@@ -22,6 +24,7 @@ const INTERVAL: Duration = Duration::from_secs(600);
 pub(in crate::worker) struct Sweeper {
     pub(in crate::worker) redis: Connection,
     pub(in crate::worker) keys: Keys,
+    pub(in crate::worker) jobs: Arc<Jobs>,
     pub(in crate::worker) store: Store,
     pub(in crate::worker) job_cleaner: JobCleaner,
     /// The failures of single keys.
@@ -62,6 +65,9 @@ impl Sweeper {
     }
 
     async fn sweep(&self) {
+        if let Err(e) = self.sweep_guards().await {
+            debug!("could not sweep guards; the next round tries again: {e}");
+        }
         match tokio::join!(self.store.sweep_tags(), self.job_cleaner.round(ROUNDS)) {
             (Ok(dropped), Ok(_)) => {
                 self.troubles.well("tags and jobs");
@@ -70,5 +76,13 @@ impl Sweeper {
             (Err(e), _) | (_, Err(e)) if is_of_keys(&e) => _ = self.troubles.ill("tags and jobs", e),
             (Err(e), _) | (_, Err(e)) => debug!("could not sweep; the next round tries again: {e}"),
         }
+    }
+
+    /// Sweeps the guards of the jobs that this worker knows.
+    async fn sweep_guards(&self) -> RedisResult<()> {
+        for job in self.jobs.jobs.values().filter(|job| job.warm.gone_guard.is_some()) {
+            self.troubles.alone(job.name.as_str(), self.store.sweep_guard(&job.name).await)?;
+        }
+        Ok(())
     }
 }
