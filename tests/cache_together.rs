@@ -578,11 +578,12 @@ async fn requests_admitted_in_the_future_count_as_admitted_now() {
     let (seconds, _): (i64, i64) = redis.ask(&["TIME"]).await;
     let at = |hours: i64| ((seconds + hours * 3_600) * 1_000_000).to_string();
     let key = limiter.key("sender");
-    redis.ask::<()>(&["RPUSH", &key, &at(0), &at(9), &at(10), &at(10)]).await;
+    redis.ask::<()>(&["RPUSH", &key, &at(8), &at(9), &at(10), &at(10)]).await;
     let refused = limiter.check("sender").await.unwrap();
     let hour = Duration::from_secs(3_600);
     assert!(!refused.allowed && refused.retry_after <= hour && refused.reset_after <= hour, "{refused:?}");
     assert_eq!(redis.ask::<u64>(&["LLEN", &key]).await, 4);
+    assert!(redis.ttl(&key).await.unwrap() <= Duration::from_secs(3_601), "the log goes with its last entry");
 }
 
 /// As after Redis's clock was set back by ten hours.

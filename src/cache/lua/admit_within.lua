@@ -5,6 +5,7 @@
 -- ARGV  1 limit  2 period (µs)
 -- Returns {1 if admitted, requests that would still be admitted, µs until one is (0: now), µs until all are}
 local limit, period = tonumber(ARGV[1]), tonumber(ARGV[2])
+local ttl = string.format('%.0f', math.ceil(period / 1000) + 1)
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local count = redis.call('LLEN', KEYS[1])
@@ -15,6 +16,8 @@ if count > 0 then
     ahead = ahead + 1
   end
   for _ = 1, ahead do redis.call('RPUSH', KEYS[1], string.format('%.0f', now)) end
+  -- Where all of them were ahead, the log is a new one, without a TTL.
+  if ahead > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
   local past = now - period
   if tonumber(redis.call('LINDEX', KEYS[1], 0)) <= past then
     -- Binary search for the first admission within the period.
@@ -30,7 +33,7 @@ end
 local admitted = 0
 if count < limit then
   redis.call('RPUSH', KEYS[1], string.format('%.0f', now))
-  redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.ceil(period / 1000) + 1))
+  redis.call('PEXPIRE', KEYS[1], ttl)
   count = count + 1
   admitted = 1
 end
