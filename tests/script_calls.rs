@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use calls::{Attempt, Call};
 use samovar::agenda::{Finished, Next, When};
-use samovar::cache::Cache;
+use samovar::cache::{Cache, RateLimiter};
 use samovar::entry::{Announced, Outcome, Trigger, Version};
 use samovar::redis::RedisTime;
 use samovar::store::{Fresh, LastAttempt, Lease, Leased, Removal, Terms, Versions};
@@ -199,6 +199,24 @@ async fn the_store_sends_what_the_model_sends() {
 }
 
 #[tokio::test]
+async fn the_guard_gets_what_the_model_sends() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let (store, mut monitor) = (&parts.store, Monitor::of(&redis));
+    let (marked, then) = (RedisTime::from_millis(1_700_000_000_000), 1_700_000_000_000);
+    for (are_all_due, of_few) in [(true, 3), (false, 10)] {
+        store.guard_removal(&job(), &art("a"), 10, are_all_due, marked).await.unwrap();
+        monitor.expect(&redis, &[(calls::guard_removal("a", then, (10, of_few)), &[])]).await;
+    }
+    store.note_recovery(&job(), &art("a")).await.unwrap();
+    monitor.expect(&redis, &[(calls::guard_recovery("a", ""), &[])]).await;
+    store.accept_removals(&job()).await.unwrap();
+    monitor.expect(&redis, &[(calls::guard_decision("accept"), &[])]).await;
+    store.hold_removals(&job()).await.unwrap();
+    monitor.expect(&redis, &[(calls::guard_decision("hold"), &[])]).await;
+}
+
+#[tokio::test]
 async fn tags_are_sent_as_the_model_sends_them() {
     let redis = TestRedis::start().await;
     let parts = Parts::of(&redis).await;
@@ -275,4 +293,6 @@ async fn the_library_sends_what_the_model_sends() {
     let _: u8 = cache.get_or_load("a", async || Ok::<u8, String>(1)).await.unwrap();
     let load = [(calls::begin_load("a", "t-1"), &[1][..]), (calls::commit_load("a", "t-1", "1", &ttl), &[3, 4][..])];
     monitor.expect(&redis, &load).await;
+    RateLimiter::new(&cache, "3/second").unwrap().check("sender").await.unwrap();
+    monitor.expect(&redis, &[(calls::admit(3, 1_000_000), &[])]).await;
 }

@@ -40,8 +40,12 @@ pub const PATIENCE: i64 = 5_000;
 pub const RETRY: i64 = 500;
 /// The wait of an entry whose lease ended too early (ms).
 pub const SHORT_WAIT: i64 = 1_000;
-/// The time for which removals are held back (ms).
-pub const HOLDS: i64 = 2 * TTL;
+/// The time in which a guard counts removals (ms).
+pub const MINUTE: i64 = 60_000;
+/// The time for which removals are held back, and the longest such time (ms).
+pub const HOLDS: (i64, i64) = (3_600_000, 86_400_000);
+/// The time after which an entry that is held back has its mark (ms).
+pub const SETTLED: i64 = 300_000;
 /// The wait of an entry whose removal is held back (ms).
 pub const HELD_WAIT: i64 = 20_000;
 /// When an entry is rechecked after an invalidation (ms).
@@ -75,6 +79,8 @@ pub const SCHEDULES: &str = "schedules";
 pub const TICKS: &str = "ticks";
 /// The digests of job files.
 pub const DIGESTS: &str = "digests";
+/// The guard of the one job.
+pub const GUARD: &str = "guard";
 const CHANGED: &str = "changed";
 const SIGNAL: &str = "signal";
 
@@ -317,6 +323,22 @@ pub fn invalidate(entry: &str, at: i64, evict: bool, pauses: (i64, i64), remembe
     )
 }
 
+/// `Store::guard_removal`; so many removals are enough, and in a small job.
+pub fn guard_removal(entry: &str, marked: i64, (enough, of_few): (u32, u32)) -> Call {
+    let args: [&dyn ToString; 8] = [&10, &enough, &MINUTE, &HOLDS.0, &HOLDS.1, &marked, &of_few, &entry];
+    call(Script::GuardRemoval, &[GUARD, AGENDA], &args)
+}
+
+/// `Store::note_recovery`, and `Store::sweep_guard` of an entry that was held back then.
+pub fn guard_recovery(entry: &str, noted: &str) -> Call {
+    call(Script::GuardRecovery, &[GUARD], &[&entry, &MINUTE, &noted])
+}
+
+/// A person's decision.
+pub fn guard_decision(decision: &str) -> Call {
+    call(Script::GuardDecision, &[GUARD], &[&decision, &HOLDS.0, &HOLDS.1])
+}
+
 /// `Store::tag`, its first step.
 pub fn tag(entry: &str) -> Call {
     call(Script::Tag, &[TAG], &[&entry, &(TTL + STALE + LEASE), &100])
@@ -421,6 +443,11 @@ pub fn increment(entry: &str, by: i64, ttl: &str) -> Call {
 /// `Cache::track`.
 pub fn track(entry: &str, life: i64) -> Call {
     call(Script::Track, &["loaded"], &[&entry, &life, &100])
+}
+
+/// `RateLimiter::check`: so many within this time (µs).
+pub fn admit(limit: usize, period: i64) -> Call {
+    call(Script::AdmitWithin, &["log"], &[&limit, &period])
 }
 
 /// `Cache::lock`.

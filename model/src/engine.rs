@@ -182,7 +182,12 @@ impl Engine {
 
     /// Sets the clock (ms).
     pub fn set_clock(&self, db: &mut Db, now: i64) {
-        db.set_clock(now);
+        self.set_clock_us(db, now * 1_000);
+    }
+
+    /// Sets the clock (µs).
+    pub fn set_clock_us(&self, db: &mut Db, now_us: i64) {
+        db.set_clock_us(now_us);
         if let Some(asked) = &mut *self.asked.borrow_mut() {
             asked.push(Asked::Clock(db.now_us));
         }

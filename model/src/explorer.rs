@@ -102,6 +102,7 @@ impl World {
             Action::Fail(n) | Action::Lag(n) | Action::HandBack(n) => {
                 self.workers[n].task.as_ref().is_some_and(|task| task.stage == crate::world::Stage::Leased)
             }
+            Action::Forget => !self.swept.is_empty(),
             Action::LoadLost | Action::LoadCrash | Action::LoadFails => self.load != Load::None,
             Action::Load(entry) => self.load != Load::None || self.actions(engine, entry + 1).contains(&action),
             _ => action.kind().is_none_or(|kind| self.left[kind as usize] > 0),
@@ -114,6 +115,7 @@ impl World {
         next.extend((0..self.messages.len()).rev().map(Action::Message));
         next.extend((0..self.workers.len()).map(Action::Work));
         next.extend((self.load != Load::None).then_some(Action::Load(0)));
+        next.extend((!self.swept.is_empty()).then_some(Action::Forget));
         next.retain(|action| self.can(engine, *action));
         next
     }
@@ -327,6 +329,7 @@ pub fn tell(engine: &Engine, scenario: &Scenario, failure: &Failure) -> String {
 pub fn hunt(engine: &Engine, file: &str) -> Option<(&'static str, Failure)> {
     let uses = |scenario: &&Scenario| match file.split('/').next() {
         Some("agenda") => scenario.entries == 2,
+        _ if file.contains("guard") => scenario.job.held,
         Some("cache") => scenario.budget.iter().any(|(kind, _)| {
             matches!(kind, crate::world::Kind::Load | crate::world::Kind::Set | crate::world::Kind::Increment)
         }),
@@ -345,6 +348,14 @@ pub fn hunt(engine: &Engine, file: &str) -> Option<(&'static str, Failure)> {
         for walk in 0..walks as u64 {
             if let Err(violation) = crate::schedules::walk(engine, seed + walk, 120) {
                 return Some(("schedules", Failure { actions: Vec::new(), violation, seed: Some(seed + walk) }));
+            }
+        }
+        for walk in 0..walks as u64 {
+            if let Err(violation) = crate::guards::walk(engine, seed + walk, 200) {
+                return Some(("guards", Failure { actions: Vec::new(), violation, seed: Some(seed + walk) }));
+            }
+            if let Err(violation) = crate::limits::walk(engine, seed + walk, 200) {
+                return Some(("limits", Failure { actions: Vec::new(), violation, seed: Some(seed + walk) }));
             }
         }
         for walk in 0..walks as u64 / 10 {

@@ -19,5 +19,7 @@ pub mod properties;
 pub mod scenarios;
 pub mod world;
 pub mod faults;
+pub mod guards;
+pub mod limits;
 pub mod knowledge;
 pub mod mutants;

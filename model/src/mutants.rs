@@ -102,7 +102,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end"
             => "removed = redis.call('UNLINK', KEYS[1])",
         "if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end" => "",
-        "    redis.call('PUBLISH', ARGV[4], ARGV[5])\n    released" => "    released",
+        "  if removed == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end" => "",
         "if not later then due = 1 end" => "",
         "    redis.call('PEXPIREAT', KEYS[1], own_expiry)" => "",
         "announced, announced_at), 'PX', string.format('%.0f', life))" => "announced, announced_at))",
@@ -121,6 +121,63 @@ pub const KILLED: &[Mutant] = mutants! {
         "and not (doubt and held_until > now)" => "",
         "    released = held_until\n" => "",
         "if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50, 0} end" => "",
+    ]
+    "store/lua/guard.lua": [
+        "guard.held = fields" => "",
+        "guard.since > 0 and 86520000 or 120000" => "120000",
+        "math.max(guard['until'], now) + longer" => "now + longer",
+        "redis.call('PEXPIREAT', key, string.format('%.0f', math.max(guard['until'], now) + longer))" => "",
+        "return guard.since <= now and now < guard['until']" => "return now < guard['until']",
+        "return guard.since <= now and now < guard['until']" => "return guard.since <= now",
+        "if redis.call('HDEL', key, '=' .. entry) == 0 then return 0 end"
+            => "if redis.call('HEXISTS', key, '=' .. entry) == 0 then return 0 end",
+        "  guard.held = guard.held - 1" => "",
+        "guard.held == 0 and guard.accepted == 0 and" => "guard.accepted == 0 and",
+        "guard.accepted == 0 and guard.restored == 0" => "guard.restored == 0",
+        "and guard.restored == 0 then\n    guard['until']" => "then\n    guard['until']",
+        "math.max(now, guard.last + minute)" => "now",
+    ]
+    "store/lua/guard_removal.lua": [
+        "if marked > now + longest then marked = 0 end" => "",
+        "marked > 0 and marked <= now" => "false",
+        "string.format('%.0f', now)) == 0" => "'1') == 0",
+        "  guard.held = guard.held + 1" => "",
+        "guard.accepted == 1 or is_over" => "is_over",
+        "is_over and guard.since >= marked" => "is_over",
+        "    forget(KEYS[1], guard, ARGV[8], now, minute)" => "",
+        "and guard.held == 1 and guard.restored == 0 then" => "and guard.restored == 0 then",
+        "if note() and guard.held == 1 and guard.restored == 0 then" => "if note() and guard.held == 1 then",
+        "guard.since + longest" => "now + longest",
+        "  guard.last = now\n  write_guard" => "  write_guard",
+        "if is_over then return {0} end" => "",
+        "if guard.since > 0 and guard.since <= now then marked = 0 end" => "",
+        "if guard.since > 0 and guard.since <= now then" => "if guard.since > 0 then",
+        "if guard.minute == present - 1 then" => "if guard.minute == present then",
+        "elseif guard.minute ~= present then" => "elseif false then",
+        "guard.minute, guard.count, guard.most = present, 0, 0" => "guard.minute = present",
+        "guard.most = math.max(guard.most, redis.call('ZCARD', KEYS[2]))" => "",
+        "math.ceil(guard.before * (1 - now % minute / minute))" => "guard.before",
+        "(guard.before * (1 - now % minute / minute)) + guard.count + 1"
+            => "(guard.before * (1 - now % minute / minute)) + guard.count",
+        "math.max(guard.most, guard.most_before, gone)" => "math.max(guard.most, gone)",
+        "math.floor(of / 2) + 1" => "math.floor(of / 2)",
+        "gone * 100 <= share * of" => "gone * 100 < share * of",
+        "marked == 0 and (gone < least" => "(gone < least",
+        "  guard.count = guard.count + 1" => "",
+        "redis.call('UNLINK', KEYS[1])\nguard.since" => "guard.since",
+        "marked > 0 and 1 or 0\nnote()" => "0\nnote()",
+        "math.min(marked, now + hold) or now + hold" => "marked or now + hold",
+    ]
+    "store/lua/guard_recovery.lua": [
+        "if ARGV[3] ~= '' and redis.call('HGET', KEYS[1], '=' .. ARGV[1]) ~= ARGV[3] then return 0 end" => "",
+        "ARGV[3] ~= '' and" => "",
+    ]
+    "store/lua/guard_decision.lua": [
+        "  if not active then" => "  if false then",
+        "    redis.call('UNLINK', KEYS[1])\n    guard.since" => "    guard.since",
+        "guard.accepted, guard['until'] = 1, now + hold" => "guard.accepted = 1",
+        "elseif active and guard.accepted == 1 and guard.gone == 0 then" => "elseif false then",
+        "math.min(guard['until'] + hold, now + tonumber(ARGV[3]))" => "guard['until'] + hold",
     ]
     "store/lua/meta.lua": [
         "return #a < #b or #a == #b and a < b" => "return a < b and #a <= #b and false",
@@ -251,6 +308,25 @@ pub const KILLED: &[Mutant] = mutants! {
     "cache/lua/track.lua": [
         "if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end" => "if false then return 0 end",
         "'GT', " => "",
+    ]
+    "cache/lua/admit_within.lua": [
+        "while ahead < count and tonumber(redis.call('LINDEX', KEYS[1], -1)) > now do" => "while false do",
+        "for _ = 1, ahead do redis.call('RPUSH', KEYS[1], string.format('%.0f', now)) end" => "",
+        "if tonumber(redis.call('LINDEX', KEYS[1], 0)) <= past then" => "if false then",
+        "if tonumber(redis.call('LINDEX', KEYS[1], 0)) <= past then"
+            => "if tonumber(redis.call('LINDEX', KEYS[1], 0)) < past then",
+        "middle)) <= past then low" => "middle)) < past then low",
+        "low = middle else high = middle" => "low = middle else high = middle + 1",
+        "local low, high = 0, count" => "local low, high = 0, 1",
+        "    count = count - high" => "",
+        "if count < limit then" => "if count <= limit then",
+        "if count < limit then" => "if count < limit - 1 then",
+        "  redis.call('RPUSH', KEYS[1], string.format('%.0f', now))\n  redis.call('PEXPIRE'" => "  redis.call('PEXPIRE'",
+        "math.ceil(period / 1000) + 1" => "math.floor(period / 1000) - 1",
+        "  redis.call('PEXPIRE', KEYS[1], ttl)\n  count" => "  count",
+        "if ahead > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end" => "",
+        "if count >= limit then wait" => "if count > limit then wait",
+        "redis.call('LINDEX', KEYS[1], -1)) + period - now" => "redis.call('LINDEX', KEYS[1], 0)) + period - now",
     ]
     "cache/lua/lock.lua": [
         "if holder and holder ~= ARGV[1] then" => "if false then",

@@ -41,6 +41,10 @@ pub const STARVED: &str = "in a storm of invalidations fetches land";
 pub const COSTS: &str = "a storm costs a bounded number of requests";
 /// Announcements.
 pub const TOLD: &str = "each change of a value is announced, and nothing else";
+/// The guard.
+pub const HELD: &str = "what is held back is not removed before that ends, and the guard ends with the last of it";
+/// Rate limits.
+pub const LIMITED: &str = "no more requests are admitted within a period than the limit, and no fewer";
 /// The contract of a script's header.
 pub const CONTRACT: &str = "a script does what its header states";
 /// A script fails.
@@ -83,6 +87,7 @@ pub(crate) fn always(engine: &Engine, world: &World) -> Step {
     for (entry, name) in ENTRIES.into_iter().enumerate() {
         of_value(engine, world, entry)?;
         of_keys(world, entry)?;
+        world.is_guarded(entry)?;
         let known = &world.known[entry];
         if known.wanted.is_some() && world.db.score(calls::AGENDA, name).is_none() {
             return violated(WANTED, format!("{} was demanded, and left before it was tried", name));
@@ -227,5 +232,6 @@ pub fn settle(engine: &Engine, world: &World) -> Step {
             return violated(FRESH_AT_LAST, format!("{} still has version {content}:\n{world}", name));
         }
     }
-    world.costs_at_most(fetches + allowed, "after all was quiet")
+    world.costs_at_most(fetches + allowed, "after all was quiet")?;
+    if world.job.held { world.rests_guard(engine) } else { Ok(()) }
 }

@@ -43,6 +43,26 @@ pub(crate) const WARM: &[Action] = &[
     Action::Work(0),
     Action::Tick,
 ];
+/// Two such values.
+const WARM_BOTH: &[Action] = &[
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Manual(1),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Tick,
+];
 /// An entry under the tag, and an answer for another one.
 const FETCHED_TAGGED: &[Action] = &[
     Action::Manual(1),
@@ -175,13 +195,15 @@ const HELD: &[Action] = &[
     Action::Work(0),
     Action::Work(0),
     Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
     Action::Tick,
 ];
 
 use Kind::{
-    Announce, AnyVersion, Back, Crash, Cron, Delete, Demand, Doubt, Evict, EvictAll, EvictTag, Fail, FarBack, Foreign,
-    ForeignForever, ForeignHash, HandBack, Increment, Jump, Lag, Load, Lose, Lost, Manual, OtherTag, Pause, Refresh,
-    RefreshAll, RefreshTag, Repeat, Set, Sweep, Tick, Vanish, Wake,
+    Accept, Announce, AnyVersion, Back, Crash, Cron, Delete, Demand, Doubt, Evict, EvictAll, EvictTag, Fail, FarBack,
+    Foreign, ForeignForever, ForeignHash, HandBack, Increment, Jump, Lag, Late, Load, Lose, LoseGuard, Lost, Manual,
+    OtherTag, Pause, Refresh, RefreshAll, RefreshTag, Repeat, Set, Sweep, Tick, Uphold, Vanish, Wake,
 };
 
 /// All scenarios.
@@ -288,8 +310,43 @@ pub const ALL: &[Scenario] = &[
         name: "held back",
         job: Job { held: true, stale: true, ..PLAIN },
         entries: 1,
-        budget: &[(Repeat, 2), (Doubt, 2), (Evict, 1), (Fail, 1), (Lose, 1), (Manual, 2), (Tick, 2), (Jump, 6)],
+        budget: &[
+            (Repeat, 2),
+            (Doubt, 2),
+            (Evict, 1),
+            (Fail, 1),
+            (Lose, 1),
+            (Refresh, 1),
+            (Manual, 2),
+            (Crash, 1),
+            (Lost, 1),
+            (LoseGuard, 1),
+            (Late, 1),
+            (Tick, 2),
+            (Jump, 6),
+        ],
         setup: HELD,
+    },
+    Scenario {
+        name: "a guard",
+        job: Job { held: true, stale: true, ..PLAIN },
+        entries: 2,
+        budget: &[
+            (Lose, 2),
+            (Refresh, 2),
+            (Evict, 1),
+            (Crash, 1),
+            (Lost, 1),
+            (Fail, 1),
+            (Accept, 1),
+            (Uphold, 1),
+            (Sweep, 2),
+            (Late, 1),
+            (Manual, 2),
+            (Tick, 1),
+            (Jump, 6),
+        ],
+        setup: WARM_BOTH,
     },
     Scenario {
         name: "paid for",

@@ -19,6 +19,7 @@ const LEASE_RECORD: File = file!("protocol/lua/lease_record.lua");
 pub(crate) const META: File = file!("store/lua/meta.lua");
 const FENCE: File = file!("store/lua/fence.lua");
 pub(crate) const SCORE: File = file!("agenda/lua/score.lua");
+const GUARD: File = file!("store/lua/guard.lua");
 
 macro_rules! scripts {
     ($($name:ident = [$($prelude:ident),*] $path:literal;)*) => {
@@ -48,6 +49,9 @@ scripts! {
     Gone = [LEASE_RECORD, META, FENCE] "store/lua/gone.lua";
     ExtendStale = [LEASE_RECORD, META] "store/lua/extend_stale.lua";
     Invalidate = [LEASE_RECORD, META] "store/lua/invalidate.lua";
+    GuardRemoval = [GUARD] "store/lua/guard_removal.lua";
+    GuardRecovery = [GUARD] "store/lua/guard_recovery.lua";
+    GuardDecision = [GUARD] "store/lua/guard_decision.lua";
     Tag = [] "store/lua/tag.lua";
     Untag = [] "store/lua/untag.lua";
     Stamp = [] "store/lua/stamp.lua";
@@ -67,6 +71,7 @@ scripts! {
     Delete = [LEASE_RECORD] "cache/lua/delete.lua";
     Increment = [LEASE_RECORD] "cache/lua/increment.lua";
     Track = [] "cache/lua/track.lua";
+    AdmitWithin = [] "cache/lua/admit_within.lua";
     Lock = [] "cache/lua/lock.lua";
     RenewLock = [] "cache/lua/renew_lock.lua";
     Tick = [] "trigger/lua/tick.lua";

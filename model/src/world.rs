@@ -5,6 +5,7 @@
 //! `src/cache/load.rs`.
 
 mod actions;
+mod guard;
 mod invalidator;
 mod service;
 mod worker;
@@ -113,6 +114,9 @@ pub struct Known {
     pub dead: bool,
     /// When a worker's entry last left the agenda, or came back to it as due, if that is now.
     pub left: i64,
+    /// Until when the removal of its value is held back, as a worker has noted; 0 if it is not, or if a person accepted
+    /// it.
+    pub held: i64,
 }
 
 /// Everything at one moment.
@@ -132,6 +136,10 @@ pub struct World {
     pub load: Load,
     /// The invalidations that are not handled to their end.
     pub messages: Vec<Message>,
+    /// The entries that a sweep takes out of the guard, and when they were held back.
+    pub swept: Vec<(usize, String)>,
+    /// A person had removals held back: for that time, whatever becomes of them.
+    pub upheld: bool,
     /// The leases of workers that died: entry, token, and crashes before.
     pub orphans: Vec<(usize, String, u32)>,
     /// The number of actions of each kind that may still happen.
@@ -163,6 +171,8 @@ impl World {
             workers: Default::default(),
             load: Load::None,
             messages: Vec::new(),
+            swept: Vec::new(),
+            upheld: false,
             orphans: Vec::new(),
             left,
             counted: 0,

@@ -12,8 +12,14 @@ use redis::pair::Pair;
 use samovar_model::commands::Reply;
 use samovar_model::engine::{Asked, Engine};
 use samovar_model::explorer::walk_once;
+use samovar_model::guards;
+use samovar_model::limits;
 use samovar_model::scenarios::ALL;
 use samovar_model::schedules;
+use samovar_model::world::Step;
+
+/// Random calls of a seed: the engine, the seed, and how many.
+type Walk = fn(&Engine, u64, usize) -> Step;
 
 /// Both servers, and the scripts that they were given.
 struct Repeater {
@@ -79,10 +85,14 @@ fn a_real_redis_gives_the_replies_of_the_model() {
         }
     }
     for seed in 0..walks {
-        let _ = schedules::walk(&engine, seed, 200);
-        let asked = engine.recorded();
-        compared += asked.len();
-        server.compare(&format!("schedules and locks, seed {seed}"), &asked);
+        let walks =
+            [("schedules and locks", schedules::walk as Walk), ("guards", guards::walk), ("limits", limits::walk)];
+        for (what, walk) in walks {
+            let _ = walk(&engine, seed, 200);
+            let asked = engine.recorded();
+            compared += asked.len();
+            server.compare(&format!("{what}, seed {seed}"), &asked);
+        }
     }
     println!("{compared} scripts and commands gave the same replies");
     assert!(compared > 10_000, "{compared}");

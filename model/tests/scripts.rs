@@ -11,6 +11,8 @@ use std::time::Instant;
 use samovar_model::engine::Engine;
 use samovar_model::explorer::{Bounds, hunt, replay, search, tell, walk_once};
 use samovar_model::faults::{KNOWN, MENDED};
+use samovar_model::guards;
+use samovar_model::limits;
 use samovar_model::mutants::{EQUIVALENT, KILLED};
 use samovar_model::scenarios::ALL;
 use samovar_model::schedules;
@@ -78,6 +80,26 @@ fn ticks_and_locks_have_one_holder() {
     let engine = Engine::new(None);
     for seed in 0..500 {
         if let Err(violation) = schedules::walk(&engine, seed, 120) {
+            panic!("seed {seed}: {violation}");
+        }
+    }
+}
+
+#[test]
+fn guards_hold_what_they_must_and_nothing_else() {
+    let engine = Engine::new(None);
+    for seed in 0..500 {
+        if let Err(violation) = guards::walk(&engine, seed, 200) {
+            panic!("seed {seed}: {violation}");
+        }
+    }
+}
+
+#[test]
+fn a_limit_is_never_exceeded_and_always_used() {
+    let engine = Engine::new(None);
+    for seed in 0..500 {
+        if let Err(violation) = limits::walk(&engine, seed, 200) {
             panic!("seed {seed}: {violation}");
         }
     }
@@ -169,6 +191,8 @@ fn each_line_of_the_scripts_runs() {
     }
     for seed in 0..60 {
         assert_eq!(schedules::walk(&engine, seed, 120), Ok(()), "{seed}");
+        assert_eq!(guards::walk(&engine, seed, 200), Ok(()), "{seed}");
+        assert_eq!(limits::walk(&engine, seed, 200), Ok(()), "{seed}");
     }
     let (never, lines) = engine.never_ran();
     let (mut unexplained, mut count) = (String::new(), 0);

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use samovar_model::engine::Engine;
 use samovar_model::explorer::{Bounds, search, tell};
+use samovar_model::guards;
+use samovar_model::limits;
 use samovar_model::scenarios::ALL;
 use samovar_model::schedules;
 use samovar_model::storms::Storm;
@@ -54,13 +56,16 @@ fn main() -> ExitCode {
     let (began, mut count) = (Instant::now(), 0);
     while began.elapsed() < time && only.is_none() {
         let seed = seed.wrapping_add(count);
-        let done = schedules::walk(&engine, seed, 200).and_then(|()| Storm::of(seed).rage(&engine).map(|_| ()));
+        let walks = schedules::walk(&engine, seed, 200)
+            .and_then(|()| guards::walk(&engine, seed, 200))
+            .and_then(|()| limits::walk(&engine, seed, 200));
+        let done = walks.and_then(|()| Storm::of(seed).rage(&engine).map(|_| ()));
         if let Err(violation) = done {
-            println!("schedules or storms, seed {seed}: {violation}");
+            println!("schedules, guards, limits or storms, seed {seed}: {violation}");
             return ExitCode::FAILURE;
         }
         count += 1;
     }
-    println!("{count} storms, and as many random walks over schedules and locks");
+    println!("{count} storms, and as many random walks over schedules and locks, guards, and limits");
     code
 }

@@ -240,7 +240,8 @@ impl World {
     }
 
     fn is_stale(&self, job: usize) -> bool {
-        self.vanished & (1 << job) == 0 && self.redis.values[job].is_some_and(|value| value.content != self.upstream[job])
+        self.vanished & (1 << job) == 0
+            && self.redis.values[job].is_some_and(|value| value.content != self.upstream[job])
     }
 
     /// Returns true if an entry has an old value, and nothing in Redis says so.

@@ -193,7 +193,8 @@ fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Rep
     if doubt && ours && meta.as_ref().is_some_and(|meta| meta.held_until > now) && after.slot(&call.keys[0]) != value {
         return wrong("it is held back, and ends");
     }
-    let held_until = meta.as_ref().filter(|_| !refresh && removed == 1).map_or(0, |meta| meta.held_until);
+    let is_evicted = !refresh && is_old && (is_text || value.is_none());
+    let held_until = meta.as_ref().filter(|_| is_evicted).map_or(0, |meta| meta.held_until);
     if reply.part(4).int() != held_until {
         return wrong("until when it was held back");
     }

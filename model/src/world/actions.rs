@@ -46,11 +46,14 @@ pub enum Kind {
     EvictAll,
     Doubt,
     Lose,
+    Accept,
+    Uphold,
+    LoseGuard,
 }
 
 impl Kind {
     /// The number of kinds.
-    pub const COUNT: usize = Self::Lose as usize + 1;
+    pub const COUNT: usize = Self::LoseGuard as usize + 1;
 }
 
 /// One step.
@@ -126,8 +129,16 @@ pub enum Action {
     Back,
     /// The clock is set back by three hours.
     FarBack,
-    /// Dead parts of the tag are swept.
+    /// Dead parts of the tag are swept; in a job with a guard, its entries without a mark are sought.
     Sweep,
+    /// One of these leaves the guard.
+    Forget,
+    /// A person accepts removals.
+    Accept,
+    /// A person has them held back for longer.
+    Uphold,
+    /// Redis loses the guard.
+    LoseGuard,
     /// An invalidation of another tag, which no entry has.
     OtherTag,
     /// The job is paused, or goes on.
@@ -185,7 +196,10 @@ impl Action {
             Self::EvictAll => Kind::EvictAll,
             Self::Doubt(_) => Kind::Doubt,
             Self::Lose(_) => Kind::Lose,
-            Self::Message(_) | Self::Work(_) | Self::Rescue | Self::Load(_) => return None,
+            Self::Accept => Kind::Accept,
+            Self::Uphold => Kind::Uphold,
+            Self::LoseGuard => Kind::LoseGuard,
+            Self::Message(_) | Self::Work(_) | Self::Rescue | Self::Load(_) | Self::Forget => return None,
         })
     }
 }
@@ -221,6 +235,8 @@ impl World {
         all.extend([Action::RefreshTag, Action::EvictTag, Action::Increment, Action::Tick, Action::Jump]);
         all.extend([Action::Back, Action::FarBack, Action::Sweep, Action::OtherTag, Action::Pause]);
         all.extend([Action::Late, Action::RefreshAll, Action::EvictAll]);
+        all.extend([Action::Accept, Action::Uphold, Action::LoseGuard]);
+        all.extend((!self.swept.is_empty()).then_some(Action::Forget));
         for (n, message) in self.messages.iter().enumerate() {
             if message.retry_at <= self.now() {
                 all.extend([Action::Message(n), Action::MessageLost(n), Action::MessageCrash(n)]);
@@ -249,7 +265,7 @@ impl World {
         all
     }
 
-    fn put(&mut self, engine: &Engine, entry: usize, how: &str, trigger: u8) -> Step {
+    pub(super) fn put(&mut self, engine: &Engine, entry: usize, how: &str, trigger: u8) -> Step {
         let was_there = self.db.score(calls::AGENDA, ENTRIES[entry]).is_some();
         self.run(engine, &calls::due(how, trigger, 0, &[ENTRIES[entry]]))?;
         if !was_there {
@@ -354,8 +370,18 @@ impl World {
                 self.messages.iter_mut().for_each(|message| message.retry_at -= by);
                 self.known.iter_mut().for_each(|known| known.wanted = None);
             }
+            Action::Sweep if self.job.held => self.sweep_guard(engine),
             Action::Sweep => {
                 self.run(engine, &calls::sweep())?;
+            }
+            Action::Forget => self.forget_swept(engine)?,
+            Action::Accept => self.accept_removals(engine)?,
+            Action::Uphold => {
+                self.upheld = true;
+                self.run(engine, &calls::guard_decision("hold"))?;
+            }
+            Action::LoseGuard => {
+                engine.command(&mut self.db, &["DEL", calls::GUARD]);
             }
             Action::OtherTag => {
                 let at = self.now();

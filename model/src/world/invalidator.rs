@@ -13,6 +13,8 @@ enum Todo {
     Invalidate(usize),
     Due(usize),
     Cancel(usize),
+    /// The guard is told that nothing is held back.
+    Recover(usize),
     /// The entry has no value: a recheck follows.
     Keep(usize),
     Stamp,
@@ -134,6 +136,9 @@ impl World {
                 self.known[entry].dead |= leaves && is_marked && !self.job.strict;
                 self.run(engine, &calls::cancel(ENTRIES[entry], at))?;
             }
+            Todo::Recover(entry) => {
+                self.run(engine, &calls::guard_recovery(ENTRIES[entry], ""))?;
+            }
             Todo::Keep(entry) => {
                 self.run(engine, &calls::due("keep", 5, at + RECHECK, &[ENTRIES[entry]]))?;
             }
@@ -211,6 +216,12 @@ impl World {
         }
         // The entry's own steps come before those of the tag's next entry.
         let mut next = Vec::new();
+        if reply.part(4).int() > 0 {
+            next.push(Todo::Recover(entry));
+        }
+        if self.expiry(entry) == -2 {
+            self.known[entry].held = 0;
+        }
         if evict {
             if removed == 1 || fenced == 1 || due == 2 {
                 if due != 2 {

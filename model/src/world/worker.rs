@@ -19,7 +19,7 @@ const WARMED: u8 = 0;
 const UNCHANGED: u8 = 1;
 const BUSY: u8 = 2;
 const FENCED: u8 = 3;
-const DEFERRED: u8 = 4;
+pub(super) const DEFERRED: u8 = 4;
 const GONE: u8 = 5;
 const FAILED: u8 = 7;
 
@@ -66,6 +66,7 @@ pub struct Lease {
     trigger: u8,
     storm: bool,
     may_keep: bool,
+    may_remove: bool,
     indexed: bool,
     rounds: u8,
     look: bool,
@@ -106,6 +107,12 @@ pub enum Stage {
     Fence(Answer, i64, bool),
     /// Write it.
     Ready(Answer),
+    /// Its removal is held back until then: let the value live as long.
+    Hold(i64),
+    /// Note that.
+    Mark(i64),
+    /// Tell the guard that nothing is held back any more.
+    Recover(u8, Next),
     /// Take it off the tag that it lost, which holds it until then.
     Untag(i64, Next),
     /// Keep the old value beyond its TTL.
@@ -142,6 +149,13 @@ pub(crate) enum How {
     Lags,
 }
 
+impl Task {
+    /// Returns its trigger's number.
+    pub(super) fn trigger(&self) -> u8 {
+        self.trigger
+    }
+}
+
 impl Worker {
     /// Returns the content that it is about to write for an entry.
     pub fn content(&self, entry: usize) -> Option<u32> {
@@ -165,11 +179,35 @@ impl Worker {
 }
 
 /// Returns when an entry is refreshed whose value expires then.
-fn keep(expiry: i64) -> Next {
+pub(super) fn keep(expiry: i64) -> Next {
     if expiry > 0 { Next::At(expiry - AHEAD) } else { Next::Out }
 }
 
 impl Lease {
+    /// Returns true if there was a value.
+    pub(super) fn has_value(&self) -> bool {
+        self.before_expiry != -2
+    }
+
+    /// Returns until when the removal of the value was held back.
+    pub(super) fn held_until(&self) -> i64 {
+        self.before.as_ref().map_or(0, |meta| meta.held_until)
+    }
+
+    fn is_marked(&self) -> bool {
+        self.held_until() > 0
+    }
+
+    /// Returns the time of a doubt; 0 for none.
+    pub(super) fn doubted(&self) -> i64 {
+        self.before.as_ref().map_or(0, |meta| meta.doubted)
+    }
+
+    /// Notes that the guard lets the removal through.
+    pub(super) fn may_remove(&mut self) {
+        self.may_remove = true;
+    }
+
     fn ours(&self) -> Option<&Meta> {
         self.before.as_ref().filter(|meta| meta.validated_at > 0 && meta.own_expiry == self.before_expiry)
     }
@@ -201,6 +239,15 @@ impl World {
                 if how == How::Lost { Stage::Fetched(answer) } else { Stage::Ready(answer) }
             }
             Stage::Ready(answer) => return self.write(engine, worker, task, answer, how),
+            Stage::Hold(until) => return self.hold(engine, worker, task, until, how),
+            Stage::Mark(until) => return self.mark_held(engine, worker, task, until, how),
+            Stage::Recover(outcome, next) => {
+                self.run(engine, &calls::guard_recovery(ENTRIES[task.entry], ""))?;
+                match how {
+                    How::Lost => Stage::Ended(DEFERRED, Next::In(SHORT_WAIT)),
+                    _ => Stage::Ended(outcome, next),
+                }
+            }
             Stage::Untag(until, next) => {
                 self.run(engine, &calls::untag(ENTRIES[task.entry], until))?;
                 Stage::Ended(WARMED, next)
@@ -307,6 +354,7 @@ impl World {
                     trigger,
                     storm,
                     may_keep: true,
+                    may_remove: !self.job.held,
                     indexed: false,
                     rounds: 0,
                     look: task.trigger == 5,
@@ -346,7 +394,7 @@ impl World {
     }
 
     /// Releases a task's lease without a note.
-    fn give_back(&mut self, engine: &Engine, task: &mut Task) -> Step {
+    pub(super) fn give_back(&mut self, engine: &Engine, task: &mut Task) -> Step {
         if let Some(lease) = task.lease.take() {
             self.run(engine, &calls::release(ENTRIES[task.entry], &lease.token, None))?;
         }

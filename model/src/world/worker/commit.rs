@@ -3,7 +3,7 @@
 use super::{
     Answer, DEFERRED, FAILED, FENCED, GONE, How, Lease, Next, ROUNDS, Stage, Task, UNCHANGED, WARMED, keep, pause,
 };
-use crate::calls::{self, Attempt, Call, HELD_WAIT, HOLDS, LEASE, PATIENCE, RECHECK, RETRY, SHORT_WAIT, TTL, Versions};
+use crate::calls::{self, Attempt, Call, LEASE, PATIENCE, RECHECK, RETRY, SHORT_WAIT, TTL, Versions};
 use crate::commands::Reply;
 use crate::engine::Engine;
 use crate::properties::{self, OVERWRITTEN, SCRIPT_FAILS, VERSION_BACK};
@@ -15,6 +15,8 @@ impl World {
         let entry = task.entry;
         let before = lease.before.as_ref();
         let failed = matches!(answer, Answer::Failed);
+        // Its value has expired.
+        let is_freed = lease.before_expiry == -2 && lease.is_marked();
         let attempt = Attempt {
             trigger: lease.trigger,
             storm: lease.storm,
@@ -24,7 +26,7 @@ impl World {
                 Answer::Failed => before.is_some_and(|meta| meta.tagged),
             },
             failures: if failed { before.map_or(0, |meta| meta.failures) + 1 } else { 0 },
-            held_until: before.filter(|_| failed).map_or(0, |meta| meta.held_until),
+            held_until: before.filter(|_| failed && !is_freed).map_or(0, |meta| meta.held_until),
             doubted: before.filter(|_| failed).map_or(0, |meta| meta.doubted),
             version: match answer {
                 Answer::Value(content) if self.job.versions => Some(content),
@@ -35,8 +37,8 @@ impl World {
         };
         let versions = Versions { kept: self.job.versions, look: lease.look };
         let (name, token, began) = (ENTRIES[entry], lease.token.as_str(), lease.fetched_at);
-        if self.job.held && matches!(answer, Answer::Gone(_)) && lease.before_expiry != -2 {
-            return self.hold_back(engine, worker, task, &attempt);
+        if matches!(answer, Answer::Gone(_)) && !lease.may_remove {
+            return self.ask_guard(engine, worker, task, how);
         }
         let call = match answer {
             Answer::Value(content) => calls::commit(name, token, &format!("c{content}"), &attempt, began, versions),
@@ -57,24 +59,11 @@ impl World {
             self.workers[worker].task = Some(task);
             return Ok(());
         }
-        task.stage = self.written(engine, &mut task, answer, &attempt, &reply)?;
-        self.workers[worker].task = Some(task);
-        Ok(())
-    }
-
-    /// `Attempt::note_held_back`: the value stays, beyond its TTL where that is only in doubt.
-    fn hold_back(&mut self, engine: &Engine, worker: usize, mut task: Task, attempt: &Attempt) -> Step {
-        let Some(lease) = task.lease.take() else { return Ok(()) };
-        let (name, until) = (ENTRIES[task.entry], self.now() + HOLDS);
-        self.run(engine, &calls::extend_held(name, HOLDS))?;
-        let doubted = lease.before.as_ref().map_or(0, |meta| meta.doubted);
-        let (outcome, began, trigger) = (DEFERRED, lease.fetched_at, task.trigger);
-        let attempt = Attempt { outcome, began, trigger, held_until: until, doubted, ..attempt.clone() };
-        let mark = self.run(engine, &calls::release(name, &lease.token, Some(&attempt)))?.part(1).text();
-        task.stage = match mark.as_str() {
-            "e" => Stage::Ended(DEFERRED, keep(lease.fetched_at + TTL)),
-            "r" => Stage::Ended(DEFERRED, Next::In(0)),
-            _ => Stage::Ended(DEFERRED, Next::In(HELD_WAIT)),
+        task.stage = match self.written(engine, &mut task, answer, &attempt, &reply)? {
+            Stage::Ended(outcome, next) if outcome == WARMED && lease.is_marked() || failed && is_freed => {
+                Stage::Recover(outcome, next)
+            }
+            stage => stage,
         };
         self.workers[worker].task = Some(task);
         Ok(())
@@ -125,7 +114,7 @@ impl World {
         if !matches!(answer, Answer::Gone(_)) {
             known.fetched = (at, epoch, reply.part(2).int());
         }
-        (known.wanted, known.dead) = (None, false);
+        (known.wanted, known.dead, known.held) = (None, false, 0);
         self.landed += 1;
         Ok(reply)
     }
