@@ -141,7 +141,7 @@ impl Gate {
         let (interval, early) = upstream.rate.map_or((0, 0), |rate| pace(rate.count, rate.per));
         let ahead = deadline.saturating_duration_since(Instant::now()).min(AHEAD);
         let waited = self.last().admitted.map_or(began, |admitted| admitted.max(began)).elapsed();
-        let returned = self.returned();
+        let returned = self.returned_alone();
         let mut call = self.call(&TAKE);
         call.arg(&permit.id)
             .arg(millis(upstream.timeout + GRACE))

@@ -218,6 +218,12 @@ impl Gate {
         Returned { gate: self, ids: abandoned.split_off(keep) }
     }
 
+    /// Takes such ids for a command that counts no tokens: none while there are tokens to be counted, which these
+    /// permits still hold.
+    pub(super) fn returned_alone(&self) -> Returned<'_> {
+        if self.budget.owes() { Returned { gate: self, ids: Vec::new() } } else { self.returned() }
+    }
+
     /// Keeps ids of permits for a later command to hand back.
     pub(super) fn abandon(&self, ids: Vec<String>) {
         let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);

@@ -162,7 +162,7 @@ impl Permit {
                 (OPEN_FIRST, OPEN_LONGEST, word.to_owned())
             }
         };
-        let spent = self.tokens > 0 && gate.budget.is_limited();
+        let spent = (self.tokens > 0 || gate.budget.owes()) && gate.budget.is_limited();
         let nothing_to_tell = match word {
             "answered" => gate.breaker.is_well(),
             "dropped" => true,
@@ -171,12 +171,13 @@ impl Permit {
         if nothing_to_tell && !self.registered && !spent {
             return;
         }
-        let returned = gate.returned();
+        // With the permits that go back, what their requests cost: else others could spend it once more.
+        let (returned, owed) = (gate.returned(), gate.budget.owed());
         let mut call = gate.call(&RETURN);
         call.arg(&self.id)
             .arg(told)
             .arg(millis(busy))
-            .arg(self.tokens)
+            .arg(self.tokens.saturating_add(owed.tokens))
             .arg(gate.budget.window())
             .arg(gate.budget.tokens())
             .arg(FAILURES)
@@ -189,6 +190,7 @@ impl Permit {
         match call.invoke_async::<Verdict>(&mut gate.redis.clone()).await {
             Ok(verdict) => {
                 returned.arrived();
+                owed.counted();
                 self.registered = false;
                 self.tokens = 0;
                 if let Ended::Busy(wait) = ended

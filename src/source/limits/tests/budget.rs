@@ -234,3 +234,16 @@ async fn strangers_key_at_what_is_held_stops_no_other_request() {
         gate.admit(Priority::Normal, within(10_000)).await.unwrap().done(Ended::Ok).await;
     }
 }
+
+/// Else another gate could spend once more what a request has cost that nobody has counted.
+#[tokio::test]
+async fn permits_go_back_with_the_tokens_that_are_owed() {
+    let server = Server::start().await;
+    let gate = server.gate(&budgeted(1000, HOUR)).await;
+    let mut lost = gate.try_for(HUNDRED).await.unwrap();
+    let other = gate.try_for(HUNDRED).await.unwrap();
+    lost.spend(150);
+    drop(lost);
+    other.done(Ended::Ok).await;
+    assert_eq!((server.held().await, server.spent().await), (0, Some(150)));
+}
