@@ -73,6 +73,10 @@ pub const STATS: &str = "stats";
 pub const TAG: &str = "tag:T";
 /// The stamps of unknown tags.
 pub const STAMPS_KEY: &str = "stamps";
+/// What services loaded.
+pub const LOADED: &str = "loaded";
+/// The window of an upstream's token budget.
+pub const SPENT: &str = "spent";
 /// The schedules of warmups.
 pub const SCHEDULES: &str = "schedules";
 /// The claimed ticks.
@@ -442,7 +446,12 @@ pub fn increment(entry: &str, by: i64, ttl: &str) -> Call {
 
 /// `Cache::track`.
 pub fn track(entry: &str, life: i64) -> Call {
-    call(Script::Track, &["loaded"], &[&entry, &life, &100])
+    call(Script::Track, &[LOADED], &[&entry, &life, &100])
+}
+
+/// `Store::put_loaded`.
+pub fn track_found(entry: &str, life: i64) -> Call {
+    call(Script::Tag, &[LOADED], &[&entry, &life, &100])
 }
 
 /// `RateLimiter::check`: so many within this time (µs).
@@ -458,6 +467,78 @@ pub fn lock(token: &str) -> Call {
 /// A lock that is renewed, or released with 0.
 pub fn renew_lock(token: &str, time: i64) -> Call {
     call(Script::RenewLock, &["lock"], &[&token, &time])
+}
+
+/// An upstream's limits, as its gates send them.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The time after which a permit comes back by itself (ms).
+    pub hold: i64,
+    /// Requests at once; 0 for no limit.
+    pub most: usize,
+    /// The time between two requests (µs); 0 for no limit.
+    pub interval: i64,
+    /// The time by which requests may come early (µs).
+    pub early: i64,
+    /// The time by which a place in the rate limit's future may be ahead (ms).
+    pub ahead: i64,
+    /// Tokens that may be spent in a window; 0 for no limit.
+    pub budget: i64,
+    /// The window (ms).
+    pub window: i64,
+}
+
+/// The end of a request: the word for it, the pause that the upstream asks for (ms), tokens spent, and the answer's.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended<'a> {
+    /// The word.
+    pub word: &'a str,
+    /// The pause.
+    pub busy: i64,
+    /// The tokens.
+    pub tokens: i64,
+    /// The answer's.
+    pub answer: i64,
+}
+
+fn limited(script: Script, args: &[&dyn ToString], returned: &[String]) -> Call {
+    let mut call = call(script, &["limits", "permits", SPENT, "reserved"], args);
+    call.args.extend(returned.iter().cloned());
+    call
+}
+
+/// `Gate::take`; `waited` is for how long the gate has waited (ms), `cost` the prompt's tokens and the answer's at most.
+pub fn take_permit(
+    id: &str,
+    (gate, waited): (&str, i64),
+    limits: Limits,
+    cost: (i64, i64),
+    returned: &[String],
+) -> Call {
+    let Limits { hold, most, interval, early, ahead, budget, .. } = limits;
+    limited(
+        Script::TakePermit,
+        &[&id, &hold, &most, &interval, &early, &ahead, &budget, &gate, &waited, &cost.0, &cost.1],
+        returned,
+    )
+}
+
+/// `Permit::done`.
+pub fn return_permit(id: &str, limits: Limits, ended: Ended<'_>, returned: &[String]) -> Call {
+    let Limits { budget, window, .. } = limits;
+    let Ended { word, busy, tokens, answer } = ended;
+    let (opens, longest) = if word.starts_with("refused") { (60_000, 3_600_000) } else { (5_000, 120_000) };
+    limited(
+        Script::ReturnPermit,
+        &[&id, &word, &busy, &tokens, &window, &budget, &5, &opens, &longest, &SIGNAL, &"upstream x", &answer],
+        returned,
+    )
+}
+
+/// `Gate::refresh`; `owed` are tokens that could not be counted before.
+pub fn inspect(limits: Limits, owed: i64, returned: &[String]) -> Call {
+    let Limits { budget, window, .. } = limits;
+    limited(Script::Inspect, &[&budget, &window, &owed, &SIGNAL, &"upstream x"], returned)
 }
 
 /// `Cron::claim_tick`.

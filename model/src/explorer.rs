@@ -327,6 +327,11 @@ pub fn tell(engine: &Engine, scenario: &Scenario, failure: &Failure) -> String {
 
 /// Searches all scenarios briefly for a failure of a script of this file; those that use the file come first.
 pub fn hunt(engine: &Engine, file: &str) -> Option<(&'static str, Failure)> {
+    if file.starts_with("source/") {
+        let fails = |seed| Some((seed, crate::limits::walk(engine, seed, 150, None).err()?));
+        let (seed, violation) = (1..2_000).find_map(fails)?;
+        return Some(("limits", Failure { actions: Vec::new(), violation, seed: Some(seed) }));
+    }
     let uses = |scenario: &&Scenario| match file.split('/').next() {
         Some("agenda") => scenario.entries == 2,
         _ if file.contains("guard") => scenario.job.held,
@@ -354,8 +359,8 @@ pub fn hunt(engine: &Engine, file: &str) -> Option<(&'static str, Failure)> {
             if let Err(violation) = crate::guards::walk(engine, seed + walk, 200) {
                 return Some(("guards", Failure { actions: Vec::new(), violation, seed: Some(seed + walk) }));
             }
-            if let Err(violation) = crate::limits::walk(engine, seed + walk, 200) {
-                return Some(("limits", Failure { actions: Vec::new(), violation, seed: Some(seed + walk) }));
+            if let Err(violation) = crate::rate_limits::walk(engine, seed + walk, 200) {
+                return Some(("rate limits", Failure { actions: Vec::new(), violation, seed: Some(seed + walk) }));
             }
         }
         for walk in 0..walks as u64 / 10 {

@@ -209,6 +209,26 @@ pub const KILLED: &[Mutant] = mutants! {
         "scores[i + 1] or scores[1] or '0'" => "scores[1] or '0'",
         "scores[i + 1] or scores[1] or '0'" => "scores[i + 1] or '0'",
     ]
+    "source/limits/lua/state.lua": [
+        "if ends <= now then before, ends, told = 0, now + per, 0 end" => "",
+        "if long and left > long then" => "if false then",
+        "if get('open') > 0 then cut('open', get('open_for')) end" => "",
+        "if budget > 0 and tokens >= budget and left > wait then" => "if false then",
+    ]
+    "source/limits/lua/take_permit.lua": [
+        "if window() + held + kept + tokens > budget and (held > 0 or kept > 0) then" => "if false then",
+        "local held = reserved(2 * hold + ahead + 1000)" => "local held = 0",
+        "tokens = answer > 0 and prompt + answer or budget" => "tokens = prompt",
+        "redis.call('HSET', KEYS[4], id, string.format('%.0f %.0f', tokens, back))" => "",
+        "if free <= 0 or" => "if free < 0 or",
+        "if tat > latest then" => "if false then",
+    ]
+    "source/limits/lua/return_permit.lua": [
+        "used_up, told = book(tokens, tonumber(ARGV[5]), budget)" => "",
+    ]
+    "source/limits/lua/inspect.lua": [
+        "used_up, told = book(tokens, tonumber(ARGV[2]), budget)" => "",
+    ]
     "agenda/lua/score.lua": [
         "bits < 32 and 'claimed' or 'running'" => "'claimed'",
         "(state == 'running' and 32 or 0)" => "0",

@@ -28,7 +28,9 @@ pub(crate) const PLAIN: Job = Job {
     attempts: 0,
     held: false,
     channel: false,
+    loads: false,
     strict: false,
+    without: None,
 };
 
 /// A value that a worker warmed, seconds ago.
@@ -203,7 +205,7 @@ const HELD: &[Action] = &[
 use Kind::{
     Accept, Announce, AnyVersion, Back, Crash, Cron, Delete, Demand, Doubt, Evict, EvictAll, EvictTag, Fail, FarBack,
     Foreign, ForeignForever, ForeignHash, HandBack, Increment, Jump, Lag, Late, Load, Lose, LoseGuard, Lost, Manual,
-    OtherTag, Pause, Refresh, RefreshAll, RefreshTag, Repeat, Set, Sweep, Tick, Uphold, Vanish, Wake,
+    OtherTag, Pause, Refresh, RefreshAll, RefreshTag, Repeat, Set, Stranger, Sweep, Tick, Uphold, Vanish, Wake,
 };
 
 /// All scenarios.
@@ -397,6 +399,13 @@ pub const ALL: &[Scenario] = &[
         setup: FETCHED_TAGGED,
     },
     Scenario {
+        name: "loads under a tag",
+        job: Job { tagged: true, loads: true, recheck: true, ..PLAIN },
+        entries: 1,
+        budget: &[(Load, 2), (RefreshTag, 2), (EvictTag, 1), (Demand, 1), (Lost, 1), (Crash, 1), (Tick, 2), (Jump, 2)],
+        setup: &[],
+    },
+    Scenario {
         name: "a slow load",
         job: PLAIN,
         entries: 1,
@@ -416,6 +425,13 @@ pub const ALL: &[Scenario] = &[
         entries: 2,
         budget: &[(Fail, 2), (Cron, 2), (Manual, 1), (Demand, 1), (Tick, 1)],
         setup: &[],
+    },
+    Scenario {
+        name: "strangers' keys",
+        job: Job { attempts: 2, ..PLAIN },
+        entries: 1,
+        budget: &[(Stranger, 1), (Refresh, 1), (Fail, 3), (Manual, 1), (Demand, 1), (Tick, 1), (Jump, 2)],
+        setup: WARM,
     },
     Scenario {
         name: "two entries",

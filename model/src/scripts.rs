@@ -18,6 +18,7 @@ macro_rules! file {
 const LEASE_RECORD: File = file!("protocol/lua/lease_record.lua");
 pub(crate) const META: File = file!("store/lua/meta.lua");
 const FENCE: File = file!("store/lua/fence.lua");
+const LIMITS: File = file!("source/limits/lua/state.lua");
 pub(crate) const SCORE: File = file!("agenda/lua/score.lua");
 const GUARD: File = file!("store/lua/guard.lua");
 
@@ -59,6 +60,9 @@ scripts! {
     ReadUnknown = [] "store/lua/read_unknown.lua";
     Mark = [] "store/lua/mark.lua";
     Sweep = [] "store/lua/sweep.lua";
+    TakePermit = [LIMITS] "source/limits/lua/take_permit.lua";
+    ReturnPermit = [LIMITS] "source/limits/lua/return_permit.lua";
+    Inspect = [LIMITS] "source/limits/lua/inspect.lua";
     Due = [SCORE] "agenda/lua/due.lua";
     Claim = [SCORE] "agenda/lua/claim.lua";
     Take = [SCORE] "agenda/lua/take.lua";

@@ -16,6 +16,8 @@ pub struct Storm {
     pub lasts: i64,
     /// The job.
     pub job: Job,
+    /// The tag is invalidated, of a value that is fetched for the first time.
+    pub by_tag: bool,
 }
 
 impl Storm {
@@ -25,7 +27,9 @@ impl Storm {
         let mut below = |limit: usize| random.below(limit) as i64;
         let (every, takes) = (1 + below(400), 1 + below(1_500));
         let job = Job { paid: below(3) == 0, recheck: below(2) == 0, channel: below(2) == 0, ..Job::default() };
-        Self { every, takes, lasts: if job.paid { 60_000 } else { 15_000 }, job }
+        let by_tag = below(3) == 0;
+        let lasts = if job.paid { 60_000 } else { 15_000 };
+        Self { every, takes, lasts, job: Job { tagged: by_tag, ..job }, by_tag }
     }
 
     /// Returns the longest time from one landing to the next (ms).
@@ -39,9 +43,10 @@ impl Storm {
     /// # Errors
     /// Fetches do not land, or are too many.
     pub fn rage(&self, engine: &Engine) -> Result<u32, crate::world::Violation> {
-        let mut world = World::new(self.job, &[(Kind::Refresh, u8::MAX), (Kind::Tick, u8::MAX)]);
+        let mut world = World::new(self.job, &[(Kind::Refresh, u8::MAX), (Kind::RefreshTag, u8::MAX)]);
         engine.set_clock(&mut world.db, crate::world::EPOCH);
-        for action in [Action::Manual(0)].into_iter().chain([Action::Work(0); 7]) {
+        let steps = if self.by_tag { 0 } else { 7 };
+        for action in [Action::Manual(0)].into_iter().chain(vec![Action::Work(0); steps]) {
             world.apply(engine, action)?;
         }
         (world.fetches, world.landed) = (0, 0);
@@ -52,7 +57,7 @@ impl Storm {
             if now >= edit_at {
                 // A worker that hears of the same entry again handles both at once, with the later time.
                 if world.messages.len() < 2 {
-                    world.apply(engine, Action::Refresh(0))?;
+                    self.edit(engine, &mut world)?;
                 }
                 edit_at = now + self.every;
             }
@@ -72,6 +77,17 @@ impl Storm {
         }
         settle(engine, &world)?;
         Ok(world.fetches)
+    }
+
+    fn edit(&self, engine: &Engine, world: &mut World) -> Step {
+        if !self.by_tag {
+            return world.apply(engine, Action::Refresh(0));
+        }
+        // All its content has the tag.
+        if !world.is_tagged(world.known[0].content + 1) {
+            world.known[0].content += 1;
+        }
+        world.apply(engine, Action::RefreshTag)
     }
 
     fn work(&self, engine: &Engine, world: &mut World, ready: &mut [i64; 2], landed_at: &mut i64) -> Step {

@@ -51,6 +51,21 @@ pub fn violated<T>(property: &'static str, found: impl Into<String>) -> Result<T
 /// The result of a step.
 pub type Step = Result<(), Violation>;
 
+/// A rule of the scripts' callers that protects from a fault. A search without it must find the fault (`mends`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// `Attempt::commit`: tags under which an earlier round of the same lease put the entry count as found.
+    IndexedRounds,
+    /// `Warmer::next_after_foreign`: an entry whose fetch a service's write ended stays on the agenda.
+    AfterForeign,
+    /// `Invalidator::loaded`: an invalidation by a tag concerns what services loaded.
+    Loaded,
+    /// `Permit::drop`: tokens that could not be counted are counted by a later command.
+    Owed,
+    /// `Permit::done`: they are counted by the command that gives permits back.
+    OwedFirst,
+}
+
 /// The job's file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Job {
@@ -72,8 +87,12 @@ pub struct Job {
     pub held: bool,
     /// Messages come over the channel: their time is that of their receipt.
     pub channel: bool,
+    /// Services load values of a job with tags: an invalidation by the tag concerns them as well.
+    pub loads: bool,
     /// The faults that are known are not passed over (`faults`).
     pub strict: bool,
+    /// The callers lack this rule.
+    pub without: Option<Rule>,
 }
 
 /// An invalidation that was handled.
@@ -112,6 +131,8 @@ pub struct Known {
     pub any_version: bool,
     /// It was put into the dead letters, or given up.
     pub dead: bool,
+    /// A service wrote the readable value while the entry was on the agenda, and nothing has ended it since.
+    pub stays: bool,
     /// When a worker's entry last left the agenda, or came back to it as due, if that is now.
     pub left: i64,
     /// Until when the removal of its value is held back, as a worker has noted; 0 if it is not, or if a person accepted
@@ -187,6 +208,11 @@ impl World {
         self.db.now()
     }
 
+    /// Returns true if the callers have a rule.
+    pub(crate) fn has(&self, rule: Rule) -> bool {
+        self.job.without != Some(rule)
+    }
+
     /// Runs a script, and checks what holds of each script by itself.
     pub(crate) fn run(&mut self, engine: &Engine, call: &Call) -> Result<Reply, Violation> {
         let before = self.db.clone();
@@ -241,6 +267,7 @@ impl World {
             let fetched = self.workers.iter().filter_map(|worker| worker.content(entry));
             let oldest = fetched.chain(self.load.content(entry)).chain(value).min().unwrap_or(u32::MAX);
             self.known[entry].handled.retain(|handled| handled.content > oldest);
+            self.known[entry].stays &= self.readable(entry).is_some_and(|(writer, _)| writer == 's');
             if self.known[entry].left != self.now() {
                 self.known[entry].left = 0;
             }

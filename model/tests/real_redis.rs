@@ -13,7 +13,7 @@ use samovar_model::commands::Reply;
 use samovar_model::engine::{Asked, Engine};
 use samovar_model::explorer::walk_once;
 use samovar_model::guards;
-use samovar_model::limits;
+use samovar_model::rate_limits;
 use samovar_model::scenarios::ALL;
 use samovar_model::schedules;
 use samovar_model::world::Step;
@@ -86,7 +86,7 @@ fn a_real_redis_gives_the_replies_of_the_model() {
     }
     for seed in 0..walks {
         let walks =
-            [("schedules and locks", schedules::walk as Walk), ("guards", guards::walk), ("limits", limits::walk)];
+            [("schedules and locks", schedules::walk as Walk), ("guards", guards::walk), ("rate limits", rate_limits::walk)];
         for (what, walk) in walks {
             let _ = walk(&engine, seed, 200);
             let asked = engine.recorded();

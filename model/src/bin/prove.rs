@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use samovar_model::engine::Engine;
 use samovar_model::explorer::{Bounds, search, tell};
 use samovar_model::guards;
-use samovar_model::limits;
+use samovar_model::rate_limits;
 use samovar_model::scenarios::ALL;
 use samovar_model::schedules;
 use samovar_model::storms::Storm;
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         let seed = seed.wrapping_add(count);
         let walks = schedules::walk(&engine, seed, 200)
             .and_then(|()| guards::walk(&engine, seed, 200))
-            .and_then(|()| limits::walk(&engine, seed, 200));
+            .and_then(|()| rate_limits::walk(&engine, seed, 200));
         let done = walks.and_then(|()| Storm::of(seed).rage(&engine).map(|_| ()));
         if let Err(violation) = done {
             println!("schedules, guards, limits or storms, seed {seed}: {violation}");

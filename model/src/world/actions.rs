@@ -45,6 +45,7 @@ pub enum Kind {
     RefreshAll,
     EvictAll,
     Doubt,
+    Stranger,
     Lose,
     Accept,
     Uphold,
@@ -153,6 +154,8 @@ pub enum Action {
     EvictAll,
     /// After a gap, an invalidation of an entry may have been missed.
     Doubt(usize),
+    /// Another program writes texts to the keys of dead letters, their reasons and the counters.
+    Stranger,
     /// The upstream loses an entry, and publishes nothing.
     Lose(usize),
 }
@@ -195,6 +198,7 @@ impl Action {
             Self::RefreshAll => Kind::RefreshAll,
             Self::EvictAll => Kind::EvictAll,
             Self::Doubt(_) => Kind::Doubt,
+            Self::Stranger => Kind::Stranger,
             Self::Lose(_) => Kind::Lose,
             Self::Accept => Kind::Accept,
             Self::Uphold => Kind::Uphold,
@@ -234,7 +238,7 @@ impl World {
         }
         all.extend([Action::RefreshTag, Action::EvictTag, Action::Increment, Action::Tick, Action::Jump]);
         all.extend([Action::Back, Action::FarBack, Action::Sweep, Action::OtherTag, Action::Pause]);
-        all.extend([Action::Late, Action::RefreshAll, Action::EvictAll]);
+        all.extend([Action::Late, Action::RefreshAll, Action::EvictAll, Action::Stranger]);
         all.extend([Action::Accept, Action::Uphold, Action::LoseGuard]);
         all.extend((!self.swept.is_empty()).then_some(Action::Forget));
         for (n, message) in self.messages.iter().enumerate() {
@@ -339,6 +343,11 @@ impl World {
             Action::ForeignHash(entry) => {
                 engine.command(&mut self.db, &["DEL", ENTRIES[entry]]);
                 engine.command(&mut self.db, &["HSET", ENTRIES[entry], "x", "1"]);
+            }
+            Action::Stranger => {
+                for key in [calls::DEAD_LETTERS, calls::REASONS, calls::STATS] {
+                    engine.command(&mut self.db, &["SET", key, "x"]);
+                }
             }
             Action::Demand(entry) => self.put(engine, entry, "urgent", 3)?,
             Action::Manual(entry) => self.put(engine, entry, "urgent", 4)?,

@@ -1,9 +1,12 @@
 //! The invalidator: the store first, then the agenda, then the acknowledgement. A crash begins the message anew.
 
-use super::{ENTRIES, Step, Violation, World};
-use crate::calls::{self, PATIENCE, PAUSE, RECHECK, REMEMBERED, TAG};
+use super::{ENTRIES, Rule, Step, Violation, World};
+use crate::calls::{self, LOADED, PATIENCE, PAUSE, RECHECK, REMEMBERED, STAMPED, TAG};
 use crate::engine::Engine;
 use crate::properties;
+
+/// The member that says that the set names all loads.
+const WHOLE: &str = "\0";
 
 /// A step of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +24,12 @@ enum Todo {
     StampUnknown,
     /// The entries under the tag.
     Read,
+    /// What services loaded, once all loads are tracked.
+    Loaded,
+    /// Tracks earlier loads: those under way, then the values.
+    Seek {
+        leases: bool,
+    },
     /// The entries that match a pattern: those that have leases, then those that have values.
     Scan {
         leases: bool,
@@ -125,6 +134,7 @@ impl World {
             }
             Todo::Cancel(entry) => {
                 let due = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score));
+                self.known[entry].stays = false;
                 // One that runs leaves, whenever it was asked for: the protocol promises no order of the two.
                 let runs = due.as_ref().is_some_and(|due| due.state == "running");
                 if self.known[entry].wanted.is_some_and(|wanted| wanted <= at) || runs {
@@ -156,7 +166,12 @@ impl World {
                     let entry = ENTRIES.iter().position(|of| *of == member.text());
                     message.todo.extend(entry.map(Todo::Invalidate));
                 }
+                if self.job.loads && self.has(Rule::Loaded) {
+                    message.todo.push(Todo::Loaded);
+                }
             }
+            Todo::Loaded => self.read_loaded(engine, message),
+            Todo::Seek { leases } => self.seek_loaded(engine, leases)?,
             Todo::Scan { leases } => {
                 let mut found = Vec::new();
                 for (entry, name) in ENTRIES.into_iter().enumerate() {
@@ -175,6 +190,47 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// `Invalidator::loaded_in`: invalidates what services load, and what they loaded.
+    fn read_loaded(&mut self, engine: &Engine, message: &mut Message) {
+        if self.db.score(LOADED, WHOLE) != Some(-1.0) {
+            engine.command(&mut self.db, &["ZADD", LOADED, "-2", WHOLE]);
+            message.todo.extend([Todo::Seek { leases: true }, Todo::Seek { leases: false }, Todo::Loaded]);
+            return;
+        }
+        let found = engine.command(&mut self.db, &["ZRANGE", LOADED, "0", "-1"]);
+        for member in found.parts() {
+            let entry = ENTRIES.iter().position(|of| *of == member.text());
+            message
+                .todo
+                .extend(entry.filter(|entry| self.life_of_load(engine, *entry).is_some()).map(Todo::Invalidate));
+        }
+    }
+
+    /// `Store::track_all`: tracks the loads under way, or the values that are no worker's.
+    fn seek_loaded(&mut self, engine: &Engine, leases: bool) -> Step {
+        for (entry, name) in ENTRIES.into_iter().enumerate() {
+            let key = if leases { calls::lease_key(name) } else { name.to_owned() };
+            let is_there = engine.command(&mut self.db, &["EXISTS", &key]).int() == 1;
+            if let Some(life) = self.life_of_load(engine, entry).filter(|life| is_there && *life > 0) {
+                self.run(engine, &calls::track_found(name, life))?;
+            }
+        }
+        if !leases {
+            engine.command(&mut self.db, &["ZADD", LOADED, "XX", "-1", WHOLE]);
+        }
+        Ok(())
+    }
+
+    /// Returns for how long a load is to be tracked, below zero if it has no end; `None` where there is none.
+    fn life_of_load(&self, engine: &Engine, entry: usize) -> Option<i64> {
+        if properties::mark(&self.db, entry) == Some('=') {
+            return Some(STAMPED);
+        }
+        let expiry = self.expiry(entry);
+        let is_ours = self.meta(engine, entry).is_some_and(|meta| meta.own_expiry == expiry);
+        (expiry != -2 && !is_ours).then_some(expiry - self.now())
     }
 
     fn invalidate(&mut self, engine: &Engine, message: &mut Message, entry: usize) -> Result<(), Violation> {

@@ -13,6 +13,8 @@ const TTLS: (i64, i64) = (TTL - 7, TTL / 3);
 pub enum Load {
     /// None.
     None,
+    /// It holds a lease, and is tracked next.
+    Begun(Held),
     /// It holds a lease, and asks the upstream next.
     Leased(Held),
     /// It has this content.
@@ -33,7 +35,7 @@ impl Load {
     fn held(&self) -> Option<&Held> {
         match self {
             Self::None => None,
-            Self::Leased(held) | Self::Loaded(held, _) => Some(held),
+            Self::Begun(held) | Self::Leased(held) | Self::Loaded(held, _) => Some(held),
         }
     }
 
@@ -68,12 +70,21 @@ impl World {
                     }
                     self.take_over(entry);
                     let held = Held { entry, token, at: self.now(), epoch: self.epoch, overwritten: false };
-                    self.run(engine, &calls::track(ENTRIES[entry], TTL + LEASE))?;
                     if lost {
                         self.run(engine, &calls::drop_lease(ENTRIES[entry], &held.token))?;
+                    } else if self.job.loads {
+                        self.load = Load::Begun(held);
                     } else {
+                        self.run(engine, &calls::track(ENTRIES[entry], TTL + LEASE))?;
                         self.load = Load::Leased(held);
                     }
+                }
+            }
+            Load::Begun(held) => {
+                self.run(engine, &calls::track(ENTRIES[held.entry], TTL + LEASE))?;
+                self.load = if lost { Load::None } else { Load::Leased(held.clone()) };
+                if lost {
+                    self.run(engine, &calls::drop_lease(ENTRIES[held.entry], &held.token))?;
                 }
             }
             Load::Leased(held) => {
@@ -119,7 +130,7 @@ impl World {
         for lease in tasks.filter(|task| task.entry == entry).filter_map(|task| task.lease.as_mut()) {
             lease.overwritten = true;
         }
-        if let Load::Leased(held) | Load::Loaded(held, _) = &mut self.load
+        if let Load::Begun(held) | Load::Leased(held) | Load::Loaded(held, _) = &mut self.load
             && held.entry == entry
         {
             held.overwritten = true;
@@ -134,6 +145,8 @@ impl World {
         let reply = self.run(engine, &calls::set(ENTRIES[entry], "s0", &ttl))?;
         if reply.int() == 1 {
             self.overwrite(entry);
+            let is_listed = self.db.score(calls::AGENDA, ENTRIES[entry]).is_some() && self.is_kept(entry);
+            self.known[entry].stays = !is_even && is_listed;
         }
         Ok(())
     }

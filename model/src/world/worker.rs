@@ -393,6 +393,13 @@ impl World {
         }
     }
 
+    /// Returns true if no next step of a worker takes the entry off the agenda, whatever its value is by then.
+    pub(crate) fn is_kept(&self, entry: usize) -> bool {
+        let tasks = self.workers.iter().filter_map(|worker| worker.task.as_ref());
+        let leaves = |task: &&Task| matches!(task.stage, Stage::Ended(_, Next::Out | Next::Dead));
+        tasks.filter(|task| task.entry == entry).all(|task| !leaves(&task))
+    }
+
     /// Releases a task's lease without a note.
     pub(super) fn give_back(&mut self, engine: &Engine, task: &mut Task) -> Step {
         if let Some(lease) = task.lease.take() {

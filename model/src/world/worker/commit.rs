@@ -7,7 +7,7 @@ use crate::calls::{self, Attempt, Call, LEASE, PATIENCE, RECHECK, RETRY, SHORT_W
 use crate::commands::Reply;
 use crate::engine::Engine;
 use crate::properties::{self, OVERWRITTEN, SCRIPT_FAILS, VERSION_BACK};
-use crate::world::{ENTRIES, Step, Violation, World, violated};
+use crate::world::{ENTRIES, Rule, Step, Violation, World, violated};
 
 impl World {
     pub(super) fn write(&mut self, engine: &Engine, worker: usize, mut task: Task, answer: Answer, how: How) -> Step {
@@ -158,7 +158,7 @@ impl World {
                     trigger: 1,
                     storm: true,
                     may_keep: lease.may_keep && !self.job.paid,
-                    indexed: lease.indexed || attempt.tagged,
+                    indexed: self.has(Rule::IndexedRounds) && (lease.indexed || attempt.tagged),
                     rounds: lease.rounds + 1,
                     ..lease
                 };
@@ -191,6 +191,7 @@ impl World {
                     false => Stage::Ended(UNCHANGED, Next::Recheck(now + 5_000)),
                 }
             }
+            "evicted" if !self.has(Rule::AfterForeign) => Stage::Ended(FENCED, Next::Out),
             "evicted" => {
                 let expiry = match self.expiry(entry) {
                     -2 => lease.fetched_at + TTL,
