@@ -13,6 +13,7 @@ use samovar_model::commands::Reply;
 use samovar_model::engine::{Asked, Engine};
 use samovar_model::explorer::walk_once;
 use samovar_model::guards;
+use samovar_model::limits;
 use samovar_model::rate_limits;
 use samovar_model::scenarios::ALL;
 use samovar_model::schedules;
@@ -93,6 +94,12 @@ fn a_real_redis_gives_the_replies_of_the_model() {
             compared += asked.len();
             server.compare(&format!("{what}, seed {seed}"), &asked);
         }
+    }
+    for seed in 0..walks {
+        let _ = limits::walk(&engine, seed, 200, None);
+        let asked = engine.recorded();
+        compared += asked.len();
+        server.compare(&format!("limits, seed {seed}"), &asked);
     }
     println!("{compared} scripts and commands gave the same replies");
     assert!(compared > 10_000, "{compared}");
