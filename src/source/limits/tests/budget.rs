@@ -240,8 +240,8 @@ async fn strangers_key_at_what_is_held_stops_no_other_request() {
 async fn permits_go_back_with_the_tokens_that_are_owed() {
     let server = Server::start().await;
     let gate = server.gate(&budgeted(1000, HOUR)).await;
-    let mut lost = gate.try_for(HUNDRED).await.unwrap();
-    let other = gate.try_for(HUNDRED).await.unwrap();
+    let mut lost = gate.admit_for(Priority::Normal, within(10_000), HUNDRED).await.unwrap();
+    let other = gate.admit_for(Priority::Normal, within(10_000), HUNDRED).await.unwrap();
     lost.spend(150);
     drop(lost);
     other.done(Ended::Ok).await;
