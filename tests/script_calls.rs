@@ -11,15 +11,19 @@ mod calls;
 #[allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "a part of another crate")]
 mod scripts;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use calls::{Attempt, Call};
+use calls::{Attempt, Call, Limits};
 use samovar::agenda::{Finished, Next, When};
 use samovar::cache::{Cache, RateLimiter};
-use samovar::entry::{Announced, Outcome, Trigger, Version};
+use samovar::entry::{Announced, Outcome, Priority, Trigger, UpstreamName, Version};
+use samovar::job::{Redirects, TokenBudget, Upstream};
 use samovar::redis::RedisTime;
+use samovar::source::{Cost, Ended, Gate};
 use samovar::store::{Fresh, LastAttempt, Lease, Leased, Removal, Terms, Versions};
 use support::{Parts, TestRedis, art, job};
 
@@ -295,4 +299,34 @@ async fn the_library_sends_what_the_model_sends() {
     monitor.expect(&redis, &load).await;
     RateLimiter::new(&cache, "3/second").unwrap().check("sender").await.unwrap();
     monitor.expect(&redis, &[(calls::admit(3, 1_000_000), &[])]).await;
+}
+
+#[tokio::test]
+async fn a_gate_sends_what_the_model_sends() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let upstream = Upstream {
+        name: UpstreamName::new("museum"),
+        url: "http://museum.test".into(),
+        headers: BTreeMap::new(),
+        rate: None,
+        concurrency: Some(3),
+        timeout: ms(2_000),
+        max_bytes: 1 << 20,
+        tokens: Some(TokenBudget { tokens: 100, per: ms(10_000) }),
+        redirects: Redirects::SameHost,
+    };
+    let limits = Limits { hold: 7_000, most: 3, interval: 0, early: 0, ahead: 1_000, budget: 100, window: 10_000 };
+    let gate = Arc::new(Gate::new(Arc::new(upstream), parts.redis.clone(), &parts.keys, 8));
+    let mut monitor = Monitor::of(&redis);
+    let cost = Cost { prompt: 20, answer: Some(30) };
+    let mut permit = gate.admit_for(Priority::Normal, Instant::now() + ms(60_000), cost).await.unwrap();
+    // For how long it has waited.
+    monitor.expect(&redis, &[(calls::take_permit("g-1", ("g-0", 0), limits, (20, 30), &[]), &[8])]).await;
+    permit.spend(45);
+    permit.done(Ended::Ok).await;
+    let ended = calls::Ended { word: "answered", busy: 0, tokens: 45, answer: 0 };
+    monitor.expect(&redis, &[(calls::return_permit("g-1", limits, ended, &[]), &[])]).await;
+    gate.refresh().await;
+    monitor.expect(&redis, &[(calls::inspect(limits, 0, &[]), &[])]).await;
 }

@@ -507,7 +507,8 @@ fn limited(script: Script, args: &[&dyn ToString], returned: &[String]) -> Call 
     call
 }
 
-/// `Gate::take`; `waited` is for how long the gate has waited (ms), `cost` the prompt's tokens and the answer's at most.
+/// `Gate::take`, of a gate that has waited for so long (ms); `cost` are the tokens of the prompt, and of the answer at
+/// most.
 pub fn take_permit(
     id: &str,
     (gate, waited): (&str, i64),
@@ -530,7 +531,7 @@ pub fn return_permit(id: &str, limits: Limits, ended: Ended<'_>, returned: &[Str
     let (opens, longest) = if word.starts_with("refused") { (60_000, 3_600_000) } else { (5_000, 120_000) };
     limited(
         Script::ReturnPermit,
-        &[&id, &word, &busy, &tokens, &window, &budget, &5, &opens, &longest, &SIGNAL, &"upstream x", &answer],
+        &[&id, &word, &busy, &tokens, &window, &budget, &10, &opens, &longest, &SIGNAL, &"upstream x", &answer],
         returned,
     )
 }

@@ -234,8 +234,8 @@ impl Upstream {
             "" => ahead * 1_000,
             "rate" => early.max(0) + ahead.max(1_000) * 1_000 + interval,
             "tokens" => window * 1_000,
-            "retry-after" => 3_600_000_000,
             "breaker" => 120_000_000,
+            // A pause, or a refused account.
             _ => 3_600_000_000,
         };
         if wait > most {

@@ -122,7 +122,7 @@ pub const MENDS: &[Mend] = &[
         property: COUNTED,
     },
     Mend {
-        what: "A permit goes back before the tokens that its request has cost are counted: others spend them once more.",
+        what: "A permit goes back before its request's tokens are counted: others spend them once more.",
         revert: Revert::Caller(Rule::OwedFirst),
         search: Search::Limits,
         property: BUDGET,
