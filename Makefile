@@ -18,6 +18,12 @@ PROVE ?= 60
 SEEDS ?= 1000
 FIRST ?= 1
 
+# The simulated worlds of `make test`
+SIMULATED ?= 100
+# Packages that the tests build together: features are unified over them, so each dependency is built once. The
+# simulator needs the library with a feature that the tests of the others must not have.
+TESTED := --package samovar --package samovar-model
+
 # What `make deny` looks at: all of advisories, bans, licenses and sources where it is empty
 CHECKS ?=
 
@@ -40,11 +46,12 @@ demo: setup ## Watch it work for a minute, with a Redis of its own: make demo AR
 test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start themselves
 	@./scripts/install-faketime.sh
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		set -x; $(CARGO) nextest run --locked --no-fail-fast $(ARGS) && $(CARGO) test --locked --doc; \
+		set -x; $(CARGO) nextest run --locked --no-fail-fast $(TESTED) $(ARGS) && $(CARGO) test --locked $(TESTED) --doc; \
 	else \
-		set -x; $(CARGO) test --locked --no-fail-fast $(ARGS); \
+		set -x; $(CARGO) test --locked --no-fail-fast $(TESTED) $(ARGS); \
 	fi
-	$(CARGO) test --locked --package samovar-model
+	SAMOVAR_SIMULATED_SEEDS=$(SIMULATED) $(CARGO) test --locked $(TESTED) --package samovar-simulator --test seeds -- \
+		--nocapture
 
 # Without Python there is no such file, and the tests that use it say what they leave out.
 $(VENV)/installed: $(PYTHON_NEEDS)

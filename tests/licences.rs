@@ -1,6 +1,6 @@
-//! Licences of all that is built in: those that `deny.toml` allows, and no others.
+//! What is built in: only code under licences that `deny.toml` allows, and nothing that is for tests only.
 //!
-//! cargo-deny checks this as well, and more (`make deny`); but it has to be installed.
+//! cargo-deny checks the licences as well, and more (`make deny`); but it has to be installed.
 #![cfg(test)]
 
 use std::path::Path;
@@ -44,4 +44,20 @@ fn everything_built_in_is_under_a_licence_that_is_allowed() {
         .collect();
     assert!(packages.len() > 100, "{} packages", packages.len());
     assert_eq!(refused, Vec::<String>::new(), "deny.toml does not allow these");
+}
+
+/// The tests build `test-util` into the same dependencies, and the simulator builds the library with `simulation`.
+#[test]
+fn a_release_has_no_part_of_the_simulator() {
+    let args = ["tree", "--locked", "--package", "samovar", "--prefix", "none", "--format", "{p} {f}", "--edges"];
+    let features = |edges: &str, package: &str| {
+        let tree = String::from_utf8(cargo(&[&args[..], &[edges]].concat())).unwrap();
+        let line = tree.lines().find(|line| line.starts_with(package)).unwrap_or_else(|| panic!("{package}: {tree}"));
+        line.trim_end_matches(" (*)").rsplit_once(' ').unwrap().1.to_owned()
+    };
+    let has = |edges, package, feature| features(edges, package).split(',').any(|name| name == feature);
+    assert!(has("no-dev", "samovar v", "worker") && has("no-dev", "tokio v", "rt-multi-thread"));
+    assert!(has("all", "tokio v", "test-util"), "the simulator's dependencies are no longer those of the tests");
+    assert!(!has("no-dev", "tokio v", "test-util"));
+    assert!(!has("no-dev", "samovar v", "simulation"));
 }
