@@ -4,20 +4,36 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::completions::Prompt;
+use crate::files::Job;
 use crate::machine;
 use crate::redis::{INBOX, Redis, Word};
-use crate::world::{Published, World};
+use crate::world::{Made, Published, World};
 
 /// Invariant 1.
 pub(crate) const NOT_WRITTEN: &str = "invariant 1: nothing fetched before a handled invalidation is written";
 /// Invariant 1.
 pub(crate) const NOT_READABLE: &str = "invariant 1: an evicted value is not readable";
+/// Invariant 1.
+pub(crate) const NOTED: &str = "invariant 1: a refresh that is handled stays noted until a fetch answers it";
 /// Invariant 2.
 pub(crate) const HAS_TTL: &str = "invariant 2: the API reads complete, valid JSON with a TTL";
 /// Invariant 4.
 pub(crate) const ONE_FETCH: &str = "invariant 4: at most one fetch of a key is in flight";
 /// Invariant 5.
 pub(crate) const LIVES: &str = "invariant 5: no worker ends by itself";
+/// Invariant 9.
+pub(crate) const NOT_LOWER: &str = "invariant 9: no commit replaces a value with one of a lower version";
+/// Costs.
+pub(crate) const PAID_ONCE: &str = "a story is paid for once while its prompt is unchanged and no message names it";
+/// Costs.
+pub(crate) const BUDGET: &str = "the token budget is exceeded by one request at most";
+/// Costs.
+pub(crate) const WANTED: &str = "an entry that was evicted is fetched only if it is wanted again";
+/// Pauses.
+pub(crate) const PAUSED: &str = "nothing of a paused job is requested, but what was claimed before";
+/// Subscriptions.
+pub(crate) const HEARS: &str = "a worker whose subscription broke has another one soon";
 /// Liveness.
 pub(crate) const FRESH: &str = "once all is quiet, all wanted entries are fresh and nothing is left";
 /// The simulator itself.
@@ -25,49 +41,82 @@ pub(crate) const KNOWN: &str = "the modelled Redis has every command that is sen
 /// Costs.
 pub(crate) const COSTS: &str = "once all is fresh, a bounded number of requests keeps it so";
 
-/// Returns the key of an item's entry.
-pub(crate) fn key(name: &str) -> String {
-    format!("art:{name}")
-}
+/// The time in which a request arrives that was under way when its entry was evicted.
+const UNDER_WAY: Duration = Duration::from_millis(500);
+/// The time beyond the claim time in which entries are fetched that were claimed before a pause.
+const CLAIMED: Duration = Duration::from_secs(20);
 
 /// Checks the values after a command.
 pub(crate) fn values(world: &mut World, redis: &Redis) {
-    let mut found = None;
-    for (name, item) in &mut world.items {
-        let Some((text, expires)) = redis.value(&key(name)) else {
-            item.seen = None;
-            continue;
-        };
-        if item.seen.as_deref() == Some(text) {
-            if expires.is_none() {
-                found = Some((HAS_TTL, format!("{} has none", key(name)), key(name)));
+    let names: Vec<String> = world.items.keys().cloned().collect();
+    for name in &names {
+        if let Some((property, told)) = art(world, redis, name) {
+            world.violated(property, told, &Job::Art.key(name));
+        }
+    }
+    let jobs: Vec<Job> = world.plan.jobs().filter(|job| *job != Job::Art).collect();
+    for job in jobs {
+        for name in &names {
+            if let Some(told) = made(world, redis, job, name) {
+                world.violated(HAS_TTL, told, &job.key(name));
             }
-            continue;
-        }
-        item.seen = Some(text.to_owned());
-        world.counts.values += 1;
-        let Some((number, revision)) = read(text) else {
-            found = Some((HAS_TTL, format!("{} is {text:?}", key(name)), key(name)));
-            continue;
-        };
-        let Some(asked) = world.requests.get(number) else { continue };
-        if expires.is_none() {
-            found = Some((HAS_TTL, format!("{} has none", key(name)), key(name)));
-        }
-        let handled = item.handled.filter(|handled| *handled > world.broke && asked.arrived > world.broke);
-        if asked.name != *name || handled.is_some_and(|handled| asked.arrived < handled) {
-            let told = format!(
-                "{} became revision {revision} of request #{number} of {:.3}; a message of {:.3} is handled",
-                key(name),
-                asked.arrived.as_secs_f64(),
-                handled.unwrap_or_default().as_secs_f64()
-            );
-            found = Some((NOT_WRITTEN, told, name.clone()));
         }
     }
-    if let Some((property, told, subject)) = found {
-        world.violated(property, told, &subject);
+}
+
+/// Checks the value of an artwork.
+fn art(world: &mut World, redis: &Redis, name: &str) -> Option<(&'static str, String)> {
+    let key = Job::Art.key(name);
+    let (versions, broke) = (world.plan.versions, world.broke);
+    let item = world.items.get_mut(name)?;
+    let Some((text, expires)) = redis.value(&key) else {
+        item.seen = None;
+        return None;
+    };
+    let Some(expires) = expires else { return Some((HAS_TTL, format!("{key} has none"))) };
+    if let Some((seen, _, seen_expires)) = &mut item.seen
+        && seen == text
+    {
+        *seen_expires = expires;
+        return None;
     }
+    let Some((number, revision)) = read(text) else { return Some((HAS_TTL, format!("{key} is {text:?}"))) };
+    let before = item.seen.replace((text.to_owned(), revision, expires));
+    world.counts.values += 1;
+    let asked = world.requests.get(number)?;
+    let handled = item.handled.filter(|handled| *handled > broke && asked.arrived > broke);
+    if asked.name != *name || handled.is_some_and(|handled| asked.arrived < handled) {
+        let told = format!(
+            "{key} became revision {revision} of request #{number} of {:.3}; a message of {:.3} is handled",
+            asked.arrived.as_secs_f64(),
+            handled.unwrap_or_default().as_secs_f64()
+        );
+        return Some((NOT_WRITTEN, told));
+    }
+    let lower = before.filter(|(_, before, expires)| versions && revision < *before && redis.now() < *expires);
+    lower.map(|(_, before, _)| (NOT_LOWER, format!("{key} became revision {revision}, and had {before}")))
+}
+
+/// Checks a value that is made from an artwork; returns what is wrong.
+fn made(world: &mut World, redis: &Redis, job: Job, name: &str) -> Option<String> {
+    let key = job.key(name);
+    let Some((text, expires)) = redis.value(&key) else {
+        world.made.remove(&key);
+        return None;
+    };
+    if expires.is_none() {
+        return Some(format!("{key} has none"));
+    }
+    if world.made.get(&key).is_some_and(|made| made.text == text) {
+        return None;
+    }
+    let is_whole = match job {
+        Job::Story => Prompt::of(text).is_some_and(|(prompt, _)| prompt.name == name),
+        _ => page(text).is_some_and(|(art, _)| art["name"].as_str() == Some(name)),
+    };
+    world.made.insert(key.clone(), Made { text: text.to_owned(), since: machine::elapsed() });
+    world.counts.values += 1;
+    (!is_whole).then(|| format!("{key} is {text:?}"))
 }
 
 /// Returns the number of the request that brought a value, and its revision.
@@ -76,16 +125,50 @@ fn read(text: &str) -> Option<(usize, u64)> {
     Some((usize::try_from(value["n"].as_u64()?).ok()?, value["rev"].as_u64()?))
 }
 
+/// Returns the artwork of which a page is composed, and the number of its job file.
+fn page(text: &str) -> Option<(Value, u64)> {
+    let mut value: Value = serde_json::from_str(text).ok()?;
+    Some((value["art"].take(), value["file"].as_u64()?))
+}
+
+impl World {
+    /// Returns true if the jobs keep an entry warm.
+    fn is_kept_warm(&self, name: &str) -> bool {
+        self.plan.listed.iter().chain(&self.feed).any(|kept| kept == name)
+    }
+
+    /// Checks that a worker's request is for an entry that someone may want.
+    pub(crate) fn is_for_someone(&mut self, name: &str) {
+        let unwanted = self.items.get(name).and_then(|item| item.unwanted);
+        if let Some(since) = unwanted
+            && machine::elapsed() > since + UNDER_WAY
+        {
+            let told = format!("{name} is requested, and was evicted at {:.3}", since.as_secs_f64());
+            self.violated(WANTED, told, name);
+        }
+    }
+
+    /// Checks that a worker's request is not for a job that is paused.
+    pub(crate) fn is_not_paused(&mut self, job: Job, name: &str) {
+        let claimed = self.plan.claim + CLAIMED;
+        if let Some((_, since)) = self.paused.filter(|(paused, _)| *paused == job)
+            && machine::elapsed() > since + claimed
+        {
+            let told = format!("{} is requested, and paused since {:.3}", job.key(name), since.as_secs_f64());
+            self.violated(PAUSED, told, name);
+        }
+    }
+}
+
 /// Notes what a command did to the inbox: a message that was added, or one that is handled.
 pub(crate) fn inbox(world: &mut World, redis: &Redis, words: &[Word], reply: &[u8]) {
     if words.len() == 7 && words[3] == INBOX && words[4].starts_with(b"{") {
         let reply = String::from_utf8_lossy(reply);
         let id = reply.split("\r\n").nth(1).unwrap_or_default().to_owned();
-        if let Some((names, evicts)) = concerns(world, &words[4])
+        if let Some(message) = published(world, &words[4])
             && id.contains('-')
         {
-            let at = machine::elapsed();
-            world.published.insert(id, Published { at, names, evicts });
+            world.published.insert(id, message);
         }
     }
     if words.len() > 2 && words[0] == b"XDEL" && words[1] == INBOX {
@@ -98,48 +181,93 @@ pub(crate) fn inbox(world: &mut World, redis: &Redis, words: &[Word], reply: &[u
     }
 }
 
-/// Returns the items that a message concerns, and whether it evicts.
-fn concerns(world: &World, text: &[u8]) -> Option<(Vec<String>, bool)> {
+/// Returns a message that is published now; `None` if it invalidates nothing.
+fn published(world: &World, text: &[u8]) -> Option<Published> {
     let message: Value = serde_json::from_slice(text).ok()?;
-    let is_of_all = ["patterns", "tags", "jobs"].iter().any(|list| message[list].is_array());
-    let names = if is_of_all {
-        world.items.keys().cloned().collect()
-    } else {
-        let keys = message["keys"].as_array()?.iter().filter_map(Value::as_str);
-        keys.filter_map(|key| key.strip_prefix("art:")).map(str::to_owned).collect()
+    let names = |list: &str| {
+        let texts = message[list].as_array().into_iter().flatten().filter_map(Value::as_str);
+        texts.map(str::to_owned).collect::<Vec<_>>()
     };
-    match message["action"].as_str() {
-        Some("warm") => None,
-        action => Some((names, action == Some("evict"))),
+    let mut keys = names("keys");
+    let patterns = names("patterns").into_iter().filter_map(|pattern| Some(pattern.strip_suffix(":*")?.to_owned()));
+    // Only artworks have tags.
+    let tags = names("tags").into_iter().map(|_| Job::Art.name().to_owned());
+    for job in patterns.chain(names("jobs")).chain(tags) {
+        keys.extend(world.items.keys().map(|name| format!("{job}:{name}")));
     }
+    let evicts = match message["action"].as_str() {
+        Some("warm") => return None,
+        action => action == Some("evict"),
+    };
+    let has_version = message.get("version").is_some();
+    Some(Published { at: machine::elapsed(), keys, evicts, has_version })
 }
 
-/// Checks what must hold once a message is handled: what is older is not readable if the message evicts.
+/// Checks what must hold once a message is handled.
 fn handled(world: &mut World, redis: &Redis, id: &str, message: &Published) {
     world.tell(format!("observer   {id} is handled"));
     if message.at <= world.broke {
         return;
     }
-    for name in &message.names {
-        let value = redis.value(&key(name)).and_then(|(text, _)| read(text));
-        if message.evicts
-            && let Some((number, revision)) = value
-            && let Some(asked) = world.requests.get(number)
-            && asked.arrived < message.at
-            && asked.arrived > world.broke
-            && world.items.get(name).is_none_or(|item| item.confirmed < Some(message.at))
-        {
-            let told = format!(
-                "{} has revision {revision} of request #{number}, which arrived at {:.3}, before {id} of {:.3}",
-                key(name),
-                asked.arrived.as_secs_f64(),
-                message.at.as_secs_f64()
-            );
-            world.violated(NOT_READABLE, told, name);
+    for key in &message.keys {
+        if !message.evicts && !message.has_version {
+            is_noted(world, redis, id, key);
         }
+        let Some((job, name)) = Job::of(key) else { continue };
+        if job != Job::Art {
+            let since = world.made.get(key).map(|made| made.since);
+            if message.evicts && since.is_some_and(|since| since < message.at) {
+                let told = format!("{key} is there since {:.3}, before {id}", since.unwrap_or_default().as_secs_f64());
+                world.violated(NOT_READABLE, told, name);
+            }
+            continue;
+        }
+        evicted(world, redis, id, message, name);
+        let is_unwanted = message.evicts
+            && world.plan.fetches_on_demand()
+            && world.named.get(key).is_none_or(|named| named.pending == 0)
+            && !world.published.values().any(|other| other.keys.contains(key));
         if let Some(item) = world.items.get_mut(name) {
             item.handled = item.handled.max(Some(message.at));
+            item.unwanted = is_unwanted.then(machine::elapsed);
         }
+    }
+}
+
+/// Checks that an artwork which is older than an eviction is not readable.
+fn evicted(world: &mut World, redis: &Redis, id: &str, message: &Published, name: &str) {
+    let key = Job::Art.key(name);
+    let value = redis.value(&key).and_then(|(text, _)| read(text));
+    if message.evicts
+        && let Some((number, revision)) = value
+        && let Some(asked) = world.requests.get(number)
+        && asked.arrived < message.at
+        && asked.arrived > world.broke
+        && world.items.get(name).is_none_or(|item| item.confirmed < Some(message.at))
+    {
+        let told = format!(
+            "{key} has revision {revision} of request #{number}, which arrived at {:.3}, before {id} of {:.3}",
+            asked.arrived.as_secs_f64(),
+            message.at.as_secs_f64()
+        );
+        world.violated(NOT_READABLE, told, name);
+    }
+}
+
+/// Checks that the value of a refresh is noted as invalidated, unless it was fetched since, or in that millisecond.
+fn is_noted(world: &mut World, redis: &Redis, id: &str, key: &str) {
+    let published = id.split('-').next().and_then(|time| time.parse::<i64>().ok());
+    let (Some((_, Some(expires))), Some(meta), Some(published)) = (redis.value(key), redis.meta(key), published) else {
+        return;
+    };
+    // validated_at own_expiry invalidated stale_for hash~fetched_at@…
+    let words: Vec<&str> = meta.splitn(6, ' ').collect();
+    let [validated, own_expiry, invalidated, _, hash, ..] = words[..] else { return };
+    let fetched = hash.split_once('~').map(|(_, rest)| rest.split(['@', '#', '!']).next().unwrap_or_default());
+    let fetched: i64 = fetched.unwrap_or(validated).parse().unwrap_or_default();
+    let is_ours = own_expiry.parse() == Ok(expires);
+    if is_ours && fetched > 0 && fetched < published && invalidated == "0" {
+        world.violated(NOTED, format!("{key} was fetched at {fetched}, and {id} is handled: {meta}"), key);
     }
 }
 
@@ -155,38 +283,84 @@ pub(crate) fn settled(world: &World, redis: &Redis) -> Result<(), (String, Strin
     if redis.in_inbox() > 0 {
         return Err((format!("{} messages are in the inbox", redis.in_inbox()), "inbox".to_owned()));
     }
-    for (name, item) in &world.items {
-        let revision = item.at(now);
-        let value = redis.value(&key(name)).map(|(text, _)| read(text));
-        if value.flatten().is_some_and(|(number, _)| is_beyond_reach(world, redis, name, number)) {
-            continue;
-        }
-        let value = value.map(|value| value.map(|(_, revision)| revision));
-        let is_wanted = world.plan.listed.contains(name) && world.plan.warms_up();
-        match (revision, value) {
-            (Some(revision), Some(Some(there))) if there == u64::from(revision) => {}
-            (Some(_), None) if !is_wanted => {}
-            (None, None) => {}
-            (revision, value) => {
-                let told = format!("{} has {value:?} and the upstream {revision:?}", key(name));
-                return Err((told, name.clone()));
+    let names: Vec<&String> = world.items.keys().collect();
+    for name in names {
+        is_present(world, redis, name, now).map_err(|told| (told, name.clone()))?;
+        for job in world.plan.jobs() {
+            let key = job.key(name);
+            // A value that a service loaded has no metadata and ends by itself; so does one that is read too rarely.
+            let is_kept = world.is_kept_warm(name) && redis.value(&key).is_some() && redis.has_meta(&key);
+            if is_kept && !redis.is_on_agenda(job, &key) {
+                return Err((format!("{key} is on no agenda"), name.clone()));
             }
-        }
-        // A value that a service loaded has no metadata and ends by itself; so does one that is read too rarely.
-        let is_kept = world.plan.listed.contains(name) && redis.has_meta(&key(name));
-        if value.is_some() && is_kept && !redis.is_on_agenda(&key(name)) {
-            return Err((format!("{} is on no agenda", key(name)), name.clone()));
+            if job != Job::Art {
+                is_made_from_present(world, redis, job, name, now).map_err(|told| (told, name.clone()))?;
+            }
         }
     }
     let left: Vec<&str> = redis.keys().filter(|key| is_work(key)).collect();
     if left.is_empty() { Ok(()) } else { Err((format!("{left:?} are left"), left[0].to_owned())) }
 }
 
+/// Checks that an artwork is the upstream's present one, by the present file.
+fn is_present(world: &World, redis: &Redis, name: &str, now: Duration) -> Result<(), String> {
+    let key = Job::Art.key(name);
+    let revision = world.items.get(name).and_then(|item| item.at(now));
+    let text = redis.value(&key).map(|(text, _)| text);
+    let value = text.map(read);
+    if value.flatten().is_some_and(|(number, _)| is_beyond_reach(world, redis, name, number)) {
+        return Ok(());
+    }
+    match (revision, value.map(|value| value.map(|(_, revision)| revision))) {
+        (Some(revision), Some(Some(there))) if there == u64::from(revision) => {}
+        (Some(_), None) if !(world.is_kept_warm(name) && world.plan.warms_up()) => {}
+        (None, None) => {}
+        (revision, value) => return Err(format!("{key} has {value:?} and the upstream {revision:?}")),
+    }
+    let file = text.and_then(|text| serde_json::from_str::<Value>(text).ok()?["file"].as_u64());
+    match file {
+        Some(file) if redis.has_meta(&key) && file != u64::from(world.files.art) => {
+            Err(format!("{key} was made from file {file}, and {} is the present one", world.files.art))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that what is made from an artwork is made from the present one, by the present file.
+fn is_made_from_present(world: &World, redis: &Redis, job: Job, name: &str, now: Duration) -> Result<(), String> {
+    let key = job.key(name);
+    let text = redis.value(&key).map(|(text, _)| text);
+    let art = redis.value(&Job::Art.key(name)).and_then(|(text, _)| serde_json::from_str::<Value>(text).ok());
+    let Some(text) = text else {
+        let is_missing = art.is_some() && world.is_kept_warm(name) && world.plan.warms_up();
+        let is_missing = is_missing && (job != Job::Story || !world.has_spent_all());
+        return if is_missing { Err(format!("{key} is missing")) } else { Ok(()) };
+    };
+    let Some(art) = art else {
+        // An evicted artwork may be there at the upstream: what is made from it waits for the next warmup or demand.
+        let is_gone = world.items.get(name).is_some_and(|item| item.at(now).is_none());
+        return if is_gone { Err(format!("{key} is there, and its artwork is gone")) } else { Ok(()) };
+    };
+    // Nobody tells of what a service loaded.
+    let is_told = redis.has_meta(&Job::Art.key(name));
+    let is_present = match job {
+        Job::Story => Prompt::of(text).is_some_and(|(prompt, _)| {
+            world.has_spent_all() || prompt.file == world.files.story && (!is_told || art["rev"] == prompt.revision)
+        }),
+        _ => page(text).is_some_and(|(of, file)| file == u64::from(world.files.page) && (!is_told || of == art)),
+    };
+    if is_present {
+        Ok(())
+    } else {
+        Err(format!("{key} is {text}, its artwork {art}, and the files {:?}", world.files))
+    }
+}
+
 /// Returns true for a value that no revalidation reaches: a service loaded it before messages may have been lost, and
 /// it has no metadata. It ends with its TTL.
 fn is_beyond_reach(world: &World, redis: &Redis, name: &str, number: usize) -> bool {
     let arrived = world.requests.get(number).map(|asked| asked.arrived);
-    !redis.has_meta(&key(name)) && (world.plan.tells_bare() || arrived <= world.lost)
+    !redis.has_meta(&Job::Art.key(name)) && (world.plan.tells_bare() || arrived <= world.lost)
 }
 
 /// Returns true for keys that are there only while something is under way.

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::check;
+use crate::files::Job;
 use crate::machine;
 use crate::network::Network;
 use crate::plan::Disaster;
@@ -32,13 +33,13 @@ const TTL: Duration = Duration::from_secs(3_600);
 struct Worker {
     ended: JoinHandle<Result<(), String>>,
     stop: CancellationToken,
+    reload: Arc<Reload>,
 }
 
 /// The workers, and how many there have been.
 pub(crate) struct Fleet<'a> {
     shared: Shared,
     network: &'a RefCell<Network>,
-    jobs: Arc<Jobs>,
     workers: BTreeMap<String, Worker>,
     count: usize,
 }
@@ -46,9 +47,7 @@ pub(crate) struct Fleet<'a> {
 impl<'a> Fleet<'a> {
     /// Returns a fleet without workers.
     pub(crate) fn new(shared: Shared, network: &'a RefCell<Network>) -> Self {
-        let jobs = Jobs::parse(&shared.lock().plan.files(), TTL, &|_| None);
-        let jobs = Arc::new(jobs.unwrap_or_else(|faults| panic!("the plan's job files: {faults:?}")));
-        Self { shared, network, jobs, workers: BTreeMap::new(), count: 0 }
+        Self { shared, network, workers: BTreeMap::new(), count: 0 }
     }
 
     /// Runs until all is fresh, after faults and edits.
@@ -86,6 +85,11 @@ impl<'a> Fleet<'a> {
 
     /// Waits until all is fresh, then counts what that costs.
     async fn settle(&mut self, wanted: usize) {
+        self.resume();
+        let deploys = self.shared.lock().plan.disasters.contains(&Disaster::Deploy);
+        for worker in self.workers.values().filter(|_| deploys) {
+            worker.reload.ask();
+        }
         {
             let mut world = self.shared.lock();
             world.is_quiet = true;
@@ -107,6 +111,11 @@ impl<'a> Fleet<'a> {
                 break;
             }
         }
+        self.check(reason).await;
+    }
+
+    /// Checks what is so in the end: all is fresh, unless there is a reason, and that costs little.
+    async fn check(&mut self, reason: Option<(String, String)>) {
         if let Some((told, subject)) = reason {
             return self.shared.lock().violated(check::FRESH, told, &subject);
         }
@@ -114,9 +123,17 @@ impl<'a> Fleet<'a> {
         if !unknown.is_empty() {
             return self.shared.lock().violated(check::KNOWN, unknown, "unknown");
         }
-        let before = self.shared.lock().requests.len();
+        let (before, calls) = {
+            let world = self.shared.lock();
+            (world.requests.len(), world.calls.len())
+        };
         sleep(COUNTED).await;
         let mut world = self.shared.lock();
+        let paid = world.calls.len() - calls;
+        if paid > world.items.len() {
+            // Those that waited for the budget.
+            world.violated(check::COSTS, format!("{paid} stories within {COUNTED:?}"), "model");
+        }
         let (cost, most) = (world.requests.len() - before, check::allowance(&world, COUNTED));
         if cost > most {
             world.violated(check::COSTS, format!("{cost} requests within {COUNTED:?}"), "upstream");
@@ -144,14 +161,21 @@ impl<'a> Fleet<'a> {
             log: LogFilter::default(),
             log_format: LogFormat::default(),
         };
-        let files = self.shared.lock().plan.files();
-        let reload = Reload::new(move || Jobs::parse(&files, TTL, &|_| None));
-        let (stop, cut, jobs) = (CancellationToken::new(), CancellationToken::new(), Arc::clone(&self.jobs));
-        let stopping = stop.clone();
-        let ended = tokio::spawn(async move {
-            worker::run(&settings, jobs, reload, stopping, cut).await.map_err(|e| format!("{e:#}"))
+        let shared = self.shared.clone();
+        let reload = Reload::new(move || {
+            let texts = {
+                let world = shared.lock();
+                world.files.texts(&world.plan)
+            };
+            Jobs::parse(&texts, TTL, &|_| None)
         });
-        self.workers.insert(host, Worker { ended, stop });
+        let jobs = reload.read().unwrap_or_else(|faults| panic!("the plan's job files: {faults:?}"));
+        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+        let (stopping, reloading) = (stop.clone(), Arc::clone(&reload));
+        let ended = tokio::spawn(async move {
+            worker::run(&settings, jobs.into(), reloading, stopping, cut).await.map_err(|e| format!("{e:#}"))
+        });
+        self.workers.insert(host, Worker { ended, stop, reload });
     }
 
     /// Notes workers that have ended.
@@ -193,6 +217,7 @@ impl<'a> Fleet<'a> {
             Disaster::Stop => {
                 if let Some(host) = self.any() {
                     self.shared.tell(format!("fleet      {host} is told to stop"));
+                    self.shared.lock().stopping.insert(host.clone());
                     self.workers[&host].stop.cancel();
                 }
             }
@@ -205,6 +230,7 @@ impl<'a> Fleet<'a> {
             Disaster::Restart | Disaster::Lose | Disaster::Rollback => self.restart(disaster),
             Disaster::Flush => {
                 self.shared.tell("redis      is flushed");
+                self.shared.lock().lost_data();
                 self.network.borrow_mut().command(&["FLUSHALL"]);
             }
             Disaster::Outage => {
@@ -218,6 +244,7 @@ impl<'a> Fleet<'a> {
                     let mut world = self.shared.lock();
                     let step = world.random.pick(&[-3_600_000, -30_000, -1_000, -3, 3, 1_000, 30_000, 3_600_000]);
                     world.tell(format!("redis      sets its clock by {step} ms"));
+                    world.disturbed = Some(machine::elapsed());
                     if step < 0 {
                         world.went_back();
                     }
@@ -225,6 +252,58 @@ impl<'a> Fleet<'a> {
                 };
                 self.network.borrow_mut().redis.set_clock_by(step);
             }
+            Disaster::Vanish => {
+                let mut world = self.shared.lock();
+                let time = world.around(Duration::from_secs(10));
+                world.vanished = machine::elapsed() + time;
+                world.tell(format!("upstream   has no artwork for {time:?}"));
+            }
+            Disaster::Deploy => self.deploy(),
+            Disaster::Pause => {
+                let is_paused = self.shared.lock().paused.is_some();
+                if is_paused { self.resume() } else { self.pause() }
+            }
+        }
+    }
+
+    /// Changes a job file, which one worker after the other reads.
+    fn deploy(&mut self) {
+        let mut world = self.shared.lock();
+        let jobs: Vec<Job> = world.plan.jobs().collect();
+        let job = jobs[world.random.below(jobs.len())];
+        // A return to an earlier file is a change as well.
+        let number = world.random.pick(&[1, 2, 3]);
+        *world.files.of(job) = number;
+        world.tell(format!("fleet      the file of {} is number {number} from now on", job.name()));
+        for worker in self.workers.values() {
+            let (wait, reload) = (world.around(Duration::from_secs(8)), Arc::clone(&worker.reload));
+            tokio::spawn(async move {
+                sleep(wait).await;
+                reload.ask();
+            });
+        }
+    }
+
+    fn pause(&mut self) {
+        let job = {
+            let mut world = self.shared.lock();
+            let jobs: Vec<Job> = world.plan.jobs().collect();
+            let job = jobs[world.random.below(jobs.len())];
+            world.paused = Some((job, machine::elapsed()));
+            world.tell(format!("fleet      {} is paused", job.name()));
+            job
+        };
+        self.network.borrow_mut().command(&["SET", &paused(job), "1"]);
+    }
+
+    /// Resumes all jobs.
+    fn resume(&mut self) {
+        self.shared.lock().paused = None;
+        let jobs: Vec<Job> = self.shared.lock().plan.jobs().collect();
+        for job in jobs {
+            let mut network = self.network.borrow_mut();
+            network.command(&["DEL", &paused(job)]);
+            network.command(&["PUBLISH", "samovar:signal", &format!("due {}", job.name())]);
         }
     }
 
@@ -246,8 +325,13 @@ impl<'a> Fleet<'a> {
     fn restart(&mut self, disaster: Disaster) {
         let time = {
             let mut world = self.shared.lock();
-            if disaster == Disaster::Rollback {
-                world.went_back();
+            match disaster {
+                Disaster::Rollback => {
+                    world.went_back();
+                    world.lost_data();
+                }
+                Disaster::Lose => world.lost_data(),
+                _ => world.disturbed = Some(machine::elapsed()),
             }
             let time = world.around(Duration::from_secs(2));
             world.tell(format!("redis      is away for {time:?}, and restarts ({disaster:?})"));
@@ -259,13 +343,26 @@ impl<'a> Fleet<'a> {
     }
 }
 
+/// Returns the key that says that a job is paused.
+fn paused(job: Job) -> String {
+    format!("samovar:paused:{{{}}}", job.name())
+}
+
 impl crate::world::World {
+    /// Notes that Redis lost data.
+    fn lost_data(&mut self) {
+        self.disturbed = Some(machine::elapsed());
+        self.paused = None;
+        self.spent = 0;
+        self.items.values_mut().for_each(|item| item.unwanted = None);
+    }
+
     /// Notes that Redis's data or clock went back: what was before cannot be compared with what comes after.
     fn went_back(&mut self) {
         self.broke = machine::elapsed();
         self.lost = Some(self.broke);
         for item in self.items.values_mut() {
-            item.handled = None;
+            (item.handled, item.seen) = (None, None);
         }
     }
 }

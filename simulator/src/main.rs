@@ -6,6 +6,8 @@
 
 mod actors;
 mod check;
+mod completions;
+mod files;
 mod fleet;
 mod machine;
 mod network;

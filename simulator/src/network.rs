@@ -25,6 +25,10 @@ use crate::world::{Shared, World};
 /// The longest time after which a client reconnects when Redis is back.
 const RECONNECT: u64 = 1_500;
 
+/// The time within which a worker has another subscription when Redis is there. A subscription that broke ends at once;
+/// one that went silent is noticed after four canaries.
+const RESUBSCRIBED: Duration = Duration::from_millis(2_500);
+
 type Replies = oneshot::Sender<io::Result<Vec<Vec<u8>>>>;
 
 /// Commands that were sent together, and the replies so far.
@@ -89,6 +93,8 @@ pub(crate) struct Network {
     never: Vec<Replies>,
     words: mpsc::UnboundedSender<Words>,
     next_subscription: u64,
+    /// Workers whose subscription broke, since when.
+    unheard: BTreeMap<String, Duration>,
 }
 
 /// Runs until a property is violated.
@@ -140,6 +146,7 @@ impl Network {
             words,
             // Far from the numbers of other sockets.
             next_subscription: 1 << 32,
+            unheard: BTreeMap::new(),
         };
         (Rc::new(RefCell::new(network)), heard)
     }
@@ -184,6 +191,7 @@ impl Network {
     fn open(&mut self, host: String, stream: DuplexStream) {
         let number = self.next_subscription;
         self.next_subscription += 1;
+        self.unheard.remove(&host);
         let (reading, writing) = tokio::io::split(stream);
         let (out, pushes) = mpsc::unbounded_channel();
         tokio::spawn(write(writing, pushes));
@@ -334,6 +342,7 @@ impl Network {
                 }
             }
         }
+        self.are_heard();
         check::values(&mut self.shared.lock(), &self.redis);
     }
 
@@ -383,6 +392,20 @@ impl Network {
         }
         if let Some(subscription) = socket.subscription {
             subscription.reader.abort();
+            self.unheard.insert(socket.host, machine::elapsed());
+        }
+    }
+
+    /// Checks that workers whose subscription broke have another one soon.
+    fn are_heard(&mut self) {
+        let late = |since: &Duration| machine::elapsed() > *since + RESUBSCRIBED;
+        let Some((host, since)) = self.unheard.iter().find(|(_, since)| late(since)) else { return };
+        let (host, since) = (host.clone(), *since);
+        self.unheard.remove(&host);
+        let has_another = self.sockets.values().any(|socket| socket.host == host && socket.subscription.is_some());
+        let mut world = self.shared.lock();
+        if !has_another && !world.dead.contains(&host) && !world.stopping.contains(&host) && world.plan.is_quick() {
+            world.violated(check::HEARS, format!("{host} has none since {:.3}", since.as_secs_f64()), &host);
         }
     }
 
@@ -406,6 +429,8 @@ impl Network {
     fn come_up(&mut self) {
         self.shared.tell("redis      is there again");
         self.redis.is_up = true;
+        let now = machine::elapsed();
+        self.unheard.values_mut().for_each(|since| *since = now);
         // Clients that gave up meanwhile have sent nothing.
         for socket in self.sockets.values_mut() {
             socket.queue.retain(|batch| batch.to.as_ref().is_none_or(|to| !to.is_closed()));

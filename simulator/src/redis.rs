@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use samovar_model::db::{Db, Value};
 use samovar_model::server::{Reply, Server};
 
+use crate::files::Job;
 use crate::plan::Disaster;
 use crate::world::Shared;
 use crate::{check, machine};
 
 /// The key of the inbox.
 pub(crate) const INBOX: &[u8] = b"samovar:inbox";
-/// The key of the job's agenda.
-const AGENDA: &str = "samovar:agenda:{art}";
 /// The longest word or reply in the trace, in characters.
 const TOLD: usize = 100;
 
@@ -120,16 +119,27 @@ impl Redis {
         }
     }
 
-    /// Returns true if the agenda has an entry.
-    pub(crate) fn is_on_agenda(&self, key: &str) -> bool {
-        self.server.db().score(AGENDA, key).is_some()
+    /// Returns true if the job's agenda has an entry.
+    pub(crate) fn is_on_agenda(&self, job: Job, key: &str) -> bool {
+        self.server.db().score(&format!("samovar:agenda:{{{}}}", job.name()), key).is_some()
+    }
+
+    /// Returns the metadata that Samovar keeps of an entry.
+    pub(crate) fn meta(&self, key: &str) -> Option<&str> {
+        let is_of = |meta: &&str| {
+            meta.starts_with("samovar:meta:") && meta.strip_suffix(key).is_some_and(|before| before.ends_with("}:"))
+        };
+        self.keys().find(is_of).and_then(|meta| self.value(meta)).map(|(text, _)| text)
     }
 
     /// Returns true if Samovar keeps metadata of an entry.
     pub(crate) fn has_meta(&self, key: &str) -> bool {
-        self.keys().any(|meta| {
-            meta.starts_with("samovar:meta:") && meta.strip_suffix(key).is_some_and(|before| before.ends_with("}:"))
-        })
+        self.meta(key).is_some()
+    }
+
+    /// Returns the time of its clock (ms).
+    pub(crate) fn now(&self) -> i64 {
+        self.server.now_us() / 1_000
     }
 
     /// Returns all keys.

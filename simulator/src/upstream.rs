@@ -1,4 +1,4 @@
-//! The upstream: answers requests for items, late, wrongly or not at all.
+//! The upstreams: answer requests for artworks, for the feed and for stories, late, wrongly or not at all.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,8 +9,10 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::check;
+use crate::completions::Prompt;
+use crate::files::Job;
 use crate::machine;
-use crate::world::{Flight, Request, Shared};
+use crate::world::{Flight, Request, Shared, World};
 
 /// Answers all requests.
 pub(crate) async fn run(shared: Shared, mut requests: mpsc::UnboundedReceiver<Exchange>) {
@@ -19,10 +21,43 @@ pub(crate) async fn run(shared: Shared, mut requests: mpsc::UnboundedReceiver<Ex
     }
 }
 
+/// The target of a request.
+enum Asking {
+    /// An artwork, for a job file, with the validator of a known value.
+    Art { name: String, file: u32, etag: Option<String> },
+    /// The names of artworks.
+    Feed,
+    /// A story.
+    Story(Prompt),
+}
+
+impl Asking {
+    fn read(Exchange { request, .. }: &Exchange) -> Self {
+        let url = request.url();
+        if url.host_str() == Some("model") {
+            let body = request.body().and_then(|body| body.as_bytes()).unwrap_or_default();
+            return Self::Story(Prompt::read(body).expect("a prompt as the job file has it"));
+        }
+        let Some(name) = url.path().strip_prefix("/art/") else { return Self::Feed };
+        let etag = request.headers().get("if-none-match").and_then(|etag| etag.to_str().ok());
+        let file = url.query().and_then(|query| query.strip_prefix("file=")?.parse().ok());
+        Self::Art { name: name.to_owned(), file: file.unwrap_or_default(), etag: etag.map(str::to_owned) }
+    }
+
+    /// Returns the key of the entry, or what else is asked for.
+    fn key(&self) -> String {
+        match self {
+            Self::Art { name, .. } => Job::Art.key(name),
+            Self::Feed => "the feed".to_owned(),
+            Self::Story(prompt) => Job::Story.key(&prompt.name),
+        }
+    }
+}
+
 async fn answer(shared: Shared, exchange: Exchange) {
-    let Exchange { request, answer } = exchange;
-    let name = request.url().path().trim_start_matches("/art/").to_owned();
-    let etag = request.headers().get("if-none-match").and_then(|etag| etag.to_str().ok()).map(str::to_owned);
+    let asking = Asking::read(&exchange);
+    let answer = exchange.answer;
+    let name = asking.key();
     let way = shared.lock().trip();
     sleep(way).await;
     if answer.is_closed() {
@@ -31,8 +66,20 @@ async fn answer(shared: Shared, exchange: Exchange) {
     let flight: Flight = Arc::new(Mutex::new(Some(answer)));
     let asked = {
         let mut world = shared.lock();
-        world.flies(&name, &flight);
-        world.ask(&name, etag.as_deref())
+        match &asking {
+            Asking::Art { name, file, etag } => {
+                world.flies(&asking.key(), &flight);
+                world.is_for_someone(name);
+                world.is_not_paused(Job::Art, name);
+                world.ask(name, *file, etag.as_deref())
+            }
+            Asking::Feed => world.ask_feed(),
+            Asking::Story(prompt) => {
+                world.flies(&asking.key(), &flight);
+                world.is_not_paused(Job::Story, &prompt.name);
+                world.complete(prompt)
+            }
+        }
     };
     sleep(asked.takes).await;
     let answer = flight.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -52,16 +99,16 @@ async fn answer(shared: Shared, exchange: Exchange) {
 }
 
 /// A status, headers and a body.
-type Answer = (u16, Vec<(&'static str, String)>, Vec<u8>);
+pub(crate) type Answer = (u16, Vec<(&'static str, String)>, Vec<u8>);
 
 /// A request that has arrived, and what becomes of it.
-struct Asked {
-    number: usize,
-    takes: Duration,
-    answer: Option<Answer>,
+pub(crate) struct Asked {
+    pub(crate) number: usize,
+    pub(crate) takes: Duration,
+    pub(crate) answer: Option<Answer>,
 }
 
-impl crate::world::World {
+impl World {
     /// Returns the time of a request's way.
     fn trip(&mut self) -> Duration {
         let most = self.plan.answer / 4;
@@ -75,46 +122,68 @@ impl crate::world::World {
     }
 
     /// Returns the body of an item's answer.
-    pub(crate) fn body(name: &str, revision: u32, number: usize) -> String {
-        format!("{{\"name\":\"{name}\",\"rev\":{revision},\"n\":{number}}}")
+    fn body(name: &str, revision: u32, number: usize, file: u32) -> String {
+        format!("{{\"name\":\"{name}\",\"rev\":{revision},\"n\":{number},\"file\":{file}}}")
     }
 
-    /// Notes that a worker's request is under way. Others of the same item must have ended.
-    fn flies(&mut self, name: &str, flight: &Flight) {
+    /// Notes that a worker's request is under way. Others of the same entry must have ended.
+    fn flies(&mut self, key: &str, flight: &Flight) {
         let is_open = |flight: &Flight| {
             let answer = flight.lock().unwrap_or_else(PoisonError::into_inner);
             answer.as_ref().is_some_and(|answer| !answer.is_closed())
         };
-        let Some(item) = self.items.get_mut(name) else { return };
-        item.flying.retain(is_open);
-        let count = item.flying.len();
-        item.flying.push(Arc::clone(flight));
+        let flights = self.flights.entry(key.to_owned()).or_default();
+        flights.retain(is_open);
+        let count = flights.len();
+        flights.push(Arc::clone(flight));
         if count > 0 && self.plan.all_beat() {
-            self.violated(check::ONE_FETCH, format!("{} requests of {name} are under way", count + 1), name);
+            self.violated(check::ONE_FETCH, format!("{} requests of {key} are under way", count + 1), key);
         }
     }
 
-    fn ask(&mut self, name: &str, etag: Option<&str>) -> Asked {
-        let number = self.arrived(name);
-        let now = machine::elapsed();
+    /// Returns the time that an answer takes.
+    pub(crate) fn takes(&mut self) -> Duration {
         let usual = self.plan.answer;
-        let takes = Duration::from_millis(if !self.is_quiet && self.random.chance(20) {
+        Duration::from_millis(if !self.is_quiet && self.random.chance(20) {
             self.random.within(0..=3_000)
         } else {
             self.random.within(usual / 4..=usual)
+        })
+    }
+
+    /// Returns the answer of an upstream that fails, if it does: an error, nonsense, or none at all.
+    pub(crate) fn failure(&mut self) -> Option<Option<Answer>> {
+        let fails = !self.is_quiet && (self.outage > machine::elapsed() || self.random.chance(self.plan.failing));
+        let wait = || vec![("retry-after", "1".to_owned())];
+        fails.then(|| match self.random.below(6) {
+            0 | 1 => Some((500, vec![], b"an error".to_vec())),
+            2 => Some((503, wait(), b"busy".to_vec())),
+            3 => Some((429, wait(), b"too many".to_vec())),
+            4 => Some((200, vec![], b"<html>nonsense".to_vec())),
+            _ => None,
+        })
+    }
+
+    fn ask_feed(&mut self) -> Asked {
+        let takes = self.takes();
+        let answer = self.failure().unwrap_or_else(|| {
+            let names: Vec<&String> = self.feed.iter().collect();
+            Some((200, vec![], format!("{names:?}").into_bytes()))
         });
-        let fails = !self.is_quiet && (self.outage > now || self.random.chance(self.plan.failing));
-        if fails {
-            let wait = || vec![("retry-after", "1".to_owned())];
-            let answer = match self.random.below(6) {
-                0 | 1 => Some((500, vec![], b"an error".to_vec())),
-                2 => Some((503, wait(), b"busy".to_vec())),
-                3 => Some((429, wait(), b"too many".to_vec())),
-                4 => Some((200, vec![], b"<html>nonsense".to_vec())),
-                _ => None,
-            };
+        Asked { number: 0, takes, answer }
+    }
+
+    fn ask(&mut self, name: &str, file: u32, etag: Option<&str>) -> Asked {
+        let number = self.arrived(name);
+        let now = machine::elapsed();
+        let takes = self.takes();
+        if let Some(answer) = self.failure() {
             self.tell(format!("upstream   {name} #{number} asked, and fails"));
             return Asked { number, takes, answer };
+        }
+        if !self.is_quiet && self.vanished > now {
+            self.tell(format!("upstream   {name} #{number} asked, and has none for a while"));
+            return Asked { number, takes, answer: Some((404, vec![], b"none".to_vec())) };
         }
         let lag = Duration::from_millis(self.random.within(0..=if self.is_quiet { 0 } else { self.plan.lag }));
         let Some(revision) = self.items.get(name).and_then(|item| item.at(now.saturating_sub(lag))) else {
@@ -122,14 +191,14 @@ impl crate::world::World {
             return Asked { number, takes, answer: Some((404, vec![], b"none".to_vec())) };
         };
         self.tell(format!("upstream   {name} #{number} asked, and has {revision}"));
-        let tag = format!("\"{revision}\"");
+        let tag = format!("\"{revision} {file}\"");
         let answer = if etag == Some(tag.as_str()) {
             if let Some(item) = self.items.get_mut(name) {
                 item.confirmed = Some(now);
             }
             (304, vec![("etag", tag)], Vec::new())
         } else {
-            (200, vec![("etag", tag)], Self::body(name, revision, number).into_bytes())
+            (200, vec![("etag", tag)], Self::body(name, revision, number, file).into_bytes())
         };
         Asked { number, takes, answer: Some(answer) }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper::Response;
 use tokio::sync::{Notify, oneshot};
 
+use crate::files::{Files, Job};
 use crate::machine;
 use crate::plan::Plan;
 use crate::random::Random;
@@ -53,10 +54,35 @@ pub(crate) struct Item {
     pub(crate) handled: Option<Duration>,
     /// When the last request arrived that was answered with 304: the value counts as fetched then.
     pub(crate) confirmed: Option<Duration>,
-    /// The requests of workers that are under way: each is taken when it is answered.
-    pub(crate) flying: Vec<Flight>,
-    /// The entry's value that was last seen.
-    pub(crate) seen: Option<String>,
+    /// The last value that was seen, its revision and its expiry (ms of Redis's clock).
+    pub(crate) seen: Option<(String, u64, i64)>,
+    /// Since when nobody wants the entry, which was evicted.
+    pub(crate) unwanted: Option<Duration>,
+}
+
+/// A value that is made from an artwork.
+#[derive(Debug)]
+pub(crate) struct Made {
+    /// The value.
+    pub(crate) text: String,
+    /// When it was written.
+    pub(crate) since: Duration,
+}
+
+/// The messages that name an entry.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Named {
+    /// Those that are being published.
+    pub(crate) pending: usize,
+    /// When the last one was published.
+    pub(crate) last: Duration,
+}
+
+/// A request to the model.
+#[derive(Debug)]
+pub(crate) struct Call {
+    /// When it arrived.
+    pub(crate) arrived: Duration,
 }
 
 impl Item {
@@ -71,10 +97,12 @@ impl Item {
 pub(crate) struct Published {
     /// When it was added.
     pub(crate) at: Duration,
-    /// The items that it concerns.
-    pub(crate) names: Vec<String>,
+    /// The keys that it concerns.
+    pub(crate) keys: Vec<String>,
     /// It evicts.
     pub(crate) evicts: bool,
+    /// It announces a version.
+    pub(crate) has_version: bool,
 }
 
 /// The numbers of what happened so far.
@@ -94,15 +122,36 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) items: BTreeMap<String, Item>,
     pub(crate) requests: Vec<Request>,
+    /// The values that are made from artworks, by key.
+    pub(crate) made: BTreeMap<String, Made>,
+    /// The requests of workers that are under way, by key: each is taken when it is answered.
+    pub(crate) flights: BTreeMap<String, Vec<Flight>>,
+    pub(crate) calls: Vec<Call>,
+    /// The tokens that the model has counted since Redis last lost data.
+    pub(crate) spent: u64,
+    /// Entries that messages name, by key.
+    pub(crate) named: BTreeMap<String, Named>,
+    /// The names that the feed has.
+    pub(crate) feed: BTreeSet<String>,
+    /// The present job files.
+    pub(crate) files: Files,
+    /// A job that is paused, since when.
+    pub(crate) paused: Option<(Job, Duration)>,
     pub(crate) published: BTreeMap<String, Published>,
     /// The last time at which Redis's data or clock went back: what was before cannot be compared with what came after.
     pub(crate) broke: Duration,
+    /// The last time at which Redis stopped, lost data, or set its clock.
+    pub(crate) disturbed: Option<Duration>,
     /// The last time at which messages may have been lost.
     pub(crate) lost: Option<Duration>,
     /// Hosts that died. Nothing that they send arrives.
     pub(crate) dead: BTreeSet<String>,
     /// The upstream fails for everything until then.
     pub(crate) outage: Duration,
+    /// The upstream has no artwork until then.
+    pub(crate) vanished: Duration,
+    /// Hosts that are told to stop.
+    pub(crate) stopping: BTreeSet<String>,
     /// Faults and edits have ended.
     pub(crate) is_quiet: bool,
     /// Editors that have not published all.
@@ -129,17 +178,29 @@ impl Shared {
             (name.clone(), item)
         });
         let items = items.collect();
+        let feed = plan.fed.iter().take(1).cloned().collect();
         let world = World {
             random,
             trace: Trace::new(prints),
             plan,
             items,
             requests: Vec::new(),
+            made: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            calls: Vec::new(),
+            spent: 0,
+            named: BTreeMap::new(),
+            feed,
+            files: Files::FIRST,
+            paused: None,
             published: BTreeMap::new(),
             broke: Duration::ZERO,
+            disturbed: None,
             lost: None,
             dead: BTreeSet::new(),
             outage: Duration::ZERO,
+            vanished: Duration::ZERO,
+            stopping: BTreeSet::new(),
             is_quiet: false,
             busy_editors: 0,
             violation: None,
