@@ -340,7 +340,10 @@ impl Attempt<'_> {
             // The agenda's entry is ours, so the lease's holder cannot end it there.
             Leased::Busy(left) => Ending::new(Outcome::Busy, Next::In(left.min(SHORT_WAIT))),
             Leased::WrongType(kind) => Ending::wrong_type(&format!("a {kind}")),
-            Leased::Absent => Ending::because(Outcome::Unchanged, Next::Out, NO_VALUE),
+            Leased::Absent => {
+                let next = warmer.next_if_expired(&warmer.store.snapshot(&entry.key).await?).await?;
+                Ending::because(Outcome::Unchanged, next, NO_VALUE)
+            }
             Leased::Fresh { now, found } => {
                 if let Some(meta) = found.ours() {
                     warmer.wake_outdated(&entry.key, meta.content_since).await?;

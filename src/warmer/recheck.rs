@@ -13,7 +13,7 @@ use crate::agenda::{Next, keep};
 use crate::entry::Outcome;
 use crate::job::Job;
 use crate::redis::RedisTime;
-use crate::store::{Expiry, Meta, Rechecks};
+use crate::store::{Expiry, Meta, Rechecks, Snapshot};
 
 /// The reason of a recheck that finds no value, and leaves it so.
 pub(super) const NO_VALUE: &str = "it has no value, and none is fetched for a recheck";
@@ -61,6 +61,18 @@ pub(super) fn with_next_recheck(job: &Job, meta: &Meta, now: RedisTime, next: Ne
 }
 
 impl Warmer {
+    /// Returns what follows for an entry without a value whose recheck is due. The recheck took the place of the refresh
+    /// on the agenda: a value whose TTL has ended by now is refreshed. One that was removed stays away.
+    pub(super) async fn next_if_expired(&self, snapshot: &Snapshot) -> RedisResult<Next> {
+        let is_gone = |meta: &Meta| meta.last_attempt.outcome == Some(Outcome::Gone);
+        // An eviction leaves no time of a value.
+        let ours = snapshot.meta.as_ref().filter(|meta| meta.validated_at > RedisTime::ZERO && !is_gone(meta));
+        match ours.filter(|_| !snapshot.has_value()) {
+            Some(meta) if meta.own_expiry <= self.store.now().await? => Ok(Next::At(meta.own_expiry)),
+            _ => Ok(Next::Out),
+        }
+    }
+
     /// Looks at an entry whose recheck is due.
     pub(super) async fn recheck(&self, job: &Job, entry: &Running) -> RedisResult<Needs> {
         let now = entry.since + entry.late;
@@ -88,7 +100,10 @@ impl Warmer {
             Expiry::Absent => {
                 let later =
                     |invalidated| job.warm.recheck.iter().map(move |time| invalidated + *time).find(|at| *at > now);
-                let next = meta.invalidated.and_then(later).map_or(Next::Out, Next::Recheck);
+                let next = match self.next_if_expired(&snapshot).await? {
+                    Next::Out => meta.invalidated.and_then(later).map_or(Next::Out, Next::Recheck),
+                    refresh => refresh,
+                };
                 Needs::Nothing { outcome: Outcome::Unchanged, next, reason: Some(NO_VALUE) }
             }
             expiry if holds && !is_due => {

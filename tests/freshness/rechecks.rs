@@ -5,6 +5,7 @@ use std::time::Duration;
 use samovar::entry::Trigger;
 use serde_json::{Value, json};
 
+use super::LONG;
 use super::support::{Art, Parts, Reply, art, both, eventually, publish, version, worker};
 
 /// Answers of `/art/a` in turn, each with an `ETag` of its own; the last one stays.
@@ -201,4 +202,20 @@ async fn a_value_of_an_earlier_file_is_compared_with_no_answer() {
     version(&redis, "a", 2).await;
     let rechecks = Parts::of(&redis).await.meta("a").await.unwrap().last_attempt.rechecks.unwrap();
     assert_eq!((rechecks.before.as_str(), rechecks.lone), ("", false));
+}
+
+/// The recheck comes before the refresh and takes its place on the agenda. The pause makes it late.
+#[tokio::test]
+async fn a_recheck_after_its_values_end_brings_a_listed_value_back() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", versions(&[1, 2, 3]));
+    let jobs = Art::of(&upstream).ttl("3s").list(["a"]).warm("recheck = [\"1s\"]\nevery = \"1h\"").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    redis.set("samovar:paused:{art}", "1", LONG).await;
+    eventually("its TTL has ended", async || redis.get("art:a").await.is_none()).await;
+    redis.ask::<()>(&["DEL", "samovar:paused:{art}"]).await;
+    version(&redis, "a", 3).await;
 }
