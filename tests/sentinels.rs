@@ -126,7 +126,9 @@ async fn no_edit_that_a_replica_has_is_lost_in_failovers() {
     let lasts = Duration::from_secs(number_from_environment("SAMOVAR_TEST_SECONDS").unwrap_or(8));
     let (mut all, upstream) = tokio::join!(TestSentinels::start(), Upstream::start());
     let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
-    names.iter().for_each(|name| drop(upstream.edit(&format!("/art/{name}"))));
+    for name in &names {
+        upstream.edit(&format!("/art/{name}"));
+    }
     let jobs = Art::of(&upstream).list(&names).folder();
     let spawn = || samovar(["worker"]).redis_at(&all.url()).jobs(&jobs).env("SAMOVAR_CLAIM", "2s").spawn();
     let mut workers = [spawn(), spawn()];

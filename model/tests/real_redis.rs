@@ -86,8 +86,11 @@ fn a_real_redis_gives_the_replies_of_the_model() {
         }
     }
     for seed in 0..walks {
-        let walks =
-            [("schedules and locks", schedules::walk as Walk), ("guards", guards::walk), ("rate limits", rate_limits::walk)];
+        let walks = [
+            ("schedules and locks", schedules::walk as Walk),
+            ("guards", guards::walk),
+            ("rate limits", rate_limits::walk),
+        ];
         for (what, walk) in walks {
             let _ = walk(&engine, seed, 200);
             let asked = engine.recorded();
