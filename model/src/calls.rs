@@ -73,7 +73,7 @@ pub const STATS: &str = "stats";
 pub const TAG: &str = "tag:T";
 /// The stamps of unknown tags.
 pub const STAMPS_KEY: &str = "stamps";
-/// What services loaded.
+/// The set of the keys that services loaded.
 pub const LOADED: &str = "loaded";
 /// The window of an upstream's token budget.
 pub const SPENT: &str = "spent";

@@ -24,7 +24,7 @@ enum Todo {
     StampUnknown,
     /// The entries under the tag.
     Read,
-    /// What services loaded, once all loads are tracked.
+    /// The loads of services, once all are tracked.
     Loaded,
     /// Tracks earlier loads: those under way, then the values.
     Seek {

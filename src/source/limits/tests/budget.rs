@@ -235,7 +235,7 @@ async fn strangers_key_at_what_is_held_stops_no_other_request() {
     }
 }
 
-/// Else another gate could spend once more what a request has cost that nobody has counted.
+/// Another gate could otherwise spend the same part of the budget once more.
 #[tokio::test]
 async fn permits_go_back_with_the_tokens_that_are_owed() {
     let server = Server::start().await;
