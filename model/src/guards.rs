@@ -55,10 +55,13 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize) -> Step {
             9 => job.recover(engine, entry, false)?,
             10 => job.recover(engine, entry, true)?,
             11 if random.below(3) == 0 => job.decide(engine, "accept")?,
-            12 => job.decide(engine, "hold")?,
+            12 => {
+                let times = if random.below(4) == 0 { 26 } else { 1 };
+                (0..times).try_for_each(|_| job.decide(engine, "hold"))?;
+            }
             13 if random.below(8) == 0 => job.decide(engine, "forget")?,
             14 => {
-                let size = random.below(30);
+                let size = [0, 3, 7, 20, 40][random.below(5)];
                 engine.command(&mut job.db, &["DEL", AGENDA]);
                 for n in 0..size {
                     engine.command(&mut job.db, &["ZADD", AGENDA, "1", &n.to_string()]);
@@ -68,9 +71,11 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize) -> Step {
                 job.is_set_back = true;
                 job.pass(engine, -MINUTE / 2);
             }
-            15 => job.pass(engine, 60_000_000),
+            15 => job.pass(engine, HOLDS.1 - HOLDS.0 / 2),
             16 => job.pass(engine, HOLDS.0),
             17 => job.pass(engine, MINUTE),
+            // By a clock that ran ahead.
+            18 if random.below(9) == 0 => _ = job.marks.insert(entry, job.db.now() + HOLDS.1 + 1),
             _ => job.pass(engine, i64::try_from(random.below(20_000)).unwrap_or(0)),
         }
     }

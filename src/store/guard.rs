@@ -281,12 +281,14 @@ impl Store {
     async fn scan_held(&self, job: &JobName, cursor: u64) -> RedisResult<(u64, Vec<(EntryKey, String)>)> {
         let mut ask = redis::cmd("HSCAN");
         ask.arg(self.keys.gone(job)).arg(cursor).arg("MATCH").arg("=*").arg("COUNT").arg(STEP);
-        let (cursor, fields): (u64, Vec<(Vec<u8>, Vec<u8>)>) = ask.query_async(&mut self.redis.clone()).await?;
+        let fields: Vec<(Vec<u8>, Vec<u8>)>;
+        let next: u64;
+        (next, fields) = ask.query_async(&mut self.redis.clone()).await?;
         let held = fields.into_iter().filter_map(|(name, noted)| {
             let name = String::from_utf8(name).ok()?;
             Some((EntryKey::new(name.strip_prefix('=')?), String::from_utf8(noted).ok()?))
         });
-        Ok((cursor, held.collect()))
+        Ok((next, held.collect()))
     }
 
     /// Lets the removals through that a job's guard holds back, and all others for an hour.
