@@ -100,6 +100,7 @@ impl Removal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record<'a> {
     pub(super) token: &'a str,
+    pub(super) fetched_at: RedisTime,
     pub(super) mark: Mark,
 }
 
@@ -107,8 +108,9 @@ impl<'a> Record<'a> {
     /// Reads `token fetched_at mark`; `None` where it is none.
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         let mut fields = text.split(' ');
-        let (token, _fetched_at, mark) = (fields.next()?, fields.next()?.parse::<i64>().ok()?, fields.next()?);
-        Some(Self { token, mark: Mark::parse(mark).filter(|_| fields.next().is_none())? })
+        let (token, fetched_at, mark) = (fields.next()?, fields.next()?.parse().ok()?, fields.next()?);
+        let mark = Mark::parse(mark).filter(|_| fields.next().is_none())?;
+        Some(Self { token, fetched_at: RedisTime::from_millis(fetched_at), mark })
     }
 }
 
@@ -324,6 +326,23 @@ impl Store {
     /// # Errors
     /// Redis's.
     pub async fn holders(&self, entries: &[EntryKey]) -> RedisResult<Vec<Option<(String, String)>>> {
+        let holder = |Record { token, .. }: Record<'_>| Some((token.split('-').next()?.to_owned(), token.to_owned()));
+        self.leases(entries, holder).await
+    }
+
+    /// Returns when the workers' fetches of these entries began, in order; `None` where no worker fetches an entry.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn began(&self, entries: &[EntryKey]) -> RedisResult<Vec<Option<RedisTime>>> {
+        self.leases(entries, |record| (record.mark != Mark::Load).then_some(record.fetched_at)).await
+    }
+
+    async fn leases<T>(
+        &self,
+        entries: &[EntryKey],
+        read: impl Fn(Record<'_>) -> Option<T>,
+    ) -> RedisResult<Vec<Option<T>>> {
         if entries.is_empty() {
             return Ok(Vec::new());
         }
@@ -332,11 +351,7 @@ impl Store {
             pipe.cmd("GET").arg(self.keys.lease(key));
         }
         let leases: Vec<Option<String>> = pipe.query_async(&mut self.redis.clone()).await?;
-        let holder = |lease: &String| {
-            let Record { token, .. } = Record::parse(lease)?;
-            Some((token.split('-').next()?.to_owned(), token.to_owned()))
-        };
-        Ok(leases.iter().map(|lease| lease.as_ref().and_then(holder)).collect())
+        Ok(leases.iter().map(|lease| Record::parse(lease.as_ref()?).and_then(&read)).collect())
     }
 
     /// Returns for each of these entries whether somebody fetches it, in order.
@@ -423,7 +438,8 @@ mod tests {
         let marks = [Mark::First, Mark::Again, Mark::Load, Mark::Refresh, Mark::Evict];
         for (mark, text) in marks.into_iter().zip(["-", "+", "=", "r", "e"]) {
             let record = format!("worker-7 1732270000123 {text}");
-            assert_eq!(Record::parse(&record), Some(Record { token: "worker-7", mark }));
+            let fetched_at = RedisTime::from_millis(1_732_270_000_123);
+            assert_eq!(Record::parse(&record), Some(Record { token: "worker-7", fetched_at, mark }));
         }
         for foreign in ["", "worker-7", "worker-7 x -", "worker-7 1 ?", "worker-7 1 - -"] {
             assert_eq!(Record::parse(foreign), None, "{foreign}");

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use samovar::agenda::Due;
-use samovar::entry::Trigger;
+use samovar::entry::{EntryKey, Trigger};
 use samovar::job::Jobs;
-use samovar::store::{Gap, LastAttempt};
+use samovar::protocol::Message;
+use samovar::store::{Fresh, Gap, LastAttempt, Leased, Written};
 use serde_json::json;
 
 use super::support::{
-    Art, Parts, Reply, TestRedis, Upstream, art, at_rest, both, eventually, job, samovar, version, worker,
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, art, at_rest, both, eventually, job, samovar, version, worker,
 };
 use super::{LONG, TTL, identity};
 
@@ -61,6 +62,76 @@ async fn revalidation_asks_for_all_again_and_pays_for_nothing() {
 }
 
 /// The entries are fetched only when the gap is closed.
+/// Two workers handle two gaps a few milliseconds apart, and the second finds the leases of the first's rechecks.
+#[tokio::test]
+async fn a_doubt_does_not_fence_the_recheck_of_an_ai_value() {
+    let redis = TestRedis::start().await;
+    let ai = "key = \"tale:{name}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\n\
+              url = \"http://127.0.0.1:1/v1/chat/completions\"\nmodel = \"m\"\nprompt = \"Tell of {{ name }}\"\n";
+    let jobs = JobsFolder::new().job("tale", ai);
+    let parts = Parts::of(&redis).await;
+    let tale = EntryKey::new("tale:a");
+    let lease = async || match parts.store.lease(&tale, LONG, Fresh::default()).await.unwrap() {
+        Leased::Yes(lease) => *lease,
+        other => panic!("no lease: {other:?}"),
+    };
+    parts.store.commit(&tale, &lease().await, "1", TTL, &LastAttempt::default()).await.unwrap();
+    for (gap, is_invalidated) in [(Gap::Missed, false), (Gap::Missed, true), (Gap::Lost, false)] {
+        parts.next_instant().await;
+        let recheck = lease().await;
+        parts.next_instant().await;
+        let message = Message::parse("tale:a").unwrap();
+        if is_invalidated {
+            parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();
+        }
+        parts.store.note_gap(parts.now().await, gap).await.unwrap();
+        parts.revalidator(&jobs).revalidate().await.unwrap();
+        let score: Option<f64> = redis.ask(&["ZSCORE", "samovar:agenda:{tale}", "tale:a"]).await;
+        let is_certain = is_invalidated || gap == Gap::Lost;
+        assert!(is_certain || score.map(|score| Due::from_score(score).trigger) == Some(Trigger::Invalidation));
+        let meta = parts.store.snapshot(&tale).await.unwrap().meta.unwrap();
+        assert_eq!(meta.invalidated.is_some(), is_certain, "{gap:?}");
+        let written = parts.store.extend_unasked(&tale, &recheck, TTL, &LastAttempt::default()).await.unwrap();
+        assert_eq!(matches!(written, Written::Done { .. }), !is_certain, "{gap:?}: {written:?}");
+        assert_eq!(matches!(written, Written::Again(_)), is_certain, "{gap:?}: {written:?}");
+        if let Written::Again(at) = written {
+            let mut again = recheck;
+            again.begin_again(at);
+            parts.store.commit(&tale, &again, "1", TTL, &LastAttempt::default()).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_ai_call_in_flight_is_not_repeated_for_a_doubt() {
+    let (redis, upstream) = both().await;
+    let ai = upstream.gate("/v1/chat/completions");
+    upstream.on(
+        "/v1/chat/completions",
+        Reply::json(json!({"choices": [{"message": {"content": "Once"}, "finish_reason": "stop"}],
+            "usage": {"total_tokens": 7}})),
+    );
+    let tale = format!(
+        "key = \"tale:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nurl = \"{}/v1/chat/completions\"\n\
+         model = \"m\"\nprompt = \"Tell of {{{{ name }}}}\"\n[entries]\nlist = [\"a\"]\n",
+        upstream.url()
+    );
+    let jobs = JobsFolder::new().job("tale", &tale);
+    let _worker = worker(&redis, &jobs);
+    ai.arrived(1).await;
+    let parts = Parts::of(&redis).await;
+    parts.next_instant().await;
+    parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+    eventually("the gap is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
+    ai.open();
+    eventually("the tale was compared after its fetch", async || {
+        let unchanged: Option<u64> = redis.ask(&["HGET", "samovar:stats:{tale}", "unchanged"]).await;
+        unchanged.unwrap_or_default() > 0
+    })
+    .await;
+    assert_eq!(upstream.calls("/v1/chat/completions"), 1);
+}
+
 #[tokio::test]
 async fn an_entry_revalidated_after_a_gap_is_rechecked_once() {
     let (redis, upstream) = both().await;

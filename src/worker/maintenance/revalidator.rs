@@ -2,7 +2,7 @@
 //!
 //! A gap in what was heard, a restart and a failover are noted in Redis with a time, so that the note survives its
 //! writer. One worker at a time handles the gap, for the jobs that it knows. The gap stays until that is done for all
-//! jobs of the fleet. Leases that began before it are marked. Values fetched before it become due, the most read first,
+//! jobs of the fleet. Leases that began before it are marked, except where a doubt asks for no request. Values fetched before it become due, the most read first,
 //! at a bounded rate; they are served until new ones land. Values that other programs wrote are left alone. If Redis
 //! fails, the gap is handled again. A worker with nothing left to do goes on trying to close it, since a job of the
 //! fleet may vanish.
@@ -171,7 +171,7 @@ impl Revalidator {
             let keys = found.iter().filter_map(|lease| self.keys.entry_of_lease(lease)).map(EntryKey::new);
             let keys: Vec<EntryKey> = keys.collect();
             leases += keys.len();
-            self.invalidate(keys, gap.at, When::BULK_NOW).await?;
+            self.mark_leases(keys, gap).await?;
             self.renew().await?;
         }
         jobs.sort_by_key(|job| job.may_hold_unasked() || job.waits_for_inputs());
@@ -183,6 +183,26 @@ impl Revalidator {
             }
         }
         Ok((leases, pace.values))
+    }
+
+    /// Marks leases. If invalidations may only have been missed, the fetch of a value that may be kept without a request
+    /// is not marked: a mark would make its worker send a request, and so would one on the value. The entry becomes due
+    /// again, and its prompt is compared after the fetch. Workers of the previous build mark such a lease as well.
+    async fn mark_leases(&self, keys: Vec<EntryKey>, gap: NotedGap) -> RedisResult<()> {
+        let began = self.store.began(&keys).await?;
+        let (mut marked, mut compared) = (Vec::new(), Vec::new());
+        for (key, began) in keys.into_iter().zip(began) {
+            let owner = self.jobs.owner(key.as_str()).map(|(job, _)| job).filter(|job| job.may_hold_unasked());
+            match owner {
+                Some(job) if began.is_some_and(|began| !gap.lost(began)) => compared.push((&job.name, key)),
+                _ => marked.push(key),
+            }
+        }
+        self.invalidate(marked, gap.at, When::BULK_NOW).await?;
+        for (job, key) in compared {
+            self.agenda.put(job, &[key], When::NOW, Trigger::Invalidation).await?;
+        }
+        Ok(())
     }
 
     /// Makes the values of a job due, at a bounded rate.
@@ -223,8 +243,8 @@ impl Revalidator {
         let now = self.store.now().await?;
         let affected = |(key, snapshot): (EntryKey, Snapshot)| {
             let meta = snapshot.into_ours().filter(|meta| meta.invalidated <= Some(gap.at))?;
-            let lost = gap.kind == Gap::Lost || gap.lost_from.is_some_and(|from| meta.fetched_at > from);
-            let (since, kind) = if lost { (meta.fetched_at, Gap::Lost) } else { (meta.validated_at, Gap::Missed) };
+            let (since, kind) =
+                if gap.lost(meta.fetched_at) { (meta.fetched_at, Gap::Lost) } else { (meta.validated_at, Gap::Missed) };
             (since <= gap.at || since > now).then_some((key, kind))
         };
         Ok(keys.into_iter().zip(snapshots).filter_map(affected).collect())
@@ -283,6 +303,11 @@ struct NotedGap {
 }
 
 impl NotedGap {
+    /// Tells that invalidations of what was fetched at `fetched_at` were lost, and not only missed perhaps.
+    fn lost(&self, fetched_at: RedisTime) -> bool {
+        self.kind == Gap::Lost || self.lost_from.is_some_and(|from| fetched_at > from)
+    }
+
     fn read(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         let at = words.next()?.parse().ok()?;
