@@ -41,6 +41,8 @@ pub const FRESH_AT_LAST: &str = "once invalidations stop, what is invalidated be
 pub const STARVED: &str = "in a storm of invalidations fetches land";
 /// Costs.
 pub const COSTS: &str = "a storm costs a bounded number of requests";
+/// Costs.
+pub const PAID_FOR_DOUBT: &str = "a value whose prompt is unchanged is not requested for a doubt only";
 /// Announcements.
 pub const TOLD: &str = "each change of a value is announced, and nothing else";
 /// The guard.

@@ -29,6 +29,7 @@ pub(crate) const PLAIN: Job = Job {
     held: false,
     channel: false,
     loads: false,
+    doubts: false,
     strict: false,
     without: None,
 };
@@ -355,6 +356,13 @@ pub const ALL: &[Scenario] = &[
         job: Job { paid: true, ..PLAIN },
         entries: 1,
         budget: &[(Refresh, 2), (Repeat, 1), (Manual, 2), (Cron, 1), (Crash, 1), (Tick, 1), (Jump, 3)],
+        setup: WARM,
+    },
+    Scenario {
+        name: "paid for, in doubt",
+        job: Job { paid: true, doubts: true, ..PLAIN },
+        entries: 1,
+        budget: &[(Doubt, 2), (Manual, 1), (Cron, 1), (Crash, 1), (HandBack, 1), (Tick, 2), (Jump, 2)],
         setup: WARM,
     },
     Scenario {

@@ -89,6 +89,8 @@ pub struct Job {
     pub channel: bool,
     /// Services load values of a job with tags: an invalidation by the tag concerns them as well.
     pub loads: bool,
+    /// Invalidations may only have been missed: what costs money is never requested anew.
+    pub doubts: bool,
     /// The faults that are known are not passed over (`faults`).
     pub strict: bool,
     /// The callers lack this rule.

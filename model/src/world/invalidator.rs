@@ -15,6 +15,8 @@ enum Todo {
     Receive,
     Invalidate(usize),
     Due(usize),
+    /// `Revalidator::mark_leases` and `mark_stale`: the entry becomes due, and nothing is marked.
+    Compare(usize),
     Cancel(usize),
     /// The guard is told that nothing is held back.
     Recover(usize),
@@ -54,6 +56,8 @@ pub struct Message {
     evict: bool,
     /// It is only a doubt after a gap.
     doubt: bool,
+    /// It only may have been missed, of a value that costs money: its prompt is compared.
+    compares: bool,
     /// The version that it announces: `''`, a number or `any`.
     version: String,
     /// The content of each entry when it was published.
@@ -68,6 +72,7 @@ impl Message {
     fn begin(&mut self, channel: bool) {
         self.todo = if channel { vec![Todo::Receive] } else { Vec::new() };
         match self.scope {
+            Scope::Entry(entry) if self.compares => self.todo.push(Todo::Compare(entry)),
             Scope::Entry(entry) => self.todo.push(Todo::Invalidate(entry)),
             Scope::Tag => self.todo.push(Todo::Stamp),
             Scope::All => self.todo.extend([Todo::Scan { leases: true }, Todo::Scan { leases: false }]),
@@ -85,8 +90,8 @@ impl World {
     pub(crate) fn publish(&mut self, scope: Scope, evict: bool, version: String) {
         let content = [0, 1].map(|entry: usize| self.known[entry].content);
         let at = (self.now(), self.epoch);
-        let doubt = false;
-        let mut message = Message { scope, evict, doubt, version, content, at, todo: Vec::new(), retry_at: 0 };
+        let (doubt, compares, todo) = (false, false, Vec::new());
+        let mut message = Message { scope, evict, doubt, compares, version, content, at, todo, retry_at: 0 };
         message.begin(self.job.channel);
         self.messages.push(message);
     }
@@ -94,8 +99,10 @@ impl World {
     /// Revalidates an entry after a gap.
     pub(crate) fn doubt(&mut self, entry: usize) {
         self.publish(Scope::Entry(entry), false, String::new());
+        let (channel, compares) = (self.job.channel, self.job.doubts);
         if let Some(message) = self.messages.last_mut() {
-            message.doubt = true;
+            (message.doubt, message.compares) = (true, compares);
+            message.begin(channel);
         }
     }
 
@@ -131,6 +138,9 @@ impl World {
                 self.run(engine, &calls::due(how, 1, 0, &[ENTRIES[entry]]))?;
                 // A demand for it goes along with it, and goes with it where it is evicted.
                 (self.known[entry].dead, self.known[entry].wanted) = (false, None);
+            }
+            Todo::Compare(entry) => {
+                self.run(engine, &calls::due("due", 1, 0, &[ENTRIES[entry]]))?;
             }
             Todo::Cancel(entry) => {
                 let due = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score));

@@ -5,7 +5,7 @@ mod commit;
 use super::{ENTRIES, Step, Violation, World, violated};
 use crate::calls::{self, AHEAD, Attempt, Fresh, LEASE, REMEMBERED, SHORT_WAIT};
 use crate::engine::{Engine, Meta};
-use crate::properties::{self, COSTS, SCRIPT_FAILS, TWO_FETCHES};
+use crate::properties::{self, COSTS, PAID_FOR_DOUBT, SCRIPT_FAILS, TWO_FETCHES};
 
 /// Rounds of fetch and commit under one lease.
 const ROUNDS: u8 = 3;
@@ -231,7 +231,13 @@ impl World {
         let next = match task.stage.clone() {
             Stage::Claimed => return self.take(engine, worker, task, how),
             Stage::Running => return self.lease(engine, worker, task, how),
-            Stage::Leased => Stage::Fetched(self.fetch(&task, how)),
+            Stage::Leased => {
+                let (answer, has_value) = (self.fetch(&task, how), task.lease.as_ref().and_then(Lease::ours).is_some());
+                if self.job.doubts && has_value && !matches!(answer, Answer::Unchanged { asked: false, .. }) {
+                    return violated(PAID_FOR_DOUBT, format!("{}: {answer:?}", ENTRIES[task.entry]));
+                }
+                Stage::Fetched(answer)
+            }
             Stage::Fetched(answer) => self.index(engine, &task, answer, how)?,
             Stage::Tagged(answer, stamp) => self.read_stamps(engine, &task, answer, &stamp, how)?,
             Stage::Fence(answer, at, evict) => {
