@@ -5,14 +5,14 @@
 //! between repeats the work. The other holds the digests of the files that each worker works with. Workers of earlier
 //! builds write neither.
 
-use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, LazyLock};
 
 use redis::{RedisResult, Script};
 
 use super::Ops;
 use crate::entry::JobName;
-use crate::job::{Job, Jobs};
+use crate::job::{Job, Jobs, KnownJob};
 
 /// Jobs in one script call.
 const BATCH: usize = 125;
@@ -96,6 +96,14 @@ pub fn with_another_file<'a>(
     let files_of = |worker: &String| announced.get(worker)?.as_ref();
     let may_differ = |worker: &&String| files_of(worker).is_none_or(|files| files.get(job).is_some_and(differs));
     workers.into_iter().filter(may_differ).cloned().collect()
+}
+
+/// Returns what a worker says of a change that waits for itself: see [`Ops::outdated_files`].
+pub fn has_old_file(job: &str) -> String {
+    format!(
+        "the file of {job} has changed, and this worker still has the old file: reload or stop it. Until then values of \
+         the old file are not made anew"
+    )
 }
 
 /// Returns the reason why a change of a job waits for these workers.
@@ -202,6 +210,19 @@ impl Ops {
         Ok(all.into_iter().map(|(job, text)| (JobName::new(job), Noted { text })).collect())
     }
 
+    /// Returns those of a worker's own jobs of which a worker that took charge later has another file. The fleet's
+    /// description of a job is of the file of the worker that took charge last, as long as a live worker has that file.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn outdated_files(&self) -> RedisResult<BTreeSet<JobName>> {
+        let described = self.of_fleet().await?.jobs;
+        let differs = |(name, own): &(&JobName, &Arc<KnownJob>)| {
+            described.jobs.get(*name).is_some_and(|known| known.digest != own.digest)
+        };
+        Ok(self.jobs.jobs.iter().filter(differs).map(|(name, _)| name.clone()).collect())
+    }
+
     /// Notes that all outdated values of a job are on the agenda. Returns `false` if a worker with another file began
     /// since `noted` was read.
     ///
@@ -219,7 +240,36 @@ impl Ops {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::job::KnownJobs;
+    use crate::ops::descriptions;
+    use crate::protocol::Keys;
+    use crate::redis::Troubles;
+    use crate::redis::server::Server;
+
+    #[tokio::test]
+    async fn the_worker_with_the_old_file_finds_out_that_it_is_the_one() {
+        let server = Server::start().await;
+        let (redis, keys) = (server.connect().await, Keys::new("test", "test:invalidate"));
+        let ops = |path: &str| {
+            let text =
+                format!("key = \"art:{{name}}\"\n[source]\nkind = \"http\"\nurl = \"http://127.0.0.1/{path}\"\n");
+            let jobs = Jobs::parse(&[("art.toml".to_owned(), text)], Duration::from_secs(60), &|_| None).unwrap();
+            Ops::new(redis.clone(), keys.clone(), Arc::new(KnownJobs::from(&jobs)))
+        };
+        let (old, new) = (ops("old"), ops("new"));
+        assert_eq!(old.outdated_files().await.unwrap(), BTreeSet::new(), "nothing is described");
+        let since = old.store.now().await.unwrap();
+        for (ops, later) in [(&old, 0), (&new, 1)] {
+            let (jobs, since) = (ops.jobs.jobs.values().map(|job| &**job), since + Duration::from_secs(later));
+            descriptions::publish(&redis, &keys, jobs, since, &None, &Troubles::default()).await.unwrap();
+        }
+        assert_eq!(old.outdated_files().await.unwrap(), BTreeSet::from([JobName::new("art")]));
+        assert_eq!(new.outdated_files().await.unwrap(), BTreeSet::new());
+        assert!(has_old_file("art").contains("this worker still has the old file: reload or stop it"));
+    }
 
     #[test]
     fn a_change_names_the_parts_that_differ() {

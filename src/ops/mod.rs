@@ -26,7 +26,7 @@ pub use clear::Pattern;
 pub use dead::{Dead, Letters};
 pub use effect::Effect;
 pub use entry::Entry;
-pub use files::{Announced, Digests, Noted, differences, digests, still_waits, with_another_file};
+pub use files::{Announced, Digests, Noted, differences, digests, has_old_file, still_waits, with_another_file};
 pub use fleet::{FleetStatus, RefusedReload};
 pub(crate) use gone::unguarded;
 pub use missing_input::MissingInput;

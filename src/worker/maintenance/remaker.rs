@@ -20,7 +20,7 @@ use super::walk::{Pace, Walk};
 use crate::agenda::{Due, State, When};
 use crate::entry::{EntryKey, JobName, Trigger};
 use crate::job::{Job, Jobs, Params};
-use crate::ops::{Noted, Ops, Plan, still_waits, with_another_file};
+use crate::ops::{Noted, Ops, Plan, has_old_file, still_waits, with_another_file};
 use crate::popularity::Popularity;
 use crate::queue::Queue;
 use crate::redis::{Backoff, Scan, Troubles, lead};
@@ -147,7 +147,7 @@ impl Remaker {
         let changes: Changes = noted.into_iter().filter(is_open).collect();
         progress.remakes.retain(|job, remake| changes.get(job) == Some(&remake.noted));
         let waiting = if changes.is_empty() { BTreeMap::new() } else { self.waiting(&changes).await? };
-        self.tell(&waiting, &mut progress.waits);
+        self.tell(&waiting, &mut progress.waits).await?;
         progress.remakes.retain(|job, _| !waiting.contains_key(job));
         let ready = changes.keys().filter(|name| !waiting.contains_key(*name));
         let mut ready: Vec<&Arc<Job>> = ready.filter_map(|name| jobs.get(name)).collect();
@@ -220,7 +220,11 @@ impl Remaker {
     }
 
     /// Tells people of changes that wait long.
-    fn tell(&self, waiting: &BTreeMap<JobName, Vec<String>>, waits: &mut BTreeMap<JobName, (Instant, bool)>) {
+    async fn tell(
+        &self,
+        waiting: &BTreeMap<JobName, Vec<String>>,
+        waits: &mut BTreeMap<JobName, (Instant, bool)>,
+    ) -> RedisResult<()> {
         waits.retain(|job, _| {
             let waits = waiting.contains_key(job);
             if !waits {
@@ -228,16 +232,23 @@ impl Remaker {
             }
             waits
         });
-        for (job, workers) in waiting {
-            let (since, is_told) = waits.entry(job.clone()).or_insert_with(|| (Instant::now(), false));
-            if since.elapsed() > LONG_WAIT {
-                let why = still_waits(job.as_str(), workers);
-                if !std::mem::replace(is_told, true) {
-                    warn!(%job, "{why}");
-                }
-                self.troubles.notice(job.as_str(), Some(why));
-            }
+        for job in waiting.keys() {
+            waits.entry(job.clone()).or_insert_with(|| (Instant::now(), false));
         }
+        if !waits.values().any(|(since, _)| since.elapsed() > LONG_WAIT) {
+            return Ok(());
+        }
+        let outdated = self.ops.outdated_files().await?;
+        for (job, (since, is_told)) in waits {
+            let Some(workers) = waiting.get(job).filter(|_| since.elapsed() > LONG_WAIT) else { continue };
+            let is_own = outdated.contains(job);
+            let why = if is_own { has_old_file(job.as_str()) } else { still_waits(job.as_str(), workers) };
+            if !std::mem::replace(is_told, true) {
+                warn!(%job, "{why}");
+            }
+            self.troubles.notice(job.as_str(), Some(why));
+        }
+        Ok(())
     }
 
     /// Acquires or renews the lock.
