@@ -78,6 +78,8 @@ pub struct StaleExtension {
     pub expires: RedisTime,
     /// When its TTL ends, or ended.
     pub ends: RedisTime,
+    /// Redis's clock.
+    pub now: RedisTime,
 }
 
 impl Store {
@@ -221,7 +223,7 @@ impl Store {
         in_doubt: bool,
     ) -> RedisResult<Option<StaleExtension>> {
         self.tag_again(key, time).await?;
-        let (expires, ends): (RedisTime, RedisTime) = self
+        let (expires, ends, now): (RedisTime, RedisTime, RedisTime) = self
             .call(&EXTEND_STALE, key)
             .arg(millis(time))
             .arg(millis(longest))
@@ -229,7 +231,7 @@ impl Store {
             .arg(u8::from(in_doubt))
             .invoke_async(&mut self.redis.clone())
             .await?;
-        Ok((expires > RedisTime::ZERO).then_some(StaleExtension { expires, ends }))
+        Ok((expires > RedisTime::ZERO).then_some(StaleExtension { expires, ends, now }))
     }
 }
 

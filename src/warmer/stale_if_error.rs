@@ -12,6 +12,7 @@ use crate::agenda::Next;
 use crate::entry::Outcome;
 use crate::entry::duration;
 use crate::job::Job;
+use crate::store::StaleExtension;
 
 /// A shorter wait of a deferred entry is not looked at.
 const SHORT: Duration = Duration::from_secs(15);
@@ -57,10 +58,8 @@ impl Warmer {
         let time = wait + self.admission_wait + self.lease_time(job);
         match self.store.extend_stale(&entry.key, time, job.warm.stale_if_error).await {
             Ok(Some(extended)) if extended.expires > extended.ends => {
-                let longer = extended.expires.saturating_since(extended.ends);
                 let reason = ending.reason.take().unwrap_or_default();
-                let longer = duration::seconds(longer);
-                ending.reason = Some(format!("{reason}; the old value outlives its TTL, by {longer} so far"));
+                ending.reason = Some(format!("{reason}; {}", outlives(&extended)));
                 let may_go_on = extended.ends + job.warm.stale_if_error > extended.expires;
                 if matches!(ending.next, Next::Dead(_)) && may_go_on {
                     // An entry is given up only when its old value is no longer served.
@@ -71,5 +70,34 @@ impl Warmer {
             Err(e) => debug!(key = %entry.key, "the old value could not be kept beyond its TTL: {e}"),
         }
         ending
+    }
+}
+
+/// Returns by how much an old value outlives its TTL now, or will.
+fn outlives(extended: &StaleExtension) -> String {
+    let StaleExtension { expires, ends, now } = *extended;
+    let longest = duration::rough(expires.saturating_since(ends));
+    if ends > now {
+        let left = duration::rough(ends.saturating_since(now));
+        return format!("the old value may outlive its TTL, which ends in {left}, by {longest}");
+    }
+    let over = duration::rough(now.saturating_since(ends));
+    format!(
+        "the old value outlives its TTL, which ended {over} ago, and is kept for {} more",
+        duration::rough(expires.saturating_since(now))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::RedisTime;
+
+    #[test]
+    fn a_reason_tells_since_when_a_value_outlives_its_ttl() {
+        let at = |seconds: i64| RedisTime::from_millis(1_732_270_000_000 + 1_000 * seconds);
+        let text = |now| outlives(&StaleExtension { ends: at(0), expires: at(3_600), now: at(now) });
+        assert_eq!(text(-60), "the old value may outlive its TTL, which ends in 1m, by 1h");
+        assert_eq!(text(120), "the old value outlives its TTL, which ended 2m ago, and is kept for 58m more");
     }
 }

@@ -100,7 +100,7 @@ async fn what_outlives_its_ttl_is_fresh_to_nobody() {
     let lives = parts.store.extend_stale(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
     assert_eq!(lives.expires.saturating_since(lives.ends), Duration::from_secs(30), "as long as its job allows");
     let again = parts.store.extend_stale(&art("a"), LONG, Duration::from_secs(30)).await.unwrap().unwrap();
-    assert_eq!(again, lives);
+    assert_eq!((again.expires, again.ends), (lives.expires, lives.ends));
     assert!(matches!(parts.store.lease(&art("a"), LONG, fresh).await.unwrap(), Leased::Yes(_)));
     // What somebody else wrote is theirs.
     redis.set("art:a", "2", TTL).await;

@@ -5,13 +5,13 @@
 -- ARGV  1 how long it must live from now on (ms)  2 by how much it may outlive its TTL (ms)
 --       3 how long metadata outlives the value (ms)
 --       4 '1': also if it was invalidated in doubt, after a gap
--- Returns {its PEXPIRETIME, when its TTL ends (ms)}, or {-2, -2} where there is no such value
+-- Returns {its PEXPIRETIME, when its TTL ends (ms), Redis's now}, or {-2, -2, -2} where there is no such value
 local pxat = redis.call('PEXPIRETIME', KEYS[1])
 local validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note, version,
   announced, announced_at = read_meta(redis.call('MGET', KEYS[3])[1])
 if pxat < 0 or not validated_at or tonumber(own_expiry) ~= pxat
   or invalidated ~= '0' and not (ARGV[4] == '1' and is_doubt(note, invalidated))
-  or redis.call('TYPE', KEYS[1]).ok ~= 'string' then return {-2, -2} end
+  or redis.call('TYPE', KEYS[1]).ok ~= 'string' then return {-2, -2, -2} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends = pxat - tonumber(stale_for)
@@ -25,4 +25,4 @@ if till > pxat then
     'PXAT', string.format('%.0f', till + tonumber(ARGV[3])))
   pxat = till
 end
-return {pxat, ends}
+return {pxat, ends, now}
