@@ -128,6 +128,14 @@ impl<'a> Table<'a> {
         field
     }
 
+    /// Reports a field that was replaced by another. The list of known fields does not name it.
+    pub(super) fn retired(&self, name: &'static str, message: &str, help: &str) {
+        if let Some((key, _)) = self.table.get_key_value(name) {
+            self.refused.borrow_mut().push(name);
+            self.doc.fault_with_help(key.span(), message, Some(help.to_owned()));
+        }
+    }
+
     /// Reports a field that is known elsewhere and has no place here.
     pub(super) fn refuse(&self, name: &'static str, message: &str, help: &str) {
         if let Some((key, _)) = self.table.get_key_value(name) {

@@ -218,13 +218,11 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
     if let Some(absent) = table.field("absent_for").and_then(|field| field.duration(ABSENT)) {
         warm.absent_for = absent;
     }
-    if let Some(settle) = table.field("settle") {
-        settle.doc.fault_with_help(
-            settle.key.clone(),
-            "`settle` is now `recheck`, a list of times",
-            Some("write recheck = [\"1s\", \"3s\", \"10s\", \"30s\"], or recheck = [] for none".to_owned()),
-        );
-    }
+    table.retired(
+        "settle",
+        "`settle` is now `recheck`, a list of times",
+        "write recheck = [\"1s\", \"3s\", \"10s\", \"30s\"], or recheck = [] for none",
+    );
     if let Some(attempts) = table.field("attempts").and_then(|field| field.integer(1..=1000)) {
         warm.attempts = u32::try_from(attempts).unwrap_or(DEFAULT_ATTEMPTS);
     }

@@ -13,9 +13,6 @@ use walk::{Walk, to_be_used};
 /// A field that no table has, and that is like no other.
 const STRAY: &str = "zzzzzzzzzzzz";
 
-/// Fields that the parser knows only to refuse them with a remedy.
-const REPLACED: [&str; 1] = ["settle"];
-
 /// Files that use every field. A field that is added to a schema is added here, too.
 const RIGHT: [(&str, &str); 5] = [
     (
@@ -330,7 +327,7 @@ fn known_to_the_parser(file: &str, path: &[String]) -> BTreeSet<String> {
     let [fault] = faults.0.as_slice() else { panic!("{file} {path:?}: {faults}") };
     assert!(fault.message.starts_with(&format!("unknown field `{STRAY}`")), "{file} {path:?}: {fault}");
     let known = fault.help.as_ref().unwrap().strip_prefix("known here: ").unwrap();
-    known.split(", ").map(str::to_owned).filter(|name| !REPLACED.contains(&name.as_str())).collect()
+    known.split(", ").map(str::to_owned).collect()
 }
 
 #[test]
