@@ -219,7 +219,7 @@ fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) ->
         rendered: Rendered::of(job, jobs),
         feed: job.entries.feed.as_ref().map(|feed| view.url(&feed.url)),
         popular: job.entries.popular,
-        warnings: too_late(job, jobs).into_iter().collect(),
+        warnings: too_late(job, jobs).into_iter().chain(no_entries(job)).collect(),
         example: Example {
             key: job.key.write(&params).map(|key| key.to_string()),
             requests: job.sources.iter().map(|source| view.request(source)).collect(),
@@ -251,6 +251,17 @@ fn too_late(job: &Job, jobs: &Jobs) -> Option<String> {
         "refreshed {ahead} ahead, an entry may expire while a slow answer is awaited: with these time-outs and one retry \
          it takes up to {least}; raise `ttl` and `ahead`, or lower `timeout` of the upstream"
     ))
+}
+
+/// Returns a warning if a job has a schedule, and no entries that its warmups could fetch.
+fn no_entries(job: &Job) -> Option<String> {
+    let entries = &job.entries;
+    let names_none = entries.list.is_empty() && entries.feed.is_none() && entries.popular == 0;
+    (names_none && !job.warm.schedules.list().is_empty()).then(|| {
+        "has a schedule but no entries: its warmups fetch nothing, and its entries are fetched on demand only, for \
+         instance as inputs of others; add `list`, `feed` or `popular` in [entries], or remove the schedule"
+            .to_owned()
+    })
 }
 
 /// Returns sample values: each placeholder's name.
@@ -543,6 +554,23 @@ mod tests {
         assert!(raised.warnings.is_empty());
         assert!((raised.ahead - 20.5).abs() < 1e-9, "not 18 s: {}", raised.ahead);
         assert!((job("2h", "10s").ahead - 720.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_schedule_without_entries_is_warned_of() {
+        let warnings = |rest: &str| {
+            let job = "key = \"a:{x}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nurl = \"http://h/{{ x }}\"\n";
+            let mut report = report(&[("a.toml", &format!("{job}{rest}"))]);
+            report.jobs.remove(0).warnings
+        };
+        assert!(warnings("[warm]\nevery = \"5m\"\n")[0].contains("has a schedule but no entries"));
+        for rest in [
+            "",
+            "[warm]\nevery = \"5m\"\n[entries]\nlist = [\"a\"]\n",
+            "[entries]\npopular = 3\n[warm]\nevery = \"5m\"\n",
+        ] {
+            assert_eq!(warnings(rest), Vec::<String>::new(), "{rest}");
+        }
     }
 
     #[test]
