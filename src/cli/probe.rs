@@ -270,7 +270,8 @@ impl Probe<'_> {
                 match self.sources.fetch(&ask).await {
                     Ok(Answer::Value(fetched)) => {
                         let value = fetched.value();
-                        return check_storable(job, params, &inputs, &value).map(|()| value).map_err(failed);
+                        let stored = check_storable(job, params, &inputs, &value);
+                        return stored.map(|(tags, version)| Made { value, tags, version }).map_err(failed);
                     }
                     Ok(Answer::Unchanged) => errors.push("answered 304 to a request without validators".to_owned()),
                     Ok(Answer::Gone) => return Err(NoValue::Gone(format!("{key} does not exist (404 or 410)"))),

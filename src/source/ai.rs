@@ -11,7 +11,7 @@
 use super::client::{Body, Reached, Received, Request, answer_error};
 use super::completion::{Completion, estimate};
 use super::http::select;
-use super::{Answer, Ask, Cost, FetchError, Fetched, Sources, Spent, context};
+use super::{Answer, Ask, Cost, FetchError, Fetched, Sources, Spent, context, unrenderable};
 use crate::entry::Validators;
 use crate::job::{AiFormat, AiSource};
 use jsonptr::Pointer;
@@ -27,7 +27,10 @@ pub(super) async fn fetch(sources: &Sources, source: &AiSource, ask: &Ask<'_>) -
     };
     let (url, body) = match request(source, ask) {
         Ok(request) => request,
-        Err(reason) => return (Err(FetchError::Answer(reason)), Spent::Nothing),
+        Err(reason) => {
+            let templates = [&source.url, &source.prompt].into_iter().chain(&source.system);
+            return (Err(unrenderable(ask.job, templates, reason)), Spent::Nothing);
+        }
     };
     let made_from = fingerprint(source, &body);
     if ask.known.is_some_and(|known| known.prompt.as_ref() == Some(&made_from)) {

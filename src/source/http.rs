@@ -6,7 +6,7 @@
 //! invalid UTF-8, unpaired surrogates, numbers beyond a double and nesting beyond 128. A byte order mark is dropped.
 
 use super::client::{Received, Request};
-use super::{Answer, Ask, FetchError, Fetched, Sources, context};
+use super::{Answer, Ask, FetchError, Fetched, Sources, context, unrenderable};
 use crate::entry::Validators;
 use crate::job::HttpSource;
 use jsonptr::Pointer;
@@ -26,11 +26,12 @@ const VALIDATOR_LONGEST: usize = 512;
 pub(super) async fn fetch(sources: &Sources, source: &HttpSource, ask: &Ask<'_>) -> Result<Answer, FetchError> {
     let client = sources.client(&source.upstream)?;
     let mut context = context(ask.params, ask.inputs, None);
-    let url = source.url.render_url(&context).map_err(|reason| FetchError::Answer(format!("url: {reason}")))?;
+    let url = source.url.render_url(&context);
+    let url = url.map_err(|reason| unrenderable(ask.job, [&source.url], format!("url: {reason}")))?;
     let mut headers = Vec::new();
     for (name, template) in &source.headers {
-        let text =
-            template.render(&context).map_err(|reason| FetchError::Answer(format!("header `{name}`: {reason}")))?;
+        let text = template.render(&context);
+        let text = text.map_err(|reason| unrenderable(ask.job, [template], format!("header `{name}`: {reason}")))?;
         headers.push((name.as_str(), text));
     }
     let body = match &source.body {

@@ -21,7 +21,7 @@ pub mod simulated;
 
 use crate::entry::Validators;
 use crate::entry::{EntryKey, UpstreamName};
-use crate::job::{Feed, Job, Jobs, Params, Source};
+use crate::job::{Feed, Job, Jobs, Params, Source, Template};
 use client::Client;
 use secrets::Secrets;
 use serde_json::{Map, Value};
@@ -104,6 +104,9 @@ pub enum FetchError {
     /// The answer cannot be used: refused by `accept`, not JSON, too large, wrong shape, 4xx.
     #[error("{0}")]
     Answer(String),
+    /// No request can be made of the entry's key, whenever it is tried: a template that reads no input fails.
+    #[error("{0}")]
+    Unrenderable(String),
 }
 
 /// The AI tokens that a request may cost.
@@ -141,7 +144,7 @@ impl FetchError {
             Self::Upstream(reason) => format!("does not work: {reason}"),
             Self::Busy(_, reason) => format!("asks for a pause: {reason}"),
             Self::Refused(_, reason) => format!("refuses this account: {reason}"),
-            Self::Answer(reason) => format!("answered with something unusable: {reason}"),
+            Self::Answer(reason) | Self::Unrenderable(reason) => format!("answered with something unusable: {reason}"),
         }
     }
 
@@ -152,6 +155,7 @@ impl FetchError {
             Self::Busy(wait, reason) => Self::Busy(wait, text(reason)),
             Self::Refused(wait, reason) => Self::Refused(wait, text(reason)),
             Self::Answer(reason) => Self::Answer(text(reason)),
+            Self::Unrenderable(reason) => Self::Unrenderable(text(reason)),
         }
     }
 }
@@ -253,6 +257,14 @@ impl Sources {
     fn client(&self, upstream: &UpstreamName) -> Result<&Client, FetchError> {
         let unknown = || FetchError::Answer(format!("no client for upstream `{upstream}`: the job files changed"));
         self.clients.get(upstream).ok_or_else(unknown)
+    }
+}
+
+/// Returns the error of a request that cannot be made, since one of these templates fails for this reason.
+fn unrenderable<'t>(job: &Job, templates: impl IntoIterator<Item = &'t Template>, reason: String) -> FetchError {
+    match templates.into_iter().any(|template| job.names_input(template)) {
+        true => FetchError::Answer(reason),
+        false => FetchError::Unrenderable(reason),
     }
 }
 

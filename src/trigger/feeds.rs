@@ -51,7 +51,7 @@ impl From<FetchError> for Failure {
     fn from(error: FetchError) -> Self {
         let wait = match &error {
             FetchError::Busy(wait, _) | FetchError::Refused(wait, _) => *wait,
-            FetchError::Upstream(_) | FetchError::Answer(_) => Duration::ZERO,
+            FetchError::Upstream(_) | FetchError::Answer(_) | FetchError::Unrenderable(_) => Duration::ZERO,
         };
         Self { reason: format!("the feed {}", error.of_feed()), wait }
     }

@@ -50,12 +50,13 @@ impl Attempt<'_> {
             // Its input is back: what follows are its own failures.
             (last_attempt.failures, last_attempt.retry) = (0, RedisTime::ZERO);
         }
+        let is_futile = matches!(failure.next, Next::Dead(_));
         let (mut is_given_up, mut wait) = (false, Duration::ZERO);
         if outcome == Outcome::Failed {
             wait = count_failure(&mut last_attempt, lease.fetched_at);
             // While the job's guard keeps the value, the entry must find out when its upstream is well again.
             let is_held = lease.before.is_removal_held(lease.fetched_at);
-            is_given_up = !is_held && last_attempt.failures >= job.warm.attempts;
+            is_given_up = !is_held && (is_futile || last_attempt.failures >= job.warm.attempts);
             self.found(Recheck::Failed);
         }
         let failures = last_attempt.failures;
@@ -78,6 +79,7 @@ impl Attempt<'_> {
         let next = match (mark, outcome) {
             (Some(Removal::Evict), _) => self.warmer.next_after_foreign(job, &entry.key, lease.fetched_at).await?,
             _ if goes_on => keep(job, &entry.key, lease.before.expiry),
+            _ if is_given_up && is_futile => failure.next,
             _ if is_given_up => {
                 Next::Dead(format!("failed {failures} times, last: {}", reason.as_deref().unwrap_or("?")))
             }

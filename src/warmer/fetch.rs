@@ -49,6 +49,7 @@ impl Attempt<'_> {
         let (warmer, job, deadline) = (self.warmer, self.job, lease.deadline);
         let mut failure = Ending::because(Outcome::Failed, Next::Out, "no source");
         let first = self.permit.as_ref().map_or(0, |(source, _)| *source);
+        let mut is_futile = first == 0;
         for source in first..job.sources.len() {
             let known = known.filter(|_| source == 0);
             if warmer.sources.unchanged_without_asking(&self.ask(source, known, deadline)) {
@@ -65,7 +66,7 @@ impl Attempt<'_> {
                     match warmer.admit(&self.ask(source, known, deadline), self.entry.priority, until).await {
                         Ok(permit) => permit,
                         Err(ending) => {
-                            failure = ending;
+                            (failure, is_futile) = (ending, false);
                             continue;
                         }
                     }
@@ -76,8 +77,19 @@ impl Attempt<'_> {
             warmer.usage.add(&job.name, Usage { tokens_spent, ..Usage::default() });
             match answer {
                 Ok(answer) => return Ok(answer),
-                Err(e) => failure = warmer.failure(job, source, e),
+                Err(e) => {
+                    is_futile &= matches!(e, FetchError::Unrenderable(_));
+                    failure = warmer.failure(job, source, e);
+                }
             }
+        }
+        if is_futile {
+            let reason = failure.reason.take().unwrap_or_default();
+            let key = &self.entry.key;
+            failure = Ending::dead(format!(
+                "{reason}; no request can be made for this key, so none is tried again: correct the template, or drop the \
+                 key with `samovar invalidate '{key}' --evict`"
+            ));
         }
         Err(Stop::NoValue(failure))
     }
@@ -134,7 +146,7 @@ impl Warmer {
                 let wait = self.closed_for(job, source).unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
                 Ending::because(Outcome::Deferred, Next::In(jitter(wait)), reason)
             }
-            FetchError::Upstream(reason) | FetchError::Answer(reason) => {
+            FetchError::Upstream(reason) | FetchError::Answer(reason) | FetchError::Unrenderable(reason) => {
                 Ending::because(Outcome::Failed, Next::Out, reason)
             }
         }

@@ -74,6 +74,7 @@ impl<T> From<&Result<T, FetchError>> for Ended {
         match result {
             Ok(_) => Self::Ok,
             Err(FetchError::Answer(_)) => Self::Answer,
+            Err(FetchError::Unrenderable(_)) => Self::Unused,
             Err(FetchError::Upstream(_)) => Self::UpstreamFailed,
             Err(FetchError::Busy(wait, _)) => Self::Busy(*wait),
             Err(FetchError::Refused(wait, _)) => Self::Refused(*wait),
