@@ -137,6 +137,20 @@ async fn check_fetch_passes_over_single_bad_entries() {
 }
 
 #[tokio::test]
+async fn check_fetch_shows_tags_and_version() {
+    let upstream = Upstream::start().await;
+    upstream.on("/art/a", Reply::json(json!({"genres": ["portre", "yağlıboya"], "version": 12})));
+    let top = "tags = [\"art:{{ name }}\", \"{{ value.genres }}\"]\nversion = \"{{ value.version }}\"";
+    let jobs = Art::of(&upstream).top(top).list(["a"]).folder();
+    let checked = check(&jobs, &["--fetch"]).await;
+    for said in ["\n  tags: art:a, portre, yağlıboya\n", "\n  version: 12\n"] {
+        assert!(checked.stdout.contains(said), "{said}: {checked:?}");
+    }
+    let fetched = &json(&jobs, &["--fetch"]).await["fetched"][0];
+    assert_eq!((&fetched["tags"], &fetched["version"]), (&json!(["art:a", "portre", "yağlıboya"]), &json!(12)));
+}
+
+#[tokio::test]
 async fn a_failing_upstream_is_asked_by_check_once() {
     let upstream = Upstream::start().await;
     upstream.otherwise(|_, _| Reply::status(500));

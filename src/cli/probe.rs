@@ -20,7 +20,7 @@ use super::session::{complain, print_json, warn_of_unknown_settings};
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
 use crate::entry::escape::{escaped, json};
-use crate::entry::{EntryKey, JobName};
+use crate::entry::{EntryKey, JobName, Version};
 use crate::job::{Job, Jobs, Params};
 use crate::source::{Answer, Ask, Fed, FetchError, Sources};
 use crate::warmer::check_storable;
@@ -84,6 +84,12 @@ struct Fetched {
     milliseconds: u128,
     bytes: usize,
     value: Option<Value>,
+    /// The tags that the value has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
+    /// The version of the value, if the job tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<Version>,
     error: Option<String>,
     /// Why nothing was fetched.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,14 +107,18 @@ struct PassedOver {
 }
 
 impl Fetched {
-    fn of(job: &Job, key: Option<String>, took: Duration, result: Result<Value, String>) -> Self {
-        let (value, error) = match result {
-            Ok(value) => (Some(value), None),
+    fn of(job: &Job, key: Option<String>, took: Duration, result: Result<Made, String>) -> Self {
+        let (made, error) = match result {
+            Ok(made) => (Some(made), None),
             Err(error) => (None, Some(error)),
+        };
+        let (value, tags, version) = match made {
+            Some(Made { value, tags, version }) => (Some(value), tags, version),
+            None => (None, Vec::new(), None),
         };
         let bytes = value.as_ref().map_or(0, |value| value.to_string().len());
         let (job, milliseconds) = (job.name.to_string(), took.as_millis());
-        Self { job, key, milliseconds, bytes, value, error, skipped: None, passed_over: Vec::new() }
+        Self { job, key, milliseconds, bytes, value, tags, version, error, skipped: None, passed_over: Vec::new() }
     }
 
     fn skipped(job: &Job, why: String) -> Self {
@@ -117,7 +127,7 @@ impl Fetched {
     }
 
     fn print(&self) {
-        let Self { job, key, milliseconds, bytes, value, error, skipped, passed_over } = self;
+        let Self { job, key, milliseconds, bytes, value, tags, version, error, skipped, passed_over } = self;
         if let Some(why) = skipped {
             println!("– {job}: not fetched: {}", escaped(why));
             return;
@@ -130,6 +140,12 @@ impl Fetched {
                 let shown: String = text.chars().take(SHOWN).collect();
                 let more = if shown.len() < text.len() { "…" } else { "" };
                 println!("✓ {job}: {key}: {bytes} bytes in {milliseconds} ms\n  {}{more}", json(&shown));
+                if !tags.is_empty() {
+                    println!("  tags: {}", escaped(&tags.join(", ")));
+                }
+                if let Some(version) = version {
+                    println!("  version: {}", version.shown());
+                }
             }
         }
         for PassedOver { key, reason } in passed_over {
@@ -181,7 +197,15 @@ struct Probe<'a> {
     paid: AtomicBool,
 }
 
-type Input = (String, Duration, Result<Value, NoValue>);
+type Input = (String, Duration, Result<Made, NoValue>);
+
+/// A value as a worker would store it.
+#[derive(Clone)]
+struct Made {
+    value: Value,
+    tags: Vec<String>,
+    version: Option<Version>,
+}
 
 impl Probe<'_> {
     /// Fetches entries of a job until one could be stored. A failure of the upstream ends that, since the next entry
@@ -244,7 +268,7 @@ impl Probe<'_> {
         &'b self,
         job: &'b Job,
         params: &'b Params,
-    ) -> Pin<Box<dyn Future<Output = Result<Value, NoValue>> + Send + 'b>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Made, NoValue>> + Send + 'b>> {
         Box::pin(async move {
             let failed = NoValue::Failed;
             let mut upstream_fails = false;
@@ -257,7 +281,7 @@ impl Probe<'_> {
                     Err(NoValue::Gone(e)) => return Err(NoValue::Gone(format!("its input {key} is gone: {e}"))),
                     Err(NoValue::Failed(e)) => return Err(failed(format!("its input {key}: {e}"))),
                     Err(NoValue::Upstream(e)) => return Err(NoValue::Upstream(format!("its input {key}: {e}"))),
-                    Ok(value) => value,
+                    Ok(made) => made.value,
                 };
                 inputs.insert(name.clone(), value);
             }
@@ -276,7 +300,7 @@ impl Probe<'_> {
                     Ok(Answer::Unchanged) => errors.push("answered 304 to a request without validators".to_owned()),
                     Ok(Answer::Gone) => return Err(NoValue::Gone(format!("{key} does not exist (404 or 410)"))),
                     Err(e) => {
-                        upstream_fails |= !matches!(e, FetchError::Answer(_));
+                        upstream_fails |= !matches!(e, FetchError::Answer(_) | FetchError::Unrenderable(_));
                         errors.push(e.to_string());
                     }
                 }
@@ -287,7 +311,7 @@ impl Probe<'_> {
     }
 
     /// Fetches the value of an input, and remembers one of each job.
-    async fn input(&self, key: &EntryKey) -> Result<Value, NoValue> {
+    async fn input(&self, key: &EntryKey) -> Result<Made, NoValue> {
         let Some((owner, params)) = self.jobs.owner(key.as_str()) else {
             return Err(NoValue::Failed("no job owns it".to_owned()));
         };

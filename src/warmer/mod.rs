@@ -46,7 +46,7 @@ use usage_buffer::UsageBuffer;
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next};
 use crate::entry::LastOutcome;
 use crate::entry::{EntryKey, JobName, UpstreamName};
-use crate::entry::{Priority, Trigger};
+use crate::entry::{Priority, Trigger, Version};
 use crate::job::{Job, Jobs, Params};
 use crate::popularity::Popularity;
 use crate::queue::Chunk;
@@ -283,14 +283,18 @@ impl Warmer {
     }
 }
 
-/// Renders what a commit stores with a value: its tags and its version.
+/// Returns what a commit stores with a value: its tags and its version.
 ///
 /// # Errors
 /// The reason why a fetch with this value fails.
-pub fn check_storable(job: &Job, params: &Params, inputs: &Map<String, Value>, value: &Value) -> Result<(), String> {
-    tags::render(job, params, inputs, || value.clone())?;
-    lag::render_version(job, params, inputs, || value.clone())?;
-    Ok(())
+pub fn check_storable(
+    job: &Job,
+    params: &Params,
+    inputs: &Map<String, Value>,
+    value: &Value,
+) -> Result<(Vec<String>, Option<Version>), String> {
+    let tags = tags::render(job, params, inputs, || value.clone())?;
+    Ok((tags, lag::render_version(job, params, inputs, || value.clone())?))
 }
 
 #[cfg(test)]

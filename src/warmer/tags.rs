@@ -5,10 +5,13 @@ use serde_json::{Map, Value};
 
 use super::Warmer;
 use crate::entry::EntryKey;
-use crate::job::{Job, Params};
+use crate::job::{Job, Params, Template};
 use crate::protocol::inbox::LONGEST_TAG;
 use crate::source::context;
 use crate::store::LastAttempt;
+
+/// The most tags of one value.
+const MOST_TAGS: usize = 100;
 
 impl Warmer {
     /// Returns the tags of a kept value, or the reason why they cannot be rendered; `before` is its metadata. An AI
@@ -49,14 +52,87 @@ pub(super) fn render(
     let context = context(params, inputs, Some(value()));
     let mut tags = Vec::new();
     for template in &job.tags {
-        let tag = template.render(&context).map_err(|e| format!("the tag `{}`: {e}", template.source()))?;
-        let tag = tag.trim();
-        if tag.len() > LONGEST_TAG {
-            return Err(format!("the tag `{}` is longer than {LONGEST_TAG} bytes", template.source()));
+        let rendered = texts(template, &context).map_err(|e| format!("the tag `{}`: {e}", template.source()))?;
+        for tag in rendered {
+            let tag = tag.trim();
+            if tag.len() > LONGEST_TAG {
+                return Err(format!("the tag `{}` is longer than {LONGEST_TAG} bytes", template.source()));
+            }
+            if !tag.is_empty() && !tags.iter().any(|known| known == tag) {
+                tags.push(tag.to_owned());
+            }
         }
-        if !tag.is_empty() && !tags.iter().any(|known| known == tag) {
-            tags.push(tag.to_owned());
+        if tags.len() > MOST_TAGS {
+            return Err(format!("the tag `{}`: more than {MOST_TAGS} tags for one value", template.source()));
         }
     }
     Ok(tags)
+}
+
+/// Returns what a tag's template makes: its text; of a single expression that is a list, each element as text. Elements
+/// that are null are left out, as empty text is.
+fn texts(template: &Template, context: &Value) -> Result<Vec<String>, String> {
+    let items = match template.value(context) {
+        Ok(Value::Array(items)) => items,
+        Ok(Value::String(text)) => return Ok(vec![text]),
+        Ok(_) | Err(_) => return Ok(vec![template.render(context)?]),
+    };
+    let text = |(place, item): (usize, Value)| match item {
+        Value::Null => None,
+        Value::String(text) => Some(Ok(text)),
+        Value::Number(_) | Value::Bool(_) => Some(Ok(item.to_string())),
+        Value::Array(_) | Value::Object(_) => {
+            let kind = if item.is_array() { "a list" } else { "an object" };
+            Some(Err(format!(
+                "element {} of the list is {kind}; write a list of texts or numbers, such as \
+                 `{{{{ value.items | map(attribute='id') }}}}`",
+                place + 1
+            )))
+        }
+    };
+    items.into_iter().enumerate().filter_map(text).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::job::Jobs;
+
+    /// Returns the tags that this template makes of a value.
+    fn tags(template: &str, value: Value) -> Result<Vec<String>, String> {
+        let job = format!(
+            "key = \"art:{{name}}\"\ntags = [{}]\n[source]\nkind = \"http\"\nurl = \"http://h/\"\n",
+            json!(template)
+        );
+        let jobs = Jobs::parse(&[("art.toml".to_owned(), job)], Duration::from_secs(60), &|_| None).unwrap();
+        let params = Params::from([("name".to_owned(), "a".to_owned())]);
+        render(&jobs.jobs["art"], &params, &Map::new(), || value)
+    }
+
+    #[test]
+    fn a_list_gives_a_tag_for_each_element() {
+        let value = json!({"genres": ["portre", " nü ", 7, true, null, "", "portre"], "of": [{"id": 1}, {"id": 2}]});
+        assert_eq!(tags("{{ value.genres }}", value.clone()).unwrap(), ["portre", "nü", "7", "true"]);
+        assert_eq!(tags("{{ value.of | map(attribute='id') }}", value.clone()).unwrap(), ["1", "2"]);
+        assert_eq!(tags("{{ value.genres[0] }}", value.clone()).unwrap(), ["portre"]);
+        assert_eq!(tags("{{ name }}", value).unwrap(), ["a"]);
+        assert_eq!(tags("{{ value.genres }}", json!({"genres": []})).unwrap(), Vec::<String>::new());
+        for number in [json!(5), json!(1.5), json!(true)] {
+            assert_eq!(tags("{{ value }}", number.clone()).unwrap(), [number.to_string()]);
+        }
+    }
+
+    #[test]
+    fn a_list_that_makes_no_tags_fails_with_its_reason() {
+        let fault = |value: Value| tags("{{ value }}", value).unwrap_err();
+        assert!(fault(json!(["a", ["b"]])).starts_with("the tag `{{ value }}`: element 2 of the list is a list; "));
+        assert!(fault(json!([{"id": 1}])).contains("element 1 of the list is an object; "));
+        assert!(fault(json!(["x".repeat(LONGEST_TAG + 1)])).contains("is longer than"));
+        assert!(fault((0..=MOST_TAGS).map(|n| json!(n)).collect()).contains("more than 100 tags for one value"));
+        assert_eq!(tags("{{ value }}", (0..MOST_TAGS).map(|n| json!(n)).collect()).unwrap().len(), MOST_TAGS);
+    }
 }
