@@ -262,6 +262,46 @@ async fn a_job_that_no_worker_knows_any_more_is_told() {
 }
 
 #[tokio::test]
+async fn absent_entries_are_told_with_their_reasons() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    upstream.on("/art/b", Reply::status(404));
+    upstream.on("/art/c", Reply::status(400));
+    let names: Vec<String> = ["a", "b", "c"].map(str::to_owned).into_iter().collect();
+    let folder = Art::of(&upstream).list(&names).warm("attempts = 1").folder();
+    let _worker = worker(&redis, &folder);
+    readable(&redis, "a").await;
+    described(&redis, "art").await;
+    let absent = ["jobs", "art", "--absent"];
+    let page = eventually("all were tried", async || {
+        let text = run(&redis, &[&absent[..], &["--json"]].concat()).await.stdout;
+        let page: Value = serde_json::from_str(&text).unwrap_or_default();
+        let is_over = page["absent"].as_array().is_some_and(|all| {
+            all.len() == 2
+                && all.iter().all(|one| !one["reason"].as_str().unwrap().contains("fetched"))
+                && all[1]["reason"].as_str().unwrap().starts_with("dead letter: ")
+        });
+        if is_over { Ok(page) } else { Err(text) }
+    })
+    .await;
+    assert_eq!((&page["wanted"], &page["total"]), (&json!(3), &json!(2)), "{page}");
+    assert_eq!(page["absent"][0], json!({"key": "art:b", "reason": "gone"}), "{page}");
+    let shown = run(&redis, &absent).await.stdout;
+    assert!(
+        shown.starts_with("2 of 3 entries that art keeps warm have no value.\nart:b  gone\nart:c  dead"),
+        "{shown}"
+    );
+    let rest = run(&redis, &[&absent[..], &["--from", "art:b"]].concat()).await.stdout;
+    assert!(!rest.contains("art:b  gone") && rest.contains("art:c  dead letter"), "{rest}");
+    let art = &jobs(&redis).await[0];
+    assert_eq!((&art["warm"], &art["wanted"]), (&json!(1), &json!(3)), "{art}");
+    assert!(run(&redis, &["jobs"]).await.stdout.contains("WANTED"));
+    run(&redis, &["pause", "art"]).await;
+    assert!(run(&redis, &absent).await.stdout.contains("art:b  its job is paused"));
+    assert_eq!(run(&redis, &["jobs", "arts", "--absent"]).await.code, Some(1));
+}
+
+#[tokio::test]
 async fn a_renamed_job_is_told_in_a_short_line() {
     let (redis, upstream) = both().await;
     let poem = Art::of(&upstream).toml().replace("art:{name}", "poem:{name}");

@@ -9,16 +9,20 @@ use clap::Args;
 
 use super::exit;
 use super::gone;
+use super::pause;
 use super::session::{Failed, Rows, fleet, print_json, relative, table, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::ops::status::{self, JobStatus, Outdated, UpstreamStatus};
-use crate::ops::{RefusedReload, still_waits};
+use crate::ops::{Absent, AbsentPage, Ops, RefusedReload, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
 /// The longest last outcome in a table on a terminal, in characters.
 const LAST: usize = 80;
+
+/// The absent entries in one page.
+const MOST_ABSENT: usize = 100;
 
 /// The consequence for a job that no running worker knows.
 /// The time in which a fleet reloads its job files. A change that waits for other workers for longer is a fault, as in
@@ -30,7 +34,19 @@ const LEFT: &str = "its file was removed, its key was changed, or the workers th
 
 /// Arguments of `samovar jobs`.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 samovar jobs                                    # all jobs\n\
+\x20 samovar jobs product --absent                   # which entries have no value, and why")]
 pub(super) struct JobsArgs {
+    /// The job's name, with --absent
+    #[arg(value_name = "JOB", requires = "absent")]
+    job: Option<String>,
+    /// Show the entries of JOB that are to be warm and have no value, each with the reason
+    #[arg(long, requires = "job")]
+    absent: bool,
+    /// With --absent: the entries after this key
+    #[arg(long, value_name = "KEY", requires = "absent")]
+    from: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -38,6 +54,9 @@ pub(super) struct JobsArgs {
 
 pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let (session, ops) = fleet(settings, env).await?;
+    if let Some(name) = &args.job {
+        return absent(name, args, &ops).await;
+    }
     let jobs = Arc::clone(&ops.jobs);
     let now = session.store.now().await?;
     let census = ops.count().await?;
@@ -117,6 +136,25 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     Ok(exit::OK)
 }
 
+/// Shows the entries of a job that are to be warm and have no value.
+async fn absent(name: &str, args: &JobsArgs, ops: &Ops) -> Result<u8, Failed> {
+    let job = pause::find(name, &ops.jobs, args.json)?;
+    let page = ops.absent(job, MOST_ABSENT, args.from.as_deref()).await?;
+    if args.json {
+        print_json(&page);
+        return Ok(exit::OK);
+    }
+    let AbsentPage { wanted, total, absent, next } = page;
+    println!("{} of {} entries that {name} keeps warm have no value.", grouped(total as u64), grouped(wanted as u64));
+    for Absent { key, reason } in &absent {
+        println!("{}", wrapped(&escaped(&format!("{key}  {reason}")), "    "));
+    }
+    if let Some(next) = next {
+        println!("\nThere are more: `samovar jobs {name} --absent --from '{}'`.", escaped(&next));
+    }
+    Ok(exit::OK)
+}
+
 /// The sentences on jobs that follow the table.
 struct Told {
     /// Paused jobs, each with the time since then.
@@ -127,7 +165,8 @@ struct Told {
 
 /// Prints the table of jobs and what they used; returns the sentences that follow.
 fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
-    let mut rows = table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "DUE", "IN HAND", "DEAD", "LAST"]);
+    let mut rows =
+        table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "WANTED", "DUE", "IN HAND", "DEAD", "LAST"]);
     let usage = usage(&all, now);
     // A program that reads the table gets the whole text.
     let is_terminal = std::io::stdout().is_terminal();
@@ -150,6 +189,7 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
             status.schedule.unwrap_or_else(|| "–".to_owned()),
             status.next_warmup_ms.map_or_else(|| "–".to_owned(), |next| relative(next, now)),
             status.warm.unwrap_or_default().to_string(),
+            status.wanted.map_or_else(|| "–".to_owned(), |wanted| wanted.to_string()),
             status.due.to_string(),
             status.in_flight.to_string(),
             status.dead.to_string(),

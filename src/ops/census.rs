@@ -37,6 +37,10 @@ pub struct Counted {
     /// One of these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_outdated: Option<String>,
+    /// Entries that the job keeps warm: listed, named by its feed, or among the most read. Absent if an earlier build
+    /// counted, or if a key of the wrong type is in the way.
+    #[serde(default)]
+    pub wanted: Option<u64>,
 }
 
 /// The TTL of a stored count, in seconds.
@@ -73,6 +77,15 @@ impl Ops {
                     counted.outdated += 1;
                     counted.first_outdated.get_or_insert_with(|| key.to_string());
                 }
+            }
+        }
+        for job in self.jobs.jobs.values() {
+            let wanted = match self.wanted(job).await {
+                Err(e) if is_of_keys(&e) => None,
+                wanted => Some(wanted?.len() as u64),
+            };
+            if let Some(counted) = jobs.get_mut(job.name.as_str()) {
+                counted.wanted = wanted;
             }
         }
         let took_ms = millis(self.store.now().await?.saturating_since(at_ms));

@@ -17,6 +17,7 @@ mod outdated;
 mod pause;
 mod plan;
 pub mod status;
+mod wanted;
 mod warm;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub(crate) use gone::unguarded;
 pub use missing_input::MissingInput;
 pub use names::Mistake;
 pub use plan::Plan;
+pub use wanted::{Absent, AbsentPage};
 pub use warm::{Done, Failure};
 
 use crate::agenda::Agenda;

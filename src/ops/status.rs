@@ -57,6 +57,8 @@ pub struct JobStatus {
     pub gone_guard: Option<GoneGuard>,
     /// Keys of this job at the last count; absent before the first one.
     pub warm: Option<u64>,
+    /// Entries that are to be warm, as of that count: listed, named by its feed, or among the most read.
+    pub wanted: Option<u64>,
     /// When that count was made (Redis time, ms since the epoch).
     #[schema(value_type = Option<i64>)]
     pub warm_counted_ms: Option<RedisTime>,
@@ -296,6 +298,7 @@ pub async fn of_job(
         paused_ms,
         gone_guard,
         warm: counted.map(|counted| counted.warm),
+        wanted: counted.and_then(|counted| counted.wanted),
         warm_counted_ms: census.map(|census| census.at_ms),
         oldest_ms: counted.and_then(|counted| counted.oldest_ms),
         old: counted.map(|counted| counted.old),

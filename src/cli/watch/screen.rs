@@ -213,6 +213,7 @@ mod tests {
             paused_ms: None,
             gone_guard: None,
             warm: None,
+            wanted: None,
             warm_counted_ms: None,
             oldest_ms: None,
             old: None,

@@ -1,0 +1,124 @@
+//! The entries that a job keeps warm: those that its file lists and its feed named last, and its most read ones. Some of
+//! them may be absent; each of these has a reason.
+
+use std::collections::BTreeSet;
+
+use redis::RedisResult;
+use serde::Serialize;
+
+use super::{Entry, MissingInput, Ops, PAGE};
+use crate::entry::{EntryKey, Outcome, duration};
+use crate::job::KnownJob;
+use crate::popularity::{Popularity, feed};
+
+/// The longest reason, in characters.
+const LONGEST: usize = 300;
+
+/// An entry that a job keeps warm, and that has no value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Absent {
+    /// Its key.
+    pub key: String,
+    /// The reason why it has no value now.
+    pub reason: String,
+}
+
+/// A page of the absent entries of a job, by key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AbsentPage {
+    /// Entries that the job keeps warm.
+    pub wanted: usize,
+    /// Those of them that have no value.
+    pub total: usize,
+    /// The page.
+    pub absent: Vec<Absent>,
+    /// The last key of the page, if there are more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+impl Ops {
+    /// Returns the keys of the entries that a job keeps warm, as far as the fleet knows.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn wanted(&self, job: &KnownJob) -> RedisResult<BTreeSet<EntryKey>> {
+        let mut params = self.list(job).await?;
+        if job.feed {
+            params.extend(feed::named_last(&mut self.redis.clone(), &self.keys, &job.name, &job.key).await?);
+        }
+        let mut wanted: BTreeSet<EntryKey> = params.iter().filter_map(|params| job.key.write(params)).collect();
+        if job.popular > 0 {
+            let popularity = Popularity::new(self.redis.clone(), self.keys.clone());
+            let top = popularity.top_of(&job.name, job.ttl, job.popular).await?;
+            wanted.extend(top.into_iter().map(|(key, _)| key));
+        }
+        Ok(wanted)
+    }
+
+    /// Returns the entries of a job that are to be warm and have no value, with the reasons: at most `limit`, those
+    /// after the key `from`.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn absent(&self, job: &KnownJob, limit: usize, from: Option<&str>) -> RedisResult<AbsentPage> {
+        let wanted: Vec<EntryKey> = self.wanted(job).await?.into_iter().collect();
+        let (mut total, mut keys) = (0, Vec::new());
+        for batch in wanted.chunks(PAGE) {
+            for (key, snapshot) in batch.iter().zip(self.store.snapshots(batch).await?) {
+                if snapshot.has_value() {
+                    continue;
+                }
+                total += 1;
+                if keys.len() <= limit && from.is_none_or(|from| key.as_str() > from) {
+                    keys.push(key);
+                }
+            }
+        }
+        let has_more = keys.len() > limit;
+        keys.truncate(limit);
+        let mut absent = Vec::with_capacity(keys.len());
+        for key in &keys {
+            let entry = self.entry(key.as_str()).await?;
+            // It may have got a value meanwhile.
+            if entry.value.is_none() {
+                absent.push(Absent { key: key.to_string(), reason: why_absent(&entry) });
+            }
+        }
+        let next = keys.last().filter(|_| has_more).map(|key| key.to_string());
+        Ok(AbsentPage { wanted: wanted.len(), total, absent, next })
+    }
+}
+
+/// Returns what keeps an entry without a value from its fetch.
+fn why_absent(entry: &Entry) -> String {
+    let reason = entry.reason.as_deref().unwrap_or_default();
+    let told = |what: &str| if reason.is_empty() { what.to_owned() } else { format!("{what}: {reason}") };
+    let text = if entry.job_is_left {
+        "no running worker knows its job".to_owned()
+    } else if entry.job_paused_ms.is_some() {
+        "its job is paused".to_owned()
+    } else if let Some(why) = &entry.given_up {
+        format!("dead letter: {why}")
+    } else if let Some(MissingInput { key, reason }) = entry.missing_inputs.first() {
+        format!("waits for its input {key}, which {reason}")
+    } else if let Some(closed) = entry.closed_upstreams.first() {
+        let why = closed.closed_text(entry.now_ms).unwrap_or_default();
+        format!("{}: {why}", closed.upstream)
+    } else if entry.last_outcome == Some(Outcome::Gone) {
+        told("gone")
+    } else if let Some(due) = entry.due {
+        let wait = duration::rough(due.at.saturating_since(entry.now_ms));
+        match entry.due_state {
+            Some("claimed" | "running") => "is being fetched".to_owned(),
+            _ if entry.failures.unwrap_or_default() > 0 => {
+                told(&format!("its fetch failed, and is tried again in {wait}"))
+            }
+            _ if due.at > entry.now_ms => told(&format!("due in {wait}")),
+            _ => "due now".to_owned(),
+        }
+    } else {
+        told("not due: the next warmup fetches it")
+    };
+    text.chars().take(LONGEST).collect()
+}
