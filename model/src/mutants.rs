@@ -339,7 +339,8 @@ pub const KILLED: &[Mutant] = mutants! {
         "    count = count - high" => "",
         "if count < limit then" => "if count <= limit then",
         "if count < limit then" => "if count < limit - 1 then",
-        "  redis.call('RPUSH', KEYS[1], string.format('%.0f', now))\n  redis.call('PEXPIRE'" => "  redis.call('PEXPIRE'",
+        "  redis.call('RPUSH', KEYS[1], string.format('%.0f', now))\n  redis.call('PEXPIRE'"
+            => "  redis.call('PEXPIRE'",
         "math.ceil(period / 1000) + 1" => "math.floor(period / 1000) - 1",
         "  redis.call('PEXPIRE', KEYS[1], ttl)\n  count" => "  count",
         "if ahead > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end" => "",

@@ -17,9 +17,9 @@
 //!
 //! Rolling upgrade: workers of builds before the guard remove values without asking it. They drop the marks of entries
 //! that they fetch; such an entry then counts anew. They do not ask it for removals with an input. Builds before the
-//! rule for small jobs count in the same guard, and need ten. The build before names counts entries without naming them;
-//! a guard in which it did does not end before its time. It leaves the names of entries that are well; the sweep finds
-//! these. The previous build names entries without the time, which the sweep takes for long ago.
+//! rule for small jobs count in the same guard, and need ten. The build before names counts entries without naming
+//! them; a guard in which it did does not end before its time. It leaves the names of entries that are well; the sweep
+//! finds these. The previous build names entries without the time, which the sweep takes for long ago.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -234,8 +234,8 @@ impl Store {
         call.arg(entry.as_str()).arg(millis(MINUTE)).arg(noted).invoke_async(&mut self.redis.clone()).await
     }
 
-    /// Makes a job's guard forget the entries that have no value, or no mark, a while after their removal was held back.
-    /// Returns how many these are.
+    /// Makes a job's guard forget the entries that have no value, or no mark, a while after their removal was held
+    /// back. Returns how many these are.
     ///
     /// # Errors
     /// Redis's; the next sweep does the rest.
