@@ -86,7 +86,7 @@ impl Rechecks {
     }
 
     /// Returns the list after a doubt, if a fetch at `after` leaves some of it: an edit may have been missed as well,
-    /// so the invalidation is not lone. One more recheck follows, which comes no sooner than the last one after the doubt.
+    /// so the invalidation is not lone. One more recheck follows, no sooner than the last one after the doubt would.
     pub fn with_doubt(&self, times: &[Duration], after: RedisTime) -> Option<Self> {
         let is_left = !self.confirmed && times.last().is_some_and(|last| self.since + *last > after);
         is_left.then(|| Self { lone: false, doubled: true, ..self.clone() })
