@@ -101,8 +101,8 @@ pub fn with_another_file<'a>(
 /// Returns what a worker says of a change that waits for itself: see [`Ops::outdated_files`].
 pub fn has_old_file(job: &str) -> String {
     format!(
-        "the file of {job} has changed, and this worker still has the old file: reload or stop it. Until then values of \
-         the old file are not made anew"
+        "the file of {job} has changed, and this worker still has the old file: reload or stop it. Until then values \
+         of the old file are not made anew"
     )
 }
 

@@ -1,5 +1,5 @@
-//! The entries that a job keeps warm: those that its file lists and its feed named last, and its most read ones. Some of
-//! them may be absent; each of these has a reason.
+//! The entries that a job keeps warm: those that its file lists and its feed named last, and its most read ones. Some
+//! of them may be absent; each of these has a reason.
 
 use std::collections::BTreeSet;
 

@@ -2,10 +2,10 @@
 //!
 //! A gap in what was heard, a restart and a failover are noted in Redis with a time, so that the note survives its
 //! writer. One worker at a time handles the gap, for the jobs that it knows. The gap stays until that is done for all
-//! jobs of the fleet. Leases that began before it are marked, except where a doubt asks for no request. Values fetched before it become due, the most read first,
-//! at a bounded rate; they are served until new ones land. Values that other programs wrote are left alone. If Redis
-//! fails, the gap is handled again. A worker with nothing left to do goes on trying to close it, since a job of the
-//! fleet may vanish.
+//! jobs of the fleet. Leases that began before it are marked, except where a doubt asks for no request. Values fetched
+//! before it become due, the most read first, at a bounded rate; they are served until new ones land. Values that other
+//! programs wrote are left alone. If Redis fails, the gap is handled again. A worker with nothing left to do goes on
+//! trying to close it, since a job of the fleet may vanish.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -185,9 +185,10 @@ impl Revalidator {
         Ok((leases, pace.values))
     }
 
-    /// Marks leases. If invalidations may only have been missed, the fetch of a value that may be kept without a request
-    /// is not marked: a mark would make its worker send a request, and so would one on the value. The entry becomes due
-    /// again, and its prompt is compared after the fetch. Workers of the previous build mark such a lease as well.
+    /// Marks leases. If invalidations may only have been missed, the fetch of a value that may be kept without a
+    /// request is not marked: a mark would make its worker send a request, and so would one on the value. The entry
+    /// becomes due again, and its prompt is compared after the fetch. Workers of the previous build mark such a lease
+    /// as well.
     async fn mark_leases(&self, keys: Vec<EntryKey>, gap: NotedGap) -> RedisResult<()> {
         let began = self.store.began(&keys).await?;
         let (mut marked, mut compared) = (Vec::new(), Vec::new());
