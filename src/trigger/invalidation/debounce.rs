@@ -1,7 +1,8 @@
 //! The debounce: refreshes that the store puts off in a storm of invalidations wait here.
 //!
 //! Each entry waits once, however many messages name it. It is then refreshed with the time of the last invalidation,
-//! so the fetch covers all of them. The acknowledgements of these messages wait with it. If Redis fails, the refresh is
+//! so the fetch covers all of them. Those that announce a version are kept apart: a value that has the version answers
+//! them, and no others. The acknowledgements of these messages wait with it. If Redis fails, the refresh is
 //! tried again.
 
 use std::collections::hash_map::Entry;
@@ -48,10 +49,10 @@ struct Waiting {
 #[derive(Debug)]
 struct Refresh {
     job: Arc<Job>,
-    /// The time of the last invalidation.
-    at: RedisTime,
-    /// The version that the invalidations announce together.
-    version: Announced,
+    /// The time of the last invalidation that announces no version.
+    plain: Option<RedisTime>,
+    /// The time of the last invalidation that announces a version, and what all such announce together.
+    announced: Option<(RedisTime, Announced)>,
     /// The highest priority of the invalidations.
     when: When,
     until: Instant,
@@ -62,14 +63,23 @@ struct Refresh {
 
 impl Refresh {
     fn new(debounced: Debounced, until: Instant) -> Self {
-        let Debounced { job, at, version, when, .. } = debounced;
-        Self { job, at, version, when, until, acks: Vec::new(), oldest: None }
+        let Debounced { job, when, .. } = debounced;
+        Self { job, plain: None, announced: None, when, until, acks: Vec::new(), oldest: None }
+    }
+
+    /// Returns the times and versions of the invalidations that stand for all.
+    fn invalidations(&self) -> impl Iterator<Item = (RedisTime, Announced)> {
+        self.plain.map(|at| (at, Announced::None)).into_iter().chain(self.announced)
     }
 
     /// Adds an invalidation; returns the number of acknowledgements that it adds.
     fn join(&mut self, at: RedisTime, version: Announced, when: When, acks: impl IntoIterator<Item = Ack>) -> usize {
-        self.at = self.at.max(at);
-        self.version = self.version.and(version);
+        if version.is_none() {
+            self.plain = self.plain.max(Some(at));
+        } else {
+            let (last, announced) = self.announced.unwrap_or((at, version));
+            self.announced = Some((last.max(at), announced.and(version)));
+        }
         if when == When::Urgent {
             self.when = when;
         }
@@ -189,13 +199,15 @@ impl Debounce {
         if due.is_empty() {
             return None;
         }
-        let entries = due.iter().map(|(key, refresh)| Debounced {
-            job: Arc::clone(&refresh.job),
-            key: key.clone(),
-            at: refresh.at,
-            version: refresh.version,
-            when: refresh.when,
-            wait: Duration::ZERO,
+        let entries = due.iter().flat_map(|(key, refresh)| {
+            refresh.invalidations().map(|(at, version)| Debounced {
+                job: Arc::clone(&refresh.job),
+                key: key.clone(),
+                at,
+                version,
+                when: refresh.when,
+                wait: Duration::ZERO,
+            })
         });
         let entries: Vec<Debounced> = entries.collect();
         let mut acks: HashMap<EntryKey, Vec<Ack>> = due.into_iter().map(|(key, refresh)| (key, refresh.acks)).collect();
@@ -211,5 +223,28 @@ impl Debounce {
         }
         acks.into_values().flatten().for_each(Ack::done);
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Version;
+    use crate::job::Jobs;
+
+    #[test]
+    fn a_version_that_joins_hides_no_refresh_without_one() {
+        let text = "key = \"art:{name}\"\n[source]\nkind = \"http\"\nurl = \"http://localhost/{{ name }}\"\n";
+        let jobs = Jobs::parse(&[("art.toml".to_owned(), text.to_owned())], IDLE, &|_| None).unwrap();
+        let (job, key) = (Arc::clone(&jobs.jobs["art"]), EntryKey::new("art:a"));
+        let (first, second) = (RedisTime::from_millis(1), RedisTime::from_millis(2));
+        let (wait, when, version) = (Duration::ZERO, When::Urgent, Announced::AtLeast(Version::new(39)));
+        let debounce = Debounce::default();
+        debounce.add(Debounced { job, key, at: first, version: Announced::None, when, wait }, Vec::new());
+        assert!(debounce.joins("art:a", second, version, &[]));
+
+        let due = debounce.due();
+        let invalidations: Vec<_> = due.iter().flat_map(|(_, refresh)| refresh.invalidations()).collect();
+        assert_eq!(invalidations, [(first, Announced::None), (second, version)]);
     }
 }
