@@ -30,7 +30,7 @@ pub(crate) async fn edit(shared: Shared) {
         publish(&shared, &cache, &publisher, &edit).await;
         let mut world = shared.lock();
         world.busy_editors -= 1;
-        world.is_published(&edit);
+        world.has_published(&edit);
     }
 }
 
@@ -110,7 +110,7 @@ impl World {
         self.tell(format!("editor     saves {name} {names:?} (evicts: {evicts}, bare: {is_bare}, by: {whole}{told})"));
         for name in &names {
             self.named.entry(job.key(name)).or_default().pending += 1;
-            self.is_wanted(name);
+            self.wants(name);
         }
         Some(Edit { job, names, evicts, is_bare, whole, version })
     }
@@ -128,7 +128,7 @@ impl World {
     }
 
     /// Notes that the message of an edit is published.
-    fn is_published(&mut self, edit: &Edit) {
+    fn has_published(&mut self, edit: &Edit) {
         for name in &edit.names {
             let named = self.named.entry(edit.job.key(name)).or_default();
             named.pending -= 1;
@@ -137,7 +137,7 @@ impl World {
     }
 
     /// Notes that a message or a service may make an item's entry due.
-    fn is_wanted(&mut self, name: &str) {
+    fn wants(&mut self, name: &str) {
         if let Some(item) = self.items.get_mut(name) {
             item.unwanted = None;
         }
@@ -164,17 +164,17 @@ pub(crate) async fn load(shared: Shared) {
             (world.around(Duration::from_secs(2)), name, world.random.chance(500).then_some(job))
         };
         sleep(pause).await;
-        shared.lock().is_wanted(&name);
+        shared.lock().wants(&name);
         if let Some(job) = reads {
             let got = caches[&job].get::<Value>(&name).await;
             shared.tell(format!("service    reads {}: {}", job.key(&name), told(got.map_err(|e| e.to_string()))));
-            shared.lock().is_wanted(&name);
+            shared.lock().wants(&name);
             continue;
         }
         let load = || ask(shared.clone(), name.clone());
         let loaded: Result<Value, Arc<String>> = caches[&Job::Art].get_or_load(&name, load).await;
         shared.tell(format!("service    loads {name}: {}", told(loaded.map(Some).map_err(|e| e.to_string()))));
-        shared.lock().is_wanted(&name);
+        shared.lock().wants(&name);
     }
 }
 

@@ -93,7 +93,12 @@ fn art(world: &mut World, redis: &Redis, name: &str) -> Option<(&'static str, St
         );
         return Some((NOT_WRITTEN, told));
     }
-    let lower = before.filter(|(_, before, expires)| versions && revision < *before && redis.now() < *expires);
+    // A value that a service loaded tells no job file, and no version.
+    let has_version = |text: &str| versions && text.contains("\"file\"");
+    let is_lower = |(text, before, expires): &(String, u64, i64)| {
+        has_version(text) && revision < *before && redis.now() < *expires
+    };
+    let lower = before.filter(is_lower);
     lower.map(|(_, before, _)| (NOT_LOWER, format!("{key} became revision {revision}, and had {before}")))
 }
 

@@ -429,8 +429,8 @@ impl Network {
     fn come_up(&mut self) {
         self.shared.tell("redis      is there again");
         self.redis.is_up = true;
-        let now = machine::elapsed();
-        self.unheard.values_mut().for_each(|since| *since = now);
+        // Clients that could not reach it wait for longer and longer before they try again.
+        self.unheard.clear();
         // Clients that gave up meanwhile have sent nothing.
         for socket in self.sockets.values_mut() {
             socket.queue.retain(|batch| batch.to.as_ref().is_none_or(|to| !to.is_closed()));

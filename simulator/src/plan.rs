@@ -187,6 +187,11 @@ impl Plan {
             channel: random.pick(&[0, 0, 500, 1_000]),
             gone: random.pick(&[0, 0, 100]),
         };
+        if is_calm && random.chance(300) {
+            // Nothing but a demand or a message brings an entry back, and entries wait for their upstream.
+            (plan.every, plan.channel, plan.pages, plan.stories) = (None, 0, false, false);
+            (plan.evict, plan.rate) = (plan.evict.max(300), Some("5/s"));
+        }
         if plan.every == Some(RARELY) {
             // Nothing is removed that no warmup would bring back, and nothing new is named.
             plan.fed.clear();

@@ -24,8 +24,8 @@ fn a_seed_gives_the_same_run_each_time() {
 }
 
 #[test]
-fn every_property_holds_for_some_hundred_seeds() {
-    let seeds = std::env::var("SAMOVAR_SIMULATED_SEEDS").unwrap_or_else(|_| "100".to_owned());
+fn every_property_holds_for_the_first_seeds() {
+    let seeds = std::env::var("SAMOVAR_SIMULATED_SEEDS").unwrap_or_else(|_| "40".to_owned());
     let (told, holds) = simulate(&[&seeds]);
     println!("{told}");
     assert!(holds, "{told}");
