@@ -6,9 +6,9 @@ mod support;
 use std::time::{Duration, Instant};
 
 use redis::AsyncTypedCommands;
-use samovar::cache::Cache;
+use samovar::cache::{Cache, Heard};
 use samovar::redis::{Connection, RedisUrl};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{
     Art, Parts, SERVICE, TestRedis, TestSentinels, Upstream, WorkerProcess, eventually, eventually_within,
     number_from_environment, readable, samovar, version,
@@ -73,17 +73,30 @@ async fn a_connection_follows_a_failover() {
 async fn a_master_that_wakes_after_a_failover_is_left_alone() {
     let all = TestSentinels::start().await;
     let mut connection = connected(&all.url()).await.unwrap();
-    let mut subscription = connected(&all.url()).await.unwrap();
+    let cache = Cache::builder(all.url().as_str()).prefix("art").bound(PATIENCE).build().await.unwrap();
+    let mut subscription = cache.subscribe::<String>("news").await;
     leads_to(&mut connection, &all.servers[0]).await;
-    leads_to(&mut subscription, &all.servers[0]).await;
     all.servers[0].freeze();
     all.named(&all.servers[1]).await;
     leads_to(&mut connection, &all.servers[1]).await;
     all.servers[0].thaw();
+    assert_eq!(subscription.next().await, Heard::Gap, "it is made anew, at the new master");
     for n in 0..200 {
         connection.set("counted", n).await.unwrap();
         assert_eq!(all.servers[1].get("counted").await, Some(n.to_string()));
     }
+    all.servers[1].publish("news", "\"here\"").await;
+    assert_eq!(subscription.next().await, Heard::Message("here".to_owned()));
+}
+
+#[tokio::test]
+async fn a_silent_sentinel_delays_nothing() {
+    let mut all = TestSentinels::start().await;
+    all.freeze(0);
+    let mut connection = connected(&all.url()).await.unwrap();
+    leads_to(&mut connection, &all.servers[0]).await;
+    all.servers[0].kill9();
+    leads_to(&mut connection, &all.servers[1]).await;
 }
 
 #[tokio::test]
@@ -95,15 +108,34 @@ async fn a_worker_answers_again_after_a_failover() {
     readable(&all.servers[0], "a").await;
     answers(&all.url(), &all.servers[0], &upstream, "b").await;
     eventually("the replica has it", async || all.servers[1].get("art:b").await.is_some()).await;
-    // Published with a master that has the message on its replica, and dies.
     all.servers[0].kill9();
     let edited = upstream.edit("/art/a");
     all.named(&all.servers[1]).await;
-    // Nobody tells of this edit: a failover makes everything suspect.
+    // Nobody publishes this edit: a failover makes everything suspect.
     version(&all.servers[1], "a", edited).await;
     answers(&all.url(), &all.servers[1], &upstream, "c").await;
     worker.wait_for_log(&["another master"]).await;
     assert!(worker.is_running());
+}
+
+#[tokio::test]
+async fn a_worker_and_a_service_start_without_sentinels() {
+    let (mut all, upstream) = tokio::join!(TestSentinels::start(), Upstream::start());
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    for nth in 0..3 {
+        all.kill9(nth);
+    }
+    let run = samovar(["jobs"]).redis_at(&all.url()).jobs(&jobs).run().await;
+    assert!(run.code == Some(69) && run.stderr.contains("no Sentinel answers"), "{run:?}");
+    let builder = Cache::builder(all.url().as_str()).prefix("art").bound(Duration::from_millis(500));
+    let cache = builder.build().await.unwrap();
+    assert_eq!(cache.get::<u64>("a").await.unwrap(), None);
+    let mut worker = samovar(["worker"]).redis_at(&all.url()).jobs(&jobs).spawn();
+    worker.wait_for_log(&["waits for Redis", "no Sentinel answers"]).await;
+    all.start_again(1);
+    readable(&all.servers[0], "a").await;
+    eventually("the service reads it", async || cache.get::<Value>("a").await.is_ok_and(|a| a.is_some())).await;
 }
 
 /// Publishes to the inbox until a replica has the message too.
@@ -231,6 +263,7 @@ async fn what_is_wrong_with_sentinels_is_told() {
     let url = |login: &str, name: &str, options: &str| {
         format!("redis+sentinel://{login}127.0.0.1:{}/{name}?{options}", all.ports()[0])
     };
+    let plain = TestRedis::options().direct().start().await;
     let login = ":Mpass@";
     let right = "sentinel_password=Spass";
     connected(&url(login, SERVICE, right)).await.unwrap().set("a", 1).await.unwrap();
@@ -240,6 +273,7 @@ async fn what_is_wrong_with_sentinels_is_told() {
         (url(login, SERVICE, "sentinel_password=wrong"), "sentinel_password"),
         (url(":wrong@", SERVICE, right), "authentication failed"),
         ("redis+sentinel://127.0.0.1:1/cache".to_owned(), "no Sentinel answers (127.0.0.1:1"),
+        (format!("redis+sentinel://127.0.0.1:{}/cache", plain.port()), "it is no Sentinel"),
     ] {
         let error = connected(&url).await.unwrap_err().to_string();
         assert!(error.contains(part), "{url}: {error}");

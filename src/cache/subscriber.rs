@@ -11,13 +11,11 @@ use futures_util::{Stream, StreamExt, stream};
 use redis::RedisResult;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::redis::{Connection, Subscribed};
 
-/// The timeout of one attempt to connect and subscribe.
-const CONNECT: Duration = Duration::from_secs(5);
 /// The wait before the second attempt; each later wait doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// The longest wait.
@@ -178,7 +176,6 @@ impl ChannelListener {
     }
 
     async fn subscribe(&mut self) -> RedisResult<Subscribed> {
-        let late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
-        timeout(CONNECT, self.redis.subscribe(&self.channel)).await.unwrap_or_else(late)
+        self.redis.subscribe(&self.channel).await
     }
 }

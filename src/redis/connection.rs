@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{BoxStream, StreamExt};
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, PubSub, PubSubSink};
-use redis::{AsyncConnectionConfig, Client, Cmd, Msg, Pipeline, RedisFuture, RedisResult, ToRedisArgs, Value};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, Msg, Pipeline, RedisError, RedisFuture, RedisResult, ToRedisArgs, Value,
+};
 use tokio::runtime::Handle;
 use tokio_util::context::TokioContext;
 
@@ -43,15 +45,22 @@ const LONGEST_DELAY: Duration = Duration::from_secs(1);
 /// The shortest interval between two reconnects away from a replica. The new connection may reach the same replica.
 const RENEW: Duration = Duration::from_secs(1);
 
+/// The attempts to reconnect to a master that Sentinels named: about five seconds. By then it may be replaced, and a
+/// socket that nobody uses any more ends only with its attempts.
+const ATTEMPTS: usize = 8;
+
 /// The time after which a refused `INFO` is retried, so that a right granted later is used.
 const REFUSED: Duration = Duration::from_secs(60);
 
 /// The prefix of an incarnation that is the digest of a script.
 const SCRIPT: &str = "script:";
 
-/// The error codes of a server that is no master any more, or may be none: a replica that receives a write or has lost
-/// its master, a master that became a replica during a blocking command, one that its replicas have left.
-const NO_MASTER: [&str; 4] = ["READONLY", "MASTERDOWN", "UNBLOCKED", "NOREPLICAS"];
+/// The error codes of a server that is not the master any more: a replica that receives a write or has lost its master,
+/// a master that became a replica during a blocking command.
+const NO_MASTER: [&str; 3] = ["READONLY", "MASTERDOWN", "UNBLOCKED"];
+
+/// The error code of a master that its replicas have left: others may have another master.
+const NO_REPLICAS: &str = "NOREPLICAS";
 
 /// The error code of a command on a key of another type.
 const WRONGTYPE: &str = "WRONGTYPE";
@@ -130,24 +139,36 @@ impl Connection {
 
     fn opened(&self, client: &Client, number: u64) -> RedisResult<Line> {
         let _home = self.home.enter();
-        Ok(Line { manager: manager(client)?, since: Instant::now(), number })
+        let attempts = if self.target.may_move() { ATTEMPTS } else { usize::MAX };
+        Ok(Line { manager: manager(client, attempts)?, since: Instant::now(), number })
     }
 
     /// Reconnects, for all clones, unless the connection is younger than `age`. The next command opens it.
     fn renew(&self, age: Duration) {
-        self.target.doubt();
+        {
+            let _home = self.home.enter();
+            self.target.ask_soon();
+        }
         self.line.lock().unwrap_or_else(PoisonError::into_inner).take_if(|line| line.since.elapsed() >= age);
     }
 
     /// Opens a connection of its own and subscribes to channels.
     ///
     /// # Errors
-    /// Redis cannot be reached, or refuses the user.
+    /// Redis cannot be reached within five seconds, or refuses the user.
     pub(crate) async fn subscribe(&self, channels: impl ToRedisArgs) -> RedisResult<Subscribed> {
-        let (client, moved) = self.target.current().await;
-        let (mut sink, messages) = subscriber(&client).await?.split();
-        sink.subscribe(channels).await?;
-        Ok(Subscribed { sink, messages: messages.take_until(moved.moved()).boxed() })
+        let subscribing = async {
+            let (client, moved) = self.target.current().await;
+            let subscribed = async {
+                let (mut sink, messages) = subscriber(&client).await?.split();
+                sink.subscribe(channels).await?;
+                Ok((sink, messages))
+            };
+            let (sink, messages) = moved.clone().or_moved(subscribed).await?;
+            Ok(Subscribed { sink, messages: messages.take_until(moved.moved()).boxed() })
+        };
+        let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        tokio::time::timeout(CONNECT_TIMEOUT, subscribing).await.unwrap_or_else(late)
     }
 
     /// Returns why a failover would go unnoticed: no Sentinel names the master. `None` if one does, or there are none.
@@ -226,6 +247,16 @@ impl Connection {
         Ok(there == [true])
     }
 
+    /// Leaves a server that seems not to be the master any more.
+    fn notice<'a>(&self, codes: impl IntoIterator<Item = &'a str>, error: Option<&RedisError>) {
+        let is_broken = || self.target.may_move() && error.is_some_and(|e| e.code().is_none());
+        let mut codes = codes.into_iter();
+        let is_sign = |code| NO_MASTER.contains(&code) || (code == NO_REPLICAS && self.target.may_move());
+        if codes.any(is_sign) || is_broken() {
+            self.renew(RENEW);
+        }
+    }
+
     /// Reports keys of the wrong type to `wrong_types`.
     #[must_use]
     pub fn telling(mut self, wrong_types: &WrongTypes) -> Self {
@@ -236,8 +267,9 @@ impl Connection {
     fn timed_out(&self) -> redis::RedisError {
         self.renew(self.timeout);
         let Self { server, timeout, .. } = self;
-        io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {server} within {}", duration::text(*timeout)))
-            .into()
+        let why = self.target.fault().map(|fault| format!(": {fault}")).unwrap_or_default();
+        let what = format!("no answer from {server} within {}{why}", duration::text(*timeout));
+        io::Error::new(io::ErrorKind::TimedOut, what).into()
     }
 }
 
@@ -260,7 +292,7 @@ async fn probe(client: &Client, timeout: Duration) -> RedisResult<()> {
     ping(&mut client.get_multiplexed_async_connection_with_config(&first_try).await?).await
 }
 
-fn manager(client: &Client) -> RedisResult<Manager> {
+fn manager(client: &Client, attempts: usize) -> RedisResult<Manager> {
     #[cfg(feature = "simulation")]
     if let Some(simulated) = simulated::socket(client) {
         return Ok(simulated);
@@ -269,7 +301,7 @@ fn manager(client: &Client) -> RedisResult<Manager> {
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         // `Connection` applies its own timeout to each command.
         .set_response_timeout(None)
-        .set_number_of_retries(usize::MAX)
+        .set_number_of_retries(attempts)
         .set_exponent_base(2.0)
         .set_min_delay(FIRST_DELAY)
         .set_max_delay(LONGEST_DELAY);
@@ -302,9 +334,7 @@ impl ConnectionLike for Connection {
             match tokio::time::timeout(self.timeout, sending).await {
                 Ok(answer) => {
                     let code = answer.as_ref().map_or_else(|e| e.code(), code_of);
-                    if code.is_some_and(|code| NO_MASTER.contains(&code)) {
-                        self.renew(RENEW);
-                    }
+                    self.notice(code, answer.as_ref().err());
                     if code == Some(WRONGTYPE) {
                         self.wrong_types.met(cmd);
                     }
@@ -333,9 +363,7 @@ impl ConnectionLike for Connection {
                         Ok(answers) => answers.iter().filter_map(code_of).collect(),
                         Err(e) => e.code().into_iter().collect(),
                     };
-                    if codes.iter().any(|code| NO_MASTER.contains(code)) {
-                        self.renew(RENEW);
-                    }
+                    self.notice(codes.iter().copied(), answers.as_ref().err());
                     if codes.contains(&WRONGTYPE) {
                         // In a transaction, and where only the first error is reported, any of the commands may have
                         // failed.

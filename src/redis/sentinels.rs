@@ -1,40 +1,45 @@
 //! The master of a service, as its Sentinels name it.
 //!
-//! All Sentinels are asked side by side, each second and whenever a connection sees a sign of a failover. Of their
-//! answers the one with the highest epoch of the configuration holds: a Sentinel that was away names an old master with
-//! a lower one, and is believed only if most of them do so. When another master is named, all connections move there at
-//! once, also from a server that still answers: a master that froze and woke accepts writes that are lost.
+//! Each Sentinel is asked each second, and whenever a connection sees a sign of a failover; a slow one delays no other.
+//! Of their answers the one with the highest epoch of the configuration holds, and of equal ones the most frequent: a
+//! Sentinel that was away names an old master with a lower epoch. A lower epoch is believed when no higher one has been
+//! heard for a minute, because Sentinels that are set up anew count from 0. When another master is named, all
+//! connections move there at once, also from a server that still answers: a master that froze and woke accepts writes
+//! that are lost.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::endpoint::{Address, Endpoint, Login, Tls};
 
-/// The interval between two questions.
+/// The interval between two questions to a Sentinel.
 const ASK: Duration = Duration::from_secs(1);
 /// The shortest interval, however many signs of a failover there are.
 const ASK_SOON: Duration = Duration::from_millis(100);
 /// The time that a Sentinel has for its answer, and for the connection to it.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Questions until Sentinels are asked for each other again.
+/// The time for which an answer counts.
+const FRESH: Duration = Duration::from_secs(3);
+/// The time after which a lower epoch is believed, if no other is heard.
+const BELIEVED: Duration = Duration::from_secs(60);
+/// The interval at which a Sentinel is asked for the others, in questions.
 const PEERS: u32 = 30;
 /// The most Sentinels that are asked, those of the URL first.
 const MOST: usize = 16;
 /// The consequence of silent Sentinels.
 const UNNAMED: &str = "the Sentinels do not name the master, and connections stay where they are";
 
-/// What a URL says of Sentinels.
+/// A service by its URL.
 #[derive(Clone)]
 pub(super) struct Service {
     pub(super) sentinels: Vec<Address>,
@@ -48,15 +53,17 @@ pub(super) struct Service {
 }
 
 /// A master that Sentinels named.
-#[derive(Clone)]
 pub(super) struct Master {
     pub(super) client: Arc<Client>,
     /// The number of changes before it.
     pub(super) number: u64,
-    named: Named,
+    address: Address,
 }
 
-/// What a Sentinel tells of a service or of another Sentinel.
+/// The masters, one after the other.
+pub(super) type Masters = watch::Receiver<Option<Arc<Master>>>;
+
+/// The fields of an answer about a service or a Sentinel.
 type Fields = HashMap<String, String>;
 
 /// An answer of a Sentinel.
@@ -66,23 +73,41 @@ struct Named {
     address: Address,
 }
 
-/// The Sentinels of a service, and the master that they name. The task that asks them ends with the last reference.
+/// The reason why a Sentinel names no master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Fault {
+    /// It does not answer.
+    Silent(String),
+    /// It answers, and people must do something.
+    Refused(String),
+}
+
+/// The Sentinels of a service, and the master that they name. The tasks that ask them end with the last reference.
 pub(super) struct Sentinels {
     service: Service,
-    all: Mutex<Vec<Arc<Sentinel>>>,
-    master: watch::Sender<Option<Master>>,
-    doubt: Notify,
-    /// Why the last question had no answer.
-    fault: Mutex<Option<String>>,
-    asking: Mutex<JoinSet<()>>,
+    state: Mutex<State>,
+    master: watch::Sender<Option<Arc<Master>>>,
+    /// Wakes all tasks.
+    sign: watch::Sender<()>,
+    /// Tells that a Sentinel has answered.
+    answered: watch::Sender<()>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The last answer of each Sentinel that is asked; `None` before the first.
+    answers: BTreeMap<Address, Option<(Instant, Result<Named, Fault>)>>,
+    /// The highest epoch, and when it was last named.
+    epoch: Option<(u64, Instant)>,
+    /// The fault that was logged.
+    logged: Option<String>,
 }
 
 impl Sentinels {
-    pub(super) fn new(service: Service) -> RedisResult<Self> {
-        let all = service.sentinels.iter().map(|address| Sentinel::new(address.clone(), &service));
-        let all = Mutex::new(all.collect::<RedisResult<_>>()?);
-        let (master, _) = watch::channel(None);
-        Ok(Self { service, all, master, doubt: Notify::new(), fault: Mutex::default(), asking: Mutex::default() })
+    pub(super) fn new(service: Service) -> Self {
+        let (master, sign, answered) = (watch::Sender::new(None), watch::Sender::new(()), watch::Sender::new(()));
+        Self { service, state: Mutex::default(), master, sign, answered, tasks: Mutex::default() }
     }
 
     pub(super) fn user(&self) -> Option<&str> {
@@ -93,23 +118,35 @@ impl Sentinels {
         self.service.login.db.into()
     }
 
-    /// Makes the asking task ask at once.
-    pub(super) fn ask_soon(&self) {
-        self.doubt.notify_one();
+    /// Asks at once. Call it on a runtime: it starts the tasks again if theirs ended.
+    pub(super) fn ask_soon(self: &Arc<Self>) {
+        self.ask_on();
+        self.sign.send_replace(());
     }
 
-    /// Starts to ask on this runtime, unless a task does already.
+    /// Starts to ask on the current runtime, unless tasks do already.
     pub(super) fn ask_on(self: &Arc<Self>) {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        // It ended if its runtime did.
-        while asking.try_join_next().is_some() {}
-        if asking.is_empty() {
-            asking.spawn(keep_asking(Arc::downgrade(self)));
+        let mut tasks = self.tasks();
+        while tasks.try_join_next().is_some() {}
+        if tasks.is_empty() {
+            self.state().answers.clear();
+            self.ask_also(self.service.sentinels.iter(), &mut tasks);
         }
     }
 
-    /// Waits until a master is known; returns it, and what tells of its successors.
-    pub(super) async fn master(&self) -> (Master, watch::Receiver<Option<Master>>) {
+    /// Asks these Sentinels as well.
+    fn ask_also<'a>(self: &Arc<Self>, addresses: impl Iterator<Item = &'a Address>, tasks: &mut JoinSet<()>) {
+        let mut state = self.state();
+        for address in addresses {
+            if state.answers.len() < MOST && !state.answers.contains_key(address) {
+                state.answers.insert(address.clone(), None);
+                tasks.spawn(keep_asking(Arc::downgrade(self), address.clone()));
+            }
+        }
+    }
+
+    /// Waits until a master is known; returns it, and the receiver of those after it.
+    pub(super) async fn master(&self) -> (Arc<Master>, Masters) {
         let mut masters = self.master.subscribe();
         loop {
             let known = masters.borrow_and_update().clone();
@@ -121,107 +158,145 @@ impl Sentinels {
         }
     }
 
-    /// Returns the master, and asks for it if none is known.
+    /// Returns the master. If none is known, waits until Sentinels have answered.
     ///
     /// # Errors
-    /// No Sentinel answers, or none knows the service.
-    pub(super) async fn find(&self) -> RedisResult<Master> {
-        if let Some(master) = self.master.borrow().clone() {
-            return Ok(master);
-        }
-        self.ask().await?;
-        Ok(self.master().await.0)
-    }
-
-    /// Asks all Sentinels, and moves to the master that they name.
-    async fn ask(&self) -> RedisResult<()> {
-        let all = self.all().clone();
-        let name = &self.service.name;
-        let answers = join_all(all.iter().map(|sentinel| async move { (sentinel, sentinel.ask(name).await) })).await;
-        let named = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()?.as_ref()).max().cloned();
-        let answered = answers.iter().filter(|(_, answer)| answer.is_ok()).count();
-        match named {
-            Some(named) => self.follow(named, 2 * answered > all.len()),
-            None => Err(self.nameless(answers).await),
-        }
-    }
-
-    /// Moves to this master, unless a few Sentinels name it that know an older configuration.
-    fn follow(&self, named: Named, most_answered: bool) -> RedisResult<()> {
-        let before = self.master.borrow().as_ref().map(|master| (master.named.clone(), master.number));
-        if let Some((before, _)) = &before {
-            if before.address == named.address {
-                self.master.send_if_modified(|master| {
-                    if let Some(master) = master {
-                        master.named = named;
-                    }
-                    false
-                });
-                return Ok(());
-            }
-            if named.epoch < before.epoch && !most_answered {
-                return Ok(());
-            }
-        }
-        let client = Endpoint::Tcp(named.address.clone(), self.service.tls.clone()).client(&self.service.login)?;
-        let number = before.as_ref().map_or(1, |(_, number)| number + 1);
-        if let Some((before, _)) = before {
-            let (service, now) = (&self.service.name, &named.address);
-            info!(service, "the Sentinels name another master: {now} instead of {}", before.address);
-        }
-        self.master.send_replace(Some(Master { client: Arc::new(client), number, named }));
-        Ok(())
-    }
-
-    /// Returns why no Sentinel names a master: an answer rather than a silence.
-    async fn nameless(&self, answers: Vec<(&Arc<Sentinel>, RedisResult<Option<Named>>)>) -> RedisError {
-        let mut silent = Vec::new();
-        for (sentinel, answer) in answers {
-            match answer {
-                Ok(_) => {
-                    let (name, known) = (&self.service.name, sentinel.services().await.unwrap_or_default());
-                    let what = format!("the Sentinel {} knows {}, not `{name}`", sentinel.address, listed(&known));
-                    return (ErrorKind::InvalidClientConfig, "Sentinel", what).into();
+    /// None of them names it.
+    pub(super) async fn find(&self) -> RedisResult<Arc<Master>> {
+        let mut answered = self.answered.subscribe();
+        let named = async {
+            loop {
+                if let Some(master) = self.master.borrow().clone() {
+                    return Ok(master);
                 }
-                Err(e) if e.code().is_some() || e.kind() == ErrorKind::AuthenticationFailed => {
-                    let what = format!(
-                        "{}: {e}; the login of Sentinels is apart from that of the master: sentinel_user and \
-                         sentinel_password in the URL",
-                        sentinel.address
-                    );
-                    return (ErrorKind::AuthenticationFailed, "Sentinel", what).into();
+                if let Some(fault) = self.state().fault() {
+                    return Err(fault.into());
                 }
-                Err(e) => silent.push(format!("{}: {e}", sentinel.address)),
+                // The sender is `self`, so this cannot fail.
+                let _ = answered.changed().await;
             }
-        }
-        let what = format!("no Sentinel answers ({})", silent.join("; "));
-        io::Error::new(io::ErrorKind::NotConnected, what).into()
-    }
-
-    /// Adds the Sentinels that these ones know: those of the URL may go one by one.
-    async fn learn_peers(&self) {
-        let all = self.all().clone();
-        let asked = join_all(all.iter().map(|sentinel| sentinel.peers(&self.service.name))).await;
-        let known: BTreeSet<Address> = all.iter().map(|sentinel| sentinel.address.clone()).collect();
-        let peers: BTreeSet<Address> = asked.into_iter().flatten().flatten().collect();
-        let mut all = self.all();
-        for address in peers.difference(&known) {
-            if all.len() < MOST
-                && let Ok(sentinel) = Sentinel::new(address.clone(), &self.service)
-            {
-                all.push(sentinel);
-            }
-        }
-    }
-
-    fn all(&self) -> MutexGuard<'_, Vec<Arc<Sentinel>>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        timeout(2 * FRESH, named).await.unwrap_or_else(late)
     }
 
     /// Returns why the Sentinels do not name the master; `None` if they do.
     pub(super) fn fault(&self) -> Option<String> {
-        let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-        fault.as_ref().map(|fault| format!("{UNNAMED}: {fault}"))
+        let mut state = self.state();
+        let fault = state.fault().map(|fault| format!("{UNNAMED}: {fault}"));
+        match (&fault, &state.logged) {
+            (Some(fault), None) => warn!(service = self.service.name, "{fault}"),
+            (None, Some(_)) => info!(service = self.service.name, "the Sentinels name the master again"),
+            _ => {}
+        }
+        state.logged.clone_from(&fault);
+        fault
+    }
+
+    /// Takes an answer into account.
+    fn heard(&self, from: &Address, answer: Result<Named, Fault>) {
+        let mut state = self.state();
+        let now = Instant::now();
+        if let Some(last) = state.answers.get_mut(from) {
+            *last = Some((now, answer));
+        }
+        let current = self.master.borrow().clone();
+        let Some(named) = state.chosen(current.as_ref().map(|master| &master.address), now) else { return };
+        if current.as_ref().is_some_and(|master| master.address == named) {
+            return;
+        }
+        let endpoint = Endpoint::Tcp(named.clone(), self.service.tls.clone());
+        // The certificates were read with the URL, so this cannot fail.
+        let Ok(client) = endpoint.client(&self.service.login) else { return };
+        if let Some(before) = &current {
+            let (service, before) = (&self.service.name, &before.address);
+            info!(service, "the Sentinels name another master: {named} instead of {before}");
+        }
+        let number = current.map_or(1, |before| before.number + 1);
+        self.master.send_replace(Some(Arc::new(Master { client: Arc::new(client), number, address: named })));
+    }
+
+    /// Asks the other Sentinels that one knows, and no longer those that none knows.
+    fn learn(self: &Arc<Self>, peers: &[Address]) {
+        let mut tasks = self.tasks();
+        let now = Instant::now();
+        self.state().answers.retain(|address, answer| {
+            let answers = answer.as_ref().is_none_or(|(at, answer)| answer.is_ok() && now - *at < FRESH);
+            answers || self.service.sentinels.contains(address) || peers.contains(address)
+        });
+        self.ask_also(peers.iter(), &mut tasks);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Returns the master that counts: the highest epoch, then the most Sentinels, then the current one.
+    fn chosen(&mut self, current: Option<&Address>, now: Instant) -> Option<Address> {
+        let mut votes: BTreeMap<&Named, usize> = BTreeMap::new();
+        for (at, answer) in self.answers.values().flatten() {
+            if let Ok(named) = answer
+                && now - *at < FRESH
+            {
+                *votes.entry(named).or_default() += 1;
+            }
+        }
+        let best = |(named, count): &(&Named, usize)| (named.epoch, *count, Some(&named.address) == current);
+        let (named, _) = votes.into_iter().max_by_key(best)?;
+        match self.epoch {
+            Some((highest, at)) if named.epoch < highest && now - at < BELIEVED => return None,
+            _ => self.epoch = Some((named.epoch, now)),
+        }
+        Some(named.address.clone())
+    }
+
+    /// Returns why no answer counts; `None` while the first answer of one is awaited.
+    fn fault(&self) -> Option<Fault> {
+        let now = Instant::now();
+        if self.answers.values().any(Option::is_none) {
+            return None;
+        }
+        let fresh = |at: &Instant| now - *at < FRESH;
+        let named =
+            self.answers.values().flatten().filter_map(|(at, answer)| answer.as_ref().ok().filter(|_| fresh(at)));
+        if let Some(epoch) = named.map(|named| named.epoch).max() {
+            let older = self.epoch.is_some_and(|(highest, _)| epoch < highest);
+            return older.then(|| Fault::Silent("those that answer know an older configuration only".into()));
+        }
+        let told = |refused: bool| {
+            let told = self.answers.iter().filter_map(move |(address, answer)| match answer {
+                Some((_, Err(Fault::Refused(why)))) => refused.then(|| format!("{address}: {why}")),
+                Some((_, Err(Fault::Silent(why)))) => (!refused).then(|| format!("{address}: {why}")),
+                Some((_, Ok(_))) | None => (!refused).then(|| format!("{address}: no answer")),
+            });
+            told.collect::<Vec<_>>()
+        };
+        let (refused, silent) = (told(true), told(false));
+        let all = [refused.clone(), silent.clone()].concat().join("; ");
+        let is_refused = refused.len() > silent.len();
+        Some(if is_refused { Fault::Refused(all) } else { Fault::Silent(format!("no Sentinel answers ({all})")) })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Silent(why) | Self::Refused(why)) = self;
+        f.write_str(why)
+    }
+}
+
+impl From<Fault> for RedisError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Silent(why) => io::Error::new(io::ErrorKind::NotConnected, why).into(),
+            Fault::Refused(why) => (ErrorKind::InvalidClientConfig, "Sentinel", why).into(),
+        }
     }
 }
 
@@ -242,93 +317,103 @@ pub(super) fn listed(services: &[String]) -> String {
     if services.is_empty() { "no service".into() } else { services.join(", ") }
 }
 
-/// Asks until the last reference is gone.
-async fn keep_asking(sentinels: Weak<Sentinels>) {
-    let mut asked = 0_u32;
+/// Asks one Sentinel until it is no longer one of those to ask.
+async fn keep_asking(sentinels: Weak<Sentinels>, address: Address) {
+    let (mut connection, mut asked) = (None, 0_u32);
     while let Some(sentinels) = sentinels.upgrade() {
-        let fault = sentinels.ask().await.err().map(|e| e.to_string());
-        let is_well = fault.is_none();
-        let before =
-            std::mem::replace(&mut *sentinels.fault.lock().unwrap_or_else(PoisonError::into_inner), fault.clone());
-        let service = &sentinels.service.name;
-        match (fault, before) {
-            (Some(e), None) => warn!(service, "{UNNAMED}: {e}"),
-            (None, Some(_)) => info!(service, "the Sentinels name the master again"),
-            _ => {}
+        if !sentinels.state().answers.contains_key(&address) {
+            return;
         }
-        if is_well && asked.is_multiple_of(PEERS) {
-            sentinels.learn_peers().await;
+        let (service, mut sign) = (&sentinels.service, sentinels.sign.subscribe());
+        let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        let answer = timeout(PATIENCE, ask(&mut connection, &address, service)).await.unwrap_or_else(late);
+        let is_well = answer.is_ok();
+        let answer = match answer {
+            Ok(Some(named)) => Ok(named),
+            Ok(None) => Err(unknown(connection.as_mut(), &service.name).await),
+            Err(e) => Err(refused(&e)),
+        };
+        sentinels.heard(&address, answer);
+        sentinels.fault();
+        sentinels.answered.send_replace(());
+        if !is_well {
+            connection = None;
+        } else if asked.is_multiple_of(PEERS)
+            && let Some(connection) = &mut connection
+            && let Ok(Ok(peers)) = timeout(PATIENCE, peers(connection, &service.name)).await
+        {
+            sentinels.learn(&peers);
         }
         asked = asked.wrapping_add(u32::from(is_well));
         sleep(ASK_SOON).await;
-        let _ = timeout(ASK.saturating_sub(ASK_SOON), sentinels.doubt.notified()).await;
+        let _ = timeout(ASK.saturating_sub(ASK_SOON), sign.changed()).await;
     }
 }
 
-/// One Sentinel, with a connection that is opened when it is needed.
-struct Sentinel {
-    address: Address,
-    client: Client,
-    connection: tokio::sync::Mutex<Option<MultiplexedConnection>>,
+/// Returns the master that a Sentinel names; `None` if it does not know the service.
+async fn ask(
+    connection: &mut Option<MultiplexedConnection>,
+    address: &Address,
+    service: &Service,
+) -> RedisResult<Option<Named>> {
+    let connection = match connection {
+        Some(connection) => connection,
+        None => {
+            let client =
+                Endpoint::Tcp(address.clone(), service.sentinel_tls.clone()).client(&service.sentinel_login)?;
+            let bounds = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(PATIENCE))
+                .set_response_timeout(Some(PATIENCE));
+            connection.insert(client.get_multiplexed_async_connection_with_config(&bounds).await?)
+        }
+    };
+    let mut question = redis::pipe();
+    question.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&service.name);
+    // Its address is that of before a failover until all replicas follow, but it has the epoch.
+    question.cmd("SENTINEL").arg("MASTER").arg(&service.name).ignore_errors();
+    let (address, master): (RedisResult<Option<(String, u16)>>, RedisResult<Fields>) =
+        question.query_async(connection).await?;
+    let epoch = master.ok().and_then(|master| master.get("config-epoch")?.parse().ok()).unwrap_or_default();
+    Ok(address?.map(|(host, port)| Named { epoch, address: Address { host, port } }))
 }
 
-impl Sentinel {
-    fn new(address: Address, service: &Service) -> RedisResult<Arc<Self>> {
-        let endpoint = Endpoint::Tcp(address.clone(), service.sentinel_tls.clone());
-        let client = endpoint.client(&service.sentinel_login)?;
-        Ok(Arc::new(Self { address, client, connection: tokio::sync::Mutex::default() }))
-    }
-
-    /// Returns the master of the service that this Sentinel names; `None` if it does not know the service.
-    async fn ask(&self, service: &str) -> RedisResult<Option<Named>> {
-        let mut question = redis::pipe();
-        question.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(service);
-        // Its address is that of before a failover until all replicas follow, but it has the epoch.
-        question.cmd("SENTINEL").arg("MASTER").arg(service).ignore_errors();
-        let (address, master): (RedisResult<Option<(String, u16)>>, RedisResult<Fields>) =
-            self.send(async |connection| question.query_async(connection).await).await?;
-        let epoch = master.ok().and_then(|master| master.get("config-epoch")?.parse().ok()).unwrap_or_default();
-        Ok(address?.map(|(host, port)| Named { epoch, address: Address { host, port } }))
-    }
-
-    /// Returns the addresses of the other Sentinels of the service; none without a right to the question.
-    async fn peers(&self, service: &str) -> RedisResult<Vec<Address>> {
-        let mut question = redis::cmd("SENTINEL");
-        question.arg("SENTINELS").arg(service);
-        let peers: Vec<Fields> = self.send(async |connection| question.query_async(connection).await).await?;
-        let address =
-            |peer: &Fields| Some(Address { host: peer.get("ip")?.clone(), port: peer.get("port")?.parse().ok()? });
-        Ok(peers.iter().filter_map(address).collect())
-    }
-
-    /// Returns the names of the services that this Sentinel knows.
-    async fn services(&self) -> RedisResult<Vec<String>> {
-        self.send(async |connection| services(connection).await).await
-    }
-
-    /// Sends a question. A connection that fails is dropped, and the next question opens another.
-    async fn send<T>(
-        &self,
-        question: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
-    ) -> RedisResult<T> {
-        let mut held = self.connection.lock().await;
-        let asking = async {
-            let mut connection = match held.take() {
-                Some(connection) => connection,
-                None => {
-                    let bounds = AsyncConnectionConfig::new()
-                        .set_connection_timeout(Some(PATIENCE))
-                        .set_response_timeout(Some(PATIENCE));
-                    self.client.get_multiplexed_async_connection_with_config(&bounds).await?
-                }
-            };
-            let answer = question(&mut connection).await;
-            if answer.as_ref().err().is_none_or(|e| e.code().is_some()) {
-                *held = Some(connection);
-            }
-            answer
-        };
-        let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
-        timeout(2 * PATIENCE, asking).await.unwrap_or_else(late)
-    }
+/// Returns the addresses of the other Sentinels of the service that a Sentinel hears.
+async fn peers(connection: &mut MultiplexedConnection, service: &str) -> RedisResult<Vec<Address>> {
+    let peers: Vec<Fields> = redis::cmd("SENTINEL").arg("SENTINELS").arg(service).query_async(connection).await?;
+    let is_heard = |peer: &&Fields| {
+        peer.get("flags").is_none_or(|flags| !flags.split(',').any(|flag| matches!(flag, "s_down" | "disconnected")))
+    };
+    let address = |peer: &Fields| {
+        let port = peer.get("port")?.parse().ok().filter(|port| *port != 0)?;
+        Some(Address { host: peer.get("ip")?.clone(), port })
+    };
+    Ok(peers.iter().filter(is_heard).filter_map(address).collect())
 }
+
+/// Returns the fault of a Sentinel that does not know the service.
+async fn unknown(connection: Option<&mut MultiplexedConnection>, service: &str) -> Fault {
+    let known = match connection {
+        Some(connection) => timeout(PATIENCE, services(connection)).await.map(Result::unwrap_or_default),
+        None => Ok(Vec::new()),
+    };
+    Fault::Refused(format!("it knows {}, not `{service}`", listed(&known.unwrap_or_default())))
+}
+
+/// Returns the fault that an error means.
+fn refused(error: &RedisError) -> Fault {
+    let is_login =
+        error.kind() == ErrorKind::AuthenticationFailed || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"));
+    let remedy = if is_login {
+        "Sentinels have a login of their own: sentinel_user and sentinel_password in the URL"
+    } else if error.code() == Some("NOPERM") {
+        "docs/redis.md has the rights that a user of Sentinels needs"
+    } else if error.to_string().contains("unknown command") {
+        "it is no Sentinel; their usual port is 26379"
+    } else {
+        return Fault::Silent(error.to_string());
+    };
+    Fault::Refused(format!("{error}; {remedy}"))
+}
+
+#[cfg(test)]
+mod tests;

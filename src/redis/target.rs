@@ -1,15 +1,14 @@
-//! The server to which connections lead: always the same one, or the master that Sentinels name.
+//! The server to which connections lead: the one of the URL, or the master that Sentinels name.
 
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
 
 use redis::{Client, RedisResult};
-use tokio::sync::watch;
 
-use super::sentinels::{Master, Sentinels};
+use super::sentinels::{Masters, Sentinels};
 
-/// Where connections lead. Cheap to clone.
+/// The server to which connections lead. Cheap to clone.
 #[derive(Clone)]
 pub(super) enum Target {
     Server(Arc<Client>),
@@ -17,14 +16,13 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// Returns a client of the current server, and what tells when another server takes its place. Waits while
-    /// Sentinels have named none yet.
+    /// Returns a client of the current server, and waits for its end. Waits while Sentinels have named none yet.
     pub(super) async fn current(&self) -> (Arc<Client>, Moved) {
         match self {
             Self::Server(client) => (Arc::clone(client), Moved(None)),
             Self::Master(sentinels) => {
                 let (master, masters) = sentinels.master().await;
-                (master.client, Moved(Some((master.number, masters))))
+                (Arc::clone(&master.client), Moved(Some((master.number, masters))))
             }
         }
     }
@@ -36,12 +34,17 @@ impl Target {
     pub(super) async fn find(&self) -> RedisResult<Arc<Client>> {
         match self {
             Self::Server(client) => Ok(Arc::clone(client)),
-            Self::Master(sentinels) => Ok(sentinels.find().await?.client),
+            Self::Master(sentinels) => Ok(Arc::clone(&sentinels.find().await?.client)),
         }
     }
 
+    /// Returns `true` if the server may be replaced.
+    pub(super) fn may_move(&self) -> bool {
+        matches!(self, Self::Master(_))
+    }
+
     /// Asks Sentinels for the master at once: a sign was seen that it is another one.
-    pub(super) fn doubt(&self) {
+    pub(super) fn ask_soon(&self) {
         if let Self::Master(sentinels) = self {
             sentinels.ask_soon();
         }
@@ -72,8 +75,9 @@ impl Target {
     }
 }
 
-/// Tells when connections lead to another server than the one that it was made for.
-pub(super) struct Moved(Option<(u64, watch::Receiver<Option<Master>>)>);
+/// Waits for the end of a server: connections lead to another one.
+#[derive(Clone)]
+pub(super) struct Moved(Option<(u64, Masters)>);
 
 impl Moved {
     /// Returns the number of the server: it grows each time that another one takes its place.
@@ -84,8 +88,7 @@ impl Moved {
     /// Waits until another server has taken its place.
     pub(super) async fn moved(self) {
         if let Some((number, mut masters)) = self.0 {
-            let is_another = |master: &Option<Master>| master.as_ref().is_some_and(|master| master.number != number);
-            if masters.wait_for(is_another).await.is_ok() {
+            if masters.wait_for(|now| now.as_ref().is_some_and(|now| now.number != number)).await.is_ok() {
                 return;
             }
         }
@@ -104,7 +107,7 @@ impl Moved {
             biased;
             answer = answer => answer,
             () = self.moved() => {
-                Err(io::Error::new(io::ErrorKind::ConnectionReset, "the master has changed meanwhile").into())
+                Err(io::Error::new(io::ErrorKind::ConnectionReset, "another server is the master now").into())
             }
         }
     }

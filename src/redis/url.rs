@@ -24,8 +24,8 @@ const DEFAULT_SENTINEL_PORT: u16 = 26379;
 
 const FORM: &str = "write redis://[[user]:password@]host[:port][/db], and percent-encode special characters in the \
                     password (`/` as %2F, `@` as %40, `%` as %25)";
-pub(super) const SENTINEL_FORM: &str = "write redis+sentinel://[[user]:password@]sentinel1[:port],sentinel2[:port]/NAME[/db], \
-                             where NAME is the master's in `sentinel monitor NAME …`";
+pub(super) const SENTINEL_FORM: &str = "write redis+sentinel://[[user]:password@]host[:port],host[:port]/NAME[/db], where NAME \
+                                        is that of `sentinel monitor NAME …`";
 
 /// The address and credentials of a Redis server, or of the Sentinels that name it. `Display` and `Debug` never show
 /// the password.
@@ -38,11 +38,11 @@ pub struct RedisUrl {
 #[derive(Clone)]
 enum Servers {
     One(Endpoint),
-    Sentinels(Arc<Watched>),
+    Sentinels(Arc<Shared>),
 }
 
-/// A service, and its Sentinels while connections use them: all connections to one URL share them.
-struct Watched {
+/// A service, and its Sentinels while connections use them: all connections of one value and its clones share them.
+struct Shared {
     service: Service,
     sentinels: Mutex<Weak<Sentinels>>,
 }
@@ -67,8 +67,8 @@ impl fmt::Display for RedisUrl {
             Servers::One(Endpoint::Tcp(address, tls)) => {
                 write!(f, "{}://{login}{address}/{}", scheme(tls), login.db)
             }
-            Servers::Sentinels(watched) => {
-                let Service { sentinels, name, tls, .. } = &watched.service;
+            Servers::Sentinels(shared) => {
+                let Service { sentinels, name, tls, .. } = &shared.service;
                 let sentinels: Vec<String> = sentinels.iter().map(Address::to_string).collect();
                 write!(f, "{}+sentinel://{login}{}/{name}/{}", scheme(tls), sentinels.join(","), login.db)
             }
@@ -87,6 +87,12 @@ impl RedisUrl {
         let text = text.trim();
         let (first, hosts) = split_hosts(text);
         let url = Url::parse(&first).map_err(|error| fault(text, format!("is not a URL ({error}); {FORM}")))?;
+        if matches!(url.scheme(), "redis-sentinel" | "rediss-sentinel") {
+            return Err(fault(text, format!("is of another client's form; {SENTINEL_FORM}")));
+        }
+        if hosts.is_empty() {
+            return Err(fault(text, format!("names no host; {FORM}")));
+        }
         if url.fragment().is_some() {
             let remedy = "to trust a private certificate authority, set SAMOVAR_REDIS_CA to its PEM file";
             return Err(fault(text, format!("has a fragment (`#…`), which is not supported; {remedy}")));
@@ -117,7 +123,10 @@ impl RedisUrl {
                 let remedy = format!("give each its port, or {SENTINEL_FORM}");
                 Err(fault(text, format!("lists several hosts and does not tell whether they are Sentinels; {remedy}")))
             }
-            _ => Err(fault(text, "names a Cluster, which is not supported yet; give the URL of one server".into())),
+            _ => {
+                let remedy = format!("give the URL of one server or, if the hosts are Sentinels, {SENTINEL_FORM}");
+                Err(fault(text, format!("names a Cluster, which is not supported yet; {remedy}")))
+            }
         }
     }
 
@@ -145,7 +154,7 @@ impl RedisUrl {
     fn by_sentinels(text: &str, url: &Url, hosts: &[&str], name: Option<&str>, tls: Tls) -> Result<Self, UrlError> {
         let sentinels = hosts.iter().map(|host| {
             let of_host = Url::parse(&format!("redis://{host}"));
-            let of_host = of_host.map_err(|e| fault(text, format!("lists a host that is none ({e}); {SENTINEL_FORM}")));
+            let of_host = of_host.map_err(|e| fault(text, format!("lists an invalid host ({e}); {SENTINEL_FORM}")));
             address(text, &of_host?, DEFAULT_SENTINEL_PORT)
         });
         let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
@@ -165,8 +174,8 @@ impl RedisUrl {
         let sentinel_login = options.sentinel_login.clone();
         let login = options.login(text, url)?;
         let service = Service { sentinels, name, sentinel_login, sentinel_tls, login: login.clone(), tls };
-        let watched = Watched { service, sentinels: Mutex::new(Weak::new()) };
-        Ok(Self { servers: Servers::Sentinels(Arc::new(watched)), login })
+        let shared = Shared { service, sentinels: Mutex::new(Weak::new()) };
+        Ok(Self { servers: Servers::Sentinels(Arc::new(shared)), login })
     }
 
     fn over_unix_socket(text: &str, url: &Url) -> Result<Self, UrlError> {
@@ -200,18 +209,15 @@ impl RedisUrl {
         }
     }
 
-    /// Returns where connections lead. Sentinels are asked from now on, by a task on the current runtime.
+    /// Returns the server to which connections lead. Sentinels are asked from now on, by a task on the current runtime.
     fn target(&self) -> RedisResult<Target> {
-        let watched = match &self.servers {
+        let shared = match &self.servers {
             Servers::One(endpoint) => return Ok(Target::Server(Arc::new(endpoint.client(&self.login)?))),
-            Servers::Sentinels(watched) => watched,
+            Servers::Sentinels(shared) => shared,
         };
-        let mut shared = watched.sentinels.lock().unwrap_or_else(PoisonError::into_inner);
-        let sentinels = match shared.upgrade() {
-            Some(sentinels) => sentinels,
-            None => Arc::new(Sentinels::new(watched.service.clone())?),
-        };
-        *shared = Arc::downgrade(&sentinels);
+        let mut used = shared.sentinels.lock().unwrap_or_else(PoisonError::into_inner);
+        let sentinels = used.upgrade().unwrap_or_else(|| Arc::new(Sentinels::new(shared.service.clone())));
+        *used = Arc::downgrade(&sentinels);
         sentinels.ask_on();
         Ok(Target::Master(sentinels))
     }

@@ -125,8 +125,7 @@ impl Misses {
     /// Listens until the connection ends or another worker is elected.
     async fn listen(&self, backoff: &mut Backoff) -> RedisResult<()> {
         let channel = format!("__keyevent@{}__:keymiss", self.redis.get_db());
-        let subscribed = tokio::time::timeout(Duration::from_secs(5), self.redis.subscribe(channel));
-        let mut subscribed = subscribed.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+        let mut subscribed = self.redis.subscribe(channel).await?;
         self.switch_on().await?;
         backoff.well();
         let mut misses = Heard::default();

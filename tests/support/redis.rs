@@ -90,7 +90,7 @@ impl RedisOptions {
         for _ in 0..20 {
             server.port = free_port();
             if server.launch().await {
-                if sentinels::are_wanted() && server.options.tls.is_none() && !server.options.is_direct {
+                if sentinels::are_used() && server.options.tls.is_none() && !server.options.is_direct {
                     server.sentinel = Some(Sentinel::launch(&server, None, 1));
                 }
                 return server;

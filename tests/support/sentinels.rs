@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Child;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use redis::FromRedisValue;
 use samovar::redis::RedisUrl;
 use tempfile::TempDir;
@@ -18,7 +20,7 @@ const SENTINELS: usize = 3;
 const QUORUM: usize = 2;
 
 /// Returns `true` if the tests shall reach their servers through Sentinels.
-pub(super) fn are_wanted() -> bool {
+pub(super) fn are_used() -> bool {
     match std::env::var("SAMOVAR_TEST_TOPOLOGY").as_deref() {
         Ok("sentinel") => true,
         Ok("single") | Err(_) => false,
@@ -38,7 +40,7 @@ pub struct TestSentinels {
 pub(super) struct Sentinel {
     child: Child,
     pub(super) port: u16,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl TestSentinels {
@@ -87,6 +89,17 @@ impl TestSentinels {
         let child = &mut self.sentinels[nth].child;
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Makes a Sentinel hang, until it ends.
+    pub fn freeze(&self, nth: usize) {
+        kill(Pid::from_raw(self.sentinels[nth].child.id().cast_signed()), Signal::SIGSTOP).unwrap();
+    }
+
+    /// Starts a Sentinel again that was ended, with what it knew.
+    pub fn start_again(&mut self, nth: usize) {
+        let Sentinel { child, folder, .. } = &mut self.sentinels[nth];
+        *child = spawn_server(&["sentinel.conf", "--sentinel"], &[], folder);
     }
 
     /// Waits until all Sentinels that answer name this server as the master.
@@ -138,7 +151,7 @@ impl Sentinel {
         let file: PathBuf = folder.path().join("sentinel.conf");
         std::fs::write(&file, settings).unwrap();
         let child = spawn_server(&["sentinel.conf", "--sentinel"], &[], &folder);
-        Self { child, port, _folder: folder }
+        Self { child, port, folder }
     }
 }
 

@@ -1,8 +1,8 @@
 //! `samovar demo`: a one-minute run of Samovar, measured against two alternatives.
 //!
 //! Each contender has its own Redis and museum. All get the same reads and edits at the same times, a worker is killed,
-//! and every Redis is killed, and restarted or replaced by its replica. Every number on the screen is measured in this run. All started processes end with the
-//! demo, however it ends.
+//! and every Redis is killed, and restarted or replaced by its replica. Every number on the screen is measured in this
+//! run. All started processes end with the demo, however it ends.
 
 mod catalogue;
 mod contender;

@@ -37,11 +37,11 @@ pub(super) enum Topology {
 /// A contender's Redis.
 pub(super) struct Site {
     master: Server,
-    watched: Option<Watched>,
+    pair: Option<Pair>,
 }
 
 /// A master's replica, and the Sentinels of both.
-struct Watched {
+struct Pair {
     replica: Server,
     sentinels: Vec<Sentinel>,
 }
@@ -65,7 +65,7 @@ impl Site {
         };
         let master = Server::start(program, &place("master")?, minder).await?;
         if topology == Topology::Single {
-            return Ok(Self { master, watched: None });
+            return Ok(Self { master, pair: None });
         }
         let replica = Server::start(program, &place("replica")?, minder).await?;
         let mut connection = replica.url().client()?.get_multiplexed_async_connection().await?;
@@ -79,13 +79,13 @@ impl Site {
             eventually("its Sentinels do not find the replica and each other", async || sentinel.is_ready().await)
                 .await?;
         }
-        Ok(Self { master, watched: Some(Watched { replica, sentinels }) })
+        Ok(Self { master, pair: Some(Pair { replica, sentinels }) })
     }
 
     /// Returns the URL for clients.
     pub(super) fn url(&self) -> anyhow::Result<RedisUrl> {
-        let Some(watched) = &self.watched else { return Ok(self.master.url()) };
-        let sentinels: Vec<String> = watched.sentinels.iter().map(|one| format!("127.0.0.1:{}", one.port)).collect();
+        let Some(pair) = &self.pair else { return Ok(self.master.url()) };
+        let sentinels: Vec<String> = pair.sentinels.iter().map(|one| format!("127.0.0.1:{}", one.port)).collect();
         Ok(RedisUrl::parse(&format!("redis+sentinel://{}/{SERVICE}", sentinels.join(",")), None)?)
     }
 
@@ -99,18 +99,25 @@ impl Site {
         self.master.kill9();
     }
 
-    /// Restarts the master on its data, or waits until the Sentinels have promoted the replica, and then starts the
-    /// old master, which becomes the replica.
+    /// Restarts the master on its data, or waits until the Sentinels have promoted the replica.
     pub(super) async fn recover(&mut self) -> anyhow::Result<()> {
-        if let Some(Watched { replica, sentinels }) = &mut self.watched {
+        if let Some(Pair { replica, sentinels }) = &mut self.pair {
             let port = replica.port();
             for sentinel in &*sentinels {
                 eventually("its Sentinels do not promote the replica", async || sentinel.names(port).await).await?;
             }
             std::mem::swap(&mut self.master, replica);
-            return replica.start_again().await;
+            return Ok(());
         }
         self.master.start_again().await
+    }
+
+    /// Starts the old master, which becomes the replica.
+    pub(super) async fn replenish(&mut self) -> anyhow::Result<()> {
+        match &mut self.pair {
+            Some(Pair { replica, .. }) => replica.start_again().await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -228,7 +228,9 @@ impl Stage {
         let back = self.sites.iter_mut().zip(&self.contenders).map(async |(site, contender)| {
             site.recover().await?;
             contender.back().await;
-            anyhow::Ok(begun.elapsed())
+            let back = begun.elapsed();
+            site.replenish().await?;
+            anyhow::Ok(back)
         });
         futures_util::future::try_join_all(back).await
     }

@@ -20,8 +20,6 @@ use crate::telemetry::WorkerReport;
 const POLL: Duration = Duration::from_secs(1);
 /// The wait before the next attempt to subscribe.
 const AGAIN: Duration = Duration::from_millis(500);
-/// The timeout of connecting.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A new input.
 #[derive(Debug)]
@@ -80,8 +78,7 @@ pub(super) async fn receive(redis: Connection, channel: String, sender: Sender<N
 }
 
 async fn subscribed(redis: &Connection, channel: &str, sender: &Sender<News>) -> RedisResult<()> {
-    let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
-    let mut subscribed = tokio::time::timeout(PATIENCE, redis.subscribe(channel)).await.map_err(late)??;
+    let mut subscribed = redis.subscribe(channel).await?;
     let _ = sender.send(News::Connected).await;
     while let Some(message) = subscribed.messages.next().await {
         // Events of another version that cannot be read are ignored.

@@ -72,7 +72,10 @@ fn sentinels_are_named_in_two_forms() {
         ("redis+sentinel://s1/m?sentinel_tls=maybe", "on nor off"),
         ("redis+sentinel://s1/m?quorum=2", "sentinel_password"),
         ("redis://s1?sentinel_user=a", "unknown option"),
-        ("redis-sentinel://s1/m", "redis+sentinel://"),
+        ("redis-sentinel://s1:1,s2:2/0#m", "redis+sentinel://"),
+        ("redis+sentinel:/m", "names no host"),
+        ("redis:cache", "names no host"),
+        ("redis://s1:1,s2:2/mymaster", "if the hosts are Sentinels"),
         ("redis://s1,s2,master1", "does not tell whether they are Sentinels"),
     ] {
         assert!(refused(text).contains(part), "{text}: {}", refused(text));
@@ -134,7 +137,8 @@ proptest! {
         password in "[A-Z0-9/@:?#%&,\\[\\] ]{0,4}(ZZ|77)[A-Z0-9/@:?#%&,\\[\\] ]{4,12}",
         shape in prop::sample::select(vec![
             "redis://:PW@cache", "redis://app:PW@cache:6380/1", "redis://PW@cache/x", "rediss://PW@a,b/1",
-            "redis+sentinel://:PW@a/b", "redis://:PW@a:1,b", "redis+sentinel://a/b?sentinel_password=PW", "http://:PW@cache", "redis://:PW@", "unix:///s?pass=PW", "redis://:PW@[::1",
+            "redis+sentinel://:PW@a/b", "redis://:PW@a:1,b", "redis+sentinel://a/b?sentinel_password=PW",
+            "http://:PW@cache", "redis://:PW@", "unix:///s?pass=PW", "redis://:PW@[::1",
             "unix:///s?secret=PW", "redis://cache?pass=PW&db=x", ":PW@cache", "redis//:PW@cache", "redis://cache#PW",
         ]),
         encode in any::<bool>(),

@@ -36,7 +36,7 @@ const WAITING: usize = 10_000;
 /// The first word of the signal that a warmup was brought forward; the job follows. Workers of builds before it ignore
 /// the signal, and notice the warmup within the longest wait between two looks at the schedules.
 pub(in crate::trigger) const WARMUP_SIGNAL: &str = "warmup";
-/// The time that Redis may take to confirm a subscription or its end. Longer than the longest pauses of Redis.
+/// The time that Redis may take to confirm the end of a subscription. Longer than the longest pauses of Redis.
 const CONFIRMED: Duration = Duration::from_secs(5);
 
 /// One worker's subscription.
@@ -107,9 +107,7 @@ impl Channel {
     ) -> redis::RedisResult<()> {
         let signals = self.keys.signal_channel();
         let channels = [self.keys.invalidate_channel(), signals.clone(), self.keys.hearing_channel()];
-        let Subscribed { mut sink, mut messages } = tokio::time::timeout(CONFIRMED, self.redis.subscribe(&channels))
-            .await
-            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+        let Subscribed { mut sink, mut messages } = self.redis.subscribe(&channels).await?;
         self.gap_detector.subscribed();
         backoff.well();
         if let Some(since) = lost_since.take() {
