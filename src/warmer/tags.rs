@@ -12,6 +12,8 @@ use crate::store::LastAttempt;
 
 /// The most tags of one value.
 const MOST_TAGS: usize = 100;
+/// The most elements of a list that makes tags; some may be empty, or the same.
+const MOST_ELEMENTS: usize = 10_000;
 
 impl Warmer {
     /// Returns the tags of a kept value, or the reason why they cannot be rendered; `before` is its metadata. An AI
@@ -58,12 +60,13 @@ pub(super) fn render(
             if tag.len() > LONGEST_TAG {
                 return Err(format!("the tag `{}` is longer than {LONGEST_TAG} bytes", template.source()));
             }
-            if !tag.is_empty() && !tags.iter().any(|known| known == tag) {
-                tags.push(tag.to_owned());
+            if tag.is_empty() || tags.iter().any(|known| known == tag) {
+                continue;
             }
-        }
-        if tags.len() > MOST_TAGS {
-            return Err(format!("the tag `{}`: more than {MOST_TAGS} tags for one value", template.source()));
+            if tags.len() == MOST_TAGS {
+                return Err(format!("the tag `{}`: more than {MOST_TAGS} tags for one value", template.source()));
+            }
+            tags.push(tag.to_owned());
         }
     }
     Ok(tags)
@@ -77,6 +80,9 @@ fn texts(template: &Template, context: &Value) -> Result<Vec<String>, String> {
         Ok(Value::String(text)) => return Ok(vec![text]),
         Ok(_) | Err(_) => return Ok(vec![template.render(context)?]),
     };
+    if items.len() > MOST_ELEMENTS {
+        return Err(format!("a list of {} elements; the most are {MOST_ELEMENTS}", items.len()));
+    }
     let text = |(place, item): (usize, Value)| match item {
         Value::Null => None,
         Value::String(text) => Some(Ok(text)),
@@ -134,5 +140,8 @@ mod tests {
         assert!(fault(json!(["x".repeat(LONGEST_TAG + 1)])).contains("is longer than"));
         assert!(fault((0..=MOST_TAGS).map(|n| json!(n)).collect()).contains("more than 100 tags for one value"));
         assert_eq!(tags("{{ value }}", (0..MOST_TAGS).map(|n| json!(n)).collect()).unwrap().len(), MOST_TAGS);
+        let repeated = (0..MOST_ELEMENTS).map(|n| json!(n % MOST_TAGS)).collect();
+        assert_eq!(tags("{{ value }}", repeated).unwrap().len(), MOST_TAGS);
+        assert!(fault((0..200_000).map(|n| json!(n.to_string())).collect()).contains("a list of 200000 elements; "));
     }
 }
