@@ -183,6 +183,17 @@ fn usable(time: Duration) -> Duration {
     time.mul_f32(0.9)
 }
 
+/// A fetch under way, by its lease's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlight {
+    /// When it began.
+    pub began: RedisTime,
+    /// A service loads the value, and no worker fetches it.
+    pub is_load: bool,
+    /// The entry was evicted since: nothing is written.
+    pub is_evicted: bool,
+}
+
 /// The result of taking a lease.
 #[derive(Debug)]
 pub enum Leased {
@@ -330,12 +341,16 @@ impl Store {
         self.leases(entries, holder).await
     }
 
-    /// Returns when the workers' fetches of these entries began, in order; `None` where no worker fetches an entry.
+    /// Returns the fetches of these entries, in order; `None` where nobody fetches an entry.
     ///
     /// # Errors
     /// Redis's.
-    pub async fn began(&self, entries: &[EntryKey]) -> RedisResult<Vec<Option<RedisTime>>> {
-        self.leases(entries, |record| (record.mark != Mark::Load).then_some(record.fetched_at)).await
+    pub async fn in_flight(&self, entries: &[EntryKey]) -> RedisResult<Vec<Option<InFlight>>> {
+        let fetch = |Record { fetched_at, mark, .. }: Record<'_>| {
+            let (is_load, is_evicted) = (mark == Mark::Load, mark == Mark::Evict);
+            Some(InFlight { began: fetched_at, is_load, is_evicted })
+        };
+        self.leases(entries, fetch).await
     }
 
     async fn leases<T>(

@@ -278,6 +278,10 @@ impl Attempt<'_> {
         if self.gone_input.is_some() || self.is_kept_unasked().await? {
             return Ok(());
         }
+        if job.may_hold_unasked() && warmer.store.leased(std::slice::from_ref(&self.entry.key)).await? == [true] {
+            // A permit would spend a request of the upstream's rate, and the entry may be kept after the other fetch.
+            return Err(Stop::End(Ending::new(Outcome::Busy, Next::In(SHORT_WAIT))));
+        }
         let now = self.entry.since + self.entry.late;
         if let Some(input) = warmer.awaited_input(job, &self.params, now).await? {
             let reason = format!("waits for its input {input}, which was invalidated");

@@ -6,7 +6,7 @@ use samovar::agenda::Due;
 use samovar::entry::{EntryKey, Trigger};
 use samovar::job::Jobs;
 use samovar::protocol::Message;
-use samovar::store::{Fresh, Gap, LastAttempt, Leased, Written};
+use samovar::store::{Fresh, Gap, LastAttempt, Leased, Removal, Written};
 use serde_json::json;
 
 use super::support::{
@@ -61,7 +61,6 @@ async fn revalidation_asks_for_all_again_and_pays_for_nothing() {
     }
 }
 
-/// The entries are fetched only when the gap is closed.
 /// Two workers handle two gaps a few milliseconds apart, and the second finds the leases of the first's rechecks.
 #[tokio::test]
 async fn a_doubt_does_not_fence_the_recheck_of_an_ai_value() {
@@ -102,6 +101,68 @@ async fn a_doubt_does_not_fence_the_recheck_of_an_ai_value() {
     }
 }
 
+/// The first began after the gap, the second was evicted, the third is of a job that is done with the gap.
+#[tokio::test]
+async fn a_doubt_makes_only_ai_fetches_of_its_time_due() {
+    let redis = TestRedis::start().await;
+    let ai = "key = \"tale:{name}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\n\
+              url = \"http://127.0.0.1:1/v1/chat/completions\"\nmodel = \"m\"\nprompt = \"Tell of {{ name }}\"\n";
+    let jobs = JobsFolder::new().job("tale", ai).job("poem", &ai.replace("tale:", "poem:"));
+    let known = Jobs::load(jobs.path(), TTL, &|_| None).unwrap();
+    let parts = Parts::of(&redis).await;
+    let lease = async |key: &str| {
+        let leased = parts.store.lease(&EntryKey::new(key), LONG, Fresh::default()).await.unwrap();
+        assert!(matches!(leased, Leased::Yes(_)), "{leased:?}");
+    };
+    for key in ["tale:before", "tale:evicted", "poem:done"] {
+        lease(key).await;
+    }
+    parts.next_instant().await;
+    let gap = parts.now().await;
+    parts.store.invalidate(&EntryKey::new("tale:evicted"), gap, Removal::Evict).await.unwrap();
+    parts.next_instant().await;
+    lease("tale:after").await;
+    parts.store.note_gap_for(&[&known.jobs["tale"], &known.jobs["poem"]], gap, Gap::Missed).await.unwrap();
+    let note = redis.get("samovar:{suspect}").await.unwrap();
+    let done = known.jobs["poem"].identity();
+    redis.ask::<u8>(&["HSET", "samovar:{suspect}:dealt", &done, &note]).await;
+    parts.revalidator(&jobs).revalidate().await.unwrap();
+    let due = async |job: &str| -> Vec<String> {
+        redis.ask(&["ZRANGE", &format!("samovar:agenda:{{{job}}}"), "0", "-1"]).await
+    };
+    assert_eq!(due("tale").await, ["tale:before"]);
+    assert_eq!(due("poem").await, Vec::<String>::new());
+}
+
+/// The upstream takes one request a minute.
+#[tokio::test]
+async fn a_busy_ai_entry_spends_no_request_of_the_rate() {
+    let (redis, upstream) = both().await;
+    upstream.on(
+        "/v1/chat/completions",
+        Reply::json(json!({"choices": [{"message": {"content": "Once"}, "finish_reason": "stop"}],
+            "usage": {"total_tokens": 7}})),
+    );
+    let ai = "key = \"tale:{name}\"\nttl = \"1h\"\n[source]\nkind = \"ai\"\nupstream = \"teller\"\n\
+              path = \"/v1/chat/completions\"\nmodel = \"m\"\nprompt = \"Tell of {{ name }}\"\n\
+              [entries]\nlist = [\"a\"]\n";
+    let limits = format!("[teller]\nurl = \"{}\"\nrate = \"1/minute\"\n", upstream.url());
+    let jobs = JobsFolder::new().upstreams(&limits).job("tale", ai);
+    let parts = Parts::of(&redis).await;
+    let tale = EntryKey::new("tale:a");
+    let Leased::Yes(lease) = parts.store.lease(&tale, LONG, Fresh::default()).await.unwrap() else {
+        panic!("no lease")
+    };
+    let _worker = worker(&redis, &jobs);
+    eventually("the worker found the entry busy", async || {
+        let busy: Option<u64> = redis.ask(&["HGET", "samovar:stats:{tale}", "busy"]).await;
+        busy.unwrap_or_default() >= 2
+    })
+    .await;
+    parts.store.release(&tale, &lease.token, None).await.unwrap();
+    upstream.called("/v1/chat/completions", 1).await;
+}
+
 #[tokio::test]
 async fn an_ai_call_in_flight_is_not_repeated_for_a_doubt() {
     let (redis, upstream) = both().await;
@@ -132,6 +193,7 @@ async fn an_ai_call_in_flight_is_not_repeated_for_a_doubt() {
     assert_eq!(upstream.calls("/v1/chat/completions"), 1);
 }
 
+/// The entries are fetched only when the gap is closed.
 #[tokio::test]
 async fn an_entry_revalidated_after_a_gap_is_rechecked_once() {
     let (redis, upstream) = both().await;

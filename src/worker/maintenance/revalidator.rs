@@ -7,7 +7,7 @@
 //! programs wrote are left alone. If Redis fails, the gap is handled again. A worker with nothing left to do goes on
 //! trying to close it, since a job of the fleet may vanish.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -20,14 +20,14 @@ use super::walk::{Pace, Walk};
 use crate::agenda::{Agenda, When};
 use crate::entry::Trigger;
 use crate::entry::duration;
-use crate::entry::{Announced, EntryKey};
+use crate::entry::{Announced, EntryKey, JobName};
 use crate::job::{Job, Jobs};
 use crate::popularity::Popularity;
 use crate::protocol::Handled;
 use crate::protocol::Keys;
 use crate::redis::Troubles;
 use crate::redis::{Backoff, Connection, RedisTime, Scan, lead};
-use crate::store::{Gap, Snapshot, Store};
+use crate::store::{Gap, InFlight, Snapshot, Store};
 use crate::trigger::invalidation::{Debounced, Invalidator};
 
 /// The most read entries that become due at the same millisecond.
@@ -162,7 +162,7 @@ impl Revalidator {
         call.invoke_async(&mut self.redis.clone()).await
     }
 
-    /// Marks all leases and makes the values of these jobs due; returns how many of each. Jobs that fail are removed
+    /// Marks leases and makes the values of these jobs due; returns how many of each. Jobs that fail are removed
     /// from `jobs`.
     async fn examine(&self, jobs: &mut Vec<&Arc<Job>>, gap: NotedGap) -> RedisResult<(usize, usize)> {
         let mut leases = 0;
@@ -170,8 +170,7 @@ impl Revalidator {
         while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let keys = found.iter().filter_map(|lease| self.keys.entry_of_lease(lease)).map(EntryKey::new);
             let keys: Vec<EntryKey> = keys.collect();
-            leases += keys.len();
-            self.mark_leases(keys, gap).await?;
+            leases += self.mark_leases(keys, jobs, gap).await?;
             self.renew().await?;
         }
         jobs.sort_by_key(|job| job.may_hold_unasked() || job.waits_for_inputs());
@@ -185,25 +184,35 @@ impl Revalidator {
         Ok((leases, pace.values))
     }
 
-    /// Marks leases. If invalidations may only have been missed, the fetch of a value that may be kept without a
-    /// request is not marked: a mark would make its worker send a request, and so would one on the value. The entry
-    /// becomes due again, and its prompt is compared after the fetch. Workers of the previous build mark such a lease
-    /// as well.
-    async fn mark_leases(&self, keys: Vec<EntryKey>, gap: NotedGap) -> RedisResult<()> {
-        let began = self.store.began(&keys).await?;
-        let (mut marked, mut compared) = (Vec::new(), Vec::new());
-        for (key, began) in keys.into_iter().zip(began) {
+    /// Marks leases; returns how many the gap affects.
+    ///
+    /// If invalidations may only have been missed, the fetch of a value that may be kept without a request is not
+    /// marked: a mark would make its worker send a request, and so would one on the value. The entry becomes due again
+    /// once for each of `jobs`, and its prompt is compared after the fetch. An evicted fetch writes nothing, and a
+    /// fetch that has ended left a value, which is examined later. Workers of the previous build mark all these leases.
+    async fn mark_leases(&self, keys: Vec<EntryKey>, jobs: &[&Arc<Job>], gap: NotedGap) -> RedisResult<usize> {
+        let fetches = self.store.in_flight(&keys).await?;
+        let now = self.store.now().await?;
+        let (mut marked, mut compared) = (Vec::new(), BTreeMap::<&JobName, Vec<EntryKey>>::new());
+        for (key, fetch) in keys.into_iter().zip(fetches) {
+            let is_affected = |fetch: &InFlight| !fetch.is_evicted && (fetch.began <= gap.at || fetch.began > now);
+            let Some(fetch) = fetch.filter(is_affected) else { continue };
             let owner = self.jobs.owner(key.as_str()).map(|(job, _)| job).filter(|job| job.may_hold_unasked());
             match owner {
-                Some(job) if began.is_some_and(|began| !gap.lost(began)) => compared.push((&job.name, key)),
+                Some(job) if !fetch.is_load && !gap.lost(fetch.began) => {
+                    if jobs.iter().any(|known| known.name == job.name) {
+                        compared.entry(&job.name).or_default().push(key);
+                    }
+                }
                 _ => marked.push(key),
             }
         }
+        let affected = marked.len() + compared.values().map(Vec::len).sum::<usize>();
         self.invalidate(marked, gap.at, When::BULK_NOW).await?;
-        for (job, key) in compared {
-            self.agenda.put(job, &[key], When::NOW, Trigger::Invalidation).await?;
+        for (job, keys) in compared {
+            self.agenda.put(job, &keys, When::NOW, Trigger::Invalidation).await?;
         }
-        Ok(())
+        Ok(affected)
     }
 
     /// Makes the values of a job due, at a bounded rate.
