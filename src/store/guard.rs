@@ -240,10 +240,12 @@ impl Store {
     /// # Errors
     /// Redis's; the next sweep does the rest.
     pub async fn sweep_guard(&self, job: &JobName) -> RedisResult<usize> {
-        let (mut swept, mut cursor, now) = (0, 0, self.now().await?);
+        let (mut swept, mut cursor) = (0, 0);
         loop {
             let mut held;
             (cursor, held) = self.scan_held(job, cursor).await?;
+            // Read after the page, the clock is not behind what was noted meanwhile.
+            let now = self.now().await?;
             held.retain(|(_, noted)| {
                 let at: RedisTime = noted.parse().unwrap_or_default();
                 // One of the future is by a clock that ran ahead.
