@@ -60,13 +60,20 @@ pub(super) fn with_next_recheck(job: &Job, meta: &Meta, now: RedisTime, next: Ne
     }
 }
 
+/// Tells that the upstream did not have the entry when it last answered; attempts may have failed since. An eviction
+/// leaves no time of an answer. Metadata of earlier builds do not tell since when an entry is gone.
+fn is_gone(meta: &Meta) -> bool {
+    let is_known = meta.validated_at > RedisTime::ZERO && meta.gone_since().is_some();
+    is_known || meta.last_attempt.outcome == Some(Outcome::Gone)
+}
+
 impl Warmer {
     /// Returns what follows for an entry without a value whose recheck is due. The recheck took the place of the refresh
     /// on the agenda: a value whose TTL has ended by now is refreshed. One that was removed stays away.
     pub(super) async fn next_if_expired(&self, snapshot: &Snapshot) -> RedisResult<Next> {
-        let is_gone = |meta: &Meta| meta.last_attempt.outcome == Some(Outcome::Gone);
-        // An eviction leaves no time of a value.
-        let ours = snapshot.meta.as_ref().filter(|meta| meta.validated_at > RedisTime::ZERO && !is_gone(meta));
+        // An eviction leaves no time of a value, and an entry that is gone has none.
+        let had_value = |meta: &&Meta| meta.validated_at.min(meta.own_expiry) > RedisTime::ZERO;
+        let ours = snapshot.meta.as_ref().filter(had_value);
         match ours.filter(|_| !snapshot.has_value()) {
             Some(meta) if meta.own_expiry <= self.store.now().await? => Ok(Next::At(meta.own_expiry)),
             _ => Ok(Next::Out),
@@ -89,7 +96,7 @@ impl Warmer {
             && !snapshot.was_held_back();
         Ok(match snapshot.expiry {
             // The upstream did not have it, and may have it by now.
-            Expiry::Absent if meta.last_attempt.outcome == Some(Outcome::Gone) => match next {
+            Expiry::Absent if is_gone(meta) => match next {
                 Some(_) if is_due => Needs::Fetch { absent: true },
                 next => {
                     let next = next.map_or(Next::Out, Next::Recheck);

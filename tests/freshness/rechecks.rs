@@ -86,6 +86,22 @@ async fn what_an_upstream_does_not_have_yet_is_sought_again() {
     version(&redis, "a", 1).await;
 }
 
+/// The entry is not kept warm: nothing but its rechecks asks for it.
+#[tokio::test]
+async fn a_recheck_that_fails_forgets_no_entry_that_is_gone() {
+    let (redis, upstream) = both().await;
+    let answers = [vec![Reply::status(404); 2], vec![Reply::status(500)], versions(&[1])].concat();
+    upstream.on_each("/art/a", answers);
+    let jobs = Art::of(&upstream).warm("recheck = [\"1s\", \"2s\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    parts.invalidate(r#"{"keys": ["art:a"], "action": "warm"}"#).await;
+    eventually("it is known to be gone", async || parts.stat("gone").await == 1).await;
+    parts.invalidate("art:a").await;
+    version(&redis, "a", 1).await;
+    assert_eq!(upstream.calls("/art/a"), 4);
+}
+
 /// A miss after an eviction is answered by a lagging upstream.
 #[tokio::test]
 async fn what_is_fetched_after_an_eviction_is_rechecked() {
