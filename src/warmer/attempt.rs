@@ -27,7 +27,7 @@ use tracing::{debug, error};
 
 use super::freshness::fresh;
 use super::inputs::{Lack, Missing};
-use super::recheck::{NO_VALUE, Needs, with_next_recheck};
+use super::recheck::{Needs, with_next_recheck};
 use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
 use crate::agenda::{Next, keep};
 use crate::entry::{EntryKey, Outcome, Trigger, Validators};
@@ -345,8 +345,9 @@ impl Attempt<'_> {
             Leased::Busy(left) => Ending::new(Outcome::Busy, Next::In(left.min(SHORT_WAIT))),
             Leased::WrongType(kind) => Ending::wrong_type(&format!("a {kind}")),
             Leased::Absent => {
-                let next = warmer.next_if_expired(&warmer.store.snapshot(&entry.key).await?).await?;
-                Ending::because(Outcome::Unchanged, next, NO_VALUE)
+                let snapshot = warmer.store.snapshot(&entry.key).await?;
+                let (next, reason) = warmer.next_without_value(job, &snapshot).await?;
+                Ending::because(Outcome::Unchanged, next, reason)
             }
             Leased::Fresh { now, found } => {
                 if let Some(meta) = found.ours() {

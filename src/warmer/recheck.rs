@@ -16,7 +16,9 @@ use crate::redis::RedisTime;
 use crate::store::{Expiry, Meta, Rechecks, Snapshot};
 
 /// The reason of a recheck that finds no value, and leaves it so.
-pub(super) const NO_VALUE: &str = "it has no value, and none is fetched for a recheck";
+const NO_VALUE: &str = "it has no value, and none is fetched for a recheck";
+/// The reason of a recheck that leaves an expired value to its refresh.
+const EXPIRED: &str = "its value has expired, and is refreshed instead of rechecked";
 
 /// The need of a recheck that is due.
 pub(super) enum Needs {
@@ -68,15 +70,16 @@ fn is_gone(meta: &Meta) -> bool {
 }
 
 impl Warmer {
-    /// Returns what follows for an entry without a value whose recheck is due. The recheck took the place of the refresh
-    /// on the agenda: a value whose TTL has ended by now is refreshed. One that was removed stays away.
-    pub(super) async fn next_if_expired(&self, snapshot: &Snapshot) -> RedisResult<Next> {
+    /// Returns what follows for an entry without a value whose recheck is due, and the reason. The recheck took the
+    /// place of the refresh on the agenda: a value whose TTL has ended by now is refreshed, if the job refreshes any.
+    /// One that was removed stays away.
+    pub(super) async fn next_without_value(&self, job: &Job, snapshot: &Snapshot) -> RedisResult<(Next, &'static str)> {
         // An eviction leaves no time of a value, and an entry that is gone has none.
         let had_value = |meta: &&Meta| meta.validated_at.min(meta.own_expiry) > RedisTime::ZERO;
         let ours = snapshot.meta.as_ref().filter(had_value);
-        match ours.filter(|_| !snapshot.has_value()) {
-            Some(meta) if meta.own_expiry <= self.store.now().await? => Ok(Next::At(meta.own_expiry)),
-            _ => Ok(Next::Out),
+        match ours.filter(|_| !snapshot.has_value() && !job.warm.ahead.is_zero()) {
+            Some(meta) if meta.own_expiry <= self.store.now().await? => Ok((Next::At(meta.own_expiry), EXPIRED)),
+            _ => Ok((Next::Out, NO_VALUE)),
         }
     }
 
@@ -107,11 +110,11 @@ impl Warmer {
             Expiry::Absent => {
                 let later =
                     |invalidated| job.warm.recheck.iter().map(move |time| invalidated + *time).find(|at| *at > now);
-                let next = match self.next_if_expired(&snapshot).await? {
-                    Next::Out => meta.invalidated.and_then(later).map_or(Next::Out, Next::Recheck),
+                let (next, reason) = match self.next_without_value(job, &snapshot).await? {
+                    (Next::Out, reason) => (meta.invalidated.and_then(later).map_or(Next::Out, Next::Recheck), reason),
                     refresh => refresh,
                 };
-                Needs::Nothing { outcome: Outcome::Unchanged, next, reason: Some(NO_VALUE) }
+                Needs::Nothing { outcome: Outcome::Unchanged, next, reason: Some(reason) }
             }
             expiry if holds && !is_due => {
                 let next = with_next_recheck(job, meta, now, keep(job, &entry.key, expiry));

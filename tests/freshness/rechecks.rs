@@ -235,3 +235,20 @@ async fn a_recheck_after_its_values_end_brings_a_listed_value_back() {
     redis.ask::<()>(&["DEL", "samovar:paused:{art}"]).await;
     version(&redis, "a", 3).await;
 }
+
+#[tokio::test]
+async fn a_recheck_refreshes_nothing_for_a_job_without_refreshes() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", versions(&[1, 2, 3]));
+    let jobs = Art::of(&upstream).ttl("3s").list(["a"]).warm("ahead = \"0s\"\nrecheck = [\"1s\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    publish(&redis, "art:a").await;
+    version(&redis, "a", 2).await;
+    redis.set("samovar:paused:{art}", "1", LONG).await;
+    eventually("its TTL has ended", async || redis.get("art:a").await.is_none()).await;
+    redis.ask::<()>(&["DEL", "samovar:paused:{art}"]).await;
+    eventually("it is off the agenda", async || parts.score("a").await.is_none()).await;
+    assert_eq!(upstream.calls("/art/a"), 2);
+}
