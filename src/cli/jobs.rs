@@ -24,11 +24,11 @@ const LAST: usize = 80;
 /// The absent entries in one page.
 const MOST_ABSENT: usize = 100;
 
-/// The consequence for a job that no running worker knows.
 /// The time in which a fleet reloads its job files. A change that waits for other workers for longer is a fault, as in
 /// a worker's log.
 const RELOADS: Duration = Duration::from_secs(30);
 
+/// The consequence for a job that no running worker knows.
 const LEFT: &str = "its file was removed, its key was changed, or the workers that had it have ended; nothing is \
                     fetched, its values expire, and what else Redis keeps of it is dropped after a day";
 

@@ -87,8 +87,8 @@ impl Attempt<'_> {
             let reason = failure.reason.take().unwrap_or_default();
             let key = &self.entry.key;
             failure = Ending::dead(format!(
-                "{reason}; no request can be made for this key, so none is tried again: correct the template, or drop \
-                 the key with `samovar invalidate '{key}' --evict`"
+                "{reason}; no request can be made for this key: correct the template, or drop the key with \
+                 `samovar invalidate '{key}' --evict`"
             ));
         }
         Err(Stop::NoValue(failure))
