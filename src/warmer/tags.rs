@@ -16,9 +16,9 @@ const MOST_TAGS: usize = 100;
 const MOST_ELEMENTS: usize = 10_000;
 
 impl Warmer {
-    /// Returns the tags of a kept value, or the reason why they cannot be rendered; `before` is its metadata. An AI
-    /// value is kept although the job's tags or the inputs in them may have changed, so its tags are rendered again. A
-    /// 304 counts only for the same job file and the same inputs.
+    /// Returns the tags of a kept value, or the reason why they cannot be rendered; `before` is its metadata. They are
+    /// rendered again: an AI value is kept although the job's tags or the inputs in them may have changed, and an
+    /// earlier build may have made one tag of a list.
     pub(super) async fn tags_kept(
         &self,
         job: &Job,
@@ -27,16 +27,14 @@ impl Warmer {
         inputs: &Map<String, Value>,
         before: Option<&LastAttempt>,
     ) -> RedisResult<Result<Vec<String>, String>> {
-        if job.may_hold_unasked() {
-            if job.tags.is_empty() {
-                return Ok(Ok(Vec::new()));
-            }
-            let text = self.store.values(std::slice::from_ref(key)).await?.pop().flatten();
-            if let Some(value) = text.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
-                return Ok(render(job, params, inputs, || value));
-            }
-            // The value is gone, so the commit does not keep it.
+        if job.tags.is_empty() {
+            return Ok(Ok(Vec::new()));
         }
+        let text = self.store.values(std::slice::from_ref(key)).await?.pop().flatten();
+        if let Some(value) = text.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
+            return Ok(render(job, params, inputs, || value));
+        }
+        // The value is gone, so the commit does not keep it.
         Ok(Ok(before.map(|last_attempt| last_attempt.tags.clone()).unwrap_or_default()))
     }
 }

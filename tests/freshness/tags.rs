@@ -46,6 +46,25 @@ async fn a_tag_invalidates_what_has_it_and_nothing_else() {
     version(&redis, "f1", 2).await;
 }
 
+/// An earlier build made one tag of the whole list.
+#[tokio::test]
+async fn a_304_corrects_the_tags_of_its_value() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"genres": ["nude", "oil"], "version": 1}));
+    let jobs = Art::of(&upstream).list(["a"]).top("tags = [\"{{ value.genres }}\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let key = parts.keys.meta(&art("a"));
+    let meta: String = redis.ask(&["GET", &key]).await;
+    let earlier = meta.replace(r#"["nude","oil"]"#, r#"["[\"nude\",\"oil\"]"]"#);
+    assert_ne!(meta, earlier);
+    redis.ask::<String>(&["SET", &key, &earlier, "KEEPTTL"]).await;
+    publish(&redis, "art:a").await;
+    eventually("it is found unchanged", async || parts.stat("unchanged").await >= 1).await;
+    assert_eq!(parts.meta("a").await.unwrap().last_attempt.tags, ["nude", "oil"]);
+}
+
 #[tokio::test]
 async fn an_entry_leaves_the_tags_that_its_new_value_does_not_have() {
     let (redis, upstream, _jobs, _worker) = gallery().await;
