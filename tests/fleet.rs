@@ -296,6 +296,18 @@ async fn absent_entries_are_told_with_their_reasons() {
     let art = &jobs(&redis).await[0];
     assert_eq!((&art["warm"], &art["wanted"]), (&json!(1), &json!(3)), "{art}");
     assert!(run(&redis, &["jobs"]).await.stdout.contains("WANTED"));
+    run(&redis, &["invalidate", "art:a", "--evict"]).await;
+    // Its refresh would come in its time.
+    redis.ask::<u8>(&["ZREM", "samovar:agenda:{art}", "art:a"]).await;
+    eventually("an evicted entry is told", async || {
+        let shown = run(&redis, &absent).await.stdout;
+        if shown.contains("art:a  not due, and its job has no schedule: `samovar warm 'art:a'`") {
+            Ok(())
+        } else {
+            Err(shown)
+        }
+    })
+    .await;
     run(&redis, &["pause", "art"]).await;
     assert!(run(&redis, &absent).await.stdout.contains("art:b  its job is paused"));
     assert_eq!(run(&redis, &["jobs", "arts", "--absent"]).await.code, Some(1));

@@ -174,6 +174,26 @@ async fn values_of_an_earlier_file_that_wait_for_the_budget_are_told() {
     assert!(waits.contains("the end of the pause"), "{waits}");
 }
 
+/// The last count takes it for a value of an earlier file.
+#[tokio::test]
+async fn a_value_made_anew_since_the_count_waits_for_nothing() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, &["a"], "tokens = \"1000/hour\"");
+    let mut worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    eventually("the story is there", async || redis.get("story:a").await).await;
+    let story = json!({"warm": 1, "oldest_ms": null, "outdated": 1, "first_outdated": "story:a"});
+    let at_ms = Parts::of(&redis).await.now().await.as_millis();
+    let census = json!({"at_ms": at_ms, "took_ms": 60_000, "jobs": {"story": story}});
+    redis.ask::<String>(&["SET", "samovar:census", &census.to_string()]).await;
+    let base = worker.http().await;
+    let told = eventually("the count is shown", async || {
+        let one: Value = serde_json::from_str(&get(&format!("{base}/jobs/story")).await).unwrap();
+        if one["outdated"]["values"] == 1 { Ok(one) } else { Err(one) }
+    })
+    .await;
+    assert_eq!(told["outdated"]["waits_for"], "a turn", "{told}");
+}
+
 #[tokio::test]
 async fn a_new_window_makes_what_a_change_left_without_a_warmup() {
     let (redis, upstream) = both().await;

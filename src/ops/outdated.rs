@@ -1,14 +1,14 @@
 //! Values of earlier job files: how many of a job are still to be made anew, and what they wait for.
 //!
 //! The last count of all entries tells their number, by the file that each value notes. The state of the job tells what
-//! they wait for; if nothing holds the whole job, one of the entries does.
+//! they wait for; if nothing holds the whole job, one of the entries does, as long as it is of an earlier file.
 
 use std::collections::BTreeMap;
 
 use redis::RedisResult;
 
 use super::status::{JobStatus, Outdated};
-use super::{Census, Ops};
+use super::{Census, Noted, Ops};
 use crate::agenda::State;
 use crate::entry::{EntryKey, JobName, duration};
 use crate::redis::{RedisTime, is_of_keys};
@@ -40,6 +40,10 @@ impl Ops {
             Err(e) if is_of_keys(&e) => BTreeMap::new(),
             held_back => held_back?,
         };
+        let noted = match self.noted().await {
+            Err(e) if is_of_keys(&e) => BTreeMap::new(),
+            noted => noted?,
+        };
         let now = self.store.now().await?;
         for status in statuses {
             let Some(counted) = of(status) else { continue };
@@ -50,10 +54,13 @@ impl Ops {
             };
             let (waits_for, reason) = match (of_job, &counted.first_outdated) {
                 (Some(wait), _) => (wait, None),
-                (None, Some(key)) => match self.wait_of_entry(&job, &EntryKey::new(key.as_str()), now).await {
-                    Err(e) if is_of_keys(&e) => (TURN.to_owned(), None),
-                    wait => wait?,
-                },
+                (None, Some(key)) => {
+                    let key = EntryKey::new(key.as_str());
+                    match self.wait_of_entry(&job, noted.get(&job), &key, now).await {
+                        Err(e) if is_of_keys(&e) => (TURN.to_owned(), None),
+                        wait => wait?,
+                    }
+                }
                 (None, None) => (TURN.to_owned(), None),
             };
             status.outdated = Some(Outdated { values: counted.outdated, waits_for, reason });
@@ -61,13 +68,20 @@ impl Ops {
         Ok(())
     }
 
-    /// Returns what an entry waits for, and the reason of its last attempt.
+    /// Returns what an entry waits for, and the reason of its last attempt. One that was made anew since the count
+    /// waits for nothing, and the others come in their turn.
     async fn wait_of_entry(
         &self,
         job: &JobName,
+        noted: Option<&Noted>,
         key: &EntryKey,
         now: RedisTime,
     ) -> RedisResult<(String, Option<String>)> {
+        let snapshot = self.store.snapshot(key).await?;
+        let is_outdated = |noted: &Noted| snapshot.ours().is_some_and(|m| m.is_outdated(noted.newest(), noted.base()));
+        if !noted.is_some_and(is_outdated) {
+            return Ok((TURN.to_owned(), None));
+        }
         let due = self.agenda.dues(job, std::slice::from_ref(key)).await?.into_iter().next().flatten();
         let Some(due) = due else {
             return Ok((format!("an attempt; {key} is not on the agenda, and `samovar get` shows why"), None));

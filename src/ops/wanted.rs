@@ -82,7 +82,7 @@ impl Ops {
             let entry = self.entry(key.as_str()).await?;
             // It may have got a value meanwhile.
             if entry.value.is_none() {
-                absent.push(Absent { key: key.to_string(), reason: why_absent(&entry) });
+                absent.push(Absent { key: key.to_string(), reason: why_absent(job, &entry) });
             }
         }
         let next = keys.last().filter(|_| has_more).map(|key| key.to_string());
@@ -91,7 +91,7 @@ impl Ops {
 }
 
 /// Returns what keeps an entry without a value from its fetch.
-fn why_absent(entry: &Entry) -> String {
+fn why_absent(job: &KnownJob, entry: &Entry) -> String {
     let reason = entry.reason.as_deref().unwrap_or_default();
     let told = |what: &str| if reason.is_empty() { what.to_owned() } else { format!("{what}: {reason}") };
     let text = if entry.job_is_left {
@@ -117,8 +117,10 @@ fn why_absent(entry: &Entry) -> String {
             _ if due.at > entry.now_ms => told(&format!("due in {wait}")),
             _ => "due now".to_owned(),
         }
-    } else {
+    } else if job.schedule.is_some() {
         told("not due: the next warmup fetches it")
+    } else {
+        told(&format!("not due, and its job has no schedule: `samovar warm '{}'` fetches it", entry.key))
     };
     text.chars().take(LONGEST).collect()
 }
