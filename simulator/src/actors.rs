@@ -110,7 +110,9 @@ impl World {
         self.tell(format!("editor     saves {name} {names:?} (evicts: {evicts}, bare: {is_bare}, by: {whole}{told})"));
         for name in &names {
             self.named.entry(job.key(name)).or_default().pending += 1;
-            self.wants(name);
+            if !evicts {
+                self.wants(name);
+            }
         }
         Some(Edit { job, names, evicts, is_bare, whole, version })
     }
@@ -139,7 +141,7 @@ impl World {
     /// Notes that a message or a service may make an item's entry due.
     fn wants(&mut self, name: &str) {
         if let Some(item) = self.items.get_mut(name) {
-            item.unwanted = None;
+            (item.wanted, item.unwanted) = (machine::elapsed(), None);
         }
     }
 }

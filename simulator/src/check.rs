@@ -170,7 +170,7 @@ pub(crate) fn inbox(world: &mut World, redis: &Redis, words: &[Word], reply: &[u
     if words.len() == 7 && words[3] == INBOX && words[4].starts_with(b"{") {
         let reply = String::from_utf8_lossy(reply);
         let id = reply.split("\r\n").nth(1).unwrap_or_default().to_owned();
-        if let Some(message) = published(world, &words[4])
+        if let Some(message) = published(world, redis.now(), &words[4])
             && id.contains('-')
         {
             world.published.insert(id, message);
@@ -186,8 +186,8 @@ pub(crate) fn inbox(world: &mut World, redis: &Redis, words: &[Word], reply: &[u
     }
 }
 
-/// Returns a message that is published now; `None` if it invalidates nothing.
-fn published(world: &World, text: &[u8]) -> Option<Published> {
+/// Returns a message that is published now, at `clock` of Redis's clock; `None` if it invalidates nothing.
+fn published(world: &World, clock: i64, text: &[u8]) -> Option<Published> {
     let message: Value = serde_json::from_slice(text).ok()?;
     let names = |list: &str| {
         let texts = message[list].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -205,7 +205,7 @@ fn published(world: &World, text: &[u8]) -> Option<Published> {
         action => action == Some("evict"),
     };
     let has_version = message.get("version").is_some();
-    Some(Published { at: machine::elapsed(), keys, evicts, has_version })
+    Some(Published { at: machine::elapsed(), clock, keys, evicts, has_version })
 }
 
 /// Checks what must hold once a message is handled.
@@ -216,7 +216,7 @@ fn handled(world: &mut World, redis: &Redis, id: &str, message: &Published) {
     }
     for key in &message.keys {
         if !message.evicts && !message.has_version {
-            is_noted(world, redis, id, key);
+            is_noted(world, redis, id, message.clock, key);
         }
         let Some((job, name)) = Job::of(key) else { continue };
         if job != Job::Art {
@@ -228,14 +228,34 @@ fn handled(world: &mut World, redis: &Redis, id: &str, message: &Published) {
             continue;
         }
         evicted(world, redis, id, message, name);
-        let is_unwanted = message.evicts
-            && world.plan.fetches_on_demand()
+        let is_alone = world.plan.fetches_on_demand()
             && world.named.get(key).is_none_or(|named| named.pending == 0)
             && !world.published.values().any(|other| other.keys.contains(key));
         if let Some(item) = world.items.get_mut(name) {
+            // An entry without a value and without a fetch is not evicted: what waits for it stays.
+            let is_evicted = message.evicts && item.evicted == Some(message.clock);
+            if is_evicted && is_alone && item.wanted < message.at && item.handled <= Some(message.at) {
+                item.unwanted = Some(machine::elapsed());
+            }
             item.handled = item.handled.max(Some(message.at));
-            item.unwanted = is_unwanted.then(machine::elapsed);
         }
+    }
+}
+
+/// Notes that an eviction of an artwork removed its value, or fenced its fetch.
+pub(crate) fn invalidation(world: &mut World, words: &[Word], reply: &[u8]) {
+    let words: Vec<_> = words.iter().map(|word| String::from_utf8_lossy(word)).collect();
+    // EVALSHA digest 3 value lease meta S action …
+    let [_, _, _, key, _, _, at, action, ..] = &words[..] else { return };
+    let reply = String::from_utf8_lossy(reply);
+    let numbers: Vec<&str> = reply.split("\r\n").collect();
+    let [_, fenced, _, removed, ..] = numbers[..] else { return };
+    if action == "e"
+        && (fenced == ":1" || removed == ":1")
+        && let Some((Job::Art, name)) = Job::of(key)
+        && let Some(item) = world.items.get_mut(name)
+    {
+        item.evicted = at.parse().ok();
     }
 }
 
@@ -260,11 +280,8 @@ fn evicted(world: &mut World, redis: &Redis, id: &str, message: &Published, name
 }
 
 /// Checks that the value of a refresh is noted as invalidated, unless it was fetched since, or in that millisecond.
-fn is_noted(world: &mut World, redis: &Redis, id: &str, key: &str) {
-    let published = id.split('-').next().and_then(|time| time.parse::<i64>().ok());
-    let (Some((_, Some(expires))), Some(meta), Some(published)) = (redis.value(key), redis.meta(key), published) else {
-        return;
-    };
+fn is_noted(world: &mut World, redis: &Redis, id: &str, published: i64, key: &str) {
+    let (Some((_, Some(expires))), Some(meta)) = (redis.value(key), redis.meta(key)) else { return };
     // validated_at own_expiry invalidated stale_for hash~fetched_at@…
     let words: Vec<&str> = meta.splitn(6, ' ').collect();
     let [validated, own_expiry, invalidated, _, hash, ..] = words[..] else { return };

@@ -12,6 +12,8 @@ use crate::{check, machine};
 
 /// The key of the inbox.
 pub(crate) const INBOX: &[u8] = b"samovar:inbox";
+/// The beginning of the name of `src/store/lua/invalidate.lua`.
+const INVALIDATES: &str = "«Handle an invalidation of one entry";
 /// The longest word or reply in the trace, in characters.
 const TOLD: usize = 100;
 
@@ -63,6 +65,10 @@ impl Redis {
         world.counts.commands += 1;
         world.tell(line);
         check::inbox(&mut world, self, words, &bytes);
+        let script = words.get(1).and_then(|digest| self.scripts.get(&escaped(digest)));
+        if script.is_some_and(|name| name.starts_with(INVALIDATES)) {
+            check::invalidation(&mut world, words, &bytes);
+        }
         bytes
     }
 

@@ -56,6 +56,10 @@ pub(crate) struct Item {
     pub(crate) confirmed: Option<Duration>,
     /// The last value that was seen, its revision and its expiry (ms of Redis's clock).
     pub(crate) seen: Option<(String, u64, i64)>,
+    /// The time of the last eviction that removed the value or fenced a fetch (ms of Redis's clock).
+    pub(crate) evicted: Option<i64>,
+    /// When a service or a message last made the entry due.
+    pub(crate) wanted: Duration,
     /// Since when nobody wants the entry, which was evicted.
     pub(crate) unwanted: Option<Duration>,
 }
@@ -97,6 +101,8 @@ impl Item {
 pub(crate) struct Published {
     /// When it was added.
     pub(crate) at: Duration,
+    /// The same by Redis's clock (ms). Its ID tells another time if the clock was set back before.
+    pub(crate) clock: i64,
     /// The keys that it concerns.
     pub(crate) keys: Vec<String>,
     /// It evicts.
