@@ -115,6 +115,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "write_meta('0', '0', at, '0', '-'" => "write_meta('0', '0', '0', '0', '-'",
         "if wait > 0 then return" => "if wait >= 0 then return",
         "if doubt and open then at = invalidated else" => "if false then else",
+        "if open and not doubt and" => "if false and",
         "if doubt and open or not known[2]" => "if not known[2]",
         "with_doubt('{}', doubt and at or ''), '',\n" => "with_doubt('{}', at), '',\n",
         "else note = with_doubt(note, doubt and at or '') end" => "else note = with_doubt(note, at) end",

@@ -331,6 +331,8 @@ async fn a_gap_replaces_no_invalidation_of_an_absent_entry() {
     assert_eq!(invalidated(second, Removal::Refresh, doubt).await, (Some(second), true));
     assert_eq!(invalidated(third, Removal::Evict, Terms::default()).await, (Some(third), false));
     assert_eq!(invalidated(last, Removal::Refresh, doubt).await, (Some(third), false), "its rechecks count from it");
+    let older = invalidated(second, Removal::Refresh, Terms::default()).await;
+    assert_eq!(older, (Some(third), false), "as of a tag's stamp that is found again");
 }
 
 /// A worker of the previous build leaves the doubt of before in the note, and its own doubts have no time.

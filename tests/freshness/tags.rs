@@ -260,3 +260,24 @@ async fn a_tag_misses_no_entry_that_is_put_under_it_meanwhile() {
         parts.store.release(&art(&name), &lease.token, None).await.unwrap();
     }
 }
+
+/// The tag's stamp is found again when the fetch for the key fails.
+#[tokio::test]
+async fn a_key_that_follows_its_tag_keeps_its_own_time() {
+    let (redis, upstream, _jobs, _worker) = gallery().await;
+    let parts = Parts::of(&redis).await;
+    upstream.on("/art/f1", Reply::status(500));
+    let failed = async |message: &str| {
+        let (since, calls) = (parts.now().await, upstream.calls("/art/f1"));
+        parts.invalidate(message).await;
+        eventually("its fetch has failed", async || {
+            upstream.calls("/art/f1") > calls && upstream.in_flight() == 0 && parts.score("f1").await.is_some()
+        })
+        .await;
+        (since, parts.meta("f1").await.unwrap().invalidated)
+    };
+    let (since, invalidated) = failed(r#"{"tags": ["artist:Frida {Kahlo}"]}"#).await;
+    assert!(invalidated >= Some(since), "{invalidated:?} after {since:?}");
+    let (since, invalidated) = failed("art:f1").await;
+    assert!(invalidated >= Some(since), "{invalidated:?} after {since:?}");
+}

@@ -20,6 +20,7 @@ const SENTINELS: usize = 3;
 const QUORUM: usize = 2;
 
 /// Returns `true` if the tests shall reach their servers through Sentinels.
+#[allow(clippy::disallowed_methods, reason = "settings of a test are none of Samovar's")]
 pub(super) fn are_used() -> bool {
     match std::env::var("SAMOVAR_TEST_TOPOLOGY").as_deref() {
         Ok("sentinel") => true,

@@ -186,8 +186,9 @@ fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Rep
     }
     let noted = after.text(&call.keys[2]).and_then(|packed| engine.meta(packed));
     let doubt = call.args[9] == "1";
-    // A doubt replaces no certain invalidation, and ends no value that is held back.
-    let open = meta.as_ref().filter(|meta| doubt && meta.invalidated > 0 && meta.doubted != meta.invalidated);
+    // A doubt replaces no certain invalidation, and ends no value that is held back. An older one replaces none either.
+    let open = meta.as_ref().filter(|meta| meta.invalidated > 0 && meta.doubted != meta.invalidated);
+    let open = open.filter(|meta| doubt || (meta.invalidated > at && meta.invalidated <= now));
     let (at, doubted) = open.map_or((at, doubt), |meta| (meta.invalidated, false));
     let is_noted = |noted: &Meta| noted.invalidated == at && (noted.doubted == noted.invalidated) == doubted;
     let is_to_be_noted = is_text && removed == 0 || value.is_none() && meta.as_ref().is_none_or(is_blank);

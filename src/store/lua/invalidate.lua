@@ -71,6 +71,8 @@ local blank = pxat == -2 and (not validated_at or validated_at == '0' and attemp
   and with_doubt(note, '') == '{}')
 local at, doubt = string.format('%.0f', S), ARGV[10] == '1'
 local open = validated_at and invalidated ~= '0' and not is_doubt(note, invalidated)
+-- The time of an open invalidation stays if it is later: a tag's stamp is found again when an earlier fetch ends.
+if open and not doubt and tonumber(invalidated) > S and tonumber(invalidated) <= now then at = invalidated end
 -- Remembers the invalidation of an entry without a value. The hash tells a fetch whether it brings the old content.
 local function remember()
   if doubt and open or not known[2] and redis.call('TYPE', KEYS[3]).ok ~= 'none' then return end
