@@ -1,10 +1,10 @@
-//! `samovar check`: what it finds in listed entries, and which entries it fetches to try a job.
+//! `samovar check`: what it finds in listed entries, which entries it fetches to try a job, and what a change causes.
 #![cfg(test)]
 
 mod support;
 
 use serde_json::{Value, json};
-use support::{Art, Finished, JobsFolder, Reply, Upstream, samovar};
+use support::{Art, Finished, JobsFolder, Parts, Reply, Upstream, both, eventually, readable, samovar, worker};
 
 const ASKED: &str = "/v1/chat/completions";
 
@@ -190,4 +190,31 @@ async fn an_optional_input_that_is_gone_does_not_fail_a_check() {
     for said in ["✓ page: page:a: ", "– art: not fetched: art:a does not exist (404 or 410)"] {
         assert!(checked.stdout.contains(said), "{said}: {checked:?}");
     }
+}
+
+#[tokio::test]
+async fn check_diff_counts_the_values_that_a_rename_hands_over() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let folder = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &folder);
+    let described = async || redis.ask::<bool>(&["HEXISTS", "samovar:jobs", "art"]).await;
+    eventually("it is described", described).await;
+    readable(&redis, "a").await;
+    let renamed = Art::of(&upstream).toml().replace("{name}", "{title}").replace("{{ name }}", "{{ title }}");
+    folder.write("works.toml", &renamed);
+    std::fs::remove_file(folder.path().join("art.toml")).unwrap();
+    let diff = async |name: &str| {
+        let done = samovar(["check", "--diff", "--json"]).redis(&redis).jobs(&folder).run().await;
+        let document: Value = serde_json::from_str(&done.stdout).unwrap();
+        document["jobs"].as_array().unwrap().iter().find(|job| job["job"] == name).cloned().unwrap()
+    };
+    let (works, art) = (diff("works").await, diff("art").await);
+    assert_eq!((&works["state"], &works["fetches"]), (&json!("new"), &json!(1)), "{works}");
+    assert!(works["notes"].to_string().contains("takes over 1 value and revalidates"), "{works}");
+    assert!(art["notes"].to_string().contains("its 1 value is taken over by works"), "{art}");
+    Parts::of(&redis).await.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
+    let (works, art) = (diff("works").await, diff("art").await);
+    assert_eq!(works["fetches"], 0, "{works}");
+    assert!(art["notes"].to_string().contains("its 0 values expire"), "{art}");
 }

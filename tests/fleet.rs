@@ -684,29 +684,3 @@ async fn variables_of_the_workers_job_files_are_no_misspelt_settings() {
     assert!(shown.stderr.contains("SAMOVAR_TOKNE is no setting"), "{shown:?}");
     assert!(!shown.stderr.contains("SAMOVAR_TOKENS"), "{shown:?}");
 }
-
-#[tokio::test]
-async fn check_diff_counts_the_values_that_a_rename_hands_over() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/a");
-    let folder = Art::of(&upstream).list(["a"]).folder();
-    let _worker = worker(&redis, &folder);
-    described(&redis, "art").await;
-    readable(&redis, "a").await;
-    let renamed = Art::of(&upstream).toml().replace("{name}", "{title}").replace("{{ name }}", "{{ title }}");
-    folder.write("works.toml", &renamed);
-    std::fs::remove_file(folder.path().join("art.toml")).unwrap();
-    let diff = async |name: &str| {
-        let done = samovar(["check", "--diff", "--json"]).redis(&redis).jobs(&folder).run().await;
-        let document: Value = serde_json::from_str(&done.stdout).unwrap();
-        document["jobs"].as_array().unwrap().iter().find(|job| job["job"] == name).cloned().unwrap()
-    };
-    let (works, art) = (diff("works").await, diff("art").await);
-    assert_eq!((&works["state"], &works["fetches"]), (&json!("new"), &json!(1)), "{works}");
-    assert!(works["notes"].to_string().contains("takes over 1 value and revalidates"), "{works}");
-    assert!(art["notes"].to_string().contains("its 1 value is taken over by works"), "{art}");
-    Parts::of(&redis).await.invalidate(r#"{"keys": ["art:a"], "action": "evict"}"#).await;
-    let (works, art) = (diff("works").await, diff("art").await);
-    assert_eq!(works["fetches"], 0, "{works}");
-    assert!(art["notes"].to_string().contains("its 0 values expire"), "{art}");
-}

@@ -414,25 +414,6 @@ async fn a_name_no_url_can_carry_fails_with_the_reason_and_no_request() {
     assert_eq!(upstream.all_requests().len(), 0);
 }
 
-/// Eight attempts take a minute, and none of them can succeed.
-#[tokio::test]
-async fn a_key_that_makes_no_request_is_a_dead_letter_at_once() {
-    let (redis, upstream) = both().await;
-    upstream.edit("/art/lost");
-    let art = Art::of(&upstream).list(["a//x"]);
-    let toml = art.toml().replace("{{ name }}", "{{ name | path }}");
-    let jobs = art.folder().job("art", &toml);
-    let mut worker = worker(&redis, &jobs);
-    let reason = eventually("it is a dead letter", async || {
-        redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{art}", "art:a//x"]).await
-    })
-    .await;
-    assert!(reason.contains("empty") && reason.contains("`samovar invalidate 'art:a//x' --evict`"), "{reason}");
-    let meta = Parts::of(&redis).await.meta("a//x").await.unwrap();
-    assert_eq!((meta.last_attempt.failures, upstream.all_requests().len()), (1, 0), "{meta:?}");
-    assert!(worker.is_running());
-}
-
 /// A museum and an AI behind one upstream server; `story:a` is made from `art:a`.
 fn stories(upstream: &Upstream, art: &Art) -> JobsFolder {
     upstream.answer("/v1/chat/completions", |call, count| {

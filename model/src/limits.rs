@@ -64,7 +64,7 @@ struct Upstream {
     words: &'static [&'static str],
     gates: [Gate; 2],
     requests: Vec<Request>,
-    /// Why the last request was refused.
+    /// The reason of the last refusal.
     refused: String,
     /// The number of permits so far.
     serial: u32,

@@ -101,7 +101,7 @@ impl Item {
 pub(crate) struct Published {
     /// When it was added.
     pub(crate) at: Duration,
-    /// The same by Redis's clock (ms). Its ID tells another time if the clock was set back before.
+    /// Its time by Redis's clock (ms). Its ID tells another time if the clock was set back before.
     pub(crate) clock: i64,
     /// The keys that it concerns.
     pub(crate) keys: Vec<String>,

@@ -39,7 +39,7 @@ enum Place {
     Free,
     /// A refusal of this worker.
     Own,
-    /// What another program wrote.
+    /// Content of another program.
     Foreign,
 }
 

@@ -104,7 +104,7 @@ pub struct JobStatus {
 pub struct Outdated {
     /// Their number.
     pub values: u64,
-    /// What they wait for.
+    /// The reason of the wait.
     pub waits_for: String,
     /// The reason of the last attempt at one of them, if it waits for its next one.
     #[serde(skip_serializing_if = "Option::is_none")]

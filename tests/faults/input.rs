@@ -13,7 +13,7 @@ use samovar::protocol::keys::slot;
 use samovar::redis::RedisUrl;
 use serde_json::json;
 
-use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, eventually, samovar, talkative};
+use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, eventually, samovar, talkative, worker};
 use super::{both, factor, readable};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -493,4 +493,23 @@ async fn check_fetch_tries_inputs_as_such_and_only_failures_fail_it() {
     let bad = check("/bad", &[]).await;
     assert_eq!(bad.code, Some(1), "{bad:?}");
     assert!(bad.stdout.contains("✗ base: base:a: ") && bad.stdout.contains("✗ story: story:a: "), "{bad:?}");
+}
+
+/// Eight attempts take a minute, and none of them can succeed.
+#[tokio::test]
+async fn a_key_that_makes_no_request_is_a_dead_letter_at_once() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/lost");
+    let art = Art::of(&upstream).list(["a//x"]);
+    let toml = art.toml().replace("{{ name }}", "{{ name | path }}");
+    let jobs = art.folder().job("art", &toml);
+    let mut worker = worker(&redis, &jobs);
+    let reason = eventually("it is a dead letter", async || {
+        redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{art}", "art:a//x"]).await
+    })
+    .await;
+    assert!(reason.contains("empty") && reason.contains("`samovar invalidate 'art:a//x' --evict`"), "{reason}");
+    let meta = Parts::of(&redis).await.meta("a//x").await.unwrap();
+    assert_eq!((meta.last_attempt.failures, upstream.all_requests().len()), (1, 0), "{meta:?}");
+    assert!(worker.is_running());
 }

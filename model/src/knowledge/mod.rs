@@ -73,7 +73,7 @@ pub enum Action {
     Start(usize),
     /// A worker is replaced by another in its process, and takes its record along.
     Retire(usize),
-    /// What is kept of a job is dropped, which no worker knows any more.
+    /// The keys of a job that no worker knows any more are dropped.
     Vanish(usize),
     /// A worker cannot handle what it hears.
     Stick(usize),
