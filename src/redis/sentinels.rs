@@ -34,6 +34,8 @@ const FRESH: Duration = Duration::from_secs(3);
 const BELIEVED: Duration = Duration::from_secs(60);
 /// The interval at which a Sentinel is asked for the others, in questions.
 const PEERS: u32 = 30;
+/// The silence after which a Sentinel is forgotten that the URL does not name.
+const FORGOTTEN: Duration = Duration::from_secs(600);
 /// The most Sentinels that are asked, those of the URL first.
 const MOST: usize = 16;
 /// The consequence of silent Sentinels.
@@ -98,6 +100,8 @@ pub(super) struct Sentinels {
 struct State {
     /// The last answer of each Sentinel that is asked; `None` before the first.
     answers: BTreeMap<Address, Option<(Instant, Result<Named, Fault>)>>,
+    /// When each last named a master.
+    named: BTreeMap<Address, Instant>,
     /// The highest epoch, and when it was last named.
     epoch: Option<(u64, Instant)>,
     /// The fault that was logged.
@@ -129,14 +133,20 @@ impl Sentinels {
         let mut tasks = self.tasks();
         while tasks.try_join_next().is_some() {}
         if tasks.is_empty() {
-            self.state().answers.clear();
-            self.ask_also(self.service.sentinels.iter(), &mut tasks);
+            let state = &mut *self.state();
+            let known: Vec<Address> = self.service.sentinels.iter().chain(state.named.keys()).cloned().collect();
+            state.answers.clear();
+            self.ask_also(known.iter(), state, &mut tasks);
         }
     }
 
     /// Asks these Sentinels as well.
-    fn ask_also<'a>(self: &Arc<Self>, addresses: impl Iterator<Item = &'a Address>, tasks: &mut JoinSet<()>) {
-        let mut state = self.state();
+    fn ask_also<'a>(
+        self: &Arc<Self>,
+        addresses: impl Iterator<Item = &'a Address>,
+        state: &mut State,
+        tasks: &mut JoinSet<()>,
+    ) {
         for address in addresses {
             if state.answers.len() < MOST && !state.answers.contains_key(address) {
                 state.answers.insert(address.clone(), None);
@@ -197,6 +207,9 @@ impl Sentinels {
     fn heard(&self, from: &Address, answer: Result<Named, Fault>) {
         let mut state = self.state();
         let now = Instant::now();
+        if answer.is_ok() {
+            state.named.insert(from.clone(), now);
+        }
         if let Some(last) = state.answers.get_mut(from) {
             *last = Some((now, answer));
         }
@@ -216,15 +229,16 @@ impl Sentinels {
         self.master.send_replace(Some(Arc::new(Master { client: Arc::new(client), number, address: named })));
     }
 
-    /// Asks the other Sentinels that one knows, and no longer those that none knows.
+    /// Asks the other Sentinels that one knows, and no longer those that have been silent for long.
     fn learn(self: &Arc<Self>, peers: &[Address]) {
         let mut tasks = self.tasks();
+        let state = &mut *self.state();
         let now = Instant::now();
-        self.state().answers.retain(|address, answer| {
-            let answers = answer.as_ref().is_none_or(|(at, answer)| answer.is_ok() && now - *at < FRESH);
-            answers || self.service.sentinels.contains(address) || peers.contains(address)
+        state.named.retain(|_, at| now - *at < FORGOTTEN);
+        state.answers.retain(|address, _| {
+            self.service.sentinels.contains(address) || peers.contains(address) || state.named.contains_key(address)
         });
-        self.ask_also(peers.iter(), &mut tasks);
+        self.ask_also(peers.iter(), state, &mut tasks);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

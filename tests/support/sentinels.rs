@@ -120,8 +120,11 @@ impl TestSentinels {
     /// Waits until this server is a replica that is up to date with its master.
     pub async fn replicates(&self, server: &TestRedis) {
         eventually("the server is a replica", async || {
-            let replication: String = server.ask(&["INFO", "replication"]).await;
-            replication.contains("role:slave") && replication.contains("master_link_status:up")
+            // A Sentinel that makes it a replica breaks its connections.
+            let mut connection = server.client().get_multiplexed_async_connection().await?;
+            let replication: String = redis::cmd("INFO").arg("replication").query_async(&mut connection).await?;
+            let is_replica = replication.contains("role:slave") && replication.contains("master_link_status:up");
+            if is_replica { Ok(()) } else { Err(redis::RedisError::from(std::io::Error::other("it is none"))) }
         })
         .await;
     }
