@@ -75,6 +75,9 @@ struct Named {
     address: Address,
 }
 
+/// An answer, or why there is none, and when that was known.
+type Answer = (Instant, Result<Named, Fault>);
+
 /// The reason why a Sentinel names no master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fault {
@@ -99,7 +102,7 @@ pub(super) struct Sentinels {
 #[derive(Default)]
 struct State {
     /// The last answer of each Sentinel that is asked; `None` before the first.
-    answers: BTreeMap<Address, Option<(Instant, Result<Named, Fault>)>>,
+    answers: BTreeMap<Address, Option<Answer>>,
     /// When each last named a master.
     named: BTreeMap<Address, Instant>,
     /// The highest epoch, and when it was last named.

@@ -87,10 +87,10 @@ impl Moved {
 
     /// Waits until another server has taken its place.
     pub(super) async fn moved(self) {
-        if let Some((number, mut masters)) = self.0 {
-            if masters.wait_for(|now| now.as_ref().is_some_and(|now| now.number != number)).await.is_ok() {
-                return;
-            }
+        if let Some((number, mut masters)) = self.0
+            && masters.wait_for(|now| now.as_ref().is_some_and(|now| now.number != number)).await.is_ok()
+        {
+            return;
         }
         pending().await
     }

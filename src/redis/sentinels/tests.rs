@@ -45,7 +45,7 @@ fn a_lower_epoch_is_believed_after_a_minute() {
 fn silence_counts_unless_most_refuse() {
     let silent = || Some((Instant::now(), Err(Fault::Silent("gone".into()))));
     let refused = || Some((Instant::now(), Err(Fault::Refused("no".into()))));
-    let fault = |answers: [Option<(Instant, Result<Named, Fault>)>; 3]| {
+    let fault = |answers: [Option<Answer>; 3]| {
         let answers = (1..).zip(answers).map(|(n, answer)| (address(n), answer)).collect();
         State { answers, ..State::default() }.fault()
     };
