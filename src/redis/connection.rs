@@ -94,7 +94,8 @@ struct Line {
 
 /// A subscription over a connection of its own. Its messages end with the connection, and when the server is replaced.
 pub(crate) struct Subscribed {
-    /// Subscribes and unsubscribes.
+    /// Subscribes and unsubscribes. The connection lives as long as it does.
+    #[cfg_attr(not(feature = "worker"), expect(dead_code, reason = "only a worker unsubscribes"))]
     pub(crate) sink: PubSubSink,
     /// The messages.
     pub(crate) messages: BoxStream<'static, Msg>,
