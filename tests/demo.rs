@@ -12,15 +12,18 @@ fn number(row: &Value, field: &str) -> u64 {
 
 #[tokio::test]
 async fn its_figures_add_up_and_samovar_misses_least() {
-    adds_up(["demo", "--seconds", "3", "--json"]).await;
+    let rows = adds_up(["demo", "--seconds", "3", "--json"]).await;
+    let rates: Vec<f64> = rows.iter().map(|row| row["hit_rate"].as_f64().unwrap()).collect();
+    assert!(rates.iter().all(|rate| *rate <= rates[0]), "{rates:?}");
 }
 
+/// The failovers take most of the time, and not the same time for all.
 #[tokio::test]
 async fn its_figures_add_up_with_a_failover() {
     adds_up(["demo", "--seconds", "6", "--json", "--topology", "sentinel"]).await;
 }
 
-async fn adds_up<const N: usize>(line: [&str; N]) {
+async fn adds_up<const N: usize>(line: [&str; N]) -> Vec<Value> {
     let finished = samovar(line).run().await;
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let report: Value = serde_json::from_str(&finished.stdout).unwrap();
@@ -43,9 +46,9 @@ async fn adds_up<const N: usize>(line: [&str; N]) {
         assert!(number(row, "upstream_calls") >= number(row, "not_modified"), "{row}");
         assert!(number(row, "ai_calls") > 0 && row["ai_dollars"].as_f64().unwrap() > 0.0, "{row}");
         assert!(row["p50_ms"].as_f64().unwrap() <= row["p99_ms"].as_f64().unwrap(), "{row}");
-        assert!(row["hit_rate"].as_f64().unwrap() <= rows[0]["hit_rate"].as_f64().unwrap(), "{row}");
         assert!(number(row, "redis_bytes") > 0, "{row}");
     }
+    rows.clone()
 }
 
 #[tokio::test]
