@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Child;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,11 +11,13 @@ use redis::FromRedisValue;
 use samovar::redis::RedisUrl;
 use tempfile::TempDir;
 
-use super::eventually::eventually;
+use super::eventually::{eventually, eventually_within};
 use super::redis::{RedisOptions, TestRedis, free_port, spawn_server};
 
 /// The name of the service.
 pub const SERVICE: &str = "cache";
+/// The time that a failover may take on a busy machine. Sentinels turn an old master into a replica after ten seconds.
+const FAILOVER: Duration = Duration::from_secs(90);
 /// Sentinels, and how many of them must agree that the master is down.
 const SENTINELS: usize = 3;
 const QUORUM: usize = 2;
@@ -105,7 +108,7 @@ impl TestSentinels {
 
     /// Waits until all Sentinels that answer name this server as the master.
     pub async fn named(&self, server: &TestRedis) {
-        eventually("the Sentinels name the server", async || {
+        eventually_within(FAILOVER, "the Sentinels name the server", async || {
             let mut named = Vec::new();
             for sentinel in &self.sentinels {
                 if let Ok((_, port)) = self.ask::<(String, u16)>(sentinel, "GET-MASTER-ADDR-BY-NAME").await {
@@ -119,7 +122,7 @@ impl TestSentinels {
 
     /// Waits until this server is a replica that is up to date with its master.
     pub async fn replicates(&self, server: &TestRedis) {
-        eventually("the server is a replica", async || {
+        eventually_within(FAILOVER, "the server is a replica", async || {
             // A Sentinel that makes it a replica breaks its connections.
             let mut connection = server.client().get_multiplexed_async_connection().await?;
             let replication: String = redis::cmd("INFO").arg("replication").query_async(&mut connection).await?;
