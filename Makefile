@@ -19,7 +19,7 @@ SEEDS ?= 1000
 FIRST ?= 1
 
 # The simulated worlds of `make test`
-SIMULATED ?= 40
+SIMULATED ?= 12
 # Packages that the tests build together: features are unified over them, so each dependency is built once. The
 # simulator needs the library with a feature that the tests of the others must not have.
 TESTED := --package samovar --package samovar-model
