@@ -1,4 +1,4 @@
-//! What is built in: only code under licences that `deny.toml` allows, and nothing that is for tests only.
+//! The content of a release: only code under licences that `deny.toml` allows, and nothing that is for tests only.
 //!
 //! cargo-deny checks the licences as well, and more (`make deny`); but it has to be installed.
 #![cfg(test)]

@@ -24,8 +24,8 @@ const DEFAULT_SENTINEL_PORT: u16 = 26379;
 
 const FORM: &str = "write redis://[[user]:password@]host[:port][/db], and percent-encode special characters in the \
                     password (`/` as %2F, `@` as %40, `%` as %25)";
-pub(super) const SENTINEL_FORM: &str = "write redis+sentinel://[[user]:password@]host[:port],host[:port]/NAME[/db], where \
-                                        NAME is that of `sentinel monitor NAME …`";
+pub(super) const SENTINEL_FORM: &str = "write redis+sentinel://[[user]:password@]host[:port],host[:port]/NAME[/db], \
+                                        where NAME is that of `sentinel monitor NAME …`";
 
 /// The address and credentials of a Redis server, or of the Sentinels that name it. `Display` and `Debug` never show
 /// the password.
