@@ -19,10 +19,9 @@ SEEDS ?= 1000
 FIRST ?= 1
 
 # The simulated worlds of `make test`
-SIMULATED ?= 12
-# Packages that the tests build together: features are unified over them, so each dependency is built once. The
-# simulator needs the library with a feature that the tests of the others must not have.
-TESTED := --package samovar --package samovar-model
+SIMULATED ?= 40
+# The whole workspace is built together: features are unified over it, so each crate is built once.
+TESTED := --workspace
 
 # What `make deny` looks at: all of advisories, bans, licenses and sources where it is empty
 CHECKS ?=
@@ -46,12 +45,12 @@ demo: setup ## Watch it work for a minute, with a Redis of its own: make demo AR
 test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start themselves
 	@./scripts/install-faketime.sh
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		set -x; $(CARGO) nextest run --locked --no-fail-fast $(TESTED) $(ARGS) && $(CARGO) test --locked $(TESTED) --doc; \
+		set -x; export SAMOVAR_SIMULATED_SEEDS=$(SIMULATED); \
+		$(CARGO) nextest run --locked --no-fail-fast $(TESTED) $(ARGS) && $(CARGO) test --locked $(TESTED) --doc; \
 	else \
-		set -x; $(CARGO) test --locked --no-fail-fast $(TESTED) $(ARGS); \
+		set -x; export SAMOVAR_SIMULATED_SEEDS=$(SIMULATED); \
+		$(CARGO) test --locked --no-fail-fast $(TESTED) $(ARGS); \
 	fi
-	SAMOVAR_SIMULATED_SEEDS=$(SIMULATED) $(CARGO) test --locked $(TESTED) --package samovar-simulator --test seeds -- \
-		--nocapture
 
 # Without Python there is no such file, and the tests that use it say what they leave out.
 $(VENV)/installed: $(PYTHON_NEEDS)
@@ -82,6 +81,7 @@ lint: ## Check formatting, lints and documentation; warnings are errors here
 		|| rustup component add rustfmt clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --package samovar --lib -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 

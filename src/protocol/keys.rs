@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 pub use super::slot::slot;
-use super::slot::tag_of;
+use super::slot::{tag_at, tag_of};
 use crate::entry::{EntryKey, JobName, UpstreamName};
 
 /// Builds key and channel names under one prefix.
@@ -383,6 +383,11 @@ impl Keys {
         format!("{}:marker", self.prefix)
     }
 
+    /// The mark of the master of a Cluster that serves this slot. If it is gone, the master was flushed.
+    pub fn marker_at(&self, slot: u16) -> String {
+        format!("{}:marker:{{{}}}", self.prefix, tag_at(slot))
+    }
+
     /// The state of revalidation: the time up to which values may be stale and the kind of gap (`time gap`), the lock
     /// of the worker that revalidates, and the jobs that are done (a hash). One slot.
     pub fn revalidation(&self) -> [String; 3] {
@@ -485,7 +490,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::slot::{CRC, SLOTS};
+    use crate::protocol::slot::SLOTS;
+    use crate::redis::CRC;
 
     #[test]
     fn slots_are_those_of_redis() {

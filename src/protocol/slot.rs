@@ -1,25 +1,22 @@
-//! Hash slots of a Redis Cluster.
+//! Tags of keys that are in the slot of another key.
 
 use std::sync::LazyLock;
 
-/// Slots of a Redis Cluster.
-pub(super) const SLOTS: u16 = 16_384;
-/// The checksum that gives a key its slot.
-pub(super) static CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
+pub(super) use crate::redis::SLOTS;
+use crate::redis::slot_of;
 
 /// Returns the hash slot of a key, as Redis Cluster computes it.
 pub fn slot(key: &str) -> u16 {
-    let hashed = key
-        .split_once('{')
-        .and_then(|(_, rest)| rest.split_once('}'))
-        .map(|(tag, _)| tag)
-        .filter(|tag| !tag.is_empty())
-        .unwrap_or(key);
-    CRC.checksum(hashed.as_bytes()) % SLOTS
+    slot_of(key.as_bytes())
 }
 
 /// Returns a tag of at most four characters that hashes to the same slot as `key`.
 pub(super) fn tag_of(key: &str) -> &'static str {
+    tag_at(slot(key))
+}
+
+/// Returns a tag of at most four characters that hashes to this slot.
+pub(super) fn tag_at(slot_of_tag: u16) -> &'static str {
     static TAGS: LazyLock<Vec<String>> = LazyLock::new(|| {
         let mut tags = vec![String::new(); usize::from(SLOTS)];
         let mut missing = tags.len();
@@ -35,7 +32,7 @@ pub(super) fn tag_of(key: &str) -> &'static str {
         }
         tags
     });
-    &TAGS[usize::from(slot(key))]
+    &TAGS[usize::from(slot_of_tag)]
 }
 
 fn base36(mut n: u32) -> String {

@@ -8,7 +8,8 @@
 //! It does not notice two failures. A server that became a replica keeps its connections and refuses every write. A
 //! network path that drops packets silently (a firewall that lost the connection's state) keeps TCP waiting for up to
 //! 15 minutes. So a connection that is refused for that reason, or gets no answer in time, is replaced by a new one: by
-//! then the name may resolve to another server. Where Sentinels name the master, all connections follow them.
+//! then the name may resolve to another server. Where Sentinels name the master, all connections follow them. To a
+//! Cluster, a connection is one to each master: see [`super::router`].
 
 use std::fmt;
 use std::io;
@@ -23,9 +24,17 @@ use redis::{
 use tokio::runtime::Handle;
 use tokio_util::context::TokioContext;
 
+#[cfg(feature = "worker")]
+use super::RedisTime;
+use super::cluster::Cluster;
+use super::cluster::topology::Topology;
+use super::endpoint::Address;
 use super::refused::is_refusal;
+use super::router::Router;
 #[cfg(feature = "simulation")]
 use super::simulated::{self, Manager};
+#[cfg(feature = "worker")]
+use super::slot::slot_of;
 use super::target::{Moved, Target};
 use super::{ServerInfo, WrongTypes};
 use crate::entry::duration;
@@ -52,9 +61,6 @@ const ATTEMPTS: usize = 8;
 /// The time after which a refused `INFO` is retried, so that a right granted later is used.
 const REFUSED: Duration = Duration::from_secs(60);
 
-/// The prefix of an incarnation that is the digest of a script.
-const SCRIPT: &str = "script:";
-
 /// The error codes of a server that is not the master any more: a replica that receives a write or has lost its master,
 /// a master that became a replica during a blocking command.
 const NO_MASTER: [&str; 3] = ["READONLY", "MASTERDOWN", "UNBLOCKED"];
@@ -73,6 +79,8 @@ const WRONGTYPE: &str = "WRONGTYPE";
 pub struct Connection {
     line: Arc<Mutex<Option<Line>>>,
     target: Target,
+    /// Sends each command to its master, where there are several.
+    router: Option<Router>,
     server: Arc<str>,
     timeout: Duration,
     wrong_types: WrongTypes,
@@ -82,6 +90,7 @@ pub struct Connection {
     /// When `INFO` was last refused.
     refused: Arc<Mutex<Option<Instant>>>,
     /// The digest of the last script that was loaded to identify the server's incarnation.
+    #[cfg_attr(not(feature = "worker"), expect(dead_code, reason = "only a worker looks for restarts"))]
     loaded: Arc<Mutex<Option<String>>>,
 }
 
@@ -122,12 +131,69 @@ impl Connection {
     pub(super) fn lazy(target: Target, server: Arc<str>, timeout: Duration) -> Self {
         let (line, home) = (Arc::default(), Handle::current());
         let (refused, loaded, wrong_types) = (Arc::default(), Arc::default(), WrongTypes::default());
-        Self { line, target, server, timeout, wrong_types, home, refused, loaded }
+        let router = if let Target::Cluster(cluster) = &target { Some(Router::new(Arc::clone(cluster))) } else { None };
+        Self { line, target, router, server, timeout, wrong_types, home, refused, loaded }
+    }
+
+    /// Returns a connection to one master of a Cluster, which the same runtime drives.
+    pub(super) fn at_node(&self, cluster: &Arc<Cluster>, address: &Address) -> Self {
+        let _home = self.home.enter();
+        let server = format!("{address}, a master of {}", self.server);
+        Self::lazy(Target::Node(Arc::clone(cluster), address.clone()), server.into(), self.timeout)
+    }
+
+    /// Returns connections to all masters: this one alone, unless it is one to a Cluster.
+    pub(crate) async fn masters(&self) -> Vec<Self> {
+        let Some(router) = &self.router else { return vec![self.clone()] };
+        router.topology().await.masters().into_iter().map(|address| router.node(address, self)).collect()
+    }
+
+    /// Returns the slots of a Cluster's masters, as far as they are known; `None` if this is no connection to a Cluster.
+    pub(super) fn slots(&self) -> Option<Arc<Topology>> {
+        self.router.as_ref()?.cluster().known()
+    }
+
+    /// Returns the connection to this master of a Cluster.
+    pub(super) fn master_at(&self, address: &Address) -> Option<Self> {
+        Some(self.router.as_ref()?.node(address, self))
+    }
+
+    /// Returns a time that the server of `key` gave, such as that of an id in a stream, on the fleet's clock: the
+    /// latest that it may be.
+    #[cfg(feature = "worker")]
+    pub(crate) fn on_fleets_clock(&self, key: &str, at: RedisTime) -> RedisTime {
+        let Some(cluster) = self.router.as_ref().map(Router::cluster) else { return at };
+        let owner = cluster.known().and_then(|topology| topology.owner(slot_of(key.as_bytes())).cloned());
+        let ahead = owner.and_then(|owner| cluster.ahead(&owner)).unwrap_or_default();
+        RedisTime::from_millis(at.as_millis() - ahead.div_euclid(1_000)) + cluster.doubt()
+    }
+
+    /// Returns what is wrong with the clocks of a Cluster's masters: one is far ahead of another. `None` if they agree,
+    /// or there is one.
+    #[cfg(feature = "worker")]
+    pub(crate) fn fault_of_clocks(&self) -> Option<String> {
+        self.router.as_ref()?.cluster().fault_of_clocks()
+    }
+
+    /// Runs `f` on the runtime that drives the connection.
+    pub(super) fn home<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _home = self.home.enter();
+        f()
+    }
+
+    /// Returns the digest of the last script that was loaded to identify the server's incarnation.
+    #[cfg(feature = "worker")]
+    pub(super) fn loaded(&self) -> &Mutex<Option<String>> {
+        &self.loaded
+    }
+
+    pub(super) fn wrong_types(&self) -> &WrongTypes {
+        &self.wrong_types
     }
 
     /// Returns the current socket to the current server.
     async fn manager(&self) -> RedisResult<(Manager, Moved)> {
-        let (client, moved) = self.target.current().await;
+        let (client, moved) = self.target.current().await?;
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(line) = line.as_ref().filter(|line| line.number == moved.number()) {
             return Ok((line.manager.clone(), moved));
@@ -146,10 +212,7 @@ impl Connection {
 
     /// Reconnects, for all clones, unless the connection is younger than `age`. The next command opens it.
     fn renew(&self, age: Duration) {
-        {
-            let _home = self.home.enter();
-            self.target.ask_soon();
-        }
+        self.home(|| self.target.ask_soon());
         self.line.lock().unwrap_or_else(PoisonError::into_inner).take_if(|line| line.since.elapsed() >= age);
     }
 
@@ -159,7 +222,7 @@ impl Connection {
     /// Redis cannot be reached within five seconds, or refuses the user.
     pub(crate) async fn subscribe(&self, channels: impl ToRedisArgs) -> RedisResult<Subscribed> {
         let subscribing = async {
-            let (client, moved) = self.target.current().await;
+            let (client, moved) = self.target.current().await?;
             let subscribed = async {
                 let (mut sink, messages) = subscriber(&client).await?.split();
                 sink.subscribe(channels).await?;
@@ -172,8 +235,9 @@ impl Connection {
         tokio::time::timeout(CONNECT_TIMEOUT, subscribing).await.unwrap_or_else(late)
     }
 
-    /// Returns why a failover would go unnoticed: no Sentinel names the master. `None` if one does, or there are none.
-    pub fn fault_of_sentinels(&self) -> Option<String> {
+    /// Returns why a failover would go unnoticed: no Sentinel names the master, or no master of a Cluster answers.
+    /// `None` if one does, or the server of the URL is the only one.
+    pub fn fault_of_masters(&self) -> Option<String> {
         self.target.fault()
     }
 
@@ -194,11 +258,20 @@ impl Connection {
         self
     }
 
-    /// Reads these sections of `INFO`; `None` if the user has no right to `INFO`, as on some managed servers.
+    /// Reads these sections of `INFO`; `None` if the user has no right to `INFO`, as on some managed servers. Those of
+    /// a Cluster's masters are added up.
     ///
     /// # Errors
     /// Fails if Redis returns any other error.
     pub async fn info(&mut self, sections: &[&str]) -> RedisResult<Option<ServerInfo>> {
+        if self.router.is_some() {
+            let mut all = Vec::new();
+            for mut master in self.masters().await {
+                let Some(info) = Box::pin(master.info(sections)).await? else { return Ok(None) };
+                all.push(info);
+            }
+            return Ok(Some(ServerInfo::of_all(all)));
+        }
         let refused = Arc::clone(&self.refused);
         let refused = || refused.lock().unwrap_or_else(PoisonError::into_inner);
         if refused().is_some_and(|at| at.elapsed() < REFUSED) {
@@ -211,41 +284,6 @@ impl Connection {
             }
             answer => answer.map(|text| Some(ServerInfo::parse(&text))),
         }
-    }
-
-    /// Returns the server's incarnation: a value that changes with each restart and failover. It is the server's
-    /// `run_id`, or, without a right to `INFO`, the digest of a script that a restarted server has lost. `known` is the
-    /// stored value; a stored script digest is valid for every client. Without one, the connection and its clones use
-    /// the script that they loaded before.
-    ///
-    /// # Errors
-    /// Fails if Redis returns an error.
-    pub async fn incarnation(&mut self, known: Option<&str>) -> RedisResult<String> {
-        if let Some(digest) = known.and_then(|known| known.strip_prefix(SCRIPT))
-            && self.has_script(digest).await?
-        {
-            return Ok(format!("{SCRIPT}{digest}"));
-        }
-        if let Some(info) = self.info(&["server"]).await? {
-            return Ok(info.run_id().unwrap_or_default().to_owned());
-        }
-        let loaded = Arc::clone(&self.loaded);
-        let loaded = || loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = loaded().clone();
-        if let Some(digest) = before
-            && self.has_script(&digest).await?
-        {
-            return Ok(format!("{SCRIPT}{digest}"));
-        }
-        let script = format!("return '{:032x}'", rand::random::<u128>());
-        let digest: String = redis::cmd("SCRIPT").arg("LOAD").arg(script).query_async(self).await?;
-        *loaded() = Some(digest.clone());
-        Ok(format!("{SCRIPT}{digest}"))
-    }
-
-    async fn has_script(&mut self, digest: &str) -> RedisResult<bool> {
-        let there: Vec<bool> = redis::cmd("SCRIPT").arg("EXISTS").arg(digest).query_async(self).await?;
-        Ok(there == [true])
     }
 
     /// Leaves a server that seems not to be the master any more.
@@ -324,26 +362,55 @@ async fn ping(connection: &mut impl ConnectionLike) -> RedisResult<()> {
     redis::cmd("PING").exec_async(connection).await
 }
 
+impl Connection {
+    /// Sends a command to the current server.
+    pub(super) async fn send(&self, cmd: &Cmd) -> RedisResult<Value> {
+        let sending = async {
+            let (mut manager, moved) = self.manager().await?;
+            let sent = TokioContext::new(manager.send_packed_command(cmd), self.home.clone());
+            moved.or_moved(sent).await
+        };
+        let Ok(answer) = tokio::time::timeout(self.timeout, sending).await else { return Err(self.timed_out()) };
+        let code = answer.as_ref().map_or_else(|e| e.code(), code_of);
+        self.notice(code, answer.as_ref().err());
+        if code == Some(WRONGTYPE) {
+            self.wrong_types.met(cmd);
+        }
+        answer
+    }
+
+    /// Sends a pipeline to the current server.
+    pub(super) async fn send_all(&self, pipeline: &Pipeline, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
+        let sending = async {
+            let (mut manager, moved) = self.manager().await?;
+            let sent = TokioContext::new(manager.send_packed_commands(pipeline, offset, count), self.home.clone());
+            moved.or_moved(sent).await
+        };
+        let Ok(answers) = tokio::time::timeout(self.timeout, sending).await else { return Err(self.timed_out()) };
+        let codes: Vec<&str> = match &answers {
+            Ok(answers) => answers.iter().filter_map(code_of).collect(),
+            Err(e) => e.code().into_iter().collect(),
+        };
+        self.notice(codes.iter().copied(), answers.as_ref().err());
+        if codes.contains(&WRONGTYPE) {
+            // In a transaction, and where only the first error is reported, any of the commands may have failed.
+            let each = answers.as_ref().ok().filter(|answers| answers.len() == pipeline.len());
+            for (n, cmd) in pipeline.cmd_iter().enumerate() {
+                if each.is_none_or(|answers| code_of(&answers[n]) == Some(WRONGTYPE)) {
+                    self.wrong_types.met(cmd);
+                }
+            }
+        }
+        answers
+    }
+}
+
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        Box::pin(async move {
-            let sending = async {
-                let (mut manager, moved) = self.manager().await?;
-                let sent = TokioContext::new(manager.send_packed_command(cmd), self.home.clone());
-                moved.or_moved(sent).await
-            };
-            match tokio::time::timeout(self.timeout, sending).await {
-                Ok(answer) => {
-                    let code = answer.as_ref().map_or_else(|e| e.code(), code_of);
-                    self.notice(code, answer.as_ref().err());
-                    if code == Some(WRONGTYPE) {
-                        self.wrong_types.met(cmd);
-                    }
-                    answer
-                }
-                Err(_) => Err(self.timed_out()),
-            }
-        })
+        match self.router.clone() {
+            None => Box::pin(self.send(cmd)),
+            Some(router) => Box::pin(async move { router.send(cmd, self).await }),
+        }
     }
 
     fn req_packed_commands<'a>(
@@ -352,34 +419,10 @@ impl ConnectionLike for Connection {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        Box::pin(async move {
-            let sending = async {
-                let (mut manager, moved) = self.manager().await?;
-                let sent = TokioContext::new(manager.send_packed_commands(pipeline, offset, count), self.home.clone());
-                moved.or_moved(sent).await
-            };
-            match tokio::time::timeout(self.timeout, sending).await {
-                Ok(answers) => {
-                    let codes: Vec<&str> = match &answers {
-                        Ok(answers) => answers.iter().filter_map(code_of).collect(),
-                        Err(e) => e.code().into_iter().collect(),
-                    };
-                    self.notice(codes.iter().copied(), answers.as_ref().err());
-                    if codes.contains(&WRONGTYPE) {
-                        // In a transaction, and where only the first error is reported, any of the commands may have
-                        // failed.
-                        let each = answers.as_ref().ok().filter(|answers| answers.len() == pipeline.len());
-                        for (n, cmd) in pipeline.cmd_iter().enumerate() {
-                            if each.is_none_or(|answers| code_of(&answers[n]) == Some(WRONGTYPE)) {
-                                self.wrong_types.met(cmd);
-                            }
-                        }
-                    }
-                    answers
-                }
-                Err(_) => Err(self.timed_out()),
-            }
-        })
+        match self.router.clone() {
+            None => Box::pin(self.send_all(pipeline, offset, count)),
+            Some(router) => Box::pin(async move { router.send_all(pipeline, offset, count, self).await }),
+        }
     }
 
     fn get_db(&self) -> i64 {
@@ -410,22 +453,5 @@ mod tests {
         elsewhere.spawn(again).await.unwrap();
         tokio::task::spawn_blocking(move || elsewhere.shutdown_timeout(Duration::from_secs(10))).await.unwrap();
         ping(&mut here).await.unwrap();
-    }
-
-    /// Covers a value that could not be stored and a value that another client overwrites.
-    #[tokio::test]
-    async fn a_life_that_no_script_is_noted_for_takes_one_script() {
-        let server = Server::start().await;
-        let mut admin = server.connect().await;
-        let () = redis::cmd("ACL").arg(&["SETUSER", "default", "-info"]).exec_async(&mut admin).await.unwrap();
-        let mut connection = server.connect().await;
-        let life = connection.incarnation(None).await.unwrap();
-        assert!(life.starts_with(SCRIPT), "{life}");
-        for known in [None, Some(""), Some("a run_id"), Some("script:of another life"), Some(life.as_str())] {
-            assert_eq!(connection.clone().incarnation(known).await.unwrap(), life, "{known:?}");
-        }
-        // A server that forgot it was started anew.
-        let () = redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut admin).await.unwrap();
-        assert_ne!(connection.incarnation(Some(&life)).await.unwrap(), life);
     }
 }

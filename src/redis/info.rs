@@ -1,6 +1,7 @@
 //! The only reader of `INFO`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// The information of a server: the fields of an answer to `INFO`.
 ///
@@ -15,6 +16,26 @@ impl ServerInfo {
         Self(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
     }
 
+    /// Returns the information of several servers as that of one: counts, memory and figures are added up, of times the
+    /// latest counts, and everything else is the first server's.
+    pub(super) fn of_all(all: impl IntoIterator<Item = Self>) -> Self {
+        let mut all = all.into_iter();
+        let Self(mut sum) = all.next().unwrap_or_default();
+        for Self(other) in all {
+            for (name, value) in other {
+                match sum.entry(name) {
+                    Entry::Vacant(place) => _ = place.insert(value),
+                    Entry::Occupied(mut place) => {
+                        if let Some(added) = added(place.key(), place.get(), &value) {
+                            place.insert(added);
+                        }
+                    }
+                }
+            }
+        }
+        Self(sum)
+    }
+
     fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
@@ -25,6 +46,11 @@ impl ServerInfo {
 
     fn count(&self, name: &str) -> Option<u64> {
         self.text(name)?.parse().ok()
+    }
+
+    /// Returns the id of the replication that the server followed as a replica; `None` if it never was promoted.
+    pub fn promoted_from(&self) -> Option<&str> {
+        self.text("master_replid2").filter(|id| id.contains(|digit| digit != '0'))
     }
 
     /// Returns the id of the server's current run, which changes with every restart.
@@ -79,9 +105,9 @@ impl ServerInfo {
         self.count("maxmemory")
     }
 
-    /// Returns the memory in use as the server writes it, such as `1.50M`.
+    /// Returns the memory in use as the server writes it, such as `1.50M`; `None` for several servers.
     pub fn used_memory_human(&self) -> Option<&str> {
-        self.text("used_memory_human")
+        self.text("used_memory_human").filter(|text| !text.is_empty())
     }
 
     /// Returns the memory in use, in bytes.
@@ -143,9 +169,51 @@ impl ServerInfo {
     }
 }
 
+/// Fields that are added up over servers.
+const ADDED: [&str; 6] =
+    ["connected_clients", "evicted_keys", "keyspace_hits", "keyspace_misses", "maxmemory", "used_memory"];
+/// Fields of which the largest counts.
+const LARGEST: [&str; 4] =
+    ["aof_current_rewrite_time_sec", "rdb_current_bgsave_time_sec", "rdb_last_bgsave_time_sec", "rdb_last_save_time"];
+
+/// Returns the value of a field for two servers; `None` if it is the first one's.
+fn added(name: &str, one: &str, other: &str) -> Option<String> {
+    let numbers = || Some((one.parse::<i64>().ok()?, other.parse::<i64>().ok()?));
+    if ADDED.contains(&name) {
+        return numbers().map(|(one, other)| (one + other).to_string());
+    }
+    if LARGEST.contains(&name) {
+        return numbers().map(|(one, other)| one.max(other).to_string());
+    }
+    if name == "used_memory_human" {
+        return Some(String::new());
+    }
+    if !name.starts_with("cmdstat_") && !name.strip_prefix("db").is_some_and(|n| n.parse::<u32>().is_ok()) {
+        return None;
+    }
+    let figures = one.split(',').zip(other.split(',')).map(|(one, other)| {
+        let sum = || {
+            let ((name, one), (_, other)) = (one.split_once('=')?, other.split_once('=')?);
+            Some(format!("{name}={}", one.parse::<u64>().ok()? + other.parse::<u64>().ok()?))
+        };
+        sum().unwrap_or_else(|| one.to_owned())
+    });
+    Some(figures.collect::<Vec<String>>().join(","))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn figures_of_several_servers_are_added_up() {
+        let one =
+            "used_memory:5\r\nredis_version:7.2.4\r\ndb0:keys=3,expires=1,avg_ttl=0\r\ncmdstat_get:calls=5,usec=9\r\n";
+        let other = "used_memory:7\r\nredis_version:7.2.5\r\ndb0:keys=4,expires=2,avg_ttl=8\r\ncmdstat_get:calls=1,usec=1.5\r\n";
+        let both = ServerInfo::of_all([one, other].map(ServerInfo::parse));
+        assert_eq!((both.used_memory(), both.version()), (Some(12), Some("7.2.4")));
+        assert_eq!((both.databases().collect::<Vec<_>>(), both.calls(&["get"])), (vec![("db0", [7, 3])], Some(6)));
+    }
 
     #[test]
     fn the_fields_of_info_are_read_by_name() {

@@ -2,9 +2,12 @@
 //! required rights.
 
 mod backoff;
+mod cluster;
 mod connection;
 mod endpoint;
 pub mod health;
+#[cfg(feature = "worker")]
+mod incarnation;
 mod info;
 #[cfg(feature = "worker")]
 mod leader;
@@ -12,11 +15,13 @@ mod refused;
 pub mod requirements;
 mod scan;
 mod script;
+mod router;
 mod sentinels;
 #[cfg(feature = "simulation")]
 pub mod simulated;
 #[cfg(test)]
 pub(crate) mod server;
+mod slot;
 mod target;
 #[cfg(feature = "worker")]
 mod time;
@@ -27,11 +32,16 @@ pub use backoff::Backoff;
 pub use connection::Connection;
 pub(crate) use connection::Subscribed;
 pub use health::{Health, LoopHealth, Troubles};
+#[cfg(feature = "worker")]
+pub(crate) use incarnation::Incarnation;
 pub use info::ServerInfo;
 #[cfg(feature = "worker")]
 pub(crate) use leader::lead;
 pub(crate) use scan::Scan;
 pub(crate) use script::with_preludes;
+#[cfg(test)]
+pub(crate) use slot::CRC;
+pub(crate) use slot::{SLOTS, slot_of};
 #[cfg(feature = "worker")]
 pub use time::RedisTime;
 pub use url::{RedisUrl, UrlError};

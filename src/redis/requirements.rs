@@ -8,7 +8,7 @@ use redis::{RedisError, RedisResult, Value};
 use super::Connection;
 use super::refused::{Refused, is_refusal};
 use super::sentinels;
-use super::url::SENTINEL_FORM;
+use super::url::{CLUSTER_FORM, SENTINEL_FORM};
 use crate::protocol::Keys;
 
 /// The oldest supported major version: scripts with flags, `PEXPIRETIME`, `EXPIRE … GT`.
@@ -177,6 +177,9 @@ pub async fn unsupported(redis: &mut Connection) -> RedisResult<Option<String>> 
             sentinels::listed(&watched)
         )));
     }
+    if server.mode == "cluster" && redis.slots().is_none() {
+        return Ok(Some(format!("the server is a node of a Redis Cluster: {CLUSTER_FORM}")));
+    }
     Ok(server.fault())
 }
 
@@ -216,19 +219,10 @@ impl Server {
     }
 
     fn fault(&self) -> Option<String> {
-        let Self { version, mode } = self;
-        match mode.as_str() {
-            "cluster" => Some(
-                "the server is a node of a Redis Cluster, which is not supported yet: give the URL of a server without \
-                 cluster-enabled"
-                    .into(),
-            ),
-            _ => {
-                let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-                let old = major.is_some_and(|major| major < OLDEST);
-                old.then(|| format!("the server is Redis {version}: Redis {OLDEST}.0 or newer, or Valkey, is needed"))
-            }
-        }
+        let Self { version, .. } = self;
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        let old = major.is_some_and(|major| major < OLDEST);
+        old.then(|| format!("the server is Redis {version}: Redis {OLDEST}.0 or newer, or Valkey, is needed"))
     }
 }
 

@@ -1,9 +1,12 @@
-//! `SCAN`, step by step: the keys of a database that match a glob.
+//! `SCAN`, step by step: the keys of a database that match a glob, on all masters.
 
 use std::mem;
+use std::sync::Arc;
 
-use redis::aio::ConnectionLike;
 use redis::{RedisResult, Value};
+
+use super::Connection;
+use super::cluster::topology::Topology;
 
 /// Keys that Redis examines in one step, and the most that [`Scan::next`] returns at once.
 const STEP: usize = 500;
@@ -11,13 +14,17 @@ const STEP: usize = 500;
 /// A scan over the keys of a database.
 ///
 /// It returns every key that exists throughout the scan at least once. It may return a key twice, and it leaves out
-/// keys that are not UTF-8, which cannot be entries.
+/// keys that are not UTF-8, which cannot be entries. If slots of a Cluster move meanwhile, the masters that received
+/// some are scanned again.
 #[derive(Debug)]
 pub(crate) struct Scan {
     glob: String,
     kind: Option<&'static str>,
-    /// `None` after the last step.
-    cursor: Option<u64>,
+    cursor: u64,
+    /// The masters whose keys are not all found, the present one last; `None` before the first step.
+    left: Option<Vec<Connection>>,
+    /// The slots when the scan began, or when the masters that received some were scanned again.
+    began: Option<Arc<Topology>>,
     /// Keys of the last step that are not returned yet.
     found: Vec<String>,
 }
@@ -25,7 +32,7 @@ pub(crate) struct Scan {
 impl Scan {
     /// Starts a scan of the keys that match `glob`.
     pub(crate) fn new(glob: impl Into<String>) -> Self {
-        Self { glob: glob.into(), kind: None, cursor: Some(0), found: Vec::new() }
+        Self { glob: glob.into(), kind: None, cursor: 0, left: None, began: None, found: Vec::new() }
     }
 
     /// Restricts the scan to keys of one type, such as `string`.
@@ -39,27 +46,51 @@ impl Scan {
     /// Returns `true` if all keys were returned.
     #[cfg(feature = "worker")]
     pub(crate) fn is_complete(&self) -> bool {
-        self.cursor.is_none() && self.found.is_empty()
+        self.left.as_ref().is_some_and(Vec::is_empty) && self.found.is_empty()
     }
 
     /// Returns the next keys, at most 500 and possibly none; `None` when the scan is complete.
     ///
     /// # Errors
-    /// Redis's. The next call repeats the step.
-    pub(crate) async fn next(&mut self, redis: &mut impl ConnectionLike) -> RedisResult<Option<Vec<String>>> {
+    /// Redis's. The next call repeats the step, or begins anew if a master was replaced.
+    pub(crate) async fn next(&mut self, redis: &mut Connection) -> RedisResult<Option<Vec<String>>> {
         if self.found.is_empty() {
-            let Some(cursor) = self.cursor else { return Ok(None) };
+            if self.left.is_none() {
+                self.began = redis.slots();
+                (self.left, self.cursor) = (Some(redis.masters().await), 0);
+            }
+            let Some(mut master) = self.left.as_ref().and_then(|left| left.last()).cloned() else { return Ok(None) };
             let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(&self.glob).arg("COUNT").arg(STEP);
+            scan.arg(self.cursor).arg("MATCH").arg(&self.glob).arg("COUNT").arg(STEP);
             if let Some(kind) = self.kind {
                 scan.arg("TYPE").arg(kind);
             }
-            let (next, found): (u64, Vec<Value>) = scan.query_async(redis).await?;
+            let step: RedisResult<(u64, Vec<Value>)> = scan.query_async(&mut master).await;
+            if step.is_err() && self.began != redis.slots() {
+                self.left = None;
+            }
+            let (next, found) = step?;
             self.found = found.into_iter().filter_map(|key| redis::from_redis_value(key).ok()).collect();
-            self.cursor = (next != 0).then_some(next);
+            self.cursor = next;
+            if next == 0 {
+                self.end_master(redis);
+            }
         }
         let rest = self.found.split_off(self.found.len().min(STEP));
         Ok(Some(mem::replace(&mut self.found, rest)))
+    }
+
+    /// Goes on to the next master. After the last one, those that received slots meanwhile follow.
+    fn end_master(&mut self, redis: &Connection) {
+        let left = self.left.get_or_insert_default();
+        left.pop();
+        if left.is_empty()
+            && let (Some(began), Some(now)) = (&self.began, redis.slots())
+            && *began != now
+        {
+            left.extend(now.gained(began).into_iter().filter_map(|address| redis.master_at(address)));
+            self.began = Some(now);
+        }
     }
 }
 

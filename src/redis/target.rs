@@ -1,4 +1,4 @@
-//! The server to which connections lead: the one of the URL, or the master that Sentinels name.
+//! The server to which connections lead: the one of the URL, the master that Sentinels name, or those of a Cluster.
 
 use std::future::pending;
 use std::io;
@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use redis::{Client, RedisResult};
 
+use super::cluster::{Cluster, Topologies};
+use super::endpoint::Address;
 use super::sentinels::{Masters, Sentinels};
 
 /// The server to which connections lead. Cheap to clone.
@@ -13,16 +15,32 @@ use super::sentinels::{Masters, Sentinels};
 pub(super) enum Target {
     Server(Arc<Client>),
     Master(Arc<Sentinels>),
+    /// All masters of a Cluster. What needs one server gets one of them.
+    Cluster(Arc<Cluster>),
+    /// One master of a Cluster.
+    Node(Arc<Cluster>, Address),
 }
 
 impl Target {
     /// Returns a client of the current server, and waits for its end. Waits while Sentinels have named none yet.
-    pub(super) async fn current(&self) -> (Arc<Client>, Moved) {
+    ///
+    /// # Errors
+    /// The server is a master of a Cluster no more.
+    pub(super) async fn current(&self) -> RedisResult<(Arc<Client>, Moved)> {
         match self {
-            Self::Server(client) => (Arc::clone(client), Moved(None)),
+            Self::Server(client) => Ok((Arc::clone(client), Moved::Never)),
             Self::Master(sentinels) => {
                 let (master, masters) = sentinels.master().await;
-                (Arc::clone(&master.client), Moved(Some((master.number, masters))))
+                Ok((Arc::clone(&master.client), Moved::Master(master.number, masters)))
+            }
+            Self::Cluster(cluster) => {
+                let (topology, topologies) = cluster.topology().await;
+                let Some(first) = topology.masters().first().copied() else { return Err(replaced().into()) };
+                Ok((Arc::new(cluster.client(first)?), Moved::Node(first.clone(), topologies)))
+            }
+            Self::Node(cluster, address) => {
+                let (_, topologies) = cluster.topology().await;
+                Ok((Arc::new(cluster.client(address)?), Moved::Node(address.clone(), topologies)))
             }
         }
     }
@@ -30,31 +48,39 @@ impl Target {
     /// Returns a client of the current server, as [`Self::current`] does.
     ///
     /// # Errors
-    /// Sentinels name no master: none answers, or none knows the service.
+    /// Sentinels name no master: none answers, or none knows the service. No server of a Cluster answers.
     pub(super) async fn find(&self) -> RedisResult<Arc<Client>> {
         match self {
             Self::Server(client) => Ok(Arc::clone(client)),
             Self::Master(sentinels) => Ok(Arc::clone(&sentinels.find().await?.client)),
+            Self::Cluster(cluster) | Self::Node(cluster, _) => {
+                cluster.find().await?;
+                Ok(self.current().await?.0)
+            }
         }
     }
 
     /// Returns `true` if the server may be replaced.
     pub(super) fn may_move(&self) -> bool {
-        matches!(self, Self::Master(_))
+        !matches!(self, Self::Server(_))
     }
 
-    /// Asks Sentinels for the master at once: a sign was seen that it is another one.
+    /// Asks for the master at once: a sign was seen that it is another one.
     pub(super) fn ask_soon(&self) {
-        if let Self::Master(sentinels) = self {
-            sentinels.ask_soon();
+        match self {
+            Self::Server(_) => {}
+            Self::Master(sentinels) => sentinels.ask_soon(),
+            Self::Cluster(cluster) | Self::Node(cluster, _) => cluster.ask_soon(),
         }
     }
 
-    /// Returns why Sentinels do not name the master; `None` if they do, or there are none.
+    /// Returns why the masters are not known: no Sentinel names one, or no server of the Cluster answers. `None` if
+    /// they are.
     pub(super) fn fault(&self) -> Option<String> {
         match self {
             Self::Server(_) => None,
             Self::Master(sentinels) => sentinels.fault(),
+            Self::Cluster(cluster) | Self::Node(cluster, _) => cluster.fault(),
         }
     }
 
@@ -63,6 +89,7 @@ impl Target {
         match self {
             Self::Server(client) => client.get_connection_info().redis_settings().username(),
             Self::Master(sentinels) => sentinels.user(),
+            Self::Cluster(cluster) | Self::Node(cluster, _) => cluster.user(),
         }
     }
 
@@ -71,28 +98,47 @@ impl Target {
         match self {
             Self::Server(client) => client.get_connection_info().redis_settings().db(),
             Self::Master(sentinels) => sentinels.db(),
+            Self::Cluster(_) | Self::Node(..) => 0,
         }
     }
 }
 
 /// Waits for the end of a server: connections lead to another one.
 #[derive(Clone)]
-pub(super) struct Moved(Option<(u64, Masters)>);
+pub(super) enum Moved {
+    /// It is never replaced.
+    Never,
+    /// The master of this number, and those after it.
+    Master(u64, Masters),
+    /// A master of a Cluster.
+    Node(Address, Topologies),
+}
 
 impl Moved {
     /// Returns the number of the server: it grows each time that another one takes its place.
     pub(super) fn number(&self) -> u64 {
-        self.0.as_ref().map_or(0, |(number, _)| *number)
+        match self {
+            Self::Master(number, _) => *number,
+            Self::Never | Self::Node(..) => 0,
+        }
     }
 
     /// Waits until another server has taken its place.
     pub(super) async fn moved(self) {
-        if let Some((number, mut masters)) = self.0
-            && masters.wait_for(|now| now.as_ref().is_some_and(|now| now.number != number)).await.is_ok()
-        {
-            return;
+        let is_replaced = match self {
+            Self::Never => false,
+            Self::Master(number, mut masters) => {
+                masters.wait_for(|now| now.as_ref().is_some_and(|now| now.number != number)).await.is_ok()
+            }
+            Self::Node(address, mut topologies) => {
+                let is_gone =
+                    topologies.wait_for(|now| now.as_ref().is_some_and(|now| !now.masters().contains(&address))).await;
+                is_gone.is_ok()
+            }
+        };
+        if !is_replaced {
+            pending().await
         }
-        pending().await
     }
 
     /// Waits for an answer of the server, but not for one of a server that was replaced.
@@ -100,15 +146,17 @@ impl Moved {
     /// # Errors
     /// Those of `answer`, or the server was replaced: what was sent may have been executed there, and lost.
     pub(super) async fn or_moved<T>(self, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
-        if self.0.is_none() {
+        if matches!(self, Self::Never) {
             return answer.await;
         }
         tokio::select! {
             biased;
             answer = answer => answer,
-            () = self.moved() => {
-                Err(io::Error::new(io::ErrorKind::ConnectionReset, "another server is the master now").into())
-            }
+            () = self.moved() => Err(replaced().into()),
         }
     }
+}
+
+fn replaced() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, "another server is the master now")
 }

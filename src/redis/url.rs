@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use url::{Host, Url};
 
 use super::Connection;
+use super::cluster::{Cluster, Nodes};
 use super::endpoint::{Address, Endpoint, Login, Tls};
 use super::sentinels::{Sentinels, Service};
 use super::target::Target;
@@ -27,7 +28,9 @@ const FORM: &str = "write redis://[[user]:password@]host[:port][/db], and percen
 pub(super) const SENTINEL_FORM: &str = "write redis+sentinel://[[user]:password@]host[:port],host[:port]/NAME[/db], \
                                         where NAME is that of `sentinel monitor NAME …`";
 
-/// The address and credentials of a Redis server, or of the Sentinels that name it. `Display` and `Debug` never show
+pub(super) const CLUSTER_FORM: &str = "write redis+cluster://[[user]:password@]host:port,host:port";
+
+/// The address and credentials of a Redis server, of the Sentinels that name it, or of a Cluster. `Display` and `Debug` never show
 /// the password.
 #[derive(Clone)]
 pub struct RedisUrl {
@@ -38,13 +41,29 @@ pub struct RedisUrl {
 #[derive(Clone)]
 enum Servers {
     One(Endpoint),
-    Sentinels(Arc<Shared>),
+    Sentinels(Arc<Shared<Service, Sentinels>>),
+    Cluster(Arc<Shared<Nodes, Cluster>>),
 }
 
-/// A service, and its Sentinels while connections use them: all connections of one value and its clones share them.
-struct Shared {
-    service: Service,
-    sentinels: Mutex<Weak<Sentinels>>,
+/// A service and its Sentinels, or the nodes of a Cluster and what is known of it, while connections use them. All
+/// connections of one value and its clones share them.
+struct Shared<S, U> {
+    service: S,
+    used: Mutex<Weak<U>>,
+}
+
+impl<S: Clone, U> Shared<S, U> {
+    fn new(service: S) -> Arc<Self> {
+        Arc::new(Self { service, used: Mutex::new(Weak::new()) })
+    }
+
+    /// Returns what connections use, made by `new` if none does.
+    fn used(&self, new: impl FnOnce(S) -> U) -> Arc<U> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = used.upgrade().unwrap_or_else(|| Arc::new(new(self.service.clone())));
+        *used = Arc::downgrade(&known);
+        known
+    }
 }
 
 /// The reason why a URL cannot be used; it contains no password.
@@ -72,13 +91,17 @@ impl fmt::Display for RedisUrl {
                 let sentinels: Vec<String> = sentinels.iter().map(Address::to_string).collect();
                 write!(f, "{}+sentinel://{login}{}/{name}/{}", scheme(tls), sentinels.join(","), login.db)
             }
+            Servers::Cluster(shared) => {
+                let seeds: Vec<String> = shared.service.seeds.iter().map(Address::to_string).collect();
+                write!(f, "{}+cluster://{login}{}", scheme(&shared.service.tls), seeds.join(","))
+            }
         }
     }
 }
 
 impl RedisUrl {
-    /// Reads `redis://`, `rediss://` (TLS) or `unix://` with the usual parts, or `redis+sentinel://` (docs/redis.md);
-    /// `valkey` may stand for `redis`. A lone name before the `@` is the password. `ca` is a PEM file of root
+    /// Reads `redis://`, `rediss://` (TLS) or `unix://` with the usual parts, `redis+sentinel://` or `redis+cluster://`
+    /// (docs/redis.md); `valkey` may stand for `redis`. A lone name before the `@` is the password. `ca` is a PEM file of root
     /// certificates that replace the system's.
     ///
     /// # Errors
@@ -108,7 +131,7 @@ impl RedisUrl {
             ("redis" | "valkey" | "rediss" | "valkeys", "" | "sentinel" | "cluster") => {}
             ("unix", "") | ("redis" | "valkey", "unix") => return Self::over_unix_socket(text, &url),
             _ => {
-                let known = "redis://, rediss:// or unix://, or redis+sentinel:// for Sentinels";
+                let known = "redis://, rediss:// or unix://, redis+sentinel:// or redis+cluster://";
                 return Err(fault(text, format!("is of an unknown kind; write {known}")));
             }
         }
@@ -120,14 +143,27 @@ impl RedisUrl {
                 Self::by_sentinels(text, &url, sentinels, Some(name), tls(ca)?)
             }
             ("", hosts) if !hosts.iter().any(|host| has_port(host)) => {
-                let remedy = format!("give each its port, or {SENTINEL_FORM}");
-                Err(fault(text, format!("lists several hosts and does not tell whether they are Sentinels; {remedy}")))
+                let remedy = format!("for a Cluster, {CLUSTER_FORM}; for Sentinels, {SENTINEL_FORM}");
+                Err(fault(text, format!("lists several hosts and does not tell what they are; {remedy}")))
             }
-            _ => {
-                let remedy = format!("give the URL of one server or, if the hosts are Sentinels, {SENTINEL_FORM}");
-                Err(fault(text, format!("names a Cluster, which is not supported yet; {remedy}")))
-            }
+            _ => Self::of_cluster(text, &url, &hosts, tls(ca)?),
         }
+    }
+
+    /// Reads the URL of a Cluster.
+    fn of_cluster(text: &str, url: &Url, hosts: &[&str], tls: Tls) -> Result<Self, UrlError> {
+        let seeds = addresses(text, hosts, DEFAULT_PORT, CLUSTER_FORM)?;
+        let mut options = Options::read(text, url, &[])?;
+        let path = url.path().trim_matches('/');
+        if !path.is_empty() {
+            options.login.db = database(text, path)?;
+        }
+        if options.login.db != 0 {
+            return Err(fault(text, "names a database: a Cluster has database 0 only; leave the number out".into()));
+        }
+        let login = options.login(text, url)?;
+        let nodes = Nodes { seeds, login: login.clone(), tls };
+        Ok(Self { servers: Servers::Cluster(Shared::new(nodes)), login })
     }
 
     /// Returns the URL of this server, without TLS and with the default user.
@@ -152,12 +188,7 @@ impl RedisUrl {
     /// Reads the URL of Sentinels. `name` is the service's where it stands among the hosts; else it is the first part
     /// of the path.
     fn by_sentinels(text: &str, url: &Url, hosts: &[&str], name: Option<&str>, tls: Tls) -> Result<Self, UrlError> {
-        let sentinels = hosts.iter().map(|host| {
-            let of_host = Url::parse(&format!("redis://{host}"));
-            let of_host = of_host.map_err(|e| fault(text, format!("lists an invalid host ({e}); {SENTINEL_FORM}")));
-            address(text, &of_host?, DEFAULT_SENTINEL_PORT)
-        });
-        let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
+        let sentinels = addresses(text, hosts, DEFAULT_SENTINEL_PORT, SENTINEL_FORM)?;
         let mut options = Options::read(text, url, &["sentinel_user", "sentinel_password", "sentinel_tls"])?;
         let mut parts = url.path().split('/').filter(|part| !part.is_empty());
         let name = decoded(text, name.or_else(|| parts.next()).unwrap_or_default())?;
@@ -174,8 +205,7 @@ impl RedisUrl {
         let sentinel_login = options.sentinel_login.clone();
         let login = options.login(text, url)?;
         let service = Service { sentinels, name, sentinel_login, sentinel_tls, login: login.clone(), tls };
-        let shared = Shared { service, sentinels: Mutex::new(Weak::new()) };
-        Ok(Self { servers: Servers::Sentinels(Arc::new(shared)), login })
+        Ok(Self { servers: Servers::Sentinels(Shared::new(service)), login })
     }
 
     fn over_unix_socket(text: &str, url: &Url) -> Result<Self, UrlError> {
@@ -199,27 +229,32 @@ impl RedisUrl {
     /// Returns a client that is not connected yet, for uses beside [`Connection`].
     ///
     /// # Errors
-    /// Fails if the root certificates are invalid, or if Sentinels name the server: it is not known then.
+    /// Fails if the root certificates are invalid, or if it names no single server.
     pub fn client(&self) -> RedisResult<redis::Client> {
         match &self.servers {
             Servers::One(endpoint) => endpoint.client(&self.login),
-            Servers::Sentinels(_) => {
-                Err((ErrorKind::InvalidClientConfig, "the server is known only while Sentinels are asked").into())
+            Servers::Sentinels(_) | Servers::Cluster(_) => {
+                Err((ErrorKind::InvalidClientConfig, "the URL names no single server").into())
             }
         }
     }
 
-    /// Returns the server to which connections lead. Sentinels are asked from now on, by a task on the current runtime.
+    /// Returns the server to which connections lead. Sentinels or the nodes of a Cluster are asked from now on, by a
+    /// task on the current runtime.
     fn target(&self) -> RedisResult<Target> {
-        let shared = match &self.servers {
-            Servers::One(endpoint) => return Ok(Target::Server(Arc::new(endpoint.client(&self.login)?))),
-            Servers::Sentinels(shared) => shared,
-        };
-        let mut used = shared.sentinels.lock().unwrap_or_else(PoisonError::into_inner);
-        let sentinels = used.upgrade().unwrap_or_else(|| Arc::new(Sentinels::new(shared.service.clone())));
-        *used = Arc::downgrade(&sentinels);
-        sentinels.ask_on();
-        Ok(Target::Master(sentinels))
+        match &self.servers {
+            Servers::One(endpoint) => Ok(Target::Server(Arc::new(endpoint.client(&self.login)?))),
+            Servers::Sentinels(shared) => {
+                let sentinels = shared.used(Sentinels::new);
+                sentinels.ask_on();
+                Ok(Target::Master(sentinels))
+            }
+            Servers::Cluster(shared) => {
+                let cluster = shared.used(Cluster::new);
+                cluster.ask_on();
+                Ok(Target::Cluster(cluster))
+            }
+        }
     }
 
     /// Opens a multiplexed connection that reconnects without limit. Commands fail after `timeout`, also while Redis is
@@ -299,6 +334,16 @@ fn split_hosts(text: &str) -> (String, Vec<&str>) {
 /// Returns `true` if a port follows the host.
 fn has_port(host: &str) -> bool {
     host.rsplit(']').next().is_some_and(|end| end.contains(':'))
+}
+
+/// Reads hosts of a list.
+fn addresses(text: &str, hosts: &[&str], default_port: u16, form: &str) -> Result<Vec<Address>, UrlError> {
+    let of_host = |host: &&str| {
+        let of_host = Url::parse(&format!("redis://{host}"));
+        let of_host = of_host.map_err(|e| fault(text, format!("lists an invalid host ({e}); {form}")));
+        address(text, &of_host?, default_port)
+    };
+    hosts.iter().map(of_host).collect()
 }
 
 fn address(text: &str, url: &Url, default_port: u16) -> Result<Address, UrlError> {

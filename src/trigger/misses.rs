@@ -125,8 +125,18 @@ impl Misses {
     /// Listens until the connection ends or another worker is elected.
     async fn listen(&self, backoff: &mut Backoff) -> RedisResult<()> {
         let channel = format!("__keyevent@{}__:keymiss", self.redis.get_db());
-        let mut subscribed = self.redis.subscribe(channel).await?;
-        self.switch_on().await?;
+        // A server tells of its own keys only.
+        let masters = self.redis.masters().await;
+        let mut subscribed = Vec::new();
+        for master in &masters {
+            subscribed.push(master.subscribe(&channel).await?);
+            self.switch_on(master).await?;
+        }
+        let events = subscribed.iter_mut().map(|subscribed| {
+            let ended = futures_util::stream::once(async { None });
+            subscribed.messages.by_ref().map(Some).chain(ended).boxed()
+        });
+        let mut events = futures_util::stream::select_all(events);
         backoff.well();
         let mut misses = Heard::default();
         let (mut handle, mut renew) = (tokio::time::interval(HANDLE), tokio::time::interval(RENEW));
@@ -134,8 +144,8 @@ impl Misses {
         let mut logged = Instant::now();
         loop {
             tokio::select! {
-                event = subscribed.messages.next() => {
-                    let Some(event) = event else { return Ok(()) };
+                event = events.next() => {
+                    let Some(event) = event.flatten() else { return Ok(()) };
                     // A key that is not UTF-8 is no entry.
                     let Ok(key) = std::str::from_utf8(event.get_payload_bytes()) else { continue };
                     if !self.keys.is_own(key) && self.jobs.owner(key).is_some() {
@@ -148,7 +158,8 @@ impl Misses {
                     misses.handled(&due);
                 }
                 _ = renew.tick() => {
-                    if !self.is_elected().await? {
+                    let is_elected = self.is_elected().await?;
+                    if !is_elected || self.redis.masters().await.len() != masters.len() {
                         return Ok(());
                     }
                     if misses.dropped > 0 && logged.elapsed() >= LOG {
@@ -161,11 +172,11 @@ impl Misses {
     }
 
     /// Makes Redis publish misses, besides the events that it publishes already.
-    async fn switch_on(&self) -> RedisResult<()> {
+    async fn switch_on(&self, master: &Connection) -> RedisResult<()> {
         const NAME: &str = "notify-keyspace-events";
         let remedy =
             format!("misses are not fetched; add \"{}\" to {NAME} in its configuration", String::from_iter(FLAGS));
-        let mut redis = self.redis.clone();
+        let mut redis = master.clone();
         let config: RedisResult<Vec<String>> = redis::cmd("CONFIG").arg("GET").arg(NAME).query_async(&mut redis).await;
         let flags = match config {
             Ok(pair) => pair.get(1).cloned().unwrap_or_default(),

@@ -113,7 +113,8 @@ impl Watermark {
         if lost {
             warn!("Redis lost messages of the inbox; all values fetched before are fetched again");
             // This worker knows of nothing later, so gaps that others note for the same loss are the same gap.
-            store.note_gap(then.highest.0.min(now), Gap::Lost).await?;
+            let highest = redis.on_fleets_clock(&store.keys().inbox(), then.highest.0);
+            store.note_gap(highest.min(now), Gap::Lost).await?;
         }
         let mut present = self.lock();
         if lost && present.highest == then.highest {

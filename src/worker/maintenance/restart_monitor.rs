@@ -1,6 +1,6 @@
 //! The restart monitor: notices that Redis was restarted, flushed or replaced, and restores what is missing.
 //!
-//! A marker in Redis holds the server's `run_id`. If the marker differs, Redis may have lost what it had acknowledged:
+//! A marker in Redis holds the server's `run_id`, or those of a Cluster's masters: see [`Connection::incarnation`]. If the marker differs, Redis may have lost what it had acknowledged:
 //! the monitor notes a gap, sets up all schedules, and then writes the marker. A crash in between only repeats that. A
 //! key of a wrong type fails its own step and no other.
 
@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::JobCleaner;
 use crate::protocol::Keys;
-use crate::redis::{Connection, RedisUrl, Troubles};
+use crate::redis::{Connection, Incarnation, RedisUrl, Troubles};
 use crate::store::{Gap, Store};
 use crate::trigger::invalidation::clock::SET_BACK;
 use crate::trigger::{Cron, Watermark};
@@ -46,7 +46,8 @@ impl RestartMonitor {
     /// Redis's; check again.
     pub(in crate::worker) async fn check(&mut self, thorough: bool) -> RedisResult<()> {
         let mut redis = self.redis.clone();
-        self.troubles.notice("the Sentinels", redis.fault_of_sentinels());
+        self.troubles.notice("the masters", redis.fault_of_masters());
+        self.troubles.notice("the clocks", redis.fault_of_clocks());
         let set_back: RedisResult<Option<u64>> =
             redis::cmd("HGET").arg(self.keys.clock()).arg(SET_BACK).query_async(&mut redis).await;
         let set_back = self.troubles.alone("the clock", set_back)?.flatten();
@@ -54,7 +55,9 @@ impl RestartMonitor {
         let marker: RedisResult<String> =
             redis::cmd("GETRANGE").arg(self.keys.marker()).arg(0).arg(-1).query_async(&mut redis).await;
         let marker = self.troubles.alone("the marker", marker)?;
-        let run_id = &*redis.incarnation(marker.as_deref().filter(|marker| !marker.is_empty())).await?;
+        let known = marker.as_deref().unwrap_or_default();
+        let present = redis.incarnation(known, |slot| self.keys.marker_at(slot)).await?;
+        let run_id = &*present.id;
         let lost = thorough && self.troubles.alone("the schedules", self.has_lost_some().await)?.unwrap_or(false);
         if !self.is_set_up {
             self.job_cleaner.know().await?;
@@ -66,10 +69,13 @@ impl RestartMonitor {
         if thorough || !self.watermark.is_of(run_id) {
             self.troubles.alone("the watermark", self.watermark.compare(&self.store, Some(run_id)).await)?;
         }
-        if marker.as_deref().is_some_and(|marker| marker != run_id) {
-            self.restore(run_id, marker.as_deref() == Some(""), &schedules).await?;
+        if marker.is_some() && present.is_other {
+            self.restore(&present, known.is_empty(), &schedules).await?;
         } else {
             self.gap_noted = None;
+            if marker.is_some() && present.mark != known {
+                self.leave_marks(&present).await?;
+            }
             if lost || !self.is_set_up {
                 self.troubles.alone("the warmups", self.cron.ensure(&schedules).await)?;
             }
@@ -79,11 +85,11 @@ impl RestartMonitor {
     }
 
     /// Notes the gap, sets up the schedules, and writes the marker, in this order: a crash in between only repeats it.
-    async fn restore(&mut self, run_id: &str, is_empty: bool, schedules: &str) -> RedisResult<()> {
-        if self.gap_noted.as_deref() != Some(run_id) {
+    async fn restore(&mut self, present: &Incarnation, is_empty: bool, schedules: &str) -> RedisResult<()> {
+        if self.gap_noted.as_ref() != Some(&present.id) {
             let noted = self.store.note_gap(self.store.now().await?, Gap::Missed).await;
             if self.troubles.alone("the gap", noted)?.is_some() {
-                self.gap_noted = Some(run_id.to_owned());
+                self.gap_noted = Some(present.id.clone());
                 if is_empty {
                     info!(redis = %self.redis_url, "Redis holds nothing of Samovar; all jobs are warmed up");
                 } else {
@@ -93,9 +99,18 @@ impl RestartMonitor {
         }
         let is_set_up = self.troubles.alone("the warmups", self.cron.ensure(schedules).await)?.is_some();
         if is_set_up && self.gap_noted.is_some() {
-            redis::cmd("SET").arg(self.keys.marker()).arg(run_id).exec_async(&mut self.redis.clone()).await?;
+            self.leave_marks(present).await?;
         }
         Ok(())
+    }
+
+    /// Leaves the marks of these servers, that of all last.
+    async fn leave_marks(&self, present: &Incarnation) -> RedisResult<()> {
+        let mut redis = self.redis.clone();
+        for own in &present.own_marks {
+            redis::cmd("SET").arg(own).arg(&present.id).exec_async(&mut redis).await?;
+        }
+        redis::cmd("SET").arg(self.keys.marker()).arg(&present.mark).exec_async(&mut redis).await
     }
 
     /// Returns `true` if keys that the jobs need are gone: Redis evicted them, or a worker that does not know the job

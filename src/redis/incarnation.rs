@@ -1,0 +1,156 @@
+//! Whether Redis still holds what it acknowledged: the runs of its servers, and the marks that are left on them.
+//!
+//! A lone server has a mark with its run. On a Cluster, the mark lists all masters, each as `id/run/slot`, and each
+//! master has a mark of its own at a slot that it serves. Data may be lost if a known master has another run (it was
+//! restarted), if an unknown one was a replica (it was promoted), or if a master's own mark is gone although its slot
+//! has not moved (it was flushed). A new master that slots move to has lost nothing.
+
+use std::sync::PoisonError;
+
+use redis::RedisResult;
+
+use super::Connection;
+
+/// The prefix of a run that is the digest of a script.
+const SCRIPT: &str = "script:";
+
+/// The state of Redis's servers, beside what was known of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Incarnation {
+    /// Changes whenever data may be lost.
+    pub(crate) id: String,
+    /// The mark to leave.
+    pub(crate) mark: String,
+    /// The marks to leave on single masters.
+    pub(crate) own_marks: Vec<String>,
+    /// Data may be lost since the known mark was left.
+    pub(crate) is_other: bool,
+}
+
+/// A master of a Cluster, as the mark lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Master {
+    id: String,
+    run: String,
+    /// The slot of its own mark.
+    slot: u16,
+}
+
+impl Master {
+    fn read(text: &str) -> Option<Self> {
+        let mut parts = text.split('/');
+        let (id, run, slot) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Self { id: id.to_owned(), run: run.to_owned(), slot: slot.parse().ok()? })
+    }
+}
+
+impl Connection {
+    /// Returns the state of Redis's servers. `known` is the mark that was left, empty if it is gone; `own_mark` names
+    /// the mark of a master at a slot.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub(crate) async fn incarnation(
+        &mut self,
+        known: &str,
+        own_mark: impl Fn(u16) -> String,
+    ) -> RedisResult<Incarnation> {
+        let Some(slots) = self.slots() else {
+            let run = self.run(Some(known).filter(|known| !known.is_empty())).await?;
+            let is_other = run != known;
+            return Ok(Incarnation { id: run.clone(), mark: run, own_marks: Vec::new(), is_other });
+        };
+        let (id, masters) = known.split_once(' ').unwrap_or_default();
+        let known: Vec<Master> = masters.split(' ').filter_map(Master::read).collect();
+        let mut is_other = known.is_empty();
+        let mut present = Vec::new();
+        for address in slots.masters() {
+            let Some(mut master) = self.master_at(address) else { continue };
+            let own: String = redis::cmd("CLUSTER").arg("MYID").query_async(&mut master).await?;
+            let before = known.iter().find(|master| master.id == own);
+            let run = master.run(before.map(|master| master.run.as_str())).await?;
+            let kept = before.filter(|master| slots.owner(master.slot) == Some(address));
+            is_other |= match before {
+                Some(before) => before.run != run,
+                // Without a right to `INFO`, it may have been promoted.
+                None => master.info(&["replication"]).await?.is_none_or(|info| info.promoted_from().is_some()),
+            };
+            if let Some(kept) = kept {
+                let has_mark: bool = redis::cmd("EXISTS").arg(own_mark(kept.slot)).query_async(self).await?;
+                is_other |= !has_mark;
+            }
+            let slot = kept.map(|master| master.slot).or_else(|| slots.first_of(address)).unwrap_or_default();
+            present.push(Master { id: own, run, slot });
+        }
+        present.sort_by(|one, other| one.id.cmp(&other.id));
+        let runs: Vec<String> = present.iter().map(|master| format!("{}/{}", master.id, master.run)).collect();
+        // All workers find the same.
+        let id = if is_other {
+            format!("{:032x}", twox_hash::XxHash3_128::oneshot(runs.join(" ").as_bytes()))
+        } else {
+            id.to_owned()
+        };
+        let masters = present.iter().map(|master| format!("{}/{}/{}", master.id, master.run, master.slot));
+        let mark = format!("{id} {}", masters.collect::<Vec<_>>().join(" "));
+        let own_marks = present.iter().map(|master| own_mark(master.slot)).collect();
+        Ok(Incarnation { id, mark, own_marks, is_other })
+    }
+
+    /// Returns the server's run: a value that changes with each restart and failover. It is the server's
+    /// `run_id`, or, without a right to `INFO`, the digest of a script that a restarted server has lost. `known` is the
+    /// stored value; a stored script digest is valid for every client. Without one, the connection and its clones use
+    /// the script that they loaded before.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    async fn run(&mut self, known: Option<&str>) -> RedisResult<String> {
+        if let Some(digest) = known.and_then(|known| known.strip_prefix(SCRIPT))
+            && self.has_script(digest).await?
+        {
+            return Ok(format!("{SCRIPT}{digest}"));
+        }
+        if let Some(info) = self.info(&["server"]).await? {
+            return Ok(info.run_id().unwrap_or_default().to_owned());
+        }
+        let connection = self.clone();
+        let loaded = || connection.loaded().lock().unwrap_or_else(PoisonError::into_inner);
+        let before = loaded().clone();
+        if let Some(digest) = before
+            && self.has_script(&digest).await?
+        {
+            return Ok(format!("{SCRIPT}{digest}"));
+        }
+        let script = format!("return '{:032x}'", rand::random::<u128>());
+        let digest: String = redis::cmd("SCRIPT").arg("LOAD").arg(script).query_async(self).await?;
+        *loaded() = Some(digest.clone());
+        Ok(format!("{SCRIPT}{digest}"))
+    }
+
+    async fn has_script(&mut self, digest: &str) -> RedisResult<bool> {
+        let there: Vec<bool> = redis::cmd("SCRIPT").arg("EXISTS").arg(digest).query_async(self).await?;
+        Ok(there == [true])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::server::Server;
+
+    /// Covers a value that could not be stored and a value that another client overwrites.
+    #[tokio::test]
+    async fn a_life_that_no_script_is_noted_for_takes_one_script() {
+        let server = Server::start().await;
+        let mut admin = server.connect().await;
+        let () = redis::cmd("ACL").arg(&["SETUSER", "default", "-info"]).exec_async(&mut admin).await.unwrap();
+        let mut connection = server.connect().await;
+        let life = connection.run(None).await.unwrap();
+        assert!(life.starts_with(SCRIPT), "{life}");
+        for known in [None, Some(""), Some("a run_id"), Some("script:of another life"), Some(life.as_str())] {
+            assert_eq!(connection.clone().run(known).await.unwrap(), life, "{known:?}");
+        }
+        // A server that forgot it was started anew.
+        let () = redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut admin).await.unwrap();
+        assert_ne!(connection.run(Some(&life)).await.unwrap(), life);
+    }
+}
