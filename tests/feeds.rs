@@ -3,14 +3,21 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use samovar::redis::RedisTime;
+use samovar::entry::UpstreamName;
+use samovar::job::Jobs;
+use samovar::popularity::Popularity;
+use samovar::redis::{RedisTime, Troubles};
+use samovar::source::{Gate, Sources};
+use samovar::trigger::Cron;
 use serde_json::{Value, json};
 use support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, eventually_within,
     hasty_worker, readable, readable_key, samovar, talkative, worker,
 };
+use tokio_util::sync::CancellationToken;
 
 const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
 /// The next warmup after the first one is far away.
@@ -307,6 +314,50 @@ async fn a_page_that_fails_fails_the_feed() {
 }
 
 /// Returns the time until which the claim on the job's tick holds, or its next tick.
+/// A replica refuses what the upstream's limits need, as an old master does during a failover.
+#[tokio::test]
+async fn a_redis_that_fails_is_no_failure_of_the_feed() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    upstream.on("/popular", Reply::json(json!({"names": ["a"]})));
+    let limits = TestRedis::options().direct().start().await;
+    let () = limits.ask(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    let jobs = art.limits("concurrency = 1").folder();
+    let jobs = Arc::new(Jobs::load(jobs.path(), Duration::from_secs(3_600), &|_| None).unwrap());
+    let (parts, elsewhere) = (Parts::of(&redis).await, Parts::of(&limits).await);
+    let gate = |(name, upstream): (&UpstreamName, &Arc<_>)| {
+        (name.clone(), Arc::new(Gate::new(Arc::clone(upstream), elsewhere.redis.clone(), &parts.keys, 64)))
+    };
+    let troubles = Troubles::default();
+    let cron = Cron {
+        redis: parts.redis.clone(),
+        keys: parts.keys.clone(),
+        agenda: parts.agenda.clone(),
+        store: parts.store.clone(),
+        sources: Sources::new(&jobs).unwrap(),
+        gates: jobs.upstreams.iter().map(gate).collect(),
+        popularity: Popularity::new(parts.redis.clone(), parts.keys.clone()),
+        claim: Duration::from_secs(60),
+        wakeup: Arc::default(),
+        troubles: troubles.of("cron"),
+        stop: CancellationToken::new(),
+        jobs,
+    };
+    cron.ensure("a run").await.unwrap();
+    let running = tokio::spawn(cron.run());
+    eventually("the limits are refused twice", async || {
+        let errors: String = limits.ask(&["INFO", "errorstats"]).await;
+        let refused =
+            errors.split("errorstat_READONLY:count=").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+        if refused >= Some(2) { Ok(()) } else { Err(errors) }
+    })
+    .await;
+    assert_eq!((troubles.reasons(), state(&redis).await), (Vec::new(), Value::Null), "nobody asked the feed");
+    let () = limits.ask(&["REPLICAOF", "NO", "ONE"]).await;
+    eventually("the feed is asked", async || named_last(&redis).await == 1).await;
+    assert_eq!((troubles.reasons(), upstream.calls("/popular")), (Vec::new(), 1));
+    running.abort();
+}
+
 async fn claimed_until(redis: &TestRedis) -> RedisTime {
     redis.ask(&["ZSCORE", "samovar:{schedules}", "art"]).await
 }

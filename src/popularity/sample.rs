@@ -416,7 +416,10 @@ impl Sampler {
         for _ in 0..ROUNDS {
             let popped = redis::cmd("ZPOPMAX").arg(&set).arg(REPORTS).query_async(&mut self.redis.clone()).await;
             let reports: Vec<(Vec<u8>, f64)> = match popped {
-                Ok(reports) => reports,
+                Ok(reports) => {
+                    self.troubles.well("reported reads");
+                    reports
+                }
                 Err(e) if is_of_keys(&e) => {
                     self.troubles.ill("reported reads", e);
                     return Ok(());

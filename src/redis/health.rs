@@ -170,8 +170,12 @@ impl Troubles {
             let quiet = if trouble.works { SETTLED } else { AGAIN.1 };
             if !trouble.is_over && trouble.failed.elapsed() >= quiet {
                 trouble.is_over = true;
-                if std::mem::take(&mut trouble.is_told) {
+                let told = std::mem::take(&mut trouble.is_told);
+                if told && trouble.works {
                     info!("{of} recovered ({subject}) after {}", duration::rough(trouble.since.elapsed()));
+                } else if told {
+                    let quiet = duration::rough(quiet);
+                    info!("{of} was not tried again ({subject}) for {quiet}; its failure counts no more");
                 }
             }
         }

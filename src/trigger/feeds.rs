@@ -4,10 +4,11 @@
 //! answers or the next tick comes. Meanwhile the entries that the feed named last are kept warm. The state of a feed is
 //! kept in Redis, so each worker reports a feed that fails, whichever worker asked it.
 
+use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use redis::{RedisResult, Script};
+use redis::{RedisError, RedisResult, Script};
 use tracing::warn;
 
 use super::cron::Cron;
@@ -54,6 +55,18 @@ impl From<FetchError> for Failure {
             FetchError::Upstream(_) | FetchError::Answer(_) | FetchError::Unrenderable(_) => Duration::ZERO,
         };
         Self { reason: format!("the feed {}", error.of_feed()), wait }
+    }
+}
+
+/// Why a feed was not read: it has no usable answer, or Redis failed before it was asked.
+enum Unread {
+    Failure(Failure),
+    Redis(RedisError),
+}
+
+impl<E: Into<Failure>> From<E> for Unread {
+    fn from(error: E) -> Self {
+        Self::Failure(error.into())
     }
 }
 
@@ -112,7 +125,7 @@ impl Cron {
     /// Redis's.
     pub(crate) async fn entries_of_feed(&self, job: &Job, asked: &Feed) -> RedisResult<Vec<Params>> {
         let answer = tokio::select! {
-            answer = self.ask_feed(job, asked) => answer,
+            answer = self.ask_feed(job, asked) => answer?,
             () = self.stop.cancelled() => Err(Failure { reason: "the worker stops".to_owned(), wait: Duration::ZERO }),
         };
         match self.doubt(job, asked, answer).await? {
@@ -196,7 +209,7 @@ impl Cron {
             tokio::pin!(asking);
             loop {
                 tokio::select! {
-                    answer = &mut asking => return Ok(Some(answer)),
+                    answer = &mut asking => return answer.map(Some),
                     () = tokio::time::sleep(self.claim / 3) => if !self.hold(job, claim).await? {
                         return Ok(None);
                     },
@@ -208,9 +221,21 @@ impl Cron {
         Ok(None)
     }
 
-    /// Asks a job's feed, each page within its upstream's limits and with high priority, since a whole warmup depends
+    /// Asks a job's feed.
+    ///
+    /// # Errors
+    /// Redis's, which holds the upstream's limits: they are no failure of the feed.
+    async fn ask_feed(&self, job: &Job, feed: &Feed) -> RedisResult<Result<Fed, Failure>> {
+        match self.read_feed(job, feed).await {
+            Ok(fed) => Ok(Ok(fed)),
+            Err(Unread::Failure(failure)) => Ok(Err(failure)),
+            Err(Unread::Redis(error)) => Err(error),
+        }
+    }
+
+    /// Reads a job's feed, each page within its upstream's limits and with high priority, since a whole warmup depends
     /// on it.
-    async fn ask_feed(&self, job: &Job, feed: &Feed) -> Result<Fed, Failure> {
+    async fn read_feed(&self, job: &Job, feed: &Feed) -> Result<Fed, Unread> {
         let mut reading = self.sources.read_feed(job, feed)?;
         while !reading.is_over() {
             let permit = self.permit(&feed.upstream).await?;
@@ -223,12 +248,24 @@ impl Cron {
         Ok(reading.finish()?)
     }
 
-    async fn permit(&self, upstream: &UpstreamName) -> Result<Option<Permit>, Failure> {
+    /// Waits for a permit of a feed's upstream. While Redis does not answer, asks for it again, for the claim time.
+    async fn permit(&self, upstream: &UpstreamName) -> Result<Option<Permit>, Unread> {
         let Some(gate) = self.gates.get(upstream) else { return Ok(None) };
-        let admitted = gate.admit(Priority::High, Instant::now() + self.claim / 2).await;
-        admitted.map(Some).map_err(|Refusal { reason, wait }| Failure {
-            reason: format!("{upstream} admits nothing: {reason}"),
-            wait,
-        })
+        let began = Instant::now();
+        loop {
+            let refusal = match gate.admit(Priority::High, Instant::now() + self.claim / 2).await {
+                Ok(permit) => return Ok(Some(permit)),
+                Err(refusal) => refusal,
+            };
+            if !refusal.is_of_redis() {
+                let Refusal { reason, wait } = refusal;
+                return Err(Failure { reason: format!("{upstream} admits nothing: {reason}"), wait }.into());
+            }
+            if began.elapsed() >= self.claim {
+                let what = format!("a feed waits, because {upstream} {}", refusal.says());
+                return Err(Unread::Redis(io::Error::new(io::ErrorKind::NotConnected, what).into()));
+            }
+            tokio::time::sleep(refusal.wait).await;
+        }
     }
 }

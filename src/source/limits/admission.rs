@@ -11,8 +11,9 @@ use tracing::debug;
 use super::gate::{Gate, LastResults};
 use super::millis;
 use super::permit::Permit;
-use super::refusal::{Refusal, reason};
+use super::refusal::{REDIS, Refusal, reason};
 use crate::entry::Priority;
+use crate::redis::is_of_keys;
 use crate::source::Cost;
 
 static TAKE: LazyLock<Script> =
@@ -42,7 +43,7 @@ impl Gate {
     ///
     /// # Errors
     /// A refusal with the time after which to ask again. It comes at once if admission is known to come too late,
-    /// otherwise at the deadline. The reason is `redis` if Redis does not answer.
+    /// otherwise at the deadline. The reason is `redis` if Redis does not answer, also by then.
     pub async fn admit_for(
         self: &Arc<Self>,
         priority: Priority,
@@ -64,17 +65,18 @@ impl Gate {
     async fn pass(self: &Arc<Self>, priority: Priority, deadline: Instant, cost: Cost) -> Result<Permit, Refusal> {
         let began = Instant::now();
         let _place = self.line.enter(priority).await;
-        let mut poll = POLL.0;
+        let (mut poll, mut refused) = (POLL.0, None);
         loop {
             self.line.let_higher_pass(priority).await;
             let Ok(slot) = self.line.slot(priority).await else { return Err(Refusal::soon("concurrency")) };
-            let refusal = match self.ask(slot, began, deadline, cost).await {
+            let refusal = match self.ask(slot, began, (deadline, refused), cost).await {
                 Ok(permit) => return Ok(permit),
                 Err(refusal) => refusal,
             };
             self.last().refused = Some(refusal.reason);
+            refused = Some(refusal.reason);
             let pause = match refusal.reason {
-                "redis" => return Err(refusal),
+                REDIS | "limits" => return Err(refusal),
                 "concurrency" | "reserved" => {
                     poll = (poll * 2).min(POLL.1);
                     poll.mul_f64(rand::random_range(0.5..1.0))
@@ -91,12 +93,13 @@ impl Gate {
         }
     }
 
-    /// Asks for admission once, and waits until the rate limit lets the request begin.
+    /// Asks for admission once, and waits until the rate limit lets the request begin. An answer that does not come by
+    /// the deadline is a refusal for the reason before, or because of Redis.
     async fn ask(
         self: &Arc<Self>,
         slot: OwnedSemaphorePermit,
         began: Instant,
-        deadline: Instant,
+        (deadline, refused): (Instant, Option<&'static str>),
         cost: Cost,
     ) -> Result<Permit, Refusal> {
         if self.budget.owes() {
@@ -106,7 +109,7 @@ impl Gate {
             return Err(refusal);
         }
         if cost.prompt > 0 && self.budget.owes() {
-            return Err(Refusal::soon("redis"));
+            return Err(Refusal::soon(REDIS));
         }
         let (upstream, broken) = (&self.upstream, self.is_broken());
         let mut permit = Permit::new(self, slot, cost);
@@ -115,7 +118,9 @@ impl Gate {
         }
         // From here on Redis may know it, even if the answer never comes.
         permit.registered = upstream.concurrency.is_some() || broken || (upstream.tokens.is_some() && cost.prompt > 0);
-        let (why, wait, probe, health, expected) = self.take(&permit, began, deadline).await?;
+        let taken = timeout_at(deadline.into(), self.take(&permit, began, deadline)).await;
+        let (why, wait, probe, health, expected) =
+            taken.unwrap_or_else(|_| Err(Refusal::soon(refused.unwrap_or(REDIS))))?;
         self.learn(&(why.clone(), wait, probe, health));
         let wait = Duration::from_micros(wait);
         if let Some(reason) = reason(&why) {
@@ -157,7 +162,7 @@ impl Gate {
             .arg(returned.ids());
         let answer = call.invoke_async(&mut self.redis.clone()).await.map_err(|error| {
             debug!(upstream = %upstream.name, %error, "cannot ask for admission; the request is refused");
-            Refusal::soon("redis")
+            Refusal::soon(if is_of_keys(&error) { "limits" } else { REDIS })
         })?;
         returned.arrived();
         Ok(answer)

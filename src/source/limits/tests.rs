@@ -428,6 +428,20 @@ async fn without_redis_limited_requests_are_refused_and_others_go() {
     limited.refresh().await;
 }
 
+/// A worker that waits for Redis must not say that the upstream admits nothing.
+#[tokio::test]
+async fn a_refusal_names_redis_or_the_keys_that_cannot_be_used() {
+    let server = Server::start().await;
+    let gate = server.gate(&Upstream { concurrency: Some(1), ..upstream() }).await;
+    let mut redis = server.connect().await;
+    redis::cmd("SET").arg("test:limit:{museum}").arg("a stranger's").exec_async(&mut redis).await.unwrap();
+    let refusal = gate.admit(Priority::Normal, within(60_000)).await.unwrap_err();
+    assert!(refusal.reason == "limits" && !refusal.is_of_redis(), "{refusal:?}");
+    redis::cmd("CLIENT").arg(&["PAUSE", "60000", "ALL"]).exec_async(&mut redis).await.unwrap();
+    let refusal = gate.admit(Priority::Normal, within(300)).await.unwrap_err();
+    assert!(refusal.is_of_redis(), "{refusal:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn busy_worker_does_not_starve_another() {
     let server = Server::start().await;
