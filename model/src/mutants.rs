@@ -209,7 +209,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "scores[i + 1] or scores[1] or '0'" => "scores[i + 1] or '0'",
     ]
     "source/limits/lua/state.lua": [
-        "if ends <= now then before, ends, told = 0, now + per, 0 end" => "",
+        "if ends <= now then before, ends, most, all = 0, now + per, 0, 0 end" => "",
         "if long and left > long then" => "if false then",
         "if get('open') > 0 then cut('open', get('open_for')) end" => "",
         "if budget > 0 and tokens >= budget and left > wait then" => "if false then",

@@ -16,7 +16,7 @@ use crate::entry::Priority;
 use crate::redis::is_of_keys;
 use crate::source::Cost;
 
-static TAKE: LazyLock<Script> =
+pub(super) static TAKE: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("lua/state.lua"), include_str!("lua/take_permit.lua"))));
 
 /// The time by which a permit outlives the upstream's timeout before it expires.
@@ -26,7 +26,8 @@ const AHEAD: Duration = Duration::from_secs(1);
 /// The time after which a gate asks again for a permit when all are in use, at first and at most.
 const POLL: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(200));
 
-/// The answer of `take_permit.lua`: a verdict, and the tokens that the answer is expected to cost.
+/// The answer of `take_permit.lua`: a verdict, and the tokens that the answer is expected to cost. The flag of a refusal
+/// is the share of the budget to log, as in the other scripts.
 type Admission = (String, u64, u8, u8, u64);
 
 impl Gate {
@@ -119,16 +120,18 @@ impl Gate {
         // From here on Redis may know it, even if the answer never comes.
         permit.registered = upstream.concurrency.is_some() || broken || (upstream.tokens.is_some() && cost.prompt > 0);
         let taken = timeout_at(deadline.into(), self.take(&permit, began, deadline)).await;
-        let (why, wait, probe, health, expected) =
+        let (why, wait, flag, health, expected) =
             taken.unwrap_or_else(|_| Err(Refusal::soon(refused.unwrap_or(REDIS))))?;
-        self.learn(&(why.clone(), wait, probe, health));
+        let verdict = (why, wait, flag, health);
+        self.learn(&verdict);
         let wait = Duration::from_micros(wait);
-        if let Some(reason) = reason(&why) {
+        if let Some(reason) = reason(&verdict.0) {
+            self.budget.tell_spent(&verdict);
             permit.registered = false;
             return Err(Refusal { wait, reason });
         }
         self.last().admitted = Some(Instant::now());
-        permit.registered |= probe == 1;
+        permit.registered |= flag == 1;
         permit.expected = expected;
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;

@@ -16,7 +16,7 @@ use crate::entry::JobName;
 use crate::source::{Cost, FetchError, Spent};
 use crate::telemetry::metrics;
 
-static RETURN: LazyLock<Script> =
+pub(super) static RETURN: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("lua/state.lua"), include_str!("lua/return_permit.lua"))));
 
 /// The time for which the breaker opens first; it doubles each time that a probe fails.

@@ -24,5 +24,5 @@ else
   if left == 0 then redis.call('DEL', KEYS[3]) end
 end
 if used_up then redis.pcall('PUBLISH', ARGV[4], ARGV[5]) end
-local reason, wait = closed(budget)
-return { reason, wait * 1000, told, health() }
+local reason, wait, late = closed(budget)
+return { reason, wait * 1000, math.max(told, late), health() }

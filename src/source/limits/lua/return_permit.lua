@@ -96,5 +96,5 @@ if tokens > 0 and budget > 0 then
 end
 redis.pcall('HDEL', KEYS[4], id)
 if changed then redis.pcall('PUBLISH', ARGV[10], ARGV[11]) end
-local reason, wait = closed(budget)
-return { reason, wait * 1000, told, health() }
+local reason, wait, late = closed(budget)
+return { reason, wait * 1000, math.max(told, late), health() }

@@ -9,10 +9,12 @@
 --         In milliseconds where nothing else is said.
 -- KEYS[2] sorted set: the permits in use, score = when they come back by themselves, in milliseconds.
 -- KEYS[3] hash: the window of the token budget. tokens: spent in it; ends: when it ends; long: how long it is at most;
---         told: the share of the budget that the log was told of, in percent. It has no TTL: what has one is what Redis
---         evicts under `volatile-*`, and the fleet would spend its budget once more. One that is over counts as none,
---         and is deleted by inspect.lua. It is written by one command, so that a script which breaks off leaves the old
---         window or the new one.
+--         told_80 and told_100: the highest budgets of which the log was told that 80 % and all of them are spent. A
+--         budget that is raised is told of anew, and one that is lowered below what is spent is told of at once. The
+--         previous build has `told` in their place, the share in percent: workers of both builds may both tell. It has
+--         no TTL: what has one is what Redis evicts under `volatile-*`, and the fleet would spend its budget once more.
+--         One that is over counts as none, and is deleted by inspect.lua. Tokens are counted by one command, so that a
+--         script which breaks off leaves the old window or the new one.
 -- KEYS[4] hash: the tokens that requests under way may still cost. permit's id = tokens, and until when they are held,
 --         in milliseconds. They belong to no window: a request counts in the one in which it ends.
 -- All in one slot: the upstream's name is the hash tag. Times are Redis's.
@@ -80,20 +82,34 @@ end
 -- Counts tokens in the present window, or begins one of `per` milliseconds with them. Returns whether they use the
 -- budget up, and 80 or 100 where the caller has to say that so many percent are spent, else 0.
 local function book(tokens, per, budget)
-  local known = redis.call('HMGET', KEYS[3], 'tokens', 'ends', 'told')
-  local before, ends, told = tonumber(known[1]) or 0, tonumber(known[2]) or 0, tonumber(known[3]) or 0
-  if ends <= now then before, ends, told = 0, now + per, 0 end
+  local known = redis.call('HMGET', KEYS[3], 'tokens', 'ends', 'told_80', 'told_100')
+  local before, ends = tonumber(known[1]) or 0, tonumber(known[2]) or 0
+  local most, all = tonumber(known[3]) or 0, tonumber(known[4]) or 0
+  if ends <= now then before, ends, most, all = 0, now + per, 0, 0 end
   -- Else Redis's clock was set back.
   ends = math.min(ends, now + per)
   local spent = before + tokens
-  local share = spent >= budget and 100 or spent >= budget * 0.8 and 80 or 0
+  local told = 0
+  if spent >= budget and budget > all then
+    told, all = 100, budget
+  elseif spent < budget and spent >= budget * 0.8 and budget > most then
+    told, most = 80, budget
+  end
   redis.call('HSET', KEYS[3], 'tokens', string.format('%.0f', spent), 'ends', string.format('%.0f', ends),
-    'long', string.format('%.0f', per), 'told', math.max(share, told))
-  return before < budget and spent >= budget, share > told and share or 0
+    'long', string.format('%.0f', per), 'told_80', string.format('%.0f', most), 'told_100', string.format('%.0f', all))
+  return before < budget and spent >= budget, told
+end
+
+-- Returns 100 where the caller has to say that the budget is spent, since nobody has said so in this window, else 0. The
+-- budget was lowered below what is spent. Where that cannot be noted, a later caller says it.
+local function tell_late(budget)
+  if (tonumber(redis.call('HGET', KEYS[3], 'told_100')) or 0) >= budget then return 0 end
+  local noted = redis.pcall('HSET', KEYS[3], 'told_100', string.format('%.0f', budget))
+  return type(noted) == 'number' and 100 or 0
 end
 
 -- Why nothing at all is admitted now, and for how many more milliseconds; '' and 0 where it is not so. A breaker that
--- is open because the account is refused is 'refused: ' and what the upstream said.
+-- is open because the account is refused is 'refused: ' and what the upstream said. The third is as of tell_late.
 local function closed(budget)
   local reason, wait = '', 0
   if get('open') > 0 then cut('open', get('open_for')) end
@@ -109,8 +125,9 @@ local function closed(budget)
     if open <= now and probing > wait then reason, wait = why, math.min(probing, 1000) end
   end
   local tokens, left = window()
-  if budget > 0 and tokens >= budget and left > wait then reason, wait = 'tokens', left end
-  return reason, wait
+  local told = 0
+  if budget > 0 and tokens >= budget and left > wait then reason, wait, told = 'tokens', left, tell_late(budget) end
+  return reason, wait, told
 end
 
 -- 0: all is well; 1: there were failures just now; 2: the breaker is not closed; 3: nor is it, and the account is

@@ -1,5 +1,5 @@
 -- Admits one request to an upstream, at once or in a moment; or says why not, and for how long. One that is refused
--- leaves nothing behind but its gate's turn.
+-- leaves nothing behind but its gate's turn, and the note that the log is told of a spent budget.
 --
 -- KEYS    as in state.lua
 -- ARGV[1] the permit's id
@@ -14,9 +14,10 @@
 -- ARGV[10] tokens of the prompt, by estimate; 0 for a request that costs none
 -- ARGV[11] tokens of the answer at most, 0 where nothing limits it
 -- ARGV[12], … permits handed back, a hundred at most
--- returns { reason, microseconds, probe, health, expected }: reason '' is admission after so many microseconds, any
---         other a refusal for so many; probe 1 where this request tells whether the breaker closes; health as in
---         state.lua; expected are the tokens that the answer will cost, as far as answers of late and ARGV[11] tell
+-- returns { reason, microseconds, flag, health, expected }: reason '' is admission after so many microseconds, any
+--         other a refusal for so many; flag is 1 where an admitted request tells whether the breaker closes, and in a
+--         refusal as told in return_permit.lua; health as in state.lua; expected are the tokens that the answer will
+--         cost, as far as answers of late and ARGV[11] tell
 -- Work: what has expired of at most ARGV[3] permits, and, under a budget, the requests under way.
 --
 -- What a request may cost at most is held for it until it ends, so that requests under way do not pass the budget
@@ -33,8 +34,8 @@ local budget, prompt, longest = tonumber(ARGV[7]), tonumber(ARGV[10]), tonumber(
 take_back(12)
 
 cut('probe_until', hold + 1000)
-local reason, wait = closed(budget)
-if wait > 0 then return { reason, wait * 1000, 0, health(), 0 } end
+local reason, wait, told = closed(budget)
+if wait > 0 then return { reason, wait * 1000, told, health(), 0 } end
 
 local turn = redis.call('HGET', KEYS[1], 'turn')
 local others = turn and turn ~= gate and get('turn_until') > now

@@ -1,3 +1,7 @@
+use super::super::admission::TAKE;
+use super::super::breaker::Verdict;
+use super::super::millis;
+use super::super::permit::RETURN;
 use super::*;
 use crate::source::{Cost, Spent};
 
@@ -151,6 +155,32 @@ async fn window_that_ends_forgets_what_was_spent_and_not_what_is_held() {
     under_way.cost(600).await;
     assert_eq!(server.spent().await, Some(600), "it counts in the window in which it ends");
     fits.done(Ended::Unused).await;
+}
+
+/// The flags are those of the scripts, by which one gate of the fleet logs.
+#[tokio::test]
+async fn each_budget_is_told_of_once_in_a_window() {
+    let server = Server::start().await;
+    let told = async |budget: u64, cost: u64| -> u8 {
+        let gate = server.gate(&budgeted(budget, HOUR)).await;
+        let mut call = gate.call(&RETURN);
+        call.arg("none").arg("answered").arg(0).arg(cost).arg(millis(HOUR)).arg(budget);
+        call.arg(10).arg(1).arg(1).arg("signal").arg("news").arg(0);
+        call.invoke_async::<Verdict>(&mut server.connect().await).await.unwrap().2
+    };
+    assert_eq!((told(1000, 700).await, told(1000, 100).await, told(1000, 1).await), (0, 80, 0));
+    let lowered = server.gate(&budgeted(500, HOUR)).await;
+    let mut admission = lowered.call(&TAKE);
+    admission.arg("id").arg(1000).arg(0).arg(0).arg(0).arg(0).arg(500).arg("gate").arg(0).arg(20).arg(80);
+    let mut refusal =
+        async || -> (String, u64, u8, u8, u64) { admission.invoke_async(&mut server.connect().await).await.unwrap() };
+    let (first, second) = (refusal().await, refusal().await);
+    assert_eq!((first.0.as_str(), first.2, second.2), ("tokens", 100, 0));
+    assert_eq!(told(400, 1).await, 0, "it was spent already when the higher one was");
+    assert_eq!((told(1000, 200).await, told(1000, 1).await), (100, 0));
+    assert_eq!((told(2000, 600).await, told(2000, 500).await), (80, 100), "a raised one");
+    server.set(&["HSET", "test:budget:{museum}", "ends", "1"]).await;
+    assert_eq!((told(2000, 1600).await, told(2000, 400).await), (80, 100), "another window");
 }
 
 /// Redis became a replica, so nothing can be counted.
