@@ -1,7 +1,8 @@
 //! Gaps: times in which invalidations may have been missed, noted for the revalidator.
 
 use std::collections::BTreeSet;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use redis::{RedisResult, Script};
 
@@ -21,9 +22,19 @@ pub enum Gap {
     Lost = 2,
 }
 
+/// The time within which the signs of one outage follow each other.
+const SAME_GAP: Duration = Duration::from_secs(30);
+
 static SUSPECT_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/suspect.lua")));
 
 impl Store {
+    /// Returns the beginning of a log line about a gap. An outage shows in several ways, one after the other: a line
+    /// that follows another one of this worker soon says that the gap goes on.
+    pub fn gap_line(&self) -> &'static str {
+        let before = self.gap_logged.lock().unwrap_or_else(PoisonError::into_inner).replace(Instant::now());
+        if before.is_some_and(|before| before.elapsed() < SAME_GAP) { "the gap goes on: " } else { "" }
+    }
+
     /// Notes that everything fetched at or before `at` is suspect from now on.
     ///
     /// # Errors

@@ -16,8 +16,8 @@ mod rechecks;
 mod snapshot;
 mod tags;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use redis::{RedisResult, Script};
 use serde_json::json;
@@ -57,12 +57,14 @@ pub struct Store {
     keys: Keys,
     /// The holder of its leases; their tokens begin with it.
     holder: Arc<str>,
+    /// When this worker last logged a gap.
+    gap_logged: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Store {
     /// Returns a store of the entries under these keys.
     pub fn new(redis: Connection, keys: Keys) -> Self {
-        Self { redis, keys, holder: Ulid::generate().to_string().into() }
+        Self { redis, keys, holder: Ulid::generate().to_string().into(), gap_logged: Arc::default() }
     }
 
     /// Returns a store for the leases of this holder, a word without dashes: [`Store::holders`] tells whose a lease is.

@@ -462,8 +462,9 @@ impl GapDetector {
             let names: Vec<&str> = missed.iter().take(NAMED).map(|job| job.name.as_str()).collect();
             info!(
                 jobs = missed.len(),
-                "nobody was listening for {seconds} s who knows {}: bare invalidations may have been missed, values \
+                "{}nobody was listening for {seconds} s who knows {}: bare invalidations may have been missed, values \
                  are revalidated",
+                self.store.gap_line(),
                 names.join(", ")
             );
             self.store.note_gap_for(&missed, until - clock.ahead, Gap::Missed).await?;

@@ -268,7 +268,8 @@ impl Inbox {
         let (has_marker, now): (bool, RedisTime) =
             redis::pipe().exists(self.keys.marker()).cmd("TIME").query_async(&mut self.control).await?;
         if has_marker {
-            warn!("the inbox was gone, its messages may be lost; values fetched before are revalidated");
+            let gap = self.store.gap_line();
+            warn!("{gap}the inbox was gone, its messages may be lost; values fetched before are revalidated");
             self.store.note_gap(now, Gap::Missed).await?;
             self.watermark.compare(&self.store, None).await?;
         }

@@ -111,7 +111,8 @@ impl Watermark {
         then.found(mark.as_deref());
         let lost = then.is_lost(last, run_id);
         if lost {
-            warn!("Redis lost messages of the inbox; all values fetched before are fetched again");
+            let gap = store.gap_line();
+            warn!("{gap}Redis lost messages of the inbox; all values fetched before are fetched again");
             // This worker knows of nothing later, so gaps that others note for the same loss are the same gap.
             let highest = redis.on_fleets_clock(&store.keys().inbox(), then.highest.0);
             store.note_gap(highest.min(now), Gap::Lost).await?;

@@ -93,7 +93,8 @@ impl RestartMonitor {
                 if is_empty {
                     info!(redis = %self.redis_url, "Redis holds nothing of Samovar; all jobs are warmed up");
                 } else {
-                    info!(redis = %self.redis_url, "Redis was restarted; all values are revalidated");
+                    let gap = self.store.gap_line();
+                    info!(redis = %self.redis_url, "{gap}Redis was restarted; all values are revalidated");
                 }
             }
         }

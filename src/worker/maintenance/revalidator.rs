@@ -136,10 +136,7 @@ impl Revalidator {
                 failed = jobs.len() < all;
                 if leases + values > 0 {
                     let seconds = duration::logged(begun.elapsed());
-                    warn!(
-                        leases,
-                        values, seconds, "invalidations may have been missed; what was fetched before is revalidated"
-                    );
+                    warn!(leases, values, seconds, "what was fetched before the gap is being revalidated");
                 }
             }
             // The next round handles the jobs that failed.
