@@ -177,6 +177,31 @@ async fn commands_show_and_try_what_would_be_composed() {
     assert!(planned.contains("0 fetches, 0 AI calls"), "{planned}");
 }
 
+#[tokio::test]
+async fn a_fresh_value_waits_for_no_input_that_has_expired() {
+    let (redis, upstream) = both().await;
+    let jobs = pages(&upstream, PAGE);
+    let art = std::fs::read_to_string(jobs.path().join("art.toml")).unwrap();
+    jobs.write(
+        "art.toml",
+        &art.replace("ttl = \"1h\"", "ttl = \"2s\"").replace("[warm]\n", "[warm]\nahead = \"0s\"\n"),
+    );
+    let mut worker = worker(&redis, &jobs);
+    shows(&redis, page("one")).await;
+    worker.term();
+    worker.wait().await;
+    eventually("the input has expired", async || redis.get("art:a").await.is_none()).await;
+    redis.ask::<u8>(&["DEL", "story:a"]).await;
+    let shown = run(&redis, &jobs, &["get", "page:a"]).await.stdout;
+    for said in [
+        "input         art:a has expired, and is not fetched again yet; the value is fresh, and was made from it ",
+        "input         story:a was removed, and is not fetched again yet; the value is fresh",
+    ] {
+        assert!(shown.contains(said), "{said}: {shown}");
+    }
+    assert!(!shown.contains("waits for  "), "{shown}");
+}
+
 /// An attempt that ends before its fetch notes nothing. `samovar get` derives what keeps the entry.
 #[tokio::test]
 async fn what_keeps_an_entry_from_its_fetch_is_shown() {

@@ -6,7 +6,7 @@
 
 use crate::entry::duration;
 use crate::job::{
-    EnvUse, EnvValues, Fault, Faults, Job, JobSchedule, Jobs, KeyPattern, Params, Shape, Source, Template,
+    EnvUse, EnvValues, Fault, Faults, Input, Job, JobSchedule, Jobs, KeyPattern, Params, Shape, Source, Template,
 };
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -219,7 +219,7 @@ fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) ->
         rendered: Rendered::of(job, jobs),
         feed: job.entries.feed.as_ref().map(|feed| view.url(&feed.url)),
         popular: job.entries.popular,
-        warnings: too_late(job, jobs).into_iter().chain(no_entries(job)).collect(),
+        warnings: too_late(job, jobs).into_iter().chain(no_entries(job)).chain(short_inputs(job, jobs)).collect(),
         example: Example {
             key: job.key.write(&params).map(|key| key.to_string()),
             requests: job.sources.iter().map(|source| view.request(source)).collect(),
@@ -255,13 +255,36 @@ fn too_late(job: &Job, jobs: &Jobs) -> Option<String> {
 
 /// Returns a warning if a job has a schedule, and no entries that its warmups could fetch.
 fn no_entries(job: &Job) -> Option<String> {
-    let entries = &job.entries;
-    let names_none = entries.list.is_empty() && entries.feed.is_none() && entries.popular == 0;
-    (names_none && !job.warm.schedules.list().is_empty()).then(|| {
+    (names_none(job) && !job.warm.schedules.list().is_empty()).then(|| {
         "has a schedule but no entries: its warmups fetch nothing, and its entries are fetched on demand only, for \
          instance as inputs of others; add `list`, `feed` or `popular` in [entries], or remove the schedule"
             .to_owned()
     })
+}
+
+/// Returns `true` if a job keeps no entry warm by itself.
+fn names_none(job: &Job) -> bool {
+    let entries = &job.entries;
+    entries.list.is_empty() && entries.feed.is_none() && entries.popular == 0
+}
+
+/// Returns a hint for each input that may expire before the value that is made from it, because nothing keeps it warm.
+fn short_inputs(job: &Job, jobs: &Jobs) -> Vec<String> {
+    let hint = |(name, input): (&String, &Input)| {
+        let owner = jobs.jobs.values().find(|owner| owner.name != job.name && owner.key.overlaps(&input.key))?;
+        let is_kept = !names_none(owner) && !owner.warm.ahead.is_zero();
+        if is_kept || owner.ttl >= job.ttl {
+            return None;
+        }
+        let ([short, long], owner) = ([owner.ttl, job.ttl].map(duration::text), &owner.name);
+        Some(format!(
+            "its input `{name}` lives for {short} (`ttl` of {owner}), and its own values for {long}: an input that \
+             nothing keeps warm expires sooner, and what changes upstream after that reaches a value at its next \
+             refresh; raise the `ttl` of {owner}, lower this one, or let {owner} keep entries warm (`list`, `feed` or \
+             `popular`)"
+        ))
+    };
+    job.inputs.iter().filter_map(hint).collect()
 }
 
 /// Returns sample values: each placeholder's name.
@@ -571,6 +594,22 @@ mod tests {
         ] {
             assert_eq!(warnings(rest), Vec::<String>::new(), "{rest}");
         }
+    }
+
+    #[test]
+    fn an_input_that_expires_before_the_value_is_hinted_at() {
+        let warnings = |input: &str, page: &str| {
+            let source = "[source]\nkind = \"http\"\nurl = \"http://h/{{ x }}\"\n";
+            let input = format!("key = \"a:{{x}}\"\n{input}{source}");
+            let page = format!("key = \"p:{{x}}\"\nttl = \"{page}\"\n[inputs]\na = \"a:{{x}}\"\n{source}");
+            report(&[("a.toml", &input), ("p.toml", &page)]).jobs.remove(1).warnings
+        };
+        let hint = &warnings("ttl = \"5m\"\n", "1h")[0];
+        assert!(hint.starts_with("its input `a` lives for 5m (`ttl` of a), and its own values for 1h: "), "{hint}");
+        for (input, page) in [("ttl = \"1h\"\n", "1h"), ("ttl = \"5m\"\nentries = { list = [\"1\"] }\n", "1h")] {
+            assert_eq!(warnings(input, page), Vec::<String>::new(), "{input}");
+        }
+        assert_eq!(warnings("ttl = \"5m\"\nentries = { list = [\"1\"] }\nwarm = { ahead = \"0s\" }\n", "1h").len(), 1);
     }
 
     #[test]

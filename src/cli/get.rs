@@ -12,6 +12,7 @@ use crate::entry::{Outcome, Priority, Trigger};
 use crate::ops::status::UpstreamStatus;
 use crate::ops::{Entry, MissingInput};
 use crate::store::Expiry;
+use crate::warmer::INPUT_WAIT;
 
 /// Arguments of `samovar get`.
 #[derive(Args)]
@@ -93,7 +94,13 @@ fn tell_value(entry: &Entry) {
         say("upstream", format!("{}: {}", upstream.upstream, upstream.closed_text(now).unwrap_or_default()));
     }
     for MissingInput { key, reason } in entry.missing_inputs.iter().filter(|_| entry.due.is_some()) {
-        say("waits for", format!("its input {key}, which {reason}"));
+        match entry.fetched_ms.filter(|_| !is_waiting(entry)) {
+            Some(made) => {
+                let made = relative(made, now);
+                say("input", format!("{key} {reason}; the value is fresh, and was made from it {made}"));
+            }
+            None => say("waits for", format!("its input {key}, which {reason}")),
+        }
     }
     if let Some(at) = entry.invalidated_ms {
         let then = if stays_absent(entry) { ABSENT } else { "not fetched again yet" };
@@ -109,6 +116,15 @@ fn tell_value(entry: &Entry) {
         let times = entry.rechecks_ms.iter().map(|at| if *at > now { relative(*at, now) } else { "now".to_owned() });
         say("rechecks", Vec::from_iter(times).join(", "));
     }
+}
+
+/// Returns `true` if an entry waits for inputs that are missing. An entry whose value is fresh asks for them at its
+/// refresh, also if a recheck is due; one that was tried without them is tried again within [`INPUT_WAIT`].
+fn is_waiting(entry: &Entry) -> bool {
+    let later = |due: Due| {
+        due.trigger == Trigger::Recheck || (due.state == State::Scheduled && due.at > entry.now_ms + INPUT_WAIT)
+    };
+    entry.value.is_none() || entry.invalidated_ms.is_some() || !entry.due.is_some_and(later)
 }
 
 /// Returns why a value is kept beyond its TTL. The metadata tell no attempt that ended before its fetch, so an upstream
@@ -165,7 +181,7 @@ fn tell_agenda(entry: &Entry) {
             (State::Claimed, _) => "claimed".to_owned(),
             (State::Running, _) => "running".to_owned(),
             (State::Urgent, Priority::High) => format!("urgent (high priority), due {}", relative(at, now)),
-            (State::Urgent, _) => format!("urgent (bulk priority), due {}", relative(at, now)),
+            (State::Urgent, _) => format!("due {} (bulk priority)", relative(at, now)),
             (State::Scheduled, _) => format!("scheduled, due {}", relative(at, now)),
         };
         let why = if entry.due_for_input { "a change of an input" } else { INVALIDATION };

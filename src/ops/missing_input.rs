@@ -55,6 +55,15 @@ fn lack(job: &KnownJob, input: &KnownInput, snapshot: &Snapshot, now: RedisTime)
             let reason = attempt.and_then(|attempt| attempt.reason.as_deref()).unwrap_or("its fetch fails");
             Some(format!("has no value: {reason}"))
         }
-        _ => Some("has no value yet".to_owned()),
+        _ => Some(past(snapshot, now).to_owned()),
+    }
+}
+
+/// Returns what became of the value of an input that has none at `now`.
+fn past(snapshot: &Snapshot, now: RedisTime) -> &'static str {
+    match snapshot.meta.as_ref().filter(|meta| meta.validated_at > RedisTime::ZERO) {
+        Some(meta) if meta.own_expiry <= now => "has expired, and is not fetched again yet",
+        Some(_) => "was removed, and is not fetched again yet",
+        None => "has no value yet",
     }
 }

@@ -58,7 +58,7 @@ use crate::telemetry::Telemetry;
 /// The wait of an entry that could not reach Redis, or whose lease ended too early.
 const SHORT_WAIT: Duration = Duration::from_secs(1);
 /// The wait of an entry for one of its inputs; the input's commit makes it due sooner.
-const INPUT_WAIT: Duration = Duration::from_secs(15);
+pub const INPUT_WAIT: Duration = Duration::from_secs(15);
 /// The wait before a command is sent again that Redis did not answer.
 const RESEND_WAIT: Duration = Duration::from_millis(100);
 
