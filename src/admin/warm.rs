@@ -130,7 +130,11 @@ pub(super) async fn warm(
     }
     let late = done.seconds >= timeout.as_secs_f32();
     let status = if late { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
-    Err(Problem::new(status, format!("{} entries were not fetched", done.failed.len())).with("result", done))
+    Err(Problem::new(status, not_fetched(done.failed.len())).with("result", done))
+}
+
+fn not_fetched(failed: usize) -> String {
+    if failed == 1 { "1 entry was not fetched".to_owned() } else { format!("{failed} entries were not fetched") }
 }
 
 /// The wanted entries of one job, each once.

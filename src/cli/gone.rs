@@ -70,7 +70,8 @@ pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment)
     let now = session.store.now().await?;
     println!("{}", wrapped(&escaped(&state(job.name.as_str(), guard.as_ref(), now)), ""));
     if let Some(due) = due {
-        println!("{due} entries are asked for again at once.");
+        let are = if due == 1 { "entry is" } else { "entries are" };
+        println!("{due} {are} asked for again at once.");
     }
     Ok(exit::OK)
 }
@@ -114,7 +115,7 @@ fn unreadable(session: &Session, job: &JobName, error: &redis::RedisError) -> St
 
 /// Returns what a job's guard does, in sentences.
 pub(super) fn state(job: &str, guard: Option<&GoneGuard>, now: RedisTime) -> String {
-    let Some(GoneGuard { state, since_ms, until_ms, gone, of, held }) = guard else {
+    let Some(guard @ GoneGuard { state, since_ms, until_ms, gone, of, .. }) = guard else {
         return format!("Removals of {job}: none are held back.");
     };
     let (since, ends) = (relative(*since_ms, now), relative(*until_ms, now));
@@ -122,9 +123,9 @@ pub(super) fn state(job: &str, guard: Option<&GoneGuard>, now: RedisTime) -> Str
     match state {
         GuardState::Holding => format!(
             "Removals of {job}: held back for another {left}. Within a minute, {since}, {gone} of about {of} entries \
-             were gone, at the upstream or with an input. The old values of {held} entries are served meanwhile; one \
-             that was invalidated ends with its TTL. What is still gone {ends} is removed then. \
-             `samovar gone {job} --accept` lets removals through now, `--hold` holds them for another hour."
+             were gone, at the upstream or with an input. Meanwhile {}. What is still gone {ends} is removed then. \
+             `samovar gone {job} --accept` lets removals through now, `--hold` holds them for another hour.",
+            guard.served()
         ),
         GuardState::Accepted => format!(
             "Removals of {job}: let through, as a person decided; the guard counts again {ends}. \

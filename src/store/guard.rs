@@ -156,6 +156,16 @@ impl GoneGuard {
         is_active.then(|| Self { state, since_ms, until_ms, gone: count(3), of: count(4), held: count(5) })
     }
 
+    /// Returns what becomes of the values that it holds back, as a part of a sentence.
+    pub fn served(&self) -> String {
+        let which = match self.held {
+            0 => return "no value is held back at present".to_owned(),
+            1 => "the old value of 1 entry is served".to_owned(),
+            held => format!("the old values of {held} entries are served"),
+        };
+        format!("{which}, and one that was invalidated ends with its TTL")
+    }
+
     /// Returns true while removals are held back.
     pub fn is_holding(&self) -> bool {
         self.state == GuardState::Holding

@@ -226,12 +226,13 @@ impl Cron {
         let troubles = self.troubles.of("reading a job's guard");
         for (job, guard) in guarded.into_iter().zip(guards) {
             let guard = troubles.alone(job.as_str(), guard)?.flatten();
-            let state = guard.filter(GoneGuard::is_holding).map(|GoneGuard { until_ms, gone, of, held, .. }| {
+            let state = guard.filter(GoneGuard::is_holding).map(|guard| {
+                let GoneGuard { until_ms, gone, of, .. } = guard;
                 let left = duration::rough(until_ms.saturating_since(now));
                 format!(
                     "removals of {job} are held back for another {left}: within a minute {gone} of about {of} entries \
-                     were gone; the old values of {held} entries are served, and one that was invalidated ends with \
-                     its TTL; `samovar gone {job}` shows it and lets a person decide"
+                     were gone; {}; `samovar gone {job}` shows it and lets a person decide",
+                    guard.served()
                 )
             });
             self.troubles.notice(job.as_str(), state);
