@@ -26,8 +26,8 @@ const AHEAD: Duration = Duration::from_secs(1);
 /// The time after which a gate asks again for a permit when all are in use, at first and at most.
 const POLL: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(200));
 
-/// The answer of `take_permit.lua`: a verdict, and the tokens that the answer is expected to cost. The flag of a refusal
-/// is the share of the budget to log, as in the other scripts.
+/// The answer of `take_permit.lua`: a verdict, and the tokens that the answer is expected to cost. The flag of a
+/// refusal is the share of the budget to log, as in the other scripts.
 type Admission = (String, u64, u8, u8, u64);
 
 impl Gate {

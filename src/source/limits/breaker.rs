@@ -15,8 +15,8 @@ pub(super) const FAILURES: u32 = 10;
 
 /// The answer of a script: reason, microseconds, flag, health.
 ///
-/// The flag of an admission is 1 if the request is the breaker's probe. The flag of a refusal, and of the other scripts,
-/// is the share of the token budget that must be logged, in percent.
+/// The flag of an admission is 1 if the request is the breaker's probe. The flag of a refusal, and of the other
+/// scripts, is the share of the token budget that must be logged, in percent.
 pub(super) type Verdict = (String, u64, u8, u8);
 
 /// The breaker of an upstream as one worker knows it.

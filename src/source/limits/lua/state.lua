@@ -100,8 +100,8 @@ local function book(tokens, per, budget)
   return before < budget and spent >= budget, told
 end
 
--- Returns 100 where the caller has to say that the budget is spent, since nobody has said so in this window, else 0. The
--- budget was lowered below what is spent. Where that cannot be noted, a later caller says it.
+-- Returns 100 where the caller has to say that the budget is spent, since nobody has said so in this window, else 0.
+-- The budget was lowered below what is spent. Where that cannot be noted, a later caller says it.
 local function tell_late(budget)
   if (tonumber(redis.call('HGET', KEYS[3], 'told_100')) or 0) >= budget then return 0 end
   local noted = redis.pcall('HSET', KEYS[3], 'told_100', string.format('%.0f', budget))
