@@ -95,6 +95,24 @@ async fn an_invalidation_of_what_no_job_knows_is_refused() {
     assert_eq!(messages(&redis).await, 7);
 }
 
+/// An old master is a replica for a moment before its clients leave it.
+#[tokio::test]
+async fn an_invalidation_is_sent_once_redis_is_the_master_again() {
+    let redis = TestRedis::options().direct().start().await;
+    let () = redis.ask(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    let sending = samovar(["invalidate", "art:a", "--force"]).redis(&redis).run();
+    let mended = async {
+        eventually("it is refused", async || {
+            let errors: String = redis.ask(&["INFO", "errorstats"]).await;
+            if errors.contains("errorstat_READONLY") { Ok(()) } else { Err(errors) }
+        })
+        .await;
+        redis.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    };
+    let (sent, ()) = tokio::join!(sending, mended);
+    assert_eq!((sent.code, redis.ask::<usize>(&["XLEN", "samovar:inbox"]).await), (Some(0), 1), "{sent:?}");
+}
+
 #[tokio::test]
 async fn a_key_of_no_job_that_a_service_loaded_is_invalidated() {
     let (redis, upstream) = both().await;

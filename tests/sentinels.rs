@@ -108,6 +108,11 @@ async fn a_worker_answers_again_after_a_failover() {
     readable(&all.servers[0], "a").await;
     answers(&all.url(), &all.servers[0], &upstream, "b").await;
     eventually("the replica has it", async || all.servers[1].get("art:b").await.is_some()).await;
+    eventually("the worker hears, and has checked what was before", async || {
+        let records: Vec<String> = all.servers[0].ask(&["HVALS", "samovar:ears"]).await;
+        if records.iter().any(|record| record.split(' ').count() == 4) { Ok(()) } else { Err(records) }
+    })
+    .await;
     all.servers[0].kill9();
     let edited = upstream.edit("/art/a");
     all.named(&all.servers[1]).await;
@@ -115,7 +120,54 @@ async fn a_worker_answers_again_after_a_failover() {
     version(&all.servers[1], "a", edited).await;
     answers(&all.url(), &all.servers[1], &upstream, "c").await;
     worker.wait_for_log(&["another master"]).await;
+    worker.wait_for_log(&["nobody was listening"]).await;
+    let gap = |line: &String| line.contains("are revalidated") || line.contains("are fetched again");
+    let gaps: Vec<String> = worker.log().into_iter().filter(gap).collect();
+    assert!(gaps.len() > 1 && gaps.iter().filter(|line| !line.contains("the gap goes on: ")).count() == 1, "{gaps:?}");
     assert!(worker.is_running());
+}
+
+/// Nothing else must be there before the message can be sent.
+#[tokio::test]
+async fn an_invalidation_is_sent_over_a_failover() {
+    let (mut all, upstream) = tokio::join!(TestSentinels::start(), Upstream::start());
+    let jobs = Art::of(&upstream).folder();
+    all.servers[0].kill9();
+    let sent = samovar(["invalidate", "art:a"]).redis_at(&all.url()).jobs(&jobs).run().await;
+    assert_eq!(sent.code, Some(0), "{sent:?}");
+    assert_eq!(all.servers[1].ask::<usize>(&["XLEN", "samovar:inbox"]).await, 1);
+}
+
+#[tokio::test]
+async fn the_master_and_its_sentinels_are_shown() {
+    let (mut all, upstream) = tokio::join!(TestSentinels::start(), Upstream::start());
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let mut worker = samovar(["worker"]).redis_at(&all.url()).jobs(&jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+    readable(&all.servers[0], "a").await;
+    let http = worker.http().await;
+    let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+    let get = async |path: &str| client.get(format!("{http}{path}")).send().await.unwrap().text().await.unwrap();
+    let (master, url) = (format!("127.0.0.1:{}", all.servers[0].port()), all.url());
+    let shown = async |answering: usize| {
+        eventually(&format!("{answering} of 3 Sentinels answer"), async || {
+            let health: Value = serde_json::from_str(&get("/health").await).unwrap();
+            let told = json!({"master": master, "answering": answering, "known": 3});
+            if health["sentinels"] == told { Ok(()) } else { Err(health) }
+        })
+        .await;
+        let metrics = get("/metrics").await;
+        assert!(metrics.contains(&format!("\nsamovar_sentinels_answering {answering}\n")), "{metrics}");
+        assert!(metrics.contains("\nsamovar_sentinels_known 3\n"), "{metrics}");
+        for args in [&["jobs"][..], &["check", "--diff"]] {
+            let run = samovar(args.iter().copied()).redis_at(&url).jobs(&jobs).run().await;
+            let told = format!("Redis: the master is {master}; {answering} of 3 Sentinels answer.");
+            assert!(run.stdout.contains(&told), "{run:?}");
+        }
+    };
+    shown(3).await;
+    all.kill9(0);
+    shown(2).await;
 }
 
 #[tokio::test]

@@ -130,6 +130,30 @@ fn change_the_prompt(jobs: &JobsFolder, worker: &WorkerProcess) {
 }
 
 #[tokio::test]
+async fn a_budget_lowered_below_what_is_spent_is_told() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"title": "one"}));
+    let jobs = stories(&upstream, &["a", "b"], "tokens = \"1000/hour\"");
+    let mut worker = worker(&redis, &jobs);
+    eventually("it is counted", async || job(&redis, &jobs, "story").await["spending"]["tokens_spent"] == 30).await;
+    let upstreams = std::fs::read_to_string(jobs.path().join("upstreams.toml")).unwrap();
+    jobs.write("upstreams.toml", &upstreams.replace("1000/hour", "20/hour"));
+    let diff = samovar(["check", "--diff"]).redis(&redis).jobs(&jobs).run().await.stdout.replace("\n  ", " ");
+    let said = "Budget of openai: 0 of 20 tokens are left, since 30 are spent in this window: AI calls are deferred";
+    assert!(diff.contains(said), "{diff}");
+    assert!(!worker.log().iter().any(|line| line.contains(" is spent")), "{:?}", worker.log());
+    worker.hangup();
+    worker.wait_for_log(&["its budget of 20", "is spent: its entries are deferred"]).await;
+    let planned = samovar(["invalidate", "story:a", "--dry-run"]).redis(&redis).run().await.stdout.replace("\n  ", " ");
+    assert!(planned.contains("1 AI call\n") && planned.contains(said), "{planned}");
+    let told = |worker: &WorkerProcess| worker.log().iter().filter(|line| line.contains("its budget of 20")).count();
+    jobs.write("upstreams.toml", &upstreams.replace("1000/hour", "21/hour"));
+    worker.hangup();
+    worker.wait_for_log(&["its budget of 21"]).await;
+    assert_eq!(told(&worker), 1, "once in a window: {:?}", worker.log());
+}
+
+#[tokio::test]
 async fn values_of_an_earlier_file_that_wait_for_the_budget_are_told() {
     let (redis, upstream) = both().await;
     upstream.publish("/art/a", json!({"title": "one"}));

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::Admin;
 
 use crate::entry::duration;
+use crate::redis::SentinelStatus;
 
 /// The timeout of a probe of Redis.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -22,6 +23,9 @@ pub(super) struct Readiness {
     status: &'static str,
     /// `connected` or `disconnected`.
     redis: &'static str,
+    /// The master, if Sentinels name it; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sentinels: Option<Sentinels>,
     /// The faults; empty if there are none.
     reasons: Vec<String>,
     /// Invalidations by pattern, tag or job, or of many keys, that this worker has not finished.
@@ -34,6 +38,18 @@ pub(super) struct Readiness {
     worker: Option<String>,
     /// Samovar's version.
     version: &'static str,
+}
+
+/// The master and the Sentinels that name it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Sentinels {
+    /// The address of the master to which connections lead; absent until a Sentinel has named one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    master: Option<String>,
+    /// Sentinels that named a master within the last 3 s.
+    answering: usize,
+    /// Sentinels that are asked: those of the URL, and those that they name.
+    known: usize,
 }
 
 /// The state of Redis.
@@ -101,9 +117,14 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
         }),
     );
     let (invalidations_waiting, waits) = parts.as_ref().map(|parts| parts.backlog.length()).unwrap_or_default();
+    let sentinels = match &parts {
+        Some(parts) => parts.ops.redis.sentinels(Duration::ZERO).await,
+        None => None,
+    };
     let state = Readiness {
         status: if ready && !reasons.is_empty() { "degraded" } else { word(ready) },
         redis,
+        sentinels: sentinels.map(|SentinelStatus { master, answering, known }| Sentinels { master, answering, known }),
         reasons,
         invalidations_waiting,
         invalidation_waits_s: waits.map(|waits| waits.as_secs()),

@@ -2,12 +2,13 @@
 
 use axum::Json;
 use axum::http::StatusCode;
-use serde::Serialize;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::extract::{Asked, Fleet, Force, Text, read_fields, read_object};
+use super::extract::{Asked, Fleet, Text, read_fields, read_object};
 use super::problem::Problem;
-use crate::ops::{Mistake, Ops};
+use crate::ops::{DryRun, Mistake, Ops};
 use crate::protocol::Message;
 use crate::trigger::invalidation::inbox;
 
@@ -36,6 +37,17 @@ pub(super) struct Invalidation {
     version: Option<u64>,
 }
 
+/// The switches of an invalidation.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct InvalidateQuery {
+    /// Go on even if a name matches no job that the fleet knows, or if a key looks like a pattern and no entry has it.
+    force: bool,
+    /// Only count the entries, and what fetching them anew would take; publish nothing.
+    dry_run: bool,
+}
+
 /// The published message.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Published {
@@ -50,24 +62,30 @@ pub(super) struct Published {
     post,
     path = "/invalidate",
     tag = "changes",
-    params(Force),
+    params(InvalidateQuery),
     request_body = Invalidation,
-    responses((status = 202, body = Published))
+    responses(
+        (status = 200, body = DryRun, description = "The effect; nothing is published"),
+        (status = 202, body = Published)
+    )
 )]
 pub(super) async fn invalidate(
     fleet: Fleet,
-    Asked(Force { force }): Asked<Force>,
+    Asked(InvalidateQuery { force, dry_run }): Asked<InvalidateQuery>,
     Text(text): Text,
-) -> Result<(StatusCode, Json<Published>), Problem> {
+) -> Result<Response, Problem> {
     let parts = &fleet.parts;
     let message = read(&text)?;
     message.text().map_err(|e| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, e))?;
     if !force {
         check_names(&parts.ops, &message).await?;
     }
+    if dry_run {
+        return Ok(Json(parts.ops.of_fleet().await?.dry_run(&message).await?).into_response());
+    }
     let id = inbox::publish(&mut parts.ops.redis.clone(), &parts.ops.keys, &message).await?;
     let workers = parts.workers.load(std::sync::atomic::Ordering::Relaxed);
-    Ok((StatusCode::ACCEPTED, Json(Published { id, workers })))
+    Ok((StatusCode::ACCEPTED, Json(Published { id, workers })).into_response())
 }
 
 /// Refuses names that match no job that the fleet knows, most likely because they are misspelt, and a key that looks

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use super::{Admin, Parts};
 use crate::ops::Census;
 use crate::ops::status::{self, UpstreamStatus};
+use crate::redis::SentinelStatus;
 use crate::telemetry::metrics::{self, Budget, JobGauges};
 
 /// The timeout of Redis, so that a scrape does not hang.
@@ -47,6 +48,9 @@ async fn set_gauges(parts: &Parts, census: Option<&Census>) {
     let asked = tokio::time::timeout(PATIENCE, asked).await.ok().and_then(Result::ok);
     let in_flight = parts.warmer.upgrade().map_or(0, |warmer| warmer.in_flight());
     let (waiting, _) = parts.backlog.length();
+    if let Some(SentinelStatus { answering, known, .. }) = parts.ops.redis.sentinels(Duration::ZERO).await {
+        metrics::set_sentinels(answering, known);
+    }
     metrics::set_process(asked.is_some(), in_flight, parts.workers.load(Ordering::Relaxed), waiting);
     match &asked {
         Some((now, jobs, _)) => {

@@ -9,17 +9,16 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::budgets;
 use super::check::{FaultReport, check};
-use super::jobs::grouped;
 use super::session::{
-    Failed, Session, complain, print_json, relative, table, tell_faults, warn_of_unknown_settings, wrapped,
+    Failed, Session, complain, print_json, table, tell_faults, tell_sentinels, warn_of_unknown_settings, wrapped,
 };
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
-use crate::entry::{EntryKey, JobName, Outcome};
+use crate::entry::{EntryKey, JobName};
 use crate::job::{EnvUse, Job, Jobs, KnownJobs, Params};
-use crate::ops::status::{self, JobStatus, UpstreamStatus};
-use crate::ops::{Digests, Noted, Ops, Plan, descriptions, differences, digests, still_waits};
+use crate::ops::{BudgetLeft, Digests, Noted, Ops, Plan, descriptions, differences, digests, still_waits};
 use crate::redis::{RedisTime, Scan};
 use crate::source::Sources;
 
@@ -34,29 +33,11 @@ struct Report {
     jobs: Vec<JobDiff>,
     /// The variables that are not set here.
     unset: Vec<String>,
-    /// The token budgets of the upstreams that AI calls to come may ask.
-    budgets: Vec<Budget>,
+    /// The token budgets of the upstreams that AI calls to come may ask, and those that these files change and that are
+    /// spent by then.
+    budgets: Vec<BudgetLeft>,
     /// The numbers of requests and AI calls are the most that are made, if none fails.
     at_most: bool,
-}
-
-/// The rest of a token budget.
-#[derive(Debug, Serialize)]
-struct Budget {
-    upstream: String,
-    /// The tokens that may still be spent in this window.
-    tokens_left: u64,
-    /// The tokens that may be spent in a window.
-    tokens_budget: u64,
-    /// When this window ends (Redis time, ms since the epoch); absent before the first tokens of a window are spent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    window_ends_ms: Option<RedisTime>,
-    /// The tokens that each AI call to come may cost, by what the values of its job cost so far; absent if unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokens_per_call: Option<u64>,
-    /// The AI calls for which the tokens that are left may last.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    calls_left: Option<u64>,
 }
 
 /// One job.
@@ -151,55 +132,18 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
     for name in fleet.names.iter().filter(|name| !jobs.jobs.contains_key(*name)) {
         diffs.push(fleet.removed(&ops, name, &jobs).await?);
     }
-    let budgets = budgets(&ops, &diffs).await?;
+    let plan =
+        |diff: &JobDiff| Plan { ai_calls: diff.ai_calls, fallback_ai_calls: diff.fallback_ai_calls, ..Plan::default() };
+    let plans: Vec<(&str, Plan)> = diffs.iter().map(|diff| (diff.job.as_str(), plan(diff))).collect();
+    let budgets = ops.budgets(&plans, &fleet.changed_budgets(&ops)).await?;
     let report = Report { jobs: diffs, unset: names.into_iter().collect(), budgets, at_most: true };
     if args.json {
         print_json(&report);
     } else {
         report.print(session.store.now().await?);
+        tell_sentinels(&session.redis).await;
     }
     Ok(exit::OK)
-}
-
-/// Returns what is left of the budgets of upstreams that AI calls to come may ask.
-async fn budgets(ops: &Ops, diffs: &[JobDiff]) -> Result<Vec<Budget>, Failed> {
-    let paid = diffs.iter().filter(|diff| diff.ai_calls + diff.fallback_ai_calls > 0);
-    let jobs = paid.filter_map(|diff| ops.jobs.jobs.get(diff.job.as_str()));
-    let asked: BTreeSet<&str> = jobs.flat_map(|job| &job.upstreams).map(|upstream| upstream.name.as_str()).collect();
-    let known = status::upstreams(&ops.redis, &ops.keys, &ops.jobs).await?;
-    let costs = costs(ops, diffs).await?;
-    let budget = |known: UpstreamStatus| {
-        let tokens_left = known.tokens_budget?.saturating_sub(known.tokens_spent?);
-        let tokens_per_call = costs.get(&known.upstream).copied();
-        Some(Budget {
-            tokens_left,
-            tokens_budget: known.tokens_budget?,
-            window_ends_ms: known.tokens_window_ends_ms,
-            tokens_per_call,
-            calls_left: tokens_per_call.map(|tokens| tokens_left / tokens),
-            upstream: known.upstream,
-        })
-    };
-    Ok(known.into_iter().filter(|known| asked.contains(known.upstream.as_str())).filter_map(budget).collect())
-}
-
-/// Returns the tokens that a call to come to each upstream may cost: as much as a value of its job did so far. An
-/// upstream of several jobs has the mean over the calls.
-async fn costs(ops: &Ops, diffs: &[JobDiff]) -> Result<BTreeMap<String, u64>, Failed> {
-    let mut sums: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    for diff in diffs.iter().filter(|diff| diff.ai_calls > 0) {
-        let Some(job) = ops.jobs.jobs.get(diff.job.as_str()).filter(|job| job.may_hold_unasked) else { continue };
-        let Some(upstream) = job.upstreams.first() else { continue };
-        let JobStatus { usage, outcomes, .. } = status::of_job(&ops.redis, &ops.keys, job, None).await?;
-        let values = outcomes.get(Outcome::Warmed.as_str()).copied().unwrap_or_default();
-        if values > 0 && usage.tokens_spent > 0 {
-            let (calls, tokens) = sums.entry(upstream.name.to_string()).or_default();
-            let cost = (diff.ai_calls as u64).saturating_mul(usage.tokens_spent.div_ceil(values));
-            *calls += diff.ai_calls as u64;
-            *tokens = tokens.saturating_add(cost);
-        }
-    }
-    Ok(sums.into_iter().map(|(upstream, (calls, tokens))| (upstream, tokens.div_ceil(calls))).collect())
 }
 
 impl Fleet {
@@ -310,6 +254,15 @@ impl Fleet {
         Ok(plans)
     }
 
+    /// Returns the upstreams whose budget is another one in the new files.
+    fn changed_budgets<'o>(&self, ops: &'o Ops) -> BTreeSet<&'o str> {
+        let known = |name| self.described.upstreams.get(name).map(|upstream| upstream.budget);
+        let all = ops.jobs.upstreams.values();
+        all.filter(|new| known(&new.name).is_some_and(|budget| budget != new.budget))
+            .map(|new| new.name.as_str())
+            .collect()
+    }
+
     /// Returns the parts of a job's file that differ from the fleet's.
     fn changed(&self, job: &Job, noted: Option<&Noted>) -> Vec<String> {
         let new = digests(job);
@@ -365,26 +318,6 @@ fn note_inputs(jobs: &Jobs, diffs: &mut [JobDiff]) {
     }
 }
 
-impl Budget {
-    /// Returns the rest as a sentence.
-    fn text(&self, now: RedisTime) -> String {
-        let Self { upstream, tokens_left, tokens_budget, window_ends_ms, tokens_per_call, calls_left } = self;
-        let [left, budget] = [*tokens_left, *tokens_budget].map(grouped);
-        let rest = format!("Budget of {upstream}: {left} of {budget} tokens are left");
-        let rest = match window_ends_ms {
-            Some(ends) => format!("{rest} in this window, which ends {}.", relative(*ends, now)),
-            None => format!("{rest}; a window begins with the first tokens spent."),
-        };
-        match calls_left.zip(*tokens_per_call) {
-            Some((calls, tokens)) => {
-                let [calls, tokens] = [calls, tokens].map(grouped);
-                format!("{rest} They last for about {calls} AI calls, at {tokens} tokens each as so far.")
-            }
-            None => rest,
-        }
-    }
-}
-
 impl Report {
     fn print(&self, now: RedisTime) {
         let mut rows = table(&["JOB", "STATE", "CHANGED", "VALUES", "MISSING", "REQUESTS", "AI CALLS"]);
@@ -400,9 +333,7 @@ impl Report {
                 println!("{}", wrapped(&format!("{}: {note}", diff.job), "  "));
             }
         }
-        for budget in &self.budgets {
-            println!("{}", wrapped(&budget.text(now), "  "));
-        }
+        budgets::tell(&self.budgets, now);
         let legend = "VALUES in Redis are made anew, MISSING ones fetched. REQUESTS and AI CALLS are the most that are \
                       made, if none fails.";
         println!("{}", wrapped(legend, ""));

@@ -1,21 +1,27 @@
 //! `samovar invalidate`: invalidates values through the inbox, where the message is stored until a worker handles it.
 
+use std::time::{Duration, Instant};
+
 use clap::Args;
-use serde::Serialize;
 use serde_json::json;
 
+use super::budgets;
 use super::exit;
-use super::session::{Failed, NoJobs, Session, complain, fleet, print_json, refuse};
+use super::session::{Failed, NoJobs, PAUSE, Session, complain, fleet, passes, print_json, refuse};
 use super::warm;
 use crate::config::{Environment, Settings};
 use crate::entry::escape::escaped;
 use crate::entry::{Announced, EntryKey, Version};
-use crate::ops::{Effect, Mistake, Ops};
+use crate::ops::{DryRun, Effect, Mistake, Ops};
 use crate::protocol::{Action, Message};
+use crate::redis::requirements;
 use crate::trigger::invalidation::inbox;
 
 /// Keys in one round trip.
 const PAGE: usize = 500;
+/// The time for which sending is repeated: a failover takes a few seconds, and with the Sentinels' defaults half a minute
+/// more.
+const FAILOVER: Duration = Duration::from_secs(40);
 
 /// Arguments of `samovar invalidate`.
 #[derive(Args)]
@@ -79,7 +85,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
     if args.dry_run {
         return dry_run(args, &message, settings, env).await;
     }
-    let mut session = Session::open(settings).await?;
+    let mut session = Session::open_within(settings, FAILOVER).await?;
     let mut names_checked = false;
     if !args.force {
         match session.known_jobs(settings, env).await? {
@@ -92,8 +98,9 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
     }
     // A user who may not read the keys publishes all the same.
     let absent = if action == Action::Refresh { absent(&session, &message.keys).await.ok() } else { Some(Vec::new()) };
-    let id = inbox::publish(&mut session.redis, &session.keys, &message).await?;
-    let workers = session.workers().await?;
+    let id = publish(&mut session, &message).await?;
+    // The message is sent, whether or not this can be read.
+    let workers = session.count_workers().await.ok();
     if args.json {
         print_json(&json!({
             "id": id, "message": message, "names_checked": names_checked, "absent": absent, "workers": workers,
@@ -101,11 +108,33 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
     } else {
         println!("published as {id}");
         tell_absent(absent.as_deref().unwrap_or_default(), message.keys.len());
-        if workers == 0 {
+        if workers == Some(0) {
             eprintln!("No worker is running: the message waits in the inbox until one starts.");
         }
     }
     Ok(exit::OK)
+}
+
+/// Sends the message. Sends it again while Redis is away or another server becomes the master: a second message does no
+/// harm.
+async fn publish(session: &mut Session, message: &Message) -> Result<String, Failed> {
+    let began = Instant::now();
+    loop {
+        let error = match inbox::publish(&mut session.redis, &session.keys, message).await {
+            Ok(id) => return Ok(id),
+            Err(error) if passes(&error) => error,
+            Err(error) => return Err(error.into()),
+        };
+        if began.elapsed() >= FAILOVER {
+            complain(format_args!(
+                "Redis: {}; the message may not have been sent: repeat the command once Redis answers, since a second \
+                 message does no harm",
+                requirements::explain(&error)
+            ));
+            return Err(Failed(exit::UNAVAILABLE));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Returns those of these keys that have no value.
@@ -131,16 +160,6 @@ fn tell_absent(absent: &[String], all: usize) {
     eprintln!("{}", escaped(&format!("{which}: {rule}. `samovar warm KEY` fetches it.")));
 }
 
-/// The output of a dry run.
-#[derive(Serialize)]
-struct Shown {
-    action: Action,
-    #[serde(flatten)]
-    effect: Effect,
-    /// `true` if fewer entries may be fetched: those that have the version already are not.
-    at_most: bool,
-}
-
 /// Prints what a message would do.
 async fn dry_run(
     args: &InvalidateArgs,
@@ -152,12 +171,12 @@ async fn dry_run(
     if !args.force {
         check_names(args.json, &ops, message).await?;
     }
-    let (effect, at_most) = (ops.effect(message).await?, !message.version.is_none());
+    let shown = ops.dry_run(message).await?;
     if args.json {
-        print_json(&Shown { action: message.action, effect, at_most });
+        print_json(&shown);
         return Ok(exit::OK);
     }
-    let Effect { jobs, dependants } = effect;
+    let DryRun { effect: Effect { jobs, dependants }, at_most, budgets, .. } = shown;
     if jobs.is_empty() {
         println!("It concerns no entry.");
     } else if message.action == Action::Evict {
@@ -172,6 +191,7 @@ async fn dry_run(
         let names = Vec::from_iter(dependants);
         println!("Entries made from these come in addition, as far as their inputs change: {}", names.join(", "));
     }
+    budgets::tell(&budgets, ops.store.now().await?);
     Ok(exit::OK)
 }
 

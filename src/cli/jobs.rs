@@ -10,7 +10,7 @@ use clap::Args;
 use super::exit;
 use super::gone;
 use super::pause;
-use super::session::{Failed, Rows, fleet, print_json, relative, table, wrapped};
+use super::session::{Failed, Rows, fleet, print_json, relative, table, tell_sentinels, wrapped, wrapped_after};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
@@ -133,6 +133,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         Err(e) => return Err(e.into()),
         Ok(workers) => tell_workers(workers),
     }
+    tell_sentinels(&session.redis).await;
     Ok(exit::OK)
 }
 
@@ -145,9 +146,18 @@ async fn absent(name: &str, args: &JobsArgs, ops: &Ops) -> Result<u8, Failed> {
         return Ok(exit::OK);
     }
     let AbsentPage { wanted, total, absent, next } = page;
-    println!("{} of {} entries that {name} keeps warm have no value.", grouped(total as u64), grouped(wanted as u64));
+    let have = if total == 1 { "has" } else { "have" };
+    match (total, wanted) {
+        (total, 1) => {
+            println!("The only entry that {name} keeps warm has {} value.", if total == 0 { "a" } else { "no" })
+        }
+        (total, wanted) => {
+            let [total, wanted] = [total, wanted].map(|count| grouped(count as u64));
+            println!("{total} of {wanted} entries that {name} keeps warm {have} no value.");
+        }
+    }
     for Absent { key, reason } in &absent {
-        println!("{}", wrapped(&escaped(&format!("{key}  {reason}")), "    "));
+        println!("{}", wrapped_after(&escaped(&format!("{key}  ")), &escaped(reason), "    "));
     }
     if let Some(next) = next {
         println!("\nThere are more: `samovar jobs {name} --absent --from '{}'`.", escaped(&next));

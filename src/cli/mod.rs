@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 #![expect(clippy::print_stdout, reason = "commands print to standard output")]
 
+mod budgets;
 pub mod check;
 pub mod exit;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -22,6 +22,10 @@ use crate::worker::dead_after;
 
 /// The timeout of Redis in one-shot commands.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The pause before a command that may be repeated is sent again.
+pub(super) const PAUSE: Duration = Duration::from_millis(250);
+/// The time that Sentinels have to answer a command that shows their state.
+const SENTINELS: Duration = Duration::from_secs(1);
 
 /// The failure of a subcommand: its exit code. The reason is already printed.
 pub(super) struct Failed(pub(super) u8);
@@ -99,11 +103,25 @@ pub(super) struct Session {
 impl Session {
     /// Connects once; prints one line if that fails.
     pub(super) async fn open(settings: &Settings) -> Result<Self, Failed> {
-        let mut redis = settings.redis.manager(PATIENCE).await.map_err(|e| {
-            let remedy = "is it running, and is REDIS_URL right?";
-            complain(format_args!("cannot reach Redis at {}: {e}; {remedy}", settings.redis));
-            Failed(exit::UNAVAILABLE)
-        })?;
+        Self::open_within(settings, Duration::ZERO).await
+    }
+
+    /// Connects as [`Self::open`] does. Where Sentinels name the master, tries again for `patience`, since a failover
+    /// passes.
+    pub(super) async fn open_within(settings: &Settings, patience: Duration) -> Result<Self, Failed> {
+        let patience = if settings.redis.has_sentinels() { patience } else { Duration::ZERO };
+        let began = Instant::now();
+        let mut redis = loop {
+            match settings.redis.manager(PATIENCE).await {
+                Ok(redis) => break redis,
+                Err(e) if passes(&e) && began.elapsed() < patience => tokio::time::sleep(PAUSE).await,
+                Err(e) => {
+                    let remedy = "is it running, and is REDIS_URL right?";
+                    complain(format_args!("cannot reach Redis at {}: {e}; {remedy}", settings.redis));
+                    return Err(Failed(exit::UNAVAILABLE));
+                }
+            }
+        };
         if let Some(fault) = requirements::unsupported(&mut redis).await? {
             complain(format_args!("cannot work with Redis at {}: {fault}", settings.redis));
             return Err(Failed(exit::UNAVAILABLE));
@@ -170,6 +188,19 @@ impl Session {
     }
 }
 
+/// Returns `true` if an error passes once Redis is back, or another server is the master.
+pub(super) fn passes(error: &redis::RedisError) -> bool {
+    error.is_io_error()
+        || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOREPLICAS" | "UNBLOCKED"))
+}
+
+/// Prints the master and how many Sentinels answer, if Sentinels name the master.
+pub(super) async fn tell_sentinels(redis: &Connection) {
+    if let Some(status) = redis.sentinels(SENTINELS).await {
+        println!("\nRedis: {status}.");
+    }
+}
+
 /// Returns the distance of a time from `now`, as text.
 pub(super) fn relative(at: RedisTime, now: RedisTime) -> String {
     let distance = duration::rough(at.abs_diff(now));
@@ -181,9 +212,20 @@ pub(super) fn width() -> usize {
     textwrap::termwidth().clamp(40, 110)
 }
 
-/// Returns text wrapped at words; later lines have this indent.
+/// Returns text wrapped at spaces only, so that names and keys stay whole; later lines have this indent.
 pub(super) fn wrapped(text: &str, indent: &str) -> String {
-    textwrap::fill(text, textwrap::Options::new(width()).subsequent_indent(indent))
+    wrapped_after("", text, indent)
+}
+
+/// Returns text wrapped as [`wrapped`] does, after a beginning that stays in one line.
+pub(super) fn wrapped_after(beginning: &str, text: &str, indent: &str) -> String {
+    let options = textwrap::Options::new(width())
+        .initial_indent(beginning)
+        .subsequent_indent(indent)
+        .word_separator(textwrap::WordSeparator::AsciiSpace)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+        .break_words(false);
+    textwrap::fill(text, options)
 }
 
 /// Prints a document as JSON.
@@ -231,5 +273,26 @@ pub(super) fn table(header: &[&str]) -> Rows {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(header.iter().copied());
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    // Names are for copying, so no line breaks them.
+    for (column, name) in table.column_iter_mut().zip(header) {
+        if matches!(*name, "JOB" | "KEY" | "UPSTREAM") {
+            column.set_constraint(comfy_table::ColumnConstraint::ContentWidth);
+        }
+    }
     Rows(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_keys_are_wrapped_as_a_whole() {
+        let name = format!("host-{}", "01K-".repeat(40));
+        let lines = wrapped(&format!("the worker {name} is the last one that has the earlier file"), "  ");
+        assert!(lines.lines().any(|line| line.trim() == name), "{lines}");
+        let lines = wrapped_after("art:Mona Lisa and others of a long name  ", &"due now ".repeat(20), "    ");
+        assert!(lines.starts_with("art:Mona Lisa and others of a long name  due now"), "{lines}");
+        assert!(lines.lines().skip(1).all(|line| line.starts_with("    due")), "{lines}");
+    }
 }

@@ -1,5 +1,6 @@
 //! `samovar warm`: fetches a job's entries, or one entry, now.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
+use super::budgets;
 use super::exit;
 use super::pause::unknown_to_workers;
 use super::session::{Failed, complain, fleet, print_json, refuse, relative};
@@ -19,7 +21,7 @@ use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::entry::{EntryKey, JobName};
 use crate::job::{Job, Jobs, KnownJob, KnownJobs, Params};
-use crate::ops::{Done, Failure, Ops, Plan};
+use crate::ops::{BudgetLeft, Done, Failure, Ops, Plan};
 use crate::redis::RedisTime;
 use crate::source::Sources;
 use crate::trigger::warm_up_now;
@@ -205,6 +207,9 @@ struct Shown {
     at_most: bool,
     /// `true` if a worker asks the job's feed, whose new entries come in addition.
     asks_feed: bool,
+    /// What is left of the budgets of upstreams that the AI calls may ask.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    budgets: Vec<BudgetLeft>,
     notes: Vec<String>,
 }
 
@@ -238,11 +243,13 @@ async fn dry_run(
         }
     }
     let at_most = is_bound || plan.inputs_missing > 0;
+    let budgets = ops.budgets(&[(job.name.as_str(), plan)], &BTreeSet::new()).await?;
     if args.json {
-        print_json(&Shown { job: job.name.to_string(), plan, at_most, asks_feed, notes });
+        print_json(&Shown { job: job.name.to_string(), plan, at_most, asks_feed, budgets, notes });
         return Ok(exit::OK);
     }
     tell(plan, job.name.as_str(), at_most);
+    budgets::tell(&budgets, ops.store.now().await?);
     if asks_feed {
         println!("A worker would also ask its feed: entries that it names for the first time come in addition");
     }

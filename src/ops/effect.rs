@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use redis::RedisResult;
 use serde::Serialize;
 
-use super::{Ops, PAGE, Plan};
+use super::{BudgetLeft, Ops, PAGE, Plan};
 use crate::entry::{EntryKey, JobName};
 use crate::job::{KnownJob, KnownJobs};
 use crate::popularity::Popularity;
@@ -13,12 +13,28 @@ use crate::protocol::{Action, Message};
 use crate::redis::Scan;
 
 /// The entries that an invalidation concerns, and the most requests that they take.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
 pub struct Effect {
     /// By job.
     pub jobs: BTreeMap<String, Plan>,
     /// Jobs whose entries are made from these. Those whose inputs change are made again, which comes in addition.
     pub dependants: BTreeSet<String>,
+}
+
+/// The effect of a message, as a dry run shows it.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct DryRun {
+    /// `refresh`, `evict` or `warm`.
+    #[schema(value_type = String)]
+    pub action: Action,
+    /// The entries, and the requests.
+    #[serde(flatten)]
+    pub effect: Effect,
+    /// `true` if fewer entries may be fetched: those that have the version already are not.
+    pub at_most: bool,
+    /// What is left of the budgets of upstreams that the AI calls may ask.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<BudgetLeft>,
 }
 
 /// The keys that a message names, by job.
@@ -43,6 +59,17 @@ impl Ops {
             }
         }
         Ok(effect)
+    }
+
+    /// Counts as [`Self::effect`] does, and returns what is left of the budgets as well.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn dry_run(&self, message: &Message) -> RedisResult<DryRun> {
+        let effect = self.effect(message).await?;
+        let plans: Vec<(&str, Plan)> = effect.jobs.iter().map(|(job, plan)| (job.as_str(), *plan)).collect();
+        let budgets = self.budgets(&plans, &BTreeSet::new()).await?;
+        Ok(DryRun { action: message.action, effect, at_most: !message.version.is_none(), budgets })
     }
 
     /// Returns the keys of jobs that a message names.

@@ -2,6 +2,7 @@
 //!
 //! None of them needs a worker in the same process: all go through Redis.
 
+mod budget;
 mod census;
 mod clear;
 mod dead;
@@ -22,10 +23,11 @@ mod warm;
 
 use std::sync::Arc;
 
+pub use budget::BudgetLeft;
 pub use census::{Census, Counted};
 pub use clear::Pattern;
 pub use dead::{Dead, Letters};
-pub use effect::Effect;
+pub use effect::{DryRun, Effect};
 pub use entry::Entry;
 pub use files::{Announced, Digests, Noted, differences, digests, has_old_file, still_waits, with_another_file};
 pub use fleet::{FleetStatus, RefusedReload};

@@ -17,7 +17,7 @@ use crate::source::{Ask, Sources};
 const INPUTS: usize = 64;
 
 /// The most requests that a warming would make.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Plan {
     /// The entries.
     pub entries: usize,

@@ -31,6 +31,7 @@ use super::cluster::topology::Topology;
 use super::endpoint::Address;
 use super::refused::is_refusal;
 use super::router::Router;
+use super::sentinels::SentinelStatus;
 #[cfg(feature = "simulation")]
 use super::simulated::{self, Manager};
 #[cfg(feature = "worker")]
@@ -239,6 +240,12 @@ impl Connection {
     /// `None` if one does, or the server of the URL is the only one.
     pub fn fault_of_masters(&self) -> Option<String> {
         self.target.fault()
+    }
+
+    /// Returns the master and the number of Sentinels that answer; `None` if no Sentinels name the server. Waits until
+    /// each Sentinel has answered or failed, for `patience` at most.
+    pub async fn sentinels(&self, patience: Duration) -> Option<SentinelStatus> {
+        self.target.sentinels(patience).await
     }
 
     /// Returns the name of the user; `None` for the default user.

@@ -42,6 +42,7 @@ pub(crate) use script::with_preludes;
 #[cfg(test)]
 pub(crate) use slot::CRC;
 pub(crate) use slot::{SLOTS, slot_of};
+pub use sentinels::SentinelStatus;
 #[cfg(feature = "worker")]
 pub use time::RedisTime;
 pub use url::{RedisUrl, UrlError};

@@ -54,6 +54,28 @@ pub(super) struct Service {
     pub(super) tls: Tls,
 }
 
+/// The state of a service's Sentinels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentinelStatus {
+    /// The address of the master to which connections lead; `None` until a Sentinel has named one.
+    pub master: Option<String>,
+    /// The number of Sentinels that named a master within the last seconds.
+    pub answering: usize,
+    /// The number of Sentinels that are asked.
+    pub known: usize,
+}
+
+impl fmt::Display for SentinelStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { master, answering, known } = self;
+        match master {
+            Some(master) => write!(f, "the master is {master}")?,
+            None => f.write_str("no master is known")?,
+        }
+        write!(f, "; {answering} of {known} Sentinels answer")
+    }
+}
+
 /// A master that Sentinels named.
 pub(super) struct Master {
     pub(super) client: Arc<Client>,
@@ -204,6 +226,24 @@ impl Sentinels {
         }
         state.logged.clone_from(&fault);
         fault
+    }
+
+    /// Returns the master and the number of Sentinels that answer. Waits until each has answered or failed, for
+    /// `patience` at most.
+    pub(super) async fn status(&self, patience: Duration) -> SentinelStatus {
+        let mut answered = self.answered.subscribe();
+        let all = async {
+            while self.state().answers.values().any(Option::is_none) {
+                // The sender is `self`, so this cannot fail.
+                let _ = answered.changed().await;
+            }
+        };
+        let _ = timeout(patience, all).await;
+        let master = self.master.borrow().as_ref().map(|master| master.address.to_string());
+        let (state, now) = (self.state(), Instant::now());
+        let is_fresh = |(at, answer): &&Answer| answer.is_ok() && now - *at < FRESH;
+        let answering = state.answers.values().flatten().filter(is_fresh).count();
+        SentinelStatus { master, answering, known: state.answers.len() }
     }
 
     /// Takes an answer into account.

@@ -3,12 +3,13 @@
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::{Client, RedisResult};
 
 use super::cluster::{Cluster, Topologies};
 use super::endpoint::Address;
-use super::sentinels::{Masters, Sentinels};
+use super::sentinels::{Masters, SentinelStatus, Sentinels};
 
 /// The server to which connections lead. Cheap to clone.
 #[derive(Clone)]
@@ -81,6 +82,14 @@ impl Target {
             Self::Server(_) => None,
             Self::Master(sentinels) => sentinels.fault(),
             Self::Cluster(cluster) | Self::Node(cluster, _) => cluster.fault(),
+        }
+    }
+
+    /// Returns the state of the Sentinels, as [`Sentinels::status`] does; `None` if there are none.
+    pub(super) async fn sentinels(&self, patience: Duration) -> Option<SentinelStatus> {
+        match self {
+            Self::Server(_) => None,
+            Self::Master(sentinels) => Some(sentinels.status(patience).await),
         }
     }
 

@@ -257,6 +257,11 @@ impl RedisUrl {
         }
     }
 
+    /// Returns `true` if Sentinels name the server.
+    pub fn has_sentinels(&self) -> bool {
+        matches!(self.servers, Servers::Sentinels(_))
+    }
+
     /// Opens a multiplexed connection that reconnects without limit. Commands fail after `timeout`, also while Redis is
     /// unreachable. Not for blocking commands, which delay all users of the connection.
     ///

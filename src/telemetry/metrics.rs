@@ -54,6 +54,8 @@ const NOT_MODIFIED: &str = "samovar_job_not_modified_total";
 const ANSWERS: &str = "samovar_upstream_answers_total";
 const RELOAD_REFUSED: &str = "samovar_reload_refused";
 const REDIS_UP: &str = "samovar_redis_up";
+const SENTINELS_ANSWERING: &str = "samovar_sentinels_answering";
+const SENTINELS_KNOWN: &str = "samovar_sentinels_known";
 const BUILD: &str = "samovar_build_info";
 
 /// Counters that Redis keeps. They fall when Redis loses them, which a counter of the recorder cannot do, so they are
@@ -141,6 +143,8 @@ fn describe() {
     describe_counter!(ANSWERS, "Answers of upstreams, by class of the status; `none` for a request without an answer.");
     describe_gauge!(RELOAD_REFUSED, "1 while the job files of the last reload are refused and the old jobs stay.");
     describe_gauge!(REDIS_UP, "1 while Redis answers.");
+    describe_gauge!(SENTINELS_ANSWERING, "Sentinels that name the master now; absent without Sentinels.");
+    describe_gauge!(SENTINELS_KNOWN, "Sentinels that are asked for the master; absent without Sentinels.");
     describe_gauge!(BUILD, "Always 1; the label is the version.");
     PROCESS.describe();
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -332,6 +336,14 @@ pub fn forget_upstream(upstream: &UpstreamName) {
 /// Sets the gauge that tells whether the last reload was refused.
 pub fn set_reload_refused(refused: bool) {
     gauge!(RELOAD_REFUSED).set(f64::from(u8::from(refused)));
+}
+
+/// Sets the gauges of the Sentinels that name the master, as this worker sees them.
+pub fn set_sentinels(answering: usize, known: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    let counts = (answering as f64, known as f64);
+    gauge!(SENTINELS_ANSWERING).set(counts.0);
+    gauge!(SENTINELS_KNOWN).set(counts.1);
 }
 
 /// Sets the gauges of this process and of the fleet.

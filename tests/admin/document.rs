@@ -39,6 +39,7 @@ async fn every_route_is_in_the_document_and_answers_as_it_says() {
             ("/invalidate", "post", "/invalidate", Some(json!({"keys": ["art:a"]}))),
             ("/invalidate", "post", "/invalidate", Some(json!({"tags": ["old"], "action": "evict"}))),
             ("/invalidate", "post", "/invalidate", Some(json!({}))),
+            ("/invalidate", "post", "/invalidate?dry_run=true", Some(json!({"jobs": ["art"]}))),
             ("/warm", "post", "/warm", Some(json!({"keys": ["art:a"]}))),
             ("/warm", "post", "/warm?wait=true", Some(json!({"keys": ["art:b"]}))),
             ("/jobs/{job}/pause", "post", "/jobs/art/pause", None),

@@ -148,6 +148,12 @@ async fn names_that_match_nothing_are_refused_unless_forced() {
     }
     let two = server.post("/invalidate", json!({"tags": ["by:a"], "jobs": ["arts"]})).await.json();
     assert_eq!(two["unknown"], json!(["the tag `by:a`", "the job `arts`"]));
+    let dry = server.post("/invalidate?dry_run=true", json!({"patterns": ["art:*"], "jobs": ["art"]})).await;
+    assert_eq!(dry.status, StatusCode::OK);
+    let entries = json!({"entries": 1, "fetches": 1, "ai_calls": 0, "fallback_ai_calls": 0, "inputs_missing": 0});
+    let effect = json!({"action": "refresh", "jobs": {"art": entries}, "dependants": [], "at_most": false});
+    assert_eq!(dry.json(), effect);
+    server.post("/invalidate?dry_run=true", json!({"keys": ["arts:a"]})).await.problem(404);
     server.post("/invalidate?frce=true", json!({"keys": ["arts:a"]})).await.problem(400);
     assert_eq!(published().await, before, "nothing of a refused message is published");
     for message in [json!({"keys": ["arts:a", "art:a"]}), json!({"keys": ["art:*"]})] {
