@@ -146,6 +146,13 @@ async fn a_budget_lowered_below_what_is_spent_is_told() {
     worker.wait_for_log(&["its budget of 20", "is spent: its entries are deferred"]).await;
     let planned = samovar(["invalidate", "story:a", "--dry-run"]).redis(&redis).run().await.stdout.replace("\n  ", " ");
     assert!(planned.contains("1 AI call\n") && planned.contains(said), "{planned}");
+    let planned = samovar(["warm", "story", "--dry-run", "--json"]).redis(&redis).run().await.stdout;
+    let planned: Value = serde_json::from_str(&planned).unwrap();
+    let left = &planned["budgets"][0];
+    assert_eq!(
+        (&planned["ai_calls"], &left["tokens_left"], &left["tokens_budget"]),
+        (&json!(2), &json!(0), &json!(20))
+    );
     let told = |worker: &WorkerProcess| worker.log().iter().filter(|line| line.contains("its budget of 20")).count();
     jobs.write("upstreams.toml", &upstreams.replace("1000/hour", "21/hour"));
     worker.hangup();

@@ -81,6 +81,8 @@ pub(super) async fn invalidate(
         check_names(&parts.ops, &message).await?;
     }
     if dry_run {
+        // It holds the keys in memory that the message names.
+        let _turn = fleet.admin.turn().await;
         return Ok(Json(parts.ops.of_fleet().await?.dry_run(&message).await?).into_response());
     }
     let id = inbox::publish(&mut parts.ops.redis.clone(), &parts.ops.keys, &message).await?;

@@ -24,6 +24,9 @@ use crate::worker::dead_after;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause before a command that may be repeated is sent again.
 pub(super) const PAUSE: Duration = Duration::from_millis(250);
+/// A table with fewer columns, or a terminal of this width, has room for whole keys.
+const MANY_COLUMNS: usize = 8;
+const WIDE: usize = 140;
 /// The time that Sentinels have to answer a command that shows their state.
 const SENTINELS: Duration = Duration::from_secs(1);
 
@@ -273,9 +276,10 @@ pub(super) fn table(header: &[&str]) -> Rows {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(header.iter().copied());
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
-    // Names are for copying, so no line breaks them.
+    // Names are for copying, so no line breaks them; nor keys, where this leaves room for the other columns.
+    let has_room = header.len() < MANY_COLUMNS || textwrap::termwidth() >= WIDE;
     for (column, name) in table.column_iter_mut().zip(header) {
-        if matches!(*name, "JOB" | "KEY" | "UPSTREAM") {
+        if matches!(*name, "JOB" | "UPSTREAM") || (*name == "KEY" && has_room) {
             column.set_constraint(comfy_table::ColumnConstraint::ContentWidth);
         }
     }

@@ -172,7 +172,7 @@ async fn each_budget_is_told_of_once_in_a_window() {
     let lowered = server.gate(&budgeted(500, HOUR)).await;
     let mut admission = lowered.call(&TAKE);
     admission.arg("id").arg(1000).arg(0).arg(0).arg(0).arg(0).arg(500).arg("gate").arg(0).arg(20).arg(80);
-    let mut refusal =
+    let refusal =
         async || -> (String, u64, u8, u8, u64) { admission.invoke_async(&mut server.connect().await).await.unwrap() };
     let (first, second) = (refusal().await, refusal().await);
     assert_eq!((first.0.as_str(), first.2, second.2), ("tokens", 100, 0));
