@@ -297,6 +297,6 @@ mod tests {
         assert!(lines.lines().any(|line| line.trim() == name), "{lines}");
         let lines = wrapped_after("art:Mona Lisa and others of a long name  ", &"due now ".repeat(20), "    ");
         assert!(lines.starts_with("art:Mona Lisa and others of a long name  due now"), "{lines}");
-        assert!(lines.lines().skip(1).all(|line| line.starts_with("    due")), "{lines}");
+        assert!(lines.lines().skip(1).all(|line| line.starts_with("    ")), "{lines}");
     }
 }
