@@ -343,7 +343,8 @@ async fn a_redis_that_fails_is_no_failure_of_the_feed() {
         jobs,
     };
     cron.ensure("a run").await.unwrap();
-    let running = tokio::spawn(cron.run());
+    let mut running = tokio::task::JoinSet::new();
+    running.spawn(cron.run());
     eventually("the limits are refused twice", async || {
         let errors: String = limits.ask(&["INFO", "errorstats"]).await;
         let refused =
@@ -355,7 +356,6 @@ async fn a_redis_that_fails_is_no_failure_of_the_feed() {
     let () = limits.ask(&["REPLICAOF", "NO", "ONE"]).await;
     eventually("the feed is asked", async || named_last(&redis).await == 1).await;
     assert_eq!((troubles.reasons(), upstream.calls("/popular")), (Vec::new(), 1));
-    running.abort();
 }
 
 async fn claimed_until(redis: &TestRedis) -> RedisTime {
