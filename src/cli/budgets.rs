@@ -1,4 +1,4 @@
-//! What is left of token budgets, as text for people.
+//! The rest of token budgets, as text for people.
 
 use super::jobs::grouped;
 use super::session::{relative, wrapped};

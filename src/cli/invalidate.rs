@@ -19,8 +19,8 @@ use crate::trigger::invalidation::inbox;
 
 /// Keys in one round trip.
 const PAGE: usize = 500;
-/// The time for which sending is repeated: a failover takes a few seconds, and with the Sentinels' defaults half a minute
-/// more.
+/// The time for which sending is repeated. A failover takes a few seconds, and half a minute with the defaults of
+/// Sentinels.
 const FAILOVER: Duration = Duration::from_secs(40);
 
 /// Arguments of `samovar invalidate`.

@@ -207,7 +207,7 @@ struct Shown {
     at_most: bool,
     /// `true` if a worker asks the job's feed, whose new entries come in addition.
     asks_feed: bool,
-    /// What is left of the budgets of upstreams that the AI calls may ask.
+    /// The rest of the budgets of upstreams that the AI calls may ask.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     budgets: Vec<BudgetLeft>,
     notes: Vec<String>,

@@ -32,7 +32,7 @@ pub struct DryRun {
     pub effect: Effect,
     /// `true` if fewer entries may be fetched: those that have the version already are not.
     pub at_most: bool,
-    /// What is left of the budgets of upstreams that the AI calls may ask.
+    /// The rest of the budgets of upstreams that the AI calls may ask.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub budgets: Vec<BudgetLeft>,
 }
