@@ -88,7 +88,7 @@ impl Target {
     /// Returns the state of the Sentinels, as [`Sentinels::status`] does; `None` if there are none.
     pub(super) async fn sentinels(&self, patience: Duration) -> Option<SentinelStatus> {
         match self {
-            Self::Server(_) => None,
+            Self::Server(_) | Self::Cluster(_) | Self::Node(..) => None,
             Self::Master(sentinels) => Some(sentinels.status(patience).await),
         }
     }
