@@ -12,14 +12,14 @@ mod support;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use redis::aio::{MultiplexedConnection, PubSub};
+use redis::aio::PubSub;
 use samovar::agenda::{Agenda, When};
 use samovar::entry::Trigger;
 use samovar::entry::{EntryKey, JobName};
 use samovar::protocol::Keys;
 
 use measure::{Upstream, quantile};
-use support::{JobsFolder, TestRedis, eventually, samovar};
+use support::{JobsFolder, Link, TestRedis, eventually, samovar};
 
 /// Entries that are invalidated, one after the other: so many that none follows itself closely, as in a storm.
 const ENTRIES: usize = 500;
@@ -127,7 +127,7 @@ fn ms(entry: redis::Value) -> f64 {
 
 struct Probe<'a> {
     upstream: &'a Upstream,
-    redis: MultiplexedConnection,
+    redis: Link,
     changed: PubSub,
     http: reqwest::Client,
     next: usize,

@@ -12,8 +12,10 @@
 
 mod art;
 mod clock;
+mod cluster;
 mod eventually;
 mod jobs;
+mod link;
 mod parts;
 mod process;
 mod proxy;
@@ -21,14 +23,17 @@ mod redis;
 mod replicas;
 mod sentinels;
 mod servers;
+mod topology;
 mod upstream;
 mod versions;
 mod waits;
 
 pub use art::{Art, hasty_worker, talkative, worker};
 pub use clock::OffsetClock;
+pub use cluster::TestCluster;
 pub use eventually::{State, eventually, eventually_within};
 pub use jobs::JobsFolder;
+pub use link::Link;
 pub use parts::{Parts, art, job};
 pub use process::{Finished, Samovar, WorkerProcess, number_from_environment, samovar};
 pub use proxy::{Fault, Proxy};

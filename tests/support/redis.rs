@@ -1,7 +1,10 @@
 //! A Redis server of a test's own.
 
+use super::cluster;
 use super::eventually::{DEADLINE, eventually};
-use super::sentinels::{self, SERVICE, Sentinel};
+use super::link::Link;
+use super::sentinels::{SERVICE, Sentinel};
+use super::topology::Topology;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::RngExt;
@@ -21,13 +24,18 @@ const SERVERS: [&str; 2] = ["redis-server", "valkey-server"];
 /// Below the range from which the kernel takes ports for outgoing connections, so that a restart finds its port free.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
-/// A Redis server on a free port in a temporary folder; it ends when this is dropped.
+/// A Redis server on a free port in a temporary folder; it ends when this is dropped. Where SAMOVAR_TEST_TOPOLOGY says
+/// so, it is a Cluster: what is done to it is done to each node.
 #[derive(Debug)]
 pub struct TestRedis {
     child: Option<Child>,
     options: RedisOptions,
     port: u16,
+    /// The port for the other nodes, if it is a node of a Cluster.
+    pub(super) bus: u16,
     folder: TempDir,
+    /// The other nodes, if tests shall take it for a whole Cluster.
+    others: Vec<TestRedis>,
     /// Names the server, if tests shall reach it so.
     sentinel: Option<Sentinel>,
 }
@@ -39,8 +47,10 @@ pub struct RedisOptions {
     pub(super) password: Option<String>,
     environment: Vec<(&'static str, PathBuf)>,
     tls: Option<(String, String)>,
-    /// It is reached without Sentinels, whatever tests are told.
+    /// It is one server, reached without Sentinels, whatever tests are told.
     is_direct: bool,
+    /// It is a node of a Cluster.
+    is_node: bool,
 }
 
 impl RedisOptions {
@@ -67,10 +77,16 @@ impl RedisOptions {
         self
     }
 
-    /// Is reached without Sentinels, whatever SAMOVAR_TEST_TOPOLOGY says.
+    /// Is one server, reached without Sentinels, whatever SAMOVAR_TEST_TOPOLOGY says.
     pub fn direct(mut self) -> Self {
         self.is_direct = true;
         self
+    }
+
+    /// Is a node of a Cluster, on its own as yet.
+    pub(super) fn node(mut self) -> Self {
+        self.is_node = true;
+        self.direct()
     }
 
     /// Any other setting: `arg("--maxmemory", "2mb")`.
@@ -81,18 +97,36 @@ impl RedisOptions {
 
     /// Starts the server and waits until it answers.
     pub async fn start(self) -> TestRedis {
+        let topology = match Topology::of_test() {
+            _ if self.is_direct || self.tls.is_some() => Topology::Single,
+            topology => topology,
+        };
+        if topology == Topology::Cluster {
+            let mut nodes = cluster::formed(vec![self; cluster::MASTERS], 0).await;
+            let mut first = nodes.remove(0);
+            first.others = nodes;
+            return first;
+        }
+        let mut server = self.launched().await;
+        if topology == Topology::Sentinel {
+            server.sentinel = Some(Sentinel::launch(&server, None, 1));
+        }
+        server
+    }
+
+    /// Starts one server.
+    pub(super) async fn launched(self) -> TestRedis {
         let folder = tempfile::tempdir().unwrap();
         if let Some((certificate, key)) = &self.tls {
             std::fs::write(folder.path().join("cert.pem"), certificate).unwrap();
             std::fs::write(folder.path().join("key.pem"), key).unwrap();
         }
-        let mut server = TestRedis { child: None, options: self, port: 0, folder, sentinel: None };
+        let (others, sentinel) = (Vec::new(), None);
+        let mut server = TestRedis { child: None, options: self, port: 0, bus: 0, folder, others, sentinel };
         for _ in 0..20 {
             server.port = free_port();
+            server.bus = if server.options.is_node { free_port() } else { 0 };
             if server.launch().await {
-                if sentinels::are_used() && server.options.tls.is_none() && !server.options.is_direct {
-                    server.sentinel = Some(Sentinel::launch(&server, None, 1));
-                }
                 return server;
             }
         }
@@ -115,8 +149,19 @@ impl TestRedis {
     pub fn url(&self) -> String {
         match &self.sentinel {
             Some(Sentinel { port, .. }) => format!("redis+sentinel://{}127.0.0.1:{port}/{SERVICE}/0", self.login()),
+            None if !self.others.is_empty() => cluster::url(&self.login(), self.nodes()),
             None => self.own_url(),
         }
+    }
+
+    /// Its nodes, if it is a Cluster; else itself.
+    pub fn nodes(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.others)
+    }
+
+    /// Returns `true` if it is a Cluster.
+    pub fn is_cluster(&self) -> bool {
+        !self.others.is_empty()
     }
 
     fn login(&self) -> String {
@@ -128,7 +173,7 @@ impl TestRedis {
         format!("{scheme}://{}127.0.0.1:{}/0", self.login(), self.port)
     }
 
-    /// Leads to it, without Sentinels.
+    /// Leads to it, without Sentinels; to the first node of a Cluster.
     pub fn client(&self) -> redis::Client {
         RedisUrl::parse(&self.own_url(), self.ca().as_deref()).unwrap().client().expect("the URL is one")
     }
@@ -161,17 +206,22 @@ impl TestRedis {
     pub async fn stop(&mut self) {
         self.signal(Signal::SIGTERM);
         let deadline = Instant::now() + DEADLINE;
-        while let Some(child) = &mut self.child {
-            if child.try_wait().unwrap().is_some() {
-                self.child = None;
+        for node in std::iter::once(&mut self.child).chain(self.others.iter_mut().map(|node| &mut node.child)) {
+            while let Some(child) = node {
+                if child.try_wait().unwrap().is_some() {
+                    *node = None;
+                }
+                assert!(Instant::now() < deadline, "redis-server does not stop");
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            assert!(Instant::now() < deadline, "redis-server does not stop: {}", self.log());
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     /// Ends it at once, as a power cut would.
     pub fn kill9(&mut self) {
+        for node in &mut self.others {
+            node.kill9();
+        }
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -180,6 +230,21 @@ impl TestRedis {
 
     /// Starts it again on the same port and data.
     pub async fn start_again(&mut self) {
+        self.launch_again().await;
+        if self.is_cluster() {
+            for node in &mut self.others {
+                node.launch_again().await;
+            }
+            cluster::settled(&self.nodes().collect::<Vec<_>>()).await;
+        }
+    }
+
+    /// Returns `true` unless it was ended.
+    pub fn is_up(&self) -> bool {
+        self.child.is_some()
+    }
+
+    async fn launch_again(&mut self) {
         assert!(self.child.is_none(), "still running");
         let deadline = Instant::now() + DEADLINE;
         while !self.launch().await {
@@ -198,15 +263,16 @@ impl TestRedis {
     }
 
     /// A connection that does not come back by itself.
-    pub async fn connection(&self) -> MultiplexedConnection {
-        // A busy machine takes its time, and so does a Redis that a test told to.
-        let patient = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(DEADLINE))
-            .set_response_timeout(Some(DEADLINE));
-        self.client().get_multiplexed_async_connection_with_config(&patient).await.expect("the test's Redis answers")
+    pub async fn connection(&self) -> Link {
+        let link = if self.is_cluster() {
+            Link::to(&self.nodes().map(Self::port).collect::<Vec<_>>(), self.password()).await
+        } else {
+            Link::of(self.client()).await
+        };
+        link.expect("the test's Redis answers")
     }
 
-    /// One command: `redis.ask::<u64>(&["DBSIZE"])`.
+    /// One command: `redis.ask::<u64>(&["DBSIZE"])`. On a Cluster, the nodes answer as if they were one server.
     pub async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::cmd(words[0]);
         for word in &words[1..] {
@@ -250,7 +316,7 @@ impl TestRedis {
         self.ask(&["FLUSHALL"]).await
     }
 
-    async fn try_connection(&self) -> redis::RedisResult<MultiplexedConnection> {
+    pub(super) async fn try_connection(&self) -> redis::RedisResult<MultiplexedConnection> {
         self.client().get_multiplexed_async_connection().await
     }
 
@@ -263,6 +329,11 @@ impl TestRedis {
             args.extend(["--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem", "--tls-ca-cert-file", "cert.pem"]);
         } else {
             args.extend(["--port", &port]);
+        }
+        let bus = self.bus.to_string();
+        if self.options.is_node {
+            args.extend(["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-announce-ip", "127.0.0.1"]);
+            args.extend(cluster::SETTINGS);
         }
         args.extend(self.options.args.iter().map(String::as_str));
         let child = spawn_server(&args, &self.options.environment, &self.folder);
@@ -286,8 +357,10 @@ impl TestRedis {
     }
 
     fn signal(&self, signal: Signal) {
-        if let Some(child) = &self.child {
-            kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        for node in self.nodes() {
+            if let Some(child) = &node.child {
+                kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+            }
         }
     }
 

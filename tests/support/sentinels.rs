@@ -22,16 +22,6 @@ const FAILOVER: Duration = Duration::from_secs(90);
 const SENTINELS: usize = 3;
 const QUORUM: usize = 2;
 
-/// Returns `true` if the tests shall reach their servers through Sentinels.
-#[allow(clippy::disallowed_methods, reason = "settings of a test are none of Samovar's")]
-pub(super) fn are_used() -> bool {
-    match std::env::var("SAMOVAR_TEST_TOPOLOGY").as_deref() {
-        Ok("sentinel") => true,
-        Ok("single") | Err(_) => false,
-        Ok(other) => panic!("SAMOVAR_TEST_TOPOLOGY is `{other}`: write single or sentinel"),
-    }
-}
-
 /// A master, a replica, and three Sentinels on free ports. They end when this is dropped.
 pub struct TestSentinels {
     /// The first begins as the master.

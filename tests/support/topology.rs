@@ -1,0 +1,36 @@
+//! The way in which tests reach their servers.
+
+/// A topology that SAMOVAR_TEST_TOPOLOGY names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Topology {
+    Single,
+    /// Each server is a master that a Sentinel names.
+    Sentinel,
+    /// Each server is a Cluster of three masters.
+    Cluster,
+}
+
+/// Tests that run on one server also where others run on a Cluster: the reason, and the tests as `binary::module::test`
+/// or, with `::` at the end, all of a binary or a module.
+const ONE_SERVER: &[(&str, &[&str])] = &[];
+
+impl Topology {
+    /// Returns the topology for the servers of the current test.
+    #[allow(clippy::disallowed_methods, reason = "settings of a test are none of Samovar's")]
+    pub(super) fn of_test() -> Self {
+        match std::env::var("SAMOVAR_TEST_TOPOLOGY").as_deref() {
+            Ok("sentinel") => Self::Sentinel,
+            Ok("cluster") if !is_about_one_server() => Self::Cluster,
+            Ok("single" | "cluster") | Err(_) => Self::Single,
+            Ok(other) => panic!("SAMOVAR_TEST_TOPOLOGY is `{other}`: write single, sentinel or cluster"),
+        }
+    }
+}
+
+/// Returns `true` if the current test is on the list. A test is known by the name of its thread.
+fn is_about_one_server() -> bool {
+    let thread = std::thread::current();
+    let test = format!("{}::{}", env!("CARGO_CRATE_NAME"), thread.name().unwrap_or_default());
+    let is_named = |name: &&str| if name.ends_with("::") { test.starts_with(*name) } else { test == *name };
+    ONE_SERVER.iter().any(|(_, tests)| tests.iter().any(|name| is_named(name)))
+}
