@@ -66,7 +66,8 @@ async fn a_test_cluster_moves_its_slots() {
     let open = slot(&keys(1)[0]);
     cluster.open_slot(open, 0).await;
     for key in keys(200) {
-        assert_eq!(redis::cmd("GET").arg(&key).query_async(&mut link).await.unwrap(), Some(key));
+        let found: Option<String> = redis::cmd("GET").arg(&key).query_async(&mut link).await.unwrap();
+        assert_eq!(found, Some(key));
     }
     cluster.close_slot(open, 0).await;
     cluster.settled().await;
