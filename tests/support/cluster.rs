@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use redis::RedisResult;
 use samovar::protocol::keys::slot;
+use serde_json::Value;
 
-use super::eventually::{eventually, eventually_within};
+use super::eventually::{DEADLINE, eventually, eventually_within};
 use super::link::Link;
 use super::redis::{RedisOptions, TestRedis};
 
@@ -20,7 +21,7 @@ pub(super) const SETTINGS: [&str; 14] = [
     "--cluster-config-file",
     "nodes.conf",
     "--cluster-node-timeout",
-    "1000",
+    "2000",
     "--cluster-replica-validity-factor",
     "0",
     "--cluster-allow-replica-migration",
@@ -35,6 +36,8 @@ pub(super) const SETTINGS: [&str; 14] = [
 /// The time after which a node is taken for dead where it has no replica that takes its place. A busy machine starves
 /// nodes for seconds.
 const NO_REPLICAS: &str = "15000";
+/// The key of the inbox.
+const INBOX: &str = "samovar:inbox";
 /// The time that a failover may take on a busy machine.
 const FAILOVER: Duration = Duration::from_secs(60);
 /// The time in which a node answers that is neither dead nor frozen.
@@ -81,10 +84,14 @@ impl TestCluster {
         url("", &self.nodes)
     }
 
-    /// A connection to all nodes that run, which must not be frozen.
+    /// A connection to all nodes that run.
     pub async fn connection(&self) -> Link {
+        self.try_connection().await.expect("the test's Cluster answers")
+    }
+
+    async fn try_connection(&self) -> RedisResult<Link> {
         let ports: Vec<u16> = self.up().map(TestRedis::port).collect();
-        Link::to(&ports, self.nodes[0].password()).await.expect("the test's Cluster answers")
+        Link::to(&ports, self.nodes[0].password()).await
     }
 
     /// Returns the master that owns this key, as it says itself. A frozen node says nothing.
@@ -113,26 +120,35 @@ impl TestCluster {
         keys.find(|key| own.owns(slot(key))).expect("one of the keys is there")
     }
 
-    /// Returns a value from the master that owns the key; `None` where the key is absent or the master is away.
-    pub async fn get(&self, key: &str) -> Option<String> {
-        let getting = async {
-            let ports: Vec<u16> = self.up().map(TestRedis::port).collect();
-            for port in ports {
-                let ports = [port];
-                let one = Link::to(&ports, self.nodes[0].password());
-                let Ok(Ok(mut link)) = tokio::time::timeout(SOON / 4, one).await else { continue };
-                return redis::cmd("GET").arg(key).query_async(&mut link).await.ok()?;
-            }
-            None
+    /// Returns the values of keys; `None` where a key is absent.
+    ///
+    /// # Errors
+    /// A node does not answer.
+    pub async fn values(&self, keys: &[String]) -> Result<Vec<Option<Value>>, String> {
+        let asking = async {
+            let mut link = self.try_connection().await?;
+            redis::cmd("MGET").arg(keys).query_async::<Vec<Option<String>>>(&mut link).await
         };
-        tokio::time::timeout(SOON, getting).await.ok().flatten()
+        let texts = tokio::time::timeout(DEADLINE, asking).await.map_err(|e| e.to_string())?;
+        let texts = texts.map_err(|e| e.to_string())?;
+        Ok(texts.into_iter().map(|text| text.map(|text| serde_json::from_str(&text).unwrap())).collect())
     }
 
-    /// Waits until a key has this JSON value.
-    pub async fn shows(&self, key: &str, value: &serde_json::Value) {
-        eventually_within(FAILOVER, &format!("{key} is {value}"), async || {
-            let found = self.get(key).await.map(|text| serde_json::from_str::<serde_json::Value>(&text).unwrap());
-            if found.as_ref() == Some(value) { Ok(()) } else { Err(found) }
+    /// Publishes to the inbox until so many replicas have the message.
+    pub async fn publish_safely(&self, message: &Value, replicas: usize) {
+        eventually_within(FAILOVER, "the replicas have the message", async || {
+            let owner = self.owner(INBOX).await;
+            let publishing = async {
+                let mut connection = self.nodes[owner].try_connection().await?;
+                let mut steps = redis::pipe();
+                steps.cmd("XADD").arg(INBOX).arg("*").arg("message").arg(message.to_string());
+                steps.cmd("WAIT").arg(replicas).arg(1_000);
+                steps.query_async::<(String, usize)>(&mut connection).await
+            };
+            match tokio::time::timeout(2 * SOON, publishing).await {
+                Ok(Ok((_, have))) if have >= replicas => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
         .await;
     }

@@ -85,13 +85,13 @@ impl Link {
         let words = words(command);
         match scope(&words) {
             Scope::Key(_) if name(&words) == "RENAME" => self.renamed(&words).await,
-            Scope::Key(at) => self.to_slot(slot_of(&words[at]), Sent::Command(command)).await.map(only),
+            Scope::Key(at) => self.at_slot(slot_of(&words[at]), Sent::Command(command)).await.map(only),
             Scope::Keys(step, merge) => {
                 let mut answers = Vec::new();
                 for each in words[1..].chunks(step) {
                     let mut part = redis::cmd(&name(&words));
                     part.arg(each);
-                    answers.extend(self.to_slot(slot_of(&each[0]), Sent::Command(&part)).await?);
+                    answers.extend(self.at_slot(slot_of(&each[0]), Sent::Command(&part)).await?);
                 }
                 Ok(merge.all(answers))
             }
@@ -126,7 +126,7 @@ impl Link {
     }
 
     /// Sends to the node that owns a slot, however often it is sent elsewhere.
-    async fn to_slot(&mut self, slot: u16, sent: Sent<'_>) -> RedisResult<Vec<Value>> {
+    async fn at_slot(&mut self, slot: u16, sent: Sent<'_>) -> RedisResult<Vec<Value>> {
         let begun = Instant::now();
         let mut nth = self.owners.get(&slot).copied().unwrap_or(0);
         loop {
@@ -157,7 +157,12 @@ impl Link {
             && offset > 0
             && slots.iter().all(|slot| *slot == Some(*first))
         {
-            return self.to_slot(*first, Sent::Transaction(pipeline, offset, count)).await;
+            // A transaction that meets the wrong node does not say which one is right.
+            let command = pipeline.cmd_iter().next().map(words).unwrap_or_default();
+            if let Scope::Key(at) = scope(&command) {
+                self.at_slot(*first, Sent::Command(redis::cmd("TYPE").arg(&command[at]))).await?;
+            }
+            return self.at_slot(*first, Sent::Transaction(pipeline, offset, count)).await;
         }
         let mut answers = Vec::new();
         for command in pipeline.cmd_iter() {

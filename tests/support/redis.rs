@@ -15,6 +15,7 @@ use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -36,6 +37,8 @@ pub struct TestRedis {
     folder: TempDir,
     /// The other nodes, if tests shall take it for a whole Cluster.
     others: Vec<TestRedis>,
+    /// It is frozen, or crashed.
+    is_away: AtomicBool,
     /// Names the server, if tests shall reach it so.
     sentinel: Option<Sentinel>,
 }
@@ -47,8 +50,8 @@ pub struct RedisOptions {
     pub(super) password: Option<String>,
     environment: Vec<(&'static str, PathBuf)>,
     tls: Option<(String, String)>,
-    /// It is one server, reached without Sentinels, whatever tests are told.
-    is_direct: bool,
+    /// The topology, whatever tests are told.
+    topology: Option<Topology>,
     /// It is a node of a Cluster.
     is_node: bool,
 }
@@ -79,7 +82,13 @@ impl RedisOptions {
 
     /// Is one server, reached without Sentinels, whatever SAMOVAR_TEST_TOPOLOGY says.
     pub fn direct(mut self) -> Self {
-        self.is_direct = true;
+        self.topology = Some(Topology::Single);
+        self
+    }
+
+    /// Is a Cluster, whatever SAMOVAR_TEST_TOPOLOGY says.
+    pub fn cluster(mut self) -> Self {
+        self.topology = Some(Topology::Cluster);
         self
     }
 
@@ -97,9 +106,10 @@ impl RedisOptions {
 
     /// Starts the server and waits until it answers.
     pub async fn start(self) -> TestRedis {
-        let topology = match Topology::of_test() {
-            _ if self.is_direct || self.tls.is_some() => Topology::Single,
-            topology => topology,
+        let topology = match self.topology {
+            _ if self.tls.is_some() => Topology::Single,
+            Some(topology) => topology,
+            None => Topology::of_test(),
         };
         if topology == Topology::Cluster {
             let mut nodes = cluster::formed(vec![self; cluster::MASTERS], 0).await;
@@ -121,8 +131,8 @@ impl RedisOptions {
             std::fs::write(folder.path().join("cert.pem"), certificate).unwrap();
             std::fs::write(folder.path().join("key.pem"), key).unwrap();
         }
-        let (others, sentinel) = (Vec::new(), None);
-        let mut server = TestRedis { child: None, options: self, port: 0, bus: 0, folder, others, sentinel };
+        let (others, is_away, sentinel) = (Vec::new(), AtomicBool::new(false), None);
+        let mut server = TestRedis { child: None, options: self, port: 0, bus: 0, folder, others, is_away, sentinel };
         for _ in 0..20 {
             server.port = free_port();
             server.bus = if server.options.is_node { free_port() } else { 0 };
@@ -222,6 +232,7 @@ impl TestRedis {
         for node in &mut self.others {
             node.kill9();
         }
+        *self.is_away.get_mut() = false;
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -239,9 +250,15 @@ impl TestRedis {
         }
     }
 
-    /// Returns `true` unless it was ended.
+    /// Returns `true` unless it was ended, or is frozen.
     pub fn is_up(&self) -> bool {
-        self.child.is_some()
+        self.child.is_some() && !self.is_away.load(Ordering::Relaxed)
+    }
+
+    /// Ends it at once, as [`Self::kill9`] does, while others use it.
+    pub fn crash(&self) {
+        self.is_away.store(true, Ordering::Relaxed);
+        self.signal(Signal::SIGKILL);
     }
 
     async fn launch_again(&mut self) {
@@ -254,12 +271,14 @@ impl TestRedis {
 
     /// It hangs: connections are accepted by the kernel and nobody answers.
     pub fn freeze(&self) {
+        self.is_away.store(true, Ordering::Relaxed);
         self.signal(Signal::SIGSTOP);
     }
 
     /// It goes on where it was.
     pub fn thaw(&self) {
         self.signal(Signal::SIGCONT);
+        self.is_away.store(false, Ordering::Relaxed);
     }
 
     /// A connection that does not come back by itself.

@@ -12,7 +12,20 @@ pub(super) enum Topology {
 
 /// Tests that run on one server also where others run on a Cluster: the reason, and the tests as `binary::module::test`
 /// or, with `::` at the end, all of a binary or a module.
-const ONE_SERVER: &[(&str, &[&str])] = &[];
+const ONE_SERVER: &[(&str, &[&str])] = &[
+    ("URLs, users and databases of one server", &["connection::", "redis_server::"]),
+    (
+        "a user of its own, whose URL the test writes",
+        &[
+            "cache::a_wrong_password_is_told_when_the_cache_is_built",
+            "cache_outage::what_redis_objects_to_is_an_error_and_no_absence",
+            "survival::a_password_is_never_logged",
+        ],
+    ),
+    ("a proxy before the server, and a server that becomes a replica", &["faults::outage::"]),
+    ("MONITOR shows what one server gets", &["script_calls::"]),
+    ("snapshots of one server that are restored", &["lost_ways::restored::"]),
+];
 
 impl Topology {
     /// Returns the topology for the servers of the current test.
@@ -32,5 +45,5 @@ fn is_about_one_server() -> bool {
     let thread = std::thread::current();
     let test = format!("{}::{}", env!("CARGO_CRATE_NAME"), thread.name().unwrap_or_default());
     let is_named = |name: &&str| if name.ends_with("::") { test.starts_with(*name) } else { test == *name };
-    ONE_SERVER.iter().any(|(_, tests)| tests.iter().any(|name| is_named(name)))
+    ONE_SERVER.iter().any(|(_, tests)| tests.iter().any(is_named))
 }

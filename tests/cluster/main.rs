@@ -1,0 +1,142 @@
+//! A Redis Cluster: the worker and the library find each key where it lives, through reshards and failovers.
+#![cfg(test)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod clocks;
+mod failovers;
+mod library;
+mod nodes;
+mod reshards;
+mod servers;
+mod warming;
+
+use std::time::Duration;
+
+use redis::AsyncTypedCommands;
+use samovar::redis::{Connection, RedisUrl};
+use serde_json::{Value, json};
+use support::{Art, JobsFolder, TestCluster, Upstream, WorkerProcess, eventually, eventually_within, samovar};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The time that entries may take to be fresh again on a busy machine, after a failover.
+const FRESH: Duration = Duration::from_secs(90);
+const INBOX: &str = "samovar:inbox";
+
+/// Returns so many keys of the job `art`.
+fn keys(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("art:{n}")).collect()
+}
+
+/// Connects as the worker and the library do.
+async fn connected(cluster: &TestCluster) -> Connection {
+    RedisUrl::parse(&cluster.url(), None).unwrap().manager(PATIENCE).await.unwrap()
+}
+
+/// A worker on a Cluster, with the entries that it keeps warm.
+struct Stage {
+    cluster: TestCluster,
+    upstream: Upstream,
+    keys: Vec<String>,
+    worker: WorkerProcess,
+    _jobs: JobsFolder,
+}
+
+impl Stage {
+    /// Warms up so many entries, which all have the tag `all`.
+    async fn warm(cluster: TestCluster, entries: usize) -> Self {
+        let (upstream, keys) = (Upstream::start().await, keys(entries));
+        for key in &keys {
+            upstream.edit(&path(key));
+        }
+        let names = keys.iter().map(|key| &key["art:".len()..]);
+        let jobs = Art::of(&upstream).top("tags = [\"all\"]").list(names).folder();
+        let worker = samovar(["worker"]).redis_at(&cluster.url()).jobs(&jobs).env("SAMOVAR_CLAIM", "2s").spawn();
+        let stage = Self { cluster, upstream, keys, worker, _jobs: jobs };
+        stage.fresh().await;
+        stage.at_rest().await;
+        stage
+    }
+
+    fn edit(&self, keys: &[String]) {
+        for key in keys {
+            self.upstream.edit(&path(key));
+        }
+    }
+
+    /// Waits until all entries are readable as they were last edited.
+    async fn fresh(&self) {
+        self.are_fresh(&self.keys).await;
+    }
+
+    async fn are_fresh(&self, keys: &[String]) {
+        eventually_within(FRESH, "the entries are fresh", async || {
+            let values = self.cluster.values(keys).await?;
+            let stale = keys.iter().zip(values).filter(|(key, value)| {
+                let version = self.upstream.version(&path(key));
+                value.as_ref().is_none_or(|value| value["version"] != version)
+            });
+            let stale: Vec<_> = stale.map(|(key, value)| (key.clone(), value)).collect();
+            let first: Vec<_> = stale.iter().take(3).collect();
+            if stale.is_empty() { Ok(()) } else { Err(format!("{} are not: {first:?}", stale.len())) }
+        })
+        .await;
+    }
+
+    /// Waits until no warmup runs, and no entry is urgent, claimed or running.
+    async fn at_rest(&self) {
+        eventually("nothing is being warmed", async || {
+            let mut link = self.cluster.connection().await;
+            let ticks = link.hlen("samovar:{schedules}:ticks").await?;
+            let busy: Vec<String> = link.zrangebyscore("samovar:agenda:{art}", "-inf", "(0").await?;
+            redis::RedisResult::Ok(ticks == 0 && busy.is_empty())
+        })
+        .await;
+    }
+
+    /// Publishes to the inbox.
+    async fn publish(&self, message: &Value) {
+        self.cluster.publish_safely(message, 0).await;
+    }
+
+    /// Publishes on the channel, through this node.
+    async fn announce(&self, message: &Value, nth: usize) {
+        eventually("the worker listens", async || {
+            let mut link = self.cluster.connection().await;
+            let clients: String =
+                redis::cmd("CLIENT").arg("LIST").arg("TYPE").arg("pubsub").query_async(&mut link).await?;
+            redis::RedisResult::Ok(clients.contains(" sub=3 "))
+        })
+        .await;
+        self.cluster.nodes[nth].publish("samovar:invalidate", &message.to_string()).await;
+    }
+
+    /// Edits all entries one after the other, and publishes each edit; so many replicas have each message.
+    async fn edit_and_publish(&self, replicas: usize) {
+        for key in &self.keys {
+            self.upstream.edit(&path(key));
+            self.cluster.publish_safely(&json!({ "keys": [key] }), replicas).await;
+        }
+    }
+
+    /// Waits until each message in the inbox is handled.
+    async fn handled(&self) {
+        eventually_within(FRESH, "the inbox is empty", async || {
+            let mut link = self.cluster.connection().await;
+            let length: usize = redis::cmd("XLEN").arg(INBOX).query_async(&mut link).await.unwrap();
+            if length == 0 { Ok(()) } else { Err(length) }
+        })
+        .await;
+    }
+
+    /// Returns how many lines of the log say this.
+    fn said(&self, text: &str) -> usize {
+        self.worker.log().iter().filter(|line| line.contains(text)).count()
+    }
+}
+
+/// The path of an entry's document.
+fn path(key: &str) -> String {
+    format!("/{}", key.replace(':', "/"))
+}
