@@ -172,13 +172,13 @@ impl TestCluster {
         eventually_within(FAILOVER, "the replica is the master", async || {
             let own = known(&self.nodes[nth]).await?.into_iter().find(|node| node.has("myself")).unwrap();
             if own.has("master") && !own.slots.is_empty() {
-                return RedisResult::Ok(true);
+                return Ok(());
             }
             // Refused while another one is under way.
             let mut connection = self.nodes[nth].try_connection().await?;
             let _ = redis::cmd("CLUSTER").arg("FAILOVER").exec_async(&mut connection).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
-            Ok(false)
+            not_yet("it is a replica".to_owned())
         })
         .await;
         self.settled().await;
@@ -189,7 +189,8 @@ impl TestCluster {
         eventually_within(FAILOVER, "the node is a replica", async || {
             let mut connection = self.nodes[nth].try_connection().await?;
             let replication: String = redis::cmd("INFO").arg("replication").query_async(&mut connection).await?;
-            RedisResult::Ok(replication.contains("role:slave") && replication.contains("master_link_status:up"))
+            let is_replica = replication.contains("role:slave") && replication.contains("master_link_status:up");
+            if is_replica { Ok(()) } else { not_yet(replication) }
         })
         .await;
     }
@@ -343,12 +344,15 @@ pub(super) async fn settled(nodes: &[&TestRedis]) {
     .await;
 }
 
+fn not_yet<T>(what: String) -> RedisResult<T> {
+    Err(std::io::Error::other(what).into())
+}
+
 /// Returns which slots each of `nodes` has by this one, or is a replica of whom.
 async fn view(
     node: &TestRedis,
     nodes: &[&TestRedis],
 ) -> RedisResult<BTreeMap<u16, (Vec<RangeInclusive<u16>>, String)>> {
-    let not_yet = |what: String| Err(std::io::Error::other(what).into());
     let mut connection = node.try_connection().await?;
     let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await?;
     if !info.contains("cluster_state:ok") {
