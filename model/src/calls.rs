@@ -153,6 +153,8 @@ pub struct Attempt {
     pub held_until: i64,
     /// The time of a doubt; 0 for none.
     pub doubted: i64,
+    /// Since when its rechecks count; 0 for none.
+    pub rechecked: i64,
 }
 
 impl Attempt {
@@ -174,7 +176,8 @@ impl Attempt {
         let tags = self.tagged.then(|| r#""g":["T"]"#.to_owned());
         let number = |name: &str, number: i64| (number > 0).then(|| format!(r#""{name}":{number}"#));
         let (held, doubted) = (number("h", self.held_until), number("u", self.doubted));
-        let fields = [tags, held, doubted, number("n", self.failures.into())];
+        let rechecks = (self.rechecked > 0).then(|| format!(r#""k":[{},"",0]"#, self.rechecked));
+        let fields = [tags, held, doubted, rechecks, number("n", self.failures.into())];
         format!("{{{}}}", fields.into_iter().flatten().collect::<Vec<_>>().join(","))
     }
 
@@ -212,8 +215,15 @@ pub fn release(entry: &str, token: &str, attempt: Option<&Attempt>) -> Call {
     stored(Script::Release, entry, &[&token, &packed, &note, &OUTLIVES])
 }
 
-/// `Store::commit`.
-pub fn commit(entry: &str, token: &str, json: &str, attempt: &Attempt, began: i64, versions: Versions) -> Call {
+/// `Store::commit` of a fetch that `began` then, of an entry that is rechecked for so long after an invalidation.
+pub fn commit(
+    entry: &str,
+    token: &str,
+    json: &str,
+    attempt: &Attempt,
+    (began, rechecked_for): (i64, i64),
+    versions: Versions,
+) -> Call {
     let (hash, look) = (format!("h{json}"), u8::from(versions.look));
     let (packed, note, version) = (attempt.packed(), attempt.note(), attempt.version());
     stored(
@@ -234,6 +244,7 @@ pub fn commit(entry: &str, token: &str, json: &str, attempt: &Attempt, began: i6
             &version,
             &versions.patience(),
             &look,
+            &rechecked_for,
         ],
     )
 }
@@ -245,7 +256,7 @@ pub fn extend(
     before: i64,
     attempt: &Attempt,
     asked: bool,
-    began: i64,
+    (began, rechecked_for): (i64, i64),
     versions: Versions,
 ) -> Call {
     let (unasked, look) = (u8::from(!asked), u8::from(versions.look));
@@ -264,12 +275,19 @@ pub fn extend(
             &began,
             &versions.patience(),
             &look,
+            &rechecked_for,
         ],
     )
 }
 
 /// `Store::gone`.
-pub fn gone(entry: &str, token: &str, attempt: &Attempt, began: i64, versions: Versions) -> Call {
+pub fn gone(
+    entry: &str,
+    token: &str,
+    attempt: &Attempt,
+    (began, rechecked_for): (i64, i64),
+    versions: Versions,
+) -> Call {
     let look = u8::from(versions.look);
     stored(
         Script::Gone,
@@ -285,6 +303,7 @@ pub fn gone(entry: &str, token: &str, attempt: &Attempt, began: i64, versions: V
             &began,
             &versions.patience(),
             &look,
+            &rechecked_for,
         ],
     )
 }
@@ -300,14 +319,22 @@ pub fn extend_held(entry: &str, time: i64) -> Call {
 }
 
 /// `Store::invalidate_on` of a doubt after a gap.
-pub fn doubt(entry: &str, at: i64, pauses: (i64, i64)) -> Call {
-    let mut call = invalidate(entry, at, false, pauses, REMEMBERED, "");
+pub fn doubt(entry: &str, at: i64, pauses: (i64, i64), rechecked_for: i64) -> Call {
+    let mut call = invalidate(entry, at, false, pauses, REMEMBERED, "", rechecked_for);
     call.args[9] = "1".to_owned();
     call
 }
 
 /// `Store::invalidate_on`; `pauses` are zero in `Store::fence`. `version` is `''`, a number or `any`.
-pub fn invalidate(entry: &str, at: i64, evict: bool, pauses: (i64, i64), remembered: i64, version: &str) -> Call {
+pub fn invalidate(
+    entry: &str,
+    at: i64,
+    evict: bool,
+    pauses: (i64, i64),
+    remembered: i64,
+    version: &str,
+    rechecked_for: i64,
+) -> Call {
     let removal = if evict { "e" } else { "r" };
     stored(
         Script::Invalidate,
@@ -323,6 +350,7 @@ pub fn invalidate(entry: &str, at: i64, evict: bool, pauses: (i64, i64), remembe
             &remembered,
             &version,
             &0,
+            &rechecked_for,
         ],
     )
 }
