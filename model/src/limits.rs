@@ -235,7 +235,8 @@ impl Upstream {
             "rate" => early.max(0) + ahead.max(1_000) * 1_000 + interval,
             "tokens" => window * 1_000,
             "breaker" => 120_000_000,
-            // A pause, or a refused account.
+            "retry-after" => BUSY * 1_000,
+            // A refused account.
             _ => 3_600_000_000,
         };
         if wait > most {

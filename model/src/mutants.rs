@@ -226,6 +226,8 @@ pub const KILLED: &[Mutant] = mutants! {
     "source/limits/lua/state.lua": [
         "if ends <= now then before, ends, most, all = 0, now + per, 0, 0 end" => "",
         "if long and left > long then" => "if false then",
+        "if asked_at > now and get('blocked') > asked_at then" => "if false then",
+        "    set('blocked_at', now)" => "",
         "if get('open') > 0 then cut('open', get('open_for')) end" => "",
         "if budget > 0 and tokens >= budget and left > wait then" => "if false then",
     ]
@@ -238,6 +240,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "if tat > latest then" => "if false then",
     ]
     "source/limits/lua/return_permit.lua": [
+        "    set('blocked_at', now)\n" => "",
         "used_up, told = book(tokens, tonumber(ARGV[5]), budget)" => "",
     ]
     "source/limits/lua/inspect.lua": [

@@ -35,8 +35,9 @@ local said = string.match(ended, '^refused: (.*)')
 local probe = open > 0 and redis.call('HGET', KEYS[1], 'probe') == id
 if ended == 'busy' then
   local blocked = now + tonumber(ARGV[3])
-  if blocked > get('blocked') then
+  if blocked > pause() then
     set('blocked', blocked)
+    set('blocked_at', now)
     changed = true
   end
 end

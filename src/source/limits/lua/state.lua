@@ -1,8 +1,8 @@
 -- What the scripts on an upstream's limits share; it stands before each of them.
 --
 -- KEYS[1] hash: the state. tat: theoretical arrival time of the rate limit (GCRA), in microseconds; blocked: the
---         upstream asked to be left alone until then; failures: consecutive; open: the breaker's next probe is due
---         then; open_for: how long it was opened for; said: what the upstream said when it refused the account, where
+--         upstream asked to be left alone until then; blocked_at: when it did; failures: consecutive; open: the
+--         breaker's next probe is due then; open_for: how long it was opened for; said: what the upstream said when it refused the account, where
 --         it is open for that; probe, probe_until: the permit that probes, and until when it is waited for; turn,
 --         turn_until: the gate that has waited longest for a free permit, and until when it is believed to be there;
 --         turn_tokens: the tokens that it waits for; answer: the tokens of the longest answers of late.
@@ -108,13 +108,24 @@ local function tell_late(budget)
   return type(noted) == 'number' and 100 or 0
 end
 
+-- Until when the upstream asked to be left alone. If Redis's clock was set back since, the pause that it asked for
+-- begins anew. A worker of the previous version notes no `blocked_at`: then an hour is the longest.
+local function pause()
+  local asked_at = get('blocked_at')
+  if asked_at > now and get('blocked') > asked_at then
+    set('blocked', now + get('blocked') - asked_at)
+    set('blocked_at', now)
+  end
+  cut('blocked', 3600000)
+  return get('blocked')
+end
+
 -- Why nothing at all is admitted now, and for how many more milliseconds; '' and 0 where it is not so. A breaker that
 -- is open because the account is refused is 'refused: ' and what the upstream said. The third is as of tell_late.
 local function closed(budget)
   local reason, wait = '', 0
   if get('open') > 0 then cut('open', get('open_for')) end
-  cut('blocked', 3600000)
-  local blocked = get('blocked') - now
+  local blocked = pause() - now
   if blocked > wait then reason, wait = 'retry-after', blocked end
   local open = get('open')
   if open > 0 then
