@@ -43,6 +43,8 @@ pub(crate) const COSTS: &str = "once all is fresh, a bounded number of requests 
 
 /// The time in which a request arrives that was under way when its entry was evicted.
 const UNDER_WAY: Duration = Duration::from_millis(500);
+/// Longer than any lease: for so long a fetch that was evicted may wait for its upstream's limits.
+const FENCED: Duration = Duration::from_secs(8);
 /// The time beyond the claim time in which entries are fetched that were claimed before a pause.
 const CLAIMED: Duration = Duration::from_secs(20);
 
@@ -144,9 +146,9 @@ impl World {
 
     /// Checks that a worker's request is for an entry that someone may want.
     pub(crate) fn is_for_someone(&mut self, name: &str) {
-        let unwanted = self.items.get(name).and_then(|item| item.unwanted);
-        if let Some(since) = unwanted
-            && machine::elapsed() > since + UNDER_WAY
+        let item = self.items.get(name);
+        if let Some((since, fenced_until)) = item.and_then(|item| Some((item.unwanted?, item.fenced_until)))
+            && machine::elapsed() > fenced_until.max(since + UNDER_WAY)
         {
             let told = format!("{name} is requested, and was evicted at {:.3}", since.as_secs_f64());
             self.violated(WANTED, told, name);
@@ -256,6 +258,9 @@ pub(crate) fn invalidation(world: &mut World, words: &[Word], reply: &[u8]) {
         && let Some(item) = world.items.get_mut(name)
     {
         item.evicted = at.parse().ok();
+        if fenced == ":1" {
+            item.fenced_until = machine::elapsed() + FENCED;
+        }
     }
 }
 

@@ -326,11 +326,7 @@ impl<'a> Fleet<'a> {
         let time = {
             let mut world = self.shared.lock();
             match disaster {
-                Disaster::Rollback => {
-                    world.went_back();
-                    world.lost_data();
-                }
-                Disaster::Lose => world.lost_data(),
+                Disaster::Rollback | Disaster::Lose => world.lost_data(),
                 _ => world.disturbed = Some(machine::elapsed()),
             }
             let time = world.around(Duration::from_secs(2));
@@ -340,6 +336,12 @@ impl<'a> Fleet<'a> {
         let mut network = self.network.borrow_mut();
         network.take_down(time);
         network.redis.restart(disaster);
+        if disaster == Disaster::Rollback {
+            // Only now, since what was sent last was carried out before.
+            let mut world = self.shared.lock();
+            world.went_back();
+            world.spent = network.redis.spent();
+        }
     }
 }
 

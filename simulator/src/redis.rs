@@ -117,6 +117,17 @@ impl Redis {
         }
     }
 
+    /// Returns the tokens that the model's budget has counted.
+    pub(crate) fn spent(&self) -> u64 {
+        let tokens = match self.server.db().slot("samovar:budget:{model}").map(|slot| &*slot.value) {
+            Some(Value::Hash(fields)) => {
+                fields.get(b"tokens".as_slice()).and_then(|tokens| tokens.as_str().parse().ok())
+            }
+            _ => None,
+        };
+        tokens.unwrap_or_default()
+    }
+
     /// Returns the number of messages in the inbox.
     pub(crate) fn in_inbox(&self) -> usize {
         match self.server.db().slot(INBOX).map(|slot| &*slot.value) {

@@ -60,6 +60,8 @@ pub(crate) struct Item {
     pub(crate) evicted: Option<i64>,
     /// When a service or a message last made the entry due.
     pub(crate) wanted: Duration,
+    /// Until when a fetch that an eviction has fenced may still send its request.
+    pub(crate) fenced_until: Duration,
     /// Since when nobody wants the entry, which was evicted.
     pub(crate) unwanted: Option<Duration>,
 }
