@@ -148,6 +148,23 @@ async fn a_clock_set_back_does_not_pay_again_for_old_generated_values() {
 }
 
 #[tokio::test]
+async fn a_pause_lasts_as_asked_though_the_clock_was_set_back() {
+    let (clock, redis, upstream, _jobs, _worker, parts) = with_clock("", "").await;
+    upstream.on("/art/busy", Reply::status(429).header("Retry-After", "2"));
+    parts.invalidate(r#"{"keys": ["art:busy"], "action": "warm"}"#).await;
+    let pause = async || {
+        let limits = redis.keys("samovar:limit:*").await;
+        let asked = limits.iter().map(async |key| redis.ask::<Option<i64>>(&["HGET", key, "blocked"]).await);
+        futures_util::future::join_all(asked).await.into_iter().flatten().max()
+    };
+    eventually("the upstream is left alone", async || pause().await.is_some()).await;
+    clock.set(-20 * 60_000);
+    let edited = upstream.edit("/art/a");
+    parts.invalidate("art:a").await;
+    version(&redis, "a", edited).await;
+}
+
+#[tokio::test]
 async fn after_a_clock_was_set_back_all_works_at_once() {
     let limits = "rate = \"20/second\"\nconcurrency = 2";
     let (clock, redis, upstream, _jobs, mut worker, parts) = with_clock(limits, "every = \"2s\"\nrefetch = true").await;
