@@ -36,6 +36,8 @@ const ASK_SOON: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The time after which a measured clock is measured anew although the new measurement is less exact.
 const FRESH: Duration = Duration::from_secs(30);
+/// The time after which a lower epoch is believed, if no other is told.
+const BELIEVED: Duration = Duration::from_secs(60);
 /// The difference between two masters' clocks that is told, in microseconds.
 #[cfg(feature = "worker")]
 const SKEWED: u64 = 1_000_000;
@@ -71,6 +73,10 @@ struct State {
     clocks: HashMap<Address, Clock>,
     /// Why no master answers.
     fault: Option<String>,
+    /// The highest epoch, and when it was last told.
+    epoch: Option<(u64, Instant)>,
+    /// The servers that did not answer the last question.
+    silent: BTreeSet<Address>,
 }
 
 /// A master's clock: by how many microseconds it is ahead of this process's, how exact that is, and when it was
@@ -192,6 +198,14 @@ impl Cluster {
         self.topology.borrow().clone()
     }
 
+    /// Returns a master that answers what concerns no key: the first one that answered the last question.
+    pub(super) fn any(&self, topology: &Topology) -> Option<Address> {
+        let masters = topology.masters();
+        let state = self.state();
+        let answering = masters.iter().find(|address| !state.silent.contains(**address));
+        answering.or(masters.first()).map(|address| (*address).clone())
+    }
+
     /// Returns by how many microseconds a master's clock is ahead of the fleet's. `None` until both have been read.
     pub(super) fn ahead(&self, address: &Address) -> Option<i64> {
         let known = self.known()?;
@@ -239,6 +253,7 @@ impl Cluster {
         let mut faults = Vec::new();
         {
             let mut state = self.state();
+            state.silent.clear();
             for (address, answer) in answers {
                 match answer {
                     Ok(Answer { epoch, topology, clock }) => {
@@ -247,7 +262,10 @@ impl Cluster {
                             best = Some((epoch, topology));
                         }
                     }
-                    Err(e) => faults.push(format!("{address}: {e}")),
+                    Err(e) => {
+                        faults.push(format!("{address}: {e}"));
+                        state.silent.insert(address);
+                    }
                 }
             }
             let fault = best.is_none().then(|| format!("{UNKNOWN}: {}", faults.join("; ")));
@@ -257,6 +275,7 @@ impl Cluster {
                 _ => {}
             }
             state.fault = fault;
+            best = best.filter(|(epoch, _)| state.believes(*epoch));
         }
         if let Some((_, topology)) = best {
             self.topology.send_if_modified(|known| {
@@ -272,6 +291,16 @@ impl Cluster {
 }
 
 impl State {
+    /// Takes the epoch of an answer; returns `false` if a higher one was told lately: the answer is of a master that
+    /// was away.
+    fn believes(&mut self, epoch: u64) -> bool {
+        let is_old = self.epoch.is_some_and(|(highest, at)| epoch < highest && at.elapsed() < BELIEVED);
+        if !is_old {
+            self.epoch = Some((epoch, Instant::now()));
+        }
+        !is_old
+    }
+
     /// Takes a measurement of a clock, unless the one before is more exact and agrees.
     fn measured(&mut self, address: Address, new: Clock) {
         let keeps = self.clocks.get(&address).is_some_and(|old| {

@@ -39,10 +39,10 @@ pub use info::ServerInfo;
 pub(crate) use leader::lead;
 pub(crate) use scan::Scan;
 pub(crate) use script::with_preludes;
+pub use sentinels::SentinelStatus;
 #[cfg(test)]
 pub(crate) use slot::CRC;
 pub(crate) use slot::{SLOTS, slot_of};
-pub use sentinels::SentinelStatus;
 #[cfg(feature = "worker")]
 pub use time::RedisTime;
 pub use url::{RedisUrl, UrlError};

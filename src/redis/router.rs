@@ -142,7 +142,7 @@ impl Router {
 
     /// Returns the master that answers what concerns no key.
     async fn any(&self) -> RedisResult<Address> {
-        self.topology().await.masters().first().map(|first| (*first).clone()).ok_or_else(|| unserved(0))
+        self.cluster.any(&*self.topology().await).ok_or_else(|| unserved(0))
     }
 
     /// Sends a command.

@@ -26,7 +26,7 @@ impl Target {
     /// Returns a client of the current server, and waits for its end. Waits while Sentinels have named none yet.
     ///
     /// # Errors
-    /// The server is a master of a Cluster no more.
+    /// A Cluster has no master, or the root certificates are invalid.
     pub(super) async fn current(&self) -> RedisResult<(Arc<Client>, Moved)> {
         match self {
             Self::Server(client) => Ok((Arc::clone(client), Moved::Never)),
@@ -36,12 +36,15 @@ impl Target {
             }
             Self::Cluster(cluster) => {
                 let (topology, topologies) = cluster.topology().await;
-                let Some(first) = topology.masters().first().copied() else { return Err(replaced().into()) };
-                Ok((Arc::new(cluster.client(first)?), Moved::Node(first.clone(), topologies)))
+                let any = cluster.any(&topology).ok_or_else(replaced)?;
+                Ok((Arc::new(cluster.client(&any)?), Moved::Node(any, topologies)))
             }
             Self::Node(cluster, address) => {
-                let (_, topologies) = cluster.topology().await;
-                Ok((Arc::new(cluster.client(address)?), Moved::Node(address.clone(), topologies)))
+                let (topology, topologies) = cluster.topology().await;
+                // A server that imports its first slot is no master yet.
+                let is_master = topology.masters().contains(address);
+                let moved = if is_master { Moved::Node(address.clone(), topologies) } else { Moved::Never };
+                Ok((Arc::new(cluster.client(address)?), moved))
             }
         }
     }

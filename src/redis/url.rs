@@ -154,9 +154,13 @@ impl RedisUrl {
     fn of_cluster(text: &str, url: &Url, hosts: &[&str], tls: Tls) -> Result<Self, UrlError> {
         let seeds = addresses(text, hosts, DEFAULT_PORT, CLUSTER_FORM)?;
         let mut options = Options::read(text, url, &[])?;
-        let path = url.path().trim_matches('/');
-        if !path.is_empty() {
-            options.login.db = database(text, path)?;
+        match url.path().trim_matches('/') {
+            "" => {}
+            path if path.parse::<u32>().is_ok() => options.login.db = database(text, path)?,
+            _ => {
+                let remedy = format!("leave it out or, if the hosts are Sentinels, {SENTINEL_FORM}");
+                return Err(fault(text, format!("names a Cluster, and has a path; {remedy}")));
+            }
         }
         if options.login.db != 0 {
             return Err(fault(text, "names a database: a Cluster has database 0 only; leave the number out".into()));

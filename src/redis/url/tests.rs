@@ -76,25 +76,39 @@ fn sentinels_are_named_in_two_forms() {
         ("redis+sentinel:/m", "names no host"),
         ("redis:cache", "names no host"),
         ("redis://s1:1,s2:2/mymaster", "if the hosts are Sentinels"),
-        ("redis://s1,s2,master1", "does not tell whether they are Sentinels"),
+        ("redis://s1,s2,master1", "does not tell what they are"),
     ] {
         assert!(refused(text).contains(part), "{text}: {}", refused(text));
     }
 }
 
 #[test]
-fn what_comes_later_is_said_to_come_later() {
-    for text in ["redis+cluster://a", "redis://a:1,b:2", "redis://:pa,ss@a:1,b:2"] {
-        assert!(refused(text).contains("not supported yet"), "{text}");
+fn a_cluster_is_named_by_some_of_its_nodes() {
+    for (text, shown) in [
+        ("redis+cluster://a", "redis+cluster://a:6379"),
+        ("redis://a:1,b:2", "redis+cluster://a:1,b:2"),
+        ("redis://app:p,w@a:1,[::1]:2/0", "redis+cluster://app:***@a:1,[::1]:2"),
+        ("rediss+cluster://a:1,b", "rediss+cluster://a:1,b:6379"),
+        ("valkey+cluster://a:1?user=app", "redis+cluster://app@a:1"),
+    ] {
+        assert_eq!(parse(text).to_string(), shown, "{text}");
     }
     assert_eq!(parse("redis://:pa,ss@cache").login.password.as_deref(), Some("pa,ss"));
+    for (text, part) in [
+        ("redis+cluster://a:1,b:2/3", "database 0 only"),
+        ("redis+cluster://a:1?db=1", "database 0 only"),
+        ("redis+cluster://a:1,:2", "invalid host"),
+        ("redis://a,b", "does not tell what they are"),
+    ] {
+        assert!(refused(text).contains(part), "{text}: {}", refused(text));
+    }
 }
 
 #[test]
 fn faults_name_the_value_and_the_remedy() {
     assert_eq!(
         refused("http://cache"),
-        "`http://cache` is of an unknown kind; write redis://, rediss:// or unix://, or redis+sentinel:// for Sentinels"
+        "`http://cache` is of an unknown kind; write redis://, rediss:// or unix://, redis+sentinel:// or redis+cluster://"
     );
     assert!(refused("cache:6379").contains("write redis://"));
     assert!(refused("redis://cache/zero").contains("write /0"));
