@@ -298,7 +298,7 @@ async fn a_late_message_adds_only_rechecks_that_are_to_come() {
     let rechecks = async || parts.meta("a").await.unwrap().last_attempt.rechecks;
     let handled = async |at: RedisTime, removal| store.invalidate_on(&key, at, removal, terms).await.unwrap().rechecked;
     let fetched_at = committed().await;
-    let before = |time| RedisTime::from_millis(fetched_at.as_millis() - i64::try_from(time).unwrap());
+    let before = |time| RedisTime::from_millis(fetched_at.as_millis() - i64::from(time));
     assert_eq!((handled(before(30_000), Removal::Refresh).await, rechecks().await), (None, None), "none is to come");
     for (ago, removal) in [(29_999, Removal::Refresh), (5_000, Removal::Evict), (1, Removal::Refresh)] {
         for _ in 0..2 {
