@@ -4,9 +4,10 @@
 //! highest epoch holds: a master that was away, or is on the smaller side of a partition, has a lower one. Commands in
 //! flight to a server that is no master any more fail at once.
 //!
-//! The clocks of masters differ. The fleet's clock is that of the master of the first slot, and each worker measures by
-//! how much the other clocks are ahead of it: see [`scripts`].
+//! The clocks of masters differ. The fleet's clock is that of one master, and each process measures by how much the
+//! other clocks are ahead of it: see [`clocks`] and [`scripts`].
 
+mod clocks;
 pub(super) mod routing;
 pub(super) mod scripts;
 pub(super) mod topology;
@@ -25,6 +26,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::endpoint::{Address, Endpoint, Login, Tls};
+use clocks::{Clocks, Measured, REFERENCE};
 use scripts::Scripts;
 use topology::Topology;
 
@@ -34,8 +36,6 @@ const ASK: Duration = Duration::from_secs(1);
 const ASK_SOON: Duration = Duration::from_millis(50);
 /// The time that a master has for its answer, and for the connection to it.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The time after which a measured clock is measured anew although the new measurement is less exact.
-const FRESH: Duration = Duration::from_secs(30);
 /// The time after which a lower epoch is believed, if no other is told.
 const BELIEVED: Duration = Duration::from_secs(60);
 /// The difference between two masters' clocks that is told, in microseconds.
@@ -70,7 +70,7 @@ pub(super) struct Cluster {
 
 #[derive(Default)]
 struct State {
-    clocks: HashMap<Address, Clock>,
+    clocks: Clocks,
     /// Why no master answers.
     fault: Option<String>,
     /// The highest epoch, and when it was last told.
@@ -79,20 +79,13 @@ struct State {
     silent: BTreeSet<Address>,
 }
 
-/// A master's clock: by how many microseconds it is ahead of this process's, how exact that is, and when it was
-/// measured.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    ahead: i64,
-    doubt: i64,
-    measured: Instant,
-}
-
 /// What a master answered.
 struct Answer {
     epoch: u64,
     topology: Topology,
-    clock: Clock,
+    clock: Measured,
+    /// It receives slots.
+    imports: bool,
 }
 
 impl Cluster {
@@ -202,45 +195,59 @@ impl Cluster {
     pub(super) fn any(&self, topology: &Topology) -> Option<Address> {
         let masters = topology.masters();
         let state = self.state();
-        let answering = masters.iter().find(|address| !state.silent.contains(**address));
-        answering.or(masters.first()).map(|address| (*address).clone())
+        let answering = masters.iter().find(|address| !state.silent.contains(*address));
+        answering.or(masters.first()).cloned()
     }
 
-    /// Returns by how many microseconds a master's clock is ahead of the fleet's. `None` until both have been read.
-    pub(super) fn ahead(&self, address: &Address) -> Option<i64> {
-        let known = self.known()?;
-        let reference = known.reference()?;
-        let state = self.state();
-        Some(if address == reference {
-            0
-        } else {
-            state.clocks.get(address)?.ahead - state.clocks.get(reference)?.ahead
-        })
+    /// Returns by how many microseconds a master's clock is ahead of the fleet's. Waits until both have been read.
+    pub(super) async fn ahead(self: &Arc<Self>, address: &Address) -> i64 {
+        let mut asked = self.asked.subscribe();
+        loop {
+            if let Some(ahead) = self.state().clocks.ahead(address) {
+                return ahead;
+            }
+            // The sender is `self`, so this cannot fail.
+            let _ = asked.changed().await;
+        }
     }
 
     /// Returns by how much the times of two workers may differ for the same moment.
-    pub(super) fn doubt(&self) -> Duration {
-        let known = self.known();
+    pub(super) fn doubt(&self) -> i64 {
+        self.state().clocks.doubt()
+    }
+
+    /// Returns by how many microseconds a time of any master may be behind the fleet's clock.
+    #[cfg(feature = "worker")]
+    pub(super) fn behind(&self) -> i64 {
         let state = self.state();
-        let masters = known.iter().flat_map(|topology| topology.masters());
-        let worst = masters.filter_map(|address| Some(state.clocks.get(address)?.doubt)).max().unwrap_or_default();
-        // Of both clocks, for the worker that fetches and the one that invalidates.
-        Duration::from_micros(u64::try_from(4 * worst).unwrap_or_default())
+        state.clocks.behind() + state.clocks.doubt()
     }
 
     /// Returns which master's clock is far from the fleet's; `None` if none is.
     #[cfg(feature = "worker")]
     pub(super) fn fault_of_clocks(&self) -> Option<String> {
-        let known = self.known()?;
-        let ahead = |address: &Address| Some((self.ahead(address)?, address.clone()));
-        let far = known.masters().into_iter().filter_map(ahead).max_by_key(|(ahead, _)| ahead.abs())?;
-        let (ahead, address) = far;
-        let reference = known.reference()?;
+        let state = self.state();
+        let (address, ahead) = state.clocks.furthest()?;
         (ahead.unsigned_abs() > SKEWED).then(|| {
             let by = Duration::from_millis(ahead.unsigned_abs() / 1_000);
             let how = if ahead > 0 { "ahead of" } else { "behind" };
-            format!("the clock of the master {address} is {by:?} {how} that of {reference}; set them by NTP")
+            format!("the clock of the master {address} is {by:?} {how} the fleet's; set all by NTP")
         })
+    }
+
+    /// Waits until all masters have been asked in a round that begins from now on, or `patience` has passed.
+    pub(super) async fn asked_anew(self: &Arc<Self>, patience: Duration) {
+        let mut asked = self.asked.subscribe();
+        // The present round may have begun before.
+        let round = *asked.borrow_and_update() + 2;
+        let waiting = async {
+            while *asked.borrow_and_update() < round {
+                self.ask_soon();
+                // The sender is `self`, so this cannot fail.
+                let _ = asked.changed().await;
+            }
+        };
+        let _ = timeout(patience, waiting).await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -250,34 +257,36 @@ impl Cluster {
     /// Takes the answers of a round.
     fn take(&self, answers: Vec<(Address, RedisResult<Answer>)>) {
         let mut best: Option<(u64, Topology)> = None;
-        let mut faults = Vec::new();
-        {
-            let mut state = self.state();
-            state.silent.clear();
-            for (address, answer) in answers {
-                match answer {
-                    Ok(Answer { epoch, topology, clock }) => {
-                        state.measured(address, clock);
-                        if best.as_ref().is_none_or(|(highest, _)| epoch > *highest) {
-                            best = Some((epoch, topology));
-                        }
+        let (mut faults, mut importing) = (Vec::new(), BTreeSet::new());
+        let mut state = self.state();
+        state.silent.clear();
+        for (address, answer) in answers {
+            match answer {
+                Ok(Answer { epoch, topology, clock, imports }) => {
+                    if imports {
+                        importing.insert(address.clone());
                     }
-                    Err(e) => {
-                        faults.push(format!("{address}: {e}"));
-                        state.silent.insert(address);
+                    state.clocks.measured(address, clock);
+                    if best.as_ref().is_none_or(|(highest, _)| epoch > *highest) {
+                        best = Some((epoch, topology));
                     }
                 }
+                Err(e) => {
+                    faults.push(format!("{address}: {e}"));
+                    state.silent.insert(address);
+                }
             }
-            let fault = best.is_none().then(|| format!("{UNKNOWN}: {}", faults.join("; ")));
-            match (&fault, &state.fault) {
-                (Some(fault), None) if self.topology.borrow().is_some() => warn!("{fault}"),
-                (None, Some(_)) => info!("a master of the Cluster answers again"),
-                _ => {}
-            }
-            state.fault = fault;
-            best = best.filter(|(epoch, _)| state.believes(*epoch));
         }
-        if let Some((_, topology)) = best {
+        let fault = best.is_none().then(|| format!("{UNKNOWN}: {}", faults.join("; ")));
+        match (&fault, &state.fault) {
+            (Some(fault), None) if self.topology.borrow().is_some() => warn!("{fault}"),
+            (None, Some(_)) => info!("a master of the Cluster answers again"),
+            _ => {}
+        }
+        state.fault = fault;
+        if let Some((_, mut topology)) = best.filter(|(epoch, _)| state.believes(*epoch)) {
+            topology.import(importing);
+            state.clocks.refer(topology.owner(REFERENCE), &topology.servers());
             self.topology.send_if_modified(|known| {
                 let is_new = known.as_deref() != Some(&topology);
                 if is_new {
@@ -286,7 +295,15 @@ impl Cluster {
                 is_new
             });
         }
+        drop(state);
         self.asked.send_modify(|rounds| *rounds += 1);
+    }
+
+    /// Returns `true` if a master's clock has not been read, so that scripts wait.
+    fn lacks_clocks(&self) -> bool {
+        let known = self.known();
+        let state = self.state();
+        known.is_some_and(|known| known.masters().iter().any(|address| state.clocks.ahead(address).is_none()))
     }
 }
 
@@ -299,17 +316,6 @@ impl State {
             self.epoch = Some((epoch, Instant::now()));
         }
         !is_old
-    }
-
-    /// Takes a measurement of a clock, unless the one before is more exact and agrees.
-    fn measured(&mut self, address: Address, new: Clock) {
-        let keeps = self.clocks.get(&address).is_some_and(|old| {
-            let agrees = (new.ahead - old.ahead).abs() <= new.doubt + old.doubt;
-            agrees && old.doubt < new.doubt && old.measured.elapsed() < FRESH
-        });
-        if !keeps {
-            self.clocks.insert(address, new);
-        }
     }
 }
 
@@ -328,8 +334,9 @@ async fn keep_asking(cluster: Weak<Cluster>) {
         {
             let Some(cluster) = cluster.upgrade() else { return };
             let topology = cluster.topology.borrow().clone();
-            let masters = topology.iter().flat_map(|topology| topology.masters()).chain(&cluster.nodes.seeds);
-            let all: BTreeSet<Address> = masters.cloned().collect();
+            // Replicas as well: their clocks are known when they are promoted.
+            let servers = topology.iter().flat_map(|topology| topology.servers()).chain(&cluster.nodes.seeds);
+            let all: BTreeSet<Address> = servers.cloned().collect();
             connections.retain(|address, _| all.contains(address));
             let asking = all.into_iter().map(|address| {
                 let (cluster, connection) = (&cluster, connections.remove(&address));
@@ -348,6 +355,9 @@ async fn keep_asking(cluster: Weak<Cluster>) {
                 answers.push((address, answer));
             }
             cluster.take(answers);
+            if cluster.lacks_clocks() {
+                cluster.sign.send_replace(());
+            }
         }
         tokio::time::sleep(ASK_SOON).await;
         let _ = timeout(ASK - ASK_SOON, sign.changed()).await;
@@ -368,8 +378,9 @@ async fn ask(
         }
     };
     let mut ask = redis::pipe();
-    ask.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("SLOTS").ignore_errors();
-    let (info, slots): (RedisResult<String>, RedisResult<Value>) = ask.query_async(&mut connection).await?;
+    ask.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("SLOTS").cmd("CLUSTER").arg("NODES").ignore_errors();
+    let (info, slots, nodes): (RedisResult<String>, RedisResult<Value>, RedisResult<String>) =
+        ask.query_async(&mut connection).await?;
     // Without a right to the epoch, all answers count the same.
     let field = |name: &str| info.as_ref().ok()?.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let epoch = field("cluster_current_epoch").and_then(|epoch| epoch.trim().parse().ok()).unwrap_or_default();
@@ -383,17 +394,19 @@ async fn ask(
     if topology.masters().is_empty() {
         return Err(io::Error::other("it belongs to a Cluster in which no slot is assigned").into());
     }
+    // A server tells of its own slots only that they are open: `[93-<-id]`.
+    let imports = nodes.is_ok_and(|nodes| nodes.contains("-<-"));
     let clock = measure(&mut connection).await?;
-    Ok((Answer { epoch, topology, clock }, connection))
+    Ok((Answer { epoch, topology, clock, imports }, connection))
 }
 
 /// Reads a server's clock.
-async fn measure(connection: &mut MultiplexedConnection) -> RedisResult<Clock> {
+async fn measure(connection: &mut MultiplexedConnection) -> RedisResult<Measured> {
     static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
     let micros = |since: Duration| i64::try_from(since.as_micros()).unwrap_or(i64::MAX);
     let begun = START.elapsed();
     let (seconds, part): (i64, i64) = redis::cmd("TIME").query_async(connection).await?;
     let ended = START.elapsed();
     let ahead = seconds * 1_000_000 + part - micros(begun + (ended - begun) / 2);
-    Ok(Clock { ahead, doubt: micros((ended - begun) / 2) + 1, measured: Instant::now() })
+    Ok(Measured { ahead, doubt: micros((ended - begun) / 2) + 1, at: Instant::now() })
 }

@@ -16,6 +16,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use futures_util::stream::{BoxStream, StreamExt};
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, PubSub, PubSubSink};
 use redis::{
@@ -34,8 +35,6 @@ use super::router::Router;
 use super::sentinels::SentinelStatus;
 #[cfg(feature = "simulation")]
 use super::simulated::{self, Manager};
-#[cfg(feature = "worker")]
-use super::slot::slot_of;
 use super::target::{Moved, Target};
 use super::{ServerInfo, WrongTypes};
 use crate::entry::duration;
@@ -146,7 +145,7 @@ impl Connection {
     /// Returns connections to all masters: this one alone, unless it is one to a Cluster.
     pub(crate) async fn masters(&self) -> Vec<Self> {
         let Some(router) = &self.router else { return vec![self.clone()] };
-        router.topology().await.masters().into_iter().map(|address| router.node(address, self)).collect()
+        router.topology().await.masters().iter().map(|address| router.node(address, self)).collect()
     }
 
     /// Returns the slots of a Cluster's masters, as far as they are known; `None` if this is no connection to a Cluster.
@@ -159,14 +158,20 @@ impl Connection {
         Some(self.router.as_ref()?.node(address, self))
     }
 
-    /// Returns a time that the server of `key` gave, such as that of an id in a stream, on the fleet's clock: the
-    /// latest that it may be.
+    /// Returns a time that a server gave, such as that of an id in a stream, on the fleet's clock: the latest that it
+    /// may be, since any master may have given it.
     #[cfg(feature = "worker")]
-    pub(crate) fn on_fleets_clock(&self, key: &str, at: RedisTime) -> RedisTime {
-        let Some(cluster) = self.router.as_ref().map(Router::cluster) else { return at };
-        let owner = cluster.known().and_then(|topology| topology.owner(slot_of(key.as_bytes())).cloned());
-        let ahead = owner.and_then(|owner| cluster.ahead(&owner)).unwrap_or_default();
-        RedisTime::from_millis(at.as_millis() - ahead.div_euclid(1_000)) + cluster.doubt()
+    pub(crate) fn on_fleets_clock(&self, at: RedisTime) -> RedisTime {
+        let behind = self.router.as_ref().map_or(0, |router| router.cluster().behind());
+        // Rounded up.
+        RedisTime::from_millis(at.as_millis() - (-behind).div_euclid(1_000))
+    }
+
+    /// Waits until the slots of a Cluster's masters are known as they are now.
+    pub(super) async fn slots_anew(&self) {
+        if let Some(router) = &self.router {
+            router.cluster().asked_anew(self.timeout).await;
+        }
     }
 
     /// Returns what is wrong with the clocks of a Cluster's masters: one is far ahead of another. `None` if they agree,
@@ -266,18 +271,27 @@ impl Connection {
     }
 
     /// Reads these sections of `INFO`; `None` if the user has no right to `INFO`, as on some managed servers. Those of
-    /// a Cluster's masters are added up.
+    /// a Cluster's masters are added up, as far as they answer.
     ///
     /// # Errors
     /// Fails if Redis returns any other error.
     pub async fn info(&mut self, sections: &[&str]) -> RedisResult<Option<ServerInfo>> {
         if self.router.is_some() {
-            let mut all = Vec::new();
-            for mut master in self.masters().await {
-                let Some(info) = Box::pin(master.info(sections)).await? else { return Ok(None) };
-                all.push(info);
+            let mut masters = self.masters().await;
+            let asking = masters.iter_mut().map(|master| Box::pin(master.info(sections)));
+            let (mut all, mut failed) = (Vec::new(), None);
+            for answer in join_all(asking).await {
+                match answer {
+                    Ok(Some(info)) => all.push(info),
+                    Ok(None) => return Ok(None),
+                    // What is on a master that does not answer cannot be used either.
+                    Err(e) => failed = Some(e),
+                }
             }
-            return Ok(Some(ServerInfo::of_all(all)));
+            return match failed {
+                Some(e) if all.is_empty() => Err(e),
+                _ => Ok(Some(ServerInfo::of_all(all))),
+            };
         }
         let refused = Arc::clone(&self.refused);
         let refused = || refused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -310,7 +324,7 @@ impl Connection {
         self
     }
 
-    fn timed_out(&self) -> redis::RedisError {
+    pub(super) fn timed_out(&self) -> redis::RedisError {
         self.renew(self.timeout);
         let Self { server, timeout, .. } = self;
         let why = self.target.fault().map(|fault| format!(": {fault}")).unwrap_or_default();

@@ -5,11 +5,13 @@
 //! restarted), if an unknown one was a replica (it was promoted), or if a master's own mark is gone although its slot
 //! has not moved (it was flushed). A new master that slots move to has lost nothing.
 
+use std::io;
 use std::sync::PoisonError;
 
 use redis::RedisResult;
 
 use super::Connection;
+use super::refused::is_refusal;
 
 /// The prefix of a run that is the digest of a script.
 const SCRIPT: &str = "script:";
@@ -63,10 +65,20 @@ impl Connection {
         let (id, masters) = known.split_once(' ').unwrap_or_default();
         let known: Vec<Master> = masters.split(' ').filter_map(Master::read).collect();
         let mut is_other = known.is_empty();
-        let mut present = Vec::new();
+        let (mut present, mut silent) = (Vec::new(), 0);
         for address in slots.masters() {
             let Some(mut master) = self.master_at(address) else { continue };
-            let own: String = redis::cmd("CLUSTER").arg("MYID").query_async(&mut master).await?;
+            let own: RedisResult<String> = redis::cmd("CLUSTER").arg("MYID").query_async(&mut master).await;
+            let own = match own {
+                Ok(own) => own,
+                // Its address is as good, until it is restarted elsewhere.
+                Err(e) if is_refusal(&e) => address.to_string(),
+                // What happens to it shows when it answers again.
+                Err(_) => {
+                    silent += 1;
+                    continue;
+                }
+            };
             let before = known.iter().find(|master| master.id == own);
             let run = master.run(before.map(|master| master.run.as_str())).await?;
             let kept = before.filter(|master| slots.owner(master.slot) == Some(address));
@@ -81,6 +93,15 @@ impl Connection {
             }
             let slot = kept.map(|master| master.slot).or_else(|| slots.first_of(address)).unwrap_or_default();
             present.push(Master { id: own, run, slot });
+        }
+        if silent > 0 {
+            // Nothing is forgotten of those that do not answer: perhaps they are only away.
+            if present.is_empty() {
+                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+            }
+            let away = known.iter().filter(|master| present.iter().all(|other| other.id != master.id));
+            let away: Vec<Master> = away.cloned().collect();
+            present.extend(away);
         }
         present.sort_by(|one, other| one.id.cmp(&other.id));
         let runs: Vec<String> = present.iter().map(|master| format!("{}/{}", master.id, master.run)).collect();

@@ -19,6 +19,8 @@ use super::endpoint::Address;
 
 /// The redirections of one command that are followed.
 const REDIRECTIONS: usize = 16;
+/// The time after a command's timeout until which the router waits, so that a master's own timeout comes first.
+const LATE: Duration = Duration::from_millis(100);
 /// The first and the longest delay before a command is repeated because its slot moves.
 const AGAIN: Duration = Duration::from_millis(5);
 const AGAIN_LONGEST: Duration = Duration::from_millis(100);
@@ -45,7 +47,8 @@ impl Next {
         match (error.code()?, error.redirect_node()) {
             ("MOVED", Some((to, slot))) => Some(Self::Moved(slot, to.to_owned())),
             ("ASK", Some((to, _))) => Some(Self::Ask(to.to_owned())),
-            ("TRYAGAIN", _) => Some(Self::Again),
+            // Nothing of the transaction was executed: one of its slots moves, or has moved.
+            ("TRYAGAIN" | "EXECABORT", _) => Some(Self::Again),
             ("NOSCRIPT", _) => Some(Self::NoScript),
             _ => None,
         }
@@ -128,16 +131,19 @@ impl Router {
     /// Returns the connection to a master, with the timeout of `all`.
     pub(super) fn node(&self, address: &Address, all: &Connection) -> Connection {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !nodes.contains_key(address)
+            && let Some(topology) = self.cluster.known()
+        {
+            // Others may have taken the places of servers that are no masters any more.
+            nodes.retain(|address, _| topology.masters().contains(address));
+        }
         let node = nodes.entry(address.clone()).or_insert_with(|| all.at_node(&self.cluster, address));
         node.clone().telling(all.wrong_types()).with_timeout(all.timeout())
     }
 
-    /// Returns the masters; drops connections to servers that are no masters any more.
+    /// Returns the masters.
     pub(super) async fn topology(&self) -> Arc<Topology> {
-        let (topology, _) = self.cluster.topology().await;
-        let masters = topology.masters();
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).retain(|address, _| masters.contains(address));
-        topology
+        self.cluster.topology().await.0
     }
 
     /// Returns the master that answers what concerns no key.
@@ -147,36 +153,35 @@ impl Router {
 
     /// Sends a command.
     pub(super) async fn send(&self, cmd: &Cmd, all: &Connection) -> RedisResult<Value> {
-        match Route::of(cmd) {
-            Route::Slot(slot) => self.to_slot(slot, cmd, all).await,
-            Route::Split => self.split(cmd, all).await,
-            Route::Any => self.to_any(cmd, all).await,
-        }
+        bounded(all, async {
+            match Route::of(cmd) {
+                Route::Slot(slot) => self.to_slot(slot, cmd, all).await,
+                Route::Split => self.split(cmd, all).await,
+                Route::Any => self.to_any(cmd, all).await,
+            }
+        })
+        .await
     }
 
     /// Sends a command without a key.
     async fn to_any(&self, cmd: &Cmd, all: &Connection) -> RedisResult<Value> {
-        let is = |name: &str, then: Option<&str>| {
-            let mut words = words(cmd);
-            let mut is_next = |name: &str| words.next().is_some_and(|word| word.eq_ignore_ascii_case(name.as_bytes()));
-            is_next(name) && then.is_none_or(is_next)
-        };
-        if is("SCRIPT", Some("LOAD")) {
+        let name = words(cmd).next().unwrap_or_default().to_ascii_uppercase();
+        if is_load(cmd) {
             let text = words(cmd).nth(2).unwrap_or_default();
             return Ok(Value::BulkString(self.cluster.scripts().load(text).into_bytes()));
         }
-        if is("DBSIZE", None) || is("PUBSUB", None) {
+        if matches!(name.as_slice(), b"DBSIZE" | b"PUBSUB") {
             return self.to_each(cmd, all).await;
         }
         let address = self.any().await?;
         let answer = cmd.send(&self.node(&address, all)).await?;
-        if is("TIME", None) { self.on_fleets_clock(answer, &address) } else { Ok(answer) }
+        if name == b"TIME" { self.on_fleets_clock(answer, &address).await } else { Ok(answer) }
     }
 
     /// Sends a command to all masters, and adds up what they answer.
     async fn to_each(&self, cmd: &Cmd, all: &Connection) -> RedisResult<Value> {
         let topology = self.topology().await;
-        let nodes: Vec<Connection> = topology.masters().into_iter().map(|address| self.node(address, all)).collect();
+        let nodes: Vec<Connection> = topology.masters().iter().map(|address| self.node(address, all)).collect();
         let mut sum: Option<Value> = None;
         for answer in join_all(nodes.iter().map(|node| cmd.send(node))).await {
             let answer = answer?;
@@ -190,11 +195,9 @@ impl Router {
 
     /// Returns a master's time on the fleet's clock: the latest that it may be there. What began before an
     /// invalidation of this time is older for each worker.
-    fn on_fleets_clock(&self, time: Value, address: &Address) -> RedisResult<Value> {
+    async fn on_fleets_clock(&self, time: Value, address: &Address) -> RedisResult<Value> {
         let (seconds, micros): (i64, i64) = redis::from_redis_value(time)?;
-        let ahead = self.cluster.ahead(address).unwrap_or_default();
-        let doubt = i64::try_from(self.cluster.doubt().as_micros()).unwrap_or_default();
-        let time = seconds * 1_000_000 + micros - ahead + doubt;
+        let time = seconds * 1_000_000 + micros - self.cluster.ahead(address).await + self.cluster.doubt();
         let text = |n: i64| Value::BulkString(n.to_string().into_bytes());
         Ok(Value::Array(vec![text(time.div_euclid(1_000_000)), text(time.rem_euclid(1_000_000))]))
     }
@@ -212,8 +215,7 @@ impl Router {
                 Some(address) => address.clone(),
                 None => self.topology().await.owner(slot).cloned().ok_or_else(|| unserved(slot))?,
             };
-            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-            let node = self.node(&address, all).with_timeout(left);
+            let node = self.node(&address, all);
             let answer = self.clocked(sent, &address, &node, asking.is_some()).await;
             let Err(error) = &answer else { return answer };
             let Some(next) = Next::of(error).filter(|_| Instant::now() < end && redirections < REDIRECTIONS) else {
@@ -225,6 +227,7 @@ impl Router {
                 Next::Ask(to) => asked = super::cluster::address(&to),
                 Next::Again => {
                     redirections -= 1;
+                    all.home(|| self.cluster.ask_soon());
                     tokio::time::sleep(delay).await;
                     delay = (2 * delay).min(AGAIN_LONGEST);
                 }
@@ -257,6 +260,16 @@ impl Router {
         count: usize,
         all: &Connection,
     ) -> RedisResult<Vec<Value>> {
+        bounded(all, self.distribute(pipeline, offset, count, all)).await
+    }
+
+    async fn distribute(
+        &self,
+        pipeline: &Pipeline,
+        offset: usize,
+        count: usize,
+        all: &Connection,
+    ) -> RedisResult<Vec<Value>> {
         let is_multi = |cmd: &Cmd| words(cmd).next().is_some_and(|name| name.eq_ignore_ascii_case(b"MULTI"));
         if pipeline.is_transaction() || pipeline.cmd_iter().any(is_multi) {
             let routes = pipeline.cmd_iter().map(Route::of);
@@ -267,7 +280,7 @@ impl Router {
         let cmds: Vec<&Cmd> = pipeline.cmd_iter().collect();
         let mut answers: Vec<Option<Value>> = vec![None; cmds.len()];
         let mut by_node: BTreeMap<&Address, Vec<usize>> = BTreeMap::new();
-        // What one master alone cannot answer.
+        // Commands that concern no single master.
         let mut single = Vec::new();
         for (n, cmd) in cmds.iter().enumerate() {
             match Route::of(cmd) {
@@ -276,6 +289,7 @@ impl Router {
                     None => single.push(n),
                 },
                 Route::Any if is_of_connection(cmd) => {}
+                Route::Any if is_load(cmd) => answers[n] = Some(self.to_any(cmd, all).await?),
                 Route::Any | Route::Split => single.push(n),
             }
         }
@@ -324,7 +338,7 @@ impl Router {
         let mut part = redis::pipe();
         let mut first = Vec::new();
         for n in places {
-            let (cmd, script) = self.call(cmds[*n], address, false);
+            let (cmd, script) = self.call(cmds[*n], address, false).await;
             first.extend(script);
             part.add_command(cmd);
         }
@@ -340,9 +354,9 @@ impl Router {
 
     /// Returns what is sent to a master for `cmd`: a script reads the fleet's clock there. With it comes what the
     /// master knows once it has answered.
-    fn call(&self, cmd: &Cmd, address: &Address, anew: bool) -> (Cmd, Option<(Address, String)>) {
+    async fn call(&self, cmd: &Cmd, address: &Address, anew: bool) -> (Cmd, Option<(Address, String)>) {
         let Some(script) = self.cluster.scripts().called_by(cmd) else { return (cmd.clone(), None) };
-        let ahead = self.cluster.ahead(address).unwrap_or_default();
+        let ahead = self.cluster.ahead(address).await;
         let known = (address.clone(), script.digest().to_owned());
         let is_known = !anew && self.loaded.lock().unwrap_or_else(PoisonError::into_inner).contains(&known);
         (script.call(cmd, ahead, is_known), (!is_known).then_some(known))
@@ -365,7 +379,7 @@ trait Clocks<S: Sent> {
 impl Clocks<Cmd> for Router {
     async fn clocked(&self, sent: &Cmd, address: &Address, node: &Connection, asking: bool) -> RedisResult<Value> {
         for anew in [false, true] {
-            let (cmd, script) = self.call(sent, address, anew);
+            let (cmd, script) = self.call(sent, address, anew).await;
             let answer = if asking { cmd.send_asking(node).await } else { cmd.send(node).await };
             let has_no_script = answer.as_ref().is_err_and(|e| matches!(Next::of(e), Some(Next::NoScript)));
             if answer.is_ok() {
@@ -391,14 +405,23 @@ impl Clocks<Transaction<'_>> for Router {
     }
 }
 
-/// The code of an answer that stands for one that a server did not give.
+/// Waits for an answer, and what comes before it: the first look at the masters, redirections, and the answer of a
+/// master, which has the timeout itself.
+async fn bounded<T>(all: &Connection, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    match tokio::time::timeout(all.timeout() + LATE, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(all.timed_out()),
+    }
+}
+
+/// The code of the placeholder for a missing answer.
 const UNANSWERED: &str = "UNANSWERED";
 
 fn is_unanswered(answer: &Value) -> bool {
     matches!(answer, Value::ServerError(error) if error.code() == UNANSWERED)
 }
 
-/// Returns the answer that stands for one that a server did not give.
+/// Returns the placeholder for a missing answer.
 fn unanswered(error: &RedisError) -> Value {
     error_of(&format!("{UNANSWERED} {error}"))
 }
@@ -414,6 +437,12 @@ fn told(error: &RedisError) -> Value {
 fn error_of(text: &str) -> Value {
     let line = format!("-{}\r\n", text.replace(['\r', '\n'], " "));
     redis::parse_redis_value(line.as_bytes()).unwrap_or(Value::Nil)
+}
+
+fn is_load(cmd: &Cmd) -> bool {
+    let mut words = words(cmd);
+    let mut is = |name: &[u8]| words.next().is_some_and(|word| word.eq_ignore_ascii_case(name));
+    is(b"SCRIPT") && is(b"LOAD")
 }
 
 /// Adds the answers of two masters up: numbers, and the numbers in lists; other lists are joined.

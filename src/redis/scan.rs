@@ -15,7 +15,7 @@ const STEP: usize = 500;
 ///
 /// It returns every key that exists throughout the scan at least once. It may return a key twice, and it leaves out
 /// keys that are not UTF-8, which cannot be entries. If slots of a Cluster move meanwhile, the masters that received
-/// some are scanned again.
+/// some, or keys of some, are scanned again.
 #[derive(Debug)]
 pub(crate) struct Scan {
     glob: String,
@@ -73,7 +73,7 @@ impl Scan {
             self.found = found.into_iter().filter_map(|key| redis::from_redis_value(key).ok()).collect();
             self.cursor = next;
             if next == 0 {
-                self.end_master(redis);
+                self.end_master(redis).await;
             }
         }
         let rest = self.found.split_off(self.found.len().min(STEP));
@@ -81,13 +81,14 @@ impl Scan {
     }
 
     /// Goes on to the next master. After the last one, those that received slots meanwhile follow.
-    fn end_master(&mut self, redis: &Connection) {
+    async fn end_master(&mut self, redis: &Connection) {
         let left = self.left.get_or_insert_default();
         left.pop();
-        if left.is_empty()
-            && let (Some(began), Some(now)) = (&self.began, redis.slots())
-            && *began != now
-        {
+        if !left.is_empty() {
+            return;
+        }
+        redis.slots_anew().await;
+        if let (Some(began), Some(now)) = (&self.began, redis.slots()) {
             left.extend(now.gained(began).into_iter().filter_map(|address| redis.master_at(address)));
             self.began = Some(now);
         }

@@ -128,9 +128,23 @@ impl Misses {
         // A server tells of its own keys only.
         let masters = self.redis.masters().await;
         let mut subscribed = Vec::new();
+        let mut failed = None;
         for master in &masters {
-            subscribed.push(master.subscribe(&channel).await?);
-            self.switch_on(master).await?;
+            // One that is away keeps nobody from listening to the others.
+            match master.subscribe(&channel).await {
+                Ok(listening) => subscribed.push(listening),
+                Err(e) => failed = Some(e),
+            }
+        }
+        if let Some(e) = failed.filter(|_| subscribed.is_empty()) {
+            return Err(e);
+        }
+        let heard = subscribed.len();
+        for master in &masters {
+            match self.switch_on(master).await {
+                Err(e) if masters.len() == 1 => return Err(e),
+                _ => {}
+            }
         }
         let events = subscribed.iter_mut().map(|subscribed| {
             let ended = futures_util::stream::once(async { None });
@@ -159,7 +173,7 @@ impl Misses {
                 }
                 _ = renew.tick() => {
                     let is_elected = self.is_elected().await?;
-                    if !is_elected || self.redis.masters().await.len() != masters.len() {
+                    if !is_elected || self.redis.masters().await.len() != heard {
                         return Ok(());
                     }
                     if misses.dropped > 0 && logged.elapsed() >= LOG {

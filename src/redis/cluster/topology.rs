@@ -13,6 +13,10 @@ use crate::redis::slot::SLOTS;
 pub(in crate::redis) struct Topology {
     /// Ranges of slots by their last one. A slot that no master serves is in none.
     ranges: BTreeMap<u16, (u16, Address)>,
+    masters: BTreeSet<Address>,
+    replicas: BTreeSet<Address>,
+    /// The masters that receive slots.
+    importing: BTreeSet<Address>,
 }
 
 impl Topology {
@@ -21,19 +25,32 @@ impl Topology {
     /// # Errors
     /// It is no such reply.
     pub(super) fn read(reply: Value, asked: &Address) -> RedisResult<Self> {
-        let mut ranges = BTreeMap::new();
+        let server = |server: Value| {
+            let mut parts = redis::from_redis_value::<Vec<Value>>(server)?.into_iter();
+            let host = parts.next().map(redis::from_redis_value::<Option<String>>).transpose()?.flatten();
+            let port = parts.next().map(redis::from_redis_value::<u16>).transpose()?.unwrap_or_default();
+            // `?` stands for a host that the server does not know.
+            let host = host.filter(|host| !host.is_empty() && host != "?").unwrap_or_else(|| asked.host.clone());
+            RedisResult::Ok(Address { host, port })
+        };
+        let mut topology = Self::default();
         for row in redis::from_redis_value::<Vec<Vec<Value>>>(reply)? {
             let mut row = row.into_iter();
             let (Some(first), Some(last), Some(master)) = (row.next(), row.next(), row.next()) else { continue };
             let (first, last): (u16, u16) = (redis::from_redis_value(first)?, redis::from_redis_value(last)?);
-            let mut master = redis::from_redis_value::<Vec<Value>>(master)?.into_iter();
-            let host = master.next().map(redis::from_redis_value::<Option<String>>).transpose()?.flatten();
-            let port = master.next().map(redis::from_redis_value::<u16>).transpose()?.unwrap_or_default();
-            // `?` stands for a host that the server does not know.
-            let host = host.filter(|host| !host.is_empty() && host != "?").unwrap_or_else(|| asked.host.clone());
-            ranges.insert(last, (first, Address { host, port }));
+            let master = server(master)?;
+            topology.masters.insert(master.clone());
+            topology.ranges.insert(last, (first, master));
+            for replica in row {
+                topology.replicas.insert(server(replica)?);
+            }
         }
-        Ok(Self { ranges })
+        Ok(topology)
+    }
+
+    /// Takes the masters that receive slots.
+    pub(super) fn import(&mut self, importing: BTreeSet<Address>) {
+        self.importing = importing;
     }
 
     /// Returns the master that serves a slot.
@@ -43,19 +60,19 @@ impl Topology {
     }
 
     /// Returns all masters that serve slots.
-    pub(in crate::redis) fn masters(&self) -> BTreeSet<&Address> {
-        self.ranges.values().map(|(_, owner)| owner).collect()
+    pub(in crate::redis) fn masters(&self) -> &BTreeSet<Address> {
+        &self.masters
+    }
+
+    /// Returns all masters, those that receive their first slot, and replicas.
+    pub(super) fn servers(&self) -> BTreeSet<&Address> {
+        self.masters.iter().chain(&self.replicas).chain(&self.importing).collect()
     }
 
     /// Returns the first slot that a master serves.
     #[cfg(feature = "worker")]
     pub(in crate::redis) fn first_of(&self, master: &Address) -> Option<u16> {
         self.ranges.values().find(|(_, owner)| owner == master).map(|(first, _)| *first)
-    }
-
-    /// Returns the master of the first slot that is served. The fleet's clock is its clock.
-    pub(super) fn reference(&self) -> Option<&Address> {
-        self.ranges.values().next().map(|(_, owner)| owner)
     }
 
     /// Returns `true` if each slot is served.
@@ -83,11 +100,16 @@ impl Topology {
             }
         }
         self.ranges.insert(slot, (slot, to));
+        self.masters = self.ranges.values().map(|(_, owner)| owner.clone()).collect();
     }
 
-    /// Returns the masters that serve a slot which another master serves in `before`.
+    /// Returns the masters that may have received keys since `before`: they serve a slot that another one served, or
+    /// received slots then or now.
     pub(in crate::redis) fn gained(&self, before: &Self) -> BTreeSet<&Address> {
-        (0..SLOTS).filter(|slot| self.owner(*slot) != before.owner(*slot)).filter_map(|slot| self.owner(slot)).collect()
+        let moved = (0..SLOTS).filter(|slot| self.owner(*slot) != before.owner(*slot));
+        let moved = moved.filter_map(|slot| self.owner(slot));
+        let received = self.masters.iter().filter(|to| self.importing.contains(*to) || before.importing.contains(*to));
+        moved.chain(received).collect()
     }
 }
 
@@ -114,8 +136,16 @@ mod tests {
         let two = two();
         assert_eq!([0, 8_191, 8_192, 16_383].map(|slot| two.owner(slot).unwrap().port), [1, 1, 2, 2]);
         assert!(two.is_whole());
-        assert_eq!(two.reference(), Some(&at(1)));
         assert_eq!(Topology::default().owner(0), None);
+    }
+
+    #[test]
+    fn a_master_that_receives_slots_may_gain_keys() {
+        let (mut before, after) = (two(), two());
+        assert_eq!(after.gained(&before), BTreeSet::new());
+        before.import(BTreeSet::from([at(2)]));
+        assert_eq!(after.gained(&before), BTreeSet::from([&at(2)]));
+        assert_eq!(before.gained(&after), BTreeSet::from([&at(2)]));
     }
 
     #[test]

@@ -339,7 +339,7 @@ impl Inbox {
     async fn take(&mut self, found: &Found, ack: Ack, stop: &CancellationToken) {
         self.watermark.read(&found.id);
         let at = found.id.split_once('-').and_then(|(time, _)| time.parse().ok()).unwrap_or_default();
-        let at = self.redis.on_fleets_clock(&self.keys.inbox(), at);
+        let at = self.redis.on_fleets_clock(at);
         match found.content() {
             Content::Message(message) => return self.pipeline.take(message, At::Redis(at), "inbox", ack).await,
             Content::Gap(lost) => {

@@ -114,7 +114,7 @@ impl Watermark {
             let gap = store.gap_line();
             warn!("{gap}Redis lost messages of the inbox; all values fetched before are fetched again");
             // This worker knows of nothing later, so gaps that others note for the same loss are the same gap.
-            let highest = redis.on_fleets_clock(&store.keys().inbox(), then.highest.0);
+            let highest = redis.on_fleets_clock(then.highest.0);
             store.note_gap(highest.min(now), Gap::Lost).await?;
         }
         let mut present = self.lock();
