@@ -101,6 +101,8 @@ impl RestartMonitor {
         let is_set_up = self.troubles.alone("the warmups", self.cron.ensure(schedules).await)?.is_some();
         if is_set_up && self.gap_noted.is_some() {
             self.leave_marks(present).await?;
+            // The next loss may have the same id: a flush leaves the runs as they are.
+            self.gap_noted = None;
         }
         Ok(())
     }
