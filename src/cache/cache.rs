@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use redis::{Script, ScriptInvocation};
+use redis::{RedisResult, Script, ScriptInvocation, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -204,31 +204,21 @@ impl Cache {
         if asked.is_empty() {
             return Ok(found);
         }
-        let mut mget = redis::cmd("MGET");
-        for (_, whole) in &asked {
-            mget.arg(whole);
-        }
-        let answers: Vec<Option<Vec<u8>>> = match self.link().ask_one(&mget).await {
-            Ok(answers) => answers,
-            Err(e) if e.is_unavailable() => {
-                counts.degraded_reads.add(asked.len());
-                for (short, whole) in asked {
+        let answers = self.read_all(asked.iter().map(|(_, whole)| whole.as_str())).await?;
+        let mut missing = Vec::new();
+        for ((short, whole), read) in asked.into_iter().zip(answers) {
+            match read {
+                Read::There(json) => {
+                    counts.hits.add(1);
+                    found.insert(short, decode(&whole, &json)?);
+                }
+                Read::Missing => missing.push(whole),
+                Read::Away => {
+                    counts.degraded_reads.add(1);
                     if let Some(json) = near.and_then(|near| near.get_offline(&whole)) {
                         found.insert(short, decode(&whole, &json)?);
                     }
                 }
-                return Ok(found);
-            }
-            Err(e) => return Err(e),
-        };
-        let mut missing = Vec::new();
-        for ((short, whole), json) in asked.into_iter().zip(answers) {
-            match json {
-                Some(json) => {
-                    counts.hits.add(1);
-                    found.insert(short, decode(&whole, &json)?);
-                }
-                None => missing.push(whole),
             }
         }
         counts.misses.add(missing.len());
@@ -236,6 +226,30 @@ impl Cache {
             self.ask_workers(missing).await;
         }
         Ok(found)
+    }
+
+    /// Reads values. On a Cluster, those of masters that do not answer are away, and the others are there.
+    async fn read_all<'a>(&self, keys: impl ExactSizeIterator<Item = &'a str>) -> Result<Vec<Read>, Error> {
+        let (mut gets, count) = (redis::pipe(), keys.len());
+        gets.ignore_errors();
+        for key in keys {
+            gets.get(key);
+        }
+        let ask = async |mut redis| gets.query_async::<Vec<RedisResult<Option<Vec<u8>>>>>(&mut redis).await;
+        let answers = match self.link().ask_once(ask).await {
+            Ok(answers) => answers,
+            Err(e) if e.is_unavailable() => return Ok((0..count).map(|_| Read::Away).collect()),
+            Err(e) => return Err(e),
+        };
+        let read = |answer: RedisResult<Option<Vec<u8>>>| match answer {
+            Ok(json) => Ok(json.map_or(Read::Missing, |json| Read::There(Json::Owned(json)))),
+            Err(e) if e.code() == Some("WRONGTYPE") => Ok(Read::Missing),
+            Err(e) => match Error::of(e) {
+                e if e.is_unavailable() => Ok(Read::Away),
+                e => Err(e),
+            },
+        };
+        answers.into_iter().map(read).collect()
     }
 
     /// Writes a value with the default TTL. Without Redis: dropped and counted.
@@ -285,18 +299,23 @@ impl Cache {
     ) -> Result<(), Error> {
         let ttl = ttl.into();
         let mut pipe = redis::pipe();
-        pipe.load_script(&SET).ignore();
+        pipe.ignore_errors().load_script(&SET).ignore();
         let mut keys = Vec::new();
         for (key, value) in entries {
             let key = self.key(key.as_ref());
-            pipe.invoke_script(&self.setting(&key, &value, ttl)?).ignore();
+            pipe.invoke_script(&self.setting(&key, &value, ttl)?);
             keys.push(key);
         }
         if keys.is_empty() {
             return Ok(());
         }
-        let answer = self.link().ask(async |mut redis| pipe.query_async::<()>(&mut redis).await).await;
-        self.wrote(&keys, answer)
+        let answers: Result<Vec<RedisResult<Value>>, Error> =
+            self.link().ask_once(async |mut redis| pipe.query_async(&mut redis).await).await;
+        // On a Cluster, some masters may have taken theirs.
+        for failed in self.wrote(&keys, answers)?.into_iter().filter_map(Result::err) {
+            self.wrote::<()>(&keys[..1], Err(Error::of(failed)))?;
+        }
+        Ok(())
     }
 
     fn setting<T: Serialize + ?Sized>(&self, key: &str, value: &T, ttl: Ttl) -> Result<ScriptInvocation<'_>, Error> {

@@ -2,7 +2,7 @@
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-use crate::redis::UrlError;
+use crate::redis::{UNANSWERED, UrlError};
 
 /// The error of a call. The table of [`samovar::cache`](crate::cache) shows which calls return [`Error::Unavailable`]
 /// and which work without Redis.
@@ -46,6 +46,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns the error of a call that failed with this one of Redis.
+    pub(super) fn of(error: RedisError) -> Self {
+        if is_absence(&error) { Self::Unavailable(error.to_string()) } else { Self::Redis(error) }
+    }
+
     /// Returns `true` if Redis is unreachable: the same call may succeed later.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
@@ -75,7 +80,12 @@ pub(super) fn is_absence(error: &RedisError) -> bool {
                 | ServerErrorKind::MasterDown
                 | ServerErrorKind::TryAgain
         ),
-        _ => error.is_timeout() || error.is_connection_dropped() || error.is_connection_refusal(),
+        _ => {
+            error.is_timeout()
+                || error.is_connection_dropped()
+                || error.is_connection_refusal()
+                || says(error, &[UNANSWERED])
+        }
     }
 }
 

@@ -43,9 +43,14 @@ impl Link {
 
     /// Sends one command, without a second timer if the connection has one.
     pub(super) async fn ask_one<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        self.ask_once(async |mut redis| command.query_async(&mut redis).await).await
+    }
+
+    /// Calls Redis in one round trip, without a second timer if the connection has one. So a master of a Cluster that
+    /// does not answer leaves the answers of the others.
+    pub(super) async fn ask_once<T>(&self, call: impl AsyncFnOnce(Connection) -> RedisResult<T>) -> Result<T, Error> {
         let pass = self.pass()?;
-        let mut redis = self.redis.clone();
-        let call = command.query_async(&mut redis);
+        let call = call(self.redis.clone());
         Self::judge(pass, if self.bounded { call.await } else { self.within_bound(call).await })
     }
 
@@ -74,10 +79,7 @@ impl Link {
     where
         F: Future<Output = RedisResult<T>>,
     {
-        self.within_bound(call(self.redis.clone())).await.map_err(|e| match is_absence(&e) {
-            true => Error::Unavailable(e.to_string()),
-            false => Error::Redis(e),
-        })
+        self.within_bound(call(self.redis.clone())).await.map_err(Error::of)
     }
 
     async fn within_bound<T>(&self, call: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {

@@ -37,6 +37,7 @@ pub(crate) use incarnation::Incarnation;
 pub use info::ServerInfo;
 #[cfg(feature = "worker")]
 pub(crate) use leader::lead;
+pub(crate) use router::UNANSWERED;
 pub(crate) use scan::Scan;
 pub(crate) use script::with_preludes;
 pub use sentinels::SentinelStatus;

@@ -415,7 +415,7 @@ async fn bounded<T>(all: &Connection, answer: impl Future<Output = RedisResult<T
 }
 
 /// The code of the placeholder for a missing answer.
-const UNANSWERED: &str = "UNANSWERED";
+pub(crate) const UNANSWERED: &str = "UNANSWERED";
 
 fn is_unanswered(answer: &Value) -> bool {
     matches!(answer, Value::ServerError(error) if error.code() == UNANSWERED)
