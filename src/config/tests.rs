@@ -123,8 +123,8 @@ fn all_faults_are_reported_at_once_with_value_and_remedy() {
     ]);
     assert!(!faults.concat().contains("hunter"), "{faults:?}");
     let expected = [
-        "REDIS_URL: `http://cache` is of an unknown kind; write redis://, rediss:// or unix://, or redis+sentinel:// \
-         for Sentinels",
+        "REDIS_URL: `http://cache` is of an unknown kind; write redis://, rediss:// or unix://, redis+sentinel:// or \
+         redis+cluster://",
         "SAMOVAR_CONCURRENCY: `0` must be a whole number from 1 to 4096",
         "SAMOVAR_CLAIM: `30` has no unit; write `30s` for seconds",
         "SAMOVAR_DRAIN: `soon` is not a time; write `30s`, `5m` or `1h30m`",
