@@ -16,7 +16,7 @@ use crate::job::{Faults, Jobs, KnownJobs};
 use crate::ops::{Ops, descriptions};
 use crate::protocol::Keys;
 use crate::queue::Queue;
-use crate::redis::{Connection, RedisTime, is_of_keys, requirements};
+use crate::redis::{Connection, RedisTime, UNANSWERED, is_of_keys, requirements};
 use crate::store::Store;
 use crate::worker::dead_after;
 
@@ -24,6 +24,9 @@ use crate::worker::dead_after;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause before a command that may be repeated is sent again.
 pub(super) const PAUSE: Duration = Duration::from_millis(250);
+/// The codes of errors that pass once Redis is back, or another server is the master.
+const PASSING: [&str; 8] =
+    ["READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED", "CLUSTERDOWN", "TRYAGAIN", UNANSWERED];
 /// A table with fewer columns, or a terminal of this width, has room for whole keys.
 const MANY_COLUMNS: usize = 8;
 const WIDE: usize = 140;
@@ -37,7 +40,7 @@ impl From<redis::RedisError> for Failed {
     fn from(error: redis::RedisError) -> Self {
         complain(format_args!("Redis: {}", requirements::explain(&error)));
         // An error of Redis itself (rights, memory, a key of the wrong type) does not mean that it is unreachable.
-        Self(if error.code().is_some() { exit::FAILED } else { exit::UNAVAILABLE })
+        Self(if error.code().is_none() || passes(&error) { exit::UNAVAILABLE } else { exit::FAILED })
     }
 }
 
@@ -109,10 +112,10 @@ impl Session {
         Self::open_within(settings, Duration::ZERO).await
     }
 
-    /// Connects as [`Self::open`] does. Where Sentinels name the master, tries again for `patience`, since a failover
+    /// Connects as [`Self::open`] does. Where another server may become the master, tries again for `patience`, since a failover
     /// passes.
     pub(super) async fn open_within(settings: &Settings, patience: Duration) -> Result<Self, Failed> {
-        let patience = if settings.redis.has_sentinels() { patience } else { Duration::ZERO };
+        let patience = if settings.redis.may_move() { patience } else { Duration::ZERO };
         let began = Instant::now();
         let mut redis = loop {
             match settings.redis.manager(PATIENCE).await {
@@ -193,8 +196,7 @@ impl Session {
 
 /// Returns `true` if an error passes once Redis is back, or another server is the master.
 pub(super) fn passes(error: &redis::RedisError) -> bool {
-    error.is_io_error()
-        || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOREPLICAS" | "UNBLOCKED"))
+    error.is_io_error() || error.code().is_some_and(|code| PASSING.contains(&code))
 }
 
 /// Prints the master and how many Sentinels answer, if Sentinels name the master.

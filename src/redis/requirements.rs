@@ -7,6 +7,7 @@ use redis::{RedisError, RedisResult, Value};
 
 use super::Connection;
 use super::refused::{Refused, is_refusal};
+use super::router::UNANSWERED;
 use super::sentinels;
 use super::url::{CLUSTER_FORM, SENTINEL_FORM};
 use crate::protocol::Keys;
@@ -313,6 +314,9 @@ pub async fn doing_without(redis: &mut Connection, keys: &Keys) -> RedisResult<V
 
 /// Returns the error's text, with the remedy if a right is missing.
 pub fn explain(error: &RedisError) -> String {
+    if error.code() == Some(UNANSWERED) {
+        return error.detail().unwrap_or("no answer").to_owned();
+    }
     let text = error.to_string();
     if error.code() == Some("NOPERM") {
         return format!("{text}; grant it to the Redis user of this process: {PAGE} lists all required rights");

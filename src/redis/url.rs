@@ -261,9 +261,9 @@ impl RedisUrl {
         }
     }
 
-    /// Returns `true` if Sentinels name the server.
-    pub fn has_sentinels(&self) -> bool {
-        matches!(self.servers, Servers::Sentinels(_))
+    /// Returns `true` if another server may become the master.
+    pub fn may_move(&self) -> bool {
+        !matches!(self.servers, Servers::One(_))
     }
 
     /// Opens a multiplexed connection that reconnects without limit. Commands fail after `timeout`, also while Redis is

@@ -90,11 +90,17 @@ impl RestartMonitor {
             let noted = self.store.note_gap(self.store.now().await?, Gap::Missed).await;
             if self.troubles.alone("the gap", noted)?.is_some() {
                 self.gap_noted = Some(present.id.clone());
-                if is_empty {
+                let gap = self.store.gap_line();
+                if !is_empty {
+                    info!(redis = %self.redis_url, "{gap}Redis was restarted; all values are revalidated");
+                } else if present.own_marks.is_empty() {
                     info!(redis = %self.redis_url, "Redis holds nothing of Samovar; all jobs are warmed up");
                 } else {
-                    let gap = self.store.gap_line();
-                    info!(redis = %self.redis_url, "{gap}Redis was restarted; all values are revalidated");
+                    // Other masters may hold all that is theirs.
+                    info!(
+                        redis = %self.redis_url,
+                        "{gap}the Cluster's mark is gone: it is new, or a master was flushed; all jobs are warmed up"
+                    );
                 }
             }
         }
