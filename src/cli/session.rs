@@ -292,6 +292,20 @@ pub(super) fn table(header: &[&str]) -> Rows {
 mod tests {
     use super::*;
 
+    fn exit_code(answer: &str) -> u8 {
+        match redis::parse_redis_value(format!("-{answer}\r\n").as_bytes()) {
+            Ok(redis::Value::ServerError(error)) => Failed::from(redis::RedisError::from(error)).0,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_error_that_passes_is_told_by_the_exit_code() {
+        let passing = ["CLUSTERDOWN The cluster is down", "LOADING Redis is loading", "UNANSWERED no answer within 5s"];
+        assert_eq!(passing.map(exit_code), [exit::UNAVAILABLE; 3]);
+        assert_eq!(["NOPERM no rights", "OOM no memory", "ERR odd"].map(exit_code), [exit::FAILED; 3]);
+    }
+
     #[test]
     fn names_and_keys_are_wrapped_as_a_whole() {
         let name = format!("host-{}", "01K-".repeat(40));
