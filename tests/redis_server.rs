@@ -335,7 +335,7 @@ async fn an_unsupported_server_is_named_and_waited_out() {
     let cases = [
         (Fault::Says("version", "6.2.14"), "the server is Redis 6.2.14: Redis 7.0 or newer, or Valkey, is needed"),
         (Fault::Says("version", "6.3.4"), "the server is Redis 6.3.4"),
-        (Fault::Says("mode", "cluster"), "a node of a Redis Cluster, which is not supported yet"),
+        (Fault::Says("mode", "cluster"), "the server is a node of a Redis Cluster: write redis+cluster://"),
         (Fault::Says("mode", "sentinel"), "the server is a Sentinel, which knows no service: write redis+sentinel://"),
     ];
     let (redis, upstream) = both().await;

@@ -490,8 +490,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::slot::SLOTS;
-    use crate::redis::CRC;
+    use crate::protocol::slot::{CRC, SLOTS};
 
     #[test]
     fn slots_are_those_of_redis() {

@@ -7,8 +7,9 @@ mod message;
 mod slot;
 
 pub use keys::Keys;
-#[cfg(feature = "worker")]
 pub use message::{Action, Handled, Malformed, Message};
+#[cfg(feature = "worker")]
+pub(crate) use slot::{SLOTS, slot_of};
 
 /// The codec of leases' records, for scripts: `store::Lease` says what they mean. The library and the workers share it.
 pub(crate) const LEASE_RECORD: &str = include_str!("lua/lease_record.lua");

@@ -9,7 +9,9 @@
 //! network path that drops packets silently (a firewall that lost the connection's state) keeps TCP waiting for up to
 //! 15 minutes. So a connection that is refused for that reason, or gets no answer in time, is replaced by a new one: by
 //! then the name may resolve to another server. Where Sentinels name the master, all connections follow them. To a
-//! Cluster, a connection is one to each master: see [`super::router`].
+//! Cluster, a connection is one to each master: see [`router`].
+
+mod router;
 
 use std::fmt;
 use std::io;
@@ -31,13 +33,14 @@ use super::cluster::Cluster;
 use super::cluster::topology::Topology;
 use super::endpoint::Address;
 use super::refused::is_refusal;
-use super::router::Router;
 use super::sentinels::SentinelStatus;
 #[cfg(feature = "simulation")]
 use super::simulated::{self, Manager};
 use super::target::{Moved, Target};
 use super::{ServerInfo, WrongTypes};
 use crate::entry::duration;
+use router::Router;
+pub(crate) use router::UNANSWERED;
 
 #[cfg(not(feature = "simulation"))]
 type Manager = ConnectionManager;

@@ -15,13 +15,11 @@ mod refused;
 pub mod requirements;
 mod scan;
 mod script;
-mod router;
 mod sentinels;
 #[cfg(feature = "simulation")]
 pub mod simulated;
 #[cfg(test)]
 pub(crate) mod server;
-mod slot;
 mod target;
 #[cfg(feature = "worker")]
 mod time;
@@ -30,20 +28,16 @@ mod wrong_types;
 
 pub use backoff::Backoff;
 pub use connection::Connection;
-pub(crate) use connection::Subscribed;
+pub(crate) use connection::{Subscribed, UNANSWERED};
 pub use health::{Health, LoopHealth, Troubles};
 #[cfg(feature = "worker")]
 pub(crate) use incarnation::Incarnation;
 pub use info::ServerInfo;
 #[cfg(feature = "worker")]
 pub(crate) use leader::lead;
-pub(crate) use router::UNANSWERED;
 pub(crate) use scan::Scan;
 pub(crate) use script::with_preludes;
 pub use sentinels::SentinelStatus;
-#[cfg(test)]
-pub(crate) use slot::CRC;
-pub(crate) use slot::{SLOTS, slot_of};
 #[cfg(feature = "worker")]
 pub use time::RedisTime;
 pub use url::{RedisUrl, UrlError};

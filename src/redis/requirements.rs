@@ -6,8 +6,8 @@
 use redis::{RedisError, RedisResult, Value};
 
 use super::Connection;
+use super::connection::UNANSWERED;
 use super::refused::{Refused, is_refusal};
-use super::router::UNANSWERED;
 use super::sentinels;
 use super::url::{CLUSTER_FORM, SENTINEL_FORM};
 use crate::protocol::Keys;

@@ -214,7 +214,7 @@ async fn an_entry_revalidated_after_a_gap_is_rechecked_once() {
     let before = upstream.all_requests().len();
     parts.next_instant().await;
     parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
-    let line = worker.wait_for_log(&["what was fetched before is revalidated"]).await;
+    let line = worker.wait_for_log(&["what was fetched before the gap is being revalidated"]).await;
     assert!(line.contains("values=3"), "{line}");
     eventually("the gap is closed", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
     assert_eq!(samovar(["resume", "art"]).redis(&redis).jobs(&jobs).run().await.code, Some(0));
@@ -251,7 +251,7 @@ async fn an_invalidation_before_a_gap_keeps_its_rechecks() {
     eventually("it is noted", async || parts.meta("a").await.unwrap().invalidated).await;
     parts.next_instant().await;
     parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
-    worker.wait_for_log(&["what was fetched before is revalidated"]).await;
+    worker.wait_for_log(&["what was fetched before the gap is being revalidated"]).await;
     eventually("the gap is closed", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
     assert_eq!(samovar(["resume", "art"]).redis(&redis).jobs(&jobs).run().await.code, Some(0));
     for (name, step) in [("a", steps[0]), ("b", steps[1])] {
@@ -280,7 +280,7 @@ async fn a_gap_takes_no_recheck_from_an_answered_edit() {
     parts.next_instant().await;
     let gap = parts.now().await;
     parts.store.note_gap(gap, Gap::Missed).await.unwrap();
-    worker.wait_for_log(&["what was fetched before is revalidated"]).await;
+    worker.wait_for_log(&["what was fetched before the gap is being revalidated"]).await;
     let left = eventually("it is asked for again", async || {
         let meta = parts.meta("a").await.unwrap();
         meta.last_attempt.rechecks.filter(|_| meta.invalidated.is_none() && meta.fetched_at > gap)

@@ -101,7 +101,7 @@ impl Clocks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis::slot::slot_of;
+    use crate::protocol::slot_of;
 
     fn at(port: u16) -> Address {
         Address { host: "127.0.0.1".into(), port }

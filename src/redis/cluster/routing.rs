@@ -2,7 +2,7 @@
 
 use redis::{Arg, Cmd};
 
-use crate::redis::slot::slot_of;
+use crate::protocol::slot_of;
 
 /// Commands without a key, which any master answers.
 const KEYLESS: &[&str] = &[

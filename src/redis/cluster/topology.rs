@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 
 use redis::{RedisResult, Value};
 
+use crate::protocol::SLOTS;
 use crate::redis::endpoint::Address;
-use crate::redis::slot::SLOTS;
 
 /// The masters of a Cluster, and the slots that each serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -12,10 +12,10 @@ use futures_util::future::join_all;
 use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
 
 use super::Connection;
-use super::cluster::Cluster;
-use super::cluster::routing::{Route, is_of_connection, split, words};
-use super::cluster::topology::Topology;
-use super::endpoint::Address;
+use crate::redis::cluster::Cluster;
+use crate::redis::cluster::routing::{Route, is_of_connection, split, words};
+use crate::redis::cluster::topology::Topology;
+use crate::redis::endpoint::Address;
 
 /// The redirections of one command that are followed.
 const REDIRECTIONS: usize = 16;
@@ -27,7 +27,7 @@ const AGAIN_LONGEST: Duration = Duration::from_millis(100);
 
 /// The connections to the masters of a Cluster. Cheap to clone; clones share them.
 #[derive(Clone)]
-pub(super) struct Router {
+pub(in crate::redis) struct Router {
     cluster: Arc<Cluster>,
     nodes: Arc<Mutex<HashMap<Address, Connection>>>,
     /// The scripts that masters have, by address and digest.
@@ -224,7 +224,7 @@ impl Router {
             redirections += 1;
             match next {
                 Next::Moved(slot, to) => all.home(|| self.cluster.moved(slot, &to)),
-                Next::Ask(to) => asked = super::cluster::address(&to),
+                Next::Ask(to) => asked = crate::redis::cluster::address(&to),
                 Next::Again => {
                     redirections -= 1;
                     all.home(|| self.cluster.ask_soon());
