@@ -8,13 +8,12 @@ use super::{INBOX, Stage, path};
 
 const ENTRIES: usize = 12;
 
-/// Edits entries while their fetches are under way; `message` says what is published of each.
+/// Edits entries while their fetches are under way, and publishes each edit with this action.
 async fn edited_during_fetches(stage: &Stage, action: &str) {
     let gates: Vec<_> = stage.keys.iter().map(|key| stage.upstream.gate(&path(key))).collect();
     let calls: Vec<usize> = stage.keys.iter().map(|key| stage.upstream.calls(&path(key))).collect();
-    // The first fetch of each entry is let go one by one.
     for (nth, key) in stage.keys.iter().enumerate() {
-        stage.publish(&json!({ "keys": [key], "action": "warm" })).await;
+        stage.publish(&json!({ "keys": [key] })).await;
         gates[nth].arrived(1).await;
         stage.upstream.edit(&path(key));
         stage.publish(&json!({ "keys": [key], "action": action })).await;

@@ -17,9 +17,9 @@ async fn the_master_dies(key: &str) {
     let (owner, is_replaced) = (stage.cluster.owner(key).await, Cell::new(false));
     let editing = async {
         while !is_replaced.get() {
-            stage.edit_and_publish(1).await;
+            stage.edit_and_publish().await;
         }
-        stage.edit_and_publish(0).await;
+        stage.edit_and_publish().await;
     };
     let dying = async {
         stage.cluster.nodes[owner].crash();
@@ -73,9 +73,9 @@ async fn a_rolling_restart_loses_no_edit() {
     let is_over = Cell::new(false);
     let editing = async {
         while !is_over.get() {
-            stage.edit_and_publish(1).await;
+            stage.edit_and_publish().await;
         }
-        stage.edit_and_publish(0).await;
+        stage.edit_and_publish().await;
     };
     let rolling = async {
         for nth in 3..6 {

@@ -97,7 +97,7 @@ impl Stage {
 
     /// Publishes to the inbox.
     async fn publish(&self, message: &Value) {
-        self.cluster.publish_safely(message, 0).await;
+        self.cluster.publish_safely(message).await;
     }
 
     /// Publishes on the channel, through this node.
@@ -112,11 +112,11 @@ impl Stage {
         self.cluster.nodes[nth].publish("samovar:invalidate", &message.to_string()).await;
     }
 
-    /// Edits all entries one after the other, and publishes each edit; so many replicas have each message.
-    async fn edit_and_publish(&self, replicas: usize) {
+    /// Edits all entries one after the other, and publishes each edit so that no failover takes it back.
+    async fn edit_and_publish(&self) {
         for key in &self.keys {
             self.upstream.edit(&path(key));
-            self.cluster.publish_safely(&json!({ "keys": [key] }), replicas).await;
+            self.cluster.publish_safely(&json!({ "keys": [key] })).await;
         }
     }
 

@@ -38,7 +38,7 @@ async fn a_node_that_forgot_its_scripts_is_told_again() {
     let stage = Stage::warm(TestCluster::start().await, ENTRIES).await;
     for nth in 0..3 {
         let () = stage.cluster.nodes[nth].ask(&["SCRIPT", "FLUSH"]).await;
-        stage.edit_and_publish(0).await;
+        stage.edit_and_publish().await;
         stage.fresh().await;
         stage.handled().await;
     }

@@ -37,9 +37,9 @@ async fn no_edit_is_lost_while_slots_move() {
     let is_over = Cell::new(false);
     let editing = async {
         while !is_over.get() {
-            stage.edit_and_publish(0).await;
+            stage.edit_and_publish().await;
         }
-        stage.edit_and_publish(0).await;
+        stage.edit_and_publish().await;
     };
     let reading = async {
         let cache = cache(&stage.cluster).await;
@@ -97,7 +97,7 @@ async fn an_open_slot_stops_no_entry_of_others() {
         stage.cluster.open_slot(slot, to).await;
         closing.push((slot, to));
     }
-    stage.edit_and_publish(0).await;
+    stage.edit_and_publish().await;
     stage.are_fresh(&stage.keys[4..]).await;
     for (slot, to) in closing {
         stage.cluster.close_slot(slot, to).await;

@@ -42,7 +42,7 @@ async fn a_test_cluster_survives_its_masters() {
     cluster.nodes[owner].freeze();
     cluster.replaced(owner, slot).await;
     cluster.nodes[owner].thaw();
-    cluster.replicates(owner).await;
+    cluster.settled().await;
     assert_eq!(cluster.values(&["a".to_owned()]).await.unwrap(), [Some(1.into())]);
 }
 

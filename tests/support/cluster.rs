@@ -134,10 +134,13 @@ impl TestCluster {
         Ok(texts.into_iter().map(|text| text.map(|text| serde_json::from_str(&text).unwrap())).collect())
     }
 
-    /// Publishes to the inbox until so many replicas have the message.
-    pub async fn publish_safely(&self, message: &Value, replicas: usize) {
+    /// Publishes to the inbox until a replica has the message, if there is one.
+    pub async fn publish_safely(&self, message: &Value) {
         eventually_within(FAILOVER, "the replicas have the message", async || {
             let owner = self.owner(INBOX).await;
+            // Replicas follow their masters in the same order.
+            let is_peer = |nth: &usize| *nth != owner && nth % MASTERS == owner % MASTERS && self.nodes[*nth].is_up();
+            let replicas = (0..self.nodes.len().min(2 * MASTERS)).filter(is_peer).count();
             let publishing = async {
                 let mut connection = self.nodes[owner].try_connection().await?;
                 let mut steps = redis::pipe();
@@ -229,6 +232,8 @@ impl TestCluster {
                 told => told.unwrap(),
             }
         }
+        // A node that takes the slot back before it has heard of the new epoch would claim it with an older one.
+        self.settled().await;
     }
 
     /// Moves slots with their keys to another master, one after the other.
@@ -348,11 +353,11 @@ fn not_yet<T>(what: String) -> RedisResult<T> {
     Err(std::io::Error::other(what).into())
 }
 
-/// Returns which slots each of `nodes` has by this one, or is a replica of whom.
-async fn view(
-    node: &TestRedis,
-    nodes: &[&TestRedis],
-) -> RedisResult<BTreeMap<u16, (Vec<RangeInclusive<u16>>, String)>> {
+/// The slots of a node, its master's id, and the epoch of its claims.
+type Claims = (Vec<RangeInclusive<u16>>, String, u64);
+
+/// Returns what each of `nodes` claims, by this one.
+async fn view(node: &TestRedis, nodes: &[&TestRedis]) -> RedisResult<BTreeMap<u16, Claims>> {
     let mut connection = node.try_connection().await?;
     let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await?;
     if !info.contains("cluster_state:ok") {
@@ -370,7 +375,7 @@ async fn view(
             return not_yet(replication);
         }
     }
-    Ok(alive.into_iter().map(|known| (known.port, (known.slots.clone(), known.master.clone()))).collect())
+    Ok(alive.into_iter().map(|known| (known.port, (known.slots.clone(), known.master.clone(), known.epoch))).collect())
 }
 
 /// Returns the nodes that this one knows.
