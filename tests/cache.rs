@@ -324,5 +324,11 @@ async fn every_change_is_announced_but_those_of_sessions() {
         ("art:l", ChangeEvent::Warmed),
         ("art:l", ChangeEvent::Evicted),
     ];
-    assert_eq!(told, expected.map(|(key, event)| (key.to_owned(), event)));
+    let mut expected = expected.map(|(key, event)| (key.to_owned(), event));
+    if redis.is_cluster() {
+        // The masters of different keys announce in no order.
+        told.sort_by(|one, other| one.0.cmp(&other.0));
+        expected.sort_by(|one, other| one.0.cmp(&other.0));
+    }
+    assert_eq!(told, expected);
 }
