@@ -23,11 +23,14 @@ pub struct Parts {
     pub keys: Keys,
     pub store: Store,
     pub agenda: Agenda,
+    /// Leads to each node, if they are over a test's Cluster.
+    nodes: Vec<redis::Client>,
 }
 
 impl Parts {
     pub async fn of(redis: &TestRedis) -> Self {
-        Self::at(&redis.redis_url()).await
+        let nodes = if redis.is_cluster() { redis.nodes().map(TestRedis::client).collect() } else { Vec::new() };
+        Self { nodes, ..Self::at(&redis.redis_url()).await }
     }
 
     /// Over the Redis at this URL, as the user that it names.
@@ -36,7 +39,7 @@ impl Parts {
         let keys = Keys::new("samovar", "samovar:invalidate");
         let store = Store::new(redis.clone(), keys.clone());
         let agenda = Agenda::new(redis.clone(), keys.clone());
-        Self { redis, keys, store, agenda }
+        Self { redis, keys, store, agenda, nodes: Vec::new() }
     }
 
     /// Returns the invalidator of these jobs.
@@ -63,14 +66,26 @@ impl Parts {
     }
 
     /// Leaves the marks of a fleet that has worked here before, so that a worker trusts what it finds: the server's
-    /// run id and the inbox with its readers.
+    /// run id, or those of a Cluster's masters, and the inbox with its readers.
     pub async fn mark(&self) {
         let mut redis = self.redis.clone();
-        let info: String = redis::cmd("INFO").arg("server").query_async(&mut redis).await.unwrap();
-        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap();
         let mut marks = redis::pipe();
         marks.cmd("XGROUP").arg("CREATE").arg(self.keys.inbox()).arg("samovar").arg("0").arg("MKSTREAM").ignore();
-        marks.set(self.keys.marker(), run_id).ignore();
+        if self.nodes.is_empty() {
+            marks.set(self.keys.marker(), run_of(&mut redis).await).ignore();
+        } else {
+            let mut masters = Vec::new();
+            for node in &self.nodes {
+                let mut node = node.get_multiplexed_async_connection().await.unwrap();
+                let nodes: String = redis::cmd("CLUSTER").arg("NODES").query_async(&mut node).await.unwrap();
+                let own = nodes.lines().find(|line| line.contains("myself")).unwrap();
+                let slot = own.split(' ').nth(8).and_then(|slots| slots.split('-').next()).unwrap();
+                masters.push(format!("{}/{}/{slot}", own.split(' ').next().unwrap(), run_of(&mut node).await));
+                marks.set(self.keys.marker_at(slot.parse().unwrap()), "a test").ignore();
+            }
+            masters.sort();
+            marks.set(self.keys.marker(), format!("test {}", masters.join(" "))).ignore();
+        }
         marks.exec_async(&mut redis).await.unwrap();
     }
 
@@ -123,16 +138,25 @@ impl Parts {
         count.unwrap_or_default()
     }
 
-    /// Redis's clock.
+    /// Redis's clock. That of a Cluster is exact to a millisecond, if the clocks of its masters agree.
     pub async fn now(&self) -> RedisTime {
-        self.store.now().await.unwrap()
+        // Samovar itself reads the latest that the time may be on any master.
+        let time = redis::cmd("EVAL").arg("return redis.call('TIME')").arg(0).to_owned();
+        time.query_async(&mut self.redis.clone()).await.unwrap()
     }
 
     /// Waits until Redis's clock has moved on, so that what comes next is later than all before.
     pub async fn next_instant(&self) {
-        let now = self.now().await;
+        let doubt = if self.nodes.is_empty() { Duration::ZERO } else { Duration::from_millis(2) };
+        let now = self.now().await + doubt;
         eventually("Redis's clock moves on", async || self.now().await > now).await;
     }
+}
+
+/// Returns the `run_id` of a server.
+async fn run_of(redis: &mut impl redis::aio::ConnectionLike) -> String {
+    let info: String = redis::cmd("INFO").arg("server").query_async(redis).await.unwrap();
+    info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap().to_owned()
 }
 
 /// The key of an entry of the job `art`.
