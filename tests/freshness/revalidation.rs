@@ -373,6 +373,24 @@ async fn a_restarted_redis_is_not_believed() {
     assert!(upstream.calls("/art/a") <= 4, "a gap is rechecked once, or twice where two were noted");
 }
 
+/// Redis was away in the middle of a round.
+#[tokio::test]
+async fn a_lock_that_a_failed_round_left_delays_no_other() {
+    let (redis, upstream) = both().await;
+    let (parts, jobs) = (Parts::of(&redis).await, Art::of(&upstream).folder());
+    let lease = parts.lease("a", LONG).await;
+    parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
+    parts.next_instant().await;
+    parts.store.note_gap(parts.now().await, Gap::Missed).await.unwrap();
+    let revalidator = parts.revalidator(&jobs);
+    redis.ask::<String>(&["SET", "samovar:{suspect}:lock", "another", "PX", "60000"]).await;
+    revalidator.revalidate().await.unwrap();
+    assert_eq!(parts.score("a").await, None, "another worker is at work");
+    redis.ask::<String>(&["SET", "samovar:{suspect}:lock", &revalidator.worker, "PX", "60000"]).await;
+    revalidator.revalidate().await.unwrap();
+    assert!(parts.score("a").await.is_some(), "it is looked at");
+}
+
 /// A gap from another clock is dealt with already, but for a job that nobody here knows.
 #[tokio::test]
 async fn a_gap_from_the_future_swallows_no_other() {

@@ -126,7 +126,13 @@ impl Revalidator {
             if locked.is_none() {
                 // A lock ends later than that only where Redis's clock was set back.
                 let claim = duration::millis(self.claim);
-                return redis::cmd("PEXPIRE").arg(&lock).arg(claim).arg("LT").exec_async(&mut redis).await;
+                let () = redis::cmd("PEXPIRE").arg(&lock).arg(claim).arg("LT").query_async(&mut redis).await?;
+                let holder: RedisResult<String> =
+                    redis::cmd("GETRANGE").arg(&lock).arg(0).arg(-1).query_async(&mut redis).await;
+                // A round of this worker that failed left its own lock behind.
+                if holder.as_deref().ok() != Some(&*self.worker) {
+                    return Ok(());
+                }
             }
             let mut failed = false;
             if let Some(gap) = NotedGap::read(&known) {
