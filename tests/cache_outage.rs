@@ -175,7 +175,7 @@ async fn a_full_redis_drops_writes_and_still_deletes() {
 async fn what_redis_objects_to_is_an_error_and_no_absence() {
     let redis = TestRedis::start().await;
     redis.ask::<()>(&["ACL", "SETUSER", "reader", "on", ">pass", "~*", "&*", "+@all", "-evalsha"]).await;
-    let url = format!("redis://reader:pass@127.0.0.1:{}", redis.port());
+    let url = redis.url_of("reader", "pass");
     let cache = Cache::builder(url).bound(DEADLINE).build().await.unwrap();
     for _ in 0..5 {
         assert!(matches!(cache.set("k", &1).await, Err(Error::Redis(_))));

@@ -65,8 +65,7 @@ async fn a_tag_without_its_index_is_sought_in_all_that_may_have_it() {
 /// Parts for a user who may not ask for `INFO`, so that any index may have been evicted; and two jobs with tags.
 async fn without_info(redis: &TestRedis, upstream: &Upstream) -> (Parts, JobsFolder) {
     redis.ask::<()>(&["ACL", "SETUSER", "app", "on", "nopass", "~*", "&*", "+@all", "-info"]).await;
-    let url = format!("redis://app:any@127.0.0.1:{}/0", redis.port());
-    let parts = Parts::at(&samovar::redis::RedisUrl::parse(&url, None).unwrap()).await;
+    let parts = Parts::at(&samovar::redis::RedisUrl::parse(&redis.url_of("app", "any"), None).unwrap()).await;
     let more = "key = \"more:{name}\"\nttl = \"1h\"\ntags = [\"more\"]\n[source]\nkind = \"http\"\n\
                 upstream = \"museum\"\npath = \"/{{ name }}\"\n";
     let jobs = Art::of(upstream).top("tags = [\"t\"]").folder().job("more", more);

@@ -174,6 +174,14 @@ impl TestRedis {
         !self.others.is_empty()
     }
 
+    /// Its URL for this user, without Sentinels.
+    pub fn url_of(&self, user: &str, password: &str) -> String {
+        if self.is_cluster() {
+            return cluster::url(&format!("{user}:{password}@"), self.nodes());
+        }
+        format!("redis://{user}:{password}@127.0.0.1:{}/0", self.port)
+    }
+
     fn login(&self) -> String {
         self.options.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default()
     }

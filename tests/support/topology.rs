@@ -16,11 +16,7 @@ const ONE_SERVER: &[(&str, &[&str])] = &[
     ("URLs, users and databases of one server", &["connection::", "redis_server::"]),
     (
         "a user of its own, whose URL the test writes",
-        &[
-            "cache::a_wrong_password_is_told_when_the_cache_is_built",
-            "cache_outage::what_redis_objects_to_is_an_error_and_no_absence",
-            "survival::a_password_is_never_logged",
-        ],
+        &["cache::a_wrong_password_is_told_when_the_cache_is_built", "survival::a_password_is_never_logged"],
     ),
     ("a proxy before the server, and a server that becomes a replica", &["faults::outage::"]),
     ("MONITOR shows what one server gets", &["script_calls::"]),
