@@ -84,13 +84,14 @@ impl Stage {
         .await;
     }
 
-    /// Waits until no warmup runs, and no entry is urgent, claimed or running.
+    /// Waits until no warmup runs, no gap is open, and no entry is urgent, claimed or running.
     async fn at_rest(&self) {
         eventually("nothing is being warmed", async || {
             let mut link = self.cluster.connection().await;
             let ticks = link.hlen("samovar:{schedules}:ticks").await.unwrap();
             let busy: Vec<String> = link.zrangebyscore("samovar:agenda:{art}", "-inf", "(0").await.unwrap();
-            if ticks == 0 && busy.is_empty() { Ok(()) } else { Err((ticks, busy)) }
+            let gap = link.exists("samovar:{suspect}").await.unwrap();
+            if ticks == 0 && !gap && busy.is_empty() { Ok(()) } else { Err((ticks, gap, busy)) }
         })
         .await;
     }
