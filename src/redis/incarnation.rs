@@ -63,6 +63,8 @@ impl Connection {
             return Ok(Incarnation { id: run.clone(), mark: run, own_marks: Vec::new(), is_other });
         };
         let (id, masters) = known.split_once(' ').unwrap_or_default();
+        // What tells this loss from the one before, after which the runs were the same: the mark, or what is left of it.
+        let mut before_it = id.to_owned();
         let known: Vec<Master> = masters.split(' ').filter_map(Master::read).collect();
         let mut is_other = known.is_empty();
         let (mut present, mut silent) = (Vec::new(), 0);
@@ -92,6 +94,11 @@ impl Connection {
                 is_other |= !has_mark;
             }
             let slot = kept.map(|master| master.slot).or_else(|| slots.first_of(address)).unwrap_or_default();
+            if id.is_empty() {
+                let left: RedisResult<String> =
+                    redis::cmd("GETRANGE").arg(own_mark(slot)).arg(0).arg(-1).query_async(self).await;
+                before_it += &left.unwrap_or_default();
+            }
             present.push(Master { id: own, run, slot });
         }
         if silent > 0 {
@@ -107,7 +114,8 @@ impl Connection {
         let runs: Vec<String> = present.iter().map(|master| format!("{}/{}", master.id, master.run)).collect();
         // All workers find the same.
         let id = if is_other {
-            format!("{:032x}", twox_hash::XxHash3_128::oneshot(runs.join(" ").as_bytes()))
+            let loss = format!("{before_it} {}", runs.join(" "));
+            format!("{:032x}", twox_hash::XxHash3_128::oneshot(loss.as_bytes()))
         } else {
             id.to_owned()
         };
