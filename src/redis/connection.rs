@@ -445,7 +445,7 @@ impl ConnectionLike for Connection {
     ) -> RedisFuture<'a, Vec<Value>> {
         match self.router.clone() {
             None => Box::pin(self.send_all(pipeline, offset, count)),
-            Some(router) => Box::pin(async move { router.send_all(pipeline, offset, count, self).await }),
+            Some(router) => Box::pin(async move { Box::pin(router.send_all(pipeline, offset, count, self)).await }),
         }
     }
 

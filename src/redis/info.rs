@@ -188,7 +188,8 @@ fn added(name: &str, one: &str, other: &str) -> Option<String> {
     if name == "used_memory_human" {
         return Some(String::new());
     }
-    if !name.starts_with("cmdstat_") && !name.strip_prefix("db").is_some_and(|n| n.parse::<u32>().is_ok()) {
+    let is_database = name.strip_prefix("db").is_some_and(|number| number.parse::<u32>().is_ok());
+    if !is_database && !name.starts_with("cmdstat_") {
         return None;
     }
     let figures = one.split(',').zip(other.split(',')).map(|(one, other)| {

@@ -329,7 +329,7 @@ async fn first_two_done<'a>(messages: impl IntoIterator<Item = Sent<'a>>) -> [St
 #[tokio::test]
 async fn a_message_that_fails_holds_up_none_that_it_waits_with() {
     let at = At::Redis(RedisTime::from_millis(1));
-    let mut done = first_two_done(["more", "a", "b"].map(|tag| (tag, tags([tag]), at, "inbox"))).await;
+    let mut done = Box::pin(first_two_done(["more", "a", "b"].map(|tag| (tag, tags([tag]), at, "inbox")))).await;
     done.sort();
     assert_eq!(done, ["a", "b"]);
 }
@@ -347,7 +347,7 @@ async fn a_message_that_failed_drags_none_along_once_it_is_merged() {
         ("with it", many("with it"), at, "inbox"),
         ("late", many("late"), at, "inbox"),
     ]);
-    assert_eq!(done.await, ["late", "with it"]);
+    assert_eq!(Box::pin(done).await, ["late", "with it"]);
 }
 
 /// One came before the value, the other after it.

@@ -12,9 +12,9 @@ use futures_util::future::join_all;
 use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
 
 use super::Connection;
-use crate::redis::cluster::Cluster;
 use crate::redis::cluster::routing::{Route, is_of_connection, split, words};
 use crate::redis::cluster::topology::Topology;
+use crate::redis::cluster::{Cluster, address as address_of};
 use crate::redis::endpoint::Address;
 
 /// The redirections of one command that are followed.
@@ -103,19 +103,31 @@ impl Sent for Transaction<'_> {
     type Answer = Vec<Value>;
 
     async fn send(&self, node: &Connection) -> RedisResult<Vec<Value>> {
-        let answers = node.send_all(self.pipeline, self.offset, self.count).await?;
-        // A redirection of one of them aborts them all.
-        match answers.iter().find_map(|answer| Some((Next::in_answer(answer)?, answer))) {
-            Some((_, Value::ServerError(error))) => Err(error.clone().into()),
-            _ => Ok(answers),
-        }
+        unredirected(node.send_all(self.pipeline, self.offset, self.count).await?)
     }
 
     async fn send_asking(&self, node: &Connection) -> RedisResult<Vec<Value>> {
+        // In one pipeline, so that no other command comes between them.
         let mut asking = redis::pipe();
         asking.cmd("ASKING");
-        let _ = node.send_all(&asking, 0, 1).await?;
-        self.send(node).await
+        if self.pipeline.is_transaction() {
+            asking.cmd("MULTI");
+        }
+        self.pipeline.cmd_iter().for_each(|cmd| _ = asking.add_command(cmd.clone()));
+        if self.pipeline.is_transaction() {
+            asking.cmd("EXEC");
+        }
+        let mut answers = unredirected(node.send_all(&asking, 0, asking.len()).await?)?;
+        // The answers to a transaction are that of EXEC.
+        Ok(answers.split_off(if self.pipeline.is_transaction() { answers.len() - 1 } else { 1 }))
+    }
+}
+
+/// Returns the answers, unless one of them is a redirection: it aborts them all.
+fn unredirected(answers: Vec<Value>) -> RedisResult<Vec<Value>> {
+    match answers.iter().find(|answer| Next::in_answer(answer).is_some()) {
+        Some(Value::ServerError(error)) => Err(error.clone().into()),
+        _ => Ok(answers),
     }
 }
 
@@ -221,12 +233,16 @@ impl Router {
             let Some(next) = Next::of(error).filter(|_| Instant::now() < end && redirections < REDIRECTIONS) else {
                 return answer;
             };
-            redirections += 1;
             match next {
-                Next::Moved(slot, to) => all.home(|| self.cluster.moved(slot, &to)),
-                Next::Ask(to) => asked = crate::redis::cluster::address(&to),
+                Next::Moved(slot, to) => {
+                    redirections += 1;
+                    all.home(|| self.cluster.moved(slot, &to));
+                }
+                Next::Ask(to) => {
+                    asked = address_of(&to);
+                    redirections += usize::from(asked.is_none());
+                }
                 Next::Again => {
-                    redirections -= 1;
                     all.home(|| self.cluster.ask_soon());
                     tokio::time::sleep(delay).await;
                     delay = (2 * delay).min(AGAIN_LONGEST);
@@ -260,7 +276,7 @@ impl Router {
         count: usize,
         all: &Connection,
     ) -> RedisResult<Vec<Value>> {
-        bounded(all, self.distribute(pipeline, offset, count, all)).await
+        bounded(all, Box::pin(self.distribute(pipeline, offset, count, all))).await
     }
 
     async fn distribute(
