@@ -7,8 +7,8 @@ mod message;
 mod slot;
 
 pub use keys::Keys;
-pub use message::{Action, Handled, Malformed, Message};
 #[cfg(feature = "worker")]
+pub use message::{Action, Handled, Malformed, Message};
 pub(crate) use slot::{SLOTS, slot_of};
 
 /// The codec of leases' records, for scripts: `store::Lease` says what they mean. The library and the workers share it.
