@@ -112,8 +112,8 @@ impl Session {
         Self::open_within(settings, Duration::ZERO).await
     }
 
-    /// Connects as [`Self::open`] does. Where another server may become the master, tries again for `patience`, since a failover
-    /// passes.
+    /// Connects as [`Self::open`] does. Where another server may become the master, tries again for `patience`, since a
+    /// failover passes.
     pub(super) async fn open_within(settings: &Settings, patience: Duration) -> Result<Self, Failed> {
         let patience = if settings.redis.may_move() { patience } else { Duration::ZERO };
         let began = Instant::now();

@@ -151,7 +151,7 @@ impl Connection {
         router.topology().await.masters().iter().map(|address| router.node(address, self)).collect()
     }
 
-    /// Returns the slots of a Cluster's masters, as far as they are known; `None` if this is no connection to a Cluster.
+    /// Returns the slots of a Cluster's masters, as far as they are known; `None` if this is no Cluster.
     pub(super) fn slots(&self) -> Option<Arc<Topology>> {
         self.router.as_ref()?.cluster().known()
     }

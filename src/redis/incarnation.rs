@@ -63,7 +63,7 @@ impl Connection {
             return Ok(Incarnation { id: run.clone(), mark: run, own_marks: Vec::new(), is_other });
         };
         let (id, masters) = known.split_once(' ').unwrap_or_default();
-        // What tells this loss from the one before, after which the runs were the same: the mark, or what is left of it.
+        // Tells this loss from one before it with the same runs: the mark, or what is left of it.
         let mut before_it = id.to_owned();
         let known: Vec<Master> = masters.split(' ').filter_map(Master::read).collect();
         let mut is_other = known.is_empty();

@@ -210,7 +210,8 @@ mod tests {
     fn figures_of_several_servers_are_added_up() {
         let one =
             "used_memory:5\r\nredis_version:7.2.4\r\ndb0:keys=3,expires=1,avg_ttl=0\r\ncmdstat_get:calls=5,usec=9\r\n";
-        let other = "used_memory:7\r\nredis_version:7.2.5\r\ndb0:keys=4,expires=2,avg_ttl=8\r\ncmdstat_get:calls=1,usec=1.5\r\n";
+        let other = "used_memory:7\r\nredis_version:7.2.5\r\ndb0:keys=4,expires=2,avg_ttl=8\r\n\
+                     cmdstat_get:calls=1,usec=1.5\r\n";
         let both = ServerInfo::of_all([one, other].map(ServerInfo::parse));
         assert_eq!((both.used_memory(), both.version()), (Some(12), Some("7.2.4")));
         assert_eq!((both.databases().collect::<Vec<_>>(), both.calls(&["get"])), (vec![("db0", [7, 3])], Some(6)));

@@ -30,8 +30,8 @@ pub(super) const SENTINEL_FORM: &str = "write redis+sentinel://[[user]:password@
 
 pub(super) const CLUSTER_FORM: &str = "write redis+cluster://[[user]:password@]host:port,host:port";
 
-/// The address and credentials of a Redis server, of the Sentinels that name it, or of a Cluster. `Display` and `Debug` never show
-/// the password.
+/// The address and credentials of a Redis server, of the Sentinels that name it, or of a Cluster. `Display` and `Debug`
+/// never show the password.
 #[derive(Clone)]
 pub struct RedisUrl {
     servers: Servers,
@@ -100,9 +100,9 @@ impl fmt::Display for RedisUrl {
 }
 
 impl RedisUrl {
-    /// Reads `redis://`, `rediss://` (TLS) or `unix://` with the usual parts, `redis+sentinel://` or `redis+cluster://`
-    /// (docs/redis.md); `valkey` may stand for `redis`. A lone name before the `@` is the password. `ca` is a PEM file of root
-    /// certificates that replace the system's.
+    /// Reads `redis://`, `rediss://` (TLS) or `unix://` with the usual parts, or `redis+sentinel://` or
+    /// `redis+cluster://` (docs/redis.md); `valkey` may stand for `redis`. A lone name before the `@` is the password.
+    /// `ca` is a PEM file of root certificates that replace the system's.
     ///
     /// # Errors
     /// Returns what is wrong with the text or the file and the remedy, without the password.
