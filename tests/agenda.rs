@@ -342,14 +342,17 @@ async fn scores_on(redis: &TestRedis) -> Vec<f64> {
 }
 
 #[tokio::test]
-async fn an_entry_that_is_warm_again_is_no_dead_letter_any_more() {
+async fn an_entry_that_is_on_the_agenda_again_is_no_dead_letter() {
     let (redis, parts) = parts().await;
-    for next in [Next::Dead("down".to_owned()), Next::At(parts.now().await + Duration::from_millis(60_000))] {
-        put(&parts, &["a"], When::NOW, Trigger::Cron).await;
-        let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
-        finish(&parts, "a", &score, next).await;
+    // It is warm again, or is tried again.
+    for next in [Next::At(parts.now().await + Duration::from_millis(60_000)), Next::In(Duration::from_secs(60))] {
+        for next in [Next::Dead("down".to_owned()), next] {
+            put(&parts, &["a"], When::NOW, Trigger::Cron).await;
+            let score = take(&parts, &claim(&parts, MANY, MANY, LONG).await).await.remove(0).unwrap();
+            finish(&parts, "a", &score, next).await;
+        }
+        assert_eq!(redis.keys("samovar:dead*").await, Vec::<String>::new());
     }
-    assert_eq!(redis.keys("samovar:dead*").await, Vec::<String>::new());
 }
 
 #[tokio::test]

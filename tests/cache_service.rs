@@ -26,7 +26,9 @@ async fn example() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(std::path::Path::parent).unwrap();
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--locked", "--quiet", "--example", "service"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    // With the whole workspace, as the tests are built: so it is there already.
+    build.args(["build", "--locked", "--quiet", "--workspace", "--example", "service"]);
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
     build.arg("--target-dir").arg(profile.parent().unwrap());
     if profile.ends_with("release") {
         build.arg("--release");

@@ -315,6 +315,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "if out[1] then redis.call('ZREM', KEYS[1], unpack(out)) end" => "",
         "local spare = dead[1] and" => "local spare = false and",
         "try('ZREM', KEYS[2], unpack(alive))" => "",
+        "if what ~= 'dead' then alive" => "if what ~= 'dead' and what ~= 'in' then alive",
         "try('HSETNX', KEYS[4], 'since', string.format('%.0f', now))" => "",
     ]
     "cache/lua/begin_load.lua": [

@@ -526,7 +526,7 @@ impl World {
         if is_ours {
             let known = &mut self.known[task.entry];
             known.wanted = None;
-            known.dead = *next == Next::Dead || known.dead && matches!(next, Next::In(_));
+            known.dead = *next == Next::Dead;
         }
         if how != How::Lost {
             self.workers[worker].task = None;

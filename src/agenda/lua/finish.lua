@@ -28,7 +28,8 @@ for n, entry in ipairs(entries) do
   local held, what, arg = tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
   if scores[n] and tonumber(scores[n]) == held then
     done = done + 1
-    if what == 'at' or what == 'recheck' or what == 'out' then alive[#alive + 1] = entry end
+    -- An entry that is on the agenda again is no dead letter, whatever comes of it.
+    if what ~= 'dead' then alive[#alive + 1] = entry end
     local due
     if what == 'at' then
       due = encode(tonumber(arg), 'scheduled', 2)

@@ -90,17 +90,18 @@ impl RestartMonitor {
             let noted = self.store.note_gap(self.store.now().await?, Gap::Missed).await;
             if self.troubles.alone("the gap", noted)?.is_some() {
                 self.gap_noted = Some(present.id.clone());
-                let gap = self.store.gap_line();
-                if !is_empty {
-                    info!(redis = %self.redis_url, "{gap}Redis was restarted; all values are revalidated");
-                } else if present.own_marks.is_empty() {
+                if is_empty && present.own_marks.is_empty() {
                     info!(redis = %self.redis_url, "Redis holds nothing of Samovar; all jobs are warmed up");
                 } else {
-                    // Other masters may hold all that is theirs.
-                    info!(
-                        redis = %self.redis_url,
-                        "{gap}the Cluster's mark is gone: it is new, or a master was flushed; all jobs are warmed up"
-                    );
+                    let gap = self.store.gap_line();
+                    // Where the mark of a Cluster is gone, other masters may hold all that is theirs.
+                    let what = match is_empty {
+                        true => {
+                            "the Cluster's mark is gone: it is new, or a master was flushed; all jobs are warmed up"
+                        }
+                        false => "Redis was restarted; all values are revalidated",
+                    };
+                    info!(redis = %self.redis_url, "{gap}{what}");
                 }
             }
         }

@@ -264,7 +264,6 @@ pub(super) fn finish(engine: &Engine, before: &Db, after: &Db, call: &Call) -> S
         let is_dead = match what.as_str() {
             "dead" if letter.is_none() => after.members(DEAD_LETTERS).len() == calls::DEAD,
             "dead" => reason == Some(arg),
-            "in" => letter == before.score(DEAD_LETTERS, entry),
             _ => letter.is_none() && reason.is_none(),
         };
         if !is_dead {
