@@ -141,10 +141,9 @@ async fn the_store_sends_what_the_model_sends() {
     let model = calls::Fresh { since: Some(then), crashes: Some(2), ..calls::Fresh::default() };
     monitor.expect(&redis, &[(calls::lease("a", "t-1", model), &[])]).await;
 
-    let (versions, began) = (Versions { patience: Some(ms(calls::PATIENCE)), look: true }, (then, calls::RECHECK));
+    let versions = Versions { patience: Some(ms(calls::PATIENCE)), look: true };
     let kept = calls::Versions { kept: true, look: true };
     held.versions = versions;
-    held.rechecked_for = ms(calls::RECHECK);
     let warmed = LastAttempt {
         trigger: Some(Trigger::Manual),
         outcome: Some(Outcome::Warmed),
@@ -155,17 +154,16 @@ async fn the_store_sends_what_the_model_sends() {
     let attempt = Attempt { trigger: 4, version: Some(7), tagged: true, ..Attempt::default() };
     assert_eq!((warmed.attempt(), warmed.to_json()), (attempt.packed(), attempt.note()));
     store.commit(&art("a"), &held, "{}", ms(calls::TTL), &warmed).await.unwrap();
-    monitor.expect(&redis, &[(calls::commit("a", "t-1", "{}", &attempt, began, kept), &[])]).await;
+    monitor.expect(&redis, &[(calls::commit("a", "t-1", "{}", &attempt, then, kept), &[])]).await;
 
     for asked in [true, false] {
         let mut held = lease(&parts, "a", Fresh::default()).await;
         held.versions = versions;
-        held.rechecked_for = ms(calls::RECHECK);
         match asked {
             true => store.extend(&art("a"), &held, ms(calls::TTL), &warmed).await.unwrap(),
             false => store.extend_unasked(&art("a"), &held, ms(calls::TTL), &warmed).await.unwrap(),
         };
-        monitor.expect(&redis, &[(calls::extend("a", "t-1", then, &attempt, asked, began, kept), &[])]).await;
+        monitor.expect(&redis, &[(calls::extend("a", "t-1", then, &attempt, asked, then, kept), &[])]).await;
     }
     store.extend_stale(&art("a"), ms(700), ms(calls::STALE)).await.unwrap();
     monitor.expect(&redis, &[(calls::extend_stale("a", 700), &[])]).await;
@@ -190,17 +188,16 @@ async fn the_store_sends_what_the_model_sends() {
 
     let held = lease(&parts, "a", Fresh::default()).await;
     store.gone(&art("a"), &held, &failed).await.unwrap();
-    monitor.expect(&redis, &[(calls::gone("a", "t-1", &attempt, (then, 0), calls::Versions::default()), &[])]).await;
+    monitor.expect(&redis, &[(calls::gone("a", "t-1", &attempt, then, calls::Versions::default()), &[])]).await;
 
     let announced = [(Announced::None, ""), (Announced::AtLeast(Version::new(9)), "9"), (Announced::Any, "any")];
     for ((version, text), is_paid_for) in announced.into_iter().zip([false, true, false]) {
-        let terms = Terms { version, is_paid_for, rechecked_for: ms(calls::RECHECK), ..Terms::default() };
+        let terms = Terms { version, is_paid_for, ..Terms::default() };
         for removal in [Removal::Refresh, Removal::Evict] {
             store.invalidate_on(&art("a"), now, removal, terms).await.unwrap();
             let pauses = if is_paid_for { calls::PAUSE } else { (calls::PAUSE.0, calls::PAUSE.0) };
             let evict = removal == Removal::Evict;
-            let call = calls::invalidate("a", then, evict, pauses, 60_000, text, calls::RECHECK);
-            monitor.expect(&redis, &[(call, &[])]).await;
+            monitor.expect(&redis, &[(calls::invalidate("a", then, evict, pauses, 60_000, text), &[])]).await;
         }
     }
 }

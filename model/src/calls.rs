@@ -153,8 +153,6 @@ pub struct Attempt {
     pub held_until: i64,
     /// The time of a doubt; 0 for none.
     pub doubted: i64,
-    /// Since when its rechecks count; 0 for none.
-    pub rechecked: i64,
 }
 
 impl Attempt {
@@ -176,8 +174,7 @@ impl Attempt {
         let tags = self.tagged.then(|| r#""g":["T"]"#.to_owned());
         let number = |name: &str, number: i64| (number > 0).then(|| format!(r#""{name}":{number}"#));
         let (held, doubted) = (number("h", self.held_until), number("u", self.doubted));
-        let rechecks = (self.rechecked > 0).then(|| format!(r#""k":[{},"",0]"#, self.rechecked));
-        let fields = [tags, held, doubted, rechecks, number("n", self.failures.into())];
+        let fields = [tags, held, doubted, number("n", self.failures.into())];
         format!("{{{}}}", fields.into_iter().flatten().collect::<Vec<_>>().join(","))
     }
 
@@ -215,15 +212,8 @@ pub fn release(entry: &str, token: &str, attempt: Option<&Attempt>) -> Call {
     stored(Script::Release, entry, &[&token, &packed, &note, &OUTLIVES])
 }
 
-/// `Store::commit` of a fetch that `began` then, of an entry that is rechecked for so long after an invalidation.
-pub fn commit(
-    entry: &str,
-    token: &str,
-    json: &str,
-    attempt: &Attempt,
-    (began, rechecked_for): (i64, i64),
-    versions: Versions,
-) -> Call {
+/// `Store::commit`.
+pub fn commit(entry: &str, token: &str, json: &str, attempt: &Attempt, began: i64, versions: Versions) -> Call {
     let (hash, look) = (format!("h{json}"), u8::from(versions.look));
     let (packed, note, version) = (attempt.packed(), attempt.note(), attempt.version());
     stored(
@@ -244,7 +234,6 @@ pub fn commit(
             &version,
             &versions.patience(),
             &look,
-            &rechecked_for,
         ],
     )
 }
@@ -256,7 +245,7 @@ pub fn extend(
     before: i64,
     attempt: &Attempt,
     asked: bool,
-    (began, rechecked_for): (i64, i64),
+    began: i64,
     versions: Versions,
 ) -> Call {
     let (unasked, look) = (u8::from(!asked), u8::from(versions.look));
@@ -275,19 +264,12 @@ pub fn extend(
             &began,
             &versions.patience(),
             &look,
-            &rechecked_for,
         ],
     )
 }
 
 /// `Store::gone`.
-pub fn gone(
-    entry: &str,
-    token: &str,
-    attempt: &Attempt,
-    (began, rechecked_for): (i64, i64),
-    versions: Versions,
-) -> Call {
+pub fn gone(entry: &str, token: &str, attempt: &Attempt, began: i64, versions: Versions) -> Call {
     let look = u8::from(versions.look);
     stored(
         Script::Gone,
@@ -303,7 +285,6 @@ pub fn gone(
             &began,
             &versions.patience(),
             &look,
-            &rechecked_for,
         ],
     )
 }
@@ -319,22 +300,14 @@ pub fn extend_held(entry: &str, time: i64) -> Call {
 }
 
 /// `Store::invalidate_on` of a doubt after a gap.
-pub fn doubt(entry: &str, at: i64, pauses: (i64, i64), rechecked_for: i64) -> Call {
-    let mut call = invalidate(entry, at, false, pauses, REMEMBERED, "", rechecked_for);
+pub fn doubt(entry: &str, at: i64, pauses: (i64, i64)) -> Call {
+    let mut call = invalidate(entry, at, false, pauses, REMEMBERED, "");
     call.args[9] = "1".to_owned();
     call
 }
 
 /// `Store::invalidate_on`; `pauses` are zero in `Store::fence`. `version` is `''`, a number or `any`.
-pub fn invalidate(
-    entry: &str,
-    at: i64,
-    evict: bool,
-    pauses: (i64, i64),
-    remembered: i64,
-    version: &str,
-    rechecked_for: i64,
-) -> Call {
+pub fn invalidate(entry: &str, at: i64, evict: bool, pauses: (i64, i64), remembered: i64, version: &str) -> Call {
     let removal = if evict { "e" } else { "r" };
     stored(
         Script::Invalidate,
@@ -350,7 +323,6 @@ pub fn invalidate(
             &remembered,
             &version,
             &0,
-            &rechecked_for,
         ],
     )
 }

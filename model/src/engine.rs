@@ -44,7 +44,6 @@ pub struct Meta {
     pub failures: u32,
     pub held_until: i64,
     pub doubted: i64,
-    pub rechecked: i64,
 }
 
 /// A score, as `score.lua` reads it.
@@ -135,7 +134,6 @@ impl Engine {
                 failures: u32::try_from(noted(r#""n":"#)).unwrap_or(0),
                 held_until: noted(r#""h":"#),
                 doubted: noted(r#""u":"#),
-                rechecked: noted(r#""k":["#),
             }
         });
         self.codecs.metas.borrow_mut().insert(packed.to_owned(), meta.clone());

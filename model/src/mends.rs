@@ -4,7 +4,7 @@
 use crate::engine::Engine;
 use crate::explorer::{Bounds, Failure, search};
 use crate::limits;
-use crate::properties::{BOUNDED, BUDGET, CONTRACT, COUNTED, STARVED, STAYS, WANTED};
+use crate::properties::{BOUNDED, BUDGET, CONTRACT, COUNTED, FRESH_AT_LAST, NOT_READABLE, STARVED, STAYS};
 use crate::scenarios::{ALL, Scenario};
 use crate::scripts::Mutant;
 use crate::storms::Storm;
@@ -77,7 +77,7 @@ pub const MENDS: &[Mend] = &[
         what: "An invalidation by a tag passes over what a service loaded.",
         revert: Revert::Caller(Rule::Loaded),
         search: Search::Scenario("loads under a tag"),
-        property: WANTED,
+        property: NOT_READABLE,
     },
     Mend {
         what: "A load that began before workers asked for loads is not tracked, and no search finds it.",
@@ -87,7 +87,7 @@ pub const MENDS: &[Mend] = &[
             "",
         ),
         search: Search::Scenario("loads under a tag"),
-        property: WANTED,
+        property: FRESH_AT_LAST,
     },
     Mend {
         what: "A fetch writes over a hash or list that another program wrote meanwhile.",

@@ -52,15 +52,11 @@ pub const KILLED: &[Mutant] = mutants! {
         "behind == 1 and invalidated or '0'" => "invalidated or '0'",
         "write_meta(fetched_at, expiry" => "write_meta(string.format('%d', now), expiry",
         "ARGV[2], 'PXAT', expiry)" => "ARGV[2])",
-        "    note, ARGV[12], announced, announced_at),\n  'PXAT', string.format('%d', pxat + tonumber(ARGV[7])))"
-            => "    note, ARGV[12], announced, announced_at))",
+        "    ARGV[6], ARGV[12], announced, announced_at),\n  'PXAT', string.format('%d', pxat + tonumber(ARGV[7])))"
+            => "    ARGV[6], ARGV[12], announced, announced_at))",
         "redis.call('DEL', KEYS[2])\nreturn {'done'" => "return {'done'",
-        "with_late_rechecks(ARGV[6], fetched_at, ARGV[15], invalidated, known)" => "ARGV[6], 0",
-        "tonumber(announced_at) or 0, rechecked}" => "tonumber(announced_at) or 0, 0}",
     ]
     "store/lua/extend.lua": [
-        "with_late_rechecks(ARGV[5], began, ARGV[12], invalidated, known)" => "ARGV[5], 0",
-        "tonumber(announced_at) or 0, rechecked}" => "tonumber(announced_at) or 0, 0}",
         "if objection then return objection end" => "",
         "own_expiry ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3])" => "own_expiry ~= ARGV[3]",
         "  or (unasked and invalidated ~= '0')" => " ",
@@ -125,15 +121,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "else note = with_doubt(note, doubt and at or '') end" => "else note = with_doubt(note, at) end",
         "and not (doubt and held_until > now)" => "",
         "    released = held_until\n" => "",
-        "if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50, 0, 0} end" => "",
-        "fetched < S + within and" => "false and",
-        "(pxat ~= -2 or own_expiry == '0')" => "pxat ~= -2",
-        "since < S and tonumber(invalidated) < S" => "false",
-        "    invalidated = at\n  elseif is_new" => "  elseif is_new",
-        "if is_new and (later or invalidated ~= '0') then" => "if false then",
-        "version, announced, announced_at), 'KEEPTTL')" => "version, announced, announced_at))",
-        "if since == S and flags >= 32 then rechecked = fetched end" => "",
-        "if later and mark == LOAD and tonumber(lease_fetched_at) < S + within then due = 2 end" => "",
+        "if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50, 0} end" => "",
     ]
     "store/lua/guard.lua": [
         "guard.since > 0 and 86520000 or 120000" => "120000",
@@ -193,9 +181,6 @@ pub const KILLED: &[Mutant] = mutants! {
     "store/lua/meta.lua": [
         "return #a < #b or #a == #b and a < b" => "return a < b and #a <= #b and false",
         "if has_value and lower(version, stored) then" => "if false then",
-        "or began >= S + tonumber(within) or" => "or",
-        "or since >= S or doubt" => "or doubt",
-        "'{\"k\":[%.0f,\"\",%d]', S, flags)" => "'{\"k\":[%.0f,\"\",%d]', S + 1, flags)",
         "now < since + tonumber(patience)" => "false",
         "if fetched_at == '' then fetched_at = validated_at end" => "",
         "match(note, '\"u\":(%d+)') == invalidated" => "false",
@@ -255,9 +240,6 @@ pub const KILLED: &[Mutant] = mutants! {
         "move = how ~= 'there'" => "move = true",
         "elseif how ~= 'keep' then" => "else",
         "local of = weaker and before or trigger" => "local of = trigger",
-        "and not (trigger == 5 and before == 2)" => "",
-        "trigger == 5 and of or trigger, earliest)" => "trigger, earliest)",
-        " or trigger == 5 and state == 'running'" => "",
         "move = priority > 0 or at < old_at or (stronger and at <= now)" => "move = priority > 0 or at < old_at",
         "override and (state == 'running' or held < priority)" => "override and held < priority",
         "or before == 5 and trigger ~= 5" => "",

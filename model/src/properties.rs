@@ -29,8 +29,6 @@ pub const OPEN: &str = "a handled refresh stays noted until a fetch answers it";
 pub const WANTED: &str = "nothing wanted leaves the agenda";
 /// The agenda keeps what services write.
 pub const STAYS: &str = "an entry that a service writes stays on the agenda";
-/// A fetch that an invalidation did not reach in time may have had an old answer.
-pub const RECHECKED: &str = "what was fetched before a later message was handled is rechecked";
 /// An announced version is waited for.
 pub const ANNOUNCED: &str = "an announced version is waited for";
 /// A value that a service writes stays.
@@ -239,12 +237,6 @@ pub fn settle(engine: &Engine, world: &World) -> Step {
         let is_old =
             known.handled.iter().filter(same).any(|handled| handled.forbids(&world, (writer, content), at, epoch));
         let is_held = world.job.held && known.missing;
-        let meta = world.meta(engine, entry).filter(|meta| meta.own_expiry == world.expiry(entry) && world.epoch == 0);
-        if meta.is_some_and(|meta| meta.rechecked + calls::RECHECK > meta.fetched_at && meta.rechecked > 0)
-            && !known.dead
-        {
-            return violated(RECHECKED, format!("{name} was not fetched again:\n{world}"));
-        }
         if matches!(writer, 'c' | 'l') && is_old && !known.dead && !is_held {
             return violated(FRESH_AT_LAST, format!("{} still has content {content}:\n{world}", name));
         }

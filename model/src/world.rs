@@ -97,13 +97,6 @@ pub struct Job {
     pub without: Option<Rule>,
 }
 
-impl Job {
-    /// Returns the time of the last recheck after an invalidation (ms; 0 for none).
-    pub fn rechecked_for(&self) -> i64 {
-        if self.recheck && !self.paid { calls::RECHECK } else { 0 }
-    }
-}
-
 /// An invalidation that was handled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Handled {

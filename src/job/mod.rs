@@ -122,11 +122,6 @@ impl Job {
         self.sources.first().is_some_and(|source| source.properties().may_lag)
     }
 
-    /// Returns the time of the last recheck after an invalidation; zero if its source cannot lag, or none is asked for.
-    pub fn rechecked_for(&self) -> Duration {
-        self.warm.recheck.last().copied().filter(|_| self.may_lag()).unwrap_or_default()
-    }
-
     /// Returns whether a fetch may cost money, from any of the sources.
     pub fn is_paid_for(&self) -> bool {
         self.sources.iter().any(|source| source.properties().costs_money)

@@ -40,9 +40,6 @@ pub enum Written {
         changed: bool,
         /// A higher version was announced.
         behind: Option<Behind>,
-        /// The time of an invalidation that came during the fetch and that the fetch did not know of: the metadata note
-        /// its rechecks.
-        late: Option<RedisTime>,
     },
     /// The answer's version is lower than that of the present value, which stays; the lease is kept.
     Older {
@@ -114,7 +111,6 @@ impl Store {
             .arg(last_attempt.version.map(|version| version.to_string()).unwrap_or_default())
             .arg(patience(lease))
             .arg(u8::from(lease.versions.look))
-            .arg(millis(lease.rechecked_for))
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -170,7 +166,6 @@ impl Store {
             .arg(lease.fetched_at)
             .arg(patience(lease))
             .arg(u8::from(lease.versions.look))
-            .arg(millis(lease.rechecked_for))
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -193,7 +188,6 @@ impl Store {
             .arg(lease.fetched_at)
             .arg(patience(lease))
             .arg(u8::from(lease.versions.look))
-            .arg(millis(lease.rechecked_for))
             .invoke_async(&mut self.redis.clone())
             .await?;
         written(reply)
@@ -264,7 +258,6 @@ fn written(reply: Vec<redis::Value>) -> RedisResult<Written> {
                 0 => None,
                 how => Some(Behind { since: time(5)?, waits: how == 1 }),
             },
-            late: Some(time(6)?).filter(|at| *at > RedisTime::ZERO),
         },
         "older" => {
             Written::Older { stored: version()?, invalidated: Some(time(2)?).filter(|at| *at > RedisTime::ZERO) }

@@ -30,8 +30,7 @@ pub struct Invalidated {
     pub due: bool,
     /// The fetch that was fenced is a service's load, which is not begun anew.
     pub loading: bool,
-    /// Nothing is known of the entry: no value, no fetch, no metadata; or only a service's load that began after the
-    /// invalidation.
+    /// Nothing is known of the entry: no value, no fetch, no metadata.
     pub unknown: bool,
     /// A value was removed.
     pub removed: bool,
@@ -39,9 +38,6 @@ pub struct Invalidated {
     pub was_held: bool,
     /// Nothing was done: a storm is on, and a fetch for the last invalidation is under way. Come again after this time.
     pub debounced: Option<Duration>,
-    /// When the value was fetched, if that was after the invalidation and the metadata note its rechecks, which are to
-    /// be on the agenda.
-    pub rechecked: Option<RedisTime>,
 }
 
 /// The terms of an invalidation.
@@ -55,19 +51,11 @@ pub struct Terms {
     pub remembered: Duration,
     /// It is a doubt after a gap, and does not end a value that the guard of its job holds back.
     pub is_doubt: bool,
-    /// The time of the last recheck after it; zero for none.
-    pub rechecked_for: Duration,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self {
-            version: Announced::None,
-            is_paid_for: false,
-            remembered: Duration::from_secs(60),
-            is_doubt: false,
-            rechecked_for: Duration::ZERO,
-        }
+        Self { version: Announced::None, is_paid_for: false, remembered: Duration::from_secs(60), is_doubt: false }
     }
 }
 
@@ -112,7 +100,7 @@ impl Store {
         terms: Terms,
         (pause, pause_in_storm): (Duration, Duration),
     ) -> RedisResult<Invalidated> {
-        let (fenced, due, removed, wait, held_until, rechecked): (u8, u8, u8, u64, RedisTime, RedisTime) = self
+        let (fenced, due, removed, wait, held_until): (u8, u8, u8, u64, RedisTime) = self
             .call(&INVALIDATE, key)
             .arg(at)
             .arg(removal.as_str())
@@ -128,15 +116,12 @@ impl Store {
                 Announced::Any => "any".to_owned(),
             })
             .arg(u8::from(terms.is_doubt))
-            .arg(millis(terms.rechecked_for))
             .invoke_async(&mut self.redis.clone())
             .await?;
         let unknown = due == 2;
         let debounced = (wait > 0).then(|| Duration::from_millis(wait));
         let (loading, due) = (due == 3, due == 1 || due == 3);
         let was_held = held_until > RedisTime::ZERO;
-        let rechecked = Some(rechecked).filter(|at| *at > RedisTime::ZERO);
-        let (fenced, removed) = (fenced == 1, removed == 1);
-        Ok(Invalidated { fenced, due, loading, unknown, removed, was_held, debounced, rechecked })
+        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, was_held, debounced })
     }
 }

@@ -151,8 +151,6 @@ pub struct Lease {
     pub before: Snapshot,
     /// The rule for versions of its answer; the default is for jobs without versions.
     pub versions: Versions,
-    /// The time of the last recheck after an invalidation; zero for a job without rechecks.
-    pub rechecked_for: Duration,
 }
 
 /// The rule for the version of an answer: see `judge` in `lua/meta.lua`.
@@ -406,7 +404,6 @@ fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) ->
             time,
             before: Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) },
             versions: Versions::default(),
-            rechecked_for: Duration::ZERO,
         })),
     })
 }
@@ -436,7 +433,6 @@ mod tests {
             time: second * 10,
             before: Snapshot { expiry: Expiry::Absent, meta: None },
             versions: Versions::default(),
-            rechecked_for: Duration::ZERO,
         };
         // It began six seconds ago, and was renewed after two; that is heard only now.
         let mut late = lease(second * 3);

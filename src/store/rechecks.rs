@@ -30,8 +30,7 @@ pub struct Rechecks {
     doubled: bool,
 }
 
-/// The form in metadata: since, before, and the flags as bits. The bit 32 is of `invalidate.lua`, which noted the
-/// rechecks of an invalidation that came late; it is dropped with the next fetch. Earlier builds ignore it.
+/// The form in metadata: since, before, and the flags as bits.
 #[derive(Serialize, Deserialize)]
 struct Packed(RedisTime, String, u8);
 

@@ -209,10 +209,7 @@ impl Attempt<'_> {
     /// Returns the answer of a source. If an input is gone, so is the entry, and none is asked.
     async fn answer(&mut self, lease: &mut Lease, known: Option<&Validators>) -> Step<Answer> {
         // No version is waited for then.
-        (lease.versions, lease.rechecked_for) = match self.gone_input {
-            Some(_) => (Versions::default(), Duration::ZERO),
-            None => (self.versions(), self.job.rechecked_for()),
-        };
+        lease.versions = if self.gone_input.is_some() { Versions::default() } else { self.versions() };
         if self.gone_input.is_none() {
             return self.fetch(lease, known).await;
         }

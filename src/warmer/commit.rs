@@ -17,7 +17,7 @@ use crate::entry::{EntryKey, Outcome, Recheck, Trigger, hash};
 use crate::job::Job;
 use crate::redis::RedisTime;
 use crate::source::Answer;
-use crate::store::{Expiry, LastAttempt, Lease, META_OUTLIVES, Meta, Rechecks, Removal, Written};
+use crate::store::{Expiry, LastAttempt, Lease, META_OUTLIVES, Meta, Removal, Written};
 
 impl Attempt<'_> {
     /// Returns the first round under a lease.
@@ -51,7 +51,7 @@ impl Attempt<'_> {
         answer: &Answer,
         known: Option<Validators>,
     ) -> Step<Option<Ending>> {
-        let mut last_attempt = self.last_attempt(lease, round, answer, known).await?;
+        let last_attempt = self.last_attempt(lease, round, answer, known).await?;
         if let Answer::Gone = answer {
             self.guard_removal(lease, round).await?;
         }
@@ -62,14 +62,11 @@ impl Attempt<'_> {
             // The lease has ended with the commit, or was lost before.
             self.token = None;
         }
-        if let Written::Done { late: Some(at), .. } = written {
-            last_attempt.rechecks = Some(Rechecks::new(at, String::new(), false));
-        }
         Ok(match written {
             Written::Done { changed, .. } if last_attempt.outcome == Some(Outcome::Gone) => {
                 Some(self.gone(lease, last_attempt, changed).await?)
             }
-            Written::Done { expiry, changed, behind, .. } => {
+            Written::Done { expiry, changed, behind } => {
                 let ending = self.committed(lease, round, answer, &last_attempt, expiry, changed).await?;
                 Some(match behind {
                     Some(behind) => self.stored_behind(lease, ending, last_attempt.version, behind),

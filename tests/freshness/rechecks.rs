@@ -2,15 +2,11 @@
 
 use std::time::Duration;
 
-use samovar::agenda::When;
 use samovar::entry::Trigger;
-use samovar::protocol::Message;
-use samovar::redis::RedisTime;
-use samovar::store::{LastAttempt, Rechecks, Removal, Terms, Written};
 use serde_json::{Value, json};
 
 use super::LONG;
-use super::support::{Art, Parts, Reply, TestRedis, art, both, eventually, job, publish, version, worker};
+use super::support::{Art, Parts, Reply, art, both, eventually, publish, version, worker};
 
 /// Answers of `/art/a` in turn, each with an `ETag` of its own; the last one stays.
 fn versions(all: &[u64]) -> Vec<Reply> {
@@ -255,73 +251,4 @@ async fn a_recheck_refreshes_nothing_for_a_job_without_refreshes() {
     redis.ask::<()>(&["DEL", "samovar:paused:{art}"]).await;
     eventually("it is off the agenda", async || parts.score("a").await.is_none()).await;
     assert_eq!(upstream.calls("/art/a"), 2);
-}
-
-/// A fetch for another reason comes between a refresh and its handling, and its upstream still lags.
-#[tokio::test]
-async fn a_value_fetched_before_a_late_refresh_is_rechecked() {
-    let (redis, upstream) = both().await;
-    upstream.on_each("/art/a", versions(&[1, 1, 2, 3]));
-    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"1s\", \"3s\"]").folder();
-    let parts = Parts::of(&redis).await;
-    let _worker = worker(&redis, &jobs);
-    version(&redis, "a", 1).await;
-    let at = parts.now().await;
-    parts.next_instant().await;
-    parts.agenda.put(&job(), &[art("a")], When::Urgent, Trigger::Manual).await.unwrap();
-    eventually("it is fetched again", async || parts.meta("a").await.unwrap().fetched_at > at).await;
-    let refresh = Message::parse(r#"{"keys": ["art:a"]}"#).unwrap();
-    for _ in 0..2 {
-        parts.invalidator(&jobs).handle(&refresh, at).await.unwrap();
-    }
-    version(&redis, "a", 3).await;
-    let done = async || parts.meta("a").await.unwrap().last_attempt.rechecks.is_none();
-    eventually("both rechecks were made", done).await;
-    parts.invalidator(&jobs).handle(&refresh, at).await.unwrap();
-    assert!(done().await, "handled again, it costs nothing");
-    assert_eq!(upstream.calls("/art/a"), 4);
-}
-
-#[tokio::test]
-async fn a_late_message_adds_only_rechecks_that_are_to_come() {
-    let redis = TestRedis::start().await;
-    let parts = Parts::of(&redis).await;
-    let (store, key) = (&parts.store, art("a"));
-    let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
-    let terms = Terms { rechecked_for: Duration::from_secs(30), ..Terms::default() };
-    let last_attempt = LastAttempt { tags: vec!["\"k\":[1,".into()], ..LastAttempt::default() };
-    let committed = async || {
-        let lease = parts.lease("a", minute).await;
-        store.commit(&key, &lease, "1", minute, &last_attempt).await.unwrap();
-        lease.fetched_at
-    };
-    let rechecks = async || parts.meta("a").await.unwrap().last_attempt.rechecks;
-    let handled = async |at: RedisTime, removal| store.invalidate_on(&key, at, removal, terms).await.unwrap().rechecked;
-    let fetched_at = committed().await;
-    let before = |time| RedisTime::from_millis(fetched_at.as_millis() - i64::from(time));
-    assert_eq!((handled(before(30_000), Removal::Refresh).await, rechecks().await), (None, None), "none is to come");
-    for (ago, removal) in [(29_999, Removal::Refresh), (5_000, Removal::Evict), (1, Removal::Refresh)] {
-        for _ in 0..2 {
-            assert_eq!(handled(before(ago), removal).await, Some(fetched_at), "{ago} ms before");
-        }
-        let expected = Rechecks::new(before(ago), String::new(), false);
-        assert_eq!(rechecks().await, Some(expected), "those of an earlier one are replaced: {ago}");
-    }
-    assert_eq!(handled(before(5_000), Removal::Refresh).await, None, "a later one has rechecks");
-    let meta = parts.meta("a").await.unwrap();
-    assert_eq!((meta.last_attempt.tags, meta.invalidated), (last_attempt.tags.clone(), None));
-
-    // Its commit knows nothing of a message that comes while the fetch is under way, and was published before.
-    let at = parts.now().await;
-    parts.next_instant().await;
-    let mut lease = parts.lease("a", minute).await;
-    lease.rechecked_for = terms.rechecked_for;
-    let during = store.invalidate_on(&key, at, Removal::Refresh, terms).await.unwrap();
-    assert_eq!((during.fenced, during.due, during.rechecked), (false, false, None));
-    match store.commit(&key, &lease, "2", minute, &last_attempt).await.unwrap() {
-        Written::Done { late, .. } => assert_eq!(late, Some(at)),
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(rechecks().await, Some(Rechecks::new(at, String::new(), false)));
-    assert_eq!(rechecks().await.unwrap().next(&[second], lease.fetched_at), Some(at + second));
 }

@@ -1,7 +1,6 @@
 //! The contracts in the headers of scripts, as code that reads the keys before and after.
 
 mod agenda;
-mod rechecks;
 
 use super::{CONTRACT, SCRIPT_FAILS, TOLD};
 use crate::calls::{self, Call};
@@ -27,31 +26,12 @@ pub(crate) fn after_script(engine: &Engine, before: &Db, after: &Db, call: &Call
     keeps_foreign(before, after, call)?;
     match call.script {
         Script::Lease => lease(engine, before, after, call, reply),
-        Script::Commit | Script::Extend | Script::Gone => {
-            fenced(engine, before, after, call, reply)?;
-            let began = call.args[match call.script {
-                Script::Commit => 10,
-                Script::Extend => 8,
-                _ => 7,
-            }]
-            .parse()
-            .unwrap_or(0);
-            match reply.part(0).text().as_str() {
-                "done" => rechecks::written(engine, before, after, call, reply, began),
-                _ => Ok(()),
-            }
-        }
+        Script::Commit | Script::Extend | Script::Gone => fenced(engine, before, after, call, reply),
         Script::Release => {
             fenced(engine, before, after, call, reply)?;
             release(engine, before, after, call, reply)
         }
-        Script::Invalidate => {
-            invalidate(engine, before, after, call, reply)?;
-            match reply.part(3).int() {
-                0 => rechecks::invalidated(engine, before, after, call, reply),
-                _ => Ok(()),
-            }
-        }
+        Script::Invalidate => invalidate(engine, before, after, call, reply),
         Script::ExtendStale => extend_stale(engine, before, after, call, reply),
         Script::Stamp | Script::StampUnknown => stamp(before, after, call, reply),
         Script::ReadUnknown => read_unknown(before, call, reply),

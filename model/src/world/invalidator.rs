@@ -22,8 +22,6 @@ enum Todo {
     Recover(usize),
     /// The entry has no value: a recheck follows.
     Keep(usize),
-    /// The rechecks of a value that was fetched before the message was handled.
-    Recheck(usize),
     Stamp,
     StampUnknown,
     /// The entries under the tag.
@@ -164,9 +162,6 @@ impl World {
             Todo::Keep(entry) => {
                 self.run(engine, &calls::due("keep", 5, at + RECHECK, &[ENTRIES[entry]]))?;
             }
-            Todo::Recheck(entry) => {
-                self.run(engine, &calls::due("due", 5, at + RECHECK, &[ENTRIES[entry]]))?;
-            }
             Todo::Stamp => {
                 let is_known = self.run(engine, &calls::stamp(at, evict))?.int() == 1;
                 message.todo.push(if is_known { Todo::Read } else { Todo::StampUnknown });
@@ -252,10 +247,9 @@ impl World {
         let (at, evict) = (message.at.0, message.evict);
         let pauses = if self.job.paid { PAUSE } else { (PAUSE.0, PAUSE.0) };
         let (was_there, before) = (self.readable(entry), self.meta(engine, entry));
-        let within = self.job.rechecked_for();
         let call = match message.doubt {
-            true => calls::doubt(ENTRIES[entry], at, pauses, within),
-            false => calls::invalidate(ENTRIES[entry], at, evict, pauses, REMEMBERED, &message.version, within),
+            true => calls::doubt(ENTRIES[entry], at, pauses),
+            false => calls::invalidate(ENTRIES[entry], at, evict, pauses, REMEMBERED, &message.version),
         };
         let reply = self.run(engine, &call)?;
         let [fenced, due, removed, wait] = [0, 1, 2, 3].map(|n| reply.part(n).int());
@@ -293,9 +287,6 @@ impl World {
         }
         if self.expiry(entry) == -2 {
             self.known[entry].held = 0;
-        }
-        if reply.part(5).int() > 0 {
-            next.push(Todo::Recheck(entry));
         }
         if evict {
             if removed == 1 || fenced == 1 || due == 2 {

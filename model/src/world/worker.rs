@@ -183,24 +183,7 @@ pub(super) fn keep(expiry: i64) -> Next {
     if expiry > 0 { Next::At(expiry - AHEAD) } else { Next::Out }
 }
 
-/// Returns the recheck that follows a fetch at `fetched_at`, of those that count since `since`.
-pub(super) fn next_recheck(since: i64, fetched_at: i64) -> Option<Next> {
-    let at = since + calls::RECHECK;
-    (since > 0 && at > fetched_at).then_some(Next::Recheck(at))
-}
-
 impl Lease {
-    /// Returns since when the rechecks count that follow its answer; 0 for none.
-    pub(super) fn rechecked(&self) -> i64 {
-        let before = self.before.as_ref();
-        let since = match self.trigger {
-            1 if self.rounds > 0 => self.fetched_at,
-            1 => before.map_or(self.fetched_at, |meta| meta.invalidated.min(self.fetched_at)),
-            _ => before.map_or(0, |meta| meta.rechecked),
-        };
-        if next_recheck(since, self.fetched_at).is_some() { since } else { 0 }
-    }
-
     /// Returns true if there was a value.
     pub(super) fn has_value(&self) -> bool {
         self.before_expiry != -2
@@ -258,7 +241,7 @@ impl World {
             Stage::Fetched(answer) => self.index(engine, &task, answer, how)?,
             Stage::Tagged(answer, stamp) => self.read_stamps(engine, &task, answer, &stamp, how)?,
             Stage::Fence(answer, at, evict) => {
-                self.run(engine, &calls::invalidate(ENTRIES[task.entry], at, evict, (0, 0), REMEMBERED, "", 0))?;
+                self.run(engine, &calls::invalidate(ENTRIES[task.entry], at, evict, (0, 0), REMEMBERED, ""))?;
                 if how == How::Lost { Stage::Fetched(answer) } else { Stage::Ready(answer) }
             }
             Stage::Ready(answer) => return self.write(engine, worker, task, answer, how),
@@ -279,7 +262,7 @@ impl World {
                 if let Some(stamp) = self.tag_again(engine, task.entry)? {
                     self.run(
                         engine,
-                        &calls::invalidate(ENTRIES[task.entry], stamp.0, stamp.1, (0, 0), REMEMBERED, "", 0),
+                        &calls::invalidate(ENTRIES[task.entry], stamp.0, stamp.1, (0, 0), REMEMBERED, ""),
                     )?;
                 }
                 self.run(engine, &calls::extend_stale(ENTRIES[task.entry], wait + LEASE))?;
@@ -353,11 +336,7 @@ impl World {
         }
         task.stage = match what.as_str() {
             "busy" => Stage::Ended(BUSY, Next::In(number.clamp(0, SHORT_WAIT))),
-            "fresh" => {
-                let meta = engine.meta(&reply.part(3).text());
-                let next = meta.and_then(|meta| next_recheck(meta.rechecked, meta.fetched_at));
-                Stage::Ended(UNCHANGED, next.unwrap_or_else(|| keep(expiry)))
-            }
+            "fresh" => Stage::Ended(UNCHANGED, keep(expiry)),
             "absent" => Stage::Ended(UNCHANGED, Next::Out),
             "wrongtype" => Stage::Ended(FAILED, Next::Dead),
             "leased" => {
@@ -548,8 +527,7 @@ impl World {
     pub(crate) fn rescue(&mut self, engine: &Engine) -> Step {
         let Some((entry, token, crashes)) = self.orphans.pop() else { return Ok(()) };
         let began = self.now();
-        let rechecked = self.meta(engine, entry).map_or(0, |meta| meta.rechecked);
-        let attempt = Attempt { outcome: FAILED, began, crashes: crashes + 1, rechecked, ..Attempt::default() };
+        let attempt = Attempt { outcome: FAILED, began, crashes: crashes + 1, ..Attempt::default() };
         self.run(engine, &calls::release(ENTRIES[entry], &token, Some(&attempt)))?;
         Ok(())
     }

@@ -4,8 +4,6 @@
 -- A running entry that is made due again is due a millisecond later, and no call brings it forward by that. Taken again
 -- in the millisecond in which it was taken, it could have the same score, and the first worker would end the second's
 -- work.
--- A recheck takes the place of the end of a TTL, which follows it. A running entry gets one as well: its worker may
--- have written the value before the recheck was noted.
 -- KEYS  1 agenda
 -- ARGV  1 how: 'urgent' now, before all else
 --             'bulk' before all that is merely due; in order of ARGV 3
@@ -49,7 +47,7 @@ for i, entry in ipairs(entries) do
   elseif how ~= 'keep' then
     local old = tonumber(scores[i])
     local old_at, state, before, held = decode(old)
-    local weaker = strength[trigger] < strength[before] and not (trigger == 5 and before == 2)
+    local weaker = strength[trigger] < strength[before]
     local stronger = strength[trigger] > strength[before]
     local of = weaker and before or trigger
     local earliest = (state == 'running' or old_at == now + 1) and now + 1 or 0
@@ -66,10 +64,10 @@ for i, entry in ipairs(entries) do
     else
       -- An entry whose input changes while it is made is made again with the same priority.
       local keeps = how == 'there' and held > 0
-      as = score(how == 'urgent' or keeps and held == 2, keeps, trigger == 5 and of or trigger, earliest)
+      as = score(how == 'urgent' or keeps and held == 2, keeps, trigger, earliest)
       -- A recheck, and a look whether it is still read (expiry), may fetch nothing.
       move = override and (state == 'running' or held < priority) or before == 5 and trigger ~= 5
-        or before == 2 and priority > 0 or trigger == 5 and state == 'running'
+        or before == 2 and priority > 0
     end
   end
   if move then

@@ -6,17 +6,15 @@
 --       6 how long metadata outlives the value (ms)  7 how long a renewed lease holds (ms)
 --       8 '1': nobody was asked, so it answers no invalidation that came since, not even one older than the lease
 --       9 when the fetch began (ms)  10 patience  11 look (meta.lua, judge)
---       12 the time of the last recheck after an invalidation (ms; 0: none)
 -- Returns the fence's objection (fence.lua)
 --       | {'foreign'}, lease kept: the value is gone, somebody else's, or invalidated
 --       | the objection to its version (meta.lua, judge), lease kept
---       | {'done', now, PEXPIRETIME, 0, how far it is behind (judge), since when that version was announced,
---         since when it has rechecks that the note did not ask for (meta.lua, with_late_rechecks)}
+--       | {'done', now, PEXPIRETIME, 0, how far it is behind (judge), since when that version was announced}
 local there = redis.call('MGET', KEYS[2], KEYS[3])
 local objection, now, began = fence(KEYS[2], there[1], ARGV[1], ARGV[7], ARGV[9])
 if objection then return objection end
 local unasked = ARGV[8] == '1'
-local _, own_expiry, invalidated, _, hash, _, fetched_at, content_since, known, version, announced, announced_at =
+local _, own_expiry, invalidated, _, hash, _, fetched_at, content_since, _, version, announced, announced_at =
   read_meta(there[2])
 if own_expiry ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3])
   or (unasked and invalidated ~= '0') or redis.call('TYPE', KEYS[1]).ok ~= 'string' then
@@ -26,13 +24,12 @@ local refused, behind = judge(
   version, true, version, announced, announced_at, invalidated, ARGV[10], ARGV[11], now)
 if refused then return refused end
 if behind == 0 then announced, announced_at = '', '' end
-local note, rechecked = with_late_rechecks(ARGV[5], began, ARGV[12], invalidated, known)
 local pxat = now + tonumber(ARGV[2])
 local expiry = string.format('%d', pxat)
 redis.call('PEXPIREAT', KEYS[1], expiry)
 redis.call('SET', KEYS[3],
-  write_meta(began, expiry, '0', '0', hash, ARGV[4], unasked and fetched_at or began, content_since, note,
+  write_meta(began, expiry, '0', '0', hash, ARGV[4], unasked and fetched_at or began, content_since, ARGV[5],
     version, announced, announced_at),
   'PXAT', string.format('%d', pxat + tonumber(ARGV[6])))
 redis.call('DEL', KEYS[2])
-return {'done', now, pxat, 0, behind, tonumber(announced_at) or 0, rechecked}
+return {'done', now, pxat, 0, behind, tonumber(announced_at) or 0}

@@ -3,9 +3,6 @@
 -- The lease's record and marks: src/store/lease.rs. lease_record.lua and meta.lua stand before this.
 -- A value that was fetched after S is left alone, so that handling twice, late, or by every worker does no harm. A
 -- fetched_at in the future is by another clock, and counts as older. A value of another type is never removed.
--- A fetch after S that did not know of S may have had an old answer of an upstream that lags. If it began before the
--- last recheck, the rechecks of S are noted with its value. While it is under way, S is noted as open, and its commit
--- notes them (meta.lua, with_late_rechecks).
 -- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (mark '+'),
 -- or shortly after one began; for longer where one failed, whose invalidation is noted and which is tried again. Then
 -- nothing is done, and the caller comes again; so one fetch answers many. A fetched_at later than now is from a clock
@@ -22,21 +19,18 @@
 --       9 the version that it announces ('' none; 'any': a lower version may replace the value as well)
 --      10 '1': a doubt after a gap. It replaces no open invalidation, and does not end a value that the guard of its
 --         job holds back (src/store/guard.rs)
---      11 the time of the last recheck after an invalidation (ms; 0: none)
 -- Returns {1 if a fetch in flight was fenced,
---          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it, or only a service's
---            load that began after S and may bring an old value;
+--          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
 --            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
 --          1 if a value was removed,
 --          ms after which to come again: held off; else 0,
 --          until when the removal of the entry's value was held back, as its metadata say, if it is evicted (ms);
---            also if the value is gone by now; else 0,
---          when the value was fetched whose rechecks are noted, and are to be on the agenda (ms); else 0}
+--            also if the value is gone by now; else 0}
 local S = tonumber(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function before(at) return at <= S or at > now end
-local fenced, due, removed, released, rechecked = 0, 0, 0, 0, 0
+local fenced, due, removed, released = 0, 0, 0, 0
 local refresh = ARGV[2] == REFRESH
 local known = redis.call('MGET', KEYS[2], KEYS[3])
 local token, lease_fetched_at, mark = read_lease(known[1])
@@ -49,7 +43,7 @@ if not validated_at or ARGV[9] == 'any' then version, announced, announced_at = 
 -- One whose patience has ended, and whose invalidation was answered by a lower version.
 if invalidated == '0' then announced, announced_at = '', '' end
 if wanted ~= '' then
-  if ours and pxat ~= -2 and not lower(version, wanted) then return {0, 0, 0, 0, 0, 0} end
+  if ours and pxat ~= -2 and not lower(version, wanted) then return {0, 0, 0, 0, 0} end
   if lower(announced, wanted) then announced = wanted end
   if announced_at == '' then announced_at = string.format('%.0f', S) end
 end
@@ -57,7 +51,7 @@ local fetched = tonumber(fetched_at)
 local pause = tonumber(ARGV[6])
 if refresh and pause > 0 then
   if token then
-    if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50, 0, 0} end
+    if mark == AGAIN and tonumber(lease_fetched_at) <= math.min(S, now) then return {0, 0, 0, 50, 0} end
   elseif validated_at then
     -- Trigger 1: an invalidation. Outcome 7: failed.
     local trigger, _, storm, outcome, began = read_attempt(attempt, note)
@@ -69,7 +63,7 @@ if refresh and pause > 0 then
     elseif before(fetched) and outcome == 7 and began > 0 and began <= now then
       wait = began + 4 * pause - now
     end
-    if wait > 0 then return {0, 0, 0, math.ceil(wait), 0, 0} end
+    if wait > 0 then return {0, 0, 0, math.ceil(wait), 0} end
   end
 end
 -- There is no value, and nothing is known but an invalidation.
@@ -87,7 +81,6 @@ local function remember()
       announced, announced_at),
     'PX', ARGV[8])
 end
-local within = tonumber(ARGV[11])
 local held_until = tonumber(match(note or '', '"h":(%d+)')) or 0
 local later = token and not before(tonumber(lease_fetched_at))
 -- An eviction is told once, and not by each worker that hears it: what was asked for since would leave the agenda.
@@ -140,23 +133,6 @@ elseif old and not blank then
 elseif old then
   if not token then due = 2 end
   remember()
-elseif not doubt and fetched < S + within and (pxat ~= -2 or own_expiry == '0') then
-  -- Own expiry 0: its upstream did not have it.
-  local since, flags = read_rechecks(note)
-  local is_new = since < S and tonumber(invalidated) < S
-  if is_new and (later or invalidated ~= '0') then
-    invalidated = at
-  elseif is_new and not token then
-    -- The flag 32: this script put them there, and may have to say so again.
-    note, flags, since = with_rechecks(note, S, 32), 32, S
-  end
-  if is_new then
-    redis.call('SET', KEYS[3],
-      write_meta(validated_at, own_expiry, invalidated, stale_for, hash, attempt, fetched_at, content_since, note,
-        version, announced, announced_at), 'KEEPTTL')
-  end
-  if since == S and flags >= 32 then rechecked = fetched end
 end
-if later and mark == LOAD and tonumber(lease_fetched_at) < S + within then due = 2 end
 if refresh and fenced == 1 and mark == LOAD then due = 3 end
-return {fenced, due, removed, 0, released, rechecked}
+return {fenced, due, removed, 0, released}

@@ -33,29 +33,6 @@ local function with_doubt(note, at)
   if at == '' or string.sub(note, 1, 1) ~= '{' then return note end
   return '{"u":' .. at .. (note == '{}' and '' or ',') .. string.sub(note, 2)
 end
--- Returns since when the rechecks of a note count (ms; 0: it has none), and their flags (src/store/rechecks.rs).
-local function read_rechecks(note)
-  local since, flags = match(note, '"k":%[(%d+),"[^"]*",(%d+)%]')
-  return tonumber(since) or 0, tonumber(flags) or 0
-end
--- Returns the note with the rechecks of an invalidation at S, and without any other. The content from before S is not
--- known, so no answer is refused.
-local function with_rechecks(note, S, flags)
-  note = string.gsub(note, ',"k":%[[^%]]*%]', '')
-  note = string.gsub(note, '"k":%[[^%]]*%],?', '')
-  if string.sub(note, 1, 1) ~= '{' then return note end
-  return string.format('{"k":[%.0f,"",%d]', S, flags) .. (note == '{}' and '' or ',') .. string.sub(note, 2)
-end
--- Returns the note of a fetch that is written, and since when it has rechecks that the fetch did not ask for (ms; 0: it
--- has none). The fetch began after the open invalidation and did not know of it, so its upstream may have lagged. After
--- a doubt only the last recheck (4) follows, and none if others are open. `invalidated` and `before` are the time and
--- the note in the metadata (nil: none), `within` is the time of the last recheck (ms; 0: none).
-local function with_late_rechecks(note, fetched_at, within, invalidated, before)
-  local S, began = tonumber(invalidated or 0), tonumber(fetched_at)
-  local since, doubt = read_rechecks(note), S > 0 and is_doubt(before, invalidated)
-  if S == 0 or began <= S or began >= S + tonumber(within) or since >= S or doubt and since > 0 then return note, 0 end
-  return with_rechecks(note, S, doubt and 4 or 0), S
-end
 -- Returns true if version a is lower than b; '' is lower than any. Versions are digits without leading zeros, and too
 -- large for doubles.
 local function lower(a, b) return #a < #b or #a == #b and a < b end

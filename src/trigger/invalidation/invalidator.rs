@@ -24,7 +24,7 @@ use crate::popularity::Popularity;
 use crate::protocol::Keys;
 use crate::protocol::{Action, Handled, Message};
 use crate::redis::{Connection, RedisTime, Scan};
-use crate::store::{Rechecks, Removal, Store, Terms};
+use crate::store::{Removal, Store, Terms};
 
 /// Entries whose scripts run at once.
 const ABREAST: usize = 64;
@@ -96,8 +96,6 @@ struct Next<'a> {
     due: BTreeMap<&'a JobName, Vec<EntryKey>>,
     /// The entries that have no value, by job, and by whether the store knew nothing of them.
     absent: BTreeMap<(&'a JobName, bool), Absent<'a>>,
-    /// The entries to recheck, by job and time: they were fetched after the invalidation, and nobody knew of it.
-    rechecks: BTreeMap<(&'a JobName, RedisTime), Vec<EntryKey>>,
 }
 
 impl<'a> Next<'a> {
@@ -108,13 +106,6 @@ impl<'a> Next<'a> {
     fn absent(&mut self, job: &'a Arc<Job>, key: &EntryKey, at: RedisTime, is_unknown: bool) {
         let (_, keys, _) = self.absent.entry((&job.name, is_unknown)).or_insert_with(|| (job, Vec::new(), at));
         keys.push(key.clone());
-    }
-
-    /// Notes the first recheck of an invalidation at `at` that follows a fetch at `fetched_at`.
-    fn recheck(&mut self, job: &'a Job, key: &EntryKey, at: RedisTime, fetched_at: RedisTime) {
-        if let Some(time) = Rechecks::new(at, String::new(), false).next(&job.warm.recheck, fetched_at) {
-            self.rechecks.entry((&job.name, time)).or_default().push(key.clone());
-        }
     }
 }
 
@@ -391,9 +382,6 @@ impl Invalidator {
                 left.debounced.push(Debounced { job, key, at: *at, version: *version, when, wait });
                 continue;
             }
-            if let Some(fetched_at) = result.rechecked {
-                next.recheck(job, key, *at, fetched_at);
-            }
             match removal {
                 // The fetch's own worker fetches again; a service's load does not.
                 Removal::Refresh if result.fenced && !result.loading => {}
@@ -447,9 +435,6 @@ impl Invalidator {
         if left.last.values().map(Vec::len).sum::<usize>() > left.most {
             self.put_last(left, when, action).await?;
         }
-        for ((name, at), entries) in next.rechecks {
-            pass_over(self.agenda.put(name, &entries, When::Due(at), Trigger::Recheck).await, name)?;
-        }
         for ((name, is_unknown), (job, entries, at)) in next.absent {
             if !is_unknown {
                 pass_over(self.agenda.cancel(name, &entries, at).await, name)?;
@@ -479,7 +464,7 @@ fn terms(job: &Job, version: Announced) -> Terms {
     let usual = Terms::default();
     let last = job.warm.recheck.last().copied().unwrap_or_default();
     let remembered = usual.remembered.max(patience).max(last);
-    Terms { version, is_paid_for: job.is_paid_for(), remembered, rechecked_for: job.rechecked_for(), ..usual }
+    Terms { version, is_paid_for: job.is_paid_for(), remembered, ..usual }
 }
 
 /// Returns the trigger of the entries that a message names.

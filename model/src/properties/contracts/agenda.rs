@@ -55,9 +55,7 @@ pub(super) fn due(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step
         if how == "keep" && is != was {
             return wrong("it was there", &old, &new);
         }
-        // A recheck takes the place of the end of a TTL, which follows it.
-        let replaces = |is: &Due| trigger == 5 && is.trigger == 5 && was.trigger == 2 && is.at < was.at;
-        let stays = |is: &Due| strength(is.trigger) >= strength(was.trigger) || replaces(is);
+        let stays = |is: &Due| strength(is.trigger) >= strength(was.trigger);
         let right = match was.state.as_str() {
             _ if how == "keep" => true,
             "urgent" => {
@@ -76,19 +74,16 @@ pub(super) fn due(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step
             "scheduled" => {
                 let anew = strength(trigger) > strength(was.trigger) && at <= now;
                 let expected = if at < was.at || anew { at.max(earliest) } else { was.at };
-                let is_recheck = trigger != 5 || was.trigger != 2 || at >= was.at || is.trigger == 5;
-                is.at == expected && stays(is) && is.state == "scheduled" && is_recheck
+                is.at == expected && stays(is) && is.state == "scheduled"
             }
             state => {
                 let must = override_ && (state == "running" || was.priority < priority)
                     || was.trigger == 5 && trigger != 5
-                    || was.trigger == 2 && priority > 0
-                    || trigger == 5 && state == "running";
+                    || was.trigger == 2 && priority > 0;
                 let kept = how == "there" && was.priority > 0;
                 match must {
                     false => is == was,
                     true if kept => is.state == "urgent" && is.priority == was.priority,
-                    true if trigger == 5 && was.trigger != 2 => *is == Due { trigger: was.trigger, ..placed },
                     true => *is == placed,
                 }
             }

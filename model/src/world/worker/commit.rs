@@ -1,10 +1,9 @@
 //! The commit of an answer, and what follows from each reply (`src/warmer/commit.rs`).
 
 use super::{
-    Answer, DEFERRED, FAILED, FENCED, GONE, How, Lease, Next, ROUNDS, Stage, Task, UNCHANGED, WARMED, keep,
-    next_recheck, pause,
+    Answer, DEFERRED, FAILED, FENCED, GONE, How, Lease, Next, ROUNDS, Stage, Task, UNCHANGED, WARMED, keep, pause,
 };
-use crate::calls::{self, Attempt, Call, LEASE, PATIENCE, RETRY, SHORT_WAIT, TTL, Versions};
+use crate::calls::{self, Attempt, Call, LEASE, PATIENCE, RECHECK, RETRY, SHORT_WAIT, TTL, Versions};
 use crate::commands::Reply;
 use crate::engine::Engine;
 use crate::properties::{self, OVERWRITTEN, SCRIPT_FAILS, VERSION_BACK};
@@ -29,11 +28,6 @@ impl World {
             failures: if failed { before.map_or(0, |meta| meta.failures) + 1 } else { 0 },
             held_until: before.filter(|_| failed && !is_freed).map_or(0, |meta| meta.held_until),
             doubted: before.filter(|_| failed).map_or(0, |meta| meta.doubted),
-            rechecked: match failed {
-                true => before.map_or(0, |meta| meta.rechecked),
-                false if self.job.rechecked_for() > 0 => lease.rechecked(),
-                false => 0,
-            },
             version: match answer {
                 Answer::Value(content) if self.job.versions => Some(content),
                 Answer::Unchanged { .. } => before.and_then(|meta| meta.version),
@@ -42,7 +36,7 @@ impl World {
             ..Attempt::default()
         };
         let versions = Versions { kept: self.job.versions, look: lease.look };
-        let (name, token, began) = (ENTRIES[entry], lease.token.as_str(), (lease.fetched_at, self.job.rechecked_for()));
+        let (name, token, began) = (ENTRIES[entry], lease.token.as_str(), lease.fetched_at);
         if matches!(answer, Answer::Gone(_)) && !lease.may_remove {
             return self.ask_guard(engine, worker, task, how);
         }
@@ -54,7 +48,7 @@ impl World {
             }
             Answer::Gone(_) => calls::gone(name, token, &Attempt { outcome: GONE, ..attempt }, began, versions),
             Answer::Failed => {
-                let attempt = Attempt { outcome: FAILED, began: began.0, trigger: task.trigger, ..attempt.clone() };
+                let attempt = Attempt { outcome: FAILED, began, trigger: task.trigger, ..attempt.clone() };
                 calls::release(name, token, Some(&attempt))
             }
         };
@@ -150,10 +144,7 @@ impl World {
         };
         Ok(match what.as_str() {
             "done" if answer == Answer::Failed => self.failed(task, attempt, &reply.part(1).text(), &lease),
-            "done" if matches!(answer, Answer::Gone(_)) => {
-                let since = if reply.part(6).int() > 0 { reply.part(6).int() } else { attempt.rechecked };
-                Stage::Ended(GONE, next_recheck(since, lease.fetched_at).unwrap_or(Next::Out))
-            }
+            "done" if matches!(answer, Answer::Gone(_)) => Stage::Ended(GONE, Next::Out),
             "done" => self.committed(&lease, attempt, reply),
             "again" => {
                 let begun = reply.part(1).int();
@@ -230,10 +221,8 @@ impl World {
         let next = match reply.part(4).int() {
             1 => Next::In(pause(now - reply.part(5).int())),
             2 => Next::Recheck(now + 5_000),
-            _ => {
-                let since = if reply.part(6).int() > 0 { reply.part(6).int() } else { attempt.rechecked };
-                next_recheck(since, lease.fetched_at).unwrap_or_else(|| keep(reply.part(2).int()))
-            }
+            _ if self.job.recheck && lease.trigger == 1 => Next::Recheck(lease.fetched_at + RECHECK),
+            _ => keep(reply.part(2).int()),
         };
         let had = lease.indexed || lease.before.as_ref().is_some_and(|meta| meta.tagged);
         match had && !attempt.tagged {
