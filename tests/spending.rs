@@ -317,21 +317,6 @@ async fn a_spent_budget_is_told_once_a_window_by_the_whole_fleet() {
     assert_eq!((told("80 % of its budget"), told("is spent: its entries are deferred")), (1, 1));
 }
 
-/// A master of a Cluster that is flushed takes the budget along, and leaves what is to be generated.
-#[tokio::test]
-async fn a_budget_that_redis_lost_begins_anew_at_once() {
-    let (redis, upstream) = both().await;
-    let jobs = stories(&upstream, &["a", "b", "c", "d", "e", "f"], "tokens = \"30/hour\"");
-    let _fleet = [worker(&redis, &jobs), worker(&redis, &jobs)];
-    eventually("the others are deferred", async || {
-        let deferred: Option<u64> = redis.ask(&["HGET", "samovar:stats:{story}", "deferred"]).await;
-        deferred >= Some(4) && upstream.calls(ASKED) == 2
-    })
-    .await;
-    redis.ask::<u64>(&["DEL", "samovar:budget:{openai}", "samovar:marker"]).await;
-    eventually("the new window is used", async || upstream.calls(ASKED) == 4).await;
-}
-
 #[tokio::test]
 async fn requests_of_two_workers_pass_no_budget_together() {
     let (redis, upstream) = both().await;

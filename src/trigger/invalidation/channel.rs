@@ -202,11 +202,7 @@ impl Channel {
             Some(("canary", canary)) => self.gap_detector.heard(canary),
             _ if text == QUEUED_SIGNAL => self.queue.wake(),
             Some((WARMUP_SIGNAL, _)) => self.schedules.notify_one(),
-            _ if text == REVALIDATE_SIGNAL => {
-                // Redis may have lost the upstreams' state as well: what is remembered of it may be wrong.
-                self.gates.keys().for_each(|name| _ = news.try_send(name.clone()));
-                self.revalidator.notify_one();
-            }
+            _ if text == REVALIDATE_SIGNAL => self.revalidator.notify_one(),
             _ => {}
         }
     }
