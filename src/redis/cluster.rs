@@ -79,7 +79,7 @@ struct State {
     silent: BTreeSet<Address>,
 }
 
-/// What a master answered.
+/// The answer of a master.
 struct Answer {
     epoch: u64,
     topology: Topology,

@@ -1,4 +1,4 @@
-//! Whether Redis still holds what it acknowledged: the runs of its servers, and the marks that are left on them.
+//! The runs of Redis's servers, and the marks left on them: they tell whether Redis still holds what it acknowledged.
 //!
 //! A lone server has a mark with its run. On a Cluster, the mark lists all masters, each as `id/run/slot`, and each
 //! master has a mark of its own at a slot that it serves. Data may be lost if a known master has another run (it was

@@ -68,7 +68,7 @@ async fn a_test_cluster_moves_its_slots() {
     assert_eq!(cluster.owner_of_slot(open).await, 0);
 }
 
-/// What a test does to its server means the whole Cluster, if the server is one.
+/// Commands of a test to its server concern the whole Cluster, if the server is one.
 #[tokio::test]
 async fn a_cluster_stands_for_a_server() {
     let mut redis = TestRedis::options().append_only().cluster().start().await;

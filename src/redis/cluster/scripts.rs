@@ -11,7 +11,7 @@ use redis::{Cmd, Script};
 
 use super::routing::words;
 
-/// What a script begins with. It stands in one line, so that the numbers of lines in errors stay right.
+/// The beginning of each script. It stands in one line, so that the numbers of lines in errors stay right.
 const CLOCK: &str = "local server, ahead = redis, tonumber(table.remove(ARGV)) \
                      local redis = setmetatable({call = function(name, ...) \
                      if name ~= 'TIME' then return server.call(name, ...) end \

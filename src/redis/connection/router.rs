@@ -34,7 +34,7 @@ pub(in crate::redis) struct Router {
     loaded: Arc<Mutex<HashSet<(Address, String)>>>,
 }
 
-/// What comes of an answer that a server gave because of the slot.
+/// The next step after an answer that a server gave because of the slot.
 enum Next {
     Moved(u16, String),
     Ask(String),
@@ -62,7 +62,7 @@ impl Next {
     }
 }
 
-/// What is sent to one master at once: one command, or a pipeline.
+/// One command, or a transaction, for one master.
 trait Sent {
     type Answer;
 

@@ -108,7 +108,8 @@ fn a_cluster_is_named_by_some_of_its_nodes() {
 fn faults_name_the_value_and_the_remedy() {
     assert_eq!(
         refused("http://cache"),
-        "`http://cache` is of an unknown kind; write redis://, rediss:// or unix://, redis+sentinel:// or redis+cluster://"
+        "`http://cache` is of an unknown kind; write redis://, rediss:// or unix://, \
+         redis+sentinel:// or redis+cluster://"
     );
     assert!(refused("cache:6379").contains("write redis://"));
     assert!(refused("redis://cache/zero").contains("write /0"));

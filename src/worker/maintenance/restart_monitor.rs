@@ -1,8 +1,9 @@
 //! The restart monitor: notices that Redis was restarted, flushed or replaced, and restores what is missing.
 //!
 //! A marker in Redis holds the server's `run_id`, or those of a Cluster's masters: see [`Connection::incarnation`]. If
-//! the marker differs, Redis may have lost what it had acknowledged: the monitor notes a gap, sets up all schedules, and
-//! then writes the marker. A crash in between only repeats that. A key of a wrong type fails its own step and no other.
+//! the marker differs, Redis may have lost what it had acknowledged: the monitor notes a gap, sets up all schedules,
+//! and then writes the marker. A crash in between only repeats that. A key of a wrong type fails its own step and no
+//! other.
 
 use std::collections::HashSet;
 
