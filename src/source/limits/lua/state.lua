@@ -3,9 +3,10 @@
 -- KEYS[1] hash: the state. tat: theoretical arrival time of the rate limit (GCRA), in microseconds; blocked: the
 --         upstream asked to be left alone until then; blocked_at: when it did; failures: consecutive; open: the
 --         breaker's next probe is due then; open_for: how long it was opened for; said: the upstream's words when
---         it refused the account, where it is open for that; probe, probe_until: the permit that probes, and until when it is waited for; turn,
---         turn_until: the gate that has waited longest for a free permit, and until when it is believed to be there;
---         turn_tokens: the tokens that it waits for; answer: the tokens of the longest answers of late.
+--         it refused the account, where it is open for that; probe, probe_until: the permit that probes, and until
+--         when it is waited for; turn, turn_until: the gate that has waited longest for a free permit, and until when
+--         it is believed to be there; turn_tokens: the tokens that it waits for; answer: the tokens of the longest
+--         answers of late.
 --         In milliseconds where nothing else is said.
 -- KEYS[2] sorted set: the permits in use, score = when they come back by themselves, in milliseconds.
 -- KEYS[3] hash: the window of the token budget. tokens: spent in it; ends: when it ends; long: how long it is at most;
