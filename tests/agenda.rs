@@ -1,16 +1,12 @@
 //! The agenda: due times, claims, their order, and priorities.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Parts, TestRedis, art, eventually, job};
 use samovar::agenda::{Claimed, Due, Finished, Next, State, When};
 use samovar::entry::EntryKey;
 use samovar::entry::Outcome;
 use samovar::entry::{Priority, Trigger};
 use samovar::redis::RedisTime;
-use support::{Parts, TestRedis, art, eventually, job};
 
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(50);

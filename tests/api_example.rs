@@ -1,17 +1,13 @@
 //! The example API in Python as the process that users run, on a Redis that is stopped and started under it.
 //!
 //! `make test` installs what it needs into `target/venv`; where there is no Python, this says so and tries nothing.
-#![cfg(test)]
-
-mod support;
-
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::support::{JobsFolder, Reply, TestRedis, Upstream, eventually, listening, worker};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use support::{JobsFolder, Reply, TestRedis, Upstream, eventually, listening, worker};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 

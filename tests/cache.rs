@@ -1,12 +1,9 @@
 //! The cache library on a healthy Redis.
-#![cfg(test)]
-
-mod support;
-
 use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Duration;
 
+use crate::support::TestRedis;
 use futures_util::StreamExt;
 use redis::AsyncCommands;
 use samovar::cache::{
@@ -16,7 +13,6 @@ use samovar::cache::{
 use samovar::protocol::Keys;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use support::TestRedis;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);

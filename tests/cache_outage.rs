@@ -1,11 +1,8 @@
 //! The cache library while Redis hangs, is gone, comes back; and what is kept near meanwhile.
-#![cfg(test)]
-
-mod support;
-
 use std::convert::Infallible;
 use std::time::Duration;
 
+use crate::support::{TestRedis, eventually};
 use futures_util::future::join_all;
 use samovar::cache::{
     Builder, Cache, Error, Heard, Invalidation, InvalidationPublisher, Lock, RateLimiter, SessionCache,
@@ -13,7 +10,6 @@ use samovar::cache::{
 use samovar::entry::EntryKey;
 use samovar::protocol::Keys;
 use samovar::store::{Fresh, LastAttempt, Leased, Removal, Store};
-use support::{TestRedis, eventually};
 use tokio::time::timeout;
 
 const HOUR: Duration = Duration::from_secs(3_600);

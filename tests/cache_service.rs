@@ -1,15 +1,11 @@
 //! The example service as the process that users run, on a Redis that is stopped and started under it.
-#![cfg(test)]
-
-mod support;
-
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::support::{Reply, TestRedis, Upstream, eventually};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use support::{Reply, TestRedis, Upstream, eventually};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -26,8 +22,11 @@ async fn example() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(std::path::Path::parent).unwrap();
     let mut build = Command::new(env!("CARGO"));
-    // With the whole workspace, as the tests are built: so it is there already.
+    // With the whole workspace and the features of the tests: so it is there already.
     build.args(["build", "--locked", "--quiet", "--workspace", "--example", "service"]);
+    if !cfg!(feature = "jemalloc") {
+        build.args(["--no-default-features", "--features", "worker"]);
+    }
     build.current_dir(env!("CARGO_MANIFEST_DIR"));
     build.arg("--target-dir").arg(profile.parent().unwrap());
     if profile.ends_with("release") {

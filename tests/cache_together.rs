@@ -1,13 +1,10 @@
 //! Several instances of a service at once: single flight and its fence, limits, locks.
-#![cfg(test)]
-
-mod support;
-
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::{Art, Parts, Reply, TestRedis, Upstream, eventually, worker};
 use futures_util::future::join_all;
 use samovar::agenda::{Due, State};
 use samovar::cache::{Builder, Cache, Error, Lock, RateLimiter, Ttl};
@@ -18,7 +15,6 @@ use samovar::protocol::Message;
 use samovar::redis::RedisTime;
 use samovar::store::{Fresh, LastAttempt, Leased, Removal, Store, Written};
 use serde_json::json;
-use support::{Art, Parts, Reply, TestRedis, Upstream, eventually, worker};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 

@@ -1,10 +1,6 @@
 //! `samovar check`: what it finds in listed entries, which entries it fetches to try a job, and what a change causes.
-#![cfg(test)]
-
-mod support;
-
+use crate::support::{Art, Finished, JobsFolder, Parts, Reply, Upstream, both, eventually, readable, samovar, worker};
 use serde_json::{Value, json};
-use support::{Art, Finished, JobsFolder, Parts, Reply, Upstream, both, eventually, readable, samovar, worker};
 
 const ASKED: &str = "/v1/chat/completions";
 

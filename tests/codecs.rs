@@ -1,15 +1,11 @@
 //! Codecs that exist twice: scripts and Rust agree on them.
-#![cfg(test)]
-
-mod support;
-
+use crate::support::TestRedis;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use samovar::agenda::{Due, State};
 use samovar::entry::{Outcome, Priority, Trigger, Version};
 use samovar::redis::RedisTime;
 use samovar::store::{LastAttempt, Meta, Rechecks};
-use support::TestRedis;
 
 fn any_due() -> impl Strategy<Value = Due> {
     let states = prop_oneof![Just(State::Urgent), Just(State::Scheduled), Just(State::Claimed), Just(State::Running)];

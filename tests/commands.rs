@@ -1,17 +1,13 @@
 //! Commands: what they refuse, what they say about it, and what a demand of an absent entry costs.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
-use samovar::entry::{EntryKey, Outcome};
-use samovar::store::{Fresh, LastAttempt, Leased};
-use serde_json::{Value, json};
-use support::{
+use crate::support::{
     Art, Finished, JobsFolder, Parts, Reply, TestRedis, at_rest, both, eventually, readable, readable_key, samovar,
     talkative, worker,
 };
+use samovar::entry::{EntryKey, Outcome};
+use samovar::store::{Fresh, LastAttempt, Leased};
+use serde_json::{Value, json};
 
 async fn run(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> Finished {
     samovar(args).redis(redis).jobs(jobs).run().await

@@ -1,14 +1,10 @@
 //! Values that are composed from an entry's inputs: when they appear, change, stay and fail.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, eventually, samovar, talkative, worker};
 use samovar::entry::EntryKey;
 use samovar::store::Meta;
 use serde_json::{Value, json};
-use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, eventually, samovar, talkative, worker};
 
 const ASKED: &str = "/v1/chat/completions";
 const PAGE: &str = "key = \"page:{name}\"\nttl = \"1h\"\ntags = [\"{{ value.info.artist }}\"]\n\
@@ -54,7 +50,7 @@ async fn meta(redis: &TestRedis) -> Option<Meta> {
     Parts::of(redis).await.store.snapshot(&EntryKey::new("page:a")).await.unwrap().meta
 }
 
-async fn run(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> support::Finished {
+async fn run(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> crate::support::Finished {
     samovar(args.iter().copied()).redis(redis).jobs(jobs).run().await
 }
 
@@ -119,7 +115,7 @@ async fn a_compose_source_takes_no_permit() {
     let all: Vec<Value> = serde_json::from_str(&shown.stdout).unwrap();
     let page = all.iter().find(|job| job["job"] == "page").unwrap();
     assert_eq!(page["upstreams"], json!([]), "{page}");
-    gates.iter().for_each(support::Gate::open);
+    gates.iter().for_each(crate::support::Gate::open);
 }
 
 #[tokio::test]

@@ -1,12 +1,8 @@
 //! Connections to Redis in good times and bad.
-#![cfg(test)]
-
-mod support;
-
+use crate::support::{TestRedis, eventually};
 use redis::AsyncCommands;
 use samovar::redis::{Connection, RedisUrl};
 use std::time::{Duration, Instant};
-use support::{TestRedis, eventually};
 
 const PATIENCE: Duration = Duration::from_millis(500);
 

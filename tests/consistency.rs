@@ -3,16 +3,13 @@
 //! Whatever happens, no reader sees a key go back to an older version, nothing older is readable once an eviction is
 //! handled, each key is fetched once at a time, and when the dust has settled no key is older than its last published
 //! version. `SAMOVAR_TEST_SEED` repeats a run's choices (not its timing), `SAMOVAR_TEST_SECONDS` sets how long it runs.
-#![cfg(test)]
-
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::rc::Rc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::support::{JobsFolder, Parts, TestRedis, Versions, WorkerProcess, number_from_environment, samovar};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -25,7 +22,6 @@ use samovar::protocol::Message;
 use samovar::redis::Connection;
 use samovar::trigger::invalidation::inbox;
 use serde_json::{Value, json};
-use support::{JobsFolder, Parts, TestRedis, Versions, WorkerProcess, number_from_environment, samovar};
 use tokio::sync::RwLock;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -1,15 +1,11 @@
 //! Warmups: once per tick in the whole fleet, and what they keep warm.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
-use samovar::redis::RedisTime;
-use serde_json::json;
-use support::{
+use crate::support::{
     Art, Parts, Reply, TestRedis, WorkerProcess, at_rest, both, eventually, hasty_worker, listening, readable, worker,
 };
+use samovar::redis::RedisTime;
+use serde_json::json;
 
 const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
 

@@ -1,10 +1,6 @@
 //! `samovar demo`, shortened: it runs to its end, and its figures agree with one another.
-#![cfg(test)]
-
-mod support;
-
+use crate::support::samovar;
 use serde_json::Value;
-use support::samovar;
 
 fn number(row: &Value, field: &str) -> u64 {
     row[field].as_u64().unwrap_or_else(|| panic!("`{field}` is no number in {row}"))
@@ -20,7 +16,9 @@ async fn its_figures_add_up_and_samovar_misses_least() {
 /// The failovers take most of the time, and not the same time for all.
 #[tokio::test]
 async fn its_figures_add_up_with_a_failover() {
-    adds_up(["demo", "--seconds", "6", "--json", "--topology", "sentinel"]).await;
+    for topology in ["sentinel", "cluster"] {
+        adds_up(["demo", "--seconds", "6", "--json", "--topology", topology]).await;
+    }
 }
 
 async fn adds_up<const N: usize>(line: [&str; N]) -> Vec<Value> {

@@ -1,11 +1,11 @@
 //! Feeds: which entries they name, and what becomes of a warmup whose feed fails.
-#![cfg(test)]
-
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, eventually_within,
+    hasty_worker, readable, readable_key, samovar, talkative, worker,
+};
 use samovar::entry::UpstreamName;
 use samovar::job::Jobs;
 use samovar::popularity::Popularity;
@@ -13,10 +13,6 @@ use samovar::redis::{RedisTime, Troubles};
 use samovar::source::{Gate, Sources};
 use samovar::trigger::Cron;
 use serde_json::{Value, json};
-use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, eventually_within,
-    hasty_worker, readable, readable_key, samovar, talkative, worker,
-};
 use tokio_util::sync::CancellationToken;
 
 const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";

@@ -1,17 +1,13 @@
 //! Commands ask Redis what the fleet knows of its jobs: they need no job files and no secrets.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
-use samovar::entry::EntryKey;
-use samovar::store::Removal;
-use serde_json::{Value, json};
-use support::{
+use crate::support::{
     Art, Finished, JobsFolder, Parts, Reply, Samovar, TestRedis, Upstream, WorkerProcess, both, eventually,
     hasty_worker, readable, samovar, talkative, worker,
 };
+use samovar::entry::EntryKey;
+use samovar::store::Removal;
+use serde_json::{Value, json};
 
 const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
 const KEY: &str = "headers = { X-Key = \"{{ env.APP_KEY }}\" }";

@@ -4,15 +4,13 @@
 //! versions, no reader ever goes back, and nothing older than announced is readable a second after the lag. Three tests
 //! take a mechanism out, and find the faults that it prevents. `SAMOVAR_TEST_SEED` repeats a run's choices (not its
 //! timing), `SAMOVAR_TEST_SECONDS` sets how long editors edit.
-#![cfg(test)]
-
-mod support;
-
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::support::{JobsFolder, Parts, Replicas, Shown, TestRedis, WorkerProcess};
+use crate::support::{eventually, eventually_within, listening, number_from_environment, samovar};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -22,8 +20,6 @@ use samovar::entry::{EntryKey, JobName};
 use samovar::protocol::Message;
 use samovar::trigger::invalidation::inbox;
 use serde_json::{Value, json};
-use support::{JobsFolder, Parts, Replicas, Shown, TestRedis, WorkerProcess};
-use support::{eventually, eventually_within, listening, number_from_environment, samovar};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 

@@ -3,8 +3,6 @@
 //! An import is any path that begins with `crate`, `super`, `self` or the name of a child module, in a `use` or in the
 //! code, in a function or an inline module. Tests are left out. A path through a re-export leads to the file that
 //! defines the item.
-#![cfg(test)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

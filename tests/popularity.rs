@@ -1,21 +1,17 @@
 //! Which entries are read is learnt from Redis alone, and what is read is kept warm while the rest is left to expire.
-#![cfg(test)]
-
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, talkative};
 use samovar::job::{Job, Jobs};
 use samovar::popularity::{Popularity, Sampler};
 use samovar::redis::{RedisTime, Troubles};
 use samovar::store::{LastAttempt, Written};
 use serde_json::json;
-use support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, talkative};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-fn policy(name: &str) -> support::RedisOptions {
+fn policy(name: &str) -> crate::support::RedisOptions {
     TestRedis::options().arg("--maxmemory", "100mb").arg("--maxmemory-policy", name)
 }
 

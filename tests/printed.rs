@@ -1,13 +1,9 @@
 //! Commands that print something about Samovar itself: schemas, completions, man pages.
-#![cfg(test)]
-
-mod support;
-
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::samovar;
 use serde_json::Value;
-use support::samovar;
 
 const SHELLS: [&str; 5] = ["bash", "zsh", "fish", "elvish", "powershell"];
 

@@ -1,19 +1,15 @@
 //! Which server and which user a worker can work with, and what it says where it cannot; two fleets on one server.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{
+    Art, Fault, JobsFolder, Parts, Proxy, Reply, Samovar, TestRedis, Upstream, WorkerProcess, both, eventually,
+    listening, samovar, talkative, version,
+};
 use futures_util::StreamExt as _;
 use samovar::cache::{Cache, Invalidation, InvalidationPublisher, Lock};
 use samovar::protocol::Keys;
 use samovar::redis::RedisUrl;
 use serde_json::{Value, json};
-use support::{
-    Art, Fault, JobsFolder, Parts, Proxy, Reply, Samovar, TestRedis, Upstream, WorkerProcess, both, eventually,
-    listening, samovar, talkative, version,
-};
 
 /// The page that says which rights suffice.
 const PAGE: &str = include_str!("../docs/redis.md");

@@ -1,22 +1,18 @@
 //! SIGHUP and `POST /reload`: jobs are taken up anew while the worker works.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
-use support::{
+use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, listening, readable_key as readable,
     talkative, worker,
 };
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
 
 /// The log line after new jobs have taken over.
 const IN_USE: &str = "the new jobs are in use";
 
 async fn both() -> (TestRedis, Upstream) {
-    let (redis, upstream) = support::both().await;
+    let (redis, upstream) = crate::support::both().await;
     upstream.otherwise(|call, count| Reply::json(json!({"path": call.path(), "count": count})));
     (redis, upstream)
 }

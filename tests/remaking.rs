@@ -1,15 +1,11 @@
 //! A change of what values are made from: they are made anew, once, and nothing else is.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use support::{
+use crate::support::{
     Art, Finished, Gate, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually,
     hasty_worker, publish, readable_key, samovar, talkative, worker,
 };
+use serde_json::{Value, json};
 
 const ASKED: &str = "/v1/chat/completions";
 const MADE: &str = "samovar:{schedules}:made";
@@ -585,7 +581,7 @@ async fn an_entry_that_is_in_flight_for_a_demand_is_made_anew() {
     let due = samovar::agenda::When::Urgent;
     let key = art("a");
     redis.ask::<String>(&["SET", "samovar:paused:{art}", "1"]).await;
-    parts.agenda.put(&support::job(), [&key], due, samovar::entry::Trigger::Demand).await.unwrap();
+    parts.agenda.put(&crate::support::job(), [&key], due, samovar::entry::Trigger::Demand).await.unwrap();
     jobs.write("art.toml", &base.source("select = \"/two\"").toml());
     worker.hangup();
     eventually("the change is noted", async || noted(&redis, "art").await.is_some_and(|now| now.contains(' '))).await;

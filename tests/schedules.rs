@@ -1,17 +1,13 @@
 //! Jobs with several schedules: which warmups fetch everything, and that no refetch is lost.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
-use chrono::DateTime;
-use samovar::redis::RedisTime;
-use serde_json::json;
-use support::{
+use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, at_rest, both, eventually, eventually_within, hasty_worker,
     readable, samovar, worker,
 };
+use chrono::DateTime;
+use samovar::redis::RedisTime;
+use serde_json::json;
 
 const FEED: &str = "feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }";
 

@@ -1,9 +1,5 @@
 //! The model of the scripts' callers (`model/src/calls.rs`) sends what the callers send: the same scripts, as many keys
 //! and arguments, and the same numbers and words.
-#![cfg(test)]
-
-mod support;
-
 #[path = "../model/src/calls.rs"]
 #[allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "a part of another crate")]
 mod calls;
@@ -17,6 +13,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support::{Parts, TestRedis, art, job};
 use calls::{Attempt, Call, Limits};
 use samovar::agenda::{Finished, Next, When};
 use samovar::cache::{Cache, RateLimiter};
@@ -25,7 +22,6 @@ use samovar::job::{Redirects, TokenBudget, Upstream};
 use samovar::redis::RedisTime;
 use samovar::source::{Cost, Ended, Gate};
 use samovar::store::{Fresh, LastAttempt, Lease, Leased, Removal, Terms, Versions};
-use support::{Parts, TestRedis, art, job};
 
 const fn ms(time: i64) -> Duration {
     Duration::from_millis(time.unsigned_abs())

@@ -1,18 +1,14 @@
 //! A master that Sentinels name: the worker and the library follow a failover, and nothing published is lost.
-#![cfg(test)]
-
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support::{
+    Art, Parts, SERVICE, TestRedis, TestSentinels, Upstream, WorkerProcess, eventually, eventually_within,
+    number_from_environment, readable, samovar, version,
+};
 use redis::AsyncTypedCommands;
 use samovar::cache::{Cache, Heard};
 use samovar::redis::{Connection, RedisUrl};
 use serde_json::{Value, json};
-use support::{
-    Art, Parts, SERVICE, TestRedis, TestSentinels, Upstream, WorkerProcess, eventually, eventually_within,
-    number_from_environment, readable, samovar, version,
-};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -305,7 +301,7 @@ async fn a_worker_goes_on_without_sentinels_and_says_so() {
     })
     .await;
     let edited = upstream.edit("/art/a");
-    support::publish(&all.servers[0], "art:a").await;
+    crate::support::publish(&all.servers[0], "art:a").await;
     version(&all.servers[0], "a", edited).await;
 }
 

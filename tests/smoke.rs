@@ -1,11 +1,7 @@
 //! The harness itself.
-#![cfg(test)]
-
-mod support;
-
+use crate::support::{Reply, TestRedis, Upstream, eventually};
 use serde_json::json;
 use std::time::Duration;
-use support::{Reply, TestRedis, Upstream, eventually};
 
 #[tokio::test]
 async fn a_redis_keeps_its_data_over_a_restart_if_it_is_asked_to() {

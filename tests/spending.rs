@@ -1,17 +1,13 @@
 //! AI tokens: their count, the requests saved for unchanged prompts, and the budget's end.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, samovar, talkative, worker,
+};
 use samovar::agenda::Due;
 use samovar::entry::{EntryKey, Trigger};
 use samovar::redis::RedisTime;
 use serde_json::{Value, json};
-use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, samovar, talkative, worker,
-};
 
 const ASKED: &str = "/v1/chat/completions";
 

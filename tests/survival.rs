@@ -1,15 +1,11 @@
 //! Redis goes away, workers die, people stop them: nothing is lost and nothing lives on as a ghost.
-#![cfg(test)]
-
-mod support;
-
 use std::collections::BTreeMap;
 
-use serde_json::json;
-use support::{
+use crate::support::{
     Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, at_rest, both, eventually, hasty_worker, publish, readable,
     samovar, talkative, version, worker,
 };
+use serde_json::json;
 
 /// Everything a worker does still works: the inbox, the channel, the agenda, the queue.
 async fn works(redis: &TestRedis, upstream: &Upstream, name: &str) {

@@ -1,21 +1,17 @@
 //! The whole path: job files, worker processes, an upstream, and what the API then reads.
-#![cfg(test)]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, listening,
+    readable_key as readable, samovar, talkative, worker,
+};
 use samovar::agenda::{Due, State, When};
 use samovar::entry::Outcome;
 use samovar::entry::Trigger;
 use samovar::entry::{EntryKey, JobName};
 use samovar::store::LastAttempt;
 use serde_json::{Value, json};
-use support::{
-    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, listening,
-    readable_key as readable, samovar, talkative, worker,
-};
 
 /// Answers everything with its path.
 fn obliging(upstream: &Upstream) {
@@ -621,8 +617,8 @@ async fn a_dependant_follows_though_a_worker_died_after_the_commit() {
     parts.next_instant().await;
     let lease = parts.lease("a", Duration::from_secs(60)).await;
     let (two, hour) = (r#"{"title":"two"}"#, Duration::from_secs(3_600));
-    parts.store.commit(&support::art("a"), &lease, two, hour, &LastAttempt::default()).await.unwrap();
-    parts.agenda.put(&support::job(), &[support::art("a")], When::NOW, Trigger::Expiry).await.unwrap();
+    parts.store.commit(&crate::support::art("a"), &lease, two, hour, &LastAttempt::default()).await.unwrap();
+    parts.agenda.put(&crate::support::job(), &[crate::support::art("a")], When::NOW, Trigger::Expiry).await.unwrap();
     let _second = worker(&redis, &jobs);
     eventually("the story is told anew", async || {
         redis.json("story:a").await == Some(json!(r#"Story 2 of a: {"title":"two"}"#))
@@ -671,7 +667,7 @@ async fn an_input_that_changes_during_the_wait_for_a_permit_counts() {
     let parts = Parts::of(&redis).await;
     let lease = parts.lease(waits, Duration::from_secs(60)).await;
     let (two, hour) = (r#"{"title":"two"}"#, Duration::from_secs(3_600));
-    parts.store.commit(&support::art(waits), &lease, two, hour, &LastAttempt::default()).await.unwrap();
+    parts.store.commit(&crate::support::art(waits), &lease, two, hour, &LastAttempt::default()).await.unwrap();
     parts.agenda.put(&story, [&key], When::NOW, Trigger::Invalidation).await.unwrap();
     eventually("another has taken it, too", async || {
         let score: Option<f64> = redis.ask(&["ZSCORE", "samovar:agenda:{story}", key.as_str()]).await;

@@ -1,14 +1,10 @@
 //! `samovar watch`: what a fleet does is seen as it happens, and told only while somebody watches.
-#![cfg(test)]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, both, eventually, samovar, worker};
 use futures_util::StreamExt;
 use samovar::redis::RedisTime;
 use serde_json::{Value, json};
-use support::{Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, both, eventually, samovar, worker};
 
 /// `samovar watch`, once it hears.
 async fn watch(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> WorkerProcess {
@@ -154,7 +150,7 @@ async fn a_bare_message_that_two_workers_handle_is_shown_once() {
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).folder();
     let _workers = [worker(&redis, &jobs), worker(&redis, &jobs)];
-    support::listening(&redis, 2).await;
+    crate::support::listening(&redis, 2).await;
     eventually("it is warm", async || redis.get("art:a").await).await;
     let watch = watch(&redis, &jobs, &["--json"]).await;
     noticed(&redis, &watch, "art:a").await;

@@ -3,7 +3,7 @@
 //! The callers are `src/store/`, `src/agenda/`, `src/cache/` and `src/trigger/cron.rs`. Channels and keys have shorter
 //! names here, and times are those of a job whose upstream answers within a second.
 
-use crate::scripts::Script;
+use super::scripts::Script;
 
 /// A script with its keys and arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]

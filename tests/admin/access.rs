@@ -3,8 +3,8 @@
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use super::support::{Art, Reply, eventually, readable_key as readable, talkative};
 use super::{OPEN, OWNERS, Server, both, send};
+use crate::support::{Art, Reply, eventually, readable_key as readable, talkative};
 
 #[tokio::test]
 async fn reasons_are_told_to_whoever_shows_the_token() {

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::support::{Art, Reply, TestRedis, eventually, readable_key as readable, samovar};
 use super::{Server, both, send};
+use crate::support::{Art, Reply, TestRedis, eventually, readable_key as readable, samovar};
 
 #[tokio::test]
 async fn dead_letters_are_told_and_put_back() {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::support::{Art, Reply, eventually};
 use super::{OPEN, OWNERS, Server, both, send};
+use crate::support::{Art, Reply, eventually};
 
 /// The answers that [`every_route_is_in_the_document_and_answers_as_it_says`] looks at.
 fn schema_of<'a>(document: &'a Value, path: &str, method: &str, status: &str) -> &'a Value {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::support::{Art, Parts, Reply, art, eventually, readable_key as readable, samovar, version};
 use super::{Server, both, send};
+use crate::support::{Art, Parts, Reply, art, eventually, readable_key as readable, samovar, version};
 
 #[tokio::test]
 async fn clearing_evicts_entries_and_leaves_what_is_not_ours() {

@@ -3,8 +3,8 @@
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use super::support::{Art, Reply, eventually, samovar, talkative};
 use super::{Server, both};
+use crate::support::{Art, Reply, eventually, samovar, talkative};
 
 #[tokio::test]
 async fn health_follows_redis_and_says_what_is_wrong() {

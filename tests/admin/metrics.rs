@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::support::{Art, Parts, Reply, eventually, readable_key as readable};
 use super::{Server, both};
+use crate::support::{Art, Parts, Reply, eventually, readable_key as readable};
 
 #[tokio::test]
 async fn statistics_tell_of_redis_and_of_each_job() {

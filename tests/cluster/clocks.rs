@@ -3,8 +3,8 @@
 use redis::AsyncTypedCommands;
 use serde_json::json;
 
-use super::support::{OffsetClock, TestCluster, TestRedis, eventually};
 use super::{INBOX, Stage, path};
+use crate::support::{OffsetClock, TestCluster, TestRedis, eventually};
 
 const ENTRIES: usize = 12;
 

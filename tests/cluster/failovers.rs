@@ -5,8 +5,8 @@ use std::cell::Cell;
 use redis::AsyncTypedCommands;
 use samovar::protocol::keys::slot;
 
-use super::support::{TestCluster, eventually};
 use super::{INBOX, Stage, connected};
+use crate::support::{TestCluster, eventually};
 
 /// Entries that are edited all the time.
 const ENTRIES: usize = 40;

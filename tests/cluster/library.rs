@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use samovar::cache::Cache;
 
-use super::support::{TestCluster, TestRedis, eventually};
+use crate::support::{TestCluster, TestRedis, eventually};
 
 const KEYS: usize = 300;
 const BOUND: Duration = Duration::from_secs(2);

@@ -6,7 +6,7 @@ use samovar::protocol::keys::slot;
 use serde_json::json;
 
 use super::Stage;
-use super::support::TestCluster;
+use crate::support::TestCluster;
 
 const ENTRIES: usize = 60;
 

@@ -8,8 +8,8 @@ use samovar::cache::Cache;
 use samovar::protocol::keys::slot;
 use serde_json::{Value, json};
 
-use super::support::TestCluster;
 use super::{INBOX, Stage, keys};
+use crate::support::TestCluster;
 
 const ENTRIES: usize = 40;
 /// Counters that are counted up while slots move.

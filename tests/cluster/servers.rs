@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use samovar::protocol::keys::slot;
 
 use super::keys;
-use super::support::{TestCluster, TestRedis, eventually};
+use crate::support::{TestCluster, TestRedis, eventually};
 
 #[tokio::test]
 async fn a_test_cluster_serves_all_slots() {

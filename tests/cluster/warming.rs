@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::support::TestCluster;
 use super::{Stage, keys};
+use crate::support::TestCluster;
 
 /// Entries, so many that each master has about a third.
 const ENTRIES: usize = 300;

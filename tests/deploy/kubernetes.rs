@@ -8,8 +8,8 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use super::support::{Art, TestRedis, Upstream, eventually, readable_key as readable, samovar, talkative};
 use super::{checked, files, only, text, time, yaml};
+use crate::support::{Art, TestRedis, Upstream, eventually, readable_key as readable, samovar, talkative};
 
 const FOLDER: &str = "deploy/kubernetes";
 
@@ -186,10 +186,10 @@ fn mount(folder: &Path, version: &str, files: &[(&str, String)]) {
 #[tokio::test]
 async fn a_mounted_config_map_is_read_once_and_reloads() {
     let (redis, upstream) = tokio::join!(TestRedis::start(), Upstream::start());
-    upstream.otherwise(|_, _| super::support::Reply::json(json!({"a": 1})));
+    upstream.otherwise(|_, _| crate::support::Reply::json(json!({"a": 1})));
     let art = Art::of(&upstream);
     let (upstreams, other) = (format!("[museum]\nurl = \"{}\"\n", upstream.url()), art.clone().list(["y"]).toml());
-    let jobs = super::support::JobsFolder::new();
+    let jobs = crate::support::JobsFolder::new();
     let upstreams = || ("upstreams.toml", upstreams.clone());
     mount(jobs.path(), "1", &[upstreams(), ("art.toml", art.clone().list(["a"]).toml())]);
     let mut worker = talkative(&redis, &jobs).spawn();

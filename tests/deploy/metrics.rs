@@ -7,8 +7,8 @@ use samovar::entry::Outcome;
 use serde_json::{Value, json};
 
 use super::promql::{self, Query, Selector};
-use super::support::{Art, Parts, Reply, TestRedis, Upstream, eventually, talkative};
 use super::{checked, only, root, text, yaml};
+use crate::support::{Art, Parts, Reply, TestRedis, Upstream, eventually, talkative};
 
 const DASHBOARD: &str = "deploy/grafana/samovar.json";
 const ALERTS: &str = "deploy/prometheus/alerts.yaml";

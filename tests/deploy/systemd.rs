@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use samovar::cli::exit;
 
-use super::support::{JobsFolder, Samovar, TestRedis, eventually, samovar};
 use super::words::default_of;
 use super::{text, time};
+use crate::support::{JobsFolder, Samovar, TestRedis, eventually, samovar};
 
 const UNIT: &str = "deploy/systemd/samovar.service";
 

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use samovar::cli::exit;
 
-use super::support::samovar;
 use super::{files, root, text};
+use crate::support::samovar;
 
 /// Returns the help of a subcommand.
 async fn help(command: &str) -> String {

@@ -7,10 +7,10 @@ use samovar::protocol::Message;
 use samovar::redis::RedisTime;
 use serde_json::json;
 
-use super::support::{
+use super::{both, readable, version, works};
+use crate::support::{
     Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, talkative,
 };
-use super::{both, readable, version, works};
 
 const ASKED: &str = "/v1/chat/completions";
 

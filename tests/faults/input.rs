@@ -13,8 +13,8 @@ use samovar::protocol::keys::slot;
 use samovar::redis::RedisUrl;
 use serde_json::json;
 
-use super::support::{Art, JobsFolder, Parts, Reply, TestRedis, eventually, samovar, talkative, worker};
 use super::{both, factor, readable};
+use crate::support::{Art, JobsFolder, Parts, Reply, TestRedis, eventually, samovar, talkative, worker};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 

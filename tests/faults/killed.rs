@@ -8,10 +8,10 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 use serde_json::json;
 
-use super::support::{
+use super::{Progress, both, choices, kills, readable, version, works};
+use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Versions, WorkerProcess, eventually, hasty_worker, talkative,
 };
-use super::{Progress, both, choices, kills, readable, version, works};
 
 /// The shortest claim time at which a worker counts as dead within half of it.
 const CLAIM: &str = "10s";

@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::killed::{museum, nothing_is_held};
-use super::support::{Art, Parts, Reply, TestRedis, Versions, WorkerProcess, eventually, eventually_within, talkative};
 use super::{Progress, both, choices, entries, factor, kills, version};
+use crate::support::{Art, Parts, Reply, TestRedis, Versions, WorkerProcess, eventually, eventually_within, talkative};
 
 /// The longest time that a command may block Redis, in µs, with room for a busy machine.
 const SLOWEST: u64 = 100_000;
@@ -57,7 +57,7 @@ async fn redis_is_responsive(redis: &TestRedis, worker: &WorkerProcess, what: &s
 
 /// Puts entries on the agenda as an outage leaves them there.
 async fn backlog(parts: &Parts, count: usize, at: impl Fn(usize) -> RedisTime) {
-    let agenda = parts.keys.agenda(&super::support::job());
+    let agenda = parts.keys.agenda(&crate::support::job());
     for from in (0..count).step_by(1_000) {
         let mut add = redis::cmd("ZADD");
         add.arg(&agenda);
@@ -101,7 +101,7 @@ async fn a_backlog_is_worked_off_in_order_and_holds_up_nothing_urgent() {
         redis_is_responsive(&redis, &worker, &format!("{what} of {count}, {left} left")).await;
         if spread > 0 {
             // The first of them went before the last.
-            let of = |call: &super::support::Call| call.path().strip_prefix("/art/")?.parse::<usize>().ok();
+            let of = |call: &crate::support::Call| call.path().strip_prefix("/art/")?.parse::<usize>().ok();
             let asked: Vec<usize> = upstream.all_requests().iter().filter_map(of).collect();
             let newest = *asked.iter().max().unwrap();
             assert!(newest < asked.len() + 1_000, "{newest} was fetched among the first {}", asked.len());

@@ -11,8 +11,8 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use redis::AsyncCommands;
 use serde_json::json;
 
-use super::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, eventually_within, talkative};
 use super::{both, choices, factor, readable, works};
+use crate::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, eventually_within, talkative};
 
 /// All keys that begin with Samovar's prefix, by kind, without the locks of services and their numbers, which no test
 /// of one job has.

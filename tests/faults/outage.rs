@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 
-use super::support::{
+use super::{choices, factor, version, works};
+use crate::support::{
     Art, Fault, JobsFolder, Parts, Proxy, TestRedis, Upstream, WorkerProcess, eventually, eventually_within, samovar,
     talkative,
 };
-use super::{choices, factor, version, works};
 
 /// The duration of a fault.
 const LASTS: Duration = Duration::from_secs(3);
@@ -324,7 +324,7 @@ async fn schedules_that_redis_evicted_are_set_up_again() {
     let (redis, upstream) = super::both().await;
     upstream.edit("/art/a");
     let jobs = Art::of(&upstream).list(["a"]).warm("every = \"1h\"").folder();
-    let _worker = super::support::worker(&redis, &jobs);
+    let _worker = crate::support::worker(&redis, &jobs);
     version(&redis, "a", 1).await;
     let next = eventually("the next warmup is set", async || {
         let at: Option<f64> = redis.ask(&["ZSCORE", "samovar:{schedules}", "art"]).await;

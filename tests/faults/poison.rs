@@ -8,10 +8,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::support::{
+use super::{both, readable};
+use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, eventually, eventually_within, samovar, talkative,
 };
-use super::{both, readable};
 
 /// So many workers die of an entry before it is given up.
 const POISON_CRASHES: usize = 3;

@@ -7,7 +7,7 @@ use samovar::entry::{EntryKey, JobName, UpstreamName};
 use samovar::protocol::Keys;
 use serde_json::{Value, json};
 
-use super::support::{
+use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, eventually_within, samovar,
     talkative,
 };

@@ -6,8 +6,8 @@ use samovar::redis::RedisTime;
 use samovar::store::{Fresh, Gap, LastAttempt, Leased, Removal};
 use samovar::trigger::{Clock, Gone};
 
-use super::support::{Parts, art, both, eventually};
 use super::{LONG, TTL};
+use crate::support::{Parts, art, both, eventually};
 
 /// A master whose clock ran ahead wrote it; after the failover, its time lies in the future.
 #[tokio::test]

@@ -6,8 +6,8 @@ use samovar::agenda::Due;
 use samovar::redis::RedisTime;
 use samovar::store::{LastAttempt, Leased, Removal, Written};
 
-use super::support::{Art, Parts, Reply, art, both, eventually, hasty_worker, publish, samovar, version, worker};
 use super::{LONG, TTL, evicted};
+use crate::support::{Art, Parts, Reply, art, both, eventually, hasty_worker, publish, samovar, version, worker};
 
 #[tokio::test]
 async fn an_old_value_outlives_its_ttl_while_its_source_fails() {

@@ -7,11 +7,11 @@ use samovar::entry::Trigger;
 use samovar::store::LastAttempt;
 use serde_json::json;
 
-use super::support::{
+use super::{LONG, TTL};
+use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, both, eventually, job, publish, version,
     worker,
 };
-use super::{LONG, TTL};
 
 /// Starts a Redis, an upstream, and a worker that has warmed `art:a` and rechecks it soon after an invalidation.
 async fn warm() -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {

@@ -8,10 +8,10 @@ use samovar::agenda::State;
 use samovar::entry::{EntryKey, JobName};
 use samovar::store::{LastAttempt, Removal, Terms};
 
-use super::support::{
+use super::{CHANNEL, identity, warmed_by};
+use crate::support::{
     Art, JobsFolder, Parts, TestRedis, Upstream, art, both, eventually, hasty_worker, talkative, version, worker,
 };
-use super::{CHANNEL, identity, warmed_by};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 

@@ -10,7 +10,7 @@ use samovar::store::{LastAttempt, Meta, Written};
 use serde_json::{Value, json};
 
 use super::TTL;
-use super::support::{
+use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, both, eventually, eventually_within,
     samovar, worker,
 };
@@ -229,7 +229,7 @@ async fn a_paid_for_entry_goes_after_a_second_404() {
     shows(&redis, "story:a", json!("Of 1")).await;
     shows(&redis, "told:tr:a", json!({"path": "/told/tr/1"})).await;
     upstream.on("/art/a", Reply::status(404));
-    parts.agenda.put(&super::support::job(), &[art("a")], When::Urgent, Trigger::Manual).await.unwrap();
+    parts.agenda.put(&crate::support::job(), &[art("a")], When::Urgent, Trigger::Manual).await.unwrap();
     gone(&redis, "told:tr:a").await;
     eventually("the story waits", async || count(&redis, "story", "deferred").await > 0).await;
     assert_eq!(redis.json("story:a").await, Some(json!("Of 1")));
@@ -247,7 +247,7 @@ async fn late_story(upstream: &Upstream, redis: &TestRedis, jobs: &JobsFolder, l
     warm(redis, &["story:a"]).await;
     shows(redis, "story:a", json!("Of 1")).await;
     let waits = count(redis, "story", "deferred").await;
-    parts.agenda.put(&super::support::job(), &[art("a")], When::Urgent, Trigger::Manual).await.unwrap();
+    parts.agenda.put(&crate::support::job(), &[art("a")], When::Urgent, Trigger::Manual).await.unwrap();
     eventually("the story waits", async || count(redis, "story", "deferred").await > waits).await;
     assert_eq!(upstream.calls("/art/a"), 2);
     let ago = pass(redis, &parts, late, &["art:a", "story:a"]).await;
@@ -392,7 +392,7 @@ async fn a_refresh_goes_on_as_soon_as_its_input_is_there() {
     let _worker = worker(&redis, &jobs);
     shows(&redis, "page:a", json!({"art": 1})).await;
     let made = redis.ask::<i64>(&["PEXPIRETIME", "page:a"]).await;
-    Parts::of(&redis).await.agenda.remove(&super::support::job(), &[art("a")]).await.unwrap();
+    Parts::of(&redis).await.agenda.remove(&crate::support::job(), &[art("a")]).await.unwrap();
     redis.ask::<u64>(&["DEL", "art:a"]).await;
     // It would wait for the artwork for 15 s, from 3 s on.
     eventually_within(Duration::from_secs(14), "the page is refreshed", async || {

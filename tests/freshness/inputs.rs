@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::support::{Art, Reply, both, eventually, publish, version, worker};
+use crate::support::{Art, Reply, both, eventually, publish, version, worker};
 
 /// One artwork, and stories about it in several languages: the input's key says less than theirs.
 #[tokio::test]

@@ -6,8 +6,8 @@ use samovar::protocol::inbox;
 use samovar::store::{LastAttempt, Removal, Written};
 use serde_json::json;
 
-use super::support::{Art, Parts, art, both, eventually, publish, talkative, version, worker};
 use super::{CHANNEL, LONG, TTL, evicted, warmed_by};
+use crate::support::{Art, Parts, art, both, eventually, publish, talkative, version, worker};
 
 /// A worker that runs at intervals: the number of runs, their length, and the pauses.
 const STARTS: usize = 40;

@@ -6,7 +6,7 @@ use samovar::entry::Trigger;
 use serde_json::{Value, json};
 
 use super::LONG;
-use super::support::{Art, Parts, Reply, art, both, eventually, publish, version, worker};
+use crate::support::{Art, Parts, Reply, art, both, eventually, publish, version, worker};
 
 /// Answers of `/art/a` in turn, each with an `ETag` of its own; the last one stays.
 fn versions(all: &[u64]) -> Vec<Reply> {
@@ -42,7 +42,7 @@ async fn rechecks_are_on_by_default_and_follow_only_invalidations() {
     upstream.on_each("/art/a", versions(&[1, 1, 2]));
     let toml = Art::of(&upstream).list(["a", "b"]).warm("# recheck").toml();
     let upstreams = format!("[museum]\nurl = \"{}\"\n", upstream.url());
-    let jobs = super::support::JobsFolder::new().upstreams(&upstreams).job("art", &toml);
+    let jobs = crate::support::JobsFolder::new().upstreams(&upstreams).job("art", &toml);
     upstream.on("/art/b", versions(&[1]).remove(0));
     let _worker = worker(&redis, &jobs);
     version(&redis, "a", 1).await;
@@ -144,7 +144,7 @@ async fn a_recheck_that_fails_leaves_the_value_to_its_refresh() {
     publish(&redis, "art:a").await;
     version(&redis, "a", 2).await;
     eventually("the recheck was given up", async || {
-        let due = parts.agenda.dues(&super::support::job(), &[art("a")]).await.unwrap().remove(0);
+        let due = parts.agenda.dues(&crate::support::job(), &[art("a")]).await.unwrap().remove(0);
         upstream.calls("/art/a") >= 4 && due.is_some_and(|due| due.trigger == Trigger::Expiry)
     })
     .await;

@@ -9,10 +9,10 @@ use samovar::protocol::Message;
 use samovar::store::{Fresh, Gap, LastAttempt, Leased, Removal, Written};
 use serde_json::json;
 
-use super::support::{
+use super::{LONG, TTL, identity};
+use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, art, at_rest, both, eventually, job, samovar, version, worker,
 };
-use super::{LONG, TTL, identity};
 
 #[tokio::test]
 async fn revalidation_asks_for_all_again_and_pays_for_nothing() {

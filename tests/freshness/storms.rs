@@ -8,8 +8,8 @@ use samovar::telemetry::Telemetry;
 use samovar::trigger::{Ack, At, Pipeline};
 use serde_json::json;
 
-use super::support::{Art, Parts, Reply, TestRedis, art, both, eventually, publish, version, worker};
 use super::{CHANNEL, TTL, warmed_by};
+use crate::support::{Art, Parts, Reply, TestRedis, art, both, eventually, publish, version, worker};
 
 #[tokio::test]
 async fn a_storm_of_invalidations_costs_few_fetches_and_stays_fresh() {

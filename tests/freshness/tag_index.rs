@@ -11,8 +11,8 @@ use samovar::store::LastAttempt;
 use samovar::telemetry::Telemetry;
 use samovar::trigger::{Ack, At, Pipeline};
 
-use super::support::{Art, JobsFolder, Parts, TestRedis, Upstream, art, both, eventually};
 use super::{LONG, TTL};
+use crate::support::{Art, JobsFolder, Parts, TestRedis, Upstream, art, both, eventually};
 
 /// Redis evicted the index. Since then one entry was put under the tag anew; another has lost its metadata, too.
 #[tokio::test]

@@ -6,10 +6,10 @@ use samovar::entry::EntryKey;
 use samovar::store::{LastAttempt, Removal, Terms, Written};
 use serde_json::json;
 
-use super::support::{
+use super::{LONG, TTL};
+use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, both, eventually, publish, version, worker,
 };
-use super::{LONG, TTL};
 
 /// Two artists, three works each, tagged by artist.
 async fn gallery() -> (TestRedis, Upstream, JobsFolder, WorkerProcess) {

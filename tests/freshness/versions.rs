@@ -8,10 +8,10 @@ use samovar::redis::RedisTime;
 use samovar::store::{LastAttempt, Lease, Removal, Terms, Versions, Written};
 use serde_json::json;
 
-use super::support::{
+use super::{LONG, TTL};
+use crate::support::{
     Art, Parts, Reply, TestRedis, Upstream, art, at_rest, both, eventually, job, samovar, version, worker,
 };
-use super::{LONG, TTL};
 
 const VERSION: &str = "version = \"{{ value.version }}\"";
 

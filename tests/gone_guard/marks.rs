@@ -5,8 +5,8 @@ use std::time::Duration;
 use samovar::redis::RedisTime;
 use samovar::store::{GoneGuard, GuardState, HeldBack, LastAttempt, Removal, Terms};
 
-use super::support::{Parts, art, both, job};
 use super::{GUARD, HOUR, ends_soon, held};
+use crate::support::{Parts, art, both, job};
 
 async fn removal(parts: &Parts, marked: RedisTime) -> Option<HeldBack> {
     removal_of(parts, "a", marked).await

@@ -8,8 +8,8 @@ use samovar::protocol::Message;
 use samovar::store::Meta;
 use serde_json::json;
 
-use super::support::{Parts, Reply, at_rest, eventually, publish, samovar, version};
 use super::{TTL, warmed};
+use crate::support::{Parts, Reply, at_rest, eventually, publish, samovar, version};
 
 #[tokio::test]
 async fn refresh_serves_the_old_value_until_the_new_one_lands() {

@@ -7,10 +7,10 @@ use samovar::entry::Trigger;
 use samovar::protocol::Message;
 use samovar::store::{Fresh, LastAttempt, Lease, Leased, Removal, Written};
 
-use super::support::{
+use super::{LONG, TTL, warmed};
+use crate::support::{
     Art, Parts, TestRedis, Upstream, WorkerProcess, art, at_rest, eventually, job, listening, publish, version, worker,
 };
-use super::{LONG, TTL, warmed};
 
 #[tokio::test]
 async fn late_writer_is_fenced_out() {

@@ -6,8 +6,8 @@ use samovar::protocol::Message;
 use samovar::store::{LastAttempt, Removal, Written};
 use serde_json::json;
 
-use super::support::{Art, Parts, Reply, TestRedis, Upstream, art, eventually, job, publish, version};
 use super::{LONG, TTL, warmed};
+use crate::support::{Art, Parts, Reply, TestRedis, Upstream, art, eventually, job, publish, version};
 
 #[tokio::test]
 async fn a_value_the_api_wrote_is_refreshed_when_invalidated() {

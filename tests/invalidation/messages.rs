@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use super::support::{Art, Parts, TestRedis, Upstream, eventually, hasty_worker, publish, talkative, version, worker};
 use super::{TTL, warmed};
+use crate::support::{Art, Parts, TestRedis, Upstream, eventually, hasty_worker, publish, talkative, version, worker};
 
 const CHANNEL: &str = "samovar:invalidate";
 

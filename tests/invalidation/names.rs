@@ -9,8 +9,8 @@ use samovar::redis::RedisTime;
 use samovar::store::{Fresh, LastAttempt, Leased, Removal};
 use serde_json::json;
 
-use super::support::{Art, Parts, TestRedis, Upstream, art, at_rest, publish, version};
 use super::{LONG, TTL, warmed};
+use crate::support::{Art, Parts, TestRedis, Upstream, art, at_rest, publish, version};
 
 #[tokio::test]
 async fn a_pattern_touches_only_keys_of_jobs_and_never_samovars_own() {

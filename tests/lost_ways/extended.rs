@@ -6,8 +6,8 @@ use samovar::redis::RedisTime;
 use samovar::store::{Gap, LastAttempt, Meta, Removal, Written};
 use serde_json::json;
 
-use super::support::{Parts, TestRedis, art, both};
 use super::{AI, HOUR, LONG, commit, extended, known, looked_at, stories, story, with_story};
+use crate::support::{Parts, TestRedis, art, both};
 
 /// The invalidation is older than the lease, and is handled only while the lease holds.
 #[tokio::test]

@@ -6,8 +6,8 @@ use samovar::protocol::Message;
 use samovar::store::LastAttempt;
 use serde_json::json;
 
-use super::support::{Parts, Reply, TestRedis, art, both, eventually, job, worker};
 use super::{AI, HOUR, LONG, commit, stories, story, story_is, with_story, with_story_at_gate};
+use crate::support::{Parts, Reply, TestRedis, art, both, eventually, job, worker};
 
 #[tokio::test]
 async fn an_input_that_changes_while_its_dependant_is_made_counts() {

@@ -9,8 +9,8 @@ use samovar::store::Gap;
 use samovar::worker::maintenance::JobCleaner;
 use serde_json::json;
 
-use super::support::{Art, JobsFolder, Parts, art, both, eventually, job, worker};
 use super::{HOUR, commit, stories, story};
+use crate::support::{Art, JobsFolder, Parts, art, both, eventually, job, worker};
 
 #[tokio::test]
 async fn a_worker_does_not_absolve_what_it_does_not_know() {

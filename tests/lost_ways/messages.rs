@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::LONG;
-use super::support::{Art, JobsFolder, Parts, TestRedis, both, eventually, hasty_worker, version, worker};
+use crate::support::{Art, JobsFolder, Parts, TestRedis, both, eventually, hasty_worker, version, worker};
 
 #[tokio::test]
 async fn no_message_in_the_inbox_is_lost_with_cut_connections() {

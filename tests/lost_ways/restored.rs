@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::support::{JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, hasty_worker};
 use super::{AI, known, stories, story, story_is};
+use crate::support::{JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, hasty_worker};
 
 /// The story tells how often it was generated; the first of them is there.
 async fn counted_stories(redis: &TestRedis, upstream: &Upstream) -> (JobsFolder, WorkerProcess) {

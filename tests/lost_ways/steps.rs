@@ -9,8 +9,8 @@ use samovar::redis::RedisTime;
 use samovar::store::{Fresh, LastAttempt, Leased, Written};
 use serde_json::json;
 
-use super::support::{Art, Parts, TestRedis, art, both, eventually, job};
 use super::{HOUR, LONG, commit, story, with_story_at_gate};
+use crate::support::{Art, Parts, TestRedis, art, both, eventually, job};
 
 async fn claim_and_take(parts: &Parts) -> (Claimed, String) {
     let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries.remove(0);

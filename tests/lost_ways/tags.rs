@@ -9,8 +9,8 @@ use samovar::redis::RedisTime;
 use samovar::store::{LastAttempt, Removal};
 use serde_json::json;
 
-use super::support::{Art, Parts, Reply, art, both, eventually, worker};
 use super::{AI, HOUR, LONG, commit, extended, known, looked_at, story, story_is, tagged_stories, with_story};
+use crate::support::{Art, Parts, Reply, art, both, eventually, worker};
 
 /// An entry whose tags were put for as short a life as its job gave it then; by now it gives a longer one.
 async fn tagged_for_a_short_life(parts: &Parts) -> RedisTime {

@@ -1,9 +1,4 @@
 //! A Redis Cluster: the worker and the library find each key where it lives, through reshards and failovers.
-#![cfg(test)]
-
-#[path = "../support/mod.rs"]
-mod support;
-
 mod clocks;
 mod failovers;
 mod library;
@@ -14,10 +9,10 @@ mod warming;
 
 use std::time::Duration;
 
+use crate::support::{Art, JobsFolder, TestCluster, Upstream, WorkerProcess, eventually, eventually_within, samovar};
 use redis::AsyncTypedCommands;
 use samovar::redis::{Connection, RedisUrl};
 use serde_json::{Value, json};
-use support::{Art, JobsFolder, TestCluster, Upstream, WorkerProcess, eventually, eventually_within, samovar};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The time that entries may take to be fresh again on a busy machine, after a failover.

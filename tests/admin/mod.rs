@@ -1,9 +1,4 @@
 //! HTTP: what a worker answers, to whom, and what it does about it.
-#![cfg(test)]
-
-#[path = "../support/mod.rs"]
-mod support;
-
 mod access;
 mod dead_letters;
 mod document;
@@ -16,7 +11,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use support::{JobsFolder, Reply, Samovar, TestRedis, Upstream, WorkerProcess, eventually, talkative};
+use crate::support::{JobsFolder, Reply, Samovar, TestRedis, Upstream, WorkerProcess, eventually, talkative};
 
 /// A worker and the address where it answers.
 struct Server {
@@ -109,7 +104,7 @@ async fn send(request: reqwest::RequestBuilder) -> Answer {
 }
 
 async fn both() -> (TestRedis, Upstream) {
-    let (redis, upstream) = support::both().await;
+    let (redis, upstream) = crate::support::both().await;
     upstream.otherwise(|call, count| Reply::json(json!({"path": call.path(), "count": count})));
     (redis, upstream)
 }

@@ -2,11 +2,6 @@
 //!
 //! Those that concern one fetch and one invalidation are in `invalidation`; the whole fleet at once is in
 //! `consistency`.
-#![cfg(test)]
-
-#[path = "../support/mod.rs"]
-mod support;
-
 mod extended;
 mod inputs;
 mod jobs;
@@ -23,7 +18,9 @@ use samovar::redis::RedisTime;
 use samovar::store::{Fresh, LastAttempt, Leased, Meta, Written};
 use serde_json::{Value, json};
 
-use support::{Art, Gate, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, worker};
+use crate::support::{
+    Art, Gate, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, worker,
+};
 
 const LONG: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);

@@ -1,9 +1,4 @@
 //! Always fresh, never stale: tags, storms, foreign writers, failing sources, and what nobody heard.
-#![cfg(test)]
-
-#[path = "../support/mod.rs"]
-mod support;
-
 mod clocks;
 mod failing_sources;
 mod foreign_writers;
@@ -22,7 +17,7 @@ use std::time::Duration;
 
 use samovar::job::Jobs;
 
-use support::{Art, JobsFolder, TestRedis, Upstream, WorkerProcess, both, eventually, version};
+use crate::support::{Art, JobsFolder, TestRedis, Upstream, WorkerProcess, both, eventually, version};
 
 const CHANNEL: &str = "samovar:invalidate";
 const LONG: Duration = Duration::from_secs(60);

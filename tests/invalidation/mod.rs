@@ -1,9 +1,4 @@
 //! Invalidations: once one is handled, nothing fetched before it can be read anew.
-#![cfg(test)]
-
-#[path = "../support/mod.rs"]
-mod support;
-
 mod actions;
 mod fences;
 mod foreign_values;
@@ -12,7 +7,7 @@ mod names;
 
 use std::time::Duration;
 
-use support::{Art, JobsFolder, TestRedis, Upstream, WorkerProcess, at_rest, version, worker};
+use crate::support::{Art, JobsFolder, TestRedis, Upstream, WorkerProcess, at_rest, version, worker};
 
 const LONG: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(600);

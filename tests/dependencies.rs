@@ -1,8 +1,9 @@
-//! The content of a release: only code under licences that `deny.toml` allows, and nothing that is for tests only.
+//! The content of a release: only crates of crates.io, under licences that `deny.toml` allows, and nothing that is for
+//! tests only.
 //!
-//! cargo-deny checks the licences as well, and more (`make deny`); but it has to be installed.
-#![cfg(test)]
-
+//! cargo-deny checks the same, and known vulnerabilities (`make deny`); but it is built for minutes, and its database is
+//! on GitHub.
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -44,6 +45,27 @@ fn everything_built_in_is_under_a_licence_that_is_allowed() {
         .collect();
     assert!(packages.len() > 100, "{} packages", packages.len());
     assert_eq!(refused, Vec::<String>::new(), "deny.toml does not allow these");
+}
+
+#[test]
+fn every_crate_is_of_crates_io_and_has_a_version() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| toml::from_str::<toml::Table>(&std::fs::read_to_string(root.join(file)).unwrap()).unwrap();
+    let lock = read("Cargo.lock");
+    let sources = lock["package"].as_array().unwrap().iter().filter_map(|package| package.get("source"));
+    let sources: BTreeSet<&str> = sources.map(|source| source.as_str().unwrap()).collect();
+    assert_eq!(sources, BTreeSet::from(["registry+https://github.com/rust-lang/crates.io-index"]));
+
+    for file in ["Cargo.toml", "model/Cargo.toml", "simulator/Cargo.toml"] {
+        let manifest = read(file);
+        let sections = ["dependencies", "dev-dependencies", "build-dependencies"];
+        let all = sections.iter().filter_map(|section| manifest.get(*section)).flat_map(|all| all.as_table().unwrap());
+        for (name, wanted) in all {
+            let version = wanted.as_str().or_else(|| wanted.get("version").and_then(toml::Value::as_str));
+            let is_ours = wanted.get("path").is_some();
+            assert!(is_ours || version.is_some_and(|version| !version.contains('*')), "{file}: {name} = {wanted}");
+        }
+    }
 }
 
 /// The tests build `test-util` into the same dependencies, and the simulator builds the library with `simulation`.

@@ -3,11 +3,6 @@
 //! In CI each test runs once, short. `make torture` runs them long: `SAMOVAR_TORTURE` multiplies the work (by 1 where
 //! it is unset). `SAMOVAR_TORTURE_ENTRIES` sets the number of entries and tasks, `SAMOVAR_TORTURE_KILLS` that of kills.
 //! `SAMOVAR_TEST_SEED` repeats a run's choices, though not its timing.
-#![cfg(test)]
-
-#[path = "../support/mod.rs"]
-mod support;
-
 mod clocks;
 mod endings;
 mod input;
@@ -21,10 +16,10 @@ mod wrong_types;
 
 use std::time::Instant;
 
+use crate::support::{Parts, TestRedis, Upstream, both, eventually, number_from_environment, readable, version};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
-use support::{Parts, TestRedis, Upstream, both, eventually, number_from_environment, readable, version};
 
 /// Returns the factor of the work, which is 1 in CI.
 fn factor() -> usize {

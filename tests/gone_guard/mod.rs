@@ -1,23 +1,18 @@
 //! The guard against a bad deploy of an upstream: removals that it holds back, and what ends that.
-#![cfg(test)]
-
-#[path = "../support/mod.rs"]
-mod support;
-
 mod decisions;
 mod marks;
 
 use std::time::Duration;
 
+use crate::support::{
+    Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually,
+    eventually_within, job, samovar, talkative, worker,
+};
 use samovar::agenda::{State, When};
 use samovar::entry::{EntryKey, Trigger};
 use samovar::redis::RedisTime;
 use samovar::store::{Gap, Snapshot};
 use serde_json::{Value, json};
-use support::{
-    Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually,
-    eventually_within, job, samovar, talkative, worker,
-};
 
 const GUARD: &str = "samovar:gone:{art}";
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -99,7 +94,7 @@ async fn tripped_with(warm: &str) -> (TestRedis, Upstream, JobsFolder, WorkerPro
     (redis, upstream, jobs, worker)
 }
 
-async fn run(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> support::Finished {
+async fn run(redis: &TestRedis, jobs: &JobsFolder, args: &[&str]) -> crate::support::Finished {
     samovar(args).redis(redis).jobs(jobs).run().await
 }
 

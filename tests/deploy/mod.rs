@@ -3,11 +3,6 @@
 //! Everything is compared with the real command, a real worker and the documentation. `make test` installs two
 //! checkers for Python into `target/venv` (requirements.txt). Without them, or without systemd, a line says what is not
 //! tried.
-#![cfg(test)]
-
-#[path = "../support/mod.rs"]
-mod support;
-
 mod kubernetes;
 mod metrics;
 mod promql;
