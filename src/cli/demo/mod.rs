@@ -245,6 +245,7 @@ async fn restart_redis(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result
     screen.say(match stage.topology {
         Topology::Single => "all three Redis servers killed with SIGKILL, and restarted from their append-only files",
         Topology::Sentinel => "all three masters killed with SIGKILL; their Sentinels promote the replicas",
+        Topology::Cluster => "a master of each Cluster killed with SIGKILL; its replica takes its place",
     });
     let killed = Instant::now();
     let before = stage.refreshed().await?;
@@ -271,7 +272,7 @@ async fn restart_redis(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result
 
 /// Prints how to try it.
 fn invite(stage: &Stage, stay: bool) {
-    let Some((url, port)) = stage.redis() else { return };
+    let Some((url, redis_cli)) = stage.redis() else { return };
     if !stay {
         let how = "Try it yourself: `samovar demo --stay` (or `make demo ARGS=--stay`) keeps everything running and shows how.";
         println!("\n{}", wrapped(how, ""));
@@ -283,9 +284,9 @@ fn invite(stage: &Stage, stay: bool) {
     let env: Vec<String> = scale::environment(&museum).map(|(name, value)| format!("{name}={value}")).into();
     println!(
         "\nIt keeps running until Ctrl-C. In another terminal:\n\n\
-         \x20 redis-cli -p {port} GET 'artwork_info:Mona Lisa'\n\
+         \x20 redis-cli {redis_cli} GET 'artwork_info:Mona Lisa'\n\
          \x20 curl -X POST {museum}/artworks/Mona%20Lisa      # edit it\n\
-         \x20 redis-cli -p {port} PUBLISH samovar:invalidate 'artwork_info:Mona Lisa'   # and publish the edit\n\
+         \x20 redis-cli {redis_cli} PUBLISH samovar:invalidate 'artwork_info:Mona Lisa'   # and publish the edit\n\
          \x20 curl {museum}/stats\n\n\
          \x20 export REDIS_URL={url} SAMOVAR_JOBS={jobs} {env}\n\
          \x20 {program} jobs\n\

@@ -1,28 +1,26 @@
-//! A contender's Redis: one server, or a master and a replica that Sentinels watch.
+//! A contender's Redis: one server, a master and a replica that Sentinels watch, or a Cluster.
 
-use std::collections::HashMap;
-use std::path::Path;
-use std::process::{Command, Stdio};
+mod cluster;
+mod sentinels;
+
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
-use redis::{FromRedisValue, RedisResult};
+use redis::RedisResult;
 
-use super::minder::{Minder, Ward};
-use super::server::{Server, free_port};
+use self::cluster::Cluster;
+use self::sentinels::Pair;
+use super::minder::Minder;
+use super::server::Server;
 use crate::redis::RedisUrl;
 
-/// The name by which Sentinels know the master.
-const SERVICE: &str = "demo";
-/// The Sentinels of a master, and how many of them must agree that it is down.
-const SENTINELS: usize = 3;
-const QUORUM: usize = 2;
-/// The silence after which a Sentinel takes the master for down. The default, 30 s, is longer than the demo.
+/// The silence after which a master counts as down. The defaults, 15 and 30 s, are too long for the demo.
 const DOWN: Duration = Duration::from_secs(1);
-/// The time that a failover, or the Sentinels at the start, may take.
+/// The time that a failover, or the start, may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The interval between two looks at the Sentinels.
+/// The interval between two looks at the servers.
 const POLL: Duration = Duration::from_millis(20);
 
 /// The servers of each contender.
@@ -32,23 +30,15 @@ pub(super) enum Topology {
     Single,
     /// A master, a replica and three Sentinels; the master is killed, and the replica takes its place
     Sentinel,
+    /// Three masters with a replica each; a master is killed, and its replica takes its place
+    Cluster,
 }
 
 /// A contender's Redis.
-pub(super) struct Site {
-    master: Server,
-    pair: Option<Pair>,
-}
-
-/// A master's replica, and the Sentinels of both.
-struct Pair {
-    replica: Server,
-    sentinels: Vec<Sentinel>,
-}
-
-struct Sentinel {
-    _process: Ward,
-    port: u16,
+pub(super) enum Site {
+    Single(Server),
+    Sentinel(Pair),
+    Cluster(Cluster),
 }
 
 impl Site {
@@ -59,102 +49,68 @@ impl Site {
         folder: &Path,
         minder: &Minder,
     ) -> anyhow::Result<Self> {
-        let place = |name: &str| {
-            let place = folder.join(name);
-            std::fs::create_dir_all(&place).map(|()| place)
-        };
-        let master = Server::start(program, &place("master")?, minder).await?;
-        if topology == Topology::Single {
-            return Ok(Self { master, pair: None });
-        }
-        let replica = Server::start(program, &place("replica")?, minder).await?;
-        let mut connection = replica.url().client()?.get_multiplexed_async_connection().await?;
-        redis::cmd("REPLICAOF").arg("127.0.0.1").arg(master.port()).exec_async(&mut connection).await?;
-        let mut sentinels = Vec::new();
-        for number in 1..=SENTINELS {
-            let place = place(&format!("sentinel-{number}"))?;
-            sentinels.push(Sentinel::start(program, &place, master.port(), minder)?);
-        }
-        for sentinel in &sentinels {
-            eventually("its Sentinels do not find the replica and each other", async || sentinel.is_ready().await)
-                .await?;
-        }
-        Ok(Self { master, pair: Some(Pair { replica, sentinels }) })
+        Ok(match topology {
+            Topology::Single => Self::Single(Server::start(program, &place(folder, "server")?, &[], minder).await?),
+            Topology::Sentinel => Self::Sentinel(Pair::start(program, folder, minder).await?),
+            Topology::Cluster => Self::Cluster(Cluster::start(program, folder, minder).await?),
+        })
     }
 
     /// Returns the URL for clients.
     pub(super) fn url(&self) -> anyhow::Result<RedisUrl> {
-        let Some(pair) = &self.pair else { return Ok(self.master.url()) };
-        let sentinels: Vec<String> = pair.sentinels.iter().map(|one| format!("127.0.0.1:{}", one.port)).collect();
-        Ok(RedisUrl::parse(&format!("redis+sentinel://{}/{SERVICE}", sentinels.join(",")), None)?)
-    }
-
-    /// Returns the master's port.
-    pub(super) fn port(&self) -> u16 {
-        self.master.port()
-    }
-
-    /// Kills the master, like a power failure.
-    pub(super) fn kill9(&mut self) {
-        self.master.kill9();
-    }
-
-    /// Restarts the master on its data, or waits until the Sentinels have promoted the replica.
-    pub(super) async fn recover(&mut self) -> anyhow::Result<()> {
-        if let Some(Pair { replica, sentinels }) = &mut self.pair {
-            let port = replica.port();
-            for sentinel in &*sentinels {
-                eventually("its Sentinels do not promote the replica", async || sentinel.names(port).await).await?;
-            }
-            std::mem::swap(&mut self.master, replica);
-            return Ok(());
+        match self {
+            Self::Single(server) => Ok(server.url()),
+            Self::Sentinel(pair) => pair.url(),
+            Self::Cluster(cluster) => cluster.url(),
         }
-        self.master.start_again().await
+    }
+
+    /// Returns the options of `redis-cli` that lead to this Redis.
+    pub(super) fn redis_cli(&self) -> String {
+        match self {
+            Self::Single(server) => format!("-p {}", server.port()),
+            Self::Sentinel(pair) => format!("-p {}", pair.port()),
+            Self::Cluster(cluster) => format!("-c -p {}", cluster.port()),
+        }
+    }
+
+    /// Kills the master, or one of them, like a power failure.
+    pub(super) fn kill9(&mut self) {
+        match self {
+            Self::Single(server) => server.kill9(),
+            Self::Sentinel(pair) => pair.master().kill9(),
+            Self::Cluster(cluster) => cluster.kill9(),
+        }
+    }
+
+    /// Returns `true` if nothing can be read while the killed master is away.
+    pub(super) fn is_away_as_a_whole(&self) -> bool {
+        !matches!(self, Self::Cluster(_))
+    }
+
+    /// Restarts the server on its data, or waits until a replica has taken the master's place.
+    pub(super) async fn recover(&mut self) -> anyhow::Result<()> {
+        match self {
+            Self::Single(server) => server.start_again().await,
+            Self::Sentinel(pair) => pair.recover().await,
+            Self::Cluster(cluster) => cluster.recover().await,
+        }
     }
 
     /// Starts the old master, which becomes the replica.
     pub(super) async fn replenish(&mut self) -> anyhow::Result<()> {
-        match &mut self.pair {
-            Some(Pair { replica, .. }) => replica.start_again().await,
-            None => Ok(()),
+        match self {
+            Self::Single(_) => Ok(()),
+            Self::Sentinel(pair) => pair.replenish().await,
+            Self::Cluster(cluster) => cluster.replenish().await,
         }
     }
 }
 
-impl Sentinel {
-    fn start(program: &'static str, folder: &Path, master: u16, minder: &Minder) -> anyhow::Result<Self> {
-        let port = free_port()?;
-        let settings = format!(
-            "port {port}\nbind 127.0.0.1\nlogfile sentinel.log\ndir .\n\
-             sentinel monitor {SERVICE} 127.0.0.1 {master} {QUORUM}\n\
-             sentinel down-after-milliseconds {SERVICE} {}\n\
-             sentinel failover-timeout {SERVICE} 5000\n",
-            DOWN.as_millis(),
-        );
-        std::fs::write(folder.join("sentinel.conf"), settings)?;
-        let mut command = Command::new(program);
-        command.args(["sentinel.conf", "--sentinel"]).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = minder.spawn(&mut command).with_context(|| format!("cannot start {program} as a Sentinel"))?;
-        Ok(Self { _process: process, port })
-    }
-
-    async fn is_ready(&self) -> RedisResult<bool> {
-        let known: HashMap<String, String> = self.ask("MASTER").await?;
-        let has = |field: &str, count: usize| known.get(field).is_some_and(|known| *known == count.to_string());
-        Ok(has("num-slaves", 1) && has("num-other-sentinels", SENTINELS - 1))
-    }
-
-    /// Returns `true` if it names the server on this port as the master.
-    async fn names(&self, port: u16) -> RedisResult<bool> {
-        let (_, named): (String, u16) = self.ask("GET-MASTER-ADDR-BY-NAME").await?;
-        Ok(named == port)
-    }
-
-    async fn ask<T: FromRedisValue>(&self, question: &str) -> RedisResult<T> {
-        let client = RedisUrl::at("127.0.0.1", self.port, 0, None).client()?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
-        redis::cmd("SENTINEL").arg(question).arg(SERVICE).query_async(&mut connection).await
-    }
+/// Creates the folder of a server.
+fn place(folder: &Path, name: &str) -> std::io::Result<PathBuf> {
+    let place = folder.join(name);
+    std::fs::create_dir_all(&place).map(|()| place)
 }
 
 /// Waits until it is so.

@@ -217,12 +217,12 @@ impl Stage {
         self.prefetched.iter().all(|once| once.load(Relaxed))
     }
 
-    /// Kills the three Redis servers that clients use, and restarts or replaces them; returns the time until each
-    /// contender had an answer.
+    /// Kills a Redis server of each contender that clients use, and restarts or replaces it; returns the time until
+    /// each had an answer.
     pub(super) async fn restart(&mut self) -> anyhow::Result<Vec<Duration>> {
         let begun = Instant::now();
         for (site, contender) in self.sites.iter_mut().zip(&self.contenders) {
-            contender.away.store(true, Relaxed);
+            contender.away.store(site.is_away_as_a_whole(), Relaxed);
             site.kill9();
         }
         let back = self.sites.iter_mut().zip(&self.contenders).map(async |(site, contender)| {
@@ -235,10 +235,10 @@ impl Stage {
         futures_util::future::try_join_all(back).await
     }
 
-    /// Returns the URL of Samovar's Redis, and the port of the server that clients use.
-    pub(super) fn redis(&self) -> Option<(RedisUrl, u16)> {
+    /// Returns the URL of Samovar's Redis, and the options of `redis-cli` that lead there.
+    pub(super) fn redis(&self) -> Option<(RedisUrl, String)> {
         let site = self.sites.first()?;
-        Some((site.url().ok()?, site.port()))
+        Some((site.url().ok()?, site.redis_cli()))
     }
 
     /// Returns the folder of scaled jobs.
