@@ -24,7 +24,10 @@ SIMULATED ?= 20
 # releases takes as long to build as all else together.
 TESTED := --workspace --no-default-features --features worker
 
-.PHONY: help setup build demo test torture prove simulate lint deny bench clean
+# What runs tests: nextest is not everywhere.
+RUN = $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
+
+.PHONY: help setup build demo test matrix torture prove simulate lint deny bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -49,6 +52,15 @@ test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start
 		set -x; export SAMOVAR_SIMULATED_SEEDS=$(SIMULATED); \
 		$(CARGO) test --locked --no-fail-fast $(TESTED) $(ARGS); \
 	fi
+
+matrix: setup $(VENV)/installed ## Run the tests of the worker and the library on Redis 8, Valkey 8 and Valkey 9 as well
+	@./scripts/install-faketime.sh
+	@./scripts/fetch-servers.sh
+	@set -e; for server in redis-8 valkey-8 valkey-9; do \
+		echo "== $$server" >&2; \
+		PATH="$(CURDIR)/target/servers/$$server/bin:$$PATH" $(CARGO) $(RUN) --locked --no-fail-fast $(TESTED) \
+			--test all $(ARGS); \
+	done
 
 # Without Python there is no such file, and the tests that use it say what they leave out.
 $(VENV)/installed: $(PYTHON_NEEDS)
