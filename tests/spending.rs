@@ -313,6 +313,46 @@ async fn a_spent_budget_is_told_once_a_window_by_the_whole_fleet() {
     assert_eq!((told("80 % of its budget"), told("is spent: its entries are deferred")), (1, 1));
 }
 
+/// A fleet of two whose budget lets two of six stories be told. `lose` takes the budget away.
+async fn tells_two_more_after(lose: &[&str]) {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"title": "one"}));
+    let jobs = stories(&upstream, &["a", "b", "c", "d", "e", "f"], "tokens = \"30/hour\"");
+    let _fleet = [worker(&redis, &jobs), worker(&redis, &jobs)];
+    let deferred = async || {
+        let now = Parts::of(&redis).await.now().await;
+        let all: Vec<(String, f64)> = redis.ask(&["ZRANGE", "samovar:agenda:{story}", "0", "-1", "WITHSCORES"]).await;
+        let dues = all.into_iter().map(|(_, score)| Due::from_score(score));
+        // Those that have a value are due at their expiry.
+        let waits = dues.filter(|due| due.trigger != Trigger::Expiry && due.at > now + Duration::from_secs(60));
+        (waits.count(), upstream.calls(ASKED))
+    };
+    eventually("four are deferred", async || match deferred().await {
+        (4, 2) => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    redis.ask::<redis::Value>(lose).await;
+    let left = if lose[0] == "DEL" { 2 } else { 4 };
+    eventually("two more are told, and the others deferred anew", async || match deferred().await {
+        (count, 4) if count == left => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
+/// A master of a Cluster that is flushed takes the budget along, and leaves what is to be generated.
+#[tokio::test]
+async fn entries_that_a_lost_budget_deferred_are_fetched_at_once() {
+    tells_two_more_after(&["DEL", "samovar:budget:{openai}"]).await;
+}
+
+/// The worker remembers the spent budget while all is warmed up.
+#[tokio::test]
+async fn a_flush_defers_no_entry_for_a_budget_from_before_it() {
+    tells_two_more_after(&["FLUSHALL"]).await;
+}
+
 #[tokio::test]
 async fn requests_of_two_workers_pass_no_budget_together() {
     let (redis, upstream) = both().await;

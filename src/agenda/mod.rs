@@ -31,6 +31,8 @@ use crate::redis::{Connection, RedisTime, is_of_keys, with_preludes};
 const DEAD_LETTERS: usize = 10_000;
 /// Entries in one script call, so that no call holds Redis up.
 const BATCH: usize = 250;
+/// Entries of a band that come forward in one step.
+const PAGE: isize = 250;
 /// Entries that Redis looks at in one step of a scan.
 const STEP: usize = 500;
 
@@ -189,6 +191,24 @@ impl Agenda {
                 .await?;
         }
         Ok(moved)
+    }
+
+    /// Makes some entries due now that are due within this time, whatever for: the first ones of each band. Those that
+    /// are claimed or running stay. Returns how many were found; if none was, there are no more.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub(crate) async fn bring_forward(&self, job: &JobName, within: Duration) -> RedisResult<usize> {
+        let now: RedisTime = redis::cmd("TIME").query_async(&mut self.redis.clone()).await?;
+        let mut ask = redis::pipe();
+        // A running entry that was made due again is due in a millisecond, and stays: see due.lua.
+        for (from, till) in score::waiting(now + Duration::from_millis(2), now + within) {
+            ask.add_command(Cmd::zrangebyscore_limit(self.keys.agenda(job), from, till, 0, PAGE));
+        }
+        let found: Vec<Vec<String>> = ask.query_async(&mut self.redis.clone()).await?;
+        let found: Vec<EntryKey> = found.into_iter().flatten().map(EntryKey::new).collect();
+        self.put(job, &found, When::IfSoon(within), Trigger::Recheck).await?;
+        Ok(found.len())
     }
 
     /// Returns those of these entries that are dead letters whose reason contains `reason`.

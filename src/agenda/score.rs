@@ -105,6 +105,17 @@ pub(super) fn due_by(now: RedisTime) -> [Range; 3] {
     ]
 }
 
+/// Returns the scores of entries that wait until a time from `from` to before `till`: scheduled ones, urgent ones of
+/// high priority, bulk.
+pub(super) fn waiting(from: RedisTime, till: RedisTime) -> [Range; 3] {
+    let bands =
+        [(State::Scheduled, Priority::Normal), (State::Urgent, Priority::High), (State::Urgent, Priority::Bulk)];
+    bands.map(|(state, priority)| {
+        let edge = |at| Due { at, state, trigger: Trigger::Cron, priority }.score();
+        (edge(from).to_string(), format!("({}", edge(till)))
+    })
+}
+
 /// Returns the scores of entries that are claimed or running.
 pub(super) fn in_flight() -> Range {
     ((-2.5 * BAND).to_string(), format!("({}", -BAND))

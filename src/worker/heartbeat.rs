@@ -1,10 +1,9 @@
 //! The heartbeat: once a second it tells the fleet that this worker lives, and checks what can change at any time.
 //!
 //! A worker that drains beats until it leaves the fleet. Each beat before that also checks Redis's clock and the
-//! workers whose beats stopped. Every few seconds it checks evictions, gates and unanswered pulls. If a beat fails, it
+//! workers whose beats stopped. Every few seconds it checks evictions, upstreams and unanswered pulls. If a beat fails, it
 //! waits for Redis and beats again.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,18 +12,16 @@ use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::maintenance::{EvictionMonitor, Rescuer, RestartMonitor};
+use super::maintenance::{EvictionMonitor, Rescuer, RestartMonitor, UpstreamMonitor};
 use super::refusal_report::RefusalReport;
 use super::turn::Turn;
-use crate::entry::UpstreamName;
 use crate::queue::Queue;
 use crate::redis::{Backoff, LoopHealth};
-use crate::source::Gate;
 use crate::trigger::{Clock, Gone};
 
 /// The interval between two beats.
 const BEAT: Duration = Duration::from_secs(1);
-/// The interval between two thorough beats, which also check evictions, gates and unanswered pulls.
+/// The interval between two thorough beats, which also check evictions, upstreams and unanswered pulls.
 const THOROUGH: Duration = Duration::from_secs(5);
 /// The time between two beats from which on this worker cannot tell who is dead: Redis may have been away for all.
 const BREAK: Duration = Duration::from_secs(3);
@@ -39,11 +36,11 @@ pub fn dead_after(claim: Duration) -> Duration {
 #[derive(Debug)]
 pub(super) struct Heartbeat {
     pub(super) queue: Queue,
-    pub(super) gates: BTreeMap<UpstreamName, Arc<Gate>>,
     pub(super) rescuer: Rescuer,
     pub(super) clock: Clock,
     pub(super) restarts: RestartMonitor,
     pub(super) evictions: EvictionMonitor,
+    pub(super) upstreams: UpstreamMonitor,
     /// The number of workers that live.
     pub(super) workers: Arc<AtomicUsize>,
     pub(super) dead_after: Duration,
@@ -154,12 +151,7 @@ impl Heartbeat {
             Ok(false) => {}
             Err(e) => debug!("cannot check what Redis evicts: {e}"),
         }
-        for gate in self.gates.values() {
-            gate.refresh().await;
-            if let Err(e) = gate.tell().await {
-                debug!("could not report what requests took: {e}");
-            }
-        }
+        self.upstreams.inspect().await;
         if let Err(e) = self.queue.recover().await {
             debug!("could not recover tasks whose pull had no answer: {e}");
         }

@@ -1,6 +1,6 @@
 //! The parts of one generation, built and not yet running.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use super::connect::{BLOCKING, COMMAND, connect};
 use super::heartbeat::{Heartbeat, dead_after};
 use super::maintenance::{
     self, Describer, EvictionMonitor, JobCleaner, KeyRights, Remaker, Rescuer, RestartMonitor, Revalidator, Sweeper,
+    UpstreamMonitor,
 };
 use super::refusal_report::RefusalReport;
 use super::turn::Turn;
@@ -333,7 +334,6 @@ impl<'a> Shared<'a> {
         let dead_after = dead_after(self.settings.claim);
         Heartbeat {
             queue: self.queue.clone(),
-            gates: self.gates.clone(),
             rescuer: Rescuer {
                 jobs: Arc::clone(jobs),
                 queue: self.queue.clone(),
@@ -357,6 +357,13 @@ impl<'a> Shared<'a> {
                 gap_noted: None,
             },
             evictions: EvictionMonitor::new(redis.clone(), keys.clone(), Arc::clone(jobs)),
+            upstreams: UpstreamMonitor {
+                gates: self.gates.clone(),
+                jobs: Arc::clone(jobs),
+                agenda: self.agenda.clone(),
+                troubles: self.health.troubles.of("the heartbeat"),
+                opened: BTreeSet::new(),
+            },
             workers: Arc::clone(&self.workers),
             dead_after,
             loop_health: self.health.beat.clone(),

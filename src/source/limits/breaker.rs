@@ -13,6 +13,9 @@ use crate::entry::{UpstreamName, duration};
 /// Consecutive failures of the fleet that open the breaker.
 pub(super) const FAILURES: u32 = 10;
 
+/// The time before its end from which on an opening is early. What was deferred for less comes back by itself.
+const EARLY: Duration = Duration::from_secs(10);
+
 /// The answer of a script: reason, microseconds, flag, health.
 ///
 /// The flag of an admission is 1 if the request is the breaker's probe. The flag of a refusal, and of the other
@@ -27,6 +30,10 @@ pub(super) struct Breaker(Mutex<Known>);
 struct Known {
     /// Until when nothing is admitted, and why.
     closed: Option<(Instant, &'static str)>,
+    /// The latest end that was told since something was last admitted.
+    told: Option<Instant>,
+    /// It opened before the end that was told.
+    opened_early: bool,
     /// Why the upstream refuses the account; empty if it does not.
     said: String,
     health: Health,
@@ -87,6 +94,12 @@ impl Breaker {
         self.known().closed = Some((Instant::now() + wait, "retry-after"));
     }
 
+    /// Returns `true` once if the upstream opened long before the end that was told: Redis lost its state, or its clock
+    /// was set ahead.
+    pub(super) fn has_opened_early(&self) -> bool {
+        std::mem::take(&mut self.known().opened_early)
+    }
+
     /// Returns a refusal as a sentence about the upstream, with what the upstream said.
     pub(super) fn says(&self, refusal: &Refusal) -> String {
         match (refusal.reason, self.known().said.as_str()) {
@@ -131,6 +144,10 @@ impl Breaker {
         known.closed = reason(why)
             .filter(|reason| !matches!(*reason, "rate" | "concurrency" | "reserved"))
             .map(|reason| (Instant::now() + wait, reason));
+        match known.closed {
+            Some((until, _)) => known.told = known.told.max(Some(until)),
+            None => known.opened_early |= known.told.take().is_some_and(|told| told > Instant::now() + EARLY),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -118,6 +118,12 @@ impl Gate {
         self.breaker.closed()
     }
 
+    /// Returns `true` once if the upstream opened long before the end that was told, so that what was deferred until
+    /// then can be fetched now.
+    pub fn has_opened_early(&self) -> bool {
+        self.breaker.has_opened_early()
+    }
+
     /// Returns why a person should know of the upstream, as a sentence without what the upstream said: its breaker is
     /// open, it refuses the account, or its token budget is spent. Sends no command.
     pub fn trouble(&self) -> Option<String> {

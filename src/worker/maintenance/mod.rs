@@ -4,6 +4,7 @@
 //! - [`Revalidator`] makes values due that may have missed an invalidation.
 //! - `Remaker` makes values due that were made from an earlier job file.
 //! - `RestartMonitor` notices a restarted or flushed Redis, `EvictionMonitor` evicted agendas.
+//! - `UpstreamMonitor` reads the state of upstreams, and brings forward what one that opened early had deferred.
 //! - `Sweeper` drops dead entries from tags and guards; [`JobCleaner`] drops what is kept of removed jobs.
 //! - `Describer` publishes what commands need to know of this worker's jobs.
 //! - `KeyRights` tells when the Redis user may not use a job's keys.
@@ -17,6 +18,7 @@ mod rescuer;
 mod restart_monitor;
 mod revalidator;
 mod sweeper;
+mod upstream_monitor;
 mod walk;
 
 pub(super) use describer::Describer;
@@ -28,3 +30,4 @@ pub use rescuer::{Rescuer, id};
 pub(super) use restart_monitor::RestartMonitor;
 pub use revalidator::Revalidator;
 pub(super) use sweeper::Sweeper;
+pub(super) use upstream_monitor::UpstreamMonitor;
