@@ -201,6 +201,33 @@ async fn values_of_an_earlier_file_that_wait_for_the_budget_are_told() {
     assert!(waits.contains("the end of the pause"), "{waits}");
 }
 
+#[tokio::test]
+async fn values_of_an_earlier_file_that_wait_for_inputs_are_told() {
+    let (redis, upstream) = both().await;
+    upstream.publish("/art/a", json!({"title": "one"}));
+    let jobs = stories(&upstream, &["a"], "");
+    let story = std::fs::read_to_string(jobs.path().join("story.toml")).unwrap();
+    let story = format!("{story}\n[inputs]\nart = \"art:{{name}}\"\n").replace("Tell of", "Tell of {{ art.title }},");
+    jobs.write("story.toml", &story);
+    let worker = worker(&redis, &jobs);
+    eventually("the story is there", async || redis.get("story:a").await).await;
+    // Both are made anew, the artwork first; and it must wait.
+    samovar(["pause", "art"]).redis(&redis).run().await;
+    let art = std::fs::read_to_string(jobs.path().join("art.toml")).unwrap();
+    jobs.write("art.toml", &art.replace("[source]", "[source]\nselect = \"/title\""));
+    jobs.write("story.toml", &story.replace("Tell of {{ art.title }}", "Sing of {{ art }}"));
+    worker.hangup();
+    eventually("the story waits", async || {
+        let outdated = job(&redis, &jobs, "story").await["outdated"].clone();
+        let expected = "inputs that are made anew first, such as art:a for story:a";
+        if outdated["waits_for"] == expected { Ok(()) } else { Err(outdated) }
+    })
+    .await;
+    assert_eq!(upstream.calls(ASKED), 1);
+    samovar(["resume", "art"]).redis(&redis).run().await;
+    eventually("the story is told anew", async || upstream.calls(ASKED) == 2).await;
+}
+
 /// The last count takes it for a value of an earlier file.
 #[tokio::test]
 async fn a_value_made_anew_since_the_count_waits_for_nothing() {

@@ -53,6 +53,11 @@ impl Noted {
         self.text == made
     }
 
+    /// Returns `true` if a worker still looks for values of another file, and makes them due.
+    pub fn is_open(&self) -> bool {
+        self.last().is_some()
+    }
+
     /// Returns `true` if all values are made from another file than `made` tells, or are on the agenda.
     pub fn is_settled_otherwise(&self, made: &str) -> bool {
         self.last().is_none() && !self.is_settled(made)

@@ -3,18 +3,21 @@
 //! The last count of all entries tells their number, by the file that each value notes. The state of the job tells what
 //! they wait for; if nothing holds the whole job, one of the entries does, as long as it is of an earlier file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redis::RedisResult;
 
 use super::status::{JobStatus, Outdated};
 use super::{Census, Noted, Ops};
-use crate::agenda::State;
-use crate::entry::{EntryKey, JobName, duration};
+use crate::agenda::{Due, State};
+use crate::entry::{EntryKey, JobName, Trigger, duration};
 use crate::redis::{RedisTime, is_of_keys};
+use crate::store::Snapshot;
 
 /// The wait of entries that are due.
 const TURN: &str = "a turn";
+/// The most inputs of an entry that are examined.
+const MOST_INPUTS: usize = 100;
 
 impl Ops {
     /// Adds to each job its values of an earlier file at the last count. Call it when the upstreams are added. `living`
@@ -56,7 +59,7 @@ impl Ops {
                 (Some(wait), _) => (wait, None),
                 (None, Some(key)) => {
                     let key = EntryKey::new(key.as_str());
-                    match self.wait_of_entry(&job, noted.get(&job), &key, now).await {
+                    match self.wait_of_entry(&job, &noted, &key, now).await {
                         Err(e) if is_of_keys(&e) => (TURN.to_owned(), None),
                         wait => wait?,
                     }
@@ -73,27 +76,60 @@ impl Ops {
     async fn wait_of_entry(
         &self,
         job: &JobName,
-        noted: Option<&Noted>,
+        noted: &BTreeMap<JobName, Noted>,
         key: &EntryKey,
         now: RedisTime,
     ) -> RedisResult<(String, Option<String>)> {
         let snapshot = self.store.snapshot(key).await?;
-        let is_outdated = |noted: &Noted| snapshot.ours().is_some_and(|m| m.is_outdated(noted.newest(), noted.base()));
-        if !noted.is_some_and(is_outdated) {
-            return Ok((TURN.to_owned(), None));
-        }
+        let noted_of_job = noted.get(job).filter(|noted| is_outdated(noted, &snapshot));
+        let Some(noted_of_job) = noted_of_job else { return Ok((TURN.to_owned(), None)) };
         let due = self.agenda.dues(job, std::slice::from_ref(key)).await?.into_iter().next().flatten();
-        let Some(due) = due else {
-            return Ok((format!("an attempt; {key} is not on the agenda, and `samovar get` shows why"), None));
-        };
-        let waits = matches!(due.state, State::Urgent | State::Scheduled) && due.at > now;
-        if !waits {
-            return Ok((TURN.to_owned(), None));
+        let waits = |due: &Due| matches!(due.state, State::Urgent | State::Scheduled) && due.at > now;
+        match due {
+            Some(due) if !waits(&due) => Ok((TURN.to_owned(), None)),
+            // A retry, or a request that was deferred.
+            Some(due) if matches!(due.trigger, Trigger::Cron | Trigger::Manual) || !noted_of_job.is_open() => {
+                let reason = self.last_reasons(job, std::slice::from_ref(key)).await?.into_iter().next().flatten();
+                let left = duration::rough(due.at.saturating_since(now));
+                Ok((format!("the next attempt; that at {key} comes in {left}"), reason))
+            }
+            None if !noted_of_job.is_open() => {
+                Ok((format!("an attempt; {key} is not on the agenda, and `samovar get` shows why"), None))
+            }
+            // Its refresh is later, and the remaker brings it forward.
+            Some(_) | None => Ok(match self.outdated_input(key, noted).await? {
+                Some(input) => (format!("inputs that are made anew first, such as {input} for {key}"), None),
+                None => (TURN.to_owned(), None),
+            }),
         }
-        let reason = self.last_reasons(job, std::slice::from_ref(key)).await?.into_iter().next().flatten();
-        let left = duration::rough(due.at.saturating_since(now));
-        Ok((format!("the next attempt; that at {key} comes in {left}"), reason))
     }
+
+    /// Returns an input of an entry, direct or not, that is to be made anew before it: its value is of an earlier file,
+    /// or older than the content of an input of its own.
+    async fn outdated_input(&self, key: &EntryKey, noted: &BTreeMap<JobName, Noted>) -> RedisResult<Option<EntryKey>> {
+        let inputs = |key: &EntryKey| -> Option<(JobName, Vec<EntryKey>)> {
+            let (job, params) = self.jobs.owner(key.as_str())?;
+            Some((job.name.clone(), job.made_from.iter().filter_map(|input| input.key.write(&params)).collect()))
+        };
+        let Some((_, mut next)) = inputs(key) else { return Ok(None) };
+        let mut seen = BTreeSet::new();
+        while let Some(input) = next.pop().filter(|_| seen.len() < MOST_INPUTS) {
+            let Some((owner, its_inputs)) = inputs(&input).filter(|_| seen.insert(input.clone())) else { continue };
+            let snapshot = self.store.snapshot(&input).await?;
+            let since = self.store.snapshots(&its_inputs).await?.iter().filter_map(Snapshot::content_since).max();
+            let is_older = snapshot.ours().is_some_and(|meta| since.is_some_and(|since| meta.validated_at <= since));
+            if is_older || noted.get(&owner).is_some_and(|noted| is_outdated(noted, &snapshot)) {
+                return Ok(Some(input));
+            }
+            next.extend(its_inputs);
+        }
+        Ok(None)
+    }
+}
+
+/// Returns `true` if a value of Samovar's is made from another file than the one that a worker began with last.
+fn is_outdated(noted: &Noted, snapshot: &Snapshot) -> bool {
+    snapshot.ours().is_some_and(|meta| meta.is_outdated(noted.newest(), noted.base()))
 }
 
 /// Returns what keeps all entries of a job from a request.
