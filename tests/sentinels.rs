@@ -116,6 +116,8 @@ async fn a_worker_answers_again_after_a_failover() {
     version(&all.servers[1], "a", edited).await;
     answers(&all.url(), &all.servers[1], &upstream, "c").await;
     worker.wait_for_log(&["another master"]).await;
+    let new = format!("the master 127.0.0.1:{} was restarted, or has taken another one's place", all.servers[1].port());
+    worker.wait_for_log(&[&new]).await;
     worker.wait_for_log(&["nobody was listening"]).await;
     let gap = |line: &String| line.contains("are revalidated") || line.contains("are fetched again");
     let gaps: Vec<String> = worker.log().into_iter().filter(gap).collect();
@@ -145,6 +147,7 @@ async fn the_master_and_its_sentinels_are_shown() {
     let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
     let get = async |path: &str| client.get(format!("{http}{path}")).send().await.unwrap().text().await.unwrap();
     let (master, url) = (format!("127.0.0.1:{}", all.servers[0].port()), all.url());
+    let replicas: Vec<String> = all.servers[1..].iter().map(|server| format!("127.0.0.1:{}", server.port())).collect();
     let shown = async |answering: usize| {
         eventually(&format!("{answering} of 3 Sentinels answer"), async || {
             let health: Value = serde_json::from_str(&get("/health").await).unwrap();
@@ -152,13 +155,22 @@ async fn the_master_and_its_sentinels_are_shown() {
             if health["sentinels"] == told { Ok(()) } else { Err(health) }
         })
         .await;
+        let health: Value = serde_json::from_str(&get("/health").await).unwrap();
+        assert_eq!((&health["topology"], &health["masters"]), (&json!("sentinel"), &json!([master])), "{health}");
         let metrics = get("/metrics").await;
+        let masters = format!("samovar_redis_master_info{{topology=\"sentinel\",master=\"{master}\"}} 1\n");
+        assert!(metrics.contains(&masters), "{metrics}");
         assert!(metrics.contains(&format!("\nsamovar_sentinels_answering {answering}\n")), "{metrics}");
         assert!(metrics.contains("\nsamovar_sentinels_known 3\n"), "{metrics}");
         for args in [&["jobs"][..], &["check", "--diff"]] {
             let run = samovar(args.iter().copied()).redis_at(&url).jobs(&jobs).run().await;
             let told = format!("Redis: the master is {master}; {answering} of 3 Sentinels answer.");
             assert!(run.stdout.contains(&told), "{run:?}");
+            if args[0] == "check" {
+                let told = run.stdout.split("Replicas: ").nth(1).unwrap_or_default().replace("\n  ", " ");
+                assert!(replicas.iter().all(|replica| told.contains(replica)), "{replicas:?}: {run:?}");
+                assert_eq!(told.split("Sentinels: ").nth(1).unwrap_or_default().matches("127.0.0.1:").count(), 3);
+            }
         }
     };
     shown(3).await;

@@ -12,6 +12,7 @@ use super::Admin;
 
 use crate::entry::duration;
 use crate::redis::SentinelStatus;
+use crate::redis::requirements::explain;
 
 /// The timeout of a probe of Redis.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -23,6 +24,11 @@ pub(super) struct Readiness {
     status: &'static str,
     /// `connected` or `disconnected`.
     redis: &'static str,
+    /// `single`, `sentinel` or `cluster`; absent until Redis was reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topology: Option<&'static str>,
+    /// The addresses of the masters to which connections lead; empty until they are known.
+    masters: Vec<String>,
     /// The master, if Sentinels name it; absent otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     sentinels: Option<Sentinels>,
@@ -83,10 +89,12 @@ async fn ping(admin: &Admin) -> Result<Duration, String> {
     };
     let begun = Instant::now();
     let mut redis = parts.ops.redis.clone();
-    let asked = redis::cmd("PING");
+    // A master of a Cluster that is down answers a `PING`, and no command for a key.
+    let mut asked = redis::cmd("EXISTS");
+    asked.arg(parts.ops.keys.marker());
     match tokio::time::timeout(PATIENCE, asked.exec_async(&mut redis)).await {
         Ok(Ok(())) => Ok(begun.elapsed()),
-        Ok(Err(e)) => Err(format!("Redis at {}: {e}", admin.redis)),
+        Ok(Err(e)) => Err(format!("Redis at {}: {}", admin.redis, explain(&e))),
         Err(_) => Err(format!("Redis at {} does not answer within {}", admin.redis, duration::text(PATIENCE))),
     }
 }
@@ -121,9 +129,12 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
         Some(parts) => parts.ops.redis.sentinels(Duration::ZERO).await,
         None => None,
     };
+    let servers = parts.as_ref().map(|parts| parts.ops.redis.servers());
     let state = Readiness {
         status: if ready && !reasons.is_empty() { "degraded" } else { word(ready) },
         redis,
+        topology: servers.as_ref().map(|servers| servers.topology),
+        masters: servers.map(|servers| servers.masters).unwrap_or_default(),
         sentinels: sentinels.map(|SentinelStatus { master, answering, known }| Sentinels { master, answering, known }),
         reasons,
         invalidations_waiting,

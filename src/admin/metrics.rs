@@ -48,6 +48,8 @@ async fn set_gauges(parts: &Parts, census: Option<&Census>) {
     let asked = tokio::time::timeout(PATIENCE, asked).await.ok().and_then(Result::ok);
     let in_flight = parts.warmer.upgrade().map_or(0, |warmer| warmer.in_flight());
     let (waiting, _) = parts.backlog.length();
+    let servers = parts.ops.redis.servers();
+    metrics::set_masters(servers.topology, &servers.masters);
     if let Some(SentinelStatus { answering, known, .. }) = parts.ops.redis.sentinels(Duration::ZERO).await {
         metrics::set_sentinels(answering, known);
     }

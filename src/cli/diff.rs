@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::budgets;
 use super::check::{FaultReport, check};
 use super::session::{
-    Failed, Session, complain, print_json, table, tell_faults, tell_sentinels, warn_of_unknown_settings, wrapped,
+    Failed, Session, complain, print_json, table, tell_all_redis, tell_faults, warn_of_unknown_settings, wrapped,
 };
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
@@ -141,7 +141,7 @@ pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment
         print_json(&report);
     } else {
         report.print(session.store.now().await?);
-        tell_sentinels(&session.redis).await;
+        tell_all_redis(&session.redis).await;
     }
     Ok(exit::OK)
 }

@@ -11,6 +11,7 @@ use super::session::{print_json, refuse};
 use crate::config::{DEFAULT_PORT, Listen, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
+use crate::redis::Servers;
 
 /// The timeout of the worker's answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,7 +35,10 @@ pub(super) async fn run(args: &HealthArgs, settings: &Settings) -> u8 {
         Err(why) => return refuse(exit::FAILED, args.json, why).0,
     };
     match ask(address).await {
-        Ok(state) => {
+        Ok(mut state) => {
+            // Another fleet's worker may listen at the default address.
+            let url = format!("http://{address}");
+            state["url"] = url.clone().into();
             // A failure of one job is no reason to replace the worker.
             let status = ["healthy", "degraded"].into_iter().find(|word| state["status"] == *word);
             let healthy = status.is_some();
@@ -42,6 +46,10 @@ pub(super) async fn run(args: &HealthArgs, settings: &Settings) -> u8 {
                 print_json(&state);
             } else {
                 println!("{}", status.unwrap_or("unhealthy"));
+                println!("  worker {} at {url}", escaped(state["worker"].as_str().unwrap_or("without a name yet")));
+                if let Some(redis) = redis(&state) {
+                    println!("  Redis: {}", escaped(&redis));
+                }
                 let reasons = state["reasons"].as_array().map(Vec::as_slice).unwrap_or_default();
                 reasons.iter().filter_map(Value::as_str).for_each(|reason| println!("  {}", escaped(reason)));
             }
@@ -53,6 +61,13 @@ pub(super) async fn run(args: &HealthArgs, settings: &Settings) -> u8 {
             refuse(exit::FAILED, args.json, what).0
         }
     }
+}
+
+/// Returns the kind of Redis that a worker uses, and its masters, as the worker tells them.
+fn redis(state: &Value) -> Option<String> {
+    let masters = state["masters"].as_array()?.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    let topology = Servers::TOPOLOGIES.into_iter().find(|topology| state["topology"] == *topology)?;
+    Some(Servers { topology, masters, ..Servers::default() }.to_string())
 }
 
 /// Returns the address at which this machine reaches a worker that listens there.

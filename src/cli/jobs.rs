@@ -10,7 +10,7 @@ use clap::Args;
 use super::exit;
 use super::gone;
 use super::pause;
-use super::session::{Failed, Rows, fleet, print_json, relative, table, tell_sentinels, wrapped, wrapped_after};
+use super::session::{Failed, Rows, fleet, print_json, relative, table, tell_redis, wrapped, wrapped_after};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
@@ -133,7 +133,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         Err(e) => return Err(e.into()),
         Ok(workers) => tell_workers(workers),
     }
-    tell_sentinels(&session.redis).await;
+    tell_redis(&session.redis).await;
     Ok(exit::OK)
 }
 

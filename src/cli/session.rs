@@ -16,7 +16,7 @@ use crate::job::{Faults, Jobs, KnownJobs};
 use crate::ops::{Ops, descriptions};
 use crate::protocol::Keys;
 use crate::queue::Queue;
-use crate::redis::{Connection, RedisTime, UNANSWERED, is_of_keys, requirements};
+use crate::redis::{Connection, RedisTime, Servers, UNANSWERED, is_of_keys, requirements};
 use crate::store::Store;
 use crate::worker::dead_after;
 
@@ -199,10 +199,23 @@ pub(super) fn passes(error: &redis::RedisError) -> bool {
     error.is_io_error() || error.code().is_some_and(|code| PASSING.contains(&code))
 }
 
-/// Prints the master and how many Sentinels answer, if Sentinels name the master.
-pub(super) async fn tell_sentinels(redis: &Connection) {
-    if let Some(status) = redis.sentinels(SENTINELS).await {
-        println!("\nRedis: {status}.");
+/// Prints the kind of Redis and its masters; if Sentinels name the master, how many of them answer.
+pub(super) async fn tell_redis(redis: &Connection) {
+    let told = match redis.sentinels(SENTINELS).await {
+        Some(status) => status.to_string(),
+        None => redis.servers().to_string(),
+    };
+    println!("\n{}", wrapped(&format!("Redis: {told}."), ""));
+}
+
+/// Prints all servers of Redis: the masters, as [`tell_redis`] does, their replicas, and the Sentinels.
+pub(super) async fn tell_all_redis(redis: &Connection) {
+    tell_redis(redis).await;
+    let Servers { replicas, sentinels, .. } = redis.all_servers(SENTINELS).await;
+    for (what, addresses) in [("Replicas", replicas), ("Sentinels", sentinels)] {
+        if !addresses.is_empty() {
+            println!("{}", wrapped(&format!("{what}: {}.", addresses.join(", ")), "  "));
+        }
     }
 }
 

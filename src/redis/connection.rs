@@ -27,16 +27,17 @@ use redis::{
 use tokio::runtime::Handle;
 use tokio_util::context::TokioContext;
 
-#[cfg(feature = "worker")]
-use super::RedisTime;
 use super::cluster::Cluster;
 use super::cluster::topology::Topology;
 use super::endpoint::Address;
+use super::named::{named, named_answer};
 use super::refused::is_refusal;
 use super::sentinels::SentinelStatus;
 #[cfg(feature = "simulation")]
 use super::simulated::{self, Manager};
 use super::target::{Moved, Target};
+#[cfg(feature = "worker")]
+use super::{RedisTime, Servers};
 use super::{ServerInfo, WrongTypes};
 use crate::entry::duration;
 use router::Router;
@@ -170,6 +171,12 @@ impl Connection {
         RedisTime::from_millis(at.as_millis() - (-behind).div_euclid(1_000))
     }
 
+    /// Returns the address of the master that serves a key. `None` if it is not known.
+    #[cfg(feature = "worker")]
+    pub(crate) fn master_of(&self, key: &str) -> Option<String> {
+        self.target.master_of(key)
+    }
+
     /// Waits until the slots of a Cluster's masters are known as they are now.
     pub(super) async fn slots_anew(&self) {
         if let Some(router) = &self.router {
@@ -237,7 +244,8 @@ impl Connection {
                 sink.subscribe(channels).await?;
                 Ok((sink, messages))
             };
-            let (sink, messages) = moved.clone().or_moved(subscribed).await?;
+            let subscribed = moved.clone().or_moved(subscribed).await;
+            let (sink, messages) = subscribed.map_err(|error| named(error, &address_of(&client)))?;
             Ok(Subscribed { sink, messages: messages.take_until(moved.moved()).boxed() })
         };
         let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
@@ -254,6 +262,26 @@ impl Connection {
     /// each Sentinel has answered or failed, for `patience` at most.
     pub async fn sentinels(&self, patience: Duration) -> Option<SentinelStatus> {
         self.target.sentinels(patience).await
+    }
+
+    /// Returns the servers that are known without a question. The replicas are known of a Cluster only.
+    #[cfg(feature = "worker")]
+    pub fn servers(&self) -> Servers {
+        self.target.servers()
+    }
+
+    /// Returns the servers, with the replicas that the master names. Waits for `patience` at most until each Sentinel
+    /// has answered.
+    #[cfg(feature = "worker")]
+    pub async fn all_servers(&self, patience: Duration) -> Servers {
+        self.sentinels(patience).await;
+        let mut servers = self.servers();
+        if self.router.is_none()
+            && let Ok(Some(info)) = self.clone().info(&["replication"]).await
+        {
+            servers.replicas = info.replicas();
+        }
+        servers
     }
 
     /// Returns the name of the user; `None` for the default user.
@@ -336,6 +364,11 @@ impl Connection {
     }
 }
 
+/// Returns the address of a client's server.
+fn address_of(client: &Client) -> String {
+    client.get_connection_info().addr().to_string()
+}
+
 async fn subscriber(client: &Client) -> RedisResult<PubSub> {
     #[cfg(feature = "simulation")]
     if let Some(simulated) = simulated::subscriber(client).await {
@@ -400,7 +433,8 @@ impl Connection {
         if code == Some(WRONGTYPE) {
             self.wrong_types.met(cmd);
         }
-        answer
+        let answer = answer.map_err(|error| self.named(error));
+        answer.map(|answer| if code_of(&answer).is_some() { self.named_answer(answer) } else { answer })
     }
 
     /// Sends a pipeline to the current server.
@@ -425,7 +459,26 @@ impl Connection {
                 }
             }
         }
-        answers
+        let mut answers = answers.map_err(|error| self.named(error))?;
+        for answer in answers.iter_mut().filter(|answer| code_of(answer).is_some()) {
+            *answer = self.named_answer(std::mem::replace(answer, Value::Nil));
+        }
+        Ok(answers)
+    }
+
+    /// Returns an error of this connection with the address of its server.
+    fn named(&self, error: RedisError) -> RedisError {
+        match self.target.address() {
+            Some(address) => named(error, &address),
+            None => error,
+        }
+    }
+
+    fn named_answer(&self, answer: Value) -> Value {
+        match self.target.address() {
+            Some(address) => named_answer(answer, &address),
+            None => answer,
+        }
     }
 }
 

@@ -27,6 +27,9 @@ pub(crate) struct Incarnation {
     pub(crate) own_marks: Vec<String>,
     /// Data may be lost since the known mark was left.
     pub(crate) is_other: bool,
+    /// What happened to each master of a Cluster that may have lost data, as a sentence with its address. Empty on a
+    /// lone server, and if the mark of all is gone.
+    pub(crate) losses: Vec<String>,
 }
 
 /// A master of a Cluster, as the mark lists it.
@@ -60,14 +63,14 @@ impl Connection {
         let Some(slots) = self.slots() else {
             let run = self.run(Some(known).filter(|known| !known.is_empty())).await?;
             let is_other = run != known;
-            return Ok(Incarnation { id: run.clone(), mark: run, own_marks: Vec::new(), is_other });
+            let (id, own_marks, losses) = (run.clone(), Vec::new(), Vec::new());
+            return Ok(Incarnation { id, mark: run, own_marks, is_other, losses });
         };
         let (id, masters) = known.split_once(' ').unwrap_or_default();
         // Tells this loss from one before it with the same runs: the mark, or what is left of it.
         let mut before_it = id.to_owned();
         let known: Vec<Master> = masters.split(' ').filter_map(Master::read).collect();
-        let mut is_other = known.is_empty();
-        let (mut present, mut silent) = (Vec::new(), 0);
+        let (mut present, mut silent, mut losses) = (Vec::new(), 0, Vec::new());
         for address in slots.masters() {
             let Some(mut master) = self.master_at(address) else { continue };
             let own: RedisResult<String> = redis::cmd("CLUSTER").arg("MYID").query_async(&mut master).await;
@@ -84,15 +87,21 @@ impl Connection {
             let before = known.iter().find(|master| master.id == own);
             let run = master.run(before.map(|master| master.run.as_str())).await?;
             let kept = before.filter(|master| slots.owner(master.slot) == Some(address));
-            is_other |= match before {
-                Some(before) => before.run != run,
-                // Without a right to `INFO`, it may have been promoted.
-                None => master.info(&["replication"]).await?.is_none_or(|info| info.promoted_from().is_some()),
+            let has_mark = match kept {
+                Some(kept) => redis::cmd("EXISTS").arg(own_mark(kept.slot)).query_async(self).await?,
+                None => true,
             };
-            if let Some(kept) = kept {
-                let has_mark: bool = redis::cmd("EXISTS").arg(own_mark(kept.slot)).query_async(self).await?;
-                is_other |= !has_mark;
-            }
+            let loss = match before {
+                Some(before) if before.run != run && has_mark => Some("was restarted"),
+                Some(before) if before.run != run => Some("was restarted without its data"),
+                Some(_) if !has_mark => Some("was flushed"),
+                Some(_) => None,
+                None => match master.info(&["replication"]).await? {
+                    Some(info) => info.promoted_from().map(|_| "was a replica, and has taken its master's place"),
+                    None => Some("is a master that was unknown"),
+                },
+            };
+            losses.extend(loss.map(|loss| format!("the master {address} {loss}")));
             let slot = kept.map(|master| master.slot).or_else(|| slots.first_of(address)).unwrap_or_default();
             if id.is_empty() {
                 let left: RedisResult<String> =
@@ -112,6 +121,10 @@ impl Connection {
         }
         present.sort_by(|one, other| one.id.cmp(&other.id));
         let runs: Vec<String> = present.iter().map(|master| format!("{}/{}", master.id, master.run)).collect();
+        let is_other = known.is_empty() || !losses.is_empty();
+        if known.is_empty() {
+            losses.clear();
+        }
         // All workers find the same.
         let id = if is_other {
             let loss = format!("{before_it} {}", runs.join(" "));
@@ -122,7 +135,7 @@ impl Connection {
         let masters = present.iter().map(|master| format!("{}/{}/{}", master.id, master.run, master.slot));
         let mark = format!("{id} {}", masters.collect::<Vec<_>>().join(" "));
         let own_marks = present.iter().map(|master| own_mark(master.slot)).collect();
-        Ok(Incarnation { id, mark, own_marks, is_other })
+        Ok(Incarnation { id, mark, own_marks, is_other, losses })
     }
 
     /// Returns the server's run: a value that changes with each restart and failover. It is the server's

@@ -53,6 +53,16 @@ impl ServerInfo {
         self.text("master_replid2").filter(|id| id.contains(|digit| digit != '0'))
     }
 
+    /// Returns the addresses of the replicas that the server knows.
+    pub fn replicas(&self) -> Vec<String> {
+        let address = |(name, replica): (&String, &String)| {
+            name.strip_prefix("slave")?.parse::<u32>().ok()?;
+            let field = |name: &str| replica.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+            Some(format!("{}:{}", field("ip")?, field("port")?))
+        };
+        self.0.iter().filter_map(address).collect()
+    }
+
     /// Returns the id of the server's current run, which changes with every restart.
     pub fn run_id(&self) -> Option<&str> {
         self.text("run_id")

@@ -11,6 +11,7 @@ mod incarnation;
 mod info;
 #[cfg(feature = "worker")]
 mod leader;
+mod named;
 mod refused;
 pub mod requirements;
 mod scan;
@@ -20,6 +21,8 @@ mod sentinels;
 pub mod simulated;
 #[cfg(test)]
 pub(crate) mod server;
+#[cfg(feature = "worker")]
+mod servers;
 mod target;
 #[cfg(feature = "worker")]
 mod time;
@@ -38,6 +41,8 @@ pub(crate) use leader::lead;
 pub(crate) use scan::Scan;
 pub(crate) use script::with_preludes;
 pub use sentinels::SentinelStatus;
+#[cfg(feature = "worker")]
+pub use servers::Servers;
 #[cfg(feature = "worker")]
 pub use time::RedisTime;
 pub use url::{RedisUrl, UrlError};

@@ -328,7 +328,15 @@ pub fn explain(error: &RedisError) -> String {
              and {PAGE} lists all required rights"
         );
     }
-    text
+    let remedy = match error.code() {
+        Some("CLUSTERDOWN") => {
+            "a master is away, or a slot has none: `redis-cli --cluster check HOST:PORT` tells which"
+        }
+        Some("NOAUTH" | "WRONGPASS") => "correct the user and the password in REDIS_URL",
+        Some("OOM") => "raise `maxmemory`, or delete keys",
+        _ => return text,
+    };
+    format!("{text}; {remedy}")
 }
 
 /// Queues commands, discards them, and returns for each why it would be refused.

@@ -215,6 +215,17 @@ impl Sentinels {
         timeout(2 * FRESH, named).await.unwrap_or_else(late)
     }
 
+    /// Returns the address of the master, if one is known.
+    pub(super) fn known(&self) -> Option<Address> {
+        self.master.borrow().as_ref().map(|master| master.address.clone())
+    }
+
+    /// Returns the addresses of the Sentinels that are asked.
+    #[cfg(feature = "worker")]
+    pub(super) fn sentinels(&self) -> Vec<Address> {
+        self.state().answers.keys().cloned().collect()
+    }
+
     /// Returns why the Sentinels do not name the master; `None` if they do.
     pub(super) fn fault(&self) -> Option<String> {
         let mut state = self.state();
@@ -239,7 +250,7 @@ impl Sentinels {
             }
         };
         let _ = timeout(patience, all).await;
-        let master = self.master.borrow().as_ref().map(|master| master.address.to_string());
+        let master = self.known().map(|master| master.to_string());
         let (state, now) = (self.state(), Instant::now());
         let is_fresh = |(at, answer): &&Answer| answer.is_ok() && now - *at < FRESH;
         let answering = state.answers.values().flatten().filter(is_fresh).count();

@@ -1,5 +1,7 @@
 //! The server to which connections lead: the one of the URL, the master that Sentinels name, or those of a Cluster.
 
+#[cfg(feature = "worker")]
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
@@ -10,6 +12,10 @@ use redis::{Client, RedisResult};
 use super::cluster::{Cluster, Topologies};
 use super::endpoint::Address;
 use super::sentinels::{Masters, SentinelStatus, Sentinels};
+#[cfg(feature = "worker")]
+use super::servers::Servers;
+#[cfg(feature = "worker")]
+use crate::protocol::slot_of;
 
 /// The server to which connections lead. Cheap to clone.
 #[derive(Clone)]
@@ -93,6 +99,44 @@ impl Target {
         match self {
             Self::Server(_) | Self::Cluster(_) | Self::Node(..) => None,
             Self::Master(sentinels) => Some(sentinels.status(patience).await),
+        }
+    }
+
+    /// Returns the address of the server; `None` if it is not known, or there are several.
+    pub(super) fn address(&self) -> Option<String> {
+        match self {
+            Self::Server(client) => Some(client.get_connection_info().addr().to_string()),
+            Self::Master(sentinels) => sentinels.known().map(|address| address.to_string()),
+            Self::Cluster(_) => None,
+            Self::Node(_, address) => Some(address.to_string()),
+        }
+    }
+
+    /// Returns the address of the master that serves a key; `None` if it is not known.
+    #[cfg(feature = "worker")]
+    pub(super) fn master_of(&self, key: &str) -> Option<String> {
+        match self {
+            Self::Cluster(cluster) => Some(cluster.known()?.owner(slot_of(key.as_bytes()))?.to_string()),
+            Self::Server(_) | Self::Master(_) | Self::Node(..) => self.address(),
+        }
+    }
+
+    /// Returns the servers that are known, for people.
+    #[cfg(feature = "worker")]
+    pub(super) fn servers(&self) -> Servers {
+        let shown = |addresses: &BTreeSet<Address>| addresses.iter().map(Address::to_string).collect();
+        let masters = self.address().into_iter().collect();
+        match self {
+            Self::Server(_) => Servers { topology: "single", masters, ..Servers::default() },
+            Self::Master(of) => {
+                let sentinels = of.sentinels().iter().map(Address::to_string).collect();
+                Servers { topology: "sentinel", masters, sentinels, ..Servers::default() }
+            }
+            Self::Cluster(cluster) | Self::Node(cluster, _) => {
+                let known = cluster.known().unwrap_or_default();
+                let (masters, replicas) = (shown(known.masters()), shown(known.replicas()));
+                Servers { topology: "cluster", masters, replicas, ..Servers::default() }
+            }
         }
     }
 

@@ -1,9 +1,11 @@
 //! Metrics: all names and their meaning.
 //!
-//! Label values are jobs, upstreams and words of closed sets, never keys, so that the number of series is bounded.
+//! Label values are jobs, upstreams, words of closed sets, and a bounded number of masters, never keys, so that the
+//! number of series is bounded.
 //! Counters and histograms are of this process; gauges of the fleet are the same from each worker.
 
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::collections::BTreeSet;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
@@ -54,9 +56,14 @@ const NOT_MODIFIED: &str = "samovar_job_not_modified_total";
 const ANSWERS: &str = "samovar_upstream_answers_total";
 const RELOAD_REFUSED: &str = "samovar_reload_refused";
 const REDIS_UP: &str = "samovar_redis_up";
+const MASTERS: &str = "samovar_redis_masters";
+const MASTER: &str = "samovar_redis_master_info";
 const SENTINELS_ANSWERING: &str = "samovar_sentinels_answering";
 const SENTINELS_KNOWN: &str = "samovar_sentinels_known";
 const BUILD: &str = "samovar_build_info";
+
+/// The masters that a process names at most: as many servers as a Cluster may have.
+const MOST_MASTERS: usize = 1_000;
 
 /// Counters that Redis keeps. They fall when Redis loses them, which a counter of the recorder cannot do, so they are
 /// recorded as gauges.
@@ -143,6 +150,8 @@ fn describe() {
     describe_counter!(ANSWERS, "Answers of upstreams, by class of the status; `none` for a request without an answer.");
     describe_gauge!(RELOAD_REFUSED, "1 while the job files of the last reload are refused and the old jobs stay.");
     describe_gauge!(REDIS_UP, "1 while Redis answers.");
+    describe_gauge!(MASTERS, "Masters of Redis that are known, by topology: single, sentinel or cluster.");
+    describe_gauge!(MASTER, "1 for each master of Redis; 0 once it is none any more. The label is its address.");
     describe_gauge!(SENTINELS_ANSWERING, "Sentinels that name the master now; absent without Sentinels.");
     describe_gauge!(SENTINELS_KNOWN, "Sentinels that are asked for the master; absent without Sentinels.");
     describe_gauge!(BUILD, "Always 1; the label is the version.");
@@ -336,6 +345,21 @@ pub fn forget_upstream(upstream: &UpstreamName) {
 /// Sets the gauge that tells whether the last reload was refused.
 pub fn set_reload_refused(refused: bool) {
     gauge!(RELOAD_REFUSED).set(f64::from(u8::from(refused)));
+}
+
+/// Sets the gauges of Redis's masters, as this worker sees them. One that is no master any more has 0.
+pub fn set_masters(topology: &'static str, masters: &[String]) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    gauge!(MASTERS, "topology" => topology).set(masters.len() as f64);
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let room = MOST_MASTERS.saturating_sub(told.len());
+    let new: Vec<String> = masters.iter().filter(|master| !told.contains(*master)).take(room).cloned().collect();
+    told.extend(new);
+    for master in &*told {
+        let is_one = f64::from(u8::from(masters.contains(master)));
+        gauge!(MASTER, "topology" => topology, "master" => master.clone()).set(is_one);
+    }
 }
 
 /// Sets the gauges of the Sentinels that name the master, as this worker sees them.

@@ -125,14 +125,19 @@ async fn the_health_command_says_how_the_worker_is() {
     let scans = async || redis.ask::<String>(&["INFO", "commandstats"]).await.contains("cmdstat_scan:");
     let before = scans().await;
     let well = health(&[]).await;
-    assert_eq!((well.code, well.stdout.as_str()), (Some(0), "healthy\n"), "{well:?}");
+    let state = server.get("/health").await.ok();
+    let (at, worker) = (format!("127.0.0.1:{}", redis.port()), state["worker"].as_str().unwrap());
+    assert_eq!((&state["topology"], &state["masters"]), (&json!("single"), &json!([at])), "{state}");
+    let said = format!("healthy\n  worker {worker} at http://{address}\n  Redis: one server, {at}\n");
+    assert_eq!((well.code, well.stdout), (Some(0), said));
     assert_eq!(scans().await, before, "nothing is counted for it");
     redis.stop().await;
     let ill = health(&[]).await;
     assert_eq!(ill.code, Some(1), "{ill:?}");
-    assert!(ill.stdout.starts_with("unhealthy\n  ") && ill.stdout.contains("Redis"), "{ill:?}");
+    let refused = format!("{at}: Connection refused");
+    assert!(ill.stdout.starts_with("unhealthy\n  ") && ill.stdout.contains(&refused), "{ill:?}");
     let told: Value = serde_json::from_str(&health(&["--json"]).await.stdout).unwrap();
-    assert_eq!(told["redis"], "disconnected");
+    assert_eq!((&told["redis"], &told["url"]), (&json!("disconnected"), &json!(server.url)));
     // Another server, none, and none that could be asked.
     for (listen, says) in
         [(upstream.url().strip_prefix("http://").unwrap(), "no worker"), ("127.0.0.1:1", "/health"), ("off", "off")]

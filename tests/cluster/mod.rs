@@ -35,7 +35,7 @@ struct Stage {
     upstream: Upstream,
     keys: Vec<String>,
     worker: WorkerProcess,
-    _jobs: JobsFolder,
+    jobs: JobsFolder,
 }
 
 impl Stage {
@@ -47,8 +47,9 @@ impl Stage {
         }
         let names = keys.iter().map(|key| &key["art:".len()..]);
         let jobs = Art::of(&upstream).top("tags = [\"all\"]").list(names).folder();
-        let worker = samovar(["worker"]).redis_at(&cluster.url()).jobs(&jobs).env("SAMOVAR_CLAIM", "2s").spawn();
-        let stage = Self { cluster, upstream, keys, worker, _jobs: jobs };
+        let worker = samovar(["worker"]).redis_at(&cluster.url()).jobs(&jobs).env("SAMOVAR_CLAIM", "2s");
+        let worker = worker.env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+        let stage = Self { cluster, upstream, keys, worker, jobs };
         stage.fresh().await;
         stage.at_rest().await;
         stage

@@ -64,6 +64,12 @@ impl Topology {
         &self.masters
     }
 
+    /// Returns all replicas.
+    #[cfg(feature = "worker")]
+    pub(in crate::redis) fn replicas(&self) -> &BTreeSet<Address> {
+        &self.replicas
+    }
+
     /// Returns all masters, those that receive their first slot, and replicas.
     pub(super) fn servers(&self) -> BTreeSet<&Address> {
         self.masters.iter().chain(&self.replicas).chain(&self.importing).collect()

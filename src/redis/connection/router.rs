@@ -16,6 +16,7 @@ use crate::redis::cluster::routing::{Route, is_of_connection, split, words};
 use crate::redis::cluster::topology::Topology;
 use crate::redis::cluster::{Cluster, address as address_of};
 use crate::redis::endpoint::Address;
+use crate::redis::named::error_of;
 
 /// The redirections of one command that are followed.
 const REDIRECTIONS: usize = 16;
@@ -448,11 +449,6 @@ fn told(error: &RedisError) -> Value {
         Some(code) => error_of(&format!("{code} {}", error.detail().unwrap_or_default())),
         None => unanswered(error),
     }
-}
-
-fn error_of(text: &str) -> Value {
-    let line = format!("-{}\r\n", text.replace(['\r', '\n'], " "));
-    redis::parse_redis_value(line.as_bytes()).unwrap_or(Value::Nil)
 }
 
 fn is_load(cmd: &Cmd) -> bool {

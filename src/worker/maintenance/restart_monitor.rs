@@ -91,19 +91,8 @@ impl RestartMonitor {
             let noted = self.store.note_gap(self.store.now().await?, Gap::Missed).await;
             if self.troubles.alone("the gap", noted)?.is_some() {
                 self.gap_noted = Some(present.id.clone());
-                if is_empty && present.own_marks.is_empty() {
-                    info!(redis = %self.redis_url, "Redis holds nothing of Samovar; all jobs are warmed up");
-                } else {
-                    let gap = self.store.gap_line();
-                    // Where the mark of a Cluster is gone, other masters may hold all that is theirs.
-                    let what = match is_empty {
-                        true => {
-                            "the Cluster's mark is gone: it is new, or a master was flushed; all jobs are warmed up"
-                        }
-                        false => "Redis was restarted; all values are revalidated",
-                    };
-                    info!(redis = %self.redis_url, "{gap}{what}");
-                }
+                let gap = if is_empty && present.own_marks.is_empty() { "" } else { self.store.gap_line() };
+                info!(redis = %self.redis_url, "{gap}{}", self.loss(present, is_empty));
             }
         }
         let is_set_up = self.troubles.alone("the warmups", self.cron.ensure(schedules).await)?.is_some();
@@ -113,6 +102,30 @@ impl RestartMonitor {
             self.gap_noted = None;
         }
         Ok(())
+    }
+
+    /// Returns what happened, to which server, and what follows. `is_empty` tells that the mark of all is gone.
+    fn loss(&self, present: &Incarnation, is_empty: bool) -> String {
+        let master = self.redis.master_of(&self.keys.marker()).unwrap_or_default();
+        let may_move = self.redis.servers().topology != "single";
+        if !present.losses.is_empty() {
+            return format!("{}; all values are revalidated", present.losses.join("; "));
+        }
+        match (is_empty, may_move) {
+            (true, true) if present.own_marks.is_empty() => {
+                format!("the master {master} holds nothing of Samovar; all jobs are warmed up")
+            }
+            (true, false) => "Redis holds nothing of Samovar; all jobs are warmed up".to_owned(),
+            // Other masters may hold all that is theirs.
+            (true, true) => format!(
+                "the Cluster's mark is gone: the Cluster is new, or the master {master} lost its data; all jobs are \
+                 warmed up"
+            ),
+            (false, true) => format!(
+                "the master {master} was restarted, or has taken another one's place; all values are revalidated"
+            ),
+            (false, false) => "Redis was restarted; all values are revalidated".to_owned(),
+        }
     }
 
     /// Leaves the marks of these servers, that of all last.
