@@ -283,6 +283,11 @@ async fn absent_entries_are_told_with_their_reasons() {
     })
     .await;
     assert_eq!((&page["wanted"], &page["total"]), (&json!(3), &json!(2)), "{page}");
+    let one = run(&redis, &["jobs", "art"]).await.stdout.replace('\n', " ");
+    assert!(
+        one.contains("2 of 3 entries that art keeps warm have no value. `samovar jobs art --absent` lists"),
+        "{one}"
+    );
     assert_eq!(page["absent"][0], json!({"key": "art:b", "reason": "gone"}), "{page}");
     let shown = run(&redis, &absent).await.stdout;
     assert!(

@@ -1,7 +1,6 @@
 //! `samovar jobs`: shows the state of all jobs.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +13,12 @@ use super::session::{Failed, Rows, fleet, print_json, relative, table, tell_redi
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
+use crate::job::KnownJob;
 use crate::ops::status::{self, JobStatus, Outdated, UpstreamStatus};
 use crate::ops::{Absent, AbsentPage, Ops, RefusedReload, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
-/// The longest last outcome in a table on a terminal, in characters.
+/// The longest last outcome in the table, in characters.
 const LAST: usize = 80;
 
 /// The absent entries in one page.
@@ -36,10 +36,11 @@ const LEFT: &str = "its file was removed, its key was changed, or the workers th
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 samovar jobs                                    # all jobs\n\
+\x20 samovar jobs product                            # one job, with the whole text of LAST\n\
 \x20 samovar jobs product --absent                   # which entries have no value, and why")]
 pub(super) struct JobsArgs {
-    /// The job's name, with --absent
-    #[arg(value_name = "JOB", requires = "absent")]
+    /// The job's name; without it, all jobs are shown
+    #[arg(value_name = "JOB")]
     job: Option<String>,
     /// Show the entries of JOB that are to be warm and have no value, each with the reason
     #[arg(long, requires = "job")]
@@ -54,8 +55,12 @@ pub(super) struct JobsArgs {
 
 pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let (session, ops) = fleet(settings, env).await?;
-    if let Some(name) = &args.job {
-        return absent(name, args, &ops).await;
+    let of = match &args.job {
+        Some(name) => Some(pause::find(name, &ops.jobs, args.json)?),
+        None => None,
+    };
+    if let Some(job) = of.filter(|_| args.absent) {
+        return absent(job, args, &ops).await;
     }
     let jobs = Arc::clone(&ops.jobs);
     let now = session.store.now().await?;
@@ -68,7 +73,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         held_back => held_back?,
     };
     let mut all = Vec::new();
-    for job in jobs.jobs.values() {
+    for job in jobs.jobs.values().filter(|job| of.is_none_or(|of| of.name == job.name)) {
         let mut status = status::of_job(&session.redis, &session.keys, job, Some(&census)).await?;
         if left.contains(&job.name) {
             if jobs.heir(job, &left).is_none() {
@@ -91,7 +96,11 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         print_json(&all);
         return Ok(exit::OK);
     }
+    let last = all.first().and_then(last).filter(|last| of.is_some() && last.chars().count() > LAST);
     let told = tell_jobs(all, now);
+    if let Some(job) = of {
+        tell_job(job, last, &ops).await?;
+    }
     if let Some(budgets) = budgets(&upstreams, now) {
         println!("\n{budgets}");
     }
@@ -138,24 +147,15 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
 }
 
 /// Shows the entries of a job that are to be warm and have no value.
-async fn absent(name: &str, args: &JobsArgs, ops: &Ops) -> Result<u8, Failed> {
-    let job = pause::find(name, &ops.jobs, args.json)?;
+async fn absent(job: &KnownJob, args: &JobsArgs, ops: &Ops) -> Result<u8, Failed> {
+    let name = &job.name;
     let page = ops.absent(job, MOST_ABSENT, args.from.as_deref()).await?;
     if args.json {
         print_json(&page);
         return Ok(exit::OK);
     }
-    let AbsentPage { wanted, total, absent, next } = page;
-    let have = if total == 1 { "has" } else { "have" };
-    match (total, wanted) {
-        (total, 1) => {
-            println!("The only entry that {name} keeps warm has {} value.", if total == 0 { "a" } else { "no" })
-        }
-        (total, wanted) => {
-            let [total, wanted] = [total, wanted].map(|count| grouped(count as u64));
-            println!("{total} of {wanted} entries that {name} keeps warm {have} no value.");
-        }
-    }
+    println!("{}", absent_of(name.as_str(), &page));
+    let AbsentPage { absent, next, .. } = page;
     for Absent { key, reason } in &absent {
         println!("{}", wrapped_after(&escaped(&format!("{key}  ")), &escaped(reason), "    "));
     }
@@ -163,6 +163,32 @@ async fn absent(name: &str, args: &JobsArgs, ops: &Ops) -> Result<u8, Failed> {
         println!("\nThere are more: `samovar jobs {name} --absent --from '{}'`.", escaped(&next));
     }
     Ok(exit::OK)
+}
+
+/// Returns how many of the entries that a job keeps warm have no value.
+fn absent_of(name: &str, AbsentPage { wanted, total, .. }: &AbsentPage) -> String {
+    let have = if *total == 1 { "has" } else { "have" };
+    match (total, wanted) {
+        (0, 1) => format!("The only entry that {name} keeps warm has a value."),
+        (_, 1) => format!("The only entry that {name} keeps warm has no value."),
+        (total, wanted) => {
+            let [total, wanted] = [total, wanted].map(|count| grouped(*count as u64));
+            format!("{total} of {wanted} entries that {name} keeps warm {have} no value.")
+        }
+    }
+}
+
+/// Prints what the table has no room for: the whole last outcome of a job, and how many of its entries have no value.
+async fn tell_job(job: &KnownJob, last: Option<String>, ops: &Ops) -> Result<(), Failed> {
+    if let Some(last) = last {
+        println!("\n{}", wrapped(&escaped(&format!("Last: {last}.")), ""));
+    }
+    let page = ops.absent(job, 0, None).await?;
+    if page.total > 0 {
+        let told = absent_of(job.name.as_str(), &page);
+        println!("\n{told} `samovar jobs {} --absent` lists them, each with the reason.", job.name);
+    }
+    Ok(())
 }
 
 /// The sentences on jobs that follow the table.
@@ -178,8 +204,6 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
     let mut rows =
         table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "WANTED", "DUE", "IN HAND", "DEAD", "LAST"]);
     let usage = usage(&all, now);
-    // A program that reads the table gets the whole text.
-    let is_terminal = std::io::stdout().is_terminal();
     let mut told = Told { paused: Vec::new(), states: Vec::new() };
     for status in all {
         told.states.extend(feed(&status, now));
@@ -188,10 +212,7 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
         if let Some(since) = status.paused_ms {
             told.paused.push(format!("{} ({})", status.job, relative(since, now)));
         }
-        let last = status.last.map(|last| match last.reason {
-            Some(reason) => format!("{} {} ({}): {reason}", last.outcome, last.key, last.trigger),
-            None => format!("{} {} ({})", last.outcome, last.key, last.trigger),
-        });
+        let last = last(&status);
         rows.add_row([
             status.job,
             status.key,
@@ -203,7 +224,7 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
             status.due.to_string(),
             status.in_flight.to_string(),
             status.dead.to_string(),
-            last.map_or_else(|| "–".to_owned(), |last| if is_terminal { shortened(&last) } else { last }),
+            last.map_or_else(|| "–".to_owned(), |last| shortened(&last)),
         ]);
     }
     println!("{rows}");
@@ -211,6 +232,14 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
         println!("\n{usage}");
     }
     told
+}
+
+/// Returns the last outcome of a job as text.
+fn last(status: &JobStatus) -> Option<String> {
+    status.last.as_ref().map(|last| match &last.reason {
+        Some(reason) => format!("{} {} ({}): {reason}", last.outcome, last.key, last.trigger),
+        None => format!("{} {} ({})", last.outcome, last.key, last.trigger),
+    })
 }
 
 fn tell_workers(workers: usize) {
@@ -308,7 +337,7 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// `get` and `dead` show the whole text.
+/// Returns the beginning of a text; `samovar jobs JOB`, `get` and `dead` show the whole.
 fn shortened(text: &str) -> String {
     if text.chars().count() <= LAST {
         return text.to_owned();
