@@ -10,7 +10,7 @@ use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::entry::{Outcome, Priority, Trigger};
 use crate::ops::status::UpstreamStatus;
-use crate::ops::{Entry, MissingInput};
+use crate::ops::{Entry, HeldInput, MissingInput};
 use crate::store::Expiry;
 use crate::warmer::INPUT_WAIT;
 
@@ -92,6 +92,10 @@ fn tell_value(entry: &Entry) {
     }
     for upstream in &entry.closed_upstreams {
         say("upstream", format!("{}: {}", upstream.upstream, upstream.closed_text(now).unwrap_or_default()));
+    }
+    for HeldInput { key, job, until_ms } in &entry.held_inputs {
+        let left = duration::rough(until_ms.saturating_since(now));
+        say("input", format!("{key} is gone, and its removal is held back for {left}: see `samovar gone {job}`"));
     }
     for MissingInput { key, reason } in entry.missing_inputs.iter().filter(|_| entry.due.is_some()) {
         match entry.fetched_ms.filter(|_| !is_waiting(entry)) {

@@ -1,5 +1,6 @@
 //! `samovar invalidate`: invalidates values through the inbox, where the message is stored until a worker handles it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -7,14 +8,15 @@ use serde_json::json;
 
 use super::budgets;
 use super::exit;
-use super::session::{Failed, NoJobs, PAUSE, Session, complain, fleet, passes, print_json, refuse};
+use super::session::{Failed, NoJobs, PAUSE, Session, complain, fleet, passes, print_json, refuse, relative};
 use super::warm;
 use crate::config::{Environment, Settings};
 use crate::entry::escape::escaped;
-use crate::entry::{Announced, EntryKey, Version};
+use crate::entry::{Announced, EntryKey, JobName, Version};
 use crate::ops::{DryRun, Effect, Mistake, Ops};
 use crate::protocol::{Action, Message};
 use crate::redis::requirements;
+use crate::store::GoneGuard;
 use crate::trigger::invalidation::inbox;
 
 /// Keys in one round trip.
@@ -86,12 +88,15 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         return dry_run(args, &message, settings, env).await;
     }
     let mut session = Session::open_within(settings, FAILOVER).await?;
-    let mut names_checked = false;
+    let (mut names_checked, mut held_back) = (false, Vec::new());
     if !args.force {
         match session.known_jobs(settings, env).await? {
             Ok(jobs) => {
-                check_names(args.json, &session.ops(jobs), &message).await?;
+                let ops = session.ops(jobs);
+                check_names(args.json, &ops, &message).await?;
                 names_checked = true;
+                // The message is sent, whether or not this can be read.
+                held_back = self::held_back(&ops, &message).await.unwrap_or_default();
             }
             Err(unknown) => tell_unchecked(&unknown),
         }
@@ -104,10 +109,17 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
     if args.json {
         print_json(&json!({
             "id": id, "message": message, "names_checked": names_checked, "absent": absent, "workers": workers,
+            "removals_held_back": held_back.iter().map(|(job, _)| job.as_str()).collect::<Vec<_>>(),
         }));
     } else {
         println!("published as {id}");
         tell_absent(absent.as_deref().unwrap_or_default(), message.keys.len());
+        for (job, since) in held_back {
+            eprintln!(
+                "Removals of {job} are held back, {since}: a value that is gone upstream stays until its TTL ends. \
+                 `samovar gone {job}` shows it, and `--accept` lets removals through."
+            );
+        }
         if workers == Some(0) {
             eprintln!("No worker is running: the message waits in the inbox until one starts.");
         }
@@ -146,6 +158,22 @@ async fn absent(session: &Session, keys: &[String]) -> Result<Vec<String>, Faile
         absent.extend(found.filter(|(_, snapshot)| !snapshot.has_value()).map(|(key, _)| key.clone()));
     }
     Ok(absent)
+}
+
+/// Returns the jobs that a message names, or whose keys it names, while their guards hold removals back, each with the
+/// time since then. An eviction is held back by no guard.
+async fn held_back(ops: &Ops, message: &Message) -> redis::RedisResult<Vec<(JobName, String)>> {
+    let owners = message.keys.iter().filter_map(|key| Some(ops.jobs.owner(key)?.0.name.clone()));
+    let named = message.jobs.iter().map(|job| JobName::new(job.as_str()));
+    let jobs: BTreeSet<JobName> = owners.chain(named).filter(|_| message.action != Action::Evict).collect();
+    let now = ops.store.now().await?;
+    let mut held = Vec::new();
+    for job in jobs {
+        if let Some(guard) = ops.gone_guard(&job).await?.filter(GoneGuard::is_holding) {
+            held.push((job, format!("since {}", relative(guard.since_ms, now))));
+        }
+    }
+    Ok(held)
 }
 
 /// Says that keys have no value, and what a refresh then does.

@@ -8,14 +8,14 @@ use super::Ops;
 use super::missing_input::MissingInput;
 use super::status::{self, UpstreamStatus};
 use crate::agenda::{Due, State};
-use crate::entry::EntryKey;
 use crate::entry::Outcome;
 use crate::entry::Priority;
 use crate::entry::Trigger;
 use crate::entry::Version;
-use crate::job::KnownJob;
+use crate::entry::{EntryKey, JobName};
+use crate::job::{KnownJob, Params};
 use crate::redis::RedisTime;
-use crate::store::{Expiry, GoneGuard, Meta};
+use crate::store::{Expiry, GoneGuard, Meta, Snapshot};
 
 /// One entry. Times are Redis's, in ms since the epoch.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -89,6 +89,8 @@ pub struct Entry {
     /// Until when the removal of its value is held back, since it is gone at its upstream or with an input.
     #[schema(value_type = Option<i64>)]
     pub removal_held_until_ms: Option<RedisTime>,
+    /// Its inputs whose removal is held back: it is made from their old values.
+    pub held_inputs: Vec<HeldInput>,
     /// Its inputs that keep it from being made now.
     pub missing_inputs: Vec<MissingInput>,
     /// The reason of its dead letter, if there is one.
@@ -102,6 +104,18 @@ pub struct Entry {
     /// Its place on the agenda.
     #[serde(skip)]
     pub due: Option<Due>,
+}
+
+/// An input whose removal is held back, since it is gone at its upstream or with an input of its own.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct HeldInput {
+    /// Its key.
+    pub key: String,
+    /// The job that owns it.
+    pub job: String,
+    /// Until when its removal is held back.
+    #[schema(value_type = i64)]
+    pub until_ms: RedisTime,
 }
 
 impl Ops {
@@ -131,15 +145,17 @@ impl Ops {
             Some(job) => self.paused(&job.name).await?,
             None => None,
         };
-        let gone_guard = match owner {
-            Some(job) => self.gone_guard(&job.name).await?.filter(GoneGuard::is_holding),
+        let removal_held_until_ms = match owner {
+            Some(job) => self.held_until(&job.name, &snapshot).await?,
             None => None,
         };
-        let (closed_upstreams, missing_inputs) = match owner.zip(params) {
-            Some((job, params)) => {
-                (status::closed(&self.redis, &self.keys, job).await?, self.missing_inputs(job, &params, now).await?)
-            }
-            None => (Vec::new(), Vec::new()),
+        let (closed_upstreams, held_inputs, missing_inputs) = match owner.zip(params) {
+            Some((job, params)) => (
+                status::closed(&self.redis, &self.keys, job).await?,
+                self.held_inputs(job, &params).await?,
+                self.missing_inputs(job, &params, now).await?,
+            ),
+            None => (Vec::new(), Vec::new(), Vec::new()),
         };
         let job_is_left = match owner {
             Some(job) => self.left_jobs().await?.contains(&job.name),
@@ -178,16 +194,39 @@ impl Ops {
             closed_upstreams,
             job_is_left,
             job_paused_ms,
-            removal_held_until_ms: gone_guard
-                .filter(|_| snapshot.has_value())
-                .filter(|_| meta.is_some_and(|meta| meta.last_attempt.held_until > RedisTime::ZERO))
-                .map(|guard| guard.until_ms),
+            removal_held_until_ms,
+            held_inputs,
             missing_inputs,
             given_up: given_up.filter(|_| due.is_none()),
             now_ms: now,
             expiry,
             due,
         })
+    }
+}
+
+impl Ops {
+    /// Returns until when the removal of a value is held back; `None` if it is not.
+    async fn held_until(&self, job: &JobName, snapshot: &Snapshot) -> RedisResult<Option<RedisTime>> {
+        let is_noted = snapshot.meta.as_ref().is_some_and(|meta| meta.last_attempt.held_until > RedisTime::ZERO);
+        if !is_noted || !snapshot.has_value() {
+            return Ok(None);
+        }
+        let guard = self.gone_guard(job).await?.filter(GoneGuard::is_holding);
+        Ok(guard.map(|guard| guard.until_ms))
+    }
+
+    /// Returns the inputs of an entry of a job whose removal is held back.
+    async fn held_inputs(&self, job: &KnownJob, params: &Params) -> RedisResult<Vec<HeldInput>> {
+        let keys: Vec<EntryKey> = job.made_from.iter().filter_map(|input| input.key.write(params)).collect();
+        let mut held = Vec::new();
+        for (key, snapshot) in keys.iter().zip(self.store.snapshots(&keys).await?) {
+            let Some((owner, _)) = self.jobs.owner(key.as_str()) else { continue };
+            if let Some(until_ms) = self.held_until(&owner.name, &snapshot).await? {
+                held.push(HeldInput { key: key.to_string(), job: owner.name.to_string(), until_ms });
+            }
+        }
+        Ok(held)
     }
 }
 

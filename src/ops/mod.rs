@@ -28,7 +28,7 @@ pub use census::{Census, Counted};
 pub use clear::Pattern;
 pub use dead::{Dead, Letters};
 pub use effect::{DryRun, Effect};
-pub use entry::Entry;
+pub use entry::{Entry, HeldInput};
 pub use files::{Announced, Digests, Noted, differences, digests, has_old_file, still_waits, with_another_file};
 pub use fleet::{FleetStatus, RefusedReload};
 pub(crate) use gone::unguarded;

@@ -6,9 +6,10 @@ use samovar::entry::EntryKey;
 use samovar::redis::RedisTime;
 use serde_json::{Value, json};
 
+use crate::support::{Parts, Reply, both, eventually, job, talkative, worker};
 use super::{
-    GUARD, HOUR, MANY, all_noted, all_served, at_rest, client, has_all, has_none, health, many, run, served, tripped,
-    warnings,
+    GUARD, HOUR, MANY, all_held, all_noted, all_served, at_rest, client, has_all, has_none, health, many, run, served,
+    tripped, warnings,
 };
 use crate::support::{Parts, both, eventually, job, talkative, worker};
 
@@ -76,6 +77,41 @@ async fn a_person_lets_removals_through_or_has_them_held() {
     redis.ask::<usize>(&["DEL", GUARD]).await;
     let nothing = run(&redis, &jobs, &["gone", "art", "--hold"]).await;
     assert!(nothing.code == Some(1) && nothing.stderr.contains("no removals of art are held back"), "{nothing:?}");
+}
+
+#[tokio::test]
+async fn what_is_made_from_a_held_value_and_invalidated_is_told_of_it() {
+    let (redis, upstream) = both().await;
+    has_all(&upstream, 1);
+    let plate = "key = \"plate:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\n\
+                 kind = \"compose\"\nvalue = { of = \"{{ art }}\" }\n[entries]\nlist = [\"1\"]\n";
+    let jobs = many(&upstream, MANY, "").folder().job("plate", plate);
+    let _worker = worker(&redis, &jobs);
+    eventually("the plate is there", async || redis.get("plate:1").await).await;
+    at_rest(&redis).await;
+    upstream.otherwise(|call, _| match call.path() {
+        "/art/1" => Reply::json(json!({ "version": 1 })),
+        _ => Reply::status(404),
+    });
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("{\"jobs\": [\"art\"]}").await;
+    all_held(&redis, MANY - 10).await;
+    has_none(&upstream);
+    let quiet = run(&redis, &jobs, &["invalidate", "plate:1"]).await;
+    assert!(!quiet.stderr.contains("held back"), "{quiet:?}");
+    let told = run(&redis, &jobs, &["invalidate", "art:1"]).await;
+    for said in ["Removals of art are held back, since ", "`samovar gone art` shows it"] {
+        assert!(told.stderr.contains(said), "{said}: {told:?}");
+    }
+    eventually("the plate's input is told", async || {
+        let shown = run(&redis, &jobs, &["get", "plate:1"]).await.stdout;
+        let is_told = shown.contains("art:1 is gone, and its removal is held back for ")
+            && shown.contains("see `samovar gone art`");
+        if is_told { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    let shown: Value = serde_json::from_str(&run(&redis, &jobs, &["get", "plate:1", "--json"]).await.stdout).unwrap();
+    assert_eq!((&shown["held_inputs"][0]["key"], &shown["held_inputs"][0]["job"]), (&json!("art:1"), &json!("art")));
 }
 
 /// A person lets the removals of a planned clean-up through before it.
