@@ -9,11 +9,11 @@ use clap::Args;
 use super::exit;
 use super::gone;
 use super::pause;
-use super::session::{Failed, Rows, fleet, print_json, relative, table, tell_redis, wrapped, wrapped_after};
+use super::session::{Failed, Rows, Session, fleet, print_json, relative, table, tell_redis, wrapped, wrapped_after};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
-use crate::job::KnownJob;
+use crate::job::{KnownJob, KnownJobs};
 use crate::ops::status::{self, JobStatus, Outdated, UpstreamStatus};
 use crate::ops::{Absent, AbsentPage, Ops, RefusedReload, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
@@ -55,10 +55,7 @@ pub(super) struct JobsArgs {
 
 pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let (session, ops) = fleet(settings, env).await?;
-    let of = match &args.job {
-        Some(name) => Some(pause::find(name, &ops.jobs, args.json)?),
-        None => None,
-    };
+    let of = args.job.as_deref().map(|name| pause::find(name, &ops.jobs, args.json)).transpose()?;
     if let Some(job) = of.filter(|_| args.absent) {
         return absent(job, args, &ops).await;
     }
@@ -133,6 +130,12 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     if !told.paused.is_empty() {
         println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", told.paused.join(", "));
     }
+    tell_fleet(&session, &jobs).await?;
+    Ok(exit::OK)
+}
+
+/// Prints keys of the wrong type, the number of workers, and Redis's masters.
+async fn tell_fleet(session: &Session, jobs: &KnownJobs) -> Result<(), Failed> {
     let names = session.keys.all_fixed(jobs.jobs.keys(), jobs.upstreams.keys());
     for wrong in wrong_types(&mut session.redis.clone(), &session.keys, &names).await? {
         println!("\n{}", wrapped(&format!("Fault: {wrong}."), ""));
@@ -143,7 +146,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         Ok(workers) => tell_workers(workers),
     }
     tell_redis(&session.redis).await;
-    Ok(exit::OK)
+    Ok(())
 }
 
 /// Shows the entries of a job that are to be warm and have no value.

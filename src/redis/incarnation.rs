@@ -91,16 +91,7 @@ impl Connection {
                 Some(kept) => redis::cmd("EXISTS").arg(own_mark(kept.slot)).query_async(self).await?,
                 None => true,
             };
-            let loss = match before {
-                Some(before) if before.run != run && has_mark => Some("was restarted"),
-                Some(before) if before.run != run => Some("was restarted without its data"),
-                Some(_) if !has_mark => Some("was flushed"),
-                Some(_) => None,
-                None => match master.info(&["replication"]).await? {
-                    Some(info) => info.promoted_from().map(|_| "was a replica, and has taken its master's place"),
-                    None => Some("is a master that was unknown"),
-                },
-            };
+            let loss = master.loss(before.map(|before| before.run == run), has_mark).await?;
             losses.extend(loss.map(|loss| format!("the master {address} {loss}")));
             let slot = kept.map(|master| master.slot).or_else(|| slots.first_of(address)).unwrap_or_default();
             if id.is_empty() {
@@ -136,6 +127,21 @@ impl Connection {
         let mark = format!("{id} {}", masters.collect::<Vec<_>>().join(" "));
         let own_marks = present.iter().map(|master| own_mark(master.slot)).collect();
         Ok(Incarnation { id, mark, own_marks, is_other, losses })
+    }
+
+    /// Returns why a master of a Cluster may have lost data. `is_same_run` is `None` if the master was unknown.
+    async fn loss(&mut self, is_same_run: Option<bool>, has_mark: bool) -> RedisResult<Option<&'static str>> {
+        Ok(match (is_same_run, has_mark) {
+            (Some(true), true) => None,
+            (Some(true), false) => Some("was flushed"),
+            (Some(false), true) => Some("was restarted"),
+            (Some(false), false) => Some("was restarted without its data"),
+            (None, _) => match self.info(&["replication"]).await? {
+                Some(info) => info.promoted_from().map(|_| "was a replica, and has taken its master's place"),
+                // Without a right to `INFO`, it may have been promoted.
+                None => Some("was unknown, and may have been a replica"),
+            },
+        })
     }
 
     /// Returns the server's run: a value that changes with each restart and failover. It is the server's

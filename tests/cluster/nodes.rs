@@ -122,7 +122,8 @@ async fn health_says_that_a_cluster_is_down() {
 
 async fn get(stage: &mut Stage, path: &str) -> String {
     let url = format!("{}/{path}", stage.worker.http().await);
-    reqwest::get(url).await.unwrap().text().await.unwrap()
+    let client = reqwest::Client::builder().timeout(std::time::Duration::from_secs(10)).build().unwrap();
+    client.get(url).send().await.unwrap().text().await.unwrap()
 }
 
 async fn health(stage: &mut Stage) -> Value {
