@@ -6,11 +6,11 @@ use samovar::entry::EntryKey;
 use samovar::redis::RedisTime;
 use serde_json::{Value, json};
 
-use crate::support::{Parts, Reply, both, eventually, job, talkative, worker};
 use super::{
     GUARD, HOUR, MANY, all_held, all_noted, all_served, at_rest, client, has_all, has_none, health, many, run, served,
     tripped, warnings,
 };
+use crate::support::{Parts, Reply, both, eventually, job, talkative, worker};
 use crate::support::{Parts, both, eventually, job, talkative, worker};
 
 #[tokio::test]
