@@ -193,7 +193,7 @@ impl Agenda {
         Ok(moved)
     }
 
-    /// Makes some entries due now that are due within this time, whatever for: the first ones of each band. Those that
+    /// Makes some entries due now that are due within this time, for any trigger: the first of each band. Those that
     /// are claimed or running stay. Returns how many were found; if none was, there are no more.
     ///
     /// # Errors
