@@ -102,7 +102,7 @@ impl Keys {
         let kind = rest.split_once(":{").map_or(rest, |(kind, _)| kind);
         match kind {
             "lease" | "lock" | "number" | "meta" | "paused" | "unknown" | "census" | "touched" | "misses" | "sweep"
-            | "marker" | "{suspect}" | "{suspect}:lock" | "remaker" => Some("string"),
+            | "marker" | "loss" | "{suspect}" | "{suspect}:lock" | "remaker" => Some("string"),
             "tag" | "stamps" | "tagged" | "loaded" | "made-from" | "agenda" | "popular" | "reads" | "dead"
             | "permits" | "{schedules}" => Some("zset"),
             "acknowledged"
@@ -383,7 +383,13 @@ impl Keys {
         format!("{}:marker", self.prefix)
     }
 
-    /// The mark of the master of a Cluster that serves this slot. If it is gone, the master was flushed.
+    /// When a loss of data was first found; it has a TTL of one hour. Workers that find the same one note the same gap.
+    /// It is in the slot of [`Keys::marker`].
+    pub fn loss(&self, id: &str) -> String {
+        format!("{}:loss:{{{}}}:{id}", self.prefix, tag_of(&self.marker()))
+    }
+
+    /// The own mark of a master of a Cluster, at a slot that it serves. If it is gone, data of the master are lost.
     pub fn marker_at(&self, slot: u16) -> String {
         format!("{}:marker:{{{}}}", self.prefix, tag_at(slot))
     }

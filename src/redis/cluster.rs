@@ -77,6 +77,8 @@ struct State {
     epoch: Option<(u64, Instant)>,
     /// The servers that did not answer the last question.
     silent: BTreeSet<Address>,
+    /// Servers that a redirection named, and that no master tells of yet.
+    named: BTreeSet<Address>,
 }
 
 /// The answer of a master.
@@ -84,8 +86,8 @@ struct Answer {
     epoch: u64,
     topology: Topology,
     clock: Measured,
-    /// It receives slots.
-    imports: bool,
+    /// The masters that receive slots, as far as it knows.
+    importing: BTreeSet<Address>,
 }
 
 impl Cluster {
@@ -186,6 +188,21 @@ impl Cluster {
         self.ask_soon();
     }
 
+    /// Takes a redirection to a server that receives a slot: it is asked from now on, although it may serve none yet.
+    pub(super) fn named(self: &Arc<Self>, to: &Address) {
+        if !self.known().is_some_and(|topology| topology.servers().contains(to))
+            && self.state().named.insert(to.clone())
+        {
+            self.ask_soon();
+        }
+    }
+
+    /// Returns `true` if a server did not answer the last question.
+    #[cfg(feature = "worker")]
+    pub(super) fn is_silent(&self, address: &Address) -> bool {
+        self.state().silent.contains(address)
+    }
+
     /// Returns the masters and their slots, if they are known.
     pub(super) fn known(&self) -> Option<Arc<Topology>> {
         self.topology.borrow().clone()
@@ -257,15 +274,13 @@ impl Cluster {
     /// Takes the answers of a round.
     fn take(&self, answers: Vec<(Address, RedisResult<Answer>)>) {
         let mut best: Option<(u64, Topology)> = None;
-        let (mut faults, mut importing) = (Vec::new(), BTreeSet::new());
+        let (mut faults, mut all_importing) = (Vec::new(), BTreeSet::new());
         let mut state = self.state();
         state.silent.clear();
         for (address, answer) in answers {
             match answer {
-                Ok(Answer { epoch, topology, clock, imports }) => {
-                    if imports {
-                        importing.insert(address.clone());
-                    }
+                Ok(Answer { epoch, topology, clock, importing }) => {
+                    all_importing.extend(importing);
                     state.clocks.measured(address, clock);
                     if best.as_ref().is_none_or(|(highest, _)| epoch > *highest) {
                         best = Some((epoch, topology));
@@ -273,6 +288,7 @@ impl Cluster {
                 }
                 Err(e) => {
                     faults.push(format!("{address}: {e}"));
+                    state.named.remove(&address);
                     state.silent.insert(address);
                 }
             }
@@ -285,8 +301,12 @@ impl Cluster {
         }
         state.fault = fault;
         if let Some((_, mut topology)) = best.filter(|(epoch, _)| state.believes(*epoch)) {
-            topology.import(importing);
-            state.clocks.refer(topology.owner(REFERENCE), &topology.servers());
+            topology.import(all_importing);
+            let mut servers = topology.servers();
+            let State { clocks, named, .. } = &mut *state;
+            named.retain(|address| !servers.contains(address));
+            servers.extend(&*named);
+            clocks.refer(topology.owner(REFERENCE), &servers);
             self.topology.send_if_modified(|known| {
                 let is_new = known.as_deref() != Some(&topology);
                 if is_new {
@@ -334,9 +354,10 @@ async fn keep_asking(cluster: Weak<Cluster>) {
         {
             let Some(cluster) = cluster.upgrade() else { return };
             let topology = cluster.topology.borrow().clone();
-            // Replicas as well: their clocks are known when they are promoted.
+            // Replicas and new masters as well: their clocks are known when they serve slots.
             let servers = topology.iter().flat_map(|topology| topology.servers()).chain(&cluster.nodes.seeds);
-            let all: BTreeSet<Address> = servers.cloned().collect();
+            let mut all: BTreeSet<Address> = servers.cloned().collect();
+            all.extend(cluster.state().named.iter().cloned());
             connections.retain(|address, _| all.contains(address));
             let asking = all.into_iter().map(|address| {
                 let (cluster, connection) = (&cluster, connections.remove(&address));
@@ -390,14 +411,13 @@ async fn ask(
         }
         _ => e,
     })?;
-    let topology = Topology::read(slots, address)?;
+    let mut topology = Topology::read(slots, address)?;
     if topology.masters().is_empty() {
         return Err(io::Error::other("it belongs to a Cluster in which no slot is assigned").into());
     }
-    // A server tells of its own slots only that they are open: `[93-<-id]`.
-    let imports = nodes.is_ok_and(|nodes| nodes.contains("-<-"));
+    let importing = nodes.map(|nodes| topology.read_nodes(&nodes, address)).unwrap_or_default();
     let clock = measure(&mut connection).await?;
-    Ok((Answer { epoch, topology, clock, imports }, connection))
+    Ok((Answer { epoch, topology, clock, importing }, connection))
 }
 
 /// Reads a server's clock.

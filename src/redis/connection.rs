@@ -152,6 +152,11 @@ impl Connection {
         router.topology().await.masters().iter().map(|address| router.node(address, self)).collect()
     }
 
+    /// Returns `true` if this is a connection to a Cluster.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.router.is_some()
+    }
+
     /// Returns the slots of a Cluster's masters, as far as they are known; `None` if this is no Cluster.
     pub(super) fn slots(&self) -> Option<Arc<Topology>> {
         self.router.as_ref()?.cluster().known()
@@ -160,6 +165,13 @@ impl Connection {
     /// Returns the connection to this master of a Cluster.
     pub(super) fn master_at(&self, address: &Address) -> Option<Self> {
         Some(self.router.as_ref()?.node(address, self))
+    }
+
+    /// Returns the connection to this master of a Cluster, if it answered the last question.
+    #[cfg(feature = "worker")]
+    pub(super) fn answering(&self, address: &Address) -> Option<Self> {
+        let router = self.router.as_ref().filter(|router| !router.cluster().is_silent(address))?;
+        Some(router.node(address, self))
     }
 
     /// Returns a time that a server gave, such as that of an id in a stream, on the fleet's clock: the latest that it

@@ -1,35 +1,70 @@
 //! The runs of Redis's servers, and the marks left on them: they tell whether Redis still holds what it acknowledged.
 //!
-//! A lone server has a mark with its run. On a Cluster, the mark lists all masters, each as `id/run/slot`, and each
-//! master has a mark of its own at a slot that it serves. Data may be lost if a known master has another run (it was
-//! restarted), if an unknown one was a replica (it was promoted), or if a master's own mark is gone although its slot
-//! has not moved (it was flushed). A new master that slots move to has lost nothing.
+//! A lone server has a mark with its run. On a Cluster, the mark lists all masters, each as `id/run/slot`, and the ids
+//! of replicas. Each master has a mark of its own, at a slot that it serves. Data may be lost if
+//!
+//! - a known master has another run: it was restarted;
+//! - an unknown master was a replica: it was promoted;
+//! - the own mark of a known master is gone, whoever serves its slot by now: the master was flushed, or its slots were
+//!   given to others without their keys. Slots that are moved take the marks along.
+//!
+//! A new master that slots move to has lost nothing. Nothing is forgotten of a master that does not answer.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
 use std::sync::PoisonError;
 
+use futures_util::future::join_all;
 use redis::RedisResult;
 
-use super::Connection;
-use super::refused::is_refusal;
+use super::cluster::topology::Topology;
+use super::endpoint::Address;
+use super::{Connection, RedisTime};
+use crate::protocol::Keys;
 
 /// The prefix of a run that is the digest of a script.
 const SCRIPT: &str = "script:";
+/// Why a master may have lost data.
+const RESTARTED: &str = "was restarted";
+const PROMOTED: &str = "was a replica, and has taken its master's place";
 
 /// The state of Redis's servers, beside what was known of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Incarnation {
     /// Changes whenever data may be lost.
     pub(crate) id: String,
-    /// The mark to leave.
-    pub(crate) mark: String,
-    /// The marks to leave on single masters.
-    pub(crate) own_marks: Vec<String>,
     /// Data may be lost since the known mark was left.
     pub(crate) is_other: bool,
     /// What happened to each master of a Cluster that may have lost data, as a sentence with its address. Empty on a
     /// lone server, and if the mark of all is gone.
     pub(crate) losses: Vec<String>,
+    /// The servers of a Cluster; `None` for a lone server.
+    servers: Option<Servers>,
+}
+
+/// The servers of a Cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Servers {
+    /// The masters that answer.
+    present: Vec<Present>,
+    /// What is known of masters that do not answer.
+    away: Vec<Master>,
+    /// The ids of replicas.
+    replicas: BTreeSet<String>,
+    /// The slots of the known masters' own marks.
+    marked: BTreeSet<u16>,
+}
+
+/// A master that answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Present {
+    address: Address,
+    now: Master,
+    /// The master as the known mark lists it.
+    before: Option<Master>,
+    /// Why it may have lost data.
+    loss: Option<&'static str>,
 }
 
 /// A master of a Cluster, as the mark lists it.
@@ -41,6 +76,14 @@ struct Master {
     slot: u16,
 }
 
+/// The mark of a Cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Mark {
+    id: String,
+    masters: Vec<Master>,
+    replicas: BTreeSet<String>,
+}
+
 impl Master {
     fn read(text: &str) -> Option<Self> {
         let mut parts = text.split('/');
@@ -49,99 +92,188 @@ impl Master {
     }
 }
 
+impl Mark {
+    /// Reads a mark. That of a lone server lists no master.
+    fn read(text: &str) -> Self {
+        let mut words = text.split(' ').filter(|word| !word.is_empty());
+        let id = words.next().unwrap_or_default().to_owned();
+        let (masters, replicas): (Vec<&str>, Vec<&str>) = words.partition(|word| word.contains('/'));
+        let masters = masters.into_iter().filter_map(Master::read).collect();
+        Self { id, masters, replicas: replicas.into_iter().map(str::to_owned).collect() }
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut masters: Vec<&Master> = self.masters.iter().collect();
+        masters.sort_by_key(|master| &master.id);
+        f.write_str(&self.id)?;
+        masters.into_iter().try_for_each(|Master { id, run, slot }| write!(f, " {id}/{run}/{slot}"))?;
+        self.replicas.iter().try_for_each(|id| write!(f, " {id}"))
+    }
+}
+
+impl Servers {
+    /// Returns the id of a loss: all workers that find it find the same.
+    fn id_after(&self, known: &str) -> String {
+        let masters = self.present.iter().map(|present| &present.now).chain(&self.away);
+        let mut runs: Vec<String> = masters.map(|master| format!("{}/{}", master.id, master.run)).collect();
+        runs.sort();
+        digest(&format!("{known} {}", runs.join(" ")))
+    }
+}
+
+/// Returns what happened to each master that may have lost data. `marks` are the own marks of the known masters.
+fn losses(known: &Mark, present: &[Present], marks: &[RedisResult<String>]) -> Vec<String> {
+    let unmarked = known.masters.iter().zip(marks).filter(|(_, mark)| mark.as_ref().is_ok_and(String::is_empty));
+    let unmarked: BTreeSet<&str> = unmarked.map(|(master, _)| &*master.id).collect();
+    let of_present = present.iter().filter_map(|Present { address, now, loss, .. }| {
+        let loss = match (*loss, unmarked.contains(&*now.id)) {
+            (Some(RESTARTED), true) => "was restarted without its data",
+            (None, true) => "was flushed, or lost slots without their keys",
+            (loss, _) => loss?,
+        };
+        Some(format!("the master {address} {loss}"))
+    });
+    let is_present = |id: &str| present.iter().any(|present| present.now.id == id);
+    let of_others =
+        unmarked.iter().filter(|id| !is_present(id)).map(|id| format!("data of the former master {id} are gone"));
+    of_present.chain(of_others).collect()
+}
+
+fn digest(text: &str) -> String {
+    format!("{:032x}", twox_hash::XxHash3_128::oneshot(text.as_bytes()))
+}
+
+impl Incarnation {
+    /// Returns the incarnation after a loss that was first found at this time. On a Cluster, its id differs from that
+    /// of each other loss with the same runs, such as a flush.
+    pub(crate) fn found_at(self, found: RedisTime) -> Self {
+        let id = if self.is_of_cluster() { digest(&format!("{} {found}", self.id)) } else { self.id };
+        Self { id, ..self }
+    }
+
+    /// Returns `true` for a Cluster.
+    pub(crate) fn is_of_cluster(&self) -> bool {
+        self.servers.is_some()
+    }
+
+    /// Returns the mark to leave.
+    pub(crate) fn mark(&self) -> String {
+        self.mark_without(&BTreeSet::new())
+    }
+
+    /// Returns the mark to leave if the own marks of the masters of these ids could not be left: it lists them as
+    /// before.
+    fn mark_without(&self, unmarked: &BTreeSet<&str>) -> String {
+        let Some(servers) = &self.servers else { return self.id.clone() };
+        let present = servers.present.iter().filter_map(|Present { now, before, .. }| {
+            if unmarked.contains(&*now.id) { before.clone() } else { Some(now.clone()) }
+        });
+        let masters = present.chain(servers.away.iter().cloned()).collect();
+        Mark { id: self.id.clone(), masters, replicas: servers.replicas.clone() }.to_string()
+    }
+
+    /// Leaves the own marks of masters, where they are others than before. Returns the mark of all that is to be left
+    /// then.
+    pub(crate) async fn leave_own_marks(&self, redis: &Connection, keys: &Keys) -> String {
+        let present = self.servers.iter().flat_map(|servers| &servers.present);
+        let to_leave = present.filter(|Present { now, before, .. }| {
+            self.is_other || before.as_ref().is_none_or(|before| before.slot != now.slot)
+        });
+        let leaving = to_leave.map(async |Present { now, .. }| {
+            let set = redis::cmd("SET").arg(keys.marker_at(now.slot)).arg(&self.id).to_owned();
+            set.exec_async(&mut redis.clone()).await.is_err().then_some(&*now.id)
+        });
+        self.mark_without(&join_all(leaving).await.into_iter().flatten().collect())
+    }
+
+    /// Removes the own marks that the mark of all does not list any more. One that cannot be removed does no harm.
+    pub(crate) async fn remove_own_marks(&self, mark: &str, redis: &Connection, keys: &Keys) {
+        let listed: BTreeSet<u16> = Mark::read(mark).masters.iter().map(|master| master.slot).collect();
+        let marked = self.servers.iter().flat_map(|servers| &servers.marked);
+        let removing = marked.filter(|slot| !listed.contains(slot)).map(async |slot| {
+            let removed = redis::cmd("DEL").arg(keys.marker_at(*slot)).to_owned();
+            removed.exec_async(&mut redis.clone()).await
+        });
+        join_all(removing).await;
+    }
+}
+
 impl Connection {
-    /// Returns the state of Redis's servers. `known` is the mark that was left, empty if it is gone; `own_mark` names
-    /// the mark of a master at a slot.
+    /// Returns the state of Redis's servers. `known` is the mark that was left, empty if it is gone.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub(crate) async fn incarnation(
-        &mut self,
-        known: &str,
-        own_mark: impl Fn(u16) -> String,
-    ) -> RedisResult<Incarnation> {
-        let Some(slots) = self.slots() else {
-            let run = self.run(Some(known).filter(|known| !known.is_empty())).await?;
-            let is_other = run != known;
-            let (id, own_marks, losses) = (run.clone(), Vec::new(), Vec::new());
-            return Ok(Incarnation { id, mark: run, own_marks, is_other, losses });
-        };
-        let (id, masters) = known.split_once(' ').unwrap_or_default();
-        // Tells this loss from one before it with the same runs: the mark, or what is left of it.
-        let mut before_it = id.to_owned();
-        let known: Vec<Master> = masters.split(' ').filter_map(Master::read).collect();
-        let (mut present, mut silent, mut losses) = (Vec::new(), 0, Vec::new());
-        for address in slots.masters() {
-            let Some(mut master) = self.master_at(address) else { continue };
-            let own: RedisResult<String> = redis::cmd("CLUSTER").arg("MYID").query_async(&mut master).await;
-            let own = match own {
-                Ok(own) => own,
-                // Its address is as good, until it is restarted elsewhere.
-                Err(e) if is_refusal(&e) => address.to_string(),
-                // What happens to it shows when it answers again.
-                Err(_) => {
-                    silent += 1;
-                    continue;
-                }
-            };
-            let before = known.iter().find(|master| master.id == own);
-            let run = master.run(before.map(|master| master.run.as_str())).await?;
-            let kept = before.filter(|master| slots.owner(master.slot) == Some(address));
-            let has_mark = match kept {
-                Some(kept) => redis::cmd("EXISTS").arg(own_mark(kept.slot)).query_async(self).await?,
-                None => true,
-            };
-            let loss = master.loss(before.map(|before| before.run == run), has_mark).await?;
-            losses.extend(loss.map(|loss| format!("the master {address} {loss}")));
-            let slot = kept.map(|master| master.slot).or_else(|| slots.first_of(address)).unwrap_or_default();
-            if id.is_empty() {
-                let left: RedisResult<String> =
-                    redis::cmd("GETRANGE").arg(own_mark(slot)).arg(0).arg(-1).query_async(self).await;
-                before_it += &left.unwrap_or_default();
-            }
-            present.push(Master { id: own, run, slot });
+    pub(crate) async fn incarnation(&mut self, known: &str, keys: &Keys) -> RedisResult<Incarnation> {
+        if let Some(slots) = self.slots() {
+            return Box::pin(self.incarnation_of_cluster(Mark::read(known), &slots, keys)).await;
         }
-        if silent > 0 {
-            // Nothing is forgotten of those that do not answer: perhaps they are only away.
-            if present.is_empty() {
-                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
-            }
-            let away = known.iter().filter(|master| present.iter().all(|other| other.id != master.id));
-            let away: Vec<Master> = away.cloned().collect();
-            present.extend(away);
-        }
-        present.sort_by(|one, other| one.id.cmp(&other.id));
-        let runs: Vec<String> = present.iter().map(|master| format!("{}/{}", master.id, master.run)).collect();
-        let is_other = known.is_empty() || !losses.is_empty();
-        if known.is_empty() {
-            losses.clear();
-        }
-        // All workers find the same.
-        let id = if is_other {
-            let loss = format!("{before_it} {}", runs.join(" "));
-            format!("{:032x}", twox_hash::XxHash3_128::oneshot(loss.as_bytes()))
-        } else {
-            id.to_owned()
-        };
-        let masters = present.iter().map(|master| format!("{}/{}/{}", master.id, master.run, master.slot));
-        let mark = format!("{id} {}", masters.collect::<Vec<_>>().join(" "));
-        let own_marks = present.iter().map(|master| own_mark(master.slot)).collect();
-        Ok(Incarnation { id, mark, own_marks, is_other, losses })
+        let run = self.run(Some(known).filter(|known| !known.is_empty())).await?;
+        let is_other = run != known;
+        Ok(Incarnation { id: run, is_other, losses: Vec::new(), servers: None })
     }
 
-    /// Returns why a master of a Cluster may have lost data. `is_same_run` is `None` if the master was unknown.
-    async fn loss(&mut self, is_same_run: Option<bool>, has_mark: bool) -> RedisResult<Option<&'static str>> {
-        Ok(match (is_same_run, has_mark) {
-            (Some(true), true) => None,
-            (Some(true), false) => Some("was flushed"),
-            (Some(false), true) => Some("was restarted"),
-            (Some(false), false) => Some("was restarted without its data"),
-            (None, _) => match self.info(&["replication"]).await? {
-                Some(info) => info.promoted_from().map(|_| "was a replica, and has taken its master's place"),
+    async fn incarnation_of_cluster(&self, known: Mark, slots: &Topology, keys: &Keys) -> RedisResult<Incarnation> {
+        let asking = slots.masters().iter().map(|address| Box::pin(self.present_at(address, &known, slots)));
+        let present: Vec<Present> = join_all(asking).await.into_iter().flatten().collect();
+        if present.is_empty() {
+            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        }
+        let marks = self.own_marks(&known, slots, keys).await;
+        let losses = if known.masters.is_empty() { Vec::new() } else { losses(&known, &present, &marks) };
+        let is_other = known.masters.is_empty() || !losses.is_empty();
+        let is_present = |id: &String| present.iter().any(|present| present.now.id == *id);
+        let is_silent = |id: &String| slots.master_ids().contains(&**id) && !is_present(id);
+        let is_away = |(master, mark): &(&Master, RedisResult<String>)| {
+            is_silent(&master.id) || mark.is_err() && !is_present(&master.id)
+        };
+        let away = known.masters.iter().zip(marks).filter(is_away).map(|(master, _)| master.clone()).collect();
+        // A promoted one stays among them until it answers.
+        let promoted = known.replicas.iter().filter(|id| is_silent(id)).cloned();
+        let replicas = slots.replica_ids().into_iter().chain(promoted).collect();
+        let marked = known.masters.iter().map(|master| master.slot).collect();
+        let servers = Servers { present, away, replicas, marked };
+        let id = if is_other { servers.id_after(&known.id) } else { known.id };
+        Ok(Incarnation { id, is_other, losses, servers: Some(servers) })
+    }
+
+    /// Returns the master at this address; `None` if it does not answer: what happens to it shows when it does.
+    async fn present_at(&self, address: &Address, known: &Mark, slots: &Topology) -> Option<Present> {
+        let (mut master, id) = (self.answering(address)?, slots.id_of(address)?);
+        let before = known.masters.iter().find(|master| master.id == id).cloned();
+        let run = master.run(before.as_ref().map(|master| &*master.run)).await.ok()?;
+        let loss = match &before {
+            Some(before) => (before.run != run).then_some(RESTARTED),
+            None if known.replicas.contains(id) => Some(PROMOTED),
+            None => match master.info(&["replication"]).await.ok()? {
+                Some(info) => info.promoted_from().map(|_| PROMOTED),
                 // Without a right to `INFO`, it may have been promoted.
                 None => Some("was unknown, and may have been a replica"),
             },
-        })
+        };
+        let kept = before.as_ref().map(|master| master.slot).filter(|slot| slots.owner(*slot) == Some(address));
+        let slot = kept.or_else(|| slots.last_of(address))?;
+        let now = Master { id: id.to_owned(), run, slot };
+        Some(Present { address: address.clone(), now, before, loss })
+    }
+
+    /// Returns the own marks of the known masters, in order, whoever serves their slots by now.
+    async fn own_marks(&self, known: &Mark, slots: &Topology, keys: &Keys) -> Vec<RedisResult<String>> {
+        let reading = known.masters.iter().map(async |master| {
+            if slots.owner(master.slot).and_then(|owner| self.answering(owner)).is_none() {
+                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+            }
+            self.own_mark(master.slot, keys).await
+        });
+        join_all(reading).await
+    }
+
+    /// Returns the own mark at this slot, empty if there is none.
+    async fn own_mark(&self, slot: u16, keys: &Keys) -> RedisResult<String> {
+        // Not `GET`, which the sampler takes for a read by an API.
+        let get = redis::cmd("GETRANGE").arg(keys.marker_at(slot)).arg(0).arg(-1).to_owned();
+        get.query_async(&mut self.clone()).await
     }
 
     /// Returns the server's run: a value that changes with each restart and failover. It is the server's

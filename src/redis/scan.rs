@@ -25,6 +25,8 @@ pub(crate) struct Scan {
     left: Option<Vec<Connection>>,
     /// The slots when the scan began, or when the masters that received some were scanned again.
     began: Option<Arc<Topology>>,
+    /// All masters were scanned, and those that received some are scanned again.
+    again: bool,
     /// Keys of the last step that are not returned yet.
     found: Vec<String>,
 }
@@ -32,7 +34,7 @@ pub(crate) struct Scan {
 impl Scan {
     /// Starts a scan of the keys that match `glob`.
     pub(crate) fn new(glob: impl Into<String>) -> Self {
-        Self { glob: glob.into(), kind: None, cursor: 0, left: None, began: None, found: Vec::new() }
+        Self { glob: glob.into(), kind: None, cursor: 0, left: None, began: None, again: false, found: Vec::new() }
     }
 
     /// Restricts the scan to keys of one type, such as `string`.
@@ -56,7 +58,7 @@ impl Scan {
     pub(crate) async fn next(&mut self, redis: &mut Connection) -> RedisResult<Option<Vec<String>>> {
         if self.found.is_empty() {
             if self.left.is_none() {
-                self.began = redis.slots();
+                (self.began, self.again) = (redis.slots(), false);
                 (self.left, self.cursor) = (Some(redis.masters().await), 0);
             }
             let Some(mut master) = self.left.as_ref().and_then(|left| left.last()).cloned() else { return Ok(None) };
@@ -80,7 +82,8 @@ impl Scan {
         Ok(Some(mem::replace(&mut self.found, rest)))
     }
 
-    /// Goes on to the next master. After the last one, those that received slots meanwhile follow.
+    /// Goes on to the next master. After the last one, those that received slots meanwhile follow. Where slots stay open,
+    /// once is enough: what has left a master by the end of its scan has arrived by then.
     async fn end_master(&mut self, redis: &Connection) {
         let left = self.left.get_or_insert_default();
         left.pop();
@@ -89,6 +92,10 @@ impl Scan {
         }
         redis.slots_anew().await;
         if let (Some(began), Some(now)) = (&self.began, redis.slots()) {
+            if self.again && now == *began {
+                return;
+            }
+            self.again = true;
             left.extend(now.gained(began).into_iter().filter_map(|address| redis.master_at(address)));
             self.began = Some(now);
         }

@@ -2,6 +2,7 @@
 mod clocks;
 mod failovers;
 mod library;
+mod losses;
 mod nodes;
 mod reshards;
 mod servers;
@@ -18,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The time that entries may take to be fresh again on a busy machine, after a failover.
 const FRESH: Duration = Duration::from_secs(90);
 const INBOX: &str = "samovar:inbox";
+const MARKER: &str = "samovar:marker";
 
 /// Returns so many keys of the job `art`.
 fn keys(count: usize) -> Vec<String> {
@@ -88,6 +90,18 @@ impl Stage {
             let busy: Vec<String> = link.zrangebyscore("samovar:agenda:{art}", "-inf", "(0").await.unwrap();
             let gap = link.exists("samovar:{suspect}").await.unwrap();
             if ticks == 0 && !gap && busy.is_empty() { Ok(()) } else { Err((ticks, gap, busy)) }
+        })
+        .await;
+    }
+
+    /// Waits until the mark of all masters contains this.
+    async fn is_marked(&self, text: &str) {
+        eventually_within(FRESH, "the mark is left", async || {
+            let mut link = self.cluster.connection().await;
+            match link.get(MARKER).await.unwrap() {
+                Some(mark) if mark.contains(text) => Ok(()),
+                mark => Err(format!("{mark:?} without {text}")),
+            }
         })
         .await;
     }

@@ -206,8 +206,8 @@ impl TestCluster {
         let () = self.nodes[from].ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids.1]).await;
     }
 
-    /// Moves the keys of an open slot, and closes it.
-    pub async fn close_slot(&self, slot: u16, to: usize) {
+    /// Moves the keys of an open slot, which stays open.
+    pub async fn move_keys(&self, slot: u16, to: usize) {
         let from = self.owner_of_slot(slot).await;
         let mut source = self.nodes[from].connection().await;
         let port = self.nodes[to].port();
@@ -221,6 +221,12 @@ impl TestCluster {
             migrate.arg("127.0.0.1").arg(port).arg("").arg(0).arg(5_000).arg("KEYS").arg(&keys);
             migrate.exec_async(&mut source).await.unwrap();
         }
+    }
+
+    /// Moves the keys of an open slot, and closes it.
+    pub async fn close_slot(&self, slot: u16, to: usize) {
+        self.move_keys(slot, to).await;
+        let from = self.owner_of_slot(slot).await;
         let (id, slot) = (id(&self.nodes[to]).await, slot.to_string());
         // The new owner first: no node sends clients to one that does not know of its slot.
         let masters = [&self.nodes[to], &self.nodes[from]].into_iter();
@@ -244,6 +250,20 @@ impl TestCluster {
                 self.close_slot(slot, to).await;
             }
         }
+    }
+
+    /// Gives all slots of a master that has ended to another one, without their keys.
+    pub async fn seize(&self, from: usize, to: usize) {
+        let (port, nodes) = (self.nodes[from].port(), known(&self.nodes[to]).await.unwrap());
+        let ranges = nodes.into_iter().find(|node| node.port == port).unwrap().slots;
+        for range in ranges {
+            let (first, last) = range.into_inner();
+            for verb in ["DELSLOTSRANGE", "ADDSLOTSRANGE"] {
+                let () = self.nodes[to].ask(&["CLUSTER", verb, &first.to_string(), &last.to_string()]).await;
+            }
+        }
+        let _: String = self.nodes[to].ask(&["CLUSTER", "BUMPEPOCH"]).await;
+        self.settled().await;
     }
 
     /// Adds a master without slots; returns its place.

@@ -15,8 +15,11 @@ pub(in crate::redis) struct Topology {
     ranges: BTreeMap<u16, (u16, Address)>,
     masters: BTreeSet<Address>,
     replicas: BTreeSet<Address>,
-    /// The masters that receive slots.
+    /// The masters that serve no slot yet.
+    slotless: BTreeSet<Address>,
+    /// The masters that receive slots, also their first ones.
     importing: BTreeSet<Address>,
+    ids: BTreeMap<Address, String>,
 }
 
 impl Topology {
@@ -25,13 +28,18 @@ impl Topology {
     /// # Errors
     /// It is no such reply.
     pub(super) fn read(reply: Value, asked: &Address) -> RedisResult<Self> {
-        let server = |server: Value| {
+        let mut ids = BTreeMap::new();
+        let mut server = |server: Value| {
             let mut parts = redis::from_redis_value::<Vec<Value>>(server)?.into_iter();
             let host = parts.next().map(redis::from_redis_value::<Option<String>>).transpose()?.flatten();
             let port = parts.next().map(redis::from_redis_value::<u16>).transpose()?.unwrap_or_default();
             // `?` stands for a host that the server does not know.
             let host = host.filter(|host| !host.is_empty() && host != "?").unwrap_or_else(|| asked.host.clone());
-            RedisResult::Ok(Address { host, port })
+            let address = Address { host, port };
+            if let Some(id) = parts.next().map(redis::from_redis_value::<Option<String>>).transpose()?.flatten() {
+                ids.insert(address.clone(), id);
+            }
+            RedisResult::Ok(address)
         };
         let mut topology = Self::default();
         for row in redis::from_redis_value::<Vec<Vec<Value>>>(reply)? {
@@ -45,7 +53,35 @@ impl Topology {
                 topology.replicas.insert(server(replica)?);
             }
         }
+        topology.ids = ids;
         Ok(topology)
+    }
+
+    /// Takes from the reply of `CLUSTER NODES`, of the server at `asked`, the masters that serve no slot yet. Returns
+    /// those that receive slots, as far as that server knows: it is one of them, or gives slots to them.
+    pub(super) fn read_nodes(&mut self, reply: &str, asked: &Address) -> BTreeSet<Address> {
+        let nodes: Vec<Node<'_>> = reply.lines().filter_map(|line| Node::read(line, asked)).collect();
+        // Names, if the servers tell each other's.
+        let known = |id: &str| self.ids.iter().find(|(_, known)| *known == id).map(|(address, _)| address.clone());
+        let has_names = nodes.iter().any(|node| node.name.is_some() && node.name == known(node.id));
+        let address_of = |node: &Node<'_>| {
+            known(node.id).or_else(|| node.name.clone().filter(|_| has_names)).unwrap_or_else(|| node.address.clone())
+        };
+        let masters: BTreeMap<&str, Address> =
+            nodes.iter().filter(|node| node.is_master).map(|node| (node.id, address_of(node))).collect();
+        let mut importing = BTreeSet::new();
+        // A server tells of its own slots only that they are open: `[93-<-id]` of one that it receives, `[93->-id]` of
+        // one that it gives away.
+        for myself in nodes.iter().filter(|node| node.is_myself) {
+            let receivers = myself.open.iter().filter_map(|open| {
+                let to = open.trim_end_matches(']').split_once("->-").map(|(_, to)| to);
+                to.or_else(|| open.contains("-<-").then_some(myself.id))
+            });
+            importing.extend(receivers.filter_map(|id| masters.get(id).cloned()));
+        }
+        let slotless = masters.into_values().filter(|address| !self.masters.contains(address));
+        self.slotless = slotless.collect();
+        importing
     }
 
     /// Takes the masters that receive slots.
@@ -70,15 +106,38 @@ impl Topology {
         &self.replicas
     }
 
-    /// Returns all masters, those that receive their first slot, and replicas.
+    /// Returns all servers: masters, also those without slots, and replicas.
     pub(super) fn servers(&self) -> BTreeSet<&Address> {
-        self.masters.iter().chain(&self.replicas).chain(&self.importing).collect()
+        self.masters.iter().chain(&self.slotless).chain(&self.importing).chain(&self.replicas).collect()
     }
 
-    /// Returns the first slot that a master serves.
+    /// Returns `true` for a master, also one without slots.
+    pub(in crate::redis) fn has_master(&self, address: &Address) -> bool {
+        [&self.masters, &self.slotless, &self.importing].iter().any(|masters| masters.contains(address))
+    }
+
+    /// Returns the id of a server.
     #[cfg(feature = "worker")]
-    pub(in crate::redis) fn first_of(&self, master: &Address) -> Option<u16> {
-        self.ranges.values().find(|(_, owner)| owner == master).map(|(first, _)| *first)
+    pub(in crate::redis) fn id_of(&self, server: &Address) -> Option<&str> {
+        self.ids.get(server).map(String::as_str)
+    }
+
+    /// Returns the ids of the masters that serve slots.
+    #[cfg(feature = "worker")]
+    pub(in crate::redis) fn master_ids(&self) -> BTreeSet<&str> {
+        self.masters.iter().filter_map(|master| self.id_of(master)).collect()
+    }
+
+    /// Returns the ids of the replicas.
+    #[cfg(feature = "worker")]
+    pub(in crate::redis) fn replica_ids(&self) -> BTreeSet<String> {
+        self.replicas.iter().filter_map(|replica| self.ids.get(replica).cloned()).collect()
+    }
+
+    /// Returns the last slot that a master serves. Slots are usually moved from the first one on.
+    #[cfg(feature = "worker")]
+    pub(in crate::redis) fn last_of(&self, master: &Address) -> Option<u16> {
+        self.ranges.iter().rfind(|(_, (_, owner))| owner == master).map(|(last, _)| *last)
     }
 
     /// Returns `true` if each slot is served.
@@ -111,11 +170,47 @@ impl Topology {
 
     /// Returns the masters that may have received keys since `before`: they serve a slot that another one served, or
     /// received slots then or now.
-    pub(in crate::redis) fn gained(&self, before: &Self) -> BTreeSet<&Address> {
+    pub(in crate::redis) fn gained<'a>(&'a self, before: &'a Self) -> BTreeSet<&'a Address> {
         let moved = (0..SLOTS).filter(|slot| self.owner(*slot) != before.owner(*slot));
         let moved = moved.filter_map(|slot| self.owner(slot));
-        let received = self.masters.iter().filter(|to| self.importing.contains(*to) || before.importing.contains(*to));
-        moved.chain(received).collect()
+        let received = before.importing.iter().filter(|to| self.has_master(to));
+        moved.chain(&self.importing).chain(received).collect()
+    }
+}
+
+/// A line of `CLUSTER NODES`.
+struct Node<'a> {
+    id: &'a str,
+    address: Address,
+    /// The address with the server's name instead of its number.
+    name: Option<Address>,
+    /// It is a master, and not taken for dead.
+    is_master: bool,
+    is_myself: bool,
+    /// The slots that it receives or gives away.
+    open: Vec<&'a str>,
+}
+
+impl<'a> Node<'a> {
+    /// Reads a line, of the server at `asked`; `None` if it is none.
+    fn read(line: &'a str, asked: &Address) -> Option<Self> {
+        let mut fields = line.split(' ');
+        let (id, address, flags) = (fields.next()?, fields.next()?, fields.next()?);
+        let mut parts = address.split(',');
+        // `host:port@bus`, then the name, then `field=value`.
+        let (host, port) = parts.next()?.split('@').next()?.rsplit_once(':')?;
+        let port = port.parse().ok()?;
+        let name = parts.next().filter(|name| !name.is_empty() && !name.contains('='));
+        let has = |flag: &str| flags.split(',').any(|own| own == flag);
+        let host = if host.is_empty() { asked.host.as_str() } else { host };
+        Some(Self {
+            id,
+            address: Address { host: host.to_owned(), port },
+            name: name.map(|name| Address { host: name.to_owned(), port }),
+            is_master: has("master") && !["fail", "handshake", "noaddr"].into_iter().any(has),
+            is_myself: has("myself"),
+            open: fields.filter(|slots| slots.starts_with('[')).collect(),
+        })
     }
 }
 
@@ -152,6 +247,37 @@ mod tests {
         before.import(BTreeSet::from([at(2)]));
         assert_eq!(after.gained(&before), BTreeSet::from([&at(2)]));
         assert_eq!(before.gained(&after), BTreeSet::from([&at(2)]));
+    }
+
+    #[test]
+    fn a_master_without_slots_is_known_and_may_gain_keys() {
+        let mut two = two();
+        two.ids = BTreeMap::from([(at(1), "a".to_owned()), (at(2), "b".to_owned())]);
+        let nodes = "a :1@11 myself,master - 0 0 1 connected 0-8191 [93->-c]\n\
+                     b 127.0.0.1:2@12,,shard-id=7 master - 0 0 2 connected 8192-16383\n\
+                     c 127.0.0.1:3@13, master - 0 0 0 connected\n\
+                     d 127.0.0.1:4@14 slave b 0 0 2 connected\n\
+                     e 127.0.0.1:5@15 master,fail - 0 0 3 disconnected\n";
+        let importing = two.read_nodes(nodes, &at(1));
+        assert_eq!(importing, BTreeSet::from([at(3)]));
+        assert_eq!(two.slotless, BTreeSet::from([at(3)]));
+        let before = two.clone();
+        two.import(importing);
+        assert_eq!(two.gained(&before), BTreeSet::from([&at(3)]));
+        let nodes =
+            nodes.replace("myself,master", "master").replace("c 127.0.0.1:3@13, master", "c :3@13 myself,master");
+        assert_eq!(two.read_nodes(&nodes.replace("0 connected\n", "0 connected [93-<-a]\n"), &at(3)), [at(3)].into());
+    }
+
+    #[test]
+    fn a_master_without_slots_has_a_name_where_others_have() {
+        let named = |port| Address { host: format!("node{port}"), port };
+        let mut topology = Topology { ids: [(named(1), "a".to_owned())].into(), ..Topology::default() };
+        topology.masters.insert(named(1));
+        let nodes = "a 10.0.0.1:1@11,node1 myself,master - 0 0 1 connected 0-16383\n\
+                     b 10.0.0.2:2@12,node2 master - 0 0 0 connected\n";
+        topology.read_nodes(nodes, &named(1));
+        assert_eq!(topology.slotless, BTreeSet::from([named(2)]));
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Router {
             && let Some(topology) = self.cluster.known()
         {
             // Others may have taken the places of servers that are no masters any more.
-            nodes.retain(|address, _| topology.masters().contains(address));
+            nodes.retain(|address, _| topology.has_master(address));
         }
         let node = nodes.entry(address.clone()).or_insert_with(|| all.at_node(&self.cluster, address));
         node.clone().telling(all.wrong_types()).with_timeout(all.timeout())
@@ -241,7 +241,10 @@ impl Router {
                 }
                 Next::Ask(to) => {
                     asked = address_of(&to);
-                    redirections += usize::from(asked.is_none());
+                    match &asked {
+                        Some(to) => all.home(|| self.cluster.named(to)),
+                        None => redirections += 1,
+                    }
                 }
                 Next::Again => {
                     all.home(|| self.cluster.ask_soon());

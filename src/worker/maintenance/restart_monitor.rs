@@ -2,20 +2,30 @@
 //!
 //! A marker in Redis holds the server's `run_id`, or those of a Cluster's masters: see [`Connection::incarnation`]. If
 //! the marker differs, Redis may have lost what it had acknowledged: the monitor notes a gap, sets up all schedules,
-//! and then writes the marker. A crash in between only repeats that. A key of a wrong type fails its own step and no
-//! other.
+//! and then writes the marker. A crash in between only repeats that. Workers that find the same loss note the same gap,
+//! that of the first one; if the marker was written since it was read, none is noted. A key of a wrong type fails its
+//! own step and no other.
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
+use std::time::Duration;
 
-use redis::RedisResult;
+use redis::{RedisResult, Script};
 use tracing::info;
 
 use super::JobCleaner;
+use crate::entry::duration::millis;
 use crate::protocol::Keys;
-use crate::redis::{Connection, Incarnation, RedisUrl, Troubles};
+use crate::redis::{Connection, Incarnation, RedisTime, RedisUrl, Troubles};
 use crate::store::{Gap, Store};
 use crate::trigger::invalidation::clock::SET_BACK;
 use crate::trigger::{Cron, Watermark};
+
+/// The time for which the fleet remembers when it found a loss, if no worker finishes with it.
+const FOUND: Duration = Duration::from_secs(3_600);
+
+static FIND_LOSS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/find_loss.lua")));
+static LEAVE_MARK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave_mark.lua")));
 
 /// One worker's view of the Redis that it works with.
 #[derive(Debug)]
@@ -31,8 +41,14 @@ pub(in crate::worker) struct RestartMonitor {
     pub(in crate::worker) troubles: Troubles,
     /// The schedules are set up, as far as is known.
     pub(in crate::worker) is_set_up: bool,
-    /// The `run_id` of the Redis for which a gap is noted and the marker is not written yet.
-    pub(in crate::worker) gap_noted: Option<String>,
+    /// The loss for which a gap is noted and the marker is not written yet, and when a worker first found it.
+    pub(in crate::worker) gap_noted: Option<(String, RedisTime)>,
+}
+
+/// Returns the state for which all schedules are set up. A clock that was set back starts them again, as a restart
+/// does.
+fn schedules(run_id: &str, set_back: Option<u64>) -> String {
+    set_back.map_or_else(|| run_id.to_owned(), |times| format!("{run_id} {times}"))
 }
 
 impl RestartMonitor {
@@ -52,67 +68,78 @@ impl RestartMonitor {
         let set_back: RedisResult<Option<u64>> =
             redis::cmd("HGET").arg(self.keys.clock()).arg(SET_BACK).query_async(&mut redis).await;
         let set_back = self.troubles.alone("the clock", set_back)?.flatten();
-        // `GETRANGE` instead of `GET`, which the sampler takes for a read by an API.
-        let marker: RedisResult<String> =
-            redis::cmd("GETRANGE").arg(self.keys.marker()).arg(0).arg(-1).query_async(&mut redis).await;
-        let marker = self.troubles.alone("the marker", marker)?;
+        let marker = self.troubles.alone("the marker", self.marker().await)?;
         let known = marker.as_deref().unwrap_or_default();
-        let present = redis.incarnation(known, |slot| self.keys.marker_at(slot)).await?;
+        let present = redis.incarnation(known, &self.keys).await?;
         let run_id = &*present.id;
         let lost = thorough && self.troubles.alone("the schedules", self.has_lost_some().await)?.unwrap_or(false);
         if !self.is_set_up {
             self.job_cleaner.know().await?;
-        } else if thorough {
-            self.job_cleaner.know_globs().await?;
         }
-        // A clock that was set back starts all schedules again, as a restart does.
-        let schedules = set_back.map_or_else(|| run_id.to_owned(), |times| format!("{run_id} {times}"));
         if thorough || !self.watermark.is_of(run_id) {
             self.troubles.alone("the watermark", self.watermark.compare(&self.store, Some(run_id)).await)?;
         }
         if marker.is_some() && present.is_other {
-            self.restore(&present, known.is_empty(), &schedules).await?;
+            self.restore(present, known, set_back).await?;
         } else {
             self.gap_noted = None;
-            if marker.is_some() && present.mark != known {
-                self.leave_marks(&present).await?;
+            if marker.is_some() && present.mark() != known {
+                self.leave_marks(&present, known).await?;
             }
             if lost || !self.is_set_up {
-                self.troubles.alone("the warmups", self.cron.ensure(&schedules).await)?;
+                let ensured = self.cron.ensure(&schedules(run_id, set_back)).await;
+                self.troubles.alone("the warmups", ensured)?;
             }
+        }
+        if self.is_set_up && thorough {
+            // Last: the master that has them may be the only one that does not answer.
+            self.job_cleaner.know_globs().await?;
         }
         self.is_set_up = true;
         Ok(())
     }
 
+    async fn marker(&self) -> RedisResult<String> {
+        // `GETRANGE` instead of `GET`, which the sampler takes for a read by an API.
+        redis::cmd("GETRANGE").arg(self.keys.marker()).arg(0).arg(-1).query_async(&mut self.redis.clone()).await
+    }
+
     /// Notes the gap, sets up the schedules, and writes the marker, in this order: a crash in between only repeats it.
-    async fn restore(&mut self, present: &Incarnation, is_empty: bool, schedules: &str) -> RedisResult<()> {
-        if self.gap_noted.as_ref() != Some(&present.id) {
-            let noted = self.store.note_gap(self.store.now().await?, Gap::Missed).await;
-            if self.troubles.alone("the gap", noted)?.is_some() {
-                self.gap_noted = Some(present.id.clone());
-                let gap = if is_empty && present.own_marks.is_empty() { "" } else { self.store.gap_line() };
-                info!(redis = %self.redis_url, "{gap}{}", self.loss(present, is_empty));
+    async fn restore(&mut self, present: Incarnation, known: &str, set_back: Option<u64>) -> RedisResult<()> {
+        let loss = present.id.clone();
+        if self.gap_noted.as_ref().is_none_or(|(noted, _)| *noted != loss) {
+            self.gap_noted = None;
+            match self.troubles.alone("the gap", self.note_gap(&loss, known).await)? {
+                Some(Some(found)) => {
+                    self.gap_noted = Some((loss.clone(), found));
+                    self.tell(&present, known);
+                }
+                Some(None) => return Ok(()),
+                None => {}
             }
         }
-        let is_set_up = self.troubles.alone("the warmups", self.cron.ensure(schedules).await)?.is_some();
-        if is_set_up && self.gap_noted.is_some() {
-            self.leave_marks(present).await?;
+        let found = self.gap_noted.as_ref().map(|(_, found)| *found);
+        let present = found.into_iter().fold(present, Incarnation::found_at);
+        let ensured = self.cron.ensure(&schedules(&present.id, set_back)).await;
+        let is_set_up = self.troubles.alone("the warmups", ensured)?.is_some();
+        if is_set_up && found.is_some() {
+            if self.leave_marks(&present, known).await? {
+                redis::cmd("DEL").arg(self.keys.loss(&loss)).exec_async(&mut self.redis.clone()).await?;
+            }
             // The next loss may have the same id: a flush leaves the runs as they are.
             self.gap_noted = None;
         }
         Ok(())
     }
 
-    /// Returns what happened, to which server, and what follows. `is_empty` tells that the mark of all is gone.
-    fn loss(&self, present: &Incarnation, is_empty: bool) -> String {
+    /// Logs what happened, to which server, and what follows.
+    fn tell(&self, present: &Incarnation, known: &str) {
+        let is_empty = known.is_empty();
+        let gap = if is_empty && !present.is_of_cluster() { "" } else { self.store.gap_line() };
         let master = self.redis.master_of(&self.keys.marker()).unwrap_or_default();
-        let may_move = self.redis.servers().topology != "single";
-        if !present.losses.is_empty() {
-            return format!("{}; all values are revalidated", present.losses.join("; "));
-        }
-        match (is_empty, may_move) {
-            (true, true) if present.own_marks.is_empty() => {
+        let what = match (is_empty, self.redis.servers().topology != "single") {
+            _ if !present.losses.is_empty() => format!("{}; all values are revalidated", present.losses.join("; ")),
+            (true, true) if !present.is_of_cluster() => {
                 format!("the master {master} holds nothing of Samovar; all jobs are warmed up")
             }
             (true, false) => "Redis holds nothing of Samovar; all jobs are warmed up".to_owned(),
@@ -125,16 +152,43 @@ impl RestartMonitor {
                 "the master {master} was restarted, or has taken another one's place; all values are revalidated"
             ),
             (false, false) => "Redis was restarted; all values are revalidated".to_owned(),
-        }
+        };
+        info!(redis = %self.redis_url, "{gap}{what}");
     }
 
-    /// Leaves the marks of these servers, that of all last.
-    async fn leave_marks(&self, present: &Incarnation) -> RedisResult<()> {
-        let mut redis = self.redis.clone();
-        for own in &present.own_marks {
-            redis::cmd("SET").arg(own).arg(&present.id).exec_async(&mut redis).await?;
+    /// Notes the gap of a loss, and returns when a worker first found it; `None` if another one has dealt with it since
+    /// the marker was read.
+    async fn note_gap(&self, id: &str, known: &str) -> RedisResult<Option<RedisTime>> {
+        let now = self.store.now().await?;
+        let loss = self.keys.loss(id);
+        let (found, is_first): (String, bool) =
+            FIND_LOSS.key(&loss).arg(now).arg(millis(FOUND)).invoke_async(&mut self.redis.clone()).await?;
+        // Checked afterwards: whoever dealt with the loss wrote the marker before it forgot when the loss was found.
+        if self.marker().await? != known {
+            if is_first {
+                redis::cmd("DEL").arg(loss).exec_async(&mut self.redis.clone()).await?;
+            }
+            return Ok(None);
         }
-        redis::cmd("SET").arg(self.keys.marker()).arg(&present.mark).exec_async(&mut redis).await
+        // What was fetched since a worker first found the loss is not in doubt.
+        let found = found.parse::<RedisTime>().unwrap_or(now);
+        self.store.note_gap(found, Gap::Missed).await?;
+        Ok(Some(found))
+    }
+
+    /// Leaves the marks of these servers, that of all last; returns `false` if another worker has left one since
+    /// `known` was read.
+    async fn leave_marks(&self, present: &Incarnation, known: &str) -> RedisResult<bool> {
+        let mark = present.leave_own_marks(&self.redis, &self.keys).await;
+        if mark == known {
+            return Ok(true);
+        }
+        let mut call = LEAVE_MARK.key(self.keys.marker());
+        let is_left: bool = call.arg(known).arg(&mark).invoke_async(&mut self.redis.clone()).await?;
+        if is_left {
+            present.remove_own_marks(&mark, &self.redis, &self.keys).await;
+        }
+        Ok(is_left)
     }
 
     /// Returns `true` if keys that the jobs need are gone: Redis evicted them, or a worker that does not know the job
