@@ -1,17 +1,31 @@
 //! Entries as they are now: their expiry and metadata, and their values.
+//!
+//! A value is Samovar's if it has the very expiry that its metadata note. Where its slot of a Cluster was moved, the
+//! expiry is another one; then a value with the content that the metadata note is Samovar's, and is given its expiry
+//! back.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::RedisResult;
+use redis::{RedisResult, Script};
 
 use super::Store;
 use super::meta::Meta;
 use crate::entry::duration::millis;
-use crate::entry::{EntryKey, Outcome};
+use crate::entry::{EntryKey, Outcome, hash};
 use crate::redis::RedisTime;
 
 /// The time for which our own read of a value is remembered, where Redis takes it for a read like any other.
 pub(crate) const TOUCHED: Duration = Duration::from_secs(3_600);
+
+/// By how much the expiry of a value may change as its slot is moved: the longest time that `MIGRATE` may take, and the
+/// difference of two masters' clocks.
+const MOVED: Duration = Duration::from_secs(60);
+
+/// The values that are read at once to recognise them.
+const RECOGNISED: usize = 32;
+
+static RESTORE_EXPIRY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/restore_expiry.lua")));
 
 /// When a value expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +94,13 @@ impl Snapshot {
             .filter(|meta| meta.validated_at > RedisTime::ZERO && self.expiry == Expiry::At(meta.own_expiry))
     }
 
+    /// Returns the expiry that a value was given, if it has another one, as after its slot was moved.
+    fn given_expiry(&self) -> Option<RedisTime> {
+        let meta = self.meta.as_ref().filter(|meta| meta.validated_at > RedisTime::ZERO)?;
+        let is_near = |at: &RedisTime| *at != meta.own_expiry && at.abs_diff(meta.own_expiry) < MOVED;
+        self.expiry.at().filter(is_near).map(|_| meta.own_expiry)
+    }
+
     /// Returns true if there is a value that was invalidated less than `time` before `now`, is not fetched again yet,
     /// and whose fetch has not failed since.
     pub fn is_awaited(&self, time: Duration, now: RedisTime) -> bool {
@@ -110,7 +131,7 @@ impl Snapshot {
 
 impl Store {
     /// Returns snapshots of many entries in one round trip, in order. Metadata that somebody overwrote with another
-    /// type are none.
+    /// type are none. Values of a Cluster whose slots were moved are recognised.
     ///
     /// # Errors
     /// Redis's.
@@ -125,15 +146,47 @@ impl Store {
             pipe.cmd("MGET").arg(self.keys.meta(key));
         }
         let reply: Vec<redis::Value> = pipe.query_async(&mut self.redis.clone()).await?;
-        reply
-            .chunks_exact(2)
-            .map(|pair| {
-                let expiry = Expiry::from_pexpiretime(redis::from_redis_value_ref(&pair[0])?);
-                let (meta,) = redis::from_redis_value_ref::<(Option<String>,)>(&pair[1])?;
-                Ok(Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) })
-            })
-            .collect::<Result<_, redis::ParsingError>>()
-            .map_err(Into::into)
+        let snapshots = reply.chunks_exact(2).map(|pair| {
+            let expiry = Expiry::from_pexpiretime(redis::from_redis_value_ref(&pair[0])?);
+            let (meta,) = redis::from_redis_value_ref::<(Option<String>,)>(&pair[1])?;
+            Ok(Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) })
+        });
+        let mut snapshots = snapshots.collect::<Result<Vec<_>, redis::ParsingError>>()?;
+        if self.redis.is_cluster() {
+            self.recognise(entries, &mut snapshots).await?;
+        }
+        Ok(snapshots)
+    }
+
+    /// Gives values of a Cluster whose slots were moved their expiry back, before scripts look at them. An error loses
+    /// only that.
+    pub async fn recognise_moved(&self, entries: &[EntryKey]) {
+        if self.redis.is_cluster() {
+            let _: RedisResult<Vec<Snapshot>> = self.snapshots(entries).await;
+        }
+    }
+
+    /// Gives values whose slots were moved their expiry back, as far as they are Samovar's.
+    async fn recognise(&self, entries: &[EntryKey], snapshots: &mut [Snapshot]) -> RedisResult<()> {
+        let moved = entries.iter().zip(snapshots).filter_map(|(key, found)| Some((key, found.given_expiry()?, found)));
+        let mut moved: Vec<_> = moved.collect();
+        for batch in moved.chunks_mut(RECOGNISED) {
+            let keys: Vec<EntryKey> = batch.iter().map(|(key, ..)| (*key).clone()).collect();
+            for ((key, given, found), value) in batch.iter_mut().zip(self.values(&keys).await?) {
+                let noted = found.meta.as_ref().map(|meta| &meta.hash);
+                if value.is_none_or(|value| noted != Some(&hash(&value))) {
+                    continue;
+                }
+                let mut call = RESTORE_EXPIRY.key(key.as_str());
+                call.arg(found.expiry.pexpiretime()).arg(*given);
+                let is_restored: RedisResult<bool> = call.invoke_async(&mut self.redis.clone()).await;
+                // A user who may only read recognises it all the same.
+                if is_restored.unwrap_or(true) {
+                    found.expiry = Expiry::At(*given);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Returns a snapshot of one entry.

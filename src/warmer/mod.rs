@@ -205,6 +205,8 @@ impl Warmer {
         }
         let time = freshness::running_time(&self.jobs, job, self.claim);
         let Some(scores) = self.take(name, &chunk.entries, time).await else { return };
+        let keys: Vec<EntryKey> = chunk.entries.iter().map(|claimed| EntryKey::new(claimed.key.as_str())).collect();
+        self.store.recognise_moved(&keys).await;
         // All in one task of the executor, which is cheaper than one for each.
         let mut warming = FuturesUnordered::new();
         for (claimed, score) in chunk.entries.into_iter().zip(scores) {

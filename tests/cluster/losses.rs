@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use samovar::protocol::keys::slot;
 
-use super::support::{TestCluster, TestRedis, eventually, eventually_within};
 use super::{FRESH, MARKER, Stage, keys};
+use crate::support::{TestCluster, TestRedis, eventually, eventually_within};
 
 const ENTRIES: usize = 60;
 /// Of four masters, the one that has hardly any of Samovar's keys but entries.

@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use redis::AsyncTypedCommands;
 use samovar::cache::Cache;
 use samovar::protocol::keys::slot;
 use serde_json::{Value, json};
 
-use super::{INBOX, Stage, keys};
+use super::{INBOX, Stage, keys, path};
 use crate::support::TestCluster;
 
 const ENTRIES: usize = 40;
@@ -59,6 +60,103 @@ async fn no_edit_is_lost_while_slots_move() {
     stage.handled().await;
     assert!(stage.worker.is_running());
     assert_eq!(stage.said("revalidated"), 0, "nothing was lost");
+}
+
+/// Moves the slots of these keys to the next masters.
+async fn moved(cluster: &TestCluster, keys: &[String]) {
+    for key in keys {
+        let slot = slot(key);
+        cluster.move_slots([slot], (cluster.owner_of_slot(slot).await + 1) % 3).await;
+    }
+}
+
+/// Changes the expiry of this key, as a slow `MIGRATE` does.
+async fn delayed(cluster: &TestCluster, key: &str) {
+    let later = expiry(cluster, key).await + 700;
+    assert!(cluster.connection().await.pexpire_at(key, later).await.unwrap());
+}
+
+async fn expiry(cluster: &TestCluster, key: &str) -> i64 {
+    redis::cmd("PEXPIRETIME").arg(key).query_async(&mut cluster.connection().await).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_value_whose_slot_moved_is_samovars_still() {
+    let stage = Stage::warm(TestCluster::start().await, ENTRIES).await;
+    let (moving, foreign) = (&stage.keys[..6], &stage.keys[6]);
+    moved(&stage.cluster, moving).await;
+    for key in moving {
+        delayed(&stage.cluster, key).await;
+    }
+    let mut link = stage.cluster.connection().await;
+    let near = expiry(&stage.cluster, foreign).await + 700;
+    let set = redis::cmd("SET").arg(foreign).arg(r#"{"by":"another"}"#).arg("PXAT").arg(near).to_owned();
+    set.exec_async(&mut link).await.unwrap();
+    stage.publish(&json!({ "keys": &stage.keys[..7] })).await;
+    stage.handled().await;
+    stage.fresh().await;
+    stage.at_rest().await;
+    let asked_again = |key: &String| {
+        let requests = stage.upstream.requests(&path(key));
+        requests.last().is_some_and(|request| requests.len() > 1 && request.headers.contains_key("if-none-match"))
+    };
+    for key in moving {
+        assert!(asked_again(key), "{key} is fetched anew in full");
+    }
+    let fetched = stage.upstream.requests(&path(foreign));
+    assert!(!fetched[1].headers.contains_key("if-none-match"), "the other program's value counts as Samovar's");
+}
+
+#[tokio::test]
+async fn a_value_whose_slot_moved_is_suspect_after_a_gap() {
+    let stage = Stage::warm(TestCluster::start().await, ENTRIES).await;
+    let moving = &stage.keys[..6];
+    moved(&stage.cluster, moving).await;
+    for key in moving {
+        delayed(&stage.cluster, key).await;
+    }
+    // Nobody publishes these edits.
+    stage.edit(&stage.keys);
+    let flushed = (stage.cluster.owner(&moving[0]).await + 1) % 3;
+    stage.cluster.nodes[flushed].flush().await;
+    stage.fresh().await;
+}
+
+#[tokio::test]
+async fn an_empty_master_gets_what_concerns_keys_that_went_there() {
+    let mut stage = Stage::warm(TestCluster::start().await, ENTRIES).await;
+    let new = stage.cluster.add_master().await;
+    let key = stage.keys[0].clone();
+    // A lease stays while the fetch does, so that the entry has all its keys.
+    let gate = stage.upstream.gate(&path(&key));
+    stage.publish(&json!({ "keys": [key] })).await;
+    gate.arrived(1).await;
+    stage.cluster.open_slot(slot(&key), new).await;
+    stage.cluster.move_keys(slot(&key), new).await;
+    let values = async || stage.cluster.nodes[new].ask::<Vec<String>>(&["KEYS", "art:*"]).await;
+    assert_eq!(values().await, [key.clone()]);
+    stage.publish(&json!({ "patterns": ["art:*"], "action": "evict" })).await;
+    stage.handled().await;
+    assert!(values().await.is_empty());
+    gate.open();
+    stage.cluster.close_slot(slot(&key), new).await;
+    stage.publish(&json!({ "keys": stage.keys, "action": "warm" })).await;
+    stage.fresh().await;
+    assert!(stage.worker.is_running());
+}
+
+#[tokio::test]
+async fn a_slot_that_stays_open_holds_no_scan_up() {
+    let stage = Stage::warm(TestCluster::start().await, ENTRIES).await;
+    let slot = slot("nobody's");
+    let from = stage.cluster.owner_of_slot(slot).await;
+    let keys: u64 = stage.cluster.nodes[from].ask(&["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()]).await;
+    assert_eq!(keys, 0);
+    stage.cluster.open_slot(slot, (from + 1) % 3).await;
+    stage.edit(&stage.keys);
+    stage.publish(&json!({ "patterns": ["art:*"] })).await;
+    stage.fresh().await;
+    stage.handled().await;
 }
 
 #[tokio::test]
