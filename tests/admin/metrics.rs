@@ -190,6 +190,7 @@ async fn metrics_are_well_formed_and_their_labels_bounded() {
     let answer = server.get("/metrics").await;
     assert_eq!(answer.kind, "text/plain; version=0.0.4; charset=utf-8");
     let (samples, types) = parse_metrics(&answer.text);
+    let masters: Vec<String> = redis.nodes().map(|node| format!("127.0.0.1:{}", node.port())).collect();
     let bounded: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::from([
         ("job", BTreeSet::from(["art"])),
         ("upstream", BTreeSet::from(["museum"])),
@@ -199,6 +200,8 @@ async fn metrics_are_well_formed_and_their_labels_bounded() {
         ("class", BTreeSet::from(["2xx", "5xx"])),
         ("result", BTreeSet::from(["answer", "unusable", "failed", "busy"])),
         ("version", BTreeSet::from([env!("CARGO_PKG_VERSION")])),
+        ("topology", BTreeSet::from(["single", "sentinel", "cluster"])),
+        ("master", masters.iter().map(String::as_str).collect()),
     ]);
     for ((name, labels), value) in &samples {
         for (label, value) in labels.iter().filter(|(label, _)| *label != "le") {
