@@ -213,7 +213,8 @@ impl Sampler {
         }
         let mut total = Sampled::default();
         let mut held = Instant::now();
-        let mut scan = Scan::new(job.key.glob());
+        // A wait for news of the slots would count as work of Redis, and delay the next sample.
+        let mut scan = Scan::new(job.key.glob()).roughly();
         let mut begun = Instant::now();
         while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let found = found.into_iter().filter(|key| !self.keys.is_own(key) && job.key.read(key).is_some());

@@ -27,6 +27,8 @@ pub(crate) struct Scan {
     began: Option<Arc<Topology>>,
     /// All masters were scanned, and those that received some are scanned again.
     again: bool,
+    /// Keys of slots that move need not be found.
+    is_rough: bool,
     /// Keys of the last step that are not returned yet.
     found: Vec<String>,
 }
@@ -34,7 +36,16 @@ pub(crate) struct Scan {
 impl Scan {
     /// Starts a scan of the keys that match `glob`.
     pub(crate) fn new(glob: impl Into<String>) -> Self {
-        Self { glob: glob.into(), kind: None, cursor: 0, left: None, began: None, again: false, found: Vec::new() }
+        Self {
+            glob: glob.into(),
+            kind: None,
+            cursor: 0,
+            left: None,
+            began: None,
+            again: false,
+            is_rough: false,
+            found: Vec::new(),
+        }
     }
 
     /// Restricts the scan to keys of one type, such as `string`.
@@ -42,6 +53,14 @@ impl Scan {
     #[must_use]
     pub(crate) fn of_type(mut self, kind: &'static str) -> Self {
         self.kind = Some(kind);
+        self
+    }
+
+    /// Lets the scan miss keys of slots that move meanwhile. It waits for no news of the slots then.
+    #[cfg(feature = "worker")]
+    #[must_use]
+    pub(crate) fn roughly(mut self) -> Self {
+        self.is_rough = true;
         self
     }
 
@@ -82,12 +101,12 @@ impl Scan {
         Ok(Some(mem::replace(&mut self.found, rest)))
     }
 
-    /// Goes on to the next master. After the last one, those that received slots meanwhile follow. Where slots stay open,
-    /// once is enough: what has left a master by the end of its scan has arrived by then.
+    /// Goes on to the next master. After the last one, those that received slots meanwhile follow. Where slots stay
+    /// open, once is enough: what has left a master by the end of its scan has arrived by then.
     async fn end_master(&mut self, redis: &Connection) {
         let left = self.left.get_or_insert_default();
         left.pop();
-        if !left.is_empty() {
+        if !left.is_empty() || self.is_rough {
             return;
         }
         redis.slots_anew().await;
