@@ -11,7 +11,6 @@ use super::{
     tripped, warnings,
 };
 use crate::support::{Parts, Reply, both, eventually, job, talkative, worker};
-use crate::support::{Parts, both, eventually, job, talkative, worker};
 
 #[tokio::test]
 async fn what_is_held_back_is_told_everywhere() {
