@@ -1,7 +1,7 @@
 //! The content of a release: only crates of crates.io, under licences that `deny.toml` allows, and nothing that is for
 //! tests only.
 //!
-//! cargo-deny checks the same, and known vulnerabilities (`make deny`); but it is built for minutes, and its database is
+//! cargo-deny checks the same, and known vulnerabilities (`make deny`); but its build takes minutes, and its database is
 //! on GitHub.
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -36,8 +36,8 @@ pub(crate) struct Incarnation {
     pub(crate) id: String,
     /// Data may be lost since the known mark was left.
     pub(crate) is_other: bool,
-    /// What happened to each master of a Cluster that may have lost data, as a sentence with its address. Empty on a
-    /// lone server, and if the mark of all is gone.
+    /// A sentence for each master of a Cluster that may have lost data: its address, and what happened. Empty on a lone
+    /// server, and if the mark of all is gone.
     pub(crate) losses: Vec<String>,
     /// The servers of a Cluster; `None` for a lone server.
     servers: Option<Servers>,
@@ -48,7 +48,7 @@ pub(crate) struct Incarnation {
 struct Servers {
     /// The masters that answer.
     present: Vec<Present>,
-    /// What is known of masters that do not answer.
+    /// The masters that do not answer, as the known mark lists them.
     away: Vec<Master>,
     /// The ids of replicas.
     replicas: BTreeSet<String>,

@@ -1,8 +1,8 @@
 //! The heartbeat: once a second it tells the fleet that this worker lives, and checks what can change at any time.
 //!
 //! A worker that drains beats until it leaves the fleet. Each beat before that also checks Redis's clock and the
-//! workers whose beats stopped. Every few seconds it checks evictions, upstreams and unanswered pulls. If a beat fails, it
-//! waits for Redis and beats again.
+//! workers whose beats stopped. Every few seconds it checks evictions, upstreams and unanswered pulls. If a beat fails,
+//! it waits for Redis and beats again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

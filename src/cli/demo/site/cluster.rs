@@ -58,6 +58,9 @@ impl Cluster {
                 let [first, end] = [place, place + 1].map(|nth| nth * SLOTS / MASTERS);
                 node.ask::<()>(cluster("ADDSLOTSRANGE").arg(first).arg(end - 1)).await?;
             }
+        }
+        // A node takes an epoch only while it knows no other.
+        for (place, node) in self.nodes.iter().enumerate() {
             for other in &self.nodes[place + 1..] {
                 node.ask::<()>(cluster("MEET").arg("127.0.0.1").arg(other.server.port()).arg(other.bus)).await?;
             }
