@@ -52,12 +52,12 @@ archive=$(archive)
 fetch() {
     name=$1 suite=$2 packages=$3 program=$4
     root=$servers/$name/root
-    apt "$suite" update || die "the package lists of $suite could not be read"
+    apt "$suite" update || die "the archive $archive has no readable package lists of Debian's suite $suite"
     # shellcheck disable=SC2086
     unpack "$suite" "$root" $packages $NEEDED
     loader=$(find "$root/$libraries" -name 'ld-linux-*.so.*' | head -n 1)
     mkdir -p "$servers/$name/bin"
-    printf '#!/bin/sh\nexec %s --library-path %s %s "$@"\n' "$loader" "$root/$libraries" "$root/usr/bin/$program" \
+    printf '#!/bin/sh\nexec "%s" --library-path "%s" "%s" "$@"\n' "$loader" "$root/$libraries" "$root/usr/bin/$program" \
         >"$servers/$name/bin/redis-server"
     chmod +x "$servers/$name/bin/redis-server"
     version=$("$servers/$name/bin/redis-server" --version) || die "the server of $servers/$name does not run"

@@ -59,7 +59,10 @@ fn every_crate_is_of_crates_io_and_has_a_version() {
     for file in ["Cargo.toml", "model/Cargo.toml", "simulator/Cargo.toml"] {
         let manifest = read(file);
         let sections = ["dependencies", "dev-dependencies", "build-dependencies"];
-        let all = sections.iter().filter_map(|section| manifest.get(*section)).flat_map(|all| all.as_table().unwrap());
+        let of_targets = manifest.get("target").into_iter().flat_map(|all| all.as_table().unwrap().values());
+        let tables = of_targets.map(|target| target.as_table().unwrap()).chain([&manifest]);
+        let all = tables.flat_map(|table| sections.iter().filter_map(|section| table.get(*section)));
+        let all = all.flat_map(|all| all.as_table().unwrap());
         for (name, wanted) in all {
             let version = wanted.as_str().or_else(|| wanted.get("version").and_then(toml::Value::as_str));
             let is_ours = wanted.get("path").is_some();

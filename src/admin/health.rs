@@ -117,7 +117,11 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
         reasons.push("the worker was told to stop".to_owned());
     }
     let ready = reasons.is_empty();
-    reasons.extend(parts.iter().flat_map(|parts| parts.health.troubles()));
+    let troubles: Vec<String> = parts.iter().flat_map(|parts| parts.health.troubles()).collect();
+    // The heartbeat, which notices it as well, may wait for the very master that does not answer.
+    let of_masters = parts.as_ref().and_then(|parts| parts.ops.redis.fault_of_masters());
+    reasons.extend(of_masters.filter(|fault| !troubles.iter().any(|trouble| trouble.contains(fault.as_str()))));
+    reasons.extend(troubles);
     reasons.extend(parts.iter().flat_map(|parts| parts.gates.values()).filter_map(|gate| gate.trouble()));
     reasons.extend(
         admin.reload.refused().map(|refused| {

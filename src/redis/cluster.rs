@@ -12,8 +12,9 @@ pub(super) mod routing;
 pub(super) mod scripts;
 pub(super) mod topology;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,9 @@ const BELIEVED: Duration = Duration::from_secs(60);
 /// The difference between two masters' clocks that is told, in microseconds.
 #[cfg(feature = "worker")]
 const SKEWED: u64 = 1_000_000;
+/// The unanswered questions in a row from which on a master counts as silent: one may be lost on a busy machine.
+#[cfg(feature = "worker")]
+const SILENT: u32 = 2;
 /// The consequence of silent masters.
 const UNKNOWN: &str = "no master of the Cluster answers, and commands wait";
 
@@ -75,8 +79,8 @@ struct State {
     fault: Option<String>,
     /// The highest epoch, and when it was last told.
     epoch: Option<(u64, Instant)>,
-    /// The servers that did not answer the last question.
-    silent: BTreeSet<Address>,
+    /// The servers that did not answer the last question, with the number of questions since their last answer.
+    silent: BTreeMap<Address, u32>,
     /// Servers that a redirection named, and that no master tells of yet.
     named: BTreeSet<Address>,
 }
@@ -200,7 +204,7 @@ impl Cluster {
     /// Returns `true` if a server did not answer the last question.
     #[cfg(feature = "worker")]
     pub(super) fn is_silent(&self, address: &Address) -> bool {
-        self.state().silent.contains(address)
+        self.state().silent.contains_key(address)
     }
 
     /// Returns the masters and their slots, if they are known.
@@ -212,7 +216,7 @@ impl Cluster {
     pub(super) fn any(&self, topology: &Topology) -> Option<Address> {
         let masters = topology.masters();
         let state = self.state();
-        let answering = masters.iter().find(|address| !state.silent.contains(*address));
+        let answering = masters.iter().find(|address| !state.silent.contains_key(*address));
         answering.or(masters.first()).cloned()
     }
 
@@ -238,6 +242,19 @@ impl Cluster {
     pub(super) fn behind(&self) -> i64 {
         let state = self.state();
         state.clocks.behind() + state.clocks.doubt()
+    }
+
+    /// Returns which masters have not answered for a while; `None` if all do.
+    #[cfg(feature = "worker")]
+    pub(super) fn fault_of_silence(&self) -> Option<String> {
+        let (known, state) = (self.known()?, self.state());
+        let is_silent = |address: &&Address| state.silent.get(*address).is_some_and(|questions| *questions >= SILENT);
+        let silent: Vec<String> = known.masters().iter().filter(is_silent).map(Address::to_string).collect();
+        match silent.as_slice() {
+            [] => None,
+            [one] => Some(format!("the master {one} does not answer; its keys cannot be read")),
+            all => Some(format!("the masters {} do not answer; their keys cannot be read", all.join(", "))),
+        }
     }
 
     /// Returns which master's clock is far from the fleet's; `None` if none is.
@@ -276,7 +293,7 @@ impl Cluster {
         let mut best: Option<(u64, Topology)> = None;
         let (mut faults, mut all_importing) = (Vec::new(), BTreeSet::new());
         let mut state = self.state();
-        state.silent.clear();
+        let silent_before = mem::take(&mut state.silent);
         for (address, answer) in answers {
             match answer {
                 Ok(Answer { epoch, topology, clock, importing }) => {
@@ -289,7 +306,8 @@ impl Cluster {
                 Err(e) => {
                     faults.push(format!("{address}: {e}"));
                     state.named.remove(&address);
-                    state.silent.insert(address);
+                    let questions = silent_before.get(&address).copied().unwrap_or_default();
+                    state.silent.insert(address, questions.saturating_add(1));
                 }
             }
         }

@@ -264,10 +264,11 @@ impl Connection {
         tokio::time::timeout(CONNECT_TIMEOUT, subscribing).await.unwrap_or_else(late)
     }
 
-    /// Returns why a failover would go unnoticed: no Sentinel names the master, or no master of a Cluster answers.
-    /// `None` if one does, or the server of the URL is the only one.
+    /// Returns why a failover would go unnoticed (no Sentinel names the master, or no master of a Cluster answers), or
+    /// which masters of a Cluster do not answer. `None` if all is well, or the server of the URL is the only one.
+    #[cfg(feature = "worker")]
     pub fn fault_of_masters(&self) -> Option<String> {
-        self.target.fault()
+        self.target.fault_of_masters()
     }
 
     /// Returns the master and the number of Sentinels that answer; `None` if no Sentinels name the server. Waits until

@@ -15,7 +15,7 @@ use std::fmt;
 use std::io;
 use std::sync::PoisonError;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use redis::RedisResult;
 
 use super::cluster::topology::Topology;
@@ -54,6 +54,8 @@ struct Servers {
     replicas: BTreeSet<String>,
     /// The slots of the known masters' own marks.
     marked: BTreeSet<u16>,
+    /// The slots of the own marks that are gone, of masters that do not answer.
+    unmarked: BTreeSet<u16>,
 }
 
 /// A master that answers.
@@ -176,16 +178,25 @@ impl Incarnation {
 
     /// Leaves the own marks of masters, where they are others than before. Returns the mark of all that is to be left
     /// then.
-    pub(crate) async fn leave_own_marks(&self, redis: &Connection, keys: &Keys) -> String {
+    ///
+    /// # Errors
+    /// Redis's after a loss: if a mark of it could not be left, the next look would find the same loss as a new one.
+    /// Otherwise, a master whose mark could not be left is listed as before.
+    pub(crate) async fn leave_own_marks(&self, redis: &Connection, keys: &Keys) -> RedisResult<String> {
+        let leave = async |slot: u16| {
+            let set = redis::cmd("SET").arg(keys.marker_at(slot)).arg(&self.id).to_owned();
+            set.exec_async(&mut redis.clone()).await
+        };
         let present = self.servers.iter().flat_map(|servers| &servers.present);
-        let to_leave = present.filter(|Present { now, before, .. }| {
-            self.is_other || before.as_ref().is_none_or(|before| before.slot != now.slot)
-        });
-        let leaving = to_leave.map(async |Present { now, .. }| {
-            let set = redis::cmd("SET").arg(keys.marker_at(now.slot)).arg(&self.id).to_owned();
-            set.exec_async(&mut redis.clone()).await.is_err().then_some(&*now.id)
-        });
-        self.mark_without(&join_all(leaving).await.into_iter().flatten().collect())
+        if self.is_other {
+            let unmarked = self.servers.iter().flat_map(|servers| &servers.unmarked);
+            try_join_all(present.map(|present| present.now.slot).chain(unmarked.copied()).map(leave)).await?;
+            return Ok(self.mark());
+        }
+        let moved =
+            present.filter(|Present { now, before, .. }| before.as_ref().is_none_or(|before| before.slot != now.slot));
+        let leaving = moved.map(async |Present { now, .. }| leave(now.slot).await.is_err().then_some(&*now.id));
+        Ok(self.mark_without(&join_all(leaving).await.into_iter().flatten().collect()))
     }
 
     /// Removes the own marks that the mark of all does not list any more. One that cannot be removed does no harm.
@@ -224,16 +235,20 @@ impl Connection {
         let losses = if known.masters.is_empty() { Vec::new() } else { losses(&known, &present, &marks) };
         let is_other = known.masters.is_empty() || !losses.is_empty();
         let is_present = |id: &String| present.iter().any(|present| present.now.id == *id);
-        let is_silent = |id: &String| slots.master_ids().contains(&**id) && !is_present(id);
+        let master_ids = slots.master_ids();
+        let is_silent = |id: &String| master_ids.contains(&**id) && !is_present(id);
         let is_away = |(master, mark): &(&Master, RedisResult<String>)| {
             is_silent(&master.id) || mark.is_err() && !is_present(&master.id)
         };
-        let away = known.masters.iter().zip(marks).filter(is_away).map(|(master, _)| master.clone()).collect();
+        let silent: Vec<_> = known.masters.iter().zip(marks).filter(is_away).collect();
+        let unmarked = silent.iter().filter(|(_, mark)| mark.as_ref().is_ok_and(String::is_empty));
+        let unmarked = unmarked.map(|(master, _)| master.slot).collect();
+        let away = silent.into_iter().map(|(master, _)| master.clone()).collect();
         // A promoted one stays among them until it answers.
         let promoted = known.replicas.iter().filter(|id| is_silent(id)).cloned();
         let replicas = slots.replica_ids().into_iter().chain(promoted).collect();
         let marked = known.masters.iter().map(|master| master.slot).collect();
-        let servers = Servers { present, away, replicas, marked };
+        let servers = Servers { present, away, replicas, marked, unmarked };
         let id = if is_other { servers.id_after(&known.id) } else { known.id };
         Ok(Incarnation { id, is_other, losses, servers: Some(servers) })
     }

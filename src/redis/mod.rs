@@ -38,6 +38,8 @@ pub(crate) use incarnation::Incarnation;
 pub use info::ServerInfo;
 #[cfg(feature = "worker")]
 pub(crate) use leader::lead;
+#[cfg(feature = "worker")]
+pub(crate) use refused::is_refusal;
 pub(crate) use scan::Scan;
 pub(crate) use script::with_preludes;
 pub use sentinels::SentinelStatus;

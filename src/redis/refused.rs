@@ -3,7 +3,7 @@
 use redis::RedisError;
 
 /// Returns `true` if Redis refuses the command for good: no right, or no such command.
-pub(super) fn is_refusal(error: &RedisError) -> bool {
+pub(crate) fn is_refusal(error: &RedisError) -> bool {
     Refused::by(error).is_some()
 }
 

@@ -332,7 +332,7 @@ pub fn explain(error: &RedisError) -> String {
         Some("CLUSTERDOWN") => {
             "a master is away, or a slot has none: `redis-cli --cluster check HOST:PORT` tells which"
         }
-        Some("NOAUTH" | "WRONGPASS") => "correct the user and the password in REDIS_URL",
+        Some("NOAUTH" | "WRONGPASS") => "correct the user and the password in REDIS_URL or REDIS_PASSWORD",
         Some("OOM") => "raise `maxmemory`, or delete keys",
         _ => return text,
     };

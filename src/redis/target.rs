@@ -94,6 +94,16 @@ impl Target {
         }
     }
 
+    /// Returns why the masters are not known, as [`Self::fault`] does, or which of them do not answer.
+    #[cfg(feature = "worker")]
+    pub(super) fn fault_of_masters(&self) -> Option<String> {
+        let of_silence = || match self {
+            Self::Cluster(cluster) => cluster.fault_of_silence(),
+            Self::Server(_) | Self::Master(_) | Self::Node(..) => None,
+        };
+        self.fault().or_else(of_silence)
+    }
+
     /// Returns the state of the Sentinels, as [`Sentinels::status`] does; `None` if there are none.
     pub(super) async fn sentinels(&self, patience: Duration) -> Option<SentinelStatus> {
         match self {

@@ -13,7 +13,7 @@ use super::Store;
 use super::meta::Meta;
 use crate::entry::duration::millis;
 use crate::entry::{EntryKey, Outcome, hash};
-use crate::redis::RedisTime;
+use crate::redis::{RedisTime, is_refusal};
 
 /// The time for which our own read of a value is remembered, where Redis takes it for a read like any other.
 pub(crate) const TOUCHED: Duration = Duration::from_secs(3_600);
@@ -179,9 +179,12 @@ impl Store {
                 }
                 let mut call = RESTORE_EXPIRY.key(key.as_str());
                 call.arg(found.expiry.pexpiretime()).arg(*given);
-                let is_restored: RedisResult<bool> = call.invoke_async(&mut self.redis.clone()).await;
-                // A user who may only read recognises it all the same.
-                if is_restored.unwrap_or(true) {
+                let is_restored = match call.invoke_async::<bool>(&mut self.redis.clone()).await {
+                    // A user who may only read recognises it all the same.
+                    Err(e) if is_refusal(&e) => true,
+                    is_restored => is_restored?,
+                };
+                if is_restored {
                     found.expiry = Expiry::At(*given);
                 }
             }

@@ -10,7 +10,7 @@ use samovar::protocol::keys::slot;
 use serde_json::{Value, json};
 
 use super::{INBOX, Stage, keys, path};
-use crate::support::TestCluster;
+use crate::support::{TestCluster, TestRedis};
 
 const ENTRIES: usize = 40;
 /// Counters that are counted up while slots move.
@@ -105,6 +105,23 @@ async fn a_value_whose_slot_moved_is_samovars_still() {
     }
     let fetched = stage.upstream.requests(&path(foreign));
     assert!(!fetched[1].headers.contains_key("if-none-match"), "the other program's value counts as Samovar's");
+}
+
+#[tokio::test]
+async fn an_expiry_that_is_over_is_not_given_back() {
+    let redis = TestRedis::start().await;
+    let script = redis::Script::new(include_str!("../../src/store/lua/restore_expiry.lua"));
+    redis.set("art:a", "\"as before\"", Duration::from_secs(30)).await;
+    let now: i64 = redis.ask(&["PEXPIRETIME", "art:a"]).await;
+    let mut connection = redis.connection().await;
+    let mut give = async |seen: i64, given: i64| -> bool {
+        script.key("art:a").arg(seen).arg(given).invoke_async(&mut connection).await.unwrap()
+    };
+    assert!(!give(now, now - 30_500).await, "it would delete the value");
+    assert!(!give(now - 1, now + 700).await, "it was written since");
+    assert!(give(now, now + 700).await);
+    assert!(give(now, now + 700).await, "another caller gave it back");
+    assert_eq!(redis.ask::<i64>(&["PEXPIRETIME", "art:a"]).await, now + 700);
 }
 
 #[tokio::test]

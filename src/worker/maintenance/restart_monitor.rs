@@ -24,6 +24,9 @@ use crate::trigger::{Cron, Watermark};
 /// The time for which the fleet remembers when it found a loss, if no worker finishes with it.
 const FOUND: Duration = Duration::from_secs(3_600);
 
+/// The time within which a loss is usually dealt with. If it takes longer, the gap is noted once more at the end.
+const SOON: Duration = Duration::from_secs(10);
+
 static FIND_LOSS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/find_loss.lua")));
 static LEAVE_MARK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave_mark.lua")));
 
@@ -80,11 +83,15 @@ impl RestartMonitor {
             self.troubles.alone("the watermark", self.watermark.compare(&self.store, Some(run_id)).await)?;
         }
         if marker.is_some() && present.is_other {
-            self.restore(present, known, set_back).await?;
+            if !self.restore(present, known, set_back).await? {
+                // What is missing is set up when the next check has seen what the other worker left.
+                return Ok(());
+            }
         } else {
             self.gap_noted = None;
             if marker.is_some() && present.mark() != known {
-                self.leave_marks(&present, known).await?;
+                let mark = present.leave_own_marks(&self.redis, &self.keys).await?;
+                self.leave_mark(&present, known, &mark).await?;
             }
             if lost || !self.is_set_up {
                 let ensured = self.cron.ensure(&schedules(run_id, set_back)).await;
@@ -105,7 +112,8 @@ impl RestartMonitor {
     }
 
     /// Notes the gap, sets up the schedules, and writes the marker, in this order: a crash in between only repeats it.
-    async fn restore(&mut self, present: Incarnation, known: &str, set_back: Option<u64>) -> RedisResult<()> {
+    /// Returns `false` if another worker has dealt with the loss since `known` was read.
+    async fn restore(&mut self, present: Incarnation, known: &str, set_back: Option<u64>) -> RedisResult<bool> {
         let loss = present.id.clone();
         if self.gap_noted.as_ref().is_none_or(|(noted, _)| *noted != loss) {
             self.gap_noted = None;
@@ -114,7 +122,7 @@ impl RestartMonitor {
                     self.gap_noted = Some((loss.clone(), found));
                     self.tell(&present, known);
                 }
-                Some(None) => return Ok(()),
+                Some(None) => return Ok(false),
                 None => {}
             }
         }
@@ -122,14 +130,20 @@ impl RestartMonitor {
         let present = found.into_iter().fold(present, Incarnation::found_at);
         let ensured = self.cron.ensure(&schedules(&present.id, set_back)).await;
         let is_set_up = self.troubles.alone("the warmups", ensured)?.is_some();
-        if is_set_up && found.is_some() {
-            if self.leave_marks(&present, known).await? {
+        if let Some(found) = found.filter(|_| is_set_up) {
+            let mark = present.leave_own_marks(&self.redis, &self.keys).await?;
+            let now = self.store.now().await?;
+            if now > found + SOON {
+                // Another loss since then has the same id, if the runs are the same, and is over with this one.
+                self.store.note_gap(now, Gap::Missed).await?;
+            }
+            if self.leave_mark(&present, known, &mark).await? {
                 redis::cmd("DEL").arg(self.keys.loss(&loss)).exec_async(&mut self.redis.clone()).await?;
             }
             // The next loss may have the same id: a flush leaves the runs as they are.
             self.gap_noted = None;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Logs what happened, to which server, and what follows.
@@ -145,8 +159,8 @@ impl RestartMonitor {
             (true, false) => "Redis holds nothing of Samovar; all jobs are warmed up".to_owned(),
             // Other masters may hold all that is theirs.
             (true, true) => format!(
-                "the Cluster's mark is gone: the Cluster is new, or the master {master} lost its data; all jobs are \
-                 warmed up"
+                "the Cluster's mark is gone: the Cluster is new, or the master {master} lost its data; all values are \
+                 revalidated"
             ),
             (false, true) => format!(
                 "the master {master} was restarted, or has taken another one's place; all values are revalidated"
@@ -176,17 +190,16 @@ impl RestartMonitor {
         Ok(Some(found))
     }
 
-    /// Leaves the marks of these servers, that of all last; returns `false` if another worker has left one since
+    /// Leaves the mark of all servers, after their own ones; returns `false` if another worker has left one since
     /// `known` was read.
-    async fn leave_marks(&self, present: &Incarnation, known: &str) -> RedisResult<bool> {
-        let mark = present.leave_own_marks(&self.redis, &self.keys).await;
+    async fn leave_mark(&self, present: &Incarnation, known: &str, mark: &str) -> RedisResult<bool> {
         if mark == known {
             return Ok(true);
         }
         let mut call = LEAVE_MARK.key(self.keys.marker());
-        let is_left: bool = call.arg(known).arg(&mark).invoke_async(&mut self.redis.clone()).await?;
+        let is_left: bool = call.arg(known).arg(mark).invoke_async(&mut self.redis.clone()).await?;
         if is_left {
-            present.remove_own_marks(&mark, &self.redis, &self.keys).await;
+            present.remove_own_marks(mark, &self.redis, &self.keys).await;
         }
         Ok(is_left)
     }

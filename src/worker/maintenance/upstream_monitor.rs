@@ -12,7 +12,7 @@ use redis::RedisResult;
 use tracing::{debug, info};
 
 use crate::agenda::Agenda;
-use crate::entry::UpstreamName;
+use crate::entry::{UpstreamName, duration};
 use crate::job::{Job, Jobs};
 use crate::redis::Troubles;
 use crate::source::{Gate, LONGEST_WAIT};
@@ -53,7 +53,10 @@ impl UpstreamMonitor {
         for name in opened {
             match tokio::time::timeout(PATIENCE, self.bring_forward(&name)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(e)) => debug!(upstream = %name, "could not bring deferred entries forward: {e}"),
+                Ok(Err(e)) => {
+                    debug!(upstream = %name, "could not bring deferred entries forward: {e}");
+                    self.opened.insert(name);
+                }
                 // The next inspection does the rest.
                 Err(_) => _ = self.opened.insert(name),
             }
@@ -76,7 +79,8 @@ impl UpstreamMonitor {
             if entries > 0 {
                 info!(
                     %upstream, job = %job.name, entries,
-                    "the upstream admits requests earlier than was told; deferred entries are due now"
+                    "the upstream admits requests earlier than was told; all that was due within {} is due now",
+                    duration::rough(DEFERRED),
                 );
             }
         }

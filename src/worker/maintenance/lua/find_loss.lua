@@ -6,5 +6,4 @@
 -- A key of another type is somebody else's, and tells nothing.
 local found = redis.call('MGET', KEYS[1])[1]
 if found then return {found, 0} end
-redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
-return {ARGV[1], 1}
+return {ARGV[1], redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0}
