@@ -157,6 +157,31 @@ async fn a_budget_lowered_below_what_is_spent_is_told() {
 }
 
 #[tokio::test]
+async fn a_lowered_budget_is_told_also_after_a_larger_one() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, &["a", "b"], "tokens = \"30/hour\"");
+    let mut worker = worker(&redis, &jobs);
+    let upstreams = std::fs::read_to_string(jobs.path().join("upstreams.toml")).unwrap();
+    worker.wait_for_log(&["its budget of 30", "is spent: its entries are deferred"]).await;
+    let lower = |to: &str| jobs.write("upstreams.toml", &upstreams.replace("30/hour", to));
+    lower("20/hour");
+    worker.hangup();
+    worker.wait_for_log(&["its budget of 20", "is spent: its entries are deferred"]).await;
+    lower("900000/hour");
+    worker.hangup();
+    eventually("it is raised", async || {
+        let openai = job(&redis, &jobs, "story").await["upstreams"][0].clone();
+        if openai["tokens_budget"] == 900_000 { Ok(()) } else { Err(openai) }
+    })
+    .await;
+    lower("15/10m");
+    worker.hangup();
+    worker.wait_for_log(&["its budget of 15", "is spent: its entries are deferred"]).await;
+    let told = worker.log().into_iter().filter(|line| line.contains(" is spent: ")).count();
+    assert_eq!(told, 3, "each once in a window: {:?}", worker.log());
+}
+
+#[tokio::test]
 async fn values_of_an_earlier_file_that_wait_for_the_budget_are_told() {
     let (redis, upstream) = both().await;
     upstream.publish("/art/a", json!({"title": "one"}));

@@ -7,7 +7,7 @@ use crate::calls::{self, Ended, Limits, SPENT};
 use crate::db::Db;
 use crate::engine::Engine;
 use crate::explorer::Random;
-use crate::properties::{BOUNDED, BUDGET, COUNTED, PERMITS, SCRIPT_FAILS};
+use crate::properties::{BOUNDED, BUDGET, COUNTED, PERMITS, SCRIPT_FAILS, TOLD_SPENT};
 use crate::scripts::Script;
 use crate::world::{EPOCH, Rule, Step, Violation, violated};
 
@@ -151,6 +151,22 @@ impl Upstream {
         if read("ends") > self.now() { read("tokens") } else { 0 }
     }
 
+    /// Returns true if the log was told in the present window that the budget is spent.
+    fn is_told(&self) -> bool {
+        let told = self.db.field(SPENT, "told_100").unwrap_or_default();
+        self.window() > 0 && told.split(' ').any(|budget| budget == self.limits.budget.to_string())
+    }
+
+    /// Checks what a command said of the budget; `was_told` is as of before it.
+    fn tells(&self, was_told: bool, said: i64) -> Step {
+        let is_spent = self.limits.budget > 0 && self.window() >= self.limits.budget;
+        let is_right = if is_spent { self.is_told() && (said == 100) != was_told } else { said != 100 };
+        match is_right {
+            true => Ok(()),
+            false => violated(TOLD_SPENT, format!("said {said}, told before: {was_told}\n{}", self.db)),
+        }
+    }
+
     /// Sends a command, and notes what it counted; `None` where no reply comes.
     fn send(
         &mut self,
@@ -162,12 +178,13 @@ impl Upstream {
         if course == Course::Away {
             return Ok(None);
         }
-        let before = self.window();
+        let (before, was_told) = (self.window(), self.is_told());
         let call = call(&self.gates[gate].abandoned);
         let reply = engine.run(&mut self.db, &call);
         if let crate::commands::Reply::Error(error) = &reply {
             return violated(SCRIPT_FAILS, format!("{}: {error}", call.script.path()));
         }
+        self.tells(was_told, reply.part(2).int())?;
         let after = self.window();
         if before == 0 && after > 0 {
             self.twice = 0;

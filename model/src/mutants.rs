@@ -209,7 +209,10 @@ pub const KILLED: &[Mutant] = mutants! {
         "scores[i + 1] or scores[1] or '0'" => "scores[i + 1] or '0'",
     ]
     "source/limits/lua/state.lua": [
-        "if ends <= now then before, ends, most, all = 0, now + per, 0, 0 end" => "",
+        "if ends <= now then before, ends, most, told_of = 0, now + per, 0, '0' end" => "",
+        "if spent >= budget and not is_told(told_of, budget) then" => "if false then",
+        "if spent >= budget and not is_told(told_of, budget) then" => "if spent >= budget then",
+        "if is_told(told_of, budget) then return 0 end" => "",
         "if long and left > long then" => "if false then",
         "if asked_at > now and get('blocked') > asked_at then" => "if false then",
         "    set('blocked_at', now)" => "",

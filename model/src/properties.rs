@@ -56,6 +56,8 @@ pub const SCRIPT_FAILS: &str = "no script fails";
 /// The budgets of upstreams.
 pub const BUDGET: &str = "a budget is passed by one request at most";
 /// As above.
+pub const TOLD_SPENT: &str = "the log is told of a spent budget once in a window";
+/// As above.
 pub const COUNTED: &str = "all tokens that living workers spend are counted";
 /// Requests at once.
 pub const PERMITS: &str = "no more requests than permits";

@@ -10,9 +10,10 @@
 --         In milliseconds where nothing else is said.
 -- KEYS[2] sorted set: the permits in use, score = when they come back by themselves, in milliseconds.
 -- KEYS[3] hash: the window of the token budget. tokens: spent in it; ends: when it ends; long: how long it is at most;
---         told_80 and told_100: the highest budgets of which the log was told that 80 % and all of them are spent. A
---         budget that is raised is told of anew, and one that is lowered below what is spent is told of at once. The
---         previous build has `told` in their place, the share in percent: workers of both builds may both tell. It has
+--         told_80: the highest budget of which the log was told that 80 % are spent; told_100: the budgets of which it
+--         was told that all is spent, with spaces in between, 0 for none. So each is told of once, whichever budgets
+--         reloads bring, and one that is lowered below what is spent at once. Earlier builds have the highest of these
+--         alone, or `told` in their place, the share in percent: workers of both builds may both tell. It has
 --         no TTL: what has one is what Redis evicts under `volatile-*`, and the fleet would spend its budget once more.
 --         One that is over counts as none, and is deleted by inspect.lua. Tokens are counted by one command, so that a
 --         script which breaks off leaves the old window or the new one.
@@ -80,32 +81,44 @@ local function reserved(longest)
   return sum
 end
 
+-- Whether a budget is among those of told_100 (text).
+local function is_told(told_of, budget)
+  return string.find(' ' .. told_of .. ' ', string.format(' %.0f ', budget), 1, true) ~= nil
+end
+
+-- Returns told_100 with a budget more. So many reloads in one window are rare that all others are then forgotten.
+local function with_told(told_of, budget)
+  local told = string.format('%.0f', budget)
+  return (told_of == '0' or #told_of > 500) and told or told_of .. ' ' .. told
+end
+
 -- Counts tokens in the present window, or begins one of `per` milliseconds with them. Returns whether they use the
 -- budget up, and 80 or 100 where the caller has to say that so many percent are spent, else 0.
 local function book(tokens, per, budget)
   local known = redis.call('HMGET', KEYS[3], 'tokens', 'ends', 'told_80', 'told_100')
   local before, ends = tonumber(known[1]) or 0, tonumber(known[2]) or 0
-  local most, all = tonumber(known[3]) or 0, tonumber(known[4]) or 0
-  if ends <= now then before, ends, most, all = 0, now + per, 0, 0 end
+  local most, told_of = tonumber(known[3]) or 0, known[4] or '0'
+  if ends <= now then before, ends, most, told_of = 0, now + per, 0, '0' end
   -- Else Redis's clock was set back.
   ends = math.min(ends, now + per)
   local spent = before + tokens
   local told = 0
-  if spent >= budget and budget > all then
-    told, all = 100, budget
+  if spent >= budget and not is_told(told_of, budget) then
+    told, told_of = 100, with_told(told_of, budget)
   elseif spent < budget and spent >= budget * 0.8 and budget > most then
     told, most = 80, budget
   end
   redis.call('HSET', KEYS[3], 'tokens', string.format('%.0f', spent), 'ends', string.format('%.0f', ends),
-    'long', string.format('%.0f', per), 'told_80', string.format('%.0f', most), 'told_100', string.format('%.0f', all))
+    'long', string.format('%.0f', per), 'told_80', string.format('%.0f', most), 'told_100', told_of)
   return before < budget and spent >= budget, told
 end
 
 -- Returns 100 where the caller has to say that the budget is spent, since nobody has said so in this window, else 0.
 -- The budget was lowered below what is spent. Where that cannot be noted, a later caller says it.
 local function tell_late(budget)
-  if (tonumber(redis.call('HGET', KEYS[3], 'told_100')) or 0) >= budget then return 0 end
-  local noted = redis.pcall('HSET', KEYS[3], 'told_100', string.format('%.0f', budget))
+  local told_of = redis.call('HGET', KEYS[3], 'told_100') or '0'
+  if is_told(told_of, budget) then return 0 end
+  local noted = redis.pcall('HSET', KEYS[3], 'told_100', with_told(told_of, budget))
   return type(noted) == 'number' and 100 or 0
 end
 
