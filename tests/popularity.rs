@@ -2,7 +2,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, eventually, talkative};
+use crate::support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, both, eventually, readable_key, samovar,
+    talkative,
+};
 use samovar::job::{Job, Jobs};
 use samovar::popularity::{Popularity, Sampler};
 use samovar::redis::{RedisTime, Troubles};
@@ -496,4 +499,30 @@ async fn nothing_is_taken_for_unread_while_redis_saves() {
     redis.ask::<()>(&["BGSAVE"]).await;
     upstream.called("/art/a", 2).await;
     assert_eq!(parts.stat("unread").await, 0);
+}
+
+#[tokio::test]
+async fn reads_of_an_earlier_key_pattern_are_not_wanted() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!(1)));
+    let art = Art::of(&upstream).list(["a"]).entries("popular = 10");
+    let jobs = art.folder();
+    let worker = talkative(&redis, &jobs).spawn();
+    readable_key(&redis, "art:a").await;
+    redis.ask::<u64>(&["ZADD", "samovar:popular:{art}", "3", "art:a", "2", "art:b", "1", "art:c"]).await;
+    let wanted = async || {
+        let shown = samovar(["jobs", "art", "--absent", "--json"]).redis(&redis).jobs(&jobs).run().await.stdout;
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap_or_default()
+    };
+    assert_eq!(wanted().await["wanted"], 3);
+    jobs.write("art.toml", &art.toml().replace("art:{name}", "art2:{name}"));
+    worker.hangup();
+    readable_key(&redis, "art2:a").await;
+    eventually("only the new key is wanted", async || {
+        let page = wanted().await;
+        if page["wanted"] == 1 && page["absent"] == json!([]) { Ok(()) } else { Err(page) }
+    })
+    .await;
+    let old: u64 = redis.ask(&["ZCARD", "samovar:popular:{art}"]).await;
+    assert!(old >= 3, "{old}");
 }

@@ -51,7 +51,8 @@ impl Ops {
         if job.popular > 0 {
             let popularity = Popularity::new(self.redis.clone(), self.keys.clone());
             let top = popularity.top_of(&job.name, job.ttl, job.popular).await?;
-            wanted.extend(top.into_iter().map(|(key, _)| key));
+            // Reads of entries of an earlier key pattern are counted until they have decayed.
+            wanted.extend(top.into_iter().map(|(key, _)| key).filter(|key| job.key.read(key.as_str()).is_some()));
         }
         Ok(wanted)
     }
