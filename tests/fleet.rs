@@ -241,9 +241,11 @@ async fn a_job_that_no_worker_knows_any_more_is_told() {
     assert_eq!(faults("art"), "null", "{all:?}");
     let poem = all.iter().find(|job| job["job"] == "poem").unwrap();
     assert_eq!(poem["next_warmup_ms"], Value::Null, "nobody warms it up: {poem}");
-    let warmed = run(&redis, &["warm", "poem:a"]).await;
-    assert_eq!(warmed.code, Some(0), "{warmed:?}");
-    assert!(warmed.stderr.contains("No running worker knows poem"), "{warmed:?}");
+    for args in [&["warm", "poem"][..], &["warm", "poem:a"], &["warm", "poem:a", "--wait"]] {
+        let warmed = run(&redis, args).await;
+        assert_eq!((warmed.code, &*warmed.stdout), (Some(1), ""), "{warmed:?}");
+        assert!(warmed.stderr.contains("No running worker knows poem"), "{warmed:?}");
+    }
     assert!(run(&redis, &["warm", "art:a"]).await.stderr.is_empty());
     for (key, is_left) in [("poem:a", true), ("art:a", false), ("nobody:a", false)] {
         let text = run(&redis, &["get", key]).await.stdout;

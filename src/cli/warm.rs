@@ -82,6 +82,9 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         );
         return Err(refuse(exit::FAILED, args.json, what));
     }
+    if ops.left_jobs().await?.contains(&job.name) {
+        return Err(refuse(exit::FAILED, args.json, unknown_to_workers(job)));
+    }
     session.agenda.put(&job.name, &keys, when, Trigger::Manual).await?;
     if asks_feed {
         warm_up_now(&mut session.redis.clone(), &session.keys, &job.name).await?;
@@ -117,9 +120,6 @@ async fn hindrances(ops: &Ops, job: &KnownJob, workers: usize, now: RedisTime) -
     if let Some(since) = ops.paused(&job.name).await? {
         let since = relative(since, now);
         found.push(format!("{0} was paused {since}: resume it with `samovar resume {0}`.", job.name));
-    }
-    if ops.left_jobs().await?.contains(&job.name) {
-        found.push(unknown_to_workers(job));
     }
     if workers == 0 {
         let remedy = "due entries are fetched once you start one with `samovar worker`";
