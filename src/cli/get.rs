@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, fleet, print_json, relative};
+use super::session::{Failed, ago, fleet, print_json, relative};
 use crate::agenda::{Due, State};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
@@ -11,7 +11,7 @@ use crate::entry::escape::escaped;
 use crate::entry::{Outcome, Priority, Trigger};
 use crate::ops::status::UpstreamStatus;
 use crate::ops::{Entry, HeldInput, MissingInput};
-use crate::store::Expiry;
+use crate::store::{Expiry, other_type_reason};
 use crate::warmer::INPUT_WAIT;
 
 /// Arguments of `samovar get`.
@@ -58,7 +58,7 @@ fn tell_value(entry: &Entry) {
         say("left", "no running worker knows the job, so nothing is fetched: `samovar jobs` says more".to_owned());
     }
     if let (Some(since), Some(job)) = (entry.job_paused_ms, &entry.job) {
-        let since = relative(since, now);
+        let since = ago(since, now);
         say("paused", format!("the job was paused {since}: nothing is fetched until `samovar resume {job}`"));
     }
     if let (Some(until), Some(job)) = (entry.removal_held_until_ms, &entry.job) {
@@ -67,6 +67,9 @@ fn tell_value(entry: &Entry) {
             _ => format!("its removal goes on {}", relative(until, now)),
         };
         say("held", format!("it is gone at its upstream, or with an input; {kept}: see `samovar gone {job}`"));
+    }
+    if let Some(other) = &entry.other_type {
+        say("other type", other_type_reason(&format!("a {other}"), &entry.key));
     }
     match entry.expiry {
         Expiry::Absent => {}
@@ -78,7 +81,7 @@ fn tell_value(entry: &Entry) {
         Expiry::At(at) => say("expires", relative(at, now)),
     }
     if let Some(at) = entry.fetched_ms {
-        say("fetched", format!("{}, age {}", relative(at, now), duration::rough(now.abs_diff(at))));
+        say("fetched", format!("{}, age {}", ago(at, now), duration::rough(now.saturating_since(at))));
     } else if entry.expiry != Expiry::Absent {
         say("written by", "another program".to_owned());
     }
@@ -100,15 +103,19 @@ fn tell_value(entry: &Entry) {
     for MissingInput { key, reason } in entry.missing_inputs.iter().filter(|_| entry.due.is_some()) {
         match entry.fetched_ms.filter(|_| !is_waiting(entry)) {
             Some(made) => {
-                let made = relative(made, now);
+                let made = ago(made, now);
                 say("input", format!("{key} {reason}; the value is fresh, and was made from it {made}"));
             }
             None => say("waits for", format!("its input {key}, which {reason}")),
         }
     }
     if let Some(at) = entry.invalidated_ms {
-        let then = if stays_absent(entry) { ABSENT } else { "not fetched again yet" };
-        say("invalidated", format!("{}, {then}", relative(at, now)));
+        let then = match (&entry.other_type, stays_absent(entry)) {
+            (Some(other), _) => format!("not fetched while the key holds a {other}"),
+            (None, true) => ABSENT.to_owned(),
+            (None, false) => "not fetched again yet".to_owned(),
+        };
+        say("invalidated", format!("{}, {then}", ago(at, now)));
     }
     if let Some(version) = entry.version {
         say("version", version.shown());
@@ -154,7 +161,7 @@ fn tell_last_attempt(entry: &Entry, has_inputs: bool) {
     let now = entry.now_ms;
     if let (Some(outcome), Some(trigger), Some(at)) = (entry.last_outcome, entry.last_trigger, entry.last_attempt_ms) {
         let why = if has_inputs { INVALIDATION_OR_INPUT } else { INVALIDATION };
-        say("last attempt", format!("{outcome}, {}, for {}", relative(at, now), purpose(trigger, why)));
+        say("last attempt", format!("{outcome}, {}, for {}", ago(at, now), purpose(trigger, why)));
     }
     let is_told =
         entry.outlives_ms.is_some() && matches!(entry.last_outcome, Some(Outcome::Failed | Outcome::Deferred));
@@ -203,7 +210,7 @@ const NONE_FETCHED: &str = "; while it is absent, nothing is fetched";
 /// upstream did not have it.
 fn stays_absent(entry: &Entry) -> bool {
     let is_due = entry.due.is_some_and(|due| due.trigger != Trigger::Recheck);
-    entry.value.is_none() && !is_due && entry.last_outcome != Some(Outcome::Gone)
+    entry.value.is_none() && entry.other_type.is_none() && !is_due && entry.last_outcome != Some(Outcome::Gone)
 }
 
 /// Reasons of entries that are due for [`Trigger::Invalidation`]. A change of an input has the same trigger, and leaves

@@ -225,6 +225,12 @@ pub(super) fn relative(at: RedisTime, now: RedisTime) -> String {
     if at > now { format!("in {distance}") } else { format!("{distance} ago") }
 }
 
+/// Returns the time of something that has happened, relative to `now`. A later time counts as now: it happened after
+/// the clock was read, or the clock was set back.
+pub(super) fn ago(at: RedisTime, now: RedisTime) -> String {
+    relative(at.min(now), now)
+}
+
 /// Returns the width of lines: the terminal's, within bounds.
 pub(super) fn width() -> usize {
     textwrap::termwidth().clamp(40, 110)

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::Ops;
 use crate::agenda::When;
-use crate::entry::EntryKey;
 use crate::entry::Trigger;
+use crate::entry::{EntryKey, JobName};
 use crate::job::KnownJob;
-use crate::redis::RedisTime;
+use crate::redis::{RedisTime, is_of_keys};
 
 /// Dead letters read at once.
 const AT_ONCE: usize = 50;
@@ -145,6 +145,30 @@ impl Ops {
         owned.filter(move |(job, _)| !named.contains(job.name.as_str()))
     }
 
+    /// Returns the reasons of those of these entries that became dead letters at `since` or later, in order. Letters
+    /// under keys of another type are somebody else's, and count as none.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub(super) async fn died_since(
+        &self,
+        job: &JobName,
+        keys: &[EntryKey],
+        since: RedisTime,
+    ) -> RedisResult<Vec<Option<String>>> {
+        let names: Vec<&str> = keys.iter().map(EntryKey::as_str).collect();
+        let mut ask = redis::pipe();
+        ask.cmd("ZMSCORE").arg(self.keys.dead(job)).arg(&names);
+        ask.cmd("HMGET").arg(self.keys.dead_reasons(job)).arg(&names);
+        let (died, reasons): (Vec<Option<f64>>, Vec<Option<String>>) =
+            match ask.query_async(&mut self.redis.clone()).await {
+                Err(e) if is_of_keys(&e) => return Ok(vec![None; keys.len()]),
+                letters => letters?,
+            };
+        let letters = died.into_iter().zip(reasons);
+        Ok(letters.map(|(at, reason)| at.filter(|at| time(*at) >= since).and(reason)).collect())
+    }
+
     async fn letter(&self, job: &KnownJob, key: &str) -> RedisResult<Option<Dead>> {
         let at: Option<f64> =
             redis::cmd("ZSCORE").arg(self.keys.dead(&job.name)).arg(key).query_async(&mut self.redis.clone()).await?;
@@ -160,13 +184,20 @@ impl Ops {
         let mut ask = redis::cmd("HMGET");
         ask.arg(self.keys.dead_reasons(&job.name)).arg(&keys);
         let reasons: Vec<Option<String>> = ask.query_async(&mut self.redis.clone()).await?;
-        let letters = found.into_iter().zip(reasons).map(|((key, at), reason)| {
-            #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
-            let at_ms = RedisTime::from_millis(at as i64);
-            Dead { job: job.name.to_string(), key, at_ms, reason: Some(reason.unwrap_or_default()) }
+        let letters = found.into_iter().zip(reasons).map(|((key, at), reason)| Dead {
+            job: job.name.to_string(),
+            key,
+            at_ms: time(at),
+            reason: Some(reason.unwrap_or_default()),
         });
         Ok(letters.collect())
     }
+}
+
+/// Returns the time that the score of a dead letter is.
+#[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
+fn time(score: f64) -> RedisTime {
+    RedisTime::from_millis(score as i64)
 }
 
 /// A page under construction.

@@ -12,6 +12,7 @@ use crate::entry::Outcome;
 use crate::entry::Priority;
 use crate::entry::Trigger;
 use crate::entry::Version;
+use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName};
 use crate::job::{KnownJob, Params};
 use crate::redis::RedisTime;
@@ -26,6 +27,8 @@ pub struct Entry {
     pub job: Option<String>,
     /// The value that the API reads; a value that is not JSON is shown as a string.
     pub value: Option<Value>,
+    /// The type of what another program keeps under the key, if it is no string; nothing is fetched then.
+    pub other_type: Option<String>,
     /// The remaining TTL, ms; absent without a value or a TTL.
     pub ttl_ms: Option<i64>,
     /// `true` if Samovar wrote the value.
@@ -126,9 +129,14 @@ impl Ops {
     pub async fn entry(&self, name: &str) -> RedisResult<Entry> {
         let key = EntryKey::new(name);
         let (owner, params) = self.jobs.owner(name).unzip();
-        let now = self.store.now().await?;
         let text = self.store.values(std::slice::from_ref(&key)).await?.pop().flatten();
         let snapshot = self.store.snapshot(&key).await?;
+        // The clock is read last: no time in the metadata is later.
+        let now = self.store.now().await?;
+        let other_type = match text.is_none() && snapshot.has_value() {
+            true => self.store.other_types(std::slice::from_ref(&key)).await?.pop().flatten(),
+            false => None,
+        };
         let (score, given_up): (Option<f64>, Option<String>) = match owner {
             Some(job) => {
                 redis::pipe()
@@ -168,7 +176,8 @@ impl Ops {
             key: name.to_owned(),
             job: owner.map(|job| job.name.to_string()),
             value: text.map(|text| serde_json::from_str(&text).unwrap_or_else(|_| json!(text))),
-            ttl_ms: expiry.at().map(|at| at.as_millis() - now.as_millis()),
+            other_type,
+            ttl_ms: expiry.at().map(|at| millis(at.saturating_since(now))),
             written_by_samovar: ours.is_some(),
             fetched_ms: ours.map(|meta| meta.fetched_at),
             invalidated_ms: meta.and_then(|meta| meta.invalidated),

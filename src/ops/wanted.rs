@@ -10,6 +10,7 @@ use super::{Entry, MissingInput, Ops, PAGE};
 use crate::entry::{EntryKey, Outcome, duration};
 use crate::job::KnownJob;
 use crate::popularity::{Popularity, feed};
+use crate::store::other_type_reason;
 
 /// The longest reason, in characters.
 const LONGEST: usize = 300;
@@ -66,10 +67,7 @@ impl Ops {
         let wanted: Vec<EntryKey> = self.wanted(job).await?.into_iter().collect();
         let (mut total, mut keys) = (0, Vec::new());
         for batch in wanted.chunks(PAGE) {
-            for (key, snapshot) in batch.iter().zip(self.store.snapshots(batch).await?) {
-                if snapshot.has_value() {
-                    continue;
-                }
+            for key in self.without_value(batch).await? {
                 total += 1;
                 if keys.len() <= limit && from.is_none_or(|from| key.as_str() > from) {
                     keys.push(key);
@@ -89,13 +87,29 @@ impl Ops {
         let next = keys.last().filter(|_| has_more).map(|key| key.to_string());
         Ok(AbsentPage { wanted: wanted.len(), total, absent, next })
     }
+
+    /// Returns those of these entries that have no value, also those whose keys hold another type than a string.
+    async fn without_value<'a>(&self, batch: &'a [EntryKey]) -> RedisResult<Vec<&'a EntryKey>> {
+        let snapshots = self.store.snapshots(batch).await?;
+        let found = batch.iter().zip(&snapshots);
+        let foreign = found.filter(|(_, snapshot)| snapshot.has_value() && snapshot.ours().is_none());
+        let foreign: Vec<EntryKey> = foreign.map(|(key, _)| key.clone()).collect();
+        let types = self.store.other_types(&foreign).await?;
+        let others: BTreeSet<EntryKey> =
+            foreign.into_iter().zip(types).filter_map(|(key, other)| other.map(|_| key)).collect();
+        let found = batch.iter().zip(snapshots);
+        let absent = found.filter(|(key, snapshot)| !snapshot.has_value() || others.contains(*key));
+        Ok(absent.map(|(key, _)| key).collect())
+    }
 }
 
 /// Returns what keeps an entry without a value from its fetch.
 fn why_absent(job: &KnownJob, entry: &Entry) -> String {
     let reason = entry.reason.as_deref().unwrap_or_default();
     let told = |what: &str| if reason.is_empty() { what.to_owned() } else { format!("{what}: {reason}") };
-    let text = if entry.job_is_left {
+    let text = if let Some(other) = &entry.other_type {
+        other_type_reason(&format!("a {other}"), &entry.key)
+    } else if entry.job_is_left {
         "no running worker knows its job".to_owned()
     } else if entry.job_paused_ms.is_some() {
         "its job is paused".to_owned()

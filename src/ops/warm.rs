@@ -91,10 +91,11 @@ impl Ops {
             let mut still = Vec::with_capacity(waiting.len());
             let is_paused = self.paused(&job.name).await?.is_some();
             for page in waiting.chunks(PAGE) {
-                // In this order: the value is there before its entry's attempt ends on the agenda.
+                // In this order: a value, or a dead letter, is there before its entry's attempt ends on the agenda.
                 let dues = self.agenda.dues(&job.name, page).await?;
                 let snapshots = self.store.snapshots(page).await?;
-                for ((key, snapshot), due) in page.iter().zip(snapshots).zip(dues) {
+                let letters = self.died_since(&job.name, page, asked).await?;
+                for (((key, snapshot), due), letter) in page.iter().zip(snapshots).zip(dues).zip(letters) {
                     let is_absent = snapshot.expiry == Expiry::Absent;
                     let last_attempt = snapshot.meta.map(|meta| meta.last_attempt).unwrap_or_default();
                     let attempted = last_attempt.attempted >= asked;
@@ -117,6 +118,8 @@ impl Ops {
                             true if !is_in_flight => fail(paused_reason(job)),
                             _ => still.push(key.clone()),
                         },
+                        // Its attempt noted no failure in the metadata, as for a key of another type.
+                        _ if letter.is_some() => fail(letter.unwrap_or_default()),
                         // The upstream was not asked again: see `absent_for`.
                         Some(Outcome::Gone) if is_absent => done.gone += 1,
                         _ if is_absent => fail("it has no value: it was removed meanwhile".to_owned()),

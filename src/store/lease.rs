@@ -38,6 +38,15 @@ pub(crate) const POISON_CRASHES: u32 = 3;
 /// it.
 pub(crate) const SUSPECT_CRASHES: u32 = 2;
 
+/// Returns why an entry whose key holds another type than a string is not fetched, and how to free the key. `found` is
+/// the type with its article.
+pub(crate) fn other_type_reason(found: &str, key: &str) -> String {
+    format!(
+        "the key holds {found}, which another program wrote and Samovar leaves alone: free it with `DEL {key}`, then \
+         `samovar warm {key}` fetches it; or give the job another key"
+    )
+}
+
 /// Returns why an entry is not tried again.
 pub(crate) fn poison_reason(crashes: u32) -> String {
     format!("{crashes} workers in a row died while they fetched it")

@@ -237,6 +237,22 @@ impl Store {
             .collect()
     }
 
+    /// Returns the types of keys that hold something else than a string, in order.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn other_types(&self, entries: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("TYPE").arg(key.as_str());
+        }
+        let types: Vec<String> = pipe.query_async(&mut self.redis.clone()).await?;
+        Ok(types.into_iter().map(|found| (found != "string" && found != "none").then_some(found)).collect())
+    }
+
     /// Remembers that we read these values: a Redis before 7.2 takes that for a read by the API. An error loses only
     /// that.
     async fn touched(&self, entries: &[EntryKey]) {

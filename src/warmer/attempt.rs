@@ -35,7 +35,7 @@ use crate::job::{Job, Params};
 use crate::redis::RedisTime;
 use crate::source::{Answer, Ended, Permit};
 use crate::store::{Fresh, HeldBack, Lease, Leased, Rechecks, Removal, Versions};
-use crate::store::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
+use crate::store::{POISON_CRASHES, SUSPECT_CRASHES, other_type_reason, poison_reason};
 
 /// Rounds of fetch and commit under one lease; each invalidation costs one. After the last, the entry is due again.
 const ROUNDS: usize = 5;
@@ -66,7 +66,8 @@ impl Ending {
 
     /// Returns the ending of an entry whose key holds another type than a string.
     pub(super) fn wrong_type(what: &str) -> Self {
-        Self::dead(format!("the key holds {what}, which somebody else wrote: delete it, or give the job another key"))
+        // The same for all entries, so that `samovar dead` shows them as one group.
+        Self::dead(other_type_reason(what, "KEY"))
     }
 
     /// Returns the ending of an entry whose invalidations came faster than its fetches.

@@ -4,10 +4,13 @@ use samovar::agenda::{Due, State};
 use samovar::entry::Trigger;
 use samovar::protocol::Message;
 use samovar::store::{LastAttempt, Removal, Written};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{LONG, TTL, warmed};
-use crate::support::{Art, Parts, Reply, TestRedis, Upstream, art, eventually, job, publish, version};
+use crate::support::{
+    Art, Finished, Parts, Reply, TestRedis, Upstream, WorkerProcess, art, at_rest, both, eventually, job, publish,
+    samovar, talkative, version,
+};
 
 #[tokio::test]
 async fn a_value_the_api_wrote_is_refreshed_when_invalidated() {
@@ -125,7 +128,7 @@ async fn what_holds_no_string_when_the_answer_comes_is_told() {
             redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{art}", "art:a"]).await
         })
         .await;
-        assert!(reason.contains("somebody else wrote"), "{reason}");
+        assert!(reason.contains("another program wrote"), "{reason}");
         assert_eq!(redis.ask::<Vec<u8>>(&["DUMP", "art:a"]).await, theirs, "{status}");
     }
 }
@@ -226,4 +229,80 @@ async fn a_304_does_not_bless_what_somebody_else_wrote() {
     let asked = upstream.requests("/art/a");
     let conditional: Vec<bool> = asked.iter().map(|call| call.headers.contains_key("if-none-match")).collect();
     assert_eq!(conditional, [false, true, false]);
+}
+
+/// A fleet whose entry `art:a` was warm, until another program replaced its value by a hash.
+struct Replaced {
+    redis: TestRedis,
+    _upstream: Upstream,
+    worker: WorkerProcess,
+}
+
+impl Replaced {
+    async fn start() -> Self {
+        let (redis, upstream) = both().await;
+        let jobs = Art::of(&upstream).list(["a", "b"]).folder();
+        for name in ["a", "b"] {
+            upstream.edit(&format!("/art/{name}"));
+        }
+        let worker = talkative(&redis, &jobs).env("SAMOVAR_LISTEN", "127.0.0.1:0").spawn();
+        for name in ["a", "b"] {
+            version(&redis, name, 1).await;
+        }
+        at_rest(&redis).await;
+        redis.ask::<u64>(&["DEL", "art:a"]).await;
+        redis.ask::<u64>(&["HSET", "art:a", "f", "theirs"]).await;
+        Self { redis, _upstream: upstream, worker }
+    }
+
+    /// Runs a command. Its output is one line.
+    async fn run(&self, args: &[&str]) -> Finished {
+        let mut done = samovar(args).redis(&self.redis).env("SAMOVAR_JOBS", "/nowhere").run().await;
+        done.stdout = done.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        done
+    }
+}
+
+const LEFT_ALONE: &str = "holds a hash, which another program wrote and Samovar leaves alone";
+
+#[tokio::test]
+async fn a_wait_fails_for_a_key_of_another_type() {
+    let mut stage = Replaced::start().await;
+    let done = stage.run(&["warm", "art:a", "--wait"]).await;
+    assert_eq!(done.code, Some(1), "{done:?}");
+    assert!(done.stdout.starts_with("0 warmed, 0 unchanged, 0 gone, 1 failed"), "{done:?}");
+    assert!(done.stderr.contains("art:a: the key holds a hash"), "{done:?}");
+    let done = stage.run(&["warm", "art", "--wait"]).await;
+    assert!(done.code == Some(1) && done.stdout.contains(", 1 failed"), "{done:?}");
+    let url = format!("{}/warm?wait=true", stage.worker.http().await);
+    let client = reqwest::Client::builder().timeout(LONG).build().unwrap();
+    let answer = client.post(url).json(&json!({"keys": ["art:a"]})).send().await.unwrap();
+    let (status, problem) = (answer.status().as_u16(), answer.json::<Value>().await.unwrap());
+    let result = &problem["result"];
+    assert_eq!((status, &result["unchanged"], &result["failed"][0]["key"]), (502, &json!(0), &json!("art:a")));
+    assert!(result["failed"][0]["reason"].as_str().unwrap().contains("the key holds a hash"), "{problem}");
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_is_told_with_its_remedy() {
+    let stage = Replaced::start().await;
+    publish(&stage.redis, "art:a").await;
+    let remedy = "`DEL art:a`, then `samovar warm art:a` fetches it";
+    eventually("get tells it", async || {
+        let shown = stage.run(&["get", "art:a"]).await.stdout;
+        let is_told = ["invalidated ", "dead letter", LEFT_ALONE, remedy].iter().all(|text| shown.contains(text));
+        if is_told && !shown.contains("absent") { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    let shown = stage.run(&["get", "art:a", "--json"]).await.stdout;
+    assert_eq!(serde_json::from_str::<Value>(&shown).unwrap()["other_type"], "hash", "{shown}");
+    let shown = stage.run(&["jobs", "art", "--absent"]).await.stdout;
+    assert!(shown.starts_with("1 of 2 entries that art keeps warm has no value."), "{shown}");
+    assert!(shown.contains(LEFT_ALONE) && shown.contains(remedy), "{shown}");
+    let shown = stage.run(&["dead"]).await.stdout;
+    assert!(shown.contains(LEFT_ALONE) && shown.contains("`DEL KEY`, then `samovar warm KEY`"), "{shown}");
+    stage.redis.ask::<u64>(&["DEL", "art:a"]).await;
+    let done = stage.run(&["warm", "art:a", "--wait"]).await;
+    assert!(done.code == Some(0) && done.stdout.starts_with("1 warmed"), "{done:?}");
+    assert!(stage.run(&["dead"]).await.stdout.starts_with("No dead letters"));
 }
