@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, fleet, refuse, relative, table, wrapped};
+use super::session::{Failed, ago, fleet, refuse, table, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::escape::{escaped, json_line};
 use crate::ops::Dead;
@@ -126,7 +126,7 @@ impl List {
             println!("{}", wrapped(&escaped(&format!("{job}: {reason}")), "  "));
             let mut rows = table(&["KEY", "GIVEN UP"]);
             for Dead { key, at_ms, .. } in &letters {
-                rows.add_row([key.clone(), relative(*at_ms, now)]);
+                rows.add_row([key.clone(), ago(*at_ms, now)]);
             }
             println!("{rows}");
             self.shown += letters.len();

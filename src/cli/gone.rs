@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::exit;
 use super::pause;
-use super::session::{Failed, Session, complain, fleet, print_json, refuse, relative, wrapped};
+use super::session::{Failed, Session, ago, complain, fleet, print_json, refuse, relative, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::JobName;
 use crate::entry::duration;
@@ -118,7 +118,7 @@ pub(super) fn state(job: &str, guard: Option<&GoneGuard>, now: RedisTime) -> Str
     let Some(guard @ GoneGuard { state, since_ms, until_ms, gone, of, .. }) = guard else {
         return format!("Removals of {job}: none are held back.");
     };
-    let (since, ends) = (relative(*since_ms, now), relative(*until_ms, now));
+    let (since, ends) = (ago(*since_ms, now), relative(*until_ms, now));
     let left = duration::rough(until_ms.saturating_since(now));
     match state {
         GuardState::Holding => format!(

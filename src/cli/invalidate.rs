@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::budgets;
 use super::exit;
-use super::session::{Failed, NoJobs, PAUSE, Session, complain, fleet, passes, print_json, refuse, relative};
+use super::session::{Failed, NoJobs, PAUSE, Session, ago, complain, fleet, passes, print_json, refuse};
 use super::warm;
 use crate::config::{Environment, Settings};
 use crate::entry::escape::escaped;
@@ -170,7 +170,7 @@ async fn held_back(ops: &Ops, message: &Message) -> redis::RedisResult<Vec<(JobN
     let mut held = Vec::new();
     for job in jobs {
         if let Some(guard) = ops.gone_guard(&job).await?.filter(GoneGuard::is_holding) {
-            held.push((job, format!("since {}", relative(guard.since_ms, now))));
+            held.push((job, format!("since {}", ago(guard.since_ms, now))));
         }
     }
     Ok(held)

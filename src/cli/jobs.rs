@@ -9,7 +9,9 @@ use clap::Args;
 use super::exit;
 use super::gone;
 use super::pause;
-use super::session::{Failed, Rows, Session, fleet, print_json, relative, table, tell_redis, wrapped, wrapped_after};
+use super::session::{
+    Failed, Rows, Session, ago, fleet, print_json, relative, table, tell_redis, wrapped, wrapped_after,
+};
 use crate::config::{Environment, Settings};
 use crate::entry::duration;
 use crate::entry::escape::escaped;
@@ -213,7 +215,7 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
         told.states.extend(outdated(&status));
         told.states.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now)));
         if let Some(since) = status.paused_ms {
-            told.paused.push(format!("{} ({})", status.job, relative(since, now)));
+            told.paused.push(format!("{} ({})", status.job, ago(since, now)));
         }
         let last = last(&status);
         rows.add_row([
@@ -255,7 +257,7 @@ fn tell_workers(workers: usize) {
 
 /// Returns what a refused reload means.
 fn refusal(RefusedReload { worker, at_ms, reason }: &RefusedReload, now: RedisTime) -> String {
-    let at = relative(*at_ms, now);
+    let at = ago(*at_ms, now);
     format!(
         "the worker {worker} refused its last reload {at} ({reason}) and goes on with its earlier job files: mend the \
          files, which `samovar check` helps with, and reload it"
@@ -266,14 +268,14 @@ fn refusal(RefusedReload { worker, at_ms, reason }: &RefusedReload, now: RedisTi
 fn feed(status: &JobStatus, now: RedisTime) -> Option<String> {
     let (job, feed) = (&status.job, status.feed.as_ref()?);
     if let Some(reason) = &feed.reason {
-        let failed = feed.failed_ms.map(|failed| relative(failed, now)).unwrap_or_default();
+        let failed = feed.failed_ms.map(|failed| ago(failed, now)).unwrap_or_default();
         let again = match status.next_warmup_ms {
             Some(next) if next > now => format!("asked again {}", relative(next, now)),
             Some(_) => "asked again now".to_owned(),
             None => "not asked again".to_owned(),
         };
         let answered = match feed.answered_ms {
-            Some(answered) => format!("the entries that it named {} are kept warm", relative(answered, now)),
+            Some(answered) => format!("the entries that it named {} are kept warm", ago(answered, now)),
             None => "it never answered".to_owned(),
         };
         let failures = if feed.failures == 1 { "once".to_owned() } else { format!("{} times", feed.failures) };
@@ -305,7 +307,7 @@ fn usage(all: &[JobStatus], now: RedisTime) -> Option<Rows> {
         let counts = [usage.tokens_spent, usage.tokens_saved, usage.calls_saved, usage.not_modified];
         if counts.iter().any(|count| *count > 0) {
             some = true;
-            let since = usage.since_ms.map(|since| relative(RedisTime::from_millis(since), now));
+            let since = usage.since_ms.map(|since| ago(RedisTime::from_millis(since), now));
             let since = since.unwrap_or_else(|| "–".to_owned());
             rows.add_row([job.clone()].into_iter().chain(counts.map(grouped)).chain([since]));
         }

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::budgets;
 use super::exit;
 use super::pause::unknown_to_workers;
-use super::session::{Failed, complain, fleet, print_json, refuse, relative};
+use super::session::{Failed, ago, complain, fleet, print_json, refuse};
 use crate::agenda::When;
 use crate::config::{Environment, Settings};
 use crate::entry::Trigger;
@@ -74,7 +74,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     if args.wait
         && let Some(since) = ops.paused(&job.name).await?
     {
-        let since = relative(since, asked);
+        let since = ago(since, asked);
         let what = format!(
             "{0} was paused {since}, so its entries would not be fetched: resume it with `samovar resume {0}`; without \
              --wait they become due for then",
@@ -118,7 +118,7 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
 async fn hindrances(ops: &Ops, job: &KnownJob, workers: usize, now: RedisTime) -> Result<Vec<String>, Failed> {
     let mut found = Vec::new();
     if let Some(since) = ops.paused(&job.name).await? {
-        let since = relative(since, now);
+        let since = ago(since, now);
         found.push(format!("{0} was paused {since}: resume it with `samovar resume {0}`.", job.name));
     }
     if workers == 0 {

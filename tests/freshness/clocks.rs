@@ -7,7 +7,7 @@ use samovar::store::{Fresh, Gap, LastAttempt, Leased, Removal};
 use samovar::trigger::{Clock, Gone};
 
 use super::{LONG, TTL};
-use crate::support::{Parts, art, both, eventually};
+use crate::support::{Art, Parts, art, both, eventually, samovar};
 
 /// A master whose clock ran ahead wrote it; after the failover, its time lies in the future.
 #[tokio::test]
@@ -135,4 +135,22 @@ async fn a_clock_set_back_is_noted_once() {
     assert_eq!(first.inspect().await.unwrap(), Gone::Back);
     let again = redis.get(&note).await.unwrap();
     assert_eq!(again, noted.replace(&words[0].to_string(), &(words[0] + Duration::from_millis(1)).to_string()));
+}
+
+#[tokio::test]
+async fn get_never_shows_the_past_as_future() {
+    let (redis, upstream) = both().await;
+    let jobs = Art::of(&upstream).folder();
+    let parts = Parts::of(&redis).await;
+    let future = parts.now().await + Duration::from_millis(3_600_000);
+    let expires = future + Duration::from_secs(3_600);
+    redis.ask::<String>(&["SET", "art:a", "1", "PXAT", &expires.to_string()]).await;
+    let meta = format!("{future} {expires} {future} 0 abc/0.0.0.{future} {{}}");
+    redis.ask::<String>(&["SET", &parts.keys.meta(&art("a")), &meta]).await;
+    let shown = samovar(["get", "art:a"]).redis(&redis).jobs(&jobs).run().await.stdout;
+    for what in ["fetched ", "invalidated ", "last attempt "] {
+        let line = shown.lines().find(|line| line.starts_with(what)).unwrap_or_else(|| panic!("{what}: {shown}"));
+        assert!(line.contains(" 0ms ago, ") && !line.contains(" in "), "{line}");
+    }
+    assert!(shown.contains("age 0ms"), "{shown}");
 }
