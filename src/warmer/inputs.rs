@@ -341,7 +341,12 @@ impl Warmer {
         Ok(())
     }
 
+    /// Makes these dependants due. An entry that runs may be about to leave the agenda, since it did not find the input.
+    /// So each is made due where it is on the agenda, and then looked at: what has left by then says why.
     async fn wake_all(&self, job: &Job, input: &EntryKey, dependants: Vec<EntryKey>, why: Wake) -> RedisResult<()> {
+        if let Wake::Changed(_) | Wake::Gone(_) = why {
+            self.agenda.put(&job.name, &dependants, When::IfThere, Trigger::Invalidation).await?;
+        }
         let snapshots = self.store.snapshots(&dependants).await?;
         let (mut due, mut unserved, mut waiting, mut refreshed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut others = Vec::new();
@@ -358,10 +363,11 @@ impl Warmer {
             // It may wait for its input to be fetched anew.
             let is_invalidated = meta.is_some_and(|meta| meta.invalidated.is_some());
             let may_wait = !there || job.waits_for_inputs() && is_invalidated;
-            if is_due || may_wait && !matches!(why, Wake::Outdated(_)) {
-                waiting.push(key.clone());
-            } else if matches!(why, Wake::Waiting) {
-                refreshed.push(key.clone());
+            match why {
+                Wake::Outdated(_) if is_due => waiting.push(key.clone()),
+                Wake::Waiting if may_wait => waiting.push(key.clone()),
+                Wake::Waiting => refreshed.push(key.clone()),
+                Wake::Changed(_) | Wake::Gone(_) | Wake::Outdated(_) => {}
             }
             if is_due && (there || made.is_some_and(|meta| meta.last_attempt.had_value)) {
                 due.push(key);
@@ -371,14 +377,14 @@ impl Warmer {
                 others.push(key);
             }
         }
-        // Those that were given up because the input was missing.
-        unserved.extend(self.agenda.died_of(&job.name, others, &missing(input)).await?);
         let when = if let Wake::Changed(when) | Wake::Gone(when) = why { when } else { When::NOW };
         self.agenda.put(&job.name, &waiting, When::IfThere, Trigger::Invalidation).await?;
         // Some of these wait for the input, others are due soon for another reason; the metadata do not tell which.
         // All are made due now. The trigger of a recheck is the weakest, so each keeps the trigger that it has.
         self.agenda.put(&job.name, &refreshed, When::IfSoon(INPUT_WAIT), Trigger::Recheck).await?;
         self.agenda.put(&job.name, &due, when, Trigger::Invalidation).await?;
+        // Those that were given up because the input was missing.
+        unserved.extend(self.agenda.died_of(&job.name, others, &missing(input)).await?);
         // Those that had no value are fetched only if they are kept warm or read, as at a refresh.
         self.agenda.put(&job.name, &unserved, When::NOW, Trigger::Expiry).await.map(|_| ())
     }

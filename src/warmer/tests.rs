@@ -15,6 +15,8 @@ use crate::redis::Connection;
 use crate::redis::server::Server;
 use crate::store::{Fresh, LastAttempt, Lease, Leased, Removal, SUSPECT_CRASHES, Stamp};
 
+mod wakes;
+
 /// Longer than a test lasts: what is not given back stays.
 const LONG: Duration = Duration::from_secs(600);
 const JOBS: [(&str, &str); 3] =
