@@ -1,8 +1,8 @@
 //! The content of a release: only crates of crates.io, under licences that `deny.toml` allows, and nothing that is for
 //! tests only.
 //!
-//! cargo-deny checks the same, and known vulnerabilities (`make deny`); but its build takes minutes, and its database is
-//! on GitHub.
+//! cargo-deny checks the same, and known vulnerabilities (`make deny`); but its build takes minutes, and its database
+//! is on GitHub.
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! The tests of the crate and of its programs, a module for each thing that is tested. They are one crate, so that it is
-//! compiled and linked once.
+//! The tests of the crate and of its programs, a module for each thing that is tested. They are one crate, so that it
+//! is compiled and linked once.
 #![cfg(test)]
 
 mod support;

@@ -341,7 +341,8 @@ impl Warmer {
         Ok(())
     }
 
-    /// Makes these dependants due. An entry that runs may be about to leave the agenda, since it did not find the input.
+    /// Makes these dependants due. An entry that runs may be about to leave the agenda, since it did not find the
+    /// input.
     /// So each is made due where it is on the agenda, and then looked at: what has left by then says why.
     async fn wake_all(&self, job: &Job, input: &EntryKey, dependants: Vec<EntryKey>, why: Wake) -> RedisResult<()> {
         if let Wake::Changed(_) | Wake::Gone(_) = why {

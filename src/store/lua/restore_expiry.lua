@@ -1,6 +1,7 @@
 -- Give a value the expiry back that Samovar gave it: MIGRATE, which moves it to another master of a Cluster, changes it
--- by the time that it takes and by the difference of the clocks. The caller has found the value to have the content that
--- Samovar wrote. An expiry that is over, or nearly, is not given back: that would delete what another program wrote.
+-- by the time that it takes and by the difference of the clocks. The caller has found that the value has the content
+-- that Samovar wrote. An expiry that is over, or nearly, is not given back: that would delete what another program
+-- wrote.
 -- KEYS  1 value
 -- ARGV  1 its PEXPIRETIME before the caller read it  2 the expiry to give back (ms)
 -- Returns 1 if it has that expiry now, also if another caller gave it back; 0 if it was written since, or is gone
