@@ -110,12 +110,7 @@ fn tell_value(entry: &Entry) {
         }
     }
     if let Some(at) = entry.invalidated_ms {
-        let then = match (&entry.other_type, stays_absent(entry)) {
-            (Some(other), _) => format!("not fetched while the key holds a {other}"),
-            (None, true) => ABSENT.to_owned(),
-            (None, false) => "not fetched again yet".to_owned(),
-        };
-        say("invalidated", format!("{}, {then}", ago(at, now)));
+        say("invalidated", format!("{}, {}", ago(at, now), since_invalidation(entry)));
     }
     if let Some(version) = entry.version {
         say("version", version.shown());
@@ -126,6 +121,15 @@ fn tell_value(entry: &Entry) {
     if !entry.rechecks_ms.is_empty() {
         let times = entry.rechecks_ms.iter().map(|at| if *at > now { relative(*at, now) } else { "now".to_owned() });
         say("rechecks", Vec::from_iter(times).join(", "));
+    }
+}
+
+/// Returns what followed the invalidation of an entry that is not fetched again.
+fn since_invalidation(entry: &Entry) -> String {
+    match (&entry.other_type, stays_absent(entry)) {
+        (Some(other), _) => format!("not fetched while the key holds a {other}"),
+        (None, true) => ABSENT.to_owned(),
+        (None, false) => "not fetched again yet".to_owned(),
     }
 }
 

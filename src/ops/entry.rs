@@ -137,16 +137,8 @@ impl Ops {
             true => self.store.other_types(std::slice::from_ref(&key)).await?.pop().flatten(),
             false => None,
         };
-        let (score, given_up): (Option<f64>, Option<String>) = match owner {
-            Some(job) => {
-                redis::pipe()
-                    .add_command(self.agenda.ask_score(&job.name, &key))
-                    .cmd("HGET")
-                    .arg(self.keys.dead_reasons(&job.name))
-                    .arg(name)
-                    .query_async(&mut self.redis.clone())
-                    .await?
-            }
+        let (score, given_up) = match owner {
+            Some(job) => self.score_and_letter(&job.name, &key).await?,
             None => (None, None),
         };
         let job_paused_ms = match owner {
@@ -215,6 +207,17 @@ impl Ops {
 }
 
 impl Ops {
+    /// Returns the score of an entry on the agenda, and the reason of its dead letter.
+    async fn score_and_letter(&self, job: &JobName, key: &EntryKey) -> RedisResult<(Option<f64>, Option<String>)> {
+        redis::pipe()
+            .add_command(self.agenda.ask_score(job, key))
+            .cmd("HGET")
+            .arg(self.keys.dead_reasons(job))
+            .arg(key.as_str())
+            .query_async(&mut self.redis.clone())
+            .await
+    }
+
     /// Returns until when the removal of a value is held back; `None` if it is not.
     async fn held_until(&self, job: &JobName, snapshot: &Snapshot) -> RedisResult<Option<RedisTime>> {
         let is_noted = snapshot.meta.as_ref().is_some_and(|meta| meta.last_attempt.held_until > RedisTime::ZERO);
