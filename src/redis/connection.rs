@@ -153,6 +153,7 @@ impl Connection {
     }
 
     /// Returns `true` if this is a connection to a Cluster.
+    #[cfg(feature = "worker")]
     pub(crate) fn is_cluster(&self) -> bool {
         self.router.is_some()
     }
