@@ -16,9 +16,7 @@ async fn its_figures_add_up_and_samovar_misses_least() {
 /// The failovers take most of the time, and not the same time for all.
 #[tokio::test]
 async fn its_figures_add_up_with_a_failover() {
-    for topology in ["sentinel", "cluster"] {
-        adds_up(["demo", "--seconds", "6", "--json", "--topology", topology]).await;
-    }
+    adds_up(["demo", "--seconds", "6", "--json", "--topology", "sentinel"]).await;
 }
 
 async fn adds_up<const N: usize>(line: [&str; N]) -> Vec<Value> {

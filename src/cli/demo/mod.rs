@@ -176,7 +176,8 @@ async fn warm_up(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result<Durat
             _ => {}
         }
         screen.show(warm as u64, whole as u64, &format!("{warm} of {whole} entries warm"), &[]);
-        tokio::time::sleep(POLL / 2).await;
+        // On a Cluster, each entry is asked for by itself.
+        tokio::time::sleep(if stage.topology == Topology::Cluster { 4 * POLL } else { POLL / 2 }).await;
     }
 }
 

@@ -159,8 +159,8 @@ impl RestartMonitor {
             (true, false) => "Redis holds nothing of Samovar; all jobs are warmed up".to_owned(),
             // Other masters may hold all that is theirs.
             (true, true) => format!(
-                "the Cluster's mark is gone: the Cluster is new, or the master {master} lost its data; all values are \
-                 revalidated"
+                "the Cluster's mark is gone: the Cluster is new, or the master {master} lost its data; all jobs are \
+                 warmed up, and their values are revalidated"
             ),
             (false, true) => format!(
                 "the master {master} was restarted, or has taken another one's place; all values are revalidated"
