@@ -19,7 +19,7 @@ SEEDS ?= 1000
 FIRST ?= 1
 
 # The simulated worlds of `make test`
-SIMULATED ?= 40
+SIMULATED ?= 20
 # The whole workspace is built together: features are unified over it, so each crate is built once. The allocator of
 # releases takes as long to build as all else together.
 TESTED := --workspace --no-default-features --features worker

@@ -160,7 +160,7 @@ impl RestartMonitor {
             // Other masters may hold all that is theirs.
             (true, true) => format!(
                 "the Cluster's mark is gone: the Cluster is new, or the master {master} lost its data; all jobs are \
-                 warmed up, and their values are revalidated"
+                 warmed up"
             ),
             (false, true) => format!(
                 "the master {master} was restarted, or has taken another one's place; all values are revalidated"
