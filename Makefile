@@ -21,7 +21,7 @@ FIRST ?= 1
 # The simulated worlds of `make test`
 SIMULATED ?= 20
 # The whole workspace is built together: features are unified over it, so each crate is built once. The allocator of
-# releases takes as long to build as all else together.
+# releases is left out, since its build takes minutes.
 TESTED := --workspace --no-default-features --features worker
 
 # What runs tests: nextest is not everywhere.
