@@ -347,6 +347,13 @@ pub fn hunt(engine: &Engine, file: &str) -> Option<(&'static str, Failure)> {
     {
         return Some(failure);
     }
+    if file.starts_with("trigger/") {
+        for seed in 1..400 {
+            if let Err(violation) = crate::schedules::walk(engine, seed, 120) {
+                return Some(("schedules", Failure { actions: Vec::new(), violation, seed: Some(seed) }));
+            }
+        }
+    }
     // Little of each, then more of each.
     for (seed, states, walks) in [(1_000, 150, 12), (2_000, 600, 60), (3_000, 0, 400)] {
         for scenario in first.iter().chain(&rest) {
