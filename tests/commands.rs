@@ -682,5 +682,6 @@ async fn a_flush_that_ends_a_pause_is_logged() {
     assert_eq!(run(&redis, &jobs, &["pause", "art"]).await.code, Some(0));
     worker.wait_for_log(&["the job is paused", "job=art"]).await;
     redis.flush().await;
+    worker.wait_for_log(&["WARN", "With the data went dead letters, pauses", "token budgets"]).await;
     worker.wait_for_log(&["the job is no longer paused", "Redis lost the pause", "job=art"]).await;
 }

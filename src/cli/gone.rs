@@ -121,6 +121,10 @@ pub(super) fn state(job: &str, guard: Option<&GoneGuard>, now: RedisTime) -> Str
     let (since, ends) = (ago(*since_ms, now), relative(*until_ms, now));
     let left = duration::rough(until_ms.saturating_since(now));
     match state {
+        GuardState::Holding if guard.held == 0 => format!(
+            "Removals of {job}: no value is held back any more; the guard watches for another {left}, in case the \
+             upstream wavers. It began {since}, as {gone} of about {of} entries were gone within a minute."
+        ),
         GuardState::Holding => format!(
             "Removals of {job}: held back for another {left}. Within a minute, {since}, {gone} of about {of} entries \
              were gone, at the upstream or with an input. Meanwhile {}. What is still gone {ends} is removed then. \

@@ -86,8 +86,11 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         }
         all.push(status);
     }
-    let upstreams = status::upstreams(&session.redis, &session.keys, &jobs).await?;
+    let mut upstreams = status::upstreams(&session.redis, &session.keys, &jobs).await?;
     status::assign(&mut all, &jobs, &upstreams);
+    if let Some(job) = of {
+        upstreams.retain(|upstream| job.upstreams.iter().any(|own| own.name.as_str() == upstream.upstream));
+    }
     ops.add_outdated(&mut all, &census, &living).await?;
     let fleet = ops.fleet(living).await?;
     status::add_fleet(&mut all, &fleet);

@@ -2,6 +2,7 @@
 
 use super::document::{Field, Table, Text, short};
 use super::scope::Scope;
+use super::spelling::closest;
 use super::upstreams::{Base, Upstreams, check_header_names, checked_url, header_value_fault};
 use crate::entry::UpstreamName;
 use crate::job::template::is_dot_segment;
@@ -11,6 +12,8 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+/// What a source can be.
+const KINDS: [&str; 3] = ["http", "ai", "compose"];
 /// More would never be reached before the lease ends.
 const MOST_FALLBACKS: usize = 10;
 /// The allowed length of an AI answer, in tokens.
@@ -69,14 +72,18 @@ pub(super) fn sources(field: &Field<'_>, scope: &Scope, upstreams: &Upstreams) -
 fn source(table: Table<'_>, scope: &Scope, upstreams: &Upstreams) -> Option<Source> {
     let kind = table.required("kind", "kind = \"http\"")?;
     let text = kind.filled()?;
-    let source = match text.value.as_str() {
+    let written = text.value.as_str();
+    let meant = closest(written, KINDS.into_iter());
+    if !KINDS.contains(&written) {
+        let help = meant.map(|meant| format!("did you mean `{meant}`?"));
+        let message = format!("there is no source of kind `{written}`; it is \"http\", \"ai\" or \"compose\"");
+        table.doc.fault_with_help(text.at.clone(), message, help);
+    }
+    // A misspelt kind hides no other fault of its table.
+    let source = match meant? {
         "http" => http(&table, scope, upstreams).map(|source| Source::Http(Box::new(source))),
         "ai" => ai(&table, scope, upstreams).map(|source| Source::Ai(Box::new(source))),
-        "compose" => compose(&table, scope).map(|source| Source::Compose(Box::new(source))),
-        other => {
-            kind.fault(format!("there is no source of kind `{other}`; it is \"http\", \"ai\" or \"compose\""));
-            return None;
-        }
+        _ => compose(&table, scope).map(|source| Source::Compose(Box::new(source))),
     };
     table.finish();
     source

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use redis::{RedisResult, Script};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::JobCleaner;
 use crate::entry::duration::millis;
@@ -167,7 +167,15 @@ impl RestartMonitor {
             ),
             (false, false) => "Redis was restarted; all values are revalidated".to_owned(),
         };
-        info!(redis = %self.redis_url, "{gap}{what}");
+        // A worker that begins has seen nothing that could be lost.
+        if self.is_set_up && (is_empty || !present.losses.is_empty()) {
+            warn!(
+                redis = %self.redis_url,
+                "{gap}{what}. With the data went dead letters, pauses, and what was spent of token budgets"
+            );
+        } else {
+            info!(redis = %self.redis_url, "{gap}{what}");
+        }
     }
 
     /// Notes the gap of a loss, and returns when a worker first found it; `None` if another one has dealt with it since

@@ -176,7 +176,18 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
         ),
         (
             Replace(r#""http""#, r#""htpp""#),
-            &[r#"4:8: there is no source of kind `htpp`; it is "http", "ai" or "compose""#],
+            &[r#"4:8: there is no source of kind `htpp`; it is "http", "ai" or "compose" | did you mean `http`?"#],
+        ),
+        (
+            Replace("kind = \"http\"", "kind = \"htpp\"\nvalu = 1"),
+            &[
+                r#"4:8: there is no source of kind `htpp`; it is "http", "ai" or "compose" | did you mean `http`?"#,
+                "5:1: unknown field `valu` in [source] | did you mean `value`?",
+            ],
+        ),
+        (
+            Replace(r#""http""#, r#""graphql""#),
+            &[r#"4:8: there is no source of kind `graphql`; it is "http", "ai" or "compose""#],
         ),
         (Replace("kind = \"http\"\n", ""), &[r#"3:1: [source] has no `kind` | add one, such as kind = "http""#]),
         (
