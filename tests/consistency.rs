@@ -282,7 +282,8 @@ impl World {
         let probe = format!("probe:{me} {}", self.begun.elapsed().as_nanos());
         self.insist(async |mut redis| redis.set_ex(&probe, "0", 600).await).await;
         let heard = self.insist(async |mut redis| redis.publish(CHANNEL, message.to_string()).await).await;
-        assert!(heard > 0, "no worker hears the channel");
+        // A Cluster's master counts only those that listen at itself.
+        assert!(heard > 0 || self.redis.is_cluster(), "no worker hears the channel");
         // What names many has a line of its own.
         let many = message["patterns"].is_array() || message["jobs"].is_array() || message["tags"].is_array();
         let evict = json!({ if many { "patterns" } else { "keys" }: [&probe], "action": "evict" }).to_string();

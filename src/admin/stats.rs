@@ -18,7 +18,7 @@ pub(super) struct Stats {
     /// Clients connected to Redis.
     #[serde(skip_serializing_if = "Option::is_none")]
     connected_clients: Option<u64>,
-    /// Memory in use, as Redis writes it.
+    /// Memory in use, such as `1.50M`.
     #[serde(skip_serializing_if = "Option::is_none")]
     used_memory_human: Option<String>,
     /// Memory in use, bytes.
@@ -130,7 +130,10 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
     let (hits, misses) = (info.hits(), info.misses());
     Ok(Stats {
         connected_clients: info.connected_clients(),
-        used_memory_human: info.used_memory_human().map(str::to_owned),
+        used_memory_human: info.used_memory_human().map(str::to_owned).or_else(|| {
+            // Of several servers.
+            info.used_memory().map(|bytes| bytesize::ByteSize(bytes).display().iec_short().to_string())
+        }),
         used_memory_bytes: info.used_memory(),
         maxmemory_bytes: info.maxmemory(),
         maxmemory_policy: info.eviction_policy().map(str::to_owned),
