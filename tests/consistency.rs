@@ -351,7 +351,8 @@ impl World {
                 redis::cmd("CLIENT").arg(&["LIST", "TYPE", "pubsub"]).query_async(&mut redis).await
             })
             .await;
-        let ids = list.lines().filter_map(|line| line.split_once("id=")?.1.split(' ').next()?.parse().ok());
+        let of_workers = list.lines().filter(|line| !line.contains(" name=sentinel-"));
+        let ids = of_workers.filter_map(|line| line.split_once("id=")?.1.split(' ').next()?.parse().ok());
         ids.collect()
     }
 

@@ -53,7 +53,7 @@ async fn a_restart_that_lost_nothing_generates_nothing_again() {
     Parts::of(&redis).await.invalidate("story:a").await;
     story_is(&redis, "2").await;
     redis.restart().await;
-    worker.wait_for_log(&["all values are revalidated"]).await;
+    worker.wait_for_log(&["Redis was restarted"]).await;
     eventually("the gap is dealt with", async || redis.keys("samovar:{suspect}*").await.is_empty()).await;
     let meta = known(&Parts::of(&redis).await, &story()).await.unwrap();
     assert_eq!((meta.invalidated, redis.json("story:a").await), (None, Some(json!("2"))));

@@ -119,7 +119,9 @@ impl RedisOptions {
         }
         let mut server = self.launched().await;
         if topology == Topology::Sentinel {
-            server.sentinel = Some(Sentinel::launch(&server, None, 1));
+            let sentinel = Sentinel::launch(&server, None, 1);
+            sentinel.ready().await;
+            server.sentinel = Some(sentinel);
         }
         server
     }

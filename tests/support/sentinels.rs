@@ -123,9 +123,7 @@ impl TestSentinels {
     }
 
     async fn ask<T: FromRedisValue>(&self, sentinel: &Sentinel, question: &str) -> redis::RedisResult<T> {
-        let client = RedisUrl::at("127.0.0.1", sentinel.port, 0, self.password.as_deref()).client()?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
-        redis::cmd("SENTINEL").arg(question).arg(SERVICE).query_async(&mut connection).await
+        sentinel.ask(self.password.as_deref(), question).await
     }
 }
 
@@ -149,6 +147,20 @@ impl Sentinel {
         std::fs::write(&file, settings).unwrap();
         let child = spawn_server(&["sentinel.conf", "--sentinel"], &[], &folder);
         Self { child, port, folder }
+    }
+
+    /// Waits until it answers, if it has no password.
+    pub(super) async fn ready(&self) {
+        eventually("the Sentinel answers", async || {
+            self.ask::<(String, u16)>(None, "GET-MASTER-ADDR-BY-NAME").await.map(|_| ())
+        })
+        .await;
+    }
+
+    async fn ask<T: FromRedisValue>(&self, password: Option<&str>, question: &str) -> redis::RedisResult<T> {
+        let client = RedisUrl::at("127.0.0.1", self.port, 0, password).client()?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        redis::cmd("SENTINEL").arg(question).arg(SERVICE).query_async(&mut connection).await
     }
 }
 
