@@ -188,12 +188,14 @@ async fn the_store_sends_what_the_model_sends() {
 
     let announced = [(Announced::None, ""), (Announced::AtLeast(Version::new(9)), "9"), (Announced::Any, "any")];
     for ((version, text), is_paid_for) in announced.into_iter().zip([false, true, false]) {
-        let terms = Terms { version, is_paid_for, ..Terms::default() };
+        let terms = Terms { version, is_paid_for, rechecked_for: ms(calls::RECHECK), ..Terms::default() };
         for removal in [Removal::Refresh, Removal::Evict] {
             store.invalidate_on(&art("a"), now, removal, terms).await.unwrap();
             let pauses = if is_paid_for { calls::PAUSE } else { (calls::PAUSE.0, calls::PAUSE.0) };
             let evict = removal == Removal::Evict;
-            monitor.expect(&redis, &[(calls::invalidate("a", then, evict, pauses, 60_000, text), &[])]).await;
+            monitor
+                .expect(&redis, &[(calls::invalidate("a", then, evict, pauses, (60_000, calls::RECHECK), text), &[])])
+                .await;
         }
     }
 }

@@ -65,7 +65,7 @@ fn main() {
             ("claim.lua", calls::claim(10)),
             ("lease.lua", calls::lease("entry:7", "token", calls::Fresh::default())),
             ("commit.lua", calls::commit("entry:7", "t", "v", &Default::default(), began, Default::default())),
-            ("invalidate.lua", calls::invalidate("entry:7", began, false, calls::PAUSE, calls::REMEMBERED, "")),
+            ("invalidate.lua", calls::invalidate("entry:7", began, false, calls::PAUSE, (calls::REMEMBERED, 0), "")),
             ("due.lua", calls::due("soon", 2, began, &["entry:7", "entry:8"])),
             ("set.lua", calls::set("entry:7", "value", "600000")),
         ] {

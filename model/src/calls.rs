@@ -153,6 +153,8 @@ pub struct Attempt {
     pub held_until: i64,
     /// The time of a doubt; 0 for none.
     pub doubted: i64,
+    /// The rechecks to come: since when they count, and their flags.
+    pub rechecks: Option<(i64, u8)>,
 }
 
 impl Attempt {
@@ -174,7 +176,8 @@ impl Attempt {
         let tags = self.tagged.then(|| r#""g":["T"]"#.to_owned());
         let number = |name: &str, number: i64| (number > 0).then(|| format!(r#""{name}":{number}"#));
         let (held, doubted) = (number("h", self.held_until), number("u", self.doubted));
-        let fields = [tags, held, doubted, number("n", self.failures.into())];
+        let rechecks = self.rechecks.map(|(since, flags)| format!(r#""k":[{since},"",{flags}]"#));
+        let fields = [tags, held, doubted, number("n", self.failures.into()), rechecks];
         format!("{{{}}}", fields.into_iter().flatten().collect::<Vec<_>>().join(","))
     }
 
@@ -300,14 +303,22 @@ pub fn extend_held(entry: &str, time: i64) -> Call {
 }
 
 /// `Store::invalidate_on` of a doubt after a gap.
-pub fn doubt(entry: &str, at: i64, pauses: (i64, i64)) -> Call {
-    let mut call = invalidate(entry, at, false, pauses, REMEMBERED, "");
+pub fn doubt(entry: &str, at: i64, pauses: (i64, i64), last: i64) -> Call {
+    let mut call = invalidate(entry, at, false, pauses, (REMEMBERED, last), "");
     call.args[9] = "1".to_owned();
     call
 }
 
-/// `Store::invalidate_on`; `pauses` are zero in `Store::fence`. `version` is `''`, a number or `any`.
-pub fn invalidate(entry: &str, at: i64, evict: bool, pauses: (i64, i64), remembered: i64, version: &str) -> Call {
+/// `Store::invalidate_on`; `pauses` are zero in `Store::fence`. `last` is the time of the last recheck; 0 for none, and
+/// in `Store::fence`. `version` is `''`, a number or `any`.
+pub fn invalidate(
+    entry: &str,
+    at: i64,
+    evict: bool,
+    pauses: (i64, i64),
+    (remembered, last): (i64, i64),
+    version: &str,
+) -> Call {
     let removal = if evict { "e" } else { "r" };
     stored(
         Script::Invalidate,
@@ -323,6 +334,7 @@ pub fn invalidate(entry: &str, at: i64, evict: bool, pauses: (i64, i64), remembe
             &remembered,
             &version,
             &0,
+            &last,
         ],
     )
 }

@@ -44,6 +44,7 @@ pub struct Meta {
     pub failures: u32,
     pub held_until: i64,
     pub doubted: i64,
+    pub rechecks: Option<(i64, u8)>,
 }
 
 /// A score, as `score.lua` reads it.
@@ -118,6 +119,10 @@ impl Engine {
                 let rest = all[8].split_once(name).map_or("", |(_, rest)| rest);
                 rest.split([',', '}']).next().and_then(|text| text.parse::<i64>().ok()).unwrap_or(0)
             };
+            let rechecks = all[8].split_once(r#""k":["#).and_then(|(_, rest)| {
+                let mut parts = rest.split_once(']')?.0.split(',');
+                Some((parts.next()?.parse().ok()?, parts.next_back()?.parse().ok()?))
+            });
             Meta {
                 validated_at: number(0),
                 own_expiry: number(1),
@@ -134,6 +139,7 @@ impl Engine {
                 failures: u32::try_from(noted(r#""n":"#)).unwrap_or(0),
                 held_until: noted(r#""h":"#),
                 doubted: noted(r#""u":"#),
+                rechecks,
             }
         });
         self.codecs.metas.borrow_mut().insert(packed.to_owned(), meta.clone());

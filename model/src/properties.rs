@@ -27,6 +27,8 @@ pub const VERSION_BACK: &str = "invariant 9: no commit replaces a value with one
 pub const OPEN: &str = "a handled refresh stays noted until a fetch answers it";
 /// The agenda loses nothing.
 pub const WANTED: &str = "nothing wanted leaves the agenda";
+/// A fetch before an invalidation was handled may have had an old answer.
+pub const RECHECKED: &str = "what was fetched before a late invalidation was handled is rechecked";
 /// The agenda keeps what services write.
 pub const STAYS: &str = "an entry that a service writes stays on the agenda";
 /// An announced version is waited for.
@@ -239,6 +241,13 @@ pub fn settle(engine: &Engine, world: &World) -> Step {
         let is_old =
             known.handled.iter().filter(same).any(|handled| handled.forbids(&world, (writer, content), at, epoch));
         let is_held = world.job.held && known.missing;
+        // An invalidation of a quarter of that time before may stand for it.
+        if writer == 'c' && !known.dead && world.epoch == 0 && at < known.edited + world.job.last_recheck() / 4 * 3 {
+            return violated(
+                RECHECKED,
+                format!("{name} was fetched at {at}, and edited at {}:\n{world}", known.edited),
+            );
+        }
         if matches!(writer, 'c' | 'l') && is_old && !known.dead && !is_held {
             return violated(FRESH_AT_LAST, format!("{} still has content {content}:\n{world}", name));
         }

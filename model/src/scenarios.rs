@@ -98,6 +98,51 @@ const VERSION_1: &[Action] = &[
     Action::Work(0),
     Action::Tick,
 ];
+/// A message that waits, a value that was fetched since, and another fetch that is due.
+const LATE: &[Action] = &[
+    Action::Refresh(0),
+    Action::Tick,
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Tick,
+    Action::Manual(0),
+];
+/// A message that waits, a value that was fetched for a doubt since, and another fetch that is about to be written.
+const LATE_IN_DOUBT: &[Action] = &[
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Refresh(0),
+    Action::Tick,
+    Action::Doubt(0),
+    Action::Message(1),
+    Action::Message(1),
+    Action::Tick,
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Tick,
+    Action::Manual(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+    Action::Work(0),
+];
 /// A fetch that is under way.
 pub(crate) const LEASED: &[Action] = &[Action::Manual(0), Action::Work(0), Action::Work(0), Action::Work(0)];
 /// A value that outlives its TTL, whose upstream has failed four times.
@@ -224,6 +269,31 @@ pub const ALL: &[Scenario] = &[
         entries: 1,
         budget: &[(RefreshAll, 2), (EvictAll, 1), (Demand, 1), (Load, 1), (Crash, 1), (Tick, 2), (Jump, 2)],
         setup: WARM,
+    },
+    Scenario {
+        name: "late messages",
+        job: Job { recheck: true, etags: true, ..PLAIN },
+        entries: 1,
+        budget: &[
+            (Refresh, 1),
+            (Evict, 1),
+            (Doubt, 1),
+            (Demand, 1),
+            (Vanish, 1),
+            (Fail, 1),
+            (Lost, 1),
+            (Crash, 1),
+            (Tick, 1),
+            (Jump, 2),
+        ],
+        setup: LATE,
+    },
+    Scenario {
+        name: "late messages, in doubt",
+        job: Job { recheck: true, ..PLAIN },
+        entries: 1,
+        budget: &[(Refresh, 1), (Doubt, 1), (Evict, 1), (Tick, 1), (Jump, 1)],
+        setup: LATE_IN_DOUBT,
     },
     Scenario {
         name: "lost replies",

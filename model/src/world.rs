@@ -97,6 +97,13 @@ pub struct Job {
     pub without: Option<Rule>,
 }
 
+impl Job {
+    /// Returns the time of the last recheck after an invalidation (ms; 0 for none).
+    pub fn last_recheck(&self) -> i64 {
+        if self.recheck && !self.paid { calls::RECHECK } else { 0 }
+    }
+}
+
 /// An invalidation that was handled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Handled {
@@ -121,6 +128,8 @@ pub struct Known {
     pub content: u32,
     /// The upstream does not have it.
     pub missing: bool,
+    /// The time of the latest refresh of the entry that was handled, if it is rechecked; else 0.
+    pub edited: i64,
     /// The handled invalidations that some value or fetch may violate.
     pub handled: Vec<Handled>,
     /// When the readable value was asked for, in which epoch, and when its TTL ends.

@@ -264,6 +264,18 @@ pub(crate) fn invalidation(world: &mut World, words: &[Word], reply: &[u8]) {
     }
 }
 
+/// Notes that a service loads a value. It may have taken over the lease of a fetch that was evicted, which still sends
+/// its request once its upstream's limits admit it.
+pub(crate) fn load(world: &mut World, words: &[Word]) {
+    // EVALSHA digest 2 value lease token …
+    if let Some(key) = words.get(3)
+        && let Some((Job::Art, name)) = Job::of(&String::from_utf8_lossy(key))
+        && let Some(item) = world.items.get_mut(name)
+    {
+        item.taken_over_until = item.fenced_until;
+    }
+}
+
 /// Checks that an artwork which is older than an eviction is not readable.
 fn evicted(world: &mut World, redis: &Redis, id: &str, message: &Published, name: &str) {
     let key = Job::Art.key(name);

@@ -14,6 +14,8 @@ use crate::{check, machine};
 pub(crate) const INBOX: &[u8] = b"samovar:inbox";
 /// The beginning of the name of `src/store/lua/invalidate.lua`.
 const INVALIDATES: &str = "«Handle an invalidation of one entry";
+/// The beginning of the name of `src/cache/lua/begin_load.lua`.
+const LOADS: &str = "«Acquires the lease of a missing value";
 /// The longest word or reply in the trace, in characters.
 const TOLD: usize = 100;
 
@@ -68,6 +70,9 @@ impl Redis {
         let script = words.get(1).and_then(|digest| self.scripts.get(&escaped(digest)));
         if script.is_some_and(|name| name.starts_with(INVALIDATES)) {
             check::invalidation(&mut world, words, &bytes);
+        }
+        if script.is_some_and(|name| name.starts_with(LOADS)) && bytes.ends_with(b"leased\r\n") {
+            check::load(&mut world, words);
         }
         bytes
     }

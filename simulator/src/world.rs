@@ -62,6 +62,8 @@ pub(crate) struct Item {
     pub(crate) wanted: Duration,
     /// Until when a fetch that an eviction has fenced may still send its request.
     pub(crate) fenced_until: Duration,
+    /// Until when a fetch that was evicted may send its request beside others, since a service's load has its lease.
+    pub(crate) taken_over_until: Duration,
     /// Since when nobody wants the entry, which was evicted.
     pub(crate) unwanted: Option<Duration>,
 }

@@ -49,13 +49,22 @@ pub struct Terms {
     pub is_paid_for: bool,
     /// The time for which it is remembered if there is no value: a fetch by then answers it, and is rechecked.
     pub remembered: Duration,
+    /// The time of the last recheck after it; zero if there is none. A refresh is late if the entry was fetched since for
+    /// another reason, but before that time: it counts as of that fetch.
+    pub rechecked_for: Duration,
     /// It is a doubt after a gap, and does not end a value that the guard of its job holds back.
     pub is_doubt: bool,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { version: Announced::None, is_paid_for: false, remembered: Duration::from_secs(60), is_doubt: false }
+        Self {
+            version: Announced::None,
+            is_paid_for: false,
+            remembered: Duration::from_secs(60),
+            rechecked_for: Duration::ZERO,
+            is_doubt: false,
+        }
     }
 }
 
@@ -116,6 +125,7 @@ impl Store {
                 Announced::Any => "any".to_owned(),
             })
             .arg(u8::from(terms.is_doubt))
+            .arg(millis(terms.rechecked_for))
             .invoke_async(&mut self.redis.clone())
             .await?;
         let unknown = due == 2;

@@ -28,6 +28,8 @@ pub struct Rechecks {
     confirmed: bool,
     /// The last recheck went back to the value from before: one more follows, at twice its time.
     doubled: bool,
+    /// It is that of a doubt, which stands for no invalidation (`invalidate.lua`).
+    of_doubt: bool,
 }
 
 /// The form in metadata: since, before, and the flags as bits.
@@ -45,14 +47,15 @@ impl From<Packed> for Rechecks {
             confirmed: flag(4),
             doubled: flag(8),
             verified: flag(16),
+            of_doubt: flag(32),
         }
     }
 }
 
 impl From<Rechecks> for Packed {
     fn from(rechecks: Rechecks) -> Self {
-        let Rechecks { since, before, lone, verified, refused, confirmed, doubled } = rechecks;
-        let flags = [(lone, 1), (refused, 2), (confirmed, 4), (doubled, 8), (verified, 16)];
+        let Rechecks { since, before, lone, verified, refused, confirmed, doubled, of_doubt } = rechecks;
+        let flags = [(lone, 1), (refused, 2), (confirmed, 4), (doubled, 8), (verified, 16), (of_doubt, 32)];
         Self(since, before, flags.into_iter().map(|(set, bit)| u8::from(set) * bit).sum())
     }
 }
@@ -69,7 +72,8 @@ pub enum Verdict {
 impl Rechecks {
     /// Returns the rechecks after an invalidation at `since`.
     pub fn new(since: RedisTime, before: String, lone: bool) -> Self {
-        Self { since, before, lone, verified: false, refused: false, confirmed: false, doubled: false }
+        let (verified, refused, confirmed, doubled, of_doubt) = Default::default();
+        Self { since, before, lone, verified, refused, confirmed, doubled, of_doubt }
     }
 
     /// Forgets the value from before: it was made from another job file, so its hash says nothing of an answer. No
@@ -79,10 +83,10 @@ impl Rechecks {
         Self { before: String::new(), lone: false, ..self }
     }
 
-    /// Leaves only the last recheck.
+    /// Leaves only the last recheck, as after a doubt.
     #[must_use]
-    pub fn last_only(self) -> Self {
-        Self { confirmed: true, ..self }
+    pub fn after_doubt(self) -> Self {
+        Self { confirmed: true, of_doubt: true, ..self }
     }
 
     /// Returns the list after a doubt, if a fetch at `after` leaves some of it: an edit may have been missed as well,
@@ -214,7 +218,7 @@ mod tests {
         assert_eq!(left(&rechecks, 102), Some(vec![103, 110, 130, 160]));
         assert_eq!(left(&rechecks, 129), Some(vec![130, 160]), "the last comes 30 s after the doubt, or later");
         assert_eq!(left(&rechecks, 130), None, "a doubt has a list of its own then");
-        assert_eq!(left(&rechecks.clone().last_only(), 102), None);
+        assert_eq!(left(&rechecks.clone().after_doubt(), 102), None);
         let doubted = rechecks.with_doubt(&TIMES, at(102)).unwrap();
         let Verdict::Refuse(refused) = doubted.judge(&TIMES, Some("B"), "A", at(102)) else { panic!("it is older") };
         let taken = refused.judge(&TIMES, Some("B"), "A", at(103));
@@ -231,10 +235,11 @@ mod tests {
             refused: false,
             confirmed: true,
             doubled: true,
+            of_doubt: true,
         };
         let text = serde_json::to_string(&all).unwrap();
         // No `"a":1`: meta.lua takes that for metadata of the previous version.
-        assert_eq!(text, r#"[17,"h",13]"#);
+        assert_eq!(text, r#"[17,"h",45]"#);
         assert_eq!(serde_json::from_str::<Rechecks>(&text).unwrap(), all);
     }
 }

@@ -100,7 +100,7 @@ impl Attempt<'_> {
         }
         // A gap concerns all entries, and few of them have changed.
         if self.is_in_doubt(lease, round).await? {
-            rechecks = rechecks.last_only();
+            rechecks = rechecks.after_doubt();
         }
         Ok(Some(rechecks))
     }

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use samovar::agenda::When;
 use samovar::entry::Trigger;
+use samovar::protocol::Message;
+use samovar::redis::RedisTime;
+use samovar::store::{LastAttempt, Rechecks, Removal, Terms, Written};
 use serde_json::{Value, json};
 
-use super::LONG;
-use crate::support::{Art, Parts, Reply, art, both, eventually, publish, version, worker};
+use super::{LONG, TTL};
+use crate::support::{Art, Parts, Reply, TestRedis, art, both, eventually, job, publish, version, worker};
 
 /// Answers of `/art/a` in turn, each with an `ETag` of its own; the last one stays.
 fn versions(all: &[u64]) -> Vec<Reply> {
@@ -251,4 +255,120 @@ async fn a_recheck_refreshes_nothing_for_a_job_without_refreshes() {
     redis.ask::<()>(&["DEL", "samovar:paused:{art}"]).await;
     eventually("it is off the agenda", async || parts.score("a").await.is_none()).await;
     assert_eq!(upstream.calls("/art/a"), 2);
+}
+
+/// A fetch for another reason comes between a refresh and its handling, and its upstream still lags.
+#[tokio::test]
+async fn a_value_fetched_before_a_late_refresh_is_rechecked() {
+    let (redis, upstream) = both().await;
+    upstream.on_each("/art/a", versions(&[1, 1, 1, 2]));
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"1s\", \"3s\"]").folder();
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let at = parts.now().await;
+    parts.next_instant().await;
+    parts.agenda.put(&job(), &[art("a")], When::Urgent, Trigger::Manual).await.unwrap();
+    eventually("it is fetched again", async || parts.meta("a").await.unwrap().fetched_at > at).await;
+    let refresh = Message::parse(r#"{"keys": ["art:a"]}"#).unwrap();
+    // Every worker handles a bare message, at a time of its own.
+    for sooner in [0, 5, 0] {
+        parts.invalidator(&jobs).handle(&refresh, at - ms(sooner)).await.unwrap();
+    }
+    version(&redis, "a", 2).await;
+    eventually("the rechecks have ended", async || {
+        let last_attempt = parts.meta("a").await.unwrap().last_attempt;
+        last_attempt.rechecks.is_none() && last_attempt.trigger == Some(Trigger::Recheck)
+    })
+    .await;
+    parts.invalidator(&jobs).handle(&refresh, at).await.unwrap();
+    assert_eq!(upstream.calls("/art/a"), 5, "the warmup, the operator, the refresh, two rechecks");
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, None);
+}
+
+/// Returns the terms of a job with the default list.
+fn rechecked() -> Terms {
+    Terms { rechecked_for: Duration::from_secs(30), ..Terms::default() }
+}
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+#[tokio::test]
+async fn a_late_refresh_fetches_what_no_near_one_had_fetched() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    // Since how long before the refresh rechecks are to come, and how long after it the value was fetched.
+    let none: Option<u64> = None;
+    let cases = [(none, 1, true), (none, 28_999, true), (none, 29_000, false), (none, 0, true)];
+    let noted = [(Some(0), 5, false), (Some(1_000), 5, false), (Some(1_001), 5, true)];
+    for (since, ago, is_due) in cases.into_iter().chain(noted) {
+        let lease = parts.lease("a", LONG).await;
+        let at = lease.fetched_at - ms(ago);
+        let rechecks = since.map(|since| Rechecks::new(at - ms(since), "h".into(), true));
+        let last_attempt = LastAttempt { rechecks, tags: vec!["\"k\":[1,\"\",0]".into()], ..LastAttempt::default() };
+        parts.store.commit(&art("a"), &lease, "1", TTL, &last_attempt).await.unwrap();
+        parts.next_instant().await;
+        let doubt = Terms { is_doubt: true, ..rechecked() };
+        for terms in [Terms::default(), doubt].into_iter().filter(|_| ago > 0) {
+            let done = parts.store.invalidate_on(&art("a"), at, Removal::Refresh, terms).await.unwrap();
+            assert!(!done.due, "{terms:?}");
+        }
+        // The one that comes again is told that the entry is due, and marks it no later.
+        let mut marked: Vec<Option<RedisTime>> = Vec::new();
+        for _ in 0..2 {
+            let done = parts.store.invalidate_on(&art("a"), at, Removal::Refresh, rechecked()).await.unwrap();
+            assert_eq!(done.due, is_due, "{since:?} {ago}");
+            marked.push(parts.meta("a").await.unwrap().invalidated);
+            parts.next_instant().await;
+        }
+        assert_eq!((marked[0], marked[0].is_some()), (marked[1], is_due), "{since:?} {ago}");
+        assert!(marked[0].is_none_or(|at| at >= lease.fetched_at), "{since:?} {ago}");
+    }
+}
+
+#[tokio::test]
+async fn rechecks_of_a_doubt_stand_for_no_late_refresh() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    for is_doubt in [true, false] {
+        let lease = parts.lease("a", LONG).await;
+        let rechecks = Rechecks::new(lease.fetched_at, "h".into(), true);
+        let rechecks = Some(if is_doubt { rechecks.after_doubt() } else { rechecks });
+        // A fetch for another reason keeps them.
+        let last_attempt = LastAttempt { trigger: Some(Trigger::Cron), rechecks, ..LastAttempt::default() };
+        parts.store.commit(&art("a"), &lease, "1", TTL, &last_attempt).await.unwrap();
+        let at = lease.fetched_at - ms(5);
+        let done = parts.store.invalidate_on(&art("a"), at, Removal::Refresh, rechecked()).await.unwrap();
+        assert_eq!(done.due, is_doubt);
+    }
+}
+
+/// What was evicted, or set by a service, is not brought back by an older refresh.
+#[tokio::test]
+async fn a_late_refresh_lifts_no_later_eviction_of_a_fetch() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let lease = parts.lease("a", LONG).await;
+    parts.next_instant().await;
+    let evicted = parts.store.invalidate_on(&art("a"), parts.now().await, Removal::Evict, rechecked()).await.unwrap();
+    assert!(evicted.fenced, "{evicted:?}");
+    let at = lease.fetched_at - ms(5);
+    let done = parts.store.invalidate_on(&art("a"), at, Removal::Refresh, rechecked()).await.unwrap();
+    assert!(!done.fenced && !done.due, "{done:?}");
+    let written = parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
+    assert!(matches!(written, Written::Evicted), "{written:?}");
+}
+
+#[tokio::test]
+async fn a_late_eviction_leaves_what_was_asked_for_since() {
+    let redis = TestRedis::start().await;
+    let parts = Parts::of(&redis).await;
+    let at = parts.now().await - ms(100);
+    let lease = parts.lease("a", LONG).await;
+    let in_flight = parts.store.invalidate_on(&art("a"), at, Removal::Evict, rechecked()).await.unwrap();
+    parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
+    let stored = parts.store.invalidate_on(&art("a"), at, Removal::Evict, rechecked()).await.unwrap();
+    assert!(!in_flight.fenced && !stored.removed, "{in_flight:?} {stored:?}");
 }

@@ -62,13 +62,14 @@ async fn a_tag_without_its_index_is_sought_in_all_that_may_have_it() {
     assert_eq!(parts.store.may_lack(&["t", "o"]).await.unwrap(), ["o"]);
 }
 
-/// Parts for a user who may not ask for `INFO`, so that any index may have been evicted; and two jobs with tags.
+/// Parts for a user who may not ask for `INFO`, so that any index may have been evicted; and two jobs with tags. The
+/// entries of one have no rechecks: what was fetched after a late message stays.
 async fn without_info(redis: &TestRedis, upstream: &Upstream) -> (Parts, JobsFolder) {
     redis.ask::<()>(&["ACL", "SETUSER", "app", "on", "nopass", "~*", "&*", "+@all", "-info"]).await;
     let parts = Parts::at(&samovar::redis::RedisUrl::parse(&redis.url_of("app", "any"), None).unwrap()).await;
     let more = "key = \"more:{name}\"\nttl = \"1h\"\ntags = [\"more\"]\n[source]\nkind = \"http\"\n\
                 upstream = \"museum\"\npath = \"/{{ name }}\"\n";
-    let jobs = Art::of(upstream).top("tags = [\"t\"]").folder().job("more", more);
+    let jobs = Art::of(upstream).top("tags = [\"t\"]").warm("recheck = []").folder().job("more", more);
     // What services loaded is sought once, whatever the tag.
     parts.invalidator(&jobs).handle(&tags(["first"]), parts.now().await).await.unwrap();
     (parts, jobs)

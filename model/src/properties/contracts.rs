@@ -1,6 +1,7 @@
 //! The contracts in the headers of scripts, as code that reads the keys before and after.
 
 mod agenda;
+mod late;
 
 use super::{CONTRACT, SCRIPT_FAILS, TOLD};
 use crate::calls::{self, Call};
@@ -138,7 +139,7 @@ fn ends_in_time(before: &Db, after: &Db, key: &str, time: &str) -> Step {
 }
 
 fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
-    let at = call.args[0].parse::<i64>().unwrap_or(0);
+    let at = late::time(engine, before, call);
     let (now, refresh, wanted) = (before.now(), call.args[1] == "r", call.args[8].as_str());
     let [fenced, due, removed, wait] = [0, 1, 2, 3].map(|n| reply.part(n).int());
     let wrong = |found: &str| violated(CONTRACT, format!("invalidate.lua: {found}: {reply:?}"));

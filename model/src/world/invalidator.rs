@@ -248,8 +248,11 @@ impl World {
         let pauses = if self.job.paid { PAUSE } else { (PAUSE.0, PAUSE.0) };
         let (was_there, before) = (self.readable(entry), self.meta(engine, entry));
         let call = match message.doubt {
-            true => calls::doubt(ENTRIES[entry], at, pauses),
-            false => calls::invalidate(ENTRIES[entry], at, evict, pauses, REMEMBERED, &message.version),
+            true => calls::doubt(ENTRIES[entry], at, pauses, self.job.last_recheck()),
+            false => {
+                let times = (REMEMBERED, self.job.last_recheck());
+                calls::invalidate(ENTRIES[entry], at, evict, pauses, times, &message.version)
+            }
         };
         let reply = self.run(engine, &call)?;
         let [fenced, due, removed, wait] = [0, 1, 2, 3].map(|n| reply.part(n).int());
@@ -262,6 +265,11 @@ impl World {
         message.retry_at = 0;
         match message.version.as_str() {
             "" if message.scope != Scope::Tag && !message.doubt => {
+                let is_foreign = self.db.slot(ENTRIES[entry]).is_some_and(|slot| slot.value.kind() != "string");
+                if self.job.last_recheck() > 0 && message.at.1 == 0 && !evict && !is_foreign {
+                    let known = &mut self.known[entry];
+                    known.edited = known.edited.max(at);
+                }
                 self.handled(entry, message.content[entry], message.at, evict, false);
             }
             "" => {}

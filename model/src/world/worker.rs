@@ -183,7 +183,31 @@ pub(super) fn keep(expiry: i64) -> Next {
     if expiry > 0 { Next::At(expiry - AHEAD) } else { Next::Out }
 }
 
+/// Returns the recheck that follows a fetch at `fetched_at`, of those of an invalidation.
+pub(super) fn next_recheck(rechecks: Option<(i64, u8)>, fetched_at: i64) -> Option<Next> {
+    let at = rechecks?.0 + calls::RECHECK;
+    (at > fetched_at).then_some(Next::Recheck(at))
+}
+
 impl Lease {
+    /// `Attempt::rechecks_to_come`: returns those that follow its answer.
+    pub(super) fn rechecks(&self) -> Option<(i64, u8)> {
+        let before = self.before.as_ref();
+        let open = before.and_then(|meta| meta.rechecks);
+        let is_left = |rechecks: &(i64, u8)| next_recheck(Some(*rechecks), self.fetched_at).is_some();
+        let is_doubt = before.is_some_and(|meta| meta.invalidated == meta.doubted) && self.rounds == 0;
+        let rechecks = match self.trigger {
+            1 if is_doubt && open.as_ref().is_some_and(is_left) => open,
+            1 if self.rounds > 0 => Some((self.fetched_at, 0)),
+            1 => {
+                let since = before.map_or(self.fetched_at, |meta| meta.invalidated.min(self.fetched_at));
+                Some((since, if is_doubt { 4 | 32 } else { 1 }))
+            }
+            _ => open,
+        };
+        rechecks.filter(is_left)
+    }
+
     /// Returns true if there was a value.
     pub(super) fn has_value(&self) -> bool {
         self.before_expiry != -2
@@ -241,7 +265,7 @@ impl World {
             Stage::Fetched(answer) => self.index(engine, &task, answer, how)?,
             Stage::Tagged(answer, stamp) => self.read_stamps(engine, &task, answer, &stamp, how)?,
             Stage::Fence(answer, at, evict) => {
-                self.run(engine, &calls::invalidate(ENTRIES[task.entry], at, evict, (0, 0), REMEMBERED, ""))?;
+                self.run(engine, &calls::invalidate(ENTRIES[task.entry], at, evict, (0, 0), (REMEMBERED, 0), ""))?;
                 if how == How::Lost { Stage::Fetched(answer) } else { Stage::Ready(answer) }
             }
             Stage::Ready(answer) => return self.write(engine, worker, task, answer, how),
@@ -262,7 +286,7 @@ impl World {
                 if let Some(stamp) = self.tag_again(engine, task.entry)? {
                     self.run(
                         engine,
-                        &calls::invalidate(ENTRIES[task.entry], stamp.0, stamp.1, (0, 0), REMEMBERED, ""),
+                        &calls::invalidate(ENTRIES[task.entry], stamp.0, stamp.1, (0, 0), (REMEMBERED, 0), ""),
                     )?;
                 }
                 self.run(engine, &calls::extend_stale(ENTRIES[task.entry], wait + LEASE))?;
@@ -336,7 +360,11 @@ impl World {
         }
         task.stage = match what.as_str() {
             "busy" => Stage::Ended(BUSY, Next::In(number.clamp(0, SHORT_WAIT))),
-            "fresh" => Stage::Ended(UNCHANGED, keep(expiry)),
+            "fresh" => {
+                let meta = engine.meta(&reply.part(3).text());
+                let next = meta.and_then(|meta| next_recheck(meta.rechecks, meta.fetched_at));
+                Stage::Ended(UNCHANGED, next.unwrap_or_else(|| keep(expiry)))
+            }
             "absent" => Stage::Ended(UNCHANGED, Next::Out),
             "wrongtype" => Stage::Ended(FAILED, Next::Dead),
             "leased" => {
@@ -527,7 +555,8 @@ impl World {
     pub(crate) fn rescue(&mut self, engine: &Engine) -> Step {
         let Some((entry, token, crashes)) = self.orphans.pop() else { return Ok(()) };
         let began = self.now();
-        let attempt = Attempt { outcome: FAILED, began, crashes: crashes + 1, ..Attempt::default() };
+        let rechecks = self.meta(engine, entry).and_then(|meta| meta.rechecks);
+        let attempt = Attempt { outcome: FAILED, began, crashes: crashes + 1, rechecks, ..Attempt::default() };
         self.run(engine, &calls::release(ENTRIES[entry], &token, Some(&attempt)))?;
         Ok(())
     }

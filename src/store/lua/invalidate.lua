@@ -3,6 +3,11 @@
 -- The lease's record and marks: src/store/lease.rs. lease_record.lua and meta.lua stand before this.
 -- A value that was fetched after S is left alone, so that handling twice, late, or by every worker does no harm. A
 -- fetched_at in the future is by another clock, and counts as older. A value of another type is never removed.
+-- But a refresh is late if the entry was fetched since S for another reason: the upstream may have lagged. It counts as
+-- of that fetch, so another one with rechecks follows. It is not late if an invalidation is known that came no earlier
+-- than shortly before S (a second, or a quarter of the last recheck), because it is open or its rechecks are to come;
+-- or if the fetch began when its own last recheck would be over. A doubt is never late, and stands for no other. Nor is
+-- an eviction late: what was asked for since stays.
 -- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (mark '+'),
 -- or shortly after one began; for longer where one failed, whose invalidation is noted and which is tried again. Then
 -- nothing is done, and the caller comes again; so one fetch answers many. A fetched_at later than now is from a clock
@@ -19,6 +24,7 @@
 --       9 the version that it announces ('' none; 'any': a lower version may replace the value as well)
 --      10 '1': a doubt after a gap. It replaces no open invalidation, and does not end a value that the guard of its
 --         job holds back (src/store/guard.rs)
+--      11 the time of the last recheck after an invalidation (ms; 0: the entry is not rechecked, and none is late)
 -- Returns {1 if a fetch in flight was fenced,
 --          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
 --            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
@@ -30,6 +36,12 @@ local S = tonumber(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function before(at) return at <= S or at > now end
+-- Returns since when the rechecks to come count (ms; 0: there are none, or only that of a doubt).
+local function rechecked_since(note)
+  local since, flags = match(note, '"k":%[(%d+),"[^"]*",(%d+)%]')
+  -- That of a doubt has flag 32 (src/store/rechecks.rs).
+  return since and flags % 64 < 32 and tonumber(since) or 0
+end
 local fenced, due, removed, released = 0, 0, 0, 0
 local refresh = ARGV[2] == REFRESH
 local known = redis.call('MGET', KEYS[2], KEYS[3])
@@ -48,6 +60,19 @@ if wanted ~= '' then
   if announced_at == '' then announced_at = string.format('%.0f', S) end
 end
 local fetched = tonumber(fetched_at)
+local doubt, last = ARGV[10] == '1', tonumber(ARGV[11])
+local open = validated_at and invalidated ~= '0' and not is_doubt(note, invalidated)
+-- The newest fetch: the one in flight, else that of the value.
+local newest = token and tonumber(lease_fetched_at) or fetched or 0
+if refresh and last > 0 and not doubt and wanted == '' and mark ~= EVICT and not before(newest) then
+  local noted = open and tonumber(invalidated) or 0
+  if noted >= newest then
+    -- It may be this one, whose worker died before the entry was due.
+    S = math.min(noted, now)
+  elseif math.max(noted, rechecked_since(note or ''), newest - last) < S - math.min(1000, last / 4) then
+    S = newest
+  end
+end
 local pause = tonumber(ARGV[6])
 if refresh and pause > 0 then
   if token then
@@ -69,8 +94,7 @@ end
 -- There is no value, and nothing is known but an invalidation.
 local blank = pxat == -2 and (not validated_at or validated_at == '0' and attempt == ''
   and with_doubt(note, '') == '{}')
-local at, doubt = string.format('%.0f', S), ARGV[10] == '1'
-local open = validated_at and invalidated ~= '0' and not is_doubt(note, invalidated)
+local at = string.format('%.0f', S)
 -- The time of an open invalidation stays if it is later: a tag's stamp is found again when an earlier fetch ends.
 if open and not doubt and tonumber(invalidated) > S and tonumber(invalidated) <= now then at = invalidated end
 -- Remembers the invalidation of an entry without a value. The hash tells a fetch whether it brings the old content.

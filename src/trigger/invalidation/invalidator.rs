@@ -1,9 +1,9 @@
 //! The invalidator: does what a message asks for, in the store and then on the agenda.
 //!
-//! Every invalidation has a time S, and touches only what was fetched at or before S. So it is safe to handle one
-//! twice, late, or on every worker. The order is entry, agenda, acknowledgement: a crash in between only repeats the
-//! work. A key of a wrong type is passed over; any other error of Redis ends the handling, and the caller handles the
-//! message again.
+//! Every invalidation has a time S, and touches only what was fetched at or before S, or since then without knowing of
+//! S (`invalidate.lua`). So it is safe to handle one twice, late, or on every worker. The order is entry, agenda,
+//! acknowledgement: a crash in between only repeats the work. A key of a wrong type is passed over; any other error of
+//! Redis ends the handling, and the caller handles the message again.
 
 mod tags;
 
@@ -464,7 +464,8 @@ fn terms(job: &Job, version: Announced) -> Terms {
     let usual = Terms::default();
     let last = job.warm.recheck.last().copied().unwrap_or_default();
     let remembered = usual.remembered.max(patience).max(last);
-    Terms { version, is_paid_for: job.is_paid_for(), remembered, ..usual }
+    let rechecked_for = if job.may_lag() { last } else { Duration::ZERO };
+    Terms { version, is_paid_for: job.is_paid_for(), remembered, rechecked_for, ..usual }
 }
 
 /// Returns the trigger of the entries that a message names.

@@ -1,9 +1,10 @@
 //! The commit of an answer, and what follows from each reply (`src/warmer/commit.rs`).
 
 use super::{
-    Answer, DEFERRED, FAILED, FENCED, GONE, How, Lease, Next, ROUNDS, Stage, Task, UNCHANGED, WARMED, keep, pause,
+    Answer, DEFERRED, FAILED, FENCED, GONE, How, Lease, Next, ROUNDS, Stage, Task, UNCHANGED, WARMED, keep,
+    next_recheck, pause,
 };
-use crate::calls::{self, Attempt, Call, LEASE, PATIENCE, RECHECK, RETRY, SHORT_WAIT, TTL, Versions};
+use crate::calls::{self, Attempt, Call, LEASE, PATIENCE, RETRY, SHORT_WAIT, TTL, Versions};
 use crate::commands::Reply;
 use crate::engine::Engine;
 use crate::properties::{self, OVERWRITTEN, SCRIPT_FAILS, VERSION_BACK};
@@ -28,6 +29,10 @@ impl World {
             failures: if failed { before.map_or(0, |meta| meta.failures) + 1 } else { 0 },
             held_until: before.filter(|_| failed && !is_freed).map_or(0, |meta| meta.held_until),
             doubted: before.filter(|_| failed).map_or(0, |meta| meta.doubted),
+            rechecks: match failed {
+                true => before.and_then(|meta| meta.rechecks),
+                false => lease.rechecks().filter(|_| self.job.last_recheck() > 0),
+            },
             version: match answer {
                 Answer::Value(content) if self.job.versions => Some(content),
                 Answer::Unchanged { .. } => before.and_then(|meta| meta.version),
@@ -144,7 +149,9 @@ impl World {
         };
         Ok(match what.as_str() {
             "done" if answer == Answer::Failed => self.failed(task, attempt, &reply.part(1).text(), &lease),
-            "done" if matches!(answer, Answer::Gone(_)) => Stage::Ended(GONE, Next::Out),
+            "done" if matches!(answer, Answer::Gone(_)) => {
+                Stage::Ended(GONE, next_recheck(attempt.rechecks, lease.fetched_at).unwrap_or(Next::Out))
+            }
             "done" => self.committed(&lease, attempt, reply),
             "again" => {
                 let begun = reply.part(1).int();
@@ -221,8 +228,7 @@ impl World {
         let next = match reply.part(4).int() {
             1 => Next::In(pause(now - reply.part(5).int())),
             2 => Next::Recheck(now + 5_000),
-            _ if self.job.recheck && lease.trigger == 1 => Next::Recheck(lease.fetched_at + RECHECK),
-            _ => keep(reply.part(2).int()),
+            _ => next_recheck(attempt.rechecks, lease.fetched_at).unwrap_or_else(|| keep(reply.part(2).int())),
         };
         let had = lease.indexed || lease.before.as_ref().is_some_and(|meta| meta.tagged);
         match had && !attempt.tagged {
