@@ -141,7 +141,7 @@ async fn a_worker_that_has_not_checked_vouches_for_nothing() {
     let ended = began - Duration::from_secs(90_000);
     let heard = format!("{} {ended} {ended} {known}", ended - Duration::from_secs(60));
     redis.ask::<usize>(&["HSET", "samovar:ears", "long gone", &heard]).await;
-    let _third = worker(&redis, &jobs);
+    let mut third = worker(&redis, &jobs);
     eventually("the second one hears longer than the third", async || {
         let now = parts.now().await;
         let records = records(&redis).await;
@@ -151,6 +151,8 @@ async fn a_worker_that_has_not_checked_vouches_for_nothing() {
     })
     .await;
     version(&redis, "a", edited).await;
+    let told = third.wait_for_log(&["nobody was listening"]).await;
+    assert!(told.contains("for 900"), "for 90,000 s, whatever the second one heard: {told}");
     assert!(redis.ask::<bool>(&["HEXISTS", "samovar:ears", "long gone"]).await, "the second one needs it");
 }
 

@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::coverage::{Asking, Coverage, Other};
 use crate::entry::JobName;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
@@ -33,8 +34,6 @@ use crate::store::{Gap, Store};
 const CANARY: Duration = Duration::from_secs(1);
 /// Canaries in a row that do not come back before the subscription counts as stalled.
 const STALLED: usize = 4;
-/// The time for which a worker that sends no canary may still be alive.
-const SILENT: Duration = Duration::from_secs(12);
 /// Canaries after which the other workers have recorded what they heard.
 const CHECK_AFTER: u32 = 3;
 /// The time after which a worker's record is dropped.
@@ -130,60 +129,6 @@ impl RecordClock {
     }
 }
 
-/// The record of another worker: since when it hears, its last canary, and up to when it has handled all.
-#[derive(Debug)]
-struct Other {
-    worker: String,
-    since: RedisTime,
-    last: RedisTime,
-    handled: RedisTime,
-    /// The identities of the jobs that it knows, separated by commas.
-    jobs: String,
-    /// If it has not checked for a gap before `since`: its last canary before that gap, zero if it has never checked;
-    /// and its first canary of all. Builds before this one neither write nor read it.
-    unchecked: Option<(RedisTime, RedisTime)>,
-}
-
-impl Other {
-    /// Reads a record as Redis had it at `now`; `None` if it is malformed or from another clock.
-    fn read(worker: &[u8], heard: &[u8], now: RedisTime) -> Option<Self> {
-        let (worker, heard) = (str::from_utf8(worker).ok()?, str::from_utf8(heard).ok()?);
-        let mut words = heard.split(' ');
-        let mut time = || words.next()?.parse().ok().filter(|time| *time <= now);
-        let (since, last, handled) = (time()?, time()?, time()?);
-        Some(Self {
-            worker: worker.to_owned(),
-            since,
-            last,
-            handled,
-            jobs: words.next().unwrap_or_default().to_owned(),
-            unchecked: words.next().map(|before| {
-                let began = words.next().and_then(|began| began.parse().ok());
-                (before.parse().unwrap_or_default(), began.unwrap_or_default())
-            }),
-        })
-    }
-
-    fn knows(&self, job: &Job) -> bool {
-        let identity = job.identity();
-        self.jobs.split(',').any(|known| known == identity)
-    }
-
-    fn is_alive(&self, now: RedisTime) -> bool {
-        self.last + SILENT > now
-    }
-
-    /// Returns `true` if it may know what was before a worker that began at `began` and hears since `since`. Workers
-    /// that have never checked wait for those that began before them, and no two for each other.
-    fn is_before(&self, worker: &str, began: RedisTime, since: RedisTime) -> bool {
-        match self.unchecked {
-            None => (self.since, &*self.worker) < (since, worker),
-            Some((RedisTime::ZERO, other)) => (other, &*self.worker) < (began, worker),
-            Some(_) => true,
-        }
-    }
-}
-
 /// Returns the identities of the jobs that live workers know: see [`Job::identity`].
 ///
 /// # Errors
@@ -195,64 +140,6 @@ pub async fn known_to_workers(redis: &mut Connection, keys: &Keys, now: RedisTim
     let alive: Vec<Other> = records.filter(|record| record.is_alive(now)).collect();
     let jobs = alive.iter().flat_map(|record| record.jobs.split(','));
     Ok(jobs.filter(|job| !job.is_empty()).map(str::to_owned).collect())
-}
-
-/// The state of a job's bare invalidations from a time when this worker did not hear.
-#[derive(Debug, PartialEq, Eq)]
-enum Coverage {
-    /// A worker that knows the job heard and handled all of them.
-    Covered,
-    /// A worker that may have done so has not recorded it yet.
-    Open,
-    /// Invalidations published up to this time may be missed.
-    Missed(RedisTime),
-}
-
-/// A worker's question to the others.
-struct Asking<'a> {
-    worker: &'a str,
-    /// The time since which it hears.
-    since: RedisTime,
-    /// The last canary that it heard before that and before any gap that is not checked; zero if there is none.
-    before: RedisTime,
-    /// The first canary of all that it heard.
-    began: RedisTime,
-    now: RedisTime,
-}
-
-impl Asking<'_> {
-    /// Returns what the records of workers that know the job say about it.
-    fn coverage(&self, job: &Job, others: &[Other]) -> Coverage {
-        let Self { worker, since, before, began, now } = *self;
-        let fresh = before == RedisTime::ZERO;
-        // Of workers that start together, each counts only those that started before, so the first one counts none.
-        let is_before = |other: &&Other| !fresh || other.is_before(worker, began, since);
-        let heard: Vec<&Other> = others.iter().filter(is_before).collect();
-        if fresh && heard.is_empty() {
-            // There was no fleet, unless it was this worker alone.
-            return if began < since { Coverage::Missed(since) } else { Coverage::Covered };
-        }
-        let heard: Vec<&Other> = heard.into_iter().filter(|other| other.knows(job)).collect();
-        let before = if fresh { heard.iter().map(|other| other.last).max().unwrap_or_default() } else { before };
-        // Messages may come between two canaries of one millisecond.
-        let hears = |other: &&&Other| (other.since < before || (fresh && other.since == before)) && before <= now;
-        let covers = heard.iter().filter(hears);
-        // What was before the gap of an unchecked worker is known to itself alone.
-        let is_relied_on = |other: &&Other| !fresh || other.unchecked.is_none();
-        if covers.clone().any(|other| other.handled > since && is_relied_on(other)) {
-            return Coverage::Covered;
-        }
-        let mut alive = covers.filter(|other| other.is_alive(now));
-        // It heard everything and is still handling it, or it dies.
-        let busy = alive.clone().any(|other| other.last >= since);
-        if busy || (alive.next().is_some() && now.saturating_since(since) < SILENT) {
-            return Coverage::Open;
-        }
-        // Workers that heard again a little sooner, after the same gap, cover the time since then.
-        let since =
-            heard.iter().filter(|other| other.handled > since).map(|other| other.since).fold(since, RedisTime::min);
-        Coverage::Missed(since)
-    }
 }
 
 /// One worker's gap detector.
@@ -450,23 +337,14 @@ impl GapDetector {
                 Coverage::Covered => {}
                 Coverage::Open => open = true,
                 Coverage::Missed(at) => {
-                    missed.push(&**job);
+                    missed.push((&**job, asking.heard_before(job, &others, at), at));
                     until = at.max(until);
                 }
             }
         }
         if !missed.is_empty() {
-            let before =
-                if asking.before == RedisTime::ZERO { others.iter().map(|other| other.last).max() } else { None };
-            let seconds = since.saturating_since(before.unwrap_or(asking.before)).as_secs();
-            let names: Vec<&str> = missed.iter().take(NAMED).map(|job| job.name.as_str()).collect();
-            info!(
-                jobs = missed.len(),
-                "{}nobody was listening for {seconds} s who knows {}: bare invalidations may have been missed, values \
-                 are revalidated",
-                self.store.gap_line(),
-                names.join(", ")
-            );
+            self.tell(&missed);
+            let missed: Vec<&Job> = missed.into_iter().map(|(job, ..)| job).collect();
             self.store.note_gap_for(&missed, until - clock.ahead, Gap::Missed).await?;
             noted.extend(missed.iter().map(|job| job.name.clone()));
         }
@@ -479,6 +357,33 @@ impl GapDetector {
             let () = redis::cmd("HDEL").arg(self.keys.gap_detectors()).arg(gone).query_async(&mut redis).await?;
         }
         Ok(!open)
+    }
+
+    /// Logs the gaps of these jobs, each from when somebody last heard until its end; zero if nobody ever did.
+    fn tell(&self, missed: &[(&Job, RedisTime, RedisTime)]) {
+        let (new, deaf): (Vec<_>, Vec<_>) = missed.iter().copied().partition(|(_, heard, _)| *heard == RedisTime::ZERO);
+        let names = |gaps: &[(&Job, RedisTime, RedisTime)]| {
+            let names: Vec<&str> = gaps.iter().take(NAMED).map(|(job, ..)| job.name.as_str()).collect();
+            names.join(", ")
+        };
+        if !deaf.is_empty() {
+            let seconds = deaf.iter().map(|(_, heard, end)| end.saturating_since(*heard).as_secs()).max();
+            info!(
+                jobs = deaf.len(),
+                "{}nobody was listening for {} s who knows {}: bare invalidations may have been missed, values are \
+                 revalidated",
+                self.store.gap_line(),
+                seconds.unwrap_or_default(),
+                names(&deaf)
+            );
+        }
+        if !new.is_empty() {
+            info!(
+                jobs = new.len(),
+                "no worker knew {} before, or not with these keys: values that are there already are revalidated",
+                names(&new)
+            );
+        }
     }
 }
 
@@ -600,98 +505,5 @@ mod tests {
     fn jobs(name: &str, key: &str) -> Arc<Jobs> {
         let text = format!("key = \"{key}\"\n[source]\nkind = \"http\"\nurl = \"http://127.0.0.1/{{{{ name }}}}\"\n");
         Arc::new(Jobs::parse(&[(format!("{name}.toml"), text)], Duration::from_secs(60), &|_| None).unwrap())
-    }
-
-    fn job(name: &str, key: &str) -> Job {
-        Job::clone(&jobs(name, key).jobs[name])
-    }
-
-    fn other(worker: &str, times: [i64; 3], jobs: &[&Job]) -> Other {
-        let [since, last, handled] = times;
-        let jobs: Vec<String> = jobs.iter().map(|job| job.identity()).collect();
-        let heard = format!("{since} {last} {handled} {}", jobs.join(","));
-        Other::read(worker.as_bytes(), heard.as_bytes(), at(100_000)).unwrap()
-    }
-
-    fn asking() -> Asking<'static> {
-        Asking { worker: "x", since: at(60_000), before: at(50_000), began: at(60_000), now: at(100_000) }
-    }
-
-    #[test]
-    fn only_who_knows_the_job_and_its_keys_vouches_for_it() {
-        let (art, poem) = (job("art", "art:{name}"), job("poem", "poem:{name}"));
-        let (moved, renamed) = (job("art", "picture:{name}"), job("picture", "art:{name}"));
-        for before in [0, 50_000] {
-            let asking = Asking { before: at(before), ..asking() };
-            let gap = |jobs: &[&Job]| asking.coverage(&art, &[other("y", [1_000, 99_000, 99_000], jobs)]);
-            assert_eq!(gap(&[&art]), Coverage::Covered);
-            assert_eq!(gap(&[&poem, &art]), Coverage::Covered);
-            for jobs in [&[][..], &[&poem], &[&moved], &[&renamed]] {
-                assert_eq!(gap(jobs), Coverage::Missed(at(60_000)), "before {before}");
-            }
-        }
-        let first = Asking { before: at(0), ..asking() };
-        assert_eq!(first.coverage(&art, &[]), Coverage::Covered, "there was no fleet");
-        let again = Asking { began: at(55_000), ..first };
-        assert_eq!(again.coverage(&art, &[]), Coverage::Missed(at(60_000)), "it was the fleet");
-    }
-
-    #[test]
-    fn a_worker_that_begins_does_not_rely_on_an_unchecked_one() {
-        let art = job("art", "art:{name}");
-        let fresh = Asking { before: at(0), now: at(64_000), ..asking() };
-        let unchecked = |since, last, before| Other {
-            unchecked: Some((at(before), at(since))),
-            ..other("y", [since, last, last], &[&art])
-        };
-        assert_eq!(fresh.coverage(&art, &[unchecked(59_000, 63_000, 0)]), Coverage::Open, "it is about to check");
-        assert_eq!(fresh.coverage(&art, &[unchecked(59_000, 63_000, 40_000)]), Coverage::Open);
-        let later = Asking { now: at(90_000), ..fresh };
-        assert_eq!(later.coverage(&art, &[unchecked(59_000, 63_000, 40_000)]), Coverage::Missed(at(59_000)), "it died");
-        assert_eq!(later.coverage(&art, &[unchecked(61_000, 63_000, 40_000)]), Coverage::Missed(at(60_000)));
-        assert_eq!(later.coverage(&art, &[unchecked(61_000, 63_000, 0)]), Coverage::Covered, "it began later");
-        let knows = Asking { before: at(59_500), ..fresh };
-        assert_eq!(knows.coverage(&art, &[unchecked(59_000, 63_000, 40_000)]), Coverage::Covered, "its gap was heard");
-    }
-
-    #[test]
-    fn a_canary_of_one_millisecond_covers_nothing() {
-        let art = job("art", "art:{name}");
-        let asking = asking();
-        let gap = |times| asking.coverage(&art, &[other("y", times, &[&art])]);
-        assert_eq!(gap([50_000, 99_000, 99_000]), Coverage::Missed(at(50_000)));
-        assert_eq!(gap([49_999, 60_000, 60_000]), Coverage::Missed(at(60_000)));
-        assert_eq!(gap([49_999, 60_001, 60_001]), Coverage::Covered);
-    }
-
-    #[test]
-    fn a_shared_gap_ends_when_the_first_worker_hears_again() {
-        let art = job("art", "art:{name}");
-        let asking = asking();
-        assert_eq!(
-            asking.coverage(&art, &[other("y", [55_000, 99_000, 99_000], &[&art])]),
-            Coverage::Missed(at(55_000))
-        );
-        assert_eq!(
-            asking.coverage(&art, &[other("y", [55_000, 99_000, 59_000], &[&art])]),
-            Coverage::Missed(at(60_000))
-        );
-        assert_eq!(
-            asking.coverage(&art, &[other("y", [1_000, 99_000, 59_000], &[&art])]),
-            Coverage::Open,
-            "it is at it"
-        );
-    }
-
-    #[test]
-    fn times_of_another_clock_vouch_for_nothing() {
-        let art = job("art", "art:{name}");
-        for heard in ["1 2", "1", "", "1 99999999999999 3 x", "1 2 99999999999999 x", "99999999999999 2 3 x", "a b c"] {
-            assert!(Other::read(b"y", heard.as_bytes(), at(100_000)).is_none(), "{heard}");
-        }
-        assert!(Other::read(b"\xff", b"1 2 3 x", at(100_000)).is_none());
-        let asking = Asking { before: at(700_000), ..asking() };
-        let others = [other("y", [59_000, 99_000, 99_000], &[&art])];
-        assert_eq!(asking.coverage(&art, &others), Coverage::Missed(at(59_000)), "the clock was set back in the gap");
     }
 }

@@ -10,6 +10,7 @@ mod backlog;
 mod channel;
 pub mod clock;
 mod complaints;
+mod coverage;
 mod debounce;
 mod gap_detector;
 pub mod inbox;
