@@ -2,7 +2,8 @@
 //!
 //! The scripts decide. This is the memory of their last answer.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
@@ -24,7 +25,10 @@ pub(super) type Verdict = (String, u64, u8, u8);
 
 /// The breaker of an upstream as one worker knows it.
 #[derive(Default)]
-pub(super) struct Breaker(Mutex<Known>);
+pub(super) struct Breaker {
+    known: Mutex<Known>,
+    logged: Logged,
+}
 
 #[derive(Default)]
 struct Known {
@@ -40,7 +44,7 @@ struct Known {
 }
 
 /// The health of an upstream, as the scripts answer it.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Health {
     #[default]
     Well,
@@ -58,7 +62,38 @@ impl Health {
     }
 }
 
+/// The open breakers that this process has logged. A new generation of its parts does not log them once more. Cheap to
+/// clone; clones share what they know.
+#[derive(Clone, Debug, Default)]
+pub struct Logged(Arc<Mutex<BTreeMap<UpstreamName, Health>>>);
+
+impl Logged {
+    /// Notes an upstream's health as it is now; returns the health to log, `None` where nothing is new. A refused
+    /// account is logged once it is known what the upstream said: a request may be admitted to ask it again before.
+    fn news(&self, upstream: &UpstreamName, health: Health, is_explained: bool) -> Option<Health> {
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = logged.get(upstream).copied();
+        match (before, health) {
+            (None, Health::Well | Health::Shaky) | (Some(Health::Refused), Health::Refused) => None,
+            (Some(_), Health::Well | Health::Shaky) => {
+                logged.remove(upstream);
+                Some(health)
+            }
+            (_, Health::Refused) if !is_explained => None,
+            (_, Health::Broken | Health::Refused) => {
+                logged.insert(upstream.clone(), health);
+                (before.is_none() || health == Health::Refused).then_some(health)
+            }
+        }
+    }
+}
+
 impl Breaker {
+    /// Shares with other breakers what the process has logged.
+    pub(super) fn logging(&mut self, logged: &Logged) {
+        self.logged = logged.clone();
+    }
+
     /// Returns whether the breaker is open.
     pub(super) fn is_open(&self) -> bool {
         self.known().health.is_open()
@@ -113,7 +148,6 @@ impl Breaker {
         let (why, said) = why.split_once(": ").unwrap_or((why, ""));
         let wait = Duration::from_micros(*wait);
         let mut known = self.known();
-        let before = known.health;
         known.health = match health {
             0 => Health::Well,
             1 => Health::Shaky,
@@ -123,22 +157,18 @@ impl Breaker {
         if known.health != Health::Refused || !said.is_empty() {
             known.said = said.to_owned();
         }
-        match (before, known.health) {
-            (Health::Well | Health::Shaky, Health::Broken) => {
+        match self.logged.news(upstream, known.health, !said.is_empty()) {
+            Some(Health::Broken) => {
                 warn!(%upstream, "{FAILURES} failures in a row: its breaker is open, and only probes are sent");
             }
-            (Health::Well | Health::Shaky | Health::Broken, Health::Refused) => warn!(
+            Some(Health::Refused) => warn!(
                 %upstream,
                 "it refuses this account: its entries are deferred, and it is asked again in {}, then less and less \
                  often; check its quota, its billing, and the upstream's `headers`: {said}",
                 duration::seconds(wait),
             ),
-            (Health::Broken | Health::Refused, Health::Well | Health::Shaky) => {
-                info!(%upstream, "it answers again: its breaker is closed");
-            }
-            (Health::Well | Health::Shaky, Health::Well | Health::Shaky)
-            | (Health::Broken | Health::Refused, Health::Broken)
-            | (Health::Refused, Health::Refused) => {}
+            Some(Health::Well | Health::Shaky) => info!(%upstream, "it answers again: its breaker is closed"),
+            None => {}
         }
         // These three concern one request; any other reason concerns all of them.
         known.closed = reason(why)
@@ -151,6 +181,35 @@ impl Breaker {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_breaker_is_logged_once_and_with_its_reason() {
+        let (logged, upstream) = (Logged::default(), UpstreamName::new("ai"));
+        let learn = |health, is_explained| logged.news(&upstream, health, is_explained);
+        assert_eq!(learn(Health::Refused, false), None, "the first thing that is learned is an admitted probe");
+        assert_eq!(learn(Health::Well, false), None, "nothing was logged that could end");
+        assert_eq!(learn(Health::Refused, true), Some(Health::Refused));
+        let (reloaded, breaker) = (logged.clone(), Health::Refused);
+        assert_eq!(reloaded.news(&upstream, breaker, true), None, "the generation before logged it");
+        assert_eq!((learn(Health::Shaky, false), learn(Health::Well, false)), (Some(Health::Shaky), None));
+        assert_eq!((learn(Health::Broken, false), learn(Health::Broken, false)), (Some(Health::Broken), None));
+        assert_eq!(learn(Health::Refused, true), Some(Health::Refused), "that is another reason");
+        assert_eq!((learn(Health::Broken, false), learn(Health::Well, false)), (None, Some(Health::Well)));
+    }
+
+    #[test]
+    fn a_probe_of_a_refused_account_is_not_logged_as_refused() {
+        let (breaker, upstream) = (Breaker::default(), UpstreamName::new("ai"));
+        breaker.learn(&upstream, &(String::new(), 0, 1, 3));
+        assert!(breaker.is_open() && breaker.logged.0.lock().unwrap().is_empty());
+        breaker.learn(&upstream, &("refused: no quota".to_owned(), 60_000_000, 0, 3));
+        assert_eq!(breaker.logged.0.lock().unwrap().get(&upstream), Some(&Health::Refused));
     }
 }

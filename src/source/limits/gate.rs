@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use redis::{RedisResult, Script};
 use tracing::debug;
 
-use super::breaker::{Breaker, Verdict};
+use super::breaker::{Breaker, Logged, Verdict};
 use super::budget::Budget;
 use super::line::Line;
 use super::refusal::Refusal;
@@ -77,6 +77,13 @@ impl Gate {
     #[must_use]
     pub fn held_by(mut self, worker: &str) -> Self {
         self.id = format!("{worker}-{}", self.id);
+        self
+    }
+
+    /// Shares with other gates which open breakers the process has logged.
+    #[must_use]
+    pub fn logging(mut self, logged: &Logged) -> Self {
+        self.breaker.logging(logged);
         self
     }
 
