@@ -37,6 +37,13 @@ impl RedisTime {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
+    /// Returns the time for people, to the second, as in `2026-01-31 09:30:00 UTC`.
+    #[cfg(feature = "worker")]
+    pub fn utc(self) -> String {
+        let time = chrono::DateTime::from_timestamp_millis(self.0);
+        time.map_or_else(|| self.to_string(), |time| time.format("%Y-%m-%d %H:%M:%S UTC").to_string())
+    }
+
     /// Returns the distance between two times, whichever is earlier.
     pub fn abs_diff(self, other: Self) -> Duration {
         Duration::from_millis(self.0.abs_diff(other.0))

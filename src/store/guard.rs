@@ -156,6 +156,20 @@ impl GoneGuard {
         is_active.then(|| Self { state, since_ms, until_ms, gone: count(3), of: count(4), held: count(5) })
     }
 
+    /// Returns the state of a job's guard that holds removals back, as a sentence that stays true until its end.
+    pub fn notice(&self, job: &JobName) -> String {
+        let Self { until_ms, gone, of, .. } = self;
+        let (until, served) = (until_ms.utc(), self.served());
+        let what = match self.held {
+            0 => format!("no removal of {job} is held back any more, and its guard watches until {until}"),
+            _ => format!("removals of {job} are held back until {until}, and {served}"),
+        };
+        format!(
+            "{what}: within a minute {gone} of about {of} entries were gone; `samovar gone {job}` shows it and lets a \
+             person decide"
+        )
+    }
+
     /// Returns what becomes of the values that it holds back, as a part of a sentence.
     pub fn served(&self) -> String {
         let which = match self.held {
@@ -332,5 +346,22 @@ impl Store {
         let mut call = DECISION.key(self.keys.gone(job));
         call.arg(decision).arg(millis(HOLDS)).arg(millis(LONGEST));
         Ok(call.invoke_async::<u8>(&mut self.redis.clone()).await? == 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_tells_the_end_as_a_time_and_does_not_contradict_itself() {
+        let until_ms = RedisTime::from_millis(1_732_277_200_123);
+        let (state, since_ms) = (GuardState::Holding, until_ms - HOLDS);
+        let guard = |held| GoneGuard { state, since_ms, until_ms, gone: 10, of: 30, held }.notice(&JobName::new("art"));
+        let (some, none) = (guard(2), guard(0));
+        let held = "removals of art are held back until 2024-11-22 12:06:40 UTC, and the old values of 2 entries are";
+        assert!(some.starts_with(held), "{some}");
+        let watches = "no removal of art is held back any more, and its guard watches until 2024-11-22 12:06:40 UTC:";
+        assert!(none.starts_with(watches) && none.contains("10 of about 30 entries were gone"), "{none}");
     }
 }

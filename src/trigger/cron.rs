@@ -39,7 +39,7 @@ const BATCH: usize = 500;
 const ABREAST: usize = 64;
 /// The longest wait when nothing is due. A change of the schedules wakes the loop.
 const IDLE: Duration = Duration::from_secs(15);
-/// Guards are read once in this time at most.
+/// Guards are read once in this time: whichever worker trips one, `/health` of all tells it soon, and its end.
 const GUARDS_TOLD: Duration = Duration::from_secs(3);
 
 /// The field of a job's counters that holds when its last complete warmup ended.
@@ -145,7 +145,7 @@ impl Cron {
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(wait.min(IDLE)) => {}
+                () = tokio::time::sleep(wait.min(self.idle())) => {}
                 () = self.wakeup.notified() => {}
                 Some(done) = warmups.next() => if let Err(e) = done {
                     backoff.ill(&e, &self.stop).await;
@@ -154,6 +154,12 @@ impl Cron {
             }
         }
         while warmups.next().await.is_some() {}
+    }
+
+    /// Returns the longest wait when nothing is due: jobs with guards are looked at meanwhile.
+    fn idle(&self) -> Duration {
+        let has_guards = self.jobs.jobs.values().any(|job| job.warm.gone_guard.is_some());
+        if has_guards { GUARDS_TOLD } else { IDLE }
     }
 
     /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds and
@@ -226,15 +232,7 @@ impl Cron {
         let troubles = self.troubles.of("reading a job's guard");
         for (job, guard) in guarded.into_iter().zip(guards) {
             let guard = troubles.alone(job.as_str(), guard)?.flatten();
-            let state = guard.filter(GoneGuard::is_holding).map(|guard| {
-                let GoneGuard { until_ms, gone, of, .. } = guard;
-                let left = duration::rough(until_ms.saturating_since(now));
-                format!(
-                    "removals of {job} are held back for another {left}: within a minute {gone} of about {of} entries \
-                     were gone; {}; `samovar gone {job}` shows it and lets a person decide",
-                    guard.served()
-                )
-            });
+            let state = guard.filter(GoneGuard::is_holding).map(|guard| guard.notice(job));
             self.troubles.notice(job.as_str(), state);
         }
         Ok(())

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use chrono::DateTime;
 use redis::RedisResult;
 use tracing::warn;
 
@@ -59,7 +58,7 @@ impl Attempt<'_> {
     /// Tells that a removal is held back.
     fn hold_back(&self, held: HeldBack) -> Stop {
         let (job, HeldBack { gone, of, .. }) = (&self.job.name, held);
-        let (until, why) = (utc(held.until), self.why_gone());
+        let (until, why) = (held.until.utc(), self.why_gone());
         metrics::removal_held(job);
         if self.gone_input.is_none() {
             self.found(Recheck::Gone);
@@ -141,10 +140,4 @@ fn wait(held: &HeldBack) -> Duration {
     let elapsed = held.now.saturating_since(held.since);
     let spread = SPACING.saturating_mul(u32::try_from(held.held).unwrap_or(u32::MAX)).min(LONGEST_WAIT);
     elapsed.clamp(WAITS.0, WAITS.1).max(spread).mul_f64(rand::random_range(0.5..=1.0))
-}
-
-/// Returns a time for people.
-fn utc(at: RedisTime) -> String {
-    let time = DateTime::from_timestamp_millis(at.as_millis());
-    time.map_or_else(|| at.to_string(), |time| time.format("%Y-%m-%d %H:%M UTC").to_string())
 }
