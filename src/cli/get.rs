@@ -78,6 +78,11 @@ fn tell_value(entry: &Entry) {
             let later = "later than its removal goes on, so that the upstream can be asked once more before";
             say("expires", format!("{}: {later}", relative(at, now)));
         }
+        Expiry::At(at) if entry.outlives_ms.is_some() && entry.removal_held_until_ms.is_none() => {
+            let longer =
+                "or later: it is extended while the entry cannot be fetched, as long as `stale_if_error` allows";
+            say("expires", format!("{}, {longer}", relative(at, now)));
+        }
         Expiry::At(at) => say("expires", relative(at, now)),
     }
     if let Some(at) = entry.fetched_ms {
@@ -88,8 +93,8 @@ fn tell_value(entry: &Entry) {
     if let Some(ends) = entry.outlives_ms {
         let (at, cause) = (relative(ends, now), cause_of_age(entry));
         let kept = match ends > now {
-            true => format!("will be kept beyond its TTL {at}"),
-            false => format!("kept beyond its TTL, since {at}"),
+            true => format!("may be kept beyond its TTL, which ends {at}"),
+            false => format!("kept beyond its TTL, which ended {at}"),
         };
         say("old", format!("{kept}, because {cause}"));
     }

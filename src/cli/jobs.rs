@@ -216,6 +216,7 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
     for status in all {
         told.states.extend(feed(&status, now));
         told.states.extend(outdated(&status));
+        told.states.extend(old(&status));
         told.states.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now)));
         if let Some(since) = status.paused_ms {
             told.paused.push(format!("{} ({})", status.job, ago(since, now)));
@@ -287,6 +288,16 @@ fn feed(status: &JobStatus, now: RedisTime) -> Option<String> {
     let first = feed.first_skipped.as_ref()?;
     let skipped = grouped(feed.skipped as u64);
     Some(format!("Feed of {job}: {skipped} of its items name no entry and are skipped; the first: {first}."))
+}
+
+/// Returns how many values of a job outlive their TTL.
+fn old(status: &JobStatus) -> Option<String> {
+    let (job, number) = (&status.job, status.old.filter(|old| *old > 0)?);
+    let values = match number {
+        1 => format!("1 value of {job} outlives its TTL, because it"),
+        _ => format!("{} values of {job} outlive their TTL, because they", grouped(number)),
+    };
+    Some(format!("{values} could not be fetched in time; `samovar get KEY` tells until when it is served."))
 }
 
 /// Returns how many values of a job are made from an earlier file, and what they wait for.

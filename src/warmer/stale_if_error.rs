@@ -10,7 +10,6 @@ use super::freshness::retry_after;
 use super::{Running, Warmer};
 use crate::agenda::Next;
 use crate::entry::Outcome;
-use crate::entry::duration;
 use crate::job::Job;
 use crate::store::StaleExtension;
 
@@ -59,7 +58,7 @@ impl Warmer {
         match self.store.extend_stale(&entry.key, time, job.warm.stale_if_error).await {
             Ok(Some(extended)) if extended.expires > extended.ends => {
                 let reason = ending.reason.take().unwrap_or_default();
-                ending.reason = Some(format!("{reason}; {}", outlives(&extended)));
+                ending.reason = Some(format!("{reason}; {}", outlives(&extended, job.warm.stale_if_error)));
                 let may_go_on = extended.ends + job.warm.stale_if_error > extended.expires;
                 if matches!(ending.next, Next::Dead(_)) && may_go_on {
                     // An entry is given up only when its old value is no longer served.
@@ -73,19 +72,16 @@ impl Warmer {
     }
 }
 
-/// Returns by how much an old value outlives its TTL now, or will.
-fn outlives(extended: &StaleExtension) -> String {
-    let StaleExtension { expires, ends, now } = *extended;
-    let longest = duration::rough(expires.saturating_since(ends));
-    if ends > now {
-        let left = duration::rough(ends.saturating_since(now));
-        return format!("the old value may outlive its TTL, which ends in {left}, by {longest}");
-    }
-    let over = duration::rough(now.saturating_since(ends));
-    format!(
-        "the old value outlives its TTL, which ended {over} ago, and is kept for {} more",
-        duration::rough(expires.saturating_since(now))
-    )
+/// Returns until when an old value may outlive its TTL. It is extended from one try to the next, and the sentence is
+/// read later: so it tells times, and the last one.
+fn outlives(extended: &StaleExtension, longest: Duration) -> String {
+    let StaleExtension { ends, now, .. } = *extended;
+    let (end, latest) = (ends.utc(), (ends + longest).utc());
+    let outlives = match ends > now {
+        true => format!("the old value may outlive its TTL, which ends at {end}"),
+        false => format!("the old value outlives its TTL, which ended at {end}"),
+    };
+    format!("{outlives}, until {latest} at the latest (`stale_if_error`)")
 }
 
 #[cfg(test)]
@@ -94,10 +90,13 @@ mod tests {
     use crate::redis::RedisTime;
 
     #[test]
-    fn a_reason_tells_since_when_a_value_outlives_its_ttl() {
+    fn a_reason_tells_until_when_a_value_may_outlive_its_ttl() {
         let at = |seconds: i64| RedisTime::from_millis(1_732_270_000_000 + 1_000 * seconds);
-        let text = |now| outlives(&StaleExtension { ends: at(0), expires: at(3_600), now: at(now) });
-        assert_eq!(text(-60), "the old value may outlive its TTL, which ends in 1m, by 1h");
-        assert_eq!(text(120), "the old value outlives its TTL, which ended 2m ago, and is kept for 58m more");
+        let half_an_hour = Duration::from_secs(1_800);
+        let text = |now| outlives(&StaleExtension { ends: at(0), expires: at(156), now: at(now) }, half_an_hour);
+        let until = "until 2024-11-22 10:36:40 UTC at the latest (`stale_if_error`)";
+        let before = format!("the old value may outlive its TTL, which ends at 2024-11-22 10:06:40 UTC, {until}");
+        let after = format!("the old value outlives its TTL, which ended at 2024-11-22 10:06:40 UTC, {until}");
+        assert_eq!((text(-60), text(120)), (before, after));
     }
 }
