@@ -1,6 +1,7 @@
 //! Errors of a connection, with the address of the server that they concern.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -9,6 +10,18 @@ use redis::{RedisError, Value};
 /// The codes of errors that concern a server, and not a key or a command.
 const OF_SERVER: [&str; 9] =
     ["CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF", "OOM", "NOAUTH", "WRONGPASS"];
+
+/// The fault of a server that another one has replaced.
+#[derive(Debug)]
+pub(super) struct Replaced;
+
+impl fmt::Display for Replaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("another server became the master, and the answer of the one before it is not awaited")
+    }
+}
+
+impl Error for Replaced {}
 
 /// Returns an error with the address of its server, unless it concerns a key or a command. Code and kind stay.
 pub(super) fn named(error: RedisError, server: &str) -> RedisError {
@@ -23,6 +36,8 @@ pub(super) fn named(error: RedisError, server: &str) -> RedisError {
     }
     let cause = error.source().and_then(|cause| cause.downcast_ref::<Arc<dyn Error + Send + Sync>>());
     match cause.and_then(|cause| cause.downcast_ref::<io::Error>()) {
+        // The address is by now that of the server which took its place.
+        Some(cause) if cause.get_ref().is_some_and(|cause| cause.is::<Replaced>()) => error,
         Some(cause) => io::Error::new(cause.kind(), format!("{server}: {cause}")).into(),
         None => error,
     }
@@ -58,6 +73,9 @@ mod tests {
         let refused = named(refused, "10.0.0.7:6379");
         assert!(refused.is_io_error() && refused.is_connection_refusal(), "{refused:?}");
         assert!(refused.to_string().starts_with("10.0.0.7:6379: "), "{refused}");
+        let replaced: RedisError = io::Error::new(io::ErrorKind::ConnectionReset, Replaced).into();
+        let replaced = named(replaced, "10.0.0.8:6379");
+        assert!(replaced.to_string().starts_with("another server became the master"), "not the new one: {replaced}");
         let error = |text: &str| match named_answer(error_of(text), "10.0.0.7:6379") {
             Value::ServerError(error) => RedisError::from(error),
             other => panic!("{other:?}"),

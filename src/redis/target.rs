@@ -11,6 +11,7 @@ use redis::{Client, RedisResult};
 
 use super::cluster::{Cluster, Topologies};
 use super::endpoint::Address;
+use super::named::Replaced;
 use super::sentinels::{Masters, SentinelStatus, Sentinels};
 #[cfg(feature = "worker")]
 use super::servers::Servers;
@@ -224,5 +225,5 @@ impl Moved {
 }
 
 fn replaced() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, "another server is the master now")
+    io::Error::new(io::ErrorKind::ConnectionReset, Replaced)
 }
