@@ -36,6 +36,7 @@ mod printed;
 mod redis_server;
 mod reload;
 mod remaking;
+mod rollout;
 mod schedules;
 mod script_calls;
 mod sentinels;

@@ -12,6 +12,7 @@ mod invalidate;
 mod lease;
 mod loaded;
 mod meta;
+mod newer_file;
 mod rechecks;
 mod snapshot;
 mod tags;

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use super::invalidation::WARMUP_SIGNAL;
 use super::tick::{Claim, last_refetch, next_after, next_tick};
 use crate::agenda::keep;
 use crate::agenda::{Agenda, Next, When};
@@ -39,6 +40,8 @@ const BATCH: usize = 500;
 const ABREAST: usize = 64;
 /// The longest wait when nothing is due. A change of the schedules wakes the loop.
 const IDLE: Duration = Duration::from_secs(15);
+/// The time for which a worker leaves the warmups of a job to those with a newer file, before it looks again.
+const LEFT: Duration = Duration::from_secs(5);
 /// Guards are read once in this time: whichever worker trips one, `/health` of all tells it soon, and its end.
 const GUARDS_TOLD: Duration = Duration::from_secs(3);
 
@@ -76,6 +79,8 @@ enum Todo {
 #[derive(Debug, Default)]
 struct Warmups {
     jobs: BTreeSet<JobName>,
+    /// The jobs whose warmups are left to workers with newer files, and since when.
+    left: BTreeMap<JobName, Instant>,
     tasks: JoinSet<(JobName, RedisResult<()>)>,
 }
 
@@ -165,7 +170,11 @@ impl Cron {
     /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds and
     /// guards. Returns the time until the next call. `told` is when guards were reported last.
     async fn round(&self, warmups: &mut Warmups, told: &mut Option<Instant>) -> RedisResult<Duration> {
-        match self.claim_tick(&warmups.jobs).await? {
+        match self.claim_tick(warmups).await? {
+            Todo::Warmup(job, claim) if self.store.newer_file(&job).await?.is_some() => {
+                warmups.left.insert(job.name.clone(), Instant::now());
+                self.leave_to_newer_file(&job, claim).await?;
+            }
             Todo::Warmup(job, claim) if job.entries.feed.is_some() => warmups.start(self.clone(), job, claim),
             Todo::Warmup(job, claim) => self.warm_up(&job, claim).await?,
             Todo::Wait(wait) => {
@@ -267,9 +276,11 @@ impl Cron {
         if renewed == state { Ok(()) } else { self.keep_state(job, &renewed).await }
     }
 
-    /// Claims a warmup if one is due of a job that is not `running`.
-    async fn claim_tick(&self, running: &BTreeSet<JobName>) -> RedisResult<Todo> {
-        let names = self.jobs.jobs.keys().filter(|name| !running.contains(*name));
+    /// Claims a warmup if one is due of a job that neither is being warmed up nor is left to others.
+    async fn claim_tick(&self, warmups: &mut Warmups) -> RedisResult<Todo> {
+        warmups.left.retain(|_, since| since.elapsed() < LEFT);
+        let Warmups { jobs: running, left, .. } = &*warmups;
+        let names = self.jobs.jobs.keys().filter(|name| !running.contains(*name) && !left.contains_key(*name));
         let (now, name, tick, till): (RedisTime, String, RedisTime, RedisTime) = TICK
             .key(self.keys.schedules())
             .key(self.keys.ticks())
@@ -350,6 +361,17 @@ impl Cron {
             .arg(duration::millis(wait))
             .invoke_async(&mut self.redis.clone())
             .await
+    }
+
+    /// Leaves a claimed tick to a worker with a newer file of the job, whose keys and lists may be others.
+    async fn leave_to_newer_file(&self, job: &Job, claim: Claim) -> RedisResult<()> {
+        debug!(job = %job.name, "a worker with a newer file of the job runs the warmup");
+        if self.leave_open(job, claim, Duration::ZERO).await? {
+            let signal = format!("{WARMUP_SIGNAL} {}", job.name);
+            let mut wake = redis::cmd("PUBLISH");
+            wake.arg(self.keys.signal_channel()).arg(signal).exec_async(&mut self.redis.clone()).await?;
+        }
+        Ok(())
     }
 
     /// Notes the time of the job's last complete warmup, for people and metrics.

@@ -4,7 +4,7 @@
 //! have passed since its tick. If one of them is a refetch, the warmup refetches. Other times may be skipped; a refetch
 //! never is: if its time comes during a warmup, the next tick is that time, and the next warmup begins at once.
 //!
-//! Workers with different files, as during a deployment, share the tick: each expands and ends it by its own file.
+//! Workers with different files, as during a deployment, share the tick. One with the newest file expands and ends it.
 
 use std::time::Duration;
 

@@ -234,8 +234,10 @@ impl Attempt<'_> {
     async fn prepare(&mut self) -> Step<()> {
         let (warmer, job, key) = (self.warmer, self.job, &self.entry.key);
         let Some(params) = job.key.read(key.as_str()) else {
-            // No job fetches it anew, so an open invalidation can only remove it.
-            if let Some(at) = warmer.invalidated(key).await? {
+            // No job fetches it anew, so an open invalidation can only remove it; but a newer file may have the key.
+            if let Some(at) = warmer.invalidated(key).await?
+                && warmer.store.newer_file(job).await?.is_none()
+            {
                 warmer.store.invalidate(key, at, Removal::Evict).await?;
             }
             let reason = "the job's key pattern has changed and does not match it";

@@ -19,6 +19,7 @@ mod guard;
 mod in_flight;
 mod inputs;
 mod lag;
+mod newer_file;
 mod recheck;
 mod round;
 mod stale_if_error;
@@ -238,7 +239,8 @@ impl Warmer {
     /// Makes one attempt at an entry and tells how it ended.
     async fn warm(&self, job: &Arc<Job>, entry: Running) {
         let begun = Instant::now();
-        let Ending { outcome, next, reason, .. } = self.attempt(job, &entry).await;
+        let ending = self.attempt(job, &entry).await;
+        let Ending { outcome, next, reason, .. } = self.leave_to_newer_file(job, &entry, ending).await;
         self.telemetry.record(job, &entry.key, entry.trigger, outcome, reason.as_deref(), entry.late, begun.elapsed());
         if let Next::Dead(_) = next {
             self.telemetry.dead_letter(job);

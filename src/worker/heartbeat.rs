@@ -110,6 +110,9 @@ impl Heartbeat {
         let (living, dead) = self.queue.beat(self.dead_after).await?;
         self.workers.store(living.max(1), Ordering::Relaxed);
         if self.turn.has_begun() {
+            // Workers with earlier files must know of these before they meet entries of theirs. If the descriptions
+            // cannot be written, warmups do not wait for them.
+            let _ = tokio::time::timeout(BEAT, self.turn.is_described()).await;
             self.restarts.check(thorough).await?;
         }
         Ok(dead)

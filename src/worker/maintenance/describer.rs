@@ -1,6 +1,6 @@
 //! The describer: publishes what commands need to know of the jobs that this worker is in charge of.
 //!
-//! It publishes when the generation takes charge. Each later round asks for a digest of all descriptions, and compares
+//! It publishes when the generation takes charge, before that makes anything due. Each later round asks for a digest of all descriptions, and compares
 //! them one by one only if any has changed, if a description of another file is among them, or after half a minute.
 
 use std::sync::Arc;
@@ -60,6 +60,7 @@ impl Describer {
                 continue;
             }
             backoff.well();
+            self.turn.describe();
             tokio::select! {
                 () = tokio::time::sleep(ROUND) => {}
                 () = stop.cancelled() => {}
