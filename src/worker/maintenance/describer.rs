@@ -1,7 +1,8 @@
 //! The describer: publishes what commands need to know of the jobs that this worker is in charge of.
 //!
-//! It publishes when the generation takes charge, before that makes anything due. Each later round asks for a digest of all descriptions, and compares
-//! them one by one only if any has changed, if a description of another file is among them, or after half a minute.
+//! It publishes when the generation takes charge, before that makes anything due. Each later round asks for a digest of
+//! all descriptions, and compares them one by one only if any has changed, if a description of another file is among
+//! them, or after half a minute.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
