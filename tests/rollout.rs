@@ -1,7 +1,8 @@
-//! A rolling deploy: workers with an earlier job file end nothing that belongs to a newer one.
+//! A rolling deploy: workers with an earlier job file end nothing that belongs to a newer one. And jobs that are removed
+//! and come back.
 use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, at_rest, both, eventually, job, listening, readable_key,
-    worker,
+    samovar, worker,
 };
 use samovar::entry::{EntryKey, Trigger};
 use serde_json::{Value, json};
@@ -106,4 +107,40 @@ async fn an_earlier_list_ends_no_entry_that_a_newer_one_names() {
         upstream.called(&format!("/art/{name}"), 2).await;
     }
     drop(second);
+}
+
+#[tokio::test]
+async fn a_job_that_comes_back_is_warmed_up_as_was_told() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
+    let names = ["a", "b", "c", "d"];
+    let base = Art::of(&upstream).list(names).warm("every = \"30m\"");
+    let other = base.toml().replace("art:", "other:").replace("/art/", "/other/");
+    let jobs = base.folder().job("other", &other);
+    let worker = worker(&redis, &jobs);
+    for name in names {
+        readable_key(&redis, &format!("other:{name}")).await;
+    }
+    let removed = jobs.path().join("other.toml");
+    std::fs::remove_file(&removed).unwrap();
+    worker.hangup();
+    eventually("it is noted that no worker knows the job", async || {
+        let warmed_up: Vec<String> = redis.ask(&["HKEYS", "samovar:{schedules}:digests"]).await;
+        if warmed_up == ["art"] { Ok(()) } else { Err(warmed_up) }
+    })
+    .await;
+    redis.ask::<u8>(&["DEL", "other:a"]).await;
+    redis.ask::<u8>(&["DEL", "other:b"]).await;
+    jobs.write("other.toml", &other);
+    let told = samovar(["check", "--diff", "--json"]).redis(&redis).jobs(&jobs).run().await;
+    let told: Value = serde_json::from_str(&told.stdout).unwrap();
+    let told = told["jobs"].as_array().unwrap().iter().find(|job| job["job"] == "other").unwrap();
+    assert_eq!((&told["state"], &told["missing"]), (&json!("returned"), &json!(2)), "{told}");
+    assert_eq!(told["fetches"], 4, "{told}");
+    assert!(told["notes"].to_string().contains("its 2 values may be old"), "{told}");
+    worker.hangup();
+    for name in names {
+        readable_key(&redis, &format!("other:{name}")).await;
+        upstream.called(&format!("/other/{name}"), 2).await;
+    }
 }

@@ -68,6 +68,8 @@ enum State {
     New,
     Changed,
     Unchanged,
+    /// The file is as it was, but no running worker has it: its entries were not fetched meanwhile.
+    Returned,
     Removed,
 }
 
@@ -85,6 +87,8 @@ struct Fleet {
     names: BTreeSet<JobName>,
     /// The jobs as workers described them.
     described: KnownJobs,
+    /// Those of them that no running worker knows.
+    left: BTreeSet<JobName>,
 }
 
 /// Compares the folder with the fleet, and prints the result.
@@ -163,7 +167,8 @@ impl Fleet {
             names.extend(found.iter().filter_map(|key| session.keys.job_of_unknown(key)).map(JobName::new));
         }
         let described = descriptions::read(&redis, &session.keys, session.store.now().await?).await?.jobs;
-        Ok(Self { noted, files: files.collect(), held_back, scheduled, names, described })
+        let left = session.ops(Arc::new(described.clone())).left_jobs().await?;
+        Ok(Self { noted, files: files.collect(), held_back, scheduled, names, described, left })
     }
 
     /// Compares one job's file with the fleet's, and counts what taking it up causes.
@@ -181,6 +186,7 @@ impl Fleet {
         let mut changed = self.changed(job, noted);
         let state = match (self.names.contains(&job.name), changed.is_empty()) {
             (false, _) => State::New,
+            (true, true) if self.is_away(&job.name) => State::Returned,
             (true, true) => State::Unchanged,
             (true, false) => State::Changed,
         };
@@ -199,7 +205,7 @@ impl Fleet {
             plan += self.missing(ops, sources, job, &fed).await?;
         }
         let names_others = changed.iter().any(|part| matches!(part.as_str(), "entries" | "values" | "file"));
-        if job.entries.feed.is_some() && (state == State::New || names_others) {
+        if job.entries.feed.is_some() && (matches!(state, State::New | State::Returned) || names_others) {
             let counted = if fed.is_empty() { "" } else { "; counted is what its last answer names by the new file" };
             notes.push(format!("its feed is not asked: the entries that it names come in addition{counted}"));
         }
@@ -261,6 +267,11 @@ impl Fleet {
         all.filter(|new| known(&new.name).is_some_and(|budget| budget != new.budget))
             .map(|new| new.name.as_str())
             .collect()
+    }
+
+    /// Returns `true` if no running worker knows a job, or if none knew it for a while: see the describer.
+    fn is_away(&self, job: &JobName) -> bool {
+        self.left.contains(job) || !self.scheduled.contains_key(job.as_str())
     }
 
     /// Returns the parts of a job's file that differ from the fleet's.

@@ -58,7 +58,7 @@ impl Fleet {
         Ok(fed.into_iter().collect())
     }
 
-    /// Notes the values that a job takes over under a new name, with their requests, and those that a job with a new
+    /// Notes the values that a job takes over under a new name or finds when it comes back, with their requests, and those that a job with a new
     /// key leaves behind.
     pub(super) async fn note_handover(
         &self,
@@ -68,14 +68,20 @@ impl Fleet {
         job: &Arc<Job>,
         diff: &mut JobDiff,
     ) -> Result<(), Failed> {
-        if diff.state == State::New {
+        if matches!(diff.state, State::New | State::Returned) {
             let plan = revalidated(ops, sources, job).await?;
             diff.fetches += plan.fetches;
             diff.ai_calls += plan.ai_calls;
             if plan.entries > 0 {
                 let values = many(plan.entries, "value");
+                let why = match diff.state {
+                    State::Returned => format!("no worker knew it meanwhile, so its {values} may be old. It"),
+                    State::New | State::Changed | State::Unchanged | State::Removed => {
+                        format!("it takes over {values} and")
+                    }
+                };
                 diff.notes.push(format!(
-                    "it takes over {values} and revalidates them: at most one request each, 304 if the upstream sends \
+                    "{why} revalidates them: at most one request each, 304 if the upstream sends \
                      validators; AI values with unchanged inputs are kept"
                 ));
             }

@@ -3,6 +3,9 @@
 //! It publishes when the generation takes charge, before that makes anything due. Each later round asks for a digest of
 //! all descriptions, and compares them one by one only if any has changed, if a description of another file is among
 //! them, or after half a minute.
+//!
+//! It also forgets with which file a job was last warmed up that no worker knows any more: while the job is away,
+//! nobody fetches its entries, so it is warmed up when it comes back, also with the same file.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,7 +80,24 @@ impl Describer {
         };
         let done = self.publish(began, settled.take()).await;
         *settled = self.troubles.alone("all jobs", done)?.flatten();
+        self.troubles.alone("jobs that no worker knows", self.forget_left().await)?;
         Ok(())
+    }
+
+    /// Forgets with which files jobs were warmed up that no running worker knows any more.
+    async fn forget_left(&self) -> RedisResult<()> {
+        let Ops { redis, keys, jobs, .. } = &self.ops;
+        let mut redis = redis.clone();
+        let warmed_up: Vec<String> = redis::cmd("HKEYS").arg(keys.digests()).query_async(&mut redis).await?;
+        if warmed_up.iter().all(|job| jobs.jobs.contains_key(job.as_str())) {
+            return Ok(());
+        }
+        let left = self.ops.of_fleet().await?.left_jobs().await?;
+        let left = Vec::from_iter(warmed_up.into_iter().filter(|job| left.contains(job.as_str())));
+        if left.is_empty() {
+            return Ok(());
+        }
+        redis::cmd("HDEL").arg(keys.digests()).arg(left).exec_async(&mut redis).await
     }
 
     /// Publishes what differs, unless nothing has changed. Returns the new state if all is as it should be.
